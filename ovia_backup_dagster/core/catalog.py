@@ -1,0 +1,479 @@
+"""The backup volume as a list of backups, and the few ways to change it.
+
+The volume is the truth: what stands in ``daily/`` and ``weekly/``, with its sidecars, needs no database to be
+listed, verified or restored. A dump and its sidecars are one unit: sidecars appear first and vanish last, so
+a reader never sees half a backup. Methods that change the volume expect the caller to hold
+``Catalog.lock``; which backups to remove is decided in ``retention``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+from ovia_backup_dagster.core.errors import BackupNotFoundError, DiskFullError, VolumeError
+from ovia_backup_dagster.core.locking import volume_lock
+from ovia_backup_dagster.core.manifest import Manifest, Sidecar, parse_sidecar
+from ovia_backup_dagster.core.naming import SUFFIX, BackupName, Tier
+from ovia_backup_dagster.core.verdict import Hold, Judgement, Verification, Witness
+
+MANIFEST = ".json"
+GLOBALS = ".globals.sql"
+VERIFIED = ".verified.json"
+DRILLED = ".drilled.json"
+HELD = ".held.json"
+#: All sidecar suffixes; the manifest is the last to go, as it says what the others belong to.
+SIDECARS = (HELD, DRILLED, VERIFIED, GLOBALS, MANIFEST)
+
+#: A dump without a manifest may still be being written by the old script until it is this old.
+SETTLING = timedelta(minutes=15)
+_TEMPORARY = ".tmp"
+
+S = TypeVar("S", bound=Sidecar)
+
+
+class State(StrEnum):
+    """What is known about a backup. The value is what a person reads."""
+
+    PROVEN = "proven"
+    UNPROVEN = "unproven"
+    BAD = "bad"
+    BEING_WRITTEN = "being written"
+
+
+@dataclass(frozen=True)
+class Backup:
+    """A dump on the volume with its sidecars, which are read when they are first asked for.
+
+    Attributes:
+        path: the dump.
+        name: what its file name says.
+        size_bytes, mtime_ns: of the dump, when it was listed.
+    """
+
+    path: Path
+    name: BackupName
+    size_bytes: int
+    mtime_ns: int
+
+    def __str__(self) -> str:
+        return self.path.name
+
+    @property
+    def tier(self) -> Tier:
+        return self.name.tier
+
+    @property
+    def started_at(self) -> datetime:
+        """When the dump began (UTC)."""
+        return self.name.started_at
+
+    def sidecar(self, suffix: str) -> Path:
+        """The path of a sidecar, whether it exists or not."""
+        return self.path.with_name(self.path.name + suffix)
+
+    @cached_property
+    def manifest(self) -> Manifest | None:
+        """What was known when it was made; ``None`` for the old script's dumps.
+
+        Raises:
+            VolumeError: there is a manifest that cannot be read.
+        """
+        return self._read(Manifest, MANIFEST)
+
+    @cached_property
+    def verification(self) -> Verification | None:
+        """Every judgement so far; ``None`` without any, or when the sidecar cannot be read."""
+        # A verdict that cannot be read proves nothing, and verifying again mends it.
+        with contextlib.suppress(VolumeError):
+            return self._read(Verification, VERIFIED)
+        return None
+
+    @cached_property
+    def hold(self) -> Hold | None:
+        """Why retention must keep it, if it must.
+
+        Raises:
+            VolumeError: there is a hold that cannot be read.
+        """
+        return self._read(Hold, HELD)
+
+    @property
+    def judgement(self) -> Judgement | None:
+        """The newest judgement on the file as it is now: same size and modification time."""
+        if self.verification is None:
+            return None
+        last = self.verification.judgements[-1]
+        return last if (last.size_bytes, last.mtime_ns) == (self.size_bytes, self.mtime_ns) else None
+
+    @property
+    def witness(self) -> Witness | None:
+        """What the archive holds, if a judgement on the file as it is now says that it is good."""
+        return self.verification.witness if self.verification and self.judgement and self.judgement.good else None
+
+    @property
+    def drilled(self) -> bool:
+        """Whether a restore drill proved it."""
+        return self.sidecar(DRILLED).exists()
+
+    def state(self, now: datetime) -> State:
+        """What is known about it at ``now`` (UTC)."""
+        if self.judgement is not None:
+            return State.PROVEN if self.judgement.good else State.BAD
+        if not self.sidecar(MANIFEST).exists() and now.timestamp() - self.mtime_ns / 1e9 < SETTLING.total_seconds():
+            return State.BEING_WRITTEN
+        return State.UNPROVEN
+
+    def _read(self, model: type[S], suffix: str) -> S | None:
+        path = self.sidecar(suffix)
+        try:
+            text = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise VolumeError(f"cannot read {path}", why=error.strerror or str(error), fix=f"ls -l {path}") from error
+        return parse_sidecar(model, text, path.name)
+
+
+class Catalog:
+    """The backups of one database on one volume.
+
+    Args:
+        root: the backup folder, ``$BACKUP_DIR``.
+        database: other databases' backups on the same volume are neither seen nor touched.
+        lock_wait_seconds: how long an operation waits for another one to end.
+    """
+
+    def __init__(self, root: Path, database: str, lock_wait_seconds: float = 0.0) -> None:
+        self.root = root
+        self.database = database
+        self.lock_wait_seconds = lock_wait_seconds
+
+    def lock(
+        self, purpose: str, now: datetime, on_wait: Callable[[str], None] | None = None
+    ) -> AbstractContextManager[int]:
+        """``locking.volume_lock`` on this volume: every change of it happens inside."""
+        return volume_lock(self.root, purpose=purpose, now=now, wait_seconds=self.lock_wait_seconds, on_wait=on_wait)
+
+    def folder(self, tier: Tier) -> Path:
+        """Where the tier's backups stand."""
+        return self.root / tier.value
+
+    def prepare(self) -> None:
+        """Make the folders (mode 0700) where they are missing.
+
+        Raises:
+            VolumeError: they cannot be made or written.
+        """
+        for folder in (self.root, *(self.folder(tier) for tier in Tier)):
+            with _explained(f"cannot use the backup folder {folder}"):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise VolumeError(
+                    f"the backup folder {folder} is not writable",
+                    why=f"it belongs to user {folder.stat().st_uid}, this process runs as user {os.getuid()}",
+                    fix=f"chown -R {os.getuid()} {self.root}",
+                )
+
+    def backups(self, *tiers: Tier) -> list[Backup]:
+        """All backups of the given tiers (default: all), newest first. Costs no read of any sidecar.
+
+        Raises:
+            VolumeError: a folder cannot be read. A tier's folder that does not exist yet is empty.
+        """
+        found = [backup for tier in tiers or Tier for backup in self._scan(tier)]
+        return sorted(found, key=lambda b: (b.started_at, b.tier == Tier.DAILY), reverse=True)
+
+    def _scan(self, tier: Tier) -> Iterator[Backup]:
+        folder = self.folder(tier)
+        if not self.root.is_dir():
+            raise VolumeError(
+                f"the backup folder {self.root} does not exist",
+                why="BACKUP_DIR is wrong, or the volume is not mounted",
+                fix=f"ls -ld {self.root}; then set BACKUP_DIR, or make a first backup: ovia-backup dump",
+            )
+        with _explained(f"cannot list {folder}"):
+            try:
+                entries = os.scandir(folder)
+            except FileNotFoundError:
+                return
+            with entries:
+                for entry in entries:
+                    name = BackupName.parse(entry.name)
+                    if name is None or name.tier != tier or name.database != self.database:
+                        continue
+                    with contextlib.suppress(FileNotFoundError):  # removed since it was listed
+                        status = entry.stat(follow_symlinks=False)
+                        # A link could point anywhere; a folder is no dump.
+                        if entry.is_file(follow_symlinks=False):
+                            yield Backup(Path(entry.path), name, status.st_size, status.st_mtime_ns)
+
+    def find(self, wanted: str, now: datetime) -> Backup:
+        """The backup that ``wanted`` names.
+
+        Args:
+            wanted: a file name; a path, also to a dump outside the volume; or ``latest``, the newest in either
+                tier that is not still being written.
+            now: the instant (UTC) that decides what is still being written.
+
+        Raises:
+            BackupNotFoundError: there is none; says what there is.
+        """
+        path = Path(wanted)
+        if len(path.parts) > 1 and path.is_file():
+            return _outside(path, self.database)
+        backups = [b for b in self.backups() if b.state(now) is not State.BEING_WRITTEN]
+        for backup in backups:
+            if wanted in ("latest", backup.path.name, backup.path.name.removesuffix(SUFFIX)):
+                return backup
+        raise BackupNotFoundError(
+            f"no backup called {wanted!r} of database {self.database} in {self.root}",
+            why=f"the newest is {backups[0]}" if backups else "there is no backup at all",
+            fix="ovia-backup list" if backups else "ovia-backup dump",
+        )
+
+    def refresh(self, backup: Backup) -> Backup:
+        """The same backup as it is on the volume now.
+
+        Raises:
+            BackupNotFoundError: it is gone.
+        """
+        try:
+            status = backup.path.stat()
+        except FileNotFoundError:
+            raise BackupNotFoundError(
+                f"backup {backup} is gone from {backup.path.parent}",
+                why="it was removed in the meantime",
+                fix="ovia-backup list",
+            ) from None
+        return Backup(backup.path, backup.name, status.st_size, status.st_mtime_ns)
+
+    def free_name(self, started_at: datetime) -> BackupName:
+        """A daily name that nothing on the volume has yet, at ``started_at`` or a second or more later."""
+        while True:
+            name = BackupName(self.database, Tier.DAILY, started_at)
+            if not (self.folder(Tier.DAILY) / name.filename).exists():
+                return name
+            started_at += timedelta(seconds=1)
+
+    def temporary(self, name: BackupName) -> Path:
+        """Where a dump is written until it is published: hidden, on the same filesystem."""
+        return self.folder(name.tier) / f".{name.filename}{_TEMPORARY}"
+
+    def publish(self, temporary: Path, name: BackupName, manifest: Manifest, globals_sql: bytes | None) -> Backup:
+        """Give a finished dump its name, sidecars first, so that it appears whole or not at all.
+
+        Raises:
+            VolumeError, DiskFullError: the volume refused; nothing is visible then.
+        """
+        final = self.folder(name.tier) / name.filename
+        with _explained(f"cannot publish {final}"):
+            if final.exists():
+                raise VolumeError(f"{final} exists already", why="another program wrote it", fix="ovia-backup dump")
+            if globals_sql is not None:
+                self._write(final.with_name(final.name + GLOBALS), globals_sql)
+            self._write(final.with_name(final.name + MANIFEST), manifest.to_json().encode())
+            os.rename(temporary, final)
+            sync_folder(final.parent)
+            status = final.stat()
+        return Backup(final, name, status.st_size, status.st_mtime_ns)
+
+    def record(self, backup: Backup, judgement: Judgement, witness: Witness | None) -> Backup:
+        """Append a judgement to the backup's verified sidecar; returns the backup as it is now.
+
+        The last good reading stays when this one found damage: it says what there was.
+        """
+        known = backup.verification
+        verification = Verification(
+            judgements=(*(known.judgements if known else ()), judgement),
+            witness=witness or (known.witness if known else None),
+        )
+        with _explained(f"cannot write the verdict on {backup}"):
+            self._write(backup.sidecar(VERIFIED), verification.to_json().encode())
+            sync_folder(backup.path.parent)
+        return self.refresh(backup)
+
+    def set_hold(self, backup: Backup, hold: Hold) -> None:
+        """Keep (or, with ``released_at``, no longer keep) a backup whatever the counts say."""
+        with _explained(f"cannot write the hold on {backup}"):
+            self._write(backup.sidecar(HELD), hold.to_json().encode())
+            sync_folder(backup.path.parent)
+
+    def promote(self, backup: Backup) -> Backup:
+        """Let a daily backup also stand in ``weekly/``: a hard link, else a copy that is checked.
+
+        Raises:
+            VolumeError, DiskFullError: the volume refused; nothing is visible then.
+        """
+        name = BackupName(backup.name.database, Tier.WEEKLY, backup.started_at)
+        final = self.folder(Tier.WEEKLY) / name.filename
+        temporary = self.temporary(name)
+        with _explained(f"cannot promote {backup} to {final.parent}"), _removed_on_error(temporary):
+            _link_or_copy(backup.path, temporary)
+            for suffix in (GLOBALS, MANIFEST, VERIFIED):
+                # Copies: the two tiers' verdicts go their own ways from here.
+                with contextlib.suppress(FileNotFoundError):
+                    self._write(final.with_name(final.name + suffix), backup.sidecar(suffix).read_bytes())
+            os.rename(temporary, final)
+            sync_folder(final.parent)
+            status = final.stat()
+        return Backup(final, name, status.st_size, status.st_mtime_ns)
+
+    def remove(self, backup: Backup) -> bool:
+        """Remove a backup, dump first; ``False`` when it was gone already.
+
+        Raises:
+            VolumeError: it cannot be removed.
+        """
+        with _explained(f"cannot remove {backup.path}"):
+            existed = _unlink(backup.path)
+            # The dump must be gone for good before its sidecars are: else a crash could bring it back bare.
+            sync_folder(backup.path.parent)
+            for suffix in SIDECARS:
+                _unlink(backup.sidecar(suffix))
+            sync_folder(backup.path.parent)
+        return existed
+
+    def sweep(self) -> list[Path]:
+        """Remove what a crash left: our temporaries and sidecars without a dump. Returns what was removed.
+
+        Only under the exclusive lock: nobody else is writing then, so whatever is unfinished is abandoned.
+        """
+        swept = []
+        for tier in Tier:
+            folder = self.folder(tier)
+            if not folder.is_dir():
+                continue
+            with _explained(f"cannot clean up {folder}"):
+                names = set(os.listdir(folder))
+                for filename in sorted(names):
+                    if self._is_abandoned(filename, names, tier) and _unlink(folder / filename):
+                        swept.append(folder / filename)
+        return swept
+
+    def _is_abandoned(self, filename: str, names: set[str], tier: Tier) -> bool:
+        if filename.startswith(".") and filename.endswith(_TEMPORARY):
+            inner = filename[1 : -len(_TEMPORARY)]
+            return self._is_ours(inner.partition(SUFFIX)[0] + SUFFIX, tier)
+        for suffix in SIDECARS:
+            dump = filename.removesuffix(suffix)
+            if dump != filename and dump.endswith(SUFFIX):
+                return dump not in names and self._is_ours(dump, tier)
+        return False
+
+    def _is_ours(self, dump: str, tier: Tier) -> bool:
+        name = BackupName.parse(dump)
+        return name is not None and name.tier == tier and name.database == self.database
+
+    @staticmethod
+    def _write(path: Path, content: bytes) -> None:
+        """Write a sidecar so that it is there whole or not at all, readable by its owner only."""
+        temporary = path.with_name(f".{path.name}{_TEMPORARY}")
+        with _removed_on_error(temporary):
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            with open(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(temporary, path)
+
+
+def file_sha256(path: Path, *, sync: bool = False) -> str:
+    """Hex SHA-256 of a file; with ``sync``, the file is on disk when this returns.
+
+    Raises:
+        VolumeError: it cannot be read.
+    """
+    with _explained(f"cannot read {path}"), open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if sync:
+            os.fsync(file.fileno())
+    return digest
+
+
+def newest(backups: Iterable[Backup], now: datetime, *states: State) -> Backup | None:
+    """The newest of the backups in one of the states, or ``None``."""
+    matching = (b for b in backups if b.state(now) in states)
+    return max(matching, key=lambda b: (b.started_at, b.tier == Tier.DAILY), default=None)
+
+
+def sync_folder(folder: Path) -> None:
+    """fsync a folder, so that renames and removals in it survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    _unlink(target)
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError as error:
+        # Another filesystem, one without hard links, a file of another owner (protected_hardlinks), too many links.
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        shutil.copyfile(source, target)
+        os.chmod(target, 0o600)
+        status = source.stat()
+        os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))  # a verdict is bound to size and mtime
+        if file_sha256(target, sync=True) != file_sha256(source):
+            raise VolumeError(
+                f"the copy of {source} in {target.parent} differs from it",
+                why="the disk or its driver altered what was written",
+                fix="check the volume's disk: dmesg; then verify the backup: ovia-backup verify",
+            ) from error
+
+
+def _outside(path: Path, database: str) -> Backup:
+    """A dump given by path, with whatever sidecars lie beside it; its name may be anybody's."""
+    with _explained(f"cannot read {path}"):
+        status = path.stat()
+    modified = datetime.fromtimestamp(int(status.st_mtime), UTC)
+    name = BackupName.parse(path.name) or BackupName(database, Tier.DAILY, modified)
+    return Backup(path.absolute(), name, status.st_size, status.st_mtime_ns)
+
+
+def _unlink(path: Path) -> bool:
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _removed_on_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turn the volume's refusals into errors that say what to do."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(
+                what, why=why, fix="make room: df -h $BACKUP_DIR; ovia-backup prune --dry-run; then ovia-backup dump"
+            ) from error
+        fix = "check owner, mode and mount: ls -ld $BACKUP_DIR; id; mount"
+        raise VolumeError(what, why=why, fix=fix) from error

@@ -1,0 +1,84 @@
+"""How old the newest dump is that is not known to be bad, and whether that is all right: a pure function.
+
+An unproven dump counts, and is called unproven: an alert about a dump that exists would teach people to
+ignore alerts. Who is told, and how, is not decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from ovia_backup_dagster.core.catalog import Backup, State
+from ovia_backup_dagster.core.retention import CLOCK_TOLERANCE
+from ovia_backup_dagster.core.words import duration
+
+
+class Level(StrEnum):
+    """What is to be said about freshness."""
+
+    FRESH = "fresh"
+    STALE = "stale"
+    MISSING = "missing"
+    FUTURE = "dated in the future"
+
+
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """The answer.
+
+    Attributes:
+        level: all but ``FRESH`` deserve an alert.
+        newest: the newest dump that is not bad; ``None`` if there is none.
+        age: of ``newest``, since its dump began; negative in the future.
+        max_age: what was asked for.
+        proven: whether ``newest`` was verified and found good.
+        rejected: dumps newer than ``newest`` that are bad, newest first.
+    """
+
+    level: Level
+    newest: Backup | None
+    age: timedelta | None
+    max_age: timedelta
+    proven: bool
+    rejected: tuple[Backup, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """One sentence for a person."""
+        newer = f"; {len(self.rejected)} newer are bad" if self.rejected else ""
+        if self.newest is None or self.age is None:
+            return f"there is no backup that is not bad{newer}"
+        kind = "proven" if self.proven else "not verified yet"
+        if self.level is Level.FUTURE:
+            return f"the newest backup, {self.newest}, is dated {duration(-self.age)} in the future: a clock is wrong"
+        late = f", {duration(self.age - self.max_age)} too old" if self.level is Level.STALE else ""
+        return f"the newest backup, {self.newest}, is {duration(self.age)} old{late} ({kind}){newer}"
+
+
+def freshness(backups: Sequence[Backup], max_age: timedelta, now: datetime) -> Freshness:
+    """Judge the newest backup.
+
+    Reads sidecars from the newest backup on, and stops at the first that counts.
+
+    Args:
+        backups: newest first, as ``Catalog.backups`` returns them.
+        max_age: older than this is stale.
+        now: the present (UTC).
+    """
+    rejected: list[Backup] = []
+    for backup in backups:
+        state = backup.state(now)
+        if state is State.BAD:
+            rejected.append(backup)
+        elif state is not State.BEING_WRITTEN:
+            age = now - backup.started_at
+            if age < -CLOCK_TOLERANCE:
+                level = Level.FUTURE
+            else:
+                level = Level.STALE if age > max_age else Level.FRESH
+            return Freshness(level, backup, age, max_age, state is State.PROVEN, tuple(rejected))
+    return Freshness(Level.MISSING, None, None, max_age, False, tuple(rejected))
+

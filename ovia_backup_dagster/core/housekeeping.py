@@ -1,0 +1,115 @@
+"""Promoting and pruning: take the lock, read the catalog again, decide, act.
+
+The decisions are pure functions in ``promotion`` and ``retention``; here is only the order of events, which
+both the Dagster assets and the command line need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from ovia_backup_dagster.core import promotion, retention
+from ovia_backup_dagster.core.catalog import Backup, Catalog
+from ovia_backup_dagster.core.errors import BackupNotFoundError, VolumeError
+from ovia_backup_dagster.core.naming import Tier
+from ovia_backup_dagster.core.retention import Plan, Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Promoted:
+    """What became of a promotion.
+
+    Attributes:
+        weekly: the new weekly backup, or ``None``.
+        reason: why or why not.
+    """
+
+    weekly: Backup | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What pruning did.
+
+    Attributes:
+        plan: what was decided, and why.
+        removed: keys of the backups that are gone now.
+        swept: abandoned temporaries and sidecars that were cleaned up.
+        freed_bytes: their length; a hard link's twin may still hold the space.
+    """
+
+    plan: Plan
+    removed: tuple[str, ...] = ()
+    freed_bytes: int = 0
+    swept: tuple[str, ...] = ()
+
+
+def promote(
+    catalog: Catalog, backup: Backup, policy: Policy, now: datetime, on_wait: Callable[[str], None] | None = None
+) -> Promoted:
+    """Promote a proven backup if its week has no weekly one.
+
+    Raises:
+        LockHeldError, BackupNotFoundError, VolumeError, DiskFullError.
+    """
+    catalog.prepare()
+    with catalog.lock(f"promoting {backup}", now, on_wait):
+        decision = promotion.decide(catalog.refresh(backup), catalog.backups(Tier.WEEKLY), policy, now)
+        weekly = catalog.promote(backup) if decision.promote else None
+    return Promoted(weekly, decision.reason)
+
+
+def prune(
+    catalog: Catalog, policy: Policy, now: datetime, on_wait: Callable[[str], None] | None = None
+) -> Pruned:
+    """Remove what the policy does not keep. A file that is gone already, or refuses to go, stops nothing.
+
+    Raises:
+        LockHeldError, VolumeError: some files could not be removed; all others were.
+    """
+    catalog.prepare()
+    with catalog.lock("pruning", now, on_wait):
+        swept = tuple(path.name for path in catalog.sweep())
+        backups = {f"{b.tier}/{b}": b for b in catalog.backups()}
+        plan = retention.plan([retention.candidate(b, now) for b in backups.values()], policy, now)
+        removed, freed, failures = [], 0, []
+        for decision in plan.removals:
+            backup = backups[decision.candidate.key]
+            try:
+                catalog.remove(backup)
+            except VolumeError as error:
+                failures.append(error)
+            else:
+                removed.append(decision.candidate.key)
+                freed += backup.size_bytes
+    if failures:
+        raise VolumeError(
+            f"{len(failures)} of {len(plan.removals)} backups could not be removed",
+            why=str(failures[0].what) + ": " + failures[0].why,
+            fix=failures[0].fix,
+        )
+    return Pruned(plan, tuple(removed), freed, swept)
+
+
+def preview(catalog: Catalog, policy: Policy, now: datetime) -> Plan:
+    """What :func:`prune` would decide now; changes nothing and needs no lock."""
+    return retention.plan([retention.candidate(b, now) for b in catalog.backups()], policy, now)
+
+
+def release(catalog: Catalog, backup: Backup, now: datetime) -> Backup:
+    """Say that the loss of rows for which a backup is held was meant; it is pruned like others from now on.
+
+    Raises:
+        BackupNotFoundError: the backup is not on hold.
+    """
+    with catalog.lock(f"releasing {backup}", now):
+        hold = catalog.refresh(backup).hold
+        if hold is None or hold.released_at is not None:
+            raise BackupNotFoundError(f"{backup} is not on hold", fix="ovia-backup prune --dry-run")
+        catalog.set_hold(backup, hold.model_copy(update={"released_at": now}))
+    return catalog.refresh(backup)
+
+

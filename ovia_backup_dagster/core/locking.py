@@ -1,0 +1,122 @@
+"""One writer on a backup volume at a time.
+
+A ``flock`` on ``$BACKUP_DIR/.lock``. The lock belongs to the open file description, so a client program that
+inherits the descriptor keeps it when its parent is killed: as long as pg_dump still writes, nobody else
+does. The file's text says who holds it; it is for people only, the lock itself is the kernel's.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from ovia_backup_dagster.core.errors import LockHeldError, VolumeError
+
+FILENAME = ".lock"
+_POLL_SECONDS = 0.2
+
+
+@contextmanager
+def volume_lock(
+    root: Path,
+    *,
+    purpose: str,
+    now: datetime,
+    wait_seconds: float = 0.0,
+    on_wait: Callable[[str], None] | None = None,
+) -> Iterator[int]:
+    """Hold the exclusive lock on the volume at ``root``; yields the descriptor, to be passed to children.
+
+    Args:
+        root: the backup folder; it must exist.
+        purpose: what the holder does, for whoever has to wait.
+        now: the instant (UTC) to note as the beginning.
+        wait_seconds: how long to wait for another holder.
+        on_wait: called once, with who holds the lock, when there is a wait.
+
+    Raises:
+        LockHeldError: somebody else held it to the end of the wait.
+        VolumeError: the lock file cannot be opened.
+    """
+    path = root / FILENAME
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise VolumeError(
+            f"cannot lock the backup folder {root}",
+            why=error.strerror or str(error),
+            fix=f"make it writable for this user: ls -ld {root}; id",
+        ) from error
+    try:
+        _acquire(descriptor, root, wait_seconds, on_wait)
+        note = {"pid": os.getpid(), "host": socket.gethostname(), "purpose": purpose, "since": now.isoformat()}
+        _write_note(descriptor, json.dumps(note))
+        # Closing is what unlocks, and only when no child holds a copy: an explicit LOCK_UN would take the lock
+        # from a pg_dump that is still writing. A stale note does no harm: it is read only by who cannot lock.
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def lock_holder(root: Path) -> str | None:
+    """Who holds the lock now, in words; ``None`` when nobody does. Never blocks, writes nothing."""
+    try:
+        descriptor = os.open(root / FILENAME, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        if _try(descriptor, fcntl.LOCK_SH):
+            return None
+        return _describe(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _acquire(descriptor: int, root: Path, wait_seconds: float, on_wait: Callable[[str], None] | None) -> None:
+    # At least a second: who only looks (lock_holder) holds a shared lock for an instant.
+    deadline = time.monotonic() + max(wait_seconds, 1.0)
+    told = False
+    while not _try(descriptor, fcntl.LOCK_EX):
+        holder = _describe(descriptor)
+        if time.monotonic() >= deadline:
+            raise LockHeldError(
+                f"the backup folder {root} is in use",
+                why=f"{holder} holds its lock" + (f", still after {wait_seconds:.0f} s" if wait_seconds else ""),
+                fix="wait for it to end, or raise BACKUP_LOCK_WAIT_MINUTES; see: ovia-backup status",
+            )
+        if on_wait is not None and not told:
+            on_wait(holder)
+            told = True
+        time.sleep(_POLL_SECONDS)
+
+
+def _try(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _describe(descriptor: int) -> str:
+    try:
+        note = json.loads(os.pread(descriptor, 4096, 0) or b"{}")
+        return f"{note['purpose']} (process {note['pid']} on {note['host']}, since {note['since']})"
+    except (ValueError, KeyError, TypeError, OSError):
+        return "another process"
+
+
+def _write_note(descriptor: int, text: str) -> None:
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, text.encode(), 0)
+    except OSError:
+        # A full disk must not stop pruning, which is what makes room: the note is for people only.
+        return

@@ -1,0 +1,109 @@
+"""What was known when the dump was made: the immutable sidecar ``<file>.json``.
+
+A manifest is written once, before its dump gets its final name, and never changes; what is found out later
+is a ``verdict``. It names no file and no tier, so that a weekly hard link shares it. No secret is in it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeVar
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from ovia_backup_dagster.core.errors import VolumeError
+
+VERSION = 1
+
+
+class Sidecar(BaseModel):
+    """Base of all sidecars: immutable in memory; unknown fields are kept out, so that a typo is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def to_json(self) -> str:
+        """The text that is written to disk, with a final newline."""
+        return self.model_dump_json(indent=1) + "\n"
+
+
+class DatabaseFacts(Sidecar):
+    """The source database and server, as they were at the start of the dump.
+
+    Attributes:
+        server_version: as ``SHOW server_version`` prints it.
+        server_version_num: as ``SHOW server_version_num``, e.g. 160015.
+        system_identifier: tells clusters apart, whatever their host name (``pg_control_system()``); ``None``
+            when the role may not read it.
+        bootstrap_superuser: the role with OID 10, whose name a copy's ``initdb -U`` must use.
+        settings: ``ALTER DATABASE/ROLE … SET`` of this database: role name ("" for all) -> ``name=value`` lines.
+        extensions: name -> installed version.
+        size_bytes: ``pg_database_size``, bytes on the server's disk; ``None`` when it may not be read.
+    """
+
+    name: str
+    server_version: str
+    server_version_num: int
+    system_identifier: str | None
+    bootstrap_superuser: str
+    owner: str
+    encoding: str
+    collate: str
+    ctype: str
+    locale_provider: str
+    settings: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    extensions: dict[str, str] = Field(default_factory=dict)
+    size_bytes: int | None = None
+
+
+class Manifest(Sidecar):
+    """One dump.
+
+    Attributes:
+        started_at: when the operation began (UTC); the instant in the file's name.
+        finished_at: when pg_dump had ended and the file was on disk (UTC).
+        seconds: how long that took, by a clock that does not jump.
+        size_bytes: the archive's length in bytes.
+        sha256: hex digest of the archive, taken from what was written.
+        compression: in pg_dump's own spelling, e.g. ``zstd:3``.
+        options: pg_dump's arguments, without the file.
+        session_options: the ``PGOPTIONS`` that the dump ran with; a re-dump needs the same.
+        client_version: what ``pg_dump --version`` prints.
+        warnings: pg_dump's and pg_dumpall's messages at exit 0: what was left out.
+        run_id: Dagster's run id, or ``None`` from the command line.
+        made_by: name and version of this program.
+    """
+
+    version: Literal[1] = VERSION
+    database: DatabaseFacts
+    started_at: AwareDatetime
+    finished_at: AwareDatetime
+    seconds: float
+    size_bytes: int
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    compression: str
+    options: tuple[str, ...]
+    session_options: str
+    client_version: str
+    warnings: tuple[str, ...] = ()
+    globals_included: bool = True
+    run_id: str | None = None
+    made_by: str
+
+
+S = TypeVar("S", bound=Sidecar)
+
+
+def parse_sidecar(model: type[S], text: str | bytes, filename: str) -> S:
+    """Read a sidecar's text.
+
+    Raises:
+        VolumeError: it is not what this version of the program writes.
+    """
+    try:
+        return model.model_validate_json(text)
+    except ValueError as error:
+        first = str(error).splitlines()
+        raise VolumeError(
+            f"sidecar {filename} cannot be read",
+            why=f"{' '.join(first[:3])}",
+            fix="if a newer ovia-backup wrote it, use that one; else the file is damaged: verify the backup again",
+        ) from error

@@ -1,0 +1,86 @@
+"""Backup file names <-> (database, tier, UTC instant).
+
+The only place that knows how a backup file is called, ours or the old ``backup.sh``'s (which used the same
+pattern, without encoding the database's name). What lies in a folder is the business of ``catalog``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from urllib.parse import quote, unquote
+
+SUFFIX = ".dump"
+_TIMESTAMP = "%Y-%m-%d_%H%M%S"
+_PATTERN = re.compile(
+    r"(?P<database>.+)_(?P<tier>daily|weekly)_(?P<at>[0-9]{4}-[0-9]{2}-[0-9]{2}_[0-9]{6})\.dump", re.DOTALL
+)
+_SAFE = re.compile(r"[A-Za-z0-9_-]*")
+
+
+class Tier(StrEnum):
+    """The folder a backup stands in, which is also the word in its name."""
+
+    DAILY = "daily"
+    WEEKLY = "weekly"
+
+
+@dataclass(frozen=True, slots=True)
+class BackupName:
+    """Which database, which tier, and when the dump began.
+
+    Attributes:
+        database: the database's name as PostgreSQL knows it, not encoded.
+        tier: the tier.
+        started_at: aware, UTC, whole seconds.
+    """
+
+    database: str
+    tier: Tier
+    started_at: datetime
+
+    def __post_init__(self) -> None:
+        if self.started_at.utcoffset() is None:
+            raise ValueError("started_at must be an aware datetime")
+        # Frozen: normalise once, so that equal instants are equal names.
+        object.__setattr__(self, "started_at", self.started_at.astimezone(UTC).replace(microsecond=0))
+
+    @property
+    def filename(self) -> str:
+        """The file's name, without a folder: ``ovia_daily_2026-02-21_030000.dump``."""
+        # isoformat pads years below 1000, which strftime does not on every platform.
+        stamp = self.started_at.replace(tzinfo=None).isoformat("_").replace(":", "")
+        return f"{encode_database(self.database)}_{self.tier}_{stamp}{SUFFIX}"
+
+    @classmethod
+    def parse(cls, filename: str) -> BackupName | None:
+        """Read a file's name; ``None`` when it is not a backup's, which is no error: strangers are left alone."""
+        match = _PATTERN.fullmatch(filename)
+        if match is None:
+            return None
+        try:
+            at = datetime.strptime(match["at"], _TIMESTAMP).replace(tzinfo=UTC)
+        except ValueError:
+            return None
+        return cls(_decode_database(match["database"]), Tier(match["tier"]), at)
+
+
+def encode_database(database: str) -> str:
+    """Percent-encode all but ``[A-Za-z0-9_-]``, so that no database name can leave its folder or hide a file."""
+    return "".join(c if _SAFE.fullmatch(c) else _encode_char(c) for c in database)
+
+
+def _encode_char(char: str) -> str:
+    # quote() never encodes "." and "~"; a name of ours must.
+    return quote(char, safe="") if char not in ".~" else f"%{ord(char):02X}"
+
+
+def _decode_database(encoded: str) -> str:
+    """Undo :func:`encode_database`; what it cannot have written (the old script's ``my.db``) stands for itself."""
+    try:
+        decoded = unquote(encoded, errors="strict")
+    except UnicodeDecodeError:
+        return encoded
+    return decoded if encode_database(decoded) == encoded else encoded

@@ -1,0 +1,224 @@
+"""Which backups to keep and which to remove: a pure function, with a reason for each.
+
+The rules, for one database (both tiers are one list here):
+
+* nothing is removed unless the newest dump is proven: what is unproven deletes nothing;
+* only proven and bad dumps are ever removed; unproven ones, those being written, and those dated in the
+  future stay, and count for nothing;
+* daily: of each of the last ``daily_keep`` days that have a proven dump, the newest; weekly: likewise by week;
+* all that is younger than 24 hours, so that seven launches on one afternoon evict nothing;
+* whatever the counts say: the newest proven dump, the newest that a drill proved, and what is on hold;
+* of the bad ones, the newest two, for study.
+
+Removing files is ``catalog``'s; the lock and the clock are the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from enum import IntEnum
+from zoneinfo import ZoneInfo
+
+from ovia_backup_dagster.core.catalog import Backup, State
+from ovia_backup_dagster.core.errors import VolumeError
+from ovia_backup_dagster.core.naming import Tier
+
+YOUNG = timedelta(hours=24)
+#: Clocks of two machines may differ this much before a date counts as lying in the future.
+CLOCK_TOLERANCE = timedelta(minutes=5)
+BAD_KEEP = 2
+
+
+class Weekday(IntEnum):
+    """As ``datetime.date.weekday`` counts."""
+
+    MONDAY = 0
+    TUESDAY = 1
+    WEDNESDAY = 2
+    THURSDAY = 3
+    FRIDAY = 4
+    SATURDAY = 5
+    SUNDAY = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The settings that retention and promotion follow.
+
+    Attributes:
+        daily_keep, weekly_keep: how many days and weeks, at least 1 each.
+        weekly_day: the day whose dump is promoted; a week begins with it.
+        timezone: in which days and weeks are counted, by the dump's start.
+    """
+
+    daily_keep: int
+    weekly_keep: int
+    weekly_day: Weekday
+    timezone: ZoneInfo
+
+    def __post_init__(self) -> None:
+        if self.daily_keep < 1 or self.weekly_keep < 1:
+            raise ValueError("at least one daily and one weekly backup must be kept")
+
+    def day(self, at: datetime) -> date:
+        """The calendar day of an instant."""
+        return at.astimezone(self.timezone).date()
+
+    def week(self, at: datetime) -> date:
+        """The first day, a ``weekly_day``, of the week of an instant."""
+        day = self.day(at)
+        return day - timedelta(days=(day.weekday() - self.weekly_day) % 7)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What retention needs to know of a backup.
+
+    Attributes:
+        key: tells backups apart: ``daily/<file>``.
+        started_at: when the dump began (UTC).
+        held_until: the end of a hold, if there is one that nobody released.
+        hold_reason: the hold's words.
+    """
+
+    key: str
+    tier: Tier
+    started_at: datetime
+    state: State
+    drilled: bool = False
+    held_until: datetime | None = None
+    hold_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Keep it or not, and why."""
+
+    candidate: Candidate
+    keep: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A decision for every candidate, newest first.
+
+    Attributes:
+        decisions: one for each candidate.
+        held: why nothing may be removed now; empty when pruning may go ahead.
+    """
+
+    decisions: tuple[Decision, ...]
+    held: str
+
+    @property
+    def removals(self) -> tuple[Decision, ...]:
+        """What to remove, oldest first."""
+        return tuple(d for d in reversed(self.decisions) if not d.keep)
+
+
+def candidate(backup: Backup, now: datetime) -> Candidate:
+    """What retention needs to know of a backup on the volume.
+
+    A hold that cannot be read holds: removal is what cannot be undone.
+    """
+    held_until, reason = None, ""
+    try:
+        hold = backup.hold
+    except VolumeError as error:
+        held_until, reason = datetime.max.replace(tzinfo=now.tzinfo), str(error)
+    else:
+        if hold is not None and hold.released_at is None:
+            held_until, reason = hold.until, hold.reason
+    return Candidate(
+        key=f"{backup.tier}/{backup}",
+        tier=backup.tier,
+        started_at=backup.started_at,
+        state=backup.state(now),
+        drilled=backup.drilled,
+        held_until=held_until,
+        hold_reason=reason,
+    )
+
+
+def plan(backups: Sequence[Candidate], policy: Policy, now: datetime) -> Plan:
+    """Decide about every backup of one database.
+
+    Args:
+        backups: in any order; both tiers.
+        policy: from the settings.
+        now: the present (UTC).
+    """
+    ordered = sorted(backups, key=lambda b: (b.started_at, b.tier is Tier.DAILY, b.key), reverse=True)
+    past = [b for b in ordered if b.started_at <= now + CLOCK_TOLERANCE]
+    held = _why_held(past)
+    reasons = _reasons_to_keep(past, policy, now)
+    decisions = []
+    for backup in ordered:
+        reason = reasons.get(backup.key)
+        if reason is None and backup.started_at > now + CLOCK_TOLERANCE:
+            reason = "dated in the future: check the clock"
+        if reason is None and held:
+            reason = "pruning is on hold"
+        decisions.append(Decision(backup, reason is not None, reason or _why_removed(backup, policy)))
+    return Plan(tuple(decisions), held)
+
+
+def _why_held(past: Sequence[Candidate]) -> str:
+    """Nothing good is deleted on the strength of something unproven: the newest dump must be proven."""
+    settled = [b for b in past if b.state is not State.BEING_WRITTEN]
+    if not settled:
+        return "there is no backup"
+    # The newest instant may stand in both tiers; either copy is enough.
+    newest = [b for b in settled if b.started_at == settled[0].started_at]
+    if any(b.state is State.PROVEN for b in newest):
+        return ""
+    return f"the newest backup, {newest[0].key}, is {newest[0].state}"
+
+
+def _reasons_to_keep(past: Sequence[Candidate], policy: Policy, now: datetime) -> dict[str, str]:
+    """Key -> why it stays, the strongest reason winning. ``past`` is newest first."""
+    reasons: dict[str, str] = {}
+    proven = [b for b in past if b.state is State.PROVEN]
+    for backup in proven[:1]:
+        reasons.setdefault(backup.key, "newest proven")
+    for backup in [b for b in proven if b.drilled][:1]:
+        reasons.setdefault(backup.key, "newest proven by a drill")
+    for backup in past:
+        if backup.state in (State.UNPROVEN, State.BEING_WRITTEN):
+            reasons.setdefault(backup.key, f"{backup.state}: never removed")
+        elif backup.started_at > now - YOUNG:
+            reasons.setdefault(backup.key, "younger than 24 hours")
+        elif backup.held_until is not None and now < backup.held_until:
+            reasons.setdefault(backup.key, f"held: {backup.hold_reason}")
+    _keep_periods(reasons, proven, Tier.DAILY, policy.day, policy.daily_keep, "day")
+    _keep_periods(reasons, proven, Tier.WEEKLY, policy.week, policy.weekly_keep, "week of")
+    for number, backup in enumerate([b for b in past if b.state is State.BAD][:BAD_KEEP], 1):
+        reasons.setdefault(backup.key, f"bad, kept for study ({number} of {BAD_KEEP})")
+    return reasons
+
+
+def _keep_periods(
+    reasons: dict[str, str],
+    proven: Sequence[Candidate],
+    tier: Tier,
+    period: Callable[[datetime], date],
+    count: int,
+    word: str,
+) -> None:
+    kept: list[date] = []
+    for backup in (b for b in proven if b.tier is tier):
+        when = period(backup.started_at)
+        if when not in kept and len(kept) < count:
+            kept.append(when)
+            reasons.setdefault(backup.key, f"{tier} {len(kept)} of {count} ({word} {when})")
+
+
+def _why_removed(backup: Candidate, policy: Policy) -> str:
+    if backup.state is State.BAD:
+        return f"bad, and older than the newest {BAD_KEEP} bad ones"
+    if backup.tier is Tier.DAILY:
+        return f"not the newest of one of the last {policy.daily_keep} days with a proven dump"
+    return f"not the newest of one of the last {policy.weekly_keep} weeks with a proven dump"

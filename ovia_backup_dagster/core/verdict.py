@@ -1,0 +1,271 @@
+"""What was found out about a backup since it was made, and how that is judged.
+
+A verdict lives in a sidecar of its own (``<file>.verified.json``, ``<file>.held.json``), because the archive
+and its manifest never change. Judgements are appended, never rewritten. Reading an archive is the business
+of ``postgres``; deciding what to keep is ``retention``'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import AwareDatetime, Field
+
+from ovia_backup_dagster.core.manifest import Manifest, Sidecar
+
+
+class Check(StrEnum):
+    """What verification looks at. The value is the name of the asset check, too."""
+
+    MATCHES_MANIFEST = "archive_matches_manifest"
+    DECODES = "archive_decodes"
+    TABLES_PRESENT = "expected_tables_present"
+    TABLES_HOLD_ROWS = "expected_tables_hold_rows"
+    ROWS_KEPT = "tables_kept_their_rows"
+    NO_WARNINGS = "dump_without_warnings"
+
+    @property
+    def is_odd(self) -> bool:
+        """Whether a failure is odd (warn and go on) rather than bad (block)."""
+        return self in (Check.ROWS_KEPT, Check.NO_WARNINGS)
+
+    @property
+    def description(self) -> str:
+        """What a person needs to know about the check, in a sentence."""
+        return _DESCRIPTIONS[self]
+
+
+_DESCRIPTIONS = {
+    Check.MATCHES_MANIFEST: "Size and SHA-256 of the file are those taken when it was written. Blocks.",
+    Check.DECODES: "Every byte of the archive was decoded by pg_restore, and every table's data is whole. Blocks.",
+    Check.TABLES_PRESENT: "The tables named in BACKUP_EXPECTED_TABLES are in the archive. Blocks.",
+    Check.TABLES_HOLD_ROWS: "Those tables hold rows, where BACKUP_REQUIRE_ROWS asks for it. Blocks.",
+    Check.ROWS_KEPT: "No table is gone or lost more than half its rows since the previous proven dump. Warns.",
+    Check.NO_WARNINGS: "pg_dump had nothing to warn about (things it left out). Warns.",
+}
+
+
+class Finding(Sidecar):
+    """One thing that a check did not like, in words for a person."""
+
+    check: Check
+    text: str
+
+
+class TableWitness(Sidecar):
+    """One table's data as the archive holds it.
+
+    Attributes:
+        name: as pg_dump writes it in the COPY header, quoted where needed: ``public.people``.
+        columns: the column list of the COPY header, as written.
+        rows: how many.
+        sha256: hex digest of the COPY text of all rows, in the archive's order.
+    """
+
+    name: str
+    columns: str
+    rows: int
+    sha256: str
+
+
+class LargeObjects(Sidecar):
+    """All large objects of the archive.
+
+    Attributes:
+        count: how many.
+        content: hex of the sum modulo 2**256 of each object's SHA-256 (oid and data): independent of order.
+    """
+
+    count: int = 0
+    content: str = "0"
+
+
+class Witness(Sidecar):
+    """What an archive says about itself when all of it is decoded.
+
+    Attributes:
+        tables: every table with a data block, in the order of the archive.
+        sequences: name -> ``setval`` arguments after the name (``42, true``).
+        contents: the archive's contents list, sorted: ``TYPE schema name owner``.
+        partitions: partition -> its parent, both as in ``tables``.
+        schema_sha256: hex digest of the schema text without its random and dated lines.
+        decoded_bytes: length of the decoded data text.
+        archive_client: the pg_dump version that wrote the archive, from its header.
+    """
+
+    tables: tuple[TableWitness, ...]
+    sequences: dict[str, str]
+    large_objects: LargeObjects
+    contents: tuple[str, ...]
+    partitions: dict[str, str]
+    schema_sha256: str
+    decoded_bytes: int
+    archive_client: str
+
+    @property
+    def rows(self) -> int:
+        """Rows in all tables together."""
+        return sum(table.rows for table in self.tables)
+
+    def rows_by_table(self) -> dict[str, int]:
+        """Rows per table; partitions are counted in the table that they belong to.
+
+        A partition that is dropped on purpose every month is then no lost table.
+        """
+        counts: dict[str, int] = {}
+        # A partitioned table holds no data of its own, and may have no partition left.
+        for parent in self.partitions.values():
+            counts.setdefault(self._root(parent), 0)
+        for table in self.tables:
+            root = self._root(table.name)
+            counts[root] = counts.get(root, 0) + table.rows
+        return counts
+
+    def _root(self, name: str) -> str:
+        seen = set()
+        while name in self.partitions and name not in seen:
+            seen.add(name)
+            name = self.partitions[name]
+        return name
+
+
+class Judgement(Sidecar):
+    """One verification, bound to the file it saw.
+
+    Attributes:
+        at: when it ended (UTC).
+        good: no check that blocks failed.
+        findings: what failed, bad and odd.
+        size_bytes, mtime_ns, sha256: the file as it was read. ``sha256`` is ``None`` when it could not be read.
+        seconds: how long it took.
+        previous: the backup whose rows these were compared with.
+        run_id: Dagster's run id, or ``None`` from the command line.
+    """
+
+    at: AwareDatetime
+    good: bool
+    findings: tuple[Finding, ...]
+    size_bytes: int
+    mtime_ns: int
+    sha256: str | None
+    seconds: float
+    previous: str | None = None
+    run_id: str | None = None
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """The texts of what was bad; empty for a good backup."""
+        return tuple(f.text for f in self.findings if not f.check.is_odd)
+
+    @property
+    def oddities(self) -> tuple[str, ...]:
+        """The texts of what was odd."""
+        return tuple(f.text for f in self.findings if f.check.is_odd)
+
+
+class Verification(Sidecar):
+    """``<file>.verified.json``: every judgement so far, newest last, and the last good reading of the archive."""
+
+    version: Literal[1] = 1
+    judgements: tuple[Judgement, ...] = Field(min_length=1)
+    witness: Witness | None
+
+
+class Hold(Sidecar):
+    """``<file>.held.json``: keep this backup whatever the counts say, because the next one lost rows.
+
+    Attributes:
+        until: the hold ends by itself then (UTC).
+        reason: the tables and both numbers.
+        released_at: when a person said that the loss was meant (UTC).
+    """
+
+    version: Literal[1] = 1
+    until: AwareDatetime
+    reason: str
+    released_at: AwareDatetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Expectations:
+    """What the settings say about the content of a backup.
+
+    Attributes:
+        tables: ``name`` (in any schema) or ``schema.name``.
+        require_rows: whether each of them must hold at least one row.
+    """
+
+    tables: tuple[str, ...] = ()
+    require_rows: bool = False
+
+
+def judge(
+    witness: Witness,
+    *,
+    expectations: Expectations,
+    manifest: Manifest | None,
+    previous: tuple[str, Witness] | None,
+) -> tuple[Finding, ...]:
+    """Judge what was read from a whole archive.
+
+    Args:
+        witness: the reading.
+        expectations: from the settings.
+        manifest: of this backup, if it has one; its warnings are odd.
+        previous: name and reading of the previous proven backup, to compare rows with.
+    """
+    findings = []
+    counts = witness.rows_by_table()
+    for expected in expectations.tables:
+        rows = [n for name, n in counts.items() if _answers_to(name, expected)]
+        if not rows:
+            findings.append(Finding(check=Check.TABLES_PRESENT, text=f"expected table {expected} is not in the dump"))
+        elif expectations.require_rows and not any(rows):
+            findings.append(Finding(check=Check.TABLES_HOLD_ROWS, text=f"expected table {expected} holds no rows"))
+    if previous is not None:
+        name, before = previous
+        findings += [
+            Finding(check=Check.ROWS_KEPT, text=f"{text} (compared with {name})")
+            for text in lost_rows(before.rows_by_table(), counts)
+        ]
+    if manifest is not None:
+        findings += [Finding(check=Check.NO_WARNINGS, text=text) for text in manifest.warnings]
+    return tuple(findings)
+
+
+def lost_rows(before: Mapping[str, int], after: Mapping[str, int]) -> list[str]:
+    """A line for each table that is gone, or that lost more than half its rows, with both numbers."""
+    lines = []
+    for table, rows in before.items():
+        if table not in after:
+            lines.append(f"table {table} is gone; it held {rows:,} rows")
+        elif after[table] * 2 < rows:
+            lines.append(f"table {table} shrank from {rows:,} to {after[table]:,} rows")
+    return lines
+
+
+def _answers_to(table: str, expected: str) -> bool:
+    parts = split_identifier(table)
+    return expected in (parts[-1], ".".join(parts), table)
+
+
+def split_identifier(name: str) -> Sequence[str]:
+    """A qualified name's parts, quotes undone: ``public."My Table"`` -> ``["public", "My Table"]``."""
+    parts, part, quoted, i = [], "", False, 0
+    while i < len(name):
+        char = name[i]
+        if char == '"' and quoted and name[i + 1 : i + 2] == '"':
+            part += '"'
+            i += 1
+        elif char == '"':
+            quoted = not quoted
+        elif char == "." and not quoted:
+            parts.append(part)
+            part = ""
+        else:
+            part += char
+        i += 1
+    return [*parts, part]

@@ -1,0 +1,32 @@
+"""Numbers as a person reads them. Nothing here decides anything."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+
+def human_bytes(count: float) -> str:
+    """``1500`` -> ``1.5 kB``, in powers of 1000, as disks are sold."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 999.5:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def duration(span: timedelta) -> str:
+    """``1 d 2 h``, ``3 h 20 min``, ``5 min``, ``12 s``: two units at most, the sign left out."""
+    seconds = int(abs(span).total_seconds())
+    days, rest = divmod(seconds, 86400)
+    hours, rest = divmod(rest, 3600)
+    minutes, seconds = divmod(rest, 60)
+    if days:
+        return f"{days} d {hours} h" if hours else f"{days} d"
+    if hours:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{minutes} min" if minutes else f"{seconds} s"
+
+
+def signed(change: int) -> str:
+    """``+1,200``, ``-3``, ``0``."""
+    return f"{change:+,}" if change else "0"

@@ -1,0 +1,266 @@
+"""Reads a whole archive and says what is in it: the archive is its own witness.
+
+``pg_restore -f - ARCHIVE`` prints each table's COPY header, its rows, and ``\\.``. One pass over that stream
+gives rows and SHA-256 of every table as it stood in the dump's snapshot, with no load on any server. Whether
+what is found is good is judged in ``core.verdict``; whether the file is the one that was written is checked
+by ``verification`` before any of this opens it, because an archive can carry commands.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from ovia_backup_dagster.core.errors import (
+    ArchiveDamagedError,
+    ArchiveFormatError,
+    BackupError,
+    CompressionUnsupportedError,
+    ProgramError,
+)
+from ovia_backup_dagster.core.verdict import LargeObjects, TableWitness, Witness
+from ovia_backup_dagster.core.words import human_bytes
+from ovia_backup_dagster.postgres.client import Programs, capture, diagnose, start
+
+_CHUNK_BYTES = 1024 * 1024
+_PROGRESS_SECONDS = 10.0
+
+# Possessive quantifiers: no backtracking, whatever the input. A doubled quote is two quoted strings in a row.
+_NAME = rb'(?:"[^"]*+"|[^"\s();])++'
+_COPY = re.compile(rb"COPY (" + _NAME + rb') (?:\(((?:"[^"]*+"|[^")])*+)\))? FROM stdin;\n')
+_STATEMENT = re.compile(rb"""(?:[^'";]++|'[^']*+'|"[^"]*+"|;(?!\n))*+;\n""")
+_SETVAL = re.compile(rb"SELECT pg_catalog\.setval\('((?:[^']|'')*)', ([^)]*)\);\n")
+_LO_OPEN = re.compile(rb"SELECT pg_catalog\.lo_open\('(\d+)',")
+_LO_WRITE = re.compile(rb"SELECT pg_catalog\.lowrite\(\d+, '\\x([0-9a-f]*)'\);\n")
+_ATTACH = re.compile(
+    rb"^ALTER TABLE ONLY (" + _NAME + rb") ATTACH PARTITION (" + _NAME + rb") (?:FOR VALUES|DEFAULT)", re.MULTILINE
+)
+#: Lines of the schema text that differ each time, or with the program's version.
+_VOLATILE = re.compile(rb"^(?:\\(?:un)?restrict .*|-- Dumped (?:from|by) .*)\n", re.MULTILINE)
+
+
+def read_archive(programs: Programs, path: Path, log: Callable[[str], None] | None = None) -> Witness:
+    """Decode every byte of a custom-format archive.
+
+    Args:
+        programs: pg_restore is used.
+        path: the archive.
+        log: told about progress every ten seconds.
+
+    Raises:
+        ArchiveDamagedError: it does not decode to its end.
+        ArchiveFormatError, CompressionUnsupportedError: this pg_restore cannot read it; another might.
+        ProgramError: pg_restore is missing or was killed: no verdict on the archive.
+    """
+    path = path.absolute()
+    listing = _run(programs, path, "--list").decode("utf-8", "replace")
+    contents = _contents(listing)
+    data = _read_data(programs, path, log)
+    expected = sum(1 for entry in contents if entry.startswith("TABLE DATA "))
+    if data.blocks < expected and not data.inserts:
+        raise ArchiveDamagedError(
+            f"archive {path.name} is damaged",
+            why=f"its contents list names the data of {expected} tables, {data.blocks} were found",
+            fix="use another backup: ovia-backup list",
+        )
+    schema = _run(programs, path, "--schema-only", "--file=-")
+    return Witness(
+        tables=tuple(
+            TableWitness(name=name, columns=table.columns, rows=table.rows, sha256=table.digest.hexdigest())
+            for name, table in data.tables.items()
+        ),
+        sequences=data.sequences,
+        large_objects=LargeObjects(count=data.large_objects, content=f"{data.large_object_sum:x}"),
+        contents=contents,
+        partitions={_text(child): _text(parent) for parent, child in _ATTACH.findall(schema)},
+        schema_sha256=hashlib.sha256(_VOLATILE.sub(b"", schema)).hexdigest(),
+        decoded_bytes=data.read_bytes,
+        archive_client=_header(listing, "Dumped by pg_dump version"),
+    )
+
+
+def _run(programs: Programs, path: Path, *arguments: str) -> bytes:
+    code, output, stderr = capture((programs.path("pg_restore"), *arguments, str(path)))
+    # --list exits 0 with a warning when it cannot decompress.
+    if code != 0 or "does not support compression" in stderr:
+        raise _failure(stderr, code, path)
+    return output
+
+
+def _failure(stderr: str, code: int, path: Path) -> BackupError:
+    error = diagnose(stderr, what=f"archive {path.name} cannot be read", exit_code=code)
+    known = isinstance(error, ArchiveFormatError | CompressionUnsupportedError) or not isinstance(error, ProgramError)
+    if known or code < 0:
+        return error
+    # pg_restore read the file and gave up: whatever it calls it, the archive is not whole.
+    return ArchiveDamagedError(
+        f"archive {path.name} is damaged", why=error.why, fix="use another backup: ovia-backup list"
+    )
+
+
+def _contents(listing: str) -> tuple[str, ...]:
+    """``215; 1259 16390 TABLE public people ovia`` -> ``TABLE public people ovia``, sorted."""
+    entries = (re.fullmatch(r"\d+; \d+ \d+ (.+)", line) for line in listing.splitlines() if not line.startswith(";"))
+    return tuple(sorted(entry.group(1) for entry in entries if entry))
+
+
+def _header(listing: str, label: str) -> str:
+    match = re.search(rf"^;\s+{re.escape(label)}: (.*)$", listing, re.MULTILINE)
+    return match.group(1) if match else ""
+
+
+@dataclass(slots=True)
+class _Table:
+    columns: str
+    rows: int = 0
+    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
+
+
+@dataclass(slots=True)
+class _Data:
+    tables: dict[str, _Table] = field(default_factory=dict)
+    sequences: dict[str, str] = field(default_factory=dict)
+    large_objects: int = 0
+    large_object_sum: int = 0
+    blocks: int = 0
+    inserts: bool = False
+    read_bytes: int = 0
+
+
+def _read_data(programs: Programs, path: Path, log: Callable[[str], None] | None) -> _Data:
+    command = (programs.path("pg_restore"), "--data-only", "--file=-", str(path))
+    with start(command, pipe_stdout=True) as child:
+        assert child.process.stdout is not None
+        reader = _Reader(child.process.stdout, log)
+        whole = reader.read()
+        if not whole:
+            # pg_restore may still have to say why; nothing more is read from it.
+            child.process.stdout.close()
+        code = child.wait()
+        if code != 0:
+            raise _failure(child.stderr, code, path)
+        if not whole:
+            raise ArchiveDamagedError(
+                f"archive {path.name} is damaged",
+                why="its data ends in the middle",
+                fix="use another backup: ovia-backup list",
+            )
+        return reader.data
+
+
+class _Reader:
+    """Parses what ``pg_restore --data-only`` prints, a chunk at a time, in constant memory."""
+
+    def __init__(self, pipe: IO[bytes], log: Callable[[str], None] | None) -> None:
+        self.data = _Data()
+        self._pipe = pipe
+        self._log = log
+        self._buffer = b""
+        self._at = 0
+        self._large_object: hashlib._Hash | None = None
+        self._told = self._began = time.monotonic()
+
+    def read(self) -> bool:
+        """Read to the end; ``False`` when the stream ends inside a statement or a table."""
+        while True:
+            if self._at >= len(self._buffer) and not self._more():
+                return self._large_object is None
+            if not self._statement():
+                return False
+
+    def _statement(self) -> bool:
+        """Consume one line of no interest, one statement, or one table with its data."""
+        while not self._step():
+            if not self._more():
+                return False
+        return True
+
+    def _step(self) -> bool:
+        buffer, at = self._buffer, self._at
+        first = buffer[at : at + 2]
+        if len(first) < 2 and first != b"\n":
+            return False
+        if first[:1] in (b"\n", b"\\") or first == b"--":
+            end = buffer.find(b"\n", at)
+            self._at = end + 1 if end >= 0 else at
+            return end >= 0
+        copy = _COPY.match(buffer, at)
+        if copy:
+            self._at = copy.end()
+            return self._table(copy)
+        statement = _STATEMENT.match(buffer, at)
+        if statement is None:
+            return False
+        self._at = statement.end()
+        # A COPY header that the first expression could not read would make data look like statements.
+        if buffer.startswith(b"COPY ", at):
+            raise ArchiveFormatError(
+                "the archive has a COPY header that is not understood",
+                why=_text(statement.group()[:200]),
+                fix="report it, with the table's definition",
+            )
+        self._note(statement.group())
+        return True
+
+    def _note(self, statement: bytes) -> None:
+        data = self.data
+        if match := _LO_WRITE.fullmatch(statement):
+            if self._large_object is not None:
+                self._large_object.update(match[1])
+        elif match := _LO_OPEN.match(statement):
+            self._large_object = hashlib.sha256(match[1] + b":")
+        elif statement.startswith(b"SELECT pg_catalog.lo_close("):
+            if self._large_object is not None:
+                data.large_objects += 1
+                digest = int.from_bytes(self._large_object.digest(), "big")
+                data.large_object_sum = (data.large_object_sum + digest) % 2**256
+            self._large_object = None
+        elif match := _SETVAL.fullmatch(statement):
+            data.sequences[_text(match[1]).replace("''", "'")] = _text(match[2])
+        elif statement.startswith(b"INSERT INTO "):
+            data.inserts = True
+
+    def _table(self, copy: re.Match[bytes]) -> bool:
+        # Several blocks may bear one name: partitions that are loaded through their root.
+        table = self.data.tables.setdefault(_text(copy[1]), _Table(_text(copy[2] or b"")))
+        self.data.blocks += 1
+        while len(self._buffer) - self._at < 3:
+            if not self._more():
+                return False
+        if self._buffer.startswith(b"\\.\n", self._at):
+            self._at += 3
+            return True
+        while True:
+            # A row never is ``\.``: COPY doubles backslashes in data.
+            end = self._buffer.find(b"\n\\.\n", self._at)
+            cut = end + 1 if end >= 0 else max(self._at, len(self._buffer) - 3)
+            table.rows += self._buffer.count(b"\n", self._at, cut)
+            table.digest.update(memoryview(self._buffer)[self._at : cut])
+            self._at = cut
+            if end >= 0:
+                self._at += 3
+                return True
+            if not self._more():
+                return False
+
+    def _more(self) -> bool:
+        chunk = self._pipe.read(_CHUNK_BYTES)
+        self._buffer = self._buffer[self._at :] + chunk
+        self._at = 0
+        self.data.read_bytes += len(chunk)
+        now = time.monotonic()
+        if self._log is not None and now - self._told >= _PROGRESS_SECONDS:
+            self._told = now
+            read = self.data.read_bytes
+            self._log(f"decoded {human_bytes(read)}, {human_bytes(read / (now - self._began))}/s")
+        return bool(chunk)
+
+
+def _text(raw: bytes) -> str:
+    # Names in a database of another encoding than UTF-8 stay distinct, and can be written as JSON.
+    return raw.decode("utf-8", "backslashreplace")

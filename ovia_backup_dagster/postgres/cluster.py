@@ -1,0 +1,186 @@
+"""A private PostgreSQL cluster: its own data folder and Unix socket, no TCP, no durability.
+
+For the demo, the tests, and throwaway copies. PostgreSQL refuses to run as root; under root the cluster
+belongs to an unprivileged account instead. A server that matters never belongs here: fsync is off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ovia_backup_dagster.core.errors import ProgramError
+from ovia_backup_dagster.postgres.client import Connection
+
+_ACCOUNTS = ("postgres", "nobody")
+_NO_DURABILITY = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+#: A Unix socket's path may have 107 bytes; PostgreSQL adds ``/.s.PGSQL.5432``.
+_SOCKET_FOLDER_LIMIT = 90
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """One cluster.
+
+    Attributes:
+        bin_dir: the server programs (``initdb``, ``pg_ctl``, ``postgres``).
+        folder: where it lives; short, since the socket is in it. Belongs to the cluster alone.
+        superuser: the bootstrap superuser's name.
+        settings: further ``postgresql.conf`` settings.
+        locale, encoding: for ``initdb``.
+    """
+
+    bin_dir: Path
+    folder: Path
+    superuser: str = "postgres"
+    settings: Mapping[str, str] = field(default_factory=dict)
+    locale: str = "C"
+    encoding: str = "UTF8"
+
+    @property
+    def data(self) -> Path:
+        """The data folder."""
+        return self.folder / "data"
+
+    @property
+    def log(self) -> Path:
+        """The server's log."""
+        return self.folder / "log"
+
+    def connection(self, database: str = "postgres", user: str | None = None) -> Connection:
+        """How to connect: through the socket, without a password."""
+        return Connection(host=str(self.folder), port=5432, database=database, user=user or self.superuser)
+
+    def create(self) -> None:
+        """initdb. The folder must not hold a cluster yet.
+
+        Raises:
+            ProgramError: initdb failed, or the folder's name is too long for a socket.
+        """
+        if len(os.fsencode(self.folder)) > _SOCKET_FOLDER_LIMIT:
+            raise ProgramError(f"{self.folder} is too long a name for a Unix socket", fix="choose a shorter folder")
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        owner = _account()
+        if owner is not None:
+            os.chown(self.folder, owner.pw_uid, owner.pw_gid)
+        self._run(
+            "initdb",
+            f"--username={self.superuser}",
+            "--auth=trust",
+            f"--encoding={self.encoding}",
+            f"--locale={self.locale}",
+            "--no-sync",
+            f"--pgdata={self.data}",
+        )
+        settings = {
+            "listen_addresses": "",
+            "unix_socket_directories": str(self.folder),
+            **_NO_DURABILITY,
+            **self.settings,
+        }
+        with open(self.data / "postgresql.conf", "a", encoding="utf-8") as file:
+            file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
+
+    def start(self) -> None:
+        """Start the server and wait until it takes connections.
+
+        Raises:
+            ProgramError: it does not start; the reason is the last line of its log.
+        """
+        self._pg_ctl("start", "--wait", "--timeout=60", f"--log={self.log}")
+
+    def stop(self, mode: str = "fast") -> None:
+        """Stop the server (``smart``, ``fast`` or ``immediate``); none running is fine."""
+        if self.running:
+            self._pg_ctl("stop", "--wait", "--timeout=60", f"--mode={mode}")
+
+    @property
+    def exists(self) -> bool:
+        """Whether initdb has made a cluster here."""
+        return (self.data / "PG_VERSION").exists()
+
+    @property
+    def running(self) -> bool:
+        """Whether a server runs on the data folder."""
+        return self.exists and self._call("pg_ctl", "status", f"--pgdata={self.data}").returncode == 0
+
+    @property
+    def pid(self) -> int:
+        """The server's process."""
+        return int((self.data / "postmaster.pid").read_text(encoding="utf-8").splitlines()[0])
+
+    def remove(self) -> None:
+        """Stop the server and remove everything."""
+        self.stop("immediate")
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _pg_ctl(self, action: str, *arguments: str) -> None:
+        self._run("pg_ctl", action, f"--pgdata={self.data}", "--silent", *arguments)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        result = self._call(program, *arguments)
+        if result.returncode != 0:
+            log = self.log.read_text("utf-8", "replace").splitlines()[-1:] if self.log.exists() else []
+            why = " / ".join([line for line in result.stdout.splitlines() if line.strip()][-2:] + log)
+            raise ProgramError(f"{program} failed in {self.folder}", why=why, fix=f"see {self.log}")
+
+    def _call(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        owner = _account()
+        path = self._reachable(self.bin_dir, owner) / program
+        # Output into a file: the server inherits it from pg_ctl, and a pipe would never end.
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+            code = subprocess.run(
+                (str(path), *arguments),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                check=False,
+                cwd=self.folder,
+                env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"},
+                user=owner.pw_uid if owner else None,
+                group=owner.pw_gid if owner else None,
+                extra_groups=[] if owner else None,
+                start_new_session=True,  # Ctrl-C at our terminal is not meant for the server
+            ).returncode
+            output.seek(0)
+            return subprocess.CompletedProcess((str(path), *arguments), code, output.read())
+
+    def _reachable(self, bin_dir: Path, owner: pwd.struct_passwd | None) -> Path:
+        """The programs, or a copy of them where the account that must run them can reach it."""
+        if owner is None or all(_others_may_enter(folder) for folder in (bin_dir, *bin_dir.parents)):
+            return bin_dir
+        copy = self.folder / "programs"
+        if not copy.exists():
+            partial = self.folder / "programs.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(bin_dir.parent, partial, symlinks=True)
+            with contextlib.suppress(FileNotFoundError):
+                partial.chmod(0o755)
+            partial.rename(copy)
+        return copy / bin_dir.name
+
+
+def _account() -> pwd.struct_passwd | None:
+    """Who runs the server: ``None`` for the present user, an unprivileged account under root."""
+    if os.geteuid() != 0:
+        return None
+    for name in _ACCOUNTS:
+        with contextlib.suppress(KeyError):
+            return pwd.getpwnam(name)
+    raise ProgramError(
+        "PostgreSQL refuses to run as root, and there is no account to run it as",
+        why=f"none of {', '.join(_ACCOUNTS)} exists",
+        fix="useradd --system postgres, or run this as an ordinary user",
+    )
+
+
+def _others_may_enter(folder: Path) -> bool:
+    return bool(folder.resolve().stat().st_mode & stat.S_IXOTH)

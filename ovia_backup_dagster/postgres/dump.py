@@ -1,0 +1,217 @@
+"""Makes a backup: pg_dump into a temporary file, its hash, its manifest, and the name it is published under.
+
+Whether the dump is any good is not decided here (``verification``), nor how often it is tried again (the
+caller's: an error says whether it is ``transient``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ovia_backup_dagster import __version__
+from ovia_backup_dagster.core.catalog import Backup, Catalog, State, file_sha256
+from ovia_backup_dagster.core.errors import BackupError, DiskFullError, ProgramError, VersionMismatchError
+from ovia_backup_dagster.core.manifest import DatabaseFacts, Manifest
+from ovia_backup_dagster.core.naming import Tier
+from ovia_backup_dagster.core.retention import CLOCK_TOLERANCE
+from ovia_backup_dagster.core.words import human_bytes
+from ovia_backup_dagster.postgres.client import (
+    SESSION_OPTIONS,
+    Connection,
+    Programs,
+    capture,
+    diagnose,
+    messages,
+    start,
+)
+from ovia_backup_dagster.postgres.session import database_facts
+
+LOCK_WAIT_TIMEOUT_SECONDS = 300
+PROGRESS_SECONDS = 10.0
+MADE_BY = f"ovia-backup-dagster {__version__}"
+_WARNINGS_LIMIT = 200
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Dumper:
+    """All that a dump depends on.
+
+    Attributes:
+        catalog: where it goes.
+        connection: what is dumped.
+        programs: with what.
+        compression: ``auto``, or pg_dump's own spelling.
+        lock_wait_timeout_seconds: how long pg_dump waits for a table that somebody has locked.
+    """
+
+    catalog: Catalog
+    connection: Connection
+    programs: Programs
+    compression: str = "auto"
+    lock_wait_timeout_seconds: float = LOCK_WAIT_TIMEOUT_SECONDS
+
+    def dump(self, *, run_id: str | None = None, log: Log, progress_seconds: float = PROGRESS_SECONDS) -> Backup:
+        """Make a daily backup. It appears under its name whole, or not at all.
+
+        Args:
+            run_id: Dagster's, for the manifest.
+            log: told what happens, a line at a time.
+            progress_seconds: how often progress is told.
+
+        Raises:
+            BackupError: one of its kinds; nothing is left behind, and no earlier backup was touched.
+        """
+        catalog = self.catalog
+        catalog.prepare()
+        with catalog.lock(
+            f"dumping {self.connection.database}",
+            datetime.now(UTC),
+            lambda holder: log(f"waiting for {holder}"),
+        ) as lock:
+            for path in catalog.sweep():
+                log(f"removed what a crash had left: {path.name}")
+            compression = self.programs.choose_compression(self.compression)
+            facts = database_facts(self.connection)
+            self._refuse_other_major(facts)
+            before = self._previous()
+            if before is not None:
+                self._refuse_full_disk(before, log)
+            started_at = datetime.now(UTC)
+            name = catalog.free_name(started_at)
+            temporary = catalog.temporary(name)
+            with _removed(temporary):
+                clock = time.monotonic()
+                options = self._options(compression)
+                log(f"pg_dump of {self.connection} ({facts.server_version}), compression {compression}")
+                warnings = self._run_pg_dump(options, temporary, lock, before, log, progress_seconds)
+                globals_sql, more_warnings = self._globals()
+                sha256 = file_sha256(temporary, sync=True)
+                manifest = Manifest(
+                    database=facts,
+                    started_at=name.started_at,
+                    finished_at=datetime.now(UTC),
+                    seconds=round(time.monotonic() - clock, 3),
+                    size_bytes=temporary.stat().st_size,
+                    sha256=sha256,
+                    compression=compression,
+                    options=options,
+                    session_options=SESSION_OPTIONS,
+                    client_version=self.programs.version("pg_dump"),
+                    warnings=(*warnings, *more_warnings)[:_WARNINGS_LIMIT],
+                    globals_included=globals_sql is not None,
+                    run_id=run_id,
+                    made_by=MADE_BY,
+                )
+                backup = catalog.publish(temporary, name, manifest, globals_sql)
+        log(f"published {backup} ({human_bytes(backup.size_bytes)} in {manifest.seconds:.1f} s)")
+        return backup
+
+    def _options(self, compression: str) -> tuple[str, ...]:
+        return (
+            "--format=custom",
+            f"--compress={compression}",
+            "--no-password",
+            # It is fsynced here, after the hash has been taken from what was written.
+            "--no-sync",
+            f"--lock-wait-timeout={int(self.lock_wait_timeout_seconds * 1000)}",
+        )
+
+    def _run_pg_dump(
+        self,
+        options: tuple[str, ...],
+        target: Path,
+        lock: int,
+        before: Backup | None,
+        log: Log,
+        progress_seconds: float,
+    ) -> tuple[str, ...]:
+        variables = {**self.connection.environment(), "PGOPTIONS": SESSION_OPTIONS}
+        clock = time.monotonic()
+        command = (self.programs.path("pg_dump"), *options, f"--file={target}")
+        # The child inherits the lock: if this process is killed, nobody else writes until pg_dump has ended.
+        with start(command, variables=variables, pass_fds=(lock,)) as child:
+            code = child.wait(
+                lambda: log(_progress(target, time.monotonic() - clock, before)), poll_seconds=progress_seconds
+            )
+        if code != 0:
+            # Whatever the failure, pg_dump exits 1 and leaves a file that may well pass --list.
+            raise diagnose(
+                child.stderr, what=f"pg_dump of {self.connection} failed", connection=self.connection, exit_code=code
+            )
+        if not target.exists() or target.stat().st_size == 0:
+            raise ProgramError(f"pg_dump of {self.connection} wrote nothing", why="it ended with code 0 and an empty file")
+        return tuple(self.connection.redact(message) for message in messages(child.stderr))
+
+    def _globals(self) -> tuple[bytes | None, tuple[str, ...]]:
+        """Roles without passwords. A dump without them is still a good dump: a failure is a warning."""
+        database = self.connection.database.replace("\\", "\\\\").replace("'", "\\'")
+        try:
+            command = (
+                self.programs.path("pg_dumpall"),
+                "--globals-only",
+                "--no-role-passwords",
+                "--no-password",
+                # -l is read as a connection string, so it is given one.
+                f"--database=dbname='{database}'",
+            )
+            code, output, stderr = capture(command, variables=self.connection.environment())
+            if code != 0:
+                raise diagnose(stderr, what="pg_dumpall failed", connection=self.connection, exit_code=code)
+        except BackupError as error:
+            if error.transient:
+                raise
+            return None, (f"roles are not saved: {error}",)
+        return output, tuple(self.connection.redact(message) for message in messages(stderr))
+
+    def _refuse_other_major(self, facts: DatabaseFacts) -> None:
+        server, client = facts.server_version_num // 10000, self.programs.major("pg_dump")
+        if server != client:
+            raise VersionMismatchError(
+                f"pg_dump {client} is not the version for {self.connection}",
+                why=f"the server is PostgreSQL {server} ({facts.server_version})",
+                fix=f"use PostgreSQL {server}'s client programs: set PG_BIN_DIR, or another image",
+            )
+
+    def _previous(self) -> Backup | None:
+        now = datetime.now(UTC)
+        for backup in self.catalog.backups(Tier.DAILY):
+            if backup.started_at <= now + CLOCK_TOLERANCE and backup.state(now) in (State.PROVEN, State.UNPROVEN):
+                return backup
+        return None
+
+    def _refuse_full_disk(self, before: Backup, log: Log) -> None:
+        free = shutil.disk_usage(self.catalog.root).free
+        if free < before.size_bytes:
+            raise DiskFullError(
+                f"the backup volume {self.catalog.root} has too little room for a dump",
+                why=f"{human_bytes(free)} free, the last dump took {human_bytes(before.size_bytes)}",
+                fix="make room: ovia-backup prune --dry-run; df -h $BACKUP_DIR",
+            )
+        if free < 2 * before.size_bytes:
+            log(f"the backup volume is filling up: {human_bytes(free)} free, enough for one more dump of this size")
+
+
+def _progress(target: Path, seconds: float, before: Backup | None) -> str:
+    size = target.stat().st_size if target.exists() else 0
+    line = f"{human_bytes(size)} after {seconds:.0f} s, {human_bytes(size / max(seconds, 0.001))}/s"
+    if before is not None and before.size_bytes:
+        line += f", {100 * size / before.size_bytes:.0f} % of the last dump's size"
+    return line
+
+
+@contextlib.contextmanager
+def _removed(path: Path) -> Iterator[None]:
+    """``path`` is gone afterwards, unless it was renamed."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()

@@ -1,0 +1,109 @@
+"""Short questions to a server, through psycopg: what database is this?
+
+Bulk work belongs to the client programs (``client``, ``dump``). Nothing here changes the server.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from ovia_backup_dagster.core.manifest import DatabaseFacts
+from ovia_backup_dagster.postgres.client import Connection, diagnose
+
+_ENVIRONMENT = threading.Lock()
+
+_FACTS = """
+    SELECT d.datname AS name,
+           current_setting('server_version') AS server_version,
+           current_setting('server_version_num')::int AS server_version_num,
+           pg_get_userbyid(10) AS bootstrap_superuser,
+           pg_get_userbyid(d.datdba) AS owner,
+           pg_encoding_to_char(d.encoding) AS encoding,
+           d.datcollate AS "collate",
+           d.datctype AS ctype,
+           CASE d.datlocprovider WHEN 'i' THEN 'icu' ELSE 'libc' END AS locale_provider,
+           pg_database_size(d.oid) AS size_bytes
+    FROM pg_database d WHERE d.datname = current_database()
+"""
+_SETTINGS = """
+    SELECT coalesce(pg_get_userbyid(nullif(s.setrole, 0)), '') AS role, s.setconfig AS settings
+    FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase
+    WHERE d.datname = current_database() ORDER BY 1
+"""
+
+
+@contextmanager
+def connect(connection: Connection) -> Iterator[psycopg.Connection[dict[str, Any]]]:
+    """A read-only autocommit session.
+
+    Raises:
+        ServerError: one of its kinds, with the cause.
+    """
+    what = f"no connection to {connection}"
+    try:
+        with _only_our_environment(connection):
+            session = psycopg.connect(autocommit=True, row_factory=dict_row)
+    except (psycopg.Error, UnicodeError) as error:
+        raise diagnose(str(error), what=what, connection=connection) from None
+    try:
+        with session:
+            yield session
+    except psycopg.Error as error:
+        raise diagnose(str(error), what=f"a question to {connection} failed", connection=connection) from error
+
+
+def database_facts(connection: Connection) -> DatabaseFacts:
+    """What a manifest records about the source.
+
+    Raises:
+        ServerError: no connection, or it broke.
+    """
+    with connect(connection) as session:
+        facts = session.execute(_FACTS).fetchone()
+        assert facts is not None  # one is always connected to a database that exists
+        settings = {row["role"]: tuple(row["settings"]) for row in session.execute(_SETTINGS)}
+        extensions = {
+            row["extname"]: row["extversion"]
+            for row in session.execute("SELECT extname, extversion FROM pg_extension ORDER BY 1")
+        }
+        return DatabaseFacts(
+            **facts, system_identifier=_system_identifier(session), settings=settings, extensions=extensions
+        )
+
+
+def _system_identifier(session: psycopg.Connection[dict[str, Any]]) -> str | None:
+    try:
+        row = session.execute("SELECT system_identifier::text AS id FROM pg_control_system()").fetchone()
+    except psycopg.errors.InsufficientPrivilege:
+        return None
+    return row["id"] if row else None
+
+
+@contextmanager
+def _only_our_environment(connection: Connection) -> Iterator[None]:
+    """libpq reads ``PG*`` from this process's environment; for the moment of connecting, only ours are there.
+
+    A stray ``PGHOSTADDR``, ``PGSERVICE`` or ``PGOPTIONS`` would lead the question to another server than the
+    dump, whose environment is made from nothing.
+    """
+    wanted = connection.environment()
+    with _ENVIRONMENT:
+        before = {name: value for name, value in os.environ.items() if name.startswith("PG")}
+        try:
+            for name in before:
+                del os.environ[name]
+            os.environ.update(wanted)
+            yield
+        finally:
+            for name in wanted:
+                os.environ.pop(name, None)
+            os.environ.update(before)
+
+

@@ -1,0 +1,290 @@
+"""Every environment variable that this program reads, once, typed.
+
+Read at the two edges, ``definitions`` and ``cli``, and handed inward as values. A value that cannot be used
+does not stop the code location from loading: it becomes a *problem*, the default stands in, and everything
+that would act on it refuses with one line. What is built from the settings is ``system``'s business.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from ovia_backup_dagster.core.errors import SettingsError
+
+#: Tables whose absence makes a dump of Ovia's own database bad.
+OVIA_TABLES = ("people", "identities", "person_identity_links")
+WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+
+
+def _split(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part for part in re.split(r"[,\s]+", value) if part)
+    return value
+
+
+def _split_urls(value: object) -> object:
+    # A comma may stand inside a URL: it separates only before the next scheme.
+    if isinstance(value, str):
+        return tuple(part for part in re.split(r"[,\s]+(?=[A-Za-z][A-Za-z0-9+.-]*://)", value.strip(", \n")) if part)
+    return value
+
+
+def _variable(*names: str, default: Any = None, doc: str, shown: str | None = None) -> Any:
+    """A field that is read from the first of ``names`` that is set."""
+    return Field(
+        default=default,
+        validation_alias=AliasChoices(*names),
+        description=doc,
+        json_schema_extra={"shown": shown} if shown is not None else None,
+    )
+
+
+class Settings(BaseSettings):
+    """The settings of one database's backups. Use :meth:`load`, which never raises."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="ignore",
+        case_sensitive=True,
+        env_ignore_empty=True,
+        hide_input_in_errors=True,
+        populate_by_name=True,
+    )
+
+    postgres_host: str | None = _variable(
+        "POSTGRES_HOST",
+        doc="Server to back up: name, address, or folder of a Unix socket. Without it everything but the demo refuses.",
+        shown="none, required",
+    )
+    postgres_port: int = _variable("POSTGRES_PORT", default=5432, doc="Its port.")
+    postgres_db: str = _variable("POSTGRES_DB", default="ovia", doc="The database.")
+    postgres_user: str = _variable("POSTGRES_USER", default="ovia", doc="The role that dumps.")
+    postgres_password: SecretStr | None = _variable(
+        "PGPASSWORD",
+        "POSTGRES_PASSWORD",
+        doc="Its password. Or use the next one, or `PGPASSFILE`. `PGSSL*` and `PGPASSFILE` are passed on; no other "
+        "`PG*` is.",
+        shown="none",
+    )
+    postgres_password_file: Path | None = _variable(
+        "POSTGRES_PASSWORD_FILE", doc="File whose first line is the password; read at each use.", shown="none"
+    )
+    backup_dir: Path = _variable("BACKUP_DIR", default=Path("/backups"), doc="The backup volume.")
+    backup_schedule: str = _variable("BACKUP_SCHEDULE", default="0 3 * * *", doc="When to back up, as cron.")
+    backup_timezone: str = _variable(
+        "BACKUP_TIMEZONE", default="UTC", doc="Time zone of the schedule, of days and of weeks. Names are in UTC."
+    )
+    backup_weekly_day: str = _variable("BACKUP_WEEKLY_DAY", default="sunday", doc="Whose dump is kept as the weekly.")
+    backup_daily_keep: int = _variable("BACKUP_DAILY_KEEP", default=7, doc="Days with a proven dump to keep.")
+    backup_weekly_keep: int = _variable("BACKUP_WEEKLY_KEEP", default=4, doc="Weeks to keep.")
+    backup_max_age_hours: float = _variable(
+        "BACKUP_MAX_AGE_HOURS", default=26.0, doc="An older newest dump is stale, and alerts.", shown="26"
+    )
+    backup_expected_tables: Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(_split)] = _variable(
+        "BACKUP_EXPECTED_TABLES",
+        doc="Comma list of tables (`name` or `schema.name`) without which a dump is bad.",
+        shown=f"{','.join(OVIA_TABLES)} for database `ovia`, else none",
+    )
+    backup_require_rows: bool | None = _variable(
+        "BACKUP_REQUIRE_ROWS", doc="Whether those tables must hold rows.", shown="true for database `ovia`, else false"
+    )
+    backup_compression: str = _variable(
+        "BACKUP_COMPRESSION",
+        default="auto",
+        doc="`auto` (zstd:3 where both programs can, else gzip:1), or pg_dump's own spelling.",
+    )
+    backup_notify_urls: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_urls)] = _variable(
+        "BACKUP_NOTIFY_URLS", default=(), doc="Where alerts go: Apprise URLs, separated by commas.", shown="none"
+    )
+    backup_lock_wait_minutes: float = _variable(
+        "BACKUP_LOCK_WAIT_MINUTES", default=30.0, doc="How long to wait for another operation's lock.", shown="30"
+    )
+    pg_bin_dir: Path | None = _variable(
+        "PG_BIN_DIR", doc="Folder of PostgreSQL's client programs.", shown="`PATH` is searched"
+    )
+    dagster_public_url: str | None = _variable(
+        "DAGSTER_PUBLIC_URL", doc="Where people reach the UI; alerts link to it.", shown="none"
+    )
+    libpq: dict[str, str] = Field(default_factory=dict, exclude=True, description="")
+    problems: tuple[str, ...] = Field(default=(), exclude=True, description="")
+
+    @classmethod
+    def load(cls) -> Settings:
+        """Read the process's environment. What is wrong with it is in ``problems``."""
+        libpq = {k: v for k, v in os.environ.items() if k.startswith("PGSSL") or k == "PGPASSFILE"}
+        try:
+            settings = cls(libpq=libpq)
+            problems: tuple[str, ...] = ()
+        except ValidationError as error:
+            defaults: dict[str, Any] = {}
+            found = []
+            for detail in error.errors(include_input=False, include_url=False, include_context=False):
+                name, field = _field(str(detail["loc"][0]))
+                defaults[name] = field.get_default(call_default_factory=True)
+                found.append(f"{_names(field)[0]}: {detail['msg'].removeprefix('Value error, ')}")
+            settings = cls(libpq=libpq, **defaults)
+            problems = tuple(found)
+        if settings.postgres_host is None:
+            problems = ("POSTGRES_HOST is not set", *problems)
+        return settings.model_copy(update={"problems": problems})
+
+    def require(self) -> None:
+        """Refuse to act on settings that are not right.
+
+        Raises:
+            SettingsError: names each problem.
+        """
+        if self.problems:
+            raise SettingsError(
+                "the settings are not usable",
+                why="; ".join(self.problems),
+                fix="set the variable and start again (the README lists them), or try it out: make demo",
+            )
+
+    @property
+    def expected_tables(self) -> tuple[str, ...]:
+        """The tables that a dump must hold."""
+        if self.backup_expected_tables is not None:
+            return self.backup_expected_tables
+        return OVIA_TABLES if self.postgres_db == "ovia" else ()
+
+    @property
+    def require_rows(self) -> bool:
+        """Whether they must hold rows."""
+        return self.postgres_db == "ovia" if self.backup_require_rows is None else self.backup_require_rows
+
+    def password(self) -> SecretStr | None:
+        """The role's password, read anew so that a rotated file is used.
+
+        Raises:
+            SettingsError: the file cannot be read, or is empty.
+        """
+        path = self.postgres_password_file
+        if self.postgres_password is not None or path is None:
+            return self.postgres_password
+        try:
+            first = path.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
+        except (OSError, UnicodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not text"
+            raise SettingsError(f"POSTGRES_PASSWORD_FILE={path} cannot be read", why=why or "", fix=f"ls -l {path}") from None
+        if not first:
+            raise SettingsError(f"POSTGRES_PASSWORD_FILE={path} is empty", fix="write the password into it")
+        return SecretStr(first)
+
+    @field_validator("postgres_port")
+    @classmethod
+    def _port(cls, value: int) -> int:
+        if not 1 <= value <= 65535:
+            raise ValueError(f"{value} is not a port (1 to 65535)")
+        return value
+
+    @field_validator("postgres_db", "postgres_user")
+    @classmethod
+    def _identifier(cls, value: str) -> str:
+        try:
+            encoded = value.encode()
+        except UnicodeEncodeError:
+            raise ValueError("the name is not valid UTF-8") from None
+        if not 1 <= len(encoded) <= 63:
+            raise ValueError("a PostgreSQL name has 1 to 63 bytes")
+        return value
+
+    @field_validator("backup_schedule")
+    @classmethod
+    def _cron(cls, value: str) -> str:
+        if len(value.split()) != 5 and not re.fullmatch(r"@(hourly|daily|weekly|monthly|midnight)", value.strip()):
+            raise ValueError(f"{value!r} is not a cron expression of five fields, such as '0 3 * * *'")
+        return value.strip()
+
+    @field_validator("backup_timezone")
+    @classmethod
+    def _timezone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(f"{value!r} is not a time zone, such as Europe/Berlin") from None
+        return value
+
+    @field_validator("backup_weekly_day")
+    @classmethod
+    def _weekday(cls, value: str) -> str:
+        day = value.strip().lower()
+        if day not in WEEKDAYS:
+            raise ValueError(f"{value!r} is not a day of the week, such as sunday")
+        return day
+
+    @field_validator("backup_daily_keep", "backup_weekly_keep")
+    @classmethod
+    def _at_least_one(cls, value: int) -> int:
+        if value < 1:
+            raise ValueError(f"{value} is too few: at least 1 must be kept")
+        return value
+
+    @field_validator("backup_max_age_hours")
+    @classmethod
+    def _positive(cls, value: float) -> float:
+        if not 0 < value <= 24 * 366:
+            raise ValueError(f"{value} is not a number of hours between 0 and a year")
+        return value
+
+    @field_validator("backup_lock_wait_minutes")
+    @classmethod
+    def _minutes(cls, value: float) -> float:
+        if not 0 <= value <= 24 * 60:
+            raise ValueError(f"{value} is not a number of minutes between 0 and a day")
+        return value
+
+    @field_validator("backup_compression")
+    @classmethod
+    def _compression(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|none|[0-9]|(gzip|lz4|zstd)(:[a-z0-9=,]+)?", value):
+            raise ValueError(f"{value!r} is neither auto nor pg_dump's spelling, such as zstd:3 or gzip:1")
+        return value
+
+    @field_validator("backup_notify_urls")
+    @classmethod
+    def _urls(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for number, url in enumerate(value, 1):
+            if "://" not in url.get_secret_value():
+                raise ValueError(f"URL number {number} has no scheme, such as mailto:// or slack://")
+        return value
+
+    @field_validator("dagster_public_url")
+    @classmethod
+    def _public_url(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"https?://", value):
+            raise ValueError("it must begin with http:// or https://")
+        return value.rstrip("/") if value else value
+
+
+def variables() -> Mapping[str, tuple[str, str]]:
+    """Environment variable(s) -> (default, what it is for), in order: the README's table."""
+    table = {}
+    for field in Settings.model_fields.values():
+        if field.validation_alias is not None:
+            extra = field.json_schema_extra
+            shown = str(extra["shown"]) if isinstance(extra, dict) else f"`{field.default}`"
+            table[" or ".join(f"`{name}`" for name in _names(field))] = (shown, field.description or "")
+    return table
+
+
+def _field(location: str) -> tuple[str, FieldInfo]:
+    """The field that an error is about; pydantic names it by the alias that was used."""
+    for name, field in Settings.model_fields.items():
+        if location == name or location in _names(field):
+            return name, field
+    raise KeyError(location)
+
+
+def _names(field: FieldInfo) -> tuple[str, ...]:
+    alias = field.validation_alias
+    return tuple(str(choice) for choice in alias.choices) if isinstance(alias, AliasChoices) else ()

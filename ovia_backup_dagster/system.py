@@ -1,0 +1,85 @@
+"""One database's backup system, put together from its settings: what both Dagster and the command line use.
+
+Only composition belongs here. Each part is made when it is asked for, so that loading never fails, and each
+refuses when the settings are not right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from zoneinfo import ZoneInfo
+
+from ovia_backup_dagster.core.catalog import Catalog
+from ovia_backup_dagster.core.retention import Policy, Weekday
+from ovia_backup_dagster.core.verdict import Expectations
+from ovia_backup_dagster.notifications import Notifier
+from ovia_backup_dagster.postgres.client import Connection, Programs
+from ovia_backup_dagster.postgres.dump import Dumper
+from ovia_backup_dagster.postgres.verification import Verifier
+from ovia_backup_dagster.settings import Settings
+
+
+@dataclass(frozen=True)
+class BackupSystem:
+    """The parts, made from the settings.
+
+    Every property raises ``SettingsError`` when the settings are not usable.
+
+    Attributes:
+        settings: as read at the edge.
+        retry_seconds: how long to wait before a transient failure is tried again.
+    """
+
+    settings: Settings
+    retry_seconds: float = 30.0
+
+    @property
+    def catalog(self) -> Catalog:
+        self.settings.require()
+        return Catalog(
+            self.settings.backup_dir, self.settings.postgres_db, self.settings.backup_lock_wait_minutes * 60
+        )
+
+    @property
+    def connection(self) -> Connection:
+        self.settings.require()
+        return Connection(
+            host=self.settings.postgres_host or "",
+            port=self.settings.postgres_port,
+            database=self.settings.postgres_db,
+            user=self.settings.postgres_user,
+            password=self.settings.password(),
+            libpq=self.settings.libpq,
+        )
+
+    @property
+    def programs(self) -> Programs:
+        return Programs(self.settings.pg_bin_dir)
+
+    @property
+    def dumper(self) -> Dumper:
+        return Dumper(self.catalog, self.connection, self.programs, self.settings.backup_compression)
+
+    @property
+    def verifier(self) -> Verifier:
+        expectations = Expectations(self.settings.expected_tables, self.settings.require_rows)
+        return Verifier(self.catalog, self.programs, expectations)
+
+    @property
+    def policy(self) -> Policy:
+        self.settings.require()
+        return Policy(
+            daily_keep=self.settings.backup_daily_keep,
+            weekly_keep=self.settings.backup_weekly_keep,
+            weekly_day=Weekday[self.settings.backup_weekly_day.upper()],
+            timezone=ZoneInfo(self.settings.backup_timezone),
+        )
+
+    @property
+    def max_age(self) -> timedelta:
+        return timedelta(hours=self.settings.backup_max_age_hours)
+
+    @property
+    def notifier(self) -> Notifier:
+        return Notifier(self.settings.backup_notify_urls)
