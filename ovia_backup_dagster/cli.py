@@ -1,1 +1,334 @@
-def main() -> None: ...
+"""``ovia-backup``: the same core without Dagster, for the day when Dagster is down, and for cron and monitoring.
+
+A command parses, calls one operation, and prints. Data goes to standard output, what happens meanwhile to
+standard error. Exit codes: 0 done; 1 the operation failed, or what was checked is bad; 2 usage; ``status``
+follows the monitoring plugins: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.
+
+Imports stand inside the commands: ``--help`` must answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from ovia_backup_dagster import __version__
+from ovia_backup_dagster.core.errors import BackupError
+
+if TYPE_CHECKING:
+    from ovia_backup_dagster.core.catalog import Backup
+    from ovia_backup_dagster.core.retention import Plan
+    from ovia_backup_dagster.system import BackupSystem
+
+UNKNOWN = 3
+
+
+class _Group(click.Group):
+    """Turns our errors into one line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BackupError as error:
+            click.echo(f"ovia-backup: {error}", err=True)
+            ctx.exit(1)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program.")
+backup_argument = click.argument("backup", default="latest")
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="ovia-backup")
+def main() -> None:
+    """Back up a PostgreSQL database, and prove the backups.
+
+    The settings come from the environment: POSTGRES_HOST, POSTGRES_DB, BACKUP_DIR and the others that the
+    README lists. BACKUP is a backup's name, a path, or `latest`.
+    """
+    # Ended politely, a command ends its pg_dump and removes what is unfinished.
+    signal.signal(signal.SIGTERM, _terminated)
+
+
+@main.command()
+@json_option
+def dump(as_json: bool) -> None:
+    """Make a backup now."""
+    backup = _system().dumper.dump(log=_log)
+    if as_json:
+        _print_json(_as_dict(backup, datetime.now(UTC)))
+    else:
+        click.echo(backup.path)
+        _log(f"not verified yet. Next: ovia-backup verify {backup}")
+
+
+@main.command()
+@backup_argument
+@json_option
+def verify(backup: str, as_json: bool) -> None:
+    """Read all of a backup and say whether it is good. Exit code 1: it is bad."""
+    system = _system()
+    verified = system.verifier.verify(system.catalog.find(backup, datetime.now(UTC)), log=_log)
+    judgement, witness = verified.judgement, verified.witness
+    if as_json:
+        rows = witness.rows_by_table() if witness else {}
+        _print_json(_as_dict(verified.backup, datetime.now(UTC)) | {"tables": rows})
+    elif judgement.good and witness:
+        before = verified.previous.witness.rows_by_table() if verified.previous and verified.previous.witness else {}
+        _print_tables(witness.rows_by_table(), before)
+        click.echo(f"{verified.backup} is proven: {witness.rows:,} rows in {len(witness.tables)} tables")
+    else:
+        click.echo(f"{verified.backup} is bad")
+    if not as_json:
+        for text in (*judgement.reasons, *(f"odd: {text}" for text in judgement.oddities)):
+            click.echo(f"  {_safe(text)}")
+    if not judgement.good:
+        _log("use another backup: ovia-backup list; make a new one: ovia-backup dump")
+        sys.exit(1)
+
+
+@main.command(name="list")
+@json_option
+def list_backups(as_json: bool) -> None:
+    """List the backups, newest first."""
+    from ovia_backup_dagster.core.housekeeping import preview
+    from ovia_backup_dagster.core.words import duration, human_bytes
+
+    system, now = _system(), datetime.now(UTC)
+    backups = system.catalog.backups()
+    reasons = {d.candidate.key: d for d in preview(system.catalog, system.policy, now).decisions}
+    if as_json:
+        _print_json([_as_dict(backup, now) for backup in backups])
+        return
+    if not backups:
+        click.echo(f"no backup of database {system.catalog.database} in {system.catalog.root}")
+        _log("Next: ovia-backup dump")
+        return
+    rows = []
+    for backup in backups:
+        decision = reasons.get(f"{backup.tier}/{backup}")
+        plan = ("keep: " if decision.keep else "remove: ") + decision.reason if decision else ""
+        witness = backup.witness
+        age = duration(now - backup.started_at)
+        count = f"{witness.rows:,}" if witness else ""
+        rows.append((backup.path.name, age, human_bytes(backup.size_bytes), count, backup.state(now).value, plan))
+    _print_table(("backup", "age", "size", "rows", "state", "retention"), rows, right=(1, 2, 3))
+
+
+@main.command()
+@json_option
+def status(as_json: bool) -> None:
+    """Say whether the newest backup is fresh and good, as a monitoring plugin does."""
+    from ovia_backup_dagster.core.catalog import State
+    from ovia_backup_dagster.core.freshness import Level, freshness
+    from ovia_backup_dagster.core.locking import lock_holder
+
+    try:
+        system, now = _system(), datetime.now(UTC)
+        backups = system.catalog.backups()
+        found = freshness(backups, system.max_age, now)
+        holder = lock_holder(system.catalog.root)
+    except BackupError as error:
+        click.echo(f"BACKUP UNKNOWN - {error}")
+        sys.exit(UNKNOWN)
+    proven = next((b for b in backups if b.state(now) is State.PROVEN), None)
+    if found.level is not Level.FRESH:
+        code, word = 2, "CRITICAL"
+    elif not found.proven or found.rejected:
+        code, word = 1, "WARNING"
+    else:
+        code, word = 0, "OK"
+    if as_json:
+        newest = _as_dict(found.newest, now) if found.newest else None
+        last = proven.path.name if proven else None
+        extra = {"newest": newest, "last_proven": last, "lock_held_by": holder, "text": found.text}
+        _print_json({"status": word, "level": found.level.value, **extra})
+        sys.exit(code)
+    performance = ""
+    if found.newest and found.age:
+        limit = int(found.max_age.total_seconds())
+        performance = f" | age={int(found.age.total_seconds())}s;;{limit} size={found.newest.size_bytes}B"
+    click.echo(f"BACKUP {word} - {_safe(found.text)}{performance}")
+    if code:
+        click.echo(f"last proven backup: {proven or 'none'}")
+        nothing_new = found.level is Level.FRESH and not found.rejected
+        click.echo("Next: ovia-backup verify latest" if nothing_new else "Next: ovia-backup dump")
+    if holder:
+        click.echo(f"now at work: {_safe(holder)}")
+    sys.exit(code)
+
+
+@main.command()
+@backup_argument
+@json_option
+def promote(backup: str, as_json: bool) -> None:
+    """Let a proven daily backup also stand in weekly/, if its week has none yet."""
+    from ovia_backup_dagster.core import housekeeping
+
+    system, now = _system(), datetime.now(UTC)
+    promoted = housekeeping.promote(system.catalog, system.catalog.find(backup, now), system.policy, now, _waiting)
+    if as_json:
+        weekly = promoted.weekly.path.name if promoted.weekly else None
+        _print_json({"promoted": promoted.weekly is not None, "weekly": weekly, "reason": promoted.reason})
+    else:
+        click.echo(f"promoted to {promoted.weekly.path}" if promoted.weekly else "not promoted")
+        click.echo(f"  {promoted.reason}")
+
+
+@main.command()
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed, and why.")
+@click.option("--release", metavar="BACKUP", help="Say that the loss of rows a backup is held for was meant.")
+@json_option
+def prune(dry_run: bool, release: str | None, as_json: bool) -> None:
+    """Remove the backups that the retention policy does not keep."""
+    from ovia_backup_dagster.core import housekeeping
+    from ovia_backup_dagster.core.words import human_bytes
+
+    system, now = _system(), datetime.now(UTC)
+    if release and dry_run:
+        raise click.UsageError("--release changes something; --dry-run does not")
+    if release:
+        housekeeping.release(system.catalog, system.catalog.find(release, now), now)
+        _log(f"{release} is held no longer")
+    if dry_run:
+        plan, removed = housekeeping.preview(system.catalog, system.policy, now), None
+    else:
+        pruned = housekeeping.prune(system.catalog, system.policy, now, _waiting)
+        plan, removed = pruned.plan, pruned
+    if as_json:
+        _print_json({"held": plan.held or None, "dry_run": dry_run, "decisions": _plan_as_dicts(plan)})
+        return
+    for decision in plan.removals:
+        click.echo(f"{'would remove' if dry_run else 'removed'} {decision.candidate.key}: {decision.reason}")
+    kept = len(plan.decisions) - len(plan.removals)
+    if removed is None:
+        click.echo(f"{len(plan.removals)} to remove, {kept} to keep" + (f"; {plan.held}" if plan.held else ""))
+    else:
+        click.echo(f"{len(removed.removed)} removed ({human_bytes(removed.freed_bytes)}), {kept} kept")
+
+
+@main.command()
+@click.option("--serve", is_flag=True, help="Open the Dagster UI on it, with schedule and sensor, until Ctrl-C.")
+@click.option("--port", default=3000, show_default=True, help="Of the UI.")
+@click.option("--scale", default=1.0, show_default=True, help="Size of the sample database; 1 has 300,000 rows.")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(".demo"),
+    show_default=True,
+    help="Where backups and history go.",
+)
+def demo(serve: bool, port: int, scale: float, folder: Path) -> None:
+    """Back up a real PostgreSQL 16 with sample data, through Dagster. Needs no settings."""
+    from ovia_backup_dagster.demo.run import Demo
+
+    here = Demo(folder.absolute(), scale)
+    if serve:
+        sys.exit(here.serve(port, _log))
+    here.back_up(_log)
+    click.echo()
+    _print_table(("file", "size", "what it is"), here.files(), right=(1,))
+    click.echo()
+    click.echo("The Dagster UI on it, with this history, schedule and sensor running:  make dev")
+
+
+def _system() -> BackupSystem:
+    from ovia_backup_dagster.settings import Settings
+    from ovia_backup_dagster.system import BackupSystem
+
+    settings = Settings.load()
+    settings.require()
+    return BackupSystem(settings)
+
+
+def _terminated(*_: object) -> NoReturn:
+    sys.exit(128 + signal.SIGTERM)
+
+
+def _log(text: str) -> None:
+    click.echo(f"{datetime.now(UTC):%H:%M:%S} {_safe(text)}", err=True)
+
+
+def _waiting(holder: str) -> None:
+    _log(f"waiting for {holder}")
+
+
+def _safe(text: str) -> str:
+    """Names come from databases and file systems: no control characters of theirs reach the terminal."""
+    return "".join(c if c.isprintable() else "�" for c in text)
+
+
+def _print_json(data: object) -> None:
+    click.echo(json.dumps(data, indent=1, default=str))
+
+
+def _as_dict(backup: Backup, now: datetime) -> dict[str, Any]:
+    judgement, witness = backup.judgement, backup.witness
+    try:
+        manifest = backup.manifest
+    except BackupError:
+        manifest = None
+    return {
+        "name": backup.path.name,
+        "path": str(backup.path),
+        "database": backup.name.database,
+        "tier": backup.tier.value,
+        "started_at": backup.started_at.isoformat(),
+        "age_seconds": int((now - backup.started_at).total_seconds()),
+        "size_bytes": backup.size_bytes,
+        "state": backup.state(now).value,
+        "verified_at": judgement.at.isoformat() if judgement else None,
+        "findings": [finding.text for finding in judgement.findings] if judgement else [],
+        "rows": witness.rows if witness else None,
+        "sha256": manifest.sha256 if manifest else None,
+        "compression": manifest.compression if manifest else None,
+        "run_id": manifest.run_id if manifest else None,
+    }
+
+
+def _plan_as_dicts(plan: Plan) -> list[dict[str, Any]]:
+    return [
+        {
+            "backup": d.candidate.key,
+            "state": d.candidate.state.value,
+            "keep": d.keep,
+            "reason": d.reason,
+        }
+        for d in plan.decisions
+    ]
+
+
+def _print_tables(rows: dict[str, int], before: dict[str, int]) -> None:
+    from ovia_backup_dagster.core.words import signed
+
+    lines = []
+    for name in sorted(rows):
+        change = signed(rows[name] - before[name]) if name in before else ("new" if before else "")
+        lines.append((name, f"{rows[name]:,}", change))
+    _print_table(("table", "rows", "change"), lines, right=(1, 2))
+
+
+def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, name in enumerate(head):
+        table.add_column(name, justify="right" if number in right else "left", overflow="fold", no_wrap=number == 0)
+    for row in rows:
+        # Text, not str: a "[" in a name is no markup.
+        table.add_row(*(Text(_safe(cell)) for cell in row))
+    # In a pipe, lines as long as they need to be.
+    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -49,7 +49,8 @@ class Notifier:
         # Apprise's own log lines may repeat parts of a URL.
         logging.getLogger("apprise").setLevel(logging.CRITICAL)
         kind = apprise.NotifyType.FAILURE if failure else apprise.NotifyType.SUCCESS
-        delivered, failed = [], []
+        delivered: list[str] = []
+        failed: list[str] = []
         for number, url in enumerate(self.urls, 1):
             text = url.get_secret_value()
             name = f"{number} ({text.partition('://')[0]})"

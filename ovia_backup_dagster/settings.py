@@ -174,8 +174,8 @@ class Settings(BaseSettings):
         try:
             first = path.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
         except (OSError, UnicodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else "it is not text"
-            raise SettingsError(f"POSTGRES_PASSWORD_FILE={path} cannot be read", why=why or "", fix=f"ls -l {path}") from None
+            why = (isinstance(error, OSError) and error.strerror) or "it is not text"
+            raise SettingsError(f"POSTGRES_PASSWORD_FILE={path} cannot be read", why=why, fix=f"ls -l {path}") from None
         if not first:
             raise SettingsError(f"POSTGRES_PASSWORD_FILE={path} is empty", fix="write the password into it")
         return SecretStr(first)

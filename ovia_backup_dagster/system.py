@@ -24,7 +24,7 @@ from ovia_backup_dagster.settings import Settings
 class BackupSystem:
     """The parts, made from the settings.
 
-    Every property raises ``SettingsError`` when the settings are not usable.
+    What acts on a server or a volume raises ``SettingsError`` when the settings are not usable.
 
     Attributes:
         settings: as read at the edge.
@@ -37,9 +37,7 @@ class BackupSystem:
     @property
     def catalog(self) -> Catalog:
         self.settings.require()
-        return Catalog(
-            self.settings.backup_dir, self.settings.postgres_db, self.settings.backup_lock_wait_minutes * 60
-        )
+        return Catalog(self.settings.backup_dir, self.settings.postgres_db, self.settings.backup_lock_wait_minutes * 60)
 
     @property
     def connection(self) -> Connection:
@@ -73,8 +71,12 @@ class BackupSystem:
             daily_keep=self.settings.backup_daily_keep,
             weekly_keep=self.settings.backup_weekly_keep,
             weekly_day=Weekday[self.settings.backup_weekly_day.upper()],
-            timezone=ZoneInfo(self.settings.backup_timezone),
+            timezone=self.timezone,
         )
+
+    @property
+    def timezone(self) -> ZoneInfo:
+        return ZoneInfo(self.settings.backup_timezone)
 
     @property
     def max_age(self) -> timedelta:

@@ -350,16 +350,15 @@ class Catalog:
 
         Only under the exclusive lock: nobody else is writing then, so whatever is unfinished is abandoned.
         """
-        swept = []
+        swept: list[Path] = []
         for tier in Tier:
             folder = self.folder(tier)
             if not folder.is_dir():
                 continue
             with _explained(f"cannot clean up {folder}"):
                 names = set(os.listdir(folder))
-                for filename in sorted(names):
-                    if self._is_abandoned(filename, names, tier) and _unlink(folder / filename):
-                        swept.append(folder / filename)
+                abandoned = [folder / name for name in sorted(names) if self._is_abandoned(name, names, tier)]
+                swept += [path for path in abandoned if _unlink(path)]
         return swept
 
     def _is_abandoned(self, filename: str, names: set[str], tier: Tier) -> bool:
@@ -409,7 +408,7 @@ def newest(backups: Iterable[Backup], now: datetime, *states: State) -> Backup |
 
 
 def sync_folder(folder: Path) -> None:
-    """fsync a folder, so that renames and removals in it survive a power cut."""
+    """Fsync a folder, so that renames and removals in it survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

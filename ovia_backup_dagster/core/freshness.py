@@ -75,10 +75,11 @@ def freshness(backups: Sequence[Backup], max_age: timedelta, now: datetime) -> F
             rejected.append(backup)
         elif state is not State.BEING_WRITTEN:
             age = now - backup.started_at
-            if age < -CLOCK_TOLERANCE:
-                level = Level.FUTURE
-            else:
-                level = Level.STALE if age > max_age else Level.FRESH
-            return Freshness(level, backup, age, max_age, state is State.PROVEN, tuple(rejected))
+            return Freshness(_level(age, max_age), backup, age, max_age, state is State.PROVEN, tuple(rejected))
     return Freshness(Level.MISSING, None, None, max_age, False, tuple(rejected))
 
+
+def _level(age: timedelta, max_age: timedelta) -> Level:
+    if age < -CLOCK_TOLERANCE:
+        return Level.FUTURE
+    return Level.STALE if age > max_age else Level.FRESH

@@ -12,7 +12,7 @@ from datetime import datetime
 
 from ovia_backup_dagster.core import promotion, retention
 from ovia_backup_dagster.core.catalog import Backup, Catalog
-from ovia_backup_dagster.core.errors import BackupNotFoundError, VolumeError
+from ovia_backup_dagster.core.errors import BackupNotFoundError, NotProvenError, VolumeError
 from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.core.retention import Plan, Policy
 
@@ -62,19 +62,25 @@ def promote(
     return Promoted(weekly, decision.reason)
 
 
-def prune(
-    catalog: Catalog, policy: Policy, now: datetime, on_wait: Callable[[str], None] | None = None
-) -> Pruned:
+def prune(catalog: Catalog, policy: Policy, now: datetime, on_wait: Callable[[str], None] | None = None) -> Pruned:
     """Remove what the policy does not keep. A file that is gone already, or refuses to go, stops nothing.
 
     Raises:
-        LockHeldError, VolumeError: some files could not be removed; all others were.
+        NotProvenError: the newest dump is not proven.
+        VolumeError: some files could not be removed; all others were.
+        LockHeldError: another operation is under way.
     """
     catalog.prepare()
     with catalog.lock("pruning", now, on_wait):
         swept = tuple(path.name for path in catalog.sweep())
         backups = {f"{b.tier}/{b}": b for b in catalog.backups()}
         plan = retention.plan([retention.candidate(b, now) for b in backups.values()], policy, now)
+        if plan.held:
+            raise NotProvenError(
+                "nothing was removed",
+                why=plan.held,
+                fix="verify it: ovia-backup verify latest; or make a new one: ovia-backup dump",
+            )
         removed, freed, failures = [], 0, []
         for decision in plan.removals:
             backup = backups[decision.candidate.key]
@@ -111,5 +117,3 @@ def release(catalog: Catalog, backup: Backup, now: datetime) -> Backup:
             raise BackupNotFoundError(f"{backup} is not on hold", fix="ovia-backup prune --dry-run")
         catalog.set_hold(backup, hold.model_copy(update={"released_at": now}))
     return catalog.refresh(backup)
-
-

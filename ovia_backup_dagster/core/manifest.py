@@ -12,8 +12,6 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from ovia_backup_dagster.core.errors import VolumeError
 
-VERSION = 1
-
 
 class Sidecar(BaseModel):
     """Base of all sidecars: immutable in memory; unknown fields are kept out, so that a typo is an error."""
@@ -72,7 +70,7 @@ class Manifest(Sidecar):
         made_by: name and version of this program.
     """
 
-    version: Literal[1] = VERSION
+    version: Literal[1] = 1
     database: DatabaseFacts
     started_at: AwareDatetime
     finished_at: AwareDatetime

@@ -1,6 +1,6 @@
-"""Reads a whole archive and says what is in it: the archive is its own witness.
+r"""Reads a whole archive and says what is in it: the archive is its own witness.
 
-``pg_restore -f - ARCHIVE`` prints each table's COPY header, its rows, and ``\\.``. One pass over that stream
+``pg_restore -f - ARCHIVE`` prints each table's COPY header, its rows, and ``\.``. One pass over that stream
 gives rows and SHA-256 of every table as it stood in the dump's snapshot, with no load on any server. Whether
 what is found is good is judged in ``core.verdict``; whether the file is the one that was written is checked
 by ``verification`` before any of this opens it, because an archive can carry commands.

@@ -56,7 +56,8 @@ class Connection:
 
     def environment(self) -> dict[str, str]:
         """What a client program needs to connect. The database goes here, too: an argument ``a=b`` would be read
-        as a connection string."""
+        as a connection string.
+        """
         variables = {
             **self.libpq,
             "PGHOST": self.host,
@@ -249,7 +250,9 @@ def messages(stderr: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def diagnose(text: str, *, what: str, connection: Connection | None = None, exit_code: int | None = None) -> BackupError:
+def diagnose(
+    text: str, *, what: str, connection: Connection | None = None, exit_code: int | None = None
+) -> BackupError:
     """The typed error for what a program or libpq printed.
 
     A message that nobody has named yet is shown as it is.

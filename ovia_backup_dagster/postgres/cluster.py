@@ -60,7 +60,7 @@ class Cluster:
         return Connection(host=str(self.folder), port=5432, database=database, user=user or self.superuser)
 
     def create(self) -> None:
-        """initdb. The folder must not hold a cluster yet.
+        """Run initdb. The folder must not hold a cluster yet.
 
         Raises:
             ProgramError: initdb failed, or the folder's name is too long for a socket.

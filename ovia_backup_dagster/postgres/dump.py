@@ -147,7 +147,9 @@ class Dumper:
                 child.stderr, what=f"pg_dump of {self.connection} failed", connection=self.connection, exit_code=code
             )
         if not target.exists() or target.stat().st_size == 0:
-            raise ProgramError(f"pg_dump of {self.connection} wrote nothing", why="it ended with code 0 and an empty file")
+            raise ProgramError(
+                f"pg_dump of {self.connection} wrote nothing", why="it ended with code 0, its file is empty"
+            )
         return tuple(self.connection.redact(message) for message in messages(child.stderr))
 
     def _globals(self) -> tuple[bytes | None, tuple[str, ...]]:

@@ -88,7 +88,7 @@ def _system_identifier(session: psycopg.Connection[dict[str, Any]]) -> str | Non
 
 @contextmanager
 def _only_our_environment(connection: Connection) -> Iterator[None]:
-    """libpq reads ``PG*`` from this process's environment; for the moment of connecting, only ours are there.
+    """For the moment of connecting, only our ``PG*`` variables are in this process's environment: libpq reads it.
 
     A stray ``PGHOSTADDR``, ``PGSERVICE`` or ``PGOPTIONS`` would lead the question to another server than the
     dump, whose environment is made from nothing.
@@ -105,5 +105,3 @@ def _only_our_environment(connection: Connection) -> Iterator[None]:
             for name in wanted:
                 os.environ.pop(name, None)
             os.environ.update(before)
-
-

@@ -85,9 +85,9 @@ class Verifier:
         for backup in reversed(self.catalog.backups()):
             if backup.state(datetime.now(UTC)) is not State.UNPROVEN:
                 continue
-            has_manifest = backup.sidecar(MANIFEST).exists()
+            expectations = self.expectations if backup.sidecar(MANIFEST).exists() else Expectations()
             try:
-                outcomes.append(self._verify(backup, self.expectations if has_manifest else Expectations(), run_id, log))
+                outcomes.append(self._verify(backup, expectations, run_id, log))
             except BackupError as error:
                 log(f"{backup} stays unproven: {error}")
         return outcomes

@@ -1,0 +1,41 @@
+"""The code location: ``build_defs`` puts it together for one database; ``defs`` is what Dagster loads.
+
+No logic here. ``workspace.yaml`` is the only place that names this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from ovia_backup_dagster.defs.alerts import build_alert
+from ovia_backup_dagster.defs.assets import build_assets
+from ovia_backup_dagster.defs.jobs import DAILY_BACKUP_JOB, FRESHNESS_ALERT_JOB, JOBS
+from ovia_backup_dagster.defs.schedules import daily_backup_schedule, usable_schedule
+from ovia_backup_dagster.defs.sensors import backup_freshness_sensor
+from ovia_backup_dagster.settings import Settings
+from ovia_backup_dagster.system import BackupSystem
+
+
+def build_defs(settings: Settings, *, resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:
+    """The whole code location for one database.
+
+    Args:
+        settings: of that database; loading never fails on them.
+        resource_overrides: replaces resources by name (``backups``), for tests.
+    """
+    settings = usable_schedule(settings)
+    system = BackupSystem(settings)
+    return dg.Definitions(
+        assets=[*build_assets(system), build_alert(DAILY_BACKUP_JOB)],
+        jobs=JOBS,
+        schedules=[daily_backup_schedule(settings, DAILY_BACKUP_JOB)],
+        sensors=[backup_freshness_sensor(FRESHNESS_ALERT_JOB)],
+        resources={"backups": system, **(resource_overrides or {})},
+        executor=dg.in_process_executor,
+    )
+
+
+defs = build_defs(Settings.load())

@@ -1,0 +1,192 @@
+"""The freshness alert: what is late, by how much, why as far as is known, and what to do; and the all-clear.
+
+When it is asked for is ``sensors``' business; how it is delivered, ``notifications``'.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from ovia_backup_dagster.core.catalog import Backup, State, newest
+from ovia_backup_dagster.core.errors import VolumeError
+from ovia_backup_dagster.core.freshness import Freshness, Level, freshness
+from ovia_backup_dagster.defs import metadata
+from ovia_backup_dagster.defs.configs import AlertConfig
+from ovia_backup_dagster.defs.policies import ALERT_GROUP, OWNERS, explained
+from ovia_backup_dagster.defs.resources import Backups
+from ovia_backup_dagster.system import BackupSystem
+
+NAME = "backup_freshness_alert"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """How the backups stand.
+
+    Attributes:
+        found: their freshness; ``None`` when the volume cannot be read.
+        backups: what is on the volume, newest first.
+        trouble: in a sentence; empty when all is well.
+        problems: settings that cannot be used.
+    """
+
+    found: Freshness | None
+    backups: tuple[Backup, ...]
+    trouble: str
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FailedRun:
+    """The last run of the daily job that failed, if none succeeded since.
+
+    Attributes:
+        run_id: Dagster's.
+        at: when it ended (UTC).
+        reason: the failed step's message.
+    """
+
+    run_id: str
+    at: datetime
+    reason: str
+
+
+def condition(system: BackupSystem, now: datetime) -> Condition:
+    """Look at the volume.
+
+    Raises:
+        SettingsError: POSTGRES_HOST is not set: there is nothing to watch.
+    """
+    settings = system.settings
+    if settings.postgres_host is None:
+        settings.require()
+    # Settings that are wrong in another way are a reason to alert, not one to stay silent.
+    watched = BackupSystem(settings.model_copy(update={"problems": ()}))
+    try:
+        backups = tuple(watched.catalog.backups())
+    except VolumeError as error:
+        return Condition(None, (), str(error), settings.problems)
+    found = freshness(backups, watched.max_age, now)
+    troubles = [] if found.level is Level.FRESH else [found.text]
+    troubles += [f"the settings are not usable: {problem}" for problem in settings.problems]
+    return Condition(found, backups, "; ".join(troubles), settings.problems)
+
+
+def build_alert(job_name: str) -> dg.AssetsDefinition:
+    """The alert asset; ``job_name`` is the job whose failed runs explain a missing dump."""
+
+    @dg.asset(
+        name=NAME,
+        group_name=ALERT_GROUP,
+        kinds={"alert"},
+        owners=OWNERS,
+        retry_policy=dg.RetryPolicy(max_retries=3, delay=30, backoff=dg.Backoff.EXPONENTIAL),
+        description="Tells people, through BACKUP_NOTIFY_URLS, that the newest dump is too old, missing, or dated in "
+        "the future; or that this is over. Materialized by `backup_freshness_sensor`; launched by hand it says how "
+        "things stand, and sends only if something is wrong.",
+    )
+    def backup_freshness_alert(
+        context: dg.AssetExecutionContext, config: AlertConfig, backups: Backups
+    ) -> dg.MaterializeResult[None]:
+        with explained(context, backups):
+            now = datetime.now(UTC)
+            state = condition(backups, now)
+            failed = last_failed_run(context.instance, job_name)
+            shown = metadata.of_freshness(state.found) if state.found else {}
+            if failed is not None:
+                shown["last_failed_run"] = dg.MetadataValue.dagster_run(failed.run_id)
+                shown["last_failure"] = dg.MetadataValue.text(failed.reason)
+            if config.episode:
+                shown["episode"] = dg.MetadataValue.text(config.episode)
+            if not state.trouble and not config.all_clear:
+                shown["message"] = dg.MetadataValue.text("nothing is wrong; nobody was told")
+                return dg.MaterializeResult(metadata=shown)
+            title, body = message(backups, state, failed, now, since=config.episode)
+            context.log.info(f"{title}\n{body}")
+            delivery = backups.notifier.send(title, body, failure=bool(state.trouble))
+            if delivery.failed:
+                context.log.warning(f"not everybody was told: {', '.join(delivery.failed)}")
+            shown |= {"title": dg.MetadataValue.text(title), "message": dg.MetadataValue.text(body)}
+            return dg.MaterializeResult(metadata=shown | metadata.of_delivery(delivery))
+
+    return backup_freshness_alert
+
+
+def message(
+    system: BackupSystem, state: Condition, failed: FailedRun | None, now: datetime, *, since: str = ""
+) -> tuple[str, str]:
+    """Title and body, for a person who reads it on a telephone.
+
+    Args:
+        system: for the names of things.
+        state: how the backups stand.
+        failed: the last failed run, if it explains anything.
+        now: the present (UTC).
+        since: when the trouble began, for the all-clear.
+    """
+    settings = system.settings
+    database = settings.postgres_db
+    if not state.trouble:
+        title = f"[{database}] backups are fresh again"
+        lines: list[str | None] = [
+            state.found.text.capitalize() + "." if state.found else None,
+            f"The trouble began {since}." if since else None,
+        ]
+        return title, "\n".join(line for line in lines if line)
+    level = state.found.level if state.found else None
+    title = {
+        Level.STALE: f"[{database}] the newest backup is too old",
+        Level.MISSING: f"[{database}] there is no backup",
+        Level.FUTURE: f"[{database}] the newest backup is dated in the future",
+        Level.FRESH: f"[{database}] the backup settings are not usable",
+        None: f"[{database}] the backup volume cannot be read",
+    }[level]
+    rejected = state.found.rejected if state.found else ()
+    good = newest(state.backups, now, State.PROVEN)
+    link = f"{settings.dagster_public_url}/runs/{failed.run_id}" if settings.dagster_public_url and failed else ""
+    lines = [
+        f"What: {state.trouble}.",
+        f"Last proven backup: {good or 'none'}.",
+        f"Last failed run: {failed.run_id} at {failed.at:%Y-%m-%d %H:%M} UTC. {link}" if failed else None,
+        f"Why it failed: {failed.reason}" if failed else None,
+        f"Why newer ones are bad: {'; '.join(_reasons(rejected))}." if rejected else None,
+        "Next: launch daily_backup_job in the Dagster UI, or run: ovia-backup dump && ovia-backup verify latest",
+    ]
+    return title, "\n".join(line.rstrip() for line in lines if line)
+
+
+def last_failed_run(instance: dg.DagsterInstance, job_name: str) -> FailedRun | None:
+    """The newest finished run of the job, if it failed."""
+    finished = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+    records = instance.get_run_records(dg.RunsFilter(job_name=job_name, statuses=finished), limit=1)
+    if not records or records[0].dagster_run.status is dg.DagsterRunStatus.SUCCESS:
+        return None
+    run = records[0].dagster_run
+    ended = datetime.fromtimestamp(records[0].end_time or records[0].update_timestamp.timestamp(), UTC)
+    return FailedRun(run.run_id, ended, _failure_reason(instance, run.run_id))
+
+
+def _failure_reason(instance: dg.DagsterInstance, run_id: str) -> str:
+    """What the failed step said, in one line; the run's own end when no step got that far."""
+    for kind in (dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.RUN_CANCELED):
+        for entry in instance.all_logs(run_id, of_type=kind):
+            event = entry.dagster_event
+            if event is None:
+                continue
+            if event.is_step_failure:
+                data = event.step_failure_data
+                if data.user_failure_data and data.user_failure_data.description:
+                    return data.user_failure_data.description
+                if data.error:
+                    return " ".join(data.error.message.split())
+            if event.message:
+                return event.message
+    return "it ended without a message; see its log"
+
+
+def _reasons(rejected: Iterable[Backup]) -> Iterable[str]:
+    for backup in rejected:
+        judgement = backup.judgement
+        yield f"{backup}: {', '.join(judgement.reasons) if judgement else 'unknown'}"

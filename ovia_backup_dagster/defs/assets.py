@@ -1,0 +1,167 @@
+"""The four assets of the daily backup: dump, verification, promotion, pruning.
+
+Each calls one operation and shows what came of it. The dump is handed on by name through its manifest, which
+records the run: never "the newest file".
+"""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from ovia_backup_dagster.core import housekeeping
+from ovia_backup_dagster.core.catalog import Backup, Catalog, State
+from ovia_backup_dagster.core.errors import BackupNotFoundError, VolumeError
+from ovia_backup_dagster.core.naming import Tier
+from ovia_backup_dagster.defs import metadata
+from ovia_backup_dagster.defs.checks import check_results, check_specs
+from ovia_backup_dagster.defs.configs import BackupChoice, PruningConfig
+from ovia_backup_dagster.defs.policies import BACKUP_GROUP, OWNERS, POOL, explained, freshness
+from ovia_backup_dagster.defs.resources import Backups
+from ovia_backup_dagster.system import BackupSystem
+
+DAILY_DUMP = "daily_dump"
+DUMP_VERIFICATION = "dump_verification"
+WEEKLY_PROMOTION = "weekly_promotion"
+RETENTION_PRUNING = "retention_pruning"
+NAMES = (DAILY_DUMP, DUMP_VERIFICATION, WEEKLY_PROMOTION, RETENTION_PRUNING)
+
+
+def build_assets(system: BackupSystem) -> list[dg.AssetsDefinition]:
+    """The assets, with the freshness policy that the settings ask for."""
+    policy = freshness(system)
+
+    @dg.asset(
+        name=DAILY_DUMP,
+        group_name=BACKUP_GROUP,
+        kinds={"postgres", "file"},
+        owners=OWNERS,
+        pool=POOL,
+        tags=dict.fromkeys(("ovia/backup",), "daily"),
+        freshness_policy=policy,
+        description="A `pg_dump -Fc` of the database in `daily/`, with its manifest and the roles beside it. It "
+        "appears under its name whole, or not at all.",
+    )
+    def daily_dump(context: dg.AssetExecutionContext, backups: Backups) -> dg.MaterializeResult[None]:
+        with explained(context, backups):
+            backup = backups.dumper.dump(run_id=context.run_id, log=context.log.info)
+            manifest = backup.manifest
+            assert manifest is not None  # it was just published with one
+            for warning in manifest.warnings:
+                context.log.warning(warning)
+            return dg.MaterializeResult(metadata=metadata.of_dump(backup, manifest))
+
+    @dg.asset(
+        name=DUMP_VERIFICATION,
+        deps=[DAILY_DUMP],
+        group_name=BACKUP_GROUP,
+        kinds={"postgres", "file"},
+        owners=OWNERS,
+        pool=POOL,
+        freshness_policy=policy,
+        check_specs=check_specs(DUMP_VERIFICATION),
+        description="The dump of this run, read back to the last byte: its hash, every table's rows and content, and "
+        "what the settings expect. A bad dump is not materialized here; nothing downstream runs. Dumps of the old "
+        "script that have no verdict yet are verified, too.",
+    )
+    def dump_verification(
+        context: dg.AssetExecutionContext, config: BackupChoice, backups: Backups
+    ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]:
+        with explained(context, backups):
+            backup = _chosen(context, config, backups.catalog)
+            verified = backups.verifier.verify(backup, run_id=context.run_id, log=context.log.info)
+        yield from check_results(verified.judgement, backup.path.name)
+        if not verified.judgement.good:
+            raise dg.Failure(
+                f"{backup} is bad: {'; '.join(verified.judgement.reasons)}. Next: find the cause, then launch "
+                "daily_backup_job again; earlier backups are untouched: ovia-backup list",
+                metadata={"backup": backup.path.name},
+                allow_retries=False,
+            )
+        with explained(context, backups):
+            for other in backups.verifier.verify_unproven(run_id=context.run_id, log=context.log.info):
+                if not other.judgement.good:
+                    context.log.warning(f"{other.backup} is bad: {'; '.join(other.judgement.reasons)}")
+        yield dg.MaterializeResult(metadata=metadata.of_verification(verified))
+
+    @dg.asset(
+        name=WEEKLY_PROMOTION,
+        deps=[DUMP_VERIFICATION],
+        group_name=BACKUP_GROUP,
+        kinds={"file"},
+        owners=OWNERS,
+        pool=POOL,
+        description="On the weekly day the proven dump also stands in `weekly/`, as a hard link or a checked copy. If "
+        "the day was missed, the next proven dump takes its place. Always materializes, with the reason.",
+    )
+    def weekly_promotion(
+        context: dg.AssetExecutionContext, config: BackupChoice, backups: Backups
+    ) -> dg.MaterializeResult[None]:
+        with explained(context, backups):
+            backup = _chosen(context, config, backups.catalog)
+            now = datetime.now(UTC)
+            promoted = housekeeping.promote(backups.catalog, backup, backups.policy, now, context.log.info)
+            context.log.info(promoted.reason)
+            return dg.MaterializeResult(metadata=metadata.of_promotion(promoted))
+
+    @dg.asset(
+        name=RETENTION_PRUNING,
+        deps=[WEEKLY_PROMOTION],
+        group_name=BACKUP_GROUP,
+        kinds={"file"},
+        owners=OWNERS,
+        pool=POOL,
+        description="Removes what the retention policy does not keep, with a reason for each file. Refuses when the "
+        "newest dump is not proven, whoever launched it.",
+    )
+    def retention_pruning(
+        context: dg.AssetExecutionContext, config: PruningConfig, backups: Backups
+    ) -> dg.MaterializeResult[None]:
+        with explained(context, backups):
+            now = datetime.now(UTC)
+            if config.dry_run:
+                pruned = housekeeping.Pruned(housekeeping.preview(backups.catalog, backups.policy, now))
+            else:
+                pruned = housekeeping.prune(backups.catalog, backups.policy, now, context.log.info)
+            for decision in pruned.plan.removals:
+                verb = "would remove" if config.dry_run else "removed"
+                context.log.info(f"{verb} {decision.candidate.key}: {decision.reason}")
+            return dg.MaterializeResult(metadata=metadata.of_pruning(pruned))
+
+    return [daily_dump, dump_verification, weekly_promotion, retention_pruning]
+
+
+def _chosen(context: dg.AssetExecutionContext, config: BackupChoice, catalog: Catalog) -> Backup:
+    """The backup that the launchpad names, else this run's; the newest only in a run that makes no dump.
+
+    Raises:
+        BackupNotFoundError: there is none.
+    """
+    now = datetime.now(UTC)
+    if config.backup:
+        return catalog.find(config.backup, now)
+    run = context.run
+    # A re-execution from the point of failure works on the dump of the run that it continues.
+    lineage = {run.run_id, run.parent_run_id, run.root_run_id} - {None}
+    dailies = catalog.backups(Tier.DAILY)
+    for backup in dailies:
+        if _run_id(backup) in lineage:
+            return backup
+    if run.asset_selection is None or dg.AssetKey(DAILY_DUMP) in run.asset_selection:
+        raise BackupNotFoundError(
+            "the dump of this run is gone",
+            why=f"no backup in {catalog.folder(Tier.DAILY)} was made by run {run.run_id}",
+            fix="see the volume: ovia-backup list; then launch daily_backup_job again",
+        )
+    settled = [b for b in dailies if b.state(now) is not State.BEING_WRITTEN]
+    if not settled:
+        return catalog.find("latest", now)
+    context.log.info(f"this run made no dump; working on the newest, {settled[0]}")
+    return settled[0]
+
+
+def _run_id(backup: Backup) -> str | None:
+    try:
+        return backup.manifest.run_id if backup.manifest else None
+    except VolumeError:
+        return None

@@ -1,0 +1,42 @@
+"""Verification's checks as Dagster asset checks: their specs, and a judgement as their results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from ovia_backup_dagster.core.verdict import Check, Judgement
+
+#: In the order in which they are made: when one that blocks fails, the later ones are not made.
+_STAGES = (
+    (Check.MATCHES_MANIFEST,),
+    (Check.DECODES,),
+    (Check.TABLES_PRESENT, Check.TABLES_HOLD_ROWS, Check.ROWS_KEPT, Check.NO_WARNINGS),
+)
+
+
+def check_specs(asset: str) -> list[dg.AssetCheckSpec]:
+    """A spec for each check. Bad blocks what is downstream; odd warns and lets it go on."""
+    return [
+        dg.AssetCheckSpec(check.value, asset=asset, description=check.description, blocking=not check.is_odd)
+        for check in Check
+    ]
+
+
+def check_results(judgement: Judgement, backup: str) -> Iterator[dg.AssetCheckResult]:
+    """A result for each check that was made."""
+    for stage in _STAGES:
+        failed = False
+        for check in stage:
+            findings = [finding.text for finding in judgement.findings if finding.check is check]
+            failed = failed or bool(findings)
+            yield dg.AssetCheckResult(
+                check_name=check.value,
+                passed=not findings,
+                severity=dg.AssetCheckSeverity.WARN if check.is_odd else dg.AssetCheckSeverity.ERROR,
+                description="; ".join(findings) or None,
+                metadata={"backup": backup, **({"findings": "\n".join(findings)} if findings else {})},
+            )
+        if failed and stage is not _STAGES[-1]:
+            return

@@ -1,0 +1,140 @@
+"""What the UI shows of our results: the only place that makes ``MetadataValue``s of them.
+
+Numbers are plotted over time, so they keep their names and units: bytes and seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+
+import dagster as dg
+
+from ovia_backup_dagster.core.catalog import Backup
+from ovia_backup_dagster.core.freshness import Freshness
+from ovia_backup_dagster.core.housekeeping import Promoted, Pruned
+from ovia_backup_dagster.core.manifest import Manifest
+from ovia_backup_dagster.core.retention import Plan
+from ovia_backup_dagster.core.words import signed
+from ovia_backup_dagster.notifications import Delivery
+from ovia_backup_dagster.postgres.verification import Verified
+
+Metadata = dict[str, dg.MetadataValue]
+
+
+def of_dump(backup: Backup, manifest: Manifest) -> Metadata:
+    """``daily_dump``: the file and how it was made."""
+    return {
+        "backup": dg.MetadataValue.text(backup.path.name),
+        "path": dg.MetadataValue.path(str(backup.path)),
+        "size_bytes": dg.MetadataValue.int(backup.size_bytes),
+        "seconds": dg.MetadataValue.float(manifest.seconds),
+        "compression": dg.MetadataValue.text(manifest.compression),
+        "sha256": dg.MetadataValue.text(manifest.sha256),
+        "server_version": dg.MetadataValue.text(manifest.database.server_version),
+        "client_version": dg.MetadataValue.text(manifest.client_version),
+        "warnings": dg.MetadataValue.int(len(manifest.warnings)),
+    }
+
+
+def of_verification(verified: Verified) -> Metadata:
+    """``dump_verification``: numbers, and a table of tables with the change since the dump before."""
+    witness, judgement = verified.witness, verified.judgement
+    assert witness is not None  # only a good dump is materialized
+    before = verified.previous.witness if verified.previous else None
+    metadata = {
+        "backup": dg.MetadataValue.text(verified.backup.path.name),
+        "tables": _table(witness.rows_by_table(), before.rows_by_table() if before else None),
+        "rows": dg.MetadataValue.int(witness.rows),
+        "size_bytes": dg.MetadataValue.int(verified.backup.size_bytes),
+        "decoded_bytes": dg.MetadataValue.int(witness.decoded_bytes),
+        "ratio": dg.MetadataValue.float(round(witness.decoded_bytes / verified.backup.size_bytes, 3)),
+        "seconds": dg.MetadataValue.float(judgement.seconds),
+        "large_objects": dg.MetadataValue.int(witness.large_objects.count),
+        "compared_with": dg.MetadataValue.text(verified.previous.path.name if verified.previous else "nothing"),
+    }
+    if judgement.oddities:
+        metadata["odd"] = dg.MetadataValue.md("\n".join(f"* {_plain(text)}" for text in judgement.oddities))
+    return metadata
+
+
+def of_promotion(promoted: Promoted) -> Metadata:
+    """``weekly_promotion``: whether, and why."""
+    return {
+        "promoted": dg.MetadataValue.bool(promoted.weekly is not None),
+        "reason": dg.MetadataValue.text(promoted.reason),
+        "backup": dg.MetadataValue.text(promoted.weekly.path.name if promoted.weekly else "none"),
+    }
+
+
+def of_pruning(pruned: Pruned) -> Metadata:
+    """``retention_pruning``: every file with its reason."""
+    return {
+        "removed": dg.MetadataValue.int(len(pruned.removed)),
+        "kept": dg.MetadataValue.int(len(pruned.plan.decisions) - len(pruned.plan.removals)),
+        "freed_bytes": dg.MetadataValue.int(pruned.freed_bytes),
+        "plan": of_plan(pruned.plan),
+    }
+
+
+def of_plan(plan: Plan) -> dg.MetadataValue:
+    """A retention plan as a table."""
+    return dg.MetadataValue.table(
+        records=[
+            dg.TableRecord(
+                {
+                    "backup": decision.candidate.key,
+                    "state": decision.candidate.state.value,
+                    "decision": "keep" if decision.keep else "remove",
+                    "reason": decision.reason,
+                }
+            )
+            for decision in plan.decisions
+        ],
+        schema=dg.TableSchema([dg.TableColumn(name) for name in ("backup", "state", "decision", "reason")]),
+    )
+
+
+def of_freshness(found: Freshness) -> Metadata:
+    """``backup_freshness_alert``: how things stand."""
+    metadata: Metadata = {
+        "level": dg.MetadataValue.text(found.level.value),
+        "newest_backup": dg.MetadataValue.text(found.newest.path.name if found.newest else "none"),
+        "proven": dg.MetadataValue.bool(found.proven),
+        "max_age_hours": dg.MetadataValue.float(_hours(found.max_age)),
+    }
+    if found.age is not None:
+        metadata["age_hours"] = dg.MetadataValue.float(_hours(found.age))
+    return metadata
+
+
+def of_delivery(delivery: Delivery) -> Metadata:
+    """Who was told."""
+    return {
+        "told": dg.MetadataValue.text(", ".join(delivery.delivered) or "nobody: BACKUP_NOTIFY_URLS is empty"),
+        **({"not_told": dg.MetadataValue.text(", ".join(delivery.failed))} if delivery.failed else {}),
+    }
+
+
+def _table(rows: Mapping[str, int], before: Mapping[str, int] | None) -> dg.MetadataValue:
+    names = sorted({*rows, *(before or {})})
+    records = []
+    for name in names:
+        if before is None:
+            change = ""
+        elif name not in before:
+            change = "new"
+        else:
+            change = signed(rows[name] - before[name]) if name in rows else "gone"
+        records.append(dg.TableRecord({"table": name, "rows": rows.get(name, 0), "change": change}))
+    columns = [dg.TableColumn("table"), dg.TableColumn("rows", "int"), dg.TableColumn("change")]
+    return dg.MetadataValue.table(records=records, schema=dg.TableSchema(columns))
+
+
+def _hours(span: timedelta) -> float:
+    return round(span.total_seconds() / 3600, 2)
+
+
+def _plain(text: str) -> str:
+    """Names come from the database, and may hold anything: no Markdown of theirs."""
+    return "`" + text.replace("`", "'").replace("\n", " ") + "`"

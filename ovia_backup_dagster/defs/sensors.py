@@ -1,0 +1,104 @@
+"""What is watched. The sensor looks at the volume, not at Dagster's events: the volume is the truth.
+
+It runs in the code server, which therefore needs the volume, read-only.
+"""
+
+from datetime import UTC, datetime
+
+import dagster as dg
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ovia_backup_dagster.defs import alerts
+from ovia_backup_dagster.defs.alerts import condition
+from ovia_backup_dagster.defs.configs import AlertConfig
+from ovia_backup_dagster.defs.resources import Backups
+
+NAME = "backup_freshness_sensor"
+INTERVAL_SECONDS = 300
+ALERT_TAG = "ovia/alert"
+#: How many runs are asked for until one succeeds, a day and episode. Each of them tries four times to send.
+MAX_RUNS = 5
+
+_GOING = {
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+    dg.DagsterRunStatus.MANAGED,
+}
+
+
+class Cursor(BaseModel):
+    """What the sensor remembers: the episode of trouble that is going on, by its first instant (UTC)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    episode: str | None = None
+
+
+def backup_freshness_sensor(job_name: str) -> dg.SensorDefinition:
+    """One alert a day while something is wrong, and one all-clear when it is over.
+
+    A run key alone would not do: Dagster remembers it whatever became of the run, so an alert that failed to
+    launch would never be asked for again. So each key carries the number of the attempt, and the next attempt
+    is made when the one before has failed.
+    """
+
+    @dg.sensor(
+        name=NAME,
+        job_name=job_name,
+        minimum_interval_seconds=INTERVAL_SECONDS,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Alerts when the newest dump that is not bad is older than BACKUP_MAX_AGE_HOURS, missing, or dated "
+        "in the future: once a day while it lasts, and once when it is over.",
+    )
+    def freshness_sensor(context: dg.SensorEvaluationContext, backups: Backups) -> dg.SensorResult | dg.SkipReason:
+        now = datetime.now(UTC)
+        state = condition(backups, now)
+        cursor = _cursor(context.cursor)
+        if not state.trouble and cursor.episode is None:
+            return dg.SkipReason(state.found.text if state.found else "all is well")
+        if state.trouble:
+            episode = cursor.episode or now.isoformat(timespec="seconds")
+            day = now.astimezone(backups.timezone).date().isoformat()
+            request, reason = _request(context.instance, f"{episode}/{day}", AlertConfig(episode=episode))
+            kept = Cursor(episode=episode)
+        else:
+            assert cursor.episode is not None
+            config = AlertConfig(all_clear=True, episode=cursor.episode)
+            request, reason = _request(context.instance, f"{cursor.episode}/all-clear", config)
+            # The episode is over once the all-clear is out, or cannot be brought out.
+            kept = cursor if request or reason.startswith("waiting") else Cursor()
+        return dg.SensorResult(
+            run_requests=[request] if request else [],
+            skip_reason=None if request else f"{state.trouble or 'all is well again'} ({reason})",
+            cursor=kept.model_dump_json(),
+        )
+
+    return freshness_sensor
+
+
+def _request(instance: dg.DagsterInstance, key: str, config: AlertConfig) -> tuple[dg.RunRequest | None, str]:
+    """A run for the alert ``key``, unless one succeeded, is under way, or too many failed; and why not."""
+    runs = instance.get_runs(dg.RunsFilter(tags={ALERT_TAG: key}))
+    if any(run.status is dg.DagsterRunStatus.SUCCESS for run in runs):
+        return None, "people were told"
+    if any(run.status in _GOING for run in runs):
+        return None, "waiting for the run that tells people"
+    if len(runs) >= MAX_RUNS:
+        return None, f"{len(runs)} runs failed to tell people"
+    request = dg.RunRequest(
+        run_key=f"{key}/{len(runs) + 1}",
+        run_config=dg.RunConfig(ops={alerts.NAME: config}),
+        tags={ALERT_TAG: key},
+    )
+    return request, ""
+
+
+def _cursor(text: str | None) -> Cursor:
+    try:
+        return Cursor.model_validate_json(text) if text else Cursor()
+    except ValidationError:
+        # Somebody edited it in the UI, or an older version wrote it: begin anew rather than fail every tick.
+        return Cursor()

@@ -1,0 +1,185 @@
+"""The demo: start the embedded server, run the daily job through Dagster, show what stands on the volume.
+
+Dagster runs as a child process, so that the command line never imports it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ovia_backup_dagster.core.catalog import GLOBALS, MANIFEST, VERIFIED
+from ovia_backup_dagster.core.errors import BackupError, ProgramError
+from ovia_backup_dagster.core.naming import SUFFIX
+from ovia_backup_dagster.core.words import human_bytes
+from ovia_backup_dagster.demo import embedded
+from ovia_backup_dagster.postgres.client import messages
+from ovia_backup_dagster.postgres.cluster import Cluster
+
+DATABASE = "ovia"
+_DAGSTER = (sys.executable, "-W", "ignore", "-m", "dagster")
+_MODULE = "ovia_backup_dagster.definitions"
+_OURS = ("POSTGRES_", "BACKUP_", "PG", "DAGSTER_", "DRILL_", "RESTORE_", "SWARM_", "HEALTH_")
+_KINDS = {
+    SUFFIX: "the backup: pg_dump's custom format",
+    MANIFEST: "its manifest: when, how, from which server, SHA-256",
+    GLOBALS: "the roles, without passwords",
+    VERIFIED: "the verdict: rows and SHA-256 of every table",
+}
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """One demo.
+
+    Attributes:
+        folder: where backups and Dagster's history go; kept between runs.
+        scale: size of the sample database when it is made.
+    """
+
+    folder: Path
+    scale: float
+
+    @property
+    def backups(self) -> Path:
+        """The demo's backup volume."""
+        return self.folder / "backups"
+
+    def back_up(self, log: Log) -> None:
+        """Run ``daily_backup_job`` once.
+
+        Raises:
+            BackupError: the server or the job failed; the job's log is named.
+        """
+        with self._server(log) as cluster:
+            environment = self._environment(cluster)
+            output = self.folder / "daily_backup_job.log"
+            log(f"running daily_backup_job through Dagster (its log: {output})")
+            command = (*_DAGSTER, "job", "execute", "--module-name", _MODULE, "--job", "daily_backup_job")
+            with open(output, "wb") as file:
+                code = subprocess.run(
+                    command, env=environment, stdout=file, stderr=file, cwd=_checkout(), check=False
+                ).returncode
+            if code != 0:
+                lines = messages(output.read_text("utf-8", "replace"))
+                why = next(
+                    (line for line in lines if "Failure:" in line or "Error:" in line), lines[-1] if lines else ""
+                )
+                raise ProgramError("daily_backup_job failed", why=why, fix=f"read {output}")
+
+    def serve(self, port: int, log: Log) -> int:
+        """Run the UI and the daemon until they are ended; returns their exit code."""
+        with self._server(log) as cluster:
+            log(f"the Dagster UI: http://127.0.0.1:{port} (Ctrl-C ends it)")
+            where = ("--workspace", str(_checkout() / "workspace.yaml"), "--host", "127.0.0.1", "--port", str(port))
+            command = (*_DAGSTER, "dev", *where)
+            with subprocess.Popen(command, env=self._environment(cluster), cwd=_checkout()) as process:
+                try:
+                    return process.wait()
+                except (KeyboardInterrupt, SystemExit):
+                    # A terminal's Ctrl-C reached Dagster, too; it takes a few seconds to end its children.
+                    process.terminate()
+                    process.wait()
+                    return 0
+
+    def files(self) -> list[tuple[str, str, str]]:
+        """What stands on the volume: path, size, what it is."""
+        rows = []
+        for path in sorted(p for p in self.backups.rglob("*") if p.is_file() and not p.name.startswith(".")):
+            suffix = SUFFIX + path.name.partition(SUFFIX)[2]
+            kind = _KINDS.get(suffix.removeprefix(SUFFIX) or SUFFIX, "")
+            rows.append((str(path.relative_to(self.backups)), human_bytes(path.stat().st_size), kind))
+        return rows
+
+    @contextmanager
+    def _server(self, log: Log) -> Iterator[Cluster]:
+        """The demo's server with the sample database; stopped afterwards, unless it ran before."""
+        cluster = Cluster(embedded.bin_dir(), _private_folder(self.folder))
+        running = cluster.running
+        try:
+            if not running:
+                if not cluster.exists:
+                    log(f"making a PostgreSQL 16 cluster in {cluster.folder}")
+                    cluster.create()
+                cluster.start()
+            self._load(cluster, log)
+            yield cluster
+        finally:
+            if not running:
+                cluster.stop()
+
+    def _load(self, cluster: Cluster, log: Log) -> None:
+        # Written last, so that a load that was interrupted is done again.
+        done = cluster.folder / "loaded"
+        if done.exists():
+            return
+        log(f"loading the sample database {DATABASE}")
+        shutil.rmtree(self.folder / "dagster", ignore_errors=True)
+        try:
+            embedded.create_database(cluster.connection(), cluster.bin_dir, DATABASE, self.scale)
+        except BackupError:
+            cluster.stop()
+            cluster.remove()
+            raise
+        done.touch()
+
+    def _environment(self, cluster: Cluster) -> dict[str, str]:
+        """The child's environment: ours, with the demo's settings and nobody else's."""
+        home = self.folder / "dagster"
+        home.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(_checkout() / "dagster.yaml", home / "dagster.yaml")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
+        return {
+            **kept,
+            "DAGSTER_HOME": str(home),
+            "POSTGRES_HOST": str(cluster.folder),
+            "POSTGRES_DB": DATABASE,
+            "POSTGRES_USER": "ovia",
+            "BACKUP_DIR": str(self.backups),
+            "PG_BIN_DIR": str(cluster.bin_dir),
+        }
+
+
+def _checkout() -> Path:
+    """The folder with ``workspace.yaml`` and ``dagster.yaml``.
+
+    Raises:
+        ProgramError: this is not a checkout.
+    """
+    folder = Path(__file__).parents[2]
+    if not (folder / "workspace.yaml").exists():
+        raise ProgramError(
+            "the demo runs from a checkout", why=f"{folder} has no workspace.yaml", fix="clone the project; make demo"
+        )
+    return folder
+
+
+def _private_folder(folder: Path) -> Path:
+    """Where the cluster lives: short enough for a socket, the same for the same demo, nobody else's.
+
+    Raises:
+        ProgramError: somebody else made it.
+    """
+    mark = hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]
+    place = Path(tempfile.gettempdir()) / f"ovia-demo-{os.geteuid()}-{mark}"
+    try:
+        place.mkdir(mode=0o700)
+    except FileExistsError:
+        status = place.lstat()
+        # Under root the folder belongs to the account that the server runs as; nobody else may enter it.
+        ours = os.geteuid() in (0, status.st_uid)
+        if place.is_symlink() or not ours or status.st_mode & 0o077:
+            raise ProgramError(
+                f"{place} is not ours", why="another user made it", fix=f"remove it: rm -r {place}"
+            ) from None
+    return place
