@@ -74,12 +74,15 @@ def dump(as_json: bool) -> None:
 @json_option
 def verify(backup: str, as_json: bool) -> None:
     """Read all of a backup and say whether it is good. Exit code 1: it is bad."""
+    from ovia_backup_dagster.core.catalog import State
+
     system = _system()
     verified = system.verifier.verify(system.catalog.find(backup, datetime.now(UTC)), log=_log)
     judgement, witness = verified.judgement, verified.witness
     if as_json:
         rows = witness.rows_by_table() if witness else {}
-        _print_json(_as_dict(verified.backup, datetime.now(UTC)) | {"tables": rows})
+        verdict = {"state": State.PROVEN if judgement.good else State.BAD, "rows": sum(rows.values()), "tables": rows}
+        _print_json(_as_dict(verified.backup, datetime.now(UTC)) | verdict)
     elif judgement.good and witness:
         before = verified.previous.witness.rows_by_table() if verified.previous and verified.previous.witness else {}
         _print_tables(witness.rows_by_table(), before)

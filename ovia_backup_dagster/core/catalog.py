@@ -156,7 +156,7 @@ class Catalog:
     """
 
     def __init__(self, root: Path, database: str, lock_wait_seconds: float = 0.0) -> None:
-        self.root = root
+        self.root = root.absolute()
         self.database = database
         self.lock_wait_seconds = lock_wait_seconds
 
@@ -242,6 +242,10 @@ class Catalog:
             why=f"the newest is {backups[0]}" if backups else "there is no backup at all",
             fix="ovia-backup list" if backups else "ovia-backup dump",
         )
+
+    def holds(self, backup: Backup) -> bool:
+        """Whether the backup stands on this volume (``find`` also takes a path to one elsewhere)."""
+        return backup.path.parent == self.folder(backup.tier)
 
     def refresh(self, backup: Backup) -> Backup:
         """The same backup as it is on the volume now.

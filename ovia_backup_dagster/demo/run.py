@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,14 +85,15 @@ class Demo:
             log(f"the Dagster UI: http://127.0.0.1:{port} (Ctrl-C ends it)")
             where = ("--workspace", str(_checkout() / "workspace.yaml"), "--host", "127.0.0.1", "--port", str(port))
             command = (*_DAGSTER, "dev", *where)
-            with subprocess.Popen(command, env=self._environment(cluster), cwd=_checkout()) as process:
-                try:
-                    return process.wait()
-                except (KeyboardInterrupt, SystemExit):
-                    # A terminal's Ctrl-C reached Dagster, too; it takes a few seconds to end its children.
-                    process.terminate()
-                    process.wait()
-                    return 0
+            # A session of its own: it starts code servers and runs, and all of them are to end with it.
+            process = subprocess.Popen(command, env=self._environment(cluster), cwd=_checkout(), start_new_session=True)
+            try:
+                return process.wait()
+            except (KeyboardInterrupt, SystemExit):
+                log("ending Dagster")
+                return 0
+            finally:
+                _end_group(process)
 
     def files(self) -> list[tuple[str, str, str]]:
         """What stands on the volume: path, size, what it is."""
@@ -148,6 +151,21 @@ class Demo:
             "BACKUP_DIR": str(self.backups),
             "PG_BIN_DIR": str(cluster.bin_dir),
         }
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all that it has started, politely first."""
+    process.poll()
+    for kind, seconds in ((signal.SIGINT, 20.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+        deadline = time.monotonic() + seconds
+        try:
+            os.killpg(process.pid, kind)
+            while time.monotonic() < deadline:
+                process.poll()  # a zombie would count as alive
+                os.killpg(process.pid, 0)
+                time.sleep(0.1)
+        except ProcessLookupError:
+            return
 
 
 def _checkout() -> Path:

@@ -333,7 +333,8 @@ _DIAGNOSES = (
         "try again later, or raise max_connections: SELECT count(*), state FROM pg_stat_activity GROUP BY 2",
     ),
     _Diagnosis(
-        r"canceling statement due to lock timeout",
+        # pg_dump's --lock-wait-timeout is a statement timeout around its LOCK TABLE; it has no other.
+        r"canceling statement due to (?:lock timeout|statement timeout\npg_dump: detail: Query was: LOCK TABLE)",
         errors.LockTimeoutError,
         "see who locks it: SELECT pid, query FROM pg_stat_activity WHERE state <> 'idle'; then retry",
     ),
@@ -343,8 +344,8 @@ _DIAGNOSES = (
         "ask who cancelled it (an administrator, or a timeout set for the role), then retry",
     ),
     _Diagnosis(
-        r"Connection refused|could not translate host name|Connection timed out|timeout expired|No route to host"
-        r"|Network is unreachable|the database system is (?:starting up|shutting down|in recovery)"
+        r"Connection refused|could not translate host name|failed to resolve host|Connection timed out|timeout expired"
+        r"|No route to host|Network is unreachable|the database system is (?:starting up|shutting down|in recovery)"
         r"|connection to server on socket .* failed: No such file",
         errors.ServerUnreachableError,
         _PING,

@@ -49,7 +49,13 @@ def connect(connection: Connection) -> Iterator[psycopg.Connection[dict[str, Any
     what = f"no connection to {connection}"
     try:
         with _only_our_environment(connection):
-            session = psycopg.connect(autocommit=True, row_factory=dict_row)
+            session = psycopg.connect(
+                host=connection.host,  # psycopg itself resolves it, and does not see the environment then
+                port=connection.port,
+                dbname=connection.database,
+                autocommit=True,
+                row_factory=dict_row,
+            )
     except (psycopg.Error, UnicodeError) as error:
         raise diagnose(str(error), what=what, connection=connection) from None
     try:

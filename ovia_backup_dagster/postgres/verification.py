@@ -67,7 +67,9 @@ class Verifier:
     expectations: Expectations
 
     def verify(self, backup: Backup, *, run_id: str | None = None, log: Log) -> Verified:
-        """Read all of one backup, judge it, and write the judgement down.
+        """Read all of one backup, judge it, and write the judgement down beside it.
+
+        A file outside the volume is judged, and nothing is written.
 
         Raises:
             NotProvenError: it may still be being written, or changed while it was read.
@@ -113,7 +115,26 @@ class Verifier:
             else:
                 before = (previous.path.name, previous.witness) if previous and previous.witness else None
                 findings = judge(witness, expectations=expectations, manifest=manifest, previous=before)
-        with catalog.lock(f"recording the verdict on {backup}", datetime.now(UTC)):
+        judgement = Judgement(
+            at=datetime.now(UTC),
+            good=all(finding.check.is_odd for finding in findings),
+            findings=findings,
+            size_bytes=backup.size_bytes,
+            mtime_ns=backup.mtime_ns,
+            sha256=sha256,
+            seconds=round(time.monotonic() - clock, 3),
+            previous=previous.path.name if previous else None,
+            run_id=run_id,
+        )
+        if catalog.holds(backup):
+            backup = self._record(backup, judgement, witness, previous)
+        verdict = "proven" if judgement.good else "bad: " + "; ".join(judgement.reasons)
+        log(f"{backup} is {verdict} ({judgement.seconds:.1f} s)")
+        return Verified(backup, judgement, witness, previous)
+
+    def _record(self, backup: Backup, judgement: Judgement, witness: Witness | None, previous: Backup | None) -> Backup:
+        catalog = self.catalog
+        with catalog.lock(f"recording the verdict on {backup}", judgement.at):
             now = catalog.refresh(backup)
             if (now.size_bytes, now.mtime_ns) != (backup.size_bytes, backup.mtime_ns):
                 raise NotProvenError(
@@ -121,24 +142,10 @@ class Verifier:
                     why="another program writes it",
                     fix=f"wait, then: ovia-backup verify {backup}",
                 )
-            judgement = Judgement(
-                at=datetime.now(UTC),
-                good=all(finding.check.is_odd for finding in findings),
-                findings=findings,
-                size_bytes=backup.size_bytes,
-                mtime_ns=backup.mtime_ns,
-                sha256=sha256,
-                seconds=round(time.monotonic() - clock, 3),
-                previous=previous.path.name if previous else None,
-                run_id=run_id,
-            )
             if judgement.good and witness is not None and previous is not None:
                 # Before the verdict: from then on pruning may act.
                 self._hold(previous, witness, backup, judgement.at)
-            backup = catalog.record(now, judgement, witness if judgement.good else None)
-        verdict = "proven" if judgement.good else "bad: " + "; ".join(judgement.reasons)
-        log(f"{backup} is {verdict} ({judgement.seconds:.1f} s)")
-        return Verified(backup, judgement, witness, previous)
+            return catalog.record(now, judgement, witness if judgement.good else None)
 
     def _previous(self, backup: Backup) -> Backup | None:
         now = datetime.now(UTC)

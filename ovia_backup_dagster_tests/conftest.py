@@ -1,0 +1,239 @@
+"""Fixtures that several test modules need: servers, databases, volumes.
+
+A server is started once a worker; each test gets a database of its own, copied from a template. Everything lives
+in short folders under /tmp, because of the length of a Unix socket's path, and is gone afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from ovia_backup_dagster.core.catalog import Catalog
+from ovia_backup_dagster.core.verdict import Expectations
+from ovia_backup_dagster.demo import embedded
+from ovia_backup_dagster.postgres.client import Connection, Programs
+from ovia_backup_dagster.postgres.cluster import Cluster
+from ovia_backup_dagster.postgres.dump import Dumper
+from ovia_backup_dagster.postgres.verification import Verifier
+
+REPOSITORY = Path(__file__).parents[1]
+FULL_BIN = REPOSITORY / ".cache" / "postgresql-16" / "bin"
+TEMPLATE = "demo_template"
+SCALE = 0.02
+PASSWORD = "s3cret-of-the-tests"
+
+_numbers = count(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The surroundings' settings decide nothing."""
+    for name in list(os.environ):
+        if name.startswith(("POSTGRES_", "BACKUP_", "PG", "DAGSTER_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def bin_dir() -> Path:
+    """The embedded PostgreSQL 16: no zstd, no TLS."""
+    return embedded.bin_dir()
+
+
+@pytest.fixture(scope="session")
+def full_bin_dir() -> Path:
+    """A whole PostgreSQL 16, with zstd, lz4 and TLS. `make test` fetches it."""
+    if not (FULL_BIN / "postgres").exists():
+        message = "the full PostgreSQL build is missing: make test fetches it into .cache"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return FULL_BIN
+
+
+@pytest.fixture(scope="session")
+def server(bin_dir: Path) -> Iterator[PortCluster]:
+    """A running embedded server, with the sample database as a template. TCP asks for a password."""
+    with running_cluster(bin_dir) as cluster:
+        embedded.create_database(cluster.connection(), bin_dir, TEMPLATE, SCALE)
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def full_server(full_bin_dir: Path) -> Iterator[PortCluster]:
+    """The same with the whole PostgreSQL; TCP asks for a password, and for TLS."""
+    with running_cluster(full_bin_dir, tls=True) as cluster:
+        embedded.create_database(cluster.connection(), full_bin_dir, TEMPLATE, SCALE)
+        yield cluster
+
+
+class running_cluster:  # noqa: N801 - used like a function
+    """A cluster of one's own, for tests that stop, kill or break it."""
+
+    def __init__(self, bin_dir: Path, *, tls: bool = False, **settings: str) -> None:
+        self.port = free_port()
+        folder = Path(tempfile.mkdtemp(prefix="ovia-t-", dir="/tmp"))
+        # The socket's name carries the port: one number for both.
+        settings = {"port": str(self.port), "listen_addresses": "127.0.0.1", "max_connections": "40", **settings}
+        if tls:
+            settings |= {"ssl": "on", "ssl_cert_file": f"{folder}/server.crt", "ssl_key_file": f"{folder}/server.key"}
+        self.tls = tls
+        self.cluster = PortCluster(bin_dir, folder, settings=settings, port=self.port)
+
+    def __enter__(self) -> PortCluster:
+        cluster = self.cluster
+        cluster.create()
+        kind = "hostssl" if self.tls else "host"
+        (cluster.data / "pg_hba.conf").write_text(
+            f"local all all trust\n{kind} all all 127.0.0.1/32 scram-sha-256\n", encoding="utf-8"
+        )
+        if self.tls:
+            files = cluster.folder / "server.key", cluster.folder / "server.crt"
+            make_certificate(*files)
+            owner = cluster.data.stat()
+            for path in files:
+                path.chmod(0o600)
+                os.chown(path, owner.st_uid, owner.st_gid)
+        cluster.start()
+        with admin(cluster) as session:
+            session.execute(sql.SQL("ALTER ROLE postgres PASSWORD {}").format(sql.Literal(PASSWORD)))
+        return cluster
+
+    def __exit__(self, *_: object) -> None:
+        self.cluster.remove()
+
+
+@dataclass(frozen=True)
+class PortCluster(Cluster):
+    """A cluster that also listens on a TCP port of 127.0.0.1."""
+
+    port: int = 5432
+
+    def connection(self, database: str = "postgres", user: str | None = None) -> Connection:
+        return Connection(host=str(self.folder), port=self.port, database=database, user=user or self.superuser)
+
+
+def admin(cluster: Cluster, database: str = "postgres") -> psycopg.Connection[tuple[object, ...]]:
+    """A superuser's autocommit session."""
+    to = cluster.connection(database)
+    return psycopg.connect(host=to.host, port=to.port, dbname=to.database, user=to.user, autocommit=True)
+
+
+def make_certificate(key: Path, certificate: Path) -> None:
+    """A self-signed certificate for 127.0.0.1."""
+    request = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1"
+    )
+    command = [*request.split(), "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+NewDatabase = Callable[..., Connection]
+
+
+def _databases(cluster: PortCluster) -> Iterator[NewDatabase]:
+    made: list[str] = []
+
+    def new(name: str | None = None, template: str = TEMPLATE) -> Connection:
+        name = name or f"db{os.getpid()}_{next(_numbers)}"
+        with admin(cluster) as session:
+            command = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy OWNER ovia")
+            session.execute(command.format(sql.Identifier(name), sql.Identifier(template)))
+            # CREATE DATABASE copies no database-level settings.
+            for setting in ("timezone = 'America/New_York'", "bytea_output = 'escape'"):
+                session.execute(sql.SQL("ALTER DATABASE {} SET " + setting).format(sql.Identifier(name)))
+        made.append(name)
+        return cluster.connection(name)
+
+    try:
+        yield new
+    finally:
+        if cluster.running:
+            with admin(cluster) as session:
+                for name in made:
+                    session.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def new_database(server: PortCluster) -> Iterator[NewDatabase]:
+    """Makes copies of the sample database on the embedded server."""
+    yield from _databases(server)
+
+
+@pytest.fixture
+def new_full_database(full_server: PortCluster) -> Iterator[NewDatabase]:
+    """Makes copies of the sample database on the whole PostgreSQL."""
+    yield from _databases(full_server)
+
+
+@pytest.fixture
+def database(new_database: NewDatabase) -> Connection:
+    """A sample database of one's own, as its superuser."""
+    return new_database()
+
+
+@pytest.fixture
+def programs(bin_dir: Path) -> Programs:
+    return Programs(bin_dir)
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Path:
+    """The backup folder; it does not exist yet."""
+    return tmp_path / "backups"
+
+
+@pytest.fixture
+def catalog(volume: Path, database: Connection) -> Catalog:
+    return Catalog(volume, database.database, lock_wait_seconds=0)
+
+
+@pytest.fixture
+def dumper(catalog: Catalog, database: Connection, programs: Programs) -> Dumper:
+    return Dumper(catalog, database, programs, lock_wait_timeout_seconds=1)
+
+
+@pytest.fixture
+def verifier(catalog: Catalog, programs: Programs) -> Verifier:
+    return Verifier(catalog, programs, Expectations(("people", "identities", "person_identity_links"), True))
+
+
+def execute(connection: Connection, *statements: str) -> None:
+    """Run SQL as given, autocommitted."""
+    with psycopg.connect(
+        host=connection.host,
+        port=connection.port,
+        dbname=connection.database,
+        user=connection.user,
+        password=connection.password.get_secret_value() if connection.password else None,
+        autocommit=True,
+    ) as session:
+        for statement in statements:
+            session.execute(statement.encode())
+
+
+def quiet(_: str) -> None:
+    """A log that nobody reads."""
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """All files below a folder with inode and content, to see that nothing changed."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): (path.stat().st_ino, path.read_bytes()) for path in files}

@@ -1,0 +1,320 @@
+"""``ovia-backup`` as a person or cron runs it: real processes, exit codes, what is printed where."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster_tests.conftest import PASSWORD, PortCluster, execute, snapshot
+
+PROGRAM = Path(sys.executable).with_name("ovia-backup")
+
+
+@dataclass(frozen=True)
+class Cli:
+    """Runs the program with the settings of one database, and nothing else from outside."""
+
+    settings: dict[str, str]
+
+    def __call__(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        return subprocess.run(
+            [str(PROGRAM), *arguments],
+            env={**kept, **self.settings, **settings},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    def json(self, *arguments: str, **settings: str) -> tuple[int, dict[str, object]]:
+        result = self(*arguments, "--json", **settings)
+        return result.returncode, json.loads(result.stdout)
+
+
+@pytest.fixture
+def cli(database: Connection, bin_dir: Path, volume: Path) -> Cli:
+    return Cli(
+        {
+            "POSTGRES_HOST": database.host,
+            "POSTGRES_PORT": str(database.port),
+            "POSTGRES_DB": database.database,
+            "POSTGRES_USER": "postgres",
+            "BACKUP_DIR": str(volume),
+            "BACKUP_EXPECTED_TABLES": "people,identities,person_identity_links",
+            "BACKUP_LOCK_WAIT_MINUTES": "0",
+            "PG_BIN_DIR": str(bin_dir),
+        }
+    )
+
+
+def one_line(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    """It failed with one clear line, no traceback, no secret."""
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr + result.stdout
+    assert PASSWORD not in result.stderr + result.stdout
+    lines = [line for line in (result.stdout + result.stderr).splitlines() if line.strip()]
+    assert len(lines) == 1, lines
+    for word in words:
+        assert word in lines[0]
+
+
+def test_the_daily_chain(cli: Cli, volume: Path) -> None:
+    made = cli("dump")
+    path = Path(made.stdout.strip())
+    assert (made.returncode, path.parent) == (0, volume / "daily")
+    assert "Next: ovia-backup verify" in made.stderr
+
+    assert cli("status").returncode == 1  # fresh, but not proven yet
+    verified = cli("verify")
+    assert verified.returncode == 0, verified.stderr
+    assert "is proven: 6,277 rows in 21 tables" in verified.stdout
+    assert "public.people" in verified.stdout
+
+    assert f"promoted to {volume / 'weekly'}" in cli("promote").stdout
+    assert "has its weekly backup" in cli("promote").stdout
+    assert "0 removed (0 B), 2 kept" in cli("prune").stdout
+
+    fine = cli("status")
+    assert fine.returncode == 0
+    assert fine.stdout.startswith("BACKUP OK - the newest backup, ")
+    assert " | age=" in fine.stdout
+    listed = cli("list")
+    assert listed.stdout.count("proven") >= 2
+    assert "6,277" in listed.stdout
+
+
+def test_json_of_everything(cli: Cli) -> None:
+    code, made = cli.json("dump")
+    assert (code, made["state"], made["rows"]) == (0, "unproven", None)
+    code, verified = cli.json("verify", str(made["name"]))
+    assert (code, verified["state"], verified["rows"]) == (0, "proven", 6277)
+    assert isinstance(verified["tables"], dict)
+    assert verified["tables"]["public.people"] == 200
+    assert cli.json("promote")[1]["promoted"] is True
+    code, pruned = cli.json("prune")
+    assert (code, pruned["held"], pruned["dry_run"]) == (0, None, False)
+    code, status = cli.json("status")
+    assert (code, status["status"], status["lock_held_by"]) == (0, "OK", None)
+    listed = json.loads(cli("list", "--json").stdout)
+    assert [entry["tier"] for entry in listed] == ["daily", "weekly"]
+
+
+@pytest.mark.parametrize("command", ["dump", "verify", "list", "promote", "prune"])
+def test_without_a_server_named_everything_refuses(command: str, cli: Cli, volume: Path) -> None:
+    one_line(cli(command, POSTGRES_HOST=""), 1, "POSTGRES_HOST is not set", "make demo")
+    assert not volume.exists()
+
+
+def test_status_without_settings_is_unknown(cli: Cli) -> None:
+    one_line(cli("status", POSTGRES_HOST=""), 3, "BACKUP UNKNOWN - ", "POSTGRES_HOST is not set")
+
+
+def test_status_without_a_volume_is_unknown(cli: Cli) -> None:
+    one_line(cli("status"), 3, "BACKUP UNKNOWN - ", "does not exist")
+
+
+def test_status_without_backups_is_critical(cli: Cli, volume: Path) -> None:
+    volume.mkdir()
+
+    result = cli("status")
+
+    assert result.returncode == 2
+    assert "BACKUP CRITICAL - there is no backup" in result.stdout
+    assert "Next: ovia-backup dump" in result.stdout
+
+
+def test_status_of_an_old_backup_is_critical(cli: Cli, volume: Path) -> None:
+    cli("dump")
+    yesterday(volume, timedelta(hours=27))
+    assert cli("verify").returncode == 0
+
+    result = cli("status")
+
+    assert result.returncode == 2
+    assert "27 h" in result.stdout.replace("1 d 3 h", "27 h")
+    assert "too old" in result.stdout
+
+
+def yesterday(volume: Path, by: timedelta) -> None:
+    """The only backup there, made earlier."""
+    dump = next((volume / "daily").glob("*.dump"))
+    then = datetime.now(UTC) - by
+    name = f"{dump.name.rsplit('_', 2)[0]}_{then:%Y-%m-%d_%H%M%S}.dump"
+    for path in (volume / "daily").glob("*.dump*"):
+        path.rename(path.with_name(path.name.replace(dump.name, name)))
+
+
+def test_a_damaged_backup(cli: Cli, volume: Path) -> None:
+    cli("dump")
+    dump = next((volume / "daily").glob("*.dump"))
+    content = bytearray(dump.read_bytes())
+    content[len(content) // 2] ^= 1
+    dump.write_bytes(content)
+
+    result = cli("verify")
+
+    assert result.returncode == 1
+    assert "is bad" in result.stdout
+    assert "was altered: its SHA-256" in result.stdout
+    assert cli("status").returncode == 2
+    one_line(cli("prune"), 1, "nothing was removed", "is bad")
+    assert "only a proven backup is promoted" in cli("promote").stdout
+    assert dump.exists()
+
+
+def test_a_wrong_password(cli: Cli, server: PortCluster, volume: Path) -> None:
+    result = cli("dump", POSTGRES_HOST="127.0.0.1", POSTGRES_PORT=str(server.port), PGPASSWORD=PASSWORD + "x")
+
+    one_line(result, 1, "password authentication failed", "POSTGRES_PASSWORD_FILE")
+    assert list((volume / "daily").iterdir()) == []
+
+
+def test_a_password_from_a_file(cli: Cli, server: PortCluster, tmp_path: Path, volume: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text(PASSWORD + "\n")
+
+    tcp = {"POSTGRES_HOST": "127.0.0.1", "POSTGRES_PORT": str(server.port), "POSTGRES_PASSWORD_FILE": str(secret)}
+    result = cli("dump", **tcp)
+
+    assert result.returncode == 0, result.stderr
+    assert not [path for path in volume.rglob("*") if path.is_file() and PASSWORD.encode() in path.read_bytes()]
+    one_line(cli("dump", **tcp | {"POSTGRES_PASSWORD_FILE": "/no/such/file"}), 1, "/no/such/file", "cannot be read")
+
+
+def test_the_password_is_in_no_command_line(cli: Cli, server: PortCluster, database: Connection) -> None:
+    """Looked up in /proc while pg_dump waits for a lock."""
+    tcp = {"POSTGRES_HOST": "127.0.0.1", "POSTGRES_PORT": str(server.port), "PGPASSWORD": PASSWORD}
+    with psycopg.connect(host=database.host, port=database.port, dbname=database.database, user=database.user) as other:
+        other.execute("LOCK TABLE people IN ACCESS EXCLUSIVE MODE")
+        kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        environment = {**kept, **cli.settings, **tcp}
+        with subprocess.Popen([str(PROGRAM), "dump"], env=environment, stderr=subprocess.PIPE) as process:
+            try:
+                lines = until(lambda: command_lines(process.pid, "pg_dump"))
+            finally:
+                process.terminate()
+    assert lines
+    assert not [line for line in lines if PASSWORD in line]
+
+
+def command_lines(parent: int, program: str) -> list[str]:
+    """The command lines of a process and its children, once one of them is ``program``."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    lines = [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in (str(parent), *children)]
+    return lines if any(program in line.split(" ")[0] for line in lines[1:]) else []
+
+
+def until(found: Callable[[], list[str]]) -> list[str]:
+    deadline = time.monotonic() + 30
+    while not (lines := found()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+    return lines
+
+
+def test_usage_errors(cli: Cli) -> None:
+    assert cli("dumb").returncode == 2
+    assert cli("prune", "--dry-run", "--release", "x").returncode == 2
+
+
+@pytest.mark.parametrize("name", ["nope", "'; rm -rf ~; '.dump", "../nope.dump", "a\nb", "%2e%2e"])
+def test_a_backup_that_is_not_there(name: str, cli: Cli, volume: Path) -> None:
+    cli("dump")
+    before = snapshot(volume)
+
+    one_line(cli("verify", name), 1, "no backup called", "ovia-backup list")
+
+    assert snapshot(volume) == before
+
+
+def test_a_backup_by_path_from_elsewhere(cli: Cli, volume: Path, tmp_path: Path) -> None:
+    """Scenario 2 of the runbook: the dump was copied to another host, bare."""
+    cli("dump")
+    dump = next((volume / "daily").glob("*.dump"))
+    copied = tmp_path / "backup.dump"
+    copied.write_bytes(dump.read_bytes())
+    os.utime(copied, (0, 0))
+
+    result = cli("verify", str(copied))
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "6,277 rows" in result.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"backups", "backup.dump"}  # nothing is written there
+    copied.write_bytes(b"no archive")
+    os.utime(copied, (0, 0))
+    assert cli("verify", str(copied)).returncode == 1
+
+
+def test_pruning_says_what_it_would_do(cli: Cli, volume: Path) -> None:
+    for day in range(9, 0, -1):
+        cli("dump")
+        shift = timedelta(days=day)
+        young = max((volume / "daily").glob("*.dump"))
+        then = datetime.now(UTC) - shift
+        for path in (volume / "daily").glob(young.name + "*"):
+            stamp = f"{young.name.rsplit('_', 2)[0]}_{then:%Y-%m-%d_%H%M%S}.dump"
+            path.rename(path.with_name(path.name.replace(young.name, stamp)))
+        assert cli("verify", stamp).returncode == 0
+    before = snapshot(volume)
+
+    planned = cli("prune", "--dry-run")
+    assert planned.stdout.count("would remove daily/") == 2
+    assert "2 to remove, 7 to keep" in planned.stdout
+    assert snapshot(volume) == before
+    assert "2 removed" in cli("prune").stdout
+    assert len(list((volume / "daily").glob("*.dump"))) == 7
+    assert "0 removed" in cli("prune").stdout
+
+
+def test_a_loss_of_rows_holds_until_it_is_released(cli: Cli, volume: Path, database: Connection) -> None:
+    cli("dump")
+    yesterday(volume, timedelta(days=1, hours=1))
+    cli("verify")
+    held = next((volume / "daily").glob("*.dump"))
+    execute(database, "DELETE FROM kpi_snapshots")
+    cli("dump")
+
+    odd = cli("verify")
+
+    assert odd.returncode == 0
+    assert "odd: table public.kpi_snapshots shrank from 160 to 0 rows" in odd.stdout
+    assert "held: the last before rows were lost" in cli("list").stdout
+    released = cli("prune", "--release", held.name)
+    assert released.returncode == 0, released.stderr
+    one_line(cli("prune", "--release", held.name), 1, "is not on hold")
+
+
+def test_help_is_quick_and_needs_no_dagster(cli: Cli) -> None:
+    code = (
+        "import sys, time; began = time.perf_counter(); from ovia_backup_dagster.cli import main\n"
+        "try:\n    main(['list'])\nexcept SystemExit: pass\n"
+        "heavy = {'dagster', 'dagster_webserver', 'docker', 'apprise'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    environment = {"PATH": os.environ["PATH"], **cli.settings}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
+    for command in ("dump", "verify", "list", "status", "promote", "prune", "demo"):
+        assert "Usage: ovia-backup" in cli(command, "--help").stdout
+
+
+def test_a_hostile_name_does_not_reach_the_terminal(cli: Cli, database: Connection) -> None:
+    execute(database, 'CREATE TABLE "\x1b[31mred\x07" (a int)')
+    cli("dump")
+
+    result = cli("verify")
+
+    assert result.returncode == 0
+    assert "\x1b" not in result.stdout
+    assert "\x07" not in result.stdout

@@ -1,0 +1,172 @@
+"""The two commands of the README's first lines, as processes: ``make demo`` and ``make dev``.
+
+The Makefile only installs and calls ``ovia-backup demo``; here the same program runs, with a small database.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from ovia_backup_dagster.demo import embedded, run
+from ovia_backup_dagster.postgres.cluster import Cluster
+from ovia_backup_dagster_tests.conftest import free_port
+
+PROGRAM = Path(sys.executable).with_name("ovia-backup")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """The demo's folder; its server and data are gone afterwards."""
+    folder = tmp_path / "demo"
+    yield folder
+    Cluster(embedded.bin_dir(), run._private_folder(folder)).remove()
+
+
+def environment() -> dict[str, str]:
+    # Settings of a real deployment must not lead the demo astray.
+    return {**os.environ, "POSTGRES_HOST": "production", "BACKUP_DIR": "/nowhere", "PGPORT": "1", "DAGSTER_HOME": "/no"}
+
+
+def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(PROGRAM), "demo", "--scale", "0.02", "--folder", str(folder), *arguments]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=180, check=False)
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Processes that name the demo's folder or its server's in their command line or environment."""
+    marks = (str(folder), str(run._private_folder(folder)))
+    found = []
+    for process in psutil.process_iter():
+        try:
+            text = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if process.pid != os.getpid() and any(mark in text for mark in marks):
+            found.append(text)
+    return found
+
+
+def test_twice_in_a_row(folder: Path) -> None:
+    for count in (1, 2):
+        result = demo(folder)
+
+        assert result.returncode == 0, result.stderr
+        assert "make dev" in result.stdout
+        assert "weekly/ovia_weekly_" in result.stdout
+        assert len(list((folder / "backups" / "daily").glob("*.dump"))) == count
+        assert len(list((folder / "backups" / "daily").glob("*.verified.json"))) == count
+        assert processes_of(folder) == []
+
+
+def test_a_failing_job_is_said(folder: Path) -> None:
+    (folder).mkdir()
+    (folder / "backups").write_text("not a folder")
+
+    result = demo(folder)
+
+    assert result.returncode == 1
+    assert "cannot use the backup folder" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert processes_of(folder) == []
+
+
+def test_the_ui_serves_the_demo(folder: Path) -> None:
+    """Webserver and daemon, schedule and sensor running, history kept; a launch through GraphQL makes a backup."""
+    assert demo(folder).returncode == 0
+    with serving(folder) as graphql:
+        state = graphql(_STATE)
+        repository = state["repositoriesOrError"]["nodes"][0]
+        assert {s["name"]: s["scheduleState"]["status"] for s in repository["schedules"]} == {
+            "daily_backup_schedule": "RUNNING"
+        }
+        sensors = {s["name"]: s["sensorState"]["status"] for s in repository["sensors"]}
+        assert sensors["backup_freshness_sensor"] == "RUNNING"
+        assert [run["jobName"] for run in state["runsOrError"]["results"]] == ["daily_backup_job"]
+
+        launched = graphql(_LAUNCH)["launchRun"]
+        assert launched["__typename"] == "LaunchRunSuccess", launched
+        run_id = launched["run"]["runId"]
+        status = until(
+            lambda: (s := graphql(_RUN, {"id": run_id})["runOrError"]["status"]) in ("SUCCESS", "FAILURE") and s, 120
+        )
+
+        assert status == "SUCCESS"
+        made = [json.loads(path.read_text()) for path in (folder / "backups" / "daily").glob("*.dump.json")]
+        assert run_id in {manifest["run_id"] for manifest in made}
+        until(lambda: graphql(_TICKS)["sensorOrError"]["sensorState"]["ticks"], 90)
+        tick = graphql(_TICKS)["sensorOrError"]["sensorState"]["ticks"][0]
+        assert tick["status"] == "SKIPPED", tick
+        assert "(proven)" in tick["skipReason"]
+    assert processes_of(folder) == []
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Callable[..., dict[str, Any]]]:
+    """The UI on a free port; ended like Ctrl-C in a terminal does, which reaches the whole group."""
+    port = free_port()
+    command = [str(PROGRAM), "demo", "--serve", "--port", str(port), "--folder", str(folder)]
+    log = folder / "serve.log"
+
+    def graphql(query: str, variables: dict[str, Any] | None = None) -> dict[str, Any]:
+        body = json.dumps({"query": query, "variables": variables or {}}).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/graphql", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as response:
+            answer = json.load(response)
+        assert "errors" not in answer, answer
+        data: dict[str, Any] = answer["data"]
+        return data
+
+    def answers() -> bool:
+        try:
+            return bool(graphql("{ version }")["version"])
+        except (urllib.error.URLError, ConnectionError):
+            return False
+
+    with (
+        open(log, "wb") as output,
+        subprocess.Popen(command, env=environment(), stdout=output, stderr=output, start_new_session=True) as process,
+    ):
+        try:
+            until(lambda: answers() or process.poll() is not None, 90)
+            assert process.poll() is None, log.read_text()
+            yield graphql
+        finally:
+            os.killpg(process.pid, signal.SIGINT)
+            process.wait(60)
+
+
+def until(found: Callable[[], Any], seconds: float) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (result := found()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.2)
+    return result
+
+
+_STATE = """{
+  repositoriesOrError { ... on RepositoryConnection { nodes {
+    schedules { name scheduleState { status } } sensors { name sensorState { status } } } } }
+  runsOrError { ... on Runs { results { jobName } } }
+}"""
+_LAUNCH = """mutation { launchRun(executionParams: { selector: {
+    repositoryLocationName: "ovia_backup_dagster", repositoryName: "__repository__", jobName: "daily_backup_job" },
+    runConfigData: {} }) {
+  __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
+_RUN = "query($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
+_TICKS = """{ sensorOrError(sensorSelector: { repositoryLocationName: "ovia_backup_dagster",
+    repositoryName: "__repository__", sensorName: "backup_freshness_sensor" }) {
+  ... on Sensor { sensorState { ticks { status skipReason } } } } }"""

@@ -1,0 +1,297 @@
+"""Reading an archive: it must see exactly what the database held, whatever the names and the data."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from psycopg import sql
+
+from ovia_backup_dagster.core import errors
+from ovia_backup_dagster.core.catalog import Catalog
+from ovia_backup_dagster.core.verdict import Witness
+from ovia_backup_dagster.postgres import archive
+from ovia_backup_dagster.postgres.archive import read_archive
+from ovia_backup_dagster.postgres.client import Connection, Programs, capture
+from ovia_backup_dagster.postgres.cluster import Cluster
+from ovia_backup_dagster.postgres.dump import Dumper
+from ovia_backup_dagster_tests.conftest import NewDatabase, admin, execute, quiet
+
+
+def rows_in(database: Connection) -> dict[str, int]:
+    """SELECT count(*) of every table that holds data of its own, named as pg_dump names it."""
+    query = """
+        SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS name, n.nspname, c.relname,
+               (SELECT p.partstrat FROM pg_partitioned_table p JOIN pg_inherits i ON i.inhparent = p.partrelid
+                WHERE i.inhrelid = c.oid) AS strategy
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.relkind = 'r' AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_toast'
+    """
+    with psycopg.connect(
+        host=database.host, port=database.port, dbname=database.database, user=database.user
+    ) as session:
+        counts: dict[str, int] = {}
+        for name, schema, table, strategy in session.execute(query).fetchall():
+            # pg_dump loads partitions that are hashed by an enum through their root.
+            root = re.sub(r"_p\d+$", "", name) if strategy == "h" else name
+            statement = sql.SQL("SELECT count(*) FROM ONLY {}").format(sql.Identifier(schema, table))
+            row = session.execute(statement).fetchone()
+            assert row is not None
+            counts[root] = counts.get(root, 0) + row[0]
+        return counts
+
+
+def restored(source: Connection, dump: Path, name: str, programs: Programs) -> Connection:
+    """A plain pg_restore of a dump into a new database."""
+    target = replace(source, database=name)
+    create = (programs.path("createdb"), "--template=template0", name)
+    assert capture(create, variables=replace(source, database="postgres").environment())[0] == 0
+    command = (programs.path("pg_restore"), "--exit-on-error", "--jobs=2", f"--dbname={name}", str(dump))
+    code, _, stderr = capture(command, variables=source.environment())
+    assert code == 0, stderr
+    return target
+
+
+def test_rows_are_those_of_the_database(dumper: Dumper, database: Connection, programs: Programs) -> None:
+    witness = read_archive(programs, dumper.dump(log=quiet).path)
+
+    assert {table.name: table.rows for table in witness.tables} == rows_in(database)
+    assert witness.sequences["public.audit_event_number"] == "2241, true"
+    assert witness.large_objects.count == 2
+    assert witness.partitions["public.audit_events_default"] == "public.audit_events"
+    assert "TABLE public people ovia" in witness.contents
+    assert len(witness.contents) > 200
+    assert witness.rows_by_table()["public.audit_events"] == 2200
+
+
+def test_a_restored_copy_is_dumped_with_the_same_content(
+    dumper: Dumper, database: Connection, programs: Programs, volume: Path
+) -> None:
+    first = dumper.dump(log=quiet)
+    copy = restored(database, first.path, f"{database.database}_copy", programs)
+    try:
+        again = Dumper(Catalog(volume, copy.database), copy, programs).dump(log=quiet)
+    finally:
+        execute(replace(database, database="postgres"), f"DROP DATABASE {copy.database} WITH (FORCE)")
+
+    one, two = read_archive(programs, first.path), read_archive(programs, again.path)
+
+    assert contents_differ(one, two) == {"public.sync_batches", "public.ask_notes"}  # facts: order and columns change
+    assert one.sequences == two.sequences
+    assert one.large_objects == two.large_objects
+    assert one.rows_by_table() == two.rows_by_table()
+    # The database's own settings and owner are not part of a restore under another name.
+    assert [c for c in one.contents if "DATABASE" not in c] == [c for c in two.contents if "DATABASE" not in c]
+
+
+def contents_differ(one: Witness, two: Witness) -> set[str]:
+    a, b = ({table.name: (table.rows, table.sha256) for table in witness.tables} for witness in (one, two))
+    assert a.keys() == b.keys()
+    return {name for name in a if a[name] != b[name]}
+
+
+def test_one_changed_value_changes_one_table(dumper: Dumper, database: Connection, programs: Programs) -> None:
+    before = read_archive(programs, dumper.dump(log=quiet).path)
+    execute(database, "UPDATE kpi_snapshots SET value = value + 1 WHERE id = 7")
+
+    after = read_archive(programs, dumper.dump(log=quiet).path)
+
+    assert contents_differ(before, after) == {"public.kpi_snapshots"}
+
+
+def test_a_changed_large_object_is_seen(dumper: Dumper, database: Connection, programs: Programs) -> None:
+    before = read_archive(programs, dumper.dump(log=quiet).path)
+    execute(database, r"SELECT lo_put(900002, 50000, '\x00')")
+
+    after = read_archive(programs, dumper.dump(log=quiet).path)
+
+    assert before.large_objects.count == after.large_objects.count
+    assert before.large_objects.content != after.large_objects.content
+
+
+def test_a_changed_schema_is_seen_and_only_that(dumper: Dumper, database: Connection, programs: Programs) -> None:
+    before = read_archive(programs, dumper.dump(log=quiet).path)
+    execute(database, "COMMENT ON TABLE people IS 'changed'")
+
+    after = read_archive(programs, dumper.dump(log=quiet).path)
+
+    assert before.schema_sha256 != after.schema_sha256
+    assert contents_differ(before, after) == set()
+    assert read_archive(programs, dumper.dump(log=quiet).path).schema_sha256 == after.schema_sha256
+
+
+ODD_NAMES = [
+    "COPY x (a) FROM stdin;",
+    "semi;colon",
+    "new\nline;\nCOPY y FROM stdin;\n\\.\n",
+    'quo"te',
+    "apo'strophe",
+    "par(en)thesis",
+    "--comment",
+    "dot.ted",
+    "Ünï cödé",
+    " ",
+]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_odd_names_of_everything(name: str, dumper: Dumper, database: Connection, programs: Programs) -> None:
+    quoted = '"' + name.replace('"', '""') + '"'
+    literal = "'" + name.replace("'", "''") + "'"
+    execute(
+        database,
+        f"CREATE SCHEMA {quoted}",
+        f"CREATE TABLE {quoted}.{quoted} ({quoted} text DEFAULT {literal}, n serial)",
+        f"INSERT INTO {quoted}.{quoted} ({quoted}) SELECT {literal} FROM generate_series(1, 3)",
+        f'CREATE SEQUENCE {quoted}.{quoted[:-1]}_s" START 41',
+        f"COMMENT ON TABLE {quoted}.{quoted} IS {literal}",
+        f"CREATE FUNCTION {quoted}.{quoted}() RETURNS text LANGUAGE sql AS $$ SELECT {literal} $$",
+        f"CREATE TABLE {quoted}.parent (id int) PARTITION BY RANGE (id)",
+        f'CREATE TABLE {quoted}.{quoted[:-1]}_1" PARTITION OF {quoted}.parent FOR VALUES FROM (0) TO (10)',
+        f"INSERT INTO {quoted}.parent VALUES (1), (2)",
+    )
+
+    witness = read_archive(programs, dumper.dump(log=quiet).path)
+
+    assert {table.name: table.rows for table in witness.tables} == rows_in(database)
+    assert len(witness.sequences) == 7
+    assert 2 in [count for table, count in witness.rows_by_table().items() if table.endswith(".parent")]
+
+
+def test_data_that_looks_like_the_stream_around_it(dumper: Dumper, database: Connection, programs: Programs) -> None:
+    execute(
+        database,
+        "CREATE TABLE traps (t text)",
+        r"INSERT INTO traps VALUES ('\.'), (E'a\n\\.\nb'), (E'\n'), (''), (NULL), ('COPY x FROM stdin;'), "
+        r"(E'\r\n'), (E'\\'), (repeat(E'\\.\n', 400000)), (repeat('x', 3000000))",
+    )
+
+    witness = read_archive(programs, dumper.dump(log=quiet).path)
+
+    assert {table.name: table.rows for table in witness.tables}["public.traps"] == 10
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "EUC_JP"])
+def test_other_encodings(
+    encoding: str, server: Cluster, programs: Programs, volume: Path, new_database: NewDatabase
+) -> None:
+    name = f"enc_{encoding.lower()}"
+    with admin(server) as session:
+        session.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}'".encode())
+    connection = server.connection(name)
+    try:
+        word = {"LATIN1": "ß", "SQL_ASCII": "ß", "EUC_JP": "日本"}[encoding]
+        execute(
+            connection,
+            "SET client_encoding = 'UTF8'",
+            "CREATE TABLE t (x text)",
+            f"INSERT INTO t VALUES ('abc'), ('{word}')",
+        )
+        backup = Dumper(Catalog(volume, name), connection, programs).dump(log=quiet)
+    finally:
+        with admin(server) as session:
+            session.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+    assert [(t.name, t.rows) for t in read_archive(programs, backup.path).tables] == [("public.t", 2)]
+
+
+# ------------------------------------------------------------------------------------------ what cannot be read
+
+
+def test_zstd_needs_a_client_with_zstd(
+    new_full_database: NewDatabase, full_bin_dir: Path, programs: Programs, volume: Path
+) -> None:
+    database = new_full_database()
+    backup = Dumper(Catalog(volume, database.database), database, Programs(full_bin_dir)).dump(log=quiet)
+
+    with pytest.raises(errors.CompressionUnsupportedError, match="does not support compression with zstd"):
+        read_archive(programs, backup.path)
+    assert read_archive(Programs(full_bin_dir), backup.path).rows > 6000
+
+
+def test_an_archive_of_a_newer_format_is_no_damage(dumper: Dumper, programs: Programs, tmp_path: Path) -> None:
+    content = bytearray(dumper.dump(log=quiet).path.read_bytes())
+    content[6] = 99  # the format's minor version
+    newer = tmp_path / "newer.dump"
+    newer.write_bytes(content)
+
+    with pytest.raises(errors.ArchiveFormatError, match=r"unsupported version \(1\.99\)"):
+        read_archive(programs, newer)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PGDMP", b"not an archive at all\n" * 50, b"--\n-- PostgreSQL database dump\n--\n" * 50, b"\0" * 9999],
+)
+def test_what_is_no_archive_is_damaged(content: bytes, programs: Programs, tmp_path: Path) -> None:
+    path = tmp_path / "ovia_daily_2026-01-01_000000.dump"
+    path.write_bytes(content)
+
+    with pytest.raises(errors.ArchiveDamagedError) as caught:
+        read_archive(programs, path)
+    assert "\n" not in str(caught.value)
+
+
+def test_truncation_is_seen_without_a_manifest(dumper: Dumper, programs: Programs, tmp_path: Path) -> None:
+    content = dumper.dump(log=quiet).path.read_bytes()
+    path = tmp_path / "truncated.dump"
+    for part in range(1, 25):
+        path.write_bytes(content[: len(content) * part // 25])
+
+        with pytest.raises(errors.ArchiveDamagedError):
+            read_archive(programs, path)
+
+
+# ------------------------------------------------------------------------------------------ the parser alone
+
+
+class Chunks(io.BytesIO):
+    """A stream that hands out chunks of the given lengths, whatever is asked for."""
+
+    def __init__(self, data: bytes, lengths: list[int]) -> None:
+        super().__init__(data)
+        self.lengths = lengths
+
+    def read(self, _: Any = -1) -> bytes:
+        return super().read(self.lengths.pop() if self.lengths else -1)
+
+
+LINES = st.sampled_from([b"1\ta", b"", b"\\\\.", b"\\N", b".", b"x" * 5, b"COPY z FROM stdin;", b"--"])
+TABLES = st.dictionaries(
+    st.sampled_from([b"public.a", b'"S"."t ""; x"', b'p."new\nline"', b"p.c"]), st.lists(LINES, max_size=8), max_size=4
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(TABLES, st.lists(st.integers(1, 12), max_size=60))
+def test_borders_of_chunks_change_nothing(tables: dict[bytes, list[bytes]], lengths: list[int]) -> None:
+    stream = b"--\n-- a comment; with 'quotes\n--\n\nSET x = 'a;\nb';\n\\restrict abc\n\n"
+    for name, rows in tables.items():
+        stream += b"COPY " + name + b' (a, "b) FROM stdin;") FROM stdin;\n' + b"".join(r + b"\n" for r in rows)
+        stream += b"\\.\n\n\nSELECT pg_catalog.setval('public.s', 7, true);\n"
+
+    reader = archive._Reader(Chunks(stream, lengths), None)
+
+    assert reader.read()
+    assert {name: (t.rows, t.digest.hexdigest()) for name, t in reader.data.tables.items()} == {
+        name.decode(): (len(rows), hashlib.sha256(b"".join(r + b"\n" for r in rows)).hexdigest())
+        for name, rows in tables.items()
+    }
+    assert reader.data.read_bytes == len(stream)
+    assert reader.data.sequences == ({"public.s": "7, true"} if tables else {})
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 200), st.lists(st.integers(1, 12), max_size=60))
+def test_a_stream_that_ends_early_is_not_whole(cut: int, lengths: list[int]) -> None:
+    stream = b"SET a = 1;\nCOPY public.t (a) FROM stdin;\n" + b"1\n2\n3\n" * 20 + b"\\.\n"
+
+    assert not archive._Reader(Chunks(stream[: -min(cut, 110)], lengths), None).read()
