@@ -1,0 +1,33 @@
+"""The README says what is true: its table, its commands, its links."""
+
+from __future__ import annotations
+
+import re
+
+from ovia_backup_dagster.cli import main
+from ovia_backup_dagster_tests.readme import README, rendered
+
+TEXT = README.read_text("utf-8")
+
+
+def test_the_settings_table_is_current() -> None:
+    assert rendered(TEXT) == TEXT, "make docs"
+
+
+def test_every_command_is_described_and_exists() -> None:
+    named = set(re.findall(r"`ovia-backup ([a-z]+)", TEXT))
+
+    assert named == set(main.commands)
+
+
+def test_every_make_target_exists() -> None:
+    makefile = README.with_name("Makefile").read_text("utf-8")
+
+    for target in set(re.findall(r"`?make ([a-z-]+)", TEXT)):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_every_link_into_the_repository_leads_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
+        if "://" not in target:
+            assert (README.parent / target).exists(), target
