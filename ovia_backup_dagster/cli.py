@@ -237,7 +237,8 @@ def demo(serve: bool, port: int, scale: float, folder: Path) -> None:
         sys.exit(here.serve(port, _log))
     here.back_up(_log)
     click.echo()
-    _print_table(("file", "size", "what it is"), here.files(), right=(1,))
+    click.echo(f"What now stands in {here.backups}:")
+    _print_table(("backup", "size", "rows", "state", "beside it"), here.table(), right=(1, 2))
     click.echo()
     click.echo("The Dagster UI on it, with this history, schedule and sensor running:  make dev")
 

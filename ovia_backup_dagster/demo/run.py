@@ -16,11 +16,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
-from ovia_backup_dagster.core.catalog import GLOBALS, MANIFEST, VERIFIED
+from ovia_backup_dagster.core.catalog import GLOBALS, HELD, MANIFEST, VERIFIED, Catalog
 from ovia_backup_dagster.core.errors import BackupError, ProgramError
-from ovia_backup_dagster.core.naming import SUFFIX
 from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.demo import embedded
 from ovia_backup_dagster.postgres.client import messages
@@ -30,12 +30,7 @@ DATABASE = "ovia"
 _DAGSTER = (sys.executable, "-W", "ignore", "-m", "dagster")
 _MODULE = "ovia_backup_dagster.definitions"
 _OURS = ("POSTGRES_", "BACKUP_", "PG", "DAGSTER_", "DRILL_", "RESTORE_", "SWARM_", "HEALTH_")
-_KINDS = {
-    SUFFIX: "the backup: pg_dump's custom format",
-    MANIFEST: "its manifest: when, how, from which server, SHA-256",
-    GLOBALS: "the roles, without passwords",
-    VERIFIED: "the verdict: rows and SHA-256 of every table",
-}
+_SIDECARS = {MANIFEST: "manifest", GLOBALS: "roles", VERIFIED: "verdict", HELD: "hold"}
 
 Log = Callable[[str], None]
 
@@ -95,13 +90,16 @@ class Demo:
             finally:
                 _end_group(process)
 
-    def files(self) -> list[tuple[str, str, str]]:
-        """What stands on the volume: path, size, what it is."""
+    def table(self) -> list[tuple[str, str, str, str, str]]:
+        """What stands on the volume: backup, size, rows, state, sidecars."""
+        catalog, now = Catalog(self.backups, DATABASE), datetime.now(UTC)
         rows = []
-        for path in sorted(p for p in self.backups.rglob("*") if p.is_file() and not p.name.startswith(".")):
-            suffix = SUFFIX + path.name.partition(SUFFIX)[2]
-            kind = _KINDS.get(suffix.removeprefix(SUFFIX) or SUFFIX, "")
-            rows.append((str(path.relative_to(self.backups)), human_bytes(path.stat().st_size), kind))
+        for backup in catalog.backups():
+            witness = backup.witness
+            count = f"{witness.rows:,}" if witness else ""
+            beside = ", ".join(word for suffix, word in _SIDECARS.items() if backup.sidecar(suffix).exists())
+            where = f"{backup.tier}/{backup}"
+            rows.append((where, human_bytes(backup.size_bytes), count, backup.state(now).value, beside))
         return rows
 
     @contextmanager
