@@ -6,9 +6,11 @@ both the Dagster assets and the command line need.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from ovia_backup_dagster.core import promotion, retention
 from ovia_backup_dagster.core.catalog import Backup, Catalog
@@ -56,7 +58,7 @@ def promote(
         LockHeldError, BackupNotFoundError, VolumeError, DiskFullError.
     """
     catalog.prepare()
-    with catalog.lock(f"promoting {backup}", now, on_wait):
+    with _locked(catalog, f"promoting {backup}", now, on_wait) as now:
         decision = promotion.decide(catalog.refresh(backup), catalog.backups(Tier.WEEKLY), policy, now)
         weekly = catalog.promote(backup) if decision.promote else None
     return Promoted(weekly, decision.reason)
@@ -71,7 +73,7 @@ def prune(catalog: Catalog, policy: Policy, now: datetime, on_wait: Callable[[st
         LockHeldError: another operation is under way.
     """
     catalog.prepare()
-    with catalog.lock("pruning", now, on_wait):
+    with _locked(catalog, "pruning", now, on_wait) as now:
         swept = tuple(path.name for path in catalog.sweep())
         backups = {f"{b.tier}/{b}": b for b in catalog.backups()}
         plan = retention.plan([retention.candidate(b, now) for b in backups.values()], policy, now)
@@ -98,6 +100,17 @@ def prune(catalog: Catalog, policy: Policy, now: datetime, on_wait: Callable[[st
             fix=failures[0].fix,
         )
     return Pruned(plan, tuple(removed), freed, swept)
+
+
+@contextmanager
+def _locked(catalog: Catalog, purpose: str, now: datetime, on_wait: Callable[[str], None] | None) -> Iterator[datetime]:
+    """The lock; yields the present, which is later than ``now`` by the wait for it.
+
+    With the old ``now`` a dump that was made meanwhile would seem to lie in the future, and not be looked at.
+    """
+    began = time.monotonic()
+    with catalog.lock(purpose, now, on_wait):
+        yield now + timedelta(seconds=time.monotonic() - began)
 
 
 def preview(catalog: Catalog, policy: Policy, now: datetime) -> Plan:
