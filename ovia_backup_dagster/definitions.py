@@ -12,7 +12,7 @@ import dagster as dg
 
 from ovia_backup_dagster.defs.alerts import build_alert
 from ovia_backup_dagster.defs.assets import build_assets
-from ovia_backup_dagster.defs.jobs import DAILY_BACKUP_JOB, FRESHNESS_ALERT_JOB, JOBS
+from ovia_backup_dagster.defs.jobs import DAILY_BACKUP_JOB, FRESHNESS_ALERT_JOB, build_jobs
 from ovia_backup_dagster.defs.schedules import daily_backup_schedule, usable_schedule
 from ovia_backup_dagster.defs.sensors import backup_freshness_sensor
 from ovia_backup_dagster.settings import Settings
@@ -30,7 +30,7 @@ def build_defs(settings: Settings, *, resource_overrides: Mapping[str, Any] | No
     system = BackupSystem(settings)
     return dg.Definitions(
         assets=[*build_assets(system), build_alert(DAILY_BACKUP_JOB)],
-        jobs=JOBS,
+        jobs=build_jobs(settings),
         schedules=[daily_backup_schedule(settings, DAILY_BACKUP_JOB)],
         sensors=[backup_freshness_sensor(FRESHNESS_ALERT_JOB)],
         resources={"backups": system, **(resource_overrides or {})},

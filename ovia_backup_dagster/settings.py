@@ -27,7 +27,7 @@ WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", 
 
 def _split(value: object) -> object:
     if isinstance(value, str):
-        return tuple(part for part in re.split(r"[,\s]+", value) if part)
+        return tuple(part.strip() for part in value.split(",") if part.strip())
     return value
 
 
@@ -48,6 +48,11 @@ def _variable(*names: str, default: Any = None, doc: str, shown: str | None = No
     )
 
 
+def _found(default: Any) -> Any:
+    """A field that :meth:`Settings.load` fills: no variable's name can contain its alias."""
+    return Field(default=default, validation_alias="=", exclude=True)
+
+
 class Settings(BaseSettings):
     """The settings of one database's backups. Use :meth:`load`, which never raises."""
 
@@ -57,7 +62,6 @@ class Settings(BaseSettings):
         case_sensitive=True,
         env_ignore_empty=True,
         hide_input_in_errors=True,
-        populate_by_name=True,
     )
 
     postgres_host: str | None = _variable(
@@ -114,28 +118,26 @@ class Settings(BaseSettings):
     dagster_public_url: str | None = _variable(
         "DAGSTER_PUBLIC_URL", doc="Where people reach the UI; alerts link to it.", shown="none"
     )
-    libpq: dict[str, str] = Field(default_factory=dict, exclude=True, description="")
-    problems: tuple[str, ...] = Field(default=(), exclude=True, description="")
+    libpq: dict[str, str] = _found({})
+    problems: tuple[str, ...] = _found(())
 
     @classmethod
     def load(cls) -> Settings:
         """Read the process's environment. What is wrong with it is in ``problems``."""
-        libpq = {k: v for k, v in os.environ.items() if k.startswith("PGSSL") or k == "PGPASSFILE"}
+        problems: tuple[str, ...] = ()
         try:
-            settings = cls(libpq=libpq)
-            problems: tuple[str, ...] = ()
+            settings = cls()
         except ValidationError as error:
             defaults: dict[str, Any] = {}
-            found = []
             for detail in error.errors(include_input=False, include_url=False, include_context=False):
                 name, field = _field(str(detail["loc"][0]))
                 defaults[name] = field.get_default(call_default_factory=True)
-                found.append(f"{_names(field)[0]}: {detail['msg'].removeprefix('Value error, ')}")
-            settings = cls(libpq=libpq, **defaults)
-            problems = tuple(found)
+                problems += (f"{name}: {detail['msg'].removeprefix('Value error, ')}",)
+            settings = cls(**defaults)
         if settings.postgres_host is None:
             problems = ("POSTGRES_HOST is not set", *problems)
-        return settings.model_copy(update={"problems": problems})
+        libpq = {k: v for k, v in os.environ.items() if v and (k.startswith("PGSSL") or k == "PGPASSFILE")}
+        return settings.model_copy(update={"libpq": libpq, "problems": problems})
 
     def require(self) -> None:
         """Refuse to act on settings that are not right.
@@ -270,7 +272,7 @@ def variables() -> Mapping[str, tuple[str, str]]:
     """Environment variable(s) -> (default, what it is for), in order: the README's table."""
     table = {}
     for field in Settings.model_fields.values():
-        if field.validation_alias is not None:
+        if _names(field):
             extra = field.json_schema_extra
             shown = str(extra["shown"]) if isinstance(extra, dict) else f"`{field.default}`"
             table[" or ".join(f"`{name}`" for name in _names(field))] = (shown, field.description or "")
@@ -278,10 +280,10 @@ def variables() -> Mapping[str, tuple[str, str]]:
 
 
 def _field(location: str) -> tuple[str, FieldInfo]:
-    """The field that an error is about; pydantic names it by the alias that was used."""
-    for name, field in Settings.model_fields.items():
-        if location == name or location in _names(field):
-            return name, field
+    """The variable and the field that an error is about; pydantic names it by the alias that was used."""
+    for field in Settings.model_fields.values():
+        if location in _names(field):
+            return _names(field)[0], field
     raise KeyError(location)
 
 

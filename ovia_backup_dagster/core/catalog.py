@@ -131,7 +131,9 @@ class Backup:
         """What is known about it at ``now`` (UTC)."""
         if self.judgement is not None:
             return State.PROVEN if self.judgement.good else State.BAD
-        if not self.sidecar(MANIFEST).exists() and now.timestamp() - self.mtime_ns / 1e9 < SETTLING.total_seconds():
+        untouched = timedelta(seconds=now.timestamp() - self.mtime_ns / 1e9)
+        # One that was written by a clock far ahead must not count as unfinished until that day comes.
+        if -SETTLING < untouched < SETTLING and not self.sidecar(MANIFEST).exists():
             return State.BEING_WRITTEN
         return State.UNPROVEN
 
@@ -197,13 +199,13 @@ class Catalog:
 
     def _scan(self, tier: Tier) -> Iterator[Backup]:
         folder = self.folder(tier)
-        if not self.root.is_dir():
-            raise VolumeError(
-                f"the backup folder {self.root} does not exist",
-                why="BACKUP_DIR is wrong, or the volume is not mounted",
-                fix=f"ls -ld {self.root}; then set BACKUP_DIR, or make a first backup: ovia-backup dump",
-            )
         with _explained(f"cannot list {folder}"):
+            if not self.root.is_dir():
+                raise VolumeError(
+                    f"the backup folder {self.root} does not exist",
+                    why="BACKUP_DIR is wrong, or the volume is not mounted",
+                    fix=f"ls -ld {self.root}; then set BACKUP_DIR, or make a first backup: ovia-backup dump",
+                )
             try:
                 entries = os.scandir(folder)
             except FileNotFoundError:
@@ -231,7 +233,7 @@ class Catalog:
             BackupNotFoundError: there is none; says what there is.
         """
         path = Path(wanted)
-        if len(path.parts) > 1 and path.is_file():
+        if len(path.parts) > 1 and _is_file(path):
             return _outside(path, self.database)
         backups = [b for b in self.backups() if b.state(now) is not State.BEING_WRITTEN]
         for backup in backups:
@@ -325,6 +327,9 @@ class Catalog:
         temporary = self.temporary(name)
         with _explained(f"cannot promote {backup} to {final.parent}"), _removed_on_error(temporary):
             _link_or_copy(backup.path, temporary)
+            if final.exists():
+                # A weekly copy that went bad: gone before the good one's verdict appears under its name.
+                self.remove(self.refresh(Backup(final, name, 0, 0)))
             for suffix in (GLOBALS, MANIFEST, VERIFIED):
                 # Copies: the two tiers' verdicts go their own ways from here.
                 with contextlib.suppress(FileNotFoundError):
@@ -357,12 +362,13 @@ class Catalog:
         swept: list[Path] = []
         for tier in Tier:
             folder = self.folder(tier)
-            if not folder.is_dir():
-                continue
             with _explained(f"cannot clean up {folder}"):
+                if not folder.is_dir():
+                    continue
                 names = set(os.listdir(folder))
                 abandoned = [folder / name for name in sorted(names) if self._is_abandoned(name, names, tier)]
-                swept += [path for path in abandoned if _unlink(path)]
+                # We make no folders: one of such a name is somebody's.
+                swept += [path for path in abandoned if not _is_folder(path) and _unlink(path)]
         return swept
 
     def _is_abandoned(self, filename: str, names: set[str], tier: Tier) -> bool:
@@ -428,8 +434,9 @@ def _link_or_copy(source: Path, target: Path) -> None:
         # Another filesystem, one without hard links, a file of another owner (protected_hardlinks), too many links.
         if error.errno not in (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS):
             raise
-        shutil.copyfile(source, target)
-        os.chmod(target, 0o600)
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "wb") as copy, open(source, "rb") as original:
+            shutil.copyfileobj(original, copy, 1024 * 1024)
         status = source.stat()
         os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))  # a verdict is bound to size and mtime
         if file_sha256(target, sync=True) != file_sha256(source):
@@ -447,6 +454,16 @@ def _outside(path: Path, database: str) -> Backup:
     modified = datetime.fromtimestamp(int(status.st_mtime), UTC)
     name = BackupName.parse(path.name) or BackupName(database, Tier.DAILY, modified)
     return Backup(path.absolute(), name, status.st_size, status.st_mtime_ns)
+
+
+def _is_file(path: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError):  # too long, behind a closed door, or with a NUL
+        return path.is_file()
+    return False
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def _unlink(path: Path) -> bool:

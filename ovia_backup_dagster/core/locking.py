@@ -102,6 +102,12 @@ def _try(descriptor: int, kind: int) -> bool:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        raise VolumeError(
+            "the backup folder's filesystem has no locks",
+            why=error.strerror or str(error),
+            fix="put BACKUP_DIR on a filesystem with flock(2), such as ext4 or xfs, or mount it with locks",
+        ) from error
     return True
 
 

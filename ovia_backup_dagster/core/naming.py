@@ -74,7 +74,8 @@ def encode_database(database: str) -> str:
 
 def _encode_char(char: str) -> str:
     # quote() never encodes "." and "~"; a name of ours must.
-    return quote(char, safe="") if char not in ".~" else f"%{ord(char):02X}"
+    # A file's name need not be UTF-8; Python shows such bytes as surrogates.
+    return quote(char, safe="", errors="surrogateescape") if char not in ".~" else f"%{ord(char):02X}"
 
 
 def _decode_database(encoded: str) -> str:

@@ -64,12 +64,16 @@ class Policy:
 
     def day(self, at: datetime) -> date:
         """The calendar day of an instant."""
-        return at.astimezone(self.timezone).date()
+        try:
+            return at.astimezone(self.timezone).date()
+        except OverflowError:  # a stray file may be dated at either end of the calendar
+            return at.date()
 
     def week(self, at: datetime) -> date:
         """The first day, a ``weekly_day``, of the week of an instant."""
         day = self.day(at)
-        return day - timedelta(days=(day.weekday() - self.weekly_day) % 7)
+        since = (day.weekday() - self.weekly_day) % 7
+        return day - min(timedelta(days=since), day - date.min)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ of ``postgres``; deciding what to keep is ``retention``'s.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
@@ -249,10 +249,10 @@ def lost_rows(before: Mapping[str, int], after: Mapping[str, int]) -> list[str]:
 
 def _answers_to(table: str, expected: str) -> bool:
     parts = split_identifier(table)
-    return expected in (parts[-1], ".".join(parts), table)
+    return expected in (parts[-1], ".".join(parts)) or split_identifier(expected) in (parts, parts[-1:])
 
 
-def split_identifier(name: str) -> Sequence[str]:
+def split_identifier(name: str) -> list[str]:
     """A qualified name's parts, quotes undone: ``public."My Table"`` -> ``["public", "My Table"]``."""
     parts, part, quoted, i = [], "", False, 0
     while i < len(name):

@@ -14,7 +14,7 @@ from ovia_backup_dagster.core.errors import VolumeError
 from ovia_backup_dagster.core.freshness import Freshness, Level, freshness
 from ovia_backup_dagster.defs import metadata
 from ovia_backup_dagster.defs.configs import AlertConfig
-from ovia_backup_dagster.defs.policies import ALERT_GROUP, OWNERS, explained
+from ovia_backup_dagster.defs.policies import ALERT_GROUP, DATABASE_TAG, OWNERS, explained
 from ovia_backup_dagster.defs.resources import Backups
 from ovia_backup_dagster.system import BackupSystem
 
@@ -93,7 +93,7 @@ def build_alert(job_name: str) -> dg.AssetsDefinition:
         with explained(context, backups):
             now = datetime.now(UTC)
             state = condition(backups, now)
-            failed = last_failed_run(context.instance, job_name)
+            failed = last_failed_run(context.instance, job_name, backups.settings.postgres_db)
             shown = metadata.of_freshness(state.found) if state.found else {}
             if failed is not None:
                 shown["last_failed_run"] = dg.MetadataValue.dagster_run(failed.run_id)
@@ -131,7 +131,7 @@ def message(
     if not state.trouble:
         title = f"[{database}] backups are fresh again"
         lines: list[str | None] = [
-            state.found.text.capitalize() + "." if state.found else None,
+            state.found.text[0].upper() + state.found.text[1:] + "." if state.found else None,
             f"The trouble began {since}." if since else None,
         ]
         return title, "\n".join(line for line in lines if line)
@@ -157,10 +157,12 @@ def message(
     return title, "\n".join(line.rstrip() for line in lines if line)
 
 
-def last_failed_run(instance: dg.DagsterInstance, job_name: str) -> FailedRun | None:
-    """The newest finished run of the job, if it failed."""
+def last_failed_run(instance: dg.DagsterInstance, job_name: str, database: str) -> FailedRun | None:
+    """The newest finished run of the database's job, if it failed."""
     finished = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
-    records = instance.get_run_records(dg.RunsFilter(job_name=job_name, statuses=finished), limit=1)
+    records = instance.get_run_records(
+        dg.RunsFilter(job_name=job_name, statuses=finished, tags={DATABASE_TAG: database}), limit=1
+    )
     if not records or records[0].dagster_run.status is dg.DagsterRunStatus.SUCCESS:
         return None
     run = records[0].dagster_run
@@ -179,8 +181,11 @@ def _failure_reason(instance: dg.DagsterInstance, run_id: str) -> str:
                 data = event.step_failure_data
                 if data.user_failure_data and data.user_failure_data.description:
                     return data.user_failure_data.description
-                if data.error:
-                    return " ".join(data.error.message.split())
+                error = data.error
+                while error and error.cause:  # the outer ones are Dagster's own wrapping
+                    error = error.cause
+                if error:
+                    return " ".join(error.message.split())
             if event.message:
                 return event.message
     return "it ended without a message; see its log"

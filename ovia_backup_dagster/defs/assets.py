@@ -1,7 +1,7 @@
 """The four assets of the daily backup: dump, verification, promotion, pruning.
 
-Each calls one operation and shows what came of it. The dump is handed on by name through its manifest, which
-records the run: never "the newest file".
+Each calls one operation and shows what came of it. The dump is handed on by name, through the run's own
+materialization of ``daily_dump``: never "the newest file".
 """
 
 from collections.abc import Iterator
@@ -10,9 +10,8 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from ovia_backup_dagster.core import housekeeping
-from ovia_backup_dagster.core.catalog import Backup, Catalog, State
-from ovia_backup_dagster.core.errors import BackupNotFoundError, VolumeError
-from ovia_backup_dagster.core.naming import Tier
+from ovia_backup_dagster.core.catalog import Backup, Catalog
+from ovia_backup_dagster.core.errors import BackupNotFoundError
 from ovia_backup_dagster.defs import metadata
 from ovia_backup_dagster.defs.checks import check_results, check_specs
 from ovia_backup_dagster.defs.configs import BackupChoice, PruningConfig
@@ -44,7 +43,7 @@ def build_assets(system: BackupSystem) -> list[dg.AssetsDefinition]:
     )
     def daily_dump(context: dg.AssetExecutionContext, backups: Backups) -> dg.MaterializeResult[None]:
         with explained(context, backups):
-            backup = backups.dumper.dump(run_id=context.run_id, log=context.log.info)
+            backup = backups.dumper.dump(run_id=context.run.run_id, log=context.log.info)
             manifest = backup.manifest
             assert manifest is not None  # it was just published with one
             for warning in manifest.warnings:
@@ -69,7 +68,7 @@ def build_assets(system: BackupSystem) -> list[dg.AssetsDefinition]:
     ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]:
         with explained(context, backups):
             backup = _chosen(context, config, backups.catalog)
-            verified = backups.verifier.verify(backup, run_id=context.run_id, log=context.log.info)
+            verified = backups.verifier.verify(backup, run_id=context.run.run_id, log=context.log.info)
         yield from check_results(verified.judgement, backup.path.name)
         if not verified.judgement.good:
             raise dg.Failure(
@@ -79,7 +78,7 @@ def build_assets(system: BackupSystem) -> list[dg.AssetsDefinition]:
                 allow_retries=False,
             )
         with explained(context, backups):
-            for other in backups.verifier.verify_unproven(run_id=context.run_id, log=context.log.info):
+            for other in backups.verifier.verify_unproven(run_id=context.run.run_id, log=context.log.info):
                 if not other.judgement.good:
                     context.log.warning(f"{other.backup} is bad: {'; '.join(other.judgement.reasons)}")
         yield dg.MaterializeResult(metadata=metadata.of_verification(verified))
@@ -140,28 +139,27 @@ def _chosen(context: dg.AssetExecutionContext, config: BackupChoice, catalog: Ca
     now = datetime.now(UTC)
     if config.backup:
         return catalog.find(config.backup, now)
-    run = context.run
-    # A re-execution from the point of failure works on the dump of the run that it continues.
-    lineage = {run.run_id, run.parent_run_id, run.root_run_id} - {None}
-    dailies = catalog.backups(Tier.DAILY)
-    for backup in dailies:
-        if _run_id(backup) in lineage:
-            return backup
-    if run.asset_selection is None or dg.AssetKey(DAILY_DUMP) in run.asset_selection:
-        raise BackupNotFoundError(
-            "the dump of this run is gone",
-            why=f"no backup in {catalog.folder(Tier.DAILY)} was made by run {run.run_id}",
-            fix="see the volume: ovia-backup list; then launch daily_backup_job again",
-        )
-    settled = [b for b in dailies if b.state(now) is not State.BEING_WRITTEN]
-    if not settled:
-        return catalog.find("latest", now)
-    context.log.info(f"this run made no dump; working on the newest, {settled[0]}")
-    return settled[0]
+    made = _made_by(context.instance, context.run)
+    if made is not None:
+        try:
+            return catalog.find(made, now)
+        except BackupNotFoundError as error:
+            raise BackupNotFoundError(
+                "the dump of this run is gone",
+                why=f"{made} of run {context.run.run_id} is no longer there; {error.why}",
+                fix="see the volume: ovia-backup list; then launch daily_backup_job again",
+            ) from None
+    backup = catalog.find("latest", now)
+    context.log.info(f"this run made no dump; working on the newest, {backup}")
+    return backup
 
 
-def _run_id(backup: Backup) -> str | None:
-    try:
-        return backup.manifest.run_id if backup.manifest else None
-    except VolumeError:
-        return None
+def _made_by(instance: dg.DagsterInstance, run: dg.DagsterRun | None) -> str | None:
+    """The name of the dump that a run has materialized, or, where it continues another run, that one's."""
+    while run is not None:
+        for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION):
+            made = entry.asset_materialization
+            if made is not None and made.asset_key == dg.AssetKey(DAILY_DUMP):
+                return str(made.metadata["backup"].value)
+        run = instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
+    return None

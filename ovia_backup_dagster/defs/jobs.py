@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import dagster as dg
 
 from ovia_backup_dagster.defs import alerts, assets
-from ovia_backup_dagster.defs.policies import VOLUME_TAG
+from ovia_backup_dagster.defs.policies import DATABASE_TAG, VOLUME_TAG
+from ovia_backup_dagster.settings import Settings
 
 DAILY_BACKUP_JOB = "daily_backup_job"
 FRESHNESS_ALERT_JOB = "freshness_alert_job"
 
-JOBS = (
-    dg.define_asset_job(
+
+def build_jobs(settings: Settings) -> list[Any]:
+    """The jobs, tagged with the database and, where they write, with the volume."""
+    database = {DATABASE_TAG: settings.postgres_db}
+    daily = dg.define_asset_job(
         DAILY_BACKUP_JOB,
         selection=dg.AssetSelection.assets(*assets.NAMES),
-        tags=VOLUME_TAG,
+        tags={**database, VOLUME_TAG: str(settings.backup_dir)},
         executor_def=dg.in_process_executor,
         description="Dump the database, read the dump back to the last byte, promote it on the weekly day, and prune.",
-    ),
+    )
     # Without the volume's tag: people must be told while a dump hangs.
-    dg.define_asset_job(
+    alert = dg.define_asset_job(
         FRESHNESS_ALERT_JOB,
         selection=dg.AssetSelection.assets(alerts.NAME),
+        tags=database,
         executor_def=dg.in_process_executor,
         description="Say what is wrong with the backups, or that it is over.",
-    ),
-)
+    )
+    return [daily, alert]

@@ -18,20 +18,18 @@ OWNERS = ["team:ovia-operations"]
 #: One run at a time may touch a volume. The lock on the volume is what guarantees it; the pool lets the UI show
 #: that a run waits. Limits hold when a run is dequeued, so a tag limit stands beside it (see dagster.yaml).
 POOL = "backup_volume"
-VOLUME_TAG = {"ovia/volume": "backup_volume"}
+VOLUME_TAG = "ovia/volume"
+#: Two databases may share a Dagster instance, and their jobs' names with it.
+DATABASE_TAG = "ovia/database"
 
 MAX_RETRIES = 3
 
 
 def freshness(backups: BackupSystem) -> dg.FreshnessPolicy:
     """Shown in the UI. It looks at events, not at files, and tells nobody: the sensor does."""
-    return dg.FreshnessPolicy.time_window(fail_window=backups.max_age, warn_window=_warn_window(backups.max_age))
-
-
-def _warn_window(max_age: timedelta) -> timedelta | None:
-    # Between a day and the limit; Dagster wants at least a minute, and less than the fail window.
-    window = max_age - timedelta(hours=1)
-    return window if window > timedelta(hours=1) else None
+    fail = max(backups.max_age, timedelta(minutes=1))  # Dagster takes no less
+    warn = fail - timedelta(hours=1)
+    return dg.FreshnessPolicy.time_window(fail_window=fail, warn_window=warn if warn > timedelta(hours=1) else None)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 It runs in the code server, which therefore needs the volume, read-only.
 """
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -19,6 +20,7 @@ ALERT_TAG = "ovia/alert"
 #: How many runs are asked for until one succeeds, a day and episode. Each of them tries four times to send.
 MAX_RUNS = 5
 
+_WAITING = "waiting for the run that tells people"
 _GOING = {
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -30,11 +32,17 @@ _GOING = {
 
 
 class Cursor(BaseModel):
-    """What the sensor remembers: the episode of trouble that is going on, by its first instant (UTC)."""
+    """What the sensor remembers.
+
+    Attributes:
+        episode: the trouble that is going on, by its first instant (UTC).
+        clearing: its all-clear was asked for.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     episode: str | None = None
+    clearing: bool = False
 
 
 def backup_freshness_sensor(job_name: str) -> dg.SensorDefinition:
@@ -59,17 +67,23 @@ def backup_freshness_sensor(job_name: str) -> dg.SensorDefinition:
         cursor = _cursor(context.cursor)
         if not state.trouble and cursor.episode is None:
             return dg.SkipReason(state.found.text if state.found else "all is well")
+        database = backups.settings.postgres_db
         if state.trouble:
-            episode = cursor.episode or now.isoformat(timespec="seconds")
+            episode = cursor.episode
+            # Trouble that returns when people believe that all is well is a new episode.
+            if episode is None or (cursor.clearing and _told(context.instance, f"{database}/{episode}/all-clear")):
+                episode = now.isoformat()
             day = now.astimezone(backups.timezone).date().isoformat()
-            request, reason = _request(context.instance, f"{episode}/{day}", AlertConfig(episode=episode))
+            key = f"{database}/{episode}/{day}"
+            request, reason = _request(context.instance, key, AlertConfig(episode=episode))
             kept = Cursor(episode=episode)
         else:
             assert cursor.episode is not None
             config = AlertConfig(all_clear=True, episode=cursor.episode)
-            request, reason = _request(context.instance, f"{cursor.episode}/all-clear", config)
+            request, reason = _request(context.instance, f"{database}/{cursor.episode}/all-clear", config)
             # The episode is over once the all-clear is out, or cannot be brought out.
-            kept = cursor if request or reason.startswith("waiting") else Cursor()
+            going_on = request is not None or reason == _WAITING
+            kept = Cursor(episode=cursor.episode, clearing=True) if going_on else Cursor()
         return dg.SensorResult(
             run_requests=[request] if request else [],
             skip_reason=None if request else f"{state.trouble or 'all is well again'} ({reason})",
@@ -82,10 +96,10 @@ def backup_freshness_sensor(job_name: str) -> dg.SensorDefinition:
 def _request(instance: dg.DagsterInstance, key: str, config: AlertConfig) -> tuple[dg.RunRequest | None, str]:
     """A run for the alert ``key``, unless one succeeded, is under way, or too many failed; and why not."""
     runs = instance.get_runs(dg.RunsFilter(tags={ALERT_TAG: key}))
-    if any(run.status is dg.DagsterRunStatus.SUCCESS for run in runs):
+    if _succeeded(runs):
         return None, "people were told"
     if any(run.status in _GOING for run in runs):
-        return None, "waiting for the run that tells people"
+        return None, _WAITING
     if len(runs) >= MAX_RUNS:
         return None, f"{len(runs)} runs failed to tell people"
     request = dg.RunRequest(
@@ -94,6 +108,14 @@ def _request(instance: dg.DagsterInstance, key: str, config: AlertConfig) -> tup
         tags={ALERT_TAG: key},
     )
     return request, ""
+
+
+def _told(instance: dg.DagsterInstance, key: str) -> bool:
+    return _succeeded(instance.get_runs(dg.RunsFilter(tags={ALERT_TAG: key})))
+
+
+def _succeeded(runs: Iterable[dg.DagsterRun]) -> bool:
+    return any(run.status is dg.DagsterRunStatus.SUCCESS for run in runs)
 
 
 def _cursor(text: str | None) -> Cursor:

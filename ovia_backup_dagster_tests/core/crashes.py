@@ -1,0 +1,104 @@
+"""Lets an operation die at each of its steps in turn, and runs things as a user without rights.
+
+Both in a forked child, so that what is tested is real files after a real end of a process.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Any
+
+NOBODY = 65534
+#: What changes a folder, or makes a change last.
+STEPS = ("open", "fsync", "rename", "link", "unlink", "chmod", "utime")
+
+
+def killed_at_each_step(prepare: Callable[[], Callable[[], object]]) -> Iterator[int]:
+    """Run an operation again and again, with ``kill -9`` before its 1st, 2nd, ... step; last of all to its end.
+
+    Args:
+        prepare: makes a fresh volume before each run, and returns the operation on it.
+
+    Yields:
+        The number of the run, when its process has ended.
+    """
+    for number in count(1):
+        operation = prepare()
+
+        def run(operation: Callable[[], object] = operation, number: int = number) -> None:
+            die_at(number)
+            operation()
+
+        code = in_a_child(run)
+        assert code in (0, -signal.SIGKILL)
+        yield number
+        if code == 0:
+            # An operation of hardly a step would have shown nothing.
+            assert number > 4
+            return
+
+
+def die_at(step: int) -> None:
+    """From now on, this process kills itself before its ``step``-th step."""
+    left = step
+
+    def dying(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **kwargs)
+
+        return call
+
+    for name in STEPS:
+        setattr(os, name, dying(getattr(os, name)))
+
+
+def in_a_child(action: Callable[[], object]) -> int:
+    """Do it in a forked child; returns its exit code, or minus the signal that killed it."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            action()
+            code = 0
+        finally:
+            # Not the test runner's own end: no teardown, no report.
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def raised_as_nobody(action: Callable[[], object]) -> BaseException | None:
+    """What the action raises for a user who is bound by the modes of files, as root is not.
+
+    Root becomes nobody; anybody else stays who they are. So take away by ``chmod`` what is not to be allowed.
+    """
+    reading, writing = os.pipe()
+
+    def run() -> None:
+        if os.geteuid() == 0:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+        outcome: BaseException | None = None
+        try:
+            action()
+        except BaseException as error:  # noqa: BLE001 - handed to the test
+            outcome = error
+        os.write(writing, pickle.dumps(outcome))
+
+    try:
+        code = in_a_child(run)
+    finally:
+        os.close(writing)
+    with open(reading, "rb") as file:
+        answer = file.read()
+    assert code == 0, "the child could not even report"
+    outcome: BaseException | None = pickle.loads(answer)
+    return outcome

@@ -1,0 +1,297 @@
+"""One writer at a time, with real processes. Pipes say when something has happened; nothing is timed."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from ovia_backup_dagster.core.errors import LockHeldError, VolumeError
+from ovia_backup_dagster.core.locking import FILENAME, lock_holder, volume_lock
+from ovia_backup_dagster_tests.conftest import REPOSITORY
+from ovia_backup_dagster_tests.core.factories import NOW
+
+#: Longer than any test; a wait ends because of what another process does, not because time is up.
+LONG = 60.0
+
+# Holds the lock until its standard input ends; says so on its standard output.
+HOLDER = """
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from ovia_backup_dagster.core.locking import volume_lock
+
+with volume_lock(Path(sys.argv[1]), purpose=sys.argv[2], now=datetime(2026, 6, 15, 12, tzinfo=UTC), wait_seconds=60):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+# The same with a child, as pg_dump is one, that lives until standard input ends; argv[2] says whether it inherits.
+PARENT = """
+import subprocess, sys
+from datetime import UTC, datetime
+from pathlib import Path
+from ovia_backup_dagster.core.locking import volume_lock
+
+with volume_lock(Path(sys.argv[1]), purpose="dumping", now=datetime(2026, 6, 15, 12, tzinfo=UTC)) as lock:
+    child = [sys.executable, "-c", "import sys; print('child runs', flush=True); sys.stdin.read()"]
+    subprocess.run(child, pass_fds=(lock,) if sys.argv[2] == "inherits" else ())
+"""
+
+# Counts up in a file under the lock, a hundred times, as soon as all others are there to do the same.
+COUNTER = """
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from ovia_backup_dagster.core.locking import volume_lock
+
+root = Path(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.read()
+with volume_lock(root, purpose="counting", now=datetime(2026, 6, 15, 12, tzinfo=UTC), wait_seconds=60):
+    for _ in range(100):
+        number = int((root / "counter").read_text() or "0")
+        (root / "counter").write_text(str(number + 1))
+"""
+
+
+@contextmanager
+def running(script: str, *arguments: object, says: str) -> Iterator[subprocess.Popen[str]]:
+    """A Python process that has said its first line, and is ended afterwards."""
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"{says}\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@contextmanager
+def holding(root: Path, purpose: str = "dumping ovia") -> Iterator[subprocess.Popen[str]]:
+    with running(HOLDER, root, purpose, says="locked") as process:
+        yield process
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Let the process (and who shares its standard input) go on to its end."""
+    assert process.stdin is not None
+    process.stdin.close()
+
+
+def take(root: Path, wait_seconds: float = 0.0) -> None:
+    with volume_lock(root, purpose="testing", now=NOW, wait_seconds=wait_seconds):
+        pass
+
+
+def test_while_one_process_holds_the_lock_another_is_refused(tmp_path: Path) -> None:
+    with holding(tmp_path), pytest.raises(LockHeldError):
+        take(tmp_path)
+
+
+def test_whoever_is_refused_learns_who_holds_it(tmp_path: Path) -> None:
+    with holding(tmp_path) as process:
+        with pytest.raises(LockHeldError) as refused:
+            take(tmp_path)
+        holder = f"dumping ovia (process {process.pid} on {socket.gethostname()}, since 2026-06-15T12:00:00+00:00)"
+        assert refused.value.why == f"{holder} holds its lock"
+        assert str(tmp_path) in refused.value.what
+        assert refused.value.transient
+        assert lock_holder(tmp_path) == holder
+
+
+def test_a_wait_ends_when_the_holder_does_and_is_told_once(tmp_path: Path) -> None:
+    told = []
+    with holding(tmp_path) as process:
+
+        def on_wait(holder: str) -> None:
+            told.append(holder)
+            end(process)
+
+        with volume_lock(tmp_path, purpose="testing", now=NOW, wait_seconds=LONG, on_wait=on_wait):
+            assert told, "both held it at once"
+            assert process.wait(LONG) == 0
+            assert "testing" in (tmp_path / FILENAME).read_text()
+    assert [holder.partition(" (")[0] for holder in told] == ["dumping ovia"]
+
+
+def test_a_wait_in_vain_is_told_once_too(tmp_path: Path) -> None:
+    told: list[str] = []
+    with holding(tmp_path), pytest.raises(LockHeldError, match="still after 1 s"):
+        # Several looks are taken in a second.
+        volume_lock(tmp_path, purpose="testing", now=NOW, wait_seconds=1, on_wait=told.append).__enter__()
+    assert len(told) == 1
+
+
+def test_nobody_is_told_of_a_wait_that_is_none(tmp_path: Path) -> None:
+    told: list[str] = []
+    with volume_lock(tmp_path, purpose="testing", now=NOW, on_wait=told.append):
+        assert told == []
+
+
+def test_of_many_at_once_each_gets_its_turn_and_no_step_is_lost(tmp_path: Path) -> None:
+    (tmp_path / "counter").write_text("0")
+    with ExitStack() as stack:
+        processes = [stack.enter_context(running(COUNTER, tmp_path, says="ready")) for _ in range(4)]
+        for process in processes:
+            end(process)
+        assert [process.wait(LONG) for process in processes] == [0, 0, 0, 0]
+    assert (tmp_path / "counter").read_text() == "400"
+
+
+def test_a_killed_holder_frees_it(tmp_path: Path) -> None:
+    with holding(tmp_path) as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait(LONG)
+        assert lock_holder(tmp_path) is None
+        take(tmp_path)
+
+
+def test_a_killed_parent_frees_it_only_when_the_child_that_inherited_it_has_ended(tmp_path: Path) -> None:
+    with running(PARENT, tmp_path, "inherits", says="child runs") as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait(LONG)
+        assert (lock_holder(tmp_path) or "").startswith("dumping (")
+        with pytest.raises(LockHeldError):
+            take(tmp_path)
+        end(process)
+        take(tmp_path, wait_seconds=LONG)
+
+
+def test_a_child_that_did_not_inherit_it_does_not_keep_it(tmp_path: Path) -> None:
+    # Without this the test above would show nothing: the lock is not passed on by accident.
+    with running(PARENT, tmp_path, "inherits not", says="child runs") as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait(LONG)
+        take(tmp_path)
+
+
+def test_leaving_the_block_does_not_take_it_from_a_child_that_still_writes(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    with volume_lock(tmp_path, purpose="dumping", now=NOW) as lock:
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, pass_fds=(lock,))
+    with child:
+        assert lock_holder(tmp_path) is not None
+        end(child)
+        assert child.wait(LONG) == 0
+    assert lock_holder(tmp_path) is None
+
+
+def test_it_excludes_within_one_process_as_well(tmp_path: Path) -> None:
+    with volume_lock(tmp_path, purpose="the outer", now=NOW), pytest.raises(LockHeldError, match="the outer"):
+        take(tmp_path)
+
+
+def test_a_failure_under_the_lock_frees_it(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), volume_lock(tmp_path, purpose="failing", now=NOW):
+        raise ZeroDivisionError
+    take(tmp_path)
+
+
+def test_two_volumes_have_two_locks(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    with volume_lock(tmp_path, purpose="one", now=NOW):
+        take(tmp_path / "other")
+
+
+def test_nobody_holds_a_lock_that_was_never_taken_and_looking_makes_none(tmp_path: Path) -> None:
+    assert lock_holder(tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nobody_holds_it_where_there_is_no_folder(tmp_path: Path) -> None:
+    assert lock_holder(tmp_path / "missing") is None
+
+
+def test_looking_who_holds_it_changes_nothing(tmp_path: Path) -> None:
+    with holding(tmp_path):
+        before = (tmp_path / FILENAME).read_bytes(), (tmp_path / FILENAME).stat().st_mtime_ns
+        lock_holder(tmp_path)
+        assert ((tmp_path / FILENAME).read_bytes(), (tmp_path / FILENAME).stat().st_mtime_ns) == before
+
+
+def test_whoever_only_looks_keeps_nobody_out(tmp_path: Path) -> None:
+    take(tmp_path)
+    descriptor = os.open(tmp_path / FILENAME, os.O_RDONLY)
+    try:
+        # As lock_holder does, for an instant: the one who wants the lock looks again instead of giving up.
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+
+        def stop_looking(_: str) -> None:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+        with volume_lock(tmp_path, purpose="testing", now=NOW, on_wait=stop_looking):
+            pass
+    finally:
+        os.close(descriptor)
+
+
+def test_the_note_of_a_longer_purpose_leaves_nothing_behind(tmp_path: Path) -> None:
+    with volume_lock(tmp_path, purpose="a purpose of very many words indeed", now=NOW):
+        pass
+    with volume_lock(tmp_path, purpose="short", now=NOW):
+        assert json.loads((tmp_path / FILENAME).read_text())["purpose"] == "short"
+
+
+@pytest.mark.parametrize("note", ["", "garbage", "[]", "null", '"text"', '{"purpose": "x"}', "\x00\xff", "{" * 5000])
+def test_a_note_that_cannot_be_read_still_names_somebody(tmp_path: Path, note: str) -> None:
+    with volume_lock(tmp_path, purpose="testing", now=NOW):
+        (tmp_path / FILENAME).write_bytes(note.encode("latin-1"))
+        assert lock_holder(tmp_path) == "another process"
+
+
+def test_a_hostile_purpose_stays_on_one_line(tmp_path: Path) -> None:
+    with holding(tmp_path, "dumping '; rm -rf ~; '\n\x1b[31mred"), pytest.raises(LockHeldError) as refused:
+        take(tmp_path)
+    assert str(refused.value).isprintable()
+
+
+def test_a_full_disk_does_not_stop_the_pruning_that_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with volume_lock(tmp_path, purpose="pruning", now=NOW):
+        assert lock_holder(tmp_path) == "another process"
+
+
+def test_the_lock_file_is_for_its_owner_only(tmp_path: Path) -> None:
+    take(tmp_path)
+    assert stat.S_IMODE((tmp_path / FILENAME).stat().st_mode) == 0o600
+
+
+def test_a_missing_folder_is_said_to_be_unusable(tmp_path: Path) -> None:
+    with pytest.raises(VolumeError, match="No such file") as refused:
+        take(tmp_path / "missing")
+    assert refused.value.fix
+
+
+def test_a_link_in_the_lock_files_place_is_not_followed(tmp_path: Path) -> None:
+    target = tmp_path / "precious"
+    target.write_text("untouched")
+    (tmp_path / FILENAME).symlink_to(target)
+    with pytest.raises(VolumeError):
+        take(tmp_path)
+    assert target.read_text() == "untouched"
+
+
+def test_a_volume_that_knows_no_locks_is_said_to_be_unusable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Network filesystems without a lock daemon.
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with pytest.raises(VolumeError, match="No locks available"):
+        take(tmp_path)

@@ -1,0 +1,283 @@
+"""A code location on a temporary volume, and what the tests do with it.
+
+Runs are executed in this process. Time is never slept through: the instant of a backup is in its file's name, so a
+backup becomes old by being renamed.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, tzinfo
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import dagster as dg
+import pytest
+
+from ovia_backup_dagster.core.catalog import SIDECARS, Backup, Catalog
+from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.definitions import build_defs
+from ovia_backup_dagster.defs.schedules import usable_schedule
+from ovia_backup_dagster.postgres.client import Connection, Programs
+from ovia_backup_dagster.postgres.dump import Dumper, Log
+from ovia_backup_dagster.postgres.verification import Verified
+from ovia_backup_dagster.settings import Settings
+from ovia_backup_dagster.system import BackupSystem
+from ovia_backup_dagster_tests.conftest import REPOSITORY, quiet
+
+EXPECTED = "people,identities,person_identity_links"
+DAILY_JOB = "daily_backup_job"
+ALERT_JOB = "freshness_alert_job"
+ALERT = "backup_freshness_alert"
+CHAIN = ("daily_dump", "dump_verification", "weekly_promotion", "retention_pruning")
+
+OURS = ("POSTGRES_", "BACKUP_", "PG", "DAGSTER_")
+
+
+def load(environment: Mapping[str, str]) -> Settings:
+    """The settings as this environment, and nothing else of ours, gives them."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+    with mock.patch.dict(os.environ, {**others, **environment}, clear=True):
+        return Settings.load()
+
+
+def environment(connection: Connection, volume: Path, bin_dir: Path, **more: str) -> dict[str, str]:
+    """What an operator sets for this database and volume."""
+    return {
+        "POSTGRES_HOST": connection.host,
+        "POSTGRES_PORT": str(connection.port),
+        "POSTGRES_DB": connection.database,
+        "POSTGRES_USER": connection.user,
+        "BACKUP_DIR": str(volume),
+        "BACKUP_EXPECTED_TABLES": EXPECTED,
+        "BACKUP_REQUIRE_ROWS": "true",
+        "BACKUP_LOCK_WAIT_MINUTES": "0",
+        "PG_BIN_DIR": str(bin_dir),
+        **more,
+    }
+
+
+@dataclass(frozen=True)
+class HookedDumper(Dumper):
+    """The real dumper, with something happening just before and just after it."""
+
+    before: Callable[[], None] | None = None
+    after: Callable[[Backup], None] | None = None
+
+    def dump(self, *, run_id: str | None = None, log: Log, progress_seconds: float = 10.0) -> Backup:
+        if self.before is not None:
+            self.before()
+        backup = super().dump(run_id=run_id, log=log, progress_seconds=progress_seconds)
+        # The log is read by the asset from the manifest as it was: what happens now happens between the steps.
+        backup.manifest  # noqa: B018 - cached by reading
+        if self.after is not None:
+            self.after(backup)
+        return backup
+
+
+@dataclass(frozen=True)
+class HookedSystem(BackupSystem):
+    """The real system, with a hooked dumper."""
+
+    before_dump: Callable[[], None] | None = None
+    after_dump: Callable[[Backup], None] | None = None
+    installed: Callable[[], bool] | None = None
+
+    @property
+    def programs(self) -> Programs:
+        there = self.installed is None or self.installed()
+        return super().programs if there else Programs(Path("/nonexistent"))
+
+    @property
+    def dumper(self) -> Dumper:
+        real = super().dumper
+        return HookedDumper(
+            real.catalog,
+            real.connection,
+            real.programs,
+            real.compression,
+            before=self.before_dump,
+            after=self.after_dump,
+        )
+
+
+@dataclass
+class Location:
+    """A code location with an instance of Dagster.
+
+    Attributes:
+        settings: what it was built from.
+        instance: where its runs are recorded.
+        before_dump, after_dump: hooks; may be changed between runs.
+        installed: whether the client programs are there, asked whenever they are needed.
+    """
+
+    settings: Settings
+    instance: dg.DagsterInstance
+    before_dump: Callable[[], None] | None = None
+    after_dump: Callable[[Backup], None] | None = None
+    installed: Callable[[], bool] | None = None
+
+    @property
+    def system(self) -> BackupSystem:
+        return HookedSystem(usable_schedule(self.settings), 0.0, self.before_dump, self.after_dump, self.installed)
+
+    @property
+    def defs(self) -> dg.Definitions:
+        return build_defs(self.settings, resource_overrides={"backups": self.system})
+
+    @property
+    def catalog(self) -> Catalog:
+        return self.system.catalog
+
+    def job(self, name: str = DAILY_JOB) -> dg.JobDefinition:
+        return self.defs.resolve_job_def(name)
+
+    def run(
+        self,
+        name: str = DAILY_JOB,
+        *,
+        config: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> dg.ExecuteInProcessResult:
+        """Run a whole job."""
+        return self.job(name).execute_in_process(
+            instance=self.instance, run_config=dict(config or {}), tags=tags, raise_on_error=False
+        )
+
+    def materialize(self, *assets: str, **config: Mapping[str, Any]) -> dg.ExecuteInProcessResult:
+        """Materialize assets as the UI's button does; ``config`` is each asset's launchpad."""
+        return self.defs.resolve_implicit_global_asset_job_def().execute_in_process(
+            instance=self.instance,
+            asset_selection=[dg.AssetKey(name) for name in assets],
+            run_config={"ops": {name: {"config": dict(values)} for name, values in config.items()}},
+            raise_on_error=False,
+        )
+
+    def dump(self) -> Backup:
+        """A dump as the command line makes it: of no run, and not verified."""
+        return self.system.dumper.dump(log=quiet)
+
+    def verify(self, backup: Backup) -> Verified:
+        return self.system.verifier.verify(backup, log=quiet)
+
+    def logs(self, run_id: str) -> str:
+        """All that a run said, user messages and events, a line each."""
+        return "\n".join(entry.user_message or entry.message for entry in self.instance.all_logs(run_id))
+
+
+def materialized(result: dg.ExecuteInProcessResult) -> dict[str, Mapping[str, Any]]:
+    """Asset -> metadata values, in the order of materialization."""
+    return {
+        event.step_materialization_data.materialization.asset_key.to_user_string(): {
+            name: value.value for name, value in event.step_materialization_data.materialization.metadata.items()
+        }
+        for event in result.get_asset_materialization_events()
+    }
+
+
+def checks(result: dg.ExecuteInProcessResult) -> dict[str, tuple[bool, dg.AssetCheckSeverity]]:
+    """Check -> passed, severity."""
+    return {check.check_name: (check.passed, check.severity) for check in result.get_asset_check_evaluations()}
+
+
+def records(table: object) -> list[dict[str, Any]]:
+    """A table metadata's records, given its ``value``."""
+    assert isinstance(table, dg.TableMetadataValue)
+    return [dict(record.data) for record in table.records]
+
+
+Result = dg.ExecuteInProcessResult | dg.JobExecutionResult
+
+
+def failure(result: Result) -> str:
+    """The description of the first failed step's Failure."""
+    data = next(event for event in result.all_events if event.is_step_failure).step_failure_data
+    assert data.user_failure_data is not None, data.error
+    return data.user_failure_data.description or ""
+
+
+def failed_steps(result: Result) -> list[str]:
+    return [event.step_key or "" for event in result.all_events if event.is_step_failure]
+
+
+def retries(result: Result) -> int:
+    """How often a step was put up for a retry."""
+    return sum(event.event_type is dg.DagsterEventType.STEP_UP_FOR_RETRY for event in result.all_events)
+
+
+def flip_byte(path: Path) -> None:
+    """Alter one byte in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+def settle(path: Path, age: timedelta = timedelta(hours=1)) -> None:
+    """Give a file a modification time in the past."""
+    at = datetime.now(UTC) - age
+    os.utime(path, (at.timestamp(), at.timestamp()))
+
+
+def old_dump(catalog: Catalog, age: timedelta, content: bytes = b"not an archive", *, tier: Tier = Tier.DAILY) -> Path:
+    """A file as the old script leaves it: a dump's name, no sidecar; last written when it says."""
+    folder = catalog.folder(tier)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / BackupName(catalog.database, tier, datetime.now(UTC) - age).filename
+    path.write_bytes(content)
+    settle(path, max(age, timedelta(hours=1)))
+    return path
+
+
+def backdate(catalog: Catalog, backup: Backup, age: timedelta) -> Backup:
+    """The same backup, as if it had been made that long ago: only its name says when it was."""
+    name = BackupName(backup.name.database, backup.tier, datetime.now(UTC) - age)
+    target = backup.path.with_name(name.filename)
+    for suffix in ("", *SIDECARS):
+        source = backup.path.with_name(backup.path.name + suffix)
+        if source.exists():
+            source.rename(target.with_name(target.name + suffix))
+    return next(b for b in catalog.backups(backup.tier) if b.path == target)
+
+
+def frozen(at: datetime) -> type[datetime]:
+    """A ``datetime`` whose ``now`` stands still."""
+
+    class Frozen(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Frozen:
+            return cls.fromtimestamp(at.timestamp(), tz)
+
+    return Frozen
+
+
+def set_clock(monkeypatch: pytest.MonkeyPatch, at: datetime) -> None:
+    """The sensor and the alert believe that it is ``at``."""
+    for module in ("sensors", "alerts"):
+        monkeypatch.setattr(f"ovia_backup_dagster.defs.{module}.datetime", frozen(at))
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def dagster(*arguments: str, home: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run plain Dagster in the checkout."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith((*OURS, "PYTHON"))}
+    if home is not None:
+        variables["DAGSTER_HOME"] = str(home)
+    return subprocess.run(
+        (sys.executable, "-m", "dagster", *arguments),
+        cwd=REPOSITORY,
+        env={**kept, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=120,
+    )

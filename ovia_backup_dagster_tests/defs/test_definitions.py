@@ -1,0 +1,402 @@
+"""The code location as people and other programs see it: its names, and that it loads whatever the settings."""
+
+from __future__ import annotations
+
+import shutil
+import tomllib
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import yaml  # type: ignore[import-untyped]
+
+from ovia_backup_dagster.definitions import build_defs
+from ovia_backup_dagster.system import BackupSystem
+from ovia_backup_dagster_tests.conftest import REPOSITORY, NewDatabase
+from ovia_backup_dagster_tests.conftest import snapshot as files_of
+from ovia_backup_dagster_tests.defs.conftest import NewLocation
+from ovia_backup_dagster_tests.defs.support import (
+    ALERT,
+    ALERT_JOB,
+    CHAIN,
+    DAILY_JOB,
+    Location,
+    dagster,
+    environment,
+    failed_steps,
+    failure,
+    load,
+    materialized,
+)
+
+HOST = {"POSTGRES_HOST": "db.example.org"}
+
+# ---------------------------------------------------------------- the public surface
+
+ASSETS: dict[str, dict[str, Any]] = {
+    "daily_dump": {
+        "deps": [],
+        "group": "backup",
+        "kinds": ["file", "postgres"],
+        "owners": ["team:ovia-operations"],
+        "pool": "backup_volume",
+        "freshness": (timedelta(hours=25), timedelta(hours=26)),
+        "checks": {},
+    },
+    "dump_verification": {
+        "deps": ["daily_dump"],
+        "group": "backup",
+        "kinds": ["file", "postgres"],
+        "owners": ["team:ovia-operations"],
+        "pool": "backup_volume",
+        "freshness": (timedelta(hours=25), timedelta(hours=26)),
+        "checks": {
+            "archive_matches_manifest": "blocks",
+            "archive_decodes": "blocks",
+            "expected_tables_present": "blocks",
+            "expected_tables_hold_rows": "blocks",
+            "tables_kept_their_rows": "warns",
+            "dump_without_warnings": "warns",
+        },
+    },
+    "weekly_promotion": {
+        "deps": ["dump_verification"],
+        "group": "backup",
+        "kinds": ["file"],
+        "owners": ["team:ovia-operations"],
+        "pool": "backup_volume",
+        "freshness": None,
+        "checks": {},
+    },
+    "retention_pruning": {
+        "deps": ["weekly_promotion"],
+        "group": "backup",
+        "kinds": ["file"],
+        "owners": ["team:ovia-operations"],
+        "pool": "backup_volume",
+        "freshness": None,
+        "checks": {},
+    },
+    "backup_freshness_alert": {
+        "deps": [],
+        "group": "alerts",
+        "kinds": ["alert"],
+        "owners": ["team:ovia-operations"],
+        # Not the volume's: people must be told while a dump hangs.
+        "pool": None,
+        "freshness": None,
+        "checks": {},
+    },
+}
+
+JOBS: dict[str, dict[str, Any]] = {
+    "daily_backup_job": {
+        "assets": {"daily_dump", "dump_verification", "weekly_promotion", "retention_pruning"},
+        "tags": {"ovia/database": "ovia", "ovia/volume": "/backups"},
+    },
+    "freshness_alert_job": {"assets": {"backup_freshness_alert"}, "tags": {"ovia/database": "ovia"}},
+}
+
+LAUNCHPAD = {
+    "daily_dump": set(),
+    "dump_verification": {"backup"},
+    "weekly_promotion": {"backup"},
+    "retention_pruning": {"dry_run"},
+    "backup_freshness_alert": {"all_clear", "episode"},
+}
+
+
+def test_assets() -> None:
+    defs = build_defs(load(HOST))
+    found = {}
+    for spec in defs.resolve_all_asset_specs():
+        asset = defs.resolve_assets_def(spec.key)
+        found[spec.key.to_user_string()] = {
+            "deps": [dep.asset_key.to_user_string() for dep in spec.deps],
+            "group": spec.group_name,
+            "kinds": sorted(spec.kinds),
+            "owners": list(spec.owners),
+            "pool": asset.op.pool,
+            "freshness": freshness(spec),
+            "checks": {check.name: "blocks" if check.blocking else "warns" for check in asset.check_specs},
+        }
+        assert spec.description
+        assert all(check.description for check in asset.check_specs)
+    assert found == ASSETS
+
+
+def freshness(spec: dg.AssetSpec) -> tuple[timedelta, timedelta] | None:
+    policy: Any = spec.freshness_policy
+    return policy and (policy.warn_window.to_timedelta(), policy.fail_window.to_timedelta())
+
+
+def test_launchpad() -> None:
+    defs = build_defs(load(HOST))
+    found = {}
+    for name in LAUNCHPAD:
+        config = defs.resolve_assets_def(dg.AssetKey(name)).op.config_field
+        found[name] = set(getattr(config.config_type, "fields", {})) if config else set()
+    assert found == LAUNCHPAD
+
+
+def test_jobs() -> None:
+    defs = build_defs(load(HOST))
+    found = {}
+    for job in defs.resolve_all_job_defs():
+        if job.name.startswith("__"):  # Dagster's own, for the button in the asset graph
+            continue
+        keys = job.asset_layer.selected_asset_keys
+        found[job.name] = {"assets": {key.to_user_string() for key in keys}, "tags": dict(job.tags)}
+        assert job.executor_def is dg.in_process_executor
+        assert job.description
+    assert found == JOBS
+
+
+def test_what_is_materialized_by_hand_runs_in_process_too() -> None:
+    defs = build_defs(load(HOST))
+    assert defs.resolve_implicit_global_asset_job_def().executor_def is dg.in_process_executor
+
+
+def test_schedule() -> None:
+    schedules = list(build_defs(load(HOST)).schedules or [])
+    assert [schedule.name for schedule in schedules] == ["daily_backup_schedule"]
+    (schedule,) = schedules
+    assert isinstance(schedule, dg.ScheduleDefinition)
+    assert schedule.job_name == "daily_backup_job"
+    assert schedule.cron_schedule == "0 3 * * *"
+    assert schedule.execution_timezone == "UTC"
+    assert schedule.default_status is dg.DefaultScheduleStatus.RUNNING
+
+
+def test_sensor() -> None:
+    sensors = list(build_defs(load(HOST)).sensors or [])
+    assert [sensor.name for sensor in sensors] == ["backup_freshness_sensor"]
+    (sensor,) = sensors
+    assert sensor.job_name == "freshness_alert_job"
+    assert sensor.default_status is dg.DefaultSensorStatus.RUNNING
+    assert sensor.minimum_interval_seconds == 300
+    assert sensor.description
+
+
+def test_resources_and_their_overriding() -> None:
+    settings = load(HOST)
+    assert set(build_defs(settings).resources or {}) == {"backups"}
+    stand_in = BackupSystem(settings, retry_seconds=7)
+    assert dict(build_defs(settings, resource_overrides={"backups": stand_in}).resources or {}) == {"backups": stand_in}
+
+
+def test_no_secret_stands_in_the_definitions() -> None:
+    secrets = {
+        "POSTGRES_PASSWORD": "the-p4ssword",
+        "BACKUP_NOTIFY_URLS": "json://user:the-t0ken@127.0.0.1/",
+    }
+    defs = build_defs(load({**HOST, **secrets}))
+    text = repr(defs.resources) + repr(defs)
+    assert "the-p4ssword" not in text
+    assert "the-t0ken" not in text
+
+
+# ---------------------------------------------------------------- the settings
+
+BAD = [
+    ({"POSTGRES_PORT": "postgres"}, "POSTGRES_PORT: "),
+    ({"POSTGRES_PORT": "0"}, "POSTGRES_PORT: 0 is not a port"),
+    ({"POSTGRES_DB": "x" * 64}, "POSTGRES_DB: a PostgreSQL name has 1 to 63 bytes"),
+    ({"POSTGRES_USER": "ü" * 32}, "POSTGRES_USER: a PostgreSQL name has 1 to 63 bytes"),
+    ({"BACKUP_SCHEDULE": "every day"}, "BACKUP_SCHEDULE: 'every day' is not a cron expression"),
+    ({"BACKUP_SCHEDULE": "0 3 * *"}, "BACKUP_SCHEDULE: '0 3 * *' is not a cron expression"),
+    ({"BACKUP_SCHEDULE": "0 0 3 * * *"}, "BACKUP_SCHEDULE: '0 0 3 * * *' is not a cron expression"),
+    ({"BACKUP_SCHEDULE": "a b c d e"}, "BACKUP_SCHEDULE: 'a b c d e' is not a cron expression"),
+    ({"BACKUP_SCHEDULE": "99 99 * * *"}, "BACKUP_SCHEDULE: '99 99 * * *' is not a cron expression"),
+    ({"BACKUP_SCHEDULE": "0 3 * * 8"}, "BACKUP_SCHEDULE: '0 3 * * 8' is not a cron expression"),
+    ({"BACKUP_SCHEDULE": "*/0 * * * *"}, "BACKUP_SCHEDULE: '*/0 * * * *' is not a cron expression"),
+    ({"BACKUP_SCHEDULE": "0 3 31 2 *"}, "BACKUP_SCHEDULE: '0 3 31 2 *' is not a cron expression"),
+    ({"BACKUP_SCHEDULE": "@reboot"}, "BACKUP_SCHEDULE: '@reboot' is not a cron expression"),
+    ({"BACKUP_TIMEZONE": "Mars/Phobos"}, "BACKUP_TIMEZONE: 'Mars/Phobos' is not a time zone"),
+    ({"BACKUP_TIMEZONE": "../../etc/passwd"}, "BACKUP_TIMEZONE: '../../etc/passwd' is not a time zone"),
+    ({"BACKUP_TIMEZONE": "Europe"}, "BACKUP_TIMEZONE: 'Europe' is not a time zone"),
+    ({"BACKUP_WEEKLY_DAY": "someday"}, "BACKUP_WEEKLY_DAY: 'someday' is not a day of the week"),
+    ({"BACKUP_DAILY_KEEP": "0"}, "BACKUP_DAILY_KEEP: 0 is too few"),
+    ({"BACKUP_WEEKLY_KEEP": "-1"}, "BACKUP_WEEKLY_KEEP: -1 is too few"),
+    ({"BACKUP_DAILY_KEEP": "seven"}, "BACKUP_DAILY_KEEP: "),
+    ({"BACKUP_MAX_AGE_HOURS": "0"}, "BACKUP_MAX_AGE_HOURS: 0.0 is not a number of hours"),
+    ({"BACKUP_MAX_AGE_HOURS": "nan"}, "BACKUP_MAX_AGE_HOURS: nan is not a number of hours"),
+    ({"BACKUP_MAX_AGE_HOURS": "1e300"}, "BACKUP_MAX_AGE_HOURS: 1e+300 is not a number of hours"),
+    ({"BACKUP_LOCK_WAIT_MINUTES": "inf"}, "BACKUP_LOCK_WAIT_MINUTES: inf is not a number of minutes"),
+    ({"BACKUP_REQUIRE_ROWS": "perhaps"}, "BACKUP_REQUIRE_ROWS: "),
+    ({"BACKUP_COMPRESSION": "zip"}, "BACKUP_COMPRESSION: 'zip' is neither auto nor pg_dump's spelling"),
+    ({"BACKUP_NOTIFY_URLS": "a-t0ken-without-scheme"}, "BACKUP_NOTIFY_URLS: URL number 1 has no scheme"),
+    ({"DAGSTER_PUBLIC_URL": "dagster.example.org"}, "DAGSTER_PUBLIC_URL: it must begin with http"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), BAD, ids=[f"{n}={v}" for change, _ in BAD for n, v in change.items()])
+def test_bad_settings_load_and_the_job_refuses(
+    new_location: NewLocation, volume: Path, change: dict[str, str], words: str
+) -> None:
+    location: Location = new_location(**change)
+    dg.Definitions.validate_loadable(location.defs)
+    result = location.run()
+    assert not result.success
+    assert failed_steps(result) == ["daily_dump"]
+    said = failure(result)
+    assert said.startswith("the settings are not usable: " + words)
+    assert "\n" not in said
+    assert "t0ken" not in said
+    assert materialized(result) == {}
+    assert not volume.exists()
+
+
+@pytest.mark.parametrize("asset", CHAIN)
+@pytest.mark.parametrize("change", [{"BACKUP_SCHEDULE": "a b c d e"}, {"BACKUP_WEEKLY_DAY": "someday"}])
+def test_each_asset_refuses_bad_settings(
+    new_location: NewLocation, volume: Path, change: dict[str, str], asset: str
+) -> None:
+    good: Location = new_location()
+    good.verify(good.dump())
+    before = files_of(volume)
+    location: Location = new_location(**change)
+    result = location.materialize(asset)
+    assert failure(result).startswith(f"the settings are not usable: {next(iter(change))}: ")
+    assert materialized(result) == {}
+    assert files_of(volume) == before
+
+
+@pytest.mark.parametrize("name", ["a b", "ünï/cödé", "'; rm -rf ~; '", "line\nbreak", "x" * 63, "{{braces}}"])
+def test_hostile_names_load(name: str) -> None:
+    """They become tags of runs."""
+    defs = build_defs(load({**HOST, "POSTGRES_DB": name, "BACKUP_DIR": f"/backups/{name}"}))
+    dg.Definitions.validate_loadable(defs)
+    assert defs.resolve_job_def(DAILY_JOB).tags["ovia/database"] == name
+
+
+def test_several_bad_settings_are_all_named() -> None:
+    settings = load({"POSTGRES_PORT": "0", "BACKUP_SCHEDULE": "a b c d e", "BACKUP_WEEKLY_DAY": "x"})
+    problems = build_defs(settings).resources["backups"].settings.problems  # type: ignore[index]
+    assert [problem.partition(":")[0] for problem in problems] == [
+        "POSTGRES_HOST is not set",
+        "POSTGRES_PORT",
+        "BACKUP_WEEKLY_DAY",
+        "BACKUP_SCHEDULE",
+    ]
+
+
+@pytest.mark.parametrize("hours", ["0.001", "0.01", "0.0167", "1", "1.01", "2", "24", "8784"])
+def test_every_allowed_age_loads(hours: str) -> None:
+    dg.Definitions.validate_loadable(build_defs(load({**HOST, "BACKUP_MAX_AGE_HOURS": hours})))
+
+
+def test_without_any_environment_it_loads_and_everything_refuses(
+    volume: Path, instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    for settings in ({}, {"BACKUP_DIR": str(volume)}, {"POSTGRES_HOST": "", "BACKUP_DIR": str(volume)}):
+        location = Location(load(settings), instance)
+        dg.Definitions.validate_loadable(location.defs)
+        for result in (location.run(), *(location.materialize(name) for name in (*CHAIN, ALERT))):
+            assert not result.success
+            assert failure(result).startswith("the settings are not usable: POSTGRES_HOST is not set. Next: ")
+            assert materialized(result) == {}
+        alert = location.run(ALERT_JOB)
+        assert failed_steps(alert) == [ALERT]
+    assert not volume.exists()
+    assert not Path("/backups").exists()
+
+
+def test_the_job_of_a_bad_setting_exits_with_failure(tmp_path: Path) -> None:
+    ended = dagster(
+        "job", "execute", "--module-name", "ovia_backup_dagster.definitions", "--job", DAILY_JOB,
+        home=tmp_path, BACKUP_DIR=str(tmp_path / "backups"), BACKUP_TIMEZONE="Mars/Phobos",
+    )  # fmt: skip
+    assert ended.returncode != 0
+    assert "the settings are not usable: POSTGRES_HOST is not set; BACKUP_TIMEZONE: 'Mars/Phobos'" in ended.stdout
+    assert not (tmp_path / "backups").exists()
+
+
+def test_a_second_database_is_a_second_call(
+    new_database: NewDatabase, volume: Path, bin_dir: Path, instance: dg.DagsterInstance
+) -> None:
+    names = [new_database().database for _ in range(2)]
+    database = new_database()
+    locations = [
+        Location(load(environment(database, volume, bin_dir, POSTGRES_DB=name, BACKUP_MAX_AGE_HOURS=hours)), instance)
+        for name, hours in zip(names, ("5", "50"), strict=True)
+    ]
+    for location, name, hours in zip(locations, names, (5, 50), strict=True):
+        spec = next(s for s in location.defs.resolve_all_asset_specs() if s.key == dg.AssetKey("daily_dump"))
+        assert freshness(spec) == (timedelta(hours=hours - 1), timedelta(hours=hours))
+        dumped = materialized(location.run())["daily_dump"]
+        assert str(dumped["backup"]).startswith(f"{name}_daily_")
+
+
+# ---------------------------------------------------------------- the files that Dagster reads
+
+
+@pytest.mark.parametrize("with_home", [False, True])
+def test_the_workspace_loads_with_plain_dagster(tmp_path: Path, with_home: bool) -> None:
+    home = None
+    if with_home:
+        home = tmp_path
+        shutil.copy(REPOSITORY / "dagster.yaml", home)
+    ended = dagster("definitions", "validate", "--workspace", "workspace.yaml", home=home)
+    assert ended.returncode == 0, ended.stdout
+    assert "Validation successful for code location ovia_backup_dagster." in ended.stdout
+    assert ended.stdout.count("Validation successful for code location") == 1
+
+
+def test_the_workspace_is_found_without_being_named() -> None:
+    """As `dagster dev` in a checkout does; a section in pyproject.toml would win over it."""
+    ended = dagster("definitions", "validate")
+    assert ended.returncode == 0, ended.stdout
+    assert "Validation successful for code location ovia_backup_dagster." in ended.stdout
+
+
+def test_the_workspace_is_the_only_source_of_the_location() -> None:
+    workspace = yaml.safe_load((REPOSITORY / "workspace.yaml").read_text(encoding="utf-8"))
+    assert workspace == {
+        "load_from": [
+            {
+                "python_module": {
+                    "module_name": "ovia_backup_dagster.definitions",
+                    "attribute": "defs",
+                    "location_name": "ovia_backup_dagster",
+                }
+            }
+        ]
+    }
+    tools = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    assert not {"dagster", "dg"} & set(tools)
+    assert not (REPOSITORY / "dg.toml").exists()
+
+
+def test_dagster_yaml_is_an_instance_that_dagster_takes(tmp_path: Path) -> None:
+    shutil.copy(REPOSITORY / "dagster.yaml", tmp_path)
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        assert not instance.telemetry_enabled
+        assert instance.run_monitoring_enabled
+        assert instance.run_monitoring_start_timeout_seconds == 120
+        assert instance.run_monitoring_max_runtime_seconds == 24 * 3600
+        # The assets retry what may pass; a run that is repeated as a whole would dump again.
+        assert not instance.run_retries_enabled
+        assert instance.freshness_enabled
+        concurrency = instance.get_concurrency_config()
+        assert concurrency.pool_config.default_pool_limit == 1
+        assert concurrency.pool_config.pool_granularity is not None
+        assert concurrency.pool_config.pool_granularity.value == "run"
+        queue = concurrency.run_queue_config
+        assert queue is not None
+        assert list(queue.tag_concurrency_limits) == [
+            {"key": "ovia/volume", "value": {"applyLimitPerUniqueValue": True}, "limit": 1}
+        ]
+        # The limit is on the tag that the job bears.
+        job = build_defs(load(HOST)).resolve_job_def(DAILY_JOB)
+        assert "ovia/volume" in job.tags
+        retention = instance.get_settings("retention")
+        assert retention["schedule"]["purge_after_days"] == 90
+        assert retention["sensor"]["purge_after_days"] == {
+            "skipped": 7,
+            "success": 90,
+            "failure": 90,
+            "started": 90,
+        }

@@ -1,0 +1,470 @@
+"""The freshness sensor: one alert per episode and day until somebody was told, one all-clear, then quiet.
+
+The clock is set, never waited for; requested runs are really executed, on the instance that the sensor asks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._core.code_pointer import ModuleCodePointer
+from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
+
+from ovia_backup_dagster.core.errors import SettingsError
+from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster_tests.conftest import snapshot as files_of
+from ovia_backup_dagster_tests.defs.conftest import NewLocation
+from ovia_backup_dagster_tests.defs.receiver import Receiver
+from ovia_backup_dagster_tests.defs.support import (
+    ALERT,
+    ALERT_JOB,
+    Location,
+    backdate,
+    dagster,
+    environment,
+    flip_byte,
+    load,
+    old_dump,
+    set_clock,
+    settle,
+)
+
+# Apprise 2.2 imports it while it loads its plugins.
+pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
+
+TOLD = "people were told"
+UNDER_WAY = "waiting for the run that tells people"
+
+
+@dataclass
+class Daemon:
+    """What Dagster's daemon does with the sensor: keeps the cursor, and runs what is asked for.
+
+    Attributes:
+        location: where the sensor lives.
+        cursor: as the last tick left it.
+        skipped: why the last tick asked for nothing.
+        requests: all that was asked for so far.
+    """
+
+    location: Location
+    monkeypatch: pytest.MonkeyPatch
+    cursor: str | None = None
+    skipped: str | None = None
+
+    def __post_init__(self) -> None:
+        self.requests: list[dg.RunRequest] = []
+
+    def at(self, instant: datetime) -> Daemon:
+        set_clock(self.monkeypatch, instant)
+        return self
+
+    def tick(self) -> dg.RunRequest | None:
+        """Evaluate the sensor once."""
+        defs = self.location.defs
+        resources = {"backups": self.location.system}
+        context = dg.build_sensor_context(
+            instance=self.location.instance, cursor=self.cursor, definitions=defs, resources=resources
+        )
+        with context:
+            data = defs.resolve_sensor_def("backup_freshness_sensor").evaluate_tick(context)
+        # A tick that sets no cursor leaves it as it is.
+        self.cursor = data.cursor if data.cursor is not None else self.cursor
+        self.skipped = data.skip_message
+        requests = list(data.run_requests or [])
+        assert len(requests) <= 1
+        assert bool(requests) != bool(self.skipped)
+        # Dagster would drop a run whose key it has seen, silently.
+        assert not {r.run_key for r in requests} & {r.run_key for r in self.requests}
+        self.requests += requests
+        return requests[0] if requests else None
+
+    def run(self, request: dg.RunRequest | None) -> bool:
+        """Execute what was asked for."""
+        assert request is not None, self.skipped
+        return self.location.run(ALERT_JOB, config=request.run_config, tags=request.tags).success
+
+    def create(self, request: dg.RunRequest | None, status: dg.DagsterRunStatus) -> dg.DagsterRun:
+        """A run of what was asked for that has come as far as ``status``."""
+        assert request is not None, self.skipped
+        job = self.location.job(ALERT_JOB)
+        # Only a run of a code location can be queued.
+        remote = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("ovia_backup_dagster"), "__repository__")
+        python = RepositoryPythonOrigin("python", ModuleCodePointer("ovia_backup_dagster.definitions", "defs"))
+        return self.location.instance.create_run_for_job(
+            job_def=job,
+            run_config=request.run_config,
+            tags=dict(request.tags),
+            status=status,
+            remote_job_origin=RemoteJobOrigin(remote, ALERT_JOB),
+            job_code_origin=JobPythonOrigin(ALERT_JOB, python),
+        )
+
+
+@pytest.fixture
+def daemon(bare: NewLocation, people: Receiver, monkeypatch: pytest.MonkeyPatch) -> Daemon:
+    """The sensor of a location that tells ``people``; its volume is empty."""
+    return Daemon(bare(BACKUP_NOTIFY_URLS=people.url), monkeypatch)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def heal(daemon: Daemon) -> Path:
+    """A new backup appears."""
+    return old_dump(daemon.location.catalog, timedelta(minutes=1))
+
+
+def episode(request: dg.RunRequest | None) -> str:
+    assert request is not None
+    return str(request.run_config["ops"][ALERT]["config"]["episode"])
+
+
+# ---------------------------------------------------------------- what is trouble
+
+
+def test_all_is_well(daemon: Daemon, volume: Path) -> None:
+    path = old_dump(daemon.location.catalog, timedelta(hours=25, minutes=59))
+    before = files_of(volume)
+    assert daemon.tick() is None
+    assert daemon.skipped == f"the newest backup, {path.name}, is 1 d 1 h old (not verified yet)"
+    assert daemon.cursor is None
+    assert files_of(volume) == before
+
+
+def test_stale(daemon: Daemon, people: Receiver) -> None:
+    old_dump(daemon.location.catalog, timedelta(hours=26, minutes=1))
+    request = daemon.tick()
+    assert request is not None
+    assert request.run_key
+    assert daemon.run(request)
+    assert people.titles == ["[sample] the newest backup is too old"]
+
+
+def test_the_limit_is_the_settings(bare: NewLocation, monkeypatch: pytest.MonkeyPatch) -> None:
+    for hours, asked in (("3", True), ("4", False)):
+        daemon = Daemon(bare(BACKUP_MAX_AGE_HOURS=hours), monkeypatch)
+        if not asked:
+            old_dump(daemon.location.catalog, timedelta(hours=3, minutes=30))
+        assert bool(daemon.tick()) is asked
+
+
+def test_missing(daemon: Daemon, people: Receiver) -> None:
+    assert daemon.run(daemon.tick())
+    assert people.titles == ["[sample] there is no backup"]
+
+
+def test_being_written_is_missing(daemon: Daemon) -> None:
+    settle(old_dump(daemon.location.catalog, timedelta(minutes=1)), timedelta(0))
+    assert daemon.tick() is not None
+
+
+def test_in_the_future(daemon: Daemon, people: Receiver) -> None:
+    old_dump(daemon.location.catalog, timedelta(hours=-3))
+    assert daemon.run(daemon.tick())
+    assert people.titles == ["[sample] the newest backup is dated in the future"]
+
+
+def test_a_volume_that_cannot_be_read(daemon: Daemon, people: Receiver, volume: Path) -> None:
+    volume.rmdir()
+    assert daemon.run(daemon.tick())
+    assert people.titles == ["[sample] the backup volume cannot be read"]
+    assert not volume.exists()
+
+
+def test_a_bad_newest_does_not_count(
+    database: Connection,
+    volume: Path,
+    bin_dir: Path,
+    instance: dg.DagsterInstance,
+    people: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = load(environment(database, volume, bin_dir, BACKUP_NOTIFY_URLS=people.url))
+    daemon = Daemon(Location(settings, instance), monkeypatch)
+    location = daemon.location
+    good = backdate(location.catalog, location.dump(), timedelta(hours=30))
+    assert location.verify(good).judgement.good
+    newest = location.dump()
+    # Unproven, it counts.
+    assert daemon.tick() is None
+    assert "not verified yet" in (daemon.skipped or "")
+    flip_byte(newest.path)
+    location.verify(newest)
+    assert daemon.run(daemon.tick())
+    assert f"Last proven backup: {good}." in people.messages[0]["message"]
+    assert f"Why newer ones are bad: {newest}: " in people.messages[0]["message"]
+    # A good run ends it.
+    assert location.run().success
+    assert daemon.run(daemon.tick())
+    assert people.titles[-1] == f"[{database.database}] backups are fresh again"
+
+
+def test_settings_that_are_not_usable(bare: NewLocation, people: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    old_dump(bare().catalog, timedelta(hours=1))
+    daemon = Daemon(bare(BACKUP_NOTIFY_URLS=people.url, BACKUP_DAILY_KEEP="none"), monkeypatch)
+    assert daemon.run(daemon.tick())
+    assert people.titles == ["[sample] the backup settings are not usable"]
+    assert "BACKUP_DAILY_KEEP" in people.messages[0]["message"]
+
+
+def test_without_a_host_the_tick_fails_with_one_clear_line(bare: NewLocation, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon = Daemon(bare(POSTGRES_HOST=""), monkeypatch)
+    with pytest.raises(SettingsError) as caught:
+        daemon.tick()
+    assert str(caught.value).startswith("the settings are not usable: POSTGRES_HOST is not set. Next: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["", "127.0.0.1"])
+def test_as_the_code_server_evaluates_it(tmp_path: Path, host: str) -> None:
+    ended = dagster(
+        "sensor", "preview", "--workspace", "workspace.yaml", "backup_freshness_sensor",
+        home=tmp_path, BACKUP_DIR=str(tmp_path / "backups"), POSTGRES_HOST=host,
+    )  # fmt: skip
+    if host:
+        assert "Sensor returning run requests for 1 run(s)" in ended.stdout
+        assert "backup_freshness_alert:" in ended.stdout
+    else:
+        assert "SettingsError: the settings are not usable: POSTGRES_HOST is not set. Next: " in ended.stdout
+        assert "run requests" not in ended.stdout
+
+
+def test_the_old_scripts_dump_counts(daemon: Daemon) -> None:
+    """At cut-over there are no manifests and no events at all."""
+    old_dump(daemon.location.catalog, timedelta(hours=5))
+    assert daemon.tick() is None
+    assert daemon.location.instance.get_runs() == []
+
+
+# ---------------------------------------------------------------- one alert per episode and day
+
+
+def test_one_alert_a_day_while_it_lasts(daemon: Daemon, people: Receiver) -> None:
+    noon = datetime(2026, 7, 1, 12, tzinfo=UTC)
+    first = daemon.at(noon).tick()
+    assert daemon.run(first)
+    for later in (timedelta(minutes=5), timedelta(hours=5), timedelta(hours=11, minutes=59)):
+        assert daemon.at(noon + later).tick() is None
+        assert TOLD in (daemon.skipped or "")
+    second = daemon.at(noon + timedelta(hours=12)).tick()
+    assert daemon.run(second)
+    assert daemon.at(noon + timedelta(hours=13)).tick() is None
+    third = daemon.at(noon + timedelta(days=1, hours=12)).tick()
+    assert daemon.run(third)
+    assert len(people.messages) == 3
+    assert {episode(request) for request in daemon.requests} == {"2026-07-01T12:00:00+00:00"}
+    assert len({request.run_key for request in daemon.requests}) == 3
+
+
+def test_the_day_is_the_settings_time_zones(
+    bare: NewLocation, people: Receiver, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = Daemon(bare(BACKUP_NOTIFY_URLS=people.url, BACKUP_TIMEZONE="Asia/Tokyo"), monkeypatch)
+    assert daemon.run(daemon.at(datetime(2026, 7, 1, 14, 50, tzinfo=UTC)).tick())
+    assert daemon.run(daemon.at(datetime(2026, 7, 1, 15, 10, tzinfo=UTC)).tick())
+    assert daemon.at(datetime(2026, 7, 2, 0, 10, tzinfo=UTC)).tick() is None
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        dg.DagsterRunStatus.QUEUED,
+        dg.DagsterRunStatus.NOT_STARTED,
+        dg.DagsterRunStatus.STARTING,
+        dg.DagsterRunStatus.STARTED,
+        dg.DagsterRunStatus.CANCELING,
+    ],
+)
+def test_a_run_under_way_is_waited_for(daemon: Daemon, status: dg.DagsterRunStatus) -> None:
+    daemon.create(daemon.tick(), status)
+    assert daemon.tick() is None
+    assert UNDER_WAY in (daemon.skipped or "")
+
+
+@pytest.mark.parametrize("status", [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED])
+def test_a_run_that_ended_badly_is_followed_by_another(
+    daemon: Daemon, people: Receiver, status: dg.DagsterRunStatus
+) -> None:
+    daemon.create(daemon.tick(), status)
+    again = daemon.tick()
+    assert daemon.run(again)
+    assert len(people.messages) == 1
+    assert daemon.tick() is None
+    assert TOLD in (daemon.skipped or "")
+
+
+def test_at_most_five_runs_a_day(daemon: Daemon, people: Receiver) -> None:
+    people.refusals = -1
+    noon = datetime(2026, 7, 1, 12, tzinfo=UTC)
+    for number in range(5):
+        assert not daemon.run(daemon.at(noon + timedelta(minutes=5 * number)).tick())
+    assert people.asked == 5 * 4
+    assert daemon.at(noon + timedelta(hours=1)).tick() is None
+    assert "5 runs failed to tell people" in (daemon.skipped or "")
+    # The next day it is tried anew.
+    people.refusals = 0
+    assert daemon.run(daemon.at(noon + timedelta(days=1)).tick())
+    assert len(people.messages) == 1
+
+
+def test_a_run_that_was_never_made_is_asked_for_again(daemon: Daemon) -> None:
+    """The daemon died between the tick and the run: the same key, which Dagster has seen no run of."""
+    first = daemon.tick()
+    daemon.requests.clear()
+    again = daemon.tick()
+    assert first is not None
+    assert again is not None
+    assert (again.run_key, again.tags, again.run_config) == (first.run_key, first.tags, first.run_config)
+
+
+def test_another_episode_is_another_alert_the_same_day(daemon: Daemon, people: Receiver) -> None:
+    assert daemon.run(daemon.tick())
+    healed = heal(daemon)
+    assert daemon.run(daemon.tick())
+    assert daemon.tick() is None
+    healed.unlink()
+    assert daemon.run(daemon.at(now() + timedelta(minutes=10)).tick())
+    assert people.titles == [
+        "[sample] there is no backup",
+        "[sample] backups are fresh again",
+        "[sample] there is no backup",
+    ]
+
+
+def test_trouble_that_returns_right_after_the_all_clear_is_told(daemon: Daemon, people: Receiver) -> None:
+    """It may return before the tick that would have closed the episode; people believe that all is well."""
+    assert daemon.run(daemon.tick())
+    healed = heal(daemon)
+    assert daemon.run(daemon.tick())
+    healed.unlink()
+    request = daemon.at(now() + timedelta(minutes=5)).tick()
+    assert daemon.run(request)
+    assert people.titles == [
+        "[sample] there is no backup",
+        "[sample] backups are fresh again",
+        "[sample] there is no backup",
+    ]
+
+
+def test_trouble_that_returns_while_the_all_clear_is_on_its_way_is_told(daemon: Daemon, people: Receiver) -> None:
+    """The run that says that all is well has looked before, and says it after."""
+    assert daemon.run(daemon.tick())
+    healed = heal(daemon)
+    run = daemon.create(daemon.tick(), dg.DagsterRunStatus.STARTED)
+    healed.unlink()
+    daemon.at(now() + timedelta(minutes=5)).tick()
+    success = dg.DagsterEvent(event_type_value=dg.DagsterEventType.RUN_SUCCESS.value, job_name=ALERT_JOB)
+    daemon.location.instance.report_dagster_event(success, run_id=run.run_id)
+    daemon.at(now() + timedelta(minutes=10)).tick()
+    if len(daemon.requests) < 3:
+        daemon.at(now() + timedelta(minutes=15)).tick()
+    assert len(daemon.requests) == 3
+    assert not daemon.requests[2].run_config["ops"][ALERT]["config"].get("all_clear")
+
+
+def test_two_databases_that_fail_at_one_instant_are_both_told(
+    bare: NewLocation, people: Receiver, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their volume is gone: both sensors see it in the same second, on one instance."""
+    for database in ("one", "other"):
+        daemon = Daemon(bare(BACKUP_NOTIFY_URLS=people.url, POSTGRES_DB=database), monkeypatch)
+        assert daemon.run(daemon.at(datetime(2026, 7, 1, 12, tzinfo=UTC)).tick())
+    assert people.titles == ["[one] there is no backup", "[other] there is no backup"]
+
+
+# ---------------------------------------------------------------- the all-clear
+
+
+def test_one_all_clear_and_then_quiet(daemon: Daemon, people: Receiver) -> None:
+    first = daemon.tick()
+    assert daemon.run(first)
+    path = heal(daemon)
+    clear = daemon.tick()
+    assert clear is not None
+    assert clear.run_config["ops"][ALERT]["config"] == {"all_clear": True, "episode": episode(first)}
+    assert daemon.run(clear)
+    for _ in range(3):
+        assert daemon.tick() is None
+    assert daemon.skipped == f"the newest backup, {path.name}, is 1 min old (not verified yet)"
+    assert people.titles == ["[sample] there is no backup", "[sample] backups are fresh again"]
+    assert people.messages[1]["message"].endswith(f"The trouble began {episode(first)}.")
+
+
+def test_the_all_clear_is_waited_for_and_tried_again(daemon: Daemon, people: Receiver) -> None:
+    assert daemon.run(daemon.tick())
+    heal(daemon)
+    clear = daemon.tick()
+    assert clear is not None
+    run = daemon.create(clear, dg.DagsterRunStatus.STARTED)
+    assert daemon.tick() is None
+    assert UNDER_WAY in (daemon.skipped or "")
+    daemon.location.instance.report_run_failed(run)
+    assert daemon.run(daemon.tick())
+    assert daemon.tick() is None
+    assert people.titles[1:] == ["[sample] backups are fresh again"]
+
+
+def test_an_all_clear_that_cannot_be_brought_out_is_given_up(daemon: Daemon, people: Receiver) -> None:
+    assert daemon.run(daemon.tick())
+    heal(daemon)
+    people.refusals = -1
+    for _ in range(5):
+        assert not daemon.run(daemon.tick())
+    assert daemon.tick() is None
+    assert "5 runs failed to tell people" in (daemon.skipped or "")
+    assert daemon.tick() is None
+    assert "5 runs failed" not in (daemon.skipped or "")
+
+
+# ---------------------------------------------------------------- the cursor
+
+
+@pytest.mark.parametrize(
+    "cursor", ["", "garbage", "{}", "null", "[]", '{"episode": 7}', '{"episode": null}', '{"other": "x"}', "0", '"x"']
+)
+def test_cursor_garbage_is_survived(daemon: Daemon, cursor: str) -> None:
+    daemon.cursor = cursor
+    assert daemon.tick() is not None
+    daemon.cursor = cursor
+    heal(daemon)
+    assert daemon.tick() is None
+
+
+def test_an_episode_in_the_cursor_that_is_no_instant_is_survived(daemon: Daemon, people: Receiver) -> None:
+    daemon.cursor = '{"episode": "somebody typed this"}'
+    assert daemon.run(daemon.tick())
+    heal(daemon)
+    assert daemon.run(daemon.tick())
+    assert len(people.messages) == 2
+
+
+# ---------------------------------------------------------------- files, not events
+
+
+def test_dagsters_events_decide_nothing(daemon: Daemon) -> None:
+    """A materialization of just now is no backup."""
+    for name in ("daily_dump", "dump_verification"):
+        daemon.location.instance.report_runless_asset_event(dg.AssetMaterialization(name))
+    assert daemon.tick() is not None
+
+
+def test_the_name_decides_not_the_files_time(daemon: Daemon) -> None:
+    path = old_dump(daemon.location.catalog, timedelta(days=3))
+    settle(path, timedelta(minutes=20))
+    assert daemon.tick() is not None
+
+
+def test_the_request_is_for_the_alert_job(daemon: Daemon) -> None:
+    request = daemon.tick()
+    assert request is not None
+    assert request.job_name in (None, ALERT_JOB)
+    sensor = daemon.location.defs.resolve_sensor_def("backup_freshness_sensor")
+    assert sensor.job_name == ALERT_JOB
+    assert "channel" not in repr(request)
