@@ -71,12 +71,20 @@ def dump(as_json: bool) -> None:
 
 @main.command()
 @backup_argument
+@click.option("--unproven", is_flag=True, help="Instead: all that have no verdict yet, such as the old script's.")
 @json_option
-def verify(backup: str, as_json: bool) -> None:
+def verify(backup: str, unproven: bool, as_json: bool) -> None:
     """Read all of a backup and say whether it is good. Exit code 1: it is bad."""
     from ovia_backup_dagster.core.catalog import State
 
     system = _system()
+    if unproven:
+        outcomes = system.verifier.verify_unproven(log=_log)
+        if as_json:
+            _print_json([_as_dict(outcome.backup, datetime.now(UTC)) for outcome in outcomes])
+        else:
+            click.echo(f"{sum(o.judgement.good for o in outcomes)} of {len(outcomes)} are proven")
+        sys.exit(0 if all(o.judgement.good for o in outcomes) else 1)
     verified = system.verifier.verify(system.catalog.find(backup, datetime.now(UTC)), log=_log)
     judgement, witness = verified.judgement, verified.witness
     if as_json:
@@ -142,7 +150,7 @@ def status(as_json: bool) -> None:
         click.echo(f"BACKUP UNKNOWN - {error}")
         sys.exit(UNKNOWN)
     proven = next((b for b in backups if b.state(now) is State.PROVEN), None)
-    if found.level is not Level.FRESH:
+    if found.level not in (Level.FRESH, Level.UNPROVEN):
         code, word = 2, "CRITICAL"
     elif not found.proven or found.rejected:
         code, word = 1, "WARNING"
@@ -161,7 +169,7 @@ def status(as_json: bool) -> None:
     click.echo(f"BACKUP {word} - {_safe(found.text)}{performance}")
     if code:
         click.echo(f"last proven backup: {proven or 'none'}")
-        nothing_new = found.level is Level.FRESH and not found.rejected
+        nothing_new = code == 1 and not found.rejected
         click.echo("Next: ovia-backup verify latest" if nothing_new else "Next: ovia-backup dump")
     if holder:
         click.echo(f"now at work: {_safe(holder)}")

@@ -223,6 +223,7 @@ def execute(connection: Connection, *statements: str) -> None:
         dbname=connection.database,
         user=connection.user,
         password=connection.password.get_secret_value() if connection.password else None,
+        client_encoding="UTF8",
         autocommit=True,
     ) as session:
         for statement in statements:

@@ -33,12 +33,22 @@ GLOBALS = ".globals.sql"
 VERIFIED = ".verified.json"
 DRILLED = ".drilled.json"
 HELD = ".held.json"
+UNREADABLE = ".verified.json.unreadable"
 #: All sidecar suffixes; the manifest is the last to go, as it says what the others belong to.
-SIDECARS = (HELD, DRILLED, VERIFIED, GLOBALS, MANIFEST)
+SIDECARS = (UNREADABLE, HELD, DRILLED, VERIFIED, GLOBALS, MANIFEST)
 
+#: Clocks of two machines may differ this much before a date counts as lying in the future.
+CLOCK_TOLERANCE = timedelta(minutes=5)
 #: A dump without a manifest may still be being written by the old script until it is this old.
 SETTLING = timedelta(minutes=15)
 _TEMPORARY = ".tmp"
+#: A file of nothing, given up when a verdict must be written and the disk is full.
+RESERVE = ".reserve"
+RESERVE_BYTES = 4 * 1024 * 1024
+_MAGIC = b"PGDMP"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+#: Another filesystem, one without hard links, a file of another owner (protected_hardlinks), too many links.
+_NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
 
 S = TypeVar("S", bound=Sidecar)
 
@@ -122,10 +132,25 @@ class Backup:
         """What the archive holds, if a judgement on the file as it is now says that it is good."""
         return self.verification.witness if self.verification and self.judgement and self.judgement.good else None
 
+    @cached_property
+    def is_archive(self) -> bool:
+        """Whether the file begins as pg_dump's custom format does: the old script left empty ones behind.
+
+        Raises:
+            VolumeError: it cannot be read.
+        """
+        with (
+            _explained(f"cannot read {self.path}"),
+            contextlib.suppress(FileNotFoundError),
+            open(self.path, "rb") as file,
+        ):
+            return file.read(len(_MAGIC)) == _MAGIC
+        return True  # it is gone, and no longer anything
+
     @property
     def drilled(self) -> bool:
         """Whether a restore drill proved it."""
-        return self.sidecar(DRILLED).exists()
+        return _exists(self.sidecar(DRILLED))
 
     def state(self, now: datetime) -> State:
         """What is known about it at ``now`` (UTC)."""
@@ -133,9 +158,9 @@ class Backup:
             return State.PROVEN if self.judgement.good else State.BAD
         untouched = timedelta(seconds=now.timestamp() - self.mtime_ns / 1e9)
         # One that was written by a clock far ahead must not count as unfinished until that day comes.
-        if -SETTLING < untouched < SETTLING and not self.sidecar(MANIFEST).exists():
+        if -SETTLING < untouched < SETTLING and not _exists(self.sidecar(MANIFEST)):
             return State.BEING_WRITTEN
-        return State.UNPROVEN
+        return State.UNPROVEN if self.is_archive else State.BAD
 
     def _read(self, model: type[S], suffix: str) -> S | None:
         path = self.sidecar(suffix)
@@ -236,8 +261,12 @@ class Catalog:
         if len(path.parts) > 1 and _is_file(path):
             return _outside(path, self.database)
         backups = [b for b in self.backups() if b.state(now) is not State.BEING_WRITTEN]
+        if wanted == "latest":
+            # One that is dated in the future is the newest only when there is no other.
+            backups.sort(key=lambda b: b.started_at > now + CLOCK_TOLERANCE)
         for backup in backups:
-            if wanted in ("latest", backup.path.name, backup.path.name.removesuffix(SUFFIX)):
+            filename = backup.path.name
+            if wanted in ("latest", filename, filename.removesuffix(SUFFIX), f"{backup.tier}/{filename}"):
                 return backup
         raise BackupNotFoundError(
             f"no backup called {wanted!r} of database {self.database} in {self.root}",
@@ -290,7 +319,8 @@ class Catalog:
             if globals_sql is not None:
                 self._write(final.with_name(final.name + GLOBALS), globals_sql)
             self._write(final.with_name(final.name + MANIFEST), manifest.to_json().encode())
-            os.rename(temporary, final)
+            sync_folder(final.parent)
+            _rename_to_new(temporary, final)
             sync_folder(final.parent)
             status = final.stat()
         return Backup(final, name, status.st_size, status.st_mtime_ns)
@@ -301,6 +331,10 @@ class Catalog:
         The last good reading stays when this one found damage: it says what there was.
         """
         known = backup.verification
+        if known is None:
+            with _explained(f"cannot set aside {backup.sidecar(VERIFIED)}"), contextlib.suppress(FileNotFoundError):
+                # One that cannot be read is history all the same.
+                os.rename(backup.sidecar(VERIFIED), backup.sidecar(UNREADABLE))
         verification = Verification(
             judgements=(*(known.judgements if known else ()), judgement),
             witness=witness or (known.witness if known else None),
@@ -309,6 +343,15 @@ class Catalog:
             self._write(backup.sidecar(VERIFIED), verification.to_json().encode())
             sync_folder(backup.path.parent)
         return self.refresh(backup)
+
+    def held(self, now: datetime) -> list[Hold]:
+        """The holds that are in force at ``now`` (UTC)."""
+        holds = []
+        for backup in self.backups():
+            with contextlib.suppress(VolumeError):
+                if backup.hold is not None and backup.hold.released_at is None and now < backup.hold.until:
+                    holds.append(backup.hold)
+        return holds
 
     def set_hold(self, backup: Backup, hold: Hold) -> None:
         """Keep (or, with ``released_at``, no longer keep) a backup whatever the counts say."""
@@ -367,8 +410,11 @@ class Catalog:
                     continue
                 names = set(os.listdir(folder))
                 abandoned = [folder / name for name in sorted(names) if self._is_abandoned(name, names, tier)]
-                # We make no folders: one of such a name is somebody's.
-                swept += [path for path in abandoned if not _is_folder(path) and _unlink(path)]
+                for path in abandoned:
+                    # We make no folders: one of such a name is somebody's. What will not go stops nothing.
+                    with contextlib.suppress(OSError):
+                        if not _is_folder(path) and _unlink(path):
+                            swept.append(path)
         return swept
 
     def _is_abandoned(self, filename: str, names: set[str], tier: Tier) -> bool:
@@ -385,17 +431,30 @@ class Catalog:
         name = BackupName.parse(dump)
         return name is not None and name.tier == tier and name.database == self.database
 
-    @staticmethod
-    def _write(path: Path, content: bytes) -> None:
+    def _write(self, path: Path, content: bytes) -> None:
         """Write a sidecar so that it is there whole or not at all, readable by its owner only."""
-        temporary = path.with_name(f".{path.name}{_TEMPORARY}")
-        with _removed_on_error(temporary):
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            with open(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.rename(temporary, path)
+        try:
+            _write_whole(path, content)
+        except OSError as error:
+            if error.errno not in _NO_ROOM or not _unlink(self.root / RESERVE):
+                raise
+            _write_whole(path, content)
+
+    def keep_reserve(self) -> None:
+        """Set a little room aside, where there is plenty, for the sidecars of a day when there is none.
+
+        Without it a full disk could never get well by itself: no verdict could be written, so nothing could be
+        pruned.
+        """
+        path = self.root / RESERVE
+        with contextlib.suppress(OSError):
+            if path.exists() or shutil.disk_usage(self.root).free < 16 * RESERVE_BYTES:
+                return
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
+            finally:
+                os.close(descriptor)
 
 
 def file_sha256(path: Path, *, sync: bool = False) -> str:
@@ -409,6 +468,17 @@ def file_sha256(path: Path, *, sync: bool = False) -> str:
         if sync:
             os.fsync(file.fileno())
     return digest
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}{_TEMPORARY}")
+    with _removed_on_error(temporary):
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, path)
 
 
 def newest(backups: Iterable[Backup], now: datetime, *states: State) -> Backup | None:
@@ -426,17 +496,27 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _rename_to_new(source: Path, target: Path) -> None:
+    """Rename, but never over a file: the old script may have made one of that name a moment ago."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        os.rename(source, target)
+    else:
+        source.unlink()
+
+
 def _link_or_copy(source: Path, target: Path) -> None:
     _unlink(target)
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError as error:
-        # Another filesystem, one without hard links, a file of another owner (protected_hardlinks), too many links.
-        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS):
+        if error.errno not in _NO_LINKS:
             raise
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "wb") as copy, open(source, "rb") as original:
-            shutil.copyfileobj(original, copy, 1024 * 1024)
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        shutil.copyfile(source, target)
         status = source.stat()
         os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))  # a verdict is bound to size and mtime
         if file_sha256(target, sync=True) != file_sha256(source):
@@ -454,6 +534,11 @@ def _outside(path: Path, database: str) -> Backup:
     modified = datetime.fromtimestamp(int(status.st_mtime), UTC)
     name = BackupName.parse(path.name) or BackupName(database, Tier.DAILY, modified)
     return Backup(path.absolute(), name, status.st_size, status.st_mtime_ns)
+
+
+def _exists(path: Path) -> bool:
+    with _explained(f"cannot read {path}"):
+        return path.exists()
 
 
 def _is_file(path: Path) -> bool:
@@ -491,7 +576,7 @@ def _explained(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         why = error.strerror or str(error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _NO_ROOM:
             raise DiskFullError(
                 what, why=why, fix="make room: df -h $BACKUP_DIR; ovia-backup prune --dry-run; then ovia-backup dump"
             ) from error

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from ovia_backup_dagster.core.catalog import Backup, State
-from ovia_backup_dagster.core.retention import CLOCK_TOLERANCE
+from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE, MANIFEST, Backup, State
 from ovia_backup_dagster.core.words import duration
 
 
@@ -21,6 +20,7 @@ class Level(StrEnum):
 
     FRESH = "fresh"
     STALE = "stale"
+    UNPROVEN = "not proven"
     MISSING = "missing"
     FUTURE = "dated in the future"
 
@@ -52,6 +52,8 @@ class Freshness:
         if self.newest is None or self.age is None:
             return f"there is no backup that is not bad{newer}"
         kind = "proven" if self.proven else "not verified yet"
+        if self.level is Level.UNPROVEN:
+            kind = "like all for a long time not proven"
         if self.level is Level.FUTURE:
             return f"the newest backup, {self.newest}, is dated {duration(-self.age)} in the future: a clock is wrong"
         late = f", {duration(self.age - self.max_age)} too old" if self.level is Level.STALE else ""
@@ -75,7 +77,10 @@ def freshness(backups: Sequence[Backup], max_age: timedelta, now: datetime) -> F
             rejected.append(backup)
         elif state is not State.BEING_WRITTEN:
             age = now - backup.started_at
-            return Freshness(_level(age, max_age), backup, age, max_age, state is State.PROVEN, tuple(rejected))
+            level = _level(age, max_age)
+            if level is Level.FRESH and state is not State.PROVEN and _unproven_too_long(backups, max_age, now):
+                level = Level.UNPROVEN
+            return Freshness(level, backup, age, max_age, state is State.PROVEN, tuple(rejected))
     return Freshness(Level.MISSING, None, None, max_age, False, tuple(rejected))
 
 
@@ -83,3 +88,16 @@ def _level(age: timedelta, max_age: timedelta) -> Level:
     if age < -CLOCK_TOLERANCE:
         return Level.FUTURE
     return Level.STALE if age > max_age else Level.FRESH
+
+
+def _unproven_too_long(backups: Sequence[Backup], max_age: timedelta, now: datetime) -> bool:
+    """Whether dumps are made, but none is proven any more: somebody must be told of that as well.
+
+    The old script's dumps may have waited for weeks for the first verification; they alone are no reason.
+    """
+    ours_waits = False
+    for backup in backups:
+        if backup.state(now) is State.PROVEN:
+            return now - backup.started_at > 2 * max_age
+        ours_waits = ours_waits or (now - backup.started_at > max_age and backup.sidecar(MANIFEST).exists())
+    return ours_waits

@@ -17,6 +17,7 @@ from ovia_backup_dagster.core.catalog import Backup, Catalog
 from ovia_backup_dagster.core.errors import BackupNotFoundError, NotProvenError, VolumeError
 from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.core.retention import Plan, Policy
+from ovia_backup_dagster.core.verdict import Hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,10 @@ def release(catalog: Catalog, backup: Backup, now: datetime) -> Backup:
         BackupNotFoundError: the backup is not on hold.
     """
     with catalog.lock(f"releasing {backup}", now):
-        hold = catalog.refresh(backup).hold
+        try:
+            hold = catalog.refresh(backup).hold
+        except VolumeError as error:  # one that cannot be read holds, and must be releasable
+            hold = Hold(until=now, reason=str(error))
         if hold is None or hold.released_at is not None:
             raise BackupNotFoundError(f"{backup} is not on hold", fix="ovia-backup prune --dry-run")
         catalog.set_hold(backup, hold.model_copy(update={"released_at": now}))

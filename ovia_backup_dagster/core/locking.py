@@ -46,16 +46,14 @@ def volume_lock(
         VolumeError: the lock file cannot be opened.
     """
     path = root / FILENAME
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise VolumeError(
-            f"cannot lock the backup folder {root}",
-            why=error.strerror or str(error),
-            fix=f"make it writable for this user: ls -ld {root}; id",
-        ) from error
+    descriptor = _open(path)
     try:
         _acquire(descriptor, root, wait_seconds, on_wait)
+        while not _is_at(descriptor, path):
+            # Somebody removed the file: this lock keeps nobody out. Take the one on the file that is there now.
+            os.close(descriptor)
+            descriptor = _open(path)
+            _acquire(descriptor, root, wait_seconds, on_wait)
         note = {"pid": os.getpid(), "host": socket.gethostname(), "purpose": purpose, "since": now.isoformat()}
         _write_note(descriptor, json.dumps(note))
         # Closing is what unlocks, and only when no child holds a copy: an explicit LOCK_UN would take the lock
@@ -68,7 +66,7 @@ def volume_lock(
 def lock_holder(root: Path) -> str | None:
     """Who holds the lock now, in words; ``None`` when nobody does. Never blocks, writes nothing."""
     try:
-        descriptor = os.open(root / FILENAME, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(root / FILENAME, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return None
     try:
@@ -77,6 +75,24 @@ def lock_holder(root: Path) -> str | None:
         return _describe(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise VolumeError(
+            f"cannot lock the backup folder {path.parent}",
+            why=error.strerror or str(error),
+            fix=f"make it writable for this user: ls -ld {path.parent}; id",
+        ) from error
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _acquire(descriptor: int, root: Path, wait_seconds: float, on_wait: Callable[[str], None] | None) -> None:

@@ -14,9 +14,13 @@ from ovia_backup_dagster.core.errors import VolumeError
 
 
 class Sidecar(BaseModel):
-    """Base of all sidecars: immutable in memory; unknown fields are kept out, so that a typo is an error."""
+    """Base of all sidecars: immutable in memory.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Unknown fields are ignored, so that a sidecar of a newer program is read after going back to an older one;
+    what an older one cannot understand at all has another ``version``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
     def to_json(self) -> str:
         """The text that is written to disk, with a final newline."""
@@ -33,6 +37,7 @@ class DatabaseFacts(Sidecar):
             when the role may not read it.
         bootstrap_superuser: the role with OID 10, whose name a copy's ``initdb -U`` must use.
         settings: ``ALTER DATABASE/ROLE … SET`` of this database: role name ("" for all) -> ``name=value`` lines.
+            Values that are not known to be harmless are left out: people keep secrets in settings of their own.
         extensions: name -> installed version.
         size_bytes: ``pg_database_size``, bytes on the server's disk; ``None`` when it may not be read.
     """

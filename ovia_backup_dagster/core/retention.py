@@ -6,9 +6,10 @@ The rules, for one database (both tiers are one list here):
 * only proven and bad dumps are ever removed; unproven ones, those being written, and those dated in the
   future stay, and count for nothing;
 * daily: of each of the last ``daily_keep`` days that have a proven dump, the newest; weekly: likewise by week;
+* a bad dump that is intact, and only lacks what the settings expect, goes when that many newer days have proven ones;
 * all that is younger than 24 hours, so that seven launches on one afternoon evict nothing;
 * whatever the counts say: the newest proven dump, the newest that a drill proved, and what is on hold;
-* of the bad ones, the newest two, for study.
+* of the damaged ones, the newest two, for study.
 
 Removing files is ``catalog``'s; the lock and the clock are the caller's.
 """
@@ -21,13 +22,11 @@ from datetime import date, datetime, timedelta
 from enum import IntEnum
 from zoneinfo import ZoneInfo
 
-from ovia_backup_dagster.core.catalog import Backup, State
+from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE, Backup, State
 from ovia_backup_dagster.core.errors import VolumeError
 from ovia_backup_dagster.core.naming import Tier
 
 YOUNG = timedelta(hours=24)
-#: Clocks of two machines may differ this much before a date counts as lying in the future.
-CLOCK_TOLERANCE = timedelta(minutes=5)
 BAD_KEEP = 2
 
 
@@ -85,6 +84,7 @@ class Candidate:
         started_at: when the dump began (UTC).
         held_until: the end of a hold, if there is one that nobody released.
         hold_reason: the hold's words.
+        intact: whether a bad one is whole, and only does not hold what is expected.
     """
 
     key: str
@@ -94,6 +94,7 @@ class Candidate:
     drilled: bool = False
     held_until: datetime | None = None
     hold_reason: str = ""
+    intact: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +143,7 @@ def candidate(backup: Backup, now: datetime) -> Candidate:
         started_at=backup.started_at,
         state=backup.state(now),
         drilled=backup.drilled,
+        intact=backup.judgement is not None and backup.judgement.intact,
         held_until=held_until,
         hold_reason=reason,
     )
@@ -199,8 +201,17 @@ def _reasons_to_keep(past: Sequence[Candidate], policy: Policy, now: datetime) -
             reasons.setdefault(backup.key, f"held: {backup.hold_reason}")
     _keep_periods(reasons, proven, Tier.DAILY, policy.day, policy.daily_keep, "day")
     _keep_periods(reasons, proven, Tier.WEEKLY, policy.week, policy.weekly_keep, "week of")
-    for number, backup in enumerate([b for b in past if b.state is State.BAD][:BAD_KEEP], 1):
+    bad = [b for b in past if b.state is State.BAD]
+    for number, backup in enumerate([b for b in bad if not b.intact][:BAD_KEEP], 1):
         reasons.setdefault(backup.key, f"bad, kept for study ({number} of {BAD_KEEP})")
+    for backup in (b for b in bad if b.intact):
+        daily = backup.tier is Tier.DAILY
+        period, count = (policy.day, policy.daily_keep) if daily else (policy.week, policy.weekly_keep)
+        newer = {period(b.started_at) for b in proven if b.tier is backup.tier and b.started_at > backup.started_at}
+        if len(newer) < count:
+            reasons.setdefault(
+                backup.key, f"bad but intact: kept until {count} newer ones are proven ({len(newer)} are)"
+            )
     return reasons
 
 
@@ -221,7 +232,7 @@ def _keep_periods(
 
 
 def _why_removed(backup: Candidate, policy: Policy) -> str:
-    if backup.state is State.BAD:
+    if backup.state is State.BAD and not backup.intact:
         return f"bad, and older than the newest {BAD_KEEP} bad ones"
     if backup.tier is Tier.DAILY:
         return f"not the newest of one of the last {policy.daily_keep} days with a proven dump"

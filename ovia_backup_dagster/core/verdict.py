@@ -91,6 +91,7 @@ class Witness(Sidecar):
         sequences: name -> ``setval`` arguments after the name (``42, true``).
         contents: the archive's contents list, sorted: ``TYPE schema name owner``.
         partitions: partition -> its parent, both as in ``tables``.
+        inherits: child table -> its parents by inheritance, as in ``tables``.
         schema_sha256: hex digest of the schema text without its random and dated lines.
         decoded_bytes: length of the decoded data text.
         archive_client: the pg_dump version that wrote the archive, from its header.
@@ -101,6 +102,7 @@ class Witness(Sidecar):
     large_objects: LargeObjects
     contents: tuple[str, ...]
     partitions: dict[str, str]
+    inherits: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     schema_sha256: str
     decoded_bytes: int
     archive_client: str
@@ -123,6 +125,24 @@ class Witness(Sidecar):
             root = self._root(table.name)
             counts[root] = counts.get(root, 0) + table.rows
         return counts
+
+    def rows_of(self, expected: str) -> int | None:
+        """Rows of the table that a setting names (``name`` or ``schema.name``), with those of its descendants.
+
+        ``None`` when the archive has no such table.
+        """
+        counts = {table.name: table.rows for table in self.tables}
+        family = {**{child: (parent,) for child, parent in self.partitions.items()}, **self.inherits}
+        names = {*counts, *family, *(parent for parents in family.values() for parent in parents)}
+        found = {name for name in names if _answers_to(name, expected)}
+        # A partitioned table without partitions has no data, only an entry in the contents.
+        if not found and not any(_is_entry_of(entry, expected) for entry in self.contents):
+            return None
+        while True:
+            children = {child for child, parents in family.items() if found.intersection(parents)} - found
+            if not children:
+                return sum(counts.get(name, 0) for name in found)
+            found |= children
 
     def _root(self, name: str) -> str:
         seen = set()
@@ -156,6 +176,11 @@ class Judgement(Sidecar):
     run_id: str | None = None
 
     @property
+    def intact(self) -> bool:
+        """Whether the archive itself is whole, whatever it was expected to hold."""
+        return not any(f.check in (Check.MATCHES_MANIFEST, Check.DECODES) for f in self.findings)
+
+    @property
     def reasons(self) -> tuple[str, ...]:
         """The texts of what was bad; empty for a good backup."""
         return tuple(f.text for f in self.findings if not f.check.is_odd)
@@ -179,12 +204,14 @@ class Hold(Sidecar):
 
     Attributes:
         until: the hold ends by itself then (UTC).
-        reason: the tables and both numbers.
+        tables: those that lost rows -> how many each holds here.
+        reason: the same with both numbers, in words.
         released_at: when a person said that the loss was meant (UTC).
     """
 
     version: Literal[1] = 1
     until: AwareDatetime
+    tables: dict[str, int] = Field(default_factory=dict)
     reason: str
     released_at: AwareDatetime | None = None
 
@@ -220,36 +247,46 @@ def judge(
     findings = []
     counts = witness.rows_by_table()
     for expected in expectations.tables:
-        rows = [n for name, n in counts.items() if _answers_to(name, expected)]
-        if not rows:
+        rows = witness.rows_of(expected)
+        if rows is None:
             findings.append(Finding(check=Check.TABLES_PRESENT, text=f"expected table {expected} is not in the dump"))
-        elif expectations.require_rows and not any(rows):
+        elif expectations.require_rows and rows == 0:
             findings.append(Finding(check=Check.TABLES_HOLD_ROWS, text=f"expected table {expected} holds no rows"))
     if previous is not None:
         name, before = previous
         findings += [
             Finding(check=Check.ROWS_KEPT, text=f"{text} (compared with {name})")
-            for text in lost_rows(before.rows_by_table(), counts)
+            for text in lost_rows(before.rows_by_table(), counts).values()
         ]
     if manifest is not None:
         findings += [Finding(check=Check.NO_WARNINGS, text=text) for text in manifest.warnings]
     return tuple(findings)
 
 
-def lost_rows(before: Mapping[str, int], after: Mapping[str, int]) -> list[str]:
-    """A line for each table that is gone, or that lost more than half its rows, with both numbers."""
-    lines = []
+def lost_rows(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, str]:
+    """Each table that is gone, or that lost more than half its rows -> a line with both numbers."""
+    lines = {}
     for table, rows in before.items():
         if table not in after:
-            lines.append(f"table {table} is gone; it held {rows:,} rows")
+            lines[table] = f"table {table} is gone; it held {rows:,} rows"
         elif after[table] * 2 < rows:
-            lines.append(f"table {table} shrank from {rows:,} to {after[table]:,} rows")
+            lines[table] = f"table {table} shrank from {rows:,} to {after[table]:,} rows"
     return lines
 
 
 def _answers_to(table: str, expected: str) -> bool:
     parts = split_identifier(table)
     return expected in (parts[-1], ".".join(parts)) or split_identifier(expected) in (parts, parts[-1:])
+
+
+def _is_entry_of(entry: str, expected: str) -> bool:
+    """Whether a line of the contents list, ``TABLE schema name owner``, is of the expected table."""
+    kind, _, rest = entry.partition(" ")
+    schema, _, name_and_owner = rest.partition(" ")
+    if kind != "TABLE" or schema in ("DATA", "ATTACH"):
+        return False
+    *qualifier, name = split_identifier(expected)
+    return name_and_owner.startswith(name + " ") and qualifier in ([], [schema])
 
 
 def split_identifier(name: str) -> list[str]:

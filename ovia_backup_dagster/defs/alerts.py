@@ -66,9 +66,9 @@ def condition(system: BackupSystem, now: datetime) -> Condition:
     watched = BackupSystem(settings.model_copy(update={"problems": ()}))
     try:
         backups = tuple(watched.catalog.backups())
+        found = freshness(backups, watched.max_age, now)
     except VolumeError as error:
         return Condition(None, (), str(error), settings.problems)
-    found = freshness(backups, watched.max_age, now)
     troubles = [] if found.level is Level.FRESH else [found.text]
     troubles += [f"the settings are not usable: {problem}" for problem in settings.problems]
     return Condition(found, backups, "; ".join(troubles), settings.problems)
@@ -138,6 +138,7 @@ def message(
     level = state.found.level if state.found else None
     title = {
         Level.STALE: f"[{database}] the newest backup is too old",
+        Level.UNPROVEN: f"[{database}] backups are made, but none is proven",
         Level.MISSING: f"[{database}] there is no backup",
         Level.FUTURE: f"[{database}] the newest backup is dated in the future",
         Level.FRESH: f"[{database}] the backup settings are not usable",
@@ -194,4 +195,4 @@ def _failure_reason(instance: dg.DagsterInstance, run_id: str) -> str:
 def _reasons(rejected: Iterable[Backup]) -> Iterable[str]:
     for backup in rejected:
         judgement = backup.judgement
-        yield f"{backup}: {', '.join(judgement.reasons) if judgement else 'unknown'}"
+        yield f"{backup}: {', '.join(judgement.reasons) if judgement else 'it is no archive'}"

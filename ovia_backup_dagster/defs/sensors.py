@@ -69,14 +69,14 @@ def backup_freshness_sensor(job_name: str) -> dg.SensorDefinition:
             return dg.SkipReason(state.found.text if state.found else "all is well")
         database = backups.settings.postgres_db
         if state.trouble:
-            episode = cursor.episode
-            # Trouble that returns when people believe that all is well is a new episode.
-            if episode is None or (cursor.clearing and _told(context.instance, f"{database}/{episode}/all-clear")):
-                episode = now.isoformat()
+            episode, clearing = cursor.episode, cursor.clearing
+            # Trouble that returns when people believe, or are just being told, that all is well is a new episode.
+            if episode is None or (clearing and _told(context.instance, f"{database}/{episode}/all-clear")):
+                episode, clearing = now.isoformat(), False
             day = now.astimezone(backups.timezone).date().isoformat()
             key = f"{database}/{episode}/{day}"
             request, reason = _request(context.instance, key, AlertConfig(episode=episode))
-            kept = Cursor(episode=episode)
+            kept = Cursor(episode=episode, clearing=clearing)
         else:
             assert cursor.episode is not None
             config = AlertConfig(all_clear=True, episode=cursor.episode)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,7 +21,6 @@ from ovia_backup_dagster.core.errors import (
     ArchiveDamagedError,
     ArchiveFormatError,
     BackupError,
-    CompressionUnsupportedError,
     ProgramError,
 )
 from ovia_backup_dagster.core.verdict import LargeObjects, TableWitness, Witness
@@ -31,16 +31,22 @@ _CHUNK_BYTES = 1024 * 1024
 _PROGRESS_SECONDS = 10.0
 
 # The alternatives of each repetition begin with different characters, so there is nothing to backtrack into. No
-# possessive quantifiers, which say the same: Python 3.11.2, Debian 12's, matches some of them wrongly. A doubled
-# quote is two quoted strings in a row.
+# possessive quantifiers, which say the same: Python 3.11.2, Debian 12's, matches some of them wrongly.
 _NAME = rb'(?:"[^"]*"|[^"\s();])+'
 _COPY = re.compile(rb"COPY (" + _NAME + rb') (?:\(((?:"[^"]*"|[^")])*)\))? FROM stdin;\n')
-_STATEMENT = re.compile(rb"""(?:[^'";]|'[^']*'|"[^"]*"|;(?!\n))*;\n""")
+_QUOTE_OR_END = re.compile(rb"""['"]|;\n""")
+_ENTRY = re.compile(r"^(\d+; \d+ \d+) (.+)$", re.MULTILINE)
 _SETVAL = re.compile(rb"SELECT pg_catalog\.setval\('((?:[^']|'')*)', ([^)]*)\);\n")
 _LO_OPEN = re.compile(rb"SELECT pg_catalog\.lo_open\('(\d+)',")
-_LO_WRITE = re.compile(rb"SELECT pg_catalog\.lowrite\(\d+, '\\x([0-9a-f]*)'\);\n")
-_ATTACH = re.compile(
-    rb"^ALTER TABLE ONLY (" + _NAME + rb") ATTACH PARTITION (" + _NAME + rb") (?:FOR VALUES|DEFAULT)", re.MULTILINE
+_LO_WRITE = re.compile(rb"SELECT pg_catalog\.lowrite\(\d+, '\\{1,2}x([0-9a-f]*)'\);\n")
+_ATTACH = re.compile(rb"ALTER TABLE ONLY (" + _NAME + rb") ATTACH PARTITION (" + _NAME + rb") ")
+_CREATE = re.compile(rb"CREATE (?:UNLOGGED )?TABLE (" + _NAME + rb") \(")
+_INHERITS = re.compile(rb"\)\nINHERITS \(((?:" + _NAME + rb" ?)+)\)")
+#: What stops pg_restore without being the archive's fault. A damaged one can also ask for absurd amounts of memory;
+#: that, too, is better left undecided.
+_SURROUNDINGS = re.compile(
+    r"out of memory|Cannot allocate memory|Input/output error|Permission denied|Too many open files"
+    r"|could not open input file|Stale file handle|No such file or directory"
 )
 #: Lines of the schema text that differ each time, or with the program's version.
 _VOLATILE = re.compile(rb"^(?:\\(?:un)?restrict .*|-- Dumped (?:from|by) .*)\n", re.MULTILINE)
@@ -60,7 +66,8 @@ def read_archive(programs: Programs, path: Path, log: Callable[[str], None] | No
         ProgramError: pg_restore is missing or was killed: no verdict on the archive.
     """
     path = path.absolute()
-    listing = _run(programs, path, "--list").decode("utf-8", "replace")
+    programs.version("pg_restore")  # one that cannot even start has nothing to say about an archive
+    listing = _text(_run(programs, path, "--list"))
     contents = _contents(listing)
     data = _read_data(programs, path, log)
     expected = sum(1 for entry in contents if entry.startswith("TABLE DATA "))
@@ -71,6 +78,7 @@ def read_archive(programs: Programs, path: Path, log: Callable[[str], None] | No
             fix="use another backup: ovia-backup list",
         )
     schema = _run(programs, path, "--schema-only", "--file=-")
+    partitions, inherits = _family(programs, path, listing)
     return Witness(
         tables=tuple(
             TableWitness(name=name, columns=table.columns, rows=table.rows, sha256=table.digest.hexdigest())
@@ -79,7 +87,8 @@ def read_archive(programs: Programs, path: Path, log: Callable[[str], None] | No
         sequences=data.sequences,
         large_objects=LargeObjects(count=data.large_objects, content=f"{data.large_object_sum:x}"),
         contents=contents,
-        partitions={_text(child): _text(parent) for parent, child in _ATTACH.findall(schema)},
+        partitions=partitions,
+        inherits=inherits,
         schema_sha256=hashlib.sha256(_VOLATILE.sub(b"", schema)).hexdigest(),
         decoded_bytes=data.read_bytes,
         archive_client=_header(listing, "Dumped by pg_dump version"),
@@ -96,10 +105,12 @@ def _run(programs: Programs, path: Path, *arguments: str) -> bytes:
 
 def _failure(stderr: str, code: int, path: Path) -> BackupError:
     error = diagnose(stderr, what=f"archive {path.name} cannot be read", exit_code=code)
-    known = isinstance(error, ArchiveFormatError | CompressionUnsupportedError) or not isinstance(error, ProgramError)
-    if known or code < 0:
+    # A verdict only where pg_restore itself read the file and gave up on it. Whatever else went wrong (a library
+    # is missing, memory or the disk failed, it was killed) says nothing about the archive, and a false "bad"
+    # could in the end delete a good one.
+    gave_up = code == 1 and re.search(r"^pg_restore: error: ", stderr, re.MULTILINE)
+    if not gave_up or _SURROUNDINGS.search(stderr) or type(error) is not ProgramError:
         return error
-    # pg_restore read the file and gave up: whatever it calls it, the archive is not whole.
     return ArchiveDamagedError(
         f"archive {path.name} is damaged", why=error.why, fix="use another backup: ovia-backup list"
     )
@@ -107,8 +118,36 @@ def _failure(stderr: str, code: int, path: Path) -> BackupError:
 
 def _contents(listing: str) -> tuple[str, ...]:
     """``215; 1259 16390 TABLE public people ovia`` -> ``TABLE public people ovia``, sorted."""
-    entries = (re.fullmatch(r"\d+; \d+ \d+ (.+)", line) for line in listing.splitlines() if not line.startswith(";"))
-    return tuple(sorted(entry.group(1) for entry in entries if entry))
+    # Not splitlines(): a name may hold other separators than the line feed, which pg_dump replaces.
+    return tuple(sorted(match[2] for match in _ENTRY.finditer(listing)))
+
+
+def _family(programs: Programs, path: Path, listing: str) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+    """Partition -> parent, and child -> its parents by inheritance.
+
+    Read from the tables' own entries alone: a function's body may hold any text that looks like theirs.
+    """
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", errors="replace", suffix=".list") as wanted:
+        for match in _ENTRY.finditer(listing):
+            if re.match(r"TABLE (?!DATA )", match[2]):
+                wanted.write(f"{match[1]} {match[2]}\n")
+        wanted.flush()
+        text = _run(programs, path, "--schema-only", f"--use-list={wanted.name}", "--file=-")
+    partitions: dict[str, str] = {}
+    inherits: dict[str, tuple[str, ...]] = {}
+    at = 0
+    while at < len(text):
+        if text[at : at + 1] in (b"\n", b"\\") or text.startswith(b"--", at):
+            at = text.find(b"\n", at) + 1 or len(text)
+            continue
+        end = _statement_end(text, at)
+        end = end if end > 0 else len(text)
+        statement, at = text[at:end], end
+        if attach := _ATTACH.match(statement):
+            partitions[_text(attach[2])] = _text(attach[1])
+        elif (create := _CREATE.match(statement)) and (parents := _INHERITS.search(statement)):
+            inherits[_text(create[1])] = tuple(_text(name.rstrip(b",")) for name in re.findall(_NAME, parents[1]))
+    return partitions, inherits
 
 
 def _header(listing: str, label: str) -> str:
@@ -193,18 +232,14 @@ class _Reader:
         if copy:
             self._at = copy.end()
             return self._table(copy)
-        statement = _STATEMENT.match(buffer, at)
-        if statement is None:
+        end = _statement_end(buffer, at)
+        if end < 0:
             return False
-        self._at = statement.end()
+        self._at = end
         # A COPY header that the first expression could not read would make data look like statements.
         if buffer.startswith(b"COPY ", at):
-            raise ArchiveFormatError(
-                "the archive has a COPY header that is not understood",
-                why=_text(statement.group()[:200]),
-                fix="report it, with the table's definition",
-            )
-        self._note(statement.group())
+            raise _not_understood("a table's data begins", self._buffer[at:end])
+        self._note(buffer[at:end])
         return True
 
     def _note(self, statement: bytes) -> None:
@@ -212,6 +247,8 @@ class _Reader:
         if match := _LO_WRITE.fullmatch(statement):
             if self._large_object is not None:
                 self._large_object.update(match[1])
+        elif statement.startswith(b"SELECT pg_catalog.lowrite("):
+            raise _not_understood("a large object is written", statement)
         elif match := _LO_OPEN.match(statement):
             self._large_object = hashlib.sha256(match[1] + b":")
         elif statement.startswith(b"SELECT pg_catalog.lo_close("):
@@ -259,6 +296,29 @@ class _Reader:
             read = self.data.read_bytes
             self._log(f"decoded {human_bytes(read)}, {human_bytes(read / (now - self._began))}/s")
         return bool(chunk)
+
+
+def _statement_end(text: bytes, at: int) -> int:
+    """Where the SQL statement that begins at ``at`` ends: after the first ``;`` and line feed outside quotes.
+
+    -1 when it goes on past the end of ``text``. A loop, not one expression: statements can be megabytes long.
+    """
+    while (found := _QUOTE_OR_END.search(text, at)) is not None:
+        if len(found[0]) == 2:
+            return found.end()
+        # A doubled quote is two quoted strings in a row.
+        at = text.find(found[0], found.end()) + 1
+        if at == 0:
+            return -1
+    return -1
+
+
+def _not_understood(where: str, statement: bytes) -> ArchiveFormatError:
+    return ArchiveFormatError(
+        f"the archive has a statement that is not understood, where {where}",
+        why=_text(statement[:200]),
+        fix="report it, with the definition of the table or large object",
+    )
 
 
 def _text(raw: bytes) -> str:

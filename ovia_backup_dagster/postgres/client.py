@@ -30,7 +30,7 @@ CONNECT_TIMEOUT_SECONDS = 15
 #: pg_dump pins most of what changes the text of data, but not these (facts: a database-level time zone makes
 #: every timestamptz row differ between a dump and the dump of its restored copy).
 SESSION_OPTIONS = "-c timezone=UTC -c bytea_output=hex -c lc_monetary=C"
-_STDERR_LIMIT = 256 * 1024
+_STDERR_LIMIT = 128 * 1024
 _TERMINATE_SECONDS = 10.0
 
 
@@ -383,9 +383,12 @@ def _environment(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def _read_all(pipe: IO[bytes], into: bytearray) -> None:
-    # Past the limit it is read on and thrown away: a full pipe would stop the program.
+    # It is read to the end, or a full pipe would stop the program; kept are the beginning and the end, where the
+    # reason stands.
     while chunk := pipe.read1(65536):  # type: ignore[attr-defined]
-        into += chunk[: max(0, _STDERR_LIMIT - len(into))]
+        into += chunk
+        if len(into) > 2 * _STDERR_LIMIT:
+            del into[_STDERR_LIMIT : len(into) - _STDERR_LIMIT]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -420,14 +423,14 @@ def _supports(pg_dump: str, pg_restore: str, algorithm: str) -> bool:
     # it never does.
     with tempfile.TemporaryDirectory() as folder:
         command = (pg_dump, "--format=custom", f"--compress={algorithm}", "--no-password", f"--file={folder}/probe")
-        _, _, stderr = capture(command, variables={"PGHOST": f"{folder}/none"})
-    if "compression" in stderr:
+        code, _, stderr = capture(command, variables={"PGHOST": f"{folder}/none"})
+    if code != 1 or "compression" in stderr:
         return False
     with tempfile.TemporaryFile() as file:
         file.write(_empty_archive(algorithm))
         file.seek(0)
-        _, _, stderr = capture((pg_restore, "--list"), stdin=file)
-    return "compression" not in stderr
+        code, _, stderr = capture((pg_restore, "--list"), stdin=file)
+    return code == 0 and "compression" not in stderr
 
 
 def _empty_archive(algorithm: str) -> bytes:

@@ -15,11 +15,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ovia_backup_dagster import __version__
-from ovia_backup_dagster.core.catalog import Backup, Catalog, State, file_sha256
+from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE, Backup, Catalog, State, file_sha256
 from ovia_backup_dagster.core.errors import BackupError, DiskFullError, ProgramError, VersionMismatchError
 from ovia_backup_dagster.core.manifest import DatabaseFacts, Manifest
 from ovia_backup_dagster.core.naming import Tier
-from ovia_backup_dagster.core.retention import CLOCK_TOLERANCE
 from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.postgres.client import (
     SESSION_OPTIONS,
@@ -111,6 +110,7 @@ class Dumper:
                     made_by=MADE_BY,
                 )
                 backup = catalog.publish(temporary, name, manifest, globals_sql)
+            catalog.keep_reserve()
         log(f"published {backup} ({human_bytes(backup.size_bytes)} in {manifest.seconds:.1f} s)")
         return backup
 
@@ -168,8 +168,6 @@ class Dumper:
             if code != 0:
                 raise diagnose(stderr, what="pg_dumpall failed", connection=self.connection, exit_code=code)
         except BackupError as error:
-            if error.transient:
-                raise
             return None, (f"roles are not saved: {error}",)
         return output, tuple(self.connection.redact(message) for message in messages(stderr))
 

@@ -6,6 +6,7 @@ Bulk work belongs to the client programs (``client``, ``dump``). Nothing here ch
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,13 @@ from ovia_backup_dagster.postgres.client import Connection, diagnose
 
 _ENVIRONMENT = threading.Lock()
 
+#: Settings whose values change what a dump or a restore does, and hold no secret.
+_HARMLESS = re.compile(
+    r"timezone|datestyle|intervalstyle|bytea_output|lc_\w+|extra_float_digits|search_path|client_encoding"
+    r"|standard_conforming_strings|default_(?:tablespace|text_search_config|toast_compression|transaction_\w+)"
+    r"|\w+_timeout|work_mem|maintenance_work_mem|row_security|role|jit|check_function_bodies|xml\w+",
+    re.IGNORECASE,
+)
 _FACTS = """
     SELECT d.datname AS name,
            current_setting('server_version') AS server_version,
@@ -53,6 +61,7 @@ def connect(connection: Connection) -> Iterator[psycopg.Connection[dict[str, Any
                 host=connection.host,  # psycopg itself resolves it, and does not see the environment then
                 port=connection.port,
                 dbname=connection.database,
+                client_encoding="UTF8",  # some server encodings have no codec here
                 autocommit=True,
                 row_factory=dict_row,
             )
@@ -61,8 +70,8 @@ def connect(connection: Connection) -> Iterator[psycopg.Connection[dict[str, Any
     try:
         with session:
             yield session
-    except psycopg.Error as error:
-        raise diagnose(str(error), what=f"a question to {connection} failed", connection=connection) from error
+    except (psycopg.Error, UnicodeError) as error:
+        raise diagnose(str(error), what=f"a question to {connection} failed", connection=connection) from None
 
 
 def database_facts(connection: Connection) -> DatabaseFacts:
@@ -74,7 +83,7 @@ def database_facts(connection: Connection) -> DatabaseFacts:
     with connect(connection) as session:
         facts = session.execute(_FACTS).fetchone()
         assert facts is not None  # one is always connected to a database that exists
-        settings = {row["role"]: tuple(row["settings"]) for row in session.execute(_SETTINGS)}
+        settings = {row["role"]: tuple(map(_without_secret, row["settings"])) for row in session.execute(_SETTINGS)}
         extensions = {
             row["extname"]: row["extversion"]
             for row in session.execute("SELECT extname, extversion FROM pg_extension ORDER BY 1")
@@ -82,6 +91,11 @@ def database_facts(connection: Connection) -> DatabaseFacts:
         return DatabaseFacts(
             **facts, system_identifier=_system_identifier(session), settings=settings, extensions=extensions
         )
+
+
+def _without_secret(setting: str) -> str:
+    name = setting.partition("=")[0]
+    return setting if _HARMLESS.fullmatch(name) else f"{name}=********"
 
 
 def _system_identifier(session: psycopg.Connection[dict[str, Any]]) -> str | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from ovia_backup_dagster.core.catalog import HELD, MANIFEST, Backup, Catalog, State, file_sha256
-from ovia_backup_dagster.core.errors import ArchiveDamagedError, BackupError, NotProvenError, VolumeError
+from ovia_backup_dagster.core.errors import ArchiveDamagedError, BackupError, NotProvenError
 from ovia_backup_dagster.core.manifest import Manifest
 from ovia_backup_dagster.core.verdict import (
     Check,
@@ -155,10 +155,8 @@ class Verifier:
         return None
 
     def _check_file(self, backup: Backup, log: Log) -> tuple[tuple[Finding, ...], Manifest | None, str | None]:
-        try:
-            manifest = backup.manifest
-        except VolumeError as error:
-            return (Finding(check=Check.MATCHES_MANIFEST, text=f"{error.what}: {error.why}"),), None, None
+        # One that cannot be read raises: it may be a newer program's, and says nothing about the archive.
+        manifest = backup.manifest
         first = backup.verification.judgements[0] if backup.verification else None
         if manifest is not None:
             size, sha256, since = manifest.size_bytes, manifest.sha256, "when it was written"
@@ -177,9 +175,17 @@ class Verifier:
         return (), manifest, found
 
     def _hold(self, previous: Backup, witness: Witness, backup: Backup, now: datetime) -> None:
+        """Keep the dump before a loss of rows, unless one from before an earlier loss of the same is kept already.
+
+        A table that is emptied every other day would otherwise hold half of all dumps.
+        """
         if previous.witness is None or previous.sidecar(HELD).exists():
             return
-        lost = lost_rows(previous.witness.rows_by_table(), witness.rows_by_table())
+        before = previous.witness.rows_by_table()
+        lost = lost_rows(before, witness.rows_by_table())
+        for held in self.catalog.held(now):
+            lost = {table: text for table, text in lost.items() if held.tables.get(table, 0) * 2 < before[table]}
         if lost:
-            reason = f"the last before rows were lost in {backup}: {'; '.join(lost)}"
-            self.catalog.set_hold(previous, Hold(until=now + HOLD, reason=reason))
+            reason = f"the last before rows were lost in {backup}: {'; '.join(lost.values())}"
+            tables = {table: before[table] for table in lost}
+            self.catalog.set_hold(previous, Hold(until=now + HOLD, tables=tables, reason=reason))

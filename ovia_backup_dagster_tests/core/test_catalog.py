@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
-from typing import BinaryIO
 
 import pytest
 
@@ -570,7 +569,7 @@ def test_a_full_disk_while_publishing_is_called_so_and_nothing_is_visible(
 def trace(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """From now on, what becomes of which file, in order."""
     happened: list[str] = []
-    real_fsync, real_rename, real_unlink = os.fsync, os.rename, os.unlink
+    real_fsync, real_rename, real_link, real_unlink = os.fsync, os.rename, os.link, os.unlink
 
     def fsync(descriptor: int) -> None:
         happened.append(f"sync {os.path.basename(os.readlink(f'/proc/self/fd/{descriptor}'))}")
@@ -580,11 +579,15 @@ def trace(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         happened.append(f"name {target.name}")
         real_rename(source, target)
 
+    def link(source: Path, target: Path, **_: object) -> None:
+        happened.append(f"name {target.name}")
+        real_link(source, target)
+
     def unlink(path: Path, **_: object) -> None:
         happened.append(f"unlink {path.name}")
         real_unlink(path)
 
-    for name, stand_in in (("fsync", fsync), ("rename", rename), ("unlink", unlink)):
+    for name, stand_in in (("fsync", fsync), ("rename", rename), ("link", link), ("unlink", unlink)):
         monkeypatch.setattr(os, name, stand_in)
     return happened
 
@@ -594,7 +597,7 @@ def test_a_sidecar_is_on_disk_before_it_has_its_name_and_the_dump_gets_its_name_
 ) -> None:
     happened = trace(monkeypatch)
     publish(catalog, AT)
-    assert [step for step in happened if step != "sync daily"] == [
+    assert [step for step in happened if step not in ("sync daily", f"unlink .{DUMP}.tmp")] == [
         f"sync .{DUMP}{GLOBALS}.tmp",
         f"name {DUMP}{GLOBALS}",
         f"sync .{DUMP}{MANIFEST}.tmp",
@@ -666,7 +669,7 @@ def test_publishing_killed_at_any_step_leaves_the_whole_backup_or_what_the_next_
         if seen is None:
             assert after == volumes.before
         else:
-            assert swept == set()
+            assert swept <= {f".{DUMP}.tmp"}  # a second name of the dump, if it got its name by a hard link
             assert {name: after[name] for name in volumes.before} == volumes.before
         outcomes.append(seen is not None)
     # Both happened, and never the first after the second.
@@ -806,21 +809,21 @@ def test_a_copy_that_differs_is_not_published(catalog: Catalog, monkeypatch: pyt
     backup = proven(catalog, AT)
     before = snapshot(catalog.root)
     monkeypatch.setattr(os, "link", refusing(errno.EXDEV))
-    monkeypatch.setattr(shutil, "copyfileobj", lambda _, target, __: target.write(CONTENT[::-1]))
+    monkeypatch.setattr(shutil, "copyfile", lambda _, target: target.write_bytes(CONTENT[::-1]))
     with pytest.raises(VolumeError, match="differs"):
         catalog.promote(backup)
     assert snapshot(catalog.root) == before
 
 
 def test_a_full_disk_while_copying_leaves_nothing(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fill(_: object, target: BinaryIO, __: int) -> None:
-        target.write(CONTENT[:5])
+    def fill(_: Path, target: Path) -> None:
+        target.write_bytes(CONTENT[:5])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     backup = proven(catalog, AT)
     before = snapshot(catalog.root)
     monkeypatch.setattr(os, "link", refusing(errno.EXDEV))
-    monkeypatch.setattr(shutil, "copyfileobj", fill)
+    monkeypatch.setattr(shutil, "copyfile", fill)
     with pytest.raises(DiskFullError):
         catalog.promote(backup)
     assert snapshot(catalog.root) == before
@@ -886,8 +889,9 @@ def test_promoting_over_a_rotten_copy_never_gives_the_rotten_one_the_good_verdic
 
 
 def test_a_backup_is_removed_with_all_its_sidecars(catalog: Catalog) -> None:
-    backup = drilled(held(catalog, proven(catalog, AT), NOW + DAY))
-    assert len(names(backup.path.parent)) == 1 + len(SIDECARS)
+    backup = proven(catalog, AT)
+    for suffix in SIDECARS:
+        backup.sidecar(suffix).touch()
     assert catalog.remove(backup) is True
     assert names(backup.path.parent) == set()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from pathlib import Path
 
@@ -120,3 +121,38 @@ def test_a_bad_one_dated_in_the_future_does_not_hide_a_fresh_one(catalog: Catalo
     backup = proven(catalog, NOW - HOUR)
     found = freshness(catalog.backups(), MAX_AGE, NOW)
     assert (found.level, found.newest, len(found.rejected)) == (Level.FRESH, backup, 1)
+
+
+def test_dumps_that_nobody_proves_any_more_are_told_of(catalog: Catalog) -> None:
+    last = proven(catalog, NOW - 2 * MAX_AGE)
+    newest = publish(catalog, NOW - HOUR)
+    assert freshness(catalog.backups(), MAX_AGE, NOW).level is Level.FRESH
+    found = freshness(catalog.backups(), MAX_AGE, NOW + SECOND)
+    assert (found.level, found.newest) == (Level.UNPROVEN, newest)
+    assert "not proven" in found.text
+    judged(catalog, newest, good=True)
+    assert freshness(catalog.backups(), MAX_AGE, NOW + SECOND).level is Level.FRESH
+    assert last.path.exists()
+
+
+def test_dumps_of_ours_that_were_never_proven_are_told_of(catalog: Catalog) -> None:
+    publish(catalog, NOW - MAX_AGE)
+    publish(catalog, NOW - HOUR)
+    assert freshness(catalog.backups(), MAX_AGE, NOW).level is Level.FRESH
+    assert freshness(catalog.backups(), MAX_AGE, NOW + SECOND).level is Level.UNPROVEN
+
+
+def test_the_old_scripts_dumps_may_wait_for_the_first_verification(catalog: Catalog) -> None:
+    for days in range(1, 8):
+        write_dump(catalog, NOW + HOUR - days * DAY, age=days * DAY)
+    assert freshness(catalog.backups(), MAX_AGE, NOW).level is Level.FRESH
+
+
+def test_an_empty_file_is_no_backup(catalog: Catalog) -> None:
+    """The old script leaves one when it cannot connect: it must not look fresh."""
+    empty = write_dump(catalog, NOW - HOUR)
+    times = empty.path.stat()
+    empty.path.write_bytes(b"")
+    os.utime(empty.path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    found = freshness(catalog.backups(), MAX_AGE, NOW)
+    assert (found.level, len(found.rejected)) == (Level.MISSING, 1)

@@ -14,9 +14,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ovia_backup_dagster.core import locking
 from ovia_backup_dagster.core.errors import LockHeldError, VolumeError
 from ovia_backup_dagster.core.locking import FILENAME, lock_holder, volume_lock
 from ovia_backup_dagster_tests.conftest import REPOSITORY
@@ -295,3 +297,23 @@ def test_a_volume_that_knows_no_locks_is_said_to_be_unusable(tmp_path: Path, mon
     monkeypatch.setattr(fcntl, "flock", unsupported)
     with pytest.raises(VolumeError, match="No locks available"):
         take(tmp_path)
+
+
+def test_a_lock_file_that_was_removed_keeps_nobody_in_doubt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody tidied up ``.lock`` between our opening and our locking it: the lock is on the file that is there."""
+    path = tmp_path / FILENAME
+    real = locking._acquire
+    removed: list[Path] = []
+
+    def tidied_up(*args: Any) -> None:
+        if not removed:
+            removed.append(path)
+            path.unlink()
+        real(*args)
+
+    monkeypatch.setattr(locking, "_acquire", tidied_up)
+    with volume_lock(tmp_path, purpose="first", now=NOW) as descriptor:
+        assert os.path.samestat(os.fstat(descriptor), path.stat())
+        monkeypatch.setattr(locking, "_acquire", real)
+        with pytest.raises(LockHeldError, match="first"), volume_lock(tmp_path, purpose="second", now=NOW):
+            pytest.fail("two holders")

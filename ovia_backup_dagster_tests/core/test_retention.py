@@ -14,11 +14,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ovia_backup_dagster.core.catalog import HELD, State
+from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE, HELD, State
 from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.core.retention import (
     BAD_KEEP,
-    CLOCK_TOLERANCE,
     YOUNG,
     Candidate,
     Plan,
@@ -765,6 +764,7 @@ def test_a_candidate_says_what_the_volume_says(tmp_path: Path) -> None:
         drilled=True,
         held_until=NOW + DAY,
         hold_reason="people shrank from 10 to 1 rows",
+        intact=True,
     )
 
 
@@ -1021,3 +1021,13 @@ def test_a_week_has_seven_days_and_begins_with_the_weekly_day(policy: Policy, at
     week = policy.week(at)
     assert week.weekday() == policy.weekly_day
     assert timedelta(0) <= policy.day(at) - week < timedelta(days=7)
+
+
+def test_a_bad_one_that_is_intact_goes_only_when_as_many_newer_ones_are_proven() -> None:
+    """What is expected of a dump can change; what is in it cannot. A typo in a setting deletes nothing."""
+    policy = replace(SUNDAY_UTC, daily_keep=3)
+    bad = [replace(make(NOW - days * DAY, Tier.DAILY), state=State.BAD, intact=True) for days in (4, 5, 6, 7, 8)]
+    good = [make(NOW - days * DAY, Tier.DAILY) for days in (1, 2)]
+    assert plan([*bad, *good], policy, NOW).removals == ()
+    made = plan([*bad, *good, make(NOW - 3 * DAY, Tier.DAILY)], policy, NOW)
+    assert [d.candidate for d in made.removals] == bad[::-1]

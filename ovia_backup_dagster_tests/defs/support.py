@@ -218,19 +218,26 @@ def flip_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
-def settle(path: Path, age: timedelta = timedelta(hours=1)) -> None:
+def settle(path: Path, age: timedelta = timedelta(hours=1), *, now: datetime | None = None) -> None:
     """Give a file a modification time in the past."""
-    at = datetime.now(UTC) - age
+    at = (now or datetime.now(UTC)) - age
     os.utime(path, (at.timestamp(), at.timestamp()))
 
 
-def old_dump(catalog: Catalog, age: timedelta, content: bytes = b"not an archive", *, tier: Tier = Tier.DAILY) -> Path:
+def old_dump(
+    catalog: Catalog,
+    age: timedelta,
+    content: bytes = b"PGDMP, no more",
+    *,
+    tier: Tier = Tier.DAILY,
+    now: datetime | None = None,
+) -> Path:
     """A file as the old script leaves it: a dump's name, no sidecar; last written when it says."""
     folder = catalog.folder(tier)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / BackupName(catalog.database, tier, datetime.now(UTC) - age).filename
+    path = folder / BackupName(catalog.database, tier, (now or datetime.now(UTC)) - age).filename
     path.write_bytes(content)
-    settle(path, max(age, timedelta(hours=1)))
+    settle(path, max(age, timedelta(hours=1)), now=now)
     return path
 
 

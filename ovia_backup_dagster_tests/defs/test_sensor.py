@@ -41,12 +41,17 @@ TOLD = "people were told"
 UNDER_WAY = "waiting for the run that tells people"
 
 
+#: Not the present: a test that begins at five to twelve at night must not end on another day.
+NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
+
+
 @dataclass
 class Daemon:
     """What Dagster's daemon does with the sensor: keeps the cursor, and runs what is asked for.
 
     Attributes:
         location: where the sensor lives.
+        clock: what sensor and alert believe the time is; ``None`` is the present.
         cursor: as the last tick left it.
         skipped: why the last tick asked for nothing.
         requests: all that was asked for so far.
@@ -54,15 +59,27 @@ class Daemon:
 
     location: Location
     monkeypatch: pytest.MonkeyPatch
+    clock: datetime | None = NOON
     cursor: str | None = None
     skipped: str | None = None
 
     def __post_init__(self) -> None:
         self.requests: list[dg.RunRequest] = []
+        if self.clock is not None:
+            self.at(self.clock)
 
     def at(self, instant: datetime) -> Daemon:
+        self.clock = instant
         set_clock(self.monkeypatch, instant)
         return self
+
+    def later(self, span: timedelta) -> Daemon:
+        assert self.clock is not None
+        return self.at(self.clock + span)
+
+    def put(self, age: timedelta) -> Path:
+        """A dump of that age appears."""
+        return old_dump(self.location.catalog, age, now=self.clock)
 
     def tick(self) -> dg.RunRequest | None:
         """Evaluate the sensor once."""
@@ -112,13 +129,9 @@ def daemon(bare: NewLocation, people: Receiver, monkeypatch: pytest.MonkeyPatch)
     return Daemon(bare(BACKUP_NOTIFY_URLS=people.url), monkeypatch)
 
 
-def now() -> datetime:
-    return datetime.now(UTC)
-
-
 def heal(daemon: Daemon) -> Path:
     """A new backup appears."""
-    return old_dump(daemon.location.catalog, timedelta(minutes=1))
+    return daemon.put(timedelta(minutes=1))
 
 
 def episode(request: dg.RunRequest | None) -> str:
@@ -130,7 +143,7 @@ def episode(request: dg.RunRequest | None) -> str:
 
 
 def test_all_is_well(daemon: Daemon, volume: Path) -> None:
-    path = old_dump(daemon.location.catalog, timedelta(hours=25, minutes=59))
+    path = daemon.put(timedelta(hours=25, minutes=59))
     before = files_of(volume)
     assert daemon.tick() is None
     assert daemon.skipped == f"the newest backup, {path.name}, is 1 d 1 h old (not verified yet)"
@@ -139,7 +152,7 @@ def test_all_is_well(daemon: Daemon, volume: Path) -> None:
 
 
 def test_stale(daemon: Daemon, people: Receiver) -> None:
-    old_dump(daemon.location.catalog, timedelta(hours=26, minutes=1))
+    daemon.put(timedelta(hours=26, minutes=1))
     request = daemon.tick()
     assert request is not None
     assert request.run_key
@@ -151,7 +164,7 @@ def test_the_limit_is_the_settings(bare: NewLocation, monkeypatch: pytest.Monkey
     for hours, asked in (("3", True), ("4", False)):
         daemon = Daemon(bare(BACKUP_MAX_AGE_HOURS=hours), monkeypatch)
         if not asked:
-            old_dump(daemon.location.catalog, timedelta(hours=3, minutes=30))
+            daemon.put(timedelta(hours=3, minutes=30))
         assert bool(daemon.tick()) is asked
 
 
@@ -161,12 +174,12 @@ def test_missing(daemon: Daemon, people: Receiver) -> None:
 
 
 def test_being_written_is_missing(daemon: Daemon) -> None:
-    settle(old_dump(daemon.location.catalog, timedelta(minutes=1)), timedelta(0))
+    settle(daemon.put(timedelta(minutes=1)), timedelta(0), now=daemon.clock)
     assert daemon.tick() is not None
 
 
 def test_in_the_future(daemon: Daemon, people: Receiver) -> None:
-    old_dump(daemon.location.catalog, timedelta(hours=-3))
+    daemon.put(timedelta(hours=-3))
     assert daemon.run(daemon.tick())
     assert people.titles == ["[sample] the newest backup is dated in the future"]
 
@@ -187,7 +200,7 @@ def test_a_bad_newest_does_not_count(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = load(environment(database, volume, bin_dir, BACKUP_NOTIFY_URLS=people.url))
-    daemon = Daemon(Location(settings, instance), monkeypatch)
+    daemon = Daemon(Location(settings, instance), monkeypatch, clock=None)
     location = daemon.location
     good = backdate(location.catalog, location.dump(), timedelta(hours=30))
     assert location.verify(good).judgement.good
@@ -207,7 +220,7 @@ def test_a_bad_newest_does_not_count(
 
 
 def test_settings_that_are_not_usable(bare: NewLocation, people: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
-    old_dump(bare().catalog, timedelta(hours=1))
+    old_dump(bare().catalog, timedelta(hours=1), now=NOON)
     daemon = Daemon(bare(BACKUP_NOTIFY_URLS=people.url, BACKUP_DAILY_KEEP="none"), monkeypatch)
     assert daemon.run(daemon.tick())
     assert people.titles == ["[sample] the backup settings are not usable"]
@@ -238,7 +251,7 @@ def test_as_the_code_server_evaluates_it(tmp_path: Path, host: str) -> None:
 
 def test_the_old_scripts_dump_counts(daemon: Daemon) -> None:
     """At cut-over there are no manifests and no events at all."""
-    old_dump(daemon.location.catalog, timedelta(hours=5))
+    daemon.put(timedelta(hours=5))
     assert daemon.tick() is None
     assert daemon.location.instance.get_runs() == []
 
@@ -247,16 +260,15 @@ def test_the_old_scripts_dump_counts(daemon: Daemon) -> None:
 
 
 def test_one_alert_a_day_while_it_lasts(daemon: Daemon, people: Receiver) -> None:
-    noon = datetime(2026, 7, 1, 12, tzinfo=UTC)
-    first = daemon.at(noon).tick()
+    first = daemon.at(NOON).tick()
     assert daemon.run(first)
     for later in (timedelta(minutes=5), timedelta(hours=5), timedelta(hours=11, minutes=59)):
-        assert daemon.at(noon + later).tick() is None
+        assert daemon.at(NOON + later).tick() is None
         assert TOLD in (daemon.skipped or "")
-    second = daemon.at(noon + timedelta(hours=12)).tick()
+    second = daemon.at(NOON + timedelta(hours=12)).tick()
     assert daemon.run(second)
-    assert daemon.at(noon + timedelta(hours=13)).tick() is None
-    third = daemon.at(noon + timedelta(days=1, hours=12)).tick()
+    assert daemon.at(NOON + timedelta(hours=13)).tick() is None
+    third = daemon.at(NOON + timedelta(days=1, hours=12)).tick()
     assert daemon.run(third)
     assert len(people.messages) == 3
     assert {episode(request) for request in daemon.requests} == {"2026-07-01T12:00:00+00:00"}
@@ -302,15 +314,14 @@ def test_a_run_that_ended_badly_is_followed_by_another(
 
 def test_at_most_five_runs_a_day(daemon: Daemon, people: Receiver) -> None:
     people.refusals = -1
-    noon = datetime(2026, 7, 1, 12, tzinfo=UTC)
     for number in range(5):
-        assert not daemon.run(daemon.at(noon + timedelta(minutes=5 * number)).tick())
+        assert not daemon.run(daemon.at(NOON + timedelta(minutes=5 * number)).tick())
     assert people.asked == 5 * 4
-    assert daemon.at(noon + timedelta(hours=1)).tick() is None
+    assert daemon.at(NOON + timedelta(hours=1)).tick() is None
     assert "5 runs failed to tell people" in (daemon.skipped or "")
     # The next day it is tried anew.
     people.refusals = 0
-    assert daemon.run(daemon.at(noon + timedelta(days=1)).tick())
+    assert daemon.run(daemon.at(NOON + timedelta(days=1)).tick())
     assert len(people.messages) == 1
 
 
@@ -330,7 +341,7 @@ def test_another_episode_is_another_alert_the_same_day(daemon: Daemon, people: R
     assert daemon.run(daemon.tick())
     assert daemon.tick() is None
     healed.unlink()
-    assert daemon.run(daemon.at(now() + timedelta(minutes=10)).tick())
+    assert daemon.run(daemon.later(timedelta(minutes=5)).tick())
     assert people.titles == [
         "[sample] there is no backup",
         "[sample] backups are fresh again",
@@ -344,7 +355,7 @@ def test_trouble_that_returns_right_after_the_all_clear_is_told(daemon: Daemon, 
     healed = heal(daemon)
     assert daemon.run(daemon.tick())
     healed.unlink()
-    request = daemon.at(now() + timedelta(minutes=5)).tick()
+    request = daemon.later(timedelta(minutes=5)).tick()
     assert daemon.run(request)
     assert people.titles == [
         "[sample] there is no backup",
@@ -359,12 +370,12 @@ def test_trouble_that_returns_while_the_all_clear_is_on_its_way_is_told(daemon: 
     healed = heal(daemon)
     run = daemon.create(daemon.tick(), dg.DagsterRunStatus.STARTED)
     healed.unlink()
-    daemon.at(now() + timedelta(minutes=5)).tick()
+    daemon.later(timedelta(minutes=5)).tick()
     success = dg.DagsterEvent(event_type_value=dg.DagsterEventType.RUN_SUCCESS.value, job_name=ALERT_JOB)
     daemon.location.instance.report_dagster_event(success, run_id=run.run_id)
-    daemon.at(now() + timedelta(minutes=10)).tick()
+    daemon.later(timedelta(minutes=5)).tick()
     if len(daemon.requests) < 3:
-        daemon.at(now() + timedelta(minutes=15)).tick()
+        daemon.later(timedelta(minutes=5)).tick()
     assert len(daemon.requests) == 3
     assert not daemon.requests[2].run_config["ops"][ALERT]["config"].get("all_clear")
 
@@ -375,7 +386,7 @@ def test_two_databases_that_fail_at_one_instant_are_both_told(
     """Their volume is gone: both sensors see it in the same second, on one instance."""
     for database in ("one", "other"):
         daemon = Daemon(bare(BACKUP_NOTIFY_URLS=people.url, POSTGRES_DB=database), monkeypatch)
-        assert daemon.run(daemon.at(datetime(2026, 7, 1, 12, tzinfo=UTC)).tick())
+        assert daemon.run(daemon.tick())
     assert people.titles == ["[one] there is no backup", "[other] there is no backup"]
 
 
@@ -456,8 +467,8 @@ def test_dagsters_events_decide_nothing(daemon: Daemon) -> None:
 
 
 def test_the_name_decides_not_the_files_time(daemon: Daemon) -> None:
-    path = old_dump(daemon.location.catalog, timedelta(days=3))
-    settle(path, timedelta(minutes=20))
+    path = daemon.put(timedelta(days=3))
+    settle(path, timedelta(minutes=20), now=daemon.clock)
     assert daemon.tick() is not None
 
 

@@ -117,6 +117,18 @@ def test_a_changed_large_object_is_seen(dumper: Dumper, database: Connection, pr
     assert before.large_objects.content != after.large_objects.content
 
 
+def test_a_large_object_is_read_though_strings_do_not_conform(
+    dumper: Dumper, database: Connection, programs: Programs
+) -> None:
+    before = read_archive(programs, dumper.dump(log=quiet).path)
+    execute(database, f'ALTER DATABASE "{database.database}" SET standard_conforming_strings = off')
+
+    after = read_archive(programs, dumper.dump(log=quiet).path)
+
+    assert after.large_objects == before.large_objects
+    assert contents_differ(before, after) == set()
+
+
 def test_a_changed_schema_is_seen_and_only_that(dumper: Dumper, database: Connection, programs: Programs) -> None:
     before = read_archive(programs, dumper.dump(log=quiet).path)
     execute(database, "COMMENT ON TABLE people IS 'changed'")
@@ -139,6 +151,9 @@ ODD_NAMES = [
     "dot.ted",
     "Ünï cödé",
     " ",
+    "a\u20285; 1 2 TABLE DATA public fake x",
+    "form\ffeed\vand\u0085next line",
+    "INHERITS (public.people)",
 ]
 
 
@@ -179,7 +194,7 @@ def test_data_that_looks_like_the_stream_around_it(dumper: Dumper, database: Con
     assert {table.name: table.rows for table in witness.tables}["public.traps"] == 10
 
 
-@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "EUC_JP"])
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "EUC_JP", "EUC_TW"])
 def test_other_encodings(
     encoding: str, server: Cluster, programs: Programs, volume: Path, new_database: NewDatabase
 ) -> None:
@@ -188,7 +203,7 @@ def test_other_encodings(
         session.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}'".encode())
     connection = server.connection(name)
     try:
-        word = {"LATIN1": "ß", "SQL_ASCII": "ß", "EUC_JP": "日本"}[encoding]
+        word = {"LATIN1": "ß", "SQL_ASCII": "ß", "EUC_JP": "日本"}.get(encoding, "plain")
         execute(
             connection,
             "SET client_encoding = 'UTF8'",

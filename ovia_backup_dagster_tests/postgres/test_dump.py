@@ -180,6 +180,16 @@ def test_what_pg_dump_leaves_out_is_said(database: Connection, dumper: Dumper) -
     assert any("subscriptions not dumped" in warning for warning in backup.manifest.warnings)
 
 
+def test_a_secret_in_a_setting_of_ones_own_is_not_written_down(database: Connection, dumper: Dumper) -> None:
+    execute(database, f"ALTER DATABASE \"{database.database}\" SET app.jwt_secret = '{PASSWORD}'")
+
+    backup = dumper.dump(log=quiet)
+
+    assert PASSWORD not in backup.sidecar(".json").read_text()
+    assert backup.manifest is not None
+    assert "app.jwt_secret=********" in backup.manifest.database.settings[""]
+
+
 def test_progress_is_told_against_the_last_dumps_size(database: Connection, dumper: Dumper) -> None:
     dumper.dump(log=quiet)
     lines: list[str] = []

@@ -9,11 +9,14 @@ import subprocess
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 
 from ovia_backup_dagster.core import errors
 from ovia_backup_dagster.core.catalog import Backup, Catalog, State
+from ovia_backup_dagster.core.housekeeping import prune
+from ovia_backup_dagster.core.retention import Policy, Weekday
 from ovia_backup_dagster.core.verdict import Check, Expectations
 from ovia_backup_dagster.postgres import verification
 from ovia_backup_dagster.postgres.client import Connection, Programs
@@ -21,6 +24,7 @@ from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.verification import Verifier
 from ovia_backup_dagster_tests.conftest import NewDatabase, execute, quiet
 from ovia_backup_dagster_tests.postgres.test_archive import restored, rows_in
+from ovia_backup_dagster_tests.postgres.test_dump import tmpfs
 
 
 def state(backup: Backup) -> State:
@@ -143,13 +147,61 @@ def test_a_good_reading_outlives_the_file(dumper: Dumper, verifier: Verifier) ->
     assert bad.verification.witness.rows > 6000
 
 
-def test_a_broken_manifest_is_bad(dumper: Dumper, verifier: Verifier) -> None:
+def test_a_manifest_that_cannot_be_read_is_no_verdict(dumper: Dumper, verifier: Verifier) -> None:
+    """It may be a newer program's: going back to an older one must not condemn what that made."""
     backup = dumper.dump(log=quiet)
     backup.sidecar(".json").write_text("{")
 
-    verified = verifier.verify(verifier.catalog.refresh(backup), log=quiet)
+    with pytest.raises(errors.VolumeError, match="cannot be read"):
+        verifier.verify(verifier.catalog.refresh(backup), log=quiet)
+    assert state(verifier.catalog.refresh(backup)) is State.UNPROVEN
 
-    assert "cannot be read" in verified.judgement.reasons[0]
+
+def test_sidecars_of_a_newer_program_are_read(dumper: Dumper, verifier: Verifier) -> None:
+    backup = verifier.verify(dumper.dump(log=quiet), log=quiet).backup
+    for suffix in (".json", ".verified.json"):
+        path = backup.sidecar(suffix)
+        path.write_text(path.read_text().replace("{", '{"a_field_of_tomorrow": 1,', 1))
+
+    newer = verifier.catalog.refresh(backup)
+
+    assert state(newer) is State.PROVEN
+    assert verifier.verify(newer, log=quiet).judgement.good
+
+
+@pytest.mark.parametrize(
+    ("version", "message", "code"),
+    [
+        ("", "error while loading shared libraries: libzstd.so.1", 127),
+        ("pg_restore (PostgreSQL) 16.15", "Killed", 137),
+        ("pg_restore (PostgreSQL) 16.15", "pg_restore: error: out of memory", 1),
+        ("pg_restore (PostgreSQL) 16.15", "pg_restore: error: could not read from input file: Input/output error", 1),
+    ],
+)
+def test_a_broken_pg_restore_is_no_verdict(
+    version: str, message: str, code: int, dumper: Dumper, verifier: Verifier, tmp_path: Path, catalog: Catalog
+) -> None:
+    """Condemned by a broken installation, good backups would be pruned once it is mended."""
+    backup = aged(dumper.dump(log=quiet), catalog)
+    broken = tmp_path / "bin"
+    broken.mkdir()
+    says = f"[ $1 = --version ] && [ '{version}' ] && echo '{version}' && exit; echo '{message}' >&2; exit {code}"
+    (broken / "pg_restore").write_text(f"#!/bin/sh\n{says}\n")
+    (broken / "pg_restore").chmod(0o755)
+    unlucky = replace(verifier, programs=Programs(broken))
+
+    with pytest.raises(errors.ProgramError):
+        unlucky.verify(backup, log=quiet)
+    assert unlucky.verify_unproven(log=quiet) == []
+    assert state(catalog.refresh(backup)) is State.UNPROVEN
+
+
+def test_an_empty_dump_of_the_old_script_is_bad_at_sight(dumper: Dumper, verifier: Verifier, catalog: Catalog) -> None:
+    backup = aged(dumper.dump(log=quiet), catalog)
+    backup.path.write_bytes(b"")
+    os.utime(backup.path, (0, 0))
+
+    assert state(catalog.refresh(backup)) is State.BAD
 
 
 # ------------------------------------------------------------------------------------------ no verdict
@@ -229,6 +281,78 @@ def test_lost_rows_are_odd_and_hold_the_dump_before(dumper: Dumper, verifier: Ve
     assert hold is not None
     assert "from 160 to 10" in hold.reason
     assert timedelta(days=29) < hold.until - datetime.now(UTC) <= timedelta(days=30)
+
+
+def test_a_table_that_swings_holds_one_dump_and_a_greater_loss_another(
+    dumper: Dumper, verifier: Verifier, database: Connection
+) -> None:
+    execute(database, "CREATE TABLE queue (a int)")
+    for day, rows in enumerate([40, 3, 40, 3, 500, 3]):
+        execute(database, "TRUNCATE queue", f"INSERT INTO queue SELECT generate_series(1, {rows})")
+        verifier.verify(_yesterday(dumper.dump(log=quiet), 20 - day), log=quiet)
+
+    held = [b.hold.tables for b in reversed(verifier.catalog.backups()) if b.hold]
+
+    assert held == [{"public.queue": 40}, {"public.queue": 500}]
+
+
+def test_expected_tables_of_every_kind(dumper: Dumper, verifier: Verifier, database: Connection) -> None:
+    execute(
+        database,
+        "CREATE TABLE empty_root (a int) PARTITION BY RANGE (a)",
+        'CREATE TABLE "Family" (a int)',
+        'CREATE TABLE child (b int) INHERITS ("Family")',
+        "CREATE TABLE grandchild () INHERITS (child, notes)",
+        "INSERT INTO grandchild (a, id, body, written_at) VALUES (1, 9001, 'x', now())",
+        "CREATE FUNCTION trap() RETURNS text LANGUAGE sql AS $$ SELECT '\nALTER TABLE ONLY public.ghost ATTACH "
+        "PARTITION public.people FOR VALUES IN (1);\n' $$",
+        "SET check_function_bodies = off",
+        "CREATE FUNCTION trap2() RETURNS int LANGUAGE sql AS $$\n SELECT 1;\n"
+        "ALTER TABLE ONLY public.ghost ATTACH PARTITION public.identities FOR VALUES IN (1);\n$$",
+    )
+    backup = dumper.dump(log=quiet)
+
+    def findings(*tables: str, rows: bool) -> set[Check]:
+        asked = replace(verifier, expectations=Expectations(tables, rows))
+        return {finding.check for finding in asked.verify(backup, log=quiet).judgement.findings}
+
+    there = ("people", "public.identities", "audit_events", "audit_events_default", "Family", "child", "notes")
+    assert findings(*there, '"Family"', "ask_notes", "sync_batches", rows=True) == set()
+    assert findings("empty_root", rows=False) == set()
+    assert findings("empty_root", rows=True) == {Check.TABLES_HOLD_ROWS}
+    for missing in ("ghost", "other.people", "peopl", "family", "public"):
+        assert findings(missing, rows=False) == {Check.TABLES_PRESENT}
+
+
+def test_a_changed_expectation_deletes_nothing(dumper: Dumper, verifier: Verifier, catalog: Catalog) -> None:
+    """Six good dumps, judged again under an expectation that only the seventh meets, then pruned."""
+    old = [verifier.verify(_yesterday(dumper.dump(log=quiet), days), log=quiet).backup for days in range(6, 0, -1)]
+    execute(dumper.connection, "CREATE TABLE newest_table (a int)")
+    strict = replace(verifier, expectations=Expectations(("newest_table",)))
+    for backup in old:
+        assert not strict.verify(backup, log=quiet).judgement.good
+    strict.verify(dumper.dump(log=quiet), log=quiet)
+
+    pruned = prune(catalog, Policy(7, 4, Weekday.SUNDAY, ZoneInfo("UTC")), datetime.now(UTC))
+
+    assert pruned.removed == ()
+    assert {b.path for b in catalog.backups()} > {b.path for b in old}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small filesystem needs root")
+def test_a_full_disk_gets_well_by_itself(dumper: Dumper, verifier: Verifier, catalog: Catalog, volume: Path) -> None:
+    """The disk fills after a dump: the verdict is written all the same, and pruning can go on."""
+    with tmpfs(volume, "128m"):
+        backup = dumper.dump(log=quiet)
+        command = ["dd", "if=/dev/zero", f"of={volume / 'ballast'}", "bs=64k"]
+        assert b"No space left" in subprocess.run(command, capture_output=True, check=False).stderr
+
+        assert verifier.verify(backup, log=quiet).judgement.good
+
+        prune(catalog, Policy(7, 4, Weekday.SUNDAY, ZoneInfo("UTC")), datetime.now(UTC))
+        (volume / "ballast").unlink()
+        dumper.dump(log=quiet)
+        assert (volume / ".reserve").exists()
 
 
 def test_growth_and_small_losses_are_nothing(dumper: Dumper, verifier: Verifier, database: Connection) -> None:
