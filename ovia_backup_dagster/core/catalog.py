@@ -9,8 +9,6 @@ a reader never sees half a backup. Methods that change the volume expect the cal
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +20,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from ovia_backup_dagster.core.errors import BackupNotFoundError, DiskFullError, VolumeError
+from ovia_backup_dagster.core.errors import BackupNotFoundError, VolumeError
+from ovia_backup_dagster.core.files import (
+    NO_ROOM,
+    TEMPORARY,
+    exists,
+    explained,
+    is_file,
+    is_folder,
+    link_or_copy,
+    removed_on_error,
+    rename_to_new,
+    sync_folder,
+    unlink,
+    write_whole,
+)
 from ovia_backup_dagster.core.locking import volume_lock
 from ovia_backup_dagster.core.manifest import Manifest, Sidecar, parse_sidecar
 from ovia_backup_dagster.core.naming import SUFFIX, BackupName, Tier
@@ -41,14 +53,10 @@ SIDECARS = (UNREADABLE, HELD, DRILLED, VERIFIED, GLOBALS, MANIFEST)
 CLOCK_TOLERANCE = timedelta(minutes=5)
 #: A dump without a manifest may still be being written by the old script until it is this old.
 SETTLING = timedelta(minutes=15)
-_TEMPORARY = ".tmp"
 #: A file of nothing, given up when a verdict must be written and the disk is full.
 RESERVE = ".reserve"
 RESERVE_BYTES = 4 * 1024 * 1024
 _MAGIC = b"PGDMP"
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-#: Another filesystem, one without hard links, a file of another owner (protected_hardlinks), too many links.
-_NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
 
 S = TypeVar("S", bound=Sidecar)
 
@@ -140,7 +148,7 @@ class Backup:
             VolumeError: it cannot be read.
         """
         with (
-            _explained(f"cannot read {self.path}"),
+            explained(f"cannot read {self.path}"),
             contextlib.suppress(FileNotFoundError),
             open(self.path, "rb") as file,
         ):
@@ -150,7 +158,7 @@ class Backup:
     @property
     def drilled(self) -> bool:
         """Whether a restore drill proved it."""
-        return _exists(self.sidecar(DRILLED))
+        return exists(self.sidecar(DRILLED))
 
     def state(self, now: datetime) -> State:
         """What is known about it at ``now`` (UTC)."""
@@ -158,7 +166,7 @@ class Backup:
             return State.PROVEN if self.judgement.good else State.BAD
         untouched = timedelta(seconds=now.timestamp() - self.mtime_ns / 1e9)
         # One that was written by a clock far ahead must not count as unfinished until that day comes.
-        if -SETTLING < untouched < SETTLING and not _exists(self.sidecar(MANIFEST)):
+        if -SETTLING < untouched < SETTLING and not exists(self.sidecar(MANIFEST)):
             return State.BEING_WRITTEN
         return State.UNPROVEN if self.is_archive else State.BAD
 
@@ -204,7 +212,7 @@ class Catalog:
             VolumeError: they cannot be made or written.
         """
         for folder in (self.root, *(self.folder(tier) for tier in Tier)):
-            with _explained(f"cannot use the backup folder {folder}"):
+            with explained(f"cannot use the backup folder {folder}"):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise VolumeError(
@@ -224,7 +232,7 @@ class Catalog:
 
     def _scan(self, tier: Tier) -> Iterator[Backup]:
         folder = self.folder(tier)
-        with _explained(f"cannot list {folder}"):
+        with explained(f"cannot list {folder}"):
             if not self.root.is_dir():
                 raise VolumeError(
                     f"the backup folder {self.root} does not exist",
@@ -258,7 +266,7 @@ class Catalog:
             BackupNotFoundError: there is none; says what there is.
         """
         path = Path(wanted)
-        if len(path.parts) > 1 and _is_file(path):
+        if len(path.parts) > 1 and is_file(path):
             return _outside(path, self.database)
         backups = [b for b in self.backups() if b.state(now) is not State.BEING_WRITTEN]
         if wanted == "latest":
@@ -304,7 +312,7 @@ class Catalog:
 
     def temporary(self, name: BackupName) -> Path:
         """Where a dump is written until it is published: hidden, on the same filesystem."""
-        return self.folder(name.tier) / f".{name.filename}{_TEMPORARY}"
+        return self.folder(name.tier) / f".{name.filename}{TEMPORARY}"
 
     def publish(self, temporary: Path, name: BackupName, manifest: Manifest, globals_sql: bytes | None) -> Backup:
         """Give a finished dump its name, sidecars first, so that it appears whole or not at all.
@@ -313,14 +321,14 @@ class Catalog:
             VolumeError, DiskFullError: the volume refused; nothing is visible then.
         """
         final = self.folder(name.tier) / name.filename
-        with _explained(f"cannot publish {final}"):
+        with explained(f"cannot publish {final}"):
             if final.exists():
                 raise VolumeError(f"{final} exists already", why="another program wrote it", fix="ovia-backup dump")
             if globals_sql is not None:
                 self._write(final.with_name(final.name + GLOBALS), globals_sql)
             self._write(final.with_name(final.name + MANIFEST), manifest.to_json().encode())
             sync_folder(final.parent)
-            _rename_to_new(temporary, final)
+            rename_to_new(temporary, final)
             sync_folder(final.parent)
             status = final.stat()
         return Backup(final, name, status.st_size, status.st_mtime_ns)
@@ -332,14 +340,14 @@ class Catalog:
         """
         known = backup.verification
         if known is None:
-            with _explained(f"cannot set aside {backup.sidecar(VERIFIED)}"), contextlib.suppress(FileNotFoundError):
+            with explained(f"cannot set aside {backup.sidecar(VERIFIED)}"), contextlib.suppress(FileNotFoundError):
                 # One that cannot be read is history all the same.
                 os.rename(backup.sidecar(VERIFIED), backup.sidecar(UNREADABLE))
         verification = Verification(
             judgements=(*(known.judgements if known else ()), judgement),
             witness=witness or (known.witness if known else None),
         )
-        with _explained(f"cannot write the verdict on {backup}"):
+        with explained(f"cannot write the verdict on {backup}"):
             self._write(backup.sidecar(VERIFIED), verification.to_json().encode())
             sync_folder(backup.path.parent)
         return self.refresh(backup)
@@ -355,7 +363,7 @@ class Catalog:
 
     def set_hold(self, backup: Backup, hold: Hold) -> None:
         """Keep (or, with ``released_at``, no longer keep) a backup whatever the counts say."""
-        with _explained(f"cannot write the hold on {backup}"):
+        with explained(f"cannot write the hold on {backup}"):
             self._write(backup.sidecar(HELD), hold.to_json().encode())
             sync_folder(backup.path.parent)
 
@@ -368,8 +376,8 @@ class Catalog:
         name = BackupName(backup.name.database, Tier.WEEKLY, backup.started_at)
         final = self.folder(Tier.WEEKLY) / name.filename
         temporary = self.temporary(name)
-        with _explained(f"cannot promote {backup} to {final.parent}"), _removed_on_error(temporary):
-            _link_or_copy(backup.path, temporary)
+        with explained(f"cannot promote {backup} to {final.parent}"), removed_on_error(temporary):
+            link_or_copy(backup.path, temporary)
             if final.exists():
                 # A weekly copy that went bad: gone before the good one's verdict appears under its name.
                 self.remove(self.refresh(Backup(final, name, 0, 0)))
@@ -388,12 +396,12 @@ class Catalog:
         Raises:
             VolumeError: it cannot be removed.
         """
-        with _explained(f"cannot remove {backup.path}"):
-            existed = _unlink(backup.path)
+        with explained(f"cannot remove {backup.path}"):
+            existed = unlink(backup.path)
             # The dump must be gone for good before its sidecars are: else a crash could bring it back bare.
             sync_folder(backup.path.parent)
             for suffix in SIDECARS:
-                _unlink(backup.sidecar(suffix))
+                unlink(backup.sidecar(suffix))
             sync_folder(backup.path.parent)
         return existed
 
@@ -405,7 +413,7 @@ class Catalog:
         swept: list[Path] = []
         for tier in Tier:
             folder = self.folder(tier)
-            with _explained(f"cannot clean up {folder}"):
+            with explained(f"cannot clean up {folder}"):
                 if not folder.is_dir():
                     continue
                 names = set(os.listdir(folder))
@@ -413,13 +421,13 @@ class Catalog:
                 for path in abandoned:
                     # We make no folders: one of such a name is somebody's. What will not go stops nothing.
                     with contextlib.suppress(OSError):
-                        if not _is_folder(path) and _unlink(path):
+                        if not is_folder(path) and unlink(path):
                             swept.append(path)
         return swept
 
     def _is_abandoned(self, filename: str, names: set[str], tier: Tier) -> bool:
-        if filename.startswith(".") and filename.endswith(_TEMPORARY):
-            inner = filename[1 : -len(_TEMPORARY)]
+        if filename.startswith(".") and filename.endswith(TEMPORARY):
+            inner = filename[1 : -len(TEMPORARY)]
             return self._is_ours(inner.partition(SUFFIX)[0] + SUFFIX, tier)
         for suffix in SIDECARS:
             dump = filename.removesuffix(suffix)
@@ -434,11 +442,11 @@ class Catalog:
     def _write(self, path: Path, content: bytes) -> None:
         """Write a sidecar so that it is there whole or not at all, readable by its owner only."""
         try:
-            _write_whole(path, content)
+            write_whole(path, content)
         except OSError as error:
-            if error.errno not in _NO_ROOM or not _unlink(self.root / RESERVE):
+            if error.errno not in NO_ROOM or not unlink(self.root / RESERVE):
                 raise
-            _write_whole(path, content)
+            write_whole(path, content)
 
     def keep_reserve(self) -> None:
         """Set a little room aside, where there is plenty, for the sidecars of a day when there is none.
@@ -457,128 +465,16 @@ class Catalog:
                 os.close(descriptor)
 
 
-def file_sha256(path: Path, *, sync: bool = False) -> str:
-    """Hex SHA-256 of a file; with ``sync``, the file is on disk when this returns.
-
-    Raises:
-        VolumeError: it cannot be read.
-    """
-    with _explained(f"cannot read {path}"), open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if sync:
-            os.fsync(file.fileno())
-    return digest
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}{_TEMPORARY}")
-    with _removed_on_error(temporary):
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        with open(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temporary, path)
-
-
 def newest(backups: Iterable[Backup], now: datetime, *states: State) -> Backup | None:
     """The newest of the backups in one of the states, or ``None``."""
     matching = (b for b in backups if b.state(now) in states)
     return max(matching, key=lambda b: (b.started_at, b.tier == Tier.DAILY), default=None)
 
 
-def sync_folder(folder: Path) -> None:
-    """Fsync a folder, so that renames and removals in it survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _rename_to_new(source: Path, target: Path) -> None:
-    """Rename, but never over a file: the old script may have made one of that name a moment ago."""
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        os.rename(source, target)
-    else:
-        source.unlink()
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    _unlink(target)
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        shutil.copyfile(source, target)
-        status = source.stat()
-        os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))  # a verdict is bound to size and mtime
-        if file_sha256(target, sync=True) != file_sha256(source):
-            raise VolumeError(
-                f"the copy of {source} in {target.parent} differs from it",
-                why="the disk or its driver altered what was written",
-                fix="check the volume's disk: dmesg; then verify the backup: ovia-backup verify",
-            ) from error
-
-
 def _outside(path: Path, database: str) -> Backup:
     """A dump given by path, with whatever sidecars lie beside it; its name may be anybody's."""
-    with _explained(f"cannot read {path}"):
+    with explained(f"cannot read {path}"):
         status = path.stat()
     modified = datetime.fromtimestamp(int(status.st_mtime), UTC)
     name = BackupName.parse(path.name) or BackupName(database, Tier.DAILY, modified)
     return Backup(path.absolute(), name, status.st_size, status.st_mtime_ns)
-
-
-def _exists(path: Path) -> bool:
-    with _explained(f"cannot read {path}"):
-        return path.exists()
-
-
-def _is_file(path: Path) -> bool:
-    with contextlib.suppress(OSError, ValueError):  # too long, behind a closed door, or with a NUL
-        return path.is_file()
-    return False
-
-
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
-
-
-def _unlink(path: Path) -> bool:
-    try:
-        path.unlink()
-    except FileNotFoundError:
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _removed_on_error(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        raise
-
-
-@contextlib.contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Turn the volume's refusals into errors that say what to do."""
-    try:
-        yield
-    except OSError as error:
-        why = error.strerror or str(error)
-        if error.errno in _NO_ROOM:
-            raise DiskFullError(
-                what, why=why, fix="make room: df -h $BACKUP_DIR; ovia-backup prune --dry-run; then ovia-backup dump"
-            ) from error
-        fix = "check owner, mode and mount: ls -ld $BACKUP_DIR; id; mount"
-        raise VolumeError(what, why=why, fix=fix) from error

@@ -15,8 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ovia_backup_dagster import __version__
-from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE, Backup, Catalog, State, file_sha256
+from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE, Backup, Catalog, State
 from ovia_backup_dagster.core.errors import BackupError, DiskFullError, ProgramError, VersionMismatchError
+from ovia_backup_dagster.core.files import file_sha256
 from ovia_backup_dagster.core.manifest import DatabaseFacts, Manifest
 from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.core.words import human_bytes

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from ovia_backup_dagster.core.catalog import HELD, MANIFEST, Backup, Catalog, State, file_sha256
+from ovia_backup_dagster.core.catalog import HELD, MANIFEST, Backup, Catalog, State
 from ovia_backup_dagster.core.errors import ArchiveDamagedError, BackupError, NotProvenError
+from ovia_backup_dagster.core.files import file_sha256
 from ovia_backup_dagster.core.manifest import Manifest
 from ovia_backup_dagster.core.verdict import (
     Check,

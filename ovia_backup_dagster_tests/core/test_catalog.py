@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from ovia_backup_dagster.core import catalog as catalog_module
 from ovia_backup_dagster.core.catalog import (
     GLOBALS,
     HELD,
@@ -24,10 +23,10 @@ from ovia_backup_dagster.core.catalog import (
     Backup,
     Catalog,
     State,
-    file_sha256,
     newest,
 )
 from ovia_backup_dagster.core.errors import BackupNotFoundError, DiskFullError, VolumeError
+from ovia_backup_dagster.core.files import file_sha256, sync_folder
 from ovia_backup_dagster.core.naming import BackupName, Tier
 from ovia_backup_dagster.core.verdict import Hold
 from ovia_backup_dagster_tests.conftest import snapshot
@@ -1056,7 +1055,7 @@ def test_a_file_that_cannot_be_hashed_is_explained(tmp_path: Path) -> None:
 
 def test_a_folder_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     happened = trace(monkeypatch)
-    catalog_module.sync_folder(tmp_path)
+    sync_folder(tmp_path)
     assert happened == [f"sync {tmp_path.name}"]
 
 

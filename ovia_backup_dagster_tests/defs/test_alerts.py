@@ -231,7 +231,7 @@ def test_without_a_public_url_there_is_no_link(new_location: NewLocation, people
 
 
 def test_a_run_that_succeeded_since_ends_the_story(new_location: NewLocation, people: Receiver) -> None:
-    broken: Location = new_location(POSTGRES_DB="no_such_database")
+    broken: Location = new_location(POSTGRES_USER="nobody_of_that_name")
     assert not broken.run().success
     location: Location = new_location(BACKUP_NOTIFY_URLS=people.url)
     assert location.run().success
