@@ -487,10 +487,11 @@ def archive(programs: Programs, connection: Connection, *options: str) -> bytes:
 def test_old_dumps_are_verified_on_first_sight(location: Location, database: Connection, programs: Programs) -> None:
     whole = archive(programs, database)
     catalog = location.catalog
-    good = old_dump(catalog, timedelta(days=1), whole)
+    # Of days of their own, whatever the hour is: of one day only the newest is kept.
+    good = old_dump(catalog, timedelta(days=1, hours=12), whole)
     # Older than a table that is expected today: no fault of its own.
-    early = old_dump(catalog, timedelta(days=2), archive(programs, database, "--exclude-table=identities"))
-    cut = old_dump(catalog, timedelta(days=3), whole[: len(whole) // 2])
+    early = old_dump(catalog, timedelta(days=3), archive(programs, database, "--exclude-table=identities"))
+    cut = old_dump(catalog, timedelta(days=5), whole[: len(whole) // 2])
     weekly = old_dump(catalog, timedelta(days=9), whole, tier=Tier.WEEKLY)
     fresh = old_dump(catalog, timedelta(minutes=10), whole)
     settle(fresh, timedelta(minutes=14))
