@@ -27,13 +27,14 @@ def build_defs(settings: Settings, *, resource_overrides: Mapping[str, Any] | No
         resource_overrides: replaces resources by name (``backups``), for tests.
     """
     settings = usable_schedule(settings)
-    system = BackupSystem(settings)
+    resources = {"backups": BackupSystem(settings), **(resource_overrides or {})}
+    system = resources["backups"]
     return dg.Definitions(
-        assets=[*build_assets(system), build_alert(DAILY_BACKUP_JOB)],
+        assets=[*build_assets(system), build_alert(system, DAILY_BACKUP_JOB)],
         jobs=build_jobs(settings),
         schedules=[daily_backup_schedule(settings, DAILY_BACKUP_JOB)],
         sensors=[backup_freshness_sensor(FRESHNESS_ALERT_JOB)],
-        resources={"backups": system, **(resource_overrides or {})},
+        resources=resources,
         executor=dg.in_process_executor,
     )
 

@@ -55,7 +55,10 @@ class Notifier:
             text = url.get_secret_value()
             name = f"{number} ({text.partition('://')[0]})"
             channel = apprise.Apprise()
-            accepted = channel.add(text) and channel.notify(title=title, body=body, notify_type=kind)
+            try:
+                accepted = channel.add(text) and channel.notify(title=title, body=body, notify_type=kind)
+            except Exception:  # noqa: BLE001 - a hundred plugins; none may keep the others from being tried
+                accepted = False
             (delivered if accepted else failed).append(name)
         if failed and not delivered:
             raise NotificationError(

@@ -254,20 +254,23 @@ class Catalog:
                         if entry.is_file(follow_symlinks=False):
                             yield Backup(Path(entry.path), name, status.st_size, status.st_mtime_ns)
 
-    def find(self, wanted: str, now: datetime) -> Backup:
+    def find(self, wanted: str, now: datetime, *, anywhere: bool = True) -> Backup:
         """The backup that ``wanted`` names.
 
         Args:
             wanted: a file name; a path, also to a dump outside the volume; or ``latest``, the newest in either
                 tier that is not still being written.
             now: the instant (UTC) that decides what is still being written.
+            anywhere: whether a path may lead out of the volume.
 
         Raises:
             BackupNotFoundError: there is none; says what there is.
         """
         path = Path(wanted)
         if len(path.parts) > 1 and is_file(path):
-            return _outside(path, self.database)
+            given = _at(path, self.database)
+            if anywhere or self.holds(given):
+                return given
         backups = [b for b in self.backups() if b.state(now) is not State.BEING_WRITTEN]
         if wanted == "latest":
             # One that is dated in the future is the newest only when there is no other.
@@ -471,7 +474,7 @@ def newest(backups: Iterable[Backup], now: datetime, *states: State) -> Backup |
     return max(matching, key=lambda b: (b.started_at, b.tier == Tier.DAILY), default=None)
 
 
-def _outside(path: Path, database: str) -> Backup:
+def _at(path: Path, database: str) -> Backup:
     """A dump given by path, with whatever sidecars lie beside it; its name may be anybody's."""
     with explained(f"cannot read {path}"):
         status = path.stat()

@@ -3,7 +3,7 @@
 When it is asked for is ``sensors``' business; how it is delivered, ``notifications``'.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -14,7 +14,7 @@ from ovia_backup_dagster.core.errors import VolumeError
 from ovia_backup_dagster.core.freshness import Freshness, Level, freshness
 from ovia_backup_dagster.defs import metadata
 from ovia_backup_dagster.defs.configs import AlertConfig
-from ovia_backup_dagster.defs.policies import ALERT_GROUP, DATABASE_TAG, OWNERS, explained
+from ovia_backup_dagster.defs.policies import ALERT_GROUP, MAX_RETRIES, OWNERS, explained, run_tags
 from ovia_backup_dagster.defs.resources import Backups
 from ovia_backup_dagster.system import BackupSystem
 
@@ -74,15 +74,17 @@ def condition(system: BackupSystem, now: datetime) -> Condition:
     return Condition(found, backups, "; ".join(troubles), settings.problems)
 
 
-def build_alert(job_name: str) -> dg.AssetsDefinition:
+def build_alert(system: BackupSystem, job_name: str) -> dg.AssetsDefinition:
     """The alert asset; ``job_name`` is the job whose failed runs explain a missing dump."""
+    # For what nobody thought of; our own errors say themselves whether they may pass.
+    retry = dg.RetryPolicy(max_retries=MAX_RETRIES, delay=system.retry_seconds, backoff=dg.Backoff.EXPONENTIAL)
 
     @dg.asset(
         name=NAME,
         group_name=ALERT_GROUP,
         kinds={"alert"},
         owners=OWNERS,
-        retry_policy=dg.RetryPolicy(max_retries=3, delay=30, backoff=dg.Backoff.EXPONENTIAL),
+        retry_policy=retry,
         description="Tells people, through BACKUP_NOTIFY_URLS, that the newest dump is too old, missing, or dated in "
         "the future; or that this is over. Materialized by `backup_freshness_sensor`; launched by hand it says how "
         "things stand, and sends only if something is wrong.",
@@ -93,7 +95,7 @@ def build_alert(job_name: str) -> dg.AssetsDefinition:
         with explained(context, backups):
             now = datetime.now(UTC)
             state = condition(backups, now)
-            failed = last_failed_run(context.instance, job_name, backups.settings.postgres_db)
+            failed = last_failed_run(context.instance, job_name, run_tags(backups.settings))
             shown = metadata.of_freshness(state.found) if state.found else {}
             if failed is not None:
                 shown["last_failed_run"] = dg.MetadataValue.dagster_run(failed.run_id)
@@ -132,7 +134,7 @@ def message(
         title = f"[{database}] backups are fresh again"
         lines: list[str | None] = [
             state.found.text[0].upper() + state.found.text[1:] + "." if state.found else None,
-            f"The trouble began {since}." if since else None,
+            f"The trouble began {_minute(since)}." if since else None,
         ]
         return title, "\n".join(line for line in lines if line)
     level = state.found.level if state.found else None
@@ -158,17 +160,22 @@ def message(
     return title, "\n".join(line.rstrip() for line in lines if line)
 
 
-def last_failed_run(instance: dg.DagsterInstance, job_name: str, database: str) -> FailedRun | None:
-    """The newest finished run of the database's job, if it failed."""
+def last_failed_run(instance: dg.DagsterInstance, job_name: str, tags: Mapping[str, str]) -> FailedRun | None:
+    """The newest finished run of the job with these tags, if it failed: jobs of other databases share its name."""
     finished = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
-    records = instance.get_run_records(
-        dg.RunsFilter(job_name=job_name, statuses=finished, tags={DATABASE_TAG: database}), limit=1
-    )
+    records = instance.get_run_records(dg.RunsFilter(job_name=job_name, statuses=finished, tags=tags), limit=1)
     if not records or records[0].dagster_run.status is dg.DagsterRunStatus.SUCCESS:
         return None
     run = records[0].dagster_run
     ended = datetime.fromtimestamp(records[0].end_time or records[0].update_timestamp.timestamp(), UTC)
     return FailedRun(run.run_id, ended, _failure_reason(instance, run.run_id))
+
+
+def _minute(instant: str) -> str:
+    try:
+        return f"{datetime.fromisoformat(instant).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    except ValueError:  # typed by hand in the launchpad
+        return instant
 
 
 def _failure_reason(instance: dg.DagsterInstance, run_id: str) -> str:

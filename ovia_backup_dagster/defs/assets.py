@@ -68,6 +68,12 @@ def build_assets(system: BackupSystem) -> list[dg.AssetsDefinition]:
     ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]:
         with explained(context, backups):
             backup = _chosen(context, config, backups.catalog)
+            # First, so that at the cut-over ours is compared with the old script's last.
+            for other in backups.verifier.verify_unproven(
+                besides=backup, run_id=context.run.run_id, log=context.log.info
+            ):
+                if not other.judgement.good:
+                    context.log.warning(f"{other.backup} is bad: {'; '.join(other.judgement.reasons)}")
             verified = backups.verifier.verify(backup, run_id=context.run.run_id, log=context.log.info)
         yield from check_results(verified.judgement, backup.path.name)
         if not verified.judgement.good:
@@ -77,10 +83,6 @@ def build_assets(system: BackupSystem) -> list[dg.AssetsDefinition]:
                 metadata={"backup": backup.path.name},
                 allow_retries=False,
             )
-        with explained(context, backups):
-            for other in backups.verifier.verify_unproven(run_id=context.run.run_id, log=context.log.info):
-                if not other.judgement.good:
-                    context.log.warning(f"{other.backup} is bad: {'; '.join(other.judgement.reasons)}")
         yield dg.MaterializeResult(metadata=metadata.of_verification(verified))
 
     @dg.asset(
@@ -138,7 +140,8 @@ def _chosen(context: dg.AssetExecutionContext, config: BackupChoice, catalog: Ca
     """
     now = datetime.now(UTC)
     if config.backup:
-        return catalog.find(config.backup, now)
+        # Whoever reaches the UI must not have any file of the host opened.
+        return catalog.find(config.backup, now, anywhere=False)
     made = _made_by(context.instance, context.run)
     if made is not None:
         try:

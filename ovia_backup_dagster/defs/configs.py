@@ -11,7 +11,8 @@ class BackupChoice(dg.Config):
 
     backup: str = Field(
         default="",
-        description="Name, path or `latest`. Empty: the dump that this run made; in a run without a dump, the newest.",
+        description="Name of a backup on the volume, or `latest`. Empty: the dump that this run made; in a run "
+        "without a dump, the newest.",
     )
 
 

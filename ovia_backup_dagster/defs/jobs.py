@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 
 from ovia_backup_dagster.defs import alerts, assets
-from ovia_backup_dagster.defs.policies import DATABASE_TAG, VOLUME_TAG
+from ovia_backup_dagster.defs.policies import DATABASE_TAG, run_tags
 from ovia_backup_dagster.settings import Settings
 
 DAILY_BACKUP_JOB = "daily_backup_job"
@@ -16,11 +16,10 @@ FRESHNESS_ALERT_JOB = "freshness_alert_job"
 
 def build_jobs(settings: Settings) -> list[Any]:
     """The jobs, tagged with the database and, where they write, with the volume."""
-    database = {DATABASE_TAG: settings.postgres_db}
     daily = dg.define_asset_job(
         DAILY_BACKUP_JOB,
         selection=dg.AssetSelection.assets(*assets.NAMES),
-        tags={**database, VOLUME_TAG: str(settings.backup_dir)},
+        tags=run_tags(settings),
         executor_def=dg.in_process_executor,
         description="Dump the database, read the dump back to the last byte, promote it on the weekly day, and prune.",
     )
@@ -28,7 +27,7 @@ def build_jobs(settings: Settings) -> list[Any]:
     alert = dg.define_asset_job(
         FRESHNESS_ALERT_JOB,
         selection=dg.AssetSelection.assets(alerts.NAME),
-        tags=database,
+        tags={DATABASE_TAG: settings.postgres_db},
         executor_def=dg.in_process_executor,
         description="Say what is wrong with the backups, or that it is over.",
     )

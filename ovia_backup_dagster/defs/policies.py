@@ -9,6 +9,7 @@ from datetime import timedelta
 import dagster as dg
 
 from ovia_backup_dagster.core.errors import BackupError
+from ovia_backup_dagster.settings import Settings
 from ovia_backup_dagster.system import BackupSystem
 
 BACKUP_GROUP = "backup"
@@ -23,6 +24,11 @@ VOLUME_TAG = "ovia/volume"
 DATABASE_TAG = "ovia/database"
 
 MAX_RETRIES = 3
+
+
+def run_tags(settings: Settings) -> dict[str, str]:
+    """What marks a run that works on this database and this volume."""
+    return {DATABASE_TAG: settings.postgres_db, VOLUME_TAG: str(settings.backup_dir)}
 
 
 def freshness(backups: BackupSystem) -> dg.FreshnessPolicy:

@@ -78,15 +78,15 @@ class Verifier:
         """
         return self._verify(backup, self.expectations, run_id, log)
 
-    def verify_unproven(self, *, run_id: str | None = None, log: Log) -> list[Verified]:
+    def verify_unproven(self, *, besides: Backup | None = None, run_id: str | None = None, log: Log) -> list[Verified]:
         """Verify, oldest first, each settled backup that has no verdict yet: the old script's, on first sight.
 
         What is expected of today's database is not asked of a dump without a manifest, which may be older than a
-        table. One that no verdict can be reached on is said so, and stays unproven.
+        table. ``besides`` is left out. One that no verdict can be reached on is said so, and stays unproven.
         """
         outcomes = []
         for backup in reversed(self.catalog.backups()):
-            if backup.state(datetime.now(UTC)) is not State.UNPROVEN:
+            if backup == besides or backup.state(datetime.now(UTC)) is not State.UNPROVEN:
                 continue
             expectations = self.expectations if backup.sidecar(MANIFEST).exists() else Expectations()
             try:

@@ -11,6 +11,7 @@ import dagster as dg
 import pytest
 
 from ovia_backup_dagster.core.naming import Tier
+from ovia_backup_dagster.defs.policies import run_tags
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster_tests.conftest import NewDatabase, free_port
 from ovia_backup_dagster_tests.conftest import snapshot as files_of
@@ -156,7 +157,7 @@ def test_the_all_clear(bare: NewLocation, people: Receiver) -> None:
     assert message["type"] == "success"
     assert message["message"].splitlines() == [
         f"The newest backup, {path.name}, is 1 h old (not verified yet).",
-        "The trouble began 2026-11-20T03:00:00+00:00.",
+        "The trouble began 2026-11-20 03:00 UTC.",
     ]
     assert shown(result)["episode"] == "2026-11-20T03:00:00+00:00"
 
@@ -272,7 +273,7 @@ def test_a_run_that_died_without_a_word(bare: NewLocation, people: Receiver) -> 
     location: Location = bare(BACKUP_NOTIFY_URLS=people.url)
     job = location.job()
     run = location.instance.create_run_for_job(
-        job_def=job, tags={"ovia/database": "sample"}, status=dg.DagsterRunStatus.STARTED
+        job_def=job, tags=run_tags(location.settings), status=dg.DagsterRunStatus.STARTED
     )
     location.instance.report_run_failed(run, message="the run's process is gone: killed by the kernel")
     assert alert(location).success
@@ -284,7 +285,7 @@ def test_a_run_that_died_without_a_word(bare: NewLocation, people: Receiver) -> 
 def test_a_cancelled_run(bare: NewLocation, people: Receiver) -> None:
     location: Location = bare(BACKUP_NOTIFY_URLS=people.url)
     run = location.instance.create_run_for_job(
-        job_def=location.job(), tags={"ovia/database": "sample"}, status=dg.DagsterRunStatus.CANCELING
+        job_def=location.job(), tags=run_tags(location.settings), status=dg.DagsterRunStatus.CANCELING
     )
     location.instance.report_run_canceled(run, message="somebody cancelled it")
     assert alert(location).success

@@ -261,7 +261,10 @@ def test_verification_of_a_chosen_backup(location: Location) -> None:
     assert materialized(latest)["dump_verification"]["backup"] == newer.path.name
 
 
-@pytest.mark.parametrize("wanted", ["nothing.dump", "../weekly/nothing.dump", "'; rm -rf ~; '.dump", "a\nb"])
+# The last one exists, but is none of ours: whoever reaches the UI must not have any file of the host opened.
+@pytest.mark.parametrize(
+    "wanted", ["nothing.dump", "../weekly/nothing.dump", "'; rm -rf ~; '.dump", "a\nb", "/etc/passwd"]
+)
 def test_verification_of_a_backup_that_is_not_there(location: Location, wanted: str) -> None:
     backup = location.dump()
     result = location.materialize("dump_verification", dump_verification={"backup": wanted})
