@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 FULL_POSTGRESQL := .cache/postgresql-16
 WORKERS ?= 2
+PORT ?= 3000
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo dev test check format lock docs clean
@@ -25,7 +26,7 @@ demo: install ## back up a real PostgreSQL 16 with sample data, through Dagster
 	@$(BIN)/ovia-backup demo
 
 dev: install ## the Dagster UI on the demo's database, with schedule and sensor running
-	@$(BIN)/ovia-backup demo --serve
+	@$(BIN)/ovia-backup demo --serve --port $(PORT)
 
 test: install $(FULL_POSTGRESQL)/.unpacked ## the whole suite
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal
@@ -59,4 +60,5 @@ lock: ## resolve the dependencies anew (needs uv)
 		--no-emit-index-url --no-emit-find-links --extra demo --group dev pyproject.toml -o requirements.lock
 
 clean: ## remove everything that make made
+	[ ! -x $(BIN)/ovia-backup ] || $(BIN)/ovia-backup demo --remove
 	rm -rf .venv .cache .demo

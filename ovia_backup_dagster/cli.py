@@ -94,7 +94,7 @@ def verify(backup: str, unproven: bool, as_json: bool) -> None:
     elif judgement.good and witness:
         before = verified.previous.witness.rows_by_table() if verified.previous and verified.previous.witness else {}
         _print_tables(witness.rows_by_table(), before)
-        click.echo(f"{verified.backup} is proven: {witness.rows:,} rows in {len(witness.tables)} tables")
+        click.echo(f"{verified.backup} is proven: {witness.rows:,} rows in {len(witness.rows_by_table())} tables")
     else:
         click.echo(f"{verified.backup} is bad")
     if not as_json:
@@ -169,8 +169,11 @@ def status(as_json: bool) -> None:
     click.echo(f"BACKUP {word} - {_safe(found.text)}{performance}")
     if code:
         click.echo(f"last proven backup: {proven or 'none'}")
-        nothing_new = code == 1 and not found.rejected
-        click.echo("Next: ovia-backup verify latest" if nothing_new else "Next: ovia-backup dump")
+        if found.level is Level.FUTURE:
+            click.echo(f"Next: compare the clocks: date -u; if they are right, move {found.newest} out of the folder")
+        else:
+            nothing_new = code == 1 and not found.rejected
+            click.echo("Next: ovia-backup verify latest" if nothing_new else "Next: ovia-backup dump")
     if holder:
         click.echo(f"now at work: {_safe(holder)}")
     sys.exit(code)
@@ -182,15 +185,19 @@ def status(as_json: bool) -> None:
 def promote(backup: str, as_json: bool) -> None:
     """Let a proven daily backup also stand in weekly/, if its week has none yet."""
     from ovia_backup_dagster.core import housekeeping
+    from ovia_backup_dagster.core.catalog import State
 
     system, now = _system(), datetime.now(UTC)
-    promoted = housekeeping.promote(system.catalog, system.catalog.find(backup, now), system.policy, now, _waiting)
+    chosen = system.catalog.find(backup, now)
+    promoted = housekeeping.promote(system.catalog, chosen, system.policy, now, _waiting)
     if as_json:
         weekly = promoted.weekly.path.name if promoted.weekly else None
         _print_json({"promoted": promoted.weekly is not None, "weekly": weekly, "reason": promoted.reason})
     else:
         click.echo(f"promoted to {promoted.weekly.path}" if promoted.weekly else "not promoted")
         click.echo(f"  {promoted.reason}")
+    if promoted.weekly is None and chosen.state(now) is not State.PROVEN:
+        sys.exit(1)
 
 
 @main.command()
@@ -228,6 +235,7 @@ def prune(dry_run: bool, release: str | None, as_json: bool) -> None:
 @main.command()
 @click.option("--serve", is_flag=True, help="Open the Dagster UI on it, with schedule and sensor, until Ctrl-C.")
 @click.option("--port", default=3000, show_default=True, help="Of the UI.")
+@click.option("--remove", is_flag=True, help="Instead: stop its server, and remove all that it made.")
 @click.option("--scale", default=1.0, show_default=True, help="Size of the sample database; 1 has 300,000 rows.")
 @click.option(
     "--folder",
@@ -236,11 +244,14 @@ def prune(dry_run: bool, release: str | None, as_json: bool) -> None:
     show_default=True,
     help="Where backups and history go.",
 )
-def demo(serve: bool, port: int, scale: float, folder: Path) -> None:
+def demo(serve: bool, port: int, remove: bool, scale: float, folder: Path) -> None:
     """Back up a real PostgreSQL 16 with sample data, through Dagster. Needs no settings."""
     from ovia_backup_dagster.demo.run import Demo
 
     here = Demo(folder.absolute(), scale)
+    if remove:
+        here.remove()
+        return
     if serve:
         sys.exit(here.serve(port, _log))
     here.back_up(_log)

@@ -189,6 +189,21 @@ class Settings(BaseSettings):
             raise ValueError(f"{value} is not a port (1 to 65535)")
         return value
 
+    @field_validator("postgres_host")
+    @classmethod
+    def _host(cls, value: str | None) -> str | None:
+        # Never repeated: what is meant as a connection string holds a password.
+        if value is not None and re.search(r"://|@|=", value):
+            raise ValueError("it must be a host alone, not a URL or connection string")
+        return value
+
+    @field_validator("backup_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        if not value.is_absolute():
+            raise ValueError(f"{str(value)!r} is not an absolute path, and would mean another folder to each program")
+        return value
+
     @field_validator("postgres_db", "postgres_user")
     @classmethod
     def _identifier(cls, value: str) -> str:
@@ -196,6 +211,8 @@ class Settings(BaseSettings):
             encoded = value.encode()
         except UnicodeEncodeError:
             raise ValueError("the name is not valid UTF-8") from None
+        if "password=" in value.lower() or ("://" in value and "@" in value):
+            raise ValueError("it must be a name alone, not a connection string")
         if not 1 <= len(encoded) <= 63:
             raise ValueError("a PostgreSQL name has 1 to 63 bytes")
         return value

@@ -144,16 +144,11 @@ class Backup:
     def is_archive(self) -> bool:
         """Whether the file begins as pg_dump's custom format does: the old script left empty ones behind.
 
-        Raises:
-            VolumeError: it cannot be read.
+        One that this user may not read gets the benefit of the doubt; verifying it says what is wrong.
         """
-        with (
-            explained(f"cannot read {self.path}"),
-            contextlib.suppress(FileNotFoundError),
-            open(self.path, "rb") as file,
-        ):
+        with contextlib.suppress(OSError), open(self.path, "rb") as file:
             return file.read(len(_MAGIC)) == _MAGIC
-        return True  # it is gone, and no longer anything
+        return True
 
     @property
     def drilled(self) -> bool:
@@ -215,11 +210,7 @@ class Catalog:
             with explained(f"cannot use the backup folder {folder}"):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK | os.X_OK):
-                raise VolumeError(
-                    f"the backup folder {folder} is not writable",
-                    why=f"it belongs to user {folder.stat().st_uid}, this process runs as user {os.getuid()}",
-                    fix=f"chown -R {os.getuid()} {self.root}",
-                )
+                raise _not_writable(folder)
 
     def backups(self, *tiers: Tier) -> list[Backup]:
         """All backups of the given tiers (default: all), newest first. Costs no read of any sidecar.
@@ -271,8 +262,9 @@ class Catalog:
             given = _at(path, self.database)
             if anywhere or self.holds(given):
                 return given
-        backups = [b for b in self.backups() if b.state(now) is not State.BEING_WRITTEN]
+        backups = self.backups()
         if wanted == "latest":
+            backups = [b for b in backups if b.state(now) is not State.BEING_WRITTEN]
             # One that is dated in the future is the newest only when there is no other.
             backups.sort(key=lambda b: b.started_at > now + CLOCK_TOLERANCE)
         for backup in backups:
@@ -472,6 +464,22 @@ def newest(backups: Iterable[Backup], now: datetime, *states: State) -> Backup |
     """The newest of the backups in one of the states, or ``None``."""
     matching = (b for b in backups if b.state(now) in states)
     return max(matching, key=lambda b: (b.started_at, b.tier == Tier.DAILY), default=None)
+
+
+def _not_writable(folder: Path) -> VolumeError:
+    what = f"the backup folder {folder} is not writable"
+    if os.statvfs(folder).f_flag & os.ST_RDONLY:
+        return VolumeError(
+            what,
+            why="its filesystem is mounted read-only, perhaps after a disk error",
+            fix=f"dmesg | tail; then, if the disk is sound: mount -o remount,rw {folder}",
+        )
+    owner = folder.stat().st_uid
+    return VolumeError(
+        what,
+        why=f"it belongs to user {owner}, this process runs as user {os.geteuid()}",
+        fix=f"run it as its owner: sudo -u '#{owner}' ...; only if the volume is to change hands: chown -R",
+    )
 
 
 def _at(path: Path, database: str) -> Backup:

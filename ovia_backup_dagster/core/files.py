@@ -142,5 +142,5 @@ def explained(what: str) -> Iterator[None]:
             raise DiskFullError(
                 what, why=why, fix="make room: df -h $BACKUP_DIR; ovia-backup prune --dry-run; then ovia-backup dump"
             ) from error
-        fix = "check owner, mode and mount: ls -ld $BACKUP_DIR; id; mount"
+        fix = "check owner, mode and mount of what is named here: ls -l; id; mount; dmesg | tail"
         raise VolumeError(what, why=why, fix=fix) from error

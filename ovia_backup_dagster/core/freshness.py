@@ -48,9 +48,10 @@ class Freshness:
     @property
     def text(self) -> str:
         """One sentence for a person."""
-        newer = f"; {len(self.rejected)} newer are bad" if self.rejected else ""
+        bad = "" if not self.rejected else "1 bad one" if len(self.rejected) == 1 else f"{len(self.rejected)} bad ones"
         if self.newest is None or self.age is None:
-            return f"there is no backup that is not bad{newer}"
+            return f"there is no backup but {bad}" if bad else "there is no backup"
+        newer = f"; newer than it: {bad}" if bad else ""
         kind = "proven" if self.proven else "not verified yet"
         if self.level is Level.UNPROVEN:
             kind = "like all for a long time not proven"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from ovia_backup_dagster.core import promotion, retention
-from ovia_backup_dagster.core.catalog import Backup, Catalog
+from ovia_backup_dagster.core.catalog import Backup, Catalog, State
 from ovia_backup_dagster.core.errors import BackupNotFoundError, NotProvenError, VolumeError
 from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.core.retention import Plan, Policy
@@ -82,7 +82,9 @@ def prune(catalog: Catalog, policy: Policy, now: datetime, on_wait: Callable[[st
             raise NotProvenError(
                 "nothing was removed",
                 why=plan.held,
-                fix="verify it: ovia-backup verify latest; or make a new one: ovia-backup dump",
+                fix="verify it: ovia-backup verify latest"
+                if plan.held.endswith(State.UNPROVEN)
+                else "make a new one: ovia-backup dump && ovia-backup verify",
             )
         removed, freed, failures = [], 0, []
         for decision in plan.removals:

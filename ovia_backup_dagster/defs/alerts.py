@@ -151,13 +151,24 @@ def message(
     link = f"{settings.dagster_public_url}/runs/{failed.run_id}" if settings.dagster_public_url and failed else ""
     lines = [
         f"What: {state.trouble}.",
+        f"Where: {database} at {settings.postgres_host}:{settings.postgres_port}; backups in {settings.backup_dir}.",
         f"Last proven backup: {good or 'none'}.",
         f"Last failed run: {failed.run_id} at {failed.at:%Y-%m-%d %H:%M} UTC. {link}" if failed else None,
         f"Why it failed: {failed.reason}" if failed else None,
         f"Why newer ones are bad: {'; '.join(_reasons(rejected))}." if rejected else None,
-        "Next: launch daily_backup_job in the Dagster UI, or run: ovia-backup dump && ovia-backup verify latest",
+        _next_step(state),
     ]
     return title, "\n".join(line.rstrip() for line in lines if line)
+
+
+def _next_step(state: Condition) -> str:
+    level = state.found.level if state.found else None
+    if level is Level.FUTURE and state.found:
+        return f"Next: compare the clocks: date -u; if they are right, move {state.found.newest} out of the folder"
+    launch = "Next: launch daily_backup_job in the Dagster UI, or run: ovia-backup dump && ovia-backup verify latest"
+    if level is Level.MISSING and not state.backups:
+        return f"If there were backups before: is the volume mounted?\n{launch}"
+    return launch
 
 
 def last_failed_run(instance: dg.DagsterInstance, job_name: str, tags: Mapping[str, str]) -> FailedRun | None:

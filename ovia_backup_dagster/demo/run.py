@@ -5,10 +5,13 @@ Dagster runs as a child process, so that the command line never imports it.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -75,7 +78,20 @@ class Demo:
                 raise ProgramError("daily_backup_job failed", why=why, fix=f"read {output}")
 
     def serve(self, port: int, log: Log) -> int:
-        """Run the UI and the daemon until they are ended; returns their exit code."""
+        """Run the UI and the daemon until they are ended; returns their exit code.
+
+        Raises:
+            BackupError: the port is taken, or the server failed.
+        """
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                # Dagster would go on without its UI, and the browser show somebody else's.
+                raise ProgramError(
+                    f"port {port} is taken", why=error.strerror or str(error), fix=f"make dev PORT={port + 1}"
+                ) from None
         with self._server(log) as cluster:
             log(f"the Dagster UI: http://127.0.0.1:{port} (Ctrl-C ends it)")
             where = ("--workspace", str(_checkout() / "workspace.yaml"), "--host", "127.0.0.1", "--port", str(port))
@@ -89,6 +105,11 @@ class Demo:
                 return 0
             finally:
                 _end_group(process)
+
+    def remove(self) -> None:
+        """Stop the demo's server, and remove its data, the backups and the history."""
+        Cluster(embedded.bin_dir(), _private_folder(self.folder)).remove()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def table(self) -> list[tuple[str, str, str, str, str]]:
         """What stands on the volume: backup, size, rows, state, sidecars."""
@@ -104,20 +125,28 @@ class Demo:
 
     @contextmanager
     def _server(self, log: Log) -> Iterator[Cluster]:
-        """The demo's server with the sample database; stopped afterwards, unless it ran before."""
+        """The demo's server with the sample database; the last who uses it stops it.
+
+        Who uses it holds a shared lock, which a killed process gives back; so a server that was left behind is
+        stopped by the next demo.
+        """
         cluster = Cluster(embedded.bin_dir(), _private_folder(self.folder))
-        running = cluster.running
+        users = os.open(cluster.folder / "users.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            if not running:
+            with _alone(cluster):
+                fcntl.flock(users, fcntl.LOCK_SH)
                 if not cluster.exists:
                     log(f"making a PostgreSQL 16 cluster in {cluster.folder}")
                     cluster.create()
-                cluster.start()
-            self._load(cluster, log)
+                if not cluster.running:
+                    cluster.start()
+                self._load(cluster, log)
             yield cluster
         finally:
-            if not running:
+            with _alone(cluster), contextlib.suppress(BlockingIOError):
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 cluster.stop()
+            os.close(users)
 
     def _load(self, cluster: Cluster, log: Log) -> None:
         # Written last, so that a load that was interrupted is done again.
@@ -130,7 +159,7 @@ class Demo:
             embedded.create_database(cluster.connection(), cluster.bin_dir, DATABASE, self.scale)
         except BackupError:
             cluster.stop()
-            cluster.remove()
+            shutil.rmtree(cluster.data)
             raise
         done.touch()
 
@@ -149,6 +178,14 @@ class Demo:
             "BACKUP_DIR": str(self.backups),
             "PG_BIN_DIR": str(cluster.bin_dir),
         }
+
+
+@contextmanager
+def _alone(cluster: Cluster) -> Iterator[None]:
+    """One demo at a time starts or stops the server."""
+    with open(cluster.folder / "start.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

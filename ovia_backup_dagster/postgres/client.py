@@ -296,7 +296,7 @@ _DIAGNOSES = (
     _Diagnosis(
         r"No space left on device|Disk quota exceeded",
         errors.DiskFullError,
-        "make room: df -h $BACKUP_DIR; ovia-backup prune --dry-run",
+        "make room: df -h; ovia-backup prune --dry-run; or enlarge the volume",
     ),
     _Diagnosis(
         r"password authentication failed|no password supplied|authentication failed for user|no pg_hba.conf entry",
@@ -310,7 +310,9 @@ _DIAGNOSES = (
         "check POSTGRES_USER={user}; the server has no such login role",
     ),
     _Diagnosis(
-        r'database "[^"]*" does not exist', errors.DatabaseMissingError, "check POSTGRES_DB={database}: psql -l"
+        r'database "[^"]*" does not exist',
+        errors.DatabaseMissingError,
+        "check POSTGRES_DB={database} against the server's list: psql -h {host} -p {port} -U {user} -l",
     ),
     _Diagnosis(
         r"server does not support SSL|SSL error|certificate verify failed|sslmode|root certificate file",
@@ -323,9 +325,19 @@ _DIAGNOSES = (
         "use client programs of the server's major version: set PG_BIN_DIR, or another image",
     ),
     _Diagnosis(
-        r"permission denied for|must be owner of|must be superuser|query would be affected by row-level security",
+        r"query would be affected by row-level security",
         errors.PrivilegeError,
-        'GRANT pg_read_all_data TO "{user}"; large objects need their owner or a superuser, row security BYPASSRLS',
+        'as a superuser: ALTER ROLE "{user}" BYPASSRLS',
+    ),
+    _Diagnosis(
+        r"permission denied for large object",
+        errors.PrivilegeError,
+        'as its owner or a superuser, for each: GRANT SELECT ON LARGE OBJECT ... TO "{user}"; or dump as their owner',
+    ),
+    _Diagnosis(
+        r"permission denied for|must be owner of|must be superuser",
+        errors.PrivilegeError,
+        'as a superuser: GRANT pg_read_all_data TO "{user}"',
     ),
     _Diagnosis(
         r"too many clients already|remaining connection slots|too many connections for",

@@ -459,7 +459,7 @@ def test_an_unwritable_folder_says_whose_it_is_and_how_to_mend_that(public_folde
     assert isinstance(error, VolumeError)
     assert error.what == f"the backup folder {public_folder} is not writable"
     assert error.why.startswith(f"it belongs to user {os.getuid()}, this process runs as user")
-    assert error.fix.startswith("chown -R")
+    assert error.fix.startswith(f"run it as its owner: sudo -u '#{os.getuid()}'")
 
 
 def test_a_folder_that_cannot_be_made_is_explained(public_folder: Path) -> None:
@@ -492,6 +492,20 @@ def test_a_path_behind_a_closed_door_is_explained(public_folder: Path) -> None:
     (public_folder / "closed").mkdir(mode=0)
     error = raised_as_nobody(lambda: catalog.find(str(public_folder / "closed" / DUMP), NOW))
     assert isinstance(error, VolumeError | BackupNotFoundError)
+
+
+def test_a_dump_that_this_user_may_not_read_is_unproven_and_stops_nothing(public_folder: Path) -> None:
+    """Root ran the command once: the service's own dumps must still be listed, judged and made."""
+    catalog = make_catalog(public_folder)
+    backup = write_dump(catalog, AT)
+    backup.path.chmod(0)
+    for folder in (catalog.root, *map(catalog.folder, Tier)):
+        folder.chmod(0o755)
+
+    def look() -> None:
+        assert [b.state(NOW) for b in catalog.backups()] == [State.UNPROVEN]
+
+    assert raised_as_nobody(look) is None
 
 
 def test_a_backup_that_may_not_be_removed_stays_whole(public_folder: Path) -> None:

@@ -56,7 +56,7 @@ def test_the_level_depends_on_the_age(catalog: Catalog, age: timedelta, level: L
 def test_no_backup_at_all_is_missing(catalog: Catalog) -> None:
     found = freshness(catalog.backups(), MAX_AGE, NOW)
     assert (found.level, found.newest, found.age, found.proven) == (Level.MISSING, None, None, False)
-    assert found.text == "there is no backup that is not bad"
+    assert found.text == "there is no backup"
 
 
 def test_a_bad_newest_is_passed_over_and_counted(catalog: Catalog) -> None:
@@ -64,14 +64,14 @@ def test_a_bad_newest_is_passed_over_and_counted(catalog: Catalog) -> None:
     bad = [judged(catalog, publish(catalog, NOW - n * HOUR), good=False) for n in (1, 2)]
     found = freshness(catalog.backups(), MAX_AGE, NOW)
     assert (found.level, found.newest, found.rejected) == (Level.STALE, good, tuple(bad))
-    assert found.text == f"the newest backup, {good}, is 1 d 6 h old, 4 h too old (proven); 2 newer are bad"
+    assert found.text == f"the newest backup, {good}, is 1 d 6 h old, 4 h too old (proven); newer than it: 2 bad ones"
 
 
 def test_nothing_but_bad_ones_is_missing(catalog: Catalog) -> None:
     judged(catalog, publish(catalog, NOW - HOUR), good=False)
     found = freshness(catalog.backups(), MAX_AGE, NOW)
     assert found.level is Level.MISSING
-    assert found.text == "there is no backup that is not bad; 1 newer are bad"
+    assert found.text == "there is no backup but 1 bad one"
 
 
 def test_an_older_bad_one_is_not_counted(catalog: Catalog) -> None:

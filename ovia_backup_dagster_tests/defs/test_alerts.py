@@ -76,6 +76,7 @@ def test_a_stale_backup(bare: NewLocation, people: Receiver) -> None:
     assert message["type"] == "failure"
     assert message["message"].splitlines() == [
         f"What: the newest backup, {path.name}, is 1 d 5 h old, 3 h 20 min too old (not verified yet).",
+        f"Where: sample at 127.0.0.1:5432; backups in {location.settings.backup_dir}.",
         "Last proven backup: none.",
         NEXT,
     ]
@@ -92,7 +93,7 @@ def test_no_backup_at_all(bare: NewLocation, people: Receiver) -> None:
     location: Location = bare(BACKUP_NOTIFY_URLS=people.url)
     found = shown(alert(location))
     assert people.titles == ["[sample] there is no backup"]
-    assert "What: there is no backup that is not bad." in people.messages[0]["message"]
+    assert "What: there is no backup." in people.messages[0]["message"]
     assert (found["level"], found["newest_backup"]) == ("missing", "none")
     assert "age_hours" not in found
 
@@ -202,8 +203,9 @@ def test_the_whole_story(
     result = alert(location)
     assert result.success
     (message,) = people.messages
-    what, proven, run, why, newer, following = message["message"].splitlines()
-    assert what == f"What: the newest backup, {good}, is 2 d old, 22 h too old (proven); 1 newer are bad."
+    what, where, proven, run, why, newer, following = message["message"].splitlines()
+    assert what == f"What: the newest backup, {good}, is 2 d old, 22 h too old (proven); newer than it: 1 bad one."
+    assert where.endswith(f"backups in {volume}.")
     assert proven == f"Last proven backup: {good}."
     match = re.fullmatch(
         rf"Last failed run: {failed.run_id} at (\S+ \S+) UTC\. https://dagster\.example\.org/runs/{failed.run_id}", run

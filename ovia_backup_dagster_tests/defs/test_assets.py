@@ -630,7 +630,10 @@ def test_a_failure_shows_its_parts(new_location: NewLocation) -> None:
     assert shown["kind"] == "DatabaseMissingError"
     assert str(shown["what"]).startswith("no connection to database no_such_database")
     assert "does not exist" in str(shown["why"])
-    assert shown["next"] == "check POSTGRES_DB=no_such_database: psql -l"
+    assert shown["next"] == (
+        "check POSTGRES_DB=no_such_database against the server's list: "
+        f"psql -h {location.settings.postgres_host} -p {location.settings.postgres_port} -U postgres -l"
+    )
 
 
 # ---------------------------------------------------------------- secrets

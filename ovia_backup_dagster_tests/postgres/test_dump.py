@@ -397,7 +397,7 @@ def test_read_only_volume(dumper: Dumper, volume: Path) -> None:
         earlier = snapshot(volume)
         subprocess.run(["mount", "-o", "remount,ro", str(volume)], check=True)
 
-        fails(dumper, errors.VolumeError)
+        fails(dumper, errors.VolumeError, "mounted read-only")
 
         assert snapshot(volume) == earlier
 
