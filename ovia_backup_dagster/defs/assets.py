@@ -36,7 +36,7 @@ def build_assets(system: BackupSystem) -> list[dg.AssetsDefinition]:
         kinds={"postgres", "file"},
         owners=OWNERS,
         pool=POOL,
-        tags=dict.fromkeys(("ovia/backup",), "daily"),
+        tags={"ovia/backup": "daily"},
         freshness_policy=policy,
         description="A `pg_dump -Fc` of the database in `daily/`, with its manifest and the roles beside it. It "
         "appears under its name whole, or not at all.",

@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ovia_backup_dagster.core.catalog import GLOBALS, HELD, MANIFEST, VERIFIED, Catalog
-from ovia_backup_dagster.core.errors import BackupError, ProgramError
+from ovia_backup_dagster.core.errors import ProgramError
 from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.demo import embedded
 from ovia_backup_dagster.postgres.client import messages
@@ -135,12 +135,7 @@ class Demo:
         try:
             with _alone(cluster):
                 fcntl.flock(users, fcntl.LOCK_SH)
-                if not cluster.exists:
-                    log(f"making a PostgreSQL 16 cluster in {cluster.folder}")
-                    cluster.create()
-                if not cluster.running:
-                    cluster.start()
-                self._load(cluster, log)
+                self._start(cluster, log)
             yield cluster
         finally:
             with _alone(cluster), contextlib.suppress(BlockingIOError):
@@ -148,19 +143,21 @@ class Demo:
                 cluster.stop()
             os.close(users)
 
-    def _load(self, cluster: Cluster, log: Log) -> None:
-        # Written last, so that a load that was interrupted is done again.
+    def _start(self, cluster: Cluster, log: Log) -> None:
+        # Written last: what was interrupted before is begun anew.
         done = cluster.folder / "loaded"
         if done.exists():
+            if not cluster.running:
+                cluster.start()
             return
+        cluster.stop("immediate")
+        for remains in (cluster.data, self.folder / "dagster"):
+            shutil.rmtree(remains, ignore_errors=True)
+        log(f"making a PostgreSQL 16 cluster in {cluster.folder}")
+        cluster.create()
+        cluster.start()
         log(f"loading the sample database {DATABASE}")
-        shutil.rmtree(self.folder / "dagster", ignore_errors=True)
-        try:
-            embedded.create_database(cluster.connection(), cluster.bin_dir, DATABASE, self.scale)
-        except BackupError:
-            cluster.stop()
-            shutil.rmtree(cluster.data)
-            raise
+        embedded.create_database(cluster.connection(), cluster.bin_dir, DATABASE, self.scale)
         done.touch()
 
     def _environment(self, cluster: Cluster) -> dict[str, str]:

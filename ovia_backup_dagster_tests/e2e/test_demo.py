@@ -68,6 +68,16 @@ def test_twice_in_a_row(folder: Path) -> None:
         assert processes_of(folder) == []
 
 
+def test_a_load_that_was_interrupted_is_begun_anew(folder: Path) -> None:
+    assert demo(folder).returncode == 0
+    (run._private_folder(folder) / "loaded").unlink()
+
+    result = demo(folder)
+
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("proven") >= 2
+
+
 def test_a_failing_job_is_said(folder: Path) -> None:
     (folder).mkdir()
     (folder / "backups").write_text("not a folder")
