@@ -100,8 +100,8 @@ def verify(backup: str, unproven: bool, as_json: bool) -> None:
     if not as_json:
         for text in (*judgement.reasons, *(f"odd: {text}" for text in judgement.oddities)):
             click.echo(f"  {_safe(text)}")
-    if not judgement.good:
-        _log("use another backup: ovia-backup list; make a new one: ovia-backup dump")
+    if problem := judgement.problem(str(verified.backup)):
+        _log(f"Next: {problem.fix}")
         sys.exit(1)
 
 
@@ -169,11 +169,12 @@ def status(as_json: bool) -> None:
     click.echo(f"BACKUP {word} - {_safe(found.text)}{performance}")
     if code:
         click.echo(f"last proven backup: {proven or 'none'}")
-        if found.level is Level.FUTURE:
-            click.echo(f"Next: compare the clocks: date -u; if they are right, move {found.newest} out of the folder")
-        else:
-            nothing_new = code == 1 and not found.rejected
-            click.echo("Next: ovia-backup verify latest" if nothing_new else "Next: ovia-backup dump")
+        for backup in found.rejected:
+            click.echo(f"bad: {_safe(f'{backup}: {backup.problem.why}' if backup.problem else str(backup))}")
+        if found.trouble:
+            click.echo(f"likely cause: {_safe(found.trouble.reason)}")
+        fix = "ovia-backup dump" if found.rejected else "ovia-backup verify latest"
+        click.echo(f"Next: {_safe(found.trouble.fix) if found.trouble else fix}")
     if holder:
         click.echo(f"now at work: {_safe(holder)}")
     sys.exit(code)

@@ -9,6 +9,7 @@ a reader never sees half a backup. Methods that change the volume expect the cal
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from ovia_backup_dagster.core.errors import BackupNotFoundError, VolumeError
+from ovia_backup_dagster.core.errors import BackupNotFoundError, BadBackupError, VolumeError, VolumeMissingError
 from ovia_backup_dagster.core.files import (
     NO_ROOM,
     TEMPORARY,
@@ -33,12 +34,13 @@ from ovia_backup_dagster.core.files import (
     rename_to_new,
     sync_folder,
     unlink,
+    volume_error,
     write_whole,
 )
 from ovia_backup_dagster.core.locking import volume_lock
 from ovia_backup_dagster.core.manifest import Manifest, Sidecar, parse_sidecar
 from ovia_backup_dagster.core.naming import SUFFIX, BackupName, Tier
-from ovia_backup_dagster.core.verdict import Hold, Judgement, Verification, Witness
+from ovia_backup_dagster.core.verdict import Hold, Judgement, Verification, Witness, bad_backup
 
 MANIFEST = ".json"
 GLOBALS = ".globals.sql"
@@ -140,6 +142,11 @@ class Backup:
         """What the archive holds, if a judgement on the file as it is now says that it is good."""
         return self.verification.witness if self.verification and self.judgement and self.judgement.good else None
 
+    @property
+    def changed(self) -> bool:
+        """Whether there is a verdict, but on a file of another size or modification time."""
+        return self.verification is not None and self.judgement is None
+
     @cached_property
     def is_archive(self) -> bool:
         """Whether the file begins as pg_dump's custom format does: the old script left empty ones behind.
@@ -154,6 +161,13 @@ class Backup:
     def drilled(self) -> bool:
         """Whether a restore drill proved it."""
         return exists(self.sidecar(DRILLED))
+
+    @property
+    def problem(self) -> BadBackupError | None:
+        """Why it is bad, if it is."""
+        if self.judgement is not None:
+            return self.judgement.problem(str(self))
+        return None if self.is_archive else bad_backup(str(self), "it is no archive: the dump failed before it began")
 
     def state(self, now: datetime) -> State:
         """What is known about it at ``now`` (UTC)."""
@@ -172,7 +186,7 @@ class Backup:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise VolumeError(f"cannot read {path}", why=error.strerror or str(error), fix=f"ls -l {path}") from error
+            raise volume_error(error, f"cannot read {path}") from error
         return parse_sidecar(model, text, path.name)
 
 
@@ -225,7 +239,7 @@ class Catalog:
         folder = self.folder(tier)
         with explained(f"cannot list {folder}"):
             if not self.root.is_dir():
-                raise VolumeError(
+                raise VolumeMissingError(
                     f"the backup folder {self.root} does not exist",
                     why="BACKUP_DIR is wrong, or the volume is not mounted",
                     fix=f"ls -ld {self.root}; then set BACKUP_DIR, or make a first backup: ovia-backup dump",
@@ -469,11 +483,7 @@ def newest(backups: Iterable[Backup], now: datetime, *states: State) -> Backup |
 def _not_writable(folder: Path) -> VolumeError:
     what = f"the backup folder {folder} is not writable"
     if os.statvfs(folder).f_flag & os.ST_RDONLY:
-        return VolumeError(
-            what,
-            why="its filesystem is mounted read-only, perhaps after a disk error",
-            fix=f"dmesg | tail; then, if the disk is sound: mount -o remount,rw {folder}",
-        )
+        return volume_error(OSError(errno.EROFS, os.strerror(errno.EROFS)), what)
     owner = folder.stat().st_uid
     return VolumeError(
         what,

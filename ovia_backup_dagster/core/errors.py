@@ -13,32 +13,39 @@ class BackupError(Exception):
 
     Args:
         what: what failed, naming the thing (a file, a server, a setting).
-        why: the cause, as far as it is known.
-        fix: the next command or action for the person who reads this.
+        why: the likely cause.
+        fix: the command or action that mends it, for the person who reads this.
+        said: what PostgreSQL or the operating system said, in its own words; alone when nobody knows the cause.
     """
 
     #: Whether the same call may succeed a little later with nothing changed by a person.
     transient = False
 
-    def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
+    def __init__(self, what: str, *, why: str = "", fix: str = "", said: str = "") -> None:
         self.what = _one_line(what)
         self.why = _one_line(why)
         self.fix = _one_line(fix)
-        super().__init__(self.what, self.why, self.fix)
+        self.said = _one_line(said)
+        super().__init__(self.what, self.why, self.fix, self.said)
+
+    @property
+    def reason(self) -> str:
+        """Cause and original words together."""
+        if not (self.why and self.said):
+            return self.why or self.said
+        return f"{self.why.rstrip('.')} ({self.said.rstrip('.')})"
 
     def __str__(self) -> str:
-        text = self.what if not self.why else f"{self.what}: {self.why}"
-        if not self.fix:
-            return text
-        return f"{text.rstrip('.')}. Next: {self.fix}"
+        text = f"{self.what}: {self.reason}" if self.reason else self.what
+        return f"{text.rstrip('.')}. Next: {self.fix}" if self.fix else text
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments need help to survive pickling between processes.
-        return (_rebuild, (type(self), self.what, self.why, self.fix))
+        return (_rebuild, (type(self), self.what, self.why, self.fix, self.said))
 
 
-def _rebuild(cls: type[BackupError], what: str, why: str, fix: str) -> BackupError:
-    return cls(what, why=why, fix=fix)
+def _rebuild(cls: type[BackupError], what: str, why: str, fix: str, said: str) -> BackupError:
+    return cls(what, why=why, fix=fix, said=said)
 
 
 def _one_line(text: str) -> str:
@@ -49,12 +56,31 @@ class SettingsError(BackupError):
     """A setting is missing or has a value that cannot be used."""
 
 
+# ---- the volume
+
+
 class VolumeError(BackupError):
     """The backup folder cannot be read or written."""
 
 
+class VolumeMissingError(VolumeError):
+    """The backup folder is not there: a wrong setting, or a volume that is not mounted."""
+
+
 class DiskFullError(VolumeError):
     """The backup volume has, or would have, no room left."""
+
+
+class QuotaError(DiskFullError):
+    """The volume has room, but not for this user."""
+
+
+class ReadOnlyVolumeError(VolumeError):
+    """The volume's filesystem is mounted read-only."""
+
+
+class DiskFailingError(VolumeError):
+    """The disk under the volume does not read or write any more."""
 
 
 class LockHeldError(BackupError):
@@ -71,14 +97,37 @@ class NotProvenError(BackupError):
     """An operation that needs a proven backup was refused, because there is none."""
 
 
+class BadBackupError(BackupError):
+    """Verification found a backup to be bad."""
+
+
+class NotFreshError(BackupError):
+    """The newest backup is too old, missing, or none is proven any more."""
+
+
+class ClockError(NotFreshError):
+    """The newest backup is dated in the future: a clock is wrong, or was when it was made."""
+
+
+# ---- the server
+
+
 class ServerError(BackupError):
     """The PostgreSQL server refused or failed."""
 
 
 class ServerUnreachableError(ServerError):
-    """No connection: refused, unknown host, timed out, or the server is starting or stopping."""
+    """No connection: refused, timed out, or no route."""
 
     transient = True
+
+
+class HostUnknownError(ServerUnreachableError):
+    """The host's name leads nowhere. In Docker Swarm also for a moment, while a service starts."""
+
+
+class ServerStartingError(ServerUnreachableError):
+    """The server is there, but starting, stopping or recovering."""
 
 
 class ConnectionLostError(ServerError):
@@ -100,15 +149,49 @@ class LockTimeoutError(ServerError):
 
 
 class StatementCancelledError(ServerError):
-    """The server cancelled a statement: an administrator, or ``statement_timeout``."""
+    """An administrator cancelled the statement."""
+
+
+class StatementTimeoutError(StatementCancelledError):
+    """A timeout that is set for the role or the database ended the statement."""
+
+
+class RecoveryConflictError(StatementCancelledError):
+    """A standby cancelled the statement, because replay needed what it was reading."""
+
+    transient = True
 
 
 class AuthenticationError(ServerError):
     """The server did not accept the user name and password (or certificate)."""
 
 
+class PasswordMissingError(AuthenticationError):
+    """The server asks for a password, and none was given."""
+
+
+class RoleMissingError(AuthenticationError):
+    """The server has no login role of that name."""
+
+
+class AccessRefusedError(AuthenticationError):
+    """The server's pg_hba.conf, or the database's CONNECT right, lets this role not in from here."""
+
+
 class TlsError(ServerError):
     """Client and server do not agree about TLS."""
+
+
+class TlsRequiredError(TlsError):
+    """The server asks for TLS, and the client was told not to use it."""
+
+
+class TlsRefusedError(TlsError):
+    """The client asks for TLS, and the server has none."""
+
+
+class CertificateError(TlsError):
+    """The server's certificate is not trusted, or is for another host."""
 
 
 class DatabaseMissingError(ServerError):
@@ -119,16 +202,42 @@ class PrivilegeError(ServerError):
     """The role lacks a right that a whole dump needs."""
 
 
-class VersionMismatchError(ServerError):
-    """The client programs and the server are of different major versions."""
+class RowSecurityError(PrivilegeError):
+    """Row security would leave rows out of the dump."""
+
+
+class LargeObjectPrivilegeError(PrivilegeError):
+    """The role may not read a large object."""
+
+
+class ServerDiskFullError(ServerError):
+    """The server's own disk is full, not the backup volume."""
+
+
+class ServerDataError(ServerError):
+    """The server cannot read its own data: a page or an index is damaged. Backups are what saves you now."""
+
+
+# ---- the client programs
 
 
 class ProgramError(BackupError):
-    """A PostgreSQL client program is missing, or failed in a way that has no class of its own."""
+    """A PostgreSQL client program failed in a way that has no class of its own."""
+
+
+class ProgramMissingError(ProgramError):
+    """A PostgreSQL client program is not there, or is something else."""
+
+
+class VersionMismatchError(ProgramError):
+    """The client programs and the server are of different major versions."""
 
 
 class CompressionUnsupportedError(ProgramError):
     """A client program was built without the compression that is asked for."""
+
+
+# ---- the archive
 
 
 class ArchiveDamagedError(BackupError):

@@ -14,7 +14,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from ovia_backup_dagster.core.errors import DiskFullError, VolumeError
+from ovia_backup_dagster.core.errors import (
+    DiskFailingError,
+    DiskFullError,
+    QuotaError,
+    ReadOnlyVolumeError,
+    VolumeError,
+    VolumeMissingError,
+)
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 #: Another filesystem, one without hard links, a file of another owner (protected_hardlinks), too many links.
@@ -137,10 +144,53 @@ def explained(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        why = error.strerror or str(error)
-        if error.errno in NO_ROOM:
-            raise DiskFullError(
-                what, why=why, fix="make room: df -h $BACKUP_DIR; ovia-backup prune --dry-run; then ovia-backup dump"
-            ) from error
-        fix = "check owner, mode and mount of what is named here: ls -l; id; mount; dmesg | tail"
-        raise VolumeError(what, why=why, fix=fix) from error
+        raise volume_error(error, what) from error
+
+
+def volume_error(error: OSError, what: str) -> VolumeError:
+    """What the operating system says of a file on the volume, as a typed error with cause and remedy."""
+    kind, why, fix = _DIAGNOSES.get(error.errno or 0, _UNKNOWN)
+    return kind(what, why=why, fix=fix, said=error.strerror or str(error))
+
+
+_FAILING = (DiskFailingError, "the disk, or the network to it, fails", "dmesg | tail; then copy the backups elsewhere")
+_GONE = (
+    VolumeMissingError,
+    "the folder was removed, or the volume is not mounted any more",
+    "findmnt -T $BACKUP_DIR; ls -la $BACKUP_DIR; docker volume inspect ovia_backup_data",
+)
+_FORBIDDEN = (
+    VolumeError,
+    "this user may not: the files belong to somebody else, such as the old backup container's root",
+    "ls -ln $BACKUP_DIR; id -u; if the volume is to change hands: chown -R USER $BACKUP_DIR",
+)
+_UNKNOWN: tuple[type[VolumeError], str, str] = (
+    VolumeError,
+    "",
+    "check owner, mode and mount of what is named here: ls -l; id; findmnt; dmesg | tail",
+)
+_DIAGNOSES: dict[int, tuple[type[VolumeError], str, str]] = {
+    errno.ENOSPC: (
+        DiskFullError,
+        "the backup volume is full: it is too small, or something else fills it",
+        "df -h $BACKUP_DIR; ovia-backup prune --dry-run; or enlarge the volume; then ovia-backup dump",
+    ),
+    errno.EDQUOT: (
+        QuotaError,
+        "the volume has room, but this user's quota is used up",
+        "quota -s; ovia-backup prune --dry-run; or ask for a larger quota",
+    ),
+    errno.EROFS: (
+        ReadOnlyVolumeError,
+        "the volume is mounted read-only, perhaps after a disk error",
+        "dmesg | tail; then, if the disk is sound: mount -o remount,rw $BACKUP_DIR",
+    ),
+    errno.EIO: _FAILING,
+    errno.EUCLEAN: _FAILING,
+    errno.ENOENT: _GONE,
+    errno.ESTALE: _GONE,
+    errno.ENODEV: _GONE,
+    errno.ENOTCONN: _GONE,
+    errno.EACCES: _FORBIDDEN,
+    errno.EPERM: _FORBIDDEN,
+}

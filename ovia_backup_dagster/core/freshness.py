@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE, MANIFEST, Backup, State
+from ovia_backup_dagster.core.errors import ClockError, NotFreshError
 from ovia_backup_dagster.core.words import duration
 
 
@@ -57,8 +58,33 @@ class Freshness:
             kind = "like all for a long time not proven"
         if self.level is Level.FUTURE:
             return f"the newest backup, {self.newest}, is dated {duration(-self.age)} in the future: a clock is wrong"
+        if self.newest.changed:
+            kind = "changed since it was verified"
         late = f", {duration(self.age - self.max_age)} too old" if self.level is Level.STALE else ""
         return f"the newest backup, {self.newest}, is {duration(self.age)} old{late} ({kind}){newer}"
+
+    @property
+    def trouble(self) -> NotFreshError | None:
+        """What deserves an alert, with its likely cause and the next step; ``None`` while the newest is fresh."""
+        if self.level is Level.FRESH:
+            return None
+        again = "launch daily_backup_job in the Dagster UI, or run: ovia-backup dump && ovia-backup verify latest"
+        if self.level is Level.FUTURE:
+            return ClockError(
+                self.text,
+                why="the clock here is wrong, or that of the machine that made it was",
+                fix=f"compare the clocks: date -u; if they are right, move {self.newest} out of the folder",
+            )
+        if self.level is Level.UNPROVEN:
+            return NotFreshError(self.text, why="verification fails, or does not run", fix=again)
+        if self.newest is not None or self.rejected:
+            why = "daily_backup_job fails or does not run: is its schedule on, and the Dagster daemon alive?"
+            return NotFreshError(self.text, why=why, fix=again)
+        return NotFreshError(
+            self.text,
+            why="none was made yet, or the volume is not mounted",
+            fix=f"findmnt -T $BACKUP_DIR; then {again}",
+        )
 
 
 def freshness(backups: Sequence[Backup], max_age: timedelta, now: datetime) -> Freshness:

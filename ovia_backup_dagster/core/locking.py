@@ -7,6 +7,7 @@ does. The file's text says who holds it; it is for people only, the lock itself 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -105,7 +106,8 @@ def _acquire(descriptor: int, root: Path, wait_seconds: float, on_wait: Callable
             raise LockHeldError(
                 f"the backup folder {root} is in use",
                 why=f"{holder} holds its lock" + (f", still after {wait_seconds:.0f} s" if wait_seconds else ""),
-                fix="wait for it to end, or raise BACKUP_LOCK_WAIT_MINUTES; see: ovia-backup status",
+                fix="wait for it to end, or raise BACKUP_LOCK_WAIT_MINUTES; see: ovia-backup status; if it hangs, end "
+                "it: kill PROCESS",
             )
         if on_wait is not None and not told:
             on_wait(holder)
@@ -130,9 +132,30 @@ def _try(descriptor: int, kind: int) -> bool:
 def _describe(descriptor: int) -> str:
     try:
         note = json.loads(os.pread(descriptor, 4096, 0) or b"{}")
-        return f"{note['purpose']} (process {note['pid']} on {note['host']}, since {note['since']})"
+        purpose, pid, host, since = (note[key] for key in ("purpose", "pid", "host", "since"))
+        who = f"process {pid}"
+        # Killed, it left behind the pg_dump that still writes: that is who holds the lock.
+        if host == socket.gethostname() and isinstance(pid, int) and not Path(f"/proc/{pid}").exists():
+            who += " is gone; left behind:" + (_heirs(descriptor) or " a program of its own")
+        return f"{purpose} ({who} on {host}, since {since})"
     except (ValueError, KeyError, TypeError, OSError):
         return "another process"
+
+
+def _heirs(descriptor: int) -> str:
+    """The other processes, of those that may be looked at, which have the lock's file open."""
+    here, found = os.fstat(descriptor), ""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if int(process.name) != os.getpid() and any(_is(link, here) for link in (process / "fd").iterdir()):
+                found += f" {(process / 'comm').read_text().strip()}, process {process.name}"
+    return found
+
+
+def _is(link: Path, status: os.stat_result) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.samestat(link.stat(), status)
+    return False
 
 
 def _write_note(descriptor: int, text: str) -> None:

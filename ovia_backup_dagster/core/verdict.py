@@ -14,6 +14,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, Field
 
+from ovia_backup_dagster.core.errors import BadBackupError
 from ovia_backup_dagster.core.manifest import Manifest, Sidecar
 
 
@@ -189,6 +190,20 @@ class Judgement(Sidecar):
     def oddities(self) -> tuple[str, ...]:
         """The texts of what was odd."""
         return tuple(f.text for f in self.findings if f.check.is_odd)
+
+    def problem(self, backup: str) -> BadBackupError | None:
+        """The judgement on the backup of that name as an error, if it is bad."""
+        return None if self.good else bad_backup(backup, "; ".join(self.reasons))
+
+
+def bad_backup(backup: str, why: str) -> BadBackupError:
+    """A bad backup, and what to do about it."""
+    return BadBackupError(
+        f"{backup} is bad",
+        why=why,
+        fix="find the cause, then launch daily_backup_job in the Dagster UI, or run: ovia-backup dump && ovia-backup "
+        "verify latest; earlier backups are untouched: ovia-backup list",
+    )
 
 
 class Verification(Sidecar):

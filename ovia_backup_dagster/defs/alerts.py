@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from ovia_backup_dagster.core.catalog import Backup, State, newest
-from ovia_backup_dagster.core.errors import VolumeError
+from ovia_backup_dagster.core.errors import BackupError, NotFreshError, SettingsError, VolumeError
 from ovia_backup_dagster.core.freshness import Freshness, Level, freshness
 from ovia_backup_dagster.defs import metadata
 from ovia_backup_dagster.defs.configs import AlertConfig
@@ -28,14 +28,19 @@ class Condition:
     Attributes:
         found: their freshness; ``None`` when the volume cannot be read.
         backups: what is on the volume, newest first.
-        trouble: in a sentence; empty when all is well.
-        problems: settings that cannot be used.
+        troubles: what is wrong; empty when all is well.
     """
 
     found: Freshness | None
     backups: tuple[Backup, ...]
-    trouble: str
-    problems: tuple[str, ...]
+    troubles: tuple[BackupError, ...]
+
+    @property
+    def trouble(self) -> str:
+        """All of it in a sentence; empty when all is well."""
+        # What is not fresh says all of it in "what"; its "why" is a guess.
+        known = ((e.what, "" if isinstance(e, NotFreshError) else e.reason) for e in self.troubles)
+        return "; ".join(f"{what}: {reason}" if reason else what for what, reason in known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +69,21 @@ def condition(system: BackupSystem, now: datetime) -> Condition:
         settings.require()
     # Settings that are wrong in another way are a reason to alert, not one to stay silent.
     watched = BackupSystem(settings.model_copy(update={"problems": ()}))
+    backups: tuple[Backup, ...] = ()
+    found: Freshness | None = None
+    troubles: list[BackupError] = []
     try:
         backups = tuple(watched.catalog.backups())
         found = freshness(backups, watched.max_age, now)
     except VolumeError as error:
-        return Condition(None, (), str(error), settings.problems)
-    troubles = [] if found.level is Level.FRESH else [found.text]
-    troubles += [f"the settings are not usable: {problem}" for problem in settings.problems]
-    return Condition(found, backups, "; ".join(troubles), settings.problems)
+        troubles.append(error)
+    if found and found.trouble:
+        troubles.append(found.trouble)
+    try:
+        settings.require()
+    except SettingsError as error:
+        troubles.append(error)
+    return Condition(found, backups, tuple(troubles))
 
 
 def build_alert(system: BackupSystem, job_name: str) -> dg.AssetsDefinition:
@@ -148,27 +160,20 @@ def message(
     }[level]
     rejected = state.found.rejected if state.found else ()
     good = newest(state.backups, now, State.PROVEN)
+    # A run that failed, or a dump found bad, says more than a guess.
+    guess = "" if failed or rejected or not (state.found and state.found.trouble) else state.found.trouble.why
     link = f"{settings.dagster_public_url}/runs/{failed.run_id}" if settings.dagster_public_url and failed else ""
     lines = [
         f"What: {state.trouble}.",
         f"Where: {database} at {settings.postgres_host}:{settings.postgres_port}; backups in {settings.backup_dir}.",
+        f"Likely cause: {guess}" if guess else None,
         f"Last proven backup: {good or 'none'}.",
         f"Last failed run: {failed.run_id} at {failed.at:%Y-%m-%d %H:%M} UTC. {link}" if failed else None,
         f"Why it failed: {failed.reason}" if failed else None,
         f"Why newer ones are bad: {'; '.join(_reasons(rejected))}." if rejected else None,
-        _next_step(state),
+        *(f"Next: {error.fix}" for error in state.troubles),
     ]
     return title, "\n".join(line.rstrip() for line in lines if line)
-
-
-def _next_step(state: Condition) -> str:
-    level = state.found.level if state.found else None
-    if level is Level.FUTURE and state.found:
-        return f"Next: compare the clocks: date -u; if they are right, move {state.found.newest} out of the folder"
-    launch = "Next: launch daily_backup_job in the Dagster UI, or run: ovia-backup dump && ovia-backup verify latest"
-    if level is Level.MISSING and not state.backups:
-        return f"If there were backups before: is the volume mounted?\n{launch}"
-    return launch
 
 
 def last_failed_run(instance: dg.DagsterInstance, job_name: str, tags: Mapping[str, str]) -> FailedRun | None:
@@ -212,5 +217,4 @@ def _failure_reason(instance: dg.DagsterInstance, run_id: str) -> str:
 
 def _reasons(rejected: Iterable[Backup]) -> Iterable[str]:
     for backup in rejected:
-        judgement = backup.judgement
-        yield f"{backup}: {', '.join(judgement.reasons) if judgement else 'it is no archive'}"
+        yield f"{backup}: {backup.problem.why}" if backup.problem else f"{backup}"

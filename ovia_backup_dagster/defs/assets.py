@@ -76,13 +76,10 @@ def build_assets(system: BackupSystem) -> list[dg.AssetsDefinition]:
                     context.log.warning(f"{other.backup} is bad: {'; '.join(other.judgement.reasons)}")
             verified = backups.verifier.verify(backup, run_id=context.run.run_id, log=context.log.info)
         yield from check_results(verified.judgement, backup.path.name)
-        if not verified.judgement.good:
-            raise dg.Failure(
-                f"{backup} is bad: {'; '.join(verified.judgement.reasons)}. Next: find the cause, then launch "
-                "daily_backup_job again; earlier backups are untouched: ovia-backup list",
-                metadata={"backup": backup.path.name},
-                allow_retries=False,
-            )
+        problem = verified.judgement.problem(backup.path.name)
+        if problem is not None:
+            with explained(context, backups):
+                raise problem
         yield dg.MaterializeResult(metadata=metadata.of_verification(verified))
 
     @dg.asset(
@@ -149,7 +146,7 @@ def _chosen(context: dg.AssetExecutionContext, config: BackupChoice, catalog: Ca
         except BackupNotFoundError as error:
             raise BackupNotFoundError(
                 "the dump of this run is gone",
-                why=f"{made} of run {context.run.run_id} is no longer there; {error.why}",
+                why=f"{made} of run {context.run.run_id} is no longer there; {error.reason}",
                 fix="see the volume: ovia-backup list; then launch daily_backup_job again",
             ) from None
     backup = catalog.find("latest", now)

@@ -47,12 +47,18 @@ def explained(context: dg.AssetExecutionContext, backups: BackupSystem) -> Itera
         failure = dg.Failure(str(error), metadata=_metadata(error), allow_retries=False)
         if error.transient and context.retry_number < MAX_RETRIES:
             wait = backups.retry_seconds * 2**context.retry_number
-            context.log.warning(f"{error.what}: {error.why}. Trying again in {wait:.0f} s")
+            context.log.warning(f"{error.what}: {error.reason}. Trying again in {wait:.0f} s")
             raise dg.RetryRequested(max_retries=MAX_RETRIES, seconds_to_wait=wait) from failure
         # The words are the message; our frames would only bury them.
         raise failure from None
 
 
 def _metadata(error: BackupError) -> dict[str, dg.MetadataValue]:
-    words = {"what": error.what, "why": error.why, "next": error.fix, "kind": type(error).__name__}
+    words = {
+        "what": error.what,
+        "why": error.why,
+        "said": error.said,
+        "next": error.fix,
+        "kind": type(error).__name__,
+    }
     return {name: dg.MetadataValue.text(text) for name, text in words.items() if text}

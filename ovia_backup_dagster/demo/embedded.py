@@ -6,7 +6,8 @@ import importlib.util
 from pathlib import Path
 
 from ovia_backup_dagster.core.errors import ProgramError
-from ovia_backup_dagster.postgres.client import Connection, capture, diagnose
+from ovia_backup_dagster.postgres.client import Connection, capture
+from ovia_backup_dagster.postgres.diagnosis import diagnose
 
 _HERE = Path(__file__).parent
 

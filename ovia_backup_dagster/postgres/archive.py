@@ -25,7 +25,8 @@ from ovia_backup_dagster.core.errors import (
 )
 from ovia_backup_dagster.core.verdict import LargeObjects, TableWitness, Witness
 from ovia_backup_dagster.core.words import human_bytes
-from ovia_backup_dagster.postgres.client import Programs, capture, diagnose, start
+from ovia_backup_dagster.postgres.client import Programs, capture, start
+from ovia_backup_dagster.postgres.diagnosis import diagnose
 
 _CHUNK_BYTES = 1024 * 1024
 _PROGRESS_SECONDS = 10.0
@@ -47,6 +48,17 @@ _INHERITS = re.compile(rb"\)\nINHERITS \(((?:" + _NAME + rb" ?)+)\)")
 _SURROUNDINGS = re.compile(
     r"out of memory|Cannot allocate memory|Input/output error|Permission denied|Too many open files"
     r"|could not open input file|Stale file handle|No such file or directory"
+)
+#: What pg_restore says of a file that it gives up on, and what has probably happened to it.
+_DAMAGES = (
+    (r"input file is too short \(read 0", "the file is empty: the dump failed before it began"),
+    (r"end of file|input file is too short", "the file is truncated: the dump or the copying of it was broken off"),
+    (r"text format dump", "it is a plain SQL dump, which psql reads, not a custom-format archive"),
+    (r"valid archive|magic string", "the file is not an archive: overwritten, or another program's"),
+    (
+        r"compress|corrupt|invalid|incorrect|checksum|unexpected",
+        "its content was altered after it was written: a failing disk or memory, or a bad copy",
+    ),
 )
 #: Lines of the schema text that differ each time, or with the program's version.
 _VOLATILE = re.compile(rb"^(?:\\(?:un)?restrict .*|-- Dumped (?:from|by) .*)\n", re.MULTILINE)
@@ -111,8 +123,9 @@ def _failure(stderr: str, code: int, path: Path) -> BackupError:
     gave_up = code == 1 and re.search(r"^pg_restore: error: ", stderr, re.MULTILINE)
     if not gave_up or _SURROUNDINGS.search(stderr) or type(error) is not ProgramError:
         return error
+    cause = next((cause for pattern, cause in _DAMAGES if re.search(pattern, stderr)), "")
     return ArchiveDamagedError(
-        f"archive {path.name} is damaged", why=error.why, fix="use another backup: ovia-backup list"
+        f"archive {path.name} is damaged", why=cause, said=error.said, fix="use another backup: ovia-backup list"
     )
 
 

@@ -1,8 +1,9 @@
-"""Finds and runs PostgreSQL's client programs, and turns what they print into typed errors.
+"""Finds and runs PostgreSQL's client programs.
 
 Argument vectors are tuples, never shell text. A child gets an environment made here, nothing inherited but
 ``PATH`` and ``HOME``: no ``PG*`` variable of the surroundings reaches it, and the password travels in its
-environment only. What the programs are run *for* is the business of the sibling modules.
+environment only. What the programs are run *for* is the business of the sibling modules, and what they say
+when they fail that of ``diagnosis``.
 """
 
 from __future__ import annotations
@@ -23,8 +24,7 @@ from typing import IO
 
 from pydantic import SecretStr
 
-from ovia_backup_dagster.core import errors
-from ovia_backup_dagster.core.errors import BackupError, CompressionUnsupportedError, ProgramError
+from ovia_backup_dagster.core.errors import CompressionUnsupportedError, ProgramMissingError
 
 CONNECT_TIMEOUT_SECONDS = 15
 #: pg_dump pins most of what changes the text of data, but not these (facts: a database-level time zone makes
@@ -91,12 +91,12 @@ class Programs:
         """The program's path.
 
         Raises:
-            ProgramError: it is not there.
+            ProgramMissingError: it is not there.
         """
         found = shutil.which(program, path=str(self.bin_dir) if self.bin_dir else None)
         if found is None:
             where = f"in PG_BIN_DIR={self.bin_dir}" if self.bin_dir else "in PATH"
-            raise ProgramError(
+            raise ProgramMissingError(
                 f"{program} was not found {where}",
                 why="PostgreSQL's client programs are not installed, or not there",
                 fix="install the client programs of the server's major version, or set PG_BIN_DIR to their folder",
@@ -111,7 +111,7 @@ class Programs:
         """The major version, e.g. 16."""
         match = re.match(r"\d+", self.version(program))
         if match is None:
-            raise ProgramError(
+            raise ProgramMissingError(
                 f"{self.path(program)} is not a PostgreSQL program",
                 why=f"its version is {self.version(program)!r}",
                 fix="set PG_BIN_DIR to the folder of PostgreSQL's client programs",
@@ -194,7 +194,7 @@ def start(
         pass_fds: descriptors it inherits, e.g. the lock's.
 
     Raises:
-        ProgramError: it cannot be started.
+        ProgramMissingError: it cannot be started.
     """
     program = Path(command[0]).name
     try:
@@ -208,7 +208,7 @@ def start(
             umask=0o077,
         )
     except OSError as error:
-        raise ProgramError(
+        raise ProgramMissingError(
             f"{command[0]} cannot be started", why=error.strerror or str(error), fix=f"ls -l {command[0]}"
         ) from error
     stderr = bytearray()
@@ -250,144 +250,6 @@ def messages(stderr: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def diagnose(
-    text: str, *, what: str, connection: Connection | None = None, exit_code: int | None = None
-) -> BackupError:
-    """The typed error for what a program or libpq printed.
-
-    A message that nobody has named yet is shown as it is.
-
-    Args:
-        text: standard error, or a libpq error message.
-        what: what failed, naming the thing.
-        connection: of the attempt, for the advice; its password is removed from the text.
-        exit_code: of the program; a negative one is a signal.
-    """
-    text = connection.redact(text) if connection else text
-    for diagnosis in _DIAGNOSES:
-        match = re.search(diagnosis.pattern, text)
-        if match:
-            advice = diagnosis.fix.format(
-                host=connection.host if connection else "?",
-                port=connection.port if connection else "?",
-                user=connection.user if connection else "?",
-                database=connection.database if connection else "?",
-            )
-            return diagnosis.error(what, why=_line_of(text, match.start()), fix=advice)
-    if exit_code is not None and exit_code < 0:
-        return ProgramError(
-            what, why=f"the program was ended by signal {-exit_code}", fix="see who ended it: dmesg | tail; then retry"
-        )
-    lines = messages(text)
-    why = " / ".join(lines[-3:]) if lines else f"it ended with code {exit_code} and no message"
-    return ProgramError(what, why=why)
-
-
-@dataclass(frozen=True, slots=True)
-class _Diagnosis:
-    pattern: str
-    error: type[BackupError]
-    fix: str
-
-
-_PING = "check the server: pg_isready -h {host} -p {port}; docker service ps ovia_postgres"
-#: First match wins: the special before the general.
-_DIAGNOSES = (
-    _Diagnosis(
-        r"No space left on device|Disk quota exceeded",
-        errors.DiskFullError,
-        "make room: df -h; ovia-backup prune --dry-run; or enlarge the volume",
-    ),
-    _Diagnosis(
-        r"password authentication failed|no password supplied|authentication failed for user|no pg_hba.conf entry",
-        errors.AuthenticationError,
-        "check POSTGRES_USER={user} and PGPASSWORD or POSTGRES_PASSWORD_FILE against the server's role (and its "
-        "pg_hba.conf)",
-    ),
-    _Diagnosis(
-        r'role "[^"]*" does not exist|role "[^"]*" is not permitted to log in',
-        errors.AuthenticationError,
-        "check POSTGRES_USER={user}; the server has no such login role",
-    ),
-    _Diagnosis(
-        r'database "[^"]*" does not exist',
-        errors.DatabaseMissingError,
-        "check POSTGRES_DB={database} against the server's list: psql -h {host} -p {port} -U {user} -l",
-    ),
-    _Diagnosis(
-        r"server does not support SSL|SSL error|certificate verify failed|sslmode|root certificate file",
-        errors.TlsError,
-        "check PGSSLMODE and PGSSLROOTCERT against the server's ssl setting",
-    ),
-    _Diagnosis(
-        r"server version mismatch",
-        errors.VersionMismatchError,
-        "use client programs of the server's major version: set PG_BIN_DIR, or another image",
-    ),
-    _Diagnosis(
-        r"query would be affected by row-level security",
-        errors.PrivilegeError,
-        'as a superuser: ALTER ROLE "{user}" BYPASSRLS',
-    ),
-    _Diagnosis(
-        r"permission denied for large object",
-        errors.PrivilegeError,
-        'as its owner or a superuser, for each: GRANT SELECT ON LARGE OBJECT ... TO "{user}"; or dump as their owner',
-    ),
-    _Diagnosis(
-        r"permission denied for|must be owner of|must be superuser",
-        errors.PrivilegeError,
-        'as a superuser: GRANT pg_read_all_data TO "{user}"',
-    ),
-    _Diagnosis(
-        r"too many clients already|remaining connection slots|too many connections for",
-        errors.TooManyConnectionsError,
-        "try again later, or raise max_connections: SELECT count(*), state FROM pg_stat_activity GROUP BY 2",
-    ),
-    _Diagnosis(
-        # pg_dump's --lock-wait-timeout is a statement timeout around its LOCK TABLE; it has no other.
-        r"canceling statement due to (?:lock timeout|statement timeout\npg_dump: detail: Query was: LOCK TABLE)",
-        errors.LockTimeoutError,
-        "see who locks it: SELECT pid, query FROM pg_stat_activity WHERE state <> 'idle'; then retry",
-    ),
-    _Diagnosis(
-        r"canceling statement due to",
-        errors.StatementCancelledError,
-        "ask who cancelled it (an administrator, or a timeout set for the role), then retry",
-    ),
-    _Diagnosis(
-        r"Connection refused|could not translate host name|failed to resolve host|Connection timed out|timeout expired"
-        r"|No route to host|Network is unreachable|the database system is (?:starting up|shutting down|in recovery)"
-        r"|connection to server on socket .* failed: No such file",
-        errors.ServerUnreachableError,
-        _PING,
-    ),
-    _Diagnosis(
-        r"server closed the connection unexpectedly|PQgetCopyData\(\) failed|terminating connection"
-        r"|connection to server was lost|could not receive data from server|Connection reset by peer|Broken pipe"
-        r"|connection is lost|consuming input failed",
-        errors.ConnectionLostError,
-        _PING,
-    ),
-    _Diagnosis(
-        r"this build does not support compression with",
-        errors.CompressionUnsupportedError,
-        "use client programs with that compression (the postgres:16 image has all): set PG_BIN_DIR",
-    ),
-    _Diagnosis(
-        r"unsupported version \(\d+\.\d+\) in file header",
-        errors.ArchiveFormatError,
-        "use the client programs of the version that wrote it, or a newer one: set PG_BIN_DIR",
-    ),
-)
-
-
-def _line_of(text: str, position: int) -> str:
-    start = text.rfind("\n", 0, position) + 1
-    end = text.find("\n", position)
-    return text[start : end if end >= 0 else None].strip()
-
-
 def _environment(variables: Mapping[str, str]) -> dict[str, str]:
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     # Messages in English, as the diagnoses expect; times in UTC.
@@ -419,9 +281,10 @@ def _version(path: str) -> str:
     code, output, stderr = capture((path, "--version"))
     match = re.search(r"\(PostgreSQL\) (.+)", output.decode("utf-8", "replace"))
     if code or match is None:
-        raise ProgramError(
+        raise ProgramMissingError(
             f"{path} --version failed",
-            why=" / ".join(messages(stderr)) or output.decode("utf-8", "replace") or f"exit code {code}",
+            why="it does not start here, or is no program of PostgreSQL",
+            said=" / ".join(messages(stderr)) or output.decode("utf-8", "replace") or f"exit code {code}",
             fix="install the client programs of the server's major version, or set PG_BIN_DIR to their folder",
         )
     return match.group(1).strip()

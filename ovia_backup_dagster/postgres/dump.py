@@ -26,10 +26,10 @@ from ovia_backup_dagster.postgres.client import (
     Connection,
     Programs,
     capture,
-    diagnose,
     messages,
     start,
 )
+from ovia_backup_dagster.postgres.diagnosis import diagnose
 from ovia_backup_dagster.postgres.session import database_facts
 
 LOCK_WAIT_TIMEOUT_SECONDS = 300

@@ -16,7 +16,8 @@ import psycopg
 from psycopg.rows import dict_row
 
 from ovia_backup_dagster.core.manifest import DatabaseFacts
-from ovia_backup_dagster.postgres.client import Connection, diagnose
+from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.postgres.diagnosis import diagnose
 
 _ENVIRONMENT = threading.Lock()
 

@@ -466,7 +466,10 @@ def test_a_folder_that_cannot_be_made_is_explained(public_folder: Path) -> None:
     public_folder.chmod(0o555)
     error = raised_as_nobody(Catalog(public_folder / "backups", "ovia").prepare)
     assert isinstance(error, VolumeError)
-    assert (error.what, error.why) == (f"cannot use the backup folder {public_folder / 'backups'}", "Permission denied")
+    assert (error.what, error.said) == (
+        f"cannot use the backup folder {public_folder / 'backups'}",
+        "Permission denied",
+    )
 
 
 def test_a_tier_that_cannot_be_read_is_an_error_and_not_an_empty_list(public_folder: Path) -> None:

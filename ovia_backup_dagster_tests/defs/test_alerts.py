@@ -77,6 +77,7 @@ def test_a_stale_backup(bare: NewLocation, people: Receiver) -> None:
     assert message["message"].splitlines() == [
         f"What: the newest backup, {path.name}, is 1 d 5 h old, 3 h 20 min too old (not verified yet).",
         f"Where: sample at 127.0.0.1:5432; backups in {location.settings.backup_dir}.",
+        "Likely cause: daily_backup_job fails or does not run: is its schedule on, and the Dagster daemon alive?",
         "Last proven backup: none.",
         NEXT,
     ]

@@ -534,7 +534,7 @@ def test_a_server_that_does_not_answer_is_tried_four_times(new_location: NewLoca
     said = failure(result)
     assert said.startswith("no connection to database ")
     assert "Connection refused" in said
-    assert f"Next: check the server: pg_isready -h 127.0.0.1 -p {port}" in said
+    assert f"Next: pg_isready -h 127.0.0.1 -p {port}" in said
     assert "\n" not in said
     assert location.logs(result.run_id).count("Trying again in") == 3
     assert materialized(result) == {}
@@ -617,7 +617,9 @@ def test_a_wrong_password_fails_at_once(server: PortCluster, new_location: NewLo
     assert len(tries) == 1
     assert retries(result) == 0
     assert "password authentication failed" in failure(result)
-    assert "check POSTGRES_USER=postgres and PGPASSWORD or POSTGRES_PASSWORD_FILE" in failure(result)
+    assert "compare POSTGRES_USER=postgres and PGPASSWORD, POSTGRES_PASSWORD or POSTGRES_PASSWORD_FILE" in failure(
+        result
+    )
     assert list(files_of(volume)) == []
 
 
@@ -629,10 +631,11 @@ def test_a_failure_shows_its_parts(new_location: NewLocation) -> None:
     shown = {name: value.value for name, value in data.metadata.items()}
     assert shown["kind"] == "DatabaseMissingError"
     assert str(shown["what"]).startswith("no connection to database no_such_database")
-    assert "does not exist" in str(shown["why"])
+    assert shown["why"] == "POSTGRES_DB is wrong, or it was dropped or renamed"
+    assert "does not exist" in str(shown["said"])
     assert shown["next"] == (
-        "check POSTGRES_DB=no_such_database against the server's list: "
-        f"psql -h {location.settings.postgres_host} -p {location.settings.postgres_port} -U postgres -l"
+        f"see what there is: psql -h {location.settings.postgres_host} -p {location.settings.postgres_port} "
+        "-U postgres -l; check POSTGRES_DB=no_such_database"
     )
 
 

@@ -121,7 +121,7 @@ def test_a_certificate_of_another_authority_is_refused(
     libpq = {"PGSSLMODE": "verify-full", "PGSSLROOTCERT": str(tmp_path / "other.crt")}
     connection = Connection("127.0.0.1", full_server.port, "postgres", "postgres", SecretStr(PASSWORD), libpq)
 
-    with pytest.raises(errors.TlsError, match="certificate verify failed"):
+    with pytest.raises(errors.CertificateError, match="certificate verify failed"):
         Dumper(Catalog(volume, "postgres"), connection, Programs(full_bin_dir)).dump(log=quiet)
 
 
@@ -239,7 +239,7 @@ def test_no_server(dumper: Dumper, earlier: object, volume: Path) -> None:
 def test_no_such_host(dumper: Dumper, earlier: object, volume: Path) -> None:
     nowhere = replace(dumper.connection, host="no-such-host.invalid")
 
-    fails(replace(dumper, connection=nowhere), errors.ServerUnreachableError)
+    fails(replace(dumper, connection=nowhere), errors.HostUnknownError)
 
     assert snapshot(volume) == earlier
 
@@ -256,13 +256,13 @@ def test_wrong_password(server: PortCluster, dumper: Dumper, earlier: object, vo
 def test_no_password(server: PortCluster, dumper: Dumper, earlier: object, volume: Path) -> None:
     without = replace(dumper.connection, host="127.0.0.1", port=server.port)
 
-    fails(replace(dumper, connection=without), errors.AuthenticationError, "no password supplied")
+    fails(replace(dumper, connection=without), errors.PasswordMissingError, "no password supplied")
 
     assert snapshot(volume) == earlier
 
 
 def test_missing_role(dumper: Dumper) -> None:
-    fails(replace(dumper, connection=replace(dumper.connection, user="nobody_here")), errors.AuthenticationError)
+    fails(replace(dumper, connection=replace(dumper.connection, user="nobody_here")), errors.RoleMissingError)
 
 
 def test_missing_database(dumper: Dumper, volume: Path, earlier: object) -> None:
@@ -274,21 +274,31 @@ def test_missing_database(dumper: Dumper, volume: Path, earlier: object) -> None
 
 
 @pytest.mark.parametrize(
-    ("preparation", "match"),
+    ("preparation", "kind", "match"),
     [
-        ("GRANT SELECT ON people TO {role}", "permission denied for"),
-        ("GRANT pg_read_all_data TO {role}", "row-level security"),
-        ("GRANT pg_read_all_data TO {role}; ALTER ROLE {role} BYPASSRLS", "permission denied for large object"),
+        ("GRANT SELECT ON people TO {role}", errors.PrivilegeError, "permission denied for"),
+        ("GRANT pg_read_all_data TO {role}", errors.RowSecurityError, "row-level security"),
+        (
+            "GRANT pg_read_all_data TO {role}; ALTER ROLE {role} BYPASSRLS",
+            errors.LargeObjectPrivilegeError,
+            "permission denied for large object",
+        ),
     ],
     ids=["table", "row security", "large object"],
 )
 def test_missing_right(
-    preparation: str, match: str, database: Connection, dumper: Dumper, earlier: object, volume: Path
+    preparation: str,
+    kind: type[errors.BackupError],
+    match: str,
+    database: Connection,
+    dumper: Dumper,
+    earlier: object,
+    volume: Path,
 ) -> None:
     connection = _role(database, "lesser")
     execute(database, *preparation.format(role=connection.user).split("; "))
 
-    fails(replace(dumper, connection=connection), errors.PrivilegeError, match)
+    fails(replace(dumper, connection=connection), kind, match)
 
     assert snapshot(volume) == earlier
 
@@ -303,7 +313,9 @@ def test_server_newer_than_pg_dump(dumper: Dumper, earlier: object, volume: Path
 
 
 def test_missing_programs(dumper: Dumper, tmp_path: Path) -> None:
-    fails(replace(dumper, programs=Programs(tmp_path)), errors.ProgramError, "pg_dump was not found in PG_BIN_DIR")
+    fails(
+        replace(dumper, programs=Programs(tmp_path)), errors.ProgramMissingError, "pg_dump was not found in PG_BIN_DIR"
+    )
 
 
 def test_impossible_compression(dumper: Dumper) -> None:
@@ -397,7 +409,7 @@ def test_read_only_volume(dumper: Dumper, volume: Path) -> None:
         earlier = snapshot(volume)
         subprocess.run(["mount", "-o", "remount,ro", str(volume)], check=True)
 
-        fails(dumper, errors.VolumeError, "mounted read-only")
+        fails(dumper, errors.ReadOnlyVolumeError, "mounted read-only")
 
         assert snapshot(volume) == earlier
 

@@ -1,0 +1,354 @@
+"""What PostgreSQL's programs and libpq say -> a typed error with the likely cause and the command that mends it.
+
+A table, and the one function that reads it. A message that nobody has named is shown as it is: a guess would
+send a frightened person the wrong way. Only what a program *said* is judged here; an archive is judged in
+``archive``, a file of the volume in ``core.files``.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ovia_backup_dagster.core import errors
+from ovia_backup_dagster.core.errors import BackupError, ProgramError
+from ovia_backup_dagster.postgres.client import Connection, messages
+
+#: How a ``Diagnosis`` names what is not known.
+_UNKNOWN = "..."
+
+
+def diagnose(
+    text: str, *, what: str, connection: Connection | None = None, exit_code: int | None = None
+) -> BackupError:
+    """The typed error for what a program or libpq printed.
+
+    Args:
+        text: standard error, or a libpq error message.
+        what: what failed, naming the thing.
+        connection: of the attempt, for the advice; its password is removed from the text.
+        exit_code: of the program; a negative one is a signal.
+    """
+    text = connection.redact(text) if connection else text
+    without_tls = connection is not None and connection.libpq.get("PGSSLMODE") == "disable"
+    for diagnosis in _DIAGNOSES:
+        match = re.search(diagnosis.pattern, text)
+        if match and (without_tls or not diagnosis.only_without_tls):
+            return diagnosis.error(
+                what, why=diagnosis.why, fix=diagnosis.advice(connection), said=_line_of(text, match.start())
+            )
+    if exit_code is not None and exit_code < 0:
+        return ProgramError(
+            what,
+            why=f"the program was ended by signal {-exit_code}: somebody killed it, or memory ran out",
+            fix="see who ended it: dmesg | tail; then retry",
+            said=" / ".join(messages(text)[-1:]),
+        )
+    lines = messages(text)
+    return ProgramError(what, said=" / ".join(lines[-3:]) or f"it ended with code {exit_code} and no message")
+
+
+def sql_identifier(name: str) -> str:
+    """A name as SQL takes it, whatever it contains."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+@dataclass(frozen=True, slots=True)
+class _Diagnosis:
+    """One line of the table.
+
+    Attributes:
+        pattern: what is looked for in the text.
+        error: the type.
+        why: the likely cause.
+        fix: the command or action, with ``{host}``, ``{port}``, ``{user}`` and ``{database}`` for a shell, and
+            ``{role}`` and ``{name}`` (the database's) for SQL.
+        only_without_tls: it explains the message only where TLS was switched off here.
+    """
+
+    pattern: str
+    error: type[BackupError]
+    why: str
+    fix: str
+    only_without_tls: bool = False
+
+    def advice(self, connection: Connection | None) -> str:
+        return self.fix.format_map(_names(connection))
+
+
+def _names(connection: Connection | None) -> Mapping[str, str]:
+    if connection is None:
+        return dict.fromkeys(("host", "port", "user", "database", "role", "name"), _UNKNOWN)
+    return {
+        "host": shlex.quote(connection.host),
+        "port": str(connection.port),
+        "user": shlex.quote(connection.user),
+        "database": shlex.quote(connection.database),
+        "role": sql_identifier(connection.user),
+        "name": sql_identifier(connection.database),
+    }
+
+
+_SERVER = "pg_isready -h {host} -p {port}; docker service ps ovia_postgres; docker service logs ovia_postgres --tail 20"
+_PASSWORD = "compare POSTGRES_USER={user} and PGPASSWORD, POSTGRES_PASSWORD or POSTGRES_PASSWORD_FILE"  # noqa: S105
+_RIGHTS = "; every right that is missing: ovia-backup doctor"
+#: First match wins: the special before the general.
+_DIAGNOSES = (
+    # ---- disks
+    _Diagnosis(
+        r"(?:ERROR|FATAL|PANIC): .*No space left on device",
+        errors.ServerDiskFullError,
+        "the server's own disk is full, not the backup volume",
+        "make room on the server: docker exec $(docker ps -q -f name=ovia_postgres) df -h",
+    ),
+    _Diagnosis(
+        r"No space left on device",
+        errors.DiskFullError,
+        "the backup volume is full: it is too small, or something else fills it",
+        "df -h $BACKUP_DIR; ovia-backup prune --dry-run; or enlarge the volume",
+    ),
+    _Diagnosis(
+        r"Disk quota exceeded",
+        errors.QuotaError,
+        "the volume has room, but this user's quota is used up",
+        "quota -s; ovia-backup prune --dry-run; or ask for a larger quota",
+    ),
+    _Diagnosis(
+        r"Read-only file system",
+        errors.ReadOnlyVolumeError,
+        "the volume is mounted read-only, perhaps after a disk error",
+        "dmesg | tail; then, if the disk is sound: mount -o remount,rw $BACKUP_DIR",
+    ),
+    _Diagnosis(
+        r"invalid page in block|could not read block|missing chunk number|unexpected chunk number"
+        r"|compressed (?:pglz|lz4) data is corrupt|invalid memory alloc request size"
+        r"|could not access status of transaction",
+        errors.ServerDataError,
+        "the server cannot read its own data: a disk or its memory is failing",
+        "keep every backup there is (stop daily_backup_schedule); copy the server's data folder; then restore the last "
+        "proven backup beside it: ovia-backup list",
+    ),
+    _Diagnosis(
+        r"Input/output error",
+        errors.DiskFailingError,
+        "the disk, or the network to it, fails",
+        "dmesg | tail; then copy the backups to another disk",
+    ),
+    # ---- a connection that broke: before TLS, whose errors it may come with
+    _Diagnosis(
+        r"SSL (?:SYSCALL )?error: (?:EOF detected|unexpected eof)|SSL connection has been closed unexpectedly"
+        r"|server closed the connection unexpectedly|connection to server was lost|could not receive data from server"
+        r"|could not send data to server|Connection reset by peer|Broken pipe|connection is lost"
+        r"|consuming input failed|terminating connection|server terminated abnormally",
+        errors.ConnectionLostError,
+        "the server was stopped, restarted or killed, or the network failed",
+        _SERVER,
+    ),
+    # ---- TLS
+    _Diagnosis(
+        r"server does not support SSL",
+        errors.TlsRefusedError,
+        "PGSSLMODE asks for TLS, and the server has none",
+        "switch it on (ssl = on, with a certificate), or set PGSSLMODE=prefer where the network is trusted",
+    ),
+    _Diagnosis(
+        r"no pg_hba\.conf entry .*no encryption",
+        errors.TlsRequiredError,
+        "the server lets this role in only with TLS, which PGSSLMODE=disable forbids",
+        "set PGSSLMODE=require, or verify-full with PGSSLROOTCERT",
+        only_without_tls=True,
+    ),
+    _Diagnosis(
+        r"certificate verify failed|root certificate file|server certificate for .* does not match"
+        r"|could not read root certificate|requires a valid client certificate|private key file",
+        errors.CertificateError,
+        "the certificate is not from the authority in PGSSLROOTCERT, is for another host, or its file is not there",
+        "ls -l $PGSSLROOTCERT; openssl s_client -starttls postgres -connect {host}:{port} </dev/null",
+    ),
+    _Diagnosis(
+        r"SSL error|sslmode|SSL support is not compiled in|SSL negotiation",
+        errors.TlsError,
+        "client and server do not agree about TLS",
+        "check PGSSLMODE and PGSSLROOTCERT against the server: psql -h {host} -p {port} -U {user} -c 'SHOW ssl'",
+    ),
+    # ---- who may come in
+    _Diagnosis(
+        r"no password supplied",
+        errors.PasswordMissingError,
+        "the server asks for a password, and none is set",
+        "set PGPASSWORD, POSTGRES_PASSWORD or POSTGRES_PASSWORD_FILE",
+    ),
+    _Diagnosis(
+        r"password authentication failed",
+        errors.AuthenticationError,
+        "the password here is not the server's (was it changed there?), or there is no such role",
+        _PASSWORD + " with the server's; a new password there: psql -c '\\password {user}'",
+    ),
+    _Diagnosis(
+        r"no pg_hba\.conf entry|pg_hba\.conf rejects",
+        errors.AccessRefusedError,
+        "the server's pg_hba.conf lets this role not in from here, or only with TLS",
+        "see the rules on the server (pg_hba_file_rules); add a line for {user}, then: SELECT pg_reload_conf()",
+    ),
+    _Diagnosis(
+        r"authentication failed for user",
+        errors.AuthenticationError,
+        "the server's pg_hba.conf asks for something else than a password (peer, ident, a certificate)",
+        "see the rules on the server (pg_hba_file_rules); " + _PASSWORD,
+    ),
+    _Diagnosis(
+        r'role "[^"]*" does not exist',
+        errors.RoleMissingError,
+        "the server has no role of that name",
+        "check POSTGRES_USER={user}; or make the role, as a superuser: CREATE ROLE {role} LOGIN PASSWORD '...'",
+    ),
+    _Diagnosis(
+        r'role "[^"]*" is not permitted to log in',
+        errors.RoleMissingError,
+        "the role exists, but may not log in",
+        "as a superuser: ALTER ROLE {role} LOGIN",
+    ),
+    _Diagnosis(
+        r'permission denied for database "',
+        errors.AccessRefusedError,
+        "the role may not connect to this database",
+        "as its owner: GRANT CONNECT ON DATABASE {name} TO {role}",
+    ),
+    _Diagnosis(
+        r'database "[^"]*" is not currently accepting connections',
+        errors.AccessRefusedError,
+        "somebody has closed the database to all, perhaps in a restore",
+        "as a superuser, once you know why: ALTER DATABASE {name} ALLOW_CONNECTIONS true",
+    ),
+    _Diagnosis(
+        r'database "[^"]*" does not exist',
+        errors.DatabaseMissingError,
+        "POSTGRES_DB is wrong, or it was dropped or renamed",
+        "see what there is: psql -h {host} -p {port} -U {user} -l; check POSTGRES_DB={database}",
+    ),
+    _Diagnosis(
+        r'too many connections for role "',
+        errors.TooManyConnectionsError,
+        "this role has as many connections as its limit allows; a dump that hangs may hold them",
+        "SELECT pid, application_name, backend_start FROM pg_stat_activity WHERE usename = current_user; ALTER ROLE "
+        "{role} CONNECTION LIMIT 5",
+    ),
+    _Diagnosis(
+        r"too many clients already|remaining connection slots|too many connections for database",
+        errors.TooManyConnectionsError,
+        "all connections of the server are taken",
+        "see by whom: SELECT usename, application_name, state, count(*) FROM pg_stat_activity GROUP BY 1, 2, 3; then "
+        "end idle ones, or raise max_connections",
+    ),
+    # ---- programs
+    _Diagnosis(
+        r"server version mismatch",
+        errors.VersionMismatchError,
+        "pg_dump and the server are of different major versions",
+        "use client programs of the server's major version: set PG_BIN_DIR, or another image",
+    ),
+    _Diagnosis(
+        r"error while loading shared libraries",
+        errors.ProgramMissingError,
+        "the program is there, but a library that it needs is not",
+        "ldd $PG_BIN_DIR/pg_dump; install what is not found, or use the postgres:16 image",
+    ),
+    _Diagnosis(
+        r"this build does not support compression with",
+        errors.CompressionUnsupportedError,
+        "these client programs were built without the archive's compression",
+        "use client programs with it (the postgres:16 image has all): set PG_BIN_DIR",
+    ),
+    _Diagnosis(
+        r"unsupported version \(\d+\.\d+\) in file header",
+        errors.ArchiveFormatError,
+        "a newer pg_dump wrote it than this pg_restore can read",
+        "use the client programs of the version that wrote it, or newer ones: set PG_BIN_DIR",
+    ),
+    # ---- rights
+    _Diagnosis(
+        r"query would be affected by row-level security",
+        errors.RowSecurityError,
+        "the table's row security would leave rows out of the dump",
+        "as a superuser: ALTER ROLE {role} BYPASSRLS" + _RIGHTS,
+    ),
+    _Diagnosis(
+        r"permission denied for large object",
+        errors.LargeObjectPrivilegeError,
+        "the role may not read this large object: pg_read_all_data does not include them",
+        "as its owner: GRANT SELECT ON LARGE OBJECT ... TO {role}" + _RIGHTS,
+    ),
+    _Diagnosis(
+        r"permission denied for|must be owner of|must be superuser",
+        errors.PrivilegeError,
+        "the role may not read all of the database",
+        "as a superuser: GRANT pg_read_all_data TO {role}" + _RIGHTS,
+    ),
+    # ---- time
+    _Diagnosis(
+        # pg_dump's --lock-wait-timeout is a statement timeout around its LOCK TABLE; it has no other.
+        r"canceling statement due to (?:lock timeout|statement timeout\npg_dump: detail: Query was: LOCK TABLE)",
+        errors.LockTimeoutError,
+        "somebody holds a lock on a table: a migration, VACUUM FULL, or a transaction left open",
+        "see who: SELECT pid, usename, state, xact_start, query FROM pg_stat_activity WHERE xact_start < now() - "
+        "interval '1 minute'; then retry",
+    ),
+    _Diagnosis(
+        r"canceling statement due to conflict with recovery",
+        errors.RecoveryConflictError,
+        "the server is a standby, and replaying the primary's changes needed what the dump was reading",
+        "on the standby: ALTER SYSTEM SET max_standby_streaming_delay = '1h'; SELECT pg_reload_conf()",
+    ),
+    _Diagnosis(
+        r"canceling statement due to statement timeout",
+        errors.StatementTimeoutError,
+        "a statement_timeout is set for the role, the database or the server",
+        "SHOW statement_timeout; for this role none: ALTER ROLE {role} SET statement_timeout = 0",
+    ),
+    _Diagnosis(
+        r"canceling statement due to user request",
+        errors.StatementCancelledError,
+        "an administrator cancelled the dump (pg_cancel_backend)",
+        "ask who it was, then retry: ovia-backup dump",
+    ),
+    # ---- no way to the server
+    _Diagnosis(
+        r"could not translate host name|failed to resolve host",
+        errors.HostUnknownError,
+        "POSTGRES_HOST is wrong, the service is not running, or this container is not in its network",
+        "getent hosts {host}; docker service ps ovia_postgres; docker network inspect ovia_ovia-net",
+    ),
+    _Diagnosis(
+        r"the database system is (?:starting up|shutting down|in recovery|not (?:yet )?accepting connections)",
+        errors.ServerStartingError,
+        "the server is starting, stopping or recovering from a crash",
+        _SERVER,
+    ),
+    _Diagnosis(
+        r"Connection refused|connection to server on socket .* failed: No such file",
+        errors.ServerUnreachableError,
+        "PostgreSQL is not running there, or listens on another port",
+        _SERVER,
+    ),
+    _Diagnosis(
+        r"Connection timed out|timeout expired|No route to host|Network is unreachable|connection timeout expired",
+        errors.ServerUnreachableError,
+        "nothing answers there: the host is down, or a network or firewall is in the way",
+        _SERVER,
+    ),
+    _Diagnosis(
+        # Last: what the server said before it went is more telling.
+        r"PQgetCopyData\(\) failed",
+        errors.ConnectionLostError,
+        "the server was stopped, restarted or killed, or the network failed",
+        _SERVER,
+    ),
+)
+
+
+def _line_of(text: str, position: int) -> str:
+    start = text.rfind("\n", 0, position) + 1
+    end = text.find("\n", position)
+    return text[start : end if end >= 0 else None].strip()
