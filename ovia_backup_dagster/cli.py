@@ -143,13 +143,12 @@ def status(as_json: bool) -> None:
 
     try:
         system, now = _system(), datetime.now(UTC)
-        backups = system.catalog.backups()
-        found = freshness(backups, system.max_age, now)
+        found = freshness(system.catalog.newest_first(), system.max_age, now)
+        proven = system.catalog.newest(now, State.PROVEN)
         holder = lock_holder(system.catalog.root)
     except BackupError as error:
         click.echo(f"BACKUP UNKNOWN - {error}")
         sys.exit(UNKNOWN)
-    proven = next((b for b in backups if b.state(now) is State.PROVEN), None)
     if found.level not in (Level.FRESH, Level.UNPROVEN):
         code, word = 2, "CRITICAL"
     elif not found.proven or found.rejected:

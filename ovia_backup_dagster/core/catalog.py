@@ -12,7 +12,8 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+import stat
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -39,7 +40,7 @@ from ovia_backup_dagster.core.files import (
 )
 from ovia_backup_dagster.core.locking import volume_lock
 from ovia_backup_dagster.core.manifest import Manifest, Sidecar, parse_sidecar
-from ovia_backup_dagster.core.naming import SUFFIX, BackupName, Tier
+from ovia_backup_dagster.core.naming import INSTANT, SUFFIX, BackupName, Tier
 from ovia_backup_dagster.core.verdict import Hold, Judgement, Verification, Witness, bad_backup
 
 MANIFEST = ".json"
@@ -232,10 +233,29 @@ class Catalog:
         Raises:
             VolumeError: a folder cannot be read. A tier's folder that does not exist yet is empty.
         """
-        found = [backup for tier in tiers or Tier for backup in self._scan(tier)]
-        return sorted(found, key=lambda b: (b.started_at, b.tier == Tier.DAILY), reverse=True)
+        return list(self.newest_first(*tiers))
 
-    def _scan(self, tier: Tier) -> Iterator[Backup]:
+    def newest_first(self, *tiers: Tier) -> Iterator[Backup]:
+        """Like :meth:`backups`, but looks at a file only when its turn comes: most callers need the newest alone."""
+        names = [found for tier in tiers or Tier for found in self._names(tier)]
+        names.sort(reverse=True)
+        for _, _, tier, filename in names:
+            name = BackupName.parse(filename)
+            if name is None or name.tier != tier or name.database != self.database:
+                continue
+            path = self.folder(tier) / filename
+            with contextlib.suppress(FileNotFoundError), explained(f"cannot read {path}", passing=FileNotFoundError):
+                status = path.lstat()
+                # A link could point anywhere; a folder is no dump.
+                if stat.S_ISREG(status.st_mode):
+                    yield Backup(path, name, status.st_size, status.st_mtime_ns)
+
+    def newest(self, now: datetime, *states: State) -> Backup | None:
+        """The newest backup that is in one of the states at ``now`` (UTC), or ``None``."""
+        return next((backup for backup in self.newest_first() if backup.state(now) in states), None)
+
+    def _names(self, tier: Tier) -> Iterator[tuple[str, bool, Tier, str]]:
+        """What may be a backup's file in the tier, with what to sort it by: its instant, daily before weekly."""
         folder = self.folder(tier)
         with explained(f"cannot list {folder}"):
             if not self.root.is_dir():
@@ -245,19 +265,12 @@ class Catalog:
                     fix=f"ls -ld {self.root}; then set BACKUP_DIR, or make a first backup: ovia-backup dump",
                 )
             try:
-                entries = os.scandir(folder)
+                filenames = os.listdir(folder)
             except FileNotFoundError:
                 return
-            with entries:
-                for entry in entries:
-                    name = BackupName.parse(entry.name)
-                    if name is None or name.tier != tier or name.database != self.database:
-                        continue
-                    with contextlib.suppress(FileNotFoundError):  # removed since it was listed
-                        status = entry.stat(follow_symlinks=False)
-                        # A link could point anywhere; a folder is no dump.
-                        if entry.is_file(follow_symlinks=False):
-                            yield Backup(Path(entry.path), name, status.st_size, status.st_mtime_ns)
+        for filename in filenames:
+            if filename.endswith(SUFFIX):
+                yield filename[INSTANT], tier == Tier.DAILY, tier, filename
 
     def find(self, wanted: str, now: datetime, *, anywhere: bool = True) -> Backup:
         """The backup that ``wanted`` names.
@@ -364,7 +377,7 @@ class Catalog:
     def held(self, now: datetime) -> list[Hold]:
         """The holds that are in force at ``now`` (UTC)."""
         holds = []
-        for backup in self.backups():
+        for backup in self.newest_first():
             with contextlib.suppress(VolumeError):
                 if backup.hold is not None and backup.hold.released_at is None and now < backup.hold.until:
                     holds.append(backup.hold)
@@ -472,12 +485,6 @@ class Catalog:
                 os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
             finally:
                 os.close(descriptor)
-
-
-def newest(backups: Iterable[Backup], now: datetime, *states: State) -> Backup | None:
-    """The newest of the backups in one of the states, or ``None``."""
-    matching = (b for b in backups if b.state(now) in states)
-    return max(matching, key=lambda b: (b.started_at, b.tier == Tier.DAILY), default=None)
 
 
 def _not_writable(folder: Path) -> VolumeError:

@@ -139,10 +139,12 @@ def removed_on_error(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Turn the volume's refusals into errors that say what to do."""
+def explained(what: str, *, passing: type[OSError] | tuple[type[OSError], ...] = ()) -> Iterator[None]:
+    """Turn the volume's refusals into errors that say what to do; those of the kinds ``passing`` go through."""
     try:
         yield
+    except passing:
+        raise
     except OSError as error:
         raise volume_error(error, what) from error
 

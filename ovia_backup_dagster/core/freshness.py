@@ -6,10 +6,11 @@ ignore alerts. Who is told, and how, is not decided here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from itertools import chain
 
 from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE, MANIFEST, Backup, State
 from ovia_backup_dagster.core.errors import ClockError, NotFreshError
@@ -87,17 +88,18 @@ class Freshness:
         )
 
 
-def freshness(backups: Sequence[Backup], max_age: timedelta, now: datetime) -> Freshness:
+def freshness(backups: Iterable[Backup], max_age: timedelta, now: datetime) -> Freshness:
     """Judge the newest backup.
 
     Reads sidecars from the newest backup on, and stops at the first that counts.
 
     Args:
-        backups: newest first, as ``Catalog.backups`` returns them.
+        backups: newest first, as ``Catalog.newest_first`` finds them.
         max_age: older than this is stale.
         now: the present (UTC).
     """
     rejected: list[Backup] = []
+    backups = iter(backups)
     for backup in backups:
         state = backup.state(now)
         if state is State.BAD:
@@ -105,7 +107,11 @@ def freshness(backups: Sequence[Backup], max_age: timedelta, now: datetime) -> F
         elif state is not State.BEING_WRITTEN:
             age = now - backup.started_at
             level = _level(age, max_age)
-            if level is Level.FRESH and state is not State.PROVEN and _unproven_too_long(backups, max_age, now):
+            if (
+                level is Level.FRESH
+                and state is not State.PROVEN
+                and _unproven_too_long(chain([backup], backups), max_age, now)
+            ):
                 level = Level.UNPROVEN
             return Freshness(level, backup, age, max_age, state is State.PROVEN, tuple(rejected))
     return Freshness(Level.MISSING, None, None, max_age, False, tuple(rejected))
@@ -117,7 +123,7 @@ def _level(age: timedelta, max_age: timedelta) -> Level:
     return Level.STALE if age > max_age else Level.FRESH
 
 
-def _unproven_too_long(backups: Sequence[Backup], max_age: timedelta, now: datetime) -> bool:
+def _unproven_too_long(backups: Iterable[Backup], max_age: timedelta, now: datetime) -> bool:
     """Whether dumps are made, but none is proven any more: somebody must be told of that as well.
 
     The old script's dumps may have waited for weeks for the first verification; they alone are no reason.

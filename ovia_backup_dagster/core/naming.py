@@ -13,7 +13,8 @@ from enum import StrEnum
 from urllib.parse import quote, unquote
 
 SUFFIX = ".dump"
-_TIMESTAMP = "%Y-%m-%d_%H%M%S"
+#: Where the instant stands in a backup's file name; as text it sorts as in time.
+INSTANT = slice(-len("2026-02-21_030000.dump"), -len(SUFFIX))
 _PATTERN = re.compile(
     r"(?P<database>.+)_(?P<tier>daily|weekly)_(?P<at>[0-9]{4}-[0-9]{2}-[0-9]{2}_[0-9]{6})\.dump", re.DOTALL
 )
@@ -61,7 +62,7 @@ class BackupName:
         if match is None:
             return None
         try:
-            at = datetime.strptime(match["at"], _TIMESTAMP).replace(tzinfo=UTC)
+            at = datetime.fromisoformat(match["at"]).replace(tzinfo=UTC)
         except ValueError:
             return None
         return cls(_decode_database(match["database"]), Tier(match["tier"]), at)

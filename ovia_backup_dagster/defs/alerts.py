@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from ovia_backup_dagster.core.catalog import Backup, State, newest
+from ovia_backup_dagster.core.catalog import Backup, State
 from ovia_backup_dagster.core.errors import BackupError, NotFreshError, SettingsError, VolumeError
 from ovia_backup_dagster.core.freshness import Freshness, Level, freshness
 from ovia_backup_dagster.defs import metadata
@@ -27,12 +27,12 @@ class Condition:
 
     Attributes:
         found: their freshness; ``None`` when the volume cannot be read.
-        backups: what is on the volume, newest first.
+        last_proven: the newest proven backup; looked up only when something is wrong.
         troubles: what is wrong; empty when all is well.
     """
 
     found: Freshness | None
-    backups: tuple[Backup, ...]
+    last_proven: Backup | None
     troubles: tuple[BackupError, ...]
 
     @property
@@ -69,21 +69,21 @@ def condition(system: BackupSystem, now: datetime) -> Condition:
         settings.require()
     # Settings that are wrong in another way are a reason to alert, not one to stay silent.
     watched = BackupSystem(settings.model_copy(update={"problems": ()}))
-    backups: tuple[Backup, ...] = ()
+    last_proven: Backup | None = None
     found: Freshness | None = None
     troubles: list[BackupError] = []
     try:
-        backups = tuple(watched.catalog.backups())
-        found = freshness(backups, watched.max_age, now)
+        found = freshness(watched.catalog.newest_first(), watched.max_age, now)
+        if found.trouble:
+            troubles.append(found.trouble)
+            last_proven = watched.catalog.newest(now, State.PROVEN)
     except VolumeError as error:
         troubles.append(error)
-    if found and found.trouble:
-        troubles.append(found.trouble)
     try:
         settings.require()
     except SettingsError as error:
         troubles.append(error)
-    return Condition(found, backups, tuple(troubles))
+    return Condition(found, last_proven, tuple(troubles))
 
 
 def build_alert(system: BackupSystem, job_name: str) -> dg.AssetsDefinition:
@@ -117,7 +117,7 @@ def build_alert(system: BackupSystem, job_name: str) -> dg.AssetsDefinition:
             if not state.trouble and not config.all_clear:
                 shown["message"] = dg.MetadataValue.text("nothing is wrong; nobody was told")
                 return dg.MaterializeResult(metadata=shown)
-            title, body = message(backups, state, failed, now, since=config.episode)
+            title, body = message(backups, state, failed, since=config.episode)
             context.log.info(f"{title}\n{body}")
             delivery = backups.notifier.send(title, body, failure=bool(state.trouble))
             if delivery.failed:
@@ -128,16 +128,13 @@ def build_alert(system: BackupSystem, job_name: str) -> dg.AssetsDefinition:
     return backup_freshness_alert
 
 
-def message(
-    system: BackupSystem, state: Condition, failed: FailedRun | None, now: datetime, *, since: str = ""
-) -> tuple[str, str]:
+def message(system: BackupSystem, state: Condition, failed: FailedRun | None, *, since: str = "") -> tuple[str, str]:
     """Title and body, for a person who reads it on a telephone.
 
     Args:
         system: for the names of things.
         state: how the backups stand.
         failed: the last failed run, if it explains anything.
-        now: the present (UTC).
         since: when the trouble began, for the all-clear.
     """
     settings = system.settings
@@ -159,7 +156,6 @@ def message(
         None: f"[{database}] the backup volume cannot be read",
     }[level]
     rejected = state.found.rejected if state.found else ()
-    good = newest(state.backups, now, State.PROVEN)
     # A run that failed, or a dump found bad, says more than a guess.
     guess = "" if failed or rejected or not (state.found and state.found.trouble) else state.found.trouble.why
     link = f"{settings.dagster_public_url}/runs/{failed.run_id}" if settings.dagster_public_url and failed else ""
@@ -167,7 +163,7 @@ def message(
         f"What: {state.trouble}.",
         f"Where: {database} at {settings.postgres_host}:{settings.postgres_port}; backups in {settings.backup_dir}.",
         f"Likely cause: {guess}" if guess else None,
-        f"Last proven backup: {good or 'none'}.",
+        f"Last proven backup: {state.last_proven or 'none'}.",
         f"Last failed run: {failed.run_id} at {failed.at:%Y-%m-%d %H:%M} UTC. {link}" if failed else None,
         f"Why it failed: {failed.reason}" if failed else None,
         f"Why newer ones are bad: {'; '.join(_reasons(rejected))}." if rejected else None,

@@ -183,7 +183,7 @@ class Dumper:
 
     def _previous(self) -> Backup | None:
         now = datetime.now(UTC)
-        for backup in self.catalog.backups(Tier.DAILY):
+        for backup in self.catalog.newest_first(Tier.DAILY):
             if backup.started_at <= now + CLOCK_TOLERANCE and backup.state(now) in (State.PROVEN, State.UNPROVEN):
                 return backup
         return None

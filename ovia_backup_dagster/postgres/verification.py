@@ -150,7 +150,7 @@ class Verifier:
 
     def _previous(self, backup: Backup) -> Backup | None:
         now = datetime.now(UTC)
-        for other in self.catalog.backups():
+        for other in self.catalog.newest_first():
             if other.started_at < backup.started_at and other.state(now) is State.PROVEN:
                 return other
         return None

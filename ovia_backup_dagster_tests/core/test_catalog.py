@@ -23,7 +23,6 @@ from ovia_backup_dagster.core.catalog import (
     Backup,
     Catalog,
     State,
-    newest,
 )
 from ovia_backup_dagster.core.errors import BackupNotFoundError, DiskFullError, VolumeError
 from ovia_backup_dagster.core.files import file_sha256, sync_folder
@@ -328,11 +327,12 @@ def test_a_hold_is_found_again_and_replaced(catalog: Catalog) -> None:
 
 
 def test_the_newest_in_a_state(catalog: Catalog) -> None:
-    old, recent = proven(catalog, NOW - 2 * DAY), proven(catalog, NOW - DAY)
+    proven(catalog, NOW - 2 * DAY)
+    recent = proven(catalog, NOW - DAY)
     bad = judged(catalog, publish(catalog, NOW - HOUR), good=False)
-    assert newest([old, recent, bad], NOW, State.PROVEN) == recent
-    assert newest([old, recent, bad], NOW, State.BAD, State.PROVEN) == bad
-    assert newest([old, recent, bad], NOW, State.UNPROVEN) is None
+    assert catalog.newest(NOW, State.PROVEN) == recent
+    assert catalog.newest(NOW, State.BAD, State.PROVEN) == bad
+    assert catalog.newest(NOW, State.UNPROVEN) is None
 
 
 # --- Finding one by name ------------------------------------------------------------------------------------------
