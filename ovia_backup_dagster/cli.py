@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -25,6 +26,8 @@ from ovia_backup_dagster.core.errors import BackupError
 if TYPE_CHECKING:
     from ovia_backup_dagster.core.catalog import Backup
     from ovia_backup_dagster.core.retention import Plan
+    from ovia_backup_dagster.doctor.report import Line
+    from ovia_backup_dagster.settings import Settings
     from ovia_backup_dagster.system import BackupSystem
 
 UNKNOWN = 3
@@ -233,6 +236,38 @@ def prune(dry_run: bool, release: str | None, as_json: bool) -> None:
 
 
 @main.command()
+@click.option("--test-alert", is_flag=True, help="Also send a message to every channel of BACKUP_NOTIFY_URLS.")
+@click.option(
+    "--code-server", "port", metavar="PORT", type=int, help="Instead: a health check of the code server on a port."
+)
+@json_option
+def doctor(test_alert: bool, port: int | None, as_json: bool) -> None:
+    """Look at everything a backup depends on, and say how to mend it. Exit code 1: something will fail."""
+    from ovia_backup_dagster.doctor import code_server, examine, instance, surroundings
+    from ovia_backup_dagster.doctor.report import Level, as_dict, summary, worst
+    from ovia_backup_dagster.settings import Settings
+    from ovia_backup_dagster.system import BackupSystem
+
+    system = BackupSystem(Settings.load())
+    if port is not None:
+        parts = [examine.code_server(system), code_server.health(port)]
+    else:
+        parts = [examine.everything(system), instance.examine()]
+        parts += [surroundings.test_alert(system)] if test_alert else []
+    lines = []
+    for line in chain(*parts):  # told at once: one that hangs is seen
+        lines.append(line)
+        if not as_json:
+            _print_line(line)
+    if as_json:
+        _print_json([as_dict(line) for line in lines])
+    else:
+        _print_statements(lines, system.settings)
+        click.echo(f"\n{summary(lines)}")
+    sys.exit(worst(lines) is Level.FAIL)
+
+
+@main.command()
 @click.option("--serve", is_flag=True, help="Open the Dagster UI on it, with schedule and sensor, until Ctrl-C.")
 @click.option("--port", default=3000, show_default=True, help="Of the UI.")
 @click.option("--remove", is_flag=True, help="Instead: stop its server, and remove all that it made.")
@@ -286,6 +321,25 @@ def _waiting(holder: str) -> None:
 def _safe(text: str) -> str:
     """Names come from databases and file systems: no control characters of theirs reach the terminal."""
     return "".join(c if c.isprintable() else "�" for c in text)
+
+
+def _print_line(line: Line) -> None:
+    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+    click.secho(f"{line.level:<5}", nl=False, fg=colours[line.level])
+    click.echo(f"{line.area:<9} {_safe(line.text)}")
+    if line.fix:
+        click.echo(f"{'':<15}{_safe(line.fix)}")
+
+
+def _print_statements(lines: Sequence[Line], settings: Settings) -> None:
+    from ovia_backup_dagster.doctor.report import statements
+
+    sql = statements(lines)
+    if sql:
+        to = f"-h {settings.postgres_host} -p {settings.postgres_port} -d {settings.postgres_db}"
+        click.echo(f"\nTo paste into psql, as a superuser: psql {_safe(to)} -U postgres")
+        for statement in sql:
+            click.echo(f"  {_safe(statement)}")
 
 
 def _print_json(data: object) -> None:

@@ -12,7 +12,9 @@ import dagster as dg
 
 from ovia_backup_dagster.defs.alerts import build_alert
 from ovia_backup_dagster.defs.assets import build_assets
-from ovia_backup_dagster.defs.jobs import DAILY_BACKUP_JOB, FRESHNESS_ALERT_JOB, build_jobs
+from ovia_backup_dagster.defs.doctor import backup_doctor
+from ovia_backup_dagster.defs.jobs import build_jobs
+from ovia_backup_dagster.defs.policies import DAILY_BACKUP_JOB, FRESHNESS_ALERT_JOB
 from ovia_backup_dagster.defs.schedules import daily_backup_schedule, usable_schedule
 from ovia_backup_dagster.defs.sensors import backup_freshness_sensor
 from ovia_backup_dagster.settings import Settings
@@ -30,7 +32,7 @@ def build_defs(settings: Settings, *, resource_overrides: Mapping[str, Any] | No
     resources = {"backups": BackupSystem(settings), **(resource_overrides or {})}
     system = resources["backups"]
     return dg.Definitions(
-        assets=[*build_assets(system), build_alert(system, DAILY_BACKUP_JOB)],
+        assets=[*build_assets(system), build_alert(system, DAILY_BACKUP_JOB), backup_doctor],
         jobs=build_jobs(settings),
         schedules=[daily_backup_schedule(settings, DAILY_BACKUP_JOB)],
         sensors=[backup_freshness_sensor(FRESHNESS_ALERT_JOB)],

@@ -34,6 +34,19 @@ class Notifier:
 
     urls: Sequence[SecretStr]
 
+    def unusable(self) -> tuple[str, ...]:
+        """Channels whose URL Apprise does not understand."""
+        import apprise
+
+        logging.getLogger("apprise").setLevel(logging.CRITICAL)
+        named = ((url.get_secret_value(), name) for url, name in zip(self.urls, self._names(), strict=True))
+        return tuple(name for url, name in named if not apprise.Apprise.instantiate(url, suppress_exceptions=True))
+
+    def _names(self) -> tuple[str, ...]:
+        """A URL holds secrets: channels are named by number and kind."""
+        kinds = (url.get_secret_value().partition("://")[0] for url in self.urls)
+        return tuple(f"{number} ({kind})" for number, kind in enumerate(kinds, 1))
+
     def send(self, title: str, body: str, *, failure: bool) -> Delivery:
         """Send a message to every channel.
 
@@ -51,9 +64,8 @@ class Notifier:
         kind = apprise.NotifyType.FAILURE if failure else apprise.NotifyType.SUCCESS
         delivered: list[str] = []
         failed: list[str] = []
-        for number, url in enumerate(self.urls, 1):
+        for url, name in zip(self.urls, self._names(), strict=True):
             text = url.get_secret_value()
-            name = f"{number} ({text.partition('://')[0]})"
             channel = apprise.Apprise()
             try:
                 accepted = channel.add(text) and channel.notify(title=title, body=body, notify_type=kind)

@@ -22,6 +22,8 @@ from ovia_backup_dagster.core.errors import SettingsError
 
 #: Tables whose absence makes a dump of Ovia's own database bad.
 OVIA_TABLES = ("people", "identities", "person_identity_links")
+#: What the names of our variables begin with; the demo keeps a real deployment's from its child.
+PREFIXES = ("POSTGRES_", "BACKUP_", "DRILL_", "RESTORE_", "SWARM_", "HEALTH_")
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 
 
@@ -294,6 +296,11 @@ def variables() -> Mapping[str, tuple[str, str]]:
             shown = str(extra["shown"]) if isinstance(extra, dict) else f"`{field.default}`"
             table[" or ".join(f"`{name}`" for name in _names(field))] = (shown, field.description or "")
     return table
+
+
+def names() -> frozenset[str]:
+    """Every environment variable that is read."""
+    return frozenset(name for field in Settings.model_fields.values() for name in _names(field))
 
 
 def _field(location: str) -> tuple[str, FieldInfo]:

@@ -221,11 +221,23 @@ class Catalog:
         Raises:
             VolumeError: they cannot be made or written.
         """
-        for folder in (self.root, *(self.folder(tier) for tier in Tier)):
+        for folder in self._folders():
             with explained(f"cannot use the backup folder {folder}"):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not os.access(folder, os.W_OK | os.X_OK):
+        self.check()
+
+    def check(self) -> None:
+        """Whether the folders that exist can be written.
+
+        Raises:
+            VolumeError: one cannot.
+        """
+        for folder in self._folders():
+            if exists(folder) and not os.access(folder, os.W_OK | os.X_OK):
                 raise _not_writable(folder)
+
+    def _folders(self) -> tuple[Path, ...]:
+        return (self.root, *(self.folder(tier) for tier in Tier))
 
     def backups(self, *tiers: Tier) -> list[Backup]:
         """All backups of the given tiers (default: all), newest first. Costs no read of any sidecar.
@@ -433,19 +445,24 @@ class Catalog:
         Only under the exclusive lock: nobody else is writing then, so whatever is unfinished is abandoned.
         """
         swept: list[Path] = []
+        for path in self.unfinished():
+            # What will not go stops nothing.
+            with contextlib.suppress(OSError):
+                if unlink(path):
+                    swept.append(path)
+        return swept
+
+    def unfinished(self) -> list[Path]:
+        """Our temporaries, and sidecars without a dump: being written now, or left by a crash."""
+        found: list[Path] = []
         for tier in Tier:
             folder = self.folder(tier)
-            with explained(f"cannot clean up {folder}"):
-                if not folder.is_dir():
-                    continue
-                names = set(os.listdir(folder))
-                abandoned = [folder / name for name in sorted(names) if self._is_abandoned(name, names, tier)]
-                for path in abandoned:
-                    # We make no folders: one of such a name is somebody's. What will not go stops nothing.
-                    with contextlib.suppress(OSError):
-                        if not is_folder(path) and unlink(path):
-                            swept.append(path)
-        return swept
+            with explained(f"cannot look into {folder}"):
+                if folder.is_dir():
+                    names = set(os.listdir(folder))
+                    found += (folder / name for name in sorted(names) if self._is_abandoned(name, names, tier))
+        # We make no folders: one of such a name is somebody's.
+        return [path for path in found if not is_folder(path)]
 
     def _is_abandoned(self, filename: str, names: set[str], tier: Tier) -> bool:
         if filename.startswith(".") and filename.endswith(TEMPORARY):

@@ -6,12 +6,9 @@ from typing import Any
 
 import dagster as dg
 
-from ovia_backup_dagster.defs import alerts, assets
-from ovia_backup_dagster.defs.policies import DATABASE_TAG, run_tags
+from ovia_backup_dagster.defs import alerts, assets, doctor
+from ovia_backup_dagster.defs.policies import DAILY_BACKUP_JOB, DATABASE_TAG, DOCTOR_JOB, FRESHNESS_ALERT_JOB, run_tags
 from ovia_backup_dagster.settings import Settings
-
-DAILY_BACKUP_JOB = "daily_backup_job"
-FRESHNESS_ALERT_JOB = "freshness_alert_job"
 
 
 def build_jobs(settings: Settings) -> list[Any]:
@@ -31,4 +28,12 @@ def build_jobs(settings: Settings) -> list[Any]:
         executor_def=dg.in_process_executor,
         description="Say what is wrong with the backups, or that it is over.",
     )
-    return [daily, alert]
+    # Without it, too: it looks, and holds nobody up.
+    doctors = dg.define_asset_job(
+        DOCTOR_JOB,
+        selection=dg.AssetSelection.assets(doctor.NAME),
+        tags={DATABASE_TAG: settings.postgres_db},
+        executor_def=dg.in_process_executor,
+        description="Look at everything that a backup depends on, and say how to mend what is not right.",
+    )
+    return [daily, alert, doctors]

@@ -5,7 +5,7 @@ Numbers are plotted over time, so they keep their names and units: bytes and sec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 import dagster as dg
@@ -16,6 +16,7 @@ from ovia_backup_dagster.core.housekeeping import Promoted, Pruned
 from ovia_backup_dagster.core.manifest import Manifest
 from ovia_backup_dagster.core.retention import Plan
 from ovia_backup_dagster.core.words import signed
+from ovia_backup_dagster.doctor.report import Level, Line
 from ovia_backup_dagster.notifications import Delivery
 from ovia_backup_dagster.postgres.verification import Verified
 
@@ -114,6 +115,25 @@ def of_delivery(delivery: Delivery) -> Metadata:
         "told": dg.MetadataValue.text(", ".join(delivery.delivered) or "nobody: BACKUP_NOTIFY_URLS is empty"),
         **({"not_told": dg.MetadataValue.text(", ".join(delivery.failed))} if delivery.failed else {}),
     }
+
+
+def of_report(lines: Sequence[Line]) -> Metadata:
+    """``backup_doctor``: what was found, and how to mend it."""
+    records = [
+        dg.TableRecord(
+            {
+                "level": line.level.value,
+                "area": line.area.value,
+                "found": line.text,
+                "mend": " ".join((line.fix, *line.sql)).strip(),
+            }
+        )
+        # What is wrong stands first.
+        for line in sorted(lines, key=lambda line: list(Level).index(line.level), reverse=True)
+    ]
+    schema = dg.TableSchema([dg.TableColumn(name) for name in ("level", "area", "found", "mend")])
+    counts = {level.value: dg.MetadataValue.int(sum(line.level is level for line in lines)) for level in Level}
+    return {"report": dg.MetadataValue.table(records=records, schema=schema), **counts}
 
 
 def _table(rows: Mapping[str, int], before: Mapping[str, int] | None) -> dg.MetadataValue:

@@ -12,6 +12,10 @@ from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.settings import Settings
 from ovia_backup_dagster.system import BackupSystem
 
+DAILY_BACKUP_JOB = "daily_backup_job"
+FRESHNESS_ALERT_JOB = "freshness_alert_job"
+DOCTOR_JOB = "doctor_job"
+
 BACKUP_GROUP = "backup"
 ALERT_GROUP = "alerts"
 OWNERS = ["team:ovia-operations"]

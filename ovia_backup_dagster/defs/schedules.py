@@ -6,6 +6,8 @@ import dagster as dg
 
 from ovia_backup_dagster.settings import Settings
 
+NAME = "daily_backup_schedule"
+
 
 def daily_backup_schedule(settings: Settings, job_name: str) -> dg.ScheduleDefinition:
     """The daily backup, on unless somebody switches it off.
@@ -13,7 +15,7 @@ def daily_backup_schedule(settings: Settings, job_name: str) -> dg.ScheduleDefin
     Only Dagster knows which cron expressions it takes; ``usable_schedule`` has asked it before.
     """
     return dg.ScheduleDefinition(
-        name="daily_backup_schedule",
+        name=NAME,
         job_name=job_name,
         cron_schedule=settings.backup_schedule,
         execution_timezone=settings.backup_timezone,

@@ -28,11 +28,12 @@ from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.demo import embedded
 from ovia_backup_dagster.postgres.client import messages
 from ovia_backup_dagster.postgres.cluster import Cluster
+from ovia_backup_dagster.settings import PREFIXES
 
 DATABASE = "ovia"
 _DAGSTER = (sys.executable, "-W", "ignore", "-m", "dagster")
 _MODULE = "ovia_backup_dagster.definitions"
-_OURS = ("POSTGRES_", "BACKUP_", "PG", "DAGSTER_", "DRILL_", "RESTORE_", "SWARM_", "HEALTH_")
+_OURS = (*PREFIXES, "PG", "DAGSTER_")
 _SIDECARS = {MANIFEST: "manifest", GLOBALS: "roles", VERIFIED: "verdict", HELD: "hold"}
 
 Log = Callable[[str], None]

@@ -90,7 +90,7 @@ def database_facts(connection: Connection) -> DatabaseFacts:
             for row in session.execute("SELECT extname, extversion FROM pg_extension ORDER BY 1")
         }
         return DatabaseFacts(
-            **facts, system_identifier=_system_identifier(session), settings=settings, extensions=extensions
+            **facts, system_identifier=system_identifier(session), settings=settings, extensions=extensions
         )
 
 
@@ -99,7 +99,8 @@ def _without_secret(setting: str) -> str:
     return setting if _HARMLESS.fullmatch(name) else f"{name}=********"
 
 
-def _system_identifier(session: psycopg.Connection[dict[str, Any]]) -> str | None:
+def system_identifier(session: psycopg.Connection[dict[str, Any]]) -> str | None:
+    """What tells one cluster from another; ``None`` where the role may not see it."""
     try:
         row = session.execute("SELECT system_identifier::text AS id FROM pg_control_system()").fetchone()
     except psycopg.errors.InsufficientPrivilege:

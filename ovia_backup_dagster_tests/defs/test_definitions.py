@@ -89,6 +89,16 @@ ASSETS: dict[str, dict[str, Any]] = {
         "freshness": None,
         "checks": {},
     },
+    "backup_doctor": {
+        "deps": [],
+        "group": "alerts",
+        "kinds": ["postgres"],
+        "owners": ["team:ovia-operations"],
+        # It looks, and holds nobody up.
+        "pool": None,
+        "freshness": None,
+        "checks": {},
+    },
 }
 
 JOBS: dict[str, dict[str, Any]] = {
@@ -97,6 +107,7 @@ JOBS: dict[str, dict[str, Any]] = {
         "tags": {"ovia/database": "ovia", "ovia/volume": "/backups"},
     },
     "freshness_alert_job": {"assets": {"backup_freshness_alert"}, "tags": {"ovia/database": "ovia"}},
+    "doctor_job": {"assets": {"backup_doctor"}, "tags": {"ovia/database": "ovia"}},
 }
 
 LAUNCHPAD = {

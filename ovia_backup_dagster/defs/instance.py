@@ -1,0 +1,109 @@
+"""What only Dagster knows about itself: daemons, schedule and sensor, limits, history.
+
+For ``doctor_job``, which asks the run's own instance, and for the command line, which must not import Dagster
+and runs this module as a program: ``python -m ovia_backup_dagster.defs.instance`` prints JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+
+from ovia_backup_dagster.core.words import duration
+from ovia_backup_dagster.defs.alerts import last_failed_run
+from ovia_backup_dagster.defs.policies import DAILY_BACKUP_JOB, POOL, VOLUME_TAG, run_tags
+from ovia_backup_dagster.defs.schedules import NAME as SCHEDULE
+from ovia_backup_dagster.defs.schedules import usable_schedule
+from ovia_backup_dagster.defs.sensors import NAME as SENSOR
+from ovia_backup_dagster.doctor.report import Area, Line, as_dict, fail, ok, warn
+from ovia_backup_dagster.settings import Settings
+
+#: A daemon writes one every half minute.
+HEARTBEAT_TOLERANCE = timedelta(minutes=5)
+_DAEMONS = {"SCHEDULER": "schedules", "SENSOR": "sensors", "QUEUED_RUN_COORDINATOR": "queued runs"}
+_COPY = "copy this project's dagster.yaml into $DAGSTER_HOME and restart the daemon"
+
+
+def examine(instance: dg.DagsterInstance, settings: Settings) -> Iterator[Line]:
+    """Look at the instance. Changes nothing."""
+    yield from _schedule_is_valid(settings)
+    if instance.is_ephemeral:
+        fix = "set DAGSTER_HOME to a folder with a copy of dagster.yaml, for every Dagster process"
+        yield warn(Area.DAGSTER, "Dagster keeps no history: it forgets at each start, also whom it has told", fix)
+        return
+    yield from _daemons(instance)
+    yield from _switched_off(instance)
+    yield from _limits(instance)
+    failed = last_failed_run(instance, DAILY_BACKUP_JOB, run_tags(settings))
+    if failed is not None:
+        text = f"the last run of {DAILY_BACKUP_JOB} failed at {failed.at:%Y-%m-%d %H:%M} UTC: {failed.reason}"
+        yield warn(Area.DAGSTER, text, f"mend that, then launch {DAILY_BACKUP_JOB}; run {failed.run_id} has the log")
+
+
+def _schedule_is_valid(settings: Settings) -> Iterator[Line]:
+    for problem in usable_schedule(settings).problems[len(settings.problems) :]:
+        yield fail(Area.DAGSTER, problem, "set BACKUP_SCHEDULE, e.g. to '0 3 * * *'")
+
+
+def _daemons(instance: dg.DagsterInstance) -> Iterator[Line]:
+    now = datetime.now(UTC)
+    beats = instance.get_daemon_heartbeats()
+    required = set(instance.get_required_daemon_types())
+    silent = []
+    for kind, work in _DAEMONS.items():
+        if kind not in required:
+            continue
+        beat = beats.get(kind)
+        age = now - datetime.fromtimestamp(beat.timestamp, UTC) if beat else None
+        if age is None or age > HEARTBEAT_TOLERANCE:
+            silent.append(f"{work} ({f'silent for {duration(age)}' if age else 'never seen'})")
+        elif beat is not None and beat.errors:
+            message = " ".join(beat.errors[0].message.split())
+            yield fail(Area.DAGSTER, f"the daemon for {work} fails: {message}", "see the log of dagster-daemon")
+    if silent:
+        fix = "docker service ps ovia-backup_daemon; without containers: dagster-daemon run, with the same DAGSTER_HOME"
+        yield fail(Area.DAGSTER, f"the daemon does not run: no backup and no alert by itself: {', '.join(silent)}", fix)
+    else:
+        yield ok(Area.DAGSTER, "the daemon is alive")
+
+
+def _switched_off(instance: dg.DagsterInstance) -> Iterator[Line]:
+    stopped = {state.name for state in instance.all_instigator_state() if not state.is_running}
+    for name, loss in ((SCHEDULE, "no backup is made by itself"), (SENSOR, "nobody is told when backups fail")):
+        if name in stopped:
+            fix = f"switch it on in the UI (Automation), or: dagster {'sensor' if name == SENSOR else 'schedule'} start"
+            yield fail(Area.DAGSTER, f"{name} is switched off: {loss}", f"{fix} {name}")
+        else:
+            yield ok(Area.DAGSTER, f"{name} is on")
+
+
+def _limits(instance: dg.DagsterInstance) -> Iterator[Line]:
+    config = instance.get_concurrency_config()
+    own = {limit.name: limit.limit for limit in instance.event_log_storage.get_pool_limits()}
+    limit = own.get(POOL, config.pool_config.default_pool_limit)
+    tags = config.run_queue_config.tag_concurrency_limits if config.run_queue_config else []
+    if limit == 1 and any(tag.get("key") == VOLUME_TAG and tag.get("limit") == 1 for tag in tags):
+        yield ok(Area.DAGSTER, f"one run at a time works on a volume (pool {POOL}, tag {VOLUME_TAG})")
+    else:
+        text = (
+            f"runs on one volume may overlap (pool {POOL}: limit {limit}; tag {VOLUME_TAG}); the lock keeps them apart"
+        )
+        yield warn(Area.DAGSTER, f"{text}, but the UI does not show who waits", _COPY)
+    if instance.run_monitoring_enabled:
+        yield ok(Area.DAGSTER, "runs that die without a word are marked failed")
+    else:
+        yield warn(Area.DAGSTER, "a run that dies without a word stays 'started' for ever: no run monitoring", _COPY)
+
+
+def main() -> None:
+    """Print the lines as JSON: of the instance in DAGSTER_HOME."""
+    with dg.DagsterInstance.get() as instance:
+        json.dump([as_dict(line) for line in examine(instance, Settings.load())], sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

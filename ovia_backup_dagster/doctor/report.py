@@ -1,0 +1,96 @@
+"""What the doctor says: lines of ok, warn and fail, with how to mend. What is looked at is decided elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from ovia_backup_dagster.core.errors import BackupError
+
+
+class Level(StrEnum):
+    """How much it matters. Ordered as written: the worst is last."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+class Area(StrEnum):
+    """The part that was looked at."""
+
+    SETTINGS = "settings"
+    PROGRAMS = "programs"
+    VOLUME = "volume"
+    BACKUPS = "backups"
+    SERVER = "server"
+    RIGHTS = "rights"
+    ALERTS = "alerts"
+    DAGSTER = "dagster"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One thing that was looked at.
+
+    Attributes:
+        area: the part it belongs to.
+        level: how it stands.
+        text: what was found, in one line.
+        fix: how to mend it: a command for the shell, or an action.
+        sql: statements for a superuser in the database, ready to paste.
+    """
+
+    area: Area
+    level: Level
+    text: str
+    fix: str = ""
+    sql: tuple[str, ...] = field(default=())
+
+
+def ok(area: Area, text: str) -> Line:
+    """All is well."""
+    return Line(area, Level.OK, text)
+
+
+def warn(area: Area, text: str, fix: str = "", *sql: str) -> Line:
+    """It works, and should be better."""
+    return Line(area, Level.WARN, text, fix, sql)
+
+
+def fail(area: Area, text: str, fix: str = "", *sql: str) -> Line:
+    """A backup or an alert will fail."""
+    return Line(area, Level.FAIL, text, fix, sql)
+
+
+def failed(area: Area, error: BackupError) -> Line:
+    """What an operation would have raised."""
+    return fail(area, f"{error.what}: {error.reason}" if error.reason else error.what, error.fix)
+
+
+def worst(lines: Sequence[Line]) -> Level:
+    """The worst of the levels; of nothing, ok."""
+    return max((line.level for line in lines), key=list(Level).index, default=Level.OK)
+
+
+def summary(lines: Sequence[Line]) -> str:
+    """``3 fail, 1 warn, 20 ok``."""
+    counts = {level: sum(line.level is level for line in lines) for level in reversed(Level)}
+    return ", ".join(f"{count} {level}" for level, count in counts.items() if count)
+
+
+def statements(lines: Sequence[Line]) -> tuple[str, ...]:
+    """All SQL that mends something, each statement once."""
+    return tuple(dict.fromkeys(statement for line in lines for statement in line.sql))
+
+
+def as_dict(line: Line) -> dict[str, Any]:
+    """For JSON."""
+    return asdict(line)
+
+
+def from_dict(values: dict[str, Any]) -> Line:
+    """What :func:`as_dict` made."""
+    return Line(Area(values["area"]), Level(values["level"]), values["text"], values["fix"], tuple(values["sql"]))

@@ -1,0 +1,178 @@
+"""What must be right with the PostgreSQL server: the way to it, its version, its health, the role's rights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE
+from ovia_backup_dagster.core.errors import BackupError
+from ovia_backup_dagster.core.words import duration
+from ovia_backup_dagster.doctor.report import Area, Line, fail, failed, ok, warn
+from ovia_backup_dagster.postgres.diagnosis import sql_identifier
+from ovia_backup_dagster.postgres.privileges import Session, missing_rights
+from ovia_backup_dagster.postgres.releases import newest_minor, parse
+from ovia_backup_dagster.postgres.session import connect, system_identifier
+from ovia_backup_dagster.system import BackupSystem
+
+#: Networks of one's own (RFC 1918, RFC 4193, the host itself), such as Docker's overlays.
+_PRIVATE = ["127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "::1/128", "fc00::/7", "fe80::/10"]
+#: A password that expires sooner deserves a look now.
+_EXPIRES_SOON = timedelta(days=30)
+_ABOUT = """
+    SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int / 10000 AS major,
+           current_user AS role, now() AS now, pg_is_in_recovery() AS standby,
+           current_setting('data_checksums') = 'on' AS checksums,
+           (SELECT checksum_failures FROM pg_stat_database WHERE datname = current_database()) AS failures,
+           (SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()) AS tls, inet_client_addr() IS NULL AS socket,
+           coalesce(inet_server_addr() <<= ANY (%(private)s::inet[]), true) AS private,
+           (SELECT rolvaliduntil FROM pg_roles WHERE rolname = current_user) AS valid_until,
+           (SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user) AS connection_limit,
+           (SELECT count(*) FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid
+            WHERE d.datname = current_database()) AS subscriptions,
+           (SELECT count(*) FROM pg_class WHERE relpersistence = 'u' AND relkind = 'r') AS unlogged
+"""
+_EXPECTED = """
+    SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                   WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_'
+                   AND %(name)s::text IN (c.relname::text, n.nspname || '.' || c.relname)) AS there
+"""
+
+
+def server(system: BackupSystem) -> Iterator[Line]:
+    """The connection and all that is asked through it."""
+    try:
+        with connect(system.connection) as session:
+            about = session.execute(_ABOUT, {"private": _PRIVATE}).fetchone()
+            assert about is not None  # it has no FROM
+            yield from _connection(system, about)
+            yield from _version(system, about)
+            yield from _health(about)
+            yield from _expected_tables(system, session)
+            yield from _same_server(system, session)
+            yield from _rights(session, about)
+    except BackupError as error:
+        yield failed(Area.SERVER, error)
+
+
+def _connection(system: BackupSystem, about: dict[str, Any]) -> Iterator[Line]:
+    way = "a Unix socket" if about["socket"] else "TLS" if about["tls"] else "plain TCP"
+    text = f"connected to {system.connection} as {about['role']}, by {way}"
+    if about["tls"] or about["private"]:
+        yield ok(Area.SERVER, text)
+    else:
+        fix = "have the server use TLS; then PGSSLMODE=verify-full with PGSSLROOTCERT"
+        yield warn(Area.SERVER, f"{text} outside a private network: data and password can be read on the way", fix)
+    difference = datetime.now(UTC) - about["now"]
+    if abs(difference) > CLOCK_TOLERANCE:
+        text = f"the server's clock differs from the one here by {duration(difference)}"
+        yield warn(Area.SERVER, text, "timedatectl; set both by NTP: ages and names of backups depend on it")
+    until = about["valid_until"]
+    if until is not None and until - datetime.now(UTC) < _EXPIRES_SOON:
+        role = sql_identifier(about["role"])
+        yield warn(
+            Area.SERVER,
+            f"the password of role {about['role']} expires on {until:%Y-%m-%d}",
+            "give it a longer life, as a superuser",
+            f"ALTER ROLE {role} VALID UNTIL 'infinity';",
+        )
+
+
+def _version(system: BackupSystem, about: dict[str, Any]) -> Iterator[Line]:
+    try:
+        client = system.programs.major("pg_dump")
+    except BackupError:
+        client = None  # said under programs
+    version, major = about["version"], about["major"]
+    if client is not None and client != major:
+        fix = f"use PostgreSQL {major}'s client programs: set PG_BIN_DIR, or another image"
+        yield fail(Area.SERVER, f"the server is PostgreSQL {version}, pg_dump is {client}", fix)
+        return
+    parsed, newest = parse(version), newest_minor(major)
+    if parsed and parsed[1] < newest:
+        yield warn(
+            Area.SERVER,
+            f"the server is PostgreSQL {version}; {major}.{newest} mends vulnerabilities",
+            f"docker service update --image postgres:{major} ovia_postgres",
+        )
+    else:
+        yield ok(Area.SERVER, f"PostgreSQL {version}, as the client programs")
+
+
+def _health(about: dict[str, Any]) -> Iterator[Line]:
+    if about["failures"]:
+        yield fail(
+            Area.SERVER,
+            f"the server has met {about['failures']} damaged pages: it is losing data",
+            "keep every backup there is; look into the server's log; move the data to another disk",
+        )
+    elif about["checksums"]:
+        yield ok(Area.SERVER, "page checksums are on, no damaged page was met")
+    else:
+        # No warning: it takes the server down to change, and a light that is always yellow is not looked at.
+        yield ok(Area.SERVER, "page checksums are off; with them (pg_checksums --enable) a failing disk is noticed")
+    if about["standby"]:
+        yield warn(
+            Area.SERVER,
+            "this is a standby: a long dump may be cancelled by a conflict with recovery",
+            "set POSTGRES_HOST to the primary; or here: ALTER SYSTEM SET max_standby_streaming_delay = '1h'",
+        )
+    if about["connection_limit"] == 0:
+        role = sql_identifier(about["role"])
+        yield fail(Area.SERVER, "the role may not connect", "raise its limit", f"ALTER ROLE {role} CONNECTION LIMIT 5;")
+    if about["subscriptions"]:
+        yield warn(
+            Area.SERVER,
+            f"{about['subscriptions']} subscriptions: pg_dump leaves them out for all but superusers",
+            "note down their CREATE SUBSCRIPTION; after a restore they are made anew",
+        )
+    if about["unlogged"]:
+        yield ok(
+            Area.SERVER, f"{about['unlogged']} unlogged tables: in the dump, but empty after a crash of the server"
+        )
+
+
+def _expected_tables(system: BackupSystem, session: Session) -> Iterator[Line]:
+    expected = system.settings.expected_tables
+    missing = []
+    for name in expected:
+        row = session.execute(_EXPECTED, {"name": name}).fetchone()
+        if row is None or not row["there"]:
+            missing.append(name)
+    if missing:
+        yield fail(
+            Area.SERVER,
+            f"tables that a dump must hold are not in the database: {', '.join(missing)}",
+            "is POSTGRES_DB the right one? else set BACKUP_EXPECTED_TABLES to the tables that it must hold, or to none",
+        )
+    elif expected:
+        yield ok(Area.SERVER, f"the expected tables are there: {', '.join(expected)}")
+    else:
+        fix = "set BACKUP_EXPECTED_TABLES to the tables without which a dump is worth nothing"
+        yield warn(Area.SERVER, "no table is expected: an empty database would count as backed up", fix)
+
+
+def _same_server(system: BackupSystem, session: Session) -> Iterator[Line]:
+    """Whether it is the server of the last dump: a wrong POSTGRES_HOST backs up a toy, and nobody notices."""
+    try:
+        before = next((b.manifest for b in system.catalog.newest_first() if b.manifest is not None), None)
+    except BackupError:
+        return  # said under volume, and by verification
+    here = system_identifier(session)
+    known = before.database.system_identifier if before else None
+    if known and here and here != known:
+        yield warn(
+            Area.SERVER,
+            "this is another server than the one of the last dump (its system identifier differs)",
+            "after a move or a restore that is right; else check POSTGRES_HOST",
+        )
+
+
+def _rights(session: Session, about: dict[str, Any]) -> Iterator[Line]:
+    missing = missing_rights(session, about["role"])
+    for right in missing:
+        make = warn if right.later else fail
+        yield make(Area.RIGHTS, right.what, right.note or "as a superuser, in the database", right.sql)
+    if not missing:
+        yield ok(Area.RIGHTS, f"role {about['role']} may read all that a dump holds")

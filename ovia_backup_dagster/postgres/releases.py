@@ -1,0 +1,79 @@
+"""Which minor releases of PostgreSQL mend known vulnerabilities of the client programs that we run.
+
+Only what a dump, its reading back and a restore meet: pg_dump, pg_restore, psql and libpq. Kept by hand, with
+the day of the last look; a newer program is never called old.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+#: When the list was last compared with https://www.postgresql.org/support/security/.
+AS_OF = "2026-11-23"
+
+
+@dataclass(frozen=True, slots=True)
+class Vulnerability:
+    """One vulnerability.
+
+    Attributes:
+        cve: its number.
+        what: what an attacker gains, in a few words.
+        mended: major -> the first minor without it.
+    """
+
+    cve: str
+    what: str
+    mended: dict[int, int]
+
+
+#: Newest first.
+VULNERABILITIES = (
+    Vulnerability(
+        "CVE-2026-18408",
+        "a hostile server's superuser can put commands into a plain dump that psql restores",
+        {18: 6, 17: 11, 16: 15, 15: 19, 14: 24},
+    ),
+    Vulnerability(
+        "CVE-2026-6477",
+        "a hostile server can overwrite pg_dump's memory when it reads large objects",
+        {18: 4, 17: 10, 16: 14, 15: 18, 14: 23},
+    ),
+    Vulnerability(
+        "CVE-2025-12818", "libpq can be made to write past its buffers", {18: 1, 17: 7, 16: 11, 15: 15, 14: 20}
+    ),
+    Vulnerability(
+        "CVE-2025-8714", "a hostile server's superuser can put commands into a dump", {17: 6, 16: 10, 15: 14, 14: 19}
+    ),
+    Vulnerability(
+        "CVE-2025-8715",
+        "an object's name with a line feed can put commands into a dump",
+        {17: 6, 16: 10, 15: 14, 14: 19},
+    ),
+    Vulnerability("CVE-2025-1094", "quoted text can break out of its quotes in psql", {17: 3, 16: 7, 15: 11, 14: 16}),
+    Vulnerability(
+        "CVE-2024-10977", "a man in the middle can put words into libpq's errors", {17: 1, 16: 5, 15: 9, 14: 14}
+    ),
+    Vulnerability("CVE-2024-7348", "who may create tables can run SQL as the role that dumps", {16: 4, 15: 8, 14: 13}),
+)
+
+
+def parse(version: str) -> tuple[int, int] | None:
+    """``16.15 (Debian 16.15-1)`` -> (16, 15); ``None`` for what is no release (``17beta1``)."""
+    match = re.match(r"(\d+)\.(\d+)", version)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def known_vulnerabilities(version: str) -> tuple[Vulnerability, ...]:
+    """Those that a client program of this version has; none for a version that is not understood."""
+    parsed = parse(version)
+    if parsed is None:
+        return ()
+    major, minor = parsed
+    return tuple(v for v in VULNERABILITIES if minor < v.mended.get(major, 0))
+
+
+def newest_minor(major: int) -> int:
+    """The newest minor release of a major that the list knows of; 0 for a major that it does not know."""
+    return max((v.mended.get(major, 0) for v in VULNERABILITIES), default=0)
