@@ -27,6 +27,13 @@ from pydantic import SecretStr
 from ovia_backup_dagster.core.errors import CompressionUnsupportedError, ProgramMissingError
 
 CONNECT_TIMEOUT_SECONDS = 15
+#: A network that goes away without a word is noticed after a minute and a half; the kernel's default is two hours.
+KEEPALIVES = {
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 6,
+    "tcp_user_timeout": 90_000,
+}
 #: pg_dump pins most of what changes the text of data, but not these (facts: a database-level time zone makes
 #: every timestamptz row differ between a dump and the dump of its restored copy).
 SESSION_OPTIONS = "-c timezone=UTC -c bytea_output=hex -c lc_monetary=C"
@@ -53,6 +60,11 @@ class Connection:
 
     def __str__(self) -> str:
         return f"database {self.database} at {self.host}:{self.port}"
+
+    def conninfo(self) -> str:
+        """For ``--dbname``: the database, quoted, and what no variable can say. Holds no secret."""
+        database = self.database.replace("\\", "\\\\").replace("'", "\\'")
+        return " ".join((f"dbname='{database}'", *(f"{name}={value}" for name, value in KEEPALIVES.items())))
 
     def environment(self) -> dict[str, str]:
         """What a client program needs to connect. The database goes here, too: an argument ``a=b`` would be read

@@ -136,7 +136,12 @@ class Dumper:
     ) -> tuple[str, ...]:
         variables = {**self.connection.environment(), "PGOPTIONS": SESSION_OPTIONS}
         clock = time.monotonic()
-        command = (self.programs.path("pg_dump"), *options, f"--file={target}")
+        command = (
+            self.programs.path("pg_dump"),
+            *options,
+            f"--dbname={self.connection.conninfo()}",
+            f"--file={target}",
+        )
         # The child inherits the lock: if this process is killed, nobody else writes until pg_dump has ended.
         with start(command, variables=variables, pass_fds=(lock,)) as child:
             code = child.wait(
@@ -155,7 +160,6 @@ class Dumper:
 
     def _globals(self) -> tuple[bytes | None, tuple[str, ...]]:
         """Roles without passwords. A dump without them is still a good dump: a failure is a warning."""
-        database = self.connection.database.replace("\\", "\\\\").replace("'", "\\'")
         try:
             command = (
                 self.programs.path("pg_dumpall"),
@@ -163,7 +167,7 @@ class Dumper:
                 "--no-role-passwords",
                 "--no-password",
                 # -l is read as a connection string, so it is given one.
-                f"--database=dbname='{database}'",
+                f"--database={self.connection.conninfo()}",
             )
             code, output, stderr = capture(command, variables=self.connection.environment())
             if code != 0:

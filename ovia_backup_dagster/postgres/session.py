@@ -59,9 +59,9 @@ def connect(connection: Connection) -> Iterator[psycopg.Connection[dict[str, Any
     try:
         with _only_our_environment(connection):
             session = psycopg.connect(
+                connection.conninfo(),
                 host=connection.host,  # psycopg itself resolves it, and does not see the environment then
                 port=connection.port,
-                dbname=connection.database,
                 client_encoding="UTF8",  # some server encodings have no codec here
                 autocommit=True,
                 row_factory=dict_row,

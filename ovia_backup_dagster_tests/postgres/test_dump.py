@@ -369,6 +369,47 @@ def test_server_killed_in_the_middle(bin_dir: Path, volume: Path, programs: Prog
 
 
 @contextmanager
+def network_of_its_own(name: str) -> Iterator[tuple[str, str]]:
+    """A second network stack with a cable to this one; yields this side's address and device."""
+    here, there = f"{name}a", f"{name}b"
+
+    def ip(*arguments: str) -> None:
+        subprocess.run(["ip", *arguments], check=True)
+
+    ip("netns", "add", name)
+    try:
+        ip("link", "add", here, "type", "veth", "peer", "name", there, "netns", name)
+        ip("addr", "add", "10.213.7.1/30", "dev", here)
+        ip("link", "set", here, "up")
+        ip("-n", name, "addr", "add", "10.213.7.2/30", "dev", there)
+        ip("-n", name, "link", "set", there, "up")
+        yield "10.213.7.1", here
+    finally:
+        ip("netns", "del", name)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a network of one's own needs root")
+def test_a_network_that_goes_away_without_a_word(bin_dir: Path, volume: Path, programs: Programs) -> None:
+    """The kernel would wait for two hours."""
+    with running_cluster(bin_dir, listen_addresses="*") as server, network_of_its_own("oviat") as (address, device):
+        with open(server.data / "pg_hba.conf", "a", encoding="utf-8") as rules:
+            rules.write(f"host all all {address}/30 trust\n")
+        execute(server.connection(), "SELECT pg_reload_conf()", "CREATE TABLE people ()")
+        connection = replace(server.connection(), host=address)
+        dumper = Dumper(Catalog(volume, "postgres"), connection, programs, lock_wait_timeout_seconds=60)
+        with _session(server.connection()) as other, _session(server.connection()) as watcher:
+            other.execute("BEGIN")
+            other.execute("LOCK TABLE people IN ACCESS EXCLUSIVE MODE")
+            with _running_dump(dumper, "ip", "netns", "exec", "oviat") as dump:
+                _until(lambda: _waiting_backends(watcher))
+                subprocess.run(["ip", "link", "set", device, "down"], check=True)
+                _, stderr = dump.communicate(timeout=30)
+
+    assert "ConnectionLostError" in stderr
+    assert list((volume / "daily").iterdir()) == []
+
+
+@contextmanager
 def tmpfs(folder: Path, size: str) -> Iterator[None]:
     folder.mkdir(exist_ok=True, parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", str(folder)], check=True)
@@ -535,8 +576,10 @@ _CHILD = """
 import json, signal, sys
 from pathlib import Path
 from ovia_backup_dagster.core.catalog import Catalog
+from ovia_backup_dagster.postgres import client
 from ovia_backup_dagster.postgres.client import Connection, Programs
 from ovia_backup_dagster.postgres.dump import Dumper
+client.KEEPALIVES.update(keepalives_idle=1, keepalives_interval=1, keepalives_count=2, tcp_user_timeout=3000)
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 a = json.loads(sys.argv[1])
 catalog = Catalog(Path(a["root"]), a["database"])
@@ -550,7 +593,7 @@ except Exception as error:
 
 
 @contextmanager
-def _running_dump(dumper: Dumper) -> Iterator[subprocess.Popen[str]]:
+def _running_dump(dumper: Dumper, *prefix: str) -> Iterator[subprocess.Popen[str]]:
     """A dump in a process of its own."""
     arguments = {
         "root": str(dumper.catalog.root),
@@ -561,7 +604,7 @@ def _running_dump(dumper: Dumper) -> Iterator[subprocess.Popen[str]]:
         "bin": str(dumper.programs.bin_dir),
         "wait": dumper.lock_wait_timeout_seconds,
     }
-    command = [sys.executable, "-c", _CHILD, json.dumps(arguments)]
+    command = [*prefix, sys.executable, "-c", _CHILD, json.dumps(arguments)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process
