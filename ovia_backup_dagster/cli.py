@@ -9,7 +9,10 @@ Imports stand inside the commands: ``--help`` must answer at once.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -42,6 +45,17 @@ class _Group(click.Group):
         except BackupError as error:
             click.echo(f"ovia-backup: {error}", err=True)
             ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("ovia-backup: ended by Ctrl-C; nothing unfinished is left", err=True)
+            ctx.exit(128 + signal.SIGINT)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EIO):
+                raise
+            # Standard output is a full disk, or a terminal that is gone. Monitoring must not read it as "critical".
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            with contextlib.suppress(OSError):
+                click.echo(f"ovia-backup: cannot print: {error.strerror}", err=True)
+            ctx.exit(UNKNOWN if ctx.invoked_subcommand == "status" else 1)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -27,11 +28,14 @@ class Cli:
 
     settings: dict[str, str]
 
-    def __call__(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    def environment(self, **settings: str) -> dict[str, str]:
         kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        return {**kept, **self.settings, **settings}
+
+    def __call__(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(PROGRAM), *arguments],
-            env={**kept, **self.settings, **settings},
+            env=self.environment(**settings),
             capture_output=True,
             text=True,
             timeout=120,
@@ -199,9 +203,7 @@ def test_the_password_is_in_no_command_line(cli: Cli, server: PortCluster, datab
     tcp = {"POSTGRES_HOST": "127.0.0.1", "POSTGRES_PORT": str(server.port), "PGPASSWORD": PASSWORD}
     with psycopg.connect(host=database.host, port=database.port, dbname=database.database, user=database.user) as other:
         other.execute("LOCK TABLE people IN ACCESS EXCLUSIVE MODE")
-        kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-        environment = {**kept, **cli.settings, **tcp}
-        with subprocess.Popen([str(PROGRAM), "dump"], env=environment, stderr=subprocess.PIPE) as process:
+        with subprocess.Popen([str(PROGRAM), "dump"], env=cli.environment(**tcp), stderr=subprocess.PIPE) as process:
             try:
                 lines = until(lambda: command_lines(process.pid, "pg_dump"))
             finally:
@@ -348,3 +350,31 @@ def test_a_hostile_name_does_not_reach_the_terminal(cli: Cli, database: Connecti
     assert result.returncode == 0
     assert "\x1b" not in result.stdout
     assert "\x07" not in result.stdout
+
+
+@pytest.mark.parametrize(("command", "code"), [("status", 3), ("list", 1)])
+def test_output_that_cannot_be_written(command: str, code: int, cli: Cli) -> None:
+    assert cli("dump").returncode == 0
+
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run(
+            [str(PROGRAM), command], env=cli.environment(), stdout=full, stderr=subprocess.PIPE, text=True
+        )
+
+    assert ended.returncode == code
+    assert ended.stderr == "ovia-backup: cannot print: No space left on device\n"
+
+
+def test_ctrl_c_ends_a_dump_and_leaves_nothing(cli: Cli, database: Connection, volume: Path) -> None:
+    with (
+        psycopg.connect(host=database.host, port=database.port, dbname=database.database, user=database.user) as other,
+        subprocess.Popen([str(PROGRAM), "dump"], env=cli.environment(), stderr=subprocess.PIPE, text=True) as dump,
+    ):
+        other.execute("LOCK TABLE people IN ACCESS EXCLUSIVE MODE")
+        until(lambda: command_lines(dump.pid, "pg_dump"))
+        dump.send_signal(signal.SIGINT)
+        _, stderr = dump.communicate(timeout=30)
+
+    assert dump.returncode == 130
+    assert stderr.splitlines()[-1] == "ovia-backup: ended by Ctrl-C; nothing unfinished is left"
+    assert list((volume / "daily").iterdir()) == []
