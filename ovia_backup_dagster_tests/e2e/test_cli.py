@@ -136,7 +136,8 @@ def test_status_without_backups_is_critical(cli: Cli, volume: Path) -> None:
 
     assert result.returncode == 2
     assert "BACKUP CRITICAL - there is no backup" in result.stdout
-    assert "Next: ovia-backup dump" in result.stdout
+    assert "likely cause: none was made yet, or the volume is not mounted" in result.stdout
+    assert "run: ovia-backup dump" in result.stdout
 
 
 def test_status_of_an_old_backup_is_critical(cli: Cli, volume: Path) -> None:
