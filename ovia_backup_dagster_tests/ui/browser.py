@@ -1,0 +1,198 @@
+"""What a person does and sees in Dagster's UI, in a real browser. What must be seen, the tests say.
+
+Found by words, roles and links wherever the UI has them. Every wait is for something on the page.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
+CHROMIUM = Path("/usr/bin/chromium")
+_SECONDS = 30
+#: A run starts in a process of its own, on a machine that has other things to do.
+_RUN_SECONDS = 120
+_OPTIONS = (
+    "--no-sandbox",  # it does not start under root otherwise
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@contextmanager
+def browsing() -> Iterator[Browser]:
+    """Debian's Chromium, without a window."""
+    expect.set_options(timeout=_SECONDS * 1000)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=_OPTIONS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextmanager
+def visiting(browser: Browser, url: str, width: int = 1400, height: int = 800) -> Iterator[Site]:
+    """A person who opens the UI for the first time."""
+    context = browser.new_context(
+        base_url=url,
+        viewport={"width": width, "height": height},
+        locale="en-GB",
+        timezone_id="UTC",
+        reduced_motion="reduce",
+    )
+    context.set_default_timeout(_SECONDS * 1000)
+    try:
+        site = Site(context.new_page())
+        site.page.goto("/")
+        yield site
+    finally:
+        context.close()
+
+
+@dataclass(frozen=True)
+class Site:
+    """The UI, as one person has it open."""
+
+    page: Page
+
+    def choose(self, entry: str) -> None:
+        """Choose from the navigation."""
+        self.page.get_by_role("navigation").get_by_text(entry, exact=True).click()
+
+    # ---------------------------------------------------------------- runs
+
+    def launch_job(self, name: str) -> str:
+        """Launch a job from its page, follow its run, and say how it ended."""
+        self.choose("Jobs")
+        self.page.get_by_role("link", name=name).click()
+        return self._launch("Materialize all")
+
+    def materialize(self, asset: str) -> str:
+        """Materialize one asset from its page, follow the run, and say how it ended."""
+        self.open_asset(asset)
+        return self._launch("Materialize")
+
+    def _launch(self, button: str) -> str:
+        self.page.get_by_role("button", name=button).click()
+        notification = self.page.get_by_role("listitem").filter(has_text="Launched run")
+        notification.get_by_role("link", name="View").click()
+        return self.outcome()
+
+    def outcome(self) -> str:
+        """How the run whose page is open ends."""
+        expect(self.page).to_have_url(re.compile("/runs/"))
+        ended = self.page.get_by_text(re.compile("^(Success|Failure|Canceled)$"))
+        expect(ended).to_be_visible(timeout=_RUN_SECONDS * 1000)
+        return ended.inner_text()
+
+    @contextmanager
+    def new_tab(self, link: Locator) -> Iterator[Site]:
+        """What a link opens beside this page."""
+        with self.page.expect_popup() as opened:
+            link.click()
+        yield Site(opened.value)
+        opened.value.close()
+
+    # ---------------------------------------------------------------- the graph
+
+    def open_graph(self) -> None:
+        """The graph of all assets, with nothing beside it; to expand its groups brings all of it into view."""
+        self.choose("Lineage")
+        self.page.get_by_role("button", name="Hide navigation").click()
+        self._button("panel_show_right").click()
+        self._button("settings").last.click()
+        self.page.get_by_role("menuitem", name="Expand all groups").click()
+        expect(self.nodes.first).to_be_visible()
+
+    @property
+    def nodes(self) -> Locator:
+        """The assets in the graph."""
+        return self.page.locator("foreignObject").filter(has_text="Latest event")
+
+    @property
+    def edges(self) -> Locator:
+        """The arrows in the graph."""
+        return self.page.locator("path[marker-end]")
+
+    def node(self, asset: str) -> Locator:
+        """One asset in the graph."""
+        return self.nodes.filter(has=self.page.get_by_text(asset, exact=True))
+
+    def connected(self, assets: tuple[str, ...]) -> set[tuple[str, str]]:
+        """Which asset's right side an arrow leaves, and which one's left side it points to."""
+        boxes = {asset: _box(self.node(asset)) for asset in assets}
+        ends = [_ends(edge.get_attribute("d") or "") for edge in self.edges.all()]
+        return {
+            (
+                next(asset for asset, box in boxes.items() if box.touched(start, box.right)),
+                next(asset for asset, box in boxes.items() if box.touched(end, box.left)),
+            )
+            for start, end in ends
+        }
+
+    def _button(self, icon: str) -> Locator:
+        """A button without words, by its picture."""
+        return self.page.get_by_role("button").filter(has=self.page.get_by_role("img", name=icon, exact=True))
+
+    # ---------------------------------------------------------------- an asset
+
+    def open_asset(self, name: str) -> None:
+        self.page.goto(f"/assets/{name}")
+
+    def metadata(self, key: str) -> Locator:
+        """A value on an asset's page."""
+        row = self.page.get_by_role("row").filter(has=self.page.get_by_role("cell", name=key, exact=True))
+        return row.get_by_role("cell").nth(2)
+
+    def table(self, key: str) -> list[tuple[str, ...]]:
+        """A table among the metadata on an asset's page."""
+        table = self.metadata(key).get_by_role("table")
+        expect(table).to_be_visible()
+        rows = table.get_by_role("row").filter(has=self.page.get_by_role("cell")).all()
+        return [tuple(" ".join(cell.split()) for cell in row.get_by_role("cell").all_inner_texts()) for row in rows]
+
+    def open_check(self, name: str) -> None:
+        """A check's page, from its asset's."""
+        self.page.get_by_role("tab", name="Checks", exact=True).click()
+        self.page.get_by_text(name, exact=True).first.click()
+
+
+def colour(words: Locator) -> str:
+    """What colour words have: red, green, or none of these."""
+    computed: str = words.evaluate("words => getComputedStyle(words).color")
+    red, green, blue = (float(number) for number in re.findall(r"[\d.]+", computed)[:3])
+    if max(green, blue) < red:
+        return "red"
+    return "green" if max(red, blue) < green else "other"
+
+
+@dataclass(frozen=True)
+class _Box:
+    left: float
+    right: float
+    top: float
+    bottom: float
+
+    def touched(self, point: tuple[float, float], side: float) -> bool:
+        # An arrow's head takes some room before the side that it points to.
+        return abs(point[0] - side) < 10 and self.top < point[1] < self.bottom
+
+
+def _box(node: Locator) -> _Box:
+    x, y, width, height = (float(node.get_attribute(name) or "nan") for name in ("x", "y", "width", "height"))
+    return _Box(x, x + width, y, y + height)
+
+
+def _ends(path: str) -> tuple[tuple[float, float], tuple[float, float]]:
+    numbers = [float(number) for number in re.findall(r"-?[\d.]+", path)]
+    return (numbers[0], numbers[1]), (numbers[-2], numbers[-1])

@@ -1,0 +1,157 @@
+"""A whole deployment: PostgreSQL, ``dagster dev`` with its schedule and its sensor, and people who are told.
+
+What the tests of the UI and the README's pictures look at. How to look is ``browser``'s business.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+from ovia_backup_dagster.core.catalog import Backup
+from ovia_backup_dagster.demo import embedded
+from ovia_backup_dagster.demo.run import _end_group
+from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.system import BackupSystem
+from ovia_backup_dagster_tests.conftest import REPOSITORY, execute, free_port, quiet, running_cluster
+from ovia_backup_dagster_tests.defs.receiver import Receiver, receiver
+from ovia_backup_dagster_tests.defs.support import OURS, backdate, environment, load
+
+DATABASE = "ovia"
+AGE = timedelta(hours=30)
+
+#: What has changed in the database since that backup, as the UI says it.
+CHANGES = {"public.audit_events": "+240", "public.people": "+3", "public.sync_watermarks": "-2"}
+_SINCE = (
+    """INSERT INTO people (id, person_key, given_name, family_name, email, team, hired_on)
+       SELECT 1000000 + i, md5('new person:' || i)::uuid, 'New', 'Person', 'new' || i || '@example.com', 'sales',
+              DATE '2026-02-01' FROM generate_series(1, 3) AS i""",
+    "INSERT INTO audit_events (action, payload) SELECT 'login', '{}' FROM generate_series(1, 240)",
+    "DELETE FROM sync_watermarks WHERE ctid IN (SELECT ctid FROM sync_watermarks LIMIT 2)",
+)
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """One that runs.
+
+    Attributes:
+        url: of the UI.
+        database: as its superuser.
+        system: the same settings, for looking at the volume, and meddling with it, behind Dagster's back.
+        people: who is told.
+    """
+
+    url: str
+    database: Connection
+    system: BackupSystem
+    people: Receiver
+
+    def rows(self) -> dict[str, int]:
+        """The tables that people think of (no partitions), and how many rows each has in the database."""
+        to = self.database
+        with psycopg.connect(host=to.host, port=to.port, dbname=to.database, user=to.user) as session:
+            tables = session.execute(
+                """SELECT nspname, relname, format('%I.%I', nspname, relname), relkind = 'p'
+                   FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace
+                   WHERE relkind IN ('r', 'p') AND NOT relispartition
+                   AND nspname NOT IN ('pg_catalog', 'information_schema')"""
+            ).fetchall()
+            counts = {}
+            for schema, name, quoted, partitioned in tables:
+                # A table's rows are its own, not those of tables that inherit from it.
+                query = sql.SQL("SELECT count(*) FROM {}" if partitioned else "SELECT count(*) FROM ONLY {}")
+                [(counts[quoted],)] = session.execute(query.format(sql.Identifier(schema, name)))
+            return counts
+
+    @property
+    def newest(self) -> Backup:
+        """The newest backup on the volume."""
+        return self.system.catalog.backups()[0]
+
+
+@contextmanager
+def deployed(scale: float) -> Iterator[Deployment]:
+    """Start it over a volume whose only backup, a proven one, is 30 hours old. Nothing is left behind.
+
+    So the sensor's first tick has something to tell, and the first verification something to compare with.
+
+    Args:
+        scale: of the sample database.
+    """
+    with (
+        running_cluster(embedded.bin_dir()) as cluster,
+        tempfile.TemporaryDirectory(prefix="ovia-ui-", dir="/tmp") as folder,
+        receiver() as people,
+    ):
+        embedded.create_database(cluster.connection(), cluster.bin_dir, DATABASE, scale)
+        database = cluster.connection(DATABASE)
+        home = Path(folder) / "dagster"
+        home.mkdir()
+        shutil.copyfile(REPOSITORY / "dagster.yaml", home / "dagster.yaml")
+        variables = environment(
+            database, Path(folder) / "backups", cluster.bin_dir, BACKUP_NOTIFY_URLS=people.url, DAGSTER_HOME=str(home)
+        )
+        system = BackupSystem(load(variables))
+        before = system.dumper.dump(log=quiet)
+        assert system.verifier.verify(before, log=quiet).judgement.good
+        backdate(system.catalog, before, AGE)
+        execute(database, *_SINCE)
+        with _served(variables, Path(folder) / "dagster.log") as url:
+            yield Deployment(url, database, system, people)
+
+
+@contextmanager
+def _served(variables: Mapping[str, str], log: Path) -> Iterator[str]:
+    """Run the webserver and the daemon; gives the UI's address."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith((*OURS, "PYTHON"))}
+    port = free_port()
+    where = ("--workspace", "workspace.yaml", "--host", "127.0.0.1", "--port", str(port))
+    url = f"http://127.0.0.1:{port}"
+    with open(log, "wb") as output:
+        # A session of its own: it starts code servers and runs, and all of them are to end with it.
+        process = subprocess.Popen(
+            (sys.executable, "-W", "ignore", "-m", "dagster", "dev", *where),
+            cwd=REPOSITORY,
+            env={**kept, **variables},
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        try:
+            until(lambda: _answers(url) or process.poll() is not None, 120, "Dagster did not start")
+            assert process.poll() is None, log.read_text()
+            yield url
+        finally:
+            _end_group(process)
+            process.wait(0)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/server_info", timeout=30) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, ConnectionError):
+        return False
+
+
+def until(true: Callable[[], object], seconds: float, otherwise: str) -> None:
+    """Wait for a condition outside of the browser; inside, Playwright waits."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.1)

@@ -1,0 +1,125 @@
+"""Dagster's UI as people use it: a real browser, the real webserver and daemon, a real database.
+
+The deployment is started once for the module, or once a worker where workers share the tests out: what a test needs
+done before it, a fixture does. The last one leaves a damaged backup behind.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from ovia_backup_dagster_tests.defs.receiver import Receiver
+from ovia_backup_dagster_tests.defs.support import ALERT, ALERT_JOB, CHAIN, DAILY_JOB, flip_byte
+from ovia_backup_dagster_tests.ui.browser import CHROMIUM, Site, browsing, colour, visiting
+from ovia_backup_dagster_tests.ui.deployment import CHANGES, Deployment, deployed, until
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if not CHROMIUM.exists():
+        message = f"{CHROMIUM} is missing: apt-get install --no-install-recommends chromium"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    with browsing() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def deployment(browser: Browser) -> Iterator[Deployment]:
+    with deployed(scale=0.02) as deployment:
+        yield deployment
+
+
+@pytest.fixture(scope="module")
+def told(deployment: Deployment) -> Receiver:
+    """Who was told of the old backup, after the daemon's first tick. Until then nobody may touch the volume."""
+    until(lambda: deployment.people.messages, 120, "nobody was told")
+    return deployment.people
+
+
+@pytest.fixture(scope="module")
+def launched(browser: Browser, deployment: Deployment, told: Receiver) -> str:
+    """How the daily job ended that somebody launched from its page."""
+    with visiting(browser, deployment.url) as site:
+        return site.launch_job(DAILY_JOB)
+
+
+@pytest.fixture
+def site(browser: Browser, deployment: Deployment) -> Iterator[Site]:
+    with visiting(browser, deployment.url) as site:
+        yield site
+
+
+def test_the_graph_shows_the_assets_and_what_follows_on_what(site: Site) -> None:
+    site.open_graph()
+
+    expect(site.nodes).to_have_count(5)
+    expect(site.edges).to_have_count(3)
+    for asset in (*CHAIN, ALERT):
+        expect(site.node(asset).get_by_text(asset, exact=True)).to_be_in_viewport()
+    assert site.connected((*CHAIN, ALERT)) == set(pairwise(CHAIN))
+
+
+def test_an_old_backup_makes_the_sensor_launch_a_run_that_tells_people(site: Site, told: Receiver) -> None:
+    site.choose("Automation")
+    site.page.get_by_role("link", name="backup_freshness_sensor").click()
+    tick = site.page.get_by_role("row").filter(has_text="1 run requested").last
+    with site.new_tab(tick.locator("a[href^='/runs/']")) as run:
+        assert run.outcome() == "Success"
+        expect(run.page.get_by_role("link", name=ALERT_JOB)).to_be_visible()
+
+    site.open_asset(ALERT)
+    [message] = told.messages
+    assert message["title"] == "[ovia] the newest backup is too old"
+    assert "1 d 6 h old, 4 h too old" in message["message"]
+    expect(site.metadata("title")).to_have_text(message["title"])
+    expect(site.metadata("message")).to_have_text(message["message"])
+
+
+def test_a_job_launched_from_its_page_turns_the_assets_green(site: Site, launched: str) -> None:
+    assert launched == "Success"
+    site.open_graph()
+
+    for asset in CHAIN:
+        state = site.node(asset).get_by_text("Materialized", exact=True)
+        expect(state).to_be_visible()
+        assert colour(state) == "green"
+    expect(site.node("dump_verification")).to_contain_text("6 / 6 Passed")
+
+
+def test_a_verification_shows_the_rows_of_every_table(site: Site, deployment: Deployment, launched: str) -> None:
+    assert launched == "Success"
+    site.open_asset("dump_verification")
+
+    rows = {" ".join(table.split()): count for table, count in deployment.rows().items()}
+    assert site.table("tables") == [
+        (table, str(count), CHANGES.get(table, "0")) for table, count in sorted(rows.items())
+    ]
+    expect(site.metadata("rows")).to_have_text(str(sum(rows.values())))
+
+
+def test_a_damaged_backup_fails_its_check_in_red_with_what_is_wrong(
+    site: Site, deployment: Deployment, told: Receiver
+) -> None:
+    damaged = deployment.newest
+    flip_byte(damaged.path)
+
+    assert site.materialize("dump_verification") == "Failure"
+
+    site.open_asset("dump_verification")
+    site.open_check("archive_matches_manifest")
+    words = f"{damaged.path.name} was altered: its SHA-256 is "
+    expect(site.page.get_by_role("paragraph").filter(has_text=words)).to_be_visible()
+    verdict = site.page.get_by_text("Evaluation result").locator("..").get_by_text("Failed", exact=True)
+    expect(verdict).to_be_visible()
+    assert colour(verdict) == "red"
+    site.open_graph()
+    state = site.node("dump_verification").get_by_text("Failed", exact=True)
+    expect(state).to_be_visible()
+    assert colour(state) == "red"
