@@ -7,7 +7,7 @@ WORKERS ?= 2
 PORT ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test check format lock docs clean
+.PHONY: help install demo dev test check format lock docs pictures clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1	/'
@@ -43,6 +43,9 @@ format: install ## let ruff rewrite what it can
 
 docs: install ## write the generated parts of the README anew
 	$(BIN)/python -m ovia_backup_dagster_tests.readme
+
+pictures: install ## take the pictures of the README anew (needs chromium)
+	$(BIN)/python -m ovia_backup_dagster_tests.ui.pictures
 
 # The fuller build (zstd, lz4, TLS, contrib) that the embedded one lacks.
 $(FULL_POSTGRESQL)/.unpacked: requirements-postgresql.lock | .venv/.installed

@@ -112,6 +112,8 @@ class Site:
         self._button("panel_show_right").click()
         self._button("settings").last.click()
         self.page.get_by_role("menuitem", name="Expand all groups").click()
+        self.page.keyboard.press("Escape")
+        expect(self.page.get_by_role("menu")).to_have_count(0)
         expect(self.nodes.first).to_be_visible()
 
     @property

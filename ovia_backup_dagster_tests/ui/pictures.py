@@ -1,0 +1,67 @@
+"""The pictures of the README, taken of the real UI: ``python -m ovia_backup_dagster_tests.ui.pictures``.
+
+``make pictures`` runs it. Nothing in them may name this machine.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from playwright.sync_api import Browser, expect
+
+from ovia_backup_dagster_tests.conftest import REPOSITORY
+from ovia_backup_dagster_tests.defs.support import ALERT, CHAIN, DAILY_JOB
+from ovia_backup_dagster_tests.ui.browser import Site, browsing, visiting
+from ovia_backup_dagster_tests.ui.deployment import deployed, until
+
+FOLDER = REPOSITORY / "docs" / "pictures"
+
+
+def take(folder: Path) -> None:
+    """Take all pictures, of a database with 300,000 rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with browsing() as browser, deployed(scale=1) as deployment:
+        until(lambda: deployment.people.messages, 120, "nobody was told")
+        with visiting(browser, deployment.url) as site:
+            assert site.launch_job(DAILY_JOB) == "Success"
+        _graph(browser, deployment.url, folder / "graph.png")
+        _verification(browser, deployment.url, folder / "verification.png")
+
+
+def _graph(browser: Browser, url: str, path: Path) -> None:
+    with visiting(browser, url) as site:
+        site.open_graph()
+        for asset in (*CHAIN, ALERT):
+            expect(site.node(asset).get_by_text("Materialized", exact=True)).to_be_in_viewport()
+        _still(site)
+        site.page.screenshot(path=path, animations="disabled")
+
+
+def _verification(browser: Browser, url: str, path: Path) -> None:
+    # Higher than the whole page, so that nothing scrolls; what is below the table's rows is cut off.
+    with visiting(browser, url, width=1280, height=1800) as site:
+        page = site.page
+        page.get_by_role("button", name="Hide navigation").click()
+        site.open_asset("dump_verification")
+        assert site.table("tables")
+        # The daemon looks at freshness every now and then.
+        expect(page.get_by_text("Passing")).to_have_count(2, timeout=120_000)
+        page.get_by_role("button", name="Description").click()
+        expect(page.get_by_text("read back to the last byte")).to_be_hidden()
+        _still(site)
+        last = page.get_by_role("row").filter(has=page.get_by_role("cell", name="rows", exact=True)).bounding_box()
+        assert last is not None
+        height = round(last["y"] + last["height"])
+        page.screenshot(path=path, animations="disabled", clip={"x": 0, "y": 0, "width": 1280, "height": height})
+
+
+def _still(site: Site) -> None:
+    """Nothing loads any more, nothing pops up, and no button is pointed at."""
+    site.page.mouse.move(0, 0)
+    expect(site.page.get_by_text("Loading")).to_have_count(0)
+    expect(site.page.get_by_role("region", name="Notifications").get_by_role("listitem")).to_have_count(0)
+    site.page.wait_for_load_state("networkidle")
+
+
+if __name__ == "__main__":
+    take(FOLDER)
