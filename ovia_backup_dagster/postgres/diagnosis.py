@@ -31,28 +31,45 @@ def diagnose(
         connection: of the attempt, for the advice; its password is removed from the text.
         exit_code: of the program; a negative one is a signal.
     """
-    text = connection.redact(text) if connection else text
+    # Only what is shown is redacted: a password such as "password" must not hide the words that are looked for.
+    redact = connection.redact if connection else str
     without_tls = connection is not None and connection.libpq.get("PGSSLMODE") == "disable"
     for diagnosis in _DIAGNOSES:
         match = re.search(diagnosis.pattern, text)
         if match and (without_tls or not diagnosis.only_without_tls):
-            return diagnosis.error(
-                what, why=diagnosis.why, fix=diagnosis.advice(connection), said=_line_of(text, match.start())
-            )
+            said = redact(_line_of(text, match.start()))
+            return diagnosis.error(what, why=diagnosis.why, fix=diagnosis.advice(connection, match), said=said)
+    lines = messages(redact(text))
     if exit_code is not None and exit_code < 0:
         return ProgramError(
             what,
             why=f"the program was ended by signal {-exit_code}: somebody killed it, or memory ran out",
             fix="see who ended it: dmesg | tail; then retry",
-            said=" / ".join(messages(text)[-1:]),
+            said=" / ".join(lines[-1:]),
         )
-    lines = messages(text)
     return ProgramError(what, said=" / ".join(lines[-3:]) or f"it ended with code {exit_code} and no message")
 
 
 def sql_identifier(name: str) -> str:
-    """A name as SQL takes it, whatever it contains."""
-    return '"' + name.replace('"', '""') + '"'
+    """A name as SQL takes it, whatever it contains, on one line."""
+    quoted = name.replace('"', '""')
+    if not _needs_escapes(name):
+        return f'"{quoted}"'
+    escaped = (c if c.isprintable() and c not in " \\" else f"\\+{ord(c):06X}" for c in quoted)
+    return f'U&"{"".join(escaped)}"'
+
+
+def shell_word(text: str) -> str:
+    """A word as bash takes it, whatever it contains, on one line."""
+    if not _needs_escapes(text):
+        return shlex.quote(text)
+    escaped = (c if c.isprintable() and c not in "'\\ " else f"\\U{ord(c):08X}" for c in text)
+    return f"$'{''.join(escaped)}'"
+
+
+def _needs_escapes(text: str) -> bool:
+    """Whether an error's one line would not keep it as it is."""
+    return not text.isprintable() or text != " ".join(text.split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +80,8 @@ class _Diagnosis:
         pattern: what is looked for in the text.
         error: the type.
         why: the likely cause.
-        fix: the command or action, with ``{host}``, ``{port}``, ``{user}`` and ``{database}`` for a shell, and
-            ``{role}`` and ``{name}`` (the database's) for SQL.
+        fix: the command or action, with ``{host}``, ``{port}``, ``{user}``, ``{database}`` and ``{set_password}``
+            for a shell, ``{role}`` and ``{name}`` (the database's) for SQL, and what the pattern's groups found.
         only_without_tls: it explains the message only where TLS was switched off here.
     """
 
@@ -74,21 +91,27 @@ class _Diagnosis:
     fix: str
     only_without_tls: bool = False
 
-    def advice(self, connection: Connection | None) -> str:
-        return self.fix.format_map(_names(connection))
+    def advice(self, connection: Connection | None, match: re.Match[str]) -> str:
+        return self.fix.format_map({**_names(connection), **match.groupdict()})
 
 
 def _names(connection: Connection | None) -> Mapping[str, str]:
     if connection is None:
-        return dict.fromkeys(("host", "port", "user", "database", "role", "name"), _UNKNOWN)
+        return dict.fromkeys(("host", "port", "user", "database", "role", "name", "set_password"), _UNKNOWN)
     return {
-        "host": shlex.quote(connection.host),
+        "host": shell_word(connection.host),
         "port": str(connection.port),
-        "user": shlex.quote(connection.user),
-        "database": shlex.quote(connection.database),
+        "user": shell_word(connection.user),
+        "database": shell_word(connection.database),
+        # psql folds a bare name to lower case.
+        "set_password": shell_word(f"\\password {_psql_identifier(connection.user)}"),
         "role": sql_identifier(connection.user),
         "name": sql_identifier(connection.database),
     }
+
+
+def _psql_identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 _SERVER = "pg_isready -h {host} -p {port}; docker service ps ovia_postgres; docker service logs ovia_postgres --tail 20"
@@ -138,12 +161,18 @@ _DIAGNOSES = (
     ),
     # ---- a connection that broke: before TLS, whose errors it may come with
     _Diagnosis(
+        r"(?:canceling statement|terminating connection) due to conflict with recovery",
+        errors.RecoveryConflictError,
+        "the server is a standby, and replaying the primary's changes needed what the dump was reading",
+        "on the standby: ALTER SYSTEM SET max_standby_streaming_delay = '1h'; SELECT pg_reload_conf()",
+    ),
+    _Diagnosis(
         r"SSL (?:SYSCALL )?error: (?:EOF detected|unexpected eof)|SSL connection has been closed unexpectedly"
         r"|server closed the connection unexpectedly|connection to server was lost|could not receive data from server"
         r"|could not send data to server|Connection reset by peer|Broken pipe|connection is lost"
         r"|consuming input failed|terminating connection|server terminated abnormally",
         errors.ConnectionLostError,
-        "the server was stopped, restarted or killed, or the network failed",
+        "the server was stopped, restarted or killed, an administrator ended the session, or the network failed",
         _SERVER,
     ),
     # ---- TLS
@@ -161,17 +190,38 @@ _DIAGNOSES = (
         only_without_tls=True,
     ),
     _Diagnosis(
-        r"certificate verify failed|root certificate file|server certificate for .* does not match"
-        r"|could not read root certificate|requires a valid client certificate|private key file",
+        r"root certificate file",
         errors.CertificateError,
-        "the certificate is not from the authority in PGSSLROOTCERT, is for another host, or its file is not there",
-        "ls -l $PGSSLROOTCERT; openssl s_client -starttls postgres -connect {host}:{port} </dev/null",
+        "the file of the authorities that PGSSLMODE=verify-ca and verify-full need is not there, or holds none",
+        "ls -l $PGSSLROOTCERT; put the authority's certificate there, or set PGSSLROOTCERT to where it is",
+    ),
+    _Diagnosis(
+        r"certificate verify failed",
+        errors.CertificateError,
+        "the server's certificate is not from the authority in PGSSLROOTCERT, or has expired",
+        "whose is it? openssl s_client -starttls postgres -connect {host}:{port} </dev/null; then set PGSSLROOTCERT to "
+        "that authority's certificate",
+    ),
+    _Diagnosis(
+        r"server certificate for .* does not match",
+        errors.CertificateError,
+        "the server's certificate is for another host name, and PGSSLMODE=verify-full asks for this one",
+        "set POSTGRES_HOST to a name in it: openssl s_client -starttls postgres -connect {host}:{port} </dev/null | "
+        "openssl x509 -noout -subject -ext subjectAltName",
+    ),
+    _Diagnosis(
+        r"requires a valid client certificate|private key file|alert (?:unknown ca|bad certificate|certificate \w+)",
+        errors.CertificateError,
+        "the server asks this client for a certificate, and it is not there, is not trusted, or does not fit its key",
+        "ls -lL $PGSSLCERT $PGSSLKEY; set them to a certificate that the server's ssl_ca_file trusts, "
+        "and its key, readable by this user alone",
     ),
     _Diagnosis(
         r"SSL error|sslmode|SSL support is not compiled in|SSL negotiation",
         errors.TlsError,
         "client and server do not agree about TLS",
-        "check PGSSLMODE and PGSSLROOTCERT against the server: psql -h {host} -p {port} -U {user} -c 'SHOW ssl'",
+        "check PGSSLMODE and PGSSLROOTCERT; does the server speak TLS? openssl s_client -starttls postgres -connect "
+        "{host}:{port} </dev/null",
     ),
     # ---- who may come in
     _Diagnosis(
@@ -183,8 +233,8 @@ _DIAGNOSES = (
     _Diagnosis(
         r"password authentication failed",
         errors.AuthenticationError,
-        "the password here is not the server's (was it changed there?), or there is no such role",
-        _PASSWORD + " with the server's; a new password there: psql -c '\\password {user}'",
+        "the password here is not the server's (was it changed there, has it expired?), or there is no such role",
+        _PASSWORD + " with the server's; a new password there: psql -c {set_password}",
     ),
     _Diagnosis(
         r"no pg_hba\.conf entry|pg_hba\.conf rejects",
@@ -199,13 +249,13 @@ _DIAGNOSES = (
         "see the rules on the server (pg_hba_file_rules); " + _PASSWORD,
     ),
     _Diagnosis(
-        r'role "[^"]*" does not exist',
+        r'role "(?s:.*?)" does not exist',
         errors.RoleMissingError,
         "the server has no role of that name",
         "check POSTGRES_USER={user}; or make the role, as a superuser: CREATE ROLE {role} LOGIN PASSWORD '...'",
     ),
     _Diagnosis(
-        r'role "[^"]*" is not permitted to log in',
+        r'role "(?s:.*?)" is not permitted to log in',
         errors.RoleMissingError,
         "the role exists, but may not log in",
         "as a superuser: ALTER ROLE {role} LOGIN",
@@ -217,13 +267,13 @@ _DIAGNOSES = (
         "as its owner: GRANT CONNECT ON DATABASE {name} TO {role}",
     ),
     _Diagnosis(
-        r'database "[^"]*" is not currently accepting connections',
+        r'database "(?s:.*?)" is not currently accepting connections',
         errors.AccessRefusedError,
         "somebody has closed the database to all, perhaps in a restore",
         "as a superuser, once you know why: ALTER DATABASE {name} ALLOW_CONNECTIONS true",
     ),
     _Diagnosis(
-        r'database "[^"]*" does not exist',
+        r'database "(?s:.*?)" does not exist',
         errors.DatabaseMissingError,
         "POSTGRES_DB is wrong, or it was dropped or renamed",
         "see what there is: psql -h {host} -p {port} -U {user} -l; check POSTGRES_DB={database}",
@@ -236,7 +286,14 @@ _DIAGNOSES = (
         "{role} CONNECTION LIMIT 5",
     ),
     _Diagnosis(
-        r"too many clients already|remaining connection slots|too many connections for database",
+        r'too many connections for database "',
+        errors.TooManyConnectionsError,
+        "this database has as many connections as its limit allows",
+        "SELECT pid, usename, application_name, state FROM pg_stat_activity WHERE datname = current_database(); end "
+        "idle ones, or as its owner: ALTER DATABASE {name} CONNECTION LIMIT -1",
+    ),
+    _Diagnosis(
+        r"too many clients already|remaining connection slots",
         errors.TooManyConnectionsError,
         "all connections of the server are taken",
         "see by whom: SELECT usename, application_name, state, count(*) FROM pg_stat_activity GROUP BY 1, 2, 3; then "
@@ -275,13 +332,13 @@ _DIAGNOSES = (
         "as a superuser: ALTER ROLE {role} BYPASSRLS" + _RIGHTS,
     ),
     _Diagnosis(
-        r"permission denied for large object",
+        r"permission denied for large object (?P<object>\d+)",
         errors.LargeObjectPrivilegeError,
         "the role may not read this large object: pg_read_all_data does not include them",
-        "as its owner: GRANT SELECT ON LARGE OBJECT ... TO {role}" + _RIGHTS,
+        "as its owner: GRANT SELECT ON LARGE OBJECT {object} TO {role}" + _RIGHTS,
     ),
     _Diagnosis(
-        r"permission denied for|must be owner of|must be superuser",
+        r"permission denied for",
         errors.PrivilegeError,
         "the role may not read all of the database",
         "as a superuser: GRANT pg_read_all_data TO {role}" + _RIGHTS,
@@ -294,12 +351,6 @@ _DIAGNOSES = (
         "somebody holds a lock on a table: a migration, VACUUM FULL, or a transaction left open",
         "see who: SELECT pid, usename, state, xact_start, query FROM pg_stat_activity WHERE xact_start < now() - "
         "interval '1 minute'; then retry",
-    ),
-    _Diagnosis(
-        r"canceling statement due to conflict with recovery",
-        errors.RecoveryConflictError,
-        "the server is a standby, and replaying the primary's changes needed what the dump was reading",
-        "on the standby: ALTER SYSTEM SET max_standby_streaming_delay = '1h'; SELECT pg_reload_conf()",
     ),
     _Diagnosis(
         r"canceling statement due to statement timeout",
@@ -315,7 +366,7 @@ _DIAGNOSES = (
     ),
     # ---- no way to the server
     _Diagnosis(
-        r"could not translate host name|failed to resolve host",
+        r"could not translate host name|failed to resolve host|'idna' codec",
         errors.HostUnknownError,
         "POSTGRES_HOST is wrong, the service is not running, or this container is not in its network",
         "getent hosts {host}; docker service ps ovia_postgres; docker network inspect ovia_ovia-net",
