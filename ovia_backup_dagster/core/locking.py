@@ -13,7 +13,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -73,7 +73,7 @@ def lock_holder(root: Path) -> str | None:
     try:
         if _try(descriptor, fcntl.LOCK_SH):
             return None
-        return _describe(descriptor)
+        return _describe(descriptor)[0]
     finally:
         os.close(descriptor)
 
@@ -101,16 +101,16 @@ def _acquire(descriptor: int, root: Path, wait_seconds: float, on_wait: Callable
     deadline = time.monotonic() + max(wait_seconds, 1.0)
     told = False
     while not _try(descriptor, fcntl.LOCK_EX):
-        holder = _describe(descriptor)
         if time.monotonic() >= deadline:
+            holder, end = _describe(descriptor)
             raise LockHeldError(
                 f"the backup folder {root} is in use",
                 why=f"{holder} holds its lock" + (f", still after {wait_seconds:.0f} s" if wait_seconds else ""),
-                fix="wait for it to end, or raise BACKUP_LOCK_WAIT_MINUTES; see: ovia-backup status; if it hangs, end "
-                "it: kill PROCESS",
+                fix="wait for it to end, or raise BACKUP_LOCK_WAIT_MINUTES; see: ovia-backup status; if it hangs: "
+                + end,
             )
         if on_wait is not None and not told:
-            on_wait(holder)
+            on_wait(_describe(descriptor)[0])
             told = True
         time.sleep(_POLL_SECONDS)
 
@@ -129,27 +129,54 @@ def _try(descriptor: int, kind: int) -> bool:
     return True
 
 
-def _describe(descriptor: int) -> str:
+def _describe(descriptor: int) -> tuple[str, str]:
+    """Who holds the lock, and the command that ends it."""
     try:
         note = json.loads(os.pread(descriptor, 4096, 0) or b"{}")
         purpose, pid, host, since = (note[key] for key in ("purpose", "pid", "host", "since"))
-        who = f"process {pid}"
+        if host != socket.gethostname():
+            return f"{purpose} (process {pid} on {host}, since {since})", f"on {host}: kill {pid}"
+        who, end = f"process {pid}", f"kill {pid}"
         # Killed, it left behind the pg_dump that still writes: that is who holds the lock.
-        if host == socket.gethostname() and isinstance(pid, int) and not Path(f"/proc/{pid}").exists():
-            who += " is gone; left behind:" + (_heirs(descriptor) or " a program of its own")
-        return f"{purpose} ({who} on {host}, since {since})"
+        if isinstance(pid, int) and not _has_open(Path(f"/proc/{pid}"), os.fstat(descriptor)):
+            heirs = _others(descriptor)
+            who += " is gone; left behind: " + _named(heirs)
+            end = _ended(heirs)
+        return f"{purpose} ({who} on {host}, since {since})", end
     except (ValueError, KeyError, TypeError, OSError):
-        return "another process"
+        others = _others(descriptor)
+        return "another process" + (f" ({_named(others)})" if others else ""), _ended(others)
 
 
-def _heirs(descriptor: int) -> str:
-    """The other processes, of those that may be looked at, which have the lock's file open."""
-    here, found = os.fstat(descriptor), ""
+def _named(processes: Mapping[int, str]) -> str:
+    return ", ".join(f"{name}, process {pid}" for pid, name in processes.items()) or "a program of its own"
+
+
+def _ended(processes: Mapping[int, str]) -> str:
+    return " ".join(("kill", *map(str, processes))) if processes else "see who it is: fuser -v $BACKUP_DIR/.lock"
+
+
+def _others(descriptor: int) -> dict[int, str]:
+    """The other processes, of those that may be looked at, which share the lock; who waits for it does not."""
+    here, found = os.fstat(descriptor), {}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if int(process.name) != os.getpid() and any(_is(link, here) for link in (process / "fd").iterdir()):
-                found += f" {(process / 'comm').read_text().strip()}, process {process.name}"
+            links = [link for link in (process / "fd").iterdir() if _is(link, here)]
+            if int(process.name) != os.getpid() and any(
+                "FLOCK" in (process / "fdinfo" / link.name).read_text() for link in links
+            ):
+                found[int(process.name)] = (process / "comm").read_text().strip()
     return found
+
+
+def _has_open(process: Path, status: os.stat_result) -> bool:
+    """Whether a process has the lock's file open, as far as one may look: its number may be another's by now."""
+    try:
+        return any(_is(link, status) for link in (process / "fd").iterdir())
+    except PermissionError:
+        return True
+    except OSError:
+        return False
 
 
 def _is(link: Path, status: os.stat_result) -> bool:

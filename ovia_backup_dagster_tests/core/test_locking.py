@@ -87,6 +87,14 @@ def holding(root: Path, purpose: str = "dumping ovia") -> Iterator[subprocess.Po
         yield process
 
 
+@contextmanager
+def waiting(root: Path) -> Iterator[None]:
+    """Another process has the lock's file open, and has not got the lock."""
+    script = "import sys; file = open(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
+    with running(script, root / FILENAME, says="open"):
+        yield
+
+
 def end(process: subprocess.Popen[str]) -> None:
     """Let the process (and who shares its standard input) go on to its end."""
     assert process.stdin is not None
@@ -111,6 +119,7 @@ def test_whoever_is_refused_learns_who_holds_it(tmp_path: Path) -> None:
         assert refused.value.why == f"{holder} holds its lock"
         assert str(tmp_path) in refused.value.what
         assert refused.value.transient
+        assert refused.value.fix.endswith(f"if it hangs: kill {process.pid}")
         assert lock_holder(tmp_path) == holder
 
 
@@ -170,6 +179,47 @@ def test_a_killed_parent_frees_it_only_when_the_child_that_inherited_it_has_ende
             take(tmp_path)
         end(process)
         take(tmp_path, wait_seconds=LONG)
+
+
+def test_of_a_killed_parents_child_its_own_number_is_told_and_the_advice_frees_the_lock(tmp_path: Path) -> None:
+    with running(PARENT, tmp_path, "inherits", says="child runs") as process:
+        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.send_signal(signal.SIGKILL)
+        process.wait(LONG)
+        with waiting(tmp_path), pytest.raises(LockHeldError) as refused:
+            take(tmp_path)
+        assert f"process {process.pid} is gone; left behind: " in refused.value.why
+        assert f", process {child} on {socket.gethostname()}, since 2026-06-15" in refused.value.why
+        advice = refused.value.fix.rpartition("if it hangs: ")[2]
+        assert advice == f"kill {child}"
+        subprocess.run(["/bin/sh", "-c", advice], check=True)
+        take(tmp_path, wait_seconds=LONG)
+
+
+def test_a_number_that_is_another_process_by_now_is_not_taken_for_the_holder(tmp_path: Path) -> None:
+    with holding(tmp_path) as process:
+        note = json.loads((tmp_path / FILENAME).read_text())
+        (tmp_path / FILENAME).write_text(json.dumps({**note, "pid": os.getppid()}))
+        with pytest.raises(LockHeldError, match=f"is gone; left behind: .*, process {process.pid} on") as refused:
+            take(tmp_path)
+        assert refused.value.fix.endswith(f": kill {process.pid}")
+
+
+def test_a_holder_on_another_host_is_ended_there(tmp_path: Path) -> None:
+    with holding(tmp_path):
+        note = json.loads((tmp_path / FILENAME).read_text())
+        (tmp_path / FILENAME).write_text(json.dumps({**note, "host": "elsewhere"}))
+        with pytest.raises(LockHeldError) as refused:
+            take(tmp_path)
+        assert refused.value.fix.endswith(f"if it hangs: on elsewhere: kill {note['pid']}")
+
+
+def test_without_a_note_the_holder_is_found_all_the_same(tmp_path: Path) -> None:
+    with holding(tmp_path) as process:
+        (tmp_path / FILENAME).write_bytes(b"")
+        with pytest.raises(LockHeldError, match=f"another process .*process {process.pid}") as refused:
+            take(tmp_path)
+        assert refused.value.fix.endswith(f": kill {process.pid}")
 
 
 def test_a_child_that_did_not_inherit_it_does_not_keep_it(tmp_path: Path) -> None:
