@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ovia_backup_dagster.core.catalog import Catalog
+from ovia_backup_dagster.core.errors import ClockError, NotFreshError
 from ovia_backup_dagster.core.freshness import Level, freshness
 from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster_tests.core.factories import (
@@ -156,3 +157,66 @@ def test_an_empty_file_is_no_backup(catalog: Catalog) -> None:
     os.utime(empty.path, ns=(times.st_atime_ns, times.st_mtime_ns))
     found = freshness(catalog.backups(), MAX_AGE, NOW)
     assert (found.level, len(found.rejected)) == (Level.MISSING, 1)
+
+
+AGAIN = "launch daily_backup_job in the Dagster UI, or run: ovia-backup dump && ovia-backup verify latest"
+NOT_RUNNING = "daily_backup_job fails or does not run: is its schedule on, and the Dagster daemon alive?"
+
+
+@pytest.mark.parametrize(
+    ("level", "age", "error", "why", "fix"),
+    [
+        (Level.STALE, 27 * HOUR, NotFreshError, NOT_RUNNING, AGAIN),
+        (Level.UNPROVEN, HOUR, NotFreshError, "verification fails, or does not run", AGAIN),
+        (
+            Level.FUTURE,
+            -HOUR,
+            ClockError,
+            "the clock here is wrong, or that of the machine that made it was",
+            "date -u",
+        ),
+        (Level.MISSING, None, NotFreshError, "none was made yet, or the volume is not mounted", "findmnt -T"),
+    ],
+)
+def test_trouble_names_cause_and_remedy(
+    catalog: Catalog, level: Level, age: timedelta | None, error: type[NotFreshError], why: str, fix: str
+) -> None:
+    if level is Level.UNPROVEN:
+        publish(catalog, NOW - 28 * HOUR)
+        publish(catalog, NOW - HOUR)
+    elif age is not None:
+        proven(catalog, NOW - age)
+    found = freshness(catalog.backups(), MAX_AGE, NOW)
+
+    trouble = found.trouble
+
+    assert found.level is level
+    assert trouble is not None
+    assert type(trouble) is error
+    assert (trouble.what, trouble.why) == (found.text, why)
+    assert fix in trouble.fix
+    assert not trouble.transient
+    assert "\n" not in str(trouble)
+
+
+def test_only_bad_backups_are_no_missing_volume(catalog: Catalog) -> None:
+    judged(catalog, publish(catalog, NOW - HOUR), good=False)
+
+    trouble = freshness(catalog.backups(), MAX_AGE, NOW).trouble
+
+    assert trouble is not None
+    assert (trouble.why, trouble.fix) == (NOT_RUNNING, AGAIN)
+
+
+def test_a_clock_in_the_future_is_mended_by_what_is_advised(catalog: Catalog) -> None:
+    good = proven(catalog, NOW - HOUR)
+    ahead = proven(catalog, NOW + DAY)
+    trouble = freshness(catalog.backups(), MAX_AGE, NOW).trouble
+    assert trouble is not None
+    assert f"move {ahead} out of the folder" in trouble.fix
+
+    ahead.path.rename(catalog.root.parent / ahead.path.name)
+
+    found = freshness(catalog.backups(), MAX_AGE, NOW)
+    assert (found.level, found.newest) == (Level.FRESH, good)
+    assert found.trouble is None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -242,17 +244,49 @@ def test_an_archive_of_a_newer_format_is_no_damage(dumper: Dumper, programs: Pro
         read_archive(programs, newer)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"PGDMP", b"not an archive at all\n" * 50, b"--\n-- PostgreSQL database dump\n--\n" * 50, b"\0" * 9999],
-)
-def test_what_is_no_archive_is_damaged(content: bytes, programs: Programs, tmp_path: Path) -> None:
-    path = tmp_path / "ovia_daily_2026-01-01_000000.dump"
-    path.write_bytes(content)
+#: Content made from a whole archive -> what is said of it; each cause of the table is among them.
+DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "empty": (lambda _: b"", "the file is empty: the dump failed before it began"),
+    "three bytes": (lambda whole: whole[:3], "the file is truncated: the dump or the copying of it was broken off"),
+    "cut in the header": (lambda whole: whole[:20], "the file is truncated"),
+    "cut in the contents list": (lambda whole: whole[:400], "the file is truncated"),
+    "cut in the data": (lambda whole: whole[: len(whole) // 2], "the file is truncated"),
+    "cut before the last byte": (lambda whole: whole[:-1], "the file is truncated"),
+    "plain SQL": (lambda _: b"--\n-- PostgreSQL database dump\n--\n\nSET x = 1;\n", "it is a plain SQL dump"),
+    "text": (
+        lambda _: b"not an archive at all\n" * 50,
+        "the file is not an archive: overwritten, or another program's",
+    ),
+    "zeros": (lambda _: b"\0" * 9999, "the file is not an archive"),
+    "compressed once more": (gzip.compress, "the file is not an archive"),
+    "an altered byte": (
+        lambda whole: whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 0xFF]) + whole[len(whole) // 2 + 1 :],
+        "its content was altered after it was written: a failing disk or memory, or a bad copy",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damage_is_said_to_be_what_it_is(kind: str, dumper: Dumper, programs: Programs) -> None:
+    backup = dumper.dump(log=quiet)
+    damage, cause = DAMAGES[kind]
+    backup.path.write_bytes(damage(backup.path.read_bytes()))
 
     with pytest.raises(errors.ArchiveDamagedError) as caught:
-        read_archive(programs, path)
-    assert "\n" not in str(caught.value)
+        read_archive(programs, backup.path)
+
+    error = caught.value
+    assert error.why.startswith(cause)
+    assert error.said.startswith("pg_restore: error: ")
+    assert error.what == f"archive {backup.path.name} is damaged"
+    assert "\n" not in str(error)
+    assert str(error).endswith("Next: use another backup: ovia-backup list")
+    assert not error.transient
+
+
+def test_every_cause_of_damage_is_provoked() -> None:
+    causes = {cause for _, cause in archive._DAMAGES}
+    assert causes == {cause for cause in causes if any(cause.startswith(said) for _, said in DAMAGES.values())}
 
 
 def test_truncation_is_seen_without_a_manifest(dumper: Dumper, programs: Programs, tmp_path: Path) -> None:
