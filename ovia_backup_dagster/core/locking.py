@@ -64,6 +64,27 @@ def volume_lock(
         os.close(descriptor)
 
 
+def require_still_there(descriptor: int, root: Path) -> None:
+    """What is about to be published at ``root`` must be on the volume that was locked.
+
+    A volume that was unmounted meanwhile leaves a folder of that name on the disk below: what came to stand there
+    would be called a backup.
+
+    Raises:
+        VolumeError: there is another folder at ``root`` now, or none.
+    """
+    try:
+        there = _is_at(descriptor, root / FILENAME)
+    except OSError:
+        there = False
+    if not there:
+        raise VolumeError(
+            f"the backup folder {root} is not what it was",
+            why="it, or its lock file, was unmounted, removed or replaced while it was written to",
+            fix=f"findmnt --target {root}; mount it again; then: ovia-backup dump",
+        )
+
+
 def lock_holder(root: Path) -> str | None:
     """Who holds the lock now, in words; ``None`` when nobody does. Never blocks, writes nothing."""
     try:

@@ -17,7 +17,8 @@ from pathlib import Path
 from ovia_backup_dagster import __version__
 from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE, Backup, Catalog, State
 from ovia_backup_dagster.core.errors import BackupError, DiskFullError, ProgramError, VersionMismatchError
-from ovia_backup_dagster.core.files import file_sha256
+from ovia_backup_dagster.core.files import explained, file_sha256
+from ovia_backup_dagster.core.locking import require_still_there
 from ovia_backup_dagster.core.manifest import DatabaseFacts, Manifest
 from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.core.words import human_bytes
@@ -71,11 +72,14 @@ class Dumper:
         """
         catalog = self.catalog
         catalog.prepare()
-        with catalog.lock(
-            f"dumping {self.connection.database}",
-            datetime.now(UTC),
-            lambda holder: log(f"waiting for {holder}"),
-        ) as lock:
+        with (
+            explained(f"cannot dump to {catalog.root}"),
+            catalog.lock(
+                f"dumping {self.connection.database}",
+                datetime.now(UTC),
+                lambda holder: log(f"waiting for {holder}"),
+            ) as lock,
+        ):
             for path in catalog.sweep():
                 log(f"removed what a crash had left: {path.name}")
             compression = self.programs.choose_compression(self.compression)
@@ -110,6 +114,7 @@ class Dumper:
                     run_id=run_id,
                     made_by=MADE_BY,
                 )
+                require_still_there(lock, catalog.root)
                 backup = catalog.publish(temporary, name, manifest, globals_sql)
             catalog.keep_reserve()
         log(f"published {backup} ({human_bytes(backup.size_bytes)} in {manifest.seconds:.1f} s)")

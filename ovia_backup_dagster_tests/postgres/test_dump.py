@@ -21,6 +21,7 @@ from pydantic import SecretStr
 
 from ovia_backup_dagster.core import errors
 from ovia_backup_dagster.core.catalog import Catalog, State
+from ovia_backup_dagster.core.files import file_sha256
 from ovia_backup_dagster.core.locking import lock_holder, volume_lock
 from ovia_backup_dagster.demo import embedded
 from ovia_backup_dagster.postgres.client import Connection, Programs
@@ -461,6 +462,53 @@ def test_a_file_where_the_folder_should_be(dumper: Dumper, volume: Path) -> None
     fails(dumper, errors.VolumeError, "cannot use the backup folder")
 
     assert volume.read_text() == "not a folder"
+
+
+@pytest.mark.parametrize("ready", [True, False], ids=["with folders in its place", "with nothing in its place"])
+def test_volume_that_is_gone_halfway(ready: bool, dumper: Dumper, volume: Path) -> None:
+    """As after an unmount: what is under the mount point is another disk, and nothing there may be called a backup."""
+    dumper.catalog.prepare()
+    gone = volume.with_name("unmounted")
+
+    def unmount(line: str) -> None:
+        if line.startswith("pg_dump of"):
+            volume.rename(gone)
+            if ready:
+                dumper.catalog.prepare()
+
+    with pytest.raises(errors.VolumeError if ready else errors.BackupError) as refused:
+        dumper.dump(log=unmount)
+
+    assert refused.value.what.startswith((f"the backup folder {volume} is not what it was", "pg_dump of"))
+    assert snapshot(volume) == {}
+    assert snapshot(gone) == {}
+
+
+def test_lock_file_that_is_removed_halfway(dumper: Dumper, volume: Path) -> None:
+    """Who took it away lets others in, who may have swept what this one wrote."""
+
+    def remove(line: str) -> None:
+        if line.startswith("pg_dump of"):
+            (volume / ".lock").unlink()
+
+    with pytest.raises(errors.VolumeError, match="is not what it was"):
+        dumper.dump(log=remove)
+
+    assert snapshot(volume) == {}
+
+
+def test_temporary_that_is_removed_halfway(dumper: Dumper, volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever tidies up hidden files is told so, without a traceback."""
+
+    def hashed(path: Path, *, sync: bool = False) -> str:
+        digest = file_sha256(path, sync=sync)
+        path.unlink()
+        return digest
+
+    monkeypatch.setattr("ovia_backup_dagster.postgres.dump.file_sha256", hashed)
+
+    fails(dumper, errors.VolumeError, "cannot dump to")
+    assert snapshot(volume) == {}
 
 
 def test_lock_held_by_another_run(dumper: Dumper, volume: Path, earlier: object) -> None:
