@@ -213,7 +213,8 @@ def promote(backup: str, as_json: bool) -> None:
     else:
         click.echo(f"promoted to {promoted.weekly.path}" if promoted.weekly else "not promoted")
         click.echo(f"  {promoted.reason}")
-    if promoted.weekly is None and chosen.state(now) is not State.PROVEN:
+    # As it is now: somebody may have proven it while this one waited.
+    if promoted.weekly is None and system.catalog.refresh(chosen).state(now) is not State.PROVEN:
         sys.exit(1)
 
 

@@ -16,8 +16,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster_tests.conftest import PASSWORD, PortCluster, execute, snapshot
+from ovia_backup_dagster_tests.core.factories import judged
 
 PROGRAM = Path(sys.executable).with_name("ovia-backup")
 
@@ -97,6 +99,22 @@ def test_the_daily_chain(cli: Cli, volume: Path) -> None:
     listed = cli("list")
     assert listed.stdout.count("proven") >= 2
     assert "6,277" in listed.stdout
+
+
+def test_promote_speaks_of_the_backup_as_it_is_after_a_wait(cli: Cli, catalog: Catalog, tmp_path: Path) -> None:
+    """Somebody proves it while the command waits for the lock."""
+    assert [cli(command).returncode for command in ("dump", "verify", "promote", "dump")] == [0, 0, 0, 0]
+    log = tmp_path / "promote.log"
+    environment = {**os.environ, **cli.settings, "BACKUP_LOCK_WAIT_MINUTES": "1"}
+    with catalog.lock("a test", datetime.now(UTC)), open(log, "wb") as output:
+        promote = subprocess.Popen([str(PROGRAM), "promote"], env=environment, stdout=output, stderr=output)
+        while "waiting for a test" not in log.read_text("utf-8"):
+            assert promote.poll() is None, log.read_text("utf-8")
+            time.sleep(0.05)
+        judged(catalog, catalog.backups()[0])
+
+    assert promote.wait(60) == 0, log.read_text("utf-8")
+    assert "has its weekly backup" in log.read_text("utf-8")
 
 
 def test_json_of_everything(cli: Cli) -> None:
