@@ -7,7 +7,7 @@ WORKERS ?= 2
 PORT ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test check format lock docs pictures clean
+.PHONY: help install demo dev test test-faults check format lock docs pictures clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1	/'
@@ -30,6 +30,15 @@ dev: install ## the Dagster UI on the demo's database, with schedule and sensor 
 
 test: install $(FULL_POSTGRESQL)/.unpacked ## the whole suite
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal
+
+# Root, for the disks; about half an hour. FAULTS_SEED repeats the random moments of another run.
+test-faults: export FAULTS := full
+test-faults: export FAULTS_RECORD := $(CURDIR)/.cache/faults
+test-faults: export FAULTS_SEED ?= $(shell date +%Y%m%d)
+test-faults: install ## provoke every fault, a hundred times the kills, and write docs/reliability.md
+	rm -rf $(FAULTS_RECORD)
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal ovia_backup_dagster_tests/faults
+	$(BIN)/python -m ovia_backup_dagster_tests.faults.report
 
 check: install ## lint, types, layers
 	$(BIN)/ruff check .

@@ -1,0 +1,154 @@
+"""Disks that fill up, fail, turn read-only, lose power, or are gone: real filesystems, made for a test.
+
+All of it needs root. What a machine cannot do is skipped with the reason.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import struct
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pytest
+
+MEGABYTE = 1024 * 1024
+#: EXT4_IOC_SHUTDOWN, without flushing the journal: nothing reaches the disk any more, every read is an I/O error.
+_SHUTDOWN = 0x8004587D
+_WITHOUT_FLUSH = 2
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(f"{' '.join(command)}: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+@contextmanager
+def tmpfs(folder: Path, size: int) -> Iterator[None]:
+    """A filesystem in memory with so many bytes at most."""
+    folder.mkdir(mode=0o700, exist_ok=True, parents=True)
+    _run("mount", "-t", "tmpfs", "-o", f"size={max(size, 4096)},mode=0700", "tmpfs", str(folder))
+    try:
+        yield
+    finally:
+        _run("umount", str(folder))
+
+
+@contextmanager
+def bound(source: Path, target: Path) -> Iterator[None]:
+    """``source`` is mounted at ``target``, too; in the block it may be unmounted and mounted again."""
+    mount_again(source, target)
+    try:
+        yield
+    finally:
+        while target.is_mount():
+            vanish(target)
+
+
+def mount_again(source: Path, target: Path) -> None:
+    _run("mount", "--bind", str(source), str(target))
+
+
+def vanish(target: Path) -> None:
+    """Unmount it, whoever uses it: they keep what they have open, nobody finds it any more."""
+    _run("umount", "--lazy", str(target))
+
+
+def free(folder: Path) -> int:
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize
+
+
+@contextmanager
+def filled(folder: Path, left: int) -> Iterator[None]:
+    """Only ``left`` bytes are free, to the page, until the block ends. The ballast hides from who lists the volume."""
+    ballast = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600)
+    try:
+        os.posix_fallocate(ballast, 0, max(free(folder) - left, 1))
+        yield
+    finally:
+        os.close(ballast)
+
+
+class Disk:
+    """An ext4 disk (a file in memory, behind a loop device) that can be broken.
+
+    Args:
+        folder: where it is mounted, and its image beside it.
+        size: of the filesystem.
+    """
+
+    def __init__(self, folder: Path, size: int = 48 * MEGABYTE) -> None:
+        self.folder = folder
+        self._size = size
+        self._store = folder.with_name(folder.name + ".store")
+
+    def __enter__(self) -> Self:
+        self._tmpfs = tmpfs(self._store, 2 * self._size)
+        self._tmpfs.__enter__()
+        self._device = ""
+        self.folder.mkdir(exist_ok=True)
+        try:
+            image = self._store / "image"
+            image.touch()
+            os.truncate(image, self._size)
+            _run("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", str(image))
+            self._device = _run("losetup", "--show", "--find", str(image))
+            self._mount()
+        except OSError as error:
+            self.__exit__(None, None, None)
+            pytest.skip(f"no ext4 on a loop device here: {error}")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.folder.is_mount():
+            _run("umount", str(self.folder))
+        if self._device:
+            _run("losetup", "--detach", self._device)
+        self._tmpfs.__exit__(None, None, None)
+
+    def _mount(self) -> None:
+        _run("mount", "-o", "errors=remount-ro", self._device, str(self.folder))
+
+    def load(self, template: Path) -> None:
+        """Put files there, so that they are on the disk for good."""
+        shutil.copytree(template, self.folder, dirs_exist_ok=True, symlinks=True)
+        shutil.rmtree(self.folder / "lost+found", ignore_errors=True)
+        self.repaired()
+
+    def cut(self) -> None:
+        """The power goes: what was not fsynced is lost, and from now on all that is tried is an I/O error."""
+        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.ioctl(descriptor, _SHUTDOWN, struct.pack("I", _WITHOUT_FLUSH))
+        finally:
+            os.close(descriptor)
+
+    def turn_read_only(self) -> None:
+        """The kernel meets an error and remounts it read-only, with files open for writing."""
+        switch = Path("/sys/fs/ext4") / Path(self._device).name / "trigger_fs_error"
+        if not switch.exists():
+            pytest.skip("this kernel cannot be told to meet a disk error")
+        switch.write_text("a test\n")
+
+    def refuse_writes_after(self, more: int) -> None:
+        """Only ``more`` bytes reach the disk; then writing back is an I/O error, which fsync is told."""
+        used = os.statvfs(self._store)
+        taken = (used.f_blocks - used.f_bfree) * used.f_frsize
+        _run("mount", "-o", f"remount,size={max(taken + more, 4096)}", str(self._store))
+
+    def repaired(self) -> None:
+        """The power, or the disk, is back: what was on it is found there, and no more."""
+        _run("mount", "-o", f"remount,size={2 * self._size}", str(self._store))
+        _run("umount", str(self.folder))
+        self._mount()

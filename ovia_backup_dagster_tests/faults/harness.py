@@ -1,0 +1,445 @@
+"""What all fault tests share: a volume, the command in a process that can be killed, and the one list of invariants.
+
+After every fault, whatever it was, the same is asked (``Guard``): nothing that a reader can list is broken, the newest
+proven backup is there, byte for byte; and (``recovered``) the next run ends well by itself and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from pathlib import Path
+from random import Random
+from typing import Self
+from unittest import mock
+
+# Read beforehand, so that a kill falls into the operation and not into its imports.
+import ovia_backup_dagster.core.freshness
+import ovia_backup_dagster.core.housekeeping
+import ovia_backup_dagster.postgres.session  # noqa: F401
+from ovia_backup_dagster import cli
+from ovia_backup_dagster.core.catalog import MANIFEST, SIDECARS, VERIFIED, Backup, Catalog, State
+from ovia_backup_dagster.core.errors import BackupError
+from ovia_backup_dagster.core.locking import lock_holder
+from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.settings import Settings
+from ovia_backup_dagster.system import BackupSystem
+
+CHAIN = (("dump",), ("verify",), ("verify", "--unproven"), ("promote",), ("prune",))
+DAY = timedelta(days=1)
+
+_DUMP = r"\w+_(?:daily|weekly)_\d{4}-\d\d-\d\d_\d{6}\.dump"
+_SIDECAR = r"\.json|\.globals\.sql|\.verified\.json|\.verified\.json\.unreadable|\.held\.json"
+#: What a whole volume may hold, and what a fault may leave besides. Written down here a second time on purpose.
+_REGULAR = re.compile(rf"(?:daily|weekly)/{_DUMP}(?:{_SIDECAR})?|\.lock|\.reserve")
+_LEFTOVER = re.compile(rf"(?:daily|weekly)/\.{_DUMP}(?:{_SIDECAR})?\.tmp")
+
+
+# --------------------------------------------------------------------------------------------- a volume, its settings
+
+
+@dataclass(frozen=True)
+class Place:
+    """A volume and the settings for it, as an operator would have them."""
+
+    settings: Mapping[str, str]
+    logs: Path
+
+    @property
+    def root(self) -> Path:
+        return Path(self.settings["BACKUP_DIR"])
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        return {**kept, **self.settings}
+
+    @property
+    def system(self) -> BackupSystem:
+        with mock.patch.dict(os.environ, self.environment, clear=True):
+            return BackupSystem(Settings.load())
+
+    @property
+    def catalog(self) -> Catalog:
+        return self.system.catalog
+
+    def start(self, *arguments: str) -> Running:
+        """``ovia-backup`` in a process of its own, which leads a group of its own."""
+        return Running(self, arguments)
+
+    def run(self, *arguments: str, seconds: float = 60.0) -> Ended:
+        return self.start(*arguments).wait(seconds)
+
+    def chain(self) -> Backup:
+        """The whole daily run: dump, verify, promote, prune. Each must end well."""
+        for command in CHAIN:
+            ended = self.run(*command)
+            assert ended.code == 0, f"{' '.join(command)}: {ended.output}"
+        return self.catalog.backups(Tier.DAILY)[0]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended: exit code, or minus the signal; and what it printed."""
+
+    code: int
+    output: str
+
+    @property
+    def killed(self) -> bool:
+        return self.code == -signal.SIGKILL
+
+    def refused(self) -> str:
+        """It failed with one line of ours, and no traceback; returns the line."""
+        assert self.code == 1, (self.code, self.output)
+        assert "Traceback" not in self.output, self.output
+        return next(line for line in self.output.splitlines() if line.startswith("ovia-backup: "))
+
+
+class Running:
+    """A running ``ovia-backup``, forked from this prepared process: the same code, without half a second of imports."""
+
+    def __init__(self, place: Place, arguments: tuple[str, ...]) -> None:
+        self._log = place.logs / f"{time.monotonic_ns()}.log"
+        environment = place.environment
+        self.began = time.monotonic()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _become(arguments, environment, self._log)
+        while os.getpgid(self.pid) != self.pid:
+            time.sleep(0.0005)
+
+    def children(self) -> dict[int, str]:
+        """Its client programs: process -> name."""
+        return {pid: name for pid, name in children_of(self.pid).items() if name.startswith("pg_")}
+
+    def kill(self, *, group: bool = True) -> None:
+        (os.killpg if group else os.kill)(self.pid, signal.SIGKILL)
+
+    def send(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text("utf-8", "replace") if self._log.exists() else ""
+
+    @property
+    def running(self) -> bool:
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None
+
+    def wait(self, seconds: float = 60.0) -> Ended:
+        """Its end, which must come in time."""
+        until(lambda: not self.running, seconds, pause=0.002, on_failure=lambda: self.kill())
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return Ended(code, self.output)
+
+
+def _become(arguments: tuple[str, ...], environment: Mapping[str, str], log: Path) -> None:
+    """Turn this forked process into the command; never returns."""
+    code: object = 70
+    try:
+        # Not only a group: the kernel ends stopped processes of a group whose last parent in the session is killed.
+        os.setsid()
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+        os.environ.clear()
+        os.environ.update(environment)
+        cli.main(list(arguments), prog_name="ovia-backup")
+    except SystemExit as end:
+        code = end.code
+    except BaseException:  # noqa: BLE001 - the test reads it
+        traceback.print_exc()
+    finally:
+        os._exit(code if isinstance(code, int) else 0)
+
+
+def children_of(pid: int) -> dict[int, str]:
+    """A process's children, whichever of its threads started them: process -> name."""
+    found = {}
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in listed.read_text().split():
+                with contextlib.suppress(OSError):
+                    found[int(child)] = Path(f"/proc/{child}/comm").read_text().strip()
+    return found
+
+
+def state_of(pid: int) -> str:
+    """As in ``ps``: R(unning), S(leeping), T (stopped); nothing when it has ended, waited for or not."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0].strip("ZX")
+    return ""
+
+
+def stopped(*pids: int) -> None:
+    """They were sent a SIGSTOP, and have stopped, or ended."""
+    until(lambda: all(state_of(pid) in ("T", "") for pid in pids))
+
+
+def command_of(pid: int) -> list[str]:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text("utf-8", "replace").split("\0")
+    return []
+
+
+def until(
+    condition: Callable[[], object],
+    seconds: float = 30.0,
+    *,
+    pause: float = 0.02,
+    on_failure: Callable[[], None] = lambda: None,
+) -> None:
+    """Poll a condition; fail when it does not come true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() >= deadline:
+            on_failure()
+            raise AssertionError("it did not happen in time")
+        time.sleep(pause)
+
+
+# --------------------------------------------------------------------------------------------- the invariants
+
+
+@dataclass
+class Guard:
+    """What must hold whatever happens, from the moment that this is made.
+
+    Attributes:
+        place: the volume.
+        newest: name -> SHA-256, modification time and verdicts of the newest proven backup, both copies.
+        looks: how often somebody looked; ``seen``: at how many backups in all.
+    """
+
+    place: Place
+    newest: dict[str, tuple[str, int, bytes]] = field(default_factory=dict)
+    looks: int = 0
+    seen: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.place.root.exists():
+            return
+        now = datetime.now(UTC)
+        proven = [b for b in self.place.catalog.backups() if b.state(now) is State.PROVEN]
+        for backup in proven:
+            if backup.started_at == proven[0].started_at:
+                self.newest[f"{backup.tier}/{backup}"] = _fingerprint(backup.path)
+
+    def look(self, *, sound: bool = True) -> None:
+        """Nothing that is listed is broken; the newest proven one is there, equal, and proven.
+
+        Not ``sound`` is a disk that may refuse to be read: what cannot be read proves nothing, and is called unproven.
+        """
+        now = datetime.now(UTC)
+        for backup in self.place.catalog.backups():
+            self.seen += nothing_broken(backup, now)
+        for name, known in self.newest.items():
+            assert _fingerprint(self.place.root / name) == known, f"{name} is not what it was"
+        names = {f"{b.tier}/{b}": b for b in self.place.catalog.backups()}
+        for name in self.newest if sound else ():
+            assert names[name].state(now) is State.PROVEN, f"{name} is no longer proven"
+        self.looks += 1
+
+    def glance(self) -> None:
+        """No dump without its manifest."""
+        for backup in self.place.catalog.backups():
+            if not backup.sidecar(MANIFEST).exists():
+                assert not backup.path.exists(), f"{backup} has no manifest"
+
+    def after_the_fault(self) -> None:
+        """As ``look``; and nothing lies about that nobody knows."""
+        self.look()
+        strange = [n for n in files(self.place.root) if not (_REGULAR.fullmatch(n) or _LEFTOVER.fullmatch(n))]
+        assert not strange, strange
+
+    def recovered(self) -> Backup:
+        """The next run ends well with nothing done by hand, sweeps all, and leaves the lock free."""
+        assert lock_holder(self.place.root) is None, "the lock is still held"
+        backup = self.place.chain()
+        now = datetime.now(UTC)
+        assert backup.state(now) is State.PROVEN
+        assert f"{backup.tier}/{backup}" not in self.newest, "the next run made nothing new"
+        self.look()
+        left = [name for name in files(self.place.root) if not _REGULAR.fullmatch(name)]
+        assert not left, left
+        dumps = {name for name in files(self.place.root) if name.endswith(".dump")}
+        orphans = [n for n in files(self.place.root) if "/" in n and _dump_of(n) not in dumps]
+        assert not orphans, orphans
+        # A dump that was published and whose run died before its verdict has got one, too.
+        assert {b.state(now) for b in self.place.catalog.backups()} == {State.PROVEN}
+        assert lock_holder(self.place.root) is None
+        return backup
+
+
+def nothing_broken(backup: Backup, now: datetime) -> int:
+    """A reader opens what it finds listed: it has a manifest and is what that says. 0: it was pruned meanwhile."""
+    try:
+        file = open(backup.path, "rb")  # noqa: SIM115
+    except FileNotFoundError:
+        return 0
+    with file:
+        manifest, judgement = backup.manifest, backup.judgement
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = os.fstat(file.fileno()).st_size
+        if manifest is None:
+            # The dump goes first, its manifest last: this one was opened in between.
+            assert os.fstat(file.fileno()).st_nlink == 0 or not backup.path.exists(), f"{backup} has no manifest"
+            return 0
+    assert (size, digest) == (manifest.size_bytes, manifest.sha256), f"{backup} is broken"
+    assert judgement is None or judgement.sha256 == digest, f"{backup} has another's verdict"
+    return 1
+
+
+def _fingerprint(path: Path) -> tuple[str, int, bytes]:
+    verdicts = path.with_name(path.name + VERIFIED).read_bytes()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno()).st_mtime_ns, verdicts
+
+
+def files(root: Path) -> list[str]:
+    """All files of the volume, hidden ones included."""
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir())
+
+
+def leftovers(root: Path) -> list[str]:
+    """The temporaries, and sidecars without a dump."""
+    names = files(root)
+    return [
+        n
+        for n in names
+        if _LEFTOVER.fullmatch(n) or ("/" in n and not n.endswith(".dump") and _dump_of(n) not in names)
+    ]
+
+
+def _dump_of(name: str) -> str:
+    return re.sub(rf"(?<=\.dump)(?:{_SIDECAR})$", "", name)
+
+
+class Reader:
+    """Another process that looks at the volume all the time: a person, a copy job, the sensor.
+
+    Args:
+        guard: what it looks for.
+        may_fail: an unreadable disk may refuse it, with an error of ours; a broken backup it may never see.
+    """
+
+    def __init__(self, guard: Guard, *, may_fail: bool = False) -> None:
+        self._guard = guard
+        self._may_fail = may_fail
+
+    def __enter__(self) -> Self:
+        stop, self._stop = os.pipe()
+        self._answer, answer = os.pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            os.close(self._stop)
+            os.write(answer, json.dumps(self._watch(stop)).encode())
+            os._exit(0)
+        os.close(stop)
+        os.close(answer)
+        return self
+
+    def _watch(self, stop: int) -> tuple[int, int, str]:
+        guard = self._guard
+        guard.looks = guard.seen = 0
+        try:
+            # All is read now and then; whether each has its manifest, which takes no time, is looked at all the time.
+            for number in count():
+                if select.select([stop], [], [], 0.001)[0]:
+                    break
+                try:
+                    if number % 20 == 0:
+                        guard.look(sound=not self._may_fail)
+                    guard.glance()
+                except (BackupError, OSError):
+                    if not self._may_fail:
+                        raise
+        except BaseException:  # noqa: BLE001 - told to the test
+            return guard.looks, guard.seen, traceback.format_exc()
+        return guard.looks, guard.seen, ""
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        os.close(self._stop)
+        with open(self._answer, "rb") as pipe:
+            looks, seen, broken = json.loads(pipe.read() or b'[0, 0, "the reader died"]')
+        os.waitpid(self._pid, 0)
+        self._guard.looks += looks
+        self._guard.seen += seen
+        assert kind is not None or not broken, broken
+
+
+# --------------------------------------------------------------------------------------------- time
+
+
+def moments(rng: Random, many: int, seconds: float) -> list[float]:
+    """Random moments, spread over the whole duration, in random order."""
+    found = [(number + rng.random()) / many * seconds for number in range(many)]
+    rng.shuffle(found)
+    return found
+
+
+def at_moment(began: float, moment: float) -> None:
+    time.sleep(max(0.0, began + moment - time.monotonic()))
+
+
+def a_day_passes(place: Place) -> None:
+    """Every backup becomes a day older: when it was made is in its name."""
+    for backup in reversed(place.catalog.backups()):
+        _rename(backup, backup.started_at - DAY)
+
+
+def older_copies(place: Place, backup: Backup, many: int) -> None:
+    """The same backup under dates of long ago, so that there is something to prune."""
+    for number in range(many):
+        name = BackupName(backup.name.database, backup.tier, backup.started_at - DAY * (20 + number))
+        target = backup.path.with_name(name.filename)
+        for suffix in (*SIDECARS, ""):
+            source = backup.path.with_name(backup.path.name + suffix)
+            if source.exists():
+                shutil.copy2(source, target.with_name(target.name + suffix))
+
+
+def _rename(backup: Backup, started_at: datetime) -> None:
+    name = BackupName(backup.name.database, backup.tier, started_at)
+    for suffix in ("", *SIDECARS):
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(backup.sidecar(suffix), backup.path.with_name(name.filename + suffix))
+
+
+def duration(action: Callable[[], object], times: int = 3) -> float:
+    """How long it takes, the first time left out."""
+    taken = []
+    for _ in range(times):
+        began = time.monotonic()
+        action()
+        taken.append(time.monotonic() - began)
+    return sorted(taken[1:])[len(taken[1:]) // 2]
+
+
+@contextlib.contextmanager
+def ended_by_then(running: Running) -> Iterator[Running]:
+    """Whatever happens in the block, the process is gone afterwards."""
+    try:
+        yield running
+    finally:
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            if running.running:
+                running.kill()
+                os.waitpid(running.pid, 0)

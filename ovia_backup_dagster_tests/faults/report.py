@@ -1,0 +1,114 @@
+"""Writes docs/reliability.md from what the tests of this folder have shown: ``make test-faults``.
+
+It refuses when one of them failed, or was not run in full: a fault that was not survived is no line in a table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ovia_backup_dagster import __version__
+from ovia_backup_dagster.demo import embedded
+from ovia_backup_dagster.postgres.client import Programs
+
+PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
+FAMILIES = {
+    "test_killed": "Killed processes",
+    "test_disk": "The volume",
+    "test_server": "The server",
+    "test_concurrency": "Several at once",
+    "test_dagster": "Dagster",
+    "test_months": "Months",
+}
+INTRODUCTION = """\
+# Reliability
+
+Faults that were provoked, and what became of them. `make test-faults` provokes them all and writes this page; a fault
+that is not survived fails the run, and leaves the page as it was. `make test` does a few rounds of each.
+
+After every single fault the same is asked:
+
+1. **A reader never sees a broken backup.** Another process lists the volume all the time, before, during and after the
+   fault, and reads each backup that it finds: it has a manifest, and is, by size and SHA-256, what that says.
+2. **The newest proven backup is there**: the same bytes, the same modification time, the same verdict, still proven.
+3. **The next run recovers by itself.** Dump, verify, promote and prune end well with nothing done by hand (but for what
+   the fault itself took away: a server is started, a disk mounted); what the fault left is swept; the lock is free.
+
+## What is not guaranteed
+
+* **Rot after the verdict.** A verdict holds while size and modification time stay. A disk that alters a file later, and
+  keeps both, is found by the next `ovia-backup verify` of that backup, not before.
+* **A disk that lies about fsync.** What the disk has called written is believed. The power is cut here in the kernel,
+  below which everything is memory: a drive's own cache is not.
+* **A volume that is not mounted when the run begins.** `BACKUP_DIR` is made when it is missing, so a run may make its
+  backup on the disk under the mount point. One that is unmounted in the middle is noticed. Mount the volume so that its
+  absence is an error (in a container, as a volume; on a host, `chattr +i` on the empty mount point).
+* **A server that stands still for ever**, without breaking its connections. The dump waits for it and holds the lock,
+  until somebody ends it, or Dagster's `max_runtime_seconds` does. The alert is sent all the same.
+* **The one volume.** Whoever removes it, or loses its disk, loses all backups on it: copy them elsewhere.
+* **NFS and other filesystems of the network** were not tried.
+"""
+
+
+def page(folder: Path) -> str:
+    """The page, from the outcomes in ``folder``.
+
+    Raises:
+        SystemExit: the outcomes are no ground for it.
+    """
+    outcomes = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
+    failed = [outcome["test"] for outcome in outcomes if outcome["outcome"] not in ("teardown", "skipped")]
+    if failed:
+        sys.exit(f"not survived, so nothing is written: {', '.join(failed)}")
+    if not outcomes or not all(outcome["full"] for outcome in outcomes):
+        sys.exit("these are not the outcomes of a full run: make test-faults")
+    lines = [INTRODUCTION, _facts(outcomes)]
+    for module, title in FAMILIES.items():
+        of_it = [outcome for outcome in outcomes if f"/{module}.py" in outcome["test"]]
+        if not of_it:
+            sys.exit(f"{module}.py was not run")
+        lines += [
+            "",
+            f"## {title}",
+            "",
+            "| fault | how it is provoked | times | where it hit | a reader | the next run |",
+        ]
+        lines += ["|---|---|---|---|---|---|"]
+        lines += [_row(entry) for outcome in of_it if outcome["outcome"] != "skipped" for entry in outcome["entries"]]
+        lines += [_not_tried(outcome) for outcome in of_it if outcome["outcome"] == "skipped"]
+    return "\n".join(lines) + "\n"
+
+
+def _facts(outcomes: list[dict[str, Any]]) -> str:
+    seeds = ", ".join(sorted({outcome["seed"] for outcome in outcomes}))
+    versions = (
+        f"ovia-backup-dagster {__version__}, PostgreSQL {Programs(embedded.bin_dir()).version('pg_dump')}, "
+        f"Dagster {version('dagster')}, Python {platform.python_version()}, Linux {platform.release().split('-')[0]}"
+    )
+    return (
+        f"## What was tried\n\nOn {datetime.now(UTC):%Y-%m-%d}, with {versions}. The random moments are those of "
+        f"`make test-faults FAULTS_SEED={seeds}`; the machine's own chance is added to them."
+    )
+
+
+def _row(entry: dict[str, Any]) -> str:
+    cells = (entry[name] for name in ("fault", "how", "times", "where", "saw", "then"))
+    return (
+        "| " + " | ".join(f"{cell:,}" if isinstance(cell, int) else cell.replace("|", "\\|") for cell in cells) + " |"
+    )
+
+
+def _not_tried(outcome: dict[str, Any]) -> str:
+    name = outcome["test"].rpartition("::test_")[2].replace("_", " ")
+    return f"| {name} | not on this machine: {outcome['reason']} | 0 | | | |"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(Path(os.environ["FAULTS_RECORD"])), "utf-8")

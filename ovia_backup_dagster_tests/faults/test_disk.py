@@ -1,0 +1,445 @@
+"""A volume that is full, fails, turns read-only, loses power, or is gone, at random moments of the daily run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from ovia_backup_dagster.core.catalog import State
+from ovia_backup_dagster.core.locking import lock_holder
+from ovia_backup_dagster.core.naming import Tier
+from ovia_backup_dagster.demo import embedded
+from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster_tests.conftest import PortCluster, execute, free_port
+from ovia_backup_dagster_tests.faults.conftest import Record, needs_root, place_for, rounds
+from ovia_backup_dagster_tests.faults.disks import MEGABYTE, Disk, bound, filled, mount_again, tmpfs, vanish
+from ovia_backup_dagster_tests.faults.harness import (
+    CHAIN,
+    Ended,
+    Guard,
+    Place,
+    Reader,
+    a_day_passes,
+    at_moment,
+    duration,
+    ended_by_then,
+    files,
+    leftovers,
+    moments,
+    older_copies,
+)
+
+pytestmark = needs_root
+
+FULL_DISKS = rounds(40, 3)
+BROKEN_DISKS = rounds(40, 2)
+GONE = rounds(30, 2)
+#: What the volume's refusals read like, whichever program meets them.
+NO_ROOM = ("No space left on device", "too little room")
+
+
+@pytest.fixture(scope="module")
+def growing(server: PortCluster, bin_dir: Path) -> tuple[Connection, Callable[[], None]]:
+    """A database whose last dump was small, and which then grows: else a full disk is seen before pg_dump begins."""
+    name = f"growing{os.getpid()}_{free_port()}"
+    embedded.create_database(server.connection(), bin_dir, name, 0.02)
+    database = server.connection(name)
+
+    def grow() -> None:
+        execute(
+            database,
+            "CREATE TABLE IF NOT EXISTS bulk AS SELECT g AS id, sha512(g::text::bytea) || sha512((g + 1)::text::bytea) "
+            "AS noise FROM generate_series(1, 20000) g",
+        )
+
+    return database, grow
+
+
+@pytest.fixture(scope="module")
+def template(
+    growing: tuple[Connection, Callable[[], None]], bin_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Place:
+    """A volume with one small proven backup, dated a few days ago, not promoted."""
+    folder = tmp_path_factory.mktemp("template")
+    place = place_for(growing[0], bin_dir, folder / "backups", folder)
+    for command in CHAIN[:2]:
+        assert place.run(*command).code == 0
+    older_copies(place, place.catalog.backups()[0], 3)
+    (place.root / ".reserve").unlink(missing_ok=True)
+    growing[1]()
+    return place
+
+
+@pytest.fixture
+def place(template: Place, tmp_path: Path) -> Place:
+    """The same for a volume that the test makes."""
+    return replace(template, settings={**template.settings, "BACKUP_DIR": str(tmp_path / "backups")}, logs=tmp_path)
+
+
+class Rounds:
+    """What became of the rounds of one fault."""
+
+    def __init__(self) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self.looks = self.seen = 0
+
+    def add(self, outcome: str, guard: Guard) -> None:
+        self.outcomes[outcome] += 1
+        self.looks += guard.looks
+        self.seen += guard.seen
+
+    @property
+    def where(self) -> str:
+        return ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.most_common())
+
+    @property
+    def saw(self) -> str:
+        return f"looked {self.looks:,} times, at {self.seen:,} backups; none broken"
+
+
+# --------------------------------------------------------------------------------------------- no room
+
+
+@contextmanager
+def memory(place: Place, template: Place, size: int) -> Iterator[None]:
+    with tmpfs(place.root, size):
+        shutil.copytree(template.root, place.root, dirs_exist_ok=True)
+        yield
+
+
+def need(place: Place, template: Place) -> int:
+    """How much the next dump takes."""
+    with memory(place, template, 64 * MEGABYTE):
+        assert place.run("dump").code == 0
+        return place.catalog.backups()[0].path.stat().st_size
+
+
+def no_room(ended: Ended) -> str:
+    """A full disk is said, and nothing is left lying about; or there was room after all."""
+    if ended.code == 0:
+        return "fitted"
+    line = ended.refused()
+    assert any(word in line for word in NO_ROOM), line
+    return "refused to begin" if NO_ROOM[1] in line else "gave up halfway"
+
+
+def test_no_room_while_dumping(place: Place, template: Place, rng: Random, record: Record) -> None:
+    size = need(place, template)
+    done = Rounds()
+    for number, part in enumerate(moments(rng, FULL_DISKS, 1.05)):
+        # Every other one ends in the sidecars, which are small.
+        left = int(part * size) if number % 2 else size + rng.randrange(-16, 48) * 1024
+        with memory(place, template, 4 * size + 8 * MEGABYTE):
+            guard = Guard(place)
+            with filled(place.root, left), Reader(guard):
+                outcome = no_room(place.run("dump"))
+            assert not any(name.endswith(".tmp") for name in leftovers(place.root))
+            guard.after_the_fault()
+            guard.recovered()
+            done.add(outcome, guard)
+    assert done.outcomes["gave up halfway"] > 0
+    record(
+        fault="the volume is full: `dump`",
+        how="tmpfs that is filled up to random offsets of the dump and its sidecars",
+        times=FULL_DISKS,
+        where=done.where,
+        saw=done.saw,
+        then="ended well, each time, once there was room; the failed one had left no part of a dump",
+    )
+
+
+def test_no_room_for_the_verdict(place: Place, template: Place, rng: Random, record: Record) -> None:
+    size = need(place, template)
+    done = Rounds()
+    for pages in moments(rng, FULL_DISKS, 4.0):
+        with memory(place, template, 4 * size + 8 * MEGABYTE):
+            place.run("dump")
+            guard = Guard(place)
+            with filled(place.root, int(pages) * 4096), Reader(guard):
+                outcome = no_room(place.run("verify"))
+            assert not any(name.endswith(".tmp") for name in leftovers(place.root))
+            guard.after_the_fault()
+            guard.recovered()
+            done.add(outcome, guard)
+    assert done.outcomes["gave up halfway"] > 0
+    record(
+        fault="the volume is full: `verify`",
+        how="tmpfs with 0 to 12 KB left, and no reserve",
+        times=FULL_DISKS,
+        where=done.where,
+        saw=done.saw,
+        then="ended well, each time, once there was room",
+    )
+
+
+def test_no_room_at_all_and_the_reserve(place: Place, template: Place, record: Record) -> None:
+    """What a big enough volume sets aside: the verdict is written, so pruning may act, so there is room again."""
+    with memory(place, template, 100 * MEGABYTE):
+        place.chain()
+        assert (place.root / ".reserve").stat().st_blocks > 0
+        place.run("dump")
+        older_copies(place, place.catalog.backups(Tier.WEEKLY)[0], 6)
+        guard = Guard(place)
+        with filled(place.root, 0), Reader(guard):
+            assert place.run("verify").code == 0
+            pruned = place.run("prune")
+            assert pruned.code == 0
+            assert "removed weekly/" in pruned.output
+        guard.after_the_fault()
+        guard.recovered()
+    record(
+        fault="the volume is full to the last byte, with the reserve",
+        how="tmpfs of 100 MB, filled up between `dump` and `verify`",
+        times=1,
+        where="the verdict was written into the reserve's room, and pruning made more",
+        saw=f"looked {guard.looks:,} times; none broken",
+        then="ended well",
+    )
+
+
+def test_no_room_while_promoting_by_copy(place: Place, template: Place, rng: Random, record: Record) -> None:
+    """``weekly/`` is another filesystem: no hard link, so a copy, which may not fit."""
+    size = need(place, template)
+    done = Rounds()
+    for number, part in enumerate(moments(rng, FULL_DISKS, 1.05)):
+        left = int(part * size) if number % 2 else size + rng.randrange(-16, 48) * 1024
+        with memory(place, template, 4 * size + 8 * MEGABYTE), tmpfs(place.root / "weekly", 4 * size):
+            for command in CHAIN[:2]:
+                assert place.run(*command).code == 0
+            guard = Guard(place)
+            with filled(place.root / "weekly", left), Reader(guard):
+                outcome = no_room(place.run("promote"))
+            assert not any(name.endswith(".tmp") for name in leftovers(place.root))
+            guard.after_the_fault()
+            guard.recovered()
+            done.add(outcome, guard)
+    assert done.outcomes["gave up halfway"] > 0
+    record(
+        fault="the volume is full: `promote`, by copy",
+        how="`weekly/` on a tmpfs of its own, filled up to random offsets of the copy and its sidecars",
+        times=FULL_DISKS,
+        where=done.where,
+        saw=done.saw,
+        then="ended well, each time, once there was room; the failed one had left no part of a dump",
+    )
+
+
+# --------------------------------------------------------------------------------------------- a disk that fails
+
+
+class Breaking:
+    """The daily run on a disk that breaks at random moments of it."""
+
+    def __init__(self, place: Place, template: Place, words: tuple[str, ...]) -> None:
+        self.place, self.template, self.words = place, template, words
+        self.done = Rounds()
+
+    def seconds(self) -> float:
+        """How long a daily run takes on a sound one."""
+
+        def once() -> None:
+            with Disk(self.place.root) as disk:
+                disk.load(self.template.root)
+                began = time.monotonic()
+                self.place.chain()
+                taken.append(time.monotonic() - began)
+
+        taken: list[float] = []
+        once()
+        once()
+        return min(taken)
+
+    def round(self, fault: Callable[[Disk], None], moment: float) -> None:
+        place = self.place
+        with Disk(place.root) as disk:
+            disk.load(self.template.root)
+            older_copies(place, place.catalog.backups(Tier.DAILY)[0], 10)
+            disk.repaired()
+            guard = Guard(place)
+            with Reader(guard, may_fail=True):
+                claims, during = self._daily_run(disk, fault, moment)
+            disk.repaired()
+            guard.after_the_fault()
+            self._kept(claims)
+            guard.recovered()
+            self.done.add(during, guard)
+
+    def _daily_run(self, disk: Disk, fault: Callable[[Disk], None], moment: float) -> tuple[list[str], str]:
+        """What the commands said that they had done, and which of them met the fault."""
+        claims: list[str] = []
+        began, broken = time.monotonic(), False
+        for command in CHAIN:
+            with ended_by_then(self.place.start(*command)) as running:
+                while running.running and not broken:
+                    if time.monotonic() - began >= moment:
+                        fault(disk)
+                        broken = True
+                    time.sleep(0.001)
+                ended = running.wait()
+            if ended.code != 0:
+                line = ended.refused()
+                assert any(word in line for word in self.words), line
+                return claims, f"during `{command[0]}`"
+            claims.append(command[0])
+        if not broken:
+            fault(disk)
+        return claims, "after the last command"
+
+    def _kept(self, claims: list[str]) -> None:
+        """What a command has said to be done is so, whatever the disk lost."""
+        place, now = self.place, datetime.now(UTC)
+        made = [b for b in place.catalog.backups(Tier.DAILY) if (now - b.started_at).total_seconds() < 600]
+        states = {b.path.name: b.state(now) for b in made if b.started_at != self._template_date()}
+        if "dump" in claims:
+            assert len(states) == 1, "a published dump is gone"
+        if "verify" in claims:
+            assert set(states.values()) == {State.PROVEN}, "a verdict is gone"
+        if "promote" in claims:
+            weekly = place.catalog.backups(Tier.WEEKLY)
+            assert [b.state(now) for b in weekly] == [State.PROVEN], "a promoted one is gone"
+        if "prune" in claims:
+            # The ten old ones; three more were there.
+            assert len(place.catalog.backups(Tier.DAILY)) <= 8, "what was removed is back"
+
+    def _template_date(self) -> datetime:
+        return self.template.catalog.backups(Tier.DAILY)[0].started_at
+
+
+def test_the_power_fails(place: Place, template: Place, rng: Random, record: Record) -> None:
+    """Every read and write fails from then on; afterwards there is what had reached the disk, and no more."""
+    breaking = Breaking(place, template, ("Input/output error",))
+    for moment in moments(rng, BROKEN_DISKS, 1.1 * breaking.seconds()):
+        breaking.round(Disk.cut, moment)
+    record(
+        fault="the power fails; I/O errors on every read and write",
+        how="ext4 on a loop device, shut down without its journal at random moments of the daily run",
+        times=BROKEN_DISKS,
+        where=breaking.done.where,
+        saw=breaking.done.saw + ". All that a command had called done was there",
+        then="ended well, each time",
+    )
+
+
+def test_the_disk_turns_read_only(place: Place, template: Place, rng: Random, record: Record) -> None:
+    words = ("Read-only file system", "mounted read-only", "Input/output error")
+    breaking = Breaking(place, template, words)
+    for moment in moments(rng, BROKEN_DISKS, breaking.seconds()):
+        breaking.round(Disk.turn_read_only, moment)
+    record(
+        fault="the kernel remounts the volume read-only",
+        how="ext4 on a loop device with `errors=remount-ro` meets an error at random moments of the daily run",
+        times=BROKEN_DISKS,
+        where=breaking.done.where,
+        saw=breaking.done.saw + ". All that a command had called done was there",
+        then="ended well, each time, once it was mounted again",
+    )
+
+
+def test_writing_back_fails(place: Place, template: Place, rng: Random, record: Record) -> None:
+    """The disk takes what is written and fails to store it: only fsync is told."""
+    words = ("Input/output error", "Read-only file system", "mounted read-only", "No space left")
+    breaking = Breaking(place, template, words)
+    size = need(place, template)
+    for more in moments(rng, BROKEN_DISKS, 1.2 * size):
+        breaking.round(lambda disk, more=more: disk.refuse_writes_after(int(more)), 0.0)  # type: ignore[misc]
+    assert breaking.done.outcomes["during `dump`"] > 0
+    record(
+        fault="the disk takes writes and fails to store them",
+        how="ext4 on a loop device whose store ends at random offsets: fsync gets EIO, then it turns read-only",
+        times=BROKEN_DISKS,
+        where=breaking.done.where,
+        saw=breaking.done.saw + ". All that a command had called done was there",
+        then="ended well, each time, once the disk was sound",
+    )
+
+
+# --------------------------------------------------------------------------------------------- a volume that is gone
+
+
+def test_the_volume_disappears_while_dumping(place: Place, template: Place, rng: Random, record: Record) -> None:
+    """Nothing may come to stand under the mount point, where the root disk is; not even where folders stand ready."""
+    size = need(place, template)
+    disk = place.root.with_name("disk")
+    done = Rounds()
+    with tmpfs(disk, 16 * size + 64 * MEGABYTE):
+        shutil.copytree(template.root, disk, dirs_exist_ok=True)
+        with bound(disk, place.root):
+            seconds = duration(lambda: place.run("dump"))
+            place.chain()
+        for number, moment in enumerate(moments(rng, GONE, seconds)):
+            bare = ["daily", "weekly"] if number % 2 else []
+            for name in bare:
+                (place.root / name).mkdir(exist_ok=True)
+            with bound(disk, place.root):
+                guard = Guard(place)
+                with Reader(guard, may_fail=True), ended_by_then(place.start("dump")) as running:
+                    at_moment(running.began, moment)
+                    vanish(place.root)
+                    ended = running.wait()
+                if ended.code:
+                    outcome = "failed with an error that says so"
+                    assert "Traceback" not in ended.output, ended.output
+                    ended.refused()
+                else:
+                    outcome = "had published"
+                left = [name for name in files(place.root) if name != ".lock"]
+                assert left == [], "it wrote where the volume is not"
+                for path in (place.root / ".lock", *(place.root / name for name in ("daily", "weekly"))):
+                    if path.is_dir():
+                        path.rmdir()
+                    elif path.exists():
+                        path.unlink()
+                mount_again(disk, place.root)
+                guard.after_the_fault()
+                guard.recovered()
+                a_day_passes(place)
+                done.add(outcome, guard)
+    record(
+        fault="the volume is unmounted while it is dumped to",
+        how="`umount --lazy` at random moments, with and without ready folders under the mount point",
+        times=GONE,
+        where=done.where + "; nothing was written under the mount point",
+        saw=done.saw,
+        then="ended well, each time, once it was mounted again",
+    )
+
+
+def test_the_folder_is_removed_while_dumping(place: Place, template: Place, rng: Random, record: Record) -> None:
+    outcomes: Counter[str] = Counter()
+    seconds = duration(lambda: place.run("dump"))
+    for moment in moments(rng, GONE, seconds):
+        shutil.rmtree(place.root)
+        shutil.copytree(template.root, place.root)
+        with ended_by_then(place.start("dump")) as running:
+            at_moment(running.began, moment)
+            # As rm -rf does, with whatever appears meanwhile.
+            while place.root.exists():
+                shutil.rmtree(place.root, ignore_errors=True)
+            ended = running.wait()
+        if ended.code:
+            ended.refused()
+            outcomes["failed with an error that says so"] += 1
+        else:
+            outcomes["had published, or began anew after it"] += 1
+        # There is nothing left to guard, but for what the next run makes.
+        guard = Guard(place)
+        guard.recovered()
+        assert lock_holder(place.root) is None
+    record(
+        fault="somebody removes the whole folder while it is dumped to",
+        how="`rm -rf` at random moments",
+        times=GONE,
+        where=", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common()),
+        saw="nothing: all was gone",
+        then="made the folder and a first backup, each time",
+    )

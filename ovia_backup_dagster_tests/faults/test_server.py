@@ -1,0 +1,215 @@
+"""PostgreSQL killed, restarted and paused at random moments of a dump."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from ovia_backup_dagster.core.locking import lock_holder
+from ovia_backup_dagster.demo import embedded
+from ovia_backup_dagster_tests.conftest import PortCluster, running_cluster
+from ovia_backup_dagster_tests.faults.conftest import SCALE, Record, place_for, rounds
+from ovia_backup_dagster_tests.faults.harness import (
+    Ended,
+    Guard,
+    Place,
+    Reader,
+    a_day_passes,
+    at_moment,
+    children_of,
+    duration,
+    ended_by_then,
+    leftovers,
+    moments,
+    stopped,
+    until,
+)
+
+ROUNDS = rounds(20, 1)
+PAUSE_SECONDS = 2.0
+
+
+@pytest.fixture(scope="module")
+def cluster(bin_dir: Path) -> Iterator[PortCluster]:
+    """A server of our own, to be treated badly."""
+    with running_cluster(bin_dir) as cluster:
+        embedded.create_database(cluster.connection(), bin_dir, "ovia", SCALE)
+        yield cluster
+
+
+@pytest.fixture
+def place(cluster: PortCluster, bin_dir: Path, tmp_path: Path) -> Place:
+    return place_for(cluster.connection("ovia"), bin_dir, tmp_path / "backups", tmp_path)
+
+
+def processes(cluster: PortCluster) -> list[int]:
+    """The server's: the postmaster first."""
+    return [cluster.pid, *children_of(cluster.pid)]
+
+
+def kill(cluster: PortCluster) -> None:
+    pids = processes(cluster)
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    # Gone for good, else the next server takes it for alive: whoever inherited it may be slow to wait for it.
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+
+
+@contextmanager
+def paused(cluster: PortCluster) -> Iterator[None]:
+    pids = processes(cluster)
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+    stopped(*pids)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def provoked(
+    place: Place, rng: Random, fault: Callable[[], None], mend: Callable[[], None], check: Callable[[Ended], str]
+) -> tuple[str, str]:
+    """Rounds of a fault of the server; returns where it hit and what a reader saw."""
+    outcomes: Counter[str] = Counter()
+    looks = seen = 0
+    place.chain()
+    a_day_passes(place)
+    seconds = duration(lambda: place.run("dump"))
+    place.chain()
+    a_day_passes(place)
+    for moment in moments(rng, ROUNDS, seconds):
+        guard = Guard(place)
+        with Reader(guard), ended_by_then(place.start("dump")) as running:
+            at_moment(running.began, moment)
+            fault()
+            ended = running.wait()
+        assert leftovers(place.root) == []
+        guard.after_the_fault()
+        mend()
+        outcomes[check(ended)] += 1
+        guard.recovered()
+        looks, seen = looks + guard.looks, seen + guard.seen
+        a_day_passes(place)
+    where = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
+    return where, f"looked {looks:,} times, at {seen:,} backups; none broken"
+
+
+def failed_or_done(ended: Ended) -> str:
+    """An error that names the server, nothing else; or the dump had all that it needs."""
+    if ended.code == 0:
+        return "had its data"
+    line = ended.refused()
+    known = (
+        "closed the connection",
+        "refused",
+        "No such file",
+        "starting up",
+        "shutting down",
+        "terminating",
+        "lost",
+        "PQgetCopyData",
+    )
+    assert any(word in line for word in known), line
+    return "failed, naming the server"
+
+
+def test_the_server_is_killed(cluster: PortCluster, place: Place, rng: Random, record: Record) -> None:
+    where, saw = provoked(place, rng, lambda: kill(cluster), cluster.start, failed_or_done)
+    record(
+        fault="PostgreSQL killed while it is dumped",
+        how="`kill -9` of all its processes at random moments of `dump`",
+        times=ROUNDS,
+        where=where,
+        saw=saw,
+        then="ended well, each time, once the server was started",
+    )
+
+
+def test_the_server_is_restarted(cluster: PortCluster, place: Place, rng: Random, record: Record) -> None:
+    def restart() -> None:
+        cluster.stop("immediate")
+        cluster.start()
+
+    where, saw = provoked(place, rng, restart, lambda: None, failed_or_done)
+    record(
+        fault="PostgreSQL restarted while it is dumped",
+        how="`pg_ctl stop -m immediate` and `start` at random moments of `dump`",
+        times=ROUNDS,
+        where=where,
+        saw=saw,
+        then="ended well, each time",
+    )
+
+
+def test_the_server_pauses(cluster: PortCluster, place: Place, rng: Random, record: Record) -> None:
+    def pause() -> None:
+        with paused(cluster):
+            time.sleep(PAUSE_SECONDS)
+
+    def check(ended: Ended) -> str:
+        assert ended.code == 0, ended.output
+        return "waited, and made its dump"
+
+    where, saw = provoked(place, rng, pause, lambda: None, check)
+    record(
+        fault="PostgreSQL stands still for a while",
+        how=f"`SIGSTOP` to all its processes at random moments of `dump`, `SIGCONT` {PAUSE_SECONDS:.0f} s later",
+        times=ROUNDS,
+        where=where,
+        saw=saw,
+        then="ended well, each time",
+    )
+
+
+def test_the_server_stands_still_for_ever(cluster: PortCluster, place: Place, rng: Random, record: Record) -> None:
+    """Nothing of ours bounds it but the run's maximum; ended politely, it ends, and leaves nothing."""
+    times = rounds(10, 1)
+    place.chain()
+    a_day_passes(place)
+    seconds = duration(lambda: place.run("dump"))
+    longest, stuck, guard = 0.0, 0, Guard(place)
+    for moment in moments(rng, 10 * times, 0.6 * seconds):
+        with Reader(guard), ended_by_then(place.start("dump")) as running:
+            at_moment(running.began, moment)
+            with paused(cluster):
+                # Long enough for a dump that had all its data.
+                with suppress(AssertionError):
+                    until(lambda running=running: not running.running, 2 * seconds)  # type: ignore[misc]
+                if running.running:
+                    stuck += 1
+                    assert lock_holder(place.root) is not None or "pg_dump of" not in running.output
+                    began = time.monotonic()
+                    running.send(signal.SIGTERM)
+                    assert running.wait(30).code == 128 + signal.SIGTERM
+                    longest = max(longest, time.monotonic() - began)
+                else:
+                    running.wait()
+        assert lock_holder(place.root) is None
+        assert leftovers(place.root) == []
+        guard.after_the_fault()
+        if stuck == times:
+            break
+    assert stuck == times
+    guard.recovered()
+    record(
+        fault="PostgreSQL stands still for ever",
+        how="`SIGSTOP` to all its processes at random moments of `dump`, then `SIGTERM` to the command, as the run's "
+        "time limit sends it",
+        times=times,
+        where=f"it waits until then, holding the lock; once told to end it took at most {longest:.0f} s",
+        saw=f"looked {guard.looks:,} times, at {guard.seen:,} backups; none broken",
+        then="ended well, once the server went on",
+    )
