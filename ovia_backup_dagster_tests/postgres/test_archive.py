@@ -309,8 +309,8 @@ class Chunks(io.BytesIO):
         super().__init__(data)
         self.lengths = lengths
 
-    def read(self, _: Any = -1) -> bytes:
-        return super().read(self.lengths.pop() if self.lengths else -1)
+    def readinto(self, buffer: Any) -> int:
+        return super().readinto(memoryview(buffer)[: self.lengths.pop()] if self.lengths else buffer)
 
 
 LINES = st.sampled_from([b"1\ta", b"", b"\\\\.", b"\\N", b".", b"x" * 5, b"COPY z FROM stdin;", b"--"])
@@ -336,6 +336,18 @@ def test_borders_of_chunks_change_nothing(tables: dict[bytes, list[bytes]], leng
     }
     assert reader.data.read_bytes == len(stream)
     assert reader.data.sequences == ({"public.s": "7, true"} if tables else {})
+
+
+def test_a_statement_longer_than_the_buffer_is_read() -> None:
+    text = b"x;'';" * 1_000_000
+    stream = b"INSERT INTO public.t VALUES ('" + text + b"');\nCOPY public.u (a) FROM stdin;\n" + text + b"\n\\.\n"
+
+    reader = archive._Reader(Chunks(stream, []), None)
+
+    assert reader.read()
+    assert reader.data.inserts
+    assert reader.data.tables["public.u"].rows == 1
+    assert reader.data.tables["public.u"].digest.digest() == hashlib.sha256(text + b"\n").digest()
 
 
 @settings(max_examples=200, deadline=None)
