@@ -7,7 +7,7 @@ WORKERS ?= 2
 PORT ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test test-faults check format lock docs pictures clean
+.PHONY: help install demo dev test test-faults bench check format lock docs pictures clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1	/'
@@ -40,6 +40,9 @@ test-faults: install ## provoke every fault, a hundred times the kills, and writ
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal ovia_backup_dagster_tests/faults
 	$(BIN)/python -m ovia_backup_dagster_tests.faults.report
 
+bench: install $(FULL_POSTGRESQL)/.unpacked ## the figures of docs/performance.md; ONLY=dump,start for some
+	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
+
 check: install ## lint, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -50,8 +53,9 @@ format: install ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-docs: install ## write the generated parts of the README anew
+docs: install ## write the generated parts of README and docs anew
 	$(BIN)/python -m ovia_backup_dagster_tests.readme
+	$(BIN)/python -m benchmarks.report
 
 pictures: install ## take the pictures of the README anew (needs chromium)
 	$(BIN)/python -m ovia_backup_dagster_tests.ui.pictures

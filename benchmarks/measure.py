@@ -1,0 +1,180 @@
+"""Clocks, alternation, medians and peaks of memory: what all parts measure with."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parents[1]
+ROUNDS = 5
+
+#: JSON as it goes to ``results.json``.
+Json = dict[str, Any]
+Environment = Mapping[str, str]
+
+
+def say(text: str) -> None:
+    """Progress, for whoever waits."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long it takes."""
+    clock = time.perf_counter()
+    work()
+    return time.perf_counter() - clock
+
+
+def alternate(sides: Mapping[str, Callable[[], float]], rounds: int = ROUNDS) -> dict[str, list[float]]:
+    """Each side once a round, so that what else the machine does meets all of them. Rounds begin with another side."""
+    samples: dict[str, list[float]] = {name: [] for name in sides}
+    names = list(sides)
+    for number in range(rounds):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            samples[name].append(sides[name]())
+        say(f"  round {number + 1} of {rounds}: " + ", ".join(f"{n} {s[-1]:.3f}" for n, s in samples.items()))
+    return samples
+
+
+def summary(samples: Sequence[float], digits: int = 3) -> Json:
+    """Samples with median, minimum and maximum."""
+    return {
+        "median": round(statistics.median(samples), digits),
+        "min": round(min(samples), digits),
+        "max": round(max(samples), digits),
+        "samples": [round(sample, digits) for sample in samples],
+    }
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> Json:
+    """The ratio in each round, and its median."""
+    return summary([a / b for a, b in zip(above, below, strict=True)])
+
+
+def target(figure: str, what: str, measured: float, most: float, unit: str = "") -> Json:
+    """A target and whether it is met."""
+    met = measured <= most
+    return {"figure": figure, "what": what, "measured": round(measured, 3), "most": most, "unit": unit, "met": met}
+
+
+def run(command: Sequence[str | Path], environment: Environment, output: Path | None = None) -> float:
+    """Run a program from the checkout; how long it took. It must succeed.
+
+    Raises:
+        RuntimeError: it did not; with the end of what it printed.
+    """
+    with open(output or os.devnull, "wb") as stdout:
+        clock = time.perf_counter()
+        result = subprocess.run(
+            [str(word) for word in command],
+            env=dict(environment),
+            cwd=REPOSITORY,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+        taken = time.perf_counter() - clock
+    if result.returncode != 0:
+        end = result.stderr.decode("utf-8", "replace")[-2000:]
+        raise RuntimeError(f"{command[0]} ended with code {result.returncode}: {end}")
+    return taken
+
+
+def peaks(command: Sequence[str | Path], environment: Environment) -> dict[str, float]:
+    """Run a program; the peak of resident memory in MB of it and of each kind of program it has started.
+
+    The first is called ``self``. The kernel keeps the peak itself (``VmHWM``), so that looking often is only for those
+    that end soon.
+    """
+    found: dict[str, float] = {}
+    stop = threading.Event()
+
+    def watch(first: int) -> None:
+        while not stop.wait(0.01):
+            for pid in _tree(first):
+                with contextlib.suppress(OSError, KeyError):  # it has ended
+                    status = _status(pid)
+                    name = "self" if pid == first else status["Name"].strip()
+                    # Between fork and exec a child is a copy of its parent.
+                    if pid == first or name.startswith("pg_"):
+                        found[name] = max(found.get(name, 0.0), int(status["VmHWM"].split()[0]) / 1024)
+
+    with subprocess.Popen(
+        [str(word) for word in command],
+        env=dict(environment),
+        cwd=REPOSITORY,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        watcher = threading.Thread(target=watch, args=(process.pid,))
+        watcher.start()
+        try:
+            code = process.wait()
+        finally:
+            stop.set()
+            watcher.join()
+            process.kill()
+    if code != 0:
+        raise RuntimeError(f"{command[0]} ended with code {code}")
+    return {name: round(peak, 1) for name, peak in found.items()}
+
+
+@contextmanager
+def background(command: Sequence[str | Path], environment: Environment, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A program that runs while the block does; it and all it has started end with the block."""
+    with (
+        open(log, "wb") as output,
+        # A session of its own: its children are to end with it.
+        subprocess.Popen(
+            [str(word) for word in command],
+            env=dict(environment),
+            cwd=REPOSITORY,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        ) as process,
+    ):
+        try:
+            yield process
+        finally:
+            _end_group(process)
+
+
+def _tree(pid: int) -> Iterator[int]:
+    yield pid
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        with contextlib.suppress(OSError):
+            for child in (task / "children").read_text().split():
+                yield from _tree(int(child))
+
+
+def _status(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value for name, _, value in (line.partition(":") for line in lines)}
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    for kind, patience in ((signal.SIGINT, 20.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+        deadline = time.monotonic() + patience
+        try:
+            os.killpg(process.pid, kind)
+            while time.monotonic() < deadline:
+                process.poll()  # a zombie would count as alive
+                os.killpg(process.pid, 0)
+                time.sleep(0.1)
+        except ProcessLookupError:
+            return

@@ -1,0 +1,226 @@
+"""``docs/performance.md``, made of ``results.json`` and of nothing else.
+
+A note beside a table is printed only where the figures say the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+
+from benchmarks.measure import REPOSITORY, Json
+from ovia_backup_dagster.core.words import human_bytes
+
+RESULTS = REPOSITORY / "benchmarks" / "results.json"
+PAGE = REPOSITORY / "docs" / "performance.md"
+
+_INTRODUCTION = """# Performance
+
+<!-- Made of benchmarks/results.json by make bench. Not to be edited. -->
+
+Measured by `make bench` with a real PostgreSQL server, the full build, on a database of half the demo's tables and half
+prose. Sides that are compared take turns, five rounds, each round beginning with another side; a ratio is taken in each
+round, and what stands here is the median, with the lowest and the highest in parentheses. No cache is dropped: what is
+read is in memory on all sides.
+"""
+
+
+def rendered(results: Json) -> str:
+    """The page."""
+    sections = ((_dump, "dump"), (_compression, "compression"), (_verification, "verification"))
+    more = ((_listing, "listing"), (_memory, "memory"), (_latency, "latency"), (_start, "start"))
+    blocks = [_INTRODUCTION, *_targets(results)]
+    for section, part in (*sections, *more):
+        if part in results:
+            blocks += [*section(results[part]), _surroundings(results[part])]
+    return "\n".join(blocks)
+
+
+def _targets(results: Json) -> Iterator[str]:
+    found = sorted((entry for part in results.values() for entry in part["targets"]), key=lambda e: str(e["figure"]))
+    yield _table(
+        ("", "what", "target", "measured", ""),
+        [
+            (
+                entry["figure"],
+                entry["what"],
+                f"at most {entry['most']:g} {entry['unit']}".rstrip(),
+                f"{entry['measured']:.3g} {entry['unit']}".rstrip(),
+                "met" if entry["met"] else "**missed**",
+            )
+            for entry in found
+        ],
+    )
+
+
+def _dump(part: Json) -> Iterator[str]:
+    seconds, ratios, parts = part["seconds"], part["ratios"], part["job_parts"]
+    yield f"## The daily job and pg_dump (a-d)\n\nA database of {_megabytes(part['database_bytes'])}.\n"
+    yield _table(
+        ("", "what", "seconds", "archive"),
+        [
+            ("a", "`daily_backup_job`: dump, verification, promotion, pruning", _spread(seconds["job"]), ""),
+            (
+                "b",
+                "the old script's `pg_dump -Fc`",
+                _spread(seconds["old_script"]),
+                human_bytes(part["archive_bytes"]["old_script"]),
+            ),
+            (
+                "c",
+                "`pg_dump` as the job runs it, and fsync",
+                _spread(seconds["pg_dump"]),
+                human_bytes(part["archive_bytes"]["pg_dump"]),
+            ),
+            ("d", "COPY of every table to nowhere, one session", _spread(seconds["copy"]), ""),
+        ],
+    )
+    yield _table(("ratio", ""), [(name, _spread(value, 2)) for name, value in ratios.items()])
+    yield (
+        "(a) is a real `dagster job execute` on a Dagster home of its own, from the start of the run to its end; the "
+        "whole process, with Python's start, the imports and the making of the run, took "
+        f"{parts['process']['median']:.1f} s. Of (a):\n"
+    )
+    yield _table(
+        ("", "seconds"),
+        [
+            ("dump: pg_dump, roles, SHA-256, fsync, manifest", _spread(parts["dump"])),
+            ("verification: SHA-256, all of the archive, verdict", _spread(parts["verification"])),
+            ("Dagster's events, promotion, pruning", _spread(parts["other"])),
+        ],
+    )
+    verification, other = parts["verification"]["median"], parts["other"]["median"]
+    if ratios["c/d"]["median"] > 1.4:
+        yield (
+            "**What bounds c/d**: pg_dump compresses in the thread that receives the rows, and the server waits for "
+            "it; see the levels below. pg_dump 16 ignores `workers=`, and two tables at a time (`-Fd -j2`) gain "
+            "nothing on two cores, as the server needs the other.\n"
+        )
+    if ratios["a/c"]["median"] > 1.7:
+        yield (
+            f"**What bounds a/c**: besides pg_dump, {verification:.1f} s go into reading the dump back, and "
+            f"{other:.1f} s into Dagster's events, whatever the database's size.\n"
+        )
+
+
+def _compression(part: Json) -> Iterator[str]:
+    yield "## Levels of compression\n\npg_dump on the same database, three rounds.\n"
+    yield _table(
+        ("compression", "seconds", "beside COPY", "archive"),
+        [
+            (level, _spread(part["seconds"][level]), _spread(value, 2), human_bytes(part["archive_bytes"][level]))
+            for level, value in part["ratios"].items()
+        ],
+    )
+
+
+def _verification(part: Json) -> Iterator[str]:
+    seconds, times = part["seconds"], part["ratios"]["e"]
+    archive, text = human_bytes(part["archive_bytes"]), human_bytes(part["decoded_bytes"])
+    yield f"## Verification (e)\n\nAn archive of {archive}, which decodes to {text}.\n"
+    yield _table(
+        ("what", "seconds"),
+        [
+            (
+                "verification's pass: rows and SHA-256 of every table, contents, schema",
+                _spread(seconds["read_archive"]),
+            ),
+            ("`pg_restore --file=/dev/null`", _spread(seconds["decode"])),
+            ("SHA-256 of the decoded text", _spread(seconds["hash_text"])),
+            ("SHA-256 of the archive, which comes before the pass", _spread(seconds["hash_archive"])),
+        ],
+    )
+    yield f"The pass takes {_spread(times, 2)} times as long as the two after each other.\n"
+    if times["median"] > 1.8:
+        yield (
+            "**What bounds e**: what pg_restore decodes goes through a pipe, and its newlines are counted, which costs "
+            "Python more than the hash does. The contents and the schema take milliseconds.\n"
+        )
+
+
+def _listing(part: Json) -> Iterator[str]:
+    yield "## Many backups (f)\n"
+    yield _table(
+        ("backups", "sensor tick, ms", "`list --json`, ms", "the same as a process, ms"),
+        [
+            (
+                f"{volume['backups']:,}",
+                *(_spread(volume["seconds"][name], 1, 1000) for name in ("tick", "list", "list_process")),
+            )
+            for volume in part["volumes"]
+        ],
+    )
+    yield "Each backup has a manifest and a verdict with 30 tables. `list` reads all of them, the sensor the newest.\n"
+
+
+def _memory(part: Json) -> Iterator[str]:
+    names = {"dump": "`ovia-backup dump`", "verify": "`ovia-backup verify`", "job": "the daily job"}
+    yield "## Memory (g)\n\nPeaks of resident memory in MB.\n"
+    sizes = part["databases"]
+    rows = []
+    for name, title in names.items():
+        programs = sorted(
+            {program for size in sizes for program in size["peak_mb"][name]}, key=lambda p: (p != "self", p)
+        )
+        for program in programs:
+            values = [size["peak_mb"][name].get(program) for size in sizes]
+            label = title if program == "self" else f"its {program}"
+            rows.append((label, *("" if value is None else f"{value:.0f}" for value in values)))
+    yield _table(("", *(f"database of {_megabytes(size['database_bytes'])}" for size in sizes)), rows)
+
+
+def _latency(part: Json) -> Iterator[str]:
+    yield (
+        "## From the tick to pg_dump (h)\n\nA real `dagster-daemon` with `BACKUP_SCHEDULE='* * * * *'` and the "
+        f"`dagster.yaml` of this repository, {len(part['seconds']['samples'])} ticks. From the tick's nominal time:\n"
+    )
+    rows = [(what, _spread(value, 2)) for what, value in part["parts"].items()]
+    yield _table(("", "seconds"), [*rows, ("**until pg_dump starts**", _spread(part["seconds"], 2))])
+
+
+def _start(part: Json) -> Iterator[str]:
+    seconds, above = part["seconds"], part["above_dagster"]
+    yield "## Import and start (i)\n\nEach in a new process.\n"
+    yield _table(
+        ("what", "seconds"),
+        [
+            ("`import dagster`", _spread(seconds["import_dagster"])),
+            ("import of a location with one asset", _spread(seconds["import_trivial"])),
+            ("import of ours", _spread(seconds["import_ours"])),
+            ("ours less the other", _spread(above["import"])),
+            ("`dagster definitions validate` of a location with one asset", _spread(seconds["start_trivial"])),
+            ("`dagster definitions validate` of ours", _spread(seconds["start_ours"])),
+            ("ours less the other", _spread(above["start"])),
+            ("`ovia-backup --help`", _spread(seconds["help"])),
+        ],
+    )
+
+
+def _surroundings(part: Json) -> str:
+    return (
+        f"*{part['date']}: {part['cores']} cores, {part['memory_gb']} GB of memory, load {part['load_before']} before; "
+        f"PostgreSQL {part['postgresql']}, Python {part['python']}, Dagster {part['dagster']}.*\n"
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _spread(value: Json, digits: int = 2, times: float = 1) -> str:
+    median, least, most = (f"{value[name] * times:,.{digits}f}" for name in ("median", "min", "max"))
+    return f"{median} ({least}-{most})"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"
+
+
+def main() -> None:
+    """Make the page anew, without measuring."""
+    PAGE.write_text(rendered(json.loads(RESULTS.read_text("utf-8"))), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
