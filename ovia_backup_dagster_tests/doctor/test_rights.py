@@ -1,0 +1,197 @@
+"""What the doctor says of a role's rights is what pg_dump meets, and what it prints mends it."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.postgres.privileges import Missing, missing_rights, pasteable
+from ovia_backup_dagster.postgres.session import connect
+from ovia_backup_dagster_tests.conftest import NewDatabase, PortCluster, admin, execute
+
+ROLE = "rights_dumper"
+GROUP = "rights_group"
+OWNER = "rights_owner"
+#: One of each kind that pg_dump reads, or must not need to read.
+SCHEMA = """
+    CREATE SCHEMA a;
+    CREATE SCHEMA pgx;
+    CREATE TABLE a.plain (x int, y text, z int GENERATED ALWAYS AS (x) STORED);
+    CREATE TABLE a.whole (x int PRIMARY KEY) PARTITION BY RANGE (x);
+    CREATE TABLE pgx.part PARTITION OF a.whole FOR VALUES FROM (0) TO (9);
+    CREATE UNLOGGED TABLE pgx.bare ();
+    CREATE SEQUENCE a.numbers;
+    CREATE TABLE a.members (x int GENERATED ALWAYS AS IDENTITY);
+    CREATE VIEW a.seen AS SELECT x FROM a.plain;
+    CREATE MATERIALIZED VIEW a.kept AS SELECT x FROM a.plain;
+    CREATE FOREIGN DATA WRAPPER nothing;
+    CREATE SERVER nowhere FOREIGN DATA WRAPPER nothing;
+    CREATE FOREIGN TABLE a.far (x int) SERVER nowhere;
+    SELECT lo_create(101);
+    SELECT lo_create(102);
+"""
+TABLES = ("a.plain", "a.whole", "pgx.part", "pgx.bare", "a.members")
+SEQUENCES = ("a.numbers", "a.members_x_seq")
+RELATIONS = (*TABLES, *SEQUENCES)
+SCHEMAS = ("a", "pgx")
+OBJECTS = ("101", "102")
+#: How a role may come by a right: as itself, by PUBLIC, by a group.
+GRANTEES = (ROLE, "PUBLIC", GROUP)
+OWNERS = (ROLE, GROUP, OWNER)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the role is given, and what of it is taken back."""
+
+    inherits: bool
+    group: str
+    everything: str
+    bypassrls: bool
+    statements: tuple[str, ...] = field(default=())
+
+
+def changes() -> st.SearchStrategy[str]:
+    """Statements that give or take something; any order of them is possible."""
+    table, schema, lob = st.sampled_from(TABLES), st.sampled_from(SCHEMAS), st.sampled_from(OBJECTS)
+    relation, grantee, owner = st.sampled_from(RELATIONS), st.sampled_from(GRANTEES), st.sampled_from(OWNERS)
+    right = st.sampled_from(("SELECT", "INSERT", "UPDATE", "TRUNCATE", "REFERENCES"))
+    columns = st.sampled_from(("x", "x, y", "x, y, z"))
+    free = st.sampled_from(("a.plain", "a.whole", "pgx.part", "pgx.bare", "a.members", "a.numbers"))
+    row_security = st.sampled_from(("ENABLE", "FORCE", "DISABLE", "NO FORCE"))
+    return st.one_of(
+        st.builds("REVOKE SELECT ON {} FROM {}".format, relation, grantee),
+        st.builds("REVOKE USAGE ON SCHEMA {} FROM {}".format, schema, grantee),
+        st.builds("REVOKE SELECT ON LARGE OBJECT {} FROM {}".format, lob, st.sampled_from((*GRANTEES, OWNER))),
+        st.builds("GRANT {} ON {} TO {}".format, right, table, grantee),
+        st.builds("GRANT SELECT ({}) ON a.plain TO {}".format, columns, grantee),
+        st.builds("GRANT SELECT ON {} TO {}".format, relation, grantee),
+        st.builds("GRANT USAGE ON SCHEMA {} TO {}".format, schema, grantee),
+        st.builds("GRANT {} ON LARGE OBJECT {} TO {}".format, st.sampled_from(("SELECT", "UPDATE")), lob, grantee),
+        st.builds("ALTER TABLE {} OWNER TO {}".format, free, owner),
+        st.builds("ALTER LARGE OBJECT {} OWNER TO {}".format, lob, owner),
+        st.builds("ALTER TABLE {} {} ROW LEVEL SECURITY".format, table, row_security),
+        st.sampled_from((f"ALTER ROLE {ROLE} SET lo_compat_privileges = on", f"ALTER ROLE {ROLE} SET role = {GROUP}")),
+    )
+
+
+#: Most begin with all that a dump needs, by one way or another, and lose little of it: else hardly a dump succeeds.
+GIVEN = st.sampled_from(GRANTEES).map(
+    lambda grantee: (
+        *(f"GRANT SELECT ON {relation} TO {grantee}" for relation in RELATIONS),
+        *(f"GRANT USAGE ON SCHEMA {schema} TO {grantee}" for schema in SCHEMAS),
+        *(f"GRANT SELECT ON LARGE OBJECT {lob} TO {grantee}" for lob in OBJECTS),
+    )
+)
+CASES = st.builds(
+    lambda inherits, group, everything, bypassrls, given, more: Case(
+        inherits, group, everything, bypassrls, (*given, *more)
+    ),
+    st.booleans(),
+    st.sampled_from(("", "FALSE", "TRUE", "TRUE")),
+    st.sampled_from(("", "", "FALSE", "TRUE")),
+    st.booleans(),
+    GIVEN,
+    st.lists(changes(), max_size=4),
+)
+
+
+def undo(cluster: PortCluster, database: str) -> None:
+    """As after ``SCHEMA``: all belongs to the superuser, nobody was given anything."""
+    with admin(cluster, database) as session:
+        for role in (ROLE, GROUP, OWNER):
+            session.execute(f"REASSIGN OWNED BY {role} TO postgres".encode())
+            session.execute(f"DROP OWNED BY {role}".encode())
+            session.execute(f"DROP ROLE {role}".encode())
+        for relation in RELATIONS:
+            session.execute(f"REVOKE ALL ON {relation} FROM PUBLIC".encode())
+            session.execute(f"GRANT ALL ON {relation} TO postgres".encode())
+        session.execute(b"REVOKE ALL (x, y, z) ON a.plain FROM PUBLIC")
+        for table in TABLES:
+            session.execute(f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY".encode())
+        for schema in SCHEMAS:
+            session.execute(f"REVOKE ALL ON SCHEMA {schema} FROM PUBLIC".encode())
+        for lob in OBJECTS:
+            session.execute(f"REVOKE ALL ON LARGE OBJECT {lob} FROM PUBLIC".encode())
+
+
+def make_roles(cluster: PortCluster, database: str, case: Case) -> None:
+    inherit = "INHERIT" if case.inherits else "NOINHERIT"
+    bypass = "BYPASSRLS" if case.bypassrls else "NOBYPASSRLS"
+    with admin(cluster, database) as session:
+        session.execute(f"CREATE ROLE {ROLE} LOGIN {inherit} {bypass}".encode())
+        session.execute(f"CREATE ROLE {GROUP}".encode())
+        session.execute(f"CREATE ROLE {OWNER}".encode())
+        if case.group:
+            session.execute(f"GRANT {GROUP} TO {ROLE} WITH INHERIT {case.group}, SET TRUE".encode())
+        if case.everything:
+            session.execute(f"GRANT pg_read_all_data TO {ROLE} WITH INHERIT {case.everything}".encode())
+        for statement in case.statements:
+            session.execute(statement.encode())
+
+
+@pytest.fixture(scope="module")
+def small(server: PortCluster) -> Iterator[Connection]:
+    """A small database with one of each kind."""
+    name = "rights"
+    with admin(server) as session:
+        session.execute(b"CREATE DATABASE rights TEMPLATE template0")
+    execute(server.connection(name), *SCHEMA.split(";"))
+    yield server.connection(name)
+    with admin(server) as session:
+        session.execute(b"DROP DATABASE rights WITH (FORCE)")
+
+
+def pg_dump(to: Connection, bin_dir: Path) -> str:
+    """What a real dump says, nothing when it succeeds. What it holds goes nowhere."""
+    done = subprocess.run(
+        (str(bin_dir / "pg_dump"), "-Fc", "--no-sync", "--no-password", "--file=/dev/null"),
+        env={**to.environment(), "LC_ALL": "C"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 or done.stderr
+    return done.stderr if done.returncode else ""
+
+
+def rights(to: Connection) -> list[Missing]:
+    with connect(to) as session:
+        row = session.execute("SELECT current_user AS role").fetchone()
+        assert row is not None
+        return missing_rights(session, row["role"])
+
+
+OUTCOMES: list[bool] = []
+
+
+@settings(deadline=None, max_examples=400)
+@given(case=CASES)
+def agrees(small: Connection, server: PortCluster, bin_dir: Path, case: Case) -> None:
+    make_roles(server, small.database, case)
+    try:
+        to = replace(small, user=ROLE)
+        refused = pg_dump(to, bin_dir)
+        missing = [right for right in rights(to) if not right.later]
+    finally:
+        undo(server, small.database)
+    OUTCOMES.append(not refused)
+    if refused:
+        assert "permission denied" in refused or "row-level security" in refused, refused
+    assert bool(missing) == bool(refused), (refused, missing)
+
+
+def test_a_right_is_missing_if_and_only_if_pg_dump_is_refused(
+    small: Connection, server: PortCluster, bin_dir: Path
+) -> None:
+    OUTCOMES.clear()
+    agrees(small, server, bin_dir)
+    # Else nothing was shown.
+    assert 0.2 < sum(OUTCOMES) / len(OUTCOMES) < 0.8
