@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from ovia_backup_dagster.core.catalog import Backup
     from ovia_backup_dagster.core.retention import Plan
     from ovia_backup_dagster.doctor.report import Line
-    from ovia_backup_dagster.settings import Settings
     from ovia_backup_dagster.system import BackupSystem
 
 UNKNOWN = 3
@@ -277,7 +276,7 @@ def doctor(test_alert: bool, port: int | None, as_json: bool) -> None:
     if as_json:
         _print_json([as_dict(line) for line in lines])
     else:
-        _print_statements(lines, system.settings)
+        _print_statements(lines)
         click.echo(f"\n{summary(lines)}")
     sys.exit(worst(lines) is Level.FAIL)
 
@@ -346,15 +345,16 @@ def _print_line(line: Line) -> None:
         click.echo(f"{'':<15}{_safe(line.fix)}")
 
 
-def _print_statements(lines: Sequence[Line], settings: Settings) -> None:
-    from ovia_backup_dagster.doctor.report import statements
-
-    sql = statements(lines)
-    if sql:
-        to = f"-h {settings.postgres_host} -p {settings.postgres_port} -d {settings.postgres_db}"
-        click.echo(f"\nTo paste into psql, as a superuser: psql {_safe(to)} -U postgres")
-        for statement in sql:
-            click.echo(f"  {_safe(statement)}")
+def _print_statements(lines: Sequence[Line]) -> None:
+    """All SQL once more, ready to paste, each statement once."""
+    statements: dict[str, dict[str, None]] = {}
+    for line in lines:
+        statements.setdefault(line.fix, {}).update(dict.fromkeys(line.sql))
+    for fix, sql in statements.items():
+        if sql:
+            click.echo(f"\nTo paste, {_safe(fix)}")
+            for statement in sql:
+                click.echo(f"  {_safe(statement)}")
 
 
 def _print_json(data: object) -> None:

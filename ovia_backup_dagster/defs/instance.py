@@ -7,9 +7,11 @@ and runs this module as a program: ``python -m ovia_backup_dagster.defs.instance
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from shlex import quote
 
 import dagster as dg
 
@@ -101,8 +103,20 @@ def _limits(instance: dg.DagsterInstance) -> Iterator[Line]:
 
 def main() -> None:
     """Print the lines as JSON: of the instance in DAGSTER_HOME."""
-    with dg.DagsterInstance.get() as instance:
-        json.dump([as_dict(line) for line in examine(instance, Settings.load())], sys.stdout)
+    try:
+        with dg.DagsterInstance.get() as instance:
+            lines = list(examine(instance, Settings.load()))
+    except Exception as error:  # noqa: BLE001 - dagster.yaml and three kinds of storage: all that may be wrong with them
+        lines = [_unusable(error)]
+    json.dump([as_dict(line) for line in lines], sys.stdout)
+
+
+def _unusable(error: Exception) -> Line:
+    home = os.environ.get("DAGSTER_HOME", "")
+    # SQLAlchemy's own statement and link say nothing to an operator.
+    why = " ".join(str(error).partition("\n[SQL: ")[0].split())
+    fix = f"ls -la {quote(home)}; look into its dagster.yaml, and at the storage that it names"
+    return fail(Area.DAGSTER, f"the instance in DAGSTER_HOME={home} cannot be used: {why}", fix)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from ovia_backup_dagster.doctor.report import Area, Line, fail, ok
 #: The name under which Dagster's code server answers.
 SERVICE = "DagsterApi"
 TIMEOUT_SECONDS = 10.0
+_LOG = "restart it, and see what it says while it loads: its log, or dagster definitions validate"
 
 
 def health(port: int, host: str = "localhost") -> Iterator[Line]:
@@ -22,9 +23,9 @@ def health(port: int, host: str = "localhost") -> Iterator[Line]:
             answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=TIMEOUT_SECONDS)
         except grpc.RpcError as error:
             why = " ".join(str(error.details()).split()) if isinstance(error, grpc.Call) else str(error)
-            yield fail(Area.DAGSTER, f"the code server on port {port} does not answer: {why}", "see its log")
+            yield fail(Area.DAGSTER, f"the code server on port {port} does not answer: {why}", _LOG)
             return
     if answer.status == health_pb2.HealthCheckResponse.SERVING:
         yield ok(Area.DAGSTER, f"the code server on port {port} serves")
     else:
-        yield fail(Area.DAGSTER, f"the code server on port {port} is up, but does not serve", "see its log; restart it")
+        yield fail(Area.DAGSTER, f"the code server on port {port} is up, but does not serve", _LOG)

@@ -40,7 +40,7 @@ class Line:
         level: how it stands.
         text: what was found, in one line.
         fix: how to mend it: a command for the shell, or an action.
-        sql: statements for a superuser in the database, ready to paste.
+        sql: statements ready to paste, for a superuser in the database; ``fix`` is then the way to get there.
     """
 
     area: Area
@@ -79,11 +79,6 @@ def summary(lines: Sequence[Line]) -> str:
     """``3 fail, 1 warn, 20 ok``."""
     counts = {level: sum(line.level is level for line in lines) for level in reversed(Level)}
     return ", ".join(f"{count} {level}" for level, count in counts.items() if count)
-
-
-def statements(lines: Sequence[Line]) -> tuple[str, ...]:
-    """All SQL that mends something, each statement once."""
-    return tuple(dict.fromkeys(statement for line in lines for statement in line.sql))
 
 
 def as_dict(line: Line) -> dict[str, Any]:

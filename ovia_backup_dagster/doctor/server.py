@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,8 +12,7 @@ from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.core.words import duration
 from ovia_backup_dagster.doctor.report import Area, Line, fail, failed, ok, warn
-from ovia_backup_dagster.postgres.diagnosis import sql_identifier
-from ovia_backup_dagster.postgres.privileges import Session, missing_rights
+from ovia_backup_dagster.postgres.privileges import Session, missing_rights, pasteable
 from ovia_backup_dagster.postgres.releases import newest_minor, parse
 from ovia_backup_dagster.postgres.session import connect, system_identifier
 from ovia_backup_dagster.system import BackupSystem
@@ -27,8 +28,8 @@ _ABOUT = """
            (SELECT checksum_failures FROM pg_stat_database WHERE datname = current_database()) AS failures,
            (SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()) AS tls, inet_client_addr() IS NULL AS socket,
            coalesce(inet_server_addr() <<= ANY (%(private)s::inet[]), true) AS private,
-           (SELECT rolvaliduntil FROM pg_roles WHERE rolname = current_user) AS valid_until,
-           (SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user) AS connection_limit,
+           session_user AS login, pg_get_userbyid(10) AS superuser,
+           (SELECT rolvaliduntil FROM pg_roles WHERE rolname = session_user AND isfinite(rolvaliduntil)) AS valid_until,
            (SELECT count(*) FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid
             WHERE d.datname = current_database()) AS subscriptions,
            (SELECT count(*) FROM pg_class WHERE relpersistence = 'u' AND relkind = 'r') AS unlogged
@@ -46,6 +47,7 @@ def server(system: BackupSystem) -> Iterator[Line]:
         with connect(system.connection) as session:
             about = session.execute(_ABOUT, {"private": _PRIVATE}).fetchone()
             assert about is not None  # it has no FROM
+            about["psql"] = _psql(system, about["superuser"])
             yield from _connection(system, about)
             yield from _version(system, about)
             yield from _health(about)
@@ -54,6 +56,17 @@ def server(system: BackupSystem) -> Iterator[Line]:
             yield from _rights(session, about)
     except BackupError as error:
         yield failed(Area.SERVER, error)
+
+
+def _psql(system: BackupSystem, superuser: str) -> str:
+    """The command that takes the SQL of a line."""
+    to = system.connection
+    database = to.database
+    if re.search(r"=|://", database):  # -d would read it as a connection string
+        escaped = database.replace("\\", "\\\\").replace("'", "\\'")
+        database = f"dbname='{escaped}'"
+    words = ("psql", "-h", to.host, "-p", str(to.port), "-d", database, "-U", superuser)
+    return f"as a superuser: {shlex.join(words)}"
 
 
 def _connection(system: BackupSystem, about: dict[str, Any]) -> Iterator[Line]:
@@ -66,16 +79,17 @@ def _connection(system: BackupSystem, about: dict[str, Any]) -> Iterator[Line]:
         yield warn(Area.SERVER, f"{text} outside a private network: data and password can be read on the way", fix)
     difference = datetime.now(UTC) - about["now"]
     if abs(difference) > CLOCK_TOLERANCE:
-        text = f"the server's clock differs from the one here by {duration(difference)}"
-        yield warn(Area.SERVER, text, "timedatectl; set both by NTP: ages and names of backups depend on it")
+        way = "behind" if difference > timedelta(0) else "ahead of"
+        text = f"the server's clock is {duration(difference)} {way} the one here: the ages of backups depend on it"
+        yield warn(Area.SERVER, text, "date -u on both; where it is wrong: timedatectl set-ntp true")
     until = about["valid_until"]
     if until is not None and until - datetime.now(UTC) < _EXPIRES_SOON:
-        role = sql_identifier(about["role"])
+        when = "has expired" if until < datetime.now(UTC) else "expires"
         yield warn(
             Area.SERVER,
-            f"the password of role {about['role']} expires on {until:%Y-%m-%d}",
-            "give it a longer life, as a superuser",
-            f"ALTER ROLE {role} VALID UNTIL 'infinity';",
+            f"the password of role {about['login']} {when} on {until:%Y-%m-%d}",
+            about["psql"],
+            f"ALTER ROLE {pasteable(about['login'])} VALID UNTIL 'infinity';",
         )
 
 
@@ -97,7 +111,7 @@ def _version(system: BackupSystem, about: dict[str, Any]) -> Iterator[Line]:
             f"docker service update --image postgres:{major} ovia_postgres",
         )
     else:
-        yield ok(Area.SERVER, f"PostgreSQL {version}, as the client programs")
+        yield ok(Area.SERVER, f"PostgreSQL {version}" + (", as the client programs" if client else ""))
 
 
 def _health(about: dict[str, Any]) -> Iterator[Line]:
@@ -116,21 +130,19 @@ def _health(about: dict[str, Any]) -> Iterator[Line]:
         yield warn(
             Area.SERVER,
             "this is a standby: a long dump may be cancelled by a conflict with recovery",
-            "set POSTGRES_HOST to the primary; or here: ALTER SYSTEM SET max_standby_streaming_delay = '1h'",
+            f"set POSTGRES_HOST to the primary; or let it wait here, {about['psql']}",
+            "ALTER SYSTEM SET max_standby_streaming_delay = '1h';",
+            "SELECT pg_reload_conf();",
         )
-    if about["connection_limit"] == 0:
-        role = sql_identifier(about["role"])
-        yield fail(Area.SERVER, "the role may not connect", "raise its limit", f"ALTER ROLE {role} CONNECTION LIMIT 5;")
     if about["subscriptions"]:
         yield warn(
             Area.SERVER,
-            f"{about['subscriptions']} subscriptions: pg_dump leaves them out for all but superusers",
+            f"pg_dump leaves subscriptions out for all but superusers, and there are some ({about['subscriptions']})",
             "note down their CREATE SUBSCRIPTION; after a restore they are made anew",
         )
     if about["unlogged"]:
-        yield ok(
-            Area.SERVER, f"{about['unlogged']} unlogged tables: in the dump, but empty after a crash of the server"
-        )
+        text = f"unlogged tables ({about['unlogged']}) are in the dump, but empty after a crash of the server"
+        yield ok(Area.SERVER, text)
 
 
 def _expected_tables(system: BackupSystem, session: Session) -> Iterator[Line]:
@@ -173,6 +185,6 @@ def _rights(session: Session, about: dict[str, Any]) -> Iterator[Line]:
     missing = missing_rights(session, about["role"])
     for right in missing:
         make = warn if right.later else fail
-        yield make(Area.RIGHTS, right.what, right.note or "as a superuser, in the database", right.sql)
+        yield make(Area.RIGHTS, right.what, about["psql"], right.sql)
     if not missing:
         yield ok(Area.RIGHTS, f"role {about['role']} may read all that a dump holds")

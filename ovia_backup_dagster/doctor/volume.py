@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import shlex
 import stat
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
+from shlex import quote
 
 from ovia_backup_dagster.core.catalog import Backup, Catalog, State
 from ovia_backup_dagster.core.errors import BackupError
-from ovia_backup_dagster.core.files import explained
+from ovia_backup_dagster.core.files import exists, explained, is_folder
 from ovia_backup_dagster.core.freshness import Level, freshness
 from ovia_backup_dagster.core.locking import lock_holder
 from ovia_backup_dagster.core.naming import Tier
+from ovia_backup_dagster.core.retention import Policy
 from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.doctor.report import Area, Line, fail, failed, ok, warn
 from ovia_backup_dagster.system import BackupSystem
@@ -22,6 +27,8 @@ from ovia_backup_dagster.system import BackupSystem
 #: Days; a volume that is full sooner deserves a look now.
 SOON = 14
 _MIN_INODES = 1000
+#: Dumps that growth is read from.
+_LOOKED_AT = 30
 
 
 def volume(system: BackupSystem) -> Iterator[Line]:
@@ -29,9 +36,13 @@ def volume(system: BackupSystem) -> Iterator[Line]:
     catalog = system.catalog
     root = catalog.root
     try:
-        if not root.exists():
+        if not exists(root):
             yield _missing(root)
             return
+        if not is_folder(root.resolve()):
+            yield fail(Area.VOLUME, f"{root} is no folder", f"ls -l {quote(str(root))}; then set BACKUP_DIR")
+            return
+        _check_mount(root)
         catalog.check()
         yield from _folders(catalog)
         yield _mount(root)
@@ -44,7 +55,14 @@ def volume(system: BackupSystem) -> Iterator[Line]:
 
 def _missing(root: Path) -> Line:
     text = f"the backup folder {root} does not exist"
-    return fail(Area.VOLUME, text, f"mount the volume there; for a first try: mkdir -p -m 700 {root}")
+    return fail(Area.VOLUME, text, f"mount the volume there; for a first try: mkdir -p -m 700 {quote(str(root))}")
+
+
+def _check_mount(root: Path) -> None:
+    """Nothing that has the right modes is of use on a filesystem that cannot be written."""
+    with explained(f"cannot look at {root}"):
+        if os.statvfs(root).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
 
 def _folders(catalog: Catalog) -> Iterator[Line]:
@@ -53,26 +71,30 @@ def _folders(catalog: Catalog) -> Iterator[Line]:
         statuses = {folder: folder.stat() for folder in folders}
     open_ones = [folder for folder, status in statuses.items() if stat.S_IMODE(status.st_mode) & 0o077]
     if open_ones:
-        paths = " ".join(map(str, open_ones))
-        yield warn(Area.VOLUME, f"others on this host can look into {paths}", f"chmod 700 {paths}")
+        paths = [str(folder) for folder in open_ones]
+        yield warn(
+            Area.VOLUME, f"others on this host can look into {', '.join(paths)}", shlex.join(["chmod", "700", *paths])
+        )
     strangers = sorted(_strangers(folders))
     if strangers and os.geteuid() != 0:
         first = strangers[0]
         yield warn(
             Area.VOLUME,
             f"{len(strangers)} files belong to other users, such as {first}: pruning may not be able to remove them",
-            f"as root: chown -R {os.geteuid()}:{os.getegid()} {catalog.root}",
+            f"as root: chown -R {os.geteuid()}:{os.getegid()} {quote(str(catalog.root))}",
         )
     if not open_ones and not (strangers and os.geteuid() != 0):
         yield ok(Area.VOLUME, f"{catalog.root} is ours alone (user {os.geteuid()})")
 
 
 def _strangers(folders: Sequence[Path]) -> Iterator[str]:
+    us = os.geteuid()
     for folder in folders:
         with explained(f"cannot look into {folder}"), os.scandir(folder) as entries:
             for entry in entries:
-                if entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_uid != os.geteuid():
-                    yield entry.name
+                with contextlib.suppress(FileNotFoundError):  # gone since: somebody is at work
+                    if entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_uid != us:
+                        yield entry.name
 
 
 def _mount(root: Path) -> Line:
@@ -81,7 +103,7 @@ def _mount(root: Path) -> Line:
     return warn(
         Area.VOLUME,
         f"{root} is on the same filesystem as /: is the volume mounted? If so meant, a full disk stops both",
-        f"findmnt -T {root}; docker volume inspect ovia_backup_data",
+        f"findmnt -T {quote(str(root))}; docker volume inspect ovia_backup_data",
     )
 
 
@@ -89,11 +111,13 @@ def _room(system: BackupSystem, catalog: Catalog) -> Iterator[Line]:
     with explained(f"cannot look at {catalog.root}"):
         disk = os.statvfs(catalog.root)
     free = disk.f_bavail * disk.f_frsize
-    make_room = "enlarge the volume, or keep fewer: ovia-backup prune --dry-run; BACKUP_DAILY_KEEP"
+    make_room = "enlarge the volume, or keep fewer: lower BACKUP_DAILY_KEEP, then ovia-backup prune --dry-run"
     if disk.f_files and disk.f_favail < _MIN_INODES:
-        yield fail(Area.VOLUME, f"the filesystem has only {disk.f_favail} files left to make", "df -i $BACKUP_DIR")
+        text = f"the filesystem has room for only {disk.f_favail} more files, however small"
+        yield fail(Area.VOLUME, text, f"see what has so many: df -i {quote(str(catalog.root))}; {make_room}")
     now = datetime.now(UTC)
-    newest = list(islice((b for b in catalog.newest_first(Tier.DAILY) if _counts(b, now)), 30))
+    looked_at = max(_LOOKED_AT, system.policy.daily_keep)
+    newest = list(islice((b for b in catalog.newest_first(Tier.DAILY) if _counts(b, now)), looked_at))
     if not newest:
         yield ok(Area.VOLUME, f"{human_bytes(free)} free; no dump yet to compare with")
         return
@@ -102,9 +126,11 @@ def _room(system: BackupSystem, catalog: Catalog) -> Iterator[Line]:
     if free < size + growth:
         yield fail(Area.VOLUME, f"no room for the next dump: {need}", make_room)
         return
-    days = _days_until_full(free, size, growth, len(newest), system)
-    if days is not None and days < SOON:
-        yield warn(Area.VOLUME, f"the volume will be full in about {days} days: {need}", make_room)
+    weeklies = sum(1 for _ in islice(catalog.newest_first(Tier.WEEKLY), system.policy.weekly_keep))
+    days = _days_until_full(free, size, growth, (len(newest), weeklies), system.policy)
+    if days is not None:
+        when = f"in about {days} days" if days > 1 else "tomorrow"
+        yield warn(Area.VOLUME, f"the volume will be full {when}: {need}", make_room)
     else:
         yield ok(Area.VOLUME, need)
 
@@ -121,13 +147,24 @@ def _growth_per_day(newest: Sequence[Backup]) -> float:
     return max((last.size_bytes - first.size_bytes) / days, 0.0) if days >= 1 else 0.0
 
 
-def _days_until_full(free: int, size: int, growth: float, kept: int, system: BackupSystem) -> int | None:
-    """A dump a day is added until the policy's number stands there, then each kept one grows."""
-    policy = system.policy
-    missing = max(policy.daily_keep + policy.weekly_keep - kept, 0)
-    for day in range(1, 365):
-        free -= int(size + growth * day) if day <= missing else int(growth * (policy.daily_keep + policy.weekly_keep))
-        if free < size + growth * day:
+def _days_until_full(free: int, size: int, growth: float, stand: tuple[int, int], policy: Policy) -> int | None:
+    """The first day of the next ``SOON`` that ends without room for another dump, at a dump a day.
+
+    Each tier first fills up to what the policy keeps, then its oldest goes for each new one, and only growth adds. A
+    weekly dump is a second name of a daily one, and costs nothing until that goes.
+
+    Args:
+        stand: the dumps that are there now, daily and weekly; more than the policy keeps are as many as it keeps.
+    """
+    dailies, weeklies = stand
+    left = float(free)
+    for day in range(1, SOON + 1):
+        left -= growth * policy.daily_keep if dailies >= policy.daily_keep else size + growth * day
+        dailies += 1
+        if dailies > policy.daily_keep and day % 7 == 0:
+            left -= 7 * growth * policy.weekly_keep if weeklies >= policy.weekly_keep else size
+            weeklies += 1
+        if left < size + growth * (day + 1):
             return day
     return None
 
@@ -143,10 +180,18 @@ def _leftovers(catalog: Catalog) -> Line:
     left = catalog.unfinished()
     if not left:
         return ok(Area.VOLUME, "nothing was left behind by a crash")
-    size = sum(path.lstat().st_size for path in left if path.is_file())
+    size = sum(map(_size, left))
     names = ", ".join(path.name for path in left[:2]) + (f" and {len(left) - 2} more" if left[2:] else "")
-    text = f"unfinished files ({human_bytes(size)}): {names}; being written now, or left by a crash"
+    if lock_holder(catalog.root) is not None:
+        return ok(Area.VOLUME, f"unfinished files ({human_bytes(size)}), by who is at work now: {names}")
+    text = f"unfinished files ({human_bytes(size)}), left by a crash: {names}"
     return warn(Area.VOLUME, text, "nothing: the next dump removes them; at once: ovia-backup prune")
+
+
+def _size(path: Path) -> int:
+    with contextlib.suppress(OSError):  # published or removed since
+        return path.lstat().st_size
+    return 0
 
 
 def backups(system: BackupSystem) -> Iterator[Line]:

@@ -62,15 +62,13 @@ class Missing:
     """A right that a dump needs and the role does not have.
 
     Attributes:
-        what: in words, naming the first few objects.
+        what: in words, naming the first few objects, and what to know about it.
         sql: the statement that gives it, for a superuser in the same database.
-        note: what to know about it.
         later: the next dump succeeds; one after a change of the schema would not.
     """
 
     what: str
     sql: str
-    note: str = ""
     later: bool = False
 
 
@@ -110,8 +108,8 @@ def missing_rights(session: Session, user: str) -> list[Missing]:
         quote = next(q for n in count() if (q := f"$do{n or ''}$") not in name)
         grant = _GRANT_LARGE_OBJECTS.format(role=name, quote=quote)
         what = f"{objects['missing']:,} of {objects['total']:,} large objects cannot be read"
-        note = "those made later need it again: where there are new ones every day, dump as their owner"
-        found.append(Missing(what, grant, note))
+        later = "new ones will need it again; where there are new ones every day, dump as their owner"
+        found.append(Missing(f"{what} ({later})", grant))
     return found
 
 

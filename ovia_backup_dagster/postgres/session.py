@@ -16,10 +16,12 @@ import psycopg
 from psycopg.rows import dict_row
 
 from ovia_backup_dagster.core.manifest import DatabaseFacts
-from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.postgres.client import SESSION_OPTIONS, Connection
 from ovia_backup_dagster.postgres.diagnosis import diagnose
 
 _ENVIRONMENT = threading.Lock()
+#: A date style or a statement timeout of the role's or the database's own would break our short questions.
+_OPTIONS = f"{SESSION_OPTIONS} -c datestyle=ISO -c statement_timeout=60s"
 
 #: Settings whose values change what a dump or a restore does, and hold no secret.
 _HARMLESS = re.compile(
@@ -63,6 +65,7 @@ def connect(connection: Connection) -> Iterator[psycopg.Connection[dict[str, Any
                 host=connection.host,  # psycopg itself resolves it, and does not see the environment then
                 port=connection.port,
                 client_encoding="UTF8",  # some server encodings have no codec here
+                options=_OPTIONS,
                 autocommit=True,
                 row_factory=dict_row,
             )

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ovia_backup_dagster.postgres.client import Connection
-from ovia_backup_dagster.postgres.privileges import Missing, missing_rights, pasteable
+from ovia_backup_dagster.postgres.privileges import Missing, missing_rights
 from ovia_backup_dagster.postgres.session import connect
-from ovia_backup_dagster_tests.conftest import NewDatabase, PortCluster, admin, execute
+from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute
 
 ROLE = "rights_dumper"
 GROUP = "rights_group"
