@@ -98,3 +98,34 @@ def test_a_failed_dump_is_told_in_the_same_words_everywhere(
         assert location.run(ALERT_JOB).success
         (message,) = people.messages
         assert f"Why it failed: {text}" in message["message"].splitlines()
+
+
+def test_an_altered_archive_is_told_in_the_same_words_everywhere(
+    database: Connection, volume: Path, bin_dir: Path, instance: dg.DagsterInstance, people: Receiver
+) -> None:
+    variables = environment(database, volume, bin_dir, BACKUP_NOTIFY_URLS=people.url)
+    location = Location(load(variables), instance)
+    backup = location.dump()
+    with open(backup.path, "r+b") as file:
+        file.seek(backup.size_bytes // 2)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+
+    result = location.materialize("dump_verification")
+    problem = location.catalog.backups()[0].problem
+
+    assert problem is not None
+    assert "was altered: its SHA-256 is" in problem.why
+    assert failure(result) == str(problem)
+    program = Path(sys.executable).with_name("ovia-backup")
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    cli = subprocess.run(
+        [str(program), "verify"], env={**kept, **variables}, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert cli.returncode == 1
+    assert f"  {problem.why}" in cli.stdout.splitlines()
+    assert cli.stderr.splitlines()[-1].endswith(f"Next: {problem.fix}")
+    assert location.run(ALERT_JOB).success
+    (message,) = people.messages
+    assert f"Why newer ones are bad: {backup}: {problem.why}." in message["message"].splitlines()
