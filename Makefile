@@ -55,6 +55,7 @@ format: install ## let ruff rewrite what it can
 
 docs: install ## write the generated parts of README and docs anew
 	$(BIN)/python -m ovia_backup_dagster_tests.readme
+	$(BIN)/python -m ovia_backup_dagster_tests.troubleshooting
 	$(BIN)/python -m benchmarks.report
 
 pictures: install ## take the pictures of the README anew (needs chromium)

@@ -6,12 +6,18 @@ import re
 
 from ovia_backup_dagster.cli import main
 from ovia_backup_dagster_tests.readme import README, rendered
+from ovia_backup_dagster_tests.troubleshooting import PAGE
+from ovia_backup_dagster_tests.troubleshooting import rendered as rendered_page
 
 TEXT = README.read_text("utf-8")
 
 
 def test_the_settings_table_is_current() -> None:
     assert rendered(TEXT) == TEXT, "make docs"
+
+
+def test_the_page_of_failures_is_current() -> None:
+    assert PAGE.read_text("utf-8") == rendered_page(), "make docs"
 
 
 def test_every_command_is_described_and_exists() -> None:
