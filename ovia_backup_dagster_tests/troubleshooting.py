@@ -18,8 +18,8 @@ _HEAD = """\
 
 Made by `make docs` from the tables that the program itself uses. Every failure says four things: what failed, the
 likely cause, what PostgreSQL or the operating system said, and what to do next; the same words in the terminal, in the
-failed run of the UI, and in the alert. Capital words stand for what the message fills in. A message that is not in these
-tables is shown as it is.
+failed run of the UI, and in the alert. Capital words stand for what the message fills in. A message that is not in
+these tables is shown as it is.
 
 Before anything fails: `ovia-backup doctor`. How the backups stand: `ovia-backup status`, `ovia-backup list`.
 """
