@@ -105,8 +105,9 @@ def test_a_verification_shows_the_rows_of_every_table(site: Site, deployment: De
 
 
 def test_a_damaged_backup_fails_its_check_in_red_with_what_is_wrong(
-    site: Site, deployment: Deployment, told: Receiver
+    site: Site, deployment: Deployment, launched: str
 ) -> None:
+    assert launched == "Success"
     damaged = deployment.newest
     flip_byte(damaged.path)
 
