@@ -52,17 +52,22 @@ class Line:
 
 def ok(area: Area, text: str) -> Line:
     """All is well."""
-    return Line(area, Level.OK, text)
+    return Line(area, Level.OK, _printable(text))
 
 
 def warn(area: Area, text: str, fix: str = "", *sql: str) -> Line:
     """It works, and should be better."""
-    return Line(area, Level.WARN, text, fix, sql)
+    return Line(area, Level.WARN, _printable(text), _printable(fix), sql)
 
 
 def fail(area: Area, text: str, fix: str = "", *sql: str) -> Line:
     """A backup or an alert will fail."""
-    return Line(area, Level.FAIL, text, fix, sql)
+    return Line(area, Level.FAIL, _printable(text), _printable(fix), sql)
+
+
+def _printable(text: str) -> str:
+    """One line, whatever a table, a folder or a server's message contains."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def failed(area: Area, error: BackupError) -> Line:

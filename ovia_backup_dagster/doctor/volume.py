@@ -14,7 +14,7 @@ from pathlib import Path
 from shlex import quote
 
 from ovia_backup_dagster.core.catalog import Backup, Catalog, State
-from ovia_backup_dagster.core.errors import BackupError
+from ovia_backup_dagster.core.errors import BackupError, VolumeMissingError
 from ovia_backup_dagster.core.files import exists, explained, is_folder
 from ovia_backup_dagster.core.freshness import Level, freshness
 from ovia_backup_dagster.core.locking import lock_holder
@@ -156,13 +156,15 @@ def _days_until_full(free: int, size: int, growth: float, stand: tuple[int, int]
     Args:
         stand: the dumps that are there now, daily and weekly; more than the policy keeps are as many as it keeps.
     """
-    dailies, weeklies = stand
+    # A week of daily dumps has a weekly one among them.
+    among = int(policy.daily_keep >= 7)
+    dailies, weeklies = stand[0], max(stand[1] - among, 0)
     left = float(free)
     for day in range(1, SOON + 1):
         left -= growth * policy.daily_keep if dailies >= policy.daily_keep else size + growth * day
         dailies += 1
         if dailies > policy.daily_keep and day % 7 == 0:
-            left -= 7 * growth * policy.weekly_keep if weeklies >= policy.weekly_keep else size
+            left -= 7 * growth * policy.weekly_keep if weeklies >= policy.weekly_keep - among else size
             weeklies += 1
         if left < size + growth * (day + 1):
             return day
@@ -199,19 +201,22 @@ def backups(system: BackupSystem) -> Iterator[Line]:
     now = datetime.now(UTC)
     try:
         found = freshness(system.catalog.newest_first(), system.max_age, now)
+    except VolumeMissingError:
+        return  # said under volume
     except BackupError as error:
         yield failed(Area.BACKUPS, error)
         return
+    again = "ovia-backup dump && ovia-backup verify latest"
     if found.trouble is None:
-        unproven = found.level is Level.FRESH and not found.proven
-        yield (
-            warn(Area.BACKUPS, found.text, "ovia-backup verify latest")
-            if unproven or found.rejected
-            else ok(Area.BACKUPS, found.text)
-        )
+        if found.rejected:
+            yield warn(Area.BACKUPS, found.text, again)
+        elif not found.proven:
+            yield warn(Area.BACKUPS, found.text, "ovia-backup verify latest")
+        else:
+            yield ok(Area.BACKUPS, found.text)
         return
     if found.level is Level.MISSING and not found.rejected:
         # The state of every new system: no fault yet, and the sensor will say so if it stays like that.
-        yield warn(Area.BACKUPS, found.text, "ovia-backup dump && ovia-backup verify latest")
+        yield warn(Area.BACKUPS, found.text, again)
         return
     yield failed(Area.BACKUPS, found.trouble)

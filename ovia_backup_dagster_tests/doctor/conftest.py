@@ -1,0 +1,7 @@
+"""The Dagster layer's fixtures, for what the doctor says there."""
+
+from __future__ import annotations
+
+from ovia_backup_dagster_tests.defs.conftest import bare, instance, new_location
+
+__all__ = ["bare", "instance", "new_location"]

@@ -1,0 +1,69 @@
+"""What the tests of the doctor share: a system from an environment, and a look at one line of a report."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable, Iterator
+from itertools import count
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+from ovia_backup_dagster.doctor.report import Area, Level, Line
+from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.system import BackupSystem
+from ovia_backup_dagster_tests.conftest import PASSWORD
+from ovia_backup_dagster_tests.defs.support import environment, load
+
+_numbers = count(1)
+
+
+def system_of(connection: Connection, volume: Path, bin_dir: Path, **more: str) -> BackupSystem:
+    """The system that an operator's environment makes."""
+    return BackupSystem(load(environment(connection, volume, bin_dir, **more)))
+
+
+def the(lines: Iterable[Line], words: str) -> Line:
+    """The one line that says so. No line is more than one, and none shows the tests' password."""
+    lines = list(lines)
+    for line in lines:
+        assert "\n" not in line.text + line.fix
+        assert PASSWORD not in repr(line)
+    found = [line for line in lines if words in line.text]
+    assert len(found) == 1, lines
+    return found[0]
+
+
+def as_it_should(lines: Iterable[Line]) -> bool:
+    """Whether nothing is to mend."""
+    return all(line.level is Level.OK for line in lines)
+
+
+def levels(lines: Iterable[Line], *areas: Area) -> list[Level]:
+    return [line.level for line in lines if not areas or line.area in areas]
+
+
+def new_role(admin: Connection, options: str = "", name: str | None = None) -> Connection:
+    """A bare role that may log in."""
+    name = name or f"doctor_{admin.database}_{next(_numbers)}"
+    with psycopg.connect(
+        host=admin.host, port=admin.port, dbname=admin.database, user=admin.user, autocommit=True
+    ) as session:
+        session.execute(sql.SQL("CREATE ROLE {} LOGIN " + options).format(sql.Identifier(name)))
+    return Connection(admin.host, admin.port, admin.database, name)
+
+
+def executable(path: Path, text: str) -> Path:
+    """A shell script that stands in for a program."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def everything_below(folder: Path) -> Iterator[tuple[str, int, int, int]]:
+    """Every entry with what a change of any kind would alter, folders and the lock included."""
+    for path in (folder, *sorted(folder.rglob("*"))):
+        status = path.lstat()
+        yield str(path), status.st_ino, status.st_mtime_ns, status.st_ctime_ns
