@@ -8,7 +8,7 @@ import dagster as dg
 
 from ovia_backup_dagster.core.verdict import Check, Judgement
 
-#: In the order in which they are made: when one that blocks fails, the later ones are not made.
+#: In the order in which they are made: when one stage fails, the later ones are not made.
 _STAGES = (
     (Check.MATCHES_MANIFEST,),
     (Check.DECODES,),
@@ -25,12 +25,23 @@ def check_specs(asset: str) -> list[dg.AssetCheckSpec]:
 
 
 def check_results(judgement: Judgement, backup: str) -> Iterator[dg.AssetCheckResult]:
-    """A result for each check that was made."""
+    """A result for each check. One that could not be made warns, and says why: left out, it would look failed."""
+    unmade = ""
     for stage in _STAGES:
-        failed = False
+        if unmade:
+            for check in stage:
+                yield dg.AssetCheckResult(
+                    check_name=check.value,
+                    passed=False,
+                    severity=dg.AssetCheckSeverity.WARN,
+                    description=f"not looked at, because {unmade}",
+                    metadata={"backup": backup},
+                )
+            continue
+        wrong: list[str] = []
         for check in stage:
             findings = [finding.text for finding in judgement.findings if finding.check is check]
-            failed = failed or bool(findings)
+            wrong += findings
             yield dg.AssetCheckResult(
                 check_name=check.value,
                 passed=not findings,
@@ -38,5 +49,4 @@ def check_results(judgement: Judgement, backup: str) -> Iterator[dg.AssetCheckRe
                 description="; ".join(findings) or None,
                 metadata={"backup": backup, **({"findings": "\n".join(findings)} if findings else {})},
             )
-        if failed and stage is not _STAGES[-1]:
-            return
+        unmade = "; ".join(wrong)

@@ -394,10 +394,12 @@ def test_a_damaged_dump_blocks_and_the_next_day_unblocks_itself(new_location: Ne
     assert list(materialized(result)) == ["daily_dump"]
     assert failed_steps(result) == ["dump_verification"]
     # What comes after a check that blocks is not made, and not called passed.
-    assert checks(result) == {"archive_matches_manifest": (False, ERROR)}
-    (check,) = result.get_asset_check_evaluations()
+    unmade = dict.fromkeys(ALL_PASSED, (False, WARN))
+    assert checks(result) == {**unmade, "archive_matches_manifest": (False, ERROR)}
+    check, *others = result.get_asset_check_evaluations()
     bad = location.catalog.backups(Tier.DAILY)[0]
     assert check.metadata["backup"].value == bad.path.name
+    assert {other.description for other in others} == {f"not looked at, because {check.description}"}
     assert "was altered: its SHA-256 is" in (check.description or "")
     assert failure(result).startswith(f"{bad} is bad: {bad} was altered")
     assert "\n" not in failure(result)
@@ -421,7 +423,8 @@ def test_a_damaged_dump_blocks_and_the_next_day_unblocks_itself(new_location: Ne
 def test_a_truncated_dump_is_bad(location: Location) -> None:
     location.after_dump = lambda backup: os.truncate(backup.path, backup.size_bytes - 100)
     result = location.run()
-    assert checks(result) == {"archive_matches_manifest": (False, ERROR)}
+    unmade = dict.fromkeys(ALL_PASSED, (False, WARN))
+    assert checks(result) == {**unmade, "archive_matches_manifest": (False, ERROR)}
     assert "bytes long; it was" in failure(result)
 
 
