@@ -130,7 +130,7 @@ def list_backups(as_json: bool) -> None:
 
     system, now = _system(), datetime.now(UTC)
     backups = system.catalog.backups()
-    reasons = {d.candidate.key: d for d in preview(system.catalog, system.policy, now).decisions}
+    reasons = {d.candidate.key: d for d in preview(backups, system.policy, now).decisions}
     if as_json:
         _print_json([_as_dict(backup, now) for backup in backups])
         return
@@ -233,7 +233,7 @@ def prune(dry_run: bool, release: str | None, as_json: bool) -> None:
         housekeeping.release(system.catalog, system.catalog.find(release, now), now)
         _log(f"{release} is held no longer")
     if dry_run:
-        plan, removed = housekeeping.preview(system.catalog, system.policy, now), None
+        plan, removed = housekeeping.preview(system.catalog.backups(), system.policy, now), None
     else:
         pruned = housekeeping.prune(system.catalog, system.policy, now, _waiting)
         plan, removed = pruned.plan, pruned

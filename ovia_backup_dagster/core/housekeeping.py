@@ -7,7 +7,7 @@ both the Dagster assets and the command line need.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -77,7 +77,7 @@ def prune(catalog: Catalog, policy: Policy, now: datetime, on_wait: Callable[[st
     with _locked(catalog, "pruning", now, on_wait) as now:
         swept = tuple(path.name for path in catalog.sweep())
         backups = {f"{b.tier}/{b}": b for b in catalog.backups()}
-        plan = retention.plan([retention.candidate(b, now) for b in backups.values()], policy, now)
+        plan = preview(backups.values(), policy, now)
         if plan.held:
             raise NotProvenError(
                 "nothing was removed",
@@ -116,9 +116,9 @@ def _locked(catalog: Catalog, purpose: str, now: datetime, on_wait: Callable[[st
         yield now + timedelta(seconds=time.monotonic() - began)
 
 
-def preview(catalog: Catalog, policy: Policy, now: datetime) -> Plan:
-    """What :func:`prune` would decide now; changes nothing and needs no lock."""
-    return retention.plan([retention.candidate(b, now) for b in catalog.backups()], policy, now)
+def preview(backups: Iterable[Backup], policy: Policy, now: datetime) -> Plan:
+    """What :func:`prune` would decide now about all backups of a volume; changes nothing and needs no lock."""
+    return retention.plan([retention.candidate(b, now) for b in backups], policy, now)
 
 
 def release(catalog: Catalog, backup: Backup, now: datetime) -> Backup:

@@ -118,7 +118,7 @@ def build_assets(system: BackupSystem) -> list[dg.AssetsDefinition]:
         with explained(context, backups):
             now = datetime.now(UTC)
             if config.dry_run:
-                pruned = housekeeping.Pruned(housekeeping.preview(backups.catalog, backups.policy, now))
+                pruned = housekeeping.Pruned(housekeeping.preview(backups.catalog.backups(), backups.policy, now))
             else:
                 pruned = housekeeping.prune(backups.catalog, backups.policy, now, context.log.info)
             for decision in pruned.plan.removals:

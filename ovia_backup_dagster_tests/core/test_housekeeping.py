@@ -352,7 +352,7 @@ def test_a_preview_decides_the_same_and_changes_nothing_and_needs_no_lock(catalo
     catalog.temporary(made[0].name).touch()
     before = snapshot(catalog.root)
     with catalog.lock("dumping ovia", NOW):
-        previewed = housekeeping.preview(catalog, POLICY, NOW)
+        previewed = housekeeping.preview(catalog.backups(), POLICY, NOW)
     assert snapshot(catalog.root) == before
     assert housekeeping.prune(catalog, POLICY, NOW).plan == previewed
 
@@ -360,7 +360,7 @@ def test_a_preview_decides_the_same_and_changes_nothing_and_needs_no_lock(catalo
 def test_a_preview_says_why_nothing_would_be_removed(catalog: Catalog) -> None:
     dailies(catalog, 10)
     newest = publish(catalog, NOW)
-    previewed = housekeeping.preview(catalog, POLICY, NOW)
+    previewed = housekeeping.preview(catalog.backups(), POLICY, NOW)
     assert previewed.held == f"the newest backup, daily/{newest}, is unproven"
     assert previewed.removals == ()
 

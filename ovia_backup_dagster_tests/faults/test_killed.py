@@ -254,7 +254,7 @@ def test_killed_while_pruning(small_place: Place, rng: Random, record: Record) -
 
     for moment in kills.moments(rng, max(seconds() for _ in range(3))):
         prepared()
-        plan = housekeeping.preview(place.catalog, place.system.policy, datetime.now(UTC))
+        plan = housekeeping.preview(place.catalog.backups(), place.system.policy, datetime.now(UTC))
         kept = {d.candidate.key for d in plan.decisions if d.keep}
         doomed = len(plan.removals)
 
