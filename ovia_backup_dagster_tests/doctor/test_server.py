@@ -34,8 +34,6 @@ from ovia_backup_dagster_tests.core.factories import make_catalog, publish
 from ovia_backup_dagster_tests.defs.support import frozen
 from ovia_backup_dagster_tests.doctor.support import as_it_should, new_role, system_of, the
 
-NOW = datetime.now(UTC)
-
 
 def server_of(connection: Connection, volume: Path, bin_dir: Path, **more: str) -> list[Line]:
     return list(doctor.server(system_of(connection, volume, bin_dir, **more)))
@@ -294,7 +292,7 @@ def test_another_server_than_last_time(database: Connection, bin_dir: Path, volu
     system = system_of(database, volume, bin_dir)
     system.dumper.dump(log=lambda _: None)
     assert not [line for line in doctor.server(system) if "another server" in line.text]
-    publish(make_catalog(volume, database.database), NOW + timedelta(minutes=1))
+    publish(make_catalog(volume, database.database), datetime.now(UTC) + timedelta(minutes=1))
     line = the(doctor.server(system), "this is another server than the one of the last dump")
     assert (line.level, line.fix) == (Level.WARN, "after a move or a restore that is right; else check POSTGRES_HOST")
     for path in (volume / Tier.DAILY.value).glob("*.json"):

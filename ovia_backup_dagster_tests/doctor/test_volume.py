@@ -25,12 +25,18 @@ from ovia_backup_dagster.doctor.report import Area, Level, Line
 from ovia_backup_dagster.system import BackupSystem
 from ovia_backup_dagster_tests.core.crashes import raised_as_nobody
 from ovia_backup_dagster_tests.core.factories import make_catalog, proven, publish, write_dump
-from ovia_backup_dagster_tests.defs.support import load
+from ovia_backup_dagster_tests.defs.support import frozen, load
 from ovia_backup_dagster_tests.doctor.support import everything_below, the
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 DAY = timedelta(days=1)
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting, and giving files away, need root")
+
+
+@pytest.fixture(autouse=True)
+def _now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the tests take."""
+    monkeypatch.setattr(doctor, "datetime", frozen(NOW))
 
 
 def system_on(volume: Path, **more: str) -> BackupSystem:
