@@ -15,7 +15,7 @@ from shlex import quote
 
 from ovia_backup_dagster.core.catalog import Backup, Catalog, State
 from ovia_backup_dagster.core.errors import BackupError, VolumeMissingError
-from ovia_backup_dagster.core.files import exists, explained, is_folder
+from ovia_backup_dagster.core.files import exists, explained
 from ovia_backup_dagster.core.freshness import Level, freshness
 from ovia_backup_dagster.core.locking import lock_holder
 from ovia_backup_dagster.core.naming import Tier
@@ -39,7 +39,7 @@ def volume(system: BackupSystem) -> Iterator[Line]:
         if not exists(root):
             yield _missing(root)
             return
-        if not is_folder(root.resolve()):
+        if not root.is_dir():
             yield fail(Area.VOLUME, f"{root} is no folder", f"ls -l {quote(str(root))}; then set BACKUP_DIR")
             return
         _check_mount(root)
