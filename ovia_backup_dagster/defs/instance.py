@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from shlex import quote
 
 import dagster as dg
 
@@ -22,6 +21,7 @@ from ovia_backup_dagster.defs.schedules import NAME as SCHEDULE
 from ovia_backup_dagster.defs.schedules import usable_schedule
 from ovia_backup_dagster.defs.sensors import NAME as SENSOR
 from ovia_backup_dagster.doctor.report import Area, Line, as_dict, fail, ok, warn
+from ovia_backup_dagster.postgres.quoting import shell_word
 from ovia_backup_dagster.settings import Settings
 
 #: A daemon writes one every half minute.
@@ -115,7 +115,7 @@ def _unusable(error: Exception) -> Line:
     home = os.environ.get("DAGSTER_HOME", "")
     # SQLAlchemy's own statement and link say nothing to an operator.
     why = " ".join(str(error).partition("\n[SQL: ")[0].split())
-    fix = f"ls -la {quote(home)}; look into its dagster.yaml, and at the storage that it names"
+    fix = f"ls -la {shell_word(home)}; look into its dagster.yaml, and at the storage that it names"
     return fail(Area.DAGSTER, f"the instance in DAGSTER_HOME={home} cannot be used: {why}", fix)
 
 

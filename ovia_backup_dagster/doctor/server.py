@@ -12,7 +12,8 @@ from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.core.words import duration
 from ovia_backup_dagster.doctor.report import Area, Line, fail, failed, ok, warn
-from ovia_backup_dagster.postgres.privileges import Session, missing_rights, pasteable
+from ovia_backup_dagster.postgres.privileges import Session, missing_rights
+from ovia_backup_dagster.postgres.quoting import sql_identifier
 from ovia_backup_dagster.postgres.releases import newest_minor, parse
 from ovia_backup_dagster.postgres.session import connect, system_identifier
 from ovia_backup_dagster.system import BackupSystem
@@ -89,7 +90,7 @@ def _connection(system: BackupSystem, about: dict[str, Any]) -> Iterator[Line]:
             Area.SERVER,
             f"the password of role {about['login']} {when} on {until:%Y-%m-%d}",
             about["psql"],
-            f"ALTER ROLE {pasteable(about['login'])} VALID UNTIL 'infinity';",
+            f"ALTER ROLE {sql_identifier(about['login'])} VALID UNTIL 'infinity';",
         )
 
 

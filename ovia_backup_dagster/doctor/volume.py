@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
-from shlex import quote
 
 from ovia_backup_dagster.core.catalog import Backup, Catalog, State
 from ovia_backup_dagster.core.errors import BackupError, VolumeMissingError
@@ -22,6 +21,7 @@ from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.core.retention import Policy
 from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.doctor.report import Area, Line, fail, failed, ok, warn
+from ovia_backup_dagster.postgres.quoting import shell_word
 from ovia_backup_dagster.system import BackupSystem
 
 #: Days; a volume that is full sooner deserves a look now.
@@ -40,7 +40,7 @@ def volume(system: BackupSystem) -> Iterator[Line]:
             yield _missing(root)
             return
         if not root.is_dir():
-            yield fail(Area.VOLUME, f"{root} is no folder", f"ls -l {quote(str(root))}; then set BACKUP_DIR")
+            yield fail(Area.VOLUME, f"{root} is no folder", f"ls -l {shell_word(str(root))}; then set BACKUP_DIR")
             return
         _check_mount(root)
         catalog.check()
@@ -55,7 +55,7 @@ def volume(system: BackupSystem) -> Iterator[Line]:
 
 def _missing(root: Path) -> Line:
     text = f"the backup folder {root} does not exist"
-    return fail(Area.VOLUME, text, f"mount the volume there; for a first try: mkdir -p -m 700 {quote(str(root))}")
+    return fail(Area.VOLUME, text, f"mount the volume there; for a first try: mkdir -p -m 700 {shell_word(str(root))}")
 
 
 def _check_mount(root: Path) -> None:
@@ -81,7 +81,7 @@ def _folders(catalog: Catalog) -> Iterator[Line]:
         yield warn(
             Area.VOLUME,
             f"{len(strangers)} files belong to other users, such as {first}: pruning may not be able to remove them",
-            f"as root: chown -R {os.geteuid()}:{os.getegid()} {quote(str(catalog.root))}",
+            f"as root: chown -R {os.geteuid()}:{os.getegid()} {shell_word(str(catalog.root))}",
         )
     if not open_ones and not (strangers and os.geteuid() != 0):
         yield ok(Area.VOLUME, f"{catalog.root} is ours alone (user {os.geteuid()})")
@@ -103,7 +103,7 @@ def _mount(root: Path) -> Line:
     return warn(
         Area.VOLUME,
         f"{root} is on the same filesystem as /: is the volume mounted? If so meant, a full disk stops both",
-        f"findmnt -T {quote(str(root))}; docker volume inspect ovia_backup_data",
+        f"findmnt -T {shell_word(str(root))}; docker volume inspect ovia_backup_data",
     )
 
 
@@ -114,7 +114,7 @@ def _room(system: BackupSystem, catalog: Catalog) -> Iterator[Line]:
     make_room = "enlarge the volume, or keep fewer: lower BACKUP_DAILY_KEEP, then ovia-backup prune --dry-run"
     if disk.f_files and disk.f_favail < _MIN_INODES:
         text = f"the filesystem has room for only {disk.f_favail} more files, however small"
-        yield fail(Area.VOLUME, text, f"see what has so many: df -i {quote(str(catalog.root))}; {make_room}")
+        yield fail(Area.VOLUME, text, f"see what has so many: df -i {shell_word(str(catalog.root))}; {make_room}")
     now = datetime.now(UTC)
     looked_at = max(_LOOKED_AT, system.policy.daily_keep)
     newest = list(islice((b for b in catalog.newest_first(Tier.DAILY) if _counts(b, now)), looked_at))

@@ -8,13 +8,13 @@ send a frightened person the wrong way. Only what a program *said* is judged her
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ovia_backup_dagster.core import errors
 from ovia_backup_dagster.core.errors import BackupError, ProgramError
 from ovia_backup_dagster.postgres.client import Connection, messages
+from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
 
 #: How a ``Diagnosis`` names what is not known.
 _UNKNOWN = "..."
@@ -48,28 +48,6 @@ def diagnose(
             said=" / ".join(lines[-1:]),
         )
     return ProgramError(what, said=" / ".join(lines[-3:]) or f"it ended with code {exit_code} and no message")
-
-
-def sql_identifier(name: str) -> str:
-    """A name as SQL takes it, whatever it contains, on one line."""
-    quoted = name.replace('"', '""')
-    if not _needs_escapes(name):
-        return f'"{quoted}"'
-    escaped = (c if c.isprintable() and c not in " \\" else f"\\+{ord(c):06X}" for c in quoted)
-    return f'U&"{"".join(escaped)}"'
-
-
-def shell_word(text: str) -> str:
-    """A word as bash takes it, whatever it contains, on one line."""
-    if not _needs_escapes(text):
-        return shlex.quote(text)
-    escaped = (c if c.isprintable() and c not in "'\\ " else f"\\U{ord(c):08X}" for c in text)
-    return f"$'{''.join(escaped)}'"
-
-
-def _needs_escapes(text: str) -> bool:
-    """Whether an error's one line would not keep it as it is."""
-    return not text.isprintable() or text != " ".join(text.split())
 
 
 @dataclass(frozen=True, slots=True)

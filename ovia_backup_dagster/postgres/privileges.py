@@ -12,6 +12,8 @@ from typing import Any
 
 import psycopg
 
+from ovia_backup_dagster.postgres.quoting import sql_identifier, sql_string
+
 Session = psycopg.Connection[dict[str, Any]]
 
 _SHOWN = 3
@@ -86,7 +88,7 @@ def missing_rights(session: Session, user: str) -> list[Missing]:
     found: list[Missing] = []
     # As a member who does not inherit, the role has the right only after SET ROLE, which pg_dump does not do.
     inherit = " WITH INHERIT TRUE" if role["member"] or not role["inherits"] else ""
-    read_all = f"GRANT pg_read_all_data TO {pasteable(user)}{inherit};"
+    read_all = f"GRANT pg_read_all_data TO {sql_identifier(user)}{inherit};"
     relations = session.execute(_RELATIONS).fetchall()
     unreadable = [r for r in relations if not (r["usage"] and r["readable"])]
     if unreadable:
@@ -99,27 +101,18 @@ def missing_rights(session: Session, user: str) -> list[Missing]:
     hidden = [r for r in relations if r["row_security"]]
     if hidden:
         found.append(
-            Missing(f"{_some(hidden, 'table')} hidden by row security", f"ALTER ROLE {pasteable(user)} BYPASSRLS;")
+            Missing(f"{_some(hidden, 'table')} hidden by row security", f"ALTER ROLE {sql_identifier(user)} BYPASSRLS;")
         )
     objects = session.execute(_LARGE_OBJECTS).fetchone()
     if objects is not None and objects["missing"]:
         # Quoted as a string: format() makes an identifier of it.
-        name = pasteable(user, "'")
+        name = sql_string(user)
         quote = next(q for n in count() if (q := f"$do{n or ''}$") not in name)
         grant = _GRANT_LARGE_OBJECTS.format(role=name, quote=quote)
         what = f"{objects['missing']:,} of {objects['total']:,} large objects cannot be read"
         later = "new ones will need it again; where there are new ones every day, dump as their owner"
         found.append(Missing(f"{what} ({later})", grant))
     return found
-
-
-def pasteable(name: str, quote: str = '"') -> str:
-    """A name as an SQL identifier (or, with ``'``, a string) that can be printed and pasted, whatever it contains."""
-    text = name.replace(quote, quote * 2)
-    if name.isprintable():
-        return f"{quote}{text}{quote}"
-    text = text.replace("\\", "\\\\")
-    return f"U&{quote}{''.join(c if c.isprintable() else f'{chr(92)}+{ord(c):06X}' for c in text)}{quote}"
 
 
 def _some(relations: list[dict[str, Any]], kind: str) -> str:

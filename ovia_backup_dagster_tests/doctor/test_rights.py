@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ovia_backup_dagster.postgres.client import Connection
-from ovia_backup_dagster.postgres.privileges import Missing, missing_rights, pasteable
+from ovia_backup_dagster.postgres.privileges import Missing, missing_rights
+from ovia_backup_dagster.postgres.quoting import sql_identifier, sql_string
 from ovia_backup_dagster.postgres.session import connect
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute
 
@@ -279,7 +280,7 @@ def test_tables_that_are_granted_one_by_one_are_said(small: Connection, server: 
 
 def test_names_are_quoted_so_that_they_can_be_pasted(small: Connection) -> None:
     for name in ('a"b', "a'b", "a\\b", "a\tb\\c\n\x1b'\"", "\N{SNOWMAN}\N{RIGHT-TO-LEFT OVERRIDE}"):
-        assert pasteable(name).isprintable()
+        assert sql_identifier(name).isprintable()
         with connect(small) as session:
-            row = session.execute(f"SELECT {pasteable(name, chr(39))} AS text, 1 AS {pasteable(name)}".encode())
+            row = session.execute(f"SELECT {sql_string(name)} AS text, 1 AS {sql_identifier(name)}".encode())
             assert row.fetchone() == {"text": name, name: 1}

@@ -24,7 +24,7 @@ from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.verdict import Expectations, Witness
 from ovia_backup_dagster.postgres.client import Connection, Programs
 from ovia_backup_dagster.postgres.dump import Dumper
-from ovia_backup_dagster.postgres.privileges import pasteable
+from ovia_backup_dagster.postgres.quoting import sql_identifier
 from ovia_backup_dagster.postgres.verification import Verifier
 from ovia_backup_dagster_tests.conftest import (
     PASSWORD,
@@ -143,7 +143,7 @@ def what_is_in(to: Connection, bin_dir: Path, volume: Path) -> Witness:
 def role(full_server: PortCluster) -> Iterator[Connection]:
     """A role called as nobody should be called."""
     name = "we\"ird'; $do$ -- \\ \N{SNOWMAN}\t"
-    quoted = pasteable(name)
+    quoted = sql_identifier(name)
     execute(full_server.connection(), f"CREATE ROLE {quoted} LOGIN NOINHERIT PASSWORD '{PASSWORD}'")
     yield full_server.connection(user=name)
     execute(full_server.connection(), f"DROP OWNED BY {quoted}", f"DROP ROLE {quoted}")
@@ -183,7 +183,7 @@ def test_a_hostile_role_on_a_hostile_database(
 ) -> None:
     """One that does not inherit, and all kinds of objects, owners and names that a dump meets."""
     admin = new_full_database("o=via 'x'; --")
-    quoted = pasteable(role.user)
+    quoted = sql_identifier(role.user)
     others = "CREATE TEMPORARY TABLE of_others AS SELECT 1 AS x"
     with running(admin, others):
         execute(

@@ -32,8 +32,9 @@ from ovia_backup_dagster.demo import embedded
 from ovia_backup_dagster.postgres import client, diagnosis
 from ovia_backup_dagster.postgres.archive import read_archive
 from ovia_backup_dagster.postgres.client import Connection, Programs, capture, start
-from ovia_backup_dagster.postgres.diagnosis import diagnose, shell_word, sql_identifier
+from ovia_backup_dagster.postgres.diagnosis import diagnose
 from ovia_backup_dagster.postgres.dump import Dumper
+from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
 from ovia_backup_dagster.postgres.session import connect
 from ovia_backup_dagster_tests.conftest import (
     PASSWORD,
