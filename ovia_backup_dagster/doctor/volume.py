@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shlex
 import stat
@@ -42,7 +41,6 @@ def volume(system: BackupSystem) -> Iterator[Line]:
         if not root.is_dir():
             yield fail(Area.VOLUME, f"{root} is no folder", f"ls -l {shell_word(str(root))}; then set BACKUP_DIR")
             return
-        _check_mount(root)
         catalog.check()
         yield from _folders(catalog)
         yield _mount(root)
@@ -56,13 +54,6 @@ def volume(system: BackupSystem) -> Iterator[Line]:
 def _missing(root: Path) -> Line:
     text = f"the backup folder {root} does not exist"
     return fail(Area.VOLUME, text, f"mount the volume there; for a first try: mkdir -p -m 700 {shell_word(str(root))}")
-
-
-def _check_mount(root: Path) -> None:
-    """Nothing that has the right modes is of use on a filesystem that cannot be written."""
-    with explained(f"cannot look at {root}"):
-        if os.statvfs(root).f_flag & os.ST_RDONLY:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
 
 def _folders(catalog: Catalog) -> Iterator[Line]:

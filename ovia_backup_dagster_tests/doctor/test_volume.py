@@ -220,7 +220,7 @@ def test_a_volume_with_room_for_all_that_is_kept(volume: Path) -> None:
 
 @needs_root
 def test_a_policy_of_many_days_that_all_stand_there_fills_nothing(volume: Path) -> None:
-    with tmpfs(volume, "size=12m"):
+    with tmpfs(volume, "size=7m"):
         catalog = make_catalog(volume)
         for days in range(61, 0, -1):
             of_size(catalog, NOW - days * DAY, 100_000)
