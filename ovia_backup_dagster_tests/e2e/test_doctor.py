@@ -308,7 +308,8 @@ def test_the_health_check_needs_no_database(full_bin_dir: Path, tmp_path: Path) 
     assert f"fail dagster   the code server on port {port} does not answer: " in done.stdout
     done = newcomer(nowhere, full_bin_dir, tmp_path / "none").doctor("--code-server", str(port), "--json")
     levels = {line["area"]: line["level"] for line in json.loads(done.stdout)}
-    assert levels == {"settings": "ok", "volume": "fail", "dagster": "fail"}
+    # Restarting it would mount nothing, and take away the sensor that must tell people.
+    assert levels == {"settings": "ok", "volume": "warn", "dagster": "fail"}
 
 
 def heartbeats(home: Path) -> int:
