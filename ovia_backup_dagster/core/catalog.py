@@ -233,8 +233,9 @@ class Catalog:
             VolumeError: one cannot.
         """
         for folder in self._folders():
-            if exists(folder) and not os.access(folder, os.W_OK | os.X_OK):
-                raise _not_writable(folder)
+            with explained(f"cannot use the backup folder {folder}"):
+                if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+                    raise _not_writable(folder)
 
     def _folders(self) -> tuple[Path, ...]:
         return (self.root, *(self.folder(tier) for tier in Tier))

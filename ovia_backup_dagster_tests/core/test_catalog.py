@@ -452,6 +452,18 @@ def test_folders_are_made_for_their_owner_only(tmp_path: Path) -> None:
     Catalog(root, "ovia").prepare()
 
 
+def test_a_folder_that_somebody_removes_while_it_is_looked_at_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def removed_meanwhile(folder: Path, _: int) -> bool:
+        shutil.rmtree(folder)
+        return False
+
+    monkeypatch.setattr(os, "access", removed_meanwhile)
+    with pytest.raises(VolumeError, match="cannot use the backup folder"):
+        Catalog(tmp_path / "backups", "ovia").prepare()
+
+
 def test_an_unwritable_folder_says_whose_it_is_and_how_to_mend_that(public_folder: Path) -> None:
     catalog = make_catalog(public_folder)
     public_folder.chmod(0o555)
