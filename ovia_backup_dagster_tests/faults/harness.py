@@ -224,12 +224,12 @@ class Guard:
 
     Attributes:
         place: the volume.
-        newest: name -> SHA-256, modification time and verdicts of the newest proven backup, both copies.
+        newest: name -> SHA-256, modification time and judgements of the newest proven backup, both copies.
         looks: how often somebody looked; ``seen``: at how many backups in all.
     """
 
     place: Place
-    newest: dict[str, tuple[str, int, bytes]] = field(default_factory=dict)
+    newest: dict[str, Fingerprint] = field(default_factory=dict)
     looks: int = 0
     seen: int = 0
 
@@ -251,7 +251,10 @@ class Guard:
         for backup in self.place.catalog.backups():
             self.seen += nothing_broken(backup, now)
         for name, known in self.newest.items():
-            assert _fingerprint(self.place.root / name) == known, f"{name} is not what it was"
+            *file, judgements = _fingerprint(self.place.root / name)
+            # Somebody may verify it once more: judgements are appended.
+            as_it_was = (*file, judgements[: len(known[2])]) == known
+            assert as_it_was, f"{name} is not what it was"
         names = {f"{b.tier}/{b}": b for b in self.place.catalog.backups()}
         for name in self.newest if sound else ():
             assert names[name].state(now) is State.PROVEN, f"{name} is no longer proven"
@@ -307,10 +310,14 @@ def nothing_broken(backup: Backup, now: datetime) -> int:
     return 1
 
 
-def _fingerprint(path: Path) -> tuple[str, int, bytes]:
-    verdicts = path.with_name(path.name + VERIFIED).read_bytes()
+Fingerprint = tuple[str, int, list[object]]
+
+
+def _fingerprint(path: Path) -> Fingerprint:
+    """SHA-256, modification time, judgements."""
+    judgements = json.loads(path.with_name(path.name + VERIFIED).read_bytes())["judgements"]
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno()).st_mtime_ns, verdicts
+        return hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno()).st_mtime_ns, judgements
 
 
 def files(root: Path) -> list[str]:

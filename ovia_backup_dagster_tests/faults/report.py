@@ -52,6 +52,9 @@ After every single fault the same is asked:
   absence is an error (in a container, as a volume; on a host, `chattr +i` on the empty mount point).
 * **A server that stands still for ever**, without breaking its connections. The dump waits for it and holds the lock,
   until somebody ends it, or Dagster's `max_runtime_seconds` does. The alert is sent all the same.
+* **A Dagster of which nothing was left**, as after a power cut. Its default run launcher does not look whether a run's
+  process lives: the run counts as running until `max_runtime_seconds` has passed, and launches wait behind it.
+  Terminate it in the UI, or use `ovia-backup` meanwhile; the alert comes when the newest dump is too old.
 * **The one volume.** Whoever removes it, or loses its disk, loses all backups on it: copy them elsewhere.
 * **NFS and other filesystems of the network** were not tried.
 """
@@ -93,7 +96,7 @@ def _facts(outcomes: list[dict[str, Any]]) -> str:
         f"Dagster {version('dagster')}, Python {platform.python_version()}, Linux {platform.release().split('-')[0]}"
     )
     return (
-        f"## What was tried\n\nOn {datetime.now(UTC):%Y-%m-%d}, with {versions}. The random moments are those of "
+        f"## What was tried\n\nOn {datetime.now(UTC):%Y-%m-%d}, with {versions}.\nThe random moments are those of "
         f"`make test-faults FAULTS_SEED={seeds}`; the machine's own chance is added to them."
     )
 
