@@ -98,8 +98,8 @@ def _dump(part: Json) -> Iterator[str]:
         )
     if ratios["a/c"]["median"] > 1.7:
         yield (
-            f"**What bounds a/c**: besides pg_dump, {verification:.1f} s go into reading the dump back, and "
-            f"{other:.1f} s into Dagster's events, whatever the database's size.\n"
+            f"**What bounds a/c**: besides pg_dump, {verification:.1f} s go into reading the dump back, and, whatever "
+            f"the database's size, {other:.1f} s into Dagster's events.\n"
         )
 
 
