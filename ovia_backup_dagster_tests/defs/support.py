@@ -34,6 +34,7 @@ EXPECTED = "people,identities,person_identity_links"
 DAILY_JOB = "daily_backup_job"
 ALERT_JOB = "freshness_alert_job"
 ALERT = "backup_freshness_alert"
+DOCTOR = "backup_doctor"
 CHAIN = ("daily_dump", "dump_verification", "weekly_promotion", "retention_pruning")
 
 OURS = ("POSTGRES_", "BACKUP_", "PG", "DAGSTER_")

@@ -6,6 +6,7 @@ which line of the table it must hit stands beside it. That none is left out is r
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -796,11 +797,21 @@ def the_server_is_killed_stopped_or_restarted_under_the_dump(scene: Scene) -> Ou
         doomed.stop("fast")
         doomed.start()
 
+    before = checkpointer(connection)
     found = [dump_with(connection, scene.full_bin, lambda _, pid: os.kill(pid, signal.SIGKILL))]
-    _until(lambda: refusal(connection) == "")
+    # The postmaster may not have noticed yet: only a new checkpointer says that it has begun anew.
+    _until(lambda: refusal(connection) == "" and checkpointer(connection) not in (0, before))
     found.append(dump_with(connection, scene.full_bin, killed))
     found.append(dump_with(connection, scene.full_bin, restarted))
     return Outcome(connection, found)
+
+
+def checkpointer(connection: Connection) -> int:
+    """The process, as the server knows it; 0 when it cannot be asked."""
+    with contextlib.suppress(psycopg.OperationalError), session(connection) as asked:
+        row = asked.execute("SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'").fetchone()
+        return int(str(row[0])) if row else 0
+    return 0
 
 
 @provokes(

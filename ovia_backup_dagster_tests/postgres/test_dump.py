@@ -507,7 +507,7 @@ def test_temporary_that_is_removed_halfway(dumper: Dumper, volume: Path, monkeyp
 
     monkeypatch.setattr("ovia_backup_dagster.postgres.dump.file_sha256", hashed)
 
-    fails(dumper, errors.VolumeError, "cannot dump to")
+    fails(dumper, errors.VolumeMissingError, "cannot dump to")
     assert snapshot(volume) == {}
 
 
