@@ -106,7 +106,7 @@ class Settings(BaseSettings):
     backup_compression: str = _variable(
         "BACKUP_COMPRESSION",
         default="auto",
-        doc="`auto` (zstd:3 where both programs can, else gzip:1), or pg_dump's own spelling.",
+        doc="`auto` (zstd:2 where both programs can, else gzip:1), or pg_dump's own spelling.",
     )
     backup_notify_urls: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_urls)] = _variable(
         "BACKUP_NOTIFY_URLS", default=(), doc="Where alerts go: Apprise URLs, separated by commas.", shown="none"

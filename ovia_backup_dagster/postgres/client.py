@@ -137,14 +137,14 @@ class Programs:
     def choose_compression(self, wanted: str) -> str:
         """``auto`` becomes the best that both programs can; anything else must be possible.
 
-        zstd:3 and gzip:1 are measured choices: a quarter of the default's time at a smaller size, and less than
-        half of it at nine per cent more.
+        Measured choices (docs/performance.md): zstd:2 takes half of zstd:3's processor time for as small a file, and
+        gzip:1 less than half of gzip's at nine per cent more.
 
         Raises:
             CompressionUnsupportedError: a program was built without it.
         """
         if wanted == "auto":
-            return "zstd:3" if self.supports("zstd") else "gzip:1"
+            return "zstd:2" if self.supports("zstd") else "gzip:1"
         algorithm = wanted.partition(":")[0]
         algorithm = "gzip" if algorithm.isdigit() else algorithm
         if not self.supports(algorithm):

@@ -387,7 +387,7 @@ def test_dagster_yaml_is_an_instance_that_dagster_takes(tmp_path: Path) -> None:
         assert not instance.telemetry_enabled
         assert instance.run_monitoring_enabled
         assert instance.run_monitoring_start_timeout_seconds == 120
-        assert instance.run_monitoring_max_runtime_seconds == 24 * 3600
+        assert instance.run_monitoring_max_runtime_seconds == 6 * 3600
         # The assets retry what may pass; a run that is repeated as a whole would dump again.
         assert not instance.run_retries_enabled
         assert instance.freshness_enabled

@@ -144,7 +144,7 @@ def test_the_whole_build_is_as_it_should(full_bin_dir: Path) -> None:
     assert as_it_should(lines)
     assert the(lines, "pg_dump, pg_restore, pg_dumpall 16.15").level is Level.OK
     the(lines, "no vulnerability known of 16.15").text.endswith(f"(list of {releases.AS_OF})")
-    assert the(lines, "pg_dump writes and pg_restore reads zstd:3").level is Level.OK
+    assert the(lines, "pg_dump writes and pg_restore reads zstd:2").level is Level.OK
 
 
 def test_programs_that_are_not_there(tmp_path: Path) -> None:

@@ -279,7 +279,7 @@ def test_without_settings_it_says_what_is_useful(full_bin_dir: Path) -> None:
     done = Newcomer({"PG_BIN_DIR": str(full_bin_dir)}, "/usr/bin:/bin").doctor()
     assert done.returncode == 1
     assert "fail settings  POSTGRES_HOST is not set" in done.stdout
-    assert "ok   programs  pg_dump writes and pg_restore reads zstd:3" in done.stdout
+    assert "ok   programs  pg_dump writes and pg_restore reads zstd:2" in done.stdout
     assert "To paste" not in done.stdout
 
 

@@ -94,7 +94,7 @@ def test_the_whole_build_compresses_with_zstd(new_full_database: NewDatabase, fu
     backup = Dumper(Catalog(volume, database.database), database, Programs(full_bin_dir)).dump(log=quiet)
 
     assert backup.manifest is not None
-    assert backup.manifest.compression == "zstd:3"
+    assert backup.manifest.compression == "zstd:2"
 
 
 def test_a_password_and_tls_over_tcp(

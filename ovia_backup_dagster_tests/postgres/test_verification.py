@@ -65,7 +65,7 @@ def zstd_dump(new_full_database: NewDatabase, full_bin_dir: Path, volume: Path) 
     catalog = Catalog(volume, database.database)
     backup = Dumper(catalog, database, programs).dump(log=quiet)
     assert backup.manifest is not None
-    assert backup.manifest.compression == "zstd:3"
+    assert backup.manifest.compression == "zstd:2"
     return backup, Verifier(catalog, programs, Expectations())
 
 
