@@ -96,7 +96,7 @@ def _limits(instance: dg.DagsterInstance) -> Iterator[Line]:
         )
         yield warn(Area.DAGSTER, f"{text}, but the UI does not show who waits", _COPY)
     if instance.run_monitoring_enabled:
-        yield ok(Area.DAGSTER, "runs that die without a word are marked failed")
+        yield ok(Area.DAGSTER, "runs that do not start, or do not end in time, are marked failed")
     else:
         yield warn(Area.DAGSTER, "a run that dies without a word stays 'started' for ever: no run monitoring", _COPY)
 

@@ -38,7 +38,8 @@ KEEPALIVES = {
 #: every timestamptz row differ between a dump and the dump of its restored copy).
 SESSION_OPTIONS = "-c timezone=UTC -c bytea_output=hex -c lc_monetary=C"
 _STDERR_LIMIT = 128 * 1024
-_TERMINATE_SECONDS = 10.0
+#: Docker gives ten to a container that is stopped, for all that it has to end.
+_TERMINATE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,7 @@ def test_all_is_well(disk: dg.DagsterInstance) -> None:
         "daily_backup_schedule is on",
         "backup_freshness_sensor is on",
         "one run at a time works on a volume (pool backup_volume, tag ovia/volume)",
-        "runs that die without a word are marked failed",
+        "runs that do not start, or do not end in time, are marked failed",
     ]
 
 
