@@ -9,7 +9,7 @@ from benchmarks.measure import Json, alternate, ratio, summary
 from benchmarks.world import World
 
 _ROUNDS = 3
-_LEVELS = ("zstd:1", "zstd:2", "zstd:3")
+_LEVELS = ("lz4", "zstd:1", "zstd:2", "zstd:3")
 
 
 def measure(world: World, megabytes: int) -> Json:
