@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -14,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from ovia_backup_dagster.demo.run import end_group
 
 REPOSITORY = Path(__file__).parents[1]
 ROUNDS = 5
@@ -151,7 +152,7 @@ def background(command: Sequence[str | Path], environment: Environment, log: Pat
         try:
             yield process
         finally:
-            _end_group(process)
+            end_group(process)
 
 
 def _tree(pid: int) -> Iterator[int]:
@@ -165,16 +166,3 @@ def _tree(pid: int) -> Iterator[int]:
 def _status(pid: int) -> dict[str, str]:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return {name: value for name, _, value in (line.partition(":") for line in lines)}
-
-
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    for kind, patience in ((signal.SIGINT, 20.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
-        deadline = time.monotonic() + patience
-        try:
-            os.killpg(process.pid, kind)
-            while time.monotonic() < deadline:
-                process.poll()  # a zombie would count as alive
-                os.killpg(process.pid, 0)
-                time.sleep(0.1)
-        except ProcessLookupError:
-            return

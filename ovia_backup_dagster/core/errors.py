@@ -35,9 +35,13 @@ class BackupError(Exception):
             return self.why or self.said
         return f"{self.why.rstrip('.')} ({self.said.rstrip('.')})"
 
+    @property
+    def account(self) -> str:
+        """What and why, without the remedy."""
+        return f"{self.what}: {self.reason}" if self.reason else self.what
+
     def __str__(self) -> str:
-        text = f"{self.what}: {self.reason}" if self.reason else self.what
-        return f"{text.rstrip('.')}. Next: {self.fix}" if self.fix else text
+        return f"{self.account.rstrip('.')}. Next: {self.fix}" if self.fix else self.account
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments need help to survive pickling between processes.

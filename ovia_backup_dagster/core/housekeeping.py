@@ -99,7 +99,7 @@ def prune(catalog: Catalog, policy: Policy, now: datetime, on_wait: Callable[[st
     if failures:
         raise VolumeError(
             f"{len(failures)} of {len(plan.removals)} backups could not be removed",
-            why=f"{failures[0].what}: {failures[0].reason}",
+            why=failures[0].account,
             fix=failures[0].fix,
         )
     return Pruned(plan, tuple(removed), freed, swept)

@@ -39,8 +39,7 @@ class Condition:
     def trouble(self) -> str:
         """All of it in a sentence; empty when all is well."""
         # What is not fresh says all of it in "what"; its "why" is a guess.
-        known = ((e.what, "" if isinstance(e, NotFreshError) else e.reason) for e in self.troubles)
-        return "; ".join(f"{what}: {reason}" if reason else what for what, reason in known)
+        return "; ".join(e.what if isinstance(e, NotFreshError) else e.account for e in self.troubles)
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ def explained(context: dg.AssetExecutionContext, backups: BackupSystem) -> Itera
         failure = dg.Failure(str(error), metadata=_metadata(error), allow_retries=False)
         if error.transient and context.retry_number < MAX_RETRIES:
             wait = backups.retry_seconds * 2**context.retry_number
-            context.log.warning(f"{error.what}: {error.reason}. Trying again in {wait:.0f} s")
+            context.log.warning(f"{error.account}. Trying again in {wait:.0f} s")
             raise dg.RetryRequested(max_retries=MAX_RETRIES, seconds_to_wait=wait) from failure
         # The words are the message; our frames would only bury them.
         raise failure from None

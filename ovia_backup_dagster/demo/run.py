@@ -105,7 +105,7 @@ class Demo:
                 log("ending Dagster")
                 return 0
             finally:
-                _end_group(process)
+                end_group(process)
 
     def remove(self) -> None:
         """Stop the demo's server, and remove its data, the backups and the history."""
@@ -186,7 +186,7 @@ def _alone(cluster: Cluster) -> Iterator[None]:
         yield
 
 
-def _end_group(process: subprocess.Popen[bytes]) -> None:
+def end_group(process: subprocess.Popen[bytes]) -> None:
     """End a process and all that it has started, politely first."""
     process.poll()
     for kind, seconds in ((signal.SIGINT, 20.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):

@@ -72,7 +72,7 @@ def _printable(text: str) -> str:
 
 def failed(area: Area, error: BackupError) -> Line:
     """What an operation would have raised."""
-    return fail(area, f"{error.what}: {error.reason}" if error.reason else error.what, error.fix)
+    return fail(area, error.account, error.fix)
 
 
 def worst(lines: Sequence[Line]) -> Level:

@@ -112,7 +112,7 @@ class Verifier:
             try:
                 witness = read_archive(self.programs, backup.path, log)
             except ArchiveDamagedError as error:
-                findings = (Finding(check=Check.DECODES, text=f"{error.what}: {error.reason}"),)
+                findings = (Finding(check=Check.DECODES, text=error.account),)
             else:
                 before = (previous.path.name, previous.witness) if previous and previous.witness else None
                 findings = judge(witness, expectations=expectations, manifest=manifest, previous=before)

@@ -24,7 +24,7 @@ from psycopg import sql
 
 from ovia_backup_dagster.core.catalog import Backup
 from ovia_backup_dagster.demo import embedded
-from ovia_backup_dagster.demo.run import _end_group
+from ovia_backup_dagster.demo.run import end_group
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster.system import BackupSystem
 from ovia_backup_dagster_tests.conftest import REPOSITORY, execute, free_port, quiet, running_cluster
@@ -137,7 +137,7 @@ def _served(variables: Mapping[str, str], log: Path) -> Iterator[str]:
             assert process.poll() is None, log.read_text()
             yield url
         finally:
-            _end_group(process)
+            end_group(process)
             process.wait(0)
 
 
