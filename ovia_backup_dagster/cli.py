@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import getpass
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -28,6 +30,7 @@ from ovia_backup_dagster.core.errors import BackupError
 
 if TYPE_CHECKING:
     from ovia_backup_dagster.core.catalog import Backup
+    from ovia_backup_dagster.core.drill import Evidence
     from ovia_backup_dagster.core.retention import Plan
     from ovia_backup_dagster.doctor.report import Line
     from ovia_backup_dagster.system import BackupSystem
@@ -250,6 +253,41 @@ def prune(dry_run: bool, release: str | None, as_json: bool) -> None:
 
 
 @main.command()
+@backup_argument
+@click.option(
+    "--where", type=click.Choice(["auto", "throwaway", "database"]), help="Where to restore to.  [DRILL_WHERE]"
+)
+@click.option("--jobs", type=click.IntRange(2, 64), help="How much is restored at a time.  [DRILL_JOBS]")
+@click.option("--keep", is_flag=True, help="Leave the copy for a look, until the next drill.")
+@click.option("--history", is_flag=True, help="Instead: the drills so far, newest first.")
+@click.option("--remove-copy", is_flag=True, help="Instead: remove a copy that was kept, or left by a killed drill.")
+@json_option
+def drill(
+    backup: str, where: str | None, jobs: int | None, keep: bool, history: bool, remove_copy: bool, as_json: bool
+) -> None:
+    """Restore a backup into a copy, prove the copy, and write the evidence down. Exit code 1: it is not proven."""
+    system = _system()
+    if history:
+        _print_history(list(system.drills.newest_first()), as_json)
+        return
+    if remove_copy:
+        for name in system.driller.remove_copies(system.drill_choice(where=where or "")):
+            click.echo(f"removed {name}")
+        return
+    driller = system.driller
+    choice = system.drill_choice(where=where or "", jobs=jobs or 0, keep=keep)
+    who = f"{getpass.getuser()} on {socket.gethostname()}"
+    evidence = driller.drill(driller.find(backup), choice, launched_by=who, log=_log)
+    if as_json:
+        click.echo(evidence.to_json(), nl=False)
+    else:
+        _print_drill(evidence, driller.drills.path)
+    if evidence.trouble:
+        _log(f"Next: {evidence.trouble.fix}")
+        sys.exit(1)
+
+
+@main.command()
 @click.option("--test-alert", is_flag=True, help="Also send a message to every channel of BACKUP_NOTIFY_URLS.")
 @click.option(
     "--code-server", "port", metavar="PORT", type=int, help="Instead: a health check of the code server on a port."
@@ -405,6 +443,50 @@ def _print_tables(rows: dict[str, int], before: dict[str, int]) -> None:
         change = signed(rows[name] - before[name]) if name in before else ("new" if before else "")
         lines.append((name, f"{rows[name]:,}", change))
     _print_table(("table", "rows", "change"), lines, right=(1, 2))
+
+
+def _print_drill(evidence: Evidence, folder: Path) -> None:
+    colours = {"passed": "green", "odd": "yellow", "failed": "red", "not made": "yellow"}
+    for line in evidence.lines:
+        click.secho(f"{line.result.value:<9}", nl=False, fg=colours[line.result.value])
+        click.echo(f"{line.check.value:<36}{_safe(line.text)}")
+    if evidence.error:
+        click.echo(_safe(evidence.error))
+    if evidence.passed:
+        rows = f"{evidence.rows:,} rows in {len(evidence.tables):,} tables"
+        click.echo(f"{evidence.backup} restores: {rows}; recovery time to expect: {evidence.recovery_seconds:.0f} s")
+    else:
+        click.echo(f"it is not proven that {evidence.backup} restores")
+    click.echo(f"evidence: {folder / evidence.filename}.md")
+    if evidence.kept:
+        click.echo(f"the copy is kept until the next drill: {_safe(evidence.kept)}")
+
+
+def _print_history(drills: Sequence[Evidence], as_json: bool) -> None:
+    from ovia_backup_dagster.core.words import human_bytes
+
+    if as_json:
+        _print_json([json.loads(evidence.to_json()) for evidence in drills])
+        return
+    if not drills:
+        click.echo("no drill yet")
+        _log("Next: ovia-backup drill")
+        return
+    rows = [
+        (
+            f"{evidence.started_at:%Y-%m-%d %H:%M}",
+            evidence.backup,
+            "passed" if evidence.passed else "failed",
+            f"{evidence.recovery_seconds:.0f} s" if evidence.recovery_seconds is not None else "",
+            f"{evidence.rows:,}",
+            human_bytes(evidence.copy_bytes) if evidence.copy_bytes is not None else "",
+            evidence.launched_by,
+            "; ".join(evidence.failures or evidence.oddities),
+        )
+        for evidence in drills
+    ]
+    head = ("drill (UTC)", "backup", "result", "recovery", "rows", "copy", "launched by", "found")
+    _print_table(head, rows, right=(3, 4, 5))
 
 
 def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:

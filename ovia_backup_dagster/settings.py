@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, field_validator
@@ -114,6 +114,43 @@ class Settings(BaseSettings):
     backup_lock_wait_minutes: float = _variable(
         "BACKUP_LOCK_WAIT_MINUTES", default=30.0, doc="How long to wait for another operation's lock.", shown="30"
     )
+    drill_schedule: str = _variable("DRILL_SCHEDULE", default="0 5 1 * *", doc="When to drill by itself, as cron.")
+    drill_where: Literal["auto", "throwaway", "database"] = _variable(
+        "DRILL_WHERE",
+        default="auto",
+        doc="Where drills restore to: `throwaway`, a cluster beside the run; `database`, a scratch database "
+        "`<db>_restore_test` on the server that `RESTORE_POSTGRES_*` name; `auto`, the first, or the second where "
+        "server programs are missing and `RESTORE_POSTGRES_HOST` is set.",
+    )
+    drill_jobs: int = _variable("DRILL_JOBS", default=0, doc="Restored at a time, at least 2.", shown="the cores")
+    drill_dir: Path = _variable(
+        "DRILL_DIR",
+        default=Path("/tmp"),  # noqa: S108 - mkdtemp makes a private folder in it
+        doc="Where throwaway clusters are made; at most 60 bytes long. Needs 1.25 times the database's size.",
+    )
+    drill_check_command: str = _variable(
+        "DRILL_CHECK_COMMAND",
+        default="",
+        doc="A shell command, or an `.sql` file, to run on each drill's copy: migrations, an application's health "
+        "check. It gets `DATABASE_URL` and libpq's `PG*`, and none of these variables.",
+        shown="none",
+    )
+    drill_max_age_days: float = _variable(
+        "DRILL_MAX_AGE_DAYS", default=35.0, doc="When the last drill that passed is older, people are told.", shown="35"
+    )
+    restore_postgres_host: str | None = _variable(
+        "RESTORE_POSTGRES_HOST", doc="Server for scratch databases.", shown="`POSTGRES_HOST`"
+    )
+    restore_postgres_port: int | None = _variable("RESTORE_POSTGRES_PORT", doc="Its port.", shown="`POSTGRES_PORT`")
+    restore_postgres_user: str | None = _variable(
+        "RESTORE_POSTGRES_USER", doc="Role there that may create databases.", shown="`POSTGRES_USER`"
+    )
+    restore_postgres_password: SecretStr | None = _variable(
+        "RESTORE_POSTGRES_PASSWORD", doc="Its password; or use the next one.", shown="none; with the same role, its own"
+    )
+    restore_postgres_password_file: Path | None = _variable(
+        "RESTORE_POSTGRES_PASSWORD_FILE", doc="File whose first line is that password.", shown="none"
+    )
     pg_bin_dir: Path | None = _variable(
         "PG_BIN_DIR", doc="Folder of PostgreSQL's client programs.", shown="`PATH` is searched"
     )
@@ -172,26 +209,30 @@ class Settings(BaseSettings):
         Raises:
             SettingsError: the file cannot be read, or is empty.
         """
-        path = self.postgres_password_file
-        if self.postgres_password is not None or path is None:
+        if self.postgres_password is not None or self.postgres_password_file is None:
             return self.postgres_password
-        try:
-            first = path.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
-        except (OSError, UnicodeError) as error:
-            why = (isinstance(error, OSError) and error.strerror) or "it is not text"
-            raise SettingsError(f"POSTGRES_PASSWORD_FILE={path} cannot be read", why=why, fix=f"ls -l {path}") from None
-        if not first:
-            raise SettingsError(f"POSTGRES_PASSWORD_FILE={path} is empty", fix="write the password into it")
-        return SecretStr(first)
+        return _first_line("POSTGRES_PASSWORD_FILE", self.postgres_password_file)
 
-    @field_validator("postgres_port")
+    def restore_password(self) -> SecretStr | None:
+        """The password of the role that restores: its own, or, where it is the role that dumps, that one's.
+
+        Raises:
+            SettingsError: the file cannot be read, or is empty.
+        """
+        if self.restore_postgres_password is not None:
+            return self.restore_postgres_password
+        if self.restore_postgres_password_file is not None:
+            return _first_line("RESTORE_POSTGRES_PASSWORD_FILE", self.restore_postgres_password_file)
+        return self.password() if self.restore_postgres_user in (None, self.postgres_user) else None
+
+    @field_validator("postgres_port", "restore_postgres_port")
     @classmethod
-    def _port(cls, value: int) -> int:
-        if not 1 <= value <= 65535:
+    def _port(cls, value: int | None) -> int | None:
+        if value is not None and not 1 <= value <= 65535:
             raise ValueError(f"{value} is not a port (1 to 65535)")
         return value
 
-    @field_validator("postgres_host")
+    @field_validator("postgres_host", "restore_postgres_host")
     @classmethod
     def _host(cls, value: str | None) -> str | None:
         # Never repeated: what is meant as a connection string holds a password.
@@ -199,16 +240,40 @@ class Settings(BaseSettings):
             raise ValueError("it must be a host alone, not a URL or connection string")
         return value
 
-    @field_validator("backup_dir")
+    @field_validator("backup_dir", "drill_dir")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         if not value.is_absolute():
             raise ValueError(f"{str(value)!r} is not an absolute path, and would mean another folder to each program")
         return value
 
-    @field_validator("postgres_db", "postgres_user")
+    @field_validator("drill_dir")
     @classmethod
-    def _identifier(cls, value: str) -> str:
+    def _short(cls, value: Path) -> Path:
+        # A Unix socket stands in a folder in it, and its path may have 107 bytes.
+        if len(os.fsencode(value)) > 60:
+            raise ValueError(f"{str(value)!r} is longer than 60 bytes, too long for a Unix socket in it")
+        return value
+
+    @field_validator("drill_jobs")
+    @classmethod
+    def _jobs(cls, value: int) -> int:
+        if not 0 <= value <= 64:
+            raise ValueError(f"{value} is not a number of jobs between 2 and 64, or 0 for the cores")
+        return value
+
+    @field_validator("drill_max_age_days")
+    @classmethod
+    def _days(cls, value: float) -> float:
+        if not 0 < value <= 3660:
+            raise ValueError(f"{value} is not a number of days between 0 and ten years")
+        return value
+
+    @field_validator("postgres_db", "postgres_user", "restore_postgres_user")
+    @classmethod
+    def _identifier(cls, value: str | None) -> str | None:
+        if value is None:
+            return value
         try:
             encoded = value.encode()
         except UnicodeEncodeError:
@@ -219,7 +284,7 @@ class Settings(BaseSettings):
             raise ValueError("a PostgreSQL name has 1 to 63 bytes")
         return value
 
-    @field_validator("backup_schedule")
+    @field_validator("backup_schedule", "drill_schedule")
     @classmethod
     def _cron(cls, value: str) -> str:
         if len(value.split()) != 5 and not re.fullmatch(r"@(hourly|daily|weekly|monthly|midnight)", value.strip()):
@@ -285,6 +350,17 @@ class Settings(BaseSettings):
         if value is not None and not re.match(r"https?://", value):
             raise ValueError("it must begin with http:// or https://")
         return value.rstrip("/") if value else value
+
+
+def _first_line(variable: str, path: Path) -> SecretStr:
+    try:
+        first = path.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
+    except (OSError, UnicodeError) as error:
+        why = (isinstance(error, OSError) and error.strerror) or "it is not text"
+        raise SettingsError(f"{variable}={path} cannot be read", why=why, fix=f"ls -l {path}") from None
+    if not first:
+        raise SettingsError(f"{variable}={path} is empty", fix="write the password into it")
+    return SecretStr(first)
 
 
 def variables() -> Mapping[str, tuple[str, str]]:

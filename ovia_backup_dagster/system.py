@@ -6,15 +6,18 @@ refuses when the settings are not right.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from datetime import timedelta
 from zoneinfo import ZoneInfo
 
 from ovia_backup_dagster.core.catalog import Catalog
+from ovia_backup_dagster.core.drill import DrillFolder
 from ovia_backup_dagster.core.retention import Policy, Weekday
 from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.notifications import Notifier
 from ovia_backup_dagster.postgres.client import Connection, Programs
+from ovia_backup_dagster.postgres.drill import Choice, Driller, Where
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.verification import Verifier
 from ovia_backup_dagster.settings import Settings
@@ -63,6 +66,45 @@ class BackupSystem:
     def verifier(self) -> Verifier:
         expectations = Expectations(self.settings.expected_tables, self.settings.require_rows)
         return Verifier(self.catalog, self.programs, expectations)
+
+    @property
+    def driller(self) -> Driller:
+        settings = self.settings
+        return Driller(
+            verifier=self.verifier,
+            folder=settings.drill_dir,
+            target=self.restore_connection,
+            target_is_named=settings.restore_postgres_host is not None,
+            own_check=settings.drill_check_command,
+        )
+
+    @property
+    def restore_connection(self) -> Connection:
+        """To the server that is restored to, as the role that may."""
+        settings = self.settings
+        settings.require()
+        return Connection(
+            host=settings.restore_postgres_host or settings.postgres_host or "",
+            port=settings.restore_postgres_port or settings.postgres_port,
+            database=settings.postgres_db,
+            user=settings.restore_postgres_user or settings.postgres_user,
+            password=settings.restore_password(),
+            libpq=settings.libpq,
+        )
+
+    def drill_choice(self, *, where: str = "", jobs: int = 0, keep: bool = False) -> Choice:
+        """What somebody chose for a drill; what they did not, the settings say."""
+        settings = self.settings
+        most = jobs or settings.drill_jobs or len(os.sched_getaffinity(0))
+        return Choice(where=Where(where or settings.drill_where), jobs=max(2, most), keep=keep)
+
+    @property
+    def drills(self) -> DrillFolder:
+        return DrillFolder(self.catalog)
+
+    @property
+    def drill_max_age(self) -> timedelta:
+        return timedelta(days=self.settings.drill_max_age_days)
 
     @property
     def policy(self) -> Policy:

@@ -38,10 +38,10 @@ from ovia_backup_dagster.core.files import (
     volume_error,
     write_whole,
 )
-from ovia_backup_dagster.core.locking import volume_lock
+from ovia_backup_dagster.core.locking import reading, removing, volume_lock
 from ovia_backup_dagster.core.manifest import Manifest, Sidecar, parse_sidecar
 from ovia_backup_dagster.core.naming import INSTANT, SUFFIX, BackupName, Tier
-from ovia_backup_dagster.core.verdict import Hold, Judgement, Verification, Witness, bad_backup
+from ovia_backup_dagster.core.verdict import DrillRecord, Drills, Hold, Judgement, Verification, Witness, bad_backup
 
 MANIFEST = ".json"
 GLOBALS = ".globals.sql"
@@ -158,10 +158,20 @@ class Backup:
             return file.read(len(_MAGIC)) == _MAGIC
         return True
 
+    @cached_property
+    def drills(self) -> Drills | None:
+        """Every restore drill so far; ``None`` without any, or when the sidecar cannot be read."""
+        with contextlib.suppress(VolumeError):
+            return self._read(Drills, DRILLED)
+        return None
+
     @property
     def drilled(self) -> bool:
-        """Whether a restore drill proved it."""
-        return exists(self.sidecar(DRILLED))
+        """Whether the newest drill of the file as it is now proved that it restores."""
+        if self.drills is None:
+            return False
+        last = self.drills.drills[-1]
+        return last.passed and (last.size_bytes, last.mtime_ns) == (self.size_bytes, self.mtime_ns)
 
     @property
     def problem(self) -> BadBackupError | None:
@@ -210,6 +220,22 @@ class Catalog:
     ) -> AbstractContextManager[int]:
         """``locking.volume_lock`` on this volume: every change of it happens inside."""
         return volume_lock(self.root, purpose=purpose, now=now, wait_seconds=self.lock_wait_seconds, on_wait=on_wait)
+
+    @contextlib.contextmanager
+    def reading(self, backup: Backup) -> Iterator[None]:
+        """Nobody removes the backup while the block runs.
+
+        Raises:
+            BackupNotFoundError: it is gone.
+            VolumeError: it cannot be opened.
+        """
+        with contextlib.ExitStack() as held:
+            try:
+                with explained(f"cannot open {backup.path}", passing=FileNotFoundError):
+                    held.enter_context(reading(backup.path))
+            except FileNotFoundError:
+                raise _gone(backup) from None
+            yield
 
     def folder(self, tier: Tier) -> Path:
         """Where the tier's backups stand."""
@@ -330,11 +356,7 @@ class Catalog:
         try:
             status = backup.path.stat()
         except FileNotFoundError:
-            raise BackupNotFoundError(
-                f"backup {backup} is gone from {backup.path.parent}",
-                why="it was removed in the meantime",
-                fix="ovia-backup list",
-            ) from None
+            raise _gone(backup) from None
         return Backup(backup.path, backup.name, status.st_size, status.st_mtime_ns)
 
     def free_name(self, started_at: datetime) -> BackupName:
@@ -360,8 +382,8 @@ class Catalog:
             if final.exists():
                 raise VolumeError(f"{final} exists already", why="another program wrote it", fix="ovia-backup dump")
             if globals_sql is not None:
-                self._write(final.with_name(final.name + GLOBALS), globals_sql)
-            self._write(final.with_name(final.name + MANIFEST), manifest.to_json().encode())
+                self.write(final.with_name(final.name + GLOBALS), globals_sql)
+            self.write(final.with_name(final.name + MANIFEST), manifest.to_json().encode())
             sync_folder(final.parent)
             rename_to_new(temporary, final)
             sync_folder(final.parent)
@@ -383,7 +405,16 @@ class Catalog:
             witness=witness or (known.witness if known else None),
         )
         with explained(f"cannot write the verdict on {backup}"):
-            self._write(backup.sidecar(VERIFIED), verification.to_json().encode())
+            self.write(backup.sidecar(VERIFIED), verification.to_json().encode())
+            sync_folder(backup.path.parent)
+        return self.refresh(backup)
+
+    def record_drill(self, backup: Backup, record: DrillRecord) -> Backup:
+        """Append a drill to the backup's drilled sidecar; returns the backup as it is now."""
+        known = backup.drills
+        drills = Drills(drills=(*(known.drills if known else ()), record))
+        with explained(f"cannot write the outcome of the drill of {backup}"):
+            self.write(backup.sidecar(DRILLED), drills.to_json().encode())
             sync_folder(backup.path.parent)
         return self.refresh(backup)
 
@@ -399,7 +430,7 @@ class Catalog:
     def set_hold(self, backup: Backup, hold: Hold) -> None:
         """Keep (or, with ``released_at``, no longer keep) a backup whatever the counts say."""
         with explained(f"cannot write the hold on {backup}"):
-            self._write(backup.sidecar(HELD), hold.to_json().encode())
+            self.write(backup.sidecar(HELD), hold.to_json().encode())
             sync_folder(backup.path.parent)
 
     def promote(self, backup: Backup) -> Backup:
@@ -416,10 +447,10 @@ class Catalog:
             if final.exists():
                 # A weekly copy that went bad: gone before the good one's verdict appears under its name.
                 self.remove(self.refresh(Backup(final, name, 0, 0)))
-            for suffix in (GLOBALS, MANIFEST, VERIFIED):
+            for suffix in (GLOBALS, MANIFEST, VERIFIED, DRILLED):
                 # Copies: the two tiers' verdicts go their own ways from here.
                 with contextlib.suppress(FileNotFoundError):
-                    self._write(final.with_name(final.name + suffix), backup.sidecar(suffix).read_bytes())
+                    self.write(final.with_name(final.name + suffix), backup.sidecar(suffix).read_bytes())
             os.rename(temporary, final)
             sync_folder(final.parent)
             status = final.stat()
@@ -430,8 +461,9 @@ class Catalog:
 
         Raises:
             VolumeError: it cannot be removed.
+            LockHeldError: it is being restored.
         """
-        with explained(f"cannot remove {backup.path}"):
+        with explained(f"cannot remove {backup.path}"), removing(backup.path):
             existed = unlink(backup.path)
             # The dump must be gone for good before its sidecars are: else a crash could bring it back bare.
             sync_folder(backup.path.parent)
@@ -479,8 +511,8 @@ class Catalog:
         name = BackupName.parse(dump)
         return name is not None and name.tier == tier and name.database == self.database
 
-    def _write(self, path: Path, content: bytes) -> None:
-        """Write a sidecar so that it is there whole or not at all, readable by its owner only."""
+    def write(self, path: Path, content: bytes) -> None:
+        """Write a small file so that it is there whole or not at all, readable by its owner only."""
         try:
             write_whole(path, content)
         except OSError as error:
@@ -503,6 +535,14 @@ class Catalog:
                 os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
             finally:
                 os.close(descriptor)
+
+
+def _gone(backup: Backup) -> BackupNotFoundError:
+    return BackupNotFoundError(
+        f"backup {backup} is gone from {backup.path.parent}",
+        why="it was removed in the meantime",
+        fix="ovia-backup list",
+    )
 
 
 def _not_writable(folder: Path) -> VolumeError:

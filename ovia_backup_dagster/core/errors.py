@@ -113,6 +113,22 @@ class ClockError(NotFreshError):
     """The newest backup is dated in the future: a clock is wrong, or was when it was made."""
 
 
+class DrillError(BackupError):
+    """A restore drill did not prove that a backup restores."""
+
+
+class DrillOverdueError(DrillError):
+    """No drill has passed for too long."""
+
+
+class RestoreError(BackupError):
+    """A backup could not be restored: its own statements failed."""
+
+
+class CopyError(BackupError):
+    """There is no place to restore to, or what stands there is not ours to remove."""
+
+
 # ---- the server
 
 
@@ -231,6 +247,10 @@ class ProgramError(BackupError):
 
 class ProgramMissingError(ProgramError):
     """A PostgreSQL client program is not there, or is something else."""
+
+
+class ExtensionMissingError(ProgramError):
+    """An extension of the source is not installed where its backup is to be restored."""
 
 
 class VersionMismatchError(ProgramError):

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 
 from ovia_backup_dagster.core import promotion, retention
 from ovia_backup_dagster.core.catalog import Backup, Catalog, State
-from ovia_backup_dagster.core.errors import BackupNotFoundError, NotProvenError, VolumeError
+from ovia_backup_dagster.core.errors import BackupNotFoundError, LockHeldError, NotProvenError, VolumeError
 from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.core.retention import Plan, Policy
 from ovia_backup_dagster.core.verdict import Hold
@@ -41,6 +41,7 @@ class Pruned:
         plan: what was decided, and why.
         removed: keys of the backups that are gone now.
         swept: abandoned temporaries and sidecars that were cleaned up.
+        in_use: keys of backups that are being restored, and go the next time.
         freed_bytes: their length; a hard link's twin may still hold the space.
     """
 
@@ -48,6 +49,7 @@ class Pruned:
     removed: tuple[str, ...] = ()
     freed_bytes: int = 0
     swept: tuple[str, ...] = ()
+    in_use: tuple[str, ...] = ()
 
 
 def promote(
@@ -86,11 +88,13 @@ def prune(catalog: Catalog, policy: Policy, now: datetime, on_wait: Callable[[st
                 if plan.held.endswith(State.UNPROVEN)
                 else "make a new one: ovia-backup dump && ovia-backup verify",
             )
-        removed, freed, failures = [], 0, []
+        removed, in_use, freed, failures = [], [], 0, []
         for decision in plan.removals:
             backup = backups[decision.candidate.key]
             try:
                 catalog.remove(backup)
+            except LockHeldError:
+                in_use.append(decision.candidate.key)
             except VolumeError as error:
                 failures.append(error)
             else:
@@ -102,7 +106,7 @@ def prune(catalog: Catalog, policy: Policy, now: datetime, on_wait: Callable[[st
             why=failures[0].account,
             fix=failures[0].fix,
         )
-    return Pruned(plan, tuple(removed), freed, swept)
+    return Pruned(plan, tuple(removed), freed, swept, tuple(in_use))
 
 
 @contextmanager

@@ -1,13 +1,17 @@
-"""One writer on a backup volume at a time.
+"""One writer on a backup volume at a time, and nobody removes what somebody restores.
 
 A ``flock`` on ``$BACKUP_DIR/.lock``. The lock belongs to the open file description, so a client program that
 inherits the descriptor keeps it when its parent is killed: as long as pg_dump still writes, nobody else
 does. The file's text says who holds it; it is for people only, the lock itself is the kernel's.
+
+Who restores a backup holds a shared lock on the dump itself, and who removes one an exclusive lock: of a hard link's
+two names, either is enough.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -22,6 +26,7 @@ from ovia_backup_dagster.core.errors import LockHeldError, VolumeError
 
 FILENAME = ".lock"
 _POLL_SECONDS = 0.2
+_REMOVAL_SECONDS = 10.0
 
 
 @contextmanager
@@ -83,6 +88,65 @@ def require_still_there(descriptor: int, root: Path) -> None:
             why="it, or its lock file, was unmounted, removed or replaced while it was written to",
             fix=f"findmnt --target {root}; mount it again; then: ovia-backup dump",
         )
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Hold a shared lock on a backup's file: nobody removes it meanwhile.
+
+    Raises:
+        FileNotFoundError: it is gone, or went while its remover was waited for.
+        VolumeError: it cannot be opened or locked.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        deadline = time.monotonic() + _REMOVAL_SECONDS
+        while not _try(descriptor, fcntl.LOCK_SH):
+            # Whoever removes it holds the lock for an instant; if it is held longer, it is not ours to understand.
+            if time.monotonic() >= deadline:
+                raise LockHeldError(f"{path} is being removed", why=_describe(descriptor)[0], fix=f"fuser -v {path}")
+            time.sleep(_POLL_SECONDS)
+        if not _is_at(descriptor, path):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def removing(path: Path) -> Iterator[None]:
+    """Hold the exclusive lock on a backup's file that is about to be removed; one that is gone is fine.
+
+    Raises:
+        LockHeldError: somebody restores it.
+    """
+    descriptor = _open_to_lock(path)
+    if descriptor is None:
+        yield
+        return
+    try:
+        if not _try(descriptor, fcntl.LOCK_EX):
+            raise LockHeldError(
+                f"{path} is in use",
+                why=f"it is being restored by {_named(_others(descriptor))}",
+                fix="wait for it to end; the next pruning removes it",
+            )
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _open_to_lock(path: Path) -> int | None:
+    # Over NFS an exclusive lock asks for a descriptor that may write.
+    for mode in (os.O_RDWR, os.O_RDONLY):
+        try:
+            return os.open(path, mode | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError:
+            return None
+        except OSError:
+            continue
+    # Another user's file, which this one may remove but not open; nor could it have restored it.
+    return None
 
 
 def lock_holder(root: Path) -> str | None:

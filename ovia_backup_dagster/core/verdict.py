@@ -1,8 +1,8 @@
 """What was found out about a backup since it was made, and how that is judged.
 
-A verdict lives in a sidecar of its own (``<file>.verified.json``, ``<file>.held.json``), because the archive
-and its manifest never change. Judgements are appended, never rewritten. Reading an archive is the business
-of ``postgres``; deciding what to keep is ``retention``'s.
+A verdict lives in a sidecar of its own (``<file>.verified.json``, ``<file>.drilled.json``, ``<file>.held.json``),
+because the archive and its manifest never change. Judgements are appended, never rewritten. Reading an archive is
+the business of ``postgres``; deciding what to keep is ``retention``'s.
 """
 
 from __future__ import annotations
@@ -212,6 +212,30 @@ class Verification(Sidecar):
     version: Literal[1] = 1
     judgements: tuple[Judgement, ...] = Field(min_length=1)
     witness: Witness | None
+
+
+class DrillRecord(Sidecar):
+    """One restore drill, bound to the file it restored.
+
+    Attributes:
+        at: when it began (UTC).
+        passed: whether it proved that the backup restores.
+        size_bytes, mtime_ns: the file as it was restored.
+        evidence: the file in ``drills/`` that has the rest.
+    """
+
+    at: AwareDatetime
+    passed: bool
+    size_bytes: int
+    mtime_ns: int
+    evidence: str
+
+
+class Drills(Sidecar):
+    """``<file>.drilled.json``: every drill of this backup so far, newest last."""
+
+    version: Literal[1] = 1
+    drills: tuple[DrillRecord, ...] = Field(min_length=1)
 
 
 class Hold(Sidecar):

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import IO
+from urllib.parse import quote, urlencode
 
 from pydantic import SecretStr
 
@@ -83,6 +84,12 @@ class Connection:
         if self.password is not None:
             variables["PGPASSWORD"] = self.password.get_secret_value()
         return variables
+
+    def url(self) -> str:
+        """As a URL, which other people's programs understand. Holds the password."""
+        secret = f":{quote(self.password.get_secret_value(), safe='')}" if self.password else ""
+        options = urlencode({"host": self.host, "port": self.port}, quote_via=quote)
+        return f"postgresql://{quote(self.user, safe='')}{secret}@/{quote(self.database, safe='')}?{options}"
 
     def redact(self, text: str) -> str:
         """``text`` without the password, in case a program repeats it."""

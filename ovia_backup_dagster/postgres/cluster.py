@@ -182,5 +182,11 @@ def _account() -> pwd.struct_passwd | None:
     )
 
 
+def account_id() -> int:
+    """The user id that a cluster's files belong to."""
+    owner = _account()
+    return owner.pw_uid if owner else os.geteuid()
+
+
 def _others_may_enter(folder: Path) -> bool:
     return bool(folder.resolve().stat().st_mode & stat.S_IXOTH)

@@ -227,7 +227,7 @@ _DIAGNOSES = (
         "see the rules on the server (pg_hba_file_rules); " + _PASSWORD,
     ),
     _Diagnosis(
-        r'role "(?s:.*?)" does not exist',
+        r'FATAL:\s+role "(?s:.*?)" does not exist',
         errors.RoleMissingError,
         "the server has no role of that name",
         "check POSTGRES_USER={user}; or make the role, as a superuser: CREATE ROLE {role} LOGIN PASSWORD '...'",
@@ -251,7 +251,7 @@ _DIAGNOSES = (
         "as a superuser, once you know why: ALTER DATABASE {name} ALLOW_CONNECTIONS true",
     ),
     _Diagnosis(
-        r'database "(?s:.*?)" does not exist',
+        r'FATAL:\s+database "(?s:.*?)" does not exist',
         errors.DatabaseMissingError,
         "POSTGRES_DB is wrong, or it was dropped or renamed",
         "see what there is: psql -h {host} -p {port} -U {user} -l; check POSTGRES_DB={database}",
@@ -301,6 +301,13 @@ _DIAGNOSES = (
         errors.ArchiveFormatError,
         "a newer pg_dump wrote it than this pg_restore can read",
         "use the client programs of the version that wrote it, or newer ones: set PG_BIN_DIR",
+    ),
+    _Diagnosis(
+        r'extension "(?P<extension>(?s:.*?))" is not available|could not open extension control file',
+        errors.ExtensionMissingError,
+        "the source has it, and the PostgreSQL that is restored to does not",
+        "install its package beside the server programs in PG_BIN_DIR; or drill on a server that has it: ovia-backup "
+        "drill --where database",
     ),
     # ---- rights
     _Diagnosis(

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ovia_backup_dagster import __version__
 from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE, Backup, Catalog, State
+from ovia_backup_dagster.core.drill import DrillFolder
 from ovia_backup_dagster.core.errors import BackupError, DiskFullError, ProgramError, VersionMismatchError
 from ovia_backup_dagster.core.files import explained, file_sha256
 from ovia_backup_dagster.core.locking import require_still_there
@@ -117,6 +118,8 @@ class Dumper:
                 require_still_there(lock, catalog.root)
                 backup = catalog.publish(temporary, name, manifest, globals_sql)
             catalog.keep_reserve()
+            # From now on a drill is due.
+            DrillFolder(catalog).prepare(datetime.now(UTC))
         log(f"published {backup} ({human_bytes(backup.size_bytes)} in {manifest.seconds:.1f} s)")
         return backup
 

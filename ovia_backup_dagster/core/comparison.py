@@ -1,0 +1,204 @@
+"""Whether a restored copy is what the archive said: two readings compared, by pure functions.
+
+Three verdicts, as everywhere: what differs is bad, what deparses or stands in another order is odd, what was so in the
+source is no finding. How a copy is made and read is the business of ``postgres``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ovia_backup_dagster.core.verdict import LargeObjects, TableWitness, Witness
+
+#: Entries of a contents list that no drill restores: they would reach other servers, and make a copy undroppable.
+_LEFT_OUT = re.compile(r"(?:(?:COMMENT|SECURITY LABEL) - )?(?:PUBLICATION|SUBSCRIPTION)\b")
+#: Those that say who owns what and who may do what.
+_PRIVILEGES = re.compile(r"(?:DEFAULT )?ACL ")
+_STRUCTURE = re.compile(
+    r"(?:CONSTRAINT|CHECK CONSTRAINT|FK CONSTRAINT|INDEX|INDEX ATTACH|TABLE ATTACH|MATERIALIZED VIEW|TRIGGER|POLICY"
+    r"|ROW SECURITY|STATISTICS|RULE|EVENT TRIGGER) "
+)
+_SECTION = re.compile(rb"^-- (?:Data for )?Name: (.*); Type: (.*); Schema: (.*); Owner: .*\n", re.MULTILINE)
+_LITERAL = re.compile(r"'(?:[^']|'')*'|\$(\w*)\$.*?\$\1\$")
+#: Kinds whose text may hold passwords or anything else that somebody wrote into a function.
+_SECRETIVE = ("USER MAPPING", "SERVER", "FUNCTION", "PROCEDURE", "SUBSCRIPTION", "FOREIGN DATA WRAPPER", "COMMENT")
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Unordered:
+    """One table's rows whatever their order.
+
+    Attributes:
+        rows: how many.
+        total: the sum modulo 2**256 of each row's SHA-256.
+    """
+
+    rows: int
+    total: int
+
+
+def unequal_tables(original: Witness, copy: Witness) -> tuple[str, ...]:
+    """The tables that are not the same to the byte: other columns, rows, content or order; or not there."""
+    before, after = _by_name(original), _by_name(copy)
+    return tuple(name for name in sorted({*before, *after}) if before.get(name) != after.get(name))
+
+
+def comparable(name: str, original: Witness, copy: Witness, columns: Callable[[str], Sequence[str]]) -> bool:
+    """Whether a table that is unequal may still hold the same rows, in another order of rows or columns."""
+    before, after = _by_name(original).get(name), _by_name(copy).get(name)
+    if before is None or after is None or before.rows != after.rows:
+        return False
+    return sorted(columns(before.columns)) == sorted(columns(after.columns))
+
+
+def table_differences(
+    original: Witness, copy: Witness, rows: Mapping[str, tuple[Unordered, Unordered]]
+) -> tuple[list[str], list[str]]:
+    """What is bad and what is odd of the tables, a line each that names the table.
+
+    Args:
+        original, copy: as they were read, in order.
+        rows: of those tables that may hold the same in another order, both sides' rows whatever their order.
+    """
+    bad, odd = [], []
+    before, after = _by_name(original), _by_name(copy)
+    for name in unequal_tables(original, copy):
+        if name not in after:
+            bad.append(f"table {name} is not in the copy; the backup holds {before[name].rows:,} rows of it")
+        elif name not in before:
+            bad.append(f"table {name} is in the copy, but not in the backup")
+        elif before[name].rows != after[name].rows:
+            bad.append(
+                f"table {name} has {after[name].rows:,} rows in the copy and {before[name].rows:,} in the backup"
+            )
+        elif name not in rows:
+            bad.append(f"table {name} has other columns in the copy: {after[name].columns}, not {before[name].columns}")
+        elif rows[name][0] != rows[name][1]:
+            bad.append(f"table {name} differs in the content of its {before[name].rows:,} rows")
+        else:
+            odd.append(f"table {name} holds the same rows in another order")
+    return bad, odd
+
+
+def sequence_differences(original: Witness, copy: Witness) -> list[str]:
+    """Sequences that are missing, new, or stand elsewhere."""
+    before, after = original.sequences, copy.sequences
+    return [
+        f"sequence {name}: {after.get(name, 'missing')} in the copy, {before.get(name, 'missing')} in the backup"
+        for name in sorted({*before, *after})
+        if before.get(name) != after.get(name)
+    ]
+
+
+def large_object_differences(original: LargeObjects, copy: LargeObjects) -> list[str]:
+    """One line when the large objects are not the same."""
+    if original == copy:
+        return []
+    if original.count != copy.count:
+        return [f"the copy has {copy.count:,} large objects, the backup {original.count:,}"]
+    return [f"the content of the {original.count:,} large objects differs"]
+
+
+def left_out(entry: str) -> bool:
+    """Whether an entry of a contents list is one that a drill does not restore."""
+    return _LEFT_OUT.match(entry) is not None
+
+
+def is_structure(entry: str) -> bool:
+    """Whether an entry is a constraint, an index, a trigger: what a table is without its columns and rows."""
+    return _STRUCTURE.match(entry) is not None
+
+
+def contents_differences(original: Sequence[str], copy: Sequence[str], *, with_owners: bool) -> list[str]:
+    """Entries of the contents lists that are in one of them only; what a drill leaves out is no difference.
+
+    Args:
+        original, copy: entries, ``TYPE schema name owner``.
+        with_owners: whether the copy has the source's owners and privileges.
+    """
+    before = Counter(entry for entry in original if not left_out(entry))
+    after = Counter(entry for entry in copy if not left_out(entry))
+    if not with_owners:
+        before, after = _without_owners(before, after)
+    missing, added = before - after, after - before
+    return [f"missing in the copy: {entry}" for entry in sorted(missing.elements())] + [
+        f"only in the copy: {entry}" for entry in sorted(added.elements())
+    ]
+
+
+def schema_differences(original: bytes, copy: bytes) -> list[str]:
+    """Objects whose SQL differs, each with the first line that does; literals and what may hold secrets left out."""
+    before, after = _sections(original), _sections(copy)
+    return sorted(
+        f"{_named(key)} is written differently{_first_difference(key, before[key], after[key])}"
+        for key in before.keys() & after.keys()
+        if before[key] != after[key]
+    )
+
+
+def shortened(lines: Sequence[str]) -> str:
+    """Many lines as one: the first few, and how many more there are."""
+    more = f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
+    return "; ".join(lines[:_SHOWN]) + more
+
+
+def _by_name(witness: Witness) -> dict[str, TableWitness]:
+    return {table.name: table for table in witness.tables}
+
+
+def _without_owners(before: Counter[str], after: Counter[str]) -> tuple[Counter[str], Counter[str]]:
+    """Both lists without owners and privileges.
+
+    Names hold spaces, so that an entry does not say where its owner begins; the copy's, which all have one owner, do.
+    """
+    wanted: Counter[str] = Counter()
+    heads = Counter(entry.rpartition(" ")[0] for entry in after.elements() if not _PRIVILEGES.match(entry))
+    found = heads.copy()
+    for entry in before.elements():
+        if _PRIVILEGES.match(entry):
+            continue
+        head = entry
+        while " " in head:
+            head = head.rpartition(" ")[0]
+            if found[head] > 0:
+                break
+        else:
+            head = entry
+        found[head] -= 1
+        wanted[head] += 1
+    return wanted, heads
+
+
+def _sections(text: bytes) -> dict[tuple[str, str, str], bytes]:
+    """The SQL of each object, by type, schema and name."""
+    matches = list(_SECTION.finditer(text))
+    sections: dict[tuple[str, str, str], bytes] = {}
+    for match, following in zip(matches, [*matches[1:], None], strict=True):
+        name, kind, schema = (part.decode("utf-8", "backslashreplace") for part in match.groups())
+        body = text[match.end() : following.start() if following else len(text)]
+        sections[kind, schema, name] = sections.get((kind, schema, name), b"") + body
+    return sections
+
+
+def _named(key: tuple[str, str, str]) -> str:
+    kind, schema, name = key
+    return f"{kind.lower()} {name}" if schema == "-" else f"{kind.lower()} {name} in {schema}"
+
+
+def _first_difference(key: tuple[str, str, str], before: bytes, after: bytes) -> str:
+    if key[0] in _SECRETIVE:
+        return ""
+    one, other = (redacted(text.decode("utf-8", "backslashreplace")).splitlines() for text in (before, after))
+    for left, right in zip(one, other, strict=False):
+        if left != right:
+            return f": {left.strip()[:200]} | {right.strip()[:200]}"
+    return ""
+
+
+def redacted(text: str) -> str:
+    """SQL without its literals."""
+    return _LITERAL.sub("'…'", text)

@@ -1,0 +1,659 @@
+"""The restore drill: restores a backup into a copy, and proves that the copy is what the backup said.
+
+The order of events, and what each finding means. How it is done is the business of ``places``, ``roles``, ``restore``
+and ``reread``; what is compared, that of ``core.comparison``; what is kept of it, that of ``core.drill``.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from ovia_backup_dagster import __version__
+from ovia_backup_dagster.core import comparison
+from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE, GLOBALS, Backup, Catalog, State
+from ovia_backup_dagster.core.comparison import Unordered
+from ovia_backup_dagster.core.drill import CopiedTable, DrillCheck, DrillFolder, Evidence, Line, Result
+from ovia_backup_dagster.core.drill_page import page
+from ovia_backup_dagster.core.errors import (
+    BackupError,
+    BackupNotFoundError,
+    DiskFullError,
+    DrillError,
+    ExtensionMissingError,
+    NotProvenError,
+    ProgramMissingError,
+    RestoreError,
+)
+from ovia_backup_dagster.core.files import explained, file_sha256
+from ovia_backup_dagster.core.manifest import Manifest
+from ovia_backup_dagster.core.verdict import Check, DrillRecord, Witness, judge
+from ovia_backup_dagster.core.words import human_bytes
+from ovia_backup_dagster.postgres import archive as archives
+from ovia_backup_dagster.postgres import roles
+from ovia_backup_dagster.postgres.client import Connection, capture
+from ovia_backup_dagster.postgres.control import control
+from ovia_backup_dagster.postgres.datatext import Log, split_columns, statements, text_of
+from ovia_backup_dagster.postgres.diagnosis import diagnose
+from ovia_backup_dagster.postgres.places import (
+    Copy,
+    Source,
+    drop_kept,
+    remove_remains,
+    scratch_database,
+    scratch_name,
+    server_programs,
+    throwaway,
+)
+from ovia_backup_dagster.postgres.reread import Rereader
+from ovia_backup_dagster.postgres.restore import REFRESH, Restorer
+from ovia_backup_dagster.postgres.session import connect
+from ovia_backup_dagster.postgres.verification import Verifier
+
+MADE_BY = f"ovia-backup-dagster {__version__}"
+#: Of the copy's size, for what a restore writes besides: temporary files of index builds, WAL.
+_ROOM = 1.25
+_ROOM_BYTES = 256 * 1024 * 1024
+_EVIDENCE_BYTES = 8 * 1024 * 1024
+_RECOVERY = ("hash", "roles", "restore", "materialized views", "analyze")
+_SETTING = re.compile(rb'ALTER DATABASE .* SET "?(TimeZone|bytea_output|lc_monetary)"? TO \'([^\']*)\';', re.DOTALL)
+_SIZES = """
+    SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS name, pg_total_relation_size(c.oid) AS bytes
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p')
+"""
+_INVALID_INDEXES = """
+    SELECT c.oid::regclass::text AS name FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+    WHERE NOT i.indisvalid AND c.relkind = 'i' ORDER BY 1
+"""
+_NOT_VALID = "SELECT count(*) AS number FROM pg_constraint WHERE NOT convalidated"
+
+
+class Where(StrEnum):
+    """Where a drill restores to."""
+
+    AUTO = "auto"
+    THROWAWAY = "throwaway"
+    DATABASE = "database"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a person chooses for one drill.
+
+    Attributes:
+        where: ``auto`` is a throwaway cluster, or the scratch database where server programs are missing and a
+            server was named for it.
+        jobs: how many entries pg_restore restores at a time; at least two.
+        keep: leave the copy for a look, until the next drill.
+    """
+
+    where: Where = Where.AUTO
+    jobs: int = 2
+    keep: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Driller:
+    """All that a drill depends on.
+
+    Attributes:
+        verifier: catalog, programs, and what a backup must hold.
+        folder: where throwaway clusters are made.
+        target: the server for scratch databases.
+        target_is_named: whether somebody named that server, rather than it being the source's.
+        own_check: a command, or an SQL file, to run on the copy; empty for none.
+    """
+
+    verifier: Verifier
+    folder: Path
+    target: Connection
+    target_is_named: bool = False
+    own_check: str = ""
+
+    @property
+    def catalog(self) -> Catalog:
+        return self.verifier.catalog
+
+    def find(self, wanted: str, *, anywhere: bool = True) -> Backup:
+        """The backup to drill; ``latest`` is the newest that is not known to be bad.
+
+        Raises:
+            BackupNotFoundError: there is none.
+        """
+        now = datetime.now(UTC)
+        if wanted != "latest":
+            return self.catalog.find(wanted, now, anywhere=anywhere)
+        for backup in self.catalog.newest_first():
+            in_past = backup.started_at <= now + CLOCK_TOLERANCE
+            if in_past and backup.state(now) in (State.PROVEN, State.UNPROVEN):
+                return backup
+        raise BackupNotFoundError(
+            "there is no backup to restore", why="none is proven or could be", fix="ovia-backup dump"
+        )
+
+    def drill(
+        self, backup: Backup, choice: Choice, *, launched_by: str, run_id: str | None = None, log: Log
+    ) -> Evidence:
+        """Restore a backup and prove the copy. Whatever comes of it is written down in ``drills/``.
+
+        Args:
+            backup: as :meth:`find` found it.
+            choice: where, and how.
+            launched_by: who asked for it, for the evidence.
+            run_id: Dagster's.
+            log: told what happens.
+
+        Raises:
+            LockHeldError: another drill is under way.
+            NotProvenError: the backup may still be being written.
+            VolumeError: the evidence cannot be written.
+        """
+        catalog, now = self.catalog, datetime.now(UTC)
+        backup = catalog.refresh(backup)
+        if backup.state(now) is State.BEING_WRITTEN:
+            raise NotProvenError(
+                f"{backup} may still be being written",
+                why="it has no manifest and changed less than 15 minutes ago",
+                fix=f"wait, then: ovia-backup drill {backup}",
+            )
+        drills = self.drills
+        with explained(f"cannot drill {backup}"):
+            catalog.check()
+            drills.prepare(now)
+            self._refuse_full_volume()
+            with drills.lock(backup, now), catalog.reading(backup):
+                drill = _Drill(self, backup, choice, now, log)
+                drill.run()
+                evidence = drill.evidence(launched_by, run_id)
+                path = drills.write(evidence, page(evidence))
+                if catalog.holds(backup):
+                    record = DrillRecord(
+                        at=evidence.started_at,
+                        passed=evidence.passed,
+                        size_bytes=backup.size_bytes,
+                        mtime_ns=backup.mtime_ns,
+                        evidence=path.name,
+                    )
+                    with catalog.lock(f"recording the drill of {backup}", datetime.now(UTC)):
+                        catalog.record_drill(backup, record)
+        verdict = "passed" if evidence.passed else "failed: " + "; ".join(evidence.failures)
+        log(f"the drill of {backup} {verdict} ({sum(evidence.phases.values()):.1f} s); evidence: {path}")
+        return evidence
+
+    @property
+    def drills(self) -> DrillFolder:
+        """Where the evidence is."""
+        return DrillFolder(self.catalog)
+
+    def remove_copies(self, choice: Choice) -> list[str]:
+        """Remove what was kept for a look, or left by a killed drill; returns what it was.
+
+        Raises:
+            BackupError: it cannot be removed, or is not ours.
+        """
+        if choice.where is Where.DATABASE:
+            return [scratch_name(self.catalog.database)] if drop_kept(self.target, self.catalog.database) else []
+        return [str(path) for path in remove_remains(server_programs(self.verifier.programs), self.folder)]
+
+    def _refuse_full_volume(self) -> None:
+        root = self.catalog.root
+        free = shutil.disk_usage(root).free
+        if free < _EVIDENCE_BYTES:
+            raise DiskFullError(
+                f"the backup volume {root} has no room for a drill's evidence",
+                why=f"{human_bytes(free)} free",
+                fix="make room: ovia-backup prune --dry-run; df -h $BACKUP_DIR",
+            )
+
+
+@dataclass(slots=True)
+class _Drill:
+    """One drill under way."""
+
+    by: Driller
+    backup: Backup
+    choice: Choice
+    started_at: datetime
+    log: Log
+    lines: list[Line] = field(default_factory=list)
+    phases: dict[str, float] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    place: str = "nowhere"
+    kept: str = ""
+    error: BackupError | None = None
+    witness: Witness | None = None
+    found: Witness | None = None
+    sha256: str | None = None
+    sizes: dict[str, int] = field(default_factory=dict)
+    copy_bytes: int | None = None
+    manifest: Manifest | None = None
+
+    def run(self) -> None:
+        """All of it. An error of ours ends it, and is part of the evidence."""
+        try:
+            self.manifest = self.backup.manifest
+            # Before anything is read: it may take an hour until the disk is full.
+            self._refuse_full_disk(self._source_bytes() or self.backup.size_bytes)
+            witness = self._read_backup()
+            if witness is None:
+                return
+            self._refuse_full_disk(
+                max(witness.decoded_bytes, (self.manifest and self.manifest.database.size_bytes) or 0)
+            )
+            with self._copy() as copy:
+                self._restore_and_prove(copy, witness)
+                if self.choice.keep:
+                    self.kept = copy.look
+                clock = time.monotonic()
+            self.phases["removal"] = time.monotonic() - clock
+        except BackupError as error:
+            self.error = error
+            self.log(error.account)
+
+    # ---- the backup
+
+    def _read_backup(self) -> Witness | None:
+        """What the backup holds: as read when it was verified, if the file is still that; else as it is read now."""
+        backup, verifier = self.backup, self.by.verifier
+        programs = verifier.programs
+        self.versions["pg_restore"] = programs.version("pg_restore")
+        with self._phase("hash"):
+            wanted = self._sha256_then()
+            if wanted is not None and backup.witness is not None:
+                self.log(f"hashing {backup} ({human_bytes(backup.size_bytes)})")
+                self.sha256 = file_sha256(backup.path)
+                if self.sha256 == wanted:
+                    self._add(DrillCheck.UNALTERED, [], passed=f"SHA-256 {wanted}")
+                    self.witness = backup.witness
+                    return self.witness
+        with self._phase("verification"):
+            verified = verifier.verify(backup, log=self.log)
+        self.sha256 = verified.judgement.sha256
+        wrong = [] if verified.judgement.intact else list(verified.judgement.reasons)
+        self._add(
+            DrillCheck.UNALTERED,
+            wrong,
+            passed=f"SHA-256 {self.sha256}, taken now" if wanted is None else f"SHA-256 {self.sha256}",
+        )
+        self.witness = verified.witness
+        return self.witness
+
+    def _sha256_then(self) -> str | None:
+        if self.manifest is not None:
+            return self.manifest.sha256
+        return self.backup.judgement.sha256 if self.backup.judgement else None
+
+    def _source_bytes(self) -> int | None:
+        return self.manifest.database.size_bytes if self.manifest else None
+
+    def _refuse_full_disk(self, copy_bytes: int) -> None:
+        if self._where() is not Where.THROWAWAY:
+            return  # the server will say so
+        needed = int(copy_bytes * _ROOM) + _ROOM_BYTES
+        folder, volume = self.by.folder, self.by.catalog.root
+        with explained(f"cannot restore into {folder}"):
+            if folder.stat().st_dev == volume.stat().st_dev:
+                needed += self.backup.size_bytes  # the next dump must still find room
+            free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise DiskFullError(
+                f"{folder} has too little room for a copy",
+                why=f"{human_bytes(free)} free, {human_bytes(needed)} needed",
+                fix=f"make room: df -h {folder}; or set DRILL_DIR to a folder on a larger disk",
+            )
+
+    # ---- the copy
+
+    def _where(self) -> Where:
+        if self.choice.where is not Where.AUTO:
+            return self.choice.where
+        try:
+            server_programs(self.by.verifier.programs)
+        except ProgramMissingError:
+            if self.by.target_is_named:
+                return Where.DATABASE
+        return Where.THROWAWAY
+
+    def _copy(self) -> AbstractContextManager[Copy]:
+        by, programs, database = self.by, self.by.verifier.programs, self.by.catalog.database
+        facts = self.manifest.database if self.manifest else None
+        if self._where() is Where.THROWAWAY:
+            superuser = facts.bootstrap_superuser if facts else "postgres"
+            name = facts.name if facts else self.backup.name.database
+            return throwaway(programs, by.folder, name, superuser, keep=self.choice.keep, log=self.log)
+        source = Source(facts.system_identifier if facts else None, facts.name if facts else database)
+        return scratch_database(by.target, database, source, keep=self.choice.keep, log=self.log)
+
+    def _restore_and_prove(self, copy: Copy, witness: Witness) -> None:
+        programs, archive = self.by.verifier.programs, self.backup.path
+        self.place = copy.name
+        self.log(f"restoring {self.backup} into: {copy.name}")
+        listing = archives.contents_list(programs, archive)
+        script = archives.database_text(programs, archive)
+        notes: list[str] = []
+        with connect(copy.server) as session:
+            self.versions["copy"] = _one(session, "SELECT current_setting('server_version') AS one")
+        self._prove_extensions_available(copy, witness)
+        if copy.private:
+            with self._phase("roles"):
+                notes += self._make_roles(copy, archive)
+        jobs = max(2, self.choice.jobs)
+        restorer = Restorer(programs, copy.connection, copy.name, jobs, with_owners=copy.private)
+        with self._phase("restore"):
+            notes += copy.create(script)
+            try:
+                restorer.restore(archive, listing, self._source_bytes(), self.log)
+            except BackupError as error:
+                check = DrillCheck.EXTENSIONS if isinstance(error, ExtensionMissingError) else DrillCheck.RESTORED
+                self._add(check, [error.account])
+                raise self._of_this_place(error, copy) from None
+        self._add(DrillCheck.RESTORED, [], odd=notes, passed=f"{jobs} jobs, {self.phases['restore']:.1f} s, no error")
+        with self._phase("materialized views"):
+            self._prove_refreshed(restorer, archive, listing)
+        self._prove_extensions(copy)
+        reader = Rereader(programs, copy.connection, self._session_options(script))
+        self._prove_equal(copy, witness, reader)
+        with self._phase("analyze"):
+            self._analyze(copy)
+        with self._phase("negative control"):
+            self._control(reader)
+        if copy.private:
+            for note in copy.configure(script):
+                self.log(note)
+        with self._phase("own check"):
+            self._own_check(copy)
+
+    def _of_this_place(self, error: BackupError, copy: Copy) -> BackupError:
+        """The error with advice about the copy's server, not the production server's."""
+        if not copy.private or isinstance(error, ExtensionMissingError | RestoreError):
+            return error
+        fix = f"df -h {self.by.folder}; dmesg | tail; then: ovia-backup drill {self.backup}"
+        return DrillError(error.what, why=error.why, said=error.said, fix=fix)
+
+    def _make_roles(self, copy: Copy, archive: Path) -> list[str]:
+        path = self.backup.sidecar(GLOBALS)
+        try:
+            saved = path.read_bytes()
+        except FileNotFoundError:
+            made = roles.make_missing(copy.server, self.by.verifier.programs, archive)
+            return [f"roles were not saved with this backup; made up: {', '.join(made)}"] if made else []
+        except OSError as error:
+            with explained(f"cannot read {path}"):
+                raise error
+        for note in roles.replay(copy.server, saved):
+            self.log(f"roles: {note}")
+        return []
+
+    def _session_options(self, script: bytes) -> str:
+        """What decides how values are written: what the dump ran with, or, unknown, the source's own settings."""
+        if self.manifest is not None:
+            return self.manifest.session_options
+        options = []
+        for statement in statements(script):
+            if match := _SETTING.fullmatch(statement.strip()):
+                value = text_of(match[2]).replace("\\", "\\\\").replace(" ", "\\ ")
+                options.append(f"-c {text_of(match[1])}={value}")
+        return " ".join(options)
+
+    # ---- the proof
+
+    def _prove_extensions_available(self, copy: Copy, witness: Witness) -> None:
+        """A missing extension is said as such, before a restore fails on it."""
+        wanted = {entry.removeprefix("EXTENSION - ").rstrip() for entry in witness.contents if _is_extension(entry)}
+        with connect(copy.server) as session:
+            rows = session.execute("SELECT name FROM pg_available_extensions").fetchall()
+        missing = sorted(wanted - {row["name"] for row in rows})
+        if missing:
+            error = ExtensionMissingError(
+                f"the extension {', '.join(missing)} is not installed where the backup is restored to",
+                why="the source has it, and the PostgreSQL here does not",
+                fix="install its package beside the server programs in PG_BIN_DIR; or drill on a server that has it: "
+                "ovia-backup drill --where database",
+            )
+            self._add(DrillCheck.EXTENSIONS, [error.account])
+            raise error
+
+    def _prove_extensions(self, copy: Copy) -> None:
+        with connect(copy.connection) as session:
+            rows = session.execute("SELECT extname, extversion FROM pg_extension ORDER BY 1").fetchall()
+        here = {row["extname"]: row["extversion"] for row in rows}
+        before = self.manifest.database.extensions if self.manifest else {}
+        odd = [
+            f"extension {name} is {here.get(name, 'missing')} in the copy and {version} in the source"
+            for name, version in before.items()
+            if here.get(name) != version
+        ]
+        listed = ", ".join(f"{name} {version}" for name, version in here.items())
+        unknown = "" if self.manifest else "; the source's versions are not known"
+        self._add(DrillCheck.EXTENSIONS, [], odd=odd, passed=f"{listed or 'none'}{unknown}")
+
+    def _prove_refreshed(self, restorer: Restorer, archive: Path, listing: str) -> None:
+        views = [entry for entry in archives.entries(listing) if entry.startswith(REFRESH)]
+        odd = restorer.refresh(archive, listing) if views else []
+        self._add(DrillCheck.MATERIALIZED_VIEWS, odd, passed=f"{len(views)}" if views else "there is none to refresh")
+
+    def _prove_equal(self, copy: Copy, witness: Witness, reader: Rereader) -> None:
+        schema_options = ("--no-tablespaces", *(() if copy.private else ("--no-owner", "--no-privileges")))
+        with self._phase("reading the copy"):
+            reading = reader.read(*schema_options, log=self.log)
+        found = self.found = reading.witness
+        self._measure(copy)
+        with self._phase("comparison"):
+            self._prove_tables(witness, found, reader)
+            bad = comparison.sequence_differences(witness, found)
+            self._add(DrillCheck.SEQUENCES, bad, passed=f"{len(found.sequences):,}")
+            bad = comparison.large_object_differences(witness.large_objects, found.large_objects)
+            self._add(DrillCheck.LARGE_OBJECTS, bad, passed=f"{found.large_objects.count:,}")
+            self._prove_contents(copy, witness, found)
+            schema = archives.schema_text(self.by.verifier.programs, self.backup.path, *schema_options)
+            odd = comparison.schema_differences(schema, reading.schema)
+            self._add(DrillCheck.SCHEMA_TEXT, odd, passed="the same SQL")
+            self._prove_expectations(found)
+
+    def _prove_tables(self, witness: Witness, found: Witness, reader: Rereader) -> None:
+        columns = {table.name: split_columns(table.columns) for table in witness.tables}
+        again = {
+            name: columns[name]
+            for name in comparison.unequal_tables(witness, found)
+            if comparison.comparable(name, witness, found, split_columns)
+        }
+        rows: dict[str, tuple[Unordered, Unordered]] = {}
+        if again:
+            self.log(f"comparing row by row, as the order may differ: {', '.join(again)}")
+            before = archives.read_unordered(self.by.verifier.programs, self.backup.path, again, self.log)
+            after = reader.read_unordered(again, self.log)
+            rows = {
+                name: (
+                    Unordered(before[name].rows, before[name].total),
+                    Unordered(after[name].rows, after[name].total),
+                )
+                for name in again
+            }
+        bad, odd = comparison.table_differences(witness, found, rows)
+        self._add(DrillCheck.TABLES, bad, odd=odd, passed=f"{found.rows:,} rows in {len(found.tables):,} tables")
+
+    def _prove_contents(self, copy: Copy, witness: Witness, found: Witness) -> None:
+        # What could not be refreshed is a finding of its own.
+        before, after = ([e for e in w.contents if not e.startswith(REFRESH)] for w in (witness, found))
+        differences = comparison.contents_differences(before, after, with_owners=copy.private)
+        structure = [line for line in differences if comparison.is_structure(line.partition(": ")[2])]
+        left = sum(map(comparison.left_out, witness.contents))
+        without = [f"{left} entries of publications and subscriptions left out, on purpose"] if left else []
+        without += [] if copy.private else ["without owners and privileges, which a scratch database does not get"]
+        others = [line for line in differences if line not in structure]
+        self._add(DrillCheck.CONTENTS, others, passed="; ".join([f"{len(after):,} entries", *without]))
+        with connect(copy.connection) as session:
+            rows = session.execute(_INVALID_INDEXES).fetchall()
+            not_valid = _one(session, _NOT_VALID)
+        structure += [f"index {row['name']} is not valid" for row in rows]
+        count = sum(map(comparison.is_structure, after))
+        so_before = f"; {not_valid} constraints NOT VALID, as in the source" if int(not_valid) else ""
+        self._add(DrillCheck.STRUCTURE, structure, passed=f"{count:,}, all valid{so_before}")
+
+    def _prove_expectations(self, found: Witness) -> None:
+        expectations, previous = self.by.verifier.expectations, self._previous()
+        before = (previous.path.name, previous.witness) if previous and previous.witness else None
+        findings = judge(found, expectations=expectations, manifest=None, previous=before)
+        expected = ", ".join(f"{name} {found.rows_of(name) or 0:,}" for name in expectations.tables)
+        passed = {
+            DrillCheck.TABLES_PRESENT: expected or "BACKUP_EXPECTED_TABLES names none",
+            DrillCheck.TABLES_HOLD_ROWS: expected if expectations.require_rows else "rows are not asked for",
+            DrillCheck.ROWS_KEPT: f"compared with {previous}" if before else "there is no earlier proven backup",
+        }
+        for check, text in passed.items():
+            wrong = [finding.text for finding in findings if finding.check == Check(check.value)]
+            self._add(check, wrong, passed=text)
+
+    def _previous(self) -> Backup | None:
+        now = datetime.now(UTC)
+        for other in self.by.catalog.newest_first():
+            if other.started_at < self.backup.started_at and other.state(now) is State.PROVEN:
+                return other
+        return None
+
+    def _measure(self, copy: Copy) -> None:
+        with connect(copy.connection) as session:
+            self.copy_bytes = int(_one(session, "SELECT pg_database_size(current_database()) AS one"))
+            self.sizes = {row["name"]: row["bytes"] for row in session.execute(_SIZES)}
+
+    def _analyze(self, copy: Copy) -> None:
+        command = (
+            self.by.verifier.programs.path("vacuumdb"),
+            "--analyze-only",
+            "--no-password",
+            "--quiet",
+            f"--jobs={max(2, self.choice.jobs)}",
+            # -d is read as a connection string, so it is given one.
+            f"--dbname={copy.connection.conninfo()}",
+        )
+        code, _, stderr = capture(command, variables=copy.connection.environment())
+        what = f"ANALYZE of {copy.connection} failed"
+        wrong = [] if code == 0 else [diagnose(stderr, what=what, connection=copy.connection, exit_code=code).account]
+        self._add(DrillCheck.ANALYZED, wrong, passed="done")
+
+    def _control(self, reader: Rereader) -> None:
+        assert self.found is not None
+        if not self.found.rows:
+            self._add(DrillCheck.CONTROL, [], passed="not possible: every table is empty", result=Result.NOT_MADE)
+            return
+        outcome = control(reader, self.found.tables)
+        wrong = "no table let a row be deleted, so nobody knows whether a loss would be seen"
+        if outcome.table:
+            wrong = (
+                f"a row of {outcome.table} was deleted in the copy, and the comparison did not notice: it sees nothing"
+            )
+        bad = [] if outcome.noticed else [wrong]
+        self._add(DrillCheck.CONTROL, bad, passed=f"a row less in {outcome.table} was noticed")
+
+    # ---- the user's own
+
+    def _own_check(self, copy: Copy) -> None:
+        own = self.by.own_check
+        if not own:
+            self._add(DrillCheck.OWN_CHECK, [], passed="DRILL_CHECK_COMMAND is not set", result=Result.NOT_MADE)
+            return
+        connection = copy.connection
+        command: Sequence[str] = ("/bin/sh", "-c", own)
+        if own.endswith(".sql") and Path(own).is_file():
+            psql = self.by.verifier.programs.path("psql")
+            command = (psql, "--no-psqlrc", "--quiet", "--no-password", "--set=ON_ERROR_STOP=1", f"--file={own}")
+        variables = {**connection.environment(), "DATABASE_URL": connection.url()}
+        code, output, stderr = capture(command, variables=variables)
+        for line in (text_of(output) + stderr).splitlines()[-20:]:
+            self.log(f"own check: {connection.redact(line)}")
+        # What it printed may be anything: it goes to the log, not into the evidence.
+        wrong = [] if code == 0 else [f"DRILL_CHECK_COMMAND ended with code {code}; the log has what it printed"]
+        self._add(DrillCheck.OWN_CHECK, wrong, passed="it ended with code 0")
+
+    # ---- the record
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        clock = time.monotonic()
+        try:
+            yield
+        finally:
+            self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - clock
+
+    def _add(
+        self,
+        check: DrillCheck,
+        wrong: Sequence[str],
+        *,
+        odd: Sequence[str] = (),
+        passed: str = "",
+        result: Result = Result.PASSED,
+    ) -> None:
+        """A line of the evidence: what is wrong, else what is odd, else how it passed."""
+        if wrong:
+            result = Result.ODD if check.is_odd else Result.FAILED
+            text = comparison.shortened([*wrong, *odd])
+        elif odd:
+            result, text = Result.ODD, comparison.shortened(odd)
+        else:
+            text = passed
+        self.lines.append(Line(check=check, result=result, text=text))
+        self.log(f"{check.value}: {result.value}" + (f" ({text})" if text else ""))
+
+    def evidence(self, launched_by: str, run_id: str | None) -> Evidence:
+        """What is kept."""
+        order = list(DrillCheck)
+        made = sorted(self.lines, key=lambda line: order.index(line.check))
+        failed = self.error is not None or any(line.result is Result.FAILED for line in made)
+        manifest, found = self.manifest, self.found
+        phases = {name: round(seconds, 3) for name, seconds in self.phases.items()}
+        if manifest is not None:
+            self.versions |= {"source": manifest.database.server_version, "pg_dump": manifest.client_version}
+        elif self.witness is not None:
+            self.versions["pg_dump"] = self.witness.archive_client
+        return Evidence(
+            started_at=self.started_at.replace(microsecond=0),
+            finished_at=datetime.now(UTC).replace(microsecond=0),
+            passed=not failed,
+            database=self.by.catalog.database,
+            backup=self.backup.path.name,
+            tier=self.backup.tier.value,
+            backup_started_at=self.backup.started_at,
+            backup_bytes=self.backup.size_bytes,
+            backup_sha256=self.sha256,
+            manifest=manifest is not None,
+            launched_by=launched_by,
+            run_id=run_id,
+            place=self.place,
+            jobs=max(2, self.choice.jobs),
+            versions=self.versions,
+            lines=tuple(made),
+            tables=tuple(
+                CopiedTable(name=table.name, rows=table.rows, size_bytes=self.sizes.get(table.name, 0))
+                for table in (found.tables if found else ())
+            ),
+            copy_bytes=self.copy_bytes,
+            decoded_bytes=found.decoded_bytes if found else None,
+            large_objects=found.large_objects.count if found else 0,
+            phases=phases,
+            recovery_seconds=None if failed else round(sum(phases.get(name, 0.0) for name in _RECOVERY), 3),
+            error=self.error.account if self.error else "",
+            fix=self.error.fix if self.error else "",
+            kept=self.kept,
+            made_by=MADE_BY,
+        )
+
+
+def _is_extension(entry: str) -> bool:
+    return entry.startswith("EXTENSION - ")
+
+
+def _one(session: psycopg.Connection[dict[str, Any]], query: str) -> str:
+    row = session.execute(query.encode()).fetchone()
+    assert row is not None
+    return str(next(iter(row.values())))

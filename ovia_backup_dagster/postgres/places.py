@@ -1,0 +1,378 @@
+"""Where a backup is restored to for a look: a throwaway cluster of our own, or a scratch database on a given server.
+
+Each is a block: inside it there is an empty database to fill, and after it nothing, whatever happened inside. What a
+killed process left is removed by the next one. What is done with the database is the business of ``restore`` and
+``drill``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from ovia_backup_dagster.core.errors import BackupError, CopyError, ProgramError, ProgramMissingError
+from ovia_backup_dagster.core.files import explained, is_folder
+from ovia_backup_dagster.postgres.client import Connection, Programs
+from ovia_backup_dagster.postgres.cluster import Cluster, account_id
+from ovia_backup_dagster.postgres.datatext import Log, statements, text_of
+from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier, sql_string
+from ovia_backup_dagster.postgres.session import connect, system_identifier
+
+#: Beginning of the folders' names; what bears it and is not in use is removed.
+PREFIX = "ovia-drill-"
+SERVER_PROGRAMS = ("initdb", "pg_ctl", "postgres")
+SCRATCH_SUFFIX = "_restore_test"
+_MAINTENANCE_DATABASE = "postgres"
+#: How a scratch database of ours is known again: its comment.
+MARK = "ovia-backup: scratch copy of a restore drill"
+_CREATE = re.compile(rb'CREATE DATABASE ("(?:[^"]|"")*"|[^\s;"]+) ')
+_CONFIGURE = re.compile(rb"ALTER (?:DATABASE|ROLE) ")
+_LOCALE = re.compile(rb" (?:LOCALE|LC_COLLATE|LC_CTYPE|LOCALE_PROVIDER|ICU_LOCALE|ICU_RULES) = (?:'(?:[^']|'')*'|\w+)")
+_NAME_BYTES = 63
+#: Nobody else connects, and nothing of it survives a power cut anyway.
+_SETTINGS = {
+    "autovacuum": "off",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "max_wal_size": "4GB",
+    "checkpoint_timeout": "1h",
+    "maintenance_work_mem": "256MB",
+    "jit": "off",
+    # /dev/shm of a container has 64 MB, which a parallel index build or query can exceed.
+    "dynamic_shared_memory_type": "mmap",
+    # A dump of thousands of tables locks them all.
+    "max_locks_per_transaction": "512",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """An empty database to restore into.
+
+    Attributes:
+        connection: to it, as whoever may do everything in it.
+        server: to another database of its server.
+        name: of the place, for people.
+        private: whether the server is ours alone: roles may be made, and owners restored.
+        look: how a person connects to it.
+    """
+
+    connection: Connection
+    server: Connection
+    name: str
+    private: bool
+    look: str
+
+    def create(self, script: bytes) -> list[str]:
+        """Make the database as the source's was: encoding and locale; returns what had to be different.
+
+        Args:
+            script: the SQL that makes the archive's database.
+
+        Raises:
+            BackupError: it cannot be made.
+        """
+        notes = []
+        with connect(self.server) as session:
+            found = _create_statement(script, self.connection.database)
+            try:
+                session.execute(found)
+            except psycopg.Error as error:
+                without = _LOCALE.sub(b"", found).replace(b";", b" LOCALE = 'C';")
+                if "locale" not in str(error).lower() and "collat" not in str(error).lower():
+                    raise
+                session.execute(without)
+                notes.append(
+                    "the copy has locale C, since the source's is not installed here: "
+                    + str(error).partition("\n")[0].strip()
+                )
+            if not self.private:
+                comment = f"COMMENT ON DATABASE {sql_identifier(self.connection.database)} IS {sql_string(MARK)}"
+                session.execute(comment.encode())
+        return notes
+
+    def configure(self, script: bytes) -> list[str]:
+        """Give the database the source's owner and settings; returns what could not be. On a private server only.
+
+        Not before the restore: ``default_transaction_read_only`` would stop it.
+        """
+        notes = []
+        with connect(self.server) as session:
+            for statement in statements(script):
+                if _CONFIGURE.match(statement):
+                    try:
+                        session.execute(statement)
+                    except psycopg.Error as error:
+                        # Of what was said, only the name: values may be secret.
+                        what = " ".join(text_of(statement).split()[:5])
+                        notes.append(f"the source's setting is not possible here: {what} ({error.sqlstate})")
+        return notes
+
+
+@contextmanager
+def throwaway(
+    programs: Programs, folder: Path, database: str, superuser: str, *, keep: bool, log: Log
+) -> Iterator[Copy]:
+    """A cluster that exists while the block runs.
+
+    Args:
+        programs: with the server's among them.
+        folder: where its folder is made.
+        database: name of the database in it, the source's.
+        superuser: the source's bootstrap superuser.
+        keep: leave it, running, for a look, until the next drill.
+        log: told what is left of a killed drill.
+
+    Raises:
+        ProgramMissingError: the server's programs are not there.
+        BackupError: the cluster cannot be made or started.
+    """
+    bin_dir = server_programs(programs)
+    with _made(bin_dir, folder, log) as place:
+        cluster = Cluster(bin_dir, place, superuser=superuser, settings=_SETTINGS)
+        kept = False
+        try:
+            cluster.create()
+            cluster.start()
+            there = cluster.connection(database)
+            look = f"psql --host={place} --username={shell_word(superuser)} --dbname={shell_word(database)}"
+            server = cluster.connection("template1" if database == "postgres" else "postgres")
+            if database in ("postgres", "template1"):
+                # They are there already, and must be made as the source's was.
+                with connect(server) as session:
+                    session.execute(f"ALTER DATABASE {database} IS_TEMPLATE false".encode())
+                    session.execute(f"DROP DATABASE {database}".encode())
+            yield Copy(there, server, "throwaway cluster", private=True, look=look)
+            kept = keep
+        finally:
+            if not kept:
+                cluster.remove()
+
+
+def server_programs(programs: Programs) -> Path:
+    """The folder of the server's programs.
+
+    Raises:
+        ProgramMissingError: they are not there; offers the scratch database.
+    """
+    try:
+        found = [Path(programs.path(program)) for program in SERVER_PROGRAMS]
+    except ProgramMissingError as error:
+        raise ProgramMissingError(
+            f"a throwaway cluster cannot be made: {error.what}",
+            why="only PostgreSQL's client programs are installed here",
+            fix="install the server's, too (Debian: postgresql-16), or restore into a scratch database: "
+            "RESTORE_POSTGRES_HOST=... RESTORE_POSTGRES_USER=... ovia-backup drill --where database",
+        ) from None
+    return found[0].parent
+
+
+def remove_remains(bin_dir: Path, folder: Path) -> list[Path]:
+    """Stop and remove every throwaway cluster that no drill uses any more, kept ones as well; returns their folders."""
+    with _alone(folder):
+        return _remove_remains(bin_dir, folder)
+
+
+def remains(folder: Path) -> list[Path]:
+    """The folders of throwaway clusters that no drill uses any more."""
+    ours = {os.geteuid(), account_id()}
+    places = (place for place in sorted(folder.glob(f"{PREFIX}*")) if is_folder(place))
+    return [place for place in places if place.lstat().st_uid in ours and not _in_use(place)]
+
+
+@contextmanager
+def _made(bin_dir: Path, folder: Path, log: Log) -> Iterator[Path]:
+    """A folder for a cluster, locked while it is in use."""
+    with explained(f"cannot make a throwaway cluster in {folder}"), _alone(folder):
+        for place in _remove_remains(bin_dir, folder):
+            log(f"removed what an earlier drill had left: {place}")
+        place = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder))
+        lock = _open_lock(place)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        yield place
+    finally:
+        os.close(lock)
+
+
+def _remove_remains(bin_dir: Path, folder: Path) -> list[Path]:
+    found = remains(folder)
+    for place in found:
+        with contextlib.suppress(ProgramError):
+            Cluster(bin_dir, place).stop("immediate")
+        Cluster(bin_dir, place).remove()
+    return found
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Between a folder's making and its locking nobody takes it for remains."""
+    path = folder / f".{PREFIX}{os.geteuid()}.lock"
+    with explained(f"cannot make a throwaway cluster in {folder}"):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _open_lock(place: Path) -> int:
+    return os.open(place / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def _in_use(place: Path) -> bool:
+    try:
+        descriptor = _open_lock(place)
+    except OSError:
+        return True  # not ours to judge
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+@contextmanager
+def scratch_database(server: Connection, database: str, source: Source, *, keep: bool, log: Log) -> Iterator[Copy]:
+    """A database on a given server that exists while the block runs.
+
+    Args:
+        server: where, as a role that may create databases.
+        database: the source's name; the scratch database's is ``<database>_restore_test``.
+        source: what must never be touched.
+        keep: leave it for a look, until the next drill.
+        log: told what is left of a killed drill.
+
+    Raises:
+        CopyError: there is such a database that is not ours, or it is the source.
+        BackupError: the server refused.
+    """
+    name = scratch_name(database)
+    maintenance = replace(server, database=_MAINTENANCE_DATABASE)
+    copy = Copy(
+        replace(server, database=name),
+        maintenance,
+        f"database {name} on {server.host}:{server.port}",
+        private=False,
+        look=f"psql --host={shell_word(server.host)} --port={server.port} --username={shell_word(server.user)} "
+        f"--dbname={shell_word(name)}",
+    )
+    # The session holds the lock: a killed drill gives it back.
+    with connect(maintenance) as session:
+        source.refuse(session, name, copy.name)
+        _take(session, name, copy.name)
+        if _drop(session, name):
+            log(f"dropped what an earlier drill had left: {copy.name}")
+        kept = False
+        try:
+            yield copy
+            kept = keep
+        finally:
+            if not kept:
+                # Of its own: the server may have been restarted meanwhile.
+                with contextlib.suppress(BackupError), connect(maintenance) as again:
+                    _drop(again, name)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A database that must never be restored into.
+
+    Attributes:
+        system_identifier: its cluster's; ``None`` when it is not known, and then any cluster may be it.
+        database: its name.
+    """
+
+    system_identifier: str | None
+    database: str
+
+    def refuse(self, session: psycopg.Connection[dict[str, Any]], target: str, place: str) -> None:
+        """Refuse a target that is the source, by whatever name its host is called.
+
+        Raises:
+            CopyError: it is, or cannot be told from it.
+        """
+        if target != self.database:
+            return
+        here = system_identifier(session)
+        if here is None or self.system_identifier is None or here == self.system_identifier:
+            raise CopyError(
+                f"{place} is the source of this backup",
+                why=f"system identifier {here or 'unknown'}, the source's is {self.system_identifier or 'unknown'}",
+                fix="restore on another server: RESTORE_POSTGRES_HOST=...; or into a throwaway cluster: "
+                "ovia-backup drill --where throwaway",
+            )
+
+
+def scratch_name(database: str) -> str:
+    """``<database>_restore_test``, cut to what PostgreSQL takes."""
+    room = _NAME_BYTES - len(SCRATCH_SUFFIX)
+    return database.encode()[:room].decode("utf-8", "ignore") + SCRATCH_SUFFIX
+
+
+def drop_kept(server: Connection, database: str) -> bool:
+    """Drop a scratch database that was kept, or left; ``False`` when there was none.
+
+    Raises:
+        CopyError: it is not ours, or in use.
+    """
+    name = scratch_name(database)
+    with connect(replace(server, database=_MAINTENANCE_DATABASE)) as session:
+        _take(session, name, f"database {name} on {server.host}:{server.port}")
+        return _drop(session, name)
+
+
+def _take(session: psycopg.Connection[dict[str, Any]], name: str, place: str) -> None:
+    row = session.execute(
+        "SELECT pg_try_advisory_lock(hashtextextended(%s, 0)) AS taken", [f"{MARK} {name}"]
+    ).fetchone()
+    if not (row and row["taken"]):
+        raise CopyError(
+            f"{place} is in use", why="another drill restores into it", fix="wait for it to end, then try again"
+        )
+
+
+def _drop(session: psycopg.Connection[dict[str, Any]], name: str) -> bool:
+    """Drop the scratch database, if it is there and bears our mark."""
+    row = session.execute(
+        "SELECT shobj_description(oid, 'pg_database') AS mark FROM pg_database WHERE datname = %s", [name]
+    ).fetchone()
+    if row is None:
+        return False
+    if row["mark"] != MARK:
+        raise CopyError(
+            f"database {name} exists and was not made by a drill",
+            why="somebody restored into it by hand, as the old runbook says, or uses it for something else",
+            fix=f"if nobody needs it: psql -c {shell_word(f'DROP DATABASE {sql_identifier(name)}')}; then try again",
+        )
+    session.execute(f"DROP DATABASE {sql_identifier(name)} WITH (FORCE)".encode())
+    return True
+
+
+def _create_statement(script: bytes, name: str) -> bytes:
+    """``CREATE DATABASE`` of a script, for a database of another name.
+
+    Raises:
+        CopyError: there is none.
+    """
+    for statement in statements(script):
+        if match := _CREATE.match(statement):
+            return b"CREATE DATABASE " + sql_identifier(name).encode() + b" " + statement[match.end() :]
+    raise CopyError(
+        "the archive does not say how its database was made",
+        why=f"it has no CREATE DATABASE: {text_of(script[:100])}",
+        fix="report it, with the output of: pg_restore --create --schema-only --file=- FILE",
+    )

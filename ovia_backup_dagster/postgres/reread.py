@@ -1,0 +1,122 @@
+"""Reads a database as if it were an archive: the other side of a comparison.
+
+The data goes through the same reader as an archive's (``datatext``), and what is not data through the same pg_restore,
+so that a difference is never one of method. Only for copies: nobody else may write while it is read.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ovia_backup_dagster.core.errors import BackupError
+from ovia_backup_dagster.core.verdict import Witness, split_identifier
+from ovia_backup_dagster.postgres.archive import schema_text, witness_of
+from ovia_backup_dagster.postgres.client import Connection, Programs, capture, start
+from ovia_backup_dagster.postgres.datatext import (
+    Data,
+    Log,
+    OrderedRows,
+    R,
+    UnorderedRows,
+    asked_for,
+    ordered,
+    read_data,
+    text_of,
+    unordered,
+)
+from ovia_backup_dagster.postgres.diagnosis import diagnose
+
+_OPTIONS = ("--no-password", "--no-publications", "--no-subscriptions")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a database holds.
+
+    Attributes:
+        witness: as an archive's.
+        schema: its schema as SQL.
+    """
+
+    witness: Witness
+    schema: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Rereader:
+    """All that reading a copy depends on.
+
+    Attributes:
+        programs: pg_dump and pg_restore.
+        copy: the database.
+        session_options: the ``PGOPTIONS`` of the dump that it is compared with: they decide how values are written.
+    """
+
+    programs: Programs
+    copy: Connection
+    session_options: str
+
+    def read(self, *schema_options: str, log: Log | None = None) -> Reading:
+        """Read all of it.
+
+        Args:
+            schema_options: pg_restore's, for the schema's SQL.
+            log: told about progress.
+
+        Raises:
+            BackupError: it cannot be read.
+        """
+        with tempfile.TemporaryDirectory(prefix="ovia-drill-schema-") as folder:
+            schema = Path(folder) / "schema"
+            self._dump_schema(schema)
+            data = self._data(ordered, log=log)
+            witness = witness_of(self.programs, schema, self._contents_list(), data)
+            return Reading(witness, schema_text(self.programs, schema, *schema_options))
+
+    def read_unordered(self, wanted: Mapping[str, Sequence[str]], log: Log | None = None) -> dict[str, UnorderedRows]:
+        """The rows of some tables (name -> columns), whatever the order they stand in."""
+        return asked_for(self._data(unordered(wanted), log=log))
+
+    def read_table(self, name: str) -> OrderedRows | None:
+        """One table; ``None`` when it is not there."""
+        pattern = ".".join('"' + part.replace('"', '""') + '"' for part in split_identifier(name))
+        return self._data(ordered, f"--table-and-children={pattern}").tables.get(name)
+
+    def _data(self, rows_of: Callable[[str], R], *options: str, log: Log | None = None) -> Data[R]:
+        command = self._pg_dump("--format=plain", "--data-only", *options)
+        return read_data(command, variables=self._variables(), rows_of=rows_of, failed=self._failed, log=log)
+
+    def _dump_schema(self, path: Path) -> None:
+        command = self._pg_dump("--format=custom", "--compress=none", "--schema-only", f"--file={path}")
+        code, _, stderr = capture(command, variables=self._variables())
+        if code != 0:
+            raise self._failed(stderr, code)
+
+    def _contents_list(self) -> str:
+        """The contents list that a whole dump would have.
+
+        It stands at an archive's beginning, so pg_dump is ended as soon as pg_restore has read it: no data is dumped.
+        """
+        command = self._pg_dump("--format=custom", "--compress=none")
+        with start(command, variables=self._variables(), pipe_stdout=True) as child:
+            assert child.process.stdout is not None
+            code, output, stderr = capture((self.programs.path("pg_restore"), "--list"), stdin=child.process.stdout)
+            child.process.stdout.close()
+            ended = child.wait()
+            if ended > 0 and not stderr and code == 0:
+                code = 0  # it complains about the pipe that nobody reads any more
+            if code != 0:
+                raise self._failed(child.stderr or stderr, ended or code)
+        return text_of(output)
+
+    def _pg_dump(self, *options: str) -> tuple[str, ...]:
+        return (self.programs.path("pg_dump"), *_OPTIONS, *options, f"--dbname={self.copy.conninfo()}")
+
+    def _variables(self) -> dict[str, str]:
+        return {**self.copy.environment(), "PGOPTIONS": self.session_options}
+
+    def _failed(self, stderr: str, code: int) -> BackupError:
+        return diagnose(stderr, what=f"the copy, {self.copy}, cannot be read", connection=self.copy, exit_code=code)

@@ -1,0 +1,96 @@
+"""The roles that a backup's objects belong to, made in a server that nobody else uses.
+
+From the globals that were saved beside the backup, or, for one without them, made up from what its restore asks for.
+Never run against a server that has roles of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import psycopg
+
+from ovia_backup_dagster.core.errors import ProgramError
+from ovia_backup_dagster.postgres.archive import contents_list, use_list
+from ovia_backup_dagster.postgres.client import Connection, Programs, capture
+from ovia_backup_dagster.postgres.datatext import statements, text_of
+from ovia_backup_dagster.postgres.quoting import sql_identifier
+from ovia_backup_dagster.postgres.session import connect
+
+#: Nothing else of a globals file is run: it has no checksum, and could hold any SQL.
+_ALLOWED = re.compile(rb"CREATE ROLE |ALTER ROLE |COMMENT ON ROLE |SECURITY LABEL ON ROLE |GRANT |REVOKE |SET ")
+_OF_TABLESPACE = re.compile(rb"(?:CREATE|ALTER|COMMENT ON|(?:GRANT|REVOKE) [A-Z ,]+ ON) TABLESPACE ")
+_OF_ROLE = re.compile(rb'(?:CREATE|ALTER) ROLE ("(?:[^"]|"")*"|[^\s;"]+)')
+_MISSING = re.compile(r'role "((?:[^"]|"")*)" does not exist')
+_DATA = re.compile(r"(?:TABLE DATA|BLOBS|SEQUENCE SET|MATERIALIZED VIEW DATA|SUBSCRIPTION) ")
+_PROBE = "ovia_drill_probe"
+_ROUNDS = 20
+
+
+def replay(server: Connection, globals_sql: bytes) -> list[str]:
+    """Make the roles of a globals file, without tablespaces; returns what was left out, and why.
+
+    The connecting role's own definition is left out: it could lock itself out.
+    """
+    own = {server.user.encode(), sql_identifier(server.user).encode()}
+    notes = []
+    with connect(server) as session:
+        for statement in statements(globals_sql):
+            role = _OF_ROLE.match(statement)
+            if (role and role[1] in own) or _OF_TABLESPACE.match(statement):
+                continue
+            if not _ALLOWED.match(statement):
+                notes.append(f"not a statement about roles, left out: {_head(statement)}")
+                continue
+            try:
+                session.execute(statement)
+            except psycopg.Error as error:
+                notes.append(f"{_head(statement)}: {_first_line(error)}")
+    return notes
+
+
+def make_missing(server: Connection, programs: Programs, archive: Path) -> list[str]:
+    """Make each role that a restore of the archive asks for; returns their names.
+
+    All but the data is restored into a database of its own, again and again, until no role is missing. They are superusers
+    without login: an event trigger's owner must be one, and nobody else uses this server.
+
+    Raises:
+        BackupError: the server failed.
+    """
+    made: list[str] = []
+    listing = contents_list(programs, archive)
+    for _ in range(_ROUNDS):
+        with connect(server) as session:
+            session.execute(f"CREATE DATABASE {_PROBE} TEMPLATE template0".encode())
+        probe = Connection(server.host, server.port, _PROBE, server.user)
+        command = (programs.path("pg_restore"), "--no-password", "--no-tablespaces")
+        try:
+            with use_list(listing, lambda entry: _DATA.match(entry) is None) as chosen:
+                _, _, stderr = capture(
+                    (*command, chosen, f"--dbname={probe.conninfo()}", str(archive)), variables=probe.environment()
+                )
+        finally:
+            with connect(server) as session:
+                session.execute(f"DROP DATABASE {_PROBE} WITH (FORCE)".encode())
+        missing = sorted({name.replace('""', '"') for name in _MISSING.findall(stderr)} - set(made))
+        if not missing:
+            return made
+        with connect(server) as session:
+            for name in missing:
+                session.execute(f"CREATE ROLE {sql_identifier(name)} SUPERUSER".encode())
+        made += missing
+    raise ProgramError(
+        f"the roles that {archive.name} needs cannot be made",
+        why=f"after {_ROUNDS} rounds there are still others: {', '.join(made[-3:])}",
+        fix="save the roles beside it: pg_dumpall --globals-only --no-role-passwords > FILE.dump.globals.sql",
+    )
+
+
+def _head(statement: bytes) -> str:
+    return " ".join(text_of(statement).split()[:3])
+
+
+def _first_line(error: psycopg.Error) -> str:
+    return str(error).partition("\n")[0]
