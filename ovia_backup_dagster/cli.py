@@ -449,17 +449,23 @@ def _print_drill(evidence: Evidence, folder: Path) -> None:
     colours = {"passed": "green", "odd": "yellow", "failed": "red", "not made": "yellow"}
     for line in evidence.lines:
         click.secho(f"{line.result.value:<9}", nl=False, fg=colours[line.result.value])
-        click.echo(f"{line.check.value:<36}{_safe(line.text)}")
+        click.echo(f"{line.check.value:<38}{_safe(line.text)}")
     if evidence.error:
         click.echo(_safe(evidence.error))
     if evidence.passed:
         rows = f"{evidence.rows:,} rows in {len(evidence.tables):,} tables"
-        click.echo(f"{evidence.backup} restores: {rows}; recovery time to expect: {evidence.recovery_seconds:.0f} s")
+        click.echo(
+            f"{evidence.backup} restores: {rows}; recovery time to expect: {_seconds(evidence.recovery_seconds)}"
+        )
     else:
         click.echo(f"it is not proven that {evidence.backup} restores")
     click.echo(f"evidence: {folder / evidence.filename}.md")
     if evidence.kept:
         click.echo(f"the copy is kept until the next drill: {_safe(evidence.kept)}")
+
+
+def _seconds(count: float | None) -> str:
+    return "" if count is None else f"{count:.1f} s"
 
 
 def _print_history(drills: Sequence[Evidence], as_json: bool) -> None:
@@ -477,7 +483,7 @@ def _print_history(drills: Sequence[Evidence], as_json: bool) -> None:
             f"{evidence.started_at:%Y-%m-%d %H:%M}",
             evidence.backup,
             "passed" if evidence.passed else "failed",
-            f"{evidence.recovery_seconds:.0f} s" if evidence.recovery_seconds is not None else "",
+            _seconds(evidence.recovery_seconds),
             f"{evidence.rows:,}",
             human_bytes(evidence.copy_bytes) if evidence.copy_bytes is not None else "",
             evidence.launched_by,

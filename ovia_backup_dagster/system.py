@@ -72,6 +72,7 @@ class BackupSystem:
         settings = self.settings
         return Driller(
             verifier=self.verifier,
+            source=self.connection,
             folder=settings.drill_dir,
             target=self.restore_connection,
             target_is_named=settings.restore_postgres_host is not None,

@@ -26,6 +26,7 @@ _LITERAL = re.compile(r"'(?:[^']|'')*'|\$(\w*)\$.*?\$\1\$")
 #: Kinds whose text may hold passwords or anything else that somebody wrote into a function.
 _SECRETIVE = ("USER MAPPING", "SERVER", "FUNCTION", "PROCEDURE", "SUBSCRIPTION", "FOREIGN DATA WRAPPER", "COMMENT")
 _SHOWN = 5
+_WIDTH = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +132,17 @@ def contents_differences(original: Sequence[str], copy: Sequence[str], *, with_o
 
 
 def schema_differences(original: bytes, copy: bytes) -> list[str]:
-    """Objects whose SQL differs, each with the first line that does; literals and what may hold secrets left out."""
+    """Objects whose SQL differs, and the first line of the first that does; what may hold secrets is left out.
+
+    A line in all: PostgreSQL writes many a CHECK back differently, which is worth a look once, not a page each month.
+    """
     before, after = _sections(original), _sections(copy)
-    return sorted(
-        f"{_named(key)} is written differently{_first_difference(key, before[key], after[key])}"
-        for key in before.keys() & after.keys()
-        if before[key] != after[key]
-    )
+    different = sorted(key for key in before.keys() & after.keys() if before[key] != after[key])
+    if not different:
+        return []
+    examples = (_first_difference(key, before[key], after[key]) for key in different)
+    example = next((f", such as: {example}" for example in examples if example), "")
+    return [f"PostgreSQL writes back differently: {shortened([_named(key) for key in different])}{example}"]
 
 
 def shortened(lines: Sequence[str]) -> str:
@@ -195,7 +200,7 @@ def _first_difference(key: tuple[str, str, str], before: bytes, after: bytes) ->
     one, other = (redacted(text.decode("utf-8", "backslashreplace")).splitlines() for text in (before, after))
     for left, right in zip(one, other, strict=False):
         if left != right:
-            return f": {left.strip()[:200]} | {right.strip()[:200]}"
+            return f"{left.strip()[:_WIDTH]} | {right.strip()[:_WIDTH]}"
     return ""
 
 

@@ -42,7 +42,7 @@ def page(evidence: Evidence) -> str:
 
 def _summary(evidence: Evidence) -> str:
     if evidence.passed:
-        took = f"{evidence.recovery_seconds:.0f} s" if evidence.recovery_seconds else "unknown"
+        took = f"{evidence.recovery_seconds:.1f} s" if evidence.recovery_seconds else "unknown"
         odd = f" Odd, and worth a look: {len(evidence.oddities)}." if evidence.oddities else ""
         return f"The backup restores, and what it restores is what was dumped. Recovery time to expect: {took}.{odd}"
     lines = [f"* {_plain(text)}" for text in evidence.failures]

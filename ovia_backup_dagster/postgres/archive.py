@@ -22,7 +22,7 @@ from ovia_backup_dagster.core.errors import (
     ProgramError,
 )
 from ovia_backup_dagster.core.verdict import LargeObjects, TableWitness, Witness
-from ovia_backup_dagster.postgres.client import Programs, capture
+from ovia_backup_dagster.postgres.client import Programs, capture, pg_options
 from ovia_backup_dagster.postgres.datatext import (
     NAME,
     Data,
@@ -41,6 +41,7 @@ from ovia_backup_dagster.postgres.diagnosis import diagnose
 
 _ENTRY = re.compile(r"^(\d+; \d+ \d+) (.+)$", re.MULTILINE)
 _TABLE = re.compile(r"TABLE (?!DATA )")
+_SETTING = re.compile(rb'ALTER DATABASE .* SET "?(TimeZone|bytea_output|lc_monetary)"? TO \'([^\']*)\';', re.DOTALL)
 _ATTACH = re.compile(rb"ALTER TABLE ONLY (" + NAME + rb") ATTACH PARTITION (" + NAME + rb") ")
 _CREATE = re.compile(rb"CREATE (?:UNLOGGED )?TABLE (" + NAME + rb") \(")
 _INHERITS = re.compile(rb"\)\nINHERITS \(((?:" + NAME + rb" ?)+)\)")
@@ -154,6 +155,16 @@ def database_text(programs: Programs, path: Path) -> bytes:
     """The SQL that makes the archive's database, without anything in it: CREATE DATABASE, its owner, its settings."""
     # It needs no entry of the contents list.
     return _run(programs, path, "--create", "--no-tablespaces", f"--use-list={os.devnull}", "--file=-")
+
+
+def session_options(script: bytes) -> str:
+    """The source's database-level settings that decide how values are written, as ``PGOPTIONS``.
+
+    Args:
+        script: as :func:`database_text` prints it.
+    """
+    found = (_SETTING.fullmatch(statement.strip()) for statement in statements(script))
+    return pg_options({text_of(match[1]): text_of(match[2]) for match in found if match})
 
 
 def _read(programs: Programs, path: Path, rows_of: Callable[[str], R], log: Log | None) -> Data[R]:

@@ -164,6 +164,12 @@ class Programs:
         return wanted
 
 
+def pg_options(settings: Mapping[str, str]) -> str:
+    """Settings as ``PGOPTIONS`` takes them."""
+    escaped = (value.replace("\\", "\\\\").replace(" ", "\\ ") for value in settings.values())
+    return " ".join(f"-c {name}={value}" for name, value in zip(settings, escaped, strict=True))
+
+
 @dataclass(slots=True)
 class Child:
     """A running program.

@@ -6,7 +6,6 @@ and ``reread``; what is compared, that of ``core.comparison``; what is kept of i
 
 from __future__ import annotations
 
-import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -41,9 +40,9 @@ from ovia_backup_dagster.core.verdict import Check, DrillRecord, Witness, judge
 from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.postgres import archive as archives
 from ovia_backup_dagster.postgres import roles
-from ovia_backup_dagster.postgres.client import Connection, capture
+from ovia_backup_dagster.postgres.client import SESSION_OPTIONS, Connection, capture
 from ovia_backup_dagster.postgres.control import control
-from ovia_backup_dagster.postgres.datatext import Log, split_columns, statements, text_of
+from ovia_backup_dagster.postgres.datatext import Log, split_columns, text_of
 from ovia_backup_dagster.postgres.diagnosis import diagnose
 from ovia_backup_dagster.postgres.places import (
     Copy,
@@ -55,9 +54,9 @@ from ovia_backup_dagster.postgres.places import (
     server_programs,
     throwaway,
 )
-from ovia_backup_dagster.postgres.reread import Rereader
+from ovia_backup_dagster.postgres.reread import Reading, Rereader
 from ovia_backup_dagster.postgres.restore import REFRESH, Restorer
-from ovia_backup_dagster.postgres.session import connect
+from ovia_backup_dagster.postgres.session import connect, effective_options
 from ovia_backup_dagster.postgres.verification import Verifier
 
 MADE_BY = f"ovia-backup-dagster {__version__}"
@@ -66,7 +65,6 @@ _ROOM = 1.25
 _ROOM_BYTES = 256 * 1024 * 1024
 _EVIDENCE_BYTES = 8 * 1024 * 1024
 _RECOVERY = ("hash", "roles", "restore", "materialized views", "analyze")
-_SETTING = re.compile(rb'ALTER DATABASE .* SET "?(TimeZone|bytea_output|lc_monetary)"? TO \'([^\']*)\';', re.DOTALL)
 _SIZES = """
     SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS name, pg_total_relation_size(c.oid) AS bytes
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p')
@@ -108,6 +106,7 @@ class Driller:
 
     Attributes:
         verifier: catalog, programs, and what a backup must hold.
+        source: the database that is backed up; asked how it writes values, for a dump that does not say so itself.
         folder: where throwaway clusters are made.
         target: the server for scratch databases.
         target_is_named: whether somebody named that server, rather than it being the source's.
@@ -115,6 +114,7 @@ class Driller:
     """
 
     verifier: Verifier
+    source: Connection
     folder: Path
     target: Connection
     target_is_named: bool = False
@@ -361,8 +361,7 @@ class _Drill:
         with self._phase("materialized views"):
             self._prove_refreshed(restorer, archive, listing)
         self._prove_extensions(copy)
-        reader = Rereader(programs, copy.connection, self._session_options(script))
-        self._prove_equal(copy, witness, reader)
+        reader = self._prove_equal(copy, witness, self._session_options(script))
         with self._phase("analyze"):
             self._analyze(copy)
         with self._phase("negative control"):
@@ -394,16 +393,17 @@ class _Drill:
             self.log(f"roles: {note}")
         return []
 
-    def _session_options(self, script: bytes) -> str:
-        """What decides how values are written: what the dump ran with, or, unknown, the source's own settings."""
+    def _session_options(self, script: bytes) -> list[str]:
+        """What decides how values are written: what the dump ran with; unknown, what it may have run with."""
         if self.manifest is not None:
-            return self.manifest.session_options
-        options = []
-        for statement in statements(script):
-            if match := _SETTING.fullmatch(statement.strip()):
-                value = text_of(match[2]).replace("\\", "\\\\").replace(" ", "\\ ")
-                options.append(f"-c {text_of(match[1])}={value}")
-        return " ".join(options)
+            return [self.manifest.session_options]
+        # The old script's dumps carry the source's settings: the server's, the database's or the role's.
+        candidates = [archives.session_options(script), SESSION_OPTIONS]
+        try:
+            candidates.insert(0, effective_options(self.by.source))
+        except BackupError as error:
+            self.log(f"the source's time zone is not known: {error.account}")
+        return list(dict.fromkeys(candidates))
 
     # ---- the proof
 
@@ -442,10 +442,10 @@ class _Drill:
         odd = restorer.refresh(archive, listing) if views else []
         self._add(DrillCheck.MATERIALIZED_VIEWS, odd, passed=f"{len(views)}" if views else "there is none to refresh")
 
-    def _prove_equal(self, copy: Copy, witness: Witness, reader: Rereader) -> None:
+    def _prove_equal(self, copy: Copy, witness: Witness, candidates: Sequence[str]) -> Rereader:
         schema_options = ("--no-tablespaces", *(() if copy.private else ("--no-owner", "--no-privileges")))
         with self._phase("reading the copy"):
-            reading = reader.read(*schema_options, log=self.log)
+            reader, reading = self._read_copy(copy, witness, candidates, schema_options)
         found = self.found = reading.witness
         self._measure(copy)
         with self._phase("comparison"):
@@ -459,6 +459,22 @@ class _Drill:
             odd = comparison.schema_differences(schema, reading.schema)
             self._add(DrillCheck.SCHEMA_TEXT, odd, passed="the same SQL")
             self._prove_expectations(found)
+        return reader
+
+    def _read_copy(
+        self, copy: Copy, witness: Witness, candidates: Sequence[str], schema_options: Sequence[str]
+    ) -> tuple[Rereader, Reading]:
+        """The copy as it is; read anew with other session options while that may explain what differs."""
+        readings = []
+        for options in candidates:
+            reader = Rereader(self.by.verifier.programs, copy.connection, options)
+            reading = reader.read(*schema_options, log=self.log)
+            unequal = len(comparison.unequal_tables(witness, reading.witness))
+            readings.append((unequal, reader, reading))
+            if not unequal:
+                break
+        _, reader, reading = min(readings, key=lambda read: read[0])
+        return reader, reading
 
     def _prove_tables(self, witness: Witness, found: Witness, reader: Rereader) -> None:
         columns = {table.name: split_columns(table.columns) for table in witness.tables}
@@ -497,7 +513,7 @@ class _Drill:
             not_valid = _one(session, _NOT_VALID)
         structure += [f"index {row['name']} is not valid" for row in rows]
         count = sum(map(comparison.is_structure, after))
-        so_before = f"; {not_valid} constraints NOT VALID, as in the source" if int(not_valid) else ""
+        so_before = f"; NOT VALID, as in the source: {not_valid}" if int(not_valid) else ""
         self._add(DrillCheck.STRUCTURE, structure, passed=f"{count:,}, all valid{so_before}")
 
     def _prove_expectations(self, found: Witness) -> None:

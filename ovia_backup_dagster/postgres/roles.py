@@ -53,8 +53,8 @@ def replay(server: Connection, globals_sql: bytes) -> list[str]:
 def make_missing(server: Connection, programs: Programs, archive: Path) -> list[str]:
     """Make each role that a restore of the archive asks for; returns their names.
 
-    All but the data is restored into a database of its own, again and again, until no role is missing. They are superusers
-    without login: an event trigger's owner must be one, and nobody else uses this server.
+    All but the data is restored into a database of its own, again and again, until no role is missing. They are
+    superusers without login: an event trigger's owner must be one, and nobody else uses this server.
 
     Raises:
         BackupError: the server failed.

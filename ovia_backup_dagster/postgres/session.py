@@ -16,7 +16,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from ovia_backup_dagster.core.manifest import DatabaseFacts
-from ovia_backup_dagster.postgres.client import SESSION_OPTIONS, Connection
+from ovia_backup_dagster.postgres.client import SESSION_OPTIONS, Connection, pg_options
 from ovia_backup_dagster.postgres.diagnosis import diagnose
 
 _ENVIRONMENT = threading.Lock()
@@ -51,8 +51,12 @@ _SETTINGS = """
 
 
 @contextmanager
-def connect(connection: Connection) -> Iterator[psycopg.Connection[dict[str, Any]]]:
-    """A read-only autocommit session.
+def connect(connection: Connection, options: str = _OPTIONS) -> Iterator[psycopg.Connection[dict[str, Any]]]:
+    """An autocommit session.
+
+    Args:
+        connection: to what.
+        options: the session's ``PGOPTIONS``.
 
     Raises:
         ServerError: one of its kinds, with the cause.
@@ -65,7 +69,7 @@ def connect(connection: Connection) -> Iterator[psycopg.Connection[dict[str, Any
                 host=connection.host,  # psycopg itself resolves it, and does not see the environment then
                 port=connection.port,
                 client_encoding="UTF8",  # some server encodings have no codec here
-                options=_OPTIONS,
+                options=options,
                 autocommit=True,
                 row_factory=dict_row,
             )
@@ -109,6 +113,17 @@ def system_identifier(session: psycopg.Connection[dict[str, Any]]) -> str | None
     except psycopg.errors.InsufficientPrivilege:
         return None
     return row["id"] if row else None
+
+
+def effective_options(connection: Connection) -> str:
+    """How a dump by this role writes values when nobody says otherwise, as ``PGOPTIONS``.
+
+    Raises:
+        ServerError: no connection, or it broke.
+    """
+    query = "SELECT name, setting FROM pg_settings WHERE name IN ('TimeZone', 'bytea_output', 'lc_monetary')"
+    with connect(connection, options="") as session:
+        return pg_options({row["name"]: row["setting"] for row in session.execute(query)})
 
 
 @contextmanager
