@@ -148,7 +148,8 @@ def list_backups(as_json: bool) -> None:
         witness = backup.witness
         age = duration(now - backup.started_at)
         count = f"{witness.rows:,}" if witness else ""
-        rows.append((backup.path.name, age, human_bytes(backup.size_bytes), count, backup.state(now).value, plan))
+        state = backup.state(now).value + (", drilled" if backup.drilled else "")
+        rows.append((backup.path.name, age, human_bytes(backup.size_bytes), count, state, plan))
     _print_table(("backup", "age", "size", "rows", "state", "retention"), rows, right=(1, 2, 3))
 
 
@@ -164,13 +165,14 @@ def status(as_json: bool) -> None:
         system, now = _system(), datetime.now(UTC)
         found = freshness(system.catalog.newest_first(), system.max_age, now)
         proven = system.catalog.newest(now, State.PROVEN)
+        drills = system.drills.standing(system.drill_max_age, now)
         holder = lock_holder(system.catalog.root)
     except BackupError as error:
         click.echo(f"BACKUP UNKNOWN - {error}")
         sys.exit(UNKNOWN)
     if found.level not in (Level.FRESH, Level.UNPROVEN):
         code, word = 2, "CRITICAL"
-    elif not found.proven or found.rejected:
+    elif not found.proven or found.rejected or drills.trouble:
         code, word = 1, "WARNING"
     else:
         code, word = 0, "OK"
@@ -178,14 +180,24 @@ def status(as_json: bool) -> None:
         newest = _as_dict(found.newest, now) if found.newest else None
         last = proven.path.name if proven else None
         extra = {"newest": newest, "last_proven": last, "lock_held_by": holder, "text": found.text}
+        extra["drills"] = {
+            "text": drills.text(now),
+            "trouble": str(drills.trouble) if drills.trouble else None,
+            "last_passed": drills.last_passed.started_at.isoformat() if drills.last_passed else None,
+            "recovery_seconds": drills.last_passed.recovery_seconds if drills.last_passed else None,
+        }
         _print_json({"status": word, "level": found.level.value, **extra})
         sys.exit(code)
     performance = ""
     if found.newest and found.age:
         limit = int(found.max_age.total_seconds())
         performance = f" | age={int(found.age.total_seconds())}s;;{limit} size={found.newest.size_bytes}B"
-    click.echo(f"BACKUP {word} - {_safe(found.text)}{performance}")
-    if code:
+    told = drills.trouble.what if drills.trouble else drills.text(now)
+    click.echo(f"BACKUP {word} - {_safe(found.text)}; {_safe(told)}{performance}")
+    if drills.trouble:
+        click.echo(f"drill: {_safe(drills.trouble.reason)}")
+        click.echo(f"Next: {_safe(drills.trouble.fix)}")
+    if found.trouble or not found.proven or found.rejected:
         click.echo(f"last proven backup: {proven or 'none'}")
         for backup in found.rejected:
             click.echo(f"bad: {_safe(f'{backup}: {backup.problem.why}' if backup.problem else str(backup))}")
@@ -244,11 +256,15 @@ def prune(dry_run: bool, release: str | None, as_json: bool) -> None:
         _print_json({"held": plan.held or None, "dry_run": dry_run, "decisions": _plan_as_dicts(plan)})
         return
     for decision in plan.removals:
+        if removed is not None and decision.candidate.key in removed.in_use:
+            continue
         click.echo(f"{'would remove' if dry_run else 'removed'} {decision.candidate.key}: {decision.reason}")
     kept = len(plan.decisions) - len(plan.removals)
     if removed is None:
         click.echo(f"{len(plan.removals)} to remove, {kept} to keep" + (f"; {plan.held}" if plan.held else ""))
     else:
+        for key in removed.in_use:
+            click.echo(f"{key} is being restored; the next pruning removes it")
         click.echo(f"{len(removed.removed)} removed ({human_bytes(removed.freed_bytes)}), {kept} kept")
 
 
@@ -414,6 +430,7 @@ def _as_dict(backup: Backup, now: datetime) -> dict[str, Any]:
         "age_seconds": int((now - backup.started_at).total_seconds()),
         "size_bytes": backup.size_bytes,
         "state": backup.state(now).value,
+        "drilled": backup.drilled,
         "verified_at": judgement.at.isoformat() if judgement else None,
         "findings": [finding.text for finding in judgement.findings] if judgement else [],
         "rows": witness.rows if witness else None,
@@ -454,9 +471,8 @@ def _print_drill(evidence: Evidence, folder: Path) -> None:
         click.echo(_safe(evidence.error))
     if evidence.passed:
         rows = f"{evidence.rows:,} rows in {len(evidence.tables):,} tables"
-        click.echo(
-            f"{evidence.backup} restores: {rows}; recovery time to expect: {_seconds(evidence.recovery_seconds)}"
-        )
+        took = _seconds(evidence.recovery_seconds)
+        click.echo(f"{evidence.backup} restores: {rows}; recovery time to expect: {took}")
     else:
         click.echo(f"it is not proven that {evidence.backup} restores")
     click.echo(f"evidence: {folder / evidence.filename}.md")

@@ -13,9 +13,10 @@ import dagster as dg
 from ovia_backup_dagster.defs.alerts import build_alert
 from ovia_backup_dagster.defs.assets import build_assets
 from ovia_backup_dagster.defs.doctor import backup_doctor
+from ovia_backup_dagster.defs.drill import restore_drill
 from ovia_backup_dagster.defs.jobs import build_jobs
-from ovia_backup_dagster.defs.policies import DAILY_BACKUP_JOB, FRESHNESS_ALERT_JOB
-from ovia_backup_dagster.defs.schedules import daily_backup_schedule, usable_schedule
+from ovia_backup_dagster.defs.policies import DAILY_BACKUP_JOB, FRESHNESS_ALERT_JOB, RESTORE_DRILL_JOB
+from ovia_backup_dagster.defs.schedules import daily_backup_schedule, restore_drill_schedule, usable_schedules
 from ovia_backup_dagster.defs.sensors import backup_freshness_sensor
 from ovia_backup_dagster.settings import Settings
 from ovia_backup_dagster.system import BackupSystem
@@ -28,13 +29,16 @@ def build_defs(settings: Settings, *, resource_overrides: Mapping[str, Any] | No
         settings: of that database; loading never fails on them.
         resource_overrides: replaces resources by name (``backups``), for tests.
     """
-    settings = usable_schedule(settings)
+    settings = usable_schedules(settings)
     resources = {"backups": BackupSystem(settings), **(resource_overrides or {})}
     system = resources["backups"]
     return dg.Definitions(
-        assets=[*build_assets(system), build_alert(system, DAILY_BACKUP_JOB), backup_doctor],
+        assets=[*build_assets(system), build_alert(system, DAILY_BACKUP_JOB), backup_doctor, restore_drill],
         jobs=build_jobs(settings),
-        schedules=[daily_backup_schedule(settings, DAILY_BACKUP_JOB)],
+        schedules=[
+            daily_backup_schedule(settings, DAILY_BACKUP_JOB),
+            restore_drill_schedule(settings, RESTORE_DRILL_JOB),
+        ],
         sensors=[backup_freshness_sensor(FRESHNESS_ALERT_JOB)],
         resources=resources,
         executor=dg.in_process_executor,

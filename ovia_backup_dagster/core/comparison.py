@@ -81,7 +81,7 @@ def table_differences(
         elif rows[name][0] != rows[name][1]:
             bad.append(f"table {name} differs in the content of its {before[name].rows:,} rows")
         else:
-            odd.append(f"table {name} holds the same rows in another order")
+            odd.append(f"table {name} holds the same rows, in another order of rows or columns")
     return bad, odd
 
 

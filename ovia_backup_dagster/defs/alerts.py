@@ -10,7 +10,15 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from ovia_backup_dagster.core.catalog import Backup, State
-from ovia_backup_dagster.core.errors import BackupError, NotFreshError, SettingsError, VolumeError
+from ovia_backup_dagster.core.drill import DrillStanding
+from ovia_backup_dagster.core.errors import (
+    BackupError,
+    DrillError,
+    DrillOverdueError,
+    NotFreshError,
+    SettingsError,
+    VolumeError,
+)
 from ovia_backup_dagster.core.freshness import Freshness, Level, freshness
 from ovia_backup_dagster.defs import metadata
 from ovia_backup_dagster.defs.configs import AlertConfig
@@ -27,11 +35,13 @@ class Condition:
 
     Attributes:
         found: their freshness; ``None`` when the volume cannot be read.
+        drills: how the restore drills stand; likewise.
         last_proven: the newest proven backup; looked up only when something is wrong.
         troubles: what is wrong; empty when all is well.
     """
 
     found: Freshness | None
+    drills: DrillStanding | None
     last_proven: Backup | None
     troubles: tuple[BackupError, ...]
 
@@ -39,7 +49,14 @@ class Condition:
     def trouble(self) -> str:
         """All of it in a sentence; empty when all is well."""
         # What is not fresh says all of it in "what"; its "why" is a guess.
-        return "; ".join(e.what if isinstance(e, NotFreshError) else e.account for e in self.troubles)
+        guessed = (NotFreshError, DrillOverdueError)
+        return "; ".join(e.what if isinstance(e, guessed) else e.account for e in self.troubles)
+
+    @property
+    def kinds(self) -> str:
+        """What the troubles are about, in a word: another kind is told at once, whoever was told what before."""
+        kinds = {"drill" if isinstance(e, DrillError) else "backup" for e in self.troubles}
+        return "+".join(sorted(kinds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +87,23 @@ def condition(system: BackupSystem, now: datetime) -> Condition:
     watched = BackupSystem(settings.model_copy(update={"problems": ()}))
     last_proven: Backup | None = None
     found: Freshness | None = None
+    drills: DrillStanding | None = None
     troubles: list[BackupError] = []
     try:
         found = freshness(watched.catalog.newest_first(), watched.max_age, now)
         if found.trouble:
             troubles.append(found.trouble)
             last_proven = watched.catalog.newest(now, State.PROVEN)
+        drills = watched.drills.standing(watched.drill_max_age, now)
+        if drills.trouble:
+            troubles.append(drills.trouble)
     except VolumeError as error:
         troubles.append(error)
     try:
         settings.require()
     except SettingsError as error:
         troubles.append(error)
-    return Condition(found, last_proven, tuple(troubles))
+    return Condition(found, drills, last_proven, tuple(troubles))
 
 
 def build_alert(system: BackupSystem, job_name: str) -> dg.AssetsDefinition:
@@ -97,8 +118,8 @@ def build_alert(system: BackupSystem, job_name: str) -> dg.AssetsDefinition:
         owners=OWNERS,
         retry_policy=retry,
         description="Tells people, through BACKUP_NOTIFY_URLS, that the newest dump is too old, missing, or dated in "
-        "the future; or that this is over. Materialized by `backup_freshness_sensor`; launched by hand it says how "
-        "things stand, and sends only if something is wrong.",
+        "the future, that a restore drill failed or is overdue; or that this is over. Materialized by "
+        "`backup_freshness_sensor`; launched by hand it says how things stand, and sends only if something is wrong.",
     )
     def backup_freshness_alert(
         context: dg.AssetExecutionContext, config: AlertConfig, backups: Backups
@@ -141,7 +162,8 @@ def message(system: BackupSystem, state: Condition, failed: FailedRun | None, *,
     if not state.trouble:
         title = f"[{database}] backups are fresh again"
         lines: list[str | None] = [
-            state.found.text[0].upper() + state.found.text[1:] + "." if state.found else None,
+            f"{_sentence(state.found.text)}." if state.found else None,
+            f"{_sentence(state.drills.text(datetime.now(UTC)))}." if state.drills else None,
             f"The trouble began {_minute(since)}." if since else None,
         ]
         return title, "\n".join(line for line in lines if line)
@@ -154,6 +176,13 @@ def message(system: BackupSystem, state: Condition, failed: FailedRun | None, *,
         Level.FRESH: f"[{database}] the backup settings are not usable",
         None: f"[{database}] the backup volume cannot be read",
     }[level]
+    if level is Level.FRESH and isinstance(state.troubles[0], DrillError):
+        overdue = isinstance(state.troubles[0], DrillOverdueError)
+        title = (
+            f"[{database}] no restore drill has passed for long"
+            if overdue
+            else f"[{database}] the restore drill failed"
+        )
     rejected = state.found.rejected if state.found else ()
     # A run that failed, or a dump found bad, says more than a guess.
     guess = "" if failed or rejected or not (state.found and state.found.trouble) else state.found.trouble.why
@@ -180,6 +209,10 @@ def last_failed_run(instance: dg.DagsterInstance, job_name: str, tags: Mapping[s
     run = records[0].dagster_run
     ended = datetime.fromtimestamp(records[0].end_time or records[0].update_timestamp.timestamp(), UTC)
     return FailedRun(run.run_id, ended, _failure_reason(instance, run.run_id))
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _minute(instant: str) -> str:

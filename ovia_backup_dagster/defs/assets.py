@@ -123,6 +123,8 @@ def build_assets(system: BackupSystem) -> list[dg.AssetsDefinition]:
                 pruned = housekeeping.prune(backups.catalog, backups.policy, now, context.log.info)
             for decision in pruned.plan.removals:
                 verb = "would remove" if config.dry_run else "removed"
+                if decision.candidate.key in pruned.in_use:
+                    verb = "could not yet remove, as it is being restored,"
                 context.log.info(f"{verb} {decision.candidate.key}: {decision.reason}")
             return dg.MaterializeResult(metadata=metadata.of_pruning(pruned))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 import dagster as dg
 from pydantic import Field
 
@@ -20,6 +22,35 @@ class PruningConfig(dg.Config):
     """How to prune."""
 
     dry_run: bool = Field(default=False, description="Only say what would be removed, and why.")
+
+
+class DrillPlace(StrEnum):
+    """Where a drill restores to."""
+
+    SETTING = "setting"
+    AUTO = "auto"
+    THROWAWAY = "throwaway"
+    DATABASE = "database"
+
+
+class DrillConfig(dg.Config):
+    """How to drill."""
+
+    backup: str = Field(
+        default="latest",
+        description="Name of a backup in either tier, or `latest`: the newest that is not known to be bad.",
+    )
+    where: DrillPlace = Field(
+        default=DrillPlace.SETTING,
+        description="`throwaway`: a PostgreSQL of its own beside the run. `database`: a scratch database on the server "
+        "that RESTORE_POSTGRES_* name. `auto`: whichever is possible. `setting`: as DRILL_WHERE says.",
+    )
+    jobs: int = Field(default=0, ge=0, le=64, description="Restored at a time, at least 2; 0: as DRILL_JOBS says.")
+    keep_copy: bool = Field(
+        default=False,
+        description="Leave the copy for a look, until the next drill. In a container of its own a throwaway copy ends "
+        "with the run: restore into a database then.",
+    )
 
 
 class AlertConfig(dg.Config):

@@ -17,8 +17,9 @@ import dagster as dg
 from ovia_backup_dagster.core.words import duration
 from ovia_backup_dagster.defs.alerts import last_failed_run
 from ovia_backup_dagster.defs.policies import DAILY_BACKUP_JOB, POOL, VOLUME_TAG, run_tags
+from ovia_backup_dagster.defs.schedules import DRILL_NAME as DRILL_SCHEDULE
 from ovia_backup_dagster.defs.schedules import NAME as SCHEDULE
-from ovia_backup_dagster.defs.schedules import usable_schedule
+from ovia_backup_dagster.defs.schedules import usable_schedules
 from ovia_backup_dagster.defs.sensors import NAME as SENSOR
 from ovia_backup_dagster.doctor.report import Area, Line, as_dict, fail, ok, warn
 from ovia_backup_dagster.postgres.quoting import shell_word
@@ -47,8 +48,8 @@ def examine(instance: dg.DagsterInstance, settings: Settings) -> Iterator[Line]:
 
 
 def _schedule_is_valid(settings: Settings) -> Iterator[Line]:
-    for problem in usable_schedule(settings).problems[len(settings.problems) :]:
-        yield fail(Area.DAGSTER, problem, "set BACKUP_SCHEDULE, e.g. to '0 3 * * *'")
+    for problem in usable_schedules(settings).problems[len(settings.problems) :]:
+        yield fail(Area.DAGSTER, problem, "set it, e.g. BACKUP_SCHEDULE='0 3 * * *', DRILL_SCHEDULE='0 5 1 * *'")
 
 
 def _daemons(instance: dg.DagsterInstance) -> Iterator[Line]:
@@ -75,7 +76,12 @@ def _daemons(instance: dg.DagsterInstance) -> Iterator[Line]:
 
 def _switched_off(instance: dg.DagsterInstance) -> Iterator[Line]:
     stopped = {state.name for state in instance.all_instigator_state() if not state.is_running}
-    for name, loss in ((SCHEDULE, "no backup is made by itself"), (SENSOR, "nobody is told when backups fail")):
+    losses = {
+        SCHEDULE: "no backup is made by itself",
+        DRILL_SCHEDULE: "nobody finds out by itself whether backups restore",
+        SENSOR: "nobody is told when backups fail",
+    }
+    for name, loss in losses.items():
         if name in stopped:
             fix = f"switch it on in the UI (Automation), or: dagster {'sensor' if name == SENSOR else 'schedule'} start"
             yield fail(Area.DAGSTER, f"{name} is switched off: {loss}", f"{fix} {name}")

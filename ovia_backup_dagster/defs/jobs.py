@@ -6,8 +6,15 @@ from typing import Any
 
 import dagster as dg
 
-from ovia_backup_dagster.defs import alerts, assets, doctor
-from ovia_backup_dagster.defs.policies import DAILY_BACKUP_JOB, DATABASE_TAG, DOCTOR_JOB, FRESHNESS_ALERT_JOB, run_tags
+from ovia_backup_dagster.defs import alerts, assets, doctor, drill
+from ovia_backup_dagster.defs.policies import (
+    DAILY_BACKUP_JOB,
+    DATABASE_TAG,
+    DOCTOR_JOB,
+    FRESHNESS_ALERT_JOB,
+    RESTORE_DRILL_JOB,
+    run_tags,
+)
 from ovia_backup_dagster.settings import Settings
 
 
@@ -36,4 +43,11 @@ def build_jobs(settings: Settings) -> list[Any]:
         executor_def=dg.in_process_executor,
         description="Look at everything that a backup depends on, and say how to mend what is not right.",
     )
-    return [daily, alert, doctors]
+    drills = dg.define_asset_job(
+        RESTORE_DRILL_JOB,
+        selection=dg.AssetSelection.assets(drill.NAME),
+        tags={DATABASE_TAG: settings.postgres_db},
+        executor_def=dg.in_process_executor,
+        description="Prove that a backup restores: into a throwaway PostgreSQL, read back and compared.",
+    )
+    return [daily, alert, doctors, drills]

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 
 import dagster as dg
 
 from ovia_backup_dagster.core.catalog import Backup
+from ovia_backup_dagster.core.drill import Evidence
 from ovia_backup_dagster.core.freshness import Freshness
 from ovia_backup_dagster.core.housekeeping import Promoted, Pruned
 from ovia_backup_dagster.core.manifest import Manifest
@@ -115,6 +117,37 @@ def of_delivery(delivery: Delivery) -> Metadata:
         "told": dg.MetadataValue.text(", ".join(delivery.delivered) or "nobody: BACKUP_NOTIFY_URLS is empty"),
         **({"not_told": dg.MetadataValue.text(", ".join(delivery.failed))} if delivery.failed else {}),
     }
+
+
+def of_drill(evidence: Evidence, folder: Path) -> Metadata:
+    """``restore_drill``: the evidence; the numbers are plotted over drills."""
+    records = [
+        dg.TableRecord({"check": line.check.value, "result": line.result.value, "found": line.text})
+        for line in evidence.lines
+    ]
+    tables = [dg.TableRecord({"table": t.name, "rows": t.rows, "size_bytes": t.size_bytes}) for t in evidence.tables]
+    columns = [dg.TableColumn("table"), dg.TableColumn("rows", "int"), dg.TableColumn("size_bytes", "int")]
+    found: Metadata = {
+        "backup": dg.MetadataValue.text(evidence.backup),
+        "evidence": dg.MetadataValue.path(str(folder / f"{evidence.filename}.md")),
+        "launched_by": dg.MetadataValue.text(evidence.launched_by),
+        "restored_into": dg.MetadataValue.text(evidence.place),
+        "rows": dg.MetadataValue.int(evidence.rows),
+        "backup_bytes": dg.MetadataValue.int(evidence.backup_bytes),
+        "checks": dg.MetadataValue.table(
+            records=records, schema=dg.TableSchema([dg.TableColumn(name) for name in ("check", "result", "found")])
+        ),
+        "tables": dg.MetadataValue.table(records=tables, schema=dg.TableSchema(columns)),
+        "odd": dg.MetadataValue.int(len(evidence.oddities)),
+        **{f"{name.replace(' ', '_')}_seconds": dg.MetadataValue.float(n) for name, n in evidence.phases.items()},
+    }
+    if evidence.copy_bytes is not None:
+        found["copy_bytes"] = dg.MetadataValue.int(evidence.copy_bytes)
+    if evidence.recovery_seconds is not None:
+        found["recovery_seconds"] = dg.MetadataValue.float(evidence.recovery_seconds)
+    if evidence.kept:
+        found["kept_copy"] = dg.MetadataValue.text(evidence.kept)
+    return found
 
 
 def of_report(lines: Sequence[Line]) -> Metadata:

@@ -15,6 +15,7 @@ from ovia_backup_dagster.system import BackupSystem
 DAILY_BACKUP_JOB = "daily_backup_job"
 FRESHNESS_ALERT_JOB = "freshness_alert_job"
 DOCTOR_JOB = "doctor_job"
+RESTORE_DRILL_JOB = "restore_drill_job"
 
 BACKUP_GROUP = "backup"
 ALERT_GROUP = "alerts"
@@ -23,6 +24,8 @@ OWNERS = ["team:ovia-operations"]
 #: One run at a time may touch a volume. The lock on the volume is what guarantees it; the pool lets the UI show
 #: that a run waits. Limits hold when a run is dequeued, so a tag limit stands beside it (see dagster.yaml).
 POOL = "backup_volume"
+#: Drills only read the volume, and may take hours: they wait for each other, and no backup waits for them.
+DRILL_POOL = "restore_drill"
 VOLUME_TAG = "ovia/volume"
 #: Two databases may share a Dagster instance, and their jobs' names with it.
 DATABASE_TAG = "ovia/database"

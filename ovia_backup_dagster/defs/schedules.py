@@ -7,6 +7,7 @@ import dagster as dg
 from ovia_backup_dagster.settings import Settings
 
 NAME = "daily_backup_schedule"
+DRILL_NAME = "restore_drill_schedule"
 
 
 def daily_backup_schedule(settings: Settings, job_name: str) -> dg.ScheduleDefinition:
@@ -25,12 +26,26 @@ def daily_backup_schedule(settings: Settings, job_name: str) -> dg.ScheduleDefin
     )
 
 
-def usable_schedule(settings: Settings) -> Settings:
-    """The settings, with a cron expression that Dagster takes: else the default, and a problem that says so."""
-    try:
-        dg.ScheduleDefinition(job_name="any", cron_schedule=settings.backup_schedule)
-    except dg.DagsterInvalidDefinitionError:
-        problem = f"BACKUP_SCHEDULE: {settings.backup_schedule!r} is not a cron expression, such as '0 3 * * *'"
-        default = Settings.model_fields["backup_schedule"].default
-        return settings.model_copy(update={"backup_schedule": default, "problems": (*settings.problems, problem)})
+def restore_drill_schedule(settings: Settings, job_name: str) -> dg.ScheduleDefinition:
+    """The monthly drill, on unless somebody switches it off."""
+    return dg.ScheduleDefinition(
+        name=DRILL_NAME,
+        job_name=job_name,
+        cron_schedule=settings.drill_schedule,
+        execution_timezone=settings.backup_timezone,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description=f"By DRILL_SCHEDULE ({settings.drill_schedule}, {settings.backup_timezone}): the newest backup.",
+    )
+
+
+def usable_schedules(settings: Settings) -> Settings:
+    """The settings, with cron expressions that Dagster takes: else the default, and a problem that says so."""
+    for name, example in (("backup_schedule", "0 3 * * *"), ("drill_schedule", "0 5 1 * *")):
+        value = getattr(settings, name)
+        try:
+            dg.ScheduleDefinition(job_name="any", cron_schedule=value)
+        except dg.DagsterInvalidDefinitionError:
+            problem = f"{name.upper()}: {value!r} is not a cron expression, such as {example!r}"
+            default = Settings.model_fields[name].default
+            settings = settings.model_copy(update={name: default, "problems": (*settings.problems, problem)})
     return settings

@@ -59,7 +59,8 @@ def backup_freshness_sensor(job_name: str) -> dg.SensorDefinition:
         minimum_interval_seconds=INTERVAL_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Alerts when the newest dump that is not bad is older than BACKUP_MAX_AGE_HOURS, missing, or dated "
-        "in the future: once a day while it lasts, and once when it is over.",
+        "in the future, when a restore drill failed, or the last that passed is older than DRILL_MAX_AGE_DAYS: once a "
+        "day while it lasts, and once when it is over.",
     )
     def freshness_sensor(context: dg.SensorEvaluationContext, backups: Backups) -> dg.SensorResult | dg.SkipReason:
         now = datetime.now(UTC)
@@ -74,7 +75,7 @@ def backup_freshness_sensor(job_name: str) -> dg.SensorDefinition:
             if episode is None or (clearing and _told(context.instance, f"{database}/{episode}/all-clear")):
                 episode, clearing = now.isoformat(), False
             day = now.astimezone(backups.timezone).date().isoformat()
-            key = f"{database}/{episode}/{day}"
+            key = f"{database}/{episode}/{day}/{state.kinds}"
             request, reason = _request(context.instance, key, AlertConfig(episode=episode))
             kept = Cursor(episode=episode, clearing=clearing)
         else:

@@ -22,7 +22,7 @@ import pytest
 from ovia_backup_dagster.core.catalog import SIDECARS, Backup, Catalog
 from ovia_backup_dagster.core.naming import BackupName, Tier
 from ovia_backup_dagster.definitions import build_defs
-from ovia_backup_dagster.defs.schedules import usable_schedule
+from ovia_backup_dagster.defs.schedules import usable_schedules
 from ovia_backup_dagster.postgres.client import Connection, Programs
 from ovia_backup_dagster.postgres.dump import Dumper, Log
 from ovia_backup_dagster.postgres.verification import Verified
@@ -126,7 +126,7 @@ class Location:
 
     @property
     def system(self) -> BackupSystem:
-        return HookedSystem(usable_schedule(self.settings), 0.0, self.before_dump, self.after_dump, self.installed)
+        return HookedSystem(usable_schedules(self.settings), 0.0, self.before_dump, self.after_dump, self.installed)
 
     @property
     def defs(self) -> dg.Definitions:

@@ -12,7 +12,7 @@ import pytest
 from dagster._utils.schedules import schedule_execution_time_iterator
 
 from ovia_backup_dagster.definitions import build_defs
-from ovia_backup_dagster.defs.schedules import usable_schedule
+from ovia_backup_dagster.defs.schedules import usable_schedules
 from ovia_backup_dagster_tests.defs.support import load
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -74,13 +74,13 @@ def test_a_bad_expression_falls_back_and_says_so(cron: str) -> None:
     found = schedule(BACKUP_SCHEDULE=cron, BACKUP_TIMEZONE="Europe/Berlin")
     assert found.cron_schedule == "0 3 * * *"
     assert found.execution_timezone == "Europe/Berlin"
-    (problem,) = usable_schedule(settings).problems
+    (problem,) = usable_schedules(settings).problems
     assert problem.startswith(f"BACKUP_SCHEDULE: {cron!r} is not a cron expression")
 
 
 def test_a_good_expression_changes_nothing() -> None:
     settings = load({"POSTGRES_HOST": "db.example.org"})
-    assert usable_schedule(settings) is settings
+    assert usable_schedules(settings) is settings
 
 
 def test_a_bad_time_zone_falls_back() -> None:

@@ -1,0 +1,77 @@
+"""The restore drill as an asset: launched by hand, monthly by its schedule, with a check for everything that it proves.
+
+What is proven, and how, lives in ``postgres.drill`` and ``core.drill``.
+"""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from ovia_backup_dagster.core.drill import DrillCheck, Evidence, Result
+from ovia_backup_dagster.defs import metadata
+from ovia_backup_dagster.defs.configs import DrillConfig, DrillPlace
+from ovia_backup_dagster.defs.policies import BACKUP_GROUP, DRILL_POOL, OWNERS, explained
+from ovia_backup_dagster.defs.resources import Backups
+
+NAME = "restore_drill"
+_UNMADE = "not looked at, because the drill did not get that far"
+#: Dagster's own tag on the runs of a schedule.
+_SCHEDULE_TAG = "dagster/schedule_name"
+
+
+@dg.asset(
+    name=NAME,
+    group_name=BACKUP_GROUP,
+    kinds={"postgres"},
+    owners=OWNERS,
+    pool=DRILL_POOL,
+    check_specs=[
+        dg.AssetCheckSpec(check.value, asset=NAME, description=check.description, blocking=not check.is_odd)
+        for check in DrillCheck
+    ],
+    description="Restores a backup into a throwaway PostgreSQL, reads all of it back, proves that it is what was "
+    "dumped, and writes the evidence to `drills/` on the volume. Production carries no load. A drill that fails is "
+    "alerted by `backup_freshness_sensor`, and so is the want of one.",
+)
+def restore_drill(
+    context: dg.AssetExecutionContext, config: DrillConfig, backups: Backups
+) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]:
+    with explained(context, backups):
+        driller = backups.driller
+        # Whoever reaches the UI must not have any file of the host opened.
+        backup = driller.find(config.backup, anywhere=False)
+        choice = backups.drill_choice(where=_where(config.where), jobs=config.jobs, keep=config.keep_copy)
+        evidence = driller.drill(
+            backup, choice, launched_by=_launcher(context.run), run_id=context.run.run_id, log=context.log.info
+        )
+    yield from _check_results(evidence)
+    if evidence.trouble is not None:
+        with explained(context, backups):
+            raise evidence.trouble
+    yield dg.MaterializeResult(metadata=metadata.of_drill(evidence, driller.drills.path))
+
+
+def _where(place: DrillPlace) -> str:
+    return "" if place is DrillPlace.SETTING else place.value
+
+
+def _launcher(run: dg.DagsterRun) -> str:
+    schedule = run.tags.get(_SCHEDULE_TAG)
+    return f"schedule {schedule}" if schedule else run.tags.get("user", "Dagster, by hand")
+
+
+def _check_results(evidence: Evidence) -> Iterator[dg.AssetCheckResult]:
+    """A result for each check. One that was not made warns, and says why: left out, it would look failed."""
+    made = {line.check: line for line in evidence.lines}
+    for check in DrillCheck:
+        line = made.get(check)
+        result = line.result if line else Result.NOT_MADE
+        # A check that nobody asked for is no reason to worry.
+        passed = result is Result.PASSED or (line is not None and result is Result.NOT_MADE)
+        yield dg.AssetCheckResult(
+            check_name=check.value,
+            passed=passed,
+            severity=dg.AssetCheckSeverity.ERROR if result is Result.FAILED else dg.AssetCheckSeverity.WARN,
+            description=line.text if line else _UNMADE,
+            metadata={"backup": evidence.backup},
+        )
