@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import compression, dump, latency, listing, memory, start, verification
+from benchmarks import compression, drill, dump, latency, listing, memory, start, verification
 from benchmarks.measure import Json, say
 from benchmarks.report import PAGE, RESULTS, rendered
 from benchmarks.world import BIN, World, world
@@ -29,6 +29,7 @@ def main() -> None:
         "dump": dump.measure,
         "compression": compression.measure,
         "verification": verification.measure,
+        "drill": drill.measure,
         "start": lambda world, _: start.measure(world),
         "listing": lambda world, _: listing.measure(world),
         "latency": lambda world, _: latency.measure(world),

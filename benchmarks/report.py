@@ -28,7 +28,7 @@ read is in memory on all sides.
 def rendered(results: Json) -> str:
     """The page."""
     sections = ((_dump, "dump"), (_compression, "compression"), (_verification, "verification"))
-    more = ((_listing, "listing"), (_memory, "memory"), (_latency, "latency"), (_start, "start"))
+    more = ((_drill, "drill"), (_listing, "listing"), (_memory, "memory"), (_latency, "latency"), (_start, "start"))
     blocks = [_INTRODUCTION, *_targets(results)]
     for section, part in (*sections, *more):
         if part in results:
@@ -136,6 +136,31 @@ def _verification(part: Json) -> Iterator[str]:
             "**What bounds e**: what pg_restore decodes goes through a pipe, and its newlines are counted, which costs "
             "Python more than the hash does. The contents and the schema take milliseconds.\n"
         )
+
+
+def _drill(part: Json) -> Iterator[str]:
+    seconds, phases = part["seconds"], part["phases"]
+    yield (
+        f"## The restore drill (j, k)\n\nA database of {_megabytes(part['database_bytes'])}, restored into a throwaway "
+        "cluster, read back, compared, analyzed; beside what the old runbook asks people for, on a server that keeps "
+        "its data safe.\n"
+    )
+    yield _table(
+        ("", "what", "seconds"),
+        [
+            ("j", "`ovia-backup drill`, the whole process", _spread(seconds["drill"])),
+            (
+                "",
+                "`pg_restore` of the old script's dump, one job, and `count(*)` of every table",
+                _spread(seconds["old"]),
+            ),
+            ("k", "reading the copy: rows, SHA-256, contents, schema", _spread(seconds["read"])),
+            ("", "`pg_dump -Fc -Z0` of the copy", _spread(seconds["dump"])),
+        ],
+    )
+    yield _table(("ratio", ""), [(name, _spread(value, 2)) for name, value in part["ratios"].items()])
+    yield f"Of the drill, {_spread(part['recovery'])} s are what a restore would take: the recovery time. Its phases:\n"
+    yield _table(("", "seconds"), [(name, _spread(taken)) for name, taken in phases.items()])
 
 
 def _listing(part: Json) -> Iterator[str]:

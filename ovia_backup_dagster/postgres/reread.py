@@ -69,7 +69,7 @@ class Rereader:
         Raises:
             BackupError: it cannot be read.
         """
-        with tempfile.TemporaryDirectory(prefix="ovia-drill-schema-") as folder:
+        with tempfile.TemporaryDirectory(prefix="ovia-schema-") as folder:
             schema = Path(folder) / "schema"
             self._dump_schema(schema)
             data = self._data(ordered, log=log)
