@@ -22,7 +22,7 @@ _STRUCTURE = re.compile(
     r"|ROW SECURITY|STATISTICS|RULE|EVENT TRIGGER) "
 )
 _SECTION = re.compile(rb"^-- (?:Data for )?Name: (.*); Type: (.*); Schema: (.*); Owner: .*\n", re.MULTILINE)
-_LITERAL = re.compile(r"'(?:[^']|'')*'|\$(\w*)\$.*?\$\1\$")
+_LITERAL = re.compile(r"'(?:[^']|'')*'|\$(\w*)\$(?s:.*?)\$\1\$")
 #: Kinds whose text may hold passwords or anything else that somebody wrote into a function.
 _SECRETIVE = ("USER MAPPING", "SERVER", "FUNCTION", "PROCEDURE", "SUBSCRIPTION", "FOREIGN DATA WRAPPER", "COMMENT")
 _SHOWN = 5
