@@ -27,6 +27,7 @@ class Area(StrEnum):
     BACKUPS = "backups"
     SERVER = "server"
     RIGHTS = "rights"
+    DRILLS = "drills"
     ALERTS = "alerts"
     DAGSTER = "dagster"
 

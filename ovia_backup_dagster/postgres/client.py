@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -62,6 +62,10 @@ class Connection:
 
     def __str__(self) -> str:
         return f"database {self.database} at {self.host}:{self.port}"
+
+    def to(self, database: str) -> Connection:
+        """To another database of the same server."""
+        return replace(self, database=database)
 
     def conninfo(self) -> str:
         """For ``--dbname``: the database, quoted, and what no variable can say. Holds no secret."""

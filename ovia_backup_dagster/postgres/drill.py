@@ -299,7 +299,7 @@ class _Drill:
     def _refuse_full_disk(self, copy_bytes: int) -> None:
         if self._where() is not Where.THROWAWAY:
             return  # the server will say so
-        needed = int(copy_bytes * _ROOM) + _ROOM_BYTES
+        needed = needed_bytes(copy_bytes)
         folder, volume = self.by.folder, self.by.catalog.root
         with explained(f"cannot restore into {folder}"):
             if folder.stat().st_dev == volume.stat().st_dev:
@@ -663,6 +663,11 @@ class _Drill:
             kept=self.kept,
             made_by=MADE_BY,
         )
+
+
+def needed_bytes(database_bytes: int) -> int:
+    """Room that a copy of a database of that size takes while it is restored."""
+    return int(database_bytes * _ROOM) + _ROOM_BYTES
 
 
 def _is_extension(entry: str) -> bool:

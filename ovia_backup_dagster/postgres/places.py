@@ -14,7 +14,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -261,9 +261,9 @@ def scratch_database(server: Connection, database: str, source: Source, *, keep:
         BackupError: the server refused.
     """
     name = scratch_name(database)
-    maintenance = replace(server, database=_MAINTENANCE_DATABASE)
+    maintenance = server.to(_MAINTENANCE_DATABASE)
     copy = Copy(
-        replace(server, database=name),
+        server.to(name),
         maintenance,
         f"database {name} on {server.host}:{server.port}",
         private=False,
@@ -330,7 +330,7 @@ def drop_kept(server: Connection, database: str) -> bool:
         CopyError: it is not ours, or in use.
     """
     name = scratch_name(database)
-    with connect(replace(server, database=_MAINTENANCE_DATABASE)) as session:
+    with connect(server.to(_MAINTENANCE_DATABASE)) as session:
         _take(session, name, f"database {name} on {server.host}:{server.port}")
         return _drop(session, name)
 
