@@ -121,9 +121,9 @@ class Witness(Sidecar):
         counts: dict[str, int] = {}
         # A partitioned table holds no data of its own, and may have no partition left.
         for parent in self.partitions.values():
-            counts.setdefault(self._root(parent), 0)
+            counts.setdefault(self.root(parent), 0)
         for table in self.tables:
-            root = self._root(table.name)
+            root = self.root(table.name)
             counts[root] = counts.get(root, 0) + table.rows
         return counts
 
@@ -145,7 +145,8 @@ class Witness(Sidecar):
                 return sum(counts.get(name, 0) for name in found)
             found |= children
 
-    def _root(self, name: str) -> str:
+    def root(self, name: str) -> str:
+        """The partitioned table that a partition belongs to in the end; of any other table, itself."""
         seen = set()
         while name in self.partitions and name not in seen:
             seen.add(name)

@@ -88,8 +88,6 @@ def _standing(system: BackupSystem) -> Iterator[Line]:
     if found.trouble is not None:
         yield warn(Area.DRILLS, found.trouble.account, found.trouble.fix)
     elif found.last_passed is None:
-        yield warn(
-            Area.DRILLS, found.text(now), "launch restore_drill_job in the Dagster UI, or run: ovia-backup drill"
-        )
+        yield warn(Area.DRILLS, found.text(now), "ovia-backup drill")
     else:
         yield ok(Area.DRILLS, found.text(now))

@@ -21,7 +21,7 @@ from ovia_backup_dagster.core.errors import (
     BackupError,
     ProgramError,
 )
-from ovia_backup_dagster.core.verdict import LargeObjects, TableWitness, Witness
+from ovia_backup_dagster.core.verdict import LargeObjects, TableWitness, Witness, split_identifier
 from ovia_backup_dagster.postgres.client import Programs, capture, pg_options
 from ovia_backup_dagster.postgres.datatext import (
     NAME,
@@ -94,10 +94,21 @@ def read_archive(programs: Programs, path: Path, log: Log | None = None) -> Witn
 
 
 def read_unordered(
-    programs: Programs, path: Path, wanted: Mapping[str, Sequence[str]], log: Log | None = None
+    programs: Programs, path: Path, witness: Witness, wanted: Mapping[str, Sequence[str]], log: Log | None = None
 ) -> dict[str, UnorderedRows]:
-    """The rows of some tables (name -> columns) of an archive, whatever the order they stand in."""
-    return asked_for(_read(programs, path, unordered(wanted), log))
+    """The rows of some tables (name -> columns) of an archive, whatever the order they stand in.
+
+    Only their part of it is decoded, as far as the contents list, where names are not quoted, says which that is.
+    """
+    rows = {table.name: table.rows for table in witness.tables}
+    # A table that is loaded through its root has the entries of its partitions.
+    names = {name for name in (*rows, *witness.partitions) if witness.root(name) in wanted or name in wanted}
+    heads = {f"TABLE DATA {' '.join(split_identifier(name))} ".replace("\n", " ") for name in names}
+    with use_list(contents_list(programs, path), lambda entry: entry.startswith(tuple(heads))) as chosen:
+        found = asked_for(_read(programs, path, unordered(wanted), log, chosen))
+    if any(name not in found or found[name].rows != rows[name] for name in wanted):
+        found = asked_for(_read(programs, path, unordered(wanted), log))
+    return found
 
 
 def witness_of(programs: Programs, schema: Path, listing: str, data: Data[OrderedRows]) -> Witness:
@@ -167,8 +178,8 @@ def session_options(script: bytes) -> str:
     return pg_options({text_of(match[1]): text_of(match[2]) for match in found if match})
 
 
-def _read(programs: Programs, path: Path, rows_of: Callable[[str], R], log: Log | None) -> Data[R]:
-    command = (programs.path("pg_restore"), "--data-only", "--file=-", str(path))
+def _read(programs: Programs, path: Path, rows_of: Callable[[str], R], log: Log | None, *options: str) -> Data[R]:
+    command = (programs.path("pg_restore"), "--data-only", *options, "--file=-", str(path))
     return read_data(command, rows_of=rows_of, failed=lambda stderr, code: _failure(stderr, code, path), log=log)
 
 

@@ -486,7 +486,7 @@ class _Drill:
         rows: dict[str, tuple[Unordered, Unordered]] = {}
         if again:
             self.log(f"comparing row by row, as the order may differ: {', '.join(again)}")
-            before = archives.read_unordered(self.by.verifier.programs, self.backup.path, again, self.log)
+            before = archives.read_unordered(self.by.verifier.programs, self.backup.path, witness, again, self.log)
             after = reader.read_unordered(again, self.log)
             rows = {
                 name: (

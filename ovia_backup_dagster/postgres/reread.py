@@ -78,12 +78,11 @@ class Rereader:
 
     def read_unordered(self, wanted: Mapping[str, Sequence[str]], log: Log | None = None) -> dict[str, UnorderedRows]:
         """The rows of some tables (name -> columns), whatever the order they stand in."""
-        return asked_for(self._data(unordered(wanted), log=log))
+        return asked_for(self._data(unordered(wanted), *map(_only, wanted), log=log))
 
     def read_table(self, name: str) -> OrderedRows | None:
         """One table; ``None`` when it is not there."""
-        pattern = ".".join('"' + part.replace('"', '""') + '"' for part in split_identifier(name))
-        return self._data(ordered, f"--table-and-children={pattern}").tables.get(name)
+        return self._data(ordered, _only(name)).tables.get(name)
 
     def _data(self, rows_of: Callable[[str], R], *options: str, log: Log | None = None) -> Data[R]:
         command = self._pg_dump("--format=plain", "--data-only", *options)
@@ -120,3 +119,10 @@ class Rereader:
 
     def _failed(self, stderr: str, code: int) -> BackupError:
         return diagnose(stderr, what=f"the copy, {self.copy}, cannot be read", connection=self.copy, exit_code=code)
+
+
+def _only(table: str) -> str:
+    """pg_dump's option for a table, with the partitions that are loaded through it."""
+    # A pattern takes what stands in double quotes as it is.
+    pattern = ".".join('"' + part.replace('"', '""') + '"' for part in split_identifier(table))
+    return f"--table-and-children={pattern}"
