@@ -362,6 +362,10 @@ def demo(serve: bool, port: int, remove: bool, scale: float, folder: Path) -> No
     click.echo(f"What now stands in {here.backups}:")
     _print_table(("backup", "size", "rows", "state", "beside it"), here.table(), right=(1, 2))
     click.echo()
+    if drilled := here.drill():
+        rows, took = f"{drilled.rows:,} rows", _seconds(drilled.recovery_seconds)
+        page = here.backups / "drills" / f"{drilled.filename}.md"
+        click.echo(f"Restored and compared: {rows}; recovery time to expect: {took}. The evidence:  {page}")
     click.echo("The Dagster UI on it, with this history, schedule and sensor running:  make dev")
 
 

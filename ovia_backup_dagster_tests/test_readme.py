@@ -1,11 +1,11 @@
-"""The README says what is true: its table, its commands, its links."""
+"""The README says what is true: its tables, its commands, its links."""
 
 from __future__ import annotations
 
 import re
 
 from ovia_backup_dagster.cli import main
-from ovia_backup_dagster_tests.readme import README, rendered
+from ovia_backup_dagster_tests.readme import DRILL, README, drill, rendered
 from ovia_backup_dagster_tests.troubleshooting import PAGE
 from ovia_backup_dagster_tests.troubleshooting import rendered as rendered_page
 
@@ -14,6 +14,10 @@ TEXT = README.read_text("utf-8")
 
 def test_the_settings_table_is_current() -> None:
     assert rendered(TEXT) == TEXT, "make docs"
+
+
+def test_the_example_of_a_drill_is_current() -> None:
+    assert DRILL.read_text("utf-8") == drill(), "make docs"
 
 
 def test_the_page_of_failures_is_current() -> None:

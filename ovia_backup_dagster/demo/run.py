@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ovia_backup_dagster.core.catalog import GLOBALS, HELD, MANIFEST, VERIFIED, Catalog
+from ovia_backup_dagster.core.catalog import DRILLED, GLOBALS, HELD, MANIFEST, VERIFIED, Catalog
+from ovia_backup_dagster.core.drill import DrillFolder, Evidence
 from ovia_backup_dagster.core.errors import ProgramError
 from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.demo import embedded
@@ -34,7 +35,7 @@ DATABASE = "ovia"
 _DAGSTER = (sys.executable, "-W", "ignore", "-m", "dagster")
 _MODULE = "ovia_backup_dagster.definitions"
 _OURS = (*PREFIXES, "PG", "DAGSTER_")
-_SIDECARS = {MANIFEST: "manifest", GLOBALS: "roles", VERIFIED: "verdict", HELD: "hold"}
+_SIDECARS = {MANIFEST: "manifest", GLOBALS: "roles", VERIFIED: "verdict", DRILLED: "drill", HELD: "hold"}
 
 Log = Callable[[str], None]
 
@@ -57,26 +58,32 @@ class Demo:
         return self.folder / "backups"
 
     def back_up(self, log: Log) -> None:
-        """Run ``daily_backup_job`` once.
+        """Run ``daily_backup_job`` and ``restore_drill_job`` once.
 
         Raises:
-            BackupError: the server or the job failed; the job's log is named.
+            BackupError: the server or a job failed; the job's log is named.
         """
         with self._server(log) as cluster:
             environment = self._environment(cluster)
-            output = self.folder / "daily_backup_job.log"
-            log(f"running daily_backup_job through Dagster (its log: {output})")
-            command = (*_DAGSTER, "job", "execute", "--module-name", _MODULE, "--job", "daily_backup_job")
-            with open(output, "wb") as file:
-                code = subprocess.run(
-                    command, env=environment, stdout=file, stderr=file, cwd=_checkout(), check=False
-                ).returncode
-            if code != 0:
-                lines = messages(output.read_text("utf-8", "replace"))
-                why = next(
-                    (line for line in lines if "Failure:" in line or "Error:" in line), lines[-1] if lines else ""
-                )
-                raise ProgramError("daily_backup_job failed", why=why, fix=f"read {output}")
+            for job in ("daily_backup_job", "restore_drill_job"):
+                self._run_job(job, environment, log)
+
+    def _run_job(self, job: str, environment: dict[str, str], log: Log) -> None:
+        output = self.folder / f"{job}.log"
+        log(f"running {job} through Dagster (its log: {output})")
+        command = (*_DAGSTER, "job", "execute", "--module-name", _MODULE, "--job", job)
+        with open(output, "wb") as file:
+            code = subprocess.run(
+                command, env=environment, stdout=file, stderr=file, cwd=_checkout(), check=False
+            ).returncode
+        if code != 0:
+            lines = messages(output.read_text("utf-8", "replace"))
+            why = next((line for line in lines if "Failure:" in line or "Error:" in line), lines[-1] if lines else "")
+            raise ProgramError(f"{job} failed", why=why, fix=f"read {output}")
+
+    def drill(self) -> Evidence | None:
+        """The newest restore drill."""
+        return next(DrillFolder(Catalog(self.backups, DATABASE)).newest_first(), None)
 
     def serve(self, port: int, log: Log) -> int:
         """Run the UI and the daemon until they are ended; returns their exit code.

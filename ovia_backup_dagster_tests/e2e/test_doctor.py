@@ -163,7 +163,7 @@ def test_from_a_bare_role_to_a_green_report(
             here = newcomer(tcp, full_bin_dir, volume, PGPASSWORD=PASSWORD, BACKUP_NOTIFY_URLS=people.url)
             first = here.doctor()
             assert first.returncode == 1
-            assert first.stdout.splitlines()[-1].startswith("4 fail, 1 warn, ")
+            assert first.stdout.splitlines()[-1].startswith("4 fail, 2 warn, ")
             rounds = here.until_green()
             assert here.doctor("--test-alert").returncode == 0
             assert people.titles == ["[ovia] a test of the backup alerts"]
