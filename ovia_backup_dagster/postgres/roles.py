@@ -44,9 +44,12 @@ def replay(server: Connection, globals_sql: bytes) -> list[str]:
                 notes.append(f"not a statement about roles, left out: {_head(statement)}")
                 continue
             try:
-                session.execute(statement)
+                # Prepared, a statement is one: no other hides behind its semicolon.
+                session.execute(statement, prepare=True)
             except psycopg.Error as error:
                 notes.append(f"{_head(statement)}: {_first_line(error)}")
+        for own_again in ("RESET SESSION AUTHORIZATION", f"ALTER ROLE {sql_identifier(server.user)} LOGIN"):
+            session.execute(own_again.encode())
     return notes
 
 
