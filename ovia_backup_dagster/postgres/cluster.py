@@ -10,9 +10,11 @@ import contextlib
 import os
 import pwd
 import shutil
+import signal
 import stat
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +23,8 @@ from ovia_backup_dagster.core.errors import ProgramError
 from ovia_backup_dagster.postgres.client import Connection
 
 _ACCOUNTS = ("postgres", "nobody")
+_PROGRAMS = ("initdb", "pg_ctl", "postgres")
+_END_SECONDS = 10.0
 _NO_DURABILITY = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 #: A Unix socket's path may have 107 bytes; PostgreSQL adds ``/.s.PGSQL.5432``.
 _SOCKET_FOLDER_LIMIT = 90
@@ -110,7 +114,12 @@ class Cluster:
     @property
     def running(self) -> bool:
         """Whether a server runs on the data folder."""
-        return self.exists and self._call("pg_ctl", "status", f"--pgdata={self.data}").returncode == 0
+        if not self.exists or self._call("pg_ctl", "status", f"--pgdata={self.data}").returncode != 0:
+            return False
+        # After a crash, another process may bear the number in postmaster.pid: pg_ctl would end that.
+        with contextlib.suppress(OSError, ValueError):
+            return self.pid in self._processes()
+        return False
 
     @property
     def pid(self) -> int:
@@ -119,8 +128,26 @@ class Cluster:
 
     def remove(self) -> None:
         """Stop the server and remove everything."""
-        self.stop("immediate")
+        with contextlib.suppress(ProgramError):
+            self.stop("immediate")
+        # initdb and pg_ctl outlive a killed parent, and what a server has started may outlive it.
+        deadline = time.monotonic() + _END_SECONDS
+        while (left := self._processes()) and time.monotonic() < deadline:
+            for pid in left:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _processes(self) -> list[int]:
+        """PostgreSQL's programs that run in the folder, under the account that they are started under."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                here = Path(os.readlink(process / "cwd")).is_relative_to(self.folder.resolve())
+                if here and process.stat().st_uid == account_id() and _is_program(process):
+                    found.append(int(process.name))
+        return found
 
     def _pg_ctl(self, action: str, *arguments: str) -> None:
         self._run("pg_ctl", action, f"--pgdata={self.data}", "--silent", *arguments)
@@ -186,6 +213,10 @@ def account_id() -> int:
     """The user id that a cluster's files belong to."""
     owner = _account()
     return owner.pw_uid if owner else os.geteuid()
+
+
+def _is_program(process: Path) -> bool:
+    return (process / "comm").read_text().strip() in _PROGRAMS
 
 
 def _others_may_enter(folder: Path) -> bool:
