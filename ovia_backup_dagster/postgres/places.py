@@ -20,7 +20,7 @@ from typing import Any
 
 import psycopg
 
-from ovia_backup_dagster.core.errors import BackupError, CopyError, ProgramError, ProgramMissingError
+from ovia_backup_dagster.core.errors import BackupError, CopyError, ProgramMissingError
 from ovia_backup_dagster.core.files import explained, is_folder
 from ovia_backup_dagster.postgres.client import Connection, Programs
 from ovia_backup_dagster.postgres.cluster import Cluster, account_id
@@ -35,6 +35,8 @@ SCRATCH_SUFFIX = "_restore_test"
 _MAINTENANCE_DATABASE = "postgres"
 #: How a scratch database of ours is known again: its comment.
 MARK = "ovia-backup: scratch copy of a restore drill"
+#: The comment comes a moment later; this comes with the database itself, and is nobody else's number.
+_CONNECTION_LIMIT = 0x6F766961
 _CREATE = re.compile(rb'CREATE DATABASE ("(?:[^"]|"")*"|[^\s;"]+) ')
 _CONFIGURE = re.compile(rb"ALTER (?:DATABASE|ROLE) ")
 _LOCALE = re.compile(rb" (?:LOCALE|LC_COLLATE|LC_CTYPE|LOCALE_PROVIDER|ICU_LOCALE|ICU_RULES) = (?:'(?:[^']|'')*'|\w+)")
@@ -85,10 +87,12 @@ class Copy:
         notes = []
         with connect(self.server) as session:
             found = _create_statement(script, self.connection.database)
+            if not self.private:
+                found += f" CONNECTION LIMIT = {_CONNECTION_LIMIT}".encode()
             try:
                 session.execute(found)
             except psycopg.Error as error:
-                without = _LOCALE.sub(b"", found).replace(b";", b" LOCALE = 'C';")
+                without = _LOCALE.sub(b"", found) + b" LOCALE = 'C'"
                 if "locale" not in str(error).lower() and "collat" not in str(error).lower():
                     raise
                 session.execute(without)
@@ -208,8 +212,6 @@ def _made(bin_dir: Path, folder: Path, log: Log) -> Iterator[Path]:
 def _remove_remains(bin_dir: Path, folder: Path) -> list[Path]:
     found = remains(folder)
     for place in found:
-        with contextlib.suppress(ProgramError):
-            Cluster(bin_dir, place).stop("immediate")
         Cluster(bin_dir, place).remove()
     return found
 
@@ -336,6 +338,8 @@ def drop_kept(server: Connection, database: str) -> bool:
 
 
 def _take(session: psycopg.Connection[dict[str, Any]], name: str, place: str) -> None:
+    # It says nothing for hours, and the lock goes with it.
+    session.execute("SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'")
     row = session.execute(
         "SELECT pg_try_advisory_lock(hashtextextended(%s, 0)) AS taken", [f"{MARK} {name}"]
     ).fetchone()
@@ -348,11 +352,13 @@ def _take(session: psycopg.Connection[dict[str, Any]], name: str, place: str) ->
 def _drop(session: psycopg.Connection[dict[str, Any]], name: str) -> bool:
     """Drop the scratch database, if it is there and bears our mark."""
     row = session.execute(
-        "SELECT shobj_description(oid, 'pg_database') AS mark FROM pg_database WHERE datname = %s", [name]
+        "SELECT shobj_description(oid, 'pg_database') AS mark, datconnlimit FROM pg_database WHERE datname = %s",
+        [name],
     ).fetchone()
     if row is None:
         return False
-    if row["mark"] != MARK:
+    unfinished = row["mark"] is None and row["datconnlimit"] == _CONNECTION_LIMIT
+    if row["mark"] != MARK and not unfinished:
         raise CopyError(
             f"database {name} exists and was not made by a drill",
             why="somebody restored into it by hand, as the old runbook says, or uses it for something else",
@@ -363,14 +369,15 @@ def _drop(session: psycopg.Connection[dict[str, Any]], name: str) -> bool:
 
 
 def _create_statement(script: bytes, name: str) -> bytes:
-    """``CREATE DATABASE`` of a script, for a database of another name.
+    """``CREATE DATABASE`` of a script, for a database of another name, without its semicolon.
 
     Raises:
         CopyError: there is none.
     """
     for statement in statements(script):
         if match := _CREATE.match(statement):
-            return b"CREATE DATABASE " + sql_identifier(name).encode() + b" " + statement[match.end() :]
+            options = statement[match.end() :].rstrip().removesuffix(b";")
+            return b"CREATE DATABASE " + sql_identifier(name).encode() + b" " + options
     raise CopyError(
         "the archive does not say how its database was made",
         why=f"it has no CREATE DATABASE: {text_of(script[:100])}",
