@@ -6,6 +6,7 @@ so that a difference is never one of method. Only for copies: nobody else may wr
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -69,8 +70,9 @@ class Rereader:
         Raises:
             BackupError: it cannot be read.
         """
-        with tempfile.TemporaryDirectory(prefix="ovia-schema-") as folder:
-            schema = Path(folder) / "schema"
+        # It has no name, so that nothing is left of it when this process is killed.
+        with tempfile.TemporaryFile() as file:
+            schema = Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
             self._dump_schema(schema)
             data = self._data(ordered, log=log)
             witness = witness_of(self.programs, schema, self._contents_list(), data)
