@@ -60,6 +60,8 @@ SETTLING = timedelta(minutes=15)
 RESERVE = ".reserve"
 RESERVE_BYTES = 4 * 1024 * 1024
 _MAGIC = b"PGDMP"
+#: How many backups an error names.
+_NAMED = 5
 
 S = TypeVar("S", bound=Sidecar)
 
@@ -339,7 +341,7 @@ class Catalog:
                 return backup
         raise BackupNotFoundError(
             f"no backup called {wanted!r} of database {self.database} in {self.root}",
-            why=f"the newest is {backups[0]}" if backups else "there is no backup at all",
+            why=_what_there_is(backups, wanted),
             fix="ovia-backup list" if backups else "ovia-backup dump",
         )
 
@@ -409,12 +411,16 @@ class Catalog:
             sync_folder(backup.path.parent)
         return self.refresh(backup)
 
-    def record_drill(self, backup: Backup, record: DrillRecord) -> Backup:
-        """Append a drill to the backup's drilled sidecar; returns the backup as it is now."""
-        known = backup.drills
+    def record_drill(self, backup: Backup, record: DrillRecord, folder: Path) -> Backup:
+        """Append a drill to the backup's drilled sidecar; returns the backup as it is now.
+
+        Without the volume's lock, which a dump may hold for hours: nobody else drills, and who holds ``reading``
+        keeps the backup there. ``folder`` is where no sweep takes the unfinished sidecar for abandoned.
+        """
+        known = self.refresh(backup).drills
         drills = Drills(drills=(*(known.drills if known else ()), record))
         with explained(f"cannot write the outcome of the drill of {backup}"):
-            self.write(backup.sidecar(DRILLED), drills.to_json().encode())
+            self.write(backup.sidecar(DRILLED), drills.to_json().encode(), folder)
             sync_folder(backup.path.parent)
         return self.refresh(backup)
 
@@ -511,14 +517,14 @@ class Catalog:
         name = BackupName.parse(dump)
         return name is not None and name.tier == tier and name.database == self.database
 
-    def write(self, path: Path, content: bytes) -> None:
-        """Write a small file so that it is there whole or not at all, readable by its owner only."""
+    def write(self, path: Path, content: bytes, folder: Path | None = None) -> None:
+        """As ``files.write_whole``; where there is no room, with what was set aside for it."""
         try:
-            write_whole(path, content)
+            write_whole(path, content, folder)
         except OSError as error:
             if error.errno not in NO_ROOM or not unlink(self.root / RESERVE):
                 raise
-            write_whole(path, content)
+            write_whole(path, content, folder)
 
     def keep_reserve(self) -> None:
         """Set a little room aside, where there is plenty, for the sidecars of a day when there is none.
@@ -535,6 +541,18 @@ class Catalog:
                 os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
             finally:
                 os.close(descriptor)
+
+
+def _what_there_is(backups: list[Backup], wanted: str) -> str:
+    """The backups whose names hold what was asked for, such as a date; else the newest."""
+    if not backups:
+        return "there is no backup at all"
+    # One digit at least: a word alone, such as "daily", is in every name.
+    near = [backup.path.name for backup in backups if wanted.lower() in backup.path.name.lower()]
+    if not near or not any(map(str.isdigit, wanted)):
+        return f"the newest is {backups[0]}"
+    more = f" and {len(near) - _NAMED} more" if len(near) > _NAMED else ""
+    return f"a whole name is needed, such as {', '.join(near[:_NAMED])}{more}"
 
 
 def _gone(backup: Backup) -> BackupNotFoundError:

@@ -21,15 +21,17 @@ from pydantic import AwareDatetime
 
 from ovia_backup_dagster.core.catalog import Backup, Catalog
 from ovia_backup_dagster.core.errors import BackupError, DrillError, DrillOverdueError, VolumeError
-from ovia_backup_dagster.core.files import explained, sync_folder
+from ovia_backup_dagster.core.files import TEMPORARY, explained, is_folder, sync_folder
 from ovia_backup_dagster.core.locking import volume_lock
 from ovia_backup_dagster.core.manifest import Sidecar, parse_sidecar
 from ovia_backup_dagster.core.naming import SUFFIX, encode_database
+from ovia_backup_dagster.core.verdict import DrillRecord
 from ovia_backup_dagster.core.words import duration
 
 FOLDER = "drills"
 _SUFFIX = ".json"
 _PAGE = ".md"
+_NAME_LENGTH = 160
 #: Since when drills are due: written once, when the first backup is made.
 _SINCE = ".since"
 
@@ -172,8 +174,7 @@ class Evidence(Sidecar):
     @property
     def filename(self) -> str:
         """Its name in ``drills/``, without an ending."""
-        at = self.started_at.astimezone(UTC).strftime("%Y-%m-%d_%H%M%S")
-        return f"{at}_{encode_database(self.backup.removesuffix(SUFFIX))}"
+        return _filename(self.started_at, self.backup)
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -197,6 +198,12 @@ class Evidence(Sidecar):
             why="; ".join(self.failures),
             fix=self.fix or f"read $BACKUP_DIR/{FOLDER}/{self.filename}{_PAGE}; mend it; then: {again}",
         )
+
+
+def _filename(started_at: datetime, backup: str) -> str:
+    # A backup from elsewhere may have any name, of any length.
+    name = encode_database(backup.removesuffix(SUFFIX))[:_NAME_LENGTH]
+    return f"{started_at.astimezone(UTC):%Y-%m-%d_%H%M%S}_{name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +294,34 @@ class DrillFolder:
             LockHeldError: another drill is under way.
         """
         return volume_lock(self.path, purpose=f"the restore drill of {backup}", now=now)
+
+    def begin(self, backup: Backup, now: datetime) -> datetime:
+        """Sweep what a killed drill left of its writing; returns the instant, now or soon, that evidence is free at.
+
+        Under the lock only.
+        """
+        with explained(f"cannot use the folder {self.path}"):
+            for path in self.path.glob(f".*{TEMPORARY}"):
+                if not is_folder(path):
+                    path.unlink(missing_ok=True)
+            while (self.path / f"{_filename(now, backup.path.name)}{_SUFFIX}").exists():
+                now += timedelta(seconds=1)
+        return now
+
+    def record(self, backup: Backup, evidence: Evidence) -> Backup:
+        """Note a drill beside the backup, for retention; returns the backup as it is now.
+
+        Raises:
+            VolumeError: it cannot be written.
+        """
+        record = DrillRecord(
+            at=evidence.started_at,
+            passed=evidence.passed,
+            size_bytes=backup.size_bytes,
+            mtime_ns=backup.mtime_ns,
+            evidence=f"{evidence.filename}{_SUFFIX}",
+        )
+        return self._catalog.record_drill(backup, record, self.path)
 
     def since(self) -> datetime | None:
         """Since when drills are due; ``None`` when it was not noted."""

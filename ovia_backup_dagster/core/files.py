@@ -42,9 +42,12 @@ def file_sha256(path: Path, *, sync: bool = False) -> str:
     return digest
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a small file so that it is there whole or not at all, readable by its owner only."""
-    temporary = path.with_name(f".{path.name}{TEMPORARY}")
+def write_whole(path: Path, content: bytes, folder: Path | None = None) -> None:
+    """Write a small file so that it is there whole or not at all, readable by its owner only.
+
+    Until it is whole it stands in ``folder``, of the same filesystem; else beside where it belongs.
+    """
+    temporary = (folder or path.parent) / f".{path.name}{TEMPORARY}"
     with removed_on_error(temporary):
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         with open(descriptor, "wb") as file:

@@ -40,7 +40,7 @@ KEEPALIVES = {
 SESSION_OPTIONS = "-c timezone=UTC -c bytea_output=hex -c lc_monetary=C"
 _STDERR_LIMIT = 128 * 1024
 #: Docker gives ten to a container that is stopped, for all that it has to end.
-_TERMINATE_SECONDS = 5.0
+TERMINATE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +230,7 @@ def start(
     try:
         process = subprocess.Popen(
             command,
-            env=_environment(variables or {}),
+            env=minimal_environment(variables or {}),
             stdin=stdin,
             stdout=subprocess.PIPE if pipe_stdout else subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -280,7 +280,8 @@ def messages(stderr: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _environment(variables: Mapping[str, str]) -> dict[str, str]:
+def minimal_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """A program's environment: these variables, and nothing inherited but ``PATH`` and ``HOME``."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     # Messages in English, as the diagnoses expect; times in UTC.
     return {**kept, "LC_ALL": "C", "TZ": "UTC", **variables}
@@ -300,7 +301,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         return
     process.terminate()
     try:
-        process.wait(_TERMINATE_SECONDS)
+        process.wait(TERMINATE_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

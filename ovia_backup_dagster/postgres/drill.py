@@ -32,17 +32,17 @@ from ovia_backup_dagster.core.errors import (
     ExtensionMissingError,
     NotProvenError,
     ProgramMissingError,
-    RestoreError,
+    ServerError,
 )
 from ovia_backup_dagster.core.files import explained, file_sha256
 from ovia_backup_dagster.core.manifest import Manifest
-from ovia_backup_dagster.core.verdict import Check, DrillRecord, Witness, judge
+from ovia_backup_dagster.core.verdict import Check, Witness, judge
 from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.postgres import archive as archives
-from ovia_backup_dagster.postgres import roles
+from ovia_backup_dagster.postgres import own_check, roles
 from ovia_backup_dagster.postgres.client import SESSION_OPTIONS, Connection, capture
 from ovia_backup_dagster.postgres.control import control
-from ovia_backup_dagster.postgres.datatext import Log, split_columns, text_of
+from ovia_backup_dagster.postgres.datatext import Log, split_columns
 from ovia_backup_dagster.postgres.diagnosis import diagnose
 from ovia_backup_dagster.postgres.places import (
     Copy,
@@ -172,20 +172,12 @@ class Driller:
             drills.prepare(now)
             self._refuse_full_volume()
             with drills.lock(backup, now), catalog.reading(backup):
-                drill = _Drill(self, backup, choice, now, log)
+                drill = _Drill(self, backup, choice, drills.begin(backup, now), log)
                 drill.run()
                 evidence = drill.evidence(launched_by, run_id)
                 path = drills.write(evidence, page(evidence))
                 if catalog.holds(backup):
-                    record = DrillRecord(
-                        at=evidence.started_at,
-                        passed=evidence.passed,
-                        size_bytes=backup.size_bytes,
-                        mtime_ns=backup.mtime_ns,
-                        evidence=path.name,
-                    )
-                    with catalog.lock(f"recording the drill of {backup}", datetime.now(UTC)):
-                        catalog.record_drill(backup, record)
+                    drills.record(backup, evidence)
         verdict = "passed" if evidence.passed else "failed: " + "; ".join(evidence.failures)
         log(f"the drill of {backup} {verdict} ({sum(evidence.phases.values()):.1f} s); evidence: {path}")
         return evidence
@@ -251,7 +243,10 @@ class _Drill:
                 max(witness.decoded_bytes, (self.manifest and self.manifest.database.size_bytes) or 0)
             )
             with self._copy() as copy:
-                self._restore_and_prove(copy, witness)
+                try:
+                    self._restore_and_prove(copy, witness)
+                except BackupError as error:
+                    raise self._of_this_place(error, copy) from None
                 if self.choice.keep:
                     self.kept = copy.look
                 clock = time.monotonic()
@@ -356,7 +351,7 @@ class _Drill:
             except BackupError as error:
                 check = DrillCheck.EXTENSIONS if isinstance(error, ExtensionMissingError) else DrillCheck.RESTORED
                 self._add(check, [error.account])
-                raise self._of_this_place(error, copy) from None
+                raise
         self._add(DrillCheck.RESTORED, [], odd=notes, passed=f"{jobs} jobs, {self.phases['restore']:.1f} s, no error")
         with self._phase("materialized views"):
             self._prove_refreshed(restorer, archive, listing)
@@ -374,7 +369,7 @@ class _Drill:
 
     def _of_this_place(self, error: BackupError, copy: Copy) -> BackupError:
         """The error with advice about the copy's server, not the production server's."""
-        if not copy.private or isinstance(error, ExtensionMissingError | RestoreError):
+        if not copy.private or not isinstance(error, ServerError | DiskFullError):
             return error
         fix = f"df -h {self.by.folder}; dmesg | tail; then: ovia-backup drill {self.backup}"
         return DrillError(error.what, why=error.why, said=error.said, fix=fix)
@@ -578,15 +573,7 @@ class _Drill:
         if not own:
             self._add(DrillCheck.OWN_CHECK, [], passed="DRILL_CHECK_COMMAND is not set", result=Result.NOT_MADE)
             return
-        connection = copy.connection
-        command: Sequence[str] = ("/bin/sh", "-c", own)
-        if own.endswith(".sql") and Path(own).is_file():
-            psql = self.by.verifier.programs.path("psql")
-            command = (psql, "--no-psqlrc", "--quiet", "--no-password", "--set=ON_ERROR_STOP=1", f"--file={own}")
-        variables = {**connection.environment(), "DATABASE_URL": connection.url()}
-        code, output, stderr = capture(command, variables=variables)
-        for line in (text_of(output) + stderr).splitlines()[-20:]:
-            self.log(f"own check: {connection.redact(line)}")
+        code = own_check.run(own, copy.connection, self.by.verifier.programs, self.log)
         # What it printed may be anything: it goes to the log, not into the evidence.
         wrong = [] if code == 0 else [f"DRILL_CHECK_COMMAND ended with code {code}; the log has what it printed"]
         self._add(DrillCheck.OWN_CHECK, wrong, passed="it ended with code 0")
