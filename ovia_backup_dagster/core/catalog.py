@@ -581,4 +581,6 @@ def _at(path: Path, database: str) -> Backup:
         status = path.stat()
     modified = datetime.fromtimestamp(int(status.st_mtime), UTC)
     name = BackupName.parse(path.name) or BackupName(database, Tier.DAILY, modified)
-    return Backup(path.absolute(), name, status.st_size, status.st_mtime_ns)
+    # A person's link is followed, once; who opens a backup follows none.
+    path = path.resolve() if path.is_symlink() else path.absolute()
+    return Backup(path, name, status.st_size, status.st_mtime_ns)

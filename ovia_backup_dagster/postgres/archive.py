@@ -142,6 +142,11 @@ def contents_list(programs: Programs, path: Path) -> str:
     return text_of(_run(programs, path, "--list"))
 
 
+def database_of(listing: str) -> str:
+    """The name of the archive's database, as a contents list says it: without line feeds."""
+    return _header(listing, "dbname")
+
+
 def entries(listing: str) -> list[str]:
     """``215; 1259 16390 TABLE public people ovia`` -> ``TABLE public people ovia``, in the archive's order."""
     # Not splitlines(): a name may hold other separators than the line feed, which pg_dump replaces.

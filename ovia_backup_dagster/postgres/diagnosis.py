@@ -323,6 +323,12 @@ _DIAGNOSES = (
         "as its owner: GRANT SELECT ON LARGE OBJECT {object} TO {role}" + _RIGHTS,
     ),
     _Diagnosis(
+        r"permission denied to create database",
+        errors.PrivilegeError,
+        "the role may not make a scratch database",
+        "as a superuser: ALTER ROLE {role} CREATEDB; or name a role that may: RESTORE_POSTGRES_USER",
+    ),
+    _Diagnosis(
         r"permission denied for",
         errors.PrivilegeError,
         "the role may not read all of the database",

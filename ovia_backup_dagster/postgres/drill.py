@@ -6,6 +6,7 @@ and ``reread``; what is compared, that of ``core.comparison``; what is kept of i
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -252,7 +253,7 @@ class _Drill:
                 clock = time.monotonic()
             self.phases["removal"] = time.monotonic() - clock
         except BackupError as error:
-            self.error = error
+            self.error = self._of_target(error)
             self.log(error.account)
 
     # ---- the backup
@@ -320,14 +321,17 @@ class _Drill:
         return Where.THROWAWAY
 
     def _copy(self) -> AbstractContextManager[Copy]:
-        by, programs, database = self.by, self.by.verifier.programs, self.by.catalog.database
+        by, programs = self.by, self.by.verifier.programs
         facts = self.manifest.database if self.manifest else None
         if self._where() is Where.THROWAWAY:
             superuser = facts.bootstrap_superuser if facts else "postgres"
             name = facts.name if facts else self.backup.name.database
             return throwaway(programs, by.folder, name, superuser, keep=self.choice.keep, log=self.log)
-        source = Source(facts.system_identifier if facts else None, facts.name if facts else database)
-        return scratch_database(by.target, database, source, keep=self.choice.keep, log=self.log)
+        # A file that somebody renamed names another database than it holds.
+        held = archives.database_of(archives.contents_list(programs, self.backup.path))
+        names = frozenset({facts.name} if facts else {self.backup.name.database, held})
+        source = Source(facts.system_identifier if facts else None, names)
+        return scratch_database(by.target, by.catalog.database, source, keep=self.choice.keep, log=self.log)
 
     def _restore_and_prove(self, copy: Copy, witness: Witness) -> None:
         programs, archive = self.by.verifier.programs, self.backup.path
@@ -366,6 +370,13 @@ class _Drill:
                 self.log(note)
         with self._phase("own check"):
             self._own_check(copy)
+
+    def _of_target(self, error: BackupError) -> BackupError:
+        """The error with advice about the variables that the target's server is named by."""
+        if not (self.by.target_is_named and self._where() is Where.DATABASE and isinstance(error, ServerError)):
+            return error
+        fix = re.sub(r"\bPOSTGRES_", "RESTORE_POSTGRES_", error.fix)
+        return type(error)(error.what, why=error.why, said=error.said, fix=fix)
 
     def _of_this_place(self, error: BackupError, copy: Copy) -> BackupError:
         """The error with advice about the copy's server, not the production server's."""

@@ -295,11 +295,11 @@ class Source:
 
     Attributes:
         system_identifier: its cluster's; ``None`` when it is not known, and then any cluster may be it.
-        database: its name.
+        databases: its name; where nobody is sure, its names.
     """
 
     system_identifier: str | None
-    database: str
+    databases: frozenset[str]
 
     def refuse(self, session: psycopg.Connection[dict[str, Any]], target: str, place: str) -> None:
         """Refuse a target that is the source, by whatever name its host is called.
@@ -307,7 +307,7 @@ class Source:
         Raises:
             CopyError: it is, or cannot be told from it.
         """
-        if target != self.database:
+        if target not in self.databases:
             return
         here = system_identifier(session)
         if here is None or self.system_identifier is None or here == self.system_identifier:
