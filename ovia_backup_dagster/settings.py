@@ -258,7 +258,7 @@ class Settings(BaseSettings):
     @field_validator("drill_jobs")
     @classmethod
     def _jobs(cls, value: int) -> int:
-        if not 0 <= value <= 64:
+        if value != 0 and not 2 <= value <= 64:
             raise ValueError(f"{value} is not a number of jobs between 2 and 64, or 0 for the cores")
         return value
 

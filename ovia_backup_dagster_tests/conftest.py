@@ -26,6 +26,7 @@ from ovia_backup_dagster.postgres.client import Connection, Programs
 from ovia_backup_dagster.postgres.cluster import Cluster
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.verification import Verifier
+from ovia_backup_dagster.settings import PREFIXES
 
 REPOSITORY = Path(__file__).parents[1]
 FULL_BIN = REPOSITORY / ".cache" / "postgresql-16" / "bin"
@@ -40,7 +41,7 @@ _numbers = count(1)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """The surroundings' settings decide nothing."""
     for name in list(os.environ):
-        if name.startswith(("POSTGRES_", "BACKUP_", "PG", "DAGSTER_")):
+        if name.startswith((*PREFIXES, "PG", "DAGSTER_")):
             monkeypatch.delenv(name)
 
 

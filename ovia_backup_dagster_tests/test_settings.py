@@ -62,6 +62,17 @@ def test_the_defaults() -> None:
         "backup_compression": "auto",
         "backup_notify_urls": (),
         "backup_lock_wait_minutes": 30.0,
+        "drill_schedule": "0 5 1 * *",
+        "drill_where": "auto",
+        "drill_jobs": 0,
+        "drill_dir": Path("/tmp"),
+        "drill_check_command": "",
+        "drill_max_age_days": 35.0,
+        "restore_postgres_host": None,
+        "restore_postgres_port": None,
+        "restore_postgres_user": None,
+        "restore_postgres_password": None,
+        "restore_postgres_password_file": None,
         "pg_bin_dir": None,
         "dagster_public_url": None,
     }
@@ -111,6 +122,17 @@ def test_the_defaults() -> None:
         ("BACKUP_COMPRESSION", "none", "backup_compression", "none"),
         ("BACKUP_COMPRESSION", "6", "backup_compression", "6"),
         ("BACKUP_LOCK_WAIT_MINUTES", "0", "backup_lock_wait_minutes", 0.0),
+        ("DRILL_SCHEDULE", " @monthly ", "drill_schedule", "@monthly"),
+        ("DRILL_WHERE", "database", "drill_where", "database"),
+        ("DRILL_JOBS", "2", "drill_jobs", 2),
+        ("DRILL_JOBS", "64", "drill_jobs", 64),
+        ("DRILL_DIR", "/" + "d" * 59, "drill_dir", Path("/" + "d" * 59)),
+        ("DRILL_CHECK_COMMAND", "a && b", "drill_check_command", "a && b"),
+        ("DRILL_MAX_AGE_DAYS", "0.5", "drill_max_age_days", 0.5),
+        ("DRILL_MAX_AGE_DAYS", "3660", "drill_max_age_days", 3660.0),
+        ("RESTORE_POSTGRES_HOST", "/run/postgresql", "restore_postgres_host", "/run/postgresql"),
+        ("RESTORE_POSTGRES_PORT", "6543", "restore_postgres_port", 6543),
+        ("RESTORE_POSTGRES_USER", "restorer", "restore_postgres_user", "restorer"),
         ("PG_BIN_DIR", "/opt/pg/bin", "pg_bin_dir", Path("/opt/pg/bin")),
         ("DAGSTER_PUBLIC_URL", "https://dagster.example/", "dagster_public_url", "https://dagster.example"),
     ],
@@ -157,6 +179,17 @@ def test_the_names_that_people_rely_on() -> None:
         "BACKUP_COMPRESSION",
         "BACKUP_NOTIFY_URLS",
         "BACKUP_LOCK_WAIT_MINUTES",
+        "DRILL_SCHEDULE",
+        "DRILL_WHERE",
+        "DRILL_JOBS",
+        "DRILL_DIR",
+        "DRILL_CHECK_COMMAND",
+        "DRILL_MAX_AGE_DAYS",
+        "RESTORE_POSTGRES_HOST",
+        "RESTORE_POSTGRES_PORT",
+        "RESTORE_POSTGRES_USER",
+        "RESTORE_POSTGRES_PASSWORD",
+        "RESTORE_POSTGRES_PASSWORD_FILE",
         "PG_BIN_DIR",
         "DAGSTER_PUBLIC_URL",
     }
@@ -248,6 +281,26 @@ def test_each_weekday_becomes_the_policys(monkeypatch: pytest.MonkeyPatch, day: 
         ("BACKUP_LOCK_WAIT_MINUTES", "-1"),
         ("BACKUP_LOCK_WAIT_MINUTES", "1441"),
         ("BACKUP_LOCK_WAIT_MINUTES", "nan"),
+        ("DRILL_SCHEDULE", "monthly"),
+        ("DRILL_SCHEDULE", "0 5 1 *"),
+        ("DRILL_WHERE", "production"),
+        ("DRILL_WHERE", "Throwaway"),
+        ("DRILL_JOBS", "1"),
+        ("DRILL_JOBS", "65"),
+        ("DRILL_JOBS", "-1"),
+        ("DRILL_JOBS", "many"),
+        ("DRILL_DIR", "drills"),
+        ("DRILL_DIR", "/" + "d" * 60),
+        ("DRILL_DIR", "/" + "ü" * 30),
+        ("DRILL_MAX_AGE_DAYS", "0"),
+        ("DRILL_MAX_AGE_DAYS", "-35"),
+        ("DRILL_MAX_AGE_DAYS", "nan"),
+        ("DRILL_MAX_AGE_DAYS", "3661"),
+        ("DRILL_MAX_AGE_DAYS", "a month"),
+        ("RESTORE_POSTGRES_HOST", "postgresql://restorer:p@h/db"),
+        ("RESTORE_POSTGRES_HOST", "host=h"),
+        ("RESTORE_POSTGRES_PORT", "65536"),
+        ("RESTORE_POSTGRES_USER", "x" * 64),
         ("DAGSTER_PUBLIC_URL", "dagster.example"),
         ("DAGSTER_PUBLIC_URL", "javascript:alert(1)"),
     ],
@@ -289,7 +342,7 @@ def test_each_problem_is_named_and_what_is_right_is_kept(monkeypatch: pytest.Mon
 def test_without_a_host_everything_that_acts_refuses_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("POSTGRES_HOST")
     system = BackupSystem(Settings.load())
-    for part in ("catalog", "connection", "dumper", "verifier", "policy"):
+    for part in ("catalog", "connection", "dumper", "verifier", "driller", "drills", "policy"):
         with pytest.raises(SettingsError, match="POSTGRES_HOST is not set") as refused:
             getattr(system, part)
         assert "\n" not in str(refused.value)
@@ -320,6 +373,22 @@ def test_an_empty_password_variable_does_not_hide_the_next_one(monkeypatch: pyte
     empty = {"PGPASSWORD": "", "POSTGRES_PASSWORD_FILE": str(file)}
     assert reveal(load(monkeypatch, POSTGRES_PASSWORD="plain", **empty).password()) == "plain"
     assert reveal(load(monkeypatch, POSTGRES_PASSWORD="", **empty).password()) == "from the file"
+
+
+def test_whose_password_restores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The dumping role's is of use to that role alone."""
+    file = tmp_path / "password"
+    file.write_text("from the file\n", encoding="utf-8")
+    monkeypatch.setenv("POSTGRES_PASSWORD", "the dumping role's")
+    assert reveal(Settings.load().restore_password()) == "the dumping role's"
+    assert reveal(load(monkeypatch, RESTORE_POSTGRES_USER="ovia").restore_password()) == "the dumping role's"
+    assert load(monkeypatch, RESTORE_POSTGRES_USER="restorer").restore_password() is None
+    assert reveal(load(monkeypatch, RESTORE_POSTGRES_PASSWORD_FILE=str(file)).restore_password()) == "from the file"
+    assert reveal(load(monkeypatch, RESTORE_POSTGRES_PASSWORD="plain").restore_password()) == "plain"
+    file.write_text("", encoding="utf-8")
+    settings = load(monkeypatch, RESTORE_POSTGRES_PASSWORD="")
+    with pytest.raises(SettingsError, match=r"RESTORE_POSTGRES_PASSWORD_FILE=.* is empty"):
+        settings.restore_password()
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,8 @@ FOLDER = "drills"
 _SUFFIX = ".json"
 _PAGE = ".md"
 _NAME_LENGTH = 160
-#: Since when drills are due: written once, when the first backup is made.
-_SINCE = ".since"
+#: Since when a database's drills are due: written once, when its first backup is made.
+_SINCE = ".since-"
 
 
 class DrillCheck(StrEnum):
@@ -275,6 +275,7 @@ class DrillFolder:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self.path = catalog.root / FOLDER
+        self._since = self.path / f"{_SINCE}{encode_database(catalog.database)}"
 
     def prepare(self, now: datetime) -> None:
         """Make the folder, and note since when drills are due.
@@ -284,8 +285,8 @@ class DrillFolder:
         """
         with explained(f"cannot use the folder {self.path}"):
             self.path.mkdir(mode=0o700, exist_ok=True)
-            if not (self.path / _SINCE).exists():
-                self._catalog.write(self.path / _SINCE, f"{now.isoformat()}\n".encode())
+            if not self._since.exists():
+                self._catalog.write(self._since, f"{now.isoformat()}\n".encode())
 
     def lock(self, backup: Backup, now: datetime) -> AbstractContextManager[int]:
         """One drill at a time. Others than drills are not held up.
@@ -326,7 +327,8 @@ class DrillFolder:
     def since(self) -> datetime | None:
         """Since when drills are due; ``None`` when it was not noted."""
         with contextlib.suppress(OSError, ValueError):
-            return datetime.fromisoformat((self.path / _SINCE).read_text(encoding="utf-8").strip())
+            found = datetime.fromisoformat(self._since.read_text(encoding="utf-8").strip())
+            return found if found.tzinfo else found.replace(tzinfo=UTC)
         return None
 
     def write(self, evidence: Evidence, page: str) -> Path:

@@ -168,21 +168,7 @@ def message(system: BackupSystem, state: Condition, failed: FailedRun | None, *,
         ]
         return title, "\n".join(line for line in lines if line)
     level = state.found.level if state.found else None
-    title = {
-        Level.STALE: f"[{database}] the newest backup is too old",
-        Level.UNPROVEN: f"[{database}] backups are made, but none is proven",
-        Level.MISSING: f"[{database}] there is no backup",
-        Level.FUTURE: f"[{database}] the newest backup is dated in the future",
-        Level.FRESH: f"[{database}] the backup settings are not usable",
-        None: f"[{database}] the backup volume cannot be read",
-    }[level]
-    if level is Level.FRESH and isinstance(state.troubles[0], DrillError):
-        overdue = isinstance(state.troubles[0], DrillOverdueError)
-        title = (
-            f"[{database}] no restore drill has passed for long"
-            if overdue
-            else f"[{database}] the restore drill failed"
-        )
+    title = f"[{database}] {_headline(level, state.troubles[0])}"
     rejected = state.found.rejected if state.found else ()
     # A run that failed, or a dump found bad, says more than a guess.
     guess = "" if failed or rejected or not (state.found and state.found.trouble) else state.found.trouble.why
@@ -198,6 +184,23 @@ def message(system: BackupSystem, state: Condition, failed: FailedRun | None, *,
         *(f"Next: {error.fix}" for error in state.troubles),
     ]
     return title, "\n".join(line.rstrip() for line in lines if line)
+
+
+def _headline(level: Level | None, first: BackupError) -> str:
+    """The worst of it; ``first`` of the troubles, where the newest backup is fresh."""
+    if level is None or (level is Level.FRESH and isinstance(first, VolumeError)):
+        return "the backup volume cannot be read"
+    if level is Level.FRESH and isinstance(first, DrillOverdueError):
+        return "no restore drill has passed for long"
+    if level is Level.FRESH and isinstance(first, DrillError):
+        return "the restore drill failed"
+    return {
+        Level.STALE: "the newest backup is too old",
+        Level.UNPROVEN: "backups are made, but none is proven",
+        Level.MISSING: "there is no backup",
+        Level.FUTURE: "the newest backup is dated in the future",
+        Level.FRESH: "the backup settings are not usable",
+    }[level]
 
 
 def last_failed_run(instance: dg.DagsterInstance, job_name: str, tags: Mapping[str, str]) -> FailedRun | None:

@@ -25,12 +25,12 @@ class PruningConfig(dg.Config):
 
 
 class DrillPlace(StrEnum):
-    """Where a drill restores to."""
+    """Where a drill restores to. The launchpad takes a member's name, not its value: they are the same."""
 
-    SETTING = "setting"
-    AUTO = "auto"
-    THROWAWAY = "throwaway"
-    DATABASE = "database"
+    setting = "setting"
+    auto = "auto"
+    throwaway = "throwaway"
+    database = "database"
 
 
 class DrillConfig(dg.Config):
@@ -41,7 +41,7 @@ class DrillConfig(dg.Config):
         description="Name of a backup in either tier, or `latest`: the newest that is not known to be bad.",
     )
     where: DrillPlace = Field(
-        default=DrillPlace.SETTING,
+        default=DrillPlace.setting,
         description="`throwaway`: a PostgreSQL of its own beside the run. `database`: a scratch database on the server "
         "that RESTORE_POSTGRES_* name. `auto`: whichever is possible. `setting`: as DRILL_WHERE says.",
     )

@@ -52,7 +52,7 @@ def restore_drill(
 
 
 def _where(place: DrillPlace) -> str:
-    return "" if place is DrillPlace.SETTING else place.value
+    return "" if place is DrillPlace.setting else place.value
 
 
 def _launcher(run: dg.DagsterRun) -> str:

@@ -96,9 +96,9 @@ class Connection:
         return f"postgresql://{quote(self.user, safe='')}{secret}@/{quote(self.database, safe='')}?{options}"
 
     def redact(self, text: str) -> str:
-        """``text`` without the password, in case a program repeats it."""
+        """``text`` without the password, in case a program repeats it; nor as it stands in a URL."""
         secret = self.password.get_secret_value() if self.password else ""
-        return text.replace(secret, "********") if secret else text
+        return text.replace(secret, "********").replace(quote(secret, safe=""), "********") if secret else text
 
 
 @dataclass(frozen=True, slots=True)

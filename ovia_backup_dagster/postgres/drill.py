@@ -67,7 +67,10 @@ _ROOM_BYTES = 256 * 1024 * 1024
 _EVIDENCE_BYTES = 8 * 1024 * 1024
 _RECOVERY = ("hash", "roles", "restore", "materialized views", "analyze")
 _SIZES = """
-    SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS name, pg_total_relation_size(c.oid) AS bytes
+    SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS name,
+           CASE c.relkind WHEN 'r' THEN pg_total_relation_size(c.oid) ELSE (
+               SELECT coalesce(sum(pg_total_relation_size(relid)), 0)::bigint FROM pg_partition_tree(c.oid)
+           ) END AS bytes
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p')
 """
 _INVALID_INDEXES = """
@@ -527,14 +530,21 @@ class _Drill:
         before = (previous.path.name, previous.witness) if previous and previous.witness else None
         findings = judge(found, expectations=expectations, manifest=None, previous=before)
         expected = ", ".join(f"{name} {found.rows_of(name) or 0:,}" for name in expectations.tables)
-        passed = {
-            DrillCheck.TABLES_PRESENT: expected or "BACKUP_EXPECTED_TABLES names none",
-            DrillCheck.TABLES_HOLD_ROWS: expected if expectations.require_rows else "rows are not asked for",
-            DrillCheck.ROWS_KEPT: f"compared with {previous}" if before else "there is no earlier proven backup",
+        asked_for = expected or "BACKUP_EXPECTED_TABLES names none"
+        lines = {
+            DrillCheck.TABLES_PRESENT: (bool(expected), asked_for),
+            DrillCheck.TABLES_HOLD_ROWS: (
+                bool(expected) and expectations.require_rows,
+                asked_for if expectations.require_rows else "BACKUP_REQUIRE_ROWS does not ask for rows",
+            ),
+            DrillCheck.ROWS_KEPT: (
+                before is not None,
+                f"compared with {previous}" if before else "there is no earlier proven backup to compare with",
+            ),
         }
-        for check, text in passed.items():
+        for check, (made, text) in lines.items():
             wrong = [finding.text for finding in findings if finding.check == Check(check.value)]
-            self._add(check, wrong, passed=text)
+            self._add(check, wrong, passed=text, result=Result.PASSED if made else Result.NOT_MADE)
 
     def _previous(self) -> Backup | None:
         now = datetime.now(UTC)

@@ -118,8 +118,9 @@ class Dumper:
                 require_still_there(lock, catalog.root)
                 backup = catalog.publish(temporary, name, manifest, globals_sql)
             catalog.keep_reserve()
-            # From now on a drill is due.
-            DrillFolder(catalog).prepare(datetime.now(UTC))
+            # From now on a drill is due. The dump is published: nothing may fail it any more.
+            with contextlib.suppress(BackupError):
+                DrillFolder(catalog).prepare(datetime.now(UTC))
         log(f"published {backup} ({human_bytes(backup.size_bytes)} in {manifest.seconds:.1f} s)")
         return backup
 

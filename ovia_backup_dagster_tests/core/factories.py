@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from ovia_backup_dagster.core.catalog import DRILLED, Backup, Catalog
+from ovia_backup_dagster.core.catalog import Backup, Catalog
 from ovia_backup_dagster.core.manifest import DatabaseFacts, Manifest
 from ovia_backup_dagster.core.naming import BackupName, Tier
 from ovia_backup_dagster.core.verdict import (
     Check,
+    DrillRecord,
     Finding,
     Hold,
     Judgement,
@@ -133,11 +134,17 @@ def proven(catalog: Catalog, started_at: datetime, tier: Tier = Tier.DAILY) -> B
     return judged(catalog, made)
 
 
-def drilled(backup: Backup) -> Backup:
-    """Say that a drill restored it."""
-    backup.sidecar(DRILLED).write_text("{}\n", encoding="utf-8")
-    backup.sidecar(DRILLED).chmod(0o600)
-    return backup
+def drilled(catalog: Catalog, backup: Backup, *, passed: bool = True, at: datetime = NOW) -> Backup:
+    """Say that a drill restored it, as it is now."""
+    status = backup.path.stat()
+    record = DrillRecord(
+        at=at,
+        passed=passed,
+        size_bytes=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        evidence=f"{at:%Y-%m-%d_%H%M%S}_{backup.path.stem}.json",
+    )
+    return catalog.record_drill(backup, record)
 
 
 def held(catalog: Catalog, backup: Backup, until: datetime, released_at: datetime | None = None) -> Backup:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from ovia_backup_dagster.core.catalog import (
+    DRILLED,
     GLOBALS,
     HELD,
     MANIFEST,
@@ -324,6 +325,37 @@ def test_a_hold_is_found_again_and_replaced(catalog: Catalog) -> None:
     assert held(catalog, backup, NOW + 2 * DAY, released_at=NOW).hold == Hold(
         until=NOW + 2 * DAY, reason="people shrank from 10 to 1 rows", released_at=NOW
     )
+
+
+def test_a_drill_is_found_again_and_the_last_one_counts(catalog: Catalog) -> None:
+    backup = proven(catalog, AT)
+    assert (backup.drills, backup.drilled) == (None, False)
+    for passed in (True, False, True):
+        backup = drilled(catalog, backup, passed=passed)
+        assert backup.drilled is passed
+    assert backup.drills is not None
+    assert [drill.passed for drill in backup.drills.drills] == [True, False, True]
+    assert mode(backup.sidecar(DRILLED)) == 0o600
+    assert backup.state(NOW) is State.PROVEN
+
+
+def test_a_drill_is_of_the_file_that_it_restored(catalog: Catalog) -> None:
+    backup = drilled(catalog, proven(catalog, AT))
+    os.utime(backup.path, ns=(0, backup.mtime_ns + 1))
+    assert not catalog.refresh(backup).drilled
+    backup = drilled(catalog, catalog.refresh(backup))
+    assert backup.drilled
+    backup.path.write_bytes(CONTENT[:-1])
+    os.utime(backup.path, ns=(0, backup.mtime_ns))
+    assert not catalog.refresh(backup).drilled
+
+
+@pytest.mark.parametrize("text", ["", "{}", "garbage", '{"version": 1, "drills": []}', '{"version": 2, "drills": []}'])
+def test_a_broken_drill_proves_nothing_and_the_next_one_mends_it(catalog: Catalog, text: str) -> None:
+    backup = proven(catalog, AT)
+    backup.sidecar(DRILLED).write_text(text, encoding="utf-8")
+    assert (backup.drills, backup.drilled) == (None, False)
+    assert drilled(catalog, backup).drilled
 
 
 def test_the_newest_in_a_state(catalog: Catalog) -> None:
@@ -655,7 +687,7 @@ class Volumes:
 
     def fresh(self) -> Catalog:
         self.catalog = make_catalog(self._folder / str(next(self._numbers)))
-        drilled(proven(self.catalog, AT - 7 * DAY))
+        drilled(self.catalog, proven(self.catalog, AT - 7 * DAY))
         return self.catalog
 
     def begin(self) -> None:
@@ -712,7 +744,7 @@ def test_removing_killed_at_any_step_leaves_the_whole_backup_or_what_the_next_sw
     def prepare() -> Callable[[], object]:
         catalog = volumes.fresh()
         volumes.begin()
-        backup = drilled(held(catalog, proven(catalog, AT), NOW + DAY))
+        backup = drilled(catalog, held(catalog, proven(catalog, AT), NOW + DAY))
         return lambda: catalog.remove(backup)
 
     for _ in killed_at_each_step(prepare):
@@ -802,6 +834,14 @@ def test_the_two_tiers_verdicts_go_their_own_ways(catalog: Catalog) -> None:
     weekly = judged(catalog, catalog.promote(backup), good=False)
     assert weekly.state(NOW) is State.BAD
     assert catalog.refresh(backup).state(NOW) is State.PROVEN
+
+
+def test_a_promoted_backup_is_as_drilled_as_the_daily_one_was(catalog: Catalog) -> None:
+    backup = drilled(catalog, proven(catalog, AT))
+    weekly = catalog.promote(backup)
+    assert weekly.drilled
+    assert not drilled(catalog, weekly, passed=False).drilled
+    assert catalog.refresh(backup).drilled
 
 
 def test_the_weekly_backup_outlives_the_daily_one(catalog: Catalog) -> None:
@@ -1008,7 +1048,7 @@ def everything(folder: Path) -> dict[str, bytes | str | None]:
 
 
 def test_the_sweep_touches_nothing_that_is_not_ours(catalog: Catalog) -> None:
-    drilled(held(catalog, proven(catalog, AT + HOUR), NOW))
+    drilled(catalog, held(catalog, proven(catalog, AT + HOUR), NOW))
     catalog.promote(proven(catalog, AT + 2 * HOUR))
     lay_out_strangers(catalog)
     before = everything(catalog.root)

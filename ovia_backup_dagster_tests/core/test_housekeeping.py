@@ -135,7 +135,7 @@ def test_pruning_the_daily_copy_leaves_the_weekly_one_whole(catalog: Catalog) ->
 
 def test_drilled_and_held_ones_stay(catalog: Catalog) -> None:
     made = dailies(catalog, 5)
-    drilled(made[4])
+    drilled(catalog, made[4])
     held(catalog, made[3], NOW + DAY)
     held(catalog, made[2], NOW - DAY)
     housekeeping.prune(catalog, ONE_DAY, NOW)

@@ -755,7 +755,7 @@ def test_a_dump_dated_at_the_edge_of_the_calendar_stops_nothing(at: datetime, zo
 
 def test_a_candidate_says_what_the_volume_says(tmp_path: Path) -> None:
     catalog = make_catalog(tmp_path)
-    backup = drilled(held(catalog, proven(catalog, NOW - 9 * DAY), NOW + DAY))
+    backup = drilled(catalog, held(catalog, proven(catalog, NOW - 9 * DAY), NOW + DAY))
     assert candidate(backup, NOW) == Candidate(
         key="daily/ovia_daily_2026-06-06_120000.dump",
         tier=Tier.DAILY,

@@ -26,7 +26,7 @@ from ovia_backup_dagster.defs.schedules import usable_schedules
 from ovia_backup_dagster.postgres.client import Connection, Programs
 from ovia_backup_dagster.postgres.dump import Dumper, Log
 from ovia_backup_dagster.postgres.verification import Verified
-from ovia_backup_dagster.settings import Settings
+from ovia_backup_dagster.settings import PREFIXES, Settings
 from ovia_backup_dagster.system import BackupSystem
 from ovia_backup_dagster_tests.conftest import REPOSITORY, quiet
 
@@ -35,9 +35,11 @@ DAILY_JOB = "daily_backup_job"
 ALERT_JOB = "freshness_alert_job"
 ALERT = "backup_freshness_alert"
 DOCTOR = "backup_doctor"
+DRILL_JOB = "restore_drill_job"
+DRILL = "restore_drill"
 CHAIN = ("daily_dump", "dump_verification", "weekly_promotion", "retention_pruning")
 
-OURS = ("POSTGRES_", "BACKUP_", "PG", "DAGSTER_")
+OURS = (*PREFIXES, "PG", "DAGSTER_")
 
 
 def load(environment: Mapping[str, str]) -> Settings:

@@ -159,6 +159,7 @@ def test_the_all_clear(bare: NewLocation, people: Receiver) -> None:
     assert message["type"] == "success"
     assert message["message"].splitlines() == [
         f"The newest backup, {path.name}, is 1 h old (not verified yet).",
+        "No restore drill has passed yet.",
         "The trouble began 2026-11-20 03:00 UTC.",
     ]
     assert shown(result)["episode"] == "2026-11-20T03:00:00+00:00"

@@ -79,6 +79,33 @@ ASSETS: dict[str, dict[str, Any]] = {
         "freshness": None,
         "checks": {},
     },
+    "restore_drill": {
+        "deps": [],
+        "group": "backup",
+        "kinds": ["postgres"],
+        "owners": ["team:ovia-operations"],
+        # Not the volume's: no backup waits for a drill.
+        "pool": "restore_drill",
+        "freshness": None,
+        "checks": {
+            "archive_is_what_was_written": "blocks",
+            "extensions_as_in_source": "blocks",
+            "restored_without_errors": "blocks",
+            "rows_and_content_equal": "blocks",
+            "sequences_equal": "blocks",
+            "large_objects_equal": "blocks",
+            "contents_equal": "blocks",
+            "constraints_and_indexes_as_in_source": "blocks",
+            "schema_text_equal": "warns",
+            "materialized_views_refreshed": "warns",
+            "expected_tables_present": "blocks",
+            "expected_tables_hold_rows": "blocks",
+            "tables_kept_their_rows": "warns",
+            "analyzed": "blocks",
+            "negative_control": "blocks",
+            "own_check_passes": "blocks",
+        },
+    },
     "backup_freshness_alert": {
         "deps": [],
         "group": "alerts",
@@ -108,6 +135,7 @@ JOBS: dict[str, dict[str, Any]] = {
     },
     "freshness_alert_job": {"assets": {"backup_freshness_alert"}, "tags": {"ovia/database": "ovia"}},
     "doctor_job": {"assets": {"backup_doctor"}, "tags": {"ovia/database": "ovia"}},
+    "restore_drill_job": {"assets": {"restore_drill"}, "tags": {"ovia/database": "ovia"}},
 }
 
 LAUNCHPAD = {
@@ -115,6 +143,7 @@ LAUNCHPAD = {
     "dump_verification": {"backup"},
     "weekly_promotion": {"backup"},
     "retention_pruning": {"dry_run"},
+    "restore_drill": {"backup", "where", "jobs", "keep_copy"},
     "backup_freshness_alert": {"all_clear", "episode"},
 }
 
@@ -170,15 +199,18 @@ def test_what_is_materialized_by_hand_runs_in_process_too() -> None:
     assert defs.resolve_implicit_global_asset_job_def().executor_def is dg.in_process_executor
 
 
-def test_schedule() -> None:
-    schedules = list(build_defs(load(HOST)).schedules or [])
-    assert [schedule.name for schedule in schedules] == ["daily_backup_schedule"]
-    (schedule,) = schedules
-    assert isinstance(schedule, dg.ScheduleDefinition)
-    assert schedule.job_name == "daily_backup_job"
-    assert schedule.cron_schedule == "0 3 * * *"
-    assert schedule.execution_timezone == "UTC"
-    assert schedule.default_status is dg.DefaultScheduleStatus.RUNNING
+def test_schedules() -> None:
+    found = {}
+    for schedule in build_defs(load(HOST)).schedules or []:
+        assert isinstance(schedule, dg.ScheduleDefinition)
+        found[schedule.name] = (schedule.job_name, schedule.cron_schedule)
+        assert schedule.execution_timezone == "UTC"
+        assert schedule.default_status is dg.DefaultScheduleStatus.RUNNING
+        assert schedule.description
+    assert found == {
+        "daily_backup_schedule": ("daily_backup_job", "0 3 * * *"),
+        "restore_drill_schedule": ("restore_drill_job", "0 5 1 * *"),
+    }
 
 
 def test_sensor() -> None:
@@ -201,11 +233,13 @@ def test_resources_and_their_overriding() -> None:
 def test_no_secret_stands_in_the_definitions() -> None:
     secrets = {
         "POSTGRES_PASSWORD": "the-p4ssword",
+        "RESTORE_POSTGRES_PASSWORD": "the-0ther-p4ssword",
         "BACKUP_NOTIFY_URLS": "json://user:the-t0ken@127.0.0.1/",
     }
     defs = build_defs(load({**HOST, **secrets}))
     text = repr(defs.resources) + repr(defs)
     assert "the-p4ssword" not in text
+    assert "the-0ther-p4ssword" not in text
     assert "the-t0ken" not in text
 
 
@@ -239,6 +273,14 @@ BAD = [
     ({"BACKUP_REQUIRE_ROWS": "perhaps"}, "BACKUP_REQUIRE_ROWS: "),
     ({"BACKUP_COMPRESSION": "zip"}, "BACKUP_COMPRESSION: 'zip' is neither auto nor pg_dump's spelling"),
     ({"BACKUP_NOTIFY_URLS": "a-t0ken-without-scheme"}, "BACKUP_NOTIFY_URLS: URL number 1 has no scheme"),
+    ({"DRILL_SCHEDULE": "every month"}, "DRILL_SCHEDULE: 'every month' is not a cron expression"),
+    ({"DRILL_SCHEDULE": "0 5 31 2 *"}, "DRILL_SCHEDULE: '0 5 31 2 *' is not a cron expression"),
+    ({"DRILL_WHERE": "production"}, "DRILL_WHERE: "),
+    ({"DRILL_JOBS": "1"}, "DRILL_JOBS: 1 is not a number of jobs"),
+    ({"DRILL_DIR": "tmp"}, "DRILL_DIR: 'tmp' is not an absolute path"),
+    ({"DRILL_MAX_AGE_DAYS": "0"}, "DRILL_MAX_AGE_DAYS: 0.0 is not a number of days"),
+    ({"RESTORE_POSTGRES_HOST": "postgres://u:the-t0ken@h/db"}, "RESTORE_POSTGRES_HOST: it must be a host alone"),
+    ({"RESTORE_POSTGRES_PORT": "0"}, "RESTORE_POSTGRES_PORT: 0 is not a port"),
     ({"DAGSTER_PUBLIC_URL": "dagster.example.org"}, "DAGSTER_PUBLIC_URL: it must begin with http"),
 ]
 

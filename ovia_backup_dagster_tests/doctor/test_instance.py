@@ -78,6 +78,7 @@ def test_all_is_well(disk: dg.DagsterInstance) -> None:
     assert [line.text for line in lines] == [
         "the daemon is alive",
         "daily_backup_schedule is on",
+        "restore_drill_schedule is on",
         "backup_freshness_sensor is on",
         "one run at a time works on a volume (pool backup_volume, tag ovia/volume)",
         "runs that do not start, or do not end in time, are marked failed",
@@ -110,6 +111,12 @@ def test_a_daemon_that_fails(disk: dg.DagsterInstance) -> None:
     ("name", "kind", "loss", "command"),
     [
         ("daily_backup_schedule", InstigatorType.SCHEDULE, "no backup is made by itself", "schedule"),
+        (
+            "restore_drill_schedule",
+            InstigatorType.SCHEDULE,
+            "nobody finds out by itself whether backups restore",
+            "schedule",
+        ),
         ("backup_freshness_sensor", InstigatorType.SENSOR, "nobody is told when backups fail", "sensor"),
     ],
 )

@@ -97,7 +97,8 @@ def test_the_ui_serves_the_demo(folder: Path) -> None:
         state = graphql(_STATE)
         repository = state["repositoriesOrError"]["nodes"][0]
         assert {s["name"]: s["scheduleState"]["status"] for s in repository["schedules"]} == {
-            "daily_backup_schedule": "RUNNING"
+            "daily_backup_schedule": "RUNNING",
+            "restore_drill_schedule": "RUNNING",
         }
         sensors = {s["name"]: s["sensorState"]["status"] for s in repository["sensors"]}
         assert sensors["backup_freshness_sensor"] == "RUNNING"

@@ -42,9 +42,10 @@ CHAIN = (("dump",), ("verify",), ("verify", "--unproven"), ("promote",), ("prune
 DAY = timedelta(days=1)
 
 _DUMP = r"\w+_(?:daily|weekly)_\d{4}-\d\d-\d\d_\d{6}\.dump"
-_SIDECAR = r"\.json|\.globals\.sql|\.verified\.json|\.verified\.json\.unreadable|\.held\.json"
+_SIDECAR = r"\.json|\.globals\.sql|\.verified\.json|\.verified\.json\.unreadable|\.drilled\.json|\.held\.json"
+_DRILLS = r"drills/(?:\.since-\w+|\d{4}-\d\d-\d\d_\d{6}_\w+_(?:daily|weekly)_\d{4}-\d\d-\d\d_\d{6}\.(?:json|md))"
 #: What a whole volume may hold, and what a fault may leave besides. Written down here a second time on purpose.
-_REGULAR = re.compile(rf"(?:daily|weekly)/{_DUMP}(?:{_SIDECAR})?|\.lock|\.reserve")
+_REGULAR = re.compile(rf"(?:daily|weekly)/{_DUMP}(?:{_SIDECAR})?|(?:drills/)?\.lock|\.reserve|{_DRILLS}")
 _LEFTOVER = re.compile(rf"(?:daily|weekly)/\.{_DUMP}(?:{_SIDECAR})?\.tmp")
 
 
@@ -283,7 +284,7 @@ class Guard:
         left = [name for name in files(self.place.root) if not _REGULAR.fullmatch(name)]
         assert not left, left
         dumps = {name for name in files(self.place.root) if name.endswith(".dump")}
-        orphans = [n for n in files(self.place.root) if "/" in n and _dump_of(n) not in dumps]
+        orphans = [n for n in files(self.place.root) if _in_tier(n) and _dump_of(n) not in dumps]
         assert not orphans, orphans
         # A dump that was published and whose run died before its verdict has got one, too.
         assert {b.state(now) for b in self.place.catalog.backups()} == {State.PROVEN}
@@ -331,8 +332,12 @@ def leftovers(root: Path) -> list[str]:
     return [
         n
         for n in names
-        if _LEFTOVER.fullmatch(n) or ("/" in n and not n.endswith(".dump") and _dump_of(n) not in names)
+        if _LEFTOVER.fullmatch(n) or (_in_tier(n) and not n.endswith(".dump") and _dump_of(n) not in names)
     ]
+
+
+def _in_tier(name: str) -> bool:
+    return name.startswith(("daily/", "weekly/"))
 
 
 def _dump_of(name: str) -> str:

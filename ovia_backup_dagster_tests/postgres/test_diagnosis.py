@@ -344,7 +344,7 @@ def a_rule_that_wants_the_accounts_name(scene: Scene) -> Outcome:
 
 
 @provokes(
-    'role "(?s:.*?)" does not exist',
+    'FATAL:\\s+role "(?s:.*?)" does not exist',
     error=errors.RoleMissingError,
     why="the server has no role of that name",
     fix="check POSTGRES_USER={user}; or make the role, as a superuser: CREATE ROLE {role} LOGIN",
@@ -364,7 +364,7 @@ def a_role_that_may_not_log_in(scene: Scene) -> Outcome:
 
 
 @provokes(
-    'database "(?s:.*?)" does not exist',
+    'FATAL:\\s+database "(?s:.*?)" does not exist',
     error=errors.DatabaseMissingError,
     why="POSTGRES_DB is wrong, or it was dropped or renamed",
     fix="psql -h {host} -p {port} -U {user} -l; check POSTGRES_DB={database}",
@@ -1088,6 +1088,21 @@ def an_archive_of_a_newer_pg_dump(scene: Scene) -> Outcome:
     return Outcome(connection, [unreadable(archive, scene.full_bin)])
 
 
+@provokes(
+    'extension "(?P<extension>(?s:.*?))" is not available',
+    error=errors.ExtensionMissingError,
+    why="the source has it, and the PostgreSQL that is restored to does not",
+    fix="install its package beside the server programs in PG_BIN_DIR",
+)
+def an_extension_that_is_not_installed(scene: Scene) -> Outcome:
+    """The whole PostgreSQL has contrib, the embedded one has not."""
+    archive = made(scene, scene.new_database("CREATE EXTENSION hstore"), scene.full_bin, "none")
+    with running_cluster(embedded.bin_dir()) as without:
+        target = without.connection()
+        command = str(scene.full_bin / "pg_restore"), "--no-owner", f"--dbname={target.conninfo()}", str(archive)
+        return Outcome(target, [failed(command, target)])
+
+
 def made(scene: Scene, connection: Connection, bin_dir: Path, compression: str) -> Path:
     path = scene.folder / f"{compression}.dump"
     command = str(bin_dir / "pg_dump"), "--format=custom", f"--compress={compression}", f"--file={path}"
@@ -1120,6 +1135,7 @@ NOT_PROVOKED = {
     "connection is lost": "as above",
     "consuming input failed": "as above",
     "server terminated abnormally": "stands below the line that is hit",
+    "could not open extension control file": "servers before 16 say it; 16 says the other, checked by its pg_restore",
     "SSL negotiation": "asks for a server that is no PostgreSQL",
     "Connection timed out": "the kernel gives up after two minutes, libpq after 15 seconds",
     "connection timeout expired": "contains another alternative",

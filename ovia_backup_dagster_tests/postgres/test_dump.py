@@ -76,9 +76,19 @@ def test_files_are_for_their_owner_only(dumper: Dumper, volume: Path) -> None:
 
     dumper.dump(log=quiet)
 
-    modes = {path.name: path.stat().st_mode & 0o777 for path in volume.rglob("*")}
-    assert {mode for name, mode in modes.items() if name not in ("daily", "weekly")} == {0o600}
-    assert {volume.stat().st_mode & 0o777, modes["daily"], modes["weekly"]} == {0o700}
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (volume, *volume.rglob("*"))}
+    folders = {path.name for path in (volume, *volume.rglob("*")) if path.is_dir()}
+    assert folders == {volume.name, "daily", "weekly", "drills"}
+    assert {modes[name] for name in folders} == {0o700}
+    assert {mode for name, mode in modes.items() if name not in folders} == {0o600}
+
+
+def test_what_is_in_the_way_of_drills_is_in_no_dumps_way(dumper: Dumper, catalog: Catalog, volume: Path) -> None:
+    volume.mkdir()
+    (volume / "drills").write_text("no folder")
+
+    assert catalog.backups() == []
+    assert dumper.dump(log=quiet).path.exists()
 
 
 def test_two_dumps_in_one_second_are_two_backups(dumper: Dumper, catalog: Catalog) -> None:

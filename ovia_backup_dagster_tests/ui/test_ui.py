@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from ovia_backup_dagster_tests.defs.receiver import Receiver
-from ovia_backup_dagster_tests.defs.support import ALERT, ALERT_JOB, CHAIN, DAILY_JOB, DOCTOR, flip_byte
+from ovia_backup_dagster_tests.defs.support import ALERT, ALERT_JOB, CHAIN, DAILY_JOB, DOCTOR, DRILL, flip_byte
 from ovia_backup_dagster_tests.ui.browser import CHROMIUM, Site, browsing, colour, visiting
 from ovia_backup_dagster_tests.ui.deployment import CHANGES, Deployment, deployed, until
 
@@ -59,11 +59,11 @@ def site(browser: Browser, deployment: Deployment) -> Iterator[Site]:
 def test_the_graph_shows_the_assets_and_what_follows_on_what(site: Site) -> None:
     site.open_graph()
 
-    expect(site.nodes).to_have_count(6)
+    expect(site.nodes).to_have_count(7)
     expect(site.edges).to_have_count(3)
-    for asset in (*CHAIN, ALERT, DOCTOR):
+    for asset in (*CHAIN, DRILL, ALERT, DOCTOR):
         expect(site.node(asset).get_by_text(asset, exact=True)).to_be_in_viewport()
-    assert site.connected((*CHAIN, ALERT, DOCTOR)) == set(pairwise(CHAIN))
+    assert site.connected((*CHAIN, DRILL, ALERT, DOCTOR)) == set(pairwise(CHAIN))
 
 
 def test_an_old_backup_makes_the_sensor_launch_a_run_that_tells_people(site: Site, told: Receiver) -> None:
