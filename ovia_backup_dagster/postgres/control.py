@@ -13,9 +13,24 @@ from typing import Any
 import psycopg
 
 from ovia_backup_dagster.core.verdict import TableWitness
+from ovia_backup_dagster.postgres.datatext import text_of
 from ovia_backup_dagster.postgres.reread import Rereader
 from ovia_backup_dagster.postgres.session import connect
 
+#: Names as bytes: an encoding may have no codec here, and in SQL_ASCII they need not be text at all.
+_NAMES = """
+    SELECT convert_to(name, getdatabaseencoding()) AS dumped,
+           convert_to(name, sent) AS name,
+           convert_to(coalesce(columns, ''), sent) AS columns
+    FROM (
+        SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS name,
+               CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END AS sent,
+               (SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) FROM pg_attribute a
+                WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '') AS columns
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.relkind IN ('r', 'p') AND n.nspname <> 'pg_catalog'
+    ) AS tables
+"""
 Session = psycopg.Connection[dict[str, Any]]
 
 
@@ -44,49 +59,66 @@ def control(reader: Rereader, tables: Iterable[TableWitness]) -> Control:
     """
     filled = sorted((table for table in tables if table.rows), key=lambda table: (table.rows, table.name))
     with connect(reader.copy) as session:
+        names = _names(session)
         for table in filled:
-            row = _take_row(session, table)
-            if row is None:
+            name = names.get(table.name)
+            row = _take_row(session, name) if name else None
+            if name is None or row is None:
                 continue  # a rule or a reference keeps it: another table will do
-            after = reader.read_table(table.name)
-            _put_back(session, table, row)
+            after = reader.read_table(name.dumped)
+            _put_back(session, name, row)
             read = (after.rows, after.digest.hexdigest()) if after else None
             return Control(table.name, read != (table.rows, table.sha256))
     return Control("", noticed=False)
 
 
-def _take_row(session: Session, table: TableWitness) -> bytes | None:
+@dataclass(frozen=True, slots=True)
+class _Name:
+    """A table, and the columns of it that hold data, in the bytes that a program takes.
+
+    Attributes:
+        dumped: as pg_dump writes it, in the database's encoding.
+        table, columns: as this session's SQL takes them.
+    """
+
+    dumped: bytes
+    table: bytes
+    columns: bytes
+
+
+def _names(session: Session) -> dict[str, _Name]:
+    """Of every table, by its name in a witness."""
+    rows = session.execute(_NAMES).fetchall()
+    return {text_of(row["dumped"]): _Name(row["dumped"], row["name"], row["columns"]) for row in rows}
+
+
+def _take_row(session: Session, name: _Name) -> bytes | None:
     """Delete a row; returns it as COPY writes it, or ``None`` when none could be deleted."""
     # A table that is loaded through its root is read by that name: its rows stand in the partitions.
-    for target in (f"ONLY {table.name}", table.name):
+    for target in (b"ONLY " + name.table, name.table):
         try:
             with session.transaction():
                 _without_triggers(session)
-                found = _fetch(session, f"SELECT tableoid, ctid::text AS ctid FROM {target} LIMIT 1")  # noqa: S608
+                found = session.execute(b"SELECT tableoid, ctid::text AS ctid FROM " + target + b" LIMIT 1").fetchone()
                 if found is None:
                     continue
-                where = f"WHERE tableoid = {found['tableoid']} AND ctid = '{found['ctid']}'::tid"
-                query = f"COPY (SELECT {table.columns} FROM {target} {where}) TO STDOUT"  # noqa: S608
-                with session.cursor().copy(query.encode()) as copied:
+                where = f" WHERE tableoid = {found['tableoid']} AND ctid = '{found['ctid']}'::tid".encode()
+                query = b"COPY (SELECT " + name.columns + b" FROM " + target + where + b") TO STDOUT"
+                with session.cursor().copy(query) as copied:
                     row = b"".join(map(bytes, copied))
-                if session.execute(f"DELETE FROM {target} {where}".encode()).rowcount == 1:  # noqa: S608
+                if session.execute(b"DELETE FROM " + target + where).rowcount == 1:
                     return row
         except psycopg.Error:
             continue
     return None
 
 
-def _put_back(session: Session, table: TableWitness, row: bytes) -> None:
-    columns = f" ({table.columns})" if table.columns else ""
+def _put_back(session: Session, name: _Name, row: bytes) -> None:
+    columns = b" (" + name.columns + b")" if name.columns else b""
     with session.transaction():
         _without_triggers(session)
-        with session.cursor().copy(f"COPY {table.name}{columns} FROM STDIN".encode()) as copied:
+        with session.cursor().copy(b"COPY " + name.table + columns + b" FROM STDIN") as copied:
             copied.write(row)
-
-
-def _fetch(session: Session, query: str) -> dict[str, Any] | None:
-    # The names in it are as pg_dump printed them, quoted where needed.
-    return session.execute(query.encode()).fetchone()
 
 
 def _without_triggers(session: Session) -> None:

@@ -67,7 +67,7 @@ _ROOM_BYTES = 256 * 1024 * 1024
 _EVIDENCE_BYTES = 8 * 1024 * 1024
 _RECOVERY = ("hash", "roles", "restore", "materialized views", "analyze")
 _SIZES = """
-    SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS name,
+    SELECT convert_to(quote_ident(n.nspname) || '.' || quote_ident(c.relname), getdatabaseencoding()) AS name,
            CASE c.relkind WHEN 'r' THEN pg_total_relation_size(c.oid) ELSE (
                SELECT coalesce(sum(pg_total_relation_size(relid)), 0)::bigint FROM pg_partition_tree(c.oid)
            ) END AS bytes
@@ -556,7 +556,7 @@ class _Drill:
     def _measure(self, copy: Copy) -> None:
         with connect(copy.connection) as session:
             self.copy_bytes = int(_one(session, "SELECT pg_database_size(current_database()) AS one"))
-            self.sizes = {row["name"]: row["bytes"] for row in session.execute(_SIZES)}
+            self.sizes = {text_of(row["name"]): row["bytes"] for row in session.execute(_SIZES)}
 
     def _analyze(self, copy: Copy) -> None:
         command = (

@@ -80,11 +80,14 @@ class Rereader:
 
     def read_unordered(self, wanted: Mapping[str, Sequence[str]], log: Log | None = None) -> dict[str, UnorderedRows]:
         """The rows of some tables (name -> columns), whatever the order they stand in."""
-        return asked_for(self._data(unordered(wanted), *map(_only, wanted), log=log))
+        # A name that is not UTF-8 is shown with backslashes, and cannot be asked for.
+        only = () if any("\\" in name for name in wanted) else map(_only, wanted)
+        return asked_for(self._data(unordered(wanted), *only, log=log))
 
-    def read_table(self, name: str) -> OrderedRows | None:
-        """One table; ``None`` when it is not there."""
-        return self._data(ordered, _only(name)).tables.get(name)
+    def read_table(self, name: bytes) -> OrderedRows | None:
+        """One table, by its name as pg_dump writes it; ``None`` when it is not there."""
+        # As a file's name, any bytes can be an argument.
+        return self._data(ordered, _only(os.fsdecode(name))).tables.get(text_of(name))
 
     def _data(self, rows_of: Callable[[str], R], *options: str, log: Log | None = None) -> Data[R]:
         command = self._pg_dump("--format=plain", "--data-only", *options)
