@@ -43,7 +43,7 @@ from ovia_backup_dagster.postgres import archive as archives
 from ovia_backup_dagster.postgres import own_check, roles
 from ovia_backup_dagster.postgres.client import SESSION_OPTIONS, Connection, capture
 from ovia_backup_dagster.postgres.control import control
-from ovia_backup_dagster.postgres.datatext import Log, split_columns
+from ovia_backup_dagster.postgres.datatext import Log, split_columns, text_of
 from ovia_backup_dagster.postgres.diagnosis import diagnose
 from ovia_backup_dagster.postgres.places import (
     Copy,

@@ -144,7 +144,7 @@ def drilled(catalog: Catalog, backup: Backup, *, passed: bool = True, at: dateti
         mtime_ns=status.st_mtime_ns,
         evidence=f"{at:%Y-%m-%d_%H%M%S}_{backup.path.stem}.json",
     )
-    return catalog.record_drill(backup, record)
+    return catalog.record_drill(backup, record, backup.path.parent)
 
 
 def held(catalog: Catalog, backup: Backup, until: datetime, released_at: datetime | None = None) -> Backup:
