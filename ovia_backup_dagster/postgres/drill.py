@@ -449,7 +449,11 @@ class _Drill:
     def _prove_refreshed(self, restorer: Restorer, archive: Path, listing: str) -> None:
         views = [entry for entry in archives.entries(listing) if entry.startswith(REFRESH)]
         odd = restorer.refresh(archive, listing) if views else []
-        self._add(DrillCheck.MATERIALIZED_VIEWS, odd, passed=f"{len(views)}" if views else "there is none to refresh")
+        self._add(
+            DrillCheck.MATERIALIZED_VIEWS,
+            odd,
+            passed=f"{len(views)} refreshed" if views else "there is none to refresh",
+        )
 
     def _prove_equal(self, copy: Copy, witness: Witness, candidates: Sequence[str]) -> Rereader:
         schema_options = ("--no-tablespaces", *(() if copy.private else ("--no-owner", "--no-privileges")))
@@ -460,9 +464,9 @@ class _Drill:
         with self._phase("comparison"):
             self._prove_tables(witness, found, reader)
             bad = comparison.sequence_differences(witness, found)
-            self._add(DrillCheck.SEQUENCES, bad, passed=f"{len(found.sequences):,}")
+            self._add(DrillCheck.SEQUENCES, bad, passed=f"{len(found.sequences):,} sequences")
             bad = comparison.large_object_differences(witness.large_objects, found.large_objects)
-            self._add(DrillCheck.LARGE_OBJECTS, bad, passed=f"{found.large_objects.count:,}")
+            self._add(DrillCheck.LARGE_OBJECTS, bad, passed=f"{found.large_objects.count:,} large objects")
             self._prove_contents(copy, witness, found)
             schema = archives.schema_text(self.by.verifier.programs, self.backup.path, *schema_options)
             odd = comparison.schema_differences(schema, reading.schema)
