@@ -182,7 +182,7 @@ class Cluster:
 
     def _reachable(self, bin_dir: Path, owner: pwd.struct_passwd | None) -> Path:
         """The programs, or a copy of them where the account that must run them can reach it."""
-        if owner is None or all(_others_may_enter(folder) for folder in (bin_dir, *bin_dir.parents)):
+        if owner is None or may_enter(bin_dir):
             return bin_dir
         copy = self.folder / "programs"
         if not copy.exists():
@@ -213,6 +213,11 @@ def account_id() -> int:
     """The user id that a cluster's files belong to."""
     owner = _account()
     return owner.pw_uid if owner else os.geteuid()
+
+
+def may_enter(folder: Path) -> bool:
+    """Whether the account that servers run under reaches a folder."""
+    return os.geteuid() != 0 or all(_others_may_enter(way) for way in (folder, *folder.parents))
 
 
 def _is_program(process: Path) -> bool:

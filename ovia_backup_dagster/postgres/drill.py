@@ -54,6 +54,7 @@ from ovia_backup_dagster.postgres.places import (
     scratch_name,
     server_programs,
     throwaway,
+    usable,
 )
 from ovia_backup_dagster.postgres.reread import Reading, Rereader
 from ovia_backup_dagster.postgres.restore import REFRESH, Restorer
@@ -300,7 +301,7 @@ class _Drill:
             return  # the server will say so
         needed = needed_bytes(copy_bytes)
         folder, volume = self.by.folder, self.by.catalog.root
-        with explained(f"cannot restore into {folder}"):
+        with usable(folder):
             if folder.stat().st_dev == volume.stat().st_dev:
                 needed += self.backup.size_bytes  # the next dump must still find room
             free = shutil.disk_usage(folder).free

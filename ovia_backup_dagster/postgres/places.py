@@ -21,9 +21,9 @@ from typing import Any
 import psycopg
 
 from ovia_backup_dagster.core.errors import BackupError, CopyError, ProgramMissingError
-from ovia_backup_dagster.core.files import explained, is_folder
+from ovia_backup_dagster.core.files import is_folder
 from ovia_backup_dagster.postgres.client import Connection, Programs
-from ovia_backup_dagster.postgres.cluster import Cluster, account_id
+from ovia_backup_dagster.postgres.cluster import Cluster, account_id, may_enter
 from ovia_backup_dagster.postgres.datatext import Log, statements, text_of
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier, sql_string
 from ovia_backup_dagster.postgres.session import connect, system_identifier
@@ -90,12 +90,12 @@ class Copy:
             if not self.private:
                 found += f" CONNECTION LIMIT = {_CONNECTION_LIMIT}".encode()
             try:
-                session.execute(found)
+                self._make(session, found)
             except psycopg.Error as error:
                 without = _LOCALE.sub(b"", found) + b" LOCALE = 'C'"
                 if "locale" not in str(error).lower() and "collat" not in str(error).lower():
                     raise
-                session.execute(without)
+                self._make(session, without)
                 notes.append(
                     "the copy has locale C, since the source's is not installed here: "
                     + str(error).partition("\n")[0].strip()
@@ -104,6 +104,15 @@ class Copy:
                 comment = f"COMMENT ON DATABASE {sql_identifier(self.connection.database)} IS {sql_string(MARK)}"
                 session.execute(comment.encode())
         return notes
+
+    def _make(self, session: psycopg.Connection[dict[str, Any]], statement: bytes) -> None:
+        try:
+            session.execute(statement)
+        except (psycopg.errors.UniqueViolation, psycopg.errors.DuplicateDatabase):
+            # A drill was killed while the server was making its database, which it has finished by now.
+            if self.private or not _drop(session, self.connection.database):
+                raise
+            session.execute(statement)
 
     def configure(self, script: bytes) -> list[str]:
         """Give the database the source's owner and settings; returns what could not be. On a private server only.
@@ -195,9 +204,33 @@ def remains(folder: Path) -> list[Path]:
 
 
 @contextmanager
+def usable(folder: Path) -> Iterator[None]:
+    """Turn what keeps a cluster from being made in a folder into an error that says so.
+
+    Raises:
+        CopyError: it is not there, cannot be written, or not be reached by the account that servers run under.
+    """
+    what = f"cannot make a throwaway cluster in {folder}"
+    try:
+        if not may_enter(folder):
+            raise CopyError(
+                what,
+                why="the account that PostgreSQL runs under, as root it may not, cannot enter this folder",
+                fix=f"namei -l {folder}; chmod o+x what is closed, or set DRILL_DIR to another folder",
+            )
+        yield
+    except OSError as error:
+        raise CopyError(
+            what,
+            said=error.strerror or str(error),
+            fix=f"ls -ld {folder}; df -h {folder}; findmnt -T {folder}; or set DRILL_DIR to another folder",
+        ) from error
+
+
+@contextmanager
 def _made(bin_dir: Path, folder: Path, log: Log) -> Iterator[Path]:
     """A folder for a cluster, locked while it is in use."""
-    with explained(f"cannot make a throwaway cluster in {folder}"), _alone(folder):
+    with usable(folder), _alone(folder):
         for place in _remove_remains(bin_dir, folder):
             log(f"removed what an earlier drill had left: {place}")
         place = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder))
@@ -220,7 +253,7 @@ def _remove_remains(bin_dir: Path, folder: Path) -> list[Path]:
 def _alone(folder: Path) -> Iterator[None]:
     """Between a folder's making and its locking nobody takes it for remains."""
     path = folder / f".{PREFIX}{os.geteuid()}.lock"
-    with explained(f"cannot make a throwaway cluster in {folder}"):
+    with usable(folder):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -364,7 +397,7 @@ def _drop(session: psycopg.Connection[dict[str, Any]], name: str) -> bool:
             why="somebody restored into it by hand, as the old runbook says, or uses it for something else",
             fix=f"if nobody needs it: psql -c {shell_word(f'DROP DATABASE {sql_identifier(name)}')}; then try again",
         )
-    session.execute(f"DROP DATABASE {sql_identifier(name)} WITH (FORCE)".encode())
+    session.execute(f"DROP DATABASE IF EXISTS {sql_identifier(name)} WITH (FORCE)".encode())
     return True
 
 

@@ -1,0 +1,399 @@
+"""A drill whose disk is full, whose server dies, or that is ended: nothing of it is left, and the next one passes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from random import Random
+
+import psycopg
+import pytest
+
+from ovia_backup_dagster.core.drill import Evidence
+from ovia_backup_dagster.postgres import places
+from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster_tests.conftest import PortCluster, execute, free_port, running_cluster
+from ovia_backup_dagster_tests.faults.conftest import FULL, Record, needs_root, place_for, rounds
+from ovia_backup_dagster_tests.faults.disks import MEGABYTE, filled, tmpfs
+from ovia_backup_dagster_tests.faults.harness import (
+    Place,
+    at_moment,
+    duration,
+    ended_by_then,
+    files,
+    moments,
+    state_of,
+    until,
+)
+
+ROUNDS = rounds(100, 2)
+#: The beginnings of what a drill logs -> the phase that follows.
+PHASES = {
+    "hashing": "while it hashed",
+    "restoring": "while it made roles and restored",
+    "restored_without_errors": "while it refreshed and read the copy",
+    "rows_and_content_equal": "while it compared",
+    "analyzed": "in the negative control",
+    "own_check_passes": "while it removed the copy",
+}
+
+
+@pytest.fixture(scope="module")
+def source(server: PortCluster, bin_dir: Path) -> Iterator[Connection]:
+    """A database whose restore takes a moment: mostly indexes."""
+    name = f"drill{os.getpid()}_{free_port()}"
+    postgres = server.connection()
+    execute(postgres, f"CREATE DATABASE {name} TEMPLATE template0")
+    database = server.connection(name)
+    indexes = "; ".join(f"CREATE INDEX ON bulk (noise, id, (id % {number + 2}))" for number in range(8))
+    try:
+        execute(
+            database,
+            "CREATE TABLE people (id int PRIMARY KEY, name text)",
+            "INSERT INTO people SELECT g, 'p' || g FROM generate_series(1, 500) g",
+            "CREATE TABLE bulk AS SELECT g AS id, md5(g::text) || md5((g + 1)::text) AS noise "
+            "FROM generate_series(1, 20000) g",
+            indexes,
+        )
+        yield database
+    finally:
+        execute(postgres, f"DROP DATABASE IF EXISTS {places.scratch_name(name)} WITH (FORCE)")
+        execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="module")
+def template(source: Connection, bin_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A volume with one proven backup."""
+    folder = tmp_path_factory.mktemp("drills")
+    made = place_for(source, bin_dir, folder / "backups", folder)
+    settings = {**made.settings, "BACKUP_EXPECTED_TABLES": "people,bulk"}
+    made = replace(made, settings=settings)
+    assert made.run("dump").code == 0
+    assert made.run("verify").code == 0
+    return made
+
+
+@pytest.fixture
+def place(template: Place, tmp_path: Path) -> Iterator[Place]:
+    """A copy of it, with a folder of its own for throwaway clusters."""
+    root, folder = tmp_path / "backups", Path("/tmp") / f"ovia-dk-{os.getpid()}-{free_port()}"
+    shutil.copytree(template.root, root)
+    folder.mkdir(mode=0o711)
+    settings = {**template.settings, "BACKUP_DIR": str(root), "DRILL_DIR": str(folder)}
+    try:
+        yield Place(settings, tmp_path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def drill_dir(place: Place) -> Path:
+    return Path(place.settings["DRILL_DIR"])
+
+
+def servers(place: Place) -> dict[int, str]:
+    """PostgreSQL's processes that run in the drill's folder."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            here = os.readlink(process / "cwd")
+            if here.startswith(str(drill_dir(place))) and state_of(int(process.name)):
+                found[int(process.name)] = (process / "comm").read_text().strip()
+    return found
+
+
+def postmaster(place: Place) -> int:
+    for path in drill_dir(place).glob(f"{places.PREFIX}*/data/postmaster.pid"):
+        with suppress(OSError, ValueError, IndexError):
+            return int(path.read_text().splitlines()[0])
+    return 0
+
+
+@contextmanager
+def stuffed(folder: Path) -> Iterator[None]:
+    """Full, whoever else writes there at the same time."""
+    ballast = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600)
+    try:
+        with suppress(OSError):
+            for at in count():
+                os.posix_fallocate(ballast, at * 65536, 65536)
+        yield
+    finally:
+        os.close(ballast)
+
+
+def scratch_there(place: Place) -> bool:
+    name = places.scratch_name(place.settings["POSTGRES_DB"])
+    with psycopg.connect(
+        host=place.settings["POSTGRES_HOST"], port=place.settings["POSTGRES_PORT"], user="postgres", dbname="postgres"
+    ) as session:
+        return bool(session.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchall())
+
+
+def evidence(place: Place) -> list[Evidence]:
+    return list(place.system.drills.newest_first())
+
+
+def nothing_left(place: Place) -> None:
+    """No server, no folder, no scratch database."""
+    until(lambda: not servers(place), 10)
+    assert [path.name for path in drill_dir(place).glob(f"{places.PREFIX}*")] == []
+    assert not scratch_there(place)
+
+
+def no_half_evidence(place: Place) -> None:
+    for path in (place.root / "drills").glob("*"):
+        if path.suffix == ".json":
+            Evidence.model_validate_json(path.read_bytes())
+        elif path.suffix == ".md":
+            assert path.read_text().endswith("\n")
+
+
+def next_one_passes(place: Place, *arguments: str) -> None:
+    """It sweeps what was left, and leaves nothing."""
+    before = len(evidence(place))
+    ended = place.run("drill", *arguments)
+    assert ended.code == 0, ended.output
+    nothing_left(place)
+    no_half_evidence(place)
+    assert len(evidence(place)) == before + 1
+    assert evidence(place)[0].passed
+    assert not [name for name in files(place.root) if name.endswith(".tmp")]
+    assert place.catalog.backups()[0].drilled
+
+
+# --------------------------------------------------------------------------------------------- no room
+
+
+@needs_root
+def test_a_drill_dir_without_room_is_refused_before_anything_is_read(place: Place) -> None:
+    with tmpfs(drill_dir(place), 100 * MEGABYTE):
+        drill_dir(place).chmod(0o711)
+        ended = place.run("drill")
+        assert ended.code == 1
+        assert "has too little room for a copy: 100.0 MB free" in ended.output or "MB free" in ended.output
+        assert "needed" in ended.output
+        assert "hashing" not in ended.output
+    assert len(evidence(place)) == 1
+    assert not evidence(place)[0].passed
+    assert "DRILL_DIR" in evidence(place)[0].fix
+    nothing_left(place)
+
+
+@needs_root
+def test_a_disk_that_fills_up_in_mid_restore(place: Place) -> None:
+    """The estimate was too small, or somebody else wrote: the disk's words are shown, and it is cleaned."""
+    with tmpfs(drill_dir(place), 400 * MEGABYTE):
+        drill_dir(place).chmod(0o711)
+        with ended_by_then(place.start("drill")) as running:
+            until(lambda: "restoring" in running.output, 30)
+            with stuffed(drill_dir(place)):
+                ended = running.wait()
+        assert ended.code == 1
+        assert "No space left on device" in ended.output
+        assert "Traceback" not in ended.output
+        found = evidence(place)[0]
+        assert not found.passed
+        assert f"df -h {drill_dir(place)}" in found.fix
+        assert "ovia_postgres" not in found.fix
+        nothing_left(place)
+        # There is room again.
+        next_one_passes(place)
+
+
+@needs_root
+def test_a_volume_without_room_for_evidence_is_refused_at_once(place: Place, tmp_path: Path) -> None:
+    root = tmp_path / "small"
+    with tmpfs(root, 64 * MEGABYTE):
+        shutil.copytree(place.root, root, dirs_exist_ok=True)
+        small = replace(place, settings={**place.settings, "BACKUP_DIR": str(root)})
+        with filled(root, 2 * MEGABYTE):
+            line = small.run("drill").refused()
+        assert "no room for a drill's evidence" in line
+        assert evidence(small) == []
+        next_one_passes(small)
+
+
+@needs_root
+@pytest.mark.parametrize("reserve", [True, False])
+def test_a_volume_that_fills_up_meanwhile(place: Place, tmp_path: Path, reserve: bool) -> None:
+    """The reserve is for this. Without one, the drill says what came of it, and why that is not written down."""
+    root = tmp_path / "small"
+    with tmpfs(root, 96 * MEGABYTE):
+        shutil.copytree(place.root, root, dirs_exist_ok=True)
+        small = replace(place, settings={**place.settings, "BACKUP_DIR": str(root)})
+        (root / ".reserve").unlink(missing_ok=True)
+        if reserve:
+            (root / ".reserve").write_bytes(bytes(4 * MEGABYTE))
+        with ended_by_then(small.start("drill")) as running:
+            until(lambda: "restoring" in running.output, 30)
+            with filled(root, 0):
+                ended = running.wait()
+        no_half_evidence(small)
+        assert "Traceback" not in ended.output
+        nothing_left(small)
+        if reserve:
+            assert ended.code == 0, ended.output
+            assert evidence(small)[0].passed
+            assert small.catalog.backups()[0].drilled
+        else:
+            assert "the backup volume is full" in ended.refused()
+            assert evidence(small) == []
+            assert not [name for name in files(root) if "drills/2" in name]
+        next_one_passes(small)
+
+
+@needs_root
+@pytest.mark.parametrize("kind", ["missing", "a file", "read-only", "closed"])
+def test_a_drill_dir_that_cannot_be_used(place: Place, kind: str) -> None:
+    folder = drill_dir(place)
+    if kind == "read-only":
+        with tmpfs(folder, 400 * MEGABYTE):
+            folder.chmod(0o711)
+            subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+            ended = place.run("drill")
+    elif kind == "closed":
+        folder.chmod(0o700)  # the server's account cannot enter
+        ended = place.run("drill")
+        folder.chmod(0o711)
+    else:
+        folder.rmdir()
+        if kind == "a file":
+            folder.write_text("")
+        ended = place.run("drill")
+        folder.unlink(missing_ok=True)
+        folder.mkdir(mode=0o711)
+    assert ended.code == 1
+    assert "Traceback" not in ended.output
+    found = evidence(place)[0]
+    assert str(folder) in found.error
+    assert "DRILL_DIR" in found.fix
+    assert "BACKUP_DIR" not in found.fix
+    next_one_passes(place)
+
+
+@needs_root
+def test_a_read_only_volume_is_refused(place: Place, tmp_path: Path) -> None:
+    root = tmp_path / "ro"
+    with tmpfs(root, 64 * MEGABYTE):
+        shutil.copytree(place.root, root, dirs_exist_ok=True)
+        frozen = replace(place, settings={**place.settings, "BACKUP_DIR": str(root)})
+        subprocess.run(["mount", "-o", "remount,ro", str(root)], check=True)
+        assert "read-only" in frozen.run("drill").refused()
+    nothing_left(place)
+
+
+# --------------------------------------------------------------------------------------------- servers that die
+
+
+@pytest.mark.parametrize("until_it_says", ["restoring", "restored_without_errors", "analyzed"])
+def test_the_throwaway_server_is_killed(place: Place, until_it_says: str) -> None:
+    with ended_by_then(place.start("drill")) as running:
+        until(lambda: until_it_says in running.output and postmaster(place), 30, pause=0.002)
+        os.kill(postmaster(place), signal.SIGKILL)
+        ended = running.wait()
+    assert ended.code == 1, ended.output
+    assert "Traceback" not in ended.output
+    found = evidence(place)[0]
+    assert not found.passed
+    assert "ovia_postgres" not in found.fix
+    assert "docker" not in found.fix
+    assert found.fix
+    nothing_left(place)
+    next_one_passes(place)
+
+
+def test_a_scratch_server_is_stopped_in_mid_restore(place: Place, bin_dir: Path, tmp_path: Path) -> None:
+    with running_cluster(bin_dir) as other:
+        settings = {
+            **place.settings,
+            "RESTORE_POSTGRES_HOST": other.connection().host,
+            "RESTORE_POSTGRES_PORT": str(other.port),
+        }
+        named = replace(place, settings=settings)
+        with ended_by_then(named.start("drill", "--where", "database")) as running:
+            until(lambda: "restoring" in running.output, 30)
+            other.stop("immediate")
+            ended = running.wait()
+        assert ended.code == 1
+        assert "Traceback" not in ended.output
+        assert not evidence(place)[0].passed
+        other.start()
+        ended = named.run("drill", "--where", "database")
+        assert ended.code == 0, ended.output
+        with psycopg.connect(host=other.connection().host, port=other.port, user="postgres", dbname="postgres") as s:
+            assert s.execute("SELECT count(*) FROM pg_database").fetchone() == (3,)
+
+
+# --------------------------------------------------------------------------------------------- drills that are ended
+
+
+def phase_of(output: str) -> str:
+    found = [phase for said, phase in PHASES.items() if f"{said}" in output]
+    return found[-1] if found else "before it read anything"
+
+
+@pytest.mark.parametrize("where", ["throwaway", "database"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_ended_politely_in_each_phase(place: Place, where: str, number: signal.Signals) -> None:
+    """It cleans at once."""
+    for said in PHASES if FULL else ("restoring", "restored_without_errors"):
+        with ended_by_then(place.start("drill", "--where", where)) as running:
+            until(lambda said=said, running=running: said in running.output, 30, pause=0.002)  # type: ignore[misc]
+            running.send(number)
+            ended = running.wait()
+        assert ended.code in (128 + number, 0), ended.output
+        assert "Traceback" not in ended.output
+        nothing_left(place)
+        no_half_evidence(place)
+    assert evidence(place) == [] or FULL
+    next_one_passes(place, "--where", where)
+
+
+@pytest.mark.parametrize("where", ["throwaway", "database"])
+def test_killed_at_random_moments(place: Place, rng: Random, record: Record, where: str) -> None:
+    """``kill -9``, of the process alone: what it has started goes on, and the next drill ends it."""
+    seconds = duration(lambda: place.run("drill", "--where", where), 1 + bool(FULL) * 2) if FULL else 2.5
+    hit: Counter[str] = Counter()
+    left = 0
+    for moment in moments(rng, ROUNDS, seconds):
+        group = rng.random() < 0.5
+        with ended_by_then(place.start("drill", "--where", where)) as running:
+            at_moment(running.began, moment)
+            if running.running:
+                running.kill(group=group)
+            ended = running.wait()
+        if ended.killed:
+            hit[phase_of(ended.output)] += 1
+        left += bool(servers(place)) or bool(list(drill_dir(place).glob(f"{places.PREFIX}*"))) or scratch_there(place)
+        no_half_evidence(place)
+        next_one_passes(place, "--where", where)
+    assert hit
+    assert not FULL or left
+    record(
+        fault=f"`ovia-backup drill --where {where}` killed",
+        how="`kill -9` at random moments, half of them with all that it had started",
+        times=ROUNDS,
+        where=", ".join(f"{number} {phase}" for phase, number in hit.most_common()),
+        saw="no half evidence",
+        then=f"passed, each time, and left no server, no folder and no database; {left} times it removed one",
+    )
+
+
+@pytest.mark.parametrize("where", ["throwaway", "database"])
+@pytest.mark.parametrize("said", ["hashing", "restoring", "restored_without_errors"])
+def test_killed_in_a_phase(place: Place, where: str, said: str) -> None:
+    with ended_by_then(place.start("drill", "--where", where)) as running:
+        until(lambda: said in running.output, 30, pause=0.002)
+        running.kill(group=False)
+        assert running.wait().killed
+    no_half_evidence(place)
+    assert evidence(place) == []
+    next_one_passes(place, "--where", where)
