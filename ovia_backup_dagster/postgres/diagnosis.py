@@ -99,7 +99,7 @@ _RIGHTS = "; every right that is missing: ovia-backup doctor"
 _DIAGNOSES = (
     # ---- disks
     _Diagnosis(
-        r"(?:ERROR|FATAL|PANIC): .*No space left on device",
+        r"(?:ERROR|FATAL|PANIC): .*(?:No space left on device|wrote only \d+ of \d+ bytes)",
         errors.ServerDiskFullError,
         "the server's own disk is full, not the backup volume",
         "make room on the server: docker exec $(docker ps -q -f name=ovia_postgres) df -h",
