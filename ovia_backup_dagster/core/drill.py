@@ -21,7 +21,7 @@ from pydantic import AwareDatetime
 
 from ovia_backup_dagster.core.catalog import Backup, Catalog
 from ovia_backup_dagster.core.errors import BackupError, DrillError, DrillOverdueError, VolumeError
-from ovia_backup_dagster.core.files import TEMPORARY, explained, is_folder, sync_folder
+from ovia_backup_dagster.core.files import TEMPORARY, explained, is_file, is_folder, sync_folder
 from ovia_backup_dagster.core.locking import volume_lock
 from ovia_backup_dagster.core.manifest import Sidecar, parse_sidecar
 from ovia_backup_dagster.core.naming import SUFFIX, encode_database
@@ -358,8 +358,11 @@ class DrillFolder:
             except FileNotFoundError:
                 return
         for name in names:
-            with explained(f"cannot read {self.path / name}"):
-                text = (self.path / name).read_bytes()
+            path = self.path / name
+            if not is_file(path):
+                continue  # a folder, or a link that leads nowhere: somebody's
+            with explained(f"cannot read {path}"):
+                text = path.read_bytes()
             with contextlib.suppress(BackupError):
                 evidence = parse_sidecar(Evidence, text, name)
                 if evidence.database == self._catalog.database:

@@ -481,7 +481,7 @@ class _Drill:
         """The copy as it is; read anew with other session options while that may explain what differs."""
         readings = []
         for options in candidates:
-            reader = Rereader(self.by.verifier.programs, copy.connection, options)
+            reader = Rereader(self.by.verifier.programs, copy.connection, options, copy.folder)
             reading = reader.read(*schema_options, log=self.log)
             unequal = len(comparison.unequal_tables(witness, reading.witness))
             readings.append((unequal, reader, reading))

@@ -67,6 +67,7 @@ class Copy:
         name: of the place, for people.
         private: whether the server is ours alone: roles may be made, and owners restored.
         look: how a person connects to it.
+        folder: what is removed with it; ``None`` where that is a database alone.
     """
 
     connection: Connection
@@ -74,6 +75,7 @@ class Copy:
     name: str
     private: bool
     look: str
+    folder: Path | None = None
 
     def create(self, script: bytes) -> list[str]:
         """Make the database as the source's was: encoding and locale; returns what had to be different.
@@ -165,7 +167,7 @@ def throwaway(
                 with connect(server) as session:
                     session.execute(f"ALTER DATABASE {database} IS_TEMPLATE false".encode())
                     session.execute(f"DROP DATABASE {database}".encode())
-            yield Copy(there, server, "throwaway cluster", private=True, look=look)
+            yield Copy(there, server, "throwaway cluster", private=True, look=look, folder=place)
             kept = keep
         finally:
             if not kept:

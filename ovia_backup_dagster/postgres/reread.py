@@ -6,7 +6,6 @@ so that a difference is never one of method. Only for copies: nobody else may wr
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,11 +53,13 @@ class Rereader:
         programs: pg_dump and pg_restore.
         copy: the database.
         session_options: the ``PGOPTIONS`` of the dump that it is compared with: they decide how values are written.
+        folder: for temporary files: one that is removed with the copy, whatever happens; else the system's.
     """
 
     programs: Programs
     copy: Connection
     session_options: str
+    folder: Path | None = None
 
     def read(self, *schema_options: str, log: Log | None = None) -> Reading:
         """Read all of it.
@@ -70,9 +71,8 @@ class Rereader:
         Raises:
             BackupError: it cannot be read.
         """
-        # It has no name, so that nothing is left of it when this process is killed.
-        with tempfile.TemporaryFile() as file:
-            schema = Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
+        with tempfile.TemporaryDirectory(prefix="ovia-schema-", dir=self.folder) as folder:
+            schema = Path(folder) / "schema"
             self._dump_schema(schema)
             data = self._data(ordered, log=log)
             witness = witness_of(self.programs, schema, self._contents_list(), data)

@@ -22,6 +22,7 @@ from ovia_backup_dagster.postgres.session import connect
 _ALLOWED = re.compile(rb"CREATE ROLE |ALTER ROLE |COMMENT ON ROLE |SECURITY LABEL ON ROLE |GRANT |REVOKE |SET ")
 _OF_TABLESPACE = re.compile(rb"(?:CREATE|ALTER|COMMENT ON|(?:GRANT|REVOKE) [A-Z ,]+ ON) TABLESPACE ")
 _OF_ROLE = re.compile(rb'(?:CREATE|ALTER) ROLE ("(?:[^"]|"")*"|[^\s;"]+)')
+_PSEUDO_ROLES = ("all", "current_role", "current_user", "session_user")
 _MISSING = re.compile(r'role "((?:[^"]|"")*)" does not exist')
 _DATA = re.compile(r"(?:TABLE DATA|BLOBS|SEQUENCE SET|MATERIALIZED VIEW DATA|SUBSCRIPTION) ")
 _PROBE = "ovia_drill_probe"
@@ -33,12 +34,12 @@ def replay(server: Connection, globals_sql: bytes) -> list[str]:
 
     The connecting role's own definition is left out: it could lock itself out.
     """
-    own = {server.user.encode(), sql_identifier(server.user).encode()}
+    own = {name.encode() for name in (server.user, sql_identifier(server.user), *_PSEUDO_ROLES)}
     notes = []
     with connect(server) as session:
         for statement in statements(globals_sql):
             role = _OF_ROLE.match(statement)
-            if (role and role[1] in own) or _OF_TABLESPACE.match(statement):
+            if (role and (role[1] in own or role[1].lower() in own)) or _OF_TABLESPACE.match(statement):
                 continue
             if not _ALLOWED.match(statement):
                 notes.append(f"not a statement about roles, left out: {_head(statement)}")
@@ -48,7 +49,9 @@ def replay(server: Connection, globals_sql: bytes) -> list[str]:
                 session.execute(statement, prepare=True)
             except psycopg.Error as error:
                 notes.append(f"{_head(statement)}: {_first_line(error)}")
-        for own_again in ("RESET SESSION AUTHORIZATION", f"ALTER ROLE {sql_identifier(server.user)} LOGIN"):
+        # A name can be written in more ways than are known here.
+        me = sql_identifier(server.user)
+        for own_again in ("RESET SESSION AUTHORIZATION", f"ALTER ROLE {me} LOGIN", f"ALTER ROLE {me} RESET ALL"):
             session.execute(own_again.encode())
     return notes
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -27,10 +28,13 @@ from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.demo import embedded
 from ovia_backup_dagster.postgres import places
 from ovia_backup_dagster.postgres.client import Connection, Programs
+from ovia_backup_dagster.postgres.cluster import account_id
 from ovia_backup_dagster.postgres.drill import Choice, Driller, Where
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.verification import Verifier
 from ovia_backup_dagster_tests.conftest import PASSWORD, PortCluster, admin, execute, free_port, quiet, running_cluster
+from ovia_backup_dagster_tests.core.crashes import raised_as_nobody
+from ovia_backup_dagster_tests.faults.harness import state_of, until
 
 SCHEMA = """
     CREATE TABLE people (id int PRIMARY KEY, name text NOT NULL, note text);
@@ -657,3 +661,245 @@ def test_roles_that_may_not_are_told_what_they_lack(site: Site) -> None:
         assert not has_scratch(site)
     finally:
         execute(site.database, f"DROP ROLE {role}")
+
+
+# --------------------------------------------------------------------------------------------- hostile surroundings
+
+NOBODY = 65534
+#: Who runs throwaway servers here, and somebody else.
+ACCOUNT = account_id()
+STRANGER = 4242
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+
+
+@needs_root
+def test_other_peoples_folders_and_links_are_left_alone(site: Site, tmp_path: Path) -> None:
+    """In a DRILL_DIR that all may write, as /tmp is."""
+    made = site.backup()
+    target = tmp_path / "target"
+    (target / "data").mkdir(parents=True)
+    (target / "keep").write_text("me")
+    (site.folder / "ovia-drill-link").symlink_to(target)
+    theirs = site.folder / "ovia-drill-theirs"
+    (theirs / "data").mkdir(parents=True)
+    (theirs / "keep").write_text("me")
+    (site.folder / "ovia-drill-file").write_text("me")
+    for path in (theirs, *theirs.rglob("*")):
+        os.chown(path, STRANGER, STRANGER)
+    before = sorted(site.folder.rglob("*"))
+    try:
+        assert site.drill(made).passed
+        assert sorted(path for path in site.folder.rglob("*") if path.name[0] != ".") == before
+        assert (target / "keep").read_text() == "me"
+    finally:
+        for path in site.folder.glob("ovia-drill-*"):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+@pytest.mark.parametrize("who", ["a process of the server's account", "a server of somebody's"])
+def test_a_number_in_a_left_postmaster_pid_ends_nobody(site: Site, server: PortCluster, who: str) -> None:
+    """After a crash the number may be another process's by now; pg_ctl would send it SIGQUIT."""
+    made = site.backup()
+    left = site.folder / "ovia-drill-left"
+    (left / "data").mkdir(parents=True)
+    (left / "data" / "PG_VERSION").write_text("16\n")
+    with subprocess.Popen(["sleep", "60"], user=ACCOUNT if os.geteuid() == 0 else None) as sleeper:
+        try:
+            pid = sleeper.pid if who.startswith("a process") else server.pid
+            lines = (server.data / "postmaster.pid").read_text().splitlines()
+            (left / "data" / "postmaster.pid").write_text("\n".join([str(pid), *lines[1:]]) + "\n")
+            for path in (left, *left.rglob("*")):
+                os.chown(path, ACCOUNT, -1)
+            assert site.drill(made).passed
+            assert sleeper.poll() is None
+            assert server.running
+        finally:
+            sleeper.kill()
+    assert not left.exists()
+
+
+def test_hostile_globals_run_nothing_but_roles(site: Site, tmp_path: Path) -> None:
+    """They have no checksum. What is not about roles is left out; and the drill's own role stays as it is."""
+    made = site.backup()
+    witness = Path("/tmp") / f"ovia-hostile-{os.getpid()}-{free_port()}"
+    run = f"COPY (SELECT 1) TO PROGRAM 'touch {witness}'"
+    hostile = f"""
+\\! touch {witness}
+{run};
+CREATE ROLE innocent; {run};
+SET work_mem = '4MB'; {run};
+DO $$ BEGIN EXECUTE $x$ {run} $x$; END $$;
+CREATE TABLESPACE hostile LOCATION '/tmp';
+DROP TABLESPACE hostile;
+DROP ROLE postgres;
+ALTER ROLE postgres NOLOGIN;
+ALTER ROLE "postgres" PASSWORD 'mine';
+ALTER ROLE POSTGRES NOLOGIN;
+ALTER ROLE CURRENT_USER NOLOGIN;
+ALTER ROLE ALL SET default_transaction_read_only = on;
+ALTER ROLE U&"\\0070ostgres" NOLOGIN;
+CREATE ROLE friend;
+SET SESSION AUTHORIZATION friend;
+ALTER SYSTEM SET archive_command = 'touch {witness}';
+CREATE ROLE fr\xff;
+"""
+    made.sidecar(GLOBALS).write_bytes(hostile.encode("latin-1"))
+    told: list[str] = []
+    evidence = site.driller.drill(made, THROWAWAY, launched_by="a test", log=told.append)
+    assert not witness.exists()
+    assert evidence.passed, evidence.failures
+    assert any("left out" in text for text in told)
+
+
+def test_the_own_check_sees_the_copy_and_none_of_our_settings(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POSTGRES_PASSWORD", "s3cret-of-production")
+    monkeypatch.setenv("BACKUP_NOTIFY_URLS", "s3cret-channel")
+    made = site.backup()
+    seen = tmp_path / "seen"
+    own = f"env > {seen}; psql -Atc 'SELECT count(*) FROM people' >> {seen}; echo s3cret-on-stdout; echo s3cret >&2"
+    own = f"PATH={site.programs.bin_dir}:$PATH; {own}"
+    evidence = site.drill(made, driller=replace(site.driller, own_check=own))
+    assert evidence.passed, evidence.failures
+    text = seen.read_text()
+    assert "DATABASE_URL=postgresql://" in text
+    assert text.splitlines()[-1] == "400"
+    assert "s3cret" not in text
+    assert "POSTGRES_" not in text
+    written = "".join(path.read_text() for path in site.driller.drills.path.iterdir() if path.is_file())
+    assert "s3cret" not in written
+
+
+@pytest.mark.parametrize(
+    ("own", "code"), [("exit 7", "7"), ("kill -9 $$", "-9"), ("no-such-program-at-all", "127"), ("broken.sql", "3")]
+)
+def test_an_own_check_that_does_not_pass_fails_the_drill(site: Site, tmp_path: Path, own: str, code: str) -> None:
+    made = site.backup()
+    if own.endswith(".sql"):
+        own = str(tmp_path / own)
+        Path(own).write_text("SELECT 1;\nSELECT * FROM nowhere;\n")
+    told: list[str] = []
+    driller = replace(site.driller, own_check=own)
+    evidence = driller.drill(made, DATABASE, launched_by="a test", log=told.append)
+    assert failed_checks(evidence) == [DrillCheck.OWN_CHECK]
+    assert f"code {code};" in evidence.failures[0]
+    assert not own.endswith(".sql") or any('relation "nowhere" does not exist' in text for text in told)
+    assert not has_scratch(site)
+
+
+def test_an_own_check_may_ruin_the_copy_and_leave_programs_behind(site: Site, tmp_path: Path) -> None:
+    """It comes last; what it leaves running neither holds the drill up nor outlives it."""
+    made = site.backup()
+    pid = tmp_path / "pid"
+    own = f"{site.programs.path('psql')} -qc 'DROP TABLE links'; sleep 600 & echo $! > {pid}"
+    evidence = site.drill(made, DATABASE, replace(site.driller, own_check=own))
+    assert evidence.passed, evidence.failures
+    assert line(evidence, DrillCheck.TABLES)[0] is Result.PASSED
+    until(lambda: not state_of(int(pid.read_text())))
+
+
+def test_an_own_check_that_hangs_is_ended_with_the_drill(site: Site, tmp_path: Path) -> None:
+    """Its children, too, which a shell does not end by itself."""
+    made = site.backup()
+    pid, answer = tmp_path / "pid", tmp_path / "answer"
+    own = f"sleep 600 & echo $! > {pid}; wait; true"
+    driller = replace(site.driller, own_check=own)
+
+    def drill() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            driller.drill(made, DATABASE, launched_by="a test", log=quiet)
+        except KeyboardInterrupt:
+            answer.write_text("interrupted")
+
+    child = os.fork()
+    if child == 0:
+        drill()
+        os._exit(0)
+    until(lambda: pid.exists() and pid.read_text().strip(), on_failure=lambda: os.kill(child, signal.SIGKILL))
+    os.kill(child, signal.SIGINT)
+    until(answer.exists, 20, on_failure=lambda: os.kill(child, signal.SIGKILL))
+    os.waitpid(child, 0)
+    until(lambda: not state_of(int(pid.read_text())))
+    assert not has_scratch(site)
+    assert site.evidence() == []
+
+
+# --------------------------------------------------------------------------------------------- the evidence's folder
+
+
+def test_evidence_is_never_rewritten(site: Site) -> None:
+    """Two drills within a second, and one whose name is taken."""
+    made = site.backup()
+    made.path.write_bytes(b"no archive any more")
+    first = site.drill(made)
+    written = {path.name: path.read_bytes() for path in site.driller.drills.path.glob("2*")}
+    second = site.drill(made)
+    assert first.filename != second.filename
+    for name, content in written.items():
+        assert (site.driller.drills.path / name).read_bytes() == content
+    assert len(site.evidence()) == 2
+
+
+def test_strange_things_in_the_folder_disturb_nobody(site: Site) -> None:
+    made = site.backup()
+    folder = site.driller.drills.path
+    first = site.drill(made)
+    newer = (folder / f"{first.filename}.json").read_text().replace('"version": 1', '"version": 2')
+    (folder / "2099-01-01_000000_x.json").write_text(newer)
+    (folder / "2099-01-02_000000_x.json").write_text("{")
+    (folder / "2099-01-03_000000_x.json").write_bytes(b"\xff\xfe\0")
+    (folder / "2099-01-04_000000_x.json").write_text("[" * 100_000)
+    (folder / "2099-01-05_000000_x.json").mkdir()
+    (folder / "2099-01-06_000000_x.json").symlink_to("/nowhere")
+    (folder / ".2099.json.tmp").write_text("half")
+    (folder / ".a-folder.tmp").mkdir()
+    (folder / "notes of mine.md").write_text("mine")
+    assert site.evidence() == [first]
+    second = site.drill(made)
+    assert second.passed
+    assert site.evidence() == [second, first]
+    assert not (folder / ".2099.json.tmp").exists()
+    assert (folder / "notes of mine.md").read_text() == "mine"
+
+
+def test_a_folder_that_is_no_folder_is_said(site: Site) -> None:
+    made = site.backup()
+    shutil.rmtree(site.driller.drills.path)
+    site.driller.drills.path.write_text("")
+    with pytest.raises(BackupError, match="drills"):
+        site.drill(made)
+
+
+# --------------------------------------------------------------------------------------------- who is allowed
+
+
+@needs_root
+def test_an_ordinary_user_can_drill(site: Site, tmp_path: Path) -> None:
+    """With a volume and a folder of their own; the server runs under their own account."""
+    made = site.backup()
+    folder = Path("/tmp") / f"ovia-du-{os.getpid()}-{free_port()}"
+    folder.mkdir()
+    volume = folder / "backups"
+    shutil.copytree(site.catalog.root, volume)
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, NOBODY, NOBODY)
+    (folder / "drills").mkdir()
+    os.chown(folder / "drills", NOBODY, NOBODY)
+    try:
+        mine = Site(site.database, Catalog(volume, site.catalog.database), site.programs, folder / "drills")
+        backup = mine.driller.find(str(made))
+        error = raised_as_nobody(lambda: _passes(mine, backup))
+        assert error is None, error
+        assert leftovers(folder / "drills") == []
+        assert mine.evidence()[0].passed
+        assert {path.stat().st_uid for path in (volume / "drills").iterdir()} == {NOBODY}
+    finally:
+        shutil.rmtree(folder)
+
+
+def _passes(site: Site, backup: Backup) -> None:
+    os.environ["HOME"] = str(site.folder)
+    evidence = site.drill(backup)
+    assert evidence.passed, evidence.failures
