@@ -10,20 +10,26 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
+from threading import Thread
+from zoneinfo import ZoneInfo
 
 import psycopg
 import pytest
 from psycopg import sql
 from pydantic import SecretStr
 
-from ovia_backup_dagster.core.catalog import GLOBALS, MANIFEST, Backup, Catalog, State
+from ovia_backup_dagster.core import housekeeping
+from ovia_backup_dagster.core.catalog import DRILLED, GLOBALS, MANIFEST, SIDECARS, Backup, Catalog, State
 from ovia_backup_dagster.core.drill import DrillCheck, Evidence, Result
-from ovia_backup_dagster.core.errors import BackupError, BackupNotFoundError, NotProvenError
+from ovia_backup_dagster.core.errors import BackupError, BackupNotFoundError, LockHeldError, NotProvenError
+from ovia_backup_dagster.core.locking import removing
 from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.core.retention import Policy, Weekday
 from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.demo import embedded
 from ovia_backup_dagster.postgres import places
@@ -903,3 +909,156 @@ def _passes(site: Site, backup: Backup) -> None:
     os.environ["HOME"] = str(site.folder)
     evidence = site.drill(backup)
     assert evidence.passed, evidence.failures
+
+
+# --------------------------------------------------------------------------------------------- locks, and what is kept
+
+KEEP_ONE = Policy(daily_keep=1, weekly_keep=1, weekly_day=Weekday.SUNDAY, timezone=ZoneInfo("UTC"))
+
+
+def during(site: Site, backup: Backup, action: Callable[[], object], choice: Choice = DATABASE) -> Evidence:
+    """Drill it; do something else while it is being restored."""
+    done: list[object] = []
+
+    def log(text: str) -> None:
+        if text.startswith("restoring") and not done:
+            done.append(True)
+            done.append(action())
+
+    evidence = site.driller.drill(site.catalog.refresh(backup), choice, launched_by="a test", log=log)
+    assert len(done) == 2
+    return evidence
+
+
+def dated(backup: Backup, days: float) -> Backup:
+    """The same, made so many days earlier."""
+    name = BackupName(backup.name.database, backup.tier, backup.started_at - timedelta(days=days))
+    for suffix in ("", *SIDECARS):
+        with suppress(FileNotFoundError):
+            os.rename(backup.sidecar(suffix), backup.path.with_name(name.filename + suffix))
+    return replace(backup, path=backup.path.with_name(name.filename), name=name)
+
+
+def test_a_second_drill_is_refused_and_told_who_is_at_it(site: Site) -> None:
+    made = site.backup()
+
+    def second() -> None:
+        with pytest.raises(LockHeldError, match=f"the restore drill of {made}"):
+            site.drill(made, DATABASE)
+
+    assert during(site, made, second).passed
+    assert len(site.evidence()) == 1
+
+
+def test_pruning_leaves_what_is_being_drilled_says_so_and_removes_it_another_time(site: Site) -> None:
+    older = dated(site.backup(), 3)
+    newer = site.backup()
+
+    def prune() -> None:
+        pruned = housekeeping.prune(site.catalog, KEEP_ONE, datetime.now(UTC))
+        assert pruned.in_use == (f"daily/{older}",)
+        assert pruned.removed == ()
+
+    assert during(site, older, prune).passed
+    assert site.catalog.refresh(older).drilled
+    # It is the newest that is proven by a drill; with another one, it goes.
+    assert housekeeping.prune(site.catalog, KEEP_ONE, datetime.now(UTC)).removed == ()
+    assert site.drill(newer, DATABASE).passed
+    assert housekeeping.prune(site.catalog, KEEP_ONE, datetime.now(UTC)).removed == (f"daily/{older}",)
+    assert not older.path.exists()
+
+
+@pytest.mark.parametrize("drilled", list(Tier))
+def test_neither_name_of_a_hard_link_goes_while_one_is_drilled(site: Site, drilled: Tier) -> None:
+    daily = dated(site.backup(), 3)
+    weekly = housekeeping.promote(site.catalog, daily, KEEP_ONE, datetime.now(UTC)).weekly
+    assert weekly is not None
+    assert weekly.path.samefile(daily.path)
+    site.backup()
+
+    def remove_both() -> None:
+        for backup in (daily, weekly):
+            with pytest.raises(LockHeldError, match="is being restored by"):
+                site.catalog.remove(backup)
+        assert f"daily/{daily}" in housekeeping.prune(site.catalog, KEEP_ONE, datetime.now(UTC)).in_use
+
+    during(site, daily if drilled is Tier.DAILY else weekly, remove_both)
+    assert site.catalog.remove(daily)
+    assert site.catalog.remove(weekly)
+
+
+@pytest.mark.parametrize("tier", list(Tier))
+def test_a_drill_that_begins_while_its_backup_is_pruned_says_that_it_is_gone(site: Site, tier: Tier) -> None:
+    made = site.backup()
+    if tier is Tier.WEEKLY:
+        made = site.catalog.promote(made)
+    errors: list[BaseException] = []
+
+    def drill() -> None:
+        try:
+            site.drill(made)
+        except BackupError as error:
+            errors.append(error)
+
+    thread = Thread(target=drill)
+    with removing(made.path):
+        thread.start()
+        until(lambda: (site.driller.drills.path / ".lock").exists())
+        made.path.unlink()
+    thread.join()
+    assert [type(error) for error in errors] == [BackupNotFoundError]
+    assert "is gone" in str(errors[0])
+    assert site.evidence() == []
+
+
+def test_dump_verification_and_promotion_go_on_during_a_drill(site: Site) -> None:
+    """Nobody holds the volume's lock for longer than a moment: there is no waiting for it at all here."""
+    made = site.backup()
+
+    def daily_run() -> None:
+        newer = site.backup()
+        housekeeping.promote(site.catalog, newer, KEEP_ONE, datetime.now(UTC))
+        assert housekeeping.promote(site.catalog, made, KEEP_ONE, datetime.now(UTC)).weekly is None
+
+    assert during(site, made, daily_run).passed
+    assert site.catalog.refresh(made).drilled
+
+
+def test_a_drill_waits_for_no_dump(site: Site) -> None:
+    made = site.backup()
+    with site.catalog.lock("a dump that takes hours", datetime.now(UTC)):
+        assert site.drill(made, DATABASE).passed
+        assert site.catalog.refresh(made).drilled
+
+
+def test_a_sweep_while_the_sidecar_is_written_takes_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = site.backup()
+    rename, swept = os.rename, []
+
+    def sweeping(source: Path, target: Path) -> None:
+        if str(target).endswith(DRILLED):
+            swept.append(site.catalog.sweep())
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", sweeping)
+    assert site.drill(made, DATABASE).passed
+    assert swept == [[]]
+    assert site.catalog.refresh(made).drilled
+
+
+def test_the_newest_that_a_drill_proved_is_kept_whatever_the_counts(site: Site) -> None:
+    """A real drill, then four months of dumps that nobody drills, pruned each day."""
+    old = dated(site.backup(), 120)
+    assert site.drill(old, DATABASE).passed
+    for day in range(119, -1, -7):
+        name = BackupName(old.name.database, Tier.DAILY, old.started_at + timedelta(days=120 - day))
+        for suffix in ("", *(suffix for suffix in SIDECARS if suffix != DRILLED)):
+            with suppress(FileNotFoundError):
+                shutil.copy2(old.sidecar(suffix), old.path.with_name(name.filename + suffix))
+        now = name.started_at + timedelta(hours=1)
+        housekeeping.prune(site.catalog, KEEP_ONE, now)
+        kept = [backup.path.name for backup in site.catalog.backups(Tier.DAILY)]
+        assert kept == [name.filename, old.path.name]
+    assert site.drill(site.driller.find("latest"), DATABASE).passed
+    housekeeping.prune(site.catalog, KEEP_ONE, datetime.now(UTC))
+    assert not old.path.exists()
