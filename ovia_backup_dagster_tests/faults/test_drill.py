@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +22,8 @@ from ovia_backup_dagster.core.drill import Evidence
 from ovia_backup_dagster.postgres import places
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, free_port, running_cluster
-from ovia_backup_dagster_tests.faults.conftest import FULL, Record, needs_root, place_for, rounds
+from ovia_backup_dagster_tests.e2e.test_demo import _LAUNCH
+from ovia_backup_dagster_tests.faults.conftest import FULL, Record, full_run_only, needs_root, place_for, rounds
 from ovia_backup_dagster_tests.faults.disks import MEGABYTE, filled, tmpfs
 from ovia_backup_dagster_tests.faults.harness import (
     Place,
@@ -33,6 +35,7 @@ from ovia_backup_dagster_tests.faults.harness import (
     state_of,
     until,
 )
+from ovia_backup_dagster_tests.faults.test_dagster import Dagster, home  # noqa: F401 - a fixture
 
 ROUNDS = rounds(100, 2)
 #: The beginnings of what a drill logs -> the phase that follows.
@@ -399,3 +402,59 @@ def test_killed_in_a_phase(place: Place, where: str, said: str) -> None:
     no_half_evidence(place)
     assert evidence(place) == []
     next_one_passes(place, "--where", where)
+
+
+# --------------------------------------------------------------------------------------------- cancelled in Dagster
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=full_run_only)])
+def test_a_run_of_the_job_is_terminated(place: Place, tmp_path: Path, number: signal.Signals) -> None:
+    """What the UI's button comes down to: the run's process is sent a signal."""
+    command = (sys.executable, "-W", "ignore", "-m", "dagster", "job", "execute")
+    with open(tmp_path / "run.log", "wb") as output:
+        run = subprocess.Popen(
+            (*command, "-m", "ovia_backup_dagster.definitions", "-j", "restore_drill_job"),
+            cwd=tmp_path,
+            env={**place.environment, "DAGSTER_HOME": ""},
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        until(lambda: postmaster(place) or run.poll() is not None, 60)
+        assert run.poll() is None, (tmp_path / "run.log").read_text()
+        os.kill(run.pid, number)
+        assert run.wait(60) != 0
+    finally:
+        run.kill()
+        run.wait()
+    nothing_left(place)
+    assert evidence(place) == []
+    next_one_passes(place)
+
+
+@full_run_only
+def test_a_launched_run_is_terminated_in_the_ui(place: Place, home: Path, record: Record) -> None:  # noqa: F811
+    dagster = Dagster(place, home)
+    try:
+        launched = dagster.graphql(_LAUNCH.replace("daily_backup_job", "restore_drill_job"))["launchRun"]
+        run = str(launched["run"]["runId"])
+        until(lambda: postmaster(place), 120)
+        dagster.graphql(_TERMINATE, id=run)
+        assert dagster.ended(run) == "CANCELED"
+        until(lambda: not servers(place), 30)
+        nothing_left(place)
+        assert evidence(place) == []
+        next_one_passes(place)
+    finally:
+        dagster.end()
+    record(
+        fault="a drill terminated in the Dagster UI",
+        how="`terminateRun` in the middle of the restore",
+        times=1,
+        saw="no evidence",
+        then="nothing was left, and the next drill passed",
+    )
+
+
+_TERMINATE = "mutation($id: String!) { terminateRun(runId: $id) { __typename } }"
