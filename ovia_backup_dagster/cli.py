@@ -507,7 +507,7 @@ def _print_history(drills: Sequence[Evidence], as_json: bool) -> None:
             f"{evidence.rows:,}",
             human_bytes(evidence.copy_bytes) if evidence.copy_bytes is not None else "",
             evidence.launched_by,
-            "; ".join(evidence.failures or evidence.oddities),
+            "; ".join(evidence.failures) or (f"{len(evidence.oddities)} odd" if evidence.oddities else ""),
         )
         for evidence in drills
     ]

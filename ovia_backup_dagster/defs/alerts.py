@@ -3,6 +3,7 @@
 When it is asked for is ``sensors``' business; how it is delivered, ``notifications``'.
 """
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -93,7 +94,6 @@ def condition(system: BackupSystem, now: datetime) -> Condition:
         found = freshness(watched.catalog.newest_first(), watched.max_age, now)
         if found.trouble:
             troubles.append(found.trouble)
-            last_proven = watched.catalog.newest(now, State.PROVEN)
         drills = watched.drills.standing(watched.drill_max_age, now)
         if drills.trouble:
             troubles.append(drills.trouble)
@@ -103,6 +103,9 @@ def condition(system: BackupSystem, now: datetime) -> Condition:
         settings.require()
     except SettingsError as error:
         troubles.append(error)
+    if troubles:
+        with contextlib.suppress(VolumeError):
+            last_proven = watched.catalog.newest(now, State.PROVEN)
     return Condition(found, drills, last_proven, tuple(troubles))
 
 

@@ -12,6 +12,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from ovia_backup_dagster.core.catalog import Backup, Catalog
+from ovia_backup_dagster.core.drill import DrillCheck, DrillFolder, Evidence, Line, Result
+from ovia_backup_dagster.core.drill_page import page
 from ovia_backup_dagster.core.manifest import DatabaseFacts, Manifest
 from ovia_backup_dagster.core.naming import BackupName, Tier
 from ovia_backup_dagster.core.verdict import (
@@ -145,6 +147,36 @@ def drilled(catalog: Catalog, backup: Backup, *, passed: bool = True, at: dateti
         evidence=f"{at:%Y-%m-%d_%H%M%S}_{backup.path.stem}.json",
     )
     return catalog.record_drill(backup, record, backup.path.parent)
+
+
+def drill_evidence(catalog: Catalog, at: datetime, *, passed: bool = True, why: str = "it does not restore") -> Path:
+    """What a drill leaves in ``drills/``; returns its path."""
+    backup = BackupName(catalog.database, Tier.DAILY, at - HOUR)
+    check = DrillCheck.RESTORED
+    line = Line(check=check, result=Result.PASSED if passed else Result.FAILED, text="" if passed else why)
+    evidence = Evidence(
+        started_at=at,
+        finished_at=at + timedelta(seconds=5),
+        passed=passed,
+        database=catalog.database,
+        backup=backup.filename,
+        tier=Tier.DAILY.value,
+        backup_started_at=backup.started_at,
+        backup_bytes=len(CONTENT),
+        backup_sha256=hashlib.sha256(CONTENT).hexdigest(),
+        manifest=True,
+        launched_by="the tests",
+        place="throwaway cluster",
+        jobs=2,
+        versions={"pg_restore": "16.15"},
+        lines=(line,),
+        phases={"restore": 2.0},
+        recovery_seconds=2.0 if passed else None,
+        made_by="the tests",
+    )
+    folder = DrillFolder(catalog)
+    folder.prepare(at)
+    return folder.write(evidence, page(evidence))
 
 
 def held(catalog: Catalog, backup: Backup, until: datetime, released_at: datetime | None = None) -> Backup:

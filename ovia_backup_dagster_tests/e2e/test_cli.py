@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
+import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 
 from ovia_backup_dagster.core.catalog import Catalog
+from ovia_backup_dagster.core.drill import DrillCheck
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster_tests.conftest import PASSWORD, PortCluster, execute, snapshot
-from ovia_backup_dagster_tests.core.factories import judged
+from ovia_backup_dagster_tests.core.factories import drill_evidence, judged
 
 PROGRAM = Path(sys.executable).with_name("ovia-backup")
 
@@ -44,7 +51,7 @@ class Cli:
             check=False,
         )
 
-    def json(self, *arguments: str, **settings: str) -> tuple[int, dict[str, object]]:
+    def json(self, *arguments: str, **settings: str) -> tuple[int, Any]:
         result = self(*arguments, "--json", **settings)
         return result.returncode, json.loads(result.stdout)
 
@@ -133,7 +140,7 @@ def test_json_of_everything(cli: Cli) -> None:
     assert [entry["tier"] for entry in listed] == ["daily", "weekly"]
 
 
-@pytest.mark.parametrize("command", ["dump", "verify", "list", "promote", "prune"])
+@pytest.mark.parametrize("command", ["dump", "verify", "list", "promote", "prune", "drill"])
 def test_without_a_server_named_everything_refuses(command: str, cli: Cli, volume: Path) -> None:
     one_line(cli(command, POSTGRES_HOST=""), 1, "POSTGRES_HOST is not set", "make demo")
     assert not volume.exists()
@@ -278,6 +285,9 @@ def test_a_dump_from_the_future_names_a_way_out(cli: Cli, volume: Path) -> None:
 def test_usage_errors(cli: Cli) -> None:
     assert cli("dumb").returncode == 2
     assert cli("prune", "--dry-run", "--release", "x").returncode == 2
+    assert cli("drill", "--where", "production").returncode == 2
+    assert cli("drill", "--jobs", "1").returncode == 2
+    assert cli("drill", "--jobs", "65").returncode == 2
 
 
 @pytest.mark.parametrize("name", ["nope", "'; rm -rf ~; '.dump", "../nope.dump", "a\nb", "%2e%2e"])
@@ -356,7 +366,7 @@ def test_help_is_quick_and_needs_no_dagster(cli: Cli) -> None:
     )
     environment = {"PATH": os.environ["PATH"], **cli.settings}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
-    for command in ("dump", "verify", "list", "status", "promote", "prune", "demo"):
+    for command in ("dump", "verify", "list", "status", "promote", "prune", "drill", "demo"):
         assert "Usage: ovia-backup" in cli(command, "--help").stdout
 
 
@@ -397,3 +407,181 @@ def test_ctrl_c_ends_a_dump_and_leaves_nothing(cli: Cli, database: Connection, v
     assert dump.returncode == 130
     assert stderr.splitlines()[-1] == "ovia-backup: ended by Ctrl-C; nothing unfinished is left"
     assert list((volume / "daily").iterdir()) == []
+
+
+# ---------------------------------------------------------------- drills
+
+
+def test_a_drill(cli: Cli, volume: Path) -> None:
+    volume.mkdir()
+    one_line(cli("drill"), 1, "there is no backup to restore", "Next: ovia-backup dump")
+    nothing = cli("drill", "--history")
+    assert (nothing.returncode, nothing.stdout) == (0, "no drill yet\n")
+    assert "Next: ovia-backup drill" in nothing.stderr
+    assert cli.json("drill", "--history") == (0, [])
+    assert [cli(command).returncode for command in ("dump", "verify")] == [0, 0]
+    [dump] = (volume / "daily").glob("*.dump")
+    assert ", drilled" not in cli("list").stdout
+    before = cli("status")
+    assert before.returncode == 0
+    assert "; no restore drill has passed yet; one is due by " in before.stdout
+
+    drilled = cli("drill", DRILL_CHECK_COMMAND='echo said by the check; test -n "$DATABASE_URL"')
+
+    assert drilled.returncode == 0, drilled.stderr
+    lines = drilled.stdout.splitlines()
+    assert [line[9:].split()[0] for line in lines[:-2]] == [check.value for check in DrillCheck]
+    assert {line[:9].strip() for line in lines[:-2]} == {"passed", "odd", "not made"}
+    assert "passed   own_check_passes                      it ended with code 0" in lines
+    assert lines[-2].startswith(f"{dump.name} restores: 6,277 rows in 21 tables; recovery time to expect: ")
+    [page] = (volume / "drills").glob("*.md")
+    assert lines[-1] == f"evidence: {page}"
+    assert "restoring " in drilled.stderr
+    assert "said by the check" in drilled.stderr
+    assert ", drilled" in cli("list").stdout
+    [listed] = json.loads(cli("list", "--json").stdout)
+    assert listed["drilled"] is True
+    after = cli("status")
+    assert after.returncode == 0
+    assert re.search(rf"; the last restore drill that passed was \d+ s ago, of {dump.name} \|", after.stdout)
+    code, status = cli.json("status")
+    assert (code, status["status"]) == (0, "OK")
+    drills = status["drills"]
+    assert isinstance(drills, dict)
+    assert (drills["trouble"], drills["recovery_seconds"] > 0) == (None, True)
+
+
+def test_a_drill_as_json_by_name_and_the_history(cli: Cli, volume: Path) -> None:
+    assert [cli(command).returncode for command in ("dump", "verify", "promote")] == [0, 0, 0]
+    [weekly] = (volume / "weekly").glob("*.dump")
+
+    code, first = cli.json("drill", weekly.name, "--jobs", "3")
+
+    assert (code, first["passed"], first["tier"], first["jobs"]) == (0, True, "weekly", 3)
+    assert first["launched_by"] == f"{getpass.getuser()} on {socket.gethostname()}"
+    failed = cli("drill", DRILL_CHECK_COMMAND="exit 3")
+    assert failed.returncode == 1
+    assert "failed   own_check_passes                      DRILL_CHECK_COMMAND ended with code 3" in failed.stdout
+    assert f"it is not proven that {weekly.name.replace('weekly', 'daily')} restores" in failed.stdout
+    assert re.search(r"Next: read \$BACKUP_DIR/drills/\S+\.md; mend it; then: ovia-backup drill ", failed.stderr)
+    assert "Traceback" not in failed.stderr
+    kept = {path: path.read_bytes() for path in (volume / "drills").glob("20*")}
+    code, second = cli.json("drill", DRILL_CHECK_COMMAND="exit 4")
+    assert (code, second["passed"]) == (1, False)
+    # Evidence is never rewritten.
+    assert kept == {path: path.read_bytes() for path in kept}
+
+    code, history = cli.json("drill", "--history")
+    assert code == 0
+    assert [drill["passed"] for drill in history] == [False, False, True]
+    assert history[0] == second
+    assert history[2] == first
+    told = cli("drill", "--history")
+    assert told.returncode == 0
+    rows = told.stdout.splitlines()
+    # A line each, and oddities in the evidence.
+    assert len(rows) == 4
+    assert [row.split()[3] for row in rows[1:]] == ["failed", "failed", "passed"]
+    assert weekly.name in rows[3]
+    assert "code 4" in rows[1]
+    assert "code 3" in rows[2]
+    assert rows[3].rstrip().endswith(" 2 odd")
+    # Another database on the same volume has drills of its own.
+    assert cli.json("drill", "--history", POSTGRES_DB="another") == (0, [])
+    assert ", drilled" in cli("list").stdout  # the weekly one is, the daily one no longer
+    assert cli("list").stdout.count(", drilled") == 1
+
+
+def test_a_copy_that_is_kept_for_a_look(cli: Cli, volume: Path) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="ovia-k-", dir="/tmp"))
+    try:
+        assert [cli(command).returncode for command in ("dump", "verify")] == [0, 0]
+        folder.chmod(0o711)  # under root, the server runs as somebody else
+        drilled = cli("drill", "--keep", DRILL_DIR=str(folder))
+        assert drilled.returncode == 0, drilled.stderr
+        look = drilled.stdout.splitlines()[-1].removeprefix("the copy is kept until the next drill: ")
+        command = f"{cli.settings['PG_BIN_DIR']}/{look} --tuples-only --command='SELECT count(*) FROM people'"
+        asked = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+        assert asked.stdout.strip() == "200"
+        [copy] = folder.glob("ovia-drill-*")
+
+        removed = cli("drill", "--remove-copy", DRILL_DIR=str(folder))
+
+        assert (removed.returncode, removed.stdout) == (0, f"removed {copy}\n")
+        assert not copy.exists()
+        assert subprocess.run(command, shell=True, capture_output=True, check=False).returncode != 0
+        again = cli("drill", "--remove-copy", DRILL_DIR=str(folder))
+        assert (again.returncode, again.stdout) == (0, "")
+        newest = max((volume / "drills").glob("*.json"))
+        assert json.loads(newest.read_text())["kept"] == look
+    finally:
+        cli("drill", "--remove-copy", DRILL_DIR=str(folder))
+        shutil.rmtree(folder)
+
+
+def test_a_copy_in_a_database_that_is_kept_for_a_look(cli: Cli, database: Connection) -> None:
+    name = f"{database.database}_restore_test"
+
+    def there() -> bool:
+        with psycopg.connect(host=database.host, port=database.port, dbname="postgres", user="postgres") as session:
+            return session.execute("SELECT FROM pg_database WHERE datname = %s", [name]).fetchone() is not None
+
+    assert [cli(command).returncode for command in ("dump", "verify")] == [0, 0]
+    drilled = cli("drill", "--where", "database", "--keep")
+    assert drilled.returncode == 0, drilled.stderr
+    assert there()
+    removed = cli("drill", "--where", "database", "--remove-copy")
+    assert (removed.returncode, removed.stdout) == (0, f"removed {name}\n")
+    assert not there()
+    execute(replace(database, database="postgres"), f'CREATE DATABASE "{name}"')
+    try:
+        one_line(cli("drill", "--where", "database", "--remove-copy"), 1, "was not made by a drill", "DROP DATABASE")
+        refused = cli("drill", "--where", "database")
+        assert refused.returncode == 1
+        assert f"database {name} exists and was not made by a drill" in refused.stdout
+        assert there()
+    finally:
+        execute(replace(database, database="postgres"), f'DROP DATABASE "{name}"')
+
+
+@pytest.mark.parametrize("name", ["nope", "../nope.dump", "a\nb"])
+def test_a_drill_of_a_backup_that_is_not_there(name: str, cli: Cli, volume: Path) -> None:
+    cli("dump")
+    before = snapshot(volume)
+
+    one_line(cli("drill", name), 1, "no backup called", "ovia-backup list")
+
+    assert snapshot(volume) == before
+
+
+def test_status_of_drills(cli: Cli, catalog: Catalog, database: Connection) -> None:
+    """A drill that failed, or that is long ago, is a warning; a backup that is late is worse."""
+    assert [cli(command).returncode for command in ("dump", "verify")] == [0, 0]
+    now = datetime.now(UTC).replace(microsecond=0)
+    drill_evidence(catalog, now - timedelta(days=40))
+    overdue = cli("status")
+    assert overdue.returncode == 1
+    assert overdue.stdout.startswith("BACKUP WARNING - the newest backup, ")
+    assert "; the last restore drill that passed is 40 d old, more than 35 d | age=" in overdue.stdout
+    assert "drill: restore_drill_schedule is off, or its runs do not end" in overdue.stdout
+    assert "Next: launch restore_drill_job in the Dagster UI, or run: ovia-backup drill" in overdue.stdout
+    assert cli("status", DRILL_MAX_AGE_DAYS="41").returncode == 0
+
+    drill_evidence(catalog, now - timedelta(days=2), passed=False)
+    failed = cli("status")
+    assert failed.returncode == 1
+    assert re.search(r"BACKUP WARNING - .*; the restore drill of \S+ failed \| age=", failed.stdout)
+    assert "drill: it does not restore\n" in failed.stdout
+    code, status = cli.json("status")
+    drills = status["drills"]
+    assert isinstance(drills, dict)
+    assert (code, status["status"]) == (1, "WARNING")
+    assert " failed: it does not restore. Next: " in str(drills["trouble"])
+    assert drills["last_passed"] == (now - timedelta(days=40)).isoformat()
+    late = cli("status", BACKUP_MAX_AGE_HOURS="0.00001")
+    assert late.returncode == 2
+    assert re.search("BACKUP CRITICAL - .* too old .*; the restore drill of ", late.stdout)
+    assert late.stdout.count("Next: ") == 2
+
+    drill_evidence(catalog, now)
+    assert cli("status").returncode == 0
