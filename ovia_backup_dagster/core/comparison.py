@@ -24,6 +24,37 @@ _STRUCTURE = re.compile(
 _SECTION = re.compile(rb"^-- (?:Data for )?Name: (.*); Type: (.*); Schema: (.*); Owner: .*\n", re.MULTILINE)
 _END = b"--\n-- PostgreSQL database dump complete\n--"
 _LITERAL = re.compile(r"'(?:[^']|'')*'|\$(\w*)\$(?s:.*?)\$\1\$")
+#: What of an object's SQL is written back as it was, and means something else when it is not: columns with their types,
+#: what they are bound by, what is switched off. Expressions are not among it.
+_MEANING = re.compile(
+    r"^    (?!(?:ADD )?CONSTRAINT |WHEN |ELSE )\S.*?(?=,?$| (?:DEFAULT|NOT NULL|GENERATED|COLLATE)\b)"
+    r"|CONSTRAINT (?:\"[^\"]*\"|\S)+ CHECK"
+    r"|\bNOT (?:NULL|VALID)\b|\bDEFAULT\b|\bGENERATED (?:ALWAYS|BY DEFAULT)\b|\bUN(?:LOGGED|IQUE)\b|\bUSING \w+"
+    r"|\b(?:DISABLE|ENABLE ALWAYS|ENABLE REPLICA) \w+|\bFORCE ROW LEVEL SECURITY\b"
+    r"|\bON (?:DELETE|UPDATE) [A-Z]+(?: (?:NULL|DEFAULT))?|\bINITIALLY DEFERRED\b|\b(?:NOT )?DEFERRABLE\b",
+    re.MULTILINE,
+)
+_BOUND = (
+    "TABLE",
+    "FOREIGN TABLE",
+    "DOMAIN",
+    "INDEX",
+    "TRIGGER",
+    "RULE",
+    "CONSTRAINT",
+    "CHECK CONSTRAINT",
+)
+#: Kinds whose SQL is written back to the letter.
+_LITERAL_KINDS = (
+    "TYPE",
+    "FK CONSTRAINT",
+    "SEQUENCE",
+    "SEQUENCE OWNED BY",
+    "ROW SECURITY",
+    "TABLE ATTACH",
+    "INDEX ATTACH",
+)
+_PRIVILEGE_KINDS = ("ACL", "DEFAULT ACL")
 #: Kinds whose text may hold passwords or anything else that somebody wrote into a function.
 _SECRETIVE = ("USER MAPPING", "SERVER", "FUNCTION", "PROCEDURE", "SUBSCRIPTION", "FOREIGN DATA WRAPPER", "COMMENT")
 _SHOWN = 5
@@ -146,6 +177,33 @@ def schema_differences(original: bytes, copy: bytes) -> list[str]:
     return [f"PostgreSQL writes back differently: {shortened([_named(key) for key in different])}{example}"]
 
 
+def privilege_differences(original: bytes, copy: bytes) -> list[str]:
+    """Objects on which others may do something else."""
+    before, after = _sections(original), _sections(copy)
+    return [
+        f"privileges differ: {_named(key)}"
+        for key in sorted(before.keys() & after.keys())
+        if key[0] in _PRIVILEGE_KINDS and Counter(before[key].split(b"\n")) != Counter(after[key].split(b"\n"))
+    ]
+
+
+def structure_differences(original: bytes, copy: bytes) -> list[str]:
+    """Objects that are bound by something else: a column's type, a CHECK, NOT NULL, a trigger that is off."""
+    before, after = _sections(original), _sections(copy)
+    lines = []
+    for key in sorted(before.keys() & after.keys()):
+        one, other = before[key], after[key]
+        if key[0] in _LITERAL_KINDS and one != other:
+            lines.append(f"{_named(key)} differs")
+        elif key[0] in _BOUND and one != other:
+            missing, added = _meaning(one), _meaning(other)
+            missing, added = missing - added, added - missing
+            if missing or added:
+                what = ", ".join([*(f"not {text}" for text in missing), *(f"but {text}" for text in added)])
+                lines.append(f"{_named(key)} differs: {what[:_WIDTH]}")
+    return lines
+
+
 def shortened(lines: Sequence[str]) -> str:
     """Many lines as one: the first few, and how many more there are."""
     more = f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
@@ -189,6 +247,11 @@ def _sections(text: bytes) -> dict[tuple[str, str, str], bytes]:
         body = text[match.end() : following.start() if following else len(text)]
         sections.setdefault((kind, schema, name), []).append(body.removesuffix(b"--\n").strip(b"\n"))
     return {key: b"\n".join(sorted(bodies)) for key, bodies in sections.items()}
+
+
+def _meaning(section: bytes) -> Counter[str]:
+    text = redacted(section.decode("utf-8", "backslashreplace"))
+    return Counter(" ".join(match[0].split()) for match in _MEANING.finditer(text))
 
 
 def _named(key: tuple[str, str, str]) -> str:

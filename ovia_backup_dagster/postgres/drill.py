@@ -78,6 +78,10 @@ _INVALID_INDEXES = """
     SELECT c.oid::regclass::text AS name FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
     WHERE NOT i.indisvalid AND c.relkind = 'i' ORDER BY 1
 """
+_NOT_ENFORCED = """
+    SELECT DISTINCT tgrelid::regclass::text AS name FROM pg_trigger
+    WHERE tgisinternal AND tgconstraint <> 0 AND tgenabled <> 'O' ORDER BY 1
+"""
 _NOT_VALID = "SELECT count(*) AS number FROM pg_constraint WHERE NOT convalidated"
 
 
@@ -468,8 +472,9 @@ class _Drill:
             self._add(DrillCheck.SEQUENCES, bad, passed=f"{len(found.sequences):,} sequences")
             bad = comparison.large_object_differences(witness.large_objects, found.large_objects)
             self._add(DrillCheck.LARGE_OBJECTS, bad, passed=f"{found.large_objects.count:,} large objects")
-            self._prove_contents(copy, witness, found)
             schema = archives.schema_text(self.by.verifier.programs, self.backup.path, *schema_options)
+            self._prove_contents(copy, witness, found, comparison.privilege_differences(schema, reading.schema))
+            self._prove_structure(copy, witness, found, comparison.structure_differences(schema, reading.schema))
             odd = comparison.schema_differences(schema, reading.schema)
             self._add(DrillCheck.SCHEMA_TEXT, odd, passed="the same SQL")
             self._prove_expectations(found)
@@ -512,23 +517,37 @@ class _Drill:
         bad, odd = comparison.table_differences(witness, found, rows)
         self._add(DrillCheck.TABLES, bad, odd=odd, passed=f"{found.rows:,} rows in {len(found.tables):,} tables")
 
-    def _prove_contents(self, copy: Copy, witness: Witness, found: Witness) -> None:
-        # What could not be refreshed is a finding of its own.
-        before, after = ([e for e in w.contents if not e.startswith(REFRESH)] for w in (witness, found))
-        differences = comparison.contents_differences(before, after, with_owners=copy.private)
-        structure = [line for line in differences if comparison.is_structure(line.partition(": ")[2])]
+    def _prove_contents(self, copy: Copy, witness: Witness, found: Witness, privileges: Sequence[str]) -> None:
+        others = [
+            line
+            for line in self._contents_differences(copy, witness, found)
+            if not comparison.is_structure(line.partition(": ")[2])
+        ]
         left = sum(map(comparison.left_out, witness.contents))
         without = [f"{left} entries of publications and subscriptions left out, on purpose"] if left else []
         without += [] if copy.private else ["without owners and privileges, which a scratch database does not get"]
-        others = [line for line in differences if line not in structure]
-        self._add(DrillCheck.CONTENTS, others, passed="; ".join([f"{len(after):,} entries", *without]))
+        entries = sum(not entry.startswith(REFRESH) for entry in found.contents)
+        self._add(DrillCheck.CONTENTS, [*others, *privileges], passed="; ".join([f"{entries:,} entries", *without]))
+
+    def _prove_structure(self, copy: Copy, witness: Witness, found: Witness, bound: Sequence[str]) -> None:
+        wrong = [
+            line
+            for line in self._contents_differences(copy, witness, found)
+            if comparison.is_structure(line.partition(": ")[2])
+        ]
         with connect(copy.connection) as session:
-            rows = session.execute(_INVALID_INDEXES).fetchall()
+            wrong += [f"index {row['name']} is not valid" for row in session.execute(_INVALID_INDEXES)]
+            # No dump carries this: it is never so in the source's sense.
+            wrong += [f"foreign keys of {row['name']} are not enforced" for row in session.execute(_NOT_ENFORCED)]
             not_valid = _one(session, _NOT_VALID)
-        structure += [f"index {row['name']} is not valid" for row in rows]
-        count = sum(map(comparison.is_structure, after))
+        count = sum(map(comparison.is_structure, found.contents))
         so_before = f"; NOT VALID, as in the source: {not_valid}" if int(not_valid) else ""
-        self._add(DrillCheck.STRUCTURE, structure, passed=f"{count:,}, all valid{so_before}")
+        self._add(DrillCheck.STRUCTURE, [*wrong, *bound], passed=f"{count:,}, all valid{so_before}")
+
+    def _contents_differences(self, copy: Copy, witness: Witness, found: Witness) -> list[str]:
+        # What could not be refreshed is a finding of its own.
+        before, after = ([e for e in w.contents if not e.startswith(REFRESH)] for w in (witness, found))
+        return comparison.contents_differences(before, after, with_owners=copy.private)
 
     def _prove_expectations(self, found: Witness) -> None:
         expectations, previous = self.by.verifier.expectations, self._previous()
