@@ -6,6 +6,7 @@ so that a difference is never one of method. Only for copies: nobody else may wr
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
