@@ -11,7 +11,9 @@ import contextlib
 import fcntl
 import os
 import re
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +39,9 @@ _MAINTENANCE_DATABASE = "postgres"
 MARK = "ovia-backup: scratch copy of a restore drill"
 #: The comment comes a moment later; this comes with the database itself, and is nobody else's number.
 _CONNECTION_LIMIT = 0x6F766961
+#: Held by the session that makes a scratch database, to its end.
+_LOCK_MAKING = "SELECT pg_advisory_lock(hashtextextended('ovia-backup makes ' || %s, 0))"
+_UNLOCK_MAKING = _LOCK_MAKING.replace("_lock(", "_unlock(")
 _CREATE = re.compile(rb'CREATE DATABASE ("(?:[^"]|"")*"|[^\s;"]+) ')
 _CONFIGURE = re.compile(rb"ALTER (?:DATABASE|ROLE) ")
 _LOCALE = re.compile(rb" (?:LOCALE|LC_COLLATE|LC_CTYPE|LOCALE_PROVIDER|ICU_LOCALE|ICU_RULES) = (?:'(?:[^']|'')*'|\w+)")
@@ -90,14 +95,15 @@ class Copy:
         with connect(self.server) as session:
             found = _create_statement(script, self.connection.database)
             if not self.private:
+                session.execute(_LOCK_MAKING, [self.connection.database])
                 found += f" CONNECTION LIMIT = {_CONNECTION_LIMIT}".encode()
             try:
-                self._make(session, found)
+                session.execute(found)
             except psycopg.Error as error:
                 without = _LOCALE.sub(b"", found) + b" LOCALE = 'C'"
                 if "locale" not in str(error).lower() and "collat" not in str(error).lower():
                     raise
-                self._make(session, without)
+                session.execute(without)
                 notes.append(
                     "the copy has locale C, since the source's is not installed here: "
                     + str(error).partition("\n")[0].strip()
@@ -106,15 +112,6 @@ class Copy:
                 comment = f"COMMENT ON DATABASE {sql_identifier(self.connection.database)} IS {sql_string(MARK)}"
                 session.execute(comment.encode())
         return notes
-
-    def _make(self, session: psycopg.Connection[dict[str, Any]], statement: bytes) -> None:
-        try:
-            session.execute(statement)
-        except (psycopg.errors.UniqueViolation, psycopg.errors.DuplicateDatabase):
-            # A drill was killed while the server was making its database, which it has finished by now.
-            if self.private or not _drop(session, self.connection.database):
-                raise
-            session.execute(statement)
 
     def configure(self, script: bytes) -> list[str]:
         """Give the database the source's owner and settings; returns what could not be. On a private server only.
@@ -171,7 +168,26 @@ def throwaway(
             kept = keep
         finally:
             if not kept:
-                cluster.remove()
+                with _uninterrupted():
+                    cluster.remove()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """What asks this process to end is heard when the block has ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no signal is heard here
+        return
+    came: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, lambda which, _: came.append(which)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def server_programs(programs: Programs) -> Path:
@@ -320,7 +336,7 @@ def scratch_database(server: Connection, database: str, source: Source, *, keep:
         finally:
             if not kept:
                 # Of its own: the server may have been restarted meanwhile.
-                with contextlib.suppress(BackupError), connect(maintenance) as again:
+                with _uninterrupted(), contextlib.suppress(BackupError), connect(maintenance) as again:
                     _drop(again, name)
 
 
@@ -386,6 +402,9 @@ def _take(session: psycopg.Connection[dict[str, Any]], name: str, place: str) ->
 
 def _drop(session: psycopg.Connection[dict[str, Any]], name: str) -> bool:
     """Drop the scratch database, if it is there and bears our mark."""
+    # The server goes on making one whose client is gone, and it is not to be seen until it is made.
+    session.execute(_LOCK_MAKING, [name])
+    session.execute(_UNLOCK_MAKING, [name])
     row = session.execute(
         "SELECT shobj_description(oid, 'pg_database') AS mark, datconnlimit FROM pg_database WHERE datname = %s",
         [name],

@@ -37,7 +37,7 @@ from ovia_backup_dagster_tests.faults.harness import (
 )
 from ovia_backup_dagster_tests.faults.test_dagster import Dagster, home  # noqa: F401 - a fixture
 
-ROUNDS = rounds(100, 2)
+ROUNDS = rounds(100, 1)
 #: The beginnings of what a drill logs -> the phase that follows.
 PHASES = {
     "hashing": "while it hashed",
@@ -133,11 +133,22 @@ def stuffed(folder: Path) -> Iterator[None]:
 
 
 def scratch_there(place: Place) -> bool:
-    name = places.scratch_name(place.settings["POSTGRES_DB"])
-    with psycopg.connect(
-        host=place.settings["POSTGRES_HOST"], port=place.settings["POSTGRES_PORT"], user="postgres", dbname="postgres"
-    ) as session:
-        return bool(session.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchall())
+    return one(place, f"SELECT 1 FROM pg_database WHERE datname = '{scratch(place)}'")
+
+
+def scratch(place: Place) -> str:
+    return places.scratch_name(place.settings["POSTGRES_DB"])
+
+
+def asked(place: Place) -> psycopg.Connection[tuple[object, ...]]:
+    """The source's server."""
+    host, port = place.settings["POSTGRES_HOST"], place.settings["POSTGRES_PORT"]
+    return psycopg.connect(host=host, port=port, user="postgres", dbname="postgres")
+
+
+def one(place: Place, question: str) -> bool:
+    with asked(place) as session:
+        return bool(session.execute(question.encode()).fetchall())
 
 
 def evidence(place: Place) -> list[Evidence]:
@@ -148,7 +159,7 @@ def nothing_left(place: Place) -> None:
     """No server, no folder, no scratch database."""
     until(lambda: not servers(place), 10)
     assert [path.name for path in drill_dir(place).glob(f"{places.PREFIX}*")] == []
-    assert not scratch_there(place)
+    until(lambda: not scratch_there(place), 5)
 
 
 def no_half_evidence(place: Place) -> None:
@@ -281,7 +292,8 @@ def test_a_drill_dir_that_cannot_be_used(place: Place, kind: str) -> None:
     assert str(folder) in found.error
     assert "DRILL_DIR" in found.fix
     assert "BACKUP_DIR" not in found.fix
-    next_one_passes(place)
+    if FULL or kind == "closed":
+        next_one_passes(place)
 
 
 @needs_root
@@ -298,7 +310,10 @@ def test_a_read_only_volume_is_refused(place: Place, tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------- servers that die
 
 
-@pytest.mark.parametrize("until_it_says", ["restoring", "restored_without_errors", "analyzed"])
+@pytest.mark.parametrize(
+    "until_it_says",
+    ["restoring", "restored_without_errors", pytest.param("analyzed", marks=full_run_only)],
+)
 def test_the_throwaway_server_is_killed(place: Place, until_it_says: str) -> None:
     with ended_by_then(place.start("drill")) as running:
         until(lambda: until_it_says in running.output and postmaster(place), 30, pause=0.002)
@@ -346,7 +361,7 @@ def phase_of(output: str) -> str:
 
 
 @pytest.mark.parametrize("where", ["throwaway", "database"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=full_run_only)])
 def test_ended_politely_in_each_phase(place: Place, where: str, number: signal.Signals) -> None:
     """It cleans at once."""
     for said in PHASES if FULL else ("restoring", "restored_without_errors"):
@@ -393,7 +408,7 @@ def test_killed_at_random_moments(place: Place, rng: Random, record: Record, whe
 
 
 @pytest.mark.parametrize("where", ["throwaway", "database"])
-@pytest.mark.parametrize("said", ["hashing", "restoring", "restored_without_errors"])
+@pytest.mark.parametrize("said", [pytest.param("hashing", marks=full_run_only), "restoring", "restored_without_errors"])
 def test_killed_in_a_phase(place: Place, where: str, said: str) -> None:
     with ended_by_then(place.start("drill", "--where", where)) as running:
         until(lambda: said in running.output, 30, pause=0.002)
@@ -458,3 +473,26 @@ def test_a_launched_run_is_terminated_in_the_ui(place: Place, home: Path, record
 
 
 _TERMINATE = "mutation($id: String!) { terminateRun(runId: $id) { __typename } }"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_database_that_the_server_is_still_making_is_not_forgotten(place: Place, number: signal.Signals) -> None:
+    """It goes on with CREATE DATABASE when its client is gone, and until it has ended, nobody sees the database."""
+    with asked(place) as session:
+        # A stranger's lock on the catalog, which CREATE DATABASE waits for.
+        session.execute("LOCK TABLE pg_database IN SHARE MODE")
+        with ended_by_then(place.start("drill", "--where", "database")) as running:
+            waiting = "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'CREATE DATABASE%' AND wait_event_type = 'Lock'"
+            until(lambda: one(place, waiting), 30)
+            running.send(number)
+            if number is signal.SIGKILL:
+                assert running.wait().killed
+                with ended_by_then(place.start("drill", "--where", "database")) as running:
+                    until(lambda: "hashing" in running.output)
+                    session.rollback()
+                    ended = running.wait()
+                assert ended.code == 0, ended.output
+            else:
+                session.rollback()
+                assert running.wait().code == 128 + number
+    nothing_left(place)
