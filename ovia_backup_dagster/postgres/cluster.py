@@ -118,8 +118,8 @@ class Cluster:
             return False
         # After a crash, another process may bear the number in postmaster.pid: pg_ctl would end that.
         with contextlib.suppress(OSError, ValueError):
-            return self.pid in self._processes()
-        return False
+            return self._is_here(Path(f"/proc/{self.pid}"))
+        return True
 
     @property
     def pid(self) -> int:
@@ -144,10 +144,12 @@ class Cluster:
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                here = Path(os.readlink(process / "cwd")).is_relative_to(self.folder.resolve())
-                if here and process.stat().st_uid == account_id() and _is_program(process):
+                if self._is_here(process) and process.stat().st_uid == account_id() and _is_program(process):
                     found.append(int(process.name))
         return found
+
+    def _is_here(self, process: Path) -> bool:
+        return Path(os.readlink(process / "cwd")).is_relative_to(self.folder.resolve())
 
     def _pg_ctl(self, action: str, *arguments: str) -> None:
         self._run("pg_ctl", action, f"--pgdata={self.data}", "--silent", *arguments)

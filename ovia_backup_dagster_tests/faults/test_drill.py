@@ -28,6 +28,7 @@ from ovia_backup_dagster_tests.faults.disks import MEGABYTE, filled, tmpfs
 from ovia_backup_dagster_tests.faults.harness import (
     Place,
     at_moment,
+    children_of,
     duration,
     ended_by_then,
     files,
@@ -495,4 +496,15 @@ def test_a_database_that_the_server_is_still_making_is_not_forgotten(place: Plac
             else:
                 session.rollback()
                 assert running.wait().code == 128 + number
+    nothing_left(place)
+
+
+def test_the_removal_is_not_interrupted(place: Place) -> None:
+    """A second signal, of somebody who cannot wait, comes while it cleans."""
+    with ended_by_then(place.start("drill")) as running:
+        until(lambda: "restoring" in running.output, 30, pause=0.002)
+        running.send(signal.SIGTERM)
+        until(lambda: "pg_ctl" in children_of(running.pid).values() or not running.running, 30, pause=0.001)
+        running.send(signal.SIGTERM)
+        running.wait()
     nothing_left(place)

@@ -912,7 +912,7 @@ def a_standby_that_replays_a_lock(scene: Scene) -> Outcome:
 
 
 @provokes(
-    "(?:ERROR|FATAL|PANIC): .*No space left on device",
+    r"(?:ERROR|FATAL|PANIC): .*(?:No space left on device|wrote only \d+ of \d+ bytes)",
     error=errors.ServerDiskFullError,
     why="the server's own disk is full, not the backup volume",
     fix="make room on the server: docker exec $(docker ps -q -f name=ovia_postgres) df -h",
@@ -1123,6 +1123,7 @@ def unreadable(archive: Path, bin_dir: Path) -> BackupError:
 NOT_PROVOKED = {
     "Disk quota exceeded": "pg_dump's words for it; the volume's own are provoked in core/test_volume.py",
     "Read-only file system": "Catalog writes before pg_dump does, and is refused first: core/test_volume.py",
+    "permission denied to create database": "of a drill's role, in test_drill_failures.py",
     "Input/output error": "a disk that fails under pg_dump alone; the volume's own are in core/test_volume.py",
     "SSL (?:SYSCALL )?error: (?:EOF detected|unexpected eof)": "which of these is said when a connection breaks is up "
     "to libpq, OpenSSL and the instant",

@@ -724,6 +724,30 @@ def test_a_number_in_a_left_postmaster_pid_ends_nobody(site: Site, server: PortC
     assert not left.exists()
 
 
+def test_programs_that_a_killed_drill_left_are_ended_and_no_others(site: Site) -> None:
+    """initdb and pg_ctl outlive it, and no postmaster.pid names them yet. Somebody may look around there, too."""
+    made = site.backup()
+    left = site.folder / "ovia-drill-left"
+    left.mkdir()
+    os.chown(left, ACCOUNT, -1)
+    for name in ("initdb", "sleep"):
+        shutil.copy2("/bin/sleep", left / name)
+        (left / name).chmod(0o755)
+    user = ACCOUNT if os.geteuid() == 0 else None
+    with (
+        subprocess.Popen([left / "initdb", "60"], cwd=left, user=user) as orphan,
+        subprocess.Popen([left / "sleep", "60"], cwd=left, user=user) as person,
+    ):
+        try:
+            assert site.drill(made).passed
+            assert orphan.poll() == -signal.SIGKILL
+            assert person.poll() is None
+        finally:
+            orphan.kill()
+            person.kill()
+    assert not left.exists()
+
+
 def test_hostile_globals_run_nothing_but_roles(site: Site, tmp_path: Path) -> None:
     """They have no checksum. What is not about roles is left out; and the drill's own role stays as it is."""
     made = site.backup()
