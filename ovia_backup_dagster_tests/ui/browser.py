@@ -77,6 +77,21 @@ class Site:
         self.page.get_by_role("link", name=name).click()
         return self._launch("Materialize all")
 
+    def launch_from_launchpad(self, name: str, config: str) -> tuple[str, str]:
+        """Write a job's config in its launchpad, follow the run; gives what stood there before, and how it ended."""
+        self.choose("Jobs")
+        self.page.get_by_role("link", name=name).click()
+        self._button("arrow_drop_down").last.click()
+        self.page.get_by_role("menuitem", name="Open launchpad").click()
+        editor = self.page.locator(".CodeMirror").last
+        expect(editor).to_contain_text("config:")
+        before = editor.inner_text()
+        editor.click()
+        self.page.keyboard.press("Control+A")
+        self.page.keyboard.type(config)
+        self.page.get_by_role("button", name="Materialize").last.click()
+        return before, self.outcome()
+
     def materialize(self, asset: str) -> str:
         """Materialize one asset from its page, follow the run, and say how it ended."""
         self.open_asset(asset)
@@ -163,6 +178,12 @@ class Site:
         expect(table).to_be_visible()
         rows = table.get_by_role("row").filter(has=self.page.get_by_role("cell")).all()
         return [tuple(" ".join(cell.split()) for cell in row.get_by_role("cell").all_inner_texts()) for row in rows]
+
+    def plot(self, key: str) -> Locator:
+        """The plot of a number among the metadata on an asset's page."""
+        self.page.get_by_text("Plots", exact=True).first.click()
+        title, canvas = self.page.get_by_text(key, exact=True), self.page.locator("canvas")
+        return self.page.locator("div").filter(has=title).filter(has=canvas).last.locator("canvas")
 
     def open_check(self, name: str) -> None:
         """A check's page, from its asset's."""

@@ -13,8 +13,18 @@ from itertools import pairwise
 import pytest
 from playwright.sync_api import Browser, expect
 
+from ovia_backup_dagster.core.drill import DrillCheck
 from ovia_backup_dagster_tests.defs.receiver import Receiver
-from ovia_backup_dagster_tests.defs.support import ALERT, ALERT_JOB, CHAIN, DAILY_JOB, DOCTOR, DRILL, flip_byte
+from ovia_backup_dagster_tests.defs.support import (
+    ALERT,
+    ALERT_JOB,
+    CHAIN,
+    DAILY_JOB,
+    DOCTOR,
+    DRILL,
+    DRILL_JOB,
+    flip_byte,
+)
 from ovia_backup_dagster_tests.ui.browser import CHROMIUM, Site, browsing, colour, visiting
 from ovia_backup_dagster_tests.ui.deployment import CHANGES, Deployment, deployed, until
 
@@ -102,6 +112,31 @@ def test_a_verification_shows_the_rows_of_every_table(site: Site, deployment: De
         (table, str(count), CHANGES.get(table, "0")) for table, count in sorted(rows.items())
     ]
     expect(site.metadata("rows")).to_have_text(str(sum(rows.values())))
+
+
+def test_a_drill_launched_from_the_launchpad_shows_what_it_proved(
+    site: Site, deployment: Deployment, told: Receiver
+) -> None:
+    config = "ops: {restore_drill: {config: {backup: latest, where: throwaway, jobs: 3}}}"
+    offered, outcome = site.launch_from_launchpad(DRILL_JOB, config)
+    assert outcome == "Success"
+    for line in ("backup: latest", "jobs: 0", "keep_copy: false", "where: setting"):
+        assert line in offered
+
+    site.open_asset(DRILL)
+    evidence = next(deployment.system.drills.newest_first())
+    assert evidence.jobs == 3
+    expect(site.metadata("recovery_seconds")).to_have_text(f"{evidence.recovery_seconds}")
+    expect(site.metadata("backup")).to_have_text(evidence.backup)
+    expect(site.metadata("restored_into")).to_have_text("throwaway cluster")
+    assert site.table("checks") == [
+        (line.check.value, line.result.value, " ".join(line.text.split())) for line in evidence.lines
+    ]
+    expect(site.plot("recovery_seconds")).to_be_visible()
+    site.open_check(DrillCheck.CONTROL)
+    expect(site.page.get_by_role("paragraph").filter(has_text=" was noticed")).to_be_visible()
+    verdict = site.page.get_by_text("Evaluation result").locator("..").get_by_text("Passed", exact=True)
+    assert colour(verdict) == "green"
 
 
 def test_a_damaged_backup_fails_its_check_in_red_with_what_is_wrong(
