@@ -99,7 +99,7 @@ def _reread(world: World, database: Connection, backup: Path, folder: Path) -> d
         programs, folder, database.database, manifest.database.bootstrap_superuser, keep=False, log=say
     ) as copy:
         _fill(programs, copy, backup)
-        reader = Rereader(programs, copy.connection, SESSION_OPTIONS)
+        reader = Rereader(programs, copy.connection, SESSION_OPTIONS, "UTF8")
         target_file = world.path("bare")
         bare = (BIN / "pg_dump", "--format=custom", "--compress=none", f"--file={target_file}")
         reader.read()

@@ -28,7 +28,7 @@ def measure(world: World, megabytes: int) -> Json:
     old = PgDump(world, database, "--format=custom")
     dumper = Dumper(job.catalog, database, Programs(BIN))
     ours = PgDump(
-        world, database, *dumper._options(dumper.programs.choose_compression("auto")), PGOPTIONS=SESSION_OPTIONS
+        world, database, *dumper._options(dumper.programs.choose_compression("auto"), "UTF8"), PGOPTIONS=SESSION_OPTIONS
     )
     copy = Copy(world, database)
     sides = {"job": job.run, "old_script": old.run, "pg_dump": ours.run, "copy": copy.run}

@@ -28,7 +28,7 @@ _LITERAL = re.compile(r"'(?:[^']|'')*'|\$(\w*)\$(?s:.*?)\$\1\$")
 #: what they are bound by, what is switched off. Expressions are not among it.
 _MEANING = re.compile(
     r"^    (?!(?:ADD )?CONSTRAINT |WHEN |ELSE )\S.*?(?=,?$| (?:DEFAULT|NOT NULL|GENERATED|COLLATE)\b)"
-    r"|CONSTRAINT (?:\"[^\"]*\"|\S)+ CHECK"
+    r"|CONSTRAINT .*? CHECK\b"
     r"|\bNOT (?:NULL|VALID)\b|\bDEFAULT\b|\bGENERATED (?:ALWAYS|BY DEFAULT)\b|\bUN(?:LOGGED|IQUE)\b|\bUSING \w+"
     r"|\b(?:DISABLE|ENABLE ALWAYS|ENABLE REPLICA) \w+|\bFORCE ROW LEVEL SECURITY\b"
     r"|\bON (?:DELETE|UPDATE) [A-Z]+(?: (?:NULL|DEFAULT))?|\bINITIALLY DEFERRED\b|\b(?:NOT )?DEFERRABLE\b",
@@ -51,7 +51,6 @@ _LITERAL_KINDS = (
     "SEQUENCE",
     "SEQUENCE OWNED BY",
     "ROW SECURITY",
-    "TABLE ATTACH",
     "INDEX ATTACH",
 )
 _PRIVILEGE_KINDS = ("ACL", "DEFAULT ACL")
@@ -189,7 +188,8 @@ def privilege_differences(original: bytes, copy: bytes) -> list[str]:
 
 def structure_differences(original: bytes, copy: bytes) -> list[str]:
     """Objects that are bound by something else: a column's type, a CHECK, NOT NULL, a trigger that is off."""
-    before, after = _sections(original), _sections(copy)
+    # Quotes depend on quote_all_identifiers.
+    before, after = _sections(original.replace(b'"', b"")), _sections(copy.replace(b'"', b""))
     lines = []
     for key in sorted(before.keys() & after.keys()):
         one, other = before[key], after[key]
@@ -242,9 +242,10 @@ def _sections(text: bytes) -> dict[tuple[str, str, str], bytes]:
     text = text.rstrip().removesuffix(_END)
     matches = list(_SECTION.finditer(text))
     sections: dict[tuple[str, str, str], list[bytes]] = {}
-    for match, following in zip(matches, [*matches[1:], None], strict=True):
+    ends = [*(match.start() for match in matches[1:]), len(text)]
+    for match, end in zip(matches, ends, strict=False):
         name, kind, schema = (part.decode("utf-8", "backslashreplace") for part in match.groups())
-        body = text[match.end() : following.start() if following else len(text)]
+        body = text[match.end() : end]
         sections.setdefault((kind, schema, name), []).append(body.removesuffix(b"--\n").strip(b"\n"))
     return {key: b"\n".join(sorted(bodies)) for key, bodies in sections.items()}
 

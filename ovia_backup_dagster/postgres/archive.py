@@ -42,6 +42,7 @@ from ovia_backup_dagster.postgres.diagnosis import diagnose
 _ENTRY = re.compile(r"^(\d+; \d+ \d+) (.+)$", re.MULTILINE)
 _TABLE = re.compile(r"TABLE (?!DATA )")
 _SETTING = re.compile(rb'ALTER DATABASE .* SET "?(TimeZone|bytea_output|lc_monetary)"? TO \'([^\']*)\';', re.DOTALL)
+_ENCODING = re.compile(rb"^SET client_encoding = '(\w+)';$", re.MULTILINE)
 _ATTACH = re.compile(rb"ALTER TABLE ONLY (" + NAME + rb") ATTACH PARTITION (" + NAME + rb") ")
 _CREATE = re.compile(rb"CREATE (?:UNLOGGED )?TABLE (" + NAME + rb") \(")
 _INHERITS = re.compile(rb"\)\nINHERITS \(((?:" + NAME + rb" ?)+)\)")
@@ -170,7 +171,22 @@ def schema_text(programs: Programs, path: Path, *options: str) -> bytes:
 def database_text(programs: Programs, path: Path) -> bytes:
     """The SQL that makes the archive's database, without anything in it: CREATE DATABASE, its owner, its settings."""
     # It needs no entry of the contents list.
-    return _run(programs, path, "--create", "--no-tablespaces", f"--use-list={os.devnull}", "--file=-")
+    arguments = ("--create", "--no-tablespaces", f"--use-list={os.devnull}", "--file=-", str(path))
+    code, output, stderr = capture((programs.path("pg_restore"), *arguments))
+    # A line feed in the database's name stops it where psql would connect: all but its settings is printed.
+    if code != 0 and not (b"\nCREATE DATABASE " in output and "contains a newline" in stderr):
+        raise _failure(stderr, code, path)
+    return output
+
+
+def encoding(script: bytes) -> str:
+    """The encoding of an archive's text.
+
+    Args:
+        script: as :func:`database_text` prints it.
+    """
+    match = _ENCODING.search(script)
+    return text_of(match[1]) if match else "UTF8"
 
 
 def session_options(script: bytes) -> str:

@@ -38,6 +38,8 @@ KEEPALIVES = {
 #: pg_dump pins most of what changes the text of data, but not these (facts: a database-level time zone makes
 #: every timestamptz row differ between a dump and the dump of its restored copy).
 SESSION_OPTIONS = "-c timezone=UTC -c bytea_output=hex -c lc_monetary=C"
+#: For the sessions that fill a copy, whatever the role or the server is set to.
+WRITABLE = "-c default_transaction_read_only=off"
 _STDERR_LIMIT = 128 * 1024
 #: Docker gives ten to a container that is stopped, for all that it has to end.
 TERMINATE_SECONDS = 5.0

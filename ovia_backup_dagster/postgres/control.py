@@ -19,7 +19,7 @@ from ovia_backup_dagster.postgres.session import connect
 
 #: Names as bytes: an encoding may have no codec here, and in SQL_ASCII they need not be text at all.
 _NAMES = """
-    SELECT convert_to(name, getdatabaseencoding()) AS dumped,
+    SELECT convert_to(name, CASE sent WHEN 'SQL_ASCII' THEN sent ELSE %s END) AS dumped,
            convert_to(name, sent) AS name,
            convert_to(coalesce(columns, ''), sent) AS columns
     FROM (
@@ -59,7 +59,7 @@ def control(reader: Rereader, tables: Iterable[TableWitness]) -> Control:
     """
     filled = sorted((table for table in tables if table.rows), key=lambda table: (table.rows, table.name))
     with connect(reader.copy) as session:
-        names = _names(session)
+        names = _names(session, reader.encoding)
         for table in filled:
             name = names.get(table.name)
             row = _take_row(session, name) if name else None
@@ -77,7 +77,7 @@ class _Name:
     """A table, and the columns of it that hold data, in the bytes that a program takes.
 
     Attributes:
-        dumped: as pg_dump writes it, in the database's encoding.
+        dumped: as pg_dump writes it, in its encoding.
         table, columns: as this session's SQL takes them.
     """
 
@@ -86,9 +86,9 @@ class _Name:
     columns: bytes
 
 
-def _names(session: Session) -> dict[str, _Name]:
+def _names(session: Session, encoding: str) -> dict[str, _Name]:
     """Of every table, by its name in a witness."""
-    rows = session.execute(_NAMES).fetchall()
+    rows = session.execute(_NAMES, [encoding]).fetchall()
     return {text_of(row["dumped"]): _Name(row["dumped"], row["name"], row["columns"]) for row in rows}
 
 

@@ -68,7 +68,8 @@ _ROOM_BYTES = 256 * 1024 * 1024
 _EVIDENCE_BYTES = 8 * 1024 * 1024
 _RECOVERY = ("hash", "roles", "restore", "materialized views", "analyze")
 _SIZES = """
-    SELECT convert_to(quote_ident(n.nspname) || '.' || quote_ident(c.relname), getdatabaseencoding()) AS name,
+    SELECT convert_to(quote_ident(n.nspname) || '.' || quote_ident(c.relname),
+                      CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE %s END) AS name,
            CASE c.relkind WHEN 'r' THEN pg_total_relation_size(c.oid) ELSE (
                SELECT coalesce(sum(pg_total_relation_size(relid)), 0)::bigint FROM pg_partition_tree(c.oid)
            ) END AS bytes
@@ -368,7 +369,7 @@ class _Drill:
         with self._phase("materialized views"):
             self._prove_refreshed(restorer, archive, listing)
         self._prove_extensions(copy)
-        reader = self._prove_equal(copy, witness, self._session_options(script))
+        reader = self._prove_equal(copy, witness, self._session_options(script), archives.encoding(script))
         with self._phase("analyze"):
             self._analyze(copy)
         with self._phase("negative control"):
@@ -460,12 +461,14 @@ class _Drill:
             passed=f"{len(views)} refreshed" if views else "there is none to refresh",
         )
 
-    def _prove_equal(self, copy: Copy, witness: Witness, candidates: Sequence[str]) -> Rereader:
+    def _prove_equal(self, copy: Copy, witness: Witness, candidates: Sequence[str], encoding: str) -> Rereader:
         schema_options = ("--no-tablespaces", *(() if copy.private else ("--no-owner", "--no-privileges")))
         with self._phase("reading the copy"):
-            reader, reading = self._read_copy(copy, witness, candidates, schema_options)
+            programs = self.by.verifier.programs
+            readers = [Rereader(programs, copy.connection, each, encoding, copy.folder) for each in candidates]
+            reader, reading = self._read_copy(witness, readers, schema_options)
         found = self.found = reading.witness
-        self._measure(copy)
+        self._measure(copy, reader.encoding)
         with self._phase("comparison"):
             self._prove_tables(witness, found, reader)
             bad = comparison.sequence_differences(witness, found)
@@ -481,12 +484,11 @@ class _Drill:
         return reader
 
     def _read_copy(
-        self, copy: Copy, witness: Witness, candidates: Sequence[str], schema_options: Sequence[str]
+        self, witness: Witness, readers: Sequence[Rereader], schema_options: Sequence[str]
     ) -> tuple[Rereader, Reading]:
         """The copy as it is; read anew with other session options while that may explain what differs."""
         readings = []
-        for options in candidates:
-            reader = Rereader(self.by.verifier.programs, copy.connection, options, copy.folder)
+        for reader in readers:
             reading = reader.read(*schema_options, log=self.log)
             unequal = len(comparison.unequal_tables(witness, reading.witness))
             readings.append((unequal, reader, reading))
@@ -577,10 +579,10 @@ class _Drill:
                 return other
         return None
 
-    def _measure(self, copy: Copy) -> None:
+    def _measure(self, copy: Copy, encoding: str) -> None:
         with connect(copy.connection) as session:
             self.copy_bytes = int(_one(session, "SELECT pg_database_size(current_database()) AS one"))
-            self.sizes = {text_of(row["name"]): row["bytes"] for row in session.execute(_SIZES)}
+            self.sizes = {text_of(row["name"]): row["bytes"] for row in session.execute(_SIZES, [encoding])}
 
     def _analyze(self, copy: Copy) -> None:
         command = (

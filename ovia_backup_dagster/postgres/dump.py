@@ -94,10 +94,10 @@ class Dumper:
             temporary = catalog.temporary(name)
             with _removed(temporary):
                 clock = time.monotonic()
-                options = self._options(compression)
+                options = self._options(compression, facts.encoding)
                 log(f"pg_dump of {self.connection} ({facts.server_version}), compression {compression}")
                 warnings = self._run_pg_dump(options, temporary, lock, before, log, progress_seconds)
-                globals_sql, more_warnings = self._globals()
+                globals_sql, more_warnings = self._globals(facts.encoding)
                 sha256 = file_sha256(temporary, sync=True)
                 manifest = Manifest(
                     database=facts,
@@ -124,10 +124,12 @@ class Dumper:
         log(f"published {backup} ({human_bytes(backup.size_bytes)} in {manifest.seconds:.1f} s)")
         return backup
 
-    def _options(self, compression: str) -> tuple[str, ...]:
+    def _options(self, compression: str, encoding: str) -> tuple[str, ...]:
         return (
             "--format=custom",
             f"--compress={compression}",
+            # The role or the database may set a client_encoding that cannot hold the data.
+            f"--encoding={encoding}",
             "--no-password",
             # It is fsynced here, after the hash has been taken from what was written.
             "--no-sync",
@@ -167,13 +169,14 @@ class Dumper:
             )
         return tuple(self.connection.redact(message) for message in messages(child.stderr))
 
-    def _globals(self) -> tuple[bytes | None, tuple[str, ...]]:
+    def _globals(self, encoding: str) -> tuple[bytes | None, tuple[str, ...]]:
         """Roles without passwords. A dump without them is still a good dump: a failure is a warning."""
         try:
             command = (
                 self.programs.path("pg_dumpall"),
                 "--globals-only",
                 "--no-role-passwords",
+                f"--encoding={encoding}",
                 "--no-password",
                 # -l is read as a connection string, so it is given one.
                 f"--database={self.connection.conninfo()}",

@@ -45,7 +45,9 @@ _UNLOCK_MAKING = _LOCK_MAKING.replace("_lock(", "_unlock(")
 _CREATE = re.compile(rb'CREATE DATABASE ("(?:[^"]|"")*"|[^\s;"]+) ')
 _CONFIGURE = re.compile(rb"ALTER (?:DATABASE|ROLE) ")
 _LOCALE = re.compile(rb" (?:LOCALE|LC_COLLATE|LC_CTYPE|LOCALE_PROVIDER|ICU_LOCALE|ICU_RULES) = (?:'(?:[^']|'')*'|\w+)")
+_TABLESPACE = re.compile(rb' TABLESPACE = ("(?:[^"]|"")*"|[^\s;"]+)')
 _NAME_BYTES = 63
+_NOT_FOR_INITDB = frozenset("\"'$\\")
 #: Nobody else connects, and nothing of it survives a power cut anyway.
 _SETTINGS = {
     "autovacuum": "off",
@@ -151,11 +153,14 @@ def throwaway(
     """
     bin_dir = server_programs(programs)
     with _made(bin_dir, folder, log) as place:
-        cluster = Cluster(bin_dir, place, superuser=superuser, settings=_SETTINGS)
+        takes = _NOT_FOR_INITDB.isdisjoint(superuser)
+        cluster = Cluster(bin_dir, place, superuser=superuser if takes else "postgres", settings=_SETTINGS)
         kept = False
         try:
             cluster.create()
             cluster.start()
+            if not takes:
+                cluster = _renamed(cluster, superuser)
             there = cluster.connection(database)
             look = f"psql --host={place} --username={shell_word(superuser)} --dbname={shell_word(database)}"
             server = cluster.connection("template1" if database == "postgres" else "postgres")
@@ -188,6 +193,19 @@ def _uninterrupted() -> Iterator[None]:
             signal.signal(number, handler or signal.SIG_DFL)
         if came:
             signal.raise_signal(came[0])
+
+
+def _renamed(cluster: Cluster, superuser: str) -> Cluster:
+    """The cluster with a bootstrap superuser of a name that initdb does not take."""
+    renames = "ovia_drill_renames"
+    for user, statement in (
+        (cluster.superuser, f"CREATE ROLE {renames} SUPERUSER LOGIN"),
+        (renames, f"ALTER ROLE {sql_identifier(cluster.superuser)} RENAME TO {sql_identifier(superuser)}"),
+        (superuser, f"DROP ROLE {renames}"),
+    ):
+        with connect(cluster.connection(user=user)) as session:
+            session.execute(statement.encode())
+    return replace(cluster, superuser=superuser)
 
 
 def server_programs(programs: Programs) -> Path:
@@ -430,7 +448,7 @@ def _create_statement(script: bytes, name: str) -> bytes:
     """
     for statement in statements(script):
         if match := _CREATE.match(statement):
-            options = statement[match.end() :].rstrip().removesuffix(b";")
+            options = _TABLESPACE.sub(b"", statement[match.end() :]).rstrip().removesuffix(b";")
             return b"CREATE DATABASE " + sql_identifier(name).encode() + b" " + options
     raise CopyError(
         "the archive does not say how its database was made",

@@ -54,12 +54,14 @@ class Rereader:
         programs: pg_dump and pg_restore.
         copy: the database.
         session_options: the ``PGOPTIONS`` of the dump that it is compared with: they decide how values are written.
+        encoding: of that dump's text.
         folder: for temporary files: one that is removed with the copy, whatever happens; else the system's.
     """
 
     programs: Programs
     copy: Connection
     session_options: str
+    encoding: str
     folder: Path | None = None
 
     def read(self, *schema_options: str, log: Log | None = None) -> Reading:
@@ -118,7 +120,13 @@ class Rereader:
         return text_of(output)
 
     def _pg_dump(self, *options: str) -> tuple[str, ...]:
-        return (self.programs.path("pg_dump"), *_OPTIONS, *options, f"--dbname={self.copy.conninfo()}")
+        return (
+            self.programs.path("pg_dump"),
+            *_OPTIONS,
+            f"--encoding={self.encoding}",
+            *options,
+            f"--dbname={self.copy.conninfo()}",
+        )
 
     def _variables(self) -> dict[str, str]:
         return {**self.copy.environment(), "PGOPTIONS": self.session_options}

@@ -16,7 +16,7 @@ from ovia_backup_dagster.core.comparison import left_out, redacted
 from ovia_backup_dagster.core.errors import BackupError, RestoreError
 from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.postgres.archive import use_list
-from ovia_backup_dagster.postgres.client import Connection, Programs, start
+from ovia_backup_dagster.postgres.client import WRITABLE, Connection, Programs, start
 from ovia_backup_dagster.postgres.datatext import Log
 from ovia_backup_dagster.postgres.diagnosis import diagnose
 from ovia_backup_dagster.postgres.session import connect
@@ -116,7 +116,7 @@ class Restorer:
                 f"--dbname={self.target.conninfo()}",
                 str(archive),
             )
-            with start(command, variables=self.target.environment()) as child:
+            with start(command, variables={**self.target.environment(), "PGOPTIONS": WRITABLE}) as child:
                 code = child.wait(on_poll, _PROGRESS_SECONDS)
                 return code, child.stderr
 

@@ -23,7 +23,8 @@ _ALLOWED = re.compile(rb"CREATE ROLE |ALTER ROLE |COMMENT ON ROLE |SECURITY LABE
 _OF_TABLESPACE = re.compile(rb"(?:CREATE|ALTER|COMMENT ON|(?:GRANT|REVOKE) [A-Z ,]+ ON) TABLESPACE ")
 _OF_ROLE = re.compile(rb'(?:CREATE|ALTER) ROLE ("(?:[^"]|"")*"|[^\s;"]+)')
 _PSEUDO_ROLES = ("all", "current_role", "current_user", "session_user")
-_MISSING = re.compile(r'role "((?:[^"]|"")*)" does not exist')
+#: A message does not double the quotes in a name.
+_MISSING = re.compile(r'role "((?s:.*?))" does not exist')
 _DATA = re.compile(r"(?:TABLE DATA|BLOBS|SEQUENCE SET|MATERIALIZED VIEW DATA|SUBSCRIPTION) ")
 _PROBE = "ovia_drill_probe"
 _ROUNDS = 20
@@ -80,7 +81,7 @@ def make_missing(server: Connection, programs: Programs, archive: Path) -> list[
         finally:
             with connect(server) as session:
                 session.execute(f"DROP DATABASE {_PROBE} WITH (FORCE)".encode())
-        missing = sorted({name.replace('""', '"') for name in _MISSING.findall(stderr)} - set(made))
+        missing = sorted(set(_MISSING.findall(stderr)) - set(made))
         if not missing:
             return made
         with connect(server) as session:

@@ -16,12 +16,13 @@ import psycopg
 from psycopg.rows import dict_row
 
 from ovia_backup_dagster.core.manifest import DatabaseFacts
-from ovia_backup_dagster.postgres.client import SESSION_OPTIONS, Connection, pg_options
+from ovia_backup_dagster.postgres.client import SESSION_OPTIONS, WRITABLE, Connection, pg_options
 from ovia_backup_dagster.postgres.diagnosis import diagnose
 
 _ENVIRONMENT = threading.Lock()
-#: A date style or a statement timeout of the role's or the database's own would break our short questions.
-_OPTIONS = f"{SESSION_OPTIONS} -c datestyle=ISO -c statement_timeout=60s"
+#: A date style or a statement timeout of the role's or the database's own would break our short questions; and copies
+#: are made by a role that may be set to read only.
+_OPTIONS = f"{SESSION_OPTIONS} -c datestyle=ISO -c statement_timeout=60s {WRITABLE}"
 
 #: Settings whose values change what a dump or a restore does, and hold no secret.
 _HARMLESS = re.compile(

@@ -340,7 +340,7 @@ class Copies:
         drill = _Drill(self.drilling.driller, self.backup, Choice(), datetime.now(UTC), quiet)
         drill.manifest = self.backup.manifest
         drill._prove_extensions(copy)
-        drill._prove_equal(copy, self.witness, drill._session_options(b""))
+        drill._prove_equal(copy, self.witness, drill._session_options(b""), "UTF8")
         return {line.check: line for line in drill.lines}
 
 
