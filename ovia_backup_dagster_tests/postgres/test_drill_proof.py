@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 
@@ -411,21 +411,30 @@ def test_whatever_is_altered_fails_the_drill_and_is_named(name: str, altered: di
     line = altered[alteration.check]
 
     assert line.result is Result.FAILED
-    found = line.text.split("; ") if alteration.check is not DrillCheck.TABLES else [line.text]
+    if alteration.check is DrillCheck.TABLES:
+        assert {_table(text) for text in alteration.says} <= _tables_named(line)
     for text in alteration.says:
-        assert any(text in part for part in found), line.text
+        assert text in line.text
+
+
+def _tables_named(line: Line) -> set[str]:
+    """Those that are wrong, not those that are merely in another order."""
+    return set(re.findall(r"table ((?s:.*?)) (?:has|differs|is) ", line.text))
+
+
+def _table(says: str) -> str:
+    return says.removeprefix("table ").split(" is ")[0].rstrip()
 
 
 def test_nothing_is_named_that_was_not_altered(altered: dict[DrillCheck, Line]) -> None:
-    named = set(re.findall(r"table ((?s:.*?)) (?:has|differs|is)", altered[DrillCheck.TABLES].text))
     wanted = {
-        text.removeprefix("table ").split(" is ")[0].rstrip()
+        _table(text)
         for alteration in ALTERATIONS.values()
         if alteration.check is DrillCheck.TABLES
         for text in alteration.says
     }
 
-    assert named == wanted
+    assert _tables_named(altered[DrillCheck.TABLES]) == wanted
 
 
 def test_what_may_be_written_back_differently_is_odd(copies: Copies, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -468,7 +477,13 @@ def test_any_value_of_any_row_of_any_table(copies: Copies) -> None:
     copy = copies.clone()
     tables = [table for table in copies.witness.tables if table.rows and table.columns]
 
-    @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=10,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],
+    )
     @given(st.data())
     def examine(data: st.DataObject) -> None:
         table = data.draw(st.sampled_from(tables))
@@ -480,13 +495,14 @@ def test_any_value_of_any_row_of_any_table(copies: Copies) -> None:
 
         line = copies.prove(copy)[DrillCheck.TABLES]
         undo()
-        again = copies.prove(copy)[DrillCheck.TABLES]
 
         assert line.result is Result.FAILED
-        assert f"table {table.name} differs in the content" in line.text
-        assert again.result is Result.ODD, again.text
+        # Only this one: those before were put back.
+        assert _tables_named(line) == {table.name}
 
     examine()
+
+    assert copies.prove(copy)[DrillCheck.TABLES].result is Result.ODD
 
 
 def _alter(connection: Connection, table: str, column: str, row: int) -> Callable[[], None] | None:
