@@ -20,11 +20,11 @@ from ovia_backup_dagster.postgres.client import SESSION_OPTIONS, WRITABLE, Conne
 from ovia_backup_dagster.postgres.diagnosis import diagnose
 
 _ENVIRONMENT = threading.Lock()
-#: A date style or a timeout of the role's or the database's own would break our short questions; and copies are made by
-#: a role that may be set to read only.
+#: A date style, a timeout or quotes of the role's or the database's own would break our short questions; and copies are
+#: made by a role that may be set to read only.
 _OPTIONS = (
     f"{SESSION_OPTIONS} -c datestyle=ISO -c statement_timeout=60s -c lock_timeout=0"
-    f" -c idle_in_transaction_session_timeout=0 {WRITABLE}"
+    f" -c idle_in_transaction_session_timeout=0 -c quote_all_identifiers=off {WRITABLE}"
 )
 
 #: Settings whose values change what a dump or a restore does, and hold no secret.
