@@ -239,6 +239,7 @@ class _Drill:
     sizes: dict[str, int] = field(default_factory=dict)
     copy_bytes: int | None = None
     manifest: Manifest | None = None
+    unsure: bool = False
 
     def run(self) -> None:
         """All of it. An error of ours ends it, and is part of the evidence."""
@@ -418,6 +419,7 @@ class _Drill:
             candidates.insert(0, effective_options(self.by.source))
         except BackupError as error:
             self.log(f"the source's time zone is not known: {error.account}")
+            self.unsure = True
         return list(dict.fromkeys(candidates))
 
     # ---- the proof
@@ -517,6 +519,11 @@ class _Drill:
                 for name in again
             }
         bad, odd = comparison.table_differences(witness, found, rows)
+        if bad and self.unsure:
+            hint = (
+                "the dump does not say in which time zone it was written, and the source could not be asked: it may be "
+            )
+            bad.insert(0, f"{hint}that alone")
         self._add(DrillCheck.TABLES, bad, odd=odd, passed=f"{found.rows:,} rows in {len(found.tables):,} tables")
 
     def _prove_contents(self, copy: Copy, witness: Witness, found: Witness, privileges: Sequence[str]) -> None:

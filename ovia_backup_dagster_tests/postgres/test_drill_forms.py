@@ -482,6 +482,7 @@ def test_a_dump_without_a_manifest(
         assert_passed(evidence, DrillCheck.RESTORED)
     else:
         assert not_passed(evidence).keys() == {DrillCheck.RESTORED, DrillCheck.TABLES, DrillCheck.SCHEMA_TEXT}
+        assert "the source could not be asked" in by_check(evidence)[DrillCheck.TABLES].text
     made_up = by_check(evidence)[DrillCheck.RESTORED].text
     assert 'a "second" %' in made_up
 
