@@ -11,7 +11,7 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -22,7 +22,7 @@ from pydantic import AwareDatetime
 from ovia_backup_dagster.core.catalog import Backup, Catalog
 from ovia_backup_dagster.core.errors import BackupError, DrillError, DrillOverdueError, VolumeError
 from ovia_backup_dagster.core.files import TEMPORARY, explained, is_file, is_folder, sync_folder
-from ovia_backup_dagster.core.locking import volume_lock
+from ovia_backup_dagster.core.locking import lock_holder, volume_lock
 from ovia_backup_dagster.core.manifest import Sidecar, parse_sidecar
 from ovia_backup_dagster.core.naming import SUFFIX, encode_database
 from ovia_backup_dagster.core.verdict import DrillRecord
@@ -34,6 +34,8 @@ _PAGE = ".md"
 _NAME_LENGTH = 160
 #: Since when a database's drills are due: written once, when its first backup is made.
 _SINCE = ".since-"
+#: Which drill is under way; what a killed one leaves.
+_UNDER_WAY = ".under-way-"
 
 
 class DrillCheck(StrEnum):
@@ -275,6 +277,7 @@ class DrillFolder:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self.path = catalog.root / FOLDER
+        self._under_way = self.path / f"{_UNDER_WAY}{encode_database(catalog.database)}"
         self._since = self.path / f"{_SINCE}{encode_database(catalog.database)}"
 
     def prepare(self, now: datetime) -> None:
@@ -296,10 +299,12 @@ class DrillFolder:
         """
         return volume_lock(self.path, purpose=f"the restore drill of {backup}", now=now)
 
-    def begin(self, backup: Backup, now: datetime) -> datetime:
-        """Sweep what a killed drill left of its writing; returns the instant, now or soon, that evidence is free at.
+    @contextlib.contextmanager
+    def under_way(self, backup: Backup, now: datetime) -> Iterator[datetime]:
+        """While the block runs, a drill does; yields the instant, now or soon, that evidence is free at.
 
-        Under the lock only.
+        Sweeps what a killed drill left of its writing. One that is killed in the block can say nothing itself, but
+        leaves word that it began. Under the lock only.
         """
         with explained(f"cannot use the folder {self.path}"):
             for path in self.path.glob(f".*{TEMPORARY}"):
@@ -307,7 +312,26 @@ class DrillFolder:
                     path.unlink(missing_ok=True)
             while (self.path / f"{_filename(now, backup.path.name)}{_SUFFIX}").exists():
                 now += timedelta(seconds=1)
-        return now
+            self._catalog.write(self._under_way, os.fsencode(f"{now.isoformat()} {backup}"))
+        try:
+            yield now
+        finally:
+            with contextlib.suppress(OSError):
+                self._under_way.unlink()
+
+    def _killed(self) -> DrillError | None:
+        """What there is to say of a drill that was killed, until another one has ended."""
+        try:
+            began, _, backup = os.fsdecode(self._under_way.read_bytes()).partition(" ")
+        except OSError:
+            return None
+        if lock_holder(self.path) is not None:
+            return None  # it may be that one, still at work
+        return DrillError(
+            f"the restore drill of {backup} did not come to its end",
+            why=f"it began {began}, and was killed: memory ran out, or its container or the machine was stopped",
+            fix=f"dmesg | tail; then: ovia-backup drill {backup}",
+        )
 
     def record(self, backup: Backup, evidence: Evidence) -> Backup:
         """Note a drill beside the backup, for retention; returns the backup as it is now.
@@ -370,4 +394,5 @@ class DrillFolder:
 
     def standing(self, max_age: timedelta, now: datetime) -> DrillStanding:
         """:func:`standing` of this folder."""
-        return standing(self.newest_first(), self.since(), max_age, now)
+        found = standing(self.newest_first(), self.since(), max_age, now)
+        return replace(found, trouble=found.trouble or self._killed())

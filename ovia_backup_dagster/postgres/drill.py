@@ -181,8 +181,8 @@ class Driller:
             catalog.check()
             drills.prepare(now)
             self._refuse_full_volume()
-            with drills.lock(backup, now), catalog.reading(backup):
-                drill = _Drill(self, backup, choice, drills.begin(backup, now), log)
+            with drills.lock(backup, now), catalog.reading(backup), drills.under_way(backup, now) as started_at:
+                drill = _Drill(self, backup, choice, started_at, log)
                 drill.run()
                 evidence = drill.evidence(launched_by, run_id)
                 path = drills.write(evidence, page(evidence))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +23,7 @@ from ovia_backup_dagster.core.drill import (
 )
 from ovia_backup_dagster.core.drill_page import CHECKLIST, page
 from ovia_backup_dagster.core.errors import DrillError, DrillOverdueError, VolumeError
-from ovia_backup_dagster_tests.core.factories import DAY, NOW, make_catalog
+from ovia_backup_dagster_tests.core.factories import DAY, NOW, make_catalog, proven
 
 MAX_AGE = timedelta(days=35)
 
@@ -125,6 +127,28 @@ def test_since_when_is_written_once(folder: DrillFolder) -> None:
 
 
 # ---------------------------------------------------------------- what follows from it
+
+
+def test_a_killed_drill_is_told_of_until_another_has_ended(folder: DrillFolder) -> None:
+    backup = proven(folder._catalog, NOW)
+    with contextlib.suppress(KeyboardInterrupt), folder.lock(backup, NOW), folder.under_way(backup, NOW):
+        # While it is at work nothing is wrong, and one that was ended politely is nobody's trouble.
+        assert folder.standing(MAX_AGE, NOW).trouble is None
+        raise KeyboardInterrupt
+    assert folder.standing(MAX_AGE, NOW).trouble is None
+
+    killed = os.fork()
+    if killed == 0:
+        with folder.lock(backup, NOW), folder.under_way(backup, NOW):
+            os._exit(9)
+    os.waitpid(killed, 0)
+    trouble = folder.standing(MAX_AGE, NOW).trouble
+    assert type(trouble) is DrillError
+    assert f"the restore drill of {backup} did not come to its end" in str(trouble)
+
+    with folder.lock(backup, NOW), folder.under_way(backup, NOW):
+        pass
+    assert folder.standing(MAX_AGE, NOW).trouble is None
 
 
 def test_a_drill_that_passed_is_enough_for_35_days() -> None:
