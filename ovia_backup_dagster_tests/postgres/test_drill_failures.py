@@ -184,10 +184,10 @@ def test_one_from_outside_the_volume_is_drilled_by_its_path_only_where_that_is_a
     linked = tmp_path / "link.dump"
     linked.symlink_to(elsewhere)
     before = {path.name for path in tmp_path.iterdir()}
-    evidence = site.drill(site.driller.find(str(elsewhere)))
+    evidence = site.drill(site.driller.find(str(elsewhere)), DATABASE)
     assert evidence.passed, evidence.failures
     assert evidence.backup == elsewhere.name
-    again = site.drill(site.driller.find(str(linked)))
+    again = site.drill(site.driller.find(str(linked)), DATABASE)
     assert again.passed, again.failures
     # Nothing is written beside it, and the evidence stands in its own folder.
     assert {path.name for path in tmp_path.iterdir()} == before
@@ -203,7 +203,7 @@ def test_a_name_of_any_length_has_evidence(site: Site, tmp_path: Path) -> None:
     elsewhere = tmp_path / ("ü" * 110 + ".dump")
     shutil.copy2(made.path, elsewhere)
     age(replace(made, path=elsewhere))
-    assert site.drill(site.driller.find(str(elsewhere))).passed
+    assert site.drill(site.driller.find(str(elsewhere)), DATABASE).passed
     assert site.evidence()[0].backup == elsewhere.name
 
 
@@ -233,7 +233,7 @@ def test_an_intact_one_without_an_expected_table_is_restored_and_fails_by_name(s
     execute(site.database, "DROP TABLE links")
     made = site.backup()
     assert made.state(datetime.now(UTC)) is State.BAD
-    evidence = site.drill(made)
+    evidence = site.drill(made, DATABASE)
     # The file is what was written; what is wrong is what it holds.
     assert failed_checks(evidence) == [DrillCheck.TABLES_PRESENT]
     assert "links" in line(evidence, DrillCheck.TABLES_PRESENT)[1]
@@ -283,7 +283,7 @@ def test_a_flip_in_one_that_nobody_has_read_before(full_site: Site) -> None:
         file.seek(at)
         file.write(b"q")
     age(made)
-    evidence = site.drill(made)
+    evidence = site.drill(made, DATABASE)
     assert evidence.passed, evidence.failures
     assert evidence.manifest is False
     assert line(evidence, DrillCheck.UNALTERED)[1].endswith("taken now")
@@ -350,22 +350,20 @@ def test_a_newer_pg_dumps_archive_is_not_called_bad(site: Site, tmp_path: Path) 
 
 
 def test_a_dump_that_meets_an_error_says_which_and_where(site: Site) -> None:
-    """A CHECK that reads another table, which a restore has not filled yet."""
+    """A CHECK that reads what a restore has not filled yet."""
     execute(
         site.database,
-        "CREATE TABLE zz_allowed (v int)",
-        "INSERT INTO zz_allowed VALUES (1)",
+        "CREATE MATERIALIZED VIEW values_allowed AS SELECT 1 AS v",
         "CREATE FUNCTION allowed(int) RETURNS bool LANGUAGE sql AS "
-        "'SELECT EXISTS (SELECT 1 FROM public.zz_allowed WHERE v = $1)'",
+        "'SELECT EXISTS (SELECT 1 FROM public.values_allowed WHERE v = $1)'",
         "CREATE TABLE aa_checked (v int CHECK (allowed(v)), secret text DEFAULT 's3cret-default')",
-        # The largest is restored first, and the smallest last.
-        "INSERT INTO aa_checked SELECT 1, repeat('hush-hush', 99) FROM generate_series(1, 3000)",
+        "INSERT INTO aa_checked VALUES (1, 'hush-hush')",
     )
     evidence = site.drill(site.backup())
     assert failed_checks(evidence) == [DrillCheck.RESTORED]
     text = line(evidence, DrillCheck.RESTORED)[1]
     assert "aa_checked" in text
-    assert "check constraint" in text
+    assert "has not been populated" in text
     assert "see what it is in the source" in evidence.fix
     written = "".join(path.read_text() for path in site.driller.drills.path.iterdir() if path.is_file())
     assert "hush-hush" not in written
@@ -380,7 +378,7 @@ def test_an_unqualified_name_in_a_function_says_which_relation_is_not_found(site
         "INSERT INTO late VALUES (1)",
         "CREATE INDEX late_index ON late ((v + biggest()))",
     )
-    evidence = site.drill(site.backup())
+    evidence = site.drill(site.backup(), DATABASE)
     assert failed_checks(evidence) == [DrillCheck.RESTORED]
     text = line(evidence, DrillCheck.RESTORED)[1]
     assert 'relation "people" does not exist' in text
@@ -395,7 +393,7 @@ def test_a_missing_extension_is_said_as_such(full_site: Site, bin_dir: Path) -> 
     with admin_of(site.database) as session:
         available = {row[0] for row in session.execute("SELECT name FROM pg_available_extensions")}
     made = site.backup("gzip:1")
-    passed = site.drill(made)
+    passed = site.drill(made, DATABASE)
     assert passed.passed, passed.failures
     assert "hstore" in line(passed, DrillCheck.EXTENSIONS)[1]
     verifier = Verifier(site.catalog, Programs(bin_dir), site.expectations)
@@ -790,7 +788,7 @@ def test_the_own_check_sees_the_copy_and_none_of_our_settings(
     seen = tmp_path / "seen"
     own = f"env > {seen}; psql -Atc 'SELECT count(*) FROM people' >> {seen}; echo s3cret-on-stdout; echo s3cret >&2"
     own = f"PATH={site.programs.bin_dir}:$PATH; {own}"
-    evidence = site.drill(made, driller=replace(site.driller, own_check=own))
+    evidence = site.drill(made, DATABASE, replace(site.driller, own_check=own))
     assert evidence.passed, evidence.failures
     text = seen.read_text()
     assert "DATABASE_URL=postgresql://" in text
@@ -875,7 +873,7 @@ def test_evidence_is_never_rewritten(site: Site) -> None:
 def test_strange_things_in_the_folder_disturb_nobody(site: Site) -> None:
     made = site.backup()
     folder = site.driller.drills.path
-    first = site.drill(made)
+    first = site.drill(made, DATABASE)
     newer = (folder / f"{first.filename}.json").read_text().replace('"version": 1', '"version": 2')
     (folder / "2099-01-01_000000_x.json").write_text(newer)
     (folder / "2099-01-02_000000_x.json").write_text("{")
@@ -887,7 +885,7 @@ def test_strange_things_in_the_folder_disturb_nobody(site: Site) -> None:
     (folder / ".a-folder.tmp").mkdir()
     (folder / "notes of mine.md").write_text("mine")
     assert site.evidence() == [first]
-    second = site.drill(made)
+    second = site.drill(made, DATABASE)
     assert second.passed
     assert site.evidence() == [second, first]
     assert not (folder / ".2099.json.tmp").exists()
