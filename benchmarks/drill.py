@@ -17,15 +17,8 @@ from ovia_backup_dagster.postgres.reread import Rereader
 from ovia_backup_dagster.postgres.restore import Restorer
 from ovia_backup_dagster.postgres.roles import replay
 
-#: As a server that matters is run: what it says is on disk, is.
-_PRODUCTION = {
-    "fsync": "on",
-    "full_page_writes": "on",
-    "synchronous_commit": "on",
-    "shared_buffers": "1GB",
-    "max_wal_size": "8GB",
-    "maintenance_work_mem": "256MB",
-}
+#: As PostgreSQL's image comes, and the old stack ran it: its defaults. What it says is on disk, is.
+_PRODUCTION = {"fsync": "on", "full_page_writes": "on", "synchronous_commit": "on"}
 _COUNT = """
     SELECT format('SELECT count(*) FROM %I.%I', schemaname, tablename)
     FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema') \\gexec

@@ -163,7 +163,7 @@ def message(system: BackupSystem, state: Condition, failed: FailedRun | None, *,
     settings = system.settings
     database = settings.postgres_db
     if not state.trouble:
-        title = f"[{database}] backups are fresh again"
+        title = f"[{database}] all is well with the backups again"
         lines: list[str | None] = [
             f"{_sentence(state.found.text)}." if state.found else None,
             f"{_sentence(state.drills.text(datetime.now(UTC)))}." if state.drills else None,

@@ -57,6 +57,8 @@ _SETTINGS = {
     "checkpoint_timeout": "1h",
     "maintenance_work_mem": "256MB",
     "jit": "off",
+    # The jobs are as many as the cores: more would only write their sorts to disk for each other.
+    "max_parallel_maintenance_workers": "0",
     # /dev/shm of a container has 64 MB, which a parallel index build or query can exceed.
     "dynamic_shared_memory_type": "mmap",
     # A dump of thousands of tables locks them all.

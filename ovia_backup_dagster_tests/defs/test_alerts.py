@@ -155,7 +155,7 @@ def test_the_all_clear(bare: NewLocation, people: Receiver) -> None:
     path = old_dump(location.catalog, timedelta(hours=1))
     result = alert(location, all_clear=True, episode="2026-11-20T03:00:00+00:00")
     (message,) = people.messages
-    assert message["title"] == "[sample] backups are fresh again"
+    assert message["title"] == "[sample] all is well with the backups again"
     assert message["type"] == "success"
     assert message["message"].splitlines() == [
         f"The newest backup, {path.name}, is 1 h old (not verified yet).",

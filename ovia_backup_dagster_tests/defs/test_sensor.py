@@ -216,7 +216,7 @@ def test_a_bad_newest_does_not_count(
     # A good run ends it.
     assert location.run().success
     assert daemon.run(daemon.tick())
-    assert people.titles[-1] == f"[{database.database}] backups are fresh again"
+    assert people.titles[-1] == f"[{database.database}] all is well with the backups again"
 
 
 def test_settings_that_are_not_usable(bare: NewLocation, people: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,7 +344,7 @@ def test_another_episode_is_another_alert_the_same_day(daemon: Daemon, people: R
     assert daemon.run(daemon.later(timedelta(minutes=5)).tick())
     assert people.titles == [
         "[sample] there is no backup",
-        "[sample] backups are fresh again",
+        "[sample] all is well with the backups again",
         "[sample] there is no backup",
     ]
 
@@ -359,7 +359,7 @@ def test_trouble_that_returns_right_after_the_all_clear_is_told(daemon: Daemon, 
     assert daemon.run(request)
     assert people.titles == [
         "[sample] there is no backup",
-        "[sample] backups are fresh again",
+        "[sample] all is well with the backups again",
         "[sample] there is no backup",
     ]
 
@@ -404,7 +404,7 @@ def test_one_all_clear_and_then_quiet(daemon: Daemon, people: Receiver) -> None:
     for _ in range(3):
         assert daemon.tick() is None
     assert daemon.skipped == f"the newest backup, {path.name}, is 1 min old (not verified yet)"
-    assert people.titles == ["[sample] there is no backup", "[sample] backups are fresh again"]
+    assert people.titles == ["[sample] there is no backup", "[sample] all is well with the backups again"]
     assert people.messages[1]["message"].endswith("The trouble began 2026-07-01 12:00 UTC.")
 
 
@@ -419,7 +419,7 @@ def test_the_all_clear_is_waited_for_and_tried_again(daemon: Daemon, people: Rec
     daemon.location.instance.report_run_failed(run)
     assert daemon.run(daemon.tick())
     assert daemon.tick() is None
-    assert people.titles[1:] == ["[sample] backups are fresh again"]
+    assert people.titles[1:] == ["[sample] all is well with the backups again"]
 
 
 def test_an_all_clear_that_cannot_be_brought_out_is_given_up(daemon: Daemon, people: Receiver) -> None:
