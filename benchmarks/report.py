@@ -165,8 +165,8 @@ def _drill(part: Json) -> Iterator[str]:
     if part["ratios"]["j"]["median"] > 0.75 and restore < seconds["old"]["median"] * 0.75:
         yield (
             f"**What bounds j**: the restore alone takes {restore:.1f} s, with both cores of this machine busy, as with "
-            f"reading the copy ({reading:.1f} s) and ANALYZE; one process and its server leave a core half idle. So what "
-            "the jobs gain, the proof takes back. With more cores the restore's part shrinks.\n"
+            f"reading ({reading:.1f} s) and ANALYZE; one process and its server leave a core half idle. What the jobs "
+            "gain, the proof takes back. With more cores the restore's part shrinks.\n"
         )
 
 
