@@ -164,7 +164,7 @@ def _drill(part: Json) -> Iterator[str]:
     restore, reading = phases["restore"]["median"], phases["reading the copy"]["median"]
     if part["ratios"]["j"]["median"] > 0.75 and restore < seconds["old"]["median"] * 0.75:
         yield (
-            f"**What bounds j**: the restore alone takes {restore:.1f} s, with both cores of this machine busy, as with "
+            f"**What bounds j**: the restore alone takes {restore:.1f} s, with both cores here busy, as with "
             f"reading ({reading:.1f} s) and ANALYZE; one process and its server leave a core half idle. What the jobs "
             "gain, the proof takes back. With more cores the restore's part shrinks.\n"
         )
