@@ -23,7 +23,7 @@ _ENVIRONMENT = threading.Lock()
 #: A date style, a timeout or quotes of the role's or the database's own would break our short questions; and copies are
 #: made by a role that may be set to read only.
 _OPTIONS = (
-    f"{SESSION_OPTIONS} -c datestyle=ISO -c statement_timeout=60s -c lock_timeout=0"
+    f"{SESSION_OPTIONS} -c datestyle=ISO -c statement_timeout=60s -c lock_timeout=10s"
     f" -c idle_in_transaction_session_timeout=0 -c quote_all_identifiers=off {WRITABLE}"
 )
 

@@ -102,7 +102,8 @@ def test_the_ui_serves_the_demo(folder: Path) -> None:
         }
         sensors = {s["name"]: s["sensorState"]["status"] for s in repository["sensors"]}
         assert sensors["backup_freshness_sensor"] == "RUNNING"
-        assert [run["jobName"] for run in state["runsOrError"]["results"]] == ["daily_backup_job"]
+        jobs = [run["jobName"] for run in state["runsOrError"]["results"]]
+        assert jobs == ["restore_drill_job", "daily_backup_job"]
 
         launched = graphql(_LAUNCH)["launchRun"]
         assert launched["__typename"] == "LaunchRunSuccess", launched

@@ -676,8 +676,6 @@ def a_lock_that_somebody_holds(scene: Scene) -> Outcome:
         other.execute("LOCK TABLE t IN ACCESS EXCLUSIVE MODE")
         by_pg_dump = scene.dump(connection)
         assert "statement timeout" in by_pg_dump.said
-        # psycopg's session heeds the role's own lock_timeout, which pg_dump sets aside.
-        other.execute(f"ALTER ROLE {connection.user} SET lock_timeout = 1".encode())
         other.execute("COMMIT; BEGIN")
         other.execute("LOCK TABLE pg_extension IN ACCESS EXCLUSIVE MODE")
         by_psycopg = scene.dump(connection)
@@ -693,10 +691,10 @@ def a_lock_that_somebody_holds(scene: Scene) -> Outcome:
 )
 def a_statement_timeout(scene: Scene) -> Outcome:
     connection = scene.new_database("ALTER ROLE {me} SET statement_timeout = 200")
-    with session(scene.superuser(connection)) as other:
-        other.execute("BEGIN")
-        other.execute("LOCK TABLE pg_extension IN ACCESS EXCLUSIVE MODE")
-        return Outcome(connection, [scene.dump(connection)])
+    # A question that heeds the role's own settings.
+    with pytest.raises(errors.BackupError) as refused, connect(connection, options="") as here:
+        here.execute("SELECT pg_sleep(10)")
+    return Outcome(connection, [refused.value])
 
 
 @provokes(
