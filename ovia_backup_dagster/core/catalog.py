@@ -22,7 +22,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from ovia_backup_dagster.core.errors import BackupNotFoundError, BadBackupError, VolumeError, VolumeMissingError
+from ovia_backup_dagster.core.errors import (
+    BackupNotFoundError,
+    BadBackupError,
+    NotProvenError,
+    VolumeError,
+    VolumeMissingError,
+)
 from ovia_backup_dagster.core.files import (
     NO_ROOM,
     TEMPORARY,
@@ -294,6 +300,29 @@ class Catalog:
     def newest(self, now: datetime, *states: State) -> Backup | None:
         """The newest backup that is in one of the states at ``now`` (UTC), or ``None``."""
         return next((backup for backup in self.newest_first() if backup.state(now) in states), None)
+
+    def proven_before(self, backup: Backup, now: datetime) -> Backup | None:
+        """The newest backup older than this one that is proven at ``now`` (UTC): what its rows are compared with."""
+        for other in self.newest_first():
+            if other.started_at < backup.started_at and other.state(now) is State.PROVEN:
+                return other
+        return None
+
+    def settled(self, backup: Backup, now: datetime, command: str) -> Backup:
+        """The backup as it is on the volume now, if it is not still being written; ``command`` is to be tried later.
+
+        Raises:
+            BackupNotFoundError: it is gone.
+            NotProvenError: it may still be being written.
+        """
+        backup = self.refresh(backup)
+        if backup.state(now) is State.BEING_WRITTEN:
+            raise NotProvenError(
+                f"{backup} may still be being written",
+                why="it has no manifest and changed less than 15 minutes ago",
+                fix=f"wait, then: {command} {backup}",
+            )
+        return backup
 
     def _names(self, tier: Tier) -> Iterator[tuple[str, bool, Tier, str]]:
         """What may be a backup's file in the tier, with what to sort it by: its instant, daily before weekly."""

@@ -31,7 +31,6 @@ from ovia_backup_dagster.core.errors import (
     DiskFullError,
     DrillError,
     ExtensionMissingError,
-    NotProvenError,
     ProgramMissingError,
     ServerError,
 )
@@ -169,13 +168,7 @@ class Driller:
             VolumeError: the evidence cannot be written.
         """
         catalog, now = self.catalog, datetime.now(UTC)
-        backup = catalog.refresh(backup)
-        if backup.state(now) is State.BEING_WRITTEN:
-            raise NotProvenError(
-                f"{backup} may still be being written",
-                why="it has no manifest and changed less than 15 minutes ago",
-                fix=f"wait, then: ovia-backup drill {backup}",
-            )
+        backup = catalog.settled(backup, now, "ovia-backup drill")
         drills = self.drills
         with explained(f"cannot drill {backup}"):
             catalog.check()
@@ -250,9 +243,7 @@ class _Drill:
             witness = self._read_backup()
             if witness is None:
                 return
-            self._refuse_full_disk(
-                max(witness.decoded_bytes, (self.manifest and self.manifest.database.size_bytes) or 0)
-            )
+            self._refuse_full_disk(max(witness.decoded_bytes, self._source_bytes() or 0))
             with self._copy() as copy:
                 try:
                     self._restore_and_prove(copy, witness)
@@ -559,7 +550,8 @@ class _Drill:
         return comparison.contents_differences(before, after, with_owners=copy.private)
 
     def _prove_expectations(self, found: Witness) -> None:
-        expectations, previous = self.by.verifier.expectations, self._previous()
+        expectations = self.by.verifier.expectations
+        previous = self.by.catalog.proven_before(self.backup, datetime.now(UTC))
         before = (previous.path.name, previous.witness) if previous and previous.witness else None
         findings = judge(found, expectations=expectations, manifest=None, previous=before)
         expected = ", ".join(f"{name} {found.rows_of(name) or 0:,}" for name in expectations.tables)
@@ -578,13 +570,6 @@ class _Drill:
         for check, (made, text) in lines.items():
             wrong = [finding.text for finding in findings if finding.check == Check(check.value)]
             self._add(check, wrong, passed=text, result=Result.PASSED if made else Result.NOT_MADE)
-
-    def _previous(self) -> Backup | None:
-        now = datetime.now(UTC)
-        for other in self.by.catalog.newest_first():
-            if other.started_at < self.backup.started_at and other.state(now) is State.PROVEN:
-                return other
-        return None
 
     def _measure(self, copy: Copy, encoding: str) -> None:
         with connect(copy.connection) as session:

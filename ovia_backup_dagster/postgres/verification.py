@@ -98,14 +98,8 @@ class Verifier:
     def _verify(self, backup: Backup, expectations: Expectations, run_id: str | None, log: Log) -> Verified:
         catalog = self.catalog
         clock = time.monotonic()
-        backup = catalog.refresh(backup)
-        if backup.state(datetime.now(UTC)) is State.BEING_WRITTEN:
-            raise NotProvenError(
-                f"{backup} may still be being written",
-                why="it has no manifest and changed less than 15 minutes ago",
-                fix=f"wait, then: ovia-backup verify {backup}",
-            )
-        previous = self._previous(backup)
+        backup = catalog.settled(backup, datetime.now(UTC), "ovia-backup verify")
+        previous = catalog.proven_before(backup, datetime.now(UTC))
         findings, manifest, sha256 = self._check_file(backup, log)
         witness: Witness | None = None
         if not findings:
@@ -147,13 +141,6 @@ class Verifier:
                 # Before the verdict: from then on pruning may act.
                 self._hold(previous, witness, backup, judgement.at)
             return catalog.record(now, judgement, witness if judgement.good else None)
-
-    def _previous(self, backup: Backup) -> Backup | None:
-        now = datetime.now(UTC)
-        for other in self.catalog.newest_first():
-            if other.started_at < backup.started_at and other.state(now) is State.PROVEN:
-                return other
-        return None
 
     def _check_file(self, backup: Backup, log: Log) -> tuple[tuple[Finding, ...], Manifest | None, str | None]:
         # One that cannot be read raises: it may be a newer program's, and says nothing about the archive.
