@@ -409,8 +409,6 @@ def drop_kept(server: Connection, database: str) -> bool:
 
 
 def _take(session: psycopg.Connection[dict[str, Any]], name: str, place: str) -> None:
-    # It says nothing for hours, and the lock goes with it.
-    session.execute("SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'")
     row = session.execute(
         "SELECT pg_try_advisory_lock(hashtextextended(%s, 0)) AS taken", [f"{MARK} {name}"]
     ).fetchone()

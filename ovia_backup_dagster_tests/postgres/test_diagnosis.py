@@ -47,6 +47,7 @@ from ovia_backup_dagster_tests.conftest import (
     quiet,
     running_cluster,
 )
+from ovia_backup_dagster_tests.faults.harness import until
 from ovia_backup_dagster_tests.postgres.test_dump import tmpfs
 
 #: Each role has its own way in, or none.
@@ -171,6 +172,9 @@ class Scene:
         name = f"d{os.getpid()}_{time.monotonic_ns()}"
         execute(cluster.connection(), f"CREATE DATABASE {name} STRATEGY file_copy", f"CREATE ROLE {name} LOGIN")
         execute(cluster.connection(name), *(statement.format(me=name) for statement in statements))
+        # The server goes on counting a session for a moment after its end.
+        with session(cluster.connection()) as watcher:
+            until(lambda: not watcher.execute("SELECT FROM pg_stat_activity WHERE datname = %s", (name,)).fetchall())
         return cluster.connection(name, name)
 
     def superuser(self, connection: Connection) -> Connection:
