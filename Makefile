@@ -79,9 +79,12 @@ $(SAMPLES)/.unpacked: samples.lock | .venv/.installed
 	mkdir -p .cache
 	$(BIN)/python -m ovia_backup_dagster_tests.samples && touch $@ || echo "no sample databases: see above"
 
+LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras \
+	--no-emit-index-url --no-emit-find-links pyproject.toml
+
 lock: ## resolve the dependencies anew (needs uv)
-	uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-strip-extras \
-		--no-emit-index-url --no-emit-find-links --extra demo --group dev pyproject.toml -o requirements.lock
+	$(LOCK) --upgrade --extra demo --group dev -o requirements.lock
+	$(LOCK) --upgrade --constraint requirements.lock -o deploy/requirements.lock
 
 clean: ## remove everything that make made
 	[ ! -x $(BIN)/ovia-backup ] || $(BIN)/ovia-backup demo --remove
