@@ -84,7 +84,7 @@ LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hash
 
 lock: ## resolve the dependencies anew (needs uv)
 	$(LOCK) --upgrade --extra demo --group dev -o requirements.lock
-	$(LOCK) --upgrade --constraint requirements.lock -o deploy/requirements.lock
+	$(LOCK) --upgrade --constraint requirements.lock --group build -o deploy/requirements.lock
 
 clean: ## remove everything that make made
 	[ ! -x $(BIN)/ovia-backup ] || $(BIN)/ovia-backup demo --remove
