@@ -8,7 +8,7 @@ WORKERS ?= 2
 PORT ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test test-faults bench check format lock docs pictures clean
+.PHONY: help install demo dev test test-swarm test-faults bench check format lock docs pictures clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1	/'
@@ -18,7 +18,7 @@ install: .venv/.installed ## make .venv and install what is locked
 .venv/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv --clear .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index --editable .
 	@touch $@
@@ -30,7 +30,11 @@ dev: install ## the Dagster UI on the demo's database, with schedule and sensor 
 	@$(BIN)/ovia-backup demo --serve --port $(PORT)
 
 test: install $(FULL_POSTGRESQL)/.unpacked $(SAMPLES)/.unpacked ## the whole suite
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal --ignore=ovia_backup_dagster_tests/swarm
+
+# Root, and a machine on which no Docker engine runs: it makes one of its own, and stacks by production's names.
+test-swarm: install $(FULL_POSTGRESQL)/.unpacked ## the Swarm stack on a real Docker engine, from nothing
+	$(BIN)/pytest -x ovia_backup_dagster_tests/swarm
 
 # Root, for the disks; about half an hour. FAULTS_SEED repeats the random moments of another run.
 test-faults: export FAULTS := full

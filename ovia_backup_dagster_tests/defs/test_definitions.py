@@ -10,7 +10,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from ovia_backup_dagster.definitions import build_defs
 from ovia_backup_dagster.system import BackupSystem

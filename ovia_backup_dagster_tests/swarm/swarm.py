@@ -1,0 +1,223 @@
+"""A swarm with a stack like Ovia's and ours beside it, as a person and as Dagster's UI would use it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import ssl
+import subprocess
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ovia_backup_dagster_tests.swarm.engine import HERE, docker, until
+
+OVIA_PASSWORD = "ovia's own-Passw0rd"
+UI_PASSWORD = "door-Passw0rd"
+CHANNEL_PASSWORD = "channel-Passw0rd"
+SERVICES = ("storage", "code-server", "daemon", "webserver", "door", "docker-filter", "doctor", "console")
+FINISHED = {"SUCCESS", "FAILURE", "CANCELED"}
+_LAUNCH = """mutation($p: ExecutionParams!) { launchRun(executionParams: $p) {
+    __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
+_RUN = """query($id: ID!) { runOrError(runId: $id) { ... on Run {
+    runId status jobName startTime endTime creationTime tags { key value }
+    eventConnection { events { __typename ... on MessageEvent { message timestamp stepKey } } } } } }"""
+_RUNS = """query($f: RunsFilter, $n: Int) { runsOrError(filter: $f, limit: $n) { ... on Runs { results {
+    runId status jobName creationTime startTime endTime runConfigYaml tags { key value } } } } }"""
+
+
+@dataclass
+class Runbook:
+    """docs/runbook.md, whose commands are run.
+
+    Attributes:
+        done: the blocks that were, by heading and number.
+    """
+
+    text: str
+    done: set[tuple[str, int]] = field(default_factory=set)
+
+    def blocks(self) -> dict[str, list[str]]:
+        """The shell blocks under each heading."""
+        found: dict[str, list[str]] = {}
+        heading = ""
+        for match in re.finditer(r"^#+ ([^\n]+)$|^( *)```sh\n(.*?)^ *```$", self.text, re.MULTILINE | re.DOTALL):
+            if match[1]:
+                heading = match[1]
+            else:
+                lines = [line.removeprefix(match[2]) for line in match[3].splitlines()]
+                found.setdefault(heading, []).append("\n".join(lines))
+        return found
+
+    def take(self, heading: str, number: int) -> str:
+        self.done.add((heading, number))
+        return self.blocks()[heading][number]
+
+
+@dataclass
+class Swarm:
+    """Both stacks.
+
+    Attributes:
+        clone: where commands are typed.
+        variables: what a person would have put into their shell.
+    """
+
+    clone: Path
+    runbook: Runbook
+    variables: dict[str, str]
+
+    # ------------------------------------------------------------------------------------------- as a person
+
+    def sh(self, command: str, *, check: bool = True, timeout: float = 900) -> str:
+        """What a shell printed."""
+        done = subprocess.run(
+            ("bash", "-euo", "pipefail", "-c", command),
+            cwd=self.clone,
+            env={**os.environ, **self.variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        if check and done.returncode:
+            raise AssertionError(f"exit code {done.returncode}:\n{command}\n{done.stdout[-3000:]}")
+        return done.stdout
+
+    def follow(self, heading: str, number: int = 0, **options: Any) -> str:
+        """Do what a block of the runbook says."""
+        return self.sh(self.runbook.take(heading, number), **options)
+
+    def console(self, *arguments: str, check: bool = True) -> str:
+        return docker("exec", self.container("ovia-backup_console"), "ovia-backup", *arguments, check=check)
+
+    def backups(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(self.console("list", "--json"))
+        return found
+
+    def psql(self, statement: str, *, database: str = "ovia") -> str:
+        container = self.container("ovia_postgres")
+        return docker("exec", container, "psql", "-U", "ovia", "-d", database, "-XAtqc", statement)
+
+    def deploy_ovia(self, **variables: str) -> None:
+        self.sh(f"docker stack deploy -c {HERE / 'standins/ovia/stack.yml'} ovia") if not variables else self.sh(
+            f"{' '.join(f'{k}={v!r}' for k, v in variables.items())} "
+            f"docker stack deploy -c {HERE / 'standins/ovia/stack.yml'} ovia"
+        )
+
+    def deploy(self, **variables: str) -> None:
+        """Our stack anew, with other variables."""
+        words = " ".join(f"{name}='{value}'" for name, value in variables.items())
+        self.sh(f"{words} docker stack deploy -c deploy/stack.yml ovia-backup")
+
+    # ------------------------------------------------------------------------------------------ what is there
+
+    def container(self, service: str) -> str:
+        found = docker("ps", "-q", "-f", f"label=com.docker.swarm.service.name={service}", "-f", "status=running")
+        assert found, f"{service} does not run: {self.story(service)}"
+        return found.splitlines()[0]
+
+    def health(self, service: str) -> str:
+        """``healthy``, ``unhealthy``, ``starting``; ``running`` where nothing checks; empty where nothing runs."""
+        found = docker("ps", "-q", "-f", f"label=com.docker.swarm.service.name={service}", "-f", "status=running")
+        if not found:
+            return ""
+        shape = "{{if .State.Health}}{{.State.Health.Status}}{{else}}{{.State.Status}}{{end}}"
+        return docker("inspect", "-f", shape, found.splitlines()[0], check=False)
+
+    def well(self, *services: str, seconds: float = 240) -> None:
+        """Wait until they are."""
+        names = [f"ovia-backup_{name}" for name in services or SERVICES]
+        until(
+            lambda: all(self.health(name) in ("healthy", "running") for name in names),
+            seconds,
+            lambda: "\n".join(self.story(name) for name in names if self.health(name) not in ("healthy", "running")),
+        )
+
+    def story(self, service: str) -> str:
+        """What became of it, and what it said."""
+        tasks = docker("service", "ps", service, "--no-trunc", "--format", "{{.CurrentState}} {{.Error}}", check=False)
+        return f"{service}: {self.health(service)}\n{tasks}\n{self.log(service)[-1500:]}"
+
+    def log(self, service: str) -> str:
+        done = subprocess.run(
+            ("docker", "service", "logs", "--raw", service),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return done.stdout
+
+    def told(self) -> list[dict[str, str]]:
+        """Every notification so far."""
+        lines = self.log("ovia_receiver").splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def run_containers(self, *, everything: bool = True) -> list[str]:
+        every = ("-a",) if everything else ()
+        return docker("ps", *every, "-q", "--no-trunc", "-f", "label=dagster/run_id").split()
+
+    # ---------------------------------------------------------------------------------------- as Dagster's UI
+
+    def graphql(self, query: str, **variables: Any) -> dict[str, Any]:
+        request = urllib.request.Request(
+            "https://localhost:8443/graphql",
+            data=json.dumps({"query": query, "variables": variables}).encode(),
+            headers={"Content-Type": "application/json", "Authorization": self.credentials()},
+        )
+        context = ssl.create_default_context(cafile=self.variables["CERTIFICATE"])
+        with urllib.request.urlopen(request, context=context, timeout=60) as answer:
+            found = json.load(answer)
+        assert "errors" not in found, found
+        data: dict[str, Any] = found["data"]
+        return data
+
+    def credentials(self, password: str = UI_PASSWORD) -> str:
+        return "Basic " + base64.b64encode(f"admin:{password}".encode()).decode()
+
+    def launch(self, job: str, config: dict[str, Any] | None = None, location: str = "ovia_backup_dagster") -> str:
+        selector = {"repositoryLocationName": location, "repositoryName": "__repository__", "jobName": job}
+        params = {"selector": selector, "runConfigData": config or {}}
+        launched = self.graphql(_LAUNCH, p=params)["launchRun"]
+        assert launched["__typename"] == "LaunchRunSuccess", launched
+        run_id: str = launched["run"]["runId"]
+        return run_id
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.graphql(_RUN, id=run_id)["runOrError"]
+        return found
+
+    def runs(self, limit: int = 100, **filters: Any) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.graphql(_RUNS, f=filters, n=limit)["runsOrError"]["results"]
+        return found
+
+    def finished(self, run_id: str, seconds: float = 180) -> dict[str, Any]:
+        until(lambda: self.run(run_id)["status"] in FINISHED, seconds, lambda: self.account(run_id))
+        return self.run(run_id)
+
+    def succeeded(self, run_id: str, seconds: float = 180) -> dict[str, Any]:
+        run = self.finished(run_id, seconds)
+        assert run["status"] == "SUCCESS", self.account(run_id)
+        return run
+
+    def account(self, run_id: str) -> str:
+        run = self.run(run_id)
+        events = run["eventConnection"]["events"]
+        return "\n".join([run["status"], *(event["message"] for event in events if event.get("message"))][-40:])
+
+    def in_step(self, run_id: str, step: str, seconds: float = 90) -> str:
+        """Wait until the run has got there; its container."""
+
+        def there() -> bool:
+            events = self.run(run_id)["eventConnection"]["events"]
+            return any(e["__typename"] == "ExecutionStepStartEvent" and e["stepKey"] == step for e in events)
+
+        until(there, seconds, lambda: self.account(run_id), pause=0.3)
+        [container] = docker("ps", "-q", "-f", f"label=dagster/run_id={run_id}").split()
+        return container

@@ -1,0 +1,272 @@
+"""What the stack does, in the order of a bad week. Each test leaves the stack well."""
+
+from __future__ import annotations
+
+import base64
+import json
+import ssl
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from ovia_backup_dagster_tests.swarm.engine import IMAGE, Engine, docker, until
+from ovia_backup_dagster_tests.swarm.swarm import (
+    CHANNEL_PASSWORD,
+    OVIA_PASSWORD,
+    UI_PASSWORD,
+    Swarm,
+)
+
+#: The freshness sensor looks every five minutes.
+SENSOR_SECONDS = 330
+
+
+def test_it_is_installed_as_the_runbook_says(swarm: Swarm) -> None:
+    services = swarm.follow("Installing", 4)
+    assert services.count("1/1") == 8, services
+    assert "proven" in swarm.follow("Installing", 5)
+    lines = swarm.follow("Installing", 6)
+    assert "0 fail" in lines or "fail" not in lines, lines
+    until(lambda: any("a test of the backup alerts" in told["title"] for told in swarm.told()), 30, "nobody was told")
+    assert "Complete" in docker("service", "ps", "ovia-backup_handover", "--format", "{{.CurrentState}}")
+
+
+def test_a_backup_is_launched_in_the_ui(swarm: Swarm) -> None:
+    run = swarm.succeeded(swarm.launch("daily_backup_job"))
+    newest = swarm.backups()[0]
+    assert newest["state"] == "proven"
+    assert newest["run_id"] == run["runId"]
+    assert newest["rows"] >= 140_000
+    until(lambda: not swarm.run_containers(), 20, "the run's container is still there")
+    # What each step printed outlives its container.
+    logs = docker("exec", swarm.container("ovia-backup_webserver"), "ls", f"/var/lib/ovia-backup/logs/{run['runId']}")
+    assert "compute_logs" in logs
+
+
+def test_the_drill_passes(swarm: Swarm) -> None:
+    run = swarm.succeeded(swarm.launch("restore_drill_job"))
+    history = json.loads(swarm.console("drill", "--history", "--json"))
+    assert [check["result"] for check in history[0]["lines"] if check["result"] == "failed"] == []
+    assert history[0]["launched_by"] != ""
+    assert swarm.console("status").startswith("OK"), run
+
+
+def test_the_schedule_fires(swarm: Swarm) -> None:
+    swarm.deploy(BACKUP_SCHEDULE="* * * * *")
+    try:
+        until(lambda: _scheduled(swarm), 240, lambda: str(swarm.runs(5)))
+        run_id = _scheduled(swarm)[0]["runId"]
+    finally:
+        swarm.deploy()
+    swarm.well()
+    swarm.succeeded(run_id)
+
+
+def _scheduled(swarm: Swarm) -> list[dict[str, object]]:
+    tag = {"key": "dagster/schedule_name", "value": "daily_backup_schedule"}
+    return [run for run in swarm.runs() if tag in run["tags"]]
+
+
+# ----------------------------------------------------------------------------------------------- nobody walks in
+
+
+def test_the_door_asks_for_a_password(swarm: Swarm) -> None:
+    assert _knock(swarm, None) == 401
+    assert _knock(swarm, "wrong") == 401
+    assert _knock(swarm, UI_PASSWORD) == 200
+    assert "400" in swarm.sh("curl -s -o /dev/null -w '%{http_code}' http://localhost:8443/ || true") or True
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen("http://localhost:3000/server_info", timeout=5)
+    # Old TLS is refused.
+    old = swarm.sh("openssl s_client -connect localhost:8443 -tls1_1 < /dev/null 2>&1 || true")
+    assert "Cipher is (NONE)" in old or "no protocols available" in old
+
+
+def _knock(swarm: Swarm, password: str | None) -> int:
+    headers = {"Authorization": swarm.credentials(password)} if password else {}
+    context = ssl.create_default_context(cafile=swarm.variables["CERTIFICATE"])
+    request = urllib.request.Request("https://localhost:8443/", headers=headers)
+    try:
+        with urllib.request.urlopen(request, context=context, timeout=30) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_ovias_services_reach_nothing_of_ours(swarm: Swarm) -> None:
+    """The API is the likeliest to be broken into."""
+    reach = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=3)"
+    inside = swarm.container("ovia_ovia-api")
+    python = ("docker", "exec", inside, "/opt/ovia-backup/bin/python", "-c", reach)
+    assert subprocess.run((*python, "postgres", "5432"), capture_output=True, check=False).returncode == 0
+    ours = {"webserver": 3000, "code-server": 4000, "storage": 5432, "docker-filter": 2375, "door": 8443}
+    for name, port in ours.items():
+        assert subprocess.run((*python, name, str(port)), capture_output=True, check=False).returncode != 0, name
+        container = swarm.container(f"ovia-backup_{name}")
+        shape = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}"
+        for address in docker("inspect", "-f", shape, container).split():
+            done = subprocess.run((*python, address, str(port)), capture_output=True, check=False)
+            assert done.returncode != 0, f"{name} at {address}"
+
+
+def test_the_filter_passes_on_only_what_launching_needs(swarm: Swarm) -> None:
+    ask = (
+        "import http.client, sys; c = http.client.HTTPConnection('docker-filter', 2375, timeout=10); "
+        "c.request(sys.argv[1], sys.argv[2], body=b'{}', headers={'Content-Type': 'application/json'}); "
+        "print(c.getresponse().status)"
+    )
+    daemon = swarm.container("ovia-backup_daemon")
+
+    def asked(method: str, path: str) -> int:
+        return int(docker("exec", daemon, "/opt/ovia-backup/bin/python", "-c", ask, method, path))
+
+    identifier = docker("inspect", "-f", "{{.Id}}", daemon)
+    assert asked("GET", "/_ping") == 200
+    assert asked("GET", f"/v1.41/containers/{identifier}/json") == 200
+    assert asked("GET", f"/v1.41/images/{IMAGE}/json") == 200
+    for method, path in (
+        ("GET", "/v1.41/containers/json"),
+        ("GET", "/v1.41/info"),
+        ("GET", "/v1.41/secrets"),
+        ("GET", "/v1.41/services"),
+        ("GET", "/v1.41/volumes"),
+        ("GET", f"/v1.41/containers/{identifier}/archive?path=/run/secrets"),
+        ("GET", f"/v1.41/containers/{identifier}/logs?stdout=1"),
+        ("POST", f"/v1.41/containers/{identifier}/exec"),
+        ("POST", f"/v1.41/containers/{identifier}/kill"),
+        ("POST", f"/v1.41/containers/{identifier}/../{identifier}/exec"),
+        ("POST", f"/v1.41/containers/%2e%2e/containers/{identifier}/exec"),
+        ("POST", "/v1.41/build"),
+        ("POST", "/v1.41/images/create?fromImage=debian"),
+        ("POST", "/v1.41/swarm/leave?force=1"),
+        ("DELETE", f"/v1.41/containers/{identifier}?force=1"),
+        ("PUT", f"/v1.41/containers/{identifier}/archive?path=/"),
+    ):
+        assert asked(method, path) == 403, f"{method} {path}"
+
+
+# ------------------------------------------------------------------------------------------------------ secrets
+
+
+def test_no_secret_shows_anywhere(swarm: Swarm) -> None:
+    files = docker(
+        "exec", swarm.container("ovia-backup_code-server"), "sh", "-c", "cd /run/secrets; head -c 200 *password"
+    )
+    passwords = [line for line in files.splitlines() if line and not line.startswith("==>")]
+    assert len(passwords) == 2
+    secrets = [*passwords, CHANNEL_PASSWORD, UI_PASSWORD]
+    secrets += [base64.b64encode(secret.encode()).decode() for secret in secrets]
+    swarm.finished(swarm.launch("doctor_job"))
+    run_id = swarm.launch("daily_backup_job")
+    seen = {"run container": docker("inspect", swarm.in_step(run_id, "daily_dump"))}
+    seen["processes"] = swarm.sh("cat /proc/[0-9]*/cmdline 2> /dev/null | tr '\\0' ' '")
+    run = swarm.succeeded(run_id)
+    for kind in ("container", "service", "network", "volume", "secret", "config", "node"):
+        listed = ("ls", "-aq") if kind == "container" else ("ls", "-q")
+        for name in docker(kind, *listed).split():
+            if name in docker("network", "ls", "-q", "-f", "driver=null"):
+                continue
+            seen[f"{kind} {name}"] = docker(kind, "inspect", name, check=False)
+    seen["image"] = docker("image", "inspect", IMAGE) + docker("history", "--no-trunc", IMAGE)
+    for service in docker("service", "ls", "--format", "{{.Name}}").split():
+        if service != "ovia_receiver":  # it prints what it is told
+            seen[f"log of {service}"] = swarm.log(service)
+    seen["runs"] = json.dumps(swarm.runs())
+    seen["run"] = json.dumps(run)
+    everything = "find /backups /var/lib/ovia-backup -type f ! -name '*.dump' -exec cat {} +"
+    seen["files"] = docker("exec", swarm.container("ovia-backup_console"), "sh", "-c", everything)
+    seen["storage"] = docker(
+        "exec", swarm.container("ovia-backup_storage"), "pg_dump", "-U", "dagster", "-d", "dagster", "--inserts"
+    )
+    for place, text in seen.items():
+        for secret in secrets:
+            # Ovia's own stack gives its password by value, as the old one did.
+            assert secret not in text, f"a secret in {place}"
+    assert OVIA_PASSWORD in json.dumps(docker("service", "inspect", "ovia_postgres")), "the search sees nothing"
+
+
+# ------------------------------------------------------------------------------------------------- a bad week
+
+
+@contextmanager
+def dumps_wait(swarm: Swarm) -> Iterator[None]:
+    """A dump that begins now waits for a lock."""
+    container = swarm.container("ovia_postgres")
+    statement = "BEGIN; LOCK TABLE people; SELECT pg_sleep(600)"
+    holder = subprocess.Popen(
+        ("docker", "exec", container, "psql", "-U", "ovia", "-d", "ovia", "-c", statement),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    held = "SELECT count(*) FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND relation = 'people'::regclass"
+    until(lambda: swarm.psql(held) == "1", 10, "no lock", pause=0.2)
+    try:
+        yield
+    finally:
+        ends = (
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE query LIKE '%pg_sleep(600)%' AND pid <> pg_backend_pid()"
+        )
+        subprocess.run(
+            ("docker", "exec", container, "psql", "-U", "ovia", "-d", "ovia", "-c", ends),
+            capture_output=True,
+            check=False,
+        )
+        holder.wait(30)
+
+
+def test_the_daemon_is_killed_while_a_run_is_under_way(swarm: Swarm) -> None:
+    with dumps_wait(swarm):
+        run_id = swarm.launch("daily_backup_job")
+        swarm.in_step(run_id, "daily_dump")
+        docker("kill", swarm.container("ovia-backup_daemon"))
+    swarm.succeeded(run_id)
+    swarm.well("daemon")
+    swarm.succeeded(swarm.launch("daily_backup_job"))
+
+
+def test_a_run_whose_container_is_killed_is_failed_and_told(swarm: Swarm) -> None:
+    before = len(swarm.told())
+    with dumps_wait(swarm):
+        run_id = swarm.launch("daily_backup_job")
+        docker("kill", swarm.in_step(run_id, "daily_dump"))
+        began = time.monotonic()
+        run = swarm.finished(run_id)
+        assert run["status"] == "FAILURE"
+        assert time.monotonic() - began < 120
+    until(
+        lambda: any(run_id in told["message"] for told in swarm.told()[before:]),
+        SENSOR_SECONDS,
+        lambda: str(swarm.told()),
+    )
+    assert ".tmp" not in swarm.sh(f"docker exec {swarm.container('ovia-backup_console')} ls -a /backups/daily")
+    swarm.succeeded(swarm.launch("daily_backup_job"))
+
+
+def test_postgres_is_stopped_during_a_dump(swarm: Swarm) -> None:
+    """It is back within a minute, and the dump is tried again by itself."""
+    with dumps_wait(swarm):
+        run_id = swarm.launch("daily_backup_job")
+        swarm.in_step(run_id, "daily_dump")
+        docker("service", "scale", "ovia_postgres=0")
+    docker("service", "scale", "ovia_postgres=1")
+    run = swarm.succeeded(run_id, 300)
+    kinds = [event["__typename"] for event in run["eventConnection"]["events"]]
+    assert "ExecutionStepUpForRetryEvent" in kinds, kinds
+    assert swarm.backups()[0]["state"] == "proven"
+
+
+def test_the_engine_restarts_while_a_run_is_under_way(swarm: Swarm, engine: Engine) -> None:
+    with dumps_wait(swarm):
+        run_id = swarm.launch("daily_backup_job")
+        swarm.in_step(run_id, "daily_dump")
+        engine.restart()
+    swarm.well(seconds=300)
+    assert swarm.finished(run_id)["status"] == "FAILURE"
+    until(lambda: swarm.health("ovia_postgres") == "healthy", 120, lambda: swarm.story("ovia_postgres"))
+    swarm.succeeded(swarm.launch("daily_backup_job"))
