@@ -12,8 +12,8 @@ import dagster as dg
 
 from ovia_backup_dagster.defs.alerts import build_alert
 from ovia_backup_dagster.defs.assets import build_assets
-from ovia_backup_dagster.defs.doctor import backup_doctor
-from ovia_backup_dagster.defs.drill import restore_drill
+from ovia_backup_dagster.defs.doctor import build_doctor
+from ovia_backup_dagster.defs.drill import build_drill
 from ovia_backup_dagster.defs.jobs import build_jobs
 from ovia_backup_dagster.defs.policies import DAILY_BACKUP_JOB, FRESHNESS_ALERT_JOB, RESTORE_DRILL_JOB
 from ovia_backup_dagster.defs.schedules import daily_backup_schedule, restore_drill_schedule, usable_schedules
@@ -33,7 +33,12 @@ def build_defs(settings: Settings, *, resource_overrides: Mapping[str, Any] | No
     resources = {"backups": BackupSystem(settings), **(resource_overrides or {})}
     system = resources["backups"]
     return dg.Definitions(
-        assets=[*build_assets(system), build_alert(system, DAILY_BACKUP_JOB), backup_doctor, restore_drill],
+        assets=[
+            *build_assets(system),
+            build_alert(system, DAILY_BACKUP_JOB),
+            build_doctor(settings),
+            build_drill(settings),
+        ],
         jobs=build_jobs(settings),
         schedules=[
             daily_backup_schedule(settings, DAILY_BACKUP_JOB),

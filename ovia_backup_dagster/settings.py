@@ -114,6 +114,12 @@ class Settings(BaseSettings):
     backup_lock_wait_minutes: float = _variable(
         "BACKUP_LOCK_WAIT_MINUTES", default=30.0, doc="How long to wait for another operation's lock.", shown="30"
     )
+    backup_asset_prefix: str = _variable(
+        "BACKUP_ASSET_PREFIX",
+        default="",
+        doc="Stands before every asset key, group and pool. For a second database in the same Dagster.",
+        shown="none",
+    )
     drill_schedule: str = _variable("DRILL_SCHEDULE", default="0 5 1 * *", doc="When to drill by itself, as cron.")
     drill_where: Literal["auto", "throwaway", "database"] = _variable(
         "DRILL_WHERE",
@@ -334,6 +340,14 @@ class Settings(BaseSettings):
     def _compression(cls, value: str) -> str:
         if not re.fullmatch(r"auto|none|[0-9]|(gzip|lz4|zstd)(:[a-z0-9=,]+)?", value):
             raise ValueError(f"{value!r} is neither auto nor pg_dump's spelling, such as zstd:3 or gzip:1")
+        return value
+
+    @field_validator("backup_asset_prefix")
+    @classmethod
+    def _prefix(cls, value: str) -> str:
+        # Dagster's own rule for groups, which is the strictest.
+        if not re.fullmatch(r"[A-Za-z0-9_]*", value):
+            raise ValueError(f"{value!r} is not a name of letters, digits and underscores")
         return value
 
     @field_validator("backup_notify_urls")

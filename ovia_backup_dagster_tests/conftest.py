@@ -11,6 +11,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -229,6 +230,16 @@ def execute(connection: Connection, *statements: str) -> None:
     ) as session:
         for statement in statements:
             session.execute(statement.encode())
+
+
+@contextmanager
+def dump_that_waits(database: Connection) -> Iterator[Callable[[], bool]]:
+    """A table is locked: pg_dump waits for it, for as long as the block lasts. Tells whether one does."""
+    to = {"host": database.host, "port": database.port, "dbname": database.database, "user": database.user}
+    with psycopg.connect(**to) as other, psycopg.connect(**to, autocommit=True) as watcher:  # type: ignore[arg-type]
+        other.execute("LOCK TABLE people IN ACCESS EXCLUSIVE MODE")
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        yield lambda: bool(watcher.execute(waiting).fetchall())
 
 
 def quiet(_: str) -> None:

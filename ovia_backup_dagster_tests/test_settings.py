@@ -62,6 +62,7 @@ def test_the_defaults() -> None:
         "backup_compression": "auto",
         "backup_notify_urls": (),
         "backup_lock_wait_minutes": 30.0,
+        "backup_asset_prefix": "",
         "drill_schedule": "0 5 1 * *",
         "drill_where": "auto",
         "drill_jobs": 0,

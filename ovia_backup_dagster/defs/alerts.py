@@ -23,8 +23,9 @@ from ovia_backup_dagster.core.errors import (
 from ovia_backup_dagster.core.freshness import Freshness, Level, freshness
 from ovia_backup_dagster.defs import metadata
 from ovia_backup_dagster.defs.configs import AlertConfig
-from ovia_backup_dagster.defs.policies import ALERT_GROUP, MAX_RETRIES, OWNERS, explained, run_tags
+from ovia_backup_dagster.defs.policies import MAX_RETRIES, OWNERS, explained, names, run_tags
 from ovia_backup_dagster.defs.resources import Backups
+from ovia_backup_dagster.settings import Settings
 from ovia_backup_dagster.system import BackupSystem
 
 NAME = "backup_freshness_alert"
@@ -112,11 +113,12 @@ def condition(system: BackupSystem, now: datetime) -> Condition:
 def build_alert(system: BackupSystem, job_name: str) -> dg.AssetsDefinition:
     """The alert asset; ``job_name`` is the job whose failed runs explain a missing dump."""
     # For what nobody thought of; our own errors say themselves whether they may pass.
+    ours = names(system.settings)
     retry = dg.RetryPolicy(max_retries=MAX_RETRIES, delay=system.retry_seconds, backoff=dg.Backoff.EXPONENTIAL)
 
     @dg.asset(
-        name=NAME,
-        group_name=ALERT_GROUP,
+        key=ours.key(NAME),
+        group_name=ours.alert_group,
         kinds={"alert"},
         owners=OWNERS,
         retry_policy=retry,
@@ -162,8 +164,9 @@ def message(system: BackupSystem, state: Condition, failed: FailedRun | None, *,
     """
     settings = system.settings
     database = settings.postgres_db
+    whose = label(settings)
     if not state.trouble:
-        title = f"[{database}] all is well with the backups again"
+        title = f"[{whose}] all is well with the backups again"
         lines: list[str | None] = [
             f"{_sentence(state.found.text)}." if state.found else None,
             f"{_sentence(state.drills.text(datetime.now(UTC)))}." if state.drills else None,
@@ -171,7 +174,7 @@ def message(system: BackupSystem, state: Condition, failed: FailedRun | None, *,
         ]
         return title, "\n".join(line for line in lines if line)
     level = state.found.level if state.found else None
-    title = f"[{database}] {_headline(level, state.troubles[0])}"
+    title = f"[{whose}] {_headline(level, state.troubles[0])}"
     rejected = state.found.rejected if state.found else ()
     # A run that failed, or a dump found bad, says more than a guess.
     guess = "" if failed or rejected or not (state.found and state.found.trouble) else state.found.trouble.why
@@ -187,6 +190,11 @@ def message(system: BackupSystem, state: Condition, failed: FailedRun | None, *,
         *(f"Next: {error.fix}" for error in state.troubles),
     ]
     return title, "\n".join(line.rstrip() for line in lines if line)
+
+
+def label(settings: Settings) -> str:
+    """Whose backups they are: the database, and the prefix where there is one that says more."""
+    return "/".join(dict.fromkeys(filter(None, (settings.backup_asset_prefix, settings.postgres_db))))
 
 
 def _headline(level: Level | None, first: BackupError) -> str:

@@ -10,12 +10,12 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from ovia_backup_dagster.core import housekeeping
-from ovia_backup_dagster.core.catalog import Backup, Catalog
+from ovia_backup_dagster.core.catalog import Backup
 from ovia_backup_dagster.core.errors import BackupNotFoundError
 from ovia_backup_dagster.defs import metadata
 from ovia_backup_dagster.defs.checks import check_results, check_specs
 from ovia_backup_dagster.defs.configs import BackupChoice, PruningConfig
-from ovia_backup_dagster.defs.policies import BACKUP_GROUP, OWNERS, POOL, explained, freshness
+from ovia_backup_dagster.defs.policies import OWNERS, explained, freshness, names
 from ovia_backup_dagster.defs.resources import Backups
 from ovia_backup_dagster.system import BackupSystem
 
@@ -29,13 +29,14 @@ NAMES = (DAILY_DUMP, DUMP_VERIFICATION, WEEKLY_PROMOTION, RETENTION_PRUNING)
 def build_assets(system: BackupSystem) -> list[dg.AssetsDefinition]:
     """The assets, with the freshness policy that the settings ask for."""
     policy = freshness(system)
+    ours = names(system.settings)
 
     @dg.asset(
-        name=DAILY_DUMP,
-        group_name=BACKUP_GROUP,
+        key=ours.key(DAILY_DUMP),
+        group_name=ours.backup_group,
         kinds={"postgres", "file"},
         owners=OWNERS,
-        pool=POOL,
+        pool=ours.pool,
         tags={"ovia/backup": "daily"},
         freshness_policy=policy,
         description="A `pg_dump -Fc` of the database in `daily/`, with its manifest and the roles beside it. It "
@@ -51,14 +52,14 @@ def build_assets(system: BackupSystem) -> list[dg.AssetsDefinition]:
             return dg.MaterializeResult(metadata=metadata.of_dump(backup, manifest))
 
     @dg.asset(
-        name=DUMP_VERIFICATION,
-        deps=[DAILY_DUMP],
-        group_name=BACKUP_GROUP,
+        key=ours.key(DUMP_VERIFICATION),
+        deps=[ours.key(DAILY_DUMP)],
+        group_name=ours.backup_group,
         kinds={"postgres", "file"},
         owners=OWNERS,
-        pool=POOL,
+        pool=ours.pool,
         freshness_policy=policy,
-        check_specs=check_specs(DUMP_VERIFICATION),
+        check_specs=check_specs(ours.key(DUMP_VERIFICATION)),
         description="The dump of this run, read back to the last byte: its hash, every table's rows and content, and "
         "what the settings expect. A bad dump is not materialized here; nothing downstream runs. Dumps of the old "
         "script that have no verdict yet are verified, too.",
@@ -67,7 +68,7 @@ def build_assets(system: BackupSystem) -> list[dg.AssetsDefinition]:
         context: dg.AssetExecutionContext, config: BackupChoice, backups: Backups
     ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]:
         with explained(context, backups):
-            backup = _chosen(context, config, backups.catalog)
+            backup = _chosen(context, config, backups)
             # First, so that at the cut-over ours is compared with the old script's last.
             for other in backups.verifier.verify_unproven(
                 besides=backup, run_id=context.run.run_id, log=context.log.info
@@ -83,12 +84,12 @@ def build_assets(system: BackupSystem) -> list[dg.AssetsDefinition]:
         yield dg.MaterializeResult(metadata=metadata.of_verification(verified))
 
     @dg.asset(
-        name=WEEKLY_PROMOTION,
-        deps=[DUMP_VERIFICATION],
-        group_name=BACKUP_GROUP,
+        key=ours.key(WEEKLY_PROMOTION),
+        deps=[ours.key(DUMP_VERIFICATION)],
+        group_name=ours.backup_group,
         kinds={"file"},
         owners=OWNERS,
-        pool=POOL,
+        pool=ours.pool,
         description="On the weekly day the proven dump also stands in `weekly/`, as a hard link or a checked copy. If "
         "the day was missed, the next proven dump takes its place. Always materializes, with the reason.",
     )
@@ -96,19 +97,19 @@ def build_assets(system: BackupSystem) -> list[dg.AssetsDefinition]:
         context: dg.AssetExecutionContext, config: BackupChoice, backups: Backups
     ) -> dg.MaterializeResult[None]:
         with explained(context, backups):
-            backup = _chosen(context, config, backups.catalog)
+            backup = _chosen(context, config, backups)
             now = datetime.now(UTC)
             promoted = housekeeping.promote(backups.catalog, backup, backups.policy, now, context.log.info)
             context.log.info(promoted.reason)
             return dg.MaterializeResult(metadata=metadata.of_promotion(promoted))
 
     @dg.asset(
-        name=RETENTION_PRUNING,
-        deps=[WEEKLY_PROMOTION],
-        group_name=BACKUP_GROUP,
+        key=ours.key(RETENTION_PRUNING),
+        deps=[ours.key(WEEKLY_PROMOTION)],
+        group_name=ours.backup_group,
         kinds={"file"},
         owners=OWNERS,
-        pool=POOL,
+        pool=ours.pool,
         description="Removes what the retention policy does not keep, with a reason for each file. Refuses when the "
         "newest dump is not proven, whoever launched it.",
     )
@@ -131,17 +132,18 @@ def build_assets(system: BackupSystem) -> list[dg.AssetsDefinition]:
     return [daily_dump, dump_verification, weekly_promotion, retention_pruning]
 
 
-def _chosen(context: dg.AssetExecutionContext, config: BackupChoice, catalog: Catalog) -> Backup:
+def _chosen(context: dg.AssetExecutionContext, config: BackupChoice, backups: BackupSystem) -> Backup:
     """The backup that the launchpad names, else this run's; the newest only in a run that makes no dump.
 
     Raises:
         BackupNotFoundError: there is none.
     """
     now = datetime.now(UTC)
+    catalog = backups.catalog
     if config.backup:
         # Whoever reaches the UI must not have any file of the host opened.
         return catalog.find(config.backup, now, anywhere=False)
-    made = _made_by(context.instance, context.run)
+    made = _made_by(context.instance, context.run, names(backups.settings).key(DAILY_DUMP))
     if made is not None:
         try:
             return catalog.find(made, now)
@@ -156,12 +158,12 @@ def _chosen(context: dg.AssetExecutionContext, config: BackupChoice, catalog: Ca
     return backup
 
 
-def _made_by(instance: dg.DagsterInstance, run: dg.DagsterRun | None) -> str | None:
+def _made_by(instance: dg.DagsterInstance, run: dg.DagsterRun | None, dump: dg.AssetKey) -> str | None:
     """The name of the dump that a run has materialized, or, where it continues another run, that one's."""
     while run is not None:
         for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION):
             made = entry.asset_materialization
-            if made is not None and made.asset_key == dg.AssetKey(DAILY_DUMP):
+            if made is not None and made.asset_key == dump:
                 return str(made.metadata["backup"].value)
         run = instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
     return None

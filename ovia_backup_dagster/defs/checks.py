@@ -16,7 +16,7 @@ _STAGES = (
 )
 
 
-def check_specs(asset: str) -> list[dg.AssetCheckSpec]:
+def check_specs(asset: dg.AssetKey) -> list[dg.AssetCheckSpec]:
     """A spec for each check. Bad blocks what is downstream; odd warns and lets it go on."""
     return [
         dg.AssetCheckSpec(check.value, asset=asset, description=check.description, blocking=not check.is_odd)

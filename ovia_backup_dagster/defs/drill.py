@@ -10,8 +10,9 @@ import dagster as dg
 from ovia_backup_dagster.core.drill import DrillCheck, Evidence, Result
 from ovia_backup_dagster.defs import metadata
 from ovia_backup_dagster.defs.configs import DrillConfig, DrillPlace
-from ovia_backup_dagster.defs.policies import BACKUP_GROUP, DRILL_POOL, OWNERS, explained
+from ovia_backup_dagster.defs.policies import OWNERS, explained, names
 from ovia_backup_dagster.defs.resources import Backups
+from ovia_backup_dagster.settings import Settings
 
 NAME = "restore_drill"
 _UNMADE = "not looked at, because the drill did not get that far"
@@ -19,36 +20,44 @@ _UNMADE = "not looked at, because the drill did not get that far"
 _SCHEDULE_TAG = "dagster/schedule_name"
 
 
-@dg.asset(
-    name=NAME,
-    group_name=BACKUP_GROUP,
-    kinds={"postgres"},
-    owners=OWNERS,
-    pool=DRILL_POOL,
-    check_specs=[
-        dg.AssetCheckSpec(check.value, asset=NAME, description=check.description, blocking=not check.is_odd)
-        for check in DrillCheck
-    ],
-    description="Restores a backup into a throwaway PostgreSQL, reads all of it back, proves that it is what was "
-    "dumped, and writes the evidence to `drills/` on the volume. Production carries no load. A drill that fails is "
-    "alerted by `backup_freshness_sensor`, and so is the want of one.",
-)
-def restore_drill(
-    context: dg.AssetExecutionContext, config: DrillConfig, backups: Backups
-) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]:
-    with explained(context, backups):
-        driller = backups.driller
-        # Whoever reaches the UI must not have any file of the host opened.
-        backup = driller.find(config.backup, anywhere=False)
-        choice = backups.drill_choice(where=_where(config.where), jobs=config.jobs, keep=config.keep_copy)
-        evidence = driller.drill(
-            backup, choice, launched_by=_launcher(context.run), run_id=context.run.run_id, log=context.log.info
-        )
-    yield from _check_results(evidence)
-    if evidence.trouble is not None:
+def build_drill(settings: Settings) -> dg.AssetsDefinition:
+    """The asset, by the name that the settings ask for."""
+    ours = names(settings)
+
+    @dg.asset(
+        key=ours.key(NAME),
+        group_name=ours.backup_group,
+        kinds={"postgres"},
+        owners=OWNERS,
+        pool=ours.drill_pool,
+        check_specs=[
+            dg.AssetCheckSpec(
+                check.value, asset=ours.key(NAME), description=check.description, blocking=not check.is_odd
+            )
+            for check in DrillCheck
+        ],
+        description="Restores a backup into a throwaway PostgreSQL, reads all of it back, proves that it is what was "
+        "dumped, and writes the evidence to `drills/` on the volume. Production carries no load. A drill that fails is "
+        "alerted by `backup_freshness_sensor`, and so is the want of one.",
+    )
+    def restore_drill(
+        context: dg.AssetExecutionContext, config: DrillConfig, backups: Backups
+    ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]:
         with explained(context, backups):
-            raise evidence.trouble
-    yield dg.MaterializeResult(metadata=metadata.of_drill(evidence, driller.drills.path))
+            driller = backups.driller
+            # Whoever reaches the UI must not have any file of the host opened.
+            backup = driller.find(config.backup, anywhere=False)
+            choice = backups.drill_choice(where=_where(config.where), jobs=config.jobs, keep=config.keep_copy)
+            evidence = driller.drill(
+                backup, choice, launched_by=_launcher(context.run), run_id=context.run.run_id, log=context.log.info
+            )
+        yield from _check_results(evidence)
+        if evidence.trouble is not None:
+            with explained(context, backups):
+                raise evidence.trouble
+        yield dg.MaterializeResult(metadata=metadata.of_drill(evidence, driller.drills.path))
+
+    return restore_drill
 
 
 def _where(place: DrillPlace) -> str:

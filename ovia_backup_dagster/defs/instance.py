@@ -16,7 +16,8 @@ import dagster as dg
 
 from ovia_backup_dagster.core.words import duration
 from ovia_backup_dagster.defs.alerts import last_failed_run
-from ovia_backup_dagster.defs.policies import DAILY_BACKUP_JOB, POOL, VOLUME_TAG, run_tags
+from ovia_backup_dagster.defs.assets import DAILY_DUMP
+from ovia_backup_dagster.defs.policies import DAILY_BACKUP_JOB, VOLUME_TAG, Names, database_tags, names, run_tags
 from ovia_backup_dagster.defs.schedules import DRILL_NAME as DRILL_SCHEDULE
 from ovia_backup_dagster.defs.schedules import NAME as SCHEDULE
 from ovia_backup_dagster.defs.schedules import usable_schedules
@@ -27,6 +28,8 @@ from ovia_backup_dagster.settings import Settings
 
 #: A daemon writes one every half minute.
 HEARTBEAT_TOLERANCE = timedelta(minutes=5)
+#: A daily backup has run twice in it, and a location that was renamed is soon forgotten.
+SHARED_KEY_WINDOW = timedelta(days=2)
 _DAEMONS = {"SCHEDULER": "schedules", "SENSOR": "sensors", "QUEUED_RUN_COORDINATOR": "queued runs"}
 _COPY = "copy this project's dagster.yaml into $DAGSTER_HOME and restart the daemon"
 
@@ -39,8 +42,10 @@ def examine(instance: dg.DagsterInstance, settings: Settings) -> Iterator[Line]:
         yield warn(Area.DAGSTER, "Dagster keeps no history: it forgets at each start, also whom it has told", fix)
         return
     yield from _daemons(instance)
-    yield from _switched_off(instance)
-    yield from _limits(instance)
+    location = _own_location(instance, settings)
+    yield from _switched_off(instance, location)
+    yield from _limits(instance, names(settings))
+    yield from _shared_keys(instance, names(settings).key(DAILY_DUMP))
     failed = last_failed_run(instance, DAILY_BACKUP_JOB, run_tags(settings))
     if failed is not None:
         text = f"the last run of {DAILY_BACKUP_JOB} failed at {failed.at:%Y-%m-%d %H:%M} UTC: {failed.reason}"
@@ -74,8 +79,25 @@ def _daemons(instance: dg.DagsterInstance) -> Iterator[Line]:
         yield ok(Area.DAGSTER, "the daemon is alive")
 
 
-def _switched_off(instance: dg.DagsterInstance) -> Iterator[Line]:
-    stopped = {state.name for state in instance.all_instigator_state() if not state.is_running}
+def _own_location(instance: dg.DagsterInstance, settings: Settings) -> str | None:
+    """The name of this database's code location, as its newest run says; ``doctor_job``'s own is one."""
+    for run in instance.get_runs(dg.RunsFilter(tags=database_tags(settings)), limit=1):
+        return _location_of(run)
+    return None
+
+
+def _location_of(run: dg.DagsterRun) -> str | None:
+    origin = run.remote_job_origin
+    return origin.repository_origin.code_location_origin.location_name if origin else None
+
+
+def _switched_off(instance: dg.DagsterInstance, location: str | None) -> Iterator[Line]:
+    """What does not run by itself; another database's location has triggers of the same names."""
+    stopped: dict[str, str] = {}
+    for state in instance.all_instigator_state():
+        where = state.origin.repository_origin.code_location_origin.location_name
+        if not state.is_running and where == (location or where):
+            stopped[state.name] = where
     losses = {
         SCHEDULE: "no backup is made by itself",
         DRILL_SCHEDULE: "nobody finds out by itself whether backups restore",
@@ -84,27 +106,39 @@ def _switched_off(instance: dg.DagsterInstance) -> Iterator[Line]:
     for name, loss in losses.items():
         if name in stopped:
             fix = f"switch it on in the UI (Automation), or: dagster {'sensor' if name == SENSOR else 'schedule'} start"
-            yield fail(Area.DAGSTER, f"{name} is switched off: {loss}", f"{fix} {name}")
+            # Before its first run nothing says which location is this database's.
+            where = "" if location else f" in code location {stopped[name]}"
+            yield fail(Area.DAGSTER, f"{name} is switched off{where}: {loss}", f"{fix} -l {stopped[name]} {name}")
         else:
             yield ok(Area.DAGSTER, f"{name} is on")
 
 
-def _limits(instance: dg.DagsterInstance) -> Iterator[Line]:
+def _limits(instance: dg.DagsterInstance, ours: Names) -> Iterator[Line]:
     config = instance.get_concurrency_config()
     own = {limit.name: limit.limit for limit in instance.event_log_storage.get_pool_limits()}
-    limit = own.get(POOL, config.pool_config.default_pool_limit)
+    limit = own.get(ours.pool, config.pool_config.default_pool_limit)
     tags = config.run_queue_config.tag_concurrency_limits if config.run_queue_config else []
     if limit == 1 and any(tag.get("key") == VOLUME_TAG and tag.get("limit") == 1 for tag in tags):
-        yield ok(Area.DAGSTER, f"one run at a time works on a volume (pool {POOL}, tag {VOLUME_TAG})")
+        yield ok(Area.DAGSTER, f"one run at a time works on a volume (pool {ours.pool}, tag {VOLUME_TAG})")
     else:
-        text = (
-            f"runs on one volume may overlap (pool {POOL}: limit {limit}; tag {VOLUME_TAG}); the lock keeps them apart"
-        )
-        yield warn(Area.DAGSTER, f"{text}, but the UI does not show who waits", _COPY)
+        text = f"runs on one volume may overlap (pool {ours.pool}: limit {limit}; tag {VOLUME_TAG})"
+        yield warn(Area.DAGSTER, f"{text}; the lock keeps them apart, but the UI does not show who waits", _COPY)
     if instance.run_monitoring_enabled:
         yield ok(Area.DAGSTER, "runs that do not start, or do not end in time, are marked failed")
     else:
         yield warn(Area.DAGSTER, "a run that dies without a word stays 'started' for ever: no run monitoring", _COPY)
+
+
+def _shared_keys(instance: dg.DagsterInstance, dump: dg.AssetKey) -> Iterator[Line]:
+    """Two code locations with one asset: the history of each database would be told as the other's."""
+    since = (datetime.now(UTC) - SHARED_KEY_WINDOW).timestamp()
+    newest = instance.fetch_materializations(dg.AssetRecordsFilter(asset_key=dump, after_timestamp=since), limit=10)
+    runs = instance.get_runs(dg.RunsFilter(run_ids=[record.run_id for record in newest.records] or ["none"]))
+    locations = sorted({where for run in runs if (where := _location_of(run))})
+    if len(locations) > 1:
+        text = f"the code locations {' and '.join(locations)} share the asset {dump.to_user_string()}"
+        fix = "set BACKUP_ASSET_PREFIX for all but one; if one is only the former name of another, this line will go"
+        yield warn(Area.DAGSTER, f"{text}: Dagster shows their backups as one", fix)
 
 
 def main() -> None:

@@ -9,10 +9,11 @@ import dagster as dg
 from ovia_backup_dagster.defs import alerts, assets, doctor, drill
 from ovia_backup_dagster.defs.policies import (
     DAILY_BACKUP_JOB,
-    DATABASE_TAG,
     DOCTOR_JOB,
     FRESHNESS_ALERT_JOB,
     RESTORE_DRILL_JOB,
+    database_tags,
+    names,
     run_tags,
 )
 from ovia_backup_dagster.settings import Settings
@@ -20,9 +21,10 @@ from ovia_backup_dagster.settings import Settings
 
 def build_jobs(settings: Settings) -> list[Any]:
     """The jobs, tagged with the database and, where they write, with the volume."""
+    ours = names(settings)
     daily = dg.define_asset_job(
         DAILY_BACKUP_JOB,
-        selection=dg.AssetSelection.assets(*assets.NAMES),
+        selection=dg.AssetSelection.assets(*map(ours.key, assets.NAMES)),
         tags=run_tags(settings),
         executor_def=dg.in_process_executor,
         description="Dump the database, read the dump back to the last byte, promote it on the weekly day, and prune.",
@@ -30,23 +32,23 @@ def build_jobs(settings: Settings) -> list[Any]:
     # Without the volume's tag: people must be told while a dump hangs.
     alert = dg.define_asset_job(
         FRESHNESS_ALERT_JOB,
-        selection=dg.AssetSelection.assets(alerts.NAME),
-        tags={DATABASE_TAG: settings.postgres_db},
+        selection=dg.AssetSelection.assets(ours.key(alerts.NAME)),
+        tags=database_tags(settings),
         executor_def=dg.in_process_executor,
         description="Say what is wrong with the backups, or that it is over.",
     )
     # Without it, too: it looks, and holds nobody up.
     doctors = dg.define_asset_job(
         DOCTOR_JOB,
-        selection=dg.AssetSelection.assets(doctor.NAME),
-        tags={DATABASE_TAG: settings.postgres_db},
+        selection=dg.AssetSelection.assets(ours.key(doctor.NAME)),
+        tags=database_tags(settings),
         executor_def=dg.in_process_executor,
         description="Look at everything that a backup depends on, and say how to mend what is not right.",
     )
     drills = dg.define_asset_job(
         RESTORE_DRILL_JOB,
-        selection=dg.AssetSelection.assets(drill.NAME),
-        tags={DATABASE_TAG: settings.postgres_db},
+        selection=dg.AssetSelection.assets(ours.key(drill.NAME)),
+        tags=database_tags(settings),
         executor_def=dg.in_process_executor,
         description="Prove that a backup restores: into a throwaway PostgreSQL, read back and compared.",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 
 import dagster as dg
@@ -17,25 +18,76 @@ FRESHNESS_ALERT_JOB = "freshness_alert_job"
 DOCTOR_JOB = "doctor_job"
 RESTORE_DRILL_JOB = "restore_drill_job"
 
-BACKUP_GROUP = "backup"
-ALERT_GROUP = "alerts"
 OWNERS = ["team:ovia-operations"]
 
-#: One run at a time may touch a volume. The lock on the volume is what guarantees it; the pool lets the UI show
-#: that a run waits. Limits hold when a run is dequeued, so a tag limit stands beside it (see dagster.yaml).
-POOL = "backup_volume"
-#: Drills only read the volume, and may take hours: they wait for each other, and no backup waits for them.
-DRILL_POOL = "restore_drill"
 VOLUME_TAG = "ovia/volume"
-#: Two databases may share a Dagster instance, and their jobs' names with it.
+#: Two databases may share a Dagster instance, and their jobs' names with it. Two databases on two servers may even
+#: share their own name: the prefix tells them apart.
 DATABASE_TAG = "ovia/database"
+PREFIX_TAG = "ovia/prefix"
+_NO_PREFIX = "-"
 
 MAX_RETRIES = 3
 
 
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What is global to a Dagster instance, by the name that it has for this code location.
+
+    Jobs, schedules and sensors are not here: Dagster knows them by their location.
+
+    Attributes:
+        prefix: ``BACKUP_ASSET_PREFIX``; empty for the first database.
+    """
+
+    prefix: str
+
+    def key(self, asset: str) -> dg.AssetKey:
+        return dg.AssetKey([self.prefix, asset] if self.prefix else [asset])
+
+    def op(self, asset: str) -> str:
+        """What run configuration calls the asset."""
+        return self.key(asset).to_python_identifier()
+
+    @property
+    def backup_group(self) -> str:
+        return self._prefixed("backup")
+
+    @property
+    def alert_group(self) -> str:
+        return self._prefixed("alerts")
+
+    @property
+    def pool(self) -> str:
+        """One run at a time may touch a volume.
+
+        The lock on the volume is what guarantees it; the pool lets the UI show that a run waits. Limits hold when a
+        run is dequeued, so a tag limit stands beside it (see dagster.yaml).
+        """
+        return self._prefixed("backup_volume")
+
+    @property
+    def drill_pool(self) -> str:
+        """Drills only read the volume, and may take hours: they wait for each other, and no backup waits for them."""
+        return self._prefixed("restore_drill")
+
+    def _prefixed(self, name: str) -> str:
+        return f"{self.prefix}_{name}" if self.prefix else name
+
+
+def names(settings: Settings) -> Names:
+    """The names that these settings ask for."""
+    return Names(settings.backup_asset_prefix)
+
+
+def database_tags(settings: Settings) -> dict[str, str]:
+    """What marks a run of this code location."""
+    return {DATABASE_TAG: settings.postgres_db, PREFIX_TAG: settings.backup_asset_prefix or _NO_PREFIX}
+
+
 def run_tags(settings: Settings) -> dict[str, str]:
-    """What marks a run that works on this database and this volume."""
-    return {DATABASE_TAG: settings.postgres_db, VOLUME_TAG: str(settings.backup_dir)}
+    """What marks one that works on this volume, too."""
+    return {**database_tags(settings), VOLUME_TAG: str(settings.backup_dir)}
 
 
 def freshness(backups: BackupSystem) -> dg.FreshnessPolicy:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ovia_backup_dagster.defs import alerts
 from ovia_backup_dagster.defs.alerts import condition
 from ovia_backup_dagster.defs.configs import AlertConfig
+from ovia_backup_dagster.defs.policies import Names, names
 from ovia_backup_dagster.defs.resources import Backups
 
 NAME = "backup_freshness_sensor"
@@ -68,20 +69,22 @@ def backup_freshness_sensor(job_name: str) -> dg.SensorDefinition:
         cursor = _cursor(context.cursor)
         if not state.trouble and cursor.episode is None:
             return dg.SkipReason(state.found.text if state.found else "all is well")
-        database = backups.settings.postgres_db
+        ours = names(backups.settings)
+        # Dagster's runs are all of the instance's.
+        whose = alerts.label(backups.settings)
         if state.trouble:
             episode, clearing = cursor.episode, cursor.clearing
             # Trouble that returns when people believe, or are just being told, that all is well is a new episode.
-            if episode is None or (clearing and _told(context.instance, f"{database}/{episode}/all-clear")):
+            if episode is None or (clearing and _told(context.instance, f"{whose}/{episode}/all-clear")):
                 episode, clearing = now.isoformat(), False
             day = now.astimezone(backups.timezone).date().isoformat()
-            key = f"{database}/{episode}/{day}/{state.kinds}"
-            request, reason = _request(context.instance, key, AlertConfig(episode=episode))
+            key = f"{whose}/{episode}/{day}/{state.kinds}"
+            request, reason = _request(context.instance, ours, key, AlertConfig(episode=episode))
             kept = Cursor(episode=episode, clearing=clearing)
         else:
             assert cursor.episode is not None
             config = AlertConfig(all_clear=True, episode=cursor.episode)
-            request, reason = _request(context.instance, f"{database}/{cursor.episode}/all-clear", config)
+            request, reason = _request(context.instance, ours, f"{whose}/{cursor.episode}/all-clear", config)
             # The episode is over once the all-clear is out, or cannot be brought out.
             going_on = request is not None or reason == _WAITING
             kept = Cursor(episode=cursor.episode, clearing=True) if going_on else Cursor()
@@ -94,7 +97,9 @@ def backup_freshness_sensor(job_name: str) -> dg.SensorDefinition:
     return freshness_sensor
 
 
-def _request(instance: dg.DagsterInstance, key: str, config: AlertConfig) -> tuple[dg.RunRequest | None, str]:
+def _request(
+    instance: dg.DagsterInstance, ours: Names, key: str, config: AlertConfig
+) -> tuple[dg.RunRequest | None, str]:
     """A run for the alert ``key``, unless one succeeded, is under way, or too many failed; and why not."""
     runs = instance.get_runs(dg.RunsFilter(tags={ALERT_TAG: key}))
     if _succeeded(runs):
@@ -105,7 +110,7 @@ def _request(instance: dg.DagsterInstance, key: str, config: AlertConfig) -> tup
         return None, f"{len(runs)} runs failed to tell people"
     request = dg.RunRequest(
         run_key=f"{key}/{len(runs) + 1}",
-        run_config=dg.RunConfig(ops={alerts.NAME: config}),
+        run_config=dg.RunConfig(ops={ours.op(alerts.NAME): config}),
         tags={ALERT_TAG: key},
     )
     return request, ""

@@ -131,11 +131,14 @@ ASSETS: dict[str, dict[str, Any]] = {
 JOBS: dict[str, dict[str, Any]] = {
     "daily_backup_job": {
         "assets": {"daily_dump", "dump_verification", "weekly_promotion", "retention_pruning"},
-        "tags": {"ovia/database": "ovia", "ovia/volume": "/backups"},
+        "tags": {"ovia/database": "ovia", "ovia/prefix": "-", "ovia/volume": "/backups"},
     },
-    "freshness_alert_job": {"assets": {"backup_freshness_alert"}, "tags": {"ovia/database": "ovia"}},
-    "doctor_job": {"assets": {"backup_doctor"}, "tags": {"ovia/database": "ovia"}},
-    "restore_drill_job": {"assets": {"restore_drill"}, "tags": {"ovia/database": "ovia"}},
+    "freshness_alert_job": {
+        "assets": {"backup_freshness_alert"},
+        "tags": {"ovia/database": "ovia", "ovia/prefix": "-"},
+    },
+    "doctor_job": {"assets": {"backup_doctor"}, "tags": {"ovia/database": "ovia", "ovia/prefix": "-"}},
+    "restore_drill_job": {"assets": {"restore_drill"}, "tags": {"ovia/database": "ovia", "ovia/prefix": "-"}},
 }
 
 LAUNCHPAD = {
@@ -273,6 +276,8 @@ BAD = [
     ({"BACKUP_REQUIRE_ROWS": "perhaps"}, "BACKUP_REQUIRE_ROWS: "),
     ({"BACKUP_COMPRESSION": "zip"}, "BACKUP_COMPRESSION: 'zip' is neither auto nor pg_dump's spelling"),
     ({"BACKUP_NOTIFY_URLS": "a-t0ken-without-scheme"}, "BACKUP_NOTIFY_URLS: URL number 1 has no scheme"),
+    ({"BACKUP_ASSET_PREFIX": "crm/eu"}, "BACKUP_ASSET_PREFIX: 'crm/eu' is not a name"),
+    ({"BACKUP_ASSET_PREFIX": "crm eu"}, "BACKUP_ASSET_PREFIX: 'crm eu' is not a name"),
     ({"DRILL_SCHEDULE": "every month"}, "DRILL_SCHEDULE: 'every month' is not a cron expression"),
     ({"DRILL_SCHEDULE": "0 5 31 2 *"}, "DRILL_SCHEDULE: '0 5 31 2 *' is not a cron expression"),
     ({"DRILL_WHERE": "production"}, "DRILL_WHERE: "),

@@ -15,8 +15,16 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.code_pointer import ModuleCodePointer
 from dagster._core.definitions.run_request import InstigatorType
-from dagster._core.remote_origin import InProcessCodeLocationOrigin, RemoteRepositoryOrigin
+from dagster._core.events import StepMaterializationData
+from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
+from dagster._core.remote_origin import (
+    InProcessCodeLocationOrigin,
+    RegisteredCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
 from dagster._core.scheduler.instigation import (
     InstigatorData,
     InstigatorState,
@@ -28,10 +36,13 @@ from dagster._daemon.types import DaemonHeartbeat
 from dagster_shared.error import SerializableErrorInfo
 
 from ovia_backup_dagster.core.words import duration
+from ovia_backup_dagster.definitions import build_defs
 from ovia_backup_dagster.defs import instance as defs_instance
+from ovia_backup_dagster.defs.policies import names, run_tags
 from ovia_backup_dagster.doctor import code_server
 from ovia_backup_dagster.doctor import instance as doctor_instance
 from ovia_backup_dagster.doctor.report import Area, Level, Line, as_dict, from_dict
+from ovia_backup_dagster.settings import Settings
 from ovia_backup_dagster_tests.conftest import REPOSITORY, free_port
 from ovia_backup_dagster_tests.defs.conftest import NewLocation
 from ovia_backup_dagster_tests.defs.support import Location, failure, load, materialized, records
@@ -128,8 +139,75 @@ def test_what_somebody_switched_off(
     origin = RemoteRepositoryOrigin(location, "__repository__").get_instigator_origin(name)
     data: InstigatorData | None = ScheduleInstigatorData("0 3 * * *") if command == "schedule" else None
     disk.add_instigator_state(InstigatorState(origin, kind, InstigatorStatus.STOPPED, data))
-    line = the(examined(disk), f"{name} is switched off: {loss}")
-    assert (line.level, line.fix.endswith(f"dagster {command} start {name}")) == (Level.FAIL, True)
+    line = the(examined(disk), f"{name} is switched off in code location ovia_backup_dagster: {loss}")
+    assert (line.level, line.fix.endswith(f"dagster {command} start -l ovia_backup_dagster {name}")) == (
+        Level.FAIL,
+        True,
+    )
+
+
+def seen_run(found: dg.DagsterInstance, location: str, settings: Settings) -> dg.DagsterRun:
+    """A run that a code server of that name has made, and that dumped."""
+    origin = RemoteJobOrigin(
+        RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(location), "__repository__"), "daily_backup_job"
+    )
+    python = RepositoryPythonOrigin("python", ModuleCodePointer("ovia_backup_dagster.definitions", "defs"))
+    run = found.create_run_for_job(
+        build_defs(settings).resolve_job_def("daily_backup_job"),
+        tags=run_tags(settings),
+        remote_job_origin=origin,
+        job_code_origin=JobPythonOrigin("daily_backup_job", python),
+    )
+    key = names(settings).key("daily_dump")
+    found.report_dagster_event(
+        dg.DagsterEvent(
+            event_type_value=dg.DagsterEventType.ASSET_MATERIALIZATION.value,
+            job_name="daily_backup_job",
+            event_specific_data=StepMaterializationData(dg.AssetMaterialization(key)),
+        ),
+        run_id=run.run_id,
+    )
+    return run
+
+
+def switched_off(found: dg.DagsterInstance, location: str, name: str = "daily_backup_schedule") -> None:
+    repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(location), "__repository__")
+    data: InstigatorData = ScheduleInstigatorData("0 3 * * *")
+    state = InstigatorState(
+        repository.get_instigator_origin(name), InstigatorType.SCHEDULE, InstigatorStatus.STOPPED, data
+    )
+    found.add_instigator_state(state)
+
+
+def test_another_databases_schedule_is_not_ours(disk: dg.DagsterInstance) -> None:
+    """Two code locations have triggers of the same names; the newest run says which of them is ours."""
+    other = load({"POSTGRES_HOST": "127.0.0.1", "BACKUP_ASSET_PREFIX": "crm"})
+    seen_run(disk, "ours", OURS)
+    seen_run(disk, "theirs", other)
+    switched_off(disk, "theirs")
+    assert the(examined(disk), "daily_backup_schedule is on").level is Level.OK
+    line = the(defs_instance.examine(disk, other), "daily_backup_schedule is switched off: no backup is made by itself")
+    assert line.fix.endswith("dagster schedule start -l theirs daily_backup_schedule")
+    assert not [line for line in examined(disk) if "share the asset" in line.text]
+
+
+def test_two_code_locations_with_one_asset(disk: dg.DagsterInstance) -> None:
+    """The second's prefix was forgotten."""
+    other = load({"POSTGRES_HOST": "127.0.0.1", "POSTGRES_DB": "other"})
+    seen_run(disk, "ours", OURS)
+    seen_run(disk, "ours", OURS)
+    assert not [line for line in examined(disk) if "share the asset" in line.text]
+    seen_run(disk, "theirs", other)
+    line = the(examined(disk), "the code locations ours and theirs share the asset daily_dump: ")
+    assert (line.level, "set BACKUP_ASSET_PREFIX for all but one" in line.fix) == (Level.WARN, True)
+
+
+def test_the_pool_that_is_looked_at_is_ours(disk: dg.DagsterInstance) -> None:
+    settings = load({"POSTGRES_HOST": "127.0.0.1", "BACKUP_ASSET_PREFIX": "crm"})
+    disk.event_log_storage.set_concurrency_slots("backup_volume", 3)
+    assert the(defs_instance.examine(disk, settings), "(pool crm_backup_volume, ").level is Level.OK
+    disk.event_log_storage.set_concurrency_slots("crm_backup_volume", 2)
+    assert the(defs_instance.examine(disk, settings), "(pool crm_backup_volume: limit 2;").level is Level.WARN
 
 
 def test_without_our_limits_and_without_run_monitoring(tmp_path: Path) -> None:

@@ -9,17 +9,15 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 
 from ovia_backup_dagster.core.locking import lock_holder
 from ovia_backup_dagster.postgres.client import Connection
-from ovia_backup_dagster_tests.conftest import REPOSITORY, free_port
+from ovia_backup_dagster_tests.conftest import REPOSITORY, dump_that_waits, free_port
 from ovia_backup_dagster_tests.e2e.test_demo import _LAUNCH, _RUN
 from ovia_backup_dagster_tests.faults.conftest import Record, full_run_only
 from ovia_backup_dagster_tests.faults.harness import Guard, Place, Reader, a_day_passes, children_of, state_of, until
@@ -134,16 +132,6 @@ def home(tmp_path: Path) -> Path:
         shipped = shipped.replace(ours, quicker)
     (home / "dagster.yaml").write_text(shipped, "utf-8")
     return home
-
-
-@contextmanager
-def dump_that_waits(database: Connection) -> Iterator[Callable[[], bool]]:
-    """A table is locked: pg_dump waits for it, for as long as the block lasts. Tells whether one does."""
-    to = {"host": database.host, "port": database.port, "dbname": database.database, "user": database.user}
-    with psycopg.connect(**to) as other, psycopg.connect(**to, autocommit=True) as watcher:  # type: ignore[arg-type]
-        other.execute("LOCK TABLE people IN ACCESS EXCLUSIVE MODE")
-        waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-        yield lambda: bool(watcher.execute(waiting).fetchall())
 
 
 def run_worker(dagster: Dagster) -> list[int]:

@@ -1,0 +1,235 @@
+"""Two databases in one Dagster: what is global to an instance is each location's own.
+
+Once with two real code servers, a daemon and two databases; the rest in this process.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from ovia_backup_dagster.definitions import build_defs
+from ovia_backup_dagster.demo.run import end_group
+from ovia_backup_dagster_tests.conftest import REPOSITORY, NewDatabase, dump_that_waits, free_port
+from ovia_backup_dagster_tests.defs.conftest import NewLocation
+from ovia_backup_dagster_tests.defs.receiver import Receiver, receiver
+from ovia_backup_dagster_tests.defs.support import (
+    ALERT,
+    ALERT_JOB,
+    CHAIN,
+    DAILY_JOB,
+    DOCTOR,
+    DRILL,
+    OURS,
+    Location,
+    dagster,
+    environment,
+    load,
+    materialized,
+    old_dump,
+)
+from ovia_backup_dagster_tests.defs.test_sensor import Daemon
+from ovia_backup_dagster_tests.ui.deployment import until
+
+# Apprise 2.2 imports it while it loads its plugins.
+pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
+
+PREFIX = "crm"
+
+
+def names_of(defs: dg.Definitions) -> dict[str, set[str]]:
+    """All that an instance knows by name alone, but jobs and triggers, which it knows by location."""
+    specs = list(defs.resolve_all_asset_specs())
+    assets = [defs.resolve_assets_def(spec.key) for spec in specs]
+    checks = {check.key for asset in assets for check in asset.check_specs}
+    return {
+        "assets": {spec.key.to_user_string() for spec in specs},
+        "groups": {str(spec.group_name) for spec in specs},
+        "pools": {asset.op.pool for asset in assets if asset.op.pool},
+        "checks": {f"{key.asset_key.to_user_string()}:{key.name}" for key in checks},
+        "deps": {dep.asset_key.to_user_string() for spec in specs for dep in spec.deps},
+    }
+
+
+def test_nothing_that_is_global_is_shared() -> None:
+    first, second = (
+        names_of(build_defs(load({"POSTGRES_HOST": "127.0.0.1", "BACKUP_ASSET_PREFIX": prefix})))
+        for prefix in ("", PREFIX)
+    )
+    assert first["assets"] == {*CHAIN, ALERT, DOCTOR, DRILL}
+    for kind, names in first.items():
+        between = "_" if kind in ("groups", "pools") else "/"
+        assert second[kind] == {f"{PREFIX}{between}{name}" for name in names}
+        assert not names & second[kind]
+
+
+def test_jobs_and_triggers_keep_their_names_and_select_their_own() -> None:
+    first, second = (
+        build_defs(load({"POSTGRES_HOST": "127.0.0.1", "BACKUP_ASSET_PREFIX": prefix})) for prefix in ("", PREFIX)
+    )
+    for job in first.resolve_all_job_defs():
+        if not job.name.startswith("__"):
+            keys = second.resolve_job_def(job.name).asset_layer.selected_asset_keys
+            assert keys == {key.with_prefix(PREFIX) for key in job.asset_layer.selected_asset_keys}
+    for kind in ("schedules", "sensors"):
+        assert [t.name for t in getattr(first, kind)] == [t.name for t in getattr(second, kind)]
+
+
+def test_the_whole_chain_by_its_own_names(new_location: NewLocation) -> None:
+    location: Location = new_location(BACKUP_ASSET_PREFIX=PREFIX)
+    result = location.run()
+    assert result.success
+    assert list(materialized(result)) == [f"{PREFIX}/{name}" for name in CHAIN]
+    # The verification took the dump of its run, found by its key.
+    assert "this run made no dump" not in location.logs(result.run_id)
+    assert {check.asset_key for check in result.get_asset_check_evaluations()} == {
+        dg.AssetKey([PREFIX, "dump_verification"])
+    }
+
+
+def test_two_databases_of_one_name(
+    bare: NewLocation, people: Receiver, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On two servers, both on /backups of their own containers: at one instant both are told of, by their prefix."""
+    for prefix in ("", PREFIX):
+        daemon = Daemon(bare(BACKUP_NOTIFY_URLS=people.url, BACKUP_ASSET_PREFIX=prefix), monkeypatch)
+        assert daemon.run(daemon.tick())
+        assert daemon.tick() is None
+    assert people.titles == ["[sample] there is no backup", f"[{PREFIX}/sample] there is no backup"]
+
+
+def test_a_failed_run_of_a_database_of_the_same_name_explains_nothing(
+    new_location: NewLocation, people: Receiver
+) -> None:
+    theirs: Location = new_location(BACKUP_ASSET_PREFIX=PREFIX, POSTGRES_USER="nobody_of_that_name")
+    assert not theirs.run().success
+    ours: Location = new_location(BACKUP_NOTIFY_URLS=people.url)
+    old_dump(ours.catalog, timedelta(days=2))
+    assert ours.run(ALERT_JOB).success
+    assert people.titles == [f"[{ours.settings.postgres_db}] the newest backup is too old"]
+    assert "ailed run" not in people.messages[0]["message"]
+
+
+# ---------------------------------------------------------------- for real
+
+
+@contextmanager
+def started(*arguments: str, log: Path, variables: Mapping[str, str]) -> Iterator[None]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith((*OURS, "PYTHON"))}
+    with open(log, "ab") as output:
+        process = subprocess.Popen(
+            (sys.executable, "-W", "ignore", "-m", *arguments),
+            cwd=REPOSITORY,
+            env={**kept, **variables},
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        yield
+    finally:
+        end_group(process)
+        process.wait(0)
+
+
+class Deployment:
+    """One instance on disk with a daemon, and a real code server for each location."""
+
+    def __init__(self, home: Path, locations: Mapping[str, Mapping[str, str]], stack: ExitStack) -> None:
+        self.home = home
+        shutil.copyfile(REPOSITORY / "dagster.yaml", home / "dagster.yaml")
+        self.instance = stack.enter_context(dg.DagsterInstance.from_config(str(home)))
+        # SQLite's files are made here, and by nobody else at the same moment.
+        assert not (self.instance.get_runs())
+        assert not (self.instance.all_asset_keys())
+        assert not (self.instance.all_instigator_state())
+        self.workspace = home / "workspace.yaml"
+        text = "load_from:\n"
+        for name, variables in locations.items():
+            port = free_port()
+            server = ("dagster", "api", "grpc", "-h", "127.0.0.1", "-p", str(port))
+            module = ("-m", "ovia_backup_dagster.definitions")
+            stack.enter_context(started(*server, *module, log=home / f"{name}.log", variables=variables))
+            text += f"  - grpc_server: {{host: 127.0.0.1, port: {port}, location_name: {name}}}\n"
+        self.workspace.write_text(text, "utf-8")
+        until(self._serves, 60, "the code servers do not answer")
+        daemon = ("dagster._daemon", "run", "-w", str(self.workspace))
+        stack.enter_context(started(*daemon, log=home / "daemon.log", variables={"DAGSTER_HOME": str(home)}))
+
+    def _serves(self) -> bool:
+        return dagster("definitions", "validate", "-w", str(self.workspace), home=self.home).returncode == 0
+
+    def launch(self, location: str, job: str) -> Callable[[], dg.DagsterRunStatus]:
+        """What launches it, and tells how far the run is."""
+        before = {run.run_id for run in self.instance.get_runs()}
+        where = ("-w", str(self.workspace), "-l", location)
+        launched = dagster("job", "launch", *where, "-j", job, home=self.home)
+        assert launched.returncode == 0, launched.stdout
+        (run_id,) = [r.run_id for r in self.instance.get_runs(dg.RunsFilter(job_name=job)) if r.run_id not in before]
+
+        def status() -> dg.DagsterRunStatus:
+            run = self.instance.get_run_by_id(run_id)
+            assert run is not None
+            return run.status
+
+        return status
+
+
+def test_two_code_locations_of_one_dagster(new_database: NewDatabase, bin_dir: Path, tmp_path: Path) -> None:
+    databases = {"first": new_database(), "second": new_database()}
+    home = tmp_path / "home"
+    home.mkdir()
+    with ExitStack() as stack:
+        people = {name: stack.enter_context(receiver()) for name in databases}
+        variables = {
+            name: environment(
+                database,
+                tmp_path / f"backups of {name}",
+                bin_dir,
+                BACKUP_NOTIFY_URLS=people[name].url,
+                BACKUP_ASSET_PREFIX=PREFIX if name == "second" else "",
+                # By the schedule only what is launched here.
+                BACKUP_SCHEDULE="0 3 1 1 *",
+            )
+            for name, database in databases.items()
+        }
+        for settings in variables.values():
+            Path(settings["BACKUP_DIR"]).mkdir()
+        dagsters = Deployment(home, variables, stack)
+        # The first ticks of both sensors: each tells its own people, of its own database.
+        until(lambda: all(p.titles for p in people.values()), 90, "nobody was told")
+
+        # One waits in the middle of its dump; the other does not wait for it.
+        with dump_that_waits(databases["first"]) as waits:
+            first = dagsters.launch("first", DAILY_JOB)
+            until(waits, 60, "no pg_dump waits")
+            second = dagsters.launch("second", DAILY_JOB)
+            until(lambda: second().value in ("SUCCESS", "FAILURE"), 60, "the second waits for the first")
+            assert second() is dg.DagsterRunStatus.SUCCESS
+            assert first() is dg.DagsterRunStatus.STARTED
+        until(lambda: first().value in ("SUCCESS", "FAILURE"), 60, "it does not end")
+        assert first() is dg.DagsterRunStatus.SUCCESS
+
+        for name, database in databases.items():
+            key = dg.AssetKey([PREFIX, "daily_dump"] if name == "second" else ["daily_dump"])
+            made = dagsters.instance.fetch_materializations(key, limit=9).records
+            daily = sorted(path.name for path in (tmp_path / f"backups of {name}" / "daily").glob("*.dump"))
+            assert [str(r.asset_materialization.metadata["backup"].value) for r in made if r.asset_materialization] == (
+                daily
+            )
+            assert daily[0].startswith(f"{database.database}_daily_")
+            whose = f"{PREFIX}/{database.database}" if name == "second" else database.database
+            assert people[name].titles == [f"[{whose}] there is no backup"]
+            (other,) = databases.keys() - {name}
+            assert databases[other].database not in str(people[name].messages)
+        keys = {key.to_user_string() for key in dagsters.instance.all_asset_keys()}
+        assert keys >= {*CHAIN, *(f"{PREFIX}/{name}" for name in CHAIN)}
