@@ -44,7 +44,7 @@ def build_defs(settings: Settings, *, resource_overrides: Mapping[str, Any] | No
             daily_backup_schedule(settings, DAILY_BACKUP_JOB),
             restore_drill_schedule(settings, RESTORE_DRILL_JOB),
         ],
-        sensors=[backup_freshness_sensor(FRESHNESS_ALERT_JOB)],
+        sensors=[backup_freshness_sensor(FRESHNESS_ALERT_JOB, watched=DAILY_BACKUP_JOB)],
         resources=resources,
         executor=dg.in_process_executor,
     )

@@ -113,6 +113,10 @@ class ClockError(NotFreshError):
     """The newest backup is dated in the future: a clock is wrong, or was when it was made."""
 
 
+class RunFailedError(BackupError):
+    """The last run of the daily backup failed, and nothing has made up for it since."""
+
+
 class DrillError(BackupError):
     """A restore drill did not prove that a backup restores."""
 

@@ -16,6 +16,9 @@ from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE, MANIFEST, Backup, 
 from ovia_backup_dagster.core.errors import ClockError, NotFreshError
 from ovia_backup_dagster.core.words import duration
 
+#: What makes a new backup, and proves it.
+AGAIN = "launch daily_backup_job in the Dagster UI, or run: ovia-backup dump && ovia-backup verify latest"
+
 
 class Level(StrEnum):
     """What is to be said about freshness."""
@@ -69,7 +72,6 @@ class Freshness:
         """What deserves an alert, with its likely cause and the next step; ``None`` while the newest is fresh."""
         if self.level is Level.FRESH:
             return None
-        again = "launch daily_backup_job in the Dagster UI, or run: ovia-backup dump && ovia-backup verify latest"
         if self.level is Level.FUTURE:
             return ClockError(
                 self.text,
@@ -77,14 +79,14 @@ class Freshness:
                 fix=f"compare the clocks: date -u; if they are right, move {self.newest} out of the folder",
             )
         if self.level is Level.UNPROVEN:
-            return NotFreshError(self.text, why="verification fails, or does not run", fix=again)
+            return NotFreshError(self.text, why="verification fails, or does not run", fix=AGAIN)
         if self.newest is not None or self.rejected:
             why = "daily_backup_job fails or does not run: is its schedule on, and the Dagster daemon alive?"
-            return NotFreshError(self.text, why=why, fix=again)
+            return NotFreshError(self.text, why=why, fix=AGAIN)
         return NotFreshError(
             self.text,
             why="none was made yet, or the volume is not mounted",
-            fix=f"findmnt -T $BACKUP_DIR; then {again}",
+            fix=f"findmnt -T $BACKUP_DIR; then {AGAIN}",
         )
 
 

@@ -4,7 +4,7 @@ When it is asked for is ``sensors``' business; how it is delivered, ``notificati
 """
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -17,10 +17,11 @@ from ovia_backup_dagster.core.errors import (
     DrillError,
     DrillOverdueError,
     NotFreshError,
+    RunFailedError,
     SettingsError,
     VolumeError,
 )
-from ovia_backup_dagster.core.freshness import Freshness, Level, freshness
+from ovia_backup_dagster.core.freshness import AGAIN, Freshness, Level, freshness
 from ovia_backup_dagster.defs import metadata
 from ovia_backup_dagster.defs.configs import AlertConfig
 from ovia_backup_dagster.defs.policies import MAX_RETRIES, OWNERS, explained, names, run_tags
@@ -29,36 +30,8 @@ from ovia_backup_dagster.settings import Settings
 from ovia_backup_dagster.system import BackupSystem
 
 NAME = "backup_freshness_alert"
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """How the backups stand.
-
-    Attributes:
-        found: their freshness; ``None`` when the volume cannot be read.
-        drills: how the restore drills stand; likewise.
-        last_proven: the newest proven backup; looked up only when something is wrong.
-        troubles: what is wrong; empty when all is well.
-    """
-
-    found: Freshness | None
-    drills: DrillStanding | None
-    last_proven: Backup | None
-    troubles: tuple[BackupError, ...]
-
-    @property
-    def trouble(self) -> str:
-        """All of it in a sentence; empty when all is well."""
-        # What is not fresh says all of it in "what"; its "why" is a guess.
-        guessed = (NotFreshError, DrillOverdueError)
-        return "; ".join(e.what if isinstance(e, guessed) else e.account for e in self.troubles)
-
-    @property
-    def kinds(self) -> str:
-        """What the troubles are about, in a word: another kind is told at once, whoever was told what before."""
-        kinds = {"drill" if isinstance(e, DrillError) else "backup" for e in self.troubles}
-        return "+".join(sorted(kinds))
+#: Dagster's own tag on a failed run that it is going to repeat.
+_WILL_RETRY_TAG = "dagster/will_retry"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +48,48 @@ class FailedRun:
     at: datetime
     reason: str
 
+    def trouble(self, job_name: str) -> RunFailedError:
+        what = f"{job_name} failed at {self.at:%Y-%m-%d %H:%M} UTC, and no backup was proven since"
+        return RunFailedError(what, why=self.reason, fix=f"mend that, then {AGAIN}")
 
-def condition(system: BackupSystem, now: datetime) -> Condition:
-    """Look at the volume.
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """How the backups stand.
+
+    Attributes:
+        found: their freshness; ``None`` when the volume cannot be read.
+        drills: how the restore drills stand; likewise.
+        last_proven: the newest proven backup; looked up only when something is wrong.
+        troubles: what is wrong; empty when all is well.
+        failed: the run that is one of the troubles.
+    """
+
+    found: Freshness | None
+    drills: DrillStanding | None
+    last_proven: Backup | None
+    troubles: tuple[BackupError, ...]
+    failed: FailedRun | None = None
+
+    @property
+    def trouble(self) -> str:
+        """All of it in a sentence; empty when all is well."""
+        # What is not fresh says all of it in "what"; its "why" is a guess. Why a run failed has a line of its own.
+        enough = (NotFreshError, DrillOverdueError, RunFailedError)
+        return "; ".join(e.what if isinstance(e, enough) else e.account for e in self.troubles)
+
+    @property
+    def kinds(self) -> str:
+        """What the troubles are about, in a word: another kind is told at once, whoever was told what before."""
+        return "+".join(sorted(set(map(_kind, self.troubles))))
+
+
+def _kind(trouble: BackupError) -> str:
+    return "drill" if isinstance(trouble, DrillError) else "run" if isinstance(trouble, RunFailedError) else "backup"
+
+
+def condition(system: BackupSystem, now: datetime, instance: dg.DagsterInstance, job_name: str) -> Condition:
+    """Look at the volume, and at how the last run of the job ended.
 
     Raises:
         SettingsError: POSTGRES_HOST is not set: there is nothing to watch.
@@ -104,14 +116,21 @@ def condition(system: BackupSystem, now: datetime) -> Condition:
         settings.require()
     except SettingsError as error:
         troubles.append(error)
-    if troubles:
+    # What is wrong with the backups themselves comes first: a run that failed of it is told of with it, not beside it.
+    only_drills = all(isinstance(e, DrillError) for e in troubles)
+    failed = failed_by_itself(instance, job_name, run_tags(settings)) if only_drills else None
+    if troubles or failed:
         with contextlib.suppress(VolumeError):
             last_proven = watched.catalog.newest(now, State.PROVEN)
-    return Condition(found, drills, last_proven, tuple(troubles))
+    if failed and last_proven and last_proven.started_at > failed.at:
+        failed = None
+    if failed:
+        troubles.insert(0, failed.trouble(job_name))
+    return Condition(found, drills, last_proven, tuple(troubles), failed)
 
 
 def build_alert(system: BackupSystem, job_name: str) -> dg.AssetsDefinition:
-    """The alert asset; ``job_name`` is the job whose failed runs explain a missing dump."""
+    """The alert asset; ``job_name`` is the job whose failed runs are told of, and explain a missing dump."""
     # For what nobody thought of; our own errors say themselves whether they may pass.
     ours = names(system.settings)
     retry = dg.RetryPolicy(max_retries=MAX_RETRIES, delay=system.retry_seconds, backoff=dg.Backoff.EXPONENTIAL)
@@ -123,16 +142,17 @@ def build_alert(system: BackupSystem, job_name: str) -> dg.AssetsDefinition:
         owners=OWNERS,
         retry_policy=retry,
         description="Tells people, through BACKUP_NOTIFY_URLS, that the newest dump is too old, missing, or dated in "
-        "the future, that a restore drill failed or is overdue; or that this is over. Materialized by "
-        "`backup_freshness_sensor`; launched by hand it says how things stand, and sends only if something is wrong.",
+        "the future, that the daily backup failed, that a restore drill failed or is overdue; or that this is over. "
+        "Materialized by `backup_freshness_sensor`; launched by hand it says how things stand, and sends only if "
+        "something is wrong.",
     )
     def backup_freshness_alert(
         context: dg.AssetExecutionContext, config: AlertConfig, backups: Backups
     ) -> dg.MaterializeResult[None]:
         with explained(context, backups):
             now = datetime.now(UTC)
-            state = condition(backups, now)
-            failed = last_failed_run(context.instance, job_name, run_tags(backups.settings))
+            state = condition(backups, now, context.instance, job_name)
+            failed = state.failed or last_failed_run(context.instance, job_name, run_tags(backups.settings))
             shown = metadata.of_freshness(state.found) if state.found else {}
             if failed is not None:
                 shown["last_failed_run"] = dg.MetadataValue.dagster_run(failed.run_id)
@@ -201,6 +221,8 @@ def _headline(level: Level | None, first: BackupError) -> str:
     """The worst of it; ``first`` of the troubles, where the newest backup is fresh."""
     if level is None or (level is Level.FRESH and isinstance(first, VolumeError)):
         return "the backup volume cannot be read"
+    if level is Level.FRESH and isinstance(first, RunFailedError):
+        return "the daily backup failed"
     if level is Level.FRESH and isinstance(first, DrillOverdueError):
         return "no restore drill has passed for long"
     if level is Level.FRESH and isinstance(first, DrillError):
@@ -215,14 +237,34 @@ def _headline(level: Level | None, first: BackupError) -> str:
 
 
 def last_failed_run(instance: dg.DagsterInstance, job_name: str, tags: Mapping[str, str]) -> FailedRun | None:
-    """The newest finished run of the job with these tags, if it failed: jobs of other databases share its name."""
-    finished = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
-    records = instance.get_run_records(dg.RunsFilter(job_name=job_name, statuses=finished, tags=tags), limit=1)
-    if not records or records[0].dagster_run.status is dg.DagsterRunStatus.SUCCESS:
+    """The newest finished run of the job with these tags, if it failed: jobs of other databases share its name.
+
+    Or was cancelled: that explains a dump that is missing, too.
+    """
+    ended = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
+    return _failed(instance, _newest(instance, job_name, tags, ended))
+
+
+def failed_by_itself(instance: dg.DagsterInstance, job_name: str, tags: Mapping[str, str]) -> FailedRun | None:
+    """The newest run that nobody cancelled, if it failed, and Dagster will not repeat it: reason enough to tell."""
+    newest = _newest(instance, job_name, tags, (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE))
+    if newest is None or newest.dagster_run.tags.get(_WILL_RETRY_TAG) == "true":
         return None
-    run = records[0].dagster_run
-    ended = datetime.fromtimestamp(records[0].end_time or records[0].update_timestamp.timestamp(), UTC)
-    return FailedRun(run.run_id, ended, _failure_reason(instance, run.run_id))
+    return _failed(instance, newest)
+
+
+def _newest(
+    instance: dg.DagsterInstance, job_name: str, tags: Mapping[str, str], statuses: Sequence[dg.DagsterRunStatus]
+) -> dg.RunRecord | None:
+    runs = dg.RunsFilter(job_name=job_name, statuses=statuses, tags=tags)
+    return next(iter(instance.get_run_records(runs, limit=1)), None)
+
+
+def _failed(instance: dg.DagsterInstance, record: dg.RunRecord | None) -> FailedRun | None:
+    if record is None or record.dagster_run.status is dg.DagsterRunStatus.SUCCESS:
+        return None
+    ended = datetime.fromtimestamp(record.end_time or record.update_timestamp.timestamp(), UTC)
+    return FailedRun(record.dagster_run.run_id, ended, _failure_reason(instance, record.dagster_run.run_id))
 
 
 def _sentence(text: str) -> str:

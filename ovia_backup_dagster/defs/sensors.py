@@ -1,5 +1,7 @@
 """What is watched. The sensor looks at the volume, not at Dagster's events: the volume is the truth.
 
+Only that a run failed is Dagster's to tell; a proven backup that is newer overrules it.
+
 It runs in the code server, which therefore needs the volume, read-only.
 """
 
@@ -46,12 +48,16 @@ class Cursor(BaseModel):
     clearing: bool = False
 
 
-def backup_freshness_sensor(job_name: str) -> dg.SensorDefinition:
+def backup_freshness_sensor(job_name: str, watched: str) -> dg.SensorDefinition:
     """One alert a day while something is wrong, and one all-clear when it is over.
 
     A run key alone would not do: Dagster remembers it whatever became of the run, so an alert that failed to
     launch would never be asked for again. So each key carries the number of the attempt, and the next attempt
     is made when the one before has failed.
+
+    Args:
+        job_name: the job that tells.
+        watched: the job whose failed runs are told of.
     """
 
     @dg.sensor(
@@ -60,12 +66,13 @@ def backup_freshness_sensor(job_name: str) -> dg.SensorDefinition:
         minimum_interval_seconds=INTERVAL_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Alerts when the newest dump that is not bad is older than BACKUP_MAX_AGE_HOURS, missing, or dated "
-        "in the future, when a restore drill failed, or the last that passed is older than DRILL_MAX_AGE_DAYS: once a "
-        "day while it lasts, and once when it is over.",
+        "in the future, when the last run of the daily backup failed and no newer backup is proven, when a restore "
+        "drill failed, or the last that passed is older than DRILL_MAX_AGE_DAYS: once a day while it lasts, and once "
+        "when it is over.",
     )
     def freshness_sensor(context: dg.SensorEvaluationContext, backups: Backups) -> dg.SensorResult | dg.SkipReason:
         now = datetime.now(UTC)
-        state = condition(backups, now)
+        state = condition(backups, now, context.instance, watched)
         cursor = _cursor(context.cursor)
         if not state.trouble and cursor.episode is None:
             return dg.SkipReason(state.found.text if state.found else "all is well")

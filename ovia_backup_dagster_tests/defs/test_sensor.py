@@ -5,6 +5,8 @@ The clock is set, never waited for; requested runs are really executed, on the i
 
 from __future__ import annotations
 
+import re
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,14 +17,18 @@ from dagster._core.code_pointer import ModuleCodePointer
 from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 
-from ovia_backup_dagster.core.errors import SettingsError
+from ovia_backup_dagster.core.errors import PrivilegeError, SettingsError
+from ovia_backup_dagster.core.freshness import AGAIN
+from ovia_backup_dagster.defs.policies import run_tags
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster_tests.conftest import snapshot as files_of
+from ovia_backup_dagster_tests.core.factories import drill_evidence
 from ovia_backup_dagster_tests.defs.conftest import NewLocation
 from ovia_backup_dagster_tests.defs.receiver import Receiver
 from ovia_backup_dagster_tests.defs.support import (
     ALERT,
     ALERT_JOB,
+    DRILL_JOB,
     Location,
     backdate,
     dagster,
@@ -454,6 +460,198 @@ def test_an_episode_in_the_cursor_that_is_no_instant_is_survived(daemon: Daemon,
     heal(daemon)
     assert daemon.run(daemon.tick())
     assert len(people.messages) == 2
+
+
+# ---------------------------------------------------------------- a run that failed
+
+
+@pytest.fixture
+def real(new_location: NewLocation, people: Receiver, monkeypatch: pytest.MonkeyPatch) -> Daemon:
+    """On a database that answers, at the present: runs end when they do. A proven backup of this hour stands."""
+    daemon = Daemon(new_location(BACKUP_NOTIFY_URLS=people.url), monkeypatch, clock=None)
+    assert daemon.location.run().success
+    assert daemon.tick() is None
+    return daemon
+
+
+def fail_a_run(location: Location) -> str:
+    """The daily backup fails, in its dump."""
+
+    def fail() -> None:
+        raise PrivilegeError("no right to dump table salaries", why="a migration made it", fix="GRANT it")
+
+    location.before_dump = fail
+    result = location.run()
+    assert not result.success
+    location.before_dump = None
+    return result.run_id
+
+
+def report(
+    location: Location, how: dg.DagsterRunStatus, message: str = "", tags: dict[str, str] | None = None
+) -> dg.DagsterRun:
+    """A run of the daily backup that others ended: run monitoring, or a person."""
+    status = dg.DagsterRunStatus.CANCELING if how is dg.DagsterRunStatus.CANCELED else dg.DagsterRunStatus.STARTED
+    run = location.instance.create_run_for_job(
+        job_def=location.job(), tags={**run_tags(location.settings), **(tags or {})}, status=status
+    )
+    if how is dg.DagsterRunStatus.CANCELED:
+        location.instance.report_run_canceled(run, message=message)
+    elif how is dg.DagsterRunStatus.FAILURE:
+        location.instance.report_run_failed(run, message=message)
+    return run
+
+
+def test_a_failed_run_is_told_at_once_and_once(real: Daemon, people: Receiver) -> None:
+    proven = real.location.catalog.backups()[0]
+    run = fail_a_run(real.location)
+    assert real.run(real.tick())
+    assert real.tick() is None
+    assert TOLD in (real.skipped or "")
+    (message,) = people.messages
+    database = real.location.settings.postgres_db
+    assert (message["title"], message["type"]) == (f"[{database}] the daily backup failed", "failure")
+    what, _, last, when, why, following = message["message"].splitlines()
+    assert re.fullmatch(r"What: daily_backup_job failed at \S+ \S+ UTC, and no backup was proven since\.", what)
+    assert last == f"Last proven backup: {proven}."
+    assert when.startswith(f"Last failed run: {run} at ")
+    assert why == "Why it failed: no right to dump table salaries: a migration made it. Next: GRANT it"
+    assert following == f"Next: mend that, then {AGAIN}"
+
+    assert real.location.run().success
+    assert real.run(real.tick())
+    assert real.tick() is None
+    assert people.titles[1:] == [f"[{database}] all is well with the backups again"]
+
+
+def test_a_run_that_was_killed_is_told_when_it_is_marked_failed(real: Daemon, people: Receiver) -> None:
+    run = report(real.location, dg.DagsterRunStatus.STARTED)
+    assert real.tick() is None
+    real.location.instance.report_run_failed(run, message="the run's container is gone")
+    assert real.run(real.tick())
+    assert "Why it failed: the run's container is gone" in people.messages[0]["message"]
+
+
+def test_a_proven_backup_from_the_command_line_makes_up_for_it(real: Daemon, people: Receiver) -> None:
+    fail_a_run(real.location)
+    assert real.run(real.tick())
+    # Names of backups have seconds.
+    time.sleep(1.1)
+    backup = real.location.dump()
+    assert real.tick() is None
+    assert TOLD in (real.skipped or "")
+    assert real.location.verify(backup).judgement.good
+    assert real.run(real.tick())
+    assert people.titles[1:] == [f"[{real.location.settings.postgres_db}] all is well with the backups again"]
+    assert real.tick() is None
+
+
+def test_a_failed_run_that_was_made_up_for_before_the_tick_is_not_told(real: Daemon, people: Receiver) -> None:
+    fail_a_run(real.location)
+    time.sleep(1.1)
+    assert real.location.verify(real.location.dump()).judgement.good
+    assert real.tick() is None
+    assert people.asked == 0
+
+
+def test_a_proven_backup_that_is_older_than_the_failure_makes_up_for_nothing(real: Daemon) -> None:
+    """The run's own dump is proven, and pruning failed."""
+    report(real.location, dg.DagsterRunStatus.FAILURE, "pruning failed")
+    assert real.tick() is not None
+
+
+def test_a_cancelled_run_is_no_trouble(real: Daemon, people: Receiver) -> None:
+    report(real.location, dg.DagsterRunStatus.CANCELED, "somebody cancelled it")
+    assert real.tick() is None
+    assert people.asked == 0
+
+
+def test_cancelling_another_run_does_not_mend_the_one_that_failed(real: Daemon, people: Receiver) -> None:
+    failed = fail_a_run(real.location)
+    assert real.run(real.tick())
+    report(real.location, dg.DagsterRunStatus.CANCELED, "somebody cancelled it")
+    assert real.tick() is None
+    assert TOLD in (real.skipped or "")
+    # And the alert, launched by hand, names the run that failed.
+    assert real.location.run(ALERT_JOB).success
+    assert f"Last failed run: {failed}" in people.messages[1]["message"]
+
+
+def test_a_run_that_dagster_will_repeat_is_not_told_yet(real: Daemon) -> None:
+    report(real.location, dg.DagsterRunStatus.FAILURE, "it died", {"dagster/will_retry": "true"})
+    assert real.tick() is None
+    report(real.location, dg.DagsterRunStatus.FAILURE, "it died again", {"dagster/will_retry": "false"})
+    assert real.tick() is not None
+
+
+@pytest.mark.parametrize("other", [{"POSTGRES_DB": "other"}, {"BACKUP_ASSET_PREFIX": "crm"}])
+def test_another_databases_failure_is_not_ours(real: Daemon, new_location: NewLocation, other: dict[str, str]) -> None:
+    theirs: Location = new_location(**other)
+    fail_a_run(theirs)
+    assert real.tick() is None
+
+
+def test_the_failure_of_another_job_is_not_the_backups(real: Daemon) -> None:
+    location = real.location
+    run = location.instance.create_run_for_job(
+        job_def=location.job(DRILL_JOB), tags=run_tags(location.settings), status=dg.DagsterRunStatus.STARTED
+    )
+    location.instance.report_run_failed(run, message="killed")
+    assert real.tick() is None
+
+
+def test_day_by_day_while_nobody_mends_it(
+    new_location: NewLocation, people: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told when it failed, each day, and when the backup is stale as well: that is another kind, and one alert."""
+    daemon = Daemon(new_location(BACKUP_NOTIFY_URLS=people.url), monkeypatch, clock=None)
+    assert daemon.location.run().success
+    fail_a_run(daemon.location)
+    midnight = (datetime.now(UTC) + timedelta(days=1)).replace(hour=0, minute=1)
+    database = daemon.location.settings.postgres_db
+    failed, stale = f"[{database}] the daily backup failed", f"[{database}] the newest backup is too old"
+    assert daemon.run(daemon.at(datetime.now(UTC)).tick())
+    assert people.titles == [failed]
+    for hours in range(0, 72, 3):
+        request = daemon.at(midnight + timedelta(hours=hours)).tick()
+        if request is not None:
+            assert daemon.run(request)
+    # The present, then three days; and once more at 26 hours, unless another day begins with them.
+    assert people.titles in ([failed] * 2 + [stale] * 3, [failed] * 3 + [stale] * 2, [failed] * 2 + [stale] * 2)
+    assert "Why it failed: no right to dump table salaries" in people.messages[-1]["message"]
+
+
+def test_a_failure_after_which_the_backup_turns_stale_is_told_anew(real: Daemon, people: Receiver) -> None:
+    fail_a_run(real.location)
+    assert real.run(real.tick())
+    catalog = real.location.catalog
+    for backup in catalog.backups():
+        backdate(catalog, backup, timedelta(hours=27))
+    assert real.run(real.tick())
+    assert real.tick() is None
+    database = real.location.settings.postgres_db
+    assert people.titles == [f"[{database}] the daily backup failed", f"[{database}] the newest backup is too old"]
+
+
+def test_a_run_that_fails_of_what_was_told_already_is_not_told_again(daemon: Daemon, people: Receiver) -> None:
+    """Nothing is backed up, people know, and the daily run fails in its turn."""
+    assert daemon.run(daemon.tick())
+    report(daemon.location, dg.DagsterRunStatus.FAILURE, "no connection")
+    assert daemon.later(timedelta(minutes=5)).tick() is None
+    assert TOLD in (daemon.skipped or "")
+    # The next day's alert names it.
+    assert daemon.run(daemon.later(timedelta(days=1)).tick())
+    assert "Why it failed: no connection" in people.messages[1]["message"]
+
+
+def test_a_failed_drill_and_a_failed_run_are_told_apart(real: Daemon, people: Receiver) -> None:
+    drill_evidence(real.location.catalog, datetime.now(UTC), passed=False)
+    assert real.run(real.tick())
+    fail_a_run(real.location)
+    assert real.run(real.tick())
+    database = real.location.settings.postgres_db
+    assert people.titles == [f"[{database}] the restore drill failed", f"[{database}] the daily backup failed"]
+    assert "failed: it does not restore." in people.messages[1]["message"]
 
 
 # ---------------------------------------------------------------- files, not events

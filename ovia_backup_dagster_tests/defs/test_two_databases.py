@@ -144,7 +144,13 @@ def started(*arguments: str, log: Path, variables: Mapping[str, str]) -> Iterato
 class Deployment:
     """One instance on disk with a daemon, and a real code server for each location."""
 
-    def __init__(self, home: Path, locations: Mapping[str, Mapping[str, str]], stack: ExitStack) -> None:
+    def __init__(
+        self,
+        home: Path,
+        locations: Mapping[str, Mapping[str, str]],
+        stack: ExitStack,
+        before: Callable[[dg.DagsterInstance], None],
+    ) -> None:
         self.home = home
         shutil.copyfile(REPOSITORY / "dagster.yaml", home / "dagster.yaml")
         self.instance = stack.enter_context(dg.DagsterInstance.from_config(str(home)))
@@ -152,6 +158,7 @@ class Deployment:
         assert not (self.instance.get_runs())
         assert not (self.instance.all_asset_keys())
         assert not (self.instance.all_instigator_state())
+        before(self.instance)
         self.workspace = home / "workspace.yaml"
         text = "load_from:\n"
         for name, variables in locations.items():
@@ -202,9 +209,16 @@ def test_two_code_locations_of_one_dagster(new_database: NewDatabase, bin_dir: P
             )
             for name, database in databases.items()
         }
-        for settings in variables.values():
-            Path(settings["BACKUP_DIR"]).mkdir()
-        dagsters = Deployment(home, variables, stack)
+        Path(variables["first"]["BACKUP_DIR"]).mkdir()
+
+        def history(instance: dg.DagsterInstance) -> None:
+            """The second has a proven backup, and a run that failed since."""
+            location = Location(load(variables["second"]), instance)
+            assert location.run().success
+            location.installed = lambda: False
+            assert not location.run().success
+
+        dagsters = Deployment(home, variables, stack, history)
         # The first ticks of both sensors: each tells its own people, of its own database.
         until(lambda: all(p.titles for p in people.values()), 90, "nobody was told")
 
@@ -222,13 +236,18 @@ def test_two_code_locations_of_one_dagster(new_database: NewDatabase, bin_dir: P
         for name, database in databases.items():
             key = dg.AssetKey([PREFIX, "daily_dump"] if name == "second" else ["daily_dump"])
             made = dagsters.instance.fetch_materializations(key, limit=9).records
-            daily = sorted(path.name for path in (tmp_path / f"backups of {name}" / "daily").glob("*.dump"))
+            folder = tmp_path / f"backups of {name}" / "daily"
+            daily = sorted((path.name for path in folder.glob("*.dump")), reverse=True)
+            assert len(daily) == (2 if name == "second" else 1)
             assert [str(r.asset_materialization.metadata["backup"].value) for r in made if r.asset_materialization] == (
                 daily
             )
             assert daily[0].startswith(f"{database.database}_daily_")
-            whose = f"{PREFIX}/{database.database}" if name == "second" else database.database
-            assert people[name].titles == [f"[{whose}] there is no backup"]
+            assert people[name].titles == [
+                f"[{PREFIX}/{database.database}] the daily backup failed"
+                if name == "second"
+                else f"[{database.database}] there is no backup"
+            ]
             (other,) = databases.keys() - {name}
             assert databases[other].database not in str(people[name].messages)
         keys = {key.to_user_string() for key in dagsters.instance.all_asset_keys()}
