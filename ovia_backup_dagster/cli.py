@@ -14,6 +14,7 @@ import errno
 import getpass
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -31,6 +32,7 @@ from ovia_backup_dagster.core.errors import BackupError
 if TYPE_CHECKING:
     from ovia_backup_dagster.core.catalog import Backup
     from ovia_backup_dagster.core.drill import Evidence
+    from ovia_backup_dagster.core.handover import Owner
     from ovia_backup_dagster.core.retention import Plan
     from ovia_backup_dagster.doctor.report import Line
     from ovia_backup_dagster.system import BackupSystem
@@ -266,6 +268,54 @@ def prune(dry_run: bool, release: str | None, as_json: bool) -> None:
         for key in removed.in_use:
             click.echo(f"{key} is being restored; the next pruning removes it")
         click.echo(f"{len(removed.removed)} removed ({human_bytes(removed.freed_bytes)}), {kept} kept")
+
+
+class _OwnerType(click.ParamType[Any]):
+    name = "UID:GID"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from ovia_backup_dagster.core.handover import Owner
+
+        # Numbers: the names are known in our image, not in the one that this may run in.
+        match = re.fullmatch(r"([0-9]{1,10}):([0-9]{1,10})", str(value))
+        numbers = [int(part) for part in match.groups()] if match else []
+        if not numbers or max(numbers) >= 2**32 - 1:  # the last one means "as it is"
+            self.fail(f"{value!r} is not two numbers, such as 10001:10001", param, ctx)
+        return Owner(*numbers)
+
+
+@main.command()
+@click.option("--to", "owner", type=_OwnerType(), required=True, help="The user of this system, such as 10001:10001.")
+@click.option("--finish", is_flag=True, help="The old service is removed: bring back what it removed meanwhile.")
+@json_option
+def hand_over(owner: Owner, finish: bool, as_json: bool) -> None:
+    """Take the volume over from the old backup script; as root. Until --finish, it can remove no dump for good."""
+    from ovia_backup_dagster.core import handover
+    from ovia_backup_dagster.settings import Settings
+
+    settings = Settings.load()
+    settings.require_volume()
+    act = handover.finish if finish else handover.begin
+    wait = settings.backup_lock_wait_minutes * 60
+    done = act(settings.backup_dir, owner, datetime.now(UTC), wait, _waiting)
+    if as_json:
+        answer = {"owner": str(owner), "changed": done.changed, "unchanged": done.unchanged}
+        answer |= {"left_alone": done.left_alone, "came_back": done.came_back}
+        if done.protection:
+            answer |= {"protected": done.protection.names, "newly_protected": done.protection.added}
+        _print_json(answer)
+        return
+    click.echo(f"{settings.backup_dir} belongs to {owner}: {len(done.changed)} changed, {done.unchanged} were right")
+    for name in done.left_alone:
+        click.echo(f"left alone, not ours: {_safe(name)}")
+    for name in done.came_back:
+        click.echo(f"came back: {_safe(name)}")
+    if done.protection:
+        count, new = len(done.protection.names), len(done.protection.added)
+        click.echo(f"protected from the old script: {count} dumps, {new} of them now")
+        _log(f"when the old service is removed, as root: ovia-backup hand-over --finish --to {owner}")
+    else:
+        click.echo(f"the hand-over is over; {len(done.came_back)} dumps came back")
 
 
 @main.command()

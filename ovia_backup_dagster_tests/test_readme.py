@@ -25,7 +25,7 @@ def test_the_page_of_failures_is_current() -> None:
 
 
 def test_every_command_is_described_and_exists() -> None:
-    named = set(re.findall(r"`ovia-backup ([a-z]+)", TEXT))
+    named = set(re.findall(r"`ovia-backup ([a-z-]+)", TEXT))
 
     assert named == set(main.commands)
 

@@ -47,6 +47,7 @@ from ovia_backup_dagster.core.files import (
 from ovia_backup_dagster.core.locking import reading, removing, volume_lock
 from ovia_backup_dagster.core.manifest import Manifest, Sidecar, parse_sidecar
 from ovia_backup_dagster.core.naming import INSTANT, SUFFIX, BackupName, Tier
+from ovia_backup_dagster.core.protection import forget, protect, protected
 from ovia_backup_dagster.core.verdict import DrillRecord, Drills, Hold, Judgement, Verification, Witness, bad_backup
 
 MANIFEST = ".json"
@@ -419,6 +420,7 @@ class Catalog:
             rename_to_new(temporary, final)
             sync_folder(final.parent)
             status = final.stat()
+            self._protect()
         return Backup(final, name, status.st_size, status.st_mtime_ns)
 
     def record(self, backup: Backup, judgement: Judgement, witness: Witness | None) -> Backup:
@@ -489,6 +491,7 @@ class Catalog:
             os.rename(temporary, final)
             sync_folder(final.parent)
             status = final.stat()
+            self._protect()
         return Backup(final, name, status.st_size, status.st_mtime_ns)
 
     def remove(self, backup: Backup) -> bool:
@@ -499,6 +502,7 @@ class Catalog:
             LockHeldError: it is being restored.
         """
         with explained(f"cannot remove {backup.path}"), removing(backup.path):
+            forget(self.root, backup.tier, backup.path.name)
             existed = unlink(backup.path)
             # The dump must be gone for good before its sidecars are: else a crash could bring it back bare.
             sync_folder(backup.path.parent)
@@ -506,6 +510,12 @@ class Catalog:
                 unlink(backup.sidecar(suffix))
             sync_folder(backup.path.parent)
         return existed
+
+    def _protect(self) -> None:
+        """While the old script shares the volume: from its counting."""
+        # The backup is made; what cannot be protected is no worse off than without a hand-over.
+        with contextlib.suppress(OSError):
+            protect(self.root)
 
     def sweep(self) -> list[Path]:
         """Remove what a crash left: our temporaries and sidecars without a dump. Returns what was removed.
@@ -527,7 +537,8 @@ class Catalog:
             folder = self.folder(tier)
             with explained(f"cannot look into {folder}"):
                 if folder.is_dir():
-                    names = set(os.listdir(folder))
+                    # The sidecars of a dump that the old script removed wait for it.
+                    names = set(os.listdir(folder)) | protected(self.root, tier)
                     found += (folder / name for name in sorted(names) if self._is_abandoned(name, names, tier))
         # We make no folders: one of such a name is somebody's.
         return [path for path in found if not is_folder(path)]

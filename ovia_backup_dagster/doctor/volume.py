@@ -17,6 +17,7 @@ from ovia_backup_dagster.core.files import exists, explained
 from ovia_backup_dagster.core.freshness import Level, freshness
 from ovia_backup_dagster.core.locking import lock_holder
 from ovia_backup_dagster.core.naming import Tier
+from ovia_backup_dagster.core.protection import since
 from ovia_backup_dagster.core.retention import Policy
 from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.doctor.report import Area, Line, fail, failed, ok, warn
@@ -26,6 +27,8 @@ from ovia_backup_dagster.system import BackupSystem
 #: Days; a volume that is full sooner deserves a look now.
 SOON = 14
 _MIN_INODES = 1000
+#: A day was meant.
+_HAND_OVER = timedelta(days=3)
 #: Dumps that growth is read from.
 _LOOKED_AT = 30
 
@@ -47,6 +50,7 @@ def volume(system: BackupSystem) -> Iterator[Line]:
         yield from _room(system, catalog)
         yield _lock(root)
         yield _leftovers(catalog)
+        yield from _hand_over(root)
     except BackupError as error:
         yield failed(Area.VOLUME, error)
 
@@ -179,6 +183,19 @@ def _leftovers(catalog: Catalog) -> Line:
         return ok(Area.VOLUME, f"unfinished files ({human_bytes(size)}), by who is at work now: {names}")
     text = f"unfinished files ({human_bytes(size)}), left by a crash: {names}"
     return warn(Area.VOLUME, text, "nothing: the next dump removes them; at once: ovia-backup prune")
+
+
+def _hand_over(root: Path) -> Iterator[Line]:
+    began = since(root)
+    if began is None:
+        return
+    text = f"the hand-over from the old backup script began on {began:%Y-%m-%d}"
+    if datetime.now(UTC) - began < _HAND_OVER:
+        yield ok(Area.VOLUME, f"{text}; what it removes is kept until the end")
+        return
+    us = f"{os.geteuid()}:{os.getegid()}"
+    fix = f"remove the old service; then, as root: ovia-backup hand-over --finish --to {us}"
+    yield warn(Area.VOLUME, f"{text} and has not ended: what was removed by hand or by that script takes room", fix)
 
 
 def _size(path: Path) -> int:

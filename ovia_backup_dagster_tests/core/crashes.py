@@ -14,7 +14,7 @@ from typing import Any
 
 NOBODY = 65534
 #: What changes a folder, or makes a change last.
-STEPS = ("open", "fsync", "rename", "link", "unlink", "chmod", "utime")
+STEPS = ("open", "fsync", "rename", "link", "unlink", "chmod", "fchmod", "fchown", "utime", "mkdir", "rmdir")
 
 
 def killed_at_each_step(prepare: Callable[[], Callable[[], object]]) -> Iterator[int]:

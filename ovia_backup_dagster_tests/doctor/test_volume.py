@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ovia_backup_dagster.core import handover
 from ovia_backup_dagster.core.catalog import MANIFEST, Backup, Catalog, State
 from ovia_backup_dagster.core.locking import volume_lock
 from ovia_backup_dagster.core.naming import BackupName, Tier
@@ -507,3 +508,26 @@ def test_growth_is_read_from_the_oldest_and_the_newest(sizes: list[tuple[float, 
         Backup(Path("x"), BackupName("ovia", Tier.DAILY, NOW - timedelta(days=days)), size, 0) for days, size in sizes
     ]
     assert doctor._growth_per_day(made) == growth
+
+
+# ------------------------------------------------------------------------------------------ the hand-over
+
+
+@needs_root
+def test_a_hand_over_that_is_under_way_or_was_forgotten(volume: Path) -> None:
+    proven(make_catalog(volume), NOW - DAY)
+    handover.begin(volume, handover.Owner(0, 0), NOW)
+    path = next((volume / "daily").glob("*.dump"))
+    path.rename(volume / "removed by the old script")
+    text = f"the hand-over from the old backup script began on {datetime.now(UTC):%Y-%m-%d}"
+    assert the(volume_of(volume), text).level is Level.OK
+    # Its sidecars are no leftovers.
+    assert the(volume_of(volume), "left behind").text == "nothing was left behind by a crash"
+    for days, level in ((2.9, Level.OK), (3.1, Level.WARN)):
+        began = (NOW - days * DAY).timestamp()
+        os.utime(volume / ".handover", (began, began))
+        line = the(volume_of(volume), "the hand-over from the old backup script began")
+        assert line.level is level
+    assert line.fix == "remove the old service; then, as root: ovia-backup hand-over --finish --to 0:0"
+    handover.finish(volume, handover.Owner(0, 0), NOW)
+    assert not [line for line in volume_of(volume) if "hand-over" in line.text]

@@ -1,0 +1,124 @@
+"""``.handover/``: a second name for every dump, while the old backup script shares the volume.
+
+That script keeps so many files, counts ours as well, and removes the names of all others; the second name, a hard
+link, keeps the file. That the folder is there is what says that a hand-over is under way. ``handover`` makes and ends
+it; ``catalog`` keeps to it: what we make is protected, what we remove is forgotten, and sidecars wait for their dump.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ovia_backup_dagster.core.files import explained, sync_folder, unlink
+from ovia_backup_dagster.core.naming import BackupName, Tier
+
+FOLDER = ".handover"
+
+
+@dataclass(frozen=True, slots=True)
+class Protection:
+    """What is protected now.
+
+    Attributes:
+        names: the dumps that are, as ``daily/NAME``.
+        added: those of them that were not before.
+        refused: dumps that are not, and why.
+    """
+
+    names: tuple[str, ...]
+    added: tuple[str, ...]
+    refused: tuple[tuple[str, OSError], ...]
+
+
+def since(root: Path) -> datetime | None:
+    """When the hand-over that is under way began (UTC); ``None`` without one."""
+    with explained(f"cannot look at {root / FOLDER}"):
+        try:
+            # Only making and ending it change the folder itself; links stand a level below.
+            return datetime.fromtimestamp((root / FOLDER).lstat().st_mtime, UTC)
+        except FileNotFoundError:
+            return None
+
+
+def protected(root: Path, tier: Tier) -> set[str]:
+    """The names of the tier's dumps that are protected."""
+    with explained(f"cannot look into {root / FOLDER / tier}"):
+        try:
+            return {name for name in os.listdir(root / FOLDER / tier) if is_dump(name, tier)}
+        except FileNotFoundError:
+            return set()
+
+
+def protect(root: Path) -> Protection:
+    """Give each dump of either tier a second name, as far as this user may: not to another's file, unless root.
+
+    Under the exclusive lock: a dump that is being removed would stay behind here. One that is still being written is
+    protected like any other, as it is the same file. No symlink is followed.
+
+    Raises:
+        OSError: a folder cannot be read; ``FileNotFoundError`` when no hand-over is under way.
+    """
+    names, added, refused = [], [], []
+    with folder(root) as volume, folder(FOLDER, volume) as second:
+        for tier in Tier:
+            with folder(tier, volume) as source, folder(tier, second) as target:
+                for name in sorted(name for name in os.listdir(source) if is_dump(name, tier)):
+                    try:
+                        new = _link(name, source, target)
+                    except FileNotFoundError:
+                        continue  # removed since
+                    except OSError as error:
+                        refused.append((f"{tier}/{name}", error))
+                    else:
+                        if new is not None:
+                            names.append(f"{tier}/{name}")
+                            added += [f"{tier}/{name}"] if new else []
+                os.fsync(target)
+    return Protection(tuple(names), tuple(added), tuple(refused))
+
+
+def _link(name: str, source: int, target: int) -> bool | None:
+    """Whether the second name is new; ``None`` for what is no file."""
+    here = os.stat(name, dir_fd=source, follow_symlinks=False)
+    if not stat.S_ISREG(here.st_mode):
+        return None
+    try:
+        os.link(name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+    except FileExistsError:
+        if os.path.samestat(here, os.stat(name, dir_fd=target, follow_symlinks=False)):
+            return False
+        raise
+    return True
+
+
+def forget(root: Path, tier: Tier, filename: str) -> None:
+    """Our own retention removes the dump: the end of the hand-over must not bring it back.
+
+    Before its first name goes, and for good: after a crash in between there is a dump to remove once more.
+    """
+    path = root / FOLDER / tier / filename
+    if path.exists() and unlink(path):
+        sync_folder(path.parent)
+
+
+def is_dump(filename: str, tier: Tier) -> bool:
+    """Whether a file of that name is a dump of the tier, of whatever database."""
+    name = BackupName.parse(filename)
+    return name is not None and name.tier is tier
+
+
+@contextlib.contextmanager
+def folder(path: Path | str, inside: int | None = None) -> Iterator[int]:
+    """A descriptor of a folder that is one itself, and no link to one."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, dir_fd=inside)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
