@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -259,17 +260,17 @@ def test_no_link_is_followed(root: Path, tmp_path: Path) -> None:
     assert not [name for name in found.protection.names if "2026-02-01" in name]
 
 
+@pytest.mark.parametrize("target", ["file", "folder", "nowhere"])
 @pytest.mark.parametrize("name", [".lock", ".handover", ".handover.new"])
-def test_a_link_in_the_place_of_what_root_would_make(name: str, root: Path, tmp_path: Path) -> None:
+def test_a_link_in_the_place_of_what_root_would_make(name: str, target: str, root: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
-    outside.mkdir()
-    target = outside / "target"
-    target.write_text("root's own") if name == ".lock" else target.mkdir()
-    (root / name).symlink_to(target)
+    (outside / "folder").mkdir(parents=True)
+    (outside / "file").write_text("root's own")
+    (root / name).symlink_to(outside / target)
     before = everything(outside)
     assert isinstance(refused(lambda: handover.begin(root, US, NOW)), VolumeError)
     assert everything(outside) == before
-    assert name != ".lock" or target.read_text() == "root's own"
+    assert (outside / "file").read_text() == "root's own"
 
 
 def test_links_among_the_second_names_do_not_come_back(root: Path, tmp_path: Path) -> None:
@@ -283,8 +284,9 @@ def test_links_among_the_second_names_do_not_come_back(root: Path, tmp_path: Pat
     assert secret.stat().st_uid == 0
 
 
+@pytest.mark.parametrize("swap", [os.symlink, os.link])
 def test_a_file_that_is_swapped_for_a_link_in_between(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swap: Callable[[Path, Path], None]
 ) -> None:
     secret = tmp_path / "secret"
     secret.write_text("root's own")
@@ -295,11 +297,12 @@ def test_a_file_that_is_swapped_for_a_link_in_between(
         if str(path).endswith(".dump") and not swapped:
             swapped.append(path)
             (root / "daily" / path).unlink(missing_ok=True)
-            (root / "daily" / path).symlink_to(secret)
+            swap(secret, root / "daily" / path)
         return real(path, flags, mode, dir_fd=dir_fd)
 
     monkeypatch.setattr(os, "open", swapping)
-    refused(lambda: handover.begin(root, US, NOW))
+    with contextlib.suppress(VolumeError):
+        handover.begin(root, US, NOW)
     assert swapped
     assert secret.stat().st_uid == 0
 
@@ -316,11 +319,28 @@ def test_other_filesystems_are_not_entered(root: Path) -> None:
         subprocess.run(["umount", str(root / "drills")], check=True)
 
 
+def test_a_file_that_another_filesystem_lends_is_left_alone(root: Path, tmp_path: Path) -> None:
+    path = min((root / "daily").iterdir())
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(tmp_path / "volume" / "weekly")], check=True)
+    try:
+        lent = root / "weekly" / "lent"
+        lent.touch()
+        subprocess.run(["mount", "--bind", str(lent), str(path)], check=True)
+        try:
+            with pytest.raises(VolumeError):
+                handover.begin(root, US, NOW)
+            assert lent.stat().st_uid == 0
+        finally:
+            subprocess.run(["umount", str(path)], check=True)
+    finally:
+        subprocess.run(["umount", str(root / "weekly")], check=True)
+
+
 @pytest.mark.parametrize("path", ["/", "/etc", "/home", "/var/lib", "/usr/../etc", "/tmp"])
 def test_a_folder_of_the_systems(path: str) -> None:
     before = os.stat(path)
     error = refused(lambda: handover.begin(Path(path), US, NOW))
-    assert error.what == f"{Path(path)} is no backup volume"
+    assert error.account == f"{Path(path)} is no backup volume: it is a folder of the system's"
     assert (os.stat(path).st_uid, os.stat(path).st_mode) == (before.st_uid, before.st_mode)
 
 
