@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -35,10 +35,12 @@ def _split(value: object) -> object:
 
 
 def _split_urls(value: object) -> object:
+    return _parts(value) if isinstance(value, str) else value
+
+
+def _parts(text: str) -> tuple[str, ...]:
     # A comma may stand inside a URL: it separates only before the next scheme.
-    if isinstance(value, str):
-        return tuple(part for part in re.split(r"[,\s]+(?=[A-Za-z][A-Za-z0-9+.-]*://)", value.strip(", \n")) if part)
-    return value
+    return tuple(part for part in re.split(r"[,\s]+(?=[A-Za-z][A-Za-z0-9+.-]*://)", text.strip(", \r\n\t")) if part)
 
 
 def _variable(*names: str, default: Any = None, doc: str, shown: str | None = None) -> Any:
@@ -110,7 +112,16 @@ class Settings(BaseSettings):
         doc="`auto` (zstd:2 where both programs can, else gzip:1), or pg_dump's own spelling.",
     )
     backup_notify_urls: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_urls)] = _variable(
-        "BACKUP_NOTIFY_URLS", default=(), doc="Where alerts go: Apprise URLs, separated by commas.", shown="none"
+        "BACKUP_NOTIFY_URLS",
+        default=(),
+        doc="Where alerts go: Apprise URLs, separated by commas. Or use the next one.",
+        shown="none",
+    )
+    backup_notify_urls_file: Path | None = _variable(
+        "BACKUP_NOTIFY_URLS_FILE",
+        doc="File with these URLs, separated by commas or lines; lines that begin with `#` are comments. Read at each "
+        "use.",
+        shown="none",
     )
     backup_lock_wait_minutes: float = _variable(
         "BACKUP_LOCK_WAIT_MINUTES", default=30.0, doc="How long to wait for another operation's lock.", shown="30"
@@ -182,6 +193,8 @@ class Settings(BaseSettings):
             settings = cls(**defaults)
         if settings.postgres_host is None:
             problems = (_NO_HOST, *problems)
+        if settings.backup_notify_urls and settings.backup_notify_urls_file is not None:
+            problems += ("BACKUP_NOTIFY_URLS and BACKUP_NOTIFY_URLS_FILE are both set: set one of them",)
         libpq = {k: v for k, v in os.environ.items() if v and (k.startswith("PGSSL") or k == "PGPASSFILE")}
         return settings.model_copy(update={"libpq": libpq, "problems": problems})
 
@@ -239,6 +252,37 @@ class Settings(BaseSettings):
         if self.restore_postgres_password_file is not None:
             return _first_line("RESTORE_POSTGRES_PASSWORD_FILE", self.restore_postgres_password_file)
         return self.password() if self.restore_postgres_user in (None, self.postgres_user) else None
+
+    def notify_urls(self) -> tuple[SecretStr, ...]:
+        """Where alerts go, read anew so that a rotated file is used.
+
+        Raises:
+            SettingsError: nobody can be told, as the file cannot be read, or holds no URLs.
+        """
+        path = self.backup_notify_urls_file
+        if path is None:
+            return self.backup_notify_urls
+        try:
+            return (*self.backup_notify_urls, *_urls_in("BACKUP_NOTIFY_URLS_FILE", path))
+        except SettingsError:
+            # Both are set, which is a problem that people should be told of.
+            if self.backup_notify_urls:
+                return self.backup_notify_urls
+            raise
+
+    @property
+    def unread(self) -> Mapping[str, str]:
+        """Files that are named but not read -> the variable that comes first."""
+        pairs = (
+            ("postgres_password_file", "postgres_password"),
+            ("restore_postgres_password_file", "restore_postgres_password"),
+        )
+        fields = type(self).model_fields
+        return {
+            _names(fields[file])[0]: " or ".join(_names(fields[value]))
+            for file, value in pairs
+            if getattr(self, file) is not None and getattr(self, value) is not None
+        }
 
     @field_validator("postgres_port", "restore_postgres_port")
     @classmethod
@@ -375,12 +419,31 @@ class Settings(BaseSettings):
         return value.rstrip("/") if value else value
 
 
-def _first_line(variable: str, path: Path) -> SecretStr:
+def _text(variable: str, path: Path, then: str = "") -> str:
     try:
-        first = path.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
         why = (isinstance(error, OSError) and error.strerror) or "it is not text"
-        raise SettingsError(f"{variable}={path} cannot be read", why=why, fix=f"ls -l {path}") from None
+        raise SettingsError(f"{variable}={path} cannot be read{then}", why=why, fix=f"ls -l {path}") from None
+
+
+def _urls_in(variable: str, path: Path) -> Iterator[SecretStr]:
+    then = ", so nobody can be told of anything"
+    lines = _text(variable, path, then).splitlines()
+    # By lines: what is no URL on one must not become the end of another.
+    urls = [url for line in lines if not line.lstrip().startswith("#") for url in _parts(line)]
+    if not urls:
+        raise SettingsError(f"{variable}={path} holds no URL{then}", fix="write Apprise URLs into it, a line each")
+    for number, url in enumerate(urls, 1):
+        if "://" not in url:
+            what = f"{variable}={path} cannot be used{then}"
+            why = f"URL number {number} has no scheme, such as mailto:// or slack://"
+            raise SettingsError(what, why=why, fix="write Apprise URLs into it, a line each")
+    yield from map(SecretStr, urls)
+
+
+def _first_line(variable: str, path: Path) -> SecretStr:
+    first = _text(variable, path).partition("\n")[0].rstrip("\r")
     if not first:
         raise SettingsError(f"{variable}={path} is empty", fix="write the password into it")
     return SecretStr(first)

@@ -127,4 +127,5 @@ class BackupSystem:
 
     @property
     def notifier(self) -> Notifier:
-        return Notifier(self.settings.backup_notify_urls)
+        """Reads the URLs, so that a rotated file is used; ``SettingsError`` when it cannot be."""
+        return Notifier(self.settings.notify_urls())

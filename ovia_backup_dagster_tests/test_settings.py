@@ -61,6 +61,7 @@ def test_the_defaults() -> None:
         "backup_require_rows": None,
         "backup_compression": "auto",
         "backup_notify_urls": (),
+        "backup_notify_urls_file": None,
         "backup_lock_wait_minutes": 30.0,
         "backup_asset_prefix": "",
         "drill_schedule": "0 5 1 * *",
@@ -179,6 +180,7 @@ def test_the_names_that_people_rely_on() -> None:
         "BACKUP_REQUIRE_ROWS",
         "BACKUP_COMPRESSION",
         "BACKUP_NOTIFY_URLS",
+        "BACKUP_NOTIFY_URLS_FILE",
         "BACKUP_LOCK_WAIT_MINUTES",
         "DRILL_SCHEDULE",
         "DRILL_WHERE",
@@ -515,6 +517,103 @@ def test_notify_urls_are_separated_by_commas_that_stand_before_a_scheme(
     settings = load(monkeypatch, BACKUP_NOTIFY_URLS=text)
     assert settings.problems == ()
     assert [url.get_secret_value() for url in settings.backup_notify_urls] == urls
+
+
+# --- Alert URLs from a file ---------------------------------------------------------------------------------------
+
+
+def urls_from(monkeypatch: pytest.MonkeyPatch, file: Path, content: bytes) -> list[str]:
+    file.write_bytes(content)
+    settings = load(monkeypatch, BACKUP_NOTIFY_URLS_FILE=str(file))
+    assert settings.problems == ()
+    return [url.get_secret_value() for url in settings.notify_urls()]
+
+
+@pytest.mark.parametrize(
+    ("content", "urls"),
+    [
+        (b"slack://A/B/C", ["slack://A/B/C"]),
+        (b"slack://A/B/C\n", ["slack://A/B/C"]),
+        (b"slack://A/B/C\r\n\r\n  ntfy://t \r\n", ["slack://A/B/C", "ntfy://t"]),
+        (b"slack://A/B/C, ntfy://t,\njson://h/?-X=a,b\n", ["slack://A/B/C", "ntfy://t", "json://h/?-X=a,b"]),
+        (b"# slack://old\n  # both:\nntfy://t#part\n", ["ntfy://t#part"]),
+    ],
+)
+def test_alert_urls_from_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes, urls: list[str]
+) -> None:
+    assert urls_from(monkeypatch, tmp_path / "urls", content) == urls
+
+
+@pytest.mark.parametrize("content", [b"", b"\n , \n", b"# slack://A/B/C\n"])
+def test_a_file_without_alert_urls_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(SettingsError, match=r"BACKUP_NOTIFY_URLS_FILE=.* holds no URL, so nobody can be told"):
+        urls_from(monkeypatch, tmp_path / "urls", content)
+
+
+@pytest.mark.parametrize("content", [f"slack://A\n{SECRET}\n".encode(), SECRET.encode()])
+def test_what_is_no_url_in_the_file_is_an_error_that_shows_nothing_of_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes
+) -> None:
+    with pytest.raises(SettingsError, match=r"URL number [12] has no scheme") as refused:
+        urls_from(monkeypatch, tmp_path / "urls", content)
+    assert SECRET not in str(refused.value)
+
+
+def test_a_file_of_alert_urls_that_cannot_be_read_is_an_error_at_use_and_not_at_loading(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = load(monkeypatch, BACKUP_NOTIFY_URLS_FILE=str(tmp_path / "missing"))
+    settings.require()
+    with pytest.raises(SettingsError) as refused:
+        settings.notify_urls()
+    assert str(refused.value) == (
+        f"BACKUP_NOTIFY_URLS_FILE={tmp_path}/missing cannot be read, so nobody can be told of anything: No such file "
+        f"or directory. Next: ls -l {tmp_path}/missing"
+    )
+    with pytest.raises(SettingsError, match="it is not text"):
+        urls_from(monkeypatch, tmp_path / "urls", b"slack://\xff")
+
+
+def test_a_file_of_alert_urls_is_read_anew_at_each_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "urls"
+    file.write_text("slack://old")
+    system = BackupSystem(load(monkeypatch, BACKUP_NOTIFY_URLS_FILE=str(file)))
+    assert [url.get_secret_value() for url in system.notifier.urls] == ["slack://old"]
+    file.write_text("slack://new")
+    assert [url.get_secret_value() for url in system.notifier.urls] == ["slack://new"]
+
+
+def test_alert_urls_in_both_places_are_a_problem_that_all_of_them_are_told_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "urls"
+    file.write_text("slack://file")
+    settings = load(monkeypatch, BACKUP_NOTIFY_URLS="slack://variable", BACKUP_NOTIFY_URLS_FILE=str(file))
+    assert settings.problems == ("BACKUP_NOTIFY_URLS and BACKUP_NOTIFY_URLS_FILE are both set: set one of them",)
+    assert [url.get_secret_value() for url in settings.notify_urls()] == ["slack://variable", "slack://file"]
+    file.unlink()
+    assert [url.get_secret_value() for url in settings.notify_urls()] == ["slack://variable"]
+    assert load(monkeypatch, BACKUP_NOTIFY_URLS="").problems == ()
+
+
+def test_a_password_file_that_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = {"POSTGRES_PASSWORD_FILE": "/x", "RESTORE_POSTGRES_PASSWORD_FILE": "/y"}
+    assert load(monkeypatch, **both).unread == {}
+    settings = load(monkeypatch, POSTGRES_PASSWORD=SECRET, RESTORE_POSTGRES_PASSWORD=SECRET)
+    # As ever: the variable comes first.
+    assert reveal(settings.password()) == reveal(settings.restore_password()) == SECRET
+    assert settings.problems == ()
+    assert settings.unread == {
+        "POSTGRES_PASSWORD_FILE": "PGPASSWORD or POSTGRES_PASSWORD",
+        "RESTORE_POSTGRES_PASSWORD_FILE": "RESTORE_POSTGRES_PASSWORD",
+    }
+
+
+def test_the_volume_alone_needs_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    load(monkeypatch, POSTGRES_HOST="").require_volume()
+    with pytest.raises(SettingsError, match="BACKUP_DIR"):
+        load(monkeypatch, POSTGRES_HOST="", BACKUP_DIR="relative").require_volume()
 
 
 # --- Secrets ------------------------------------------------------------------------------------------------------

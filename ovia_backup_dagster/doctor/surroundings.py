@@ -27,6 +27,9 @@ def settings(system: BackupSystem) -> Iterator[Line]:
         yield ok(
             Area.SETTINGS, f"all values can be used; database {chosen.postgres_db}, backups in {chosen.backup_dir}"
         )
+    for name, other in chosen.unread.items():
+        text = f"{name} is set, but not read: {other} is set, too, and comes first"
+        yield warn(Area.SETTINGS, text, "unset one of them")
     yield from _unknown_variables()
     yield from _schedule(chosen)
 
@@ -116,7 +119,11 @@ def _compression(programs: Programs, wanted: str) -> Line:
 
 def alerts(system: BackupSystem) -> Iterator[Line]:
     """Whether anybody is told."""
-    notifier = system.notifier
+    try:
+        notifier = system.notifier
+    except BackupError as error:
+        yield failed(Area.ALERTS, error)
+        return
     if not notifier.urls:
         fix = "set BACKUP_NOTIFY_URLS, e.g. mailto://USER:PASSWORD@HOST or slack://TOKEN; then: ovia-backup doctor "
         yield warn(Area.ALERTS, "nobody is told when backups fail: BACKUP_NOTIFY_URLS is empty", fix + "--test-alert")

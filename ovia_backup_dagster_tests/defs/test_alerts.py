@@ -350,6 +350,20 @@ def test_nobody_listens(bare: NewLocation) -> None:
     assert "no channel took the message: 1 (json)" in failure(result)
 
 
+def test_the_file_of_channels_cannot_be_read(bare: NewLocation, tmp_path: Path) -> None:
+    location: Location = bare(BACKUP_NOTIFY_URLS_FILE=str(tmp_path / "urls"))
+    result = alert(location)
+    assert failed_steps(result) == [ALERT]
+    assert "urls cannot be read, so nobody can be told of anything: No such file or directory" in failure(result)
+
+
+def test_channels_from_a_file(bare: NewLocation, people: Receiver, tmp_path: Path) -> None:
+    (tmp_path / "urls").write_text(f"# the people on call\n{people.url}\n")
+    location: Location = bare(BACKUP_NOTIFY_URLS_FILE=str(tmp_path / "urls"))
+    assert alert(location).success
+    assert len(people.messages) == 1
+
+
 def test_one_of_two_channels_fails(bare: NewLocation, people: Receiver) -> None:
     with receiver() as other:
         other.refusals = -1

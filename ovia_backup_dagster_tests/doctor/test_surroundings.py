@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -260,6 +261,35 @@ def test_a_channel_that_apprise_does_not_know() -> None:
 def test_channels_that_can_be_used() -> None:
     (line,) = alerts_of("json://127.0.0.1/", "mailto://u:s3cret-token@example.org")
     assert (line.level, line.text) == (Level.OK, "2 channels; try them: ovia-backup doctor --test-alert")
+
+
+@pytest.mark.parametrize("look", [surroundings.alerts, surroundings.test_alert])
+@pytest.mark.parametrize("content", [None, "", "# slack://s3cret-token", "s3cret-token"])
+def test_a_file_of_channels_that_cannot_be_used(
+    look: Callable[[BackupSystem], Iterator[Line]], content: str | None, tmp_path: Path
+) -> None:
+    file = tmp_path / "urls"
+    if content is not None:
+        file.write_text(content)
+    lines = list(look(BackupSystem(load(HOST | {"BACKUP_NOTIFY_URLS_FILE": str(file)}))))
+    (line,) = lines
+    assert (line.area, line.level) == (Area.ALERTS, Level.FAIL)
+    assert "so nobody can be told of anything" in line.text
+    assert "s3cret-token" not in repr(lines)
+
+
+def test_channels_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "urls").write_text("json://127.0.0.1/\nmailto://u:s3cret-token@example.org")
+    system = BackupSystem(load(HOST | {"BACKUP_NOTIFY_URLS_FILE": str(tmp_path / "urls")}))
+    (line,) = surroundings.alerts(system)
+    assert (line.level, line.text) == (Level.OK, "2 channels; try them: ovia-backup doctor --test-alert")
+
+
+def test_a_password_file_that_another_variable_hides() -> None:
+    both = {"POSTGRES_PASSWORD": "s3cret-token", "POSTGRES_PASSWORD_FILE": "/run/secrets/pg"}
+    line = the(list(surroundings.settings(BackupSystem(load(HOST | both)))), "POSTGRES_PASSWORD_FILE is set, but not")
+    assert (line.level, line.fix) == (Level.WARN, "unset one of them")
+    assert "s3cret-token" not in repr(line)
 
 
 def sent(*urls: str) -> list[Line]:
