@@ -19,6 +19,7 @@ OVIA_PASSWORD = "ovia's own-Passw0rd"
 UI_PASSWORD = "door-Passw0rd"
 CHANNEL_PASSWORD = "channel-Passw0rd"
 SERVICES = ("storage", "code-server", "daemon", "webserver", "door", "docker-filter", "doctor", "console")
+TITLE = "Runbook: backups of Ovia's database"
 FINISHED = {"SUCCESS", "FAILURE", "CANCELED"}
 _LAUNCH = """mutation($p: ExecutionParams!) { launchRun(executionParams: $p) {
     __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
@@ -89,8 +90,8 @@ class Swarm:
         return done.stdout
 
     def follow(self, heading: str, number: int = 0, **options: Any) -> str:
-        """Do what a block of the runbook says."""
-        return self.sh(self.runbook.take(heading, number), **options)
+        """Do what a block of the runbook says, in a shell that knows `ovia-backup`."""
+        return self.sh(f"{self.runbook.take(TITLE, 0)}\n{self.runbook.take(heading, number)}", **options)
 
     def console(self, *arguments: str, check: bool = True) -> str:
         return docker("exec", self.container("ovia-backup_console"), "ovia-backup", *arguments, check=check)
@@ -102,12 +103,6 @@ class Swarm:
     def psql(self, statement: str, *, database: str = "ovia") -> str:
         container = self.container("ovia_postgres")
         return docker("exec", container, "psql", "-U", "ovia", "-d", database, "-XAtqc", statement)
-
-    def deploy_ovia(self, **variables: str) -> None:
-        self.sh(f"docker stack deploy -c {HERE / 'standins/ovia/stack.yml'} ovia") if not variables else self.sh(
-            f"{' '.join(f'{k}={v!r}' for k, v in variables.items())} "
-            f"docker stack deploy -c {HERE / 'standins/ovia/stack.yml'} ovia"
-        )
 
     def deploy(self, **variables: str) -> None:
         """Our stack anew, with other variables."""
