@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ovia_backup_dagster_tests.swarm.engine import HERE, docker, until
+from ovia_backup_dagster_tests.swarm.engine import docker, until
 
 OVIA_PASSWORD = "ovia's own-Passw0rd"
 UI_PASSWORD = "door-Passw0rd"
