@@ -275,7 +275,7 @@ def container_context(environment: Mapping[str, str]) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------- what a role depends on
 
 
-def wait_for(there: Callable[[], None], patience: float = PATIENCE_SECONDS) -> None:
+def wait_for(there: Callable[[], None], patience: float = PATIENCE_SECONDS, pause: float = 2.0) -> None:
     """Wait for what is only starting.
 
     Raises:
@@ -292,7 +292,7 @@ def wait_for(there: Callable[[], None], patience: float = PATIENCE_SECONDS) -> N
             if not told:
                 click.echo(f"waiting: {error.account}", err=True)
                 told = True
-        time.sleep(2)
+        time.sleep(pause)
 
 
 def storage() -> None:

@@ -91,7 +91,8 @@ class Swarm:
 
     def follow(self, heading: str, number: int = 0, **options: Any) -> str:
         """Do what a block of the runbook says, in a shell that knows `ovia-backup`."""
-        return self.sh(f"{self.runbook.take(TITLE, 0)}\n{self.runbook.take(heading, number)}", **options)
+        known = self.runbook.blocks()[TITLE][0].splitlines()[0]
+        return self.sh(f"{known}\n{self.runbook.take(heading, number)}", **options)
 
     def console(self, *arguments: str, check: bool = True) -> str:
         return docker("exec", self.container("ovia-backup_console"), "ovia-backup", *arguments, check=check)

@@ -1,0 +1,86 @@
+"""What the files of deploy/ must agree on. Whether they work: ``make test-swarm``."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from ovia_backup_dagster import __version__, service
+from ovia_backup_dagster.settings import names
+from ovia_backup_dagster_tests.conftest import REPOSITORY
+
+DEPLOY = REPOSITORY / "deploy"
+#: Of no use in a container of the image, or by value where a file is wanted.
+NOT_IN_STACK = {
+    *service.BY_FILE,
+    "BACKUP_ASSET_PREFIX",
+    "DAGSTER_KEEP_RUNS_DAYS",
+    "DRILL_DIR",
+    "DRILL_WHERE",
+    "PG_BIN_DIR",
+    "RESTORE_POSTGRES_HOST",
+    "RESTORE_POSTGRES_PASSWORD_FILE",
+    "RESTORE_POSTGRES_PORT",
+    "RESTORE_POSTGRES_USER",
+}
+
+
+def read(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((DEPLOY / name).read_text("utf-8"))
+    return found
+
+
+@pytest.mark.parametrize("part", ["telemetry", "nux", "run_retries", "concurrency", "retention", "freshness"])
+def test_production_and_a_checkout_differ_only_where_they_must(part: str) -> None:
+    ours = yaml.safe_load((REPOSITORY / "dagster.yaml").read_text("utf-8"))
+    assert read("dagster.yaml")[part] == ours[part]
+
+
+def test_every_setting_can_be_set_in_the_stack() -> None:
+    there = set(read("stack.yml")["x-database"])
+    assert names() - there - NOT_IN_STACK == set()
+    assert there & NOT_IN_STACK == set()
+
+
+def test_every_service_is_limited_pinned_and_logs_within_bounds() -> None:
+    for name in ("stack.yml", "second-database.yml"):
+        for service_name, about in read(name)["services"].items():
+            if "image" not in about:
+                continue  # it adds to a service of the other file
+            deploy = about["deploy"]
+            assert set(deploy["resources"]["limits"]) == {"cpus", "memory"}, service_name
+            assert deploy["placement"]["constraints"] == ["node.labels.ovia.backup == true"], service_name
+            assert about["logging"]["options"]["max-size"], service_name
+            assert service_name == "storage" or about["cap_drop"] == ["ALL"], service_name
+
+
+def test_no_service_but_the_door_is_published_and_one_holds_the_socket() -> None:
+    services = read("stack.yml")["services"]
+    assert [name for name, about in services.items() if "ports" in about] == ["door"]
+    assert [name for name, about in services.items() if "docker.sock" in str(about)] == ["docker-filter"]
+
+
+def test_every_network_volume_and_secret_has_a_name_of_its_own() -> None:
+    """Without one, Docker would put the stack's name before it, and runs would find another."""
+    stack = read("stack.yml")
+    for kind in ("networks", "volumes", "secrets"):
+        for name, about in stack[kind].items():
+            assert about["name"], name
+
+
+def test_the_files_name_the_version_that_they_are_of() -> None:
+    for name in ("Dockerfile", "stack.yml", "second-database.yml"):
+        found = re.findall(r"(?:ovia-backup-dagster:|VERSION=)(\d[\d.]*\d)", (DEPLOY / name).read_text("utf-8"))
+        assert found, name
+        assert set(found) == {__version__}, name
+
+
+def test_what_production_needs_is_locked_to_what_is_tested() -> None:
+    pattern = re.compile(r"^([a-z0-9][a-z0-9._\[\],-]*==\S+)", re.MULTILINE)
+    tested = set(pattern.findall((REPOSITORY / "requirements.lock").read_text("utf-8")))
+    production = set(pattern.findall((DEPLOY / "requirements.lock").read_text("utf-8")))
+    assert production - tested == set()
+    assert {line.partition("==")[0] for line in production} >= {"dagster", "dagster-docker", "dagster-postgres"}
