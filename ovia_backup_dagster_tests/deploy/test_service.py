@@ -91,43 +91,6 @@ def test_libpq_reads_the_password_from_the_passfile(private: Path, server: PortC
     with admin(server) as session:
         session.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(role), password))
     service.SECRETS.joinpath("storage_password").write_text(password)
-        service.collect_secrets()
-    assert service.PASSFILE.read_text() == "*:*:*:*:new\n"
-
-
-def test_without_the_storages_password_it_says_so(private: Path) -> None:
-    with pytest.raises(ServiceError, match=r"secrets cannot be collected.*storage_password.*docker secret ls"):
-        service.collect_secrets()
-
-
-@pytest.mark.parametrize("name", sorted(set(service.BY_FILE.values())))
-def test_a_secret_that_a_variable_names_must_be_there(
-    private: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    service.SECRETS.joinpath("storage_password").write_text("s")
-    monkeypatch.setenv(name, "/run/ovia-backup/none")
-    with pytest.raises(ServiceError, match=rf"{name}=/run/ovia-backup/none cannot be read: No such file"):
-        service.collect_secrets()
-
-
-@pytest.mark.parametrize("name", sorted(service.BY_FILE))
-def test_a_secret_by_value_is_refused_and_not_shown(name: str) -> None:
-    with pytest.raises(SettingsError, match=rf"{name} is set by value.*{service.BY_FILE[name]}") as refused:
-        service.refuse_values({name: "geheim"})
-    assert "geheim" not in str(refused.value)
-    service.refuse_values({name: ""})
-
-
-@pytest.mark.parametrize("password", ["plain", "with:colon", "back\\slash", "both\\:", "ü ' \" $x %s", ":", "\\"])
-def test_libpq_reads_the_password_from_the_passfile(private: Path, server: PortCluster, password: str) -> None:
-    """As Dagster's storage does, with the driver's name in the URL."""
-    role = f"storage{free_port()}"
-    execute(server.connection(), f"CREATE ROLE {role} LOGIN")
-    with psycopg.connect(
-        host=server.folder, port=server.port, dbname="postgres", user="postgres", autocommit=True
-    ) as s:
-        s.execute(psycopg.sql.SQL("ALTER ROLE {} PASSWORD {}").format(psycopg.sql.Identifier(role), password))
-    service.SECRETS.joinpath("storage_password").write_text(password)
     service.collect_secrets()
     _instance(f"postgresql+psycopg2://{role}@127.0.0.1:{server.port}/postgres?passfile={service.PASSFILE}")
     service.storage()
