@@ -33,6 +33,8 @@ STORAGE_SECRET = "storage_password"  # noqa: S105 - a file's name
 PASSFILE = PRIVATE / "storage.pgpass"
 #: Is there while something will fail.
 UNWELL = PRIVATE / "unwell"
+#: What the health check said last.
+_SAID = Path("/tmp/ovia-backup-unhealthy")  # noqa: S108 - a container's own
 
 #: Who may come is decided by the networks that a service is on.
 ALL = "0.0.0.0"  # noqa: S104
@@ -57,6 +59,12 @@ BY_FILE = {
 
 class ServiceError(BackupError):
     """A container of the stack lacks what its role cannot do without."""
+
+
+class NotThereYetError(ServiceError):
+    """What a role depends on does not answer; it may only be starting."""
+
+    transient = True
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -172,7 +180,16 @@ def console() -> None:
 @main.command()
 @click.argument("role", type=click.Choice(["daemon", "webserver", "proxy", "doctor"]))
 def health(role: str) -> None:
-    """A container's health check."""
+    """A container's health check. Docker hides what one says: what is new goes to the service's log, too."""
+    try:
+        _check(role)
+    except BackupError as error:
+        _tell_once(str(error))
+        raise
+    _SAID.unlink(missing_ok=True)
+
+
+def _check(role: str) -> None:
     match role:
         case "daemon":
             docker()
@@ -185,6 +202,15 @@ def health(role: str) -> None:
         case "doctor":
             if UNWELL.exists():
                 raise ServiceError("something will fail", fix="docker service logs ovia-backup_doctor --tail 20")
+
+
+def _tell_once(text: str) -> None:
+    with contextlib.suppress(OSError):
+        if _SAID.exists() and _SAID.read_text("utf-8") == text:
+            return
+        _SAID.write_text(text, "utf-8")
+    with contextlib.suppress(OSError), Path("/proc/1/fd/2").open("w", encoding="utf-8") as log:
+        log.write(f"unhealthy: {text}\n")
 
 
 # ---------------------------------------------------------------------------------------------------- secrets
@@ -276,7 +302,7 @@ def container_context(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def wait_for(there: Callable[[], None], patience: float = PATIENCE_SECONDS, pause: float = 2.0) -> None:
-    """Wait for what is only starting.
+    """Wait for what may only be starting.
 
     Raises:
         ServiceError: it is still not there.
@@ -287,7 +313,7 @@ def wait_for(there: Callable[[], None], patience: float = PATIENCE_SECONDS, paus
         try:
             return there()
         except ServiceError as error:
-            if time.monotonic() >= deadline:
+            if not error.transient or time.monotonic() >= deadline:
                 raise
             if not told:
                 click.echo(f"waiting: {error.account}", err=True)
@@ -299,7 +325,7 @@ def storage() -> None:
     """Dagster's storage answers.
 
     Raises:
-        ServiceError: it does not.
+        NotThereYetError: it does not.
     """
     import psycopg
 
@@ -308,7 +334,7 @@ def storage() -> None:
         with psycopg.connect(url, connect_timeout=5) as connection:
             connection.execute("SELECT 1")
     except psycopg.Error as error:
-        raise ServiceError(
+        raise NotThereYetError(
             "Dagster's storage does not answer",
             why=" ".join(str(error).split()),
             fix="docker service ps ovia-backup_storage; docker service logs ovia-backup_storage --tail 20",
@@ -319,7 +345,7 @@ def code_servers() -> None:
     """Each code server of the workspace answers.
 
     Raises:
-        ServiceError: one does not.
+        NotThereYetError: one does not.
     """
     from ovia_backup_dagster.doctor.code_server import health as served
     from ovia_backup_dagster.doctor.report import Level
@@ -329,14 +355,15 @@ def code_servers() -> None:
         for line in served(server["port"], server["host"]):
             if line.level is Level.FAIL:
                 name = f"ovia-backup_{server['host']}"
-                raise ServiceError(line.text, fix=f"docker service ps {name}; docker service logs {name} --tail 20")
+                raise NotThereYetError(line.text, fix=f"docker service ps {name}; docker service logs {name} --tail 20")
 
 
 def docker() -> None:
     """Docker answers, has the image, and the networks that runs are put on are there and attachable.
 
     Raises:
-        ServiceError: something of it is not so.
+        NotThereYetError: it does not answer.
+        ServiceError: something else of it is not so.
     """
     import docker as sdk
     from docker.errors import DockerException, NotFound
@@ -357,7 +384,7 @@ def docker() -> None:
                     fix=f"docker pull {image}, or build it: docker build -t {image} -f deploy/Dockerfile .",
                 ) from None
     except (DockerException, OSError) as error:
-        raise ServiceError(
+        raise NotThereYetError(
             "Docker does not answer: no run can be launched",
             why=" ".join(str(error).split()),
             fix="docker service ps ovia-backup_docker-filter; docker service logs ovia-backup_docker-filter --tail 20",

@@ -20,7 +20,7 @@ from psycopg import sql
 
 from ovia_backup_dagster import service
 from ovia_backup_dagster.core.errors import BackupError, SettingsError
-from ovia_backup_dagster.service import ServiceError
+from ovia_backup_dagster.service import NotThereYetError, ServiceError
 from ovia_backup_dagster_tests.conftest import REPOSITORY, PortCluster, admin, execute, free_port
 
 DEPLOY = REPOSITORY / "deploy"
@@ -215,7 +215,7 @@ def test_what_is_missing_is_said_in_one_line(
 
 
 def test_what_is_only_starting_is_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
-    answers = iter([ServiceError("it does not answer"), ServiceError("it does not answer"), None])
+    answers = iter([NotThereYetError("it does not answer"), NotThereYetError("it does not answer"), None])
 
     def there() -> None:
         if error := next(answers):
@@ -227,10 +227,22 @@ def test_what_is_only_starting_is_waited_for(capsys: pytest.CaptureFixture[str])
 
 def test_what_does_not_come_is_an_error() -> None:
     def never() -> None:
-        raise ServiceError("it does not answer")
+        raise NotThereYetError("it does not answer")
 
-    with pytest.raises(ServiceError, match="it does not answer"):
+    with pytest.raises(NotThereYetError, match="it does not answer"):
         service.wait_for(never, patience=0.05, pause=0.01)
+
+
+def test_what_waiting_cannot_mend_is_said_at_once() -> None:
+    asked = []
+
+    def wrong() -> None:
+        asked.append(1)
+        raise ServiceError("there is no such network")
+
+    with pytest.raises(ServiceError, match="there is no such network"):
+        service.wait_for(wrong, patience=60)
+    assert asked == [1]
 
 
 def test_a_role_that_lacks_something_ends_with_one_line(tmp_path: Path) -> None:

@@ -101,12 +101,15 @@ def begin() -> Engine:
 
 def end(engine: Engine) -> None:
     """Tear all down."""
-    for stack in docker("stack", "ls", "--format", "{{.Name}}").split():
-        docker("stack", "rm", stack)
-    until(lambda: not docker("ps", "-q"), 120, lambda: docker("ps"))
-    docker("swarm", "leave", "--force")
-    docker("system", "prune", "--volumes", "--force")
-    engine.stop()
+    try:
+        # Ours first: it is on the other's network.
+        for stack in sorted(docker("stack", "ls", "--format", "{{.Name}}").split(), reverse=True):
+            docker("stack", "rm", stack, check=False)
+        until(lambda: not docker("ps", "-q"), 120, lambda: docker("ps"))
+        docker("swarm", "leave", "--force")
+        docker("system", "prune", "--volumes", "--force")
+    finally:
+        engine.stop()
 
 
 # ----------------------------------------------------------------------------------------------------- images

@@ -54,7 +54,7 @@ def test_the_drill_passes(swarm: Swarm) -> None:
     history = json.loads(swarm.console("drill", "--history", "--json"))
     assert [check["result"] for check in history[0]["lines"] if check["result"] == "failed"] == []
     assert history[0]["launched_by"] != ""
-    assert swarm.console("status").startswith("OK"), run
+    assert swarm.console("status").startswith("BACKUP OK"), run
 
 
 def test_the_schedule_fires(swarm: Swarm) -> None:
