@@ -314,8 +314,10 @@ def hand_over(owner: Owner, finish: bool, as_json: bool) -> None:
         count, new = len(done.protection.names), len(done.protection.added)
         click.echo(f"protected from the old script: {count} dumps, {new} of them now")
         _log(f"when the old service is removed, as root: ovia-backup hand-over --finish --to {owner}")
-    else:
+    elif finish:
         click.echo(f"the hand-over is over; {len(done.came_back)} dumps came back")
+    else:
+        click.echo("no hand-over is under way: every dump is ours already")
 
 
 @main.command()

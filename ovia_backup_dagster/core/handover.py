@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from ovia_backup_dagster.core import drill, locking
+from ovia_backup_dagster.core import drill, locking, protection
 from ovia_backup_dagster.core.catalog import RESERVE
 from ovia_backup_dagster.core.errors import VolumeError, VolumeMissingError
 from ovia_backup_dagster.core.files import explained
 from ovia_backup_dagster.core.naming import SUFFIX, Tier
-from ovia_backup_dagster.core.protection import FOLDER, Protection, folder, is_dump, protect
+from ovia_backup_dagster.core.protection import FOLDER, Protection, folder, is_dump
 
 #: ``.handover`` until it belongs to our user: in one of root's, we could neither look nor forget.
 _UNFINISHED = f"{FOLDER}.new"
@@ -59,7 +59,7 @@ class HandedOver:
         changed: files and folders that got another owner or mode, or were made.
         unchanged: how many were right already.
         left_alone: what is not ours.
-        protection: what the old script cannot remove for good; ``None`` after the end.
+        protection: what the old script cannot remove for good; ``None`` when no hand-over is under way.
         came_back: dumps that the old script had removed.
     """
 
@@ -73,18 +73,24 @@ class HandedOver:
 def begin(
     root: Path, owner: Owner, now: datetime, wait_seconds: float = 0.0, on_wait: Callable[[str], None] | None = None
 ) -> HandedOver:
-    """Hand over, and protect every dump from the old script. Again, it does what is new.
+    """Hand over, and protect every dump from the old script, if it has been here. Again, it does what is new.
+
+    Where all dumps are ours, and no hand-over is under way, there is nobody to protect them from.
 
     Raises:
         VolumeError: this user may not, it is no backup volume, or a dump cannot be protected; all else is done then.
         LockHeldError: the rest is done, but nothing new is protected.
     """
+    with _volume(root, owner) as (volume, owned):
+        # First: killed after the dumps were given away, it would not be known that there was another system.
+        if FOLDER in os.listdir(volume) or _holds_dumps_of_others(volume, owner):
+            with owned.explained(""):
+                _make_protection(volume, owner)
     owned = _own(root, owner)
-    with volume_lock(root, now, wait_seconds, on_wait):
-        with explained(f"cannot make {root / FOLDER}"), folder(root) as volume:
-            _make_protection(volume, owner)
-        with explained(f"cannot protect the dumps in {root}"):
-            found = protect(root)
+    if protection.since(root) is None:
+        return HandedOver(tuple(owned.changed), owned.unchanged, tuple(owned.left_alone))
+    with volume_lock(root, now, wait_seconds, on_wait), explained(f"cannot protect the dumps in {root}"):
+        found = protection.protect(root)
     if found.refused:
         raise _unprotected(root, owner, found)
     return HandedOver(tuple(owned.changed), owned.unchanged, tuple(owned.left_alone), found)
@@ -288,6 +294,20 @@ def _is_named_after_a_dump(filename: str, tier: Tier) -> bool:
 
 
 # ---- protection
+
+
+def _holds_dumps_of_others(volume: int, owner: Owner) -> bool:
+    """Whether another system, as another user, dumps to this volume; or did until now."""
+    for tier in Tier:
+        with contextlib.suppress(OSError), folder(tier, volume) as descriptor:
+            for name in os.listdir(descriptor):
+                with contextlib.suppress(FileNotFoundError):
+                    if (
+                        is_dump(name, tier)
+                        and os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_uid != owner.uid
+                    ):
+                        return True
+    return False
 
 
 def _make_protection(volume: int, owner: Owner) -> None:

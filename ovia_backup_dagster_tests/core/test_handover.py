@@ -140,7 +140,8 @@ def test_the_old_volume_becomes_ours_and_we_work_on_it(root: Path) -> None:
 def test_an_empty_volume_gets_its_folders(tmp_path: Path) -> None:
     (tmp_path / "lost+found").mkdir(mode=0o700)
     found = handover.begin(tmp_path, US, NOW)
-    assert names(tmp_path) == {"lost+found", "daily", "weekly", ".lock", ".handover"}
+    assert names(tmp_path) == {"lost+found", "daily", "weekly", ".lock"}
+    assert found.protection is None
     assert found.left_alone == ("lost+found",)
     assert (tmp_path / "lost+found").stat().st_uid == 0
     done(lambda: proven(Catalog(tmp_path, "ovia"), NOW))
@@ -202,6 +203,19 @@ def test_when_all_is_ours_anybody_of_us_may_run_it(root: Path) -> None:
     done(lambda: handover.begin(root, US, NOW))
     done(lambda: handover.finish(root, US, NOW))
     done(lambda: handover.finish(root, US, NOW))
+    done(lambda: handover.begin(root, US, NOW))
+
+
+def test_after_the_end_the_next_deployment_begins_no_other(root: Path) -> None:
+    handover.begin(root, US, NOW)
+    handover.finish(root, US, NOW)
+    done(lambda: proven(Catalog(root, "ovia"), NOW))
+    found = handover.begin(root, US, NOW)
+    assert (found.changed, found.protection) == ((), None)
+    assert names(root) == {".lock", "daily", "weekly"}
+    # But if the old service comes back, all is protected again.
+    old_script(root, NOW + HOUR)
+    assert handover.begin(root, US, NOW).protection is not None
 
 
 @pytest.mark.parametrize("act", [handover.begin, handover.finish])
@@ -209,10 +223,9 @@ def test_who_is_not_root_is_told_what_to_do(act: Callable[..., object], root: Pa
     before = everything(root)
     outcome = crashes.raised_as_nobody(lambda: act(root, US, NOW))
     assert isinstance(outcome, VolumeError)
-    assert str(outcome) == (
-        f"cannot hand over {root}: it is not ours yet, and this runs as user {crashes.NOBODY} (Operation not "
-        "permitted). Next: as root: ovia-backup hand-over --to 10001:10001"
-    )
+    assert outcome.what == f"cannot hand over {root}"
+    assert outcome.why == f"it is not ours yet, and this runs as user {crashes.NOBODY}"
+    assert outcome.fix == "as root: ovia-backup hand-over --to 10001:10001"
     assert everything(root) == before
 
 
@@ -222,9 +235,16 @@ def test_a_root_without_its_capabilities_is_told_which(root: Path) -> None:
         "try: handover.begin(Path(sys.argv[1]), handover.Owner(10001, 10001), datetime.now(UTC))\n"
         "except handover.VolumeError as error: print(error)"
     )
-    command = ["setpriv", "--bounding-set=-chown", "--inh-caps=-chown", sys.executable, "-c", program, str(root)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "this is a root without the capabilities CHOWN, FOWNER and DAC_OVERRIDE" in result.stdout
+
+    def run(*kept: str) -> str:
+        caps = ",".join(["-all", *(f"+{name}" for name in kept)])
+        command = ["setpriv", f"--bounding-set={caps}", "--inh-caps=-all", sys.executable, "-c", program, str(root)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert "this is a root without the capabilities CHOWN, FOWNER and DAC_OVERRIDE" in run("fowner", "dac_override")
+    for _ in range(2):
+        assert run("chown", "fowner", "dac_override") == ""
+        old_script(root, NOW + HOUR)
 
 
 # --- What must not be followed, entered or taken --------------------------------------------------------------------

@@ -516,6 +516,9 @@ def test_growth_is_read_from_the_oldest_and_the_newest(sizes: list[tuple[float, 
 @needs_root
 def test_a_hand_over_that_is_under_way_or_was_forgotten(volume: Path) -> None:
     proven(make_catalog(volume), NOW - DAY)
+    os.chown(volume, 10001, 10001)
+    for path in volume.rglob("*.dump"):
+        os.chown(path, 10001, 10001)
     handover.begin(volume, handover.Owner(0, 0), NOW)
     path = next((volume / "daily").glob("*.dump"))
     path.rename(volume / "removed by the old script")
