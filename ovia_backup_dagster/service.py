@@ -234,12 +234,18 @@ def refuse_values(environment: Mapping[str, str]) -> None:
 def collect_secrets() -> None:
     """Copy this container's secrets to ``PRIVATE``, and make the storage's passfile from its password.
 
+    What was taken away from it is gone from there, too: a run that is under way keeps the folder alive.
+
     Raises:
         ServiceError: a secret that a variable names is not there, or the folder cannot be written.
     """
     try:
-        for secret in sorted(SECRETS.iterdir()) if SECRETS.is_dir() else ():
-            _write(PRIVATE / secret.name, secret.read_text("utf-8"))
+        given = {secret.name: secret.read_text("utf-8") for secret in SECRETS.iterdir()}
+        for left in PRIVATE.iterdir():
+            if left.name not in given and left != PASSFILE:
+                left.unlink()
+        for name, secret in given.items():
+            _write(PRIVATE / name, secret)
         password = (SECRETS / STORAGE_SECRET).read_text("utf-8").partition("\n")[0]
         # libpq's own rules: a field's colon and backslash are escaped.
         escaped = password.replace("\\", "\\\\").replace(":", "\\:")

@@ -60,6 +60,15 @@ def test_they_are_replaced_when_the_container_begins_anew(private: Path) -> None
     assert service.PASSFILE.read_text() == "*:*:*:*:new\n"
 
 
+def test_a_secret_that_was_taken_away_does_not_linger(private: Path) -> None:
+    for name in ("storage_password", "notify_urls"):
+        service.SECRETS.joinpath(name).write_text("s")
+    service.collect_secrets()
+    service.SECRETS.joinpath("notify_urls").unlink()
+    service.collect_secrets()
+    assert {path.name for path in private.iterdir()} == {"storage_password", "storage.pgpass"}
+
+
 def test_without_the_storages_password_it_says_so(private: Path) -> None:
     with pytest.raises(ServiceError, match=r"secrets cannot be collected.*storage_password.*docker secret ls"):
         service.collect_secrets()

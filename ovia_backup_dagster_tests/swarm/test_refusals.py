@@ -1,0 +1,136 @@
+"""What is missing or wrong: each ends in a service that is not well, and one clear line in its log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from ovia_backup_dagster_tests.swarm.engine import IMAGE, docker, until
+from ovia_backup_dagster_tests.swarm.swarm import Swarm
+
+
+@contextmanager
+def changed(swarm: Swarm, service: str, *options: str) -> Iterator[None]:
+    """A service with something wrong; right again in the end."""
+    name = f"ovia-backup_{service}"
+    docker("service", "update", "--detach", "--update-failure-action", "continue", *options, name)
+    try:
+        yield
+    finally:
+        docker("service", "rollback", "--detach", name)
+        docker("service", "update", "--detach", "--update-failure-action", "rollback", name)
+        swarm.well(service)
+
+
+def lines(swarm: Swarm, service: str, text: str) -> list[str]:
+    return [line for line in swarm.log(f"ovia-backup_{service}").splitlines() if text in line]
+
+
+def says(swarm: Swarm, service: str, text: str, seconds: float = 120) -> str:
+    until(lambda: lines(swarm, service, text), seconds, lambda: swarm.story(f"ovia-backup_{service}"))
+    return lines(swarm, service, text)[-1]
+
+
+def is_unwell(swarm: Swarm, service: str, seconds: float = 240) -> None:
+    """Its health check fails; or it does not even get there, and begins again and again."""
+
+    def unwell() -> bool:
+        failed = docker("service", "ps", f"ovia-backup_{service}", "--format", "{{.CurrentState}}", "--no-trunc")
+        return swarm.health(f"ovia-backup_{service}") == "unhealthy" or "Failed" in failed.splitlines()[1]
+
+    until(unwell, seconds, lambda: swarm.story(f"ovia-backup_{service}"))
+
+
+def test_a_secret_that_is_not_there_stops_the_deployment(swarm: Swarm) -> None:
+    before = docker("service", "inspect", "ovia-backup_console", "--format", "{{.Version.Index}}")
+    with pytest.raises(AssertionError, match="secret not found: nothing"):
+        swarm.deploy(POSTGRES_PASSWORD_SECRET="nothing")
+    assert docker("service", "inspect", "ovia-backup_console", "--format", "{{.Version.Index}}") == before
+
+
+def test_a_secret_that_the_service_was_not_given(swarm: Swarm) -> None:
+    with changed(swarm, "code-server", "--secret-rm", secret_name(swarm, "postgres_password")):
+        line = says(swarm, "code-server", "POSTGRES_PASSWORD_FILE=/run/ovia-backup/postgres_password cannot be read")
+        assert line.startswith("error: ")
+        is_unwell(swarm, "code-server")
+
+
+def secret_name(swarm: Swarm, target: str) -> str:
+    """The one that is mounted under this name."""
+    shape = "{{range .Spec.TaskTemplate.ContainerSpec.Secrets}}{{.File.Name}} {{.SecretName}}\n{{end}}"
+    found = docker("service", "inspect", "ovia-backup_code-server", "--format", shape)
+    return dict(line.split() for line in found.splitlines() if line)[target]
+
+
+def test_a_password_by_value(swarm: Swarm) -> None:
+    with changed(swarm, "code-server", "--env-add", "PGPASSWORD=visible-Passw0rd"):
+        line = says(swarm, "code-server", "PGPASSWORD is set by value")
+        assert "docker inspect would show it" in line
+        assert "visible-Passw0rd" not in swarm.log("ovia-backup_code-server")
+        is_unwell(swarm, "code-server")
+
+
+def test_a_network_that_is_not_there(swarm: Swarm) -> None:
+    with changed(swarm, "daemon", "--env-add", "RUN_NETWORKS=ovia_ovia-nett"):
+        assert "Next: docker network ls" in says(swarm, "daemon", "there is no network ovia_ovia-nett for runs")
+        is_unwell(swarm, "daemon")
+
+
+def test_a_network_that_is_not_attachable(swarm: Swarm) -> None:
+    docker("network", "create", "--driver", "overlay", "closed")
+    try:
+        with changed(swarm, "daemon", "--env-add", "RUN_NETWORKS=closed"):
+            assert "attachable: true" in says(swarm, "daemon", "the network closed is not attachable")
+            is_unwell(swarm, "daemon")
+    finally:
+        docker("network", "rm", "closed")
+
+
+def test_no_docker_socket(swarm: Swarm) -> None:
+    with changed(swarm, "docker-filter", "--mount-rm", "/var/run/docker.sock"):
+        assert "Next: " in says(swarm, "docker-filter", "error: there is no Docker socket at /var/run/docker.sock")
+        is_unwell(swarm, "docker-filter")
+        # Nor can the daemon launch: it says so itself.
+        assert "no run can be launched" in says(swarm, "daemon", "unhealthy: Docker does not answer", 240)
+    swarm.well("daemon")
+
+
+def test_a_full_volume(swarm: Swarm) -> None:
+    docker("volume", "create", "-o", "type=tmpfs", "-o", "device=tmpfs", "-o", "o=size=6m,uid=10001,mode=0700", "small")
+    filled = "type=volume,source=small,target=/backups"
+    with changed(swarm, "doctor", "--mount-rm", "/backups", "--mount-add", filled):
+        until(lambda: swarm.health("ovia-backup_doctor"), 60, lambda: swarm.story("ovia-backup_doctor"))
+        docker("exec", swarm.container("ovia-backup_doctor"), "sh", "-c", "cat /dev/zero > /backups/full || true")
+        assert "Next: " in says(swarm, "doctor", "room", 240)
+        is_unwell(swarm, "doctor")
+
+
+def test_an_image_of_another_major_version(swarm: Swarm) -> None:
+    """PostgreSQL 17's client programs, from Debian."""
+    dockerfile = (
+        f"FROM {IMAGE}\nUSER 0:0\nRUN apt-get update -qq && apt-get install -qqy postgresql-client-17\nUSER 10001:10001"
+    )
+    docker("build", "--quiet", "--tag", "other-major", "-", stdin=dockerfile)
+    other = ("--image", "other-major", "--env-add", "PG_BIN_DIR=/usr/lib/postgresql/17/bin")
+    with changed(swarm, "doctor", *other):
+        line = says(swarm, "doctor", "the server is PostgreSQL 16", 240)
+        assert "pg_dump is 17" in line
+        assert "another image" in line
+        is_unwell(swarm, "doctor")
+
+
+def test_dagsters_storage_is_down(swarm: Swarm) -> None:
+    docker("service", "scale", "--detach", "ovia-backup_storage=0")
+    try:
+        line = says(swarm, "webserver", "Dagster's storage does not answer", 180)
+        assert "docker service ps ovia-backup_storage" in line
+        is_unwell(swarm, "webserver")
+        # The command line needs none of it.
+        swarm.console("dump")
+        swarm.console("verify")
+    finally:
+        docker("service", "scale", "--detach", "ovia-backup_storage=1")
+    swarm.well(seconds=400)
+    swarm.succeeded(swarm.launch("daily_backup_job"))
