@@ -58,7 +58,7 @@ def _let_the_old_script_work(swarm: Swarm) -> None:
     earlier = """
         cd /backups/daily; newest=$(ls -t *.dump | head -1); find . -size 0 -delete
         for days in 1 2 3 4 5 6; do
-            name=ovia_daily_$(date -u -d "-$days days" +%Y-%m-%d)_030000.dump
+            name=ovia_daily_$(date -u -d "-$days days" +%Y-%m-%d_%H%M%S).dump
             cp "$newest" "$name"; touch -d "-$days days" "$name"
         done"""
     docker("exec", swarm.container("ovia_backup"), "bash", "-c", earlier)
