@@ -11,11 +11,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from statistics import median
 from typing import Any
 
 import pytest
 
-from ovia_backup_dagster_tests.swarm.engine import IMAGE, Engine, docker, until
+from ovia_backup_dagster_tests.swarm.engine import IMAGE, POSTGRES, STATE, Engine, docker, until
 from ovia_backup_dagster_tests.swarm.swarm import (
     CHANNEL_PASSWORD,
     OVIA_PASSWORD,
@@ -55,6 +56,34 @@ def test_the_drill_passes(swarm: Swarm) -> None:
     assert [check["result"] for check in history[0]["lines"] if check["result"] == "failed"] == []
     assert history[0]["launched_by"] != ""
     assert swarm.console("status").startswith("BACKUP OK"), run
+
+
+def test_figures(swarm: Swarm) -> None:
+    """For the runbook: they land in .cache/swarm/figures.md. That they are bearable is all that is asked here."""
+    waits = []
+    for _ in range(5):
+        run = swarm.succeeded(swarm.launch("daily_backup_job"))
+        events = run["eventConnection"]["events"]
+        [began] = [float(e["timestamp"]) / 1000 for e in events if (e.get("message") or "").startswith("pg_dump of ")]
+        waits.append(began - run["creationTime"])
+    time.sleep(60)  # at rest
+    shape = "{{.Name}} {{.MemUsage}}"
+    used = {}
+    for line in docker("stats", "--no-stream", "--format", shape).splitlines():
+        name, memory = line.split()[:2]
+        if name.startswith("ovia-backup_"):
+            used[name.removeprefix("ovia-backup_").partition(".")[0]] = memory
+    assert set(used) == set(SERVICES)
+    size = int(docker("image", "inspect", "-f", "{{.Size}}", IMAGE)) / 1e6
+    beneath = int(docker("image", "inspect", "-f", "{{.Size}}", POSTGRES)) / 1e6
+    rows = [
+        ("from launch to pg_dump's start", f"{median(waits):.1f} s (of five: {min(waits):.1f} to {max(waits):.1f})"),
+        ("image", f"{size:.0f} MB, of which PostgreSQL's own {beneath:.0f} MB"),
+        *((f"memory at rest, {name}", used[name]) for name in SERVICES),
+    ]
+    table = "".join(f"| {what} | {figure} |\n" for what, figure in rows)
+    (STATE / "figures.md").write_text(f"| what | measured |\n|---|---|\n{table}", "utf-8")
+    assert median(waits) < 60
 
 
 def test_the_schedule_fires(swarm: Swarm) -> None:
