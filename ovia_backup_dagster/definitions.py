@@ -14,9 +14,20 @@ from ovia_backup_dagster.defs.alerts import build_alert
 from ovia_backup_dagster.defs.assets import build_assets
 from ovia_backup_dagster.defs.doctor import build_doctor
 from ovia_backup_dagster.defs.drill import build_drill
+from ovia_backup_dagster.defs.history import build_history
 from ovia_backup_dagster.defs.jobs import build_jobs
-from ovia_backup_dagster.defs.policies import DAILY_BACKUP_JOB, FRESHNESS_ALERT_JOB, RESTORE_DRILL_JOB
-from ovia_backup_dagster.defs.schedules import daily_backup_schedule, restore_drill_schedule, usable_schedules
+from ovia_backup_dagster.defs.policies import (
+    DAILY_BACKUP_JOB,
+    FRESHNESS_ALERT_JOB,
+    HISTORY_PRUNING_JOB,
+    RESTORE_DRILL_JOB,
+)
+from ovia_backup_dagster.defs.schedules import (
+    daily_backup_schedule,
+    history_pruning_schedule,
+    restore_drill_schedule,
+    usable_schedules,
+)
 from ovia_backup_dagster.defs.sensors import backup_freshness_sensor
 from ovia_backup_dagster.settings import Settings
 from ovia_backup_dagster.system import BackupSystem
@@ -32,17 +43,19 @@ def build_defs(settings: Settings, *, resource_overrides: Mapping[str, Any] | No
     settings = usable_schedules(settings)
     resources = {"backups": BackupSystem(settings), **(resource_overrides or {})}
     system = resources["backups"]
+    assets = [
+        *build_assets(system),
+        build_alert(system, DAILY_BACKUP_JOB),
+        build_doctor(settings),
+        build_drill(settings),
+    ]
     return dg.Definitions(
-        assets=[
-            *build_assets(system),
-            build_alert(system, DAILY_BACKUP_JOB),
-            build_doctor(settings),
-            build_drill(settings),
-        ],
-        jobs=build_jobs(settings),
+        assets=assets,
+        jobs=[*build_jobs(settings), build_history(settings, [asset.key for asset in assets])],
         schedules=[
             daily_backup_schedule(settings, DAILY_BACKUP_JOB),
             restore_drill_schedule(settings, RESTORE_DRILL_JOB),
+            history_pruning_schedule(settings, HISTORY_PRUNING_JOB),
         ],
         sensors=[backup_freshness_sensor(FRESHNESS_ALERT_JOB, watched=DAILY_BACKUP_JOB)],
         resources=resources,

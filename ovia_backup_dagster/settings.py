@@ -175,6 +175,11 @@ class Settings(BaseSettings):
     dagster_public_url: str | None = _variable(
         "DAGSTER_PUBLIC_URL", doc="Where people reach the UI; alerts link to it.", shown="none"
     )
+    dagster_keep_runs_days: int = _variable(
+        "DAGSTER_KEEP_RUNS_DAYS",
+        default=400,
+        doc="Days to keep Dagster's runs, with their events and output: a year of drills stays plotted.",
+    )
     libpq: dict[str, str] = _found({})
     problems: tuple[str, ...] = _found(())
 
@@ -326,6 +331,14 @@ class Settings(BaseSettings):
     def _days(cls, value: float) -> float:
         if not 0 < value <= 3660:
             raise ValueError(f"{value} is not a number of days between 0 and ten years")
+        return value
+
+    @field_validator("dagster_keep_runs_days")
+    @classmethod
+    def _days_of_runs(cls, value: int) -> int:
+        # An alert that goes on asks the runs of its first days whether people were told.
+        if not 30 <= value <= 36600:
+            raise ValueError(f"{value} is not a number of days between 30 and a century")
         return value
 
     @field_validator("postgres_db", "postgres_user", "restore_postgres_user")

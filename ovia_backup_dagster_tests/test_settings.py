@@ -77,6 +77,7 @@ def test_the_defaults() -> None:
         "restore_postgres_password_file": None,
         "pg_bin_dir": None,
         "dagster_public_url": None,
+        "dagster_keep_runs_days": 400,
     }
     assert settings.libpq == {}
     assert settings.expected_tables == ("people", "identities", "person_identity_links") == OVIA_TABLES

@@ -24,6 +24,12 @@ class PruningConfig(dg.Config):
     dry_run: bool = Field(default=False, description="Only say what would be removed, and why.")
 
 
+class HistoryConfig(dg.Config):
+    """How to end Dagster's history."""
+
+    dry_run: bool = Field(default=False, description="Only say which runs would be removed.")
+
+
 class DrillPlace(StrEnum):
     """Where a drill restores to. The launchpad takes a member's name, not its value: they are the same."""
 

@@ -19,6 +19,7 @@ from ovia_backup_dagster.defs.alerts import last_failed_run
 from ovia_backup_dagster.defs.assets import DAILY_DUMP
 from ovia_backup_dagster.defs.policies import DAILY_BACKUP_JOB, VOLUME_TAG, Names, database_tags, names, run_tags
 from ovia_backup_dagster.defs.schedules import DRILL_NAME as DRILL_SCHEDULE
+from ovia_backup_dagster.defs.schedules import HISTORY_NAME as HISTORY_SCHEDULE
 from ovia_backup_dagster.defs.schedules import NAME as SCHEDULE
 from ovia_backup_dagster.defs.schedules import usable_schedules
 from ovia_backup_dagster.defs.sensors import NAME as SENSOR
@@ -102,13 +103,15 @@ def _switched_off(instance: dg.DagsterInstance, location: str | None) -> Iterato
         SCHEDULE: "no backup is made by itself",
         DRILL_SCHEDULE: "nobody finds out by itself whether backups restore",
         SENSOR: "nobody is told when backups fail",
+        HISTORY_SCHEDULE: "Dagster's history grows for ever",
     }
     for name, loss in losses.items():
         if name in stopped:
             fix = f"switch it on in the UI (Automation), or: dagster {'sensor' if name == SENSOR else 'schedule'} start"
             # Before its first run nothing says which location is this database's.
             where = "" if location else f" in code location {stopped[name]}"
-            yield fail(Area.DAGSTER, f"{name} is switched off{where}: {loss}", f"{fix} -l {stopped[name]} {name}")
+            said = warn if name == HISTORY_SCHEDULE else fail
+            yield said(Area.DAGSTER, f"{name} is switched off{where}: {loss}", f"{fix} -l {stopped[name]} {name}")
         else:
             yield ok(Area.DAGSTER, f"{name} is on")
 

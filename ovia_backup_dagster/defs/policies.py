@@ -17,6 +17,7 @@ DAILY_BACKUP_JOB = "daily_backup_job"
 FRESHNESS_ALERT_JOB = "freshness_alert_job"
 DOCTOR_JOB = "doctor_job"
 RESTORE_DRILL_JOB = "restore_drill_job"
+HISTORY_PRUNING_JOB = "history_pruning_job"
 
 OWNERS = ["team:ovia-operations"]
 
@@ -98,7 +99,7 @@ def freshness(backups: BackupSystem) -> dg.FreshnessPolicy:
 
 
 @contextmanager
-def explained(context: dg.AssetExecutionContext, backups: BackupSystem) -> Iterator[None]:
+def explained(context: dg.AssetExecutionContext | dg.OpExecutionContext, backups: BackupSystem) -> Iterator[None]:
     """Turn our errors into Dagster's: what may pass is tried again, what will not fails at once, in one line."""
     try:
         yield

@@ -8,6 +8,7 @@ from ovia_backup_dagster.settings import Settings
 
 NAME = "daily_backup_schedule"
 DRILL_NAME = "restore_drill_schedule"
+HISTORY_NAME = "history_pruning_schedule"
 
 
 def daily_backup_schedule(settings: Settings, job_name: str) -> dg.ScheduleDefinition:
@@ -35,6 +36,19 @@ def restore_drill_schedule(settings: Settings, job_name: str) -> dg.ScheduleDefi
         execution_timezone=settings.backup_timezone,
         default_status=dg.DefaultScheduleStatus.RUNNING,
         description=f"By DRILL_SCHEDULE ({settings.drill_schedule}, {settings.backup_timezone}): the newest backup.",
+    )
+
+
+def history_pruning_schedule(settings: Settings, job_name: str) -> dg.ScheduleDefinition:
+    """The weekly end of Dagster's history, on unless somebody switches it off. When does not matter."""
+    return dg.ScheduleDefinition(
+        name=HISTORY_NAME,
+        job_name=job_name,
+        cron_schedule="30 6 * * 0",
+        execution_timezone=settings.backup_timezone,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description=f"Every Sunday: runs that ended more than {settings.dagster_keep_runs_days} days ago "
+        "(DAGSTER_KEEP_RUNS_DAYS) go.",
     )
 
 

@@ -18,6 +18,8 @@ from unittest import mock
 
 import dagster as dg
 import pytest
+from dagster._core.storage.runs import SqlRunStorage
+from dagster._core.storage.runs.schema import RunsTable
 
 from ovia_backup_dagster.core.catalog import SIDECARS, Backup, Catalog
 from ovia_backup_dagster.core.naming import BackupName, Tier
@@ -253,6 +255,21 @@ def backdate(catalog: Catalog, backup: Backup, age: timedelta) -> Backup:
         if source.exists():
             source.rename(target.with_name(target.name + suffix))
     return next(b for b in catalog.backups(backup.tier) if b.path == target)
+
+
+def age_run(instance: dg.DagsterInstance, run_id: str, age: timedelta, *, ended: bool = True) -> None:
+    """Let a run have been made, and have ended, that long ago: in Dagster's storage, which has no other way."""
+    storage = instance.run_storage
+    assert isinstance(storage, SqlRunStorage)
+    at = datetime.now(UTC) - age
+    values: dict[str, object] = {
+        "create_timestamp": at.replace(tzinfo=None),
+        "update_timestamp": at.replace(tzinfo=None),
+    }
+    if ended:
+        values |= {"start_time": at.timestamp(), "end_time": at.timestamp()}
+    with storage.connect() as connection:
+        connection.execute(RunsTable.update().where(RunsTable.c.run_id == run_id).values(values))
 
 
 def frozen(at: datetime) -> type[datetime]:

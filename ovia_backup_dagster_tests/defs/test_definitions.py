@@ -139,6 +139,7 @@ JOBS: dict[str, dict[str, Any]] = {
     },
     "doctor_job": {"assets": {"backup_doctor"}, "tags": {"ovia/database": "ovia", "ovia/prefix": "-"}},
     "restore_drill_job": {"assets": {"restore_drill"}, "tags": {"ovia/database": "ovia", "ovia/prefix": "-"}},
+    "history_pruning_job": {"assets": set(), "tags": {"ovia/database": "ovia", "ovia/prefix": "-"}},
 }
 
 LAUNCHPAD = {
@@ -213,6 +214,7 @@ def test_schedules() -> None:
     assert found == {
         "daily_backup_schedule": ("daily_backup_job", "0 3 * * *"),
         "restore_drill_schedule": ("restore_drill_job", "0 5 1 * *"),
+        "history_pruning_schedule": ("history_pruning_job", "30 6 * * 0"),
     }
 
 
@@ -286,6 +288,7 @@ BAD = [
     ({"DRILL_MAX_AGE_DAYS": "0"}, "DRILL_MAX_AGE_DAYS: 0.0 is not a number of days"),
     ({"RESTORE_POSTGRES_HOST": "postgres://u:the-t0ken@h/db"}, "RESTORE_POSTGRES_HOST: it must be a host alone"),
     ({"RESTORE_POSTGRES_PORT": "0"}, "RESTORE_POSTGRES_PORT: 0 is not a port"),
+    ({"DAGSTER_KEEP_RUNS_DAYS": "29"}, "DAGSTER_KEEP_RUNS_DAYS: 29 is not a number of days"),
     ({"DAGSTER_PUBLIC_URL": "dagster.example.org"}, "DAGSTER_PUBLIC_URL: it must begin with http"),
 ]
 

@@ -16,6 +16,9 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.code_pointer import ModuleCodePointer
+from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 
 from ovia_backup_dagster.definitions import build_defs
 from ovia_backup_dagster.demo.run import end_group
@@ -31,6 +34,7 @@ from ovia_backup_dagster_tests.defs.support import (
     DRILL,
     OURS,
     Location,
+    age_run,
     dagster,
     environment,
     load,
@@ -44,6 +48,8 @@ from ovia_backup_dagster_tests.ui.deployment import until
 pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
 
 PREFIX = "crm"
+#: Dagster's own job for the button in the asset graph.
+BY_HAND = "__ASSET_JOB"
 
 
 def names_of(defs: dg.Definitions) -> dict[str, set[str]]:
@@ -190,6 +196,21 @@ class Deployment:
 
         return status
 
+    def by_hand(self, location: str, days: int) -> str:
+        """A run that was launched from the graph of a location, and succeeded that long ago."""
+        repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(location), "__repository__")
+        run = self.instance.create_run_for_job(
+            build_defs(load({})).resolve_implicit_global_asset_job_def(),
+            status=dg.DagsterRunStatus.SUCCESS,
+            remote_job_origin=RemoteJobOrigin(repository, BY_HAND),
+            job_code_origin=JobPythonOrigin(
+                BY_HAND,
+                RepositoryPythonOrigin("python", ModuleCodePointer("ovia_backup_dagster.definitions", "defs")),
+            ),
+        )
+        age_run(self.instance, run.run_id, timedelta(days=days))
+        return run.run_id
+
 
 def test_two_code_locations_of_one_dagster(new_database: NewDatabase, bin_dir: Path, tmp_path: Path) -> None:
     databases = {"first": new_database(), "second": new_database()}
@@ -250,5 +271,13 @@ def test_two_code_locations_of_one_dagster(new_database: NewDatabase, bin_dir: P
             ]
             (other,) = databases.keys() - {name}
             assert databases[other].database not in str(people[name].messages)
+        # What was materialized by hand bears no tags of ours, but says which code location launched it.
+        by_hand = {name: [dagsters.by_hand(name, days) for days in (600, 500)] for name in databases}
+        pruned = dagsters.launch("first", "history_pruning_job")
+        until(lambda: pruned().value in ("SUCCESS", "FAILURE"), 60, "it does not end")
+        assert pruned() is dg.DagsterRunStatus.SUCCESS
+        left = {run.run_id for run in dagsters.instance.get_runs(dg.RunsFilter(job_name=BY_HAND))}
+        assert left == {by_hand["first"][1], *by_hand["second"]}
+
         keys = {key.to_user_string() for key in dagsters.instance.all_asset_keys()}
         assert keys >= {*CHAIN, *(f"{PREFIX}/{name}" for name in CHAIN)}
