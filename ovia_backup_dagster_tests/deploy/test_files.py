@@ -17,7 +17,6 @@ DEPLOY = REPOSITORY / "deploy"
 NOT_IN_STACK = {
     *service.BY_FILE,
     "BACKUP_ASSET_PREFIX",
-    "DAGSTER_KEEP_RUNS_DAYS",
     "DRILL_DIR",
     "DRILL_WHERE",
     "PG_BIN_DIR",
