@@ -102,6 +102,17 @@ def _scheduled(swarm: Swarm) -> list[dict[str, Any]]:
     return [run for run in swarm.runs() if tag in run["tags"]]
 
 
+def test_the_newest_dump_is_made_old(swarm: Swarm) -> None:
+    """Thirty hours. The sensor looks every five minutes: what comes of it is seen below."""
+    swarm.sh(
+        f"""docker exec {swarm.container("ovia-backup_console")} sh -c '
+        set -e; cd /backups; mkdir aside; newest=$(ls -t daily/*.dump | head -1); mv daily/* weekly/* aside/
+        old=daily/ovia_daily_$(date -u -d "-30 hours" +%Y-%m-%d_%H%M%S).dump
+        cp aside/$(basename $newest) $old; touch -d "-30 hours" $old'"""
+    )
+    assert "CRITICAL" in swarm.console("status", check=False)
+
+
 # ----------------------------------------------------------------------------------------------- nobody walks in
 
 
@@ -177,6 +188,19 @@ def test_the_filter_passes_on_only_what_launching_needs(swarm: Swarm) -> None:
         ("PUT", f"/v1.41/containers/{identifier}/archive?path=/"),
     ):
         assert asked(method, path) == 403, f"{method} {path}"
+
+
+def test_somebody_is_told_that_it_is_old(swarm: Swarm) -> None:
+    def told() -> list[dict[str, str]]:
+        return [told for told in swarm.told() if "the newest backup is too old" in told["title"]]
+
+    until(told, SENSOR_SECONDS, lambda: str(swarm.told()))
+    assert "30" in told()[0]["message"] or "1 d 6 h" in told()[0]["message"]
+    assert "Next: " in told()[0]["message"]
+    console = swarm.container("ovia-backup_console")
+    back = "cd /backups; rm daily/*; mv aside/ovia_daily* daily/; mv aside/* weekly/ 2> /dev/null; rmdir aside"
+    docker("exec", console, "sh", "-c", back)
+    assert swarm.console("status").startswith("BACKUP OK")
 
 
 # ------------------------------------------------------------------------------------------------------ secrets
@@ -299,3 +323,11 @@ def test_the_engine_restarts_while_a_run_is_under_way(swarm: Swarm, engine: Engi
     assert swarm.finished(run_id)["status"] == "FAILURE"
     until(lambda: swarm.health("ovia_postgres") == "healthy", 120, lambda: swarm.story("ovia_postgres"))
     swarm.succeeded(swarm.launch("daily_backup_job"))
+
+
+def test_in_the_end_people_know_that_all_is_well(swarm: Swarm) -> None:
+    def clear() -> bool:
+        titles = [told["title"] for told in swarm.told()]
+        return bool(titles) and "all is well" in titles[-1]
+
+    until(clear, SENSOR_SECONDS, lambda: str([told["title"] for told in swarm.told()]))
