@@ -186,7 +186,8 @@ def health(role: str) -> None:
     except BackupError as error:
         _tell_once(str(error))
         raise
-    _SAID.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        _SAID.unlink()
 
 
 def _check(role: str) -> None:
