@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,6 +40,9 @@ _SAID = Path("/tmp/ovia-backup-unhealthy")  # noqa: S108 - a container's own
 
 #: Who may come is decided by the networks that a service is on.
 ALL = "0.0.0.0"  # noqa: S104
+#: What runs printed, by time, job and container.
+RUN_LOGS = Path("/var/lib/ovia-backup/runs")
+RUN_LOGS_KEPT = 500
 CODE_SERVER_PORT = 4000
 WEBSERVER_PORT = 3000
 HEALTH_PORT = 8404
@@ -175,6 +180,22 @@ def console() -> None:
     """Wait for people: docker exec."""
     collect_secrets()
     become("sleep", "infinity")
+
+
+@main.command("run", context_settings={"ignore_unknown_options": True})
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def run_command(command: tuple[str, ...]) -> None:
+    """Become a run's own command, with what it prints in a file: its container, and Docker's log, will be gone."""
+    with contextlib.suppress(OSError):
+        RUN_LOGS.mkdir(mode=0o700, exist_ok=True)
+        for old in sorted(RUN_LOGS.iterdir())[:-RUN_LOGS_KEPT]:
+            old.unlink(missing_ok=True)
+        job = os.environ.get("DAGSTER_RUN_JOB_NAME", "run")
+        name = f"{datetime.now(UTC):%Y-%m-%d_%H%M%S}_{job}_{socket.gethostname()}.log"
+        log = os.open(RUN_LOGS / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(log, sys.stdout.fileno())
+        os.dup2(log, sys.stderr.fileno())
+    become(*command)
 
 
 @main.command()

@@ -17,7 +17,6 @@ DEPLOY = REPOSITORY / "deploy"
 NOT_IN_STACK = {
     *service.BY_FILE,
     "BACKUP_ASSET_PREFIX",
-    "DRILL_DIR",
     "DRILL_WHERE",
     "PG_BIN_DIR",
     "RESTORE_POSTGRES_HOST",

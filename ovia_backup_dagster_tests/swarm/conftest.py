@@ -35,11 +35,10 @@ def swarm(engine: Engine) -> Swarm:
             "CERTIFICATE": str(certificate),
             "KEY": str(key),
             "UI_PASSWORD": UI_PASSWORD,
-            # What is missing in the end was lost, and not removed on purpose.
-            "BACKUP_DAILY_KEEP": "30",
-            "BACKUP_WEEKLY_KEEP": "30",
         },
     )
+    # What is missing in the end was lost, and not removed on purpose.
+    found.settings.write_text("BACKUP_DAILY_KEEP=30\nBACKUP_WEEKLY_KEEP=30\n", "utf-8")
     found.follow("Installing", 0)
     found.sh(f"docker stack deploy -c {HERE / 'standins/ovia/stack.yml'} ovia")
     until(lambda: found.health("ovia_postgres") == "healthy", 120, lambda: found.story("ovia_postgres"))

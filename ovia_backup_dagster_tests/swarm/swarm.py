@@ -105,10 +105,19 @@ class Swarm:
         container = self.container("ovia_postgres")
         return docker("exec", container, "psql", "-U", "ovia", "-d", database, "-XAtqc", statement)
 
+    @property
+    def settings(self) -> Path:
+        return self.clone / "deploy/ovia-backup.env"
+
     def deploy(self, **variables: str) -> None:
-        """Our stack anew, with other variables."""
-        words = " ".join(f"{name}='{value}'" for name, value in variables.items())
-        self.sh(f"{words} docker stack deploy -c deploy/stack.yml ovia-backup")
+        """Our stack anew; with other variables, for this once."""
+        before = self.settings.read_text("utf-8")
+        lines = "".join(f"{name}='{value}'\n" for name, value in variables.items())
+        try:
+            self.settings.write_text(before + lines, "utf-8")
+            self.sh("deploy/deploy.sh")
+        finally:
+            self.settings.write_text(before, "utf-8")
 
     # ------------------------------------------------------------------------------------------ what is there
 
