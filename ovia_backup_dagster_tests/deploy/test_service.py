@@ -157,6 +157,40 @@ def test_no_secret_is_ever_passed_on(environment: dict[str, str]) -> None:
         assert not environment
 
 
+def test_what_a_run_prints_goes_to_a_file_and_the_old_ones_go(tmp_path: Path) -> None:
+    """The real program, as the launcher begins it; it becomes the run's command, exit code and all."""
+    logs = tmp_path / "runs"
+    logs.mkdir()
+    for number in range(5):
+        logs.joinpath(f"2026-01-0{number}_old.log").touch()
+    code = (
+        "from pathlib import Path; from ovia_backup_dagster import service; "
+        f"service.RUN_LOGS = Path({str(logs)!r}); service.RUN_LOGS_KEPT = 2; service.run()"
+    )
+    command = ("sh", "-c", "echo out; echo --err >&2; exit 7", "--flag", "-x")
+    environment = {**os.environ, "DAGSTER_RUN_JOB_NAME": "daily_backup_job"}
+    done = subprocess.run(
+        (sys.executable, "-c", code, "run", *command), env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (7, "", "")
+    *old, new = sorted(logs.iterdir())
+    assert [path.name for path in old] == ["2026-01-03_old.log", "2026-01-04_old.log"]
+    assert new.read_text() == "out\n--err\n"
+    assert f"_daily_backup_job_{socket.gethostname()}.log" in new.name
+    assert new.stat().st_mode & 0o777 == 0o600
+
+
+def test_without_a_place_for_it_the_run_goes_on(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from ovia_backup_dagster import service; "
+        f"service.RUN_LOGS = Path({str(tmp_path / 'none/runs')!r}); service.run()"
+    )
+    done = subprocess.run(
+        (sys.executable, "-c", code, "run", "echo", "on"), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "on\n")
+
+
 # ------------------------------------------------------------------------------------------------------- health
 
 
