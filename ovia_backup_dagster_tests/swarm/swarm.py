@@ -101,6 +101,9 @@ class Swarm:
         found: list[dict[str, Any]] = json.loads(self.console("list", "--json"))
         return found
 
+    def daily(self) -> str:
+        return docker("exec", self.container("ovia-backup_console"), "ls", "-A", "/backups/daily")
+
     def psql(self, statement: str, *, database: str = "ovia") -> str:
         container = self.container("ovia_postgres")
         return docker("exec", container, "psql", "-U", "ovia", "-d", database, "-XAtqc", statement)
