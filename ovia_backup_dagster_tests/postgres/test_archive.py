@@ -86,7 +86,9 @@ def test_a_restored_copy_is_dumped_with_the_same_content(
 
     one, two = read_archive(programs, first.path), read_archive(programs, again.path)
 
-    assert contents_differ(one, two) == {"public.sync_batches", "public.ask_notes"}  # facts: order and columns change
+    # Columns change their order in the one; in the other rows do, as its partitions go by the numbers of an enum's values,
+    # which now and then fall as they did.
+    assert contents_differ(one, two) - {"public.sync_batches"} == {"public.ask_notes"}
     assert one.sequences == two.sequences
     assert one.large_objects == two.large_objects
     assert one.rows_by_table() == two.rows_by_table()
