@@ -86,8 +86,8 @@ def test_a_restored_copy_is_dumped_with_the_same_content(
 
     one, two = read_archive(programs, first.path), read_archive(programs, again.path)
 
-    # Columns change their order in the one; in the other rows do, as its partitions go by the numbers of an enum's values,
-    # which now and then fall as they did.
+    # In the one columns change their order. In the other rows do, as its partitions go by the numbers of an enum's
+    # values; now and then they fall as they did.
     assert contents_differ(one, two) - {"public.sync_batches"} == {"public.ask_notes"}
     assert one.sequences == two.sequences
     assert one.large_objects == two.large_objects
