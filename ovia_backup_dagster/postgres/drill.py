@@ -56,7 +56,7 @@ from ovia_backup_dagster.postgres.places import (
     usable,
 )
 from ovia_backup_dagster.postgres.reread import Reading, Rereader
-from ovia_backup_dagster.postgres.restore import REFRESH, Restorer
+from ovia_backup_dagster.postgres.restore import REFRESH, SURROUNDINGS, Restorer
 from ovia_backup_dagster.postgres.session import connect, effective_options
 from ovia_backup_dagster.postgres.verification import Verifier
 
@@ -588,8 +588,13 @@ class _Drill:
         )
         code, _, stderr = capture(command, variables=copy.connection.environment())
         what = f"ANALYZE of {copy.connection} failed"
-        wrong = [] if code == 0 else [diagnose(stderr, what=what, connection=copy.connection, exit_code=code).account]
-        self._add(DrillCheck.ANALYZED, wrong, passed="done")
+        if code == 0:
+            self._add(DrillCheck.ANALYZED, [], passed="done")
+            return
+        error = diagnose(stderr, what=what, connection=copy.connection, exit_code=code)
+        self._add(DrillCheck.ANALYZED, [error.account])
+        if isinstance(error, SURROUNDINGS):
+            raise error
 
     def _control(self, reader: Rereader) -> None:
         assert self.found is not None

@@ -27,8 +27,8 @@ _PROGRESS_SECONDS = 10.0
 _ERROR = re.compile(r"^pg_restore: error: (?!a worker process died)(.+)$", re.MULTILINE)
 _COMMAND = re.compile(r"^Command was: ((?s:.*?);$)", re.MULTILINE)
 _SHOWN = 120
-#: What is no fault of the backup's, nor of what it is restored into.
-_SURROUNDINGS = (
+#: What is no fault of the backup's, nor of what it is restored into: a finding about neither.
+SURROUNDINGS = (
     errors.ServerUnreachableError,
     errors.ConnectionLostError,
     errors.ServerDiskFullError,
@@ -80,19 +80,27 @@ class Restorer:
             raise self._failed(stderr, code, f"the restore into the {self.name} failed")
 
     def refresh(self, archive: Path, listing: str) -> list[str]:
-        """Refresh the materialized views that were populated; returns what was said of those that could not be."""
+        """Refresh the materialized views that were populated; returns what was said of those that could not be.
+
+        Raises:
+            BackupError: the server or its disk failed, which says nothing about a view.
+        """
         code, stderr = self._run(archive, listing, lambda entry: entry.startswith(REFRESH), (), None)
         if code == 0:
             return []
+        what = f"refreshing the materialized views of the {self.name} failed"
         told = []
         for message in re.split(r"(?=^pg_restore: error: )", stderr, flags=re.MULTILINE):
             error, command = _ERROR.search(message), _COMMAND.search(message)
             if error and command:
+                found = diagnose(error[1], what=what, connection=self.target, exit_code=code)
+                if isinstance(found, SURROUNDINGS):
+                    raise found
                 view = command[1].removeprefix("REFRESH MATERIALIZED VIEW ").removesuffix(";")
                 said = error[1].removeprefix("could not execute query: ERROR:").strip()
                 told.append(f"the data is proven, but materialized view {view} cannot be refreshed: {said}")
         if not told:
-            raise self._failed(stderr, code, f"refreshing the materialized views of the {self.name} failed")
+            raise self._failed(stderr, code, what)
         return told
 
     def _run(
@@ -124,7 +132,7 @@ class Restorer:
         error, command = _ERROR.search(stderr), _COMMAND.search(stderr)
         said = error[0].removeprefix("pg_restore: error: ") if error else stderr
         found = diagnose(said, what=what, connection=self.target, exit_code=code)
-        if isinstance(found, _SURROUNDINGS) or error is None:
+        if isinstance(found, SURROUNDINGS) or error is None:
             return found
         at = " ".join(redacted(command[1]).split()) if command else ""
         if len(at) > _SHOWN:

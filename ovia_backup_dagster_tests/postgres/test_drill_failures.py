@@ -1084,3 +1084,37 @@ def test_the_newest_that_a_drill_proved_is_kept_whatever_the_counts(site: Site) 
     assert site.drill(site.driller.find("latest"), DATABASE).passed
     housekeeping.prune(site.catalog, KEEP_ONE, datetime.now(UTC))
     assert not old.path.exists()
+
+
+# --------------------------------------------------------------------------- a disk that fills up after the restore
+
+
+#: What a full disk makes a server say, wherever it meets it.
+FULL = 'could not extend file "base/5/16384": No space left on device'
+FUNCTION = """
+    CREATE OR REPLACE FUNCTION public.one(int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN
+        IF {when} THEN RAISE EXCEPTION USING ERRCODE = '53100', MESSAGE = '{said}'; END IF;
+        RETURN 1;
+    END $$
+"""
+
+
+@pytest.mark.parametrize(
+    ("uses", "when"),
+    [
+        ("CREATE MATERIALIZED VIEW seen AS SELECT public.one(id) FROM people", "true"),
+        # Not while the index is built, only when it is analyzed.
+        ("CREATE INDEX by_one ON people (public.one(id))", "current_query() LIKE 'ANALYZE%'"),
+    ],
+    ids=["refresh", "analyze"],
+)
+def test_a_disk_that_is_full_after_the_restore_is_said_as_such(site: Site, uses: str, when: str) -> None:
+    """It is no finding about a view or a table: the drill ends, and says what to do."""
+    execute(site.database, FUNCTION.format(when="false", said=""))
+    execute(site.database, uses)
+    execute(site.database, FUNCTION.format(when=when, said=FULL))
+    evidence = site.drill(site.backup())
+    assert not evidence.passed
+    assert "No space left on device" in evidence.error
+    assert f"df -h {site.folder}" in evidence.fix
+    assert not any("refreshed" in text for text in evidence.oddities)
