@@ -129,6 +129,10 @@ class RestoreError(BackupError):
     """A backup could not be restored: its own statements failed."""
 
 
+class RestoreRefusedError(RestoreError):
+    """A restore was refused before anything was touched, because it could not end well."""
+
+
 class CopyError(BackupError):
     """There is no place to restore to, or what stands there is not ours to remove."""
 
@@ -220,6 +224,12 @@ class CertificateError(TlsError):
 
 class DatabaseMissingError(ServerError):
     """The server has no database of that name."""
+
+
+class DatabaseInUseError(ServerError):
+    """Sessions stayed in a database that nobody may be in for a moment."""
+
+    transient = True
 
 
 class PrivilegeError(ServerError):

@@ -1,11 +1,13 @@
-"""Backup file names <-> (database, tier, UTC instant).
+"""Backup file names <-> (database, tier, UTC instant); and what a restore calls the databases that it makes.
 
 The only place that knows how a backup file is called, ours or the old ``backup.sh``'s (which used the same
-pattern, without encoding the database's name). What lies in a folder is the business of ``catalog``.
+pattern, without encoding the database's name). What lies in a folder is the business of ``catalog``, what
+databases a server has that of ``postgres``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +21,10 @@ _PATTERN = re.compile(
     r"(?P<database>.+)_(?P<tier>daily|weekly)_(?P<at>[0-9]{4}-[0-9]{2}-[0-9]{2}_[0-9]{6})\.dump", re.DOTALL
 )
 _SAFE = re.compile(r"[A-Za-z0-9_-]*")
+#: PostgreSQL's limit of a name, in bytes.
+_NAME_BYTES = 63
+_STAMP = "%Y%m%d%H%M%S"
+_BEFORE = re.compile(r".*_before_(?P<at>[0-9]{14})", re.DOTALL)
 
 
 class Tier(StrEnum):
@@ -66,6 +72,43 @@ class BackupName:
         except ValueError:
             return None
         return cls(_decode_database(match["database"]), Tier(match["tier"]), at)
+
+
+def restore_name(database: str, at: datetime) -> str:
+    """``<database>_restore_20260221030000``: where a restore makes what will take the database's place.
+
+    Args:
+        database: the database's name.
+        at: aware; of a year with four digits.
+    """
+    return _beside(database, "restore", at)
+
+
+def before_name(database: str, at: datetime) -> str:
+    """``<database>_before_20260221030000``: what a database is called after another took its place then."""
+    return _beside(database, "before", at)
+
+
+def before_at(name: str, database: str) -> datetime | None:
+    """When the database of that name was replaced; ``None`` when it is not called what :func:`before_name` says."""
+    match = _BEFORE.fullmatch(name)
+    if match is None:
+        return None
+    try:
+        at = datetime.strptime(match["at"], _STAMP).replace(tzinfo=UTC)
+    except ValueError:
+        return None
+    return at if before_name(database, at) == name else None
+
+
+def _beside(database: str, word: str, at: datetime) -> str:
+    suffix = f"_{word}_{at.astimezone(UTC).strftime(_STAMP)}"
+    room = _NAME_BYTES - len(suffix)
+    if len(database.encode()) > room:
+        # Cut alone, two long names could become one, and a database be taken for what another's restore left.
+        mark = f"_{hashlib.sha256(database.encode()).hexdigest()[:6]}"
+        database = database.encode()[: room - len(mark)].decode("utf-8", "ignore") + mark
+    return database + suffix
 
 
 def encode_database(database: str) -> str:

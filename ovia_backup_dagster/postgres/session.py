@@ -89,6 +89,11 @@ def connect(connection: Connection, options: str = _OPTIONS) -> Iterator[psycopg
         raise diagnose(str(error), what=f"a question to {connection} failed", connection=connection) from None
 
 
+def beside(server: Connection, *databases: str) -> Connection:
+    """To a database that is there on every server and is none of these: nobody can rename the one he is in."""
+    return server.to("template1" if "postgres" in databases else "postgres")
+
+
 def database_facts(connection: Connection) -> DatabaseFacts:
     """What a manifest records about the source.
 

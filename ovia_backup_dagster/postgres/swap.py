@@ -1,0 +1,335 @@
+"""Puts a restored database in a live one's place, and back: two renames in one transaction.
+
+Nobody may be in a database that is renamed. ``ALTER DATABASE ... RENAME`` takes the lock that every session needs to
+begin, and waits a moment for those that are in; so here another session ends them in that moment, and no one gets in
+between. Nothing but the renames themselves is ever committed: whoever is killed, and whenever, the names are all old or
+all new, and no database is left closed to its users.
+
+What a database has beside its contents is ``properties``'s business; replication into it ``subscriptions``'s; what was
+written in it ``written``'s; the databases that stay behind ``kept``'s. What to restore, and whether to, is nobody's here.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import psycopg
+from psycopg import sql
+
+from ovia_backup_dagster.core.errors import BackupError, DatabaseInUseError, DatabaseMissingError, RestoreRefusedError
+from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier, sql_string
+from ovia_backup_dagster.postgres.session import beside, connect
+
+DEADLINE_SECONDS = 30.0
+#: How often sessions are ended while the server waits for the database to be empty.
+_POLL_SECONDS = 0.005
+_SHOWN = 5
+#: One swap at a time; and whoever asks how one went waits for a killed process's, which the server goes on with.
+_ALONE = "SELECT pg_advisory_lock(hashtextextended('ovia-backup swap', 0))"
+_PATIENCE = f"SET lock_timeout = '{DEADLINE_SECONDS:.0f}s'"
+#: While the renaming waits for a lock (somebody makes a copy of the database), nobody else gets in either.
+_HASTE = "SET lock_timeout = '2s'"
+_DATABASE = """
+    SELECT d.oid::bigint AS oid, pg_get_userbyid(d.datdba) AS owner, d.datistemplate AS template,
+           d.datallowconn AS open, d.datconnlimit = -2 AS invalid,
+           CASE WHEN has_database_privilege(d.oid, 'CONNECT') OR pg_has_role('pg_read_all_stats', 'USAGE')
+                THEN pg_database_size(d.oid) END AS size_bytes,
+           me.rolsuper OR pg_has_role(d.datdba, 'USAGE') AND pg_has_role(d.datdba, 'SET') AS ours
+    FROM pg_database d, pg_roles me WHERE d.datname = %s AND me.rolname = current_user
+"""
+_ROLE = """
+    SELECT pg_is_in_recovery() AS standby, rolsuper OR rolcreatedb AS creates_databases
+    FROM pg_roles WHERE rolname = current_user
+"""
+#: Autovacuum the server itself ends for a rename, whoever asks. pg_signal_backend ends no superuser's session.
+_SESSIONS = """
+    SELECT a.pid, coalesce(a.usename, '') AS "user", coalesce(nullif(a.application_name, ''), a.backend_type, '')
+           AS application, coalesce(host(a.client_addr), '') AS client, coalesce(a.state, '') AS state,
+           me.rolsuper OR NOT r.rolsuper AND (pg_has_role('pg_signal_backend', 'USAGE') OR pg_has_role(r.oid, 'USAGE'))
+           AS endable
+    FROM pg_stat_activity a LEFT JOIN pg_roles r ON r.oid = a.usesysid, pg_roles me
+    WHERE me.rolname = current_user AND a.datid = ANY (%s::oid[])
+      AND a.backend_type IS DISTINCT FROM 'autovacuum worker' AND a.pid <> pg_backend_pid()
+    ORDER BY a.backend_start
+"""
+#: In the select list: as a condition it would be free to go first, and end every session of the server.
+_END = f"SELECT pid, pg_terminate_backend(pid) FROM ({_SESSIONS}) AS s WHERE endable"  # noqa: S608
+_PREPARED = "SELECT gid, owner, prepared FROM pg_prepared_xacts WHERE database = %s ORDER BY prepared"
+_SLOTS = "SELECT slot_name AS name, active FROM pg_replication_slots WHERE database = %s AND NOT temporary ORDER BY 1"
+_NAMES = "SELECT oid::bigint AS oid, datname AS name FROM pg_database WHERE oid = ANY (%s::oid[])"
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSession:
+    """Somebody in a database; never what he asks.
+
+    Attributes:
+        user: the role.
+        application: what it calls itself, or what kind of process of the server it is.
+        client: its address; empty for a local socket.
+        state: as in ``pg_stat_activity``. All but the user is empty where the role may not see it.
+        endable: whether we may end it.
+    """
+
+    user: str
+    application: str
+    client: str
+    state: str
+    endable: bool
+
+    def __str__(self) -> str:
+        details = ", ".join(part for part in (self.application, self.client, self.state) if part)
+        return f"{self.user or 'the server'} ({details})" if details else self.user
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A database as it stands now.
+
+    Attributes:
+        exists: whether it is there; if not, all else is empty.
+        owner: its owner's name.
+        size_bytes: on the server's disk; ``None`` where the role may not ask.
+        oid: what tells it from every other of its server, whatever it is called.
+        sessions: who is in it, oldest first.
+    """
+
+    exists: bool
+    owner: str = ""
+    size_bytes: int | None = None
+    oid: int = 0
+    sessions: tuple[ClientSession, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Swapped:
+    """What a swap did.
+
+    Attributes:
+        seconds: from the first session's end until the new database could be entered.
+        cut: how many sessions were ended.
+    """
+
+    seconds: float
+    cut: int
+
+
+def standing(server: Connection, database: str) -> Standing:
+    """A database as it stands now.
+
+    Raises:
+        ServerError: no connection, or it broke.
+    """
+    with connect(beside(server, database)) as session:
+        row = session.execute(_DATABASE, [database]).fetchone()
+        if row is None:
+            return Standing(exists=False)
+        return Standing(True, row["owner"], row["size_bytes"], row["oid"], _sessions(session, row["oid"]))
+
+
+def obstacles(server: Connection, database: str, *, mode_needs_swap: bool = True) -> list[RestoreRefusedError]:
+    """Why the database cannot be renamed away, or dropped, by this role; empty when it can.
+
+    What is needed: a superuser; or CREATEDB, the owner's rights (membership with INHERIT and SET), and
+    pg_signal_backend where sessions of other roles are to be ended.
+
+    Args:
+        server: as the role that will do it.
+        database: which need not exist.
+        mode_needs_swap: it is to be kept, under another name; else it is to be dropped.
+
+    Raises:
+        ServerError: no connection, or it broke.
+    """
+    found: list[RestoreRefusedError] = []
+
+    def refuse(what: str, why: str, fix: str) -> None:
+        found.append(RestoreRefusedError(what, why=why, fix=fix))
+
+    name, me = sql_identifier(database), sql_identifier(server.user)
+    with connect(beside(server, database)) as session:
+        role = session.execute(_ROLE).fetchone()
+        assert role is not None  # one is always connected as somebody
+        if role["standby"]:
+            refuse(
+                f"the server at {server.host}:{server.port} is a standby",
+                "it repeats what its primary does, and nothing can be restored into it",
+                "set POSTGRES_HOST to the primary",
+            )
+            return found
+        if not role["creates_databases"]:
+            refuse(
+                f"role {server.user} may not make or rename a database",
+                "it has not CREATEDB",
+                f"as a superuser: ALTER ROLE {me} CREATEDB; or name a role that may: RESTORE_POSTGRES_USER",
+            )
+        row = session.execute(_DATABASE, [database]).fetchone()
+        if row is None:
+            return found
+        if not row["ours"]:
+            refuse(
+                f"database {database} belongs to {row['owner']}",
+                f"role {server.user} has not its rights",
+                f"as a superuser: GRANT {sql_identifier(row['owner'])} TO {me} WITH INHERIT TRUE, SET TRUE; or name a "
+                "role that has: RESTORE_POSTGRES_USER",
+            )
+        if row["template"]:
+            refuse(
+                f"database {database} is a template",
+                "new databases are made from it, and a server needs its own",
+                f"if it is not meant to be one: ALTER DATABASE {name} IS_TEMPLATE false",
+            )
+        if mode_needs_swap and row["invalid"]:
+            refuse(
+                f"database {database} cannot be used any more",
+                "a DROP DATABASE of it was interrupted",
+                f"DROP DATABASE {name}; then restore into a new one of that name",
+            )
+        elif mode_needs_swap and not row["open"]:
+            refuse(
+                f"database {database} lets nobody in",
+                "somebody has closed it to all",
+                f"once you know why: ALTER DATABASE {name} ALLOW_CONNECTIONS true",
+            )
+        in_database = f"psql --dbname={shell_word(database)}"
+        for prepared in session.execute(_PREPARED, [database]):
+            gid = sql_string(prepared["gid"])
+            refuse(
+                f"database {database} has the prepared transaction {prepared['gid']}",
+                f"{prepared['owner']} has neither committed it nor rolled it back since "
+                f"{prepared['prepared']:%Y-%m-%d %H:%M} UTC, and it holds the database",
+                f"ask what it belongs to; then, in the database: COMMIT PREPARED {gid} or ROLLBACK PREPARED {gid} "
+                f"({in_database})",
+            )
+        for slot in session.execute(_SLOTS, [database]):
+            stop = "stop its consumer, then: " if slot["active"] else ""
+            refuse(
+                f"database {database} has the logical replication slot {slot['name']}",
+                "what is read through it would go on being the old database's, or be lost with it",
+                f"{stop}SELECT pg_drop_replication_slot({sql_string(slot['name'])}); its consumer must begin anew "
+                "after the restore",
+            )
+        stay = [s for s in _sessions(session, row["oid"]) if not s.endable]
+        if stay:
+            refuse(
+                f"role {server.user} may not end sessions in database {database}: {_some(stay)}",
+                "they are other roles', which takes pg_signal_backend, or a superuser's, which takes a superuser",
+                f"end them; or, as a superuser: GRANT pg_signal_backend TO {me}; or name a superuser: "
+                "RESTORE_POSTGRES_USER",
+            )
+    return found
+
+
+def swap(
+    server: Connection, live: str, incoming: str, kept: str, *, deadline_seconds: float = DEADLINE_SECONDS
+) -> Swapped:
+    """Rename ``live`` to ``kept`` and ``incoming`` to ``live``, both or neither, and end every session in both.
+
+    Sessions may begin in either the moment it is done. Sessions that could not be ended make it try again; each try
+    keeps new ones waiting for up to five seconds.
+
+    Args:
+        server: as a role for whom there are no :func:`obstacles`.
+        live: the name that people use.
+        incoming: what takes its place.
+        kept: what the live one is called afterwards.
+        deadline_seconds: after which no further try is begun.
+
+    Raises:
+        DatabaseInUseError: sessions stayed in one of them; nothing is changed.
+        DatabaseMissingError: ``live`` or ``incoming`` is not there.
+        BackupError: the server refused, and nothing is changed; or the connection broke: ask :func:`where`.
+    """
+    where_to = beside(server, live, incoming)
+    with connect(where_to) as renaming, connect(where_to) as ending:
+        for statement in (_PATIENCE, _ALONE, _HASTE):
+            renaming.execute(statement)
+        oids = [_oid(ending, server, name) for name in (live, incoming)]
+        # One message, and so one transaction: the server has all of it, or nothing.
+        renames = sql.SQL("ALTER DATABASE {0} RENAME TO {2}; ALTER DATABASE {1} RENAME TO {0}").format(
+            *map(sql.Identifier, (live, incoming, kept))
+        )
+        deadline = time.monotonic() + deadline_seconds
+        cut: set[int] = set()
+        began = time.monotonic()
+        while True:
+            try:
+                _rename(renaming, renames, ending, oids, cut)
+                return Swapped(time.monotonic() - began, len(cut))
+            except (psycopg.errors.ObjectInUse, psycopg.errors.LockNotAvailable) as error:
+                if time.monotonic() > deadline:
+                    left = [s for oid in oids for s in _sessions(ending, oid)]
+                    raise DatabaseInUseError(
+                        f"database {live} could not be renamed",
+                        why=f"in use by {_some(left)}" if left else "sessions come and go in it",
+                        said=str(error).partition("\n")[0],
+                        fix="stop what uses it, and try again; nothing was changed",
+                    ) from None
+
+
+def where(
+    server: Connection, live: str, incoming: str, kept: str, oids: tuple[int, int]
+) -> Literal["before", "after", "torn"]:
+    """How a swap went, when nobody is left to tell; waits for one that the server is still about.
+
+    Args:
+        server: any role.
+        live, incoming, kept: as :func:`swap` was given them.
+        oids: of ``live`` and ``incoming`` before it.
+
+    Returns:
+        ``torn`` is what no swap leaves: somebody has renamed or dropped a database since.
+
+    Raises:
+        LockTimeoutError: another swap is under way.
+    """
+    with connect(beside(server, live, incoming)) as session:
+        session.execute(_PATIENCE)
+        session.execute(_ALONE)
+        names = {row["oid"]: row["name"] for row in session.execute(_NAMES, [list(oids)])}
+    if names == dict(zip(oids, (live, incoming), strict=True)):
+        return "before"
+    return "after" if names == dict(zip(oids, (kept, live), strict=True)) else "torn"
+
+
+def _rename(
+    renaming: psycopg.Connection[Any],
+    renames: sql.Composed,
+    ending: psycopg.Connection[dict[str, Any]],
+    oids: list[int],
+    cut: set[int],
+) -> None:
+    """Rename, and meanwhile end whoever is in the databases."""
+    with ThreadPoolExecutor(1) as other:
+        renamed = other.submit(renaming.execute, renames)
+        while not renamed.done():
+            cut.update(row["pid"] for row in ending.execute(_END, [oids]))
+            wait([renamed], _POLL_SECONDS)
+        renamed.result()
+
+
+def _oid(session: psycopg.Connection[dict[str, Any]], server: Connection, database: str) -> int:
+    row = session.execute(_DATABASE, [database]).fetchone()
+    if row is None:
+        raise DatabaseMissingError(
+            f"there is no {server.to(database)}",
+            why="it was dropped or renamed meanwhile",
+            fix=f"see what there is: psql -h {shell_word(server.host)} -p {server.port} -l",
+        )
+    return int(row["oid"])
+
+
+def _sessions(session: psycopg.Connection[dict[str, Any]], oid: int) -> tuple[ClientSession, ...]:
+    rows = session.execute(_SESSIONS, [[oid]])
+    return tuple(
+        ClientSession(r["user"], r["application"], r["client"], r["state"], bool(r["endable"])) for r in rows
+    )
+
+
+def _some(sessions: list[ClientSession]) -> str:
+    more = f" and {len(sessions) - _SHOWN} more" if len(sessions) > _SHOWN else ""
+    return ", ".join(map(str, sessions[:_SHOWN])) + more
