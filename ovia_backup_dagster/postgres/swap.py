@@ -6,7 +6,7 @@ between. Nothing but the renames themselves is ever committed: whoever is killed
 all new, and no database is left closed to its users.
 
 What a database has beside its contents is ``properties``'s business; replication into it ``subscriptions``'s; what was
-written in it ``written``'s; the databases that stay behind ``kept``'s. What to restore, and whether to, is nobody's here.
+written in it ``written``'s; the databases that stay behind ``kept``'s.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Literal
 import psycopg
 from psycopg import sql
 
-from ovia_backup_dagster.core.errors import BackupError, DatabaseInUseError, DatabaseMissingError, RestoreRefusedError
+from ovia_backup_dagster.core.errors import DatabaseInUseError, DatabaseMissingError, RestoreRefusedError
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier, sql_string
 from ovia_backup_dagster.postgres.session import beside, connect
@@ -266,7 +266,7 @@ def swap(
                     raise DatabaseInUseError(
                         f"database {live} could not be renamed",
                         why=f"in use by {_some(left)}" if left else "sessions come and go in it",
-                        said=str(error).partition("\n")[0],
+                        said=": ".join(filter(None, (error.diag.message_primary, error.diag.message_detail))),
                         fix="stop what uses it, and try again; nothing was changed",
                     ) from None
 
@@ -325,9 +325,7 @@ def _oid(session: psycopg.Connection[dict[str, Any]], server: Connection, databa
 
 def _sessions(session: psycopg.Connection[dict[str, Any]], oid: int) -> tuple[ClientSession, ...]:
     rows = session.execute(_SESSIONS, [[oid]])
-    return tuple(
-        ClientSession(r["user"], r["application"], r["client"], r["state"], bool(r["endable"])) for r in rows
-    )
+    return tuple(ClientSession(r["user"], r["application"], r["client"], r["state"], bool(r["endable"])) for r in rows)
 
 
 def _some(sessions: list[ClientSession]) -> str:

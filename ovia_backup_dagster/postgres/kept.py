@@ -1,0 +1,77 @@
+"""The databases that restores have replaced, and that can be swapped back until they are dropped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from psycopg import sql
+
+from ovia_backup_dagster.core.errors import RestoreRefusedError
+from ovia_backup_dagster.core.naming import before_at
+from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.postgres.session import beside, connect
+from ovia_backup_dagster.postgres.subscriptions import drop_subscriptions
+
+_DATABASES = """
+    SELECT datname AS name,
+           CASE WHEN has_database_privilege(oid, 'CONNECT') OR pg_has_role('pg_read_all_stats', 'USAGE')
+                THEN pg_database_size(oid) END AS size_bytes
+    FROM pg_database WHERE datname ~ '_before_[0-9]{14}$'
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A database that was replaced.
+
+    Attributes:
+        at: when, UTC.
+        size_bytes: on the server's disk; ``None`` where the role may not ask.
+    """
+
+    name: str
+    at: datetime
+    size_bytes: int | None
+
+
+def kept(server: Connection, database: str) -> list[Kept]:
+    """What restores of this database have replaced, newest first.
+
+    Raises:
+        ServerError: no connection, or it broke.
+    """
+    with connect(beside(server, database)) as session:
+        rows = session.execute(_DATABASES).fetchall()
+    found = [
+        Kept(row["name"], at, row["size_bytes"]) for row in rows if (at := before_at(row["name"], database)) is not None
+    ]
+    return sorted(found, key=lambda each: each.at, reverse=True)
+
+
+def forget(server: Connection, database: str, name: str) -> list[str]:
+    """Drop a database that a restore has replaced, whoever is in it.
+
+    Args:
+        server: as its owner or a superuser.
+        database: whose restore it was.
+        name: which.
+
+    Returns:
+        The slots of its subscriptions, to be dropped on their publishers.
+
+    Raises:
+        RestoreRefusedError: it is not called as what this database's restores keep.
+        ServerError: it is not there or not ours, no connection, or it broke.
+    """
+    if before_at(name, database) is None:
+        raise RestoreRefusedError(
+            f"database {name} is not dropped",
+            why=f"no restore of {database} has kept it: those are called {database}_before_ and a time",
+            fix="see what there is: ovia-backup undo-restore --list",
+        )
+    slots = drop_subscriptions(server, name)
+    with connect(beside(server, database)) as session:
+        session.execute("SET statement_timeout = 0")  # large files take long to remove
+        session.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    return slots
