@@ -1,8 +1,8 @@
 """What a database has beside its contents, read, kept, and given to another: owner, rights, settings, comment.
 
 pg_restore without ``--create`` gives a database none of it. Encoding and locale are chosen when a database is made,
-elsewhere. Everything is done by SQL that can be repeated; what a role may not do, or the server has no more, is told and
-the rest goes on.
+elsewhere. All is done by SQL that can be repeated; what a role may not do, or the server has no more, is told, and the
+rest goes on.
 """
 
 from __future__ import annotations

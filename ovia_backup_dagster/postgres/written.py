@@ -30,18 +30,22 @@ _COUNTERS = """
     SELECT format('%I.%I', schemaname, relname) AS "table", n_tup_ins AS ins, n_tup_upd AS upd, n_tup_del AS del
     FROM pg_stat_user_tables
 """
-#: Of each column that holds an instant, whether its newest is at an end of an index, and how much there is to read.
+#: Of each column that holds an instant, whether its newest is at an end of an index.
 _COLUMNS = """
     SELECT n.nspname AS schema, c.relname AS "table", a.attname AS "column",
            EXISTS (SELECT FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
                    WHERE i.indrelid = c.oid AND i.indkey[0] = a.attnum AND i.indisvalid AND i.indpred IS NULL
                    AND m.amname = 'btree') AS indexed,
-           (SELECT sum(pg_relation_size(t.relid)) FROM pg_partition_tree(c.oid) t) AS partitioned,
-           pg_relation_size(c.oid) AS bytes
+           c.oid
     FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't' AND a.attnum > 0
       AND NOT a.attisdropped AND a.atttypid IN ('timestamptz'::regtype, 'timestamp'::regtype)
       AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
+"""
+#: Waits for a lock, as reading does.
+_SIZE = """
+    SELECT coalesce((SELECT sum(pg_relation_size(relid)) FROM pg_partition_tree(%(oid)s)), pg_relation_size(%(oid)s))
+           AS bytes
 """
 #: No birthday, no infinity, and no appointment: what a clock said when a row was written.
 _NEWEST = "SELECT max({column}) AS newest FROM {table} WHERE {column} BETWEEN '1970-01-01' AND now()"
@@ -128,11 +132,7 @@ def newest_timestamps(server: Connection, database: str, limit: int = 5) -> list
     deadline = time.monotonic() + _BUDGET_SECONDS
     with connect(server.to(database)) as session:
         session.execute("SET statement_timeout = '2s'; SET lock_timeout = '500ms'")
-        columns = [
-            row
-            for row in session.execute(_COLUMNS)
-            if row["indexed"] or (row["partitioned"] or row["bytes"]) < _UNINDEXED_BYTES
-        ]
+        columns = session.execute(_COLUMNS).fetchall()
         columns.sort(key=lambda c: (_LIKELY.search(c["column"]) is None, not c["indexed"], c["table"], c["column"]))
         for column in columns:
             if time.monotonic() > deadline:
@@ -140,6 +140,9 @@ def newest_timestamps(server: Connection, database: str, limit: int = 5) -> list
             table = sql.Identifier(column["schema"], column["table"])
             query = sql.SQL(_NEWEST).format(table=table, column=sql.Identifier(column["column"]))
             try:
+                size = None if column["indexed"] else session.execute(_SIZE, {"oid": column["oid"]}).fetchone()
+                if size and size["bytes"] > _UNINDEXED_BYTES:
+                    continue
                 row = session.execute(query).fetchone()
             except psycopg.Error:
                 if session.broken:

@@ -37,14 +37,20 @@ def test_names(name: str) -> None:
 
 def test_found_and_dropped(server: PortCluster) -> None:
     names = [before_name("shop", AT), before_name("shop", LATER)]
-    with database(server, names[0]), database(server, names[1]), database(server, "shop") as shop:
-        with database(server, before_name("shop2", AT)), admin(server, names[0]):
-            assert [(k.name, k.at) for k in kept(shop, "shop")] == [(names[1], LATER), (names[0], AT)]
-            for wrong in ("shop", "postgres", before_name("shop2", AT), restore_name("shop", AT)):
-                with pytest.raises(RestoreRefusedError):
-                    forget(shop, "shop", wrong)
-            assert forget(shop, "shop", names[0]) == []
-            assert [k.name for k in kept(shop, "shop")] == [names[1]]
+    strangers = before_name("shop2", AT)
+    with (
+        database(server, names[0]),
+        database(server, names[1]),
+        database(server, "shop") as shop,
+        database(server, strangers),
+        admin(server, names[0]),
+    ):
+        assert [(k.name, k.at) for k in kept(shop, "shop")] == [(names[1], LATER), (names[0], AT)]
+        for wrong in ("shop", "postgres", strangers, restore_name("shop", AT)):
+            with pytest.raises(RestoreRefusedError):
+                forget(shop, "shop", wrong)
+        assert forget(shop, "shop", names[0]) == []
+        assert [k.name for k in kept(shop, "shop")] == [names[1]]
 
 
 @pytest.fixture
@@ -57,7 +63,8 @@ def subscriber(server: PortCluster, bin_dir: Path) -> Iterator[tuple[Connection,
     ):
         execute(source, "CREATE TABLE t (n int)", "CREATE PUBLICATION p FOR TABLE t")
         to = f"host={publisher.folder} port={publisher.port} dbname=source user=postgres"
-        execute(shop, "CREATE TABLE t (n int)", f"""CREATE SUBSCRIPTION "Sub 1" CONNECTION '{to}' PUBLICATION p""")
+        subscribe = f"""CREATE SUBSCRIPTION "Sub 1" CONNECTION '{to}' PUBLICATION p WITH (slot_name = its_slot)"""
+        execute(shop, "CREATE TABLE t (n int)", subscribe)
         yield source, shop
 
 
@@ -91,6 +98,6 @@ def test_a_subscription_is_stopped_swapped_back_and_dropped(
         assert one(shop, "SELECT count(*) FROM t WHERE n = 2") == 1
         # And away for good, while it is applying.
         swap(shop, "shop", "shop_new", before)
-        assert forget(shop, "shop", before) == ["Sub 1"]
+        assert forget(shop, "shop", before) == ["its_slot"]
         assert kept(shop, "shop") == []
         assert subscriptions.subscriptions(shop, before) == []

@@ -14,7 +14,7 @@ from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute
 from ovia_backup_dagster_tests.postgres.drilling import as_role, database
 
 SECRET = "s3cret' of \\ an app\nwith a line"
-ROLES = 'keeper, reader, "Odd ""role"""'
+ROLES = 'keeper, reader, "Odd ""role"" x"'
 ROWS = """
     SELECT pg_get_userbyid(datdba), datconnlimit, shobj_description(oid, 'pg_database'),
            (SELECT array_agg(a::text ORDER BY a::text) FROM aclexplode(coalesce(datacl, acldefault('d', datdba))) a),
@@ -28,7 +28,7 @@ ROWS = """
 def rich(server: PortCluster) -> Iterator[Connection]:
     """A database with some of everything, and an empty one."""
     boss = server.connection()
-    execute(boss, 'CREATE ROLE keeper', 'CREATE ROLE reader', 'CREATE ROLE "Odd ""role"""')
+    execute(boss, "CREATE ROLE keeper", "CREATE ROLE reader", 'CREATE ROLE "Odd ""role"" x"')
     try:
         with database(server, "rich") as source, database(server, "plain"):
             secret = SECRET.replace("'", "''")
@@ -40,14 +40,14 @@ def rich(server: PortCluster) -> Iterator[Connection]:
                 "REVOKE ALL ON DATABASE rich FROM PUBLIC",
                 "REVOKE TEMPORARY ON DATABASE rich FROM keeper",
                 "GRANT CONNECT ON DATABASE rich TO reader WITH GRANT OPTION",
-                'SET ROLE reader; GRANT CONNECT ON DATABASE rich TO "Odd ""role"""; RESET ROLE',
+                'SET ROLE reader; GRANT CONNECT ON DATABASE rich TO "Odd ""role"" x"; RESET ROLE',
                 """ALTER DATABASE rich SET search_path TO "$user", 'Odd, "schema"', public""",
                 "ALTER DATABASE rich SET session_preload_libraries TO ''",
                 "ALTER DATABASE rich SET DateStyle TO 'ISO, DMY'",
                 "ALTER DATABASE rich SET work_mem TO 65536",
-                "ALTER DATABASE rich SET log_connections TO on",
+                "ALTER DATABASE rich SET log_min_duration_statement TO '1h'",
                 f"ALTER DATABASE rich SET app.secret TO E'{secret.replace(chr(92), chr(92) * 2)}'",
-                """ALTER ROLE "Odd ""role""" IN DATABASE rich SET search_path TO ''""",
+                """ALTER ROLE "Odd ""role"" x" IN DATABASE rich SET search_path TO ''""",
                 "ALTER ROLE reader IN DATABASE rich SET statement_timeout TO '5s'",
             )
             yield source
@@ -105,7 +105,7 @@ def test_a_role_with_few_rights_is_told_without_secrets(server: PortCluster, ric
     try:
         execute(server.connection(), "ALTER DATABASE plain OWNER TO mender")
         notes = carry_over(as_role(rich, "mender"), "rich", "plain")
-        assert any("log_connections" in note for note in notes)
+        assert any("log_min_duration_statement" in note for note in notes)
         assert not any("s3cret" in note for note in notes)
         now = properties.properties(rich, "plain")
         assert now.owner == "keeper"
@@ -132,5 +132,3 @@ def test_secrets_stay_out_of_the_servers_log(server: PortCluster, rich: Connecti
 def test_a_database_that_is_missing(server: PortCluster) -> None:
     with pytest.raises(DatabaseMissingError):
         carry_over(server.connection(), "nowhere", "postgres")
-
-

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -36,7 +34,7 @@ def test_after_a_crash_nobody_knows(bin_dir: Path) -> None:
     with running_cluster(bin_dir) as cluster, database(cluster, "written") as db:
         execute(db, "CREATE TABLE t AS SELECT 1")
         baseline = written(db, "written")
-        os.kill(cluster.pid, signal.SIGKILL)
+        cluster.stop("immediate")
         cluster.start()
         assert written_since(db, "written", baseline) is None
 
