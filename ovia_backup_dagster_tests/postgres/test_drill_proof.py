@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,14 @@ from hypothesis import strategies as st
 from psycopg import sql
 
 from ovia_backup_dagster.core import comparison
+from ovia_backup_dagster.core.catalog import Backup
 from ovia_backup_dagster.core.drill import DrillCheck, Line, Result
 from ovia_backup_dagster.core.verdict import Witness
-from ovia_backup_dagster.postgres import archive, places
+from ovia_backup_dagster.postgres import places
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster.postgres.datatext import split_columns
-from ovia_backup_dagster.postgres.drill import Choice, _Drill
 from ovia_backup_dagster.postgres.places import Copy
+from ovia_backup_dagster.postgres.proof import Proof
 from ovia_backup_dagster.postgres.restore import Restorer
 from ovia_backup_dagster_tests.conftest import TEMPLATE, PortCluster, admin, execute, quiet
 from ovia_backup_dagster_tests.postgres.drilling import Drilling, assert_passed, by_check
@@ -315,13 +315,12 @@ ODDITIES = {
 class Copies:
     """A backup, its restored copy, and clones of that."""
 
-    def __init__(self, drilling: Drilling, copy: Copy, notes: list[str]) -> None:
+    def __init__(self, drilling: Drilling, copy: Copy) -> None:
         self.drilling = drilling
         self.backup = drilling.driller.find("latest")
         assert self.backup.witness is not None
         self.witness: Witness = self.backup.witness
         self._copy = copy
-        self.notes = notes
         self._made = 0
 
     def clone(self) -> Copy:
@@ -337,11 +336,16 @@ class Copies:
 
     def prove(self, copy: Copy) -> dict[DrillCheck, Line]:
         """What the drill says of a copy."""
-        drill = _Drill(self.drilling.driller, self.backup, Choice(), datetime.now(UTC), quiet)
-        drill.manifest = self.backup.manifest
-        drill._prove_extensions(copy)
-        drill._prove_equal(copy, self.witness, drill._session_options(b""), "UTF8")
-        return {line.check: line for line in drill.lines}
+        proof = proof_of(self.drilling, self.backup)
+        proof.prove(copy)
+        return {line.check: line for line in proof.lines}
+
+
+def proof_of(drilling: Drilling, backup: Backup) -> Proof:
+    """One that has read its backup."""
+    proof = Proof(drilling.driller.verifier, drilling.source, backup, quiet, jobs=2)
+    assert proof.read_backup() is not None
+    return proof
 
 
 def _to(connection: Connection) -> dict[str, Any]:
@@ -368,14 +372,10 @@ def copies(full_server: PortCluster, full_bin_dir: Path, tmp_path_factory: pytes
         with admin(full_server) as session:
             session.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
     with places.throwaway(drilling.programs, Path("/tmp"), name, "postgres", keep=False, log=quiet) as copy:
-        drill = _Drill(drilling.driller, backup, Choice(), datetime.now(UTC), quiet)
-        notes = drill._make_roles(copy, backup.path)
-        listing = archive.contents_list(drilling.programs, backup.path)
-        notes += copy.create(archive.database_text(drilling.programs, backup.path))
-        restorer = Restorer(drilling.programs, copy.connection, copy.name, 2)
-        restorer.restore(backup.path, listing, None, quiet)
-        assert restorer.refresh(backup.path, listing) == []
-        yield Copies(drilling, copy, notes)
+        proof = proof_of(drilling, backup)
+        proof.restore(copy)
+        assert {line.result for line in proof.lines} == {Result.PASSED}, proof.lines
+        yield Copies(drilling, copy)
 
 
 @pytest.fixture(scope="module")
@@ -395,7 +395,6 @@ def altered(copies: Copies) -> dict[DrillCheck, Line]:
 def test_a_copy_that_nobody_altered_is_proven(copies: Copies) -> None:
     lines = copies.prove(copies.clone())
 
-    assert copies.notes == []
     assert {check for check, line in lines.items() if line.result is Result.FAILED} == set()
     # The enum's hash and the late column (facts); the CHECK over a varchar.
     assert {check for check, line in lines.items() if line.result is Result.ODD} == {
