@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 from ovia_backup_dagster.core.verdict import LargeObjects, TableWitness, Witness
 
-#: Entries of a contents list that no drill restores: they would reach other servers, and make a copy undroppable.
+#: Entries of a contents list that are not restored: they would reach other servers, and make a database undroppable.
 _LEFT_OUT = re.compile(r"(?:(?:COMMENT|SECURITY LABEL) - )?(?:PUBLICATION|SUBSCRIPTION)\b")
+#: What of them only a database that goes live is given: others subscribe to it.
+_PUBLICATION = re.compile(r"(?:(?:COMMENT|SECURITY LABEL) - )?PUBLICATION\b")
 #: Those that say who owns what and who may do what.
 _PRIVILEGES = re.compile(r"(?:DEFAULT )?ACL ")
 _STRUCTURE = re.compile(
@@ -135,9 +137,14 @@ def large_object_differences(original: LargeObjects, copy: LargeObjects) -> list
     return [f"the content of the {original.count:,} large objects differs"]
 
 
-def left_out(entry: str) -> bool:
-    """Whether an entry of a contents list is one that a drill does not restore."""
-    return _LEFT_OUT.match(entry) is not None
+def left_out(entry: str, *, live: bool = False) -> bool:
+    """Whether an entry of a contents list is one that is not restored.
+
+    Args:
+        entry: ``TYPE schema name owner``.
+        live: into a database that goes live, which is given publications.
+    """
+    return _LEFT_OUT.match(entry) is not None and not (live and _PUBLICATION.match(entry))
 
 
 def is_structure(entry: str) -> bool:
@@ -145,15 +152,18 @@ def is_structure(entry: str) -> bool:
     return _STRUCTURE.match(entry) is not None
 
 
-def contents_differences(original: Sequence[str], copy: Sequence[str], *, with_owners: bool) -> list[str]:
-    """Entries of the contents lists that are in one of them only; what a drill leaves out is no difference.
+def contents_differences(
+    original: Sequence[str], copy: Sequence[str], *, with_owners: bool, live: bool = False
+) -> list[str]:
+    """Entries of the contents lists that are in one of them only; what is left out is no difference.
 
     Args:
         original, copy: entries, ``TYPE schema name owner``.
         with_owners: whether the copy has the source's owners and privileges.
+        live: whether it has its publications.
     """
-    before = Counter(entry for entry in original if not left_out(entry))
-    after = Counter(entry for entry in copy if not left_out(entry))
+    before = Counter(entry for entry in original if not left_out(entry, live=live))
+    after = Counter(entry for entry in copy if not left_out(entry, live=live))
     if not with_owners:
         before, after = _without_owners(before, after)
     missing, added = before - after, after - before

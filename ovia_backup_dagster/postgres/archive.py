@@ -43,6 +43,7 @@ _ENTRY = re.compile(r"^(\d+; \d+ \d+) (.+)$", re.MULTILINE)
 _TABLE = re.compile(r"TABLE (?!DATA )")
 _SETTING = re.compile(rb'ALTER DATABASE .* SET "?(TimeZone|bytea_output|lc_monetary)"? TO \'([^\']*)\';', re.DOTALL)
 _ENCODING = re.compile(rb"^SET client_encoding = '(\w+)';$", re.MULTILINE)
+_TABLESPACE = re.compile(rb"^SET default_tablespace = ([^'].*);$", re.MULTILINE)
 _ATTACH = re.compile(rb"ALTER TABLE ONLY (" + NAME + rb") ATTACH PARTITION (" + NAME + rb") ")
 _CREATE = re.compile(rb"CREATE (?:UNLOGGED )?TABLE (" + NAME + rb") \(")
 _INHERITS = re.compile(rb"\)\nINHERITS \(((?:" + NAME + rb" ?)+)\)")
@@ -166,6 +167,12 @@ def use_list(listing: str, wanted: Callable[[str], bool]) -> Iterator[str]:
 def schema_text(programs: Programs, path: Path, *options: str) -> bytes:
     """The schema of an archive as SQL, without the lines that differ each time."""
     return _VOLATILE.sub(b"", _run(programs, path, "--schema-only", *options, "--file=-"))
+
+
+def tablespaces(programs: Programs, path: Path) -> tuple[str, ...]:
+    """Those that the archive's tables and indexes were in, besides the database's own."""
+    text = _run(programs, path, "--schema-only", "--file=-")
+    return tuple(sorted({text_of(name) for name in _TABLESPACE.findall(text)}))
 
 
 def database_text(programs: Programs, path: Path) -> bytes:

@@ -1,8 +1,9 @@
-"""Where a backup is restored to for a look: a throwaway cluster of our own, or a scratch database on a given server.
+"""Where a backup is restored to: a throwaway cluster of our own, a scratch database, or a database that goes live.
 
-Each is a block: inside it there is an empty database to fill, and after it nothing, whatever happened inside. What a
-killed process left is removed by the next one. What is done with the database is the business of ``restore`` and
-``drill``.
+The first two are for a look, and each is a block: inside it there is an empty database to fill, and after it nothing,
+whatever happened inside. What a killed process left is removed by the next one. A database that goes live outlasts
+this process: whoever makes it writes down that it is there. What is done with the database is the business of
+``proof`` and of who asks for that.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,17 @@ _SETTINGS = {
 }
 
 
+class Kind(Enum):
+    """What a copy is for, which decides how much of the source it is given."""
+
+    #: In a cluster of our own: whatever the source has, but what reaches other servers.
+    THROWAWAY = auto()
+    #: On a server that has roles of its own: without owners and privileges, and marked as ours.
+    SCRATCH = auto()
+    #: On such a server, too, to go live: all that the source has, with its owners, or an error.
+    LIVE = auto()
+
+
 @dataclass(frozen=True, slots=True)
 class Copy:
     """An empty database to restore into.
@@ -74,7 +87,7 @@ class Copy:
         connection: to it, as whoever may do everything in it.
         server: to another database of its server.
         name: of the place, for people.
-        private: whether the server is ours alone: roles may be made, and owners restored.
+        kind: what it is for.
         look: how a person connects to it.
         folder: what is removed with it; ``None`` where that is a database alone.
     """
@@ -82,17 +95,35 @@ class Copy:
     connection: Connection
     server: Connection
     name: str
-    private: bool
+    kind: Kind
     look: str
     folder: Path | None = None
 
+    @property
+    def private(self) -> bool:
+        """Whether the server is ours alone, so that roles may be made."""
+        return self.kind is Kind.THROWAWAY
+
+    @property
+    def with_owners(self) -> bool:
+        """Whether it is given the source's owners and privileges."""
+        return self.kind is not Kind.SCRATCH
+
+    @property
+    def live(self) -> bool:
+        """Whether it is to go live: it is given the source's publications, and may not differ from the source."""
+        return self.kind is Kind.LIVE
+
     def create(self, script: bytes) -> list[str]:
         """Make the database as the source's was: encoding and locale; returns what had to be different.
+
+        In another locale text sorts and compares differently: good for a look, not for a database that goes live.
 
         Args:
             script: the SQL that makes the archive's database.
 
         Raises:
+            CopyError: there is one of this name; or it is to go live, and the source's locale is not installed here.
             BackupError: it cannot be made.
         """
         notes = []
@@ -100,22 +131,44 @@ class Copy:
             found = _create_statement(script, self.connection.database)
             if not self.private:
                 session.execute(_LOCK_MAKING, [self.connection.database])
+            if self.kind is Kind.SCRATCH:
                 found += f" CONNECTION LIMIT = {_CONNECTION_LIMIT}".encode()
             try:
                 session.execute(found)
+            except psycopg.errors.DuplicateDatabase:
+                raise CopyError(
+                    f"{self.name} exists already",
+                    why="somebody else made it, and it is left as it is",
+                    fix=f"restore under another name; or look what is in it: {self.look}",
+                ) from None
             except psycopg.Error as error:
-                without = _LOCALE.sub(b"", found) + b" LOCALE = 'C'"
+                said = str(error).partition("\n")[0].strip()
                 if "locale" not in str(error).lower() and "collat" not in str(error).lower():
                     raise
-                session.execute(without)
-                notes.append(
-                    "the copy has locale C, since the source's is not installed here: "
-                    + str(error).partition("\n")[0].strip()
-                )
-            if not self.private:
+                if self.live:
+                    raise CopyError(
+                        f"{self.name} cannot be made with the source's locale",
+                        why="the server it is restored to does not have it",
+                        said=said,
+                        fix="install it there, as root: localedef -i de_DE -f UTF-8 de_DE.UTF-8, by its own name; "
+                        "restart the server; then try again",
+                    ) from None
+                session.execute(_LOCALE.sub(b"", found) + b" LOCALE = 'C'")
+                notes.append(f"the copy has locale C, since the source's is not installed here: {said}")
+            if self.kind is Kind.SCRATCH:
                 comment = f"COMMENT ON DATABASE {sql_identifier(self.connection.database)} IS {sql_string(MARK)}"
                 session.execute(comment.encode())
         return notes
+
+    def drop(self) -> None:
+        """Drop the database of this name, if there is one, with whoever is connected. For one that was to go live.
+
+        Raises:
+            BackupError: it cannot be dropped.
+        """
+        with connect(self.server) as session:
+            _wait_until_made(session, self.connection.database)
+            _drop_database(session, self.connection.database)
 
     def configure(self, script: bytes) -> list[str]:
         """Give the database the source's owner and settings; returns what could not be. On a private server only.
@@ -171,7 +224,7 @@ def throwaway(
                 with connect(server) as session:
                     session.execute(f"ALTER DATABASE {database} IS_TEMPLATE false".encode())
                     session.execute(f"DROP DATABASE {database}".encode())
-            yield Copy(there, server, "throwaway cluster", private=True, look=look, folder=place)
+            yield Copy(there, server, "throwaway cluster", Kind.THROWAWAY, look, folder=place)
             kept = keep
         finally:
             if not kept:
@@ -339,9 +392,8 @@ def scratch_database(server: Connection, database: str, source: Source, *, keep:
         server.to(name),
         maintenance,
         f"database {name} on {server.host}:{server.port}",
-        private=False,
-        look=f"psql --host={shell_word(server.host)} --port={server.port} --username={shell_word(server.user)} "
-        f"--dbname={shell_word(name)}",
+        Kind.SCRATCH,
+        _psql(server.to(name)),
     )
     # The session holds the lock: a killed drill gives it back.
     with connect(maintenance) as session:
@@ -358,6 +410,18 @@ def scratch_database(server: Connection, database: str, source: Source, *, keep:
                 # Of its own: the server may have been restarted meanwhile.
                 with _uninterrupted(), contextlib.suppress(BackupError), connect(maintenance) as again:
                     _drop(again, name)
+
+
+def beside(server: Connection, name: str, place: str) -> Copy:
+    """A database to be made on a live server, and to go live itself.
+
+    Args:
+        server: where, as a role that may make databases and give them to their owners.
+        name: of the database; nobody else may use it.
+        place: it, for people.
+    """
+    maintenance = server.to("template1" if name == _MAINTENANCE_DATABASE else _MAINTENANCE_DATABASE)
+    return Copy(server.to(name), maintenance, place, Kind.LIVE, _psql(server.to(name)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,9 +484,7 @@ def _take(session: psycopg.Connection[dict[str, Any]], name: str, place: str) ->
 
 def _drop(session: psycopg.Connection[dict[str, Any]], name: str) -> bool:
     """Drop the scratch database, if it is there and bears our mark."""
-    # The server goes on making one whose client is gone, and it is not to be seen until it is made.
-    session.execute(_LOCK_MAKING, [name])
-    session.execute(_UNLOCK_MAKING, [name])
+    _wait_until_made(session, name)
     row = session.execute(
         "SELECT shobj_description(oid, 'pg_database') AS mark, datconnlimit FROM pg_database WHERE datname = %s",
         [name],
@@ -436,8 +498,25 @@ def _drop(session: psycopg.Connection[dict[str, Any]], name: str) -> bool:
             why="somebody restored into it by hand, as the old runbook says, or uses it for something else",
             fix=f"if nobody needs it: psql -c {shell_word(f'DROP DATABASE {sql_identifier(name)}')}; then try again",
         )
-    session.execute(f"DROP DATABASE IF EXISTS {sql_identifier(name)} WITH (FORCE)".encode())
+    _drop_database(session, name)
     return True
+
+
+def _wait_until_made(session: psycopg.Connection[dict[str, Any]], name: str) -> None:
+    """The server goes on making a database whose client is gone, and it is not to be seen until it is made."""
+    session.execute(_LOCK_MAKING, [name])
+    session.execute(_UNLOCK_MAKING, [name])
+
+
+def _drop_database(session: psycopg.Connection[dict[str, Any]], name: str) -> None:
+    session.execute("SET statement_timeout = 0")  # it waits for a checkpoint
+    session.execute(f"DROP DATABASE IF EXISTS {sql_identifier(name)} WITH (FORCE)".encode())
+
+
+def _psql(connection: Connection) -> str:
+    """How a person connects."""
+    host, user, database = map(shell_word, (connection.host, connection.user, connection.database))
+    return f"psql --host={host} --port={connection.port} --username={user} --dbname={database}"
 
 
 def _create_statement(script: bytes, name: str) -> bytes:

@@ -72,6 +72,7 @@ class Proof:
         lines: a line for each check that was made.
         phases: name -> seconds, in order.
         versions: of what took part.
+        lost: what a restore despite errors met, a line each.
         manifest: the backup's, once it is read; the old script's have none.
         witness: what the backup holds.
         found: what the copy holds.
@@ -88,6 +89,7 @@ class Proof:
     lines: list[Line] = field(default_factory=list, init=False)
     phases: dict[str, float] = field(default_factory=dict, init=False)
     versions: dict[str, str] = field(default_factory=dict, init=False)
+    lost: list[str] = field(default_factory=list, init=False)
     manifest: Manifest | None = field(default=None, init=False)
     witness: Witness | None = field(default=None, init=False)
     found: Witness | None = field(default=None, init=False)
@@ -161,8 +163,12 @@ class Proof:
 
     # ---- the copy
 
-    def restore(self, copy: Copy) -> None:
+    def restore(self, copy: Copy, *, despite_errors: bool = False) -> None:
         """Restore the backup into a copy that is not made yet.
+
+        Args:
+            copy: to be made.
+            despite_errors: restore what can be, and write down what was said of the rest: ``lost``.
 
         Raises:
             BackupError: it cannot be made, or the restore met an error: that is a line, too.
@@ -176,17 +182,23 @@ class Proof:
         if copy.private:
             with self.phase("roles"):
                 notes += self._make_roles(copy)
-        restorer = Restorer(self._programs, copy.connection, copy.name, self.jobs, with_owners=copy.private)
+        restorer = Restorer(
+            self._programs, copy.connection, copy.name, self.jobs, with_owners=copy.with_owners, live=copy.live
+        )
         with self.phase("restore"):
             notes += copy.create(script)
             try:
-                restorer.restore(self.backup.path, listing, self.source_bytes, self.log)
+                archive = self.backup.path, listing, self.source_bytes, self.log
+                if despite_errors:
+                    self.lost = restorer.salvage(*archive)
+                else:
+                    restorer.restore(*archive)
             except BackupError as error:
                 check = DrillCheck.EXTENSIONS if isinstance(error, ExtensionMissingError) else DrillCheck.RESTORED
                 self.add(check, [error.account])
                 raise
         passed = f"{self.jobs} jobs, {self.phases['restore']:.1f} s, no error"
-        self.add(DrillCheck.RESTORED, [], odd=notes, passed=passed)
+        self.add(DrillCheck.RESTORED, self.lost, odd=notes, passed=passed)
         with self.phase("materialized views"):
             self._prove_refreshed(restorer)
 
@@ -206,18 +218,18 @@ class Proof:
 
     def _prove_extensions_available(self, copy: Copy) -> None:
         """A missing extension is said as such, before a restore fails on it."""
-        assert self.witness is not None
-        entries = self.witness.contents
+        entries = archives.entries(self._listing)
         wanted = {entry.removeprefix(_EXTENSION).rstrip() for entry in entries if entry.startswith(_EXTENSION)}
         with connect(copy.server) as session:
             rows = session.execute("SELECT name FROM pg_available_extensions").fetchall()
         missing = sorted(wanted - {row["name"] for row in rows})
         if missing:
+            fix = "install its package beside the server programs in PG_BIN_DIR; or drill on a server that has it: "
+            fix += "ovia-backup drill --where database"
             error = ExtensionMissingError(
                 f"the extension {', '.join(missing)} is not installed where the backup is restored to",
                 why="the source has it, and the PostgreSQL here does not",
-                fix="install its package beside the server programs in PG_BIN_DIR; or drill on a server that has it: "
-                "ovia-backup drill --where database",
+                fix="install its package on that server; then try again" if copy.live else fix,
             )
             self.add(DrillCheck.EXTENSIONS, [error.account])
             raise error
@@ -225,6 +237,8 @@ class Proof:
     def _prove_refreshed(self, restorer: Restorer) -> None:
         views = [entry for entry in archives.entries(self._listing) if entry.startswith(REFRESH)]
         odd = restorer.refresh(self.backup.path, self._listing) if views else []
+        if not self.lost:
+            odd = [f"the data is proven, but {line}" for line in odd]
         self.add(
             DrillCheck.MATERIALIZED_VIEWS,
             odd,
@@ -243,9 +257,11 @@ class Proof:
         witness = self.witness
         self._prove_extensions(copy)
         candidates, encoding = self._session_options(), archives.encoding(self.script)
-        schema_options = ("--no-tablespaces", *(() if copy.private else ("--no-owner", "--no-privileges")))
+        schema_options = ("--no-tablespaces", *(() if copy.with_owners else ("--no-owner", "--no-privileges")))
         with self.phase("reading the copy"):
-            readers = [Rereader(self._programs, copy.connection, each, encoding, copy.folder) for each in candidates]
+            readers = [
+                Rereader(self._programs, copy.connection, each, encoding, copy.folder, copy.live) for each in candidates
+            ]
             reader, reading = self._read_copy(witness, readers, schema_options)
         found = self.found = reading.witness
         self._measure(copy, reader.encoding)
@@ -262,6 +278,18 @@ class Proof:
             self.add(DrillCheck.SCHEMA_TEXT, odd, passed="the same SQL")
             self._prove_expectations(found)
         return reader
+
+    def take_stock(self, copy: Copy) -> None:
+        """Read what the copy of a damaged backup holds, which there is nothing to compare with.
+
+        Raises:
+            BackupError: it cannot be read.
+        """
+        with self.phase("reading the copy"):
+            options, encoding = self._session_options()[0], archives.encoding(self.script)
+            reader = Rereader(self._programs, copy.connection, options, encoding, copy.folder, copy.live)
+            self.found = reader.read(log=self.log).witness
+        self._measure(copy, encoding)
 
     def _prove_extensions(self, copy: Copy) -> None:
         with connect(copy.connection) as session:
@@ -337,11 +365,19 @@ class Proof:
             for line in self._contents_differences(copy, witness, found)
             if not comparison.is_structure(line.partition(": ")[2])
         ]
-        left = sum(map(comparison.left_out, witness.contents))
-        without = [f"{left} entries of publications and subscriptions left out, on purpose"] if left else []
-        without += [] if copy.private else ["without owners and privileges, which a scratch database does not get"]
+        left = sum(comparison.left_out(entry, live=copy.live) for entry in witness.contents)
+        without, odd = [], []
+        if left and copy.live:
+            odd.append(f"{left} entries of subscriptions left out: they would take over the source's replication slots")
+        elif left:
+            without.append(f"{left} entries of publications and subscriptions left out, on purpose")
+        if copy.live and (elsewhere := archives.tablespaces(self._programs, self.backup.path)):
+            odd.append(f"what the source keeps in tablespace {', '.join(elsewhere)} is in the database's own")
+        if not copy.with_owners:
+            without.append("without owners and privileges, which a scratch database does not get")
         entries = sum(not entry.startswith(REFRESH) for entry in found.contents)
-        self.add(DrillCheck.CONTENTS, [*others, *privileges], passed="; ".join([f"{entries:,} entries", *without]))
+        passed = "; ".join([f"{entries:,} entries", *without])
+        self.add(DrillCheck.CONTENTS, [*others, *privileges], odd=odd, passed=passed)
 
     def _prove_structure(self, copy: Copy, witness: Witness, found: Witness, bound: Sequence[str]) -> None:
         wrong = [
@@ -361,7 +397,7 @@ class Proof:
     def _contents_differences(self, copy: Copy, witness: Witness, found: Witness) -> list[str]:
         # What could not be refreshed is a finding of its own.
         before, after = ([e for e in w.contents if not e.startswith(REFRESH)] for w in (witness, found))
-        return comparison.contents_differences(before, after, with_owners=copy.private)
+        return comparison.contents_differences(before, after, with_owners=copy.with_owners, live=copy.live)
 
     def _prove_expectations(self, found: Witness) -> None:
         expectations = self.verifier.expectations

@@ -30,7 +30,7 @@ from ovia_backup_dagster.postgres.datatext import (
 )
 from ovia_backup_dagster.postgres.diagnosis import diagnose
 
-_OPTIONS = ("--no-password", "--no-publications", "--no-subscriptions")
+_OPTIONS = ("--no-password", "--no-subscriptions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,7 @@ class Rereader:
         session_options: the ``PGOPTIONS`` of the dump that it is compared with: they decide how values are written.
         encoding: of that dump's text.
         folder: for temporary files: one that is removed with the copy, whatever happens; else the system's.
+        live: whether the copy was given the source's publications, and they are read.
     """
 
     programs: Programs
@@ -63,6 +64,7 @@ class Rereader:
     session_options: str
     encoding: str
     folder: Path | None = None
+    live: bool = False
 
     def read(self, *schema_options: str, log: Log | None = None) -> Reading:
         """Read all of it.
@@ -123,6 +125,7 @@ class Rereader:
         return (
             self.programs.path("pg_dump"),
             *_OPTIONS,
+            *(() if self.live else ("--no-publications",)),
             f"--encoding={self.encoding}",
             *options,
             f"--dbname={self.copy.conninfo()}",

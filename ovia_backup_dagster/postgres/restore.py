@@ -7,15 +7,17 @@ the outcome is right, that of whoever compares it.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from ovia_backup_dagster.core import errors
 from ovia_backup_dagster.core.comparison import left_out, redacted
 from ovia_backup_dagster.core.errors import BackupError, RestoreError
-from ovia_backup_dagster.core.words import human_bytes
-from ovia_backup_dagster.postgres.archive import use_list
+from ovia_backup_dagster.core.words import duration, human_bytes
+from ovia_backup_dagster.postgres.archive import entries, use_list
 from ovia_backup_dagster.postgres.client import WRITABLE, Connection, Programs, start
 from ovia_backup_dagster.postgres.datatext import Log
 from ovia_backup_dagster.postgres.diagnosis import diagnose
@@ -23,10 +25,26 @@ from ovia_backup_dagster.postgres.session import connect
 
 REFRESH = "MATERIALIZED VIEW DATA "
 _PROGRESS_SECONDS = 10.0
+#: What a restored size must be of the expected one before it says anything about the time that is left.
+_TELLING = 0.05
+#: The server's own account of what it is at: the program's, asked for, would come between its errors.
+_PROGRESS = """
+    SELECT pg_database_size(current_database()) AS bytes,
+           ARRAY(SELECT DISTINCT relid::regclass::text FROM pg_stat_progress_copy
+                 WHERE datname = current_database() ORDER BY 1) AS loading,
+           ARRAY(SELECT DISTINCT relid::regclass::text FROM pg_stat_progress_create_index
+                 WHERE datname = current_database() ORDER BY 1) AS indexing
+"""
+_MESSAGE = re.compile(r"^(?=pg_restore: error: )", re.MULTILINE)
 #: Of a message, the line that says what is wrong. What follows (DETAIL, CONTEXT, the command) may repeat the data.
 _ERROR = re.compile(r"^pg_restore: error: (?!a worker process died)(.+)$", re.MULTILINE)
 _COMMAND = re.compile(r"^Command was: ((?s:.*?);$)", re.MULTILINE)
 _SHOWN = 120
+#: For building indexes, among all jobs; PostgreSQL's own default is the least.
+_INDEX_MEGABYTES, _LEAST_MEGABYTES = 512, 64
+_MOST = 100
+#: Entries whose data may be damaged.
+_DATA = re.compile(r"(?:TABLE DATA|BLOBS) ")
 #: What is no fault of the backup's, nor of what it is restored into: a finding about neither.
 SURROUNDINGS = (
     errors.ServerUnreachableError,
@@ -49,6 +67,7 @@ class Restorer:
         name: of the place, for people.
         jobs: how many entries at a time.
         with_owners: whether owners and privileges are restored, too.
+        live: whether publications are, as into a database that goes live.
     """
 
     programs: Programs
@@ -56,9 +75,10 @@ class Restorer:
     name: str
     jobs: int
     with_owners: bool = True
+    live: bool = False
 
     def restore(self, archive: Path, listing: str, expected_bytes: int | None, log: Log) -> None:
-        """Restore all but subscriptions, publications and tablespaces, and what refreshes materialized views.
+        """Restore all but what is left out, tablespaces, and what refreshes materialized views.
 
         Args:
             archive: the file.
@@ -69,15 +89,37 @@ class Restorer:
         Raises:
             BackupError: the first error that was met; what stands in the database then is of no use.
         """
-
-        def wanted(entry: str) -> bool:
-            return not left_out(entry) and not entry.startswith(REFRESH)
-
-        code, stderr = self._run(
-            archive, listing, wanted, ("--exit-on-error",), lambda: self._tell(expected_bytes, log)
-        )
+        tell = self._teller(expected_bytes, log)
+        code, stderr = self._run(archive, listing, self._wanted, ("--exit-on-error",), tell)
         if code != 0:
-            raise self._failed(stderr, code, f"the restore into the {self.name} failed")
+            raise self._failed(stderr, code, self._failure)
+
+    def salvage(self, archive: Path, listing: str, expected_bytes: int | None, log: Log) -> list[str]:
+        """As :meth:`restore`, of an archive that may be damaged, whatever errors are met; returns a line for each.
+
+        The data table by table: what is damaged ends pg_restore, and must take nothing else with it.
+
+        Raises:
+            BackupError: the server or its disk failed, which says nothing about the archive.
+        """
+        tell = self._teller(expected_bytes, log)
+        met: list[str] = []
+
+        def step(section: str, wanted: Callable[[str], bool], prefix: str = "") -> None:
+            code, stderr = self._run(archive, listing, wanted, (f"--section={section}",), tell)
+            if code != 0:
+                errors = self._errors(stderr, code, self._failure)
+                met.extend(f"{prefix}{_at(said, command)}" for said, command in errors)
+                if not errors:
+                    met.append(f"{prefix}{self._failed(stderr, code, self._failure).reason}")
+
+        step("pre-data", self._wanted)
+        for data in dict.fromkeys(filter(_DATA.match, entries(listing))):
+            step("data", data.__eq__, f"{data}: ")
+        step("data", lambda entry: self._wanted(entry) and not _DATA.match(entry))
+        step("post-data", self._wanted)
+        met = list(dict.fromkeys(met))
+        return met if len(met) <= _MOST else [*met[:_MOST], f"and {len(met) - _MOST:,} more errors"]
 
     def refresh(self, archive: Path, listing: str) -> list[str]:
         """Refresh the materialized views that were populated; returns what was said of those that could not be.
@@ -90,18 +132,27 @@ class Restorer:
             return []
         what = f"refreshing the materialized views of the {self.name} failed"
         told = []
-        for message in re.split(r"(?=^pg_restore: error: )", stderr, flags=re.MULTILINE):
-            error, command = _ERROR.search(message), _COMMAND.search(message)
-            if error and command:
-                found = diagnose(error[1], what=what, connection=self.target, exit_code=code)
-                if isinstance(found, SURROUNDINGS):
-                    raise found
-                view = command[1].removeprefix("REFRESH MATERIALIZED VIEW ").removesuffix(";")
-                said = error[1].removeprefix("could not execute query: ERROR:").strip()
-                told.append(f"the data is proven, but materialized view {view} cannot be refreshed: {said}")
+        for said, command in self._errors(stderr, code, what):
+            if command:
+                view = command.removeprefix("REFRESH MATERIALIZED VIEW ").removesuffix(";")
+                told.append(f"materialized view {view} cannot be refreshed: {said}")
         if not told:
             raise self._failed(stderr, code, what)
         return told
+
+    @property
+    def _failure(self) -> str:
+        return f"the restore into the {self.name} failed"
+
+    @property
+    def _options(self) -> str:
+        # Together a sixth less time. Nothing waits for the disk: whatever is committed afterwards, such as the renaming
+        # that lets a database go live, is not on disk before all of this is.
+        memory = max(_LEAST_MEGABYTES, _INDEX_MEGABYTES // self.jobs)
+        return f"{WRITABLE} -c synchronous_commit=off -c maintenance_work_mem={memory}MB"
+
+    def _wanted(self, entry: str) -> bool:
+        return not left_out(entry, live=self.live) and not entry.startswith(REFRESH)
 
     def _run(
         self,
@@ -124,9 +175,26 @@ class Restorer:
                 f"--dbname={self.target.conninfo()}",
                 str(archive),
             )
-            with start(command, variables={**self.target.environment(), "PGOPTIONS": WRITABLE}) as child:
+            with start(command, variables={**self.target.environment(), "PGOPTIONS": self._options}) as child:
                 code = child.wait(on_poll, _PROGRESS_SECONDS)
                 return code, child.stderr
+
+    def _errors(self, stderr: str, code: int, what: str) -> list[tuple[str, str]]:
+        """What was said of each error, and the command that it was met at; empty where there was none.
+
+        Raises:
+            BackupError: it was the server's or its disk's.
+        """
+        met = []
+        for message in _MESSAGE.split(stderr):
+            if error := _ERROR.search(message):
+                found = diagnose(error[1], what=what, connection=self.target, exit_code=code)
+                if isinstance(found, SURROUNDINGS):
+                    raise found
+                command = _COMMAND.search(message)
+                said = error[1].removeprefix("could not execute query: ERROR:").strip()
+                met.append((self.target.redact(said), command[1] if command else ""))
+        return met
 
     def _failed(self, stderr: str, code: int, what: str) -> BackupError:
         error, command = _ERROR.search(stderr), _COMMAND.search(stderr)
@@ -134,21 +202,42 @@ class Restorer:
         found = diagnose(said, what=what, connection=self.target, exit_code=code)
         if isinstance(found, SURROUNDINGS) or error is None:
             return found
-        at = " ".join(redacted(command[1]).split()) if command else ""
-        if len(at) > _SHOWN:
-            at = at[:_SHOWN] + "…"
         return RestoreError(
-            f"{what}, at: {at}" if at else what,
+            _at(what, command[1] if command else ""),
             why="the source holds something that cannot be made anew in this order, or not by this role",
             said=self.target.redact(said),
             fix="see what it is in the source; mend it there; then dump, and drill again",
         )
 
-    def _tell(self, expected: int | None, log: Log) -> None:
-        try:
-            with connect(self.target) as session:
-                row = session.execute("SELECT pg_database_size(current_database()) AS bytes").fetchone()
-        except BackupError:
-            return  # pg_restore will say why
-        size = row["bytes"] if row else 0
-        log(f"restored {human_bytes(size)}" + (f" of about {human_bytes(expected)}" if expected else ""))
+    def _teller(self, expected: int | None, log: Log) -> Callable[[], None]:
+        """What tells how far it is: bytes, tables, and the seconds that are left if it goes on like this."""
+        began = time.monotonic()
+
+        def tell() -> None:
+            try:
+                with connect(self.target) as session:
+                    row = session.execute(_PROGRESS).fetchone()
+            except BackupError:
+                return  # pg_restore will say why
+            assert row is not None
+            size = row["bytes"]
+            text = f"restored {human_bytes(size)}"
+            if expected:
+                text += f" of about {human_bytes(expected)}"
+                if _TELLING * expected < size < expected:
+                    left = (time.monotonic() - began) * (expected - size) / size
+                    text += f", about {duration(timedelta(seconds=left))} left"
+            for doing in ("loading", "indexing"):
+                if row[doing]:
+                    text += f"; {doing} {', '.join(row[doing])}"
+            log(text)
+
+        return tell
+
+
+def _at(what: str, command: str) -> str:
+    """``what``, and at which command, shortened and without its literals."""
+    at = " ".join(redacted(command).split())
+    if len(at) > _SHOWN:
+        at = at[:_SHOWN] + "…"
+    return f"{what}, at: {at}" if at else what

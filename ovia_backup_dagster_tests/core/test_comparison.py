@@ -160,6 +160,16 @@ def test_what_a_drill_leaves_out() -> None:
     assert contents_differences([*out, *kept], kept, with_owners=True) == []
 
 
+def test_what_a_database_that_goes_live_is_given() -> None:
+    given = ["PUBLICATION - p ovia", "PUBLICATION TABLE public p people ovia", "COMMENT - PUBLICATION p ovia"]
+    out = ["SUBSCRIPTION - publication ovia", "COMMENT - SUBSCRIPTION s ovia"]
+
+    assert not any(left_out(entry, live=True) for entry in given)
+    assert all(left_out(entry, live=True) for entry in out)
+    assert contents_differences([*given, *out], given, with_owners=True, live=True) == []
+    assert contents_differences(given[:1], [], with_owners=True, live=True) == [f"missing in the copy: {given[0]}"]
+
+
 def test_what_structure_is() -> None:
     assert is_structure("FK CONSTRAINT public people people_manager_fk ovia")
     assert is_structure("INDEX public people_pkey ovia")
