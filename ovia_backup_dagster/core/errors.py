@@ -286,6 +286,46 @@ class ArchiveFormatError(BackupError):
     """The archive is of a format that this client cannot read. No verdict: a newer client may."""
 
 
+# ---- Docker Swarm, and the application in it
+
+
+class SwarmError(BackupError):
+    """Docker, or a service in it, did not do what a restore needs."""
+
+
+class DockerUnreachableError(SwarmError):
+    """Docker does not answer, or answers that it cannot at the moment."""
+
+    transient = True
+
+
+class DockerRefusedError(SwarmError):
+    """Docker, or the filter before it, refuses what it is asked."""
+
+
+class ServiceMissingError(SwarmError):
+    """The swarm has no service of that name."""
+
+
+class ServiceUnsuitableError(SwarmError):
+    """A service is not of the kind that the operation needs: global, a job, or one that is restarted for ever."""
+
+
+class ServiceStuckError(SwarmError):
+    """A service's tasks did not stop, or did not start, in time."""
+
+
+class MigrationFailedError(SwarmError):
+    """The service that migrates the database did not complete."""
+
+
+class HealthError(SwarmError):
+    """The application does not say that it is well."""
+
+
+# ---- alerts
+
+
 class NotificationError(BackupError):
     """An alert could not be delivered to anybody."""
 

@@ -1,0 +1,123 @@
+"""Whether the application says that it is well, over HTTP. What to do when it does not is decided elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import IO
+from urllib.parse import unquote, urlsplit
+
+from ovia_backup_dagster.core.errors import HealthError
+
+#: A try that has no answer by then has none, in seconds.
+TRY_SECONDS = 5.0
+_PAUSE_SECONDS = 1.0
+_PORTS = {"http": 80, "https": 443}
+
+
+def wait_until_healthy(url: str, timeout_seconds: float, log: Callable[[str], None]) -> None:
+    """Ask until the answer is one of success (2xx).
+
+    Args:
+        url: ``http`` or ``https``; a user name and a password in it are sent as basic authentication, and never shown.
+        timeout_seconds: for how long.
+        log: told each answer that differs from the one before it.
+
+    Raises:
+        HealthError: it was not, up to the end; or the URL is none that can be asked.
+    """
+    ends = time.monotonic() + timeout_seconds
+    request, shown = _request(url)
+    # No proxy: the environment's is for the world outside.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _SameOrigin)
+    said = ""
+    while True:
+        before = said
+        left = ends - time.monotonic()
+        said = _answer(opener, request, max(0.1, min(TRY_SECONDS, left)))
+        if not said:
+            log(f"{shown} is healthy")
+            return
+        if said != before:
+            log(f"{shown} is not healthy yet: {said}")
+        if time.monotonic() + _PAUSE_SECONDS > ends:
+            raise HealthError(
+                f"{shown} was not healthy within {timeout_seconds:.0f} s",
+                why=f"the last answer was: {said}",
+                fix=f"curl -i {shown}; docker service ls; docker service logs SERVICE --tail 20",
+            )
+        time.sleep(_PAUSE_SECONDS)
+
+
+def _request(url: str) -> tuple[urllib.request.Request, str]:
+    """What is asked, and how it is shown: a user's name, a password and a query may be secrets."""
+    try:
+        parts = urlsplit(url)
+        usable = (
+            parts.scheme in _PORTS
+            and parts.hostname
+            and parts.port != 0
+            and url.isascii()
+            and url.isprintable()
+            and " " not in url
+        )
+    except ValueError:  # of the port, or of an address in brackets
+        usable = False
+    if not usable:
+        raise HealthError(
+            "the application's health cannot be asked",
+            why="HEALTH_URL is no http or https URL",
+            fix="set HEALTH_URL to one such as http://ovia-api:8080/health",
+        )
+    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="")
+    request = urllib.request.Request(bare.geturl())  # noqa: S310 - the scheme was looked at
+    if parts.username is not None:
+        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        request.add_header("Authorization", f"Basic {base64.b64encode(pair.encode()).decode()}")
+    return request, bare._replace(query="").geturl()
+
+
+def _answer(opener: urllib.request.OpenerDirector, request: urllib.request.Request, seconds: float) -> str:
+    """What is wrong with the answer; empty when nothing is."""
+    try:
+        with opener.open(request, timeout=seconds):
+            return ""  # what is not 2xx is raised
+    except urllib.error.HTTPError as error:
+        with error:
+            return _status(error)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        cause = getattr(error, "reason", error)
+        return "none in time" if isinstance(cause, TimeoutError) else f"none ({cause})"
+
+
+def _status(error: urllib.error.HTTPError) -> str:
+    phrase = http.client.responses.get(error.code, "")
+    where = urlsplit(error.headers.get("Location", ""))
+    led = f" (to {where.scheme}://{where.netloc.rpartition('@')[2]}, which is not followed)" if where.netloc else ""
+    return f"{error.code} {phrase}".strip() + led
+
+
+class _SameOrigin(urllib.request.HTTPRedirectHandler):
+    """Another host's health is another's, and a password for this one is not for it."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        if _origin(req.full_url) != _origin(newurl):
+            return None
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or _PORTS.get(parts.scheme)
