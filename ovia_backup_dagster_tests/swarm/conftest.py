@@ -70,8 +70,8 @@ def _make_certificate(certificate: Path, key: Path) -> None:
     subprocess.run((*command.split(), "-keyout", key, "-out", certificate), check=True, capture_output=True)
 
 
-#: A story: each leaves the stack as the next needs it.
-ORDER = ("test_stack", "test_runbook", "test_refusals")
+#: A story: each leaves the stack as the next needs it. The first needs no stack.
+ORDER = ("test_services", "test_stack", "test_runbook", "test_refusals")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

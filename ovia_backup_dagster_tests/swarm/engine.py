@@ -82,9 +82,9 @@ def begin() -> Engine:
     """An engine in swarm mode, with nothing but images on it."""
     if os.geteuid() != 0:
         sys.exit("make test-swarm starts a Docker engine, and needs root")
-    for program in ("dockerd", "docker", "debootstrap", "openssl", "curl"):
+    for program in ("dockerd", "docker", "debootstrap", "openssl", "curl", "haproxy", "busybox"):
         if shutil.which(program) is None:
-            sys.exit(f"{program} is missing: apt-get install docker.io debootstrap openssl curl")
+            sys.exit(f"{program} is missing: apt-get install docker.io debootstrap openssl curl haproxy busybox-static")
     if answers():
         sys.exit(
             "a Docker engine runs on this machine. The tests make stacks, volumes and secrets by production's names, "
@@ -134,6 +134,17 @@ def build_images() -> Path:
     if AUTHORITIES.exists():
         shutil.copy2(AUTHORITIES, clone / "deploy/certificates/host.crt")
     return clone
+
+
+def build_busybox(tag: str) -> None:
+    """An image of one program, Debian's busybox-static, in a moment."""
+    context = STATE / "busybox"
+    shutil.rmtree(context, ignore_errors=True)
+    context.mkdir(parents=True)
+    shutil.copy2(shutil.which("busybox") or "", context)
+    install = 'RUN ["/bin/busybox", "--install", "-s", "/bin"]'
+    (context / "Dockerfile").write_text(f"FROM scratch\nCOPY busybox /bin/busybox\n{install}\n", "utf-8")
+    docker("build", "--quiet", "--tag", tag, str(context))
 
 
 def _pulled(image: str) -> bool:

@@ -194,7 +194,7 @@ def test_ovias_services_reach_nothing_of_ours(swarm: Swarm) -> None:
             assert answer(inside, address, port) == nobody, f"{name} at {address}"
 
 
-def test_the_filter_passes_on_only_what_launching_needs(swarm: Swarm) -> None:
+def test_the_filter_passes_on_only_what_is_needed(swarm: Swarm) -> None:
     ask = (
         "import http.client, sys; c = http.client.HTTPConnection('docker-filter', 2375, timeout=10); "
         "c.request(sys.argv[1], sys.argv[2], body=b'{}', headers={'Content-Type': 'application/json'}); "
@@ -209,11 +209,12 @@ def test_the_filter_passes_on_only_what_launching_needs(swarm: Swarm) -> None:
     assert asked("GET", "/_ping") == 200
     assert asked("GET", f"/v1.41/containers/{identifier}/json") == 200
     assert asked("GET", f"/v1.41/images/{IMAGE}/json") == 200
+    assert asked("GET", "/v1.41/services/ovia_ovia-api") == 200
     for method, path in (
         ("GET", "/v1.41/containers/json"),
         ("GET", "/v1.41/info"),
         ("GET", "/v1.41/secrets"),
-        ("GET", "/v1.41/services"),
+        ("GET", "/v1.41/nodes"),
         ("GET", "/v1.41/volumes"),
         ("GET", f"/v1.41/containers/{identifier}/archive?path=/run/secrets"),
         ("GET", f"/v1.41/containers/{identifier}/logs?stdout=1"),

@@ -1,0 +1,357 @@
+"""Services of the swarm: how many tasks each has, and what became of them. In which order is decided elsewhere.
+
+A service is changed by sending back the whole specification that Docker gave, with one thing in it different. The
+SDK's own ``Service.scale`` and ``force_update`` write Docker's defaults into it, and send registry credentials of
+whoever runs this: after them the service is no longer what its stack's file made it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import docker
+import requests
+from docker.errors import APIError, DockerException, NotFound
+from docker.utils import kwargs_from_env
+
+from ovia_backup_dagster.core.errors import (
+    DockerRefusedError,
+    DockerUnreachableError,
+    MigrationFailedError,
+    ServiceMissingError,
+    ServiceStuckError,
+    ServiceUnsuitableError,
+)
+
+Log = Callable[[str], None]
+#: What Docker calls a service's specification, a task, and the like: its JSON.
+Json = dict[str, Any]
+T = TypeVar("T")
+
+#: How long Docker may be away while one thing is asked of it, in seconds. A wait allows for its own whole time.
+PATIENCE_SECONDS = 10.0
+_PAUSE_SECONDS = 0.5
+_ANSWER_SECONDS = 10
+#: A task in any other state holds a container, or is about to.
+_ENDED = frozenset({"complete", "shutdown", "failed", "rejected", "orphaned", "remove"})
+#: So many tasks of a migration may fail, where its service says that Swarm shall try again.
+_ATTEMPTS = 3
+_LOG_LINES = 10
+
+
+class Swarm:
+    """The services of a swarm, asked of one of its managers. Connects at first use.
+
+    Each method raises, beside what it names:
+        ServiceMissingError: there is no such service.
+        DockerUnreachableError: Docker did not answer, for some seconds or, in a wait, up to its end.
+        DockerRefusedError: it, or a filter before it, refused.
+
+    Args:
+        url: where Docker answers (``unix://…``, ``tcp://…``); ``None`` for what ``DOCKER_HOST`` says, else its socket.
+    """
+
+    def __init__(self, url: str | None = None) -> None:
+        self._url = url
+        self._connected: docker.APIClient | None = None
+
+    def replicas(self, service: str) -> int:
+        """How many tasks the service is meant to have.
+
+        Raises:
+            ServiceUnsuitableError: it is global, or a job.
+        """
+        spec = self._inspect(service, _soon())["Spec"]
+        return int(_replicated(spec)["Replicas"])
+
+    def scale(self, service: str, replicas: int) -> None:
+        """Set how many tasks it is meant to have. Does not wait for them.
+
+        Raises:
+            ServiceUnsuitableError: it is global, or a job.
+        """
+
+        def set_replicas(spec: Json) -> bool:
+            mode = _replicated(spec)
+            different = bool(mode["Replicas"] != replicas)
+            mode["Replicas"] = replicas
+            return different
+
+        self._update(service, set_replicas, _soon())
+
+    def wait_until_stopped(self, services: Sequence[str], timeout_seconds: float, log: Log) -> None:
+        """Wait until no task of theirs has a container, not even one that is shutting down.
+
+        Raises:
+            ServiceStuckError: one still has.
+        """
+        ends, told = time.monotonic() + timeout_seconds, 0
+        for last in _looks(ends):
+            left = [(name, t) for name in services for t in self._tasks(name, ends) if _state(t) not in _ENDED]
+            if not left:
+                return
+            if last:
+                name, task = left[0]
+                more = f", and {len(left) - 1} more" if left[1:] else ""
+                raise ServiceStuckError(
+                    f"task {_task_name(name, task)} on node {_node(task)} did not stop within {timeout_seconds:.0f} s"
+                    f"{more}",
+                    why=f"its state is {_state(task)}; its stop_grace_period may be longer, or its node be down",
+                    fix=f"docker service ps {name}; docker node ls",
+                )
+            if len(left) != told:
+                told = len(left)
+                log(f"waiting for {told} tasks to stop: {', '.join(sorted(_task_name(*pair) for pair in left))}")
+
+    def wait_until_running(self, service: str, replicas: int, timeout_seconds: float, log: Log) -> None:
+        """Wait until so many tasks of its present specification run; with a health check, until they are well.
+
+        Raises:
+            ServiceStuckError: they do not; with what the newest of them that failed said.
+        """
+        ends, told = time.monotonic() + timeout_seconds, ""
+        for last in _looks(ends):
+            template = self._inspect(service, ends)["Spec"]["TaskTemplate"]
+            tasks = [task for task in self._tasks(service, ends) if _made_by(template, task)]
+            running = sum(_state(task) == task["DesiredState"] == "running" for task in tasks)
+            if running >= replicas:
+                return
+            trouble = _trouble(tasks)
+            if last:
+                raise ServiceStuckError(
+                    f"of {replicas} tasks of {service} {running} ran after {timeout_seconds:.0f} s",
+                    said=trouble,
+                    fix=f"docker service ps --no-trunc {service}; docker service logs {service} --tail 20",
+                )
+            if trouble != told:
+                told = trouble
+                log(f"{service}: {trouble}")
+
+    def run_once(self, service: str, timeout_seconds: float, log: Log) -> None:
+        """Begin a service that ends by itself, such as one that migrates a database, and wait until it is complete.
+
+        One at 0 replicas is set to 1. Where its restart condition is ``on-failure``, Swarm may try it three times.
+
+        Raises:
+            ServiceUnsuitableError: it is global, a job, has several replicas, or is restarted whenever it ends.
+            MigrationFailedError: it failed, or was not complete in time; with the last lines that it printed.
+        """
+        ends = time.monotonic() + timeout_seconds
+        spec = self._inspect(service, ends)["Spec"]
+        _check_ends_by_itself(spec)
+        before = _forced(spec["TaskTemplate"])
+        earlier = {task["ID"] for task in self._tasks(service, ends)}
+
+        def force(spec: Json) -> bool:
+            template, mode = spec["TaskTemplate"], _replicated(spec)
+            if _forced(template) != before and mode["Replicas"]:
+                return False  # an update of ours whose answer was lost, or somebody else's: begun since we were called
+            template["ForceUpdate"] = _forced(template) + 1
+            mode["Replicas"] = 1
+            return True
+
+        counter = _forced(self._update(service, force, ends)["TaskTemplate"])
+        told = 0
+        for last in _looks(ends):
+            # An update that was rolled back leaves tasks of a counter that comes again.
+            tasks = [t for t in self._tasks(service, ends) if t["ID"] not in earlier and _forced(t["Spec"]) == counter]
+            if any(_state(task) == "complete" for task in tasks):
+                log(f"{service} is complete")
+                return
+            ended = [task for task in tasks if _state(task) in _ENDED]
+            # Swarm makes a task's successor in the same step in which it gives the task up.
+            given_up = len(ended) == len(tasks) > 0 and all(task["DesiredState"] != "running" for task in tasks)
+            if given_up or len(ended) >= _ATTEMPTS or last:
+                raise MigrationFailedError(
+                    f"service {service} failed" if ended else f"{service} was not complete in {timeout_seconds:.0f} s",
+                    why=_trouble(tasks)
+                    or (f"its task is {_state(tasks[-1])}" if tasks else "Swarm made no task of it"),
+                    said=self._printed(spec, tasks),
+                    fix=f"docker service ps --no-trunc {service}; docker service logs {service} --tail 50",
+                )
+            if len(ended) != told:
+                told = len(ended)
+                log(f"{service}: {_trouble(tasks)}; Swarm tries again")
+
+    # ------------------------------------------------------------------------------------------- what is asked
+
+    def _inspect(self, service: str, ends: float) -> Json:
+        found: Json = self._ask(lambda api: api.inspect_service(service), ends, service)
+        return found
+
+    def _tasks(self, service: str, ends: float) -> list[Json]:
+        """Oldest first."""
+        found: list[Json] = self._ask(lambda api: api.tasks({"service": service}), ends, service)
+        return sorted(found, key=lambda task: str(task["CreatedAt"]))
+
+    def _update(self, service: str, edit: Callable[[Json], bool], ends: float) -> Json:
+        """Change its specification, and return it. ``edit`` says whether there was anything to change."""
+
+        def change(api: docker.APIClient) -> Json:
+            found = api.inspect_service(service)
+            spec: Json = found["Spec"]
+            if edit(spec):
+                answer = api.post(
+                    f"{api.base_url}/v{api.api_version}/services/{found['ID']}/update",
+                    params={"version": found["Version"]["Index"]},
+                    json=spec,
+                    timeout=_ANSWER_SECONDS,
+                )
+                if not answer.ok:
+                    raise APIError(str(answer.status_code), response=answer, explanation=_explanation(answer))
+            return spec
+
+        return self._ask(change, ends, service)
+
+    def _printed(self, spec: Json, tasks: Sequence[Json]) -> str:
+        """The last lines of the newest task that had a container; nothing, when they cannot be had."""
+        had = [task["ID"] for task in tasks if task["Status"].get("ContainerStatus", {}).get("ContainerID")]
+        if not had:
+            return ""
+        mark = f"com.docker.swarm.task.id={had[-1]}"
+
+        def lines(api: docker.APIClient) -> bytes:
+            tty = bool(spec["TaskTemplate"]["ContainerSpec"].get("TTY"))
+            options = {"details": True, "stdout": True, "stderr": True, "tail": _LOG_LINES, "is_tty": tty}
+            return b"".join(api.service_logs(spec["Name"], **options))
+
+        try:
+            text = self._ask(lines, time.monotonic(), spec["Name"]).decode("utf-8", "replace")
+        except (DockerUnreachableError, DockerRefusedError):
+            return ""  # its log driver keeps none, or its node is away: the failure matters more
+        pairs = (line.partition(" ")[::2] for line in text.splitlines())
+        return " / ".join(line.strip()[:200] for details, line in pairs if mark in details)
+
+    def _ask(self, question: Callable[[docker.APIClient], T], ends: float, service: str) -> T:
+        """Ask, and anew while Docker is away or somebody else's update was quicker, until the end."""
+        for last in _looks(ends):
+            try:
+                return question(self._api())
+            except NotFound:
+                raise self._missing(service) from None
+            except (APIError, DockerException, requests.RequestException) as error:
+                said = _said(error)
+                if isinstance(error, APIError) and error.is_client_error():
+                    raise DockerRefusedError(
+                        f"Docker refuses what a restore needs of service {service}",
+                        said=said,
+                        fix="see deploy/haproxy/docker.cfg for what the filter passes on; docker service inspect "
+                        + service,
+                    ) from None
+                if last:
+                    raise DockerUnreachableError(
+                        f"Docker does not answer at {self._url or 'its socket, or DOCKER_HOST'}",
+                        said=said,
+                        fix="docker info, on a manager (docker node ls); docker service ps ovia-backup_docker-filter",
+                    ) from None
+        raise AssertionError("there is always a last look")
+
+    def _api(self) -> docker.APIClient:
+        if self._connected is None:
+            where = {"base_url": self._url} if self._url else kwargs_from_env()
+            self._connected = docker.APIClient(**where, timeout=_ANSWER_SECONDS)
+        return self._connected
+
+    def _missing(self, service: str) -> ServiceMissingError:
+        try:
+            names = [str(found["Spec"]["Name"]) for found in self._api().services()]
+        except (DockerException, requests.RequestException):
+            names = []
+        near = difflib.get_close_matches(service, names, n=3)
+        return ServiceMissingError(
+            f"there is no service {service}",
+            why=f"did you mean {' or '.join(near)}?" if near else "",
+            fix="docker service ls; then set SWARM_APP_SERVICES and SWARM_MIGRATE_SERVICE",
+        )
+
+
+def _looks(ends: float) -> Iterator[bool]:
+    """Paces a loop; each time, whether it is the last."""
+    while time.monotonic() < ends:
+        yield False
+        time.sleep(_PAUSE_SECONDS)
+    yield True
+
+
+def _soon() -> float:
+    return time.monotonic() + PATIENCE_SECONDS
+
+
+def _explanation(answer: requests.Response) -> str:
+    try:
+        return str(answer.json()["message"])
+    except (ValueError, KeyError, TypeError):
+        return answer.text[:200]
+
+
+def _said(error: Exception) -> str:
+    return str(getattr(error, "explanation", "") or error)
+
+
+# ------------------------------------------------------------------------------------- what a specification says
+
+
+def _replicated(spec: Json) -> Json:
+    try:
+        mode: Json = spec["Mode"]["Replicated"]
+    except KeyError:
+        kind = "/".join(spec["Mode"])
+        raise ServiceUnsuitableError(
+            f"service {spec['Name']} cannot be scaled",
+            why=f"its mode is {kind}, not replicated",
+            fix=f"leave {spec['Name']} out of SWARM_APP_SERVICES, or set `mode: replicated` in its stack's file",
+        ) from None
+    return mode
+
+
+def _check_ends_by_itself(spec: Json) -> None:
+    name = spec["Name"]
+    if _replicated(spec)["Replicas"] > 1:
+        raise ServiceUnsuitableError(
+            f"service {name} cannot be run once",
+            why=f"it has {_replicated(spec)['Replicas']} replicas",
+            fix=f"docker service scale {name}=1",
+        )
+    # Docker's default is `any`.
+    if spec["TaskTemplate"].get("RestartPolicy", {}).get("Condition", "any") == "any":
+        raise ServiceUnsuitableError(
+            f"service {name} cannot be run once",
+            why="its restart condition is `any`: Swarm begins it again whenever it ends",
+            fix=f"docker service update --restart-condition on-failure {name}, and in its stack's file",
+        )
+
+
+def _forced(template: Json) -> int:
+    return int(template.get("ForceUpdate", 0))
+
+
+def _made_by(template: Json, task: Json) -> bool:
+    same = task["Spec"].get("ContainerSpec") == template.get("ContainerSpec")
+    return same and _forced(task["Spec"]) == _forced(template)
+
+
+# --------------------------------------------------------------------------------------------- what a task says
+
+
+def _state(task: Json) -> str:
+    return str(task["Status"]["State"])
+
+
+def _task_name(service: str, task: Json) -> str:
+    return f"{service}.{task.get('Slot', '')}"
+
+
+def _node(task: Json) -> str:
+    return str(task.get("NodeID") or "none yet")
+
+
+def _trouble(tasks: Sequence[Json]) -> str:
+    """What the newest task with an error said, or why the newest waits."""
+    for task in reversed(tasks):
+        status = task["Status"]
+        if status.get("Err"):
+            return f"a task is {status['State']}: {status['Err']}"
+    return ""

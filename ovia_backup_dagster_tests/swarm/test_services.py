@@ -1,0 +1,495 @@
+"""``ovia_backup_dagster.swarm`` on a real swarm, through the filter on Docker's socket. No stack is needed."""
+
+from __future__ import annotations
+
+import copy
+import http.client
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import pytest
+
+from ovia_backup_dagster.core.errors import (
+    DockerRefusedError,
+    DockerUnreachableError,
+    MigrationFailedError,
+    ServiceMissingError,
+    ServiceStuckError,
+    ServiceUnsuitableError,
+)
+from ovia_backup_dagster.swarm import services
+from ovia_backup_dagster.swarm.services import Swarm
+from ovia_backup_dagster_tests.conftest import REPOSITORY
+from ovia_backup_dagster_tests.swarm import engine as engines
+from ovia_backup_dagster_tests.swarm.engine import Engine, docker, until
+
+BUSYBOX = "ovia-busybox:1"
+WORKS = "trap 'exit 0' TERM; while :; do sleep 0.1; done"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def house(engine: Engine) -> Iterator[None]:
+    """The image, and nothing left of its services."""
+    engines.build_busybox(BUSYBOX)
+    yield
+    for name in docker("service", "ls", "--format", "{{.Name}}").split():
+        docker("service", "rm", name)
+    until(lambda: not docker("ps", "-q"), 60, lambda: docker("ps"), pause=0.2)
+    docker("container", "prune", "--force")
+    docker("image", "rm", BUSYBOX)
+
+
+@pytest.fixture(scope="module")
+def port(engine: Engine) -> Iterator[int]:
+    """The filter, as it is deployed."""
+    configuration = REPOSITORY / "deploy/haproxy/docker.cfg"
+    filtering = subprocess.Popen(("haproxy", "-db", "-f", configuration), stdout=subprocess.DEVNULL)
+    try:
+        until(lambda: ask(2375, "GET", "/_ping") == 200, 10, "the filter does not answer", pause=0.1)
+        yield 2375
+    finally:
+        filtering.terminate()
+        filtering.wait(10)
+
+
+@pytest.fixture
+def swarm(port: int) -> Swarm:
+    return Swarm(f"tcp://127.0.0.1:{port}")
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+def ask(port: int, method: str, path: str) -> int:
+    """The status of the answer; 0 for none."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request(method, path, body=b"{}", headers={"Content-Type": "application/json"})
+        return connection.getresponse().status
+    except OSError:
+        return 0
+    finally:
+        connection.close()
+
+
+@contextmanager
+def service(name: str, script: str, *options: str, image: str = BUSYBOX) -> Iterator[str]:
+    """One that runs a shell script."""
+    begin = ("service", "create", "--detach", "--quiet", "--no-resolve-image", "--name", name, *options)
+    docker(*begin, image, "/bin/sh", "-c", script)
+    try:
+        yield name
+    finally:
+        docker("service", "rm", name)
+
+
+def once(
+    name: str, script: str, *options: str, condition: str = "none", image: str = BUSYBOX
+) -> AbstractContextManager[str]:
+    """One as migrations are: at 0, until somebody wants it."""
+    restart = ("--restart-condition", condition, "--restart-delay", "100ms")
+    return service(name, script, "--replicas", "0", *restart, *options, image=image)
+
+
+def inspect(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(docker("service", "inspect", name))[0]
+    return found
+
+
+def containers(name: str, *options: str) -> set[str]:
+    mine = f"label=com.docker.swarm.service.name={name}"
+    return set(docker("ps", "-q", "--no-trunc", "-f", mine, *options).split())
+
+
+def spec_but(name: str, **changed: int) -> dict[str, Any]:
+    """Its specification as it would be after these changes and no other."""
+    spec: dict[str, Any] = copy.deepcopy(inspect(name)["Spec"])
+    if "replicas" in changed:
+        spec["Mode"]["Replicated"]["Replicas"] = changed["replicas"]
+    if "forced" in changed:
+        spec["TaskTemplate"]["ForceUpdate"] = changed["forced"]
+    return spec
+
+
+# ------------------------------------------------------------------------------------------------- what is let through
+
+
+def test_the_filter_passes_on_what_is_needed_and_nothing_beside_it(port: int) -> None:
+    with service("one", WORKS):
+        identifier = inspect("one")["ID"]
+        until(lambda: containers("one"), 30, lambda: docker("service", "ps", "one"), pause=0.2)
+        task = docker("service", "ps", "-q", "--no-trunc", "one")
+        for method, path in (
+            ("GET", "/version"),
+            ("GET", "/v1.41/services"),
+            ("GET", "/v1.41/services/one"),
+            ("GET", f"/v1.41/services/{identifier}?insertDefaults=false"),
+            ("GET", "/v1.41/services/one/logs?stdout=1&tail=1"),
+            ("GET", "/v1.41/tasks"),
+            ("GET", "/v1.41/tasks?filters=%7B%22service%22%3A%5B%22one%22%5D%7D"),
+        ):
+            assert ask(port, method, path) == 200, f"{method} {path}"
+        assert ask(port, "POST", f"/v1.41/services/{identifier}/update?version=0") in {400, 500}, "Docker's own answer"
+        for method, path in (
+            ("POST", "/v1.41/services/create"),
+            ("POST", "/v1.41/services"),
+            ("POST", "/v1.41/services/one/update?version=1"),
+            ("POST", f"/v1.41/services/{identifier}"),
+            ("POST", f"/v1.41/services/{identifier}/update/../../create"),
+            ("POST", f"/v1.41/services/%2e%2e/services/{identifier}/update"),
+            ("PUT", f"/v1.41/services/{identifier}/update"),
+            ("DELETE", f"/v1.41/services/{identifier}"),
+            ("GET", f"/v1.41/services/{identifier}/update"),
+            ("GET", f"/v1.41/tasks/{task}"),
+            ("GET", f"/v1.41/tasks/{task}/logs?stdout=1"),
+            ("POST", "/v1.41/tasks"),
+            ("GET", "/v1.41/nodes"),
+            ("POST", "/v1.41/nodes/self/update"),
+            ("GET", "/v1.41/swarm"),
+            ("GET", "/v1.41/swarm/unlockkey"),
+            ("POST", "/v1.41/swarm/update"),
+            ("GET", "/v1.41/secrets"),
+            ("POST", "/v1.41/secrets/create"),
+            ("GET", "/v1.41/configs"),
+            ("GET", "/v1.41/events"),
+            ("GET", "/v1.41/containers/json"),
+            ("POST", "/v1.41/networks/create"),
+        ):
+            assert ask(port, method, path) == 403, f"{method} {path}"
+
+
+def test_a_refusal_says_where_to_look(swarm: Swarm) -> None:
+    with pytest.raises(DockerRefusedError, match=r"service a b.*deploy/haproxy/docker\.cfg"):
+        swarm.replicas("a b")
+
+
+# ------------------------------------------------------------------------------------------------ what cannot be scaled
+
+
+def test_a_service_that_is_missing(swarm: Swarm) -> None:
+    with service("ovia_ovia-api", WORKS, "--replicas", "0"):
+        calls: tuple[Callable[[], object], ...] = (
+            lambda: swarm.replicas("ovia_ovia-apl"),
+            lambda: swarm.scale("ovia_ovia-apl", 0),
+            lambda: swarm.wait_until_stopped(["ovia_ovia-api", "ovia_ovia-apl"], 5, print),
+            lambda: swarm.wait_until_running("ovia_ovia-apl", 1, 5, print),
+            lambda: swarm.run_once("ovia_ovia-apl", 5, print),
+        )
+        for call in calls:
+            with pytest.raises(ServiceMissingError, match=r"no service ovia_ovia-apl: did you mean ovia_ovia-api\?"):
+                call()
+
+
+@pytest.mark.parametrize("mode", ["global", "replicated-job"])
+def test_a_service_of_another_mode_is_left_alone(swarm: Swarm, mode: str) -> None:
+    with service("other", WORKS, "--mode", mode):
+        before = inspect("other")["Spec"]
+        for call in (
+            lambda: swarm.replicas("other"),
+            lambda: swarm.scale("other", 0),
+            lambda: swarm.run_once("other", 5, print),
+        ):
+            with pytest.raises(ServiceUnsuitableError, match="service other cannot be scaled: its mode is"):
+                call()
+        assert inspect("other")["Spec"] == before
+
+
+# ------------------------------------------------------------------------------------------ scaled, and nothing else
+
+
+@pytest.fixture(scope="module")
+def belongings(engine: Engine) -> Iterator[tuple[str, ...]]:
+    """What a service can have, as far as one node can."""
+    docker("network", "create", "--driver", "overlay", "--attachable", "rich")
+    docker("secret", "create", "password", "-", stdin="s3cret")
+    docker("config", "create", "settings", "-", stdin="a = 1")
+    options = """
+        --label of=service --container-label of=container --env A=1 --env B= --hostname rich --user 0:0 --group 0
+        --workdir /tmp --init --read-only --tty --stop-signal SIGINT --stop-grace-period 3s --host there:10.9.8.7
+        --dns 10.9.8.1 --dns-option timeout:3 --dns-search example --ulimit nofile=512:1024 --cap-drop ALL
+        --cap-add CHOWN --sysctl net.ipv4.ip_unprivileged_port_start=0
+        --limit-cpu 0.5 --limit-memory 64M --limit-pids 50 --reserve-memory 4M
+        --network name=rich,alias=other --endpoint-mode dnsrr --publish mode=host,target=80,published=8099
+        --secret source=password,target=/run/secrets/p,uid=1,gid=2,mode=0400
+        --config source=settings,target=/etc/settings,mode=0440
+        --mount type=tmpfs,destination=/t,tmpfs-size=1m,tmpfs-mode=0700 --mount type=volume,source=rich,destination=/v
+        --health-cmd true --health-interval 1s --health-retries 2 --health-start-period 2s --health-timeout 3s
+        --log-driver json-file --log-opt max-size=1m --placement-pref spread=node.labels.zone
+        --constraint node.role==manager
+        --replicas-max-per-node 3 --restart-delay 100ms --restart-max-attempts 2 --restart-window 9s
+        --update-delay 1s --update-failure-action continue --update-max-failure-ratio 0.5 --update-monitor 2s
+        --update-order stop-first --update-parallelism 2 --rollback-delay 2s --rollback-failure-action continue
+        --rollback-max-failure-ratio 0.25 --rollback-monitor 3s --rollback-order stop-first --rollback-parallelism 3
+    """
+    yield tuple(options.split())
+    until(lambda: not containers("rich", "-a"), 30, lambda: docker("ps", "-a"), pause=0.2)
+    docker("network", "rm", "rich")
+    docker("secret", "rm", "password")
+    docker("config", "rm", "settings")
+
+
+def test_nothing_of_a_service_is_lost(swarm: Swarm, belongings: tuple[str, ...], said: list[str]) -> None:
+    with service("rich", "sleep 1", *belongings, "--replicas", "0", "--restart-condition", "on-failure"):
+        assert swarm.replicas("rich") == 0
+        expected = spec_but("rich", replicas=1, forced=1)
+        swarm.run_once("rich", 30, said.append)
+        assert inspect("rich")["Spec"] == expected
+        expected = spec_but("rich", replicas=0)
+        swarm.scale("rich", 0)
+        assert inspect("rich")["Spec"] == expected
+        assert swarm.replicas("rich") == 0
+    assert said == ["rich is complete"]
+
+
+def test_what_is_as_it_should_be_is_not_touched(swarm: Swarm) -> None:
+    """Neither the service, by scaling it to what it has; nor its tasks, by adding others."""
+    with service("app", WORKS, "--replicas", "1"):
+        swarm.wait_until_running("app", 1, 30, print)
+        before, first = inspect("app")["Version"], containers("app")
+        swarm.scale("app", 1)
+        assert inspect("app")["Version"] == before
+        swarm.scale("app", 2)
+        swarm.wait_until_running("app", 2, 30, print)
+        assert first < containers("app")
+        assert len(containers("app")) == 2
+
+
+def test_an_update_by_somebody_else_is_kept(swarm: Swarm) -> None:
+    """It comes between our look and our own update."""
+    with service("app", WORKS, "--replicas", "0"):
+        looks = []
+
+        def edit(spec: dict[str, Any]) -> bool:
+            looks.append(spec["Labels"])
+            if len(looks) == 1:
+                docker("service", "update", "--detach", "--quiet", "--label-add", "theirs=1", "app")
+            spec["Mode"]["Replicated"]["Replicas"] = 3
+            return True
+
+        swarm._update("app", edit, time.monotonic() + 10)
+        assert looks == [{}, {"theirs": "1"}]
+        assert inspect("app")["Spec"]["Labels"] == {"theirs": "1"}
+        assert swarm.replicas("app") == 3
+
+
+def test_many_at_once(port: int) -> None:
+    def label(number: int) -> None:
+        def edit(spec: dict[str, Any]) -> bool:
+            spec["Labels"][str(number)] = ""
+            return True
+
+        Swarm(f"tcp://127.0.0.1:{port}")._update("app", edit, time.monotonic() + 20)
+
+    with service("app", WORKS, "--replicas", "0"):
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(label, range(6)))
+        assert set(inspect("app")["Spec"]["Labels"]) == set("012345")
+
+
+# ------------------------------------------------------------------------------------------------ stopping, starting
+
+
+def test_a_task_that_does_not_heed_its_end_is_waited_for(swarm: Swarm, said: list[str]) -> None:
+    with (
+        service("deaf", "trap '' TERM; while :; do sleep 0.1; done", "--stop-grace-period", "6s"),
+        service("good", WORKS, "--replicas", "2"),
+    ):
+        swarm.wait_until_running("deaf", 1, 30, print)
+        swarm.wait_until_running("good", 2, 30, print)
+        node = docker("node", "inspect", "self", "--format", "{{.ID}}")
+        swarm.scale("deaf", 0)
+        swarm.scale("good", 0)
+        with pytest.raises(ServiceStuckError, match=rf"task deaf\.1 on node {node} did not stop within 2 s.*running"):
+            swarm.wait_until_stopped(["good", "deaf"], 2, said.append)
+        assert containers("deaf")
+        swarm.wait_until_stopped(["good", "deaf"], 30, said.append)
+        assert not containers("deaf") | containers("good")
+    assert "waiting for 3 tasks to stop: deaf.1, good.1, good.2" in said
+
+
+def test_a_task_that_never_began_is_no_obstacle(swarm: Swarm) -> None:
+    with service("nowhere", WORKS, "--constraint", "node.labels.nowhere==true"):
+        with pytest.raises(ServiceStuckError, match=r"of 1 tasks of nowhere 0 ran after 2 s.*no suitable node"):
+            swarm.wait_until_running("nowhere", 1, 2, print)
+        swarm.scale("nowhere", 0)
+        swarm.wait_until_stopped(["nowhere"], 10, print)
+
+
+def test_tasks_that_do_not_run(swarm: Swarm, said: list[str]) -> None:
+    quick = ("--restart-delay", "100ms", "--replicas", "2")
+    sick = ("--health-cmd", "false", "--health-interval", "500ms", "--health-retries", "1")
+    with (
+        service("no-image", WORKS, *quick, image="ovia-no-such-image:1"),
+        service("ends", "exit 3", *quick),
+        service("sick", WORKS, *quick, *sick),
+    ):
+        for name, why in {"no-image": "No such image: ovia-no-such-image:1", "ends": r"exit \(3\)"}.items():
+            with pytest.raises(ServiceStuckError, match=rf"of 2 tasks of {name} .* ran after 4 s: .*{why}"):
+                swarm.wait_until_running(name, 2, 4, said.append)
+        with pytest.raises(ServiceStuckError, match=r"of 2 tasks of sick 0 ran after 4 s: .*unhealthy"):
+            swarm.wait_until_running("sick", 2, 4, said.append)
+    assert [line for line in said if line.startswith("no-image: a task is rejected: ")]
+
+
+def test_tasks_of_an_earlier_specification_do_not_count(swarm: Swarm) -> None:
+    with service("app", WORKS, "--update-order", "start-first"):
+        swarm.wait_until_running("app", 1, 30, print)
+        docker("service", "update", "--detach", "--quiet", "--env-add", "NEW=1", "--health-cmd", "false", "app")
+        assert containers("app"), "the earlier one runs on"
+        with pytest.raises(ServiceStuckError):
+            swarm.wait_until_running("app", 1, 2, print)
+
+
+# -------------------------------------------------------------------------------------------------------- migrations
+
+
+def test_a_migration_runs_each_time_it_is_asked_for(swarm: Swarm, said: list[str]) -> None:
+    with once("migrate", "echo migrated; sleep 0.3"):
+        for times in (1, 2, 3):
+            swarm.run_once("migrate", 30, said.append)
+            assert docker("service", "logs", "--raw", "migrate").split() == ["migrated"] * times
+        assert swarm.replicas("migrate") == 1
+        # Nothing of it is left to be waited for.
+        swarm.wait_until_stopped(["migrate"], 2, print)
+    assert said == ["migrate is complete"] * 3
+
+
+def test_a_migration_that_fails(swarm: Swarm) -> None:
+    noise = (
+        "for n in $(seq 20); do echo line $n; done; printf 'relation \\033[31mpeople\\033[0m is gone\\n' >&2; exit 1"
+    )
+    with once("migrate", noise):
+        with pytest.raises(MigrationFailedError) as raised:
+            swarm.run_once("migrate", 30, print)
+        text = str(raised.value)
+        assert "service migrate failed: a task is failed: task: non-zero exit (1)" in text
+        assert "line 20" in text
+        assert "people" in text
+        assert "line 5 " not in text
+        assert "\033" not in text
+        # Nor does what the first one said come up again.
+        docker("service", "update", "--detach", "--quiet", "--args", "sh -c 'echo second; exit 2'", "migrate")
+        with pytest.raises(MigrationFailedError, match=r"exit \(2\).*second") as raised:
+            swarm.run_once("migrate", 30, print)
+        assert "line 20" not in str(raised.value)
+
+
+def test_a_migration_whose_image_is_missing(swarm: Swarm) -> None:
+    with once("migrate", "true", image="ovia-no-such-image:1"):  # noqa: SIM117
+        with pytest.raises(MigrationFailedError, match=r"a task is rejected: .*No such image: ovia-no-such-image:1"):
+            swarm.run_once("migrate", 60, print)
+
+
+def test_a_migration_that_is_tried_again(swarm: Swarm, said: list[str]) -> None:
+    """As often as its service says, and three times at most."""
+    twice = "test -e /v/2 && exit 0; test -e /v/1 && touch /v/2; touch /v/1; exit 1"
+    kept = ("--mount", "type=volume,source=attempts,destination=/v")
+    with once("migrate", twice, *kept, condition="on-failure"):
+        swarm.run_once("migrate", 30, said.append)
+    assert [line for line in said if line.endswith("exit (1); Swarm tries again")]
+    assert said[-1] == "migrate is complete"
+    for options, tasks in {(): 3, ("--restart-max-attempts", "1"): 2}.items():
+        with once("migrate", "exit 1", *options, condition="on-failure"):
+            with pytest.raises(MigrationFailedError, match=r"exit \(1\)"):
+                swarm.run_once("migrate", 30, said.append)
+            failed = docker("service", "ps", "-q", "-f", "desired-state=shutdown", "migrate").split()
+            assert tasks <= len(failed) <= tasks + 1
+
+
+def test_a_migration_that_does_not_end(swarm: Swarm) -> None:
+    with once("migrate", f"echo waiting for a lock; {WORKS}"):
+        with pytest.raises(
+            MigrationFailedError, match=r"not complete in 3 s: its task is running \(waiting for a lock"
+        ):
+            swarm.run_once("migrate", 3, print)
+        swarm.scale("migrate", 0)
+        swarm.wait_until_stopped(["migrate"], 10, print)
+
+
+def test_an_update_that_is_rolled_back_is_not_taken_for_the_next(swarm: Swarm) -> None:
+    """The counter goes back with it, and comes again."""
+    back = ("--update-failure-action", "rollback", "--update-monitor", "5s")
+    fails_once = "test -e /v/1 && exit 0; touch /v/1; exit 1"
+    kept = ("--mount", "type=volume,source=rolled,destination=/v")
+    with once("migrate", fails_once, *back, *kept):
+        with pytest.raises(MigrationFailedError):
+            swarm.run_once("migrate", 30, print)
+        until(
+            lambda: "ForceUpdate" not in str(inspect("migrate")["Spec"]) or swarm.replicas("migrate") == 0,
+            15,
+            "no rollback",
+        )
+        swarm.run_once("migrate", 30, print)
+
+
+def test_what_never_ends_is_no_migration(swarm: Swarm) -> None:
+    for options, why in {
+        ("--restart-condition", "any"): "restart condition is `any`",
+        ("--replicas", "2"): "2 replicas",
+    }.items():
+        with service("app", WORKS, *options):
+            before = inspect("app")["Version"]
+            with pytest.raises(ServiceUnsuitableError, match=why):
+                swarm.run_once("app", 5, print)
+            assert inspect("app")["Version"] == before
+
+
+# ------------------------------------------------------------------------------------------------- Docker goes away
+
+
+def test_docker_goes_away_and_comes_back(swarm: Swarm, engine: Engine, said: list[str]) -> None:
+    with service("app", WORKS), once("migrate", "sleep 2"):
+        swarm.wait_until_running("app", 1, 30, print)
+        engine.stop()
+        back = threading.Timer(3, engine.start)
+        back.start()
+        # While it is away, and while its swarm finds itself again.
+        swarm.scale("app", 2)
+        back.join()
+        swarm.wait_until_running("app", 2, 30, said.append)
+        begun = threading.Event()
+
+        def restart() -> None:
+            begun.wait(30)
+            until(lambda: containers("migrate"), 30, "no migration", pause=0.1)
+            engine.restart()
+
+        thread = threading.Thread(target=restart)
+        thread.start()
+        swarm.scale("app", 0)
+        begun.set()
+        swarm.run_once("migrate", 60, said.append)
+        thread.join()
+        swarm.wait_until_stopped(["app"], 60, said.append)
+
+
+def test_docker_is_gone(swarm: Swarm, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "PATIENCE_SECONDS", 2.0)
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    at_socket = Swarm()
+    with service("app", WORKS, "--replicas", "0"):
+        assert at_socket.replicas("app") == 0
+        engine.stop()
+        try:
+            for swarming, place in (
+                (swarm, "tcp://127.0.0.1:2375"),
+                (at_socket, "its socket"),
+                (Swarm(), "its socket"),
+            ):
+                began = time.monotonic()
+                with pytest.raises(DockerUnreachableError, match=f"Docker does not answer at {place}"):
+                    swarming.scale("app", 1)
+                with pytest.raises(DockerUnreachableError):
+                    swarming.wait_until_stopped(["app"], 1, print)
+                assert time.monotonic() - began < 15
+        finally:
+            engine.start()
+        assert Swarm().replicas("app") == 0
