@@ -33,8 +33,11 @@ if TYPE_CHECKING:
     from ovia_backup_dagster.core.catalog import Backup
     from ovia_backup_dagster.core.drill import Evidence
     from ovia_backup_dagster.core.handover import Owner
+    from ovia_backup_dagster.core.restoration import Record
     from ovia_backup_dagster.core.retention import Plan
     from ovia_backup_dagster.doctor.report import Line
+    from ovia_backup_dagster.restoration.plan import Plan as RestorePlan
+    from ovia_backup_dagster.restoration.restorations import Restorations
     from ovia_backup_dagster.system import BackupSystem
 
 UNKNOWN = 3
@@ -344,8 +347,7 @@ def drill(
         return
     driller = system.driller
     choice = system.drill_choice(where=where or "", jobs=jobs or 0, keep=keep)
-    who = f"{getpass.getuser()} on {socket.gethostname()}"
-    evidence = driller.drill(driller.find(backup), choice, launched_by=who, log=_log)
+    evidence = driller.drill(driller.find(backup), choice, launched_by=_who(), log=_log)
     if as_json:
         click.echo(evidence.to_json(), nl=False)
     else:
@@ -353,6 +355,140 @@ def drill(
     if evidence.trouble:
         _log(f"Next: {evidence.trouble.fix}")
         sys.exit(1)
+
+
+class _ReplicasType(click.ParamType[Any]):
+    name = "SERVICE=N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        match = re.fullmatch(r"([^=]+)=([0-9]{1,4})", str(value))
+        if not match:
+            self.fail(f"{value!r} is not a service and a number, such as ovia_ovia-api=1", param, ctx)
+        return match[1], int(match[2])
+
+
+@main.command()
+@backup_argument
+@click.option("--plan", "only_plan", is_flag=True, help="Only say what would be done.")
+@click.option("--yes-destroy", "confirmation", metavar="NAME", help="The database's name: go on without asking.")
+@click.option(
+    "--mode",
+    type=click.Choice(["swap", "drop", "new"]),
+    default="swap",
+    show_default=True,
+    help="swap: beside the live database, proven, then in its place; can be undone. drop: for a server too small for "
+    "two; cannot be. new: into a database of its own.",
+)
+@click.option("--into", metavar="NAME", default="", help="With --mode new: the database to make.")
+@click.option("--jobs", type=click.IntRange(1, 64), help="How much is restored at a time.  [RESTORE_JOBS]")
+@click.option(
+    "--stop-services",
+    type=click.Choice(["at-swap", "first"]),
+    default="at-swap",
+    show_default=True,
+    help="When the services of SWARM_APP_SERVICES are stopped.",
+)
+@click.option("--scale", "scale", type=_ReplicasType(), multiple=True, help="Replicas of a service in the end.")
+@click.option("--new-host", is_flag=True, help="The server is not the one that was backed up.")
+@click.option("--create-roles", is_flag=True, help="Make the roles that the server lacks, as they were saved.")
+@click.option("--even-if-damaged", is_flag=True, help="With --mode new: restore what can be, and say what was lost.")
+@click.option("--auto-undo", is_flag=True, help="Swap back if the migration fails or HEALTH_URL stays red.")
+@click.option("--resume", is_flag=True, help="Instead: finish a restore whose process was killed.")
+@click.option("--abort", is_flag=True, help="Instead: put back what such a restore had begun.")
+@click.option("--history", is_flag=True, help="Instead: the restores so far, newest first.")
+@json_option
+def restore(
+    backup: str,
+    only_plan: bool,
+    confirmation: str | None,
+    mode: str,
+    into: str,
+    jobs: int | None,
+    stop_services: str,
+    scale: tuple[tuple[str, int], ...],
+    new_host: bool,
+    create_roles: bool,
+    even_if_damaged: bool,
+    auto_undo: bool,
+    resume: bool,
+    abort: bool,
+    history: bool,
+    as_json: bool,
+) -> None:
+    """Bring a backup back: plan, confirm, prove, swap. Exit code 1: it failed, and what could be was put back."""
+    from ovia_backup_dagster.core.restoration import Mode, StopServices
+    from ovia_backup_dagster.restoration.plan import Wishes
+
+    if resume + abort + history > 1:
+        raise click.UsageError("--resume, --abort and --history exclude each other")
+    system = _system()
+    restorations = system.restorations
+    if history:
+        _print_restores(list(restorations.folder.newest_first()), as_json)
+        return
+    if resume or abort:
+        record = restorations.resume(_log) if resume else restorations.abort(_log)
+        _print_restore(record, restorations, as_json, putting_back=abort)
+        return
+    wishes = Wishes(
+        backup=backup,
+        mode=Mode(mode),
+        into=into,
+        jobs=system.restore_jobs(jobs or 0),
+        stop_services=StopServices(stop_services),
+        replicas=dict(scale),
+        new_host=new_host,
+        create_roles=create_roles,
+        even_if_damaged=even_if_damaged,
+        auto_undo=auto_undo,
+    )
+    _carry_out(
+        restorations,
+        restorations.planner.plan(wishes, _who(), None, datetime.now(UTC)),
+        confirmation,
+        only_plan,
+        as_json,
+    )
+
+
+@main.command()
+@click.option("--plan", "only_plan", is_flag=True, help="Only say what would be done.")
+@click.option("--yes-destroy", "confirmation", metavar="NAME", help="The database's name: go on without asking.")
+@click.option("--list", "listing", is_flag=True, help="Instead: the databases that restores have kept, newest first.")
+@click.option("--forget", is_flag=True, help="Instead: drop a kept database. There is no way back to it then.")
+@click.option("--kept", metavar="NAME", default="", help="With --forget: which, if there are several.")
+@json_option
+def undo_restore(
+    only_plan: bool, confirmation: str | None, listing: bool, forget: bool, kept: str, as_json: bool
+) -> None:
+    """Swap back to the database that was live before the last restore; again, to swap forth."""
+    from ovia_backup_dagster.core.words import human_bytes
+    from ovia_backup_dagster.postgres.kept import kept as kept_databases
+
+    if listing and forget:
+        raise click.UsageError("--list and --forget exclude each other")
+    system = _system()
+    restorations = system.restorations
+    if listing:
+        found = kept_databases(restorations.target, restorations.target.database)
+        if as_json:
+            _print_json([{"name": k.name, "since": k.at.isoformat(), "size_bytes": k.size_bytes} for k in found])
+            return
+        for each in found:
+            click.echo(
+                f"{_safe(each.name)}  {human_bytes(each.size_bytes or 0)}  live until {each.at:%Y-%m-%d %H:%M:%S} UTC"
+            )
+        if not found:
+            click.echo("no database is kept")
+        return
+    if forget:
+        for left in restorations.forget(kept):
+            click.echo(f"left to do: {_safe(left)}")
+        click.echo("dropped")
+        return
+    _carry_out(
+        restorations, restorations.planner.plan_undo(_who(), None, datetime.now(UTC)), confirmation, only_plan, as_json
+    )
 
 
 @main.command()
@@ -419,6 +555,86 @@ def demo(serve: bool, port: int, remove: bool, scale: float, folder: Path) -> No
         page = here.backups / "drills" / f"{drilled.filename}.md"
         click.echo(f"Restored and compared: {rows}; recovery time to expect: {took}. The evidence:  {page}")
     click.echo("The Dagster UI on it, with this history, schedule and sensor running:  make dev")
+
+
+def _who() -> str:
+    return f"{getpass.getuser()} on {socket.gethostname()}"
+
+
+def _carry_out(
+    restorations: Restorations, plan: RestorePlan, confirmation: str | None, only_plan: bool, as_json: bool
+) -> None:
+    """Show a plan, ask for the database's name, and do it."""
+    from ovia_backup_dagster.restoration.plan import as_dict
+
+    if only_plan and as_json:
+        _print_json(as_dict(plan))
+        return
+    for line in plan.lines():
+        click.echo(_safe(line), err=as_json)
+    if only_plan:
+        return
+    if confirmation is None and plan.destroys and sys.stdin.isatty():
+        confirmation = click.prompt(f"To go on, type the name of the database ({_safe(plan.destroys)})", err=True)
+    _print_restore(restorations.run(plan, confirmation or "", _log), restorations, as_json)
+
+
+def _print_restore(record: Record, restorations: Restorations, as_json: bool, *, putting_back: bool = False) -> None:
+    order = record.order
+    if as_json:
+        click.echo(record.to_json(), nl=False)
+    else:
+        colours = {"passed": "green", "odd": "yellow", "failed": "red", "not made": "yellow"}
+        for line in record.proven.lines if record.proven else ():
+            click.secho(f"{line.result.value:<9}", nl=False, fg=colours[line.result.value])
+            click.echo(f"{line.check.value:<38}{_safe(line.text)}")
+        if record.proven and record.proven.tables:
+            _print_table(("table", "rows"), [(t.name, f"{t.rows:,}") for t in record.proven.tables], right=(1,))
+        for text in record.proven.lost if record.proven else ():
+            click.echo(f"lost: {_safe(text)}")
+        for note in record.notes:
+            click.echo(f"note: {_safe(note)}")
+        if record.outcome == "done" and order.mode.value == "undo":
+            click.echo(f"{_safe(order.database)} is what was {_safe(order.incoming)}")
+        elif record.outcome == "done":
+            click.echo(f"{_safe(order.incoming if order.mode.value == 'new' else order.database)} is restored")
+        else:
+            click.echo("everything is as it was before")
+        if record.interruption_seconds is not None:
+            click.echo(f"interruption: {record.interruption_seconds * 1000:.0f} ms")
+        if record.kept:
+            click.echo(f"the database before is kept: {_safe(record.kept)}; to go back to it: ovia-backup undo-restore")
+        click.echo(f"record: {restorations.folder.path / order.filename}.md")
+    if record.error:
+        _log(f"Error: {record.error}")
+        if record.fix:
+            _log(f"Next: {record.fix}")
+        if not putting_back:
+            sys.exit(1)
+
+
+def _print_restores(records: Sequence[Record], as_json: bool) -> None:
+    if as_json:
+        _print_json([json.loads(record.to_json()) for record in records])
+        return
+    if not records:
+        click.echo("no restore yet")
+        return
+    rows = [
+        (
+            f"{record.order.started_at:%Y-%m-%d %H:%M}",
+            record.order.mode.value,
+            record.order.backup or record.order.incoming,
+            record.outcome,
+            f"{record.proven.rows:,}" if record.proven else "",
+            record.kept,
+            record.order.launched_by,
+            record.error,
+        )
+        for record in records
+    ]
+    head = ("begun (UTC)", "mode", "of", "outcome", "rows", "kept", "launched by", "failed")
+    _print_table(head, rows, right=(4,))
 
 
 def _system() -> BackupSystem:

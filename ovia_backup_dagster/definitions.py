@@ -20,11 +20,14 @@ from ovia_backup_dagster.defs.policies import (
     DAILY_BACKUP_JOB,
     FRESHNESS_ALERT_JOB,
     HISTORY_PRUNING_JOB,
+    KEPT_DATABASES_JOB,
     RESTORE_DRILL_JOB,
 )
+from ovia_backup_dagster.defs.restore import build_kept_databases, build_restore
 from ovia_backup_dagster.defs.schedules import (
     daily_backup_schedule,
     history_pruning_schedule,
+    kept_databases_schedule,
     restore_drill_schedule,
     usable_schedules,
 )
@@ -51,11 +54,17 @@ def build_defs(settings: Settings, *, resource_overrides: Mapping[str, Any] | No
     ]
     return dg.Definitions(
         assets=assets,
-        jobs=[*build_jobs(settings), build_history(settings, [asset.key for asset in assets])],
+        jobs=[
+            *build_jobs(settings),
+            build_restore(settings),
+            build_kept_databases(settings),
+            build_history(settings, [asset.key for asset in assets]),
+        ],
         schedules=[
             daily_backup_schedule(settings, DAILY_BACKUP_JOB),
             restore_drill_schedule(settings, RESTORE_DRILL_JOB),
             history_pruning_schedule(settings, HISTORY_PRUNING_JOB),
+            kept_databases_schedule(settings, KEPT_DATABASES_JOB),
         ],
         sensors=[backup_freshness_sensor(FRESHNESS_ALERT_JOB, watched=DAILY_BACKUP_JOB)],
         resources=resources,

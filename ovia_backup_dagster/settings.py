@@ -157,17 +157,42 @@ class Settings(BaseSettings):
         "DRILL_MAX_AGE_DAYS", default=35.0, doc="When the last drill that passed is older, people are told.", shown="35"
     )
     restore_postgres_host: str | None = _variable(
-        "RESTORE_POSTGRES_HOST", doc="Server for scratch databases.", shown="`POSTGRES_HOST`"
+        "RESTORE_POSTGRES_HOST", doc="Server to restore to, and for scratch databases.", shown="`POSTGRES_HOST`"
     )
     restore_postgres_port: int | None = _variable("RESTORE_POSTGRES_PORT", doc="Its port.", shown="`POSTGRES_PORT`")
     restore_postgres_user: str | None = _variable(
-        "RESTORE_POSTGRES_USER", doc="Role there that may create databases.", shown="`POSTGRES_USER`"
+        "RESTORE_POSTGRES_USER",
+        doc="Role there that restores: a superuser, or one that owns the database and may create others.",
+        shown="`POSTGRES_USER`",
     )
     restore_postgres_password: SecretStr | None = _variable(
         "RESTORE_POSTGRES_PASSWORD", doc="Its password; or use the next one.", shown="none; with the same role, its own"
     )
     restore_postgres_password_file: Path | None = _variable(
         "RESTORE_POSTGRES_PASSWORD_FILE", doc="File whose first line is that password.", shown="none"
+    )
+    restore_jobs: int = _variable("RESTORE_JOBS", default=0, doc="Restored at a time, at least 1.", shown="the cores")
+    restore_keep_days: float = _variable(
+        "RESTORE_KEEP_DAYS",
+        default=14.0,
+        doc="Days that the database which a restore replaced is kept, to go back to; 0 is for ever. People are told "
+        "two days before.",
+        shown="14",
+    )
+    swarm_app_services: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = _variable(
+        "SWARM_APP_SERVICES",
+        default=(),
+        doc="Comma list of Docker services that write to the database: a restore stops them, and starts them again.",
+        shown="none",
+    )
+    swarm_migrate_service: str = _variable(
+        "SWARM_MIGRATE_SERVICE", default="", doc="The one-shot service that migrates a restored database.", shown="none"
+    )
+    swarm_docker_url: str | None = _variable(
+        "SWARM_DOCKER_URL", doc="Where Docker's manager answers.", shown="`DOCKER_HOST`, else its socket"
+    )
+    health_url: str = _variable(
+        "HEALTH_URL", default="", doc="What answers when the services are well; asked after a restore.", shown="none"
     )
     pg_bin_dir: Path | None = _variable(
         "PG_BIN_DIR", doc="Folder of PostgreSQL's client programs.", shown="`PATH` is searched"
@@ -319,11 +344,32 @@ class Settings(BaseSettings):
             raise ValueError(f"{str(value)!r} is longer than 60 bytes, too long for a Unix socket in it")
         return value
 
+    @field_validator("restore_jobs")
+    @classmethod
+    def _restore_jobs(cls, value: int) -> int:
+        if not 0 <= value <= 64:
+            raise ValueError(f"{value} is not a number of jobs between 1 and 64, or 0 for the cores")
+        return value
+
+    @field_validator("health_url")
+    @classmethod
+    def _health_url(cls, value: str) -> str:
+        if value and not re.match(r"https?://", value):
+            raise ValueError("it must begin with http:// or https://")
+        return value
+
     @field_validator("drill_jobs")
     @classmethod
     def _jobs(cls, value: int) -> int:
         if value != 0 and not 2 <= value <= 64:
             raise ValueError(f"{value} is not a number of jobs between 2 and 64, or 0 for the cores")
+        return value
+
+    @field_validator("restore_keep_days")
+    @classmethod
+    def _keep_days(cls, value: float) -> float:
+        if not 0 <= value <= 3660:
+            raise ValueError(f"{value} is not a number of days between 0 and ten years")
         return value
 
     @field_validator("drill_max_age_days")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 from ovia_backup_dagster.core.catalog import Catalog
@@ -21,6 +22,9 @@ from ovia_backup_dagster.postgres.drill import Choice, Driller, Where
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.verification import Verifier
 from ovia_backup_dagster.settings import Settings
+
+if TYPE_CHECKING:
+    from ovia_backup_dagster.restoration.restorations import Restorations
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,21 @@ class BackupSystem:
             password=settings.restore_password(),
             libpq=settings.libpq,
         )
+
+    @property
+    def restorations(self) -> Restorations:
+        # Docker's client takes a while to import, and no other part needs it.
+        from ovia_backup_dagster.restoration.plan import Services
+        from ovia_backup_dagster.restoration.restorations import Restorations
+        from ovia_backup_dagster.swarm.services import Swarm
+
+        settings = self.settings
+        services = Services(settings.swarm_app_services, settings.swarm_migrate_service, settings.health_url)
+        return Restorations(self.driller, self.restore_connection, services, Swarm(settings.swarm_docker_url))
+
+    def restore_jobs(self, jobs: int = 0) -> int:
+        """How much is restored at a time: what somebody chose, else what the settings say."""
+        return jobs or self.settings.restore_jobs or len(os.sched_getaffinity(0))
 
     def drill_choice(self, *, where: str = "", jobs: int = 0, keep: bool = False) -> Choice:
         """What somebody chose for a drill; what they did not, the settings say."""

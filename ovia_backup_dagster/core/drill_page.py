@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ovia_backup_dagster.core.drill import DrillCheck, Evidence, Line, Result
+from ovia_backup_dagster.core.markdown import code, plain, table
 from ovia_backup_dagster.core.words import human_bytes
 
 #: The lines of the old runbook's checklist -> the checks that answer them.
@@ -22,19 +21,19 @@ def page(evidence: Evidence) -> str:
     """The page."""
     verdict = "passed" if evidence.passed else "FAILED"
     parts = [
-        f"# Restore drill of {_code(evidence.backup)}: {verdict}",
+        f"# Restore drill of {code(evidence.backup)}: {verdict}",
         _summary(evidence),
-        _table(("", ""), _facts(evidence)),
+        table(("", ""), _facts(evidence)),
         "## What was proven",
-        _table(("check", "result", "found"), [_row(line) for line in evidence.lines]),
+        table(("check", "result", "found"), [row(line) for line in evidence.lines]),
         "## The runbook's checklist",
         "\n".join(_checklist_line(evidence, text, check) for text, check in CHECKLIST.items()),
         "## Seconds",
-        _table(("phase", "seconds"), [(name, f"{seconds:.1f}") for name, seconds in evidence.phases.items()]),
+        table(("phase", "seconds"), [(name, f"{seconds:.1f}") for name, seconds in evidence.phases.items()]),
         "## Rows per table",
-        _table(
+        table(
             ("table", "rows", "bytes with indexes"),
-            [(_code(t.name), f"{t.rows:,}", human_bytes(t.size_bytes)) for t in evidence.tables],
+            [(code(t.name), f"{t.rows:,}", human_bytes(t.size_bytes)) for t in evidence.tables],
         ),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -45,19 +44,19 @@ def _summary(evidence: Evidence) -> str:
         took = f"{evidence.recovery_seconds:.1f} s" if evidence.recovery_seconds else "unknown"
         odd = f" Odd, and worth a look: {len(evidence.oddities)}." if evidence.oddities else ""
         return f"The backup restores, and what it restores is what was dumped. Recovery time to expect: {took}.{odd}"
-    lines = [f"* {_plain(text)}" for text in evidence.failures]
-    fix = f"\n\nNext: {_plain(evidence.fix)}" if evidence.fix else ""
+    lines = [f"* {plain(text)}" for text in evidence.failures]
+    fix = f"\n\nNext: {plain(evidence.fix)}" if evidence.fix else ""
     return "It is not proven that this backup restores:\n\n" + "\n".join(lines) + fix
 
 
 def _facts(evidence: Evidence) -> list[tuple[str, str]]:
     facts = [
-        ("database", _code(evidence.database)),
-        ("backup", f"{_code(evidence.tier)} of {evidence.backup_started_at:%Y-%m-%d %H:%M:%S} UTC"),
-        ("archive", f"{evidence.backup_bytes:,} bytes, SHA-256 {_code(evidence.backup_sha256 or 'unknown')}"),
+        ("database", code(evidence.database)),
+        ("backup", f"{code(evidence.tier)} of {evidence.backup_started_at:%Y-%m-%d %H:%M:%S} UTC"),
+        ("archive", f"{evidence.backup_bytes:,} bytes, SHA-256 {code(evidence.backup_sha256 or 'unknown')}"),
         ("drill", f"{evidence.started_at:%Y-%m-%d %H:%M:%S} to {evidence.finished_at:%H:%M:%S} UTC"),
-        ("launched by", _plain(evidence.launched_by)),
-        ("restored into", f"{_plain(evidence.place)}, {evidence.jobs} jobs"),
+        ("launched by", plain(evidence.launched_by)),
+        ("restored into", f"{plain(evidence.place)}, {evidence.jobs} jobs"),
         ("versions", ", ".join(f"{name} {version}" for name, version in sorted(evidence.versions.items()))),
     ]
     if evidence.copy_bytes is not None and evidence.decoded_bytes is not None:
@@ -65,36 +64,21 @@ def _facts(evidence: Evidence) -> list[tuple[str, str]]:
         size = f"{human_bytes(evidence.copy_bytes)} on disk, {human_bytes(evidence.decoded_bytes)} as text"
         facts.append(("copy", f"{rows}, {size}"))
     if evidence.kept:
-        facts.append(("kept for a look, until the next drill", _code(evidence.kept)))
+        facts.append(("kept for a look, until the next drill", code(evidence.kept)))
     return [*facts, ("made by", evidence.made_by)]
 
 
-def _row(line: Line) -> tuple[str, str, str]:
+def row(line: Line) -> tuple[str, str, str]:
+    """A check as a row of a table."""
     return (
         line.check.value,
         f"**{line.result.value}**" if line.result is Result.FAILED else line.result.value,
-        _plain(line.text),
+        plain(line.text),
     )
 
 
 def _checklist_line(evidence: Evidence, text: str, check: DrillCheck) -> str:
     line = next((line for line in evidence.lines if line.check is check), None)
     mark = "x" if line is not None and line.result in (Result.PASSED, Result.ODD) else " "
-    said = f"{line.result.value}: {_plain(line.text)}" if line else _NOT_REACHED
+    said = f"{line.result.value}: {plain(line.text)}" if line else _NOT_REACHED
     return f"- [{mark}] {text} ({said})"
-
-
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    if not rows:
-        return "none"
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def _plain(text: str) -> str:
-    """Names come from databases and hold anything: no Markdown and no HTML of theirs, on one line."""
-    return "".join(f"\\{c}" if c in "\\`*_[]<>#" else c if c.isprintable() else " " for c in text)
-
-
-def _code(text: str) -> str:
-    return "`" + "".join(c if c.isprintable() else " " for c in text.replace("`", "'")) + "`"

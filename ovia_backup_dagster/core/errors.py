@@ -130,7 +130,15 @@ class RestoreError(BackupError):
 
 
 class RestoreRefusedError(RestoreError):
-    """A restore was refused before anything was touched, because it could not end well."""
+    """A restore was refused before anything was touched."""
+
+
+class RestoreUnfinishedError(RestoreError):
+    """A restore was begun and neither finished nor put back."""
+
+
+class NoWayBackError(RestoreError):
+    """A restore cannot be put back: what was live before is gone."""
 
 
 class CopyError(BackupError):

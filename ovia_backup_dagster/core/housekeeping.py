@@ -16,6 +16,7 @@ from ovia_backup_dagster.core import promotion, retention
 from ovia_backup_dagster.core.catalog import Backup, Catalog, State
 from ovia_backup_dagster.core.errors import BackupNotFoundError, LockHeldError, NotProvenError, VolumeError
 from ovia_backup_dagster.core.naming import Tier
+from ovia_backup_dagster.core.restoration import RestoreFolder
 from ovia_backup_dagster.core.retention import Plan, Policy
 from ovia_backup_dagster.core.verdict import Hold
 
@@ -80,6 +81,7 @@ def prune(catalog: Catalog, policy: Policy, now: datetime, on_wait: Callable[[st
         swept = tuple(path.name for path in catalog.sweep())
         backups = {f"{b.tier}/{b}": b for b in catalog.backups()}
         plan = preview(backups.values(), policy, now)
+        unfinished = RestoreFolder(catalog).unfinished()
         if plan.held:
             raise NotProvenError(
                 "nothing was removed",
@@ -91,6 +93,9 @@ def prune(catalog: Catalog, policy: Policy, now: datetime, on_wait: Callable[[st
         removed, in_use, freed, failures = [], [], 0, []
         for decision in plan.removals:
             backup = backups[decision.candidate.key]
+            if unfinished and unfinished.order.backup_path == str(backup.path):
+                in_use.append(decision.candidate.key)  # its process was killed, and nobody holds its lock
+                continue
             try:
                 catalog.remove(backup)
             except LockHeldError:

@@ -59,6 +59,58 @@ class DrillConfig(dg.Config):
     )
 
 
+class RestoreAction(StrEnum):
+    """What is asked for. The launchpad takes a member's name, not its value: they are the same."""
+
+    plan = "plan"
+    restore = "restore"
+    undo = "undo"
+    resume = "resume"
+    abort = "abort"
+
+
+class RestoreMode(StrEnum):
+    """How a backup gets to its place."""
+
+    swap = "swap"
+    drop = "drop"
+    new = "new"
+
+
+class RestoreConfig(dg.Config):
+    """What to restore, and how."""
+
+    action: RestoreAction = Field(
+        default=RestoreAction.plan,
+        description="`plan` only says what would be done. `restore` does it. `undo` swaps back to the database before. "
+        "`resume` and `abort` finish, or put back, what a killed run had begun.",
+    )
+    confirm: str = Field(
+        default="", description="The live database's name, repeated: without it, nothing that touches it is done."
+    )
+    backup: str = Field(
+        default="latest",
+        description="Name of a backup in either tier, or `latest`: the newest that is not known to be bad.",
+    )
+    mode: RestoreMode = Field(
+        default=RestoreMode.swap,
+        description="`swap`: beside the live database, proven, then in its place; can be undone. `drop`: for a server "
+        "too small for two; cannot be undone. `new`: into a database of its own.",
+    )
+    into: str = Field(default="", description="With `new`: the database to make. Empty: `<db>_restore_<time>`.")
+    jobs: int = Field(default=0, ge=0, le=64, description="Restored at a time; 0: as RESTORE_JOBS says.")
+    stop_services_first: bool = Field(
+        default=False, description="Stop the services of SWARM_APP_SERVICES at once, rather than at the swap."
+    )
+    replicas: dict[str, int] = Field(
+        default={}, description="Replicas of a service in the end, if not as before: `{ovia_ovia-api: 1}`."
+    )
+    new_host: bool = Field(default=False, description="The server is not the one that was backed up.")
+    create_roles: bool = Field(default=False, description="Make the roles that the server lacks, as they were saved.")
+    even_if_damaged: bool = Field(default=False, description="With `new`: restore what can be, say what was lost.")
+    auto_undo: bool = Field(default=False, description="Swap back if the migration fails, or HEALTH_URL stays red.")
+
+
 class AlertConfig(dg.Config):
     """Why the alert is materialized."""
 

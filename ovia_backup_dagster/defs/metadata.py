@@ -16,11 +16,13 @@ from ovia_backup_dagster.core.drill import Evidence
 from ovia_backup_dagster.core.freshness import Freshness
 from ovia_backup_dagster.core.housekeeping import Promoted, Pruned
 from ovia_backup_dagster.core.manifest import Manifest
+from ovia_backup_dagster.core.restoration import Record
 from ovia_backup_dagster.core.retention import Plan
 from ovia_backup_dagster.core.words import signed
 from ovia_backup_dagster.doctor.report import Level, Line
 from ovia_backup_dagster.notifications import Delivery
 from ovia_backup_dagster.postgres.verification import Verified
+from ovia_backup_dagster.restoration.plan import Plan as RestorePlan
 
 Metadata = dict[str, dg.MetadataValue]
 
@@ -147,6 +149,27 @@ def of_drill(evidence: Evidence, folder: Path) -> Metadata:
         found["recovery_seconds"] = dg.MetadataValue.float(evidence.recovery_seconds)
     if evidence.kept:
         found["kept_copy"] = dg.MetadataValue.text(evidence.kept)
+    return found
+
+
+def of_restore_plan(plan: RestorePlan) -> Metadata:
+    """``restore_job``: what it is going to do."""
+    return {"plan": dg.MetadataValue.md("\n".join(f"* {_plain(line)}" for line in plan.lines()))}
+
+
+def of_restore(record: Record, folder: Path, page: str) -> Metadata:
+    """``restore_job``: what came of it."""
+    found: Metadata = {
+        "outcome": dg.MetadataValue.text(record.outcome),
+        "record": dg.MetadataValue.path(str(folder / f"{record.order.filename}.md")),
+        "page": dg.MetadataValue.md(page),
+    }
+    if record.kept:
+        found["kept"] = dg.MetadataValue.text(record.kept)
+    if record.interruption_seconds is not None:
+        found["interruption_seconds"] = dg.MetadataValue.float(record.interruption_seconds)
+    if record.proven:
+        found["rows"] = dg.MetadataValue.int(record.proven.rows)
     return found
 
 

@@ -17,6 +17,8 @@ DAILY_BACKUP_JOB = "daily_backup_job"
 FRESHNESS_ALERT_JOB = "freshness_alert_job"
 DOCTOR_JOB = "doctor_job"
 RESTORE_DRILL_JOB = "restore_drill_job"
+RESTORE_JOB = "restore_job"
+KEPT_DATABASES_JOB = "kept_databases_job"
 HISTORY_PRUNING_JOB = "history_pruning_job"
 
 OWNERS = ["team:ovia-operations"]
@@ -71,6 +73,11 @@ class Names:
     def drill_pool(self) -> str:
         """Drills only read the volume, and may take hours: they wait for each other, and no backup waits for them."""
         return self._prefixed("restore_drill")
+
+    @property
+    def restore_pool(self) -> str:
+        """One restore at a time; the lock in ``restores/`` guarantees it. Nobody who restores waits for a drill."""
+        return self._prefixed("restore")
 
     def _prefixed(self, name: str) -> str:
         return f"{self.prefix}_{name}" if self.prefix else name

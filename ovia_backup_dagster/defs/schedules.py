@@ -9,6 +9,7 @@ from ovia_backup_dagster.settings import Settings
 NAME = "daily_backup_schedule"
 DRILL_NAME = "restore_drill_schedule"
 HISTORY_NAME = "history_pruning_schedule"
+KEPT_NAME = "kept_databases_schedule"
 
 
 def daily_backup_schedule(settings: Settings, job_name: str) -> dg.ScheduleDefinition:
@@ -49,6 +50,19 @@ def history_pruning_schedule(settings: Settings, job_name: str) -> dg.ScheduleDe
         default_status=dg.DefaultScheduleStatus.RUNNING,
         description=f"Every Sunday: runs that ended more than {settings.dagster_keep_runs_days} days ago "
         "(DAGSTER_KEEP_RUNS_DAYS) go.",
+    )
+
+
+def kept_databases_schedule(settings: Settings, job_name: str) -> dg.ScheduleDefinition:
+    """Daily, on unless somebody switches it off. It does nothing but in the weeks after a restore."""
+    return dg.ScheduleDefinition(
+        name=KEPT_NAME,
+        job_name=job_name,
+        cron_schedule="15 6 * * *",
+        execution_timezone=settings.backup_timezone,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description=f"Every day: what restores have kept goes after {settings.restore_keep_days:g} days "
+        "(RESTORE_KEEP_DAYS), announced two days before.",
     )
 
 

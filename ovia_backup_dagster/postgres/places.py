@@ -30,22 +30,28 @@ from ovia_backup_dagster.postgres.client import Connection, Programs
 from ovia_backup_dagster.postgres.cluster import Cluster, account_id, may_enter
 from ovia_backup_dagster.postgres.datatext import Log, statements, text_of
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier, sql_string
-from ovia_backup_dagster.postgres.session import connect, system_identifier
+from ovia_backup_dagster.postgres.session import DURABLY, connect, system_identifier
 
 #: Beginning of the folders' names; what bears it and is not in use is removed.
 PREFIX = "ovia-drill-"
 SERVER_PROGRAMS = ("initdb", "pg_ctl", "postgres")
 SCRATCH_SUFFIX = "_restore_test"
 _MAINTENANCE_DATABASE = "postgres"
-#: How a scratch database of ours is known again: its comment.
+#: How a scratch database of ours is known again: its comment. One that goes live keeps its own.
 MARK = "ovia-backup: scratch copy of a restore drill"
 #: The comment comes a moment later; this comes with the database itself, and is nobody else's number.
 _CONNECTION_LIMIT = 0x6F766961
+_INVALID = -2
+_FOUND = "SELECT oid::bigint AS oid, datconnlimit FROM pg_database WHERE datname = %s"
 #: Held by the session that makes a scratch database, to its end.
 _LOCK_MAKING = "SELECT pg_advisory_lock(hashtextextended('ovia-backup makes ' || %s, 0))"
 _UNLOCK_MAKING = _LOCK_MAKING.replace("_lock(", "_unlock(")
 _CREATE = re.compile(rb'CREATE DATABASE ("(?:[^"]|"")*"|[^\s;"]+) ')
-_CONFIGURE = re.compile(rb"ALTER (?:DATABASE|ROLE) ")
+#: The name that stands in it is the source's.
+_CONFIGURE = re.compile(
+    rb'(?:ALTER(?: ROLE (?:"(?:[^"]|"")*"|[^\s;"]+) IN)? DATABASE|COMMENT ON DATABASE'
+    rb'|(?:GRANT|REVOKE) [A-Z, ]+ ON DATABASE) ("(?:[^"]|"")*"|[^\s;"]+)'
+)
 _LOCALE = re.compile(rb" (?:LOCALE|LC_COLLATE|LC_CTYPE|LOCALE_PROVIDER|ICU_LOCALE|ICU_RULES) = (?:'(?:[^']|'')*'|\w+)")
 _TABLESPACE = re.compile(rb' TABLESPACE = ("(?:[^"]|"")*"|[^\s;"]+)')
 _NAME_BYTES = 63
@@ -131,7 +137,7 @@ class Copy:
             found = _create_statement(script, self.connection.database)
             if not self.private:
                 session.execute(_LOCK_MAKING, [self.connection.database])
-            if self.kind is Kind.SCRATCH:
+            if not self.private:
                 found += f" CONNECTION LIMIT = {_CONNECTION_LIMIT}".encode()
             try:
                 session.execute(found)
@@ -160,27 +166,55 @@ class Copy:
                 session.execute(comment.encode())
         return notes
 
-    def drop(self) -> None:
+    def drop(self, oid: int | None = None) -> None:
         """Drop the database of this name, if there is one, with whoever is connected. For one that was to go live.
 
+        Args:
+            oid: of one that is not, or no longer, known as ours by how it was made.
+
         Raises:
+            CopyError: it is somebody else's.
             BackupError: it cannot be dropped.
         """
+        database = self.connection.database
         with connect(self.server) as session:
-            _wait_until_made(session, self.connection.database)
-            _drop_database(session, self.connection.database)
+            _wait_until_made(session, database)
+            row = session.execute(_FOUND, [database]).fetchone()
+            if row is None:
+                return
+            # What is left of an interrupted DROP DATABASE is of use to nobody.
+            if row["oid"] != oid and row["datconnlimit"] not in (_CONNECTION_LIMIT, _INVALID):
+                raise CopyError(
+                    f"{self.name} is not dropped",
+                    why="it is not the one that this restore made or was to replace: somebody has made it meanwhile",
+                    fix="see what there is: psql -l; if it is to stay, rename it: ALTER DATABASE "
+                    f"{sql_identifier(database)} RENAME TO ...",
+                )
+            _drop_database(session, database)
+
+    def release(self) -> None:
+        """It is whole, and on the disk: nothing tells it any more from a database that others have made.
+
+        Raises:
+            ServerError: no connection, or it broke.
+        """
+        with connect(self.server) as session:
+            session.execute(DURABLY)
+            session.execute(f"ALTER DATABASE {sql_identifier(self.connection.database)} CONNECTION LIMIT -1".encode())
 
     def configure(self, script: bytes) -> list[str]:
-        """Give the database the source's owner and settings; returns what could not be. On a private server only.
+        """Give the database the source's owner, rights and settings; returns what could not be.
 
         Not before the restore: ``default_transaction_read_only`` would stop it.
         """
         notes = []
+        name = sql_identifier(self.connection.database).encode()
         with connect(self.server) as session:
             for statement in statements(script):
-                if _CONFIGURE.match(statement):
+                if match := _CONFIGURE.match(statement):
+                    ours = statement[: match.start(1)] + name + statement[match.end(1) :]
                     try:
-                        session.execute(statement)
+                        session.execute(ours)
                     except psycopg.Error as error:
                         # Of what was said, only the name: values may be secret.
                         what = " ".join(text_of(statement).split()[:5])
@@ -228,12 +262,12 @@ def throwaway(
             kept = keep
         finally:
             if not kept:
-                with _uninterrupted():
+                with uninterrupted():
                     cluster.remove()
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
+def uninterrupted() -> Iterator[None]:
     """What asks this process to end is heard when the block has ended."""
     if threading.current_thread() is not threading.main_thread():
         yield  # no signal is heard here
@@ -408,7 +442,7 @@ def scratch_database(server: Connection, database: str, source: Source, *, keep:
         finally:
             if not kept:
                 # Of its own: the server may have been restarted meanwhile.
-                with _uninterrupted(), contextlib.suppress(BackupError), connect(maintenance) as again:
+                with uninterrupted(), contextlib.suppress(BackupError), connect(maintenance) as again:
                     _drop(again, name)
 
 

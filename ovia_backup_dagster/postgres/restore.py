@@ -100,7 +100,7 @@ class Restorer:
         The data table by table: what is damaged ends pg_restore, and must take nothing else with it.
 
         Raises:
-            BackupError: the server or its disk failed, which says nothing about the archive.
+            BackupError: the server or its disk failed, or pg_restore was killed: no error of the archive's.
         """
         tell = self._teller(expected_bytes, log)
         met: list[str] = []
@@ -111,7 +111,7 @@ class Restorer:
                 errors = self._errors(stderr, code, self._failure)
                 met.extend(f"{prefix}{_at(said, command)}" for said, command in errors)
                 if not errors:
-                    met.append(f"{prefix}{self._failed(stderr, code, self._failure).reason}")
+                    raise self._failed(stderr, code, self._failure)
 
         step("pre-data", self._wanted)
         for data in dict.fromkeys(filter(_DATA.match, entries(listing))):

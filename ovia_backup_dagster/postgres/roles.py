@@ -1,12 +1,14 @@
 """The roles that a backup's objects belong to, made in a server that nobody else uses.
 
 From the globals that were saved beside the backup, or, for one without them, made up from what its restore asks for.
-Never run against a server that has roles of its own.
+What is replayed whole is never run against a server that has roles of its own; there, the missing ones are made one
+by one.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 import psycopg
@@ -22,6 +24,9 @@ from ovia_backup_dagster.postgres.session import connect
 _ALLOWED = re.compile(rb"CREATE ROLE |ALTER ROLE |COMMENT ON ROLE |SECURITY LABEL ON ROLE |GRANT |REVOKE |SET ")
 _OF_TABLESPACE = re.compile(rb"(?:CREATE|ALTER|COMMENT ON|(?:GRANT|REVOKE) [A-Z ,]+ ON) TABLESPACE ")
 _OF_ROLE = re.compile(rb'(?:CREATE|ALTER) ROLE ("(?:[^"]|"")*"|[^\s;"]+)')
+_COMMENT_ON_ROLE = re.compile(rb'(?:COMMENT|SECURITY LABEL .*?) ON ROLE ("(?:[^"]|"")*"|[^\s;"]+)')
+#: ``GRANT group TO member``: the member is whose it is.
+_MEMBER = re.compile(rb'GRANT (?:"(?:[^"]|"")*"|[^\s;"]+) TO ("(?:[^"]|"")*"|[^\s;"]+)')
 _PSEUDO_ROLES = ("all", "current_role", "current_user", "session_user")
 #: A message does not double the quotes in a name.
 _MISSING = re.compile(r'role "((?s:.*?))" does not exist')
@@ -93,6 +98,65 @@ def make_missing(server: Connection, programs: Programs, archive: Path) -> list[
         why=f"after {_ROUNDS} rounds there are still others: {', '.join(made[-3:])}",
         fix="save the roles beside it: pg_dumpall --globals-only --no-role-passwords > FILE.dump.globals.sql",
     )
+
+
+def missing(server: Connection, globals_sql: bytes, schema: bytes | None) -> list[str]:
+    """The roles of a globals file that the archive's schema names and the server lacks.
+
+    Args:
+        server: where the archive is to be restored.
+        globals_sql: the roles that were saved beside the backup.
+        schema: the SQL of the archive's schema, with owners and privileges; ``None`` for every role, whoever names it.
+
+    Raises:
+        ServerError: no connection.
+    """
+    with connect(server) as session:
+        there = {row["rolname"] for row in session.execute("SELECT rolname FROM pg_roles")}
+        return [
+            name
+            for name, quoted in _saved(globals_sql).items()
+            if name not in there
+            and (schema is None or re.search(rb"(?<![\w\"])" + re.escape(quoted) + rb"(?![\w\"])", schema))
+        ]
+
+
+def create(server: Connection, globals_sql: bytes, names: Collection[str]) -> list[str]:
+    """Make these roles as they were saved, without passwords; returns what could not be, and who needs a password.
+
+    Every other role of the server is left as it is: one that is saved as well is not changed.
+
+    Raises:
+        ServerError: no connection.
+    """
+    notes = []
+    with connect(server) as session:
+        saved = _saved(globals_sql)
+        ours = {saved[name] for name in names if name in saved}
+        for statement in statements(globals_sql):
+            subject = _OF_ROLE.match(statement) or _COMMENT_ON_ROLE.match(statement) or _MEMBER.match(statement)
+            if subject is None or subject[1] not in ours or _OF_TABLESPACE.match(statement):
+                continue
+            try:
+                session.execute(statement, prepare=True)
+            except psycopg.Error as error:
+                notes.append(f"{_head(statement)}: {_first_line(error)}")
+        there = session.execute("SELECT rolname, rolcanlogin FROM pg_roles").fetchall()
+        logins = [row["rolname"] for row in there if row["rolcanlogin"] and row["rolname"] in names]
+    if logins:
+        notes.append(f"no password is saved with a backup; set one for: {', '.join(sorted(logins))}")
+    return notes
+
+
+def _saved(globals_sql: bytes) -> dict[str, bytes]:
+    """Name -> as the file writes it, of every role that a globals file makes."""
+    found = {}
+    for statement in statements(globals_sql):
+        if statement.startswith(b"CREATE ROLE ") and (match := _OF_ROLE.match(statement)):
+            quoted = match[1]
+            name = text_of(quoted)
+            found[name[1:-1].replace('""', '"') if name.startswith('"') else name] = quoted
+    return found
 
 
 def _head(statement: bytes) -> str:

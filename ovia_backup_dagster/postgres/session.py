@@ -27,6 +27,9 @@ _OPTIONS = (
     f" -c idle_in_transaction_session_timeout=0 -c quote_all_identifiers=off {WRITABLE}"
 )
 
+#: A server may be set to forget, in a crash, what it has told us is done; what a journal then says is done must be.
+DURABLY = "SET synchronous_commit = on"
+
 #: Settings whose values change what a dump or a restore does, and hold no secret.
 _HARMLESS = re.compile(
     r"timezone|datestyle|intervalstyle|bytea_output|lc_\w+|extra_float_digits|search_path|client_encoding"

@@ -58,12 +58,13 @@ def disable_subscriptions(server: Connection, database: str) -> list[str]:
 
 
 def enable_subscriptions(server: Connection, database: str, names: Iterable[str]) -> None:
-    """Go on applying.
+    """Go on applying, where that was stopped. One that somebody has dropped since is no reason to fail.
 
     Raises:
-        ServerError: one is not there or another role's, no connection, or it broke.
+        ServerError: one is another role's, no connection, or it broke.
     """
-    _alter(server, database, list(names), "ALTER SUBSCRIPTION {} ENABLE")
+    stopped = {each.name for each in subscriptions(server, database) if not each.enabled}
+    _alter(server, database, [name for name in names if name in stopped], "ALTER SUBSCRIPTION {} ENABLE")
 
 
 def drop_subscriptions(server: Connection, database: str) -> list[str]:

@@ -22,7 +22,7 @@ from psycopg import sql
 from ovia_backup_dagster.core.errors import DatabaseInUseError, DatabaseMissingError, RestoreRefusedError
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier, sql_string
-from ovia_backup_dagster.postgres.session import beside, connect
+from ovia_backup_dagster.postgres.session import DURABLY, beside, connect
 
 DEADLINE_SECONDS = 30.0
 #: How often sessions are ended while the server waits for the database to be empty.
@@ -33,6 +33,11 @@ _ALONE = "SELECT pg_advisory_lock(hashtextextended('ovia-backup swap', 0))"
 _PATIENCE = f"SET lock_timeout = '{DEADLINE_SECONDS:.0f}s'"
 #: While the renaming waits for a lock (somebody makes a copy of the database), nobody else gets in either.
 _HASTE = "SET lock_timeout = '2s'"
+#: What is said to be live must be so after a crash, too; and with it all that was committed before, restored without
+#: waiting for the disk. Whoever waits for more than the disk (a standby) goes on doing so.
+_DURABLE = """
+    SELECT set_config(name, 'local', false) FROM pg_settings WHERE name = 'synchronous_commit' AND setting = 'off'
+"""
 _DATABASE = """
     SELECT d.oid::bigint AS oid, pg_get_userbyid(d.datdba) AS owner, d.datistemplate AS template,
            d.datallowconn AS open, d.datconnlimit = -2 AS invalid,
@@ -225,7 +230,13 @@ def obstacles(server: Connection, database: str, *, mode_needs_swap: bool = True
 
 
 def swap(
-    server: Connection, live: str, incoming: str, kept: str, *, deadline_seconds: float = DEADLINE_SECONDS
+    server: Connection,
+    live: str,
+    incoming: str,
+    kept: str,
+    *,
+    oids: tuple[int, int] | None = None,
+    deadline_seconds: float = DEADLINE_SECONDS,
 ) -> Swapped:
     """Rename ``live`` to ``kept`` and ``incoming`` to ``live``, both or neither, and end every session in both.
 
@@ -237,6 +248,7 @@ def swap(
         live: the name that people use.
         incoming: what takes its place.
         kept: what the live one is called afterwards.
+        oids: of ``live`` and ``incoming``, as they must be; somebody may have swapped meanwhile.
         deadline_seconds: after which no further try is begun.
 
     Raises:
@@ -246,9 +258,12 @@ def swap(
     """
     where_to = beside(server, live, incoming)
     with connect(where_to) as renaming, connect(where_to) as ending:
-        for statement in (_PATIENCE, _ALONE, _HASTE):
+        for statement in (DURABLY, _PATIENCE, _ALONE, _HASTE):
             renaming.execute(statement)
-        oids = [_oid(ending, server, name) for name in (live, incoming)]
+        found = [_oid(ending, server, name) for name in (live, incoming)]
+        for name, here, wanted in zip((live, incoming), found, oids or found, strict=True):
+            if here != wanted:
+                raise _missing(server, name)
         # One message, and so one transaction: the server has all of it, or nothing.
         renames = sql.SQL("ALTER DATABASE {0} RENAME TO {2}; ALTER DATABASE {1} RENAME TO {0}").format(
             *map(sql.Identifier, (live, incoming, kept))
@@ -258,11 +273,11 @@ def swap(
         began = time.monotonic()
         while True:
             try:
-                _rename(renaming, renames, ending, oids, cut)
+                _rename(renaming, renames, ending, found, cut)
                 return Swapped(time.monotonic() - began, len(cut))
             except (psycopg.errors.ObjectInUse, psycopg.errors.LockNotAvailable) as error:
                 if time.monotonic() > deadline:
-                    left = [s for oid in oids for s in _sessions(ending, oid)]
+                    left = [s for oid in found for s in _sessions(ending, oid)]
                     raise DatabaseInUseError(
                         f"database {live} could not be renamed",
                         why=f"in use by {_some(left)}" if left else "sessions come and go in it",
@@ -271,18 +286,16 @@ def swap(
                     ) from None
 
 
-def where(
-    server: Connection, live: str, incoming: str, kept: str, oids: tuple[int, int]
-) -> Literal["before", "after", "torn"]:
+def where(server: Connection, live: str, incoming: str, oids: tuple[int, int]) -> Literal["before", "after", "torn"]:
     """How a swap went, when nobody is left to tell; waits for one that the server is still about.
 
     Args:
         server: any role.
-        live, incoming, kept: as :func:`swap` was given them.
+        live, incoming: as :func:`swap` was given them.
         oids: of ``live`` and ``incoming`` before it.
 
     Returns:
-        ``torn`` is what no swap leaves: somebody has renamed or dropped a database since.
+        Which of both is called ``live``, whatever somebody has done with the other one since; ``torn``: neither.
 
     Raises:
         LockTimeoutError: another swap is under way.
@@ -291,9 +304,9 @@ def where(
         session.execute(_PATIENCE)
         session.execute(_ALONE)
         names = {row["oid"]: row["name"] for row in session.execute(_NAMES, [list(oids)])}
-    if names == dict(zip(oids, (live, incoming), strict=True)):
+    if names.get(oids[0]) == live:
         return "before"
-    return "after" if names == dict(zip(oids, (kept, live), strict=True)) else "torn"
+    return "after" if names.get(oids[1]) == live else "torn"
 
 
 def _rename(
@@ -315,12 +328,16 @@ def _rename(
 def _oid(session: psycopg.Connection[dict[str, Any]], server: Connection, database: str) -> int:
     row = session.execute(_DATABASE, [database]).fetchone()
     if row is None:
-        raise DatabaseMissingError(
-            f"there is no {server.to(database)}",
-            why="it was dropped or renamed meanwhile",
-            fix=f"see what there is: psql -h {shell_word(server.host)} -p {server.port} -l",
-        )
+        raise _missing(server, database)
     return int(row["oid"])
+
+
+def _missing(server: Connection, database: str) -> DatabaseMissingError:
+    return DatabaseMissingError(
+        f"there is no {server.to(database)} any more",
+        why="it was dropped, renamed or replaced meanwhile",
+        fix=f"see what there is: psql -h {shell_word(server.host)} -p {server.port} -l",
+    )
 
 
 def _sessions(session: psycopg.Connection[dict[str, Any]], oid: int) -> tuple[ClientSession, ...]:

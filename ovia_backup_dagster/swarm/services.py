@@ -1,8 +1,8 @@
 """Services of the swarm: how many tasks each has, and what became of them. In which order is decided elsewhere.
 
 A service is changed by sending back the whole specification that Docker gave, with one thing in it different. The
-SDK's own ``Service.scale`` and ``force_update`` write Docker's defaults into it, and send registry credentials of
-whoever runs this: after them the service is no longer what its stack's file made it.
+SDK's own ``Service.scale`` writes Docker's defaults into it, upon which Swarm replaces tasks that run, and sends the
+registry credentials of whoever runs this.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any, TypeVar
 
 import docker
@@ -43,7 +44,7 @@ _LOG_LINES = 10
 
 
 class Swarm:
-    """The services of a swarm, asked of one of its managers. Connects at first use.
+    """The services of a swarm, asked of one of its managers. Connects when it is asked.
 
     Each method raises, beside what it names:
         ServiceMissingError: there is no such service.
@@ -56,7 +57,6 @@ class Swarm:
 
     def __init__(self, url: str | None = None) -> None:
         self._url = url
-        self._connected: docker.APIClient | None = None
 
     def replicas(self, service: str) -> int:
         """How many tasks the service is meant to have.
@@ -167,8 +167,7 @@ class Swarm:
             if given_up or len(ended) >= _ATTEMPTS or last:
                 raise MigrationFailedError(
                     f"service {service} failed" if ended else f"{service} was not complete in {timeout_seconds:.0f} s",
-                    why=_trouble(tasks)
-                    or (f"its task is {_state(tasks[-1])}" if tasks else "Swarm made no task of it"),
+                    why=_trouble(tasks),
                     said=self._printed(spec, tasks),
                     fix=f"docker service ps --no-trunc {service}; docker service logs {service} --tail 50",
                 )
@@ -229,7 +228,8 @@ class Swarm:
         """Ask, and anew while Docker is away or somebody else's update was quicker, until the end."""
         for last in _looks(ends):
             try:
-                return question(self._api())
+                with self._api() as api:
+                    return question(api)
             except NotFound:
                 raise self._missing(service) from None
             except (APIError, DockerException, requests.RequestException) as error:
@@ -249,15 +249,17 @@ class Swarm:
                     ) from None
         raise AssertionError("there is always a last look")
 
-    def _api(self) -> docker.APIClient:
-        if self._connected is None:
-            where = {"base_url": self._url} if self._url else kwargs_from_env()
-            self._connected = docker.APIClient(**where, timeout=_ANSWER_SECONDS)
-        return self._connected
+    @contextmanager
+    def _api(self) -> Iterator[docker.APIClient]:
+        """A client for one question: none is left that Docker's restart has cut off."""
+        where = {"base_url": self._url} if self._url else kwargs_from_env()
+        with closing(docker.APIClient(**where, timeout=_ANSWER_SECONDS)) as api:
+            yield api
 
     def _missing(self, service: str) -> ServiceMissingError:
         try:
-            names = [str(found["Spec"]["Name"]) for found in self._api().services()]
+            with self._api() as api:
+                names = [str(found["Spec"]["Name"]) for found in api.services()]
         except (DockerException, requests.RequestException):
             names = []
         near = difflib.get_close_matches(service, names, n=3)
@@ -349,9 +351,9 @@ def _node(task: Json) -> str:
 
 
 def _trouble(tasks: Sequence[Json]) -> str:
-    """What the newest task with an error said, or why the newest waits."""
-    for task in reversed(tasks):
-        status = task["Status"]
-        if status.get("Err"):
-            return f"a task is {status['State']}: {status['Err']}"
-    return ""
+    """What became of the newest task that ended or complains; where none does, how the newest stands."""
+    telling = [task for task in tasks if task["Status"].get("Err") or _state(task) in _ENDED] or tasks
+    if not telling:
+        return "Swarm made no task of it yet"
+    error = telling[-1]["Status"].get("Err")
+    return f"a task is {_state(telling[-1])}" + (f": {error}" if error else "")

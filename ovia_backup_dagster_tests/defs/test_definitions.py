@@ -140,6 +140,8 @@ JOBS: dict[str, dict[str, Any]] = {
     "doctor_job": {"assets": {"backup_doctor"}, "tags": {"ovia/database": "ovia", "ovia/prefix": "-"}},
     "restore_drill_job": {"assets": {"restore_drill"}, "tags": {"ovia/database": "ovia", "ovia/prefix": "-"}},
     "history_pruning_job": {"assets": set(), "tags": {"ovia/database": "ovia", "ovia/prefix": "-"}},
+    "restore_job": {"assets": set(), "tags": {"ovia/database": "ovia", "ovia/prefix": "-"}},
+    "kept_databases_job": {"assets": set(), "tags": {"ovia/database": "ovia", "ovia/prefix": "-"}},
 }
 
 LAUNCHPAD = {
@@ -215,6 +217,7 @@ def test_schedules() -> None:
         "daily_backup_schedule": ("daily_backup_job", "0 3 * * *"),
         "restore_drill_schedule": ("restore_drill_job", "0 5 1 * *"),
         "history_pruning_schedule": ("history_pruning_job", "30 6 * * 0"),
+        "kept_databases_schedule": ("kept_databases_job", "15 6 * * *"),
     }
 
 

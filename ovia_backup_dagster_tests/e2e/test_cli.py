@@ -366,7 +366,7 @@ def test_help_is_quick_and_needs_no_dagster(cli: Cli) -> None:
     )
     environment = {"PATH": os.environ["PATH"], **cli.settings}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
-    for command in ("dump", "verify", "list", "status", "promote", "prune", "drill", "demo"):
+    for command in ("dump", "verify", "list", "status", "promote", "prune", "drill", "restore", "undo-restore", "demo"):
         assert "Usage: ovia-backup" in cli(command, "--help").stdout
 
 

@@ -99,5 +99,7 @@ def test_a_subscription_is_stopped_swapped_back_and_dropped(
         # And away for good, while it is applying.
         swap(shop, "shop", "shop_new", before)
         assert forget(shop, "shop", before) == ["its_slot"]
+        # It is the publisher's to drop: by now another subscription may read through it.
+        assert one(source, "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'its_slot'") == 1
         assert kept(shop, "shop") == []
         assert subscriptions.subscriptions(shop, before) == []

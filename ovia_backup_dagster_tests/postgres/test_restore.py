@@ -13,13 +13,20 @@ import pytest
 
 from ovia_backup_dagster.core.catalog import Backup
 from ovia_backup_dagster.core.drill import DrillCheck, Line, Result
-from ovia_backup_dagster.core.errors import CopyError, ExtensionMissingError, RestoreError, ServerUnreachableError
+from ovia_backup_dagster.core.errors import (
+    ConnectionLostError,
+    CopyError,
+    ExtensionMissingError,
+    RestoreError,
+    ServerUnreachableError,
+)
 from ovia_backup_dagster.postgres import archive as archives
 from ovia_backup_dagster.postgres import restore
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster.postgres.places import MARK, Copy, beside
 from ovia_backup_dagster.postgres.proof import Proof
 from ovia_backup_dagster.postgres.restore import Restorer
+from ovia_backup_dagster.postgres.swap import standing
 from ovia_backup_dagster_tests.conftest import NewDatabase, PortCluster, admin, execute, free_port, quiet
 from ovia_backup_dagster_tests.postgres.drilling import Drilling, database, one
 
@@ -38,7 +45,7 @@ def going_live(source: Connection, name: str) -> Iterator[Copy]:
     try:
         yield copy
     finally:
-        copy.drop()
+        copy.drop(standing(source, name).oid)
 
 
 def proof_of(drilling: Drilling, backup: Backup, log: list[str] | None = None) -> Proof:
@@ -74,6 +81,7 @@ def test_a_database_that_goes_live_is_given_everything(
         assert one(copy.connection, "SELECT tableowner FROM pg_tables WHERE tablename = 'people'") == "ovia"
         assert one(copy.connection, "SELECT has_table_privilege('ovia_readonly', 'people', 'SELECT')") is True
         about = "SELECT datconnlimit FROM pg_database WHERE datname = current_database()"
+        copy.release()  # until then its limit tells it from what others make
         assert one(copy.connection, about) == -1
         mark = "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = current_database()"
         assert one(copy.connection, mark) != MARK
@@ -206,8 +214,11 @@ def test_dropping_is_safe_to_repeat_and_waits_for_nobody(server: PortCluster) ->
     copy.drop()
     with admin(server) as session:
         session.execute("CREATE DATABASE live_copy")
+    with pytest.raises(CopyError, match="is not dropped"):
+        copy.drop()  # it does not bear our mark
+    oid = standing(server.connection(), "live_copy").oid
     with admin(server, "live_copy") as other:
-        copy.drop()
+        copy.drop(oid)
         with pytest.raises(psycopg.OperationalError):
             other.execute("SELECT 1")
     copy.drop()
@@ -229,21 +240,24 @@ def test_what_exists_is_not_restored_into(tmp_path: Path, new_database: NewDatab
 # ---- progress
 
 
+#: A table and its index, either of which takes a second to restore.
+SLOW = (
+    "CREATE FUNCTION slowly(int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT $1'",
+    'CREATE TABLE "Odd one" (a int CHECK (slowly(a) = a))',
+    'CREATE INDEX ON "Odd one" (slowly(a))',
+    'INSERT INTO "Odd one" SELECT generate_series(1, 40)',
+    "CREATE OR REPLACE FUNCTION slowly(int) RETURNS int LANGUAGE sql AS 'SELECT $1 FROM pg_sleep(0.03)'",
+    "ALTER FUNCTION slowly IMMUTABLE",
+)
+
+
 def test_progress_says_bytes_tables_and_what_is_left(
     tmp_path: Path, server: PortCluster, bin_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(restore, "_PROGRESS_SECONDS", 0.05)
     told: list[str] = []
     with database(server, "slow") as source:
-        execute(
-            source,
-            "CREATE FUNCTION slowly(int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT $1'",
-            'CREATE TABLE "Odd one" (a int CHECK (slowly(a) = a))',
-            'CREATE INDEX ON "Odd one" (slowly(a))',
-            'INSERT INTO "Odd one" SELECT generate_series(1, 40)',
-            "CREATE OR REPLACE FUNCTION slowly(a int) RETURNS int IMMUTABLE LANGUAGE plpgsql"
-            " AS 'BEGIN PERFORM pg_sleep(0.03); RETURN $1; END'",
-        )
+        execute(source, *SLOW)
         drilling = Drilling(source, bin_dir, tmp_path)
         proof = proof_of(drilling, drilling.dump(), told)
         with going_live(source, "live_copy") as copy:
@@ -385,6 +399,23 @@ def test_a_statement_that_fails_is_shown_without_its_literals(
     (lost,) = proof.lost
     assert lost.startswith('role "passing_by" does not exist, at: CREATE USER MAPPING FOR passing_by')
     assert "s3cret" not in lost
+
+
+@pytest.mark.parametrize("despite_errors", [False, True])
+def test_a_session_that_is_ended_ends_the_restore(
+    despite_errors: bool, server: PortCluster, bin_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restore, "_PROGRESS_SECONDS", 0.05)
+    ends = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'what_is_left' AND query ~ '^COPY'"
+    with database(server, "slow") as source:
+        execute(source, *SLOW)
+        drilling = Drilling(source, bin_dir, tmp_path)
+        proof = proof_of(drilling, drilling.dump())
+        proof.log = lambda line: execute(source, ends) if "loading" in line else None
+        with going_live(source, "what_is_left") as copy, pytest.raises(ConnectionLostError):
+            proof.restore(copy, despite_errors=despite_errors)
+
+    assert lines_of(proof)[DrillCheck.RESTORED].result is Result.FAILED
 
 
 def test_what_is_the_servers_fault_is_no_loss(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:

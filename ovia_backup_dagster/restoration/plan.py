@@ -1,0 +1,505 @@
+"""What a restore will do, decided and shown before anything is touched, and every reason not to.
+
+A plan asks the server and reads small files; it changes nothing. The backup itself is read when the restore begins.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from ovia_backup_dagster.core.catalog import GLOBALS, Backup, State
+from ovia_backup_dagster.core.drill import Evidence
+from ovia_backup_dagster.core.errors import (
+    BackupError,
+    ExtensionMissingError,
+    RestoreRefusedError,
+    VersionMismatchError,
+)
+from ovia_backup_dagster.core.files import explained
+from ovia_backup_dagster.core.naming import before_name, restore_name
+from ovia_backup_dagster.core.restoration import Mode, Order, Record, RestoreFolder, Step, StopServices
+from ovia_backup_dagster.core.words import duration, human_bytes
+from ovia_backup_dagster.postgres import archive as archives
+from ovia_backup_dagster.postgres import roles
+from ovia_backup_dagster.postgres.client import Connection, Programs
+from ovia_backup_dagster.postgres.drill import MADE_BY, Driller, needed_bytes
+from ovia_backup_dagster.postgres.kept import kept
+from ovia_backup_dagster.postgres.quoting import shell_word
+from ovia_backup_dagster.postgres.room import free_bytes
+from ovia_backup_dagster.postgres.session import beside, connect, system_identifier
+from ovia_backup_dagster.postgres.subscriptions import subscriptions
+from ovia_backup_dagster.postgres.swap import ClientSession, Standing, obstacles, standing
+from ovia_backup_dagster.postgres.written import Counters, Written, newest_timestamps, written_since
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Which of Docker Swarm's services a restore stops, migrates with and asks, as the settings say.
+
+    Attributes:
+        names: of those that write to the database.
+        migrate: the one-shot service that migrates it; empty for none.
+        health_url: what answers when all is well; empty for nothing.
+    """
+
+    names: Sequence[str] = ()
+    migrate: str = ""
+    health_url: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a person asks of a restore.
+
+    Attributes:
+        backup: a name, a path or ``latest``.
+        anywhere: whether a path may lead out of the volume.
+        mode: see :class:`Mode`.
+        into: with ``new``, the name of the database to make; empty: ``<db>_restore_<time>``.
+        jobs: at a time.
+        stop_services: when.
+        replicas: of a service, as it is to have in the end, rather than as before.
+        new_host, create_roles, even_if_damaged, auto_undo: as in :class:`Order`.
+    """
+
+    backup: str = "latest"
+    anywhere: bool = True
+    mode: Mode = Mode.SWAP
+    into: str = ""
+    jobs: int = 1
+    stop_services: StopServices = StopServices.AT_SWAP
+    replicas: Mapping[str, int] = field(default_factory=dict)
+    new_host: bool = False
+    create_roles: bool = False
+    even_if_damaged: bool = False
+    auto_undo: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will be done.
+
+    Attributes:
+        order: all of it, decided.
+        backup: what is restored; ``None`` of an undo.
+        destroys: the name that a person must repeat to go on; empty when nothing of theirs is touched.
+        facts: title -> what there is to know, for people.
+        warnings: what deserves a second look.
+    """
+
+    order: Order
+    backup: Backup | None
+    destroys: str
+    facts: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
+
+    def lines(self) -> Iterator[str]:
+        """For people: a fact each, then the steps."""
+        width = max(map(len, self.facts), default=0)
+        yield from (f"{title:<{width}}  {text}" for title, text in self.facts.items())
+        for number, step in enumerate(self.order.steps, 1):
+            yield f"{number}. {describe(step, self.order)}"
+        yield from (f"Mind: {warning}" for warning in self.warnings)
+
+    def confirm(self, typed: str) -> None:
+        """Go on only if the database's name was repeated.
+
+        Raises:
+            RestoreRefusedError: it was not.
+        """
+        if self.destroys and typed != self.destroys:
+            raise RestoreRefusedError(
+                f"nothing was done: the name that was given to confirm is not {self.destroys}",
+                why=f"it was {typed!r}" if typed else "none was given",
+                fix=f"read the plan (--plan); then repeat the name: --yes-destroy {shell_word(self.destroys)}",
+            )
+
+
+def as_dict(plan: Plan) -> dict[str, Any]:
+    """For ``--json``."""
+    return {
+        "order": plan.order.model_dump(mode="json"),
+        "destroys": plan.destroys or None,
+        "steps": [describe(step, plan.order) for step in plan.order.steps],
+        "facts": dict(plan.facts),
+        "warnings": list(plan.warnings),
+    }
+
+
+def describe(step: Step, order: Order) -> str:
+    """The step, in words for people."""
+    services = ", ".join(order.services)
+    other = order.incoming
+    swapping = f"swap names: {order.database} becomes {order.kept}, {other} becomes {order.database}"
+    return {
+        Step.DRILL: "prove in a throwaway cluster that the backup restores",
+        Step.STOP: f"stop {services}, and wait until none of their tasks runs",
+        Step.DROP: f"DROP DATABASE {order.database}: its data is gone then",
+        Step.RESTORE: f"restore into {other}" + ("" if order.even_if_damaged else ", and prove every row of it"),
+        Step.SWAP: swapping,
+        Step.MIGRATE: f"run {order.migrate}, and wait until it has completed",
+        Step.START: f"start {services}",
+        Step.HEALTH: f"wait for {order.health_url}" + (", else swap back" if order.auto_undo else ""),
+    }[step]
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """All that planning depends on.
+
+    Attributes:
+        driller: catalog, programs, and the drills so far.
+        target: the live database, as the role that restores.
+        services: what else is to be stopped and started.
+    """
+
+    driller: Driller
+    target: Connection
+    services: Services
+
+    @property
+    def programs(self) -> Programs:
+        return self.driller.verifier.programs
+
+    def plan(self, wishes: Wishes, launched_by: str, run_id: str | None, now: datetime) -> Plan:
+        """Decide.
+
+        Raises:
+            RestoreRefusedError: there is a reason not to; says which, and what to do.
+            BackupNotFoundError, BadBackupError, ServerError: as they say.
+        """
+        _refuse_contradictions(wishes)
+        backup = self._backup(wishes, now)
+        with connect(self._server) as session:
+            here = system_identifier(session)
+            server_version = session.info.server_version // 10000
+        self._refuse_other_server(backup, here, wishes)
+        self._refuse_other_version(server_version)
+        live = standing(self._server, self.target.database)
+        mode = wishes.mode
+        if not live.exists and mode is not Mode.NEW:
+            if not wishes.new_host:
+                raise RestoreRefusedError(
+                    f"there is no database {self.target.database} at {self.target.host}:{self.target.port} to replace",
+                    why="POSTGRES_DB is wrong, or this is a new server, or the database was dropped",
+                    fix=f"make it from the backup: ovia-backup restore {backup} --new-host",
+                )
+            mode = Mode.NEW
+        into = self.target.database if wishes.new_host and mode is Mode.NEW else wishes.into
+        at = self._free_instant(now)
+        goes_live = mode is not Mode.NEW or into == self.target.database
+        order = Order(
+            mode=mode,
+            started_at=now.replace(microsecond=0),
+            database=self.target.database,
+            backup=backup.path.name,
+            backup_path=str(backup.path),
+            backup_started_at=backup.started_at,
+            host=self.target.host,
+            port=self.target.port,
+            system_identifier=here,
+            incoming=self.target.database if mode is Mode.DROP else into or restore_name(self.target.database, at),
+            live_oid=live.oid if live.exists else None,
+            kept=before_name(self.target.database, at) if mode is Mode.SWAP else "",
+            jobs=wishes.jobs,
+            stop_services=wishes.stop_services,
+            services=self._services(wishes, goes_live),
+            migrate=self.services.migrate if goes_live else "",
+            health_url=self.services.health_url if goes_live else "",
+            auto_undo=wishes.auto_undo,
+            new_host=wishes.new_host,
+            create_roles=wishes.create_roles or wishes.new_host,
+            even_if_damaged=wishes.even_if_damaged,
+            launched_by=launched_by,
+            run_id=run_id,
+            made_by=MADE_BY,
+        )
+        replaces = mode in (Mode.SWAP, Mode.DROP)
+        if not replaces and standing(self._server, order.incoming).exists:
+            raise RestoreRefusedError(
+                f"there is a database {order.incoming} at {order.place} already",
+                why="mode new makes a database, and touches no other",
+                fix="choose another name: --into NAME",
+            )
+        in_the_way = self.target.database if replaces else order.incoming
+        for obstacle in obstacles(self._server, in_the_way, mode_needs_swap=mode is Mode.SWAP):
+            raise obstacle
+        if not order.even_if_damaged:
+            self._refuse_missing_extensions(backup)
+        if not order.create_roles:
+            self._refuse_missing_roles(backup)
+        facts, warnings = self._facts(order, backup, live, now)
+        self._refuse_full_disk(order, backup, live, facts)
+        return Plan(order, backup, "" if mode is Mode.NEW else order.database, facts, tuple(warnings))
+
+    def plan_undo(self, launched_by: str, run_id: str | None, now: datetime) -> Plan:
+        """Decide how to swap back to the database that was live before.
+
+        Raises:
+            RestoreRefusedError: there is none, or there is a reason not to.
+        """
+        server, database = self._server, self.target.database
+        found = kept(server, database)
+        if not found:
+            raise RestoreRefusedError(
+                f"there is no database to go back to at {self.target.host}:{self.target.port}",
+                why=f"none is called {database}_before_<time>: no restore has swapped, or it was forgotten",
+                fix="restore the backup from before it: ovia-backup list",
+            )
+        with connect(server) as session:
+            here = system_identifier(session)
+        live, back = standing(server, database), found[0]
+        record, at = self._record_of(back.name), self._free_instant(now)
+        order = Order(
+            mode=Mode.UNDO,
+            started_at=now.replace(microsecond=0),
+            database=database,
+            host=self.target.host,
+            port=self.target.port,
+            system_identifier=here,
+            incoming=back.name,
+            incoming_oid=standing(server, back.name).oid,
+            live_oid=live.oid,
+            kept=before_name(database, at),
+            services=dict.fromkeys(self.services.names),
+            subscriptions=record.subscriptions if record else (),
+            health_url=self.services.health_url,
+            launched_by=launched_by,
+            run_id=run_id,
+            made_by=MADE_BY,
+        )
+        for name in (database, back.name):
+            for obstacle in obstacles(server, name):
+                raise obstacle
+        facts = {
+            "undo": f"{back.name} ({_size(back.size_bytes)}), live until "
+            f"{back.at:%Y-%m-%d %H:%M:%S} UTC, is live again",
+            "kept": f"what is live now stays as {order.kept}: ovia-backup undo-restore swaps back to it",
+            "since": f"{self._since(record)}; it stays in {order.kept}",
+            "sessions": _sessions(live.sessions),
+        }
+        return Plan(order, None, database, facts)
+
+    def _record_of(self, kept_name: str) -> Record | None:
+        """The swap that left that database behind."""
+        return next((r for r in RestoreFolder(self.driller.catalog).newest_first() if r.kept == kept_name), None)
+
+    def _since(self, record: Record | None) -> str:
+        """What was written since a swap."""
+        server, database = self._server, self.target.database
+        if record is not None and record.counters:
+            changes = written_since(server, database, Counters.model_validate(record.counters))
+            if changes == []:
+                return "nothing was written since the swap"
+            if changes is not None:
+                return "written since the swap: " + _some([_change(change) for change in changes])
+        newest = _newest(server, database)
+        return f"what was written since the swap is not known; newest: {newest or 'nothing with a time'}"
+
+    # ---- what is asked of the server and the volume
+
+    @property
+    def _server(self) -> Connection:
+        """To a database that is there whatever becomes of the live one."""
+        return beside(self.target, self.target.database)
+
+    def _free_instant(self, now: datetime) -> datetime:
+        """Now, or the second soon after that no database beside the live one is named by."""
+        database = self.target.database
+        while any(standing(self._server, name(database, now)).exists for name in (restore_name, before_name)):
+            now += timedelta(seconds=1)
+        return now
+
+    def _backup(self, wishes: Wishes, now: datetime) -> Backup:
+        catalog = self.driller.catalog
+        backup = self.driller.find(wishes.backup, anywhere=wishes.anywhere)
+        backup = catalog.settled(backup, now, "ovia-backup restore")
+        if backup.state(now) is State.BAD and not wishes.even_if_damaged:
+            problem = backup.problem
+            raise RestoreRefusedError(
+                f"{backup} is known to be bad",
+                why=problem.reason if problem else "its verification failed",
+                fix="choose another (ovia-backup list); or take what can be had of it, into a database of its own: "
+                f"ovia-backup restore {backup} --mode new --even-if-damaged",
+            )
+        return backup
+
+    def _refuse_other_server(self, backup: Backup, here: str | None, wishes: Wishes) -> None:
+        manifest = backup.manifest
+        there = manifest.database.system_identifier if manifest else None
+        if wishes.new_host or here is None or there is None or here == there:
+            return
+        raise RestoreRefusedError(
+            f"the server at {self.target.host}:{self.target.port} is not the one that {backup} was made of",
+            why=f"its system identifier is {here}, the backup's {there}",
+            fix="if it is the wrong one: RESTORE_POSTGRES_HOST, POSTGRES_HOST; if it is a new one: "
+            f"ovia-backup restore {backup} --new-host",
+        )
+
+    def _refuse_other_version(self, server_major: int) -> None:
+        ours = self.programs.major("pg_restore")
+        if ours != server_major:
+            raise VersionMismatchError(
+                f"pg_restore is of version {ours}, and the server of version {server_major}",
+                why="what one writes, the other may not take",
+                fix=f"install PostgreSQL {server_major}'s client programs, or set PG_BIN_DIR to their folder",
+            )
+
+    def _refuse_missing_extensions(self, backup: Backup) -> None:
+        """The drill before a drop cannot know: it has a server of its own."""
+        if backup.manifest is None:
+            return
+        with connect(self._server) as session:
+            available = {row["name"] for row in session.execute("SELECT name FROM pg_available_extensions")}
+        if lacking := sorted(backup.manifest.database.extensions.keys() - available):
+            raise ExtensionMissingError(
+                f"the server at {self.target.host}:{self.target.port} lacks extensions that {backup} needs: "
+                f"{', '.join(lacking)}",
+                why="their packages are not installed there, or their files are gone",
+                fix="install their packages on that server; then try again",
+            )
+
+    def _refuse_missing_roles(self, backup: Backup) -> None:
+        path = backup.sidecar(GLOBALS)
+        try:
+            saved = path.read_bytes()
+        except FileNotFoundError:
+            return  # the old script saved none; the restore says which is missing, before anything is replaced
+        except OSError as error:
+            with explained(f"cannot read {path}"):
+                raise error
+        schema = archives.schema_text(self.programs, backup.path)
+        if lacking := roles.missing(self._server, saved, schema):
+            raise RestoreRefusedError(
+                f"the server lacks roles that the backup's objects belong to: {', '.join(lacking)}",
+                why="roles belong to the server, not to a database",
+                fix=f"make them as they were saved: ovia-backup restore {backup} --create-roles",
+            )
+
+    def _refuse_full_disk(self, order: Order, backup: Backup, live: Standing, facts: dict[str, str]) -> None:
+        manifest = backup.manifest
+        size = (manifest.database.size_bytes if manifest else None) or backup.size_bytes
+        needed = needed_bytes(size)
+        free = free_bytes(self._server)
+        if free is None:
+            facts["space"] = f"about {human_bytes(needed)} needed; how much is free, this role may not ask the server"
+            return
+        if order.mode is Mode.DROP:
+            free += live.size_bytes or 0
+        facts["space"] = f"about {human_bytes(needed)} needed, {human_bytes(free)} free on the server"
+        if free < needed:
+            drop = f"ovia-backup restore {backup} --mode drop"
+            raise RestoreRefusedError(
+                f"the server at {order.place} has too little room for a second copy",
+                why=f"{human_bytes(free)} free, {human_bytes(needed)} needed",
+                fix="make room; or, if there is none to be made, replace the database without a way back: "
+                f"{drop}; kept databases: ovia-backup undo-restore --list",
+            )
+
+    def _services(self, wishes: Wishes, goes_live: bool) -> dict[str, int | None]:
+        unknown = sorted(set(wishes.replicas) - set(self.services.names))
+        if unknown:
+            raise RestoreRefusedError(
+                f"replicas were given for a service that no restore stops: {', '.join(unknown)}",
+                why=f"SWARM_APP_SERVICES names: {', '.join(self.services.names) or 'none'}",
+                fix="add it to SWARM_APP_SERVICES, or leave it out",
+            )
+        if not goes_live:
+            return {}
+        return {name: wishes.replicas.get(name) for name in self.services.names}
+
+    # ---- what is shown
+
+    def _facts(self, order: Order, backup: Backup, live: Standing, now: datetime) -> tuple[dict[str, str], list[str]]:
+        witness = backup.witness
+        rows = f", {witness.rows:,} rows" if witness else ""
+        state = backup.state(now).value + (", restored by a drill" if backup.drilled else "")
+        age = duration(now - backup.started_at)
+        facts = {
+            "restore": f"{backup} of {backup.started_at:%Y-%m-%d %H:%M:%S} UTC, {age} old ({state}{rows}, "
+            f"{human_bytes(backup.size_bytes)})",
+            "onto": f"database {order.database} at {order.place}"
+            + (f" ({_size(live.size_bytes)})" if live.exists else ", which is made"),
+        }
+        if order.mode is Mode.NEW and order.incoming != order.database:
+            facts["onto"] = f"a new database {order.incoming} at {order.place}; nothing else is touched"
+        warnings = []
+        if order.mode in (Mode.SWAP, Mode.DROP):
+            newest = _newest(self._server, order.database)
+            facts["lost"] = f"what was written since the backup, {age} ago" + (f"; newest: {newest}" if newest else "")
+            facts["sessions"] = _sessions(live.sessions)
+        facts["time"] = _expected(backup, self.driller.drills.newest_first())
+        if order.mode is Mode.SWAP:
+            facts["undo"] = f"the old database stays as {order.kept}: ovia-backup undo-restore"
+        if order.mode is Mode.DROP:
+            facts["undo"] = "NONE: the old database is dropped before the backup is restored"
+            warnings.append(f"database {order.database} is destroyed; mode swap would keep it")
+        if backup.state(now) is not State.PROVEN:
+            warnings.append("this backup is not proven yet: it is verified first, which takes as long as reading it")
+        if not backup.manifest:
+            warnings.append("it has no manifest: neither its server nor its roles are known")
+        found = subscriptions(self._server, order.database) if live.exists else []
+        if found and order.mode is not Mode.NEW:
+            names = ", ".join(each.name for each in found)
+            warnings.append(f"subscriptions are not restored, and disabled in the database that is kept: {names}")
+        return facts, warnings
+
+
+def _refuse_contradictions(wishes: Wishes) -> None:
+    wrong = ""
+    if wishes.even_if_damaged and wishes.mode is not Mode.NEW:
+        wrong = "what is damaged must not go live: --even-if-damaged needs --mode new"
+    elif wishes.into and wishes.mode is not Mode.NEW:
+        wrong = "--into names a new database, and needs --mode new"
+    elif wishes.into and wishes.new_host:
+        wrong = "--new-host makes the database itself; leave out --into"
+    elif wishes.auto_undo and wishes.mode is not Mode.SWAP:
+        wrong = "--auto-undo swaps back, and needs --mode swap"
+    if wrong:
+        raise RestoreRefusedError("these options contradict each other", why=wrong, fix="ovia-backup restore --help")
+
+
+def _sessions(sessions: Sequence[ClientSession]) -> str:
+    if not sessions:
+        return "none to be cut"
+    counted = Counter(map(str, sessions)).most_common()
+    return f"{len(sessions)} will be cut: " + _some([f"{number} x {name}" for name, number in counted])
+
+
+def _change(change: Written) -> str:
+    counts = {"inserted": change.inserted, "updated": change.updated, "deleted": change.deleted}
+    return f"{change.table} " + ", ".join(f"{number:,} {what}" for what, number in counts.items() if number)
+
+
+def _some(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+    return ", ".join(texts[:_SHOWN]) + more
+
+
+def _size(count: int | None) -> str:
+    return "of unknown size" if count is None else human_bytes(count)
+
+
+def _newest(server: Connection, database: str) -> str:
+    try:
+        found = newest_timestamps(server, database)
+    except BackupError:
+        return ""  # a help for people, and no reason to refuse
+    return ", ".join(f"{column} {at:%Y-%m-%d %H:%M:%S}" for column, at in found)
+
+
+def _expected(backup: Backup, drills: Iterator[Evidence]) -> str:
+    for evidence in drills:
+        if evidence.passed and evidence.recovery_seconds and evidence.backup_bytes:
+            proving = sum(evidence.phases.get(name, 0.0) for name in ("reading the copy", "comparison"))
+            factor = backup.size_bytes / evidence.backup_bytes
+            seconds = (evidence.recovery_seconds + proving) * factor
+            about = duration(timedelta(seconds=seconds))
+            return f"about {about}, as the drill of {evidence.started_at.astimezone(UTC):%Y-%m-%d} suggests"
+    return "unknown: no drill has passed yet"

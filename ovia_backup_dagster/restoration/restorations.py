@@ -1,0 +1,309 @@
+"""The order of events of a restore: confirm, write down, take each step, and at any failure put back what can be.
+
+Whatever ends it, the live database is the old one, whole, or the new one, proven; and where this process could not see
+to that, the journal lets the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from ovia_backup_dagster.core.catalog import Backup
+from ovia_backup_dagster.core.errors import BackupError, DiskFullError, NoWayBackError, RestoreRefusedError, VolumeError
+from ovia_backup_dagster.core.restoration import (
+    Fate,
+    Journal,
+    Mark,
+    Mode,
+    Record,
+    RestoreFolder,
+    Step,
+    backup_of,
+    fate,
+    record_of,
+)
+from ovia_backup_dagster.core.restoration_page import page
+from ovia_backup_dagster.core.words import human_bytes
+from ovia_backup_dagster.postgres import kept as kept_databases
+from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.postgres.datatext import Log
+from ovia_backup_dagster.postgres.drill import Driller
+from ovia_backup_dagster.postgres.places import uninterrupted
+from ovia_backup_dagster.postgres.session import beside, connect, system_identifier
+from ovia_backup_dagster.restoration.plan import Plan, Planner, Services
+from ovia_backup_dagster.restoration.steps import Steps, is_lost
+from ovia_backup_dagster.swarm.services import Swarm
+
+_JOURNAL_BYTES = 8 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Restorations:
+    """All that restores depend on.
+
+    Attributes:
+        driller: catalog, programs, and the drills so far.
+        target: the live database, as the role that restores.
+        services: what else is to be stopped and started.
+        swarm: whose services those are.
+    """
+
+    driller: Driller
+    target: Connection
+    services: Services
+    swarm: Swarm
+
+    @property
+    def planner(self) -> Planner:
+        return Planner(self.driller, self.target, self.services)
+
+    @property
+    def folder(self) -> RestoreFolder:
+        """Where journals and records are."""
+        return RestoreFolder(self.driller.catalog)
+
+    def run(self, plan: Plan, confirmation: str, log: Log) -> Record:
+        """Do what was planned, and write down what came of it.
+
+        Args:
+            plan: as the planner made it.
+            confirmation: the database's name, as a person repeated it.
+            log: told what happens.
+
+        Raises:
+            RestoreRefusedError: it was not confirmed, or another one is unfinished; nothing was touched.
+            LockHeldError: another restore is under way.
+            RestoreUnfinishedError: it can neither go on nor be put back now.
+        """
+        plan.confirm(confirmation)
+        folder, now = self.folder, datetime.now(UTC)
+        self.driller.catalog.check()
+        folder.prepare()
+        self._refuse_full_volume()
+        purpose = f"the {plan.order.mode} of {plan.order.backup or plan.order.database}"
+        with folder.lock(purpose, now), self._reading(plan.backup):
+            if unfinished := folder.unfinished():
+                raise unfinished.unfinished
+            for journal in folder.unrecorded():
+                self._record(journal)
+            name = plan.order.backup or f"{plan.order.database}_{plan.order.mode}"
+            order = plan.order.model_copy(update={"started_at": folder.free(plan.order.started_at, name)})
+            return self._go_on(Steps(*self._parts, folder.begin(order), plan.backup, log))
+
+    def resume(self, log: Log) -> Record:
+        """Finish what a killed process had begun; if that was the way back, this.
+
+        Raises:
+            RestoreRefusedError: nothing is unfinished; or it was begun on another server.
+        """
+        with self._unfinished("resume") as journal:
+            if journal.putting_back:
+                with contextlib.suppress(NoWayBackError):
+                    return self._put_back(Steps(*self._parts, journal, None, log))
+            needed = Step.RESTORE in journal.order.steps and not journal.done(Step.RESTORE)
+            backup = backup_of(journal.order, self.driller.catalog, datetime.now(UTC)) if needed else None
+            with self._reading(backup):
+                return self._go_on(Steps(*self._parts, journal, backup, log))
+
+    def abort(self, log: Log) -> Record:
+        """Put back what a killed process had begun.
+
+        Raises:
+            RestoreRefusedError: nothing is unfinished; or it was begun on another server.
+            NoWayBackError: what was live before is gone, so that only finishing helps.
+            RestoreUnfinishedError: it cannot be put back now.
+        """
+        with self._unfinished("abort") as journal:
+            return self._put_back(Steps(*self._parts, journal, None, log))
+
+    def forget(self, name: str) -> list[str]:
+        """Drop a kept database; returns what is left to do elsewhere.
+
+        Args:
+            name: which; empty for the only one.
+
+        Raises:
+            RestoreRefusedError: there is none of that name, or there are several.
+        """
+        kept = [each.name for each in kept_databases.kept(self.target, self.target.database)]
+        if name not in kept and not (not name and len(kept) == 1):
+            raise RestoreRefusedError(
+                f"no database was dropped: {name or 'none'} is not the name of a kept one",
+                why=f"kept: {', '.join(kept) or 'none'}",
+                fix="ovia-backup undo-restore --list",
+            )
+        with self.folder.lock("dropping a kept database", datetime.now(UTC)):
+            if unfinished := self.folder.unfinished():
+                raise unfinished.unfinished
+            return kept_databases.forget(self.target, self.target.database, name or kept[0])
+
+    def expire(self, keep: timedelta, tell: Callable[[str, str], bool], now: datetime, log: Log) -> None:
+        """Announce that kept databases will be dropped, and drop those whose time has come.
+
+        Args:
+            keep: how long they are kept; nothing is for ever.
+            tell: sends a title and a text; whether anybody took them.
+            now: the present (UTC).
+            log: told what happens.
+
+        Raises:
+            BackupError: one could not be dropped, or nobody be told.
+        """
+        folder, database = self.folder, self.target.database
+        for each in kept_databases.kept(self.target, database):
+            what = fate(each.at, folder.announced(each.name), keep, now)
+            if what is Fate.ANNOUNCE:
+                title = f"database {each.name} will be dropped"
+                text = (
+                    f"{database} was restored on {each.at:%Y-%m-%d %H:%M} UTC, and what it was before is kept as "
+                    f"{each.name} until {max(each.at + keep, now + timedelta(days=1)):%Y-%m-%d %H:%M} UTC "
+                    "(RESTORE_KEEP_DAYS). To go back to it: ovia-backup undo-restore. To keep it for good: ALTER "
+                    "DATABASE ... RENAME TO another name."
+                )
+                if tell(title, text):
+                    folder.prepare()
+                    folder.announce(each.name, now)
+                    log(title)
+                else:
+                    log(f"{each.name} stays: nobody could be told that it will be dropped")
+            elif what is Fate.DROP:
+                left = self.forget(each.name)
+                text = "; ".join(left) or f"the restore of {each.at:%Y-%m-%d %H:%M} UTC cannot be undone any more"
+                log(f"dropped {each.name}: {text}")
+                tell(f"database {each.name} was dropped", text)
+
+    # ----
+
+    @property
+    def _parts(self) -> tuple[Driller, Connection, Swarm]:
+        return self.driller, self.target, self.swarm
+
+    def _go_on(self, steps: Steps) -> Record:
+        journal = steps.journal
+        try:
+            for step in journal.order.steps:
+                if not journal.done(step):
+                    self._take(steps, step)
+        except BackupError as error:
+            steps.log(error.account)
+            return self._after(steps, error)
+        except BaseException:
+            # Cancelled by a person, or a defect of ours: this process still lives, and cleans up.
+            with uninterrupted(), contextlib.suppress(BackupError):
+                if not is_lost(journal):
+                    self._put_back(steps)
+            raise
+        return self._finished(journal)
+
+    def _take(self, steps: Steps, step: Step) -> None:
+        journal = steps.journal
+        try:
+            journal.write(Mark.BEGUN, step, **steps.before(step))
+            data = steps.take(step)
+        except BackupError as error:
+            # What is live then can be undone like any other.
+            back = "; or go back: ovia-backup undo-restore" if journal.done(Step.SWAP) else ""
+            journal.write(Mark.FAILED, step, error=error.account, fix=f"{error.fix}{back}")
+            raise
+        journal.write(Mark.DONE, step, **data)
+
+    def _after(self, steps: Steps, error: BackupError) -> Record:
+        """What to do when a step failed."""
+        journal, order = steps.journal, steps.order
+        live = journal.done(Step.SWAP) or (order.mode is not Mode.SWAP and journal.done(Step.RESTORE))
+        if not live and is_lost(journal):
+            raise self._stuck(journal, error)
+        if not live or (order.auto_undo and order.mode is Mode.SWAP):
+            return self._put_back(steps, error)
+        # The new database is live, and proven: it stays, and the services get their replicas back.
+        try:
+            if Step.START in order.steps and not journal.done(Step.START):
+                self._take(steps, Step.START)
+        except BackupError as again:
+            raise self._stuck(journal, again) from None
+        return self._finished(journal)
+
+    def _finished(self, journal: Journal) -> Record:
+        try:
+            journal.write(Mark.FINISHED)
+        except BackupError as error:
+            raise self._stuck(journal, error) from None
+        return self._record(journal)
+
+    def _put_back(self, steps: Steps, cause: BackupError | None = None) -> Record:
+        journal = steps.journal
+        steps.log("putting everything back")
+        try:
+            steps.require_way_back()
+            with contextlib.suppress(VolumeError):
+                # Most of the way back needs no journal: services must not stay down for a volume that is full.
+                journal.write(Mark.PUTTING_BACK)
+            with uninterrupted():
+                steps.put_back()
+            said = {"error": cause.account, "fix": cause.fix} if cause else {}
+            journal.write(Mark.PUT_BACK, None, **said)
+        except NoWayBackError:
+            raise
+        except BackupError as error:
+            raise self._stuck(journal, error) from None
+        return self._record(journal)
+
+    def _stuck(self, journal: Journal, error: BackupError) -> BackupError:
+        unfinished = journal.unfinished
+        return type(unfinished)(
+            unfinished.what, why=error.account, said=error.said, fix=f"{error.fix}; then: {unfinished.fix}"
+        )
+
+    def _record(self, journal: Journal) -> Record:
+        record = record_of(journal)
+        try:
+            self.folder.write(record, page(record))
+        except VolumeError as error:  # the journal says it all
+            return record.model_copy(update={"notes": (*record.notes, error.account)})
+        return record
+
+    @contextlib.contextmanager
+    def _unfinished(self, verb: str) -> Iterator[Journal]:
+        folder = self.folder
+        with folder.lock(f"ovia-backup restore --{verb}", datetime.now(UTC)):
+            journal = folder.unfinished()
+            if journal is None:
+                raise RestoreRefusedError(
+                    f"there is nothing to {verb}",
+                    why=f"no restore of {self.target.database} is unfinished",
+                    fix="ovia-backup restore --history",
+                )
+            self._refuse_other_server(journal)
+            yield journal
+
+    def _refuse_other_server(self, journal: Journal) -> None:
+        """There, databases of the same names are somebody else's."""
+        order, target = journal.order, self.target
+        with connect(beside(target, target.database)) as session:
+            here = system_identifier(session)
+        known = here is not None and order.system_identifier is not None
+        if here == order.system_identifier if known else (target.host, target.port) == (order.host, order.port):
+            return
+        raise RestoreRefusedError(
+            f"{target.host}:{target.port} is not the server that the {order.mode} of {order.database} was begun on",
+            why=f"that was {order.place}, of system identifier {order.system_identifier or 'unknown'}; this is "
+            f"{here or 'unknown'}",
+            fix="set RESTORE_POSTGRES_HOST and POSTGRES_HOST, POSTGRES_PORT as they were then; then try again",
+        )
+
+    def _reading(self, backup: Backup | None) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if backup is None else self.driller.catalog.reading(backup)
+
+    def _refuse_full_volume(self) -> None:
+        root = self.driller.catalog.root
+        free = shutil.disk_usage(root).free
+        if free < _JOURNAL_BYTES:
+            raise DiskFullError(
+                f"the backup volume {root} has no room for a restore's journal",
+                why=f"{human_bytes(free)} free",
+                fix="make room: ovia-backup prune --dry-run; df -h $BACKUP_DIR",
+            )

@@ -1,0 +1,377 @@
+"""Each step of a restore: what is noted before it, how it is taken, and how it is put back.
+
+A step may be taken twice: the process that took it can have been killed before it could say so. So each looks at how
+things stand before it changes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from ovia_backup_dagster.core import comparison
+from ovia_backup_dagster.core.catalog import GLOBALS, Backup
+from ovia_backup_dagster.core.drill import DrillCheck, Result
+from ovia_backup_dagster.core.errors import CopyError, NoWayBackError, RestoreError
+from ovia_backup_dagster.core.restoration import Journal, Mark, Mode, Order, Proven, Step
+from ovia_backup_dagster.postgres import archive as archives
+from ovia_backup_dagster.postgres import places, roles
+from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.postgres.datatext import Log
+from ovia_backup_dagster.postgres.drill import Choice, Driller, Where
+from ovia_backup_dagster.postgres.proof import Proof
+from ovia_backup_dagster.postgres.properties import Properties, apply, carry_over, properties
+from ovia_backup_dagster.postgres.session import beside
+from ovia_backup_dagster.postgres.subscriptions import (
+    disable_subscriptions,
+    drop_subscriptions,
+    enable_subscriptions,
+    subscriptions,
+)
+from ovia_backup_dagster.postgres.swap import obstacles, standing, swap, where
+from ovia_backup_dagster.postgres.written import written
+from ovia_backup_dagster.swarm.health import wait_until_healthy
+from ovia_backup_dagster.swarm.services import Swarm
+
+Data = Mapping[str, Any]
+_STOP_SECONDS = 300.0
+_START_SECONDS = 300.0
+_MIGRATE_SECONDS = 1800.0
+_HEALTH_SECONDS = 300.0
+#: What only a drill does: it alters its copy, or hands it to others.
+_NOT_IN_A_RESTORE = {
+    DrillCheck.CONTROL: "no row of a database that is to be live is deleted; the monthly drill does that",
+    DrillCheck.OWN_CHECK: "DRILL_CHECK_COMMAND is for copies; the services' own health is asked in the end",
+}
+
+
+@dataclass(slots=True)
+class Steps:
+    """The steps of one restore.
+
+    Attributes:
+        driller: catalog and programs; it drills before a database is dropped.
+        target: the live database, as the role that restores.
+        swarm: whose services are stopped and started.
+        journal: what was done so far.
+        backup: what is restored; ``None`` of an undo.
+        log: told what happens.
+    """
+
+    driller: Driller
+    target: Connection
+    swarm: Swarm
+    journal: Journal
+    backup: Backup | None
+    log: Log
+
+    @property
+    def order(self) -> Order:
+        return self.journal.order
+
+    def before(self, step: Step) -> Data:
+        """What a later process needs to know if this one is killed in the step; written down before it is taken.
+
+        Raises:
+            BackupError: it cannot be found out, and so the step cannot be taken.
+        """
+        noted = self.journal.data(step)
+        if step in (Step.STOP, Step.DROP, Step.SWAP) and not noted and self.order.mode is not Mode.NEW:
+            # Since the plan was made, hours may have gone by.
+            for obstacle in obstacles(self.target, self.order.database, mode_needs_swap=bool(self.order.kept)):
+                raise obstacle
+        if step is Step.STOP and "replicas" not in noted:
+            return {"replicas": {name: self.swarm.replicas(name) for name in self.order.services}}
+        if step is Step.DROP and "properties" not in noted:
+            self._live()
+            return {"properties": properties(self.target, self.order.database).to_json()}
+        if step is Step.RESTORE and self.journal.attempts(step) == 0 and self._exists(self.order.incoming):
+            raise CopyError(
+                f"there is a database {self.order.incoming} at {self.order.place} already",
+                why="somebody made it meanwhile",
+                fix=f"psql -l; then begin again: ovia-backup restore {self.order.backup}",
+            )
+        if step is Step.SWAP and "incoming_oid" not in noted:
+            order = self.order
+            incoming = standing(self.target, order.incoming).oid
+            if incoming != (order.incoming_oid or self.journal.made):
+                raise self._replaced(order.incoming)
+            return {
+                "live_oid": self._live(),
+                "incoming_oid": incoming,
+                "subscriptions": [s.name for s in subscriptions(self.target, order.database) if s.enabled],
+                # Now, while nobody writes in it.
+                "counters": written(self.target, order.incoming).model_dump(mode="json"),
+            }
+        return {}
+
+    def _live(self) -> int:
+        """The live database, which must be the one that was shown to who confirmed."""
+        found = standing(self.target, self.order.database)
+        if not found.exists or found.oid != self.order.live_oid:
+            raise self._replaced(self.order.database)
+        return found.oid
+
+    def _replaced(self, database: str) -> RestoreError:
+        again = "undo-restore" if self.backup is None else f"restore {self.backup}"
+        return RestoreError(
+            f"database {database} is not the one that the {self.order.mode} began with",
+            why="somebody dropped, made or renamed it meanwhile",
+            fix=f"psql -l; then begin again: ovia-backup {again}",
+        )
+
+    def take(self, step: Step) -> Data:
+        """Take the step; returns what is to be noted of it.
+
+        Raises:
+            BackupError: it failed, or was taken in part.
+        """
+        self.log(f"step: {step}")
+        takers: dict[Step, Callable[[], Data]] = {
+            Step.DRILL: self._drill,
+            Step.STOP: self._stop,
+            Step.DROP: self._drop,
+            Step.RESTORE: self._restore,
+            Step.SWAP: self._swap,
+            Step.MIGRATE: self._migrate,
+            Step.START: self._start,
+            Step.HEALTH: self._health,
+        }
+        return takers[step]()
+
+    # ---- the services
+
+    def _stop(self) -> Data:
+        names = list(self.order.services)
+        for name in names:
+            self.swarm.scale(name, 0)
+        self.swarm.wait_until_stopped(names, _STOP_SECONDS, self.log)
+        return {}
+
+    def _start(self) -> Data:
+        before = self.journal.data(Step.STOP).get("replicas", {})
+        wanted = {name: before.get(name) if count is None else count for name, count in self.order.services.items()}
+        self._scale({name: count for name, count in wanted.items() if count is not None})
+        return {}
+
+    def _scale(self, wanted: Mapping[str, int]) -> None:
+        for name, count in wanted.items():
+            self.swarm.scale(name, count)
+        for name, count in wanted.items():
+            self.swarm.wait_until_running(name, count, _START_SECONDS, self.log)
+
+    def _migrate(self) -> Data:
+        self.swarm.run_once(self.order.migrate, _MIGRATE_SECONDS, self.log)
+        return {}
+
+    def _health(self) -> Data:
+        wait_until_healthy(self.order.health_url, _HEALTH_SECONDS, self.log)
+        return {}
+
+    # ---- the database
+
+    def _drill(self) -> Data:
+        assert self.backup is not None
+        choice = Choice(Where.THROWAWAY, max(2, self.order.jobs))
+        evidence = self.driller.drill(
+            self.backup, choice, launched_by=self.order.launched_by, run_id=self.order.run_id, log=self.log
+        )
+        if evidence.trouble:
+            raise evidence.trouble
+        return {"evidence": evidence.filename}
+
+    def _drop(self) -> Data:
+        slots = drop_subscriptions(self.target, self.order.database) if self._exists(self.order.database) else []
+        self._copy(self.order.database).drop(self.order.live_oid)
+        return {"notes": [f"to be dropped on its publisher: replication slot {slot}" for slot in slots]}
+
+    def _exists(self, database: str) -> bool:
+        return standing(self.target, database).exists
+
+    def _copy(self, database: str) -> places.Copy:
+        return places.beside(self.target, database, f"database {database} on {self.order.place}")
+
+    def _restore(self) -> Data:
+        assert self.backup is not None
+        order, backup = self.order, self.backup
+        notes = self._make_roles(backup)
+        copy = self._copy(order.incoming)
+        if self.journal.attempts(Step.RESTORE) > 1:
+            copy.drop(self.journal.made)  # what a killed attempt left of it
+        if order.even_if_damaged:
+            proven = self._salvage(copy, backup)
+        else:
+            proof = Proof(self.driller.verifier, self.driller.source, backup, self.log, jobs=order.jobs)
+            witness = proof.read_backup()
+            if witness is None:
+                raise RestoreError(
+                    f"{backup} is damaged",
+                    why="; ".join(line.text for line in proof.lines if line.result is Result.FAILED),
+                    fix=f"choose another (ovia-backup list), or: ovia-backup restore {backup} --mode new "
+                    "--even-if-damaged",
+                )
+            proof.restore(copy)
+            proof.prove(copy)
+            proof.analyze(copy)
+            for check, why in _NOT_IN_A_RESTORE.items():
+                proof.add(check, [], passed=why, result=Result.NOT_MADE)
+            proven = _proven(proof)
+            failed = [line.text for line in proven.lines if line.result is Result.FAILED]
+            if failed:
+                raise RestoreError(
+                    f"the copy {order.incoming} is not what {backup} holds",
+                    why=comparison.shortened(failed),
+                    fix=f"nothing was replaced; choose another: ovia-backup list; or see: ovia-backup drill {backup}",
+                )
+        # Known as ours by how it was made until now, by its number from now on.
+        self.journal.write(Mark.NOTED, Step.RESTORE, made=standing(self.target, order.incoming).oid)
+        copy.release()
+        if order.mode is Mode.DROP:
+            properties = Properties.from_json(self.journal.data(Step.DROP)["properties"])
+            notes += apply(self.target, properties, order.incoming)
+        elif order.new_host:
+            notes += copy.configure(archives.database_text(self.driller.verifier.programs, backup.path))
+        return {"proven": proven.model_dump(mode="json"), "notes": notes}
+
+    def _make_roles(self, backup: Backup) -> list[str]:
+        path = backup.sidecar(GLOBALS)
+        if not self.order.create_roles:
+            return []
+        if not path.exists():
+            return ["no roles were saved with this backup: none were made"]
+        saved = path.read_bytes()
+        # A new host gets all of them: that which dumps owns nothing, and is named by no object.
+        schema = None if self.order.new_host else archives.schema_text(self.driller.verifier.programs, backup.path)
+        server = beside(self.target, self.order.database)
+        lacking = roles.missing(server, saved, schema)
+        notes = roles.create(server, saved, lacking)
+        return [f"made roles: {', '.join(lacking)}", *notes] if lacking else notes
+
+    def _salvage(self, copy: places.Copy, backup: Backup) -> Proven:
+        """Restore what can be; say what is not as it was when the backup was last read whole."""
+        proof = Proof(self.driller.verifier, self.driller.source, backup, self.log, jobs=self.order.jobs)
+        proof.read_manifest()
+        proof.restore(copy, despite_errors=True)
+        proof.take_stock(copy)
+        lost = list(proof.lost)
+        rows = proof.found.rows_by_table() if proof.found else {}
+        for name, count in (backup.witness.rows_by_table() if backup.witness else {}).items():
+            if name not in rows:
+                lost.append(f"table {name} is missing; it had {count:,} rows")
+            elif rows[name] != count:
+                lost.append(f"table {name} has {rows[name]:,} of {count:,} rows")
+        return _proven(proof, lost)
+
+    def _swap(self) -> Data:
+        order, noted = self.order, self.journal.data(Step.SWAP)
+        if self._swapped(noted):
+            enable_subscriptions(self.target, order.database, order.subscriptions)
+            return {"notes": ["the swap had been made already when its process ended"]}
+        # No dump of a database that changes its name under it.
+        with self.driller.catalog.lock(f"the swap of {order.database}", datetime.now(UTC), self._waiting):
+            notes: list[str] = []
+            if order.mode is Mode.SWAP and not order.new_host:
+                notes += carry_over(self.target, order.database, order.incoming)
+            disable_subscriptions(self.target, order.database)
+            oids = noted["live_oid"], noted["incoming_oid"]
+            swapped = swap(self.target, order.database, order.incoming, order.kept, oids=oids)
+        enable_subscriptions(self.target, order.database, order.subscriptions)
+        self.log(f"{order.database} is live: {swapped.seconds * 1000:.0f} ms of interruption")
+        return {
+            "interruption_seconds": round(swapped.seconds, 4),
+            "sessions_cut": swapped.cut,
+            "notes": notes,
+        }
+
+    def _swapped(self, noted: Data) -> bool:
+        """Whether the swap was made, whoever made it.
+
+        Raises:
+            RestoreError: somebody else has renamed or dropped both of the databases since.
+        """
+        order = self.order
+        oids = (noted["live_oid"], noted["incoming_oid"])
+        found = where(self.target, order.database, order.incoming, oids)
+        if found == "torn":
+            raise RestoreError(
+                f"neither the old nor the new database is called {order.database}",
+                why="somebody has renamed or dropped them since",
+                fix=f"psql -l; give {order.database} its name back by hand: ALTER DATABASE ... RENAME TO ...",
+            )
+        return found == "after"
+
+    def _waiting(self, holder: str) -> None:
+        self.log(f"waiting for {holder}")
+
+    # ---- back
+
+    def require_way_back(self) -> None:
+        """Refuse to put back what cannot be.
+
+        Raises:
+            NoWayBackError: what was live before is gone.
+        """
+        order, noted = self.order, self.journal.data(Step.SWAP)
+        why = ""
+        if is_lost(self.journal):
+            why = "mode drop had begun to drop it; only the backup can bring it back"
+        elif "incoming_oid" in noted and self._swapped(noted):
+            kept = standing(self.target, order.kept)
+            why = "" if kept.oid == noted["live_oid"] else f"what was live before is no longer there as {order.kept}"
+        if why:
+            raise NoWayBackError(
+                f"database {order.database} cannot be put back",
+                why=why,
+                fix="psql -l; to finish it: ovia-backup restore --resume",
+            )
+
+    def put_back(self) -> None:
+        """Make all as it was before the restore: the live database, and the services' replicas.
+
+        Raises:
+            BackupError: it could not be; it can be tried again.
+        """
+        order, journal = self.order, self.journal
+        noted = journal.data(Step.SWAP)
+        if "incoming_oid" in noted:
+            if self._swapped(noted):
+                # Noted first: what was live may have been written to, and is not dropped.
+                notes = [f"what was live stays as {order.incoming}"]
+                journal.write(Mark.PUTTING_BACK, Step.SWAP, was_live=True, notes=notes)
+                self._stop_again()
+                self.log(f"swapping back: {order.kept} becomes {order.database}")
+                oids = noted["incoming_oid"], noted["live_oid"]
+                swap(self.target, order.database, order.kept, order.incoming, oids=oids)
+            enable_subscriptions(self.target, order.database, noted["subscriptions"])
+        written_to = journal.data(Step.SWAP).get("was_live", False)
+        if order.mode in (Mode.SWAP, Mode.NEW) and journal.begun(Step.RESTORE) and not written_to:
+            self.log(f"dropping {order.incoming}")
+            try:
+                self._copy(order.incoming).drop(journal.made)
+            except CopyError as error:
+                self.log(error.account)  # not ours, and nothing of ours is left
+        replicas = journal.data(Step.STOP).get("replicas")
+        if replicas:
+            self._scale(replicas)
+
+    def _stop_again(self) -> None:
+        if self.journal.begun(Step.START):
+            self._stop()
+
+
+def _proven(proof: Proof, lost: Sequence[str] = ()) -> Proven:
+    return Proven(
+        lines=proof.lines_in_order,
+        tables=proof.tables,
+        phases=proof.seconds,
+        versions=proof.versions,
+        database_bytes=proof.copy_bytes,
+        lost=tuple(lost),
+    )
+
+
+def is_lost(journal: Journal) -> bool:
+    """Whether there is nothing to put back to: the live database was dropped, or is being."""
+    return journal.order.mode is Mode.DROP and journal.begun(Step.DROP)

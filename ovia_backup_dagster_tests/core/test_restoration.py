@@ -1,0 +1,229 @@
+"""What a restore's journal, order and record say, and what becomes of a database that a restore replaced."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from ovia_backup_dagster.core.catalog import Catalog
+from ovia_backup_dagster.core.errors import VolumeError
+from ovia_backup_dagster.core.restoration import (
+    Fate,
+    Journal,
+    Mark,
+    Mode,
+    Order,
+    RestoreFolder,
+    Step,
+    StopServices,
+    fate,
+    record_of,
+)
+
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+DAY = timedelta(days=1)
+
+
+def order(mode: Mode = Mode.SWAP, **changes: object) -> Order:
+    known: dict[str, object] = {
+        "mode": mode,
+        "started_at": NOW,
+        "database": "ovia",
+        "backup": "ovia_daily_2026-11-23_030000.dump",
+        "host": "db",
+        "port": 5432,
+        "incoming": "ovia_restore_20261123120000",
+        "kept": "ovia_before_20261123120000",
+        "launched_by": "test",
+        "made_by": "test",
+    }
+    return Order.model_validate({**known, **changes})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RestoreFolder:
+    found = RestoreFolder(Catalog(tmp_path, "ovia"))
+    found.prepare()
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- the fate
+
+
+@given(keep=st.integers(0, 5), announced=st.none() | st.integers(0, 150), now=st.integers(0, 150))
+@example(keep=2, announced=0, now=47)  # told long ago, not yet due
+@example(keep=2, announced=47, now=48)  # due, and told just now
+def test_none_is_dropped_unannounced_or_too_soon(keep: int, announced: int | None, now: int) -> None:
+    """By the hour, whenever somebody looks, and whenever somebody could be told."""
+    told = None if announced is None else NOW + timedelta(hours=announced)
+    what = fate(NOW, told, keep * DAY, NOW + timedelta(hours=now))
+    if what is Fate.DROP:
+        assert announced is not None
+        assert now >= announced + 24
+        assert now >= 24 * keep > 0
+    if what is Fate.ANNOUNCE:
+        assert announced is None
+        assert now >= 24 * (keep - 2)
+        assert keep > 0
+
+
+@given(keep=st.integers(1, 60), every=st.integers(1, 48))
+def test_each_is_dropped_in_the_end(keep: int, every: int) -> None:
+    now, announced = NOW, None
+    while (what := fate(NOW, announced, keep * DAY, now)) is not Fate.DROP:
+        if what is Fate.ANNOUNCE:
+            announced = now
+        now += timedelta(hours=every)
+        assert now < NOW + (keep + 7) * DAY
+    assert announced is not None
+
+
+# ------------------------------------------------------------------------------------------------- the steps
+
+
+def test_the_steps_of_each_mode() -> None:
+    everything = {"services": {"api": None}, "migrate": "migrate", "health_url": "http://api/health"}
+    assert order(Mode.SWAP).steps == (Step.RESTORE, Step.SWAP)
+    assert order(Mode.UNDO).steps == (Step.SWAP,)
+    assert order(Mode.NEW).steps == (Step.RESTORE,)
+    assert order(Mode.DROP).steps == (Step.DRILL, Step.DROP, Step.RESTORE)
+    assert order(Mode.UNDO, **everything).steps == (Step.STOP, Step.SWAP, Step.START, Step.HEALTH)
+
+
+@given(
+    mode=st.sampled_from(Mode),
+    stop=st.sampled_from(StopServices),
+    services=st.dictionaries(st.sampled_from("abc"), st.none() | st.integers(0, 3)),
+    migrate=st.sampled_from(["", "m"]),
+    health=st.sampled_from(["", "h"]),
+)
+def test_services_are_stopped_before_the_live_database_changes_and_started_after(
+    mode: Mode, stop: StopServices, services: dict[str, int | None], migrate: str, health: str
+) -> None:
+    steps = order(mode, stop_services=stop, services=services, migrate=migrate, health_url=health).steps
+    assert len(set(steps)) == len(steps)
+    changing = [step for step in (Step.DROP, Step.SWAP) if step in steps]
+    if services and changing:
+        assert steps.index(Step.STOP) < steps.index(changing[0]) < steps.index(Step.START)
+    if Step.DROP in steps:
+        assert steps.index(Step.DRILL) < steps.index(Step.DROP)
+    if Step.SWAP in steps and Step.RESTORE in steps:
+        assert steps.index(Step.RESTORE) < steps.index(Step.SWAP)
+
+
+# ------------------------------------------------------------------------------------------------- the journal
+
+
+@given(cut=st.integers(0, 400))
+def test_a_torn_line_is_as_if_it_had_not_been_written(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+    folder = RestoreFolder(Catalog(tmp_path_factory.mktemp("volume"), "ovia"))
+    folder.prepare()
+    journal = folder.begin(order())
+    journal.write(Mark.BEGUN, Step.RESTORE)
+    whole = journal.path.read_bytes()
+    journal.write(Mark.DONE, Step.RESTORE, notes=["x" * 200])
+    last = journal.path.read_bytes()[len(whole) :]
+    cut = min(cut, len(last) - 1)
+    journal.path.write_bytes(whole + last[:cut])
+
+    again = Journal.read(journal.path)
+    assert [entry.mark for entry in again.entries] == [Mark.BEGUN]
+    again.write(Mark.FAILED, Step.RESTORE, error="e")
+    assert [entry.mark for entry in Journal.read(journal.path).entries] == [Mark.BEGUN, Mark.FAILED]
+
+
+def test_what_was_noted_first_holds_but_the_database_is_the_last_attempts(folder: RestoreFolder) -> None:
+    journal = folder.begin(order())
+    for replicas, oid in ((3, 100), (0, 200)):
+        journal.write(Mark.BEGUN, Step.STOP, replicas={"api": replicas})
+        journal.write(Mark.NOTED, Step.RESTORE, made=oid)
+    assert journal.data(Step.STOP) == {"replicas": {"api": 3}}
+    assert journal.made == 200
+
+
+def test_an_unfinished_one_is_found_though_the_clock_was_set_back(folder: RestoreFolder) -> None:
+    later = folder.begin(order(started_at=NOW + timedelta(hours=1)))
+    later.write(Mark.FINISHED)
+    folder.begin(order())
+    found = folder.unfinished()
+    assert found is not None
+    assert found.order.started_at == NOW
+
+
+def test_another_databases_restore_is_none_of_ours(folder: RestoreFolder) -> None:
+    folder.begin(order(database="other"))
+    assert folder.unfinished() is None
+
+
+def test_the_secrets_of_a_journal_are_for_its_owner_alone(folder: RestoreFolder) -> None:
+    """That of a drop holds the database's settings, as the dump beside it does."""
+    journal = folder.begin(order(Mode.DROP))
+    assert journal.path.stat().st_mode & 0o777 == 0o600
+    assert folder.path.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_journal_of_a_newer_version_is_not_guessed_at(folder: RestoreFolder) -> None:
+    journal = folder.begin(order())
+    journal.path.write_bytes(journal.path.read_bytes().replace(b'"version":1', b'"version":2'))
+    with pytest.raises(VolumeError, match="newer ovia-backup") as caught:
+        folder.unfinished()
+    assert str(journal.path) in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------- the record
+
+
+def test_a_record_is_made_of_the_journal_alone(folder: RestoreFolder) -> None:
+    journal = folder.begin(order())
+    journal.write(Mark.BEGUN, Step.RESTORE)
+    journal.write(Mark.FAILED, Step.RESTORE, error="the disk was full", fix="make room")
+    journal.write(Mark.BEGUN, Step.RESTORE)
+    journal.write(Mark.DONE, Step.RESTORE, notes=["a", "a"])
+    journal.write(Mark.BEGUN, Step.SWAP, counters={"resets": "", "tables": {}}, subscriptions=["s"])
+    journal.write(Mark.DONE, Step.SWAP, interruption_seconds=0.02, sessions_cut=3)
+    journal.write(Mark.FINISHED)
+
+    record = record_of(Journal.read(journal.path))
+    assert (record.outcome, record.error, record.kept) == ("done", "", journal.order.kept)
+    assert (record.notes, record.subscriptions, record.sessions_cut) == (("a",), ("s",), 3)
+    assert record.counters == {"resets": "", "tables": {}}
+    assert list(folder.newest_first()) == [record]
+    folder.write(record, "page")
+    assert list(folder.newest_first()) == [record]
+
+
+def test_what_made_it_swap_back_is_what_its_record_says(folder: RestoreFolder) -> None:
+    journal = folder.begin(order())
+    for step in (Step.RESTORE, Step.SWAP):
+        journal.write(Mark.BEGUN, step)
+        journal.write(Mark.DONE, step)
+    journal.write(Mark.BEGUN, Step.HEALTH)
+    journal.write(Mark.FAILED, Step.HEALTH, error="health stayed red", fix="look")
+    journal.write(Mark.PUTTING_BACK, Step.SWAP, was_live=True)
+    journal.write(Mark.PUT_BACK)
+    record = record_of(journal)
+    assert (record.outcome, record.error, record.kept) == ("put back", "health stayed red", "")
+
+
+@pytest.mark.parametrize(
+    ("writes", "fix"),
+    [
+        ([], "--resume; or put everything back"),
+        ([(Mark.BEGUN, Step.DROP)], "--resume"),
+        ([(Mark.BEGUN, Step.RESTORE), (Mark.PUTTING_BACK, None)], "put everything back"),
+    ],
+)
+def test_what_is_unfinished_says_the_next_command(
+    folder: RestoreFolder, writes: list[tuple[Mark, Step | None]], fix: str
+) -> None:
+    journal = folder.begin(order(Mode.DROP))
+    for mark, step in writes:
+        journal.write(mark, step)
+    said = journal.unfinished.fix
+    assert fix in said
+    assert ("--abort" in said) == ("put everything back" in fix)
+    assert ("--resume" in said) == ("--resume" in fix)

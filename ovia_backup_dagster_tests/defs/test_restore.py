@@ -1,0 +1,141 @@
+"""``restore_job``: what the UI launches is what the command line does, and refuses what it refuses."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+import psycopg
+import pytest
+from psycopg import sql
+
+from ovia_backup_dagster.core.naming import before_name
+from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.postgres.kept import kept
+from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute
+from ovia_backup_dagster_tests.defs.conftest import NewLocation
+from ovia_backup_dagster_tests.defs.receiver import Receiver
+from ovia_backup_dagster_tests.defs.support import DAILY_JOB, Location
+
+pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
+
+JOB = "restore_job"
+OP = "restore"
+KEPT_JOB = "kept_databases_job"
+
+
+def run(location: Location, **config: object) -> dg.ExecuteInProcessResult:
+    return location.run(JOB, config={"ops": {OP: {"config": config}}})
+
+
+def rows(database: Connection) -> int:
+    with psycopg.connect(
+        host=database.host, port=database.port, dbname=database.database, user=database.user
+    ) as session:
+        row = session.execute("SELECT count(*) FROM people").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def output(result: dg.ExecuteInProcessResult) -> dict[str, object]:
+    [event] = [e for e in result.all_events if e.event_type is dg.DagsterEventType.STEP_OUTPUT]
+    return {name: value.value for name, value in event.step_output_data.metadata.items()}
+
+
+def refused(result: dg.ExecuteInProcessResult) -> str:
+    assert not result.success
+    [event] = [e for e in result.all_events if e.event_type is dg.DagsterEventType.STEP_FAILURE]
+    failed = event.step_failure_data.user_failure_data
+    assert failed is not None
+    assert failed.description is not None
+    return failed.description
+
+
+@pytest.fixture
+def backed_up(location: Location, database: Connection, server: PortCluster):  # type: ignore[no-untyped-def]
+    """A proven backup, and a live database that has changed since. What restores keep is dropped in the end."""
+    assert location.run(DAILY_JOB).success
+    execute(database, "TRUNCATE people CASCADE")
+    yield location
+    with admin(server) as session:
+        for each in kept(database, database.database):
+            session.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(each.name)))
+
+
+def test_the_launchpads_default_only_plans(backed_up: Location, database: Connection) -> None:
+    result = run(backed_up)
+    assert result.success
+    assert "swap names" in str(output(result)["plan"])
+    assert rows(database) == 0
+
+
+def test_without_the_databases_name_nothing_is_done(backed_up: Location, database: Connection) -> None:
+    assert "--yes-destroy" in refused(run(backed_up, action="restore"))
+    assert "--yes-destroy" in refused(run(backed_up, action="restore", confirm="another"))
+    assert "--yes-destroy" in refused(run(backed_up, action="restore", mode="drop"))
+    assert rows(database) == 0
+    assert kept(database, database.database) == []
+
+
+def test_restored_and_undone(backed_up: Location, database: Connection) -> None:
+    result = run(backed_up, action="restore", confirm=database.database)
+    assert result.success, refused(result)
+    assert rows(database) > 0
+    shown = output(result)
+    assert shown["outcome"] == "done"
+    assert Path(str(shown["record"])).is_file()
+    assert "rows_and_content_equal" in str(shown["page"])
+    assert run(backed_up, action="undo", confirm=database.database).success
+    assert rows(database) == 0
+    # Whoever reaches the UI must not have any file of the host opened.
+    assert "no backup called" in refused(run(backed_up, action="restore", backup="/etc/passwd"))
+    assert "nothing to resume" in refused(run(backed_up, action="resume"))
+    assert "nothing to abort" in refused(run(backed_up, action="abort"))
+
+
+def test_what_is_kept_is_announced_and_then_dropped(
+    backed_up: Location, database: Connection, server: PortCluster, new_location: NewLocation, people: Receiver
+) -> None:
+    """Its age is in its name: it becomes old by being renamed."""
+    location = new_location(BACKUP_NOTIFY_URLS=people.url)
+    assert run(location, action="restore", confirm=database.database).success
+
+    def becomes(days: float) -> str:
+        [now] = kept(database, database.database)
+        name = before_name(database.database, datetime.now(UTC) - timedelta(days=days))
+        with admin(server) as session:
+            session.execute(
+                sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(now.name), sql.Identifier(name))
+            )
+        return name
+
+    def expire() -> list[str]:
+        assert location.run(KEPT_JOB).success
+        return [each.name for each in kept(database, database.database)]
+
+    name = becomes(11)
+    assert expire() == [name]
+    assert people.titles == []
+    name = becomes(100)
+    # Announced first, however old it is; then it has a day.
+    assert expire() == expire() == [name]
+    assert people.titles == [f"Ovia backup: database {name} will be dropped"]
+    [note] = (location.settings.backup_dir / "restores").glob(".announced-*")
+    note.write_text((datetime.now(UTC) - timedelta(days=1, minutes=1)).isoformat())
+    assert expire() == []
+    assert people.titles[1:] == [f"Ovia backup: database {name} was dropped"]
+
+
+def test_one_that_nobody_could_be_told_of_stays(backed_up: Location, database: Connection, server: PortCluster) -> None:
+    assert run(backed_up, action="restore", confirm=database.database).success
+    [now] = kept(database, database.database)
+    name = before_name(database.database, datetime.now(UTC) - timedelta(days=100))
+    with admin(server) as session:
+        session.execute(
+            sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(now.name), sql.Identifier(name))
+        )
+    for _ in range(2):
+        assert backed_up.run(KEPT_JOB).success
+    assert [each.name for each in kept(database, database.database)] == [name]
+    assert not list((backed_up.settings.backup_dir / "restores").glob(".announced-*"))

@@ -1,0 +1,790 @@
+"""What else can go wrong with a restore: on the server, on the volume, on the way back, and by other people's hands.
+
+After each, the live database is the old one, whole, or the new one, proven; nothing of anybody else's is gone; and the
+command that the error names brings it to an end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from pathlib import Path
+from random import Random
+from unittest import mock
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from ovia_backup_dagster.core.catalog import MANIFEST
+from ovia_backup_dagster.core.housekeeping import prune
+from ovia_backup_dagster.core.locking import volume_lock
+from ovia_backup_dagster.core.restoration import Journal, Mark, RestoreFolder, Step
+from ovia_backup_dagster.postgres import swap
+from ovia_backup_dagster.postgres.client import capture
+from ovia_backup_dagster.postgres.cluster import account_id
+from ovia_backup_dagster.postgres.proof import Proof
+from ovia_backup_dagster.restoration.steps import Steps
+from ovia_backup_dagster_tests.conftest import PortCluster, execute, free_port, running_cluster
+from ovia_backup_dagster_tests.faults.conftest import SEED, needs_root, place_for, rounds
+from ovia_backup_dagster_tests.faults.disks import MEGABYTE, free, tmpfs
+from ovia_backup_dagster_tests.faults.harness import Ended
+from ovia_backup_dagster_tests.faults.test_server import kill
+from ovia_backup_dagster_tests.postgres.test_swap import hammering
+from ovia_backup_dagster_tests.restoration.conftest import SCHEMA, SINCE, Site, admin_of, site_on
+from ovia_backup_dagster_tests.restoration.test_killed import killed_at, whole
+
+
+@pytest.fixture(scope="module")
+def other(bin_dir: Path) -> Iterator[PortCluster]:
+    """A server of our own, to be treated badly."""
+    with running_cluster(
+        bin_dir, max_prepared_transactions="5", wal_level="logical", synchronous_commit="off"
+    ) as cluster:
+        yield cluster
+
+
+BACK = ("--abort", "--resume")
+
+
+def sql_in_server(site: Site, statement: str, *names: str) -> None:
+    with admin_of(site) as session:
+        session.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
+
+
+@contextmanager
+def first(owner: type, method: str, action: Callable[[], object]) -> Iterator[None]:
+    """In the block, a process that is forked does something else just before it first calls the method."""
+    original, counted = getattr(owner, method), count()
+
+    def called(*arguments: object, **named: object) -> object:
+        if next(counted) == 0:
+            action()
+        return original(*arguments, **named)
+
+    with mock.patch.object(owner, method, called):
+        yield
+
+
+@contextmanager
+def each_step(step: Step, action: Callable[[], object]) -> Iterator[None]:
+    """In the block, a process that is forked does something else when it is about to take that step."""
+    original = Steps.take
+
+    def take(self: Steps, here: Step) -> object:
+        if here is step:
+            action()
+        return original(self, here)
+
+    with mock.patch.object(Steps, "take", take):
+        yield
+
+
+def failed(site: Site, ended: Ended) -> str:
+    """The command says that it did not do it, and so does the record, in the same words; returns the error."""
+    assert ended.code == 1, ended.output
+    assert "Traceback" not in ended.output
+    error = site.records[0].error
+    assert error, ended.output
+    assert f"Error: {error}" in ended.output
+    assert "Next: " in ended.output
+    return error
+
+
+def ended_as(site: Site, wanted: str) -> None:
+    """Nothing is unfinished, and the live database is the one that is wanted."""
+    assert RestoreFolder(site.place.catalog).unfinished() is None
+    assert whole(site) == wanted
+
+
+# ----------------------------------------------------------------------------------------- killed on the way back
+
+
+@pytest.mark.parametrize("then", BACK)
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("again", range(2))
+@pytest.mark.parametrize("word", [2, 3, 4])
+def test_killed_while_it_puts_back(site: Site, word: int, again: int, before: bool, then: str) -> None:
+    """The way back is taken to its end, by whichever command: there is no other way any more."""
+    with killed_at(word, before=False):
+        assert site.restore().killed
+    with killed_at(again, before=before):
+        ended = site.place.run("restore", "--abort")
+    if ended.killed and RestoreFolder(site.place.catalog).unfinished():
+        nothing_began = again == 0 and before
+        line = site.restore().refused()
+        assert "--abort" in line
+        assert ("--resume" in line) == nothing_began
+        last = site.place.run("restore", then)
+        assert last.code == 0, last.output
+        if nothing_began and then == "--resume":
+            ended_as(site, "new")
+            assert site.records[0].outcome == "done"
+            return
+    ended_as(site, "old")
+    assert site.records[0].outcome == "put back"
+    assert len(site.databases) == 1 + (word == 4)
+
+
+# ----------------------------------------------------------------------------------------- other people's hands
+
+
+def test_a_database_that_somebody_makes_meanwhile_is_left_as_it_is(site: Site) -> None:
+    theirs = f"{site.live.database}_theirs"
+
+    def make() -> None:
+        sql_in_server(site, "CREATE DATABASE {}", theirs)
+        execute(site.live.to(theirs), "CREATE TABLE precious (id int)")
+
+    with first(Proof, "read_backup", make):
+        ended = site.restore("--mode", "new", "--into", theirs)
+    assert "exists already" in failed(site, ended)
+    execute(site.live.to(theirs), "INSERT INTO precious VALUES (1)")
+    ended_as(site, "old")
+
+
+@pytest.mark.parametrize("then", BACK)
+def test_a_database_that_somebody_makes_after_a_kill_is_left_as_it_is(site: Site, then: str) -> None:
+    theirs = f"{site.live.database}_theirs"
+    with killed_at(0, before=False):
+        assert site.restore("--mode", "new", "--into", theirs).killed
+    sql_in_server(site, "CREATE DATABASE {}", theirs)
+    execute(site.live.to(theirs), "CREATE TABLE precious (id int)")
+    site.place.run("restore", then)
+    execute(site.live.to(theirs), "INSERT INTO precious VALUES (1)")
+    ended_as(site, "old")
+
+
+@pytest.mark.parametrize("word", [3, 4])
+def test_a_database_that_somebody_restored_by_hand_is_not_dropped_again(site: Site, word: int) -> None:
+    """Mode drop, killed when the old one was gone: the runbook's commands then, and a resume of somebody else's."""
+    with killed_at(word, before=False):
+        assert site.restore("--mode", "drop").killed
+    if word == 4:  # what the killed attempt had made
+        sql_in_server(site, "DROP DATABASE IF EXISTS {}", site.live.database)
+    sql_in_server(site, "CREATE DATABASE {}", site.live.database)
+    execute(site.live, "CREATE TABLE by_hand (id int)")
+    line = site.place.run("restore", "--resume").refused()
+    assert "psql -l" in line
+    execute(site.live, "INSERT INTO by_hand VALUES (1)")
+    aside = f"{site.live.database}_by_hand"
+    sql_in_server(site, "ALTER DATABASE {} RENAME TO {}", site.live.database, aside)
+    ended = site.place.run("restore", "--resume")
+    assert ended.code == 0, ended.output
+    assert site.content() == site.then
+    execute(site.live.to(aside), "INSERT INTO by_hand VALUES (1)")
+
+
+def test_the_live_database_of_a_drop_is_the_one_that_was_planned(site: Site) -> None:
+    """Somebody swaps while the backup is drilled: what is live now was never shown to who confirmed."""
+
+    def another() -> None:
+        sql_in_server(site, "ALTER DATABASE {} RENAME TO {}", site.live.database, f"{site.live.database}_old")
+        sql_in_server(site, "CREATE DATABASE {} TEMPLATE {}", site.live.database, f"{site.live.database}_old")
+
+    with each_step(Step.DRILL, another):
+        ended = site.restore("--mode", "drop")
+    assert "is not the one" in failed(site, ended)
+    ended_as(site, "old")
+
+
+@pytest.mark.parametrize("statement", ["DROP DATABASE {}", "ALTER DATABASE {} RENAME TO {}"])
+def test_the_kept_database_goes_while_an_undo_is_about_to_begin(site: Site, statement: str) -> None:
+    assert site.restore().code == 0
+    kept = site.records[0].kept
+    away = [kept, f"{kept}_away"][: statement.count("{}")]
+    with first(Steps, "before", lambda: sql_in_server(site, statement, *away)):
+        ended = site.undo()
+    assert kept in failed(site, ended)
+    ended_as(site, "new")
+
+
+@pytest.mark.parametrize("then", BACK)
+def test_the_new_database_goes_before_the_swap(site: Site, then: str) -> None:
+    with killed_at(3, before=False):
+        assert site.restore().killed
+    incoming = next(name for name in site.databases if name != site.live.database)
+    sql_in_server(site, "DROP DATABASE {}", incoming)
+    site.place.run("restore", then)
+    ended_as(site, "old")
+    assert site.restore().code == 0
+
+
+def test_the_old_database_goes_after_the_swap(site: Site) -> None:
+    """Dropped by hand before the process could write down that it had swapped: there is only one end to it."""
+    with killed_at(4, before=True):
+        assert site.restore().killed
+    kept = next(name for name in site.databases if name != site.live.database)
+    sql_in_server(site, "DROP DATABASE {}", kept)
+    assert "--resume" in site.place.run("restore", "--abort").refused()
+    ended = site.place.run("restore", "--resume")
+    assert ended.code in (0, 1), ended.output
+    ended_as(site, "new")
+
+
+# ----------------------------------------------------------------------------------------- another server
+
+
+@pytest.mark.parametrize("mode", ["swap", "drop"])
+@pytest.mark.parametrize("then", BACK)
+def test_another_server_than_the_one_it_began_on_is_not_touched(
+    site: Site, other: PortCluster, then: str, mode: str
+) -> None:
+    with killed_at(2, before=False):
+        assert site.restore("--mode", mode).killed
+    journal = RestoreFolder(site.place.catalog).unfinished()
+    assert journal is not None
+    there = other.connection()
+    elsewhere = site.with_settings(POSTGRES_PORT=str(there.port), POSTGRES_HOST=there.host)
+    elsewhere.live = there.to(site.live.database)
+    for name in {journal.order.incoming, site.live.database}:
+        sql_in_server(elsewhere, "CREATE DATABASE {}", name)
+    assert "is not the server" in elsewhere.place.run("restore", then).refused()
+    assert len(elsewhere.databases) == len({journal.order.incoming, site.live.database})
+    for name in {journal.order.incoming, site.live.database}:
+        sql_in_server(elsewhere, "DROP DATABASE {}", name)
+    assert site.place.run("restore", "--resume").code == 0
+    ended_as(site, "new")
+
+
+# ----------------------------------------------------------------------------------------- the server
+
+
+@pytest.fixture
+def fragile(other: PortCluster, bin_dir: Path, tmp_path: Path) -> Iterator[Site]:
+    """On a server that may be treated badly."""
+    with site_on(other, bin_dir, tmp_path) as site:
+        yield site
+
+
+@contextmanager
+def at_word(word: int, action: Callable[[], object]) -> Iterator[None]:
+    """In the block, a process that is forked does something else just after it wrote that word of its journal."""
+    write, counted = Journal.write, count()
+
+    def writing(self: Journal, mark: Mark, step: Step | None = None, **data: object) -> None:
+        write(self, mark, step, **data)
+        if next(counted) == word:
+            action()
+
+    with mock.patch.object(Journal, "write", writing):
+        yield
+
+
+@pytest.mark.parametrize("then", BACK)
+@pytest.mark.parametrize("word", range(5))
+def test_the_server_is_killed(fragile: Site, other: PortCluster, word: int, then: str) -> None:
+    with at_word(word, lambda: kill(other)):
+        ended = fragile.restore()
+    other.start()
+    assert "Traceback" not in ended.output
+    if RestoreFolder(fragile.place.catalog).unfinished() is None:
+        ended_as(fragile, "new" if ended.code == 0 else "old")
+        assert {record.kept for record in fragile.records if record.kept} <= set(fragile.databases)
+        return
+    assert "ovia-backup restore --abort" in ended.refused()
+    last = fragile.place.run("restore", then)
+    done = fragile.records[0].outcome == "done"
+    assert last.code == (0 if done or then == "--abort" else 1), last.output
+    ended_as(fragile, "new" if done else "old")
+
+
+@needs_root
+def test_the_servers_disk_is_full(bin_dir: Path, tmp_path: Path, site: Site) -> None:
+    """Nothing of the new database stays, and the old one lives."""
+    execute(site.live, "CREATE TABLE filler AS SELECT repeat('x', 2000) || g AS t FROM generate_series(1, 20000) g")
+    backup = site.place.chain()
+    cluster = PortCluster(bin_dir, Path(tempfile.mkdtemp(prefix="ovia-t-", dir="/tmp")), port=free_port())
+    with tmpfs(cluster.folder, 600 * MEGABYTE):
+        cluster.folder.chmod(0o755)
+        try:
+            cluster = replace(cluster, settings={"port": str(cluster.port), "max_wal_size": "64MB"})
+            cluster.create()
+            cluster.start()
+            there = cluster.connection(site.live.database)
+            elsewhere = site.with_settings(POSTGRES_HOST=there.host, POSTGRES_PORT=str(there.port))
+            elsewhere.live = there
+            sql_in_server(elsewhere, "CREATE DATABASE {}", there.database)
+            execute(there, "CREATE TABLE theirs (id int)")
+            now = elsewhere.content()
+            with each_step(Step.RESTORE, lambda: fill(cluster.data, 20 * MEGABYTE)):
+                arguments = ("--new-host", "--yes-destroy", there.database)
+                ended = elsewhere.place.run("restore", backup.path.name, *arguments)
+            # Where there is no room for its WAL, the server ends itself.
+            assert "disk" in ended.output or "server was stopped" in ended.output, ended.output
+            assert ended.code == 1
+            (cluster.data / "ballast").unlink()
+            if not cluster.running:
+                cluster.start()
+            if RestoreFolder(site.place.catalog).unfinished():
+                assert "--abort" in ended.refused()
+                assert elsewhere.place.run("restore", "--abort").code == 0
+            assert elsewhere.databases == [there.database]
+            assert elsewhere.content() == now
+        finally:
+            cluster.remove()
+            cluster.folder.mkdir(exist_ok=True)
+
+
+def fill(folder: Path, left: int) -> None:
+    with open(folder / "ballast", "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, free(folder) - left)
+
+
+def test_into_a_new_database_of_a_standby(fragile: Site, other: PortCluster, bin_dir: Path) -> None:
+    standby = PortCluster(bin_dir, Path(tempfile.mkdtemp(prefix="ovia-t-", dir="/tmp")), port=free_port())
+    try:
+        with open(other.data / "pg_hba.conf", "a", encoding="utf-8") as file:
+            file.write("local replication all trust\n")
+        execute(fragile.live, "SELECT pg_reload_conf()")
+        program, source = str(bin_dir / "pg_basebackup"), other.connection()
+        command = (program, "-D", str(standby.data), "-R", "-c", "fast", "-X", "stream")
+        assert capture(command, variables=source.environment())[0] == 0
+        for path in (standby.folder, *standby.folder.rglob("*")):
+            os.chown(path, account_id(), -1)
+        with open(standby.data / "postgresql.conf", "a", encoding="utf-8") as file:
+            file.write(f"port = {standby.port}\nunix_socket_directories = '{standby.folder}'\n")
+        standby.start()
+        there = fragile.with_settings(POSTGRES_HOST=str(standby.folder), POSTGRES_PORT=str(standby.port))
+        assert "is a standby" in there.restore("--mode", "new", confirm=False).refused()
+        assert "is a standby" in there.restore().refused()
+        assert not list(there.place.root.glob("restores/*.journal"))
+    finally:
+        standby.remove()
+
+
+@pytest.mark.parametrize("when", [Step.RESTORE, Step.SWAP])
+def test_a_transaction_is_prepared_while_it_restores(fragile: Site, when: Step) -> None:
+    def prepare() -> None:
+        execute_prepared(fragile)
+
+    with mock.patch.dict(swap.swap.__kwdefaults__, deadline_seconds=0.5), each_step(when, prepare):
+        ended = fragile.restore()
+    assert "prepared" in failed(fragile, ended)
+    assert fragile.databases == [fragile.live.database]
+    with admin_of_live(fragile) as session:
+        session.execute("ROLLBACK PREPARED 'stays'")
+    ended_as(fragile, "old")
+
+
+def admin_of_live(site: Site):  # type: ignore[no-untyped-def]
+    live = site.live
+    return closing(
+        psycopg.connect(host=live.host, port=live.port, user=live.user, dbname=live.database, autocommit=True)
+    )
+
+
+def execute_prepared(site: Site) -> None:
+    with admin_of_live(site) as session:
+        session.execute("BEGIN")
+        session.execute("INSERT INTO people (id, name) VALUES (5000, 'prepared')")
+        session.execute("PREPARE TRANSACTION 'stays'")
+
+
+def test_a_slot_is_made_while_it_restores(fragile: Site) -> None:
+    def make() -> None:
+        with admin_of_live(fragile) as session:
+            session.execute("SELECT pg_create_logical_replication_slot('cdc', 'pgoutput')")
+
+    with each_step(Step.RESTORE, make):
+        ended = fragile.restore()
+    with admin_of_live(fragile) as session:
+        session.execute("SELECT pg_drop_replication_slot('cdc')")
+    assert "slot" in failed(fragile, ended)
+    ended_as(fragile, "old")
+    assert fragile.databases == [fragile.live.database]
+
+
+# ----------------------------------------------------------------------------------------- subscriptions
+
+
+SUBSCRIBE = "CREATE SUBSCRIPTION {} CONNECTION 'host=nowhere password=s3cret' PUBLICATION p WITH (connect = false)"
+
+
+def subscribed(site: Site, *, refresh: bool = True) -> str:
+    name = f"sub_{site.live.database}"
+    execute(
+        site.live,
+        SUBSCRIBE.format(name),
+        f"ALTER SUBSCRIPTION {name} SET (slot_name = '{name}')",
+        f"ALTER SUBSCRIPTION {name} ENABLE",
+    )
+    return name
+
+
+def enabled(site: Site) -> dict[str, bool]:
+    query = "SELECT datname, subenabled FROM pg_subscription JOIN pg_database d ON d.oid = subdbid WHERE subname = %s"
+    with admin_of(site) as session:
+        return dict(session.execute(query, [f"sub_{site.live.database}"]).fetchall())
+
+
+def test_subscriptions_are_stopped_in_what_is_kept_and_go_on_after_an_undo(site: Site) -> None:
+    subscribed(site)
+    try:
+        assert site.restore().code == 0
+        kept = site.records[0].kept
+        assert enabled(site) == {kept: False}
+        assert site.undo().code == 0
+        assert enabled(site) == {site.live.database: True}
+        text = "".join(path.read_text("utf-8") for path in site.place.root.glob("restores/*"))
+        assert "s3cret" not in text
+        assert site.undo().code == 0
+        kept = site.records[0].kept
+        assert enabled(site) == {kept: False}
+        forgotten = site.place.run("undo-restore", "--forget")
+        assert forgotten.code == 0, forgotten.output
+        assert f"sub_{site.live.database}" in forgotten.output
+        assert enabled(site) == {}
+    finally:
+        drop_subscription(site)
+
+
+def drop_subscription(site: Site) -> None:
+    for database in enabled(site):
+        name = f"sub_{site.live.database}"
+        execute(
+            site.live.to(database),
+            f"ALTER SUBSCRIPTION {name} DISABLE",
+            f"ALTER SUBSCRIPTION {name} SET (slot_name = NONE)",
+            f"DROP SUBSCRIPTION {name}",
+        )
+
+
+@pytest.mark.parametrize("word", [3, 4])
+def test_subscriptions_go_on_after_an_abort(site: Site, word: int) -> None:
+    subscribed(site)
+    try:
+        with killed_at(word, before=False):
+            assert site.restore().killed
+        assert site.place.run("restore", "--abort").code == 0
+        assert enabled(site) == {site.live.database: True}
+    finally:
+        drop_subscription(site)
+
+
+def test_one_that_was_dropped_meanwhile_is_no_reason_to_swap_back(site: Site) -> None:
+    subscribed(site)
+    assert site.restore().code == 0
+    drop_subscription(site)
+    ended = site.undo()
+    assert ended.code == 0, ended.output
+    ended_as(site, "old")
+
+
+def test_a_drop_says_which_slot_is_to_be_dropped_elsewhere(site: Site) -> None:
+    name = subscribed(site)
+    ended = site.restore("--mode", "drop")
+    assert ended.code == 0, ended.output
+    assert f"replication slot {name}" in ended.output
+    assert enabled(site) == {}
+    assert site.content() == site.then
+
+
+# ----------------------------------------------------------------------------------------- the volume
+
+
+def test_the_journal_takes_no_word_more(bin_dir: Path, server: PortCluster, tmp_path: Path) -> None:
+    with site_on(server, bin_dir, tmp_path) as site:
+        for word in range(1, 5):
+            with at_word(word, lambda site=site: full_for_good(site)):  # type: ignore[misc]
+                ended = site.restore()
+            assert "Traceback" not in ended.output
+            if RestoreFolder(site.place.catalog).unfinished():
+                assert "--abort" in ended.refused()
+                whole(site)
+                last = site.place.run("restore", "--abort")
+                assert last.code == 0, last.output
+            ended_as(site, "new" if ended.code == 0 else "old")
+            if ended.code == 0:
+                assert site.undo().code == 0
+                ended_as(site, "old")
+
+
+def full_for_good(site: Site) -> None:
+    """Until this process ends, its journal takes no byte more; what it prints goes another way."""
+    size = max(path.stat().st_size for path in site.place.root.glob("restores/*.journal"))
+    printing = subprocess.Popen(("cat",), stdin=subprocess.PIPE, stdout=1)
+    assert printing.stdin is not None
+    for descriptor in (1, 2):
+        os.dup2(printing.stdin.fileno(), descriptor)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+
+@needs_root
+def test_a_volume_that_is_read_only(bin_dir: Path, server: PortCluster, tmp_path: Path) -> None:
+    root = tmp_path / "backups"
+    with tmpfs(root, 64 * MEGABYTE), site_on(server, bin_dir, tmp_path) as site:
+        with killed_at(3, before=False):
+            assert site.restore().killed
+        for options, works in (("remount,ro", False), ("remount,rw", True)):
+            subprocess.run(("mount", "-o", options, str(root)), check=True)
+            ended = site.place.run("restore", "--resume")
+            assert "Traceback" not in ended.output
+            assert (ended.code == 0) == works, ended.output
+            if not works:
+                assert "read-only" in ended.refused().lower()
+                assert "read-only" in site.restore().refused().lower()
+                assert whole(site) == "old"
+        ended_as(site, "new")
+
+
+@pytest.mark.parametrize("then", BACK)
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"garbage\n", "cannot be understood"),
+        (b'{"at": "2026-01-01T00:00:00Z", "mark": "of a newer version"}\n', "cannot be understood"),
+        (b"\xff\xfe\0\n", "cannot be understood"),
+    ],
+)
+def test_a_journal_that_cannot_be_understood(site: Site, text: bytes, said: str, then: str) -> None:
+    with killed_at(3, before=False):
+        assert site.restore().killed
+    path = next(site.place.root.glob("restores/*.journal"))
+    whole_text = path.read_bytes()
+    path.write_bytes(whole_text + text)
+    for arguments in (("restore", then), ("restore", "latest", "--yes-destroy", site.live.database)):
+        line = site.place.run(*arguments).refused()
+        assert said in line
+        assert "newer ovia-backup" in line
+    whole(site)
+    path.write_bytes(whole_text + b'{"at": "2026-01-01T0')  # torn
+    assert site.place.run("restore", then).code == 0
+    ended_as(site, "old" if then == "--abort" else "new")
+
+
+def test_a_backup_that_an_unfinished_restore_needs_is_not_pruned(site: Site) -> None:
+    with killed_at(0, before=False):
+        assert site.restore().killed
+    site.place.chain()
+    policy = site.with_settings(BACKUP_DAILY_KEEP="1", BACKUP_WEEKLY_KEEP="1").place.system.policy
+    in_three_days = datetime.now(UTC) + timedelta(days=3)
+    assert f"daily/{site.backup}" in prune(site.place.catalog, policy, in_three_days).in_use
+    assert site.place.run("restore", "--resume").code == 0
+    ended_as(site, "new")
+    assert f"daily/{site.backup}" in prune(site.place.catalog, policy, in_three_days).removed
+
+
+# ----------------------------------------------------------------------------------------- names, rights, contents
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["with space and 'quote\"", "ünïcode-Ω-データ", "a=b; --", "new\nline", "n" * 60, "é" * 31, "Upper.Dot/Slash"],
+)
+def test_a_hostile_name(server: PortCluster, bin_dir: Path, tmp_path: Path, name: str) -> None:
+    with site_on(server, bin_dir, tmp_path, name) as site:
+        ended = site.restore()
+        assert ended.code == 0, ended.output
+        assert site.content() == site.then
+        kept = site.records[0].kept
+        assert site.content(kept) == site.now
+        assert len(kept.encode()) <= 63
+        assert site.undo().code == 0
+        assert site.content() == site.now
+        assert site.place.run("undo-restore", "--forget").code == 0
+        ended = site.restore("--mode", "drop")
+        assert ended.code == 0, ended.output
+        assert site.content() == site.then
+        unconfirmed = site.restore(confirm=False).refused()
+        word = unconfirmed.rpartition("--yes-destroy ")[2]
+        assert subprocess.run(("bash", "-c", f"printf %s {word}"), capture_output=True, text=True).stdout == name
+        with admin_of(site) as session:
+            left = session.execute("SELECT datname FROM pg_database WHERE datname ~ '_(restore|before)_[0-9]{14}$'")
+            for (each,) in left.fetchall():
+                session.execute(sql.SQL("DROP DATABASE {}").format(sql.Identifier(each)))
+
+
+def test_the_default_database_itself(other: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
+    place = place_for(other.connection("postgres"), bin_dir, tmp_path / "backups", tmp_path)
+    execute(other.connection("postgres"), SCHEMA)
+    site = Site(place, other.connection("postgres"), bin_dir, place.chain(), "", "")
+    site.then = site.content()
+    execute(site.live, SINCE)
+    site.now = site.content()
+    assert site.restore().code == 0
+    assert site.content() == site.then
+    assert site.undo().code == 0
+    assert site.content() == site.now
+    ended = site.restore("--mode", "drop")
+    assert ended.code == 0, ended.output
+    assert site.content() == site.then
+
+
+@pytest.mark.parametrize(("rights", "said"), [("NOCREATEDB", "CREATEDB"), ("CREATEDB", "has not its rights")])
+def test_a_role_that_may_not(site: Site, rights: str, said: str) -> None:
+    role = f"weak_{site.live.database}"
+    sql_in_server(site, f"CREATE ROLE {{}} LOGIN {rights}", role)
+    try:
+        weak = site.with_settings(RESTORE_POSTGRES_USER=role)
+        for mode in ("swap", "drop"):
+            assert said in weak.restore("--mode", mode).refused()
+        # It may make a database, but not give what is in it to whom it belongs.
+        assert weak.restore("--mode", "new", confirm=False).code == 1
+        assert site.databases == [site.live.database]
+        ended_as(site, "old")
+    finally:
+        sql_in_server(site, "DROP ROLE {}", role)
+
+
+def test_the_owner_with_createdb_may(site: Site) -> None:
+    role = f"owner_{site.live.database}"
+    sql_in_server(site, "CREATE ROLE {} LOGIN CREATEDB", role)
+    try:
+        execute(
+            site.live,
+            f"ALTER TABLE people OWNER TO {role}",
+            f"ALTER TABLE identities OWNER TO {role}",
+            f"ALTER TABLE person_identity_links OWNER TO {role}",
+            f"ALTER MATERIALIZED VIEW counted OWNER TO {role}",
+        )
+        sql_in_server(site, "ALTER DATABASE {} OWNER TO {}", site.live.database, role)
+        site.now = site.content()
+        site.backup = site.place.chain()
+        site.then = site.content()
+        execute(site.live, "DELETE FROM people WHERE id = 1000")
+        site.now = site.content()
+        ended = site.with_settings(RESTORE_POSTGRES_USER=role).restore()
+        assert ended.code == 0, ended.output
+        ended_as(site, "new")
+        assert site.with_settings(RESTORE_POSTGRES_USER=role).undo().code == 0
+        ended_as(site, "old")
+    finally:
+        for name in site.databases:
+            execute(site.live.to(name), f"REASSIGN OWNED BY {role} TO CURRENT_USER", f"DROP OWNED BY {role}")
+        sql_in_server(site, "DROP ROLE {}", role)
+
+
+def test_what_is_hard_to_restore(site: Site) -> None:
+    """A view that cannot be refreshed, an event trigger, row security, clocks of hostile tables."""
+    execute(
+        site.live,
+        "CREATE TABLE base (n int)",
+        "INSERT INTO base VALUES (1)",
+        "CREATE FUNCTION total() RETURNS bigint LANGUAGE sql AS 'SELECT sum(n) FROM base'",
+        "CREATE MATERIALIZED VIEW cannot AS SELECT total() AS t",
+        "CREATE FUNCTION forbid() RETURNS event_trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION 'no DDL here'; END $$",
+        "ALTER TABLE people ENABLE ROW LEVEL SECURITY; ALTER TABLE people FORCE ROW LEVEL SECURITY",
+        "CREATE POLICY nobody ON people USING (false)",
+        'CREATE TABLE "odd ""name; DROP" ("when? ""really"" at" timestamptz, "ever" timestamp)',
+        "INSERT INTO \"odd \"\"name; DROP\" VALUES ('infinity', '-infinity'), ('2999-01-01', '0044-03-15 BC')",
+        "INSERT INTO \"odd \"\"name; DROP\" VALUES ('2026-05-05 05:05+05', '2026-06-06')",
+        "CREATE EVENT TRIGGER no_ddl ON ddl_command_start EXECUTE FUNCTION forbid()",
+    )
+    site.backup = site.place.chain()
+    site.then = site.content()
+    execute(site.live, "DELETE FROM base")
+    site.now = site.content()
+    planned = site.restore("--plan", confirm=False)
+    assert planned.code == 0, planned.output
+    assert "2026-06-06" in planned.output
+    assert "2999" not in planned.output
+    ended = site.restore()
+    assert "cannot be refreshed" in ended.output
+    assert ended.code == 0, ended.output
+    assert RestoreFolder(site.place.catalog).unfinished() is None
+    assert len(site.databases) == 2
+    assert site.undo().code == 0
+    assert site.content() == site.now
+
+
+def test_clients_that_come_back_in_a_loop(site: Site) -> None:
+    with hammering(site.live):
+        ended = site.restore()
+        assert ended.code == 0, ended.output
+        assert site.undo().code == 0
+    ended_as(site, "old")
+    assert max(record.interruption_seconds or 0 for record in site.records) < 1
+
+
+@pytest.mark.parametrize("compression", ["gzip:6", "zstd:3"])
+def test_flips(full_server: PortCluster, full_bin_dir: Path, tmp_path: Path, compression: str) -> None:
+    """A damaged backup is never live; what can be had of it ends in a database of its own, or in one line."""
+    rng = Random(f"{SEED}/{compression}")
+    print(f"FAULTS_SEED={SEED}")
+    with site_on(full_server, full_bin_dir, tmp_path) as site:
+        site = site.with_settings(BACKUP_COMPRESSION=compression)
+        site.backup = site.place.chain()
+        content = site.backup.path.read_bytes()
+        for number in range(rounds(30, 5)):
+            at = rng.randrange(len(content))
+            site.backup.path.chmod(0o600)
+            site.backup.path.write_bytes(
+                content[:at] + bytes([content[at] ^ (1 << rng.randrange(8))]) + content[at + 1 :]
+            )
+            ended = site.restore()
+            assert ended.code == 1, (at, ended.output)
+            assert "Traceback" not in ended.output, (at, ended.output)
+            made = f"{site.live.database}_{number}"
+            ended = site.restore("--mode", "new", "--into", made, "--even-if-damaged", confirm=False)
+            assert "Traceback" not in ended.output, (at, ended.output)
+            assert ended.code in (0, 1)
+            assert (made in site.databases) == (ended.code == 0)
+            if ended.code == 0:
+                sql_in_server(site, "DROP DATABASE {}", made)
+        assert site.content() == site.now
+        assert site.databases == [site.live.database]
+
+
+@pytest.mark.parametrize("mode", ["swap", "drop", "new"])
+def test_an_extension_that_the_server_lacks_is_named_before_anything_is_touched(site: Site, mode: str) -> None:
+    manifest = site.backup.sidecar(MANIFEST)
+    known = json.loads(manifest.read_text("utf-8"))
+    known["database"]["extensions"]["postgis"] = "3.4"
+    manifest.chmod(0o600)
+    manifest.write_text(json.dumps(known), "utf-8")
+    assert "postgis" in site.restore("--mode", mode, confirm=mode != "new").refused()
+    assert not list(site.place.root.glob("restores/*"))
+    assert whole(site) == "old"
+
+
+# ----------------------------------------------------------------------------------------- at the same time
+
+
+def test_nothing_is_forgotten_or_undone_while_a_restore_is_unfinished(site: Site) -> None:
+    assert site.restore().code == 0
+    with killed_at(3, before=False):
+        assert site.restore().killed
+    before = site.databases
+    for command in (("undo-restore", "--forget"), ("undo-restore", "--yes-destroy", site.live.database)):
+        assert "--resume" in site.place.run(*command).refused()
+    assert site.databases == before
+    assert site.place.run("restore", "--resume").code == 0
+    ended_as(site, "new")
+
+
+def test_a_dump_a_drill_and_a_pruning_while_it_restores(site: Site) -> None:
+    done: list[str] = []
+
+    def others() -> None:
+        for command in (("dump",), ("verify", "latest"), ("drill", site.backup.path.name), ("prune",)):
+            ended = site.place.run(*command)
+            done.append(f"{command[0]} {ended.code}")
+            if ended.code:
+                print(ended.output)
+        print(done)
+
+    with each_step(Step.RESTORE, others):
+        ended = site.restore()
+    assert "['dump 0', 'verify 0', 'drill 0', 'prune 0']" in ended.output, ended.output
+    assert ended.code == 0
+    ended_as(site, "new")
+
+
+def test_a_swap_while_a_dump_runs_waits_for_it_or_says_so(site: Site) -> None:
+    with volume_lock(site.place.root, purpose="a dump", now=datetime.now(UTC)):
+        ended = site.restore()
+    assert "a dump" in failed(site, ended)
+    ended_as(site, "old")
+    assert site.databases == [site.live.database]

@@ -1,0 +1,321 @@
+"""Restores by the command line, on a real server: the swap and the way back, and everything that is refused.
+
+After each, whatever came of it, the live database is the old one or the backup's, whole.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from ovia_backup_dagster.core.catalog import GLOBALS, MANIFEST
+from ovia_backup_dagster.core.drill import DrillCheck, Result
+from ovia_backup_dagster.core.restoration import Mode
+from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute, running_cluster
+from ovia_backup_dagster_tests.restoration.conftest import Site
+
+
+def value(site: Site, query: str, database: str = "") -> object:
+    connection = site.live.to(database or site.live.database)
+    with closing(
+        psycopg.connect(host=connection.host, port=connection.port, user=connection.user, dbname=connection.database)
+    ) as session:
+        row = session.execute(query.encode()).fetchone()
+    assert row is not None
+    return row[0]
+
+
+def untouched(site: Site) -> None:
+    """The live database is the old one, and nothing stands beside it."""
+    assert site.databases == [site.live.database]
+    assert site.content() == site.now
+
+
+# ----------------------------------------------------------------------------------------------- swap and undo
+
+
+def test_a_swap_brings_the_backup_back_and_undo_brings_today_back(site: Site) -> None:
+    ended = site.restore()
+    assert ended.code == 0, ended.output
+    assert site.content() == site.then
+    record = site.records[0]
+    assert record.outcome == "done"
+    assert record.order.mode is Mode.SWAP
+    assert site.databases == sorted([site.live.database, record.kept])
+    assert site.content(record.kept) == site.now
+    assert record.proven is not None
+    results = {line.check: line.result for line in record.proven.lines}
+    assert results.keys() == set(DrillCheck)
+    assert Result.FAILED not in results.values()
+    assert results[DrillCheck.TABLES] is Result.PASSED
+    assert record.proven.rows == value(site, "SELECT 500 + 500 + 166")
+    # Statistics are there before anybody is let in.
+    assert value(site, "SELECT count(*) FROM pg_stats WHERE tablename = 'people'") != 0
+    # Back, and forth, and back.
+    for wanted, other in ((site.now, site.then), (site.then, site.now), (site.now, site.then)):
+        ended = site.undo()
+        assert ended.code == 0, ended.output
+        assert site.content() == wanted
+        assert len(site.databases) == 2
+        assert site.content(site.records[0].kept) == other
+
+
+def test_what_was_written_since_the_swap_is_said_and_stays(site: Site) -> None:
+    assert site.restore().code == 0
+    execute(site.live, "INSERT INTO people (id, name) VALUES (2000, 'after the swap')")
+    planned = site.place.run("undo-restore", "--plan")
+    assert planned.code == 0, planned.output
+    assert "people" in planned.output
+    assert "1 inserted" in planned.output
+    assert site.undo().code == 0
+    assert site.content() == site.now
+    kept = site.records[0].kept
+    assert value(site, "SELECT count(*) FROM people WHERE id = 2000", kept) == 1
+
+
+def test_a_database_is_live_as_it_was_set_up(site: Site) -> None:
+    """Owner, privileges, settings, limit and comment are the live database's, not the backup's."""
+    name, role = sql.Identifier(site.live.database), sql.Identifier(f"role_{site.live.database}")
+    look = """
+        SELECT pg_get_userbyid(datdba), datacl::text, datconnlimit, shobj_description(oid, 'pg_database'),
+               (SELECT array_agg((setrole::regrole::text, setconfig) ORDER BY 1)::text
+                FROM pg_db_role_setting WHERE setdatabase = d.oid)
+        FROM pg_database d WHERE datname = %s
+    """
+    with admin(PortClusterOf(site)) as session:
+        session.execute(sql.SQL("CREATE ROLE {} LOGIN").format(role))
+        try:
+            for statement in (
+                "ALTER DATABASE {0} OWNER TO {1}",
+                "REVOKE CONNECT ON DATABASE {0} FROM public",
+                "GRANT CONNECT ON DATABASE {0} TO {1}",
+                "ALTER DATABASE {0} CONNECTION LIMIT 40",
+                "COMMENT ON DATABASE {0} IS 'ours; don''t'",
+                "ALTER DATABASE {0} SET timezone = 'Asia/Kolkata'",
+                "ALTER ROLE {1} IN DATABASE {0} SET work_mem = '7MB'",
+            ):
+                session.execute(sql.SQL(statement).format(name, role))
+            before = session.execute(look, [site.live.database]).fetchone()
+            ended = site.restore()
+            assert ended.code == 0, ended.output
+            assert session.execute(look, [site.live.database]).fetchone() == before
+        finally:
+            for database in site.databases:
+                session.execute(sql.SQL("ALTER DATABASE {} OWNER TO CURRENT_USER").format(sql.Identifier(database)))
+                session.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM {}").format(sql.Identifier(database), role))
+            for database in site.databases:
+                session.execute(
+                    sql.SQL("ALTER ROLE {} IN DATABASE {} RESET ALL").format(role, sql.Identifier(database))
+                )
+            session.execute(sql.SQL("DROP ROLE {}").format(role))
+
+
+class PortClusterOf(PortCluster):
+    """The server of a site, for ``admin``."""
+
+    def __init__(self, site: Site) -> None:
+        self.__dict__.update(_SERVERS[site.live.port].__dict__)
+
+
+_SERVERS: dict[int, PortCluster] = {}
+
+
+@pytest.fixture(autouse=True)
+def _known(server: PortCluster) -> None:
+    _SERVERS[server.connection().port] = server
+
+
+def test_a_kept_database_is_forgotten_only_by_name(site: Site) -> None:
+    assert site.restore().code == 0
+    kept = site.records[0].kept
+    listed = json.loads(site.place.run("undo-restore", "--list", "--json").output)
+    assert [each["name"] for each in listed] == [kept]
+    line = site.place.run("undo-restore", "--forget", "--kept", site.live.database).refused()
+    assert kept in line
+    assert len(site.databases) == 2
+    assert site.place.run("undo-restore", "--forget").code == 0
+    assert site.databases == [site.live.database]
+    assert "no database to go back to" in site.undo().refused()
+
+
+# ----------------------------------------------------------------------------------------------- the other modes
+
+
+def test_into_a_new_database_touches_nothing_else(site: Site) -> None:
+    made = f"{site.live.database}_look"
+    ended = site.restore("--mode", "new", "--into", made, confirm=False)
+    assert ended.code == 0, ended.output
+    assert site.content() == site.now
+    assert site.content(made) == site.then
+    assert "already" in site.restore("--mode", "new", "--into", made, confirm=False).refused()
+
+
+def test_drop_proves_the_backup_first_and_then_replaces(site: Site) -> None:
+    ended = site.restore("--mode", "drop")
+    assert ended.code == 0, ended.output
+    assert site.databases == [site.live.database]
+    assert site.content() == site.then
+    assert any(site.place.root.glob("drills/*.json"))
+
+
+# ----------------------------------------------------------------------------------------------- plan and confirmation
+
+
+def test_the_plan_says_what_will_be_lost_and_stops_there(site: Site) -> None:
+    ended = site.restore("--plan", confirm=False)
+    assert ended.code == 0, ended.output
+    for words in ("proven", "people.seen", "swap names", "undo-restore", "free on the server"):
+        assert words in ended.output, words
+    untouched(site)
+    assert not list(site.place.root.glob("restores/*"))
+    planned = json.loads(site.restore("--plan", "--json", confirm=False).output)
+    assert planned["destroys"] == site.live.database
+    assert planned["order"]["mode"] == "swap"
+
+
+@pytest.mark.parametrize("typed", ["", "postgres", "OVIA"])
+def test_another_name_than_the_databases_does_nothing(site: Site, typed: str) -> None:
+    ended = site.place.run("restore", site.backup.path.name, *(("--yes-destroy", typed) if typed else ()))
+    assert f"--yes-destroy {site.live.database}" in ended.refused()
+    untouched(site)
+
+
+# ----------------------------------------------------------------------------------------------- refused
+
+
+def test_options_that_contradict_each_other_are_refused(site: Site) -> None:
+    for options in (
+        ("--even-if-damaged",),
+        ("--into", "x"),
+        ("--mode", "new", "--auto-undo"),
+        ("--scale", "unknown_service=1"),
+    ):
+        site.restore(*options).refused()
+    untouched(site)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered", "empty", "plain", "folder"])
+def test_a_file_that_is_no_whole_archive_is_refused(site: Site, damage: str) -> None:
+    path = site.backup.path
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes(
+            {
+                "truncated": content[: len(content) // 2],
+                "altered": content[: len(content) // 2]
+                + bytes([content[len(content) // 2] ^ 1])
+                + content[len(content) // 2 + 1 :],
+                "empty": b"",
+                "plain": b"CREATE TABLE people ();\n" * 1000,
+            }[damage]
+        )
+    ended = site.restore()
+    assert ended.code == 1, ended.output
+    assert "Traceback" not in ended.output
+    untouched(site)
+
+
+def test_what_can_be_had_of_a_damaged_archive_stands_in_a_database_of_its_own(site: Site) -> None:
+    content = bytearray(site.backup.path.read_bytes())
+    site.backup.path.write_bytes(content[: int(len(content) * 0.6)])
+    site.place.run("verify", site.backup.path.name)
+    made = f"{site.live.database}_salvaged"
+    ended = site.restore("--mode", "new", "--into", made, "--even-if-damaged", confirm=False)
+    assert ended.code == 0, ended.output
+    assert "lost:" in ended.output
+    assert site.content() == site.now
+    assert made in site.databases
+
+
+def test_the_servers_obstacles_are_named(site: Site) -> None:
+    """A server that is another one; and a database that is not there."""
+    manifest = site.backup.sidecar(MANIFEST)
+    text = manifest.read_text("utf-8")
+    system = json.loads(text)["database"]["system_identifier"]
+    manifest.chmod(0o600)
+    manifest.write_text(text.replace(system, "7000000000000000001"), "utf-8")
+    line = site.restore().refused()
+    assert "7000000000000000001" in line
+    assert "--new-host" in line
+    manifest.write_text(text, "utf-8")
+    untouched(site)
+
+
+def test_a_missing_database_is_made_only_when_asked(site: Site) -> None:
+    with admin(PortClusterOf(site)) as session:
+        session.execute(sql.SQL("DROP DATABASE {}").format(sql.Identifier(site.live.database)))
+    assert "--new-host" in site.restore().refused()
+    ended = site.restore("--new-host", confirm=False)
+    assert ended.code == 0, ended.output
+    assert site.content() == site.then
+
+
+def test_onto_a_new_server_with_its_roles_owner_and_settings(site: Site, bin_dir: Path) -> None:
+    """Scenario 2: nothing is there but an empty server of another identity."""
+    owner = f"owner_{site.live.database}"
+    with admin(PortClusterOf(site)) as session:
+        session.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'x'").format(sql.Identifier(owner)))
+    try:
+        execute(
+            site.live,
+            f"ALTER TABLE people OWNER TO {owner}",
+            f"ALTER DATABASE {site.live.database} OWNER TO {owner}",
+            f"ALTER DATABASE {site.live.database} SET timezone = 'Asia/Kolkata'",
+        )
+        backup = site.place.chain()
+        then = site.content()
+        with running_cluster(bin_dir) as other:
+            there = other.connection(site.live.database)
+            elsewhere = site.with_settings(POSTGRES_HOST=there.host, POSTGRES_PORT=str(there.port))
+            elsewhere.live = there
+            assert "--new-host" in elsewhere.place.run("restore", backup.path.name).refused()
+            ended = elsewhere.place.run("restore", backup.path.name, "--new-host")
+            assert ended.code == 0, ended.output
+            assert elsewhere.content() == then
+            assert owner in ended.output  # needs a password
+            assert value(elsewhere, "SHOW timezone") == "Asia/Kolkata"
+            assert (
+                value(elsewhere, "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = current_database()")
+                == owner
+            )
+            # Once more: what is there now is swapped, and the roles are there.
+            again = elsewhere.place.run("restore", backup.path.name, "--yes-destroy", there.database, "--new-host")
+            assert again.code == 0, again.output
+            assert elsewhere.content() == then
+    finally:
+        with admin(PortClusterOf(site)) as session:
+            session.execute(
+                sql.SQL("ALTER DATABASE {} OWNER TO CURRENT_USER").format(sql.Identifier(site.live.database))
+            )
+        execute(site.live, f"DROP OWNED BY {owner} CASCADE")
+        with admin(PortClusterOf(site)) as session:
+            session.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(owner)))
+
+
+def test_a_role_that_is_missing_is_named_and_made_when_asked(site: Site) -> None:
+    role = f"lost_{site.live.database}"
+    execute(site.live, f"CREATE ROLE {role} NOLOGIN", f"GRANT SELECT ON people TO {role}")
+    backup = site.place.chain()
+    then = site.content()
+    assert role in backup.sidecar(GLOBALS).read_text("utf-8")
+    execute(site.live, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
+    now = site.content()
+    arguments = ("restore", backup.path.name, "--yes-destroy", site.live.database)
+    line = site.place.run(*arguments).refused()
+    assert role in line
+    assert "--create-roles" in line
+    assert site.content() == now
+    try:
+        ended = site.place.run(*arguments, "--create-roles")
+        assert ended.code == 0, ended.output
+        assert site.content() == then
+    finally:
+        execute(site.live, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
