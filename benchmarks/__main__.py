@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import compression, drill, dump, latency, listing, memory, start, verification
+from benchmarks import compression, drill, dump, latency, listing, memory, restore, start, verification
 from benchmarks.measure import Json, say
 from benchmarks.report import PAGE, RESULTS, rendered
 from benchmarks.world import BIN, World, world
@@ -30,6 +30,7 @@ def main() -> None:
         "compression": compression.measure,
         "verification": verification.measure,
         "drill": drill.measure,
+        "restore": restore.measure,
         "start": lambda world, _: start.measure(world),
         "listing": lambda world, _: listing.measure(world),
         "latency": lambda world, _: latency.measure(world),
@@ -74,7 +75,8 @@ def _write(path: Path, part: str, found: Json) -> None:
     results[part] = found
     path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", "utf-8")
     if path == RESULTS:
-        PAGE.write_text(rendered(results), "utf-8")
+        # Of the file: there, what was measured just now is sorted, too.
+        PAGE.write_text(rendered(json.loads(path.read_text("utf-8"))), "utf-8")
 
 
 if __name__ == "__main__":

@@ -28,9 +28,10 @@ read is in memory on all sides.
 def rendered(results: Json) -> str:
     """The page."""
     sections = ((_dump, "dump"), (_compression, "compression"), (_verification, "verification"))
-    more = ((_drill, "drill"), (_listing, "listing"), (_memory, "memory"), (_latency, "latency"), (_start, "start"))
+    restores = ((_drill, "drill"), (_restore, "restore"))
+    more = ((_listing, "listing"), (_memory, "memory"), (_latency, "latency"), (_start, "start"))
     blocks = [_INTRODUCTION, *_targets(results)]
-    for section, part in (*sections, *more):
+    for section, part in (*sections, *restores, *more):
         if part in results:
             blocks += [*section(results[part]), _surroundings(results[part])]
     return "\n".join(blocks)
@@ -168,6 +169,54 @@ def _drill(part: Json) -> Iterator[str]:
             f"reading ({reading:.1f} s) and ANALYZE; one process and its server leave a core half idle. What the jobs "
             "gain, the proof takes back. With more cores the restore's part shrinks.\n"
         )
+
+
+def _restore(part: Json) -> Iterator[str]:
+    seconds, steps, phases = part["seconds"], part["steps"], part["phases"]
+    yield (
+        f"## The restore (l, m)\n\nA database of {_megabytes(part['database_bytes'])}, replaced on a server with "
+        "PostgreSQL's defaults, which keeps its data safe. A checkpoint comes before each side, and is not counted.\n"
+    )
+    yield _table(
+        ("", "what", "seconds"),
+        [
+            ("l", "`ovia-backup restore`, from the command to proven and live", _spread(seconds["swap"])),
+            (
+                "",
+                "the old runbook: drop, create, `pg_restore` of the old script's dump, `count(*)` of every table",
+                _spread(seconds["runbook"]),
+            ),
+        ],
+    )
+    yield _table(("ratio", ""), [(name, _spread(value, 2)) for name, value in part["ratios"].items()])
+    yield "Its steps, and of the step `restore` the phases; the rest is Python's start, the plan and the record:\n"
+    yield _table(
+        ("", "seconds"),
+        [(f"step `{name}`", _spread(taken)) for name, taken in steps.items()]
+        + [(name, _spread(taken)) for name, taken in phases.items()],
+    )
+    if part["ratios"]["l"]["median"] > 0.85:
+        proof = sum(phases[name]["median"] for name in ("hash", "reading the copy", "comparison", "analyze"))
+        yield (
+            f"**What bounds l**: the restore alone takes {phases['restore']['median']:.1f} s with all cores busy, of "
+            f"the runbook's {seconds['runbook']['median']:.1f} s; then come {proof:.1f} s that the runbook does not "
+            "spend: every row is read back and compared, and the statistics are made, without which the database "
+            "would be slow at first. None of it interrupts anybody: the old database is in use meanwhile.\n"
+        )
+    yield (
+        f"### The interruption (m)\n\n{part['clients']} clients connect, ask one question, disconnect, and begin "
+        f"anew at once, in processes of their own, while the database is swapped by {part['restores']} restores and "
+        f"then {part['undos']} times by `undo-restore`. The longest time between two successful answers to a client, "
+        "of all clients, around each swap:\n"
+    )
+    yield _table(
+        ("", "milliseconds"),
+        [
+            ("around the swap", _spread(part["interruption"], 0, 1000)),
+            ("in the seconds before it, while nothing else was done", _spread(part["calm"], 0, 1000)),
+            ("the swap itself, as its record says", _spread(part["swap"], 0, 1000)),
+        ],
+    )
 
 
 def _listing(part: Json) -> Iterator[str]:
