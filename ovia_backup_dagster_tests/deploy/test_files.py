@@ -20,9 +20,7 @@ NOT_IN_STACK = {
     "DRILL_WHERE",
     "PG_BIN_DIR",
     "RESTORE_POSTGRES_HOST",
-    "RESTORE_POSTGRES_PASSWORD_FILE",
     "RESTORE_POSTGRES_PORT",
-    "RESTORE_POSTGRES_USER",
 }
 
 
@@ -38,9 +36,24 @@ def test_production_and_a_checkout_differ_only_where_they_must(part: str) -> Non
 
 
 def test_every_setting_can_be_set_in_the_stack() -> None:
-    there = set(read("stack.yml")["x-database"])
-    assert names() - there - NOT_IN_STACK == set()
-    assert there & NOT_IN_STACK == set()
+    there, to_restore = set(read("stack.yml")["x-database"]), set(read("restore.yml")["x-restore"])
+    assert names() - there - to_restore - NOT_IN_STACK == set()
+    assert (there | to_restore) & NOT_IN_STACK == set()
+    assert there & to_restore == set()
+
+
+def test_who_can_restore_was_asked_for() -> None:
+    """The stack alone can read the database, and no more; what the overlay adds reaches the console and runs."""
+    stack, overlay = read("stack.yml"), read("restore.yml")
+    assert "restore_password" not in str(stack)
+    able = {name for name, about in overlay["services"].items() if "restore_password" in str(about.get("secrets"))}
+    assert able == {"code-server", "console"}
+    for name in able:
+        assert overlay["x-restore"].items() <= overlay["services"][name]["environment"].items(), name
+    for network in overlay["services"]["code-server"]["environment"]["RUN_NETWORKS"].split():
+        [about] = [found for found in stack["networks"].values() if found["name"] == network]
+        # A network that is there already is not changed by a deployment.
+        assert about.get("external") or about["attachable"], network
 
 
 def test_every_service_is_limited_pinned_and_logs_within_bounds() -> None:
@@ -65,7 +78,7 @@ def test_every_network_volume_and_secret_has_a_name_of_its_own() -> None:
     """Without one, Docker would put the stack's name before it, and runs would find another."""
     stack = read("stack.yml")
     for kind in ("networks", "volumes", "secrets"):
-        for name, about in stack[kind].items():
+        for name, about in (stack[kind] | read("restore.yml").get(kind, {})).items():
             assert about["name"], name
 
 

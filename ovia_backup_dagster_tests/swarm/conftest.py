@@ -71,7 +71,7 @@ def _make_certificate(certificate: Path, key: Path) -> None:
 
 
 #: A story: each leaves the stack as the next needs it. The first needs no stack.
-ORDER = ("test_services", "test_stack", "test_runbook", "test_refusals")
+ORDER = ("test_services", "test_stack", "test_restore", "test_runbook", "test_refusals")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

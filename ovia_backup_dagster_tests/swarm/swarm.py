@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import re
 import ssl
 import subprocess
+import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ovia_backup_dagster_tests.swarm.engine import docker, until
+import yaml
+
+from ovia_backup_dagster_tests.swarm.engine import IMAGE, docker, until
 
 OVIA_PASSWORD = "ovia's own-Passw0rd"
 UI_PASSWORD = "door-Passw0rd"
@@ -25,7 +29,8 @@ _LAUNCH = """mutation($p: ExecutionParams!) { launchRun(executionParams: $p) {
     __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
 _RUN = """query($id: ID!) { runOrError(runId: $id) { ... on Run {
     runId status jobName startTime endTime creationTime tags { key value }
-    eventConnection { events { __typename ... on MessageEvent { message timestamp stepKey } } } } } }"""
+    eventConnection { events { __typename ... on MessageEvent { message timestamp stepKey }
+        ... on ExecutionStepFailureEvent { error { message } } } } } } }"""
 _RUNS = """query($f: RunsFilter, $n: Int) { runsOrError(filter: $f, limit: $n) { ... on Runs { results {
     runId status jobName creationTime startTime endTime runConfigYaml tags { key value } } } } }"""
 
@@ -52,6 +57,11 @@ class Runbook:
                 lines = [line.removeprefix(match[2]) for line in match[3].splitlines()]
                 found.setdefault(heading, []).append("\n".join(lines))
         return found
+
+    def config(self, heading: str) -> Any:
+        """What it gives for the launchpad under a heading."""
+        text = self.text.partition(f"# {heading}\n")[2]
+        return yaml.safe_load(re.search(r"^ *```yaml\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)[1])  # type: ignore[index]
 
     def take(self, heading: str, number: int) -> str:
         self.done.add((heading, number))
@@ -167,6 +177,29 @@ class Swarm:
         lines = self.log("ovia_receiver").splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
+    def succeeded_in_sight(self, run_id: str, step: str) -> dict[str, str]:
+        """Where a secret could show, during a run and after it, and what is there."""
+        seen = {"run container": docker("inspect", self.in_step(run_id, step))}
+        seen["processes"] = self.sh("cat /proc/[0-9]*/cmdline 2> /dev/null | tr '\\0' ' '")
+        seen["run"] = json.dumps(self.succeeded(run_id))
+        for kind in ("container", "service", "network", "volume", "secret", "config", "node"):
+            listed = ("ls", "-aq") if kind == "container" else ("ls", "-q")
+            for name in docker(kind, *listed).split():
+                if name in docker("network", "ls", "-q", "-f", "driver=null"):
+                    continue
+                seen[f"{kind} {name}"] = docker(kind, "inspect", name, check=False)
+        seen["image"] = docker("image", "inspect", IMAGE) + docker("history", "--no-trunc", IMAGE)
+        for service in docker("service", "ls", "--format", "{{.Name}}").split():
+            if service != "ovia_receiver":  # it prints what it is told
+                seen[f"log of {service}"] = self.log(service)
+        seen["runs"] = json.dumps(self.runs())
+        everything = "find /backups /var/lib/ovia-backup -type f ! -name '*.dump' -exec cat {} +"
+        seen["files"] = docker("exec", self.container("ovia-backup_console"), "sh", "-c", everything)
+        seen["storage"] = docker(
+            "exec", self.container("ovia-backup_storage"), "pg_dump", "-U", "dagster", "-d", "dagster", "--inserts"
+        )
+        return seen
+
     def run_containers(self, *, everything: bool = True) -> list[str]:
         every = ("-a",) if everything else ()
         return docker("ps", *every, "-q", "--no-trunc", "-f", "label=dagster/run_id").split()
@@ -185,6 +218,13 @@ class Swarm:
         assert "errors" not in found, found
         data: dict[str, Any] = found["data"]
         return data
+
+    def locations(self) -> list[str]:
+        """Those that are loaded; none while the web server, or the way to it, begins anew."""
+        query = "{ repositoriesOrError { ... on RepositoryConnection { nodes { location { name } } } } }"
+        with contextlib.suppress(urllib.error.URLError):
+            return [node["location"]["name"] for node in self.graphql(query)["repositoriesOrError"]["nodes"]]
+        return []
 
     def credentials(self, password: str = UI_PASSWORD) -> str:
         return "Basic " + base64.b64encode(f"admin:{password}".encode()).decode()

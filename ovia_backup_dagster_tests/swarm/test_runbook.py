@@ -1,18 +1,14 @@
-"""Every command of docs/runbook.md, on the stack that it is about."""
+"""Every command of docs/runbook.md, on the stack that it is about; those of a restore: test_restore."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import re
-import urllib.error
 
 import pytest
 
 from ovia_backup_dagster_tests.swarm.engine import IMAGE, docker, until
 from ovia_backup_dagster_tests.swarm.swarm import TITLE, Swarm
-
-PEOPLE = "SELECT count(*) FROM people"
 
 
 def test_the_first_command(swarm: Swarm) -> None:
@@ -79,70 +75,11 @@ def test_what_people_look_at(swarm: Swarm, heading: str, number: int, said: str)
     assert said in swarm.follow(heading, number)
 
 
-def test_scenario_1_and_back(swarm: Swarm) -> None:
-    """Somebody deleted everybody."""
-    swarm.console("dump")
-    swarm.console("verify")
-    swarm.variables["BACKUP"] = swarm.backups()[0]["name"]
-    swarm.psql("ALTER DATABASE ovia SET statement_timeout = '1h'")
-    swarm.psql("DELETE FROM person_identity_links; DELETE FROM people")
-    scenario = "Scenario 1: restore to the same host"
-    for number in range(3):
-        swarm.follow(scenario, number)
-    assert re.search(r"^ people +\| +20000$", swarm.follow(scenario, 3), re.MULTILINE)
-    assert "ok, 20000 people" in swarm.follow(scenario, 4)
-    assert docker("service", "ls", "-f", "name=ovia_ovia", "--format", "{{.Replicas}}").split() == ["1/1"] * 3
-    swarm.follow(scenario, 5)
-    assert swarm.psql(PEOPLE) == "0"
-    # It was wanted, after all.
-    ends = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname IN ('ovia', 'ovia_restored')"
-    swarm.psql("ALTER DATABASE ovia ALLOW_CONNECTIONS false", database="postgres")
-    swarm.psql(ends, database="postgres")
-    swarm.psql("ALTER DATABASE ovia RENAME TO ovia_wrong", database="postgres")
-    swarm.psql("ALTER DATABASE ovia_restored RENAME TO ovia", database="postgres")
-    swarm.psql("ALTER DATABASE ovia_wrong RENAME TO ovia_restored", database="postgres")
-    swarm.follow(scenario, 6)
-    del swarm.variables["BACKUP"]
-    assert swarm.psql(PEOPLE) == "20000"
-    assert swarm.psql("SELECT datname FROM pg_database WHERE datname LIKE 'ovia%'") == "ovia"
-    swarm.succeeded(swarm.launch("daily_backup_job"))
-
-
-def test_scenario_2_and_a_new_password(swarm: Swarm) -> None:
-    """The server's volume is gone, and with it all roles; what is left is a backup in a folder elsewhere."""
-    docker("service", "scale", "ovia_ovia-api=0", "ovia_ovia-ingest=0", "ovia_ovia-metrics=0", "ovia_postgres=0")
-    until(lambda: not docker("ps", "-aq", "-f", "name=ovia_postgres"), 60, "it is still there")
-    docker("volume", "rm", "ovia_postgres_data")
-    docker("service", "scale", "--detach", "ovia_postgres=1")
-    until(lambda: swarm.health("ovia_postgres") == "healthy", 120, lambda: swarm.story("ovia_postgres"))
-    with pytest.raises(AssertionError, match="does not exist"):
-        swarm.psql(PEOPLE)
-    scenario = "Scenario 2: restore to a new host"
-    swarm.follow(scenario, 0)
-    swarm.follow(scenario, 1)
-    assert swarm.psql(PEOPLE) == "20000"
-    assert swarm.psql("SELECT rolpassword IS NULL FROM pg_authid WHERE rolname = 'ovia_backup'") == "t"
-    swarm.follow("Rotating the password", 0, timeout=120)
-    swarm.variables["POSTGRES_PASSWORD_SECRET"] = "ovia-backup_postgres_password_2"
-    docker("service", "scale", "ovia_ovia-api=1", "ovia_ovia-ingest=1", "ovia_ovia-metrics=1")
-    until(lambda: "ok, 20000" in swarm.sh("curl -s localhost:8080/health || true"), 60, "not healthy")
-    swarm.well()
-    until(lambda: _removed(swarm), 60, "the old secret is still used")
-    swarm.succeeded(swarm.launch("daily_backup_job"))
-
-
-def _removed(swarm: Swarm) -> bool:
-    with contextlib.suppress(AssertionError):
-        swarm.follow("Rotating the password", 1)
-        return True
-    return False
-
-
 def test_upgrading_and_back(swarm: Swarm) -> None:
     swarm.follow("Upgrading", 0)
     swarm.well()
     until(lambda: _image(swarm, "daemon") == "ovia-backup-dagster:next", 180, lambda: swarm.story("ovia-backup_daemon"))
-    until(lambda: _locations(swarm), 120, lambda: swarm.story("ovia-backup_webserver"))
+    until(lambda: swarm.locations(), 120, lambda: swarm.story("ovia-backup_webserver"))
     run_id = swarm.launch("daily_backup_job")
     used = docker("inspect", "-f", "{{.Config.Image}}", swarm.in_step(run_id, "daily_dump"))
     assert used == "ovia-backup-dagster:next"
@@ -169,7 +106,7 @@ def test_a_second_database(swarm: Swarm) -> None:
         120,
         lambda: swarm.story("code-server-second"),
     )
-    until(lambda: "second" in _locations(swarm), 120, lambda: str(_locations(swarm)))
+    until(lambda: "second" in swarm.locations(), 120, lambda: str(swarm.locations()))
     both = [swarm.launch("daily_backup_job"), swarm.launch("daily_backup_job", location="second")]
     for run_id in both:
         swarm.succeeded(run_id)
@@ -183,14 +120,6 @@ def test_a_second_database(swarm: Swarm) -> None:
     nodes = swarm.graphql("{ assetsOrError { ... on AssetConnection { nodes { key { path } } } } }")
     keys = {"/".join(node["key"]["path"]) for node in nodes["assetsOrError"]["nodes"]}
     assert {"daily_dump", "second/daily_dump"} <= keys
-
-
-def _locations(swarm: Swarm) -> list[str]:
-    """None while the web server begins anew."""
-    query = "{ repositoriesOrError { ... on RepositoryConnection { nodes { location { name } } } } }"
-    with contextlib.suppress(urllib.error.URLError):
-        return [node["location"]["name"] for node in swarm.graphql(query)["repositoriesOrError"]["nodes"]]
-    return []
 
 
 def test_people_were_told_that_all_is_well_again(swarm: Swarm) -> None:

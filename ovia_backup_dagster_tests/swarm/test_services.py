@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import http.client
 import json
 import subprocess
@@ -10,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -88,6 +89,11 @@ def service(name: str, script: str, *options: str, image: str = BUSYBOX) -> Iter
     try:
         yield name
     finally:
+        # Docker 20.10 dies where a service is removed while Swarm forgets a task of it; those that ended by themselves
+        # it does not forget.
+        docker("service", "scale", "--detach", f"{name}=0", check=False)
+        with suppress(AssertionError):
+            until(lambda: not docker("service", "ps", "-q", name), 1.5, "tasks are left", pause=0.1)
         docker("service", "rm", name)
 
 
@@ -332,10 +338,12 @@ def test_tasks_that_do_not_run(swarm: Swarm, said: list[str]) -> None:
         service("sick", WORKS, *quick, *sick),
     ):
         for name, why in {"no-image": "No such image: ovia-no-such-image:1", "ends": r"exit \(3\)"}.items():
-            with pytest.raises(ServiceStuckError, match=rf"of 2 tasks of {name} .* ran after 4 s: .*{why}"):
-                swarm.wait_until_running(name, 2, 4, said.append)
-        with pytest.raises(ServiceStuckError, match=r"of 2 tasks of sick 0 ran after 4 s: .*unhealthy"):
-            swarm.wait_until_running("sick", 2, 4, said.append)
+            with pytest.raises(ServiceStuckError, match=rf"of 2 tasks of {name} .* ran after 3 s: .*{why}"):
+                swarm.wait_until_running(name, 2, 3, said.append)
+        with pytest.raises(
+            ServiceStuckError, match=r"of 2 tasks of sick 0 ran after 3 s: a task is (complete|starting)"
+        ):
+            swarm.wait_until_running("sick", 2, 3, said.append)
     assert [line for line in said if line.startswith("no-image: a task is rejected: ")]
 
 
@@ -363,9 +371,7 @@ def test_a_migration_runs_each_time_it_is_asked_for(swarm: Swarm, said: list[str
 
 
 def test_a_migration_that_fails(swarm: Swarm) -> None:
-    noise = (
-        "for n in $(seq 20); do echo line $n; done; printf 'relation \\033[31mpeople\\033[0m is gone\\n' >&2; exit 1"
-    )
+    noise = "for n in $(seq 20); do echo line $n; done; sleep 0.3; printf 'no \\033[31mpeople\\033[0m\\n' >&2; exit 1"
     with once("migrate", noise):
         with pytest.raises(MigrationFailedError) as raised:
             swarm.run_once("migrate", 30, print)
@@ -406,26 +412,27 @@ def test_a_migration_that_is_tried_again(swarm: Swarm, said: list[str]) -> None:
 
 def test_a_migration_that_does_not_end(swarm: Swarm) -> None:
     with once("migrate", f"echo waiting for a lock; {WORKS}"):
-        with pytest.raises(
-            MigrationFailedError, match=r"not complete in 3 s: its task is running \(waiting for a lock"
-        ):
+        with pytest.raises(MigrationFailedError, match=r"not complete in 3 s: a task is running \(waiting for a lock"):
             swarm.run_once("migrate", 3, print)
         swarm.scale("migrate", 0)
         swarm.wait_until_stopped(["migrate"], 10, print)
 
 
 def test_an_update_that_is_rolled_back_is_not_taken_for_the_next(swarm: Swarm) -> None:
-    """The counter goes back with it, and comes again."""
-    back = ("--update-failure-action", "rollback", "--update-monitor", "5s")
-    fails_once = "test -e /v/1 && exit 0; touch /v/1; exit 1"
+    """The counter goes back with it, and comes again. (Swarm takes one that is complete early for a failure, too.)"""
+    back = ("--update-failure-action", "rollback", "--update-monitor", "5s", "--rollback-monitor", "100ms")
+    second_fails = "test -e /v/2 && exit 0; test -e /v/1 && touch /v/2 && exit 1; touch /v/1"
     kept = ("--mount", "type=volume,source=rolled,destination=/v")
-    with once("migrate", fails_once, *back, *kept):
+    with once("migrate", second_fails, *back, *kept):
+        swarm.run_once("migrate", 30, print)
         with pytest.raises(MigrationFailedError):
             swarm.run_once("migrate", 30, print)
+        forced = "{{.Spec.TaskTemplate.ForceUpdate}} {{.UpdateStatus.State}}"
         until(
-            lambda: "ForceUpdate" not in str(inspect("migrate")["Spec"]) or swarm.replicas("migrate") == 0,
-            15,
-            "no rollback",
+            lambda: docker("service", "inspect", "--format", forced, "migrate") == "1 rollback_completed",
+            20,
+            lambda: docker("service", "inspect", "migrate"),
+            pause=0.2,
         )
         swarm.run_once("migrate", 30, print)
 
@@ -445,45 +452,42 @@ def test_what_never_ends_is_no_migration(swarm: Swarm) -> None:
 # ------------------------------------------------------------------------------------------------- Docker goes away
 
 
-def test_docker_goes_away_and_comes_back(swarm: Swarm, engine: Engine, said: list[str]) -> None:
-    with service("app", WORKS), once("migrate", "sleep 2"):
+def test_docker_goes_away_and_comes_back(swarm: Swarm, engine: Engine) -> None:
+    with service("app", WORKS), once("migrate", "sleep 3", condition="on-failure"):
         swarm.wait_until_running("app", 1, 30, print)
         engine.stop()
-        back = threading.Timer(3, engine.start)
+        back = threading.Timer(1, engine.start)
         back.start()
-        # While it is away, and while its swarm finds itself again.
-        swarm.scale("app", 2)
-        back.join()
-        swarm.wait_until_running("app", 2, 30, said.append)
-        begun = threading.Event()
+        try:
+            swarm.scale("app", 2)
+        finally:
+            back.join()
+        swarm.wait_until_running("app", 2, 60, print)
 
         def restart() -> None:
-            begun.wait(30)
             until(lambda: containers("migrate"), 30, "no migration", pause=0.1)
             engine.restart()
 
-        thread = threading.Thread(target=restart)
-        thread.start()
-        swarm.scale("app", 0)
-        begun.set()
-        swarm.run_once("migrate", 60, said.append)
-        thread.join()
-        swarm.wait_until_stopped(["app"], 60, said.append)
+        # The engine's end is that of what it ran: Swarm tries again.
+        again = threading.Thread(target=restart)
+        again.start()
+        try:
+            swarm.run_once("migrate", 60, print)
+        finally:
+            again.join()
 
 
+# The SDK forgets to close a socket that led nowhere.
+@pytest.mark.filterwarnings("ignore:.*unclosed <socket:ResourceWarning")
 def test_docker_is_gone(swarm: Swarm, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(services, "PATIENCE_SECONDS", 2.0)
+    monkeypatch.setattr(services, "PATIENCE_SECONDS", 1.0)
     monkeypatch.delenv("DOCKER_HOST", raising=False)
     at_socket = Swarm()
     with service("app", WORKS, "--replicas", "0"):
         assert at_socket.replicas("app") == 0
         engine.stop()
         try:
-            for swarming, place in (
-                (swarm, "tcp://127.0.0.1:2375"),
-                (at_socket, "its socket"),
-                (Swarm(), "its socket"),
-            ):
+            for swarming, place in ((swarm, "tcp://127.0.0.1:2375"), (at_socket, "its socket")):
                 began = time.monotonic()
                 with pytest.raises(DockerUnreachableError, match=f"Docker does not answer at {place}"):
                     swarming.scale("app", 1)
@@ -492,4 +496,5 @@ def test_docker_is_gone(swarm: Swarm, engine: Engine, monkeypatch: pytest.Monkey
                 assert time.monotonic() - began < 15
         finally:
             engine.start()
+            gc.collect()
         assert Swarm().replicas("app") == 0

@@ -1,0 +1,343 @@
+"""Restores in the stack, as the runbook has them: by a person in the console, by a run from the UI, and killed.
+
+Each test leaves the database restored, or as it was, and the services with their replicas.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ovia_backup_dagster.core.restoration import Mark, Step
+from ovia_backup_dagster_tests.swarm.engine import docker, until
+from ovia_backup_dagster_tests.swarm.swarm import OVIA_PASSWORD, Swarm
+
+ABLE = "Being able to restore"
+SCENARIO_1 = "Scenario 1: restore to the same host"
+SCENARIO_2 = "Scenario 2: restore to a new host"
+HALF_WAY = "A restore was killed half-way"
+#: Not all one, so that each must come back to its own.
+REPLICAS = {"ovia_ovia-api": 1, "ovia_ovia-ingest": 2, "ovia_ovia-metrics": 0}
+PEOPLE = "SELECT count(*) FROM people"
+
+
+def digest(swarm: Swarm, database: str = "ovia") -> str:
+    """Of all that the services do not write."""
+    # `\restrict` has a random word.
+    dumped = f"pg_dump -U ovia -T 'audit_events*' -T sync_watermarks -d {database} | grep -v restrict | sha256sum"
+    return docker("exec", swarm.container("ovia_postgres"), "bash", "-o", "pipefail", "-c", dumped)
+
+
+def databases(swarm: Swarm) -> list[str]:
+    """Beside the live one."""
+    names = "SELECT datname FROM pg_database WHERE datname LIKE 'ovia_%' ORDER BY 1"
+    return swarm.psql(names, database="postgres").split()
+
+
+def replicas() -> dict[str, int]:
+    """Of each service, where as many run as shall."""
+    found = {}
+    for name in REPLICAS:
+        listed = docker("service", "ls", "-f", f"name={name}", "--format", "{{.Replicas}}")
+        runs, shall = listed.split()[0].split("/")
+        found[name] = int(runs) if runs == shall else -1
+    return found
+
+
+def migrations() -> int:
+    """How often the service that migrates was begun anew."""
+    return int(docker("service", "inspect", "ovia_migrate", "--format", "{{.Spec.TaskTemplate.ForceUpdate}}"))
+
+
+def scaled(since: float) -> set[str]:
+    """What services were scaled to."""
+    shape = '{{.Actor.Attributes.name}}={{index .Actor.Attributes "replicas.new"}}'
+    limits = ("--since", f"{since:.3f}", "--until", f"{time.time():.3f}")
+    events = docker("events", *limits, "--filter", "type=service", "--format", shape).split()
+    return {event for event in events if event[-1].isdigit()}
+
+
+def harm(swarm: Swarm) -> None:
+    """Somebody deletes all but one, so that no migration takes it for a new database, and fills it."""
+    swarm.psql("TRUNCATE people, person_identity_links; INSERT INTO people VALUES (0, 'nobody')")
+
+
+def clear(swarm: Swarm) -> None:
+    """A person drops what is left beside the live database."""
+    for name in databases(swarm):
+        swarm.psql(f"DROP DATABASE {name}", database="postgres")
+
+
+def restore(swarm: Swarm, *options: str, variables: tuple[str, ...] = ()) -> tuple[int, str]:
+    """The exit code, and all that was printed. No test has five minutes for a health check that stays red."""
+    program = (
+        "import sys; from ovia_backup_dagster.restoration import steps; steps._HEALTH_SECONDS = 15.0; "
+        "from ovia_backup_dagster.cli import main; main()"
+    )
+    python = ("/opt/ovia-backup/bin/python", "-c", program, "restore")
+    set_to = [word for variable in variables for word in ("-e", variable)]
+    command = ("docker", "exec", *set_to, swarm.container("ovia-backup_console"), *python, *options)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    return done.returncode, done.stdout
+
+
+@pytest.fixture(scope="module")
+def good(swarm: Swarm) -> str:
+    """What the newest backup holds."""
+    swarm.console("dump")
+    swarm.console("verify")
+    swarm.variables["BACKUP"] = swarm.backups()[0]["name"]
+    return digest(swarm)
+
+
+@pytest.fixture
+def today(swarm: Swarm, good: str) -> str:
+    """The live database is not as it should be. What it holds."""
+    clear(swarm)
+    harm(swarm)
+    found = digest(swarm)
+    assert found != good
+    return found
+
+
+# --------------------------------------------------------------------------------------------------- the scenarios
+
+
+def test_it_is_made_possible(swarm: Swarm) -> None:
+    with pytest.raises(AssertionError, match="ovia_backup may not make or rename a database"):
+        swarm.console("restore", "latest", "--plan")
+    swarm.follow(ABLE, 0)
+    until(lambda: "restore_password" in _secrets(swarm), 120, lambda: swarm.story("ovia-backup_console"))
+    docker("service", "scale", "--detach", *(f"{name}={count}" for name, count in REPLICAS.items()))
+    until(lambda: replicas() == REPLICAS, 60, lambda: str(replicas()))
+    swarm.well()
+    before = databases(swarm), migrations(), replicas()
+    for heading, number in ((ABLE, 1), ("Slow restore", 0)):
+        said = swarm.follow(heading, number)
+        assert "1. restore into ovia_restore_" in said
+        assert "2. stop ovia_ovia-api, ovia_ovia-ingest, ovia_ovia-metrics" in said
+    assert (databases(swarm), migrations(), replicas()) == before
+
+
+def _secrets(swarm: Swarm) -> str:
+    with contextlib.suppress(AssertionError):  # one console is going, the next not there yet
+        return docker("exec", swarm.container("ovia-backup_console"), "ls", "/run/secrets")
+    return ""
+
+
+def test_scenario_1_and_back(swarm: Swarm, good: str, today: str) -> None:
+    swarm.psql("ALTER DATABASE ovia SET statement_timeout = '1h'")
+    api, migrated, began = swarm.container("ovia_ovia-api"), migrations(), time.time()
+    assert "what was written since the backup" in swarm.follow(SCENARIO_1, 0)
+    assert databases(swarm) == []
+    said = swarm.follow(SCENARIO_1, 1)
+    [kept] = databases(swarm)
+    assert re.search(r"^public.people +20,000 *$", said, re.MULTILINE), said
+    assert f"the database before is kept: {kept}" in said
+    assert digest(swarm) == good
+    assert digest(swarm, kept) == today
+    assert swarm.psql("SHOW statement_timeout") == "1h"
+    # The services stopped, and have come back; the migration ran anew; health was asked of what runs now.
+    assert scaled(began) == {"ovia_ovia-api=0", "ovia_ovia-api=1", "ovia_ovia-ingest=0", "ovia_ovia-ingest=2"}
+    assert replicas() == REPLICAS
+    assert swarm.container("ovia_ovia-api") != api
+    assert "GET /health" in swarm.sh(f"docker logs {swarm.container('ovia_ovia-api')}")
+    assert migrations() == migrated + 1
+    newest = docker("service", "ps", "ovia_migrate", "--format", "{{.CurrentState}}").splitlines()[0]
+    assert newest.startswith("Complete"), newest
+    # Back to what was there before, byte for byte; and forth; and what is left over is dropped.
+    assert "written since the swap: public.audit_events" in swarm.follow(SCENARIO_1, 2)
+    assert digest(swarm) == today
+    assert replicas() == REPLICAS
+    swarm.follow(SCENARIO_1, 2)
+    assert digest(swarm) == good
+    assert kept.partition("_before_")[0] in swarm.follow(SCENARIO_1, 3)
+    assert databases(swarm) == []
+    # As delivered, the services are one each.
+    assert migrations() == migrated + 1
+
+
+def test_a_restore_from_the_ui_shows_no_secret(swarm: Swarm, good: str, today: str) -> None:
+    until(swarm.locations, 120, lambda: swarm.story("ovia-backup_webserver"))
+    config = swarm.runbook.config(SCENARIO_1)
+    plan = {"ops": {"restore": {"config": {**config["ops"]["restore"]["config"], "action": "plan", "confirm": ""}}}}
+    planned = json.dumps(swarm.succeeded(swarm.launch("restore_job", plan)))
+    assert "swap names: ovia becomes ovia_before_" in planned
+    assert digest(swarm) == today
+    refused = swarm.launch("restore_job", {"ops": {"restore": {"config": {"action": "restore", "confirm": "ovi"}}}})
+    assert "nothing was done: the name that was given to confirm is not ovia" in json.dumps(swarm.finished(refused))
+    assert digest(swarm) == today
+    migrated = migrations()
+    shown = swarm.succeeded_in_sight(swarm.launch("restore_job", config), "restore")
+    assert digest(swarm) == good
+    assert replicas() == REPLICAS
+    assert migrations() == migrated + 1
+    for secret in (OVIA_PASSWORD, base64.b64encode(OVIA_PASSWORD.encode()).decode()):
+        for place, text in shown.items():
+            # Ovia's own stack gives its password by value, as the old one did.
+            assert secret not in text or '"com.docker.stack.namespace": "ovia"' in text, f"a secret in {place}"
+    assert any(OVIA_PASSWORD in text for text in shown.values()), "the search sees nothing"
+
+
+# ----------------------------------------------------------------------------------------------------------- killed
+
+
+STEPS = (Step.RESTORE, Step.STOP, Step.SWAP, Step.MIGRATE, Step.START, Step.HEALTH)
+
+
+@contextmanager
+def restoring(swarm: Swarm, step: Step, mark: Mark) -> Iterator[tuple[int, subprocess.Popen[str]]]:
+    """A restore in the console, when its journal has just got there; the process by its number on this machine."""
+    folder = Path(docker("volume", "inspect", "-f", "{{.Mountpoint}}", "ovia_backup_data")) / "restores"
+    before = set(folder.glob("*.journal"))
+
+    def there() -> bool:
+        entries = [line for path in set(folder.glob("*.journal")) - before for line in path.read_text().splitlines()]
+        return any(f'"mark":"{mark}","step":"{step}"' in line for line in entries)
+
+    command = ("ovia-backup", "restore", swarm.variables["BACKUP"], "--yes-destroy", "ovia")
+    with subprocess.Popen(
+        ("docker", "exec", swarm.container("ovia-backup_console"), *command),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as client:
+        until(lambda: list(_processes(*command)), 20, "it did not begin", pause=0.05)
+        [pid] = _processes(*command)
+        until(there, 60, lambda: str(client.communicate(timeout=60)), pause=0.001)
+        yield pid, client
+
+
+def _processes(*command: str) -> Iterator[int]:
+    """Of the console, and not Docker's client that asked for them."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (folder / "cmdline").read_text().split("\0")
+            if words[0].startswith("/opt/ovia-backup/bin/python") and words[2 : 1 + len(command)] == [*command[1:]]:
+                yield int(folder.name)
+
+
+@pytest.mark.parametrize(("number", "step"), list(enumerate(STEPS)), ids=STEPS)
+def test_killed_in_each_step(swarm: Swarm, good: str, today: str, number: int, step: Step) -> None:
+    """Every second one is put back; and one loses its whole container."""
+    with restoring(swarm, step, Mark.BEGUN) as (pid, client):
+        if step is Step.STOP:
+            docker("kill", swarm.container("ovia-backup_console"))
+        else:
+            os.kill(pid, signal.SIGKILL)
+        client.communicate(timeout=60)
+        assert client.returncode == 137
+    until(lambda: _secrets(swarm), 60, lambda: swarm.story("ovia-backup_console"))
+    assert digest(swarm) in (good, today), "the live database is neither the old one nor the new one"
+    code, said = restore(swarm, "latest", "--yes-destroy", "ovia")
+    assert code == 1
+    assert "is not finished" in said
+    back = number % 2 == 1
+    swarm.follow(HALF_WAY, int(back))
+    assert digest(swarm) == (today if back else good)
+    assert replicas() == REPLICAS
+
+
+# --------------------------------------------------------------------------------------------------- what goes wrong
+
+
+@contextmanager
+def migrations_fail() -> Iterator[None]:
+    """Its password is not the database's; nobody has noticed yet."""
+    docker("service", "update", "--detach", "--replicas", "0", "--env-add", "POSTGRES_PASSWORD=wrong", "ovia_migrate")
+    try:
+        yield
+    finally:
+        right = f"POSTGRES_PASSWORD={OVIA_PASSWORD}"
+        docker("service", "update", "--detach", "--replicas", "1", "--env-add", right, "ovia_migrate")
+
+
+def test_a_migration_that_fails(swarm: Swarm, good: str, today: str) -> None:
+    backup = swarm.variables["BACKUP"]
+    with migrations_fail():
+        code, said = restore(swarm, backup, "--yes-destroy", "ovia", "--auto-undo")
+        assert code == 1
+        assert "service ovia_migrate failed" in said
+        assert digest(swarm) == today
+        assert replicas() == REPLICAS
+        code, said = restore(swarm, backup, "--yes-destroy", "ovia")
+        assert code == 1
+        assert "service ovia_migrate failed" in said
+        assert digest(swarm) == good
+        assert replicas() == REPLICAS
+
+
+def test_health_that_stays_red(swarm: Swarm, today: str) -> None:
+    nobody = "HEALTH_URL=http://ovia-metrics:8080/health"
+    code, said = restore(swarm, swarm.variables["BACKUP"], "--yes-destroy", "ovia", "--auto-undo", variables=(nobody,))
+    assert code == 1
+    assert "http://ovia-metrics:8080/health was not healthy within 15 s" in said
+    assert digest(swarm) == today
+    assert replicas() == REPLICAS
+
+
+def test_the_filter_is_gone_between_two_steps(swarm: Swarm, good: str, today: str) -> None:
+    with restoring(swarm, Step.RESTORE, Mark.BEGUN) as (_, client):
+        docker("service", "scale", "--detach", "ovia-backup_docker-filter=0")
+        said = client.communicate(timeout=60)[0]
+    docker("service", "scale", "--detach", "ovia-backup_docker-filter=1")
+    assert client.returncode == 1
+    assert "Docker does not answer at tcp://docker-filter:2375" in said
+    assert digest(swarm) == today
+    assert databases(swarm) == []
+    assert replicas() == REPLICAS
+    swarm.well("docker-filter")
+    # One that comes back is waited for.
+    with restoring(swarm, Step.SWAP, Mark.DONE) as (_, client):
+        docker("kill", swarm.container("ovia-backup_docker-filter"))
+        said = client.communicate(timeout=120)[0]
+    assert client.returncode == 0, said
+    assert digest(swarm) == good
+    assert replicas() == REPLICAS
+
+
+# ------------------------------------------------------------------------------------------------- another server
+
+
+def test_scenario_2_and_a_new_password(swarm: Swarm, good: str) -> None:
+    """The server's volume is gone, and with it all roles; what is left is a backup in a folder elsewhere."""
+    swarm.console("restore", swarm.variables["BACKUP"], "--yes-destroy", "ovia")
+    swarm.follow("Copying a backup off-host", 0)
+    docker("service", "scale", *(f"{name}=0" for name in REPLICAS), "ovia_postgres=0")
+    until(lambda: not docker("ps", "-aq", "-f", "name=ovia_postgres"), 60, "it is still there")
+    docker("volume", "rm", "ovia_postgres_data")
+    docker("service", "scale", "--detach", "ovia_postgres=1")
+    until(lambda: swarm.health("ovia_postgres") == "healthy", 120, lambda: swarm.story("ovia_postgres"))
+    with pytest.raises(AssertionError, match="does not exist"):
+        swarm.psql(PEOPLE)
+    del swarm.variables["BACKUP"]
+    swarm.follow(SCENARIO_2, 0)
+    swarm.follow(SCENARIO_2, 1)
+    assert digest(swarm) == good
+    assert swarm.psql("SHOW statement_timeout") == "1h"
+    assert replicas() == dict.fromkeys(REPLICAS, 1)
+    assert swarm.psql("SELECT rolpassword IS NULL FROM pg_authid WHERE rolname = 'ovia_backup'") == "t"
+    clear(swarm)
+    swarm.follow("Rotating the password", 0, timeout=120)
+    swarm.well()
+    until(lambda: _removed(swarm), 60, "the old secret is still used")
+    until(swarm.locations, 120, lambda: swarm.story("ovia-backup_webserver"))
+    swarm.succeeded(swarm.launch("daily_backup_job"))
+
+
+def _removed(swarm: Swarm) -> bool:
+    with contextlib.suppress(AssertionError):
+        swarm.follow("Rotating the password", 1)
+        return True
+    return False
