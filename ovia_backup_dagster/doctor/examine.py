@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ovia_backup_dagster.core.errors import BackupError
-from ovia_backup_dagster.doctor import drills, server, surroundings, volume
+from ovia_backup_dagster.doctor import drills, restores, server, surroundings, volume
 from ovia_backup_dagster.doctor.report import Area, Level, Line, failed, ok
 from ovia_backup_dagster.system import BackupSystem
 
@@ -24,6 +24,7 @@ def everything(system: BackupSystem) -> Iterator[Line]:
     yield from volume.volume(system)
     yield from volume.backups(system)
     yield from drills.drills(system)
+    yield from restores.restores(system)
     yield from surroundings.alerts(system)
 
 

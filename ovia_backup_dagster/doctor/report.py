@@ -28,6 +28,7 @@ class Area(StrEnum):
     SERVER = "server"
     RIGHTS = "rights"
     DRILLS = "drills"
+    RESTORES = "restores"
     ALERTS = "alerts"
     DAGSTER = "dagster"
 

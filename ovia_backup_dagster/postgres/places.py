@@ -24,7 +24,7 @@ from typing import Any
 
 import psycopg
 
-from ovia_backup_dagster.core.errors import BackupError, CopyError, ProgramMissingError
+from ovia_backup_dagster.core.errors import BackupError, CopyError, ProgramMissingError, RestoreUnfinishedError
 from ovia_backup_dagster.core.files import is_folder
 from ovia_backup_dagster.postgres.client import Connection, Programs
 from ovia_backup_dagster.postgres.cluster import Cluster, account_id, may_enter
@@ -504,6 +504,23 @@ def drop_kept(server: Connection, database: str) -> bool:
     with connect(server.to(_MAINTENANCE_DATABASE)) as session:
         _take(session, name, f"database {name} on {server.host}:{server.port}")
         return _drop(session, name)
+
+
+def require_whole(database: Connection) -> None:
+    """Refuse a database that a restore is still filling, or was killed in: half of it would look like all.
+
+    Raises:
+        RestoreUnfinishedError: it is such a one.
+        ServerError: no connection, or it broke.
+    """
+    with connect(database) as session:
+        row = session.execute(_FOUND, [database.database]).fetchone()
+    if row is not None and row["datconnlimit"] == _CONNECTION_LIMIT:
+        raise RestoreUnfinishedError(
+            f"{database} is not whole: a restore is filling it, or has not come to its end",
+            why="a restore that makes the live database (mode drop or new) marks it until it is proven",
+            fix="wait until it is: ovia-backup status; if its process is gone: ovia-backup restore --resume",
+        )
 
 
 def _take(session: psycopg.Connection[dict[str, Any]], name: str, place: str) -> None:

@@ -1,4 +1,4 @@
-"""Puts a restored database in a live one's place, and back: two renames in one transaction.
+"""Puts a restored database in a live one's place, and back: renames in one transaction.
 
 Nobody may be in a database that is renamed. ``ALTER DATABASE ... RENAME`` takes the lock that every session needs to
 begin, and waits a moment for those that are in; so here another session ends them in that moment, and no one gets in
@@ -65,6 +65,13 @@ _SESSIONS = """
 _END = f"SELECT pid, pg_terminate_backend(pid) FROM ({_SESSIONS}) AS s WHERE endable"  # noqa: S608
 _PREPARED = "SELECT gid, owner, prepared FROM pg_prepared_xacts WHERE database = %s ORDER BY prepared"
 _SLOTS = "SELECT slot_name AS name, active FROM pg_replication_slots WHERE database = %s AND NOT temporary ORDER BY 1"
+#: Of the live database, the incoming one, and the name to keep the live one under. What was renamed stays locked to the
+#: end of the transaction, so only the first renaming of each waits. That end stands in the same message as all that
+#: interrupts anybody: the server has the whole of it, or nothing.
+_CLAIM = sql.SQL("BEGIN; ALTER DATABASE {1} RENAME TO {2}")
+_SWAP = sql.SQL(
+    "ALTER DATABASE {0} RENAME TO {1}; ALTER DATABASE {2} RENAME TO {0}; ALTER DATABASE {1} RENAME TO {2}; COMMIT"
+)
 _NAMES = "SELECT oid::bigint AS oid, datname AS name FROM pg_database WHERE oid = ANY (%s::oid[])"
 
 
@@ -264,18 +271,18 @@ def swap(
         for name, here, wanted in zip((live, incoming), found, oids or found, strict=True):
             if here != wanted:
                 raise _missing(server, name)
-        # One message, and so one transaction: the server has all of it, or nothing.
-        renames = sql.SQL("ALTER DATABASE {0} RENAME TO {2}; ALTER DATABASE {1} RENAME TO {0}").format(
-            *map(sql.Identifier, (live, incoming, kept))
-        )
+        names = tuple(map(sql.Identifier, (live, incoming, kept)))
         deadline = time.monotonic() + deadline_seconds
         cut: set[int] = set()
-        began = time.monotonic()
         while True:
             try:
-                _rename(renaming, renames, ending, found, cut)
+                # It may take a while until nobody is in it (autovacuum likes new tables): the live one is left alone.
+                _rename(renaming, _CLAIM.format(*names), ending, found[1], cut)
+                began = time.monotonic()
+                _rename(renaming, _SWAP.format(*names), ending, found[0], cut)
                 return Swapped(time.monotonic() - began, len(cut))
             except (psycopg.errors.ObjectInUse, psycopg.errors.LockNotAvailable) as error:
+                renaming.execute("ROLLBACK")
                 if time.monotonic() > deadline:
                     left = [s for oid in found for s in _sessions(ending, oid)]
                     raise DatabaseInUseError(
@@ -313,14 +320,14 @@ def _rename(
     renaming: psycopg.Connection[Any],
     renames: sql.Composed,
     ending: psycopg.Connection[dict[str, Any]],
-    oids: list[int],
+    oid: int,
     cut: set[int],
 ) -> None:
-    """Rename, and meanwhile end whoever is in the databases."""
+    """Rename, and meanwhile end whoever is in the database."""
     with ThreadPoolExecutor(1) as other:
         renamed = other.submit(renaming.execute, renames)
         while not renamed.done():
-            cut.update(row["pid"] for row in ending.execute(_END, [oids]))
+            cut.update(row["pid"] for row in ending.execute(_END, [[oid]]))
             wait([renamed], _POLL_SECONDS)
         renamed.result()
 

@@ -15,6 +15,7 @@ from ovia_backup_dagster.core.catalog import GLOBALS, Backup, State
 from ovia_backup_dagster.core.drill import Evidence
 from ovia_backup_dagster.core.errors import (
     BackupError,
+    DockerUnreachableError,
     ExtensionMissingError,
     RestoreRefusedError,
     VersionMismatchError,
@@ -34,6 +35,7 @@ from ovia_backup_dagster.postgres.session import beside, connect, system_identif
 from ovia_backup_dagster.postgres.subscriptions import subscriptions
 from ovia_backup_dagster.postgres.swap import ClientSession, Standing, obstacles, standing
 from ovia_backup_dagster.postgres.written import Counters, Written, newest_timestamps, written_since
+from ovia_backup_dagster.swarm.services import Swarm
 
 _SHOWN = 5
 
@@ -157,11 +159,13 @@ class Planner:
         driller: catalog, programs, and the drills so far.
         target: the live database, as the role that restores.
         services: what else is to be stopped and started.
+        swarm: whose services those are; only asked.
     """
 
     driller: Driller
     target: Connection
     services: Services
+    swarm: Swarm
 
     @property
     def programs(self) -> Programs:
@@ -235,6 +239,7 @@ class Planner:
         if not order.create_roles:
             self._refuse_missing_roles(backup)
         facts, warnings = self._facts(order, backup, live, now)
+        facts |= self._services_fact(order)
         self._refuse_full_disk(order, backup, live, facts)
         return Plan(order, backup, "" if mode is Mode.NEW else order.database, facts, tuple(warnings))
 
@@ -284,7 +289,7 @@ class Planner:
             "since": f"{self._since(record)}; it stays in {order.kept}",
             "sessions": _sessions(live.sessions),
         }
-        return Plan(order, None, database, facts)
+        return Plan(order, None, database, facts | self._services_fact(order))
 
     def _record_of(self, kept_name: str) -> Record | None:
         """The swap that left that database behind."""
@@ -413,6 +418,23 @@ class Planner:
         if not goes_live:
             return {}
         return {name: wishes.replicas.get(name) for name in self.services.names}
+
+    def _services_fact(self, order: Order) -> dict[str, str]:
+        """What is to be stopped, as Docker knows it: not found out only once the new database waits to go live."""
+        try:
+            counts = {name: self.swarm.replicas(name) for name in order.services}
+            if order.migrate:
+                self.swarm.check_once(order.migrate)
+        except DockerUnreachableError as error:
+            by_hand = "or stop the services by hand, and go on without them: SWARM_APP_SERVICES= SWARM_MIGRATE_SERVICE="
+            raise DockerUnreachableError(
+                error.what, why=error.why, said=error.said, fix=f"{error.fix}; {by_hand} ovia-backup ..."
+            ) from None
+        if not counts:
+            return {}
+        when = "from the beginning" if order.steps[0] is Step.STOP else "for the last steps alone"
+        replicas = ", ".join(f"{name} ({count} replicas)" for name, count in counts.items())
+        return {"services": f"stopped {when}: {replicas}"}
 
     # ---- what is shown
 

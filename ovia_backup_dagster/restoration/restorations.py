@@ -59,7 +59,7 @@ class Restorations:
 
     @property
     def planner(self) -> Planner:
-        return Planner(self.driller, self.target, self.services)
+        return Planner(self.driller, self.target, self.services, self.swarm)
 
     @property
     def folder(self) -> RestoreFolder:
@@ -197,6 +197,8 @@ class Restorations:
                 if not is_lost(journal):
                     self._put_back(steps)
             raise
+        finally:
+            steps.let_dumps()
         return self._finished(journal)
 
     def _take(self, steps: Steps, step: Step) -> None:

@@ -6,8 +6,9 @@ things stand before it changes them.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -66,6 +67,7 @@ class Steps:
     journal: Journal
     backup: Backup | None
     log: Log
+    _dumps_held: contextlib.ExitStack | None = field(default=None, init=False)
 
     @property
     def order(self) -> Order:
@@ -82,6 +84,7 @@ class Steps:
             # Since the plan was made, hours may have gone by.
             for obstacle in obstacles(self.target, self.order.database, mode_needs_swap=bool(self.order.kept)):
                 raise obstacle
+            self._hold_dumps()
         if step is Step.STOP and "replicas" not in noted:
             return {"replicas": {name: self.swarm.replicas(name) for name in self.order.services}}
         if step is Step.DROP and "properties" not in noted:
@@ -183,6 +186,7 @@ class Steps:
         return {"evidence": evidence.filename}
 
     def _drop(self) -> Data:
+        self._hold_dumps()
         slots = drop_subscriptions(self.target, self.order.database) if self._exists(self.order.database) else []
         self._copy(self.order.database).drop(self.order.live_oid)
         return {"notes": [f"to be dropped on its publisher: replication slot {slot}" for slot in slots]}
@@ -195,6 +199,7 @@ class Steps:
 
     def _restore(self) -> Data:
         assert self.backup is not None
+        self.let_dumps()  # it may take hours; and the verdict on the backup is written under their lock
         order, backup = self.order, self.backup
         notes = self._make_roles(backup)
         copy = self._copy(order.incoming)
@@ -269,14 +274,14 @@ class Steps:
         if self._swapped(noted):
             enable_subscriptions(self.target, order.database, order.subscriptions)
             return {"notes": ["the swap had been made already when its process ended"]}
-        # No dump of a database that changes its name under it.
-        with self.driller.catalog.lock(f"the swap of {order.database}", datetime.now(UTC), self._waiting):
-            notes: list[str] = []
-            if order.mode is Mode.SWAP and not order.new_host:
-                notes += carry_over(self.target, order.database, order.incoming)
-            disable_subscriptions(self.target, order.database)
-            oids = noted["live_oid"], noted["incoming_oid"]
-            swapped = swap(self.target, order.database, order.incoming, order.kept, oids=oids)
+        self._hold_dumps()
+        notes: list[str] = []
+        if order.mode is Mode.SWAP and not order.new_host:
+            notes += carry_over(self.target, order.database, order.incoming)
+        disable_subscriptions(self.target, order.database)
+        oids = noted["live_oid"], noted["incoming_oid"]
+        swapped = swap(self.target, order.database, order.incoming, order.kept, oids=oids)
+        self.let_dumps()
         enable_subscriptions(self.target, order.database, order.subscriptions)
         self.log(f"{order.database} is live: {swapped.seconds * 1000:.0f} ms of interruption")
         return {
@@ -302,8 +307,22 @@ class Steps:
             )
         return found == "after"
 
-    def _waiting(self, holder: str) -> None:
-        self.log(f"waiting for {holder}")
+    def _hold_dumps(self) -> None:
+        """Nobody dumps a database that is dropped or renamed; a dump is waited for while the services still run."""
+        if self._dumps_held is None:
+            order, held = self.order, contextlib.ExitStack()
+            purpose = f"the {order.mode} of {order.database}"
+            lock = self.driller.catalog.lock(
+                purpose, datetime.now(UTC), lambda holder: self.log(f"waiting for {holder}")
+            )
+            held.enter_context(lock)
+            self._dumps_held = held
+
+    def let_dumps(self) -> None:
+        """Dumps may begin again; they wait no longer than they must."""
+        if self._dumps_held is not None:
+            self._dumps_held.close()
+            self._dumps_held = None
 
     # ---- back
 

@@ -130,6 +130,14 @@ class Swarm:
                 told = trouble
                 log(f"{service}: {trouble}")
 
+    def check_once(self, service: str) -> None:
+        """Refuse what :meth:`run_once` would refuse; changes nothing.
+
+        Raises:
+            ServiceUnsuitableError: it is global, a job, has several replicas, or is restarted whenever it ends.
+        """
+        _check_ends_by_itself(self._inspect(service, _soon())["Spec"])
+
     def run_once(self, service: str, timeout_seconds: float, log: Log) -> None:
         """Begin a service that ends by itself, such as one that migrates a database, and wait until it is complete.
 

@@ -145,6 +145,17 @@ def test_a_session_that_is_busy_or_in_a_transaction_is_ended(server: PortCluster
         assert one(live.to("kept"), "SELECT count(*) FROM t") == 1
 
 
+def test_nobody_is_interrupted_before_the_incoming_one_is_free(other: PortCluster) -> None:
+    with pair(other) as live, admin(other, "shop") as client:
+        execute(live.to("shop_new"), "BEGIN; INSERT INTO t VALUES ('x'); PREPARE TRANSACTION 'in the way'")
+        try:
+            with pytest.raises(DatabaseInUseError, match="prepared transaction"):
+                swap.swap(live, "shop", "shop_new", "kept", deadline_seconds=0)
+            assert client.execute("SELECT which FROM t").fetchone() == ("old",)
+        finally:
+            execute(live.to("shop_new"), "ROLLBACK PREPARED 'in the way'")
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names(server: PortCluster, name: str) -> None:
     new = name[:50] + "/n"
@@ -270,12 +281,13 @@ import os, signal, sys, psycopg
 from ovia_backup_dagster.postgres import swap
 from ovia_backup_dagster.postgres.client import Connection
 host, port, when, nth = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-execute, sent = psycopg.Connection.execute, []
+execute, sent, renames = psycopg.Connection.execute, [], []
 def killing(self, query, *args, **named):
     sent.append(query)
+    if hasattr(query, "as_bytes"): renames.append(query)
     mine = len(sent) == nth
     if mine and when == "before": os.kill(os.getpid(), signal.SIGKILL)
-    if when == "amid" and hasattr(query, "as_bytes"):  # the renames: sent, and never heard of again
+    if when == "amid" and len(renames) == nth:  # sent, and never heard of again
         self.pgconn.send_query(query.as_bytes(self))
         os.kill(os.getpid(), signal.SIGKILL)
     result = execute(self, query, *args, **named)
@@ -292,7 +304,7 @@ def test_killed_at_each_statement(server: PortCluster, busy: bool) -> None:
         before = oids(live, "shop", "shop_new")
         seen = set()
         for nth in range(1, 30):
-            for when in ("amid", "before", "after") if nth == 1 else ("before", "after"):
+            for when in ("amid", "before", "after") if nth <= 2 else ("before", "after"):
                 command = (sys.executable, "-c", _KILLED, live.host, str(live.port), when, str(nth))
                 if busy:
                     with hammering(live, 2):

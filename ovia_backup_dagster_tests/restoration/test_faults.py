@@ -34,6 +34,7 @@ from ovia_backup_dagster.postgres.client import capture
 from ovia_backup_dagster.postgres.cluster import account_id
 from ovia_backup_dagster.postgres.proof import Proof
 from ovia_backup_dagster.restoration.steps import Steps
+from ovia_backup_dagster.swarm import services
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, free_port, running_cluster
 from ovia_backup_dagster_tests.faults.conftest import SEED, needs_root, place_for, rounds
 from ovia_backup_dagster_tests.faults.disks import MEGABYTE, free, tmpfs
@@ -780,6 +781,20 @@ def test_a_dump_a_drill_and_a_pruning_while_it_restores(site: Site) -> None:
     assert "['dump 0', 'verify 0', 'drill 0', 'prune 0']" in ended.output, ended.output
     assert ended.code == 0
     ended_as(site, "new")
+
+
+def test_services_that_docker_does_not_know_are_found_out_before_anything_is_touched(site: Site) -> None:
+    nowhere = site.with_settings(SWARM_APP_SERVICES="ovia_ovia-api", SWARM_DOCKER_URL="tcp://127.0.0.1:1")
+    with mock.patch.object(services, "PATIENCE_SECONDS", 0.0):
+        for arguments in ((), ("--plan",)):
+            line = nowhere.restore(*arguments).refused()
+            assert "Docker does not answer at tcp://127.0.0.1:1" in line
+            assert "SWARM_APP_SERVICES= SWARM_MIGRATE_SERVICE= ovia-backup" in line
+    assert site.restore().code == 0
+    with mock.patch.object(services, "PATIENCE_SECONDS", 0.0):
+        assert "Docker does not answer" in nowhere.undo().refused()
+    assert site.undo().code == 0
+    assert len(site.records) == 2
 
 
 def test_a_swap_while_a_dump_runs_waits_for_it_or_says_so(site: Site) -> None:

@@ -136,6 +136,26 @@ def test_a_drop_is_resumed_and_aborted_only_while_there_is_something_to_go_back_
     assert site.databases == [site.live.database]
 
 
+def test_half_a_database_is_not_dumped_and_people_are_told(site: Site) -> None:
+    """Killed when all is in it, and nothing is proven."""
+    with killed_at(5, before=True):
+        assert site.restore("--mode", "drop").killed
+    before = [backup.path for backup in site.place.catalog.newest_first()]
+    line = site.place.run("dump").refused()
+    assert f"database {site.live.database} " in line
+    assert "is not whole" in line
+    assert "--resume" in line
+    assert [backup.path for backup in site.place.catalog.newest_first()] == before
+    status = site.place.run("status")
+    assert status.code == 1
+    assert status.output.startswith("BACKUP WARNING")
+    assert "restore: the drop of " in status.output
+    assert "Next: ovia-backup restore --resume" in status.output
+    assert site.place.run("restore", "--resume").code == 0
+    assert site.place.run("dump").code == 0
+    assert "restore:" not in site.place.run("status").output
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_puts_everything_back_by_itself(site: Site, number: signal.Signals) -> None:
     running = site.place.start("restore", site.backup.path.name, "--yes-destroy", site.live.database)

@@ -5,13 +5,14 @@ Where images cannot be pulled, stand-ins are built from Debian under the same na
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ovia_backup_dagster_tests.conftest import REPOSITORY
@@ -23,6 +24,13 @@ IMAGE = "ovia-backup-dagster:0.1.0"
 POSTGRES = "postgres:16"
 #: The host's own certificate authorities, for a build behind a proxy that opens TLS.
 AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
+
+
+def processes() -> Iterator[tuple[int, list[str]]]:
+    """All of this machine, those in containers, too: their numbers, and the words of their command lines."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            yield int(folder.name), (folder / "cmdline").read_text(errors="replace").split("\0")
 
 
 def docker(*arguments: str, check: bool = True, stdin: str | None = None, timeout: float = 600) -> str:

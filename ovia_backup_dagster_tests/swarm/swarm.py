@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from ovia_backup_dagster_tests.swarm.engine import IMAGE, docker, until
+from ovia_backup_dagster_tests.swarm.engine import IMAGE, docker, processes, until
 
 OVIA_PASSWORD = "ovia's own-Passw0rd"
 UI_PASSWORD = "door-Passw0rd"
@@ -180,7 +180,7 @@ class Swarm:
     def succeeded_in_sight(self, run_id: str, step: str) -> dict[str, str]:
         """Where a secret could show, during a run and after it, and what is there."""
         seen = {"run container": docker("inspect", self.in_step(run_id, step))}
-        seen["processes"] = self.sh("cat /proc/[0-9]*/cmdline 2> /dev/null | tr '\\0' ' '")
+        seen["processes"] = " ".join(word for _, words in processes() for word in words)
         seen["run"] = json.dumps(self.succeeded(run_id))
         for kind in ("container", "service", "network", "volume", "secret", "config", "node"):
             listed = ("ls", "-aq") if kind == "container" else ("ls", "-q")

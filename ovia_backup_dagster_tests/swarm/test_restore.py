@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from ovia_backup_dagster.core.restoration import Mark, Step
-from ovia_backup_dagster_tests.swarm.engine import docker, until
+from ovia_backup_dagster_tests.swarm.engine import docker, processes, until
 from ovia_backup_dagster_tests.swarm.swarm import OVIA_PASSWORD, Swarm
 
 ABLE = "Being able to restore"
@@ -221,11 +222,9 @@ def restoring(swarm: Swarm, step: Step, mark: Mark) -> Iterator[tuple[int, subpr
 
 def _processes(*command: str) -> Iterator[int]:
     """Of the console, and not Docker's client that asked for them."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            words = (folder / "cmdline").read_text().split("\0")
-            if words[0].startswith("/opt/ovia-backup/bin/python") and words[2 : 1 + len(command)] == [*command[1:]]:
-                yield int(folder.name)
+    for number, words in processes():
+        if words[0].startswith("/opt/ovia-backup/bin/python") and words[2 : 1 + len(command)] == [*command[1:]]:
+            yield number
 
 
 @pytest.mark.parametrize(("number", "step"), list(enumerate(STEPS)), ids=STEPS)
@@ -276,6 +275,36 @@ def test_a_migration_that_fails(swarm: Swarm, good: str, today: str) -> None:
         assert "service ovia_migrate failed" in said
         assert digest(swarm) == good
         assert replicas() == REPLICAS
+
+
+def test_what_cannot_be_stopped_or_run_is_found_out_before_anything_is_touched(swarm: Swarm, today: str) -> None:
+    backup = swarm.variables["BACKUP"]
+    for variable, wrong in (
+        ("SWARM_APP_SERVICES=ovia_ovia-app", "there is no service ovia_ovia-app: did you mean ovia_ovia-api"),
+        ("SWARM_MIGRATE_SERVICE=ovia_ovia-api", "service ovia_ovia-api cannot be run once"),
+    ):
+        code, said = restore(swarm, backup, "--yes-destroy", "ovia", variables=(variable,))
+        assert code == 1
+        assert wrong in said
+        assert "step: " not in said
+    assert digest(swarm) == today
+    assert replicas() == REPLICAS
+
+
+def test_a_dump_is_waited_for_while_the_services_run(swarm: Swarm, good: str, today: str) -> None:
+    lock = Path(docker("volume", "inspect", "-f", "{{.Mountpoint}}", "ovia_backup_data")) / ".lock"
+    with lock.open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with restoring(swarm, Step.RESTORE, Mark.DONE) as (_, client):
+            assert client.stdout is not None
+            while "waiting for " not in (line := client.stdout.readline()):
+                assert line, "it did not wait"
+            assert replicas() == REPLICAS
+            fcntl.flock(held, fcntl.LOCK_UN)
+            said = client.communicate(timeout=120)[0]
+    assert client.returncode == 0, said
+    assert digest(swarm) == good
+    assert replicas() == REPLICAS
 
 
 def test_health_that_stays_red(swarm: Swarm, today: str) -> None:

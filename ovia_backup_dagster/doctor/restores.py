@@ -1,0 +1,98 @@
+"""Restores: whether one is unfinished, whether one could be made now, and what earlier ones have kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+from ovia_backup_dagster.core.errors import BackupError
+from ovia_backup_dagster.core.locking import lock_holder
+from ovia_backup_dagster.core.words import human_bytes
+from ovia_backup_dagster.doctor.report import Area, Line, failed, ok, warn
+from ovia_backup_dagster.postgres.drill import needed_bytes
+from ovia_backup_dagster.postgres.kept import kept
+from ovia_backup_dagster.postgres.room import free_bytes
+from ovia_backup_dagster.postgres.session import beside
+from ovia_backup_dagster.postgres.swap import obstacles, standing
+from ovia_backup_dagster.swarm.health import wait_until_healthy
+from ovia_backup_dagster.system import BackupSystem
+
+_HEALTH_SECONDS = 3.0
+
+
+def restores(system: BackupSystem) -> Iterator[Line]:
+    """Where no role is named that restores, whether it could is not looked at: that may be on purpose."""
+    yield from _unfinished(system)
+    settings, target = system.settings, system.restore_connection
+    if settings.restore_postgres_user is None:
+        text = f"no role but {target.user}, which dumps, is named here (RESTORE_POSTGRES_USER)"
+        yield ok(Area.RESTORES, f"{text}: see docs/runbook.md, Being able to restore")
+    else:
+        try:
+            yield from _database(system)
+        except BackupError as error:
+            yield _not_now(error)
+    if settings.swarm_app_services or settings.swarm_migrate_service or settings.health_url:
+        yield from _services(system)
+
+
+def _unfinished(system: BackupSystem) -> Iterator[Line]:
+    folder = system.restorations.folder
+    try:
+        found = folder.unfinished()
+    except BackupError as error:
+        yield failed(Area.RESTORES, error)
+        return
+    holder = lock_holder(folder.path)
+    if holder:
+        yield ok(Area.RESTORES, f"now at work: {holder}")
+    elif found:
+        yield failed(Area.RESTORES, found.unfinished)
+
+
+def _database(system: BackupSystem) -> Iterator[Line]:
+    target, keep = system.restore_connection, system.settings.restore_keep_days
+    server = beside(target, target.database)
+    where = f"{target.host}:{target.port}"
+    live = standing(server, target.database)
+    found = obstacles(server, target.database)
+    for obstacle in found:
+        yield _not_now(obstacle)
+    if not found:
+        yield ok(Area.RESTORES, f"role {target.user} may replace database {target.database} on {where}, and swap back")
+    free, needed = free_bytes(server), needed_bytes(live.size_bytes or 0)
+    if live.size_bytes is not None and free is not None:
+        room = f"a second copy: {human_bytes(free)} free on {where}, {human_bytes(needed)} needed"
+        if free < needed:
+            fix = "make room there; without it, only what cannot be undone is left: ovia-backup restore --mode drop"
+            yield warn(Area.RESTORES, f"too little room for {room}", fix)
+        else:
+            yield ok(Area.RESTORES, f"room for {room}")
+    for each in kept(server, target.database):
+        until = f"until {each.at + timedelta(days=keep):%Y-%m-%d}" if keep else "until it is dropped"
+        size = f", {human_bytes(each.size_bytes)}" if each.size_bytes is not None else ""
+        yield ok(Area.RESTORES, f"kept {until}: {each.name}{size}; ovia-backup undo-restore swaps back")
+
+
+def _services(system: BackupSystem) -> Iterator[Line]:
+    settings, swarm = system.settings, system.restorations.swarm
+    try:
+        counts = [f"{name} {swarm.replicas(name)}" for name in settings.swarm_app_services]
+        if settings.swarm_migrate_service:
+            swarm.check_once(settings.swarm_migrate_service)
+            counts.append(f"{settings.swarm_migrate_service} to migrate")
+        if counts:
+            yield ok(Area.RESTORES, f"services that a restore stops and starts: {', '.join(counts)}")
+    except BackupError as error:
+        yield _not_now(error)
+    try:
+        if settings.health_url:
+            wait_until_healthy(settings.health_url, _HEALTH_SECONDS, lambda _: None)
+            yield ok(Area.RESTORES, "HEALTH_URL says that the application is well")
+    except BackupError as error:
+        yield _not_now(error)
+
+
+def _not_now(error: BackupError) -> Line:
+    """Backups go on; a restore would be refused, or end with it."""
+    return warn(Area.RESTORES, error.account, error.fix)
