@@ -310,14 +310,16 @@ class Catalog:
         return None
 
     def settled(self, backup: Backup, now: datetime, command: str) -> Backup:
-        """The backup as it is on the volume now, if it is not still being written; ``command`` is to be tried later.
+        """The backup as it is now, if it is not still being written on the volume; ``command`` is to be tried later.
+
+        One that stands elsewhere was named by a person, who knows whether it is whole; on the worst day nobody waits.
 
         Raises:
             BackupNotFoundError: it is gone.
             NotProvenError: it may still be being written.
         """
         backup = self.refresh(backup)
-        if backup.state(now) is State.BEING_WRITTEN:
+        if self.holds(backup) and backup.state(now) is State.BEING_WRITTEN:
             raise NotProvenError(
                 f"{backup} may still be being written",
                 why="it has no manifest and changed less than 15 minutes ago",
@@ -360,6 +362,13 @@ class Catalog:
             given = _at(path, self.database)
             if anywhere or self.holds(given):
                 return given
+        with contextlib.suppress(OSError, ValueError):  # no name that a file could have
+            if len(path.parts) > 1 and path.is_dir():
+                raise BackupNotFoundError(
+                    f"{path} is a folder, and no backup",
+                    why="a backup is a file: pg_dump's custom format, and not its directory format",
+                    fix="name the file that is in it; or see what there is: ovia-backup list",
+                )
         backups = self.backups()
         if wanted == "latest":
             backups = [b for b in backups if b.state(now) is not State.BEING_WRITTEN]

@@ -21,7 +21,7 @@ from ovia_backup_dagster.core.errors import (
     VersionMismatchError,
 )
 from ovia_backup_dagster.core.files import explained
-from ovia_backup_dagster.core.naming import before_name, restore_name
+from ovia_backup_dagster.core.naming import BackupName, before_name, restore_name
 from ovia_backup_dagster.core.restoration import Mode, Order, Record, RestoreFolder, Step, StopServices
 from ovia_backup_dagster.core.words import duration, human_bytes
 from ovia_backup_dagster.postgres import archive as archives
@@ -441,11 +441,17 @@ class Planner:
     def _facts(self, order: Order, backup: Backup, live: Standing, now: datetime) -> tuple[dict[str, str], list[str]]:
         witness = backup.witness
         rows = f", {witness.rows:,} rows" if witness else ""
-        state = backup.state(now).value + (", restored by a drill" if backup.drilled else "")
+        known = backup.state(now)
+        # One that stands elsewhere is nobody's to wait for.
+        state = (State.UNPROVEN if known is State.BEING_WRITTEN else known).value
+        state += ", restored by a drill" if backup.drilled else ""
         age = duration(now - backup.started_at)
+        made, since = f"of {backup.started_at:%Y-%m-%d %H:%M:%S} UTC, {age} old", f"{age} ago"
+        if backup.manifest is None and BackupName.parse(backup.path.name) is None:
+            made = f"of an unknown time; the file is of {backup.started_at:%Y-%m-%d %H:%M:%S} UTC"
+            since = "whenever that was made"
         facts = {
-            "restore": f"{backup} of {backup.started_at:%Y-%m-%d %H:%M:%S} UTC, {age} old ({state}{rows}, "
-            f"{human_bytes(backup.size_bytes)})",
+            "restore": f"{backup} {made} ({state}{rows}, {human_bytes(backup.size_bytes)})",
             "onto": f"database {order.database} at {order.place}"
             + (f" ({_size(live.size_bytes)})" if live.exists else ", which is made"),
         }
@@ -454,7 +460,7 @@ class Planner:
         warnings = []
         if order.mode in (Mode.SWAP, Mode.DROP):
             newest = _newest(self._server, order.database)
-            facts["lost"] = f"what was written since the backup, {age} ago" + (f"; newest: {newest}" if newest else "")
+            facts["lost"] = f"what was written since the backup, {since}" + (f"; newest: {newest}" if newest else "")
             facts["sessions"] = _sessions(live.sessions)
         facts["time"] = _expected(backup, self.driller.drills.newest_first())
         if order.mode is Mode.SWAP:

@@ -223,6 +223,55 @@ def test_a_file_that_is_no_whole_archive_is_refused(site: Site, damage: str) -> 
     untouched(site)
 
 
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("truncated", "is damaged: the file is truncated"),
+        ("empty", "is damaged: the file is empty"),
+        ("plain", "is damaged: the file is not an archive"),
+        ("newer", "a newer pg_dump wrote it than this pg_restore can read"),
+        ("folder", "is a folder, and no backup"),
+    ],
+)
+def test_a_file_from_elsewhere_that_is_no_whole_archive_is_refused(
+    site: Site, tmp_path: Path, damage: str, said: str
+) -> None:
+    """Nothing is known of it: no manifest, no hash."""
+    path, content = tmp_path / "elsewhere.dump", site.backup.path.read_bytes()
+    if damage == "folder":
+        path.mkdir()
+        (path / "toc.dat").write_bytes(content)
+    else:
+        path.write_bytes(
+            {
+                "truncated": content[: len(content) // 2],
+                "empty": b"",
+                "plain": b"CREATE TABLE people ();\n" * 1000,
+                # Its version stands behind the magic word.
+                "newer": content[:6] + bytes([99]) + content[7:],
+            }[damage]
+        )
+    ended = site.place.run("restore", str(path), "--yes-destroy", site.live.database)
+    assert ended.code == 1
+    assert said in ended.output
+    assert "Traceback" not in ended.output
+    untouched(site)
+
+
+def test_a_file_from_elsewhere_is_restored_at_once(site: Site, tmp_path: Path) -> None:
+    """On the worst day nobody waits to see whether it is still being written; nor is its time made up."""
+    path = tmp_path / "found on a laptop.dump"
+    path.write_bytes(site.backup.path.read_bytes())
+    ended = site.place.run("restore", str(path), "--yes-destroy", site.live.database)
+    assert ended.code == 0, ended.output
+    assert "found on a laptop.dump of an unknown time; the file is of 20" in ended.output
+    assert "(unproven, " in ended.output
+    assert "since the backup, whenever that was made; newest: " in ended.output
+    assert site.content() == site.then
+    assert site.undo().code == 0
+    assert site.content() == site.now
+
+
 def test_what_can_be_had_of_a_damaged_archive_stands_in_a_database_of_its_own(site: Site) -> None:
     content = bytearray(site.backup.path.read_bytes())
     site.backup.path.write_bytes(content[: int(len(content) * 0.6)])
