@@ -48,6 +48,20 @@ def alternate(sides: Mapping[str, Callable[[], float]], rounds: int = ROUNDS) ->
     return samples
 
 
+@contextmanager
+def processors(busy: list[float]) -> Iterator[None]:
+    """Add the seconds for which this machine's processors were busy while the block ran, whoever kept them so."""
+    before = _busy_seconds()
+    yield
+    busy.append(_busy_seconds() - before)
+
+
+def _busy_seconds() -> float:
+    # user, nice, system, idle, iowait, irq, softirq, steal: of all processors together.
+    ticks = [int(word) for word in Path("/proc/stat").read_text("ascii").splitlines()[0].split()[1:8]]
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+
+
 def summary(samples: Sequence[float], digits: int = 3) -> Json:
     """Samples with median, minimum and maximum."""
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from typing import NamedTuple
 import psycopg
 
 from benchmarks.drill import PRODUCTION, restore_and_count
-from benchmarks.measure import Json, alternate, ratio, run, say, summary, target
+from benchmarks.measure import Json, alternate, processors, ratio, run, say, summary, target
 from benchmarks.world import BIN, OVIA_BACKUP, World, libpq
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster.postgres.cluster import Cluster
@@ -58,23 +59,30 @@ def _measure(world: World, production: Cluster, live: Connection, old: Path) -> 
         run((OVIA_BACKUP, *command), environment)
     volume = Path(environment["BACKUP_DIR"])
 
-    def restore() -> float:
+    def checkpoint() -> None:
         run((BIN / "psql", "--command=CHECKPOINT"), admin)
+
+    def restore() -> float:
         return run((OVIA_BACKUP, "restore", "latest", "--yes-destroy", live.database), environment)
 
     def forget() -> None:
         run((OVIA_BACKUP, "undo-restore", "--forget"), environment)
 
+    busy: dict[str, list[float]] = {"swap": [], "runbook": []}
+
     def swap() -> float:
-        taken = restore()
+        checkpoint()
+        with processors(busy["swap"]):
+            taken = restore()
         forget()
         return taken
 
     def runbook() -> float:
-        run((BIN / "psql", "--command=CHECKPOINT"), admin)
-        taken = run((BIN / "dropdb", live.database), admin)
-        taken += run((BIN / "createdb", "--template=template0", "--owner=ovia", live.database), admin)
-        return taken + restore_and_count(production, live.database, old)
+        checkpoint()
+        with processors(busy["runbook"]):
+            taken = run((BIN / "dropdb", live.database), admin)
+            taken += run((BIN / "createdb", "--template=template0", "--owner=ovia", live.database), admin)
+            return taken + restore_and_count(production, live.database, old)
 
     samples = alternate({"swap": swap, "runbook": runbook})
     records = _records(volume)
@@ -97,6 +105,8 @@ def _measure(world: World, production: Cluster, live: Connection, old: Path) -> 
     return {
         "database_bytes": world.size_bytes(live),
         "seconds": {name: summary(taken) for name, taken in samples.items()},
+        "busy": {name: summary(taken) for name, taken in busy.items()},
+        "cores": os.cpu_count(),
         "steps": _summaries([record["seconds"] for record in records]),
         "phases": _summaries([record["proven"]["phases"] for record in records]),
         "clients": CLIENTS,
