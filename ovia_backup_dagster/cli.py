@@ -434,7 +434,7 @@ def restore(
         _print_restores(list(restorations.folder.newest_first()), as_json)
         return
     if resume or abort:
-        record = restorations.resume(_log) if resume else restorations.abort(_log)
+        record = restorations.resume(_log) if resume else restorations.abort(_log, confirmation or "")
         _print_restore(record, restorations, as_json, putting_back=abort)
         return
     wishes = Wishes(
@@ -605,7 +605,7 @@ def _print_restore(record: Record, restorations: Restorations, as_json: bool, *,
             click.echo(f"{_safe(order.database)} is what was {_safe(order.incoming)}")
         elif record.outcome == "done":
             click.echo(f"{_safe(order.incoming if order.mode.value == 'new' else order.database)} is restored")
-        else:
+        elif record.outcome == "put back":
             click.echo("everything is as it was before")
         if record.interruption_seconds is not None:
             click.echo(f"interruption: {record.interruption_seconds * 1000:.0f} ms")
@@ -616,7 +616,7 @@ def _print_restore(record: Record, restorations: Restorations, as_json: bool, *,
         _log(f"Error: {record.error}")
         if record.fix:
             _log(f"Next: {record.fix}")
-        if not putting_back:
+        if not putting_back or record.outcome == "given up":
             sys.exit(1)
 
 

@@ -568,12 +568,7 @@ class Catalog:
 
     def write(self, path: Path, content: bytes, folder: Path | None = None) -> None:
         """As ``files.write_whole``; where there is no room, with what was set aside for it."""
-        try:
-            write_whole(path, content, folder)
-        except OSError as error:
-            if error.errno not in NO_ROOM or not unlink(self.root / RESERVE):
-                raise
-            write_whole(path, content, folder)
+        with_reserve(self.root, lambda: write_whole(path, content, folder))
 
     def keep_reserve(self) -> None:
         """Set a little room aside, where there is plenty, for the sidecars of a day when there is none.
@@ -590,6 +585,16 @@ class Catalog:
                 os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
             finally:
                 os.close(descriptor)
+
+
+def with_reserve(root: Path, write: Callable[[], None]) -> None:
+    """Write to the volume; where there is no room, again with what was set aside for it."""
+    try:
+        write()
+    except OSError as error:
+        if error.errno not in NO_ROOM or not unlink(root / RESERVE):
+            raise
+        write()
 
 
 def _what_there_is(backups: list[Backup], wanted: str) -> str:

@@ -311,15 +311,19 @@ class DockerRefusedError(SwarmError):
     """Docker, or the filter before it, refuses what it is asked."""
 
 
-class ServiceMissingError(SwarmError):
+class ServiceError(SwarmError):
+    """A service itself, and not Docker, stands in the way: to ask Docker again is of no use."""
+
+
+class ServiceMissingError(ServiceError):
     """The swarm has no service of that name."""
 
 
-class ServiceUnsuitableError(SwarmError):
+class ServiceUnsuitableError(ServiceError):
     """A service is not of the kind that the operation needs: global, a job, or one that is restarted for ever."""
 
 
-class ServiceStuckError(SwarmError):
+class ServiceStuckError(ServiceError):
     """A service's tasks did not stop, or did not start, in time."""
 
 

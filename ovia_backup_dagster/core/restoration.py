@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, Field
 
-from ovia_backup_dagster.core.catalog import Backup, Catalog
+from ovia_backup_dagster.core.catalog import Backup, Catalog, with_reserve
 from ovia_backup_dagster.core.drill import CopiedTable, Line
 from ovia_backup_dagster.core.errors import BackupError, RestoreUnfinishedError, VolumeError
 from ovia_backup_dagster.core.files import explained, is_file, sync_folder
@@ -174,9 +174,11 @@ class Mark(StrEnum):
     #: The whole restore, and nothing is left to do: it succeeded, or all was put back.
     FINISHED = "finished"
     PUT_BACK = "put back"
+    #: The live database was dropped, and this restore cannot bring it back.
+    GIVEN_UP = "given up"
 
 
-_ENDS = (Mark.FINISHED, Mark.PUT_BACK)
+_OUTCOMES = {Mark.FINISHED: "done", Mark.PUT_BACK: "put back", Mark.GIVEN_UP: "given up"}
 
 
 class Entry(Sidecar):
@@ -280,13 +282,8 @@ class Journal:
         """
         entry = Entry(at=datetime.now(UTC), mark=mark, step=step, data=data)
         with explained(f"cannot write {self.path}"):
-            descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
-            try:
-                _cut_torn_line(descriptor)
-                _write_all(descriptor, entry.model_dump_json().encode() + b"\n")
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            root = self.path.parent.parent
+            with_reserve(root, lambda: _append_line(self.path, entry.model_dump_json().encode()))
         self.entries.append(entry)
 
     def done(self, step: Step) -> bool:
@@ -312,7 +309,7 @@ class Journal:
     @property
     def ended(self) -> Mark | None:
         """How it ended; ``None`` while there is something to finish or to put back."""
-        return next((entry.mark for entry in self.entries if entry.mark in _ENDS), None)
+        return next((entry.mark for entry in self.entries if entry.mark in _OUTCOMES), None)
 
     @property
     def made(self) -> int | None:
@@ -324,6 +321,11 @@ class Journal:
     def putting_back(self) -> bool:
         """Whether the way back was begun."""
         return any(entry.mark is Mark.PUTTING_BACK for entry in self.entries)
+
+    @property
+    def live(self) -> bool:
+        """Whether what was restored is what people use: swapped in, or made under the live name."""
+        return self.done(Step.SWAP) or (self.order.incoming == self.order.database and self.done(Step.RESTORE))
 
     @property
     def proven(self) -> Proven | None:
@@ -340,7 +342,8 @@ class Journal:
         if self.putting_back:
             at, fix = "it was being put back", abort
         else:
-            gone = Step.DROP in self.order.steps and self.begun(Step.DROP)
+            # What is live by being made, or was dropped, has nothing before it to go back to.
+            gone = self.done(Step.DROP) or (self.order.mode is Mode.NEW and self.live)
             fix = resume if gone else f"{resume}; or {abort}"
         return RestoreUnfinishedError(
             f"the {self.order.mode} of {self.order.backup or self.order.database}, begun "
@@ -348,6 +351,17 @@ class Journal:
             why=f"{at}, and then its process ended",
             fix=fix,
         )
+
+
+def _append_line(path: Path, line: bytes) -> None:
+    """On the disk, when this returns."""
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+    try:
+        _cut_torn_line(descriptor)
+        _write_all(descriptor, line + b"\n")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _cut_torn_line(descriptor: int) -> None:
@@ -369,7 +383,8 @@ class Record(Sidecar):
     Attributes:
         order: what was asked for.
         finished_at: UTC.
-        outcome: ``done``; ``put back``, when it failed or was aborted, and all is as before.
+        outcome: ``done``; ``put back``, when it failed or was aborted, and all is as before; ``given up``, when the
+            live database had been dropped, and could not be made from this backup.
         proven: what the proof found.
         seconds: step -> seconds.
         interruption_seconds: how long no session was let in, at the swap.
@@ -385,7 +400,7 @@ class Record(Sidecar):
     version: Literal[1] = 1
     order: Order
     finished_at: AwareDatetime
-    outcome: Literal["done", "put back"]
+    outcome: Literal["done", "put back", "given up"]
     proven: Proven | None = None
     seconds: dict[str, float] = Field(default_factory=dict)
     interruption_seconds: float | None = None
@@ -410,7 +425,7 @@ def record_of(journal: Journal) -> Record:
     return Record(
         order=order,
         finished_at=(journal.entries[-1].at if journal.entries else order.started_at).replace(microsecond=0),
-        outcome="done" if journal.ended is Mark.FINISHED else "put back",
+        outcome=_OUTCOMES[journal.ended or Mark.PUT_BACK],
         proven=journal.proven,
         seconds=_seconds(journal),
         interruption_seconds=swapped.get("interruption_seconds"),

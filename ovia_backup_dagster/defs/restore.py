@@ -39,7 +39,7 @@ def build_restore(settings: Settings) -> dg.JobDefinition:
                 return
             folder = backups.restorations.folder.path
             context.add_output_metadata(metadata.of_restore(record, folder, page(record)))
-            if record.error and config.action is not RestoreAction.abort:
+            if record.error and (config.action is not RestoreAction.abort or record.outcome == "given up"):
                 raise RestoreError(record.error, fix=record.fix or f"read {folder / record.order.filename}.md")
 
     @dg.job(
@@ -89,7 +89,7 @@ def _act(context: dg.OpExecutionContext, config: RestoreConfig, backups: BackupS
     if config.action is RestoreAction.resume:
         return restorations.resume(log)
     if config.action is RestoreAction.abort:
-        return restorations.abort(log)
+        return restorations.abort(log, config.confirm)
     who, now = context.run.tags.get("user", "Dagster, by hand"), datetime.now(UTC)
     planner = restorations.planner
     if config.action is RestoreAction.undo:

@@ -27,6 +27,10 @@ _OF_ROLE = re.compile(rb'(?:CREATE|ALTER) ROLE ("(?:[^"]|"")*"|[^\s;"]+)')
 _COMMENT_ON_ROLE = re.compile(rb'(?:COMMENT|SECURITY LABEL .*?) ON ROLE ("(?:[^"]|"")*"|[^\s;"]+)')
 #: ``GRANT group TO member``: the member is whose it is.
 _MEMBER = re.compile(rb'GRANT (?:"(?:[^"]|"")*"|[^\s;"]+) TO ("(?:[^"]|"")*"|[^\s;"]+)')
+_GIVEN_TO = re.compile(
+    rb"\A(?:ALTER [^;]*? OWNER|ALTER DEFAULT PRIVILEGES FOR ROLE [^;]*? GRANT [^;]*?|GRANT [^;]*?)"
+    rb' TO ("(?:[^"]|"")*"|[^\s;"]+)(?: WITH GRANT OPTION)?;?\s*\Z'
+)
 _PSEUDO_ROLES = ("all", "current_role", "current_user", "session_user")
 #: A message does not double the quotes in a name.
 _MISSING = re.compile(r'role "((?s:.*?))" does not exist')
@@ -121,6 +125,12 @@ def missing(server: Connection, globals_sql: bytes, schema: bytes | None) -> lis
         ]
 
 
+def named(schema: bytes) -> set[str]:
+    """The roles to which the SQL of an archive's schema gives objects and privileges."""
+    found = (match[1] for statement in statements(schema) for match in _GIVEN_TO.finditer(statement))
+    return {_unquoted(name) for name in found} - {"PUBLIC"}
+
+
 def create(server: Connection, globals_sql: bytes, names: Collection[str]) -> list[str]:
     """Make these roles as they were saved, without passwords; returns what could not be, and who needs a password.
 
@@ -153,10 +163,13 @@ def _saved(globals_sql: bytes) -> dict[str, bytes]:
     found = {}
     for statement in statements(globals_sql):
         if statement.startswith(b"CREATE ROLE ") and (match := _OF_ROLE.match(statement)):
-            quoted = match[1]
-            name = text_of(quoted)
-            found[name[1:-1].replace('""', '"') if name.startswith('"') else name] = quoted
+            found[_unquoted(match[1])] = match[1]
     return found
+
+
+def _unquoted(quoted: bytes) -> str:
+    name = text_of(quoted)
+    return name[1:-1].replace('""', '"') if name.startswith('"') else name
 
 
 def _head(statement: bytes) -> str:

@@ -107,6 +107,7 @@ class Standing:
         owner: its owner's name.
         size_bytes: on the server's disk; ``None`` where the role may not ask.
         oid: what tells it from every other of its server, whatever it is called.
+        invalid: whether an interrupted DROP DATABASE has left nothing of use.
         sessions: who is in it, oldest first.
     """
 
@@ -114,6 +115,7 @@ class Standing:
     owner: str = ""
     size_bytes: int | None = None
     oid: int = 0
+    invalid: bool = False
     sessions: tuple[ClientSession, ...] = ()
 
 
@@ -140,7 +142,8 @@ def standing(server: Connection, database: str) -> Standing:
         row = session.execute(_DATABASE, [database]).fetchone()
         if row is None:
             return Standing(exists=False)
-        return Standing(True, row["owner"], row["size_bytes"], row["oid"], _sessions(session, row["oid"]))
+        sessions = _sessions(session, row["oid"])
+        return Standing(True, row["owner"], row["size_bytes"], row["oid"], row["invalid"], sessions)
 
 
 def obstacles(server: Connection, database: str, *, mode_needs_swap: bool = True) -> list[RestoreRefusedError]:

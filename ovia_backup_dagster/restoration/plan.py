@@ -29,7 +29,7 @@ from ovia_backup_dagster.postgres import roles
 from ovia_backup_dagster.postgres.client import Connection, Programs
 from ovia_backup_dagster.postgres.drill import MADE_BY, Driller, needed_bytes
 from ovia_backup_dagster.postgres.kept import kept
-from ovia_backup_dagster.postgres.quoting import shell_word
+from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
 from ovia_backup_dagster.postgres.room import free_bytes
 from ovia_backup_dagster.postgres.session import beside, connect, system_identifier
 from ovia_backup_dagster.postgres.subscriptions import subscriptions
@@ -237,7 +237,7 @@ class Planner:
         if not order.even_if_damaged:
             self._refuse_missing_extensions(backup)
         if not order.create_roles:
-            self._refuse_missing_roles(backup)
+            self._refuse_missing_roles(order, backup)
         facts, warnings = self._facts(order, backup, live, now)
         facts |= self._services_fact(order)
         self._refuse_full_disk(order, backup, live, facts)
@@ -370,12 +370,16 @@ class Planner:
                 fix="install their packages on that server; then try again",
             )
 
-    def _refuse_missing_roles(self, backup: Backup) -> None:
+    def _refuse_missing_roles(self, order: Order, backup: Backup) -> None:
         path = backup.sidecar(GLOBALS)
         try:
             saved = path.read_bytes()
         except FileNotFoundError:
-            return  # the old script saved none; the restore says which is missing, before anything is replaced
+            # The old script saved none. The restore says which is missing, before anything is replaced; but not before
+            # a database is dropped, since the drill before that makes them up.
+            if order.mode is Mode.DROP:
+                self._refuse_unknown_roles(backup)
+            return
         except OSError as error:
             with explained(f"cannot read {path}"):
                 raise error
@@ -385,6 +389,17 @@ class Planner:
                 f"the server lacks roles that the backup's objects belong to: {', '.join(lacking)}",
                 why="roles belong to the server, not to a database",
                 fix=f"make them as they were saved: ovia-backup restore {backup} --create-roles",
+            )
+
+    def _refuse_unknown_roles(self, backup: Backup) -> None:
+        with connect(self._server) as session:
+            there = {row["rolname"] for row in session.execute("SELECT rolname FROM pg_roles")}
+        if lacking := sorted(roles.named(archives.schema_text(self.programs, backup.path)) - there):
+            raise RestoreRefusedError(
+                f"the server lacks roles that the backup's objects belong to: {', '.join(lacking)}",
+                why="none were saved with this backup",
+                fix="make them, as a superuser: "
+                + "; ".join(f"CREATE ROLE {sql_identifier(name)}" for name in lacking),
             )
 
     def _refuse_full_disk(self, order: Order, backup: Backup, live: Standing, facts: dict[str, str]) -> None:
@@ -399,12 +414,15 @@ class Planner:
             free += live.size_bytes or 0
         facts["space"] = f"about {human_bytes(needed)} needed, {human_bytes(free)} free on the server"
         if free < needed:
-            drop = f"ovia-backup restore {backup} --mode drop"
+            room = "make room there; what earlier restores have kept: ovia-backup undo-restore --list"
+            drop = ""
+            if order.mode is Mode.SWAP and not order.new_host:
+                drop = "; or, if there is none to be made, replace the database without a way back: "
+                drop += f"ovia-backup restore {backup} --mode drop"
             raise RestoreRefusedError(
-                f"the server at {order.place} has too little room for a second copy",
+                f"the server at {order.place} has too little room for what the backup becomes",
                 why=f"{human_bytes(free)} free, {human_bytes(needed)} needed",
-                fix="make room; or, if there is none to be made, replace the database without a way back: "
-                f"{drop}; kept databases: ovia-backup undo-restore --list",
+                fix=room + drop,
             )
 
     def _services(self, wishes: Wishes, goes_live: bool) -> dict[str, int | None]:

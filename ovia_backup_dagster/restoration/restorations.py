@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from ovia_backup_dagster.core.catalog import Backup
-from ovia_backup_dagster.core.errors import BackupError, DiskFullError, NoWayBackError, RestoreRefusedError, VolumeError
+from ovia_backup_dagster.core.errors import (
+    BackupError,
+    DiskFullError,
+    NoWayBackError,
+    RestoreRefusedError,
+    ServiceError,
+    VolumeError,
+)
 from ovia_backup_dagster.core.restoration import (
     Fate,
     Journal,
@@ -35,7 +42,7 @@ from ovia_backup_dagster.postgres.drill import Driller
 from ovia_backup_dagster.postgres.places import uninterrupted
 from ovia_backup_dagster.postgres.session import beside, connect, system_identifier
 from ovia_backup_dagster.restoration.plan import Plan, Planner, Services
-from ovia_backup_dagster.restoration.steps import Steps, is_lost
+from ovia_backup_dagster.restoration.steps import Steps, give_up
 from ovia_backup_dagster.swarm.services import Swarm
 
 _JOURNAL_BYTES = 8 * 1024 * 1024
@@ -109,8 +116,12 @@ class Restorations:
             with self._reading(backup):
                 return self._go_on(Steps(*self._parts, journal, backup, log))
 
-    def abort(self, log: Log) -> Record:
-        """Put back what a killed process had begun.
+    def abort(self, log: Log, confirmation: str = "") -> Record:
+        """Put back what a killed process had begun; or give it up, where that cannot be, so that another can begin.
+
+        Args:
+            log: told what happens.
+            confirmation: the database's name, as a person repeated it, to give up one that was dropped.
 
         Raises:
             RestoreRefusedError: nothing is unfinished; or it was begun on another server.
@@ -118,7 +129,10 @@ class Restorations:
             RestoreUnfinishedError: it cannot be put back now.
         """
         with self._unfinished("abort") as journal:
-            return self._put_back(Steps(*self._parts, journal, None, log))
+            steps = Steps(*self._parts, journal, None, log)
+            if confirmation == journal.order.database and steps.is_lost:
+                return self._given_up(steps)
+            return self._put_back(steps)
 
     def forget(self, name: str) -> list[str]:
         """Drop a kept database; returns what is left to do elsewhere.
@@ -194,8 +208,7 @@ class Restorations:
         except BaseException:
             # Cancelled by a person, or a defect of ours: this process still lives, and cleans up.
             with uninterrupted(), contextlib.suppress(BackupError):
-                if not is_lost(journal):
-                    self._put_back(steps)
+                self._put_back(steps)
             raise
         finally:
             steps.let_dumps()
@@ -216,18 +229,31 @@ class Restorations:
     def _after(self, steps: Steps, error: BackupError) -> Record:
         """What to do when a step failed."""
         journal, order = steps.journal, steps.order
-        live = journal.done(Step.SWAP) or (order.mode is not Mode.SWAP and journal.done(Step.RESTORE))
-        if not live and is_lost(journal):
-            raise self._stuck(journal, error)
-        if not live or (order.auto_undo and order.mode is Mode.SWAP):
+        if not journal.live or (order.auto_undo and order.mode is Mode.SWAP):
+            if self._is_lost(steps):
+                raise self._stuck(journal, error, f"; or give this backup up, to restore another: {give_up(order)}")
             return self._put_back(steps, error)
         # The new database is live, and proven: it stays, and the services get their replicas back.
         try:
             if Step.START in order.steps and not journal.done(Step.START):
+                if isinstance(error, ServiceError) and journal.entries[-1].step is Step.START:
+                    raise error
                 self._take(steps, Step.START)
+        except ServiceError:
+            pass  # all were scaled; that one is not well is the restore's no longer, and its record says so
+        except VolumeError as again:
+            with contextlib.suppress(BackupError):
+                steps.take(Step.START)  # it can be taken again; services must not stay down for a journal
+            raise self._stuck(journal, again) from None
         except BackupError as again:
             raise self._stuck(journal, again) from None
         return self._finished(journal)
+
+    def _is_lost(self, steps: Steps) -> bool:
+        try:
+            return steps.is_lost
+        except BackupError as error:
+            raise self._stuck(steps.journal, error) from None
 
     def _finished(self, journal: Journal) -> Record:
         try:
@@ -238,26 +264,44 @@ class Restorations:
 
     def _put_back(self, steps: Steps, cause: BackupError | None = None) -> Record:
         journal = steps.journal
-        steps.log("putting everything back")
         try:
             steps.require_way_back()
+            steps.log("putting everything back")
             with contextlib.suppress(VolumeError):
                 # Most of the way back needs no journal: services must not stay down for a volume that is full.
                 journal.write(Mark.PUTTING_BACK)
             with uninterrupted():
-                steps.put_back()
-            said = {"error": cause.account, "fix": cause.fix} if cause else {}
-            journal.write(Mark.PUT_BACK, None, **said)
+                problems = steps.put_back()
+            for problem in problems:
+                steps.log(problem.account)
+            causes = [*([cause] if cause else []), *problems]
+            said = {"error": causes[0].account, "fix": causes[0].fix} if causes else {}
+            journal.write(Mark.PUT_BACK, None, **said, notes=[problem.account for problem in problems])
         except NoWayBackError:
             raise
         except BackupError as error:
             raise self._stuck(journal, error) from None
         return self._record(journal)
 
-    def _stuck(self, journal: Journal, error: BackupError) -> BackupError:
+    def _given_up(self, steps: Steps) -> Record:
+        journal, order = steps.journal, steps.order
+        try:
+            steps.drop_copy()
+            replicas = journal.data(Step.STOP).get("replicas", {})
+            scale = "".join(f" --scale {name}={count}" for name, count in replicas.items())
+            journal.write(
+                Mark.GIVEN_UP,
+                error=f"database {order.database} was dropped, and was not restored from {order.backup}",
+                fix=f"ovia-backup list; then: ovia-backup restore BACKUP --new-host{scale}",
+            )
+        except BackupError as error:
+            raise self._stuck(journal, error) from None
+        return self._record(journal)
+
+    def _stuck(self, journal: Journal, error: BackupError, instead: str = "") -> BackupError:
         unfinished = journal.unfinished
         return type(unfinished)(
-            unfinished.what, why=error.account, said=error.said, fix=f"{error.fix}; then: {unfinished.fix}"
+            unfinished.what, why=error.account, said=error.said, fix=f"{error.fix}; then: {unfinished.fix}{instead}"
         )
 
     def _record(self, journal: Journal) -> Record:

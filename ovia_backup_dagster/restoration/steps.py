@@ -7,15 +7,16 @@ things stand before it changes them.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ovia_backup_dagster.core import comparison
 from ovia_backup_dagster.core.catalog import GLOBALS, Backup
 from ovia_backup_dagster.core.drill import DrillCheck, Result
-from ovia_backup_dagster.core.errors import CopyError, NoWayBackError, RestoreError
+from ovia_backup_dagster.core.errors import CopyError, NoWayBackError, RestoreError, ServiceError
+from ovia_backup_dagster.core.naming import before_name
 from ovia_backup_dagster.core.restoration import Journal, Mark, Mode, Order, Proven, Step
 from ovia_backup_dagster.postgres import archive as archives
 from ovia_backup_dagster.postgres import places, roles
@@ -24,6 +25,7 @@ from ovia_backup_dagster.postgres.datatext import Log
 from ovia_backup_dagster.postgres.drill import Choice, Driller, Where
 from ovia_backup_dagster.postgres.proof import Proof
 from ovia_backup_dagster.postgres.properties import Properties, apply, carry_over, properties
+from ovia_backup_dagster.postgres.quoting import shell_word
 from ovia_backup_dagster.postgres.session import beside
 from ovia_backup_dagster.postgres.subscriptions import (
     disable_subscriptions,
@@ -156,14 +158,29 @@ class Steps:
     def _start(self) -> Data:
         before = self.journal.data(Step.STOP).get("replicas", {})
         wanted = {name: before.get(name) if count is None else count for name, count in self.order.services.items()}
-        self._scale({name: count for name, count in wanted.items() if count is not None})
+        problems = self._scale({name: count for name, count in wanted.items() if count is not None})
+        for problem in problems[1:]:
+            self.log(problem.account)
+        if problems:
+            raise problems[0]
         return {}
 
-    def _scale(self, wanted: Mapping[str, int]) -> None:
+    def _scale(self, wanted: Mapping[str, int]) -> list[ServiceError]:
+        """Scale all, whatever becomes of one of them; returns what is wrong with those that are not well.
+
+        Raises:
+            SwarmError: Docker does not answer.
+        """
+        problems: list[ServiceError] = []
+        scaled: list[tuple[str, int]] = []
         for name, count in wanted.items():
-            self.swarm.scale(name, count)
-        for name, count in wanted.items():
-            self.swarm.wait_until_running(name, count, _START_SECONDS, self.log)
+            with _collected(problems):
+                self.swarm.scale(name, count)
+                scaled.append((name, count))
+        for name, count in scaled:
+            with _collected(problems):
+                self.swarm.wait_until_running(name, count, _START_SECONDS, self.log)
+        return problems
 
     def _migrate(self) -> Data:
         self.swarm.run_once(self.order.migrate, _MIGRATE_SECONDS, self.log)
@@ -177,6 +194,7 @@ class Steps:
 
     def _drill(self) -> Data:
         assert self.backup is not None
+        self.let_dumps()  # as in `_restore`
         choice = Choice(Where.THROWAWAY, max(2, self.order.jobs))
         evidence = self.driller.drill(
             self.backup, choice, launched_by=self.order.launched_by, run_id=self.order.run_id, log=self.log
@@ -214,8 +232,10 @@ class Steps:
                 raise RestoreError(
                     f"{backup} is damaged",
                     why="; ".join(line.text for line in proof.lines if line.result is Result.FAILED),
-                    fix=f"choose another (ovia-backup list), or: ovia-backup restore {backup} --mode new "
-                    "--even-if-damaged",
+                    fix=""
+                    if self.is_lost
+                    else f"choose another (ovia-backup list), or: ovia-backup restore {backup} "
+                    "--mode new --even-if-damaged",
                 )
             proof.restore(copy)
             proof.prove(copy)
@@ -233,11 +253,11 @@ class Steps:
         # Known as ours by how it was made until now, by its number from now on.
         self.journal.write(Mark.NOTED, Step.RESTORE, made=standing(self.target, order.incoming).oid)
         copy.release()
-        if order.mode is Mode.DROP:
+        if order.new_host:
+            notes += copy.configure(archives.database_text(self.driller.verifier.programs, backup.path))
+        elif order.mode is Mode.DROP:
             properties = Properties.from_json(self.journal.data(Step.DROP)["properties"])
             notes += apply(self.target, properties, order.incoming)
-        elif order.new_host:
-            notes += copy.configure(archives.database_text(self.driller.verifier.programs, backup.path))
         return {"proven": proven.model_dump(mode="json"), "notes": notes}
 
     def _make_roles(self, backup: Backup) -> list[str]:
@@ -281,7 +301,6 @@ class Steps:
         disable_subscriptions(self.target, order.database)
         oids = noted["live_oid"], noted["incoming_oid"]
         swapped = swap(self.target, order.database, order.incoming, order.kept, oids=oids)
-        self.let_dumps()
         enable_subscriptions(self.target, order.database, order.subscriptions)
         self.log(f"{order.database} is live: {swapped.seconds * 1000:.0f} ms of interruption")
         return {
@@ -319,23 +338,38 @@ class Steps:
             self._dumps_held = held
 
     def let_dumps(self) -> None:
-        """Dumps may begin again; they wait no longer than they must."""
+        """Dumps may begin again. Not sooner than when it is sure that nothing is swapped back."""
         if self._dumps_held is not None:
             self._dumps_held.close()
             self._dumps_held = None
 
     # ---- back
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the live database was dropped, if only in part, so that this restore alone can bring it back.
+
+        Raises:
+            ServerError: it cannot be asked.
+        """
+        if self.order.mode is not Mode.DROP or not self.journal.begun(Step.DROP):
+            return False
+        found = standing(self.target, self.order.database)
+        return self.journal.done(Step.DROP) or found.oid != self.order.live_oid or found.invalid
+
     def require_way_back(self) -> None:
         """Refuse to put back what cannot be.
 
         Raises:
-            NoWayBackError: what was live before is gone.
+            NoWayBackError: what was live before is gone, or there was nothing before.
         """
         order, noted = self.order, self.journal.data(Step.SWAP)
-        why = ""
-        if is_lost(self.journal):
-            why = "mode drop had begun to drop it; only the backup can bring it back"
+        why, instead = "", ""
+        if self.is_lost:
+            why = "mode drop has begun to drop it, and only a backup can bring it back"
+            instead = f"; or give this backup up, to restore another: {give_up(order)}"
+        elif order.mode is Mode.NEW and self.journal.live:
+            why = "this restore has made it, it is live, and may have been written to"
         elif "incoming_oid" in noted and self._swapped(noted):
             kept = standing(self.target, order.kept)
             why = "" if kept.oid == noted["live_oid"] else f"what was live before is no longer there as {order.kept}"
@@ -343,11 +377,14 @@ class Steps:
             raise NoWayBackError(
                 f"database {order.database} cannot be put back",
                 why=why,
-                fix="psql -l; to finish it: ovia-backup restore --resume",
+                fix=f"to finish it: ovia-backup restore --resume{instead}",
             )
 
-    def put_back(self) -> None:
+    def put_back(self) -> list[ServiceError]:
         """Make all as it was before the restore: the live database, and the services' replicas.
+
+        Returns:
+            What is wrong with services: they have their replicas, and what becomes of those is no longer ours.
 
         Raises:
             BackupError: it could not be; it can be tried again.
@@ -357,23 +394,39 @@ class Steps:
         if "incoming_oid" in noted:
             if self._swapped(noted):
                 # Noted first: what was live may have been written to, and is not dropped.
-                notes = [f"what was live stays as {order.incoming}"]
-                journal.write(Mark.PUTTING_BACK, Step.SWAP, was_live=True, notes=notes)
+                aside = noted.get("aside") or self._aside()
+                notes = [f"what was live stays as {aside}"]
+                journal.write(Mark.PUTTING_BACK, Step.SWAP, was_live=True, aside=aside, notes=notes)
                 self._stop_again()
                 self.log(f"swapping back: {order.kept} becomes {order.database}")
                 oids = noted["incoming_oid"], noted["live_oid"]
-                swap(self.target, order.database, order.kept, order.incoming, oids=oids)
+                swap(self.target, order.database, order.kept, aside, oids=oids)
             enable_subscriptions(self.target, order.database, noted["subscriptions"])
-        written_to = journal.data(Step.SWAP).get("was_live", False)
-        if order.mode in (Mode.SWAP, Mode.NEW) and journal.begun(Step.RESTORE) and not written_to:
-            self.log(f"dropping {order.incoming}")
+        if order.mode in (Mode.SWAP, Mode.NEW) and not journal.data(Step.SWAP).get("was_live", False):
+            self.drop_copy()
+        return self._scale(journal.data(Step.STOP).get("replicas", {}))
+
+    def drop_copy(self) -> None:
+        """Drop what this restore has made, which was never live.
+
+        Raises:
+            BackupError: it could not be.
+        """
+        if self.journal.begun(Step.RESTORE):
+            self.log(f"dropping {self.order.incoming}")
             try:
-                self._copy(order.incoming).drop(journal.made)
+                self._copy(self.order.incoming).drop(self.journal.made)
             except CopyError as error:
                 self.log(error.account)  # not ours, and nothing of ours is left
-        replicas = journal.data(Step.STOP).get("replicas")
-        if replicas:
-            self._scale(replicas)
+
+    def _aside(self) -> str:
+        """What a database is called that was live, and is no longer: one that is kept, like any other."""
+        if self.order.mode is Mode.UNDO:
+            return self.order.incoming  # it had such a name
+        at = datetime.now(UTC)
+        while self._exists(name := before_name(self.order.database, at)):
+            at += timedelta(seconds=1)
+        return name
 
     def _stop_again(self) -> None:
         if self.journal.begun(Step.START):
@@ -391,6 +444,14 @@ def _proven(proof: Proof, lost: Sequence[str] = ()) -> Proven:
     )
 
 
-def is_lost(journal: Journal) -> bool:
-    """Whether there is nothing to put back to: the live database was dropped, or is being."""
-    return journal.order.mode is Mode.DROP and journal.begun(Step.DROP)
+@contextlib.contextmanager
+def _collected(problems: list[ServiceError]) -> Iterator[None]:
+    try:
+        yield
+    except ServiceError as problem:
+        problems.append(problem)
+
+
+def give_up(order: Order) -> str:
+    """The command that ends a restore which can neither be finished nor put back."""
+    return f"ovia-backup restore --abort --yes-destroy {shell_word(order.database)}"

@@ -124,7 +124,7 @@ def test_a_drop_is_resumed_and_aborted_only_while_there_is_something_to_go_back_
     journal = RestoreFolder(site.place.catalog).unfinished()
     assert journal is not None
     assert journal.order.mode is Mode.DROP
-    if journal.begun(Step.DROP):
+    if journal.done(Step.DROP):
         assert "--resume" in site.place.run("restore", "--abort").refused()
         ended = site.place.run("restore", "--resume")
         assert ended.code == 0, ended.output

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from ovia_backup_dagster.core.restoration import Mark, Step
-from ovia_backup_dagster_tests.swarm.engine import docker, processes, until
+from ovia_backup_dagster_tests.swarm.engine import POSTGRES, docker, processes, until
 from ovia_backup_dagster_tests.swarm.swarm import OVIA_PASSWORD, Swarm
 
 ABLE = "Being able to restore"
@@ -81,9 +81,10 @@ def clear(swarm: Swarm) -> None:
 
 
 def restore(swarm: Swarm, *options: str, variables: tuple[str, ...] = ()) -> tuple[int, str]:
-    """The exit code, and all that was printed. No test has five minutes for a health check that stays red."""
+    """The exit code, and all that was printed. No test has five minutes for what stays red."""
     program = (
         "import sys; from ovia_backup_dagster.restoration import steps; steps._HEALTH_SECONDS = 15.0; "
+        "steps._START_SECONDS = 30.0; "
         "from ovia_backup_dagster.cli import main; main()"
     )
     python = ("/opt/ovia-backup/bin/python", "-c", program, "restore")
@@ -198,7 +199,7 @@ STEPS = (Step.RESTORE, Step.STOP, Step.SWAP, Step.MIGRATE, Step.START, Step.HEAL
 
 
 @contextmanager
-def restoring(swarm: Swarm, step: Step, mark: Mark) -> Iterator[tuple[int, subprocess.Popen[str]]]:
+def restoring(swarm: Swarm, step: Step, mark: Mark, *variables: str) -> Iterator[tuple[int, subprocess.Popen[str]]]:
     """A restore in the console, when its journal has just got there; the process by its number on this machine."""
     folder = Path(docker("volume", "inspect", "-f", "{{.Mountpoint}}", "ovia_backup_data")) / "restores"
     before = set(folder.glob("*.journal"))
@@ -208,8 +209,9 @@ def restoring(swarm: Swarm, step: Step, mark: Mark) -> Iterator[tuple[int, subpr
         return any(f'"mark":"{mark}","step":"{step}"' in line for line in entries)
 
     command = ("ovia-backup", "restore", swarm.variables["BACKUP"], "--yes-destroy", "ovia")
+    set_to = [word for variable in variables for word in ("-e", variable)]
     with subprocess.Popen(
-        ("docker", "exec", swarm.container("ovia-backup_console"), *command),
+        ("docker", "exec", *set_to, swarm.container("ovia-backup_console"), *command),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -291,7 +293,13 @@ def test_what_cannot_be_stopped_or_run_is_found_out_before_anything_is_touched(s
     assert replicas() == REPLICAS
 
 
-def test_a_dump_is_waited_for_while_the_services_run(swarm: Swarm, good: str, today: str) -> None:
+@contextmanager
+def about_to_stop(swarm: Swarm) -> Iterator[list[tuple[int, str]]]:
+    """A restore that has proven its copy, and in the block waits, as for a dump, before it stops anything.
+
+    After the block its exit code and what it said stand in the list.
+    """
+    ended: list[tuple[int, str]] = []
     lock = Path(docker("volume", "inspect", "-f", "{{.Mountpoint}}", "ovia_backup_data")) / ".lock"
     with lock.open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -299,10 +307,17 @@ def test_a_dump_is_waited_for_while_the_services_run(swarm: Swarm, good: str, to
             assert client.stdout is not None
             while "waiting for " not in (line := client.stdout.readline()):
                 assert line, "it did not wait"
-            assert replicas() == REPLICAS
+            yield ended
             fcntl.flock(held, fcntl.LOCK_UN)
             said = client.communicate(timeout=120)[0]
-    assert client.returncode == 0, said
+            ended.append((client.returncode, said))
+
+
+def test_a_dump_is_waited_for_while_the_services_run(swarm: Swarm, good: str, today: str) -> None:
+    with about_to_stop(swarm) as ended:
+        assert replicas() == REPLICAS
+    [(code, said)] = ended
+    assert code == 0, said
     assert digest(swarm) == good
     assert replicas() == REPLICAS
 
@@ -317,11 +332,12 @@ def test_health_that_stays_red(swarm: Swarm, today: str) -> None:
 
 
 def test_the_filter_is_gone_between_two_steps(swarm: Swarm, good: str, today: str) -> None:
-    with restoring(swarm, Step.RESTORE, Mark.BEGUN) as (_, client):
+    with about_to_stop(swarm) as ended:
         docker("service", "scale", "--detach", "ovia-backup_docker-filter=0")
-        said = client.communicate(timeout=60)[0]
+        until(lambda: not docker("ps", "-q", "-f", "name=ovia-backup_docker-filter"), 60, "the filter is still there")
+    [(code, said)] = ended
     docker("service", "scale", "--detach", "ovia-backup_docker-filter=1")
-    assert client.returncode == 1
+    assert code == 1
     assert "Docker does not answer at tcp://docker-filter:2375" in said
     assert digest(swarm) == today
     assert databases(swarm) == []
@@ -334,6 +350,45 @@ def test_the_filter_is_gone_between_two_steps(swarm: Swarm, good: str, today: st
     assert client.returncode == 0, said
     assert digest(swarm) == good
     assert replicas() == REPLICAS
+
+
+def test_services_that_cannot_come_back_do_not_hold_up_the_way_back(swarm: Swarm, today: str) -> None:
+    """One is gone, one can run nowhere: the others get their replicas, and another restore may begin."""
+    for name in ("gone", "nowhere"):
+        options = ("--detach", "--no-resolve-image", "--name", name, "--entrypoint", "sleep 100000")
+        docker("service", "create", *options, POSTGRES)
+    try:
+        services = f"SWARM_APP_SERVICES={','.join([*REPLICAS, 'gone', 'nowhere'])}"
+        with restoring(swarm, Step.SWAP, Mark.BEGUN, services) as (pid, client):
+            os.kill(pid, signal.SIGKILL)
+            client.communicate(timeout=60)
+        docker("service", "rm", "gone")
+        docker("service", "update", "--detach", "--constraint-add", "node.labels.nowhere==1", "nowhere")
+        code, said = restore(swarm, "--abort")
+        assert code == 0, said
+        assert "note: there is no service gone" in said
+        assert "note: of 1 tasks of nowhere 0 ran after 30 s" in said
+        assert "Next: " in said
+    finally:
+        docker("service", "rm", "nowhere")
+    assert digest(swarm) == today
+    assert replicas() == REPLICAS
+    assert databases(swarm) == []
+    assert restore(swarm, "latest", "--plan")[0] == 0
+
+
+def test_a_drop_with_the_services_stopped_from_the_beginning(swarm: Swarm, good: str, today: str) -> None:
+    """Of a backup that nobody has verified: its drill does, while the services are down."""
+    swarm.console("dump")
+    unproven = swarm.backups()[0]["name"]
+    assert unproven != swarm.variables["BACKUP"]
+    swarm.psql("INSERT INTO people VALUES (1, 'since')")
+    code, said = restore(swarm, unproven, "--mode", "drop", "--stop-services", "first", "--yes-destroy", "ovia")
+    assert code == 0, said
+    assert said.index("step: stop services") < said.index("step: drill") < said.index("step: drop database")
+    assert digest(swarm) == today
+    assert replicas() == REPLICAS
+    assert databases(swarm) == []
 
 
 # ------------------------------------------------------------------------------------------------- another server
