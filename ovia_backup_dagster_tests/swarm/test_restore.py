@@ -199,7 +199,7 @@ STEPS = (Step.RESTORE, Step.STOP, Step.SWAP, Step.MIGRATE, Step.START, Step.HEAL
 
 
 @contextmanager
-def restoring(swarm: Swarm, step: Step, mark: Mark, *variables: str) -> Iterator[tuple[int, subprocess.Popen[str]]]:
+def restoring(swarm: Swarm, step: Step, mark: Mark, *options: str) -> Iterator[tuple[int, subprocess.Popen[str]]]:
     """A restore in the console, when its journal has just got there; the process by its number on this machine."""
     folder = Path(docker("volume", "inspect", "-f", "{{.Mountpoint}}", "ovia_backup_data")) / "restores"
     before = set(folder.glob("*.journal"))
@@ -209,9 +209,8 @@ def restoring(swarm: Swarm, step: Step, mark: Mark, *variables: str) -> Iterator
         return any(f'"mark":"{mark}","step":"{step}"' in line for line in entries)
 
     command = ("ovia-backup", "restore", swarm.variables["BACKUP"], "--yes-destroy", "ovia")
-    set_to = [word for variable in variables for word in ("-e", variable)]
     with subprocess.Popen(
-        ("docker", "exec", *set_to, swarm.container("ovia-backup_console"), *command),
+        ("docker", "exec", *options, swarm.container("ovia-backup_console"), *command),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -248,6 +247,19 @@ def test_killed_in_each_step(swarm: Swarm, good: str, today: str, number: int, s
     swarm.follow(HALF_WAY, int(back))
     assert digest(swarm) == (today if back else good)
     assert replicas() == REPLICAS
+
+
+@pytest.mark.parametrize("options", [(), ("-t",)], ids=["pipe", "terminal"])
+def test_a_terminal_that_is_closed_ends_only_what_is_seen(
+    swarm: Swarm, good: str, today: str, options: tuple[str, ...]
+) -> None:
+    with restoring(swarm, Step.RESTORE, Mark.BEGUN, *options) as (pid, client):
+        client.kill()
+        client.communicate(timeout=60)
+        until(lambda: not Path(f"/proc/{pid}").exists(), 120, "it still runs")
+    assert digest(swarm) == good
+    assert replicas() == REPLICAS
+    assert "is not finished" not in swarm.console("status")
 
 
 # --------------------------------------------------------------------------------------------------- what goes wrong
@@ -359,7 +371,7 @@ def test_services_that_cannot_come_back_do_not_hold_up_the_way_back(swarm: Swarm
         docker("service", "create", *options, POSTGRES)
     try:
         services = f"SWARM_APP_SERVICES={','.join([*REPLICAS, 'gone', 'nowhere'])}"
-        with restoring(swarm, Step.SWAP, Mark.BEGUN, services) as (pid, client):
+        with restoring(swarm, Step.SWAP, Mark.BEGUN, "-e", services) as (pid, client):
             os.kill(pid, signal.SIGKILL)
             client.communicate(timeout=60)
         docker("service", "rm", "gone")
