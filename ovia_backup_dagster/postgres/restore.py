@@ -90,7 +90,7 @@ class Restorer:
             BackupError: the first error that was met; what stands in the database then is of no use.
         """
         tell = self._teller(expected_bytes, log)
-        code, stderr = self._run(archive, listing, self._wanted, ("--exit-on-error",), tell)
+        code, stderr = self._run(archive, listing, self._wanted, ("--exit-on-error",), tell, self.jobs)
         if code != 0:
             raise self._failed(stderr, code, self._failure)
 
@@ -106,7 +106,8 @@ class Restorer:
         met: list[str] = []
 
         def step(section: str, wanted: Callable[[str], bool], prefix: str = "") -> None:
-            code, stderr = self._run(archive, listing, wanted, (f"--section={section}",), tell)
+            # One job: what several say at a time is mixed up, and what was lost is to be told.
+            code, stderr = self._run(archive, listing, wanted, (f"--section={section}",), tell, 1)
             if code != 0:
                 errors = self._errors(stderr, code, self._failure)
                 met.extend(f"{prefix}{_at(said, command)}" for said, command in errors)
@@ -127,9 +128,11 @@ class Restorer:
         Raises:
             BackupError: the server or its disk failed, which says nothing about a view.
         """
-        code, stderr = self._run(archive, listing, lambda entry: entry.startswith(REFRESH), (), None)
-        if code == 0:
-            return []
+        for jobs in (self.jobs, 1):
+            # Where several fail at a time, their messages are mixed up: then once more, one after the other.
+            code, stderr = self._run(archive, listing, lambda entry: entry.startswith(REFRESH), (), None, jobs)
+            if code == 0:
+                return []
         what = f"refreshing the materialized views of the {self.name} failed"
         told = []
         for said, command in self._errors(stderr, code, what):
@@ -161,6 +164,7 @@ class Restorer:
         wanted: Callable[[str], bool],
         options: Sequence[str],
         on_poll: Callable[[], None] | None,
+        jobs: int,
     ) -> tuple[int, str]:
         owners = () if self.with_owners else ("--no-owner", "--no-privileges")
         with use_list(listing, wanted) as chosen:
@@ -168,7 +172,7 @@ class Restorer:
                 self.programs.path("pg_restore"),
                 "--no-password",
                 "--no-tablespaces",
-                f"--jobs={self.jobs}",
+                f"--jobs={jobs}",
                 *options,
                 *owners,
                 chosen,

@@ -401,6 +401,27 @@ def test_a_statement_that_fails_is_shown_without_its_literals(
     assert "s3cret" not in lost
 
 
+def test_of_views_that_fail_at_the_same_time_each_is_named(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
+    """What two processes of pg_restore say at once is mixed up, in the middle of a word."""
+    with database(server, "views") as source:
+        execute(
+            source,
+            "CREATE TABLE base AS SELECT 1 AS n",
+            "CREATE FUNCTION total() RETURNS bigint LANGUAGE sql AS 'SELECT sum(n) FROM base'",
+            *(f"CREATE MATERIALIZED VIEW v{i} AS SELECT total() AS t" for i in range(100)),
+        )
+        drilling = Drilling(source, bin_dir, tmp_path)
+        backup = drilling.dump()
+        proof = proof_of(drilling, backup)
+        with going_live(source, "views_new") as copy:
+            proof.restore(copy)
+            listing = archives.contents_list(drilling.programs, backup.path)
+            told = Restorer(drilling.programs, copy.connection, copy.name, 4).refresh(backup.path, listing)
+    assert [line.partition(" cannot be refreshed: ")[0] for line in sorted(told)] == sorted(
+        f"materialized view public.v{i}" for i in range(100)
+    )
+
+
 @pytest.mark.parametrize("despite_errors", [False, True])
 def test_a_session_that_is_ended_ends_the_restore(
     despite_errors: bool, server: PortCluster, bin_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

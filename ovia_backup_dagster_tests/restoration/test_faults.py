@@ -692,7 +692,7 @@ def test_what_is_hard_to_restore(site: Site) -> None:
     assert "2026-06-06" in planned.output
     assert "2999" not in planned.output
     ended = site.restore()
-    assert "cannot be refreshed" in ended.output
+    assert "cannot be refreshed" in ended.output, ended.output
     assert ended.code == 0, ended.output
     assert RestoreFolder(site.place.catalog).unfinished() is None
     assert len(site.databases) == 2
