@@ -18,13 +18,14 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from ovia_backup_dagster import __version__
 from ovia_backup_dagster.core.errors import BackupError
@@ -364,6 +365,31 @@ def drill(
         sys.exit(1)
 
 
+class _Instead(click.Option):
+    """A flag that asks for something else than what its command is for.
+
+    Args:
+        takes: the other options that mean something together with it, by their variables' names.
+    """
+
+    def __init__(self, declarations: Sequence[str], *, takes: Collection[str], **attributes: Any) -> None:
+        super().__init__(declarations, is_flag=True, **attributes)
+        self.takes = takes
+
+
+class _Exclusive(click.Command):
+    """Refuses what would be ignored: whoever wrote ``--plan`` must not be served with a deed."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        given = [p for p in self.params if ctx.get_parameter_source(p.name or "") is ParameterSource.COMMANDLINE]
+        for instead in given:
+            for other in given:
+                if isinstance(instead, _Instead) and other is not instead and other.name not in instead.takes:
+                    name = other.opts[0] if isinstance(other, click.Option) else other.human_readable_name
+                    raise click.UsageError(f"{name} means nothing together with {instead.opts[0]}", ctx)
+        return super().invoke(ctx)
+
+
 class _ReplicasType(click.ParamType[Any]):
     name = "SERVICE=N"
 
@@ -374,7 +400,7 @@ class _ReplicasType(click.ParamType[Any]):
         return match[1], int(match[2])
 
 
-@main.command()
+@main.command(cls=_Exclusive)
 @backup_argument
 @click.option("--plan", "only_plan", is_flag=True, help="Only say what would be done.")
 @click.option("--yes-destroy", "confirmation", metavar="NAME", help="The database's name: go on without asking.")
@@ -400,9 +426,11 @@ class _ReplicasType(click.ParamType[Any]):
 @click.option("--create-roles", is_flag=True, help="Make the roles that the server lacks, as they were saved.")
 @click.option("--even-if-damaged", is_flag=True, help="With --mode new: restore what can be, and say what was lost.")
 @click.option("--auto-undo", is_flag=True, help="Swap back if the migration fails or HEALTH_URL stays red.")
-@click.option("--resume", is_flag=True, help="Instead: finish a restore whose process was killed.")
-@click.option("--abort", is_flag=True, help="Instead: put back what such a restore had begun.")
-@click.option("--history", is_flag=True, help="Instead: the restores so far, newest first.")
+@click.option("--resume", cls=_Instead, takes=["as_json"], help="Instead: finish a restore whose process was killed.")
+@click.option(
+    "--abort", cls=_Instead, takes=["as_json", "confirmation"], help="Instead: put back what such a restore had begun."
+)
+@click.option("--history", cls=_Instead, takes=["as_json"], help="Instead: the restores so far, newest first.")
 @json_option
 def restore(
     backup: str,
@@ -426,8 +454,6 @@ def restore(
     from ovia_backup_dagster.core.restoration import Mode, StopServices
     from ovia_backup_dagster.restoration.plan import Wishes
 
-    if resume + abort + history > 1:
-        raise click.UsageError("--resume, --abort and --history exclude each other")
     system = _system()
     restorations = system.restorations
     if history:
@@ -458,44 +484,66 @@ def restore(
     )
 
 
-@main.command()
+@main.command(cls=_Exclusive)
 @click.option("--plan", "only_plan", is_flag=True, help="Only say what would be done.")
-@click.option("--yes-destroy", "confirmation", metavar="NAME", help="The database's name: go on without asking.")
-@click.option("--list", "listing", is_flag=True, help="Instead: the databases that restores have kept, newest first.")
-@click.option("--forget", is_flag=True, help="Instead: drop a kept database. There is no way back to it then.")
-@click.option("--kept", metavar="NAME", default="", help="With --forget: which, if there are several.")
+@click.option(
+    "--yes-destroy",
+    "confirmation",
+    metavar="NAME",
+    help="The live database's name, or, with --forget, the kept one's: go on without asking.",
+)
+@click.option("--kept", metavar="NAME", default="", help="Which kept database.  [default: the newest]")
+@click.option(
+    "--list",
+    "listing",
+    cls=_Instead,
+    takes=["as_json"],
+    help="Instead: the databases that restores have kept, newest first.",
+)
+@click.option(
+    "--forget",
+    cls=_Instead,
+    takes=["confirmation", "kept"],
+    help="Instead: drop a kept database, which must be named if there are several. There is no way back to it then.",
+)
 @json_option
 def undo_restore(
-    only_plan: bool, confirmation: str | None, listing: bool, forget: bool, kept: str, as_json: bool
+    only_plan: bool, confirmation: str | None, kept: str, listing: bool, forget: bool, as_json: bool
 ) -> None:
     """Swap back to the database that was live before the last restore; again, to swap forth."""
     from ovia_backup_dagster.core.words import human_bytes
-    from ovia_backup_dagster.postgres.kept import kept as kept_databases
+    from ovia_backup_dagster.restoration.plan import replaced
 
-    if listing and forget:
-        raise click.UsageError("--list and --forget exclude each other")
     system = _system()
     restorations = system.restorations
     if listing:
-        found = kept_databases(restorations.target, restorations.target.database)
+        found = restorations.kept()
         if as_json:
-            _print_json([{"name": k.name, "since": k.at.isoformat(), "size_bytes": k.size_bytes} for k in found])
-            return
-        for each in found:
-            click.echo(
-                f"{_safe(each.name)}  {human_bytes(each.size_bytes or 0)}  live until {each.at:%Y-%m-%d %H:%M:%S} UTC"
+            _print_json(
+                [
+                    {
+                        "name": each.name,
+                        "planned_at": each.at.isoformat(),
+                        "replaced_at": at.isoformat() if at else None,
+                        "size_bytes": each.size_bytes,
+                    }
+                    for each, at in found
+                ]
             )
+            return
+        for each, at in found:
+            click.echo(f"{_safe(each.name)}  {human_bytes(each.size_bytes or 0)}  {replaced(each, at)}")
         if not found:
             click.echo("no database is kept")
         return
     if forget:
-        for left in restorations.forget(kept):
+        name = restorations.to_forget(kept or confirmation or "").name
+        for left in restorations.forget(name, _confirmed(name, confirmation)):
             click.echo(f"left to do: {_safe(left)}")
         click.echo("dropped")
         return
-    _carry_out(
-        restorations, restorations.planner.plan_undo(_who(), None, datetime.now(UTC)), confirmation, only_plan, as_json
-    )
+    plan = restorations.planner.plan_undo(_who(), None, datetime.now(UTC), kept_name=kept)
+    _carry_out(restorations, plan, confirmation, only_plan, as_json)
 
 
 @main.command()
@@ -581,9 +629,14 @@ def _carry_out(
         click.echo(_safe(line), err=as_json)
     if only_plan:
         return
-    if confirmation is None and plan.destroys and sys.stdin.isatty():
-        confirmation = click.prompt(f"To go on, type the name of the database ({_safe(plan.destroys)})", err=True)
-    _print_restore(restorations.run(plan, confirmation or "", _log), restorations, as_json)
+    _print_restore(restorations.run(plan, _confirmed(plan.destroys, confirmation), _log), restorations, as_json)
+
+
+def _confirmed(name: str, given: str | None) -> str:
+    """What a person says when asked to repeat the name of what is at stake; without a terminal, what was given."""
+    if given is None and name and sys.stdin.isatty():
+        given = str(click.prompt(f"To go on, type the name of the database ({_safe(name)})", err=True))
+    return given or ""
 
 
 def _print_restore(record: Record, restorations: Restorations, as_json: bool, *, putting_back: bool = False) -> None:

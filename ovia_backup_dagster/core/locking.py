@@ -35,7 +35,7 @@ def volume_lock(
     *,
     purpose: str,
     now: datetime,
-    wait_seconds: float = 0.0,
+    wait_seconds: float | None = None,
     on_wait: Callable[[str], None] | None = None,
 ) -> Iterator[int]:
     """Hold the exclusive lock on the volume at ``root``; yields the descriptor, to be passed to children.
@@ -44,7 +44,7 @@ def volume_lock(
         root: the backup folder; it must exist.
         purpose: what the holder does, for whoever has to wait.
         now: the instant (UTC) to note as the beginning.
-        wait_seconds: how long to wait for another holder.
+        wait_seconds: how long to wait for another holder; ``None``: no setting says, and nobody waits.
         on_wait: called once, with who holds the lock, when there is a wait.
 
     Raises:
@@ -181,18 +181,18 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _acquire(descriptor: int, root: Path, wait_seconds: float, on_wait: Callable[[str], None] | None) -> None:
+def _acquire(descriptor: int, root: Path, wait_seconds: float | None, on_wait: Callable[[str], None] | None) -> None:
     # At least a second: who only looks (lock_holder) holds a shared lock for an instant.
-    deadline = time.monotonic() + max(wait_seconds, 1.0)
+    deadline = time.monotonic() + max(wait_seconds or 0.0, 1.0)
     told = False
     while not _try(descriptor, fcntl.LOCK_EX):
         if time.monotonic() >= deadline:
             holder, end = _describe(descriptor)
+            longer = "" if wait_seconds is None else ", or raise BACKUP_LOCK_WAIT_MINUTES"
             raise LockHeldError(
                 f"the backup folder {root} is in use",
                 why=f"{holder} holds its lock" + (f", still after {wait_seconds:.0f} s" if wait_seconds else ""),
-                fix="wait for it to end, or raise BACKUP_LOCK_WAIT_MINUTES; see: ovia-backup status; if it hangs: "
-                + end,
+                fix=f"wait for it to end{longer}; see: ovia-backup status; if it hangs: {end}",
             )
         if on_wait is not None and not told:
             on_wait(_describe(descriptor)[0])

@@ -92,7 +92,7 @@ class Order(Sidecar):
         stop_services: when.
         services: those that write, with how many replicas they are to have afterwards; ``None``: as before.
         migrate: the one-shot service that migrates; empty for none.
-        health_url: what is to answer in the end; empty for nothing.
+        health_url: what is to answer in the end, without what is secret in it; empty for nothing.
         auto_undo: whether to swap back when it does not.
         subscriptions: of an undo, those that were disabled in the database that is to be live again.
         new_host: the server is not the one that was backed up; roles, owner and settings come from the backup.
@@ -392,6 +392,8 @@ class Record(Sidecar):
         replicas: of each service, as they were before.
         subscriptions: those that were disabled in the database that is kept.
         counters: what the server had counted of writes when the swap was done.
+        swapped_at: when the swap was made (UTC); ``None`` where there was none, or its process was killed in it.
+        live_oid: of the database that a swap made live, for good; ``None`` where none did.
         notes: what a person should know.
         error, fix: why it did not come to its end, and what to do.
         kept: the database that was live before; empty when there is none.
@@ -408,6 +410,8 @@ class Record(Sidecar):
     replicas: dict[str, int] = Field(default_factory=dict)
     subscriptions: tuple[str, ...] = ()
     counters: dict[str, Any] = Field(default_factory=dict)
+    swapped_at: AwareDatetime | None = None
+    live_oid: int | None = None
     notes: tuple[str, ...] = ()
     error: str = ""
     fix: str = ""
@@ -433,11 +437,19 @@ def record_of(journal: Journal) -> Record:
         replicas=dict(journal.data(Step.STOP).get("replicas", {})),
         subscriptions=tuple(swapped.get("subscriptions", ())),
         counters=dict(swapped.get("counters", {})),
+        swapped_at=_swapped_at(journal),
+        live_oid=swapped.get("incoming_oid") if live else None,
         notes=tuple(dict.fromkeys(notes)),
         error=str(failed.get("error", "")),
         fix=str(failed.get("fix", "")),
         kept=order.kept if live else "",
     )
+
+
+def _swapped_at(journal: Journal) -> datetime | None:
+    """A process that found the swap made already does not know when that was."""
+    swaps = (entry for entry in journal.entries if entry.step is Step.SWAP and "interruption_seconds" in entry.data)
+    return next((entry.at.replace(microsecond=0) for entry in swaps), None)
 
 
 def _seconds(journal: Journal) -> dict[str, float]:
@@ -571,6 +583,14 @@ class RestoreFolder:
         """
         found = [*self._records(), *map(record_of, self.unrecorded())]
         yield from sorted(found, key=lambda record: record.order.filename, reverse=True)
+
+    def swap_that_kept(self, name: str) -> Record | None:
+        """The restore or undo that left a database behind under that name, if it is known.
+
+        Raises:
+            VolumeError: as :meth:`newest_first`.
+        """
+        return next((record for record in self.newest_first() if record.kept == name), None)
 
     def _records(self) -> Iterator[Record]:
         for path in self._paths(_RECORD):

@@ -49,7 +49,9 @@ def _summary(record: Record) -> str:
     else:
         lines.append(f"{code(record.order.database)} is live with it.")
     if record.kept:
-        lines.append(f"The database before stays as {code(record.kept)}: `ovia-backup undo-restore` swaps back.")
+        # Named, as it is not the newest for ever.
+        back = "`ovia-backup undo-restore --kept` and this name swap back"
+        lines.append(f"The database before stays as {code(record.kept)}: {back}.")
     if record.error:
         lines.append(f"What failed: {plain(record.error)}.")
     if record.error and record.fix:

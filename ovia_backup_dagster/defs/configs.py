@@ -92,6 +92,7 @@ class RestoreConfig(dg.Config):
         default="latest",
         description="Name of a backup in either tier, or `latest`: the newest that is not known to be bad.",
     )
+    kept: str = Field(default="", description="With `undo`: the kept database to go back to. Empty: the newest.")
     mode: RestoreMode = Field(
         default=RestoreMode.swap,
         description="`swap`: beside the live database, proven, then in its place; can be undone. `drop`: for a server "

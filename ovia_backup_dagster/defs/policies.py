@@ -106,13 +106,19 @@ def freshness(backups: BackupSystem) -> dg.FreshnessPolicy:
 
 
 @contextmanager
-def explained(context: dg.AssetExecutionContext | dg.OpExecutionContext, backups: BackupSystem) -> Iterator[None]:
-    """Turn our errors into Dagster's: what may pass is tried again, what will not fails at once, in one line."""
+def explained(
+    context: dg.AssetExecutionContext | dg.OpExecutionContext, backups: BackupSystem, *, retry: bool = True
+) -> Iterator[None]:
+    """Turn our errors into Dagster's: what may pass is tried again, what will not fails at once, in one line.
+
+    Args:
+        retry: whether the op may be taken twice at all.
+    """
     try:
         yield
     except BackupError as error:
         failure = dg.Failure(str(error), metadata=_metadata(error), allow_retries=False)
-        if error.transient and context.retry_number < MAX_RETRIES:
+        if retry and error.transient and context.retry_number < MAX_RETRIES:
             wait = backups.retry_seconds * 2**context.retry_number
             context.log.warning(f"{error.account}. Trying again in {wait:.0f} s")
             raise dg.RetryRequested(max_retries=MAX_RETRIES, seconds_to_wait=wait) from failure

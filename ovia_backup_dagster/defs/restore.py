@@ -33,7 +33,7 @@ def build_restore(settings: Settings) -> dg.JobDefinition:
         "`confirm`. The record stands in `restores/` on the volume.",
     )
     def restore(context: dg.OpExecutionContext, config: RestoreConfig, backups: Backups) -> None:
-        with explained(context, backups):
+        with explained(context, backups, retry=False):
             record = _act(context, config, backups)
             if record is None:
                 return
@@ -93,7 +93,7 @@ def _act(context: dg.OpExecutionContext, config: RestoreConfig, backups: BackupS
     who, now = context.run.tags.get("user", "Dagster, by hand"), datetime.now(UTC)
     planner = restorations.planner
     if config.action is RestoreAction.undo:
-        plan = planner.plan_undo(who, context.run_id, now)
+        plan = planner.plan_undo(who, context.run_id, now, kept_name=config.kept)
     else:
         plan = planner.plan(_wishes(config, backups), who, context.run_id, now)
     for line in plan.lines():

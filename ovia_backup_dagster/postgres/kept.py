@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -10,6 +11,7 @@ from psycopg import sql
 from ovia_backup_dagster.core.errors import RestoreRefusedError
 from ovia_backup_dagster.core.naming import before_at
 from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.postgres.quoting import shell_word
 from ovia_backup_dagster.postgres.session import beside, connect
 from ovia_backup_dagster.postgres.subscriptions import drop_subscriptions
 
@@ -26,7 +28,7 @@ class Kept:
     """A database that was replaced.
 
     Attributes:
-        at: when, UTC.
+        at: when the restore that replaced it was planned, UTC; the swap may have been hours later.
         size_bytes: on the server's disk; ``None`` where the role may not ask.
     """
 
@@ -47,6 +49,27 @@ def kept(server: Connection, database: str) -> list[Kept]:
         Kept(row["name"], at, row["size_bytes"]) for row in rows if (at := before_at(row["name"], database)) is not None
     ]
     return sorted(found, key=lambda each: each.at, reverse=True)
+
+
+def named(found: Sequence[Kept], name: str) -> Kept:
+    """The one of that name.
+
+    Raises:
+        RestoreRefusedError: none is called so; says which there are.
+    """
+    for each in found:
+        if each.name == name:
+            return each
+    raise RestoreRefusedError(
+        f"nothing was done: {name} is not the name of a kept database",
+        why=f"kept: {', '.join(each.name for each in found) or 'none'}",
+        fix="see what there is: ovia-backup undo-restore --list",
+    )
+
+
+def way_back(found: Sequence[Kept], name: str) -> str:
+    """The command that swaps back to the kept database of that name; the newest need not be named."""
+    return "ovia-backup undo-restore" + (f" --kept {shell_word(name)}" if name != found[0].name else "")
 
 
 def forget(server: Connection, database: str, name: str) -> list[str]:

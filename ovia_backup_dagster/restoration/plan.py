@@ -28,13 +28,14 @@ from ovia_backup_dagster.postgres import archive as archives
 from ovia_backup_dagster.postgres import roles
 from ovia_backup_dagster.postgres.client import Connection, Programs
 from ovia_backup_dagster.postgres.drill import MADE_BY, Driller, needed_bytes
-from ovia_backup_dagster.postgres.kept import kept
+from ovia_backup_dagster.postgres.kept import Kept, kept, named
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
 from ovia_backup_dagster.postgres.room import free_bytes
 from ovia_backup_dagster.postgres.session import beside, connect, system_identifier
 from ovia_backup_dagster.postgres.subscriptions import subscriptions
 from ovia_backup_dagster.postgres.swap import ClientSession, Standing, obstacles, standing
 from ovia_backup_dagster.postgres.written import Counters, Written, newest_timestamps, written_since
+from ovia_backup_dagster.swarm.health import shown
 from ovia_backup_dagster.swarm.services import Swarm
 
 _SHOWN = 5
@@ -115,12 +116,34 @@ class Plan:
         Raises:
             RestoreRefusedError: it was not.
         """
-        if self.destroys and typed != self.destroys:
-            raise RestoreRefusedError(
-                f"nothing was done: the name that was given to confirm is not {self.destroys}",
-                why=f"it was {typed!r}" if typed else "none was given",
-                fix=f"read the plan (--plan); then repeat the name: --yes-destroy {shell_word(self.destroys)}",
-            )
+        name = self.destroys
+        if name:
+            confirm(name, typed, f"confirm: {name} in the launchpad, or --yes-destroy {shell_word(name)}")
+
+
+def confirm(name: str, typed: str, how: str) -> None:
+    """Go on only if the name of what is at stake was repeated.
+
+    Raises:
+        RestoreRefusedError: it was not; says how it is.
+    """
+    if typed != name:
+        raise RestoreRefusedError(
+            f"nothing was done: the name that was given to confirm is not {name}",
+            why=f"it was {typed!r}" if typed else "none was given",
+            fix=f"if that is what you mean, repeat the name: {how}",
+        )
+
+
+def replaced(each: Kept, at: datetime | None) -> str:
+    """Since when a kept database is not live any more, for people.
+
+    Args:
+        at: of the swap (UTC), if it is known.
+    """
+    if at is None:
+        return f"of the restore planned at {each.at:%Y-%m-%d %H:%M:%S} UTC"
+    return f"live until {at:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def as_dict(plan: Plan) -> dict[str, Any]:
@@ -176,7 +199,7 @@ class Planner:
 
         Raises:
             RestoreRefusedError: there is a reason not to; says which, and what to do.
-            BackupNotFoundError, BadBackupError, ServerError: as they say.
+            BackupNotFoundError, BadBackupError, ServerError, SwarmError: as they say.
         """
         _refuse_contradictions(wishes)
         backup = self._backup(wishes, now)
@@ -195,7 +218,7 @@ class Planner:
                     fix=f"make it from the backup: ovia-backup restore {backup} --new-host",
                 )
             mode = Mode.NEW
-        into = self.target.database if wishes.new_host and mode is Mode.NEW else wishes.into
+        into = wishes.into or (self.target.database if wishes.new_host and mode is Mode.NEW else "")
         at = self._free_instant(now)
         goes_live = mode is not Mode.NEW or into == self.target.database
         order = Order(
@@ -215,7 +238,7 @@ class Planner:
             stop_services=wishes.stop_services,
             services=self._services(wishes, goes_live),
             migrate=self.services.migrate if goes_live else "",
-            health_url=self.services.health_url if goes_live else "",
+            health_url=self._health_url if goes_live else "",
             auto_undo=wishes.auto_undo,
             new_host=wishes.new_host,
             create_roles=wishes.create_roles or wishes.new_host,
@@ -243,11 +266,14 @@ class Planner:
         self._refuse_full_disk(order, backup, live, facts)
         return Plan(order, backup, "" if mode is Mode.NEW else order.database, facts, tuple(warnings))
 
-    def plan_undo(self, launched_by: str, run_id: str | None, now: datetime) -> Plan:
-        """Decide how to swap back to the database that was live before.
+    def plan_undo(self, launched_by: str, run_id: str | None, now: datetime, *, kept_name: str = "") -> Plan:
+        """Decide how to swap back to a database that was live before.
+
+        Args:
+            kept_name: which; empty for the newest.
 
         Raises:
-            RestoreRefusedError: there is none, or there is a reason not to.
+            RestoreRefusedError: there is none, or none of that name, or there is a reason not to.
         """
         server, database = self._server, self.target.database
         found = kept(server, database)
@@ -259,8 +285,8 @@ class Planner:
             )
         with connect(server) as session:
             here = system_identifier(session)
-        live, back = standing(server, database), found[0]
-        record, at = self._record_of(back.name), self._free_instant(now)
+        live, back = standing(server, database), named(found, kept_name or found[0].name)
+        record, at = RestoreFolder(self.driller.catalog).swap_that_kept(back.name), self._free_instant(now)
         order = Order(
             mode=Mode.UNDO,
             started_at=now.replace(microsecond=0),
@@ -274,7 +300,7 @@ class Planner:
             kept=before_name(database, at),
             services=dict.fromkeys(self.services.names),
             subscriptions=record.subscriptions if record else (),
-            health_url=self.services.health_url,
+            health_url=self._health_url,
             launched_by=launched_by,
             run_id=run_id,
             made_by=MADE_BY,
@@ -282,23 +308,19 @@ class Planner:
         for name in (database, back.name):
             for obstacle in obstacles(server, name):
                 raise obstacle
+        until = replaced(back, record.swapped_at if record else None)
         facts = {
-            "undo": f"{back.name} ({_size(back.size_bytes)}), live until "
-            f"{back.at:%Y-%m-%d %H:%M:%S} UTC, is live again",
+            "undo": f"{back.name} ({_size(back.size_bytes)}), {until}, is live again",
             "kept": f"what is live now stays as {order.kept}: ovia-backup undo-restore swaps back to it",
-            "since": f"{self._since(record)}; it stays in {order.kept}",
+            "since": f"{self._since(record, live)}; it stays in {order.kept}",
             "sessions": _sessions(live.sessions),
         }
         return Plan(order, None, database, facts | self._services_fact(order))
 
-    def _record_of(self, kept_name: str) -> Record | None:
-        """The swap that left that database behind."""
-        return next((r for r in RestoreFolder(self.driller.catalog).newest_first() if r.kept == kept_name), None)
-
-    def _since(self, record: Record | None) -> str:
-        """What was written since a swap."""
+    def _since(self, record: Record | None, live: Standing) -> str:
+        """What was written since a swap; its counters are of the database that it made live, and of no other."""
         server, database = self._server, self.target.database
-        if record is not None and record.counters:
+        if record is not None and record.counters and record.live_oid == live.oid:
             changes = written_since(server, database, Counters.model_validate(record.counters))
             if changes == []:
                 return "nothing was written since the swap"
@@ -306,6 +328,11 @@ class Planner:
                 return "written since the swap: " + _some([_change(change) for change in changes])
         newest = _newest(server, database)
         return f"what was written since the swap is not known; newest: {newest or 'nothing with a time'}"
+
+    @property
+    def _health_url(self) -> str:
+        """As an order may show it."""
+        return shown(self.services.health_url) if self.services.health_url else ""
 
     # ---- what is asked of the server and the volume
 
@@ -474,7 +501,8 @@ class Planner:
             + (f" ({_size(live.size_bytes)})" if live.exists else ", which is made"),
         }
         if order.mode is Mode.NEW and order.incoming != order.database:
-            facts["onto"] = f"a new database {order.incoming} at {order.place}; nothing else is touched"
+            besides = "and roles that the server lacks; nothing" if order.create_roles else "nothing"
+            facts["onto"] = f"a new database {order.incoming} at {order.place}; {besides} else is touched"
         warnings = []
         if order.mode in (Mode.SWAP, Mode.DROP):
             newest = _newest(self._server, order.database)
@@ -503,8 +531,6 @@ def _refuse_contradictions(wishes: Wishes) -> None:
         wrong = "what is damaged must not go live: --even-if-damaged needs --mode new"
     elif wishes.into and wishes.mode is not Mode.NEW:
         wrong = "--into names a new database, and needs --mode new"
-    elif wishes.into and wishes.new_host:
-        wrong = "--new-host makes the database itself; leave out --into"
     elif wishes.auto_undo and wishes.mode is not Mode.SWAP:
         wrong = "--auto-undo swaps back, and needs --mode swap"
     if wrong:

@@ -39,9 +39,11 @@ from ovia_backup_dagster.postgres import kept as kept_databases
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster.postgres.datatext import Log
 from ovia_backup_dagster.postgres.drill import Driller
+from ovia_backup_dagster.postgres.kept import Kept
 from ovia_backup_dagster.postgres.places import uninterrupted
+from ovia_backup_dagster.postgres.quoting import shell_word
 from ovia_backup_dagster.postgres.session import beside, connect, system_identifier
-from ovia_backup_dagster.restoration.plan import Plan, Planner, Services
+from ovia_backup_dagster.restoration.plan import Plan, Planner, Services, confirm
 from ovia_backup_dagster.restoration.steps import Steps, give_up
 from ovia_backup_dagster.swarm.services import Swarm
 
@@ -134,8 +136,19 @@ class Restorations:
                 return self._given_up(steps)
             return self._put_back(steps)
 
-    def forget(self, name: str) -> list[str]:
-        """Drop a kept database; returns what is left to do elsewhere.
+    def kept(self) -> list[tuple[Kept, datetime | None]]:
+        """The databases that can be gone back to, newest first; with when each was replaced (UTC), if it is known.
+
+        Raises:
+            ServerError: no connection, or it broke.
+            VolumeError: the records cannot be read.
+        """
+        swaps = {record.kept: record.swapped_at for record in reversed(list(self.folder.newest_first()))}
+        found = kept_databases.kept(self.target, self.target.database)
+        return [(each, swaps.get(each.name)) for each in found]
+
+    def to_forget(self, name: str) -> Kept:
+        """The kept database that somebody means to drop.
 
         Args:
             name: which; empty for the only one.
@@ -143,17 +156,35 @@ class Restorations:
         Raises:
             RestoreRefusedError: there is none of that name, or there are several.
         """
-        kept = [each.name for each in kept_databases.kept(self.target, self.target.database)]
-        if name not in kept and not (not name and len(kept) == 1):
-            raise RestoreRefusedError(
-                f"no database was dropped: {name or 'none'} is not the name of a kept one",
-                why=f"kept: {', '.join(kept) or 'none'}",
-                fix="ovia-backup undo-restore --list",
-            )
+        found = kept_databases.kept(self.target, self.target.database)
+        if name or len(found) == 1:
+            return kept_databases.named(found, name or found[0].name)
+        raise RestoreRefusedError(
+            "no database was dropped: it is not said which" if found else "there is no database to drop",
+            why=f"kept: {', '.join(each.name for each in found) or 'none'}",
+            fix="ovia-backup undo-restore --forget --kept NAME" if found else "ovia-backup undo-restore --list",
+        )
+
+    def forget(self, name: str, confirmation: str) -> list[str]:
+        """Drop a kept database; returns what is left to do elsewhere.
+
+        Args:
+            name: which.
+            confirmation: its name, as a person repeated it.
+
+        Raises:
+            RestoreRefusedError: there is none of that name, it was not confirmed, or a restore is unfinished.
+        """
+        kept_databases.named(kept_databases.kept(self.target, self.target.database), name)
+        confirm(name, confirmation, f"--yes-destroy {shell_word(name)}")
+        return self._forget(name)
+
+    def _forget(self, name: str) -> list[str]:
+        self.folder.prepare()
         with self.folder.lock("dropping a kept database", datetime.now(UTC)):
             if unfinished := self.folder.unfinished():
                 raise unfinished.unfinished
-            return kept_databases.forget(self.target, self.target.database, name or kept[0])
+            return kept_databases.forget(self.target, self.target.database, name)
 
     def expire(self, keep: timedelta, tell: Callable[[str, str], bool], now: datetime, log: Log) -> None:
         """Announce that kept databases will be dropped, and drop those whose time has come.
@@ -168,15 +199,16 @@ class Restorations:
             BackupError: one could not be dropped, or nobody be told.
         """
         folder, database = self.folder, self.target.database
-        for each in kept_databases.kept(self.target, database):
+        found = kept_databases.kept(self.target, database)
+        for each in found:
             what = fate(each.at, folder.announced(each.name), keep, now)
             if what is Fate.ANNOUNCE:
                 title = f"database {each.name} will be dropped"
                 text = (
-                    f"{database} was restored on {each.at:%Y-%m-%d %H:%M} UTC, and what it was before is kept as "
+                    f"the restore of {each.at:%Y-%m-%d %H:%M} UTC replaced {database}; what it was before is kept as "
                     f"{each.name} until {max(each.at + keep, now + timedelta(days=1)):%Y-%m-%d %H:%M} UTC "
-                    "(RESTORE_KEEP_DAYS). To go back to it: ovia-backup undo-restore. To keep it for good: ALTER "
-                    "DATABASE ... RENAME TO another name."
+                    f"(RESTORE_KEEP_DAYS). To go back to it: {kept_databases.way_back(found, each.name)}. "
+                    "To keep it for good: ALTER DATABASE ... RENAME TO another name."
                 )
                 if tell(title, text):
                     folder.prepare()
@@ -185,7 +217,7 @@ class Restorations:
                 else:
                     log(f"{each.name} stays: nobody could be told that it will be dropped")
             elif what is Fate.DROP:
-                left = self.forget(each.name)
+                left = self._forget(each.name)
                 text = "; ".join(left) or f"the restore of {each.at:%Y-%m-%d %H:%M} UTC cannot be undone any more"
                 log(f"dropped {each.name}: {text}")
                 tell(f"database {each.name} was dropped", text)
@@ -193,8 +225,8 @@ class Restorations:
     # ----
 
     @property
-    def _parts(self) -> tuple[Driller, Connection, Swarm]:
-        return self.driller, self.target, self.swarm
+    def _parts(self) -> tuple[Driller, Connection, Swarm, str]:
+        return self.driller, self.target, self.swarm, self.services.health_url
 
     def _go_on(self, steps: Steps) -> Record:
         journal = steps.journal
@@ -221,8 +253,9 @@ class Restorations:
             data = steps.take(step)
         except BackupError as error:
             # What is live then can be undone like any other.
-            back = "; or go back: ovia-backup undo-restore" if journal.done(Step.SWAP) else ""
-            journal.write(Mark.FAILED, step, error=error.account, fix=f"{error.fix}{back}")
+            back = "go back: ovia-backup undo-restore" if journal.done(Step.SWAP) else ""
+            fix = "; or ".join(filter(None, (error.fix, back)))
+            journal.write(Mark.FAILED, step, error=error.account, fix=fix)
             raise
         journal.write(Mark.DONE, step, **data)
 
@@ -300,9 +333,8 @@ class Restorations:
 
     def _stuck(self, journal: Journal, error: BackupError, instead: str = "") -> BackupError:
         unfinished = journal.unfinished
-        return type(unfinished)(
-            unfinished.what, why=error.account, said=error.said, fix=f"{error.fix}; then: {unfinished.fix}{instead}"
-        )
+        fix = "; then: ".join(filter(None, (error.fix, f"{unfinished.fix}{instead}")))
+        return type(unfinished)(unfinished.what, why=error.account, said=error.said, fix=fix)
 
     def _record(self, journal: Journal) -> Record:
         record = record_of(journal)
@@ -315,6 +347,8 @@ class Restorations:
     @contextlib.contextmanager
     def _unfinished(self, verb: str) -> Iterator[Journal]:
         folder = self.folder
+        self.driller.catalog.check()
+        folder.prepare()
         with folder.lock(f"ovia-backup restore --{verb}", datetime.now(UTC)):
             journal = folder.unfinished()
             if journal is None:

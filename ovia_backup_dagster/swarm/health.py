@@ -31,7 +31,7 @@ def wait_until_healthy(url: str, timeout_seconds: float, log: Callable[[str], No
         HealthError: it was not, up to the end; or the URL is none that can be asked.
     """
     ends = time.monotonic() + timeout_seconds
-    request, shown = _request(url)
+    request, bare = _request(url)
     # No proxy: the environment's is for the world outside.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _SameOrigin)
     said = ""
@@ -40,21 +40,30 @@ def wait_until_healthy(url: str, timeout_seconds: float, log: Callable[[str], No
         left = ends - time.monotonic()
         said = _answer(opener, request, max(0.1, min(TRY_SECONDS, left)))
         if not said:
-            log(f"{shown} is healthy")
+            log(f"{bare} is healthy")
             return
         if said != before:
-            log(f"{shown} is not healthy yet: {said}")
+            log(f"{bare} is not healthy yet: {said}")
         if time.monotonic() + _PAUSE_SECONDS > ends:
             raise HealthError(
-                f"{shown} was not healthy within {timeout_seconds:.0f} s",
+                f"{bare} was not healthy within {timeout_seconds:.0f} s",
                 why=f"the last answer was: {said}",
-                fix=f"curl -i {shown}; docker service ls; docker service logs SERVICE --tail 20",
+                fix=f"curl -i {bare}; docker service ls; docker service logs SERVICE --tail 20",
             )
         time.sleep(_PAUSE_SECONDS)
 
 
+def shown(url: str) -> str:
+    """The URL for people: without a user's name, a password and a query, which may be secrets.
+
+    Raises:
+        HealthError: it is none that can be asked.
+    """
+    return _request(url)[1]
+
+
 def _request(url: str) -> tuple[urllib.request.Request, str]:
-    """What is asked, and how it is shown: a user's name, a password and a query may be secrets."""
+    """What is asked, and how it is shown."""
     try:
         parts = urlsplit(url)
         usable = (

@@ -16,7 +16,7 @@ from ovia_backup_dagster.postgres.kept import kept
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute
 from ovia_backup_dagster_tests.defs.conftest import NewLocation
 from ovia_backup_dagster_tests.defs.receiver import Receiver
-from ovia_backup_dagster_tests.defs.support import DAILY_JOB, Location
+from ovia_backup_dagster_tests.defs.support import DAILY_JOB, Location, retries
 
 pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
 
@@ -76,6 +76,30 @@ def test_without_the_databases_name_nothing_is_done(backed_up: Location, databas
     assert "--yes-destroy" in refused(run(backed_up, action="restore", mode="drop"))
     assert rows(database) == 0
     assert kept(database, database.database) == []
+
+
+def test_what_is_missing_is_said_as_the_launchpad_has_it(backed_up: Location, database: Connection) -> None:
+    assert f"confirm: {database.database} in the launchpad" in refused(run(backed_up, action="restore"))
+
+
+def test_a_restore_is_never_retried(backed_up: Location, database: Connection) -> None:
+    """What it needs after a failure is a person, though what failed may pass."""
+    folder = backed_up.system.restorations.folder
+    folder.prepare()
+    with folder.lock("another restore", datetime.now(UTC)):
+        result = run(backed_up, action="restore", confirm=database.database)
+    assert retries(result) == 0
+    assert "another restore" in refused(result)
+
+
+def test_undone_to_the_one_that_is_named(backed_up: Location, database: Connection) -> None:
+    for _ in range(2):
+        assert run(backed_up, action="restore", confirm=database.database).success
+    newest, oldest = (each.name for each in kept(database, database.database))
+    assert "nobody" in refused(run(backed_up, action="undo", kept="nobody", confirm=database.database))
+    assert run(backed_up, action="undo", kept=oldest, confirm=database.database).success
+    assert rows(database) == 0
+    assert newest in [each.name for each in kept(database, database.database)]
 
 
 def test_restored_and_undone(backed_up: Location, database: Connection) -> None:

@@ -73,13 +73,18 @@ def test_too_little_room(here: BackupSystem) -> None:
 
 
 def test_what_is_kept(here: BackupSystem, database: Connection) -> None:
-    name = f"{database.database}_before_20260102030405"
+    name, newer = (f"{database.database}_before_2026010{day}030405" for day in (2, 3))
     execute(database.to("postgres"), f"CREATE DATABASE {name} TEMPLATE template0")
     try:
         line = the(lines(here), f"kept until 2026-01-16: {name}")
-        assert (line.level, "undo-restore" in line.text) == (Level.OK, True)
+        assert (line.level, line.text.endswith("; ovia-backup undo-restore swaps back")) == (Level.OK, True)
+        execute(database.to("postgres"), f"CREATE DATABASE {newer} TEMPLATE template0")
+        found = lines(here)
+        assert the(found, f": {newer}").text.endswith("; ovia-backup undo-restore swaps back")
+        assert the(found, f": {name}").text.endswith(f"; ovia-backup undo-restore --kept {name} swaps back")
     finally:
-        execute(database.to("postgres"), f"DROP DATABASE {name}")
+        for each in (name, newer):
+            execute(database.to("postgres"), f"DROP DATABASE IF EXISTS {each}")
 
 
 def test_one_that_is_unfinished(here: BackupSystem, database: Connection) -> None:

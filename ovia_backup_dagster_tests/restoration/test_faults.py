@@ -441,7 +441,7 @@ def test_subscriptions_are_stopped_in_what_is_kept_and_go_on_after_an_undo(site:
         assert site.undo().code == 0
         kept = site.records[0].kept
         assert enabled(site) == {kept: False}
-        forgotten = site.place.run("undo-restore", "--forget")
+        forgotten = site.place.run("undo-restore", "--forget", "--yes-destroy", kept)
         assert forgotten.code == 0, forgotten.output
         assert f"sub_{site.live.database}" in forgotten.output
         assert enabled(site) == {}
@@ -593,7 +593,7 @@ def test_a_hostile_name(server: PortCluster, bin_dir: Path, tmp_path: Path, name
         assert len(kept.encode()) <= 63
         assert site.undo().code == 0
         assert site.content() == site.now
-        assert site.place.run("undo-restore", "--forget").code == 0
+        assert site.place.run("undo-restore", "--forget", "--yes-destroy", site.records[0].kept).code == 0
         ended = site.restore("--mode", "drop")
         assert ended.code == 0, ended.output
         assert site.content() == site.then
@@ -758,8 +758,9 @@ def test_nothing_is_forgotten_or_undone_while_a_restore_is_unfinished(site: Site
     with killed_at(3, before=False):
         assert site.restore().killed
     before = site.databases
-    for command in (("undo-restore", "--forget"), ("undo-restore", "--yes-destroy", site.live.database)):
-        assert "--resume" in site.place.run(*command).refused()
+    kept, live = site.records[0].kept, site.live.database
+    for options in (("--forget", "--yes-destroy", kept), ("--yes-destroy", live)):
+        assert "--resume" in site.place.run("undo-restore", *options).refused()
     assert site.databases == before
     assert site.place.run("restore", "--resume").code == 0
     ended_as(site, "new")

@@ -5,8 +5,13 @@ After each, whatever came of it, the live database is the old one or the backup'
 
 from __future__ import annotations
 
+import base64
 import json
+import os
+import subprocess
+import sys
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
@@ -15,9 +20,13 @@ from psycopg import sql
 
 from ovia_backup_dagster.core.catalog import GLOBALS, MANIFEST
 from ovia_backup_dagster.core.drill import DrillCheck, Result
-from ovia_backup_dagster.core.restoration import Mode
+from ovia_backup_dagster.core.errors import RestoreError
+from ovia_backup_dagster.core.restoration import Mark, Mode, RestoreFolder, Step
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute, running_cluster
+from ovia_backup_dagster_tests.health.test_health import serving
 from ovia_backup_dagster_tests.restoration.conftest import Site
+from ovia_backup_dagster_tests.restoration.test_faults import each_step
+from ovia_backup_dagster_tests.restoration.test_killed import killed_at
 
 
 def value(site: Site, query: str, database: str = "") -> object:
@@ -135,12 +144,155 @@ def test_a_kept_database_is_forgotten_only_by_name(site: Site) -> None:
     kept = site.records[0].kept
     listed = json.loads(site.place.run("undo-restore", "--list", "--json").output)
     assert [each["name"] for each in listed] == [kept]
-    line = site.place.run("undo-restore", "--forget", "--kept", site.live.database).refused()
-    assert kept in line
-    assert len(site.databases) == 2
-    assert site.place.run("undo-restore", "--forget").code == 0
+    for wrong in (
+        ("--yes-destroy", site.live.database),
+        ("--kept", site.live.database, "--yes-destroy", site.live.database),
+        ("--kept", kept, "--yes-destroy", site.live.database),
+        ("--kept", kept),
+        (),
+    ):
+        line = site.place.run("undo-restore", "--forget", *wrong).refused()
+        assert kept in line, wrong
+        assert len(site.databases) == 2
+    ended = site.place.run("undo-restore", "--forget", "--yes-destroy", kept)
+    assert ended.code == 0, ended.output
     assert site.databases == [site.live.database]
     assert "no database to go back to" in site.undo().refused()
+    assert "no database" in site.place.run("undo-restore", "--forget").refused()
+
+
+def test_who_sits_at_a_terminal_is_asked_before_a_kept_database_is_dropped(site: Site) -> None:
+    assert site.restore().code == 0
+    kept = site.records[0].kept
+    for typed, code, left in (("no", 1, 2), (kept, 0, 1)):
+        ours, theirs = os.openpty()
+        os.write(ours, f"{typed}\n".encode())
+        ended = subprocess.run(
+            (Path(sys.executable).with_name("ovia-backup"), "undo-restore", "--forget"),
+            env=site.place.environment,
+            stdin=theirs,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        os.close(ours)
+        os.close(theirs)
+        assert f"type the name of the database ({kept})" in ended.stderr
+        assert ended.returncode == code, ended.stderr
+        assert len(site.databases) == left
+
+
+def test_of_several_kept_databases_each_can_be_gone_back_to(site: Site) -> None:
+    assert site.restore().code == 0
+    oldest = site.records[0].kept
+    execute(site.live, "INSERT INTO people (id, name) VALUES (2000, 'after the first')")
+    assert site.restore().code == 0
+    newest = site.records[0].kept
+    execute(site.live, "INSERT INTO people (id, name) VALUES (3000, 'after the second'), (3001, 'and another')")
+    listed = site.place.run("undo-restore", "--list").output.splitlines()
+    at = [f"{record.swapped_at:%Y-%m-%d %H:%M:%S}" for record in site.records]
+    assert [line.split()[0] for line in listed] == [newest, oldest]
+    assert all(f"live until {when} UTC" in line for line, when in zip(listed, at, strict=True))
+    # Which is meant when none is named; whose counters those are; and what is not known.
+    planned = site.place.run("undo-restore", "--plan").output
+    assert f"{newest} becomes {site.live.database}" in planned
+    assert "people 2 inserted" in planned
+    planned = site.place.run("undo-restore", "--plan", "--kept", oldest).output
+    assert f"{oldest} becomes {site.live.database}" in planned
+    assert f"live until {at[1]} UTC" in planned
+    assert "since the swap is not known" in planned
+    line = site.undo("--kept", "nobody").refused()
+    assert newest in line
+    assert oldest in line
+    assert "--kept" in site.place.run("undo-restore", "--forget").refused()
+    ended = site.undo("--kept", oldest)
+    assert ended.code == 0, ended.output
+    assert site.content() == site.now
+    assert oldest not in site.databases
+    assert value(site, "SELECT count(*) FROM people WHERE id = 3000", site.records[0].kept) == 1
+
+
+def test_who_is_told_of_the_end_is_told_the_way_back_that_leads_there(site: Site) -> None:
+    assert site.restore().code == 0
+    assert site.restore().code == 0
+    newest, oldest = (record.kept for record in site.records)
+    told: dict[str, str] = {}
+
+    def tell(title: str, text: str) -> bool:
+        told[title] = text
+        return True
+
+    now = datetime.now(UTC)
+    site.place.system.restorations.expire(timedelta(days=1), tell, now, lambda _: None)
+    assert "go back to it: ovia-backup undo-restore." in told[f"database {newest} will be dropped"]
+    assert f"undo-restore --kept {oldest}." in told[f"database {oldest} will be dropped"]
+    then = now + timedelta(days=2)
+    site.place.system.restorations.expire(timedelta(days=1), tell, then, lambda _: None)
+    assert site.databases == [site.live.database]
+
+
+def test_what_somebody_else_made_live_is_not_counted_by_anothers_counters(site: Site) -> None:
+    """The database of that name is another one since: its counters begin at nothing, too."""
+    assert site.restore().code == 0
+    name = sql.Identifier(site.live.database)
+    with admin(PortClusterOf(site)) as session:
+        session.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+        session.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(name))
+    planned = site.place.run("undo-restore", "--plan").output
+    assert "since the swap is not known" in planned
+    assert "nothing was written" not in planned
+
+
+def test_when_a_database_was_replaced_is_not_guessed(site: Site) -> None:
+    kept = f"{site.live.database}_before_20260102030405"
+    with admin(PortClusterOf(site)) as session:
+        session.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(kept)))
+    for said in (site.place.run("undo-restore", "--list").output, site.place.run("undo-restore", "--plan").output):
+        assert "live until" not in said
+        assert "of the restore planned at 2026-01-02 03:04:05 UTC" in said
+
+
+# ----------------------------------------------------------------------------------------------- health
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_secrets_of_health_url_are_used_and_shown_nowhere(site: Site, resumed: bool) -> None:
+    with serving() as application:
+        secret, token = "s3cret-password", "s3cret-token"
+        url = f"http://someone:{secret}@127.0.0.1:{application.port}/health?token={token}"
+        here = site.with_settings(HEALTH_URL=url)
+        bare = application.url()
+        said = [here.restore(*options, confirm=False).output for options in (("--plan",), ("--plan", "--json"))]
+        if resumed:
+            # What is asked is what the settings say by then.
+            before = site.with_settings(HEALTH_URL=f"http://someone:an-old-{secret}@127.0.0.1:9/health")
+            with killed_at(4, before=False):
+                ended = before.restore()
+            assert ended.killed
+            said.append(ended.output)
+            ended = here.place.run("restore", "--resume")
+        else:
+            ended = here.restore()
+        assert ended.code == 0, ended.output
+        basic = base64.b64encode(f"someone:{secret}".encode()).decode()
+        assert set(application.asked) == {(f"/health?token={token}", f"Basic {basic}")}
+        said += [ended.output, *(here.place.run("restore", "--history", *more).output for more in ((), ("--json",)))]
+        assert here.undo().code == 0
+        files = [path for path in site.place.root.glob("restores/*") if path.is_file()]
+        assert {path.suffix for path in files} >= {".journal", ".json", ".md"}
+        texts = said + [path.read_text("utf-8") for path in files]
+        assert any(bare in text for text in texts)
+        for text in texts:
+            for hidden in (secret, token, "someone"):
+                assert hidden not in text
+
+
+def test_health_that_is_not_to_be_asked_any_more(site: Site) -> None:
+    with killed_at(4, before=False):
+        assert site.with_settings(HEALTH_URL="http://127.0.0.1:9/health").restore().killed
+    ended = site.place.run("restore", "--resume")
+    assert ended.code == 0, ended.output
+    assert "HEALTH_URL is not set any more" in ended.output
 
 
 # ----------------------------------------------------------------------------------------------- the other modes
@@ -186,6 +338,69 @@ def test_another_name_than_the_databases_does_nothing(site: Site, typed: str) ->
 
 
 # ----------------------------------------------------------------------------------------------- refused
+
+
+def test_who_only_looks_does_not_act(site: Site) -> None:
+    """What an option would mean in another place is no reason to go on as if it had not been given."""
+    with killed_at(3, before=False):
+        assert site.restore().killed
+    for instead in ("--resume", "--abort", "--history"):
+        for other in (
+            ("--plan",),
+            ("--yes-destroy", "x"),
+            ("--mode", "swap"),
+            ("--jobs", "1"),
+            (site.backup.path.name,),
+        ):
+            if (instead, other[0]) == ("--abort", "--yes-destroy"):
+                continue  # gives up what cannot be put back
+            ended = site.place.run("restore", instead, *other)
+            assert ended.code == 2, ended.output
+            assert f"means nothing together with {instead}" in ended.output
+    assert site.place.run("restore", "--resume", "--abort").code == 2
+    unfinished = RestoreFolder(site.place.catalog).unfinished()
+    assert unfinished is not None
+    assert unfinished.entries[-1].mark is Mark.BEGUN
+    assert site.place.run("restore", "--abort", "--json").code == 0
+    assert site.restore().code == 0
+    kept = site.records[0].kept
+    for options in (
+        ("--forget", "--plan", "--yes-destroy", kept),
+        ("--forget", "--json", "--yes-destroy", kept),
+        ("--list", "--plan"),
+        ("--list", "--kept", kept),
+        ("--list", "--forget"),
+    ):
+        assert site.place.run("undo-restore", *options).code == 2, options
+    assert kept in site.databases
+
+
+def test_where_no_restore_was_ever_made_there_is_nothing_to_resume(site: Site) -> None:
+    for verb in ("resume", "abort"):
+        assert f"there is nothing to {verb}" in site.place.run("restore", f"--{verb}").refused()
+
+
+def test_a_second_restore_is_told_what_helps(site: Site) -> None:
+    folder = RestoreFolder(site.place.catalog)
+    folder.prepare()
+    with folder.lock("another", datetime.now(UTC)):
+        line = site.restore().refused()
+    assert "ovia-backup status" in line
+    assert "BACKUP_LOCK_WAIT_MINUTES" not in line
+    untouched(site)
+
+
+def test_an_error_without_a_remedy_leaves_no_gap_before_ours(site: Site) -> None:
+    def break_down() -> None:
+        raise RestoreError("it broke")
+
+    with each_step(Step.HEALTH, break_down):
+        ended = site.with_settings(HEALTH_URL="http://127.0.0.1:9/").restore()
+    assert ended.code == 1
+    assert "Next: go back: ovia-backup undo-restore\n" in ended.output
+    with each_step(Step.RESTORE, break_down):
+        line = site.restore("--mode", "drop").refused()
+    assert line.endswith("Next: ovia-backup restore --resume")
 
 
 def test_options_that_contradict_each_other_are_refused(site: Site) -> None:
@@ -335,6 +550,13 @@ def test_onto_a_new_server_with_its_roles_owner_and_settings(site: Site, bin_dir
                 value(elsewhere, "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = current_database()")
                 == owner
             )
+            # For a look, beside what is there: with its owner and settings, and under the other name alone.
+            taken = elsewhere.place.run("restore", backup.path.name, "--new-host", "--mode", "new", "--into", owner)
+            assert taken.code == 0, taken.output
+            again = elsewhere.place.run("restore", backup.path.name, "--new-host", "--mode", "new", "--into", owner)
+            assert "choose another name: --into" in again.refused()
+            assert elsewhere.content(owner) == elsewhere.content() == then
+            assert value(elsewhere, "SHOW timezone", owner) == "Asia/Kolkata"
             # Once more: what is there now is swapped, and the roles are there.
             again = elsewhere.place.run("restore", backup.path.name, "--yes-destroy", there.database, "--new-host")
             assert again.code == 0, again.output
