@@ -66,7 +66,8 @@ def _measure(world: World, production: Cluster, live: Connection, old: Path) -> 
         return run((OVIA_BACKUP, "restore", "latest", "--yes-destroy", live.database), environment)
 
     def forget() -> None:
-        run((OVIA_BACKUP, "undo-restore", "--forget"), environment)
+        kept = _records(volume)[-1]["kept"]
+        run((OVIA_BACKUP, "undo-restore", "--forget", "--yes-destroy", kept), environment)
 
     busy: dict[str, list[float]] = {"swap": [], "runbook": []}
 

@@ -141,9 +141,10 @@ class Restorations:
 
         Raises:
             ServerError: no connection, or it broke.
-            VolumeError: the records cannot be read.
         """
-        swaps = {record.kept: record.swapped_at for record in reversed(list(self.folder.newest_first()))}
+        swaps: dict[str, datetime | None] = {}
+        with contextlib.suppress(VolumeError):  # what the server keeps can be listed without them
+            swaps = {record.kept: record.swapped_at for record in self.folder.newest_first()}
         found = kept_databases.kept(self.target, self.target.database)
         return [(each, swaps.get(each.name)) for each in found]
 
@@ -162,7 +163,7 @@ class Restorations:
         raise RestoreRefusedError(
             "no database was dropped: it is not said which" if found else "there is no database to drop",
             why=f"kept: {', '.join(each.name for each in found) or 'none'}",
-            fix="ovia-backup undo-restore --forget --kept NAME" if found else "ovia-backup undo-restore --list",
+            fix="ovia-backup undo-restore --forget --yes-destroy NAME" if found else "ovia-backup undo-restore --list",
         )
 
     def forget(self, name: str, confirmation: str) -> list[str]:

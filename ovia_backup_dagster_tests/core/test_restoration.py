@@ -196,6 +196,24 @@ def test_a_record_is_made_of_the_journal_alone(folder: RestoreFolder) -> None:
     assert list(folder.newest_first()) == [record]
 
 
+def test_when_it_was_swapped_is_known_to_the_process_that_did_it(folder: RestoreFolder) -> None:
+    """One that finds the swap made, after a kill, does not know when that was."""
+    by_name: dict[str, datetime | None] = {}
+    for started, noted in ((NOW, {"interruption_seconds": 0.02}), (NOW + DAY, {"notes": ["made already"]})):
+        journal = folder.begin(order(started_at=started, kept=f"kept_{started:%d}"))
+        journal.write(Mark.BEGUN, Step.SWAP, live_oid=1, incoming_oid=2)
+        journal.write(Mark.DONE, Step.SWAP, **noted)
+        at = journal.entries[-1].at.replace(microsecond=0)
+        journal.write(Mark.BEGUN, Step.START)
+        journal.write(Mark.FINISHED)
+        by_name[journal.order.kept] = at if "interruption_seconds" in noted else None
+    for name, when in by_name.items():
+        record = folder.swap_that_kept(name)
+        assert record is not None
+        assert (record.swapped_at, record.live_oid) == (when, 2)
+    assert folder.swap_that_kept("another") is None
+
+
 def test_what_made_it_swap_back_is_what_its_record_says(folder: RestoreFolder) -> None:
     journal = folder.begin(order())
     for step in (Step.RESTORE, Step.SWAP):

@@ -558,6 +558,7 @@ def test_a_journal_that_cannot_be_understood(site: Site, text: bytes, said: str,
         line = site.place.run(*arguments).refused()
         assert said in line
         assert "newer ovia-backup" in line
+    assert site.place.run("undo-restore", "--list").output == "no database is kept\n"
     whole(site)
     path.write_bytes(whole_text + b'{"at": "2026-01-01T0')  # torn
     assert site.place.run("restore", then).code == 0
