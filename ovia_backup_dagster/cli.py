@@ -523,7 +523,7 @@ def undo_restore(
                 [
                     {
                         "name": each.name,
-                        "planned_at": each.at.isoformat(),
+                        "named_at": each.at.isoformat(),
                         "replaced_at": at.isoformat() if at else None,
                         "size_bytes": each.size_bytes,
                     }

@@ -28,7 +28,7 @@ class Kept:
     """A database that was replaced.
 
     Attributes:
-        at: when the restore that replaced it was planned, UTC; the swap may have been hours later.
+        at: when that name was chosen for it, UTC; the swap may have been hours later.
         size_bytes: on the server's disk; ``None`` where the role may not ask.
     """
 

@@ -142,7 +142,7 @@ def replaced(each: Kept, at: datetime | None) -> str:
         at: of the swap (UTC), if it is known.
     """
     if at is None:
-        return f"of the restore planned at {each.at:%Y-%m-%d %H:%M:%S} UTC"
+        return f"named at {each.at:%Y-%m-%d %H:%M:%S} UTC; until when it was live is not known"
     return f"live until {at:%Y-%m-%d %H:%M:%S} UTC"
 
 

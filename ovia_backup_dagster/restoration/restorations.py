@@ -205,11 +205,12 @@ class Restorations:
             what = fate(each.at, folder.announced(each.name), keep, now)
             if what is Fate.ANNOUNCE:
                 title = f"database {each.name} will be dropped"
+                until = max(each.at + keep, now + timedelta(days=1))
                 text = (
-                    f"the restore of {each.at:%Y-%m-%d %H:%M} UTC replaced {database}; what it was before is kept as "
-                    f"{each.name} until {max(each.at + keep, now + timedelta(days=1)):%Y-%m-%d %H:%M} UTC "
-                    f"(RESTORE_KEEP_DAYS). To go back to it: {kept_databases.way_back(found, each.name)}. "
-                    "To keep it for good: ALTER DATABASE ... RENAME TO another name."
+                    f"{each.name} was live as {database} until it was replaced, and is kept until "
+                    f"{until:%Y-%m-%d %H:%M} UTC (RESTORE_KEEP_DAYS). "
+                    f"To go back to it: {kept_databases.way_back(found, each.name)}. To keep it for good: "
+                    "ALTER DATABASE ... RENAME TO another name."
                 )
                 if tell(title, text):
                     folder.prepare()

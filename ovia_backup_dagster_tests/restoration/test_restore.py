@@ -249,7 +249,7 @@ def test_when_a_database_was_replaced_is_not_guessed(site: Site) -> None:
         session.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(kept)))
     for said in (site.place.run("undo-restore", "--list").output, site.place.run("undo-restore", "--plan").output):
         assert "live until" not in said
-        assert "of the restore planned at 2026-01-02 03:04:05 UTC" in said
+        assert "named at 2026-01-02 03:04:05 UTC" in said
 
 
 # ----------------------------------------------------------------------------------------------- health
