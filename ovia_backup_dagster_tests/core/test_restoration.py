@@ -231,7 +231,8 @@ def test_what_made_it_swap_back_is_what_its_record_says(folder: RestoreFolder) -
     ("writes", "fix"),
     [
         ([], "--resume; or put everything back"),
-        ([(Mark.BEGUN, Step.DROP)], "--resume"),
+        ([(Mark.BEGUN, Step.DROP)], "--resume; or put everything back"),
+        ([(Mark.BEGUN, Step.DROP), (Mark.DONE, Step.DROP)], "--resume"),
         ([(Mark.BEGUN, Step.RESTORE), (Mark.PUTTING_BACK, None)], "put everything back"),
     ],
 )
