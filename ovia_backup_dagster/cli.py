@@ -400,6 +400,13 @@ class _ReplicasType(click.ParamType[Any]):
         return match[1], int(match[2])
 
 
+without_services_option = click.option(
+    "--without-services",
+    is_flag=True,
+    help="Neither stop, migrate, start nor ask services: a person does, as when Docker does not answer.",
+)
+
+
 @main.command(cls=_Exclusive)
 @backup_argument
 @click.option("--plan", "only_plan", is_flag=True, help="Only say what would be done.")
@@ -426,6 +433,7 @@ class _ReplicasType(click.ParamType[Any]):
 @click.option("--create-roles", is_flag=True, help="Make the roles that the server lacks, as they were saved.")
 @click.option("--even-if-damaged", is_flag=True, help="With --mode new: restore what can be, and say what was lost.")
 @click.option("--auto-undo", is_flag=True, help="Swap back if the migration fails or HEALTH_URL stays red.")
+@without_services_option
 @click.option("--resume", cls=_Instead, takes=["as_json"], help="Instead: finish a restore whose process was killed.")
 @click.option(
     "--abort", cls=_Instead, takes=["as_json", "confirmation"], help="Instead: put back what such a restore had begun."
@@ -445,6 +453,7 @@ def restore(
     create_roles: bool,
     even_if_damaged: bool,
     auto_undo: bool,
+    without_services: bool,
     resume: bool,
     abort: bool,
     history: bool,
@@ -455,7 +464,7 @@ def restore(
     from ovia_backup_dagster.restoration.plan import Wishes
 
     system = _system()
-    restorations = system.restorations
+    restorations = system.restorations.without_services() if without_services else system.restorations
     if history:
         _print_restores(list(restorations.folder.newest_first()), as_json)
         return
@@ -492,6 +501,7 @@ def restore(
     metavar="NAME",
     help="The live database's name, or, with --forget, the kept one's: go on without asking.",
 )
+@without_services_option
 @click.option("--kept", metavar="NAME", default="", help="Which kept database.  [default: the newest]")
 @click.option(
     "--list",
@@ -508,14 +518,20 @@ def restore(
 )
 @json_option
 def undo_restore(
-    only_plan: bool, confirmation: str | None, kept: str, listing: bool, forget: bool, as_json: bool
+    only_plan: bool,
+    confirmation: str | None,
+    without_services: bool,
+    kept: str,
+    listing: bool,
+    forget: bool,
+    as_json: bool,
 ) -> None:
     """Swap back to the database that was live before the last restore; again, to swap forth."""
     from ovia_backup_dagster.core.words import human_bytes
     from ovia_backup_dagster.restoration.plan import replaced
 
     system = _system()
-    restorations = system.restorations
+    restorations = system.restorations.without_services() if without_services else system.restorations
     if listing:
         found = restorations.kept()
         if as_json:

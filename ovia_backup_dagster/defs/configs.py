@@ -86,7 +86,9 @@ class RestoreConfig(dg.Config):
         "`resume` and `abort` finish, or put back, what a killed run had begun.",
     )
     confirm: str = Field(
-        default="", description="The live database's name, repeated: without it, nothing that touches it is done."
+        default="",
+        description="The live database's name, repeated: without it, nothing that touches it is done. With `abort`: "
+        "gives up one that was dropped, and could not be restored.",
     )
     backup: str = Field(
         default="latest",
@@ -110,6 +112,9 @@ class RestoreConfig(dg.Config):
     create_roles: bool = Field(default=False, description="Make the roles that the server lacks, as they were saved.")
     even_if_damaged: bool = Field(default=False, description="With `new`: restore what can be, say what was lost.")
     auto_undo: bool = Field(default=False, description="Swap back if the migration fails, or HEALTH_URL stays red.")
+    without_services: bool = Field(
+        default=False, description="Neither stop, migrate, start nor ask services, as when Docker does not answer."
+    )
 
 
 class AlertConfig(dg.Config):

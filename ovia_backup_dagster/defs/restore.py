@@ -86,6 +86,8 @@ def build_kept_databases(settings: Settings) -> dg.JobDefinition:
 
 def _act(context: dg.OpExecutionContext, config: RestoreConfig, backups: BackupSystem) -> Record | None:
     restorations, log = backups.restorations, context.log.info
+    if config.without_services:
+        restorations = restorations.without_services()
     if config.action is RestoreAction.resume:
         return restorations.resume(log)
     if config.action is RestoreAction.abort:

@@ -471,9 +471,9 @@ class Planner:
             if order.migrate:
                 self.swarm.check_once(order.migrate)
         except DockerUnreachableError as error:
-            by_hand = "or stop the services by hand, and go on without them: SWARM_APP_SERVICES= SWARM_MIGRATE_SERVICE="
+            by_hand = "or stop the services by hand, and go on without them: the same with --without-services"
             raise DockerUnreachableError(
-                error.what, why=error.why, said=error.said, fix=f"{error.fix}; {by_hand} ovia-backup ..."
+                error.what, why=error.why, said=error.said, fix=f"{error.fix}; {by_hand}"
             ) from None
         if not counts:
             return {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from ovia_backup_dagster.core.catalog import Backup
@@ -65,6 +65,10 @@ class Restorations:
     target: Connection
     services: Services
     swarm: Swarm
+
+    def without_services(self) -> Restorations:
+        """The same, for a day on which Docker does not answer: services are a person's business."""
+        return replace(self, services=Services())
 
     @property
     def planner(self) -> Planner:
