@@ -25,6 +25,7 @@ from ovia_backup_dagster.core.naming import SUFFIX, Tier
 from ovia_backup_dagster.core.protection import FOLDER, Protection, folder, is_dump
 
 #: ``.handover`` until it belongs to our user: in one of root's, we could neither look nor forget.
+_CHUNK_BYTES = 1024 * 1024
 _UNFINISHED = f"{FOLDER}.new"
 #: Evidence of drills and restores. Nobody else writes there, so all of it is ours.
 _EVIDENCE = (drill.FOLDER, "restores")
@@ -370,8 +371,7 @@ def _remove_protection(volume: int) -> list[str]:
         with folder(tier, volume) as first:
             for name in _files(second, tier):
                 with contextlib.suppress(FileNotFoundError):
-                    here = os.stat(name, dir_fd=first, follow_symlinks=False)
-                    if os.path.samestat(here, os.stat(name, dir_fd=second, follow_symlinks=False)):
+                    if _same(name, first, second):
                         os.unlink(name, dir_fd=second)
         in_the_way += [f"{tier}/{name}" for name in os.listdir(second)]
     if in_the_way:
@@ -388,6 +388,35 @@ def _remove_protection(volume: int) -> list[str]:
             os.rmdir(name, dir_fd=volume)
     os.fsync(volume)
     return []
+
+
+def _same(name: str, first: int, second: int) -> bool:
+    """Whether both names are one file's, or hold the same: a person may have copied a backup into its place.
+
+    Raises:
+        FileNotFoundError: one of them is gone.
+    """
+    with contextlib.ExitStack() as opened:
+        files = []
+        for place in (first, second):
+            # Whatever stands there is opened without harm; only files are read.
+            try:
+                file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=place)
+            except FileNotFoundError:
+                raise
+            except OSError:
+                return False
+            opened.callback(os.close, file)
+            files.append(file)
+        one, other = map(os.fstat, files)
+        if os.path.samestat(one, other):
+            return True
+        if not (stat.S_ISREG(one.st_mode) and stat.S_ISREG(other.st_mode)) or one.st_size != other.st_size:
+            return False
+        while chunk := os.read(files[0], _CHUNK_BYTES):
+            if chunk != os.read(files[1], _CHUNK_BYTES):
+                return False
+        return True
 
 
 def _protected_tiers(volume: int) -> Iterator[tuple[Tier, int]]:

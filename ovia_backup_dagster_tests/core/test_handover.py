@@ -452,6 +452,30 @@ def test_a_file_in_the_place_of_one_that_would_come_back(root: Path) -> None:
     assert not (root / ".handover").exists()
 
 
+def test_a_copy_in_the_place_of_one_that_would_come_back(root: Path) -> None:
+    """A person has copied the backup into its place, as when restoring to a new host: nothing of it is lost."""
+    handover.begin(root, US, NOW)
+    path = min((root / "daily").iterdir())
+    kept = path.read_bytes()
+    path.unlink()
+    path.write_bytes(kept[:-1] + b"?")
+    assert f"daily/{path.name} in it" in refused(lambda: handover.finish(root, US, NOW)).what
+    path.write_bytes(kept)
+    handover.finish(root, US, NOW)
+    assert path.read_bytes() == kept
+    assert not (root / ".handover").exists()
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path.parent)])
+def test_something_else_in_its_place_is_not_read(root: Path, make: Callable[[Path], None]) -> None:
+    handover.begin(root, US, NOW)
+    path = min((root / "daily").iterdir())
+    path.unlink()
+    make(path)
+    assert f"daily/{path.name} in it" in refused(lambda: handover.finish(root, US, NOW)).what
+    assert len(names(root / ".handover" / "daily")) == 1
+
+
 def test_other_databases_are_protected_too(root: Path) -> None:
     old_script(root, NOW, database="other", daily_keep=20)
     found = handover.begin(root, US, NOW)
