@@ -35,6 +35,12 @@ _RUNS = """query($f: RunsFilter, $n: Int) { runsOrError(filter: $f, limit: $n) {
     runId status jobName creationTime startTime endTime runConfigYaml tags { key value } } } } }"""
 
 
+def _running() -> set[str]:
+    """Our services all of whose tasks run, as Swarm says."""
+    listed = docker("service", "ls", "-f", "name=ovia-backup", "--format", "{{.Name}} {{.Replicas}}").splitlines()
+    return {name for name, replicas in (line.split()[:2] for line in listed) if replicas == "1/1"}
+
+
 @dataclass
 class Runbook:
     """docs/runbook.md, whose commands are run.
@@ -148,10 +154,10 @@ class Swarm:
         return docker("inspect", "-f", shape, found.splitlines()[0], check=False)
 
     def well(self, *services: str, seconds: float = 240) -> None:
-        """Wait until they are."""
+        """Wait until they are, and Swarm, which is told a moment after Docker, knows it."""
         names = [f"ovia-backup_{name}" for name in services or SERVICES]
         until(
-            lambda: all(self.health(name) in ("healthy", "running") for name in names),
+            lambda: all(self.health(name) in ("healthy", "running") for name in names) and _running() >= {*names},
             seconds,
             lambda: "\n".join(self.story(name) for name in names if self.health(name) not in ("healthy", "running")),
         )
