@@ -158,7 +158,11 @@ class Order(Sidecar):
 def _filename(at: datetime, name: str) -> str:
     # A backup from elsewhere may have any name, of any length.
     encoded = encode_database(name.removesuffix(SUFFIX))[:_NAME_LENGTH]
-    return f"{at.astimezone(UTC):%Y-%m-%d_%H%M%S}_{encoded}"
+    return f"{_stamp(at)}_{encoded}"
+
+
+def _stamp(at: datetime) -> str:
+    return f"{at.astimezone(UTC):%Y-%m-%d_%H%M%S}"
 
 
 class Mark(StrEnum):
@@ -496,9 +500,14 @@ class RestoreFolder:
         """
         return volume_lock(self.path, purpose=purpose, now=now)
 
-    def free(self, now: datetime, name: str) -> datetime:
-        """The instant, now or soon, that no restore of that name has."""
-        while any((self.path / f"{_filename(now, name)}{end}").exists() for end in (_JOURNAL, _RECORD)):
+    def free(self, now: datetime) -> datetime:
+        """The instant, now or soon, at which no restore began: their names tell which is the newer.
+
+        Raises:
+            VolumeError: the folder cannot be read.
+        """
+        taken = {path.name[: len(_stamp(now))] for ending in (_JOURNAL, _RECORD) for path in self._paths(ending)}
+        while _stamp(now) in taken:
             now += timedelta(seconds=1)
         return now
 

@@ -103,8 +103,7 @@ class Restorations:
                 raise unfinished.unfinished
             for journal in folder.unrecorded():
                 self._record(journal)
-            name = plan.order.backup or f"{plan.order.database}_{plan.order.mode}"
-            order = plan.order.model_copy(update={"started_at": folder.free(plan.order.started_at, name)})
+            order = plan.order.model_copy(update={"started_at": folder.free(plan.order.started_at)})
             return self._go_on(Steps(*self._parts, folder.begin(order), plan.backup, log))
 
     def resume(self, log: Log) -> Record:

@@ -196,6 +196,19 @@ def test_a_record_is_made_of_the_journal_alone(folder: RestoreFolder) -> None:
     assert list(folder.newest_first()) == [record]
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+def test_of_two_that_began_in_one_second_the_later_is_the_newer(folder: RestoreFolder, recorded: bool) -> None:
+    """An undo, right after a restore; its name would come before that of the restore."""
+    began = []
+    for backup in ("z.dump", "", "a.dump"):
+        journal = folder.begin(order(started_at=folder.free(NOW), backup=backup))
+        journal.write(Mark.FINISHED)
+        if recorded:
+            folder.write(record_of(journal), "page")
+        began.append(backup)
+    assert [record.order.backup for record in folder.newest_first()] == began[::-1]
+
+
 def test_when_it_was_swapped_is_known_to_the_process_that_did_it(folder: RestoreFolder) -> None:
     """One that finds the swap made, after a kill, does not know when that was."""
     by_name: dict[str, datetime | None] = {}
