@@ -122,9 +122,10 @@ class Steps:
         return found.oid
 
     def _replaced(self, database: str) -> RestoreError:
-        again = "undo-restore" if self.backup is None else f"restore {self.backup}"
+        order = self.order
+        again = f"restore {order.backup}" if order.backup else f"undo-restore --kept {shell_word(order.incoming)}"
         return RestoreError(
-            f"database {database} is not the one that the {self.order.mode} began with",
+            f"database {database} is not the one that the {order.mode} began with",
             why="somebody dropped, made or renamed it meanwhile",
             fix=f"psql -l; then begin again: ovia-backup {again}",
         )

@@ -12,6 +12,7 @@ import pytest
 from ovia_backup_dagster.core.catalog import GLOBALS, RESERVE, RESERVE_BYTES
 from ovia_backup_dagster.core.restoration import Journal, Mark, Mode, Order, RestoreFolder, Step
 from ovia_backup_dagster.restoration import plan, steps
+from ovia_backup_dagster.restoration.plan import Wishes
 from ovia_backup_dagster_tests.conftest import execute, running_cluster
 from ovia_backup_dagster_tests.faults.conftest import needs_root
 from ovia_backup_dagster_tests.faults.disks import MEGABYTE, free, tmpfs
@@ -182,6 +183,26 @@ def test_what_was_live_and_was_put_back_is_a_kept_database(site: Site) -> None:
     assert f"what was live stays as {aside}" in site.records[0].notes
     assert aside in site.place.run("undo-restore", "--list").output
     assert site.content(aside) == site.then
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_database_made_anew_since_the_plan_is_not_replaced(site: Site, back: bool) -> None:
+    """What was confirmed was another one."""
+    if back:
+        assert site.restore().code == 0
+    restorations, now = site.place.system.restorations, datetime.now(UTC)
+    planner = restorations.planner
+    confirmed = planner.plan_undo("test", None, now) if back else planner.plan(Wishes(), "test", None, now)
+    drop_live(site)
+    with admin_of(site) as session:
+        session.execute(f"CREATE DATABASE {site.live.database} TEMPLATE template0")
+    record = restorations.run(confirmed, site.live.database, lambda _: None)
+    assert "is not the one that" in record.error
+    assert one(site.live, "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace") == 0
+    command = record.fix.rpartition("ovia-backup ")[2].split()
+    ended = site.place.run(*command, "--yes-destroy", site.live.database)
+    assert ended.code == 0, ended.output
+    assert site.content() == (site.now if back else site.then)
 
 
 # ------------------------------------------------------------------------------------------------- the journal
