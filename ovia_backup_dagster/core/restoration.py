@@ -214,15 +214,17 @@ def fate(replaced_at: datetime, announced_at: datetime | None, keep: timedelta, 
 
     Args:
         replaced_at: when the restore replaced it (UTC).
-        announced_at: when people were told that it will be dropped (UTC); ``None`` when they were not.
+        announced_at: when people were last told that it will be dropped (UTC); ``None`` when they were not.
         keep: how long it is kept; nothing keeps it for ever.
         now: the present (UTC).
     """
-    if keep <= timedelta(0) or now < replaced_at + keep - _NOTICE:
+    due = replaced_at + keep
+    if keep <= timedelta(0) or now < due - _NOTICE:
         return Fate.STAYS
-    if announced_at is None:
+    # What people were told before counts for the day that they were told of: `keep` may have been raised since.
+    if announced_at is None or announced_at < due - _NOTICE:
         return Fate.ANNOUNCE
-    return Fate.DROP if now >= max(replaced_at + keep, announced_at + _LEAST_NOTICE) else Fate.STAYS
+    return Fate.DROP if now >= max(due, announced_at + _LEAST_NOTICE) else Fate.STAYS
 
 
 class Proven(Sidecar):

@@ -203,16 +203,16 @@ class Restorations:
             BackupError: one could not be dropped, or nobody be told.
         """
         folder, database = self.folder, self.target.database
-        found = kept_databases.kept(self.target, database)
-        for each in found:
-            what = fate(each.at, folder.announced(each.name), keep, now)
+        since = {each: swapped_at or each.at for each, swapped_at in self.kept()}
+        for each, replaced_at in since.items():
+            what = fate(replaced_at, folder.announced(each.name), keep, now)
             if what is Fate.ANNOUNCE:
                 title = f"database {each.name} will be dropped"
-                until = max(each.at + keep, now + timedelta(days=1))
+                until = max(replaced_at + keep, now + timedelta(days=1))
                 text = (
                     f"{each.name} was live as {database} until it was replaced, and is kept until "
                     f"{until:%Y-%m-%d %H:%M} UTC (RESTORE_KEEP_DAYS). "
-                    f"To go back to it: {kept_databases.way_back(found, each.name)}. To keep it for good: "
+                    f"To go back to it: {kept_databases.way_back(list(since), each.name)}. To keep it for good: "
                     "ALTER DATABASE ... RENAME TO another name."
                 )
                 if tell(title, text):
@@ -223,7 +223,7 @@ class Restorations:
                     log(f"{each.name} stays: nobody could be told that it will be dropped")
             elif what is Fate.DROP:
                 left = self._forget(each.name)
-                text = "; ".join(left) or f"the restore of {each.at:%Y-%m-%d %H:%M} UTC cannot be undone any more"
+                text = "; ".join(left) or f"the restore of {replaced_at:%Y-%m-%d %H:%M} UTC cannot be undone any more"
                 log(f"dropped {each.name}: {text}")
                 tell(f"database {each.name} was dropped", text)
 

@@ -63,10 +63,11 @@ def test_none_is_dropped_unannounced_or_too_soon(keep: int, announced: int | Non
     what = fate(NOW, told, keep * DAY, NOW + timedelta(hours=now))
     if what is Fate.DROP:
         assert announced is not None
+        assert announced >= 24 * (keep - 2)
         assert now >= announced + 24
         assert now >= 24 * keep > 0
     if what is Fate.ANNOUNCE:
-        assert announced is None
+        assert announced is None or announced < 24 * (keep - 2)
         assert now >= 24 * (keep - 2)
         assert keep > 0
 
@@ -80,6 +81,15 @@ def test_each_is_dropped_in_the_end(keep: int, every: int) -> None:
         now += timedelta(hours=every)
         assert now < NOW + (keep + 7) * DAY
     assert announced is not None
+
+
+@given(keep=st.integers(1, 30), more=st.integers(1, 30))
+def test_who_keeps_them_longer_is_told_again(keep: int, more: int) -> None:
+    """The day that people were told of has gone by, and nothing was dropped."""
+    told = NOW + (keep - 1) * DAY
+    assert fate(NOW, told, keep * DAY, NOW + keep * DAY) is Fate.DROP
+    longer = NOW + (keep + more) * DAY
+    assert fate(NOW, told, (keep + more) * DAY, longer) is (Fate.DROP if more == 1 else Fate.ANNOUNCE)
 
 
 # ------------------------------------------------------------------------------------------------- the steps

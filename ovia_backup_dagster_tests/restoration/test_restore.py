@@ -22,6 +22,7 @@ from ovia_backup_dagster.core.catalog import GLOBALS, MANIFEST
 from ovia_backup_dagster.core.drill import DrillCheck, Result
 from ovia_backup_dagster.core.errors import RestoreError
 from ovia_backup_dagster.core.restoration import Mark, Mode, RestoreFolder, Step
+from ovia_backup_dagster.restoration.plan import Wishes
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute, running_cluster
 from ovia_backup_dagster_tests.health.test_health import serving
 from ovia_backup_dagster_tests.restoration.conftest import Site
@@ -229,6 +230,24 @@ def test_who_is_told_of_the_end_is_told_the_way_back_that_leads_there(site: Site
     then = now + timedelta(days=2)
     site.place.system.restorations.expire(timedelta(days=1), tell, then, lambda _: None)
     assert site.databases == [site.live.database]
+
+
+def test_what_is_kept_is_kept_from_the_swap_on(site: Site) -> None:
+    """A restore of a day's length: its name is of the day before."""
+    now, day = datetime.now(UTC), timedelta(days=1)
+    restorations = site.place.system.restorations
+    planned = restorations.planner.plan(Wishes(), "test", None, now - day)
+    assert restorations.run(planned, site.live.database, lambda _: None).error == ""
+    told: list[str] = []
+
+    def tell(title: str, _: str) -> bool:
+        told.append(title)
+        return True
+
+    restorations.expire(3 * day, tell, now, lambda _: None)
+    assert told == []
+    restorations.expire(3 * day, tell, now + day + timedelta(hours=1), lambda _: None)
+    assert told == [f"database {planned.order.kept} will be dropped"]
 
 
 def test_what_somebody_else_made_live_is_not_counted_by_anothers_counters(site: Site) -> None:
