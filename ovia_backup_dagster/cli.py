@@ -434,9 +434,17 @@ without_services_option = click.option(
 @click.option("--even-if-damaged", is_flag=True, help="With --mode new: restore what can be, and say what was lost.")
 @click.option("--auto-undo", is_flag=True, help="Swap back if the migration fails or HEALTH_URL stays red.")
 @without_services_option
-@click.option("--resume", cls=_Instead, takes=["as_json"], help="Instead: finish a restore whose process was killed.")
 @click.option(
-    "--abort", cls=_Instead, takes=["as_json", "confirmation"], help="Instead: put back what such a restore had begun."
+    "--resume",
+    cls=_Instead,
+    takes=["as_json", "without_services"],
+    help="Instead: finish a restore whose process was killed.",
+)
+@click.option(
+    "--abort",
+    cls=_Instead,
+    takes=["as_json", "confirmation", "without_services"],
+    help="Instead: put back what such a restore had begun.",
 )
 @click.option("--history", cls=_Instead, takes=["as_json"], help="Instead: the restores so far, newest first.")
 @json_option
@@ -681,12 +689,13 @@ def _print_restore(record: Record, restorations: Restorations, as_json: bool, *,
         if record.kept:
             click.echo(f"the database before is kept: {_safe(record.kept)}; to go back to it: ovia-backup undo-restore")
         click.echo(f"record: {restorations.folder.path / order.filename}.md")
-    if record.error:
+    if record.error and putting_back and record.outcome == "put back":
+        _log(f"what had failed before: {record.error}")
+    elif record.error:
         _log(f"Error: {record.error}")
         if record.fix:
             _log(f"Next: {record.fix}")
-        if not putting_back or record.outcome == "given up":
-            sys.exit(1)
+        sys.exit(1)
 
 
 def _print_restores(records: Sequence[Record], as_json: bool) -> None:

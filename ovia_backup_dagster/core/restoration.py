@@ -398,11 +398,11 @@ class Record(Sidecar):
         replicas: of each service, as they were before.
         subscriptions: those that were disabled in the database that is kept.
         counters: what the server had counted of writes when the swap was done.
-        swapped_at: when the swap was made (UTC); ``None`` where there was none, or its process was killed in it.
+        swapped_at: when the swap was made (UTC); ``None`` where there was none that stands, or its process was killed.
         live_oid: of the database that a swap made live, for good; ``None`` where none did.
         notes: what a person should know.
         error, fix: why it did not come to its end, and what to do.
-        kept: the database that was live before; empty when there is none.
+        kept: the database that was live before, or for a while; empty when there is none.
     """
 
     version: Literal[1] = 1
@@ -428,6 +428,8 @@ def record_of(journal: Journal) -> Record:
     """The record of a restore that has ended, whoever asks, and whenever."""
     order, swapped = journal.order, journal.data(Step.SWAP)
     live = journal.ended is Mark.FINISHED and journal.done(Step.SWAP)
+    # What was live for a while, and was swapped back, is kept as well.
+    aside = swapped.get("aside", "") if journal.ended is Mark.PUT_BACK else ""
     notes = [note for entry in journal.entries for note in entry.data.get("notes", ())]
     # What went well in the end is no failure.
     errors = (e.data for e in reversed(journal.entries) if "error" in e.data and not (e.step and journal.done(e.step)))
@@ -441,14 +443,14 @@ def record_of(journal: Journal) -> Record:
         interruption_seconds=swapped.get("interruption_seconds"),
         sessions_cut=swapped.get("sessions_cut"),
         replicas=dict(journal.data(Step.STOP).get("replicas", {})),
-        subscriptions=tuple(swapped.get("subscriptions", ())),
+        subscriptions=tuple(swapped.get("aside_subscriptions" if aside else "subscriptions", ())),
         counters=dict(swapped.get("counters", {})),
-        swapped_at=_swapped_at(journal),
+        swapped_at=_swapped_at(journal) if live else None,
         live_oid=swapped.get("incoming_oid") if live else None,
         notes=tuple(dict.fromkeys(notes)),
         error=str(failed.get("error", "")),
         fix=str(failed.get("fix", "")),
-        kept=order.kept if live else "",
+        kept=order.kept if live else aside,
     )
 
 

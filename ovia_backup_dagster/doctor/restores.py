@@ -10,7 +10,7 @@ from ovia_backup_dagster.core.locking import lock_holder
 from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.doctor.report import Area, Line, failed, ok, warn
 from ovia_backup_dagster.postgres.drill import needed_bytes
-from ovia_backup_dagster.postgres.kept import kept, way_back
+from ovia_backup_dagster.postgres.kept import way_back
 from ovia_backup_dagster.postgres.room import free_bytes
 from ovia_backup_dagster.postgres.session import beside
 from ovia_backup_dagster.postgres.swap import obstacles, standing
@@ -68,11 +68,11 @@ def _database(system: BackupSystem) -> Iterator[Line]:
             yield warn(Area.RESTORES, f"too little room for {room}", fix)
         else:
             yield ok(Area.RESTORES, f"room for {room}")
-    found_kept = kept(server, target.database)
-    for each in found_kept:
-        until = f"until {each.at + timedelta(days=keep):%Y-%m-%d}" if keep else "until it is dropped"
+    replaced = dict(system.restorations.kept())
+    for each, at in replaced.items():
+        until = f"until {(at or each.at) + timedelta(days=keep):%Y-%m-%d}" if keep else "until it is dropped"
         size = f", {human_bytes(each.size_bytes)}" if each.size_bytes is not None else ""
-        yield ok(Area.RESTORES, f"kept {until}: {each.name}{size}; {way_back(found_kept, each.name)} swaps back")
+        yield ok(Area.RESTORES, f"kept {until}: {each.name}{size}; {way_back(list(replaced), each.name)} swaps back")
 
 
 def _services(system: BackupSystem) -> Iterator[Line]:

@@ -8,12 +8,13 @@ from datetime import datetime
 
 from psycopg import sql
 
-from ovia_backup_dagster.core.errors import RestoreRefusedError
+from ovia_backup_dagster.core.errors import BackupError, RestoreRefusedError
 from ovia_backup_dagster.core.naming import before_at
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster.postgres.quoting import shell_word
 from ovia_backup_dagster.postgres.session import beside, connect
 from ovia_backup_dagster.postgres.subscriptions import drop_subscriptions
+from ovia_backup_dagster.postgres.swap import obstacles
 
 _DATABASES = """
     SELECT datname AS name,
@@ -84,7 +85,7 @@ def forget(server: Connection, database: str, name: str) -> list[str]:
         The slots of its subscriptions, to be dropped on their publishers.
 
     Raises:
-        RestoreRefusedError: it is not called as what this database's restores keep.
+        RestoreRefusedError: it is not called as what this database's restores keep, or cannot be dropped now.
         ServerError: it is not there or not ours, no connection, or it broke.
     """
     if before_at(name, database) is None:
@@ -93,8 +94,15 @@ def forget(server: Connection, database: str, name: str) -> list[str]:
             why=f"no restore of {database} has kept it: those are called {database}_before_ and a time",
             fix="see what there is: ovia-backup undo-restore --list",
         )
+    # Before its subscriptions go, and with them who knows their slots.
+    for obstacle in obstacles(server, name, mode_needs_swap=False):
+        raise obstacle
     slots = drop_subscriptions(server, name)
-    with connect(beside(server, database)) as session:
-        session.execute("SET statement_timeout = 0")  # large files take long to remove
-        session.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    try:
+        with connect(beside(server, database)) as session:
+            session.execute("SET statement_timeout = 0")  # large files take long to remove
+            session.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    except BackupError as error:
+        left = [f"drop on its publisher: replication slot {slot}" for slot in slots]
+        raise type(error)(error.what, why=error.why, said=error.said, fix="; ".join([error.fix, *left])) from None
     return slots

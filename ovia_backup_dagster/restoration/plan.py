@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -82,6 +82,21 @@ class Wishes:
     create_roles: bool = False
     even_if_damaged: bool = False
     auto_undo: bool = False
+
+    def command(self) -> str:
+        """The command that asks for this."""
+        default = Wishes()
+        parts = {
+            f"--mode {self.mode}": self.mode is not default.mode,
+            f"--into {shell_word(self.into)}": self.into != default.into,
+            f"--stop-services {self.stop_services}": self.stop_services is not default.stop_services,
+            **{f"--scale {shell_word(name)}={count}": True for name, count in self.replicas.items()},
+            "--new-host": self.new_host,
+            "--create-roles": self.create_roles,
+            "--even-if-damaged": self.even_if_damaged,
+            "--auto-undo": self.auto_undo,
+        }
+        return " ".join(["ovia-backup restore", shell_word(self.backup), *(part for part in parts if parts[part])])
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,21 +221,26 @@ class Planner:
         with connect(self._server) as session:
             here = system_identifier(session)
             server_version = session.info.server_version // 10000
+        wishes = replace(wishes, backup=backup.path.name if self.driller.catalog.holds(backup) else str(backup.path))
         self._refuse_other_server(backup, here, wishes)
         self._refuse_other_version(server_version)
         live = standing(self._server, self.target.database)
         mode = wishes.mode
         if not live.exists and mode is not Mode.NEW:
             if not wishes.new_host:
-                raise RestoreRefusedError(
-                    f"there is no database {self.target.database} at {self.target.host}:{self.target.port} to replace",
-                    why="POSTGRES_DB is wrong, or this is a new server, or the database was dropped",
-                    fix=f"make it from the backup: ovia-backup restore {backup} --new-host",
-                )
+                made = replace(wishes, mode=Mode.SWAP, auto_undo=False, new_host=True)
+                raise self._nothing_to_replace(f"make it from the backup: {made.command()}")
             mode = Mode.NEW
-        into = wishes.into or (self.target.database if wishes.new_host and mode is Mode.NEW else "")
+        new_host = wishes.new_host and mode is Mode.NEW and not wishes.even_if_damaged
+        into = wishes.into or (self.target.database if new_host else "")
         at = self._free_instant(now)
         goes_live = mode is not Mode.NEW or into == self.target.database
+        if goes_live and wishes.even_if_damaged:
+            raise RestoreRefusedError(
+                f"what is damaged does not go live as {self.target.database}",
+                why="--even-if-damaged restores what can be, and nobody knows yet what is lost",
+                fix=f"choose another name: {replace(wishes, into=restore_name(self.target.database, at)).command()}",
+            )
         order = Order(
             mode=mode,
             started_at=now.replace(microsecond=0),
@@ -260,10 +280,10 @@ class Planner:
         if not order.even_if_damaged:
             self._refuse_missing_extensions(backup)
         if not order.create_roles:
-            self._refuse_missing_roles(order, backup)
+            self._refuse_missing_roles(order, backup, wishes)
         facts, warnings = self._facts(order, backup, live, now)
         facts |= self._services_fact(order)
-        self._refuse_full_disk(order, backup, live, facts)
+        self._refuse_full_disk(order, backup, live, facts, wishes)
         return Plan(order, backup, "" if mode is Mode.NEW else order.database, facts, tuple(warnings))
 
     def plan_undo(self, launched_by: str, run_id: str | None, now: datetime, *, kept_name: str = "") -> Plan:
@@ -305,6 +325,8 @@ class Planner:
             run_id=run_id,
             made_by=MADE_BY,
         )
+        if not live.exists:
+            raise self._nothing_to_replace()
         for name in (database, back.name):
             for obstacle in obstacles(server, name):
                 raise obstacle
@@ -316,6 +338,20 @@ class Planner:
             "sessions": _sessions(live.sessions),
         }
         return Plan(order, None, database, facts | self._services_fact(order))
+
+    def _nothing_to_replace(self, instead: str = "") -> RestoreRefusedError:
+        """What to do where the live database is gone: what a restore has kept may be newer than any backup."""
+        server, database = self._server, self.target.database
+        rename = "".join(
+            f"go back to {each.name}, as it is: ALTER DATABASE {sql_identifier(each.name)} RENAME TO "
+            f"{sql_identifier(database)}"
+            for each in kept(server, database)[:1]
+        )
+        return RestoreRefusedError(
+            f"there is no database {database} at {server.host}:{server.port} to replace",
+            why="POSTGRES_DB is wrong, or this is a new server, or the database was dropped",
+            fix="; or ".join(filter(None, (instead, rename))),
+        )
 
     def _since(self, record: Record | None, live: Standing) -> str:
         """What was written since a swap; its counters are of the database that it made live, and of no other."""
@@ -358,7 +394,7 @@ class Planner:
                 f"{backup} is known to be bad",
                 why=problem.reason if problem else "its verification failed",
                 fix="choose another (ovia-backup list); or take what can be had of it, into a database of its own: "
-                f"ovia-backup restore {backup} --mode new --even-if-damaged",
+                + replace(wishes, mode=Mode.NEW, auto_undo=False, even_if_damaged=True).command(),
             )
         return backup
 
@@ -371,7 +407,7 @@ class Planner:
             f"the server at {self.target.host}:{self.target.port} is not the one that {backup} was made of",
             why=f"its system identifier is {here}, the backup's {there}",
             fix="if it is the wrong one: RESTORE_POSTGRES_HOST, POSTGRES_HOST; if it is a new one: "
-            f"ovia-backup restore {backup} --new-host",
+            + replace(wishes, new_host=True).command(),
         )
 
     def _refuse_other_version(self, server_major: int) -> None:
@@ -397,7 +433,7 @@ class Planner:
                 fix="install their packages on that server; then try again",
             )
 
-    def _refuse_missing_roles(self, order: Order, backup: Backup) -> None:
+    def _refuse_missing_roles(self, order: Order, backup: Backup, wishes: Wishes) -> None:
         path = backup.sidecar(GLOBALS)
         try:
             saved = path.read_bytes()
@@ -415,7 +451,7 @@ class Planner:
             raise RestoreRefusedError(
                 f"the server lacks roles that the backup's objects belong to: {', '.join(lacking)}",
                 why="roles belong to the server, not to a database",
-                fix=f"make them as they were saved: ovia-backup restore {backup} --create-roles",
+                fix=f"make them as they were saved: {replace(wishes, create_roles=True).command()}",
             )
 
     def _refuse_unknown_roles(self, backup: Backup) -> None:
@@ -429,7 +465,9 @@ class Planner:
                 + "; ".join(f"CREATE ROLE {sql_identifier(name)}" for name in lacking),
             )
 
-    def _refuse_full_disk(self, order: Order, backup: Backup, live: Standing, facts: dict[str, str]) -> None:
+    def _refuse_full_disk(
+        self, order: Order, backup: Backup, live: Standing, facts: dict[str, str], wishes: Wishes
+    ) -> None:
         manifest = backup.manifest
         size = (manifest.database.size_bytes if manifest else None) or backup.size_bytes
         needed = needed_bytes(size)
@@ -445,7 +483,7 @@ class Planner:
             drop = ""
             if order.mode is Mode.SWAP and not order.new_host:
                 drop = "; or, if there is none to be made, replace the database without a way back: "
-                drop += f"ovia-backup restore {backup} --mode drop"
+                drop += replace(wishes, mode=Mode.DROP, auto_undo=False).command()
             raise RestoreRefusedError(
                 f"the server at {order.place} has too little room for what the backup becomes",
                 why=f"{human_bytes(free)} free, {human_bytes(needed)} needed",
@@ -518,6 +556,8 @@ class Planner:
             warnings.append("this backup is not proven yet: it is verified first, which takes as long as reading it")
         if not backup.manifest:
             warnings.append("it has no manifest: neither its server nor its roles are known")
+        elif order.new_host and order.system_identifier in {backup.manifest.database.system_identifier} - {None}:
+            warnings.append(f"{order.place} is no new host: it is the server that the backup was made of")
         found = subscriptions(self._server, order.database) if live.exists else []
         if found and order.mode is not Mode.NEW:
             names = ", ".join(each.name for each in found)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
@@ -16,6 +16,8 @@ from ovia_backup_dagster.core.catalog import Backup
 from ovia_backup_dagster.core.errors import (
     BackupError,
     DiskFullError,
+    DockerRefusedError,
+    DockerUnreachableError,
     NoWayBackError,
     RestoreRefusedError,
     ServiceError,
@@ -26,6 +28,7 @@ from ovia_backup_dagster.core.restoration import (
     Journal,
     Mark,
     Mode,
+    Order,
     Record,
     RestoreFolder,
     Step,
@@ -59,16 +62,18 @@ class Restorations:
         target: the live database, as the role that restores.
         services: what else is to be stopped and started.
         swarm: whose services those are.
+        by_hand: a person sees to the services of a restore that is unfinished.
     """
 
     driller: Driller
     target: Connection
     services: Services
     swarm: Swarm
+    by_hand: bool = False
 
     def without_services(self) -> Restorations:
         """The same, for a day on which Docker does not answer: services are a person's business."""
-        return replace(self, services=Services())
+        return replace(self, services=Services(), by_hand=True)
 
     @property
     def planner(self) -> Planner:
@@ -104,7 +109,9 @@ class Restorations:
             for journal in folder.unrecorded():
                 self._record(journal)
             order = plan.order.model_copy(update={"started_at": folder.free(plan.order.started_at)})
-            return self._go_on(Steps(*self._parts, folder.begin(order), plan.backup, log))
+            journal = folder.begin(order)
+            with _telling(journal):
+                return self._go_on(self._steps(journal, plan.backup, log))
 
     def resume(self, log: Log) -> Record:
         """Finish what a killed process had begun; if that was the way back, this.
@@ -113,13 +120,14 @@ class Restorations:
             RestoreRefusedError: nothing is unfinished; or it was begun on another server.
         """
         with self._unfinished("resume") as journal:
+            self._refuse_other_server(journal.order)
             if journal.putting_back:
                 with contextlib.suppress(NoWayBackError):
-                    return self._put_back(Steps(*self._parts, journal, None, log))
+                    return self._put_back(self._steps(journal, None, log))
             needed = Step.RESTORE in journal.order.steps and not journal.done(Step.RESTORE)
             backup = backup_of(journal.order, self.driller.catalog, datetime.now(UTC)) if needed else None
             with self._reading(backup):
-                return self._go_on(Steps(*self._parts, journal, backup, log))
+                return self._go_on(self._steps(journal, backup, log))
 
     def abort(self, log: Log, confirmation: str = "") -> Record:
         """Put back what a killed process had begun; or give it up, where that cannot be, so that another can begin.
@@ -134,9 +142,10 @@ class Restorations:
             RestoreUnfinishedError: it cannot be put back now.
         """
         with self._unfinished("abort") as journal:
-            steps = Steps(*self._parts, journal, None, log)
-            if confirmation == journal.order.database and steps.is_lost:
-                return self._given_up(steps)
+            steps, named = self._steps(journal, None, log), confirmation == journal.order.database
+            if named and (self._is_elsewhere(journal.order) or steps.is_lost):
+                return self._give_up(steps)
+            self._refuse_other_server(journal.order)
             return self._put_back(steps)
 
     def kept(self) -> list[tuple[Kept, datetime | None]]:
@@ -202,36 +211,56 @@ class Restorations:
         Raises:
             BackupError: one could not be dropped, or nobody be told.
         """
-        folder, database = self.folder, self.target.database
         since = {each: swapped_at or each.at for each, swapped_at in self.kept()}
+        errors: list[BackupError] = []
         for each, replaced_at in since.items():
-            what = fate(replaced_at, folder.announced(each.name), keep, now)
-            if what is Fate.ANNOUNCE:
-                title = f"database {each.name} will be dropped"
-                until = max(replaced_at + keep, now + timedelta(days=1))
-                text = (
-                    f"{each.name} was live as {database} until it was replaced, and is kept until "
-                    f"{until:%Y-%m-%d %H:%M} UTC (RESTORE_KEEP_DAYS). "
-                    f"To go back to it: {kept_databases.way_back(list(since), each.name)}. To keep it for good: "
-                    "ALTER DATABASE ... RENAME TO another name."
-                )
-                if tell(title, text):
-                    folder.prepare()
-                    folder.announce(each.name, now)
-                    log(title)
-                else:
-                    log(f"{each.name} stays: nobody could be told that it will be dropped")
-            elif what is Fate.DROP:
-                left = self._forget(each.name)
-                text = "; ".join(left) or f"the restore of {replaced_at:%Y-%m-%d %H:%M} UTC cannot be undone any more"
-                log(f"dropped {each.name}: {text}")
-                tell(f"database {each.name} was dropped", text)
+            try:
+                self._expire(each, list(since), replaced_at, keep, tell, now, log)
+            except BackupError as error:  # the others have their time, too
+                log(error.account)
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def _expire(
+        self,
+        each: Kept,
+        found: Sequence[Kept],
+        replaced_at: datetime,
+        keep: timedelta,
+        tell: Callable[[str, str], bool],
+        now: datetime,
+        log: Log,
+    ) -> None:
+        folder = self.folder
+        what = fate(replaced_at, folder.announced(each.name), keep, now)
+        if what is Fate.ANNOUNCE:
+            title = f"database {each.name} will be dropped"
+            until = max(replaced_at + keep, now + timedelta(days=1))
+            text = (
+                f"{each.name} was live as {self.target.database} until it was replaced, and is kept until "
+                f"{until:%Y-%m-%d %H:%M} UTC (RESTORE_KEEP_DAYS). "
+                f"To go back to it: {kept_databases.way_back(found, each.name)}. To keep it for good: "
+                "ALTER DATABASE ... RENAME TO another name."
+            )
+            if tell(title, text):
+                folder.prepare()
+                folder.announce(each.name, now)
+                log(title)
+            else:
+                log(f"{each.name} stays: nobody could be told that it will be dropped")
+        elif what is Fate.DROP:
+            left = self._forget(each.name)
+            text = "; ".join(left) or f"the restore of {replaced_at:%Y-%m-%d %H:%M} UTC cannot be undone any more"
+            log(f"dropped {each.name}: {text}")
+            tell(f"database {each.name} was dropped", text)
 
     # ----
 
-    @property
-    def _parts(self) -> tuple[Driller, Connection, Swarm, str]:
-        return self.driller, self.target, self.swarm, self.services.health_url
+    def _steps(self, journal: Journal, backup: Backup | None, log: Log) -> Steps:
+        return Steps(
+            self.driller, self.target, self.swarm, self.services.health_url, journal, backup, log, self.by_hand
+        )
 
     def _go_on(self, steps: Steps) -> Record:
         journal = steps.journal
@@ -244,8 +273,11 @@ class Restorations:
             return self._after(steps, error)
         except BaseException:
             # Cancelled by a person, or a defect of ours: this process still lives, and cleans up.
-            with uninterrupted(), contextlib.suppress(BackupError):
-                self._put_back(steps)
+            with uninterrupted():
+                try:
+                    self._put_back(steps)
+                except BackupError as left:
+                    steps.log(str(left))
             raise
         finally:
             steps.let_dumps()
@@ -321,15 +353,20 @@ class Restorations:
             raise self._stuck(journal, error) from None
         return self._record(journal)
 
-    def _given_up(self, steps: Steps) -> Record:
+    def _give_up(self, steps: Steps) -> Record:
+        """End it where the live database is gone, so that another backup can be restored."""
         journal, order = steps.journal, steps.order
+        what = f"database {order.database} was dropped"
         try:
-            steps.drop_copy()
+            if self._is_elsewhere(order):
+                what = f"the server at {order.place}, on which it was begun, is gone"
+            else:
+                steps.drop_copy()
             replicas = journal.data(Step.STOP).get("replicas", {})
-            scale = "".join(f" --scale {name}={count}" for name, count in replicas.items())
+            scale = "".join(f" --scale {shell_word(name)}={count}" for name, count in replicas.items())
             journal.write(
                 Mark.GIVEN_UP,
-                error=f"database {order.database} was dropped, and was not restored from {order.backup}",
+                error=f"{what}, and {order.database} was not restored from {order.backup or order.incoming}",
                 fix=f"ovia-backup list; then: ovia-backup restore BACKUP --new-host{scale}",
             )
         except BackupError as error:
@@ -338,6 +375,8 @@ class Restorations:
 
     def _stuck(self, journal: Journal, error: BackupError, instead: str = "") -> BackupError:
         unfinished = journal.unfinished
+        if isinstance(error, DockerUnreachableError | DockerRefusedError):
+            instead += "; where Docker does not come back: the same with --without-services, and services by hand"
         fix = "; then: ".join(filter(None, (error.fix, f"{unfinished.fix}{instead}")))
         return type(unfinished)(unfinished.what, why=error.account, said=error.said, fix=fix)
 
@@ -362,22 +401,30 @@ class Restorations:
                     why=f"no restore of {self.target.database} is unfinished",
                     fix="ovia-backup restore --history",
                 )
-            self._refuse_other_server(journal)
-            yield journal
+            with _telling(journal):
+                yield journal
 
-    def _refuse_other_server(self, journal: Journal) -> None:
-        """There, databases of the same names are somebody else's."""
-        order, target = journal.order, self.target
-        with connect(beside(target, target.database)) as session:
-            here = system_identifier(session)
-        known = here is not None and order.system_identifier is not None
-        if here == order.system_identifier if known else (target.host, target.port) == (order.host, order.port):
+    def _system_identifier(self) -> str | None:
+        with connect(beside(self.target, self.target.database)) as session:
+            return system_identifier(session)
+
+    def _is_elsewhere(self, order: Order) -> bool:
+        """Whether it was begun on another server; here, databases of the same names are somebody else's."""
+        here, target = self._system_identifier(), self.target
+        if here is not None and order.system_identifier is not None:
+            return here != order.system_identifier
+        return (target.host, target.port) != (order.host, order.port)
+
+    def _refuse_other_server(self, order: Order) -> None:
+        if not self._is_elsewhere(order):
             return
         raise RestoreRefusedError(
-            f"{target.host}:{target.port} is not the server that the {order.mode} of {order.database} was begun on",
+            f"{self.target.host}:{self.target.port} is not the server that the {order.mode} of {order.database} was "
+            "begun on",
             why=f"that was {order.place}, of system identifier {order.system_identifier or 'unknown'}; this is "
-            f"{here or 'unknown'}",
-            fix="set RESTORE_POSTGRES_HOST and POSTGRES_HOST, POSTGRES_PORT as they were then; then try again",
+            f"{self._system_identifier() or 'unknown'}",
+            fix="set RESTORE_POSTGRES_HOST and POSTGRES_HOST, POSTGRES_PORT as they were then; then try again; or, if "
+            f"that server is gone for good: {give_up(order)}",
         )
 
     def _reading(self, backup: Backup | None) -> contextlib.AbstractContextManager[None]:
@@ -392,3 +439,16 @@ class Restorations:
                 why=f"{human_bytes(free)} free",
                 fix="make room: ovia-backup prune --dry-run; df -h $BACKUP_DIR",
             )
+
+
+@contextlib.contextmanager
+def _telling(journal: Journal) -> Iterator[None]:
+    """Whoever ends this process is told what is left unfinished."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException:
+        if journal.ended is None:
+            raise journal.unfinished from None
+        raise

@@ -10,12 +10,22 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from ovia_backup_dagster.core import comparison
 from ovia_backup_dagster.core.catalog import GLOBALS, Backup
 from ovia_backup_dagster.core.drill import DrillCheck, Result
-from ovia_backup_dagster.core.errors import CopyError, NoWayBackError, RestoreError, ServiceError
+from ovia_backup_dagster.core.errors import (
+    BackupError,
+    ConnectionLostError,
+    CopyError,
+    DockerRefusedError,
+    NoWayBackError,
+    RestoreError,
+    ServerUnreachableError,
+    ServiceError,
+    VolumeError,
+)
 from ovia_backup_dagster.core.naming import before_name
 from ovia_backup_dagster.core.restoration import Journal, Mark, Mode, Order, Proven, Step
 from ovia_backup_dagster.postgres import archive as archives
@@ -25,7 +35,7 @@ from ovia_backup_dagster.postgres.datatext import Log
 from ovia_backup_dagster.postgres.drill import Choice, Driller, Where
 from ovia_backup_dagster.postgres.proof import Proof
 from ovia_backup_dagster.postgres.properties import Properties, apply, carry_over, properties
-from ovia_backup_dagster.postgres.quoting import shell_word
+from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
 from ovia_backup_dagster.postgres.session import beside
 from ovia_backup_dagster.postgres.subscriptions import (
     disable_subscriptions,
@@ -35,10 +45,13 @@ from ovia_backup_dagster.postgres.subscriptions import (
 )
 from ovia_backup_dagster.postgres.swap import obstacles, standing, swap, where
 from ovia_backup_dagster.postgres.written import written
+from ovia_backup_dagster.restoration.plan import Wishes
 from ovia_backup_dagster.swarm.health import wait_until_healthy
 from ovia_backup_dagster.swarm.services import Swarm
 
 Data = Mapping[str, Any]
+E = TypeVar("E", bound=BackupError)
+_OF_SERVICES = (Step.STOP, Step.MIGRATE, Step.START, Step.HEALTH)
 _STOP_SECONDS = 300.0
 _START_SECONDS = 300.0
 _MIGRATE_SECONDS = 1800.0
@@ -62,6 +75,7 @@ class Steps:
         journal: what was done so far.
         backup: what is restored; ``None`` of an undo.
         log: told what happens.
+        by_hand: a person stops, migrates, starts and asks the services, and is told which.
     """
 
     driller: Driller
@@ -71,6 +85,7 @@ class Steps:
     journal: Journal
     backup: Backup | None
     log: Log
+    by_hand: bool = False
     _dumps_held: contextlib.ExitStack | None = field(default=None, init=False)
 
     @property
@@ -86,19 +101,25 @@ class Steps:
         noted = self.journal.data(step)
         if step in (Step.STOP, Step.DROP, Step.SWAP) and not noted and self.order.mode is not Mode.NEW:
             # Since the plan was made, hours may have gone by.
-            for obstacle in obstacles(self.target, self.order.database, mode_needs_swap=bool(self.order.kept)):
-                raise obstacle
+            for name in (self.order.database, self.order.incoming):
+                for obstacle in obstacles(self.target, name, mode_needs_swap=bool(self.order.kept)):
+                    raise obstacle
             self._hold_dumps()
-        if step is Step.STOP and "replicas" not in noted:
+        if step is Step.STOP and "replicas" not in noted and not self.by_hand:
             return {"replicas": {name: self.swarm.replicas(name) for name in self.order.services}}
         if step is Step.DROP and "properties" not in noted:
             self._live()
-            return {"properties": properties(self.target, self.order.database).to_json()}
+            found = subscriptions(self.target, self.order.database) if self._exists(self.order.database) else []
+            return {
+                "properties": properties(self.target, self.order.database).to_json(),
+                # They must go first, and with them goes who knows their slots.
+                "dropped_subscriptions": {each.name: each.slot for each in found},
+            }
         if step is Step.RESTORE and self.journal.attempts(step) == 0 and self._exists(self.order.incoming):
             raise CopyError(
                 f"there is a database {self.order.incoming} at {self.order.place} already",
                 why="somebody made it meanwhile",
-                fix=f"psql -l; then begin again: ovia-backup restore {self.order.backup}",
+                fix="psql -l; then begin again" + ("" if self.order.mode is Mode.NEW else f": {self.again}"),
             )
         if step is Step.SWAP and "incoming_oid" not in noted:
             order = self.order
@@ -122,13 +143,19 @@ class Steps:
         return found.oid
 
     def _replaced(self, database: str) -> RestoreError:
-        order = self.order
-        again = f"restore {order.backup}" if order.backup else f"undo-restore --kept {shell_word(order.incoming)}"
         return RestoreError(
-            f"database {database} is not the one that the {order.mode} began with",
+            f"database {database} is not the one that the {self.order.mode} began with",
             why="somebody dropped, made or renamed it meanwhile",
-            fix=f"psql -l; then begin again: ovia-backup {again}",
+            fix=f"psql -l; then begin again: {self.again}",
         )
+
+    @property
+    def again(self) -> str:
+        """The command that begins such a swap, undo or drop anew."""
+        order = self.order
+        if order.mode is Mode.UNDO:
+            return f"ovia-backup undo-restore --kept {shell_word(order.incoming)}"
+        return Wishes(backup=order.backup_path, mode=order.mode).command()
 
     def take(self, step: Step) -> Data:
         """Take the step; returns what is to be noted of it.
@@ -147,9 +174,23 @@ class Steps:
             Step.START: self._start,
             Step.HEALTH: self._health,
         }
+        if self.by_hand and step in _OF_SERVICES:
+            return {"notes": [self._to_do(step)]}
         return takers[step]()
 
     # ---- the services
+
+    def _to_do(self, step: Step) -> str:
+        """What a person does instead of the step."""
+        wanted = self._replicas
+        texts = {
+            Step.STOP: f"to be stopped by hand: {_scale_command(dict.fromkeys(wanted, 0))}",
+            Step.MIGRATE: f"to be run by hand: docker service update --force {self.order.migrate}",
+            Step.START: f"to be started by hand: {_scale_command(wanted)}",
+            Step.HEALTH: f"to be asked by hand: {self.order.health_url}",
+        }
+        self.log(texts[step])
+        return texts[step]
 
     def _stop(self) -> Data:
         names = list(self.order.services)
@@ -159,30 +200,38 @@ class Steps:
         return {}
 
     def _start(self) -> Data:
-        before = self.journal.data(Step.STOP).get("replicas", {})
-        wanted = {name: before.get(name) if count is None else count for name, count in self.order.services.items()}
+        wanted = self._replicas
         problems = self._scale({name: count for name, count in wanted.items() if count is not None})
         for problem in problems[1:]:
             self.log(problem.account)
         if problems:
             raise problems[0]
-        return {}
+        return {"notes": [self._to_do(Step.START)]} if None in wanted.values() else {}
+
+    @property
+    def _replicas(self) -> dict[str, int | None]:
+        """Of each service, in the end; ``None`` where it was stopped by hand, and nobody wrote down how many it had."""
+        before = self.journal.data(Step.STOP).get("replicas", {})
+        return {name: before.get(name) if count is None else count for name, count in self.order.services.items()}
 
     def _scale(self, wanted: Mapping[str, int]) -> list[ServiceError]:
         """Scale all, whatever becomes of one of them; returns what is wrong with those that are not well.
 
         Raises:
-            SwarmError: Docker does not answer.
+            SwarmError: Docker does not answer, or refused to scale one.
         """
         problems: list[ServiceError] = []
+        refusals: list[DockerRefusedError] = []
         scaled: list[tuple[str, int]] = []
         for name, count in wanted.items():
-            with _collected(problems):
+            with _collected(problems, ServiceError), _collected(refusals, DockerRefusedError):
                 self.swarm.scale(name, count)
                 scaled.append((name, count))
         for name, count in scaled:
-            with _collected(problems):
+            with _collected(problems, ServiceError):
                 self.swarm.wait_until_running(name, count, _START_SECONDS, self.log)
+        for refusal in refusals:
+            raise refusal
         return problems
 
     def _migrate(self) -> Data:
@@ -210,9 +259,16 @@ class Steps:
 
     def _drop(self) -> Data:
         self._hold_dumps()
-        slots = drop_subscriptions(self.target, self.order.database) if self._exists(self.order.database) else []
+        if self._exists(self.order.database):
+            drop_subscriptions(self.target, self.order.database)
         self._copy(self.order.database).drop(self.order.live_oid)
+        slots = filter(None, self._dropped_subscriptions.values())
         return {"notes": [f"to be dropped on its publisher: replication slot {slot}" for slot in slots]}
+
+    @property
+    def _dropped_subscriptions(self) -> Mapping[str, str | None]:
+        """Name -> slot, of those that the database had that is dropped."""
+        return dict(self.journal.data(Step.DROP).get("dropped_subscriptions", {}))
 
     def _exists(self, database: str) -> bool:
         return standing(self.target, database).exists
@@ -385,11 +441,12 @@ class Steps:
                 fix=f"to finish it: ovia-backup restore --resume{instead}",
             )
 
-    def put_back(self) -> list[ServiceError]:
+    def put_back(self) -> list[BackupError]:
         """Make all as it was before the restore: the live database, and the services' replicas.
 
         Returns:
-            What is wrong with services: they have their replicas, and what becomes of those is no longer ours.
+            What is wrong, and no longer ours to wait for: services that have their replicas and are not well; a copy
+            that cannot be dropped.
 
         Raises:
             BackupError: it could not be; it can be tried again.
@@ -401,15 +458,54 @@ class Steps:
                 # Noted first: what was live may have been written to, and is not dropped.
                 aside = noted.get("aside") or self._aside()
                 notes = [f"what was live stays as {aside}"]
-                journal.write(Mark.PUTTING_BACK, Step.SWAP, was_live=True, aside=aside, notes=notes)
+                found = [each.name for each in subscriptions(self.target, order.database) if each.enabled]
+                journal.write(
+                    Mark.PUTTING_BACK,
+                    Step.SWAP,
+                    was_live=True,
+                    aside=aside,
+                    aside_subscriptions=found,
+                    notes=notes,
+                )
                 self._stop_again()
+                disable_subscriptions(self.target, order.database)
                 self.log(f"swapping back: {order.kept} becomes {order.database}")
                 oids = noted["incoming_oid"], noted["live_oid"]
                 swap(self.target, order.database, order.kept, aside, oids=oids)
             enable_subscriptions(self.target, order.database, noted["subscriptions"])
+        if dropped := self._dropped_subscriptions:
+            there = {each.name for each in subscriptions(self.target, order.database)}
+            lost = [f"{name} (slot {slot})" for name, slot in dropped.items() if name not in there]
+            if lost:
+                self._note(Step.DROP, [f"subscriptions that were dropped before the drop failed: {', '.join(lost)}"])
+        # People wait for the services, and nobody for the copy to go.
+        problems: list[BackupError] = []
+        if self.by_hand:
+            if journal.begun(Step.STOP):
+                self._note(Step.START, [self._to_do(Step.START)])
+        else:
+            problems += self._scale(journal.data(Step.STOP).get("replicas", {}))
         if order.mode in (Mode.SWAP, Mode.NEW) and not journal.data(Step.SWAP).get("was_live", False):
+            problems += self._copy_left()
+        return problems
+
+    def _copy_left(self) -> list[BackupError]:
+        """Drop the copy. If somebody holds it, it stays: no reason to let nobody begin another restore."""
+        order = self.order
+        try:
             self.drop_copy()
-        return self._scale(journal.data(Step.STOP).get("replicas", {}))
+        except (ServerUnreachableError, ConnectionLostError):
+            raise
+        except BackupError as error:
+            if order.incoming == order.database:
+                raise
+            drop = f"DROP DATABASE {sql_identifier(order.incoming)} WITH (FORCE)"
+            return [CopyError(f"a copy is left, to be dropped by a superuser: {drop}", why=error.account)]
+        return []
+
+    def _note(self, step: Step, notes: list[str]) -> None:
+        with contextlib.suppress(VolumeError):  # the way back does not wait for it
+            self.journal.write(Mark.PUTTING_BACK, step, notes=notes)
 
     def drop_copy(self) -> None:
         """Drop what this restore has made, which was never live.
@@ -425,17 +521,22 @@ class Steps:
                 self.log(error.account)  # not ours, and nothing of ours is left
 
     def _aside(self) -> str:
-        """What a database is called that was live, and is no longer: one that is kept, like any other."""
-        if self.order.mode is Mode.UNDO:
-            return self.order.incoming  # it had such a name
+        """What a database is called that was live, and is no longer: one that is kept, like any other.
+
+        Never by a name that it had before: what people were told of that one was another state of it.
+        """
         at = datetime.now(UTC)
         while self._exists(name := before_name(self.order.database, at)):
             at += timedelta(seconds=1)
         return name
 
     def _stop_again(self) -> None:
-        if self.journal.begun(Step.START):
+        if not self.journal.begun(Step.START) or self.by_hand:
+            return
+        try:
             self._stop()
+        except ServiceError as error:
+            self.log(error.account)  # the swap ends its sessions, whatever becomes of it
 
 
 def _proven(proof: Proof, lost: Sequence[str] = ()) -> Proven:
@@ -450,11 +551,16 @@ def _proven(proof: Proof, lost: Sequence[str] = ()) -> Proven:
 
 
 @contextlib.contextmanager
-def _collected(problems: list[ServiceError]) -> Iterator[None]:
+def _collected(problems: list[E], kind: type[E]) -> Iterator[None]:
     try:
         yield
-    except ServiceError as problem:
+    except kind as problem:
         problems.append(problem)
+
+
+def _scale_command(replicas: Mapping[str, int | None]) -> str:
+    counts = (f"{name}={'REPLICAS' if count is None else count}" for name, count in replicas.items())
+    return f"docker service scale {' '.join(counts)}"
 
 
 def give_up(order: Order) -> str:

@@ -2,33 +2,64 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import signal
-from datetime import UTC, datetime
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from unittest import mock
 
+import psycopg
 import pytest
 
 from ovia_backup_dagster.core.catalog import GLOBALS, RESERVE, RESERVE_BYTES
+from ovia_backup_dagster.core.errors import RestoreError
+from ovia_backup_dagster.core.naming import before_at
 from ovia_backup_dagster.core.restoration import Journal, Mark, Mode, Order, RestoreFolder, Step
+from ovia_backup_dagster.postgres import places, swap
 from ovia_backup_dagster.restoration import plan, steps
 from ovia_backup_dagster.restoration.plan import Wishes
-from ovia_backup_dagster_tests.conftest import execute, running_cluster
+from ovia_backup_dagster.swarm import services
+from ovia_backup_dagster_tests.conftest import PortCluster, execute, running_cluster
 from ovia_backup_dagster_tests.faults.conftest import needs_root
 from ovia_backup_dagster_tests.faults.disks import MEGABYTE, free, tmpfs
 from ovia_backup_dagster_tests.faults.harness import until
 from ovia_backup_dagster_tests.postgres.drilling import one
 from ovia_backup_dagster_tests.restoration.conftest import Site, admin_of, site_on
+from ovia_backup_dagster_tests.restoration.docker_engine import engine
 from ovia_backup_dagster_tests.restoration.test_faults import (
     admin_of_live,
     each_step,
     ended_as,
     execute_prepared,
     failed,
+    first,
+    sql_in_server,
 )
 from ovia_backup_dagster_tests.restoration.test_killed import killed_at
 
+TABLES = ("people", "identities", "person_identity_links")
 RED = "http://127.0.0.1:1/health"
+
+
+def give_up_line(site: Site) -> str:
+    return f"ovia-backup restore --abort --yes-destroy {site.live.database}"
+
+
+@contextmanager
+def impatient() -> Iterator[None]:
+    """In the block, nobody waits for a Docker that is away."""
+    with (
+        mock.patch.object(services, "PATIENCE_SECONDS", 0.0),
+        mock.patch.multiple(steps, _STOP_SECONDS=0.5, _START_SECONDS=0.5, _MIGRATE_SECONDS=0.5),
+    ):
+        yield
+
+
+def fail_it() -> None:
+    raise RestoreError("it fails here")
 
 
 def drop_live(site: Site) -> None:
@@ -203,6 +234,259 @@ def test_a_database_made_anew_since_the_plan_is_not_replaced(site: Site, back: b
     ended = site.place.run(*command, "--yes-destroy", site.live.database)
     assert ended.code == 0, ended.output
     assert site.content() == (site.now if back else site.then)
+
+
+# ------------------------------------------------------------------------------- somebody ends it, or Docker is gone
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_ends_it_is_told_what_is_left(site: Site, number: signal.Signals) -> None:
+    """After the drop there is no way back, and nobody may believe that nothing is left to do."""
+    with each_step(Step.RESTORE, lambda: os.kill(os.getpid(), number)):
+        ended = site.restore("--mode", "drop")
+    assert ended.code == 1
+    assert "is not finished" in ended.output
+    assert ended.output.endswith("Next: ovia-backup restore --resume\n"), ended.output
+    assert give_up_line(site) in ended.output
+    assert site.place.run("restore", "--resume").code == 0
+    ended_as(site, "new")
+
+
+def test_who_ends_it_where_all_can_be_put_back_has_nothing_left(site: Site) -> None:
+    with each_step(Step.SWAP, lambda: os.kill(os.getpid(), signal.SIGINT)):
+        ended = site.restore()
+    assert (ended.code, "nothing unfinished is left" in ended.output) == (130, True), ended.output
+    ended_as(site, "old")
+
+
+@pytest.mark.parametrize("verb", ["--resume", "--abort"])
+def test_without_docker_services_are_a_persons_business(site: Site, tmp_path: Path, verb: str) -> None:
+    gone = tmp_path / "gone"
+    with engine(gone, api=2, ingest=1) as docker, impatient():
+        swarm = site.with_settings(
+            SWARM_APP_SERVICES="api,ingest", SWARM_MIGRATE_SERVICE="migrate", SWARM_DOCKER_URL=docker.url
+        )
+        docker.replicas["migrate"] = 0
+        with each_step(Step.SWAP, gone.touch):
+            line = swarm.restore().output
+        assert "is not finished" in line
+        assert "--without-services" in line
+        assert "is not finished" in swarm.place.run("restore", verb).output
+        ended = swarm.place.run("restore", verb, "--without-services")
+        assert ended.code == 0, ended.output
+        assert "to be started by hand: docker service scale api=2 ingest=1" in ended.output
+        assert ("docker service update --force migrate" in ended.output) == (verb == "--resume")
+        ended_as(site, "new" if verb == "--resume" else "old")
+        gone.unlink()
+        assert docker.replicas == {"api": 0, "ingest": 0, "migrate": 0}
+
+
+def test_services_that_were_stopped_by_hand_are_not_forgotten(site: Site, tmp_path: Path) -> None:
+    """Nobody wrote down how many there were: when Docker is back, a person is told to start them."""
+    gone = tmp_path / "gone"
+    with engine(gone, api=2) as docker, impatient():
+        swarm = site.with_settings(SWARM_APP_SERVICES="api", SWARM_DOCKER_URL=docker.url)
+        with each_step(Step.RESTORE, lambda: os.kill(os.getpid(), signal.SIGKILL)):
+            assert swarm.restore().killed
+        gone.touch()
+        with each_step(Step.SWAP, lambda: os.kill(os.getpid(), signal.SIGKILL)):
+            assert swarm.place.run("restore", "--resume", "--without-services").killed
+        gone.unlink()
+        ended = swarm.place.run("restore", "--resume")
+        assert ended.code == 0, ended.output
+        assert "to be started by hand: docker service scale api=REPLICAS" in ended.output
+        ended_as(site, "new")
+
+
+@pytest.mark.parametrize("step", [Step.START, Step.SWAP])
+def test_a_service_that_docker_refuses_keeps_no_other_down(site: Site, tmp_path: Path, step: Step) -> None:
+    """While the new database goes live, and while all is put back."""
+    with engine(tmp_path / "gone", a=1, b=2, c=3) as docker:
+        docker.refused.add("a")
+        swarm = site.with_settings(SWARM_APP_SERVICES="a,b,c", SWARM_DOCKER_URL=docker.url)
+        with each_step(Step.SWAP, fail_it if step is Step.SWAP else bool):
+            ended = swarm.restore()
+        assert "is not finished" in ended.output
+        assert "Docker refuses" in ended.output
+        assert docker.replicas == {"a": 0, "b": 2, "c": 3}
+        docker.refused.clear()
+        assert swarm.place.run("restore", "--resume").code == (1 if step is Step.SWAP else 0)
+        assert docker.replicas == {"a": 1, "b": 2, "c": 3}
+        ended_as(site, "old" if step is Step.SWAP else "new")
+
+
+def test_a_copy_that_somebody_holds_keeps_no_service_down(site: Site, tmp_path: Path) -> None:
+    """A superuser's session in it: this role may not end that, and so not drop it."""
+    role, held = f"owner_{site.live.database}", []
+
+    def enter() -> None:
+        name = next(name for name in site.databases if "_restore_" in name)
+        held.append(psycopg.connect(host=site.live.host, port=site.live.port, user=site.live.user, dbname=name))
+
+    sql_in_server(site, "CREATE ROLE {} LOGIN CREATEDB", role)
+    try:
+        execute(site.live, *(f"ALTER TABLE {name} OWNER TO {role}" for name in TABLES))
+        execute(site.live, f"ALTER MATERIALIZED VIEW counted OWNER TO {role}")
+        sql_in_server(site, "ALTER DATABASE {} OWNER TO {}", site.live.database, role)
+        site.backup, site.now = site.place.chain(), site.content()
+        with engine(tmp_path / "gone", api=2) as docker, mock.patch.object(swap, "DEADLINE_SECONDS", 1.0):
+            owned = site.with_settings(
+                RESTORE_POSTGRES_USER=role, SWARM_APP_SERVICES="api", SWARM_DOCKER_URL=docker.url
+            )
+            with each_step(Step.STOP, enter):
+                error = failed(site, owned.restore())
+            assert docker.replicas == {"api": 2}
+        copy = next(name for name in site.databases if "_restore_" in name)
+        assert site.databases == [site.live.database, copy]
+        assert error
+        assert f'DROP DATABASE "{copy}" WITH (FORCE)' in " ".join(site.records[0].notes)
+        assert site.content() == site.now
+        assert RestoreFolder(site.place.catalog).unfinished() is None
+    finally:
+        for name in site.databases:
+            execute(site.live.to(name), f"REASSIGN OWNED BY {role} TO CURRENT_USER", f"DROP OWNED BY {role}")
+        sql_in_server(site, "DROP ROLE {}", role)
+
+
+# ----------------------------------------------------------------------------------------- the server that is gone
+
+
+@pytest.mark.parametrize("mode", ["drop", "swap"])
+def test_a_server_that_is_lost_in_a_restore_is_given_up_for_a_new_one(
+    server: PortCluster, bin_dir: Path, tmp_path: Path, mode: str
+) -> None:
+    with running_cluster(bin_dir) as lost, site_on(lost, bin_dir, tmp_path, "ovia") as site:
+        with killed_at(3, before=False):
+            assert site.restore("--mode", mode).killed
+        there = server.connection("ovia")
+        new = site.with_settings(POSTGRES_HOST=there.host, POSTGRES_PORT=str(there.port), POSTGRES_USER=there.user)
+        assert "--resume" in new.restore("--new-host").refused()
+        for verb in ("--resume", "--abort"):
+            assert f"gone for good: {give_up_line(site)}" in new.place.run("restore", verb).refused()
+        ended = new.place.run("restore", "--abort", "--yes-destroy", "ovia")
+        assert "is gone" in ended.output
+        assert "--new-host" in ended.output
+        assert new.restore("--new-host").code == 0
+        new.live = there
+        try:
+            assert new.content() == site.then
+        finally:
+            sql_in_server(new, "DROP DATABASE {} WITH (FORCE)", "ovia")
+
+
+# ------------------------------------------------------------------------------- what was live for a while
+
+
+def test_what_was_live_after_an_undo_is_not_dropped_at_its_old_time(site: Site) -> None:
+    """People were told of what it was before it was live again; what they wrote then, nobody was told of."""
+    assert site.restore().code == 0
+    kept = site.records[0].kept
+    at = before_at(kept, site.live.database)
+    assert at is not None
+    RestoreFolder(site.place.catalog).announce(kept, at + timedelta(days=12, minutes=1))
+    red = site.with_settings(HEALTH_URL=RED)
+    with killed_at(2, before=False):
+        assert red.undo().killed
+    execute(site.live, "INSERT INTO people (id, name) VALUES (8000, 'after the undo')")
+    ended = site.place.run("restore", "--abort")
+    assert ended.code == 0, ended.output
+    aside = site.records[0].kept
+    assert aside != kept
+    assert aside in ended.output
+    assert one(site.live.to(aside), "SELECT count(*) FROM people WHERE id = 8000") == 1
+    told: list[str] = []
+
+    def tell(title: str, _: str) -> bool:
+        told.append(title)
+        return True
+
+    site.place.system.restorations.expire(timedelta(days=14), tell, at + timedelta(days=14), lambda _: None)
+    assert told == [f"database {aside} will be dropped"]
+
+
+def test_subscriptions_of_what_was_live_for_a_while_are_stopped_and_come_back_with_it(site: Site) -> None:
+    name = f"s_{site.live.database}"
+    execute(
+        site.live,
+        f"CREATE SUBSCRIPTION {name} CONNECTION 'host=127.0.0.1 port=1' PUBLICATION p WITH (connect = false)",
+        f"ALTER SUBSCRIPTION {name} ENABLE",
+    )
+    enabled = f"SELECT subenabled FROM pg_subscription WHERE subname = '{name}'"
+    assert site.restore().code == 0
+    assert one(site.live, enabled) is False
+    with killed_at(2, before=False):
+        assert site.with_settings(HEALTH_URL=RED).undo().killed
+    assert one(site.live, enabled) is True
+    assert site.place.run("restore", "--abort").code == 0
+    assert one(site.live, enabled) is False
+    assert site.undo().code == 0
+    assert one(site.live, enabled) is True
+    execute(site.live, f"ALTER SUBSCRIPTION {name} DISABLE", f"ALTER SUBSCRIPTION {name} SET (slot_name = NONE)")
+    execute(site.live, f"DROP SUBSCRIPTION {name}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_the_slots_of_a_database_that_is_dropped_are_named_whatever_happens(site: Site, number: signal.Signals) -> None:
+    name = f"s_{site.live.database}"
+    execute(
+        site.live,
+        f"CREATE SUBSCRIPTION {name} CONNECTION 'host=127.0.0.1 port=1' PUBLICATION p "
+        f"WITH (connect = false, slot_name = 'its_slot')",
+    )
+    with first(places.Copy, "drop", lambda: os.kill(os.getpid(), number)):
+        site.restore("--mode", "drop")
+    if number is signal.SIGINT:
+        ended_as(site, "old")
+        assert f"{name} (slot its_slot)" in " ".join(site.records[0].notes)
+    else:
+        ended = site.place.run("restore", "--resume")
+        assert ended.code == 0, ended.output
+        assert "replication slot its_slot" in ended.output
+        ended_as(site, "new")
+
+
+def test_a_live_database_that_is_gone_is_not_undone_but_renamed(site: Site) -> None:
+    assert site.restore().code == 0
+    kept = site.records[0].kept
+    drop_live(site)
+    for line in (site.undo().refused(), site.restore().refused()):
+        assert f'ALTER DATABASE "{kept}" RENAME TO "{site.live.database}"' in line
+    sql_in_server(site, "ALTER DATABASE {} RENAME TO {}", kept, site.live.database)
+    assert site.content() == site.now
+
+
+def test_what_is_damaged_does_not_go_live(site: Site, bin_dir: Path) -> None:
+    """Not by the way of a new host either."""
+    content = site.backup.path.read_bytes()
+    site.backup.path.write_bytes(content[: len(content) * 6 // 10])
+    site.place.run("verify", site.backup.path.name)
+    with running_cluster(bin_dir) as other:
+        there = other.connection(site.live.database)
+        new = site.with_settings(POSTGRES_HOST=there.host, POSTGRES_PORT=str(there.port), POSTGRES_USER=there.user)
+        new.live = there
+        damaged = ("--mode", "new", "--even-if-damaged", "--new-host")
+        line = new.restore(*damaged, "--into", site.live.database).refused()
+        assert "does not go live" in line
+        ended = new.place.run(*shlex.split(line.rpartition("ovia-backup ")[2]))
+        assert ended.code == 0, ended.output
+        assert new.restore(*damaged).code == 0
+        assert site.live.database not in new.databases
+        assert len(new.databases) == 2
+
+
+def test_one_kept_database_that_cannot_be_dropped_does_not_keep_the_others(site: Site) -> None:
+    assert site.restore().code == 0
+    assert site.restore().code == 0
+    newest, oldest = (record.kept for record in site.records)
+    in_three_days = datetime.now(UTC) + timedelta(days=3)
+    folder = RestoreFolder(site.place.catalog)
+    for name in (newest, oldest):
+        folder.announce(name, in_three_days - timedelta(days=2))
+    sql_in_server(site, "ALTER DATABASE {} IS_TEMPLATE true", newest)
+    with pytest.raises(RestoreError, match="is a template"):
+        site.place.system.restorations.expire(timedelta(days=1), lambda *_: True, in_three_days, lambda _: None)
+    assert site.databases == [site.live.database, newest]
+    sql_in_server(site, "ALTER DATABASE {} IS_TEMPLATE false", newest)
 
 
 # ------------------------------------------------------------------------------------------------- the journal

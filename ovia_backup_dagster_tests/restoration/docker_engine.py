@@ -1,0 +1,102 @@
+"""A Docker Engine of a few services, over HTTP on loopback, whose tasks do at once what their services say.
+
+For what a real engine does only with luck: to refuse one service, or to go away at a given moment. All that Swarm
+itself does to services is tried on a real one, in ``swarm/``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+
+@dataclass
+class Engine:
+    """The services, and what ails Docker. Processes of their own set that by files.
+
+    Attributes:
+        url: for ``DOCKER_HOST``.
+        replicas: of each service.
+        refused: services that may not be scaled up.
+        gone: a file; while it is there, Docker does not answer.
+    """
+
+    url: str
+    replicas: dict[str, int]
+    refused: set[str] = field(default_factory=set)
+    gone: Path = Path("/nonexistent")
+
+    def answer(self, method: str, target: str, body: Any) -> tuple[int, Any]:
+        path = re.sub(r"^/v[0-9.]+", "", urlsplit(target).path)
+        if self.gone.exists():
+            return 503, {"message": "the swarm does not have a leader"}
+        if path == "/version":
+            return 200, {"ApiVersion": "1.41"}
+        if path == "/tasks":
+            (name,) = json.loads(parse_qs(urlsplit(target).query)["filters"][0])["service"]
+            return 200, [self._task(name, number) for number in range(self.replicas[name])]
+        if found := re.fullmatch("/services/([^/]+)(/update)?", path):
+            name = found[1]
+            if name not in self.replicas:
+                return 404, {"message": f"service {name} not found"}
+            if method == "POST":
+                wanted = body["Mode"]["Replicated"]["Replicas"]
+                if wanted and name in self.refused:
+                    return 400, {"message": "this specification is not valid"}
+                self.replicas[name] = wanted
+            return 200, {"ID": name, "Version": {"Index": 1}, "Spec": self._spec(name)}
+        return 404, {"message": f"{path} is not known here"}
+
+    def _spec(self, name: str) -> Any:
+        template = {"ContainerSpec": {"Image": "app"}, "RestartPolicy": {"Condition": "none"}}
+        return {"Name": name, "Mode": {"Replicated": {"Replicas": self.replicas[name]}}, "TaskTemplate": template}
+
+    def _task(self, name: str, number: int) -> Any:
+        return {
+            "ID": f"{name}{number}",
+            "CreatedAt": "2026-01-01T00:00:00Z",
+            "DesiredState": "running",
+            "Spec": self._spec(name)["TaskTemplate"],
+            "Status": {"State": "running"},
+        }
+
+
+@contextmanager
+def engine(gone: Path, **replicas: int) -> Iterator[Engine]:
+    """One that answers until the block ends."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            status, answer = found.answer(self.command, self.path, json.loads(body) if body else None)
+            text = json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def do_POST(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    found = Engine(f"tcp://127.0.0.1:{server.server_port}", dict(replicas), gone=gone)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield found
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
