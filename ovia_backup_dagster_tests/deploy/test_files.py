@@ -14,14 +14,7 @@ from ovia_backup_dagster_tests.conftest import REPOSITORY
 
 DEPLOY = REPOSITORY / "deploy"
 #: Of no use in a container of the image, or by value where a file is wanted.
-NOT_IN_STACK = {
-    *service.BY_FILE,
-    "BACKUP_ASSET_PREFIX",
-    "DRILL_WHERE",
-    "PG_BIN_DIR",
-    "RESTORE_POSTGRES_HOST",
-    "RESTORE_POSTGRES_PORT",
-}
+NOT_IN_STACK = {*service.BY_FILE, "BACKUP_ASSET_PREFIX", "PG_BIN_DIR"}
 
 
 def read(name: str) -> dict[str, Any]:
