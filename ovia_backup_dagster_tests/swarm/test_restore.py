@@ -173,14 +173,17 @@ def test_scenario_1_and_back(swarm: Swarm, good: str, today: str) -> None:
 def test_a_restore_from_the_ui_shows_no_secret(swarm: Swarm, good: str, today: str) -> None:
     until(swarm.locations, 120, lambda: swarm.story("ovia-backup_webserver"))
     config = swarm.runbook.config(SCENARIO_1)
-    plan = {"ops": {"restore": {"config": {**config["ops"]["restore"]["config"], "action": "plan", "confirm": ""}}}}
-    planned = json.dumps(swarm.succeeded(swarm.launch("restore_job", plan)))
+    asked = config["ops"]["restore"]["config"]
+    assert asked["action"] == "plan"
+    asked["backup"] = swarm.variables["BACKUP"]
+    planned = json.dumps(swarm.succeeded(swarm.launch("restore_job", config)))
     assert "swap names: ovia becomes ovia_before_" in planned
     assert digest(swarm) == today
     refused = swarm.launch("restore_job", {"ops": {"restore": {"config": {"action": "restore", "confirm": "ovi"}}}})
     assert "nothing was done: the name that was given to confirm is not ovia" in json.dumps(swarm.finished(refused))
     assert digest(swarm) == today
     migrated = migrations()
+    asked |= {"action": "restore", "confirm": "ovia"}
     shown = swarm.succeeded_in_sight(swarm.launch("restore_job", config), "restore")
     assert digest(swarm) == good
     assert replicas() == REPLICAS
