@@ -117,6 +117,7 @@ def test_a_second_database(swarm: Swarm) -> None:
     )
     [newest] = [backup for backup in json.loads(files) if backup["tier"] == "daily"]
     assert (newest["rows"], newest["state"], newest["run_id"]) == (1234, "proven", both[1])
+    assert "1. restore into second_restore_" in swarm.follow("A second database", 1)
     nodes = swarm.graphql("{ assetsOrError { ... on AssetConnection { nodes { key { path } } } } }")
     keys = {"/".join(node["key"]["path"]) for node in nodes["assetsOrError"]["nodes"]}
     assert {"daily_dump", "second/daily_dump"} <= keys
