@@ -8,6 +8,7 @@ registry credentials of whoever runs this.
 from __future__ import annotations
 
 import difflib
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -25,6 +26,7 @@ from ovia_backup_dagster.core.errors import (
     ServiceMissingError,
     ServiceStuckError,
     ServiceUnsuitableError,
+    SwarmError,
 )
 
 Log = Callable[[str], None]
@@ -40,7 +42,19 @@ _ANSWER_SECONDS = 10
 _ENDED = frozenset({"complete", "shutdown", "failed", "rejected", "orphaned", "remove"})
 #: So many tasks of a migration may fail, where its service says that Swarm shall try again.
 _ATTEMPTS = 3
+#: How long a migration that was given up may take to end, in seconds; Docker's own stop_grace_period is 10.
+_END_SECONDS = 60.0
 _LOG_LINES = 10
+_NAME = r"(?:password|passwd|_pass|pwd)"
+#: A URL's password, up to its last @: tools complain of the very one that holds / or @ and is not encoded. One in a
+#: URL's query is a setting.
+_IN_URL = re.compile(rf"(\b[a-z][a-z0-9+.-]{{0,30}}://[^\s:/]*:)(?:(?![?&]\w*{_NAME}=)\S)*@", re.IGNORECASE)
+#: That of a setting: in a connection string, an environment, JSON or SQL. One in quotes ends where they do.
+_IN_SETTING = re.compile(
+    rf"""({_NAME}(?:\\*["'])?(?:\s*[=:]\s*|\s+(?=')))"""
+    r"""(?:(?P<quote>\\*["'])(?:(?P=quote){2}|\\.|(?!(?P=quote)).)*(?:(?P=quote)|$)|\S+)""",
+    re.IGNORECASE,
+)
 
 
 class Swarm:
@@ -100,7 +114,9 @@ class Swarm:
                     f"task {_task_name(name, task)} on node {_node(task)} did not stop within {timeout_seconds:.0f} s"
                     f"{more}",
                     why=f"its state is {_state(task)}; its stop_grace_period may be longer, or its node be down",
-                    fix=f"docker service ps {name}; docker node ls",
+                    # Of a node that is off, Swarm says for a day that what ran there runs.
+                    fix=f"docker service ps {name}; docker node ls; if the node is off for good: "
+                    f"docker node rm --force {task.get('NodeID') or 'NODE'}, then try again",
                 )
             if len(left) != told:
                 told = len(left)
@@ -138,34 +154,51 @@ class Swarm:
         """
         _check_ends_by_itself(self._inspect(service, _soon())["Spec"])
 
-    def run_once(self, service: str, timeout_seconds: float, log: Log) -> None:
-        """Begin a service that ends by itself, such as one that migrates a database, and wait until it is complete.
+    def runs(self, service: str) -> Json:
+        """What tells the next run of :meth:`run_once` from all earlier ones; changes nothing. Can be kept as JSON.
 
-        One at 0 replicas is set to 1. Where its restart condition is ``on-failure``, Swarm may try it three times.
+        Raises:
+            ServiceUnsuitableError: it is global, a job, has several replicas, or is restarted whenever it ends.
+        """
+        return _runs(*self._runnable(service, _soon()))
+
+    def run_once(self, service: str, timeout_seconds: float, log: Log, since: Json | None = None) -> None:
+        """Run a service that ends by itself, such as one that migrates a database, and wait until it is complete.
+
+        One at 0 replicas is set to 1. Where its restart condition is ``on-failure``, Swarm may try it three times. One
+        that failed is ended, as by :meth:`end`: nobody is to run it later, on whichever database is live then.
+
+        Args:
+            service: its name.
+            timeout_seconds: for how long it is waited for.
+            log: told what happens.
+            since: what :meth:`runs` said. A run that was begun after that is waited for, or its end is told, instead of
+                begun anew: it would be killed half-way.
 
         Raises:
             ServiceUnsuitableError: it is global, a job, has several replicas, or is restarted whenever it ends.
             MigrationFailedError: it failed, or was not complete in time; with the last lines that it printed.
         """
         ends = time.monotonic() + timeout_seconds
-        spec = self._inspect(service, ends)["Spec"]
-        _check_ends_by_itself(spec)
-        before = _forced(spec["TaskTemplate"])
-        earlier = {task["ID"] for task in self._tasks(service, ends)}
+        spec, tasks = self._runnable(service, ends)
+        if since is not None and _begun_since(since, spec, tasks):
+            log(f"waiting for the run of {service} that was begun before")
+        else:
+            since = _runs(spec, tasks)
+            before = since["forced"]
 
-        def force(spec: Json) -> bool:
-            template, mode = spec["TaskTemplate"], _replicated(spec)
-            if _forced(template) != before and mode["Replicas"]:
-                return False  # an update of ours whose answer was lost, or somebody else's: begun since we were called
-            template["ForceUpdate"] = _forced(template) + 1
-            mode["Replicas"] = 1
-            return True
+            def force(spec: Json) -> bool:
+                template, mode = spec["TaskTemplate"], _replicated(spec)
+                if _forced(template) != before and mode["Replicas"]:
+                    return False  # an update of ours whose answer was lost, or somebody else's: begun since we looked
+                template["ForceUpdate"] = _forced(template) + 1
+                mode["Replicas"] = 1
+                return True
 
-        counter = _forced(self._update(service, force, ends)["TaskTemplate"])
+            spec = self._update(service, force, ends)
         told = 0
         for last in _looks(ends):
-            # An update that was rolled back leaves tasks of a counter that comes again.
-            tasks = [t for t in self._tasks(service, ends) if t["ID"] not in earlier and _forced(t["Spec"]) == counter]
+            tasks = _later(since, spec, self._tasks(service, ends))
             if any(_state(task) == "complete" for task in tasks):
                 log(f"{service} is complete")
                 return
@@ -173,17 +206,53 @@ class Swarm:
             # Swarm makes a task's successor in the same step in which it gives the task up.
             given_up = len(ended) == len(tasks) > 0 and all(task["DesiredState"] != "running" for task in tasks)
             if given_up or len(ended) >= _ATTEMPTS or last:
-                raise MigrationFailedError(
-                    f"service {service} failed" if ended else f"{service} was not complete in {timeout_seconds:.0f} s",
-                    why=_trouble(tasks),
-                    said=self._printed(spec, tasks),
-                    fix=f"docker service ps --no-trunc {service}; docker service logs {service} --tail 50",
-                )
+                what = "failed" if ended else f"was not complete in {timeout_seconds:.0f} s"
+                why, said = _trouble(tasks), self._printed(spec, tasks)  # before Swarm forgets what is ended
+                fix = f"docker service ps --no-trunc {service}; docker service logs {service} --tail 50"
+                try:
+                    self.end(service, _END_SECONDS, log)
+                except SwarmError as error:
+                    why = f"{why}; and it may still run: {error.account}"
+                    fix = f"docker service scale {service}=0; {error.fix}"
+                raise MigrationFailedError(f"service {service} {what}", why=why, said=said, fix=fix)
             if len(ended) != told:
                 told = len(ended)
                 log(f"{service}: {_trouble(tasks)}; Swarm tries again")
 
+    def end(self, service: str, timeout_seconds: float, log: Log) -> bool:
+        """End what runs of a service, or is about to, and wait until none of it has a container.
+
+        It is left at 0 replicas: any more, and Swarm would begin it again. :meth:`run_once` sets them to 1. Where
+        nothing runs, nothing is changed.
+
+        Returns:
+            Whether there was anything to end.
+
+        Raises:
+            ServiceUnsuitableError: it is global, or a job.
+            ServiceStuckError: it did not end in time.
+        """
+        ends = time.monotonic() + timeout_seconds
+        spec, tasks = self._inspect(service, ends)["Spec"], self._tasks(service, ends)
+        left = [task for task in tasks if _state(task) not in _ENDED or task["DesiredState"] == "running"]
+        # Asked for a moment ago, and Swarm is about to make its first task.
+        asked_for = _replicated(spec)["Replicas"] and not _of_counter(spec, tasks)
+        if not left and not asked_for:
+            return False
+        log(f"ending {service}: {_trouble(left)}")
+        self.scale(service, 0)
+        self.wait_until_stopped([service], timeout_seconds, log)
+        return True
+
     # ------------------------------------------------------------------------------------------- what is asked
+
+    def _runnable(self, service: str, ends: float) -> tuple[Json, list[Json]]:
+        """The specification of one that ends by itself, and its tasks."""
+        # In this order a run that is begun meanwhile is known as new, by its task.
+        tasks = self._tasks(service, ends)
+        spec: Json = self._inspect(service, ends)["Spec"]
+        _check_ends_by_itself(spec)
+        return spec, tasks
 
     def _inspect(self, service: str, ends: float) -> Json:
         found: Json = self._ask(lambda api: api.inspect_service(service), ends, service)
@@ -230,7 +299,7 @@ class Swarm:
         except (DockerUnreachableError, DockerRefusedError):
             return ""  # its log driver keeps none, or its node is away: the failure matters more
         pairs = (line.partition(" ")[::2] for line in text.splitlines())
-        return " / ".join(line.strip()[:200] for details, line in pairs if mark in details)
+        return " / ".join(redacted(line).strip()[:200] for details, line in pairs if mark in details)
 
     def _ask(self, question: Callable[[docker.APIClient], T], ends: float, service: str) -> T:
         """Ask, and anew while Docker is away or somebody else's update was quicker, until the end."""
@@ -343,7 +412,33 @@ def _made_by(template: Json, task: Json) -> bool:
     return same and _forced(task["Spec"]) == _forced(template)
 
 
+def _runs(spec: Json, tasks: Sequence[Json]) -> Json:
+    return {"forced": _forced(spec["TaskTemplate"]), "tasks": [task["ID"] for task in tasks]}
+
+
+def _of_counter(spec: Json, tasks: Sequence[Json]) -> list[Json]:
+    """The tasks that were made for the latest run."""
+    return [task for task in tasks if _forced(task["Spec"]) == _forced(spec["TaskTemplate"])]
+
+
+def _later(since: Json, spec: Json, tasks: Sequence[Json]) -> list[Json]:
+    """Those of them that were made since then."""
+    # An update that was rolled back leaves tasks of a counter that comes again.
+    return [task for task in _of_counter(spec, tasks) if task["ID"] not in since["tasks"]]
+
+
+def _begun_since(since: Json, spec: Json, tasks: Sequence[Json]) -> bool:
+    """Whether a run was begun since then, if only by an update of which Swarm has made no task yet."""
+    asked_for = _forced(spec["TaskTemplate"]) != since["forced"] and _replicated(spec)["Replicas"] > 0
+    return asked_for or bool(_later(since, spec, tasks))
+
+
 # --------------------------------------------------------------------------------------------- what a task says
+
+
+def redacted(line: str) -> str:
+    """A printed line without the passwords in it, as far as they can be known: a URL's, and those of settings."""
+    return _IN_SETTING.sub(r"\1...", _IN_URL.sub(r"\1...@", line))
 
 
 def _state(task: Json) -> str:

@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from ovia_backup_dagster.core.errors import (
     DockerRefusedError,
@@ -25,7 +27,7 @@ from ovia_backup_dagster.core.errors import (
     ServiceUnsuitableError,
 )
 from ovia_backup_dagster.swarm import services
-from ovia_backup_dagster.swarm.services import Swarm
+from ovia_backup_dagster.swarm.services import Swarm, redacted
 from ovia_backup_dagster_tests.conftest import REPOSITORY
 from ovia_backup_dagster_tests.swarm import engine as engines
 from ovia_backup_dagster_tests.swarm.engine import Engine, docker, until
@@ -115,6 +117,10 @@ def containers(name: str, *options: str) -> set[str]:
     return set(docker("ps", "-q", "--no-trunc", "-f", mine, *options).split())
 
 
+def tasks(name: str) -> set[str]:
+    return set(docker("service", "ps", "-q", "--no-trunc", name).split())
+
+
 def spec_but(name: str, **changed: int) -> dict[str, Any]:
     """Its specification as it would be after these changes and no other."""
     spec: dict[str, Any] = copy.deepcopy(inspect(name)["Spec"])
@@ -187,7 +193,9 @@ def test_a_service_that_is_missing(swarm: Swarm) -> None:
             lambda: swarm.scale("ovia_ovia-apl", 0),
             lambda: swarm.wait_until_stopped(["ovia_ovia-api", "ovia_ovia-apl"], 5, print),
             lambda: swarm.wait_until_running("ovia_ovia-apl", 1, 5, print),
+            lambda: swarm.runs("ovia_ovia-apl"),
             lambda: swarm.run_once("ovia_ovia-apl", 5, print),
+            lambda: swarm.end("ovia_ovia-apl", 5, print),
         )
         for call in calls:
             with pytest.raises(ServiceMissingError, match=r"no service ovia_ovia-apl: did you mean ovia_ovia-api\?"):
@@ -201,7 +209,9 @@ def test_a_service_of_another_mode_is_left_alone(swarm: Swarm, mode: str) -> Non
         for call in (
             lambda: swarm.replicas("other"),
             lambda: swarm.scale("other", 0),
+            lambda: swarm.runs("other"),
             lambda: swarm.run_once("other", 5, print),
+            lambda: swarm.end("other", 5, print),
         ):
             with pytest.raises(ServiceUnsuitableError, match="service other cannot be scaled: its mode is"):
                 call()
@@ -313,8 +323,11 @@ def test_a_task_that_does_not_heed_its_end_is_waited_for(swarm: Swarm, said: lis
         node = docker("node", "inspect", "self", "--format", "{{.ID}}")
         swarm.scale("deaf", 0)
         swarm.scale("good", 0)
-        with pytest.raises(ServiceStuckError, match=rf"task deaf\.1 on node {node} did not stop within 2 s.*running"):
+        with pytest.raises(
+            ServiceStuckError, match=rf"task deaf\.1 on node {node} did not stop within 2 s.*running"
+        ) as stuck:
             swarm.wait_until_stopped(["good", "deaf"], 2, said.append)
+        assert f"if the node is off for good: docker node rm --force {node}, then try again" in stuck.value.fix
         assert containers("deaf")
         swarm.wait_until_stopped(["good", "deaf"], 30, said.append)
         assert not containers("deaf") | containers("good")
@@ -410,12 +423,125 @@ def test_a_migration_that_is_tried_again(swarm: Swarm, said: list[str]) -> None:
             assert tasks <= len(failed) <= tasks + 1
 
 
-def test_a_migration_that_does_not_end(swarm: Swarm) -> None:
-    with once("migrate", f"echo waiting for a lock; {WORKS}"):
+def test_what_is_given_up_is_ended(swarm: Swarm, said: list[str]) -> None:
+    """At once where it was the time, and before the next try where it failed; what it printed is told all the same."""
+    with once("migrate", f"echo waiting for a lock; {WORKS}", condition="on-failure"):
         with pytest.raises(MigrationFailedError, match=r"not complete in 3 s: a task is running \(waiting for a lock"):
-            swarm.run_once("migrate", 3, print)
-        swarm.scale("migrate", 0)
-        swarm.wait_until_stopped(["migrate"], 10, print)
+            swarm.run_once("migrate", 3, said.append)
+        assert not containers("migrate")
+        assert swarm.replicas("migrate") == 0
+    assert [line for line in said if line.startswith("ending migrate: a task is running")]
+    with once("migrate", "echo no people; exit 1", condition="on-failure"):
+        with pytest.raises(MigrationFailedError, match="no people"):
+            swarm.run_once("migrate", 30, print)
+        assert swarm.replicas("migrate") == 0
+        begun = tasks("migrate")
+        time.sleep(2)
+        assert tasks("migrate") <= begun, "Swarm tried it once more"
+
+
+def test_what_does_not_end_may_still_run(swarm: Swarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "_END_SECONDS", 1.0)
+    with once("migrate", "trap '' TERM; while :; do sleep 0.1; done", "--stop-grace-period", "5s"):
+        with pytest.raises(
+            MigrationFailedError, match=r"not complete in 2 s: .*may still run: task migrate\.1.*node rm"
+        ):
+            swarm.run_once("migrate", 2, print)
+        assert swarm.end("migrate", 30, print), "what is shutting down is not ended"
+        assert not containers("migrate")
+
+
+def test_what_runs_is_ended(swarm: Swarm) -> None:
+    def changed() -> tuple[object, set[str]]:
+        return inspect("migrate")["Version"], tasks("migrate")
+
+    with once("migrate", WORKS):
+        before = changed()
+        assert not swarm.end("migrate", 5, print), "it never ran"
+        assert changed() == before
+        docker("service", "scale", "--detach", "migrate=1")
+        until(lambda: containers("migrate"), 30, "no migration", pause=0.1)
+        assert swarm.end("migrate", 30, print)
+        assert not containers("migrate")
+        before = changed()
+        assert not swarm.end("migrate", 5, print), "there is nothing left"
+        assert changed() == before
+    # About to be tried again, or begun where there is a place for it.
+    for state, options in {
+        "Ready": ("--restart-delay", "1h"),
+        "Pending": ("--constraint", "node.labels.nowhere==true"),
+    }.items():
+        with once("migrate", "exit 1", *options, condition="on-failure"):
+            docker("service", "scale", "--detach", "migrate=1")
+            seen = ("service", "ps", "--format", "{{.CurrentState}}", "migrate")
+            until(lambda: state in docker(*seen), 30, lambda: docker(*seen), pause=0.1)  # noqa: B023
+            assert swarm.end("migrate", 30, print)
+            assert swarm.replicas("migrate") == 0
+    # What has ended by itself stays as it is, with what it printed.
+    for script in ("exit 0", "exit 1"):
+        with once("migrate", script):
+            with suppress(MigrationFailedError):
+                swarm.run_once("migrate", 30, print)
+            before = changed()
+            assert not swarm.end("migrate", 5, print)
+            assert changed() == before
+            assert swarm.replicas("migrate") == 1
+
+
+def test_what_was_only_asked_for_is_ended(swarm: Swarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Swarm has made no task of it yet."""
+    with once("migrate", WORKS):
+        docker("service", "scale", "--detach", "migrate=1")
+        monkeypatch.setattr(Swarm, "_tasks", lambda *_: [])
+        assert swarm.end("migrate", 5, print)
+        assert swarm.replicas("migrate") == 0
+
+
+def begin(swarm: Swarm, name: str) -> None:
+    """As a process does that is killed before it can see what becomes of it."""
+
+    def die(*_: object) -> NoReturn:
+        raise SystemExit
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(services, "_later", die)
+        with pytest.raises(SystemExit):
+            swarm.run_once(name, 30, print)
+
+
+def test_a_run_that_was_begun_is_not_begun_again(swarm: Swarm, said: list[str]) -> None:
+    with once("migrate", "echo began; sleep 2; echo ended"):
+        swarm.run_once("migrate", 30, print)
+        since = json.loads(json.dumps(swarm.runs("migrate")))
+        begin(swarm, "migrate")
+        for _ in ("while it runs", "after it"):
+            swarm.run_once("migrate", 30, said.append, since)
+            assert sorted(docker("service", "logs", "--raw", "migrate").split()) == ["began"] * 2 + ["ended"] * 2
+        assert said == ["waiting for the run of migrate that was begun before", "migrate is complete"] * 2
+        # The next one is one that is begun.
+        swarm.run_once("migrate", 30, print, swarm.runs("migrate"))
+        assert docker("service", "logs", "--raw", "migrate").split().count("ended") == 3
+
+
+def test_a_run_that_was_begun_and_failed(swarm: Swarm) -> None:
+    with once("migrate", "echo no people; exit 1"):
+        since = swarm.runs("migrate")
+        begin(swarm, "migrate")
+        for _ in range(2):
+            with pytest.raises(MigrationFailedError, match=r"exit \(1\).*no people"):
+                swarm.run_once("migrate", 30, print, since)
+        assert len(tasks("migrate")) == 1
+
+
+def test_a_run_that_was_begun_and_ended_is_begun_anew(swarm: Swarm) -> None:
+    with once(
+        "migrate", "test -e /v/1 || { touch /v/1; sleep 60; }", "--mount", "type=volume,source=begun,destination=/v"
+    ):
+        since = swarm.runs("migrate")
+        begin(swarm, "migrate")
+        until(lambda: containers("migrate"), 30, "no migration", pause=0.1)
+        assert swarm.end("migrate", 30, print)
+        swarm.run_once("migrate", 30, print, since)
 
 
 def test_an_update_that_is_rolled_back_is_not_taken_for_the_next(swarm: Swarm) -> None:
@@ -446,7 +572,64 @@ def test_what_never_ends_is_no_migration(swarm: Swarm) -> None:
             before = inspect("app")["Version"]
             with pytest.raises(ServiceUnsuitableError, match=why):
                 swarm.run_once("app", 5, print)
+            with pytest.raises(ServiceUnsuitableError, match=why):
+                swarm.runs("app")
             assert inspect("app")["Version"] == before
+
+
+# ------------------------------------------------------------------------------------------------ what is not repeated
+
+
+def test_a_migration_that_prints_its_password(swarm: Swarm) -> None:
+    url = "postgresql://ovia:s3cr3t/@db:5432/ovia"
+    script = f"echo {'x' * 180} $DATABASE_URL; env | grep PASSWORD; echo cannot connect to $DATABASE_URL; exit 1"
+    variables = ("--env", f"DATABASE_URL={url}", "--env", "POSTGRES_PASSWORD=s3cr3t")
+    with once("migrate", script, *variables), pytest.raises(MigrationFailedError) as raised:
+        swarm.run_once("migrate", 30, print)
+    assert "POSTGRES_PASSWORD=... / cannot connect to postgresql://ovia:...@db:5432/ovia" in str(raised.value)
+    assert "s3c" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("cannot reach postgres://u:s3c@h:5432/d?a=b", "cannot reach postgres://u:...@h:5432/d?a=b"),
+        ("redis://:s3c@h and amqps://u:s3c@h", "redis://:...@h and amqps://u:...@h"),
+        ("'postgresql+psycopg://u@server:s3c@h/d'", "'postgresql+psycopg://u@server:...@h/d'"),
+        ("postgres://h:5432/d?user=u&password=s3@c&sslmode=require", "postgres://h:5432/d?user=u&password=..."),
+        ("postgres://u:s3c@h/d?password=s3@c", "postgres://u:...@h/d?password=..."),
+        ("host=h password=s3c dbname=d", "host=h password=... dbname=d"),
+        (r"host=h password='s3 \'s3''c' dbname=d", "host=h password=... dbname=d"),
+        ("PGPASSWORD=s3c psql", "PGPASSWORD=... psql"),
+        ("DB_PASS=s3c Pwd = s3c; passwd: s3c", "DB_PASS=... Pwd = ... passwd: ..."),
+        (r'{"password": "s3\"s3 c", "host": "h"}', '{"password": ..., "host": "h"}'),
+        ('{"password":"","host":"h"}', '{"password":...,"host":"h"}'),
+        (r'{"message": "password=\"s3 c\" is wrong"}', '{"message": "password=...'),
+        ("password='s3 c and no end", "password=..."),
+        ("STATEMENT: ALTER ROLE u PASSWORD 's3 c' LOGIN", "STATEMENT: ALTER ROLE u PASSWORD ... LOGIN"),
+        ('password authentication failed for user "u"', 'password authentication failed for user "u"'),
+        ("see https://example.org:8080/a or write to a@b", "see https://example.org:8080/a or write to a@b"),
+    ],
+)
+def test_what_is_hidden(line: str, shown: str) -> None:
+    assert redacted(line) == shown
+
+
+SECRETS = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1)
+
+
+@given(SECRETS)
+@example("a/b@c:d?e#f")
+def test_a_secret_in_a_url_is_hidden_whatever_it_is(secret: str) -> None:
+    assert redacted(f"to postgres://u:{secret}@h/d now") == "to postgres://u:...@h/d now"
+
+
+@given(SECRETS)
+def test_a_secret_in_a_setting_is_hidden_whatever_it_is(secret: str) -> None:
+    quoted = "'" + secret.replace("\\", r"\\").replace("'", r"\'") + " x'"
+    assert redacted(f"host=h password={quoted} a=b") == "host=h password=... a=b"
+    for name in ("PGPASSWORD=", "pwd: "):
+        assert redacted(f"to {name}x{secret} now") == f"to {name}... now"
 
 
 # ------------------------------------------------------------------------------------------------- Docker goes away
