@@ -107,6 +107,8 @@ class Steps:
             self._hold_dumps()
         if step is Step.STOP and "replicas" not in noted and not self.by_hand:
             return {"replicas": {name: self.swarm.replicas(name) for name in self.order.services}}
+        if step is Step.MIGRATE and "runs" not in noted and not self.by_hand:
+            return {"runs": self.swarm.runs(self.order.migrate, _MIGRATE_SECONDS)}
         if step is Step.DROP and "properties" not in noted:
             self._live()
             found = subscriptions(self.target, self.order.database) if self._exists(self.order.database) else []
@@ -175,6 +177,7 @@ class Steps:
             Step.HEALTH: self._health,
         }
         if self.by_hand and step in _OF_SERVICES:
+            self.log(self._to_do(step))
             return {"notes": [self._to_do(step)]}
         return takers[step]()
 
@@ -189,7 +192,6 @@ class Steps:
             Step.START: f"to be started by hand: {_scale_command(wanted)}",
             Step.HEALTH: f"to be asked by hand: {self.order.health_url}",
         }
-        self.log(texts[step])
         return texts[step]
 
     def _stop(self) -> Data:
@@ -235,8 +237,23 @@ class Steps:
         return problems
 
     def _migrate(self) -> Data:
-        self.swarm.run_once(self.order.migrate, _MIGRATE_SECONDS, self.log)
+        since = self.journal.data(Step.MIGRATE).get("runs")
+        self.swarm.run_once(self.order.migrate, _MIGRATE_SECONDS, self.log, since)
         return {}
+
+    def _end_migration(self) -> None:
+        """Nothing migrates the database that comes back."""
+        journal, order = self.journal, self.order
+        if not journal.begun(Step.MIGRATE) or journal.done(Step.MIGRATE):
+            return
+        if self.by_hand:
+            self._note(Step.MIGRATE, [f"to be stopped by hand, if it still runs: {_scale_command({order.migrate: 0})}"])
+            return
+        try:
+            if self.swarm.end(order.migrate, _STOP_SECONDS, self.log):
+                self._note(Step.MIGRATE, [f"{order.migrate} was ended, and is at 0 replicas"])
+        except ServiceError as error:
+            self._note(Step.MIGRATE, [error.account])
 
     def _health(self) -> Data:
         if not self.health_url:
@@ -467,6 +484,7 @@ class Steps:
                     aside_subscriptions=found,
                     notes=notes,
                 )
+                self._end_migration()
                 self._stop_again()
                 disable_subscriptions(self.target, order.database)
                 self.log(f"swapping back: {order.kept} becomes {order.database}")
@@ -504,6 +522,8 @@ class Steps:
         return []
 
     def _note(self, step: Step, notes: list[str]) -> None:
+        for note in notes:
+            self.log(note)
         with contextlib.suppress(VolumeError):  # the way back does not wait for it
             self.journal.write(Mark.PUTTING_BACK, step, notes=notes)
 

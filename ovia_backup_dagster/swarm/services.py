@@ -154,13 +154,17 @@ class Swarm:
         """
         _check_ends_by_itself(self._inspect(service, _soon())["Spec"])
 
-    def runs(self, service: str) -> Json:
+    def runs(self, service: str, timeout_seconds: float) -> Json:
         """What tells the next run of :meth:`run_once` from all earlier ones; changes nothing. Can be kept as JSON.
+
+        Args:
+            service: its name.
+            timeout_seconds: how long Docker may be away.
 
         Raises:
             ServiceUnsuitableError: it is global, a job, has several replicas, or is restarted whenever it ends.
         """
-        return _runs(*self._runnable(service, _soon()))
+        return _runs(*self._runnable(service, time.monotonic() + timeout_seconds))
 
     def run_once(self, service: str, timeout_seconds: float, log: Log, since: Json | None = None) -> None:
         """Run a service that ends by itself, such as one that migrates a database, and wait until it is complete.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,14 +26,18 @@ class Engine:
     Attributes:
         url: for ``DOCKER_HOST``.
         replicas: of each service.
-        refused: services that may not be scaled up.
         gone: a file; while it is there, Docker does not answer.
+        refused: services that may not be scaled up.
+        forced: how often each was begun anew, of those that were.
+        complete: services whose tasks end at once, and well.
     """
 
     url: str
     replicas: dict[str, int]
+    gone: Path
     refused: set[str] = field(default_factory=set)
-    gone: Path = Path("/nonexistent")
+    forced: Counter[str] = field(default_factory=Counter)
+    complete: set[str] = field(default_factory=set)
 
     def answer(self, method: str, target: str, body: Any) -> tuple[int, Any]:
         path = re.sub(r"^/v[0-9.]+", "", urlsplit(target).path)
@@ -52,20 +57,25 @@ class Engine:
                 if wanted and name in self.refused:
                     return 400, {"message": "this specification is not valid"}
                 self.replicas[name] = wanted
+                self.forced[name] = body["TaskTemplate"].get("ForceUpdate", 0)
             return 200, {"ID": name, "Version": {"Index": 1}, "Spec": self._spec(name)}
         return 404, {"message": f"{path} is not known here"}
 
     def _spec(self, name: str) -> Any:
-        template = {"ContainerSpec": {"Image": "app"}, "RestartPolicy": {"Condition": "none"}}
+        template = {
+            "ContainerSpec": {"Image": "app"},
+            "RestartPolicy": {"Condition": "none"},
+            "ForceUpdate": self.forced[name],
+        }
         return {"Name": name, "Mode": {"Replicated": {"Replicas": self.replicas[name]}}, "TaskTemplate": template}
 
     def _task(self, name: str, number: int) -> Any:
         return {
-            "ID": f"{name}{number}",
+            "ID": f"{name}{number}-{self.forced[name]}",
             "CreatedAt": "2026-01-01T00:00:00Z",
-            "DesiredState": "running",
+            "DesiredState": "shutdown" if name in self.complete else "running",
             "Spec": self._spec(name)["TaskTemplate"],
-            "Status": {"State": "running"},
+            "Status": {"State": "complete" if name in self.complete else "running"},
         }
 
 
@@ -91,7 +101,7 @@ def engine(gone: Path, **replicas: int) -> Iterator[Engine]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    found = Engine(f"tcp://127.0.0.1:{server.server_port}", dict(replicas), gone=gone)
+    found = Engine(f"tcp://127.0.0.1:{server.server_port}", dict(replicas), gone)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:

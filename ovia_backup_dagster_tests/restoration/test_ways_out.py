@@ -315,6 +315,29 @@ def test_a_service_that_docker_refuses_keeps_no_other_down(site: Site, tmp_path:
         ended_as(site, "old" if step is Step.SWAP else "new")
 
 
+@pytest.mark.parametrize("verb", ["--resume", "--abort"])
+def test_a_migration_is_begun_once_and_does_not_outlive_its_database(site: Site, tmp_path: Path, verb: str) -> None:
+    """Killed while it runs: to finish is to wait for it, and to put back is to end it."""
+    with engine(tmp_path / "gone", api=2, migrate=0) as docker:
+        swarm = site.with_settings(
+            SWARM_APP_SERVICES="api", SWARM_MIGRATE_SERVICE="migrate", SWARM_DOCKER_URL=docker.url
+        )
+        running = swarm.place.start("restore", site.backup.path.name, "--yes-destroy", site.live.database)
+        until(lambda: docker.forced["migrate"] == 1)
+        running.send(signal.SIGKILL)
+        assert running.wait().killed
+        assert docker.replicas == {"api": 0, "migrate": 1}
+        if verb == "--resume":
+            docker.complete.add("migrate")
+        ended = swarm.place.run("restore", verb)
+        assert ended.code == 0, ended.output
+        assert docker.forced["migrate"] == 1
+        assert docker.replicas == {"api": 2, "migrate": 1 if verb == "--resume" else 0}
+        assert ("waiting for the run of migrate" in ended.output) == (verb == "--resume")
+        assert ("migrate was ended" in ended.output) == (verb == "--abort")
+        ended_as(site, "new" if verb == "--resume" else "old")
+
+
 def test_a_copy_that_somebody_holds_keeps_no_service_down(site: Site, tmp_path: Path) -> None:
     """A superuser's session in it: this role may not end that, and so not drop it."""
     role, held = f"owner_{site.live.database}", []

@@ -193,7 +193,7 @@ def test_a_service_that_is_missing(swarm: Swarm) -> None:
             lambda: swarm.scale("ovia_ovia-apl", 0),
             lambda: swarm.wait_until_stopped(["ovia_ovia-api", "ovia_ovia-apl"], 5, print),
             lambda: swarm.wait_until_running("ovia_ovia-apl", 1, 5, print),
-            lambda: swarm.runs("ovia_ovia-apl"),
+            lambda: swarm.runs("ovia_ovia-apl", 10),
             lambda: swarm.run_once("ovia_ovia-apl", 5, print),
             lambda: swarm.end("ovia_ovia-apl", 5, print),
         )
@@ -209,7 +209,7 @@ def test_a_service_of_another_mode_is_left_alone(swarm: Swarm, mode: str) -> Non
         for call in (
             lambda: swarm.replicas("other"),
             lambda: swarm.scale("other", 0),
-            lambda: swarm.runs("other"),
+            lambda: swarm.runs("other", 10),
             lambda: swarm.run_once("other", 5, print),
             lambda: swarm.end("other", 5, print),
         ):
@@ -512,20 +512,20 @@ def begin(swarm: Swarm, name: str) -> None:
 def test_a_run_that_was_begun_is_not_begun_again(swarm: Swarm, said: list[str]) -> None:
     with once("migrate", "echo began; sleep 2; echo ended"):
         swarm.run_once("migrate", 30, print)
-        since = json.loads(json.dumps(swarm.runs("migrate")))
+        since = json.loads(json.dumps(swarm.runs("migrate", 10)))
         begin(swarm, "migrate")
         for _ in ("while it runs", "after it"):
             swarm.run_once("migrate", 30, said.append, since)
             assert sorted(docker("service", "logs", "--raw", "migrate").split()) == ["began"] * 2 + ["ended"] * 2
         assert said == ["waiting for the run of migrate that was begun before", "migrate is complete"] * 2
         # The next one is one that is begun.
-        swarm.run_once("migrate", 30, print, swarm.runs("migrate"))
+        swarm.run_once("migrate", 30, print, swarm.runs("migrate", 10))
         assert docker("service", "logs", "--raw", "migrate").split().count("ended") == 3
 
 
 def test_a_run_that_was_begun_and_failed(swarm: Swarm) -> None:
     with once("migrate", "echo no people; exit 1"):
-        since = swarm.runs("migrate")
+        since = swarm.runs("migrate", 10)
         begin(swarm, "migrate")
         for _ in range(2):
             with pytest.raises(MigrationFailedError, match=r"exit \(1\).*no people"):
@@ -537,7 +537,7 @@ def test_a_run_that_was_begun_and_ended_is_begun_anew(swarm: Swarm) -> None:
     with once(
         "migrate", "test -e /v/1 || { touch /v/1; sleep 60; }", "--mount", "type=volume,source=begun,destination=/v"
     ):
-        since = swarm.runs("migrate")
+        since = swarm.runs("migrate", 10)
         begin(swarm, "migrate")
         until(lambda: containers("migrate"), 30, "no migration", pause=0.1)
         assert swarm.end("migrate", 30, print)
@@ -573,7 +573,7 @@ def test_what_never_ends_is_no_migration(swarm: Swarm) -> None:
             with pytest.raises(ServiceUnsuitableError, match=why):
                 swarm.run_once("app", 5, print)
             with pytest.raises(ServiceUnsuitableError, match=why):
-                swarm.runs("app")
+                swarm.runs("app", 10)
             assert inspect("app")["Version"] == before
 
 
