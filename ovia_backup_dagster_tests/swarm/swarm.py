@@ -25,6 +25,8 @@ CHANNEL_PASSWORD = "channel-Passw0rd"
 SERVICES = ("storage", "code-server", "daemon", "webserver", "door", "docker-filter", "doctor", "console")
 TITLE = "Runbook: backups of Ovia's database"
 FINISHED = {"SUCCESS", "FAILURE", "CANCELED"}
+_JOBS = "{ repositoriesOrError { ... on RepositoryConnection { nodes { location { name } jobs { name } } } } }"
+_PLAN = """query ($p: PipelineSelector!) { executionPlanOrError(pipeline: $p, mode: "default") { __typename } }"""
 _LAUNCH = """mutation($p: ExecutionParams!) { launchRun(executionParams: $p) {
     __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
 _RUN = """query($id: ID!) { runOrError(runId: $id) { ... on Run {
@@ -219,18 +221,32 @@ class Swarm:
             headers={"Content-Type": "application/json", "Authorization": self.credentials()},
         )
         context = ssl.create_default_context(cafile=self.variables["CERTIFICATE"])
-        with urllib.request.urlopen(request, context=context, timeout=60) as answer:
-            found = json.load(answer)
+        try:
+            with urllib.request.urlopen(request, context=context, timeout=60) as answer:
+                found = json.load(answer)
+        except urllib.error.HTTPError as error:
+            error.msg += f": {error.read(2000)!r}"
+            raise
         assert "errors" not in found, found
         data: dict[str, Any] = found["data"]
         return data
 
     def locations(self) -> list[str]:
-        """Those that are loaded; none while the web server, or the way to it, begins anew."""
-        query = "{ repositoriesOrError { ... on RepositoryConnection { nodes { location { name } } } } }"
+        """Those of which a run can be launched; none while web server or code server, or the way there, begin anew."""
+        found = []
         with contextlib.suppress(urllib.error.URLError):
-            return [node["location"]["name"] for node in self.graphql(query)["repositoriesOrError"]["nodes"]]
-        return []
+            for node in self.graphql(_JOBS)["repositoriesOrError"]["nodes"]:
+                name = node["location"]["name"]
+                [job] = [job["name"] for job in node["jobs"] if job["name"].endswith("daily_backup_job")]
+                selector = {
+                    "repositoryLocationName": name,
+                    "repositoryName": "__repository__",
+                    "pipelineName": job,
+                }
+                # This the web server asks of the code server, each time.
+                if self.graphql(_PLAN, p=selector)["executionPlanOrError"]["__typename"] == "ExecutionPlan":
+                    found.append(name)
+        return found
 
     def credentials(self, password: str = UI_PASSWORD) -> str:
         return "Basic " + base64.b64encode(f"admin:{password}".encode()).decode()

@@ -10,17 +10,24 @@ import pytest
 from ovia_backup_dagster_tests.swarm.engine import IMAGE, docker, until
 from ovia_backup_dagster_tests.swarm.swarm import Swarm
 
+#: The stack's own checks, asked more often: nobody here has the five minutes that a daemon is given.
+_OFTEN = ("--health-interval=5s", "--health-retries=2", "--health-start-period=20s")
+
 
 @contextmanager
-def changed(swarm: Swarm, service: str, *options: str) -> Iterator[None]:
-    """A service with something wrong; right again in the end."""
-    name = f"ovia-backup_{service}"
-    docker("service", "update", "--detach", "--update-failure-action", "continue", *options, name)
+def changed(swarm: Swarm, **services: tuple[str, ...]) -> Iterator[None]:
+    """Services with something wrong, a dash in a name written as ``_``; right again in the end."""
+    names = {service.replace("_", "-"): options for service, options in services.items()}
+    for service, options in names.items():
+        often = () if service == "docker-filter" else _OFTEN
+        failing = ("--detach", "--update-failure-action", "continue")
+        docker("service", "update", *failing, *often, *options, f"ovia-backup_{service}")
     try:
         yield
     finally:
-        docker("service", "rollback", "--detach", name)
-        swarm.well(service)
+        for service in names:
+            docker("service", "rollback", "--detach", f"ovia-backup_{service}")
+        swarm.well(*names)
 
 
 def lines(swarm: Swarm, service: str, text: str) -> list[str]:
@@ -56,10 +63,11 @@ def test_a_wrong_network_a_full_volume_and_a_password_by_value(swarm: Swarm) -> 
     holder = docker("run", "--detach", "--rm", "--init", "-v", "small:/small", IMAGE, "sh", "-c", fill)
     until(lambda: "100%" in docker("exec", holder, "df", "/small"), 30, "it does not fill")
     full = ("--mount-add", "type=volume,source=small,target=/small", "--env-add", "BACKUP_DIR=/small")
-    with (
-        changed(swarm, "daemon", "--env-add", "RUN_NETWORKS=ovia_ovia-nett"),
-        changed(swarm, "doctor", *full),
-        changed(swarm, "code-server", "--env-add", "PGPASSWORD=visible-Passw0rd"),
+    with changed(
+        swarm,
+        daemon=("--env-add", "RUN_NETWORKS=ovia_ovia-nett"),
+        doctor=full,
+        code_server=("--env-add", "PGPASSWORD=visible-Passw0rd"),
     ):
         assert "Next: docker network ls" in says(swarm, "daemon", "there is no network ovia_ovia-nett for runs")
         line = says(swarm, "code-server", "PGPASSWORD is set by value")
@@ -78,10 +86,11 @@ def test_a_closed_network_another_major_version_and_a_secret_that_is_missing(swa
     dockerfile = f"FROM {IMAGE}\nUSER 0:0\n{install}\nUSER 10001:10001"
     docker("build", "--quiet", "--tag", "other-major", "-", stdin=dockerfile)
     other = ("--image", "other-major", "--env-add", "PG_BIN_DIR=/usr/lib/postgresql/17/bin")
-    with (
-        changed(swarm, "daemon", "--env-add", "RUN_NETWORKS=closed"),
-        changed(swarm, "doctor", *other),
-        changed(swarm, "code-server", "--secret-rm", secret_name(swarm, "postgres_password")),
+    with changed(
+        swarm,
+        daemon=("--env-add", "RUN_NETWORKS=closed"),
+        doctor=other,
+        code_server=("--secret-rm", secret_name(swarm, "postgres_password")),
     ):
         assert "attachable: true" in says(swarm, "daemon", "the network closed is not attachable")
         line = says(swarm, "code-server", "POSTGRES_PASSWORD_FILE=/run/ovia-backup/postgres_password cannot be read")
@@ -101,20 +110,24 @@ def secret_name(swarm: Swarm, target: str) -> str:
 
 
 def test_no_docker_socket_and_no_storage(swarm: Swarm) -> None:
-    docker("service", "scale", "--detach", "ovia-backup_storage=0")
-    try:
-        with changed(swarm, "docker-filter", "--mount-rm", "/var/run/docker.sock"):
-            assert "Next: " in says(swarm, "docker-filter", "error: there is no Docker socket at /var/run/docker.sock")
-            # Nor can the daemon launch: it says so itself.
-            assert "no run can be launched" in says(swarm, "daemon", "Docker does not answer", 240)
-            line = says(swarm, "webserver", "Dagster's storage does not answer", 180)
-            assert "docker service ps ovia-backup_storage" in line
-            for service in ("docker-filter", "daemon", "webserver"):
-                is_unwell(swarm, service)
-            # The command line needs none of it.
-            swarm.console("dump")
-            swarm.console("verify")
-    finally:
-        docker("service", "scale", "--detach", "ovia-backup_storage=1")
+    with changed(swarm, daemon=(), webserver=()):
+        swarm.well("daemon", "webserver")
+        docker("service", "scale", "--detach", "ovia-backup_storage=0")
+        try:
+            with changed(swarm, docker_filter=("--mount-rm", "/var/run/docker.sock")):
+                line = says(swarm, "docker-filter", "error: there is no Docker socket at /var/run/docker.sock")
+                assert "Next: " in line
+                # Nor can the daemon launch: it says so itself.
+                assert "no run can be launched" in says(swarm, "daemon", "Docker does not answer", 240)
+                line = says(swarm, "webserver", "Dagster's storage does not answer", 180)
+                assert "docker service ps ovia-backup_storage" in line
+                for service in ("docker-filter", "daemon", "webserver"):
+                    is_unwell(swarm, service)
+                # The command line needs none of it.
+                swarm.console("dump")
+                swarm.console("verify")
+        finally:
+            docker("service", "scale", "--detach", "ovia-backup_storage=1")
     swarm.well(seconds=400)
+    until(swarm.locations, 120, lambda: swarm.story("ovia-backup_webserver"))
     swarm.succeeded(swarm.launch("daily_backup_job"))
