@@ -87,6 +87,10 @@ class DiskFailingError(VolumeError):
     """The disk under the volume does not read or write any more."""
 
 
+class JournalError(VolumeError):
+    """A restore's journal cannot be understood: nobody knows whether it is unfinished."""
+
+
 class LockHeldError(BackupError):
     """Another operation holds the lock on the backup volume."""
 
@@ -115,6 +119,10 @@ class ClockError(NotFreshError):
 
 class RunFailedError(BackupError):
     """The last run of the daily backup failed, and nothing has made up for it since."""
+
+
+class KeptDatabasesError(BackupError):
+    """The last run of the job that announces and drops what restores have kept failed."""
 
 
 class DrillError(BackupError):

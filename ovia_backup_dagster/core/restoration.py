@@ -11,6 +11,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -20,9 +21,9 @@ from pydantic import AwareDatetime, Field
 
 from ovia_backup_dagster.core.catalog import Backup, Catalog, with_reserve
 from ovia_backup_dagster.core.drill import CopiedTable, Line
-from ovia_backup_dagster.core.errors import BackupError, RestoreUnfinishedError, VolumeError
+from ovia_backup_dagster.core.errors import BackupError, JournalError, RestoreUnfinishedError, VolumeError
 from ovia_backup_dagster.core.files import explained, is_file, sync_folder
-from ovia_backup_dagster.core.locking import volume_lock
+from ovia_backup_dagster.core.locking import lock_holder, volume_lock
 from ovia_backup_dagster.core.manifest import Sidecar, parse_sidecar
 from ovia_backup_dagster.core.naming import SUFFIX, encode_database
 
@@ -265,7 +266,8 @@ class Journal:
         """Read one; a last line that a kill tore is as if it had not been written.
 
         Raises:
-            VolumeError: it cannot be read or understood.
+            VolumeError: it cannot be read.
+            JournalError: it cannot be understood.
         """
         with explained(f"cannot read {path}"):
             lines = path.read_bytes().split(b"\n")
@@ -273,7 +275,7 @@ class Journal:
             entries = [parse_sidecar(Entry, line, path.name) for line in lines[1:-1]]
             return cls(path, parse_sidecar(Order, lines[0], path.name), entries)
         except VolumeError as error:
-            raise VolumeError(
+            raise JournalError(
                 f"nobody knows whether a restore is unfinished: the journal {path} cannot be understood",
                 why=error.why,
                 fix="if a newer ovia-backup wrote it, use that one; else it is damaged: see which databases there are "
@@ -476,6 +478,19 @@ def _seconds(journal: Journal) -> dict[str, float]:
     return seconds
 
 
+@dataclass(frozen=True, slots=True)
+class RestoreStanding:
+    """How the restores stand.
+
+    Attributes:
+        at_work: who restores now, in words; ``None`` when nobody does.
+        trouble: of one that is unfinished, and that nobody is at.
+    """
+
+    at_work: str | None
+    trouble: RestoreUnfinishedError | None
+
+
 class RestoreFolder:
     """``restores/`` on the backup volume.
 
@@ -535,6 +550,18 @@ class RestoreFolder:
         """
         # Whatever their order: a clock may have been set back between two.
         return next((journal for journal in self._unrecorded() if not journal.ended), None)
+
+    def standing(self) -> RestoreStanding:
+        """Whether one is under way, or was left unfinished by a process that has ended. Writes nothing.
+
+        Raises:
+            VolumeError: as :meth:`unfinished`; not while one is under way.
+        """
+        at_work = lock_holder(self.path)
+        journal = None if at_work else self.unfinished()
+        # Somebody may have begun meanwhile.
+        at_work = at_work or lock_holder(self.path)
+        return RestoreStanding(at_work, journal.unfinished if journal and not at_work else None)
 
     def unrecorded(self) -> list[Journal]:
         """The restores that have ended, but whose process could not write their record any more.

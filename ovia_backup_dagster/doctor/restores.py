@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 from ovia_backup_dagster.core.errors import BackupError
-from ovia_backup_dagster.core.locking import lock_holder
 from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.doctor.report import Area, Line, failed, ok, warn
 from ovia_backup_dagster.postgres.drill import needed_bytes
@@ -37,17 +36,15 @@ def restores(system: BackupSystem) -> Iterator[Line]:
 
 
 def _unfinished(system: BackupSystem) -> Iterator[Line]:
-    folder = system.restorations.folder
     try:
-        found = folder.unfinished()
+        found = system.restorations.folder.standing()
     except BackupError as error:
         yield failed(Area.RESTORES, error)
         return
-    holder = lock_holder(folder.path)
-    if holder:
-        yield ok(Area.RESTORES, f"now at work: {holder}")
-    elif found:
-        yield failed(Area.RESTORES, found.unfinished)
+    if found.at_work:
+        yield ok(Area.RESTORES, f"now at work: {found.at_work}")
+    elif found.trouble:
+        yield failed(Area.RESTORES, found.trouble)
 
 
 def _database(system: BackupSystem) -> Iterator[Line]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from ovia_backup_dagster.core import restoration
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.errors import VolumeError
+from ovia_backup_dagster.core.errors import JournalError, VolumeError
 from ovia_backup_dagster.core.restoration import (
     Fate,
     Journal,
@@ -18,6 +20,7 @@ from ovia_backup_dagster.core.restoration import (
     Mode,
     Order,
     RestoreFolder,
+    RestoreStanding,
     Step,
     StopServices,
     fate,
@@ -167,6 +170,29 @@ def test_an_unfinished_one_is_found_though_the_clock_was_set_back(folder: Restor
 def test_another_databases_restore_is_none_of_ours(folder: RestoreFolder) -> None:
     folder.begin(order(database="other"))
     assert folder.unfinished() is None
+
+
+def test_one_that_is_left_alone_is_trouble_and_one_that_somebody_is_at_is_not(folder: RestoreFolder) -> None:
+    assert folder.standing() == RestoreStanding(None, None)
+    journal = folder.begin(order())
+    with folder.lock("the swap of a backup", NOW):
+        standing = folder.standing()
+        assert "the swap of a backup" in (standing.at_work or "")
+        assert standing.trouble is None
+        # That it is being written must not be taken for damage.
+        journal.path.write_bytes(b"")
+        assert folder.standing().trouble is None
+    with pytest.raises(JournalError, match="cannot be understood"):
+        folder.standing()
+    journal.path.unlink()
+    folder.begin(order()).write(Mark.BEGUN, Step.RESTORE)
+    assert "the step 'restore' was begun" in str(folder.standing().trouble)
+
+
+def test_one_that_begins_while_somebody_looks_is_no_trouble(folder: RestoreFolder) -> None:
+    folder.begin(order())
+    with mock.patch.object(restoration, "lock_holder", side_effect=[None, "the swap of a backup"]):
+        assert folder.standing() == RestoreStanding("the swap of a backup", None)
 
 
 def test_the_secrets_of_a_journal_are_for_its_owner_alone(folder: RestoreFolder) -> None:
