@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.drill import DrillFolder
+from ovia_backup_dagster.core.restoration import RestoreFolder
 from ovia_backup_dagster.core.retention import Policy, Weekday
 from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.notifications import Notifier
@@ -121,6 +122,11 @@ class BackupSystem:
     @property
     def drills(self) -> DrillFolder:
         return DrillFolder(self.catalog)
+
+    @property
+    def restores(self) -> RestoreFolder:
+        """What restores have left on the volume: to look at it needs no server, and no Docker."""
+        return RestoreFolder(self.catalog)
 
     @property
     def drill_max_age(self) -> timedelta:

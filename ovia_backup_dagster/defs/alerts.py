@@ -1,5 +1,7 @@
 """The freshness alert: what is late, by how much, why as far as is known, and what to do; and the all-clear.
 
+It tells as well of what else nobody may have seen: a restore that was left unfinished, and kept databases that stay.
+
 When it is asked for is ``sensors``' business; how it is delivered, ``notifications``'.
 """
 
@@ -16,27 +18,47 @@ from ovia_backup_dagster.core.errors import (
     BackupError,
     DrillError,
     DrillOverdueError,
+    JournalError,
+    KeptDatabasesError,
     NotFreshError,
+    RestoreUnfinishedError,
     RunFailedError,
     SettingsError,
     VolumeError,
 )
 from ovia_backup_dagster.core.freshness import AGAIN, Freshness, Level, freshness
+from ovia_backup_dagster.core.restoration import RestoreStanding
 from ovia_backup_dagster.defs import metadata
 from ovia_backup_dagster.defs.configs import AlertConfig
-from ovia_backup_dagster.defs.policies import MAX_RETRIES, OWNERS, explained, names, run_tags
+from ovia_backup_dagster.defs.policies import (
+    KEPT_DATABASES_JOB,
+    MAX_RETRIES,
+    OWNERS,
+    database_tags,
+    explained,
+    names,
+    run_tags,
+)
 from ovia_backup_dagster.defs.resources import Backups
 from ovia_backup_dagster.settings import Settings
 from ovia_backup_dagster.system import BackupSystem
 
 NAME = "backup_freshness_alert"
+#: All else is about the backups themselves.
+_KINDS: Mapping[type[BackupError], str] = {
+    DrillError: "drill",
+    RunFailedError: "run",
+    RestoreUnfinishedError: "restore",
+    JournalError: "restore",
+    KeptDatabasesError: "kept",
+}
 #: Dagster's own tag on a failed run that it is going to repeat.
 _WILL_RETRY_TAG = "dagster/will_retry"
 
 
 @dataclass(frozen=True, slots=True)
 class FailedRun:
-    """The last run of the daily job that failed, if none succeeded since.
+    """The last run of a job that failed, if none succeeded since.
 
     Attributes:
         run_id: Dagster's.
@@ -52,6 +74,12 @@ class FailedRun:
         what = f"{job_name} failed at {self.at:%Y-%m-%d %H:%M} UTC, and no backup was proven since"
         return RunFailedError(what, why=self.reason, fix=f"mend that, then {AGAIN}")
 
+    @property
+    def kept_trouble(self) -> KeptDatabasesError:
+        what = f"{KEPT_DATABASES_JOB} failed at {self.at:%Y-%m-%d %H:%M} UTC, and what restores have kept stays"
+        fix = f"mend that, then launch {KEPT_DATABASES_JOB} in the Dagster UI; the run that failed is {self.run_id}"
+        return KeptDatabasesError(what, why=self.reason, fix=fix)
+
 
 @dataclass(frozen=True, slots=True)
 class Condition:
@@ -60,13 +88,15 @@ class Condition:
     Attributes:
         found: their freshness; ``None`` when the volume cannot be read.
         drills: how the restore drills stand; likewise.
+        restores: how the restores stand; likewise.
         last_proven: the newest proven backup; looked up only when something is wrong.
-        troubles: what is wrong; empty when all is well.
+        troubles: what is wrong, the worst first; empty when all is well.
         failed: the run that is one of the troubles.
     """
 
     found: Freshness | None
     drills: DrillStanding | None
+    restores: RestoreStanding | None
     last_proven: Backup | None
     troubles: tuple[BackupError, ...]
     failed: FailedRun | None = None
@@ -85,11 +115,11 @@ class Condition:
 
 
 def _kind(trouble: BackupError) -> str:
-    return "drill" if isinstance(trouble, DrillError) else "run" if isinstance(trouble, RunFailedError) else "backup"
+    return next((kind for error, kind in _KINDS.items() if isinstance(trouble, error)), "backup")
 
 
 def condition(system: BackupSystem, now: datetime, instance: dg.DagsterInstance, job_name: str) -> Condition:
-    """Look at the volume, and at how the last run of the job ended.
+    """Look at the volume, and at how the last runs of the job and of ``kept_databases_job`` ended.
 
     Raises:
         SettingsError: POSTGRES_HOST is not set: there is nothing to watch.
@@ -119,14 +149,27 @@ def condition(system: BackupSystem, now: datetime, instance: dg.DagsterInstance,
     # What is wrong with the backups themselves comes first: a run that failed of it is told of with it, not beside it.
     only_drills = all(isinstance(e, DrillError) for e in troubles)
     failed = failed_by_itself(instance, job_name, run_tags(settings)) if only_drills else None
-    if troubles or failed:
+    kept = failed_by_itself(instance, KEPT_DATABASES_JOB, database_tags(settings)) if only_drills else None
+    if kept:
+        troubles.append(kept.kept_trouble)
+    # A restore that was left alone may be why nobody can work, and is told of whatever else is wrong.
+    restores: RestoreStanding | None = None
+    unfinished: BackupError | None = None
+    try:
+        restores = watched.restores.standing()
+        unfinished = restores.trouble
+    except VolumeError as error:
+        unfinished = error
+    if troubles or failed or unfinished:
         with contextlib.suppress(VolumeError):
             last_proven = watched.catalog.newest(now, State.PROVEN)
     if failed and last_proven and last_proven.started_at > failed.at:
         failed = None
     if failed:
         troubles.insert(0, failed.trouble(job_name))
-    return Condition(found, drills, last_proven, tuple(troubles), failed)
+    if unfinished:
+        troubles.insert(0, unfinished)
+    return Condition(found, drills, restores, last_proven, tuple(troubles), failed)
 
 
 def build_alert(system: BackupSystem, job_name: str) -> dg.AssetsDefinition:
@@ -142,7 +185,8 @@ def build_alert(system: BackupSystem, job_name: str) -> dg.AssetsDefinition:
         owners=OWNERS,
         retry_policy=retry,
         description="Tells people, through BACKUP_NOTIFY_URLS, that the newest dump is too old, missing, or dated in "
-        "the future, that the daily backup failed, that a restore drill failed or is overdue; or that this is over. "
+        "the future, that the daily backup failed, that a restore drill failed or is overdue, that a restore was left "
+        "unfinished, that `kept_databases_job` failed; or that this is over. "
         "Materialized by `backup_freshness_sensor`; launched by hand it says how things stand, and sends only if "
         "something is wrong.",
     )
@@ -218,7 +262,11 @@ def label(settings: Settings) -> str:
 
 
 def _headline(level: Level | None, first: BackupError) -> str:
-    """The worst of it; ``first`` of the troubles, where the newest backup is fresh."""
+    """The worst of it; ``first`` of the troubles, where the newest backup is fresh or it is about a restore."""
+    if isinstance(first, RestoreUnfinishedError):
+        return "a restore is unfinished"
+    if isinstance(first, JournalError):
+        return "nobody knows whether a restore is unfinished"
     if level is None or (level is Level.FRESH and isinstance(first, VolumeError)):
         return "the backup volume cannot be read"
     if level is Level.FRESH and isinstance(first, RunFailedError):
@@ -227,6 +275,8 @@ def _headline(level: Level | None, first: BackupError) -> str:
         return "no restore drill has passed for long"
     if level is Level.FRESH and isinstance(first, DrillError):
         return "the restore drill failed"
+    if level is Level.FRESH and isinstance(first, KeptDatabasesError):
+        return f"{KEPT_DATABASES_JOB} failed"
     return {
         Level.STALE: "the newest backup is too old",
         Level.UNPROVEN: "backups are made, but none is proven",

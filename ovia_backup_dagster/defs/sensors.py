@@ -1,6 +1,6 @@
 """What is watched. The sensor looks at the volume, not at Dagster's events: the volume is the truth.
 
-Only that a run failed is Dagster's to tell; a proven backup that is newer overrules it.
+Only that a run failed is Dagster's to tell; of the daily backup, a proven one that is newer overrules it.
 
 It runs in the code server, which therefore needs the volume, read-only.
 """
@@ -67,8 +67,8 @@ def backup_freshness_sensor(job_name: str, watched: str) -> dg.SensorDefinition:
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Alerts when the newest dump that is not bad is older than BACKUP_MAX_AGE_HOURS, missing, or dated "
         "in the future, when the last run of the daily backup failed and no newer backup is proven, when a restore "
-        "drill failed, or the last that passed is older than DRILL_MAX_AGE_DAYS: once a day while it lasts, and once "
-        "when it is over.",
+        "drill failed, or the last that passed is older than DRILL_MAX_AGE_DAYS, when a restore was left unfinished, "
+        "when the last run of `kept_databases_job` failed: once a day while it lasts, and once when it is over.",
     )
     def freshness_sensor(context: dg.SensorEvaluationContext, backups: Backups) -> dg.SensorResult | dg.SkipReason:
         now = datetime.now(UTC)
@@ -76,6 +76,9 @@ def backup_freshness_sensor(job_name: str, watched: str) -> dg.SensorDefinition:
         cursor = _cursor(context.cursor)
         if not state.trouble and cursor.episode is None:
             return dg.SkipReason(state.found.text if state.found else "all is well")
+        if not state.trouble and state.restores and state.restores.at_work:
+            # Perhaps it is what mends the trouble. Nobody is to read meanwhile that all is well.
+            return dg.SkipReason(f"waiting for its end: {state.restores.at_work}")
         ours = names(backups.settings)
         # Dagster's runs are all of the instance's.
         whose = alerts.label(backups.settings)

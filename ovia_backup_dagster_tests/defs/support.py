@@ -39,6 +39,7 @@ ALERT = "backup_freshness_alert"
 DOCTOR = "backup_doctor"
 DRILL_JOB = "restore_drill_job"
 DRILL = "restore_drill"
+KEPT_JOB = "kept_databases_job"
 CHAIN = ("daily_dump", "dump_verification", "weekly_promotion", "retention_pruning")
 
 OURS = (*PREFIXES, "PG", "DAGSTER_")

@@ -16,13 +16,12 @@ from ovia_backup_dagster.postgres.kept import kept
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute
 from ovia_backup_dagster_tests.defs.conftest import NewLocation
 from ovia_backup_dagster_tests.defs.receiver import Receiver
-from ovia_backup_dagster_tests.defs.support import DAILY_JOB, Location, retries
+from ovia_backup_dagster_tests.defs.support import DAILY_JOB, KEPT_JOB, Location, retries
 
 pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
 
 JOB = "restore_job"
 OP = "restore"
-KEPT_JOB = "kept_databases_job"
 
 
 def run(location: Location, **config: object) -> dg.ExecuteInProcessResult:

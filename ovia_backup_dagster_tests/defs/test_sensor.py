@@ -5,8 +5,14 @@ The clock is set, never waited for; requested runs are really executed, on the i
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +25,8 @@ from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobO
 
 from ovia_backup_dagster.core.errors import PrivilegeError, SettingsError
 from ovia_backup_dagster.core.freshness import AGAIN
+from ovia_backup_dagster.core.locking import lock_holder
+from ovia_backup_dagster.core.restoration import Journal, Mark, Mode, Order
 from ovia_backup_dagster.defs.policies import run_tags
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster_tests.conftest import snapshot as files_of
@@ -29,6 +37,7 @@ from ovia_backup_dagster_tests.defs.support import (
     ALERT,
     ALERT_JOB,
     DRILL_JOB,
+    KEPT_JOB,
     Location,
     backdate,
     dagster,
@@ -652,6 +661,212 @@ def test_a_failed_drill_and_a_failed_run_are_told_apart(real: Daemon, people: Re
     database = real.location.settings.postgres_db
     assert people.titles == [f"[{database}] the restore drill failed", f"[{database}] the daily backup failed"]
     assert "failed: it does not restore." in people.messages[1]["message"]
+
+
+# ---------------------------------------------------------------- a restore that was left unfinished
+
+
+@contextmanager
+def restoring(location: Location) -> Iterator[subprocess.Popen[bytes]]:
+    """``ovia-backup restore`` in a process group of its own, stopped in the middle of its first step."""
+    folder = location.system.restores
+    command = ("restore", "latest", "--yes-destroy", location.settings.postgres_db)
+    process = start(location, *command)
+    try:
+        while not any(b'"mark":"begun"' in path.read_bytes() for path in folder.path.glob("*.journal")):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.001)
+        os.killpg(process.pid, signal.SIGSTOP)
+        yield process
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        # Its pg_restore has a copy of the lock's descriptor.
+        while lock_holder(folder.path):
+            time.sleep(0.01)
+
+
+def start(location: Location, *command: str) -> subprocess.Popen[bytes]:
+    """``ovia-backup``, for this location's database and volume."""
+    settings = location.settings
+    assert settings.postgres_host
+    assert settings.pg_bin_dir
+    connection = location.system.connection
+    return subprocess.Popen(
+        (sys.executable, "-m", "ovia_backup_dagster.cli", *command),
+        env={"PATH": os.environ["PATH"], **environment(connection, settings.backup_dir, settings.pg_bin_dir)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def begin(location: Location) -> Journal:
+    """What a process that was killed right away leaves."""
+    settings, folder = location.settings, location.system.restores
+    folder.prepare()
+    order = Order(
+        mode=Mode.SWAP,
+        started_at=datetime(2026, 6, 30, 10, tzinfo=UTC),
+        database=settings.postgres_db,
+        backup="a backup",
+        host="db",
+        port=5432,
+        incoming=f"{settings.postgres_db}_restore_20260630100000",
+        launched_by="a test",
+        made_by="a test",
+    )
+    return folder.begin(order)
+
+
+def test_a_restore_that_is_killed_is_told_until_it_is_finished_or_put_back(real: Daemon, people: Receiver) -> None:
+    location, database = real.location, real.location.settings.postgres_db
+    with restoring(location):
+        assert real.tick() is None
+        assert "people" not in (real.skipped or "")
+    assert real.run(real.tick())
+    assert real.tick() is None
+    assert TOLD in (real.skipped or "")
+    (message,) = people.messages
+    assert (message["title"], message["type"]) == (f"[{database}] a restore is unfinished", "failure")
+    what, _, last, following = message["message"].splitlines()
+    backup = location.catalog.backups()[0]
+    assert re.fullmatch(
+        rf"What: the swap of {backup}, begun \S+ \S+ UTC, is not finished: the step 'restore' was \w+, and then its "
+        r"process ended\.",
+        what,
+    )
+    assert last == f"Last proven backup: {backup}."
+    assert following == "Next: ovia-backup restore --resume; or put everything back: ovia-backup restore --abort"
+
+    abort = start(location, "restore", "--abort")
+    output, _ = abort.communicate()
+    assert abort.returncode == 0, output
+    assert real.run(real.tick())
+    assert real.tick() is None
+    assert people.titles[1:] == [f"[{database}] all is well with the backups again"]
+
+
+def test_nobody_is_told_that_all_is_well_while_somebody_mends_it(daemon: Daemon, people: Receiver) -> None:
+    heal(daemon)
+    journal = begin(daemon.location)
+    assert daemon.run(daemon.tick())
+    with daemon.location.system.restores.lock("ovia-backup restore --resume", NOON):
+        assert daemon.tick() is None
+        assert (daemon.skipped or "").startswith("waiting for its end: ovia-backup restore --resume (")
+    # That one was killed as well: it is the same trouble, told once a day.
+    assert daemon.tick() is None
+    assert TOLD in (daemon.skipped or "")
+    assert len(people.messages) == 1
+    assert daemon.run(daemon.later(timedelta(days=1)).tick())
+    journal.write(Mark.PUT_BACK)
+    daemon.put(timedelta(minutes=1))
+    assert daemon.run(daemon.tick())
+    unfinished = "[sample] a restore is unfinished"
+    assert people.titles == [unfinished, unfinished, "[sample] all is well with the backups again"]
+
+
+def test_a_restore_under_way_delays_no_alert(daemon: Daemon, people: Receiver) -> None:
+    begin(daemon.location)
+    with daemon.location.system.restores.lock("the swap of a backup", NOON):
+        assert daemon.run(daemon.tick())
+        assert daemon.location.run(ALERT_JOB).success
+    assert people.titles == ["[sample] there is no backup"] * 2
+    assert "swap" not in people.messages[1]["message"]
+
+
+def test_an_unfinished_restore_is_told_at_once_whatever_was_told_before(daemon: Daemon, people: Receiver) -> None:
+    assert daemon.run(daemon.tick())
+    begin(daemon.location)
+    assert daemon.run(daemon.tick())
+    assert people.titles == ["[sample] there is no backup", "[sample] a restore is unfinished"]
+    what, *_, first, second = people.messages[1]["message"].splitlines()
+    assert what.endswith("; there is no backup.")
+    assert first.startswith("Next: ovia-backup restore --resume")
+    assert second == f"Next: findmnt -T $BACKUP_DIR; then {AGAIN}"
+
+
+def test_an_unfinished_restore_does_not_hide_a_run_that_failed(real: Daemon, people: Receiver) -> None:
+    begin(real.location)
+    assert real.run(real.tick())
+    fail_a_run(real.location)
+    assert real.run(real.tick())
+    assert people.titles == [f"[{real.location.settings.postgres_db}] a restore is unfinished"] * 2
+    text = people.messages[1]["message"]
+    assert "is not finished: nothing was done yet" in text
+    assert "; daily_backup_job failed at " in text
+    assert "Why it failed: no right to dump table salaries" in text
+
+
+@pytest.mark.parametrize("content", [b"", b"no journal\n", b"\xff\xfe\n", b'{"version":2}\n', b"[]\n[]\n"])
+def test_a_journal_that_cannot_be_understood_hides_nothing_and_is_told(
+    daemon: Daemon, people: Receiver, content: bytes
+) -> None:
+    assert daemon.run(daemon.tick())
+    begin(daemon.location).path.write_bytes(content)
+    assert daemon.run(daemon.tick())
+    assert people.titles == ["[sample] there is no backup", "[sample] nobody knows whether a restore is unfinished"]
+    text = people.messages[1]["message"]
+    assert "What: nobody knows whether a restore is unfinished: the journal " in text
+    assert "; there is no backup." in text
+    heal(daemon)
+    assert daemon.run(daemon.tick())
+    assert people.titles[2:] == ["[sample] nobody knows whether a restore is unfinished"]
+    assert "there is no backup" not in people.messages[2]["message"]
+
+
+def test_a_journal_that_cannot_be_read(daemon: Daemon, people: Receiver, volume: Path) -> None:
+    heal(daemon)
+    (volume / "restores").touch()
+    assert daemon.run(daemon.tick())
+    assert people.titles == ["[sample] the backup volume cannot be read"]
+    assert f"What: cannot list {volume}/restores" in people.messages[0]["message"]
+
+
+def test_another_databases_unfinished_restore_is_not_ours(daemon: Daemon, bare: NewLocation) -> None:
+    heal(daemon)
+    begin(bare(POSTGRES_DB="other"))
+    assert daemon.tick() is None
+
+
+# ---------------------------------------------------------------- what restores have kept
+
+
+def test_a_failed_run_for_kept_databases_is_told(real: Daemon, new_location: NewLocation, people: Receiver) -> None:
+    """Every day, until one succeeds: it runs by itself, and nobody looks."""
+    broken: Location = new_location(RESTORE_POSTGRES_USER="nobody_of_that_name")
+    result = broken.run(KEPT_JOB)
+    assert not result.success
+    assert real.run(real.tick())
+    assert real.tick() is None
+    assert TOLD in (real.skipped or "")
+    (message,) = people.messages
+    database = real.location.settings.postgres_db
+    assert (message["title"], message["type"]) == (f"[{database}] kept_databases_job failed", "failure")
+    what, *_, following = message["message"].splitlines()
+    assert re.match(r"What: kept_databases_job failed at \S+ \S+ UTC, and what restores have kept stays: ", what)
+    assert "nobody_of_that_name" in what
+    assert following == (
+        f"Next: mend that, then launch kept_databases_job in the Dagster UI; the run that failed is {result.run_id}"
+    )
+    assert "Last failed run" not in message["message"]
+    # A run of the daily backup that fails as well is told at once; and a backup is no remedy for what is kept.
+    fail_a_run(real.location)
+    assert real.run(real.tick())
+    assert people.titles[1:] == [f"[{database}] the daily backup failed"]
+    assert "; kept_databases_job failed at " in people.messages[1]["message"]
+    assert real.location.run().success
+    assert real.tick() is None
+    assert TOLD in (real.skipped or "")
+    assert real.location.run(KEPT_JOB).success
+    assert real.run(real.tick())
+    assert people.titles[2:] == [f"[{database}] all is well with the backups again"]
+
+
+def test_another_databases_kept_ones_are_not_ours(real: Daemon, new_location: NewLocation) -> None:
+    broken: Location = new_location(RESTORE_POSTGRES_USER="nobody_of_that_name", BACKUP_ASSET_PREFIX="crm")
+    assert not broken.run(KEPT_JOB).success
+    assert real.tick() is None
 
 
 # ---------------------------------------------------------------- files, not events
