@@ -176,8 +176,8 @@ class Swarm:
             service: its name.
             timeout_seconds: for how long it is waited for.
             log: told what happens.
-            since: what :meth:`runs` said. A run that was begun after that is waited for, or its end is told, instead of
-                begun anew: it would be killed half-way.
+            since: what :meth:`runs` said. A run that was begun after that is waited for, or what became of it is told,
+                and none is begun anew, which would kill it half-way. One that was ended does not count.
 
         Raises:
             ServiceUnsuitableError: it is global, a job, has several replicas, or is restarted whenever it ends.
@@ -211,8 +211,10 @@ class Swarm:
             given_up = len(ended) == len(tasks) > 0 and all(task["DesiredState"] != "running" for task in tasks)
             if given_up or len(ended) >= _ATTEMPTS or last:
                 what = "failed" if ended else f"was not complete in {timeout_seconds:.0f} s"
-                why, said = _trouble(tasks), self._printed(spec, tasks)  # before Swarm forgets what is ended
+                why, said = _trouble(tasks), self._printed(spec, tasks)
                 fix = f"docker service ps --no-trunc {service}; docker service logs {service} --tail 50"
+                if not ended:  # Swarm forgets, with its log, what is ended
+                    fix = f"find out what {service} waited for: these lines are all that is left of it"
                 try:
                     self.end(service, _END_SECONDS, log)
                 except SwarmError as error:
@@ -421,8 +423,9 @@ def _runs(spec: Json, tasks: Sequence[Json]) -> Json:
 
 
 def _of_counter(spec: Json, tasks: Sequence[Json]) -> list[Json]:
-    """The tasks that were made for the latest run."""
-    return [task for task in tasks if _forced(task["Spec"]) == _forced(spec["TaskTemplate"])]
+    """The tasks of the latest run; not those that were ended, which Swarm forgets in a moment."""
+    counter = _forced(spec["TaskTemplate"])
+    return [task for task in tasks if _forced(task["Spec"]) == counter and task["DesiredState"] != "remove"]
 
 
 def _later(since: Json, spec: Json, tasks: Sequence[Json]) -> list[Json]:

@@ -533,7 +533,7 @@ def test_a_run_that_was_begun_and_failed(swarm: Swarm) -> None:
         assert len(tasks("migrate")) == 1
 
 
-def test_a_run_that_was_begun_and_ended_is_begun_anew(swarm: Swarm) -> None:
+def test_a_run_that_was_begun_and_ended_is_begun_anew(swarm: Swarm, said: list[str]) -> None:
     with once(
         "migrate", "test -e /v/1 || { touch /v/1; sleep 60; }", "--mount", "type=volume,source=begun,destination=/v"
     ):
@@ -541,7 +541,8 @@ def test_a_run_that_was_begun_and_ended_is_begun_anew(swarm: Swarm) -> None:
         begin(swarm, "migrate")
         until(lambda: containers("migrate"), 30, "no migration", pause=0.1)
         assert swarm.end("migrate", 30, print)
-        swarm.run_once("migrate", 30, print, since)
+        swarm.run_once("migrate", 30, said.append, since)
+    assert said == ["migrate is complete"]
 
 
 def test_an_update_that_is_rolled_back_is_not_taken_for_the_next(swarm: Swarm) -> None:
