@@ -214,7 +214,7 @@ class Swarm:
                 why, said = _trouble(tasks), self._printed(spec, tasks)
                 fix = f"docker service ps --no-trunc {service}; docker service logs {service} --tail 50"
                 if not ended:  # Swarm forgets, with its log, what is ended
-                    fix = f"find out what {service} waited for: these lines are all that is left of it"
+                    fix = f"find out what {service} waited for; its log is gone with it"
                 try:
                     self.end(service, _END_SECONDS, log)
                 except SwarmError as error:
