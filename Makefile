@@ -4,7 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 FULL_POSTGRESQL := .cache/postgresql-16
 SAMPLES := .cache/samples
-WORKERS ?= 2
+# Tests wait as often as they compute: more than the two cores of a small machine.
+WORKERS ?= 3
 PORT ?= 3000
 
 .DEFAULT_GOAL := help

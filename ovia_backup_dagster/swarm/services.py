@@ -125,20 +125,24 @@ class Swarm:
     def wait_until_running(self, service: str, replicas: int, timeout_seconds: float, log: Log) -> None:
         """Wait until so many tasks of its present specification run; with a health check, until they are well.
 
+        One that ends at once was running for a moment: so each is looked at twice.
+
         Raises:
             ServiceStuckError: they do not; with what the newest of them that failed said.
         """
         ends, told = time.monotonic() + timeout_seconds, ""
+        before: set[str] = set()
         for last in _looks(ends):
             template = self._inspect(service, ends)["Spec"]["TaskTemplate"]
             tasks = [task for task in self._tasks(service, ends) if _made_by(template, task)]
-            running = sum(_state(task) == task["DesiredState"] == "running" for task in tasks)
-            if running >= replicas:
+            running = {task["ID"] for task in tasks if _state(task) == task["DesiredState"] == "running"}
+            if len(running & before) >= replicas:
                 return
+            before = running
             trouble = _trouble(tasks)
             if last:
                 raise ServiceStuckError(
-                    f"of {replicas} tasks of {service} {running} ran after {timeout_seconds:.0f} s",
+                    f"of {replicas} tasks of {service} {len(running)} ran after {timeout_seconds:.0f} s",
                     said=trouble,
                     fix=f"docker service ps --no-trunc {service}; docker service logs {service} --tail 20",
                 )
