@@ -7,6 +7,7 @@ in short folders under /tmp, because of the length of a Unix socket's path, and 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import tempfile
@@ -36,6 +37,10 @@ SCALE = 0.02
 PASSWORD = "s3cret-of-the-tests"
 
 _numbers = count(1)
+
+# What a shell starts in the background ignores Ctrl-C, and so would all that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
