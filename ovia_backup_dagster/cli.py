@@ -166,30 +166,28 @@ def status(as_json: bool) -> None:
     from ovia_backup_dagster.core.catalog import State
     from ovia_backup_dagster.core.freshness import Level, freshness
     from ovia_backup_dagster.core.locking import lock_holder
-    from ovia_backup_dagster.core.restoration import RestoreFolder
 
     try:
         system, now = _system(), datetime.now(UTC)
         found = freshness(system.catalog.newest_first(), system.max_age, now)
         proven = system.catalog.newest(now, State.PROVEN)
         drills = system.drills.standing(system.drill_max_age, now)
-        folder = RestoreFolder(system.catalog)
-        holders = [holder for root in (system.catalog.root, folder.path) if (holder := lock_holder(root))]
-        journal = None if lock_holder(folder.path) else folder.unfinished()
+        restores = system.restores.standing()
+        at_work = [holder for holder in (lock_holder(system.catalog.root), restores.at_work) if holder]
     except BackupError as error:
         click.echo(f"BACKUP UNKNOWN - {error}")
         sys.exit(UNKNOWN)
     if found.level not in (Level.FRESH, Level.UNPROVEN):
         code, word = 2, "CRITICAL"
-    elif not found.proven or found.rejected or drills.trouble or journal:
+    elif not found.proven or found.rejected or drills.trouble or restores.trouble:
         code, word = 1, "WARNING"
     else:
         code, word = 0, "OK"
     if as_json:
         newest = _as_dict(found.newest, now) if found.newest else None
         last = proven.path.name if proven else None
-        extra = {"newest": newest, "last_proven": last, "lock_held_by": "; ".join(holders) or None, "text": found.text}
-        extra["unfinished_restore"] = str(journal.unfinished) if journal else None
+        extra = {"newest": newest, "last_proven": last, "lock_held_by": "; ".join(at_work) or None, "text": found.text}
+        extra["unfinished_restore"] = str(restores.trouble) if restores.trouble else None
         extra["drills"] = {
             "text": drills.text(now),
             "trouble": str(drills.trouble) if drills.trouble else None,
@@ -215,10 +213,10 @@ def status(as_json: bool) -> None:
             click.echo(f"likely cause: {_safe(found.trouble.reason)}")
         fix = "ovia-backup dump" if found.rejected else "ovia-backup verify latest"
         click.echo(f"Next: {_safe(found.trouble.fix) if found.trouble else fix}")
-    if journal:
-        click.echo(f"restore: {_safe(journal.unfinished.account)}")
-        click.echo(f"Next: {_safe(journal.unfinished.fix)}")
-    for holder in holders:
+    if restores.trouble:
+        click.echo(f"restore: {_safe(restores.trouble.account)}")
+        click.echo(f"Next: {_safe(restores.trouble.fix)}")
+    for holder in at_work:
         click.echo(f"now at work: {_safe(holder)}")
     sys.exit(code)
 
