@@ -498,11 +498,12 @@ class Steps:
                 self._note(Step.DROP, [f"subscriptions that were dropped before the drop failed: {', '.join(lost)}"])
         # People wait for the services, and nobody for the copy to go.
         problems: list[BackupError] = []
-        if self.by_hand:
-            if journal.begun(Step.STOP):
-                self._note(Step.START, [self._to_do(Step.START)])
-        else:
-            problems += self._scale(journal.data(Step.STOP).get("replicas", {}))
+        before = journal.data(Step.STOP).get("replicas", {})
+        if journal.begun(Step.STOP) and (self.by_hand or not before):
+            counts = {name: before.get(name) for name in order.services}
+            self._note(Step.START, [f"to be started by hand: {_scale_command(counts)}"])
+        if not self.by_hand:
+            problems += self._scale(before)
         if order.mode in (Mode.SWAP, Mode.NEW) and not journal.data(Step.SWAP).get("was_live", False):
             problems += self._copy_left()
         return problems

@@ -281,7 +281,8 @@ def test_without_docker_services_are_a_persons_business(site: Site, tmp_path: Pa
         assert docker.replicas == {"api": 0, "ingest": 0, "migrate": 0}
 
 
-def test_services_that_were_stopped_by_hand_are_not_forgotten(site: Site, tmp_path: Path) -> None:
+@pytest.mark.parametrize("verb", ["--resume", "--abort"])
+def test_services_that_were_stopped_by_hand_are_not_forgotten(site: Site, tmp_path: Path, verb: str) -> None:
     """Nobody wrote down how many there were: when Docker is back, a person is told to start them."""
     gone = tmp_path / "gone"
     with engine(gone, api=2) as docker, impatient():
@@ -292,10 +293,10 @@ def test_services_that_were_stopped_by_hand_are_not_forgotten(site: Site, tmp_pa
         with each_step(Step.SWAP, lambda: os.kill(os.getpid(), signal.SIGKILL)):
             assert swarm.place.run("restore", "--resume", "--without-services").killed
         gone.unlink()
-        ended = swarm.place.run("restore", "--resume")
+        ended = swarm.place.run("restore", verb)
         assert ended.code == 0, ended.output
         assert "to be started by hand: docker service scale api=REPLICAS" in ended.output
-        ended_as(site, "new")
+        ended_as(site, "new" if verb == "--resume" else "old")
 
 
 @pytest.mark.parametrize("step", [Step.START, Step.SWAP])
