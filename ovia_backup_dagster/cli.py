@@ -687,13 +687,15 @@ def _print_restore(record: Record, restorations: Restorations, as_json: bool, *,
         if record.kept:
             click.echo(f"the database before is kept: {_safe(record.kept)}; to go back to it: ovia-backup undo-restore")
         click.echo(f"record: {restorations.folder.path / order.filename}.md")
-    if record.error and putting_back and record.outcome == "put back":
-        _log(f"what had failed before: {record.error}")
+    put_back = putting_back and record.outcome == "put back"
+    if record.error and put_back and record.error not in record.notes:
+        _log(f"what had failed before: {record.error}")  # and no longer matters
     elif record.error:
         _log(f"Error: {record.error}")
         if record.fix:
             _log(f"Next: {record.fix}")
-        sys.exit(1)
+        if not put_back:
+            sys.exit(1)
 
 
 def _print_restores(records: Sequence[Record], as_json: bool) -> None:
