@@ -110,7 +110,8 @@ def secret_name(swarm: Swarm, target: str) -> str:
 
 
 def test_no_docker_socket_and_no_storage(swarm: Swarm) -> None:
-    with changed(swarm, daemon=(), webserver=()):
+    # A web server has the time to say what it waited for.
+    with changed(swarm, daemon=(), webserver=("--health-start-period=120s",)):
         swarm.well("daemon", "webserver")
         docker("service", "scale", "--detach", "ovia-backup_storage=0")
         try:
@@ -119,7 +120,7 @@ def test_no_docker_socket_and_no_storage(swarm: Swarm) -> None:
                 assert "Next: " in line
                 # Nor can the daemon launch: it says so itself.
                 assert "no run can be launched" in says(swarm, "daemon", "Docker does not answer", 240)
-                line = says(swarm, "webserver", "Dagster's storage does not answer", 180)
+                line = says(swarm, "webserver", "error: Dagster's storage does not answer", 240)
                 assert "docker service ps ovia-backup_storage" in line
                 for service in ("docker-filter", "daemon", "webserver"):
                     is_unwell(swarm, service)
