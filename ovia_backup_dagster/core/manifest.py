@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from ovia_backup_dagster.core.errors import VolumeError
 
@@ -103,10 +103,10 @@ def parse_sidecar(model: type[S], text: str | bytes, filename: str) -> S:
     """
     try:
         return model.model_validate_json(text)
-    except ValueError as error:
-        first = str(error).splitlines()
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
         raise VolumeError(
             f"sidecar {filename} cannot be read",
-            why=f"{' '.join(first[:3])}",
+            why=": ".join([*(str(part) for part in first["loc"]), first["msg"]]),
             fix="if a newer ovia-backup wrote it, use that one; else the file is damaged: verify the backup again",
         ) from error

@@ -1,4 +1,4 @@
-"""Restores: whether one is unfinished, whether one could be made now, and what earlier ones have kept."""
+"""Restores: whether one is unfinished, whether one could be made now, and what earlier ones have kept or left."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.doctor.report import Area, Line, failed, ok, warn
 from ovia_backup_dagster.postgres.drill import needed_bytes
 from ovia_backup_dagster.postgres.kept import way_back
+from ovia_backup_dagster.postgres.quoting import sql_identifier
 from ovia_backup_dagster.postgres.room import free_bytes
 from ovia_backup_dagster.postgres.session import beside
 from ovia_backup_dagster.postgres.swap import obstacles, standing
@@ -70,6 +71,9 @@ def _database(system: BackupSystem) -> Iterator[Line]:
         until = f"until {(at or each.at) + timedelta(days=keep):%Y-%m-%d}" if keep else "until it is dropped"
         size = f", {human_bytes(each.size_bytes)}" if each.size_bytes is not None else ""
         yield ok(Area.RESTORES, f"kept {until}: {each.name}{size}; {way_back(list(replaced), each.name)} swaps back")
+    for name in system.restorations.left():
+        fix = f"as a superuser, once nobody needs it: DROP DATABASE {sql_identifier(name)} WITH (FORCE)"
+        yield warn(Area.RESTORES, f"{name} is left of a restore that was put back, and takes room", fix)
 
 
 def _services(system: BackupSystem) -> Iterator[Line]:

@@ -46,6 +46,7 @@ from ovia_backup_dagster.postgres.kept import Kept
 from ovia_backup_dagster.postgres.places import uninterrupted
 from ovia_backup_dagster.postgres.quoting import shell_word
 from ovia_backup_dagster.postgres.session import beside, connect, system_identifier
+from ovia_backup_dagster.postgres.swap import standing
 from ovia_backup_dagster.restoration.plan import Plan, Planner, Services, confirm
 from ovia_backup_dagster.restoration.steps import Steps, give_up
 from ovia_backup_dagster.swarm.services import Swarm
@@ -159,6 +160,24 @@ class Restorations:
             swaps = {record.kept: record.swapped_at for record in self.folder.newest_first()}
         found = kept_databases.kept(self.target, self.target.database)
         return [(each, swaps.get(each.name)) for each in found]
+
+    def left(self) -> list[str]:
+        """Copies that were to be dropped when their restore was put back, and could not be; as far as is recorded.
+
+        Raises:
+            ServerError: no connection, or it broke.
+        """
+        newest: dict[str, Record] = {}
+        with contextlib.suppress(VolumeError):  # that they cannot be read is said of the volume
+            for record in self.folder.newest_first():
+                newest.setdefault(record.order.incoming, record)
+        return [
+            name
+            for name, record in newest.items()
+            # What an undo would have made live is no copy, and is kept.
+            if record.outcome == "put back" and Step.RESTORE in record.order.steps and name != record.order.database
+            if standing(self.target, name).exists
+        ]
 
     def to_forget(self, name: str) -> Kept:
         """The kept database that somebody means to drop.

@@ -208,6 +208,17 @@ def test_a_journal_of_a_newer_version_is_not_guessed_at(folder: RestoreFolder) -
     with pytest.raises(VolumeError, match="newer ovia-backup") as caught:
         folder.unfinished()
     assert str(journal.path) in str(caught.value)
+    assert "version: Input should be 1" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [b"no journal\n", b"\xff\n", b"\n", b"[[[[\n", b'{"version":1}\n'])
+def test_a_journal_that_is_damaged_is_said_in_a_line(folder: RestoreFolder, text: bytes) -> None:
+    journal = folder.begin(order())
+    journal.path.write_bytes(text)
+    with pytest.raises(JournalError, match="cannot be understood") as caught:
+        folder.unfinished()
+    assert "pydantic" not in str(caught.value)
+    assert "\n" not in caught.value.account
 
 
 # ------------------------------------------------------------------------------------------------- the record

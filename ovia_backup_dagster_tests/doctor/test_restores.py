@@ -90,17 +90,7 @@ def test_what_is_kept(here: BackupSystem, database: Connection) -> None:
 def test_one_that_is_unfinished(here: BackupSystem, database: Connection) -> None:
     folder, name = here.restorations.folder, database.database
     folder.prepare()
-    order = Order(
-        mode=Mode.SWAP,
-        started_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
-        database=name,
-        backup="a backup",
-        host=database.host,
-        port=database.port,
-        incoming=f"{name}_restore_20260102030405",
-        launched_by="a test",
-        made_by="a test",
-    )
+    order = order_of(database, Mode.SWAP, incoming=f"{name}_restore_20260102030405")
     folder.begin(order).write(Mark.BEGUN, Step.RESTORE)
     with volume_lock(folder.path, purpose="the swap of a backup", now=datetime.now(UTC)):
         found = lines(here)
@@ -110,6 +100,40 @@ def test_one_that_is_unfinished(here: BackupSystem, database: Connection) -> Non
     assert (line.level, "--resume" in line.fix, "--abort" in line.fix) == (Level.FAIL, True, True)
     (folder.path / f"{order.filename}.journal").write_text("no journal\n", encoding="utf-8")
     assert the(lines(here), "cannot be understood").level is Level.FAIL
+
+
+@pytest.mark.parametrize(("mode", "is_left"), [(Mode.SWAP, True), (Mode.NEW, True), (Mode.UNDO, False)])
+def test_a_copy_that_is_left(here: BackupSystem, database: Connection, mode: Mode, is_left: bool) -> None:
+    folder, name = here.restorations.folder, database.database
+    folder.prepare()
+    order = order_of(database, mode, incoming=f"{name}_copy")
+    execute(database.to("postgres"), f"CREATE DATABASE {order.incoming} TEMPLATE template0")
+    try:
+        folder.begin(order).write(Mark.PUT_BACK)
+        found = [line for line in lines(here) if order.incoming in line.text]
+        assert len(found) == is_left
+        for line in found:
+            assert (line.level, f'DROP DATABASE "{order.incoming}"' in line.fix) == (Level.WARN, True)
+        # Of that name there is now what somebody wanted.
+        newer = order.model_copy(update={"started_at": datetime(2026, 1, 3, tzinfo=UTC)})
+        folder.begin(newer).write(Mark.FINISHED)
+        assert as_it_should(lines(here))
+    finally:
+        execute(database.to("postgres"), f"DROP DATABASE {order.incoming}")
+
+
+def order_of(database: Connection, mode: Mode, *, incoming: str) -> Order:
+    return Order(
+        mode=mode,
+        started_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+        database=database.database,
+        backup="a backup",
+        host=database.host,
+        port=database.port,
+        incoming=incoming,
+        launched_by="a test",
+        made_by="a test",
+    )
 
 
 @contextmanager

@@ -363,7 +363,9 @@ def test_a_copy_that_somebody_holds_keeps_no_service_down(site: Site, tmp_path: 
         copy = next(name for name in site.databases if "_restore_" in name)
         assert site.databases == [site.live.database, copy]
         assert error
-        assert f'DROP DATABASE "{copy}" WITH (FORCE)' in " ".join(site.records[0].notes)
+        drop = f'DROP DATABASE "{copy}" WITH (FORCE)'
+        assert drop in " ".join(site.records[0].notes)
+        assert drop in owned.place.run("doctor").output
         assert site.content() == site.now
         assert RestoreFolder(site.place.catalog).unfinished() is None
     finally:
