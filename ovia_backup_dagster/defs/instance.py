@@ -32,6 +32,9 @@ HEARTBEAT_TOLERANCE = timedelta(minutes=5)
 #: A daily backup has run twice in it, and a location that was renamed is soon forgotten.
 SHARED_KEY_WINDOW = timedelta(days=2)
 _DAEMONS = {"SCHEDULER": "schedules", "SENSOR": "sensors", "QUEUED_RUN_COORDINATOR": "queued runs"}
+#: What a daemon says while a code server begins anew, as at each deployment; and then for five minutes, whatever came
+#: of it (Dagster's DEFAULT_DAEMON_ERROR_INTERVAL_SECONDS).
+_NOBODY_THERE = "DagsterUserCodeUnreachableError: Could not reach user code server. gRPC Error code: UNAVAILABLE"
 _COPY = "copy this project's dagster.yaml into $DAGSTER_HOME and restart the daemon"
 
 
@@ -71,8 +74,14 @@ def _daemons(instance: dg.DagsterInstance) -> Iterator[Line]:
         if age is None or age > HEARTBEAT_TOLERANCE:
             silent.append(f"{work} ({f'silent for {duration(age)}' if age else 'never seen'})")
         elif beat is not None and beat.errors:
-            message = " ".join(beat.errors[0].message.split())
-            yield fail(Area.DAGSTER, f"the daemon for {work} fails: {message}", "see the log of dagster-daemon")
+            messages = [" ".join(error.message.split()) for error in beat.errors]
+            failures = [message for message in messages if not message.endswith(_NOBODY_THERE)]
+            if failures:
+                yield fail(Area.DAGSTER, f"the daemon for {work} fails: {failures[0]}", "see the log of dagster-daemon")
+            else:
+                text = f"within the last five minutes the daemon for {work} found no code server"
+                fix = "if that was no deployment: docker service ps ovia-backup_code-server, and look into its log"
+                yield warn(Area.DAGSTER, text, fix)
     if silent:
         fix = "docker service ps ovia-backup_daemon; without containers: dagster-daemon run, with the same DAGSTER_HOME"
         yield fail(Area.DAGSTER, f"the daemon does not run: no backup and no alert by itself: {', '.join(silent)}", fix)

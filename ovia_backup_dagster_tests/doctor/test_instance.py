@@ -17,6 +17,7 @@ import dagster as dg
 import pytest
 from dagster._core.code_pointer import ModuleCodePointer
 from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.events import StepMaterializationData
 from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
 from dagster._core.remote_origin import (
@@ -33,6 +34,8 @@ from dagster._core.scheduler.instigation import (
 )
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._daemon.types import DaemonHeartbeat
+from dagster._grpc.client import DagsterGrpcClient
+from dagster._utils.error import serializable_error_info_from_exc_info
 from dagster_shared.error import SerializableErrorInfo
 
 from ovia_backup_dagster.core.words import duration
@@ -69,8 +72,8 @@ def disk(home: Path) -> Iterator[dg.DagsterInstance]:
         yield found
 
 
-def beat(found: dg.DagsterInstance, *kinds: str, ago: timedelta = timedelta(0), error: str = "") -> None:
-    errors = [SerializableErrorInfo(error, [], None)] if error else []
+def beat(found: dg.DagsterInstance, *kinds: str, ago: timedelta = timedelta(0), error: str | list[str] = "") -> None:
+    errors = [SerializableErrorInfo(text, [], None) for text in ([error] if isinstance(error, str) else error) if text]
     for kind in kinds or KINDS:
         at = (datetime.now(UTC) - ago).timestamp()
         found.add_daemon_heartbeat(DaemonHeartbeat(at, kind, "a daemon", errors))
@@ -117,6 +120,21 @@ def test_a_daemon_that_fails(disk: dg.DagsterInstance) -> None:
     beat(disk, "SCHEDULER", error="Exception: the code server\nis gone\n")
     line = the(examined(disk), "the daemon for schedules fails: Exception: the code server is gone")
     assert (line.level, line.fix) == (Level.FAIL, "see the log of dagster-daemon")
+
+
+def test_a_code_server_that_begins_anew(disk: dg.DagsterInstance) -> None:
+    """As at each deployment: the doctor's container is not to be restarted for it, again and again."""
+    with pytest.raises(DagsterUserCodeUnreachableError) as raised:
+        DagsterGrpcClient(host="127.0.0.1", port=free_port()).list_repositories()
+    away = serializable_error_info_from_exc_info((raised.type, raised.value, raised.tb)).message
+    beat(disk)
+    beat(disk, "SENSOR", error=away)
+    line = the(examined(disk), "within the last five minutes the daemon for sensors found no code server")
+    assert (line.level, "docker service ps ovia-backup_code-server" in line.fix) == (Level.WARN, True)
+    # What else fails is not hidden by it; nor is a code server that is there, and does not answer in time.
+    for other in ("Exception: a bug", away.replace("UNAVAILABLE", "DEADLINE_EXCEEDED")):
+        beat(disk, "SENSOR", error=[away, other])
+        assert the(examined(disk), f"the daemon for sensors fails: {other.strip()}").level is Level.FAIL
 
 
 @pytest.mark.parametrize(
