@@ -25,7 +25,7 @@ def engine() -> Iterator[Engine]:
 def swarm(engine: Engine) -> Swarm:
     """Ovia's stack and ours, installed as the runbook says."""
     clone = engines.build_images()
-    _ask_often(clone / "deploy/stack.yml")
+    _look_often(clone)
     certificate, key = STATE / "certificate.pem", STATE / "key.pem"
     _make_certificate(certificate, key)
     found = Swarm(
@@ -52,11 +52,15 @@ def swarm(engine: Engine) -> Swarm:
     return found
 
 
-def _ask_often(stack: Path) -> None:
-    """Its slow health checks, more often than is reasonable for years: each restart here waits for one."""
-    text, changed = re.subn(r"interval: (30|60)s", "interval: 15s", stack.read_text("utf-8"))
-    assert changed == 2  # the daemon's and the doctor's
-    stack.write_text(text, "utf-8")
+def _look_often(clone: Path) -> None:
+    """More often than is reasonable for years, since tests wait for it: the slow health checks, and the sensor."""
+    for name, slow, often, times in (
+        ("deploy/stack.yml", r"interval: (30|60)s", "interval: 15s", 2),  # the daemon's and the doctor's
+        ("ovia_backup_dagster/defs/sensors.py", r"(?m)^INTERVAL_SECONDS = 300$", "INTERVAL_SECONDS = 60", 1),
+    ):
+        text, changed = re.subn(slow, often, (clone / name).read_text("utf-8"))
+        assert changed == times, name
+        (clone / name).write_text(text, "utf-8")
 
 
 def _let_the_old_script_work(swarm: Swarm) -> None:

@@ -16,14 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from docker import APIClient
 
-from ovia_backup_dagster_tests.swarm.engine import IMAGE, docker, processes, until
+from ovia_backup_dagster_tests.swarm.engine import IMAGE, SOCKET, docker, processes, until
 
 OVIA_PASSWORD = "ovia's own-Passw0rd"
 UI_PASSWORD = "door-Passw0rd"
 CHANNEL_PASSWORD = "channel-Passw0rd"
 SERVICES = ("storage", "code-server", "daemon", "webserver", "door", "docker-filter", "doctor", "console")
 TITLE = "Runbook: backups of Ovia's database"
+#: The freshness sensor looks every minute here; its daemon may be busy, or have begun anew.
+SENSOR_SECONDS = 180
 FINISHED = {"SUCCESS", "FAILURE", "CANCELED"}
 _JOBS = "{ repositoriesOrError { ... on RepositoryConnection { nodes { location { name } jobs { name } } } } }"
 _PLAN = """query ($p: PipelineSelector!) { executionPlanOrError(pipeline: $p, mode: "default") { __typename } }"""
@@ -38,9 +41,16 @@ _RUNS = """query($f: RunsFilter, $n: Int) { runsOrError(filter: $f, limit: $n) {
 
 
 def _running() -> set[str]:
-    """Our services all of whose tasks run, as Swarm says."""
-    listed = docker("service", "ls", "-f", "name=ovia-backup", "--format", "{{.Name}} {{.Replicas}}").splitlines()
-    return {name for name, replicas in (line.split()[:2] for line in listed) if replicas == "1/1"}
+    """Our services of whose present specification, and not of the last one, a task runs, as Swarm says."""
+    with contextlib.closing(APIClient(base_url=f"unix://{SOCKET}", version="1.41")) as api:
+        services = api.services(filters={"name": "ovia-backup"})
+        tasks = api.tasks(filters={"desired-state": "running"})
+    run = [(task["ServiceID"], _made_of(task["Spec"])) for task in tasks if task["Status"]["State"] == "running"]
+    return {it["Spec"]["Name"] for it in services if (it["ID"], _made_of(it["Spec"]["TaskTemplate"])) in run}
+
+
+def _made_of(template: dict[str, Any]) -> tuple[object, ...]:
+    return template["ContainerSpec"], template.get("ForceUpdate", 0)
 
 
 @dataclass
@@ -157,12 +167,12 @@ class Swarm:
 
     def well(self, *services: str, seconds: float = 240) -> None:
         """Wait until they are, and Swarm, which is told a moment after Docker, knows it."""
-        names = [f"ovia-backup_{name}" for name in services or SERVICES]
-        until(
-            lambda: all(self.health(name) in ("healthy", "running") for name in names) and _running() >= {*names},
-            seconds,
-            lambda: "\n".join(self.story(name) for name in names if self.health(name) not in ("healthy", "running")),
-        )
+        names = {f"ovia-backup_{name}" for name in services or SERVICES}
+
+        def unwell() -> set[str]:
+            return {name for name in names if self.health(name) not in ("healthy", "running")} or names - _running()
+
+        until(lambda: not unwell(), seconds, lambda: "\n".join(self.story(name) for name in unwell()))
 
     def story(self, service: str) -> str:
         """What became of it, and what it said."""

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from ovia_backup_dagster_tests.swarm.engine import IMAGE, docker, until
-from ovia_backup_dagster_tests.swarm.swarm import TITLE, Swarm
+from ovia_backup_dagster_tests.swarm.swarm import SENSOR_SECONDS, TITLE, Swarm
 
 
 def test_the_first_command(swarm: Swarm) -> None:
@@ -124,12 +124,12 @@ def test_a_second_database(swarm: Swarm) -> None:
 
 
 def test_people_were_told_that_all_is_well_again(swarm: Swarm) -> None:
-    """After the failed runs: the last that they heard. It may take the sensor's five minutes."""
+    """After the failed runs: the last that they heard."""
 
     def titles() -> list[str]:
         return [told["title"] for told in swarm.told()]
 
-    until(lambda: any("all is well" in title for title in titles()), 330, lambda: str(titles()))
+    until(lambda: any("all is well" in title for title in titles()), SENSOR_SECONDS, lambda: str(titles()))
 
 
 def test_every_command_of_the_runbook_was_run(swarm: Swarm) -> None:

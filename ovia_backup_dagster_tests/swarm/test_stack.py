@@ -20,13 +20,11 @@ from ovia_backup_dagster_tests.swarm.engine import IMAGE, POSTGRES, STATE, Engin
 from ovia_backup_dagster_tests.swarm.swarm import (
     CHANNEL_PASSWORD,
     OVIA_PASSWORD,
+    SENSOR_SECONDS,
     SERVICES,
     UI_PASSWORD,
     Swarm,
 )
-
-#: The freshness sensor looks every five minutes.
-SENSOR_SECONDS = 330
 
 
 def test_it_is_installed_as_the_runbook_says(swarm: Swarm) -> None:
@@ -115,7 +113,7 @@ def _scheduled(swarm: Swarm) -> list[dict[str, Any]]:
 
 
 def test_the_newest_dump_is_made_old(swarm: Swarm) -> None:
-    """Thirty hours. The sensor looks every five minutes: what comes of it is seen below."""
+    """Thirty hours. The sensor looks now and then: what comes of it is seen below."""
     swarm.sh(
         f"""docker exec {swarm.container("ovia-backup_console")} sh -c '
         set -e; cd /backups; mkdir aside; newest=$(ls -t daily/*.dump | head -1); mv daily/* weekly/* aside/
