@@ -174,6 +174,19 @@ class Swarm:
 
         until(lambda: not unwell(), seconds, lambda: "\n".join(self.story(name) for name in unwell()))
 
+    def settled(self, *services: str) -> None:
+        """Wait until Swarm watches no update of theirs any more: it takes a container's end for a failed one's, and the
+        specification of before comes back.
+        """
+        names = [f"ovia-backup_{name}" for name in services or SERVICES]
+        shape = "{{.Spec.Name}} {{if .UpdateStatus}}{{.UpdateStatus.State}}{{end}}"
+
+        def watched() -> str:
+            states = docker("service", "inspect", "-f", shape, *names).splitlines()
+            return "; ".join(state for state in states if state.endswith(("updating", "rollback_started")))
+
+        until(lambda: not watched(), 180, watched)
+
     def story(self, service: str) -> str:
         """What became of it, and what it said."""
         tasks = docker("service", "ps", service, "--no-trunc", "--format", "{{.CurrentState}} {{.Error}}", check=False)

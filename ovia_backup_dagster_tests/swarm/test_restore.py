@@ -234,6 +234,8 @@ def _processes(*command: str) -> Iterator[int]:
 @pytest.mark.parametrize(("number", "step"), list(enumerate(STEPS)), ids=STEPS)
 def test_killed_in_each_step(swarm: Swarm, good: str, today: str, number: int, step: Step) -> None:
     """Every second one is put back; and one loses its whole container."""
+    if step is Step.STOP:
+        swarm.settled("console")
     with restoring(swarm, step, Mark.BEGUN) as (pid, client):
         if step is Step.STOP:
             docker("kill", swarm.container("ovia-backup_console"))

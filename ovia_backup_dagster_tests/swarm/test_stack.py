@@ -303,6 +303,7 @@ def waiting_dump(swarm: Swarm) -> tuple[str, str]:
 
 
 def test_the_daemon_is_killed_while_a_run_is_under_way(swarm: Swarm) -> None:
+    swarm.settled("daemon")
     with dumps_wait(swarm):
         run_id, _ = waiting_dump(swarm)
         docker("kill", swarm.container("ovia-backup_daemon"))
@@ -334,6 +335,7 @@ def test_a_run_whose_container_is_killed_is_marked_failed(swarm: Swarm) -> None:
 
 
 def test_the_engine_restarts_while_a_run_is_under_way(swarm: Swarm, engine: Engine) -> None:
+    swarm.settled()
     with dumps_wait(swarm):
         run_id, _ = waiting_dump(swarm)
         engine.restart()
