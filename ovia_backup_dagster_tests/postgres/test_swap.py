@@ -283,6 +283,8 @@ from ovia_backup_dagster.postgres.client import Connection
 host, port, when, nth = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 execute, sent, renames = psycopg.Connection.execute, [], []
 def killing(self, query, *args, **named):
+    if sent[-2:] == [query, query]:  # ends sessions as often as there is time for: the third is as the second
+        return execute(self, query, *args, **named)
     sent.append(query)
     if hasattr(query, "as_bytes"): renames.append(query)
     mine = len(sent) == nth
