@@ -547,7 +547,7 @@ class Steps:
         Never by a name that it had before: what people were told of that one was another state of it.
         """
         at = datetime.now(UTC)
-        while self._exists(name := before_name(self.order.database, at)):
+        while (name := before_name(self.order.database, at)) == self.order.incoming or self._exists(name):
             at += timedelta(seconds=1)
         return name
 

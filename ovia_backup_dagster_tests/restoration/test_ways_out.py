@@ -414,7 +414,9 @@ def test_what_was_live_after_an_undo_is_not_dropped_at_its_old_time(site: Site) 
     with killed_at(2, before=False):
         assert red.undo().killed
     execute(site.live, "INSERT INTO people (id, name) VALUES (8000, 'after the undo')")
-    ended = site.place.run("restore", "--abort")
+    with mock.patch.object(steps, "datetime", wraps=datetime) as clock:
+        clock.now.return_value = at  # all of it in one second
+        ended = site.place.run("restore", "--abort")
     assert ended.code == 0, ended.output
     aside = site.records[0].kept
     assert aside != kept
