@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -50,9 +51,15 @@ def answers() -> bool:
 def until(
     true: Callable[[], object], seconds: float, otherwise: str | Callable[[], str], *, pause: float = 1.0
 ) -> None:
-    """Poll a condition; fail, with a word about what is wrong, when it does not come true."""
+    """Poll a condition; fail, with a word about what is wrong, when it does not come true.
+
+    A connection that breaks off answers nothing: the way to the UI leads through three services that may begin anew.
+    """
     deadline = time.monotonic() + seconds
-    while not true():
+    while True:
+        with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
+            if true():
+                return
         if time.monotonic() > deadline:
             raise AssertionError(
                 f"not within {seconds:.0f} s: {otherwise if isinstance(otherwise, str) else otherwise()}"

@@ -255,20 +255,19 @@ class Swarm:
         return data
 
     def locations(self) -> list[str]:
-        """Those of which a run can be launched; none while web server or code server, or the way there, begin anew."""
+        """Those of which a run can be launched; none while the code server begins anew."""
         found = []
-        with contextlib.suppress(urllib.error.URLError):
-            for node in self.graphql(_JOBS)["repositoriesOrError"]["nodes"]:
-                name = node["location"]["name"]
-                [job] = [job["name"] for job in node["jobs"] if job["name"].endswith("daily_backup_job")]
-                selector = {
-                    "repositoryLocationName": name,
-                    "repositoryName": "__repository__",
-                    "pipelineName": job,
-                }
-                # This the web server asks of the code server, each time.
-                if self.graphql(_PLAN, p=selector)["executionPlanOrError"]["__typename"] == "ExecutionPlan":
-                    found.append(name)
+        for node in self.graphql(_JOBS)["repositoriesOrError"]["nodes"]:
+            name = node["location"]["name"]
+            [job] = [job["name"] for job in node["jobs"] if job["name"].endswith("daily_backup_job")]
+            selector = {
+                "repositoryLocationName": name,
+                "repositoryName": "__repository__",
+                "pipelineName": job,
+            }
+            # This the web server asks of the code server, each time.
+            if self.graphql(_PLAN, p=selector)["executionPlanOrError"]["__typename"] == "ExecutionPlan":
+                found.append(name)
         return found
 
     def credentials(self, password: str = UI_PASSWORD) -> str:
