@@ -406,7 +406,7 @@ without_services_option = click.option(
 
 
 @main.command(cls=_Exclusive)
-@backup_argument
+@click.argument("backup", required=False)
 @click.option("--plan", "only_plan", is_flag=True, help="Only say what would be done.")
 @click.option("--yes-destroy", "confirmation", metavar="NAME", help="The database's name: go on without asking.")
 @click.option(
@@ -447,7 +447,7 @@ without_services_option = click.option(
 @click.option("--history", cls=_Instead, takes=["as_json"], help="Instead: the restores so far, newest first.")
 @json_option
 def restore(
-    backup: str,
+    backup: str | None,
     only_plan: bool,
     confirmation: str | None,
     mode: str,
@@ -478,6 +478,9 @@ def restore(
         record = restorations.resume(_log) if resume else restorations.abort(_log, confirmation or "")
         _print_restore(record, restorations, as_json, putting_back=abort)
         return
+    if backup is None:
+        # The newest may hold the very harm that it is to undo: nobody restores it by leaving out a word.
+        raise click.UsageError("which backup? Name one of: ovia-backup list; `latest` is the newest that is not bad")
     wishes = Wishes(
         backup=backup,
         mode=Mode(mode),

@@ -62,7 +62,7 @@ def _database(system: BackupSystem) -> Iterator[Line]:
     if live.size_bytes is not None and free is not None:
         room = f"a second copy: {human_bytes(free)} free on {where}, {human_bytes(needed)} needed"
         if free < needed:
-            fix = "make room there; without it, only what cannot be undone is left: ovia-backup restore --mode drop"
+            fix = "make room there; or, though it cannot be undone: ovia-backup restore BACKUP --mode drop"
             yield warn(Area.RESTORES, f"too little room for {room}", fix)
         else:
             yield ok(Area.RESTORES, f"room for {room}")

@@ -82,7 +82,7 @@ def forget(server: Connection, database: str, name: str) -> list[str]:
         name: which.
 
     Returns:
-        The slots of its subscriptions, to be dropped on their publishers.
+        What is left to do elsewhere: the slots of its subscriptions, to be dropped on their publishers.
 
     Raises:
         RestoreRefusedError: it is not called as what this database's restores keep, or cannot be dropped now.
@@ -98,11 +98,11 @@ def forget(server: Connection, database: str, name: str) -> list[str]:
     for obstacle in obstacles(server, name, mode_needs_swap=False):
         raise obstacle
     slots = drop_subscriptions(server, name)
+    left = [f"drop on its publisher: replication slot {slot}" for slot in slots]
     try:
         with connect(beside(server, database)) as session:
             session.execute("SET statement_timeout = 0")  # large files take long to remove
             session.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
     except BackupError as error:
-        left = [f"drop on its publisher: replication slot {slot}" for slot in slots]
         raise type(error)(error.what, why=error.why, said=error.said, fix="; ".join([error.fix, *left])) from None
-    return slots
+    return left

@@ -560,8 +560,12 @@ class Planner:
             warnings.append(f"{order.place} is no new host: it is the server that the backup was made of")
         found = subscriptions(self._server, order.database) if live.exists else []
         if found and order.mode is not Mode.NEW:
-            names = ", ".join(each.name for each in found)
-            warnings.append(f"subscriptions are not restored, and disabled in the database that is kept: {names}")
+            after = "they are dropped with the database, and their slots are left on the publishers"
+            if order.mode is Mode.SWAP:
+                after = (
+                    f"{order.kept} keeps them, disabled; until it is dropped, their slots keep WAL on the publishers"
+                )
+            warnings.append(f"subscriptions are not restored ({', '.join(each.name for each in found)}): {after}")
         return facts, warnings
 
 

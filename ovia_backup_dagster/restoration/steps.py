@@ -188,7 +188,10 @@ class Steps:
         wanted = self._replicas
         texts = {
             Step.STOP: f"to be stopped by hand: {_scale_command(dict.fromkeys(wanted, 0))}",
-            Step.MIGRATE: f"to be run by hand: docker service update --force {self.order.migrate}",
+            Step.MIGRATE: (
+                # A migration that was ended stands at 0; and one that runs once never becomes what Docker waits for.
+                f"to be run by hand: docker service update --detach --force --replicas 1 {self.order.migrate}"
+            ),
             Step.START: f"to be started by hand: {_scale_command(wanted)}",
             Step.HEALTH: f"to be asked by hand: {self.order.health_url}",
         }

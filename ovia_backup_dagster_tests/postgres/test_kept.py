@@ -98,7 +98,7 @@ def test_a_subscription_is_stopped_swapped_back_and_dropped(
         assert one(shop, "SELECT count(*) FROM t WHERE n = 2") == 1
         # And away for good, while it is applying.
         swap(shop, "shop", "shop_new", before)
-        assert forget(shop, "shop", before) == ["its_slot"]
+        assert forget(shop, "shop", before) == ["drop on its publisher: replication slot its_slot"]
         # It is the publisher's to drop: by now another subscription may read through it.
         assert one(source, "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'its_slot'") == 1
         assert kept(shop, "shop") == []

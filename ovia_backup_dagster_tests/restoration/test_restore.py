@@ -356,6 +356,13 @@ def test_another_name_than_the_databases_does_nothing(site: Site, typed: str) ->
     untouched(site)
 
 
+def test_no_backup_is_restored_by_leaving_out_its_name(site: Site) -> None:
+    """The newest may hold the harm."""
+    ended = site.place.run("restore", "--yes-destroy", site.live.database)
+    assert (ended.code, "which backup? Name one of: ovia-backup list" in ended.output) == (2, True), ended.output
+    untouched(site)
+
+
 # ----------------------------------------------------------------------------------------------- refused
 
 

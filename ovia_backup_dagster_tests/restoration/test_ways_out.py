@@ -275,7 +275,8 @@ def test_without_docker_services_are_a_persons_business(site: Site, tmp_path: Pa
         ended = swarm.place.run("restore", verb, "--without-services")
         assert ended.code == 0, ended.output
         assert "to be started by hand: docker service scale api=2 ingest=1" in ended.output
-        assert ("docker service update --force migrate" in ended.output) == (verb == "--resume")
+        by_hand = "docker service update --detach --force --replicas 1 migrate"
+        assert (by_hand in ended.output) == (verb == "--resume")
         ended_as(site, "new" if verb == "--resume" else "old")
         gone.unlink()
         assert docker.replicas == {"api": 0, "ingest": 0, "migrate": 0}
