@@ -682,7 +682,7 @@ def _print_restore(record: Record, restorations: Restorations, as_json: bool, *,
         if record.outcome == "done" and order.mode.value == "undo":
             click.echo(f"{_safe(order.database)} is what was {_safe(order.incoming)}")
         elif record.outcome == "done":
-            click.echo(f"{_safe(order.incoming if order.mode.value == 'new' else order.database)} is restored")
+            click.echo(f"{_safe(order.becomes)} is restored")
         elif record.outcome == "put back":
             click.echo("everything is as it was before")
         if record.interruption_seconds is not None:

@@ -62,6 +62,7 @@ class Step(StrEnum):
     DROP = "drop database"
     RESTORE = "restore"
     SWAP = "swap"
+    NAME = "name"
     MIGRATE = "migrate"
     START = "start services"
     HEALTH = "health"
@@ -69,8 +70,8 @@ class Step(StrEnum):
 
 _STEPS = {
     Mode.SWAP: (Step.RESTORE, Step.STOP, Step.SWAP, Step.MIGRATE, Step.START, Step.HEALTH),
-    Mode.DROP: (Step.DRILL, Step.STOP, Step.DROP, Step.RESTORE, Step.MIGRATE, Step.START, Step.HEALTH),
-    Mode.NEW: (Step.RESTORE, Step.MIGRATE, Step.START, Step.HEALTH),
+    Mode.DROP: (Step.DRILL, Step.STOP, Step.DROP, Step.RESTORE, Step.NAME, Step.MIGRATE, Step.START, Step.HEALTH),
+    Mode.NEW: (Step.RESTORE, Step.NAME, Step.MIGRATE, Step.START, Step.HEALTH),
     # What runs again is what ran before: its schema needs no migration.
     Mode.UNDO: (Step.STOP, Step.SWAP, Step.START, Step.HEALTH),
 }
@@ -86,7 +87,8 @@ class Order(Sidecar):
             undo.
         host, port: of the server.
         system_identifier: the server's; ``None`` where it may not be asked.
-        incoming: the database that is to be live; with ``new``, the one that is made.
+        incoming: what the database is called that is to be live, until it is; with ``new``, the one that is made.
+        takes_name: it is given the live database's name in the end, as there is none any more, or not yet.
         incoming_oid, live_oid: what tells, after a kill, which of both is live; ``None`` for one not made yet.
         kept: what the live database is called afterwards.
         jobs: how many entries pg_restore restores at a time.
@@ -113,6 +115,7 @@ class Order(Sidecar):
     port: int
     system_identifier: str | None = None
     incoming: str
+    takes_name: bool = False
     incoming_oid: int | None = None
     live_oid: int | None = None
     kept: str = ""
@@ -138,12 +141,18 @@ class Order(Sidecar):
             steps.remove(Step.STOP)
             steps.insert(0, Step.STOP)
         unneeded = {
+            Step.NAME: not self.takes_name,
             Step.STOP: not self.services,
             Step.START: not self.services,
             Step.MIGRATE: not self.migrate,
             Step.HEALTH: not self.health_url,
         }
         return tuple(step for step in steps if not unneeded.get(step, False))
+
+    @property
+    def becomes(self) -> str:
+        """What the restored database is called in the end."""
+        return self.incoming if self.mode is Mode.NEW and not self.takes_name else self.database
 
     @property
     def filename(self) -> str:
@@ -332,8 +341,8 @@ class Journal:
 
     @property
     def live(self) -> bool:
-        """Whether what was restored is what people use: swapped in, or made under the live name."""
-        return self.done(Step.SWAP) or (self.order.incoming == self.order.database and self.done(Step.RESTORE))
+        """Whether what was restored is what people use: swapped in, or given the name."""
+        return self.done(Step.SWAP) or self.done(Step.NAME)
 
     @property
     def proven(self) -> Proven | None:

@@ -44,8 +44,8 @@ def _summary(record: Record) -> str:
         lines.append("It did not come to its end. Everything is as it was before.")
     elif record.outcome == "given up":
         lines.append(f"{code(record.order.database)} was dropped, and is gone: it could not be made from this backup.")
-    elif record.order.mode is Mode.NEW and record.order.incoming != record.order.database:
-        lines.append(f"It stands in {code(record.order.incoming)}. Nothing else was touched.")
+    elif record.order.becomes != record.order.database:
+        lines.append(f"It stands in {code(record.order.becomes)}. Nothing else was touched.")
     else:
         lines.append(f"{code(record.order.database)} is live with it.")
     if record.kept:

@@ -32,7 +32,6 @@ from ovia_backup_dagster.postgres.client import (
     start,
 )
 from ovia_backup_dagster.postgres.diagnosis import diagnose
-from ovia_backup_dagster.postgres.places import require_whole
 from ovia_backup_dagster.postgres.session import database_facts
 
 LOCK_WAIT_TIMEOUT_SECONDS = 300
@@ -85,7 +84,6 @@ class Dumper:
             for path in catalog.sweep():
                 log(f"removed what a crash had left: {path.name}")
             compression = self.programs.choose_compression(self.compression)
-            require_whole(self.connection)
             facts = database_facts(self.connection)
             self._refuse_other_major(facts)
             before = self._previous()

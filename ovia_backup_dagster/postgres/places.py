@@ -24,13 +24,14 @@ from typing import Any
 
 import psycopg
 
-from ovia_backup_dagster.core.errors import BackupError, CopyError, ProgramMissingError, RestoreUnfinishedError
+from ovia_backup_dagster.core.errors import BackupError, CopyError, ProgramMissingError
 from ovia_backup_dagster.core.files import is_folder
 from ovia_backup_dagster.postgres.client import Connection, Programs
 from ovia_backup_dagster.postgres.cluster import Cluster, account_id, may_enter
 from ovia_backup_dagster.postgres.datatext import Log, statements, text_of
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier, sql_string
 from ovia_backup_dagster.postgres.session import DURABLY, connect, system_identifier
+from ovia_backup_dagster.postgres.session import beside as other_than
 
 #: Beginning of the folders' names; what bears it and is not in use is removed.
 PREFIX = "ovia-drill-"
@@ -454,8 +455,7 @@ def beside(server: Connection, name: str, place: str) -> Copy:
         name: of the database; nobody else may use it.
         place: it, for people.
     """
-    maintenance = server.to("template1" if name == _MAINTENANCE_DATABASE else _MAINTENANCE_DATABASE)
-    return Copy(server.to(name), maintenance, place, Kind.LIVE, _psql(server.to(name)))
+    return Copy(server.to(name), other_than(server, name), place, Kind.LIVE, _psql(server.to(name)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -504,23 +504,6 @@ def drop_kept(server: Connection, database: str) -> bool:
     with connect(server.to(_MAINTENANCE_DATABASE)) as session:
         _take(session, name, f"database {name} on {server.host}:{server.port}")
         return _drop(session, name)
-
-
-def require_whole(database: Connection) -> None:
-    """Refuse a database that a restore is still filling, or was killed in: half of it would look like all.
-
-    Raises:
-        RestoreUnfinishedError: it is such a one.
-        ServerError: no connection, or it broke.
-    """
-    with connect(database) as session:
-        row = session.execute(_FOUND, [database.database]).fetchone()
-    if row is not None and row["datconnlimit"] == _CONNECTION_LIMIT:
-        raise RestoreUnfinishedError(
-            f"{database} is not whole: a restore is filling it, or has not come to its end",
-            why="a restore that makes the live database (mode drop or new) marks it until it is proven",
-            fix="wait until it is: ovia-backup status; if its process is gone: ovia-backup restore --resume",
-        )
 
 
 def _take(session: psycopg.Connection[dict[str, Any]], name: str, place: str) -> None:

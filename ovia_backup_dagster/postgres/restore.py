@@ -94,6 +94,16 @@ class Restorer:
         if code != 0:
             raise self._failed(stderr, code, self._failure)
 
+    def rehearse(self, archive: Path, listing: str) -> None:
+        """As :meth:`restore`, but for all data: whether this role may make what is in it, on this server.
+
+        Raises:
+            BackupError: the first error that was met.
+        """
+        code, stderr = self._run(archive, listing, self._wanted, ("--exit-on-error", "--schema-only"), None, self.jobs)
+        if code != 0:
+            raise self._failed(stderr, code, self._failure)
+
     def salvage(self, archive: Path, listing: str, expected_bytes: int | None, log: Log) -> list[str]:
         """As :meth:`restore`, of an archive that may be damaged, whatever errors are met; returns a line for each.
 

@@ -93,8 +93,11 @@ def connect(connection: Connection, options: str = _OPTIONS) -> Iterator[psycopg
 
 
 def beside(server: Connection, *databases: str) -> Connection:
-    """To a database that is there on every server and is none of these: nobody can rename the one he is in."""
-    return server.to("template1" if "postgres" in databases else "postgres")
+    """To a database that is there on every server and is neither the server's nor one of these.
+
+    Nobody can rename the one he is in; and that of a restore's server, the live one, may be gone.
+    """
+    return server.to("template1" if "postgres" in (server.database, *databases) else "postgres")
 
 
 def database_facts(connection: Connection) -> DatabaseFacts:

@@ -1,4 +1,4 @@
-"""Puts a restored database in a live one's place, and back: renames in one transaction.
+"""Puts a restored database in a live one's place, and back, or where there is none: renames, in one transaction.
 
 Nobody may be in a database that is renamed. ``ALTER DATABASE ... RENAME`` takes the lock that every session needs to
 begin, and waits a moment for those that are in; so here another session ends them in that moment, and no one gets in
@@ -12,9 +12,11 @@ written in it ``written``'s; the databases that stay behind ``kept``'s.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import psycopg
 from psycopg import sql
@@ -24,6 +26,7 @@ from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier, sql_string
 from ovia_backup_dagster.postgres.session import DURABLY, beside, connect
 
+T = TypeVar("T")
 DEADLINE_SECONDS = 30.0
 #: How often sessions are ended while the server waits for the database to be empty.
 _POLL_SECONDS = 0.005
@@ -72,6 +75,7 @@ _CLAIM = sql.SQL("BEGIN; ALTER DATABASE {1} RENAME TO {2}")
 _SWAP = sql.SQL(
     "ALTER DATABASE {0} RENAME TO {1}; ALTER DATABASE {2} RENAME TO {0}; ALTER DATABASE {1} RENAME TO {2}; COMMIT"
 )
+_NAME = sql.SQL("ALTER DATABASE {} RENAME TO {}")
 _NAMES = "SELECT oid::bigint AS oid, datname AS name FROM pg_database WHERE oid = ANY (%s::oid[])"
 
 
@@ -266,34 +270,54 @@ def swap(
         DatabaseMissingError: ``live`` or ``incoming`` is not there.
         BackupError: the server refused, and nothing is changed; or the connection broke: ask :func:`where`.
     """
-    where_to = beside(server, live, incoming)
-    with connect(where_to) as renaming, connect(where_to) as ending:
-        for statement in (DURABLY, _PATIENCE, _ALONE, _HASTE):
-            renaming.execute(statement)
+    with _sessions_of_ours(beside(server, live, incoming)) as (renaming, ending):
         found = [_oid(ending, server, name) for name in (live, incoming)]
         for name, here, wanted in zip((live, incoming), found, oids or found, strict=True):
             if here != wanted:
                 raise _missing(server, name)
         names = tuple(map(sql.Identifier, (live, incoming, kept)))
-        deadline = time.monotonic() + deadline_seconds
-        cut: set[int] = set()
-        while True:
-            try:
-                # It may take a while until nobody is in it (autovacuum likes new tables): the live one is left alone.
-                _rename(renaming, _CLAIM.format(*names), ending, found[1], cut)
-                began = time.monotonic()
-                _rename(renaming, _SWAP.format(*names), ending, found[0], cut)
-                return Swapped(time.monotonic() - began, len(cut))
-            except (psycopg.errors.ObjectInUse, psycopg.errors.LockNotAvailable) as error:
-                renaming.execute("ROLLBACK")
-                if time.monotonic() > deadline:
-                    left = [s for oid in found for s in _sessions(ending, oid)]
-                    raise DatabaseInUseError(
-                        f"database {live} could not be renamed",
-                        why=f"in use by {_some(left)}" if left else "sessions come and go in it",
-                        said=": ".join(filter(None, (error.diag.message_primary, error.diag.message_detail))),
-                        fix="stop what uses it, and try again; nothing was changed",
-                    ) from None
+
+        def rename(cut: set[int]) -> Swapped:
+            # It may take a while until nobody is in it (autovacuum likes new tables): the live one is left alone.
+            _rename(renaming, _CLAIM.format(*names), ending, found[1], cut)
+            began = time.monotonic()
+            _rename(renaming, _SWAP.format(*names), ending, found[0], cut)
+            return Swapped(time.monotonic() - began, len(cut))
+
+        return _insist(rename, renaming, ending, live, found, deadline_seconds)
+
+
+def give_name(server: Connection, database: str, name: str, *, oid: int) -> None:
+    """Rename ``database`` to what no database is called, and end every session in it.
+
+    Args:
+        server: as a role for whom there are no :func:`obstacles`.
+        database: what is renamed.
+        name: what it is called afterwards.
+        oid: of ``database``, as it must be.
+
+    Raises:
+        DatabaseInUseError, DatabaseMissingError: as :func:`swap`; nothing is changed.
+        BackupError: the server refused, and nothing is changed; or the connection broke: ask :func:`is_called`.
+    """
+    with _sessions_of_ours(beside(server, database, name)) as (renaming, ending):
+        if _oid(ending, server, database) != oid:
+            raise _missing(server, database)
+        statement = _NAME.format(sql.Identifier(database), sql.Identifier(name))
+
+        def rename(cut: set[int]) -> None:
+            _rename(renaming, statement, ending, oid, cut)
+
+        _insist(rename, renaming, ending, database, [oid], DEADLINE_SECONDS)
+
+
+def is_called(server: Connection, name: str, oid: int) -> bool:
+    """Whether the database of that OID has the name; waits for a renaming that the server is still about.
+
+    Raises:
+        LockTimeoutError: another one is under way.
+    """
+    return _names(beside(server, name), [oid]).get(oid) == name
 
 
 def where(server: Connection, live: str, incoming: str, oids: tuple[int, int]) -> Literal["before", "after", "torn"]:
@@ -310,13 +334,55 @@ def where(server: Connection, live: str, incoming: str, oids: tuple[int, int]) -
     Raises:
         LockTimeoutError: another swap is under way.
     """
-    with connect(beside(server, live, incoming)) as session:
-        session.execute(_PATIENCE)
-        session.execute(_ALONE)
-        names = {row["oid"]: row["name"] for row in session.execute(_NAMES, [list(oids)])}
+    names = _names(beside(server, live, incoming), list(oids))
     if names.get(oids[0]) == live:
         return "before"
     return "after" if names.get(oids[1]) == live else "torn"
+
+
+def _names(server: Connection, oids: list[int]) -> dict[int, str]:
+    """OID -> name, when nobody renames any more."""
+    with connect(server) as session:
+        session.execute(_PATIENCE)
+        session.execute(_ALONE)
+        return {row["oid"]: row["name"] for row in session.execute(_NAMES, [oids])}
+
+
+@contextmanager
+def _sessions_of_ours(
+    server: Connection,
+) -> Iterator[tuple[psycopg.Connection[dict[str, Any]], psycopg.Connection[dict[str, Any]]]]:
+    """Two sessions, to rename and to end others; nobody else renames meanwhile."""
+    with connect(server) as renaming, connect(server) as ending:
+        for statement in (DURABLY, _PATIENCE, _ALONE, _HASTE):
+            renaming.execute(statement)
+        yield renaming, ending
+
+
+def _insist(
+    rename: Callable[[set[int]], T],
+    renaming: psycopg.Connection[Any],
+    ending: psycopg.Connection[dict[str, Any]],
+    database: str,
+    oids: list[int],
+    deadline_seconds: float,
+) -> T:
+    """Rename, and again while sessions stay in what is renamed, up to the deadline."""
+    deadline = time.monotonic() + deadline_seconds
+    cut: set[int] = set()
+    while True:
+        try:
+            return rename(cut)
+        except (psycopg.errors.ObjectInUse, psycopg.errors.LockNotAvailable) as error:
+            renaming.execute("ROLLBACK")
+            if time.monotonic() > deadline:
+                left = [s for oid in oids for s in _sessions(ending, oid)]
+                raise DatabaseInUseError(
+                    f"database {database} could not be renamed",
+                    why=f"in use by {_some(left)}" if left else "sessions come and go in it",
+                    said=": ".join(filter(None, (error.diag.message_primary, error.diag.message_detail))),
+                    fix="stop what uses it, and try again; nothing was changed",
+                ) from None
 
 
 def _rename(

@@ -178,11 +178,12 @@ def describe(step: Step, order: Order) -> str:
     other = order.incoming
     swapping = f"swap names: {order.database} becomes {order.kept}, {other} becomes {order.database}"
     return {
-        Step.DRILL: "prove in a throwaway cluster that the backup restores",
+        Step.DRILL: "prove in a throwaway cluster that the backup restores, and here that this role may restore it",
         Step.STOP: f"stop {services}, and wait until none of their tasks runs",
         Step.DROP: f"DROP DATABASE {order.database}: its data is gone then",
         Step.RESTORE: f"restore into {other}" + ("" if order.even_if_damaged else ", and prove every row of it"),
         Step.SWAP: swapping,
+        Step.NAME: f"rename {other} to {order.database}",
         Step.MIGRATE: f"run {order.migrate}, and wait until it has completed",
         Step.START: f"start {services}",
         Step.HEALTH: f"wait for {order.health_url}" + (", else swap back" if order.auto_undo else ""),
@@ -235,6 +236,7 @@ class Planner:
         into = wishes.into or (self.target.database if new_host else "")
         at = self._free_instant(now)
         goes_live = mode is not Mode.NEW or into == self.target.database
+        takes_name = goes_live and mode is not Mode.SWAP
         if goes_live and wishes.even_if_damaged:
             raise RestoreRefusedError(
                 f"what is damaged does not go live as {self.target.database}",
@@ -251,7 +253,9 @@ class Planner:
             host=self.target.host,
             port=self.target.port,
             system_identifier=here,
-            incoming=self.target.database if mode is Mode.DROP else into or restore_name(self.target.database, at),
+            # Under the live name nobody is kept out of what is not whole yet.
+            incoming=into if into and not takes_name else restore_name(self.target.database, at),
+            takes_name=takes_name,
             live_oid=live.oid if live.exists else None,
             kept=before_name(self.target.database, at) if mode is Mode.SWAP else "",
             jobs=wishes.jobs,
@@ -268,14 +272,13 @@ class Planner:
             made_by=MADE_BY,
         )
         replaces = mode in (Mode.SWAP, Mode.DROP)
-        if not replaces and standing(self._server, order.incoming).exists:
+        if not replaces and standing(self._server, order.becomes).exists:
             raise RestoreRefusedError(
-                f"there is a database {order.incoming} at {order.place} already",
+                f"there is a database {order.becomes} at {order.place} already",
                 why="mode new makes a database, and touches no other",
                 fix="choose another name: --into NAME",
             )
-        in_the_way = self.target.database if replaces else order.incoming
-        for obstacle in obstacles(self._server, in_the_way, mode_needs_swap=mode is Mode.SWAP):
+        for obstacle in obstacles(self._server, order.becomes, mode_needs_swap=mode is Mode.SWAP):
             raise obstacle
         if not order.even_if_damaged:
             self._refuse_missing_extensions(backup)
@@ -538,9 +541,9 @@ class Planner:
             "onto": f"database {order.database} at {order.place}"
             + (f" ({_size(live.size_bytes)})" if live.exists else ", which is made"),
         }
-        if order.mode is Mode.NEW and order.incoming != order.database:
+        if order.becomes != order.database:
             besides = "and roles that the server lacks; nothing" if order.create_roles else "nothing"
-            facts["onto"] = f"a new database {order.incoming} at {order.place}; {besides} else is touched"
+            facts["onto"] = f"a new database {order.becomes} at {order.place}; {besides} else is touched"
         warnings = []
         if order.mode in (Mode.SWAP, Mode.DROP):
             newest = _newest(self._server, order.database)

@@ -318,8 +318,12 @@ class Restorations:
     def _after(self, steps: Steps, error: BackupError) -> Record:
         """What to do when a step failed."""
         journal, order = steps.journal, steps.order
-        if not journal.live or (order.auto_undo and order.mode is Mode.SWAP):
-            if self._is_lost(steps):
+        try:
+            live, lost = journal.live or steps.is_named, steps.is_lost
+        except BackupError as again:
+            raise self._stuck(journal, again) from None
+        if not live or (order.auto_undo and order.mode is Mode.SWAP):
+            if lost:
                 raise self._stuck(journal, error, f"; or give this backup up, to restore another: {give_up(order)}")
             return self._put_back(steps, error)
         # The new database is live, and proven: it stays, and the services get their replicas back.
@@ -337,12 +341,6 @@ class Restorations:
         except BackupError as again:
             raise self._stuck(journal, again) from None
         return self._finished(journal)
-
-    def _is_lost(self, steps: Steps) -> bool:
-        try:
-            return steps.is_lost
-        except BackupError as error:
-            raise self._stuck(steps.journal, error) from None
 
     def _finished(self, journal: Journal) -> Record:
         try:

@@ -36,6 +36,7 @@ from ovia_backup_dagster.postgres.drill import Choice, Driller, Where
 from ovia_backup_dagster.postgres.proof import Proof
 from ovia_backup_dagster.postgres.properties import Properties, apply, carry_over, properties
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
+from ovia_backup_dagster.postgres.restore import Restorer
 from ovia_backup_dagster.postgres.session import beside
 from ovia_backup_dagster.postgres.subscriptions import (
     disable_subscriptions,
@@ -43,7 +44,7 @@ from ovia_backup_dagster.postgres.subscriptions import (
     enable_subscriptions,
     subscriptions,
 )
-from ovia_backup_dagster.postgres.swap import obstacles, standing, swap, where
+from ovia_backup_dagster.postgres.swap import give_name, is_called, obstacles, standing, swap, where
 from ovia_backup_dagster.postgres.written import written
 from ovia_backup_dagster.restoration.plan import Wishes
 from ovia_backup_dagster.swarm.health import wait_until_healthy
@@ -172,6 +173,7 @@ class Steps:
             Step.DROP: self._drop,
             Step.RESTORE: self._restore,
             Step.SWAP: self._swap,
+            Step.NAME: self._name,
             Step.MIGRATE: self._migrate,
             Step.START: self._start,
             Step.HEALTH: self._health,
@@ -275,7 +277,23 @@ class Steps:
         )
         if evidence.trouble:
             raise evidence.trouble
-        return {"evidence": evidence.filename}
+        return {"evidence": evidence.filename, "notes": self._rehearse(self.backup)}
+
+    def _rehearse(self, backup: Backup) -> list[str]:
+        """Restore all but the data where it is to be restored: the drill was made by a superuser of its own server."""
+        notes = self._make_roles(backup)
+        copy, programs = self._copy(self.order.incoming), self.driller.verifier.programs
+        copy.drop()  # what a killed attempt left of it
+        notes += copy.create(archives.database_text(programs, backup.path))
+        try:
+            restorer = Restorer(programs, copy.connection, copy.name, self.order.jobs, live=True)
+            restorer.rehearse(backup.path, archives.contents_list(programs, backup.path))
+        except RestoreError as error:
+            fix = f"nothing was dropped; let a superuser restore it (RESTORE_POSTGRES_USER), then: {self.again}"
+            raise RestoreError(error.what, why=error.why, said=error.said, fix=fix) from None
+        finally:
+            copy.drop()
+        return notes
 
     def _drop(self) -> Data:
         self._hold_dumps()
@@ -329,7 +347,9 @@ class Steps:
                 raise RestoreError(
                     f"the copy {order.incoming} is not what {backup} holds",
                     why=comparison.shortened(failed),
-                    fix=f"nothing was replaced; choose another: ovia-backup list; or see: ovia-backup drill {backup}",
+                    fix=""
+                    if self.is_lost
+                    else f"nothing was replaced; choose another: ovia-backup list; or see: ovia-backup drill {backup}",
                 )
         # Known as ours by how it was made until now, by its number from now on.
         self.journal.write(Mark.NOTED, Step.RESTORE, made=standing(self.target, order.incoming).oid)
@@ -390,6 +410,31 @@ class Steps:
             "notes": notes,
         }
 
+    def _name(self) -> Data:
+        order, made = self.order, self.journal.made
+        assert made is not None
+        if self.is_named:
+            return {"notes": ["it had its name already when its process ended"]}
+        if self._exists(order.database):
+            raise CopyError(
+                f"{order.incoming} is proven, and cannot be named {order.database}: there is one at {order.place}",
+                why="somebody has made it meanwhile",
+                fix="see what is in it (psql -l); if it is to stay, rename it: ALTER DATABASE "
+                f"{sql_identifier(order.database)} RENAME TO ...; else drop it",
+            )
+        give_name(self.target, order.incoming, order.database, oid=made)
+        return {}
+
+    @property
+    def is_named(self) -> bool:
+        """Whether what was restored has the live database's name, where there was none, whoever gave it.
+
+        Raises:
+            ServerError: it cannot be asked.
+        """
+        order, made = self.order, self.journal.made
+        return order.takes_name and made is not None and is_called(self.target, order.database, made)
+
     def _swapped(self, noted: Data) -> bool:
         """Whether the swap was made, whoever made it.
 
@@ -433,7 +478,7 @@ class Steps:
         Raises:
             ServerError: it cannot be asked.
         """
-        if self.order.mode is not Mode.DROP or not self.journal.begun(Step.DROP):
+        if self.order.mode is not Mode.DROP or not self.journal.begun(Step.DROP) or self.is_named:
             return False
         found = standing(self.target, self.order.database)
         return self.journal.done(Step.DROP) or found.oid != self.order.live_oid or found.invalid
@@ -446,11 +491,11 @@ class Steps:
         """
         order, noted = self.order, self.journal.data(Step.SWAP)
         why, instead = "", ""
-        if self.is_lost:
+        if self.is_named:
+            why = "this restore has made it, it is live, and may have been written to"
+        elif self.is_lost:
             why = "mode drop has begun to drop it, and only a backup can bring it back"
             instead = f"; or give this backup up, to restore another: {give_up(order)}"
-        elif order.mode is Mode.NEW and self.journal.live:
-            why = "this restore has made it, it is live, and may have been written to"
         elif "incoming_oid" in noted and self._swapped(noted):
             kept = standing(self.target, order.kept)
             why = "" if kept.oid == noted["live_oid"] else f"what was live before is no longer there as {order.kept}"
@@ -507,7 +552,7 @@ class Steps:
             self._note(Step.START, [f"to be started by hand: {_scale_command(counts)}"])
         if not self.by_hand:
             problems += self._scale(before)
-        if order.mode in (Mode.SWAP, Mode.NEW) and not journal.data(Step.SWAP).get("was_live", False):
+        if order.mode is not Mode.UNDO and not journal.data(Step.SWAP).get("was_live", False):
             problems += self._copy_left()
         return problems
 
@@ -519,8 +564,6 @@ class Steps:
         except (ServerUnreachableError, ConnectionLostError):
             raise
         except BackupError as error:
-            if order.incoming == order.database:
-                raise
             drop = f"DROP DATABASE {sql_identifier(order.incoming)} WITH (FORCE)"
             return [CopyError(f"a copy is left, to be dropped by a superuser: {drop}", why=error.account)]
         return []
@@ -537,7 +580,7 @@ class Steps:
         Raises:
             BackupError: it could not be.
         """
-        if self.journal.begun(Step.RESTORE):
+        if self.journal.begun(Step.RESTORE) or self.journal.begun(Step.DRILL):
             self.log(f"dropping {self.order.incoming}")
             try:
                 self._copy(self.order.incoming).drop(self.journal.made)

@@ -18,7 +18,9 @@ from ovia_backup_dagster.core.catalog import GLOBALS, RESERVE, RESERVE_BYTES
 from ovia_backup_dagster.core.errors import RestoreError
 from ovia_backup_dagster.core.naming import before_at
 from ovia_backup_dagster.core.restoration import Journal, Mark, Mode, Order, RestoreFolder, Step
-from ovia_backup_dagster.postgres import places, swap
+from ovia_backup_dagster.postgres import swap
+from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.postgres.subscriptions import drop_subscriptions
 from ovia_backup_dagster.restoration import plan, steps
 from ovia_backup_dagster.restoration.plan import Wishes
 from ovia_backup_dagster.swarm import services
@@ -35,7 +37,6 @@ from ovia_backup_dagster_tests.restoration.test_faults import (
     ended_as,
     execute_prepared,
     failed,
-    first,
     sql_in_server,
 )
 from ovia_backup_dagster_tests.restoration.test_killed import killed_at
@@ -74,7 +75,7 @@ def test_a_database_that_was_made_and_is_live_is_never_dropped(site: Site) -> No
     """Killed while health is asked: users may have written for minutes."""
     drop_live(site)
     red = site.with_settings(HEALTH_URL=RED)
-    with killed_at(3, before=False):
+    with killed_at(5, before=False):
         assert red.restore("--new-host", confirm=False).killed
     execute(site.live, "INSERT INTO people (id, name) VALUES (7000, 'since')")
     line = red.restore().refused()
@@ -462,7 +463,13 @@ def test_the_slots_of_a_database_that_is_dropped_are_named_whatever_happens(site
         f"CREATE SUBSCRIPTION {name} CONNECTION 'host=127.0.0.1 port=1' PUBLICATION p "
         f"WITH (connect = false, slot_name = 'its_slot')",
     )
-    with first(places.Copy, "drop", lambda: os.kill(os.getpid(), number)):
+
+    def dropped(server: Connection, database: str) -> list[str]:
+        slots = drop_subscriptions(server, database)
+        os.kill(os.getpid(), number)
+        return slots
+
+    with mock.patch.object(steps, "drop_subscriptions", dropped):
         site.restore("--mode", "drop")
     if number is signal.SIGINT:
         ended_as(site, "old")

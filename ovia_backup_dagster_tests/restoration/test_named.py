@@ -1,0 +1,130 @@
+"""What is restored where there is no live database any more (mode drop), or not yet (a new host): it has another name
+until it is whole and proven, and then nobody drops it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import psycopg
+import pytest
+
+from ovia_backup_dagster.core.restoration import RestoreFolder
+from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.postgres.swap import give_name
+from ovia_backup_dagster.restoration import steps
+from ovia_backup_dagster_tests.conftest import execute
+from ovia_backup_dagster_tests.postgres.drilling import one
+from ovia_backup_dagster_tests.restoration.conftest import Site, admin_of
+from ovia_backup_dagster_tests.restoration.test_faults import ended_as, failed, sql_in_server
+from ovia_backup_dagster_tests.restoration.test_ways_out import drop_live
+
+WAYS = pytest.mark.parametrize("options", [("--mode", "drop"), ("--new-host",)], ids=["drop", "new host"])
+
+
+def gone(site: Site, options: tuple[str, ...]) -> None:
+    """On a new host there is no live database."""
+    if options == ("--new-host",):
+        drop_live(site)
+
+
+@contextmanager
+def writers(live: Connection) -> Iterator[None]:
+    """Clients that nobody stops: each connects, writes a row, and begins anew, whatever is said."""
+    end = threading.Event()
+
+    def write(first: int) -> None:
+        row = first
+        while not end.is_set():
+            try:
+                with psycopg.connect(live.conninfo(), host=live.host, port=live.port, user=live.user) as session:
+                    session.execute("INSERT INTO people (id, name) VALUES (%s, 'client')", [row])
+                row += 1
+            except psycopg.Error:
+                end.wait(0.005)
+
+    clients = [threading.Thread(target=write, args=(number * 100_000,)) for number in (1, 2)]
+    for client in clients:
+        client.start()
+    try:
+        yield
+    finally:
+        end.set()
+        for client in clients:
+            client.join()
+
+
+@WAYS
+def test_nobody_writes_in_what_is_not_whole_yet(site: Site, options: tuple[str, ...]) -> None:
+    gone(site, options)
+    with writers(site.live):
+        ended = site.restore(*options)
+        assert ended.code == 0, ended.output
+        written = "SELECT count(*) FROM people WHERE name = 'client'"
+        deadline = time.monotonic() + 10
+        while not (seen := one(site.live, written)):
+            assert time.monotonic() < deadline, "nobody could write afterwards"
+    assert seen
+    execute(site.live, "DELETE FROM people WHERE name = 'client'")
+    ended_as(site, "new")
+
+
+@WAYS
+@pytest.mark.parametrize("verb", ["--resume", "--abort"])
+def test_what_is_live_is_not_dropped_though_nobody_wrote_down_that_it_is(
+    site: Site, options: tuple[str, ...], verb: str
+) -> None:
+    """Killed the moment it had its name; people use it for hours."""
+    gone(site, options)
+
+    def killing(server: Connection, database: str, name: str, *, oid: int) -> None:
+        give_name(server, database, name, oid=oid)
+        os.killpg(0, signal.SIGKILL)
+
+    with mock.patch.object(steps, "give_name", killing):
+        assert site.restore(*options).killed
+    execute(site.live, "INSERT INTO people (id, name) VALUES (7000, 'since')")
+    if verb == "--abort":
+        for words in ((), ("--yes-destroy", site.live.database)):
+            line = site.place.run("restore", "--abort", *words).refused()
+            assert "it is live, and may have been written to" in line
+            assert "--resume" in line
+    ended = site.place.run("restore", "--resume")
+    assert ended.code == 0, ended.output
+    assert f"{site.live.database} is restored" in ended.output
+    assert one(site.live, "SELECT count(*) FROM people WHERE id = 7000") == 1
+    assert site.databases == [site.live.database]
+    assert RestoreFolder(site.place.catalog).unfinished() is None
+
+
+def test_who_cannot_restore_drops_nothing(site: Site) -> None:
+    """The database is the role's, which may make others; but one table in it is a superuser's. No drill can know."""
+    role = f"owner_{site.live.database}"
+    sql_in_server(site, "CREATE ROLE {} LOGIN CREATEDB", role)
+    try:
+        for what in ("TABLE people", "TABLE identities", "TABLE person_identity_links", "MATERIALIZED VIEW counted"):
+            execute(site.live, f"ALTER {what} OWNER TO {role}")
+        execute(site.live, "CREATE TABLE a_superusers (a int)", f"GRANT SELECT ON a_superusers TO {role}")
+        sql_in_server(site, "ALTER DATABASE {} OWNER TO {}", site.live.database, role)
+        site.backup, site.now = site.place.chain(), site.content()
+        site.then = site.now
+        weak = site.with_settings(RESTORE_POSTGRES_USER=role)
+        error = failed(site, ended := weak.restore("--mode", "drop"))
+        assert "must be able to SET ROLE" in ended.output
+        assert "restore into the database" in error
+        assert "nothing was dropped; let a superuser restore it" in ended.output
+        ended_as(site, "old")
+        assert site.databases == [site.live.database]
+        assert site.restore("--mode", "drop").code == 0
+        ended_as(site, "old")  # which is what the backup holds, too
+    finally:
+        with admin_of(site) as session:
+            for name in site.databases:
+                session.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+            session.execute(f"DROP ROLE {role}")
