@@ -6,7 +6,7 @@ import re
 
 from ovia_backup_dagster.cli import main
 from ovia_backup_dagster_tests.readme import DRILL, README, drill, rendered
-from ovia_backup_dagster_tests.troubleshooting import PAGE
+from ovia_backup_dagster_tests.troubleshooting import PAGE, kinds
 from ovia_backup_dagster_tests.troubleshooting import rendered as rendered_page
 
 TEXT = README.read_text("utf-8")
@@ -22,6 +22,12 @@ def test_the_example_of_a_drill_is_current() -> None:
 
 def test_the_page_of_failures_is_current() -> None:
     assert PAGE.read_text("utf-8") == rendered_page(), "make docs"
+
+
+def test_every_error_that_has_a_name_is_on_it() -> None:
+    named = set(re.findall(r"^\| (\w+Error) \|", PAGE.read_text("utf-8"), re.MULTILINE))
+
+    assert named == {kind.__name__ for kind in kinds()}
 
 
 def test_every_command_is_described_and_exists() -> None:
