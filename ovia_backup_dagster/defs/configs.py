@@ -1,4 +1,4 @@
-"""What the launchpad asks. Types only: each guard stands in ``core``, because validators run too late here."""
+"""What the launchpad asks. Types only: guards stand in ``core`` and ``restoration``; validators run too late here."""
 
 from __future__ import annotations
 
