@@ -20,11 +20,14 @@ from ovia_backup_dagster.postgres.client import SESSION_OPTIONS, WRITABLE, Conne
 from ovia_backup_dagster.postgres.diagnosis import diagnose
 
 _ENVIRONMENT = threading.Lock()
+#: A database's owner may put a schema of his own before what is built in, and a superuser who asks there for the time
+#: would run his function. What a client says outranks what the database or the role is set to.
+_BUILT_IN = "-c search_path=pg_catalog,pg_temp"
 #: A date style, a timeout or quotes of the role's or the database's own would break our short questions; and copies are
 #: made by a role that may be set to read only.
 _OPTIONS = (
     f"{SESSION_OPTIONS} -c datestyle=ISO -c statement_timeout=60s -c lock_timeout=10s"
-    f" -c idle_in_transaction_session_timeout=0 -c quote_all_identifiers=off {WRITABLE}"
+    f" -c idle_in_transaction_session_timeout=0 -c quote_all_identifiers=off {_BUILT_IN} {WRITABLE}"
 )
 
 #: A server may be set to forget, in a crash, what it has told us is done; what a journal then says is done must be.
@@ -140,7 +143,7 @@ def effective_options(connection: Connection) -> str:
         ServerError: no connection, or it broke.
     """
     query = "SELECT name, setting FROM pg_settings WHERE name IN ('TimeZone', 'bytea_output', 'lc_monetary')"
-    with connect(connection, options="") as session:
+    with connect(connection, options=_BUILT_IN) as session:
         return pg_options({row["name"]: row["setting"] for row in session.execute(query)})
 
 

@@ -229,14 +229,14 @@ ALTERATIONS = {
         "CREATE UNIQUE INDEX people_current_team_idx ON people (id) WHERE employment_status <> 'left'",
     ),
     "an invalid index": _structure(
-        "index ask_sessions_person_idx is not valid",
+        "index public.ask_sessions_person_idx is not valid",
         "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ask_sessions_person_idx'::regclass",
     ),
     "a foreign key": _structure(
         "FK CONSTRAINT public people people_manager_fk", "ALTER TABLE people DROP CONSTRAINT people_manager_fk"
     ),
     "a foreign key that is not enforced": _structure(
-        "foreign keys of ask_sessions are not enforced", "ALTER TABLE ask_sessions DISABLE TRIGGER ALL"
+        "foreign keys of public.ask_sessions are not enforced", "ALTER TABLE ask_sessions DISABLE TRIGGER ALL"
     ),
     "a foreign key that is not validated": _structure(
         "fk constraint checked checked_c_fkey in more differs",

@@ -263,8 +263,8 @@ def test_progress_says_bytes_tables_and_what_is_left(
         with going_live(source, "live_copy") as copy:
             proof.restore(copy)
 
-    assert any(line.endswith('; loading "Odd one"') for line in told)
-    assert any(line.endswith('; indexing "Odd one"') for line in told)
+    assert any(line.endswith('; loading public."Odd one"') for line in told)
+    assert any(line.endswith('; indexing public."Odd one"') for line in told)
     assert any(re.search(r"^restored \d+\.\d MB of about \d+\.\d MB, about \d+ s left", line) for line in told), told
 
 

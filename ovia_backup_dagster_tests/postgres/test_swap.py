@@ -111,7 +111,7 @@ def test_a_swap_outlasts_a_crash_of_the_server(bin_dir: Path) -> None:
     ):
         before = oids(live, "shop", "shop_new")
         with connect(live.to("shop_new")) as session:
-            session.execute("INSERT INTO t VALUES ('unflushed')")
+            session.execute("INSERT INTO public.t VALUES ('unflushed')")
         swap.swap(live, "shop", "shop_new", "kept")
         cluster.stop("immediate")
         cluster.start()

@@ -666,6 +666,32 @@ def test_the_owner_with_createdb_may(site: Site) -> None:
         sql_in_server(site, "DROP ROLE {}", role)
 
 
+def test_the_owner_of_a_database_does_not_become_a_superuser_by_a_restore(site: Site) -> None:
+    """What a superuser asks in it is answered by the server's own functions, not by the owner's."""
+    role = f"owner_{site.live.database}"
+    sql_in_server(site, "CREATE ROLE {} LOGIN", role)
+    sql_in_server(site, "ALTER DATABASE {} OWNER TO {}", site.live.database, role)
+    try:
+        execute(
+            replace(site.live, user=role),
+            "CREATE SCHEMA evil",
+            "CREATE FUNCTION evil.now() RETURNS timestamptz LANGUAGE plpgsql AS $$ BEGIN "
+            f"IF current_setting('is_superuser') = 'on' THEN ALTER ROLE {role} SUPERUSER; END IF; "
+            "RETURN pg_catalog.now(); END $$",
+            f"ALTER DATABASE {site.live.database} SET search_path = evil, pg_catalog, public",
+        )
+        site.backup = site.place.chain()
+        for ended in (site.restore("--plan", confirm=False), site.restore(), site.undo()):
+            assert ended.code == 0, ended.output
+        with admin_of(site) as session:
+            found = session.execute("SELECT rolsuper FROM pg_roles WHERE rolname = %s", [role]).fetchone()
+        assert found == (False,)
+    finally:
+        for name in site.databases:
+            sql_in_server(site, "DROP DATABASE {} WITH (FORCE)", name)
+        sql_in_server(site, "DROP ROLE {}", role)
+
+
 def test_what_is_hard_to_restore(site: Site) -> None:
     """A view that cannot be refreshed, an event trigger, row security, clocks of hostile tables."""
     execute(
