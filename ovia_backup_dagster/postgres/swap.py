@@ -53,7 +53,9 @@ _ROLE = """
     SELECT pg_is_in_recovery() AS standby, rolsuper OR rolcreatedb AS creates_databases
     FROM pg_roles WHERE rolname = current_user
 """
-#: Autovacuum the server itself ends for a rename, whoever asks. pg_signal_backend ends no superuser's session.
+#: Autovacuum the server itself ends for a rename, whoever asks. Who may not see what kind a process is knows it
+#: as nobody's: all others (walsenders, workers of queries and of subscriptions) are some role's.
+#: pg_signal_backend ends no superuser's session.
 _SESSIONS = """
     SELECT a.pid, coalesce(a.usename, '') AS "user", coalesce(nullif(a.application_name, ''), a.backend_type, '')
            AS application, coalesce(host(a.client_addr), '') AS client, coalesce(a.state, '') AS state,
@@ -61,7 +63,8 @@ _SESSIONS = """
            AS endable
     FROM pg_stat_activity a LEFT JOIN pg_roles r ON r.oid = a.usesysid, pg_roles me
     WHERE me.rolname = current_user AND a.datid = ANY (%s::oid[])
-      AND a.backend_type IS DISTINCT FROM 'autovacuum worker' AND a.pid <> pg_backend_pid()
+      AND a.backend_type IS DISTINCT FROM 'autovacuum worker' AND (a.usesysid IS NOT NULL OR me.rolsuper)
+      AND a.pid <> pg_backend_pid()
     ORDER BY a.backend_start
 """
 #: In the select list: as a condition it would be free to go first, and end every session of the server.

@@ -22,6 +22,7 @@ from ovia_backup_dagster.postgres.client import Connection, capture
 from ovia_backup_dagster.postgres.cluster import account_id
 from ovia_backup_dagster.postgres.session import connect
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute, free_port, running_cluster
+from ovia_backup_dagster_tests.faults.harness import until
 from ovia_backup_dagster_tests.postgres.drilling import as_role, database, one
 
 HOSTILE = ('quo"te; DROP', "apo'strophe", "Ünï cödé", " ", "new\nline", "per%cent %s", r"back\slash {0}", "x" * 63)
@@ -246,6 +247,48 @@ def test_the_least_rights(server: PortCluster) -> None:
                 assert "a superuser's" in swap.obstacles(mender, "shop")[0].why
     finally:
         execute(boss, "DROP ROLE mender, clerk, shopkeeper")
+
+
+def test_autovacuum_is_in_nobodys_way(bin_dir: Path) -> None:
+    """To a role that may not see what kind of process it is, neither."""
+    with (
+        running_cluster(
+            bin_dir,
+            autovacuum_naptime="1s",
+            autovacuum_vacuum_cost_delay="100ms",
+            autovacuum_vacuum_cost_limit="1",
+        ) as cluster,
+        pair(cluster) as live,
+    ):
+        boss = live.to("postgres")
+        execute(boss, "CREATE ROLE keeper LOGIN CREATEDB")
+        for name in ("shop", "shop_new"):
+            execute(boss, f"ALTER DATABASE {name} OWNER TO keeper")
+        execute(live, "CREATE TABLE large AS SELECT g, repeat('x', 500) FROM generate_series(1, 20000) g")
+        execute(live, "DELETE FROM large WHERE g % 2 = 0")
+        at_work = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'autovacuum worker' AND datname = 'shop'"
+        until(lambda: one(boss, at_work) == 1, 30)
+        keeper = as_role(live, "keeper")
+        assert swap.standing(keeper, "shop").sessions == ()
+        assert swap.obstacles(keeper, "shop") == []
+        swap.swap(keeper, "shop", "shop_new", "kept")
+        assert which(live) == "new"
+
+
+def test_whoever_reads_the_databases_log_is_in_the_way_of_whom_he_is_above(other: PortCluster) -> None:
+    boss = other.connection()
+    execute(boss, "CREATE ROLE keeper LOGIN CREATEDB")
+    try:
+        with pair(other) as live:
+            execute(boss, "ALTER DATABASE shop OWNER TO keeper")
+            to = f"host={live.host} port={live.port} user={live.user} dbname=shop replication=database"
+            with psycopg.connect(to, autocommit=True):
+                (found,) = swap.obstacles(as_role(live, "keeper"), "shop")
+                assert "may not end sessions" in found.what
+                assert [each.application for each in swap.standing(live, "shop").sessions] == ["walsender"]
+            until(lambda: swap.obstacles(as_role(live, "keeper"), "shop") == [], 10)
+    finally:
+        execute(boss, "DROP ROLE keeper")
 
 
 def as_owner(live: Connection) -> psycopg.Connection[tuple[object, ...]]:
