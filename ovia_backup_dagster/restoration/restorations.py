@@ -99,6 +99,7 @@ class Restorations:
             RestoreUnfinishedError: it can neither go on nor be put back now.
         """
         plan.confirm(confirmation)
+        log = _never_failing(log)
         folder, now = self.folder, datetime.now(UTC)
         self.driller.catalog.check()
         folder.prepare()
@@ -120,6 +121,7 @@ class Restorations:
         Raises:
             RestoreRefusedError: nothing is unfinished; or it was begun on another server.
         """
+        log = _never_failing(log)
         with self._unfinished("resume") as journal:
             self._refuse_other_server(journal.order)
             if journal.putting_back:
@@ -142,6 +144,7 @@ class Restorations:
             NoWayBackError: what was live before is gone, so that only finishing helps.
             RestoreUnfinishedError: it cannot be put back now.
         """
+        log = _never_failing(log)
         with self._unfinished("abort") as journal:
             steps, named = self._steps(journal, None, log), confirmation == journal.order.database
             if named and (self._is_elsewhere(journal.order) or steps.is_lost):
@@ -230,6 +233,7 @@ class Restorations:
         Raises:
             BackupError: one could not be dropped, or nobody be told.
         """
+        log = _never_failing(log)
         since = {each: swapped_at or each.at for each, swapped_at in self.kept()}
         errors: list[BackupError] = []
         for each, replaced_at in since.items():
@@ -460,12 +464,29 @@ class Restorations:
 
 @contextlib.contextmanager
 def _telling(journal: Journal) -> Iterator[None]:
-    """Whoever ends this process is told what is left unfinished."""
+    """Whoever ends this process, or meets a defect of ours, is told what is left unfinished."""
     try:
         yield
-    except Exception:
+    except BackupError:
         raise
-    except BaseException:
-        if journal.ended is None:
-            raise journal.unfinished from None
-        raise
+    except BaseException as error:
+        if journal.ended is not None:
+            raise
+        left = journal.unfinished
+        if isinstance(error, Exception):
+            said = f"{type(error).__name__}: {error}"
+            raise type(left)(left.what, why=left.why, said=said, fix=left.fix) from error
+        raise left from None
+
+
+def _never_failing(log: Log) -> Log:
+    """What is told may reach nobody: the reader of a pipe is ended by the same Ctrl-C, a storage of logs may be away.
+
+    That is no reason to leave anything half done.
+    """
+
+    def tell(text: str) -> None:
+        with contextlib.suppress(Exception):
+            log(text)
+
+    return tell

@@ -551,3 +551,72 @@ def test_the_journal_may_use_what_was_set_aside(tmp_path: Path) -> None:
         journal.write(Mark.BEGUN, Step.START, text="x" * 100_000)
         assert not (volume / RESERVE).exists()
         assert [entry.step for entry in Journal.read(path).entries] == [Step.START]
+
+
+# ------------------------------------------------------------------------------------------------- nobody listens
+
+
+def nobody_reads() -> None:
+    """What this process prints goes into a pipe whose reader is gone, as that of `ovia-backup ... | tee log`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    for descriptor in (1, 2):
+        os.dup2(writing, descriptor)
+
+
+@pytest.mark.parametrize("interrupted", [True, False], ids=["by Ctrl-C", "by itself"])
+def test_the_reader_of_what_is_printed_ends(site: Site, tmp_path: Path, interrupted: bool) -> None:
+    """Ctrl-C ends all of a pipeline at once; and what ends by itself is no reason to stop."""
+
+    def act() -> None:
+        nobody_reads()
+        if interrupted:
+            signal.raise_signal(signal.SIGINT)
+
+    with engine(tmp_path / "gone", api=2) as docker, impatient():
+        swarm = site.with_settings(SWARM_APP_SERVICES="api", SWARM_DOCKER_URL=docker.url)
+        with each_step(Step.SWAP, act):
+            ended = swarm.restore()
+        assert ended.code == 1
+        assert "Traceback" not in ended.output
+        assert docker.replicas == {"api": 2}
+    ended_as(site, "old" if interrupted else "new")
+    assert site.records[0].outcome == ("put back" if interrupted else "done")
+    assert len(site.databases) == (1 if interrupted else 2)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_log_that_fails_stops_no_restore(site: Site, tmp_path: Path, fails: bool) -> None:
+    """As Dagster's does, whose storage is away; a restore that fails then is put back all the same."""
+    away: list[bool] = []
+
+    def log(_: str) -> None:
+        if away:
+            raise ConnectionError("the storage is away")
+
+    def act() -> None:
+        away.append(True)
+        if fails:
+            fail_it()
+
+    with engine(tmp_path / "gone", api=2) as docker, impatient():
+        swarm = site.with_settings(SWARM_APP_SERVICES="api", SWARM_DOCKER_URL=docker.url)
+        restorations = swarm.place.system.restorations
+        planned = restorations.planner.plan(Wishes(), "a test", None, datetime.now(UTC))
+        with each_step(Step.SWAP, act):
+            record = restorations.run(planned, site.live.database, log)
+        assert docker.replicas == {"api": 2}
+    assert record.outcome == ("put back" if fails else "done")
+    ended_as(site, "old" if fails else "new")
+
+
+def test_a_defect_on_the_way_back_is_told_with_what_is_left(site: Site) -> None:
+    def defect(_: steps.Steps) -> None:
+        raise RuntimeError("nobody thought of this")
+
+    with each_step(Step.SWAP, fail_it), mock.patch.object(steps.Steps, "put_back", defect):
+        line = site.restore().refused()
+    assert "RuntimeError: nobody thought of this" in line
+    assert "ovia-backup restore --abort" in line
+    assert site.place.run("restore", "--abort").code == 0
+    ended_as(site, "old")
