@@ -78,8 +78,10 @@ def main() -> None:
     The settings come from the environment: POSTGRES_HOST, POSTGRES_DB, BACKUP_DIR and the others that the
     README lists. BACKUP is a backup's name, a path, or `latest`.
     """
-    # Ended politely, a command ends its pg_dump and removes what is unfinished.
+    # Ended politely, or with its terminal, a command ends its pg_dump and removes or puts back what is unfinished.
     signal.signal(signal.SIGTERM, _terminated)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+        signal.signal(signal.SIGHUP, _terminated)
 
 
 @main.command()
@@ -734,8 +736,10 @@ def _system() -> BackupSystem:
     return BackupSystem(settings)
 
 
-def _terminated(*_: object) -> NoReturn:
-    sys.exit(128 + signal.SIGTERM)
+def _terminated(number: int, _: object) -> NoReturn:
+    # That a terminal is gone is said twice, by the shell and by the kernel; the second must not end the way back.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def _log(text: str) -> None:

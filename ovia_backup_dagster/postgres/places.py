@@ -274,7 +274,8 @@ def uninterrupted() -> Iterator[None]:
         yield  # no signal is heard here
         return
     came: list[int] = []
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    asked = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    numbers = [number for number in asked if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, lambda which, _: came.append(which)) for number in numbers}
     try:
         yield

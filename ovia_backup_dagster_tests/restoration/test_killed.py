@@ -155,7 +155,7 @@ def test_half_a_database_is_nobodys_and_people_are_told(site: Site) -> None:
     assert "restore:" not in site.place.run("status").output
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_puts_everything_back_by_itself(site: Site, number: signal.Signals) -> None:
     running = site.place.start("restore", site.backup.path.name, "--yes-destroy", site.live.database)
     until(lambda: "step: restore" in running.output)

@@ -620,3 +620,33 @@ def test_a_defect_on_the_way_back_is_told_with_what_is_left(site: Site) -> None:
     assert "ovia-backup restore --abort" in line
     assert site.place.run("restore", "--abort").code == 0
     ended_as(site, "old")
+
+
+def test_a_lost_terminal_puts_everything_back_though_it_is_said_twice(site: Site) -> None:
+    """By the shell and by the kernel; and nothing can be printed any more."""
+    put_back = steps.Steps.put_back
+
+    def lost() -> None:
+        nobody_reads()
+        signal.raise_signal(signal.SIGHUP)
+
+    def lost_again(self: steps.Steps) -> object:
+        signal.raise_signal(signal.SIGHUP)
+        return put_back(self)
+
+    with each_step(Step.SWAP, lost), mock.patch.object(steps.Steps, "put_back", lost_again):
+        ended = site.restore()
+    assert ended.code == 128 + signal.SIGHUP
+    ended_as(site, "old")
+    assert site.databases == [site.live.database]
+
+
+def test_begun_with_nohup_it_outlasts_its_terminal(site: Site) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with each_step(Step.SWAP, lambda: signal.raise_signal(signal.SIGHUP)):
+            ended = site.restore()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert ended.code == 0, ended.output
+    ended_as(site, "new")
