@@ -20,10 +20,12 @@ from ovia_backup_dagster.system import BackupSystem
 
 OP = "restore"
 KEPT_OP = "kept_databases"
+#: Dagster's run_retries would launch a failed run anew, with what a person confirmed of another day's plan.
+_NEVER_AGAIN = {"dagster/max_retries": "0"}
 
 
 def build_restore(settings: Settings) -> dg.JobDefinition:
-    """The job. Its op may never be retried: what a restore needs after a failure is a person."""
+    """The job. Neither it nor its op may ever be retried: what a restore needs after a failure is a person."""
 
     @dg.op(
         name=OP,
@@ -44,7 +46,7 @@ def build_restore(settings: Settings) -> dg.JobDefinition:
 
     @dg.job(
         name=RESTORE_JOB,
-        tags=database_tags(settings),
+        tags={**database_tags(settings), **_NEVER_AGAIN},
         executor_def=dg.in_process_executor,
         description="Bring a backup back, so that it can be undone; or only say what that would mean.",
     )

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
 import psycopg
 import pytest
+from dagster._core.events import RunFailureReason
+from dagster._core.execution.retries import auto_reexecution_should_retry_run
+from dagster._core.storage.tags import MAX_RETRIES_TAG
+from dagster._core.test_utils import create_run_for_test
 from psycopg import sql
 
 from ovia_backup_dagster.core.naming import before_name
@@ -89,6 +94,21 @@ def test_a_restore_is_never_retried(backed_up: Location, database: Connection) -
         result = run(backed_up, action="restore", confirm=database.database)
     assert retries(result) == 0
     assert "another restore" in refused(result)
+
+
+def test_nor_is_its_run_launched_anew_where_dagster_does_so(location: Location) -> None:
+    """With the confirmation of another day's plan."""
+    tags = run(location, action="restore").dagster_run.tags
+    assert tags[MAX_RETRIES_TAG] == "0"
+    retried = {"run_retries": {"enabled": True, "max_retries": 3}}
+    with dg.DagsterInstance.ephemeral(settings=retried) as instance:
+
+        def again(tags: Mapping[str, str]) -> bool:
+            run = create_run_for_test(instance, JOB, status=dg.DagsterRunStatus.FAILURE, tags=tags)
+            return bool(auto_reexecution_should_retry_run(instance, run, RunFailureReason.RUN_EXCEPTION))
+
+        assert again({})
+        assert not again(tags)
 
 
 def test_undone_to_the_one_that_is_named(backed_up: Location, database: Connection) -> None:
