@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from psycopg import sql
-
 from ovia_backup_dagster.core.errors import BackupError, RestoreRefusedError
 from ovia_backup_dagster.core.naming import before_at
 from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.postgres.places import drop_database
 from ovia_backup_dagster.postgres.quoting import shell_word
 from ovia_backup_dagster.postgres.session import beside, connect
 from ovia_backup_dagster.postgres.subscriptions import drop_subscriptions
@@ -101,8 +100,7 @@ def forget(server: Connection, database: str, name: str) -> list[str]:
     left = [f"drop on its publisher: replication slot {slot}" for slot in slots]
     try:
         with connect(beside(server, database)) as session:
-            session.execute("SET statement_timeout = 0")  # large files take long to remove
-            session.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+            drop_database(session, name, must_exist=True)
     except BackupError as error:
         raise type(error)(error.what, why=error.why, said=error.said, fix="; ".join([error.fix, *left])) from None
     return left

@@ -191,7 +191,7 @@ class Copy:
                     fix="see what there is: psql -l; if it is to stay, rename it: ALTER DATABASE "
                     f"{sql_identifier(database)} RENAME TO ...",
                 )
-            _drop_database(session, database)
+            drop_database(session, database)
 
     def release(self) -> None:
         """It is whole, and on the disk: nothing tells it any more from a database that others have made.
@@ -533,7 +533,7 @@ def _drop(session: psycopg.Connection[dict[str, Any]], name: str) -> bool:
             why="somebody restored into it by hand, as the old runbook says, or uses it for something else",
             fix=f"if nobody needs it: psql -c {shell_word(f'DROP DATABASE {sql_identifier(name)}')}; then try again",
         )
-    _drop_database(session, name)
+    drop_database(session, name)
     return True
 
 
@@ -543,9 +543,18 @@ def _wait_until_made(session: psycopg.Connection[dict[str, Any]], name: str) -> 
     session.execute(_UNLOCK_MAKING, [name])
 
 
-def _drop_database(session: psycopg.Connection[dict[str, Any]], name: str) -> None:
-    session.execute("SET statement_timeout = 0")  # it waits for a checkpoint
-    session.execute(f"DROP DATABASE IF EXISTS {sql_identifier(name)} WITH (FORCE)".encode())
+def drop_database(session: psycopg.Connection[dict[str, Any]], name: str, *, must_exist: bool = False) -> None:
+    """Drop a database, with whoever is connected and whom this role may end."""
+    session.execute("SET statement_timeout = 0")  # it waits for a checkpoint, and large files take long to remove
+    statement = f"DROP DATABASE {'' if must_exist else 'IF EXISTS '}{sql_identifier(name)}"
+    try:
+        session.execute(f"{statement} WITH (FORCE)".encode())
+    except psycopg.errors.InsufficientPrivilege as refused:
+        # So it says of autovacuum, too, which is nobody's; and without FORCE the server ends that itself.
+        try:
+            session.execute(statement.encode())
+        except psycopg.errors.ObjectInUse:
+            raise refused from None
 
 
 def _psql(connection: Connection) -> str:

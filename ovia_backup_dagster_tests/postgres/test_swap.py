@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
@@ -17,9 +18,11 @@ import pytest
 from psycopg import sql
 
 from ovia_backup_dagster.core.errors import DatabaseInUseError, DatabaseMissingError
-from ovia_backup_dagster.postgres import swap
+from ovia_backup_dagster.core.naming import before_name
+from ovia_backup_dagster.postgres import places, swap
 from ovia_backup_dagster.postgres.client import Connection, capture
 from ovia_backup_dagster.postgres.cluster import account_id
+from ovia_backup_dagster.postgres.kept import forget
 from ovia_backup_dagster.postgres.session import connect
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute, free_port, running_cluster
 from ovia_backup_dagster_tests.faults.harness import until
@@ -249,8 +252,9 @@ def test_the_least_rights(server: PortCluster) -> None:
         execute(boss, "DROP ROLE mender, clerk, shopkeeper")
 
 
-def test_autovacuum_is_in_nobodys_way(bin_dir: Path) -> None:
-    """To a role that may not see what kind of process it is, neither."""
+@contextmanager
+def autovacuum_at_work(bin_dir: Path) -> Iterator[Connection]:
+    """In the live one of a pair, for minutes; and a role that owns both, and may not see what kind of process it is."""
     with (
         running_cluster(
             bin_dir,
@@ -266,13 +270,35 @@ def test_autovacuum_is_in_nobodys_way(bin_dir: Path) -> None:
             execute(boss, f"ALTER DATABASE {name} OWNER TO keeper")
         execute(live, "CREATE TABLE large AS SELECT g, repeat('x', 500) FROM generate_series(1, 20000) g")
         execute(live, "DELETE FROM large WHERE g % 2 = 0")
-        at_work = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'autovacuum worker' AND datname = 'shop'"
-        until(lambda: one(boss, at_work) == 1, 30)
-        keeper = as_role(live, "keeper")
+        until(lambda: one(boss, _AT_WORK) == 1, 30)
+        yield as_role(live, "keeper")
+
+
+_AT_WORK = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'autovacuum worker' AND datname = 'shop'"
+
+
+def test_autovacuum_is_in_nobodys_way(bin_dir: Path) -> None:
+    with autovacuum_at_work(bin_dir) as keeper:
         assert swap.standing(keeper, "shop").sessions == ()
         assert swap.obstacles(keeper, "shop") == []
         swap.swap(keeper, "shop", "shop_new", "kept")
-        assert which(live) == "new"
+        assert which(as_role(keeper.to("kept"), "postgres")) == "old"
+
+
+@pytest.mark.parametrize("by", ["restore", "forget"])
+def test_nor_in_that_of_a_drop(bin_dir: Path, by: str) -> None:
+    with autovacuum_at_work(bin_dir) as keeper:
+        name = "shop"
+        if by == "restore":
+            places.beside(keeper, name, name).drop(swap.standing(keeper, name).oid)
+        else:
+            name = before_name("shop", datetime(2026, 1, 1, tzinfo=UTC))
+            execute(keeper.to("postgres"), f"ALTER DATABASE shop RENAME TO {name}")
+            # Ended for that, it soon comes back; this role sees of it only that it is nobody's.
+            nobodys = f"SELECT count(*) FROM pg_stat_activity WHERE usesysid IS NULL AND datname = '{name}'"
+            until(lambda: one(keeper.to("postgres"), nobodys) == 1, 30)
+            forget(keeper, "shop", name)
+        assert not swap.standing(keeper, name).exists
 
 
 def test_whoever_reads_the_databases_log_is_in_the_way_of_whom_he_is_above(other: PortCluster) -> None:
@@ -321,7 +347,8 @@ def test_a_standby(bin_dir: Path, other: PortCluster) -> None:
 #: A process that ends itself, as kill -9 would, before or after the n-th statement that it sends.
 _KILLED = """
 import os, signal, sys, psycopg
-from ovia_backup_dagster.postgres import swap
+from ovia_backup_dagster.core.naming import before_name
+from ovia_backup_dagster.postgres import places, swap
 from ovia_backup_dagster.postgres.client import Connection
 host, port, when, nth = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 execute, sent, renames = psycopg.Connection.execute, [], []
