@@ -339,8 +339,7 @@ class Restorations:
         except ServiceError:
             pass  # all were scaled; that one is not well is the restore's no longer, and its record says so
         except VolumeError as again:
-            with contextlib.suppress(BackupError):
-                steps.take(Step.START)  # it can be taken again; services must not stay down for a journal
+            steps.start_unnoted()
             raise self._stuck(journal, again) from None
         except BackupError as again:
             raise self._stuck(journal, again) from None

@@ -199,6 +199,12 @@ class Steps:
         }
         return texts[step]
 
+    def start_unnoted(self) -> None:
+        """Start the services where the journal cannot be written: they must not stay down for it."""
+        if Step.START in self.order.steps:
+            with contextlib.suppress(BackupError):
+                self.take(Step.START)
+
     def _stop(self) -> Data:
         names = list(self.order.services)
         for name in names:
@@ -524,14 +530,18 @@ class Steps:
                 aside = noted.get("aside") or self._aside()
                 notes = [f"what was live stays as {aside}"]
                 found = [each.name for each in subscriptions(self.target, order.database) if each.enabled]
-                journal.write(
-                    Mark.PUTTING_BACK,
-                    Step.SWAP,
-                    was_live=True,
-                    aside=aside,
-                    aside_subscriptions=found,
-                    notes=notes,
-                )
+                try:
+                    journal.write(
+                        Mark.PUTTING_BACK,
+                        Step.SWAP,
+                        was_live=True,
+                        aside=aside,
+                        aside_subscriptions=found,
+                        notes=notes,
+                    )
+                except VolumeError:
+                    self.start_unnoted()  # what is live stays so until the volume is well
+                    raise
                 self._end_migration()
                 self._stop_again()
                 disable_subscriptions(self.target, order.database)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -15,7 +16,7 @@ import psycopg
 import pytest
 
 from ovia_backup_dagster.core.catalog import GLOBALS, RESERVE, RESERVE_BYTES
-from ovia_backup_dagster.core.errors import RestoreError
+from ovia_backup_dagster.core.errors import ReadOnlyVolumeError, RestoreError
 from ovia_backup_dagster.core.naming import before_at
 from ovia_backup_dagster.core.restoration import Journal, Mark, Mode, Order, RestoreFolder, Step
 from ovia_backup_dagster.postgres import swap
@@ -23,6 +24,7 @@ from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster.postgres.subscriptions import drop_subscriptions
 from ovia_backup_dagster.restoration import plan, steps
 from ovia_backup_dagster.restoration.plan import Wishes
+from ovia_backup_dagster.restoration.steps import Steps
 from ovia_backup_dagster.swarm import services
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, running_cluster
 from ovia_backup_dagster_tests.faults.conftest import needs_root
@@ -650,3 +652,48 @@ def test_begun_with_nohup_it_outlasts_its_terminal(site: Site) -> None:
         signal.signal(signal.SIGHUP, before)
     assert ended.code == 0, ended.output
     ended_as(site, "new")
+# ------------------------------------------------------------------------------- the volume fails after the swap
+
+
+@contextmanager
+def read_only_after(step: Step) -> Iterator[None]:
+    """In the block, a process that is forked can write its journal no more once it has taken, or failed, that step."""
+    take, write, failing = Steps.take, Journal.write, threading.Event()
+
+    def taking(self: Steps, here: Step) -> object:
+        try:
+            return take(self, here)
+        finally:
+            if here is step:
+                failing.set()
+
+    def writing(self: Journal, mark: Mark, here: Step | None = None, **data: object) -> None:
+        if failing.is_set():
+            raise ReadOnlyVolumeError("the journal cannot be written", fix="mount the volume anew")
+        write(self, mark, here, **data)
+
+    with mock.patch.object(Steps, "take", taking), mock.patch.object(Journal, "write", writing):
+        yield
+
+
+@pytest.mark.parametrize("verb", ["--resume", "--abort"])
+@pytest.mark.parametrize("step", [Step.SWAP, Step.MIGRATE])
+def test_a_volume_that_fails_after_the_swap_keeps_no_service_down(
+    site: Site, tmp_path: Path, step: Step, verb: str
+) -> None:
+    """Nothing is swapped back without a journal: what is live then, and proven, is used."""
+    with engine(tmp_path / "gone", api=2, migrate=0) as docker, impatient():
+        swarm = site.with_settings(SWARM_APP_SERVICES="api", SWARM_DOCKER_URL=docker.url)
+        if step is Step.MIGRATE:  # which fails, and is why it were to be swapped back
+            swarm = swarm.with_settings(SWARM_MIGRATE_SERVICE="migrate")
+        with read_only_after(step):
+            ended = swarm.restore("--auto-undo")
+        assert "is not finished" in ended.output
+        assert "mount the volume anew; then: ovia-backup restore --resume" in ended.output
+        assert docker.replicas["api"] == 2
+        assert site.content() == site.then
+        docker.complete.add("migrate")
+        ended = swarm.place.run("restore", verb)
+        assert ended.code == 0, ended.output
+        assert docker.replicas["api"] == 2
+        ended_as(site, "new" if verb == "--resume" else "old")
