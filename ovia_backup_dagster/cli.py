@@ -667,6 +667,8 @@ def _confirmed(name: str, given: str | None) -> str:
 
 
 def _print_restore(record: Record, restorations: Restorations, as_json: bool, *, putting_back: bool = False) -> None:
+    from ovia_backup_dagster.postgres.quoting import shell_word
+
     order = record.order
     if as_json:
         click.echo(record.to_json(), nl=False)
@@ -689,8 +691,12 @@ def _print_restore(record: Record, restorations: Restorations, as_json: bool, *,
             click.echo("everything is as it was before")
         if record.interruption_seconds is not None:
             click.echo(f"interruption: {record.interruption_seconds * 1000:.0f} ms")
-        if record.kept:
-            click.echo(f"the database before is kept: {_safe(record.kept)}; to go back to it: ovia-backup undo-restore")
+        if record.kept and record.outcome == "put back":
+            again = f"to make it live again: ovia-backup undo-restore --kept {shell_word(record.kept)}"
+            click.echo(f"{record.what_is_kept} stays as {_safe(record.kept)}; {again}")
+        elif record.kept:
+            kept = f"{record.what_is_kept} is kept: {_safe(record.kept)}"
+            click.echo(f"{kept}; to go back to it: ovia-backup undo-restore")
         click.echo(f"record: {restorations.folder.path / order.filename}.md")
     put_back = putting_back and record.outcome == "put back"
     if record.error and put_back and record.error not in record.notes:

@@ -434,6 +434,15 @@ class Record(Sidecar):
     fix: str = ""
     kept: str = ""
 
+    @property
+    def what_is_kept(self) -> str:
+        """What that database is, in words for people."""
+        if self.outcome != "put back":
+            return "the database before"
+        # The restored one; or, of an undo, the one that was gone back to, which an earlier restore had kept.
+        what = "what was live before it" if self.order.mode is Mode.UNDO else "what was restored"
+        return f"{what}, and was live for a while,"
+
 
 def record_of(journal: Journal) -> Record:
     """The record of a restore that has ended, whoever asks, and whenever."""
@@ -445,6 +454,8 @@ def record_of(journal: Journal) -> Record:
     # What went well in the end is no failure.
     errors = (e.data for e in reversed(journal.entries) if "error" in e.data and not (e.step and journal.done(e.step)))
     failed = next(errors, {})
+    # Nobody is told to go back from what was put back.
+    fixes = failed.get("fix"), failed.get("back") if live else None
     return Record(
         order=order,
         finished_at=(journal.entries[-1].at if journal.entries else order.started_at).replace(microsecond=0),
@@ -460,7 +471,7 @@ def record_of(journal: Journal) -> Record:
         live_oid=swapped.get("incoming_oid") if live else None,
         notes=tuple(dict.fromkeys(notes)),
         error=str(failed.get("error", "")),
-        fix=str(failed.get("fix", "")),
+        fix="; or ".join(filter(None, fixes)),
         kept=order.kept if live else aside,
     )
 

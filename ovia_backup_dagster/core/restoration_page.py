@@ -50,8 +50,9 @@ def _summary(record: Record) -> str:
         lines.append(f"{code(record.order.database)} is live with it.")
     if record.kept:
         # Named, as it is not the newest for ever.
-        back = "`ovia-backup undo-restore --kept` and this name swap back"
-        lines.append(f"The database before stays as {code(record.kept)}: {back}.")
+        back = "make it live again" if record.outcome == "put back" else "swap back"
+        what = f"{record.what_is_kept[0].upper()}{record.what_is_kept[1:]} stays as {code(record.kept)}"
+        lines.append(f"{what}: `ovia-backup undo-restore --kept` and this name {back}.")
     if record.error:
         lines.append(f"What failed: {plain(record.error)}.")
     if record.error and record.fix:

@@ -314,8 +314,7 @@ class Restorations:
         except BackupError as error:
             # What is live then can be undone like any other.
             back = "go back: ovia-backup undo-restore" if journal.done(Step.SWAP) else ""
-            fix = "; or ".join(filter(None, (error.fix, back)))
-            journal.write(Mark.FAILED, step, error=error.account, fix=fix)
+            journal.write(Mark.FAILED, step, error=error.account, fix=error.fix, back=back)
             raise
         journal.write(Mark.DONE, step, **data)
 

@@ -697,3 +697,45 @@ def test_a_volume_that_fails_after_the_swap_keeps_no_service_down(
         assert ended.code == 0, ended.output
         assert docker.replicas["api"] == 2
         ended_as(site, "new" if verb == "--resume" else "old")
+
+
+# ------------------------------------------------------------------------------- what it is called that stays
+
+
+@pytest.mark.parametrize("undone", [False, True])
+def test_what_was_put_back_after_it_was_live_is_not_called_the_database_before(site: Site, undone: bool) -> None:
+    """To go back to it is to have again what did not do."""
+    red = site.with_settings(HEALTH_URL=RED)
+    if undone:
+        assert site.restore().code == 0
+        with killed_at(2, before=False):
+            assert red.undo().killed
+        ended = site.place.run("restore", "--abort")
+    else:
+        with mock.patch.object(steps, "_HEALTH_SECONDS", 0.5):
+            ended = red.restore("--auto-undo")
+    kept = site.records[0].kept
+    what = "what was live before it" if undone else "what was restored"
+    stays = f"{what}, and was live for a while, stays as "
+    assert f"{stays}{kept}; to make it live again: ovia-backup undo-restore --kept {kept}\n" in ended.output
+    text = next(path for path in site.place.root.glob("restores/*.md") if "put back" in path.read_text()).read_text()
+    assert f"{stays[0].upper()}{stays[1:]}`{kept}`: `ovia-backup undo-restore --kept` and this name make it" in text
+    for said in (text, ended.output):
+        assert "database before" not in said
+    live = site.content()
+    ended = site.undo("--kept", kept)
+    assert ended.code == 0, ended.output
+    assert site.content() == (site.now if undone else site.then) != live
+    assert f"the database before is kept: {site.records[0].kept}; to go back to it: ovia-backup undo" in ended.output
+
+
+def test_what_was_put_back_is_not_to_be_gone_back_from(site: Site) -> None:
+    """The health that was red told who read it to undo; then that was done, by a process that was killed in it."""
+    red = site.with_settings(HEALTH_URL=RED)
+    with mock.patch.object(steps, "_HEALTH_SECONDS", 0.5), killed_at(8, before=False):
+        assert red.restore("--auto-undo").killed
+    ended = red.place.run("restore", "--resume")
+    assert "was not healthy" in failed(site, ended)
+    ended_as(site, "old")
+    assert "go back" not in site.records[0].fix
+    assert "go back" not in ended.output
