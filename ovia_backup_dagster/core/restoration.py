@@ -188,7 +188,7 @@ class Mark(StrEnum):
     #: The whole restore, and nothing is left to do: it succeeded, or all was put back.
     FINISHED = "finished"
     PUT_BACK = "put back"
-    #: The live database was dropped, and this restore cannot bring it back.
+    #: It could be neither finished nor put back, and a person gave it up, by name.
     GIVEN_UP = "given up"
 
 
@@ -400,8 +400,8 @@ class Record(Sidecar):
     Attributes:
         order: what was asked for.
         finished_at: UTC.
-        outcome: ``done``; ``put back``, when it failed or was aborted, and all is as before; ``given up``, when the
-            live database had been dropped, and could not be made from this backup.
+        outcome: ``done``; ``put back``, when it failed or was aborted, and all is as before; ``given up``, when it
+            could be neither finished nor put back, and a person said so; why is the error.
         proven: what the proof found.
         seconds: step -> seconds.
         interruption_seconds: how long no session was let in, at the swap.

@@ -43,7 +43,7 @@ def _summary(record: Record) -> str:
     if record.outcome == "put back":
         lines.append("It did not come to its end. Everything is as it was before.")
     elif record.outcome == "given up":
-        lines.append(f"{code(record.order.database)} was dropped, and is gone: it could not be made from this backup.")
+        lines.append("It was given up: neither finished nor put back.")
     elif record.order.becomes != record.order.database:
         lines.append(f"It stands in {code(record.order.becomes)}. Nothing else was touched.")
     else:

@@ -12,7 +12,7 @@ written in it ``written``'s; the databases that stay behind ``kept``'s.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -320,7 +320,7 @@ def is_called(server: Connection, name: str, oid: int) -> bool:
     Raises:
         LockTimeoutError: another one is under way.
     """
-    return _names(beside(server, name), [oid]).get(oid) == name
+    return names(server, [name], [oid]).get(oid) == name
 
 
 def where(server: Connection, live: str, incoming: str, oids: tuple[int, int]) -> Literal["before", "after", "torn"]:
@@ -337,18 +337,23 @@ def where(server: Connection, live: str, incoming: str, oids: tuple[int, int]) -
     Raises:
         LockTimeoutError: another swap is under way.
     """
-    names = _names(beside(server, live, incoming), list(oids))
-    if names.get(oids[0]) == live:
+    called = names(server, [live, incoming], oids)
+    if called.get(oids[0]) == live:
         return "before"
-    return "after" if names.get(oids[1]) == live else "torn"
+    return "after" if called.get(oids[1]) == live else "torn"
 
 
-def _names(server: Connection, oids: list[int]) -> dict[int, str]:
-    """OID -> name, when nobody renames any more."""
-    with connect(server) as session:
+def names(server: Connection, databases: Sequence[str], oids: Iterable[int]) -> dict[int, str]:
+    """What databases are called now, by their OIDs, when nobody renames any more; without those that are gone.
+
+    Args:
+        server: any role.
+        databases: which the session is not to be in.
+    """
+    with connect(beside(server, *databases)) as session:
         session.execute(_PATIENCE)
         session.execute(_ALONE)
-        return {row["oid"]: row["name"] for row in session.execute(_NAMES, [oids])}
+        return {row["oid"]: row["name"] for row in session.execute(_NAMES, [list(oids)])}
 
 
 @contextmanager

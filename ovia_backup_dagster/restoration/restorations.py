@@ -137,7 +137,7 @@ class Restorations:
 
         Args:
             log: told what happens.
-            confirmation: the database's name, as a person repeated it, to give up one that was dropped.
+            confirmation: the database's name, as a person repeated it, to give it up.
 
         Raises:
             RestoreRefusedError: nothing is unfinished; or it was begun on another server.
@@ -147,7 +147,7 @@ class Restorations:
         log = _never_failing(log)
         with self._unfinished("abort") as journal:
             steps, named = self._steps(journal, None, log), confirmation == journal.order.database
-            if named and (self._is_elsewhere(journal.order) or steps.is_lost):
+            if named and (self._is_elsewhere(journal.order) or steps.is_lost or steps.is_torn):
                 return self._give_up(steps)
             self._refuse_other_server(journal.order)
             return self._put_back(steps)
@@ -373,23 +373,31 @@ class Restorations:
         return self._record(journal)
 
     def _give_up(self, steps: Steps) -> Record:
-        """End it where the live database is gone, so that another backup can be restored."""
+        """End it where it can be neither finished nor put back, so that another backup can be restored."""
         journal, order = steps.journal, steps.order
+        replicas = journal.data(Step.STOP).get("replicas", {})
+        scale = "".join(f" --scale {shell_word(name)}={count}" for name, count in replicas.items())
         what = f"database {order.database} was dropped"
+        error = f", and {order.database} was not restored from {order.backup or order.incoming}"
+        fix = f"ovia-backup list; then: ovia-backup restore BACKUP --new-host{scale}"
+        problems: list[BackupError] = []
         try:
             if self._is_elsewhere(order):
                 what = f"the server at {order.place}, on which it was begun, is gone"
+            elif steps.is_torn:
+                what = f"neither the old nor the new database of the {order.mode} is called {order.database}"
+                error = ": somebody has renamed or dropped them"
+                problems = steps.let_go()
+                fix = "see what there is: psql -l; to restore: ovia-backup list; then: ovia-backup restore BACKUP"
+                fix += "" if standing(self.target, order.database).exists else " --new-host"
             else:
                 steps.drop_copy()
-            replicas = journal.data(Step.STOP).get("replicas", {})
-            scale = "".join(f" --scale {shell_word(name)}={count}" for name, count in replicas.items())
-            journal.write(
-                Mark.GIVEN_UP,
-                error=f"{what}, and {order.database} was not restored from {order.backup or order.incoming}",
-                fix=f"ovia-backup list; then: ovia-backup restore BACKUP --new-host{scale}",
-            )
-        except BackupError as error:
-            raise self._stuck(journal, error) from None
+            for problem in problems:
+                steps.log(problem.account)
+            notes = [problem.account for problem in problems]
+            journal.write(Mark.GIVEN_UP, error=f"{what}{error}", fix=fix, notes=notes)
+        except BackupError as again:
+            raise self._stuck(journal, again, f"; or give it up: {give_up(order)}") from None
         return self._record(journal)
 
     def _stuck(self, journal: Journal, error: BackupError, instead: str = "") -> BackupError:

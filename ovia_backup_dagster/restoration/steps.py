@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ovia_backup_dagster.core import comparison
 from ovia_backup_dagster.core.catalog import GLOBALS, Backup
@@ -44,7 +44,7 @@ from ovia_backup_dagster.postgres.subscriptions import (
     enable_subscriptions,
     subscriptions,
 )
-from ovia_backup_dagster.postgres.swap import give_name, is_called, obstacles, standing, swap, where
+from ovia_backup_dagster.postgres.swap import give_name, is_called, names, obstacles, standing, swap, where
 from ovia_backup_dagster.postgres.written import written
 from ovia_backup_dagster.restoration.plan import Wishes
 from ovia_backup_dagster.swarm.health import wait_until_healthy
@@ -447,16 +447,18 @@ class Steps:
         Raises:
             RestoreError: somebody else has renamed or dropped both of the databases since.
         """
-        order = self.order
-        oids = (noted["live_oid"], noted["incoming_oid"])
-        found = where(self.target, order.database, order.incoming, oids)
+        order, found = self.order, self._where(noted)
         if found == "torn":
             raise RestoreError(
                 f"neither the old nor the new database is called {order.database}",
                 why="somebody has renamed or dropped them since",
-                fix=f"psql -l; give {order.database} its name back by hand: ALTER DATABASE ... RENAME TO ...",
+                fix=f"if what there is now is to stay, give this {order.mode} up: {give_up(order)}; else give "
+                f"{order.database} its name back by hand: psql -l; ALTER DATABASE ... RENAME TO ...",
             )
         return found == "after"
+
+    def _where(self, noted: Data) -> Literal["before", "after", "torn"]:
+        return where(self.target, self.order.database, self.order.incoming, (noted["live_oid"], noted["incoming_oid"]))
 
     def _hold_dumps(self) -> None:
         """Nobody dumps a database that is dropped or renamed; a dump is waited for while the services still run."""
@@ -488,6 +490,38 @@ class Steps:
             return False
         found = standing(self.target, self.order.database)
         return self.journal.done(Step.DROP) or found.oid != self.order.live_oid or found.invalid
+
+    @property
+    def is_torn(self) -> bool:
+        """Whether a swap was begun, and neither of its databases is the live one: somebody has seen to that.
+
+        Raises:
+            ServerError: it cannot be asked.
+        """
+        noted = self.journal.data(Step.SWAP)
+        return "incoming_oid" in noted and self._where(noted) == "torn"
+
+    def let_go(self) -> list[BackupError]:
+        """Leave the databases of a torn swap as somebody has made them, and see to the services.
+
+        Returns:
+            What is wrong, as of :meth:`put_back`.
+
+        Raises:
+            BackupError: the services could not be seen to; it can be tried again.
+        """
+        noted = self.journal.data(Step.SWAP)
+        whose = {noted["live_oid"]: "was live before", noted["incoming_oid"]: "was to be live"}
+        called = names(self.target, [self.order.database], whose)
+        notes = [
+            f"what {what} is called {called[oid]} now" if oid in called else f"what {what} is gone"
+            for oid, what in whose.items()
+        ]
+        if stopped := ", ".join(noted.get("subscriptions", ())):
+            notes.append(f"subscriptions that may be disabled: {stopped}")
+        self._note(Step.SWAP, notes)
+        self._end_migration()
+        return self._give_replicas_back()
 
     def require_way_back(self) -> None:
         """Refuse to put back what cannot be.
@@ -555,16 +589,18 @@ class Steps:
             if lost:
                 self._note(Step.DROP, [f"subscriptions that were dropped before the drop failed: {', '.join(lost)}"])
         # People wait for the services, and nobody for the copy to go.
-        problems: list[BackupError] = []
-        before = journal.data(Step.STOP).get("replicas", {})
-        if journal.begun(Step.STOP) and (self.by_hand or not before):
-            counts = {name: before.get(name) for name in order.services}
-            self._note(Step.START, [f"to be started by hand: {_scale_command(counts)}"])
-        if not self.by_hand:
-            problems += self._scale(before)
+        problems = self._give_replicas_back()
         if order.mode is not Mode.UNDO and not journal.data(Step.SWAP).get("was_live", False):
             problems += self._copy_left()
         return problems
+
+    def _give_replicas_back(self) -> list[BackupError]:
+        """As the services had them before; returns what is wrong with those that are not well."""
+        before = self.journal.data(Step.STOP).get("replicas", {})
+        if self.journal.begun(Step.STOP) and (self.by_hand or not before):
+            counts = {name: before.get(name) for name in self.order.services}
+            self._note(Step.START, [f"to be started by hand: {_scale_command(counts)}"])
+        return [] if self.by_hand else [*self._scale(before)]
 
     def _copy_left(self) -> list[BackupError]:
         """Drop the copy. If somebody holds it, it stays: no reason to let nobody begin another restore."""

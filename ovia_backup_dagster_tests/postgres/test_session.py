@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from ovia_backup_dagster.postgres.client import Connection
-from ovia_backup_dagster.postgres.places import require_whole
 from ovia_backup_dagster.postgres.privileges import missing_rights
 from ovia_backup_dagster.postgres.session import connect, database_facts, effective_options
 from ovia_backup_dagster.postgres.written import newest_timestamps, written
@@ -63,12 +62,11 @@ def _rights(connection: Connection) -> object:
     [
         database_facts,
         effective_options,
-        require_whole,
         _rights,
         lambda db: written(db, db.database),
         lambda db: newest_timestamps(db, db.database),
     ],
-    ids=["facts", "options", "whole", "rights", "written", "newest"],
+    ids=["facts", "options", "rights", "written", "newest"],
 )
 def test_nothing_of_the_databases_owner_is_run_for_us(misled: Connection, ask: Callable[[Connection], object]) -> None:
     ask(misled)

@@ -652,6 +652,8 @@ def test_begun_with_nohup_it_outlasts_its_terminal(site: Site) -> None:
         signal.signal(signal.SIGHUP, before)
     assert ended.code == 0, ended.output
     ended_as(site, "new")
+
+
 # ------------------------------------------------------------------------------- the volume fails after the swap
 
 
@@ -739,3 +741,80 @@ def test_what_was_put_back_is_not_to_be_gone_back_from(site: Site) -> None:
     ended_as(site, "old")
     assert "go back" not in site.records[0].fix
     assert "go back" not in ended.output
+
+
+# ------------------------------------------------------------------------------- names that somebody has changed
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+@pytest.mark.parametrize("undone", [False, True])
+def test_a_swap_whose_databases_are_gone_is_given_up(site: Site, tmp_path: Path, undone: bool, by_hand: bool) -> None:
+    """Somebody has lost patience, and made the live database by hand: no other restore could ever begin."""
+    with engine(tmp_path / "gone", api=2) as docker, impatient():
+        swarm = site.with_settings(SWARM_APP_SERVICES="api", SWARM_DOCKER_URL=docker.url)
+        if undone:
+            assert swarm.restore().code == 0
+        with each_step(Step.SWAP, lambda: os.kill(os.getpid(), signal.SIGKILL)):
+            assert (swarm.undo() if undone else swarm.restore()).killed
+        assert docker.replicas == {"api": 0}
+        _, new = site.databases
+        away = f"{site.live.database}_away"
+        sql_in_server(site, "ALTER DATABASE {} RENAME TO {}", new, away)
+        drop_live(site)
+        sql_in_server(site, "CREATE DATABASE {}", site.live.database)
+        execute(site.live, "CREATE TABLE by_hand (id int)")
+        for command in (("--resume",), ("--abort",), ("--abort", "--yes-destroy", "another")):
+            line = swarm.place.run("restore", *command).refused()
+            assert "neither the old nor the new database is called" in line
+            assert give_up_line(site) in line
+            assert "give" in line
+        if by_hand:
+            (tmp_path / "gone").touch()
+            line = swarm.place.run(*shlex.split(give_up_line(site))[1:]).output
+            assert f"{give_up_line(site)}; where Docker does not come back: the same with --without-services" in line
+        hands = ("--without-services",) if by_hand else ()
+        ended = swarm.place.run(*shlex.split(give_up_line(site))[1:], *hands)
+        assert "is called" in failed(site, ended)
+        (tmp_path / "gone").unlink(missing_ok=True)
+        assert docker.replicas == {"api": 0 if by_hand else 2}
+        assert ("to be started by hand: docker service scale api=2" in ended.output) == by_hand
+        record = site.records[0]
+        assert record.outcome == "given up"
+        [text] = [text for path in site.place.root.glob("restores/*.md") if "given up" in (text := path.read_text())]
+        for said in (ended.output, text, record.error):
+            assert "dropped, and is gone" not in said
+            assert "could not be made from" not in said
+        now = "live before" if undone else "to be live"
+        assert f"is called {away} now" in " ".join(record.notes), (now, record.notes)
+        assert site.databases == [site.live.database, away]
+        execute(site.live, "INSERT INTO by_hand VALUES (1)")
+        docker.replicas["api"] = 2
+        assert swarm.restore().code == 0
+        assert site.content() == site.then
+
+
+def test_a_swap_that_somebody_has_torn_can_be_mended_by_the_name(site: Site) -> None:
+    with killed_at(3, before=False):
+        assert site.restore().killed
+    sql_in_server(site, "ALTER DATABASE {} RENAME TO {}", site.live.database, f"{site.live.database}_away")
+    assert "neither the old nor" in site.place.run("restore", "--resume").refused()
+    sql_in_server(site, "ALTER DATABASE {} RENAME TO {}", f"{site.live.database}_away", site.live.database)
+    ended = site.place.run(*shlex.split(give_up_line(site))[1:])  # which is not given up then
+    assert ended.code == 0, ended.output
+    assert site.records[0].outcome == "put back"
+    ended_as(site, "old")
+    assert site.databases == [site.live.database]
+
+
+def test_a_torn_swap_is_given_up_where_nothing_has_the_name(site: Site) -> None:
+    with killed_at(3, before=False):
+        assert site.restore().killed
+    old, new = site.databases
+    sql_in_server(site, "ALTER DATABASE {} RENAME TO {}", old, f"{old}_away")
+    ended = site.place.run(*shlex.split(give_up_line(site))[1:])
+    assert f"what was live before is called {old}_away now" in ended.output
+    assert f"what was to be live is called {new} now" in ended.output
+    assert "restore BACKUP --new-host" in ended.output
+    assert site.databases == [f"{old}_away", new]
+    assert site.restore("--new-host", confirm=False).code == 0
+    assert site.content() == site.then
