@@ -667,6 +667,7 @@ def _confirmed(name: str, given: str | None) -> str:
 
 
 def _print_restore(record: Record, restorations: Restorations, as_json: bool, *, putting_back: bool = False) -> None:
+    from ovia_backup_dagster.core.naming import before_at
     from ovia_backup_dagster.postgres.quoting import shell_word
 
     order = record.order
@@ -691,7 +692,9 @@ def _print_restore(record: Record, restorations: Restorations, as_json: bool, *,
             click.echo("everything is as it was before")
         if record.interruption_seconds is not None:
             click.echo(f"interruption: {record.interruption_seconds * 1000:.0f} ms")
-        if record.kept and record.outcome == "put back":
+        if record.kept and before_at(record.kept, order.database) is None:
+            pass  # somebody has given it another name, which a note says
+        elif record.kept and record.outcome == "put back":
             again = f"to make it live again: ovia-backup undo-restore --kept {shell_word(record.kept)}"
             click.echo(f"{record.what_is_kept} stays as {_safe(record.kept)}; {again}")
         elif record.kept:

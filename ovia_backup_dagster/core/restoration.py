@@ -449,7 +449,7 @@ def record_of(journal: Journal) -> Record:
     order, swapped = journal.order, journal.data(Step.SWAP)
     live = journal.ended is Mark.FINISHED and journal.done(Step.SWAP)
     # What was live for a while, and was swapped back, is kept as well.
-    aside = swapped.get("aside", "") if journal.ended is Mark.PUT_BACK else ""
+    aside = swapped.get("stays", swapped.get("aside", "")) if journal.ended is Mark.PUT_BACK else ""
     notes = [note for entry in journal.entries for note in entry.data.get("notes", ())]
     # What went well in the end is no failure.
     errors = (e.data for e in reversed(journal.entries) if "error" in e.data and not (e.step and journal.done(e.step)))

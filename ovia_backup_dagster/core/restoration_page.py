@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ovia_backup_dagster.core.drill_page import row
 from ovia_backup_dagster.core.markdown import code, plain, table
+from ovia_backup_dagster.core.naming import before_at
 from ovia_backup_dagster.core.restoration import Mode, Record
 from ovia_backup_dagster.core.words import human_bytes
 
@@ -48,7 +49,7 @@ def _summary(record: Record) -> str:
         lines.append(f"It stands in {code(record.order.becomes)}. Nothing else was touched.")
     else:
         lines.append(f"{code(record.order.database)} is live with it.")
-    if record.kept:
+    if record.kept and before_at(record.kept, record.order.database):
         # Named, as it is not the newest for ever.
         back = "make it live again" if record.outcome == "put back" else "swap back"
         what = f"{record.what_is_kept[0].upper()}{record.what_is_kept[1:]} stays as {code(record.kept)}"

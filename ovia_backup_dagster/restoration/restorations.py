@@ -127,6 +127,7 @@ class Restorations:
             if journal.putting_back:
                 with contextlib.suppress(NoWayBackError):
                     return self._put_back(self._steps(journal, None, log))
+            self._steps(journal, None, log).require_still_live()
             needed = Step.RESTORE in journal.order.steps and not journal.done(Step.RESTORE)
             backup = backup_of(journal.order, self.driller.catalog, datetime.now(UTC)) if needed else None
             with self._reading(backup):
@@ -177,8 +178,9 @@ class Restorations:
         return [
             name
             for name, record in newest.items()
-            # What an undo would have made live is no copy, and is kept.
-            if record.outcome == "put back" and Step.RESTORE in record.order.steps and name != record.order.database
+            # What an undo would have made live is no copy, and is kept; so is what was live for a while.
+            if record.outcome == "put back" and Step.RESTORE in record.order.steps
+            if name not in (record.order.database, record.kept)
             if standing(self.target, name).exists
         ]
 

@@ -26,7 +26,7 @@ from ovia_backup_dagster.core.errors import (
     ServiceError,
     VolumeError,
 )
-from ovia_backup_dagster.core.naming import before_name
+from ovia_backup_dagster.core.naming import before_at, before_name
 from ovia_backup_dagster.core.restoration import Journal, Mark, Mode, Order, Proven, Step
 from ovia_backup_dagster.postgres import archive as archives
 from ovia_backup_dagster.postgres import places, roles
@@ -582,6 +582,9 @@ class Steps:
                 self.log(f"swapping back: {order.kept} becomes {order.database}")
                 oids = noted["incoming_oid"], noted["live_oid"]
                 swap(self.target, order.database, order.kept, aside, oids=oids)
+            elif self._was_live:
+                self._end_migration()
+                self._note_what_stays(noted)
             enable_subscriptions(self.target, order.database, noted["subscriptions"])
         if dropped := self._dropped_subscriptions:
             there = {each.name for each in subscriptions(self.target, order.database)}
@@ -590,9 +593,50 @@ class Steps:
                 self._note(Step.DROP, [f"subscriptions that were dropped before the drop failed: {', '.join(lost)}"])
         # People wait for the services, and nobody for the copy to go.
         problems = self._give_replicas_back()
-        if order.mode is not Mode.UNDO and not journal.data(Step.SWAP).get("was_live", False):
+        if order.mode is not Mode.UNDO and not self._was_live:
             problems += self._copy_left()
         return problems
+
+    @property
+    def _was_live(self) -> bool:
+        """Whether what was to be live is known to have been, whatever it is called now: it may have been written to."""
+        return self.journal.done(Step.SWAP) or self.journal.data(Step.SWAP).get("was_live", False)
+
+    def _note_what_stays(self, noted: Data) -> None:
+        """Say what has become of what was live, where it was not this process that put it aside."""
+        order, oid = self.order, noted["incoming_oid"]
+        name = names(self.target, order.database, [oid]).get(oid, "")
+        if name == noted.get("aside"):
+            return  # a process that was killed did, and has said so
+        notes, found = ["what was live for a while is gone: somebody has dropped it"], []
+        if name:
+            notes = [f"what was live for a while stays as {name}"]
+            found = [each.name for each in subscriptions(self.target, name) if each.enabled]
+            if before_at(name, order.database) is None:
+                rename = f"ALTER DATABASE {sql_identifier(name)} RENAME TO {sql_identifier(self._aside())}"
+                notes = [f"{notes[0]}; for undo-restore to know it: {rename}"]
+        for note in notes:
+            self.log(note)
+        with contextlib.suppress(VolumeError):  # the way back does not wait for it
+            self.journal.write(
+                Mark.PUTTING_BACK, Step.SWAP, was_live=True, stays=name, aside_subscriptions=found, notes=notes
+            )
+        if found:
+            disable_subscriptions(self.target, name)
+
+    def require_still_live(self) -> None:
+        """Refuse to go on after a swap that somebody has made undone by hand.
+
+        Raises:
+            RestoreError: what was live before is so again; or neither is.
+        """
+        order = self.order
+        if self.journal.done(Step.SWAP) and not self._swapped(self.journal.data(Step.SWAP)):
+            raise RestoreError(
+                f"database {order.database} is not what the {order.mode} made live",
+                why="somebody has gone back to what was live before, by renaming",
+                fix="put everything back: ovia-backup restore --abort",
+            )
 
     def _give_replicas_back(self) -> list[BackupError]:
         """As the services had them before; returns what is wrong with those that are not well."""

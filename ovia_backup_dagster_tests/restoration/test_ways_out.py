@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import threading
@@ -818,3 +819,56 @@ def test_a_torn_swap_is_given_up_where_nothing_has_the_name(site: Site) -> None:
     assert site.databases == [f"{old}_away", new]
     assert site.restore("--new-host", confirm=False).code == 0
     assert site.content() == site.then
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_who_goes_back_by_hand_keeps_what_was_live(site: Site, away: bool) -> None:
+    """Swapped and killed; the names are given back by hand: what was live for a while may have been written to."""
+    red = site.with_settings(HEALTH_URL=RED)
+    with killed_at(5, before=False):
+        assert red.restore().killed
+    execute(site.live, "INSERT INTO people (id, name) VALUES (7000, 'since the swap')")
+    journal = RestoreFolder(site.place.catalog).unfinished()
+    assert journal is not None
+    order = journal.order
+    stays = f"{site.live.database}_away" if away else order.incoming
+    sql_in_server(site, "ALTER DATABASE {} RENAME TO {}", site.live.database, stays)
+    sql_in_server(site, "ALTER DATABASE {} RENAME TO {}", order.kept, site.live.database)
+    if away:
+        with mock.patch.object(steps, "_HEALTH_SECONDS", 0.5):
+            line = red.place.run("restore", "--resume").refused()
+        assert "somebody has gone back" in line
+        assert "Next: put everything back: ovia-backup restore --abort" in line
+    ended = red.place.run("restore", "--abort")
+    assert ended.code == 0, ended.output
+    assert f"what was live for a while stays as {stays}" in ended.output
+    assert "undo-restore --kept" not in ended.output  # which knows no such name
+    ended_as(site, "old")
+    assert one(site.live.to(stays), "SELECT count(*) FROM people WHERE id = 7000") == 1
+    assert site.databases == sorted([site.live.database, stays])
+    assert stays not in site.place.system.restorations.left()  # nobody is told to drop it
+    [rename] = set(re.findall("ALTER DATABASE .* RENAME TO .*", ended.output))
+    execute(site.live, rename)
+    assert site.place.run("undo-restore", "--list").output.count("\n") == 1
+    assert site.undo().code == 0
+    assert one(site.live, "SELECT count(*) FROM people WHERE id = 7000") == 1
+
+
+def test_who_goes_back_by_hand_while_it_is_put_back_keeps_what_was_live(site: Site) -> None:
+    """The name that it was to have was noted, and it never had it."""
+    with killed_at(4, before=False):
+        assert site.restore().killed
+    with killed_at(1, before=False):
+        assert site.place.run("restore", "--abort").killed
+    journal = RestoreFolder(site.place.catalog).unfinished()
+    assert journal is not None
+    assert journal.data(Step.SWAP)["was_live"]
+    order = journal.order
+    sql_in_server(site, "ALTER DATABASE {} RENAME TO {}", site.live.database, order.incoming)
+    sql_in_server(site, "ALTER DATABASE {} RENAME TO {}", order.kept, site.live.database)
+    ended = site.place.run("restore", "--resume")
+    assert ended.code == 0, ended.output
+    assert f"what was live for a while stays as {order.incoming}" in ended.output
+    assert site.records[0].kept == order.incoming
+    assert site.databases == [site.live.database, order.incoming]
+    ended_as(site, "old")
