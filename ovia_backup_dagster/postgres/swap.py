@@ -12,7 +12,7 @@ written in it ``written``'s; the databases that stay behind ``kept``'s.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -320,15 +320,15 @@ def is_called(server: Connection, name: str, oid: int) -> bool:
     Raises:
         LockTimeoutError: another one is under way.
     """
-    return names(server, [name], [oid]).get(oid) == name
+    return names(server, [oid]).get(oid) == name
 
 
-def where(server: Connection, live: str, incoming: str, oids: tuple[int, int]) -> Literal["before", "after", "torn"]:
+def where(server: Connection, live: str, oids: tuple[int, int]) -> Literal["before", "after", "torn"]:
     """How a swap went, when nobody is left to tell; waits for one that the server is still about.
 
     Args:
         server: any role.
-        live, incoming: as :func:`swap` was given them.
+        live: as :func:`swap` was given it.
         oids: of ``live`` and ``incoming`` before it.
 
     Returns:
@@ -337,20 +337,19 @@ def where(server: Connection, live: str, incoming: str, oids: tuple[int, int]) -
     Raises:
         LockTimeoutError: another swap is under way.
     """
-    called = names(server, [live, incoming], oids)
+    called = names(server, oids)
     if called.get(oids[0]) == live:
         return "before"
     return "after" if called.get(oids[1]) == live else "torn"
 
 
-def names(server: Connection, databases: Sequence[str], oids: Iterable[int]) -> dict[int, str]:
+def names(server: Connection, oids: Iterable[int]) -> dict[int, str]:
     """What databases are called now, by their OIDs, when nobody renames any more; without those that are gone.
 
-    Args:
-        server: any role.
-        databases: which the session is not to be in.
+    Raises:
+        LockTimeoutError: somebody still does.
     """
-    with connect(beside(server, *databases)) as session:
+    with connect(beside(server)) as session:
         session.execute(_PATIENCE)
         session.execute(_ALONE)
         return {row["oid"]: row["name"] for row in session.execute(_NAMES, [list(oids)])}

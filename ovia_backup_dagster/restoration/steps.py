@@ -458,7 +458,7 @@ class Steps:
         return found == "after"
 
     def _where(self, noted: Data) -> Literal["before", "after", "torn"]:
-        return where(self.target, self.order.database, self.order.incoming, (noted["live_oid"], noted["incoming_oid"]))
+        return where(self.target, self.order.database, (noted["live_oid"], noted["incoming_oid"]))
 
     def _hold_dumps(self) -> None:
         """Nobody dumps a database that is dropped or renamed; a dump is waited for while the services still run."""
@@ -512,7 +512,7 @@ class Steps:
         """
         noted = self.journal.data(Step.SWAP)
         whose = {noted["live_oid"]: "was live before", noted["incoming_oid"]: "was to be live"}
-        called = names(self.target, [self.order.database], whose)
+        called = names(self.target, whose)
         notes = [
             f"what {what} is called {called[oid]} now" if oid in called else f"what {what} is gone"
             for oid, what in whose.items()
@@ -605,7 +605,7 @@ class Steps:
     def _note_what_stays(self, noted: Data) -> None:
         """Say what has become of what was live, where it was not this process that put it aside."""
         order, oid = self.order, noted["incoming_oid"]
-        name = names(self.target, order.database, [oid]).get(oid, "")
+        name = names(self.target, [oid]).get(oid, "")
         if name == noted.get("aside"):
             return  # a process that was killed did, and has said so
         notes, found = ["what was live for a while is gone: somebody has dropped it"], []

@@ -95,15 +95,15 @@ def hammering(to: Connection, threads: int = 6) -> Iterator[list[tuple[float, fl
 def test_there_and_back_again(server: PortCluster) -> None:
     with pair(server) as live:
         before = oids(live, "shop", "shop_new")
-        assert swap.where(live, "shop", "shop_new", before) == "before"
+        assert swap.where(live, "shop", before) == "before"
         for _ in range(3):
             swap.swap(live, "shop", "shop_new", "kept")
             assert which(live) == "new"
-            assert swap.where(live, "shop", "shop_new", before) == "after"
+            assert swap.where(live, "shop", before) == "after"
             swap.swap(live, "shop", "kept", "shop_new")
             assert which(live) == "old"
-            assert swap.where(live, "shop", "shop_new", before) == "before"
-        assert swap.where(live, "shop", "shop_new", (1, 2)) == "torn"
+            assert swap.where(live, "shop", before) == "before"
+        assert swap.where(live, "shop", (1, 2)) == "torn"
 
 
 def test_a_swap_outlasts_a_crash_of_the_server(bin_dir: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_swap_outlasts_a_crash_of_the_server(bin_dir: Path) -> None:
         swap.swap(live, "shop", "shop_new", "kept")
         cluster.stop("immediate")
         cluster.start()
-        assert swap.where(live, "shop", "shop_new", before) == "after"
+        assert swap.where(live, "shop", before) == "after"
         assert one(live, "SELECT string_agg(which, ' ' ORDER BY which) FROM t") == "new unflushed"
 
 
@@ -385,7 +385,7 @@ def test_killed_at_each_statement(server: PortCluster, busy: bool) -> None:
                         code = subprocess.run(command, check=False, timeout=SECONDS).returncode
                 else:
                     code = subprocess.run(command, check=False, timeout=SECONDS).returncode
-                found = swap.where(live, "shop", "shop_new", before)
+                found = swap.where(live, "shop", before)
                 seen.add(found)
                 # Whole, and open to all, at once.
                 assert which(live) == {"before": "old", "after": "new"}[found]
@@ -408,7 +408,7 @@ def test_who_asks_waits_for_what_the_server_is_still_about(server: PortCluster) 
             end = threading.Timer(0.5, _end_all, [live])
             end.start()
             answers: list[str] = []
-            asking = threading.Thread(target=lambda: answers.append(swap.where(live, "shop", "shop_new", before)))
+            asking = threading.Thread(target=lambda: answers.append(swap.where(live, "shop", before)))
             asking.start()
             while left_over.pgconn.is_busy():
                 left_over.pgconn.consume_input()
