@@ -1,0 +1,218 @@
+"""The guards of a restore, each provoked on the real thing: what is refused has touched nothing.
+
+What the error says to do instead is done as it is said, and works.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ovia_backup_dagster.core.catalog import MANIFEST
+from ovia_backup_dagster_tests.conftest import PortCluster, execute, free_port
+from ovia_backup_dagster_tests.defs.support import flip_byte
+from ovia_backup_dagster_tests.doctor.support import executable
+from ovia_backup_dagster_tests.faults.conftest import needs_root
+from ovia_backup_dagster_tests.faults.disks import MEGABYTE, filled, free, tmpfs
+from ovia_backup_dagster_tests.faults.harness import Ended
+from ovia_backup_dagster_tests.restoration.conftest import Site, site_on
+from ovia_backup_dagster_tests.restoration.test_faults import sql_in_server
+from ovia_backup_dagster_tests.restoration.test_restore import untouched
+
+
+def pasted(site: Site, line: str) -> Ended:
+    """The last command that an error names, run as it stands there."""
+    return site.place.run(*shlex.split(line.rpartition("ovia-backup ")[2]))
+
+
+# ----------------------------------------------------------------------------------------------- versions
+
+
+@pytest.mark.parametrize("major", [15, 17])
+def test_client_programs_of_another_version_than_the_servers(
+    site: Site, bin_dir: Path, tmp_path: Path, major: int
+) -> None:
+    """It reads the archive as well as the server's own: what it sends there is another question."""
+    theirs = tmp_path / "bin"
+    theirs.mkdir()
+    for program in bin_dir.iterdir():
+        (theirs / program.name).symlink_to(program)
+    real = shlex.quote(str(bin_dir / "pg_restore"))
+    (theirs / "pg_restore").unlink()
+    executable(
+        theirs / "pg_restore",
+        f'[ "$1" = --version ] && echo "pg_restore (PostgreSQL) {major}.2" && exit; exec {real} "$@"',
+    )
+    other = site.with_settings(PG_BIN_DIR=str(theirs))
+    assert other.place.run("verify", site.backup.path.name).code == 0
+    for options in ((), ("--plan",), ("--mode", "drop"), ("--mode", "new"), ("--new-host",)):
+        line = other.restore(*options, confirm="new" not in options).refused()
+        assert f"pg_restore is of version {major}, and the server of version 16" in line
+        assert "install PostgreSQL 16's client programs, or set PG_BIN_DIR" in line
+    assert not list(site.place.root.glob("restores/*"))
+    untouched(site)
+
+
+# ----------------------------------------------------------------------------------------------- room
+
+
+@contextmanager
+def on_a_disk_of(size: int, bin_dir: Path) -> Iterator[PortCluster]:
+    """A running server whose data folder stands on a filesystem of so many bytes."""
+    cluster = PortCluster(bin_dir, Path(tempfile.mkdtemp(prefix="ovia-t-", dir="/tmp")), port=free_port())
+    with tmpfs(cluster.folder, size):
+        cluster.folder.chmod(0o755)
+        try:
+            cluster = replace(cluster, settings={"port": str(cluster.port), "max_wal_size": "64MB"})
+            cluster.create()
+            cluster.start()
+            yield cluster
+        finally:
+            cluster.remove()
+            cluster.folder.mkdir(exist_ok=True)
+    cluster.folder.rmdir()
+
+
+@needs_root
+def test_a_server_without_room_for_a_second_database(bin_dir: Path, tmp_path: Path) -> None:
+    """What is free is what its own disk says, wherever this process runs."""
+    with on_a_disk_of(200 * MEGABYTE, bin_dir) as cluster, site_on(cluster, bin_dir, tmp_path) as site:
+        for mode in ("swap", "drop", "new"):
+            line = site.restore("--mode", mode, confirm=mode != "new").refused()
+            assert "too little room" in line
+            assert re.search(r"\b1\d\d(\.\d)? MB free, 2\d\d(\.\d)? MB needed", line), line
+            assert "undo-restore --list" in line
+            assert ("--mode drop" in line) == (mode == "swap")
+        assert not list(site.place.root.glob("restores/*"))
+        untouched(site)
+        subprocess.run(("mount", "-o", f"remount,size={600 * MEGABYTE}", str(cluster.folder)), check=True)
+        planned = site.restore("--plan", confirm=False)
+        assert planned.code == 0, planned.output
+        assert free(cluster.folder) > 400 * MEGABYTE
+        assert re.search(r"about 2\d\d(\.\d)? MB needed, [45]\d\d(\.\d)? MB free on the server", planned.output)
+
+
+@needs_root
+def test_a_volume_without_room_for_a_journal(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
+    """Without it, nobody could finish what a killed restore had begun."""
+    root = tmp_path / "backups"
+    with tmpfs(root, 16 * MEGABYTE), site_on(server, bin_dir, tmp_path) as site:
+        with filled(root, 4 * MEGABYTE):
+            for mode in ("swap", "drop", "new"):
+                line = site.restore("--mode", mode, confirm=mode != "new").refused()
+                assert f"the backup volume {root} has no room for a restore's journal: 4" in line
+                assert "ovia-backup prune --dry-run" in line
+            assert not list(root.glob("restores/*.journal"))
+            assert not list(root.glob("drills/*.json"))
+            untouched(site)
+        ended = site.restore()
+        assert ended.code == 0, ended.output
+        assert site.content() == site.then
+
+
+# ----------------------------------------------------------------------------------------------- the backup
+
+
+def test_a_backup_that_failed_its_verification(site: Site) -> None:
+    content = site.backup.path.read_bytes()
+    site.backup.path.write_bytes(content[: len(content) * 6 // 10])
+    assert site.place.run("verify", site.backup.path.name).code == 1
+    for mode in ("swap", "drop", "new"):
+        line = site.restore("--mode", mode, confirm=mode != "new").refused()
+        assert f"{site.backup} is known to be bad" in line
+        assert "bytes long; it was" in line
+        assert line.endswith(f"ovia-backup restore {site.backup.path.name} --mode new --even-if-damaged")
+    assert not list(site.place.root.glob("restores/*"))
+    untouched(site)
+    ended = pasted(site, line)
+    assert ended.code == 0, ended.output
+    assert "lost:" in ended.output
+    assert site.content() == site.now
+    [made] = [name for name in site.databases if name != site.live.database]
+    assert f"{made} is restored" in ended.output
+
+
+@pytest.mark.parametrize("mode", ["swap", "drop", "new"])
+def test_a_disk_that_alters_a_byte_and_tells_nobody(site: Site, mode: str) -> None:
+    """Neither its length nor its time has changed: by its verdict it is as proven as before."""
+    path, manifest = site.backup.path, site.backup.manifest
+    assert manifest is not None
+    before = path.stat()
+    flip_byte(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert "(proven, " in site.restore("--plan", confirm=False).output
+    ended = site.restore("--mode", mode, confirm=mode != "new")
+    assert ended.code == 1, ended.output
+    assert "Traceback" not in ended.output
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    said = f"was altered: its SHA-256 is {found[:16]}…, it was {manifest.sha256[:16]}… when it was written"
+    assert said in ended.output
+    untouched(site)
+
+
+@pytest.mark.parametrize("mode", ["swap", "drop", "new"])
+def test_the_manifest_of_another_dump_stands_beside_it(site: Site, mode: str) -> None:
+    """Each is whole; together they are not what was written, whatever a verdict from before says."""
+    other = site.place.chain()
+    assert other.path != site.backup.path
+    shutil.copyfile(other.sidecar(MANIFEST), site.backup.sidecar(MANIFEST))
+    ended = site.restore("--mode", mode, confirm=mode != "new")
+    assert ended.code == 1, ended.output
+    assert "Traceback" not in ended.output
+    manifest = other.manifest
+    assert manifest is not None
+    assert re.search(rf"it was ({manifest.size_bytes:,}|{manifest.sha256[:16]}…) when it was written", ended.output)
+    untouched(site)
+    assert "is known to be bad" in site.restore("--mode", mode, confirm=mode != "new").refused()
+    untouched(site)
+
+
+# ----------------------------------------------------------------------------------------------- extensions
+
+
+def test_a_server_without_the_packages_that_the_backups_had(
+    server: PortCluster, full_server: PortCluster, full_bin_dir: Path, tmp_path: Path
+) -> None:
+    """A backup of a server with contrib, onto one without."""
+    with site_on(full_server, full_bin_dir, tmp_path) as site:
+        execute(
+            site.live,
+            "CREATE EXTENSION hstore; CREATE EXTENSION citext",
+            "CREATE TABLE tags (id int, of_it hstore, name citext); INSERT INTO tags VALUES (1, 'a=>1', 'Ä')",
+        )
+        backup = site.place.chain()
+        there = server.connection(site.live.database)
+        elsewhere = site.with_settings(POSTGRES_HOST=there.host, POSTGRES_PORT=str(there.port))
+        elsewhere.live, elsewhere.backup = there, backup
+
+        def refused(*options: str) -> None:
+            line = elsewhere.restore("--new-host", *options, confirm="new" not in options).refused()
+            assert "lacks extensions that" in line
+            assert "citext, hstore" in line
+            assert "install their packages on that server" in line
+            assert not list(site.place.root.glob("restores/*"))
+            assert not list(site.place.root.glob("drills/*.json"))
+
+        refused()
+        refused("--mode", "new", "--into", f"{there.database}_look")
+        assert elsewhere.databases == []
+        sql_in_server(elsewhere, "CREATE DATABASE {}", there.database)
+        try:
+            execute(there, "CREATE TABLE theirs (id int)")
+            elsewhere.now = elsewhere.content()
+            refused()
+            refused("--mode", "drop")
+            untouched(elsewhere)
+        finally:
+            sql_in_server(elsewhere, "DROP DATABASE {} WITH (FORCE)", there.database)
