@@ -152,6 +152,23 @@ LAUNCHPAD = {
     "restore_drill": {"backup", "where", "jobs", "keep_copy"},
     "backup_freshness_alert": {"all_clear", "episode"},
 }
+#: What is not chosen there is this.
+RESTORE_LAUNCHPAD = {
+    "action": "plan",
+    "confirm": "",
+    "backup": "latest",
+    "kept": "",
+    "mode": "swap",
+    "into": "",
+    "jobs": 0,
+    "stop_services_first": False,
+    "replicas": {},
+    "new_host": False,
+    "create_roles": False,
+    "even_if_damaged": False,
+    "auto_undo": False,
+    "without_services": False,
+}
 
 
 def test_assets() -> None:
@@ -185,6 +202,16 @@ def test_launchpad() -> None:
         config = defs.resolve_assets_def(dg.AssetKey(name)).op.config_field
         found[name] = set(getattr(config.config_type, "fields", {})) if config else set()
     assert found == LAUNCHPAD
+
+
+def test_launchpad_of_the_restore() -> None:
+    (op,) = build_defs(load(HOST)).resolve_job_def("restore_job").graph.node_defs
+    assert isinstance(op, dg.OpDefinition)
+    assert op.name == "restore"
+    assert op.config_field is not None
+    fields = getattr(op.config_field.config_type, "fields", {})
+    assert {name: field.default_value for name, field in fields.items()} == RESTORE_LAUNCHPAD
+    assert all(field.description and not field.is_required for field in fields.values())
 
 
 def test_jobs() -> None:

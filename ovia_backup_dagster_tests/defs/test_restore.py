@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+import os
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,13 +17,20 @@ from dagster._core.storage.tags import MAX_RETRIES_TAG
 from dagster._core.test_utils import create_run_for_test
 from psycopg import sql
 
+from ovia_backup_dagster import cli
 from ovia_backup_dagster.core.naming import before_name
+from ovia_backup_dagster.core.restoration import Mode, StopServices
+from ovia_backup_dagster.defs import restore
+from ovia_backup_dagster.defs.configs import RestoreAction, RestoreConfig, RestoreMode
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster.postgres.kept import kept
+from ovia_backup_dagster.restoration.plan import Wishes
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute
 from ovia_backup_dagster_tests.defs.conftest import NewLocation
 from ovia_backup_dagster_tests.defs.receiver import Receiver
 from ovia_backup_dagster_tests.defs.support import DAILY_JOB, KEPT_JOB, Location, retries
+from ovia_backup_dagster_tests.faults.conftest import place_for
+from ovia_backup_dagster_tests.restoration.test_killed import killed_at
 
 pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
 
@@ -135,6 +144,81 @@ def test_restored_and_undone(backed_up: Location, database: Connection) -> None:
     assert "no backup called" in refused(run(backed_up, action="restore", backup="/etc/passwd"))
     assert "nothing to resume" in refused(run(backed_up, action="resume"))
     assert "nothing to abort" in refused(run(backed_up, action="abort"))
+
+
+@pytest.mark.parametrize(("action", "outcome"), [("resume", "done"), ("abort", "put back")])
+def test_what_a_killed_restore_had_begun_is_finished_or_put_back(
+    backed_up: Location, database: Connection, bin_dir: Path, tmp_path: Path, action: str, outcome: str
+) -> None:
+    """Whoever had begun it: here the command line, whose process was killed when its copy was to go live."""
+    place = place_for(database, bin_dir, backed_up.settings.backup_dir, tmp_path)
+    with killed_at(3, before=False):
+        assert place.run("restore", "latest", "--yes-destroy", database.database).killed
+    folder = backed_up.system.restorations.folder
+    assert folder.unfinished() is not None
+    for instead in ("restore", "undo"):
+        refused(run(backed_up, action=instead, confirm=database.database))
+    assert rows(database) == 0
+    result = run(backed_up, action=action)
+    assert result.success, refused(result)
+    assert output(result)["outcome"] == outcome
+    assert folder.unfinished() is None
+    assert next(folder.newest_first()).outcome == outcome
+    assert (rows(database) > 0) == (action == "resume")
+    found = [each.name for each in kept(database, database.database)]
+    assert found == ([output(result)["kept"]] if action == "resume" else [])
+
+
+def test_all_that_the_command_line_offers_the_launchpad_offers(new_location: NewLocation) -> None:
+    """And what is wished there is what is planned: no option stays on the way."""
+    config = RestoreConfig(
+        action=RestoreAction.restore,
+        confirm="sample",
+        backup="a.dump",
+        kept="sample_before",
+        mode=RestoreMode.new,
+        into="look",
+        jobs=7,
+        stop_services_first=True,
+        replicas={"api": 2},
+        new_host=True,
+        create_roles=True,
+        even_if_damaged=True,
+        auto_undo=True,
+        without_services=True,
+    )
+    default = RestoreConfig()
+    assert [name for name in RestoreConfig.model_fields if getattr(config, name) == getattr(default, name)] == []
+    system = new_location().system
+    wishes = Wishes(
+        backup="a.dump",
+        anywhere=False,
+        mode=Mode.NEW,
+        into="look",
+        jobs=7,
+        stop_services=StopServices.FIRST,
+        replicas={"api": 2},
+        new_host=True,
+        create_roles=True,
+        even_if_damaged=True,
+        auto_undo=True,
+    )
+    assert restore._wishes(config, system) == wishes
+    assert [each.name for each in fields(Wishes) if getattr(wishes, each.name) == getattr(Wishes(), each.name)] == []
+    # What is left as it is, the settings say, as on the command line.
+    assert restore._wishes(default, system) == Wishes(anywhere=False, jobs=len(os.sched_getaffinity(0)))
+    assert restore._wishes(default, new_location(RESTORE_JOBS="5").system).jobs == 5
+    elsewhere = {
+        "only_plan": "action",
+        "resume": "action",
+        "abort": "action",
+        "confirmation": "confirm",
+        "stop_services": "stop_services_first",
+        "scale": "replicas",
+    }
+    # The records stand in each run's metadata; JSON is for programs.
+    offered = {str(each.name) for each in cli.restore.params} - {"history", "as_json"}
+    assert {elsewhere.get(name, name) for name in offered} == RestoreConfig.model_fields.keys() - {"kept"}
 
 
 def test_what_is_kept_is_announced_and_then_dropped(
