@@ -6,11 +6,14 @@ After each, whatever came of it, the live database is the old one or the backup'
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -22,10 +25,13 @@ from ovia_backup_dagster.core.catalog import GLOBALS, MANIFEST
 from ovia_backup_dagster.core.drill import DrillCheck, Result
 from ovia_backup_dagster.core.errors import RestoreError
 from ovia_backup_dagster.core.restoration import Mark, Mode, RestoreFolder, Step
+from ovia_backup_dagster.core.words import human_bytes
+from ovia_backup_dagster.postgres.drill import needed_bytes
 from ovia_backup_dagster.restoration.plan import Wishes
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute, running_cluster
+from ovia_backup_dagster_tests.faults.harness import a_day_passes
 from ovia_backup_dagster_tests.health.test_health import serving
-from ovia_backup_dagster_tests.restoration.conftest import Site
+from ovia_backup_dagster_tests.restoration.conftest import SCHEMA, Site
 from ovia_backup_dagster_tests.restoration.test_faults import each_step
 from ovia_backup_dagster_tests.restoration.test_killed import killed_at
 
@@ -162,22 +168,29 @@ def test_a_kept_database_is_forgotten_only_by_name(site: Site) -> None:
     assert "no database" in site.place.run("undo-restore", "--forget").refused()
 
 
-def test_who_sits_at_a_terminal_is_asked_before_a_kept_database_is_dropped(site: Site) -> None:
-    assert site.restore().code == 0
-    kept = site.records[0].kept
-    for typed, code, left in (("no", 1, 2), (kept, 0, 1)):
-        ours, theirs = os.openpty()
+def at_a_terminal(site: Site, typed: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """``ovia-backup``, by somebody who types that when he is asked."""
+    ours, theirs = os.openpty()
+    try:
         os.write(ours, f"{typed}\n".encode())
-        ended = subprocess.run(
-            (Path(sys.executable).with_name("ovia-backup"), "undo-restore", "--forget"),
+        return subprocess.run(
+            (Path(sys.executable).with_name("ovia-backup"), *arguments),
             env=site.place.environment,
             stdin=theirs,
             capture_output=True,
             text=True,
             timeout=60,
         )
+    finally:
         os.close(ours)
         os.close(theirs)
+
+
+def test_who_sits_at_a_terminal_is_asked_before_a_kept_database_is_dropped(site: Site) -> None:
+    assert site.restore().code == 0
+    kept = site.records[0].kept
+    for typed, code, left in (("no", 1, 2), (kept, 0, 1)):
+        ended = at_a_terminal(site, typed, "undo-restore", "--forget")
         assert f"type the name of the database ({kept})" in ended.stderr
         assert ended.returncode == code, ended.stderr
         assert len(site.databases) == left
@@ -349,6 +362,91 @@ def test_the_plan_says_what_will_be_lost_and_stops_there(site: Site) -> None:
     assert planned["order"]["mode"] == "swap"
 
 
+def test_the_plan_says_what_there_is_to_know_before_one_goes_on(site: Site) -> None:
+    """How old, how much, how long, and who is in the way."""
+    drilled = site.place.run("drill", site.backup.path.name)
+    assert drilled.code == 0, drilled.output
+    today = next(site.place.system.drills.newest_first()).started_at
+    a_day_passes(site.place)
+    site.backup = site.place.catalog.backups()[0]
+    live = {"host": site.live.host, "port": site.live.port, "user": site.live.user, "dbname": site.live.database}
+    with psycopg.connect(**live, application_name="the night shift"):  # type: ignore[arg-type]
+        facts = json.loads(site.restore("--plan", "--json", confirm=False).output)["facts"]
+        said = site.restore("--plan", confirm=False).output
+    assert re.fullmatch(
+        rf"{site.backup} of {site.backup.started_at:%Y-%m-%d %H:%M:%S} UTC, 1 d old "
+        r"\(proven, restored by a drill, 1,166 rows, \d+(\.\d)? kB\)",
+        facts["restore"],
+    ), facts
+    assert re.fullmatch(
+        rf"database {site.live.database} at {site.live.host}:{site.live.port} \(\d+(\.\d)? MB\)", facts["onto"]
+    )
+    assert facts["lost"].startswith("what was written since the backup, 1 d ago; newest: public.people.seen 20")
+    assert facts["sessions"] == f"1 will be cut: 1 x {site.live.user} (the night shift, idle)"
+    assert re.fullmatch(rf"about \d+ (s|min), as the drill of {today:%Y-%m-%d} suggests", facts["time"])
+    manifest = site.backup.manifest
+    assert manifest is not None
+    assert manifest.database.size_bytes is not None
+    needed = human_bytes(needed_bytes(manifest.database.size_bytes))
+    assert re.fullmatch(rf"about {needed} needed, \d+(\.\d)? [MGT]B free on the server", facts["space"])
+    assert facts["undo"].endswith("ovia-backup undo-restore")
+    # While both were planned, the second may have gone by, and somebody may have written on that disk.
+    for title in facts.keys() - {"space", "undo"}:
+        assert re.search(rf"^{title} +{re.escape(facts[title])}$", said, re.MULTILINE), title
+    for title in ("space", "undo"):
+        assert re.search(rf"^{title} +{re.escape(facts[title][:20])}", said, re.MULTILINE), title
+    untouched(site)
+
+
+def test_the_plan_of_a_drop_says_what_it_destroys_and_that_there_is_no_way_back(site: Site) -> None:
+    planned = site.restore("--mode", "drop", "--plan", confirm=False)
+    assert planned.code == 0, planned.output
+    name = site.live.database
+    for words in (
+        "undo      NONE: the old database is dropped before the backup is restored",
+        "1. prove in a throwaway cluster that the backup restores",
+        f"2. DROP DATABASE {name}: its data is gone then",
+        f"3. restore into {name}, and prove every row of it",
+        f"Mind: database {name} is destroyed; mode swap would keep it",
+    ):
+        assert words in planned.output, words
+    assert "undo-restore" not in planned.output
+    assert json.loads(site.restore("--mode", "drop", "--plan", "--json", confirm=False).output)["destroys"] == name
+    assert not list(site.place.root.glob("restores/*"))
+    assert not list(site.place.root.glob("drills/*.json"))
+    untouched(site)
+
+
+def test_as_much_is_restored_at_a_time_as_there_are_cores(site: Site) -> None:
+    def jobs(*options: str, **settings: str) -> int:
+        planned = site.with_settings(**settings).restore("--plan", "--json", *options, confirm=False)
+        return int(json.loads(planned.output)["order"]["jobs"])
+
+    cores = os.sched_getaffinity(0)
+    assert jobs() == len(cores)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        assert jobs() == 1
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert jobs(RESTORE_JOBS="5") == 5
+    assert jobs("--jobs", "3", RESTORE_JOBS="5") == 3
+
+
+def test_who_sits_at_a_terminal_is_asked_for_the_name_and_then_it_goes_on(site: Site) -> None:
+    for typed in ("postgres", "y"):
+        ended = at_a_terminal(site, typed, "restore", site.backup.path.name)
+        assert f"To go on, type the name of the database ({site.live.database})" in ended.stderr
+        assert "swap names" in ended.stdout  # he has seen what it means
+        assert ended.returncode == 1
+        assert f"the name that was given to confirm is not {site.live.database}" in ended.stderr
+        assert not list(site.place.root.glob("restores/*.journal"))
+        untouched(site)
+    ended = at_a_terminal(site, site.live.database, "restore", site.backup.path.name)
+    assert ended.returncode == 0, ended.stderr
+    assert site.content() == site.then
+
+
 @pytest.mark.parametrize("typed", ["", "postgres", "OVIA"])
 def test_another_name_than_the_databases_does_nothing(site: Site, typed: str) -> None:
     ended = site.place.run("restore", site.backup.path.name, *(("--yes-destroy", typed) if typed else ()))
@@ -461,6 +559,14 @@ def test_a_file_that_is_no_whole_archive_is_refused(site: Site, damage: str) -> 
     ended = site.restore()
     assert ended.code == 1, ended.output
     assert "Traceback" not in ended.output
+    if damage == "altered":
+        manifest = site.backup.manifest
+        assert manifest is not None
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert (
+            f"was altered: its SHA-256 is {found[:16]}…, it was {manifest.sha256[:16]}… when it was written"
+            in ended.output
+        )
     untouched(site)
 
 
@@ -597,6 +703,41 @@ def test_onto_a_new_server_with_its_roles_owner_and_settings(site: Site, bin_dir
             session.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(owner)))
 
 
+def test_onto_a_new_server_in_the_encoding_and_locale_that_it_had(site: Site, bin_dir: Path) -> None:
+    """Neither is the new server's own."""
+    name = sql.Identifier(site.live.database)
+    with admin(PortClusterOf(site)) as session:
+        session.execute(sql.SQL("DROP DATABASE {}").format(name))
+        session.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'").format(name))
+    execute(
+        site.live,
+        SCHEMA,
+        "INSERT INTO people (id, name) VALUES (1000, 'Zoë Müßig, 5 µ £'), (1001, 'zoë'), (1002, 'Ångström')",
+        """CREATE TABLE "Größe" ("Länge" text PRIMARY KEY); COMMENT ON TABLE "Größe" IS 'größer'""",
+        """INSERT INTO "Größe" VALUES ('ÿ'), ('é')""",
+    )
+    look = """
+        SELECT (pg_encoding_to_char(encoding), datcollate, datctype, datlocprovider, daticulocale)::text
+        FROM pg_database WHERE datname = current_database()
+    """
+    rows = "SELECT array_agg(name ORDER BY name) FROM people WHERE id >= 1000"
+    was = value(site, look)
+    assert was == "(LATIN1,C,C,c,)"
+    backup, then = site.place.chain(), site.content()
+    new = running_cluster(bin_dir)
+    new.cluster = replace(new.cluster, locale="C.UTF-8")
+    with new as other:
+        there = other.connection(site.live.database)
+        elsewhere = site.with_settings(POSTGRES_HOST=there.host, POSTGRES_PORT=str(there.port))
+        elsewhere.live = there
+        assert value(elsewhere, look, "postgres") == "(UTF8,C.UTF-8,C.UTF-8,c,)"
+        ended = elsewhere.place.run("restore", backup.path.name, "--new-host")
+        assert ended.code == 0, ended.output
+        assert value(elsewhere, look) == was
+        assert value(elsewhere, rows) == ["Zoë Müßig, 5 µ £", "zoë", "Ångström"]
+        assert elsewhere.content() == then
+
+
 def test_a_role_that_is_missing_is_named_and_made_when_asked(site: Site) -> None:
     role = f"lost_{site.live.database}"
     execute(site.live, f"CREATE ROLE {role} NOLOGIN", f"GRANT SELECT ON people TO {role}")
@@ -616,3 +757,55 @@ def test_a_role_that_is_missing_is_named_and_made_when_asked(site: Site) -> None
         assert site.content() == then
     finally:
         execute(site.live, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
+
+
+# ----------------------------------------------------------------------------------------------- the record
+
+
+def test_the_history_tells_one_that_was_done_from_one_that_was_put_back(site: Site) -> None:
+    assert site.place.run("restore", "--history").output == "no restore yet\n"
+    assert json.loads(site.place.run("restore", "--history", "--json").output) == []
+    assert site.restore("--jobs", "2").code == 0
+    kept = site.records[0].kept
+    with killed_at(3, before=False):
+        assert site.restore().killed
+    # One that is unfinished has not come to anything yet.
+    assert len(json.loads(site.place.run("restore", "--history", "--json").output)) == 1
+    assert site.place.run("restore", "--abort").code == 0
+
+    def fail() -> None:
+        raise RestoreError("it broke", why="a test breaks it", fix="mend it")
+
+    with each_step(Step.SWAP, fail):
+        assert site.restore().code == 1
+
+    told = json.loads(site.place.run("restore", "--history", "--json").output)
+    assert [each["outcome"] for each in told] == ["put back", "put back", "done"]
+    failed, aborted, done = told
+    for each in told:
+        assert each["order"]["backup"] == site.backup.path.name
+        assert each["order"]["database"] == site.live.database
+        assert each["order"]["mode"] == "swap"
+        assert " on " in each["order"]["launched_by"]
+        assert each["order"]["started_at"] <= each["finished_at"]
+        # Both had proven their copy when they ended.
+        assert {t["name"].strip('"'): t["rows"] for t in each["proven"]["tables"]}["public.people"] == 500
+        assert each["seconds"]["restore"] > 0
+    assert (done["kept"], done["error"], done["order"]["jobs"]) == (kept, "", 2)
+    assert done["interruption_seconds"] > 0
+    assert datetime.fromisoformat(done["swapped_at"]) <= datetime.fromisoformat(done["finished_at"])
+    for each in (failed, aborted):
+        assert (each["kept"], each["swapped_at"], each["interruption_seconds"]) == ("", None, None)
+    assert (failed["error"], failed["fix"], aborted["error"]) == ("it broke: a test breaks it", "mend it", "")
+
+    head, *lines = site.place.run("restore", "--history").output.splitlines()
+    assert head.split("  ")[0] == "begun (UTC)"
+    assert len(lines) == 3
+    for line, each in zip(lines, told, strict=True):
+        begun = datetime.fromisoformat(each["order"]["started_at"])
+        launched_by = each["order"]["launched_by"]
+        cells = re.split(r"  +", line.strip())
+        assert cells == [
+            *(f"{begun:%Y-%m-%d %H:%M}", "swap", site.backup.path.name, each["outcome"], "1,166"),
+            *filter(None, (each["kept"], launched_by, each["error"])),
+        ]
