@@ -699,7 +699,7 @@ def _print_restore(record: Record, restorations: Restorations, as_json: bool, *,
             click.echo(f"{record.what_is_kept} stays as {_safe(record.kept)}; {again}")
         elif record.kept:
             kept = f"{record.what_is_kept} is kept: {_safe(record.kept)}"
-            click.echo(f"{kept}; to go back to it: ovia-backup undo-restore")
+            click.echo(f"{kept}; to go back to it: ovia-backup undo-restore --kept {shell_word(record.kept)}")
         click.echo(f"record: {restorations.folder.path / order.filename}.md")
     put_back = putting_back and record.outcome == "put back"
     if record.error and put_back and record.error not in record.notes:

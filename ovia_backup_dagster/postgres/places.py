@@ -97,6 +97,7 @@ class Copy:
         kind: what it is for.
         look: how a person connects to it.
         folder: what is removed with it; ``None`` where that is a database alone.
+        owner: whose it is; empty: who makes it. He alone may have things made in its schema ``public``.
     """
 
     connection: Connection
@@ -105,6 +106,7 @@ class Copy:
     kind: Kind
     look: str
     folder: Path | None = None
+    owner: str = ""
 
     @property
     def private(self) -> bool:
@@ -140,6 +142,8 @@ class Copy:
                 session.execute(_LOCK_MAKING, [self.connection.database])
             if not self.private:
                 found += f" CONNECTION LIMIT = {_CONNECTION_LIMIT}".encode()
+            if self.owner:
+                found += f" OWNER = {sql_identifier(self.owner)}".encode()
             try:
                 session.execute(found)
             except psycopg.errors.DuplicateDatabase:

@@ -5,6 +5,7 @@ A plan asks the server and reads small files; it changes nothing. The backup its
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -218,6 +219,7 @@ class Planner:
             BackupNotFoundError, BadBackupError, ServerError, SwarmError: as they say.
         """
         _refuse_contradictions(wishes)
+        self._refuse_unfinished()
         backup = self._backup(wishes, now)
         with connect(self._server) as session:
             here = system_identifier(session)
@@ -237,6 +239,8 @@ class Planner:
         at = self._free_instant(now)
         goes_live = mode is not Mode.NEW or into == self.target.database
         takes_name = goes_live and mode is not Mode.SWAP
+        if goes_live:
+            self._refuse_other_database(backup, wishes)
         if goes_live and wishes.even_if_damaged:
             raise RestoreRefusedError(
                 f"what is damaged does not go live as {self.target.database}",
@@ -298,6 +302,7 @@ class Planner:
         Raises:
             RestoreRefusedError: there is none, or none of that name, or there is a reason not to.
         """
+        self._refuse_unfinished()
         server, database = self._server, self.target.database
         found = kept(server, database)
         if not found:
@@ -338,7 +343,7 @@ class Planner:
             "undo": f"{back.name} ({_size(back.size_bytes)}), {until}, is live again",
             "kept": f"what is live now stays as {order.kept}: ovia-backup undo-restore swaps back to it",
             "since": f"{self._since(record, live)}; it stays in {order.kept}",
-            "sessions": _sessions(live.sessions),
+            "sessions": _sessions([*live.sessions, *standing(server, back.name).sessions]),
         }
         return Plan(order, None, database, facts | self._services_fact(order))
 
@@ -400,6 +405,31 @@ class Planner:
                 + replace(wishes, mode=Mode.NEW, auto_undo=False, even_if_damaged=True).command(),
             )
         return backup
+
+    def _refuse_unfinished(self) -> None:
+        """What is wrong then looks like something else: a database that is missing, or is not the one that it was."""
+        if trouble := RestoreFolder(self.driller.catalog).standing().trouble:
+            raise trouble
+
+    def _refuse_other_database(self, backup: Backup, wishes: Wishes) -> None:
+        database, held = self.target.database, self._held(backup)
+        if wishes.new_host or held in ("", database):
+            return
+        elsewhere = replace(wishes, mode=Mode.NEW, auto_undo=False, into=restore_name(database, backup.started_at))
+        raise RestoreRefusedError(
+            f"{backup} is of database {held}, and not of {database}",
+            why="it stands among the wrong backups, or the database was renamed since",
+            fix=f"choose another: ovia-backup list; for a look: {elsewhere.command()}; if it was renamed: "
+            + replace(wishes, new_host=True).command(),
+        )
+
+    def _held(self, backup: Backup) -> str:
+        """The name of the database that the backup was made of; empty where nobody knows."""
+        if backup.manifest:
+            return backup.manifest.database.name
+        with contextlib.suppress(BackupError):  # what is damaged is said when it is read
+            return archives.database_of(archives.contents_list(self.programs, backup.path))
+        return ""
 
     def _refuse_other_server(self, backup: Backup, here: str | None, wishes: Wishes) -> None:
         manifest = backup.manifest
@@ -561,6 +591,8 @@ class Planner:
             warnings.append("it has no manifest: neither its server nor its roles are known")
         elif order.new_host and order.system_identifier in {backup.manifest.database.system_identifier} - {None}:
             warnings.append(f"{order.place} is no new host: it is the server that the backup was made of")
+        if order.new_host and (held := self._held(backup)) not in ("", order.becomes):
+            warnings.append(f"it is of database {held}, and not of {order.becomes}")
         found = subscriptions(self._server, order.database) if live.exists else []
         if found and order.mode is not Mode.NEW:
             after = "they are dropped with the database, and their slots are left on the publishers"

@@ -110,6 +110,7 @@ class Restorations:
                 raise unfinished.unfinished
             for journal in folder.unrecorded():
                 self._record(journal)
+            self._refuse_stale(plan.order)
             order = plan.order.model_copy(update={"started_at": folder.free(plan.order.started_at)})
             journal = folder.begin(order)
             with _telling(journal):
@@ -458,6 +459,16 @@ class Restorations:
 
     def _reading(self, backup: Backup | None) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if backup is None else self.driller.catalog.reading(backup)
+
+    def _refuse_stale(self, order: Order) -> None:
+        """Hours may go by until the swap, or the drop, would find out."""
+        found = standing(self.target, order.database)
+        if order.becomes == order.database and order.live_oid != (found.oid if found.exists else None):
+            raise RestoreRefusedError(
+                f"nothing was done: database {order.database} is not the one that was planned for",
+                why="somebody has dropped, made or renamed it since, by another restore perhaps",
+                fix="see what was done meanwhile (ovia-backup restore --history), then begin again",
+            )
 
     def _refuse_full_volume(self) -> None:
         root = self.driller.catalog.root

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeVar
 
@@ -288,7 +288,7 @@ class Steps:
     def _rehearse(self, backup: Backup) -> list[str]:
         """Restore all but the data where it is to be restored: the drill was made by a superuser of its own server."""
         notes = self._make_roles(backup)
-        copy, programs = self._copy(self.order.incoming), self.driller.verifier.programs
+        copy, programs = self._copy_to_make(), self.driller.verifier.programs
         copy.drop()  # what a killed attempt left of it
         notes += copy.create(archives.database_text(programs, backup.path))
         try:
@@ -320,12 +320,21 @@ class Steps:
     def _copy(self, database: str) -> places.Copy:
         return places.beside(self.target, database, f"database {database} on {self.order.place}")
 
+    def _copy_to_make(self) -> places.Copy:
+        """Of the owner of what it replaces: the role that restores may have his rights, and not be he."""
+        order, copy = self.order, self._copy(self.order.incoming)
+        if order.mode is Mode.NEW:
+            return copy
+        noted = self.journal.data(Step.DROP).get("properties")
+        owner = Properties.from_json(noted).owner if noted else standing(self.target, order.database).owner
+        return replace(copy, owner=owner)
+
     def _restore(self) -> Data:
         assert self.backup is not None
         self.let_dumps()  # it may take hours; and the verdict on the backup is written under their lock
         order, backup = self.order, self.backup
         notes = self._make_roles(backup)
-        copy = self._copy(order.incoming)
+        copy = self._copy_to_make()
         if self.journal.attempts(Step.RESTORE) > 1:
             copy.drop(self.journal.made)  # what a killed attempt left of it
         if order.even_if_damaged:

@@ -15,19 +15,25 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from ovia_backup_dagster.core.catalog import MANIFEST
+from ovia_backup_dagster.core.errors import RestoreRefusedError
+from ovia_backup_dagster.core.restoration import Mode
+from ovia_backup_dagster.restoration.plan import Wishes
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, free_port
 from ovia_backup_dagster_tests.defs.support import flip_byte
 from ovia_backup_dagster_tests.doctor.support import executable
 from ovia_backup_dagster_tests.faults.conftest import needs_root
 from ovia_backup_dagster_tests.faults.disks import MEGABYTE, filled, free, tmpfs
 from ovia_backup_dagster_tests.faults.harness import Ended
-from ovia_backup_dagster_tests.restoration.conftest import Site, site_on
+from ovia_backup_dagster_tests.postgres.drilling import one
+from ovia_backup_dagster_tests.restoration.conftest import Site, admin_of, site_on
 from ovia_backup_dagster_tests.restoration.test_faults import sql_in_server
+from ovia_backup_dagster_tests.restoration.test_killed import killed_at
 from ovia_backup_dagster_tests.restoration.test_restore import untouched
 
 
@@ -216,3 +222,92 @@ def test_a_server_without_the_packages_that_the_backups_had(
             untouched(elsewhere)
         finally:
             sql_in_server(elsewhere, "DROP DATABASE {} WITH (FORCE)", there.database)
+
+
+# ----------------------------------------------------------------------------------------------- the wrong thing
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["by its manifest", "by the archive itself"])
+def test_another_databases_backup(site: Site, known: bool) -> None:
+    """It stands among the right ones, under their name."""
+    other = f"{site.live.database}_other"
+    sql_in_server(site, "CREATE DATABASE {} TEMPLATE {}", other, site.live.database)
+    theirs = site.with_settings(POSTGRES_DB=other).place.chain()
+    sql_in_server(site, "DROP DATABASE {}", other)
+    path = site.backup.path
+    for suffix in ("", MANIFEST):
+        if suffix and not known:
+            path.with_name(path.name + suffix).unlink()
+            continue
+        shutil.copy2(theirs.path.with_name(theirs.path.name + suffix), path.with_name(path.name + suffix))
+    os.utime(path, (0, 0))  # nobody is writing it
+    for options in ((), ("--plan",), ("--mode", "drop"), ("--mode", "drop", "--plan")):
+        line = site.restore(*options).refused()
+        assert f"is of database {other}, and not of {site.live.database}" in line
+    assert not list(site.place.root.glob("restores/*"))
+    untouched(site)
+    # It may be so, and is said then.
+    planned = pasted(site, f"{line} --plan")
+    assert planned.code == 0, planned.output
+    assert f"Mind: it is of database {other}, and not of {site.live.database}" in planned.output
+    assert site.restore("--mode", "new", "--into", f"{site.live.database}_look", confirm=False).code == 0
+
+
+@pytest.mark.parametrize("mode", ["swap", "drop"])
+def test_another_database_than_was_planned_for(site: Site, mode: str) -> None:
+    """Somebody else was quicker: that is found out before anything is restored, and not hours later."""
+    restorations = site.place.system.restorations
+    planned = restorations.planner.plan(Wishes(mode=Mode(mode)), "a test", None, datetime.now(UTC))
+    assert site.restore().code == 0
+    before = len(site.records)
+    with pytest.raises(RestoreRefusedError, match="is not the one that was planned for"):
+        restorations.run(planned, site.live.database, print)
+    assert len(site.records) == before
+    assert len(site.databases) == 2
+
+
+def test_nothing_is_planned_while_a_restore_is_unfinished(site: Site) -> None:
+    """What it left would be taken for something else: a database that is missing, a wrong one."""
+    with killed_at(3, before=False):
+        assert site.restore("--mode", "drop").killed
+    for planned in (
+        site.restore("--plan", confirm=False),
+        site.restore("--new-host", "--plan", confirm=False),
+        site.place.run("undo-restore", "--plan"),
+    ):
+        assert "ovia-backup restore --resume" in planned.refused()
+    assert site.place.run("restore", "--resume").code == 0
+    assert site.restore("--plan", confirm=False).code == 0
+
+
+@pytest.mark.parametrize("mode", ["swap", "drop"])
+def test_a_role_that_has_only_the_owners_rights(site: Site, mode: str) -> None:
+    """As the errors say to set one up; in ``public`` it is the owner of the database who has things made."""
+    owner, role = (f"{who}_{site.live.database}" for who in ("owner", "backup"))
+    sql_in_server(site, "CREATE ROLE {} NOLOGIN", owner)
+    sql_in_server(site, "CREATE ROLE {} LOGIN", role)
+    try:
+        sql_in_server(site, "ALTER DATABASE {} OWNER TO {}", site.live.database, owner)
+        for what in ("TABLE people", "TABLE identities", "TABLE person_identity_links", "MATERIALIZED VIEW counted"):
+            execute(site.live, f"ALTER {what} OWNER TO {owner}")
+        site.backup = site.place.chain()
+        site.then = site.content()
+        execute(site.live, "DELETE FROM people WHERE id = 1000")
+        weak = site.with_settings(RESTORE_POSTGRES_USER=role)
+        for _ in range(2):
+            line = weak.restore("--mode", mode, "--plan").refused()
+            with admin_of(site) as session:
+                session.execute(line.partition("as a superuser: ")[2].partition("; or ")[0])
+        ended = weak.restore("--mode", mode)
+        assert ended.code == 0, ended.output
+        assert site.content() == site.then
+        assert (
+            one(site.live, "SELECT datdba::regrole::text FROM pg_database WHERE datname = current_database()") == owner
+        )
+        if mode == "swap":
+            assert weak.undo().code == 0
+    finally:
+        with admin_of(site) as session:
+            for name in site.databases:
+                session.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+            session.execute(f"DROP ROLE {role}; DROP ROLE {owner}")
