@@ -1,28 +1,125 @@
 """A restore whose process is killed, at every word of its journal: resumed or aborted, it is whole.
 
-The kill is real (SIGKILL of the process group). What runs afterwards is the command that the error names.
+The kill is real (SIGKILL of the process group). What runs afterwards is the command that the error names. Whole is the
+live database, the old one or the new one, and so are the services: each has its replicas.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import count
+from pathlib import Path
 from unittest import mock
 
 import pytest
+from psycopg import sql
 
+from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.core.restoration import Journal, Mark, Mode, RestoreFolder, Step
 from ovia_backup_dagster.postgres import swap
-from ovia_backup_dagster_tests.faults.harness import until
-from ovia_backup_dagster_tests.restoration.conftest import Site
+from ovia_backup_dagster.swarm import health, services
+from ovia_backup_dagster_tests.conftest import PortCluster
+from ovia_backup_dagster_tests.faults.harness import Ended, until
+from ovia_backup_dagster_tests.health.test_health import serving
+from ovia_backup_dagster_tests.restoration.conftest import Site, admin_of, site_on
+from ovia_backup_dagster_tests.restoration.docker_engine import Engine, engine
 
-#: Of a swap without services: restore begun, noted and done, swap begun and done, finished.
-WORDS = 6
-#: Of a drop: drill, drop, restore and name, begun and done, noted of the restore, and finished.
-WORDS_OF_DROP = 10
+#: What a journal says, line by line.
+Words = tuple[tuple[Mark, Step | None], ...]
+BACK = ("--abort", "--resume")
+REPLICAS = {"api": 2, "ingest": 1}
+
+
+def words_of(*steps: Step) -> Words:
+    """Of a restore that takes these steps, undisturbed."""
+    found: list[tuple[Mark, Step | None]] = []
+    for step in steps:
+        marks = (Mark.BEGUN, *([Mark.NOTED] if step is Step.RESTORE else []), Mark.DONE)
+        found += [(mark, step) for mark in marks]
+    return (*found, (Mark.FINISHED, None))
+
+
+SWAP = words_of(Step.RESTORE, Step.STOP, Step.SWAP, Step.MIGRATE, Step.START, Step.HEALTH)
+UNDO = words_of(Step.STOP, Step.SWAP, Step.START, Step.HEALTH)
+#: Without what comes after the services' start: a swap does the same.
+DROP = words_of(Step.DRILL, Step.STOP, Step.DROP, Step.RESTORE, Step.NAME, Step.START)
+NEW = words_of(Step.RESTORE)
+NEW_HOST = words_of(Step.RESTORE, Step.NAME, Step.MIGRATE, Step.START, Step.HEALTH)
+
+
+def moments(words: Words, wanted: Callable[[int, bool], bool] = lambda *_: True) -> pytest.MarkDecorator:
+    """Before each word and after it. Nothing is done between two steps: before the one is after the other."""
+    found = [
+        pytest.param(word, before, id=f"{'before' if before else 'after'}-{word}-{mark}".replace(" ", "-"))
+        for word, (mark, _) in enumerate(words)
+        for before in (True, False)
+        if (word == 0 or not (before and mark is Mark.BEGUN)) and wanted(word, before)
+    ]
+    return pytest.mark.parametrize(("word", "before"), found)
+
+
+@pytest.fixture(scope="module")
+def model(server: PortCluster, bin_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """What each test has a copy of: to dump and to prove a backup takes longer than all the rest."""
+    with site_on(server, bin_dir, tmp_path_factory.mktemp("model")) as site:
+        copy_database(site, site.live.database, f"model_{site.live.database}")
+        try:
+            yield site
+        finally:
+            drop_database(site, f"model_{site.live.database}")
+
+
+@pytest.fixture
+def site(model: Site, tmp_path: Path) -> Site:
+    for database in model.databases:
+        drop_database(model, database)
+    copy_database(model, f"model_{model.live.database}", model.live.database)
+    root = tmp_path / "backups"
+    subprocess.run(("cp", "-a", str(model.place.root), str(root)), check=True)
+    place = replace(model.place, settings={**model.place.settings, "BACKUP_DIR": str(root)}, logs=tmp_path)
+    return replace(model, place=place, backup=place.catalog.backups(Tier.DAILY)[0])
+
+
+def copy_database(site: Site, model: str, name: str) -> None:
+    with admin_of(site) as session:
+        session.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(model)))
+
+
+def drop_database(site: Site, name: str) -> None:
+    with admin_of(site) as session:
+        session.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@contextmanager
+def with_services(site: Site, folder: Path) -> Iterator[tuple[Site, Engine]]:
+    """The same with services, on an engine that is asked often; its migration completes at once."""
+    with (
+        engine(folder / "gone", **REPLICAS, migrate=1) as docker,
+        serving() as application,
+        mock.patch.object(services, "_PAUSE_SECONDS", 0.01),
+        mock.patch.object(health, "_PAUSE_SECONDS", 0.01),
+    ):
+        docker.complete.add("migrate")
+        yield (
+            site.with_settings(
+                SWARM_APP_SERVICES=",".join(REPLICAS),
+                SWARM_MIGRATE_SERVICE="migrate",
+                SWARM_DOCKER_URL=docker.url,
+                HEALTH_URL=application.url(),
+            ),
+            docker,
+        )
+
+
+@pytest.fixture
+def swarm(site: Site, tmp_path: Path) -> Iterator[tuple[Site, Engine]]:
+    with with_services(site, tmp_path) as found:
+        yield found
 
 
 @contextmanager
@@ -42,6 +139,11 @@ def killed_at(word: int, *, before: bool) -> Iterator[None]:
         yield
 
 
+def kill_here(*_: object, **__: object) -> None:
+    """In a forked process: it, and what it has begun."""
+    os.killpg(0, signal.SIGKILL)
+
+
 def whole(site: Site) -> str:
     """The live database is the old or the new one, and takes sessions; says which."""
     content = site.content()
@@ -49,91 +151,245 @@ def whole(site: Site) -> str:
     return "old" if content == site.now else "new"
 
 
-@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
-@pytest.mark.parametrize("word", range(WORDS))
-def test_a_swap_is_resumed(site: Site, word: int, before: bool) -> None:
+def written(site: Site) -> Words:
+    """What the newest journal says."""
+    newest = max(site.place.root.glob("restores/*.journal"))
+    return tuple((entry.mark, entry.step) for entry in Journal.read(newest).entries)
+
+
+def kill(site: Site, words: Words, word: int, before: bool, command: Callable[[], Ended]) -> bool:
+    """Kill it there; returns whether that was at its end. A word that is not known here is an error."""
     with killed_at(word, before=before):
-        assert site.restore().killed
-    if word == WORDS - 1 and not before:
-        assert whole(site) == "new"
+        assert command().killed
+    assert written(site) == words[: word + (not before)]
+    return word == len(words) - 1 and not before
+
+
+def test_every_step_is_killed() -> None:
+    assert {step for words in (SWAP, UNDO, DROP, NEW_HOST) for _, step in words} == {*Step, None}
+
+
+# ----------------------------------------------------------------------------------------------------- a swap
+
+
+@moments(SWAP)
+def test_a_swap_is_resumed(swarm: tuple[Site, Engine], word: int, before: bool) -> None:
+    site, docker = swarm
+    if kill(site, SWAP, word, before, site.restore):
         assert site.records[0].outcome == "done"  # though there was no time to write it
-        assert site.undo().code == 0
-        return
-    whole(site)
-    line = site.restore().refused()
-    assert "--resume" in line
-    assert "--abort" in line
-    ended = site.place.run("restore", "--resume")
-    assert ended.code == 0, ended.output
-    assert whole(site) == "new"
-    record = site.records[0]
-    assert record.outcome == "done"
-    assert site.databases == sorted([site.live.database, record.kept])
-    assert site.content(record.kept) == site.now
-    assert site.undo().code == 0
-    assert site.content() == site.now
-
-
-@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
-@pytest.mark.parametrize("word", range(WORDS))
-def test_a_swap_is_aborted(site: Site, word: int, before: bool) -> None:
-    with killed_at(word, before=before):
-        assert site.restore().killed
-    if word == WORDS - 1 and not before:
-        return
-    ended = site.place.run("restore", "--abort")
-    assert ended.code == 0, ended.output
-    assert whole(site) == "old"
-    assert site.records[0].outcome == "put back"
-    # What was live for a while may have been written to: it stays. Nothing else does.
-    swapped = word >= 4
-    assert len(site.databases) == 1 + swapped
-    assert "nothing to abort" in site.place.run("restore", "--abort").refused()
-    assert site.restore().code == 0
-    assert whole(site) == "new"
-
-
-def test_killed_while_it_swaps_nobody_is_locked_out_for_good(site: Site) -> None:
-    """Killed between the words."""
-
-    def killing(*_: object, **__: object) -> None:
-        os.killpg(0, signal.SIGKILL)
-
-    with mock.patch.object(swap, "_rename", killing):
-        assert site.restore().killed
-    ended = site.place.run("restore", "--abort")
-    assert ended.code == 0, ended.output
-    assert whole(site) == "old"
-    assert site.databases == [site.live.database]
-
-
-def test_killed_in_the_middle_of_pg_restore(site: Site) -> None:
-    running = site.place.start("restore", site.backup.path.name, "--yes-destroy", site.live.database)
-    until(lambda: "restoring" in running.output or not running.running)
-    running.kill()
-    assert running.wait().killed
-    assert whole(site) == "old"
-    assert site.place.run("restore", "--abort").code == 0
-    assert site.databases == [site.live.database]
-
-
-@pytest.mark.parametrize("word", range(WORDS_OF_DROP - 1))
-def test_a_drop_is_resumed_and_aborted_only_while_there_is_something_to_go_back_to(site: Site, word: int) -> None:
-    with killed_at(word, before=False):
-        assert site.restore("--mode", "drop").killed
-    journal = RestoreFolder(site.place.catalog).unfinished()
-    assert journal is not None
-    assert journal.order.mode is Mode.DROP
-    if journal.done(Step.DROP):
-        assert "--resume" in site.place.run("restore", "--abort").refused()
+    else:
+        whole(site)
+        line = site.restore().refused()
+        assert "--resume" in line
+        assert "--abort" in line
         ended = site.place.run("restore", "--resume")
         assert ended.code == 0, ended.output
-        assert site.content() == site.then
+    assert whole(site) == "new"
+    assert docker.replicas == {**REPLICAS, "migrate": 1}
+    assert docker.forced["migrate"] == 1
+    record = site.records[0]
+    assert record.outcome == "done"
+    assert record.replicas == REPLICAS
+    assert site.databases == sorted([site.live.database, record.kept])
+    assert site.content(record.kept) == site.now
+    if SWAP[word][1] is Step.SWAP:  # nobody else knows when, and what was in it
+        assert site.undo().code == 0
+        assert site.content() == site.now
+        assert docker.replicas == {**REPLICAS, "migrate": 1}
+
+
+@moments(SWAP)
+def test_a_swap_is_aborted(swarm: tuple[Site, Engine], word: int, before: bool) -> None:
+    site, docker = swarm
+    if kill(site, SWAP, word, before, site.restore):
+        assert whole(site) == "new"
     else:
         ended = site.place.run("restore", "--abort")
         assert ended.code == 0, ended.output
-        assert site.content() == site.now
+        assert whole(site) == "old"
+        assert site.records[0].outcome == "put back"
+    assert docker.replicas == {**REPLICAS, "migrate": 1}
+    # What was live for a while may have been written to: it stays. Nothing else does.
+    swapped = word >= SWAP.index((Mark.DONE, Step.SWAP))
+    assert len(site.databases) == 1 + swapped
+    assert "nothing to abort" in site.place.run("restore", "--abort").refused()
+
+
+def test_what_was_aborted_is_begun_anew(swarm: tuple[Site, Engine]) -> None:
+    site, docker = swarm
+    for step in (Step.RESTORE, Step.SWAP, Step.HEALTH):
+        kill(site, SWAP, SWAP.index((Mark.BEGUN, step)), False, site.restore)
+        assert site.place.run("restore", "--abort").code == 0
+        assert whole(site) == "old"
+    assert site.restore().code == 0
+    assert whole(site) == "new"
+    assert docker.replicas == {**REPLICAS, "migrate": 1}
+
+
+@pytest.mark.parametrize("then", BACK)
+def test_killed_while_it_swaps_nobody_is_locked_out_for_good(swarm: tuple[Site, Engine], then: str) -> None:
+    """Killed between the words."""
+    site, docker = swarm
+    with mock.patch.object(swap, "_rename", kill_here):
+        assert site.restore().killed
+    assert docker.replicas == {**dict.fromkeys(REPLICAS, 0), "migrate": 1}
+    ended = site.place.run("restore", then)
+    assert ended.code == 0, ended.output
+    assert whole(site) == ("old" if then == "--abort" else "new")
+    assert len(site.databases) == (1 if then == "--abort" else 2)
+    assert docker.replicas == {**REPLICAS, "migrate": 1}
+
+
+@pytest.mark.parametrize("then", BACK)
+@pytest.mark.parametrize("stop", ["first", "at-swap"])
+def test_killed_in_the_middle_of_pg_restore(swarm: tuple[Site, Engine], stop: str, then: str) -> None:
+    site, docker = swarm
+    arguments = ("--yes-destroy", site.live.database, "--stop-services", stop)
+    running = site.place.start("restore", site.backup.path.name, *arguments)
+    until(lambda: "restoring" in running.output.partition("step: restore")[2] or not running.running)
+    running.kill()
+    assert running.wait().killed
+    assert whole(site) == "old"
+    assert docker.replicas["api"] == (0 if stop == "first" else 2)
+    ended = site.place.run("restore", then)
+    assert ended.code == 0, ended.output
+    assert whole(site) == ("old" if then == "--abort" else "new")
+    assert len(site.databases) == (1 if then == "--abort" else 2)
+    assert docker.replicas == {**REPLICAS, "migrate": 1}
+
+
+# ----------------------------------------------------------------------------------------------------- an undo
+
+
+@pytest.mark.parametrize("word", range(len(UNDO)))
+def test_an_undo_is_resumed_and_aborted(swarm: tuple[Site, Engine], word: int) -> None:
+    """Before the word and after it, from one to the other and back."""
+    site, docker = swarm
+    assert site.restore().code == 0
+    for before in (True, False):
+        for then in BACK:
+            here, there = whole(site), "old" if whole(site) == "new" else "new"
+            if not kill(site, UNDO, word, before, site.undo):
+                whole(site)
+                line = site.undo().refused()
+                assert "--resume" in line
+                assert "--abort" in line
+                ended = site.place.run("restore", then)
+                assert ended.code == 0, ended.output
+                assert site.records[0].outcome == ("done" if then == "--resume" else "put back")
+                there = there if then == "--resume" else here
+            assert whole(site) == there
+            assert docker.replicas == {**REPLICAS, "migrate": 1}
+            (other,) = set(site.databases) - {site.live.database}
+            assert site.content(other) == (site.now if there == "new" else site.then)
+
+
+# ----------------------------------------------------------------------------------------------------- a drop
+
+
+_DROPS = DROP.index((Mark.BEGUN, Step.DROP))
+
+
+def dropping(site: Site) -> Site:
+    return site.with_settings(SWARM_MIGRATE_SERVICE="", HEALTH_URL="")
+
+
+@moments(DROP)
+def test_a_drop_is_resumed(swarm: tuple[Site, Engine], word: int, before: bool) -> None:
+    """It is aborted only while there is something to go back to."""
+    site, docker = dropping(swarm[0]), swarm[1]
+    if not kill(site, DROP, word, before, lambda: site.restore("--mode", "drop")):
+        journal = RestoreFolder(site.place.catalog).unfinished()
+        assert journal is not None
+        assert journal.order.mode is Mode.DROP
+        if word <= _DROPS:
+            assert whole(site) == "old"
+        else:
+            assert "--resume" in site.place.run("restore", "--abort").refused()
+        ended = site.place.run("restore", "--resume")
+        assert ended.code == 0, ended.output
+    assert whole(site) == "new"
     assert site.databases == [site.live.database]
+    assert docker.replicas == {**REPLICAS, "migrate": 1}
+    assert site.records[0].outcome == "done"
+
+
+@moments(DROP, lambda word, _: word <= _DROPS)
+def test_a_drop_is_aborted(swarm: tuple[Site, Engine], word: int, before: bool) -> None:
+    site, docker = dropping(swarm[0]), swarm[1]
+    kill(site, DROP, word, before, lambda: site.restore("--mode", "drop"))
+    ended = site.place.run("restore", "--abort")
+    assert ended.code == 0, ended.output
+    assert whole(site) == "old"
+    assert site.databases == [site.live.database]
+    assert docker.replicas == {**REPLICAS, "migrate": 1}
+    assert site.records[0].outcome == "put back"
+
+
+# ----------------------------------------------------------------------------------------------------- a new one
+
+
+@pytest.mark.parametrize("then", BACK)
+@moments(NEW)
+def test_a_look_beside_is_resumed_and_aborted(swarm: tuple[Site, Engine], word: int, before: bool, then: str) -> None:
+    """Neither the live database nor a service ever hears of it."""
+    site, docker = swarm
+    made = f"{site.live.database}_look"
+    ended = kill(site, NEW, word, before, lambda: site.restore("--mode", "new", "--into", made, confirm=False))
+    assert whole(site) == "old"
+    if not ended:
+        last = site.place.run("restore", then)
+        assert last.code == 0, last.output
+    assert whole(site) == "old"
+    there = ended or then == "--resume"
+    assert site.databases == [site.live.database, *([made] if there else [])]
+    if there:
+        assert site.content(made) == site.then
+    assert site.records[0].outcome == ("done" if there else "put back")
+    assert docker.replicas == {**REPLICAS, "migrate": 1}
+    assert not docker.forced
+
+
+#: It has its name before that is written down.
+_LIVES = NEW_HOST.index((Mark.DONE, Step.NAME))
+
+
+def on_a_new_host(site: Site, docker: Engine, word: int, before: bool) -> bool:
+    """Killed, where there is no such database, and all services stand at none; returns whether it was at its end."""
+    docker.replicas.update(dict.fromkeys(docker.replicas, 0))
+    drop_database(site, site.live.database)
+    scale = [f"--scale={name}={number}" for name, number in REPLICAS.items()]
+    return kill(site, NEW_HOST, word, before, lambda: site.restore("--new-host", *scale, confirm=False))
+
+
+@moments(NEW_HOST)
+def test_a_new_host_is_resumed(swarm: tuple[Site, Engine], word: int, before: bool) -> None:
+    """It is aborted only until its database is live."""
+    site, docker = swarm
+    if not on_a_new_host(site, docker, word, before):
+        if word >= _LIVES:
+            assert whole(site) == "new"
+            assert "may have been written to" in site.place.run("restore", "--abort").refused()
+        ended = site.place.run("restore", "--resume")
+        assert ended.code == 0, ended.output
+    assert whole(site) == "new"
+    assert docker.replicas == {**REPLICAS, "migrate": 1}
+    assert docker.forced["migrate"] == 1
+    assert site.records[0].outcome == "done"
+
+
+@moments(NEW_HOST, lambda word, _: word < _LIVES)
+def test_a_new_host_is_aborted(swarm: tuple[Site, Engine], word: int, before: bool) -> None:
+    site, docker = swarm
+    on_a_new_host(site, docker, word, before)
+    ended = site.place.run("restore", "--abort")
+    assert ended.code == 0, ended.output
+    assert site.databases == []
+    assert set(docker.replicas.values()) == {0}
+    assert site.records[0].outcome == "put back"
+
+
+# ----------------------------------------------------------------------------------------------------- and else
 
 
 def test_half_a_database_is_nobodys_and_people_are_told(site: Site) -> None:
@@ -156,14 +412,17 @@ def test_half_a_database_is_nobodys_and_people_are_told(site: Site) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_ctrl_c_puts_everything_back_by_itself(site: Site, number: signal.Signals) -> None:
-    running = site.place.start("restore", site.backup.path.name, "--yes-destroy", site.live.database)
+def test_ctrl_c_puts_everything_back_by_itself(swarm: tuple[Site, Engine], number: signal.Signals) -> None:
+    site, docker = swarm
+    arguments = ("--yes-destroy", site.live.database, "--stop-services", "first")
+    running = site.place.start("restore", site.backup.path.name, *arguments)
     until(lambda: "step: restore" in running.output)
     running.send(number)
     assert running.wait().code != 0
     assert site.databases == [site.live.database]
     assert whole(site) == "old"
     assert RestoreFolder(site.place.catalog).unfinished() is None
+    assert docker.replicas == {**REPLICAS, "migrate": 1}
 
 
 def test_two_restores_at_once(site: Site) -> None:
@@ -172,7 +431,9 @@ def test_two_restores_at_once(site: Site) -> None:
     os.kill(first.pid, signal.SIGSTOP)
     try:
         line = site.restore().refused()
-        assert "restore" in line
+        assert f"the swap of {site.backup} (process {first.pid} on " in line
+        assert "holds its lock" in line
+        assert line.endswith(f"Next: wait for it to end; see: ovia-backup status; if it hangs: kill {first.pid}"), line
     finally:
         os.kill(first.pid, signal.SIGCONT)
     assert first.wait().code == 0
