@@ -454,8 +454,8 @@ def record_of(journal: Journal) -> Record:
     # What went well in the end is no failure.
     errors = (e.data for e in reversed(journal.entries) if "error" in e.data and not (e.step and journal.done(e.step)))
     failed = next(errors, {})
-    # Nobody is told to go back from what was put back.
-    fixes = failed.get("fix"), failed.get("back") if live else None
+    # What is live then can be undone like any other; what was put back can not.
+    back = "go back: ovia-backup undo-restore" if failed and live else ""
     return Record(
         order=order,
         finished_at=(journal.entries[-1].at if journal.entries else order.started_at).replace(microsecond=0),
@@ -471,7 +471,7 @@ def record_of(journal: Journal) -> Record:
         live_oid=swapped.get("incoming_oid") if live else None,
         notes=tuple(dict.fromkeys(notes)),
         error=str(failed.get("error", "")),
-        fix="; or ".join(filter(None, fixes)),
+        fix="; or ".join(filter(None, (str(failed.get("fix", "")), back))),
         kept=order.kept if live else aside,
     )
 

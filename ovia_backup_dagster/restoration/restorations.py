@@ -315,9 +315,7 @@ class Restorations:
             journal.write(Mark.BEGUN, step, **steps.before(step))
             data = steps.take(step)
         except BackupError as error:
-            # What is live then can be undone like any other.
-            back = "go back: ovia-backup undo-restore" if journal.done(Step.SWAP) else ""
-            journal.write(Mark.FAILED, step, error=error.account, fix=error.fix, back=back)
+            journal.write(Mark.FAILED, step, error=error.account, fix=error.fix)
             raise
         journal.write(Mark.DONE, step, **data)
 
