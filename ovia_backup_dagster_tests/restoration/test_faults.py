@@ -33,16 +33,27 @@ from ovia_backup_dagster.postgres import swap
 from ovia_backup_dagster.postgres.client import capture
 from ovia_backup_dagster.postgres.cluster import account_id
 from ovia_backup_dagster.postgres.proof import Proof
+from ovia_backup_dagster.restoration import steps
 from ovia_backup_dagster.restoration.steps import Steps
 from ovia_backup_dagster.swarm import services
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, free_port, running_cluster
 from ovia_backup_dagster_tests.faults.conftest import SEED, needs_root, place_for, rounds
 from ovia_backup_dagster_tests.faults.disks import MEGABYTE, free, tmpfs
-from ovia_backup_dagster_tests.faults.harness import Ended
+from ovia_backup_dagster_tests.faults.harness import Ended, until
 from ovia_backup_dagster_tests.faults.test_server import kill
 from ovia_backup_dagster_tests.postgres.test_swap import hammering
 from ovia_backup_dagster_tests.restoration.conftest import SCHEMA, SINCE, Site, admin_of, site_on
-from ovia_backup_dagster_tests.restoration.test_killed import killed_at, whole
+from ovia_backup_dagster_tests.restoration.test_killed import (
+    BACK,
+    REPLICAS,
+    SWAP,
+    Words,
+    kill_here,
+    killed_at,
+    whole,
+    with_services,
+    written,
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,16 +65,13 @@ def other(bin_dir: Path) -> Iterator[PortCluster]:
         yield cluster
 
 
-BACK = ("--abort", "--resume")
-
-
 def sql_in_server(site: Site, statement: str, *names: str) -> None:
     with admin_of(site) as session:
         session.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
 
 
 @contextmanager
-def first(owner: type, method: str, action: Callable[[], object]) -> Iterator[None]:
+def first(owner: object, method: str, action: Callable[[], object]) -> Iterator[None]:
     """In the block, a process that is forked does something else just before it first calls the method."""
     original, counted = getattr(owner, method), count()
 
@@ -110,30 +118,131 @@ def ended_as(site: Site, wanted: str) -> None:
 # ----------------------------------------------------------------------------------------- killed on the way back
 
 
+#: What the way back writes; where the new database was live, also that it was, and what it is called from now on.
+WAY_BACK: Words = ((Mark.PUTTING_BACK, None), (Mark.PUT_BACK, None))
+WAY_BACK_OF_SWAPPED: Words = (WAY_BACK[0], (Mark.PUTTING_BACK, Step.SWAP), WAY_BACK[1])
+
+
 @pytest.mark.parametrize("then", BACK)
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
-@pytest.mark.parametrize("again", range(2))
-@pytest.mark.parametrize("word", [2, 3, 4])
-def test_killed_while_it_puts_back(site: Site, word: int, again: int, before: bool, then: str) -> None:
+@pytest.mark.parametrize(
+    ("began", "again"),
+    [
+        *((step, again) for step in (Step.STOP, Step.SWAP) for again in range(len(WAY_BACK))),
+        *((Step.START, again) for again in range(len(WAY_BACK_OF_SWAPPED))),
+    ],
+)
+def test_killed_while_it_puts_back(
+    site: Site, tmp_path: Path, began: Step, again: int, before: bool, then: str
+) -> None:
     """The way back is taken to its end, by whichever command: there is no other way any more."""
-    with killed_at(word, before=False):
-        assert site.restore().killed
-    with killed_at(again, before=before):
-        ended = site.place.run("restore", "--abort")
-    if ended.killed and RestoreFolder(site.place.catalog).unfinished():
-        nothing_began = again == 0 and before
-        line = site.restore().refused()
-        assert "--abort" in line
-        assert ("--resume" in line) == nothing_began
-        last = site.place.run("restore", then)
+    word = SWAP.index((Mark.BEGUN, began))
+    way = WAY_BACK_OF_SWAPPED if began is Step.START else WAY_BACK
+    with with_services(site, tmp_path) as (swarm, docker):
+        with killed_at(word, before=False):
+            assert swarm.restore().killed
+        with killed_at(again, before=before):
+            assert swarm.place.run("restore", "--abort").killed
+        assert written(swarm) == SWAP[: word + 1] + way[: again + (not before)]
+        whole(swarm)
+        wanted = "old"
+        if RestoreFolder(site.place.catalog).unfinished():
+            nothing_began = again == 0 and before
+            line = swarm.restore().refused()
+            assert "--abort" in line
+            assert ("--resume" in line) == nothing_began
+            last = swarm.place.run("restore", then)
+            assert last.code == 0, last.output
+            wanted = "new" if nothing_began and then == "--resume" else "old"
+        ended_as(swarm, wanted)
+        assert docker.replicas == {**REPLICAS, "migrate": 1}
+    assert site.records[0].outcome == ("put back" if wanted == "old" else "done")
+    assert len(site.databases) == 1 + (wanted == "new" or began is Step.START)
+
+
+@pytest.mark.parametrize("then", BACK)
+@pytest.mark.parametrize(("owner", "method"), [(swap, "_rename"), (Steps, "_scale")], ids=["swap", "scale"])
+def test_killed_on_the_way_back_between_its_words(
+    site: Site, tmp_path: Path, owner: object, method: str, then: str
+) -> None:
+    """While it swaps back, and when the database is back and no service is."""
+    with with_services(site, tmp_path) as (swarm, docker):
+        with killed_at(SWAP.index((Mark.BEGUN, Step.START)), before=False):
+            assert swarm.restore().killed
+        with first(owner, method, kill_here):
+            assert swarm.place.run("restore", "--abort").killed
+        assert docker.replicas == {**dict.fromkeys(REPLICAS, 0), "migrate": 1}
+        assert whole(swarm) == ("new" if owner is swap else "old")
+        last = swarm.place.run("restore", then)
         assert last.code == 0, last.output
-        if nothing_began and then == "--resume":
-            ended_as(site, "new")
-            assert site.records[0].outcome == "done"
-            return
-    ended_as(site, "old")
+        ended_as(swarm, "old")
+        assert docker.replicas == {**REPLICAS, "migrate": 1}
+    assert len(site.databases) == 2
+
+
+@pytest.mark.parametrize("then", BACK)
+@pytest.mark.parametrize("word", range(4))
+def test_killed_while_it_undoes_by_itself(site: Site, tmp_path: Path, word: int, then: str) -> None:
+    """Health is red, and so is it for who resumes."""
+    words: Words = ((Mark.FAILED, Step.HEALTH), *WAY_BACK_OF_SWAPPED)
+    began = SWAP.index((Mark.BEGUN, Step.HEALTH)) + 1
+    with with_services(site, tmp_path) as (swarm, docker), mock.patch.object(steps, "_HEALTH_SECONDS", 0.1):
+        red = swarm.with_settings(HEALTH_URL="http://127.0.0.1:1/health")
+        with killed_at(began + word, before=False):
+            assert red.restore("--auto-undo").killed
+        assert written(red) == SWAP[:began] + words[: word + 1]
+        if word + 1 < len(words):
+            ended = red.place.run("restore", then)
+            # Who resumes wanted the new one, and is told why it is not live.
+            assert ended.code == (1 if then == "--resume" else 0), ended.output
+            assert "was not healthy" in ended.output
+            assert "or go back:" not in ended.output, ended.output  # it is; from here that would lead forth again
+        ended_as(red, "old")
+        assert docker.replicas == {**REPLICAS, "migrate": 1}
     assert site.records[0].outcome == "put back"
-    assert len(site.databases) == 1 + (word == 4)
+    assert len(site.databases) == 2
+
+
+# ----------------------------------------------------------------------------------------- ended after the swap
+
+
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [(Step.MIGRATE, signal.SIGINT), (Step.START, signal.SIGTERM), (Step.HEALTH, signal.SIGINT)],
+)
+def test_ctrl_c_after_the_swap_puts_everything_back(
+    site: Site, tmp_path: Path, step: Step, number: signal.Signals
+) -> None:
+    """As the runbook says: even then. What was live for a moment is kept."""
+    with with_services(site, tmp_path) as (swarm, docker):
+        with each_step(step, lambda: os.kill(os.getpid(), number)):
+            ended = swarm.restore()
+        assert ended.code == 128 + number, ended.output
+        assert ("nothing unfinished is left" in ended.output) == (number is signal.SIGINT)
+        ended_as(swarm, "old")
+        assert docker.replicas == {**REPLICAS, "migrate": 1}
+    record = site.records[0]
+    assert record.outcome == "put back"
+    assert site.databases == sorted([site.live.database, record.kept])
+    assert site.content(record.kept) == site.then
+
+
+@pytest.mark.parametrize("of", ["restore", "undo"])
+def test_who_loses_patience_with_red_health_has_what_was_there_before(site: Site, tmp_path: Path, of: str) -> None:
+    with with_services(site, tmp_path) as (swarm, docker):
+        command: tuple[str, ...] = ("restore", site.backup.path.name)
+        if of == "undo":
+            assert swarm.restore().code == 0
+            command = ("undo-restore",)
+        red = swarm.with_settings(HEALTH_URL="http://127.0.0.1:1/health")
+        running = red.place.start(*command, "--yes-destroy", site.live.database)
+        until(lambda: "is not healthy yet" in running.output)
+        running.send(signal.SIGINT)
+        ended = running.wait()
+        assert (ended.code, "nothing unfinished is left" in ended.output) == (130, True), ended.output
+        ended_as(red, "old" if of == "restore" else "new")
+        assert docker.replicas == {**REPLICAS, "migrate": 1}
+    assert len(site.databases) == 2
 
 
 # ----------------------------------------------------------------------------------------- other people's hands
@@ -280,22 +389,80 @@ def at_word(word: int, action: Callable[[], object]) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("then", BACK)
-@pytest.mark.parametrize("word", range(5))
-def test_the_server_is_killed(fragile: Site, other: PortCluster, word: int, then: str) -> None:
-    with at_word(word, lambda: kill(other)):
-        ended = fragile.restore()
-    other.start()
+def ends_well(site: Site, ended: Ended, then: str) -> None:
+    """After the server was killed and is there again: all is whole, or will be by what the error names."""
     assert "Traceback" not in ended.output
-    if RestoreFolder(fragile.place.catalog).unfinished() is None:
-        ended_as(fragile, "new" if ended.code == 0 else "old")
-        assert {record.kept for record in fragile.records if record.kept} <= set(fragile.databases)
+    whole(site)
+    if RestoreFolder(site.place.catalog).unfinished() is None:
+        ended_as(site, "new" if ended.code == 0 else "old")
+        assert {record.kept for record in site.records if record.kept} <= set(site.databases)
         return
     assert "ovia-backup restore --abort" in ended.refused()
-    last = fragile.place.run("restore", then)
-    done = fragile.records[0].outcome == "done"
+    last = site.place.run("restore", then)
+    done = site.records[0].outcome == "done"
     assert last.code == (0 if done or then == "--abort" else 1), last.output
-    ended_as(fragile, "new" if done else "old")
+    ended_as(site, "new" if done else "old")
+
+
+@pytest.mark.parametrize("then", BACK)
+@pytest.mark.parametrize("word", [0, 1, 2, 3, 4, 5, 6])
+def test_the_server_is_killed(fragile: Site, other: PortCluster, tmp_path: Path, word: int, then: str) -> None:
+    """From the restore to the swap that is made."""
+    with with_services(fragile, tmp_path) as (swarm, docker):
+        with at_word(word, lambda: kill(other)):
+            ended = swarm.restore()
+        other.start()
+        ends_well(swarm, ended, then)
+        assert docker.replicas == {**REPLICAS, "migrate": 1}
+
+
+@pytest.mark.parametrize("then", BACK)
+def test_the_server_is_killed_while_it_swaps(fragile: Site, other: PortCluster, tmp_path: Path, then: str) -> None:
+    with with_services(fragile, tmp_path) as (swarm, docker):
+        with first(swap, "_rename", lambda: kill(other)):
+            ended = swarm.restore()
+        assert "--resume" in ended.refused()
+        other.start()
+        ends_well(swarm, ended, then)
+        ended_as(swarm, "old" if then == "--abort" else "new")
+        assert docker.replicas == {**REPLICAS, "migrate": 1}
+
+
+@pytest.mark.parametrize("then", BACK)
+def test_the_server_is_killed_in_the_middle_of_pg_restore(
+    fragile: Site, other: PortCluster, tmp_path: Path, then: str
+) -> None:
+    """All rows are in it, and it fills a view for as long as a file is there."""
+    execute(
+        fragile.live,
+        "CREATE MATERIALIZED VIEW long AS SELECT CASE WHEN pg_stat_file('hold', true) IS NULL THEN '' "
+        "ELSE pg_sleep(60)::text END AS waited",
+    )
+    fragile.backup, fragile.now = fragile.place.chain(), fragile.content()
+    hold = other.data / "hold"
+
+    def filling() -> bool:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE datname ~ '_restore_' AND query ~ '^REFRESH.*long'"
+        with admin_of(fragile) as session:
+            return bool(session.execute(query).fetchone() != (0,))
+
+    with with_services(fragile, tmp_path) as (swarm, docker):
+        hold.touch()
+        try:
+            arguments = ("--yes-destroy", fragile.live.database, "--stop-services", "first")
+            running = swarm.place.start("restore", fragile.backup.path.name, *arguments)
+            until(lambda: filling() or not running.running)
+            assert docker.replicas["api"] == 0
+            kill(other)
+        finally:
+            hold.unlink()
+        ended = running.wait()
+        other.start()
+        assert whole(swarm) == "old"
+        ends_well(swarm, ended, then)
+        ended_as(swarm, "old")
+        assert docker.replicas == {**REPLICAS, "migrate": 1}
+    assert fragile.databases == [fragile.live.database]
 
 
 @needs_root
