@@ -48,7 +48,7 @@ from ovia_backup_dagster.postgres.quoting import shell_word
 from ovia_backup_dagster.postgres.session import beside, connect, system_identifier
 from ovia_backup_dagster.postgres.swap import standing
 from ovia_backup_dagster.restoration.plan import Plan, Planner, Services, confirm
-from ovia_backup_dagster.restoration.steps import Steps, give_up
+from ovia_backup_dagster.restoration.steps import Steps, again, give_up
 from ovia_backup_dagster.swarm.services import Swarm
 
 _JOURNAL_BYTES = 8 * 1024 * 1024
@@ -324,8 +324,8 @@ class Restorations:
         journal, order = steps.journal, steps.order
         try:
             live, lost = journal.live or steps.is_named, steps.is_lost
-        except BackupError as again:
-            raise self._stuck(journal, again) from None
+        except BackupError as later:
+            raise self._stuck(journal, later) from None
         if not live or (order.auto_undo and order.mode is Mode.SWAP):
             if lost:
                 raise self._stuck(journal, error, f"; or give this backup up, to restore another: {give_up(order)}")
@@ -338,11 +338,11 @@ class Restorations:
                 self._take(steps, Step.START)
         except ServiceError:
             pass  # all were scaled; that one is not well is the restore's no longer, and its record says so
-        except VolumeError as again:
+        except VolumeError as later:
             steps.start_unnoted()
-            raise self._stuck(journal, again) from None
-        except BackupError as again:
-            raise self._stuck(journal, again) from None
+            raise self._stuck(journal, later) from None
+        except BackupError as later:
+            raise self._stuck(journal, later) from None
         return self._finished(journal)
 
     def _finished(self, journal: Journal) -> Record:
@@ -397,8 +397,8 @@ class Restorations:
                 steps.log(problem.account)
             notes = [problem.account for problem in problems]
             journal.write(Mark.GIVEN_UP, error=f"{what}{error}", fix=fix, notes=notes)
-        except BackupError as again:
-            raise self._stuck(journal, again, f"; or give it up: {give_up(order)}") from None
+        except BackupError as later:
+            raise self._stuck(journal, later, f"; or give it up: {give_up(order)}") from None
         return self._record(journal)
 
     def _stuck(self, journal: Journal, error: BackupError, instead: str = "") -> BackupError:
@@ -465,7 +465,7 @@ class Restorations:
             raise RestoreRefusedError(
                 f"nothing was done: database {order.database} is not the one that was planned for",
                 why="somebody has dropped, made or renamed it since, by another restore perhaps",
-                fix="see what was done meanwhile (ovia-backup restore --history), then begin again",
+                fix=f"see what was done meanwhile: ovia-backup restore --history; then begin again: {again(order)}",
             )
 
     def _refuse_full_volume(self) -> None:

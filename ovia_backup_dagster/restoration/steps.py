@@ -122,7 +122,7 @@ class Steps:
             raise CopyError(
                 f"there is a database {self.order.incoming} at {self.order.place} already",
                 why="somebody made it meanwhile",
-                fix="psql -l; then begin again" + ("" if self.order.mode is Mode.NEW else f": {self.again}"),
+                fix="psql -l; then begin again" + ("" if self.order.mode is Mode.NEW else f": {again(self.order)}"),
             )
         if step is Step.SWAP and "incoming_oid" not in noted:
             order = self.order
@@ -149,16 +149,8 @@ class Steps:
         return RestoreError(
             f"database {database} is not the one that the {self.order.mode} began with",
             why="somebody dropped, made or renamed it meanwhile",
-            fix=f"psql -l; then begin again: {self.again}",
+            fix=f"psql -l; then begin again: {again(self.order)}",
         )
-
-    @property
-    def again(self) -> str:
-        """The command that begins such a swap, undo or drop anew."""
-        order = self.order
-        if order.mode is Mode.UNDO:
-            return f"ovia-backup undo-restore --kept {shell_word(order.incoming)}"
-        return Wishes(backup=order.backup_path, mode=order.mode).command()
 
     def take(self, step: Step) -> Data:
         """Take the step; returns what is to be noted of it.
@@ -295,7 +287,7 @@ class Steps:
             restorer = Restorer(programs, copy.connection, copy.name, self.order.jobs, live=True)
             restorer.rehearse(backup.path, archives.contents_list(programs, backup.path))
         except RestoreError as error:
-            fix = f"nothing was dropped; let a superuser restore it (RESTORE_POSTGRES_USER), then: {self.again}"
+            fix = f"nothing was dropped; let a superuser restore it (RESTORE_POSTGRES_USER), then: {again(self.order)}"
             raise RestoreError(error.what, why=error.why, said=error.said, fix=fix) from None
         finally:
             copy.drop()
@@ -727,6 +719,13 @@ def _collected(problems: list[E], kind: type[E]) -> Iterator[None]:
 def _scale_command(replicas: Mapping[str, int | None]) -> str:
     counts = (f"{name}={'REPLICAS' if count is None else count}" for name, count in replicas.items())
     return f"docker service scale {' '.join(counts)}"
+
+
+def again(order: Order) -> str:
+    """The command that begins such a swap, undo or drop anew."""
+    if order.mode is Mode.UNDO:
+        return f"ovia-backup undo-restore --kept {shell_word(order.incoming)}"
+    return Wishes(backup=order.backup_path, mode=order.mode).command()
 
 
 def give_up(order: Order) -> str:

@@ -17,7 +17,7 @@ import psycopg
 import pytest
 
 from ovia_backup_dagster.core.catalog import GLOBALS, RESERVE, RESERVE_BYTES
-from ovia_backup_dagster.core.errors import ReadOnlyVolumeError, RestoreError
+from ovia_backup_dagster.core.errors import ReadOnlyVolumeError, RestoreError, RestoreRefusedError
 from ovia_backup_dagster.core.naming import before_at
 from ovia_backup_dagster.core.restoration import Journal, Mark, Mode, Order, RestoreFolder, Step
 from ovia_backup_dagster.postgres import swap
@@ -231,10 +231,10 @@ def test_a_database_made_anew_since_the_plan_is_not_replaced(site: Site, back: b
     drop_live(site)
     with admin_of(site) as session:
         session.execute(f"CREATE DATABASE {site.live.database} TEMPLATE template0")
-    record = restorations.run(confirmed, site.live.database, lambda _: None)
-    assert "is not the one that" in record.error
+    with pytest.raises(RestoreRefusedError, match="is not the one that was planned for") as refused:
+        restorations.run(confirmed, site.live.database, lambda _: None)
     assert one(site.live, "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace") == 0
-    command = record.fix.rpartition("ovia-backup ")[2].split()
+    command = refused.value.fix.rpartition("ovia-backup ")[2].split()
     ended = site.place.run(*command, "--yes-destroy", site.live.database)
     assert ended.code == 0, ended.output
     assert site.content() == (site.now if back else site.then)
