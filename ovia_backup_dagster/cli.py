@@ -88,12 +88,14 @@ def main() -> None:
 @json_option
 def dump(as_json: bool) -> None:
     """Make a backup now."""
+    from ovia_backup_dagster.core.shell import shell_word
+
     backup = _system().dumper.dump(log=_log)
     if as_json:
         _print_json(_as_dict(backup, datetime.now(UTC)))
     else:
         click.echo(backup.path)
-        _log(f"not verified yet. Next: ovia-backup verify {backup}")
+        _log(f"not verified yet. Next: ovia-backup verify {shell_word(str(backup))}")
 
 
 @main.command()

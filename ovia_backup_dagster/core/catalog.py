@@ -48,6 +48,7 @@ from ovia_backup_dagster.core.locking import reading, removing, volume_lock
 from ovia_backup_dagster.core.manifest import Manifest, Sidecar, parse_sidecar
 from ovia_backup_dagster.core.naming import INSTANT, SUFFIX, BackupName, Tier
 from ovia_backup_dagster.core.protection import forget, protect, protected
+from ovia_backup_dagster.core.shell import shell_word
 from ovia_backup_dagster.core.verdict import DrillRecord, Drills, Hold, Judgement, Verification, Witness, bad_backup
 
 MANIFEST = ".json"
@@ -323,7 +324,7 @@ class Catalog:
             raise NotProvenError(
                 f"{backup} may still be being written",
                 why="it has no manifest and changed less than 15 minutes ago",
-                fix=f"wait, then: {command} {backup}",
+                fix=f"wait, then: {command} {self.word(backup)}",
             )
         return backup
 
@@ -335,7 +336,8 @@ class Catalog:
                 raise VolumeMissingError(
                     f"the backup folder {self.root} does not exist",
                     why="BACKUP_DIR is wrong, or the volume is not mounted",
-                    fix=f"ls -ld {self.root}; then set BACKUP_DIR, or make a first backup: ovia-backup dump",
+                    fix=f"ls -ld {shell_word(str(self.root))}; then set BACKUP_DIR, or make a first backup: "
+                    "ovia-backup dump",
                 )
             try:
                 filenames = os.listdir(folder)
@@ -387,6 +389,10 @@ class Catalog:
     def holds(self, backup: Backup) -> bool:
         """Whether the backup stands on this volume (``find`` also takes a path to one elsewhere)."""
         return backup.path.parent == self.folder(backup.tier)
+
+    def word(self, backup: Backup) -> str:
+        """What a command takes for it, for a shell: its name; elsewhere its path, whatever it is called."""
+        return shell_word(backup.path.name if self.holds(backup) else str(backup.path))
 
     def refresh(self, backup: Backup) -> Backup:
         """The same backup as it is on the volume now.

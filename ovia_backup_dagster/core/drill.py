@@ -25,6 +25,7 @@ from ovia_backup_dagster.core.files import TEMPORARY, explained, is_file, is_fol
 from ovia_backup_dagster.core.locking import lock_holder, volume_lock
 from ovia_backup_dagster.core.manifest import Sidecar, parse_sidecar
 from ovia_backup_dagster.core.naming import SUFFIX, encode_database
+from ovia_backup_dagster.core.shell import shell_word
 from ovia_backup_dagster.core.verdict import DrillRecord
 from ovia_backup_dagster.core.words import duration
 
@@ -121,7 +122,7 @@ class Evidence(Sidecar):
         started_at, finished_at: UTC.
         passed: the backup is proven to restore.
         database: the source's name.
-        backup: the file's name; ``tier`` its folder.
+        backup: the file's name; ``tier`` its folder; ``backup_path`` where it stands, if not on the volume.
         backup_started_at: when the dump began (UTC).
         backup_bytes, backup_sha256: of the archive.
         manifest: whether the backup has one; the old script's have none.
@@ -147,6 +148,7 @@ class Evidence(Sidecar):
     database: str
     backup: str
     tier: str
+    backup_path: str = ""
     backup_started_at: AwareDatetime
     backup_bytes: int
     backup_sha256: str | None
@@ -194,7 +196,7 @@ class Evidence(Sidecar):
         """Why it did not pass, as an error; ``None`` when it did."""
         if self.passed:
             return None
-        again = f"ovia-backup drill {self.backup}"
+        again = f"ovia-backup drill {shell_word(self.backup_path or self.backup)}"
         return DrillError(
             f"the restore drill of {self.backup} failed",
             why="; ".join(self.failures),
@@ -306,13 +308,14 @@ class DrillFolder:
         Sweeps what a killed drill left of its writing. One that is killed in the block can say nothing itself, but
         leaves word that it began. Under the lock only.
         """
+        named = backup if self._catalog.holds(backup) else backup.path
         with explained(f"cannot use the folder {self.path}"):
             for path in self.path.glob(f".*{TEMPORARY}"):
                 if not is_folder(path):
                     path.unlink(missing_ok=True)
             while (self.path / f"{_filename(now, backup.path.name)}{_SUFFIX}").exists():
                 now += timedelta(seconds=1)
-            self._catalog.write(self._under_way, os.fsencode(f"{now.isoformat()} {backup}"))
+            self._catalog.write(self._under_way, os.fsencode(f"{now.isoformat()} {named}"))
         try:
             yield now
         finally:
@@ -330,7 +333,7 @@ class DrillFolder:
         return DrillError(
             f"the restore drill of {backup} did not come to its end",
             why=f"it began {began}, and was killed: memory ran out, or its container or the machine was stopped",
-            fix=f"dmesg | tail; then: ovia-backup drill {backup}",
+            fix=f"dmesg | tail; then: ovia-backup drill {shell_word(backup)}",
         )
 
     def record(self, backup: Backup, evidence: Evidence) -> Backup:

@@ -46,6 +46,7 @@ from ovia_backup_dagster.postgres.places import (
     usable,
 )
 from ovia_backup_dagster.postgres.proof import Proof
+from ovia_backup_dagster.postgres.quoting import shell_word
 from ovia_backup_dagster.postgres.reread import Rereader
 from ovia_backup_dagster.postgres.verification import Verifier
 
@@ -237,7 +238,7 @@ class _Drill:
             raise DiskFullError(
                 f"{folder} has too little room for a copy",
                 why=f"{human_bytes(free)} free, {human_bytes(needed)} needed",
-                fix=f"make room: df -h {folder}; or set DRILL_DIR to a folder on a larger disk",
+                fix=f"make room: df -h {shell_word(str(folder))}; or set DRILL_DIR to a folder on a larger disk",
             )
 
     # ---- the copy
@@ -290,7 +291,8 @@ class _Drill:
         """The error with advice about the copy's server, not the production server's."""
         if not copy.private or not isinstance(error, ServerError | DiskFullError):
             return error
-        fix = f"df -h {self.by.folder}; dmesg | tail; then: ovia-backup drill {self.backup}"
+        again = f"ovia-backup drill {self.by.catalog.word(self.backup)}"
+        fix = f"df -h {shell_word(str(self.by.folder))}; dmesg | tail; then: {again}"
         return DrillError(error.what, why=error.why, said=error.said, fix=fix)
 
     def _control(self, reader: Rereader) -> None:
@@ -334,6 +336,7 @@ class _Drill:
             database=self.by.catalog.database,
             backup=self.backup.path.name,
             tier=self.backup.tier.value,
+            backup_path="" if self.by.catalog.holds(self.backup) else str(self.backup.path),
             backup_started_at=self.backup.started_at,
             backup_bytes=self.backup.size_bytes,
             backup_sha256=proof.sha256,

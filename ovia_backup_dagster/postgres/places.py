@@ -347,14 +347,16 @@ def usable(folder: Path) -> Iterator[None]:
             raise CopyError(
                 what,
                 why="the account that PostgreSQL runs under, as root it may not, cannot enter this folder",
-                fix=f"namei -l {folder}; chmod o+x what is closed, or set DRILL_DIR to another folder",
+                fix=f"namei -l {shell_word(str(folder))}; chmod o+x what is closed, or set DRILL_DIR to another folder",
             )
         yield
     except OSError as error:
         raise CopyError(
             what,
             said=error.strerror or str(error),
-            fix=f"ls -ld {folder}; df -h {folder}; findmnt -T {folder}; or set DRILL_DIR to another folder",
+            fix="ls -ld {0}; df -h {0}; findmnt -T {0}; or set DRILL_DIR to another folder".format(
+                shell_word(str(folder))
+            ),
         ) from error
 
 

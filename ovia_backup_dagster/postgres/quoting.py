@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
+from ovia_backup_dagster.core.shell import needs_escapes, shell_word
+
+__all__ = ("shell_word", "sql_identifier", "sql_string")
 
 
 def sql_identifier(name: str) -> str:
@@ -15,22 +17,9 @@ def sql_string(text: str) -> str:
     return _sql(text, "'")
 
 
-def shell_word(text: str) -> str:
-    """One word for bash."""
-    if not _needs_escapes(text):
-        return shlex.quote(text)
-    escaped = (c if c.isprintable() and c not in "'\\ " else f"\\U{ord(c):08X}" for c in text)
-    return f"$'{''.join(escaped)}'"
-
-
 def _sql(text: str, quote: str) -> str:
     quoted = text.replace(quote, quote * 2)
-    if not _needs_escapes(text):
+    if not needs_escapes(text):
         return f"{quote}{quoted}{quote}"
     escaped = (c if c.isprintable() and c not in " \\" else f"\\+{ord(c):06X}" for c in quoted)
     return f"U&{quote}{''.join(escaped)}{quote}"
-
-
-def _needs_escapes(text: str) -> bool:
-    """Whether an error's one line would not keep it as it is."""
-    return not text.isprintable() or text != " ".join(text.split())

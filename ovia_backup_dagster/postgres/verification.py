@@ -135,7 +135,7 @@ class Verifier:
                 raise NotProvenError(
                     f"{backup} changed while it was read",
                     why="another program writes it",
-                    fix=f"wait, then: ovia-backup verify {backup}",
+                    fix=f"wait, then: ovia-backup verify {catalog.word(backup)}",
                 )
             if judgement.good and witness is not None and previous is not None:
                 # Before the verdict: from then on pruning may act.

@@ -340,8 +340,8 @@ class Steps:
                     why="; ".join(line.text for line in proof.lines if line.result is Result.FAILED),
                     fix=""
                     if self.is_lost
-                    else f"choose another (ovia-backup list), or: ovia-backup restore {backup} "
-                    "--mode new --even-if-damaged",
+                    else "choose another (ovia-backup list), or: "
+                    + Wishes(backup=order.backup_path, mode=Mode.NEW, even_if_damaged=True).command(),
                 )
             proof.restore(copy)
             proof.prove(copy)
@@ -356,7 +356,8 @@ class Steps:
                     why=comparison.shortened(failed),
                     fix=""
                     if self.is_lost
-                    else f"nothing was replaced; choose another: ovia-backup list; or see: ovia-backup drill {backup}",
+                    else "nothing was replaced; choose another: ovia-backup list; or see: ovia-backup drill "
+                    + self.driller.catalog.word(backup),
                 )
         # Known as ours by how it was made until now, by its number from now on.
         self.journal.write(Mark.NOTED, Step.RESTORE, made=standing(self.target, order.incoming).oid)

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +21,10 @@ from ovia_backup_dagster.core.catalog import GLOBALS, RESERVE, RESERVE_BYTES
 from ovia_backup_dagster.core.errors import ReadOnlyVolumeError, RestoreError, RestoreRefusedError
 from ovia_backup_dagster.core.naming import before_at
 from ovia_backup_dagster.core.restoration import Journal, Mark, Mode, Order, RestoreFolder, Step
-from ovia_backup_dagster.postgres import swap
+from ovia_backup_dagster.postgres import places, swap
 from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.postgres.proof import Proof
+from ovia_backup_dagster.postgres.reread import Rereader
 from ovia_backup_dagster.postgres.subscriptions import drop_subscriptions
 from ovia_backup_dagster.restoration import plan, steps
 from ovia_backup_dagster.restoration.plan import Wishes
@@ -30,7 +33,7 @@ from ovia_backup_dagster.swarm import services
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, running_cluster
 from ovia_backup_dagster_tests.faults.conftest import needs_root
 from ovia_backup_dagster_tests.faults.disks import MEGABYTE, free, tmpfs
-from ovia_backup_dagster_tests.faults.harness import until
+from ovia_backup_dagster_tests.faults.harness import Ended, until
 from ovia_backup_dagster_tests.postgres.drilling import one
 from ovia_backup_dagster_tests.restoration.conftest import Site, admin_of, site_on
 from ovia_backup_dagster_tests.restoration.docker_engine import engine
@@ -872,3 +875,58 @@ def test_who_goes_back_by_hand_while_it_is_put_back_keeps_what_was_live(site: Si
     assert site.records[0].kept == order.incoming
     assert site.databases == [site.live.database, order.incoming]
     ended_as(site, "old")
+
+
+# ------------------------------------------------------------------------------------ what is printed can be pasted
+
+
+def next_of(ended: Ended) -> str:
+    """The last remedy that was printed."""
+    return str(re.findall(r"Next: (.*)", ended.output)[-1])
+
+
+def pasted(command: str, folder: Path) -> list[str]:
+    """The words that bash makes of a command, in a folder that must stay as it is."""
+    before = sorted(folder.iterdir())
+    script = f"ovia-backup() {{ printf '%s\\0' \"$@\"; }}; {command}"
+    words = subprocess.run(("bash", "-c", script), cwd=folder, capture_output=True, check=True).stdout
+    assert sorted(folder.iterdir()) == before
+    return os.fsdecode(words).split("\0")[:-1]
+
+
+@pytest.mark.parametrize(
+    "name", ["$(touch pwned2).dump", "'; touch pwned; '.dump", "--help", "two  blanks and\na line.dump", "it's\t.dump"]
+)
+def test_what_to_do_about_a_damaged_backup_can_be_pasted_whatever_it_is_called(
+    site: Site, tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / "else where"
+    folder.mkdir()
+    damaged = folder / name
+    damaged.write_bytes(site.backup.path.read_bytes()[:-500])
+    ended = site.place.run("restore", str(damaged), "--new-host", "--yes-destroy", site.live.database)
+    assert ended.code == 1
+    [command] = re.findall(r"or: (ovia-backup restore .*)", next_of(ended))
+    assert pasted(command, folder) == ["restore", str(damaged), "--mode", "new", "--even-if-damaged"]
+    drilled = site.place.run("drill", str(damaged))
+    assert drilled.code == 1
+    assert site.content() == site.now
+    for said in (next_of(drilled), site.place.run("status").output):
+        for command in re.findall(r"then: (ovia-backup drill .*)", said):
+            assert pasted(command, folder) == ["drill", str(damaged)]
+
+
+def test_to_see_what_a_copy_lacks_its_backup_is_named_by_its_path(site: Site, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "$(touch pwned).dump"
+    elsewhere.write_bytes(site.backup.path.read_bytes())
+
+    prove = Proof.prove
+
+    def of_a_loss(self: Proof, copy: places.Copy) -> Rereader:
+        execute(copy.connection, "DELETE FROM identities")
+        return prove(self, copy)
+
+    with mock.patch.object(Proof, "prove", of_a_loss):
+        ended = site.place.run("restore", str(elsewhere), "--new-host", "--yes-destroy", site.live.database)
+    [command] = re.findall(r"or see: (ovia-backup drill .*)", next_of(ended))
+    assert pasted(command, tmp_path / "backups") == ["drill", str(elsewhere)]
