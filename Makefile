@@ -35,7 +35,7 @@ test: install $(FULL_POSTGRESQL)/.unpacked $(SAMPLES)/.unpacked ## the whole sui
 
 # Root, and a machine on which no Docker engine runs: it makes one of its own, and stacks by production's names.
 test-swarm: install $(FULL_POSTGRESQL)/.unpacked ## the Swarm stack on a real Docker engine, from nothing
-	$(BIN)/pytest -x ovia_backup_dagster_tests/swarm
+	$(BIN)/pytest -x --durations=10 ovia_backup_dagster_tests/swarm
 
 # Root, for the disks; about half an hour. FAULTS_SEED repeats the random moments of another run.
 test-faults: export FAULTS := full
