@@ -283,6 +283,18 @@ class Settings(BaseSettings):
             return _first_line("RESTORE_POSTGRES_PASSWORD_FILE", self.restore_postgres_password_file)
         return self.password() if self.restore_postgres_user in (None, self.postgres_user) else None
 
+    @property
+    def restore_variables(self) -> Mapping[str, str]:
+        """What the server that is restored to, the role that restores and its password are set by, where it is not
+        what those of the dump are.
+        """
+        own = {"host": self.restore_postgres_host, "user": self.restore_postgres_user}
+        names = {part: f"RESTORE_POSTGRES_{part.upper()}" for part, value in own.items() if value is not None}
+        given = self.restore_postgres_password is not None or self.restore_postgres_password_file is not None
+        if given or self.restore_postgres_user not in (None, self.postgres_user):
+            names["password"] = "RESTORE_POSTGRES_PASSWORD or RESTORE_POSTGRES_PASSWORD_FILE"  # noqa: S105
+        return names
+
     def notify_urls(self) -> tuple[SecretStr, ...]:
         """Where alerts go, read anew so that a rotated file is used.
 

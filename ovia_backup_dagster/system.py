@@ -18,7 +18,7 @@ from ovia_backup_dagster.core.restoration import RestoreFolder
 from ovia_backup_dagster.core.retention import Policy, Weekday
 from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.notifications import Notifier
-from ovia_backup_dagster.postgres.client import Connection, Programs
+from ovia_backup_dagster.postgres.client import Connection, Programs, Variables
 from ovia_backup_dagster.postgres.drill import Choice, Driller, Where
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.verification import Verifier
@@ -96,6 +96,7 @@ class BackupSystem:
             user=settings.restore_postgres_user or settings.postgres_user,
             password=settings.restore_password(),
             libpq=settings.libpq,
+            variables=Variables(**settings.restore_variables),
         )
 
     @property

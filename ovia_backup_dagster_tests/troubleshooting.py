@@ -79,7 +79,8 @@ def kinds() -> list[type[errors.BackupError]]:
 
 def _said() -> Iterator[Row]:
     names = {name: name.upper() for name in _PLACEHOLDERS} | {"role": "THE_ROLE", "name": "THE_DATABASE"}
-    return ((d.error, d.why, d.fix.format_map(names)) for d in diagnosis._DIAGNOSES)
+    names |= diagnosis._set_by(None)
+    return ((d.error, d.cause(None), d.fix.format_map(names)) for d in diagnosis._DIAGNOSES)
 
 
 def _section(title: str, rows: Iterable[Row]) -> str:

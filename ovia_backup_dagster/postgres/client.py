@@ -46,6 +46,15 @@ TERMINATE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
+class Variables:
+    """Which settings a connection comes from, for advice."""
+
+    host: str = "POSTGRES_HOST"
+    user: str = "POSTGRES_USER"
+    password: str = "PGPASSWORD, POSTGRES_PASSWORD or POSTGRES_PASSWORD_FILE"  # noqa: S105 - their names
+
+
+@dataclass(frozen=True, slots=True)
 class Connection:
     """Where a database is and who asks.
 
@@ -53,6 +62,7 @@ class Connection:
         host: name, address, or the folder of a Unix socket.
         password: ``None`` leaves it to ``PGPASSFILE`` or to a server that asks for none.
         libpq: further ``PGSSL*`` and ``PGPASSFILE`` variables, as they were given.
+        variables: what it is set by.
     """
 
     host: str
@@ -61,6 +71,7 @@ class Connection:
     user: str
     password: SecretStr | None = None
     libpq: Mapping[str, str] = field(default_factory=dict)
+    variables: Variables = Variables()
 
     def __str__(self) -> str:
         return f"database {self.database} at {self.host}:{self.port}"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ovia_backup_dagster.core import errors
 from ovia_backup_dagster.core.errors import BackupError, ProgramError
-from ovia_backup_dagster.postgres.client import Connection, messages
+from ovia_backup_dagster.postgres.client import Connection, Variables, messages
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
 
 #: How a ``Diagnosis`` names what is not known.
@@ -38,7 +38,9 @@ def diagnose(
         match = re.search(diagnosis.pattern, text)
         if match and (without_tls or not diagnosis.only_without_tls):
             said = redact(_line_of(text, match.start()))
-            return diagnosis.error(what, why=diagnosis.why, fix=diagnosis.advice(connection, match), said=said)
+            return diagnosis.error(
+                what, why=diagnosis.cause(connection), fix=diagnosis.advice(connection, match), said=said
+            )
     lines = messages(redact(text))
     if exit_code is not None and exit_code < 0:
         return ProgramError(
@@ -57,9 +59,10 @@ class _Diagnosis:
     Attributes:
         pattern: what is looked for in the text.
         error: the type.
-        why: the likely cause.
-        fix: the command or action, with ``{host}``, ``{port}``, ``{user}``, ``{database}`` and ``{set_password}``
-            for a shell, ``{role}`` and ``{name}`` (the database's) for SQL, and what the pattern's groups found.
+        why: the likely cause, with ``{by_host}``, ``{by_user}`` and ``{by_password}``: what these are set by.
+        fix: the command or action, with the same, and ``{host}``, ``{port}``, ``{user}``, ``{database}`` and
+            ``{set_password}`` for a shell, ``{role}`` and ``{name}`` (the database's) for SQL, and what the pattern's
+            groups found.
         only_without_tls: it explains the message only where TLS was switched off here.
     """
 
@@ -70,7 +73,10 @@ class _Diagnosis:
     only_without_tls: bool = False
 
     def advice(self, connection: Connection | None, match: re.Match[str]) -> str:
-        return self.fix.format_map({**_names(connection), **match.groupdict()})
+        return self.fix.format_map({**_names(connection), **_set_by(connection), **match.groupdict()})
+
+    def cause(self, connection: Connection | None) -> str:
+        return self.why.format_map(_set_by(connection))
 
 
 def _names(connection: Connection | None) -> Mapping[str, str]:
@@ -88,12 +94,17 @@ def _names(connection: Connection | None) -> Mapping[str, str]:
     }
 
 
+def _set_by(connection: Connection | None) -> Mapping[str, str]:
+    variables = connection.variables if connection else Variables()
+    return {"by_host": variables.host, "by_user": variables.user, "by_password": variables.password}
+
+
 def _psql_identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
 _SERVER = "pg_isready -h {host} -p {port}; docker service ps ovia_postgres; docker service logs ovia_postgres --tail 20"
-_PASSWORD = "compare POSTGRES_USER={user} and PGPASSWORD, POSTGRES_PASSWORD or POSTGRES_PASSWORD_FILE"  # noqa: S105
+_PASSWORD = "compare {by_user}={user} and {by_password}"  # noqa: S105
 _RIGHTS = "; every right that is missing: ovia-backup doctor"
 #: First match wins: the special before the general.
 _DIAGNOSES = (
@@ -184,7 +195,7 @@ _DIAGNOSES = (
         r"server certificate for .* does not match",
         errors.CertificateError,
         "the server's certificate is for another host name, and PGSSLMODE=verify-full asks for this one",
-        "set POSTGRES_HOST to a name in it: openssl s_client -starttls postgres -connect {host}:{port} </dev/null | "
+        "set {by_host} to a name in it: openssl s_client -starttls postgres -connect {host}:{port} </dev/null | "
         "openssl x509 -noout -subject -ext subjectAltName",
     ),
     _Diagnosis(
@@ -206,7 +217,7 @@ _DIAGNOSES = (
         r"no password supplied",
         errors.PasswordMissingError,
         "the server asks for a password, and none is set",
-        "set PGPASSWORD, POSTGRES_PASSWORD or POSTGRES_PASSWORD_FILE",
+        "set {by_password}",
     ),
     _Diagnosis(
         r"password authentication failed",
@@ -230,7 +241,7 @@ _DIAGNOSES = (
         r'FATAL:\s+role "(?s:.*?)" does not exist',
         errors.RoleMissingError,
         "the server has no role of that name",
-        "check POSTGRES_USER={user}; or make the role, as a superuser: CREATE ROLE {role} LOGIN PASSWORD '...'",
+        "check {by_user}={user}; or make the role, as a superuser: CREATE ROLE {role} LOGIN PASSWORD '...'",
     ),
     _Diagnosis(
         r'role "(?s:.*?)" is not permitted to log in',
@@ -359,7 +370,7 @@ _DIAGNOSES = (
     _Diagnosis(
         r"could not translate host name|failed to resolve host|'idna' codec",
         errors.HostUnknownError,
-        "POSTGRES_HOST is wrong, the service is not running, or this container is not in its network",
+        "{by_host} is wrong, the service is not running, or this container is not in its network",
         "getent hosts {host}; docker service ps ovia_postgres; docker network inspect ovia_ovia-net",
     ),
     _Diagnosis(

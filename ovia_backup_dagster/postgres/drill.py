@@ -6,7 +6,6 @@ is the business of ``places``; the proof, that of ``proof``; what is kept of it,
 
 from __future__ import annotations
 
-import re
 import shutil
 import time
 from contextlib import AbstractContextManager
@@ -222,7 +221,7 @@ class _Drill:
                 clock = time.monotonic()
             proof.phases["removal"] = time.monotonic() - clock
         except BackupError as error:
-            self.error = self._of_target(error)
+            self.error = error
             self.log(error.account)
 
     def _refuse_full_disk(self, copy_bytes: int) -> None:
@@ -279,13 +278,6 @@ class _Drill:
                 self.log(note)
         with proof.phase("own check"):
             self._own_check(copy)
-
-    def _of_target(self, error: BackupError) -> BackupError:
-        """The error with advice about the variables that the target's server is named by."""
-        if not (self.by.target_is_named and self._where() is Where.DATABASE and isinstance(error, ServerError)):
-            return error
-        fix = re.sub(r"\bPOSTGRES_", "RESTORE_POSTGRES_", error.fix)
-        return type(error)(error.what, why=error.why, said=error.said, fix=fix)
 
     def _of_this_place(self, error: BackupError, copy: Copy) -> BackupError:
         """The error with advice about the copy's server, not the production server's."""

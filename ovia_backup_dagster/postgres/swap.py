@@ -180,7 +180,7 @@ def obstacles(server: Connection, database: str, *, mode_needs_swap: bool = True
             refuse(
                 f"the server at {server.host}:{server.port} is a standby",
                 "it repeats what its primary does, and nothing can be restored into it",
-                "set POSTGRES_HOST to the primary",
+                f"set {server.variables.host} to the primary",
             )
             return found
         if not role["creates_databases"]:

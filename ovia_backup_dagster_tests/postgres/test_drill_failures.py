@@ -33,7 +33,7 @@ from ovia_backup_dagster.core.retention import Policy, Weekday
 from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.demo import embedded
 from ovia_backup_dagster.postgres import places
-from ovia_backup_dagster.postgres.client import Connection, Programs
+from ovia_backup_dagster.postgres.client import Connection, Programs, Variables
 from ovia_backup_dagster.postgres.cluster import account_id
 from ovia_backup_dagster.postgres.drill import Choice, Driller, Where
 from ovia_backup_dagster.postgres.dump import Dumper
@@ -648,14 +648,15 @@ def test_roles_that_may_not_are_told_what_they_lack(site: Site) -> None:
     made = site.backup()
     before = server_state(site.database)
     try:
-        target = replace(site.database, user=role, host="127.0.0.1", password=SecretStr("right"))
+        restoring = Variables(user="RESTORE_POSTGRES_USER", password="RESTORE_POSTGRES_PASSWORD")
+        target = replace(site.database, user=role, host="127.0.0.1", password=SecretStr("right"), variables=restoring)
         evidence = site.drill(made, DATABASE, replace(site.driller, target=target, target_is_named=True))
         assert "permission denied to create database" in evidence.error
         assert "CREATEDB" in evidence.fix
         wrong = replace(target, password=SecretStr("wr0ng-secret"))
         evidence = site.drill(made, DATABASE, replace(site.driller, target=wrong, target_is_named=True))
         assert "password" in evidence.error
-        assert "RESTORE_POSTGRES_PASSWORD" in evidence.fix
+        assert f"compare RESTORE_POSTGRES_USER={role} and RESTORE_POSTGRES_PASSWORD with" in evidence.fix
         written = "".join(path.read_text() for path in site.driller.drills.path.iterdir() if path.is_file())
         assert "wr0ng-secret" not in written
         assert server_state(site.database) == before

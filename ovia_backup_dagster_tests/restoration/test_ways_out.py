@@ -22,7 +22,7 @@ from ovia_backup_dagster.core.errors import ReadOnlyVolumeError, RestoreError, R
 from ovia_backup_dagster.core.naming import before_at
 from ovia_backup_dagster.core.restoration import Journal, Mark, Mode, Order, RestoreFolder, Step
 from ovia_backup_dagster.postgres import places, swap
-from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.postgres.client import Connection, Variables
 from ovia_backup_dagster.postgres.proof import Proof
 from ovia_backup_dagster.postgres.reread import Rereader
 from ovia_backup_dagster.postgres.subscriptions import drop_subscriptions
@@ -930,3 +930,37 @@ def test_to_see_what_a_copy_lacks_its_backup_is_named_by_its_path(site: Site, tm
         ended = site.place.run("restore", str(elsewhere), "--new-host", "--yes-destroy", site.live.database)
     [command] = re.findall(r"or see: (ovia-backup drill .*)", next_of(ended))
     assert pasted(command, tmp_path / "backups") == ["drill", str(elsewhere)]
+
+
+# ------------------------------------------------------------------------------------ who restores cannot log in
+
+
+@pytest.mark.parametrize("password", ["", "wr0ng"])
+def test_who_restores_is_told_of_his_own_variables(site: Site, password: str) -> None:
+    role = f"restorer_{site.live.database}"
+    sql_in_server(site, "CREATE ROLE {} LOGIN PASSWORD 'right'", role)
+    try:
+        settings = {"RESTORE_POSTGRES_HOST": "127.0.0.1", "RESTORE_POSTGRES_USER": role}
+        his = site.with_settings(**settings, **({"RESTORE_POSTGRES_PASSWORD": password} if password else {}))
+        for ended in (
+            his.restore(),
+            his.undo(),
+            his.place.run("undo-restore", "--list"),
+            his.place.run("drill", "--where", "database"),
+            his.place.run("doctor"),
+        ):
+            [advice] = set(re.findall(r".*RESTORE_POSTGRES_PASSWORD_FILE.*", ended.output)) or [ended.output]
+            assert ("set" if not password else f"compare RESTORE_POSTGRES_USER={role} and") in advice
+            assert "RESTORE_POSTGRES_PASSWORD or RESTORE_POSTGRES_PASSWORD_FILE" in advice
+            assert not re.search(r"PGPASSWORD|\bPOSTGRES_(USER|PASSWORD)", advice)
+        elsewhere = his.with_settings(RESTORE_POSTGRES_HOST="no-such-host.invalid")
+        assert ": RESTORE_POSTGRES_HOST is wrong" in elsewhere.restore().refused()
+    finally:
+        sql_in_server(site, "DROP ROLE {}", role)
+
+
+def test_with_the_role_that_dumps_its_own_variables_are_named(site: Site) -> None:
+    assert site.place.system.restore_connection.variables == site.place.system.connection.variables == Variables()
+    given = site.with_settings(RESTORE_POSTGRES_PASSWORD="x").place.system.restore_connection
+    assert given.variables.password.startswith("RESTORE_POSTGRES_PASSWORD")
+    assert given.variables.user == "POSTGRES_USER"
