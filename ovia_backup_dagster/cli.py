@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import getpass
+import io
 import json
 import os
 import re
@@ -46,6 +47,10 @@ UNKNOWN = 3
 
 class _Group(click.Group):
     """Turns our errors into one line and an exit code."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        _mend_streams()
+        return super().main(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -745,6 +750,22 @@ def _system() -> BackupSystem:
     settings = Settings.load()
     settings.require()
     return BackupSystem(settings)
+
+
+def _mend_streams() -> None:
+    """What stands for a stream that is closed (``>&-``) goes nowhere; and no name is too strange to be printed."""
+    # In order: each gets the lowest number that is free. A lock or a dump that got it would be written to.
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _terminated(number: int, _: object) -> NoReturn:

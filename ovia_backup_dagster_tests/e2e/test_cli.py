@@ -6,6 +6,7 @@ import getpass
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -392,6 +393,23 @@ def test_output_that_cannot_be_written(command: str, code: int, cli: Cli) -> Non
 
     assert ended.returncode == code
     assert ended.stderr == "ovia-backup: cannot print: No space left on device\n"
+
+
+def test_a_closed_stream_is_in_nobodys_way(cli: Cli) -> None:
+    for command in ("dump", "verify", "list", "drill", "drill --history", "status", "doctor", "--help"):
+        for closed in (">&-", "<&- >&- 2>&-"):
+            shell = f"exec {shlex.quote(str(PROGRAM))} {command} {closed}"
+            ended = subprocess.run(["sh", "-c", shell], env=cli.environment(), capture_output=True, text=True)
+            assert ended.returncode == 0 or (command == "doctor" and ended.returncode == 1), (command, ended)
+            assert "Traceback" not in ended.stdout + ended.stderr
+
+
+def test_a_terminal_that_knows_few_letters(cli: Cli) -> None:
+    assert [cli(command, LOGNAME="Zoë").returncode for command in ("dump", "drill")] == [0, 0]
+    told = cli("drill", "--history", PYTHONIOENCODING="ascii")
+    assert (told.returncode, told.stderr, "Zo\\xeb on" in told.stdout) == (0, "", True)
+    named = cli("verify", "Zoë", PYTHONIOENCODING="ascii")
+    one_line(named, 1, "Zo")
 
 
 def test_ctrl_c_ends_a_dump_and_leaves_nothing(cli: Cli, database: Connection, volume: Path) -> None:
