@@ -43,6 +43,13 @@ if TYPE_CHECKING:
     from ovia_backup_dagster.system import BackupSystem
 
 UNKNOWN = 3
+_RESTORES = ("restore", "undo-restore")
+#: Whether it was done, put back or not begun depends on when it was ended.
+_AFTER_A_RESTORE = "what came of it: ovia-backup restore --history; what is unfinished: ovia-backup status"
+
+
+class _Terminated(SystemExit):
+    """Somebody ended the process by a signal."""
 
 
 class _Group(click.Group):
@@ -59,8 +66,14 @@ class _Group(click.Group):
             click.echo(f"ovia-backup: {error}", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
-            click.echo("ovia-backup: ended by Ctrl-C; nothing unfinished is left", err=True)
+            left = _AFTER_A_RESTORE if ctx.invoked_subcommand in _RESTORES else "nothing unfinished is left"
+            click.echo(f"ovia-backup: ended by Ctrl-C; {left}", err=True)
             ctx.exit(128 + signal.SIGINT)
+        except _Terminated as end:
+            if ctx.invoked_subcommand in _RESTORES:
+                with contextlib.suppress(OSError):  # the terminal may be gone
+                    click.echo(f"ovia-backup: ended by a signal; {_AFTER_A_RESTORE}", err=True)
+            ctx.exit(int(str(end.code)))
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EIO):
                 raise
@@ -669,7 +682,11 @@ def _carry_out(
 def _confirmed(name: str, given: str | None) -> str:
     """What a person says when asked to repeat the name of what is at stake; without a terminal, what was given."""
     if given is None and name and sys.stdin.isatty():
-        given = str(click.prompt(f"To go on, type the name of the database ({_safe(name)})", err=True))
+        try:
+            given = str(click.prompt(f"To go on, type the name of the database ({_safe(name)})", err=True))
+        except click.Abort:  # Ctrl-C, or the end of the input
+            click.echo("\novia-backup: nothing was done", err=True)
+            sys.exit(1)
     return given or ""
 
 
@@ -771,7 +788,7 @@ def _mend_streams() -> None:
 def _terminated(number: int, _: object) -> NoReturn:
     # That a terminal is gone is said twice, by the shell and by the kernel; the second must not end the way back.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    sys.exit(128 + number)
+    raise _Terminated(128 + number)
 
 
 def _log(text: str) -> None:

@@ -7,16 +7,20 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from io import StringIO
 from pathlib import Path
 from unittest import mock
 
+import click
 import psycopg
 import pytest
 
+from ovia_backup_dagster import cli
 from ovia_backup_dagster.core.catalog import GLOBALS, RESERVE, RESERVE_BYTES
 from ovia_backup_dagster.core.errors import ReadOnlyVolumeError, RestoreError, RestoreRefusedError
 from ovia_backup_dagster.core.naming import before_at
@@ -262,7 +266,7 @@ def test_who_ends_it_is_told_what_is_left(site: Site, number: signal.Signals) ->
 def test_who_ends_it_where_all_can_be_put_back_has_nothing_left(site: Site) -> None:
     with each_step(Step.SWAP, lambda: os.kill(os.getpid(), signal.SIGINT)):
         ended = site.restore()
-    assert (ended.code, "nothing unfinished is left" in ended.output) == (130, True), ended.output
+    assert (ended.code, "what came of it: ovia-backup restore --history" in ended.output) == (130, True), ended.output
     ended_as(site, "old")
 
 
@@ -964,3 +968,33 @@ def test_with_the_role_that_dumps_its_own_variables_are_named(site: Site) -> Non
     given = site.with_settings(RESTORE_POSTGRES_PASSWORD="x").place.system.restore_connection
     assert given.variables.password.startswith("RESTORE_POSTGRES_PASSWORD")
     assert given.variables.user == "POSTGRES_USER"
+
+
+# ----------------------------------------------------------------------------------------- ended while it is told
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_ends_it_when_all_is_done_is_told_where_that_stands(site: Site, number: signal.Signals) -> None:
+    with mock.patch.object(cli, "_print_table", side_effect=lambda *_, **__: os.kill(os.getpid(), number)):
+        ended = site.restore()
+    assert ended.code == 128 + number
+    assert "nothing unfinished" not in ended.output
+    assert "what came of it: ovia-backup restore --history" in ended.output.splitlines()[-1]
+    assert site.content() == site.then
+    assert site.place.run("restore", "--history").output.count("done") == 1
+
+
+def test_who_ends_it_at_the_question_is_told_that_nothing_was_done(site: Site) -> None:
+    class Terminal(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for end in (KeyboardInterrupt, EOFError):
+        with (
+            mock.patch.object(sys, "stdin", Terminal()),
+            mock.patch.object(click.termui, "visible_prompt_func", side_effect=end),
+        ):
+            ended = site.restore(confirm=False)
+        assert (ended.code, ended.output.splitlines()[-1]) == (1, "ovia-backup: nothing was done")
+    assert site.records == []
+    assert site.content() == site.now
