@@ -360,12 +360,13 @@ class Catalog:
             BackupNotFoundError: there is none; says what there is.
         """
         path = Path(wanted)
-        if len(path.parts) > 1 and is_file(path):
+        # Not by its parts: `./name.dump` has one.
+        if os.sep in wanted and is_file(path):
             given = _at(path, self.database)
             if anywhere or self.holds(given):
                 return given
         with contextlib.suppress(OSError, ValueError):  # no name that a file could have
-            if len(path.parts) > 1 and path.is_dir():
+            if os.sep in wanted and path.name and path.is_dir():
                 raise BackupNotFoundError(
                     f"{path} is a folder, and no backup",
                     why="a backup is a file: pg_dump's custom format, and not its directory format",

@@ -380,6 +380,10 @@ def test_a_backup_is_found_by_a_relative_path(catalog: Catalog, monkeypatch: pyt
     backup = proven(catalog, AT)
     monkeypatch.chdir(catalog.root)
     assert catalog.find(f"daily/{DUMP}", NOW) == backup
+    monkeypatch.chdir(catalog.folder(Tier.DAILY))
+    shutil.copy2(DUMP, "mine.dump")
+    assert catalog.find("./mine.dump", NOW).path == backup.path.with_name("mine.dump")
+    assert catalog.find(f"./{DUMP}", NOW) == backup
 
 
 def test_the_two_tiers_copies_are_told_apart_by_name(catalog: Catalog) -> None:
