@@ -22,7 +22,7 @@ _PATTERN = re.compile(
 )
 _SAFE = re.compile(r"[A-Za-z0-9_-]*")
 #: PostgreSQL's limit of a name, in bytes.
-_NAME_BYTES = 63
+NAME_BYTES = 63
 _STAMP = "%Y%m%d%H%M%S"
 _BEFORE = re.compile(r".*_before_(?P<at>[0-9]{14})", re.DOTALL)
 
@@ -74,6 +74,15 @@ class BackupName:
         return cls(_decode_database(match["database"]), Tier(match["tier"]), at)
 
 
+def is_utf8(name: str) -> bool:
+    """Whether it can be written down: a file's name may be any bytes, which Python shows as surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def restore_name(database: str, at: datetime) -> str:
     """``<database>_restore_20260221030000``: where a restore makes what will take the database's place.
 
@@ -103,7 +112,7 @@ def before_at(name: str, database: str) -> datetime | None:
 
 def _beside(database: str, word: str, at: datetime) -> str:
     suffix = f"_{word}_{at.astimezone(UTC).strftime(_STAMP)}"
-    room = _NAME_BYTES - len(suffix)
+    room = NAME_BYTES - len(suffix)
     if len(database.encode()) > room:
         # Cut alone, two long names could become one, and a database be taken for what another's restore left.
         mark = f"_{hashlib.sha256(database.encode()).hexdigest()[:6]}"

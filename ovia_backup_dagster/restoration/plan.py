@@ -22,7 +22,7 @@ from ovia_backup_dagster.core.errors import (
     VersionMismatchError,
 )
 from ovia_backup_dagster.core.files import explained
-from ovia_backup_dagster.core.naming import BackupName, before_name, restore_name
+from ovia_backup_dagster.core.naming import NAME_BYTES, BackupName, before_name, is_utf8, restore_name
 from ovia_backup_dagster.core.restoration import Mode, Order, Record, RestoreFolder, Step, StopServices
 from ovia_backup_dagster.core.words import duration, human_bytes
 from ovia_backup_dagster.postgres import archive as archives
@@ -219,6 +219,7 @@ class Planner:
             BackupNotFoundError, BadBackupError, ServerError, SwarmError: as they say.
         """
         _refuse_contradictions(wishes)
+        _refuse_impossible_name(wishes.into)
         self._refuse_unfinished()
         backup = self._backup(wishes, now)
         with connect(self._server) as session:
@@ -614,6 +615,15 @@ def _refuse_contradictions(wishes: Wishes) -> None:
         wrong = "--auto-undo swaps back, and needs --mode swap"
     if wrong:
         raise RestoreRefusedError("these options contradict each other", why=wrong, fix="ovia-backup restore --help")
+
+
+def _refuse_impossible_name(name: str) -> None:
+    count = len(name.encode(errors="surrogatepass"))
+    if count > NAME_BYTES or not is_utf8(name):
+        why = f"it has {count} bytes, and PostgreSQL takes {NAME_BYTES}" if is_utf8(name) else "it is not UTF-8"
+        raise RestoreRefusedError(
+            f"no database can be called {shell_word(name)}", why=why, fix="choose a shorter name: --into NAME"
+        )
 
 
 def _sessions(sessions: Sequence[ClientSession]) -> str:

@@ -406,7 +406,7 @@ class Restorations:
         if isinstance(error, DockerUnreachableError | DockerRefusedError):
             instead += "; where Docker does not come back: the same with --without-services, and services by hand"
         fix = "; then: ".join(filter(None, (error.fix, f"{unfinished.fix}{instead}")))
-        return type(unfinished)(unfinished.what, why=error.account, said=error.said, fix=fix)
+        return type(unfinished)(unfinished.what, why=error.account, fix=fix)
 
     def _record(self, journal: Journal) -> Record:
         record = record_of(journal)

@@ -32,6 +32,7 @@ from ovia_backup_dagster.postgres.reread import Rereader
 from ovia_backup_dagster.postgres.subscriptions import drop_subscriptions
 from ovia_backup_dagster.restoration import plan, steps
 from ovia_backup_dagster.restoration.plan import Wishes
+from ovia_backup_dagster.restoration.restorations import Restorations
 from ovia_backup_dagster.restoration.steps import Steps
 from ovia_backup_dagster.swarm import services
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, running_cluster
@@ -998,3 +999,25 @@ def test_who_ends_it_at_the_question_is_told_that_nothing_was_done(site: Site) -
         assert (ended.code, ended.output.splitlines()[-1]) == (1, "ovia-backup: nothing was done")
     assert site.records == []
     assert site.content() == site.now
+
+
+# ------------------------------------------------------------------------------------------ what is refused at once
+
+
+@pytest.mark.parametrize("name", ["x" * 64, "ü" * 32, "a\udcff"])
+def test_a_name_that_no_database_can_have_is_refused_at_once(site: Site, name: str) -> None:
+    line = site.restore("--mode", "new", "--into", name).refused()
+    assert ("64 bytes, and PostgreSQL takes 63" if len(name) > 2 else "not UTF-8") in line
+    assert site.databases == [site.live.database]
+
+
+def test_what_holds_a_restore_up_is_said_once(site: Site) -> None:
+    with killed_at(3, before=False):
+        assert site.restore().killed
+    away = site.with_settings(RESTORE_POSTGRES_HOST="/nowhere")
+    with mock.patch.object(Restorations, "_refuse_other_server"):
+        line = away.place.run("restore", "--abort").refused()
+    for parenthesis in re.findall(r"\([^()]*No such file[^()]*", line):
+        assert line.count(parenthesis) == 1, line
+    assert "No such file" in line
+    assert site.place.run("restore", "--abort").code == 0
