@@ -595,7 +595,7 @@ def test_a_lock_that_is_let_go_between_tries(location: Location) -> None:
         ({"POSTGRES_USER": "nobody_of_that_name"}, 'role "nobody_of_that_name" does not exist'),
         ({"PG_BIN_DIR": "/nonexistent"}, "was not found in PG_BIN_DIR=/nonexistent"),
         ({"BACKUP_COMPRESSION": "zstd:3"}, "compression zstd:3 is not possible here"),
-        ({"POSTGRES_PASSWORD_FILE": "/nonexistent"}, "POSTGRES_PASSWORD_FILE=/nonexistent cannot be read"),
+        ({"POSTGRES_PASSWORD_FILE": "/nonexistent/file"}, "POSTGRES_PASSWORD_FILE=/nonexistent/file cannot be read"),
     ],
 )
 def test_what_time_does_not_heal_fails_at_once(

@@ -140,7 +140,10 @@ JOBS: dict[str, dict[str, Any]] = {
     "doctor_job": {"assets": {"backup_doctor"}, "tags": {"ovia/database": "ovia", "ovia/prefix": "-"}},
     "restore_drill_job": {"assets": {"restore_drill"}, "tags": {"ovia/database": "ovia", "ovia/prefix": "-"}},
     "history_pruning_job": {"assets": set(), "tags": {"ovia/database": "ovia", "ovia/prefix": "-"}},
-    "restore_job": {"assets": set(), "tags": {"ovia/database": "ovia", "ovia/prefix": "-"}},
+    "restore_job": {
+        "assets": set(),
+        "tags": {"ovia/database": "ovia", "ovia/prefix": "-", "dagster/max_retries": "0"},
+    },
     "kept_databases_job": {"assets": set(), "tags": {"ovia/database": "ovia", "ovia/prefix": "-"}},
 }
 
