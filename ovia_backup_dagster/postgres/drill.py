@@ -27,6 +27,7 @@ from ovia_backup_dagster.core.errors import (
     ServerError,
 )
 from ovia_backup_dagster.core.files import explained
+from ovia_backup_dagster.core.naming import is_utf8
 from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.postgres import archive as archives
 from ovia_backup_dagster.postgres import own_check
@@ -109,11 +110,13 @@ class Driller:
         """The backup to drill; ``latest`` is the newest that is not known to be bad.
 
         Raises:
-            BackupNotFoundError: there is none.
+            BackupNotFoundError: there is none; or no record could name it.
         """
         now = datetime.now(UTC)
         if wanted != "latest":
-            return self.catalog.find(wanted, now, anywhere=anywhere)
+            found = self.catalog.find(wanted, now, anywhere=anywhere)
+            _refuse_unspeakable(found.path)
+            return found
         for backup in self.catalog.newest_first():
             in_past = backup.started_at <= now + CLOCK_TOLERANCE
             if in_past and backup.state(now) in (State.PROVEN, State.UNPROVEN):
@@ -349,6 +352,16 @@ class _Drill:
             fix=self.error.fix if self.error else "",
             kept=self.kept,
             made_by=MADE_BY,
+        )
+
+
+def _refuse_unspeakable(path: Path) -> None:
+    """Else what comes of it could not be written down in the end."""
+    if not is_utf8(str(path)):
+        raise BackupNotFoundError(
+            f"{shell_word(str(path))} cannot be used under this name",
+            why="it is not UTF-8, and no record could name it",
+            fix=f"rename it: mv {shell_word(str(path))} NEW.dump",
         )
 
 

@@ -1021,3 +1021,13 @@ def test_what_holds_a_restore_up_is_said_once(site: Site) -> None:
         assert line.count(parenthesis) == 1, line
     assert "No such file" in line
     assert site.place.run("restore", "--abort").code == 0
+
+
+@pytest.mark.parametrize("command", ["restore", "drill"])
+def test_a_file_that_no_record_can_name_is_refused_at_once(site: Site, tmp_path: Path, command: str) -> None:
+    path = tmp_path / "bad\udcff.dump"
+    path.write_bytes(site.backup.path.read_bytes())
+    line = site.place.run(command, str(path)).refused()
+    assert "is not UTF-8" in line
+    [there] = re.findall(r"rename it: mv (.*) NEW\.dump", line)
+    assert pasted(f"ovia-backup {there}", tmp_path) == [str(path)]
