@@ -169,6 +169,22 @@ class Backup:
         return True
 
     @cached_property
+    def foreign(self) -> tuple[str, str] | None:
+        """What else the file is, as far as its first bytes say, and the command that restores it by hand."""
+        head, path = b"", shell_word(str(self.path))
+        with contextlib.suppress(OSError), open(self.path, "rb") as file:
+            head = file.read(512)
+        if head.startswith(_MAGIC):
+            return None
+        if head[257:262] == b"ustar":
+            return "a tar archive", f"createdb NEW && pg_restore --dbname=NEW {path}"
+        if head.lstrip(b"\xef\xbb\xbf\r\n ").startswith(b"--"):
+            return "a plain SQL dump, which psql reads", (
+                f"createdb NEW && psql --set=ON_ERROR_STOP=1 --dbname=NEW --file={path}"
+            )
+        return None
+
+    @cached_property
     def drills(self) -> Drills | None:
         """Every restore drill so far; ``None`` without any, or when the sidecar cannot be read."""
         with contextlib.suppress(VolumeError):
@@ -188,7 +204,14 @@ class Backup:
         """Why it is bad, if it is."""
         if self.judgement is not None:
             return self.judgement.problem(str(self))
-        return None if self.is_archive else bad_backup(str(self), "it is no archive: the dump failed before it began")
+        if self.is_archive:
+            return None
+        why = "it is no archive: the dump failed before it began"
+        if self.foreign:
+            why = f"it is {self.foreign[0]}, and no archive of pg_dump's custom format"
+        elif self.size_bytes >= len(_MAGIC):
+            why = "it is no archive: it was overwritten, or is another program's"
+        return bad_backup(str(self), why)
 
     def state(self, now: datetime) -> State:
         """What is known about it at ``now`` (UTC)."""

@@ -397,6 +397,13 @@ class Planner:
         catalog = self.driller.catalog
         backup = self.driller.find(wishes.backup, anywhere=wishes.anywhere)
         backup = catalog.settled(backup, now, "ovia-backup restore")
+        if backup.foreign:
+            what, by_hand = backup.foreign
+            raise RestoreRefusedError(
+                f"{backup} is {what}",
+                why="what is restored here is pg_dump's custom format",
+                fix=f"choose another (ovia-backup list); or by hand, into a database of its own: {by_hand}",
+            )
         if backup.state(now) is State.BAD and not wishes.even_if_damaged:
             problem = backup.problem
             raise RestoreRefusedError(

@@ -1031,3 +1031,32 @@ def test_a_file_that_no_record_can_name_is_refused_at_once(site: Site, tmp_path:
     assert "is not UTF-8" in line
     [there] = re.findall(r"rename it: mv (.*) NEW\.dump", line)
     assert pasted(f"ovia-backup {there}", tmp_path) == [str(path)]
+
+
+@pytest.mark.parametrize(("form", "what"), [("plain", "a plain SQL dump"), ("tar", "a tar archive")])
+@pytest.mark.parametrize("old", [False, True])
+def test_what_is_another_format_is_called_so_with_what_reads_it(
+    site: Site, tmp_path: Path, form: str, what: str, old: bool
+) -> None:
+    path = tmp_path / "it's another.dump"
+    database = site.live.conninfo()
+    subprocess.run(
+        (site.bin_dir / "pg_dump", f"--format={form}", f"--file={path}", f"--dbname={database}"),
+        env={**os.environ, **site.live.environment()},
+        check=True,
+    )
+    if old:
+        os.utime(path, (1.7e9, 1.7e9))
+    line = site.place.run("restore", str(path)).refused()
+    assert f"is {what}" in line
+    assert "--even-if-damaged" not in line
+    command = re.sub(r"^.*createdb NEW && (psql|pg_restore)", "ovia-backup", line)
+    assert pasted(command, tmp_path)[-1].endswith(str(path))
+
+
+@pytest.mark.parametrize(("content", "words"), [(b"", "failed before it began"), (b"\0" * 900, "was overwritten")])
+def test_what_is_nothing_keeps_its_words(site: Site, tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "nothing.dump"
+    path.write_bytes(content)
+    os.utime(path, (1.7e9, 1.7e9))
+    assert words in site.place.run("restore", str(path)).refused()
