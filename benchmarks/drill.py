@@ -12,10 +12,11 @@ from ovia_backup_dagster.core.manifest import Manifest, parse_sidecar
 from ovia_backup_dagster.postgres import archive as archives
 from ovia_backup_dagster.postgres.client import SESSION_OPTIONS, Connection, Programs
 from ovia_backup_dagster.postgres.cluster import Cluster
-from ovia_backup_dagster.postgres.places import Copy, throwaway
+from ovia_backup_dagster.postgres.places import Copy
 from ovia_backup_dagster.postgres.reread import Rereader
 from ovia_backup_dagster.postgres.restore import Restorer
 from ovia_backup_dagster.postgres.roles import replay
+from ovia_backup_dagster.postgres.throwaway import throwaway
 
 #: As PostgreSQL's image comes, and the old stack ran it: its defaults. What it says is on disk, is.
 PRODUCTION = {"fsync": "on", "full_page_writes": "on", "synchronous_commit": "on"}

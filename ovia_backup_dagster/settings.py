@@ -146,6 +146,12 @@ class Settings(BaseSettings):
         default=Path("/tmp"),  # noqa: S108 - mkdtemp makes a private folder in it
         doc="Where throwaway clusters are made; at most 60 bytes long. Needs 1.25 times the database's size.",
     )
+    drill_sandbox: Literal["auto", "require", "off"] = _variable(
+        "DRILL_SANDBOX",
+        default="auto",
+        doc="Whether what runs or parses a backup's content is confined (Landlock and seccomp): `auto`, where the "
+        "kernel can, and the evidence says how; `require`, else drills and verification refuse; `off`.",
+    )
     drill_check_command: str = _variable(
         "DRILL_CHECK_COMMAND",
         default="",

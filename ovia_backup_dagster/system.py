@@ -21,6 +21,7 @@ from ovia_backup_dagster.notifications import Notifier
 from ovia_backup_dagster.postgres.client import Connection, Programs, Variables
 from ovia_backup_dagster.postgres.drill import Choice, Driller, Where
 from ovia_backup_dagster.postgres.dump import Dumper
+from ovia_backup_dagster.postgres.sandbox import Confine, Sandbox
 from ovia_backup_dagster.postgres.verification import Verifier
 from ovia_backup_dagster.settings import Settings
 
@@ -61,7 +62,7 @@ class BackupSystem:
 
     @property
     def programs(self) -> Programs:
-        return Programs(self.settings.pg_bin_dir)
+        return Programs(self.settings.pg_bin_dir, Sandbox(Confine(self.settings.drill_sandbox)))
 
     @property
     def dumper(self) -> Dumper:

@@ -43,6 +43,7 @@ class DrillCheck(StrEnum):
     """What a drill proves, in this order. The value is the name of the asset check, too."""
 
     UNALTERED = "archive_is_what_was_written"
+    CONTAINED = "drill_contained"
     EXTENSIONS = "extensions_as_in_source"
     RESTORED = "restored_without_errors"
     TABLES = "rows_and_content_equal"
@@ -72,6 +73,8 @@ class DrillCheck(StrEnum):
 
 _DESCRIPTIONS = {
     DrillCheck.UNALTERED: "Size and SHA-256 of the file are those taken when it was written.",
+    DrillCheck.CONTAINED: "What the backup contains ran confined: from inside, nothing outside could be read, written, "
+    "reached or signalled.",
     DrillCheck.EXTENSIONS: "The source's extensions are there; another version of one is odd.",
     DrillCheck.RESTORED: "pg_restore restored all of it and met no error.",
     DrillCheck.TABLES: "Every table was read back: its rows and their content are the backup's. Another order is odd.",
@@ -139,6 +142,7 @@ class Evidence(Sidecar):
         recovery_seconds: of them, what a restore takes: the recovery time to expect.
         error: why it could not go on, and ``fix`` what to do; empty when it could.
         kept: how to look at the copy, if it was kept.
+        confinement: how what the backup contains was kept from the rest of the machine; empty in older evidence.
     """
 
     version: Literal[1] = 1
@@ -168,6 +172,7 @@ class Evidence(Sidecar):
     error: str = ""
     fix: str = ""
     kept: str = ""
+    confinement: str = ""
     made_by: str
 
     @property

@@ -63,6 +63,8 @@ def _facts(evidence: Evidence) -> list[tuple[str, str]]:
         rows = f"{evidence.rows:,} rows in {len(evidence.tables):,} tables, {evidence.large_objects:,} large objects"
         size = f"{human_bytes(evidence.copy_bytes)} on disk, {human_bytes(evidence.decoded_bytes)} as text"
         facts.append(("copy", f"{rows}, {size}"))
+    if evidence.confinement:
+        facts.append(("confinement", plain(evidence.confinement)))
     if evidence.kept:
         facts.append(("kept for a look, until the next drill", code(evidence.kept)))
     return [*facts, ("made by", evidence.made_by)]

@@ -133,6 +133,14 @@ class DrillOverdueError(DrillError):
     """No drill has passed for too long."""
 
 
+class DrillLimitError(DrillError):
+    """A copy's server took more memory, disk, processes or time than a drill may take, and was ended."""
+
+
+class SandboxError(BackupError):
+    """A program that reads what others wrote cannot be confined, and must be."""
+
+
 class RestoreError(BackupError):
     """A backup could not be restored: its own statements failed."""
 

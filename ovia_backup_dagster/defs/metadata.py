@@ -134,6 +134,7 @@ def of_drill(evidence: Evidence, folder: Path) -> Metadata:
         "evidence": dg.MetadataValue.path(str(folder / f"{evidence.filename}.md")),
         "launched_by": dg.MetadataValue.text(evidence.launched_by),
         "restored_into": dg.MetadataValue.text(evidence.place),
+        "confinement": dg.MetadataValue.text(evidence.confinement),
         "rows": dg.MetadataValue.int(evidence.rows),
         "backup_bytes": dg.MetadataValue.int(evidence.backup_bytes),
         "checks": dg.MetadataValue.table(

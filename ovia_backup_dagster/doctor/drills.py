@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,9 +13,11 @@ from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.doctor.report import Area, Line, fail, failed, ok, warn
 from ovia_backup_dagster.postgres.drill import Where, needed_bytes
-from ovia_backup_dagster.postgres.places import remains, server_programs
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
+from ovia_backup_dagster.postgres.sandbox import Confine
 from ovia_backup_dagster.postgres.session import connect
+from ovia_backup_dagster.postgres.throwaway import remains, server_programs
+from ovia_backup_dagster.postgres.walls import try_from_inside
 from ovia_backup_dagster.system import BackupSystem
 
 _RIGHTS = "SELECT rolcreatedb OR rolsuper AS may FROM pg_roles WHERE rolname = current_user"
@@ -34,7 +37,29 @@ def drills(system: BackupSystem) -> Iterator[Line]:
     elif bin_dir is not None:
         yield ok(Area.DRILLS, f"throwaway clusters are made in {system.settings.drill_dir}, by {bin_dir}")
         yield from _folder(system, system.settings.drill_dir)
+    yield from _sandbox(system)
     yield from _standing(system)
+
+
+def _sandbox(system: BackupSystem) -> Iterator[Line]:
+    """How what a backup contains is kept from the rest of the machine."""
+    wanted = system.programs.sandbox.confine
+    if wanted is Confine.OFF:
+        text = "what a backup contains runs unconfined in drills, and is parsed so: DRILL_SANDBOX=off"
+        yield warn(Area.DRILLS, text, "unset DRILL_SANDBOX")
+        return
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            walls = try_from_inside(system.programs, Path(folder))
+    except (BackupError, OSError) as error:
+        yield fail(Area.DRILLS, f"the sandbox of drills cannot be tried: {error}", "df -h /tmp; ls -ld /tmp")
+        return
+    if walls.whole:
+        yield ok(Area.DRILLS, f"what a backup contains is {walls.text}")
+    else:
+        level = fail if wanted is Confine.REQUIRE else warn
+        fix = "run it under Linux 6.12 or newer, without a seccomp profile that forbids Landlock or filters"
+        yield level(Area.DRILLS, f"what a backup contains is not well confined here: {walls.text}", fix)
 
 
 def _scratch_server(system: BackupSystem) -> Iterator[Line]:

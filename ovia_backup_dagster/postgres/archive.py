@@ -39,6 +39,7 @@ from ovia_backup_dagster.postgres.datatext import (
 )
 from ovia_backup_dagster.postgres.diagnosis import diagnose
 
+_USE_LIST = "--use-list="
 _ENTRY = re.compile(r"^(\d+; \d+ \d+) (.+)$", re.MULTILINE)
 _TABLE = re.compile(r"TABLE (?!DATA )")
 _SETTING = re.compile(rb'ALTER DATABASE .* SET "?(TimeZone|bytea_output|lc_monetary)"? TO \'([^\']*)\';', re.DOTALL)
@@ -161,7 +162,7 @@ def use_list(listing: str, wanted: Callable[[str], bool]) -> Iterator[str]:
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", errors="replace", suffix=".list") as file:
         file.writelines(f"{match[0]}\n" for match in _ENTRY.finditer(listing) if wanted(match[2]))
         file.flush()
-        yield f"--use-list={file.name}"
+        yield f"{_USE_LIST}{file.name}"
 
 
 def schema_text(programs: Programs, path: Path, *options: str) -> bytes:
@@ -178,8 +179,8 @@ def tablespaces(programs: Programs, path: Path) -> tuple[str, ...]:
 def database_text(programs: Programs, path: Path) -> bytes:
     """The SQL that makes the archive's database, without anything in it: CREATE DATABASE, its owner, its settings."""
     # It needs no entry of the contents list.
-    arguments = ("--create", "--no-tablespaces", f"--use-list={os.devnull}", "--file=-", str(path))
-    code, output, stderr = capture((programs.path("pg_restore"), *arguments))
+    arguments = ("--create", "--no-tablespaces", f"{_USE_LIST}{os.devnull}", "--file=-")
+    code, output, stderr = capture(pg_restore(programs, path, *arguments))
     # A line feed in the database's name stops it where psql would connect: all but its settings is printed.
     if code != 0 and not (b"\nCREATE DATABASE " in output and "contains a newline" in stderr):
         raise _failure(stderr, code, path)
@@ -206,13 +207,19 @@ def session_options(script: bytes) -> str:
     return pg_options({text_of(match[1]): text_of(match[2]) for match in found if match})
 
 
+def pg_restore(programs: Programs, path: Path, *options: str) -> tuple[str, ...]:
+    """The command that reads an archive, confined to that: it connects to nothing."""
+    lists = (option.removeprefix(_USE_LIST) for option in options if option.startswith(_USE_LIST))
+    return programs.confined((programs.path("pg_restore"), *options, str(path)), read=(path, *lists))
+
+
 def _read(programs: Programs, path: Path, rows_of: Callable[[str], R], log: Log | None, *options: str) -> Data[R]:
-    command = (programs.path("pg_restore"), "--data-only", *options, "--file=-", str(path))
+    command = pg_restore(programs, path, "--data-only", *options, "--file=-")
     return read_data(command, rows_of=rows_of, failed=lambda stderr, code: _failure(stderr, code, path), log=log)
 
 
 def _run(programs: Programs, path: Path, *arguments: str) -> bytes:
-    code, output, stderr = capture((programs.path("pg_restore"), *arguments, str(path)))
+    code, output, stderr = capture(pg_restore(programs, path, *arguments))
     # --list exits 0 with a warning when it cannot decompress.
     if code != 0 or "does not support compression" in stderr:
         raise _failure(stderr, code, path)

@@ -16,7 +16,7 @@ import struct
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -26,6 +26,7 @@ from urllib.parse import quote, urlencode
 from pydantic import SecretStr
 
 from ovia_backup_dagster.core.errors import CompressionUnsupportedError, ProgramMissingError
+from ovia_backup_dagster.postgres.sandbox import Sandbox
 
 CONNECT_TIMEOUT_SECONDS = 15
 #: A network that goes away without a word is noticed after a minute and a half; the kernel's default is two hours.
@@ -63,6 +64,7 @@ class Connection:
         password: ``None`` leaves it to ``PGPASSFILE`` or to a server that asks for none.
         libpq: further ``PGSSL*`` and ``PGPASSFILE`` variables, as they were given.
         variables: what it is set by.
+        sandboxed: whether the server is a throwaway's, which runs what others wrote: its clients are confined, too.
     """
 
     host: str
@@ -72,6 +74,7 @@ class Connection:
     password: SecretStr | None = None
     libpq: Mapping[str, str] = field(default_factory=dict)
     variables: Variables = Variables()
+    sandboxed: bool = False
 
     def __str__(self) -> str:
         return f"database {self.database} at {self.host}:{self.port}"
@@ -79,6 +82,11 @@ class Connection:
     def to(self, database: str) -> Connection:
         """To another database of the same server."""
         return replace(self, database=database)
+
+    @property
+    def socket(self) -> str:
+        """The path of the server's Unix socket, where ``host`` is its folder."""
+        return f"{self.host}/.s.PGSQL.{self.port}"
 
     def conninfo(self) -> str:
         """For ``--dbname``: the database, quoted, and what no variable can say. Holds no secret."""
@@ -120,9 +128,34 @@ class Programs:
 
     Attributes:
         bin_dir: where they are; ``None`` looks in ``PATH``.
+        sandbox: how those are confined that parse what is in a backup.
     """
 
     bin_dir: Path | None = None
+    sandbox: Sandbox = Sandbox()  # noqa: RUF009 - frozen
+
+    def confined(
+        self,
+        command: Sequence[str],
+        *,
+        read: Iterable[os.PathLike[str] | str] = (),
+        write: Iterable[os.PathLike[str] | str] = (),
+        server: Connection | None = None,
+        forks: bool = False,
+    ) -> tuple[str, ...]:
+        """The command that runs a client program on what others wrote.
+
+        Args:
+            command: path and arguments.
+            read, write: files and folders that it needs, besides the system's and its own.
+            server: whom it connects to; without one it cannot connect. One that others use is reached as it always
+                was: over the network, with a password.
+            forks: whether it may start others, as pg_restore's jobs.
+        """
+        if server is not None and not server.sandboxed:
+            return tuple(command)
+        connect = server.socket if server is not None else None
+        return self.sandbox.command(command, read=read, write=write, connect=connect, forks=forks)
 
     def path(self, program: str) -> str:
         """The program's path.

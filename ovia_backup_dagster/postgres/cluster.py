@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ovia_backup_dagster.core.errors import ProgramError
 from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.postgres.sandbox import Sandbox
 
 _ACCOUNTS = ("postgres", "nobody")
 _PROGRAMS = ("initdb", "pg_ctl", "postgres")
@@ -40,6 +41,8 @@ class Cluster:
         superuser: the bootstrap superuser's name.
         settings: further ``postgresql.conf`` settings.
         locale, encoding: for ``initdb``.
+        sandbox: what its programs are confined by, since it is to run what others wrote; such a server is started and
+            ended by ``throwaway``.
     """
 
     bin_dir: Path
@@ -48,6 +51,7 @@ class Cluster:
     settings: Mapping[str, str] = field(default_factory=dict)
     locale: str = "C"
     encoding: str = "UTF8"
+    sandbox: Sandbox | None = None
 
     @property
     def data(self) -> Path:
@@ -61,7 +65,13 @@ class Cluster:
 
     def connection(self, database: str = "postgres", user: str | None = None) -> Connection:
         """How to connect: through the socket, without a password."""
-        return Connection(host=str(self.folder), port=5432, database=database, user=user or self.superuser)
+        return Connection(
+            host=str(self.folder),
+            port=5432,
+            database=database,
+            user=user or self.superuser,
+            sandboxed=self.sandbox is not None,
+        )
 
     def create(self) -> None:
         """Run initdb. The folder must not hold a cluster yet.
@@ -72,7 +82,7 @@ class Cluster:
         if len(os.fsencode(self.folder)) > _SOCKET_FOLDER_LIMIT:
             raise ProgramError(f"{self.folder} is too long a name for a Unix socket", fix="choose a shorter folder")
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        owner = _account()
+        owner = account()
         if owner is not None:
             os.chown(self.folder, owner.pw_uid, owner.pw_gid)
         self._run(
@@ -130,14 +140,17 @@ class Cluster:
         """Stop the server and remove everything."""
         with contextlib.suppress(ProgramError):
             self.stop("immediate")
-        # initdb and pg_ctl outlive a killed parent, and what a server has started may outlive it.
+        self.end_processes()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def end_processes(self) -> None:
+        """End PostgreSQL's programs that run in the folder: initdb and pg_ctl outlive a killed parent."""
         deadline = time.monotonic() + _END_SECONDS
         while (left := self._processes()) and time.monotonic() < deadline:
             for pid in left:
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.01)
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _processes(self) -> list[int]:
         """PostgreSQL's programs that run in the folder, under the account that they are started under."""
@@ -161,43 +174,55 @@ class Cluster:
             why = " / ".join([line for line in result.stdout.splitlines() if line.strip()][-2:] + log)
             raise ProgramError(f"{program} failed in {self.folder}", why=why, fix=f"see {self.log}")
 
+    def program(self, name: str) -> Path:
+        """The path of a server program, or of a copy of it where the account that must run it can reach it.
+
+        The copy is out of reach of what is confined, or it could be changed, and would be run unconfined.
+        """
+        if account() is None or may_enter(self.bin_dir):
+            return self.bin_dir / name
+        copy = (self.folder.parent if self.sandbox else self.folder) / "programs"
+        if not copy.exists():
+            partial = copy.with_name("programs.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(self.bin_dir.parent, partial, symlinks=True)
+            with contextlib.suppress(FileNotFoundError):
+                partial.chmod(0o755)
+            partial.rename(copy)
+        return copy / self.bin_dir.name / name
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What its programs find in their environment."""
+        return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
+
     def _call(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        owner = _account()
-        path = self._reachable(self.bin_dir, owner) / program
+        owner = account()
+        command: tuple[str, ...] = (str(self.program(program)), *arguments)
+        if self.sandbox is not None:
+            # The launcher becomes the account, which may not reach it.
+            command = self.sandbox.command(command, write=[self.folder], forks=True, account=owner)
+            owner = None
         # Output into a file: the server inherits it from pg_ctl, and a pipe would never end.
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
             code = subprocess.run(
-                (str(path), *arguments),
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 check=False,
                 cwd=self.folder,
-                env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"},
+                env=self.environment,
                 user=owner.pw_uid if owner else None,
                 group=owner.pw_gid if owner else None,
                 extra_groups=[] if owner else None,
                 start_new_session=True,  # Ctrl-C at our terminal is not meant for the server
             ).returncode
             output.seek(0)
-            return subprocess.CompletedProcess((str(path), *arguments), code, output.read())
-
-    def _reachable(self, bin_dir: Path, owner: pwd.struct_passwd | None) -> Path:
-        """The programs, or a copy of them where the account that must run them can reach it."""
-        if owner is None or may_enter(bin_dir):
-            return bin_dir
-        copy = self.folder / "programs"
-        if not copy.exists():
-            partial = self.folder / "programs.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(bin_dir.parent, partial, symlinks=True)
-            with contextlib.suppress(FileNotFoundError):
-                partial.chmod(0o755)
-            partial.rename(copy)
-        return copy / bin_dir.name
+            return subprocess.CompletedProcess(command, code, output.read())
 
 
-def _account() -> pwd.struct_passwd | None:
+def account() -> pwd.struct_passwd | None:
     """Who runs the server: ``None`` for the present user, an unprivileged account under root."""
     if os.geteuid() != 0:
         return None
@@ -213,7 +238,7 @@ def _account() -> pwd.struct_passwd | None:
 
 def account_id() -> int:
     """The user id that a cluster's files belong to."""
-    owner = _account()
+    owner = account()
     return owner.pw_uid if owner else os.geteuid()
 
 

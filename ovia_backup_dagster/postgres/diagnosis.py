@@ -15,6 +15,7 @@ from ovia_backup_dagster.core import errors
 from ovia_backup_dagster.core.errors import BackupError, ProgramError
 from ovia_backup_dagster.postgres.client import Connection, Variables, messages
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
+from ovia_backup_dagster.postgres.sandbox import REFUSED
 
 #: How a ``Diagnosis`` names what is not known.
 _UNKNOWN = "..."
@@ -31,6 +32,13 @@ def diagnose(
         connection: of the attempt, for the advice; its password is removed from the text.
         exit_code: of the program; a negative one is a signal.
     """
+    if exit_code == REFUSED:
+        return errors.SandboxError(
+            what,
+            why="it reads what others wrote, and cannot be confined here, which DRILL_SANDBOX=require asks for",
+            said=text.strip().rpartition("\n")[2],
+            fix="see what this kernel or container lacks: ovia-backup doctor; or accept it: DRILL_SANDBOX=auto",
+        )
     # Only what is shown is redacted: a password such as "password" must not hide the words that are looked for.
     redact = connection.redact if connection else str
     without_tls = connection is not None and connection.libpq.get("PGSSLMODE") == "disable"

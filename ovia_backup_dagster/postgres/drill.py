@@ -38,17 +38,17 @@ from ovia_backup_dagster.postgres.places import (
     Copy,
     Source,
     drop_kept,
-    remove_remains,
     scratch_database,
     scratch_name,
-    server_programs,
-    throwaway,
-    usable,
 )
 from ovia_backup_dagster.postgres.proof import Proof
 from ovia_backup_dagster.postgres.quoting import shell_word
 from ovia_backup_dagster.postgres.reread import Rereader
+from ovia_backup_dagster.postgres.sandbox import Confine, Limits
+from ovia_backup_dagster.postgres.throwaway import explained as explained_by_limits
+from ovia_backup_dagster.postgres.throwaway import remove_remains, server_programs, throwaway, usable
 from ovia_backup_dagster.postgres.verification import Verifier
+from ovia_backup_dagster.postgres.walls import try_from_inside
 
 MADE_BY = f"ovia-backup-dagster {__version__}"
 #: Of the copy's size, for what a restore writes besides: temporary files of index builds, WAL.
@@ -93,6 +93,7 @@ class Driller:
         target: the server for scratch databases.
         target_is_named: whether somebody named that server, rather than it being the source's.
         own_check: a command, or an SQL file, to run on the copy; empty for none.
+        max_hours: how long a throwaway copy may exist.
     """
 
     verifier: Verifier
@@ -101,6 +102,7 @@ class Driller:
     target: Connection
     target_is_named: bool = False
     own_check: str = ""
+    max_hours: float = 6.0
 
     @property
     def catalog(self) -> Catalog:
@@ -198,6 +200,7 @@ class _Drill:
     proof: Proof = field(init=False)
     place: str = "nowhere"
     kept: str = ""
+    confinement: str = ""
     error: BackupError | None = None
 
     def __post_init__(self) -> None:
@@ -213,7 +216,7 @@ class _Drill:
             witness = proof.read_backup()
             if witness is None:
                 return
-            self._refuse_full_disk(max(witness.decoded_bytes, proof.source_bytes or 0))
+            self._refuse_full_disk(self._copy_bytes())
             with self._copy() as copy:
                 try:
                     self._restore_and_prove(copy)
@@ -245,6 +248,11 @@ class _Drill:
 
     # ---- the copy
 
+    def _copy_bytes(self) -> int:
+        """How large the copy will be, as far as is known."""
+        witness = self.proof.witness
+        return max(witness.decoded_bytes if witness else 0, self.proof.source_bytes or 0)
+
     def _where(self) -> Where:
         if self.choice.where is not Where.AUTO:
             return self.choice.where
@@ -261,7 +269,8 @@ class _Drill:
         if self._where() is Where.THROWAWAY:
             superuser = facts.bootstrap_superuser if facts else "postgres"
             name = facts.name if facts else self.backup.name.database
-            return throwaway(programs, by.folder, name, superuser, keep=self.choice.keep, log=self.log)
+            limits = Limits.of(by.folder, self._copy_bytes(), by.max_hours * 3600)
+            return throwaway(programs, by.folder, name, superuser, limits=limits, keep=self.choice.keep, log=self.log)
         # A file that somebody renamed names another database than it holds.
         held = archives.database_of(archives.contents_list(programs, self.backup.path))
         names = frozenset({facts.name} if facts else {self.backup.name.database, held})
@@ -271,6 +280,8 @@ class _Drill:
     def _restore_and_prove(self, copy: Copy) -> None:
         proof = self.proof
         self.place = copy.name
+        with proof.phase("walls"):
+            self._prove_contained(copy)
         proof.restore(copy)
         reader = proof.prove(copy)
         proof.analyze(copy)
@@ -282,9 +293,32 @@ class _Drill:
         with proof.phase("own check"):
             self._own_check(copy)
 
+    def _prove_contained(self, copy: Copy) -> None:
+        """Try the walls before the archive is let in.
+
+        Raises:
+            SandboxError: one does not hold, and must.
+        """
+        programs = self.by.verifier.programs
+        if not copy.private:
+            self.confinement = "none: the server is one that others use"
+        elif programs.sandbox.confine is Confine.OFF:
+            self.confinement = "none: DRILL_SANDBOX=off"
+        if self.confinement:
+            self.proof.add(DrillCheck.CONTAINED, [], passed=self.confinement, result=Result.NOT_MADE)
+            return
+        walls = try_from_inside(programs, self.by.drills.path, copy)
+        self.confinement = walls.text
+        required = programs.sandbox.confine is Confine.REQUIRE
+        wrong = [] if walls.whole else [walls.text]
+        self.proof.add(
+            DrillCheck.CONTAINED, wrong if required else [], odd=[] if required else wrong, passed=walls.text
+        )
+        walls.require(programs.sandbox)
+
     def _of_this_place(self, error: BackupError, copy: Copy) -> BackupError:
         """The error with advice about the copy's server, not the production server's."""
-        if not copy.private or not isinstance(error, ServerError | DiskFullError):
+        if not copy.private or not isinstance(error := explained_by_limits(error, copy), ServerError | DiskFullError):
             return error
         again = f"ovia-backup drill {self.by.catalog.word(self.backup)}"
         fix = f"df -h {shell_word(str(self.by.folder))}; dmesg | tail; then: {again}"
@@ -351,6 +385,7 @@ class _Drill:
             error=self.error.account if self.error else "",
             fix=self.error.fix if self.error else "",
             kept=self.kept,
+            confinement=self.confinement,
             made_by=MADE_BY,
         )
 

@@ -1,41 +1,33 @@
 """Where a backup is restored to: a throwaway cluster of our own, a scratch database, or a database that goes live.
 
 The first two are for a look, and each is a block: inside it there is an empty database to fill, and after it nothing,
-whatever happened inside. What a killed process left is removed by the next one. A database that goes live outlasts
-this process: whoever makes it writes down that it is there. What is done with the database is the business of
-``proof`` and of who asks for that.
+whatever happened inside. What a killed process left is removed by the next one. How a throwaway cluster is made is the
+business of ``throwaway``. A database that goes live outlasts this process: its maker writes down that it is there. What
+is done with the database is the business of ``proof`` and of who asks for that.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import re
 import signal
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
 import psycopg
 
-from ovia_backup_dagster.core.errors import BackupError, CopyError, ProgramMissingError
-from ovia_backup_dagster.core.files import is_folder
-from ovia_backup_dagster.postgres.client import Connection, Programs
-from ovia_backup_dagster.postgres.cluster import Cluster, account_id, may_enter
+from ovia_backup_dagster.core.errors import BackupError, CopyError
+from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster.postgres.datatext import Log, statements, text_of
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier, sql_string
 from ovia_backup_dagster.postgres.session import DURABLY, connect, system_identifier
 from ovia_backup_dagster.postgres.session import beside as other_than
 
-#: Beginning of the folders' names; what bears it and is not in use is removed.
-PREFIX = "ovia-drill-"
-SERVER_PROGRAMS = ("initdb", "pg_ctl", "postgres")
 SCRATCH_SUFFIX = "_restore_test"
 _MAINTENANCE_DATABASE = "postgres"
 #: How a scratch database of ours is known again: its comment. One that goes live keeps its own.
@@ -56,23 +48,6 @@ _CONFIGURE = re.compile(
 _LOCALE = re.compile(rb" (?:LOCALE|LC_COLLATE|LC_CTYPE|LOCALE_PROVIDER|ICU_LOCALE|ICU_RULES) = (?:'(?:[^']|'')*'|\w+)")
 _TABLESPACE = re.compile(rb' TABLESPACE = ("(?:[^"]|"")*"|[^\s;"]+)')
 _NAME_BYTES = 63
-_NOT_FOR_INITDB = frozenset("\"'$\\")
-#: Nobody else connects, and nothing of it survives a power cut anyway.
-_SETTINGS = {
-    "autovacuum": "off",
-    "wal_level": "minimal",
-    "max_wal_senders": "0",
-    "max_wal_size": "4GB",
-    "checkpoint_timeout": "1h",
-    "maintenance_work_mem": "256MB",
-    "jit": "off",
-    # The jobs are as many as the cores: more would only write their sorts to disk for each other.
-    "max_parallel_maintenance_workers": "0",
-    # /dev/shm of a container has 64 MB, which a parallel index build or query can exceed.
-    "dynamic_shared_memory_type": "mmap",
-    # A dump of thousands of tables locks them all.
-    "max_locks_per_transaction": "512",
-}
 
 
 class Kind(Enum):
@@ -228,50 +203,6 @@ class Copy:
 
 
 @contextmanager
-def throwaway(
-    programs: Programs, folder: Path, database: str, superuser: str, *, keep: bool, log: Log
-) -> Iterator[Copy]:
-    """A cluster that exists while the block runs.
-
-    Args:
-        programs: with the server's among them.
-        folder: where its folder is made.
-        database: name of the database in it, the source's.
-        superuser: the source's bootstrap superuser.
-        keep: leave it, running, for a look, until the next drill.
-        log: told what is left of a killed drill.
-
-    Raises:
-        ProgramMissingError: the server's programs are not there.
-        BackupError: the cluster cannot be made or started.
-    """
-    bin_dir = server_programs(programs)
-    with _made(bin_dir, folder, log) as place:
-        takes = _NOT_FOR_INITDB.isdisjoint(superuser)
-        cluster = Cluster(bin_dir, place, superuser=superuser if takes else "postgres", settings=_SETTINGS)
-        kept = False
-        try:
-            cluster.create()
-            cluster.start()
-            if not takes:
-                cluster = _renamed(cluster, superuser)
-            there = cluster.connection(database)
-            look = f"psql --host={place} --username={shell_word(superuser)} --dbname={shell_word(database)}"
-            server = cluster.connection("template1" if database == "postgres" else "postgres")
-            if database in ("postgres", "template1"):
-                # They are there already, and must be made as the source's was.
-                with connect(server) as session:
-                    session.execute(f"ALTER DATABASE {database} IS_TEMPLATE false".encode())
-                    session.execute(f"DROP DATABASE {database}".encode())
-            yield Copy(there, server, "throwaway cluster", Kind.THROWAWAY, look, folder=place)
-            kept = keep
-        finally:
-            if not kept:
-                with uninterrupted():
-                    cluster.remove()
-
-
-@contextmanager
 def uninterrupted() -> Iterator[None]:
     """What asks this process to end is heard when the block has ended."""
     if threading.current_thread() is not threading.main_thread():
@@ -288,129 +219,6 @@ def uninterrupted() -> Iterator[None]:
             signal.signal(number, handler or signal.SIG_DFL)
         if came:
             signal.raise_signal(came[0])
-
-
-def _renamed(cluster: Cluster, superuser: str) -> Cluster:
-    """The cluster with a bootstrap superuser of a name that initdb does not take."""
-    renames = "ovia_drill_renames"
-    for user, statement in (
-        (cluster.superuser, f"CREATE ROLE {renames} SUPERUSER LOGIN"),
-        (renames, f"ALTER ROLE {sql_identifier(cluster.superuser)} RENAME TO {sql_identifier(superuser)}"),
-        (superuser, f"DROP ROLE {renames}"),
-    ):
-        with connect(cluster.connection(user=user)) as session:
-            session.execute(statement.encode())
-    return replace(cluster, superuser=superuser)
-
-
-def server_programs(programs: Programs) -> Path:
-    """The folder of the server's programs.
-
-    Raises:
-        ProgramMissingError: they are not there; offers the scratch database.
-    """
-    try:
-        found = [Path(programs.path(program)) for program in SERVER_PROGRAMS]
-    except ProgramMissingError as error:
-        raise ProgramMissingError(
-            f"a throwaway cluster cannot be made: {error.what}",
-            why="only PostgreSQL's client programs are installed here",
-            fix="install the server's, too (Debian: postgresql-16), or restore into a scratch database: "
-            "RESTORE_POSTGRES_HOST=... RESTORE_POSTGRES_USER=... ovia-backup drill --where database",
-        ) from None
-    return found[0].parent
-
-
-def remove_remains(bin_dir: Path, folder: Path) -> list[Path]:
-    """Stop and remove every throwaway cluster that no drill uses any more, kept ones as well; returns their folders."""
-    with _alone(folder):
-        return _remove_remains(bin_dir, folder)
-
-
-def remains(folder: Path) -> list[Path]:
-    """The folders of throwaway clusters that no drill uses any more."""
-    ours = {os.geteuid(), account_id()}
-    places = (place for place in sorted(folder.glob(f"{PREFIX}*")) if is_folder(place))
-    return [place for place in places if place.lstat().st_uid in ours and not _in_use(place)]
-
-
-@contextmanager
-def usable(folder: Path) -> Iterator[None]:
-    """Turn what keeps a cluster from being made in a folder into an error that says so.
-
-    Raises:
-        CopyError: it is not there, cannot be written, or not be reached by the account that servers run under.
-    """
-    what = f"cannot make a throwaway cluster in {folder}"
-    try:
-        if not may_enter(folder):
-            raise CopyError(
-                what,
-                why="the account that PostgreSQL runs under, as root it may not, cannot enter this folder",
-                fix=f"namei -l {shell_word(str(folder))}; chmod o+x what is closed, or set DRILL_DIR to another folder",
-            )
-        yield
-    except OSError as error:
-        raise CopyError(
-            what,
-            said=error.strerror or str(error),
-            fix="ls -ld {0}; df -h {0}; findmnt -T {0}; or set DRILL_DIR to another folder".format(
-                shell_word(str(folder))
-            ),
-        ) from error
-
-
-@contextmanager
-def _made(bin_dir: Path, folder: Path, log: Log) -> Iterator[Path]:
-    """A folder for a cluster, locked while it is in use."""
-    with usable(folder), _alone(folder):
-        for place in _remove_remains(bin_dir, folder):
-            log(f"removed what an earlier drill had left: {place}")
-        place = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder))
-        lock = _open_lock(place)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    try:
-        yield place
-    finally:
-        os.close(lock)
-
-
-def _remove_remains(bin_dir: Path, folder: Path) -> list[Path]:
-    found = remains(folder)
-    for place in found:
-        Cluster(bin_dir, place).remove()
-    return found
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Between a folder's making and its locking nobody takes it for remains."""
-    path = folder / f".{PREFIX}{os.geteuid()}.lock"
-    with usable(folder):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
-
-
-def _open_lock(place: Path) -> int:
-    return os.open(place / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-
-
-def _in_use(place: Path) -> bool:
-    try:
-        descriptor = _open_lock(place)
-    except OSError:
-        return True  # not ours to judge
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from ovia_backup_dagster.core.manifest import Manifest
 from ovia_backup_dagster.core.verdict import Check, Witness, judge
 from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.postgres import archive as archives
-from ovia_backup_dagster.postgres import roles
+from ovia_backup_dagster.postgres import roles, throwaway
 from ovia_backup_dagster.postgres.client import SESSION_OPTIONS, Connection, Programs, capture
 from ovia_backup_dagster.postgres.datatext import Log, split_columns, text_of
 from ovia_backup_dagster.postgres.diagnosis import diagnose
@@ -194,9 +194,10 @@ class Proof:
                 else:
                     restorer.restore(*archive)
             except BackupError as error:
+                error = throwaway.explained(error, copy)
                 check = DrillCheck.EXTENSIONS if isinstance(error, ExtensionMissingError) else DrillCheck.RESTORED
                 self.add(check, [error.account])
-                raise
+                raise error from None
         passed = f"{self.jobs} jobs, {self.phases['restore']:.1f} s, no error"
         self.add(DrillCheck.RESTORED, self.lost, odd=notes, passed=passed)
         with self.phase("materialized views"):
@@ -432,7 +433,7 @@ class Proof:
         Raises:
             ServerError: the server or its disk failed, which says nothing about the copy.
         """
-        command = (
+        command: tuple[str, ...] = (
             self._programs.path("vacuumdb"),
             "--analyze-only",
             "--no-password",
@@ -441,6 +442,7 @@ class Proof:
             # -d is read as a connection string, so it is given one.
             f"--dbname={copy.connection.conninfo()}",
         )
+        command = self._programs.confined(command, server=copy.connection)
         with self.phase("analyze"):
             code, _, stderr = capture(command, variables=copy.connection.environment())
         what = f"ANALYZE of {copy.connection} failed"

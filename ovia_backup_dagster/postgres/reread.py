@@ -99,7 +99,8 @@ class Rereader:
         return read_data(command, variables=self._variables(), rows_of=rows_of, failed=self._failed, log=log)
 
     def _dump_schema(self, path: Path) -> None:
-        command = self._pg_dump("--format=custom", "--compress=none", "--schema-only", f"--file={path}")
+        options = ("--format=custom", "--compress=none", "--schema-only", f"--file={path}")
+        command = self._pg_dump(*options, write=(path.parent,))
         code, _, stderr = capture(command, variables=self._variables())
         if code != 0:
             raise self._failed(stderr, code)
@@ -112,7 +113,8 @@ class Rereader:
         command = self._pg_dump("--format=custom", "--compress=none")
         with start(command, variables=self._variables(), pipe_stdout=True) as child:
             assert child.process.stdout is not None
-            code, output, stderr = capture((self.programs.path("pg_restore"), "--list"), stdin=child.process.stdout)
+            listing = self.programs.confined((self.programs.path("pg_restore"), "--list"))
+            code, output, stderr = capture(listing, stdin=child.process.stdout)
             child.process.stdout.close()
             ended = child.wait()
             if ended > 0 and not stderr and code == 0:
@@ -121,8 +123,8 @@ class Rereader:
                 raise self._failed(child.stderr or stderr, ended or code)
         return text_of(output)
 
-    def _pg_dump(self, *options: str) -> tuple[str, ...]:
-        return (
+    def _pg_dump(self, *options: str, write: Sequence[Path] = ()) -> tuple[str, ...]:
+        command = (
             self.programs.path("pg_dump"),
             *_OPTIONS,
             *(() if self.live else ("--no-publications",)),
@@ -130,6 +132,7 @@ class Rereader:
             *options,
             f"--dbname={self.copy.conninfo()}",
         )
+        return self.programs.confined(command, write=write, server=self.copy)
 
     def _variables(self) -> dict[str, str]:
         return {**self.copy.environment(), "PGOPTIONS": self.session_options}

@@ -178,7 +178,7 @@ class Restorer:
     ) -> tuple[int, str]:
         owners = () if self.with_owners else ("--no-owner", "--no-privileges")
         with use_list(listing, wanted) as chosen:
-            command = (
+            command: tuple[str, ...] = (
                 self.programs.path("pg_restore"),
                 "--no-password",
                 "--no-tablespaces",
@@ -189,6 +189,8 @@ class Restorer:
                 f"--dbname={self.target.conninfo()}",
                 str(archive),
             )
+            read = (archive, chosen.partition("=")[2])
+            command = self.programs.confined(command, read=read, server=self.target, forks=jobs > 1)
             with start(command, variables={**self.target.environment(), "PGOPTIONS": self._options}) as child:
                 code = child.wait(on_poll, _PROGRESS_SECONDS)
                 return code, child.stderr

@@ -80,13 +80,13 @@ def make_missing(server: Connection, programs: Programs, archive: Path) -> list[
     for _ in range(_ROUNDS):
         with connect(server) as session:
             session.execute(f"CREATE DATABASE {_PROBE} TEMPLATE template0".encode())
-        probe = Connection(server.host, server.port, _PROBE, server.user)
+        probe = server.to(_PROBE)
         command = (programs.path("pg_restore"), "--no-password", "--no-tablespaces")
         try:
             with use_list(listing, lambda entry: _DATA.match(entry) is None) as chosen:
-                _, _, stderr = capture(
-                    (*command, chosen, f"--dbname={probe.conninfo()}", str(archive)), variables=probe.environment()
-                )
+                whole = (*command, chosen, f"--dbname={probe.conninfo()}", str(archive))
+                read = (archive, chosen.partition("=")[2])
+                _, _, stderr = capture(programs.confined(whole, read=read, server=probe), variables=probe.environment())
         finally:
             with connect(server) as session:
                 session.execute(f"DROP DATABASE {_PROBE} WITH (FORCE)".encode())

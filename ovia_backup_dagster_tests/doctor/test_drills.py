@@ -14,7 +14,7 @@ from ovia_backup_dagster.core.drill_page import page
 from ovia_backup_dagster.doctor.drills import drills
 from ovia_backup_dagster.doctor.report import Area, Level, Line
 from ovia_backup_dagster.postgres.client import Connection
-from ovia_backup_dagster.postgres.places import PREFIX
+from ovia_backup_dagster.postgres.throwaway import PREFIX
 from ovia_backup_dagster.system import BackupSystem
 from ovia_backup_dagster_tests.conftest import quiet
 from ovia_backup_dagster_tests.core.factories import DAY

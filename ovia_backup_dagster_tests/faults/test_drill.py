@@ -19,7 +19,7 @@ import psycopg
 import pytest
 
 from ovia_backup_dagster.core.drill import Evidence
-from ovia_backup_dagster.postgres import places
+from ovia_backup_dagster.postgres import places, throwaway
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, free_port, running_cluster
 from ovia_backup_dagster_tests.e2e.test_demo import _LAUNCH
@@ -114,7 +114,7 @@ def servers(place: Place) -> dict[int, str]:
 
 
 def postmaster(place: Place) -> int:
-    for path in drill_dir(place).glob(f"{places.PREFIX}*/data/postmaster.pid"):
+    for path in drill_dir(place).glob(f"{throwaway.PREFIX}*/c/data/postmaster.pid"):
         with suppress(OSError, ValueError, IndexError):
             return int(path.read_text().splitlines()[0])
     return 0
@@ -159,7 +159,7 @@ def evidence(place: Place) -> list[Evidence]:
 def nothing_left(place: Place) -> None:
     """No server, no folder, no scratch database."""
     until(lambda: not servers(place), 10)
-    assert [path.name for path in drill_dir(place).glob(f"{places.PREFIX}*")] == []
+    assert [path.name for path in drill_dir(place).glob(f"{throwaway.PREFIX}*")] == []
     until(lambda: not scratch_there(place), 5)
 
 
@@ -398,7 +398,9 @@ def test_killed_at_random_moments(place: Place, rng: Random, record: Record, whe
             ended = running.wait()
         if ended.killed:
             hit[phase_of(ended.output)] += 1
-        left += bool(servers(place)) or bool(list(drill_dir(place).glob(f"{places.PREFIX}*"))) or scratch_there(place)
+        left += (
+            bool(servers(place)) or bool(list(drill_dir(place).glob(f"{throwaway.PREFIX}*"))) or scratch_there(place)
+        )
         no_half_evidence(place)
         next_one_passes(place, "--where", where)
     assert hit

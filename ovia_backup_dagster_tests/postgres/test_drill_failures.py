@@ -32,7 +32,7 @@ from ovia_backup_dagster.core.naming import BackupName, Tier
 from ovia_backup_dagster.core.retention import Policy, Weekday
 from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.demo import embedded
-from ovia_backup_dagster.postgres import places
+from ovia_backup_dagster.postgres import places, throwaway
 from ovia_backup_dagster.postgres.client import Connection, Programs, Variables
 from ovia_backup_dagster.postgres.cluster import account_id
 from ovia_backup_dagster.postgres.drill import Choice, Driller, Where
@@ -110,7 +110,7 @@ def drill_dir() -> Iterator[Path]:
 
 
 def leftovers(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob(f"{places.PREFIX}*"))
+    return sorted(path.name for path in folder.glob(f"{throwaway.PREFIX}*"))
 
 
 def _site(cluster: PortCluster, programs: Programs, folder: Path, drill_dir: Path) -> Iterator[Site]:

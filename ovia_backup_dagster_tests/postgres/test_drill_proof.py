@@ -21,12 +21,12 @@ from ovia_backup_dagster.core import comparison
 from ovia_backup_dagster.core.catalog import Backup
 from ovia_backup_dagster.core.drill import DrillCheck, Line, Result
 from ovia_backup_dagster.core.verdict import Witness
-from ovia_backup_dagster.postgres import places
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster.postgres.datatext import split_columns
 from ovia_backup_dagster.postgres.places import Copy
 from ovia_backup_dagster.postgres.proof import Proof
 from ovia_backup_dagster.postgres.restore import Restorer
+from ovia_backup_dagster.postgres.throwaway import throwaway
 from ovia_backup_dagster_tests.conftest import TEMPLATE, PortCluster, admin, execute, quiet
 from ovia_backup_dagster_tests.postgres.drilling import Drilling, assert_passed, by_check
 
@@ -371,7 +371,7 @@ def copies(full_server: PortCluster, full_bin_dir: Path, tmp_path_factory: pytes
     finally:
         with admin(full_server) as session:
             session.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
-    with places.throwaway(drilling.programs, Path("/tmp"), name, "postgres", keep=False, log=quiet) as copy:
+    with throwaway(drilling.programs, Path("/tmp"), name, "postgres", keep=False, log=quiet) as copy:
         proof = proof_of(drilling, backup)
         proof.restore(copy)
         assert {line.result for line in proof.lines} == {Result.PASSED}, proof.lines

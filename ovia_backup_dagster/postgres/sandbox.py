@@ -1,0 +1,227 @@
+"""What a program is confined to that runs or parses what a backup contains.
+
+An archive is code: a drill's server runs its functions as a superuser, and pg_restore parses its bytes. So each such
+program is started by ``confine``, reads the system's programs and what it is given, writes what it is given, and
+reaches nothing else. Which programs those are is decided where they are started; whether the walls hold is tried in
+``walls``.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+
+from ovia_backup_dagster.core.words import human_bytes
+from ovia_backup_dagster.postgres import confine
+
+#: The launcher's exit code where it refused to start a program.
+REFUSED = confine.REFUSED
+_LAUNCHER = os.path.abspath(confine.__file__)
+#: Of the memory that is free when a program starts, what it may take: the node must go on.
+_MEMORY_SHARE = 0.75
+_LEAST_MEMORY_BYTES = 512 * 1024 * 1024
+#: More than PostgreSQL's processes for 64 jobs; threads of the same account elsewhere count, too, and are not all seen.
+_PROCESSES = 512
+_ACCOUNT_PROCESSES = 1024
+#: What may be taken of a disk, beyond four times what the copy is expected to take: WAL, sorts, other writers.
+_GROWTH_BYTES = 16 * 1024**3
+_FREE_BYTES = 128 * 1024 * 1024
+#: Where Debian's wrapper of the client programs looks for the version to run.
+_WRAPPER = "pg_wrapper"
+_OF_THE_WRAPPER = ("/etc/postgresql-common", "/etc/postgresql")
+
+
+class Confine(StrEnum):
+    """Whether programs are confined: where the kernel can, always (else they are refused), or never."""
+
+    AUTO = "auto"
+    REQUIRE = "require"
+    OFF = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a throwaway server and all that it starts may take together.
+
+    Attributes:
+        memory_bytes: resident, without what they share.
+        processes: how many.
+        disk: the folder whose disk is watched.
+        growth_bytes: by how much the room there may shrink.
+        free_bytes: what must be left there.
+        seconds: how long they may run; ``None`` for ever.
+    """
+
+    memory_bytes: int
+    processes: int
+    disk: Path
+    growth_bytes: int
+    free_bytes: int
+    seconds: float | None = None
+
+    @classmethod
+    def of(cls, disk: Path, copy_bytes: int, seconds: float | None) -> Limits:
+        """The limits for a copy that is expected to take ``copy_bytes`` on the disk of a folder."""
+        status = os.statvfs(disk)
+        free = min(_FREE_BYTES, status.f_bavail * status.f_frsize // 10)
+        return cls(_memory_bytes(), _PROCESSES, disk, 4 * copy_bytes + _GROWTH_BYTES, free, seconds)
+
+    def options(self) -> list[str]:
+        """For the launcher."""
+        found = [f"memory={self.memory_bytes}", f"processes={self.processes}", f"disk={self.disk}"]
+        found += [f"growth={self.growth_bytes}", f"free={self.free_bytes}"]
+        return found if self.seconds is None else [*found, f"seconds={max(1, int(self.seconds))}"]
+
+
+def exceeded(report: Path) -> str:
+    """What a launcher wrote to its report when it ended a server, for people; empty where it did not."""
+    try:
+        name, taken, most = report.read_text(encoding="utf-8").split()
+    except (OSError, ValueError):
+        return ""
+    took = {
+        "memory": f"it took {human_bytes(int(taken))} of memory, and may take {human_bytes(int(most))}",
+        "processes": f"it started {int(taken):,} processes, and may have {int(most):,}",
+        "growth": f"it took {human_bytes(int(taken))} of disk, and may take {human_bytes(int(most))}",
+        "free": f"it left {human_bytes(int(taken))} of disk free, and must leave {human_bytes(int(most))}",
+        "inodes": f"it left room for {int(taken):,} files on the disk, and must leave it for {int(most):,}",
+        "seconds": f"it ran for more than {int(most) / 3600:.2g} hours (DRILL_MAX_HOURS)",
+    }
+    return took.get(name, "")
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """How programs are confined.
+
+    Attributes:
+        confine: whether they are.
+        landlock: act as under a kernel with this version of Landlock; 0 for the kernel's own.
+    """
+
+    confine: Confine = Confine.AUTO
+    landlock: int = 0
+
+    def command(
+        self,
+        command: Sequence[str],
+        *,
+        read: Iterable[os.PathLike[str] | str] = (),
+        write: Iterable[os.PathLike[str] | str] = (),
+        connect: os.PathLike[str] | str | None = None,
+        forks: bool = False,
+        stay: bool = False,
+        account: pwd.struct_passwd | None = None,
+        more: Sequence[str] = (),
+    ) -> tuple[str, ...]:
+        """The command that runs a program, by its path, confined.
+
+        Args:
+            command: path and arguments.
+            read: files and folders that it may read, besides the system's and its own installation.
+            write: files and folders that it may change; they must exist.
+            connect: the Unix socket that it gets when it connects anywhere; without one it cannot connect.
+            forks: whether it may start other programs; what it leaves running is ended with it.
+            stay: whether it is watched, and all that it started ends with this process.
+            account: under root, whom it becomes.
+            more: options for the launcher.
+        """
+        if self.confine is Confine.OFF and account is None and not stay:
+            return tuple(command)
+        options = [f"read={os.path.abspath(path)}" for path in (*installation(command[0]), *read)]
+        options += [f"write={os.path.abspath(path)}" for path in write]
+        options += [f"as={_memory_bytes()}"]
+        if connect is not None:
+            options.append(f"connect={os.path.abspath(connect)}")
+        if account is not None:
+            options += [f"uid={account.pw_uid}", f"gid={account.pw_gid}"]
+        if forks:
+            options.append("fork")
+        if stay or forks or connect is not None:
+            # The launcher answers what connects, and ends what is left.
+            options += ["stay", f"parent={os.getpid()}"]
+        return (*self.launcher, *options, *more, "--", os.path.abspath(command[0]), *command[1:])
+
+    @property
+    def launcher(self) -> tuple[str, ...]:
+        """What stands before the options."""
+        kind = {Confine.AUTO: (), Confine.REQUIRE: ("require",), Confine.OFF: ("off",)}[self.confine]
+        version = (f"landlock={self.landlock}",) if self.landlock else ()
+        return (sys.executable, "-I", "-S", _LAUNCHER, *kind, *version)
+
+
+def limit_of_processes(uid: int) -> str:
+    """The launcher's option that keeps an account from starting processes without end.
+
+    The kernel counts all of an account, wherever they run, for those that are so limited alone.
+    """
+    count = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if process.stat().st_uid == uid:
+                count += len(os.listdir(process / "task"))
+        except OSError:
+            continue
+    return f"nproc={count + _ACCOUNT_PROCESSES}"
+
+
+@cache
+def installation(program: str) -> tuple[str, ...]:
+    """The folders of the PostgreSQL that a program belongs to, as far as they are not the system's."""
+    real = os.path.realpath(program)
+    if os.path.basename(real) == _WRAPPER:
+        return tuple(filter(os.path.isdir, _OF_THE_WRAPPER))
+    folders = [os.path.dirname(os.path.dirname(path)) for path in (os.path.abspath(program), real)]
+    folders += [os.path.dirname(library) for library in _libraries(real)]
+    return tuple(dict.fromkeys(folder for folder in folders if not _is_of_the_system(folder)))
+
+
+def _libraries(program: str) -> list[str]:
+    """The shared libraries that a program loads: a relocated build has its own."""
+    environment: Mapping[str, str] = {"LD_TRACE_LOADED_OBJECTS": "1"}  # the loader's own: prints them, runs nothing
+    try:
+        done = subprocess.run(
+            (program,), env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    words = (word for line in done.stdout.decode("utf-8", "replace").splitlines() for word in line.split())
+    return [os.path.realpath(word) for word in words if word.startswith("/")]
+
+
+def _is_of_the_system(folder: str) -> bool:
+    # The root is no installation: it would open everything.
+    return folder == "/" or any(Path(folder).is_relative_to(part) for part in confine.SYSTEM)
+
+
+def _memory_bytes() -> int:
+    """What programs may take of the memory that is free now, here or in this container."""
+    free = [_meminfo_bytes(), *_cgroup_bytes()]
+    return max(_LEAST_MEMORY_BYTES, int(min(free) * _MEMORY_SHARE))
+
+
+def _meminfo_bytes() -> int:
+    with open("/proc/meminfo", encoding="ascii") as file:
+        fields = dict(line.split(":", 1) for line in file)
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def _cgroup_bytes() -> list[int]:
+    """Of a container with a limit (version 2 and 1 of control groups)."""
+    for most, taken in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            limit, usage = (Path(path).read_text(encoding="ascii").strip() for path in (most, taken))
+            return [max(0, int(limit) - int(usage))]
+        except (OSError, ValueError):
+            continue
+    return []
