@@ -478,11 +478,16 @@ def probe(options: Options) -> None:
         made.connect(address)
         made.send(b"x")
 
+    def empty() -> None:
+        os.truncate(canary, 0)
+        if os.stat(canary).st_size:
+            raise OSError(errno.EACCES, "it was only said to be done")
+
     walls = {
         "read a file of the volume": lambda: os.open(canary, os.O_RDONLY),
         "list the volume": lambda: os.listdir(os.path.dirname(canary)),
         "write outside": lambda: os.open(f"{outside}/written", os.O_WRONLY | os.O_CREAT),
-        "change a file outside": lambda: os.truncate(canary, 0),
+        "change a file outside": empty,
         "remove a file outside": lambda: os.unlink(canary),
         "see another process": lambda: os.open(f"/proc/{pid}/environ", os.O_RDONLY),
         "signal another process": lambda: os.kill(pid, 0),

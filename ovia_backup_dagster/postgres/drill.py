@@ -24,6 +24,7 @@ from ovia_backup_dagster.core.errors import (
     DiskFullError,
     DrillError,
     ProgramMissingError,
+    SandboxError,
     ServerError,
 )
 from ovia_backup_dagster.core.files import explained
@@ -48,7 +49,7 @@ from ovia_backup_dagster.postgres.sandbox import Confine, Limits
 from ovia_backup_dagster.postgres.throwaway import explained as explained_by_limits
 from ovia_backup_dagster.postgres.throwaway import remove_remains, server_programs, throwaway, usable
 from ovia_backup_dagster.postgres.verification import Verifier
-from ovia_backup_dagster.postgres.walls import try_from_inside
+from ovia_backup_dagster.postgres.walls import Walls, try_from_inside
 
 MADE_BY = f"ovia-backup-dagster {__version__}"
 #: Of the copy's size, for what a restore writes besides: temporary files of index builds, WAL.
@@ -211,6 +212,7 @@ class _Drill:
         try:
             proof = self.proof
             proof.read_manifest()
+            self._refuse_unconfined()
             # Before anything is read: it may take an hour until the disk is full.
             self._refuse_full_disk(proof.source_bytes or self.backup.size_bytes)
             witness = proof.read_backup()
@@ -293,6 +295,12 @@ class _Drill:
         with proof.phase("own check"):
             self._own_check(copy)
 
+    def _refuse_unconfined(self) -> None:
+        """Where every wall must hold, no program is started that could read the archive through a hole."""
+        programs = self.by.verifier.programs
+        if programs.sandbox.confine is Confine.REQUIRE and self._where() is Where.THROWAWAY:
+            self._judge(try_from_inside(programs, self.by.drills.path))
+
     def _prove_contained(self, copy: Copy) -> None:
         """Try the walls before the archive is let in.
 
@@ -300,21 +308,28 @@ class _Drill:
             SandboxError: one does not hold, and must.
         """
         programs = self.by.verifier.programs
-        if not copy.private:
-            self.confinement = "none: the server is one that others use"
-        elif programs.sandbox.confine is Confine.OFF:
-            self.confinement = "none: DRILL_SANDBOX=off"
-        if self.confinement:
+        if not copy.private or programs.sandbox.confine is Confine.OFF:
+            why = "DRILL_SANDBOX=off" if copy.private else "the server is one that others use"
+            self.confinement = f"none: {why}"
             self.proof.add(DrillCheck.CONTAINED, [], passed=self.confinement, result=Result.NOT_MADE)
             return
         walls = try_from_inside(programs, self.by.drills.path, copy)
+        self._judge(walls)
+        odd = [] if walls.whole else [walls.text]
+        self.proof.add(DrillCheck.CONTAINED, [], odd=odd, passed=walls.text)
+
+    def _judge(self, walls: Walls) -> None:
+        """Refuse to go on through a hole where every wall must hold.
+
+        Raises:
+            SandboxError: there is one.
+        """
         self.confinement = walls.text
-        required = programs.sandbox.confine is Confine.REQUIRE
-        wrong = [] if walls.whole else [walls.text]
-        self.proof.add(
-            DrillCheck.CONTAINED, wrong if required else [], odd=[] if required else wrong, passed=walls.text
-        )
-        walls.require(programs.sandbox)
+        try:
+            walls.require(self.by.verifier.programs.sandbox)
+        except SandboxError as error:
+            self.proof.add(DrillCheck.CONTAINED, [error.account])
+            raise
 
     def _of_this_place(self, error: BackupError, copy: Copy) -> BackupError:
         """The error with advice about the copy's server, not the production server's."""

@@ -127,7 +127,7 @@ def throwaway(
 def explained(error: BackupError, copy: Copy) -> BackupError:
     """The error that was met in a copy; or why its server was ended, if that is what it comes from."""
     reason = exceeded(copy.folder / _REPORT) if copy.folder else ""
-    if not reason:
+    if not reason or isinstance(error, DrillLimitError):
         return error
     return DrillLimitError(
         f"the copy's server was ended: {reason}",
