@@ -1,4 +1,4 @@
-"""(j, k): the restore drill beside a restore into production and counting; reading the copy beside a dump of it."""
+"""(j, k, n): the drill beside a restore into production and counting, and unconfined; reading the copy, and a dump."""
 
 from __future__ import annotations
 
@@ -45,26 +45,30 @@ def measure(world: World, megabytes: int) -> Json:
         run((BIN / "psql", "--quiet", f"--file={backup}.globals.sql"), libpq(production.connection()))
         samples = alternate(
             {
-                "drill": lambda: run((OVIA_BACKUP, "drill"), environment),
+                "drill": lambda: run((OVIA_BACKUP, "drill"), environment | {"DRILL_SANDBOX": "require"}),
+                "unconfined": lambda: run((OVIA_BACKUP, "drill"), environment | {"DRILL_SANDBOX": "off"}),
                 "old": lambda: _old_way(production, database.database, old),
             }
         )
     finally:
         production.remove()
-    evidence = [json.loads(path.read_text("utf-8")) for path in sorted(volume.glob("drills/*.json"))]
+    drills_made = (json.loads(path.read_text("utf-8")) for path in sorted(volume.glob("drills/*.json")))
+    evidence = [drill for drill in drills_made if drill["confinement"].startswith("confined")]
     reread = _reread(world, database, backup, drills)
     whole = ratio(samples["drill"], samples["old"])
     again = ratio(reread["read"], reread["dump"])
+    walls = ratio(samples["drill"], samples["unconfined"])
     found = {
         "database_bytes": world.size_bytes(database),
         "copy_bytes": evidence[-1]["copy_bytes"],
         "seconds": {name: summary(taken) for name, taken in {**samples, **reread}.items()},
         "phases": {name: summary([drill["phases"][name] for drill in evidence]) for name in evidence[-1]["phases"]},
         "recovery": summary([drill["recovery_seconds"] for drill in evidence]),
-        "ratios": {"j": whole, "k": again},
+        "ratios": {"j": whole, "k": again, "n": walls},
         "targets": [
             target("j", "the whole drill / restore into production and count(*)", whole["median"], 0.75),
             target("k", "reading the copy / a bare `-Z0` dump of it", again["median"], 1.5),
+            target("n", "the confined drill / the same unconfined", walls["median"], 1.02),
         ],
     }
     shutil.rmtree(volume)

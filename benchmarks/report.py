@@ -143,14 +143,15 @@ def _verification(part: Json) -> Iterator[str]:
 def _drill(part: Json) -> Iterator[str]:
     seconds, phases = part["seconds"], part["phases"]
     yield (
-        f"## The restore drill (j, k)\n\nA database of {_megabytes(part['database_bytes'])}, restored into a throwaway "
+        f"## The restore drill (j, k, n)\n\nA database of {_megabytes(part['database_bytes'])}, restored into a throwaway "
         "cluster, read back, compared, analyzed; beside what the old runbook asks people for, on a server with "
         "PostgreSQL's defaults, which keeps its data safe.\n"
     )
     yield _table(
         ("", "what", "seconds"),
         [
-            ("j", "`ovia-backup drill`, the whole process", _spread(seconds["drill"])),
+            ("j", "`ovia-backup drill`, the whole process, confined", _spread(seconds["drill"])),
+            ("n", "the same with `DRILL_SANDBOX=off`", _spread(seconds["unconfined"])),
             (
                 "",
                 "`pg_restore` of the old script's dump, one job, and `count(*)` of every table",

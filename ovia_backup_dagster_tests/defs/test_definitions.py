@@ -89,6 +89,7 @@ ASSETS: dict[str, dict[str, Any]] = {
         "freshness": None,
         "checks": {
             "archive_is_what_was_written": "blocks",
+            "drill_contained": "blocks",
             "extensions_as_in_source": "blocks",
             "restored_without_errors": "blocks",
             "rows_and_content_equal": "blocks",

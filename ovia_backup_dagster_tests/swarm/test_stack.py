@@ -68,6 +68,47 @@ def test_the_drill_passes(swarm: Swarm) -> None:
     assert swarm.console("status").startswith("BACKUP OK"), run
 
 
+#: A superuser's function that is run in a drill alone; it fails when one of its attempts does not.
+_ATTACK = """
+    CREATE SCHEMA lab;
+    CREATE FUNCTION lab.act() RETURNS text LANGUAGE plpgsql AS $act$
+    DECLARE attempt text; reached text := '';
+    BEGIN
+        IF current_setting('wal_level') <> 'minimal' THEN RETURN ''; END IF;
+        FOREACH attempt IN ARRAY ARRAY[
+            'cat /run/ovia-backup/postgres_password', 'ls /run/secrets', 'ls /backups/daily', 'touch /backups/evil',
+            'cat /proc/1/environ', 'kill -0 1', 'echo > /dev/tcp/postgres/5432', 'echo > /dev/udp/postgres/53',
+            'ls /var/lib/ovia-backup', 'touch /tmp/evil']
+        LOOP
+            BEGIN
+                EXECUTE format('COPY (SELECT 1) TO PROGRAM %L', format('exec /bin/bash -c %L', attempt));
+                reached := reached || attempt || '; ';
+            EXCEPTION WHEN OTHERS THEN NULL;
+            END;
+        END LOOP;
+        IF reached <> '' THEN RAISE EXCEPTION 'reached: %', reached; END IF;
+        RETURN 'nothing';
+    END $act$;
+    CREATE MATERIALIZED VIEW lab.view AS SELECT lab.act() AS reached;
+"""
+
+
+def test_a_drill_in_a_run_is_contained(swarm: Swarm) -> None:
+    """With the capabilities, the profile and the mounts that runs have."""
+    swarm.psql(_ATTACK)
+    try:
+        swarm.console("dump")
+        swarm.console("verify", "latest")
+        swarm.succeeded(swarm.launch("restore_drill_job"))
+    finally:
+        swarm.psql("DROP SCHEMA lab CASCADE")
+    [drill, *_] = json.loads(swarm.console("drill", "--history", "--json"))
+    lines = {line["check"]: line for line in drill["lines"]}
+    assert drill["confinement"].startswith("confined by Landlock "), drill["confinement"]
+    assert lines["drill_contained"]["result"] == "passed", lines["drill_contained"]
+    assert lines["materialized_views_refreshed"]["result"] == "passed", lines["materialized_views_refreshed"]
+
+
 def test_figures(swarm: Swarm) -> None:
     """For the runbook: they land in .cache/swarm/figures.md. That they are bearable is all that is asked here."""
     waits = []
