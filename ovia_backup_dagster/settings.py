@@ -156,6 +156,12 @@ class Settings(BaseSettings):
     drill_max_age_days: float = _variable(
         "DRILL_MAX_AGE_DAYS", default=35.0, doc="When the last drill that passed is older, people are told.", shown="35"
     )
+    drill_max_hours: float = _variable(
+        "DRILL_MAX_HOURS",
+        default=6.0,
+        doc="A drill that takes longer is ended, and has failed. Runs of Dagster have the same limit.",
+        shown="6",
+    )
     restore_postgres_host: str | None = _variable(
         "RESTORE_POSTGRES_HOST", doc="Server to restore to, and for scratch databases.", shown="`POSTGRES_HOST`"
     )
@@ -389,6 +395,13 @@ class Settings(BaseSettings):
     def _days(cls, value: float) -> float:
         if not 0 < value <= 3660:
             raise ValueError(f"{value} is not a number of days between 0 and ten years")
+        return value
+
+    @field_validator("drill_max_hours")
+    @classmethod
+    def _drill_hours(cls, value: float) -> float:
+        if not 0 < value <= 24 * 31:
+            raise ValueError(f"{value} is not a number of hours between 0 and a month")
         return value
 
     @field_validator("dagster_keep_runs_days")

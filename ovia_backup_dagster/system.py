@@ -82,6 +82,7 @@ class BackupSystem:
             target=self.restore_connection,
             target_is_named=settings.restore_postgres_host is not None,
             own_check=settings.drill_check_command,
+            max_hours=settings.drill_max_hours,
         )
 
     @property

@@ -93,6 +93,7 @@ class Driller:
         target: the server for scratch databases.
         target_is_named: whether somebody named that server, rather than it being the source's.
         own_check: a command, or an SQL file, to run on the copy; empty for none.
+        max_hours: how long a drill may take.
     """
 
     verifier: Verifier
@@ -101,6 +102,7 @@ class Driller:
     target: Connection
     target_is_named: bool = False
     own_check: str = ""
+    max_hours: float = 6.0
 
     @property
     def catalog(self) -> Catalog:
