@@ -162,7 +162,7 @@ class Settings(BaseSettings):
     drill_max_hours: float = _variable(
         "DRILL_MAX_HOURS",
         default=6.0,
-        doc="A drill that takes longer is ended, and has failed. Runs of Dagster have the same limit.",
+        doc="A drill that takes longer is ended, and has failed.",
         shown="6",
     )
     restore_postgres_host: str | None = _variable(
