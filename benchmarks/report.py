@@ -143,9 +143,9 @@ def _verification(part: Json) -> Iterator[str]:
 def _drill(part: Json) -> Iterator[str]:
     seconds, phases = part["seconds"], part["phases"]
     yield (
-        f"## The restore drill (j, k, n)\n\nA database of {_megabytes(part['database_bytes'])}, restored into a throwaway "
-        "cluster, read back, compared, analyzed; beside what the old runbook asks people for, on a server with "
-        "PostgreSQL's defaults, which keeps its data safe.\n"
+        f"## The restore drill (j, k, n)\n\nA database of {_megabytes(part['database_bytes'])}, restored into a "
+        "throwaway cluster, read back, compared, analyzed; beside what the old runbook asks people for, on a server "
+        "with PostgreSQL's defaults, which keeps its data safe.\n"
     )
     yield _table(
         ("", "what", "seconds"),

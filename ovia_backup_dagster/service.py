@@ -25,7 +25,7 @@ import click
 import yaml
 
 from ovia_backup_dagster.core.errors import BackupError, SettingsError
-from ovia_backup_dagster.settings import names
+from ovia_backup_dagster.settings import names, password_in
 
 #: Where Swarm mounts a service's secrets.
 SECRETS = Path("/run/secrets")
@@ -250,6 +250,13 @@ def refuse_values(environment: Mapping[str, str]) -> None:
                 f"{name} is set by value",
                 why="docker inspect would show it for every run",
                 fix=f"make it a Docker secret, and set {by_file} (docs/runbook.md, Installing)",
+            )
+    for name in sorted(names() & environment.keys()):
+        if password_in(environment[name]):
+            raise SettingsError(
+                f"{name} holds a password",
+                why="docker inspect would show it for every run",
+                fix="take it out of the URL; a password is a Docker secret (docs/runbook.md, Installing)",
             )
 
 

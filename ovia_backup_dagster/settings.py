@@ -7,11 +7,13 @@ that would act on it refuses with one line. What is built from the settings is `
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, field_validator
@@ -156,11 +158,18 @@ class Settings(BaseSettings):
         "DRILL_CHECK_COMMAND",
         default="",
         doc="A shell command, or an `.sql` file, to run on each drill's copy: migrations, an application's health "
-        "check. It gets `DATABASE_URL` and libpq's `PG*`, and none of these variables.",
+        "check. It gets `DATABASE_URL` and libpq's `PG*`, and none of these variables; what it prints is logged "
+        "without our secrets.",
         shown="none",
     )
     drill_max_age_days: float = _variable(
         "DRILL_MAX_AGE_DAYS", default=35.0, doc="When the last drill that passed is older, people are told.", shown="35"
+    )
+    drill_max_hours: float = _variable(
+        "DRILL_MAX_HOURS",
+        default=6.0,
+        doc="A drill that takes longer is ended, and has failed.",
+        shown="6",
     )
     restore_postgres_host: str | None = _variable(
         "RESTORE_POSTGRES_HOST", doc="Server to restore to, and for scratch databases.", shown="`POSTGRES_HOST`"
@@ -318,6 +327,30 @@ class Settings(BaseSettings):
                 return self.backup_notify_urls
             raise
 
+    def secrets(self) -> Iterator[str]:
+        """Every secret that these settings hold, or find in a file: as it is, and its password, where it is a URL.
+
+        One whose file cannot be read is left out.
+        """
+        urls = [*self.backup_notify_urls, SecretStr(self.health_url)]
+        passwords = [each for each in (self.postgres_password, self.restore_postgres_password) if each is not None]
+        if self.postgres_password_file is not None:
+            with contextlib.suppress(SettingsError):
+                passwords.append(_first_line("POSTGRES_PASSWORD_FILE", self.postgres_password_file))
+        if self.restore_postgres_password_file is not None:
+            with contextlib.suppress(SettingsError):
+                passwords.append(_first_line("RESTORE_POSTGRES_PASSWORD_FILE", self.restore_postgres_password_file))
+        if self.backup_notify_urls_file is not None:
+            with contextlib.suppress(SettingsError):
+                urls += _urls_in("BACKUP_NOTIFY_URLS_FILE", self.backup_notify_urls_file)
+        yield from (each.get_secret_value() for each in passwords)
+        for url in (each.get_secret_value() for each in urls):
+            if found := password_in(url):
+                yield unquote(found)
+                yield found
+            if found or "?" in url or url != self.health_url:
+                yield url
+
     @property
     def unread(self) -> Mapping[str, str]:
         """Files that are named but not read -> the variable that comes first."""
@@ -395,6 +428,13 @@ class Settings(BaseSettings):
     def _days(cls, value: float) -> float:
         if not 0 < value <= 3660:
             raise ValueError(f"{value} is not a number of days between 0 and ten years")
+        return value
+
+    @field_validator("drill_max_hours")
+    @classmethod
+    def _drill_hours(cls, value: float) -> float:
+        if not 0 < value <= 24 * 31:
+            raise ValueError(f"{value} is not a number of hours between 0 and a month")
         return value
 
     @field_validator("dagster_keep_runs_days")
@@ -540,6 +580,19 @@ def variables() -> Mapping[str, tuple[str, str]]:
 def names() -> frozenset[str]:
     """Every environment variable that is read."""
     return frozenset(name for field in Settings.model_fields.values() for name in _names(field))
+
+
+def secret_variables() -> frozenset[str]:
+    """The environment variables that hold, or may hold, a secret by value."""
+    fields = Settings.model_fields
+    secret = [field for field in fields.values() if "SecretStr" in str(field.annotation)]
+    return frozenset(name for field in (*secret, fields["health_url"]) for name in _names(field))
+
+
+def password_in(text: str) -> str:
+    """The password of the first URL with one in a text; empty where there is none. A shell's variable is none."""
+    found = re.search(r"://[^\s/:@]*:([^\s/@$][^\s/@]*)@", text)
+    return found[1] if found else ""
 
 
 def _field(location: str) -> tuple[str, FieldInfo]:

@@ -22,8 +22,9 @@ from ovia_backup_dagster.postgres.client import Connection, Programs, Variables
 from ovia_backup_dagster.postgres.drill import Choice, Driller, Where
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.sandbox import Confine, Sandbox
+from ovia_backup_dagster.postgres.secrets import Secrets
 from ovia_backup_dagster.postgres.verification import Verifier
-from ovia_backup_dagster.settings import Settings
+from ovia_backup_dagster.settings import Settings, secret_variables
 
 if TYPE_CHECKING:
     from ovia_backup_dagster.restoration.restorations import Restorations
@@ -83,7 +84,13 @@ class BackupSystem:
             target=self.restore_connection,
             target_is_named=settings.restore_postgres_host is not None,
             own_check=settings.drill_check_command,
+            max_hours=settings.drill_max_hours,
+            secrets=self.secrets,
         )
+
+    @property
+    def secrets(self) -> Secrets:
+        return Secrets(secret_variables(), self.settings.secrets)
 
     @property
     def restore_connection(self) -> Connection:

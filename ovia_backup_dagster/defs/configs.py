@@ -63,6 +63,7 @@ class RestoreAction(StrEnum):
     """What is asked for. The launchpad takes a member's name, not its value: they are the same."""
 
     plan = "plan"
+    plan_undo = "plan_undo"
     restore = "restore"
     undo = "undo"
     resume = "resume"
@@ -82,19 +83,23 @@ class RestoreConfig(dg.Config):
 
     action: RestoreAction = Field(
         default=RestoreAction.plan,
-        description="`plan` only says what would be done. `restore` does it. `undo` swaps back to the database before. "
-        "`resume` and `abort` finish, or put back, what a killed run had begun.",
+        description="`plan` only says what would be done, and prints the word for `confirm`; `plan_undo` does so of an "
+        "undo. `restore` does it. `undo` swaps back to the database before. `resume` and `abort` finish, or put back, "
+        "what a killed run had begun.",
     )
     confirm: str = Field(
         default="",
-        description="The live database's name, repeated: without it, nothing that touches it is done. With `abort`: "
-        "gives up one that was dropped, and could not be restored.",
+        description="The word that a plan of the same options has printed, such as `ovia-20261129T183005Z`: without "
+        "it, nothing that touches the live database is done. It holds for an hour, and once. With `abort`: the word "
+        "that an abort has told, to give up a restore that can be neither finished nor put back.",
     )
     backup: str = Field(
         default="latest",
         description="Name of a backup in either tier, or `latest`: the newest that is not known to be bad.",
     )
-    kept: str = Field(default="", description="With `undo`: the kept database to go back to. Empty: the newest.")
+    kept: str = Field(
+        default="", description="With `undo` and `plan_undo`: the kept database to go back to. Empty: the newest."
+    )
     mode: RestoreMode = Field(
         default=RestoreMode.swap,
         description="`swap`: beside the live database, proven, then in its place; can be undone. `drop`: for a server "

@@ -12,7 +12,9 @@ from ovia_backup_dagster.defs.policies import (
     DOCTOR_JOB,
     FRESHNESS_ALERT_JOB,
     RESTORE_DRILL_JOB,
+    Priority,
     database_tags,
+    drill_tags,
     names,
     run_tags,
 )
@@ -33,7 +35,7 @@ def build_jobs(settings: Settings) -> list[Any]:
     alert = dg.define_asset_job(
         FRESHNESS_ALERT_JOB,
         selection=dg.AssetSelection.assets(ours.key(alerts.NAME)),
-        tags=database_tags(settings),
+        tags={**database_tags(settings), **Priority.ALERT.tag},
         executor_def=dg.in_process_executor,
         description="Say what is wrong with the backups, or that it is over.",
     )
@@ -41,14 +43,14 @@ def build_jobs(settings: Settings) -> list[Any]:
     doctors = dg.define_asset_job(
         DOCTOR_JOB,
         selection=dg.AssetSelection.assets(ours.key(doctor.NAME)),
-        tags=database_tags(settings),
+        tags={**database_tags(settings), **Priority.DOCTOR.tag},
         executor_def=dg.in_process_executor,
         description="Look at everything that a backup depends on, and say how to mend what is not right.",
     )
     drills = dg.define_asset_job(
         RESTORE_DRILL_JOB,
         selection=dg.AssetSelection.assets(ours.key(drill.NAME)),
-        tags=database_tags(settings),
+        tags=drill_tags(settings),
         executor_def=dg.in_process_executor,
         description="Prove that a backup restores: into a throwaway PostgreSQL, read back and compared.",
     )

@@ -158,6 +158,11 @@ def of_restore_plan(plan: RestorePlan) -> Metadata:
     return {"plan": dg.MetadataValue.md("\n".join(f"* {_plain(line)}" for line in plan.lines()))}
 
 
+def of_word(word: str) -> Metadata:
+    """``restore_job``: what lets another run do what was planned."""
+    return {"confirm": dg.MetadataValue.text(word)}
+
+
 def of_restore(record: Record, folder: Path, page: str) -> Metadata:
     """``restore_job``: what came of it."""
     found: Metadata = {

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import IntEnum
 
 import dagster as dg
+from dagster._core.storage.tags import PARENT_RUN_ID_TAG, PRIORITY_TAG, ROOT_RUN_ID_TAG
 
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.settings import Settings
@@ -31,6 +33,25 @@ PREFIX_TAG = "ovia/prefix"
 _NO_PREFIX = "-"
 
 MAX_RETRIES = 3
+#: On runs that may take hours: dagster.yaml leaves slots of the queue to all others.
+LONG_TAG = "ovia/long"
+#: Run monitoring ends every run after `max_runtime_seconds`, but for one with this.
+NO_TIME_LIMIT = {dg.MAX_RUNTIME_SECONDS_TAG: "0"}
+#: A drill ends itself, with evidence; Dagster ends one that does not get there.
+_TIME_TO_END = timedelta(minutes=15)
+
+
+class Priority(IntEnum):
+    """What leaves the queue first: what a person waits for, before what a schedule has asked for (0)."""
+
+    ALERT = 3
+    RESTORE = 2
+    DOCTOR = 1
+    DRILL = -1
+
+    @property
+    def tag(self) -> dict[str, str]:
+        return {PRIORITY_TAG: str(self.value)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +116,20 @@ def database_tags(settings: Settings) -> dict[str, str]:
 
 def run_tags(settings: Settings) -> dict[str, str]:
     """What marks one that works on this volume, too."""
-    return {**database_tags(settings), VOLUME_TAG: str(settings.backup_dir)}
+    return {**database_tags(settings), VOLUME_TAG: str(settings.backup_dir), LONG_TAG: "dump"}
+
+
+def drill_tags(settings: Settings) -> dict[str, str]:
+    """What marks one that drills: it has a time limit of its own, and no backup waits for it in the queue."""
+    most = timedelta(hours=settings.drill_max_hours) + _TIME_TO_END
+    limit = {dg.MAX_RUNTIME_SECONDS_TAG: f"{most.total_seconds():.0f}"}
+    return {**database_tags(settings), **limit, **Priority.DRILL.tag, LONG_TAG: "drill"}
+
+
+def repeated(run: dg.DagsterRun) -> str | None:
+    """The run that this one repeats, whoever asked for it: a person, Dagster's retries, or a program."""
+    tags = (run.tags.get(PARENT_RUN_ID_TAG), run.tags.get(ROOT_RUN_ID_TAG))
+    return next(filter(None, (run.parent_run_id, run.root_run_id, *tags)), None)
 
 
 def freshness(backups: BackupSystem) -> dg.FreshnessPolicy:

@@ -7,14 +7,23 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from ovia_backup_dagster.core.errors import RestoreError
+from ovia_backup_dagster.core.errors import RestoreError, RestoreRefusedError
 from ovia_backup_dagster.core.restoration import Mode, Record, StopServices
 from ovia_backup_dagster.core.restoration_page import page
 from ovia_backup_dagster.defs import metadata
 from ovia_backup_dagster.defs.configs import RestoreAction, RestoreConfig
-from ovia_backup_dagster.defs.policies import KEPT_DATABASES_JOB, RESTORE_JOB, database_tags, explained, names
+from ovia_backup_dagster.defs.policies import (
+    KEPT_DATABASES_JOB,
+    NO_TIME_LIMIT,
+    RESTORE_JOB,
+    Priority,
+    database_tags,
+    explained,
+    names,
+    repeated,
+)
 from ovia_backup_dagster.defs.resources import Backups
-from ovia_backup_dagster.restoration.plan import Wishes
+from ovia_backup_dagster.restoration.plan import Plan, Planner, Wishes
 from ovia_backup_dagster.settings import Settings
 from ovia_backup_dagster.system import BackupSystem
 
@@ -22,6 +31,8 @@ OP = "restore"
 KEPT_OP = "kept_databases"
 #: Dagster's run_retries would launch a failed run anew, with what a person confirmed of another day's plan.
 _NEVER_AGAIN = {"dagster/max_retries": "0"}
+#: What changes nothing may be repeated.
+_ONLY_SHOWN = (RestoreAction.plan, RestoreAction.plan_undo)
 
 
 def build_restore(settings: Settings) -> dg.JobDefinition:
@@ -31,11 +42,13 @@ def build_restore(settings: Settings) -> dg.JobDefinition:
         name=OP,
         pool=names(settings).restore_pool,
         description="Brings a backup back: restores it beside the live database, proves every row, and swaps the two. "
-        "`plan` only says what would be done; everything that touches the live database needs its name repeated in "
-        "`confirm`. The record stands in `restores/` on the volume.",
+        "`plan` only says what would be done, and prints a word; everything that touches the live database needs it in "
+        "`confirm`, within an hour, and takes it once. A run that repeats another one only plans. The record stands in "
+        "`restores/` on the volume.",
     )
     def restore(context: dg.OpExecutionContext, config: RestoreConfig, backups: Backups) -> None:
         with explained(context, backups, retry=False):
+            _refuse_repetition(context.run, config.action)
             record = _act(context, config, backups)
             if record is None:
                 return
@@ -46,7 +59,7 @@ def build_restore(settings: Settings) -> dg.JobDefinition:
 
     @dg.job(
         name=RESTORE_JOB,
-        tags={**database_tags(settings), **_NEVER_AGAIN},
+        tags={**database_tags(settings), **_NEVER_AGAIN, **NO_TIME_LIMIT, **Priority.RESTORE.tag},
         executor_def=dg.in_process_executor,
         description="Bring a backup back, so that it can be undone; or only say what that would mean.",
     )
@@ -86,6 +99,21 @@ def build_kept_databases(settings: Settings) -> dg.JobDefinition:
     return job
 
 
+def _refuse_repetition(run: dg.DagsterRun, action: RestoreAction) -> None:
+    """What a person decided about the databases of another day must not be done to those of today.
+
+    Raises:
+        RestoreRefusedError: the run repeats another one, by "Re-execute all", by a retry or by its API.
+    """
+    before = repeated(run)
+    if before and action not in _ONLY_SHOWN:
+        raise RestoreRefusedError(
+            f"nothing was done: this run repeats run {before}, and {action.value} is never repeated",
+            why="it was decided for the databases as they were then",
+            fix=f"launch {RESTORE_JOB} from its Launchpad, first with action: plan (of an undo: plan_undo)",
+        )
+
+
 def _act(context: dg.OpExecutionContext, config: RestoreConfig, backups: BackupSystem) -> Record | None:
     restorations, log = backups.restorations, context.log.info
     if config.without_services:
@@ -93,19 +121,25 @@ def _act(context: dg.OpExecutionContext, config: RestoreConfig, backups: BackupS
     if config.action is RestoreAction.resume:
         return restorations.resume(log)
     if config.action is RestoreAction.abort:
-        return restorations.abort(log, config.confirm)
-    who, now = context.run.tags.get("user", "Dagster, by hand"), datetime.now(UTC)
-    planner = restorations.planner
-    if config.action is RestoreAction.undo:
-        plan = planner.plan_undo(who, context.run_id, now, kept_name=config.kept)
-    else:
-        plan = planner.plan(_wishes(config, backups), who, context.run_id, now)
+        return restorations.abort(log, word=config.confirm)
+    plan = _plan(context, config, backups, restorations.planner)
     for line in plan.lines():
         log(line)
     context.add_output_metadata(metadata.of_restore_plan(plan))
-    if config.action is RestoreAction.plan:
+    if config.action in _ONLY_SHOWN:
+        if word := restorations.offer(plan):
+            does = "undo" if config.action is RestoreAction.plan_undo else "restore"
+            log(f"to do it, within an hour, the same options with action: {does} and confirm: {word}")
+            context.add_output_metadata(metadata.of_word(word))
         return None
-    return restorations.run(plan, config.confirm, log)
+    return restorations.run(plan, "", log, word=config.confirm)
+
+
+def _plan(context: dg.OpExecutionContext, config: RestoreConfig, backups: BackupSystem, planner: Planner) -> Plan:
+    who, now = context.run.tags.get("user", "Dagster, by hand"), datetime.now(UTC)
+    if config.action in (RestoreAction.undo, RestoreAction.plan_undo):
+        return planner.plan_undo(who, context.run_id, now, kept_name=config.kept)
+    return planner.plan(_wishes(config, backups), who, context.run_id, now)
 
 
 def _wishes(config: RestoreConfig, backups: BackupSystem) -> Wishes:

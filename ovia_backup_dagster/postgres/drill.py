@@ -46,6 +46,7 @@ from ovia_backup_dagster.postgres.proof import Proof
 from ovia_backup_dagster.postgres.quoting import shell_word
 from ovia_backup_dagster.postgres.reread import Rereader
 from ovia_backup_dagster.postgres.sandbox import Confine, Limits
+from ovia_backup_dagster.postgres.secrets import Secrets
 from ovia_backup_dagster.postgres.throwaway import explained as explained_by_limits
 from ovia_backup_dagster.postgres.throwaway import remove_remains, server_programs, throwaway, usable
 from ovia_backup_dagster.postgres.verification import Verifier
@@ -94,7 +95,8 @@ class Driller:
         target: the server for scratch databases.
         target_is_named: whether somebody named that server, rather than it being the source's.
         own_check: a command, or an SQL file, to run on the copy; empty for none.
-        max_hours: how long a throwaway copy may exist.
+        max_hours: how long a drill may take.
+        secrets: nothing that a drill starts finds one of them in our environment.
     """
 
     verifier: Verifier
@@ -104,6 +106,7 @@ class Driller:
     target_is_named: bool = False
     own_check: str = ""
     max_hours: float = 6.0
+    secrets: Secrets = field(default_factory=Secrets)
 
     @property
     def catalog(self) -> Catalog:
@@ -145,6 +148,7 @@ class Driller:
             NotProvenError: the backup may still be being written.
             VolumeError: the evidence cannot be written.
         """
+        self.secrets.forget()
         catalog, now = self.catalog, datetime.now(UTC)
         backup = catalog.settled(backup, now, "ovia-backup drill")
         drills = self.drills
@@ -361,7 +365,7 @@ class _Drill:
         if not own:
             self.proof.add(DrillCheck.OWN_CHECK, [], passed="DRILL_CHECK_COMMAND is not set", result=Result.NOT_MADE)
             return
-        code = own_check.run(own, copy.connection, self.by.verifier.programs, self.log)
+        code = own_check.run(own, copy.connection, self.by.verifier.programs, self.by.secrets, self.log)
         # What it printed may be anything: it goes to the log, not into the evidence.
         wrong = [] if code == 0 else [f"DRILL_CHECK_COMMAND ended with code {code}; the log has what it printed"]
         self.proof.add(DrillCheck.OWN_CHECK, wrong, passed="it ended with code 0")

@@ -12,20 +12,24 @@ from pathlib import Path
 
 from ovia_backup_dagster.postgres.client import TERMINATE_SECONDS, Connection, Programs, minimal_environment
 from ovia_backup_dagster.postgres.datatext import Log, text_of
+from ovia_backup_dagster.postgres.secrets import Secrets
 
 _SHOWN_LINES = 20
 _SHOWN_BYTES = 64 * 1024
 
 
-def run(own: str, copy: Connection, programs: Programs, log: Log) -> int:
+def run(own: str, copy: Connection, programs: Programs, secrets: Secrets, log: Log) -> int:
     """Run it, log the end of what it printed; returns its exit code. Nothing that it started is left.
 
     Args:
         own: the command; the name of a file that ends in ``.sql`` is given to psql.
         copy: what it gets as ``DATABASE_URL`` and ``PG*``, and of our settings nothing else.
         programs: psql.
+        secrets: it finds none of them in our environment, and its log has none.
         log: told.
     """
+    secrets.forget()
+    redact = secrets.redactor()
     command: Sequence[str] = ("/bin/sh", "-c", own)
     if own.endswith(".sql") and Path(own).is_file():
         options = ("--no-psqlrc", "--quiet", "--no-password", "--set=ON_ERROR_STOP=1", f"--file={own}")
@@ -48,7 +52,7 @@ def run(own: str, copy: Connection, programs: Programs, log: Log) -> int:
         output.seek(max(0, output.seek(0, os.SEEK_END) - _SHOWN_BYTES))
         lines = text_of(output.read()).splitlines()[-_SHOWN_LINES:]
     for line in lines:
-        log(f"own check: {copy.redact(line)}")
+        log(f"own check: {redact(copy.redact(line))}")
     return code
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,8 +17,8 @@ from psycopg.rows import dict_row
 from ovia_backup_dagster.core.manifest import DatabaseFacts
 from ovia_backup_dagster.postgres.client import SESSION_OPTIONS, WRITABLE, Connection, pg_options
 from ovia_backup_dagster.postgres.diagnosis import diagnose
+from ovia_backup_dagster.postgres.secrets import ENVIRONMENT
 
-_ENVIRONMENT = threading.Lock()
 #: A database's owner may put a schema of his own before what is built in, and a superuser who asks there for the time
 #: would run his function. What a client says outranks what the database or the role is set to.
 _BUILT_IN = "-c search_path=pg_catalog,pg_temp"
@@ -78,6 +77,8 @@ def connect(connection: Connection, options: str = _OPTIONS) -> Iterator[psycopg
                 connection.conninfo(),
                 host=connection.host,  # psycopg itself resolves it, and does not see the environment then
                 port=connection.port,
+                # Never in this process's environment, not for a moment: a thread may start a program in it.
+                password=connection.password.get_secret_value() if connection.password else None,
                 client_encoding="UTF8",  # some server encodings have no codec here
                 options=options,
                 autocommit=True,
@@ -155,7 +156,8 @@ def _only_our_environment(connection: Connection) -> Iterator[None]:
     dump, whose environment is made from nothing.
     """
     wanted = connection.environment()
-    with _ENVIRONMENT:
+    wanted.pop("PGPASSWORD", None)
+    with ENVIRONMENT:
         before = {name: value for name, value in os.environ.items() if name.startswith("PG")}
         try:
             for name in before:

@@ -134,7 +134,7 @@ class Plan:
         """
         name = self.destroys
         if name:
-            confirm(name, typed, f"confirm: {name} in the launchpad, or --yes-destroy {shell_word(name)}")
+            confirm(name, typed, f"--yes-destroy {shell_word(name)}")
 
 
 def confirm(name: str, typed: str, how: str) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from ovia_backup_dagster.core.catalog import Backup
+from ovia_backup_dagster.core.confirmation import Words, word_of
 from ovia_backup_dagster.core.errors import (
     BackupError,
     DiskFullError,
@@ -81,24 +82,42 @@ class Restorations:
         return Planner(self.driller, self.target, self.services, self.swarm)
 
     @property
+    def _words(self) -> Words:
+        return Words(self.driller.catalog)
+
+    @property
     def folder(self) -> RestoreFolder:
         """Where journals and records are."""
         return RestoreFolder(self.driller.catalog)
 
-    def run(self, plan: Plan, confirmation: str, log: Log) -> Record:
+    def offer(self, plan: Plan) -> str:
+        """The word that lets a later process do what this plan shows; empty where nothing needs one.
+
+        Raises:
+            VolumeError: it cannot be kept.
+        """
+        if not plan.destroys:
+            return ""
+        self.driller.catalog.check()
+        self.folder.prepare()
+        return self._words.offer(plan.order, plan.backup, datetime.now(UTC))
+
+    def run(self, plan: Plan, confirmation: str, log: Log, *, word: str | None = None) -> Record:
         """Do what was planned, and write down what came of it.
 
         Args:
             plan: as the planner made it.
             confirmation: the database's name, as a person repeated it.
             log: told what happens.
+            word: instead of the name, the word that :meth:`offer` gave for such a plan.
 
         Raises:
             RestoreRefusedError: it was not confirmed, or another one is unfinished; nothing was touched.
             LockHeldError: another restore is under way.
             RestoreUnfinishedError: it can neither go on nor be put back now.
         """
-        plan.confirm(confirmation)
+        if word is None:
+            plan.confirm(confirmation)
         log = _never_failing(log)
         folder, now = self.folder, datetime.now(UTC)
         self.driller.catalog.check()
@@ -111,6 +130,8 @@ class Restorations:
             for journal in folder.unrecorded():
                 self._record(journal)
             self._refuse_stale(plan.order)
+            if word is not None and plan.destroys:
+                self._words.redeem(word, plan.order, plan.backup, datetime.now(UTC))
             order = plan.order.model_copy(update={"started_at": folder.free(plan.order.started_at)})
             journal = folder.begin(order)
             with _telling(journal):
@@ -134,25 +155,41 @@ class Restorations:
             with self._reading(backup):
                 return self._go_on(self._steps(journal, backup, log))
 
-    def abort(self, log: Log, confirmation: str = "") -> Record:
+    def abort(self, log: Log, confirmation: str = "", *, word: str | None = None) -> Record:
         """Put back what a killed process had begun; or give it up, where that cannot be, so that another can begin.
 
         Args:
             log: told what happens.
             confirmation: the database's name, as a person repeated it, to give it up.
+            word: instead of the name, the word that this tells of the restore; empty to put back only.
 
         Raises:
-            RestoreRefusedError: nothing is unfinished; or it was begun on another server.
+            RestoreRefusedError: nothing is unfinished; or it was begun on another server; or the word is another's.
             NoWayBackError: what was live before is gone, so that only finishing helps.
             RestoreUnfinishedError: it cannot be put back now.
         """
         log = _never_failing(log)
         with self._unfinished("abort") as journal:
             steps, named = self._steps(journal, None, log), confirmation == journal.order.database
+            if word is not None:
+                named = self._is_meant(journal.order, word, log)
             if named and (self._is_elsewhere(journal.order) or steps.is_lost or steps.is_torn):
                 return self._give_up(steps)
             self._refuse_other_server(journal.order)
             return self._put_back(steps)
+
+    def _is_meant(self, order: Order, word: str, log: Log) -> bool:
+        """Whether a word gives up this restore: one that was copied from another day must not."""
+        own = word_of(order)
+        if word not in ("", own):
+            raise RestoreRefusedError(
+                f"nothing was done: {word} is not the word of the {order.mode} that is unfinished",
+                why=f"that was begun {order.started_at:%Y-%m-%d %H:%M:%S} UTC",
+                fix=f"to put it back: action: abort, without confirm; where that cannot be, to give it up: {own}",
+            )
+        if not word:
+            log(f"where it can be neither finished nor put back, action: abort with confirm: {own} gives it up")
+        return word == own
 
     def kept(self) -> list[tuple[Kept, datetime | None]]:
         """The databases that can be gone back to, newest first; with when each was replaced (UTC), if it is known.

@@ -132,18 +132,36 @@ ASSETS: dict[str, dict[str, Any]] = {
 JOBS: dict[str, dict[str, Any]] = {
     "daily_backup_job": {
         "assets": {"daily_dump", "dump_verification", "weekly_promotion", "retention_pruning"},
-        "tags": {"ovia/database": "ovia", "ovia/prefix": "-", "ovia/volume": "/backups"},
+        "tags": {"ovia/database": "ovia", "ovia/prefix": "-", "ovia/volume": "/backups", "ovia/long": "dump"},
     },
     "freshness_alert_job": {
         "assets": {"backup_freshness_alert"},
-        "tags": {"ovia/database": "ovia", "ovia/prefix": "-"},
+        "tags": {"ovia/database": "ovia", "ovia/prefix": "-", "dagster/priority": "3"},
     },
-    "doctor_job": {"assets": {"backup_doctor"}, "tags": {"ovia/database": "ovia", "ovia/prefix": "-"}},
-    "restore_drill_job": {"assets": {"restore_drill"}, "tags": {"ovia/database": "ovia", "ovia/prefix": "-"}},
+    "doctor_job": {
+        "assets": {"backup_doctor"},
+        "tags": {"ovia/database": "ovia", "ovia/prefix": "-", "dagster/priority": "1"},
+    },
+    "restore_drill_job": {
+        "assets": {"restore_drill"},
+        "tags": {
+            "ovia/database": "ovia",
+            "ovia/prefix": "-",
+            "ovia/long": "drill",
+            "dagster/priority": "-1",
+            "dagster/max_runtime": "22500",
+        },
+    },
     "history_pruning_job": {"assets": set(), "tags": {"ovia/database": "ovia", "ovia/prefix": "-"}},
     "restore_job": {
         "assets": set(),
-        "tags": {"ovia/database": "ovia", "ovia/prefix": "-", "dagster/max_retries": "0"},
+        "tags": {
+            "ovia/database": "ovia",
+            "ovia/prefix": "-",
+            "dagster/max_retries": "0",
+            "dagster/max_runtime": "0",
+            "dagster/priority": "2",
+        },
     },
     "kept_databases_job": {"assets": set(), "tags": {"ovia/database": "ovia", "ovia/prefix": "-"}},
 }
@@ -319,6 +337,7 @@ BAD = [
     ({"DRILL_WHERE": "production"}, "DRILL_WHERE: "),
     ({"DRILL_JOBS": "1"}, "DRILL_JOBS: 1 is not a number of jobs"),
     ({"DRILL_DIR": "tmp"}, "DRILL_DIR: 'tmp' is not an absolute path"),
+    ({"DRILL_MAX_HOURS": "0"}, "DRILL_MAX_HOURS: 0.0 is not a number of hours"),
     ({"DRILL_MAX_AGE_DAYS": "0"}, "DRILL_MAX_AGE_DAYS: 0.0 is not a number of days"),
     ({"RESTORE_POSTGRES_HOST": "postgres://u:the-t0ken@h/db"}, "RESTORE_POSTGRES_HOST: it must be a host alone"),
     ({"RESTORE_POSTGRES_PORT": "0"}, "RESTORE_POSTGRES_PORT: 0 is not a port"),
@@ -482,7 +501,8 @@ def test_dagster_yaml_is_an_instance_that_dagster_takes(tmp_path: Path) -> None:
         queue = concurrency.run_queue_config
         assert queue is not None
         assert list(queue.tag_concurrency_limits) == [
-            {"key": "ovia/volume", "value": {"applyLimitPerUniqueValue": True}, "limit": 1}
+            {"key": "ovia/volume", "value": {"applyLimitPerUniqueValue": True}, "limit": 1},
+            {"key": "ovia/long", "limit": 7},
         ]
         # The limit is on the tag that the job bears.
         job = build_defs(load(HOST)).resolve_job_def(DAILY_JOB)

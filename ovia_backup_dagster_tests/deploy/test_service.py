@@ -11,9 +11,11 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from dagster_docker.container_context import DockerContainerContext
 from hypothesis import given
 from hypothesis import strategies as st
 from psycopg import sql
@@ -155,6 +157,34 @@ def test_no_secret_is_ever_passed_on(environment: dict[str, str]) -> None:
         assert environment
     else:
         assert not environment
+
+
+@pytest.mark.parametrize("name", ["HEALTH_URL", "DRILL_CHECK_COMMAND", "DAGSTER_PUBLIC_URL"])
+def test_nor_a_password_within_another_setting(name: str) -> None:
+    with pytest.raises(SettingsError, match=rf"{name} holds a password.*Docker secret") as refused:
+        service.refuse_values({name: "curl http://probe:geheim@host/"})
+    assert "geheim" not in str(refused.value)
+    service.refuse_values({name: "curl http://$USER:$WORD@host/", "OTHER": "http://a:b@c"})
+
+
+def test_a_runs_environment_holds_no_secret(private: Path) -> None:
+    """As Dagster's launcher makes it, of the stack's own files; the secrets are there, as files."""
+    for name in ("postgres_password", "notify_urls", "storage_password", "restore_password"):
+        service.SECRETS.joinpath(name).write_text(f"geheim-{name}")
+    service.collect_secrets()
+    stack = yaml.safe_load((DEPLOY / "stack.yml").read_text("utf-8"))
+    overlay = yaml.safe_load((DEPLOY / "restore.yml").read_text("utf-8"))
+    given = {**stack["x-database"], **overlay["x-restore"]}
+    service.refuse_values(given)
+    launcher = yaml.safe_load((DEPLOY / "dagster.yaml").read_text("utf-8"))["run_launcher"]["config"]
+    made: Any = DockerContainerContext.create_from_config(service.container_context(given))  # type: ignore[no-untyped-call]
+    # What the daemon adds of its own surroundings.
+    assert "env_vars" not in launcher
+    assert "environment" not in launcher["container_kwargs"]
+    variables = dict(variable.split("=", 1) for variable in made.env_vars)
+    assert variables.keys() & service.BY_FILE.keys() == set()
+    assert {name for name in variables if name.endswith("_FILE")} == set(service.BY_FILE.values())
+    assert "geheim" not in str(variables)
 
 
 def test_what_a_run_prints_goes_to_a_file_and_the_old_ones_go(tmp_path: Path) -> None:

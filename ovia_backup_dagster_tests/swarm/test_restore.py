@@ -179,11 +179,11 @@ def test_a_restore_from_the_ui_shows_no_secret(swarm: Swarm, good: str, today: s
     planned = json.dumps(swarm.succeeded(swarm.launch("restore_job", config)))
     assert "swap names: ovia becomes ovia_before_" in planned
     assert digest(swarm) == today
-    refused = swarm.launch("restore_job", {"ops": {"restore": {"config": {"action": "restore", "confirm": "ovi"}}}})
-    assert "nothing was done: the name that was given to confirm is not ovia" in json.dumps(swarm.finished(refused))
+    refused = swarm.launch("restore_job", {"ops": {"restore": {"config": {"action": "restore", "confirm": "ovia"}}}})
+    assert "nothing was done: ovia is not the word of a plan that waits" in json.dumps(swarm.finished(refused))
     assert digest(swarm) == today
     migrated = migrations()
-    asked |= {"action": "restore", "confirm": "ovia"}
+    asked |= {"action": "restore", "confirm": re.findall(r"confirm: (ovia-\d{8}T\d{6}Z)", planned)[0]}
     shown = swarm.succeeded_in_sight(swarm.launch("restore_job", config), "restore")
     assert digest(swarm) == good
     assert replicas() == REPLICAS
