@@ -450,7 +450,18 @@ without_services_option = click.option(
 )
 @click.option("--scale", "scale", type=_ReplicasType(), multiple=True, help="Replicas of a service in the end.")
 @click.option("--new-host", is_flag=True, help="The server is not the one that was backed up.")
-@click.option("--create-roles", is_flag=True, help="Make the roles that the server lacks, as they were saved.")
+@click.option(
+    "--create-roles",
+    is_flag=True,
+    help="Make the roles that the server lacks, as they were saved, but without passwords and power over others.",
+)
+@click.option(
+    "--create-privileged-role",
+    "privileged_roles",
+    metavar="NAME",
+    multiple=True,
+    help="Make this one of them with all that it had: SUPERUSER, REPLICATION, BYPASSRLS, memberships.",
+)
 @click.option("--even-if-damaged", is_flag=True, help="With --mode new: restore what can be, and say what was lost.")
 @click.option("--auto-undo", is_flag=True, help="Swap back if the migration fails or HEALTH_URL stays red.")
 @without_services_option
@@ -479,6 +490,7 @@ def restore(
     scale: tuple[tuple[str, int], ...],
     new_host: bool,
     create_roles: bool,
+    privileged_roles: tuple[str, ...],
     even_if_damaged: bool,
     auto_undo: bool,
     without_services: bool,
@@ -512,6 +524,7 @@ def restore(
         replicas=dict(scale),
         new_host=new_host,
         create_roles=create_roles,
+        privileged_roles=privileged_roles,
         even_if_damaged=even_if_damaged,
         auto_undo=auto_undo,
     )

@@ -44,6 +44,7 @@ class DrillCheck(StrEnum):
 
     UNALTERED = "archive_is_what_was_written"
     EXTENSIONS = "extensions_as_in_source"
+    ROLES = "roles_as_saved"
     RESTORED = "restored_without_errors"
     TABLES = "rows_and_content_equal"
     SEQUENCES = "sequences_equal"
@@ -73,6 +74,7 @@ class DrillCheck(StrEnum):
 _DESCRIPTIONS = {
     DrillCheck.UNALTERED: "Size and SHA-256 of the file are those taken when it was written.",
     DrillCheck.EXTENSIONS: "The source's extensions are there; another version of one is odd.",
+    DrillCheck.ROLES: "Roles, with what they may do, are those that were saved. Another setting or comment is odd.",
     DrillCheck.RESTORED: "pg_restore restored all of it and met no error.",
     DrillCheck.TABLES: "Every table was read back: its rows and their content are the backup's. Another order is odd.",
     DrillCheck.SEQUENCES: "Every sequence stands where it stood.",

@@ -182,6 +182,9 @@ class Proof:
         if copy.private:
             with self.phase("roles"):
                 notes += self._make_roles(copy)
+        else:
+            text = "the server has roles of its own, which are left as they are"
+            self.add(DrillCheck.ROLES, [], passed=text, result=Result.NOT_MADE)
         restorer = Restorer(
             self._programs, copy.connection, copy.name, self.jobs, with_owners=copy.with_owners, live=copy.live
         )
@@ -207,6 +210,7 @@ class Proof:
         try:
             saved = path.read_bytes()
         except FileNotFoundError:
+            self.add(DrillCheck.ROLES, [], passed="no roles were saved with this backup", result=Result.NOT_MADE)
             made = roles.make_missing(copy.server, self._programs, self.backup.path)
             return [f"roles were not saved with this backup; made up: {', '.join(made)}"] if made else []
         except OSError as error:
@@ -214,6 +218,8 @@ class Proof:
                 raise error
         for note in roles.replay(copy.server, saved):
             self.log(f"roles: {note}")
+        bad, odd = roles.differences(copy.server, self._programs, saved)
+        self.add(DrillCheck.ROLES, bad, odd=odd, passed=f"{len(roles.saved(saved))} roles, with what they may do")
         return []
 
     def _prove_extensions_available(self, copy: Copy) -> None:

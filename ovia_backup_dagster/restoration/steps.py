@@ -380,7 +380,7 @@ class Steps:
         schema = None if self.order.new_host else archives.schema_text(self.driller.verifier.programs, backup.path)
         server = beside(self.target, self.order.database)
         lacking = roles.missing(server, saved, schema)
-        notes = roles.create(server, saved, lacking)
+        notes = roles.create(server, saved, lacking, self.order.privileged_roles)
         return [f"made roles: {', '.join(lacking)}", *notes] if lacking else notes
 
     def _salvage(self, copy: places.Copy, backup: Backup) -> Proven:

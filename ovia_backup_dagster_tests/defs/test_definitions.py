@@ -152,7 +152,7 @@ LAUNCHPAD = {
     "dump_verification": {"backup"},
     "weekly_promotion": {"backup"},
     "retention_pruning": {"dry_run"},
-    "restore_drill": {"backup", "where", "jobs", "keep_copy"},
+    "restore_drill": {"backup", "where", "jobs", "keep_copy", "trust_archive"},
     "backup_freshness_alert": {"all_clear", "episode"},
 }
 #: What is not chosen there is this.
@@ -168,6 +168,7 @@ RESTORE_LAUNCHPAD = {
     "replicas": {},
     "new_host": False,
     "create_roles": False,
+    "privileged_roles": [],
     "even_if_damaged": False,
     "auto_undo": False,
     "without_services": False,
