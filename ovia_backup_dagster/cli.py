@@ -358,11 +358,23 @@ def hand_over(owner: Owner, finish: bool, as_json: bool) -> None:
 )
 @click.option("--jobs", type=click.IntRange(2, 64), help="How much is restored at a time.  [DRILL_JOBS]")
 @click.option("--keep", is_flag=True, help="Leave the copy for a look, until the next drill.")
+@click.option(
+    "--trust-archive",
+    is_flag=True,
+    help="With --where database: restore even where a superuser would run functions of others on the source's cluster.",
+)
 @click.option("--history", is_flag=True, help="Instead: the drills so far, newest first.")
 @click.option("--remove-copy", is_flag=True, help="Instead: remove a copy that was kept, or left by a killed drill.")
 @json_option
 def drill(
-    backup: str, where: str | None, jobs: int | None, keep: bool, history: bool, remove_copy: bool, as_json: bool
+    backup: str,
+    where: str | None,
+    jobs: int | None,
+    keep: bool,
+    trust_archive: bool,
+    history: bool,
+    remove_copy: bool,
+    as_json: bool,
 ) -> None:
     """Restore a backup into a copy, prove the copy, and write the evidence down. Exit code 1: it is not proven."""
     system = _system()
@@ -374,7 +386,7 @@ def drill(
             click.echo(f"removed {name}")
         return
     driller = system.driller
-    choice = system.drill_choice(where=where or "", jobs=jobs or 0, keep=keep)
+    choice = system.drill_choice(where=where or "", jobs=jobs or 0, keep=keep, trust_archive=trust_archive)
     evidence = driller.drill(driller.find(backup), choice, launched_by=_who(), log=_log)
     if as_json:
         click.echo(evidence.to_json(), nl=False)

@@ -57,6 +57,11 @@ class DrillConfig(dg.Config):
         description="Leave the copy for a look, until the next drill. In a container of its own a throwaway copy ends "
         "with the run: restore into a database then.",
     )
+    trust_archive: bool = Field(
+        default=False,
+        description="With `database`: restore even where a superuser would run functions of others on the cluster that "
+        "is backed up.",
+    )
 
 
 class RestoreAction(StrEnum):

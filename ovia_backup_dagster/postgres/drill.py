@@ -21,6 +21,7 @@ from ovia_backup_dagster.core.drill_page import page
 from ovia_backup_dagster.core.errors import (
     BackupError,
     BackupNotFoundError,
+    CopyError,
     DiskFullError,
     DrillError,
     ProgramMissingError,
@@ -48,6 +49,7 @@ from ovia_backup_dagster.postgres.places import (
 from ovia_backup_dagster.postgres.proof import Proof
 from ovia_backup_dagster.postgres.quoting import shell_word
 from ovia_backup_dagster.postgres.reread import Rereader
+from ovia_backup_dagster.postgres.session import connect, system_identifier
 from ovia_backup_dagster.postgres.verification import Verifier
 
 MADE_BY = f"ovia-backup-dagster {__version__}"
@@ -75,11 +77,13 @@ class Choice:
             server was named for it.
         jobs: how many entries pg_restore restores at a time; at least two.
         keep: leave the copy for a look, until the next drill.
+        trust_archive: restore even where a superuser would run others' functions on the source's own cluster.
     """
 
     where: Where = Where.AUTO
     jobs: int = 2
     keep: bool = False
+    trust_archive: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +275,7 @@ class _Drill:
     def _restore_and_prove(self, copy: Copy) -> None:
         proof = self.proof
         self.place = copy.name
+        self._refuse_untrusted(copy)
         proof.restore(copy)
         reader = proof.prove(copy)
         proof.analyze(copy)
@@ -281,6 +286,22 @@ class _Drill:
                 self.log(note)
         with proof.phase("own check"):
             self._own_check(copy)
+
+    def _refuse_untrusted(self, copy: Copy) -> None:
+        """A proof is not worth that others become superusers where production is."""
+        found = self.proof.prove_functions(copy)
+        if not found.functions or self.choice.trust_archive:
+            return
+        there = self.proof.manifest.database.system_identifier if self.proof.manifest else None
+        with connect(copy.server) as session:
+            here = system_identifier(session)
+        if here is None or there is None or here == there:
+            raise CopyError(
+                f"{self.backup} is not restored into {copy.name}",
+                why=f"it is, or may be, the source's own cluster, and {found}",
+                fix="drill in a throwaway cluster: ovia-backup drill --where throwaway; or as the role that "
+                "deploy/restore-role.sql makes (RESTORE_POSTGRES_USER); or, if you trust their owners: --trust-archive",
+            )
 
     def _of_this_place(self, error: BackupError, copy: Copy) -> BackupError:
         """The error with advice about the copy's server, not the production server's."""

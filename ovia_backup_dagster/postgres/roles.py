@@ -14,7 +14,9 @@ from typing import Any
 
 import psycopg
 
+from ovia_backup_dagster.core.catalog import GLOBALS, Backup
 from ovia_backup_dagster.core.errors import ProgramError
+from ovia_backup_dagster.core.files import explained
 from ovia_backup_dagster.postgres import globals as saved_globals
 from ovia_backup_dagster.postgres.archive import contents_list, encoding, use_list
 from ovia_backup_dagster.postgres.client import Connection, Programs, capture
@@ -143,6 +145,30 @@ def missing(server: Connection, globals_sql: bytes, schema: bytes | None) -> lis
             if name not in there
             and (schema is None or re.search(rb"(?<![\w\"])" + re.escape(role.quoted) + rb"(?![\w\"])", schema))
         ]
+
+
+def saved_with(backup: Backup) -> bytes | None:
+    """The globals that were saved beside a backup; ``None`` where there are none.
+
+    Raises:
+        VolumeError: they cannot be read.
+    """
+    path = backup.sidecar(GLOBALS)
+    with explained(f"cannot read {path}", passing=FileNotFoundError):
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
+
+
+def saved_superusers(backup: Backup) -> dict[str, bool]:
+    """Of each role that was saved with a backup, whether it was a superuser.
+
+    Raises:
+        VolumeError: they cannot be read.
+    """
+    found = saved_globals.parse(saved_with(backup) or b"").roles
+    return {name: "SUPERUSER" in role.flags for name, role in found.items()}
 
 
 def saved(globals_sql: bytes) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ovia_backup_dagster.core.catalog import GLOBALS, Backup, State
+from ovia_backup_dagster.core.catalog import Backup, State
 from ovia_backup_dagster.core.drill import Evidence
 from ovia_backup_dagster.core.errors import (
     BackupError,
@@ -21,12 +21,11 @@ from ovia_backup_dagster.core.errors import (
     RestoreRefusedError,
     VersionMismatchError,
 )
-from ovia_backup_dagster.core.files import explained
 from ovia_backup_dagster.core.naming import NAME_BYTES, BackupName, before_name, is_utf8, restore_name
 from ovia_backup_dagster.core.restoration import Mode, Order, Record, RestoreFolder, Step, StopServices
 from ovia_backup_dagster.core.words import duration, human_bytes
 from ovia_backup_dagster.postgres import archive as archives
-from ovia_backup_dagster.postgres import roles
+from ovia_backup_dagster.postgres import executed, roles
 from ovia_backup_dagster.postgres.client import Connection, Programs
 from ovia_backup_dagster.postgres.drill import MADE_BY, Driller, needed_bytes
 from ovia_backup_dagster.postgres.kept import Kept, kept, named
@@ -481,19 +480,9 @@ class Planner:
                 fix="install their packages on that server; then try again",
             )
 
-    def _saved_roles(self, backup: Backup) -> bytes | None:
-        path = backup.sidecar(GLOBALS)
-        try:
-            return path.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            with explained(f"cannot read {path}"):
-                raise error
-
     def _roles(self, order: Order, backup: Backup) -> tuple[dict[str, str], list[str]]:
         """Which roles are made, and what they are not given."""
-        saved = self._saved_roles(backup)
+        saved = roles.saved_with(backup)
         known = roles.saved(saved or b"")
         if unknown := [name for name in order.privileged_roles if name not in known]:
             raise RestoreRefusedError(
@@ -516,7 +505,7 @@ class Planner:
         return {"roles": f"made, without passwords: {', '.join(each.name for each in plan) or 'none'}"}, warnings
 
     def _refuse_missing_roles(self, order: Order, backup: Backup, wishes: Wishes) -> None:
-        saved = self._saved_roles(backup)
+        saved = roles.saved_with(backup)
         if saved is None:
             # The old script saved none. The restore says which is missing, before anything is replaced; but not before
             # a database is dropped, since the drill before that makes them up.
@@ -637,6 +626,7 @@ class Planner:
             warnings.append(f"{order.place} is no new host: it is the server that the backup was made of")
         if order.new_host and (held := self._held(backup)) not in ("", order.becomes):
             warnings.append(f"it is of database {held}, and not of {order.becomes}")
+        warnings += self._functions(backup)
         found = subscriptions(self._server, order.database) if live.exists else []
         if found and order.mode is not Mode.NEW:
             after = "they are dropped with the database, and their slots are left on the publishers"
@@ -646,6 +636,16 @@ class Planner:
                 )
             warnings.append(f"subscriptions are not restored ({', '.join(each.name for each in found)}): {after}")
         return facts, warnings
+
+    def _functions(self, backup: Backup) -> list[str]:
+        """What would run with more rights than its owners have."""
+        try:
+            found = executed.reach(self._server, self.programs, backup)
+        except BackupError as error:  # a damaged archive, of which something is to be saved
+            return [f"which functions the restore runs is not known: {error.account}"]
+        if not found.functions:
+            return []
+        return [f"{found}; let the role restore that deploy/restore-role.sql makes, or be sure of their owners"]
 
 
 def _refuse_contradictions(wishes: Wishes) -> None:
