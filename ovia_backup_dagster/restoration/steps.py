@@ -313,10 +313,11 @@ class Steps:
         return places.beside(self.target, database, f"database {database} on {self.order.place}")
 
     def _copy_to_make(self) -> places.Copy:
-        """Of the owner of what it replaces: the role that restores may have his rights, and not be he."""
+        """Of the owner of what it replaces, or stands beside: the role that restores may have its rights alone.
+
+        Where there is no such database, it is of the role that restores, until the backup's own settings are made.
+        """
         order, copy = self.order, self._copy(self.order.incoming)
-        if order.mode is Mode.NEW:
-            return copy
         noted = self.journal.data(Step.DROP).get("properties")
         owner = Properties.from_json(noted).owner if noted else standing(self.target, order.database).owner
         return replace(copy, owner=owner)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ovia_backup_dagster.core.drill import DrillCheck, Result
 from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.postgres.client import Connection, Programs
 from ovia_backup_dagster.postgres.drill import Choice, Where
+from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.executed import reach, run_by_restore
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, free_port, quiet
 from ovia_backup_dagster_tests.postgres.drilling import Drilling, by_check, database, one
@@ -37,8 +39,6 @@ WAYS = {
     "generated column": (INT, "CREATE TABLE m.t (a int, b int GENERATED ALWAYS AS (m.f(a)) STORED)"),
     "index on an expression": (INT, "CREATE TABLE m.t (a int)", "CREATE INDEX ON m.t (m.f(a))"),
     "partial index": (TRUE, "CREATE TABLE m.t (a int)", "CREATE INDEX ON m.t (a) WHERE m.f(a)"),
-    "exclusion": (INT, "CREATE TABLE m.t (a int, EXCLUDE USING btree ((m.f(a)) WITH =))"),
-    "exclusion of some": (TRUE, "CREATE TABLE m.t (a int, EXCLUDE USING btree (a WITH =) WHERE (m.f(a)))"),
     "partition key": (INT, "CREATE TABLE m.t (a int) PARTITION BY RANGE (m.f(a))"),
     "statistics": (INT, "CREATE TABLE m.t (a int)", "CREATE STATISTICS m.s ON (m.f(a)), a FROM m.t"),
     "materialized view": (INT, "CREATE MATERIALIZED VIEW m.mv AS SELECT m.f(1)"),
@@ -74,6 +74,11 @@ WAYS = {
         "CREATE FUNCTION m.outer(a int) RETURNS int LANGUAGE sql IMMUTABLE BEGIN ATOMIC SELECT m.f(a); END",
         "CREATE TABLE m.t (a int CHECK (m.outer(a) > 0))",
     ),
+}
+#: Where the list does not say which: then all are named.
+UNSAID = {
+    "exclusion": (INT, "CREATE TABLE m.t (a int, EXCLUDE USING btree ((m.f(a)) WITH =))"),
+    "exclusion of some": (TRUE, "CREATE TABLE m.t (a int, EXCLUDE USING btree (a WITH =) WHERE (m.f(a)))"),
     "trigger that fires in replicas": (
         "CREATE FUNCTION m.f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'",
         "CREATE TABLE m.t (a int)",
@@ -115,28 +120,38 @@ def owner(server: PortCluster) -> Iterator[Connection]:
     execute(server.connection(), f"DROP ROLE {name}")
 
 
-def dumped(owner: Connection, bin_dir: Path, folder: Path) -> tuple[Drilling, Backup]:
+def dumped(owner: Connection, bin_dir: Path, folder: Path, *, proven: bool = False) -> tuple[Drilling, Backup]:
     drilling = Drilling(replace(owner, user="postgres"), bin_dir, folder, Expectations())
-    return drilling, drilling.dump()
+    if proven:
+        return drilling, drilling.dump()
+    return drilling, Dumper(drilling.catalog, drilling.source, drilling.programs).dump(log=quiet)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_what_a_restore_runs_is_named(owner: Connection, bin_dir: Path, tmp_path: Path, way: str) -> None:
-    execute(owner, *WAYS[way])
+def make(owner: Connection, ways: Mapping[str, Sequence[str]]) -> None:
+    """Each in a schema of its own."""
+    for number, (way, statements) in enumerate(ways.items()):
+        schema = f'"{way} {number}"'
+        execute(replace(owner, user="postgres"), f"CREATE SCHEMA {schema} AUTHORIZATION {owner.user}")
+        execute(owner, *(re.sub(r"\bm\.", f"{schema}.", statement) for statement in statements))
+
+
+def test_what_a_restore_runs_is_named_and_no_other(owner: Connection, bin_dir: Path, tmp_path: Path) -> None:
+    make(owner, {**WAYS, **NOT_RUN})
     drilling, backup = dumped(owner, bin_dir, tmp_path)
     found = reach(drilling.source, drilling.programs, backup)
     assert found.role == "postgres, a superuser"
-    assert any(" m f(" in function for function in found.functions), found
+    assert {match[1] for name in found.functions if (match := re.match(r"FUNCTION (.*) \d+ f\(", name))} == set(WAYS)
     assert owner.user in str(found)
-    # Who has no power lends none.
+    assert f"and {len(found.functions) - 3} more" in str(found)
+    # A role that has no power lends none.
     assert reach(owner, drilling.programs, backup).functions == ()
 
 
-@pytest.mark.parametrize("way", NOT_RUN)
-def test_what_a_restore_only_makes_is_not_named(owner: Connection, bin_dir: Path, tmp_path: Path, way: str) -> None:
-    execute(owner, *NOT_RUN[way])
+@pytest.mark.parametrize("way", UNSAID)
+def test_where_it_cannot_be_told_too_many_are_named(owner: Connection, bin_dir: Path, tmp_path: Path, way: str) -> None:
+    make(owner, {way: UNSAID[way]})
     drilling, backup = dumped(owner, bin_dir, tmp_path)
-    assert reach(drilling.source, drilling.programs, backup).functions == ()
+    assert len(reach(drilling.source, drilling.programs, backup).functions) == 1
 
 
 def test_an_event_trigger_of_a_strangers_function_is_named(owner: Connection, bin_dir: Path, tmp_path: Path) -> None:
@@ -204,7 +219,7 @@ def is_superuser(owner: Connection) -> object:
 
 def test_a_drill_by_a_superuser_on_the_sources_cluster(owner: Connection, bin_dir: Path, tmp_path: Path) -> None:
     attack(owner)
-    drilling, backup = dumped(owner, bin_dir, tmp_path)
+    drilling, backup = dumped(owner, bin_dir, tmp_path, proven=True)
     evidence = drilling.drill(Where.DATABASE)
     assert not evidence.passed
     assert "--trust-archive" in evidence.fix
@@ -224,7 +239,7 @@ def test_a_drill_by_a_superuser_on_the_sources_cluster(owner: Connection, bin_di
 
 def test_a_drill_by_a_role_with_no_power_lends_none(owner: Connection, bin_dir: Path, tmp_path: Path) -> None:
     attack(owner)
-    drilling, _ = dumped(owner, bin_dir, tmp_path)
+    drilling, _ = dumped(owner, bin_dir, tmp_path, proven=True)
     role = f"weak_{owner.user}"
     execute(drilling.source, f"CREATE ROLE {role} LOGIN CREATEDB")
     try:
