@@ -5,14 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from ovia_backup_dagster.core.drill import DrillCheck, Result
 from ovia_backup_dagster.postgres import globals as saved_globals
 from ovia_backup_dagster.postgres import roles
 from ovia_backup_dagster.postgres.client import Connection, Programs, capture
+from ovia_backup_dagster.postgres.roles import replay
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, running_cluster
-from ovia_backup_dagster_tests.postgres.drilling import one
+from ovia_backup_dagster_tests.postgres.drilling import Drilling, by_check, database, one
 
 SETUP = (
     "CREATE ROLE owners NOLOGIN",
@@ -206,3 +210,20 @@ def test_what_of_the_roles_is_not_the_same_is_said(there: Server, change: str, h
     bad, odd = roles.differences(there.connection, there.programs, there.saved)
     assert any(text.startswith(said) for text in (bad if how == "bad" else odd)), (bad, odd)
     assert not (odd if how == "bad" else bad)
+
+
+def test_a_drill_whose_roles_may_less_fails(there: Server, tmp_path: Path) -> None:
+    execute(there.connection, *SETUP)
+    with database(there.cluster, "drilled") as source:
+        drilling = Drilling(source, there.programs.bin_dir, tmp_path)  # type: ignore[arg-type]
+        drilling.dump()
+        line = by_check(drilling.drill())[DrillCheck.ROLES]
+        assert (line.result, line.text) == (Result.PASSED, "4 roles, with what they may do")
+
+        def forgetful(server: Connection, saved: bytes) -> list[str]:
+            return replay(server, saved.replace(b" BYPASSRLS", b" NOBYPASSRLS"))
+
+        with mock.patch.object(roles, "replay", forgetful):
+            evidence = drilling.drill()
+    assert not evidence.passed
+    assert by_check(evidence)[DrillCheck.ROLES].text == "role boss has not BYPASSRLS any more"
