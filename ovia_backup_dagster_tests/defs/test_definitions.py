@@ -89,7 +89,9 @@ ASSETS: dict[str, dict[str, Any]] = {
         "freshness": None,
         "checks": {
             "archive_is_what_was_written": "blocks",
+            "functions_gain_no_rights": "warns",
             "extensions_as_in_source": "blocks",
+            "roles_as_saved": "blocks",
             "restored_without_errors": "blocks",
             "rows_and_content_equal": "blocks",
             "sequences_equal": "blocks",
