@@ -162,8 +162,8 @@ class Settings(BaseSettings):
     restore_postgres_port: int | None = _variable("RESTORE_POSTGRES_PORT", doc="Its port.", shown="`POSTGRES_PORT`")
     restore_postgres_user: str | None = _variable(
         "RESTORE_POSTGRES_USER",
-        doc="Role there that restores: what `deploy/restore-role.sql` makes. As a superuser, it would run the functions "
-        "in a backup as one.",
+        doc="Role there that restores: what `deploy/restore-role.sql` makes. A superuser would run the functions in a "
+        "backup as one.",
         shown="`POSTGRES_USER`",
     )
     restore_postgres_password: SecretStr | None = _variable(

@@ -44,6 +44,11 @@ class Restoring:
     owner: str
     mallory: str
 
+    @property
+    def stranger(self) -> str:
+        """A role that owns nothing."""
+        return f"stranger_{self.site.live.database}"
+
     def may_all(self) -> object:
         return one(self.site.live.to("postgres"), f"SELECT rolsuper FROM pg_roles WHERE rolname = '{self.mallory}'")
 
@@ -99,7 +104,7 @@ def owned(site: Site) -> Iterator[Restoring]:
     with admin_of(site) as session:
         for name in site.databases:
             session.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
-        for role in (ROLE, owner, mallory):
+        for role in (ROLE, owner, mallory, f"stranger_{site.live.database}"):
             session.execute(f"DROP ROLE IF EXISTS {role}")
 
 
@@ -122,9 +127,10 @@ def test_it_swaps_and_undoes_and_forgets(restoring: Restoring) -> None:
     planned = weak.restore("--plan", confirm=False)
     assert planned.code == 0, planned.output
     assert "run as" not in planned.output
+    execute(site.live, f"CREATE ROLE {restoring.stranger} LOGIN")
     others = [
         psycopg.connect(host=site.live.host, port=site.live.port, dbname=site.live.database, user=user)
-        for user in (restoring.owner, restoring.mallory)
+        for user in (restoring.owner, restoring.mallory, restoring.stranger)
     ]
     ended = weak.restore()
     assert ended.code == 0, ended.output
