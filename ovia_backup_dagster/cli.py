@@ -358,11 +358,23 @@ def hand_over(owner: Owner, finish: bool, as_json: bool) -> None:
 )
 @click.option("--jobs", type=click.IntRange(2, 64), help="How much is restored at a time.  [DRILL_JOBS]")
 @click.option("--keep", is_flag=True, help="Leave the copy for a look, until the next drill.")
+@click.option(
+    "--trust-archive",
+    is_flag=True,
+    help="With --where database: restore even where a superuser would run functions of others on the source's cluster.",
+)
 @click.option("--history", is_flag=True, help="Instead: the drills so far, newest first.")
 @click.option("--remove-copy", is_flag=True, help="Instead: remove a copy that was kept, or left by a killed drill.")
 @json_option
 def drill(
-    backup: str, where: str | None, jobs: int | None, keep: bool, history: bool, remove_copy: bool, as_json: bool
+    backup: str,
+    where: str | None,
+    jobs: int | None,
+    keep: bool,
+    trust_archive: bool,
+    history: bool,
+    remove_copy: bool,
+    as_json: bool,
 ) -> None:
     """Restore a backup into a copy, prove the copy, and write the evidence down. Exit code 1: it is not proven."""
     system = _system()
@@ -374,7 +386,7 @@ def drill(
             click.echo(f"removed {name}")
         return
     driller = system.driller
-    choice = system.drill_choice(where=where or "", jobs=jobs or 0, keep=keep)
+    choice = system.drill_choice(where=where or "", jobs=jobs or 0, keep=keep, trust_archive=trust_archive)
     evidence = driller.drill(driller.find(backup), choice, launched_by=_who(), log=_log)
     if as_json:
         click.echo(evidence.to_json(), nl=False)
@@ -450,7 +462,18 @@ without_services_option = click.option(
 )
 @click.option("--scale", "scale", type=_ReplicasType(), multiple=True, help="Replicas of a service in the end.")
 @click.option("--new-host", is_flag=True, help="The server is not the one that was backed up.")
-@click.option("--create-roles", is_flag=True, help="Make the roles that the server lacks, as they were saved.")
+@click.option(
+    "--create-roles",
+    is_flag=True,
+    help="Make the roles that the server lacks, as they were saved, but without passwords and power over others.",
+)
+@click.option(
+    "--create-privileged-role",
+    "privileged_roles",
+    metavar="NAME",
+    multiple=True,
+    help="Make this one of them with all that it had: SUPERUSER, REPLICATION, BYPASSRLS, memberships.",
+)
 @click.option("--even-if-damaged", is_flag=True, help="With --mode new: restore what can be, and say what was lost.")
 @click.option("--auto-undo", is_flag=True, help="Swap back if the migration fails or HEALTH_URL stays red.")
 @without_services_option
@@ -479,6 +502,7 @@ def restore(
     scale: tuple[tuple[str, int], ...],
     new_host: bool,
     create_roles: bool,
+    privileged_roles: tuple[str, ...],
     even_if_damaged: bool,
     auto_undo: bool,
     without_services: bool,
@@ -512,6 +536,7 @@ def restore(
         replicas=dict(scale),
         new_host=new_host,
         create_roles=create_roles,
+        privileged_roles=privileged_roles,
         even_if_damaged=even_if_damaged,
         auto_undo=auto_undo,
     )

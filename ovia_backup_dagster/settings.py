@@ -177,7 +177,8 @@ class Settings(BaseSettings):
     restore_postgres_port: int | None = _variable("RESTORE_POSTGRES_PORT", doc="Its port.", shown="`POSTGRES_PORT`")
     restore_postgres_user: str | None = _variable(
         "RESTORE_POSTGRES_USER",
-        doc="Role there that restores: a superuser, or one that owns the database and may create others.",
+        doc="Role there that restores: what `deploy/restore-role.sql` makes. A superuser would run the functions in a "
+        "backup as one.",
         shown="`POSTGRES_USER`",
     )
     restore_postgres_password: SecretStr | None = _variable(

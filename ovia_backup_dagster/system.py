@@ -122,11 +122,15 @@ class BackupSystem:
         """How much is restored at a time: what somebody chose, else what the settings say."""
         return jobs or self.settings.restore_jobs or len(os.sched_getaffinity(0))
 
-    def drill_choice(self, *, where: str = "", jobs: int = 0, keep: bool = False) -> Choice:
+    def drill_choice(
+        self, *, where: str = "", jobs: int = 0, keep: bool = False, trust_archive: bool = False
+    ) -> Choice:
         """What somebody chose for a drill; what they did not, the settings say."""
         settings = self.settings
         most = jobs or settings.drill_jobs or len(os.sched_getaffinity(0))
-        return Choice(where=Where(where or settings.drill_where), jobs=max(2, most), keep=keep)
+        return Choice(
+            where=Where(where or settings.drill_where), jobs=max(2, most), keep=keep, trust_archive=trust_archive
+        )
 
     @property
     def drills(self) -> DrillFolder:

@@ -44,7 +44,9 @@ class DrillCheck(StrEnum):
 
     UNALTERED = "archive_is_what_was_written"
     CONTAINED = "drill_contained"
+    FUNCTIONS = "functions_gain_no_rights"
     EXTENSIONS = "extensions_as_in_source"
+    ROLES = "roles_as_saved"
     RESTORED = "restored_without_errors"
     TABLES = "rows_and_content_equal"
     SEQUENCES = "sequences_equal"
@@ -63,7 +65,12 @@ class DrillCheck(StrEnum):
     @property
     def is_odd(self) -> bool:
         """Whether a finding is odd (the data is proven) rather than bad."""
-        return self in (DrillCheck.SCHEMA_TEXT, DrillCheck.MATERIALIZED_VIEWS, DrillCheck.ROWS_KEPT)
+        return self in (
+            DrillCheck.FUNCTIONS,
+            DrillCheck.SCHEMA_TEXT,
+            DrillCheck.MATERIALIZED_VIEWS,
+            DrillCheck.ROWS_KEPT,
+        )
 
     @property
     def description(self) -> str:
@@ -75,7 +82,9 @@ _DESCRIPTIONS = {
     DrillCheck.UNALTERED: "Size and SHA-256 of the file are those taken when it was written.",
     DrillCheck.CONTAINED: "What the backup contains ran confined: from inside, nothing outside could be read, written, "
     "reached or signalled.",
+    DrillCheck.FUNCTIONS: "No function of a role that is no superuser is run as one, on a server that others use.",
     DrillCheck.EXTENSIONS: "The source's extensions are there; another version of one is odd.",
+    DrillCheck.ROLES: "Roles, with what they may do, are those that were saved. Another setting or comment is odd.",
     DrillCheck.RESTORED: "pg_restore restored all of it and met no error.",
     DrillCheck.TABLES: "Every table was read back: its rows and their content are the backup's. Another order is odd.",
     DrillCheck.SEQUENCES: "Every sequence stands where it stood.",

@@ -100,6 +100,7 @@ class Order(Sidecar):
         subscriptions: of an undo, those that were disabled in the database that is to be live again.
         new_host: the server is not the one that was backed up; roles, owner and settings come from the backup.
         create_roles: make the roles that the server lacks, from those saved with the backup.
+        privileged_roles: of those, the ones that get all that they had, power over others included.
         even_if_damaged: restore what can be, prove nothing.
         launched_by, run_id: who asked for it; Dagster's run.
     """
@@ -128,6 +129,7 @@ class Order(Sidecar):
     subscriptions: tuple[str, ...] = ()
     new_host: bool = False
     create_roles: bool = False
+    privileged_roles: tuple[str, ...] = ()
     even_if_damaged: bool = False
     launched_by: str
     run_id: str | None = None

@@ -57,6 +57,11 @@ class DrillConfig(dg.Config):
         description="Leave the copy for a look, until the next drill. In a container of its own a throwaway copy ends "
         "with the run: restore into a database then.",
     )
+    trust_archive: bool = Field(
+        default=False,
+        description="With `database`: restore even where a superuser would run functions of others on the cluster that "
+        "is backed up.",
+    )
 
 
 class RestoreAction(StrEnum):
@@ -114,7 +119,15 @@ class RestoreConfig(dg.Config):
         default={}, description="Replicas of a service in the end, if not as before: `{ovia_ovia-api: 1}`."
     )
     new_host: bool = Field(default=False, description="The server is not the one that was backed up.")
-    create_roles: bool = Field(default=False, description="Make the roles that the server lacks, as they were saved.")
+    create_roles: bool = Field(
+        default=False,
+        description="Make the roles that the server lacks, as they were saved, but without passwords and without power "
+        "over others.",
+    )
+    privileged_roles: list[str] = Field(
+        default=[],
+        description="Roles to make with all that they had, as SUPERUSER, BYPASSRLS and memberships.",
+    )
     even_if_damaged: bool = Field(default=False, description="With `new`: restore what can be, say what was lost.")
     auto_undo: bool = Field(default=False, description="Swap back if the migration fails, or HEALTH_URL stays red.")
     without_services: bool = Field(

@@ -47,7 +47,12 @@ def build_drill(settings: Settings) -> dg.AssetsDefinition:
             driller = backups.driller
             # Whoever reaches the UI must not have any file of the host opened.
             backup = driller.find(config.backup, anywhere=False)
-            choice = backups.drill_choice(where=_where(config.where), jobs=config.jobs, keep=config.keep_copy)
+            choice = backups.drill_choice(
+                where=_where(config.where),
+                jobs=config.jobs,
+                keep=config.keep_copy,
+                trust_archive=config.trust_archive,
+            )
             evidence = driller.drill(
                 backup, choice, launched_by=_launcher(context.run), run_id=context.run.run_id, log=context.log.info
             )

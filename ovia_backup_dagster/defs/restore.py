@@ -154,6 +154,7 @@ def _wishes(config: RestoreConfig, backups: BackupSystem) -> Wishes:
         replicas=config.replicas,
         new_host=config.new_host,
         create_roles=config.create_roles,
+        privileged_roles=tuple(config.privileged_roles),
         even_if_damaged=config.even_if_damaged,
         auto_undo=config.auto_undo,
     )

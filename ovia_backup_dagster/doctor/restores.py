@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from datetime import timedelta
 
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.doctor.report import Area, Line, failed, ok, warn
+from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster.postgres.drill import needed_bytes
+from ovia_backup_dagster.postgres.executed import reach
 from ovia_backup_dagster.postgres.kept import way_back
 from ovia_backup_dagster.postgres.quoting import sql_identifier
 from ovia_backup_dagster.postgres.room import free_bytes
@@ -58,6 +61,7 @@ def _database(system: BackupSystem) -> Iterator[Line]:
         yield _not_now(obstacle)
     if not found:
         yield ok(Area.RESTORES, f"role {target.user} may replace database {target.database} on {where}, and swap back")
+    yield from _functions(system, server)
     free, needed = free_bytes(server), needed_bytes(live.size_bytes or 0)
     if live.size_bytes is not None and free is not None:
         room = f"a second copy: {human_bytes(free)} free on {where}, {human_bytes(needed)} needed"
@@ -74,6 +78,16 @@ def _database(system: BackupSystem) -> Iterator[Line]:
     for name in system.restorations.left():
         fix = f"as a superuser, once nobody needs it: DROP DATABASE {sql_identifier(name)} WITH (FORCE)"
         yield warn(Area.RESTORES, f"{name} is left of a restore that was put back, and takes room", fix)
+
+
+def _functions(system: BackupSystem, server: Connection) -> Iterator[Line]:
+    """Of the newest backup, whose functions would run as a superuser."""
+    with contextlib.suppress(BackupError):  # the backup's is said under backups
+        newest = next(system.catalog.newest_first(), None)
+        found = reach(server, system.programs, newest) if newest else None
+        if found and found.functions:
+            fix = "make a role that is no superuser (deploy/restore-role.sql), and name it: RESTORE_POSTGRES_USER"
+            yield warn(Area.RESTORES, f"in a restore, {found}", fix)
 
 
 def _services(system: BackupSystem) -> Iterator[Line]:

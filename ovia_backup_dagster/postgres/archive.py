@@ -140,9 +140,9 @@ def witness_of(programs: Programs, schema: Path, listing: str, data: Data[Ordere
     )
 
 
-def contents_list(programs: Programs, path: Path) -> str:
+def contents_list(programs: Programs, path: Path, *options: str) -> str:
     """What ``pg_restore --list`` prints of an archive."""
-    return text_of(_run(programs, path, "--list"))
+    return text_of(_run(programs, path, "--list", *options))
 
 
 def database_of(listing: str) -> str:

@@ -21,6 +21,7 @@ from ovia_backup_dagster.core.drill_page import page
 from ovia_backup_dagster.core.errors import (
     BackupError,
     BackupNotFoundError,
+    CopyError,
     DiskFullError,
     DrillError,
     ProgramMissingError,
@@ -47,6 +48,7 @@ from ovia_backup_dagster.postgres.quoting import shell_word
 from ovia_backup_dagster.postgres.reread import Rereader
 from ovia_backup_dagster.postgres.sandbox import Confine, Limits
 from ovia_backup_dagster.postgres.secrets import Secrets
+from ovia_backup_dagster.postgres.session import connect, system_identifier
 from ovia_backup_dagster.postgres.throwaway import explained as explained_by_limits
 from ovia_backup_dagster.postgres.throwaway import remove_remains, server_programs, throwaway, usable
 from ovia_backup_dagster.postgres.verification import Verifier
@@ -77,11 +79,13 @@ class Choice:
             server was named for it.
         jobs: how many entries pg_restore restores at a time; at least two.
         keep: leave the copy for a look, until the next drill.
+        trust_archive: restore even where a superuser would run others' functions on the source's own cluster.
     """
 
     where: Where = Where.AUTO
     jobs: int = 2
     keep: bool = False
+    trust_archive: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +292,7 @@ class _Drill:
         self.place = copy.name
         with proof.phase("walls"):
             self._prove_contained(copy)
+        self._refuse_untrusted(copy)
         proof.restore(copy)
         reader = proof.prove(copy)
         proof.analyze(copy)
@@ -334,6 +339,22 @@ class _Drill:
         except SandboxError as error:
             self.proof.add(DrillCheck.CONTAINED, [error.account])
             raise
+
+    def _refuse_untrusted(self, copy: Copy) -> None:
+        """A proof is not worth that others become superusers where production is."""
+        found = self.proof.prove_functions(copy)
+        if not found.functions or self.choice.trust_archive:
+            return
+        there = self.proof.manifest.database.system_identifier if self.proof.manifest else None
+        with connect(copy.server) as session:
+            here = system_identifier(session)
+        if here is None or there is None or here == there:
+            raise CopyError(
+                f"{self.backup} is not restored into {copy.name}",
+                why=f"it is, or may be, the source's own cluster, and {found}",
+                fix="drill in a throwaway cluster: ovia-backup drill --where throwaway; or as the role that "
+                "deploy/restore-role.sql makes (RESTORE_POSTGRES_USER); or, if you trust their owners: --trust-archive",
+            )
 
     def _of_this_place(self, error: BackupError, copy: Copy) -> BackupError:
         """The error with advice about the copy's server, not the production server's."""

@@ -18,16 +18,16 @@ from typing import Any
 import psycopg
 
 from ovia_backup_dagster.core import comparison
-from ovia_backup_dagster.core.catalog import GLOBALS, Backup
+from ovia_backup_dagster.core.catalog import Backup
 from ovia_backup_dagster.core.comparison import Unordered
 from ovia_backup_dagster.core.drill import CopiedTable, DrillCheck, Line, Result
 from ovia_backup_dagster.core.errors import BackupError, ExtensionMissingError
-from ovia_backup_dagster.core.files import explained, file_sha256
+from ovia_backup_dagster.core.files import file_sha256
 from ovia_backup_dagster.core.manifest import Manifest
 from ovia_backup_dagster.core.verdict import Check, Witness, judge
 from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.postgres import archive as archives
-from ovia_backup_dagster.postgres import roles, throwaway
+from ovia_backup_dagster.postgres import executed, roles, throwaway
 from ovia_backup_dagster.postgres.client import SESSION_OPTIONS, Connection, Programs, capture
 from ovia_backup_dagster.postgres.datatext import Log, split_columns, text_of
 from ovia_backup_dagster.postgres.diagnosis import diagnose
@@ -182,6 +182,9 @@ class Proof:
         if copy.private:
             with self.phase("roles"):
                 notes += self._make_roles(copy)
+        else:
+            text = "the server has roles of its own, which are left as they are"
+            self.add(DrillCheck.ROLES, [], passed=text, result=Result.NOT_MADE)
         restorer = Restorer(
             self._programs, copy.connection, copy.name, self.jobs, with_owners=copy.with_owners, live=copy.live
         )
@@ -203,18 +206,31 @@ class Proof:
         with self.phase("materialized views"):
             self._prove_refreshed(restorer)
 
+    def prove_functions(self, copy: Copy) -> executed.Reach:
+        """Look at what the restore would run with more rights than its owners have; that is a line, too.
+
+        Raises:
+            BackupError: it cannot be told.
+        """
+        if copy.private:
+            found = executed.Reach("", ())
+            text = "whatever runs, runs in a cluster that is the copy's alone"
+        else:
+            found = executed.reach(copy.server, self._programs, self.backup)
+            text = f"none is known to, as {found.role}" if found.role else "the role that restores has none to lend"
+        self.add(DrillCheck.FUNCTIONS, [], odd=[str(found)] if found.functions else [], passed=text)
+        return found
+
     def _make_roles(self, copy: Copy) -> list[str]:
-        path = self.backup.sidecar(GLOBALS)
-        try:
-            saved = path.read_bytes()
-        except FileNotFoundError:
+        saved = roles.saved_with(self.backup)
+        if saved is None:
+            self.add(DrillCheck.ROLES, [], passed="no roles were saved with this backup", result=Result.NOT_MADE)
             made = roles.make_missing(copy.server, self._programs, self.backup.path)
             return [f"roles were not saved with this backup; made up: {', '.join(made)}"] if made else []
-        except OSError as error:
-            with explained(f"cannot read {path}"):
-                raise error
         for note in roles.replay(copy.server, saved):
             self.log(f"roles: {note}")
+        bad, odd = roles.differences(copy.server, self._programs, saved)
+        self.add(DrillCheck.ROLES, bad, odd=odd, passed=f"{len(roles.saved(saved))} roles, with what they may do")
         return []
 
     def _prove_extensions_available(self, copy: Copy) -> None:

@@ -10,13 +10,18 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import psycopg
 
+from ovia_backup_dagster.core.catalog import GLOBALS, Backup
 from ovia_backup_dagster.core.errors import ProgramError
-from ovia_backup_dagster.postgres.archive import contents_list, use_list
+from ovia_backup_dagster.core.files import explained
+from ovia_backup_dagster.postgres import globals as saved_globals
+from ovia_backup_dagster.postgres.archive import contents_list, encoding, use_list
 from ovia_backup_dagster.postgres.client import Connection, Programs, capture
 from ovia_backup_dagster.postgres.datatext import statements, text_of
+from ovia_backup_dagster.postgres.diagnosis import diagnose
 from ovia_backup_dagster.postgres.quoting import sql_identifier
 from ovia_backup_dagster.postgres.session import connect
 
@@ -24,9 +29,6 @@ from ovia_backup_dagster.postgres.session import connect
 _ALLOWED = re.compile(rb"CREATE ROLE |ALTER ROLE |COMMENT ON ROLE |SECURITY LABEL ON ROLE |GRANT |REVOKE |SET ")
 _OF_TABLESPACE = re.compile(rb"(?:CREATE|ALTER|COMMENT ON|(?:GRANT|REVOKE) [A-Z ,]+ ON) TABLESPACE ")
 _OF_ROLE = re.compile(rb'(?:CREATE|ALTER) ROLE ("(?:[^"]|"")*"|[^\s;"]+)')
-_COMMENT_ON_ROLE = re.compile(rb'(?:COMMENT|SECURITY LABEL .*?) ON ROLE ("(?:[^"]|"")*"|[^\s;"]+)')
-#: ``GRANT group TO member``: the member is whose it is.
-_MEMBER = re.compile(rb'GRANT (?:"(?:[^"]|"")*"|[^\s;"]+) TO ("(?:[^"]|"")*"|[^\s;"]+)')
 _GIVEN_TO = re.compile(
     rb"\A(?:ALTER [^;]*? OWNER|ALTER DEFAULT PRIVILEGES FOR ROLE [^;]*? GRANT [^;]*?|GRANT [^;]*?)"
     rb' TO ("(?:[^"]|"")*"|[^\s;"]+)(?: WITH GRANT OPTION)?;?\s*\Z'
@@ -64,6 +66,28 @@ def replay(server: Connection, globals_sql: bytes) -> list[str]:
         for own_again in ("RESET SESSION AUTHORIZATION", f"ALTER ROLE {me} LOGIN", f"ALTER ROLE {me} RESET ALL"):
             session.execute(own_again.encode())
     return notes
+
+
+def differences(server: Connection, programs: Programs, globals_sql: bytes) -> tuple[list[str], list[str]]:
+    """What of a globals file is not the same on a server of our own that it was replayed into: what is bad, and odd.
+
+    Raises:
+        BackupError: the server's roles cannot be read.
+    """
+    command: tuple[str, ...] = (
+        programs.path("pg_dumpall"),
+        "--globals-only",
+        "--no-role-passwords",
+        f"--encoding={encoding(globals_sql)}",
+        "--no-password",
+        f"--database={server.conninfo()}",
+    )
+    # It asks pg_dump for its version.
+    command = programs.confined(command, server=server, forks=True)
+    code, made, stderr = capture(command, variables=server.environment())
+    if code != 0:
+        raise diagnose(stderr, what="reading the copy's roles failed", connection=server, exit_code=code)
+    return saved_globals.differences(saved_globals.parse(globals_sql), saved_globals.parse(made), server.user)
 
 
 def make_missing(server: Connection, programs: Programs, archive: Path) -> list[str]:
@@ -119,57 +143,148 @@ def missing(server: Connection, globals_sql: bytes, schema: bytes | None) -> lis
         there = {row["rolname"] for row in session.execute("SELECT rolname FROM pg_roles")}
         return [
             name
-            for name, quoted in _saved(globals_sql).items()
+            for name, role in saved_globals.parse(globals_sql).roles.items()
             if name not in there
-            and (schema is None or re.search(rb"(?<![\w\"])" + re.escape(quoted) + rb"(?![\w\"])", schema))
+            and (schema is None or re.search(rb"(?<![\w\"])" + re.escape(role.quoted) + rb"(?![\w\"])", schema))
         ]
+
+
+def saved_with(backup: Backup) -> bytes | None:
+    """The globals that were saved beside a backup; ``None`` where there are none.
+
+    Raises:
+        VolumeError: they cannot be read.
+    """
+    path = backup.sidecar(GLOBALS)
+    with explained(f"cannot read {path}", passing=FileNotFoundError):
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
+
+
+def saved_superusers(backup: Backup) -> dict[str, bool]:
+    """Of each role that was saved with a backup, whether it was a superuser.
+
+    Raises:
+        VolumeError: they cannot be read.
+    """
+    found = saved_globals.parse(saved_with(backup) or b"").roles
+    return {name: "SUPERUSER" in role.flags for name, role in found.items()}
+
+
+def saved(globals_sql: bytes) -> list[str]:
+    """The names of the roles that a globals file makes."""
+    return list(saved_globals.parse(globals_sql).roles)
+
+
+def planned(
+    server: Connection, globals_sql: bytes, schema: bytes | None, privileged: Collection[str]
+) -> list[saved_globals.Making]:
+    """How :func:`create` would make what is :func:`missing`.
+
+    Raises:
+        ServerError: no connection.
+    """
+    names = missing(server, globals_sql, schema)
+    return saved_globals.making(saved_globals.parse(globals_sql), names, privileged)
 
 
 def named(schema: bytes) -> set[str]:
     """The roles to which the SQL of an archive's schema gives objects and privileges."""
     found = (match[1] for statement in statements(schema) for match in _GIVEN_TO.finditer(statement))
-    return {_unquoted(name) for name in found} - {"PUBLIC"}
+    return {saved_globals.name_of(name) for name in found} - {"PUBLIC"}
 
 
-def create(server: Connection, globals_sql: bytes, names: Collection[str]) -> list[str]:
-    """Make these roles as they were saved, without passwords; returns what could not be, and who needs a password.
+def create(
+    server: Connection, globals_sql: bytes, names: Collection[str], privileged: Collection[str] = ()
+) -> list[str]:
+    """Make these roles as they were saved; returns what they are not given, what could not be, who needs a password.
 
-    Every other role of the server is left as it is: one that is saved as well is not changed.
+    The file is only read, by a strict grammar: it may be forged, and other people use this server. No role gets a
+    password, and one that is not named gets no power over others (see :func:`globals.making`). Every other role of the
+    server is left as it is: one that is saved as well is not changed.
+
+    Args:
+        server: where they are made.
+        globals_sql: the roles that were saved beside the backup.
+        names: of those to make.
+        privileged: of those that a person has named.
 
     Raises:
         ServerError: no connection.
     """
-    notes = []
+    notes: list[str] = []
+    read = saved_globals.parse(globals_sql)
+    plan = saved_globals.making(read, [name for name in names if name in read.roles], privileged)
     with connect(server) as session:
-        saved = _saved(globals_sql)
-        ours = {saved[name] for name in names if name in saved}
-        for statement in statements(globals_sql):
-            subject = _OF_ROLE.match(statement) or _COMMENT_ON_ROLE.match(statement) or _MEMBER.match(statement)
-            if subject is None or subject[1] not in ours or _OF_TABLESPACE.match(statement):
-                continue
-            try:
-                session.execute(statement, prepare=True)
-            except psycopg.Error as error:
-                notes.append(f"{_head(statement)}: {_first_line(error)}")
-        there = session.execute("SELECT rolname, rolcanlogin FROM pg_roles").fetchall()
-        logins = [row["rolname"] for row in there if row["rolcanlogin"] and row["rolname"] in names]
-    if logins:
-        notes.append(f"no password is saved with a backup; set one for: {', '.join(sorted(logins))}")
+        # All must be there before one becomes another's member.
+        made = [each for each in plan if _executed(session, _create(each), f"CREATE ROLE {each.name}", notes)]
+        for each in made:
+            me = each.role.quoted
+            for parameter, value in each.role.settings.items():
+                _set(session, each, parameter, value, notes)
+            if each.role.comment:
+                _executed(session, b"COMMENT ON ROLE " + me + b" IS " + each.role.comment, "COMMENT ON ROLE", notes)
+            for group, how in each.groups.items():
+                grant = _grant(group, how, session.info.server_version)
+                _executed(session, grant % me, f"GRANT {group} TO {each.name}", notes)
+            if each.left_out:
+                given = "; ".join(each.left_out)
+                notes.append(
+                    f"role {each.name} was not named, and is made without power over others; to give it: {given}"
+                )
+    if ignored := sorted(each.name for each in made if each.role.password):
+        notes.append(f"the passwords that the saved roles have were not set: {', '.join(ignored)}")
+    if logins := sorted(each.name for each in made if "LOGIN" in each.flags):
+        notes.append(f"no password is saved with a backup; set one for: {', '.join(logins)}")
     return notes
 
 
-def _saved(globals_sql: bytes) -> dict[str, bytes]:
-    """Name -> as the file writes it, of every role that a globals file makes."""
-    found = {}
-    for statement in statements(globals_sql):
-        if statement.startswith(b"CREATE ROLE ") and (match := _OF_ROLE.match(statement)):
-            found[_unquoted(match[1])] = match[1]
-    return found
+def _create(each: saved_globals.Making) -> bytes:
+    """Written from what was understood. What is as by default is left out: to say it can take a superuser."""
+    words = sorted(each.flags - {"INHERIT"}) + (["NOINHERIT"] if "INHERIT" not in each.flags else [])
+    words += [f"CONNECTION LIMIT {each.role.limit}"] if each.role.limit != -1 else []
+    until = b" VALID UNTIL " + each.role.until if each.role.until else b""
+    return b"CREATE ROLE " + each.role.quoted + b"".join(b" " + word.encode() for word in words) + until
 
 
-def _unquoted(quoted: bytes) -> str:
-    name = text_of(quoted)
-    return name[1:-1].replace('""', '"') if name.startswith('"') else name
+def _grant(group: str, how: saved_globals.Membership, server_version: int) -> bytes:
+    """``GRANT group TO %b``, as far as the server knows the options."""
+    options = ["ADMIN OPTION"] if how.admin else []
+    if server_version >= 160000:
+        options += [f"INHERIT {how.inherit}".upper()] if how.inherit is not None else []
+        options += [f"SET {how.set}".upper()]
+    group_sql = sql_identifier(group).replace("%", "%%")
+    return f"GRANT {group_sql} TO %b{' WITH ' * bool(options)}{', '.join(options)}".encode()
+
+
+def _set(
+    session: psycopg.Connection[dict[str, Any]],
+    each: saved_globals.Making,
+    parameter: bytes,
+    value: bytes,
+    notes: list[str],
+) -> None:
+    """A setting that takes a superuser is privileged, too: the server tells, when the role itself is to make it."""
+    me = each.role.quoted
+    what = f"setting {text_of(parameter)} of role {each.name}"
+    itself = not each.trusted and _executed(session, b"SET ROLE " + me, "", [])
+    _executed(session, b"ALTER ROLE " + me + b" SET " + parameter + b" TO " + value, what, notes)
+    if itself:
+        session.execute("RESET ROLE")
+
+
+def _executed(session: psycopg.Connection[dict[str, Any]], statement: bytes, what: str, notes: list[str]) -> bool:
+    """Whether it could be; if not, that is a note. Prepared, a statement is one: none hides behind its semicolon."""
+    try:
+        session.execute(statement, prepare=True)
+    except psycopg.Error as error:
+        if session.broken:
+            raise
+        notes.append(f"{what}: {_first_line(error)}")
+        return False
+    return True
 
 
 def _head(statement: bytes) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ovia_backup_dagster.core.catalog import GLOBALS, Backup, State
+from ovia_backup_dagster.core.catalog import Backup, State
 from ovia_backup_dagster.core.drill import Evidence
 from ovia_backup_dagster.core.errors import (
     BackupError,
@@ -21,12 +21,11 @@ from ovia_backup_dagster.core.errors import (
     RestoreRefusedError,
     VersionMismatchError,
 )
-from ovia_backup_dagster.core.files import explained
 from ovia_backup_dagster.core.naming import NAME_BYTES, BackupName, before_name, is_utf8, restore_name
 from ovia_backup_dagster.core.restoration import Mode, Order, Record, RestoreFolder, Step, StopServices
 from ovia_backup_dagster.core.words import duration, human_bytes
 from ovia_backup_dagster.postgres import archive as archives
-from ovia_backup_dagster.postgres import roles
+from ovia_backup_dagster.postgres import executed, roles
 from ovia_backup_dagster.postgres.client import Connection, Programs
 from ovia_backup_dagster.postgres.drill import MADE_BY, Driller, needed_bytes
 from ovia_backup_dagster.postgres.kept import Kept, kept, named
@@ -69,7 +68,7 @@ class Wishes:
         jobs: at a time.
         stop_services: when.
         replicas: of a service, as it is to have in the end, rather than as before.
-        new_host, create_roles, even_if_damaged, auto_undo: as in :class:`Order`.
+        new_host, create_roles, privileged_roles, even_if_damaged, auto_undo: as in :class:`Order`.
     """
 
     backup: str = "latest"
@@ -81,6 +80,7 @@ class Wishes:
     replicas: Mapping[str, int] = field(default_factory=dict)
     new_host: bool = False
     create_roles: bool = False
+    privileged_roles: Sequence[str] = ()
     even_if_damaged: bool = False
     auto_undo: bool = False
 
@@ -94,6 +94,7 @@ class Wishes:
             **{f"--scale {shell_word(name)}={count}": True for name, count in self.replicas.items()},
             "--new-host": self.new_host,
             "--create-roles": self.create_roles,
+            **{f"--create-privileged-role {shell_word(name)}": True for name in self.privileged_roles},
             "--even-if-damaged": self.even_if_damaged,
             "--auto-undo": self.auto_undo,
         }
@@ -270,7 +271,8 @@ class Planner:
             health_url=self._health_url if goes_live else "",
             auto_undo=wishes.auto_undo,
             new_host=wishes.new_host,
-            create_roles=wishes.create_roles or wishes.new_host,
+            create_roles=wishes.create_roles or wishes.new_host or bool(wishes.privileged_roles),
+            privileged_roles=tuple(wishes.privileged_roles),
             even_if_damaged=wishes.even_if_damaged,
             launched_by=launched_by,
             run_id=run_id,
@@ -290,6 +292,10 @@ class Planner:
         if not order.create_roles:
             self._refuse_missing_roles(order, backup, wishes)
         facts, warnings = self._facts(order, backup, live, now)
+        if order.create_roles:
+            fact, without = self._roles(order, backup)
+            facts |= fact
+            warnings += without
         facts |= self._services_fact(order)
         self._refuse_full_disk(order, backup, live, facts, wishes)
         return Plan(order, backup, "" if mode is Mode.NEW else order.database, facts, tuple(warnings))
@@ -474,19 +480,38 @@ class Planner:
                 fix="install their packages on that server; then try again",
             )
 
+    def _roles(self, order: Order, backup: Backup) -> tuple[dict[str, str], list[str]]:
+        """Which roles are made, and what they are not given."""
+        saved = roles.saved_with(backup)
+        known = roles.saved(saved or b"")
+        if unknown := [name for name in order.privileged_roles if name not in known]:
+            raise RestoreRefusedError(
+                f"no role {unknown[0]} was saved with {backup}",
+                why=f"saved: {', '.join(known) or 'none'}",
+                fix="name one of them, or leave --create-privileged-role out",
+            )
+        if saved is None:
+            return {}, []
+        schema = None if order.new_host else archives.schema_text(self.programs, backup.path)
+        plan = roles.planned(self._server, saved, schema, order.privileged_roles)
+        warnings = [
+            f"role {each.name} is made without power over others ({'; '.join(each.left_out)}); with it: "
+            f"--create-privileged-role {shell_word(each.name)}"
+            for each in plan
+            if each.left_out
+        ]
+        there = set(order.privileged_roles) - {each.name for each in plan}
+        warnings += [f"role {name} is there already, or not needed: it is left as it is" for name in sorted(there)]
+        return {"roles": f"made, without passwords: {', '.join(each.name for each in plan) or 'none'}"}, warnings
+
     def _refuse_missing_roles(self, order: Order, backup: Backup, wishes: Wishes) -> None:
-        path = backup.sidecar(GLOBALS)
-        try:
-            saved = path.read_bytes()
-        except FileNotFoundError:
+        saved = roles.saved_with(backup)
+        if saved is None:
             # The old script saved none. The restore says which is missing, before anything is replaced; but not before
             # a database is dropped, since the drill before that makes them up.
             if order.mode is Mode.DROP:
                 self._refuse_unknown_roles(backup)
             return
-        except OSError as error:
-            with explained(f"cannot read {path}"):
-                raise error
         schema = archives.schema_text(self.programs, backup.path)
         if lacking := roles.missing(self._server, saved, schema):
             raise RestoreRefusedError(
@@ -601,6 +626,7 @@ class Planner:
             warnings.append(f"{order.place} is no new host: it is the server that the backup was made of")
         if order.new_host and (held := self._held(backup)) not in ("", order.becomes):
             warnings.append(f"it is of database {held}, and not of {order.becomes}")
+        warnings += self._functions(backup)
         found = subscriptions(self._server, order.database) if live.exists else []
         if found and order.mode is not Mode.NEW:
             after = "they are dropped with the database, and their slots are left on the publishers"
@@ -610,6 +636,16 @@ class Planner:
                 )
             warnings.append(f"subscriptions are not restored ({', '.join(each.name for each in found)}): {after}")
         return facts, warnings
+
+    def _functions(self, backup: Backup) -> list[str]:
+        """What would run with more rights than its owners have."""
+        try:
+            found = executed.reach(self._server, self.programs, backup)
+        except BackupError as error:  # a damaged archive, of which something is to be saved
+            return [f"which functions the restore runs is not known: {error.account}"]
+        if not found.functions:
+            return []
+        return [f"{found}; let the role restore that deploy/restore-role.sql makes, or be sure of their owners"]
 
 
 def _refuse_contradictions(wishes: Wishes) -> None:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeVar
 
 from ovia_backup_dagster.core import comparison
-from ovia_backup_dagster.core.catalog import GLOBALS, Backup
+from ovia_backup_dagster.core.catalog import Backup
 from ovia_backup_dagster.core.drill import DrillCheck, Result
 from ovia_backup_dagster.core.errors import (
     BackupError,
@@ -313,10 +313,11 @@ class Steps:
         return places.beside(self.target, database, f"database {database} on {self.order.place}")
 
     def _copy_to_make(self) -> places.Copy:
-        """Of the owner of what it replaces: the role that restores may have his rights, and not be he."""
+        """Of the owner of what it replaces, or stands beside: the role that restores may have its rights alone.
+
+        Where there is no such database, it is of the role that restores, until the backup's own settings are made.
+        """
         order, copy = self.order, self._copy(self.order.incoming)
-        if order.mode is Mode.NEW:
-            return copy
         noted = self.journal.data(Step.DROP).get("properties")
         owner = Properties.from_json(noted).owner if noted else standing(self.target, order.database).owner
         return replace(copy, owner=owner)
@@ -343,6 +344,7 @@ class Steps:
                     else "choose another (ovia-backup list), or: "
                     + Wishes(backup=order.backup_path, mode=Mode.NEW, even_if_damaged=True).command(),
                 )
+            proof.prove_functions(copy)
             proof.restore(copy)
             proof.prove(copy)
             proof.analyze(copy)
@@ -370,17 +372,16 @@ class Steps:
         return {"proven": proven.model_dump(mode="json"), "notes": notes}
 
     def _make_roles(self, backup: Backup) -> list[str]:
-        path = backup.sidecar(GLOBALS)
         if not self.order.create_roles:
             return []
-        if not path.exists():
+        saved = roles.saved_with(backup)
+        if saved is None:
             return ["no roles were saved with this backup: none were made"]
-        saved = path.read_bytes()
         # A new host gets all of them: that which dumps owns nothing, and is named by no object.
         schema = None if self.order.new_host else archives.schema_text(self.driller.verifier.programs, backup.path)
         server = beside(self.target, self.order.database)
         lacking = roles.missing(server, saved, schema)
-        notes = roles.create(server, saved, lacking)
+        notes = roles.create(server, saved, lacking, self.order.privileged_roles)
         return [f"made roles: {', '.join(lacking)}", *notes] if lacking else notes
 
     def _salvage(self, copy: places.Copy, backup: Backup) -> Proven:

@@ -90,7 +90,9 @@ ASSETS: dict[str, dict[str, Any]] = {
         "checks": {
             "archive_is_what_was_written": "blocks",
             "drill_contained": "blocks",
+            "functions_gain_no_rights": "warns",
             "extensions_as_in_source": "blocks",
+            "roles_as_saved": "blocks",
             "restored_without_errors": "blocks",
             "rows_and_content_equal": "blocks",
             "sequences_equal": "blocks",
@@ -171,7 +173,7 @@ LAUNCHPAD = {
     "dump_verification": {"backup"},
     "weekly_promotion": {"backup"},
     "retention_pruning": {"dry_run"},
-    "restore_drill": {"backup", "where", "jobs", "keep_copy"},
+    "restore_drill": {"backup", "where", "jobs", "keep_copy", "trust_archive"},
     "backup_freshness_alert": {"all_clear", "episode"},
 }
 #: What is not chosen there is this.
@@ -187,6 +189,7 @@ RESTORE_LAUNCHPAD = {
     "replicas": {},
     "new_host": False,
     "create_roles": False,
+    "privileged_roles": [],
     "even_if_damaged": False,
     "auto_undo": False,
     "without_services": False,

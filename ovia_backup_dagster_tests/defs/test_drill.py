@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from urllib.parse import quote
 
 import dagster as dg
@@ -25,12 +26,14 @@ import pytest
 
 from ovia_backup_dagster.core.catalog import DRILLED, Backup
 from ovia_backup_dagster.core.drill import DrillCheck, Evidence, Result
+from ovia_backup_dagster.core.errors import DrillError
 from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.core.verdict import DrillRecord
 from ovia_backup_dagster.definitions import build_defs
 from ovia_backup_dagster.defs.schedules import usable_schedules
 from ovia_backup_dagster.demo.run import end_group
 from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.postgres.drill import Choice, Driller
 from ovia_backup_dagster_tests.conftest import (
     PASSWORD,
     REPOSITORY,
@@ -214,6 +217,19 @@ def test_a_daily_backup_by_its_name(drilled: Drilled) -> None:
     found = evidence(drilled.location)[0]
     assert (found.backup, found.tier, found.place, found.jobs) == (str(drilled.older), "daily", "throwaway cluster", 3)
     assert drilled.location.catalog.refresh(drilled.older).drilled
+
+
+def test_an_archive_is_trusted_only_where_that_is_said(drilled: Drilled) -> None:
+    chosen: list[bool] = []
+
+    def refuse(_: Driller, __: object, choice: Choice, **___: object) -> None:
+        chosen.append(choice.trust_archive)
+        raise DrillError("it is not made here")
+
+    with mock.patch.object(Driller, "drill", refuse):
+        assert not launch(drilled.location, where="database").success
+        assert not launch(drilled.location, where="database", trust_archive=True).success
+    assert chosen == [False, True]
 
 
 def test_a_weekly_backup_into_a_database_that_is_kept_until_the_next_drill(drilled: Drilled) -> None:

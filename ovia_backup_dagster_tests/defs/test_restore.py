@@ -421,6 +421,7 @@ def test_all_that_the_command_line_offers_the_launchpad_offers(new_location: New
         replicas={"api": 2},
         new_host=True,
         create_roles=True,
+        privileged_roles=["boss"],
         even_if_damaged=True,
         auto_undo=True,
         without_services=True,
@@ -438,6 +439,7 @@ def test_all_that_the_command_line_offers_the_launchpad_offers(new_location: New
         replicas={"api": 2},
         new_host=True,
         create_roles=True,
+        privileged_roles=("boss",),
         even_if_damaged=True,
         auto_undo=True,
     )

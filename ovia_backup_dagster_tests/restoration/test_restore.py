@@ -760,6 +760,50 @@ def test_a_role_that_is_missing_is_named_and_made_when_asked(site: Site) -> None
         execute(site.live, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
 
 
+def test_a_role_that_is_made_has_no_power_unless_it_is_named(site: Site) -> None:
+    role = f"lost_{site.live.database}"
+    quoted = f'"{role}"'
+
+    def lose() -> None:
+        execute(site.live, f"DROP OWNED BY {role}", f"DROP ROLE IF EXISTS {role}")
+
+    execute(
+        site.live,
+        f"CREATE ROLE {role} LOGIN SUPERUSER BYPASSRLS PASSWORD 'x'",
+        f"GRANT pg_write_server_files TO {role}",
+        f"GRANT SELECT ON people TO {role}",
+    )
+    backup = site.place.chain()
+    lose()
+    try:
+        arguments = ("restore", backup.path.name, "--yes-destroy", site.live.database)
+        power = f'ALTER ROLE {quoted} SUPERUSER BYPASSRLS; GRANT "pg_write_server_files" TO {quoted}'
+        planned = site.place.run(*arguments, "--create-roles", "--plan")
+        assert f"{power}); with it: --create-privileged-role {role}" in planned.output
+        ended = site.place.run(*arguments, "--create-roles")
+        assert ended.code == 0, ended.output
+        assert f"to give it: {power}" in "\n".join(site.records[0].notes)
+        look = (
+            "SELECT (rolsuper, rolbypassrls, rolcanlogin, rolpassword IS NULL, "
+            "(SELECT count(*) FROM pg_auth_members WHERE member = a.oid))::text "
+            f"FROM pg_authid a WHERE rolname = '{role}'"
+        )
+        assert value(site, look) == "(f,f,t,t,0)"
+        for name in site.databases:
+            execute(site.live.to(name), f"DROP OWNED BY {role}")
+        lose()
+        assert f"no role nobody_{role} was saved" in (
+            site.place.run(*arguments, "--create-privileged-role", f"nobody_{role}").refused()
+        )
+        ended = site.place.run(*arguments, "--create-privileged-role", role)
+        assert ended.code == 0, ended.output
+        assert value(site, look) == "(t,t,t,t,1)"
+    finally:
+        for name in site.databases:
+            execute(site.live.to(name), f"DROP OWNED BY {role}")
+        lose()
+
+
 # ----------------------------------------------------------------------------------------------- the record
 
 

@@ -119,13 +119,18 @@ def today(swarm: Swarm, good: str) -> str:
 def test_it_is_made_possible(swarm: Swarm) -> None:
     with pytest.raises(AssertionError, match="ovia_backup may not make or rename a database"):
         swarm.console("restore", "latest", "--plan")
-    swarm.follow(ABLE, 0)
+    # Ovia's database belongs to a superuser, and so no other role can restore it; nothing is left of the attempt.
+    assert "database ovia belongs to ovia, a superuser" in swarm.follow(ABLE, 0)
+    assert "ovia-backup_restore_password" not in docker("secret", "ls", "--format", "{{.Name}}").split()
+    assert swarm.psql("SELECT count(*) FROM pg_roles WHERE rolname = 'ovia_restore'") == "0"
+    swarm.follow(ABLE, 1)
+    swarm.follow(ABLE, 2)
     until(lambda: "restore_password" in _secrets(swarm), 120, lambda: swarm.story("ovia-backup_console"))
     docker("service", "scale", "--detach", *(f"{name}={count}" for name, count in REPLICAS.items()))
     until(lambda: replicas() == REPLICAS, 60, lambda: str(replicas()))
     swarm.well()
     before = databases(swarm), migrations(), replicas()
-    for heading, number in ((ABLE, 1), ("Slow restore", 0)):
+    for heading, number in ((ABLE, 3), ("Slow restore", 0)):
         said = swarm.follow(heading, number)
         assert "1. restore into ovia_restore_" in said
         assert "2. stop ovia_ovia-api, ovia_ovia-ingest, ovia_ovia-metrics" in said
