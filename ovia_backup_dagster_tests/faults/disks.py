@@ -39,7 +39,7 @@ def tmpfs(folder: Path, size: int) -> Iterator[None]:
     try:
         yield
     finally:
-        _run("umount", str(folder))
+        _run("umount", "--lazy", str(folder))  # the kernel closes what a killed process had open a moment later
 
 
 @contextmanager
