@@ -40,6 +40,7 @@ from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.verification import Verifier
 from ovia_backup_dagster_tests.conftest import PASSWORD, PortCluster, admin, execute, free_port, quiet, running_cluster
 from ovia_backup_dagster_tests.core.crashes import raised_as_nobody
+from ovia_backup_dagster_tests.core.factories import redated
 from ovia_backup_dagster_tests.faults.harness import state_of, until
 
 SCHEMA = """
@@ -955,11 +956,7 @@ def during(site: Site, backup: Backup, action: Callable[[], object], choice: Cho
 
 def dated(backup: Backup, days: float) -> Backup:
     """The same, made so many days earlier."""
-    name = BackupName(backup.name.database, backup.tier, backup.started_at - timedelta(days=days))
-    for suffix in ("", *SIDECARS):
-        with suppress(FileNotFoundError):
-            os.rename(backup.sidecar(suffix), backup.path.with_name(name.filename + suffix))
-    return replace(backup, path=backup.path.with_name(name.filename), name=name)
+    return redated(backup, backup.started_at - timedelta(days=days))
 
 
 def test_a_second_drill_is_refused_and_told_who_is_at_it(site: Site) -> None:
@@ -1014,7 +1011,7 @@ def test_neither_name_of_a_hard_link_goes_while_one_is_drilled(site: Site, drill
 def test_a_drill_that_begins_while_its_backup_is_pruned_says_that_it_is_gone(site: Site, tier: Tier) -> None:
     made = site.backup()
     if tier is Tier.WEEKLY:
-        made = site.catalog.promote(made)
+        made = site.catalog.promote(made, datetime.now(UTC))
     errors: list[BaseException] = []
 
     def drill() -> None:
