@@ -35,6 +35,13 @@ FULL_BIN = REPOSITORY / ".cache" / "postgresql-16" / "bin"
 TEMPLATE = "demo_template"
 SCALE = 0.02
 PASSWORD = "s3cret-of-the-tests"
+DROP_ALL_TABLES = """
+    DO $$ DECLARE found regclass; BEGIN
+        FOR found IN SELECT oid FROM pg_class WHERE relkind IN ('r', 'p') AND oid >= 16384 LOOP
+            EXECUTE format('DROP TABLE IF EXISTS %s CASCADE', found);
+        END LOOP;
+    END $$
+"""
 
 _numbers = count(1)
 

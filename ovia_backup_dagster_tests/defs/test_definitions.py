@@ -59,6 +59,7 @@ ASSETS: dict[str, dict[str, Any]] = {
             "expected_tables_hold_rows": "blocks",
             "tables_kept_their_rows": "warns",
             "dump_without_warnings": "warns",
+            "source_is_the_one_backed_up": "blocks",
         },
     },
     "weekly_promotion": {
