@@ -193,6 +193,24 @@ def redated(backup: Backup, at: datetime, *, keep: bool = False) -> Backup:
     return Backup(target, name, len(content), backup.mtime_ns)
 
 
+def with_roles(backup: Backup, roles: bytes | None) -> Backup:
+    """The same backup, as if these roles had been saved with it, or none."""
+    manifest, text = backup.manifest, backup.read_sidecar(MANIFEST)
+    assert manifest is not None
+    assert text is not None
+    files = {} if roles is None else {GLOBALS: FileFacts.of(roles)}
+    changed = manifest.model_copy(update={"files": files, "globals_included": roles is not None}).to_json().encode()
+    backup.sidecar(GLOBALS).unlink(missing_ok=True)
+    for suffix in SIDECARS:
+        sidecar = backup.read_sidecar(suffix)
+        if sidecar is not None:
+            said = sidecar.replace(text, changed).replace(_sha256(text).encode(), _sha256(changed).encode())
+            backup.sidecar(suffix).write_bytes(said)
+    if roles is not None:
+        backup.sidecar(GLOBALS).write_bytes(roles)
+    return Backup(backup.path, backup.name, backup.size_bytes, backup.mtime_ns)
+
+
 def _written_at(content: bytes, at: datetime) -> bytes:
     """An archive's content with another time in its header."""
     try:

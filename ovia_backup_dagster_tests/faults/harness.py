@@ -43,6 +43,7 @@ DAY = timedelta(days=1)
 
 _DUMP = r"\w+_(?:daily|weekly)_\d{4}-\d\d-\d\d_\d{6}\.dump"
 _SIDECAR = r"\.json|\.globals\.sql|\.verified\.json|\.verified\.json\.unreadable|\.drilled\.json|\.held\.json"
+_SIDECAR += r"|\.accepted\.json|\.promoted\.json"
 _EVIDENCE = r"\d{4}-\d\d-\d\d_\d{6}_\w+_(?:daily|weekly)_\d{4}-\d\d-\d\d_\d{6}\.(?:json|md)"
 _DRILLS = rf"drills/(?:\.(?:since|under-way)-\w+|{_EVIDENCE})"
 #: What a whole volume may hold, and what a fault may leave besides. Written down here a second time on purpose.
