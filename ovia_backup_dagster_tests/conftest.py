@@ -37,8 +37,11 @@ SCALE = 0.02
 PASSWORD = "s3cret-of-the-tests"
 DROP_ALL_TABLES = """
     DO $$ DECLARE found regclass; BEGIN
-        FOR found IN SELECT oid FROM pg_class WHERE relkind IN ('r', 'p') AND oid >= 16384 LOOP
-            EXECUTE format('DROP TABLE IF EXISTS %s CASCADE', found);
+        LOOP
+            -- One at a time: others may go with it.
+            SELECT oid INTO found FROM pg_class WHERE relkind IN ('r', 'p') AND oid >= 16384 LIMIT 1;
+            EXIT WHEN found IS NULL;
+            EXECUTE format('DROP TABLE %s CASCADE', found);
         END LOOP;
     END $$
 """

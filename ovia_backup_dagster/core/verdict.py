@@ -214,8 +214,8 @@ class Judgement(Statement):
         """The judgement on the backup of that name as an error, if it is bad."""
         if self.good:
             return None
-        accept = f"if that was meant: ovia-backup accept {shell_word(backup)}; if not, check POSTGRES_HOST and "
-        accept += "POSTGRES_DB: "
+        accept = f"if that was meant: ovia-backup accept {shell_word(backup)}; if not: check POSTGRES_HOST and "
+        accept += "POSTGRES_DB, "
         return bad_backup(backup, "; ".join(self.reasons), accept if self.strange else "")
 
 

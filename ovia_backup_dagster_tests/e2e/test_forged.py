@@ -89,7 +89,7 @@ def test_a_dump_of_another_source_waits_for_a_word(
     assert verified.returncode == 1
     assert "it holds no table at all" in verified.stdout
     wrong = max((volume / "daily").glob("*.dump"))
-    assert f"Next: if that was meant: ovia-backup accept {wrong.name}; if not, check POSTGRES_HOST" in verified.stderr
+    assert f"Next: if that was meant: ovia-backup accept {wrong.name}; if not: check POSTGRES_HOST" in verified.stderr
     assert (volume / "daily" / f"{first.name}.held.json").exists()
     assert f"ovia-backup accept {wrong.name}" in cli("restore", wrong.name, "--plan").stderr
 
