@@ -259,19 +259,23 @@ class Backup:
         name = BackupName.parse(self.path.name)
         return (*contradictions(manifest, name=name, size_bytes=self.size_bytes, header=header), *broken)
 
-    @property
-    def altered_files(self) -> tuple[str, ...]:
+    def altered_files(self, *, complete: bool = True) -> tuple[str, ...]:
         """What is wrong with the files that were made with the archive, besides it: one line for each.
+
+        Args:
+            complete: whether all must be there; who copied a dump elsewhere may have left some behind.
 
         Raises:
             VolumeError: one cannot be read, or the manifest cannot.
         """
         files = self.manifest.files if self.manifest else {}
-        wrong = {suffix: facts.difference(self.read_sidecar(suffix)) for suffix, facts in files.items()}
+        there = {suffix: self.read_sidecar(suffix) for suffix in files}
+        looked_at = [suffix for suffix in files if complete or there[suffix] is not None]
+        wrong = {suffix: files[suffix].difference(there[suffix]) for suffix in looked_at}
         return tuple(f"{self.sidecar(suffix).name} {text}" for suffix, text in wrong.items() if text)
 
     def saved_roles(self) -> bytes | None:
-        """The roles that were saved with it, as SQL; ``None`` when none were.
+        """The roles that were saved with it, as SQL; ``None`` when none were, or they are not there.
 
         Without a manifest there are none: what lies there then came from somewhere else.
 
@@ -284,7 +288,7 @@ class Backup:
         saved = self.read_sidecar(GLOBALS)
         facts = self.manifest.files.get(GLOBALS)
         # Older programs wrote down no hash of them.
-        wrong = facts.difference(saved) if facts else ""
+        wrong = facts.difference(saved) if facts and saved is not None else ""
         if wrong:
             raise bad_backup(str(self), f"{self.sidecar(GLOBALS).name} {wrong}")
         return saved

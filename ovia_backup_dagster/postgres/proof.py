@@ -142,7 +142,7 @@ class Proof:
             if wanted is not None and backup.witness is not None:
                 self.log(f"hashing {backup} ({human_bytes(backup.size_bytes)})")
                 self.sha256 = file_sha256(backup.path)
-                if self.sha256 == wanted and not backup.altered_files and backup.problem is None:
+                if self.sha256 == wanted and not verifier.altered_files(backup) and backup.problem is None:
                     self.add(DrillCheck.UNALTERED, [], passed=f"SHA-256 {wanted}")
                     return backup.witness
         with self.phase("verification"):

@@ -224,8 +224,12 @@ class Verifier:
         if sha256 and found != sha256:
             text = f"{backup} was altered: its SHA-256 is {found[:16]}…, it was {sha256[:16]}… {since}"
             return (Finding(check=Check.MATCHES_MANIFEST, text=text),), manifest, found
-        altered = tuple(Finding(check=Check.MATCHES_MANIFEST, text=text) for text in backup.altered_files)
+        altered = tuple(Finding(check=Check.MATCHES_MANIFEST, text=text) for text in self.altered_files(backup))
         return altered, manifest, found
+
+    def altered_files(self, backup: Backup) -> tuple[str, ...]:
+        """What is wrong with the files that were made with a backup's archive; on the volume all must be there."""
+        return backup.altered_files(complete=self.catalog.holds(backup))
 
     def _other_source(
         self, backup: Backup, witness: Witness, previous: tuple[str, Witness] | None

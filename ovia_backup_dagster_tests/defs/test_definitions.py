@@ -150,7 +150,7 @@ JOBS: dict[str, dict[str, Any]] = {
 
 LAUNCHPAD = {
     "daily_dump": set(),
-    "dump_verification": {"backup"},
+    "dump_verification": {"backup", "accept"},
     "weekly_promotion": {"backup"},
     "retention_pruning": {"dry_run"},
     "restore_drill": {"backup", "where", "jobs", "keep_copy"},

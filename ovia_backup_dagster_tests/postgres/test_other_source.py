@@ -241,7 +241,7 @@ def test_what_was_proven_before_stays_so_when_it_is_verified_again(story: Story)
 def test_one_from_elsewhere_is_of_what_a_person_says(story: Story, tmp_path: Path) -> None:
     story.good(story.here)
     other = story.dump(story.there)
-    for suffix in ("", ".json", GLOBALS):
+    for suffix in ("", ".json"):  # the roles were left behind
         shutil.move(other.sidecar(suffix), tmp_path / f"theirs.dump{suffix}")
     elsewhere = story.catalog.find(str(tmp_path / "theirs.dump"), datetime.now(UTC))
     assert story.verifier.verify(elsewhere, log=quiet).judgement.good
