@@ -152,6 +152,31 @@ def verify(backup: str, unproven: bool, as_json: bool) -> None:
         sys.exit(1)
 
 
+@main.command()
+@click.argument("backup")
+@json_option
+def accept(backup: str, as_json: bool) -> None:
+    """Say that a backup of another cluster, or without the tables there were, is what was meant.
+
+    It is judged again; later dumps of that cluster are good without a word. Exit code 1: it is bad all the same.
+    """
+    system, now = _system(), datetime.now(UTC)
+    chosen = system.catalog.find(backup, now, anywhere=False)
+    verified = system.verifier.accept(chosen, by=_who(), log=_log)
+    accepted, judgement = verified.backup.acceptance, verified.judgement
+    if as_json:
+        _print_json(_as_dict(verified.backup, datetime.now(UTC)))
+    else:
+        click.echo(f"{verified.backup} is {'proven' if judgement.good else 'bad'}")
+        for text in accepted.found if accepted else ("there was nothing to accept",):
+            click.echo(f"  {'accepted: ' if accepted else ''}{_safe(text)}")
+        for text in judgement.reasons:
+            click.echo(f"  {_safe(text)}")
+    if problem := judgement.problem(str(verified.backup)):
+        _log(f"Next: {problem.fix}")
+        sys.exit(1)
+
+
 @main.command(name="list")
 @json_option
 def list_backups(as_json: bool) -> None:
@@ -871,6 +896,9 @@ def _as_dict(backup: Backup, now: datetime) -> dict[str, Any]:
         "drilled": backup.drilled,
         "verified_at": judgement.at.isoformat() if judgement else None,
         "findings": [finding.text for finding in judgement.findings] if judgement else [],
+        "problem": backup.problem.why if backup.problem else None,
+        "accepted_by": backup.acceptance.by if backup.acceptance else None,
+        "promoted_from": backup.promotion.promoted_from if backup.promotion else None,
         "rows": witness.rows if witness else None,
         "sha256": manifest.sha256 if manifest else None,
         "compression": manifest.compression if manifest else None,

@@ -35,6 +35,16 @@ FULL_BIN = REPOSITORY / ".cache" / "postgresql-16" / "bin"
 TEMPLATE = "demo_template"
 SCALE = 0.02
 PASSWORD = "s3cret-of-the-tests"
+DROP_ALL_TABLES = """
+    DO $$ DECLARE found regclass; BEGIN
+        LOOP
+            -- One at a time: others may go with it.
+            SELECT oid INTO found FROM pg_class WHERE relkind IN ('r', 'p') AND oid >= 16384 LIMIT 1;
+            EXIT WHEN found IS NULL;
+            EXECUTE format('DROP TABLE %s CASCADE', found);
+        END LOOP;
+    END $$
+"""
 
 _numbers = count(1)
 

@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+from ovia_backup_dagster.core.archive_header import HEAD_BYTES, MAGIC, parse_header
+from ovia_backup_dagster.core.coverage import Unit, contradictions, is_about
 from ovia_backup_dagster.core.errors import (
     BackupNotFoundError,
     BadBackupError,
@@ -49,7 +52,17 @@ from ovia_backup_dagster.core.manifest import Manifest, Sidecar, parse_sidecar
 from ovia_backup_dagster.core.naming import INSTANT, SUFFIX, BackupName, Tier
 from ovia_backup_dagster.core.protection import forget, protect, protected
 from ovia_backup_dagster.core.shell import shell_word
-from ovia_backup_dagster.core.verdict import DrillRecord, Drills, Hold, Judgement, Verification, Witness, bad_backup
+from ovia_backup_dagster.core.verdict import (
+    Acceptance,
+    DrillRecord,
+    Drills,
+    Hold,
+    Judgement,
+    PromotionRecord,
+    Verification,
+    Witness,
+    bad_backup,
+)
 
 MANIFEST = ".json"
 GLOBALS = ".globals.sql"
@@ -57,8 +70,10 @@ VERIFIED = ".verified.json"
 DRILLED = ".drilled.json"
 HELD = ".held.json"
 UNREADABLE = ".verified.json.unreadable"
-#: All sidecar suffixes; the manifest is the last to go, as it says what the others belong to.
-SIDECARS = (UNREADABLE, HELD, DRILLED, VERIFIED, GLOBALS, MANIFEST)
+ACCEPTED = ".accepted.json"
+PROMOTED = ".promoted.json"
+#: All files of a backup beside its archive; the manifest is the last to go, as it says what the others belong to.
+SIDECARS = (UNREADABLE, PROMOTED, ACCEPTED, HELD, DRILLED, VERIFIED, GLOBALS, MANIFEST)
 
 #: Clocks of two machines may differ this much before a date counts as lying in the future.
 CLOCK_TOLERANCE = timedelta(minutes=5)
@@ -67,7 +82,6 @@ SETTLING = timedelta(minutes=15)
 #: A file of nothing, given up when a verdict must be written and the disk is full.
 RESERVE = ".reserve"
 RESERVE_BYTES = 4 * 1024 * 1024
-_MAGIC = b"PGDMP"
 #: How many backups an error names.
 _NAMED = 5
 
@@ -121,15 +135,24 @@ class Backup:
         Raises:
             VolumeError: there is a manifest that cannot be read.
         """
-        return self._read(Manifest, MANIFEST)
+        text = self._manifest_text
+        return None if text is None else parse_sidecar(Manifest, text, self.sidecar(MANIFEST).name)
 
     @cached_property
     def verification(self) -> Verification | None:
         """Every judgement so far; ``None`` without any, or when the sidecar cannot be read."""
-        # A verdict that cannot be read proves nothing, and verifying again mends it.
+        # A verdict that cannot be read proves nothing, and verifying again repairs it.
         with contextlib.suppress(VolumeError):
             return self._read(Verification, VERIFIED)
         return None
+
+    @cached_property
+    def unit(self) -> Unit | None:
+        """What a statement about it must fit; ``None`` when its manifest cannot be read: then none does."""
+        unit = self._unit_of_manifest
+        if unit is not None and unit.archive_sha256 is None and self.judgement is not None:
+            return replace(unit, archive_sha256=self.judgement.sha256)
+        return unit
 
     @cached_property
     def hold(self) -> Hold | None:
@@ -138,15 +161,39 @@ class Backup:
         Raises:
             VolumeError: there is a hold that cannot be read.
         """
-        return self._read(Hold, HELD)
+        hold = self._read(Hold, HELD)
+        # Where nothing can be compared it holds: removal is what cannot be undone.
+        return hold if hold is None or self.unit is None or is_about(hold, self.unit) else None
 
-    @property
+    @cached_property
+    def acceptance(self) -> Acceptance | None:
+        """That it is of another source, and that a person meant that."""
+        with contextlib.suppress(VolumeError):
+            accepted = self._read(Acceptance, ACCEPTED)
+            return accepted if accepted and self.unit and is_about(accepted, self.unit) else None
+        return None
+
+    @cached_property
+    def promotion(self) -> PromotionRecord | None:
+        """Which daily backup it is, if it is a weekly one and that was written down."""
+        with contextlib.suppress(VolumeError):
+            promoted = self._read(PromotionRecord, PROMOTED)
+            return promoted if promoted and self.unit and is_about(promoted, self.unit) else None
+        return None
+
+    @cached_property
     def judgement(self) -> Judgement | None:
-        """The newest judgement on the file as it is now: same size and modification time."""
-        if self.verification is None:
+        """The newest judgement, if it is about the backup as it is now."""
+        if self.verification is None or self._unit_of_manifest is None:
             return None
         last = self.verification.judgements[-1]
-        return last if (last.size_bytes, last.mtime_ns) == (self.size_bytes, self.mtime_ns) else None
+        return last if is_about(last, self._unit_of_manifest) else None
+
+    @property
+    def once_proven(self) -> bool:
+        """Whether any judgement on the backup as it is now found it good."""
+        judgements = self.verification.judgements if self.verification else ()
+        return self.unit is not None and any(each.good and is_about(each, self.unit) for each in judgements)
 
     @property
     def witness(self) -> Witness | None:
@@ -154,27 +201,37 @@ class Backup:
         return self.verification.witness if self.verification and self.judgement and self.judgement.good else None
 
     @property
+    def system_identifier(self) -> str | None:
+        """Of the cluster that it was made of; ``None`` when that is not known."""
+        with contextlib.suppress(VolumeError):
+            return self.manifest.database.system_identifier if self.manifest else None
+        return None
+
+    @property
     def changed(self) -> bool:
-        """Whether there is a verdict, but on a file of another size or modification time."""
+        """Whether there is a verdict, but none on the backup as it is now."""
         return self.verification is not None and self.judgement is None
 
     @cached_property
+    def _head(self) -> bytes | None:
+        """The archive's first bytes; ``None`` when this user may not read them."""
+        with contextlib.suppress(OSError), open(self.path, "rb", buffering=0) as file:
+            return file.read(HEAD_BYTES)
+        return None
+
+    @property
     def is_archive(self) -> bool:
         """Whether the file begins as pg_dump's custom format does: the old script left empty ones behind.
 
         One that this user may not read gets the benefit of the doubt; verifying it says what is wrong.
         """
-        with contextlib.suppress(OSError), open(self.path, "rb") as file:
-            return file.read(len(_MAGIC)) == _MAGIC
-        return True
+        return self._head is None or self._head.startswith(MAGIC)
 
-    @cached_property
+    @property
     def foreign(self) -> tuple[str, str] | None:
         """What else the file is, as far as its first bytes say, and the command that restores it by hand."""
-        head, path = b"", shell_word(str(self.path))
-        with contextlib.suppress(OSError), open(self.path, "rb") as file:
-            head = file.read(512)
-        if head.startswith(_MAGIC):
+        head, path = self._head or b"", shell_word(str(self.path))
+        if head.startswith(MAGIC):
             return None
         if head[257:262] == b"ustar":
             return "a tar archive", f"createdb NEW && pg_restore --dbname=NEW {path}"
@@ -185,6 +242,58 @@ class Backup:
         return None
 
     @cached_property
+    def contradictions(self) -> tuple[str, ...]:
+        """Why name, manifest and archive are not of one dump, as far as a look at their first bytes tells."""
+        manifest = None
+        with contextlib.suppress(VolumeError):  # it may be a newer program's
+            manifest = self.manifest
+        if manifest is None:
+            return ()
+        broken, header = [], None
+        if self._head is not None and self.is_archive:
+            try:
+                header = parse_header(self._head)
+            except ValueError as error:
+                broken.append(f"the archive's beginning is damaged: {error}")
+        # Elsewhere a person may have given it any name.
+        name = BackupName.parse(self.path.name)
+        return (*contradictions(manifest, name=name, size_bytes=self.size_bytes, header=header), *broken)
+
+    def altered_files(self, *, complete: bool = True) -> tuple[str, ...]:
+        """What is wrong with the files that were made with the archive, besides it: one line for each.
+
+        Args:
+            complete: whether all must be there; who copied a dump elsewhere may have left some behind.
+
+        Raises:
+            VolumeError: one cannot be read, or the manifest cannot.
+        """
+        files = self.manifest.files if self.manifest else {}
+        there = {suffix: self.read_sidecar(suffix) for suffix in files}
+        looked_at = [suffix for suffix in files if complete or there[suffix] is not None]
+        wrong = {suffix: files[suffix].difference(there[suffix]) for suffix in looked_at}
+        return tuple(f"{self.sidecar(suffix).name} {text}" for suffix, text in wrong.items() if text)
+
+    def saved_roles(self) -> bytes | None:
+        """The roles that were saved with it, as SQL; ``None`` when none were, or they are not there.
+
+        Without a manifest there are none: what lies there then came from somewhere else.
+
+        Raises:
+            BadBackupError: they are not what was saved.
+            VolumeError: they cannot be read.
+        """
+        if self.manifest is None:
+            return None
+        saved = self.read_sidecar(GLOBALS)
+        facts = self.manifest.files.get(GLOBALS)
+        # Older programs wrote down no hash of them.
+        wrong = facts.difference(saved) if facts and saved is not None else ""
+        if wrong:
+            raise bad_backup(str(self), f"{self.sidecar(GLOBALS).name} {wrong}")
+        return saved
+
+    @cached_property
     def drills(self) -> Drills | None:
         """Every restore drill so far; ``None`` without any, or when the sidecar cannot be read."""
         with contextlib.suppress(VolumeError):
@@ -193,45 +302,76 @@ class Backup:
 
     @property
     def drilled(self) -> bool:
-        """Whether the newest drill of the file as it is now proved that it restores."""
-        if self.drills is None:
+        """Whether the newest drill is about the backup as it is now, and proved that it restores."""
+        if self.drills is None or self.unit is None:
             return False
         last = self.drills.drills[-1]
-        return last.passed and (last.size_bytes, last.mtime_ns) == (self.size_bytes, self.mtime_ns)
+        return last.passed and is_about(last, self.unit)
 
-    @property
+    @cached_property
     def problem(self) -> BadBackupError | None:
-        """Why it is bad, if it is."""
-        if self.judgement is not None:
+        """Why it is bad, if it is: the one place that decides so, whatever else is said of it."""
+        if self.judgement is not None and not self.judgement.good:
             return self.judgement.problem(str(self))
-        if self.is_archive:
-            return None
-        why = "it is no archive: the dump failed before it began"
-        if self.foreign:
-            why = f"it is {self.foreign[0]}, and no archive of pg_dump's custom format"
-        elif self.size_bytes >= len(_MAGIC):
-            why = "it is no archive: it was overwritten, or is another program's"
-        return bad_backup(str(self), why)
+        if not self.is_archive:
+            why = "it is no archive: the dump failed before it began"
+            if self.foreign:
+                why = f"it is {self.foreign[0]}, and no archive of pg_dump's custom format"
+            elif self.size_bytes >= len(MAGIC):
+                why = "it is no archive: it was overwritten, or is another program's"
+            return bad_backup(str(self), why)
+        return bad_backup(str(self), "; ".join(self.contradictions)) if self.contradictions else None
 
     def state(self, now: datetime) -> State:
         """What is known about it at ``now`` (UTC)."""
-        if self.judgement is not None:
-            return State.PROVEN if self.judgement.good else State.BAD
-        untouched = timedelta(seconds=now.timestamp() - self.mtime_ns / 1e9)
-        # One that was written by a clock far ahead must not count as unfinished until that day comes.
-        if -SETTLING < untouched < SETTLING and not exists(self.sidecar(MANIFEST)):
-            return State.BEING_WRITTEN
-        return State.UNPROVEN if self.is_archive else State.BAD
+        if self.judgement is None:
+            untouched = timedelta(seconds=now.timestamp() - self.mtime_ns / 1e9)
+            # One that was written by a clock far ahead must not count as unfinished until that day comes.
+            if -SETTLING < untouched < SETTLING and not exists(self.sidecar(MANIFEST)):
+                return State.BEING_WRITTEN
+        if self.problem is not None:
+            return State.BAD
+        return State.UNPROVEN if self.judgement is None else State.PROVEN
+
+    @cached_property
+    def _manifest_text(self) -> bytes | None:
+        return self.read_sidecar(MANIFEST)
+
+    @property
+    def manifest_sha256(self) -> str | None:
+        """Of the manifest's file; ``None`` without one.
+
+        Raises:
+            VolumeError: it cannot be read.
+        """
+        text = self._manifest_text
+        return None if text is None else hashlib.sha256(text).hexdigest()
+
+    @cached_property
+    def _unit_of_manifest(self) -> Unit | None:
+        """As ``unit``, without what a verdict says."""
+        with contextlib.suppress(VolumeError):
+            archive_sha256 = self.manifest.sha256 if self.manifest else None
+            return Unit(self.size_bytes, self.mtime_ns, archive_sha256, self.manifest_sha256)
+        return None
 
     def _read(self, model: type[S], suffix: str) -> S | None:
+        text = self.read_sidecar(suffix)
+        return None if text is None else parse_sidecar(model, text, self.sidecar(suffix).name)
+
+    def read_sidecar(self, suffix: str) -> bytes | None:
+        """A sidecar's content; ``None`` when there is none.
+
+        Raises:
+            VolumeError: it cannot be read.
+        """
         path = self.sidecar(suffix)
         try:
-            text = path.read_bytes()
+            return path.read_bytes()
         except FileNotFoundError:
             return None
         except OSError as error:
             raise volume_error(error, f"cannot read {path}") from error
-        return parse_sidecar(model, text, path.name)
 
 
 class Catalog:
@@ -328,10 +468,16 @@ class Catalog:
 
     def proven_before(self, backup: Backup, now: datetime) -> Backup | None:
         """The newest backup older than this one that is proven at ``now`` (UTC): what its rows are compared with."""
+        return next(self._proven_before(backup, now), None)
+
+    def identified_before(self, backup: Backup, now: datetime) -> Backup | None:
+        """The same, of those that name their cluster: what its cluster is compared with."""
+        return next((other for other in self._proven_before(backup, now) if other.system_identifier), None)
+
+    def _proven_before(self, backup: Backup, now: datetime) -> Iterator[Backup]:
         for other in self.newest_first():
             if other.started_at < backup.started_at and other.state(now) is State.PROVEN:
-                return other
-        return None
+                yield other
 
     def settled(self, backup: Backup, now: datetime, command: str) -> Backup:
         """The backup as it is now, if it is not still being written on the volume; ``command`` is to be tried later.
@@ -494,27 +640,37 @@ class Catalog:
             sync_folder(backup.path.parent)
         return self.refresh(backup)
 
-    def held(self, now: datetime) -> list[Hold]:
-        """The holds that are in force at ``now`` (UTC)."""
+    def held(self, now: datetime) -> list[tuple[Backup, Hold]]:
+        """The backups with a hold that is in force at ``now`` (UTC)."""
         holds = []
         for backup in self.newest_first():
             with contextlib.suppress(VolumeError):
-                if backup.hold is not None and backup.hold.released_at is None and now < backup.hold.until:
-                    holds.append(backup.hold)
+                if backup.hold is not None and backup.hold.in_force(now):
+                    holds.append((backup, backup.hold))
         return holds
 
     def set_hold(self, backup: Backup, hold: Hold) -> None:
         """Keep (or, with ``released_at``, no longer keep) a backup whatever the counts say."""
+        covered = backup.unit.covered if backup.unit else None
         with explained(f"cannot write the hold on {backup}"):
-            self.write(backup.sidecar(HELD), hold.to_json().encode())
+            self.write(backup.sidecar(HELD), hold.model_copy(update={"covered": covered}).to_json().encode())
             sync_folder(backup.path.parent)
 
-    def promote(self, backup: Backup) -> Backup:
+    def accept(self, backup: Backup, acceptance: Acceptance) -> Backup:
+        """Write down that a backup is of another source, and that this is meant; returns the backup as it is now."""
+        with explained(f"cannot write the acceptance of {backup}"):
+            self.write(backup.sidecar(ACCEPTED), acceptance.to_json().encode())
+            sync_folder(backup.path.parent)
+        return self.refresh(backup)
+
+    def promote(self, backup: Backup, now: datetime) -> Backup:
         """Let a daily backup also stand in ``weekly/``: a hard link, else a copy that is checked.
 
         Raises:
             VolumeError, DiskFullError: the volume refused; nothing is visible then.
         """
+        covered = backup.unit.covered if backup.unit else None
+        record = PromotionRecord(at=now, promoted_from=backup.path.name, covered=covered)
         name = BackupName(backup.name.database, Tier.WEEKLY, backup.started_at)
         final = self.folder(Tier.WEEKLY) / name.filename
         temporary = self.temporary(name)
@@ -523,10 +679,11 @@ class Catalog:
             if final.exists():
                 # A weekly copy that went bad: gone before the good one's verdict appears under its name.
                 self.remove(self.refresh(Backup(final, name, 0, 0)))
-            for suffix in (GLOBALS, MANIFEST, VERIFIED, DRILLED):
+            sidecars = {suffix: backup.read_sidecar(suffix) for suffix in SIDECARS}
+            for suffix, content in {**sidecars, PROMOTED: record.to_json().encode()}.items():
                 # Copies: the two tiers' verdicts go their own ways from here.
-                with contextlib.suppress(FileNotFoundError):
-                    self.write(final.with_name(final.name + suffix), backup.sidecar(suffix).read_bytes())
+                if content is not None:
+                    self.write(final.with_name(final.name + suffix), content)
             os.rename(temporary, final)
             sync_folder(final.parent)
             status = final.stat()

@@ -361,6 +361,7 @@ class DrillFolder:
             passed=evidence.passed,
             size_bytes=backup.size_bytes,
             mtime_ns=backup.mtime_ns,
+            covered=replace(backup.unit, archive_sha256=evidence.backup_sha256).covered if backup.unit else None,
             evidence=f"{evidence.filename}{_SUFFIX}",
         )
         return self._catalog.record_drill(backup, record, self.path)

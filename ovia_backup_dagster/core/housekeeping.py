@@ -64,7 +64,7 @@ def promote(
     catalog.prepare()
     with _locked(catalog, f"promoting {backup}", now, on_wait) as now:
         decision = promotion.decide(catalog.refresh(backup), catalog.backups(Tier.WEEKLY), policy, now)
-        weekly = catalog.promote(backup) if decision.promote else None
+        weekly = catalog.promote(catalog.refresh(backup), now) if decision.promote else None
     return Promoted(weekly, decision.reason)
 
 
@@ -131,7 +131,7 @@ def preview(backups: Iterable[Backup], policy: Policy, now: datetime) -> Plan:
 
 
 def release(catalog: Catalog, backup: Backup, now: datetime) -> Backup:
-    """Say that the loss of rows for which a backup is held was meant; it is pruned like others from now on.
+    """Say that what a backup is held for was meant; it is pruned like others from now on.
 
     Raises:
         BackupNotFoundError: the backup is not on hold.
@@ -144,4 +144,8 @@ def release(catalog: Catalog, backup: Backup, now: datetime) -> Backup:
         if hold is None or hold.released_at is not None:
             raise BackupNotFoundError(f"{backup} is not on hold", fix="ovia-backup prune --dry-run")
         catalog.set_hold(backup, hold.model_copy(update={"released_at": now}))
+        # Its copy in the other tier has the same hold.
+        for twin, same in catalog.held(now):
+            if twin.started_at == backup.started_at:
+                catalog.set_hold(twin, same.model_copy(update={"released_at": now}))
     return catalog.refresh(backup)

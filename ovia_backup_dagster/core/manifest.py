@@ -6,7 +6,8 @@ is a ``verdict``. It names no file and no tier, so that a weekly hard link share
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+import hashlib
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
@@ -57,6 +58,34 @@ class DatabaseFacts(Sidecar):
     size_bytes: int | None = None
 
 
+class FileFacts(Sidecar):
+    """A file of the backup beside the archive, as it was written.
+
+    Attributes:
+        sha256: hex digest.
+        size_bytes: its length.
+    """
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size_bytes: int
+
+    @classmethod
+    def of(cls, content: bytes) -> FileFacts:
+        """The facts of a content."""
+        return cls(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
+
+    def difference(self, content: bytes | None) -> str:
+        """How a content differs, in words; ``None`` for a file that is not there. Empty if it does not."""
+        if content is None:
+            return "is missing"
+        found = FileFacts.of(content)
+        if found.size_bytes != self.size_bytes:
+            return f"is {found.size_bytes:,} bytes long; it was {self.size_bytes:,} when it was written"
+        if found.sha256 != self.sha256:
+            return f"was altered: its SHA-256 is {found.sha256[:16]}…, it was {self.sha256[:16]}… when it was written"
+        return ""
+
+
 class Manifest(Sidecar):
     """One dump.
 
@@ -71,6 +100,9 @@ class Manifest(Sidecar):
         session_options: the ``PGOPTIONS`` that the dump ran with; a re-dump needs the same.
         client_version: what ``pg_dump --version`` prints.
         warnings: pg_dump's and pg_dumpall's messages at exit 0: what was left out.
+        globals_included: whether the roles were saved.
+        files: suffix -> facts of each file that was made with the archive, besides this one; empty in what older
+            programs wrote.
         run_id: Dagster's run id, or ``None`` from the command line.
         made_by: name and version of this program.
     """
@@ -88,6 +120,7 @@ class Manifest(Sidecar):
     client_version: str
     warnings: tuple[str, ...] = ()
     globals_included: bool = True
+    files: dict[Annotated[str, Field(pattern=r"^(\.[a-z]+)+$")], FileFacts] = Field(default_factory=dict)
     run_id: str | None = None
     made_by: str
 

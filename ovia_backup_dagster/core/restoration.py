@@ -646,6 +646,18 @@ class RestoreFolder:
         found = [*self._records(), *map(record_of, self.unrecorded())]
         yield from sorted(found, key=lambda record: record.order.filename, reverse=True)
 
+    def went_live_on(self) -> str | None:
+        """The system identifier of the server that the newest restore made this database live on; ``None`` without one.
+
+        Raises:
+            VolumeError: as :meth:`newest_first`.
+        """
+        for record in self.newest_first():
+            order = record.order
+            if record.outcome == "done" and order.becomes == order.database and order.system_identifier:
+                return order.system_identifier
+        return None
+
     def swap_that_kept(self, name: str) -> Record | None:
         """The restore or undo that left a database behind under that name, if it is known.
 

@@ -8,7 +8,8 @@ The rules, for one database (both tiers are one list here):
 * daily: of each of the last ``daily_keep`` days that have a proven dump, the newest; weekly: likewise by week;
 * a bad dump that is intact, and only lacks what the settings expect, goes when that many newer days have proven ones;
 * all that is younger than 24 hours, so that seven launches on one afternoon evict nothing;
-* whatever the counts say: the newest proven dump, the newest that a drill proved, and what is on hold;
+* whatever the counts say: the newest proven dump, the newest that a drill proved, the newest that names its cluster
+  (which the next one's is compared with), and what is on hold;
 * of the damaged ones, the newest two, for study.
 
 Removing files is ``catalog``'s; the lock and the clock are the caller's.
@@ -85,6 +86,7 @@ class Candidate:
         held_until: the end of a hold, if there is one that nobody released.
         hold_reason: the hold's words.
         intact: whether a bad one is whole, and only does not hold what is expected.
+        identified: whether it names its cluster.
     """
 
     key: str
@@ -95,6 +97,7 @@ class Candidate:
     held_until: datetime | None = None
     hold_reason: str = ""
     intact: bool = False
+    identified: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,7 @@ def candidate(backup: Backup, now: datetime) -> Candidate:
         state=backup.state(now),
         drilled=backup.drilled,
         intact=backup.judgement is not None and backup.judgement.intact,
+        identified=backup.system_identifier is not None,
         held_until=held_until,
         hold_reason=reason,
     )
@@ -192,6 +196,8 @@ def _reasons_to_keep(past: Sequence[Candidate], policy: Policy, now: datetime) -
         reasons.setdefault(backup.key, "newest proven")
     for backup in [b for b in proven if b.drilled][:1]:
         reasons.setdefault(backup.key, "newest proven by a drill")
+    for backup in [b for b in proven if b.identified][:1]:
+        reasons.setdefault(backup.key, "newest proven that names its cluster")
     for backup in past:
         if backup.state in (State.UNPROVEN, State.BEING_WRITTEN):
             reasons.setdefault(backup.key, f"{backup.state}: never removed")

@@ -1,21 +1,25 @@
 """What was found out about a backup since it was made, and how that is judged.
 
-A verdict lives in a sidecar of its own (``<file>.verified.json``, ``<file>.drilled.json``, ``<file>.held.json``),
-because the archive and its manifest never change. Judgements are appended, never rewritten. Reading an archive is
-the business of ``postgres``; deciding what to keep is ``retention``'s.
+A verdict lives in a sidecar of its own (``<file>.verified.json``, ``.drilled.json``, ``.held.json``,
+``.accepted.json``, ``.promoted.json``), because the archive and its manifest never change. Each is a statement: what it
+is about says ``coverage``. Judgements are appended, never rewritten. Reading an archive is the business of
+``postgres``; deciding what to keep is ``retention``'s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Literal
 
 from pydantic import AwareDatetime, Field
 
+from ovia_backup_dagster.core.coverage import Statement
 from ovia_backup_dagster.core.errors import BadBackupError
 from ovia_backup_dagster.core.manifest import Manifest, Sidecar
+from ovia_backup_dagster.core.shell import shell_word
 
 
 class Check(StrEnum):
@@ -27,6 +31,7 @@ class Check(StrEnum):
     TABLES_HOLD_ROWS = "expected_tables_hold_rows"
     ROWS_KEPT = "tables_kept_their_rows"
     NO_WARNINGS = "dump_without_warnings"
+    SOURCE = "source_is_the_one_backed_up"
 
     @property
     def is_odd(self) -> bool:
@@ -40,12 +45,15 @@ class Check(StrEnum):
 
 
 _DESCRIPTIONS = {
-    Check.MATCHES_MANIFEST: "Size and SHA-256 of the file are those taken when it was written. Blocks.",
+    Check.MATCHES_MANIFEST: "Archive, roles, manifest and name are of one dump, with the sizes and SHA-256 taken when "
+    "they were written. Blocks.",
     Check.DECODES: "Every byte of the archive was decoded by pg_restore, and every table's data is whole. Blocks.",
     Check.TABLES_PRESENT: "The tables named in BACKUP_EXPECTED_TABLES are in the archive. Blocks.",
     Check.TABLES_HOLD_ROWS: "Those tables hold rows, where BACKUP_REQUIRE_ROWS asks for it. Blocks.",
     Check.ROWS_KEPT: "No table is gone or lost more than half its rows since the previous proven dump. Warns.",
     Check.NO_WARNINGS: "pg_dump had nothing to warn about (things it left out). Warns.",
+    Check.SOURCE: "The cluster is that of the last proven dump, and some of its tables are there, unless a person has "
+    "accepted that (ovia-backup accept) or a restore went live there. Blocks.",
 }
 
 
@@ -154,7 +162,7 @@ class Witness(Sidecar):
         return name
 
 
-class Judgement(Sidecar):
+class Judgement(Statement):
     """One verification, bound to the file it saw.
 
     Attributes:
@@ -178,6 +186,16 @@ class Judgement(Sidecar):
     run_id: str | None = None
 
     @property
+    def archive_sha256(self) -> str | None:
+        """Of a good one; what a bad one read may be another than the manifest names, for which it is bad."""
+        return self.sha256 if self.good else None
+
+    @property
+    def strange(self) -> tuple[str, ...]:
+        """The texts of what a person may accept: it is of another source than those before it."""
+        return tuple(f.text for f in self.findings if f.check is Check.SOURCE)
+
+    @property
     def intact(self) -> bool:
         """Whether the archive itself is whole, whatever it was expected to hold."""
         return not any(f.check in (Check.MATCHES_MANIFEST, Check.DECODES) for f in self.findings)
@@ -194,16 +212,20 @@ class Judgement(Sidecar):
 
     def problem(self, backup: str) -> BadBackupError | None:
         """The judgement on the backup of that name as an error, if it is bad."""
-        return None if self.good else bad_backup(backup, "; ".join(self.reasons))
+        if self.good:
+            return None
+        accept = f"if that was meant: ovia-backup accept {shell_word(backup)}; if not: check POSTGRES_HOST and "
+        accept += "POSTGRES_DB, "
+        return bad_backup(backup, "; ".join(self.reasons), accept if self.strange else "")
 
 
-def bad_backup(backup: str, why: str) -> BadBackupError:
-    """A bad backup, and what to do about it."""
+def bad_backup(backup: str, why: str, first: str = "") -> BadBackupError:
+    """A bad backup, and what to do about it: ``first``, if there is more than the usual."""
     return BadBackupError(
         f"{backup} is bad",
         why=why,
-        fix="find the cause, then launch daily_backup_job in the Dagster UI, or run: ovia-backup dump && ovia-backup "
-        "verify latest; earlier backups are untouched: ovia-backup list",
+        fix=f"{first}find the cause, then launch daily_backup_job in the Dagster UI, or run: ovia-backup dump && "
+        "ovia-backup verify latest; earlier backups are untouched: ovia-backup list",
     )
 
 
@@ -215,7 +237,7 @@ class Verification(Sidecar):
     witness: Witness | None
 
 
-class DrillRecord(Sidecar):
+class DrillRecord(Statement):
     """One restore drill, bound to the file it restored.
 
     Attributes:
@@ -239,21 +261,64 @@ class Drills(Sidecar):
     drills: tuple[DrillRecord, ...] = Field(min_length=1)
 
 
-class Hold(Sidecar):
-    """``<file>.held.json``: keep this backup whatever the counts say, because the next one lost rows.
+class HoldCause(StrEnum):
+    """What the next backup was found to be."""
+
+    LOST_ROWS = "lost rows"
+    OTHER_SOURCE = "other source"
+
+
+class Hold(Statement):
+    """``<file>.held.json``: keep this backup whatever the counts say, because of what the next one was found to be.
 
     Attributes:
         until: the hold ends by itself then (UTC).
+        cause: why.
         tables: those that lost rows -> how many each holds here.
-        reason: the same with both numbers, in words.
-        released_at: when a person said that the loss was meant (UTC).
+        reason: the same in words, with the numbers.
+        released_at: when a person said that it was meant (UTC).
     """
 
     version: Literal[1] = 1
     until: AwareDatetime
+    cause: HoldCause = HoldCause.LOST_ROWS
     tables: dict[str, int] = Field(default_factory=dict)
     reason: str
     released_at: AwareDatetime | None = None
+
+    def in_force(self, now: datetime) -> bool:
+        """Whether it holds at ``now`` (UTC)."""
+        return self.released_at is None and now < self.until
+
+
+class Acceptance(Statement):
+    """``<file>.accepted.json``: this backup is of another source than those before it, and a person meant that.
+
+    Attributes:
+        at: when it was said (UTC).
+        by: who said it.
+        system_identifier: the cluster's; ``None`` when it is not known.
+        found: what was accepted, in words.
+    """
+
+    version: Literal[1] = 1
+    at: AwareDatetime
+    by: str
+    system_identifier: str | None
+    found: tuple[str, ...]
+
+
+class PromotionRecord(Statement):
+    """``<weekly>.promoted.json``: which daily backup this weekly one is.
+
+    Attributes:
+        at: when it was promoted (UTC).
+        promoted_from: the daily file's name.
+    """
+
+    version: Literal[1] = 1
+    at: AwareDatetime
+    promoted_from: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from ovia_backup_dagster.core.catalog import Backup
 from ovia_backup_dagster.core.errors import BackupNotFoundError
 from ovia_backup_dagster.defs import metadata
 from ovia_backup_dagster.defs.checks import check_results, check_specs
-from ovia_backup_dagster.defs.configs import BackupChoice, PruningConfig
+from ovia_backup_dagster.defs.configs import BackupChoice, PruningConfig, VerificationConfig
 from ovia_backup_dagster.defs.policies import OWNERS, explained, freshness, names
 from ovia_backup_dagster.defs.resources import Backups
 from ovia_backup_dagster.system import BackupSystem
@@ -65,7 +65,7 @@ def build_assets(system: BackupSystem) -> list[dg.AssetsDefinition]:
         "script that have no verdict yet are verified, too.",
     )
     def dump_verification(
-        context: dg.AssetExecutionContext, config: BackupChoice, backups: Backups
+        context: dg.AssetExecutionContext, config: VerificationConfig, backups: Backups
     ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]:
         with explained(context, backups):
             backup = _chosen(context, config, backups)
@@ -75,7 +75,12 @@ def build_assets(system: BackupSystem) -> list[dg.AssetsDefinition]:
             ):
                 if not other.judgement.good:
                     context.log.warning(f"{other.backup} is bad: {'; '.join(other.judgement.reasons)}")
-            verified = backups.verifier.verify(backup, run_id=context.run.run_id, log=context.log.info)
+            verifier, run_id = backups.verifier, context.run.run_id
+            if config.accept:
+                by = f"the launchpad, run {run_id}"
+                verified = verifier.accept(backup, by=by, run_id=run_id, log=context.log.info)
+            else:
+                verified = verifier.verify(backup, run_id=run_id, log=context.log.info)
         yield from check_results(verified.judgement, backup.path.name)
         problem = verified.judgement.problem(backup.path.name)
         if problem is not None:

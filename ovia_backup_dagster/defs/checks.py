@@ -12,7 +12,7 @@ from ovia_backup_dagster.core.verdict import Check, Judgement
 _STAGES = (
     (Check.MATCHES_MANIFEST,),
     (Check.DECODES,),
-    (Check.TABLES_PRESENT, Check.TABLES_HOLD_ROWS, Check.ROWS_KEPT, Check.NO_WARNINGS),
+    (Check.TABLES_PRESENT, Check.TABLES_HOLD_ROWS, Check.ROWS_KEPT, Check.NO_WARNINGS, Check.SOURCE),
 )
 
 

@@ -18,6 +18,16 @@ class BackupChoice(dg.Config):
     )
 
 
+class VerificationConfig(BackupChoice):
+    """How to verify."""
+
+    accept: bool = Field(
+        default=False,
+        description="The dump is of another cluster than those before it, or its tables are gone, and that is meant: "
+        "it is judged again, and is what later dumps are compared with.",
+    )
+
+
 class PruningConfig(dg.Config):
     """How to prune."""
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ovia_backup_dagster.core.catalog import DRILLED, GLOBALS, HELD, MANIFEST, VERIFIED, Catalog
+from ovia_backup_dagster.core.catalog import ACCEPTED, DRILLED, GLOBALS, HELD, MANIFEST, PROMOTED, VERIFIED, Catalog
 from ovia_backup_dagster.core.drill import DrillFolder, Evidence
 from ovia_backup_dagster.core.errors import ProgramError
 from ovia_backup_dagster.core.words import human_bytes
@@ -35,7 +35,15 @@ DATABASE = "ovia"
 _DAGSTER = (sys.executable, "-W", "ignore", "-m", "dagster")
 _MODULE = "ovia_backup_dagster.definitions"
 _OURS = (*PREFIXES, "PG", "DAGSTER_")
-_SIDECARS = {MANIFEST: "manifest", GLOBALS: "roles", VERIFIED: "verdict", DRILLED: "drill", HELD: "hold"}
+_SIDECARS = {
+    MANIFEST: "manifest",
+    GLOBALS: "roles",
+    VERIFIED: "verdict",
+    DRILLED: "drill",
+    HELD: "hold",
+    ACCEPTED: "acceptance",
+    PROMOTED: "promotion",
+}
 
 Log = Callable[[str], None]
 

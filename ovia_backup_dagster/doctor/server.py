@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE
+from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE, State
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.core.words import duration
 from ovia_backup_dagster.doctor.report import Area, Line, fail, failed, ok, warn
@@ -167,18 +167,20 @@ def _expected_tables(system: BackupSystem, session: Session) -> Iterator[Line]:
 
 
 def _same_server(system: BackupSystem, session: Session) -> Iterator[Line]:
-    """Whether it is the server of the last dump: a wrong POSTGRES_HOST backs up a toy, and nobody notices."""
+    """Whether it is the server of the last dump that is not bad: a wrong POSTGRES_HOST backs up a toy, unnoticed."""
+    now = datetime.now(UTC)
     try:
-        before = next((b.manifest for b in system.catalog.newest_first() if b.manifest is not None), None)
+        backups = (b for b in system.catalog.newest_first() if b.system_identifier and b.state(now) is not State.BAD)
+        known = next((b.system_identifier for b in backups), None)
     except BackupError:
         return  # said under volume, and by verification
     here = system_identifier(session)
-    known = before.database.system_identifier if before else None
     if known and here and here != known:
         yield warn(
             Area.SERVER,
             "this is another server than the one of the last dump (its system identifier differs)",
-            "after a move or a restore that is right; else check POSTGRES_HOST",
+            "after a restore that is right; after a move, the first dump is bad until: ovia-backup accept latest; else "
+            "check POSTGRES_HOST",
         )
 
 

@@ -15,12 +15,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ovia_backup_dagster import __version__
-from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE, Backup, Catalog, State
+from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE, GLOBALS, Backup, Catalog, State
 from ovia_backup_dagster.core.drill import DrillFolder
 from ovia_backup_dagster.core.errors import BackupError, DiskFullError, ProgramError, VersionMismatchError
 from ovia_backup_dagster.core.files import explained, file_sha256
 from ovia_backup_dagster.core.locking import require_still_there
-from ovia_backup_dagster.core.manifest import DatabaseFacts, Manifest
+from ovia_backup_dagster.core.manifest import DatabaseFacts, FileFacts, Manifest
 from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.postgres.client import (
@@ -84,7 +84,8 @@ class Dumper:
             for path in catalog.sweep():
                 log(f"removed what a crash had left: {path.name}")
             compression = self.programs.choose_compression(self.compression)
-            facts = database_facts(self.connection)
+            # A pooler may call it otherwise; what it is asked for by is what its backups are called.
+            facts = database_facts(self.connection).model_copy(update={"name": self.connection.database})
             self._refuse_other_major(facts)
             before = self._previous()
             if before is not None:
@@ -112,6 +113,7 @@ class Dumper:
                     client_version=self.programs.version("pg_dump"),
                     warnings=(*warnings, *more_warnings)[:_WARNINGS_LIMIT],
                     globals_included=globals_sql is not None,
+                    files={} if globals_sql is None else {GLOBALS: FileFacts.of(globals_sql)},
                     run_id=run_id,
                     made_by=MADE_BY,
                 )

@@ -142,7 +142,7 @@ class Proof:
             if wanted is not None and backup.witness is not None:
                 self.log(f"hashing {backup} ({human_bytes(backup.size_bytes)})")
                 self.sha256 = file_sha256(backup.path)
-                if self.sha256 == wanted:
+                if self.sha256 == wanted and not verifier.altered_files(backup) and backup.problem is None:
                     self.add(DrillCheck.UNALTERED, [], passed=f"SHA-256 {wanted}")
                     return backup.witness
         with self.phase("verification"):
@@ -222,7 +222,7 @@ class Proof:
         return found
 
     def _make_roles(self, copy: Copy) -> list[str]:
-        saved = roles.saved_with(self.backup)
+        saved = self.backup.saved_roles()
         if saved is None:
             self.add(DrillCheck.ROLES, [], passed="no roles were saved with this backup", result=Result.NOT_MADE)
             made = roles.make_missing(copy.server, self._programs, self.backup.path)

@@ -14,9 +14,8 @@ from typing import Any
 
 import psycopg
 
-from ovia_backup_dagster.core.catalog import GLOBALS, Backup
+from ovia_backup_dagster.core.catalog import Backup
 from ovia_backup_dagster.core.errors import ProgramError
-from ovia_backup_dagster.core.files import explained
 from ovia_backup_dagster.postgres import globals as saved_globals
 from ovia_backup_dagster.postgres.archive import contents_list, encoding, use_list
 from ovia_backup_dagster.postgres.client import Connection, Programs, capture
@@ -124,7 +123,7 @@ def make_missing(server: Connection, programs: Programs, archive: Path) -> list[
     raise ProgramError(
         f"the roles that {archive.name} needs cannot be made",
         why=f"after {_ROUNDS} rounds there are still others: {', '.join(made[-3:])}",
-        fix="save the roles beside it: pg_dumpall --globals-only --no-role-passwords > FILE.dump.globals.sql",
+        fix="drill on a server that has them: RESTORE_POSTGRES_HOST=... ovia-backup drill --where database",
     )
 
 
@@ -149,27 +148,13 @@ def missing(server: Connection, globals_sql: bytes, schema: bytes | None) -> lis
         ]
 
 
-def saved_with(backup: Backup) -> bytes | None:
-    """The globals that were saved beside a backup; ``None`` where there are none.
-
-    Raises:
-        VolumeError: they cannot be read.
-    """
-    path = backup.sidecar(GLOBALS)
-    with explained(f"cannot read {path}", passing=FileNotFoundError):
-        try:
-            return path.read_bytes()
-        except FileNotFoundError:
-            return None
-
-
 def saved_superusers(backup: Backup) -> dict[str, bool]:
     """Of each role that was saved with a backup, whether it was a superuser.
 
     Raises:
         VolumeError: they cannot be read.
     """
-    found = saved_globals.parse(saved_with(backup) or b"").roles
+    found = saved_globals.parse(backup.saved_roles() or b"").roles
     return {name: "SUPERUSER" in role.flags for name, role in found.items()}
 
 

@@ -7,20 +7,32 @@ not read) an error is raised and nothing is recorded.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from ovia_backup_dagster.core.catalog import HELD, MANIFEST, Backup, Catalog, State
-from ovia_backup_dagster.core.errors import ArchiveDamagedError, BackupError, NotProvenError
+from ovia_backup_dagster.core.catalog import MANIFEST, Backup, Catalog, State
+from ovia_backup_dagster.core.coverage import Covered
+from ovia_backup_dagster.core.errors import (
+    ArchiveDamagedError,
+    BackupError,
+    BackupNotFoundError,
+    NotProvenError,
+    VolumeError,
+)
 from ovia_backup_dagster.core.files import file_sha256
 from ovia_backup_dagster.core.manifest import Manifest
+from ovia_backup_dagster.core.restoration import RestoreFolder
+from ovia_backup_dagster.core.source import strangeness
 from ovia_backup_dagster.core.verdict import (
+    Acceptance,
     Check,
     Expectations,
     Finding,
     Hold,
+    HoldCause,
     Judgement,
     Witness,
     judge,
@@ -30,7 +42,7 @@ from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.postgres.archive import read_archive
 from ovia_backup_dagster.postgres.client import Programs
 
-#: How long the last dump before a loss of rows is kept, unless somebody says that the loss was meant.
+#: How long the last dump before a loss of rows, or of another source, is kept, unless a person says that it was meant.
 HOLD = timedelta(days=30)
 
 Log = Callable[[str], None]
@@ -95,6 +107,52 @@ class Verifier:
                 log(f"{backup} stays unproven: {error}")
         return outcomes
 
+    def accept(self, backup: Backup, *, by: str, run_id: str | None = None, log: Log) -> Verified:
+        """Say that a backup is of another source than those before it, and that this is meant; judge it again.
+
+        It is what later ones are compared with, from then on, and nothing is held any more because of it. Where it is
+        not of another source, nothing is written but a verdict.
+
+        Args:
+            by: who says so.
+
+        Raises:
+            BackupNotFoundError: it is not on the volume.
+            NotProvenError, BackupError: as of :meth:`verify`.
+        """
+        catalog = self.catalog
+        if not catalog.holds(backup):
+            raise BackupNotFoundError(f"{backup} is not on the volume {catalog.root}", fix="ovia-backup list")
+        backup = catalog.refresh(backup)
+        strange = backup.judgement.strange if backup.judgement else ()
+        if not strange:
+            verified = self.verify(backup, run_id=run_id, log=log)
+            backup, strange = verified.backup, verified.judgement.strange
+            if not strange:
+                return verified
+        now = datetime.now(UTC)
+        acceptance = Acceptance(
+            covered=backup.unit.covered if backup.unit else None,
+            at=now,
+            by=by,
+            system_identifier=backup.system_identifier,
+            found=strange,
+        )
+        with catalog.lock(f"accepting {backup}", now):
+            backup = catalog.accept(backup, acceptance)
+        log(f"{backup} is accepted by {by}: {'; '.join(strange)}")
+        verified = self.verify(backup, run_id=run_id, log=log)
+        if verified.judgement.good:
+            self._release(verified.backup)
+        return verified
+
+    def _release(self, accepted: Backup) -> None:
+        now = datetime.now(UTC)
+        with self.catalog.lock(f"releasing what was held because of {accepted}", now):
+            for backup, hold in self.catalog.held(now):
+                if hold.cause is HoldCause.OTHER_SOURCE and backup.started_at < accepted.started_at:
+                    self.catalog.set_hold(backup, hold.model_copy(update={"released_at": now}))
+
     def _verify(self, backup: Backup, expectations: Expectations, run_id: str | None, log: Log) -> Verified:
         catalog = self.catalog
         clock = time.monotonic()
@@ -110,7 +168,9 @@ class Verifier:
             else:
                 before = (previous.path.name, previous.witness) if previous and previous.witness else None
                 findings = judge(witness, expectations=expectations, manifest=manifest, previous=before)
+                findings += self._other_source(backup, witness, before)
         judgement = Judgement(
+            covered=Covered(archive_sha256=sha256, manifest_sha256=backup.manifest_sha256),
             at=datetime.now(UTC),
             good=all(finding.check.is_odd for finding in findings),
             findings=findings,
@@ -137,8 +197,10 @@ class Verifier:
                     why="another program writes it",
                     fix=f"wait, then: ovia-backup verify {catalog.word(backup)}",
                 )
-            if judgement.good and witness is not None and previous is not None:
-                # Before the verdict: from then on pruning may act.
+            # Before the verdict: from then on pruning may act.
+            if judgement.strange and previous is not None:
+                self._hold_against(previous, backup, judgement)
+            elif judgement.good and witness is not None and previous is not None and backup.acceptance is None:
                 self._hold(previous, witness, backup, judgement.at)
             return catalog.record(now, judgement, witness if judgement.good else None)
 
@@ -147,33 +209,80 @@ class Verifier:
         manifest = backup.manifest
         first = backup.verification.judgements[0] if backup.verification else None
         if manifest is not None:
-            size, sha256, since = manifest.size_bytes, manifest.sha256, "when it was written"
+            sha256, since = manifest.sha256, "when it was written"
         elif first is not None and (first.size_bytes, first.mtime_ns) == (backup.size_bytes, backup.mtime_ns):
-            size, sha256, since = first.size_bytes, first.sha256 or "", f"when it was first read ({first.at:%Y-%m-%d})"
+            sha256, since = first.sha256 or "", f"when it was first read ({first.at:%Y-%m-%d})"
         else:
-            size, sha256, since = backup.size_bytes, "", ""
-        if backup.size_bytes != size:
-            text = f"{backup} is {backup.size_bytes:,} bytes long; it was {size:,} {since}"
-            return (Finding(check=Check.MATCHES_MANIFEST, text=text),), manifest, None
+            sha256, since = "", ""
+        if backup.contradictions:
+            findings = (
+                Finding(check=Check.MATCHES_MANIFEST, text=f"{backup}: {text}") for text in backup.contradictions
+            )
+            return tuple(findings), manifest, None
         log(f"hashing {backup} ({human_bytes(backup.size_bytes)})")
         found = file_sha256(backup.path)
         if sha256 and found != sha256:
             text = f"{backup} was altered: its SHA-256 is {found[:16]}…, it was {sha256[:16]}… {since}"
             return (Finding(check=Check.MATCHES_MANIFEST, text=text),), manifest, found
-        return (), manifest, found
+        altered = tuple(Finding(check=Check.MATCHES_MANIFEST, text=text) for text in self.altered_files(backup))
+        return altered, manifest, found
+
+    def altered_files(self, backup: Backup) -> tuple[str, ...]:
+        """What is wrong with the files that were made with a backup's archive; on the volume all must be there."""
+        return backup.altered_files(complete=self.catalog.holds(backup))
+
+    def _other_source(
+        self, backup: Backup, witness: Witness, previous: tuple[str, Witness] | None
+    ) -> tuple[Finding, ...]:
+        """Whether it is of what was backed up before it; what was proven or accepted once, is."""
+        # One from elsewhere was named by a person, who knows what it is of.
+        if not self.catalog.holds(backup) or backup.acceptance is not None or backup.once_proven:
+            return ()
+        known = self.catalog.identified_before(backup, datetime.now(UTC))
+        meant = None
+        with contextlib.suppress(BackupError):  # a record that cannot be read is no word
+            meant = RestoreFolder(self.catalog).went_live_on()
+        texts = strangeness(
+            witness,
+            backup.system_identifier,
+            previous=previous,
+            known=(known.path.name, known.system_identifier) if known and known.system_identifier else None,
+            meant=(meant,),
+        )
+        return tuple(Finding(check=Check.SOURCE, text=text) for text in texts)
+
+    def _hold_against(self, previous: Backup, backup: Backup, judgement: Judgement) -> None:
+        """Keep the last proven dump before one of another source, unless it is kept already or was released."""
+        try:
+            hold = previous.hold
+        except VolumeError:
+            return  # one that cannot be read holds
+        now = judgement.at
+        if hold is None or (hold.cause is HoldCause.LOST_ROWS and not hold.in_force(now)):
+            reason = f"the last before {backup}, which is of another source: {'; '.join(judgement.strange)}"
+            self.catalog.set_hold(previous, Hold(until=now + HOLD, cause=HoldCause.OTHER_SOURCE, reason=reason))
 
     def _hold(self, previous: Backup, witness: Witness, backup: Backup, now: datetime) -> None:
         """Keep the dump before a loss of rows, unless one from before an earlier loss of the same is kept already.
 
         A table that is emptied every other day would otherwise hold half of all dumps.
         """
-        if previous.witness is None or previous.sidecar(HELD).exists():
+        if previous.witness is None or self._has_hold(previous, now):
             return
         before = previous.witness.rows_by_table()
         lost = lost_rows(before, witness.rows_by_table())
-        for held in self.catalog.held(now):
+        for _, held in self.catalog.held(now):
             lost = {table: text for table, text in lost.items() if held.tables.get(table, 0) * 2 < before[table]}
         if lost:
             reason = f"the last before rows were lost in {backup}: {'; '.join(lost.values())}"
             tables = {table: before[table] for table in lost}
             self.catalog.set_hold(previous, Hold(until=now + HOLD, tables=tables, reason=reason))
+
+    @staticmethod
+    def _has_hold(backup: Backup, now: datetime) -> bool:
+        """Whether it is held, or was because rows were lost: once is enough."""
+        try:
+            hold = backup.hold
+        except VolumeError:
+            return True  # one that cannot be read holds
+        return hold is not None and (hold.cause is HoldCause.LOST_ROWS or hold.in_force(now))

@@ -412,11 +412,13 @@ class Planner:
             )
         if backup.state(now) is State.BAD and not wishes.even_if_damaged:
             problem = backup.problem
+            strange = backup.judgement is not None and bool(backup.judgement.strange)
+            meant = f"if it is what was meant: ovia-backup accept {catalog.word(backup)}; else " if strange else ""
             raise RestoreRefusedError(
                 f"{backup} is known to be bad",
                 why=problem.reason if problem else "its verification failed",
-                fix="choose another (ovia-backup list); or take what can be had of it, into a database of its own: "
-                + replace(wishes, mode=Mode.NEW, auto_undo=False, even_if_damaged=True).command(),
+                fix=f"{meant}choose another (ovia-backup list); or take what can be had of it, into a database of its "
+                "own: " + replace(wishes, mode=Mode.NEW, auto_undo=False, even_if_damaged=True).command(),
             )
         return backup
 
@@ -482,7 +484,7 @@ class Planner:
 
     def _roles(self, order: Order, backup: Backup) -> tuple[dict[str, str], list[str]]:
         """Which roles are made, and what they are not given."""
-        saved = roles.saved_with(backup)
+        saved = backup.saved_roles()
         known = roles.saved(saved or b"")
         if unknown := [name for name in order.privileged_roles if name not in known]:
             raise RestoreRefusedError(
@@ -505,7 +507,7 @@ class Planner:
         return {"roles": f"made, without passwords: {', '.join(each.name for each in plan) or 'none'}"}, warnings
 
     def _refuse_missing_roles(self, order: Order, backup: Backup, wishes: Wishes) -> None:
-        saved = roles.saved_with(backup)
+        saved = backup.saved_roles()
         if saved is None:
             # The old script saved none. The restore says which is missing, before anything is replaced; but not before
             # a database is dropped, since the drill before that makes them up.

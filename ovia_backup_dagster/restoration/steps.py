@@ -17,6 +17,7 @@ from ovia_backup_dagster.core.catalog import Backup
 from ovia_backup_dagster.core.drill import DrillCheck, Result
 from ovia_backup_dagster.core.errors import (
     BackupError,
+    BadBackupError,
     ConnectionLostError,
     CopyError,
     DockerRefusedError,
@@ -374,7 +375,12 @@ class Steps:
     def _make_roles(self, backup: Backup) -> list[str]:
         if not self.order.create_roles:
             return []
-        saved = roles.saved_with(backup)
+        try:
+            saved = backup.saved_roles()
+        except BadBackupError as error:
+            if not self.order.even_if_damaged:
+                raise
+            return [f"no roles were made: {error.why}"]
         if saved is None:
             return ["no roles were saved with this backup: none were made"]
         # A new host gets all of them: that which dumps owns nothing, and is named by no object.

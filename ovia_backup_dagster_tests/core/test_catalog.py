@@ -19,6 +19,7 @@ from ovia_backup_dagster.core.catalog import (
     GLOBALS,
     HELD,
     MANIFEST,
+    PROMOTED,
     SIDECARS,
     VERIFIED,
     Backup,
@@ -36,6 +37,7 @@ from ovia_backup_dagster_tests.core.factories import (
     DAY,
     HOUR,
     NOW,
+    ROLES,
     drilled,
     held,
     judged,
@@ -139,7 +141,7 @@ def test_a_name_that_is_not_utf8_does_not_hide_the_others(catalog: Catalog) -> N
 def test_a_database_of_any_name_has_its_backups_in_the_folder(tmp_path: Path, database: str) -> None:
     catalog = make_catalog(tmp_path, database)
     backup = proven(catalog, AT)
-    weekly = catalog.promote(backup)
+    weekly = catalog.promote(backup, NOW)
     assert catalog.backups() == [backup, weekly]
     assert {path.parent for path in tmp_path.rglob("*.dump*")} == {tmp_path / "daily", tmp_path / "weekly"}
     assert make_catalog(tmp_path, "ovia").backups() == []
@@ -217,7 +219,7 @@ def test_a_verdict_is_found_again(catalog: Catalog, good: bool, state: State) ->
 
 
 def test_a_file_of_another_length_is_unproven_again(catalog: Catalog) -> None:
-    backup = proven(catalog, AT)
+    backup = judged(catalog, write_dump(catalog, AT))
     before = backup.path.stat()
     backup.path.write_bytes(CONTENT[:-1])
     os.utime(backup.path, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -234,8 +236,9 @@ def test_a_file_written_again_is_unproven_again(catalog: Catalog) -> None:
 
 
 def test_a_bad_file_that_was_written_again_is_no_longer_called_bad(catalog: Catalog) -> None:
-    backup = judged(catalog, publish(catalog, AT), good=False)
+    backup = judged(catalog, write_dump(catalog, AT), good=False)
     backup.path.write_bytes(CONTENT + b"whole again")
+    set_mtime(backup.path, AT)
     assert catalog.refresh(backup).state(NOW) is State.UNPROVEN
 
 
@@ -260,7 +263,7 @@ def test_what_is_found_out_never_changes_dump_or_manifest(catalog: Catalog) -> N
     before = snapshot(catalog.root)
     backup = judged(catalog, backup)
     backup = held(catalog, backup, NOW + DAY)
-    catalog.promote(backup)
+    catalog.promote(backup, NOW)
     after = snapshot(catalog.root)
     assert {name: after[name] for name in before} == before
 
@@ -286,11 +289,12 @@ def test_a_newer_versions_verdict_is_not_believed(catalog: Catalog) -> None:
 
 
 @pytest.mark.parametrize("text", BROKEN)
-def test_a_broken_manifest_is_an_error_for_who_reads_it_and_for_nobody_else(catalog: Catalog, text: str) -> None:
+def test_a_broken_manifest_is_an_error_for_who_reads_it(catalog: Catalog, text: str) -> None:
+    """For no one else; but the verdict was on another."""
     backup = proven(catalog, AT)
     backup.sidecar(MANIFEST).write_text(text, encoding="utf-8")
     (backup,) = catalog.backups()
-    assert backup.state(NOW) is State.PROVEN
+    assert backup.state(NOW) is State.UNPROVEN
     with pytest.raises(VolumeError, match=rf"{DUMP}\.json cannot be read") as refused:
         _ = backup.manifest
     assert "newer" in refused.value.fix
@@ -321,10 +325,11 @@ def test_a_broken_hold_is_an_error_for_who_reads_it(catalog: Catalog) -> None:
 
 def test_a_hold_is_found_again_and_replaced(catalog: Catalog) -> None:
     backup = held(catalog, proven(catalog, AT), NOW + DAY)
-    assert backup.hold == Hold(until=NOW + DAY, reason="people shrank from 10 to 1 rows")
-    assert held(catalog, backup, NOW + 2 * DAY, released_at=NOW).hold == Hold(
-        until=NOW + 2 * DAY, reason="people shrank from 10 to 1 rows", released_at=NOW
-    )
+    assert backup.unit is not None
+    hold = Hold(covered=backup.unit.covered, until=NOW + DAY, reason="people shrank from 10 to 1 rows")
+    assert backup.hold == hold
+    again = held(catalog, backup, NOW + 2 * DAY, released_at=NOW).hold
+    assert again == hold.model_copy(update={"until": NOW + 2 * DAY, "released_at": NOW})
 
 
 def test_a_drill_is_found_again_and_the_last_one_counts(catalog: Catalog) -> None:
@@ -388,7 +393,7 @@ def test_a_backup_is_found_by_a_relative_path(catalog: Catalog, monkeypatch: pyt
 
 def test_the_two_tiers_copies_are_told_apart_by_name(catalog: Catalog) -> None:
     backup = proven(catalog, AT)
-    weekly = catalog.promote(backup)
+    weekly = catalog.promote(backup, NOW)
     assert catalog.find(WEEKLY_DUMP, NOW) == weekly
     assert catalog.find(DUMP, NOW) == backup
 
@@ -589,8 +594,8 @@ def test_a_published_backup_stands_there_with_its_sidecars_for_its_owner_only(ca
     folder = catalog.folder(Tier.DAILY)
     assert names(folder) == {DUMP, DUMP + MANIFEST, DUMP + GLOBALS}
     assert {mode(path) for path in folder.iterdir()} == {0o600}
-    assert backup.manifest == make_manifest(AT)
-    assert backup.sidecar(GLOBALS).read_bytes() == b"CREATE ROLE ovia;\n"
+    assert backup.manifest == make_manifest(AT, roles=ROLES)
+    assert backup.sidecar(GLOBALS).read_bytes() == ROLES
 
 
 def test_sidecars_are_for_their_owner_only_whatever_the_umask(catalog: Catalog) -> None:
@@ -709,8 +714,8 @@ def is_whole(backup: Backup) -> bool:
     """The dump and what was published with it."""
     return (
         backup.path.read_bytes() == CONTENT
-        and backup.manifest == make_manifest(backup.started_at)
-        and backup.sidecar(GLOBALS).read_bytes() == b"CREATE ROLE ovia;\n"
+        and backup.manifest == make_manifest(backup.started_at, roles=ROLES)
+        and backup.sidecar(GLOBALS).read_bytes() == ROLES
     )
 
 
@@ -780,7 +785,7 @@ def test_promoting_killed_at_any_step_leaves_the_whole_backup_or_what_the_next_s
         catalog = volumes.fresh()
         backup = proven(catalog, AT)
         volumes.begin()
-        return lambda: catalog.promote(backup)
+        return lambda: catalog.promote(backup, NOW)
 
     for _ in killed_at_each_step(prepare):
         seen = volumes.found(AT, Tier.WEEKLY)
@@ -824,10 +829,12 @@ def test_recording_a_verdict_killed_at_any_step_leaves_the_old_verdict_or_the_ne
 
 def test_a_promoted_backup_is_a_hard_link_with_sidecars_of_its_own(catalog: Catalog) -> None:
     backup = proven(catalog, AT)
-    weekly = catalog.promote(backup)
+    weekly = catalog.promote(backup, NOW)
     assert weekly.path == catalog.folder(Tier.WEEKLY) / WEEKLY_DUMP
     assert weekly.path.stat().st_ino == backup.path.stat().st_ino
-    assert names(weekly.path.parent) == {WEEKLY_DUMP + suffix for suffix in ("", MANIFEST, GLOBALS, VERIFIED)}
+    assert names(weekly.path.parent) == {WEEKLY_DUMP + suffix for suffix in ("", MANIFEST, GLOBALS, VERIFIED, PROMOTED)}
+    assert weekly.promotion is not None
+    assert (weekly.promotion.promoted_from, weekly.promotion.at) == (DUMP, NOW)
     assert catalog.backups(Tier.WEEKLY) == [weekly]
     assert weekly.state(NOW) is State.PROVEN
     assert weekly.manifest == backup.manifest
@@ -835,14 +842,14 @@ def test_a_promoted_backup_is_a_hard_link_with_sidecars_of_its_own(catalog: Cata
 
 def test_the_two_tiers_verdicts_go_their_own_ways(catalog: Catalog) -> None:
     backup = proven(catalog, AT)
-    weekly = judged(catalog, catalog.promote(backup), good=False)
+    weekly = judged(catalog, catalog.promote(backup, NOW), good=False)
     assert weekly.state(NOW) is State.BAD
     assert catalog.refresh(backup).state(NOW) is State.PROVEN
 
 
 def test_a_promoted_backup_is_as_drilled_as_the_daily_one_was(catalog: Catalog) -> None:
     backup = drilled(catalog, proven(catalog, AT))
-    weekly = catalog.promote(backup)
+    weekly = catalog.promote(backup, NOW)
     assert weekly.drilled
     assert not drilled(catalog, weekly, passed=False).drilled
     assert catalog.refresh(backup).drilled
@@ -850,15 +857,15 @@ def test_a_promoted_backup_is_as_drilled_as_the_daily_one_was(catalog: Catalog) 
 
 def test_the_weekly_backup_outlives_the_daily_one(catalog: Catalog) -> None:
     backup = proven(catalog, AT)
-    weekly = catalog.promote(backup)
+    weekly = catalog.promote(backup, NOW)
     assert catalog.remove(backup)
     assert catalog.refresh(weekly).state(NOW) is State.PROVEN
     assert weekly.path.read_bytes() == CONTENT
 
 
 def test_the_old_scripts_dump_is_promoted_without_the_sidecars_that_it_lacks(catalog: Catalog) -> None:
-    weekly = catalog.promote(judged(catalog, write_dump(catalog, AT)))
-    assert names(weekly.path.parent) == {WEEKLY_DUMP, WEEKLY_DUMP + VERIFIED}
+    weekly = catalog.promote(judged(catalog, write_dump(catalog, AT)), NOW)
+    assert names(weekly.path.parent) == {WEEKLY_DUMP, WEEKLY_DUMP + VERIFIED, WEEKLY_DUMP + PROMOTED}
     assert weekly.state(NOW) is State.PROVEN
 
 
@@ -869,7 +876,7 @@ def test_where_no_hard_link_can_be_made_a_copy_is_and_the_verdict_holds_for_it(
     backup = proven(catalog, AT)
     backup.path.chmod(0o644)  # as the old script's are
     monkeypatch.setattr(os, "link", refusing(getattr(errno, code)))
-    weekly = catalog.promote(backup)
+    weekly = catalog.promote(backup, NOW)
     assert weekly.path.stat().st_ino != backup.path.stat().st_ino
     assert weekly.path.read_bytes() == CONTENT
     assert (weekly.size_bytes, weekly.mtime_ns) == (backup.size_bytes, backup.mtime_ns)
@@ -883,7 +890,7 @@ def test_a_copy_that_differs_is_not_published(catalog: Catalog, monkeypatch: pyt
     monkeypatch.setattr(os, "link", refusing(errno.EXDEV))
     monkeypatch.setattr(shutil, "copyfile", lambda _, target: target.write_bytes(CONTENT[::-1]))
     with pytest.raises(VolumeError, match="differs"):
-        catalog.promote(backup)
+        catalog.promote(backup, NOW)
     assert snapshot(catalog.root) == before
 
 
@@ -897,7 +904,7 @@ def test_a_full_disk_while_copying_leaves_nothing(catalog: Catalog, monkeypatch:
     monkeypatch.setattr(os, "link", refusing(errno.EXDEV))
     monkeypatch.setattr(shutil, "copyfile", fill)
     with pytest.raises(DiskFullError):
-        catalog.promote(backup)
+        catalog.promote(backup, NOW)
     assert snapshot(catalog.root) == before
 
 
@@ -908,7 +915,7 @@ def test_another_failure_to_link_is_an_error_and_no_reason_to_copy(
     before = snapshot(catalog.root)
     monkeypatch.setattr(os, "link", refusing(errno.EIO))
     with pytest.raises(VolumeError, match="Input/output error"):
-        catalog.promote(backup)
+        catalog.promote(backup, NOW)
     assert snapshot(catalog.root) == before
 
 
@@ -916,14 +923,14 @@ def test_promoting_a_backup_that_is_gone_is_an_error_and_leaves_nothing(catalog:
     backup = proven(catalog, AT)
     catalog.remove(backup)
     with pytest.raises(VolumeError):
-        catalog.promote(backup)
+        catalog.promote(backup, NOW)
     assert names(catalog.folder(Tier.WEEKLY)) == set()
 
 
 def test_what_a_killed_promotion_left_is_in_nobodys_way(catalog: Catalog) -> None:
     backup = proven(catalog, AT)
     (catalog.folder(Tier.WEEKLY) / f".{WEEKLY_DUMP}.tmp").write_bytes(b"half")
-    weekly = catalog.promote(backup)
+    weekly = catalog.promote(backup, NOW)
     assert weekly.path.read_bytes() == CONTENT
     assert weekly.path.stat().st_ino == backup.path.stat().st_ino
 
@@ -931,9 +938,9 @@ def test_what_a_killed_promotion_left_is_in_nobodys_way(catalog: Catalog) -> Non
 def test_promoting_again_leaves_no_temporary_behind(catalog: Catalog) -> None:
     # rename() of one hard link onto another of the same file does nothing, and leaves both.
     backup = proven(catalog, AT)
-    weekly = catalog.promote(backup)
+    weekly = catalog.promote(backup, NOW)
     expected = names(weekly.path.parent)
-    assert catalog.promote(backup) == weekly
+    assert catalog.promote(backup, NOW) == weekly
     assert names(weekly.path.parent) == expected
 
 
@@ -946,11 +953,11 @@ def test_promoting_over_a_rotten_copy_never_gives_the_rotten_one_the_good_verdic
     def prepare() -> Callable[[], object]:
         catalog = volumes.fresh()
         backup = proven(catalog, AT)
-        weekly = catalog.promote(backup)
+        weekly = catalog.promote(backup, NOW)
         weekly.path.write_bytes(CONTENT[::-1])
         os.utime(weekly.path, ns=(0, weekly.mtime_ns))  # a bit that tips over on the disk changes no date
         judged(catalog, weekly, good=False)
-        return lambda: catalog.promote(backup)
+        return lambda: catalog.promote(backup, NOW)
 
     for _ in killed_at_each_step(prepare):
         seen = volumes.found(AT, Tier.WEEKLY)
@@ -1053,7 +1060,7 @@ def everything(folder: Path) -> dict[str, bytes | str | None]:
 
 def test_the_sweep_touches_nothing_that_is_not_ours(catalog: Catalog) -> None:
     drilled(catalog, held(catalog, proven(catalog, AT + HOUR), NOW))
-    catalog.promote(proven(catalog, AT + 2 * HOUR))
+    catalog.promote(proven(catalog, AT + 2 * HOUR), NOW)
     lay_out_strangers(catalog)
     before = everything(catalog.root)
     assert catalog.sweep() == []

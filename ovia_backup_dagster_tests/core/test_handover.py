@@ -129,7 +129,7 @@ def test_the_old_volume_becomes_ours_and_we_work_on_it(root: Path) -> None:
         for backup in catalog.backups():
             judged(catalog, backup)
         backup = proven(catalog, NOW)
-        catalog.promote(backup)
+        catalog.promote(backup, NOW)
         drill_evidence(catalog, NOW)
         housekeeping.prune(catalog, ONE_DAY, NOW)
 
@@ -150,7 +150,7 @@ def test_an_empty_volume_gets_its_folders(tmp_path: Path) -> None:
 def test_all_of_ours_is_handed_over_and_nothing_else(root: Path) -> None:
     catalog = make_catalog(root)
     publish(catalog, NOW)
-    catalog.promote(proven(catalog, NOW + HOUR))
+    catalog.promote(proven(catalog, NOW + HOUR), NOW)
     drill_evidence(catalog, NOW)
     catalog.keep_reserve()
     (root / "drills" / ".lock").touch()
@@ -389,7 +389,7 @@ def test_what_the_old_script_removes_comes_back_with_its_sidecars(root: Path) ->
     handover.begin(root, US, NOW)
     catalog = Catalog(root, "ovia")
     done(lambda: [judged(catalog, backup) for backup in catalog.backups()])
-    done(lambda: catalog.promote(proven(catalog, NOW)))
+    done(lambda: catalog.promote(proven(catalog, NOW), NOW))
     before = dumps(root)
     for days in range(1, 9):
         old_script(root, NOW + days * DAY)
@@ -526,7 +526,7 @@ def test_a_link_that_is_refused(number: str, root: Path, monkeypatch: pytest.Mon
 def test_without_a_hand_over_nothing_is_protected(tmp_path: Path) -> None:
     catalog = make_catalog(tmp_path)
     backup = proven(catalog, NOW)
-    catalog.promote(backup)
+    catalog.promote(backup, NOW)
     catalog.remove(backup)
     assert names(tmp_path) == {"daily", "weekly"}
     assert protection.since(tmp_path) is None

@@ -90,7 +90,7 @@ def test_a_backup_that_is_gone_is_not_promoted(catalog: Catalog) -> None:
 
 def test_a_bad_weekly_of_the_same_dump_is_replaced(catalog: Catalog) -> None:
     backup = proven(catalog, NOW - DAY)
-    judged(catalog, catalog.promote(backup), good=False)
+    judged(catalog, catalog.promote(backup, NOW), good=False)
     promoted = housekeeping.promote(catalog, backup, POLICY, NOW)
     assert promoted.weekly is not None
     assert promoted.weekly.state(NOW) is State.PROVEN
@@ -126,7 +126,7 @@ def test_pruning_twice_changes_nothing_more(catalog: Catalog) -> None:
 
 def test_pruning_the_daily_copy_leaves_the_weekly_one_whole(catalog: Catalog) -> None:
     made = dailies(catalog, 10)
-    weekly = catalog.promote(made[9])
+    weekly = catalog.promote(made[9], NOW)
     housekeeping.prune(catalog, POLICY, NOW)
     assert catalog.backups(Tier.WEEKLY) == [weekly]
     assert weekly.path.read_bytes() == CONTENT

@@ -765,6 +765,7 @@ def test_a_candidate_says_what_the_volume_says(tmp_path: Path) -> None:
         held_until=NOW + DAY,
         hold_reason="people shrank from 10 to 1 rows",
         intact=True,
+        identified=True,
     )
 
 
@@ -833,16 +834,30 @@ def histories(draw: st.DrawFn) -> History:
     now = draw(clocks)
     rows = draw(
         st.lists(
-            st.tuples(_minutes, st.sampled_from(Tier), _states, st.integers(0, 9), st.sampled_from([None, -1, 0, 1])),
+            st.tuples(
+                _minutes,
+                st.sampled_from(Tier),
+                _states,
+                st.integers(0, 9),
+                st.sampled_from([None, -1, 0, 1]),
+                st.sampled_from([True, True, False]),
+            ),
             unique_by=lambda row: (row[0], row[1]),
             max_size=40,
         )
     )
     candidates = [
-        make(
-            now - timedelta(minutes=m), tier, state, n == 0, now + hold * HOUR if n == 1 and hold is not None else None
+        replace(
+            make(
+                now - timedelta(minutes=m),
+                tier,
+                state,
+                n == 0,
+                now + hold * HOUR if n == 1 and hold is not None else None,
+            ),
+            identified=identified,
         )
-        for m, tier, state, n, hold in rows
+        for m, tier, state, n, hold, identified in rows
     ]
     # As promotion does it: some instants stand in both tiers.
     twins = [
@@ -896,6 +911,22 @@ def test_the_newest_proven_dump_survives(history: History) -> None:
 @given(histories())
 def test_the_newest_proven_dump_that_a_drill_proved_survives(history: History) -> None:
     assert not removed(history) & set([c for c in history.proven if c.drilled][:1])
+
+
+@many
+@given(histories())
+def test_what_the_next_dumps_cluster_is_compared_with_survives(history: History) -> None:
+    assert not removed(history) & set([c for c in history.proven if c.identified][:1])
+
+
+@many
+@given(histories(), st.integers(1, 40), st.sampled_from(Tier))
+def test_dumps_of_another_source_cost_none_before_them_its_place(history: History, days: int, tier: Tier) -> None:
+    """However many there are, and however long: each is bad until a person accepts it."""
+    newest = max((c.started_at for c in history.candidates), default=history.now)
+    others = [replace(make(newest + day * DAY, tier, State.BAD), intact=True) for day in range(1, days + 1)]
+    later = replace(history, candidates=(*history.candidates, *others), now=max(newest, history.now) + days * DAY)
+    assert not removed(later)
 
 
 @many
@@ -1008,6 +1039,7 @@ def test_what_has_a_claim_is_kept_and_nothing_else(history: History) -> None:
     claims = newest_of_the_last([c for c in proven_ones if c.tier is Tier.DAILY], policy.day, policy.daily_keep)
     claims |= newest_of_the_last([c for c in proven_ones if c.tier is Tier.WEEKLY], policy.week, policy.weekly_keep)
     claims |= set(proven_ones[:1]) | set([c for c in proven_ones if c.drilled][:1])
+    claims |= set([c for c in proven_ones if c.identified][:1])
     claims |= set([c for c in history.past if c.state is State.BAD][:BAD_KEEP])
     claims |= {c for c in history.candidates if now - c.started_at < YOUNG}
     claims |= {c for c in history.candidates if c.held_until is not None and c.held_until > now}

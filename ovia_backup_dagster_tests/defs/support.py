@@ -21,7 +21,7 @@ import pytest
 from dagster._core.storage.runs import SqlRunStorage
 from dagster._core.storage.runs.schema import RunsTable
 
-from ovia_backup_dagster.core.catalog import SIDECARS, Backup, Catalog
+from ovia_backup_dagster.core.catalog import Backup, Catalog
 from ovia_backup_dagster.core.naming import BackupName, Tier
 from ovia_backup_dagster.definitions import build_defs
 from ovia_backup_dagster.defs.schedules import usable_schedules
@@ -31,6 +31,7 @@ from ovia_backup_dagster.postgres.verification import Verified
 from ovia_backup_dagster.settings import PREFIXES, Settings
 from ovia_backup_dagster.system import BackupSystem
 from ovia_backup_dagster_tests.conftest import REPOSITORY, quiet
+from ovia_backup_dagster_tests.core.factories import redated
 
 EXPECTED = "people,identities,person_identity_links"
 DAILY_JOB = "daily_backup_job"
@@ -248,13 +249,8 @@ def old_dump(
 
 
 def backdate(catalog: Catalog, backup: Backup, age: timedelta) -> Backup:
-    """The same backup, as if it had been made that long ago: only its name says when it was."""
-    name = BackupName(backup.name.database, backup.tier, datetime.now(UTC) - age)
-    target = backup.path.with_name(name.filename)
-    for suffix in ("", *SIDECARS):
-        source = backup.path.with_name(backup.path.name + suffix)
-        if source.exists():
-            source.rename(target.with_name(target.name + suffix))
+    """The same backup, as if it had been made that long ago."""
+    target = redated(catalog.refresh(backup), datetime.now(UTC) - age).path
     return next(b for b in catalog.backups(backup.tier) if b.path == target)
 
 

@@ -16,7 +16,15 @@ from ovia_backup_dagster.core.catalog import HELD, VERIFIED, Backup, State
 from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.core.verdict import Check
 from ovia_backup_dagster.postgres.client import Connection, Programs
-from ovia_backup_dagster_tests.conftest import PASSWORD, NewDatabase, PortCluster, execute, free_port, running_cluster
+from ovia_backup_dagster_tests.conftest import (
+    DROP_ALL_TABLES,
+    PASSWORD,
+    NewDatabase,
+    PortCluster,
+    execute,
+    free_port,
+    running_cluster,
+)
 from ovia_backup_dagster_tests.conftest import snapshot as files_of
 from ovia_backup_dagster_tests.defs import support
 from ovia_backup_dagster_tests.defs.conftest import NewLocation
@@ -46,6 +54,7 @@ ALL_PASSED = {
     "expected_tables_hold_rows": (True, ERROR),
     "tables_kept_their_rows": (True, WARN),
     "dump_without_warnings": (True, WARN),
+    "source_is_the_one_backed_up": (True, ERROR),
 }
 
 
@@ -454,6 +463,24 @@ def test_an_expected_table_without_rows_blocks_where_rows_are_required(
     assert easy.run().success
 
 
+def test_a_dump_of_another_source_waits_for_a_word(new_location: NewLocation, database: Connection) -> None:
+    location: Location = new_location(BACKUP_EXPECTED_TABLES="")
+    assert location.run().success
+    execute(database, DROP_ALL_TABLES)
+    result = location.run()
+    assert failed_steps(result) == ["dump_verification"]
+    assert checks(result)["source_is_the_one_backed_up"] == (False, ERROR)
+    assert "it holds no table at all" in failure(result)
+    assert "ovia-backup accept " in failure(result)
+    assert len(location.catalog.held(now())) > 0
+    accepted = location.run(config={"ops": {"dump_verification": {"config": {"accept": True}}}})
+    assert accepted.success, failure_text(accepted)
+    assert checks(accepted)["source_is_the_one_backed_up"] == (True, ERROR)
+    assert location.catalog.held(now()) == []
+    later = location.run()
+    assert later.success, failure_text(later)
+
+
 def test_an_odd_dump_warns_goes_on_and_holds_the_one_before(new_location: NewLocation, database: Connection) -> None:
     location: Location = new_location(BACKUP_DAILY_KEEP="1", BACKUP_WEEKLY_KEEP="1")
     before = location.verify(backdate(location.catalog, location.dump(), timedelta(days=2))).backup
@@ -555,9 +582,10 @@ def test_a_server_that_comes_back_between_tries(
             tries.append(1)
             if len(tries) == 3:
                 cluster.start()
+                execute(cluster.connection(), "CREATE TABLE something (id int)")
 
         settings = load(environment(cluster.connection(), volume, bin_dir, BACKUP_EXPECTED_TABLES="none"))
-        # An empty database: nothing is expected of it.
+        # Nothing is expected of the database.
         settings = settings.model_copy(update={"backup_expected_tables": ()})
         location = Location(settings, instance, before_dump=somebody_starts_the_server)
         result = location.run()

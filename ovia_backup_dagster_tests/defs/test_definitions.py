@@ -59,6 +59,7 @@ ASSETS: dict[str, dict[str, Any]] = {
             "expected_tables_hold_rows": "blocks",
             "tables_kept_their_rows": "warns",
             "dump_without_warnings": "warns",
+            "source_is_the_one_backed_up": "blocks",
         },
     },
     "weekly_promotion": {
@@ -170,7 +171,7 @@ JOBS: dict[str, dict[str, Any]] = {
 
 LAUNCHPAD = {
     "daily_dump": set(),
-    "dump_verification": {"backup"},
+    "dump_verification": {"backup", "accept"},
     "weekly_promotion": {"backup"},
     "retention_pruning": {"dry_run"},
     "restore_drill": {"backup", "where", "jobs", "keep_copy", "trust_archive"},

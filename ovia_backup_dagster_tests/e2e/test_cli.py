@@ -23,11 +23,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from ovia_backup_dagster.core.catalog import Catalog
+from ovia_backup_dagster.core.catalog import Backup, Catalog
 from ovia_backup_dagster.core.drill import DrillCheck
+from ovia_backup_dagster.core.naming import BackupName
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster_tests.conftest import PASSWORD, PortCluster, execute, snapshot
-from ovia_backup_dagster_tests.core.factories import drill_evidence, judged
+from ovia_backup_dagster_tests.core.factories import drill_evidence, judged, redated
 
 PROGRAM = Path(sys.executable).with_name("ovia-backup")
 
@@ -178,13 +179,19 @@ def test_status_of_an_old_backup_is_critical(cli: Cli, volume: Path) -> None:
     assert "too old" in result.stdout
 
 
+def made_earlier(dump: Path, by: timedelta) -> str:
+    """The name of the backup, when it was made so long ago."""
+    name = BackupName.parse(dump.name)
+    assert name is not None
+    status = dump.stat()
+    backup = Backup(dump, name, status.st_size, status.st_mtime_ns)
+    return redated(backup, datetime.now(UTC) - by).path.name
+
+
 def yesterday(volume: Path, by: timedelta) -> None:
     """The only backup there, made earlier."""
     dump = next((volume / "daily").glob("*.dump"))
-    then = datetime.now(UTC) - by
-    name = f"{dump.name.rsplit('_', 2)[0]}_{then:%Y-%m-%d_%H%M%S}.dump"
-    for path in (volume / "daily").glob("*.dump*"):
-        path.rename(path.with_name(path.name.replace(dump.name, name)))
+    made_earlier(dump, by)
 
 
 def test_a_damaged_backup(cli: Cli, volume: Path) -> None:
@@ -322,13 +329,8 @@ def test_a_backup_by_path_from_elsewhere(cli: Cli, volume: Path, tmp_path: Path)
 def test_pruning_says_what_it_would_do(cli: Cli, volume: Path) -> None:
     for day in range(9, 0, -1):
         cli("dump")
-        shift = timedelta(days=day)
         young = max((volume / "daily").glob("*.dump"))
-        then = datetime.now(UTC) - shift
-        for path in (volume / "daily").glob(young.name + "*"):
-            stamp = f"{young.name.rsplit('_', 2)[0]}_{then:%Y-%m-%d_%H%M%S}.dump"
-            path.rename(path.with_name(path.name.replace(young.name, stamp)))
-        assert cli("verify", stamp).returncode == 0
+        assert cli("verify", made_earlier(young, timedelta(days=day))).returncode == 0
     before = snapshot(volume)
 
     planned = cli("prune", "--dry-run")

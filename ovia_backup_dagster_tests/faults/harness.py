@@ -12,7 +12,6 @@ import json
 import os
 import re
 import select
-import shutil
 import signal
 import sys
 import time
@@ -31,18 +30,20 @@ import ovia_backup_dagster.core.freshness
 import ovia_backup_dagster.core.housekeeping
 import ovia_backup_dagster.postgres.session  # noqa: F401
 from ovia_backup_dagster import cli
-from ovia_backup_dagster.core.catalog import MANIFEST, SIDECARS, VERIFIED, Backup, Catalog, State
+from ovia_backup_dagster.core.catalog import MANIFEST, VERIFIED, Backup, Catalog, State
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.core.locking import lock_holder
-from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.settings import Settings
 from ovia_backup_dagster.system import BackupSystem
+from ovia_backup_dagster_tests.core.factories import redated
 
 CHAIN = (("dump",), ("verify",), ("verify", "--unproven"), ("promote",), ("prune",))
 DAY = timedelta(days=1)
 
 _DUMP = r"\w+_(?:daily|weekly)_\d{4}-\d\d-\d\d_\d{6}\.dump"
 _SIDECAR = r"\.json|\.globals\.sql|\.verified\.json|\.verified\.json\.unreadable|\.drilled\.json|\.held\.json"
+_SIDECAR += r"|\.accepted\.json|\.promoted\.json"
 _EVIDENCE = r"\d{4}-\d\d-\d\d_\d{6}_\w+_(?:daily|weekly)_\d{4}-\d\d-\d\d_\d{6}\.(?:json|md)"
 _DRILLS = rf"drills/(?:\.(?:since|under-way)-\w+|{_EVIDENCE})"
 #: What a whole volume may hold, and what a fault may leave besides. Written down here a second time on purpose.
@@ -415,25 +416,13 @@ def at_moment(began: float, moment: float) -> None:
 def a_day_passes(place: Place) -> None:
     """Every backup becomes a day older: when it was made is in its name."""
     for backup in reversed(place.catalog.backups()):
-        _rename(backup, backup.started_at - DAY)
+        redated(backup, backup.started_at - DAY)
 
 
 def older_copies(place: Place, backup: Backup, many: int) -> None:
     """The same backup under dates of long ago, so that there is something to prune."""
     for number in range(many):
-        name = BackupName(backup.name.database, backup.tier, backup.started_at - DAY * (20 + number))
-        target = backup.path.with_name(name.filename)
-        for suffix in (*SIDECARS, ""):
-            source = backup.path.with_name(backup.path.name + suffix)
-            if source.exists():
-                shutil.copy2(source, target.with_name(target.name + suffix))
-
-
-def _rename(backup: Backup, started_at: datetime) -> None:
-    name = BackupName(backup.name.database, backup.tier, started_at)
-    for suffix in ("", *SIDECARS):
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(backup.sidecar(suffix), backup.path.with_name(name.filename + suffix))
+        redated(backup, backup.started_at - DAY * (20 + number), keep=True)
 
 
 def duration(action: Callable[[], object], times: int = 3) -> float:

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,7 +23,7 @@ from psycopg import sql
 from pydantic import SecretStr
 
 from ovia_backup_dagster.core import housekeeping
-from ovia_backup_dagster.core.catalog import DRILLED, GLOBALS, MANIFEST, SIDECARS, Backup, Catalog, State
+from ovia_backup_dagster.core.catalog import DRILLED, GLOBALS, MANIFEST, Backup, Catalog, State
 from ovia_backup_dagster.core.drill import DrillCheck, Evidence, Result
 from ovia_backup_dagster.core.errors import BackupError, BackupNotFoundError, LockHeldError, NotProvenError
 from ovia_backup_dagster.core.locking import removing
@@ -40,6 +39,7 @@ from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.verification import Verifier
 from ovia_backup_dagster_tests.conftest import PASSWORD, PortCluster, admin, execute, free_port, quiet, running_cluster
 from ovia_backup_dagster_tests.core.crashes import raised_as_nobody
+from ovia_backup_dagster_tests.core.factories import redated, with_roles
 from ovia_backup_dagster_tests.faults.harness import state_of, until
 
 SCHEMA = """
@@ -772,7 +772,7 @@ SET SESSION AUTHORIZATION friend;
 ALTER SYSTEM SET archive_command = 'touch {witness}';
 CREATE ROLE fr\xff;
 """
-    made.sidecar(GLOBALS).write_bytes(hostile.encode("latin-1"))
+    made = with_roles(made, hostile.encode("latin-1"))
     told: list[str] = []
     evidence = site.driller.drill(made, THROWAWAY, launched_by="a test", log=told.append)
     assert not witness.exists()
@@ -955,11 +955,7 @@ def during(site: Site, backup: Backup, action: Callable[[], object], choice: Cho
 
 def dated(backup: Backup, days: float) -> Backup:
     """The same, made so many days earlier."""
-    name = BackupName(backup.name.database, backup.tier, backup.started_at - timedelta(days=days))
-    for suffix in ("", *SIDECARS):
-        with suppress(FileNotFoundError):
-            os.rename(backup.sidecar(suffix), backup.path.with_name(name.filename + suffix))
-    return replace(backup, path=backup.path.with_name(name.filename), name=name)
+    return redated(backup, backup.started_at - timedelta(days=days))
 
 
 def test_a_second_drill_is_refused_and_told_who_is_at_it(site: Site) -> None:
@@ -1014,7 +1010,7 @@ def test_neither_name_of_a_hard_link_goes_while_one_is_drilled(site: Site, drill
 def test_a_drill_that_begins_while_its_backup_is_pruned_says_that_it_is_gone(site: Site, tier: Tier) -> None:
     made = site.backup()
     if tier is Tier.WEEKLY:
-        made = site.catalog.promote(made)
+        made = site.catalog.promote(made, datetime.now(UTC))
     errors: list[BaseException] = []
 
     def drill() -> None:
@@ -1074,14 +1070,12 @@ def test_the_newest_that_a_drill_proved_is_kept_whatever_the_counts(site: Site) 
     old = dated(site.backup(), 120)
     assert site.drill(old, DATABASE).passed
     for day in range(119, -1, -7):
-        name = BackupName(old.name.database, Tier.DAILY, old.started_at + timedelta(days=120 - day))
-        for suffix in ("", *(suffix for suffix in SIDECARS if suffix != DRILLED)):
-            with suppress(FileNotFoundError):
-                shutil.copy2(old.sidecar(suffix), old.path.with_name(name.filename + suffix))
-        now = name.started_at + timedelta(hours=1)
+        later = redated(old, old.started_at + timedelta(days=120 - day), keep=True)
+        later.sidecar(DRILLED).unlink()
+        now = later.started_at + timedelta(hours=1)
         housekeeping.prune(site.catalog, KEEP_ONE, now)
         kept = [backup.path.name for backup in site.catalog.backups(Tier.DAILY)]
-        assert kept == [name.filename, old.path.name]
+        assert kept == [later.path.name, old.path.name]
     assert site.drill(site.driller.find("latest"), DATABASE).passed
     housekeeping.prune(site.catalog, KEEP_ONE, datetime.now(UTC))
     assert not old.path.exists()

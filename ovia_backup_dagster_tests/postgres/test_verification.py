@@ -23,6 +23,7 @@ from ovia_backup_dagster.postgres.client import Connection, Programs
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.verification import Verifier
 from ovia_backup_dagster_tests.conftest import NewDatabase, execute, quiet
+from ovia_backup_dagster_tests.core.factories import redated
 from ovia_backup_dagster_tests.postgres.test_archive import restored, rows_in
 from ovia_backup_dagster_tests.postgres.test_dump import tmpfs
 
@@ -158,15 +159,13 @@ def test_a_manifest_that_cannot_be_read_is_no_verdict(dumper: Dumper, verifier: 
 
 
 def test_sidecars_of_a_newer_program_are_read(dumper: Dumper, verifier: Verifier) -> None:
-    backup = verifier.verify(dumper.dump(log=quiet), log=quiet).backup
+    backup = dumper.dump(log=quiet)
     for suffix in (".json", ".verified.json"):
         path = backup.sidecar(suffix)
         path.write_text(path.read_text().replace("{", '{"a_field_of_tomorrow": 1,', 1))
+        newer = verifier.verify(verifier.catalog.refresh(backup), log=quiet).backup
 
-    newer = verifier.catalog.refresh(backup)
-
-    assert state(newer) is State.PROVEN
-    assert verifier.verify(newer, log=quiet).judgement.good
+        assert state(newer) is State.PROVEN
 
 
 @pytest.mark.parametrize(
@@ -418,7 +417,4 @@ def test_a_database_that_is_not_ours_goes_through(
 
 def _yesterday(backup: Backup, days: int = 1) -> Backup:
     """The backup with all its sidecars, made ``days`` earlier."""
-    name = replace(backup.name, started_at=backup.started_at - timedelta(days=days))
-    for path in list(backup.path.parent.glob(backup.path.name + "*")):
-        path.rename(path.with_name(path.name.replace(backup.path.name, name.filename)))
-    return replace(backup, path=backup.path.with_name(name.filename), name=name)
+    return redated(backup, backup.started_at - timedelta(days=days))

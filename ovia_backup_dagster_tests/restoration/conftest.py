@@ -74,7 +74,7 @@ class Site:
     def restore(self, *arguments: str, confirm: bool = True):  # type: ignore[no-untyped-def]
         """``ovia-backup restore`` of the backup, confirmed."""
         yes = ("--yes-destroy", self.live.database) if confirm else ()
-        return self.place.run("restore", self.backup.path.name, *yes, *arguments)
+        return self.place.run("restore", self.place.catalog.word(self.backup), *yes, *arguments)
 
     def undo(self, *arguments: str):  # type: ignore[no-untyped-def]
         return self.place.run("undo-restore", "--yes-destroy", self.live.database, *arguments)

@@ -21,7 +21,7 @@ import psycopg
 import pytest
 
 from ovia_backup_dagster import cli
-from ovia_backup_dagster.core.catalog import GLOBALS, RESERVE, RESERVE_BYTES
+from ovia_backup_dagster.core.catalog import RESERVE, RESERVE_BYTES
 from ovia_backup_dagster.core.errors import ReadOnlyVolumeError, RestoreError, RestoreRefusedError
 from ovia_backup_dagster.core.naming import before_at
 from ovia_backup_dagster.core.restoration import Journal, Mark, Mode, Order, RestoreFolder, Step
@@ -36,6 +36,7 @@ from ovia_backup_dagster.restoration.restorations import Restorations
 from ovia_backup_dagster.restoration.steps import Steps
 from ovia_backup_dagster.swarm import services
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, running_cluster
+from ovia_backup_dagster_tests.core.factories import with_roles
 from ovia_backup_dagster_tests.faults.conftest import needs_root
 from ovia_backup_dagster_tests.faults.disks import MEGABYTE, free, tmpfs
 from ovia_backup_dagster_tests.faults.harness import Ended, until
@@ -188,7 +189,7 @@ def test_roles_that_nobody_saved_are_asked_for_before_a_drop(site: Site) -> None
     role = f"Owner of {site.live.database}"
     execute(site.live, f'CREATE ROLE "{role}"', f'ALTER TABLE people OWNER TO "{role}"')
     backup = site.place.chain()
-    backup.sidecar(GLOBALS).unlink()
+    with_roles(backup, None)
     try:
         execute(site.live, "ALTER TABLE people OWNER TO CURRENT_USER")
     finally:

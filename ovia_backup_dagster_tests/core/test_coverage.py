@@ -1,0 +1,401 @@
+"""What counts about a backup, and what was forged, copied or swapped and does not: on a real folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from ovia_backup_dagster.core import housekeeping, promotion
+from ovia_backup_dagster.core.archive_header import HEAD_BYTES, parse_header
+from ovia_backup_dagster.core.catalog import (
+    ACCEPTED,
+    DRILLED,
+    GLOBALS,
+    HELD,
+    MANIFEST,
+    PROMOTED,
+    SIDECARS,
+    VERIFIED,
+    Backup,
+    Catalog,
+    State,
+)
+from ovia_backup_dagster.core.coverage import Covered, Statement
+from ovia_backup_dagster.core.errors import BadBackupError, NotProvenError, VolumeError
+from ovia_backup_dagster.core.freshness import freshness
+from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.core.retention import Policy, Weekday, candidate
+from ovia_backup_dagster.core.verdict import Acceptance, DrillRecord, Hold, Judgement, PromotionRecord
+from ovia_backup_dagster_tests.core.factories import (
+    CONTENT,
+    DAY,
+    HOUR,
+    NOW,
+    ROLES,
+    archive,
+    drilled,
+    held,
+    judged,
+    make_catalog,
+    make_manifest,
+    proven,
+    publish,
+    set_mtime,
+    write_dump,
+)
+
+AT = NOW - 2 * HOUR
+POLICY = Policy(7, 4, Weekday.SUNDAY, ZoneInfo("UTC"))
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Catalog:
+    return make_catalog(tmp_path / "backups")
+
+
+def made(catalog: Catalog, at: datetime, content: bytes | None = None) -> Backup:
+    """A proven backup with a real header, the same size as any other of these."""
+    return judged(catalog, publish(catalog, at, content=content or archive(at)))
+
+
+def copied(source: Backup, target: Backup, *suffixes: str) -> Backup:
+    """``target`` with files of another backup; its size and times stay what they are."""
+    for suffix in suffixes:
+        shutil.copy2(source.sidecar(suffix), target.sidecar(suffix))
+    return Backup(target.path, target.name, target.path.stat().st_size, target.path.stat().st_mtime_ns)
+
+
+# --- The archive's own header -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("minor", [12, 13, 14, 15, 16])
+def test_the_headers_of_all_known_versions_are_read(minor: int) -> None:
+    header = parse_header(archive(NOW, "o'via", "16.15 (Debian 16.15-1)", minor))
+    assert header is not None
+    assert (header.database, header.server_version) == ("o'via", "16.15 (Debian 16.15-1)")
+    assert (header.created_at, header.client_version) == (NOW, "16.15")
+
+
+def test_a_header_of_an_unknown_version_says_nothing() -> None:
+    assert parse_header(archive(minor=17)) is None
+    assert parse_header(CONTENT) is None
+
+
+def test_a_header_that_is_cut_off_anywhere_is_broken() -> None:
+    whole = archive().removesuffix(bytes(64))
+    assert parse_header(whole) is not None
+    for length in range(len(whole)):
+        with pytest.raises(ValueError, match=r"no archive|cut off"):
+            parse_header(whole[:length])
+
+
+def test_no_bytes_break_the_reader_otherwise() -> None:
+    for seed in range(2000):
+        noise = b"PGDMP\x01\x0f\x00" + (seed.to_bytes(2, "big") + os.urandom(100))
+        try:
+            parse_header(noise[:HEAD_BYTES])
+        except ValueError as error:
+            assert "cut off" in str(error)  # noqa: PT017 - not every one is
+
+
+# --- What is forged: bad at sight, and for all who look -----------------------------------------------------------
+
+
+def random_bytes(catalog: Catalog) -> Backup:
+    """With a verdict that is true in all but one thing: nothing was ever verified."""
+    return judged(catalog, publish(catalog, AT, content=b"\x8f" * len(CONTENT)))
+
+
+def random_bytes_of_the_old_script(catalog: Catalog) -> Backup:
+    return judged(catalog, write_dump(catalog, AT, content=b"\x8f" * len(CONTENT)))
+
+
+def yesterdays_unit_under_todays_name(catalog: Catalog) -> Backup:
+    old = made(catalog, AT - DAY)
+    name = BackupName(catalog.database, Tier.DAILY, AT)
+    for suffix in ("", *SIDECARS):
+        if old.sidecar(suffix).exists():
+            shutil.copy2(old.sidecar(suffix), old.path.with_name(name.filename + suffix))
+    catalog.remove(old)
+    return Backup(old.path.with_name(name.filename), name, old.size_bytes, old.mtime_ns)
+
+
+def yesterdays_archive_under_todays_manifest(catalog: Catalog) -> Backup:
+    """Size and time are the same; the hash would need a whole reading, the header does not."""
+    backup = made(catalog, AT)
+    backup.path.write_bytes(archive(AT - DAY))
+    os.utime(backup.path, ns=(backup.mtime_ns, backup.mtime_ns))
+    return backup
+
+
+def another_databases_archive(catalog: Catalog) -> Backup:
+    return made(catalog, AT, archive(AT, "vaio"))
+
+
+def another_databases_manifest(catalog: Catalog) -> Backup:
+    backup = publish(catalog, AT)
+    backup.sidecar(MANIFEST).write_text(make_manifest(AT, database="other").to_json())
+    return judged(catalog, replace(backup))
+
+
+def another_servers_archive(catalog: Catalog) -> Backup:
+    return made(catalog, AT, archive(AT, server="15.19"))
+
+
+def a_truncated_archive(catalog: Catalog) -> Backup:
+    backup = made(catalog, AT)
+    os.truncate(backup.path, backup.size_bytes - 1)
+    os.utime(backup.path, ns=(backup.mtime_ns, backup.mtime_ns))
+    return backup
+
+
+def an_archive_that_ends_in_its_header(catalog: Catalog) -> Backup:
+    return made(catalog, AT, archive(AT)[:30])
+
+
+FORGED = [
+    random_bytes,
+    random_bytes_of_the_old_script,
+    yesterdays_unit_under_todays_name,
+    yesterdays_archive_under_todays_manifest,
+    another_databases_archive,
+    another_databases_manifest,
+    another_servers_archive,
+    a_truncated_archive,
+    an_archive_that_ends_in_its_header,
+]
+
+
+@pytest.mark.parametrize("forge", FORGED, ids=lambda forge: forge.__name__)
+def test_what_is_forged_is_bad_for_all_who_look(catalog: Catalog, forge: Callable[[Catalog], Backup]) -> None:
+    before = [proven(catalog, NOW - days * DAY) for days in range(9, 1, -1)]
+    backup = forge(catalog)
+    (backup,) = [each for each in catalog.backups() if each.path == backup.path]
+    assert backup.state(NOW) is State.BAD
+    assert backup.problem is not None
+    assert backup.problem.why
+    found = freshness(catalog.newest_first(), timedelta(hours=26), NOW)
+    assert found.rejected == (backup,)
+    assert found.newest == before[-1]
+    assert catalog.newest(NOW, State.PROVEN) == before[-1]
+    assert not promotion.decide(backup, [], POLICY, NOW).promote
+    with pytest.raises(NotProvenError, match="is bad"):
+        housekeeping.prune(catalog, POLICY, NOW)
+    assert set(catalog.backups()) == {*before, backup}
+
+
+def test_the_archives_of_two_days_swapped(catalog: Catalog) -> None:
+    one, two = made(catalog, AT - DAY), made(catalog, AT)
+    contents = one.path.read_bytes(), two.path.read_bytes()
+    for backup, content in zip((two, one), contents, strict=True):
+        backup.path.write_bytes(content)
+        os.utime(backup.path, ns=(backup.mtime_ns, backup.mtime_ns))
+    assert [backup.state(NOW) for backup in catalog.backups()] == [State.BAD, State.BAD]
+
+
+def test_an_honest_unit_with_a_real_header_is_proven(catalog: Catalog) -> None:
+    backup = made(catalog, AT)
+    assert (backup.state(NOW), backup.contradictions) == (State.PROVEN, ())
+    for minutes in (-4, 4):  # a clock that was set meanwhile
+        at = AT - DAY + minutes * timedelta(minutes=1)
+        assert made(catalog, AT - DAY + minutes * HOUR, archive(at + minutes * HOUR)).state(NOW) is State.PROVEN
+
+
+def test_a_name_of_ones_own_says_nothing(catalog: Catalog) -> None:
+    backup = made(catalog, AT)
+    folder = catalog.root.parent
+    for suffix in ("", MANIFEST, GLOBALS, VERIFIED):
+        shutil.copy2(backup.sidecar(suffix), folder / f"for the auditors.dump{suffix}")
+    elsewhere = catalog.find(str(folder / "for the auditors.dump"), NOW)
+    assert elsewhere.state(NOW) is State.PROVEN
+
+
+# --- What was said of another ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pair(catalog: Catalog) -> tuple[Backup, Backup]:
+    """One that much is said of, and one that is as large and as old, and not verified."""
+    about = held(catalog, drilled(catalog, made(catalog, AT - DAY)), NOW + DAY)
+    assert about.unit is not None
+    catalog.accept(
+        about, Acceptance(covered=about.unit.covered, at=NOW, by="a person", system_identifier="1", found=())
+    )
+    other = publish(catalog, AT, content=archive(AT))
+    os.utime(other.path, ns=(about.mtime_ns, about.mtime_ns))
+    return catalog.refresh(about), catalog.refresh(other)
+
+
+def test_what_is_said_of_one_counts_for_it(pair: tuple[Backup, Backup]) -> None:
+    about, _ = pair
+    assert (about.state(NOW), about.drilled) == (State.PROVEN, True)
+    assert about.hold is not None
+    assert about.acceptance is not None
+
+
+def test_what_is_said_of_another_counts_for_nothing(pair: tuple[Backup, Backup]) -> None:
+    about, other = pair
+    assert about.size_bytes == other.size_bytes
+    other = copied(about, other, VERIFIED, DRILLED, HELD, ACCEPTED)
+    assert other.verification is not None
+    assert other.state(NOW) is State.UNPROVEN
+    assert (other.drilled, other.hold, other.acceptance, other.witness) == (False, None, None, None)
+    assert candidate(other, NOW).held_until is None
+
+
+def test_a_bad_verdict_on_another_condemns_nothing(catalog: Catalog, pair: tuple[Backup, Backup]) -> None:
+    about, other = pair
+    other = judged(catalog, other)
+    judged(catalog, about, good=False)
+    assert copied(about, other, VERIFIED).state(NOW) is State.UNPROVEN
+
+
+def test_a_promotion_of_another_counts_for_nothing(catalog: Catalog) -> None:
+    one, two = (catalog.promote(made(catalog, at), NOW) for at in (AT - 8 * DAY, AT))
+    assert one.promotion is not None
+    assert one.promotion.promoted_from == BackupName(catalog.database, Tier.DAILY, AT - 8 * DAY).filename
+    assert copied(one, two, PROMOTED).promotion is None
+    assert two.state(NOW) is State.PROVEN
+
+
+def test_every_file_of_a_backup_is_promoted_and_removed(catalog: Catalog) -> None:
+    about = held(catalog, drilled(catalog, made(catalog, AT)), NOW + DAY)
+    assert about.unit is not None
+    accepted = Acceptance(covered=about.unit.covered, at=NOW, by="a person", system_identifier="1", found=("x",))
+    about = catalog.accept(about, accepted)
+    about.sidecar(".verified.json.unreadable").write_bytes(b"history")
+    weekly = catalog.promote(about, NOW)
+    assert {suffix for suffix in SIDECARS if weekly.sidecar(suffix).exists()} == set(SIDECARS)
+    assert (weekly.state(NOW), weekly.drilled, weekly.acceptance) == (State.PROVEN, True, accepted)
+    assert weekly.hold == about.hold
+    catalog.remove(weekly)
+    assert list(catalog.folder(Tier.WEEKLY).iterdir()) == []
+
+
+def test_a_release_is_of_both_copies(catalog: Catalog) -> None:
+    about = held(catalog, made(catalog, AT), NOW + DAY)
+    catalog.promote(about, NOW)
+    housekeeping.release(catalog, about, NOW)
+    assert catalog.held(NOW) == []
+
+
+def test_an_altered_manifest_is_not_what_was_judged(catalog: Catalog) -> None:
+    backup = drilled(catalog, made(catalog, AT))
+    text = backup.sidecar(MANIFEST).read_bytes()
+    backup.sidecar(MANIFEST).write_bytes(text.replace(b'"16.15"', b'"16.15" '))
+    backup = catalog.refresh(backup)
+    assert (backup.state(NOW), backup.drilled) == (State.UNPROVEN, False)
+    backup.sidecar(MANIFEST).write_bytes(text)
+    assert catalog.refresh(backup).state(NOW) is State.PROVEN
+
+
+def test_a_verdict_with_a_manifest_is_none_without_it(catalog: Catalog) -> None:
+    backup = made(catalog, AT)
+    backup.sidecar(MANIFEST).unlink()
+    set_mtime(backup.path, NOW - HOUR)
+    assert catalog.refresh(backup).state(NOW) is State.UNPROVEN
+
+
+# --- What older programs wrote --------------------------------------------------------------------------------------
+
+
+def without_covered(backup: Backup) -> Backup:
+    """As the program wrote it before: no hash of the manifest, and no hash in drills and holds."""
+    for suffix, lists in ((VERIFIED, "judgements"), (DRILLED, "drills"), (HELD, "")):
+        path = backup.sidecar(suffix)
+        said = json.loads(path.read_bytes())
+        for statement in said[lists] if lists else [said]:
+            for field in ("covered", *(() if lists else ("size_bytes", "mtime_ns", "cause"))):
+                del statement[field]
+        path.write_text(json.dumps(said))
+    return Backup(backup.path, backup.name, backup.size_bytes, backup.mtime_ns)
+
+
+def test_what_older_programs_wrote_is_understood(catalog: Catalog, pair: tuple[Backup, Backup]) -> None:
+    about = without_covered(pair[0])
+    assert b"covered" not in b"".join(about.sidecar(suffix).read_bytes() for suffix in (VERIFIED, DRILLED, HELD))
+    assert (about.state(NOW), about.drilled) == (State.PROVEN, True)
+    assert about.hold is not None
+
+
+def test_what_an_old_verdict_names_must_fit(catalog: Catalog, pair: tuple[Backup, Backup]) -> None:
+    about, other = pair
+    other = copied(without_covered(about), other, VERIFIED)
+    assert other.state(NOW) is State.UNPROVEN
+
+
+def test_the_old_scripts_dump_is_bound_to_its_size_and_time(catalog: Catalog) -> None:
+    one, two = (judged(catalog, write_dump(catalog, NOW - days * DAY)) for days in (1, 2))
+    assert one.state(NOW) is State.PROVEN
+    set_mtime(two.path, NOW - 9 * HOUR)
+    assert copied(one, two, VERIFIED).state(NOW) is State.UNPROVEN
+
+
+def test_a_drill_of_an_old_dump_is_of_the_file_last_read(catalog: Catalog) -> None:
+    backup = judged(catalog, write_dump(catalog, AT))
+    status = backup.path.stat()
+    record = DrillRecord(
+        at=NOW,
+        passed=True,
+        size_bytes=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        evidence="x",
+        covered=Covered(archive_sha256="1" * 64, manifest_sha256=None),
+    )
+    assert not catalog.record_drill(backup, record, backup.path.parent).drilled
+    assert drilled(catalog, catalog.refresh(backup)).drilled
+
+
+# --- The roles' file ------------------------------------------------------------------------------------------------
+
+
+def test_the_saved_roles_are_those_that_the_manifest_names(catalog: Catalog) -> None:
+    backup = made(catalog, AT)
+    assert (backup.saved_roles(), backup.altered_files()) == (ROLES, ())
+    for content in (ROLES.replace(b"ovia", b"evil"), ROLES + b"ALTER ROLE evil SUPERUSER;\n", b""):
+        backup.sidecar(GLOBALS).write_bytes(content)
+        (wrong,) = catalog.refresh(backup).altered_files()
+        assert f"{backup}.globals.sql" in wrong
+        with pytest.raises(BadBackupError, match=r"globals\.sql (was altered|is \d+ bytes long)"):
+            catalog.refresh(backup).saved_roles()
+    backup.sidecar(GLOBALS).unlink()
+    assert catalog.refresh(backup).altered_files() == (f"{backup}.globals.sql is missing",)
+    assert catalog.refresh(backup).altered_files(complete=False) == ()
+    assert catalog.refresh(backup).saved_roles() is None
+
+
+def test_roles_without_a_manifest_are_from_somewhere_else(catalog: Catalog) -> None:
+    backup = write_dump(catalog, AT)
+    backup.sidecar(GLOBALS).write_bytes(b"CREATE ROLE evil SUPERUSER;\n")
+    assert backup.saved_roles() is None
+
+
+def test_roles_that_an_older_program_saved_are_read(catalog: Catalog) -> None:
+    backup = write_dump(catalog, AT)
+    backup.sidecar(MANIFEST).write_text(make_manifest(AT).to_json().replace(' "files": {},\n', ""))
+    backup.sidecar(GLOBALS).write_bytes(ROLES)
+    assert backup.saved_roles() == ROLES
+
+
+def test_a_manifest_names_no_file_elsewhere(catalog: Catalog) -> None:
+    backup = publish(catalog, AT)
+    text = backup.sidecar(MANIFEST).read_text()
+    for suffix in ("/../../etc/passwd", "..", "", "x.sql"):
+        backup.sidecar(MANIFEST).write_text(text.replace('".globals.sql"', f'"{suffix}"'))
+        with pytest.raises(VolumeError, match="cannot be read"):
+            _ = catalog.refresh(backup).manifest
+
+
+def test_each_statement_names_what_it_covers() -> None:
+    """What signs statements signs ``covered``: none may lack it."""
+    statements = (Judgement, DrillRecord, Hold, Acceptance, PromotionRecord)
+    assert set(Statement.__subclasses__()) == set(statements)
+    assert set(Covered.model_fields) == {"archive_sha256", "manifest_sha256"}
