@@ -12,7 +12,6 @@ import contextlib
 import errno
 import os
 import shutil
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -26,17 +25,23 @@ from ovia_backup_dagster.core.errors import (
     BackupNotFoundError,
     BadBackupError,
     NotProvenError,
+    StrangeFileError,
     VolumeError,
     VolumeMissingError,
 )
 from ovia_backup_dagster.core.files import (
     NO_ROOM,
+    SIDECAR_BYTES,
     TEMPORARY,
+    WITNESS_BYTES,
     exists,
     explained,
     is_file,
     is_folder,
     link_or_copy,
+    plain_status,
+    read_small,
+    reader,
     removed_on_error,
     rename_to_new,
     sync_folder,
@@ -59,6 +64,9 @@ HELD = ".held.json"
 UNREADABLE = ".verified.json.unreadable"
 #: All sidecar suffixes; the manifest is the last to go, as it says what the others belong to.
 SIDECARS = (UNREADABLE, HELD, DRILLED, VERIFIED, GLOBALS, MANIFEST)
+
+#: How many bytes of a sidecar are read: those that hold a line for each table, or each role, and the others.
+_LIMITS = {VERIFIED: WITNESS_BYTES, GLOBALS: WITNESS_BYTES}
 
 #: Clocks of two machines may differ this much before a date counts as lying in the future.
 CLOCK_TOLERANCE = timedelta(minutes=5)
@@ -164,15 +172,19 @@ class Backup:
 
         One that this user may not read gets the benefit of the doubt; verifying it says what is wrong.
         """
-        with contextlib.suppress(OSError), open(self.path, "rb") as file:
-            return file.read(len(_MAGIC)) == _MAGIC
-        return True
+        try:
+            with reader(self.path) as file:
+                return file.read(len(_MAGIC)) == _MAGIC
+        except StrangeFileError:
+            return False
+        except (OSError, VolumeError):
+            return True
 
     @cached_property
     def foreign(self) -> tuple[str, str] | None:
         """What else the file is, as far as its first bytes say, and the command that restores it by hand."""
         head, path = b"", shell_word(str(self.path))
-        with contextlib.suppress(OSError), open(self.path, "rb") as file:
+        with contextlib.suppress(OSError, VolumeError), reader(self.path) as file:
             head = file.read(512)
         if head.startswith(_MAGIC):
             return None
@@ -223,15 +235,29 @@ class Backup:
             return State.BEING_WRITTEN
         return State.UNPROVEN if self.is_archive else State.BAD
 
-    def _read(self, model: type[S], suffix: str) -> S | None:
-        path = self.sidecar(suffix)
+    @property
+    def saved_roles(self) -> bytes | None:
+        """The roles that were saved with it, as SQL; ``None`` where none were.
+
+        Raises:
+            VolumeError: they cannot be read.
+        """
+        return self.content(GLOBALS)
+
+    def content(self, suffix: str) -> bytes | None:
+        """A sidecar's bytes; ``None`` when there is none.
+
+        Raises:
+            VolumeError: it cannot be read.
+        """
         try:
-            text = path.read_bytes()
+            return read_small(self.sidecar(suffix), _LIMITS.get(suffix, SIDECAR_BYTES))
         except FileNotFoundError:
             return None
-        except OSError as error:
-            raise volume_error(error, f"cannot read {path}") from error
-        return parse_sidecar(model, text, path.name)
+
+    def _read(self, model: type[S], suffix: str) -> S | None:
+        text = self.content(suffix)
+        return None if text is None else parse_sidecar(model, text, self.sidecar(suffix).name)
 
 
 class Catalog:
@@ -316,11 +342,11 @@ class Catalog:
             if name is None or name.tier != tier or name.database != self.database:
                 continue
             path = self.folder(tier) / filename
-            with contextlib.suppress(FileNotFoundError), explained(f"cannot read {path}", passing=FileNotFoundError):
-                status = path.lstat()
-                # A link could point anywhere; a folder is no dump.
-                if stat.S_ISREG(status.st_mode):
-                    yield Backup(path, name, status.st_size, status.st_mtime_ns)
+            try:
+                status = plain_status(path)
+            except (FileNotFoundError, StrangeFileError):
+                continue  # a link could point anywhere, a folder is no dump: the doctor tells of them
+            yield Backup(path, name, status.st_size, status.st_mtime_ns)
 
     def newest(self, now: datetime, *states: State) -> Backup | None:
         """The newest backup that is in one of the states at ``now`` (UTC), or ``None``."""
@@ -425,7 +451,7 @@ class Catalog:
             BackupNotFoundError: it is gone.
         """
         try:
-            status = backup.path.stat()
+            status = plain_status(backup.path)
         except FileNotFoundError:
             raise _gone(backup) from None
         return Backup(backup.path, backup.name, status.st_size, status.st_mtime_ns)
@@ -434,7 +460,7 @@ class Catalog:
         """A daily name that nothing on the volume has yet, at ``started_at`` or a second or more later."""
         while True:
             name = BackupName(self.database, Tier.DAILY, started_at)
-            if not (self.folder(Tier.DAILY) / name.filename).exists():
+            if not exists(self.folder(Tier.DAILY) / name.filename):
                 return name
             started_at += timedelta(seconds=1)
 
@@ -450,7 +476,7 @@ class Catalog:
         """
         final = self.folder(name.tier) / name.filename
         with explained(f"cannot publish {final}"):
-            if final.exists():
+            if exists(final):
                 raise VolumeError(f"{final} exists already", why="another program wrote it", fix="ovia-backup dump")
             if globals_sql is not None:
                 self.write(final.with_name(final.name + GLOBALS), globals_sql)
@@ -520,13 +546,19 @@ class Catalog:
         temporary = self.temporary(name)
         with explained(f"cannot promote {backup} to {final.parent}"), removed_on_error(temporary):
             link_or_copy(backup.path, temporary)
-            if final.exists():
+            if exists(final):
                 # A weekly copy that went bad: gone before the good one's verdict appears under its name.
-                self.remove(self.refresh(Backup(final, name, 0, 0)))
+                self.remove(Backup(final, name, 0, 0))
             for suffix in (GLOBALS, MANIFEST, VERIFIED, DRILLED):
                 # Copies: the two tiers' verdicts go their own ways from here.
-                with contextlib.suppress(FileNotFoundError):
-                    self.write(final.with_name(final.name + suffix), backup.sidecar(suffix).read_bytes())
+                try:
+                    content = backup.content(suffix)
+                except StrangeFileError:
+                    if suffix == DRILLED:
+                        continue
+                    raise
+                if content is not None:
+                    self.write(final.with_name(final.name + suffix), content)
             os.rename(temporary, final)
             sync_folder(final.parent)
             status = final.stat()
@@ -608,7 +640,7 @@ class Catalog:
         """
         path = self.root / RESERVE
         with contextlib.suppress(OSError):
-            if path.exists() or shutil.disk_usage(self.root).free < 16 * RESERVE_BYTES:
+            if exists(path) or shutil.disk_usage(self.root).free < 16 * RESERVE_BYTES:
                 return
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
@@ -662,9 +694,10 @@ def _not_writable(folder: Path) -> VolumeError:
 def _at(path: Path, database: str) -> Backup:
     """A dump given by path, with whatever sidecars lie beside it; its name may be anybody's."""
     with explained(f"cannot read {path}"):
-        status = path.stat()
+        # A person's link is followed, once; who opens a backup follows none.
+        found = path.resolve() if path.is_symlink() else path.absolute()
+        status = plain_status(found)
     modified = datetime.fromtimestamp(int(status.st_mtime), UTC)
     name = BackupName.parse(path.name) or BackupName(database, Tier.DAILY, modified)
-    # A person's link is followed, once; who opens a backup follows none.
-    path = path.resolve() if path.is_symlink() else path.absolute()
+    path = found
     return Backup(path, name, status.st_size, status.st_mtime_ns)

@@ -13,7 +13,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ovia_backup_dagster.core.errors import (
@@ -21,6 +21,7 @@ from ovia_backup_dagster.core.errors import (
     BackupError,
     ProgramError,
 )
+from ovia_backup_dagster.core.files import plain_status
 from ovia_backup_dagster.core.verdict import LargeObjects, TableWitness, Witness, split_identifier
 from ovia_backup_dagster.postgres.client import Programs, capture, pg_options
 from ovia_backup_dagster.postgres.datatext import (
@@ -139,6 +140,17 @@ def witness_of(programs: Programs, schema: Path, listing: str, data: Data[Ordere
     )
 
 
+def argument(path: Path) -> str:
+    """An archive as pg_restore takes it, if it is a file: a FIFO or a device would never end.
+
+    Raises:
+        StrangeFileError: it is none. One that is gone is for pg_restore to say.
+    """
+    with suppress(FileNotFoundError):
+        plain_status(path)
+    return str(path)
+
+
 def contents_list(programs: Programs, path: Path) -> str:
     """What ``pg_restore --list`` prints of an archive."""
     return text_of(_run(programs, path, "--list"))
@@ -178,7 +190,7 @@ def tablespaces(programs: Programs, path: Path) -> tuple[str, ...]:
 def database_text(programs: Programs, path: Path) -> bytes:
     """The SQL that makes the archive's database, without anything in it: CREATE DATABASE, its owner, its settings."""
     # It needs no entry of the contents list.
-    arguments = ("--create", "--no-tablespaces", f"--use-list={os.devnull}", "--file=-", str(path))
+    arguments = ("--create", "--no-tablespaces", f"--use-list={os.devnull}", "--file=-", argument(path))
     code, output, stderr = capture((programs.path("pg_restore"), *arguments))
     # A line feed in the database's name stops it where psql would connect: all but its settings is printed.
     if code != 0 and not (b"\nCREATE DATABASE " in output and "contains a newline" in stderr):
@@ -207,12 +219,12 @@ def session_options(script: bytes) -> str:
 
 
 def _read(programs: Programs, path: Path, rows_of: Callable[[str], R], log: Log | None, *options: str) -> Data[R]:
-    command = (programs.path("pg_restore"), "--data-only", *options, "--file=-", str(path))
+    command = (programs.path("pg_restore"), "--data-only", *options, "--file=-", argument(path))
     return read_data(command, rows_of=rows_of, failed=lambda stderr, code: _failure(stderr, code, path), log=log)
 
 
 def _run(programs: Programs, path: Path, *arguments: str) -> bytes:
-    code, output, stderr = capture((programs.path("pg_restore"), *arguments, str(path)))
+    code, output, stderr = capture((programs.path("pg_restore"), *arguments, argument(path)))
     # --list exits 0 with a warning when it cannot decompress.
     if code != 0 or "does not support compression" in stderr:
         raise _failure(stderr, code, path)

@@ -18,11 +18,11 @@ from typing import Any
 import psycopg
 
 from ovia_backup_dagster.core import comparison
-from ovia_backup_dagster.core.catalog import GLOBALS, Backup
+from ovia_backup_dagster.core.catalog import Backup
 from ovia_backup_dagster.core.comparison import Unordered
 from ovia_backup_dagster.core.drill import CopiedTable, DrillCheck, Line, Result
 from ovia_backup_dagster.core.errors import BackupError, ExtensionMissingError
-from ovia_backup_dagster.core.files import explained, file_sha256
+from ovia_backup_dagster.core.files import file_sha256
 from ovia_backup_dagster.core.manifest import Manifest
 from ovia_backup_dagster.core.verdict import Check, Witness, judge
 from ovia_backup_dagster.core.words import human_bytes
@@ -203,15 +203,10 @@ class Proof:
             self._prove_refreshed(restorer)
 
     def _make_roles(self, copy: Copy) -> list[str]:
-        path = self.backup.sidecar(GLOBALS)
-        try:
-            saved = path.read_bytes()
-        except FileNotFoundError:
+        saved = self.backup.saved_roles
+        if saved is None:
             made = roles.make_missing(copy.server, self._programs, self.backup.path)
             return [f"roles were not saved with this backup; made up: {', '.join(made)}"] if made else []
-        except OSError as error:
-            with explained(f"cannot read {path}"):
-                raise error
         for note in roles.replay(copy.server, saved):
             self.log(f"roles: {note}")
         return []

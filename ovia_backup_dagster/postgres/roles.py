@@ -14,7 +14,7 @@ from pathlib import Path
 import psycopg
 
 from ovia_backup_dagster.core.errors import ProgramError
-from ovia_backup_dagster.postgres.archive import contents_list, use_list
+from ovia_backup_dagster.postgres.archive import argument, contents_list, use_list
 from ovia_backup_dagster.postgres.client import Connection, Programs, capture
 from ovia_backup_dagster.postgres.datatext import statements, text_of
 from ovia_backup_dagster.postgres.quoting import sql_identifier
@@ -85,7 +85,7 @@ def make_missing(server: Connection, programs: Programs, archive: Path) -> list[
         try:
             with use_list(listing, lambda entry: _DATA.match(entry) is None) as chosen:
                 _, _, stderr = capture(
-                    (*command, chosen, f"--dbname={probe.conninfo()}", str(archive)), variables=probe.environment()
+                    (*command, chosen, f"--dbname={probe.conninfo()}", argument(archive)), variables=probe.environment()
                 )
         finally:
             with connect(server) as session:

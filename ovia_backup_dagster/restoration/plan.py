@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ovia_backup_dagster.core.catalog import GLOBALS, Backup, State
+from ovia_backup_dagster.core.catalog import Backup, State
 from ovia_backup_dagster.core.drill import Evidence
 from ovia_backup_dagster.core.errors import (
     BackupError,
@@ -21,7 +21,6 @@ from ovia_backup_dagster.core.errors import (
     RestoreRefusedError,
     VersionMismatchError,
 )
-from ovia_backup_dagster.core.files import explained
 from ovia_backup_dagster.core.naming import NAME_BYTES, BackupName, before_name, is_utf8, restore_name
 from ovia_backup_dagster.core.restoration import Mode, Order, Record, RestoreFolder, Step, StopServices
 from ovia_backup_dagster.core.words import duration, human_bytes
@@ -475,18 +474,13 @@ class Planner:
             )
 
     def _refuse_missing_roles(self, order: Order, backup: Backup, wishes: Wishes) -> None:
-        path = backup.sidecar(GLOBALS)
-        try:
-            saved = path.read_bytes()
-        except FileNotFoundError:
+        saved = backup.saved_roles
+        if saved is None:
             # The old script saved none. The restore says which is missing, before anything is replaced; but not before
             # a database is dropped, since the drill before that makes them up.
             if order.mode is Mode.DROP:
                 self._refuse_unknown_roles(backup)
             return
-        except OSError as error:
-            with explained(f"cannot read {path}"):
-                raise error
         schema = archives.schema_text(self.programs, backup.path)
         if lacking := roles.missing(self._server, saved, schema):
             raise RestoreRefusedError(

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeVar
 
 from ovia_backup_dagster.core import comparison
-from ovia_backup_dagster.core.catalog import GLOBALS, Backup
+from ovia_backup_dagster.core.catalog import Backup
 from ovia_backup_dagster.core.drill import DrillCheck, Result
 from ovia_backup_dagster.core.errors import (
     BackupError,
@@ -370,12 +370,11 @@ class Steps:
         return {"proven": proven.model_dump(mode="json"), "notes": notes}
 
     def _make_roles(self, backup: Backup) -> list[str]:
-        path = backup.sidecar(GLOBALS)
         if not self.order.create_roles:
             return []
-        if not path.exists():
+        saved = backup.saved_roles
+        if saved is None:
             return ["no roles were saved with this backup: none were made"]
-        saved = path.read_bytes()
         # A new host gets all of them: that which dumps owns nothing, and is named by no object.
         schema = None if self.order.new_host else archives.schema_text(self.driller.verifier.programs, backup.path)
         server = beside(self.target, self.order.database)
