@@ -5,13 +5,14 @@ All of it needs root. What a machine cannot do is skipped with the reason.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import shutil
 import struct
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,6 +23,8 @@ MEGABYTE = 1024 * 1024
 #: EXT4_IOC_SHUTDOWN, without flushing the journal: nothing reaches the disk any more, every read is an I/O error.
 _SHUTDOWN = 0x8004587D
 _WITHOUT_FLUSH = 2
+#: MNT_DETACH of umount2(2).
+_DETACH = 2
 
 
 def _run(*command: str) -> str:
@@ -51,6 +54,29 @@ def bound(source: Path, target: Path) -> Iterator[None]:
     finally:
         while target.is_mount():
             vanish(target)
+
+
+@contextmanager
+def silent(folder: Path) -> Iterator[Callable[[], None]]:
+    """A filesystem whose server takes every question and never answers, as NFS does without its server.
+
+    Yields what ends it: whoever waits is told that it is gone.
+    """
+    folder.mkdir(mode=0o700, exist_ok=True, parents=True)
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        server = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        pytest.skip(f"no FUSE here: {error}")
+    options = f"fd={server},rootmode=40000,user_id=0,group_id=0,allow_other"
+    if libc.mount(b"silent", os.fsencode(folder), b"fuse", 0, options.encode()):
+        os.close(server)
+        pytest.skip(f"no FUSE here: {os.strerror(ctypes.get_errno())}")
+    with ExitStack() as ended:
+        ended.callback(libc.umount2, os.fsencode(folder), _DETACH)
+        hang_up = ended.enter_context(ExitStack())
+        hang_up.callback(os.close, server)
+        yield hang_up.close
 
 
 def mount_again(source: Path, target: Path) -> None:
