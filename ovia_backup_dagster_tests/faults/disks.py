@@ -11,6 +11,7 @@ import os
 import shutil
 import struct
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ MEGABYTE = 1024 * 1024
 #: EXT4_IOC_SHUTDOWN, without flushing the journal: nothing reaches the disk any more, every read is an I/O error.
 _SHUTDOWN = 0x8004587D
 _WITHOUT_FLUSH = 2
+_PATIENCE_SECONDS = 30
 #: MNT_DETACH of umount2(2).
 _DETACH = 2
 
@@ -76,6 +78,10 @@ def silent(folder: Path) -> Iterator[Callable[[], None]]:
         ended.callback(libc.umount2, os.fsencode(folder), _DETACH)
         hang_up = ended.enter_context(ExitStack())
         hang_up.callback(os.close, server)
+        # Only SIGKILL ends who waits: a test that fails must not hang.
+        timer = threading.Timer(_PATIENCE_SECONDS, hang_up.close)
+        timer.start()
+        ended.callback(timer.cancel)
         yield hang_up.close
 
 
