@@ -46,8 +46,8 @@ from ovia_backup_dagster_tests.faults.disks import silent
 pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="making devices, and mounting, need root")
 
-#: A look at such a volume takes a tenth of a second; what hangs does so for ever.
-SECONDS = 10
+#: A look at such a volume takes a tenth of a second, on a machine that does nothing else; what hangs does so for ever.
+SECONDS = 60
 NOW = datetime.now(UTC).replace(microsecond=0)
 STAMP = "2099-01-06_000000"
 
@@ -129,6 +129,7 @@ PLACES = (
     "daily/.DUMP.tmp",
     f"drills/{STAMP}_x.json",
     "drills/.since-sample",
+    "drills/..since-sample.tmp",
     "drills/.under-way-sample",
     f"drills/{FILENAME}",
     "drills",
@@ -140,6 +141,19 @@ PLACES = (
     FILENAME,
     RESERVE,
     HAND_OVER,
+)
+#: Without these it is not known that all is well.
+NEEDED = ("daily/DUMP", f"daily/DUMP{VERIFIED}", f"restores/{STAMP}_x.journal", "drills", "restores")
+#: What was never ours; others may be what a disk has made of it.
+STRANGE = (
+    "FIFO",
+    "socket",
+    "device",
+    "link to /dev/zero",
+    "link to a FIFO",
+    "link to nowhere",
+    "link to itself",
+    "huge",
 )
 
 
@@ -223,6 +237,9 @@ def test_whatever_stands_there_all_answer_at_once(site: Location, place: str) ->
         put(kind, path)
         answers = all_answer(site)
         assert "Errno" not in str(answers), (kind, answers)
+        if kind in STRANGE and place not in NEEDED:
+            assert answers["status"].startswith("BACKUP OK"), (kind, answers)
+            assert answers["sensor"] == "", (kind, answers)
         if kind in ("FIFO", "socket", "device") and path.parent == root / "daily" and not path.name.startswith("."):
             assert f"{path} cannot be read, and is as good as missing: it is a {kind}, and no file" in answers["doctor"]
         shutil.rmtree(root)
@@ -234,11 +251,11 @@ def test_whatever_stands_there_all_answer_at_once(site: Location, place: str) ->
 @needs_root
 @pytest.mark.parametrize("kind", KINDS)
 def test_whatever_it_is_a_dump_is_made(location: Location, kind: str) -> None:
-    """Everything at once, but the lock and the folders, without which no dump is safe."""
+    """Everything at once, but the lock, without which no dump is safe, and the folders of what else stands there."""
     location.catalog.prepare()
     fill(location.system)
     root = location.catalog.root
-    places = [place for place in PLACES if place not in (FILENAME, "drills", "restores", HAND_OVER)]
+    places = [place for place in PLACES if place not in (FILENAME, "drills", "restores")]
     for place in places:
         put(kind, place_of(place, root, location.catalog.database))
     with at_once(60):
@@ -332,7 +349,9 @@ def test_a_hundred_thousand_strange_names_hold_nobody_up(site: Location) -> None
         for number in range(1000):
             os.mkfifo(f"{number}.dump.json", dir_fd=place)
         os.close(place)
+    clock = time.process_time()
     answers = all_answer(site)
+    assert time.process_time() - clock < 15, "for six looks"
     assert "\x1b" not in str(answers)
     assert answers["status"].startswith("BACKUP OK")
 
@@ -406,7 +425,7 @@ def test_a_volume_that_does_not_answer_is_told_once_a_day(
             )
             with context:
                 tick = location.defs.resolve_sensor_def("backup_freshness_sensor").evaluate_tick(context)
-            assert time.monotonic() - clock < SECONDS
+            assert time.monotonic() - clock < SECONDS / 3
             cursor = tick.cursor
             keys += [request.run_key for request in tick.run_requests or []]
             if len(keys) == 1 and not people.titles:
