@@ -16,6 +16,14 @@ DEPLOYED="$(date -u +%Y-%m-%dT%H:%M:%SZ)"
 # One role of one server: its password changes for both.
 SECOND_POSTGRES_PASSWORD_SECRET="${SECOND_POSTGRES_PASSWORD_SECRET:-${POSTGRES_PASSWORD_SECRET:-ovia-backup_postgres_password}}"
 set +a
+image="${POSTGRES_IMAGE:-postgres:16}"
+case "$image" in
+*@sha256:*) ;;
+*)
+    echo "warning: $image is a tag, which names another image tomorrow. Next: docker pull $image; docker image inspect" \
+        "--format '{{index .RepoDigests 0}}' $image; then POSTGRES_IMAGE=$image@sha256:... in $variables" >&2
+    ;;
+esac
 files=()
 for file in ${STACK_FILES:-deploy/stack.yml}; do
     files+=(--compose-file "$file")

@@ -211,16 +211,25 @@ def list_backups(as_json: bool) -> None:
 def status(as_json: bool) -> None:
     """Say whether the newest backup is fresh and good, as a monitoring plugin does."""
     from ovia_backup_dagster.core.catalog import State
+    from ovia_backup_dagster.core.deadline import LOOK_SECONDS, within
     from ovia_backup_dagster.core.freshness import Level, freshness
     from ovia_backup_dagster.core.locking import lock_holder
 
     try:
         system, now = _system(), datetime.now(UTC)
-        found = freshness(system.catalog.newest_first(), system.max_age, now)
-        proven = system.catalog.newest(now, State.PROVEN)
-        drills = system.drills.standing(system.drill_max_age, now)
-        restores = system.restores.standing()
-        at_work = [holder for holder in (lock_holder(system.catalog.root), restores.at_work) if holder]
+        catalog = system.catalog
+        found, proven, drills, restores, holder = within(
+            LOOK_SECONDS,
+            catalog.root,
+            lambda: (
+                freshness(catalog.newest_first(), system.max_age, now),
+                catalog.newest(now, State.PROVEN),
+                system.drills.standing(system.drill_max_age, now),
+                system.restores.standing(),
+                lock_holder(catalog.root),
+            ),
+        )
+        at_work = [who for who in (holder, restores.at_work) if who]
     except BackupError as error:
         click.echo(f"BACKUP UNKNOWN - {error}")
         sys.exit(UNKNOWN)

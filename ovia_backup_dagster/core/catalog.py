@@ -13,7 +13,6 @@ import errno
 import hashlib
 import os
 import shutil
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -29,17 +28,23 @@ from ovia_backup_dagster.core.errors import (
     BackupNotFoundError,
     BadBackupError,
     NotProvenError,
+    StrangeFileError,
     VolumeError,
     VolumeMissingError,
 )
 from ovia_backup_dagster.core.files import (
     NO_ROOM,
+    SIDECAR_BYTES,
     TEMPORARY,
+    WITNESS_BYTES,
     exists,
     explained,
     is_file,
     is_folder,
     link_or_copy,
+    plain_status,
+    read_small,
+    reader,
     removed_on_error,
     rename_to_new,
     sync_folder,
@@ -74,6 +79,9 @@ ACCEPTED = ".accepted.json"
 PROMOTED = ".promoted.json"
 #: All files of a backup beside its archive; the manifest is the last to go, as it says what the others belong to.
 SIDECARS = (UNREADABLE, PROMOTED, ACCEPTED, HELD, DRILLED, VERIFIED, GLOBALS, MANIFEST)
+
+#: How many bytes of a sidecar are read: those that hold a line for each table, or each role, and the others.
+_LIMITS = {VERIFIED: WITNESS_BYTES, GLOBALS: WITNESS_BYTES}
 
 #: Clocks of two machines may differ this much before a date counts as lying in the future.
 CLOCK_TOLERANCE = timedelta(minutes=5)
@@ -215,9 +223,13 @@ class Backup:
     @cached_property
     def _head(self) -> bytes | None:
         """The archive's first bytes; ``None`` when this user may not read them."""
-        with contextlib.suppress(OSError), open(self.path, "rb", buffering=0) as file:
-            return file.read(HEAD_BYTES)
-        return None
+        try:
+            with reader(self.path) as file:
+                return file.read(HEAD_BYTES)
+        except StrangeFileError:
+            return b""
+        except (OSError, VolumeError):
+            return None
 
     @property
     def is_archive(self) -> bool:
@@ -365,13 +377,10 @@ class Backup:
         Raises:
             VolumeError: it cannot be read.
         """
-        path = self.sidecar(suffix)
         try:
-            return path.read_bytes()
+            return read_small(self.sidecar(suffix), _LIMITS.get(suffix, SIDECAR_BYTES))
         except FileNotFoundError:
             return None
-        except OSError as error:
-            raise volume_error(error, f"cannot read {path}") from error
 
 
 class Catalog:
@@ -456,11 +465,11 @@ class Catalog:
             if name is None or name.tier != tier or name.database != self.database:
                 continue
             path = self.folder(tier) / filename
-            with contextlib.suppress(FileNotFoundError), explained(f"cannot read {path}", passing=FileNotFoundError):
-                status = path.lstat()
-                # A link could point anywhere; a folder is no dump.
-                if stat.S_ISREG(status.st_mode):
-                    yield Backup(path, name, status.st_size, status.st_mtime_ns)
+            try:
+                status = plain_status(path)
+            except (FileNotFoundError, StrangeFileError):
+                continue  # a link could point anywhere, a folder is no dump: the doctor tells of them
+            yield Backup(path, name, status.st_size, status.st_mtime_ns)
 
     def newest(self, now: datetime, *states: State) -> Backup | None:
         """The newest backup that is in one of the states at ``now`` (UTC), or ``None``."""
@@ -571,7 +580,7 @@ class Catalog:
             BackupNotFoundError: it is gone.
         """
         try:
-            status = backup.path.stat()
+            status = plain_status(backup.path)
         except FileNotFoundError:
             raise _gone(backup) from None
         return Backup(backup.path, backup.name, status.st_size, status.st_mtime_ns)
@@ -580,7 +589,7 @@ class Catalog:
         """A daily name that nothing on the volume has yet, at ``started_at`` or a second or more later."""
         while True:
             name = BackupName(self.database, Tier.DAILY, started_at)
-            if not (self.folder(Tier.DAILY) / name.filename).exists():
+            if not exists(self.folder(Tier.DAILY) / name.filename):
                 return name
             started_at += timedelta(seconds=1)
 
@@ -596,7 +605,7 @@ class Catalog:
         """
         final = self.folder(name.tier) / name.filename
         with explained(f"cannot publish {final}"):
-            if final.exists():
+            if exists(final):
                 raise VolumeError(f"{final} exists already", why="another program wrote it", fix="ovia-backup dump")
             if globals_sql is not None:
                 self.write(final.with_name(final.name + GLOBALS), globals_sql)
@@ -676,11 +685,10 @@ class Catalog:
         temporary = self.temporary(name)
         with explained(f"cannot promote {backup} to {final.parent}"), removed_on_error(temporary):
             link_or_copy(backup.path, temporary)
-            if final.exists():
+            if exists(final):
                 # A weekly copy that went bad: gone before the good one's verdict appears under its name.
-                self.remove(self.refresh(Backup(final, name, 0, 0)))
-            sidecars = {suffix: backup.read_sidecar(suffix) for suffix in SIDECARS}
-            for suffix, content in {**sidecars, PROMOTED: record.to_json().encode()}.items():
+                self.remove(Backup(final, name, 0, 0))
+            for suffix, content in {**self._sidecars(backup), PROMOTED: record.to_json().encode()}.items():
                 # Copies: the two tiers' verdicts go their own ways from here.
                 if content is not None:
                     self.write(final.with_name(final.name + suffix), content)
@@ -706,6 +714,18 @@ class Catalog:
                 unlink(backup.sidecar(suffix))
             sync_folder(backup.path.parent)
         return existed
+
+    @staticmethod
+    def _sidecars(backup: Backup) -> dict[str, bytes | None]:
+        """What stands beside a backup, by suffix; of what is no file, only what the backup is not whole without."""
+        found: dict[str, bytes | None] = {}
+        for suffix in SIDECARS:
+            try:
+                found[suffix] = backup.read_sidecar(suffix)
+            except StrangeFileError:
+                if suffix in (MANIFEST, GLOBALS, VERIFIED):
+                    raise
+        return found
 
     def _protect(self) -> None:
         """While the old script shares the volume: from its counting."""
@@ -765,7 +785,7 @@ class Catalog:
         """
         path = self.root / RESERVE
         with contextlib.suppress(OSError):
-            if path.exists() or shutil.disk_usage(self.root).free < 16 * RESERVE_BYTES:
+            if exists(path) or shutil.disk_usage(self.root).free < 16 * RESERVE_BYTES:
                 return
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
@@ -819,9 +839,10 @@ def _not_writable(folder: Path) -> VolumeError:
 def _at(path: Path, database: str) -> Backup:
     """A dump given by path, with whatever sidecars lie beside it; its name may be anybody's."""
     with explained(f"cannot read {path}"):
-        status = path.stat()
+        # A person's link is followed, once; who opens a backup follows none.
+        found = path.resolve() if path.is_symlink() else path.absolute()
+        status = plain_status(found)
     modified = datetime.fromtimestamp(int(status.st_mtime), UTC)
     name = BackupName.parse(path.name) or BackupName(database, Tier.DAILY, modified)
-    # A person's link is followed, once; who opens a backup follows none.
-    path = path.resolve() if path.is_symlink() else path.absolute()
+    path = found
     return Backup(path, name, status.st_size, status.st_mtime_ns)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -20,8 +21,23 @@ from typing import Literal
 from pydantic import AwareDatetime
 
 from ovia_backup_dagster.core.catalog import Backup, Catalog
-from ovia_backup_dagster.core.errors import BackupError, DrillError, DrillOverdueError, VolumeError
-from ovia_backup_dagster.core.files import TEMPORARY, explained, is_file, is_folder, sync_folder
+from ovia_backup_dagster.core.errors import (
+    BackupError,
+    DrillError,
+    DrillOverdueError,
+    StrangeFileError,
+    VolumeError,
+)
+from ovia_backup_dagster.core.files import (
+    NOTE_BYTES,
+    TEMPORARY,
+    WITNESS_BYTES,
+    exists,
+    explained,
+    is_folder,
+    read_small,
+    sync_folder,
+)
 from ovia_backup_dagster.core.locking import lock_holder, volume_lock
 from ovia_backup_dagster.core.manifest import Sidecar, parse_sidecar
 from ovia_backup_dagster.core.naming import SUFFIX, encode_database
@@ -33,6 +49,7 @@ FOLDER = "drills"
 _SUFFIX = ".json"
 _PAGE = ".md"
 _NAME_LENGTH = 160
+_EVIDENCE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}_[0-9]{6}_.*\.json", re.DOTALL)
 #: Since when a database's drills are due: written once, when its first backup is made.
 _SINCE = ".since-"
 #: Which drill is under way; what a killed one leaves.
@@ -304,7 +321,7 @@ class DrillFolder:
         """
         with explained(f"cannot use the folder {self.path}"):
             self.path.mkdir(mode=0o700, exist_ok=True)
-            if not self._since.exists():
+            if self.since() is None:  # or what stands there is no instant
                 self._catalog.write(self._since, f"{now.isoformat()}\n".encode())
 
     def lock(self, backup: Backup, now: datetime) -> AbstractContextManager[int]:
@@ -327,7 +344,7 @@ class DrillFolder:
             for path in self.path.glob(f".*{TEMPORARY}"):
                 if not is_folder(path):
                     path.unlink(missing_ok=True)
-            while (self.path / f"{_filename(now, backup.path.name)}{_SUFFIX}").exists():
+            while exists(self.path / f"{_filename(now, backup.path.name)}{_SUFFIX}"):
                 now += timedelta(seconds=1)
             self._catalog.write(self._under_way, os.fsencode(f"{now.isoformat()} {named}"))
         try:
@@ -339,8 +356,8 @@ class DrillFolder:
     def _killed(self) -> DrillError | None:
         """What there is to say of a drill that was killed, until another one has ended."""
         try:
-            began, _, backup = os.fsdecode(self._under_way.read_bytes()).partition(" ")
-        except OSError:
+            began, _, backup = os.fsdecode(read_small(self._under_way, NOTE_BYTES)).partition(" ")
+        except (OSError, VolumeError):
             return None
         if lock_holder(self.path) is not None:
             return None  # it may be that one, still at work
@@ -368,8 +385,8 @@ class DrillFolder:
 
     def since(self) -> datetime | None:
         """Since when drills are due; ``None`` when it was not noted."""
-        with contextlib.suppress(OSError, ValueError):
-            found = datetime.fromisoformat(self._since.read_text(encoding="utf-8").strip())
+        with contextlib.suppress(OSError, ValueError, VolumeError):
+            found = datetime.fromisoformat(read_small(self._since, NOTE_BYTES).decode().strip())
             return found if found.tzinfo else found.replace(tzinfo=UTC)
         return None
 
@@ -381,7 +398,7 @@ class DrillFolder:
         """
         path = self.path / f"{evidence.filename}{_SUFFIX}"
         with explained(f"cannot write {path}"):
-            if path.exists():
+            if exists(path):
                 raise VolumeError(f"{path} exists already", why="evidence is never rewritten", fix=f"read {path}")
             self._catalog.write(path, evidence.to_json().encode())
             self._catalog.write(path.with_suffix(_PAGE), page.encode())
@@ -396,15 +413,14 @@ class DrillFolder:
         """
         with explained(f"cannot list {self.path}", passing=FileNotFoundError):
             try:
-                names = sorted((name for name in os.listdir(self.path) if name.endswith(_SUFFIX)), reverse=True)
+                names = sorted((name for name in os.listdir(self.path) if _EVIDENCE.fullmatch(name)), reverse=True)
             except FileNotFoundError:
                 return
         for name in names:
-            path = self.path / name
-            if not is_file(path):
-                continue  # a folder, or a link that leads nowhere: somebody's
-            with explained(f"cannot read {path}"):
-                text = path.read_bytes()
+            try:
+                text = read_small(self.path / name, WITNESS_BYTES)
+            except (FileNotFoundError, StrangeFileError):
+                continue  # a folder, a link, a FIFO: somebody's, of which the doctor tells
             with contextlib.suppress(BackupError):
                 evidence = parse_sidecar(Evidence, text, name)
                 if evidence.database == self._catalog.database:

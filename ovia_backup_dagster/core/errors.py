@@ -87,6 +87,14 @@ class DiskFailingError(VolumeError):
     """The disk under the volume does not read or write any more."""
 
 
+class StrangeFileError(VolumeError):
+    """What stands in a file's place is none that this system can have written: a FIFO, a link, one without end."""
+
+
+class StalledVolumeError(VolumeError):
+    """The backup volume does not answer: its server or its disk hangs."""
+
+
 class JournalError(VolumeError):
     """A restore's journal cannot be understood: nobody knows whether it is unfinished."""
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,14 +21,105 @@ from ovia_backup_dagster.core.errors import (
     DiskFullError,
     QuotaError,
     ReadOnlyVolumeError,
+    StrangeFileError,
     VolumeError,
     VolumeMissingError,
 )
+from ovia_backup_dagster.core.shell import shell_word
+from ovia_backup_dagster.core.words import human_bytes
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 #: Another filesystem, one without hard links, a file of another owner (protected_hardlinks), too many links.
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
 TEMPORARY = ".tmp"
+
+#: The most that is read of a note of ours, in bytes: a line.
+NOTE_BYTES = 4096
+#: Of a sidecar that does not grow with the number of tables: 10,000 warnings of pg_dump are about 2 MB.
+SIDECAR_BYTES = 16 * 1024 * 1024
+#: Of a witness, evidence, a journal, saved roles: 10,000 tables of 40 columns are about 10 MB.
+WITNESS_BYTES = 64 * 1024 * 1024
+
+_KINDS = {
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFLNK: "a symbolic link",
+}
+
+
+def open_plain(path: Path, mode: int = os.O_RDONLY) -> int:
+    """A descriptor of a file that others may have put there: it never blocks, and is of a plain file, no link.
+
+    All that stands on the volume, and was not made by this call, is opened here.
+
+    Raises:
+        FileNotFoundError: there is nothing of that name.
+        StrangeFileError: it is a FIFO, a device, a socket, a folder or a symbolic link.
+        VolumeError: it cannot be opened.
+    """
+    with explained(f"{path} cannot be read", passing=FileNotFoundError):
+        # Before it is opened: that alone does something to a device. Another one may stand there a moment later.
+        plain_status(path)
+        descriptor = os.open(path, mode | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            _require_plain(path, os.fstat(descriptor))
+        except BaseException:
+            os.close(descriptor)
+            raise
+    return descriptor
+
+
+def plain_status(path: Path) -> os.stat_result:
+    """Size and times of a plain file on the volume.
+
+    Raises:
+        FileNotFoundError, StrangeFileError, VolumeError: as :func:`open_plain`.
+    """
+    with explained(f"{path} cannot be read", passing=FileNotFoundError):
+        status = os.lstat(path)
+    _require_plain(path, status)
+    return status
+
+
+def _require_plain(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+        raise _strange(path, f"it is {kind}, and no file")
+
+
+def _strange(path: Path, why: str) -> StrangeFileError:
+    shown = shell_word(str(path))
+    fix = f"see who made it: ls -l {shown}; then move it out of the backup folder"
+    return StrangeFileError(f"{path} cannot be read", why=why, fix=fix)
+
+
+@contextlib.contextmanager
+def reader(path: Path) -> Iterator[io.BufferedReader]:
+    """As :func:`open_plain`, for reading."""
+    with open(open_plain(path), "rb") as file:
+        yield file
+
+
+def read_small(path: Path, limit: int = SIDECAR_BYTES) -> bytes:
+    """The content of a small file on the volume.
+
+    Args:
+        path: it.
+        limit: in bytes; a larger one is none of ours, and is not read.
+
+    Raises:
+        FileNotFoundError, StrangeFileError, VolumeError: as :func:`open_plain`; strange is one over the limit, too.
+    """
+    with explained(f"{path} cannot be read", passing=FileNotFoundError), reader(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        # It may grow while it is read.
+        content = b"" if size > limit else file.read(limit + 1)
+        if max(size, len(content)) > limit:
+            raise _strange(path, f"it is larger than {human_bytes(limit)}")
+    return content
 
 
 def file_sha256(path: Path, *, sync: bool = False) -> str:
@@ -35,7 +128,7 @@ def file_sha256(path: Path, *, sync: bool = False) -> str:
     Raises:
         VolumeError: it cannot be read.
     """
-    with explained(f"cannot read {path}"), open(path, "rb") as file:
+    with explained(f"cannot read {path}"), reader(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         if sync:
             os.fsync(file.fileno())
@@ -49,7 +142,12 @@ def write_whole(path: Path, content: bytes, folder: Path | None = None) -> None:
     """
     temporary = (folder or path.parent) / f".{path.name}{TEMPORARY}"
     with removed_on_error(temporary):
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            descriptor = os.open(temporary, flags, 0o600)
+        except FileExistsError:  # a killed process's, or a FIFO, to open which has no end
+            os.unlink(temporary)
+            descriptor = os.open(temporary, flags, 0o600)
         with open(descriptor, "wb") as file:
             file.write(content)
             file.flush()
@@ -86,27 +184,37 @@ def link_or_copy(source: Path, target: Path) -> None:
         VolumeError: the copy differs.
     """
     unlink(target)
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
+    with reader(source) as file:
+        status = os.fstat(file.fileno())
+        try:
+            os.link(source, target, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+        else:
+            if not os.path.samestat(status, os.lstat(target)):
+                raise VolumeError(f"{source} was replaced meanwhile", why="another program writes it", fix="try again")
+            return
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        shutil.copyfile(source, target)
-        status = source.stat()
-        os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))  # a verdict is bound to size and mtime
-        if file_sha256(target, sync=True) != file_sha256(source):
-            raise VolumeError(
-                f"the copy of {source} in {target.parent} differs from it",
-                why="the disk or its driver altered what was written",
-                fix="check the volume's disk: dmesg; then verify the backup: ovia-backup verify",
-            ) from error
+        # What was opened, not what has its name by now; by its descriptor's path the kernel copies it.
+        shutil.copyfile(f"/proc/self/fd/{file.fileno()}", target)
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))  # a verdict is bound to size and mtime
+    if file_sha256(target, sync=True) != file_sha256(source):
+        raise VolumeError(
+            f"the copy of {source} in {target.parent} differs from it",
+            why="the disk or its driver altered what was written",
+            fix="check the volume's disk: dmesg; then verify the backup: ovia-backup verify",
+        )
 
 
 def exists(path: Path) -> bool:
-    """Whether there is such a file; a closed door on the way to it is an error, not a no."""
+    """Whether anything has that name, a link that leads nowhere too; a closed door on the way to it is an error."""
     with explained(f"cannot read {path}"):
-        return path.exists()
+        try:
+            os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+    return True
 
 
 def is_file(path: Path) -> bool:

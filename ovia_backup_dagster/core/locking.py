@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import socket
 import time
@@ -22,11 +21,24 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
+from pydantic import Field
+
 from ovia_backup_dagster.core.errors import LockHeldError, VolumeError
+from ovia_backup_dagster.core.files import NOTE_BYTES, open_plain
+from ovia_backup_dagster.core.manifest import Sidecar, parse_sidecar
 
 FILENAME = ".lock"
 _POLL_SECONDS = 0.2
 _REMOVAL_SECONDS = 10.0
+
+
+class _Note(Sidecar):
+    """Who holds the lock, for people. Whoever may write to the volume may have written it."""
+
+    pid: int = Field(gt=0, lt=2**31)
+    host: str
+    purpose: str
+    since: str
 
 
 @contextmanager
@@ -60,8 +72,10 @@ def volume_lock(
             os.close(descriptor)
             descriptor = _open(path)
             _acquire(descriptor, root, wait_seconds, on_wait)
-        note = {"pid": os.getpid(), "host": socket.gethostname(), "purpose": purpose, "since": now.isoformat()}
-        _write_note(descriptor, json.dumps(note))
+        # A file's name in it need not be UTF-8.
+        purpose = purpose.encode(errors="backslashreplace").decode()
+        note = _Note(pid=os.getpid(), host=socket.gethostname(), purpose=purpose, since=now.isoformat())
+        _write_note(descriptor, note.model_dump_json())
         # Closing is what unlocks, and only when no child holds a copy: an explicit LOCK_UN would take the lock
         # from a pg_dump that is still writing. A stale note does no harm: it is read only by who cannot lock.
         yield descriptor
@@ -98,7 +112,7 @@ def reading(path: Path) -> Iterator[None]:
         FileNotFoundError: it is gone, or went while its remover was waited for.
         VolumeError: it cannot be opened or locked.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    descriptor = open_plain(path)
     try:
         deadline = time.monotonic() + _REMOVAL_SECONDS
         while not _try(descriptor, fcntl.LOCK_SH):
@@ -140,10 +154,10 @@ def _open_to_lock(path: Path) -> int | None:
     # Over NFS an exclusive lock asks for a descriptor that may write.
     for mode in (os.O_RDWR, os.O_RDONLY):
         try:
-            return os.open(path, mode | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            return open_plain(path, mode)
         except FileNotFoundError:
             return None
-        except OSError:
+        except VolumeError:
             continue
     # Another user's file, which this one may remove but not open; nor could it have restored it.
     return None
@@ -152,8 +166,8 @@ def _open_to_lock(path: Path) -> int | None:
 def lock_holder(root: Path) -> str | None:
     """Who holds the lock now, in words; ``None`` when nobody does. Never blocks, writes nothing."""
     try:
-        descriptor = os.open(root / FILENAME, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
+        descriptor = open_plain(root / FILENAME)
+    except (OSError, VolumeError):
         return None
     try:
         if _try(descriptor, fcntl.LOCK_SH):
@@ -165,7 +179,14 @@ def lock_holder(root: Path) -> str | None:
 
 def _open(path: Path) -> int:
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        # Whoever comes second opens what the first has made, or what somebody put there.
+        while True:
+            with contextlib.suppress(FileExistsError):
+                return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with contextlib.suppress(FileNotFoundError):  # removed since
+                return open_plain(path, os.O_RDWR)
+    except VolumeError as error:
+        raise type(error)(f"cannot lock the backup folder {path.parent}", why=error.account, fix=error.fix) from error
     except OSError as error:
         raise VolumeError(
             f"cannot lock the backup folder {path.parent}",
@@ -217,18 +238,18 @@ def _try(descriptor: int, kind: int) -> bool:
 def _describe(descriptor: int) -> tuple[str, str]:
     """Who holds the lock, and the command that ends it."""
     try:
-        note = json.loads(os.pread(descriptor, 4096, 0) or b"{}")
-        purpose, pid, host, since = (note[key] for key in ("purpose", "pid", "host", "since"))
-        if host != socket.gethostname():
-            return f"{purpose} (process {pid} on {host}, since {since})", f"on {host}: kill {pid}"
+        note = parse_sidecar(_Note, os.pread(descriptor, NOTE_BYTES, 0), FILENAME)
+        purpose, pid, since = note.purpose, note.pid, note.since
+        if note.host != socket.gethostname():
+            return f"{purpose} (process {pid} on {note.host}, since {since})", f"on {note.host}: kill {pid}"
         who, end = f"process {pid}", f"kill {pid}"
         # Killed, it left behind the pg_dump that still writes: that is who holds the lock.
-        if isinstance(pid, int) and not _has_open(Path(f"/proc/{pid}"), os.fstat(descriptor)):
+        if not _has_open(Path(f"/proc/{pid}"), os.fstat(descriptor)):
             heirs = _others(descriptor)
             who += " is gone; left behind: " + _named(heirs)
             end = _ended(heirs)
-        return f"{purpose} ({who} on {host}, since {since})", end
-    except (ValueError, KeyError, TypeError, OSError):
+        return f"{purpose} ({who} on {note.host}, since {since})", end
+    except (VolumeError, OSError):
         others = _others(descriptor)
         return "another process" + (f" ({_named(others)})" if others else ""), _ended(others)
 

@@ -7,7 +7,9 @@ is a ``verdict``. It names no file and no tier, so that a weekly hard link share
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Literal, TypeVar
+import json
+import math
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
@@ -127,6 +129,11 @@ class Manifest(Sidecar):
 
 S = TypeVar("S", bound=Sidecar)
 
+#: Lists, objects and commas: in memory, each is much more than its one byte. A witness of 100,000 tables has half.
+_MOST_VALUES = 8_000_000
+#: A float that Python writes has less, the largest that is written out 309.
+_LONGEST_FLOAT = 400
+
 
 def parse_sidecar(model: type[S], text: str | bytes, filename: str) -> S:
     """Read a sidecar's text.
@@ -135,11 +142,46 @@ def parse_sidecar(model: type[S], text: str | bytes, filename: str) -> S:
         VolumeError: it is not what this version of the program writes.
     """
     try:
-        return model.model_validate_json(text)
+        content = text.encode() if isinstance(text, str) else text
+        _refuse_forged(content)
+        return model.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise VolumeError(
-            f"sidecar {filename} cannot be read",
-            why=": ".join([*(str(part) for part in first["loc"]), first["msg"]]),
-            fix="if a newer ovia-backup wrote it, use that one; else the file is damaged: verify the backup again",
-        ) from error
+        why = ": ".join([*(str(part) for part in first["loc"]), first["msg"]])
+        cause: Exception = error
+    except RecursionError as error:
+        why, cause = "its JSON is nested too deep", error
+    except ValueError as error:
+        why, cause = f"it is no JSON of ours: {error}", error
+    raise VolumeError(
+        f"sidecar {filename} cannot be read",
+        why=why,
+        fix="if a newer ovia-backup wrote it, use that one; else the file is damaged: verify the backup again",
+    ) from cause
+
+
+def _refuse_forged(content: bytes) -> None:
+    """What two readers understand differently, or what costs a reader without end, is not believed.
+
+    Depth and the length of integers are limited by Python itself.
+
+    Raises:
+        ValueError, RecursionError: it is no JSON, or holds such things.
+    """
+    if sum(content.count(sign) for sign in (b"[", b"{", b",")) > _MOST_VALUES:
+        raise ValueError(f"it holds more than {_MOST_VALUES:,} values")
+    json.loads(content.decode(), object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("an object has a key twice")
+    return found
+
+
+def _finite(number: str) -> float:
+    value = float(number) if len(number) <= _LONGEST_FLOAT else math.inf
+    if not math.isfinite(value):
+        raise ValueError("it holds a number that is none")
+    return value

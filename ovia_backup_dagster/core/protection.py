@@ -37,19 +37,22 @@ class Protection:
 
 
 def since(root: Path) -> datetime | None:
-    """When the hand-over that is under way began (UTC); ``None`` without one."""
+    """When the hand-over that is under way began (UTC); ``None`` without one, and where its folder is none."""
     with explained(f"cannot look at {root / FOLDER}"):
         try:
             # Only making and ending it change the folder itself; links stand a level below.
-            return datetime.fromtimestamp((root / FOLDER).lstat().st_mtime, UTC)
+            status = (root / FOLDER).lstat()
         except FileNotFoundError:
             return None
+    return datetime.fromtimestamp(status.st_mtime, UTC) if stat.S_ISDIR(status.st_mode) else None
 
 
 def protected(root: Path, tier: Tier) -> set[str]:
     """The names of the tier's dumps that are protected."""
     with explained(f"cannot look into {root / FOLDER / tier}"):
         try:
+            if since(root) is None:
+                return set()
             return {name for name in os.listdir(root / FOLDER / tier) if is_dump(name, tier)}
         except FileNotFoundError:
             return set()

@@ -21,8 +21,23 @@ from pydantic import AwareDatetime, Field
 
 from ovia_backup_dagster.core.catalog import Backup, Catalog, with_reserve
 from ovia_backup_dagster.core.drill import CopiedTable, Line
-from ovia_backup_dagster.core.errors import BackupError, JournalError, RestoreUnfinishedError, VolumeError
-from ovia_backup_dagster.core.files import explained, is_file, sync_folder
+from ovia_backup_dagster.core.errors import (
+    BackupError,
+    JournalError,
+    RestoreUnfinishedError,
+    StrangeFileError,
+    VolumeError,
+)
+from ovia_backup_dagster.core.files import (
+    NOTE_BYTES,
+    WITNESS_BYTES,
+    exists,
+    explained,
+    is_folder,
+    open_plain,
+    read_small,
+    sync_folder,
+)
 from ovia_backup_dagster.core.locking import lock_holder, volume_lock
 from ovia_backup_dagster.core.manifest import Sidecar, parse_sidecar
 from ovia_backup_dagster.core.naming import SUFFIX, encode_database
@@ -281,7 +296,7 @@ class Journal:
             JournalError: it cannot be understood.
         """
         with explained(f"cannot read {path}"):
-            lines = path.read_bytes().split(b"\n")
+            lines = read_small(path, WITNESS_BYTES).split(b"\n")
         try:
             entries = [parse_sidecar(Entry, line, path.name) for line in lines[1:-1]]
             return cls(path, parse_sidecar(Order, lines[0], path.name), entries)
@@ -374,7 +389,7 @@ class Journal:
 
 def _append_line(path: Path, line: bytes) -> None:
     """On the disk, when this returns."""
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+    descriptor = open_plain(path, os.O_RDWR | os.O_APPEND)
     try:
         _cut_torn_line(descriptor)
         _write_all(descriptor, line + b"\n")
@@ -596,7 +611,7 @@ class RestoreFolder:
     def _unrecorded(self) -> Iterator[Journal]:
         """The journals of this database that have no record."""
         for path in self._paths(_JOURNAL):
-            if not path.with_suffix(_RECORD).exists():
+            if not exists(path.with_suffix(_RECORD)):
                 journal = Journal.read(path)
                 if journal.order.database == self._catalog.database:
                     yield journal
@@ -609,7 +624,7 @@ class RestoreFolder:
         """
         path = self.path / f"{record.order.filename}{_RECORD}"
         with explained(f"cannot write {path}"):
-            if path.exists():
+            if exists(path):
                 raise VolumeError(f"{path} exists already", why="a record is never rewritten", fix=f"read {path}")
             self._catalog.write(path, record.to_json().encode())
             self._catalog.write(path.with_suffix(_PAGE), page.encode())
@@ -618,8 +633,8 @@ class RestoreFolder:
 
     def announced(self, kept: str) -> datetime | None:
         """When people were told that a kept database will be dropped (UTC); ``None`` when they were not."""
-        with contextlib.suppress(OSError, ValueError):
-            found = datetime.fromisoformat(self._announcement(kept).read_text("utf-8").strip())
+        with contextlib.suppress(OSError, ValueError, VolumeError):
+            found = datetime.fromisoformat(read_small(self._announcement(kept), NOTE_BYTES).decode().strip())
             return found if found.tzinfo else found.replace(tzinfo=UTC)
         return None
 
@@ -668,8 +683,10 @@ class RestoreFolder:
 
     def _records(self) -> Iterator[Record]:
         for path in self._paths(_RECORD):
-            with explained(f"cannot read {path}"):
-                text = path.read_bytes()
+            try:
+                text = read_small(path, WITNESS_BYTES)
+            except (FileNotFoundError, StrangeFileError):
+                continue
             with contextlib.suppress(BackupError):
                 record = parse_sidecar(Record, text, path.name)
                 if record.order.database == self._catalog.database:
@@ -682,7 +699,7 @@ class RestoreFolder:
                 names = sorted((name for name in os.listdir(self.path) if name.endswith(ending)), reverse=True)
             except FileNotFoundError:
                 return []
-        return [path for path in (self.path / name for name in names) if is_file(path)]
+        return [path for path in (self.path / name for name in names) if not is_folder(path)]
 
 
 def backup_of(order: Order, catalog: Catalog, now: datetime) -> Backup:

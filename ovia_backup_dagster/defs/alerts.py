@@ -6,12 +6,14 @@ When it is asked for is ``sensors``' business; how it is delivered, ``notificati
 """
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import TypeVar
 
 import dagster as dg
 
+from ovia_backup_dagster.core import deadline
 from ovia_backup_dagster.core.catalog import Backup, State
 from ovia_backup_dagster.core.drill import DrillStanding
 from ovia_backup_dagster.core.errors import (
@@ -24,6 +26,7 @@ from ovia_backup_dagster.core.errors import (
     RestoreUnfinishedError,
     RunFailedError,
     SettingsError,
+    StalledVolumeError,
     VolumeError,
 )
 from ovia_backup_dagster.core.freshness import AGAIN, Freshness, Level, freshness
@@ -52,6 +55,7 @@ _KINDS: Mapping[type[BackupError], str] = {
     JournalError: "restore",
     KeptDatabasesError: "kept",
 }
+T = TypeVar("T")
 #: Dagster's own tag on a failed run that it is going to repeat.
 _WILL_RETRY_TAG = "dagster/will_retry"
 
@@ -86,7 +90,7 @@ class Condition:
     """How the backups stand.
 
     Attributes:
-        found: their freshness; ``None`` when the volume cannot be read.
+        found: their freshness; ``None`` when the volume cannot be read, or not in time.
         drills: how the restore drills stand; likewise.
         restores: how the restores stand; likewise.
         last_proven: the newest proven backup; looked up only when something is wrong.
@@ -130,18 +134,11 @@ def condition(system: BackupSystem, now: datetime, instance: dg.DagsterInstance,
     # Settings that are wrong in another way are a reason to alert, not one to stay silent.
     watched = BackupSystem(settings.model_copy(update={"problems": ()}))
     last_proven: Backup | None = None
-    found: Freshness | None = None
-    drills: DrillStanding | None = None
-    troubles: list[BackupError] = []
     try:
-        found = freshness(watched.catalog.newest_first(), watched.max_age, now)
-        if found.trouble:
-            troubles.append(found.trouble)
-        drills = watched.drills.standing(watched.drill_max_age, now)
-        if drills.trouble:
-            troubles.append(drills.trouble)
-    except VolumeError as error:
-        troubles.append(error)
+        looked = _in_time(watched, lambda: _look(watched, now))
+    except StalledVolumeError as error:
+        looked = _Looked(troubles=[error])
+    troubles, unfinished = looked.troubles, looked.unfinished
     try:
         settings.require()
     except SettingsError as error:
@@ -152,24 +149,52 @@ def condition(system: BackupSystem, now: datetime, instance: dg.DagsterInstance,
     kept = failed_by_itself(instance, KEPT_DATABASES_JOB, database_tags(settings)) if only_drills else None
     if kept:
         troubles.append(kept.kept_trouble)
-    # A restore that was left alone may be why nobody can work, and is told of whatever else is wrong.
-    restores: RestoreStanding | None = None
-    unfinished: BackupError | None = None
-    try:
-        restores = watched.restores.standing()
-        unfinished = restores.trouble
-    except VolumeError as error:
-        unfinished = error
     if troubles or failed or unfinished:
         with contextlib.suppress(VolumeError):
-            last_proven = watched.catalog.newest(now, State.PROVEN)
+            last_proven = _in_time(watched, lambda: watched.catalog.newest(now, State.PROVEN))
     if failed and last_proven and last_proven.started_at > failed.at:
         failed = None
     if failed:
         troubles.insert(0, failed.trouble(job_name))
     if unfinished:
         troubles.insert(0, unfinished)
-    return Condition(found, drills, restores, last_proven, tuple(troubles), failed)
+    return Condition(looked.found, looked.drills, looked.restores, last_proven, tuple(troubles), failed)
+
+
+@dataclass
+class _Looked:
+    """What stands on the volume; parts as in :class:`Condition`."""
+
+    found: Freshness | None = None
+    drills: DrillStanding | None = None
+    restores: RestoreStanding | None = None
+    troubles: list[BackupError] = field(default_factory=list)
+    unfinished: BackupError | None = None
+
+
+def _look(watched: BackupSystem, now: datetime) -> _Looked:
+    looked = _Looked()
+    try:
+        looked.found = freshness(watched.catalog.newest_first(), watched.max_age, now)
+        if looked.found.trouble:
+            looked.troubles.append(looked.found.trouble)
+        looked.drills = watched.drills.standing(watched.drill_max_age, now)
+        if looked.drills.trouble:
+            looked.troubles.append(looked.drills.trouble)
+    except VolumeError as error:
+        looked.troubles.append(error)
+    # A restore that was left alone may be why nobody can work, and is told of whatever else is wrong.
+    try:
+        looked.restores = watched.restores.standing()
+        looked.unfinished = looked.restores.trouble
+    except VolumeError as error:
+        looked.unfinished = error
+    return looked
+
+
+def _in_time(watched: BackupSystem, look: Callable[[], T]) -> T:
+    """A volume whose server is gone must be told of: neither the sensor nor the run that tells people waits for it."""
+    return deadline.within(deadline.LOOK_SECONDS, watched.catalog.root, look)
 
 
 def build_alert(system: BackupSystem, job_name: str) -> dg.AssetsDefinition:
@@ -267,6 +292,8 @@ def _headline(level: Level | None, first: BackupError) -> str:
         return "a restore is unfinished"
     if isinstance(first, JournalError):
         return "nobody knows whether a restore is unfinished"
+    if isinstance(first, StalledVolumeError):
+        return "the backup volume does not answer"
     if level is None or (level is Level.FRESH and isinstance(first, VolumeError)):
         return "the backup volume cannot be read"
     if level is Level.FRESH and isinstance(first, RunFailedError):

@@ -68,7 +68,8 @@ def backup_freshness_sensor(job_name: str, watched: str) -> dg.SensorDefinition:
         description="Alerts when the newest dump that is not bad is older than BACKUP_MAX_AGE_HOURS, missing, or dated "
         "in the future, when the last run of the daily backup failed and no newer backup is proven, when a restore "
         "drill failed, or the last that passed is older than DRILL_MAX_AGE_DAYS, when a restore was left unfinished, "
-        "when the last run of `kept_databases_job` failed: once a day while it lasts, and once when it is over.",
+        "when the last run of `kept_databases_job` failed, when the volume cannot be read, or does not answer in time: "
+        "once a day while it lasts, and once when it is over.",
     )
     def freshness_sensor(context: dg.SensorEvaluationContext, backups: Backups) -> dg.SensorResult | dg.SkipReason:
         now = datetime.now(UTC)

@@ -91,19 +91,29 @@ def _vulnerabilities(versions: Iterable[str]) -> Iterator[Line]:
     version = min(set(versions), key=lambda text: releases.parse(text) or (0, 0))
     parsed = releases.parse(version)
     known = releases.known_vulnerabilities(version)
+    as_of = f"list of {releases.AS_OF}"
     if known and parsed:
+        # What lets code run stops a backup's being trusted; it comes first, however many there are.
+        worst = sorted(known, key=lambda v: not v.executes)
+        say = fail if worst[0].executes else warn
         newest = f"{parsed[0]}.{releases.newest_minor(parsed[0])}"
-        listed = "; ".join(f"{v.cve}: {v.what}" for v in known[:2]) + (f"; {len(known) - 2} more" if known[2:] else "")
-        yield warn(
+        count = "a known vulnerability" if len(known) == 1 else f"{len(known)} known vulnerabilities"
+        listed = "; ".join(f"{v.cve}: {v.what}" for v in worst[:2]) + (f"; {len(known) - 2} more" if known[2:] else "")
+        yield say(
             Area.PROGRAMS,
-            f"version {version} has {len(known)} known vulnerabilities ({listed})",
-            f"install {newest} or newer: apt-get install --only-upgrade postgresql-client-{parsed[0]}, or docker pull "
-            f"postgres:{parsed[0]}",
+            f"version {version} has {count} ({listed}; {as_of})",
+            f"install {newest} or newer: apt-get install --only-upgrade postgresql-client-{parsed[0]}; or build the "
+            f"image again, from the newest postgres:{parsed[0]} by its digest (docs/runbook.md)",
         )
     elif parsed is None or not releases.newest_minor(parsed[0]):
         yield warn(Area.PROGRAMS, f"version {version} is not one that vulnerabilities are known of", "use a release")
     else:
-        yield ok(Area.PROGRAMS, f"no vulnerability known of {version} (list of {releases.AS_OF})")
+        yield ok(Area.PROGRAMS, f"no vulnerability known of {version} ({as_of})")
+    age = datetime.now(UTC).date() - releases.AS_OF
+    if age > releases.MAX_AGE:
+        text = f"the list of known vulnerabilities is {age.days} days old: PostgreSQL has released repairs since"
+        fix = "use a newer ovia-backup-dagster; and compare with https://www.postgresql.org/support/security/"
+        yield warn(Area.PROGRAMS, text, fix)
 
 
 def _compression(programs: Programs, wanted: str) -> Line:

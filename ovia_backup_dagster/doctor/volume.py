@@ -11,13 +11,16 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 
-from ovia_backup_dagster.core.catalog import Backup, Catalog, State
+from ovia_backup_dagster.core.catalog import MANIFEST, RESERVE, Backup, Catalog, State
+from ovia_backup_dagster.core.drill import FOLDER as DRILLS
 from ovia_backup_dagster.core.errors import BackupError, VolumeMissingError
-from ovia_backup_dagster.core.files import exists, explained
+from ovia_backup_dagster.core.files import WITNESS_BYTES, exists, explained, is_folder, plain_status, read_small
 from ovia_backup_dagster.core.freshness import Level, freshness
-from ovia_backup_dagster.core.locking import lock_holder
-from ovia_backup_dagster.core.naming import Tier
+from ovia_backup_dagster.core.locking import FILENAME, lock_holder
+from ovia_backup_dagster.core.naming import SUFFIX, Tier
+from ovia_backup_dagster.core.protection import FOLDER as HAND_OVER
 from ovia_backup_dagster.core.protection import since
+from ovia_backup_dagster.core.restoration import FOLDER as RESTORES
 from ovia_backup_dagster.core.retention import Policy
 from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.doctor.report import Area, Line, fail, failed, ok, warn
@@ -50,6 +53,7 @@ def volume(system: BackupSystem) -> Iterator[Line]:
         yield from _folders(catalog)
         yield _mount(root)
         yield from _room(system, catalog)
+        yield from _strange(catalog)
         yield _lock(root)
         yield _leftovers(catalog)
         yield from _hand_over(root)
@@ -92,6 +96,52 @@ def _strangers(folders: Sequence[Path]) -> Iterator[str]:
                 with contextlib.suppress(FileNotFoundError):  # gone since: somebody is at work
                     if entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_uid != us:
                         yield entry.name
+
+
+def _strange(catalog: Catalog) -> Iterator[Line]:
+    """What stands where a file of ours would, and is none: it is not read, so what it should say is missing."""
+    root = catalog.root
+    found = [path for path in (root / FILENAME, root / RESERVE) if exists(path) and not _is_plain(path)]
+    found += [root / HAND_OVER] * (exists(root / HAND_OVER) and not is_folder(root / HAND_OVER))
+    for folder in (*map(catalog.folder, Tier), catalog.root / DRILLS, catalog.root / RESTORES):
+        if is_folder(folder):
+            with explained(f"cannot look into {folder}"), os.scandir(folder) as entries:
+                found += (Path(entry.path) for entry in entries if _is_strange(entry))
+        elif exists(folder) and not folder.is_dir():
+            found.append(folder)
+    if not found:
+        return
+    first = min(found)
+    try:
+        read_small(first, WITNESS_BYTES)
+        why = ""  # replaced since
+    except (OSError, BackupError) as error:
+        why = f": {error.why}" if isinstance(error, BackupError) else ""
+    more = f" and {len(found) - 1} more" if found[1:] else ""
+    text = f"{first}{more} cannot be read, and {'are' if more else 'is'} as good as missing{why}"
+    yield warn(
+        Area.VOLUME, text, f"see who made it: ls -l {shell_word(str(first))}; then move it out of the backup folder"
+    )
+
+
+def _is_strange(entry: os.DirEntry[str]) -> bool:
+    if entry.is_dir(follow_symlinks=False):
+        return entry.name.endswith(SUFFIX)  # other folders are somebody's, and in nobody's place
+    if not entry.is_file(follow_symlinks=False):
+        return True
+    with contextlib.suppress(FileNotFoundError):  # removed since
+        return entry.name.endswith(MANIFEST) and entry.stat(follow_symlinks=False).st_size > WITNESS_BYTES
+    return False
+
+
+def _is_plain(path: Path) -> bool:
+    try:
+        plain_status(path)
+    except FileNotFoundError:
+        return True  # removed since
+    except BackupError:
+        return False
+    return True
 
 
 def _mount(root: Path) -> Line:

@@ -13,7 +13,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ovia_backup_dagster.core.errors import (
@@ -21,6 +21,7 @@ from ovia_backup_dagster.core.errors import (
     BackupError,
     ProgramError,
 )
+from ovia_backup_dagster.core.files import plain_status
 from ovia_backup_dagster.core.verdict import LargeObjects, TableWitness, Witness, split_identifier
 from ovia_backup_dagster.postgres.client import Programs, capture, pg_options
 from ovia_backup_dagster.postgres.datatext import (
@@ -140,6 +141,17 @@ def witness_of(programs: Programs, schema: Path, listing: str, data: Data[Ordere
     )
 
 
+def argument(path: Path) -> str:
+    """An archive as pg_restore takes it, if it is a file: a FIFO or a device would never end.
+
+    Raises:
+        StrangeFileError: it is none. One that is gone is for pg_restore to say.
+    """
+    with suppress(FileNotFoundError):
+        plain_status(path)
+    return str(path)
+
+
 def contents_list(programs: Programs, path: Path, *options: str) -> str:
     """What ``pg_restore --list`` prints of an archive."""
     return text_of(_run(programs, path, "--list", *options))
@@ -210,7 +222,7 @@ def session_options(script: bytes) -> str:
 def pg_restore(programs: Programs, path: Path, *options: str) -> tuple[str, ...]:
     """The command that reads an archive, confined to that: it connects to nothing."""
     lists = (option.removeprefix(_USE_LIST) for option in options if option.startswith(_USE_LIST))
-    return programs.confined((programs.path("pg_restore"), *options, str(path)), read=(path, *lists))
+    return programs.confined((programs.path("pg_restore"), *options, argument(path)), read=(path, *lists))
 
 
 def _read(programs: Programs, path: Path, rows_of: Callable[[str], R], log: Log | None, *options: str) -> Data[R]:

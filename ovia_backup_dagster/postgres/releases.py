@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import date, timedelta
 
-#: When the list was last compared with https://www.postgresql.org/support/security/.
-AS_OF = "2026-11-23"
+#: When the list was last compared with https://www.postgresql.org/support/security/ (or, as on this day, with the same
+#: in the CVE records that PostgreSQL publishes: https://github.com/CVEProject/cvelistV5).
+AS_OF = date(2026, 11, 29)
+#: PostgreSQL has a release with repairs each quarter: an older list lacks one.
+MAX_AGE = timedelta(days=90)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,24 +25,45 @@ class Vulnerability:
         cve: its number.
         what: what an attacker gains, in a few words.
         mended: major -> the first minor without it.
+        executes: whether the attacker's code runs as the user of pg_dump or pg_restore, where we run them. What psql
+            alone would do is no such: we give it no dump.
     """
 
     cve: str
     what: str
     mended: dict[int, int]
+    executes: bool = False
 
 
 #: Newest first.
 VULNERABILITIES = (
+    Vulnerability(
+        "CVE-2026-116314",
+        "a crafted archive can run code as the user who runs pg_restore",
+        {18: 7, 17: 12, 16: 16, 15: 20, 14: 25},
+        executes=True,
+    ),
+    Vulnerability(
+        "CVE-2026-19385",
+        "who may create functions can run code as the user who runs pg_dump",
+        {18: 6, 17: 11, 16: 15, 15: 19, 14: 24},
+        executes=True,
+    ),
     Vulnerability(
         "CVE-2026-18408",
         "a hostile server's superuser can put commands into a plain dump that psql restores",
         {18: 6, 17: 11, 16: 15, 15: 19, 14: 24},
     ),
     Vulnerability(
+        "CVE-2026-6464",
+        "after an error that a server brings about, psql takes the rows of a plain dump for commands",
+        {18: 6, 17: 11, 16: 15, 15: 19, 14: 24},
+    ),
+    Vulnerability(
         "CVE-2026-6477",
         "a hostile server can overwrite pg_dump's memory when it reads large objects",
         {18: 4, 17: 10, 16: 14, 15: 18, 14: 23},
+        executes=True,
     ),
     Vulnerability(
         "CVE-2025-12818", "libpq can be made to write past its buffers", {18: 1, 17: 7, 16: 11, 15: 15, 14: 20}

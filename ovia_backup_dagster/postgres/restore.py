@@ -17,7 +17,7 @@ from ovia_backup_dagster.core import errors
 from ovia_backup_dagster.core.comparison import left_out, redacted
 from ovia_backup_dagster.core.errors import BackupError, RestoreError
 from ovia_backup_dagster.core.words import duration, human_bytes
-from ovia_backup_dagster.postgres.archive import entries, use_list
+from ovia_backup_dagster.postgres.archive import argument, entries, use_list
 from ovia_backup_dagster.postgres.client import WRITABLE, Connection, Programs, start
 from ovia_backup_dagster.postgres.datatext import Log
 from ovia_backup_dagster.postgres.diagnosis import diagnose
@@ -187,7 +187,7 @@ class Restorer:
                 *owners,
                 chosen,
                 f"--dbname={self.target.conninfo()}",
-                str(archive),
+                argument(archive),
             )
             read = (archive, chosen.partition("=")[2])
             command = self.programs.confined(command, read=read, server=self.target, forks=jobs > 1)

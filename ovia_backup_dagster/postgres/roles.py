@@ -17,7 +17,7 @@ import psycopg
 from ovia_backup_dagster.core.catalog import Backup
 from ovia_backup_dagster.core.errors import ProgramError
 from ovia_backup_dagster.postgres import globals as saved_globals
-from ovia_backup_dagster.postgres.archive import contents_list, encoding, use_list
+from ovia_backup_dagster.postgres.archive import argument, contents_list, encoding, use_list
 from ovia_backup_dagster.postgres.client import Connection, Programs, capture
 from ovia_backup_dagster.postgres.datatext import statements, text_of
 from ovia_backup_dagster.postgres.diagnosis import diagnose
@@ -107,7 +107,7 @@ def make_missing(server: Connection, programs: Programs, archive: Path) -> list[
         command = (programs.path("pg_restore"), "--no-password", "--no-tablespaces")
         try:
             with use_list(listing, lambda entry: _DATA.match(entry) is None) as chosen:
-                whole = (*command, chosen, f"--dbname={probe.conninfo()}", str(archive))
+                whole = (*command, chosen, f"--dbname={probe.conninfo()}", argument(archive))
                 read = (archive, chosen.partition("=")[2])
                 _, _, stderr = capture(programs.confined(whole, read=read, server=probe), variables=probe.environment())
         finally:

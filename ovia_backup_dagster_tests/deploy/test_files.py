@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,3 +91,37 @@ def test_what_production_needs_is_locked_to_what_is_tested() -> None:
     production = set(pattern.findall((DEPLOY / "requirements.lock").read_text("utf-8")))
     assert production - tested == set()
     assert {line.partition("==")[0] for line in production} >= {"dagster", "dagster-docker", "dagster-postgres"}
+
+
+@pytest.mark.parametrize(
+    ("image", "pinned"), [("", False), ("postgres:16", False), (f"postgres:16@sha256:{'0' * 64}", True)]
+)
+def test_an_image_that_a_tag_names_is_warned_of(tmp_path: Path, image: str, pinned: bool) -> None:
+    """Docker is a program that prints what it is asked for."""
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    (tmp_path / "deploy/ovia-backup.env").write_text(f"POSTGRES_IMAGE={image}\n" if image else "")
+    docker = tmp_path / "bin/docker"
+    docker.parent.mkdir()
+    docker.write_text('#!/bin/sh\necho "$POSTGRES_IMAGE: $*"\n')
+    docker.chmod(0o755)
+    done = subprocess.run(
+        [tmp_path / "deploy/deploy.sh"],
+        env={"PATH": f"{docker.parent}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    # It is deployed all the same.
+    assert done.stdout == f"{image}: stack deploy --resolve-image never --compose-file deploy/stack.yml ovia-backup\n"
+    assert ("warning: postgres:16 is a tag" in done.stderr) is not pinned
+    assert bool(done.stderr) is not pinned
+
+
+def test_what_is_built_can_be_pinned_and_is_told_how() -> None:
+    """Of the image that it is built from, Docker takes tag and digest together."""
+    stages = re.findall(r"^FROM (\S+)", (DEPLOY / "Dockerfile").read_text("utf-8"), re.MULTILINE)
+    assert set(stages) == {"${POSTGRES_IMAGE}"}
+    others = {about["image"] for about in read("stack.yml")["services"].values() if "POSTGRES_IMAGE" in about["image"]}
+    assert others == {"${POSTGRES_IMAGE:-postgres:16}"}
+    for name in ("deploy/Dockerfile", "deploy/ovia-backup.env.example", "docs/runbook.md"):
+        assert "POSTGRES_IMAGE=postgres:16@sha256:" in (REPOSITORY / name).read_text("utf-8"), name

@@ -12,6 +12,7 @@ from psycopg import sql
 
 from ovia_backup_dagster.doctor.report import Area, Level, Line
 from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.postgres.releases import newest_minor
 from ovia_backup_dagster.system import BackupSystem
 from ovia_backup_dagster_tests.conftest import PASSWORD
 from ovia_backup_dagster_tests.defs.support import environment, load
@@ -42,6 +43,18 @@ def as_it_should(lines: Iterable[Line]) -> bool:
 
 def levels(lines: Iterable[Line], *areas: Area) -> list[Level]:
     return [line.level for line in lines if not areas or line.area in areas]
+
+
+def repaired(bin_dir: Path, folder: Path) -> Path:
+    """The same programs, as if they were of the release that repairs what is known: no registry has it yet."""
+    folder.mkdir()
+    for program in bin_dir.iterdir():
+        (folder / program.name).symlink_to(program)
+    for name in ("pg_dump", "pg_restore", "pg_dumpall"):
+        (folder / name).unlink()
+        says = f'[ "$1" = --version ] && echo "{name} (PostgreSQL) 16.{newest_minor(16)}" && exit'
+        executable(folder / name, f'{says}\nexec "{bin_dir / name}" "$@"')
+    return folder
 
 
 def new_role(admin: Connection, options: str = "", name: str | None = None) -> Connection:

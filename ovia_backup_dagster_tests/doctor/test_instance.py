@@ -49,7 +49,7 @@ from ovia_backup_dagster.settings import Settings
 from ovia_backup_dagster_tests.conftest import REPOSITORY, free_port
 from ovia_backup_dagster_tests.defs.conftest import NewLocation
 from ovia_backup_dagster_tests.defs.support import Location, failure, load, materialized, records
-from ovia_backup_dagster_tests.doctor.support import as_it_should, levels, the
+from ovia_backup_dagster_tests.doctor.support import as_it_should, levels, repaired, the
 
 pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
 
@@ -335,8 +335,8 @@ def test_the_job_fails_with_what_will_fail(bare: NewLocation) -> None:
     assert "Next: pg_isready -h 127.0.0.1" in location.logs(result.run_id)
 
 
-def test_the_job_reports_what_is_well(new_location: NewLocation) -> None:
-    location: Location = new_location()
+def test_the_job_reports_what_is_well(new_location: NewLocation, bin_dir: Path, tmp_path: Path) -> None:
+    location: Location = new_location(PG_BIN_DIR=str(repaired(bin_dir, tmp_path / "programs")))
     location.catalog.prepare()
     result = location.run("doctor_job")
     assert result.success, failure(result)

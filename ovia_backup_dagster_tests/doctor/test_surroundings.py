@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from ovia_backup_dagster.system import BackupSystem
 from ovia_backup_dagster_tests.conftest import free_port
 from ovia_backup_dagster_tests.defs.receiver import receiver
 from ovia_backup_dagster_tests.defs.support import frozen, load
-from ovia_backup_dagster_tests.doctor.support import as_it_should, executable, levels, the
+from ovia_backup_dagster_tests.doctor.support import as_it_should, executable, levels, repaired, the
 
 # Apprise's, on import under Python 3.11.
 pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
@@ -58,7 +58,7 @@ def test_with_bad_settings_the_rest_is_not_looked_at_but_the_programs_are(bin_di
     system = BackupSystem(load({"BACKUP_TIMEZONE": "Mars", "PG_BIN_DIR": str(bin_dir)}))
     lines = list(examine.everything(system))
     assert {line.area for line in lines} == {Area.SETTINGS, Area.PROGRAMS}
-    assert [line.text for line in lines if line.level is Level.FAIL] == [
+    assert [line.text for line in lines if line.level is Level.FAIL and line.area is Area.SETTINGS] == [
         "POSTGRES_HOST is not set",
         "BACKUP_TIMEZONE: 'Mars' is not a time zone, such as Europe/Berlin",
     ]
@@ -140,11 +140,22 @@ def claim(folder: Path, version: str, *names: str) -> None:
         executable(folder / name, f'case "$1" in --version) echo "{name} (PostgreSQL) {version}";; *) exit 1;; esac')
 
 
-def test_the_whole_build_is_as_it_should(full_bin_dir: Path) -> None:
-    lines = programs_of(full_bin_dir)
+@pytest.fixture
+def today(monkeypatch: pytest.MonkeyPatch) -> Callable[[date], None]:
+    """The doctor believes that it is that day."""
+
+    def set_day(day: date) -> None:
+        monkeypatch.setattr(surroundings, "datetime", frozen(datetime(day.year, day.month, day.day, 12, tzinfo=UTC)))
+
+    return set_day
+
+
+def test_the_whole_build_is_as_it_should(full_bin_dir: Path, tmp_path: Path, today: Callable[[date], None]) -> None:
+    today(releases.AS_OF + releases.MAX_AGE)
+    lines = programs_of(repaired(full_bin_dir, tmp_path / "bin"))
     assert as_it_should(lines)
-    assert the(lines, "pg_dump, pg_restore, pg_dumpall 16.15").level is Level.OK
-    the(lines, "no vulnerability known of 16.15").text.endswith(f"(list of {releases.AS_OF})")
+    assert the(lines, "pg_dump, pg_restore, pg_dumpall 16.16").level is Level.OK
+    assert the(lines, "no vulnerability known of 16.16").text.endswith(f"(list of {releases.AS_OF})")
     assert the(lines, "pg_dump writes and pg_restore reads zstd:2").level is Level.OK
 
 
@@ -180,25 +191,56 @@ def test_programs_of_different_versions(claimed: Path) -> None:
         claim(path, older, "pg_dump")
         claim(path, "16.15", "pg_restore")
         claim(path, "16.14", "pg_dumpall")
-        assert the(programs_of(path), f"version {older} has").level is Level.WARN
+        assert the(programs_of(path), f"version {older} has").level is Level.FAIL
 
 
 def test_every_vulnerability_is_told_of_the_version_that_has_it(claimed: Path) -> None:
     claim(claimed, "16.3 (Debian 16.3-1)")
-    line = the(programs_of(claimed), "version 16.3 (Debian 16.3-1) has 8 known vulnerabilities")
-    assert line.level is Level.WARN
-    assert re.findall(r"CVE-\d+-\d+", line.text) == ["CVE-2026-18408", "CVE-2026-6477"]
-    assert line.text.endswith("; 6 more)")
+    line = the(programs_of(claimed), "version 16.3 (Debian 16.3-1) has 11 known vulnerabilities")
+    assert line.level is Level.FAIL
+    assert re.findall(r"CVE-\d+-\d+", line.text) == ["CVE-2026-116314", "CVE-2026-19385"]
+    assert line.text.endswith(f"; 9 more; list of {releases.AS_OF})")
     assert line.fix == (
-        "install 16.15 or newer: apt-get install --only-upgrade postgresql-client-16, or docker pull postgres:16"
+        "install 16.16 or newer: apt-get install --only-upgrade postgresql-client-16; or build the image again, from "
+        "the newest postgres:16 by its digest (docs/runbook.md)"
     )
 
 
 @pytest.mark.parametrize(
-    ("version", "count"), [("16.14", 1), ("16.13", 2), ("16.15", 0), ("17.10", 1), ("18.0", 3), ("18.7", 0)]
+    ("version", "count"),
+    [("16.14", 4), ("16.13", 5), ("16.15", 1), ("16.16", 0), ("17.10", 4), ("18.0", 6), ("18.6", 1), ("18.7", 0)],
 )
 def test_the_first_release_that_mends_has_none(version: str, count: int) -> None:
     assert len(releases.known_vulnerabilities(version)) == count
+
+
+def test_programs_that_run_an_archives_code_fail(full_bin_dir: Path) -> None:
+    """Those that the tests use are such; when they no longer are, this says so."""
+    line = the(programs_of(full_bin_dir), "version 16.15 has a known vulnerability (CVE-2026-116314: a crafted archive")
+    assert line.level is Level.FAIL
+
+
+def test_other_vulnerabilities_warn(claimed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = tuple(found for found in releases.VULNERABILITIES if not found.executes)
+    monkeypatch.setattr(releases, "VULNERABILITIES", others)
+    claim(claimed, "16.14")
+    line = the(programs_of(claimed), "version 16.14 has 2 known vulnerabilities")
+    assert (line.level, "CVE-2026-18408" in line.text) == (Level.WARN, True)
+
+
+@pytest.mark.parametrize("found", releases.VULNERABILITIES, ids=lambda found: found.cve)
+def test_each_entry_is_of_branches_that_were_supported(found: releases.Vulnerability) -> None:
+    assert re.fullmatch(r"CVE-20\d\d-\d{4,}", found.cve)
+    assert set(found.mended) >= {14, 15, 16}
+    assert len(releases.VULNERABILITIES) == len({each.cve for each in releases.VULNERABILITIES})
+
+
+def test_an_old_list_is_said_to_be_old(claimed: Path, today: Callable[[date], None]) -> None:
+    claim(claimed, "16.16")
+    for days, old in ((0, False), (90, False), (91, True), (400, True)):
+        today(releases.AS_OF + timedelta(days=days))
+        lines = [line for line in programs_of(claimed) if "list of known vulnerabilities is" in line.text]
+        assert [(line.level, f"{days} days old" in line.text) for line in lines] == [(Level.WARN, True)] * old
 
 
 @pytest.mark.parametrize("version", ["17beta1", "19.0", "9.6.24", "13.23"])

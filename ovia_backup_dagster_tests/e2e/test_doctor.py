@@ -37,11 +37,18 @@ from ovia_backup_dagster_tests.conftest import (
     snapshot,
 )
 from ovia_backup_dagster_tests.defs.receiver import receiver
+from ovia_backup_dagster_tests.doctor.support import repaired
 
 PROGRAM = Path(sys.executable).with_name("ovia-backup")
 #: All that somebody must decide, and that no command of the doctor's can.
 #: The drill: these databases have an extension's table by a trick that no restore can repeat.
-NOT_PASTED = ("DAGSTER_HOME is not set here", "is on the same filesystem as /", "no restore drill has passed yet")
+#: The server: there is no program yet of the release that it asks for.
+NOT_PASTED = (
+    "DAGSTER_HOME is not set here",
+    "is on the same filesystem as /",
+    "no restore drill has passed yet",
+    "mends vulnerabilities",
+)
 GRANT_LARGE_OBJECTS = (
     "  DO $do$ DECLARE o oid; BEGIN FOR o IN SELECT oid FROM pg_largeobject_metadata LOOP EXECUTE "
     "format('GRANT SELECT ON LARGE OBJECT %s TO %I', o, 'backup'); END LOOP; END $do$;"
@@ -118,6 +125,9 @@ class Newcomer:
 
 
 def newcomer(to: Connection, bin_dir: Path, volume: Path, **more: str) -> Newcomer:
+    # Those that are there would fail all of it: an archive's code could run in them.
+    programs = volume.with_name("programs")
+    bin_dir = programs if programs.exists() else repaired(bin_dir, programs)
     settings = {
         "POSTGRES_HOST": to.host,
         "POSTGRES_PORT": str(to.port),
@@ -163,7 +173,7 @@ def test_from_a_bare_role_to_a_green_report(
             here = newcomer(tcp, full_bin_dir, volume, PGPASSWORD=PASSWORD, BACKUP_NOTIFY_URLS=people.url)
             first = here.doctor()
             assert first.returncode == 1
-            assert first.stdout.splitlines()[-1].startswith("4 fail, 2 warn, ")
+            assert first.stdout.splitlines()[-1].startswith("4 fail, 3 warn, ")
             rounds = here.until_green()
             assert here.doctor("--test-alert").returncode == 0
             assert people.titles == ["[ovia] a test of the backup alerts"]

@@ -5,13 +5,15 @@ All of it needs root. What a machine cannot do is skipped with the reason.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import shutil
 import struct
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,6 +24,9 @@ MEGABYTE = 1024 * 1024
 #: EXT4_IOC_SHUTDOWN, without flushing the journal: nothing reaches the disk any more, every read is an I/O error.
 _SHUTDOWN = 0x8004587D
 _WITHOUT_FLUSH = 2
+_PATIENCE_SECONDS = 30
+#: MNT_DETACH of umount2(2).
+_DETACH = 2
 
 
 def _run(*command: str) -> str:
@@ -51,6 +56,33 @@ def bound(source: Path, target: Path) -> Iterator[None]:
     finally:
         while target.is_mount():
             vanish(target)
+
+
+@contextmanager
+def silent(folder: Path) -> Iterator[Callable[[], None]]:
+    """A filesystem whose server takes every question and never answers, as NFS does without its server.
+
+    Yields what ends it: whoever waits is told that it is gone.
+    """
+    folder.mkdir(mode=0o700, exist_ok=True, parents=True)
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        server = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        pytest.skip(f"no FUSE here: {error}")
+    options = f"fd={server},rootmode=40000,user_id=0,group_id=0,allow_other"
+    if libc.mount(b"silent", os.fsencode(folder), b"fuse", 0, options.encode()):
+        os.close(server)
+        pytest.skip(f"no FUSE here: {os.strerror(ctypes.get_errno())}")
+    with ExitStack() as ended:
+        ended.callback(libc.umount2, os.fsencode(folder), _DETACH)
+        hang_up = ended.enter_context(ExitStack())
+        hang_up.callback(os.close, server)
+        # Only SIGKILL ends who waits: a test that fails must not hang.
+        timer = threading.Timer(_PATIENCE_SECONDS, hang_up.close)
+        timer.start()
+        ended.callback(timer.cancel)
+        yield hang_up.close
 
 
 def mount_again(source: Path, target: Path) -> None:

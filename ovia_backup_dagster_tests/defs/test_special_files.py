@@ -1,0 +1,462 @@
+"""What may stand on the volume in a file's place: whatever it is, who looks answers at once, in words.
+
+Real FIFOs, devices, sockets, links and files without end, in each place that is read.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+
+import dagster as dg
+import pytest
+from click.testing import CliRunner, Result
+
+from ovia_backup_dagster.cli import main
+from ovia_backup_dagster.core import deadline
+from ovia_backup_dagster.core.catalog import GLOBALS, MANIFEST, RESERVE, SIDECARS, VERIFIED, State
+from ovia_backup_dagster.core.drill import DrillFolder
+from ovia_backup_dagster.core.errors import BackupError, StalledVolumeError, StrangeFileError, VolumeError
+from ovia_backup_dagster.core.locking import FILENAME, lock_holder, volume_lock
+from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.core.protection import FOLDER as HAND_OVER
+from ovia_backup_dagster.core.restoration import RestoreFolder
+from ovia_backup_dagster.defs.alerts import condition
+from ovia_backup_dagster.doctor import volume as doctor
+from ovia_backup_dagster.doctor.report import Line
+from ovia_backup_dagster.postgres import archive as archives
+from ovia_backup_dagster.system import BackupSystem
+from ovia_backup_dagster_tests.core.crashes import raised_as_nobody
+from ovia_backup_dagster_tests.core.factories import HOUR, drill_evidence, drilled, held, make_judgement, proven
+from ovia_backup_dagster_tests.defs.conftest import NewLocation
+from ovia_backup_dagster_tests.defs.receiver import Receiver
+from ovia_backup_dagster_tests.defs.support import ALERT_JOB, DAILY_JOB, Location
+from ovia_backup_dagster_tests.faults.disks import silent
+
+pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="making devices, and mounting, need root")
+
+#: A look at such a volume takes a tenth of a second, on a machine that does nothing else; what hangs does so for ever.
+SECONDS = 60
+NOW = datetime.now(UTC).replace(microsecond=0)
+STAMP = "2099-01-06_000000"
+
+
+@contextmanager
+def at_once(seconds: float = SECONDS) -> Iterator[None]:
+    """What hangs in the block is ended, and is a failure."""
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        pytest.fail(f"it hung at {frame}")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        # The path of a socket is short.
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            made.bind(f"/proc/self/fd/{folder}/s")
+            os.rename("s", path.name, src_dir_fd=folder, dst_dir_fd=folder)
+        finally:
+            os.close(folder)
+
+
+def make_device(path: Path) -> None:
+    try:
+        os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 5))  # /dev/zero
+    except PermissionError as error:
+        pytest.skip(f"no device can be made: {error}")
+
+
+def make_huge(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 10**12)
+
+
+def make_link_to_a_fifo(path: Path) -> None:
+    fifo = path.with_name(f".{path.name}.fifo")
+    os.mkfifo(fifo)
+    path.symlink_to(fifo.name)
+
+
+def holding(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def make_folder(path: Path) -> None:
+    path.mkdir()
+    (path / "inside").touch()
+
+
+KINDS: dict[str, Callable[[Path], None]] = {
+    "FIFO": os.mkfifo,
+    "socket": make_socket,
+    "device": make_device,
+    "folder": make_folder,
+    "link to /dev/zero": lambda path: path.symlink_to("/dev/zero"),
+    "link to a FIFO": make_link_to_a_fifo,
+    "link to nowhere": lambda path: path.symlink_to("/nowhere"),
+    "link to itself": lambda path: path.symlink_to(path.name),
+    "huge": make_huge,
+    "empty": Path.touch,
+    "brackets": lambda path: holding(path, b"[" * 10**6),
+    "not UTF-8": lambda path: holding(path, b"\xff\xfe\0\n" * 100),
+}
+
+PLACES = (
+    *(f"daily/DUMP{suffix}" for suffix in SIDECARS),
+    "daily/DUMP",
+    "weekly/WEEKLY",
+    f"weekly/WEEKLY{VERIFIED}",
+    "daily/.DUMP.tmp",
+    f"drills/{STAMP}_x.json",
+    "drills/.since-sample",
+    "drills/..since-sample.tmp",
+    "drills/.under-way-sample",
+    f"drills/{FILENAME}",
+    "drills",
+    f"restores/{STAMP}_x.json",
+    f"restores/{STAMP}_x.journal",
+    "restores/.announced-sample_before",
+    f"restores/{FILENAME}",
+    "restores",
+    FILENAME,
+    RESERVE,
+    HAND_OVER,
+)
+#: Without these it is not known that all is well.
+NEEDED = ("daily/DUMP", f"daily/DUMP{VERIFIED}", f"restores/{STAMP}_x.journal", "drills", "restores")
+#: What was never ours; others may be what a disk has made of it.
+STRANGE = (
+    "FIFO",
+    "socket",
+    "device",
+    "link to /dev/zero",
+    "link to a FIFO",
+    "link to nowhere",
+    "link to itself",
+    "huge",
+)
+
+
+@pytest.fixture
+def site(bare: NewLocation, monkeypatch: pytest.MonkeyPatch) -> Location:
+    """A volume with a proven and drilled backup, a weekly one, evidence, and one that is older."""
+    monkeypatch.setattr(deadline, "LOOK_SECONDS", SECONDS / 2)
+    location: Location = bare()
+    for name, value in (
+        ("POSTGRES_HOST", "127.0.0.1"),
+        ("POSTGRES_DB", "sample"),
+        ("BACKUP_DIR", str(location.catalog.root)),
+    ):
+        monkeypatch.setenv(name, value)
+    fill(location.system)
+    return location
+
+
+def fill(system: BackupSystem) -> None:
+    catalog = system.catalog
+    catalog.prepare()
+    proven(catalog, NOW - 30 * HOUR)
+    newest = proven(catalog, NOW - HOUR)
+    catalog.promote(newest, datetime.now(UTC))
+    held(catalog, drilled(catalog, newest), NOW + 30 * HOUR)
+    drill_evidence(catalog, NOW - HOUR)
+    DrillFolder(catalog).prepare(NOW - HOUR)
+    RestoreFolder(catalog).prepare()
+
+
+def place_of(place: str, root: Path, database: str = "sample") -> Path:
+    """Where that is."""
+    daily, weekly = (BackupName(database, tier, NOW - HOUR).filename for tier in (Tier.DAILY, Tier.WEEKLY))
+    return root / place.replace("sample", database).replace("DUMP", daily).replace("WEEKLY", weekly)
+
+
+def put(kind: str, path: Path) -> None:
+    """It stands there now, and nothing else."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    KINDS[kind](path)
+
+
+def command(*arguments: str) -> Result:
+    result = CliRunner().invoke(main, arguments)
+    # What a person can cause ends in words, and with one of our exit codes.
+    assert isinstance(result.exception, SystemExit | None), result.exc_info
+    assert "Traceback" not in result.output
+    return result
+
+
+def doctors(system: BackupSystem) -> list[Line]:
+    return [*doctor.volume(system), *doctor.backups(system)]
+
+
+def all_answer(location: Location) -> dict[str, str]:
+    """Who looks at the volume, and what each says."""
+    answers = {}
+    with at_once():
+        for words in (("status",), ("list",), ("prune", "--dry-run"), ("restore", "--history"), ("drill", "--history")):
+            result = command(*words)
+            assert result.exit_code in range(4)
+            answers[words[0]] = result.output
+        found = condition(location.system, datetime.now(UTC), location.instance, DAILY_JOB)
+        assert not any(isinstance(trouble, StalledVolumeError) for trouble in found.troubles)
+        answers["sensor"] = found.trouble
+        answers["doctor"] = "\n".join(f"{line.level} {line.text} -> {line.fix}" for line in doctors(location.system))
+    return answers
+
+
+@needs_root
+@pytest.mark.parametrize("place", PLACES)
+def test_whatever_stands_there_all_answer_at_once(site: Location, place: str) -> None:
+    root = site.catalog.root
+    kept = root.with_name("kept")
+    shutil.copytree(root, kept)
+    for kind in KINDS:
+        path = place_of(place, root)
+        put(kind, path)
+        answers = all_answer(site)
+        assert "Errno" not in str(answers), (kind, answers)
+        if kind in STRANGE and place not in NEEDED:
+            assert answers["status"].startswith("BACKUP OK"), (kind, answers)
+            assert answers["sensor"] == "", (kind, answers)
+        if kind in ("FIFO", "socket", "device") and path.parent == root / "daily" and not path.name.startswith("."):
+            assert f"{path} cannot be read, and is as good as missing: it is a {kind}, and no file" in answers["doctor"]
+        shutil.rmtree(root)
+        shutil.copytree(kept, root)
+    before = all_answer(site)
+    assert "cannot be read" not in str(before), before
+
+
+@needs_root
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_it_is_a_dump_is_made(location: Location, kind: str) -> None:
+    """Everything at once, but the lock, without which no dump is safe, and the folders of what else stands there."""
+    location.catalog.prepare()
+    fill(location.system)
+    root = location.catalog.root
+    places = [place for place in PLACES if place not in (FILENAME, "drills", "restores")]
+    for place in places:
+        put(kind, place_of(place, root, location.catalog.database))
+    with at_once(60):
+        made = location.dump()
+        assert location.verify(made).judgement.good
+        # A folder is no one's to remove; all else gives way to what must be there.
+        assert (location.system.drills.since() is None) == (kind == "folder")
+    assert location.catalog.newest(datetime.now(UTC), State.PROVEN) == location.catalog.refresh(made)
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "folder", "link to nowhere", "link to itself", "link to /dev/zero"])
+def test_no_lock_is_taken_on_what_is_no_file(site: Location, kind: str) -> None:
+    root = site.catalog.root
+    put(kind, root / FILENAME)
+    with at_once():
+        assert lock_holder(root) is None
+        with (
+            pytest.raises(StrangeFileError, match="cannot lock the backup folder") as refused,
+            volume_lock(root, purpose="a test", now=NOW),
+        ):
+            pytest.fail("locked")
+    assert f"{root / FILENAME} cannot be read: it is a" in str(refused.value)
+    assert "ls -l" in refused.value.fix
+
+
+def test_no_archive_is_read_that_is_no_file(site: Location) -> None:
+    """Neither by its name, nor when it was replaced since it was found."""
+    backup = site.catalog.find("latest", NOW)
+    put("FIFO", backup.path)
+    with at_once():
+        for act in (
+            lambda: site.system.verifier.verify(backup, log=print),
+            lambda: archives.contents_list(site.system.programs, backup.path),
+            lambda: archives.schema_text(site.system.programs, backup.path),
+            lambda: archives.database_text(site.system.programs, backup.path),
+            lambda: archives.read_archive(site.system.programs, backup.path),
+            lambda: site.catalog.promote(backup, datetime.now(UTC)),
+        ):
+            with pytest.raises(StrangeFileError, match="it is a FIFO, and no file"):
+                act()
+
+
+def test_a_link_of_a_persons_is_followed_once(site: Location, tmp_path: Path) -> None:
+    backup = site.catalog.find("latest", NOW)
+    (tmp_path / "here").symlink_to(backup.path)
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe")
+    with at_once():
+        assert site.catalog.find(str(tmp_path / "here"), NOW).path == backup.path
+        for name in ("zero", "pipe", "a\0b", "a" * 5000, "itself"):
+            with pytest.raises(BackupError):
+                site.catalog.find(str(tmp_path / name), NOW)
+
+
+def test_saved_roles_that_are_no_file_are_not_read(site: Location) -> None:
+    backup = site.catalog.find("latest", NOW)
+    for kind in ("FIFO", "link to /dev/zero", "huge"):
+        put(kind, backup.sidecar(GLOBALS))
+        with at_once(), pytest.raises(StrangeFileError, match=r"globals\.sql cannot be read"):
+            backup.saved_roles()
+
+
+def test_a_weekly_copy_is_never_made_of_a_link_or_a_pipe(site: Location) -> None:
+    catalog = site.catalog
+    backup = catalog.find("latest", NOW)
+    (weekly,) = catalog.backups(Tier.WEEKLY)
+    catalog.remove(weekly)
+    for suffix in (MANIFEST, GLOBALS):
+        kept = backup.sidecar(suffix).read_bytes()
+        put("FIFO", backup.sidecar(suffix))
+        with at_once(), pytest.raises(StrangeFileError):
+            catalog.promote(backup, datetime.now(UTC))
+        assert catalog.backups(Tier.WEEKLY) == []
+        backup.sidecar(suffix).unlink()
+        backup.sidecar(suffix).write_bytes(kept)
+    # How its drills went stops nothing.
+    put("FIFO", backup.sidecar(".drilled.json"))
+    with at_once():
+        assert not catalog.promote(backup, datetime.now(UTC)).drilled
+
+
+@needs_root
+def test_a_hundred_thousand_strange_names_hold_nobody_up(site: Location) -> None:
+    root = site.catalog.root
+    odd = ["with\nline", "\udcff\udcfe", "\x1b[31mred", "a" * 250, " ", "$(reboot)"]
+    for folder in ("daily", "drills", "restores"):
+        place = os.open(root / folder, os.O_RDONLY)
+        for number in range(100_000 // 3):
+            name = f"{odd[number % len(odd)][:240]}{number}" + (".dump", ".json", ".journal.x")[number % 3]
+            os.close(os.open(name, os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=place))
+        for number in range(1000):
+            os.mkfifo(f"{number}.dump.json", dir_fd=place)
+        os.close(place)
+    clock = time.process_time()
+    answers = all_answer(site)
+    assert time.process_time() - clock < 15, "for six looks"
+    assert "\x1b" not in str(answers)
+    assert answers["status"].startswith("BACKUP OK")
+
+
+def test_a_verdict_elsewhere_is_not_believed(site: Location, tmp_path: Path) -> None:
+    """A link of the volume's leads to one that says that all is well."""
+    backup = site.catalog.find("latest", NOW)
+    elsewhere = tmp_path / "verdict"
+    shutil.move(backup.sidecar(VERIFIED), elsewhere)
+    backup.sidecar(VERIFIED).symlink_to(elsewhere)
+    backup = site.catalog.refresh(backup)
+    assert backup.state(datetime.now(UTC)) is State.UNPROVEN
+    before = elsewhere.read_bytes()
+    site.catalog.record(backup, make_judgement(backup, good=True), None)
+    assert elsewhere.read_bytes() == before
+    assert site.catalog.refresh(backup).state(datetime.now(UTC)) is State.PROVEN
+
+
+def test_a_journal_that_is_no_file_lets_no_restore_begin(site: Location) -> None:
+    """Behind it a restore may be unfinished."""
+    put("FIFO", place_of(f"restores/{STAMP}_x.journal", site.catalog.root))
+    with at_once(), pytest.raises(StrangeFileError, match="journal cannot be read: it is a FIFO"):
+        site.system.restores.unfinished()
+
+
+@needs_root
+def test_what_this_user_may_not_read_is_said(site: Location) -> None:
+    """As nobody, in a child that reports by what it raises."""
+    for place in PLACES:
+        path = place_of(place, site.catalog.root)
+        if place not in ("drills", "restores", HAND_OVER) and not path.exists():
+            path.touch()
+    for folder, _, files in os.walk(site.catalog.root):
+        os.chown(folder, 65534, 65534)
+        for name in files:
+            os.chmod(os.path.join(folder, name), 0)
+
+    def look() -> None:
+        raise LookupError("\n".join(all_answer(site).values()))
+
+    for parent in site.catalog.root.parents[:-2]:
+        parent.chmod(0o755)
+    raised = raised_as_nobody(look)
+    assert isinstance(raised, LookupError), repr(raised)
+    assert "Permission denied" in str(raised)
+
+
+# ---------------------------------------------------------------- a volume that does not answer
+
+
+def looks() -> int:
+    return sum(thread.name.startswith("a look at") for thread in threading.enumerate())
+
+
+@needs_root
+def test_a_volume_that_does_not_answer_is_told_once_a_day(
+    bare: NewLocation, people: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deadline, "LOOK_SECONDS", 0.5)
+    location: Location = bare(BACKUP_NOTIFY_URLS=people.url)
+    root = location.catalog.root
+    with silent(root) as hang_up:
+        cursor, keys = None, []
+        for _ in range(3):
+            clock = time.monotonic()
+            context = dg.build_sensor_context(
+                instance=location.instance,
+                cursor=cursor,
+                definitions=location.defs,
+                resources={"backups": location.system},
+            )
+            with context:
+                tick = location.defs.resolve_sensor_def("backup_freshness_sensor").evaluate_tick(context)
+            assert time.monotonic() - clock < SECONDS / 3
+            cursor = tick.cursor
+            keys += [request.run_key for request in tick.run_requests or []]
+            if len(keys) == 1 and not people.titles:
+                (request,) = tick.run_requests or []
+                assert location.run(ALERT_JOB, config=request.run_config, tags=request.tags).success
+        assert len(keys) == 1, "told once"
+        # However often it is looked, one look hangs and not one more with each.
+        assert looks() == 1
+        monkeypatch.setenv("BACKUP_DIR", str(root))
+        monkeypatch.setenv("POSTGRES_HOST", "127.0.0.1")
+        with at_once():
+            status = command("status")
+        assert status.exit_code == 3
+        hang_up()
+    text = f"the backup volume {root} does not answer within"
+    assert text in status.output
+    assert people.titles == ["[sample] the backup volume does not answer"]
+    assert text in people.messages[0]["message"]
+    assert f"findmnt -T {root}" in people.messages[0]["message"]
+
+
+@needs_root
+def test_a_volume_that_answers_again_is_looked_at_again(tmp_path: Path) -> None:
+    with silent(tmp_path / "volume") as hang_up:
+        root = tmp_path / "volume"
+        for _ in range(2):
+            with pytest.raises(StalledVolumeError):
+                deadline.within(0.2, root, lambda: os.listdir(root))
+        hang_up()
+        with pytest.raises(OSError, match="not connected"):
+            deadline.within(SECONDS, root, lambda: os.listdir(root))
+    assert deadline.within(SECONDS, root, lambda: os.listdir(root)) == []
+    with pytest.raises(VolumeError, match="gone"):
+        deadline.within(SECONDS, root, lambda: (_ for _ in ()).throw(VolumeError("gone")))
