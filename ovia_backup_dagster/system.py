@@ -61,7 +61,7 @@ class BackupSystem:
 
     @property
     def programs(self) -> Programs:
-        return Programs(self.settings.pg_bin_dir)
+        return Programs(self.settings.pg_bin_dir, self.settings.backup_stall_minutes * 60)
 
     @property
     def dumper(self) -> Dumper:

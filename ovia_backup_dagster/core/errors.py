@@ -180,6 +180,10 @@ class ConnectionLostError(ServerError):
     transient = True
 
 
+class ServerSilentError(ConnectionLostError):
+    """The server took the connection, or a question, and then said nothing more."""
+
+
 class TooManyConnectionsError(ServerError):
     """The server has no connection slot left for this role."""
 
@@ -190,6 +194,12 @@ class LockTimeoutError(ServerError):
     """A table stayed locked by somebody else for longer than the lock-wait timeout."""
 
     transient = True
+
+
+class LockStalledError(LockTimeoutError):
+    """A client program waited for somebody else's lock for so long that it was ended: tried again, it would wait anew."""
+
+    transient = False
 
 
 class StatementCancelledError(ServerError):
@@ -277,6 +287,10 @@ class ProgramError(BackupError):
 
 class ProgramMissingError(ProgramError):
     """A PostgreSQL client program is not there, or is something else."""
+
+
+class StalledError(ProgramError):
+    """A client program stood still, and was ended. Not transient: it has been waited for long enough."""
 
 
 class ExtensionMissingError(ProgramError):

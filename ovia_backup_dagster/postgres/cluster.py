@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ovia_backup_dagster.core.errors import ProgramError
 from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.postgres.values import without_values
 
 _ACCOUNTS = ("postgres", "nobody")
 _PROGRAMS = ("initdb", "pg_ctl", "postgres")
@@ -84,6 +85,8 @@ class Cluster:
             "--no-sync",
             f"--pgdata={self.data}",
         )
+        if not self.exists:
+            raise ProgramError(f"initdb made no cluster in {self.folder}", why="it ended with code 0")
         settings = {
             "listen_addresses": "",
             "unix_socket_directories": str(self.folder),
@@ -158,7 +161,8 @@ class Cluster:
         result = self._call(program, *arguments)
         if result.returncode != 0:
             log = self.log.read_text("utf-8", "replace").splitlines()[-1:] if self.log.exists() else []
-            why = " / ".join([line for line in result.stdout.splitlines() if line.strip()][-2:] + log)
+            said = [line for line in result.stdout.splitlines() if line.strip()][-2:] + log
+            why = " / ".join(map(without_values, said))
             raise ProgramError(f"{program} failed in {self.folder}", why=why, fix=f"see {self.log}")
 
     def _call(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -30,8 +30,9 @@ from ovia_backup_dagster.postgres.client import Connection, Programs
 from ovia_backup_dagster.postgres.cluster import Cluster, account_id, may_enter
 from ovia_backup_dagster.postgres.datatext import Log, statements, text_of
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier, sql_string
-from ovia_backup_dagster.postgres.session import DURABLY, connect, system_identifier
+from ovia_backup_dagster.postgres.session import DURABLY, be_patient, connect, system_identifier
 from ovia_backup_dagster.postgres.session import beside as other_than
+from ovia_backup_dagster.postgres.values import said_by
 
 #: Beginning of the folders' names; what bears it and is not in use is removed.
 PREFIX = "ovia-drill-"
@@ -153,7 +154,7 @@ class Copy:
                     fix=f"restore under another name; or look what is in it: {self.look}",
                 ) from None
             except psycopg.Error as error:
-                said = str(error).partition("\n")[0].strip()
+                said = said_by(error)
                 if "locale" not in str(error).lower() and "collat" not in str(error).lower():
                     raise
                 if self.live:
@@ -251,7 +252,8 @@ def throwaway(
         cluster = Cluster(bin_dir, place, superuser=superuser if takes else "postgres", settings=_SETTINGS)
         kept = False
         try:
-            cluster.create()
+            with usable(folder):
+                cluster.create()
             cluster.start()
             if not takes:
                 cluster = _renamed(cluster, superuser)
@@ -551,6 +553,7 @@ def _wait_until_made(session: psycopg.Connection[dict[str, Any]], name: str) -> 
 
 def drop_database(session: psycopg.Connection[dict[str, Any]], name: str, *, must_exist: bool = False) -> None:
     """Drop a database, with whoever is connected and whom this role may end."""
+    be_patient(session)
     session.execute("SET statement_timeout = 0")  # it waits for a checkpoint, and large files take long to remove
     statement = f"DROP DATABASE {'' if must_exist else 'IF EXISTS '}{sql_identifier(name)}"
     try:

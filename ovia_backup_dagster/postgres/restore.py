@@ -22,6 +22,8 @@ from ovia_backup_dagster.postgres.client import WRITABLE, Connection, Programs, 
 from ovia_backup_dagster.postgres.datatext import Log
 from ovia_backup_dagster.postgres.diagnosis import diagnose
 from ovia_backup_dagster.postgres.session import connect
+from ovia_backup_dagster.postgres.stall import watch
+from ovia_backup_dagster.postgres.values import is_raised, without_values
 
 REFRESH = "MATERIALIZED VIEW DATA "
 _PROGRESS_SECONDS = 10.0
@@ -36,9 +38,12 @@ _PROGRESS = """
                  WHERE datname = current_database() ORDER BY 1) AS indexing
 """
 _MESSAGE = re.compile(r"^(?=pg_restore: error: )", re.MULTILINE)
-#: Of a message, the line that says what is wrong. What follows (DETAIL, CONTEXT, the command) may repeat the data.
+#: Of a message, the line that says what is wrong. What follows (DETAIL, CONTEXT, the command) may hold any words.
 _ERROR = re.compile(r"^pg_restore: error: (?!a worker process died)(.+)$", re.MULTILINE)
 _COMMAND = re.compile(r"^Command was: ((?s:.*?);$)", re.MULTILINE)
+_QUERY = "could not execute query: ERROR:"
+#: A dump may hold its rows as commands.
+_ROW = re.compile(r"\bVALUES \(.*", re.DOTALL)
 _SHOWN = 120
 #: For building indexes, among all jobs; PostgreSQL's own default is the least.
 _INDEX_MEGABYTES, _LEAST_MEGABYTES = 512, 64
@@ -54,6 +59,7 @@ SURROUNDINGS = (
     errors.TooManyConnectionsError,
     errors.AuthenticationError,
     errors.ExtensionMissingError,
+    errors.StalledError,
 )
 
 
@@ -189,7 +195,9 @@ class Restorer:
                 f"--dbname={self.target.conninfo()}",
                 str(archive),
             )
-            with start(command, variables={**self.target.environment(), "PGOPTIONS": self._options}) as child:
+            variables = {**self.target.environment(), "PGOPTIONS": self._options}
+            watching = watch(self.programs, self.target, work_counts=True)
+            with start(command, variables=variables, watch=watching) as child:
                 code = child.wait(on_poll, _PROGRESS_SECONDS)
                 return code, child.stderr
 
@@ -201,27 +209,41 @@ class Restorer:
         """
         met = []
         for message in _MESSAGE.split(stderr):
-            if error := _ERROR.search(message):
-                found = diagnose(error[1], what=what, connection=self.target, exit_code=code)
+            if _ERROR.search(message):
+                found = self._understood(message, code, what)
                 if isinstance(found, SURROUNDINGS):
                     raise found
                 command = _COMMAND.search(message)
-                said = error[1].removeprefix("could not execute query: ERROR:").strip()
-                met.append((self.target.redact(said), command[1] if command else ""))
+                met.append((self._said(message), command[1] if command else ""))
         return met
 
     def _failed(self, stderr: str, code: int, what: str) -> BackupError:
-        error, command = _ERROR.search(stderr), _COMMAND.search(stderr)
-        said = error[0].removeprefix("pg_restore: error: ") if error else stderr
-        found = diagnose(said, what=what, connection=self.target, exit_code=code)
-        if isinstance(found, SURROUNDINGS) or error is None:
+        # What several jobs say at a time is mixed up: then nobody knows whose words a function has raised.
+        messages = [stderr] if is_raised(stderr) else _MESSAGE.split(stderr)
+        message = next(filter(_ERROR.search, messages), "")
+        if not message:
+            return diagnose(stderr, what=what, connection=self.target, exit_code=code)
+        found = self._understood(message, code, what)
+        if isinstance(found, SURROUNDINGS):
             return found
+        command = _COMMAND.search(stderr)
         return RestoreError(
             _at(what, command[1] if command else ""),
             why="the source holds something that cannot be made anew in this order, or not by this role",
-            said=self.target.redact(said),
-            fix="see what it is in the source; mend it there; then dump, and drill again",
+            said=self._said(message),
+            fix="see what it is in the source; repair it there; then dump, and drill again",
         )
+
+    def _understood(self, message: str, code: int, what: str) -> BackupError:
+        # Only the first line is the server's own words; and not even that where a function has raised it.
+        error = _ERROR.search(message)
+        text = message if error is None or is_raised(message) else error[1]
+        return diagnose(text, what=what, connection=self.target, exit_code=code)
+
+    def _said(self, message: str) -> str:
+        """The line that says what is wrong, without the values in it."""
+        said = without_values(message[_start(message) :]).partition("\n")[0]
+        return self.target.redact(said.removeprefix("pg_restore: error: ").removeprefix(_QUERY).strip())
 
     def _teller(self, expected: int | None, log: Log) -> Callable[[], None]:
         """What tells how far it is: bytes, tables, and the seconds that are left if it goes on like this."""
@@ -249,9 +271,15 @@ class Restorer:
         return tell
 
 
+def _start(message: str) -> int:
+    """Where what is wrong is said; before it may stand what was worth a warning."""
+    error = _ERROR.search(message)
+    return error.start() if error else 0
+
+
 def _at(what: str, command: str) -> str:
     """``what``, and at which command, shortened and without its literals."""
-    at = " ".join(redacted(command).split())
+    at = " ".join(_ROW.sub("VALUES …", redacted(command)).split())
     if len(at) > _SHOWN:
         at = at[:_SHOWN] + "…"
     return f"{what}, at: {at}" if at else what

@@ -19,6 +19,8 @@ from ovia_backup_dagster.postgres.client import Connection, Programs, capture
 from ovia_backup_dagster.postgres.datatext import statements, text_of
 from ovia_backup_dagster.postgres.quoting import sql_identifier
 from ovia_backup_dagster.postgres.session import connect
+from ovia_backup_dagster.postgres.stall import watch
+from ovia_backup_dagster.postgres.values import said_by
 
 #: Nothing else of a globals file is run: it has no checksum, and could hold any SQL.
 _ALLOWED = re.compile(rb"CREATE ROLE |ALTER ROLE |COMMENT ON ROLE |SECURITY LABEL ON ROLE |GRANT |REVOKE |SET ")
@@ -58,7 +60,7 @@ def replay(server: Connection, globals_sql: bytes) -> list[str]:
                 # Prepared, a statement is one: no other hides behind its semicolon.
                 session.execute(statement, prepare=True)
             except psycopg.Error as error:
-                notes.append(f"{_head(statement)}: {_first_line(error)}")
+                notes.append(f"{_head(statement)}: {said_by(error)}")
         # A name can be written in more ways than are known here.
         me = sql_identifier(server.user)
         for own_again in ("RESET SESSION AUTHORIZATION", f"ALTER ROLE {me} LOGIN", f"ALTER ROLE {me} RESET ALL"):
@@ -85,7 +87,9 @@ def make_missing(server: Connection, programs: Programs, archive: Path) -> list[
         try:
             with use_list(listing, lambda entry: _DATA.match(entry) is None) as chosen:
                 _, _, stderr = capture(
-                    (*command, chosen, f"--dbname={probe.conninfo()}", str(archive)), variables=probe.environment()
+                    (*command, chosen, f"--dbname={probe.conninfo()}", str(archive)),
+                    variables=probe.environment(),
+                    watch=watch(programs, probe, work_counts=True),
                 )
         finally:
             with connect(server) as session:
@@ -150,7 +154,7 @@ def create(server: Connection, globals_sql: bytes, names: Collection[str]) -> li
             try:
                 session.execute(statement, prepare=True)
             except psycopg.Error as error:
-                notes.append(f"{_head(statement)}: {_first_line(error)}")
+                notes.append(f"{_head(statement)}: {said_by(error)}")
         there = session.execute("SELECT rolname, rolcanlogin FROM pg_roles").fetchall()
         logins = [row["rolname"] for row in there if row["rolcanlogin"] and row["rolname"] in names]
     if logins:
@@ -174,7 +178,3 @@ def _unquoted(quoted: bytes) -> str:
 
 def _head(statement: bytes) -> str:
     return " ".join(text_of(statement).split()[:3])
-
-
-def _first_line(error: psycopg.Error) -> str:
-    return str(error).partition("\n")[0]
