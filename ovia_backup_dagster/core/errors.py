@@ -197,7 +197,7 @@ class LockTimeoutError(ServerError):
 
 
 class LockStalledError(LockTimeoutError):
-    """A client program waited for somebody else's lock for so long that it was ended: tried again, it would wait anew."""
+    """A client program was ended: it waited too long for another session's lock. Tried again, it would wait again."""
 
     transient = False
 

@@ -98,7 +98,7 @@ class Restorer:
         tell = self._teller(expected_bytes, log)
         code, stderr = self._run(archive, listing, self._wanted, ("--exit-on-error",), tell, self.jobs)
         if code != 0:
-            raise self._failed(stderr, code, self._failure)
+            raise self._failed(stderr, code, self._failure, listing)
 
     def rehearse(self, archive: Path, listing: str) -> None:
         """As :meth:`restore`, but for all data: whether this role may make what is in it, on this server.
@@ -108,7 +108,7 @@ class Restorer:
         """
         code, stderr = self._run(archive, listing, self._wanted, ("--exit-on-error", "--schema-only"), None, self.jobs)
         if code != 0:
-            raise self._failed(stderr, code, self._failure)
+            raise self._failed(stderr, code, self._failure, listing)
 
     def salvage(self, archive: Path, listing: str, expected_bytes: int | None, log: Log) -> list[str]:
         """As :meth:`restore`, of an archive that may be damaged, whatever errors are met; returns a line for each.
@@ -125,10 +125,10 @@ class Restorer:
             # One job: what several say at a time is mixed up, and what was lost is to be told.
             code, stderr = self._run(archive, listing, wanted, (f"--section={section}",), tell, 1)
             if code != 0:
-                errors = self._errors(stderr, code, self._failure)
+                errors = self._errors(stderr, code, self._failure, listing)
                 met.extend(f"{prefix}{_at(said, command)}" for said, command in errors)
                 if not errors:
-                    raise self._failed(stderr, code, self._failure)
+                    raise self._failed(stderr, code, self._failure, listing)
 
         step("pre-data", self._wanted)
         for data in dict.fromkeys(filter(_DATA.match, entries(listing))):
@@ -151,12 +151,12 @@ class Restorer:
                 return []
         what = f"refreshing the materialized views of the {self.name} failed"
         told = []
-        for said, command in self._errors(stderr, code, what):
+        for said, command in self._errors(stderr, code, what, listing):
             if command:
                 view = command.removeprefix("REFRESH MATERIALIZED VIEW ").removesuffix(";")
                 told.append(f"materialized view {view} cannot be refreshed: {said}")
         if not told:
-            raise self._failed(stderr, code, what)
+            raise self._failed(stderr, code, what, listing)
         return told
 
     @property
@@ -201,7 +201,7 @@ class Restorer:
                 code = child.wait(on_poll, _PROGRESS_SECONDS)
                 return code, child.stderr
 
-    def _errors(self, stderr: str, code: int, what: str) -> list[tuple[str, str]]:
+    def _errors(self, stderr: str, code: int, what: str, listing: str) -> list[tuple[str, str]]:
         """What was said of each error, and the command that it was met at; empty where there was none.
 
         Raises:
@@ -213,11 +213,11 @@ class Restorer:
                 found = self._understood(message, code, what)
                 if isinstance(found, SURROUNDINGS):
                     raise found
-                command = _COMMAND.search(message)
-                met.append((self._said(message), command[1] if command else ""))
+                command = _command(message)
+                met.append((self._said(message, listing + command), command))
         return met
 
-    def _failed(self, stderr: str, code: int, what: str) -> BackupError:
+    def _failed(self, stderr: str, code: int, what: str, listing: str) -> BackupError:
         # What several jobs say at a time is mixed up: then nobody knows whose words a function has raised.
         messages = [stderr] if is_raised(stderr) else _MESSAGE.split(stderr)
         message = next(filter(_ERROR.search, messages), "")
@@ -226,11 +226,11 @@ class Restorer:
         found = self._understood(message, code, what)
         if isinstance(found, SURROUNDINGS):
             return found
-        command = _COMMAND.search(stderr)
+        command = _command(stderr)
         return RestoreError(
-            _at(what, command[1] if command else ""),
+            _at(what, command),
             why="the source holds something that cannot be made anew in this order, or not by this role",
-            said=self._said(message),
+            said=self._said(message, listing + command),
             fix="see what it is in the source; repair it there; then dump, and drill again",
         )
 
@@ -240,9 +240,9 @@ class Restorer:
         text = message if error is None or is_raised(message) else error[1]
         return diagnose(text, what=what, connection=self.target, exit_code=code)
 
-    def _said(self, message: str) -> str:
-        """The line that says what is wrong, without the values in it."""
-        said = without_values(message[_start(message) :]).partition("\n")[0]
+    def _said(self, message: str, known: str) -> str:
+        """The line that says what is wrong, without the values in it; ``known`` has all names."""
+        said = without_values(message[_start(message) :], known).partition("\n")[0]
         return self.target.redact(said.removeprefix("pg_restore: error: ").removeprefix(_QUERY).strip())
 
     def _teller(self, expected: int | None, log: Log) -> Callable[[], None]:
@@ -271,6 +271,12 @@ class Restorer:
         return tell
 
 
+def _command(message: str) -> str:
+    """The command that an error was met at, without rows."""
+    found = _COMMAND.search(message)
+    return _ROW.sub("VALUES …;", found[1]) if found else ""
+
+
 def _start(message: str) -> int:
     """Where what is wrong is said; before it may stand what was worth a warning."""
     error = _ERROR.search(message)
@@ -279,7 +285,7 @@ def _start(message: str) -> int:
 
 def _at(what: str, command: str) -> str:
     """``what``, and at which command, shortened and without its literals."""
-    at = " ".join(_ROW.sub("VALUES …", redacted(command)).split())
+    at = " ".join(redacted(command).split())
     if len(at) > _SHOWN:
         at = at[:_SHOWN] + "…"
     return f"{what}, at: {at}" if at else what

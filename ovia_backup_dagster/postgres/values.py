@@ -2,9 +2,10 @@
 
 A message names what it is about (a table, a column, a constraint), and many repeat a value as well: ``invalid input
 syntax for type integer: "4111 1111"``. Names stay, values go. What stands in double quotes is a name only where the
-word before says so; everything else that is quoted is taken for a value, in whatever language the server speaks.
-DETAIL, QUERY and STATEMENT hold rows, and are left out. The words of ``RAISE`` are a user's own and may hold anything:
-the function and its line are all that stays. Of CONTEXT, the line and the column of a COPY stay.
+word before says so, and, where it was only looked for, where there is such a name; all else that is quoted is taken for
+a value, in whatever language the server speaks. DETAIL, QUERY and STATEMENT hold rows, and are left out. The words of
+``RAISE`` are a user's own and may hold anything: the function and its line are all that stays. Of CONTEXT, the line and
+the column of a COPY stay.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ _QUOTE = re.compile(rf"(?P<name>{_NAME})|[\"»„«“‹`]|(?<!\w)'")
 _TAIL = re.compile(
     r"[\"»«“”›'`] ((?:is out of range for type [a-z0-9 ]+|not recognized|(?:does not|already) exists?)$)"
 )
+_LOOKED_FOR = re.compile(r"does not exist|recognized|not available|not found|is not an? ")
 _VALUE = '"…"'
 _BYTES = re.compile(r"0x[0-9a-f]{2}(?: 0x[0-9a-f]{2})*")
 _NUMBER = re.compile(r"\bvalue -?\d[\d.]*")
@@ -40,14 +42,20 @@ _FOREIGN = re.compile(r"PL/(?!pgSQL)\w+ function (?P<name>\"[^\"\n]*\"|\S+)")
 _COPIED = re.compile(r"^CONTEXT:\s+COPY .+?, line (?P<line>\d+)(?:, column (?P<column>[^:\n]+))?", re.MULTILINE)
 
 
-def without_values(text: str) -> str:
-    """What a program printed, or one message of the server: its first lines, with names and without values."""
+def without_values(text: str, known: str | None = None) -> str:
+    """What a program printed, or one message of the server: its first lines, with names and without values.
+
+    Args:
+        text: as it was printed.
+        known: text that holds all names there are, where a user's function may have looked for a value as if it were
+            a name; ``None`` where none has run.
+    """
     kept: list[str] = []
     dropping = False
     for line in text.splitlines():
         if not dropping or _BEGINS.match(line):
             server = _SERVER.search(line)
-            kept.append(line[: server.end()] + _line(line[server.end() :]) if server else line)
+            kept.append(line[: server.end()] + _line(line[server.end() :], known) if server else line)
             # DETAIL and the like follow, or the rest of a value with a line feed.
             dropping = server is not None
     if raised := _RAISED.search(text) or _FOREIGN.search(text):
@@ -83,14 +91,20 @@ def _raised(line: str, by: str) -> str:
     return f"{line[: server.end()]}{by}" if server else line
 
 
-def _line(line: str) -> str:
+def _line(line: str, known: str | None) -> str:
     found, at = "", 0
+    looked_for = known is not None and _LOOKED_FOR.search(line)
     while match := _QUOTE.search(line, at):
-        if match["name"]:
+        if match["name"] and not (looked_for and _quoted(match["name"]) not in (known or "")):
             found, at = found + line[at : match.end()], match.end()
             continue
         # A value may hold quotes: nothing after its first tells where it ends.
-        tail = _TAIL.search(line, match.end())
-        found += line[at : match.start()] + _VALUE + (f" {tail[1]}" if tail else "")
+        tail = _TAIL.search(line, match.start() + 1)
+        start = match.start() + match[0].index('"') if match["name"] else match.start()
+        found += line[at:start] + _VALUE + (f" {tail[1]}" if tail else "")
         at = len(line)
     return _NUMBER.sub("value …", _BYTES.sub("0x…", found + line[at:]))
+
+
+def _quoted(name: str) -> str:
+    return name.split('"')[1]
