@@ -63,6 +63,7 @@ def test_the_defaults() -> None:
         "backup_notify_urls": (),
         "backup_notify_urls_file": None,
         "backup_lock_wait_minutes": 30.0,
+        "backup_stall_minutes": 30.0,
         "backup_asset_prefix": "",
         "drill_schedule": "0 5 1 * *",
         "drill_where": "auto",

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+import dagster as dg
 import psycopg
 import pytest
 from pydantic import SecretStr
@@ -24,6 +25,7 @@ from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.restore import Restorer
 from ovia_backup_dagster.postgres.session import be_patient, connect
 from ovia_backup_dagster_tests.conftest import PASSWORD, PortCluster, execute, free_port, quiet, running_cluster
+from ovia_backup_dagster_tests.defs.support import Location, environment, failure, load, retries
 from ovia_backup_dagster_tests.doctor.support import executable
 from ovia_backup_dagster_tests.faults.conftest import place_for
 from ovia_backup_dagster_tests.faults.harness import Place, ended_by_then, files, leftovers, stopped, until
@@ -216,6 +218,18 @@ def test_a_lock_is_named_with_its_holder(source: Connection, bin_dir: Path, tmp_
         assert f"it waited in vain for a lock on public.{name}, which {holder}" in error.why
         assert "pg_terminate_backend" in error.fix
         assert error.transient is (kind is errors.LockTimeoutError)
+
+
+def test_a_run_that_stood_still_is_not_tried_again(source: Connection, bin_dir: Path, tmp_path: Path) -> None:
+    """Each try would hold the volume for as long again; what a person is told comes at once."""
+    with Proxy(to=source.port, swallow_after=1_000_000) as proxy, dg.DagsterInstance.ephemeral() as instance:
+        to = through(proxy, source)
+        more = {"PGPASSWORD": PASSWORD, "BACKUP_STALL_MINUTES": str(STALL / 60), "BACKUP_COMPRESSION": "none"}
+        location = Location(load(environment(to, tmp_path / "volume", bin_dir, **more)), instance)
+        result = location.materialize("daily_dump")
+    assert "stood still for" in failure(result)
+    assert retries(result) == 0
+    assert leftovers(tmp_path / "volume") == []
 
 
 # --------------------------------------------------------------------------------------------- questions
