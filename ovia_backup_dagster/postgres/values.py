@@ -19,7 +19,7 @@ _NOUNS = (
     r"relation|table|column|constraint|index|view|sequence|type|domain|schema|role|roles|user|database|tablespace"
     r"|extension|function|procedure|aggregate|language|trigger|rule|policy|operator|class|family|collation|encoding"
     r"|parameter|publication|subscription|server|wrapper|method|option|attribute|partition|slot|configuration"
-    r"|dictionary|template|parser|locale|locale name:|pattern|file|directory|library|socket|host|host name"
+    r"|dictionary|template|parser|provider|locale|locale name:|pattern|file|directory|library|socket|host|host name"
     r"|server at|certificate for|skipping|dumping the contents of table"
 )
 _NAME = rf'\b(?:{_NOUNS})\s+"[^"]*"|^"[^"]*" is (?:not )?an? |"…"'
