@@ -94,12 +94,21 @@ class Watchdog(threading.Thread):
 
 
 def _used(pid: int) -> Sequence[tuple[int, int]]:
-    """Nanoseconds of processor time of a process and its descendants, as far as they can be read."""
+    """Processor time of a process and its descendants. What cannot be looked at is taken for alive."""
     found, pids = [], [pid]
     for each in pids:
         with contextlib.suppress(OSError, ValueError, IndexError):
             folder = Path(f"/proc/{each}")
-            found.append((each, int((folder / "schedstat").read_text().split()[0])))
+            found.append((each, _time(folder)))
             for listed in (folder / "task").glob("*/children"):
                 pids.extend(map(int, listed.read_text().split()))
-    return found
+    return found or [(pid, time.monotonic_ns())]
+
+
+def _time(process: Path) -> int:
+    """In nanoseconds; where the kernel does not count them, in its ticks, mostly hundredths of a second."""
+    try:
+        return int((process / "schedstat").read_text().split()[0])
+    except FileNotFoundError:
+        user, system = (process / "stat").read_text().rpartition(")")[2].split()[11:13]
+        return int(user) + int(system)
