@@ -12,7 +12,7 @@ from ovia_backup_dagster.doctor.report import Area, Line, fail, from_dict, warn
 
 MODULE = "ovia_backup_dagster.defs.instance"
 #: Dagster takes three seconds to import, its storage may be on a server that does not answer.
-TIMEOUT_SECONDS = 20
+TIMEOUT_SECONDS = 22
 
 
 def examine(environment: Mapping[str, str] | None = None) -> Iterator[Line]:
