@@ -26,6 +26,8 @@ from ovia_backup_dagster_tests.faults.conftest import needs_root
 from ovia_backup_dagster_tests.faults.disks import MEGABYTE, filled, tmpfs
 from ovia_backup_dagster_tests.faults.harness import files, leftovers
 
+PAGE = 4096
+
 
 @pytest.fixture
 def archive(dumper: Dumper) -> Path:
@@ -63,9 +65,11 @@ def test_a_schema_that_found_no_room_is_no_bad_backup(database: Connection, prog
         place.mkdir()
         reader = Rereader(programs, database, "", "UTF8", folder=place)
         reader.read()
-        with filled(drill_dir, 0), pytest.raises(errors.DiskFullError) as caught:
-            reader.read()
-        assert list(place.iterdir()) == []
+        # Nothing, a folder alone, and then parts of the file.
+        for pages in range(4):
+            with filled(drill_dir, pages * PAGE), pytest.raises(errors.DiskFullError) as caught:
+                reader.read()
+            assert list(place.iterdir()) == []
     assert caught.value.what == f"{drill_dir} is full"
     assert "nothing about any backup" in caught.value.why
     assert "DRILL_DIR" in caught.value.fix
@@ -93,18 +97,23 @@ def test_a_list_that_finds_no_room_restores_nothing(
 
 @needs_root
 def test_a_dump_that_found_no_room_is_told_so(database: Connection, programs: Programs, tmp_path: Path) -> None:
-    """A small one fits into pg_dump's buffer, which it gives up in silence."""
+    """A small one fits into pg_dump's buffer, which it gives up in silence; else the end of it is lost."""
     execute(database, "DROP OWNED BY ovia CASCADE", "DROP SCHEMA public CASCADE")
-    root = tmp_path / "volume"
+    root, refusals = tmp_path / "volume", []
     with tmpfs(root, 4 * MEGABYTE):
         catalog = Catalog(root, database.database, lock_wait_seconds=0)
         catalog.prepare()
         dumper = Dumper(catalog, database, programs)
-        with filled(root, 0), pytest.raises(errors.DiskFullError) as caught:
-            dumper.dump(log=quiet)
-        assert leftovers(root) == []
-        assert not [name for name in files(root) if name.endswith(".dump")]
-    assert "df -h $BACKUP_DIR" in caught.value.fix
+        for pages in range(0, 12, 2):
+            with filled(root, pages * PAGE):
+                try:
+                    archives.read_archive(programs, dumper.dump(log=quiet).path)
+                except errors.DiskFullError as error:
+                    refusals.append(str(error))
+            for path in (*(root / "daily").iterdir(), root / ".reserve"):
+                path.unlink(missing_ok=True)
+    assert any("wrote no whole archive" in refusal for refusal in refusals), refusals
+    assert all("df -h $BACKUP_DIR" in refusal for refusal in refusals)
 
 
 # --------------------------------------------------------------------------------------------- cut off
