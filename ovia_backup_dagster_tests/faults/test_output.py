@@ -59,6 +59,7 @@ def writing(bin_dir: Path, folder: Path, when: str, content: str) -> AbstractCon
 @needs_root
 def test_a_schema_that_found_no_room_is_no_bad_backup(database: Connection, programs: Programs, tmp_path: Path) -> None:
     """pg_dump ends with code 0, and its file is empty."""
+    execute(database, "DROP OWNED BY ovia CASCADE", "DROP SCHEMA public CASCADE")
     drill_dir = tmp_path / "drills"
     with tmpfs(drill_dir, 4 * MEGABYTE):
         place = drill_dir / "ovia-drill-x"
