@@ -66,15 +66,14 @@ def test_a_schema_that_found_no_room_is_no_bad_backup(database: Connection, prog
         place.mkdir()
         reader = Rereader(programs, database, "", "UTF8", folder=place)
         reader.read()
-        # Nothing, a folder alone, and then parts of the file.
-        for pages in range(4):
-            with filled(drill_dir, pages * PAGE), pytest.raises(errors.DiskFullError) as caught:
-                reader.read()
-            assert list(place.iterdir()) == []
-    assert caught.value.what == f"{drill_dir} is full"
-    assert "nothing about any backup" in caught.value.why
-    assert "DRILL_DIR" in caught.value.fix
-    assert "prune" not in str(caught.value)
+        for act in (reader.read, lambda: reader._dump_schema(place / "schema")):  # without, and with its folder
+            with filled(drill_dir, 0), pytest.raises(errors.DiskFullError) as caught:
+                act()
+            assert caught.value.what == f"{drill_dir} is full"
+            assert "nothing about any backup" in caught.value.why
+            assert "DRILL_DIR" in caught.value.fix
+            assert "prune" not in caught.value.fix
+        assert (place / "schema").stat().st_size == 0
 
 
 @needs_root
