@@ -20,7 +20,7 @@ from ovia_backup_dagster.postgres.drill import Choice, Driller, Where
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.reread import Rereader
 from ovia_backup_dagster.postgres.verification import Verifier
-from ovia_backup_dagster_tests.conftest import execute, quiet
+from ovia_backup_dagster_tests.conftest import NewDatabase, execute, quiet
 from ovia_backup_dagster_tests.doctor.support import executable
 from ovia_backup_dagster_tests.faults.conftest import needs_root
 from ovia_backup_dagster_tests.faults.disks import MEGABYTE, filled, tmpfs
@@ -57,9 +57,11 @@ def writing(bin_dir: Path, folder: Path, when: str, content: str) -> AbstractCon
 
 
 @needs_root
-def test_a_schema_that_found_no_room_is_no_bad_backup(database: Connection, programs: Programs, tmp_path: Path) -> None:
+def test_a_schema_that_found_no_room_is_no_bad_backup(
+    new_database: NewDatabase, programs: Programs, tmp_path: Path
+) -> None:
     """pg_dump ends with code 0, and its file is empty."""
-    execute(database, "DROP OWNED BY ovia CASCADE", "DROP SCHEMA public CASCADE")
+    database = new_database(template="template0")
     drill_dir = tmp_path / "drills"
     with tmpfs(drill_dir, 4 * MEGABYTE):
         place = drill_dir / "ovia-drill-x"
@@ -96,9 +98,9 @@ def test_a_list_that_finds_no_room_restores_nothing(
 
 
 @needs_root
-def test_a_dump_that_found_no_room_is_told_so(database: Connection, programs: Programs, tmp_path: Path) -> None:
+def test_a_dump_that_found_no_room_is_told_so(new_database: NewDatabase, programs: Programs, tmp_path: Path) -> None:
     """A small one fits into pg_dump's buffer, which it gives up in silence; else the end of it is lost."""
-    execute(database, "DROP OWNED BY ovia CASCADE", "DROP SCHEMA public CASCADE")
+    database = new_database(template="template0")
     root, refusals = tmp_path / "volume", []
     with tmpfs(root, 4 * MEGABYTE):
         catalog = Catalog(root, database.database, lock_wait_seconds=0)
