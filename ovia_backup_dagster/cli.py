@@ -21,7 +21,6 @@ import socket
 import sys
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -661,18 +660,25 @@ def undo_restore(
 def doctor(test_alert: bool, port: int | None, as_json: bool) -> None:
     """Look at everything a backup depends on, and say how to mend it. Exit code 1: something will fail."""
     from ovia_backup_dagster.doctor import code_server, examine, instance, surroundings
-    from ovia_backup_dagster.doctor.report import Level, as_dict, summary, worst
+    from ovia_backup_dagster.doctor.report import Area, Level, as_dict, summary, worst
+    from ovia_backup_dagster.doctor.within import Part, within
     from ovia_backup_dagster.settings import Settings
     from ovia_backup_dagster.system import BackupSystem
 
     system = BackupSystem(Settings.load())
     if port is not None:
-        parts = [examine.code_server(system), code_server.health(port)]
+        server, log = f"the code server on port {port}", "see its log; then restart it"
+        looks = [lambda: examine.code_server(system), lambda: code_server.health(port)]
+        found = within([Part(Area.DAGSTER, look, server, log) for look in looks])
     else:
-        parts = [examine.everything(system), instance.examine()]
-        parts += [surroundings.test_alert(system)] if test_alert else []
+        environment = dict(os.environ)
+        home, urls = "check $DAGSTER_HOME/dagster.yaml", "check BACKUP_NOTIFY_URLS and the network"
+        more = [Part(Area.DAGSTER, lambda: instance.examine(environment), "Dagster's instance", home)]
+        if test_alert:
+            more.append(Part(Area.ALERTS, lambda: surroundings.test_alert(system), "a channel of the alerts", urls))
+        found = examine.everything(system, *more)
     lines = []
-    for line in chain(*parts):  # told at once: one that hangs is seen
+    for line in found:  # told at once: one that hangs is seen
         lines.append(line)
         if not as_json:
             _print_line(line)

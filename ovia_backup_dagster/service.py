@@ -51,7 +51,8 @@ PATIENCE_SECONDS = 90.0
 DOCTOR_INTERVAL_SECONDS = 600.0
 #: How long until it looks again while something will fail: often a service that is only starting.
 DOCTOR_AGAIN_SECONDS = 60.0
-DOCTOR_TIMEOUT_SECONDS = 300.0
+#: It ends in half of it, whatever hangs.
+DOCTOR_TIMEOUT_SECONDS = 60.0
 
 #: Set by value, they would stand in what Docker shows of each container.
 BY_FILE = {

@@ -128,6 +128,13 @@ class Settings(BaseSettings):
     backup_lock_wait_minutes: float = _variable(
         "BACKUP_LOCK_WAIT_MINUTES", default=30.0, doc="How long to wait for another operation's lock.", shown="30"
     )
+    backup_stall_minutes: float = _variable(
+        "BACKUP_STALL_MINUTES",
+        default=30.0,
+        doc="How long a client program, such as pg_dump, may stand still while the server reports no progress of it; "
+        "then it is ended.",
+        shown="30",
+    )
     backup_asset_prefix: str = _variable(
         "BACKUP_ASSET_PREFIX",
         default="",
@@ -504,6 +511,14 @@ class Settings(BaseSettings):
     def _minutes(cls, value: float) -> float:
         if not 0 <= value <= 24 * 60:
             raise ValueError(f"{value} is not a number of minutes between 0 and a day")
+        return value
+
+    @field_validator("backup_stall_minutes")
+    @classmethod
+    def _stall(cls, value: float) -> float:
+        # Not 0: whoever wants no limit has none that would ever be met by a day.
+        if not 0 < value <= 24 * 60:
+            raise ValueError(f"{value} is not a number of minutes, more than 0 and at most a day")
         return value
 
     @field_validator("backup_compression")

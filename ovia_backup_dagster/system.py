@@ -63,7 +63,9 @@ class BackupSystem:
 
     @property
     def programs(self) -> Programs:
-        return Programs(self.settings.pg_bin_dir, Sandbox(Confine(self.settings.drill_sandbox)))
+        settings = self.settings
+        sandbox = Sandbox(Confine(settings.drill_sandbox))
+        return Programs(settings.pg_bin_dir, sandbox, settings.backup_stall_minutes * 60)
 
     @property
     def dumper(self) -> Dumper:

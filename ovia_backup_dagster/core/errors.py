@@ -196,6 +196,10 @@ class ConnectionLostError(ServerError):
     transient = True
 
 
+class ServerSilentError(ConnectionLostError):
+    """The server took the connection, or a question, and then said nothing more."""
+
+
 class TooManyConnectionsError(ServerError):
     """The server has no connection slot left for this role."""
 
@@ -206,6 +210,12 @@ class LockTimeoutError(ServerError):
     """A table stayed locked by somebody else for longer than the lock-wait timeout."""
 
     transient = True
+
+
+class LockStalledError(LockTimeoutError):
+    """A client program was ended: it waited too long for another session's lock. Tried again, it would wait again."""
+
+    transient = False
 
 
 class StatementCancelledError(ServerError):
@@ -293,6 +303,10 @@ class ProgramError(BackupError):
 
 class ProgramMissingError(ProgramError):
     """A PostgreSQL client program is not there, or is something else."""
+
+
+class StalledError(ProgramError):
+    """A client program stood still, and was ended. Not transient: it has been waited for long enough."""
 
 
 class ExtensionMissingError(ProgramError):

@@ -32,6 +32,8 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 #: Another filesystem, one without hard links, a file of another owner (protected_hardlinks), too many links.
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
 TEMPORARY = ".tmp"
+#: A program's buffer, which is all that it may find no room for, is smaller.
+_LEAST_BYTES = 1024 * 1024
 
 #: The most that is read of a note of ours, in bytes: a line.
 NOTE_BYTES = 4096
@@ -258,6 +260,34 @@ def explained(what: str, *, passing: type[OSError] | tuple[type[OSError], ...] =
         raise
     except OSError as error:
         raise volume_error(error, what) from error
+
+
+@contextlib.contextmanager
+def scratch(folder: Path, variable: str) -> Iterator[None]:
+    """As :func:`explained`, for files that are needed for a moment: a full disk there is not the backup volume's."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise full_scratch(folder, variable) from error
+        fix = f"ls -ld {folder}; or set {variable} to another folder"
+        raise VolumeError(f"cannot write in {folder}", said=error.strerror or str(error), fix=fix) from error
+
+
+def full_scratch(folder: Path, variable: str) -> DiskFullError:
+    """There is no room for files that are needed for a moment; nothing is wrong with any backup."""
+    return DiskFullError(
+        f"{folder} is full",
+        why="files that are needed for a moment stand there; this says nothing about any backup",
+        fix=f"make room: df -h {folder}; or set {variable} to a folder on a larger disk",
+    )
+
+
+def is_full(folder: Path) -> bool:
+    """Whether so little room is left that what was just written there may have been cut off."""
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage(folder).free < _LEAST_BYTES
+    return False
 
 
 def volume_error(error: OSError, what: str) -> VolumeError:

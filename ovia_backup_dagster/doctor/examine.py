@@ -2,30 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.doctor import drills, restores, server, surroundings, volume
 from ovia_backup_dagster.doctor.report import Area, Level, Line, failed, ok
+from ovia_backup_dagster.doctor.within import Part, within
+from ovia_backup_dagster.postgres.quoting import shell_word
 from ovia_backup_dagster.system import BackupSystem
 
 
-def everything(system: BackupSystem) -> Iterator[Line]:
-    """Look at everything but Dagster itself. Changes nothing.
+def everything(system: BackupSystem, *more: Part) -> Iterator[Line]:
+    """Look at everything but Dagster itself, and at ``more``. Changes nothing, and ends in time, whatever hangs.
 
     With settings that cannot be used, only they are looked at, and the client programs.
     """
-    yield from surroundings.settings(system)
-    yield from surroundings.programs(system)
-    if system.settings.problems:
-        return
-    yield from server.server(system)
-    yield from volume.volume(system)
-    yield from volume.backups(system)
-    yield from drills.drills(system)
-    yield from restores.restores(system)
-    yield from surroundings.alerts(system)
+    parts = _first(system)
+    if not system.settings.problems:
+        parts += _others(system)
+    return within([*parts, *more])
+
+
+def _first(system: BackupSystem) -> list[Part]:
+    return [
+        _part(Area.SETTINGS, surroundings.settings, system, "what the settings name", "ls -l the files that they name"),
+        _part(Area.PROGRAMS, surroundings.programs, system, "the client programs", "df -h $PG_BIN_DIR; pg_dump -V"),
+    ]
+
+
+def _others(system: BackupSystem) -> list[Part]:
+    settings = system.settings
+    root, folder = shell_word(str(settings.backup_dir)), shell_word(str(settings.drill_dir))
+    ready = _is_ready(settings.postgres_host, settings.postgres_port)
+    target = _is_ready(
+        settings.restore_postgres_host or settings.postgres_host,
+        settings.restore_postgres_port or settings.postgres_port,
+    )
+    disk = f"findmnt -T {root}; df -h {root}; dmesg | tail"
+    return [
+        _part(Area.SERVER, server.server, system, "the server", ready),
+        _part(Area.VOLUME, volume.volume, system, "the backup volume", disk),
+        _part(Area.BACKUPS, volume.backups, system, "the backup volume", disk),
+        _part(Area.DRILLS, drills.drills, system, "what a drill depends on", f"df -h {folder}; {disk}; {target}"),
+        _part(Area.RESTORES, restores.restores, system, "what a restore depends on", f"{target}; docker service ls"),
+        _part(Area.ALERTS, surroundings.alerts, system, "what alerts depend on", "ls -l $BACKUP_NOTIFY_URLS_FILE"),
+    ]
+
+
+def _part(
+    area: Area, look: Callable[[BackupSystem], Iterator[Line]], system: BackupSystem, what: str, fix: str
+) -> Part:
+    return Part(area, lambda: look(system), what, fix)
+
+
+def _is_ready(host: str | None, port: int) -> str:
+    name = shell_word(host or "")
+    return f"getent hosts {name}; pg_isready -t 5 -h {name} -p {port}; docker service ps ovia_postgres"
 
 
 def code_server(system: BackupSystem) -> Iterator[Line]:

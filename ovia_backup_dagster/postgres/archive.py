@@ -8,6 +8,7 @@ by ``verification`` before any of this opens it, because an archive can carry co
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -21,7 +22,7 @@ from ovia_backup_dagster.core.errors import (
     BackupError,
     ProgramError,
 )
-from ovia_backup_dagster.core.files import plain_status
+from ovia_backup_dagster.core.files import plain_status, scratch
 from ovia_backup_dagster.core.verdict import LargeObjects, TableWitness, Witness, split_identifier
 from ovia_backup_dagster.postgres.client import Programs, capture, pg_options
 from ovia_backup_dagster.postgres.datatext import (
@@ -39,8 +40,13 @@ from ovia_backup_dagster.postgres.datatext import (
     unordered,
 )
 from ovia_backup_dagster.postgres.diagnosis import diagnose
+from ovia_backup_dagster.postgres.stall import watch
 
 _USE_LIST = "--use-list="
+_ENTRIES = re.compile(r"^;\s+TOC Entries: (\d+)$", re.MULTILINE)
+#: Never listed: encoding, quoting and search path; the database itself, its properties, comment, rights and labels.
+_UNLISTED = 16
+_COMPLETE = b"\n-- PostgreSQL database dump complete\n"
 _ENTRY = re.compile(r"^(\d+; \d+ \d+) (.+)$", re.MULTILINE)
 _TABLE = re.compile(r"TABLE (?!DATA )")
 _SETTING = re.compile(rb'ALTER DATABASE .* SET "?(TimeZone|bytea_output|lc_monetary)"? TO \'([^\']*)\';', re.DOTALL)
@@ -154,7 +160,24 @@ def argument(path: Path) -> str:
 
 def contents_list(programs: Programs, path: Path, *options: str) -> str:
     """What ``pg_restore --list`` prints of an archive."""
-    return text_of(_run(programs, path, "--list", *options))
+    return whole_list(text_of(_run(programs, path, "--list", *options)), path.name)
+
+
+def whole_list(listing: str, of: str) -> str:
+    """A contents list, once it has as many entries as its own head says.
+
+    Raises:
+        ProgramError: it was cut off, though the program was content.
+    """
+    said, listed = _ENTRIES.search(listing), sum(1 for _ in _ENTRY.finditer(listing))
+    if said and listing.endswith("\n") and int(said[1]) - _UNLISTED <= listed <= int(said[1]):
+        return listing
+    wanted = said[1] if said else "how many, it does not say"
+    raise ProgramError(
+        f"the contents list of {of} is not whole",
+        why=f"pg_restore ended with code 0, and listed {listed} entries of {wanted}",
+        fix="see what it prints: pg_restore --list; install the client programs again",
+    )
 
 
 def database_of(listing: str) -> str:
@@ -171,20 +194,25 @@ def entries(listing: str) -> list[str]:
 @contextmanager
 def use_list(listing: str, wanted: Callable[[str], bool]) -> Iterator[str]:
     """The argument that makes pg_restore take only the entries of a contents list that are wanted."""
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", errors="replace", suffix=".list") as file:
-        file.writelines(f"{match[0]}\n" for match in _ENTRY.finditer(listing) if wanted(match[2]))
-        file.flush()
-        yield f"{_USE_LIST}{file.name}"
+    folder = Path(tempfile.gettempdir())
+    with contextlib.ExitStack() as removing:
+        # Half a list would restore half a backup.
+        with scratch(folder, "TMPDIR"):
+            descriptor, name = tempfile.mkstemp(suffix=".list", dir=folder)
+            removing.callback(os.unlink, name)
+            with open(descriptor, "w", encoding="utf-8", errors="replace") as file:
+                file.writelines(f"{match[0]}\n" for match in _ENTRY.finditer(listing) if wanted(match[2]))
+        yield f"{_USE_LIST}{name}"
 
 
 def schema_text(programs: Programs, path: Path, *options: str) -> bytes:
     """The schema of an archive as SQL, without the lines that differ each time."""
-    return _VOLATILE.sub(b"", _run(programs, path, "--schema-only", *options, "--file=-"))
+    return _VOLATILE.sub(b"", _sql(programs, path, "--schema-only", *options))
 
 
 def tablespaces(programs: Programs, path: Path) -> tuple[str, ...]:
     """Those that the archive's tables and indexes were in, besides the database's own."""
-    text = _run(programs, path, "--schema-only", "--file=-")
+    text = _sql(programs, path, "--schema-only")
     return tuple(sorted({text_of(name) for name in _TABLESPACE.findall(text)}))
 
 
@@ -192,11 +220,11 @@ def database_text(programs: Programs, path: Path) -> bytes:
     """The SQL that makes the archive's database, without anything in it: CREATE DATABASE, its owner, its settings."""
     # It needs no entry of the contents list.
     arguments = ("--create", "--no-tablespaces", f"{_USE_LIST}{os.devnull}", "--file=-")
-    code, output, stderr = capture(pg_restore(programs, path, *arguments))
+    code, output, stderr = capture(pg_restore(programs, path, *arguments), watch=watch(programs))
     # A line feed in the database's name stops it where psql would connect: all but its settings is printed.
     if code != 0 and not (b"\nCREATE DATABASE " in output and "contains a newline" in stderr):
         raise _failure(stderr, code, path)
-    return output
+    return output if code else _whole(output, path)
 
 
 def encoding(script: bytes) -> str:
@@ -226,15 +254,35 @@ def pg_restore(programs: Programs, path: Path, *options: str) -> tuple[str, ...]
 
 
 def _read(programs: Programs, path: Path, rows_of: Callable[[str], R], log: Log | None, *options: str) -> Data[R]:
-    command = pg_restore(programs, path, "--data-only", *options, "--file=-")
-    return read_data(command, rows_of=rows_of, failed=lambda stderr, code: _failure(stderr, code, path), log=log)
+    return read_data(
+        pg_restore(programs, path, "--data-only", *options, "--file=-"),
+        rows_of=rows_of,
+        failed=lambda stderr, code: _failure(stderr, code, path),
+        log=log,
+        watch=watch(programs),
+    )
 
 
 def _run(programs: Programs, path: Path, *arguments: str) -> bytes:
-    code, output, stderr = capture(pg_restore(programs, path, *arguments))
+    code, output, stderr = capture(pg_restore(programs, path, *arguments), watch=watch(programs))
     # --list exits 0 with a warning when it cannot decompress.
     if code != 0 or "does not support compression" in stderr:
         raise _failure(stderr, code, path)
+    return output
+
+
+def _sql(programs: Programs, path: Path, *arguments: str) -> bytes:
+    return _whole(_run(programs, path, *arguments, "--file=-"), path)
+
+
+def _whole(output: bytes, path: Path) -> bytes:
+    """SQL of an archive, with the line that its program writes last."""
+    if _COMPLETE not in output[-1024:]:
+        raise ProgramError(
+            f"the SQL of archive {path.name} is not whole",
+            why="pg_restore ended with code 0, and the line that it writes last is missing",
+            fix="see what it prints: pg_restore --schema-only --file=-; install the client programs again",
+        )
     return output
 
 
@@ -258,7 +306,7 @@ def _family(programs: Programs, path: Path) -> tuple[dict[str, str], dict[str, t
     Read from the tables' own entries alone: a function's body may hold any text that looks like theirs.
     """
     with use_list(contents_list(programs, path), lambda entry: bool(_TABLE.match(entry))) as wanted:
-        text = _run(programs, path, "--schema-only", wanted, "--file=-")
+        text = _sql(programs, path, "--schema-only", wanted)
     partitions: dict[str, str] = {}
     inherits: dict[str, tuple[str, ...]] = {}
     for statement in statements(text):

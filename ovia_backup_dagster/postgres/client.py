@@ -9,6 +9,7 @@ when they fail that of ``diagnosis``.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -25,8 +26,9 @@ from urllib.parse import quote, urlencode
 
 from pydantic import SecretStr
 
-from ovia_backup_dagster.core.errors import CompressionUnsupportedError, ProgramMissingError
+from ovia_backup_dagster.core.errors import BackupError, CompressionUnsupportedError, ProgramMissingError
 from ovia_backup_dagster.postgres.sandbox import Sandbox
+from ovia_backup_dagster.postgres.watch import Standing, Watch, Watchdog
 
 CONNECT_TIMEOUT_SECONDS = 15
 #: A network that goes away without a word is noticed after a minute and a half; the kernel's default is two hours.
@@ -44,6 +46,11 @@ WRITABLE = "-c default_transaction_read_only=off"
 _STDERR_LIMIT = 128 * 1024
 #: Docker gives ten to a container that is stopped, for all that it has to end.
 TERMINATE_SECONDS = 5.0
+#: For how long a program may stand still, where no setting says so.
+STALL_SECONDS = 1800.0
+#: One that is only asked what it can do.
+_PROBE_SECONDS = 5.0
+_numbers = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +136,12 @@ class Programs:
     Attributes:
         bin_dir: where they are; ``None`` looks in ``PATH``.
         sandbox: how those are confined that parse what is in a backup.
+        stall_seconds: for how long one may neither end nor do anything.
     """
 
     bin_dir: Path | None = None
     sandbox: Sandbox = Sandbox()  # noqa: RUF009 - frozen
+    stall_seconds: float = STALL_SECONDS
 
     def confined(
         self,
@@ -233,6 +242,13 @@ class Child:
     program: str
     _stderr: bytearray
     _drain: threading.Thread
+    _watchdog: Watchdog | None = None
+
+    @property
+    def lock(self) -> str:
+        """Which lock its session was seen to wait for last, and who held it; empty when it was none."""
+        last = self._watchdog.last if self._watchdog else None
+        return last.lock if last else ""
 
     def wait(self, on_poll: Callable[[], None] | None = None, poll_seconds: float = 1.0) -> int:
         """Wait for the end; ``on_poll`` is called about every ``poll_seconds``. Returns the exit code."""
@@ -260,6 +276,7 @@ def start(
     stdin: int | IO[bytes] = subprocess.DEVNULL,
     pipe_stdout: bool = False,
     pass_fds: Sequence[int] = (),
+    watch: Watch | None = None,
 ) -> Iterator[Child]:
     """Start a program; it has ended when the block is left, whatever the reason.
 
@@ -268,15 +285,21 @@ def start(
         variables: added to the minimal environment.
         pipe_stdout: give its standard output as a pipe; else it goes nowhere.
         pass_fds: descriptors it inherits, e.g. the lock's.
+        watch: how long it may stand still; ``None``: for ever.
 
     Raises:
         ProgramMissingError: it cannot be started.
+        BackupError: it stood still, and was ended: what ``watch`` says of it, whatever the block made of that.
     """
     program = Path(command[0]).name
+    variables = dict(variables or {})
+    if watch is not None and "PGAPPNAME" in variables:
+        # By this name its sessions are known to the server.
+        variables["PGAPPNAME"] += f" {os.getpid()}.{next(_numbers)}"
     try:
         process = subprocess.Popen(
             command,
-            env=minimal_environment(variables or {}),
+            env=minimal_environment(variables),
             stdin=stdin,
             stdout=subprocess.PIPE if pipe_stdout else subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -291,9 +314,21 @@ def start(
     assert process.stderr is not None
     drain = threading.Thread(target=_read_all, args=(process.stderr, stderr), daemon=True)
     drain.start()
+    watchdog = None
+    if watch is not None:
+        name = variables.get("PGAPPNAME", "")
+        watchdog = Watchdog(process.pid, program, name, watch, lambda: _end(process))
+        watchdog.start()
     try:
-        yield Child(process, program, stderr, drain)
+        yield Child(process, program, stderr, drain, watchdog)
+    except Exception:
+        _raise_why(watchdog)
+        raise
+    else:
+        _raise_why(watchdog)
     finally:
+        if watchdog is not None:
+            watchdog.over()
         _end(process)
         drain.join()
         for pipe in (process.stdout, process.stderr):
@@ -302,10 +337,14 @@ def start(
 
 
 def capture(
-    command: Sequence[str], *, variables: Mapping[str, str] | None = None, stdin: int | IO[bytes] = subprocess.DEVNULL
+    command: Sequence[str],
+    *,
+    variables: Mapping[str, str] | None = None,
+    stdin: int | IO[bytes] = subprocess.DEVNULL,
+    watch: Watch | None = None,
 ) -> tuple[int, bytes, str]:
     """Run a program whose output is small; returns exit code, standard output and standard error."""
-    with start(command, variables=variables, stdin=stdin, pipe_stdout=True) as child:
+    with start(command, variables=variables, stdin=stdin, pipe_stdout=True, watch=watch) as child:
         assert child.process.stdout is not None
         output = child.process.stdout.read()
         code = child.wait()
@@ -342,20 +381,39 @@ def _read_all(pipe: IO[bytes], into: bytearray) -> None:
             del into[_STDERR_LIMIT : len(into) - _STDERR_LIMIT]
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _raise_why(watchdog: Watchdog | None) -> None:
+    error = watchdog.over() if watchdog else None
+    if error is not None:
+        raise error from None
+
+
+def _end(process: subprocess.Popen[bytes]) -> bool:
+    """End it, politely first; ``False`` when it had ended by itself."""
     if process.poll() is not None:
-        return
+        return False
     process.terminate()
     try:
         process.wait(TERMINATE_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    return True
+
+
+def _no_answer(program: str, _: Standing | None) -> BackupError:
+    return ProgramMissingError(
+        f"{program} does not say what it is",
+        why=f"it neither ended nor did anything for {_PROBE_SECONDS:.0f} s: the disk that it is on may hang",
+        fix="df -h $PG_BIN_DIR; dmesg | tail",
+    )
+
+
+_PROBE = Watch(_PROBE_SECONDS, _no_answer)
 
 
 @cache
 def _version(path: str) -> str:
-    code, output, stderr = capture((path, "--version"))
+    code, output, stderr = capture((path, "--version"), watch=_PROBE)
     match = re.search(r"\(PostgreSQL\) (.+)", output.decode("utf-8", "replace"))
     if code or match is None:
         raise ProgramMissingError(
@@ -375,13 +433,13 @@ def _supports(pg_dump: str, pg_restore: str, algorithm: str) -> bool:
     # it never does.
     with tempfile.TemporaryDirectory() as folder:
         command = (pg_dump, "--format=custom", f"--compress={algorithm}", "--no-password", f"--file={folder}/probe")
-        code, _, stderr = capture(command, variables={"PGHOST": f"{folder}/none"})
+        code, _, stderr = capture(command, variables={"PGHOST": f"{folder}/none"}, watch=_PROBE)
     if code != 1 or "compression" in stderr:
         return False
     with tempfile.TemporaryFile() as file:
         file.write(_empty_archive(algorithm))
         file.seek(0)
-        code, _, stderr = capture((pg_restore, "--list"), stdin=file)
+        code, _, stderr = capture((pg_restore, "--list"), stdin=file, watch=_PROBE)
     return code == 0 and "compression" not in stderr
 
 

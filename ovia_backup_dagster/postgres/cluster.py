@@ -19,13 +19,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ovia_backup_dagster.core.errors import ProgramError
+from ovia_backup_dagster.core.errors import ProgramError, StalledError
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster.postgres.sandbox import Sandbox
+from ovia_backup_dagster.postgres.values import without_values
 
 _ACCOUNTS = ("postgres", "nobody")
 _PROGRAMS = ("initdb", "pg_ctl", "postgres")
 _END_SECONDS = 10.0
+#: initdb takes seconds, and pg_ctl gives up by itself after one minute.
+_PROGRAM_SECONDS = 300.0
 _NO_DURABILITY = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 #: A Unix socket's path may have 107 bytes; PostgreSQL adds ``/.s.PGSQL.5432``.
 _SOCKET_FOLDER_LIMIT = 90
@@ -94,6 +97,8 @@ class Cluster:
             "--no-sync",
             f"--pgdata={self.data}",
         )
+        if not self.exists:
+            raise ProgramError(f"initdb made no cluster in {self.folder}", why="it ended with code 0")
         settings = {
             "listen_addresses": "",
             "unix_socket_directories": str(self.folder),
@@ -124,8 +129,11 @@ class Cluster:
     @property
     def running(self) -> bool:
         """Whether a server runs on the data folder."""
-        if not self.exists or self._call("pg_ctl", "status", f"--pgdata={self.data}").returncode != 0:
-            return False
+        try:
+            if not self.exists or self._call("pg_ctl", "status", f"--pgdata={self.data}").returncode != 0:
+                return False
+        except subprocess.TimeoutExpired:
+            return True  # it cannot be told from one that does
         # After a crash, another process may bear the number in postmaster.pid: pg_ctl would end that.
         with contextlib.suppress(OSError, ValueError):
             return self._is_here(Path(f"/proc/{self.pid}"))
@@ -168,10 +176,15 @@ class Cluster:
         self._run("pg_ctl", action, f"--pgdata={self.data}", "--silent", *arguments)
 
     def _run(self, program: str, *arguments: str) -> None:
-        result = self._call(program, *arguments)
+        try:
+            result = self._call(program, *arguments)
+        except subprocess.TimeoutExpired:
+            why = f"it did not end within {_PROGRAM_SECONDS:.0f} s: the disk, or the machine, may hang"
+            raise StalledError(f"{program} was ended in {self.folder}", why=why, fix="dmesg | tail") from None
         if result.returncode != 0:
             log = self.log.read_text("utf-8", "replace").splitlines()[-1:] if self.log.exists() else []
-            why = " / ".join([line for line in result.stdout.splitlines() if line.strip()][-2:] + log)
+            said = [line for line in result.stdout.splitlines() if line.strip()][-2:] + log
+            why = " / ".join(map(without_values, said))
             raise ProgramError(f"{program} failed in {self.folder}", why=why, fix=f"see {self.log}")
 
     def program(self, name: str) -> Path:
@@ -216,6 +229,7 @@ class Cluster:
                 user=owner.pw_uid if owner else None,
                 group=owner.pw_gid if owner else None,
                 extra_groups=[] if owner else None,
+                timeout=_PROGRAM_SECONDS,
                 start_new_session=True,  # Ctrl-C at our terminal is not meant for the server
             ).returncode
             output.seek(0)

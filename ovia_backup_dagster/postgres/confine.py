@@ -320,7 +320,8 @@ def supervise(options: Options) -> int:
         poll.register(listener, select.POLLIN)
     status = None
     while status is None and not asked:
-        for descriptor, events in poll.poll(int(_POLL_SECONDS * 1000)):
+        # Without limits it sleeps: what it would use of the processor could be taken for the program's work.
+        for descriptor, events in poll.poll(int(_POLL_SECONDS * 1000) if limits.any else None):
             if descriptor == wake:
                 os.read(wake, 4096)
             elif events & select.POLLIN:
@@ -328,7 +329,7 @@ def supervise(options: Options) -> int:
             else:
                 poll.unregister(listener)
         status = _reap(child)
-        if status is None and (exceeded := limits.exceeded(_descendants(me))):
+        if status is None and limits.any and (exceeded := limits.exceeded(_descendants(me))):
             with open(options.one("report") or "/dev/null", "w", encoding="utf-8") as file:
                 file.write(exceeded)
             break
@@ -418,6 +419,7 @@ class _Limits:
 
     def __init__(self, options: Options) -> None:
         self._options = options
+        self.any = not {"seconds", "processes", "memory", "disk"}.isdisjoint(options.values)
         self._deadline = time.monotonic() + options.number("seconds") if "seconds" in options else None
         self._disk = options.one("disk")
         self._free, self._files = self._room() if self._disk else (0, 0)

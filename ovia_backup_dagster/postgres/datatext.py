@@ -16,9 +16,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Generic, Protocol, TypeVar
 
-from ovia_backup_dagster.core.errors import ArchiveFormatError, BackupError
+from ovia_backup_dagster.core.comparison import redacted
+from ovia_backup_dagster.core.errors import ArchiveFormatError, BackupError, ProgramError
 from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.postgres.client import start
+from ovia_backup_dagster.postgres.watch import Watch
 
 #: Small enough to stay in the processor's cache while it is searched, counted and hashed, and for its copies to come
 #: from memory that is there already: with 1 MB, the same took twice the processor's time.
@@ -30,6 +32,8 @@ _SAMPLE_BYTES = 4096
 _SHORT_LINE = 16
 _PROGRESS_SECONDS = 10.0
 
+#: The last line but psql's own.
+_COMPLETE = b"-- PostgreSQL database dump complete\n"
 # The alternatives of each repetition begin with different characters, so there is nothing to backtrack into. No
 # possessive quantifiers, which say the same: Python 3.11.2, Debian 12's, matches some of them wrongly.
 NAME = rb'(?:"[^"]*"|[^"\s();])+'
@@ -135,6 +139,7 @@ def read_data(
     rows_of: Callable[[str], R],
     failed: Callable[[str, int], BackupError],
     log: Log | None = None,
+    watch: Watch | None = None,
 ) -> Data[R]:
     """Run a program that prints data, and read all of it.
 
@@ -144,12 +149,14 @@ def read_data(
         rows_of: what takes a table's rows, by its name.
         failed: the error for what the program printed and the code that it ended with.
         log: told about progress every ten seconds.
+        watch: how long the program may stand still.
 
     Raises:
-        BackupError: what ``failed`` made of it.
+        BackupError: what ``failed`` made of it, or ``watch``.
         ArchiveFormatError: it is not understood.
+        ProgramError: the program is content, and has not printed all.
     """
-    with start(command, variables=variables, pipe_stdout=True) as child:
+    with start(command, variables=variables, pipe_stdout=True, watch=watch) as child:
         assert child.process.stdout is not None
         with contextlib.suppress(OSError):  # this user's pipes may hold no more
             fcntl.fcntl(child.process.stdout.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
@@ -164,6 +171,12 @@ def read_data(
                 "the data is not understood",
                 why=f"{child.program} printed it to its end, but it seems to stop in the middle",
                 fix="report it, with the output of: pg_restore --list",
+            )
+        if not reader.complete:
+            raise ProgramError(
+                f"{child.program} did not print all of the data",
+                why="it ended with code 0, and the line that it writes last is missing",
+                fix="try again; if it stays so, install the client programs again",
             )
         return reader.data
 
@@ -215,6 +228,7 @@ class DataReader(Generic[R]):
         self._log = log
         self._buffer = bytearray(_CHUNK_BYTES)
         self._at = self._end = 0
+        self.complete = False
         self._large_object: hashlib._Hash | None = None
         self._told = self._began = time.monotonic()
 
@@ -240,6 +254,7 @@ class DataReader(Generic[R]):
             return False
         if first[:1] in (b"\n", b"\\") or first == b"--":
             feed = buffer.find(b"\n", at, end)
+            self.complete = self.complete or buffer.startswith(_COMPLETE, at, end)
             self._at = feed + 1 if feed >= 0 else at
             return feed >= 0
         copy = _COPY.match(buffer, at, end)
@@ -351,7 +366,7 @@ def statement_end(text: bytes | bytearray, at: int, end: int) -> int:
 def _not_understood(where: str, statement: bytes) -> ArchiveFormatError:
     return ArchiveFormatError(
         f"the data has a statement that is not understood, where {where}",
-        why=text_of(statement[:200]),
+        why=redacted(text_of(statement[:200]).partition(" VALUES ")[0]),
         fix="report it, with the definition of the table or large object",
     )
 

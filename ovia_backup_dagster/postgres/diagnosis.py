@@ -16,6 +16,7 @@ from ovia_backup_dagster.core.errors import BackupError, ProgramError
 from ovia_backup_dagster.postgres.client import Connection, Variables, messages
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
 from ovia_backup_dagster.postgres.sandbox import REFUSED
+from ovia_backup_dagster.postgres.values import is_raised, without_values
 
 #: How a ``Diagnosis`` names what is not known.
 _UNKNOWN = "..."
@@ -27,7 +28,7 @@ def diagnose(
     """The typed error for what a program or libpq printed.
 
     Args:
-        text: standard error, or a libpq error message.
+        text: standard error, or a libpq error message; what is shown of it repeats no data.
         what: what failed, naming the thing.
         connection: of the attempt, for the advice; its password is removed from the text.
         exit_code: of the program; a negative one is a signal.
@@ -42,14 +43,14 @@ def diagnose(
     # Only what is shown is redacted: a password such as "password" must not hide the words that are looked for.
     redact = connection.redact if connection else str
     without_tls = connection is not None and connection.libpq.get("PGSSLMODE") == "disable"
-    for diagnosis in _DIAGNOSES:
+    for diagnosis in () if is_raised(text) else _DIAGNOSES:
         match = re.search(diagnosis.pattern, text)
         if match and (without_tls or not diagnosis.only_without_tls):
-            said = redact(_line_of(text, match.start()))
+            said = redact(without_values(_line_of(text, match.start())))
             return diagnosis.error(
                 what, why=diagnosis.cause(connection), fix=diagnosis.advice(connection, match), said=said
             )
-    lines = messages(redact(text))
+    lines = messages(redact(without_values(text)))
     if exit_code is not None and exit_code < 0:
         return ProgramError(
             what,
@@ -156,6 +157,12 @@ _DIAGNOSES = (
         "the disk, or the network to it, fails",
         "dmesg | tail; then copy the backups to another disk",
     ),
+    _Diagnosis(
+        r"no answer from the server for \d+ s",
+        errors.ServerSilentError,
+        "it took the connection, and then said nothing more: it stands still, or what is on the way swallows it",
+        _SERVER,
+    ),
     # ---- a connection that broke: before TLS, whose errors it may come with
     _Diagnosis(
         r"(?:canceling statement|terminating connection) due to conflict with recovery",
@@ -166,7 +173,7 @@ _DIAGNOSES = (
     _Diagnosis(
         r"SSL (?:SYSCALL )?error: (?:EOF detected|unexpected eof)|SSL connection has been closed unexpectedly"
         r"|server closed the connection unexpectedly|connection to server was lost|could not receive data from server"
-        r"|could not send data to server|Connection reset by peer|Broken pipe|connection is lost"
+        r"|could not send data to server|Connection reset by peer|Broken pipe|connection is lost|connection is closed"
         r"|consuming input failed|terminating connection|server terminated abnormally",
         errors.ConnectionLostError,
         "the server was stopped, restarted or killed, an administrator ended the session, or the network failed",

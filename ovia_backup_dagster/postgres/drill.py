@@ -27,6 +27,7 @@ from ovia_backup_dagster.core.errors import (
     ProgramMissingError,
     SandboxError,
     ServerError,
+    StalledError,
 )
 from ovia_backup_dagster.core.files import explained
 from ovia_backup_dagster.core.naming import is_utf8
@@ -358,10 +359,12 @@ class _Drill:
 
     def _of_this_place(self, error: BackupError, copy: Copy) -> BackupError:
         """The error with advice about the copy's server, not the production server's."""
-        if not copy.private or not isinstance(error := explained_by_limits(error, copy), ServerError | DiskFullError):
+        error = explained_by_limits(error, copy)
+        if not copy.private or not isinstance(error, ServerError | DiskFullError | StalledError):
             return error
         again = f"ovia-backup drill {self.by.catalog.word(self.backup)}"
-        fix = f"df -h {shell_word(str(self.by.folder))}; dmesg | tail; then: {again}"
+        folder = shell_word(str(self.by.folder))
+        fix = f"df -h {folder}, or set DRILL_DIR to a folder on a larger disk; dmesg | tail; then: {again}"
         return DrillError(error.what, why=error.why, said=error.said, fix=fix)
 
     def _control(self, reader: Rereader) -> None:

@@ -7,6 +7,8 @@ caller's: an error says whether it is ``transient``).
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -17,12 +19,21 @@ from pathlib import Path
 from ovia_backup_dagster import __version__
 from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE, GLOBALS, Backup, Catalog, State
 from ovia_backup_dagster.core.drill import DrillFolder
-from ovia_backup_dagster.core.errors import BackupError, DiskFullError, ProgramError, VersionMismatchError
-from ovia_backup_dagster.core.files import explained, file_sha256
+from ovia_backup_dagster.core.errors import (
+    ArchiveDamagedError,
+    ArchiveFormatError,
+    BackupError,
+    DiskFullError,
+    LockTimeoutError,
+    ProgramError,
+    VersionMismatchError,
+)
+from ovia_backup_dagster.core.files import explained, file_sha256, is_full, volume_error
 from ovia_backup_dagster.core.locking import require_still_there
 from ovia_backup_dagster.core.manifest import DatabaseFacts, FileFacts, Manifest
 from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.core.words import human_bytes
+from ovia_backup_dagster.postgres.archive import contents_list
 from ovia_backup_dagster.postgres.client import (
     SESSION_OPTIONS,
     Connection,
@@ -33,11 +44,15 @@ from ovia_backup_dagster.postgres.client import (
 )
 from ovia_backup_dagster.postgres.diagnosis import diagnose
 from ovia_backup_dagster.postgres.session import database_facts
+from ovia_backup_dagster.postgres.stall import waits_for_lock, watch
+from ovia_backup_dagster.postgres.watch import Watch
 
 LOCK_WAIT_TIMEOUT_SECONDS = 300
 PROGRESS_SECONDS = 10.0
 MADE_BY = f"ovia-backup-dagster {__version__}"
+_AGAIN = "ovia-backup dump"
 _WARNINGS_LIMIT = 200
+_GLOBALS_COMPLETE = b"\n-- PostgreSQL database cluster dump complete\n--\n\n"
 
 Log = Callable[[str], None]
 
@@ -156,20 +171,40 @@ class Dumper:
             f"--file={target}",
         )
         # The child inherits the lock: if this process is killed, nobody else writes until pg_dump has ended.
-        with start(command, variables=variables, pass_fds=(lock,)) as child:
+        with start(command, variables=variables, pass_fds=(lock,), watch=self._watch) as child:
             code = child.wait(
                 lambda: log(_progress(target, time.monotonic() - clock, before)), poll_seconds=progress_seconds
             )
         if code != 0:
             # Whatever the failure, pg_dump exits 1 and leaves a file that may well pass --list.
-            raise diagnose(
-                child.stderr, what=f"pg_dump of {self.connection} failed", connection=self.connection, exit_code=code
-            )
-        if not target.exists() or target.stat().st_size == 0:
-            raise ProgramError(
-                f"pg_dump of {self.connection} wrote nothing", why="it ended with code 0, its file is empty"
-            )
+            what = f"pg_dump of {self.connection} failed"
+            error = diagnose(child.stderr, what=what, connection=self.connection, exit_code=code)
+            if isinstance(error, LockTimeoutError) and child.lock:
+                raise waits_for_lock(type(error), what, child.lock, _AGAIN)
+            raise error
+        self._require_archive(target)
         return tuple(self.connection.redact(message) for message in messages(child.stderr))
+
+    def _require_archive(self, target: Path) -> None:
+        """pg_dump may end with code 0 without having written all, or anything."""
+        try:
+            if not target.exists() or target.stat().st_size == 0:
+                raise ArchiveDamagedError("it wrote nothing", why="its file is empty")
+            contents_list(self.programs, target)
+        except (ArchiveDamagedError, ArchiveFormatError) as error:
+            what = f"pg_dump of {self.connection} wrote no whole archive"
+            if is_full(self.catalog.root):
+                raise volume_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), what) from None
+            raise ProgramError(
+                what,
+                why="it ended with code 0",
+                said=error.reason,
+                fix="try again: ovia-backup dump; df -h $BACKUP_DIR",
+            ) from None
+
+    @property
+    def _watch(self) -> Watch:
+        return watch(self.programs, self.connection, retry=_AGAIN)
 
     def _globals(self, encoding: str) -> tuple[bytes | None, tuple[str, ...]]:
         """Roles without passwords. A dump without them is still a good dump: a failure is a warning."""
@@ -183,9 +218,15 @@ class Dumper:
                 # -l is read as a connection string, so it is given one.
                 f"--database={self.connection.conninfo()}",
             )
-            code, output, stderr = capture(command, variables=self.connection.environment())
+            code, output, stderr = capture(command, variables=self.connection.environment(), watch=self._watch)
             if code != 0:
                 raise diagnose(stderr, what="pg_dumpall failed", connection=self.connection, exit_code=code)
+            if not output.endswith(_GLOBALS_COMPLETE):
+                raise ProgramError(
+                    "pg_dumpall did not print all roles",
+                    why="it ended with code 0, and the line that it writes last is missing",
+                    fix="see what it prints: pg_dumpall --globals-only --no-role-passwords",
+                )
         except BackupError as error:
             return None, (f"roles are not saved: {error}",)
         return output, tuple(self.connection.redact(message) for message in messages(stderr))

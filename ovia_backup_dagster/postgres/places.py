@@ -25,8 +25,9 @@ from ovia_backup_dagster.core.errors import BackupError, CopyError
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster.postgres.datatext import Log, statements, text_of
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier, sql_string
-from ovia_backup_dagster.postgres.session import DURABLY, connect, system_identifier
+from ovia_backup_dagster.postgres.session import DURABLY, be_patient, connect, system_identifier
 from ovia_backup_dagster.postgres.session import beside as other_than
+from ovia_backup_dagster.postgres.values import said_by
 
 SCRATCH_SUFFIX = "_restore_test"
 _MAINTENANCE_DATABASE = "postgres"
@@ -128,7 +129,7 @@ class Copy:
                     fix=f"restore under another name; or look what is in it: {self.look}",
                 ) from None
             except psycopg.Error as error:
-                said = str(error).partition("\n")[0].strip()
+                said = said_by(error)
                 if "locale" not in str(error).lower() and "collat" not in str(error).lower():
                     raise
                 if self.live:
@@ -359,6 +360,7 @@ def _wait_until_made(session: psycopg.Connection[dict[str, Any]], name: str) -> 
 
 def drop_database(session: psycopg.Connection[dict[str, Any]], name: str, *, must_exist: bool = False) -> None:
     """Drop a database, with whoever is connected and whom this role may end."""
+    be_patient(session)
     session.execute("SET statement_timeout = 0")  # it waits for a checkpoint, and large files take long to remove
     statement = f"DROP DATABASE {'' if must_exist else 'IF EXISTS '}{sql_identifier(name)}"
     try:

@@ -20,6 +20,7 @@ from ovia_backup_dagster.core.manifest import Sidecar
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
 from ovia_backup_dagster.postgres.session import beside, connect
+from ovia_backup_dagster.postgres.values import said_by
 
 #: Kept as a list of identifiers, each quoted if need be; pg_dump has the same list, and the server tells nobody.
 _LISTS = frozenset(
@@ -169,7 +170,7 @@ class _Setting:
         except psycopg.Error as error:
             if self.session.broken:
                 raise
-            said = str(error).partition("\n")[0]
+            said = said_by(error)
             self.notes.append(f"{what}: {said.replace(secret, '********') if secret else said}")
             return False
         return True

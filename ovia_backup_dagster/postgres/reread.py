@@ -6,15 +6,17 @@ so that a difference is never one of method. Only for copies: nobody else may wr
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ovia_backup_dagster.core.errors import BackupError
+from ovia_backup_dagster.core.errors import ArchiveDamagedError, BackupError, DiskFullError, ProgramError
+from ovia_backup_dagster.core.files import full_scratch, is_full, scratch
 from ovia_backup_dagster.core.verdict import Witness, split_identifier
-from ovia_backup_dagster.postgres.archive import schema_text, witness_of
+from ovia_backup_dagster.postgres.archive import contents_list, schema_text, whole_list, witness_of
 from ovia_backup_dagster.postgres.client import Connection, Programs, capture, start
 from ovia_backup_dagster.postgres.datatext import (
     Data,
@@ -29,6 +31,8 @@ from ovia_backup_dagster.postgres.datatext import (
     unordered,
 )
 from ovia_backup_dagster.postgres.diagnosis import diagnose
+from ovia_backup_dagster.postgres.stall import watch
+from ovia_backup_dagster.postgres.watch import Watch
 
 _OPTIONS = ("--no-password", "--no-subscriptions")
 
@@ -76,8 +80,10 @@ class Rereader:
         Raises:
             BackupError: it cannot be read.
         """
-        with tempfile.TemporaryDirectory(prefix="ovia-schema-", dir=self.folder) as folder:
-            schema = Path(folder) / "schema"
+        with contextlib.ExitStack() as removing:
+            with scratch(*self._scratch):
+                folder = tempfile.TemporaryDirectory(prefix="ovia-schema-", dir=self.folder, ignore_cleanup_errors=True)
+            schema = Path(removing.enter_context(folder)) / "schema"
             self._dump_schema(schema)
             data = self._data(ordered, log=log)
             witness = witness_of(self.programs, schema, self._contents_list(), data)
@@ -96,14 +102,35 @@ class Rereader:
 
     def _data(self, rows_of: Callable[[str], R], *options: str, log: Log | None = None) -> Data[R]:
         command = self._pg_dump("--format=plain", "--data-only", *options)
-        return read_data(command, variables=self._variables(), rows_of=rows_of, failed=self._failed, log=log)
+        return read_data(
+            command, variables=self._variables(), rows_of=rows_of, failed=self._failed, log=log, watch=self._watch
+        )
+
+    @property
+    def _watch(self) -> Watch:
+        return watch(self.programs, self.copy)
 
     def _dump_schema(self, path: Path) -> None:
         options = ("--format=custom", "--compress=none", "--schema-only", f"--file={path}")
         command = self._pg_dump(*options, write=(path.parent,))
-        code, _, stderr = capture(command, variables=self._variables())
-        if code != 0:
-            raise self._failed(stderr, code)
+        code, _, stderr = capture(command, variables=self._variables(), watch=self._watch)
+        try:
+            if code != 0:
+                raise self._failed(stderr, code)
+            # On a full disk, pg_dump is content with an empty file.
+            contents_list(self.programs, path)
+        except (ArchiveDamagedError, DiskFullError) as error:
+            if is_full(path.parent) or isinstance(error, DiskFullError):
+                raise full_scratch(*self._scratch) from None
+            raise ProgramError(
+                f"the schema of {self.copy} cannot be read", why="pg_dump ended with code 0", said=error.reason
+            ) from None
+
+    @property
+    def _scratch(self) -> tuple[Path, str]:
+        """Where temporary files are, and what decides it."""
+        # The folder is one in DRILL_DIR.
+        return (self.folder.parent, "DRILL_DIR") if self.folder else (Path(tempfile.gettempdir()), "TMPDIR")
 
     def _contents_list(self) -> str:
         """The contents list that a whole dump would have.
@@ -111,7 +138,7 @@ class Rereader:
         It stands at an archive's beginning, so pg_dump is ended as soon as pg_restore has read it: no data is dumped.
         """
         command = self._pg_dump("--format=custom", "--compress=none")
-        with start(command, variables=self._variables(), pipe_stdout=True) as child:
+        with start(command, variables=self._variables(), pipe_stdout=True, watch=self._watch) as child:
             assert child.process.stdout is not None
             listing = self.programs.confined((self.programs.path("pg_restore"), "--list"))
             code, output, stderr = capture(listing, stdin=child.process.stdout)
@@ -121,7 +148,7 @@ class Rereader:
                 code = 0  # it complains about the pipe that nobody reads any more
             if code != 0:
                 raise self._failed(child.stderr or stderr, ended or code)
-        return text_of(output)
+        return whole_list(text_of(output), str(self.copy))
 
     def _pg_dump(self, *options: str, write: Sequence[Path] = ()) -> tuple[str, ...]:
         command = (

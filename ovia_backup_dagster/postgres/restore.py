@@ -22,6 +22,8 @@ from ovia_backup_dagster.postgres.client import WRITABLE, Connection, Programs, 
 from ovia_backup_dagster.postgres.datatext import Log
 from ovia_backup_dagster.postgres.diagnosis import diagnose
 from ovia_backup_dagster.postgres.session import connect
+from ovia_backup_dagster.postgres.stall import watch
+from ovia_backup_dagster.postgres.values import is_raised, without_values
 
 REFRESH = "MATERIALIZED VIEW DATA "
 _PROGRESS_SECONDS = 10.0
@@ -36,9 +38,12 @@ _PROGRESS = """
                  WHERE datname = current_database() ORDER BY 1) AS indexing
 """
 _MESSAGE = re.compile(r"^(?=pg_restore: error: )", re.MULTILINE)
-#: Of a message, the line that says what is wrong. What follows (DETAIL, CONTEXT, the command) may repeat the data.
+#: Of a message, the line that says what is wrong. What follows (DETAIL, CONTEXT, the command) may hold any words.
 _ERROR = re.compile(r"^pg_restore: error: (?!a worker process died)(.+)$", re.MULTILINE)
 _COMMAND = re.compile(r"^Command was: ((?s:.*?);$)", re.MULTILINE)
+_QUERY = "could not execute query: ERROR:"
+#: A dump may hold its rows as commands.
+_ROW = re.compile(r"\bVALUES \(.*", re.DOTALL)
 _SHOWN = 120
 #: For building indexes, among all jobs; PostgreSQL's own default is the least.
 _INDEX_MEGABYTES, _LEAST_MEGABYTES = 512, 64
@@ -54,6 +59,7 @@ SURROUNDINGS = (
     errors.TooManyConnectionsError,
     errors.AuthenticationError,
     errors.ExtensionMissingError,
+    errors.StalledError,
 )
 
 
@@ -92,7 +98,7 @@ class Restorer:
         tell = self._teller(expected_bytes, log)
         code, stderr = self._run(archive, listing, self._wanted, ("--exit-on-error",), tell, self.jobs)
         if code != 0:
-            raise self._failed(stderr, code, self._failure)
+            raise self._failed(stderr, code, self._failure, listing)
 
     def rehearse(self, archive: Path, listing: str) -> None:
         """As :meth:`restore`, but for all data: whether this role may make what is in it, on this server.
@@ -102,7 +108,7 @@ class Restorer:
         """
         code, stderr = self._run(archive, listing, self._wanted, ("--exit-on-error", "--schema-only"), None, self.jobs)
         if code != 0:
-            raise self._failed(stderr, code, self._failure)
+            raise self._failed(stderr, code, self._failure, listing)
 
     def salvage(self, archive: Path, listing: str, expected_bytes: int | None, log: Log) -> list[str]:
         """As :meth:`restore`, of an archive that may be damaged, whatever errors are met; returns a line for each.
@@ -119,10 +125,10 @@ class Restorer:
             # One job: what several say at a time is mixed up, and what was lost is to be told.
             code, stderr = self._run(archive, listing, wanted, (f"--section={section}",), tell, 1)
             if code != 0:
-                errors = self._errors(stderr, code, self._failure)
+                errors = self._errors(stderr, code, self._failure, listing)
                 met.extend(f"{prefix}{_at(said, command)}" for said, command in errors)
                 if not errors:
-                    raise self._failed(stderr, code, self._failure)
+                    raise self._failed(stderr, code, self._failure, listing)
 
         step("pre-data", self._wanted)
         for data in dict.fromkeys(filter(_DATA.match, entries(listing))):
@@ -145,12 +151,12 @@ class Restorer:
                 return []
         what = f"refreshing the materialized views of the {self.name} failed"
         told = []
-        for said, command in self._errors(stderr, code, what):
+        for said, command in self._errors(stderr, code, what, listing):
             if command:
                 view = command.removeprefix("REFRESH MATERIALIZED VIEW ").removesuffix(";")
                 told.append(f"materialized view {view} cannot be refreshed: {said}")
         if not told:
-            raise self._failed(stderr, code, what)
+            raise self._failed(stderr, code, what, listing)
         return told
 
     @property
@@ -191,11 +197,13 @@ class Restorer:
             )
             read = (archive, chosen.partition("=")[2])
             command = self.programs.confined(command, read=read, server=self.target, forks=jobs > 1)
-            with start(command, variables={**self.target.environment(), "PGOPTIONS": self._options}) as child:
+            variables = {**self.target.environment(), "PGOPTIONS": self._options}
+            watching = watch(self.programs, self.target, work_counts=True)
+            with start(command, variables=variables, watch=watching) as child:
                 code = child.wait(on_poll, _PROGRESS_SECONDS)
                 return code, child.stderr
 
-    def _errors(self, stderr: str, code: int, what: str) -> list[tuple[str, str]]:
+    def _errors(self, stderr: str, code: int, what: str, listing: str) -> list[tuple[str, str]]:
         """What was said of each error, and the command that it was met at; empty where there was none.
 
         Raises:
@@ -203,27 +211,41 @@ class Restorer:
         """
         met = []
         for message in _MESSAGE.split(stderr):
-            if error := _ERROR.search(message):
-                found = diagnose(error[1], what=what, connection=self.target, exit_code=code)
+            if _ERROR.search(message):
+                found = self._understood(message, code, what)
                 if isinstance(found, SURROUNDINGS):
                     raise found
-                command = _COMMAND.search(message)
-                said = error[1].removeprefix("could not execute query: ERROR:").strip()
-                met.append((self.target.redact(said), command[1] if command else ""))
+                command = _command(message)
+                met.append((self._said(message, listing + command), command))
         return met
 
-    def _failed(self, stderr: str, code: int, what: str) -> BackupError:
-        error, command = _ERROR.search(stderr), _COMMAND.search(stderr)
-        said = error[0].removeprefix("pg_restore: error: ") if error else stderr
-        found = diagnose(said, what=what, connection=self.target, exit_code=code)
-        if isinstance(found, SURROUNDINGS) or error is None:
+    def _failed(self, stderr: str, code: int, what: str, listing: str) -> BackupError:
+        # What several jobs say at a time is mixed up: then nobody knows whose words a function has raised.
+        messages = [stderr] if is_raised(stderr) else _MESSAGE.split(stderr)
+        message = next(filter(_ERROR.search, messages), "")
+        if not message:
+            return diagnose(stderr, what=what, connection=self.target, exit_code=code)
+        found = self._understood(message, code, what)
+        if isinstance(found, SURROUNDINGS):
             return found
+        command = _command(stderr)
         return RestoreError(
-            _at(what, command[1] if command else ""),
+            _at(what, command),
             why="the source holds something that cannot be made anew in this order, or not by this role",
-            said=self.target.redact(said),
-            fix="see what it is in the source; mend it there; then dump, and drill again",
+            said=self._said(message, listing + command),
+            fix="see what it is in the source; repair it there; then dump, and drill again",
         )
+
+    def _understood(self, message: str, code: int, what: str) -> BackupError:
+        # Only the first line is the server's own words; and not even that where a function has raised it.
+        error = _ERROR.search(message)
+        text = message if error is None or is_raised(message) else error[1]
+        return diagnose(text, what=what, connection=self.target, exit_code=code)
+
+    def _said(self, message: str, known: str) -> str:
+        """The line that says what is wrong, without the values in it; ``known`` has all names."""
+        said = without_values(message[_start(message) :], known).partition("\n")[0]
+        return self.target.redact(said.removeprefix("pg_restore: error: ").removeprefix(_QUERY).strip())
 
     def _teller(self, expected: int | None, log: Log) -> Callable[[], None]:
         """What tells how far it is: bytes, tables, and the seconds that are left if it goes on like this."""
@@ -249,6 +271,18 @@ class Restorer:
             log(text)
 
         return tell
+
+
+def _command(message: str) -> str:
+    """The command that an error was met at, without rows."""
+    found = _COMMAND.search(message)
+    return _ROW.sub("VALUES …;", found[1]) if found else ""
+
+
+def _start(message: str) -> int:
+    """Where what is wrong is said; before it may stand what was worth a warning."""
+    error = _ERROR.search(message)
+    return error.start() if error else 0
 
 
 def _at(what: str, command: str) -> str:

@@ -23,6 +23,8 @@ from ovia_backup_dagster.postgres.datatext import statements, text_of
 from ovia_backup_dagster.postgres.diagnosis import diagnose
 from ovia_backup_dagster.postgres.quoting import sql_identifier
 from ovia_backup_dagster.postgres.session import connect
+from ovia_backup_dagster.postgres.stall import watch
+from ovia_backup_dagster.postgres.values import said_by
 
 #: Nothing else of a globals file is run: it has no checksum, and could hold any SQL.
 _ALLOWED = re.compile(rb"CREATE ROLE |ALTER ROLE |COMMENT ON ROLE |SECURITY LABEL ON ROLE |GRANT |REVOKE |SET ")
@@ -59,7 +61,7 @@ def replay(server: Connection, globals_sql: bytes) -> list[str]:
                 # Prepared, a statement is one: no other hides behind its semicolon.
                 session.execute(statement, prepare=True)
             except psycopg.Error as error:
-                notes.append(f"{_head(statement)}: {_first_line(error)}")
+                notes.append(f"{_head(statement)}: {said_by(error)}")
         # A name can be written in more ways than are known here.
         me = sql_identifier(server.user)
         for own_again in ("RESET SESSION AUTHORIZATION", f"ALTER ROLE {me} LOGIN", f"ALTER ROLE {me} RESET ALL"):
@@ -109,7 +111,11 @@ def make_missing(server: Connection, programs: Programs, archive: Path) -> list[
             with use_list(listing, lambda entry: _DATA.match(entry) is None) as chosen:
                 whole = (*command, chosen, f"--dbname={probe.conninfo()}", argument(archive))
                 read = (archive, chosen.partition("=")[2])
-                _, _, stderr = capture(programs.confined(whole, read=read, server=probe), variables=probe.environment())
+                _, _, stderr = capture(
+                    programs.confined(whole, read=read, server=probe),
+                    variables=probe.environment(),
+                    watch=watch(programs, probe, work_counts=True),
+                )
         finally:
             with connect(server) as session:
                 session.execute(f"DROP DATABASE {_PROBE} WITH (FORCE)".encode())
@@ -267,14 +273,10 @@ def _executed(session: psycopg.Connection[dict[str, Any]], statement: bytes, wha
     except psycopg.Error as error:
         if session.broken:
             raise
-        notes.append(f"{what}: {_first_line(error)}")
+        notes.append(f"{what}: {said_by(error)}")
         return False
     return True
 
 
 def _head(statement: bytes) -> str:
     return " ".join(text_of(statement).split()[:3])
-
-
-def _first_line(error: psycopg.Error) -> str:
-    return str(error).partition("\n")[0]

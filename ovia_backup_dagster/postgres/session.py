@@ -5,20 +5,30 @@ Bulk work belongs to the client programs (``client``, ``dump``). Nothing here ch
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import psycopg
+from psycopg.abc import PQGen
 from psycopg.rows import dict_row
 
 from ovia_backup_dagster.core.manifest import DatabaseFacts
+from ovia_backup_dagster.postgres import client
 from ovia_backup_dagster.postgres.client import SESSION_OPTIONS, WRITABLE, Connection, pg_options
 from ovia_backup_dagster.postgres.diagnosis import diagnose
 from ovia_backup_dagster.postgres.secrets import ENVIRONMENT
+from ovia_backup_dagster.postgres.values import text_of
 
+T = TypeVar("T")
+#: The server itself ends an ordinary question after a minute: one that is not even answered so is silent.
+ANSWER_SECONDS = 90.0
+#: What may take long on a server that is well: it waits for a checkpoint, and removes large files.
+LONG_SECONDS = 3600.0
 #: A database's owner may put a schema of his own before what is built in, and a superuser who asks there for the time
 #: would run his function. What a client says outranks what the database or the role is set to.
 _BUILT_IN = "-c search_path=pg_catalog,pg_temp"
@@ -59,21 +69,65 @@ _SETTINGS = """
 """
 
 
+class _Session(psycopg.Connection[dict[str, Any]]):
+    """A session that waits only so long for an answer: what the server promises to end is of no use if it is silent."""
+
+    answer_seconds = ANSWER_SECONDS
+
+    def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
+        try:
+            return super().wait(_answered(gen, self.answer_seconds), interval, timeout)
+        except _SilenceError:
+            self.pgconn.finish()  # nothing more is asked in it: not even to roll back
+            raise
+
+
+class _SilenceError(psycopg.OperationalError):
+    pass
+
+
+def _answered(gen: PQGen[T], seconds: float) -> PQGen[T]:
+    """Pass on what libpq waits for, until nothing has come for too long."""
+    answer = None
+    heard = time.monotonic()
+    while True:
+        try:
+            wanted = next(gen) if answer is None else gen.send(answer)
+        except StopIteration as end:
+            return cast(T, end.value)
+        answer = yield wanted
+        if answer:
+            heard = time.monotonic()
+        elif time.monotonic() - heard >= seconds:
+            raise _SilenceError(f"no answer from the server for {seconds:.0f} s")
+
+
+def be_patient(session: psycopg.Connection[Any], seconds: float = LONG_SECONDS) -> None:
+    """From here on an answer may take so long."""
+    if isinstance(session, _Session):
+        session.answer_seconds = seconds
+
+
 @contextmanager
-def connect(connection: Connection, options: str = _OPTIONS) -> Iterator[psycopg.Connection[dict[str, Any]]]:
+def connect(
+    connection: Connection, options: str = _OPTIONS, *, answer_seconds: float | None = None
+) -> Iterator[psycopg.Connection[dict[str, Any]]]:
     """An autocommit session.
 
     Args:
         connection: to what.
         options: the session's ``PGOPTIONS``.
+        answer_seconds: how long the server may be silent, from the first word on; ``None``: the usual time.
 
     Raises:
-        ServerError: one of its kinds, with the cause.
+        ServerSilentError: it took the connection, and then did not answer in time; the session is gone.
+        ServerError: another of its kinds, with the cause.
     """
+    answer_seconds = ANSWER_SECONDS if answer_seconds is None else answer_seconds
     what = f"no connection to {connection}"
     try:
         with _only_our_environment(connection):
-            session = psycopg.connect(
+            session = _Session.connect(
                 connection.conninfo(),
                 host=connection.host,  # psycopg itself resolves it, and does not see the environment then
                 port=connection.port,
@@ -83,9 +137,11 @@ def connect(connection: Connection, options: str = _OPTIONS) -> Iterator[psycopg
                 options=options,
                 autocommit=True,
                 row_factory=dict_row,
+                connect_timeout=str(math.ceil(min(client.CONNECT_TIMEOUT_SECONDS, answer_seconds))),
             )
     except (psycopg.Error, UnicodeError) as error:
         raise diagnose(str(error), what=what, connection=connection) from None
+    session.answer_seconds = answer_seconds
     try:
         with session:
             # One holds a drill's lock and says nothing for hours. Not an option: servers before 14 know no such.
@@ -93,7 +149,7 @@ def connect(connection: Connection, options: str = _OPTIONS) -> Iterator[psycopg
                 session.execute("SET idle_session_timeout = 0")
             yield session
     except (psycopg.Error, UnicodeError) as error:
-        raise diagnose(str(error), what=f"a question to {connection} failed", connection=connection) from None
+        raise diagnose(text_of(error), what=f"a question to {connection} failed", connection=connection) from None
 
 
 def beside(server: Connection, *databases: str) -> Connection:

@@ -100,7 +100,8 @@ def throwaway(
         kept = False
         server: _Server | None = None
         try:
-            cluster.create()
+            with usable(folder):
+                cluster.create()
             server = _Server.start(cluster, place, limits)
             if not takes:
                 cluster = _renamed(cluster, superuser)

@@ -50,8 +50,9 @@ After every single fault the same is asked:
 * **A volume that is not mounted when the run begins.** `BACKUP_DIR` is made when it is missing, so a run may make its
   backup on the disk under the mount point. One that is unmounted in the middle is noticed. Mount the volume so that its
   absence is an error (in a container, as a volume; on a host, `chattr +i` on the empty mount point).
-* **A server that stands still for ever**, without breaking its connections. The dump waits for it and holds the lock,
-  until somebody ends it, or Dagster's `max_runtime_seconds` does. The alert is sent all the same.
+* **A server that stands still** for less than `BACKUP_STALL_MINUTES`, without breaking its connections. Until then the
+  dump waits for it and holds the lock; then it is ended, and says what it was last seen at. The alert is sent all the
+  same.
 * **A Dagster of which nothing was left**, as after a power cut. Its default run launcher does not look whether a run's
   process lives: the run counts as running until `max_runtime_seconds` has passed, and launches wait behind it.
   Terminate it in the UI, or use `ovia-backup` meanwhile; the alert comes when the newest dump is too old.

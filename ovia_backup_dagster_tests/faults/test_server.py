@@ -175,7 +175,7 @@ def test_the_server_pauses(cluster: PortCluster, place: Place, rng: Random, reco
 
 
 def test_the_server_stands_still_for_ever(cluster: PortCluster, place: Place, rng: Random, record: Record) -> None:
-    """Nothing of ours bounds it but the run's maximum; ended politely, it ends, and leaves nothing."""
+    """It is waited for as long as ``BACKUP_STALL_MINUTES``; ended politely before, it ends, and leaves nothing."""
     times = rounds(10, 1)
     place.chain()
     a_day_passes(place)

@@ -1136,6 +1136,8 @@ NOT_PROVOKED = {
     "Connection reset by peer": "as above",
     "Broken pipe": "as above",
     "connection is lost": "as above",
+    "connection is closed": "as above",
+    r"no answer from the server for \d+ s": "ours, of a server that stands still: faults/test_stalls.py",
     "consuming input failed": "as above",
     "server terminated abnormally": "stands below the line that is hit",
     "could not open extension control file": "servers before 16 say it; 16 says the other, checked by its pg_restore",

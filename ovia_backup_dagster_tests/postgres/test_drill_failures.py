@@ -40,6 +40,7 @@ from ovia_backup_dagster.postgres.verification import Verifier
 from ovia_backup_dagster_tests.conftest import PASSWORD, PortCluster, admin, execute, free_port, quiet, running_cluster
 from ovia_backup_dagster_tests.core.crashes import raised_as_nobody
 from ovia_backup_dagster_tests.core.factories import redated, with_roles
+from ovia_backup_dagster_tests.faults.disks import MEGABYTE, tmpfs
 from ovia_backup_dagster_tests.faults.harness import state_of, until
 
 SCHEMA = """
@@ -1084,16 +1085,22 @@ def test_the_newest_that_a_drill_proved_is_kept_whatever_the_counts(site: Site) 
 # --------------------------------------------------------------------------- a disk that fills up after the restore
 
 
-#: What a full disk makes a server say, wherever it meets it.
-FULL = 'could not extend file "base/5/16384": No space left on device'
+#: Fills the disk up, where the server writes.
+FILL = """
+    CREATE FUNCTION public.fill() RETURNS void LANGUAGE plpgsql AS $$ BEGIN
+        EXECUTE format('COPY (SELECT repeat(''x'', 1000000) FROM generate_series(1, 1000)) TO %L',
+                       current_setting('data_directory') || '/fill');
+    END $$
+"""
 FUNCTION = """
     CREATE OR REPLACE FUNCTION public.one(int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN
-        IF {when} THEN RAISE EXCEPTION USING ERRCODE = '53100', MESSAGE = '{said}'; END IF;
+        IF {when} THEN PERFORM public.fill(); END IF;
         RETURN 1;
     END $$
 """
 
 
+@needs_root
 @pytest.mark.parametrize(
     ("uses", "when"),
     [
@@ -1105,10 +1112,12 @@ FUNCTION = """
 )
 def test_a_disk_that_is_full_after_the_restore_is_said_as_such(site: Site, uses: str, when: str) -> None:
     """It is no finding about a view or a table: the drill ends, and says what to do."""
-    execute(site.database, FUNCTION.format(when="false", said=""))
+    execute(site.database, FILL, FUNCTION.format(when="false"))
     execute(site.database, uses)
-    execute(site.database, FUNCTION.format(when=when, said=FULL))
-    evidence = site.drill(site.backup())
+    execute(site.database, FUNCTION.format(when=when))
+    with tmpfs(site.folder, 320 * MEGABYTE):
+        site.folder.chmod(0o711)
+        evidence = site.drill(site.backup())
     assert not evidence.passed
     assert "No space left on device" in evidence.error
     assert f"df -h {site.folder}" in evidence.fix

@@ -1,0 +1,110 @@
+"""What PostgreSQL says of an error, without the data that it repeats: the one rule, for records, evidence and logs.
+
+A message names what it is about (a table, a column, a constraint), and many repeat a value as well: ``invalid input
+syntax for type integer: "4111 1111"``. Names stay, values go. What stands in double quotes is a name only where the
+word before says so, and, where it was only looked for, where there is such a name; all else that is quoted is taken for
+a value, in whatever language the server speaks. DETAIL, QUERY and STATEMENT hold rows, and are left out. The words of
+``RAISE`` are a user's own and may hold anything: the function and its line are all that stays. Of CONTEXT, the line and
+the column of a COPY stay.
+"""
+
+from __future__ import annotations
+
+import re
+
+import psycopg
+
+#: What is quoted after one of these words is a name.
+_NOUNS = (
+    r"relation|table|column|constraint|index|view|sequence|type|domain|schema|role|roles|user|database|tablespace"
+    r"|extension|function|procedure|aggregate|language|trigger|rule|policy|operator|class|family|collation|encoding"
+    r"|parameter|publication|subscription|server|wrapper|method|option|attribute|partition|slot|configuration"
+    r"|dictionary|template|parser|provider|locale|locale name:|pattern|file|directory|library|socket|host|host name"
+    r"|server at|certificate for|skipping|dumping the contents of table"
+)
+_NAME = rf'\b(?:{_NOUNS})\s+"[^"]*"|^"[^"]*" is (?:not )?an? |"…"'
+_QUOTE = re.compile(rf"(?P<name>{_NAME})|[\"»„«“‹`]|(?<!\w)'")
+#: What may follow a value, and says what is wrong with it.
+_TAIL = re.compile(
+    r"[\"»«“”›'`] ((?:is out of range for type [a-z0-9 ]+|not recognized|(?:does not|already) exists?)$)"
+)
+_LOOKED_FOR = re.compile(r"does not exist|recognized|not available|not found|is not an? ")
+_VALUE = '"…"'
+_BYTES = re.compile(r"0x[0-9a-f]{2}(?: 0x[0-9a-f]{2})*")
+_NUMBER = re.compile(r"\bvalue -?\d[\d.]*")
+#: What begins a message of a program's, rather than going on with one of the server's.
+_BEGINS = re.compile(r"(?:pg_\w+|psql|vacuumdb|initdb): |connection to server ")
+#: ``ERROR:  ``, in whatever language: from there on it is the server who speaks. libpq's own words hold no data.
+_SERVER = re.compile(r"(?<![^\s])[^\W\d_]+:  ")
+_RAISED = re.compile(r"PL/pgSQL\S* (?P<name>.+?) \S+ (?P<line>\d+) \S+ (?:RAISE|ASSERT)\s*$", re.MULTILINE)
+#: Other languages' functions say what they like, too.
+_FOREIGN = re.compile(r"PL/(?!pgSQL)\w+ function (?P<name>\"[^\"\n]*\"|\S+)")
+_COPIED = re.compile(r"^CONTEXT:\s+COPY .+?, line (?P<line>\d+)(?:, column (?P<column>[^:\n]+))?", re.MULTILINE)
+
+
+def without_values(text: str, known: str | None = None) -> str:
+    """What a program printed, or one message of the server: its first lines, with names and without values.
+
+    Args:
+        text: as it was printed.
+        known: text that holds all names there are, where a user's function may have looked for a value as if it were
+            a name; ``None`` where none has run.
+    """
+    kept: list[str] = []
+    dropping = False
+    for line in text.splitlines():
+        if not dropping or _BEGINS.match(line):
+            server = _SERVER.search(line)
+            kept.append(line[: server.end()] + _line(line[server.end() :], known) if server else line)
+            # DETAIL and the like follow, or the rest of a value with a line feed.
+            dropping = server is not None
+    if raised := _RAISED.search(text) or _FOREIGN.search(text):
+        where = f", line {raised['line']}" if "line" in raised.groupdict() else ""
+        return "\n".join(_raised(line, f"raised by {raised['name'].removeprefix('function ')}{where}") for line in kept)
+    if kept and (copied := _COPIED.search(text)):
+        column = f", column {copied['column']}" if copied["column"] else ""
+        kept[0] += f" (line {copied['line']}{column})"
+    return "\n".join(kept)
+
+
+def is_raised(text: str) -> bool:
+    """Whether a message's words are a user's own: they say nothing about a server or a disk."""
+    return bool(_RAISED.search(text) or _FOREIGN.search(text))
+
+
+def text_of(error: psycopg.Error | UnicodeError) -> str:
+    """An error as a client program would print it: the server's, with its context; else libpq's own words."""
+    diag = error.diag if isinstance(error, psycopg.Error) else None
+    if diag is None or diag.message_primary is None:
+        return str(error)
+    return f"{diag.severity_nonlocalized or 'ERROR'}:  {diag.message_primary}\nCONTEXT:  {diag.context or ''}"
+
+
+def said_by(error: psycopg.Error) -> str:
+    """What the server said of an error, on one line."""
+    said = without_values(text_of(error))
+    return _SERVER.sub("", said.partition("\n")[0], count=1).strip()
+
+
+def _raised(line: str, by: str) -> str:
+    server = _SERVER.search(line)
+    return f"{line[: server.end()]}{by}" if server else line
+
+
+def _line(line: str, known: str | None) -> str:
+    found, at = "", 0
+    looked_for = known is not None and _LOOKED_FOR.search(line)
+    while match := _QUOTE.search(line, at):
+        if match["name"] and not (looked_for and _quoted(match["name"]) not in (known or "")):
+            found, at = found + line[at : match.end()], match.end()
+            continue
+        # A value may hold quotes: nothing after its first tells where it ends.
+        tail = _TAIL.search(line, match.start() + 1)
+        start = match.start() + match[0].index('"') if match["name"] else match.start()
+        found += line[at:start] + _VALUE + (f" {tail[1]}" if tail else "")
+        at = len(line)
+    return _NUMBER.sub("value …", _BYTES.sub("0x…", found + line[at:]))
+
+
+def _quoted(name: str) -> str:
+    return name.split('"')[1]

@@ -1,0 +1,194 @@
+"""Programs that end well and have not done it, on a full disk or cut off: what they must have produced is looked at."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from ovia_backup_dagster.core import errors
+from ovia_backup_dagster.core.catalog import Catalog
+from ovia_backup_dagster.core.drill import DrillCheck
+from ovia_backup_dagster.core.errors import BackupError
+from ovia_backup_dagster.core.verdict import Expectations
+from ovia_backup_dagster.postgres import archive as archives
+from ovia_backup_dagster.postgres.client import Connection, Programs
+from ovia_backup_dagster.postgres.drill import Choice, Driller, Where
+from ovia_backup_dagster.postgres.dump import Dumper
+from ovia_backup_dagster.postgres.reread import Rereader
+from ovia_backup_dagster.postgres.verification import Verifier
+from ovia_backup_dagster_tests.conftest import NewDatabase, execute, quiet
+from ovia_backup_dagster_tests.doctor.support import executable
+from ovia_backup_dagster_tests.faults.conftest import needs_root
+from ovia_backup_dagster_tests.faults.disks import MEGABYTE, filled, tmpfs
+from ovia_backup_dagster_tests.faults.harness import files, leftovers
+
+PAGE = 4096
+
+
+@pytest.fixture
+def archive(dumper: Dumper) -> Path:
+    return dumper.dump(log=quiet).path
+
+
+@contextmanager
+def lying(bin_dir: Path, folder: Path, program: str, when: str, how: str) -> Iterator[Programs]:
+    """Programs of which one, for some arguments, ends with code 0 all the same."""
+    made = folder / "lying"
+    made.mkdir()
+    for path in bin_dir.iterdir():
+        (made / path.name).symlink_to(path)
+    (made / program).unlink()
+    text = f'case "$*" in {when}) {bin_dir}/{program} "$@" | {how}; exit 0;; esac\nexec {bin_dir}/{program} "$@"'
+    executable(made / program, text).chmod(0o755)
+    yield Programs(made)
+
+
+def writing(bin_dir: Path, folder: Path, when: str, content: str) -> AbstractContextManager[Programs]:
+    """The same, of a pg_dump that writes something else into its file."""
+    file = """$(printf '%s\\n' "$@" | sed -n 's/^--file=//p')"""
+    return lying(bin_dir, folder, "pg_dump", when, f'cat > /dev/null; printf "{content}" > "{file}"')
+
+
+# --------------------------------------------------------------------------------------------- full disks
+
+
+@needs_root
+def test_a_schema_that_found_no_room_is_no_bad_backup(
+    new_database: NewDatabase, programs: Programs, tmp_path: Path
+) -> None:
+    """pg_dump ends with code 0, and its file is empty."""
+    database = new_database(template="template0")
+    drill_dir = tmp_path / "drills"
+    with tmpfs(drill_dir, 4 * MEGABYTE):
+        place = drill_dir / "ovia-drill-x"
+        place.mkdir()
+        reader = Rereader(programs, database, "", "UTF8", folder=place)
+        reader.read()
+        for act in (reader.read, lambda: reader._dump_schema(place / "schema")):  # without, and with its folder
+            with filled(drill_dir, 0), pytest.raises(errors.DiskFullError) as caught:
+                act()
+            assert caught.value.what == f"{drill_dir} is full"
+            assert "nothing about any backup" in caught.value.why
+            assert "DRILL_DIR" in caught.value.fix
+            assert "prune" not in caught.value.fix
+        assert (place / "schema").stat().st_size == 0
+
+
+@needs_root
+def test_a_list_that_finds_no_room_restores_nothing(
+    archive: Path, programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a list would be half a backup."""
+    folder = tmp_path / "temporary"
+    with tmpfs(folder, 4 * MEGABYTE):
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        listing = archives.contents_list(programs, archive)
+        with (
+            filled(folder, 0),
+            pytest.raises(errors.DiskFullError) as caught,
+            archives.use_list(listing, lambda _: True),
+        ):
+            raise AssertionError
+        assert list(folder.iterdir()) == []
+    assert "TMPDIR" in caught.value.fix
+
+
+@needs_root
+def test_a_dump_that_found_no_room_is_told_so(new_database: NewDatabase, programs: Programs, tmp_path: Path) -> None:
+    """A small one fits into pg_dump's buffer, which it gives up in silence; else the end of it is lost."""
+    database = new_database(template="template0")
+    root, refusals = tmp_path / "volume", []
+    with tmpfs(root, 4 * MEGABYTE):
+        catalog = Catalog(root, database.database, lock_wait_seconds=0)
+        catalog.prepare()
+        dumper = Dumper(catalog, database, programs)
+        for pages in range(0, 12, 2):
+            with filled(root, pages * PAGE):
+                try:
+                    archives.read_archive(programs, dumper.dump(log=quiet).path)
+                except errors.DiskFullError as error:
+                    refusals.append(str(error))
+            for path in (*(root / "daily").iterdir(), root / ".reserve"):
+                path.unlink(missing_ok=True)
+    assert any("wrote no whole archive" in refusal for refusal in refusals), refusals
+    assert all("df -h $BACKUP_DIR" in refusal for refusal in refusals)
+
+
+# --------------------------------------------------------------------------------------------- cut off
+
+
+@pytest.mark.parametrize(
+    ("when", "ask"),
+    [
+        ("*--list*", lambda programs, path: archives.contents_list(programs, path)),
+        ("*--schema-only*", lambda programs, path: archives.schema_text(programs, path)),
+        ("*--create*", lambda programs, path: archives.database_text(programs, path)),
+        ("*--data-only*", lambda programs, path: archives.read_archive(programs, path)),
+    ],
+    ids=["list", "schema", "database", "data"],
+)
+@pytest.mark.parametrize("how", ["cat > /dev/null", "head -n -12", "head -c -400"])
+def test_what_pg_restore_prints_must_be_whole(
+    archive: Path, bin_dir: Path, tmp_path: Path, when: str, ask: object, how: str
+) -> None:
+    """No verdict on the archive either: it is the program that lies."""
+    if when == "*--list*" and how == "head -n -12":
+        how = "head -n -17"
+    with lying(bin_dir, tmp_path, "pg_restore", when, how) as programs, pytest.raises(BackupError) as caught:
+        ask(programs, archive)  # type: ignore[operator]
+    assert isinstance(caught.value, errors.ProgramError | errors.ArchiveFormatError)
+
+
+def test_a_copy_that_is_read_in_part_is_no_difference(database: Connection, bin_dir: Path, tmp_path: Path) -> None:
+    with lying(bin_dir, tmp_path, "pg_dump", "*--format=plain*", "head -n -12") as programs:
+        reader = Rereader(programs, database, "", "UTF8")
+        with pytest.raises(errors.ProgramError, match="did not print all of the data"):
+            reader.read()
+
+
+def test_a_schema_that_is_no_archive_is_no_bad_backup(database: Connection, bin_dir: Path, tmp_path: Path) -> None:
+    with writing(bin_dir, tmp_path, "*--schema-only*", "") as programs, pytest.raises(errors.ProgramError) as caught:
+        Rereader(programs, database, "", "UTF8").read()
+    assert type(caught.value) is errors.ProgramError
+    assert "cannot be read" in caught.value.what
+
+
+@pytest.mark.parametrize("how", ["cat > /dev/null", "head -n -4"])
+def test_roles_that_are_not_whole_are_not_saved(database: Connection, bin_dir: Path, tmp_path: Path, how: str) -> None:
+    with lying(bin_dir, tmp_path, "pg_dumpall", "*--globals-only*", how) as programs:
+        backup = Dumper(Catalog(tmp_path / "volume", database.database), database, programs).dump(log=quiet)
+    manifest = backup.manifest
+    assert manifest is not None
+    assert not manifest.globals_included
+    assert any("did not print all roles" in warning for warning in manifest.warnings)
+
+
+@pytest.mark.parametrize("content", ["", "PGDMP and no more", "no archive at all"])
+def test_a_dump_that_is_no_archive_is_not_published(
+    database: Connection, bin_dir: Path, tmp_path: Path, content: str
+) -> None:
+    root = tmp_path / "volume"
+    with writing(bin_dir, tmp_path, "*--no-sync*", content) as programs, pytest.raises(errors.ProgramError) as caught:
+        Dumper(Catalog(root, database.database), database, programs).dump(log=quiet)
+    assert "wrote no whole archive" in caught.value.what
+    assert leftovers(root) == []
+    assert not [name for name in files(root) if name.endswith(".dump")]
+
+
+def test_tables_that_were_not_analyzed_are_named(
+    database: Connection, programs: Programs, bin_dir: Path, tmp_path: Path
+) -> None:
+    """vacuumdb passes over what the role may not analyze, and is content: here, as it was never run."""
+    catalog = Catalog(tmp_path / "volume", database.database, lock_wait_seconds=0)
+    execute(database, "CREATE TABLE bare AS SELECT 1 AS id")
+    backup = Dumper(catalog, database, programs).dump(log=quiet)
+    with lying(bin_dir, tmp_path, "vacuumdb", "*--analyze-only*", "cat") as lies:
+        executable(tmp_path / "lying" / "vacuumdb", "exit 0")
+        driller = Driller(Verifier(catalog, lies, Expectations()), database, Path("/tmp"), database)
+        evidence = driller.drill(backup, Choice(Where.THROWAWAY), launched_by="a test", log=quiet)
+    (line,) = [line for line in evidence.lines if line.check is DrillCheck.ANALYZED]
+    assert "without statistics: public.bare" in line.text
