@@ -91,7 +91,8 @@ _UNKNOWN = (435, 425, 437)  # clone3, io_uring_setup, openat2
 _CAPABILITIES_KEPT = 1 << 1 | 1 << 2  # root still reads and enters what belongs to others, where Landlock lets it
 
 _PDEATHSIG, _SECCOMP, _NO_NEW_PRIVILEGES, _SUBREAPER = 1, 22, 38, 36
-_POLL_SECONDS = 0.5
+#: A disk fills up at gigabytes a second, and to ask for its room costs nothing; to look at all processes does.
+_DISK_SECONDS, _PROCESSES_SECONDS = 0.05, 0.5
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -313,7 +314,7 @@ def supervise(options: Options) -> int:
         _, ancillary, _, _ = channel[0].recvmsg(1, 64)
         listener = struct.unpack("i", ancillary[0][2][:4])[0] if ancillary else -1
         channel[0].close()
-    limits = _Limits(options)
+    limits = _Limits(options, me)
     poll = select.poll()
     poll.register(wake, select.POLLIN)
     if listener >= 0:
@@ -321,7 +322,7 @@ def supervise(options: Options) -> int:
     status = None
     while status is None and not asked:
         # Without limits it sleeps: what it would use of the processor could be taken for the program's work.
-        for descriptor, events in poll.poll(int(_POLL_SECONDS * 1000) if limits.any else None):
+        for descriptor, events in poll.poll(int(_DISK_SECONDS * 1000) if limits.any else None):
             if descriptor == wake:
                 os.read(wake, 4096)
             elif events & select.POLLIN:
@@ -329,7 +330,7 @@ def supervise(options: Options) -> int:
             else:
                 poll.unregister(listener)
         status = _reap(child)
-        if status is None and limits.any and (exceeded := limits.exceeded(_descendants(me))):
+        if status is None and limits.any and (exceeded := limits.exceeded()):
             with open(options.one("report") or "/dev/null", "w", encoding="utf-8") as file:
                 file.write(exceeded)
             break
@@ -417,33 +418,42 @@ def _end(me: int, child: int) -> int | None:
 class _Limits:
     """What all descendants together may take."""
 
-    def __init__(self, options: Options) -> None:
-        self._options = options
+    def __init__(self, options: Options, me: int) -> None:
+        self._options, self._me = options, me
         self.any = not {"seconds", "processes", "memory", "disk"}.isdisjoint(options.values)
         self._deadline = time.monotonic() + options.number("seconds") if "seconds" in options else None
+        self._looked = time.monotonic()
         self._disk = options.one("disk")
         self._free, self._files = self._room() if self._disk else (0, 0)
         self._page = resource.getpagesize()
 
-    def exceeded(self, descendants: list[int]) -> str:
+    def exceeded(self) -> str:
         """What was exceeded: its name, how much was taken, and how much is allowed; empty for nothing."""
-        options = self._options
-        if self._deadline is not None and time.monotonic() > self._deadline:
+        options, now = self._options, time.monotonic()
+        if self._disk and (found := self._disk_exceeded()):
+            return found
+        if now - self._looked < _PROCESSES_SECONDS:
+            return ""
+        self._looked = now
+        if self._deadline is not None and now > self._deadline:
             return f"seconds {options.number('seconds')} {options.number('seconds')}"
+        descendants = _descendants(self._me)
         if "processes" in options and len(descendants) > options.number("processes"):
             return f"processes {len(descendants)} {options.number('processes')}"
         if "memory" in options:
             taken = sum(map(self._resident_bytes, descendants))
             if taken > options.number("memory"):
                 return f"memory {taken} {options.number('memory')}"
-        if self._disk:
-            free, files = self._room()
-            if free < options.number("free"):
-                return f"free {free} {options.number('free')}"
-            if self._free - free > options.number("growth"):
-                return f"growth {self._free - free} {options.number('growth')}"
-            if files < self._files // 20:  # filesystems that do not count files have 0 of 0
-                return f"inodes {files} {self._files // 20}"
+        return ""
+
+    def _disk_exceeded(self) -> str:
+        free, files = self._room()
+        if free < self._options.number("free"):
+            return f"free {free} {self._options.number('free')}"
+        if self._free - free > self._options.number("growth"):
+            return f"growth {self._free - free} {self._options.number('growth')}"
+        if files < self._files // 20:  # filesystems that do not count files have 0 of 0
+            return f"inodes {files} {self._files // 20}"
         return ""
 
     def _room(self) -> tuple[int, int]:

@@ -25,6 +25,7 @@ from ovia_backup_dagster.core.errors import BackupError, CopyError
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster.postgres.datatext import Log, statements, text_of
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier, sql_string
+from ovia_backup_dagster.postgres.sandbox import Limits
 from ovia_backup_dagster.postgres.session import DURABLY, be_patient, connect, system_identifier
 from ovia_backup_dagster.postgres.session import beside as other_than
 from ovia_backup_dagster.postgres.values import said_by
@@ -73,6 +74,7 @@ class Copy:
         kind: what it is for.
         look: how a person connects to it.
         folder: what is removed with it; ``None`` where that is a database alone.
+        limits: what its server may take, where it is ours alone.
         owner: whose it is; empty: who makes it. He alone may have things made in its schema ``public``.
     """
 
@@ -82,6 +84,7 @@ class Copy:
     kind: Kind
     look: str
     folder: Path | None = None
+    limits: Limits | None = None
     owner: str = ""
 
     @property

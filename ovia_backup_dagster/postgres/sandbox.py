@@ -73,6 +73,14 @@ class Limits:
         free = min(_FREE_BYTES, status.f_bavail * status.f_frsize // 10)
         return cls(_memory_bytes(), _PROCESSES, disk, 4 * copy_bytes + _GROWTH_BYTES, free, seconds)
 
+    def free_now(self) -> int | None:
+        """Bytes that are left on the disk; ``None`` where it cannot be asked."""
+        try:
+            status = os.statvfs(self.disk)
+        except OSError:
+            return None
+        return status.f_bavail * status.f_frsize
+
     def options(self) -> list[str]:
         """For the launcher."""
         found = [f"memory={self.memory_bytes}", f"processes={self.processes}", f"disk={self.disk}"]
@@ -80,12 +88,18 @@ class Limits:
         return found if self.seconds is None else [*found, f"seconds={max(1, int(self.seconds))}"]
 
 
-def exceeded(report: Path) -> str:
-    """What a launcher wrote to its report when it ended a server, for people; empty where it did not."""
+def exceeded(report: Path, limits: Limits | None) -> str:
+    """What a launcher wrote to its report when it ended a server, for people; empty where it did not.
+
+    Or what it is about to write: on a full disk a program may fail before the launcher has looked.
+    """
     try:
         name, taken, most = report.read_text(encoding="utf-8").split()
     except (OSError, ValueError):
-        return ""
+        free = limits.free_now() if limits else None
+        if limits is None or free is None or free >= limits.free_bytes:
+            return ""
+        name, taken, most = "free", str(free), str(limits.free_bytes)
     took = {
         "memory": f"it took {human_bytes(int(taken))} of memory, and may take {human_bytes(int(most))}",
         "processes": f"it started {int(taken):,} processes, and may have {int(most):,}",

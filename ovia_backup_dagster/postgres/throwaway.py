@@ -113,7 +113,7 @@ def throwaway(
                 with connect(maintenance) as session:
                     session.execute(f"ALTER DATABASE {database} IS_TEMPLATE false".encode())
                     session.execute(f"DROP DATABASE {database}".encode())
-            yield Copy(there, maintenance, "throwaway cluster", Kind.THROWAWAY, look, folder=place)
+            yield Copy(there, maintenance, "throwaway cluster", Kind.THROWAWAY, look, folder=place, limits=limits)
             kept = keep
         finally:
             if kept and server is not None:
@@ -127,7 +127,7 @@ def throwaway(
 
 def explained(error: BackupError, copy: Copy) -> BackupError:
     """The error that was met in a copy; or why its server was ended, if that is what it comes from."""
-    reason = exceeded(copy.folder / _REPORT) if copy.folder else ""
+    reason = exceeded(copy.folder / _REPORT, copy.limits) if copy.folder else ""
     if not reason or isinstance(error, DrillLimitError):
         return error
     return DrillLimitError(

@@ -485,7 +485,7 @@ def test_a_function_without_end_ends_the_drill(
 def test_a_function_that_fills_the_disk_leaves_room(site: Callable[..., Site]) -> None:
     there = site(FILLS)
     disk = there.outside.folder / "disk"
-    with tmpfs(disk, 500 * MEGABYTE):
+    with tmpfs(disk, 1000 * MEGABYTE):
         disk.chmod(0o755)
         driller = replace(there.driller(Confine.AUTO), folder=disk)
         evidence = driller.drill(driller.find("latest"), Choice(Where.THROWAWAY), launched_by="a test", log=quiet)
