@@ -20,8 +20,9 @@ from ovia_backup_dagster.postgres.client import SESSION_OPTIONS, Connection, Pro
 from ovia_backup_dagster.postgres.cluster import account_id
 from ovia_backup_dagster.postgres.control import control
 from ovia_backup_dagster.postgres.drill import Where
+from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.reread import Rereader
-from ovia_backup_dagster_tests.conftest import NewDatabase, PortCluster, execute, free_port
+from ovia_backup_dagster_tests.conftest import NewDatabase, PortCluster, execute, free_port, quiet
 from ovia_backup_dagster_tests.postgres.drilling import Drilling, assert_passed, by_check, database, not_passed, one
 
 BOSS = 'the "Boss"'
@@ -262,8 +263,11 @@ def test_databases_that_every_server_has(name: str, boss: PortCluster, full_bin_
 def test_an_empty_database_and_empty_tables(boss: PortCluster, full_bin_dir: Path, tmp_path: Path) -> None:
     with database(boss, "void") as source:
         drilling = Drilling(source, full_bin_dir, tmp_path)
+        verifier = drilling.driller.verifier
+        made = Dumper(drilling.catalog, source, drilling.programs).dump(log=quiet)
+        assert verifier.accept(made, by="a test", run_id=None, log=quiet).judgement.good
 
-        evidence = drilling.dump_and_drill()
+        evidence = drilling.drill()
 
         assert_passed(evidence)
         control = by_check(evidence)[DrillCheck.CONTROL]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ovia_backup_dagster.core.catalog import GLOBALS, Backup
+from ovia_backup_dagster.core.catalog import Backup
 from ovia_backup_dagster.core.drill import DrillCheck, Result
 from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.postgres.client import Connection, Programs
@@ -17,6 +17,7 @@ from ovia_backup_dagster.postgres.drill import Choice, Where
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.executed import reach, run_by_restore
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, free_port, quiet
+from ovia_backup_dagster_tests.core.factories import with_roles
 from ovia_backup_dagster_tests.postgres.drilling import Drilling, by_check, database, one
 
 #: How a function gets to be run: it is called m.f, or what is made of it.
@@ -155,7 +156,9 @@ def test_where_it_cannot_be_told_too_many_are_named(owner: Connection, bin_dir: 
 
 
 def test_an_event_trigger_of_a_strangers_function_is_named(owner: Connection, bin_dir: Path, tmp_path: Path) -> None:
-    execute(owner, "CREATE FUNCTION m.f() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'")
+    execute(
+        owner, "CREATE TABLE m.t (a int)", "CREATE FUNCTION m.f() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'"
+    )
     boss = replace(owner, user="postgres")
     execute(boss, "CREATE EVENT TRIGGER e ON ddl_command_end EXECUTE FUNCTION m.f()")
     drilling, backup = dumped(owner, bin_dir, tmp_path)
@@ -178,9 +181,7 @@ def test_an_altered_globals_file_hides_no_function(owner: Connection, bin_dir: P
     """Whom it calls a superuser is none on the server."""
     execute(owner, *WAYS["check"])
     drilling, backup = dumped(owner, bin_dir, tmp_path)
-    path = backup.sidecar(GLOBALS)
-    path.chmod(0o600)
-    path.write_text(f"CREATE ROLE {owner.user};\nALTER ROLE {owner.user} WITH SUPERUSER;\n")
+    backup = with_roles(backup, f"CREATE ROLE {owner.user};\nALTER ROLE {owner.user} WITH SUPERUSER;\n".encode())
     assert len(reach(drilling.source, drilling.programs, backup).functions) == 1
 
 

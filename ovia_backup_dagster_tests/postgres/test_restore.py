@@ -185,6 +185,7 @@ def test_a_locale_that_is_missing_is_no_reason_for_another(
 
     monkeypatch.setattr(archives, "database_text", foreign)
     with database(server, "located", "LOCALE 'C'") as source:
+        execute(source, "CREATE TABLE t (a int)")
         drilling = Drilling(source, bin_dir, tmp_path)
         proof = proof_of(drilling, drilling.dump())
         with going_live(source, "live_copy") as copy:

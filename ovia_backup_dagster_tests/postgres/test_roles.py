@@ -215,6 +215,7 @@ def test_what_of_the_roles_is_not_the_same_is_said(there: Server, change: str, h
 def test_a_drill_whose_roles_may_less_fails(there: Server, tmp_path: Path) -> None:
     execute(there.connection, *SETUP)
     with database(there.cluster, "drilled") as source:
+        execute(source, "CREATE TABLE t (a int)")
         drilling = Drilling(source, there.programs.bin_dir, tmp_path)  # type: ignore[arg-type]
         drilling.dump()
         line = by_check(drilling.drill())[DrillCheck.ROLES]
