@@ -169,6 +169,11 @@ class Demo:
         cluster.stop("immediate")
         for remains in (cluster.data, self.folder / "dagster"):
             shutil.rmtree(remains, ignore_errors=True)
+        if self.backups.exists():
+            # Of a server that is gone, as after a restart of the machine: this one is another.
+            aside = self.backups.with_name(f"backups-until-{datetime.now(UTC):%Y-%m-%d_%H%M%S}")
+            self.backups.rename(aside)
+            log(f"the backups of the server before this one are kept in {aside}")
         log(f"making a PostgreSQL 16 cluster in {cluster.folder}")
         cluster.create()
         cluster.start()

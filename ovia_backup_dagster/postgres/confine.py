@@ -34,6 +34,7 @@ import time
 
 #: Exit code where the program could not be confined, and was not started.
 REFUSED = 126
+CANNOT = "cannot confine"
 
 #: Of /etc only what the C library needs. Never /etc itself, /proc, /sys, /run, /dev/shm, /tmp.
 SYSTEM = (
@@ -263,7 +264,7 @@ def become(options: Options) -> None:
             _libc.signal(ignored, None)
         os.execv(command[0], command)  # noqa: S606
     except OSError as error:
-        os.write(2, f"cannot confine {command[0]}: {error.strerror or error}\n".encode())
+        os.write(2, f"{CANNOT} {command[0]}: {error.strerror or error}\n".encode())
 
 
 # ---- to be watched
@@ -320,21 +321,22 @@ def supervise(options: Options) -> int:
     if listener >= 0:
         poll.register(listener, select.POLLIN)
     status = None
-    while status is None and not asked:
-        # Without limits it sleeps: what it would use of the processor could be taken for the program's work.
-        for descriptor, events in poll.poll(int(_DISK_SECONDS * 1000) if limits.any else None):
-            if descriptor == wake:
-                os.read(wake, 4096)
-            elif events & select.POLLIN:
-                _connect(listener, options.one("connect"), fcntl.ioctl)
-            else:
-                poll.unregister(listener)
-        status = _reap(child)
-        if status is None and limits.any and (exceeded := limits.exceeded()):
-            with open(options.one("report") or "/dev/null", "w", encoding="utf-8") as file:
-                file.write(exceeded)
-            break
-    ended = _end(me, child)
+    try:
+        while status is None and not asked:
+            # Without limits it sleeps: what it would use of the processor could be taken for the program's work.
+            for descriptor, events in poll.poll(int(_DISK_SECONDS * 1000) if limits.any else None):
+                if descriptor == wake:
+                    os.read(wake, 4096)
+                elif events & select.POLLIN:
+                    _connect(listener, options.one("connect"), fcntl.ioctl)
+                else:
+                    poll.unregister(listener)
+            status = _reap(child)
+            if status is None and limits.any and (exceeded := limits.exceeded()):
+                _report(options.one("report"), exceeded)
+                break
+    finally:
+        ended = _end(me, child)
     status = ended if status is None else status
     if status is not None and os.WIFSIGNALED(status):
         ended_by = os.WTERMSIG(status)
@@ -342,6 +344,15 @@ def supervise(options: Options) -> int:
             signal.signal(ended_by, signal.SIG_DFL)
         os.kill(me, ended_by)
     return os.waitstatus_to_exitcode(status) if status is not None else REFUSED
+
+
+def _report(path: str, exceeded: str) -> None:
+    if path:
+        try:
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(exceeded)
+        except OSError:
+            return  # the disk is full: who reads it sees that, too
 
 
 def _connect(listener: int, path: str, ioctl: object) -> None:

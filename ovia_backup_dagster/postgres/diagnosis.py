@@ -15,7 +15,7 @@ from ovia_backup_dagster.core import errors
 from ovia_backup_dagster.core.errors import BackupError, ProgramError
 from ovia_backup_dagster.postgres.client import Connection, Variables, messages
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
-from ovia_backup_dagster.postgres.sandbox import REFUSED
+from ovia_backup_dagster.postgres.sandbox import CANNOT, REFUSED
 from ovia_backup_dagster.postgres.values import is_raised, without_values
 
 #: How a ``Diagnosis`` names what is not known.
@@ -33,7 +33,7 @@ def diagnose(
         connection: of the attempt, for the advice; its password is removed from the text.
         exit_code: of the program; a negative one is a signal.
     """
-    if exit_code == REFUSED:
+    if exit_code == REFUSED and text.startswith(CANNOT):
         return errors.SandboxError(
             what,
             why="it reads what others wrote, and cannot be confined here, which DRILL_SANDBOX=require asks for",

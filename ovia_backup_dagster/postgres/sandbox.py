@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +24,8 @@ from ovia_backup_dagster.postgres import confine
 
 #: The launcher's exit code where it refused to start a program.
 REFUSED = confine.REFUSED
+#: And how its message begins.
+CANNOT = confine.CANNOT
 _LAUNCHER = os.path.abspath(confine.__file__)
 #: Of the memory that is free when a program starts, what it may take: the node must go on.
 _MEMORY_SHARE = 0.75
@@ -36,6 +39,10 @@ _FREE_BYTES = 128 * 1024 * 1024
 #: Where Debian's wrapper of the client programs looks for the version to run.
 _WRAPPER = "pg_wrapper"
 _OF_THE_WRAPPER = ("/etc/postgresql-common", "/etc/postgresql")
+#: What PostgreSQL's programs start, and where they look for libraries, time zones and extensions.
+_PROGRAMS = ("postgres", "initdb", "pg_ctl", "pg_dump", "pg_dumpall", "pg_restore", "psql", "vacuumdb", "pg_isready")
+_BESIDE_PROGRAMS = ("lib", "lib64", "share")
+_SCRIPT_BYTES = 64 * 1024
 
 
 class Confine(StrEnum):
@@ -88,8 +95,8 @@ class Limits:
         return found if self.seconds is None else [*found, f"seconds={max(1, int(self.seconds))}"]
 
 
-def exceeded(report: Path, limits: Limits | None) -> str:
-    """What a launcher wrote to its report when it ended a server, for people; empty where it did not.
+def exceeded(report: Path, limits: Limits | None) -> tuple[str, str]:
+    """Which limit a launcher wrote to its report when it ended a server, and the same for people; empty for none.
 
     Or what it is about to write: on a full disk a program may fail before the launcher has looked.
     """
@@ -98,7 +105,7 @@ def exceeded(report: Path, limits: Limits | None) -> str:
     except (OSError, ValueError):
         free = limits.free_now() if limits else None
         if limits is None or free is None or free >= limits.free_bytes:
-            return ""
+            return "", ""
         name, taken, most = "free", str(free), str(limits.free_bytes)
     took = {
         "memory": f"it took {human_bytes(int(taken))} of memory, and may take {human_bytes(int(most))}",
@@ -108,7 +115,7 @@ def exceeded(report: Path, limits: Limits | None) -> str:
         "inodes": f"it left room for {int(taken):,} files on the disk, and must leave it for {int(most):,}",
         "seconds": f"it ran for more than {int(most) / 3600:.2g} hours (DRILL_MAX_HOURS)",
     }
-    return took.get(name, "")
+    return name, took[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,13 +195,39 @@ def limit_of_processes(uid: int) -> str:
 
 @cache
 def installation(program: str) -> tuple[str, ...]:
-    """The folders of the PostgreSQL that a program belongs to, as far as they are not the system's."""
-    real = os.path.realpath(program)
-    if os.path.basename(real) == _WRAPPER:
-        return tuple(filter(os.path.isdir, _OF_THE_WRAPPER))
-    folders = [os.path.dirname(os.path.dirname(path)) for path in (os.path.abspath(program), real)]
-    folders += [os.path.dirname(library) for library in _libraries(real)]
-    return tuple(dict.fromkeys(folder for folder in folders if not _is_of_the_system(folder)))
+    """What a program of PostgreSQL needs of its own installation, as far as that is not the system's.
+
+    Its programs, libraries and data by name, not the folder that they are in: that may be anyone's home. A script that
+    becomes another program leads to what it names.
+    """
+    found: list[str] = []
+    programs = [program]
+    for each in programs:  # which grows
+        real = os.path.realpath(each)
+        if os.path.basename(real) == _WRAPPER:
+            found += _OF_THE_WRAPPER
+            continue
+        for path in dict.fromkeys((os.path.abspath(each), real)):
+            folder = os.path.dirname(path)
+            # They start each other.
+            here = [path, *filter(os.path.isfile, (os.path.join(folder, name) for name in _PROGRAMS))]
+            found += here
+            found += [os.path.join(os.path.dirname(folder), name) for name in _BESIDE_PROGRAMS]
+            named = (name for script in here for name in _named_by_script(script))
+            programs += [name for name in dict.fromkeys(named) if name not in programs]
+        found += [os.path.dirname(library) for library in _libraries(real)]
+    return tuple(dict.fromkeys(path for path in found if os.path.exists(path) and not _is_of_the_system(path)))
+
+
+def _named_by_script(path: str) -> list[str]:
+    """The programs that a script names; none of what is no script."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read(_SCRIPT_BYTES) if file.read(2) == b"#!" else b""
+    except OSError:
+        return []
+    words = dict.fromkeys(os.fsdecode(word) for word in re.findall(rb"/[^\s'\"$;|&()<>]+", text))
+    return [word for word in words if os.path.isfile(word) and os.access(word, os.X_OK)]
 
 
 def _libraries(program: str) -> list[str]:
@@ -210,9 +243,9 @@ def _libraries(program: str) -> list[str]:
     return [os.path.realpath(word) for word in words if word.startswith("/")]
 
 
-def _is_of_the_system(folder: str) -> bool:
+def _is_of_the_system(path: str) -> bool:
     # The root is no installation: it would open everything.
-    return folder == "/" or any(Path(folder).is_relative_to(part) for part in confine.SYSTEM)
+    return path == "/" or any(Path(path).is_relative_to(part) for part in confine.SYSTEM)
 
 
 def _memory_bytes() -> int:

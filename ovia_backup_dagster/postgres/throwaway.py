@@ -40,6 +40,11 @@ PREFIX = "ovia-drill-"
 SERVER_PROGRAMS = ("initdb", "postgres")
 #: In such a folder: all that the server may change, and, out of its reach, what this module keeps about it.
 _CLUSTER, _LOCK, _LOG, _REPORT, _LAUNCHER = "c", "lock", "log", "exceeded", "launcher"
+_OF_THE_DISK = ("free", "growth", "inodes")
+_LOOK = (
+    "look at the functions that the table's constraints, indexes and columns call, in the source; if they are sound: "
+    "more room, memory or DRILL_MAX_HOURS"
+)
 _START_SECONDS = 60.0
 _END_SECONDS = 30.0
 _NOT_FOR_INITDB = frozenset("\"'$\\")
@@ -127,16 +132,16 @@ def throwaway(
 
 def explained(error: BackupError, copy: Copy) -> BackupError:
     """The error that was met in a copy; or why its server was ended, if that is what it comes from."""
-    reason = exceeded(copy.folder / _REPORT, copy.limits) if copy.folder else ""
-    if not reason or isinstance(error, DrillLimitError):
+    limit, took = exceeded(copy.folder / _REPORT, copy.limits) if copy.folder else ("", "")
+    if not limit or isinstance(error, DrillLimitError):
         return error
-    return DrillLimitError(
-        f"the copy's server was ended: {reason}",
-        why="a function in the backup goes on without end, or the copy needs more than there is here; then: "
-        f"{error.what}",
-        fix="look at the functions of the table that is named, in the source (CHECK, domain, index, generated column); "
-        "if they are sound: more room, memory or DRILL_MAX_HOURS",
-    )
+    why, fix = "a function in the backup goes on without end, or the copy needs more than there is here", _LOOK
+    if limit in _OF_THE_DISK and copy.limits:
+        folder = shell_word(str(copy.limits.disk))
+        why = "the disk is too small, others write to it, too, or a function in the backup fills it"
+        fix = f"df -h {folder}, or set DRILL_DIR to a folder on a larger disk; if that is not it: {_LOOK}"
+    what = f"the copy's server was ended: {took}"
+    return DrillLimitError(what, why=f"{why}; then: {error.what}", said=error.said, fix=fix)
 
 
 @dataclass(slots=True)

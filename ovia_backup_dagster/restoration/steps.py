@@ -60,6 +60,7 @@ _MIGRATE_SECONDS = 1800.0
 _HEALTH_SECONDS = 300.0
 #: What only a drill does: it alters its copy, or hands it to others.
 _NOT_IN_A_RESTORE = {
+    DrillCheck.CONTAINED: "what the backup contains runs in this server, as the role that restores",
     DrillCheck.CONTROL: "no row of a database that is to be live is deleted; the monthly drill does that",
     DrillCheck.OWN_CHECK: "DRILL_CHECK_COMMAND is for copies; the services' own health is asked in the end",
 }

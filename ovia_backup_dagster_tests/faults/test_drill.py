@@ -212,8 +212,8 @@ def test_a_disk_that_fills_up_in_mid_restore(place: Place) -> None:
             with stuffed(drill_dir(place)):
                 ended = running.wait()
         assert ended.code == 1
-        # PostgreSQL says it in two ways; and where it is its log that finds no room, the server ends.
-        said = ("No space left on device", "wrote only", "connection")
+        # The launcher, or PostgreSQL in two ways; and where it is its log that finds no room, the server ends.
+        said = ("of disk free, and must leave", "No space left on device", "wrote only", "connection")
         assert any(words in ended.output for words in said), ended.output
         assert "Traceback" not in ended.output
         found = evidence(place)[0]

@@ -23,6 +23,7 @@ from ovia_backup_dagster.postgres import archive as archives
 from ovia_backup_dagster.postgres.client import Connection, Programs
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.restore import Restorer
+from ovia_backup_dagster.postgres.sandbox import Confine, Sandbox
 from ovia_backup_dagster.postgres.session import be_patient, connect
 from ovia_backup_dagster_tests.conftest import PASSWORD, PortCluster, execute, free_port, quiet, running_cluster
 from ovia_backup_dagster_tests.defs.support import Location, environment, failure, load, retries
@@ -185,8 +186,8 @@ def test_a_slow_dump_is_left_alone(source: Connection, bin_dir: Path, tmp_path: 
 
 def test_a_huge_row_is_left_alone(source: Connection, bin_dir: Path, tmp_path: Path) -> None:
     """pg_dump compresses it, and the server, which waits to be read, reports no progress meanwhile."""
-    execute(source, "CREATE TABLE huge AS SELECT string_agg(md5(g::text), '') FROM generate_series(1, 400000) g")
-    stall = 0.6
+    execute(source, "CREATE TABLE huge AS SELECT string_agg(md5(g::text), '') FROM generate_series(1, 800000) g")
+    stall = 0.3
     try:
         began = time.monotonic()
         replace(dumper_of(source, bin_dir, tmp_path, stall), compression="gzip:9").dump(log=quiet)
@@ -325,13 +326,17 @@ def test_a_restore_that_works_in_silence_is_left_alone(
 
 def test_an_archive_that_is_read_for_ever_is_no_verdict(archive: Path, bin_dir: Path, tmp_path: Path) -> None:
     """What opens a disk that does not answer is ended, and says nothing about the archive."""
-    hung = tmp_path / "hung.dump"
-    os.mkfifo(hung)
-    keep = os.open(hung, os.O_RDWR)
-    try:
-        error = refused(lambda: archives.contents_list(Programs(bin_dir, stall_seconds=0.5), hung))
-    finally:
-        os.close(keep)
+    # Opening a FIFO hangs as that does; an archive that is one is refused before.
+    os.mkfifo(tmp_path / "hung")
+    bin_here = tmp_path / "bin"
+    bin_here.mkdir()
+    hung = bin_here / "pg_restore"
+    hung.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] || read -r line < {tmp_path}/hung\nexec {bin_dir}/pg_restore "$@"\n'
+    )
+    hung.chmod(0o755)
+    programs = Programs(bin_here, Sandbox(Confine.OFF), stall_seconds=0.5)
+    error = refused(lambda: archives.contents_list(programs, archive))
     assert type(error) is errors.StalledError
     assert "a disk, or the network to it, may hang" in error.why
 

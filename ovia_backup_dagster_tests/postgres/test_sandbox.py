@@ -390,7 +390,7 @@ def _taken_over(outside: Outside, bin_dir: Path, *programs: str) -> Path:
         path.write_text(
             "#!/usr/bin/python3 -IS\nimport base64, os, sys\n"
             f"if '--version' not in sys.argv: exec(base64.b64decode('{attack}'))\n"
-            f"os.execv({str(path)!r} + '.real', [{name!r}, *sys.argv[1:]])\n"
+            f"os.execv('{path}.real', [{name!r}, *sys.argv[1:]])\n"
         )
         path.chmod(0o755)
     _give(prefix)
@@ -428,6 +428,25 @@ def test_clients_in_a_drill_reach_the_copy_alone(
     assert outside.succeeded() == set()
     [evidence] = there.driller(Confine.AUTO).drills.newest_first()
     assert evidence.passed, evidence.failures
+
+
+def test_a_script_that_becomes_a_program_is_followed(bin_dir: Path, tmp_path: Path) -> None:
+    """Of the folder that it is in, nothing but it may be read."""
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    wrapper = tmp_path / "bin" / "pg_restore"
+    wrapper.parent.mkdir()
+    wrapper.write_text(f'#!/bin/sh\ncat {secret}\nexec {bin_dir}/pg_restore "$@"\n')
+    wrapper.chmod(0o755)
+
+    found = sandboxes.installation(str(wrapper))
+    command = Sandbox(Confine.REQUIRE).command((str(wrapper), "--version"), forks=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert str(bin_dir / "pg_restore") in found
+    assert not {str(tmp_path), str(wrapper.parent), str(secret)} & set(found)
+    assert (done.returncode, done.stdout[:24]) == (0, "pg_restore (PostgreSQL) "), done.stderr
+    assert f"cat: {secret}: Permission denied" in done.stderr
 
 
 # ------------------------------------------------------------------------------------------------------------- limits

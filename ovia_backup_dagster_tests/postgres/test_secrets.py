@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import psycopg
 import pytest
 from pydantic import SecretStr
 
@@ -46,13 +45,13 @@ def test_a_password_is_in_no_environment_while_we_connect(server: PortCluster, m
     """Another thread may start a program just then."""
     monkeypatch.setenv("PGPASSWORD", "of-the-surroundings")
     seen: list[dict[str, str]] = []
-    real = psycopg.connect
+    real = session._Session.connect
 
     def watched(*arguments: object, **options: object) -> object:
         seen.append(dict(os.environ))
         return real(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(psycopg, "connect", watched)
+    monkeypatch.setattr(session._Session, "connect", watched)
     to = Connection("127.0.0.1", server.port, "postgres", "postgres", SecretStr(PASSWORD))
     with session.connect(to) as asked:
         assert asked.execute("SELECT 1 AS one").fetchall() == [{"one": 1}]

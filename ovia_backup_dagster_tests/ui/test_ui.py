@@ -100,7 +100,7 @@ def test_a_job_launched_from_its_page_turns_the_assets_green(site: Site, launche
         state = site.node(asset).get_by_text("Materialized", exact=True)
         expect(state).to_be_visible()
         assert colour(state) == "green"
-    expect(site.node("dump_verification")).to_contain_text("6 / 6 Passed")
+    expect(site.node("dump_verification")).to_contain_text("7 / 7 Passed")
 
 
 def test_a_verification_shows_the_rows_of_every_table(site: Site, deployment: Deployment, launched: str) -> None:
