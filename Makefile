@@ -43,7 +43,7 @@ test-faults: export FAULTS_RECORD := $(CURDIR)/.cache/faults
 test-faults: export FAULTS_SEED ?= $(shell date +%Y%m%d)
 test-faults: install ## provoke every fault, a hundred times the kills, and write docs/reliability.md
 	rm -rf $(FAULTS_RECORD)
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal ovia_backup_dagster_tests/faults
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal ovia_backup_dagster_tests/faults ovia_backup_dagster_tests/restoration/test_killed.py
 	$(BIN)/python -m ovia_backup_dagster_tests.faults.report
 
 bench: install $(FULL_POSTGRESQL)/.unpacked ## the figures of docs/performance.md; ONLY=dump,start for some

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from random import Random, SystemRandom
+from typing import TypeVar
 
 import pytest
 
@@ -25,12 +27,21 @@ SEED = os.environ.get("FAULTS_SEED") or str(SystemRandom().randrange(10**8))
 #: A dump of it takes about 0.4 s; in the quick run, 0.25 s.
 SCALE = 0.3 if FULL else 0.1
 
+T = TypeVar("T")
 _RECORD = pytest.StashKey[list[dict[str, object]]]()
 
 
 def rounds(full: int, quick: int) -> int:
     """How often: in the full run, and as a part of all tests."""
     return full if FULL else quick
+
+
+def some_today(cases: Sequence[T]) -> Sequence[T]:
+    """All of them in the full run; else every third, others on each of three days (UTC).
+
+    By the date, and not by chance: all processes of one run must choose the same.
+    """
+    return cases if FULL else cases[datetime.now(UTC).toordinal() % 3 :: 3]
 
 
 full_run_only = pytest.mark.skipif(not FULL, reason="takes too long for every day: make test-faults")

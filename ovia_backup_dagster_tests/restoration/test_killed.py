@@ -1,5 +1,7 @@
 """A restore whose process is killed, at every word of its journal: resumed or aborted, it is whole.
 
+Every third word each day, and all of them in ``make test-faults``.
+
 The kill is real (SIGKILL of the process group). What runs afterwards is the command that the error names. Whole is the
 live database, the old one or the new one, and so are the services: each has its replicas.
 """
@@ -24,6 +26,7 @@ from ovia_backup_dagster.core.restoration import Journal, Mark, Mode, RestoreFol
 from ovia_backup_dagster.postgres import swap
 from ovia_backup_dagster.swarm import health, services
 from ovia_backup_dagster_tests.conftest import PortCluster
+from ovia_backup_dagster_tests.faults.conftest import some_today
 from ovia_backup_dagster_tests.faults.harness import Ended, until
 from ovia_backup_dagster_tests.health.test_health import serving
 from ovia_backup_dagster_tests.restoration.conftest import Site, admin_of, site_on
@@ -60,7 +63,7 @@ def moments(words: Words, wanted: Callable[[int, bool], bool] = lambda *_: True)
         for before in (True, False)
         if (word == 0 or not (before and mark is Mark.BEGUN)) and wanted(word, before)
     ]
-    return pytest.mark.parametrize(("word", "before"), found)
+    return pytest.mark.parametrize(("word", "before"), some_today(found))
 
 
 @pytest.fixture(scope="module")
