@@ -62,6 +62,11 @@ class Cluster:
         return self.folder / "data"
 
     @property
+    def sockets(self) -> Path:
+        """Where its Unix socket is. A confined server may make no link there, which would lead clients elsewhere."""
+        return self.folder.with_name("s") if self.sandbox else self.folder
+
+    @property
     def log(self) -> Path:
         """The server's log."""
         return self.folder / "log"
@@ -69,7 +74,7 @@ class Cluster:
     def connection(self, database: str = "postgres", user: str | None = None) -> Connection:
         """How to connect: through the socket, without a password."""
         return Connection(
-            host=str(self.folder),
+            host=str(self.sockets),
             port=5432,
             database=database,
             user=user or self.superuser,
@@ -84,10 +89,11 @@ class Cluster:
         """
         if len(os.fsencode(self.folder)) > _SOCKET_FOLDER_LIMIT:
             raise ProgramError(f"{self.folder} is too long a name for a Unix socket", fix="choose a shorter folder")
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         owner = account()
-        if owner is not None:
-            os.chown(self.folder, owner.pw_uid, owner.pw_gid)
+        for folder in (self.folder, self.sockets):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if owner is not None:
+                os.chown(folder, owner.pw_uid, owner.pw_gid)
         self._run(
             "initdb",
             f"--username={self.superuser}",
@@ -101,7 +107,7 @@ class Cluster:
             raise ProgramError(f"initdb made no cluster in {self.folder}", why="it ended with code 0")
         settings = {
             "listen_addresses": "",
-            "unix_socket_directories": str(self.folder),
+            "unix_socket_directories": str(self.sockets),
             **_NO_DURABILITY,
             **self.settings,
         }

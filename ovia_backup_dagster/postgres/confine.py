@@ -8,7 +8,8 @@ container of Docker's defaults. It is a program of its own, since a process with
 fork and exec; it imports nothing of this package and little else, since it starts for each program. Which programs are
 confined, and to what, is the business of ``sandbox``.
 
-Options, in any order: ``write=`` and ``read=PATH``; ``fork`` (the program may start others); ``as=``, ``file=`` and
+Options, in any order: ``write=`` and ``read=PATH``; ``sockets=FOLDER`` (it may make and remove sockets there, and no
+link: others connect to what bears their name); ``fork`` (the program may start others); ``as=``, ``file=`` and
 ``nproc=N`` (limits of the kernel's); ``uid=``, ``gid=`` (under root: become this account); ``require`` (refuse to run
 what cannot be confined); ``off`` (confine nothing); ``landlock=N`` (act as under a kernel that has version N);
 ``probe`` (instead of a program: try to get out, and print what was possible).
@@ -50,6 +51,8 @@ _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _KINDS = {1: 13, 2: 14, 3: 15, 5: 16, 9: 17}
 _READ = 0b1101  # EXECUTE, READ_FILE, READ_DIR
 _CHANGE = 1 << 1 | 1 << 2 | 1 << 14  # WRITE_FILE, READ_FILE, TRUNCATE
+#: READ_DIR, REMOVE_FILE, MAKE_REG (a lock file), MAKE_SOCK besides.
+_SOCKETS = _CHANGE | 1 << 3 | 1 << 5 | 1 << 8 | 1 << 9
 _OF_FILES = 0b111 | 1 << 14 | 1 << 15 | 1 << 16
 
 # ---- seccomp
@@ -182,7 +185,8 @@ def _restrict_files(options: Options, version: int) -> None:
     rules = _done(_libc.syscall(_CREATE_RULESET, attributes, len(attributes), 0))
     readable = [*options.all("read"), *filter(os.path.exists, SYSTEM)]
     devices = list(filter(os.path.exists, DEVICES))
-    for paths, access in ((options.all("write"), known), (readable, _READ), (devices, _CHANGE)):
+    granted = ((options.all("write"), known), (options.all("sockets"), _SOCKETS), (readable, _READ), (devices, _CHANGE))
+    for paths, access in granted:
         for path in paths:
             there = os.open(path, os.O_PATH | os.O_CLOEXEC)
             takes = known if os.path.isdir(path) else known & _OF_FILES

@@ -39,7 +39,8 @@ from ovia_backup_dagster.postgres.session import connect
 PREFIX = "ovia-drill-"
 SERVER_PROGRAMS = ("initdb", "postgres")
 #: In such a folder: all that the server may change, and, out of its reach, what this module keeps about it.
-_CLUSTER, _LOCK, _LOG, _REPORT, _LAUNCHER = "c", "lock", "log", "exceeded", "launcher"
+CLUSTER = "c"
+_LOCK, _LOG, _REPORT, _LAUNCHER = "lock", "log", "exceeded", "launcher"
 _OF_THE_DISK = ("free", "growth", "inodes")
 _LOOK = (
     "look at the functions that the table's constraints, indexes and columns call, in the source; if they are sound: "
@@ -97,7 +98,7 @@ def throwaway(
         takes = _NOT_FOR_INITDB.isdisjoint(superuser)
         cluster = Cluster(
             bin_dir,
-            place / _CLUSTER,
+            place / CLUSTER,
             superuser=superuser if takes else "postgres",
             settings=_SETTINGS,
             sandbox=programs.sandbox,
@@ -111,7 +112,7 @@ def throwaway(
             if not takes:
                 cluster = _renamed(cluster, superuser)
             there = cluster.connection(database)
-            look = f"psql --host={cluster.folder} --username={shell_word(superuser)} --dbname={shell_word(database)}"
+            look = f"psql --host={cluster.sockets} --username={shell_word(superuser)} --dbname={shell_word(database)}"
             maintenance = cluster.connection("template1" if database == "postgres" else "postgres")
             if database in ("postgres", "template1"):
                 # They are there already, and must be made as the source's was.
@@ -158,7 +159,7 @@ class _Server:
             ProgramError: it does not start; the reason is the last line of its log.
         """
         assert cluster.sandbox is not None
-        more = [f"report={place / _REPORT}", *(limits.options() if limits else ())]
+        more = [f"sockets={cluster.sockets}", f"report={place / _REPORT}", *(limits.options() if limits else ())]
         if limits is not None:
             more.append(limit_of_processes(account_id()))
         command = cluster.sandbox.command(

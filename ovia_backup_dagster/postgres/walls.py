@@ -28,6 +28,7 @@ from ovia_backup_dagster.postgres.places import Copy
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_string
 from ovia_backup_dagster.postgres.sandbox import Confine, Sandbox
 from ovia_backup_dagster.postgres.session import connect
+from ovia_backup_dagster.postgres.throwaway import CLUSTER
 
 _CANARY = ".canary-"
 _PROBE_SECONDS = 60.0
@@ -124,7 +125,7 @@ def try_from_inside(programs: Programs, volume: Path, copy: Copy | None = None) 
     """
     sandbox = programs.sandbox
     with _outside(volume) as outside:
-        held, opened, missing = _probe(sandbox, outside, Path(copy.connection.host) if copy else None)
+        held, opened, missing = _probe(sandbox, outside, copy.folder / CLUSTER if copy and copy.folder else None)
         if copy is not None:
             for name, possible in _ask_server(programs, copy, outside):
                 (opened if possible else held).append(f"{name}, by the server")

@@ -430,6 +430,32 @@ def test_clients_in_a_drill_reach_the_copy_alone(
     assert evidence.passed, evidence.failures
 
 
+@needs_root
+def test_its_socket_leads_no_client_elsewhere(site: Callable[..., Site], outside: Outside) -> None:
+    """The copy's clients, ours among them, connect by a name that the server could make a link to another socket."""
+    swap = (
+        "import glob, os\nfor folder in glob.glob('../../s') + glob.glob('/tmp/*/ovia-drill-*/s'):\n"
+        "    for made in (lambda to: os.symlink({0!r}, to), lambda to: os.link({0!r}, to)):\n"
+        "        for name in ('.s.PGSQL.5432', 'other'):\n            try:\n"
+        "                os.unlink(folder + '/' + name)\n            except OSError: pass\n"
+        "            try:\n                made(folder + '/' + name)\n            except OSError: pass\n"
+        "    try:\n        os.symlink({0!r}, 'here')\n        os.rename('here', folder + '/.s.PGSQL.5432')\n"
+        "    except OSError: pass\n"
+    ).format(str(outside.folder / "unix"))
+    code = base64.b64encode(swap.encode()).decode()
+    command = f"exec /usr/bin/python3 -I -S -c \"import base64; exec(base64.b64decode(b''{code}''))\""
+    there = site(
+        f"BEGIN COPY (SELECT 1) TO PROGRAM '{command}'; RETURN true; EXCEPTION WHEN OTHERS THEN RETURN true; END"
+    )
+
+    evidence = there.drill_as_nobody(Confine.REQUIRE)
+
+    # It may remove its socket, and be reached no more.
+    assert not evidence.passed
+    assert "connection" in evidence.error, evidence.error
+    assert outside.succeeded() == set()
+
+
 def test_a_script_that_becomes_a_program_is_followed(bin_dir: Path, tmp_path: Path) -> None:
     """Of the folder that it is in, nothing but it may be read."""
     secret = tmp_path / "secret"
