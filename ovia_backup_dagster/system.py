@@ -74,7 +74,7 @@ class BackupSystem:
     @property
     def verifier(self) -> Verifier:
         expectations = Expectations(self.settings.expected_tables, self.settings.require_rows)
-        return Verifier(self.catalog, self.programs, expectations)
+        return Verifier(self.catalog, self.programs, expectations, self.secrets)
 
     @property
     def driller(self) -> Driller:

@@ -332,14 +332,17 @@ def _end_launcher(place: Path) -> None:
 
 def _remove(place: Path) -> None:
     """Remove a folder, however deep what a server made in it."""
-    subprocess.run(
-        ("rm", "-rf", "--one-file-system", "--", str(place)),  # noqa: S607 - PATH is ours
-        env={"PATH": os.environ.get("PATH", os.defpath)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        check=False,
-    )
+    # The lock last: without it, half a folder would look as if a killed drill had left it.
+    inside = [str(path) for path in place.glob("*") if path.name != _LOCK] if place.exists() else []
+    for paths in (inside, [str(place)]):
+        subprocess.run(
+            ("rm", "-rf", "--one-file-system", "--", *paths),  # noqa: S607 - PATH is ours
+            env={"PATH": os.environ.get("PATH", os.defpath)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from ovia_backup_dagster.core.catalog import MANIFEST, Backup, Catalog, State
@@ -41,6 +41,7 @@ from ovia_backup_dagster.core.verdict import (
 from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.postgres.archive import read_archive
 from ovia_backup_dagster.postgres.client import Programs
+from ovia_backup_dagster.postgres.secrets import Secrets
 
 #: How long the last dump before a loss of rows, or of another source, is kept, unless a person says that it was meant.
 HOLD = timedelta(days=30)
@@ -73,11 +74,13 @@ class Verifier:
         catalog: where the backups are.
         programs: pg_restore is used.
         expectations: what a backup must hold.
+        secrets: what parses an archive finds none of them in our environment.
     """
 
     catalog: Catalog
     programs: Programs
     expectations: Expectations
+    secrets: Secrets = field(default_factory=Secrets)
 
     def verify(self, backup: Backup, *, run_id: str | None = None, log: Log) -> Verified:
         """Read all of one backup, judge it, and write the judgement down beside it.
@@ -155,6 +158,7 @@ class Verifier:
 
     def _verify(self, backup: Backup, expectations: Expectations, run_id: str | None, log: Log) -> Verified:
         catalog = self.catalog
+        self.secrets.forget()
         clock = time.monotonic()
         backup = catalog.settled(backup, datetime.now(UTC), "ovia-backup verify")
         previous = catalog.proven_before(backup, datetime.now(UTC))

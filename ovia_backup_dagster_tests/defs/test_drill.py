@@ -658,13 +658,15 @@ def test_no_password_is_recorded_anywhere(
         assert [path for path, content in contents.items() if word.encode() in content] == []
 
 
-def test_only_who_drills_forgets_what_others_must_read(location: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_reads_archives_forgets_secrets(location: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     """The code server hands its environment on to its runs: looking at the backups takes nothing from it."""
     monkeypatch.setenv("POSTGRES_PASSWORD", "s3cret")
-    location.verify(location.dump())
-    driller = location.system.driller
-    driller.find("latest")
+    backup = location.dump()
+    location.system.driller.find("latest")
     Daemon(location, monkeypatch, clock=None).tick()
     assert os.environ["POSTGRES_PASSWORD"] == "s3cret"
+    location.verify(backup)
+    assert "POSTGRES_PASSWORD" not in os.environ
+    monkeypatch.setenv("POSTGRES_PASSWORD", "s3cret")
     assert launch(location).success
     assert "POSTGRES_PASSWORD" not in os.environ
