@@ -516,7 +516,7 @@ class Settings(BaseSettings):
     @field_validator("backup_stall_minutes")
     @classmethod
     def _stall(cls, value: float) -> float:
-        # Not 0: whoever wants no limit has none that would ever be met by a day.
+        # Not 0: a limit of a day is as good as none.
         if not 0 < value <= 24 * 60:
             raise ValueError(f"{value} is not a number of minutes, more than 0 and at most a day")
         return value

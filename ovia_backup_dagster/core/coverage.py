@@ -117,6 +117,6 @@ def contradictions(
 
 
 def _number(version: str) -> str:
-    """A version without its vendor's words: a server may be packaged anew between two questions."""
+    """A version without its vendor's words: a server may be packaged again between two questions."""
     match = re.match(r"\d+(?:\.\d+)*", version)
     return match.group() if match else version

@@ -420,7 +420,7 @@ class DrillFolder:
             try:
                 text = read_small(self.path / name, WITNESS_BYTES)
             except (FileNotFoundError, StrangeFileError):
-                continue  # a folder, a link, a FIFO: somebody's, of which the doctor tells
+                continue  # a folder, a link, a FIFO: not ours, and the doctor names it
             with contextlib.suppress(BackupError):
                 evidence = parse_sidecar(Evidence, text, name)
                 if evidence.database == self._catalog.database:

@@ -33,7 +33,7 @@ _REMOVAL_SECONDS = 10.0
 
 
 class _Note(Sidecar):
-    """Who holds the lock, for people. Whoever may write to the volume may have written it."""
+    """Who holds the lock, for people. Any user who can write to the volume can forge it."""
 
     pid: int = Field(gt=0, lt=2**31)
     host: str
@@ -179,7 +179,7 @@ def lock_holder(root: Path) -> str | None:
 
 def _open(path: Path) -> int:
     try:
-        # Whoever comes second opens what the first has made, or what somebody put there.
+        # The second to come opens what the first has made, or what another program put there.
         while True:
             with contextlib.suppress(FileExistsError):
                 return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -183,7 +183,7 @@ def _look(watched: BackupSystem, now: datetime) -> _Looked:
             looked.troubles.append(looked.drills.trouble)
     except VolumeError as error:
         looked.troubles.append(error)
-    # A restore that was left alone may be why nobody can work, and is told of whatever else is wrong.
+    # A restore that was left alone may be why no one can work: it is told of whatever else is wrong.
     try:
         looked.restores = watched.restores.standing()
         looked.unfinished = looked.restores.trouble

@@ -127,7 +127,7 @@ def drill_tags(settings: Settings) -> dict[str, str]:
 
 
 def repeated(run: dg.DagsterRun) -> str | None:
-    """The run that this one repeats, whoever asked for it: a person, Dagster's retries, or a program."""
+    """The run that this one repeats, for a person, Dagster's retries, or a program."""
     tags = (run.tags.get(PARENT_RUN_ID_TAG), run.tags.get(ROOT_RUN_ID_TAG))
     return next(filter(None, (run.parent_run_id, run.root_run_id, *tags)), None)
 

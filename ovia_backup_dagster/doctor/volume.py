@@ -126,7 +126,7 @@ def _strange(catalog: Catalog) -> Iterator[Line]:
 
 def _is_strange(entry: os.DirEntry[str]) -> bool:
     if entry.is_dir(follow_symlinks=False):
-        return entry.name.endswith(SUFFIX)  # other folders are somebody's, and in nobody's place
+        return entry.name.endswith(SUFFIX)  # other folders are not ours, and in no file's place
     if not entry.is_file(follow_symlinks=False):
         return True
     with contextlib.suppress(FileNotFoundError):  # removed since

@@ -78,7 +78,7 @@ def reach(server: Connection, programs: Programs, backup: Backup) -> Reach:
     """
     with connect(server) as session:
         power = session.execute(_POWER).fetchone()
-        assert power is not None  # one is always connected as somebody
+        assert power is not None  # a session always has a role
         if not power["superuser"] and not power["groups"]:
             return Reach("", ())
         here = {

@@ -82,7 +82,7 @@ def missing_rights(session: Session, user: str) -> list[Missing]:
         user: the role's name.
     """
     role = session.execute(_ROLE).fetchone()
-    assert role is not None  # one is always connected as somebody
+    assert role is not None  # a session always has a role
     if role["superuser"]:
         return []
     found: list[Missing] = []

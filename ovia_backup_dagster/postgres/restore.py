@@ -220,7 +220,7 @@ class Restorer:
         return met
 
     def _failed(self, stderr: str, code: int, what: str, listing: str) -> BackupError:
-        # What several jobs say at a time is mixed up: then nobody knows whose words a function has raised.
+        # What several jobs say at a time is mixed up: then it is not known whose words a function has raised.
         messages = [stderr] if is_raised(stderr) else _MESSAGE.split(stderr)
         message = next(filter(_ERROR.search, messages), "")
         if not message:

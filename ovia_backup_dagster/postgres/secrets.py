@@ -20,7 +20,7 @@ from pathlib import Path
 from urllib.parse import quote, quote_plus
 
 HIDDEN = "********"
-#: Held by whoever changes this process's environment for a moment.
+#: Held by the thread that changes this process's environment for a moment.
 ENVIRONMENT = threading.Lock()
 #: ``env_start`` and ``env_end`` in /proc/PID/stat, counted from the third field (proc(5)).
 _ENV_START, _ENV_END = 50 - 3, 51 - 3

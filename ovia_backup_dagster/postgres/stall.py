@@ -96,7 +96,7 @@ def watch(
 
 
 def waits_for_lock(kind: type[LockTimeoutError], what: str, lock: str, retry: str = "") -> LockTimeoutError:
-    """Somebody else's lock is in the way, as :attr:`Standing.lock` says it."""
+    """Another session's lock is in the way, as :attr:`Standing.lock` says it."""
     return kind(
         what,
         why=f"it waited in vain for {lock}",

@@ -175,7 +175,7 @@ def obstacles(server: Connection, database: str, *, mode_needs_swap: bool = True
     name, me = sql_identifier(database), sql_identifier(server.user)
     with connect(beside(server, database)) as session:
         role = session.execute(_ROLE).fetchone()
-        assert role is not None  # one is always connected as somebody
+        assert role is not None  # a session always has a role
         if role["standby"]:
             refuse(
                 f"the server at {server.host}:{server.port} is a standby",

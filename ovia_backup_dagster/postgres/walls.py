@@ -100,7 +100,7 @@ class _Outside:
         return int(self.tcp.getsockname()[1])
 
     def reached(self) -> bool:
-        """Whether somebody has come to one of the sockets since this was last asked."""
+        """Whether one of the sockets was reached since this was last asked."""
         found = False
         for listening in (self.stream, self.tcp):
             with contextlib.suppress(BlockingIOError):

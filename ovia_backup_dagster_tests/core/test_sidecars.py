@@ -1,4 +1,4 @@
-"""Sidecars that somebody forged, or a disk wrecked: each is refused in a moment, in one line, and never believed."""
+"""Sidecars that were forged, or wrecked by a disk: each is refused in a moment, in one line, and never believed."""
 
 from __future__ import annotations
 

@@ -317,7 +317,7 @@ def test_nor_what_a_program_marks_as_repeated(location: Location, tag: str) -> N
 def test_what_is_kept_may_be_looked_at_again(
     backed_up: Location, database: Connection, reexecuted: Callable[..., dg.JobExecutionResult]
 ) -> None:
-    """It decides anew, as its schedule does every day, and drops nothing that was not announced a day before."""
+    """It decides again, as its schedule does every day, and drops nothing that was not announced a day before."""
     assert confirmed(backed_up, "restore").success
     assert reexecuted(KEPT_JOB, backed_up.run(KEPT_JOB)).success
     assert len(kept(database, database.database)) == 1

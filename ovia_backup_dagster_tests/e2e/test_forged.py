@@ -1,4 +1,4 @@
-"""Backups that somebody forged or mixed up, and dumps of another source, as the command line answers to them."""
+"""Backups that were forged or mixed up, and dumps of another source, as the command line answers to them."""
 
 from __future__ import annotations
 

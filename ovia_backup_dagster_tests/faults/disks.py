@@ -62,7 +62,7 @@ def bound(source: Path, target: Path) -> Iterator[None]:
 def silent(folder: Path) -> Iterator[Callable[[], None]]:
     """A filesystem whose server takes every question and never answers, as NFS does without its server.
 
-    Yields what ends it: whoever waits is told that it is gone.
+    Yields what ends it: a client that waits is told that it is gone.
     """
     folder.mkdir(mode=0o700, exist_ok=True, parents=True)
     libc = ctypes.CDLL(None, use_errno=True)

@@ -198,7 +198,7 @@ def test_a_huge_row_is_left_alone(source: Connection, bin_dir: Path, tmp_path: P
 
 @contextmanager
 def held(source: Connection, statement: str) -> Iterator[str]:
-    """Somebody has a transaction open, which holds a lock; gives how he is described."""
+    """A transaction is open, and holds a lock; gives how its session is described."""
     to = {"host": source.host, "port": source.port, "user": "postgres", "dbname": source.database}
     with psycopg.connect(**to, application_name="the night shift") as other:  # type: ignore[arg-type]
         other.execute(statement.encode())

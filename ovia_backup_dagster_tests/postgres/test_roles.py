@@ -47,7 +47,7 @@ GROUPS = """
 
 @dataclass
 class Server:
-    """One that nobody else uses; its roles are dropped after each test."""
+    """One that no other test uses; its roles are dropped after each test."""
 
     cluster: PortCluster
     programs: Programs
@@ -130,7 +130,7 @@ def test_a_role_that_is_named_gets_all_but_a_password(there: Server) -> None:
 
 
 def test_the_group_of_a_named_role_gives_others_nothing(there: Server) -> None:
-    """A forged file makes a role that nobody named a member of one that was."""
+    """A forged file makes a role that was not named a member of one that was."""
     notes = roles.create(there.connection, there.saved, NAMES, ("boss",))
     assert there.attributes("boss").startswith("super")
     assert there.groups("owners") == ""

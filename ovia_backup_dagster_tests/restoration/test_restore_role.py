@@ -212,7 +212,7 @@ def test_row_security_that_is_forced_on_the_owner(owned: Restoring) -> None:
         "ALTER TABLE people ENABLE ROW LEVEL SECURITY",
         "ALTER TABLE people FORCE ROW LEVEL SECURITY",
         "CREATE POLICY nobody ON people USING (false)",
-        # Its owner may not read what it is of any more, whoever restores it.
+        # Its owner may no longer read what it is of, whichever role restores it.
         "DROP MATERIALIZED VIEW counted",
     )
     backup = site.place.chain()
