@@ -113,6 +113,8 @@ class Connection:
             "PGCONNECT_TIMEOUT": str(CONNECT_TIMEOUT_SECONDS),
             "PGAPPNAME": "ovia-backup",
         }
+        if self.sandboxed:
+            variables["PGPASSFILE"] = os.devnull  # such a server may ask for a password, and gets none
         if self.password is not None:
             variables["PGPASSWORD"] = self.password.get_secret_value()
         return variables

@@ -9,7 +9,7 @@ fork and exec; it imports nothing of this package and little else, since it star
 confined, and to what, is the business of ``sandbox``.
 
 Options, in any order: ``write=`` and ``read=PATH``; ``sockets=FOLDER`` (it may make and remove sockets there, and no
-link: others connect to what bears their name); ``fork`` (the program may start others); ``as=``, ``file=`` and
+link: others connect to what bears their name); ``fork`` (the program may start others); ``as=``, ``files=`` and
 ``nproc=N`` (limits of the kernel's); ``uid=``, ``gid=`` (under root: become this account); ``require`` (refuse to run
 what cannot be confined); ``off`` (confine nothing); ``landlock=N`` (act as under a kernel that has version N);
 ``probe`` (instead of a program: try to get out, and print what was possible).
@@ -17,8 +17,8 @@ what cannot be confined); ``off`` (confine nothing); ``landlock=N`` (act as unde
 With ``stay`` the launcher stays as the parent: what the program leaves running is ended with it, and all of it when
 the process ``parent=PID`` ends, until the launcher gets SIGUSR1. It answers ``connect=PATH``: to whatever address the
 program connects, it gets this Unix socket. It watches ``processes=N``, ``memory=BYTES`` (of all together, resident),
-``disk=FOLDER`` with ``growth=BYTES`` and ``free=BYTES``, and ``seconds=N``; what was exceeded is written to
-``report=FILE`` before all of it is ended.
+``available=BYTES`` (memory that the machine must keep), ``disk=FOLDER`` with ``growth=BYTES`` and ``free=BYTES``, and
+``seconds=N``; what was exceeded is written to ``report=FILE`` before all of it is ended.
 
 Sources: Documentation/userspace-api/landlock.rst, include/uapi/linux/{landlock,seccomp,filter}.h, and the tables of
 system calls arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h (arm64). Written for the
@@ -67,16 +67,18 @@ _MACHINES = {
         0xC000003E,
         {"seccomp": 317, "capset": 126, "socket": 41, "socketpair": 53, "connect": 42, "clone": 56, "fork": 57}
         | {"vfork": 58, "prlimit64": 302, "open": 2, "openat": 257, "truncate": 76, "chmod": 90, "fchmod": 91}
-        | {"fchmodat": 268},
+        | {"fchmodat": 268, "prctl": 157, "ioctl": 16, "shmget": 29},
     ),
     "aarch64": (
         0xC00000B7,
         {"seccomp": 277, "capset": 91, "socket": 198, "socketpair": 199, "connect": 203, "clone": 220}
-        | {"prlimit64": 261, "openat": 56, "truncate": 45, "fchmod": 52, "fchmodat": 53},
+        | {"prlimit64": 261, "openat": 56, "truncate": 45, "fchmod": 52, "fchmodat": 53, "prctl": 167, "ioctl": 29}
+        | {"shmget": 194},
     ),
 }
 #: Of what nothing is allowed, as (x86_64, aarch64): owners, attributes and times of files; namespaces and mounts; other
-#: processes and their memory; queues and semaphores that others share; what only an administrator needs.
+#: processes and their memory; queues and semaphores that others share; memory that no one sees; what only an
+#: administrator needs.
 _FORBIDDEN = (
     *((92, 0), (93, 55), (94, 0), (260, 54), (188, 5), (189, 6), (190, 7), (197, 14), (198, 15), (199, 16)),
     *((132, 0), (235, 0), (261, 0), (280, 88), (253, 0), (294, 26), (254, 27), (300, 262), (303, 264), (304, 265)),
@@ -84,7 +86,8 @@ _FORBIDDEN = (
     *((431, 431), (432, 432), (433, 433), (442, 442), (467, 467), (443, 443), (179, 60)),
     *((101, 117), (310, 270), (311, 271), (312, 272), (434, 434), (438, 438), (424, 424), (440, 440), (448, 448)),
     *((141, 140), (142, 118), (144, 119), (314, 274), (203, 122), (251, 30), (256, 238), (279, 239)),
-    *((64, 190), (68, 186), (240, 180), (248, 217), (249, 218), (250, 219)),
+    *((64, 190), (65, 193), (66, 191), (220, 192), (68, 186), (69, 189), (70, 188), (71, 187), (240, 180), (241, 181)),
+    *((248, 217), (249, 218), (250, 219), (319, 279), (447, 447)),
     *((298, 241), (321, 280), (323, 282), (167, 224), (168, 225), (169, 142), (175, 105), (313, 273), (176, 106)),
     *((246, 104), (320, 294), (172, 0), (173, 0), (103, 116), (163, 89), (164, 170), (227, 112), (305, 266)),
     *((159, 171), (170, 161), (171, 162), (452, 452), (463, 463), (466, 466), (469, 469)),
@@ -97,6 +100,8 @@ _CAPABILITIES_KEPT = 1 << 1 | 1 << 2  # root still reads and enters what belongs
 _PDEATHSIG, _SECCOMP, _NO_NEW_PRIVILEGES, _SUBREAPER = 1, 22, 38, 36
 #: A disk fills up at gigabytes a second, and to ask for its room costs nothing; to look at all processes does.
 _DISK_SECONDS, _PROCESSES_SECONDS = 0.05, 0.5
+#: After that, what cannot be ended is left: it waits for a disk.
+_END_SECONDS = 20.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -144,7 +149,11 @@ def restrict(options: Options) -> list[str]:
     missing: list[str] = []
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for name, limit in (("as", resource.RLIMIT_AS), ("file", resource.RLIMIT_FSIZE), ("nproc", resource.RLIMIT_NPROC)):
+    for name, limit in (
+        ("as", resource.RLIMIT_AS),
+        ("files", resource.RLIMIT_NOFILE),
+        ("nproc", resource.RLIMIT_NPROC),
+    ):
         if name in options:
             most = resource.getrlimit(limit)[1]
             value = options.number(name) if most == resource.RLIM_INFINITY else min(options.number(name), most)
@@ -168,6 +177,8 @@ def restrict(options: Options) -> list[str]:
         os.setuid(options.number("uid"))
     elif confine and os.geteuid() == 0:
         _drop_capabilities(missing)
+    if "parent" in options:  # a change of the user has taken it back
+        _libc.prctl(_PDEATHSIG, 9, 0, 0, 0)
     if confine:
         try:
             _restrict_calls(options, version)
@@ -221,6 +232,16 @@ def _filter(options: Options, version: int, *, notify: bool) -> bytes:
         code += [(equal, 0, 4, number["clone"]), (load, 0, 0, 16), (any_of, 0, 1, _NEW_NAMESPACES), fail, allow]
     else:
         said |= {number[call]: _ERRNO | errno.EACCES for call in ("clone", "fork", "vfork") if call in number}
+    # A listener of its own would answer its connects once the launcher's is gone.
+    said[number["seccomp"]] = _ERRNO | errno.EACCES
+    # Of a descriptor, whether it is a terminal, and what is to be read: other requests change the archive's attributes.
+    code += [(equal, 0, 6, number["ioctl"]), (load, 0, 0, 24), (equal, 3, 0, 0x5401), (equal, 2, 0, 0x541B)]
+    code += [(equal, 1, 0, 0x5421), (leave, 0, 0, _ERRNO | errno.ENOTTY), allow]
+    # PostgreSQL takes segments of some bytes, which outlive a server that is killed.
+    code += [(equal, 0, 6, number["shmget"]), (load, 0, 0, 24), (at_least, 3, 0, 1048577), (load, 0, 0, 28)]
+    code += [(equal, 0, 1, 0), allow, fail]
+    if "fork" not in options:  # to end with its parent
+        code += [(equal, 0, 4, number["prctl"]), (load, 0, 0, 16), (equal, 0, 1, _PDEATHSIG), fail, allow]
     code += [(equal, 0, 4, number["prlimit64"]), (load, 0, 0, 16), (equal, 1, 0, 0), fail, allow]  # of another process
     # PostgreSQL sets the modes of its files and of its socket, which the umask has set already, and asks no more.
     said |= {number[call]: _ERRNO for call in ("chmod", "fchmod", "fchmodat") if call in number}
@@ -299,7 +320,7 @@ def supervise(options: Options) -> int:
 
         channel = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
         options.values["channel"] = [str(channel[1].fileno())]
-    me = os.getpid()
+    me, began, scoped = os.getpid(), int(time.time()), _scope_signals(options)
     child = os.fork()
     if child == 0:
         signal.set_wakeup_fd(-1)
@@ -340,7 +361,8 @@ def supervise(options: Options) -> int:
                 _report(options.one("report"), exceeded)
                 break
     finally:
-        ended = _end(me, child)
+        ended = _end(me, child, scoped)
+        _remove_shared_memory(began, options.number("uid") if "uid" in options else os.geteuid())
     status = ended if status is None else status
     if status is not None and os.WIFSIGNALED(status):
         ended_by = os.WTERMSIG(status)
@@ -414,20 +436,99 @@ def _descendants(me: int) -> list[int]:
     return found
 
 
-def _end(me: int, child: int) -> int | None:
-    """End all descendants, also those that go on forking; returns the program's status, if it was among them."""
+def _scope_signals(options: Options) -> bool:
+    """Let this process signal none but those that it starts; whether that holds. From Landlock 6 on."""
+    if "off" in options or min(landlock_version(), options.number("landlock") or 1000) < 6:
+        return False
+    try:
+        _done(_libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0))
+        rules = _done(_libc.syscall(_CREATE_RULESET, struct.pack("=QQQ", 0, 0, 2), 24, 0))
+        _done(_libc.syscall(_RESTRICT_SELF, rules, 0))
+        os.close(rules)
+        os.kill(os.getppid(), 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _end(me: int, child: int, scoped: bool) -> int | None:
+    """End all descendants, also those that go on forking; returns the program's status, if it was among them.
+
+    A process that loses its parent becomes this one's child, so that none is left once the kernel says that there is no
+    child. A list of processes says less: in a chain of forks each has ended by the time that it is looked at.
+    """
     status = None
-    stopped: set[int] = set()
-    while left := _descendants(me):
-        # First all are stopped, then none can start another.
-        for pid in left if stopped.issuperset(left) else [pid for pid in left if pid not in stopped]:
-            try:  # noqa: SIM105 - contextlib takes as long to import as all the rest
-                os.kill(pid, 9 if stopped.issuperset(left) else 19)
-            except OSError:
-                pass
-        stopped.update(left)
-        status = found if (found := _reap(child)) is not None else status
-    return found if (found := _reap(child)) is not None else status
+    deadline = time.monotonic() + _END_SECONDS
+    while time.monotonic() < deadline:
+        if scoped:
+            _kill(-1, 9)  # all at once: no fork can slip between
+        else:
+            for pid in _children(me):
+                _kill(pid, 9)
+            stopped: set[int] = set()
+            while new := set(_descendants(me)) - stopped:
+                for pid in new:
+                    _kill(pid, 19)
+                stopped |= new
+            for pid in stopped:
+                _kill(pid, 9)
+        reaped = False
+        while True:
+            try:
+                pid, found = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return status
+            if pid == 0:
+                break
+            reaped = True
+            if pid == child:
+                status = found
+        if not reaped:
+            time.sleep(0.001)
+    return status
+
+
+def _kill(pid: int, number: int) -> None:
+    try:  # noqa: SIM105 - contextlib takes as long to import as all the rest
+        os.kill(pid, number)
+    except OSError:
+        pass
+
+
+def _children(me: int) -> list[int]:
+    try:
+        with open(f"/proc/{me}/task/{me}/children", "rb") as file:
+            return [int(pid) for pid in file.read().split()]
+    except OSError:  # a kernel without these lists
+        return _descendants(me)
+
+
+def _remove_shared_memory(since: int, uid: int) -> None:
+    """What a killed server left in the kernel: segments of this user, made meanwhile, whose maker is gone."""
+    try:
+        with open("/proc/sysvipc/shm", encoding="ascii") as file:
+            head, *lines = (line.split() for line in file)
+    except OSError:
+        return
+    for line in lines:
+        segment = {name: int(value) for name, value in zip(head, line, strict=False) if name != "perms"}
+        ours = segment["uid"] == uid and segment["ctime"] >= since and segment["nattch"] == 0
+        if ours and not os.path.exists(f"/proc/{segment['cpid']}"):
+            _libc.shmctl(segment["shmid"], 0, None)
+
+
+def _available_bytes() -> int:
+    """Memory that the machine has left, whatever took it; -1 where that is not known."""
+    try:
+        with open("/proc/meminfo", "rb") as file:
+            for line in file:
+                if line.startswith(b"MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    return -1
 
 
 class _Limits:
@@ -455,6 +556,8 @@ class _Limits:
         descendants = _descendants(self._me)
         if "processes" in options and len(descendants) > options.number("processes"):
             return f"processes {len(descendants)} {options.number('processes')}"
+        if "available" in options and 0 <= (left := _available_bytes()) < options.number("available"):
+            return f"available {left} {options.number('available')}"
         if "memory" in options:
             taken = sum(map(self._resident_bytes, descendants))
             if taken > options.number("memory"):
@@ -541,6 +644,10 @@ def main(arguments: list[str]) -> int:
         return 0
     if "stay" in options:
         return supervise(options)
+    if "parent" in options:
+        _libc.prctl(_PDEATHSIG, 9, 0, 0, 0)
+        if os.getppid() != options.number("parent"):
+            return REFUSED  # it has ended already
     become(options)
     return REFUSED
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -82,8 +83,10 @@ class Rereader:
         """
         with contextlib.ExitStack() as removing:
             with scratch(*self._scratch):
-                folder = tempfile.TemporaryDirectory(prefix="ovia-schema-", dir=self.folder, ignore_cleanup_errors=True)
-            schema = Path(removing.enter_context(folder)) / "schema"
+                folder = tempfile.mkdtemp(prefix="ovia-schema-", dir=self.folder)
+            if self.folder is None:  # else it goes with the copy, whatever was made in it
+                removing.callback(shutil.rmtree, folder, ignore_errors=True)
+            schema = Path(folder) / "schema"
             self._dump_schema(schema)
             data = self._data(ordered, log=log)
             witness = witness_of(self.programs, schema, self._contents_list(), data)

@@ -36,6 +36,8 @@ _ACCOUNT_PROCESSES = 1024
 #: What may be taken of a disk, beyond four times what the copy is expected to take: WAL, sorts, other writers.
 _GROWTH_BYTES = 16 * 1024**3
 _FREE_BYTES = 128 * 1024 * 1024
+#: More than PostgreSQL opens; each may hold a buffer in the kernel.
+_FILES = 2048
 #: Where Debian's wrapper of the client programs looks for the version to run.
 _WRAPPER = "pg_wrapper"
 _OF_THE_WRAPPER = ("/etc/postgresql-common", "/etc/postgresql")
@@ -91,7 +93,7 @@ class Limits:
     def options(self) -> list[str]:
         """For the launcher."""
         found = [f"memory={self.memory_bytes}", f"processes={self.processes}", f"disk={self.disk}"]
-        found += [f"growth={self.growth_bytes}", f"free={self.free_bytes}"]
+        found += [f"growth={self.growth_bytes}", f"free={self.free_bytes}", f"available={_kept_bytes()}"]
         return found if self.seconds is None else [*found, f"seconds={max(1, int(self.seconds))}"]
 
 
@@ -109,6 +111,7 @@ def exceeded(report: Path, limits: Limits | None) -> tuple[str, str]:
         name, taken, most = "free", str(free), str(limits.free_bytes)
     took = {
         "memory": f"it took {human_bytes(int(taken))} of memory, and may take {human_bytes(int(most))}",
+        "available": f"the machine has {human_bytes(int(taken))} of memory left, and needs {human_bytes(int(most))}",
         "processes": f"it started {int(taken):,} processes, and may have {int(most):,}",
         "growth": f"it took {human_bytes(int(taken))} of disk, and may take {human_bytes(int(most))}",
         "free": f"it left {human_bytes(int(taken))} of disk free, and must leave {human_bytes(int(most))}",
@@ -158,7 +161,7 @@ class Sandbox:
             return tuple(command)
         options = [f"read={os.path.abspath(path)}" for path in (*installation(command[0]), *read)]
         options += [f"write={os.path.abspath(path)}" for path in write]
-        options += [f"as={_memory_bytes()}"]
+        options += [f"as={_memory_bytes()}", f"files={_FILES}", f"parent={os.getpid()}"]
         if connect is not None:
             options.append(f"connect={os.path.abspath(connect)}")
         if account is not None:
@@ -167,7 +170,7 @@ class Sandbox:
             options.append("fork")
         if stay or forks or connect is not None:
             # The launcher answers what connects, and ends what is left.
-            options += ["stay", f"parent={os.getpid()}"]
+            options.append("stay")
         return (*self.launcher, *options, *more, "--", os.path.abspath(command[0]), *command[1:])
 
     @property
@@ -246,6 +249,11 @@ def _libraries(program: str) -> list[str]:
 def _is_of_the_system(path: str) -> bool:
     # The root is no installation: it would open everything.
     return path == "/" or any(Path(path).is_relative_to(part) for part in confine.SYSTEM)
+
+
+def _kept_bytes() -> int:
+    """Memory that the machine must keep: what is shared, or in the kernel, is counted of no process."""
+    return min(256 * 1024 * 1024, _meminfo_bytes() // 10)
 
 
 def _memory_bytes() -> int:

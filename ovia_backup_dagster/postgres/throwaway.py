@@ -335,14 +335,22 @@ def _remove(place: Path) -> None:
     # The lock last: without it, half a folder would look as if a killed drill had left it.
     inside = [str(path) for path in place.glob("*") if path.name != _LOCK] if place.exists() else []
     for paths in (inside, [str(place)]):
-        subprocess.run(
-            ("rm", "-rf", "--one-file-system", "--", *paths),  # noqa: S607 - PATH is ours
-            env={"PATH": os.environ.get("PATH", os.defpath)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            check=False,
-        )
+        _run("rm", "-rf", "--one-file-system", "--", *paths)
+        if left := [path for path in paths if os.path.lexists(path)]:
+            # A folder that its own user may not enter.
+            _run("chmod", "-R", "u+rwx", "--", *left)
+            _run("rm", "-rf", "--one-file-system", "--", *left)
+
+
+def _run(*command: str) -> None:
+    subprocess.run(
+        command,
+        env={"PATH": os.environ.get("PATH", os.defpath)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
 
 
 @contextmanager

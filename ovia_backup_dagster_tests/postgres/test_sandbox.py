@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -454,6 +455,75 @@ def test_its_socket_leads_no_client_elsewhere(site: Callable[..., Site], outside
     assert not evidence.passed
     assert "connection" in evidence.error, evidence.error
     assert outside.succeeded() == set()
+
+
+def _confined(code: str, *arguments: str, sandbox: Sandbox, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Python in the sandbox, as nobody."""
+    command = ("/usr/bin/python3", "-I", "-S", "-c", code, *arguments)
+    confined = sandbox.command(command, account=pwd.getpwuid(NOBODY), **options)
+    return subprocess.run(confined, capture_output=True, text=True, timeout=60, check=False)
+
+
+@needs_root
+@pytest.mark.parametrize("landlock", [0, 5])
+def test_a_chain_of_forks_is_ended(landlock: int) -> None:
+    """Each of its processes has ended by the time that it is looked at."""
+    chain = (
+        "import os, sys, time\nfor _ in range(4):\n    if os.fork() == 0:\n        os.setsid(); os.closerange(0, 64)\n"
+        "        end = time.monotonic() + 20\n        while time.monotonic() < end:\n"
+        "            if os.fork(): os._exit(0)\n        os._exit(0)\ntime.sleep(0.2)"
+    )
+    marker = f"chain-{os.getpid()}-{landlock}"
+
+    done = _confined(chain, marker, sandbox=Sandbox(Confine.AUTO, landlock), forks=True)
+
+    assert done.returncode == 0, done.stderr
+    for _ in range(20):
+        assert [path for path in Path("/proc").glob("[0-9]*/cmdline") if marker in _read(path)] == []
+
+
+def _read(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return path.read_text("utf-8", "replace")
+    return ""
+
+
+@needs_root
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="numbers of x86_64")
+def test_what_is_asked_of_the_kernel_and_refused() -> None:
+    """Other ways out: each of these was possible once, or would be."""
+    archive = Path(tempfile.mkdtemp(prefix="ovia-sb-", dir="/tmp")) / "archive"
+    archive.write_text("an archive")
+    for path in (archive.parent, archive):
+        os.chown(path, NOBODY, NOBODY)
+    libc = ctypes.CDLL(None)
+    semaphore = libc.semget(0, 1, 0o1666)
+    code = f"""
+import ctypes, errno, os, struct
+libc = ctypes.CDLL(None, use_errno=True)
+raw = ctypes.create_string_buffer(struct.pack('=HBBI', 6, 0, 0, 0x7FFF0000))
+program = struct.pack('@HP', 1, ctypes.addressof(raw))
+archive = os.open({str(archive)!r}, os.O_RDONLY)
+asked = {{
+    'a listener of its own': (317, 1, 8, program),
+    'semctl': (66, {semaphore}, 0, 0), 'msgctl': (71, 0, 0, 0), 'mq_unlink': (241, b'any'),
+    'much shared memory': (29, 0, 1 << 24, 0o1600), 'memory of 2**32 bytes': (29, 0, 1 << 32, 0o1600),
+    'memfd_create': (319, b'any', 0), 'to outlive its parent': (157, 1, 0, 0, 0, 0), 'fork': (57,),
+    'attributes of the archive': (16, archive, 0x40086602, struct.pack('l', 0x40)),
+}}
+done = {{name: got for name, call in asked.items() if (got := libc.syscall(*call)) >= 0}}
+for name in done:
+    if 'memory' in name and 'memfd' not in name:
+        libc.shmctl(done[name], 0, None)
+print(set(done) or 'nothing')
+"""
+    try:
+        assert _confined(code, sandbox=Sandbox(Confine.REQUIRE), read=[archive]).stdout == "nothing\n"
+        unconfined = _confined(code, sandbox=Sandbox(Confine.OFF), read=[archive])
+        assert unconfined.stdout.count("'") >= 2 * 6, unconfined
+    finally:
+        libc.semctl(semaphore, 0, 0)
+        shutil.rmtree(archive.parent)
 
 
 def test_a_script_that_becomes_a_program_is_followed(bin_dir: Path, tmp_path: Path) -> None:
