@@ -44,6 +44,8 @@ SESSION_OPTIONS = "-c timezone=UTC -c bytea_output=hex -c lc_monetary=C"
 #: For the sessions that fill a copy, whatever the role or the server is set to.
 WRITABLE = "-c default_transaction_read_only=off"
 _STDERR_LIMIT = 128 * 1024
+#: Below what is no folder there is none, and libpq says nothing about that.
+_NO_FILE = f"{os.devnull}/none"
 #: Docker gives ten to a container that is stopped, for all that it has to end.
 TERMINATE_SECONDS = 5.0
 #: For how long a program may stand still, where no setting says so.
@@ -114,7 +116,7 @@ class Connection:
             "PGAPPNAME": "ovia-backup",
         }
         if self.sandboxed:
-            variables["PGPASSFILE"] = os.devnull  # such a server may ask for a password, and gets none
+            variables["PGPASSFILE"] = _NO_FILE  # such a server may ask for a password, and gets none
         if self.password is not None:
             variables["PGPASSWORD"] = self.password.get_secret_value()
         return variables
