@@ -8,9 +8,11 @@ reaches nothing else. Which programs those are is decided where they are started
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pwd
 import re
+import struct
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +28,6 @@ from ovia_backup_dagster.postgres import confine
 REFUSED = confine.REFUSED
 #: And how its message begins.
 CANNOT = confine.CANNOT
-_LAUNCHER = os.path.abspath(confine.__file__)
 #: Of the memory that is free when a program starts, what it may take: the node must go on.
 _MEMORY_SHARE = 0.75
 _LEAST_MEMORY_BYTES = 512 * 1024 * 1024
@@ -45,6 +46,25 @@ _OF_THE_WRAPPER = ("/etc/postgresql-common", "/etc/postgresql")
 _PROGRAMS = ("postgres", "initdb", "pg_ctl", "pg_dump", "pg_dumpall", "pg_restore", "psql", "vacuumdb", "pg_isready")
 _BESIDE_PROGRAMS = ("lib", "lib64", "share")
 _SCRIPT_BYTES = 64 * 1024
+
+
+def _compiled(source: str) -> str:
+    """A program as Python compiled it when it was imported: to do that again takes as long as to start it.
+
+    The source itself where what was compiled is not of this source (PEP 3147, PEP 552).
+    """
+    try:
+        path = importlib.util.cache_from_source(source)
+        with open(path, "rb") as file:
+            head = file.read(16)
+        status = os.stat(source)
+    except (OSError, NotImplementedError):
+        return source
+    of_now = struct.pack("<III", 0, int(status.st_mtime) & 0xFFFFFFFF, status.st_size & 0xFFFFFFFF)
+    return path if head == importlib.util.MAGIC_NUMBER + of_now else source
+
+
+_LAUNCHER = _compiled(os.path.abspath(confine.__file__))
 
 
 class Confine(StrEnum):

@@ -260,7 +260,7 @@ def reachable(bin_dir: Path) -> Iterator[tuple[Path, Path]]:
     with tempfile.TemporaryDirectory(prefix="ovia-sb-", dir="/tmp") as made:
         folder = Path(made)
         folder.chmod(0o755)
-        launcher = folder / "confine.py"
+        launcher = folder / Path(sandboxes._LAUNCHER).name
         shutil.copy(sandboxes._LAUNCHER, launcher)
         launcher.chmod(0o755)
         if not may_enter(bin_dir):
