@@ -169,7 +169,7 @@ class Demo:
         cluster.stop("immediate")
         for remains in (cluster.data, self.folder / "dagster"):
             shutil.rmtree(remains, ignore_errors=True)
-        if self.backups.exists():
+        if self.backups.is_dir():
             # Of a server that is gone, as after a restart of the machine: this one is another.
             aside = self.backups.with_name(f"backups-until-{datetime.now(UTC):%Y-%m-%d_%H%M%S}")
             self.backups.rename(aside)
