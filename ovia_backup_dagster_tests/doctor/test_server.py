@@ -7,6 +7,9 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -320,10 +323,24 @@ def contents(database: Connection, bin_dir: Path) -> str:
     return "\n".join(line for line in done.stdout.splitlines() if "restrict" not in line)
 
 
+@contextmanager
+def without_autovacuum(session: psycopg.Connection[tuple[int]]) -> Iterator[None]:
+    """Its workers write, too: none starts in the block, and none that started before it still runs."""
+    session.execute("ALTER SYSTEM SET autovacuum = off")
+    session.execute("SELECT pg_reload_conf()")
+    try:
+        while session.execute("SELECT 1 FROM pg_stat_activity WHERE backend_type ~ '^autovacuum'").fetchone():
+            time.sleep(0.05)
+        yield
+    finally:
+        session.execute("ALTER SYSTEM RESET autovacuum")
+        session.execute("SELECT pg_reload_conf()")
+
+
 def test_a_look_changes_nothing_in_the_database(database: Connection, bin_dir: Path, volume: Path) -> None:
     to = new_role(database)
     before = contents(database, bin_dir)
-    with admin_of(database) as session:
+    with admin_of(database) as session, without_autovacuum(session):
         began = session.execute("SELECT pg_current_xact_id()::text::bigint").fetchone()
         lines = list(examine.everything(system_of(to, volume, bin_dir)))
         ended = session.execute("SELECT pg_current_xact_id()::text::bigint").fetchone()
