@@ -20,6 +20,7 @@ from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, Validation
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from ovia_backup_dagster.core.cron import why_not
 from ovia_backup_dagster.core.errors import SettingsError
 
 #: Tables whose absence makes a dump of Ovia's own database bad.
@@ -471,8 +472,8 @@ class Settings(BaseSettings):
     @field_validator("backup_schedule", "drill_schedule")
     @classmethod
     def _cron(cls, value: str) -> str:
-        if len(value.split()) != 5 and not re.fullmatch(r"@(hourly|daily|weekly|monthly|midnight)", value.strip()):
-            raise ValueError(f"{value!r} is not a cron expression of five fields, such as '0 3 * * *'")
+        if why := why_not(value):
+            raise ValueError(f"{value!r} is not a cron expression, such as '0 3 * * *': {why}")
         return value.strip()
 
     @field_validator("backup_timezone")

@@ -60,7 +60,7 @@ def _hour_that_moves(chosen: Settings) -> str:
     if len(fields) != 5 or not (fields[0].isdigit() and fields[1].isdigit()):
         return ""
     zone = ZoneInfo(chosen.backup_timezone)
-    today = datetime.now(zone).replace(hour=int(fields[1]) % 24, minute=int(fields[0]) % 60, second=0, microsecond=0)
+    today = datetime.now(zone).replace(hour=int(fields[1]), minute=int(fields[0]), second=0, microsecond=0)
     for days in range(366):
         wall = (today + timedelta(days=days)).replace(fold=0)
         if wall.astimezone(UTC).astimezone(zone).replace(tzinfo=None) != wall.replace(tzinfo=None):

@@ -1,0 +1,95 @@
+"""Whether a cron expression says when: five fields, each with values that exist, and a date that some year has.
+
+The grammar is crontab(5)'s with what Dagster's parser takes besides (``L``, ``5#2``, ``L5``, ranges that wrap around).
+Dagster alone knows when it ticks; this is for whoever must not import it, and refuses what never ticks at all, too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+_SHORTHANDS = ("@hourly", "@daily", "@weekly", "@monthly", "@midnight")
+#: Of each field: its name, the least and the largest value, and names for values.
+_FIELDS: tuple[tuple[str, int, int, dict[str, int]], ...] = (
+    ("minute", 0, 59, {}),
+    ("hour", 0, 23, {}),
+    ("day of the month", 1, 31, {}),
+    ("month", 1, 12, {name: number for number, name in enumerate(_MONTHS, 1)}),
+    ("day of the week", 0, 7, {name: number for number, name in enumerate(_DAYS)}),
+)
+_DAY, _MONTH, _WEEKDAY = 2, 3, 4
+#: The most days that a month has in any year.
+_LENGTHS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+_PART = re.compile(r"(?P<first>\*|[a-z]+|\d+)(?:-(?P<last>[a-z]+|\d+))?(?:/(?P<step>\d+))?")
+_NTH = re.compile(r"(?:[a-z]+|\d+)#[1-5]")
+_LAST = re.compile(r"l[0-7]")
+
+
+def why_not(expression: str) -> str:
+    """What is wrong with an expression, in words; empty if nothing is."""
+    expression = expression.strip().lower()
+    if expression.startswith("@"):
+        return "" if expression in _SHORTHANDS else f"of the words with @ only {', '.join(_SHORTHANDS)} are known"
+    fields = expression.split()
+    if len(fields) != len(_FIELDS):
+        return f"it has {len(fields)} fields, and must have five: minute, hour, day, month and day of the week"
+    try:
+        values = [_values(field, at) for at, field in enumerate(fields)]
+    except ValueError as error:
+        return str(error)
+    return _never(fields, values)
+
+
+def _values(field: str, at: int) -> frozenset[int]:
+    """The values that a field stands for; none for what depends on the month (``L``, ``5#2``).
+
+    Raises:
+        ValueError: it is no field of that kind.
+    """
+    parts = field.split(",")
+    if at == _WEEKDAY and all(_NTH.fullmatch(part) or _LAST.fullmatch(part) for part in parts):
+        for part in parts:
+            _number(part.partition("#")[0].removeprefix("l"), at)
+        return frozenset()
+    if at == _DAY:
+        parts = [part for part in parts if part != "l"]
+    return frozenset(value for part in parts for value in _range(part, at))
+
+
+def _range(part: str, at: int) -> Sequence[int]:
+    name, least, most, _ = _FIELDS[at]
+    match = _PART.fullmatch(part.replace("?", "*", 1) if at in (_DAY, _WEEKDAY) else part)
+    if match is None or (match["first"] == "*" and match["last"]):
+        raise ValueError(f"{part!r} is no {name}")
+    step = int(match["step"] or 1)
+    if step < 1:
+        raise ValueError(f"{part!r} is no {name}: its step must be 1 or more")
+    if match["first"] == "*":
+        first, last = least, most
+    else:
+        first = _number(match["first"], at)
+        last = _number(match["last"], at) if match["last"] else most if match["step"] else first
+    if first <= last:
+        return range(first, last + 1, step)
+    around = [*range(first, most + 1), *range(least, last + 1)]  # 22-2
+    return around[::step]
+
+
+def _number(text: str, at: int) -> int:
+    name, least, most, names = _FIELDS[at]
+    value = names.get(text, int(text) if text.isdigit() else -1)
+    if not least <= value <= most:
+        raise ValueError(f"{text!r} is no {name}: that is {least} to {most}")
+    return value
+
+
+def _never(fields: Sequence[str], values: Sequence[frozenset[int]]) -> str:
+    """Why it never comes: the 30th of February. Where a day of the week is named, too, either is enough."""
+    if fields[_DAY][0] in "*?" or "l" in fields[_DAY].split(",") or fields[_WEEKDAY][0] not in "*?":
+        return ""
+    if min(values[_DAY]) > max(_LENGTHS[month - 1] for month in values[_MONTH]):
+        return "no such date exists in any year"
+    return ""
