@@ -9,7 +9,6 @@ a reader never sees half a backup. Methods that change the volume expect the cal
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import shutil
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ovia_backup_dagster.core.archive_header import HEAD_BYTES, MAGIC, parse_header
+from ovia_backup_dagster.core.capabilities import PREFIX as PROBE
 from ovia_backup_dagster.core.coverage import Unit, contradictions, is_about
 from ovia_backup_dagster.core.errors import (
     BackupNotFoundError,
@@ -49,9 +49,10 @@ from ovia_backup_dagster.core.files import (
     rename_to_new,
     sync_folder,
     unlink,
-    volume_error,
     write_whole,
 )
+from ovia_backup_dagster.core.folders import make_writable, require_writable
+from ovia_backup_dagster.core.locking import FILENAME as LOCK
 from ovia_backup_dagster.core.locking import reading, removing, volume_lock
 from ovia_backup_dagster.core.manifest import Manifest, Sidecar, parse_sidecar
 from ovia_backup_dagster.core.naming import INSTANT, SUFFIX, BackupName, Tier
@@ -423,30 +424,21 @@ class Catalog:
         """Where the tier's backups stand."""
         return self.root / tier.value
 
-    def prepare(self) -> None:
-        """Make the folders (mode 0700) where they are missing.
+    def prepare(self, *tiers: Tier) -> None:
+        """Make the folders (mode 0700) of the given tiers (default: all) where they are missing.
+
+        Others may be as they are: what cannot be promoted can be dumped.
 
         Raises:
             VolumeError: they cannot be made or written.
         """
-        for folder in self._folders():
-            with explained(f"cannot use the backup folder {folder}"):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.check()
-
-    def check(self) -> None:
-        """Whether the folders that exist can be written.
-
-        Raises:
-            VolumeError: one cannot.
-        """
-        for folder in self._folders():
-            with explained(f"cannot use the backup folder {folder}"):
-                if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
-                    raise _not_writable(folder)
-
-    def _folders(self) -> tuple[Path, ...]:
-        return (self.root, *(self.folder(tier) for tier in Tier))
+        with explained(f"cannot use the backup folder {self.root}"):
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folders = [self.folder(tier) for tier in tiers or Tier]
+        if not all(map(exists, (self.root / LOCK, *folders))):
+            require_writable(self.root)
+        for folder in folders:
+            make_writable(folder)
 
     def backups(self, *tiers: Tier) -> list[Backup]:
         """All backups of the given tiers (default: all), newest first. Costs no read of any sidecar.
@@ -748,7 +740,8 @@ class Catalog:
 
     def unfinished(self) -> list[Path]:
         """Our temporaries, and sidecars without a dump: being written now, or left by a crash."""
-        found: list[Path] = []
+        with explained(f"cannot look into {self.root}"):
+            found = sorted(self.root.glob(f"{PROBE}*{TEMPORARY}"))
         for tier in Tier:
             folder = self.folder(tier)
             with explained(f"cannot look into {folder}"):
@@ -821,18 +814,6 @@ def _gone(backup: Backup) -> BackupNotFoundError:
         f"backup {backup} is gone from {backup.path.parent}",
         why="it was removed in the meantime",
         fix="ovia-backup list",
-    )
-
-
-def _not_writable(folder: Path) -> VolumeError:
-    what = f"the backup folder {folder} is not writable"
-    if os.statvfs(folder).f_flag & os.ST_RDONLY:
-        return volume_error(OSError(errno.EROFS, os.strerror(errno.EROFS)), what)
-    owner = folder.stat().st_uid
-    return VolumeError(
-        what,
-        why=f"it belongs to user {owner}, this process runs as user {os.geteuid()}",
-        fix=f"run it as its owner: sudo -u '#{owner}' ...; only if the volume is to change hands: chown -R",
     )
 
 

@@ -38,6 +38,7 @@ from ovia_backup_dagster.core.files import (
     read_small,
     sync_folder,
 )
+from ovia_backup_dagster.core.folders import make_writable
 from ovia_backup_dagster.core.locking import lock_holder, volume_lock
 from ovia_backup_dagster.core.manifest import Sidecar, parse_sidecar
 from ovia_backup_dagster.core.naming import SUFFIX, encode_database
@@ -319,8 +320,8 @@ class DrillFolder:
         Raises:
             VolumeError: it cannot be made.
         """
+        make_writable(self.path)
         with explained(f"cannot use the folder {self.path}"):
-            self.path.mkdir(mode=0o700, exist_ok=True)
             if self.since() is None:  # or what stands there is no instant
                 self._catalog.write(self._since, f"{now.isoformat()}\n".encode())
 

@@ -91,6 +91,10 @@ class StrangeFileError(VolumeError):
     """What stands in a file's place is none that this system can have written: a FIFO, a link, one without end."""
 
 
+class NoLocksError(VolumeError):
+    """The volume's filesystem has no locks: nothing may be written or removed on it."""
+
+
 class StalledVolumeError(VolumeError):
     """The backup volume does not answer: its server or its disk hangs."""
 

@@ -16,6 +16,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from ovia_backup_dagster.core.attributes import attribute
 from ovia_backup_dagster.core.errors import (
     DiskFailingError,
     DiskFullError,
@@ -29,8 +30,14 @@ from ovia_backup_dagster.core.shell import shell_word
 from ovia_backup_dagster.core.words import human_bytes
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-#: Another filesystem, one without hard links, a file of another owner (protected_hardlinks), too many links.
-_NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
+#: What a hard link is refused for besides a lack of them. Everything else is taken for that: another filesystem, one
+#: without hard links (which says so in many ways: EPERM, ENOTSUP, ENOSYS, and EIO on some NAS), a file of another owner
+#: (protected_hardlinks), too many links. Where it is the disk that fails, so does what is done instead.
+_NOT_FOR_LACK_OF_LINKS = (*NO_ROOM, errno.EEXIST, errno.ENOENT, errno.EROFS, errno.ESTALE, errno.ENOTCONN)
+#: What a filesystem says that does not fsync folders, such as CIFS on kernels before 5.10; EIO and ENOSPC are failures.
+NOT_SYNCED = (
+    *(errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS, errno.ENOTTY, errno.EISDIR, errno.EACCES, errno.EPERM),
+)
 TEMPORARY = ".tmp"
 #: A program's buffer, which is all that it may find no room for, is smaller.
 _LEAST_BYTES = 1024 * 1024
@@ -161,9 +168,18 @@ def sync_folder(folder: Path) -> None:
     """Fsync a folder, so that renames and removals in it survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        sync_opened_folder(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_opened_folder(descriptor: int) -> None:
+    """As :func:`sync_folder`; where the filesystem does not do that, nothing is done, and the doctor says so."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NOT_SYNCED:
+            raise
 
 
 def rename_to_new(source: Path, target: Path) -> None:
@@ -171,7 +187,7 @@ def rename_to_new(source: Path, target: Path) -> None:
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError as error:
-        if error.errno not in _NO_LINKS:
+        if error.errno in _NOT_FOR_LACK_OF_LINKS:
             raise
         os.rename(source, target)
     else:
@@ -191,7 +207,7 @@ def link_or_copy(source: Path, target: Path) -> None:
         try:
             os.link(source, target, follow_symlinks=False)
         except OSError as error:
-            if error.errno not in _NO_LINKS:
+            if error.errno in _NOT_FOR_LACK_OF_LINKS:
                 raise
         else:
             if not os.path.samestat(status, os.lstat(target)):
@@ -200,7 +216,9 @@ def link_or_copy(source: Path, target: Path) -> None:
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         # What was opened, not what has its name by now; by its descriptor's path the kernel copies it.
         shutil.copyfile(f"/proc/self/fd/{file.fileno()}", target)
-    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))  # a verdict is bound to size and mtime
+    # A verdict is bound to size and mtime; where the filesystem keeps another time, the copy is verified again.
+    with contextlib.suppress(OSError):
+        os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
     if file_sha256(target, sync=True) != file_sha256(source):
         raise VolumeError(
             f"the copy of {source} in {target.parent} differs from it",
@@ -293,6 +311,10 @@ def is_full(folder: Path) -> bool:
 def volume_error(error: OSError, what: str) -> VolumeError:
     """What the operating system says of a file on the volume, as a typed error with cause and remedy."""
     kind, why, fix = _DIAGNOSES.get(error.errno or 0, _UNKNOWN)
+    if error.errno == errno.EPERM:
+        names = [name for name in (error.filename, error.filename2) if isinstance(name, str)]
+        bound = next((found for found in map(attribute, map(Path, names)) if found[0]), None)
+        why, fix = bound or (why, fix)
     return kind(what, why=why, fix=fix, said=error.strerror or str(error))
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from ovia_backup_dagster.core import drill, locking, protection
 from ovia_backup_dagster.core.catalog import RESERVE
 from ovia_backup_dagster.core.errors import VolumeError, VolumeMissingError
-from ovia_backup_dagster.core.files import explained
+from ovia_backup_dagster.core.files import explained, sync_opened_folder
 from ovia_backup_dagster.core.naming import SUFFIX, Tier
 from ovia_backup_dagster.core.protection import FOLDER, Protection, folder, is_dump
 
@@ -326,10 +326,10 @@ def _make_protection(volume: int, owner: Owner) -> None:
             with folder(tier, second) as made:
                 os.fchown(made, owner.uid, owner.gid)
         os.fchown(second, owner.uid, owner.gid)
-        os.fsync(second)
+        sync_opened_folder(second)
     if name != FOLDER:
         os.rename(name, FOLDER, src_dir_fd=volume, dst_dir_fd=volume)
-    os.fsync(volume)
+    sync_opened_folder(volume)
 
 
 def _unprotected(root: Path, owner: Owner, found: Protection) -> VolumeError:
@@ -360,7 +360,7 @@ def _bring_back(volume: int) -> tuple[str, ...]:
                     os.link(name, name, src_dir_fd=second, dst_dir_fd=first, follow_symlinks=False)
                     came_back.append(f"{tier}/{name}")
             # What has come back must be there for good before the second names go.
-            os.fsync(first)
+            sync_opened_folder(first)
     return tuple(came_back)
 
 
@@ -386,7 +386,7 @@ def _remove_protection(volume: int) -> list[str]:
                 with contextlib.suppress(FileNotFoundError):
                     os.rmdir(tier, dir_fd=second)
             os.rmdir(name, dir_fd=volume)
-    os.fsync(volume)
+    sync_opened_folder(volume)
     return []
 
 

@@ -61,10 +61,12 @@ def promote(
     Raises:
         LockHeldError, BackupNotFoundError, VolumeError, DiskFullError.
     """
-    catalog.prepare()
     with _locked(catalog, f"promoting {backup}", now, on_wait) as now:
         decision = promotion.decide(catalog.refresh(backup), catalog.backups(Tier.WEEKLY), policy, now)
-        weekly = catalog.promote(catalog.refresh(backup), now) if decision.promote else None
+        weekly = None
+        if decision.promote:
+            catalog.prepare(Tier.WEEKLY)
+            weekly = catalog.promote(catalog.refresh(backup), now)
     return Promoted(weekly, decision.reason)
 
 
@@ -76,7 +78,6 @@ def prune(catalog: Catalog, policy: Policy, now: datetime, on_wait: Callable[[st
         VolumeError: some files could not be removed; all others were.
         LockHeldError: another operation is under way.
     """
-    catalog.prepare()
     with _locked(catalog, "pruning", now, on_wait) as now:
         swept = tuple(path.name for path in catalog.sweep())
         backups = {f"{b.tier}/{b}": b for b in catalog.backups()}

@@ -23,8 +23,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from ovia_backup_dagster.core.errors import LockHeldError, VolumeError
-from ovia_backup_dagster.core.files import NOTE_BYTES, open_plain
+from ovia_backup_dagster.core.errors import LockHeldError, NoLocksError, VolumeError
+from ovia_backup_dagster.core.files import NOTE_BYTES, open_plain, volume_error
 from ovia_backup_dagster.core.manifest import Sidecar, parse_sidecar
 
 FILENAME = ".lock"
@@ -115,7 +115,7 @@ def reading(path: Path) -> Iterator[None]:
     descriptor = open_plain(path)
     try:
         deadline = time.monotonic() + _REMOVAL_SECONDS
-        while not _try(descriptor, fcntl.LOCK_SH):
+        while not _shared(descriptor):
             # Whoever removes it holds the lock for an instant; if it is held longer, it is not ours to understand.
             if time.monotonic() >= deadline:
                 raise LockHeldError(f"{path} is being removed", why=_describe(descriptor)[0], fix=f"fuser -v {path}")
@@ -125,6 +125,13 @@ def reading(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _shared(descriptor: int) -> bool:
+    try:
+        return _try(descriptor, fcntl.LOCK_SH)
+    except NoLocksError:
+        return True  # then nothing of ours writes or removes anything there, which takes a lock
 
 
 @contextmanager
@@ -164,13 +171,13 @@ def _open_to_lock(path: Path) -> int | None:
 
 
 def lock_holder(root: Path) -> str | None:
-    """Who holds the lock now, in words; ``None`` when nobody does. Never blocks, writes nothing."""
+    """Who holds the lock now, in words; ``None`` when nobody does, or can. Never blocks, writes nothing."""
     try:
         descriptor = open_plain(root / FILENAME)
     except (OSError, VolumeError):
         return None
     try:
-        if _try(descriptor, fcntl.LOCK_SH):
+        if _shared(descriptor):
             return None
         return _describe(descriptor)[0]
     finally:
@@ -227,10 +234,14 @@ def _try(descriptor: int, kind: int) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        raise VolumeError(
+        if error.errno == errno.EIO:
+            raise volume_error(error, "cannot lock the backup folder") from error
+        raise NoLocksError(
             "the backup folder's filesystem has no locks",
-            why=error.strerror or str(error),
-            fix="put BACKUP_DIR on a filesystem with flock(2), such as ext4 or xfs, or mount it with locks",
+            why="without them two operations at a time may write and remove the same backups",
+            fix="mount it with locks (NFS: version 4, or a server with lockd; CIFS: without nobrl), or put BACKUP_DIR "
+            "on another filesystem, such as ext4 or xfs; to restore a backup that is there, name its path",
+            said=error.strerror or str(error),
         ) from error
     return True
 

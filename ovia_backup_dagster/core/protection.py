@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ovia_backup_dagster.core.files import explained, sync_folder, unlink
+from ovia_backup_dagster.core.files import explained, sync_folder, sync_opened_folder, unlink
 from ovia_backup_dagster.core.naming import BackupName, Tier
 
 FOLDER = ".handover"
@@ -82,7 +82,7 @@ def protect(root: Path) -> Protection:
                         if new is not None:
                             names.append(f"{tier}/{name}")
                             added += [f"{tier}/{name}"] if new else []
-                os.fsync(target)
+                sync_opened_folder(target)
     return Protection(tuple(names), tuple(added), tuple(refused))
 
 

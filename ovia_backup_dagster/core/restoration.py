@@ -38,6 +38,7 @@ from ovia_backup_dagster.core.files import (
     read_small,
     sync_folder,
 )
+from ovia_backup_dagster.core.folders import make_writable
 from ovia_backup_dagster.core.locking import lock_holder, volume_lock
 from ovia_backup_dagster.core.manifest import Sidecar, parse_sidecar
 from ovia_backup_dagster.core.naming import SUFFIX, encode_database
@@ -545,8 +546,7 @@ class RestoreFolder:
         Raises:
             VolumeError: it cannot be made.
         """
-        with explained(f"cannot use the folder {self.path}"):
-            self.path.mkdir(mode=0o700, exist_ok=True)
+        make_writable(self.path)
 
     def lock(self, purpose: str, now: datetime) -> AbstractContextManager[int]:
         """One restore at a time.

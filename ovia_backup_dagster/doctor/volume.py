@@ -6,15 +6,17 @@ import contextlib
 import os
 import shlex
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 
+from ovia_backup_dagster.core.capabilities import Capability, lacks
 from ovia_backup_dagster.core.catalog import MANIFEST, RESERVE, Backup, Catalog, State
 from ovia_backup_dagster.core.drill import FOLDER as DRILLS
 from ovia_backup_dagster.core.errors import BackupError, VolumeMissingError
 from ovia_backup_dagster.core.files import WITNESS_BYTES, exists, explained, is_folder, plain_status, read_small
+from ovia_backup_dagster.core.folders import require_writable
 from ovia_backup_dagster.core.freshness import Level, freshness
 from ovia_backup_dagster.core.locking import FILENAME, lock_holder
 from ovia_backup_dagster.core.naming import SUFFIX, Tier
@@ -36,6 +38,34 @@ _MIN_INODES = 1000
 _HAND_OVER = timedelta(days=3)
 #: Dumps that growth is read from.
 _LOOKED_AT = 30
+#: Of each capability that a filesystem may lack: how much that matters, what it means, and what to do.
+_LACKS: dict[Capability, tuple[Callable[[Area, str, str], Line], str, str]] = {
+    Capability.LOCKS: (
+        fail,
+        "has no locks: nothing is written or removed there, since two operations could meet",
+        "findmnt -T {root}; mount it with locks (NFS: version 4; CIFS: without nobrl), or put BACKUP_DIR elsewhere",
+    ),
+    Capability.PRIVACY: (
+        fail,
+        "lets other users of this host read every dump",
+        "findmnt -T {root}; mount it for this user alone (CIFS: uid=,file_mode=0600,dir_mode=0700)",
+    ),
+    Capability.MODES: (
+        warn,
+        "keeps no modes: who may read a dump is decided by how it is mounted",
+        "findmnt -T {root}; see that its options name this user alone",
+    ),
+    Capability.LINKS: (
+        warn,
+        "has no hard links: a weekly backup is a copy, compared when it is made, and takes its own room",
+        "nothing, if there is room for BACKUP_WEEKLY_KEEP more dumps; the old script cannot share the volume",
+    ),
+    Capability.SYNC: (
+        warn,
+        "does not put folders on the disk when it is asked to: after a power cut the newest backup may be missing",
+        "nothing, if the machine that keeps it has a battery; else put BACKUP_DIR on another filesystem",
+    ),
+}
 
 
 def volume(system: BackupSystem) -> Iterator[Line]:
@@ -49,9 +79,11 @@ def volume(system: BackupSystem) -> Iterator[Line]:
         if not root.is_dir():
             yield fail(Area.VOLUME, f"{root} is no folder", f"ls -l {shell_word(str(root))}; then set BACKUP_DIR")
             return
-        catalog.check()
+        require_writable(root)
+        yield from _writable(catalog)
         yield from _folders(catalog)
         yield _mount(root)
+        yield from _capabilities(root)
         yield from _room(system, catalog)
         yield from _strange(catalog)
         yield _lock(root)
@@ -86,6 +118,29 @@ def _folders(catalog: Catalog) -> Iterator[Line]:
         )
     if not open_ones and not (strangers and os.geteuid() != 0):
         yield ok(Area.VOLUME, f"{catalog.root} is ours alone (user {os.geteuid()})")
+
+
+def _writable(catalog: Catalog) -> Iterator[Line]:
+    """Each folder in it that this process cannot write in, and why: what is kept there is at a standstill, nothing else."""
+    for folder in (*map(catalog.folder, Tier), catalog.root / DRILLS, catalog.root / RESTORES):
+        try:
+            require_writable(folder)
+        except BackupError as error:
+            yield failed(Area.VOLUME, error)
+
+
+def _capabilities(root: Path) -> Iterator[Line]:
+    """What its filesystem cannot do."""
+    with explained(f"cannot write in {root}"):
+        missing = lacks(root)
+    if missing is None:
+        return
+    shown = shell_word(str(root))
+    for lack in missing:
+        say, text, fix = _LACKS[lack.of]
+        yield say(Area.VOLUME, f"the filesystem of {root} {text} ({lack.said})", fix.format(root=shown))
+    if not missing:
+        yield ok(Area.VOLUME, "its filesystem has locks, hard links and modes, and puts folders on the disk")
 
 
 def _strangers(folders: Sequence[Path]) -> Iterator[str]:

@@ -30,6 +30,7 @@ from ovia_backup_dagster.core.errors import (
     StalledError,
 )
 from ovia_backup_dagster.core.files import explained
+from ovia_backup_dagster.core.folders import require_writable
 from ovia_backup_dagster.core.naming import is_utf8
 from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.postgres import archive as archives
@@ -158,7 +159,8 @@ class Driller:
         backup = catalog.settled(backup, now, "ovia-backup drill")
         drills = self.drills
         with explained(f"cannot drill {backup}"):
-            catalog.check()
+            if catalog.holds(backup):
+                require_writable(catalog.folder(backup.tier))
             drills.prepare(now)
             self._refuse_full_volume()
             with drills.lock(backup, now), catalog.reading(backup), drills.under_way(backup, now) as started_at:

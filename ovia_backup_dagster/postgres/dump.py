@@ -87,7 +87,7 @@ class Dumper:
             BackupError: one of its kinds; nothing is left behind, and no earlier backup was touched.
         """
         catalog = self.catalog
-        catalog.prepare()
+        catalog.prepare(Tier.DAILY)
         with (
             explained(f"cannot dump to {catalog.root}"),
             catalog.lock(

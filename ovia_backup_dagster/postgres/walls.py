@@ -144,7 +144,8 @@ def _outside(volume: Path) -> Iterator[_Outside]:
         with explained(f"cannot write {canary}"):
             held.callback(canary.unlink, missing_ok=True)
             canary.write_bytes(secrets.token_bytes(16))
-            canary.chmod(0o666)
+            with contextlib.suppress(OSError):  # a filesystem without modes: how it is mounted decides
+                canary.chmod(0o666)
         sockets = []
         for family, kind, address in (
             (socket.AF_UNIX, socket.SOCK_STREAM, f"{folder}/.s.PGSQL.{_PORT}"),

@@ -98,7 +98,6 @@ class Restorations:
         """
         if not plan.destroys:
             return ""
-        self.driller.catalog.check()
         self.folder.prepare()
         return self._words.offer(plan.order, plan.backup, datetime.now(UTC))
 
@@ -120,7 +119,6 @@ class Restorations:
             plan.confirm(confirmation)
         log = _never_failing(log)
         folder, now = self.folder, datetime.now(UTC)
-        self.driller.catalog.check()
         folder.prepare()
         self._refuse_full_volume()
         purpose = f"the {plan.order.mode} of {plan.order.backup or plan.order.database}"
@@ -456,7 +454,6 @@ class Restorations:
     @contextlib.contextmanager
     def _unfinished(self, verb: str) -> Iterator[Journal]:
         folder = self.folder
-        self.driller.catalog.check()
         folder.prepare()
         with folder.lock(f"ovia-backup restore --{verb}", datetime.now(UTC)):
             journal = folder.unfinished()

@@ -237,8 +237,8 @@ def a_volume_of_another_user(folder: Path) -> BackupError:
 @provokes(
     errno.EPERM,
     error=errors.VolumeError,
-    why="this user may not",
-    fix="ls -ln $BACKUP_DIR; id -u",
+    why="has the attribute i (immutable",
+    fix="as root: chattr -i ",
 )
 def a_file_that_nobody_may_change(folder: Path) -> BackupError:
     disk, volume = image(folder, 8), folder / "volume"

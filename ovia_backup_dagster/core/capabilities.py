@@ -1,0 +1,94 @@
+"""What a volume's filesystem cannot do, of what its backups are kept by: found by trying it.
+
+Every filesystem refuses in its own words, and some only when they are asked for the real thing; so for a moment a file
+of nothing stands in the backup folder. What is done where something is missing is decided where it is used: ``files``
+copies what it cannot link, ``locking`` refuses to write without locks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from ovia_backup_dagster.core.files import NO_ROOM, TEMPORARY
+
+#: What is tried stands in such a file.
+PREFIX = ".probe-"
+
+
+class Capability(StrEnum):
+    """What is asked of a filesystem. The value is what a person reads."""
+
+    LOCKS = "locks"
+    LINKS = "hard links"
+    SYNC = "fsync of folders"
+    MODES = "modes"
+    PRIVACY = "files of one user alone"
+
+
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """A capability that is missing, and what the operating system said."""
+
+    of: Capability
+    said: str
+
+
+def lacks(root: Path) -> list[Lack] | None:
+    """What the filesystem of a folder cannot do.
+
+    ``None`` where it cannot be tried: this process may not write there, there is no room, or it was swept meanwhile.
+
+    Raises:
+        OSError: the disk fails.
+    """
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=PREFIX, suffix=TEMPORARY, dir=root)
+    except OSError as error:
+        if error.errno in (*NO_ROOM, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT):
+            return None
+        raise
+    second = f"{name}.2{TEMPORARY}"
+    tries: dict[Capability, Callable[[], None]] = {
+        Capability.LOCKS: lambda: fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB),
+        Capability.LINKS: lambda: os.link(name, second, follow_symlinks=False),
+        Capability.SYNC: lambda: _sync(root),
+        Capability.MODES: lambda: os.chmod(name, 0o400),
+    }
+    found = []
+    try:
+        if stat.S_IMODE(os.fstat(descriptor).st_mode) & 0o077:
+            found.append(
+                Lack(Capability.PRIVACY, f"a new file has mode {stat.S_IMODE(os.fstat(descriptor).st_mode):o}")
+            )
+        for capability, attempt in tries.items():
+            try:
+                attempt()
+            except FileNotFoundError:
+                return None  # swept meanwhile by who is at work
+            except OSError as error:
+                found.append(Lack(capability, error.strerror or str(error)))
+        if not any(lack.of is Capability.MODES for lack in found) and os.stat(name).st_mode & 0o222:
+            found.append(Lack(Capability.MODES, "a file's mode stays what it was"))
+    finally:
+        os.close(descriptor)
+        for path in (second, name):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+    return found
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
