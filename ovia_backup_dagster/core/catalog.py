@@ -425,20 +425,22 @@ class Catalog:
         return self.root / tier.value
 
     def prepare(self, *tiers: Tier) -> None:
-        """Make the folders (mode 0700) of the given tiers (default: all) where they are missing.
+        """Make the folders (mode 0700) where they are missing.
 
-        Others may be as they are: what cannot be promoted can be dumped.
+        Args:
+            tiers: whose folders must be writable (default: all): what cannot be promoted can be dumped.
 
         Raises:
             VolumeError: they cannot be made or written.
         """
         with explained(f"cannot use the backup folder {self.root}"):
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folders = [self.folder(tier) for tier in tiers or Tier]
-        if not all(map(exists, (self.root / LOCK, *folders))):
+        folders = {tier: self.folder(tier) for tier in Tier}
+        if not all(map(exists, (self.root / LOCK, *folders.values()))):
             require_writable(self.root)
-        for folder in folders:
-            make_writable(folder)
+        for tier, folder in folders.items():
+            with contextlib.suppress(*([VolumeError] if tiers and tier not in tiers else [])):
+                make_writable(folder)
 
     def backups(self, *tiers: Tier) -> list[Backup]:
         """All backups of the given tiers (default: all), newest first. Costs no read of any sidecar.
