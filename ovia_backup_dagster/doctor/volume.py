@@ -121,7 +121,7 @@ def _folders(catalog: Catalog) -> Iterator[Line]:
 
 
 def _writable(catalog: Catalog) -> Iterator[Line]:
-    """Each folder in it that this process cannot write in, and why: what is kept there is at a standstill, nothing else."""
+    """Each folder in it that this process cannot write in, and why: what is kept there stands still, and no more."""
     for folder in (*map(catalog.folder, Tier), catalog.root / DRILLS, catalog.root / RESTORES):
         try:
             require_writable(folder)

@@ -96,8 +96,8 @@ def test_what_stands_on_a_volume_without_locks_is_listed_and_restored(cli: Cli, 
         assert backup.path.name in cli(command, **lacks).stdout
     elsewhere = volume.with_name("elsewhere")
     elsewhere.mkdir()
-    for command in (["drill", str(backup.path)], ["verify", str(backup.path)]):
-        done = cli(*command, BACKUP_DIR=str(elsewhere), **lacks)
+    for command in ("drill", "verify"):
+        done = cli(command, str(backup.path), BACKUP_DIR=str(elsewhere), **lacks)
         assert done.returncode == 0, done.stderr
 
 
