@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from ovia_backup_dagster.core import grants
+from ovia_backup_dagster.core.grants import without_owner
+from ovia_backup_dagster.core.schema import Key, canonical, named, sections
 from ovia_backup_dagster.core.verdict import LargeObjects, TableWitness, Witness
 
 #: Entries of a contents list that are not restored: they would reach other servers, and make a database undroppable.
 _LEFT_OUT = re.compile(r"(?:(?:COMMENT|SECURITY LABEL) - )?(?:PUBLICATION|SUBSCRIPTION)\b")
 #: What of them only a database that goes live is given: others subscribe to it.
 _PUBLICATION = re.compile(r"(?:(?:COMMENT|SECURITY LABEL) - )?PUBLICATION\b")
-#: Those that say who owns what and who may do what.
+#: Those that say who may do what.
 _PRIVILEGES = re.compile(r"(?:DEFAULT )?ACL ")
 _STRUCTURE = re.compile(
     r"(?:CONSTRAINT|CHECK CONSTRAINT|FK CONSTRAINT|INDEX|INDEX ATTACH|TABLE ATTACH|MATERIALIZED VIEW|TRIGGER|POLICY"
     r"|ROW SECURITY|STATISTICS|RULE|EVENT TRIGGER) "
 )
-_SECTION = re.compile(rb"^-- (?:Data for )?Name: (.*); Type: (.*); Schema: (.*); Owner: .*\n", re.MULTILINE)
-_END = b"--\n-- PostgreSQL database dump complete\n--"
-_LITERAL = re.compile(r"'(?:[^']|'')*'|\$(\w*)\$(?s:.*?)\$\1\$")
 #: What of an object's SQL is written back as it was, and means something else when it is not: columns with their types,
 #: what they are bound by, what is switched off. Expressions are not among it.
 _MEANING = re.compile(
@@ -55,7 +55,9 @@ _LITERAL_KINDS = (
     "ROW SECURITY",
     "INDEX ATTACH",
 )
-_PRIVILEGE_KINDS = ("ACL", "DEFAULT ACL")
+#: Kinds whose SQL says the same when it is the same but for casts and parentheses in expressions.
+_CANONICAL_KINDS = ("POLICY", "FUNCTION", "PROCEDURE", "AGGREGATE", "EVENT TRIGGER", "VIEW")
+_OF_LARGE_OBJECT = "ACL - LARGE OBJECT "
 #: Kinds whose text may hold passwords or anything else that somebody wrote into a function.
 _SECRETIVE = ("USER MAPPING", "SERVER", "FUNCTION", "PROCEDURE", "SUBSCRIPTION", "FOREIGN DATA WRAPPER", "COMMENT")
 _SHOWN = 5
@@ -153,18 +155,31 @@ def is_structure(entry: str) -> bool:
 
 
 def contents_differences(
-    original: Sequence[str], copy: Sequence[str], *, with_owners: bool, live: bool = False
+    original: Sequence[str],
+    copy: Sequence[str],
+    *,
+    with_owners: bool,
+    live: bool = False,
+    roles: Collection[str] = (),
+    without: Collection[str] = (),
 ) -> list[str]:
     """Entries of the contents lists that are in one of them only; what is left out is no difference.
+
+    Nor is whose a thing is that belongs to another, which has an entry of its own; what others may do is compared by
+    its meaning (:func:`privilege_differences`).
 
     Args:
         original, copy: entries, ``TYPE schema name owner``.
         with_owners: whether the copy has the source's owners and privileges.
         live: whether it has its publications.
+        roles: all that an owner may be called.
+        without: further entries that the copy was not given.
     """
-    before = Counter(entry for entry in original if not left_out(entry, live=live))
+    before = Counter(entry for entry in original if not left_out(entry, live=live) and entry not in without)
     after = Counter(entry for entry in copy if not left_out(entry, live=live))
-    if not with_owners:
+    if with_owners:
+        before, after = (_by_object(entries, roles) for entries in (before, after))
+    else:
         before, after = _without_owners(before, after)
     missing, added = before - after, after - before
     return [f"missing in the copy: {entry}" for entry in sorted(missing.elements())] + [
@@ -172,45 +187,67 @@ def contents_differences(
     ]
 
 
+def _by_object(entries: Counter[str], roles: Collection[str]) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for entry, count in entries.items():
+        if not _PRIVILEGES.match(entry) or entry.startswith(_OF_LARGE_OBJECT):
+            found[without_owner(entry, roles)] += count
+    return found
+
+
 def schema_differences(original: bytes, copy: bytes) -> list[str]:
     """Objects whose SQL differs, and the first line of the first that does; what may hold secrets is left out.
 
     A line in all: PostgreSQL writes many a CHECK back differently, which is worth a look once, not a page each month.
     """
-    before, after = _sections(original), _sections(copy)
-    different = sorted(key for key in before.keys() & after.keys() if before[key] != after[key])
+    before, after = sections(original), sections(copy)
+    both = (key for key in before.keys() & after.keys() if key[0] not in grants.KINDS)
+    different = sorted(key for key in both if before[key].sql != after[key].sql)
     if not different:
         return []
-    examples = (_first_difference(key, before[key], after[key]) for key in different)
+    examples = (_first_difference(key, before[key].sql, after[key].sql) for key in different)
     example = next((f", such as: {example}" for example in examples if example), "")
-    return [f"PostgreSQL writes back differently: {shortened([_named(key) for key in different])}{example}"]
+    return [f"PostgreSQL writes back differently: {shortened([named(key) for key in different])}{example}"]
 
 
-def privilege_differences(original: bytes, copy: bytes) -> list[str]:
-    """Objects on which others may do something else."""
-    before, after = _sections(original), _sections(copy)
-    return [
-        f"privileges differ: {_named(key)}"
-        for key in sorted(before.keys() & after.keys())
-        if key[0] in _PRIVILEGE_KINDS and Counter(before[key].split(b"\n")) != Counter(after[key].split(b"\n"))
-    ]
+def privilege_differences(original: bytes, copy: bytes, makers: Collection[str] = ()) -> tuple[list[str], list[str]]:
+    """Objects on which others may do something else, which is bad; and whose owner no dump saves, which is odd.
+
+    Args:
+        original, copy: the schemas' SQL.
+        makers: both servers' bootstrap superusers: what extensions and initdb make is theirs, whatever they are called.
+    """
+    before, after = sections(original), sections(copy)
+    return grants.privilege_differences(before, after, makers), grants.owner_differences(before, after, makers)
+
+
+def owners(schema: bytes) -> set[str]:
+    """The roles that the SQL of a schema names as owners."""
+    return grants.owners(sections(schema))
 
 
 def structure_differences(original: bytes, copy: bytes) -> list[str]:
-    """Objects that are bound by something else: a column's type, a CHECK, NOT NULL, a trigger that is off."""
+    """Objects that are bound by something else: a column's type, a CHECK, NOT NULL, a trigger that is off; and what
+    decides who may see and do what: a policy, the rights that a function runs with, a view's options.
+    """
     # Quotes depend on quote_all_identifiers.
-    before, after = _sections(original.replace(b'"', b"")), _sections(copy.replace(b'"', b""))
+    before, after = sections(original.replace(b'"', b"")), sections(copy.replace(b'"', b""))
     lines = []
     for key in sorted(before.keys() & after.keys()):
-        one, other = before[key], after[key]
-        if key[0] in _LITERAL_KINDS and one != other:
-            lines.append(f"{_named(key)} differs")
-        elif key[0] in _BOUND and one != other:
+        one, other = before[key].sql, after[key].sql
+        if one == other:
+            continue
+        if key[0] in _LITERAL_KINDS:
+            lines.append(f"{named(key)} differs")
+        elif key[0] in _BOUND:
             missing, added = _meaning(one), _meaning(other)
             missing, added = missing - added, added - missing
             if missing or added:
                 what = ", ".join([*(f"not {text}" for text in missing), *(f"but {text}" for text in added)])
-                lines.append(f"{_named(key)} differs: {what[:_WIDTH]}")
+                lines.append(f"{named(key)} differs: {what[:_WIDTH]}")
+        elif key[0] in _CANONICAL_KINDS and canonical(one) != canonical(other):
+            example = _first_difference(key, one, other)
+            lines.append(f"{named(key)} differs" + (f": {example}" if example else ""))
     return lines
 
 
@@ -247,30 +284,12 @@ def _without_owners(before: Counter[str], after: Counter[str]) -> tuple[Counter[
     return wanted, heads
 
 
-def _sections(text: bytes) -> dict[tuple[str, str, str], bytes]:
-    """The SQL of each object, by type, schema and name; in whatever order those stand that are called the same."""
-    text = text.rstrip().removesuffix(_END)
-    matches = list(_SECTION.finditer(text))
-    sections: dict[tuple[str, str, str], list[bytes]] = {}
-    ends = [*(match.start() for match in matches[1:]), len(text)]
-    for match, end in zip(matches, ends, strict=False):
-        name, kind, schema = (part.decode("utf-8", "backslashreplace") for part in match.groups())
-        body = text[match.end() : end]
-        sections.setdefault((kind, schema, name), []).append(body.removesuffix(b"--\n").strip(b"\n"))
-    return {key: b"\n".join(sorted(bodies)) for key, bodies in sections.items()}
-
-
 def _meaning(section: bytes) -> Counter[str]:
     text = redacted(section.decode("utf-8", "backslashreplace"))
     return Counter(" ".join(match[0].split()) for match in _MEANING.finditer(text))
 
 
-def _named(key: tuple[str, str, str]) -> str:
-    kind, schema, name = key
-    return f"{kind.lower()} {name}" if schema == "-" else f"{kind.lower()} {name} in {schema}"
-
-
-def _first_difference(key: tuple[str, str, str], before: bytes, after: bytes) -> str:
+def _first_difference(key: Key, before: bytes, after: bytes) -> str:
     if key[0] in _SECRETIVE:
         return ""
     one, other = (redacted(text.decode("utf-8", "backslashreplace")).splitlines() for text in (before, after))
@@ -278,6 +297,10 @@ def _first_difference(key: tuple[str, str, str], before: bytes, after: bytes) ->
         if left != right:
             return f"{left.strip()[:_WIDTH]} | {right.strip()[:_WIDTH]}"
     return ""
+
+
+#: What may hold values that nobody but its owner is to see.
+_LITERAL = re.compile(r"'(?:[^']|'')*'|\$(\w*)\$(?s:.*?)\$\1\$")
 
 
 def redacted(text: str) -> str:

@@ -49,6 +49,7 @@ _UNLISTED = 16
 _COMPLETE = b"\n-- PostgreSQL database dump complete\n"
 _ENTRY = re.compile(r"^(\d+; \d+ \d+) (.+)$", re.MULTILINE)
 _TABLE = re.compile(r"TABLE (?!DATA )")
+_OF_DATABASE = re.compile(r"(?:ACL|COMMENT|SECURITY LABEL) - DATABASE ")
 _SETTING = re.compile(rb'ALTER DATABASE .* SET "?(TimeZone|bytea_output|lc_monetary)"? TO \'([^\']*)\';', re.DOTALL)
 _ENCODING = re.compile(rb"^SET client_encoding = '(\w+)';$", re.MULTILINE)
 _TABLESPACE = re.compile(rb"^SET default_tablespace = ([^'].*);$", re.MULTILINE)
@@ -217,10 +218,14 @@ def tablespaces(programs: Programs, path: Path) -> tuple[str, ...]:
 
 
 def database_text(programs: Programs, path: Path) -> bytes:
-    """The SQL that makes the archive's database, without anything in it: CREATE DATABASE, its owner, its settings."""
-    # It needs no entry of the contents list.
-    arguments = ("--create", "--no-tablespaces", f"{_USE_LIST}{os.devnull}", "--file=-")
-    code, output, stderr = capture(pg_restore(programs, path, *arguments), watch=watch(programs))
+    """The SQL that makes the archive's database, without anything in it: CREATE DATABASE, its owner, its settings, its
+    comment, privileges and security labels.
+    """
+    # Of its entries only the last three are ever listed, and must be: the others are printed whatever the list says.
+    listing = contents_list(programs, path, "--create")
+    with use_list(listing, lambda entry: _OF_DATABASE.match(entry) is not None) as chosen:
+        command = pg_restore(programs, path, "--create", "--no-tablespaces", chosen, "--file=-")
+        code, output, stderr = capture(command, watch=watch(programs))
     # A line feed in the database's name stops it where psql would connect: all but its settings is printed.
     if code != 0 and not (b"\nCREATE DATABASE " in output and "contains a newline" in stderr):
         raise _failure(stderr, code, path)

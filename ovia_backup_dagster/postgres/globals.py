@@ -20,6 +20,7 @@ _FLAGS = ("SUPERUSER", "INHERIT", "CREATEROLE", "CREATEDB", "LOGIN", "REPLICATIO
 PRIVILEGED = ("SUPERUSER", "CREATEROLE", "REPLICATION", "BYPASSRLS")
 #: As pg_dumpall writes names: keywords (``current_user``, ``all``), upper case and everything odd stand in quotes.
 _NAME = rb'("(?:[^"]|"")+"|[a-z_][a-z0-9_$]*)'
+_NAME_OR_PUBLIC = rb'("(?:[^"]|"")+"|[a-z_][a-z0-9_$]*|PUBLIC)'
 _PSEUDO_ROLES = frozenset({"all", "current_role", "current_user", "none", "public", "session_user"})
 _LITERAL = rb"(?: ?E'(?:[^'\\]|''|\\.)*'|'(?:[^']|'')*')"
 _ROLE = re.compile(rb"(CREATE|ALTER) ROLE " + _NAME + rb"(?: WITH)?((?: [^;]*)?);\s*\Z")
@@ -35,10 +36,21 @@ _MEMBER = re.compile(
     rb"GRANT " + _NAME + rb" TO " + _NAME + rb"(?: WITH ((?:(?:ADMIN|INHERIT|SET) (?:OPTION|TRUE|FALSE)(?:, )?)+))?"
     rb"(?: GRANTED BY " + _NAME + rb")?;\s*\Z"
 )
+_PARAMETER = re.compile(
+    rb"GRANT (ALL|SET|ALTER SYSTEM|(?:SET,ALTER SYSTEM)) ON PARAMETER "
+    + _NAME
+    + rb" TO "
+    + _NAME_OR_PUBLIC
+    + rb"( WITH GRANT OPTION)?;\s*\Z"
+)
 #: Privileges on configuration parameters, and security labels.
 _OTHER = re.compile(rb"(?:GRANT|REVOKE) [A-Z, ]+ ON PARAMETER |SECURITY LABEL FOR .* ON ROLE ")
 _OF_TABLESPACE = re.compile(rb"(?:CREATE|ALTER|COMMENT ON|(?:GRANT|REVOKE) [A-Z ,]+ ON) TABLESPACE ")
-_OF_SESSION = re.compile(rb"SET \w+ = ")
+#: Who granted what follows is no matter, as with memberships.
+_OF_SESSION = re.compile(rb"SET \w+ = |(?:RE)?SET SESSION AUTHORIZATION")
+#: What a session can set without power over others: the language of its messages, what is counted of it.
+_HARMLESS = frozenset({"lc_messages", "compute_query_id", "track_functions", "track_io_timing", "track_wal_io_timing"})
+PUBLIC = "PUBLIC"
 
 
 @dataclass(slots=True)
@@ -76,6 +88,35 @@ class Membership:
         return Membership(self.admin or other.admin, self.inherit or other.inherit, self.set or other.set)
 
 
+@dataclass(frozen=True, slots=True)
+class ParameterGrant:
+    """What a role may do with a configuration parameter.
+
+    Attributes:
+        grantee: a role's name; :data:`PUBLIC` for everybody.
+        privileges: of ``SET`` and ``ALTER SYSTEM``.
+        parameter: as the file writes it.
+        grantable: ``WITH GRANT OPTION``.
+    """
+
+    grantee: str
+    privileges: tuple[str, ...]
+    parameter: bytes
+    grantable: bool = False
+
+    @property
+    def harmless(self) -> bool:
+        """Whether it gives no power over others."""
+        return self.privileges == ("SET",) and not self.grantable and name_of(self.parameter) in _HARMLESS
+
+    @property
+    def statement(self) -> str:
+        """The statement that gives it."""
+        to = PUBLIC if self.grantee == PUBLIC else sql_identifier(self.grantee)
+        option = " WITH GRANT OPTION" if self.grantable else ""
+        return f"GRANT {', '.join(self.privileges)} ON PARAMETER {text_of(self.parameter)} TO {to}{option}"
+
+
 @dataclass(slots=True)
 class Globals:
     """What a globals file says.
@@ -83,12 +124,14 @@ class Globals:
     Attributes:
         roles: by name.
         members: (group, member) -> how.
+        parameters: what roles may do with the server's settings.
         others: privileges on parameters and security labels, as statements.
         not_understood: statements that are none of pg_dumpall's, their first words.
     """
 
     roles: dict[str, Role] = field(default_factory=dict)
     members: dict[tuple[str, str], Membership] = field(default_factory=dict)
+    parameters: list[ParameterGrant] = field(default_factory=list)
     others: set[bytes] = field(default_factory=set)
     not_understood: list[str] = field(default_factory=list)
 
@@ -124,6 +167,10 @@ def _read(found: Globals, statement: bytes) -> bool:
         return True
     if match := _ROLE.match(statement):
         return _role(found, match[1] == b"CREATE", match[2], match[3])
+    if match := _PARAMETER.match(statement):
+        privileges = ("SET", "ALTER SYSTEM") if match[1] == b"ALL" else tuple(text_of(match[1]).split(","))
+        grantee = PUBLIC if match[3] == b"PUBLIC" else name_of(match[3])
+        found.parameters.append(ParameterGrant(grantee, privileges, match[2], bool(match[4])))
     if _OTHER.match(statement):
         found.others.add(b" ".join(statement.split()))
         return True
@@ -233,6 +280,7 @@ class Making:
         trusted: whether a person has named it: it gets everything but a password.
         flags: the attributes that it gets.
         groups: what it becomes a member of, and how.
+        parameters: what it may do with the server's settings.
         left_out: the statements that give it what it does not get.
     """
 
@@ -241,14 +289,16 @@ class Making:
     trusted: bool
     flags: frozenset[str]
     groups: Mapping[str, Membership]
+    parameters: tuple[ParameterGrant, ...]
     left_out: tuple[str, ...]
 
 
 def making(saved: Globals, names: Collection[str], privileged: Collection[str]) -> list[Making]:
     """How roles are made so that a forged file gives no one power: a pure function.
 
-    A role that is not named gets no attribute of :data:`PRIVILEGED`, and becomes a member only of roles that are made
-    with it and are not named either. What the server has already, predefined roles among it, is not handed out.
+    A role that is not named gets no attribute of :data:`PRIVILEGED`, may set no parameter of the server's that reaches
+    others, and becomes a member only of roles that are made with it and are not named either. What the server has
+    already, predefined roles among it, is not handed out.
 
     Args:
         saved: what the file says.
@@ -264,5 +314,8 @@ def making(saved: Globals, names: Collection[str], privileged: Collection[str]) 
         me = sql_identifier(name)
         left_out = [f"ALTER ROLE {me} {' '.join(without)}"] if without else []
         left_out += [f"GRANT {sql_identifier(group)} TO {me}" for group in groups if group not in kept]
-        found.append(Making(name, role, trusted, role.flags - set(without), kept, tuple(left_out)))
+        granted = [grant for grant in saved.parameters if grant.grantee == name]
+        given = tuple(grant for grant in granted if trusted or grant.harmless)
+        left_out += [grant.statement for grant in granted if grant not in given]
+        found.append(Making(name, role, trusted, role.flags - set(without), kept, given, tuple(left_out)))
     return found

@@ -42,11 +42,15 @@ _FOUND = "SELECT oid::bigint AS oid, datconnlimit FROM pg_database WHERE datname
 _LOCK_MAKING = "SELECT pg_advisory_lock(hashtextextended('ovia-backup makes ' || %s, 0))"
 _UNLOCK_MAKING = _LOCK_MAKING.replace("_lock(", "_unlock(")
 _CREATE = re.compile(rb'CREATE DATABASE ("(?:[^"]|"")*"|[^\s;"]+) ')
+_NAME = rb'("(?:[^"]|"")*"|[^\s;"]+)'
 #: The name that stands in it is the source's.
 _CONFIGURE = re.compile(
     rb'(?:ALTER(?: ROLE (?:"(?:[^"]|"")*"|[^\s;"]+) IN)? DATABASE|COMMENT ON DATABASE'
-    rb'|(?:GRANT|REVOKE) [A-Z, ]+ ON DATABASE) ("(?:[^"]|"")*"|[^\s;"]+)'
+    rb'|SECURITY LABEL FOR (?:"(?:[^"]|"")*"|[^\s;"]+) ON DATABASE|(?:GRANT|REVOKE) [A-Z, ]+ ON DATABASE) ' + _NAME
 )
+_TEMPLATE = re.compile(rb"\AALTER DATABASE .* IS_TEMPLATE = true;", re.DOTALL)
+#: Who granted what follows, where it was not the owner.
+_AS = re.compile(rb"SET SESSION AUTHORIZATION " + _NAME + rb";")
 _LOCALE = re.compile(rb" (?:LOCALE|LC_COLLATE|LC_CTYPE|LOCALE_PROVIDER|ICU_LOCALE|ICU_RULES) = (?:'(?:[^']|'')*'|\w+)")
 _TABLESPACE = re.compile(rb' TABLESPACE = ("(?:[^"]|"")*"|[^\s;"]+)')
 _NAME_BYTES = 63
@@ -186,24 +190,55 @@ class Copy:
             session.execute(DURABLY)
             session.execute(f"ALTER DATABASE {sql_identifier(self.connection.database)} CONNECTION LIMIT -1".encode())
 
-    def configure(self, script: bytes) -> list[str]:
-        """Give the database the source's owner, rights and settings; returns what could not be.
+    def configure(self, script: bytes, *, swapped: bool = False) -> list[str]:
+        """Give the database the source's owner, rights, settings and comment; returns what could not be.
 
         Not before the restore: ``default_transaction_read_only`` would stop it.
+
+        Args:
+            script: the SQL that makes the archive's database.
+            swapped: it is to be swapped with another, which no template can be.
         """
         notes = []
         name = sql_identifier(self.connection.database).encode()
         with connect(self.server) as session:
+            grantor = b""
             for statement in statements(script):
-                if match := _CONFIGURE.match(statement):
+                if match := _AS.match(statement):
+                    grantor = match[1]
+                elif statement.startswith(b"RESET SESSION AUTHORIZATION"):
+                    grantor = b""
+                elif (space := _TABLESPACE.search(statement)) and _CREATE.match(statement) and self.live:
+                    notes.append(f"tablespace {text_of(space[1])}: the database stands in the server's default one")
+                elif swapped and _TEMPLATE.search(statement):
+                    notes.append("the source is a template, and this database is none: ALTER DATABASE ... IS_TEMPLATE")
+                elif match := _CONFIGURE.match(statement):
                     ours = statement[: match.start(1)] + name + statement[match.end(1) :]
-                    try:
-                        session.execute(ours)
-                    except psycopg.Error as error:
-                        # Of what was said, only the name: values may be secret.
-                        what = " ".join(text_of(statement).split()[:5])
-                        notes.append(f"the source's setting is not possible here: {what} ({error.sqlstate})")
+                    notes += _configured(session, ours, grantor)
         return notes
+
+
+def _configured(session: psycopg.Connection[dict[str, Any]], statement: bytes, grantor: bytes) -> list[str]:
+    """Run a statement about a database, as who granted it; returns why it could not be."""
+    is_grant = statement.startswith((b"GRANT ", b"REVOKE "))
+    # Of a setting, only its name: values may be secret.
+    words = text_of(statement).rstrip(";\n").split()
+    what = " ".join(words if is_grant else words[:7] if statement.startswith(b"ALTER ROLE ") else words[:5])
+    try:
+        if grantor and is_grant:
+            session.execute(b"SET ROLE " + grantor)
+        # Prepared, a statement is one: no other hides behind its semicolon.
+        session.execute(statement, prepare=True)
+    except psycopg.Error as error:
+        if session.broken:
+            raise
+        by = f", by {text_of(grantor)}" if grantor and is_grant else ""
+        said = said_by(error) if is_grant else error.sqlstate
+        return [f"the source's setting is not possible here: {what}{by} ({said})"]
+    finally:
+        if grantor and is_grant and not session.broken:
+            session.execute("RESET ROLE")
+    return []
 
 
 @contextmanager
@@ -367,6 +402,9 @@ def drop_database(session: psycopg.Connection[dict[str, Any]], name: str, *, mus
     session.execute("SET statement_timeout = 0")  # it waits for a checkpoint, and large files take long to remove
     statement = f"DROP DATABASE {'' if must_exist else 'IF EXISTS '}{sql_identifier(name)}"
     try:
+        session.execute(f"{statement} WITH (FORCE)".encode())
+    except psycopg.errors.WrongObjectType:  # a template, as its source was
+        session.execute(f"ALTER DATABASE {sql_identifier(name)} IS_TEMPLATE false".encode())
         session.execute(f"{statement} WITH (FORCE)".encode())
     except psycopg.errors.InsufficientPrivilege as refused:
         # So it says of autovacuum, too, which is nobody's; and without FORCE the server ends that itself.

@@ -296,8 +296,10 @@ class Proof:
             bad = comparison.large_object_differences(witness.large_objects, found.large_objects)
             self.add(DrillCheck.LARGE_OBJECTS, bad, passed=f"{found.large_objects.count:,} large objects")
             schema = archives.schema_text(self._programs, self.backup.path, *schema_options)
-            self._prove_contents(copy, witness, found, comparison.privilege_differences(schema, reading.schema))
-            self._prove_structure(copy, witness, found, comparison.structure_differences(schema, reading.schema))
+            differences = self._contents_differences(copy, witness, found, schema, reading.schema)
+            self._prove_contents(copy, witness, found, differences, self._privileges(copy, schema, reading.schema))
+            bound = comparison.structure_differences(schema, reading.schema)
+            self._prove_structure(copy, found, differences, bound)
             odd = comparison.schema_differences(schema, reading.schema)
             self.add(DrillCheck.SCHEMA_TEXT, odd, passed="the same SQL")
             self._prove_expectations(found)
@@ -383,14 +385,17 @@ class Proof:
             bad.insert(0, f"{hint}that alone")
         self.add(DrillCheck.TABLES, bad, odd=odd, passed=f"{found.rows:,} rows in {len(found.tables):,} tables")
 
-    def _prove_contents(self, copy: Copy, witness: Witness, found: Witness, privileges: Sequence[str]) -> None:
-        others = [
-            line
-            for line in self._contents_differences(copy, witness, found)
-            if not comparison.is_structure(line.partition(": ")[2])
-        ]
+    def _prove_contents(
+        self,
+        copy: Copy,
+        witness: Witness,
+        found: Witness,
+        differences: Sequence[str],
+        privileges: tuple[Sequence[str], Sequence[str]],
+    ) -> None:
+        others = [line for line in differences if not comparison.is_structure(line.partition(": ")[2])]
         left = sum(comparison.left_out(entry, live=copy.live) for entry in witness.contents)
-        without, odd = [], []
+        without, odd = [], [*privileges[1]]
         if left and copy.live:
             odd.append(f"{left} entries of subscriptions left out: they would take over the source's replication slots")
         elif left:
@@ -401,14 +406,17 @@ class Proof:
             without.append("without owners and privileges, which a scratch database does not get")
         entries = sum(not entry.startswith(REFRESH) for entry in found.contents)
         passed = "; ".join([f"{entries:,} entries", *without])
-        self.add(DrillCheck.CONTENTS, [*others, *privileges], odd=odd, passed=passed)
+        self.add(DrillCheck.CONTENTS, [*others, *privileges[0]], odd=odd, passed=passed)
 
-    def _prove_structure(self, copy: Copy, witness: Witness, found: Witness, bound: Sequence[str]) -> None:
-        wrong = [
-            line
-            for line in self._contents_differences(copy, witness, found)
-            if comparison.is_structure(line.partition(": ")[2])
-        ]
+    def _privileges(self, copy: Copy, original: bytes, made: bytes) -> tuple[list[str], list[str]]:
+        """What is bad and what is odd of the privileges: compared by what they mean, whoever made the objects."""
+        with connect(copy.server) as session:
+            makers = {_one(session, "SELECT pg_get_userbyid(10) AS name")}
+        makers |= {self.manifest.database.bootstrap_superuser} if self.manifest else set()
+        return comparison.privilege_differences(original, made, makers)
+
+    def _prove_structure(self, copy: Copy, found: Witness, differences: Sequence[str], bound: Sequence[str]) -> None:
+        wrong = [line for line in differences if comparison.is_structure(line.partition(": ")[2])]
         with connect(copy.connection) as session:
             wrong += [f"index {row['name']} is not valid" for row in session.execute(_INVALID_INDEXES)]
             # No dump carries this: it is never so in the source's sense.
@@ -418,10 +426,16 @@ class Proof:
         so_before = f"; NOT VALID, as in the source: {not_valid}" if int(not_valid) else ""
         self.add(DrillCheck.STRUCTURE, [*wrong, *bound], passed=f"{count:,}, all valid{so_before}")
 
-    def _contents_differences(self, copy: Copy, witness: Witness, found: Witness) -> list[str]:
+    def _contents_differences(
+        self, copy: Copy, witness: Witness, found: Witness, original: bytes, made: bytes
+    ) -> list[str]:
         # What could not be refreshed is a finding of its own.
         before, after = ([e for e in w.contents if not e.startswith(REFRESH)] for w in (witness, found))
-        return comparison.contents_differences(before, after, with_owners=copy.with_owners, live=copy.live)
+        names = {owner for text in (original, made) for owner in comparison.owners(text)}
+        with connect(copy.server) as session:
+            names |= {row["rolname"] for row in session.execute("SELECT rolname FROM pg_roles")}
+        names |= {self.manifest.database.bootstrap_superuser} if self.manifest else set()
+        return comparison.contents_differences(before, after, with_owners=copy.with_owners, live=copy.live, roles=names)
 
     def _prove_expectations(self, found: Witness) -> None:
         expectations = self.verifier.expectations

@@ -27,7 +27,7 @@ from ovia_backup_dagster.postgres.stall import watch
 from ovia_backup_dagster.postgres.values import said_by
 
 #: Nothing else of a globals file is run: it has no checksum, and could hold any SQL.
-_ALLOWED = re.compile(rb"CREATE ROLE |ALTER ROLE |COMMENT ON ROLE |SECURITY LABEL ON ROLE |GRANT |REVOKE |SET ")
+_ALLOWED = re.compile(rb"CREATE ROLE |ALTER ROLE |COMMENT ON ROLE |SECURITY LABEL |GRANT |REVOKE |(?:RE)?SET ")
 _OF_TABLESPACE = re.compile(rb"(?:CREATE|ALTER|COMMENT ON|(?:GRANT|REVOKE) [A-Z ,]+ ON) TABLESPACE ")
 _OF_ROLE = re.compile(rb'(?:CREATE|ALTER) ROLE ("(?:[^"]|"")*"|[^\s;"]+)')
 _GIVEN_TO = re.compile(
@@ -220,16 +220,39 @@ def create(
             for group, how in each.groups.items():
                 grant = _grant(group, how, session.info.server_version)
                 _executed(session, grant % me, f"GRANT {group} TO {each.name}", notes)
+            for right in each.parameters:
+                _executed(session, right.statement.encode(), right.statement, notes)
             if each.left_out:
                 given = "; ".join(each.left_out)
                 notes.append(
                     f"role {each.name} was not named, and is made without power over others; to give it: {given}"
                 )
+        notes += _not_granted(session, read, [each.name for each in made])
     if ignored := sorted(each.name for each in made if each.role.password):
         notes.append(f"the passwords that the saved roles have were not set: {', '.join(ignored)}")
     if logins := sorted(each.name for each in made if "LOGIN" in each.flags):
         notes.append(f"no password is saved with a backup; set one for: {', '.join(logins)}")
     return notes
+
+
+def _not_granted(
+    session: psycopg.Connection[dict[str, Any]], saved: saved_globals.Globals, made: Collection[str]
+) -> list[str]:
+    """Which saved privileges on parameters the server's own roles do not have: they are left as they are."""
+    lacking = []
+    for grant in saved.parameters:
+        whom = "public" if grant.grantee == saved_globals.PUBLIC else grant.grantee
+        for privilege in grant.privileges if grant.grantee not in made else ():
+            row = session.execute(
+                "SELECT has_parameter_privilege(%s, %s, %s) AS has FROM (SELECT 1) AS one WHERE %s = 'public' "
+                "OR EXISTS (SELECT FROM pg_roles WHERE rolname = %s)",
+                [whom, saved_globals.name_of(grant.parameter), privilege, whom, whom],
+            ).fetchone()
+            if row is not None and not row["has"]:
+                lacking.append(grant.statement)
+                break
+    given = "; ".join(lacking)
+    return [f"roles that are there already are left as they are; to give what was saved: {given}"] if lacking else []
 
 
 def _create(each: saved_globals.Making) -> bytes:

@@ -366,8 +366,10 @@ class Steps:
         # Known as ours by how it was made until now, by its number from now on.
         self.journal.write(Mark.NOTED, Step.RESTORE, made=standing(self.target, order.incoming).oid)
         copy.release()
-        if order.new_host:
-            notes += copy.configure(archives.database_text(self.driller.verifier.programs, backup.path))
+        if order.new_host or order.mode is Mode.NEW:
+            # Nothing is there whose properties it takes over: it is as the backup's was.
+            script = archives.database_text(self.driller.verifier.programs, backup.path)
+            notes += copy.configure(script, swapped=order.mode is Mode.SWAP)
         elif order.mode is Mode.DROP:
             properties = Properties.from_json(self.journal.data(Step.DROP)["properties"])
             notes += apply(self.target, properties, order.incoming)

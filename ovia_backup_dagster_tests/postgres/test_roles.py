@@ -18,9 +18,10 @@ from ovia_backup_dagster.postgres.roles import replay
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, running_cluster
 from ovia_backup_dagster_tests.postgres.drilling import Drilling, by_check, database, one
 
+QUOTED = '"Odd ""one""; --"'
 SETUP = (
     "CREATE ROLE owners NOLOGIN",
-    """CREATE ROLE "Odd ""one""; --" LOGIN CONNECTION LIMIT 3 VALID UNTIL '2031-01-01' IN ROLE owners""",
+    f"""CREATE ROLE {QUOTED} LOGIN CONNECTION LIMIT 3 VALID UNTIL '2031-01-01' IN ROLE owners""",
     "CREATE ROLE boss SUPERUSER CREATEROLE REPLICATION BYPASSRLS NOINHERIT LOGIN PASSWORD 'b0ss'",
     "GRANT pg_execute_server_program, pg_read_all_data TO boss",
     "GRANT boss TO owners WITH ADMIN OPTION",
@@ -28,6 +29,10 @@ SETUP = (
     "ALTER ROLE owners SET session_preload_libraries TO 'auto_explain'",
     r"COMMENT ON ROLE owners IS 'it''s; \'",
     "GRANT SET ON PARAMETER log_statement TO owners",
+    "GRANT SET ON PARAMETER lc_messages TO owners",
+    "GRANT SET, ALTER SYSTEM ON PARAMETER log_duration TO boss WITH GRANT OPTION",
+    # Not by the server's owner.
+    f"SET ROLE boss; GRANT ALTER SYSTEM ON PARAMETER log_duration TO {QUOTED}; RESET ROLE",
 )
 ODD = 'Odd "one"; --'
 NAMES = ("owners", ODD, "boss")
@@ -109,24 +114,26 @@ def test_a_role_that_is_not_named_gets_no_power(there: Server) -> None:
     assert one(there.connection, "SELECT rolconfig::text FROM pg_roles WHERE rolname = 'owners'") == (
         '{"search_path=a, \\"b c\\""}'
     )
+    parameters = "SELECT string_agg(parname, ' ') FROM pg_parameter_acl WHERE paracl::text ~ 'owners|boss|Odd'"
+    assert one(there.connection, parameters) == "lc_messages"
     told = "\n".join(notes)
     assert 'ALTER ROLE "boss" SUPERUSER CREATEROLE REPLICATION BYPASSRLS; GRANT "pg_execute_server_program"' in told
     assert "setting session_preload_libraries of role owners: permission denied" in told
     assert "were not set: boss" in told
     assert f"set one for: {ODD}, boss" in told
     # What it says can be pasted.
-    execute(
-        there.connection, *re.findall(r"(?:ALTER|GRANT) [^;]*", told.partition("to give it: ")[2].partition("\n")[0])
-    )
+    for statements in re.findall("to give it: (.*)", told):
+        execute(there.connection, *re.split("; (?=ALTER|GRANT)", statements))
     assert there.attributes("boss") == "super createrole replication bypassrls login"
     assert there.groups("boss") == "pg_execute_server_program pg_read_all_data"
+    assert roles.differences(there.connection, there.programs, there.saved)[0] == []
 
 
 def test_a_role_that_is_named_gets_all_but_a_password(there: Server) -> None:
     roles.create(there.connection, there.saved, NAMES, NAMES)
     assert there.attributes("boss") == "super createrole replication bypassrls login"
     bad, odd = roles.differences(there.connection, there.programs, there.saved)
-    assert (bad, odd) == (["GRANT SET ON PARAMETER log_statement ... stands on one side only"], [])
+    assert (bad, odd) == ([], [])
 
 
 def test_the_group_of_a_named_role_gives_others_nothing(there: Server) -> None:
@@ -135,6 +142,21 @@ def test_the_group_of_a_named_role_gives_others_nothing(there: Server) -> None:
     assert there.attributes("boss").startswith("super")
     assert there.groups("owners") == ""
     assert 'GRANT "boss" TO "owners"' in "\n".join(notes)
+
+
+def test_what_roles_that_are_there_may_not_set_is_told_and_not_given(there: Server) -> None:
+    execute(there.connection, "CREATE ROLE before; GRANT SET ON PARAMETER log_duration TO before")
+    saved = b"CREATE ROLE before;\nCREATE ROLE late;\nGRANT SET ON PARAMETER log_duration TO before;\n"
+    saved += (
+        b"GRANT ALTER SYSTEM ON PARAMETER log_duration TO before;\nGRANT SET ON PARAMETER log_statement TO PUBLIC;\n"
+    )
+    saved += b"GRANT SET ON PARAMETER log_statement TO gone;\n"
+    missing = roles.missing(there.connection, saved, None)
+    (note,) = roles.create(there.connection, saved, missing, missing)
+    assert note == (
+        "roles that are there already are left as they are; to give what was saved: GRANT ALTER SYSTEM ON PARAMETER "
+        'log_duration TO "before"; GRANT SET ON PARAMETER log_statement TO PUBLIC'
+    )
 
 
 FORGED = [
@@ -155,6 +177,11 @@ FORGED = [
     b"CREATE ROLE forged;\nALTER ROLE forged SET session_preload_libraries TO '/tmp/x';\n",
     b"CREATE ROLE forged;\nALTER ROLE forged SET app.x TO '1';\n",
     b"CREATE ROLE forged;\nGRANT SET ON PARAMETER session_preload_libraries TO forged;\n",
+    b"CREATE ROLE forged;\nGRANT ALTER SYSTEM ON PARAMETER lc_messages TO forged;\n",
+    b"CREATE ROLE forged;\nGRANT SET ON PARAMETER lc_messages TO forged WITH GRANT OPTION;\n",
+    b"CREATE ROLE forged;\nGRANT SET ON PARAMETER log_statement TO PUBLIC;\n",
+    b"CREATE ROLE forged;\nGRANT SET ON PARAMETER lc_messages, session_preload_libraries TO forged;\n",
+    b"CREATE ROLE forged;\nGRANT SET ON PARAMETER lc_messages TO forged; ALTER ROLE forged SUPERUSER;\n",
     b"CREATE ROLE forged VALID UNTIL 'now'; ALTER ROLE forged SUPERUSER; --';\n",
     b"CREATE ROLE forged;\nALTER ROLE postgres PASSWORD 'mine';\nALTER ROLE CURRENT_USER NOLOGIN;\n",
     b'CREATE ROLE forged;\nALTER ROLE U&"\\0070ostgres" NOLOGIN;\nALTER ROLE all SET work_mem TO 1;\n',
@@ -177,6 +204,7 @@ def test_a_forged_file_gives_neither_power_nor_a_password(there: Server, forged:
         )
         == 0
     )
+    assert one(there.connection, "SELECT count(*) FROM pg_parameter_acl WHERE paracl::text ~ '(^|[{,])(forged)?='") == 0
     assert one(there.connection, "SELECT count(*) FROM pg_db_role_setting WHERE setconfig::text ~ 'preload|app'") == 0
     after = there.attributes("postgres"), one(there.connection, "SELECT rolpassword FROM pg_authid WHERE oid = 10")
     assert after == before

@@ -31,6 +31,7 @@ from ovia_backup_dagster.restoration.plan import Wishes
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute, running_cluster
 from ovia_backup_dagster_tests.faults.harness import a_day_passes
 from ovia_backup_dagster_tests.health.test_health import serving
+from ovia_backup_dagster_tests.postgres.drilling import one
 from ovia_backup_dagster_tests.restoration.conftest import SCHEMA, Site
 from ovia_backup_dagster_tests.restoration.test_faults import each_step
 from ovia_backup_dagster_tests.restoration.test_killed import killed_at
@@ -655,18 +656,37 @@ def test_a_missing_database_is_made_only_when_asked(site: Site) -> None:
     assert site.content() == site.then
 
 
+PROPERTIES = """
+    SELECT concat_ws(' | ', datdba::regrole, datacl, datconnlimit, datistemplate, shobj_description(oid, 'pg_database'),
+                     (SELECT string_agg(concat(setrole::regrole, setconfig), ' ' ORDER BY setrole::regrole::text)
+                      FROM pg_db_role_setting WHERE setdatabase = d.oid))
+    FROM pg_database d WHERE datname = '{}'
+"""
+
+
 def test_onto_a_new_server_with_its_roles_owner_and_settings(site: Site, bin_dir: Path) -> None:
     """Scenario 2: nothing is there but an empty server of another identity."""
-    owner = f"owner_{site.live.database}"
+    owner, reader = f"owner_{site.live.database}", f"reader_{site.live.database}"
     with admin(PortClusterOf(site)) as session:
         session.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'x'").format(sql.Identifier(owner)))
+        session.execute(sql.SQL("CREATE ROLE {}").format(sql.Identifier(reader)))
     try:
         execute(
             site.live,
             f"ALTER TABLE people OWNER TO {owner}",
             f"ALTER DATABASE {site.live.database} OWNER TO {owner}",
             f"ALTER DATABASE {site.live.database} SET timezone = 'Asia/Kolkata'",
+            f"ALTER ROLE {owner} IN DATABASE {site.live.database} SET work_mem = '5MB'",
+            f"REVOKE CONNECT, TEMPORARY ON DATABASE {site.live.database} FROM PUBLIC",
+            f"GRANT CONNECT ON DATABASE {site.live.database} TO {reader} WITH GRANT OPTION",
+            # Not by its owner.
+            f"SET ROLE {reader}; GRANT CONNECT ON DATABASE {site.live.database} TO pg_monitor; RESET ROLE",
+            f"COMMENT ON DATABASE {site.live.database} IS E'it''s;\nproduction'",
+            f"ALTER DATABASE {site.live.database} CONNECTION LIMIT 17",
+            f"ALTER DATABASE {site.live.database} IS_TEMPLATE true",
         )
+        was = one(site.live.to("postgres"), PROPERTIES.format(site.live.database))
+        assert "=c/" in str(was), "the test shows nothing"
         backup = site.place.chain()
         then = site.content()
         with running_cluster(bin_dir) as other:
@@ -678,6 +698,8 @@ def test_onto_a_new_server_with_its_roles_owner_and_settings(site: Site, bin_dir
             assert ended.code == 0, ended.output
             assert elsewhere.content() == then
             assert owner in ended.output  # needs a password
+            assert "not possible here" not in ended.output
+            assert one(there.to("postgres"), PROPERTIES.format(there.database)) == was
             assert value(elsewhere, "SHOW timezone") == "Asia/Kolkata"
             assert (
                 value(elsewhere, "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = current_database()")
@@ -690,18 +712,30 @@ def test_onto_a_new_server_with_its_roles_owner_and_settings(site: Site, bin_dir
             assert "choose another name: --into" in again.refused()
             assert elsewhere.content(owner) == elsewhere.content() == then
             assert value(elsewhere, "SHOW timezone", owner) == "Asia/Kolkata"
+            assert one(there.to("postgres"), PROPERTIES.format(owner)) == was
             # Once more: what is there now is swapped, and the roles are there.
-            again = elsewhere.place.run("restore", backup.path.name, "--yes-destroy", there.database, "--new-host")
-            assert again.code == 0, again.output
-            assert elsewhere.content() == then
+            for mode in ("swap", "drop"):
+                # A template is neither swapped nor dropped.
+                no_template = f"ALTER DATABASE {there.database} IS_TEMPLATE false"
+                execute(there, no_template, f"COMMENT ON DATABASE {there.database} IS NULL")
+                options = ("--yes-destroy", there.database, "--new-host", "--mode", mode)
+                ended = elsewhere.place.run("restore", backup.path.name, *options)
+                assert ended.code == 0, ended.output
+                assert elsewhere.content() == then
+                then_is = was if mode == "drop" else str(was).replace(" | t | ", " | f | ")
+                assert one(there.to("postgres"), PROPERTIES.format(there.database)) == then_is
+                assert ("the source is a template, and this database is none" in ended.output) is (mode == "swap")
     finally:
         with admin(PortClusterOf(site)) as session:
             session.execute(
                 sql.SQL("ALTER DATABASE {} OWNER TO CURRENT_USER").format(sql.Identifier(site.live.database))
             )
-        execute(site.live, f"DROP OWNED BY {owner} CASCADE")
-        with admin(PortClusterOf(site)) as session:
-            session.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(owner)))
+        execute(
+            site.live,
+            f"ALTER DATABASE {site.live.database} IS_TEMPLATE false",
+            f"DROP OWNED BY {owner}, {reader} CASCADE",
+            f"DROP ROLE {owner}, {reader}",
+        )
 
 
 def test_onto_a_new_server_in_the_encoding_and_locale_that_it_had(site: Site, bin_dir: Path) -> None:
