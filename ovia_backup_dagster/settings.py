@@ -74,7 +74,8 @@ class Settings(BaseSettings):
 
     postgres_host: str | None = _variable(
         "POSTGRES_HOST",
-        doc="Server to back up: name, address, or folder of a Unix socket. Without it everything but the demo refuses.",
+        doc="Server to back up: name, address, or folder of a Unix socket; the server itself, not a pooler. Without it "
+        "everything but the demo refuses.",
         shown="none, required",
     )
     postgres_port: int = _variable("POSTGRES_PORT", default=5432, doc="Its port.")

@@ -210,10 +210,18 @@ class TooManyConnectionsError(ServerError):
     transient = True
 
 
+class PoolerError(ServerError):
+    """A connection pooler answers in the server's place, and keeps no session for its client."""
+
+
 class LockTimeoutError(ServerError):
     """A table stayed locked by somebody else for longer than the lock-wait timeout."""
 
     transient = True
+
+
+class AdvisoryLockHeldError(LockTimeoutError):
+    """Another session holds an advisory lock by which one process of ours keeps another out."""
 
 
 class LockStalledError(LockTimeoutError):

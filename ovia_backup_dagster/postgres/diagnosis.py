@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ovia_backup_dagster.core import errors
 from ovia_backup_dagster.core.errors import BackupError, ProgramError
+from ovia_backup_dagster.postgres import passfile, pooler
 from ovia_backup_dagster.postgres.client import Connection, Variables, messages
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
 from ovia_backup_dagster.postgres.sandbox import CANNOT, REFUSED
@@ -47,9 +48,10 @@ def diagnose(
         match = re.search(diagnosis.pattern, text)
         if match and (without_tls or not diagnosis.only_without_tls):
             said = redact(without_values(_line_of(text, match.start())))
-            return diagnosis.error(
-                what, why=diagnosis.cause(connection), fix=diagnosis.advice(connection, match), said=said
-            )
+            why, fix = diagnosis.cause(connection), diagnosis.advice(connection, match)
+            if diagnosis.error is errors.PasswordMissingError and connection is not None:
+                why, fix = passfile.trouble(connection) or (why, fix)
+            return diagnosis.error(what, why=why, fix=fix, said=said)
     lines = messages(redact(without_values(text)))
     if exit_code is not None and exit_code < 0:
         return ProgramError(
@@ -105,6 +107,8 @@ def _names(connection: Connection | None) -> Mapping[str, str]:
 
 def _set_by(connection: Connection | None) -> Mapping[str, str]:
     variables = connection.variables if connection else Variables()
+    if connection and connection.password is None and (file := connection.libpq.get("PGPASSFILE")):
+        variables = replace(variables, password=f"its line in PGPASSFILE={shell_word(file)}")
     return {"by_host": variables.host, "by_user": variables.user, "by_password": variables.password}
 
 
@@ -162,6 +166,13 @@ _DIAGNOSES = (
         errors.ServerSilentError,
         "it took the connection, and then said nothing more: it stands still, or what is on the way swallows it",
         _SERVER,
+    ),
+    # ---- a pooler's own words (PgBouncer's src/client.c, src/objects.c)
+    _Diagnosis(
+        r"unsupported startup parameter|query_wait_timeout",
+        errors.PoolerError,
+        "a connection pooler (PgBouncer) answers there, and it does not let a client have a session of the server's",
+        pooler.NEXT,
     ),
     # ---- a connection that broke: before TLS, whose errors it may come with
     _Diagnosis(

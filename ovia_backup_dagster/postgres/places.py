@@ -21,7 +21,8 @@ from typing import Any
 
 import psycopg
 
-from ovia_backup_dagster.core.errors import BackupError, CopyError
+from ovia_backup_dagster.core.errors import AdvisoryLockHeldError, BackupError, CopyError
+from ovia_backup_dagster.postgres.advisory import AdvisoryLock
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster.postgres.datatext import Log, statements, text_of
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier, sql_string
@@ -38,9 +39,6 @@ MARK = "ovia-backup: scratch copy of a restore drill"
 _CONNECTION_LIMIT = 0x6F766961
 _INVALID = -2
 _FOUND = "SELECT oid::bigint AS oid, datconnlimit FROM pg_database WHERE datname = %s"
-#: Held by the session that makes a scratch database, to its end.
-_LOCK_MAKING = "SELECT pg_advisory_lock(hashtextextended('ovia-backup makes ' || %s, 0))"
-_UNLOCK_MAKING = _LOCK_MAKING.replace("_lock(", "_unlock(")
 _CREATE = re.compile(rb'CREATE DATABASE ("(?:[^"]|"")*"|[^\s;"]+) ')
 _NAME = rb'("(?:[^"]|"")*"|[^\s;"]+)'
 #: The name that stands in it is the source's.
@@ -122,7 +120,7 @@ class Copy:
         with connect(self.server) as session:
             found = _create_statement(script, self.connection.database)
             if not self.private:
-                session.execute(_LOCK_MAKING, [self.connection.database])
+                _making(self.connection.database).take(session)
             if not self.private:
                 found += f" CONNECTION LIMIT = {_CONNECTION_LIMIT}".encode()
             if self.owner:
@@ -361,13 +359,15 @@ def drop_kept(server: Connection, database: str) -> bool:
 
 
 def _take(session: psycopg.Connection[dict[str, Any]], name: str, place: str) -> None:
-    row = session.execute(
-        "SELECT pg_try_advisory_lock(hashtextextended(%s, 0)) AS taken", [f"{MARK} {name}"]
-    ).fetchone()
-    if not (row and row["taken"]):
-        raise CopyError(
-            f"{place} is in use", why="another drill restores into it", fix="wait for it to end, then try again"
-        )
+    try:
+        AdvisoryLock(f"{MARK} {name}", "a drill").take_at_once(session)
+    except AdvisoryLockHeldError as held:
+        raise CopyError(f"{place} is in use", why=f"another drill restores into it: {held.why}", fix=held.fix) from None
+
+
+def _making(name: str) -> AdvisoryLock:
+    """Held by the session that makes a database, to its end."""
+    return AdvisoryLock(f"ovia-backup makes {name}", f"the making of database {name}")
 
 
 def _drop(session: psycopg.Connection[dict[str, Any]], name: str) -> bool:
@@ -392,8 +392,7 @@ def _drop(session: psycopg.Connection[dict[str, Any]], name: str) -> bool:
 
 def _wait_until_made(session: psycopg.Connection[dict[str, Any]], name: str) -> None:
     """The server goes on making a database whose client is gone, and it is not to be seen until it is made."""
-    session.execute(_LOCK_MAKING, [name])
-    session.execute(_UNLOCK_MAKING, [name])
+    _making(name).wait_until_free(session)
 
 
 def drop_database(session: psycopg.Connection[dict[str, Any]], name: str, *, must_exist: bool = False) -> None:

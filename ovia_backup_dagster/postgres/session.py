@@ -18,8 +18,8 @@ from psycopg.abc import PQGen
 from psycopg.rows import dict_row
 
 from ovia_backup_dagster.core.manifest import DatabaseFacts
-from ovia_backup_dagster.postgres import client
-from ovia_backup_dagster.postgres.client import SESSION_OPTIONS, WRITABLE, Connection, pg_options
+from ovia_backup_dagster.postgres import client, passfile, pooler
+from ovia_backup_dagster.postgres.client import KEEPALIVES, SESSION_OPTIONS, WRITABLE, Connection, pg_options
 from ovia_backup_dagster.postgres.diagnosis import diagnose
 from ovia_backup_dagster.postgres.secrets import ENVIRONMENT
 from ovia_backup_dagster.postgres.values import text_of
@@ -37,6 +37,11 @@ _BUILT_IN = "-c search_path=pg_catalog,pg_temp"
 _OPTIONS = (
     f"{SESSION_OPTIONS} -c datestyle=ISO -c statement_timeout=60s -c lock_timeout=10s"
     f" -c idle_in_transaction_session_timeout=0 -c quote_all_identifiers=off {_BUILT_IN} {WRITABLE}"
+)
+
+#: A client that is gone without a word, and the locks it held, are noticed by the server as soon as the server by us.
+_NOTICED = " ".join(
+    f"-c tcp_{name}={KEEPALIVES[name]}" for name in ("keepalives_idle", "keepalives_interval", "keepalives_count")
 )
 
 #: A server may be set to forget, in a crash, what it has told us is done; what a journal then says is done must be.
@@ -121,10 +126,14 @@ def connect(
 
     Raises:
         ServerSilentError: it took the connection, and then did not answer in time; the session is gone.
+        PasswordMissingError: PGPASSFILE names what would be waited for without end.
+        PoolerError: a connection pooler answers there.
         ServerError: another of its kinds, with the cause.
     """
     answer_seconds = ANSWER_SECONDS if answer_seconds is None else answer_seconds
     what = f"no connection to {connection}"
+    token = pooler.new_token()
+    passfile.refuse_strange(connection)
     try:
         with _only_our_environment(connection):
             session = _Session.connect(
@@ -134,7 +143,7 @@ def connect(
                 # Never in this process's environment, not for a moment: a thread may start a program in it.
                 password=connection.password.get_secret_value() if connection.password else None,
                 client_encoding="UTF8",  # some server encodings have no codec here
-                options=options,
+                options=f"{options} {_NOTICED} {pooler.option(token)}",
                 autocommit=True,
                 row_factory=dict_row,
                 connect_timeout=str(math.ceil(min(client.CONNECT_TIMEOUT_SECONDS, answer_seconds))),
@@ -144,6 +153,7 @@ def connect(
     session.answer_seconds = answer_seconds
     try:
         with session:
+            pooler.require_real(session, connection, token)
             # One holds a drill's lock and says nothing for hours. Not an option: servers before 14 know no such.
             if session.info.server_version >= 140000:
                 session.execute("SET idle_session_timeout = 0")

@@ -22,6 +22,7 @@ import psycopg
 from psycopg import sql
 
 from ovia_backup_dagster.core.errors import DatabaseInUseError, DatabaseMissingError, RestoreRefusedError
+from ovia_backup_dagster.postgres.advisory import AdvisoryLock
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier, sql_string
 from ovia_backup_dagster.postgres.session import DURABLY, beside, connect
@@ -32,7 +33,7 @@ DEADLINE_SECONDS = 30.0
 _POLL_SECONDS = 0.005
 _SHOWN = 5
 #: One swap at a time; and whoever asks how one went waits for a killed process's, which the server goes on with.
-_ALONE = "SELECT pg_advisory_lock(hashtextextended('ovia-backup swap', 0))"
+_ALONE = AdvisoryLock("ovia-backup swap", "the renaming of databases by a restore")
 _PATIENCE = f"SET lock_timeout = '{DEADLINE_SECONDS:.0f}s'"
 #: While the renaming waits for a lock (somebody makes a copy of the database), nobody else gets in either.
 _HASTE = "SET lock_timeout = '2s'"
@@ -351,7 +352,7 @@ def names(server: Connection, oids: Iterable[int]) -> dict[int, str]:
     """
     with connect(beside(server)) as session:
         session.execute(_PATIENCE)
-        session.execute(_ALONE)
+        _ALONE.take(session)
         return {row["oid"]: row["name"] for row in session.execute(_NAMES, [list(oids)])}
 
 
@@ -361,8 +362,10 @@ def _sessions_of_ours(
 ) -> Iterator[tuple[psycopg.Connection[dict[str, Any]], psycopg.Connection[dict[str, Any]]]]:
     """Two sessions, to rename and to end others; nobody else renames meanwhile."""
     with connect(server) as renaming, connect(server) as ending:
-        for statement in (DURABLY, _PATIENCE, _ALONE, _HASTE):
-            renaming.execute(statement)
+        renaming.execute(DURABLY)
+        renaming.execute(_PATIENCE)
+        _ALONE.take(renaming)
+        renaming.execute(_HASTE)
         yield renaming, ending
 
 

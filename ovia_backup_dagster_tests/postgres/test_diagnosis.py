@@ -48,6 +48,7 @@ from ovia_backup_dagster_tests.conftest import (
     running_cluster,
 )
 from ovia_backup_dagster_tests.faults.harness import until
+from ovia_backup_dagster_tests.postgres.pgbouncer import pgbouncer
 from ovia_backup_dagster_tests.postgres.test_dump import tmpfs
 
 #: Each role has its own way in, or none.
@@ -292,6 +293,39 @@ def nobody_answers(scene: Scene) -> Outcome:
 def there_is_no_route(scene: Scene) -> Outcome:
     # TCP has no way to all hosts at once.
     return scene.everyway(Connection("255.255.255.255", 5432, "ovia", "ovia"))
+
+
+# ------------------------------------------------------------------------------------------ a pooler's own words
+
+_POOLER = "a connection pooler (PgBouncer) answers there"
+
+
+@provokes(
+    "unsupported startup parameter",
+    error=errors.PoolerError,
+    why=_POOLER,
+    fix="set POSTGRES_HOST, and the port, to the server itself",
+)
+def a_pooler_that_takes_no_options(scene: Scene) -> Outcome:
+    with pgbouncer(scene.gate.port, mode="transaction", ignored="extra_float_digits") as connection:
+        return Outcome(connection, [scene.dump(connection)])
+
+
+@provokes(
+    "query_wait_timeout",
+    error=errors.PoolerError,
+    why=_POOLER,
+    fix="set POSTGRES_HOST, and the port, to the server itself",
+)
+def all_sessions_of_a_pooler_are_lent(scene: Scene) -> Outcome:
+    few = "default_pool_size = 1\nquery_wait_timeout = 1"
+    options = "extra_float_digits,options"
+    with (
+        pgbouncer(scene.gate.port, mode="session", ignored=options, more=few) as connection,
+        psycopg.connect(connection.url()) as other,
+    ):
+        other.execute("SELECT 1")
+        return Outcome(connection, [scene.dump(connection)])
 
 
 # ------------------------------------------------------------------------------------------ who may come in
