@@ -201,6 +201,7 @@ def list_backups(as_json: bool) -> None:
         age = duration(now - backup.started_at)
         count = f"{witness.rows:,}" if witness else ""
         state = backup.state(now).value + (", drilled" if backup.drilled else "")
+        state += ", manifest unreadable" if _manifest_problem(backup) else ""
         rows.append((backup.path.name, age, human_bytes(backup.size_bytes), count, state, plan))
     _print_table(("backup", "age", "size", "rows", "state", "retention"), rows, right=(1, 2, 3))
 
@@ -257,6 +258,8 @@ def status(as_json: bool) -> None:
         performance = f" | age={int(found.age.total_seconds())}s;;{limit} size={found.newest.size_bytes}B"
     told = drills.trouble.what if drills.trouble else drills.text(now)
     click.echo(f"BACKUP {word} - {_safe(found.text)}; {_safe(told)}{performance}")
+    if found.newest and (trouble := _manifest_problem(found.newest)):
+        click.echo(f"{found.newest}: {_safe(trouble)}")
     if drills.trouble:
         click.echo(f"drill: {_safe(drills.trouble.reason)}")
         click.echo(f"Next: {_safe(drills.trouble.fix)}")
@@ -893,12 +896,18 @@ def _print_json(data: object) -> None:
     click.echo(json.dumps(data, indent=1, default=str))
 
 
+def _manifest_problem(backup: Backup) -> str | None:
+    """Why a backup's manifest says nothing, if it has one."""
+    try:
+        return backup.manifest_trouble or None
+    except BackupError as error:
+        return error.account
+
+
 def _as_dict(backup: Backup, now: datetime) -> dict[str, Any]:
     judgement, witness = backup.judgement, backup.witness
-    try:
-        manifest = backup.manifest
-    except BackupError:
-        manifest = None
+    problem = _manifest_problem(backup)
+    manifest = None if problem else backup.manifest
     return {
         "name": backup.path.name,
         "path": str(backup.path),
@@ -912,6 +921,7 @@ def _as_dict(backup: Backup, now: datetime) -> dict[str, Any]:
         "verified_at": judgement.at.isoformat() if judgement else None,
         "findings": [finding.text for finding in judgement.findings] if judgement else [],
         "problem": backup.problem.why if backup.problem else None,
+        "manifest_problem": problem,
         "accepted_by": backup.acceptance.by if backup.acceptance else None,
         "promoted_from": backup.promotion.promoted_from if backup.promotion else None,
         "rows": witness.rows if witness else None,

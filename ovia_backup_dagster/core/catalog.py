@@ -54,7 +54,7 @@ from ovia_backup_dagster.core.files import (
 from ovia_backup_dagster.core.folders import make_writable, require_writable
 from ovia_backup_dagster.core.locking import FILENAME as LOCK
 from ovia_backup_dagster.core.locking import reading, removing, volume_lock
-from ovia_backup_dagster.core.manifest import Manifest, Sidecar, parse_sidecar
+from ovia_backup_dagster.core.manifest import Manifest, Sidecar, is_newer, parse_sidecar
 from ovia_backup_dagster.core.naming import INSTANT, SUFFIX, BackupName, Tier
 from ovia_backup_dagster.core.protection import forget, protect, protected
 from ovia_backup_dagster.core.shell import shell_word
@@ -137,15 +137,39 @@ class Backup:
         """The path of a sidecar, whether it exists or not."""
         return self.path.with_name(self.path.name + suffix)
 
-    @cached_property
+    @property
     def manifest(self) -> Manifest | None:
-        """What was known when it was made; ``None`` for the old script's dumps.
+        """What was known when it was made; ``None`` for the old script's dumps, and where ``manifest_trouble`` says so.
 
         Raises:
-            VolumeError: there is a manifest that cannot be read.
+            VolumeError: a newer program wrote it, or there is no file of ours in its place.
         """
+        return self._manifest_read[0]
+
+    @property
+    def manifest_trouble(self) -> str:
+        """Why its manifest says nothing: it is empty, torn, or no manifest at all; empty where it can be read.
+
+        It must not be what a sound archive is lost by, and whoever can tear it could remove it, too: the backup is then
+        one without.
+
+        Raises:
+            VolumeError: as ``manifest``.
+        """
+        return self._manifest_read[1]
+
+    @cached_property
+    def _manifest_read(self) -> tuple[Manifest | None, str]:
         text = self._manifest_text
-        return None if text is None else parse_sidecar(Manifest, text, self.sidecar(MANIFEST).name)
+        if text is None:
+            return None, ""
+        try:
+            return parse_sidecar(Manifest, text, self.sidecar(MANIFEST).name), ""
+        except VolumeError as error:
+            if is_newer(text):
+                raise
+            why = error.why if text.strip(b"\0 \n") else "it is empty" if not text else "it holds nothing but NUL bytes"
+            return None, f"its manifest cannot be read ({why}): the backup is treated as one without"
 
     @cached_property
     def verification(self) -> Verification | None:

@@ -321,6 +321,10 @@ class StalledError(ProgramError):
     """A client program stood still, and was ended. Not transient: it has been waited for long enough."""
 
 
+class ProgramCrashedError(ProgramError):
+    """A client program ended by a fault of its own: it met what it was not written for, or is broken itself."""
+
+
 class ExtensionMissingError(ProgramError):
     """An extension of the source is not installed where its backup is to be restored."""
 

@@ -160,6 +160,17 @@ def parse_sidecar(model: type[S], text: str | bytes, filename: str) -> S:
     ) from cause
 
 
+def is_newer(content: bytes) -> bool:
+    """Whether a sidecar that cannot be read says that a newer program wrote it: then that one can."""
+    try:
+        _refuse_forged(content)
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    version = found.get("version") if isinstance(found, dict) else None
+    return type(version) is int and version > 1
+
+
 def _refuse_forged(content: bytes) -> None:
     """What two readers understand differently, or what costs a reader without end, is not believed.
 

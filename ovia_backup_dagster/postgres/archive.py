@@ -20,6 +20,7 @@ from pathlib import Path
 from ovia_backup_dagster.core.errors import (
     ArchiveDamagedError,
     BackupError,
+    ProgramCrashedError,
     ProgramError,
 )
 from ovia_backup_dagster.core.files import plain_status, scratch
@@ -86,12 +87,32 @@ def read_archive(programs: Programs, path: Path, log: Log | None = None) -> Witn
         log: told about progress every ten seconds.
 
     Raises:
-        ArchiveDamagedError: it does not decode to its end.
+        ArchiveDamagedError: it does not decode to its end, or pg_restore crashes on it whenever it tries.
         ArchiveFormatError, CompressionUnsupportedError: this pg_restore cannot read it; another might.
-        ProgramError: pg_restore is missing or was killed: no verdict on the archive.
+        ProgramError: pg_restore is missing, broken, or was killed: no verdict on the archive.
     """
     path = path.absolute()
     programs.version("pg_restore")  # one that cannot even start has nothing to say about an archive
+    try:
+        return _read_archive(programs, path, log)
+    except ProgramCrashedError as error:
+        if log is not None:
+            log(f"{error.account}; once more")
+    try:
+        return _read_archive(programs, path, log)
+    except ProgramCrashedError as error:
+        # Nor has one that crashes on any archive.
+        if not programs.reads_an_archive():
+            raise
+        raise ArchiveDamagedError(
+            f"archive {path.name} is damaged",
+            why="pg_restore crashed on it twice, and reads others",
+            said=error.reason,
+            fix="use another backup: ovia-backup list",
+        ) from None
+
+
+def _read_archive(programs: Programs, path: Path, log: Log | None) -> Witness:
     listing = contents_list(programs, path)
     data = _read(programs, path, ordered, log)
     expected = sum(1 for entry in entries(listing) if entry.startswith("TABLE DATA "))

@@ -205,6 +205,10 @@ class Programs:
         """Whether pg_dump writes and pg_restore reads an algorithm (``zstd``, ``lz4``, ``gzip``, ``none``)."""
         return _supports(self.path("pg_dump"), self.path("pg_restore"), compression)
 
+    def reads_an_archive(self) -> bool:
+        """Whether pg_restore reads a sound archive without anything in it."""
+        return _reads(self.path("pg_restore"), "none")
+
     def choose_compression(self, wanted: str) -> str:
         """``auto`` becomes the best that both programs can; anything else must be possible.
 
@@ -440,6 +444,10 @@ def _supports(pg_dump: str, pg_restore: str, algorithm: str) -> bool:
         code, _, stderr = capture(command, variables={"PGHOST": f"{folder}/none"}, watch=_PROBE)
     if code != 1 or "compression" in stderr:
         return False
+    return _reads(pg_restore, algorithm)
+
+
+def _reads(pg_restore: str, algorithm: str) -> bool:
     with tempfile.TemporaryFile() as file:
         file.write(_empty_archive(algorithm))
         file.seek(0)

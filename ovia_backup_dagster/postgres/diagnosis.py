@@ -8,6 +8,7 @@ send a frightened person the wrong way. Only what a program *said* is judged her
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,7 @@ from ovia_backup_dagster.postgres.values import is_raised, without_values
 
 #: How a ``Diagnosis`` names what is not known.
 _UNKNOWN = "..."
+_CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP)
 
 
 def diagnose(
@@ -53,6 +55,13 @@ def diagnose(
                 why, fix = passfile.trouble(connection) or (why, fix)
             return diagnosis.error(what, why=why, fix=fix, said=said)
     lines = messages(redact(without_values(text)))
+    if signal_of_crash := crashed(exit_code):
+        return errors.ProgramCrashedError(
+            what,
+            why=f"the program crashed (signal {signal_of_crash}): it met what it was not written for, or is broken",
+            fix="try again; if it stays so, install the client programs again, and compare: ovia-backup doctor",
+            said=" / ".join(lines[-1:]),
+        )
     if exit_code is not None and exit_code < 0:
         return ProgramError(
             what,
@@ -61,6 +70,16 @@ def diagnose(
             said=" / ".join(lines[-1:]),
         )
     return ProgramError(what, said=" / ".join(lines[-3:]) or f"it ended with code {exit_code} and no message")
+
+
+def crashed(exit_code: int | None) -> int:
+    """The signal of a crash that a program ended by, also as a shell reports it; 0 for any other end.
+
+    Not SIGKILL: that is another's doing, as the kernel's where memory runs out. Nor SIGBUS, by which a disk ends a
+    program whose own file it does not read.
+    """
+    signal_number = -exit_code if exit_code and exit_code < 0 else (exit_code or 0) - 128
+    return signal_number if signal_number in _CRASHES else 0
 
 
 @dataclass(frozen=True, slots=True)

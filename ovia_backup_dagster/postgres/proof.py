@@ -114,7 +114,7 @@ class Proof:
         """What was known when the backup was made.
 
         Raises:
-            VolumeError: there is a manifest that cannot be read.
+            VolumeError: a newer program wrote it.
         """
         self.manifest = self.backup.manifest
         if self.manifest is not None:
@@ -150,7 +150,7 @@ class Proof:
                 self.log(f"hashing {backup} ({human_bytes(backup.size_bytes)})")
                 self.sha256 = file_sha256(backup.path)
                 if self.sha256 == wanted and not verifier.altered_files(backup) and backup.problem is None:
-                    self.add(DrillCheck.UNALTERED, [], passed=f"SHA-256 {wanted}")
+                    self.add(DrillCheck.UNALTERED, [], odd=self._manifest_notes, passed=f"SHA-256 {wanted}")
                     return backup.witness
         with self.phase("verification"):
             verified = verifier.verify(backup, log=self.log)
@@ -159,9 +159,14 @@ class Proof:
         self.add(
             DrillCheck.UNALTERED,
             wrong,
+            odd=self._manifest_notes,
             passed=f"SHA-256 {self.sha256}, taken now" if wanted is None else f"SHA-256 {self.sha256}",
         )
         return verified.witness
+
+    @property
+    def _manifest_notes(self) -> list[str]:
+        return [self.backup.manifest_trouble] if self.backup.manifest_trouble else []
 
     def _sha256_then(self) -> str | None:
         if self.manifest is not None:

@@ -173,6 +173,9 @@ class Verifier:
                 before = (previous.path.name, previous.witness) if previous and previous.witness else None
                 findings = judge(witness, expectations=expectations, manifest=manifest, previous=before)
                 findings += self._other_source(backup, witness, before)
+                if backup.manifest_trouble:
+                    # What pg_dump warned of stood there.
+                    findings += (Finding(check=Check.NO_WARNINGS, text=backup.manifest_trouble),)
         judgement = Judgement(
             covered=Covered(archive_sha256=sha256, manifest_sha256=backup.manifest_sha256),
             at=datetime.now(UTC),
@@ -209,7 +212,7 @@ class Verifier:
             return catalog.record(now, judgement, witness if judgement.good else None)
 
     def _check_file(self, backup: Backup, log: Log) -> tuple[tuple[Finding, ...], Manifest | None, str | None]:
-        # One that cannot be read raises: it may be a newer program's, and says nothing about the archive.
+        # A newer program's raises: that says nothing about the archive.
         manifest = backup.manifest
         first = backup.verification.judgements[0] if backup.verification else None
         if manifest is not None:

@@ -623,7 +623,8 @@ class Planner:
         if backup.state(now) is not State.PROVEN:
             warnings.append("this backup is not proven yet: it is verified first, which takes as long as reading it")
         if not backup.manifest:
-            warnings.append("it has no manifest: neither its server nor its roles are known")
+            without = backup.manifest_trouble or "it has no manifest"
+            warnings.append(f"{without}: neither its server nor its roles are known")
         elif order.new_host and order.system_identifier in {backup.manifest.database.system_identifier} - {None}:
             warnings.append(f"{order.place} is no new host: it is the server that the backup was made of")
         if order.new_host and (held := self._held(backup)) not in ("", order.becomes):

@@ -29,7 +29,7 @@ from ovia_backup_dagster.core.catalog import (
     State,
 )
 from ovia_backup_dagster.core.coverage import Covered, Statement
-from ovia_backup_dagster.core.errors import BadBackupError, NotProvenError, VolumeError
+from ovia_backup_dagster.core.errors import BadBackupError, NotProvenError
 from ovia_backup_dagster.core.freshness import freshness
 from ovia_backup_dagster.core.naming import BackupName, Tier
 from ovia_backup_dagster.core.retention import Policy, Weekday, candidate
@@ -390,8 +390,7 @@ def test_a_manifest_names_no_file_elsewhere(catalog: Catalog) -> None:
     text = backup.sidecar(MANIFEST).read_text()
     for suffix in ("/../../etc/passwd", "..", "", "x.sql"):
         backup.sidecar(MANIFEST).write_text(text.replace('".globals.sql"', f'"{suffix}"'))
-        with pytest.raises(VolumeError, match="cannot be read"):
-            _ = catalog.refresh(backup).manifest
+        assert "files" in catalog.refresh(backup).manifest_trouble
 
 
 def test_each_statement_names_what_it_covers() -> None:

@@ -148,16 +148,6 @@ def test_a_good_reading_outlives_the_file(dumper: Dumper, verifier: Verifier) ->
     assert bad.verification.witness.rows > 6000
 
 
-def test_a_manifest_that_cannot_be_read_is_no_verdict(dumper: Dumper, verifier: Verifier) -> None:
-    """It may be a newer program's: going back to an older one must not condemn what that made."""
-    backup = dumper.dump(log=quiet)
-    backup.sidecar(".json").write_text("{")
-
-    with pytest.raises(errors.VolumeError, match="cannot be read"):
-        verifier.verify(verifier.catalog.refresh(backup), log=quiet)
-    assert state(verifier.catalog.refresh(backup)) is State.UNPROVEN
-
-
 def test_sidecars_of_a_newer_program_are_read(dumper: Dumper, verifier: Verifier) -> None:
     backup = dumper.dump(log=quiet)
     for suffix in (".json", ".verified.json"):
