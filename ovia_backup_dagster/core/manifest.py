@@ -41,6 +41,8 @@ class DatabaseFacts(Sidecar):
         bootstrap_superuser: the role with OID 10, whose name a copy's ``initdb -U`` must use.
         settings: ``ALTER DATABASE/ROLE … SET`` of this database: role name ("" for all) -> ``name=value`` lines.
             Values that are not known to be harmless are left out: people keep secrets in settings of their own.
+        effective: settings that values may depend on -> what the role that dumped had, whoever had set it; empty in
+            what older programs wrote.
         extensions: name -> installed version.
         size_bytes: ``pg_database_size``, bytes on the server's disk; ``None`` when it may not be read.
     """
@@ -56,6 +58,7 @@ class DatabaseFacts(Sidecar):
     ctype: str
     locale_provider: str
     settings: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    effective: dict[str, str] = Field(default_factory=dict)
     extensions: dict[str, str] = Field(default_factory=dict)
     size_bytes: int | None = None
 

@@ -25,7 +25,7 @@ from ovia_backup_dagster.core.errors import (
 )
 from ovia_backup_dagster.core.files import plain_status, scratch
 from ovia_backup_dagster.core.verdict import LargeObjects, TableWitness, Witness, split_identifier
-from ovia_backup_dagster.postgres.client import Programs, capture, pg_options
+from ovia_backup_dagster.postgres.client import Programs, capture
 from ovia_backup_dagster.postgres.datatext import (
     NAME,
     Data,
@@ -41,6 +41,7 @@ from ovia_backup_dagster.postgres.datatext import (
     unordered,
 )
 from ovia_backup_dagster.postgres.diagnosis import diagnose
+from ovia_backup_dagster.postgres.session_settings import UNSET, pg_options
 from ovia_backup_dagster.postgres.stall import watch
 
 _USE_LIST = "--use-list="
@@ -51,7 +52,9 @@ _COMPLETE = b"\n-- PostgreSQL database dump complete\n"
 _ENTRY = re.compile(r"^(\d+; \d+ \d+) (.+)$", re.MULTILINE)
 _TABLE = re.compile(r"TABLE (?!DATA )")
 _OF_DATABASE = re.compile(r"(?:ACL|COMMENT|SECURITY LABEL) - DATABASE ")
-_SETTING = re.compile(rb'ALTER DATABASE .* SET "?(TimeZone|bytea_output|lc_monetary)"? TO \'([^\']*)\';', re.DOTALL)
+_SETTING = re.compile(
+    rb'ALTER DATABASE .* SET "?((?i:' + "|".join(UNSET).encode() + rb'))"? TO \'([^\']*)\';', re.DOTALL
+)
 _ENCODING = re.compile(rb"^SET client_encoding = '(\w+)';$", re.MULTILINE)
 _TABLESPACE = re.compile(rb"^SET default_tablespace = ([^'].*);$", re.MULTILINE)
 _ATTACH = re.compile(rb"ALTER TABLE ONLY (" + NAME + rb") ATTACH PARTITION (" + NAME + rb") ")

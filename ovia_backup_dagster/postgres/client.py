@@ -38,11 +38,6 @@ KEEPALIVES = {
     "keepalives_count": 6,
     "tcp_user_timeout": 90_000,
 }
-#: pg_dump pins most of what changes the text of data, but not these (facts: a database-level time zone makes
-#: every timestamptz row differ between a dump and the dump of its restored copy).
-SESSION_OPTIONS = "-c timezone=UTC -c bytea_output=hex -c lc_monetary=C"
-#: For the sessions that fill a copy, whatever the role or the server is set to.
-WRITABLE = "-c default_transaction_read_only=off"
 _STDERR_LIMIT = 128 * 1024
 #: Below what is no folder there is none, and libpq says nothing about that.
 _NO_FILE = f"{os.devnull}/none"
@@ -229,12 +224,6 @@ class Programs:
                 fix="set BACKUP_COMPRESSION=auto, or use client programs with it (the postgres:16 image has it)",
             )
         return wanted
-
-
-def pg_options(settings: Mapping[str, str]) -> str:
-    """Settings as ``PGOPTIONS`` takes them."""
-    escaped = (value.replace("\\", "\\\\").replace(" ", "\\ ") for value in settings.values())
-    return " ".join(f"-c {name}={value}" for name, value in zip(settings, escaped, strict=True))
 
 
 @dataclass(slots=True)

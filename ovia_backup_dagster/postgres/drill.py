@@ -51,6 +51,7 @@ from ovia_backup_dagster.postgres.reread import Rereader
 from ovia_backup_dagster.postgres.sandbox import Confine, Limits
 from ovia_backup_dagster.postgres.secrets import Secrets
 from ovia_backup_dagster.postgres.session import connect, system_identifier
+from ovia_backup_dagster.postgres.source_settings import take_out
 from ovia_backup_dagster.postgres.throwaway import explained as explained_by_limits
 from ovia_backup_dagster.postgres.throwaway import remove_remains, server_programs, throwaway, usable
 from ovia_backup_dagster.postgres.verification import Verifier
@@ -301,6 +302,7 @@ class _Drill:
         proof.analyze(copy)
         with proof.phase("negative control"):
             self._control(reader)
+        take_out(copy)
         if copy.private:
             for note in copy.configure(proof.script):
                 self.log(note)

@@ -35,7 +35,6 @@ from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.postgres.archive import contents_list
 from ovia_backup_dagster.postgres.client import (
-    SESSION_OPTIONS,
     Connection,
     Programs,
     capture,
@@ -44,6 +43,8 @@ from ovia_backup_dagster.postgres.client import (
 )
 from ovia_backup_dagster.postgres.diagnosis import diagnose
 from ovia_backup_dagster.postgres.session import database_facts
+from ovia_backup_dagster.postgres.session_settings import SESSION_OPTIONS, unended
+from ovia_backup_dagster.postgres.source_settings import effective
 from ovia_backup_dagster.postgres.stall import waits_for_lock, watch
 from ovia_backup_dagster.postgres.watch import Watch
 
@@ -100,7 +101,9 @@ class Dumper:
                 log(f"removed what a crash had left: {path.name}")
             compression = self.programs.choose_compression(self.compression)
             # A pooler may call it otherwise; what it is asked for by is what its backups are called.
-            facts = database_facts(self.connection).model_copy(update={"name": self.connection.database})
+            facts = database_facts(self.connection).model_copy(
+                update={"name": self.connection.database, "effective": effective(self.connection)}
+            )
             self._refuse_other_major(facts)
             before = self._previous()
             if before is not None:
@@ -112,8 +115,9 @@ class Dumper:
                 clock = time.monotonic()
                 options = self._options(compression, facts.encoding)
                 log(f"pg_dump of {self.connection} ({facts.server_version}), compression {compression}")
-                warnings = self._run_pg_dump(options, temporary, lock, before, log, progress_seconds)
-                globals_sql, more_warnings = self._globals(facts.encoding)
+                variables = self._variables(facts)
+                warnings = self._run_pg_dump(options, variables, temporary, lock, before, log, progress_seconds)
+                globals_sql, more_warnings = self._globals(facts.encoding, variables)
                 sha256 = file_sha256(temporary, sync=True)
                 manifest = Manifest(
                     database=facts,
@@ -153,16 +157,21 @@ class Dumper:
             f"--lock-wait-timeout={int(self.lock_wait_timeout_seconds * 1000)}",
         )
 
+    def _variables(self, facts: DatabaseFacts) -> dict[str, str]:
+        """For the sessions of client programs: what they write is what it is, and nothing ends them."""
+        options = f"{SESSION_OPTIONS} {unended(facts.server_version_num)}"
+        return {**self.connection.environment(), "PGOPTIONS": options}
+
     def _run_pg_dump(
         self,
         options: tuple[str, ...],
+        variables: dict[str, str],
         target: Path,
         lock: int,
         before: Backup | None,
         log: Log,
         progress_seconds: float,
     ) -> tuple[str, ...]:
-        variables = {**self.connection.environment(), "PGOPTIONS": SESSION_OPTIONS}
         clock = time.monotonic()
         command = (
             self.programs.path("pg_dump"),
@@ -206,7 +215,7 @@ class Dumper:
     def _watch(self) -> Watch:
         return watch(self.programs, self.connection, retry=_AGAIN)
 
-    def _globals(self, encoding: str) -> tuple[bytes | None, tuple[str, ...]]:
+    def _globals(self, encoding: str, variables: dict[str, str]) -> tuple[bytes | None, tuple[str, ...]]:
         """Roles without passwords. A dump without them is still a good dump: a failure is a warning."""
         try:
             command = (
@@ -218,7 +227,7 @@ class Dumper:
                 # -l is read as a connection string, so it is given one.
                 f"--database={self.connection.conninfo()}",
             )
-            code, output, stderr = capture(command, variables=self.connection.environment(), watch=self._watch)
+            code, output, stderr = capture(command, variables=variables, watch=self._watch)
             if code != 0:
                 raise diagnose(stderr, what="pg_dumpall failed", connection=self.connection, exit_code=code)
             if not output.endswith(_GLOBALS_COMPLETE):

@@ -28,13 +28,15 @@ from ovia_backup_dagster.core.verdict import Check, Witness, judge
 from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.postgres import archive as archives
 from ovia_backup_dagster.postgres import executed, roles, throwaway
-from ovia_backup_dagster.postgres.client import SESSION_OPTIONS, Connection, Programs, capture
+from ovia_backup_dagster.postgres.client import Connection, Programs, capture
 from ovia_backup_dagster.postgres.datatext import Log, split_columns, text_of
 from ovia_backup_dagster.postgres.diagnosis import diagnose
 from ovia_backup_dagster.postgres.places import Copy
 from ovia_backup_dagster.postgres.reread import Reading, Rereader
 from ovia_backup_dagster.postgres.restore import REFRESH, SURROUNDINGS, Restorer
 from ovia_backup_dagster.postgres.session import connect, effective_options
+from ovia_backup_dagster.postgres.session_settings import SESSION_OPTIONS, as_recorded
+from ovia_backup_dagster.postgres.source_settings import InEffect, of_backup, put_in_effect
 from ovia_backup_dagster.postgres.stall import watch
 from ovia_backup_dagster.postgres.verification import Verifier
 
@@ -86,6 +88,7 @@ class Proof:
         sha256: of the file, as it is now.
         sizes: table -> bytes on disk in the copy, with indexes and TOAST.
         copy_bytes: ``pg_database_size`` of the copy.
+        settings: what of the source's is in effect in the copy.
     """
 
     verifier: Verifier
@@ -103,6 +106,7 @@ class Proof:
     sha256: str | None = field(default=None, init=False)
     sizes: dict[str, int] = field(default_factory=dict, init=False)
     copy_bytes: int | None = field(default=None, init=False)
+    settings: InEffect = field(default=InEffect(), init=False)
     _unsure: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -197,11 +201,19 @@ class Proof:
         else:
             text = "the server has roles of its own, which are left as they are"
             self.add(DrillCheck.ROLES, [], passed=text, result=Result.NOT_MADE)
-        restorer = Restorer(
-            self._programs, copy.connection, copy.name, self.jobs, with_owners=copy.with_owners, live=copy.live
-        )
         with self.phase("restore"):
             notes += copy.create(script)
+            settings = self._live_as_the_source(copy)
+            notes += settings.notes
+            restorer = Restorer(
+                self._programs,
+                copy.connection,
+                copy.name,
+                self.jobs,
+                with_owners=copy.with_owners,
+                live=copy.live,
+                settings=settings,
+            )
             try:
                 archive = self.backup.path, listing, self.source_bytes, self.log
                 if despite_errors:
@@ -211,12 +223,20 @@ class Proof:
             except BackupError as error:
                 error = throwaway.explained(error, copy)
                 check = DrillCheck.EXTENSIONS if isinstance(error, ExtensionMissingError) else DrillCheck.RESTORED
-                self.add(check, [error.account])
+                self.add(check, [error.account, *settings.notes, *settings.quietly])
                 raise error from None
         passed = f"{self.jobs} jobs, {self.phases['restore']:.1f} s, no error"
         self.add(DrillCheck.RESTORED, self.lost, odd=notes, passed=passed)
         with self.phase("materialized views"):
             self._prove_refreshed(restorer)
+
+    def _live_as_the_source(self, copy: Copy) -> InEffect:
+        """Put the source's settings in effect, until ``source_settings.take_out``."""
+        self.settings = put_in_effect(copy, of_backup(self.backup, self.script))
+        self.log(f"settings of the source, in effect while the copy is filled: {', '.join(self.settings.names)}")
+        for note in self.settings.quietly:
+            self.log(note)
+        return self.settings
 
     def prove_functions(self, copy: Copy) -> executed.Reach:
         """Look at what the restore would run with more rights than its owners have; that is a line, too.
@@ -339,7 +359,7 @@ class Proof:
     def _session_options(self) -> list[str]:
         """What decides how values are written: what the dump ran with; unknown, what it may have run with."""
         if self.manifest is not None:
-            return [self.manifest.session_options]
+            return [as_recorded(self.manifest.session_options)]
         # The old script's dumps carry the source's settings: the server's, the database's or the role's.
         candidates = [archives.session_options(self.script), SESSION_OPTIONS]
         try:
@@ -487,7 +507,8 @@ class Proof:
         command = self._programs.confined(command, server=copy.connection)
         with self.phase("analyze"):
             watching = watch(self._programs, copy.connection, work_counts=True)
-            code, _, stderr = capture(command, variables=copy.connection.environment(), watch=watching)
+            variables = {**copy.connection.environment(), "PGOPTIONS": self.settings.options}
+            code, _, stderr = capture(command, variables=variables, watch=watching)
         what = f"ANALYZE of {copy.connection} failed"
         if code == 0:
             # It passes over what this role may not analyze, and is content.

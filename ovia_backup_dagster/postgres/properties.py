@@ -20,6 +20,7 @@ from ovia_backup_dagster.core.manifest import Sidecar
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
 from ovia_backup_dagster.postgres.session import beside, connect
+from ovia_backup_dagster.postgres.session_settings import UNLOGGED
 from ovia_backup_dagster.postgres.values import said_by
 
 #: Kept as a list of identifiers, each quoted if need be; pg_dump has the same list, and the server tells nobody.
@@ -47,8 +48,6 @@ _LABELS = """
     SELECT l.provider, l.label FROM pg_shseclabel l JOIN pg_database d ON d.oid = l.objoid
     WHERE l.classoid = 'pg_database'::regclass AND d.datname = %s ORDER BY 1
 """
-#: The statements may hold a secret, and servers write statements to their log. Only a superuser may forbid it.
-_UNLOGGED = "SET log_statement = 'none'; SET log_min_error_statement = 'panic'; SET log_min_duration_statement = -1"
 
 
 class Right(Sidecar):
@@ -122,7 +121,7 @@ def apply(server: Connection, wanted: Properties, target: str) -> list[str]:
     with connect(beside(server, target)) as session:
         setting = _Setting(session, target)
         present = _read(session, server, target)
-        setting.quietly(_UNLOGGED)
+        setting.quietly(UNLOGGED)
         if present.owner != wanted.owner:
             setting.run(f"owner {wanted.owner}", "ALTER DATABASE {} OWNER TO {}", sql.Identifier(wanted.owner))
             present = _read(session, server, target)

@@ -32,6 +32,7 @@ from ovia_backup_dagster.postgres.datatext import (
     unordered,
 )
 from ovia_backup_dagster.postgres.diagnosis import diagnose
+from ovia_backup_dagster.postgres.session_settings import unended
 from ovia_backup_dagster.postgres.stall import watch
 from ovia_backup_dagster.postgres.watch import Watch
 
@@ -165,7 +166,7 @@ class Rereader:
         return self.programs.confined(command, write=write, server=self.copy)
 
     def _variables(self) -> dict[str, str]:
-        return {**self.copy.environment(), "PGOPTIONS": self.session_options}
+        return {**self.copy.environment(), "PGOPTIONS": f"{self.session_options} {unended()}"}
 
     def _failed(self, stderr: str, code: int) -> BackupError:
         return diagnose(stderr, what=f"the copy, {self.copy}, cannot be read", connection=self.copy, exit_code=code)

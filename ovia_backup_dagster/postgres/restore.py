@@ -18,10 +18,11 @@ from ovia_backup_dagster.core.comparison import left_out, redacted
 from ovia_backup_dagster.core.errors import BackupError, RestoreError
 from ovia_backup_dagster.core.words import duration, human_bytes
 from ovia_backup_dagster.postgres.archive import argument, entries, use_list
-from ovia_backup_dagster.postgres.client import WRITABLE, Connection, Programs, start
+from ovia_backup_dagster.postgres.client import Connection, Programs, start
 from ovia_backup_dagster.postgres.datatext import Log
 from ovia_backup_dagster.postgres.diagnosis import diagnose
 from ovia_backup_dagster.postgres.session import connect
+from ovia_backup_dagster.postgres.source_settings import InEffect
 from ovia_backup_dagster.postgres.stall import watch
 from ovia_backup_dagster.postgres.values import is_raised, without_values
 
@@ -74,6 +75,7 @@ class Restorer:
         jobs: how many entries at a time.
         with_owners: whether owners and privileges are restored, too.
         live: whether publications are, as into a database that goes live.
+        settings: what of the source's is in effect there.
     """
 
     programs: Programs
@@ -82,6 +84,7 @@ class Restorer:
     jobs: int
     with_owners: bool = True
     live: bool = False
+    settings: InEffect = InEffect()  # noqa: RUF009 - frozen
 
     def restore(self, archive: Path, listing: str, expected_bytes: int | None, log: Log) -> None:
         """Restore all but what is left out, tablespaces, and what refreshes materialized views.
@@ -168,7 +171,7 @@ class Restorer:
         # Together a sixth less time. Nothing waits for the disk: whatever is committed afterwards, such as the renaming
         # that lets a database go live, is not on disk before all of this is.
         memory = max(_LEAST_MEGABYTES, _INDEX_MEGABYTES // self.jobs)
-        return f"{WRITABLE} -c synchronous_commit=off -c maintenance_work_mem={memory}MB"
+        return f"{self.settings.options} -c synchronous_commit=off -c maintenance_work_mem={memory}MB"
 
     def _wanted(self, entry: str) -> bool:
         return not left_out(entry, live=self.live) and not entry.startswith(REFRESH)

@@ -23,6 +23,7 @@ from ovia_backup_dagster.postgres.datatext import statements, text_of
 from ovia_backup_dagster.postgres.diagnosis import diagnose
 from ovia_backup_dagster.postgres.quoting import sql_identifier
 from ovia_backup_dagster.postgres.session import connect
+from ovia_backup_dagster.postgres.session_settings import SESSION_OPTIONS, unended
 from ovia_backup_dagster.postgres.stall import watch
 from ovia_backup_dagster.postgres.values import said_by
 
@@ -85,7 +86,8 @@ def differences(server: Connection, programs: Programs, globals_sql: bytes) -> t
     )
     # It asks pg_dump for its version.
     command = programs.confined(command, server=server, forks=True)
-    code, made, stderr = capture(command, variables=server.environment())
+    variables = {**server.environment(), "PGOPTIONS": f"{SESSION_OPTIONS} {unended()}"}
+    code, made, stderr = capture(command, variables=variables)
     if code != 0:
         raise diagnose(stderr, what="reading the copy's roles failed", connection=server, exit_code=code)
     return saved_globals.differences(saved_globals.parse(globals_sql), saved_globals.parse(made), server.user)
@@ -113,7 +115,7 @@ def make_missing(server: Connection, programs: Programs, archive: Path) -> list[
                 read = (archive, chosen.partition("=")[2])
                 _, _, stderr = capture(
                     programs.confined(whole, read=read, server=probe),
-                    variables=probe.environment(),
+                    variables={**probe.environment(), "PGOPTIONS": unended()},
                     watch=watch(programs, probe, work_counts=True),
                 )
         finally:

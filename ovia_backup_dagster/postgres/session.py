@@ -19,9 +19,17 @@ from psycopg.rows import dict_row
 
 from ovia_backup_dagster.core.manifest import DatabaseFacts
 from ovia_backup_dagster.postgres import client, passfile, pooler
-from ovia_backup_dagster.postgres.client import KEEPALIVES, SESSION_OPTIONS, WRITABLE, Connection, pg_options
+from ovia_backup_dagster.postgres.client import KEEPALIVES, Connection
 from ovia_backup_dagster.postgres.diagnosis import diagnose
 from ovia_backup_dagster.postgres.secrets import ENVIRONMENT
+from ovia_backup_dagster.postgres.session_settings import (
+    SESSION_OPTIONS,
+    UNSET,
+    WRITABLE,
+    pg_options,
+    read_options,
+    unended,
+)
 from ovia_backup_dagster.postgres.values import text_of
 
 T = TypeVar("T")
@@ -33,11 +41,8 @@ LONG_SECONDS = 3600.0
 #: would run his function. What a client says outranks what the database or the role is set to.
 _BUILT_IN = "-c search_path=pg_catalog,pg_temp"
 #: A date style, a timeout or quotes of the role's or the database's own would break our short questions; and copies are
-#: made by a role that may be set to read only.
-_OPTIONS = (
-    f"{SESSION_OPTIONS} -c datestyle=ISO -c statement_timeout=60s -c lock_timeout=10s"
-    f" -c idle_in_transaction_session_timeout=0 -c quote_all_identifiers=off {_BUILT_IN} {WRITABLE}"
-)
+#: made by a role that may be set to read only. The last that is said of a setting counts: these two timeouts are ours.
+_OPTIONS = f"{SESSION_OPTIONS} {unended()} -c statement_timeout=60s -c lock_timeout=10s {_BUILT_IN} {WRITABLE}"
 
 #: A client that is gone without a word, and the locks it held, are noticed by the server as soon as the server by us.
 _NOTICED = " ".join(
@@ -47,6 +52,8 @@ _NOTICED = " ".join(
 #: A server may be set to forget, in a crash, what it has told us is done; what a journal then says is done must be.
 DURABLY = "SET synchronous_commit = on"
 
+#: Stands for a value that is left out.
+HIDDEN = "********"
 #: Settings whose values change what a dump or a restore does, and hold no secret.
 _HARMLESS = re.compile(
     r"timezone|datestyle|intervalstyle|bytea_output|lc_\w+|extra_float_digits|search_path|client_encoding"
@@ -67,6 +74,7 @@ _FACTS = """
            pg_database_size(d.oid) AS size_bytes
     FROM pg_database d WHERE d.datname = current_database()
 """
+_AS_IT_IS = "SELECT name, setting FROM pg_settings WHERE lower(name) = ANY (%s) ORDER BY 1"
 _SETTINGS = """
     SELECT coalesce(pg_get_userbyid(nullif(s.setrole, 0)), '') AS role, s.setconfig AS settings
     FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase
@@ -133,33 +141,59 @@ def connect(
     answer_seconds = ANSWER_SECONDS if answer_seconds is None else answer_seconds
     what = f"no connection to {connection}"
     token = pooler.new_token()
+    asked = f"{options} {_NOTICED} {pooler.option(token)}"
     passfile.refuse_strange(connection)
     try:
-        with _only_our_environment(connection):
-            session = _Session.connect(
-                connection.conninfo(),
-                host=connection.host,  # psycopg itself resolves it, and does not see the environment then
-                port=connection.port,
-                # Never in this process's environment, not for a moment: a thread may start a program in it.
-                password=connection.password.get_secret_value() if connection.password else None,
-                client_encoding="UTF8",  # some server encodings have no codec here
-                options=f"{options} {_NOTICED} {pooler.option(token)}",
-                autocommit=True,
-                row_factory=dict_row,
-                connect_timeout=str(math.ceil(min(client.CONNECT_TIMEOUT_SECONDS, answer_seconds))),
-            )
+        session = _opened(connection, asked, answer_seconds)
     except (psycopg.Error, UnicodeError) as error:
         raise diagnose(str(error), what=what, connection=connection) from None
-    session.answer_seconds = answer_seconds
     try:
-        with session:
-            pooler.require_real(session, connection, token)
-            # One holds a drill's lock and says nothing for hours. Not an option: servers before 14 know no such.
-            if session.info.server_version >= 140000:
-                session.execute("SET idle_session_timeout = 0")
+        with _unended(session, connection, asked, token) as session:
             yield session
     except (psycopg.Error, UnicodeError) as error:
         raise diagnose(text_of(error), what=f"a question to {connection} failed", connection=connection) from None
+
+
+def _unended(session: _Session, connection: Connection, asked: str, token: str) -> _Session:
+    """The session, once it is a real one, and no timeout ends it: one holds a drill's lock and says nothing for hours.
+
+    Raises:
+        PoolerError, psycopg.Error: it is none; it is closed then.
+    """
+    # Not as options at first: older servers know no such, and refuse the session.
+    later = unended(session.info.server_version, since=1)
+    try:
+        try:
+            pooler.require_real(session, connection, token)
+            for name in read_options(later):
+                session.execute(f"SET {name} = 0".encode())
+        except (psycopg.errors.IdleSessionTimeout, psycopg.errors.TransactionTimeout):
+            # One was so short that this came too late.
+            session.close()
+            session = _opened(connection, f"{asked} {later}", session.answer_seconds)
+            pooler.require_real(session, connection, token)
+    except BaseException:
+        session.close()
+        raise
+    return session
+
+
+def _opened(connection: Connection, options: str, answer_seconds: float) -> _Session:
+    with _only_our_environment(connection):
+        session = _Session.connect(
+            connection.conninfo(),
+            host=connection.host,  # psycopg itself resolves it, and does not see the environment then
+            port=connection.port,
+            # Never in this process's environment, not for a moment: a thread may start a program in it.
+            password=connection.password.get_secret_value() if connection.password else None,
+            client_encoding="UTF8",  # some server encodings have no codec here
+            options=options,
+            autocommit=True,
+            row_factory=dict_row,
+            connect_timeout=str(math.ceil(min(client.CONNECT_TIMEOUT_SECONDS, answer_seconds))),
+        )
+    session.answer_seconds = answer_seconds
+    return session
 
 
 def beside(server: Connection, *databases: str) -> Connection:
@@ -191,7 +225,7 @@ def database_facts(connection: Connection) -> DatabaseFacts:
 
 def _without_secret(setting: str) -> str:
     name = setting.partition("=")[0]
-    return setting if _HARMLESS.fullmatch(name) else f"{name}=********"
+    return setting if _HARMLESS.fullmatch(name) else f"{name}={HIDDEN}"
 
 
 def system_identifier(session: psycopg.Connection[dict[str, Any]]) -> str | None:
@@ -209,9 +243,8 @@ def effective_options(connection: Connection) -> str:
     Raises:
         ServerError: no connection, or it broke.
     """
-    query = "SELECT name, setting FROM pg_settings WHERE name IN ('TimeZone', 'bytea_output', 'lc_monetary')"
-    with connect(connection, options=_BUILT_IN) as session:
-        return pg_options({row["name"]: row["setting"] for row in session.execute(query)})
+    with connect(connection, options=f"{_BUILT_IN} {unended()}") as session:
+        return pg_options({row["name"]: row["setting"] for row in session.execute(_AS_IT_IS, [list(UNSET)])})
 
 
 @contextmanager

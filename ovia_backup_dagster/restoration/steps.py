@@ -39,6 +39,7 @@ from ovia_backup_dagster.postgres.properties import Properties, apply, carry_ove
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
 from ovia_backup_dagster.postgres.restore import Restorer
 from ovia_backup_dagster.postgres.session import beside
+from ovia_backup_dagster.postgres.source_settings import of_backup, put_in_effect, take_out
 from ovia_backup_dagster.postgres.subscriptions import (
     disable_subscriptions,
     drop_subscriptions,
@@ -284,9 +285,11 @@ class Steps:
         notes = self._make_roles(backup)
         copy, programs = self._copy_to_make(), self.driller.verifier.programs
         copy.drop()  # what a killed attempt left of it
-        notes += copy.create(archives.database_text(programs, backup.path))
+        script = archives.database_text(programs, backup.path)
+        notes += copy.create(script)
         try:
-            restorer = Restorer(programs, copy.connection, copy.name, self.order.jobs, live=True)
+            settings = put_in_effect(copy, of_backup(backup, script))
+            restorer = Restorer(programs, copy.connection, copy.name, self.order.jobs, live=True, settings=settings)
             restorer.rehearse(backup.path, archives.contents_list(programs, backup.path))
         except RestoreError as error:
             fix = f"nothing was dropped; let a superuser restore it (RESTORE_POSTGRES_USER), then: {again(self.order)}"
@@ -365,6 +368,7 @@ class Steps:
                 )
         # Known as ours by how it was made until now, by its number from now on.
         self.journal.write(Mark.NOTED, Step.RESTORE, made=standing(self.target, order.incoming).oid)
+        take_out(copy)
         copy.release()
         if order.new_host or order.mode is Mode.NEW:
             # Nothing is there whose properties it takes over: it is as the backup's was.

@@ -16,12 +16,13 @@ from psycopg import sql
 
 from ovia_backup_dagster.core.drill import DrillCheck, Result
 from ovia_backup_dagster.postgres import archive
-from ovia_backup_dagster.postgres.client import SESSION_OPTIONS, Connection, Programs, capture
+from ovia_backup_dagster.postgres.client import Connection, Programs, capture
 from ovia_backup_dagster.postgres.cluster import account_id
 from ovia_backup_dagster.postgres.control import control
 from ovia_backup_dagster.postgres.drill import Where
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.reread import Rereader
+from ovia_backup_dagster.postgres.session_settings import SESSION_OPTIONS
 from ovia_backup_dagster_tests.conftest import NewDatabase, PortCluster, execute, free_port, quiet
 from ovia_backup_dagster_tests.postgres.drilling import Drilling, assert_passed, by_check, database, not_passed, one
 
