@@ -244,6 +244,18 @@ class RecoveryConflictError(StatementCancelledError):
     transient = True
 
 
+class MomentaryError(ServerError):
+    """The server refused something, and a moment later did it."""
+
+    transient = True
+
+
+class TransactionConflictError(ServerError):
+    """Two transactions were in each other's way, and the server ended one: a deadlock, or a serialization failure."""
+
+    transient = True
+
+
 class AuthenticationError(ServerError):
     """The server did not accept the user name and password (or certificate)."""
 
@@ -300,6 +312,16 @@ class LargeObjectPrivilegeError(PrivilegeError):
 
 class ServerDiskFullError(ServerError):
     """The server's own disk is full, not the backup volume."""
+
+
+class ServerMemoryError(ServerError):
+    """The server has no memory left for what it was asked."""
+
+    transient = True
+
+
+class LockTableFullError(ServerError):
+    """The server's lock table has no room for all the tables that a dump or a restore locks at once."""
 
 
 class ServerDataError(ServerError):

@@ -29,7 +29,7 @@ _ABOUT = """
            (SELECT checksum_failures FROM pg_stat_database WHERE datname = current_database()) AS failures,
            (SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()) AS tls, inet_client_addr() IS NULL AS socket,
            coalesce(inet_server_addr() <<= ANY (%(private)s::inet[]), true) AS private,
-           session_user AS login, pg_get_userbyid(10) AS superuser,
+           current_setting('lc_messages') AS language, session_user AS login, pg_get_userbyid(10) AS superuser,
            (SELECT rolvaliduntil FROM pg_roles WHERE rolname = session_user AND isfinite(rolvaliduntil)) AS valid_until,
            (SELECT count(*) FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid
             WHERE d.datname = current_database()) AS subscriptions,
@@ -51,6 +51,7 @@ def server(system: BackupSystem) -> Iterator[Line]:
             about["psql"] = _psql(system, about["superuser"])
             yield from _connection(system, about)
             yield from _version(system, about)
+            yield from _language(about)
             yield from _health(about)
             yield from _expected_tables(system, session)
             yield from _same_server(system, session)
@@ -113,6 +114,18 @@ def _version(system: BackupSystem, about: dict[str, Any]) -> Iterator[Line]:
         )
     else:
         yield ok(Area.SERVER, f"PostgreSQL {version}" + (", as the client programs" if client else ""))
+
+
+def _language(about: dict[str, Any]) -> Iterator[Line]:
+    """Each session asks for English where its role may: what is not English here, this role may not change."""
+    if re.match(r"C\b|POSIX|en", about["language"]):
+        return
+    yield warn(
+        Area.SERVER,
+        f"the server says what is wrong in the language of {about['language']}: not all of a program's words are known",
+        about["psql"],
+        f"GRANT SET ON PARAMETER lc_messages TO {sql_identifier(about['role'])};",
+    )
 
 
 def _health(about: dict[str, Any]) -> Iterator[Line]:

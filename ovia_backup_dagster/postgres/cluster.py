@@ -108,6 +108,7 @@ class Cluster:
         settings = {
             "listen_addresses": "",
             "unix_socket_directories": str(self.sockets),
+            "lc_messages": "C",  # what it says is looked for, here and by pg_restore's callers
             **_NO_DURABILITY,
             **self.settings,
         }

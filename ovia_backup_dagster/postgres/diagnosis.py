@@ -1,24 +1,28 @@
-"""What PostgreSQL's programs and libpq say -> a typed error with the likely cause and the command that mends it.
+"""What PostgreSQL's server, programs and libpq say -> a typed error with the likely cause and the command to give next.
 
-A table, and the one function that reads it. A message that nobody has named is shown as it is: a guess would
-send a frightened person the wrong way. Only what a program *said* is judged here; an archive is judged in
-``archive``, a file of the volume in ``core.files``.
+A table, and the functions that read it: of what a session is told by its SQLSTATE, whatever the server's language, of
+what a program prints by its text. A message that the table does not know is shown as it is: a guess would send a
+frightened person the wrong way. Only what was *said* is judged here; an archive is judged in ``archive``, a file of the
+volume in ``core.files``.
 """
 
 from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+
+import psycopg
 
 from ovia_backup_dagster.core import errors
 from ovia_backup_dagster.core.errors import BackupError, ProgramError
 from ovia_backup_dagster.postgres import passfile, pooler
 from ovia_backup_dagster.postgres.client import Connection, Variables, messages
+from ovia_backup_dagster.postgres.languages import english
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
 from ovia_backup_dagster.postgres.sandbox import CANNOT, REFUSED
-from ovia_backup_dagster.postgres.values import is_raised, without_values
+from ovia_backup_dagster.postgres.values import is_raised, text_of, without_values
 
 #: How a ``Diagnosis`` names what is not known.
 _UNKNOWN = "..."
@@ -43,17 +47,9 @@ def diagnose(
             said=text.strip().rpartition("\n")[2],
             fix="see what this kernel or container lacks: ovia-backup doctor; or accept it: DRILL_SANDBOX=auto",
         )
-    # Only what is shown is redacted: a password such as "password" must not hide the words that are looked for.
+    if found := _recognised(text, connection):
+        return found.error(what, connection, _line_of(text, found.line))
     redact = connection.redact if connection else str
-    without_tls = connection is not None and connection.libpq.get("PGSSLMODE") == "disable"
-    for diagnosis in () if is_raised(text) else _DIAGNOSES:
-        match = re.search(diagnosis.pattern, text)
-        if match and (without_tls or not diagnosis.only_without_tls):
-            said = redact(without_values(_line_of(text, match.start())))
-            why, fix = diagnosis.cause(connection), diagnosis.advice(connection, match)
-            if diagnosis.error is errors.PasswordMissingError and connection is not None:
-                why, fix = passfile.trouble(connection) or (why, fix)
-            return diagnosis.error(what, why=why, fix=fix, said=said)
     lines = messages(redact(without_values(text)))
     if signal_of_crash := crashed(exit_code):
         return errors.ProgramCrashedError(
@@ -82,17 +78,92 @@ def crashed(exit_code: int | None) -> int:
     return signal_number if signal_number in _CRASHES else 0
 
 
+def diagnose_error(
+    error: psycopg.Error | UnicodeError, *, what: str, connection: Connection | None = None
+) -> BackupError:
+    """The typed error for what befell a session of ours: by its SQLSTATE where the server has told one.
+
+    Args:
+        error: as psycopg raised it.
+        what: what failed, naming the thing.
+        connection: of the attempt, for the advice; its password is removed from the text.
+    """
+    text = text_of(error)
+    if isinstance(error, psycopg.Error) and error.sqlstate is not None:
+        return diagnose_sqlstate(
+            error.sqlstate, text, routine=error.diag.source_function or "", what=what, connection=connection
+        )
+    return diagnose(text, what=what, connection=connection)
+
+
+def diagnose_sqlstate(
+    sqlstate: str, text: str, *, routine: str, what: str, connection: Connection | None = None
+) -> BackupError:
+    """The typed error for what the server refused.
+
+    Args:
+        sqlstate: what it is (PostgreSQL's Appendix A).
+        text: in whatever language; it only tells apart what the server calls by the same SQLSTATE.
+        routine: of the server's source, which tells those apart in all languages.
+        what, connection: as for :func:`diagnose`.
+    """
+    # The words of RAISE are a user's own, and so is the SQLSTATE that it names.
+    if not is_raised(text):
+        rows = [row for row in _DIAGNOSES if row.of and re.fullmatch(row.of, sqlstate)]
+        if found := _recognised(text, connection, rows):
+            return found.error(what, connection, _line_of(text, found.line))
+        told = [row for row in rows if row.routine and re.fullmatch(row.routine, routine)]
+        told += [row for row in _DIAGNOSES if row.alone and re.fullmatch(row.alone, sqlstate)]
+        if told:
+            return _Found(told[0], None, 0).error(what, connection, _line_of(text, 0))
+    redact = connection.redact if connection else str
+    return ProgramError(what, said=" / ".join(messages(redact(without_values(text)))[-3:]))
+
+
+def _recognised(text: str, connection: Connection | None, rows: Iterable[_Diagnosis] | None = None) -> _Found | None:
+    """The first line of the table that ``text`` is about; none where a function's own words are in it."""
+    if is_raised(text):
+        return None
+    without_tls = connection is not None and connection.libpq.get("PGSSLMODE") == "disable"
+    # Not redacted: a password such as "password" must not hide the words that are looked for.
+    said = english(text)
+    for diagnosis in _DIAGNOSES if rows is None else rows:
+        match = re.search(diagnosis.pattern, said) if diagnosis.pattern else None
+        if match and (without_tls or not diagnosis.only_without_tls):
+            return _Found(diagnosis, match, said.count("\n", 0, match.start()))
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A line of the table, and where the text is about it."""
+
+    diagnosis: _Diagnosis
+    match: re.Match[str] | None
+    line: int
+
+    def error(self, what: str, connection: Connection | None, said: str) -> BackupError:
+        redact = connection.redact if connection else str
+        why, fix = self.diagnosis.cause(connection), self.diagnosis.advice(connection, self.match)
+        if self.diagnosis.error is errors.PasswordMissingError and connection is not None:
+            why, fix = passfile.trouble(connection) or (why, fix)
+        return self.diagnosis.error(what, why=why, fix=fix, said=redact(without_values(said)))
+
+
 @dataclass(frozen=True, slots=True)
 class _Diagnosis:
     """One line of the table.
 
     Attributes:
-        pattern: what is looked for in the text.
+        pattern: what is looked for in the text; empty where only a SQLSTATE tells.
         error: the type.
         why: the likely cause, with ``{by_host}``, ``{by_user}`` and ``{by_password}``: what these are set by.
         fix: the command or action, with the same, and ``{host}``, ``{port}``, ``{user}``, ``{database}`` and
             ``{set_password}`` for a shell, ``{role}`` and ``{name}`` (the database's) for SQL, and what the pattern's
             groups found.
+        of: the SQLSTATEs that it is one of the causes of: which one, the text or the routine tells.
+        routine: of the server's source, where it tells that; ``src/backend``, the same in 12 to 18.
+        alone: the SQLSTATEs that it explains by themselves.
         only_without_tls: it explains the message only where TLS was switched off here.
     """
 
@@ -100,10 +171,15 @@ class _Diagnosis:
     error: type[BackupError]
     why: str
     fix: str
+    of: str = ""
+    routine: str = ""
+    alone: str = ""
     only_without_tls: bool = False
 
-    def advice(self, connection: Connection | None, match: re.Match[str]) -> str:
-        return self.fix.format_map({**_names(connection), **_set_by(connection), **match.groupdict()})
+    def advice(self, connection: Connection | None, match: re.Match[str] | None) -> str:
+        places = dict.fromkeys(re.compile(self.pattern).groupindex, _UNKNOWN)
+        found = match.groupdict() if match else {}
+        return self.fix.format_map({**places, **_names(connection), **_set_by(connection), **found})
 
     def cause(self, connection: Connection | None) -> str:
         return self.why.format_map(_set_by(connection))
@@ -142,10 +218,35 @@ _RIGHTS = "; every right that is missing: ovia-backup doctor"
 _DIAGNOSES = (
     # ---- disks
     _Diagnosis(
-        r"(?:ERROR|FATAL|PANIC): .*(?:No space left on device|wrote only \d+ of \d+ bytes)",
+        r"could not resize shared memory segment",
+        errors.ServerMemoryError,
+        "the server's shared memory (/dev/shm) is full: a container has 64 MB, unless it is given more",
+        "give the server's container more (shm_size: 1gb), or: ALTER SYSTEM SET max_parallel_workers_per_gather = 0; "
+        "ALTER SYSTEM SET max_parallel_maintenance_workers = 0; SELECT pg_reload_conf()",
+        of="53100|53200",
+        routine=r"dsm_impl_\w+",
+    ),
+    _Diagnosis(
+        r"out of shared memory",
+        errors.LockTableFullError,
+        "the server's lock table is too small for as many tables as there are",
+        "as a superuser: ALTER SYSTEM SET max_locks_per_transaction = 1024; restart the server; then retry",
+        of="53200",
+        routine=r"Lock\w*|SetupLockInTable|hash_search\w*",
+    ),
+    _Diagnosis(
+        r"(?:ERROR|FATAL|PANIC):\s+out of memory",
+        errors.ServerMemoryError,
+        "the server has no memory left for this, for the moment or with its settings",
+        "free -m, on the server; SHOW work_mem; SHOW maintenance_work_mem; then retry",
+        alone="53200",
+    ),
+    _Diagnosis(
+        r"[^\W\d_]:  .*(?:No space left on device|wrote only \d+ of \d+ bytes)",
         errors.ServerDiskFullError,
         "the server's own disk is full, not the backup volume",
         "make room on the server: docker exec $(docker ps -q -f name=ovia_postgres) df -h",
+        alone="53100",
     ),
     _Diagnosis(
         r"No space left on device",
@@ -173,6 +274,8 @@ _DIAGNOSES = (
         "the server cannot read its own data: a disk or its memory is failing",
         "keep every backup there is (stop daily_backup_schedule); copy the server's data folder; then restore the last "
         "proven backup beside it: ovia-backup list",
+        of="XX000|58P01",
+        alone="XX00[12]|58030",
     ),
     _Diagnosis(
         r"Input/output error",
@@ -192,6 +295,7 @@ _DIAGNOSES = (
         errors.PoolerError,
         "a connection pooler (PgBouncer) answers there, and it does not let a client have a session of the server's",
         pooler.NEXT,
+        of=r"\w{5}",
     ),
     # ---- a connection that broke: before TLS, whose errors it may come with
     _Diagnosis(
@@ -199,6 +303,7 @@ _DIAGNOSES = (
         errors.RecoveryConflictError,
         "the server is a standby, and replaying the primary's changes needed what the dump was reading",
         "on the standby: ALTER SYSTEM SET max_standby_streaming_delay = '1h'; SELECT pg_reload_conf()",
+        of="40001|40P01|57P01|57P04",
     ),
     _Diagnosis(
         r"SSL (?:SYSCALL )?error: (?:EOF detected|unexpected eof)|SSL connection has been closed unexpectedly"
@@ -208,6 +313,7 @@ _DIAGNOSES = (
         errors.ConnectionLostError,
         "the server was stopped, restarted or killed, an administrator ended the session, or the network failed",
         _SERVER,
+        alone="08...|57P0[1245]|25P0[34]",
     ),
     # ---- TLS
     _Diagnosis(
@@ -222,6 +328,7 @@ _DIAGNOSES = (
         "the server lets this role in only with TLS, which PGSSLMODE=disable forbids",
         "set PGSSLMODE=require, or verify-full with PGSSLROOTCERT",
         only_without_tls=True,
+        of="28000",
     ),
     _Diagnosis(
         r"root certificate file",
@@ -249,6 +356,7 @@ _DIAGNOSES = (
         "the server asks this client for a certificate, and it is not there, is not trusted, or does not fit its key",
         "ls -lL $PGSSLCERT $PGSSLKEY; set them to a certificate that the server's ssl_ca_file trusts, "
         "and its key, readable by this user alone",
+        of="28000",
     ),
     _Diagnosis(
         r"SSL error|sslmode|SSL support is not compiled in|SSL negotiation",
@@ -269,48 +377,69 @@ _DIAGNOSES = (
         errors.AuthenticationError,
         "the password here is not the server's (was it changed there, has it expired?), or there is no such role",
         _PASSWORD + " with the server's; a new password there: psql -c {set_password}",
+        alone="28P01",
     ),
     _Diagnosis(
         r"no pg_hba\.conf entry|pg_hba\.conf rejects",
         errors.AccessRefusedError,
         "the server's pg_hba.conf lets this role not in from here, or only with TLS",
         "see the rules on the server (pg_hba_file_rules); add a line for {user}, then: SELECT pg_reload_conf()",
+        of="28000",
+        routine="ClientAuthentication",
+        alone="28000",
     ),
     _Diagnosis(
         r"authentication failed for user",
         errors.AuthenticationError,
         "the server's pg_hba.conf asks for something else than a password (peer, ident, a certificate)",
         "see the rules on the server (pg_hba_file_rules); " + _PASSWORD,
+        of="28000",
+        routine="auth_failed|CheckPWChallengeAuth",
     ),
     _Diagnosis(
         r'FATAL:\s+role "(?s:.*?)" does not exist',
         errors.RoleMissingError,
         "the server has no role of that name",
         "check {by_user}={user}; or make the role, as a superuser: CREATE ROLE {role} LOGIN PASSWORD '...'",
+        of="28000",
     ),
     _Diagnosis(
         r'role "(?s:.*?)" is not permitted to log in',
         errors.RoleMissingError,
         "the role exists, but may not log in",
         "as a superuser: ALTER ROLE {role} LOGIN",
+        of="28000",
+    ),
+    _Diagnosis(
+        "",
+        errors.RoleMissingError,
+        "the server has no role of that name, or it may not log in",
+        "check {by_user}={user}; as a superuser: CREATE ROLE {role} LOGIN PASSWORD '...'; or: ALTER ROLE {role} LOGIN",
+        of="28000",
+        routine="InitializeSessionUserId",
     ),
     _Diagnosis(
         r'permission denied for database "',
         errors.AccessRefusedError,
         "the role may not connect to this database",
         "as its owner: GRANT CONNECT ON DATABASE {name} TO {role}",
+        of="42501",
+        routine="CheckMyDatabase",
     ),
     _Diagnosis(
         r'database "(?s:.*?)" is not currently accepting connections',
         errors.AccessRefusedError,
         "somebody has closed the database to all, perhaps in a restore",
         "as a superuser, once you know why: ALTER DATABASE {name} ALLOW_CONNECTIONS true",
+        of="55000",
+        routine="CheckMyDatabase",
     ),
     _Diagnosis(
         r'FATAL:\s+database "(?s:.*?)" does not exist',
         errors.DatabaseMissingError,
         "POSTGRES_DB is wrong, or it was dropped or renamed",
         "see what there is: psql -h {host} -p {port} -U {user} -l; check POSTGRES_DB={database}",
+        alone="3D000",
     ),
     _Diagnosis(
         r'too many connections for role "',
@@ -318,6 +447,8 @@ _DIAGNOSES = (
         "this role has as many connections as its limit allows; a dump that hangs may hold them",
         "SELECT pid, application_name, backend_start FROM pg_stat_activity WHERE usename = current_user; ALTER ROLE "
         "{role} CONNECTION LIMIT 5",
+        of="53300",
+        routine="InitializeSessionUserId",
     ),
     _Diagnosis(
         r'too many connections for database "',
@@ -325,6 +456,8 @@ _DIAGNOSES = (
         "this database has as many connections as its limit allows",
         "SELECT pid, usename, application_name, state FROM pg_stat_activity WHERE datname = current_database(); end "
         "idle ones, or as its owner: ALTER DATABASE {name} CONNECTION LIMIT -1",
+        of="53300",
+        routine="CheckMyDatabase",
     ),
     _Diagnosis(
         r"too many clients already|remaining connection slots",
@@ -332,6 +465,7 @@ _DIAGNOSES = (
         "all connections of the server are taken",
         "see by whom: SELECT usename, application_name, state, count(*) FROM pg_stat_activity GROUP BY 1, 2, 3; then "
         "end idle ones, or raise max_connections",
+        alone="53300",
     ),
     # ---- programs
     _Diagnosis(
@@ -364,6 +498,8 @@ _DIAGNOSES = (
         "the source has it, and the PostgreSQL that is restored to does not",
         "install its package beside the server programs in PG_BIN_DIR; or drill on a server that has it: ovia-backup "
         "drill --where database",
+        of="0A000|58P01",
+        routine=r"parse_extension_control_file|get_ext_ver_list",
     ),
     # ---- rights
     _Diagnosis(
@@ -371,24 +507,38 @@ _DIAGNOSES = (
         errors.RowSecurityError,
         "the table's row security would leave rows out of the dump",
         "as a superuser: ALTER ROLE {role} BYPASSRLS" + _RIGHTS,
+        of="42501",
+        routine="check_enable_rls",
     ),
     _Diagnosis(
         r"permission denied for large object (?P<object>\d+)",
         errors.LargeObjectPrivilegeError,
         "the role may not read this large object: pg_read_all_data does not include them",
         "as its owner: GRANT SELECT ON LARGE OBJECT {object} TO {role}" + _RIGHTS,
+        of="42501",
+        routine="inv_open",
     ),
     _Diagnosis(
         r"permission denied to create database",
         errors.PrivilegeError,
         "the role may not make a scratch database",
         "as a superuser: ALTER ROLE {role} CREATEDB; or name a role that may: RESTORE_POSTGRES_USER",
+        of="42501",
+        routine="createdb",
     ),
     _Diagnosis(
         r"permission denied for",
         errors.PrivilegeError,
         "the role may not read all of the database",
         "as a superuser: GRANT pg_read_all_data TO {role}" + _RIGHTS,
+        of="42501",
+    ),
+    _Diagnosis(
+        "",
+        errors.PrivilegeError,
+        "the role lacks a right that this needs",
+        "see which, and the statements that give it: ovia-backup doctor",
+        alone="42501",
     ),
     # ---- time
     _Diagnosis(
@@ -398,18 +548,36 @@ _DIAGNOSES = (
         "somebody holds a lock on a table: a migration, VACUUM FULL, or a transaction left open",
         "see who: SELECT pid, usename, state, xact_start, query FROM pg_stat_activity WHERE xact_start < now() - "
         "interval '1 minute'; then retry",
+        alone="55P03",
     ),
     _Diagnosis(
         r"canceling statement due to statement timeout",
         errors.StatementTimeoutError,
         "a statement_timeout is set for the role, the database or the server",
         "SHOW statement_timeout; for this role none: ALTER ROLE {role} SET statement_timeout = 0",
+        of="57014",
     ),
     _Diagnosis(
         r"canceling statement due to user request",
         errors.StatementCancelledError,
         "an administrator cancelled the dump (pg_cancel_backend)",
         "ask who it was, then retry: ovia-backup dump",
+        of="57014",
+    ),
+    _Diagnosis(
+        "",
+        errors.StatementCancelledError,
+        "an administrator cancelled it, or a statement_timeout of the role, the database or the server ended it",
+        "SHOW statement_timeout; for this role none: ALTER ROLE {role} SET statement_timeout = 0; then retry",
+        alone="57014",
+    ),
+    _Diagnosis(
+        r"deadlock detected",
+        errors.TransactionConflictError,
+        "another transaction was in its way, and it in that one's: both wait for each other no more",
+        "retry; if it comes again, see what else changes the database at that time: SELECT pid, usename, "
+        "application_name, query FROM pg_stat_activity",
+        alone="40001|40P01",
     ),
     # ---- no way to the server
     _Diagnosis(
@@ -423,6 +591,7 @@ _DIAGNOSES = (
         errors.ServerStartingError,
         "the server is starting, stopping or recovering from a crash",
         _SERVER,
+        alone="57P03",
     ),
     _Diagnosis(
         r"Connection refused|connection to server on socket .* failed: No such file",
@@ -446,7 +615,6 @@ _DIAGNOSES = (
 )
 
 
-def _line_of(text: str, position: int) -> str:
-    start = text.rfind("\n", 0, position) + 1
-    end = text.find("\n", position)
-    return text[start : end if end >= 0 else None].strip()
+def _line_of(text: str, number: int) -> str:
+    lines = text.split("\n")
+    return lines[min(number, len(lines) - 1)].strip()

@@ -34,6 +34,7 @@ from ovia_backup_dagster.core.manifest import DatabaseFacts, FileFacts, Manifest
 from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.postgres.archive import contents_list
+from ovia_backup_dagster.postgres.asking import diagnose_program, in_english
 from ovia_backup_dagster.postgres.client import (
     Connection,
     Programs,
@@ -41,7 +42,6 @@ from ovia_backup_dagster.postgres.client import (
     messages,
     start,
 )
-from ovia_backup_dagster.postgres.diagnosis import diagnose
 from ovia_backup_dagster.postgres.session import database_facts
 from ovia_backup_dagster.postgres.session_settings import SESSION_OPTIONS, unended
 from ovia_backup_dagster.postgres.source_settings import effective
@@ -160,7 +160,7 @@ class Dumper:
     def _variables(self, facts: DatabaseFacts) -> dict[str, str]:
         """For the sessions of client programs: what they write is what it is, and nothing ends them."""
         options = f"{SESSION_OPTIONS} {unended(facts.server_version_num)}"
-        return {**self.connection.environment(), "PGOPTIONS": options}
+        return {**self.connection.environment(), **in_english(self.connection, options)}
 
     def _run_pg_dump(
         self,
@@ -187,7 +187,7 @@ class Dumper:
         if code != 0:
             # Whatever the failure, pg_dump exits 1 and leaves a file that may well pass --list.
             what = f"pg_dump of {self.connection} failed"
-            error = diagnose(child.stderr, what=what, connection=self.connection, exit_code=code)
+            error = diagnose_program(child.stderr, what=what, connection=self.connection, exit_code=code)
             if isinstance(error, LockTimeoutError) and child.lock:
                 raise waits_for_lock(type(error), what, child.lock, _AGAIN)
             raise error
@@ -229,7 +229,7 @@ class Dumper:
             )
             code, output, stderr = capture(command, variables=variables, watch=self._watch)
             if code != 0:
-                raise diagnose(stderr, what="pg_dumpall failed", connection=self.connection, exit_code=code)
+                raise diagnose_program(stderr, what="pg_dumpall failed", connection=self.connection, exit_code=code)
             if not output.endswith(_GLOBALS_COMPLETE):
                 raise ProgramError(
                     "pg_dumpall did not print all roles",

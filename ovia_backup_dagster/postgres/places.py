@@ -50,6 +50,8 @@ _TEMPLATE = re.compile(rb"\AALTER DATABASE .* IS_TEMPLATE = true;", re.DOTALL)
 #: Who granted what follows, where it was not the owner.
 _AS = re.compile(rb"SET SESSION AUTHORIZATION " + _NAME + rb";")
 _LOCALE = re.compile(rb" (?:LOCALE|LC_COLLATE|LC_CTYPE|LOCALE_PROVIDER|ICU_LOCALE|ICU_RULES) = (?:'(?:[^']|'')*'|\w+)")
+#: How ``createdb`` in dbcommands.c refuses a locale: not there, not ICU's, not for this encoding, or no ICU at all.
+_LOCALE_REFUSED = ("42809", "22023", "0A000")
 _TABLESPACE = re.compile(rb' TABLESPACE = ("(?:[^"]|"")*"|[^\s;"]+)')
 _NAME_BYTES = 63
 
@@ -135,7 +137,7 @@ class Copy:
                 ) from None
             except psycopg.Error as error:
                 said = said_by(error)
-                if "locale" not in str(error).lower() and "collat" not in str(error).lower():
+                if error.sqlstate not in _LOCALE_REFUSED:
                     raise
                 if self.live:
                     raise CopyError(

@@ -28,9 +28,9 @@ from ovia_backup_dagster.core.verdict import Check, Witness, judge
 from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.postgres import archive as archives
 from ovia_backup_dagster.postgres import executed, roles, throwaway
+from ovia_backup_dagster.postgres.asking import diagnose_program, in_english
 from ovia_backup_dagster.postgres.client import Connection, Programs, capture
 from ovia_backup_dagster.postgres.datatext import Log, split_columns, text_of
-from ovia_backup_dagster.postgres.diagnosis import diagnose
 from ovia_backup_dagster.postgres.places import Copy
 from ovia_backup_dagster.postgres.reread import Reading, Rereader
 from ovia_backup_dagster.postgres.restore import REFRESH, SURROUNDINGS, Restorer
@@ -507,7 +507,7 @@ class Proof:
         command = self._programs.confined(command, server=copy.connection)
         with self.phase("analyze"):
             watching = watch(self._programs, copy.connection, work_counts=True)
-            variables = {**copy.connection.environment(), "PGOPTIONS": self.settings.options}
+            variables = {**copy.connection.environment(), **in_english(copy.connection, self.settings.options)}
             code, _, stderr = capture(command, variables=variables, watch=watching)
         what = f"ANALYZE of {copy.connection} failed"
         if code == 0:
@@ -517,7 +517,7 @@ class Proof:
             odd = [f"without statistics: {name}" for name in without]
             self.add(DrillCheck.ANALYZED, [], odd=odd, passed="done")
             return
-        error = diagnose(stderr, what=what, connection=copy.connection, exit_code=code)
+        error = diagnose_program(stderr, what=what, connection=copy.connection, exit_code=code)
         self.add(DrillCheck.ANALYZED, [error.account])
         if isinstance(error, SURROUNDINGS):
             raise error

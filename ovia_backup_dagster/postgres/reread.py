@@ -18,6 +18,7 @@ from ovia_backup_dagster.core.errors import ArchiveDamagedError, BackupError, Di
 from ovia_backup_dagster.core.files import full_scratch, is_full, scratch
 from ovia_backup_dagster.core.verdict import Witness, split_identifier
 from ovia_backup_dagster.postgres.archive import contents_list, schema_text, whole_list, witness_of
+from ovia_backup_dagster.postgres.asking import diagnose_program, in_english
 from ovia_backup_dagster.postgres.client import Connection, Programs, capture, start
 from ovia_backup_dagster.postgres.datatext import (
     Data,
@@ -31,7 +32,6 @@ from ovia_backup_dagster.postgres.datatext import (
     text_of,
     unordered,
 )
-from ovia_backup_dagster.postgres.diagnosis import diagnose
 from ovia_backup_dagster.postgres.session_settings import unended
 from ovia_backup_dagster.postgres.stall import watch
 from ovia_backup_dagster.postgres.watch import Watch
@@ -166,10 +166,11 @@ class Rereader:
         return self.programs.confined(command, write=write, server=self.copy)
 
     def _variables(self) -> dict[str, str]:
-        return {**self.copy.environment(), "PGOPTIONS": f"{self.session_options} {unended()}"}
+        return {**self.copy.environment(), **in_english(self.copy, f"{self.session_options} {unended()}")}
 
     def _failed(self, stderr: str, code: int) -> BackupError:
-        return diagnose(stderr, what=f"the copy, {self.copy}, cannot be read", connection=self.copy, exit_code=code)
+        what = f"the copy, {self.copy}, cannot be read"
+        return diagnose_program(stderr, what=what, connection=self.copy, exit_code=code)
 
 
 def _only(table: str) -> str:

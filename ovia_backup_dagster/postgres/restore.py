@@ -18,9 +18,9 @@ from ovia_backup_dagster.core.comparison import left_out, redacted
 from ovia_backup_dagster.core.errors import BackupError, RestoreError
 from ovia_backup_dagster.core.words import duration, human_bytes
 from ovia_backup_dagster.postgres.archive import argument, entries, use_list
+from ovia_backup_dagster.postgres.asking import diagnose_program, in_english
 from ovia_backup_dagster.postgres.client import Connection, Programs, start
 from ovia_backup_dagster.postgres.datatext import Log
-from ovia_backup_dagster.postgres.diagnosis import diagnose
 from ovia_backup_dagster.postgres.session import connect
 from ovia_backup_dagster.postgres.source_settings import InEffect
 from ovia_backup_dagster.postgres.stall import watch
@@ -42,7 +42,7 @@ _MESSAGE = re.compile(r"^(?=pg_restore: error: )", re.MULTILINE)
 #: Of a message, the line that says what is wrong. What follows (DETAIL, CONTEXT, the command) may hold any words.
 _ERROR = re.compile(r"^pg_restore: error: (?!a worker process died)(.+)$", re.MULTILINE)
 _COMMAND = re.compile(r"^Command was: ((?s:.*?);$)", re.MULTILINE)
-_QUERY = "could not execute query: ERROR:"
+_QUERY = re.compile(r"could not execute query: [^\W\d_]+:")
 #: A dump may hold its rows as commands.
 _ROW = re.compile(r"\bVALUES \(.*", re.DOTALL)
 _SHOWN = 120
@@ -57,6 +57,12 @@ SURROUNDINGS = (
     errors.ConnectionLostError,
     errors.ServerDiskFullError,
     errors.ServerDataError,
+    errors.ServerMemoryError,
+    errors.LockTableFullError,
+    errors.TransactionConflictError,
+    errors.StatementCancelledError,
+    errors.LockTimeoutError,
+    errors.MomentaryError,
     errors.TooManyConnectionsError,
     errors.AuthenticationError,
     errors.ExtensionMissingError,
@@ -200,7 +206,7 @@ class Restorer:
             )
             read = (archive, chosen.partition("=")[2])
             command = self.programs.confined(command, read=read, server=self.target, forks=jobs > 1)
-            variables = {**self.target.environment(), "PGOPTIONS": self._options}
+            variables = {**self.target.environment(), **in_english(self.target, self._options)}
             watching = watch(self.programs, self.target, work_counts=True)
             with start(command, variables=variables, watch=watching) as child:
                 code = child.wait(on_poll, _PROGRESS_SECONDS)
@@ -227,7 +233,7 @@ class Restorer:
         messages = [stderr] if is_raised(stderr) else _MESSAGE.split(stderr)
         message = next(filter(_ERROR.search, messages), "")
         if not message:
-            return diagnose(stderr, what=what, connection=self.target, exit_code=code)
+            return diagnose_program(stderr, what=what, connection=self.target, exit_code=code)
         found = self._understood(message, code, what)
         if isinstance(found, SURROUNDINGS):
             return found
@@ -243,12 +249,12 @@ class Restorer:
         # Only the first line is the server's own words; and not even that where a function has raised it.
         error = _ERROR.search(message)
         text = message if error is None or is_raised(message) else error[1]
-        return diagnose(text, what=what, connection=self.target, exit_code=code)
+        return diagnose_program(text, what=what, connection=self.target, exit_code=code)
 
     def _said(self, message: str, known: str) -> str:
         """The line that says what is wrong, without the values in it; ``known`` has all names."""
         said = without_values(message[_start(message) :], known).partition("\n")[0]
-        return self.target.redact(said.removeprefix("pg_restore: error: ").removeprefix(_QUERY).strip())
+        return self.target.redact(_QUERY.sub("", said.removeprefix("pg_restore: error: "), count=1).strip())
 
     def _teller(self, expected: int | None, log: Log) -> Callable[[], None]:
         """What tells how far it is: bytes, tables, and the seconds that are left if it goes on like this."""

@@ -15,12 +15,16 @@ from typing import Any, TypeVar, cast
 
 import psycopg
 from psycopg.abc import PQGen
+from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
+from ovia_backup_dagster.core.errors import BackupError, MomentaryError, ProgramError
 from ovia_backup_dagster.core.manifest import DatabaseFacts
 from ovia_backup_dagster.postgres import client, passfile, pooler
 from ovia_backup_dagster.postgres.client import KEEPALIVES, Connection
-from ovia_backup_dagster.postgres.diagnosis import diagnose
+from ovia_backup_dagster.postgres.diagnosis import diagnose_error, diagnose_sqlstate
+from ovia_backup_dagster.postgres.languages import SEVERITY
+from ovia_backup_dagster.postgres.refusal import LET_IN, refusal
 from ovia_backup_dagster.postgres.secrets import ENVIRONMENT
 from ovia_backup_dagster.postgres.session_settings import (
     SESSION_OPTIONS,
@@ -30,7 +34,6 @@ from ovia_backup_dagster.postgres.session_settings import (
     read_options,
     unended,
 )
-from ovia_backup_dagster.postgres.values import text_of
 
 T = TypeVar("T")
 #: The server itself ends an ordinary question after a minute: one that is not even answered so is silent.
@@ -54,6 +57,15 @@ DURABLY = "SET synchronous_commit = on"
 
 #: Stands for a value that is left out.
 HIDDEN = "********"
+#: One row where the server speaks another language by itself, and the role may ask it for English. Names with their
+#: schema: not every session has ``_BUILT_IN``.
+MAY_ENGLISH = """
+    SELECT 1 FROM pg_catalog.pg_settings
+    WHERE name OPERATOR(pg_catalog.=) 'lc_messages' AND reset_val OPERATOR(pg_catalog.!~) '^(C|POSIX|en)'
+      AND pg_catalog.has_parameter_privilege('lc_messages', 'SET')
+"""
+_ENGLISH = f"SELECT pg_catalog.set_config('lc_messages', 'C', false) WHERE EXISTS ({MAY_ENGLISH})"
+
 #: Settings whose values change what a dump or a restore does, and hold no secret.
 _HARMLESS = re.compile(
     r"timezone|datestyle|intervalstyle|bytea_output|lc_\w+|extra_float_digits|search_path|client_encoding"
@@ -146,12 +158,15 @@ def connect(
     try:
         session = _opened(connection, asked, answer_seconds)
     except (psycopg.Error, UnicodeError) as error:
-        raise diagnose(str(error), what=what, connection=connection) from None
+        raise _turned_away(error, what, connection, asked, answer_seconds) from None
     try:
         with _unended(session, connection, asked, token) as session:
+            # A failure is known by its SQLSTATE; this is for the words that people are shown.
+            if session.info.server_version >= 150000:
+                session.execute(_ENGLISH)
             yield session
     except (psycopg.Error, UnicodeError) as error:
-        raise diagnose(text_of(error), what=f"a question to {connection} failed", connection=connection) from None
+        raise diagnose_error(error, what=f"a question to {connection} failed", connection=connection) from None
 
 
 def _unended(session: _Session, connection: Connection, asked: str, token: str) -> _Session:
@@ -180,20 +195,48 @@ def _unended(session: _Session, connection: Connection, asked: str, token: str) 
 
 def _opened(connection: Connection, options: str, answer_seconds: float) -> _Session:
     with _only_our_environment(connection):
-        session = _Session.connect(
-            connection.conninfo(),
-            host=connection.host,  # psycopg itself resolves it, and does not see the environment then
-            port=connection.port,
-            # Never in this process's environment, not for a moment: a thread may start a program in it.
-            password=connection.password.get_secret_value() if connection.password else None,
-            client_encoding="UTF8",  # some server encodings have no codec here
-            options=options,
-            autocommit=True,
-            row_factory=dict_row,
-            connect_timeout=str(math.ceil(min(client.CONNECT_TIMEOUT_SECONDS, answer_seconds))),
-        )
+        target = _target(connection, options, answer_seconds)
+        session = _Session.connect(target, autocommit=True, row_factory=dict_row)
     session.answer_seconds = answer_seconds
     return session
+
+
+def _target(connection: Connection, options: str, answer_seconds: float) -> str:
+    return make_conninfo(
+        connection.conninfo(),
+        host=connection.host,  # psycopg itself resolves it, and does not see the environment then
+        port=connection.port,
+        # Never in this process's environment, not for a moment: a thread may start a program in it.
+        password=connection.password.get_secret_value() if connection.password else None,
+        client_encoding="UTF8",  # some server encodings have no codec here
+        options=options,
+        connect_timeout=_connect_seconds(answer_seconds),
+    )
+
+
+def _connect_seconds(answer_seconds: float) -> int:
+    return math.ceil(min(client.CONNECT_TIMEOUT_SECONDS, answer_seconds))
+
+
+def _turned_away(
+    error: psycopg.Error | UnicodeError, what: str, connection: Connection, options: str, answer_seconds: float
+) -> BackupError:
+    """What it means that there is no session: in libpq's words, or else by what the server answers to one more try."""
+    found = diagnose_error(error, what=what, connection=connection)
+    if type(found) is not ProgramError or not SEVERITY.search(str(error)):
+        return found
+    with _only_our_environment(connection):
+        answer = refusal(_target(connection, options, answer_seconds), _connect_seconds(answer_seconds))
+    if answer is None:
+        return found
+    if answer is LET_IN:
+        return MomentaryError(
+            what,
+            why="the server turned this session away, and lets the next one in: what was in the way has passed",
+            said=found.said,
+            fix="retry",
+        )
+    return diagnose_sqlstate(answer.sqlstate, str(error), routine=answer.routine, what=what, connection=connection)
 
 
 def beside(server: Connection, *databases: str) -> Connection:
