@@ -73,6 +73,7 @@ class DrillCheck(StrEnum):
     STRUCTURE = "constraints_and_indexes_as_in_source"
     SCHEMA_TEXT = "schema_text_equal"
     MATERIALIZED_VIEWS = "materialized_views_refreshed"
+    COMPUTED = "computed_values_equal"
     TABLES_PRESENT = "expected_tables_present"
     TABLES_HOLD_ROWS = "expected_tables_hold_rows"
     ROWS_KEPT = "tables_kept_their_rows"
@@ -111,6 +112,8 @@ _DESCRIPTIONS = {
     DrillCheck.STRUCTURE: "Constraints, indexes, triggers, policies and views are the backup's, and valid.",
     DrillCheck.SCHEMA_TEXT: "Objects have the same SQL. PostgreSQL writes some back differently: odd, not wrong.",
     DrillCheck.MATERIALIZED_VIEWS: "All that were populated were refreshed. If not, the data is proven all the same.",
+    DrillCheck.COMPUTED: "Generated columns hold what they held in the source. Another content of a materialized view, "
+    "which may have been stale there, is odd.",
     DrillCheck.TABLES_PRESENT: "The tables named in BACKUP_EXPECTED_TABLES are in the copy.",
     DrillCheck.TABLES_HOLD_ROWS: "Those tables hold rows, where BACKUP_REQUIRE_ROWS asks for it.",
     DrillCheck.ROWS_KEPT: "No table is gone or has less than half the rows of the proven backup before it.",

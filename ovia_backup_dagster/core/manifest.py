@@ -91,6 +91,56 @@ class FileFacts(Sidecar):
         return ""
 
 
+#: Of rows or values, whatever their order: see ``postgres.computed``.
+_Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+
+
+class ComputedTable(Sidecar):
+    """The stored generated columns of a table, which no dump holds.
+
+    Attributes:
+        rows: how many.
+        key: the primary key's columns, with which each value is hashed; without one, its inputs are in their place.
+        columns: generated column -> hash.
+    """
+
+    rows: int
+    key: tuple[str, ...] = ()
+    columns: dict[str, _Hash]
+
+
+class ComputedView(Sidecar):
+    """A materialized view's rows, which no dump holds; one that is not populated has none.
+
+    Attributes:
+        rows: how many.
+        hash: of all; ``None`` where it is not populated.
+    """
+
+    rows: int = 0
+    hash: _Hash | None = None
+
+
+class Computed(Sidecar):
+    """What a restore computes anew, as it was in the dump's snapshot.
+
+    Attributes:
+        tables: those with stored generated columns; a partitioned table with all its partitions.
+        views: the materialized views.
+        left_out: table or view -> why it was not hashed.
+        why: why nothing could be; empty when it could.
+        read_bytes: how much was read for it.
+        seconds: how long that took.
+    """
+
+    tables: dict[str, ComputedTable] = Field(default_factory=dict)
+    views: dict[str, ComputedView] = Field(default_factory=dict)
+    left_out: dict[str, str] = Field(default_factory=dict)
+    why: str = ""
+    read_bytes: int = 0
+    seconds: float = 0.0
+
+
 class Manifest(Sidecar):
     """One dump.
 
@@ -108,6 +158,8 @@ class Manifest(Sidecar):
         globals_included: whether the roles were saved.
         files: suffix -> facts of each file that was made with the archive, besides this one; empty in what older
             programs wrote.
+        computed: what the source's generated columns and materialized views held; ``None`` in what older programs
+            wrote.
         run_id: Dagster's run id, or ``None`` from the command line.
         made_by: name and version of this program.
     """
@@ -126,6 +178,7 @@ class Manifest(Sidecar):
     warnings: tuple[str, ...] = ()
     globals_included: bool = True
     files: dict[Annotated[str, Field(pattern=r"^(\.[a-z]+)+$")], FileFacts] = Field(default_factory=dict)
+    computed: Computed | None = None
     run_id: str | None = None
     made_by: str
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ovia_backup_dagster import __version__
 from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE, GLOBALS, Backup, Catalog, State
+from ovia_backup_dagster.core.comparison import shortened
 from ovia_backup_dagster.core.drill import DrillFolder
 from ovia_backup_dagster.core.errors import (
     ArchiveDamagedError,
@@ -26,11 +27,12 @@ from ovia_backup_dagster.core.errors import (
     DiskFullError,
     LockTimeoutError,
     ProgramError,
+    TooManyConnectionsError,
     VersionMismatchError,
 )
 from ovia_backup_dagster.core.files import explained, file_sha256, is_full, volume_error
 from ovia_backup_dagster.core.locking import require_still_there
-from ovia_backup_dagster.core.manifest import DatabaseFacts, FileFacts, Manifest
+from ovia_backup_dagster.core.manifest import Computed, DatabaseFacts, FileFacts, Manifest
 from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.postgres.archive import contents_list
@@ -42,6 +44,7 @@ from ovia_backup_dagster.postgres.client import (
     messages,
     start,
 )
+from ovia_backup_dagster.postgres.computed import MOST_BYTES, Recorder
 from ovia_backup_dagster.postgres.session import database_facts
 from ovia_backup_dagster.postgres.session_settings import SESSION_OPTIONS, unended
 from ovia_backup_dagster.postgres.source_settings import effective
@@ -53,9 +56,20 @@ PROGRESS_SECONDS = 10.0
 MADE_BY = f"ovia-backup-dagster {__version__}"
 _AGAIN = "ovia-backup dump"
 _WARNINGS_LIMIT = 200
+_SNAPSHOT = "--snapshot="
+#: In what pg_dump prints of a query that failed, its own words, and so in English.
+_QUERY_FAILED = "detail: Query was: "
 _GLOBALS_COMPLETE = b"\n-- PostgreSQL database cluster dump complete\n--\n\n"
 
 Log = Callable[[str], None]
+
+
+class _SnapshotError(Exception):
+    """pg_dump may have failed for the snapshot that it was given: a query did before it had written anything.
+
+    It was led to another server, or our session was ended; or a table was dropped before pg_dump could lock it, for
+    which there is more time than with a snapshot of its own.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +82,7 @@ class Dumper:
         programs: with what.
         compression: ``auto``, or pg_dump's own spelling.
         lock_wait_timeout_seconds: how long pg_dump waits for a table that somebody has locked.
+        most_bytes: how much of the source is read for hashes of what it computes; 0: nothing.
     """
 
     catalog: Catalog
@@ -75,6 +90,7 @@ class Dumper:
     programs: Programs
     compression: str = "auto"
     lock_wait_timeout_seconds: float = LOCK_WAIT_TIMEOUT_SECONDS
+    most_bytes: int = MOST_BYTES
 
     def dump(self, *, run_id: str | None = None, log: Log, progress_seconds: float = PROGRESS_SECONDS) -> Backup:
         """Make a daily backup. It appears under its name whole, or not at all.
@@ -116,7 +132,10 @@ class Dumper:
                 options = self._options(compression, facts.encoding)
                 log(f"pg_dump of {self.connection} ({facts.server_version}), compression {compression}")
                 variables = self._variables(facts)
-                warnings = self._run_pg_dump(options, variables, temporary, lock, before, log, progress_seconds)
+                with Recorder(self.connection, lambda: _is_written(temporary), most_bytes=self.most_bytes) as recorder:
+                    warnings = self._dump(recorder, options, variables, temporary, lock, before, log, progress_seconds)
+                    computed = recorder.finish()
+                log(_computed(computed))
                 globals_sql, more_warnings = self._globals(facts.encoding, variables)
                 sha256 = file_sha256(temporary, sync=True)
                 manifest = Manifest(
@@ -133,6 +152,7 @@ class Dumper:
                     warnings=(*warnings, *more_warnings)[:_WARNINGS_LIMIT],
                     globals_included=globals_sql is not None,
                     files={} if globals_sql is None else {GLOBALS: FileFacts.of(globals_sql)},
+                    computed=computed,
                     run_id=run_id,
                     made_by=MADE_BY,
                 )
@@ -162,6 +182,31 @@ class Dumper:
         options = f"{SESSION_OPTIONS} {unended(facts.server_version_num)}"
         return {**self.connection.environment(), **in_english(self.connection, options)}
 
+    def _dump(
+        self,
+        recorder: Recorder,
+        options: tuple[str, ...],
+        variables: dict[str, str],
+        target: Path,
+        lock: int,
+        before: Backup | None,
+        log: Log,
+        progress_seconds: float,
+    ) -> tuple[str, ...]:
+        """In the recorder's snapshot, if there is one; if that is what pg_dump fails on, without it."""
+        snapshot = recorder.snapshot
+        if snapshot is not None:
+            try:
+                wanted = (*options, f"{_SNAPSHOT}{snapshot}")
+                return self._run_pg_dump(wanted, variables, target, lock, before, log, progress_seconds)
+            except TooManyConnectionsError as error:
+                why = error.account
+            except _SnapshotError as error:
+                why = error.args[0]
+            log(f"pg_dump once more, in a snapshot of its own: {why}")
+            recorder.give_up(why)
+        return self._run_pg_dump(options, variables, target, lock, before, log, progress_seconds)
+
     def _run_pg_dump(
         self,
         options: tuple[str, ...],
@@ -173,6 +218,7 @@ class Dumper:
         progress_seconds: float,
     ) -> tuple[str, ...]:
         clock = time.monotonic()
+        given_snapshot = any(option.startswith(_SNAPSHOT) for option in options)
         command = (
             self.programs.path("pg_dump"),
             *options,
@@ -188,6 +234,9 @@ class Dumper:
             # Whatever the failure, pg_dump exits 1 and leaves a file that may well pass --list.
             what = f"pg_dump of {self.connection} failed"
             error = diagnose_program(child.stderr, what=what, connection=self.connection, exit_code=code)
+            early = _QUERY_FAILED in child.stderr and not _is_written(target)
+            if early and given_snapshot and not isinstance(error, LockTimeoutError):
+                raise _SnapshotError(error.account)
             if isinstance(error, LockTimeoutError) and child.lock:
                 raise waits_for_lock(type(error), what, child.lock, _AGAIN)
             raise error
@@ -274,6 +323,24 @@ def _progress(target: Path, seconds: float, before: Backup | None) -> str:
     if before is not None and before.size_bytes:
         line += f", {100 * size / before.size_bytes:.0f} % of the last dump's size"
     return line
+
+
+def _is_written(target: Path) -> bool:
+    """Whether pg_dump has begun to write: it does so with its snapshot taken and its tables locked."""
+    with contextlib.suppress(OSError):
+        return target.stat().st_size > 0
+    return False
+
+
+def _computed(found: Computed) -> str:
+    if found.why:
+        return f"generated columns and materialized views cannot be compared later: {found.why}"
+    text = (
+        f"hashed the generated columns of {len(found.tables):,} tables and {len(found.views):,} materialized views "
+        f"({human_bytes(found.read_bytes)}, {found.seconds:.1f} s)"
+    )
+    left_out = [f"{name}: {why}" for name, why in sorted(found.left_out.items())]
+    return f"{text}; left out: {shortened(left_out)}" if left_out else text
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ import psycopg
 from ovia_backup_dagster.core import comparison
 from ovia_backup_dagster.core.catalog import Backup
 from ovia_backup_dagster.core.comparison import Unordered
+from ovia_backup_dagster.core.computed import compare
 from ovia_backup_dagster.core.drill import CopiedTable, DrillCheck, Line, Result
 from ovia_backup_dagster.core.errors import BackupError, ExtensionMissingError
 from ovia_backup_dagster.core.files import file_sha256
@@ -27,13 +28,13 @@ from ovia_backup_dagster.core.manifest import Manifest
 from ovia_backup_dagster.core.verdict import Check, Witness, judge
 from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.postgres import archive as archives
-from ovia_backup_dagster.postgres import executed, roles, throwaway
+from ovia_backup_dagster.postgres import computed, executed, roles, throwaway
 from ovia_backup_dagster.postgres.asking import diagnose_program, in_english
 from ovia_backup_dagster.postgres.client import Connection, Programs, capture
 from ovia_backup_dagster.postgres.datatext import Log, split_columns, text_of
 from ovia_backup_dagster.postgres.places import Copy
 from ovia_backup_dagster.postgres.reread import Reading, Rereader
-from ovia_backup_dagster.postgres.restore import REFRESH, SURROUNDINGS, Restorer
+from ovia_backup_dagster.postgres.restore import REFRESH, SURROUNDINGS, Restorer, Unrefreshed
 from ovia_backup_dagster.postgres.session import connect, effective_options
 from ovia_backup_dagster.postgres.session_settings import SESSION_OPTIONS, as_recorded
 from ovia_backup_dagster.postgres.source_settings import InEffect, of_backup, put_in_effect
@@ -82,6 +83,7 @@ class Proof:
         phases: name -> seconds, in order.
         versions: of what took part.
         lost: what a restore despite errors met, a line each.
+        unrefreshed: materialized views that pg_restore could not refresh.
         manifest: the backup's, once it is read; the old script's have none.
         witness: what the backup holds.
         found: what the copy holds.
@@ -100,6 +102,7 @@ class Proof:
     phases: dict[str, float] = field(default_factory=dict, init=False)
     versions: dict[str, str] = field(default_factory=dict, init=False)
     lost: list[str] = field(default_factory=list, init=False)
+    unrefreshed: list[Unrefreshed] = field(default_factory=list, init=False)
     manifest: Manifest | None = field(default=None, init=False)
     witness: Witness | None = field(default=None, init=False)
     found: Witness | None = field(default=None, init=False)
@@ -285,7 +288,8 @@ class Proof:
 
     def _prove_refreshed(self, restorer: Restorer) -> None:
         views = [entry for entry in archives.entries(self._listing) if entry.startswith(REFRESH)]
-        odd = restorer.refresh(self.backup.path, self._listing) if views else []
+        self.unrefreshed = restorer.refresh(self.backup.path, self._listing, self._search_path) if views else []
+        odd = [str(view) for view in self.unrefreshed]
         if not self.lost:
             odd = [f"the data is proven, but {line}" for line in odd]
         self.add(
@@ -293,6 +297,15 @@ class Proof:
             odd,
             passed=f"{len(views)} refreshed" if views else "there is none to refresh",
         )
+
+    @property
+    def _search_path(self) -> str | None:
+        """That which the source database gives its sessions, if it gives one."""
+        for setting in self.manifest.database.settings.get("", ()) if self.manifest else ():
+            name, _, value = setting.partition("=")
+            if name.lower() == "search_path":
+                return value
+        return None
 
     # ---- the proof
 
@@ -328,7 +341,32 @@ class Proof:
             odd = comparison.schema_differences(schema, reading.schema)
             self.add(DrillCheck.SCHEMA_TEXT, odd, passed="the same SQL")
             self._prove_expectations(found)
+        with self.phase("computed values"):
+            self.prove_computed(copy)
         return reader
+
+    def prove_computed(self, copy: Copy) -> list[str]:
+        """Compare what no dump holds with what the source had; returns what is bad, without why it may be.
+
+        Raises:
+            ServerError: the copy cannot be asked.
+        """
+        before = self.manifest.computed if self.manifest else None
+        if before is None:
+            text = "the dump has no record of what its source computed: an older program made it"
+            self.add(DrillCheck.COMPUTED, [], passed=text, result=Result.NOT_MADE)
+            return []
+        compared = compare(before, computed.read(copy.connection, before))
+        word = self.verifier.catalog.word(self.backup)
+        way_out = f"to have every row all the same: ovia-backup restore {word} --mode new --even-if-damaged"
+        self.add(
+            DrillCheck.COMPUTED,
+            [f"{text}; {way_out}" for text in compared.wrong],
+            odd=[*compared.strange, *filter(None, [compared.not_compared])] if compared.strange else (),
+            passed="; ".join(filter(None, (compared.equal, compared.not_compared))),
+            result=Result.PASSED if compared.made else Result.NOT_MADE,
+        )
+        return compared.bad
 
     def take_stock(self, copy: Copy) -> None:
         """Read what the copy of a damaged backup holds, which there is nothing to compare with.

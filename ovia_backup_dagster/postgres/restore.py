@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+import psycopg
+
 from ovia_backup_dagster.core import errors
 from ovia_backup_dagster.core.comparison import left_out, redacted
 from ovia_backup_dagster.core.errors import BackupError, RestoreError
@@ -21,12 +23,13 @@ from ovia_backup_dagster.postgres.archive import argument, entries, use_list
 from ovia_backup_dagster.postgres.asking import diagnose_program, in_english
 from ovia_backup_dagster.postgres.client import Connection, Programs, start
 from ovia_backup_dagster.postgres.datatext import Log
-from ovia_backup_dagster.postgres.session import connect
+from ovia_backup_dagster.postgres.session import be_patient, connect
 from ovia_backup_dagster.postgres.source_settings import InEffect
 from ovia_backup_dagster.postgres.stall import watch
-from ovia_backup_dagster.postgres.values import is_raised, without_values
+from ovia_backup_dagster.postgres.values import is_raised, said_by, without_values
 
 REFRESH = "MATERIALIZED VIEW DATA "
+_REFRESH = "REFRESH MATERIALIZED VIEW "
 _PROGRESS_SECONDS = 10.0
 #: What a restored size must be of the expected one before it says anything about the time that is left.
 _TELLING = 0.05
@@ -68,6 +71,30 @@ SURROUNDINGS = (
     errors.ExtensionMissingError,
     errors.StalledError,
 )
+
+
+@dataclass(slots=True)
+class Unrefreshed:
+    """A materialized view that pg_restore could not refresh.
+
+    Attributes:
+        command: that refreshes it, with its semicolon.
+        said: what the server said when it was last tried and failed.
+        refreshed: whether a session of ours could.
+    """
+
+    command: str
+    said: str
+    refreshed: bool = False
+
+    def __str__(self) -> str:
+        view = self.command.removeprefix(_REFRESH).removesuffix(";")
+        if self.refreshed:
+            return (
+                f"materialized view {view} cannot be refreshed by pg_restore, which has no search_path: {self.said}; "
+                f"it was refreshed with one, by: {self.command}"
+            )
+        return f"materialized view {view} cannot be refreshed: {self.said}; when that is put right: {self.command}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +174,16 @@ class Restorer:
         met = list(dict.fromkeys(met))
         return met if len(met) <= _MOST else [*met[:_MOST], f"and {len(met) - _MOST:,} more errors"]
 
-    def refresh(self, archive: Path, listing: str) -> list[str]:
-        """Refresh the materialized views that were populated; returns what was said of those that could not be.
+    def refresh(self, archive: Path, listing: str, search_path: str | None = None) -> list[Unrefreshed]:
+        """Refresh the materialized views that were populated; returns those that pg_restore could not.
+
+        It has no ``search_path``, which functions may lean on: what failed is tried again in a session that has one, as
+        often as that gets on, for views stand on views.
+
+        Args:
+            archive: the file.
+            listing: its contents list.
+            search_path: the source database's own; ``None``: what the copy's server gives.
 
         Raises:
             BackupError: the server or its disk failed, which says nothing about a view.
@@ -159,14 +194,35 @@ class Restorer:
             if code == 0:
                 return []
         what = f"refreshing the materialized views of the {self.name} failed"
-        told = []
-        for said, command in self._errors(stderr, code, what, listing):
-            if command:
-                view = command.removeprefix("REFRESH MATERIALIZED VIEW ").removesuffix(";")
-                told.append(f"materialized view {view} cannot be refreshed: {said}")
-        if not told:
+        found = [
+            Unrefreshed(command, said)
+            for said, command in self._errors(stderr, code, what, listing)
+            if command.startswith(_REFRESH)
+        ]
+        if not found:
             raise self._failed(stderr, code, what, listing)
-        return told
+        self._refresh_again(found, search_path)
+        return found
+
+    def _refresh_again(self, views: Sequence[Unrefreshed], search_path: str | None) -> None:
+        with connect(self.target, self.settings.options) as session:
+            be_patient(session)
+            if search_path is not None:
+                # By its whole name: the path may put a schema of others before what is built in.
+                session.execute("SELECT pg_catalog.set_config('search_path', %s, false)", [search_path])
+            left, before = list(views), len(views) + 1
+            while left and len(left) < before:
+                before = len(left)
+                for view in left:
+                    try:
+                        session.execute(view.command.encode())
+                    except psycopg.Error as error:
+                        if session.closed:
+                            raise
+                        view.said = self.target.redact(said_by(error)) or view.said
+                    else:
+                        view.refreshed = True
+                left = [view for view in left if not view.refreshed]
 
     @property
     def _failure(self) -> str:

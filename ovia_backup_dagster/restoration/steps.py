@@ -59,6 +59,7 @@ _STOP_SECONDS = 300.0
 _START_SECONDS = 300.0
 _MIGRATE_SECONDS = 1800.0
 _HEALTH_SECONDS = 300.0
+_SHOWN = 10
 #: What only a drill does: it alters its copy, or hands it to others.
 _NOT_IN_A_RESTORE = {
     DrillCheck.CONTAINED: "what the backup contains runs in this server, as the role that restores",
@@ -336,9 +337,10 @@ class Steps:
         if self.journal.attempts(Step.RESTORE) > 1:
             copy.drop(self.journal.made)  # what a killed attempt left of it
         if order.even_if_damaged:
-            proven = self._salvage(copy, backup)
+            proof = self._proof(backup)
+            proven = self._salvage(proof, copy, backup)
         else:
-            proof = Proof(self.driller.verifier, self.driller.source, backup, self.log, jobs=order.jobs)
+            proof = self._proof(backup)
             witness = proof.read_backup()
             if witness is None:
                 raise RestoreError(
@@ -366,6 +368,7 @@ class Steps:
                     else "nothing was replaced; choose another: ovia-backup list; or see: ovia-backup drill "
                     + self.driller.catalog.word(backup),
                 )
+        notes += self._to_refresh(proof)
         # Known as ours by how it was made until now, by its number from now on.
         self.journal.write(Mark.NOTED, Step.RESTORE, made=standing(self.target, order.incoming).oid)
         take_out(copy)
@@ -378,6 +381,21 @@ class Steps:
             properties = Properties.from_json(self.journal.data(Step.DROP)["properties"])
             notes += apply(self.target, properties, order.incoming)
         return {"proven": proven.model_dump(mode="json"), "notes": notes}
+
+    def _proof(self, backup: Backup) -> Proof:
+        return Proof(self.driller.verifier, self.driller.source, backup, self.log, jobs=self.order.jobs)
+
+    def _to_refresh(self, proof: Proof) -> list[str]:
+        """What a person does for the materialized views that hold nothing, as they could not be refreshed."""
+        empty = [view for view in proof.unrefreshed if not view.refreshed]
+        notes = [
+            f"to be refreshed by hand, in database {self.order.becomes}: {view.command} It could not be: {view.said}"
+            for view in empty[:_SHOWN]
+        ]
+        if more := len(empty) - len(notes):
+            listed = "SELECT schemaname, matviewname FROM pg_matviews WHERE NOT ispopulated;"
+            notes.append(f"and {more:,} more, which this lists: {listed}")
+        return notes
 
     def _make_roles(self, backup: Backup) -> list[str]:
         if not self.order.create_roles:
@@ -397,9 +415,8 @@ class Steps:
         notes = roles.create(server, saved, lacking, self.order.privileged_roles)
         return [f"made roles: {', '.join(lacking)}", *notes] if lacking else notes
 
-    def _salvage(self, copy: places.Copy, backup: Backup) -> Proven:
+    def _salvage(self, proof: Proof, copy: places.Copy, backup: Backup) -> Proven:
         """Restore what can be; say what is not as it was when the backup was last read whole."""
-        proof = Proof(self.driller.verifier, self.driller.source, backup, self.log, jobs=self.order.jobs)
         proof.read_manifest()
         proof.restore(copy, despite_errors=True)
         proof.take_stock(copy)
@@ -410,6 +427,7 @@ class Steps:
                 lost.append(f"table {name} is missing; it had {count:,} rows")
             elif rows[name] != count:
                 lost.append(f"table {name} has {rows[name]:,} of {count:,} rows")
+        lost += proof.prove_computed(copy)
         return _proven(proof, lost)
 
     def _swap(self) -> Data:

@@ -102,6 +102,7 @@ ASSETS: dict[str, dict[str, Any]] = {
             "constraints_and_indexes_as_in_source": "blocks",
             "schema_text_equal": "warns",
             "materialized_views_refreshed": "warns",
+            "computed_values_equal": "blocks",
             "expected_tables_present": "blocks",
             "expected_tables_hold_rows": "blocks",
             "tables_kept_their_rows": "warns",
