@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
 from ovia_backup_dagster.core.errors import ProgramError
@@ -50,7 +52,24 @@ def create_database(admin: Connection, programs: Path, name: str, scale: float) 
     _run(target, str(programs / "psql"), *options, *files)
 
 
-def _run(connection: Connection, *command: str) -> None:
-    code, _, stderr = capture(command, variables=connection.environment())
+def create_restore_role(admin: Connection, programs: Path, script: Path) -> None:
+    """Make the role ``ovia_restore``, which may restore the database and is no superuser; or change it.
+
+    Args:
+        admin: a superuser's connection to the database.
+        programs: where ``psql`` is.
+        script: ``deploy/restore-role.sql``.
+
+    Raises:
+        BackupError: a program failed.
+    """
+    # The server asks for none by its socket, which only its owner reaches; the script does.
+    password = {"RESTORE_PASSWORD": secrets.token_urlsafe()}
+    options = ("--no-psqlrc", "--quiet", "--no-password", f"--file={script}")
+    _run(admin, str(programs / "psql"), *options, variables=password)
+
+
+def _run(connection: Connection, *command: str, variables: Mapping[str, str] | None = None) -> None:
+    code, _, stderr = capture(command, variables={**connection.environment(), **(variables or {})})
     if code != 0:
         raise diagnose(stderr, what=f"{Path(command[0]).name} of {connection} failed", exit_code=code)

@@ -32,8 +32,11 @@ from ovia_backup_dagster.postgres.cluster import Cluster
 from ovia_backup_dagster.settings import PREFIXES
 
 DATABASE = "ovia"
-_DAGSTER = (sys.executable, "-W", "ignore", "-m", "dagster")
-_MODULE = "ovia_backup_dagster.definitions"
+_PYTHON = (sys.executable, "-W", "ignore", "-m")
+_DAGSTER = (*_PYTHON, "dagster")
+_LAUNCH = (*_PYTHON, "ovia_backup_dagster.defs.launch")
+_JOBS = ("daily_backup_job", "restore_drill_job")
+_RESTORE_ROLE, _RESTORE_ROLE_SCRIPT = "ovia_restore", "deploy/restore-role.sql"
 _OURS = (*PREFIXES, "PG", "DAGSTER_")
 _SIDECARS = {
     MANIFEST: "manifest",
@@ -69,32 +72,44 @@ class Demo:
         """Run ``daily_backup_job`` and ``restore_drill_job`` once.
 
         Raises:
-            BackupError: the server or a job failed; the job's log is named.
+            BackupError: the server or a job failed; the log is named.
         """
         with self._server(log) as cluster:
-            environment = self._environment(cluster)
-            for job in ("daily_backup_job", "restore_drill_job"):
-                self._run_job(job, environment, log)
+            self._run_jobs(cluster, log)
 
-    def _run_job(self, job: str, environment: dict[str, str], log: Log) -> None:
-        output = self.folder / f"{job}.log"
-        log(f"running {job} through Dagster (its log: {output})")
-        command = (*_DAGSTER, "job", "execute", "--module-name", _MODULE, "--job", job)
+    def _run_jobs(self, cluster: Cluster, log: Log) -> None:
+        environment, output = self._environment(cluster), self.folder / "jobs.log"
+        log(f"running {' and '.join(_JOBS)} through Dagster (their log: {output})")
+        command = (*_LAUNCH, str(_checkout() / "workspace.yaml"), *_JOBS)
         with open(output, "wb") as file:
-            code = subprocess.run(
-                command, env=environment, stdout=file, stderr=file, cwd=_checkout(), check=False
-            ).returncode
+            # A session of its own: it starts a code server and runs, and all of them are to end with it.
+            process = subprocess.Popen(
+                command,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                cwd=_checkout(),
+                start_new_session=True,
+            )
+            succeeded = 0
+            try:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    log(line.decode().rstrip())
+                    succeeded += 1
+                code = process.wait()
+            finally:
+                end_group(process)
         if code != 0:
             lines = messages(output.read_text("utf-8", "replace"))
-            why = next((line for line in lines if "Failure:" in line or "Error:" in line), lines[-1] if lines else "")
-            raise ProgramError(f"{job} failed", why=why, fix=f"read {output}")
+            raise ProgramError(f"{_JOBS[succeeded]} failed", why=lines[-1] if lines else "", fix=f"read {output}")
 
     def drill(self) -> Evidence | None:
         """The newest restore drill."""
         return next(DrillFolder(Catalog(self.backups, DATABASE)).newest_first(), None)
 
     def serve(self, port: int, log: Log) -> int:
-        """Run the UI and the daemon until they are ended; returns their exit code.
+        """Run the UI and the daemon until they are ended, over a backup; returns their exit code.
 
         Raises:
             BackupError: the port is taken, or the server failed.
@@ -109,6 +124,11 @@ class Demo:
                     f"port {port} is taken", why=error.strerror or str(error), fix=f"make dev PORT={port + 1}"
                 ) from None
         with self._server(log) as cluster:
+            if not any(self.backups.glob("*/*.dump")):
+                try:
+                    self._run_jobs(cluster, log)
+                except ProgramError as error:  # it is seen there as well, and why
+                    log(str(error))
             log(f"the Dagster UI: http://127.0.0.1:{port} (Ctrl-C ends it)")
             where = ("--workspace", str(_checkout() / "workspace.yaml"), "--host", "127.0.0.1", "--port", str(port))
             command = (*_DAGSTER, "dev", *where)
@@ -160,12 +180,17 @@ class Demo:
             os.close(users)
 
     def _start(self, cluster: Cluster, log: Log) -> None:
-        # Written last: what was interrupted before is begun anew.
+        # Written last: what was interrupted before is begun again.
         done = cluster.folder / "loaded"
-        if done.exists():
-            if not cluster.running:
-                cluster.start()
-            return
+        if not done.exists():
+            self._make(cluster, log)
+            done.touch()
+        elif not cluster.running:
+            cluster.start()
+        embedded.create_restore_role(cluster.connection(DATABASE), cluster.bin_dir, _checkout() / _RESTORE_ROLE_SCRIPT)
+
+    def _make(self, cluster: Cluster, log: Log) -> None:
+        """The cluster with the sample database, whatever an earlier attempt has left."""
         cluster.stop("immediate")
         for remains in (cluster.data, self.folder / "dagster"):
             shutil.rmtree(remains, ignore_errors=True)
@@ -179,7 +204,6 @@ class Demo:
         cluster.start()
         log(f"loading the sample database {DATABASE}")
         embedded.create_database(cluster.connection(), cluster.bin_dir, DATABASE, self.scale)
-        done.touch()
 
     def _environment(self, cluster: Cluster) -> dict[str, str]:
         """The child's environment: ours, with the demo's settings and nobody else's."""
@@ -193,6 +217,7 @@ class Demo:
             "POSTGRES_HOST": str(cluster.folder),
             "POSTGRES_DB": DATABASE,
             "POSTGRES_USER": "ovia",
+            "RESTORE_POSTGRES_USER": _RESTORE_ROLE,
             "BACKUP_DIR": str(self.backups),
             "PG_BIN_DIR": str(cluster.bin_dir),
         }
