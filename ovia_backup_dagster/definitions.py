@@ -23,6 +23,7 @@ from ovia_backup_dagster.defs.policies import (
     KEPT_DATABASES_JOB,
     RESTORE_DRILL_JOB,
 )
+from ovia_backup_dagster.defs.resources import resource
 from ovia_backup_dagster.defs.restore import build_kept_databases, build_restore
 from ovia_backup_dagster.defs.schedules import (
     daily_backup_schedule,
@@ -44,8 +45,7 @@ def build_defs(settings: Settings, *, resource_overrides: Mapping[str, Any] | No
         resource_overrides: replaces resources by name (``backups``), for tests.
     """
     settings = usable_schedules(settings)
-    resources = {"backups": BackupSystem(settings), **(resource_overrides or {})}
-    system = resources["backups"]
+    system = {"backups": BackupSystem(settings), **(resource_overrides or {})}["backups"]
     assets = [
         *build_assets(system),
         build_alert(system, DAILY_BACKUP_JOB),
@@ -67,7 +67,7 @@ def build_defs(settings: Settings, *, resource_overrides: Mapping[str, Any] | No
             kept_databases_schedule(settings, KEPT_DATABASES_JOB),
         ],
         sensors=[backup_freshness_sensor(FRESHNESS_ALERT_JOB, watched=DAILY_BACKUP_JOB)],
-        resources=resources,
+        resources={**(resource_overrides or {}), "backups": resource(system)},
         executor=dg.in_process_executor,
     )
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ovia_backup_dagster.core.drill import DrillCheck, Evidence, Line, Result
-from ovia_backup_dagster.core.markdown import code, plain, table
-from ovia_backup_dagster.core.words import human_bytes
+from ovia_backup_dagster.core.markdown import bullets, code, plain, table
+from ovia_backup_dagster.core.words import human_bytes, seconds
 
 #: The lines of the old runbook's checklist -> the checks that answer them.
 CHECKLIST = {
@@ -22,7 +22,7 @@ def page(evidence: Evidence) -> str:
     verdict = "passed" if evidence.passed else "FAILED"
     parts = [
         f"# Restore drill of {code(evidence.backup)}: {verdict}",
-        _summary(evidence),
+        gist(evidence),
         table(("", ""), _facts(evidence)),
         "## What was proven",
         table(("check", "result", "found"), [row(line) for line in evidence.lines]),
@@ -39,11 +39,24 @@ def page(evidence: Evidence) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _summary(evidence: Evidence) -> str:
+def gist(evidence: Evidence) -> str:
+    """What matters first, in words: recovery time, rows, size.
+
+    Of a drill that passed it is short: Dagster's UI puts Markdown of 1,000 characters behind a link.
+    """
     if evidence.passed:
-        took = f"{evidence.recovery_seconds:.1f} s" if evidence.recovery_seconds else "unknown"
-        odd = f" Odd, and worth a look: {len(evidence.oddities)}." if evidence.oddities else ""
-        return f"The backup restores, and what it restores is what was dumped. Recovery time to expect: {took}.{odd}"
+        took = seconds(evidence.recovery_seconds) if evidence.recovery_seconds else "unknown"
+        size = f"{human_bytes(evidence.backup_bytes)} as a backup"
+        if evidence.copy_bytes is not None:
+            size += f", {human_bytes(evidence.copy_bytes)} on disk"
+        said = [
+            f"Recovery time to expect: **{took}**",
+            f"Rows: **{evidence.rows:,}** in {len(evidence.tables):,} tables",
+            f"Size: **{size}**",
+        ]
+        if evidence.oddities:
+            said.append(f"Odd, and worth a look: {len(evidence.oddities)}")
+        return f"The backup restores, and what it restores is what was dumped.\n\n{bullets(said)}"
     lines = [f"* {plain(text)}" for text in evidence.failures]
     fix = f"\n\nNext: {plain(evidence.fix)}" if evidence.fix else ""
     return "It is not proven that this backup restores:\n\n" + "\n".join(lines) + fix

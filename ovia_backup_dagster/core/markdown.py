@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
@@ -11,6 +11,11 @@ def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
         return "none"
     lines = [head, tuple("---" for _ in head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def bullets(texts: Iterable[str]) -> str:
+    """A list; an item a text, which is Markdown."""
+    return "\n".join(f"* {text}" for text in texts)
 
 
 def plain(text: str) -> str:

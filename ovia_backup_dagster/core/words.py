@@ -27,6 +27,11 @@ def duration(span: timedelta) -> str:
     return f"{minutes} min" if minutes else f"{seconds} s"
 
 
+def seconds(count: float) -> str:
+    """``1.7 s``, ``42.0 s``; from a minute on as :func:`duration` says it."""
+    return f"{count:.1f} s" if count < 60 else duration(timedelta(seconds=count))
+
+
 def signed(change: int) -> str:
     """``+1,200``, ``-3``, ``0``."""
     return f"{change:+,}" if change else "0"

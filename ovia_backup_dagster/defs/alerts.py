@@ -6,7 +6,7 @@ When it is asked for is ``sensors``' business; how it is delivered, ``notificati
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -31,6 +31,7 @@ from ovia_backup_dagster.core.errors import (
 )
 from ovia_backup_dagster.core.freshness import AGAIN, Freshness, Level, freshness
 from ovia_backup_dagster.core.restoration import RestoreStanding
+from ovia_backup_dagster.core.standing import Mark, Question, answers
 from ovia_backup_dagster.defs import metadata
 from ovia_backup_dagster.defs.configs import AlertConfig
 from ovia_backup_dagster.defs.policies import (
@@ -209,37 +210,66 @@ def build_alert(system: BackupSystem, job_name: str) -> dg.AssetsDefinition:
         kinds={"alert"},
         owners=OWNERS,
         retry_policy=retry,
-        description="Tells people, through BACKUP_NOTIFY_URLS, that the newest dump is too old, missing, or dated in "
-        "the future, that the daily backup failed, that a restore drill failed or is overdue, that a restore was left "
-        "unfinished, that `kept_databases_job` failed; or that this is over. "
-        "Materialized by `backup_freshness_sensor`; launched by hand it says how things stand, and sends only if "
-        "something is wrong.",
+        check_specs=[
+            dg.AssetCheckSpec(question.value, asset=ours.key(NAME), description=question.description)
+            for question in Question
+        ],
+        description="How the backups stand, a check for each question. Tells people, through BACKUP_NOTIFY_URLS, that "
+        "the newest dump is too old, missing, or dated in the future, that the daily backup failed, that a restore "
+        "drill failed or is overdue, that a restore was left unfinished, that `kept_databases_job` failed; or that "
+        "this is over. Materialized by `backup_freshness_sensor`, also when all is well, after each day's backup; "
+        "launched by hand it says how things stand, and sends only if something is wrong.",
     )
     def backup_freshness_alert(
         context: dg.AssetExecutionContext, config: AlertConfig, backups: Backups
-    ) -> dg.MaterializeResult[None]:
+    ) -> Iterator[dg.MaterializeResult[None]]:
         with explained(context, backups):
             now = datetime.now(UTC)
             state = condition(backups, now, context.instance, job_name)
             failed = state.failed or last_failed_run(context.instance, job_name, run_tags(backups.settings))
+            results = list(check_results(state, failed, job_name, now))
             shown = metadata.of_freshness(state.found) if state.found else {}
             if failed is not None:
                 shown["last_failed_run"] = dg.MetadataValue.dagster_run(failed.run_id)
                 shown["last_failure"] = dg.MetadataValue.text(failed.reason)
             if config.episode:
                 shown["episode"] = dg.MetadataValue.text(config.episode)
-            if not state.trouble and not config.all_clear:
+            if state.trouble or config.all_clear:
+                title, body = message(backups, state, failed, since=config.episode)
+                context.log.info(f"{title}\n{body}")
+                delivery = backups.notifier.send(title, body, failure=bool(state.trouble))
+                if delivery.failed:
+                    context.log.warning(f"not everybody was told: {', '.join(delivery.failed)}")
+                shown |= {"title": dg.MetadataValue.text(title), "message": dg.MetadataValue.text(body)}
+                shown |= metadata.of_delivery(delivery)
+            else:
                 shown["message"] = dg.MetadataValue.text("nothing is wrong; nobody was told")
-                return dg.MaterializeResult(metadata=shown)
-            title, body = message(backups, state, failed, since=config.episode)
-            context.log.info(f"{title}\n{body}")
-            delivery = backups.notifier.send(title, body, failure=bool(state.trouble))
-            if delivery.failed:
-                context.log.warning(f"not everybody was told: {', '.join(delivery.failed)}")
-            shown |= {"title": dg.MetadataValue.text(title), "message": dg.MetadataValue.text(body)}
-            return dg.MaterializeResult(metadata=shown | metadata.of_delivery(delivery))
+        yield dg.MaterializeResult(metadata=shown, check_results=results)
 
     return backup_freshness_alert
+
+
+def check_results(
+    state: Condition, failed: FailedRun | None, job_name: str, now: datetime
+) -> Iterator[dg.AssetCheckResult]:
+    """A result for each question: red exactly where people are told of something.
+
+    Args:
+        state: how the backups stand.
+        failed: the last failed run, if it explains anything.
+        job_name: whose run that is.
+        now: the present (UTC).
+    """
+    run = f"{job_name} failed at {failed.at:%Y-%m-%d %H:%M} UTC: {failed.reason}" if failed else ""
+    for answer in answers(state.troubles, state.found, state.drills, state.restores, run, now):
+        unknown = answer.mark is Mark.UNKNOWN
+        yield dg.AssetCheckResult(
+            check_name=answer.question.value,
+            passed=answer.mark is Mark.WELL,
+            severity=dg.AssetCheckSeverity.WARN if unknown else dg.AssetCheckSeverity.ERROR,
+            description=answer.text,
+            metadata={"next": dg.MetadataValue.text(answer.fix)} if answer.fix else None,
+        )
 
 
 def message(system: BackupSystem, state: Condition, failed: FailedRun | None, *, since: str = "") -> tuple[str, str]:

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 import dagster as dg
 
 from ovia_backup_dagster.core.verdict import Check, Judgement
+from ovia_backup_dagster.defs import metadata
 
+#: Before what a check found that passed all the same.
+ODD = "Odd, and worth a look: "
 #: In the order in which they are made: when one stage fails, the later ones are not made.
 _STAGES = (
     (Check.MATCHES_MANIFEST,),
@@ -25,7 +28,10 @@ def check_specs(asset: dg.AssetKey) -> list[dg.AssetCheckSpec]:
 
 
 def check_results(judgement: Judgement, backup: str) -> Iterator[dg.AssetCheckResult]:
-    """A result for each check. One that could not be made warns, and says why: left out, it would look failed."""
+    """A result for each check. What is odd passes, with a note: Dagster shows a warning as failed.
+
+    A check that could not be made has not passed, and says why: left out, it would count as failed without a word.
+    """
     unmade = ""
     for stage in _STAGES:
         if unmade:
@@ -44,9 +50,9 @@ def check_results(judgement: Judgement, backup: str) -> Iterator[dg.AssetCheckRe
             wrong += findings
             yield dg.AssetCheckResult(
                 check_name=check.value,
-                passed=not findings,
+                passed=check.is_odd or not findings,
                 severity=dg.AssetCheckSeverity.WARN if check.is_odd else dg.AssetCheckSeverity.ERROR,
-                description="; ".join(findings) or None,
-                metadata={"backup": backup, **({"findings": "\n".join(findings)} if findings else {})},
+                description=(ODD if check.is_odd and findings else "") + "; ".join(findings) or None,
+                metadata={"backup": backup, **({"findings": metadata.of_list(findings)} if findings else {})},
             )
         unmade = "; ".join(wrong)

@@ -9,6 +9,8 @@ import dagster as dg
 
 from ovia_backup_dagster.core.drill import DrillCheck, Evidence, Result
 from ovia_backup_dagster.defs import metadata
+from ovia_backup_dagster.defs.assets import DUMP_VERIFICATION
+from ovia_backup_dagster.defs.checks import ODD
 from ovia_backup_dagster.defs.configs import DrillConfig, DrillPlace
 from ovia_backup_dagster.defs.policies import OWNERS, explained, names
 from ovia_backup_dagster.defs.resources import Backups
@@ -26,6 +28,7 @@ def build_drill(settings: Settings) -> dg.AssetsDefinition:
 
     @dg.asset(
         key=ours.key(NAME),
+        deps=[ours.key(DUMP_VERIFICATION)],
         group_name=ours.backup_group,
         kinds={"postgres"},
         owners=OWNERS,
@@ -56,11 +59,13 @@ def build_drill(settings: Settings) -> dg.AssetsDefinition:
             evidence = driller.drill(
                 backup, choice, launched_by=_launcher(context.run), run_id=context.run.run_id, log=context.log.info
             )
+        if evidence.trouble is None:
+            # First: Dagster shows a check's result with the materialization before it.
+            yield dg.MaterializeResult(metadata=metadata.of_drill(evidence, driller.drills.path))
         yield from _check_results(evidence)
         if evidence.trouble is not None:
             with explained(context, backups):
                 raise evidence.trouble
-        yield dg.MaterializeResult(metadata=metadata.of_drill(evidence, driller.drills.path))
 
     return restore_drill
 
@@ -75,17 +80,21 @@ def _launcher(run: dg.DagsterRun) -> str:
 
 
 def _check_results(evidence: Evidence) -> Iterator[dg.AssetCheckResult]:
-    """A result for each check. One that was not made warns, and says why: left out, it would look failed."""
+    """A result for each check. What is odd passes, with a note: Dagster shows a warning as failed.
+
+    A check that was not made has not passed, and says why: left out, it would count as failed without a word.
+    """
     made = {line.check: line for line in evidence.lines}
     for check in DrillCheck:
         line = made.get(check)
         result = line.result if line else Result.NOT_MADE
-        # A check that nobody asked for is no reason to worry.
-        passed = result is Result.PASSED or (line is not None and result is Result.NOT_MADE)
+        # A check that was not asked for is no reason to worry, and what is odd is none to call the drill failed.
+        passed = result in (Result.PASSED, Result.ODD) or (line is not None and result is Result.NOT_MADE)
+        note = ODD if result is Result.ODD else ""
         yield dg.AssetCheckResult(
             check_name=check.value,
             passed=passed,
             severity=dg.AssetCheckSeverity.ERROR if result is Result.FAILED else dg.AssetCheckSeverity.WARN,
-            description=line.text if line else _UNMADE,
+            description=note + line.text if line else _UNMADE,
             metadata={"backup": evidence.backup},
         )

@@ -5,24 +5,25 @@ Numbers are plotted over time, so they keep their names and units: bytes and sec
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
 
+from ovia_backup_dagster.core import drill_page
 from ovia_backup_dagster.core.catalog import Backup
 from ovia_backup_dagster.core.drill import Evidence
 from ovia_backup_dagster.core.freshness import Freshness
 from ovia_backup_dagster.core.housekeeping import Promoted, Pruned
 from ovia_backup_dagster.core.manifest import Manifest
+from ovia_backup_dagster.core.markdown import bullets, code, plain
 from ovia_backup_dagster.core.restoration import Record
 from ovia_backup_dagster.core.retention import Plan
 from ovia_backup_dagster.core.words import signed
-from ovia_backup_dagster.doctor.report import Level, Line
+from ovia_backup_dagster.doctor.report import Level, Line, markdown, summary
 from ovia_backup_dagster.notifications import Delivery
 from ovia_backup_dagster.postgres.verification import Verified
-from ovia_backup_dagster.restoration.plan import Plan as RestorePlan
 
 Metadata = dict[str, dg.MetadataValue]
 
@@ -59,8 +60,13 @@ def of_verification(verified: Verified) -> Metadata:
         "compared_with": dg.MetadataValue.text(verified.previous.path.name if verified.previous else "nothing"),
     }
     if judgement.oddities:
-        metadata["odd"] = dg.MetadataValue.md("\n".join(f"* {_plain(text)}" for text in judgement.oddities))
+        metadata["odd"] = of_list(judgement.oddities)
     return metadata
+
+
+def of_list(texts: Iterable[str]) -> dg.MetadataValue:
+    """What was found, an item each."""
+    return dg.MetadataValue.md(bullets(map(plain, texts)))
 
 
 def of_promotion(promoted: Promoted) -> Metadata:
@@ -122,25 +128,18 @@ def of_delivery(delivery: Delivery) -> Metadata:
 
 
 def of_drill(evidence: Evidence, folder: Path) -> Metadata:
-    """``restore_drill``: the evidence; the numbers are plotted over drills."""
-    records = [
-        dg.TableRecord({"check": line.check.value, "result": line.result.value, "found": line.text})
-        for line in evidence.lines
-    ]
-    tables = [dg.TableRecord({"table": t.name, "rows": t.rows, "size_bytes": t.size_bytes}) for t in evidence.tables]
-    columns = [dg.TableColumn("table"), dg.TableColumn("rows", "int"), dg.TableColumn("size_bytes", "int")]
+    """``restore_drill``: the evidence, what matters first; the numbers are plotted over drills."""
+    file = folder / f"{evidence.filename}.md"
     found: Metadata = {
+        "summary": dg.MetadataValue.md(drill_page.gist(evidence)),
+        "evidence": dg.MetadataValue.md(drill_page.page(evidence)),
+        "evidence_file": _path(file, folder.parent),
         "backup": dg.MetadataValue.text(evidence.backup),
-        "evidence": dg.MetadataValue.path(str(folder / f"{evidence.filename}.md")),
         "launched_by": dg.MetadataValue.text(evidence.launched_by),
         "restored_into": dg.MetadataValue.text(evidence.place),
-        "confinement": dg.MetadataValue.text(evidence.confinement),
+        "confinement": dg.MetadataValue.md(plain(evidence.confinement) or "none"),
         "rows": dg.MetadataValue.int(evidence.rows),
         "backup_bytes": dg.MetadataValue.int(evidence.backup_bytes),
-        "checks": dg.MetadataValue.table(
-            records=records, schema=dg.TableSchema([dg.TableColumn(name) for name in ("check", "result", "found")])
-        ),
-        "tables": dg.MetadataValue.table(records=tables, schema=dg.TableSchema(columns)),
         "odd": dg.MetadataValue.int(len(evidence.oddities)),
         **{f"{name.replace(' ', '_')}_seconds": dg.MetadataValue.float(n) for name, n in evidence.phases.items()},
     }
@@ -153,9 +152,9 @@ def of_drill(evidence: Evidence, folder: Path) -> Metadata:
     return found
 
 
-def of_restore_plan(plan: RestorePlan) -> Metadata:
+def of_restore_plan(lines: Iterable[str]) -> Metadata:
     """``restore_job``: what it is going to do."""
-    return {"plan": dg.MetadataValue.md("\n".join(f"* {_plain(line)}" for line in plan.lines()))}
+    return {"plan": of_list(lines)}
 
 
 def of_word(word: str) -> Metadata:
@@ -180,22 +179,19 @@ def of_restore(record: Record, folder: Path, page: str) -> Metadata:
 
 
 def of_report(lines: Sequence[Line]) -> Metadata:
-    """``backup_doctor``: what was found, and how to mend it."""
-    records = [
-        dg.TableRecord(
-            {
-                "level": line.level.value,
-                "area": line.area.value,
-                "found": line.text,
-                "mend": " ".join((line.fix, *line.sql)).strip(),
-            }
-        )
-        # What is wrong stands first.
-        for line in sorted(lines, key=lambda line: list(Level).index(line.level), reverse=True)
-    ]
-    schema = dg.TableSchema([dg.TableColumn(name) for name in ("level", "area", "found", "mend")])
+    """``backup_doctor``: what was found, and how to mend it; what is wrong stands first."""
+    wrong = [line for line in lines if line.level is not Level.OK]
     counts = {level.value: dg.MetadataValue.int(sum(line.level is level for line in lines)) for level in Level}
-    return {"report": dg.MetadataValue.table(records=records, schema=schema), **counts}
+    return {
+        "summary": dg.MetadataValue.md(f"{summary(lines)}\n\n{markdown(wrong)}" if wrong else summary(lines)),
+        "report": dg.MetadataValue.md(markdown(lines)),
+        **counts,
+    }
+
+
+def of_area(lines: Sequence[Line]) -> Metadata:
+    """A check of ``backup_doctor``: what was found in its area."""
+    return {"found": dg.MetadataValue.md(markdown(lines, named=False))}
 
 
 def _table(rows: Mapping[str, int], before: Mapping[str, int] | None) -> dg.MetadataValue:
@@ -217,6 +213,6 @@ def _hours(span: timedelta) -> float:
     return round(span.total_seconds() / 3600, 2)
 
 
-def _plain(text: str) -> str:
-    """Names come from the database, and may hold anything: no Markdown of theirs."""
-    return "`" + text.replace("`", "'").replace("\n", " ") + "`"
+def _path(path: Path, root: Path) -> dg.MetadataValue:
+    """A file on the volume. As Markdown: Dagster breaks no path into lines, and so cuts off all that stands with it."""
+    return dg.MetadataValue.md(f"{code(str(path.relative_to(root)))} in {code(str(root))}")

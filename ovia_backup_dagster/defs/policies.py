@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,11 +26,8 @@ HISTORY_PRUNING_JOB = "history_pruning_job"
 OWNERS = ["team:ovia-operations"]
 
 VOLUME_TAG = "ovia/volume"
-#: Two databases may share a Dagster instance, and their jobs' names with it. Two databases on two servers may even
-#: share their own name: the prefix tells them apart.
+#: Two databases may share a Dagster instance, and their jobs' names with it.
 DATABASE_TAG = "ovia/database"
-PREFIX_TAG = "ovia/prefix"
-_NO_PREFIX = "-"
 
 MAX_RETRIES = 3
 #: On runs that may take hours: dagster.yaml leaves slots of the queue to all others.
@@ -110,8 +107,13 @@ def names(settings: Settings) -> Names:
 
 
 def database_tags(settings: Settings) -> dict[str, str]:
-    """What marks a run of this code location."""
-    return {DATABASE_TAG: settings.postgres_db, PREFIX_TAG: settings.backup_asset_prefix or _NO_PREFIX}
+    """What marks a run of this code location: ``ovia``, or ``crm/ovia`` where there is a prefix.
+
+    Two databases on two servers may share their name: the prefix tells them apart. One tag, since a search for runs
+    cannot ask for a tag's absence; and never the same for two, whatever slashes their names contain.
+    """
+    prefix, database = settings.backup_asset_prefix, settings.postgres_db
+    return {DATABASE_TAG: f"{prefix}/{database}" if prefix or "/" in database else database}
 
 
 def run_tags(settings: Settings) -> dict[str, str]:
@@ -141,17 +143,22 @@ def freshness(backups: BackupSystem) -> dg.FreshnessPolicy:
 
 @contextmanager
 def explained(
-    context: dg.AssetExecutionContext | dg.OpExecutionContext, backups: BackupSystem, *, retry: bool = True
+    context: dg.AssetExecutionContext | dg.OpExecutionContext,
+    backups: BackupSystem,
+    *,
+    retry: bool = True,
+    words: Callable[[str], str] = str,
 ) -> Iterator[None]:
     """Turn our errors into Dagster's: what may pass is tried again, what will not fails at once, in one line.
 
     Args:
         retry: whether the op may be taken twice at all.
+        words: how what is said is put for whoever reads it in the UI.
     """
     try:
         yield
     except BackupError as error:
-        failure = dg.Failure(str(error), metadata=_metadata(error), allow_retries=False)
+        failure = dg.Failure(words(str(error)), metadata=_metadata(error, words), allow_retries=False)
         if retry and error.transient and context.retry_number < MAX_RETRIES:
             wait = backups.retry_seconds * 2**context.retry_number
             context.log.warning(f"{error.account}. Trying again in {wait:.0f} s")
@@ -160,12 +167,12 @@ def explained(
         raise failure from None
 
 
-def _metadata(error: BackupError) -> dict[str, dg.MetadataValue]:
-    words = {
+def _metadata(error: BackupError, words: Callable[[str], str]) -> dict[str, dg.MetadataValue]:
+    said = {
         "what": error.what,
         "why": error.why,
         "said": error.said,
         "next": error.fix,
         "kind": type(error).__name__,
     }
-    return {name: dg.MetadataValue.text(text) for name, text in words.items() if text}
+    return {name: dg.MetadataValue.text(words(text)) for name, text in said.items() if text}

@@ -12,3 +12,15 @@ from ovia_backup_dagster.system import BackupSystem
 
 #: For the annotation of an asset's ``backups`` argument.
 Backups = dg.ResourceParam[BackupSystem]
+
+
+def resource(system: BackupSystem) -> dg.ResourceDefinition:
+    """The system as Dagster's UI lists it: with a name of its own, and what it is. A bare value has none there."""
+
+    def backup_system(_: dg.InitResourceContext) -> BackupSystem:
+        return system
+
+    return dg.ResourceDefinition(
+        backup_system,
+        description="Catalog, dumper, verifier, driller and restorer of one database, made from the environment alone.",
+    )

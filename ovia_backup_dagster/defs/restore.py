@@ -12,6 +12,7 @@ from ovia_backup_dagster.core.restoration import Mode, Record, StopServices
 from ovia_backup_dagster.core.restoration_page import page
 from ovia_backup_dagster.defs import metadata
 from ovia_backup_dagster.defs.configs import RestoreAction, RestoreConfig
+from ovia_backup_dagster.defs.launchpad import in_the_ui, told
 from ovia_backup_dagster.defs.policies import (
     KEPT_DATABASES_JOB,
     NO_TIME_LIMIT,
@@ -47,13 +48,13 @@ def build_restore(settings: Settings) -> dg.JobDefinition:
         "`restores/` on the volume.",
     )
     def restore(context: dg.OpExecutionContext, config: RestoreConfig, backups: Backups) -> None:
-        with explained(context, backups, retry=False):
+        with explained(context, backups, retry=False, words=in_the_ui):
             _refuse_repetition(context.run, config.action)
             record = _act(context, config, backups)
             if record is None:
                 return
             folder = backups.restorations.folder.path
-            context.add_output_metadata(metadata.of_restore(record, folder, page(record)))
+            context.add_output_metadata(metadata.of_restore(record, folder, in_the_ui(page(record))))
             if record.error and (config.action is not RestoreAction.abort or record.outcome == "given up"):
                 raise RestoreError(record.error, fix=record.fix or f"read {folder / record.order.filename}.md")
 
@@ -115,7 +116,7 @@ def _refuse_repetition(run: dg.DagsterRun, action: RestoreAction) -> None:
 
 
 def _act(context: dg.OpExecutionContext, config: RestoreConfig, backups: BackupSystem) -> Record | None:
-    restorations, log = backups.restorations, context.log.info
+    restorations, log = backups.restorations, told(context.log.info)
     if config.without_services:
         restorations = restorations.without_services()
     if config.action is RestoreAction.resume:
@@ -125,11 +126,14 @@ def _act(context: dg.OpExecutionContext, config: RestoreConfig, backups: BackupS
     plan = _plan(context, config, backups, restorations.planner)
     for line in plan.lines():
         log(line)
-    context.add_output_metadata(metadata.of_restore_plan(plan))
+    context.add_output_metadata(metadata.of_restore_plan(map(in_the_ui, plan.lines())))
     if config.action in _ONLY_SHOWN:
         if word := restorations.offer(plan):
             does = "undo" if config.action is RestoreAction.plan_undo else "restore"
-            log(f"to do it, within an hour, the same options with action: {does} and confirm: {word}")
+            log(
+                f"nothing was changed; to do it, within an hour: launch {RESTORE_JOB} again, the same fields with "
+                f"action: {does} and confirm: {word}"
+            )
             context.add_output_metadata(metadata.of_word(word))
         return None
     return restorations.run(plan, "", log, word=config.confirm)

@@ -12,10 +12,11 @@ import dagster as dg
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ovia_backup_dagster.defs import alerts
-from ovia_backup_dagster.defs.alerts import condition
+from ovia_backup_dagster.defs.alerts import Condition, condition
 from ovia_backup_dagster.defs.configs import AlertConfig
-from ovia_backup_dagster.defs.policies import Names, names
+from ovia_backup_dagster.defs.policies import DATABASE_TAG, Names, database_tags, names
 from ovia_backup_dagster.defs.resources import Backups
+from ovia_backup_dagster.system import BackupSystem
 
 NAME = "backup_freshness_sensor"
 INTERVAL_SECONDS = 300
@@ -49,7 +50,7 @@ class Cursor(BaseModel):
 
 
 def backup_freshness_sensor(job_name: str, watched: str) -> dg.SensorDefinition:
-    """One alert a day while something is wrong, and one all-clear when it is over.
+    """One alert a day while something is wrong, one all-clear when it is over, and green for each day's backup.
 
     A run key alone would not do: Dagster remembers it whatever became of the run, so an alert that failed to
     launch would never be asked for again. So each key carries the number of the attempt, and the next attempt
@@ -69,20 +70,25 @@ def backup_freshness_sensor(job_name: str, watched: str) -> dg.SensorDefinition:
         "in the future, when the last run of the daily backup failed and no newer backup is proven, when a restore "
         "drill failed, or the last that passed is older than DRILL_MAX_AGE_DAYS, when a restore was left unfinished, "
         "when the last run of `kept_databases_job` failed, when the volume cannot be read, or does not answer in time: "
-        "once a day while it lasts, and once when it is over.",
+        "once a day while it lasts, and once when it is over. While all is well, the alert is materialized in green "
+        "after each day's backup, and nobody is told.",
     )
-    def freshness_sensor(context: dg.SensorEvaluationContext, backups: Backups) -> dg.SensorResult | dg.SkipReason:
+    def freshness_sensor(
+        context: dg.SensorEvaluationContext, backups: Backups
+    ) -> dg.SensorResult | dg.RunRequest | dg.SkipReason:
         now = datetime.now(UTC)
         state = condition(backups, now, context.instance, watched)
         cursor = _cursor(context.cursor)
-        if not state.trouble and cursor.episode is None:
-            return dg.SkipReason(state.found.text if state.found else "all is well")
         if not state.trouble and state.restores and state.restores.at_work:
             # Perhaps it is what mends the trouble. Nobody is to read meanwhile that all is well.
             return dg.SkipReason(f"waiting for its end: {state.restores.at_work}")
         ours = names(backups.settings)
         # Dagster's runs are all of the instance's.
-        whose = alerts.label(backups.settings)
+        whose = database_tags(backups.settings)[DATABASE_TAG]
+        if not state.trouble and cursor.episode is None:
+            key = f"{whose}/{_well(state, backups)}"
+            request, _ = _request(context.instance, ours, key, AlertConfig())
+            return request or dg.SkipReason(state.found.text if state.found else "all is well")
         if state.trouble:
             episode, clearing = cursor.episode, cursor.clearing
             # Trouble that returns when people believe, or are just being told, that all is well is a new episode.
@@ -106,6 +112,15 @@ def backup_freshness_sensor(job_name: str, watched: str) -> dg.SensorDefinition:
         )
 
     return freshness_sensor
+
+
+def _well(state: Condition, backups: BackupSystem) -> str:
+    """What is shown green once: each day's newest backup, and again when it is proven."""
+    found = state.found
+    if found is None or found.newest is None:
+        return "well"
+    day = found.newest.started_at.astimezone(backups.timezone).date().isoformat()
+    return f"well/{day}/{'proven' if found.proven else 'unproven'}"
 
 
 def _request(

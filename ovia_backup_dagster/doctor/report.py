@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from ovia_backup_dagster.core.errors import BackupError
+from ovia_backup_dagster.core.markdown import bullets, code, plain
 
 
 class Level(StrEnum):
@@ -31,6 +32,25 @@ class Area(StrEnum):
     RESTORES = "restores"
     ALERTS = "alerts"
     DAGSTER = "dagster"
+
+    @property
+    def description(self) -> str:
+        """What is looked at, in a sentence."""
+        return _DESCRIPTIONS[self]
+
+
+_DESCRIPTIONS = {
+    Area.SETTINGS: "The settings can be used, and the files that they name be read.",
+    Area.PROGRAMS: "The client programs are there, of the right version, and without known vulnerabilities.",
+    Area.VOLUME: "The backup volume can be written, is private, and has room; its folders and clock are right.",
+    Area.BACKUPS: "The newest backup is fresh, and no crash left anything behind.",
+    Area.SERVER: "The server answers, by a connection that is safe, and can be dumped.",
+    Area.RIGHTS: "The role that dumps may read all that a dump reads.",
+    Area.DRILLS: "A restore drill can be made, and the last one passed.",
+    Area.RESTORES: "A restore can be made, and none is unfinished.",
+    Area.ALERTS: "People can be told.",
+    Area.DAGSTER: "Dagster's daemons run, its triggers are on, and its limits keep runs apart.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +106,36 @@ def summary(lines: Sequence[Line]) -> str:
     """``3 fail, 1 warn, 20 ok``."""
     counts = {level: sum(line.level is level for line in lines) for level in reversed(Level)}
     return ", ".join(f"{count} {level}" for level, count in counts.items() if count)
+
+
+def of_area(lines: Sequence[Line], area: Area) -> list[Line]:
+    """The lines of one area, the worst first."""
+    return by_weight([line for line in lines if line.area is area])
+
+
+def by_weight(lines: Sequence[Line]) -> list[Line]:
+    """The worst first; else in their order."""
+    return sorted(lines, key=lambda line: list(Level).index(line.level), reverse=True)
+
+
+def markdown(lines: Sequence[Line], *, named: bool = True) -> str:
+    """For people who read it in a browser: an item a line, the worst first, with how to mend it.
+
+    Args:
+        lines: what was found.
+        named: whether each says its area.
+    """
+    return bullets(map(_item, by_weight(lines), [named] * len(lines))) if lines else "Nothing was looked at."
+
+
+def _item(line: Line, named: bool) -> str:
+    area = f" {line.area}:" if named else ""
+    item = f"**{line.level}**{area} {plain(line.text)}"
+    if line.fix:
+        item += f"\n  * Next: {plain(line.fix)}"
+    if line.sql:
+        item += "\n  * " + "\n  * ".join(map(code, line.sql))
+    return item
 
 
 def as_dict(line: Line) -> dict[str, Any]:

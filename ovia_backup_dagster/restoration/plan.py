@@ -348,7 +348,7 @@ class Planner:
         until = replaced(back, record.swapped_at if record else None)
         facts = {
             "undo": f"{back.name} ({_size(back.size_bytes)}), {until}, is live again",
-            "kept": f"what is live now stays as {order.kept}: ovia-backup undo-restore swaps back to it",
+            "kept": f"what is live now stays as {order.kept}; to swap back to it: ovia-backup undo-restore",
             "since": f"{self._since(record, live)}; it stays in {order.kept}",
             "sessions": _sessions([*live.sessions, *standing(server, back.name).sessions]),
         }

@@ -194,7 +194,7 @@ def test_the_page_of_a_drill_that_passed() -> None:
     text = page(evidence())
 
     assert text.startswith("# Restore drill of `ovia_daily_2026-06-15_030000.dump`: passed\n")
-    assert "Recovery time to expect: 10.5 s" in text
+    assert "Recovery time to expect: **10.5 s**" in text
     assert "an operator" in text
     assert "| `public.people` | 5,000 | 8.2 kB |" in text
     assert all(check.value in text for check in DrillCheck)

@@ -23,6 +23,7 @@ from dagster._core.storage.runs.schema import RunsTable
 
 from ovia_backup_dagster.core.catalog import Backup, Catalog
 from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.core.restoration import Journal, Mode, Order
 from ovia_backup_dagster.definitions import build_defs
 from ovia_backup_dagster.defs.schedules import usable_schedules
 from ovia_backup_dagster.postgres.client import Connection, Programs
@@ -193,6 +194,12 @@ def checks(result: dg.ExecuteInProcessResult) -> dict[str, tuple[bool, dg.AssetC
     return {check.check_name: (check.passed, check.severity) for check in result.get_asset_check_evaluations()}
 
 
+def about(result: dg.ExecuteInProcessResult) -> set[str | None]:
+    """The runs of the materializations that the checks' results are shown with; ``None`` of what was never made."""
+    targets = [check.target_materialization_data for check in result.get_asset_check_evaluations()]
+    return {target.run_id if target else None for target in targets}
+
+
 def records(table: object) -> list[dict[str, Any]]:
     """A table metadata's records, given its ``value``."""
     assert isinstance(table, dg.TableMetadataValue)
@@ -267,6 +274,24 @@ def age_run(instance: dg.DagsterInstance, run_id: str, age: timedelta, *, ended:
         values |= {"start_time": at.timestamp(), "end_time": at.timestamp()}
     with storage.connect() as connection:
         connection.execute(RunsTable.update().where(RunsTable.c.run_id == run_id).values(values))
+
+
+def begin(location: Location) -> Journal:
+    """What a process that was killed right away leaves."""
+    settings, folder = location.settings, location.system.restores
+    folder.prepare()
+    order = Order(
+        mode=Mode.SWAP,
+        started_at=datetime(2026, 6, 30, 10, tzinfo=UTC),
+        database=settings.postgres_db,
+        backup="a backup",
+        host="db",
+        port=5432,
+        incoming=f"{settings.postgres_db}_restore_20260630100000",
+        launched_by="a test",
+        made_by="a test",
+    )
+    return folder.begin(order)
 
 
 def frozen(at: datetime) -> type[datetime]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,19 @@ from ovia_backup_dagster.defs.policies import run_tags
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster_tests.conftest import NewDatabase, free_port
 from ovia_backup_dagster_tests.conftest import snapshot as files_of
+from ovia_backup_dagster_tests.core.factories import drill_evidence
 from ovia_backup_dagster_tests.defs.conftest import NewLocation
 from ovia_backup_dagster_tests.defs.receiver import Receiver, receiver
 from ovia_backup_dagster_tests.defs.support import (
     ALERT,
     ALERT_JOB,
+    DAILY_JOB,
+    KEPT_JOB,
     Location,
+    about,
     backdate,
+    begin,
+    checks,
     environment,
     failed_steps,
     failure,
@@ -177,6 +184,104 @@ def test_an_all_clear_that_comes_too_late_says_what_is_wrong(bare: NewLocation, 
     assert alert(location, all_clear=True).success
     assert people.titles == ["[sample] there is no backup"]
     assert people.messages[0]["type"] == "failure"
+
+
+# ---------------------------------------------------------------- what is green, and what red
+
+QUESTIONS = (
+    "backups_fresh",
+    "backups_verified",
+    "backups_proven",
+    "restores_finished",
+    "runs_succeeded",
+    "settings_usable",
+)
+
+
+def red(result: dg.ExecuteInProcessResult) -> set[str]:
+    """The checks that did not pass, of this materialization."""
+    assert result.success
+    assert tuple(checks(result)) == QUESTIONS
+    assert about(result) == {result.run_id}
+    return {name for name, (passed, _) in checks(result).items() if not passed}
+
+
+def said(result: dg.ExecuteInProcessResult) -> dict[str, str]:
+    return {check.check_name: check.description or "" for check in result.get_asset_check_evaluations()}
+
+
+def test_all_is_green_when_all_is_well(bare: NewLocation, people: Receiver) -> None:
+    location: Location = bare(BACKUP_NOTIFY_URLS=people.url)
+    path = old_dump(location.catalog, timedelta(hours=25))
+    result = alert(location)
+    assert red(result) == set()
+    assert said(result) == {
+        "backups_fresh": f"the newest backup, {path.name}, is 1 d 1 h old (not verified yet)",
+        "backups_verified": "the newest backup is not verified yet",
+        "backups_proven": "no restore drill has passed yet",
+        "restores_finished": "none is unfinished",
+        "runs_succeeded": "no run has failed of which people would be told",
+        "settings_usable": "all of them can be used",
+    }
+    assert red(alert(location, all_clear=True)) == set()
+    assert len(people.messages) == 1
+
+
+def test_what_people_are_told_is_red(bare: NewLocation, volume: Path) -> None:
+    """Each trouble, alone, in the check that asks for it."""
+    location: Location = bare()
+    # Where there is none, there is none to verify, either.
+    assert red(alert(location)) == {"backups_fresh", "backups_verified"}
+    old_dump(location.catalog, timedelta(days=3))
+    stale = alert(location)
+    assert red(stale) == {"backups_fresh"}
+    assert checks(stale)["backups_fresh"] == (False, dg.AssetCheckSeverity.ERROR)
+    assert "1 d 22 h too old" in said(stale)["backups_fresh"]
+
+    old_dump(location.catalog, timedelta(hours=1))
+    drill_evidence(location.catalog, datetime.now(UTC), passed=False)
+    drilled = alert(location)
+    assert red(drilled) == {"backups_proven"}
+    assert "failed: it does not restore" in said(drilled)["backups_proven"]
+    drill_evidence(location.catalog, datetime.now(UTC) + timedelta(seconds=1), passed=True)
+    assert red(alert(location)) == set()
+
+    for job in (DAILY_JOB, KEPT_JOB):
+        run = location.instance.create_run_for_job(
+            job_def=location.job(job), tags=run_tags(location.settings), status=dg.DagsterRunStatus.STARTED
+        )
+        location.instance.report_run_failed(run, message="killed by the kernel")
+        failed = alert(location)
+        assert red(failed) == {"runs_succeeded"}
+        assert f"{job} failed at " in said(failed)["runs_succeeded"]
+
+    unusable: Location = bare(BACKUP_DAILY_KEEP="none")
+    assert red(alert(unusable)) == {"runs_succeeded", "settings_usable"}
+    begin(location)
+    assert red(alert(location)) == {"runs_succeeded", "restores_finished"}
+    shutil.rmtree(volume)
+    volume.write_text("no folder")
+    # Nothing is known of what stands on it, and that is not green.
+    assert red(alert(location)) == {
+        "backups_fresh",
+        "backups_verified",
+        "backups_proven",
+        "restores_finished",
+        "runs_succeeded",
+    }
+
+
+def test_a_failed_run_is_red_beside_the_backup_that_it_leaves_stale(bare: NewLocation) -> None:
+    """The message names it, though the backup's age is what people are told of."""
+    location: Location = bare()
+    old_dump(location.catalog, timedelta(days=3))
+    run = location.instance.create_run_for_job(
+        job_def=location.job(), tags=run_tags(location.settings), status=dg.DagsterRunStatus.STARTED
+    )
+    location.instance.report_run_failed(run, message="killed by the kernel")
+    result = alert(location)
+    assert red(result) == {"backups_fresh", "runs_succeeded"}
+    assert said(result)["runs_succeeded"].endswith(" UTC: killed by the kernel")
 
 
 # ---------------------------------------------------------------- the last failed run

@@ -81,7 +81,7 @@ ASSETS: dict[str, dict[str, Any]] = {
         "checks": {},
     },
     "restore_drill": {
-        "deps": [],
+        "deps": ["dump_verification"],
         "group": "backup",
         "kinds": ["postgres"],
         "owners": ["team:ovia-operations"],
@@ -119,7 +119,14 @@ ASSETS: dict[str, dict[str, Any]] = {
         # Not the volume's: people must be told while a dump hangs.
         "pool": None,
         "freshness": None,
-        "checks": {},
+        "checks": {
+            "backups_fresh": "warns",
+            "backups_verified": "warns",
+            "backups_proven": "warns",
+            "restores_finished": "warns",
+            "runs_succeeded": "warns",
+            "settings_usable": "warns",
+        },
     },
     "backup_doctor": {
         "deps": [],
@@ -129,45 +136,54 @@ ASSETS: dict[str, dict[str, Any]] = {
         # It looks, and holds nobody up.
         "pool": None,
         "freshness": None,
-        "checks": {},
+        "checks": {
+            "settings": "warns",
+            "programs": "warns",
+            "volume": "warns",
+            "backups": "warns",
+            "server": "warns",
+            "rights": "warns",
+            "drills": "warns",
+            "restores": "warns",
+            "alerts": "warns",
+            "dagster": "warns",
+        },
     },
 }
 
 JOBS: dict[str, dict[str, Any]] = {
     "daily_backup_job": {
         "assets": {"daily_dump", "dump_verification", "weekly_promotion", "retention_pruning"},
-        "tags": {"ovia/database": "ovia", "ovia/prefix": "-", "ovia/volume": "/backups", "ovia/long": "dump"},
+        "tags": {"ovia/database": "ovia", "ovia/volume": "/backups", "ovia/long": "dump"},
     },
     "freshness_alert_job": {
         "assets": {"backup_freshness_alert"},
-        "tags": {"ovia/database": "ovia", "ovia/prefix": "-", "dagster/priority": "3"},
+        "tags": {"ovia/database": "ovia", "dagster/priority": "3"},
     },
     "doctor_job": {
         "assets": {"backup_doctor"},
-        "tags": {"ovia/database": "ovia", "ovia/prefix": "-", "dagster/priority": "1"},
+        "tags": {"ovia/database": "ovia", "dagster/priority": "1"},
     },
     "restore_drill_job": {
         "assets": {"restore_drill"},
         "tags": {
             "ovia/database": "ovia",
-            "ovia/prefix": "-",
             "ovia/long": "drill",
             "dagster/priority": "-1",
             "dagster/max_runtime": "22500",
         },
     },
-    "history_pruning_job": {"assets": set(), "tags": {"ovia/database": "ovia", "ovia/prefix": "-"}},
+    "history_pruning_job": {"assets": set(), "tags": {"ovia/database": "ovia"}},
     "restore_job": {
         "assets": set(),
         "tags": {
             "ovia/database": "ovia",
-            "ovia/prefix": "-",
             "dagster/max_retries": "0",
             "dagster/max_runtime": "0",
             "dagster/priority": "2",
         },
     },
-    "kept_databases_job": {"assets": set(), "tags": {"ovia/database": "ovia", "ovia/prefix": "-"}},
+    "kept_databases_job": {"assets": set(), "tags": {"ovia/database": "ovia"}},
 }
 
 LAUNCHPAD = {
@@ -288,8 +304,25 @@ def test_sensor() -> None:
 def test_resources_and_their_overriding() -> None:
     settings = load(HOST)
     assert set(build_defs(settings).resources or {}) == {"backups"}
+    assert system_of(build_defs(settings)).settings.postgres_host == HOST["POSTGRES_HOST"]
     stand_in = BackupSystem(settings, retry_seconds=7)
-    assert dict(build_defs(settings, resource_overrides={"backups": stand_in}).resources or {}) == {"backups": stand_in}
+    assert system_of(build_defs(settings, resource_overrides={"backups": stand_in})) is stand_in
+
+
+def system_of(defs: dg.Definitions) -> BackupSystem:
+    """What assets get as ``backups``."""
+    with dg.build_resources(dict(defs.resources or {})) as made:
+        system = made.backups
+    assert isinstance(system, BackupSystem)
+    return system
+
+
+def test_the_resource_has_a_name_in_the_ui() -> None:
+    """A bare value would be listed as ``<lambda>``."""
+    backups = (build_defs(load(HOST)).resources or {})["backups"]
+    assert isinstance(backups, dg.ResourceDefinition)
+    assert backups.resource_fn.__name__ == "backup_system"
+    assert backups.description
 
 
 def test_no_secret_stands_in_the_definitions() -> None:
@@ -388,12 +421,21 @@ def test_hostile_names_load(name: str) -> None:
     """They become tags of runs."""
     defs = build_defs(load({**HOST, "POSTGRES_DB": name, "BACKUP_DIR": f"/backups/{name}"}))
     dg.Definitions.validate_loadable(defs)
-    assert defs.resolve_job_def(DAILY_JOB).tags["ovia/database"] == name
+    tag = defs.resolve_job_def(DAILY_JOB).tags["ovia/database"]
+    assert tag.removeprefix("/") == name
+    prefixed = build_defs(load({**HOST, "POSTGRES_DB": name, "BACKUP_ASSET_PREFIX": "crm"}))
+    assert prefixed.resolve_job_def(DAILY_JOB).tags["ovia/database"] == f"crm/{name}" != tag
+
+
+def test_no_two_databases_have_the_same_tag() -> None:
+    others = [{"POSTGRES_DB": "crm/ovia"}, {"BACKUP_ASSET_PREFIX": "crm"}, {"BACKUP_ASSET_PREFIX": "ovia"}, {}]
+    tags = [build_defs(load({**HOST, **other})).resolve_job_def(DAILY_JOB).tags["ovia/database"] for other in others]
+    assert tags == ["/crm/ovia", "crm/ovia", "ovia/ovia", "ovia"]
 
 
 def test_several_bad_settings_are_all_named() -> None:
     settings = load({"POSTGRES_PORT": "0", "BACKUP_SCHEDULE": "a b c d e", "BACKUP_WEEKLY_DAY": "x"})
-    problems = build_defs(settings).resources["backups"].settings.problems  # type: ignore[index]
+    problems = system_of(build_defs(settings)).settings.problems
     assert [problem.partition(":")[0] for problem in problems] == [
         "POSTGRES_HOST is not set",
         "POSTGRES_PORT",

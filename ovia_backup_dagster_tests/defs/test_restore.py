@@ -396,7 +396,7 @@ def test_a_restore_is_given_up_by_its_own_word(
             run(backed_up, action="abort", confirm=typed)
         )
     result = run(backed_up, action="abort")
-    assert "to restore another: ovia-backup restore --abort" in refused(result)
+    assert "to restore another: launch restore_job with action: abort" in refused(result)
     [own] = re.findall(r"with confirm: (\S+) gives it up", backed_up.logs(result.run_id))
     assert folder.unfinished() is not None
     result = run(backed_up, action="abort", confirm=own)

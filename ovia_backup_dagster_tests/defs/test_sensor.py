@@ -26,7 +26,7 @@ from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobO
 from ovia_backup_dagster.core.errors import PrivilegeError, SettingsError
 from ovia_backup_dagster.core.freshness import AGAIN
 from ovia_backup_dagster.core.locking import lock_holder
-from ovia_backup_dagster.core.restoration import Journal, Mark, Mode, Order
+from ovia_backup_dagster.core.restoration import Mark
 from ovia_backup_dagster.defs.policies import run_tags
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster_tests.conftest import snapshot as files_of
@@ -40,6 +40,7 @@ from ovia_backup_dagster_tests.defs.support import (
     KEPT_JOB,
     Location,
     backdate,
+    begin,
     dagster,
     environment,
     flip_byte,
@@ -69,7 +70,8 @@ class Daemon:
         clock: what sensor and alert believe the time is; ``None`` is the present.
         cursor: as the last tick left it.
         skipped: why the last tick asked for nothing.
-        requests: all that was asked for so far.
+        requests: all that was asked for so far, but for what only shows that all is well.
+        shown_well: the keys of those.
     """
 
     location: Location
@@ -80,6 +82,7 @@ class Daemon:
 
     def __post_init__(self) -> None:
         self.requests: list[dg.RunRequest] = []
+        self.shown_well: list[str] = []
         if self.clock is not None:
             self.at(self.clock)
 
@@ -97,6 +100,16 @@ class Daemon:
         return old_dump(self.location.catalog, age, now=self.clock)
 
     def tick(self) -> dg.RunRequest | None:
+        """Evaluate the sensor; a run that only shows that all is well is made at once, and the next tick is given."""
+        request = self.evaluate()
+        if request is None or "/well" not in str(request.run_key):
+            return request
+        self.requests.remove(request)
+        self.shown_well.append(str(request.run_key))
+        self.create(request, dg.DagsterRunStatus.SUCCESS)
+        return self.tick()
+
+    def evaluate(self) -> dg.RunRequest | None:
         """Evaluate the sensor once."""
         defs = self.location.defs
         resources = {"backups": self.location.system}
@@ -268,7 +281,77 @@ def test_the_old_scripts_dump_counts(daemon: Daemon) -> None:
     """At cut-over there are no manifests and no events at all."""
     daemon.put(timedelta(hours=5))
     assert daemon.tick() is None
-    assert daemon.location.instance.get_runs() == []
+    assert daemon.requests == []
+
+
+# ---------------------------------------------------------------- all is well: green once a day
+
+
+def test_what_is_well_is_shown_once_for_each_days_backup_and_again_when_it_is_proven(
+    database: Connection,
+    volume: Path,
+    bin_dir: Path,
+    instance: dg.DagsterInstance,
+    people: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = load(environment(database, volume, bin_dir, BACKUP_NOTIFY_URLS=people.url))
+    daemon = Daemon(Location(settings, instance), monkeypatch, clock=None)
+    location = daemon.location
+    backup = location.dump()
+    request = daemon.evaluate()
+    assert daemon.run(request)
+    assert request is not None
+    assert request.run_config["ops"][ALERT]["config"] == {"all_clear": False, "episode": ""}
+    for _ in range(3):
+        assert daemon.evaluate() is None
+        assert "(not verified yet)" in (daemon.skipped or "")
+    location.verify(backup)
+    assert daemon.run(daemon.evaluate())
+    assert daemon.evaluate() is None
+    assert "(proven)" in (daemon.skipped or "")
+    # Another one of the same day is nothing new.
+    time.sleep(1.1)
+    location.verify(location.dump())
+    assert daemon.evaluate() is None
+    assert len(daemon.requests) == 2
+    assert people.asked == 0
+    assert daemon.cursor is None
+
+
+def test_each_day_what_is_well_is_shown_anew(daemon: Daemon, people: Receiver) -> None:
+    for _ in range(3):
+        daemon.later(timedelta(days=1)).put(timedelta(hours=2))
+        assert daemon.run(daemon.evaluate())
+        for _ in range(3):
+            assert daemon.later(timedelta(hours=1)).evaluate() is None
+    assert len({request.run_key for request in daemon.requests}) == 3
+    assert people.asked == 0
+
+
+def test_a_run_for_what_is_well_that_fails_is_asked_for_again_five_times_at_most(daemon: Daemon) -> None:
+    daemon.put(timedelta(hours=2))
+    for _ in range(5):
+        daemon.create(daemon.evaluate(), dg.DagsterRunStatus.FAILURE)
+    assert daemon.evaluate() is None
+
+
+def test_nothing_is_shown_well_while_a_restore_is_under_way(daemon: Daemon) -> None:
+    daemon.put(timedelta(hours=2))
+    begin(daemon.location)
+    with daemon.location.system.restores.lock("ovia-backup restore", NOON):
+        assert daemon.evaluate() is None
+        assert (daemon.skipped or "").startswith("waiting for its end: ovia-backup restore (")
+
+
+def test_trouble_after_what_was_well_is_told_the_same_day(daemon: Daemon, people: Receiver) -> None:
+    path = daemon.put(timedelta(hours=2))
+    assert daemon.run(daemon.evaluate())
+    path.unlink()
+    assert daemon.run(daemon.evaluate())
+    daemon.put(timedelta(hours=1))
+    assert daemon.run(daemon.evaluate())
+    assert people.titles == ["[sample] there is no backup", "[sample] all is well with the backups again"]
 
 
 # ---------------------------------------------------------------- one alert per episode and day
@@ -699,24 +782,6 @@ def start(location: Location, *command: str) -> subprocess.Popen[bytes]:
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-
-
-def begin(location: Location) -> Journal:
-    """What a process that was killed right away leaves."""
-    settings, folder = location.settings, location.system.restores
-    folder.prepare()
-    order = Order(
-        mode=Mode.SWAP,
-        started_at=datetime(2026, 6, 30, 10, tzinfo=UTC),
-        database=settings.postgres_db,
-        backup="a backup",
-        host="db",
-        port=5432,
-        incoming=f"{settings.postgres_db}_restore_20260630100000",
-        launched_by="a test",
-        made_by="a test",
-    )
-    return folder.begin(order)
 
 
 def test_a_restore_that_is_killed_is_told_until_it_is_finished_or_put_back(real: Daemon, people: Receiver) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -48,7 +49,7 @@ from ovia_backup_dagster.doctor.report import Area, Level, Line, as_dict, from_d
 from ovia_backup_dagster.settings import Settings
 from ovia_backup_dagster_tests.conftest import REPOSITORY, free_port
 from ovia_backup_dagster_tests.defs.conftest import NewLocation
-from ovia_backup_dagster_tests.defs.support import Location, failure, load, materialized, records
+from ovia_backup_dagster_tests.defs.support import Location, about, checks, failure, load, materialized
 from ovia_backup_dagster_tests.doctor.support import as_it_should, levels, repaired, the
 
 pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
@@ -334,6 +335,13 @@ def test_the_job_fails_with_what_will_fail(bare: NewLocation) -> None:
     assert " fail, " in text
     assert "Connection refused" in text
     assert "Next: pg_isready -h 127.0.0.1" in location.logs(result.run_id)
+    # What was found stands on the asset's page all the same, a check for each area.
+    (found,) = materialized(result).values()
+    assert "Connection refused" in found["summary"]
+    red = [name for name, (passed, _) in checks(result).items() if not passed]
+    assert "server" in red
+    assert f"{found['fail']} fail" in found["summary"]
+    assert about(result) == {result.run_id}
 
 
 def test_the_job_reports_what_is_well(new_location: NewLocation, bin_dir: Path, tmp_path: Path) -> None:
@@ -342,11 +350,17 @@ def test_the_job_reports_what_is_well(new_location: NewLocation, bin_dir: Path, 
     result = location.run("doctor_job")
     assert result.success, failure(result)
     (found,) = materialized(result).values()
-    table = records(found["report"])
-    assert [row["level"] for row in table] == sorted((row["level"] for row in table), reverse=True)
+    said = re.findall(r"^\* \*\*(\w+)\*\* (\w+): ", found["report"], re.MULTILINE)
+    assert [level for level, _ in said] == sorted((level for level, _ in said), reverse=True)
     assert found["fail"] == 0
-    assert found["ok"] == sum(row["level"] == "ok" for row in table)
-    assert {row["area"] for row in table} == {area.value for area in Area}
+    assert found["ok"] == sum(level == "ok" for level, _ in said)
+    assert {area for _, area in said} == {area.value for area in Area}
+    # What is only worth mending passes, with a note.
+    assert found["warn"] > 0
+    assert {passed for passed, _ in checks(result).values()} == {True}
+    assert list(checks(result)) == [area.value for area in Area]
+    told = {check.check_name: check.description or "" for check in result.get_asset_check_evaluations()}
+    assert told["alerts"].startswith("1 warn: nobody is told")
 
 
 # ------------------------------------------------------------------------------------------ the code server

@@ -41,7 +41,7 @@ def browsing() -> Iterator[Browser]:
 
 
 @contextmanager
-def visiting(browser: Browser, url: str, width: int = 1400, height: int = 800) -> Iterator[Site]:
+def visiting(browser: Browser, url: str, width: int = 1440, height: int = 800) -> Iterator[Site]:
     """A person who opens the UI for the first time."""
     context = browser.new_context(
         base_url=url,
@@ -179,6 +179,37 @@ class Site:
         rows = table.get_by_role("row").filter(has=self.page.get_by_role("cell")).all()
         return [tuple(" ".join(cell.split()) for cell in row.get_by_role("cell").all_inner_texts()) for row in rows]
 
+    def cut_off(self) -> list[str]:
+        """The keys of the metadata on an asset's page whose values are not all to be seen."""
+        rows = self.page.get_by_role("row").filter(has=self.page.get_by_role("cell")).all()
+        cells = [row.get_by_role("cell") for row in rows if row.get_by_role("cell").count() == 3]
+        assert cells
+        return [cell.first.inner_text() for cell in cells if self.reaches_out(cell.nth(2))]
+
+    def reaches_out(self, what: Locator) -> bool:
+        """Whether a part of it, seen from left to right, lies outside of what holds it, or of the window."""
+        reaches: bool = what.evaluate(
+            """what => {
+                const inside = (part, whole) => part.getBoundingClientRect().right <= whole + 1;
+                for (let box = what; box; box = box.parentElement)
+                    if (box === what || getComputedStyle(box).overflowX !== "visible") {
+                        const edge = Math.min(box.getBoundingClientRect().right, innerWidth);
+                        if (![what, ...what.querySelectorAll("*")].every(part => inside(part, edge))) return true;
+                    }
+                return false;
+            }"""
+        )
+        return reaches
+
+    @contextmanager
+    def markdown(self, key: str) -> Iterator[Locator]:
+        """Markdown that is too long to stand among the metadata on an asset's page."""
+        self.metadata(key).get_by_text("[Show Markdown]").click()
+        dialog = self.page.get_by_role("dialog")
+        yield dialog
+        self.page.keyboard.press("Escape")
+        expect(dialog).to_have_count(0)
+
     def plot(self, key: str) -> Locator:
         """The plot of a number among the metadata on an asset's page."""
         self.page.get_by_text("Plots", exact=True).first.click()
@@ -189,6 +220,10 @@ class Site:
         """A check's page, from its asset's."""
         self.page.get_by_role("tab", name="Checks", exact=True).click()
         self.page.get_by_text(name, exact=True).first.click()
+
+    def verdict(self, word: str) -> Locator:
+        """The result of the check whose page is open, if it is this."""
+        return self.page.get_by_text("Evaluation result").locator("..").get_by_text(word, exact=True)
 
 
 def colour(words: Locator) -> str:

@@ -5,6 +5,7 @@ What the tests of the UI and the README's pictures look at. How to look is ``bro
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -33,6 +35,8 @@ from ovia_backup_dagster_tests.defs.support import OURS, backdate, environment, 
 
 DATABASE = "ovia"
 AGE = timedelta(hours=30)
+_SENSOR = """{ repositoryLocationName: "ovia_backup_dagster", repositoryName: "__repository__",
+    sensorName: "backup_freshness_sensor" }"""
 
 #: What has changed in the database since that backup, as the UI says it.
 CHANGES = {"public.audit_events": "+240", "public.people": "+3", "public.sync_watermarks": "-2"}
@@ -77,6 +81,21 @@ class Deployment:
                 query = sql.SQL("SELECT count(*) FROM {}" if partitioned else "SELECT count(*) FROM ONLY {}")
                 [(counts[quoted],)] = session.execute(query.format(sql.Identifier(schema, name)))
             return counts
+
+    def stop_sensor(self) -> None:
+        """Nothing is looked at by itself from now on."""
+        found = self._ask("{ sensorOrError(sensorSelector: " + _SENSOR + ") { ... on Sensor { sensorState { id } } } }")
+        stopped = self._ask("mutation($id: String!) { stopSensor(id: $id) { __typename } }", found["sensorState"]["id"])
+        assert stopped["__typename"] == "StopSensorMutationResult"
+
+    def _ask(self, query: str, state: str = "") -> dict[str, Any]:
+        """The only answer of a GraphQL query."""
+        body = json.dumps({"query": query, "variables": {"id": state}}).encode()
+        request = urllib.request.Request(f"{self.url}/graphql", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as response:
+            [answer] = json.load(response)["data"].values()
+        assert isinstance(answer, dict)
+        return answer
 
     @property
     def newest(self) -> Backup:

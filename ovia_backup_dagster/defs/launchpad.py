@@ -1,0 +1,101 @@
+"""What is said of a restore, for those who read it in Dagster's UI: fields of a Launchpad instead of options.
+
+The words are chosen once, where a plan is made, and name commands. Here each command that has its like in the UI
+becomes that. What only a terminal can do, as to list the kept databases, stays a command.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterator
+
+from ovia_backup_dagster.defs.policies import RESTORE_JOB
+
+#: A word of a shell, bare or quoted.
+_VALUE = r"""(?:'[^']*'|"[^"]*"|[^\s;,()'"`])+"""
+#: A backup: told from the next word of a sentence.
+_BACKUP = rf"(?:latest\b|BACKUP\b|(?=\S*[._/']){_VALUE})"
+_WITH_VALUE = ("mode", "into", "stop-services", "scale", "create-privileged-role", "yes-destroy", "kept")
+_ALONE = ("new-host", "create-roles", "even-if-damaged", "auto-undo", "without-services", "resume", "abort")
+_OPTION = (
+    rf"(?<![\w-])--(?:(?P<name>{'|'.join(_WITH_VALUE)})\b(?:[ =](?P<value>{_VALUE}))?|(?P<alone>{'|'.join(_ALONE)})\b)"
+)
+_OPTIONS = rf"(?: {re.sub(r'[?]P<[a-z]+>', '?:', _OPTION)})*"
+_COMMANDS = re.compile(
+    rf"ovia-backup (?:restore --(?P<look>help|history)"
+    rf"|restore(?: (?P<backup>{_BACKUP}))?(?P<restore>{_OPTIONS})"
+    rf"|undo-restore(?! --(?:list|forget))(?P<undo>{_OPTIONS})"
+    rf"|accept (?P<accepted>{_BACKUP})"
+    rf"|(?P<list>list)\b)"
+)
+_LOOKS = {"help": f"see the fields in the Launchpad of {RESTORE_JOB}", "history": f"see the runs of {RESTORE_JOB}"}
+_LISTING = "the page of retention_pruning has them all"
+
+
+def in_the_ui(text: str) -> str:
+    """The same, with what the UI has instead of commands."""
+    return re.sub(_OPTION, _bare, _COMMANDS.sub(_command, text))
+
+
+def _command(found: re.Match[str]) -> str:
+    if look := found["look"]:
+        return _LOOKS[look]
+    if found["list"]:
+        return _LISTING
+    if accepted := found["accepted"]:
+        return f"materialize dump_verification with accept: true, backup: {_scalar(accepted)}"
+    fields = [] if found["undo"] is None else ["action: plan_undo"]
+    if found["backup"]:
+        fields.append(f"backup: {_scalar(found['backup'])}")
+    fields += _fields(found["restore"] or found["undo"] or "")
+    return f"launch {RESTORE_JOB}" + (f" with {', '.join(fields)}" if fields else "")
+
+
+def _bare(found: re.Match[str]) -> str:
+    """An option that a sentence names."""
+    fields = list(_fields(found[0]))
+    return ", ".join(fields) or found[0]
+
+
+def _fields(options: str) -> Iterator[str]:
+    roles, replicas = [], []
+    for found in re.finditer(_OPTION, options):
+        name, value, alone = found["name"], found["value"] or "", found["alone"]
+        if alone in ("resume", "abort"):
+            yield f"action: {alone}"
+        elif alone:
+            yield f"{alone.replace('-', '_')}: true"
+        elif name == "stop-services":
+            yield f"stop_services_first: {json.dumps(value == 'first')}"
+        elif name == "create-privileged-role":
+            roles.append(_scalar(value))
+        elif name == "scale":
+            service, _, count = value.rpartition("=")
+            replicas.append(f"{_scalar(service)}: {count}")
+        # What a terminal asks to be repeated, a run asks for by a word, which it tells itself.
+        elif name != "yes-destroy":
+            yield f"{name}: {_scalar(value)}".rstrip()
+    if roles:
+        yield f"privileged_roles: [{', '.join(roles)}]"
+    if replicas:
+        yield f"replicas: {{{', '.join(replicas)}}}"
+
+
+def _scalar(word: str) -> str:
+    """A shell's word as YAML writes it."""
+    value = "".join(shlex.split(word))
+    return value if re.fullmatch(r"[A-Za-z_][\w./-]*", value) or not value else json.dumps(value)
+
+
+Log = Callable[[str], None]
+
+
+def told(log: Log) -> Log:
+    """A log that is read in the UI."""
+
+    def tell(text: str) -> None:
+        log(in_the_ui(text))
+
+    return tell
