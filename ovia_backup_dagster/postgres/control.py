@@ -19,18 +19,21 @@ from ovia_backup_dagster.postgres.session import connect
 
 #: Names as bytes: an encoding may have no codec here, and in SQL_ASCII they need not be text at all.
 _NAMES = """
-    SELECT convert_to(name, CASE sent WHEN 'SQL_ASCII' THEN sent ELSE %s END) AS dumped,
-           convert_to(name, sent) AS name,
-           convert_to(coalesce(columns, ''), sent) AS columns
+    SELECT convert_to(name, CASE stored WHEN 'SQL_ASCII' THEN stored ELSE %s END) AS dumped,
+           convert_to(name, stored) AS name,
+           convert_to(coalesce(columns, ''), stored) AS columns
     FROM (
         SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS name,
-               CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END AS sent,
+               getdatabaseencoding()::text AS stored,
                (SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) FROM pg_attribute a
                 WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '') AS columns
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE c.relkind IN ('r', 'p') AND n.nspname <> 'pg_catalog'
     ) AS tables
 """
+#: What is taken out is put back as it was, byte for byte: in any other encoding than this, which stands for none, the
+#: server would convert it, and refuse what is no text.
+_AS_STORED = "SET client_encoding = 'SQL_ASCII'"
 Session = psycopg.Connection[dict[str, Any]]
 
 
@@ -59,6 +62,7 @@ def control(reader: Rereader, tables: Iterable[TableWitness]) -> Control:
     """
     filled = sorted((table for table in tables if table.rows), key=lambda table: (table.rows, table.name))
     with connect(reader.copy) as session:
+        session.execute(_AS_STORED)
         names = _names(session, reader.encoding)
         for table in filled:
             name = names.get(table.name)
@@ -99,10 +103,12 @@ def _take_row(session: Session, name: _Name) -> bytes | None:
         try:
             with session.transaction():
                 _without_triggers(session)
-                found = session.execute(b"SELECT tableoid, ctid::text AS ctid FROM " + target + b" LIMIT 1").fetchone()
+                # As bytes: without an encoding, there is no text.
+                ask = b"SELECT tableoid, convert_to(ctid::text, 'SQL_ASCII') AS ctid FROM " + target + b" LIMIT 1"
+                found = session.execute(ask).fetchone()
                 if found is None:
                     continue
-                where = f" WHERE tableoid = {found['tableoid']} AND ctid = '{found['ctid']}'::tid".encode()
+                where = b" WHERE tableoid = %d AND ctid = '%s'::tid" % (found["tableoid"], found["ctid"])
                 query = b"COPY (SELECT " + name.columns + b" FROM " + target + where + b") TO STDOUT"
                 with session.cursor().copy(query) as copied:
                     row = b"".join(map(bytes, copied))

@@ -20,6 +20,7 @@ from ovia_backup_dagster.core.comparison import redacted
 from ovia_backup_dagster.core.errors import ArchiveFormatError, BackupError, ProgramError
 from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.postgres.client import start
+from ovia_backup_dagster.postgres.values import raw_text
 from ovia_backup_dagster.postgres.watch import Watch
 
 #: Small enough to stay in the processor's cache while it is searched, counted and hashed, and for its copies to come
@@ -372,5 +373,5 @@ def _not_understood(where: str, statement: bytes) -> ArchiveFormatError:
 
 
 def text_of(raw: bytes) -> str:
-    # Names in a database of another encoding than UTF-8 stay distinct, and can be written as JSON.
-    return raw.decode("utf-8", "backslashreplace")
+    # Names in a database of another encoding than UTF-8.
+    return raw_text(raw)

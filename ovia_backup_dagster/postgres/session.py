@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import psycopg
-from psycopg.abc import PQGen
+from psycopg.abc import Buffer, PQGen
+from psycopg.adapt import Loader
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
@@ -34,6 +35,7 @@ from ovia_backup_dagster.postgres.session_settings import (
     read_options,
     unended,
 )
+from ovia_backup_dagster.postgres.values import raw_text
 
 T = TypeVar("T")
 #: The server itself ends an ordinary question after a minute: one that is not even answered so is silent.
@@ -111,6 +113,24 @@ class _SilenceError(psycopg.OperationalError):
     pass
 
 
+class _LenientText(Loader):
+    """Text as UTF-8, as all of it is that can be: what is none stays distinct, and can be shown and written down.
+
+    Roles' and databases' names belong to the cluster, whose databases need not agree about an encoding.
+    """
+
+    def load(self, data: Buffer) -> str:
+        return raw_text(bytes(data))
+
+
+def _take_any_text(session: psycopg.Connection[Any]) -> None:
+    for kind in ("text", "name", "varchar", "bpchar"):
+        session.adapters.register_loader(kind, _LenientText)
+    # Such a server converts nothing, and to any other encoding it refuses what is no text in it.
+    if session.info.parameter_status("server_encoding") == "SQL_ASCII":
+        session.execute("SET client_encoding = 'SQL_ASCII'")
+
+
 def _answered(gen: PQGen[T], seconds: float) -> PQGen[T]:
     """Pass on what libpq waits for, until nothing has come for too long."""
     answer = None
@@ -164,6 +184,7 @@ def connect(
             # A failure is known by its SQLSTATE; this is for the words that people are shown.
             if session.info.server_version >= 150000:
                 session.execute(_ENGLISH)
+            _take_any_text(session)
             yield session
     except (psycopg.Error, UnicodeError) as error:
         raise diagnose_error(error, what=f"a question to {connection} failed", connection=connection) from None

@@ -72,6 +72,11 @@ def is_raised(text: str) -> bool:
     return bool(_RAISED.search(text) or _FOREIGN.search(text))
 
 
+def raw_text(raw: bytes) -> str:
+    """Bytes as text: what is no UTF-8 stays distinct, and can be written as JSON."""
+    return raw.decode("utf-8", "backslashreplace")
+
+
 def text_of(error: psycopg.Error | UnicodeError) -> str:
     """An error as a client program would print it: the server's, with its context; else libpq's own words."""
     diag = error.diag if isinstance(error, psycopg.Error) else None

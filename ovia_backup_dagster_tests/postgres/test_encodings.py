@@ -1,0 +1,106 @@
+"""Databases whose names and rows are in other encodings than UTF-8, or in none: backed up, proven and restored.
+
+Nothing is converted on the way: what is sent to the server is bytes, as an application in that encoding sends them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from ovia_backup_dagster.core.drill import DrillCheck
+from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.postgres.drill import Where
+from ovia_backup_dagster_tests.conftest import PortCluster, running_cluster
+from ovia_backup_dagster_tests.e2e.test_cli import Cli
+from ovia_backup_dagster_tests.postgres.drilling import Drilling, assert_passed, by_check, database
+
+#: Of each encoding, a word in it. In SQL_ASCII it is text in no encoding.
+WORDS = {
+    "SQL_ASCII": b"M\xfcller \xe9\x80 \xe6\x97",
+    "EUC_JP": "日本語、ﾃｽﾄ".encode("euc_jp"),
+    "LATIN1": "Größe ÿ".encode("latin-1"),
+    "KOI8R": "Привет".encode("koi8-r"),
+}
+#: Names, rows, values and comments of every kind, and each table's first row one that is no UTF-8.
+SCHEMA = b"""
+CREATE TABLE t (a text PRIMARY KEY);
+INSERT INTO t VALUES ('%(w)s'), ('x%(w)s');
+CREATE TYPE "k%(w)s" AS ENUM ('%(w)s', 'plain');
+CREATE SCHEMA "s%(w)s";
+CREATE TABLE "s%(w)s"."T%(w)s" ("c%(w)s" text DEFAULT '%(w)s' CHECK ("c%(w)s" <> 'no%(w)s'), e "k%(w)s", n int);
+INSERT INTO "s%(w)s"."T%(w)s" VALUES ('%(w)s', '%(w)s', 1), (E'tab\\tline\\n%(w)s\\\\', 'plain', 2);
+CREATE INDEX "i%(w)s" ON "s%(w)s"."T%(w)s" ("c%(w)s");
+CREATE SEQUENCE "q%(w)s"; SELECT setval('"q%(w)s"', 42);
+CREATE VIEW "v%(w)s" AS SELECT * FROM "s%(w)s"."T%(w)s" WHERE "c%(w)s" = '%(w)s';
+CREATE MATERIALIZED VIEW "m%(w)s" AS SELECT a FROM t;
+CREATE FUNCTION "f%(w)s"() RETURNS text LANGUAGE sql AS $$ SELECT '%(w)s'::text $$;
+COMMENT ON TABLE t IS 'of %(w)s';
+CREATE TABLE "p%(w)s" (k text) PARTITION BY LIST (k);
+CREATE TABLE "p1%(w)s" PARTITION OF "p%(w)s" FOR VALUES IN ('%(w)s');
+INSERT INTO "p%(w)s" VALUES ('%(w)s');
+SELECT lo_from_bytea(4711, '\\x00ff'); COMMENT ON LARGE OBJECT 4711 IS '%(w)s';
+ALTER TABLE t OWNER TO %(role)s;
+"""
+
+
+@pytest.fixture(scope="module")
+def boss(full_bin_dir: Path) -> Iterator[PortCluster]:
+    """A server of their own: one database's role bears a name that others cannot read."""
+    with running_cluster(full_bin_dir) as cluster:
+        yield cluster
+
+
+@contextmanager
+def filled(boss: PortCluster, encoding: str) -> Iterator[Connection]:
+    with database(boss, f"enc_{encoding.lower()}", f"ENCODING '{encoding}' LOCALE 'C'") as source:
+        role = f"role_{encoding.lower()}".encode()
+        # No conversion, whatever the database's encoding.
+        with psycopg.connect(
+            host=source.host, port=source.port, dbname=source.database, user=source.user, autocommit=True
+        ) as session:
+            session.execute("SET client_encoding = 'SQL_ASCII'")
+            session.execute(b"CREATE ROLE %s" % role)
+            session.execute(SCHEMA % {b"w": WORDS[encoding], b"role": role})
+        yield source
+
+
+@pytest.mark.parametrize("encoding", WORDS)
+def test_names_and_rows_in_it(encoding: str, boss: PortCluster, full_bin_dir: Path, tmp_path: Path) -> None:
+    with filled(boss, encoding) as source:
+        drilling = Drilling(source, full_bin_dir, tmp_path / "backups")
+        evidence = drilling.dump_and_drill()
+        assert_passed(evidence)
+        assert by_check(evidence)[DrillCheck.CONTROL].text.startswith("a row less in ")
+        if encoding in ("SQL_ASCII", "EUC_JP"):
+            assert_passed(drilling.drill(Where.DATABASE))
+        cli = Cli(
+            {
+                "POSTGRES_HOST": source.host,
+                "POSTGRES_PORT": str(source.port),
+                "POSTGRES_DB": source.database,
+                "POSTGRES_USER": source.user,
+                "BACKUP_DIR": str(tmp_path / "backups"),
+                "PG_BIN_DIR": str(full_bin_dir),
+            }
+        )
+        before = content(source)
+        with psycopg.connect(host=source.host, port=source.port, dbname=source.database, user=source.user) as session:
+            session.execute("TRUNCATE t")
+        done = cli("restore", "latest", "--yes-destroy", source.database)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert content(source) == before
+
+
+def content(source: Connection) -> list[tuple[bytes, ...]]:
+    """What a psql of that encoding would see, as bytes."""
+    with psycopg.connect(host=source.host, port=source.port, dbname=source.database, user=source.user) as session:
+        session.execute("SET client_encoding = 'SQL_ASCII'")
+        rows = "SELECT convert_to(a, getdatabaseencoding()) FROM t ORDER BY a"
+        names = "SELECT convert_to(relname::text, getdatabaseencoding()) FROM pg_class WHERE oid >= 16384"
+        found = session.execute(rows.encode()).fetchall()
+        return found + session.execute(f"{names} AND relname !~ '^pg_toast' ORDER BY 1".encode()).fetchall()
