@@ -1,9 +1,9 @@
 """Finds and runs PostgreSQL's client programs.
 
 Argument vectors are tuples, never shell text. A child gets an environment made here, nothing inherited but
-``PATH`` and ``HOME``: no ``PG*`` variable of the surroundings reaches it, and the password travels in its
-environment only. What the programs are run *for* is the business of the sibling modules, and what they say
-when they fail that of ``diagnosis``.
+``PATH``, ``HOME`` and ``LD_LIBRARY_PATH``: no ``PG*`` variable of the surroundings reaches it, and the password
+travels in its environment only. What the programs are run *for* is the business of the sibling modules, and what they
+say when they fail that of ``diagnosis``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import re
 import shutil
 import struct
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from urllib.parse import quote, urlencode
 from pydantic import SecretStr
 
 from ovia_backup_dagster.core.errors import BackupError, CompressionUnsupportedError, ProgramMissingError
+from ovia_backup_dagster.postgres import libraries
 from ovia_backup_dagster.postgres.sandbox import Sandbox
 from ovia_backup_dagster.postgres.watch import Standing, Watch, Watchdog
 
@@ -289,7 +291,9 @@ def start(
         BackupError: it stood still, and was ended: what ``watch`` says of it, whatever the block made of that.
     """
     program = Path(command[0]).name
-    variables = dict(variables or {})
+    # Not for our launcher, which is told to give it to the program alone.
+    own = {} if command[0] == sys.executable else libraries.environment(command[0])
+    variables = {**own, **(variables or {})}
     if watch is not None and "PGAPPNAME" in variables:
         # By this name its sessions are known to the server.
         variables["PGAPPNAME"] += f" {os.getpid()}.{next(_numbers)}"
@@ -363,8 +367,8 @@ def messages(stderr: str) -> tuple[str, ...]:
 
 
 def minimal_environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """A program's environment: these variables, and nothing inherited but ``PATH`` and ``HOME``."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    """A program's environment: these variables, and of ours ``PATH``, ``HOME`` and where libraries are."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", libraries.VARIABLE) if name in os.environ}
     # Messages in English, as the diagnoses expect; times in UTC.
     return {**kept, "LC_ALL": "C", "TZ": "UTC", **variables}
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ovia_backup_dagster.core.errors import ProgramError, StalledError
+from ovia_backup_dagster.postgres import libraries
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster.postgres.sandbox import Sandbox
 from ovia_backup_dagster.postgres.values import without_values
@@ -199,13 +200,18 @@ class Cluster:
 
         The copy is out of reach of what is confined, or it could be changed, and would be run unconfined.
         """
-        if account() is None or may_enter(self.bin_dir):
+        apart = [Path(folder) for folder in libraries.given() if not may_enter(Path(folder))]
+        if account() is None or (may_enter(self.bin_dir) and not apart):
             return self.bin_dir / name
         copy = (self.folder.parent if self.sandbox else self.folder) / "programs"
         if not copy.exists():
             partial = copy.with_name("programs.partial")
             shutil.rmtree(partial, ignore_errors=True)
             shutil.copytree(self.bin_dir.parent, partial, symlinks=True)
+            for library in (found for folder in apart for found in folder.glob("*.so*")):
+                (partial / "lib").mkdir(exist_ok=True)
+                if not (partial / "lib" / library.name).exists():
+                    shutil.copy(library, partial / "lib")
             with contextlib.suppress(FileNotFoundError):
                 partial.chmod(0o755)
             partial.rename(copy)
@@ -214,7 +220,8 @@ class Cluster:
     @property
     def environment(self) -> dict[str, str]:
         """What its programs find in their environment."""
-        return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
+        kept = {name: os.environ[name] for name in (libraries.VARIABLE,) if name in os.environ}
+        return {**kept, "PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
 
     def _call(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         owner = account()
@@ -232,7 +239,7 @@ class Cluster:
                 stderr=subprocess.STDOUT,
                 check=False,
                 cwd=self.folder,
-                env=self.environment,
+                env={**self.environment, **({} if self.sandbox else libraries.environment(command[0]))},
                 user=owner.pw_uid if owner else None,
                 group=owner.pw_gid if owner else None,
                 extra_groups=[] if owner else None,

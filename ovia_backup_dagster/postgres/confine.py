@@ -9,7 +9,8 @@ fork and exec; it imports nothing of this package and little else, since it star
 confined, and to what, is the business of ``sandbox``.
 
 Options, in any order: ``write=`` and ``read=PATH``; ``sockets=FOLDER`` (it may make and remove sockets there, and no
-link: others connect to what bears their name); ``fork`` (the program may start others); ``as=``, ``files=`` and
+link: others connect to what bears their name); ``fork`` (the program may start others); ``library=PATH`` (where the
+program, and not this one, looks for shared libraries); ``as=``, ``files=`` and
 ``nproc=N`` (limits of the kernel's); ``uid=``, ``gid=`` (under root: become this account); ``require`` (refuse to run
 what cannot be confined); ``off`` (confine nothing); ``landlock=N`` (act as under a kernel that has version N);
 ``probe`` (instead of a program: try to get out, and print what was possible).
@@ -287,6 +288,8 @@ def become(options: Options) -> None:
             raise OSError(errno.EPERM, "; ".join(missing))
         for ignored in (13, 25):  # Python ignores SIGPIPE and SIGXFSZ, and the program would inherit that
             _libc.signal(ignored, None)
+        if "library" in options:
+            os.environ["LD_LIBRARY_PATH"] = options.one("library")
         os.execv(command[0], command)  # noqa: S606
     except OSError as error:
         os.write(2, f"{CANNOT} {command[0]}: {error.strerror or error}\n".encode())
