@@ -13,7 +13,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -219,6 +219,13 @@ def entries(listing: str) -> list[str]:
 @contextmanager
 def use_list(listing: str, wanted: Callable[[str], bool]) -> Iterator[str]:
     """The argument that makes pg_restore take only the entries of a contents list that are wanted."""
+    with use_lines(match[0] for match in _ENTRY.finditer(listing) if wanted(match[2])) as chosen:
+        yield chosen
+
+
+@contextmanager
+def use_lines(lines: Iterable[str]) -> Iterator[str]:
+    """The argument that makes pg_restore take these lines of a contents list, in this order."""
     folder = Path(tempfile.gettempdir())
     with contextlib.ExitStack() as removing:
         # Half a list would restore half a backup.
@@ -226,13 +233,18 @@ def use_list(listing: str, wanted: Callable[[str], bool]) -> Iterator[str]:
             descriptor, name = tempfile.mkstemp(suffix=".list", dir=folder)
             removing.callback(os.unlink, name)
             with open(descriptor, "w", encoding="utf-8", errors="replace") as file:
-                file.writelines(f"{match[0]}\n" for match in _ENTRY.finditer(listing) if wanted(match[2]))
+                file.writelines(f"{line}\n" for line in lines)
         yield f"{_USE_LIST}{name}"
 
 
 def schema_text(programs: Programs, path: Path, *options: str) -> bytes:
     """The schema of an archive as SQL, without the lines that differ each time."""
     return _VOLATILE.sub(b"", _sql(programs, path, "--schema-only", *options))
+
+
+def annotated_schema(programs: Programs, path: Path) -> str:
+    """The schema of an archive as SQL, each entry with its number and what it depends on."""
+    return text_of(_sql(programs, path, "--schema-only", "--verbose"))
 
 
 def tablespaces(programs: Programs, path: Path) -> tuple[str, ...]:

@@ -41,6 +41,8 @@ KEEPALIVES = {
     "tcp_user_timeout": 90_000,
 }
 _STDERR_LIMIT = 128 * 1024
+#: Of a program that says of each of many thousands of things what became of it.
+_LONG_STDERR = 8 * 1024 * 1024
 #: Below what is no folder there is none, and libpq says nothing about that.
 _NO_FILE = f"{os.devnull}/none"
 #: Docker gives ten to a container that is stopped, for all that it has to end.
@@ -276,6 +278,7 @@ def start(
     pipe_stdout: bool = False,
     pass_fds: Sequence[int] = (),
     watch: Watch | None = None,
+    noise: re.Pattern[bytes] | None = None,
 ) -> Iterator[Child]:
     """Start a program; it has ended when the block is left, whatever the reason.
 
@@ -285,6 +288,7 @@ def start(
         pipe_stdout: give its standard output as a pipe; else it goes nowhere.
         pass_fds: descriptors it inherits, e.g. the lock's.
         watch: how long it may stand still; ``None``: for ever.
+        noise: how those lines of its standard error begin that are not kept.
 
     Raises:
         ProgramMissingError: it cannot be started.
@@ -313,7 +317,7 @@ def start(
         ) from error
     stderr = bytearray()
     assert process.stderr is not None
-    drain = threading.Thread(target=_read_all, args=(process.stderr, stderr), daemon=True)
+    drain = threading.Thread(target=_read_all, args=(process.stderr, stderr, noise), daemon=True)
     drain.start()
     watchdog = None
     if watch is not None:
@@ -373,13 +377,18 @@ def minimal_environment(variables: Mapping[str, str]) -> dict[str, str]:
     return {**kept, "LC_ALL": "C", "TZ": "UTC", **variables}
 
 
-def _read_all(pipe: IO[bytes], into: bytearray) -> None:
+def _read_all(pipe: IO[bytes], into: bytearray, noise: re.Pattern[bytes] | None = None) -> None:
     # It is read to the end, or a full pipe would stop the program; kept are the beginning and the end, where the
     # reason stands.
+    rest, limit = b"", _STDERR_LIMIT if noise is None else _LONG_STDERR
     while chunk := pipe.read1(65536):  # type: ignore[attr-defined]
+        if noise is not None:
+            *lines, rest = (rest + chunk).split(b"\n")
+            chunk = b"".join(line + b"\n" for line in lines if b"TOC entry" in line or not noise.match(line))
         into += chunk
-        if len(into) > 2 * _STDERR_LIMIT:
-            del into[_STDERR_LIMIT : len(into) - _STDERR_LIMIT]
+        if len(into) > 2 * limit:
+            del into[limit : len(into) - limit]
+    into += rest
 
 
 def _raise_why(watchdog: Watchdog | None) -> None:

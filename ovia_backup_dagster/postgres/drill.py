@@ -80,7 +80,7 @@ class Choice:
     Attributes:
         where: ``auto`` is a throwaway cluster, or the scratch database where server programs are missing and a
             server was named for it.
-        jobs: how many entries pg_restore restores at a time; at least two.
+        jobs: how many entries pg_restore restores at a time.
         keep: leave the copy for a look, until the next drill.
         trust_archive: restore even where a superuser would run others' functions on the source's own cluster.
     """

@@ -78,7 +78,8 @@ class Proof:
         source: the database that is backed up; asked how it writes values, for a dump that does not say so itself.
         backup: to be restored.
         log: told what happens.
-        jobs: how many entries pg_restore restores at a time; at least two, for one may change the order of rows.
+        jobs: how many entries pg_restore restores at a time. One alone fills the holes that large rows leave: the
+            rows are the same, in another order.
         lines: a line for each check that was made.
         phases: name -> seconds, in order.
         versions: of what took part.
@@ -111,9 +112,6 @@ class Proof:
     copy_bytes: int | None = field(default=None, init=False)
     settings: InEffect = field(default=InEffect(), init=False)
     _unsure: bool = field(default=False, init=False)
-
-    def __post_init__(self) -> None:
-        self.jobs = max(2, self.jobs)
 
     # ---- the backup
 
@@ -216,19 +214,22 @@ class Proof:
                 with_owners=copy.with_owners,
                 live=copy.live,
                 settings=settings,
+                rescue=f"ovia-backup restore {self.verifier.catalog.word(self.backup)} --mode new --even-if-damaged",
             )
             try:
                 archive = self.backup.path, listing, self.source_bytes, self.log
                 if despite_errors:
-                    self.lost = restorer.salvage(*archive)
+                    salvaged = restorer.salvage(*archive)
+                    self.lost = salvaged.lost
+                    notes += salvaged.notes
                 else:
-                    restorer.restore(*archive)
+                    notes += restorer.restore(*archive)
             except BackupError as error:
                 error = throwaway.explained(error, copy)
                 check = DrillCheck.EXTENSIONS if isinstance(error, ExtensionMissingError) else DrillCheck.RESTORED
                 self.add(check, [error.account, *settings.notes, *settings.quietly])
                 raise error from None
-        passed = f"{self.jobs} jobs, {self.phases['restore']:.1f} s, no error"
+        passed = f"{self.jobs} job{'s' if self.jobs > 1 else ''}, {self.phases['restore']:.1f} s, no error"
         self.add(DrillCheck.RESTORED, self.lost, odd=notes, passed=passed)
         with self.phase("materialized views"):
             self._prove_refreshed(restorer)
@@ -446,7 +447,11 @@ class Proof:
                 "the dump does not say in which time zone it was written, and the source could not be asked: it may be "
             )
             bad.insert(0, f"{hint}that alone")
-        self.add(DrillCheck.TABLES, bad, odd=odd, passed=f"{found.rows:,} rows in {len(found.tables):,} tables")
+        passed = f"{found.rows:,} rows in {len(found.tables):,} tables"
+        if self.jobs == 1 and odd:
+            # One job fills the holes that large rows leave: that is how it was asked for.
+            passed, odd = f"{passed}; of {len(odd)}, in another order, as one job may load them", []
+        self.add(DrillCheck.TABLES, bad, odd=odd, passed=passed)
 
     def _prove_contents(
         self,

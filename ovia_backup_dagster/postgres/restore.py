@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -16,17 +17,31 @@ from pathlib import Path
 import psycopg
 
 from ovia_backup_dagster.core import errors
-from ovia_backup_dagster.core.comparison import left_out, redacted
-from ovia_backup_dagster.core.errors import BackupError, RestoreError
+from ovia_backup_dagster.core.comparison import left_out
+from ovia_backup_dagster.core.errors import ArchiveDamagedError, BackupError
+from ovia_backup_dagster.core.loading import Entry, Leaning, Order, entries_of, may_lean, order_of
 from ovia_backup_dagster.core.words import duration, human_bytes
-from ovia_backup_dagster.postgres.archive import argument, entries, use_list
+from ovia_backup_dagster.postgres.archive import annotated_schema, argument, use_lines
 from ovia_backup_dagster.postgres.asking import diagnose_program, in_english
 from ovia_backup_dagster.postgres.client import Connection, Programs, start
 from ovia_backup_dagster.postgres.datatext import Log
+from ovia_backup_dagster.postgres.loading import (
+    NOISE,
+    VERBOSE,
+    BrokenOffError,
+    Failure,
+    Loader,
+    failed_of,
+    messages_of,
+    numbers_in,
+)
+from ovia_backup_dagster.postgres.salvage import Salvage, Salvaged
+from ovia_backup_dagster.postgres.search_path import leaning, missed
 from ovia_backup_dagster.postgres.session import be_patient, connect
 from ovia_backup_dagster.postgres.source_settings import InEffect
 from ovia_backup_dagster.postgres.stall import watch
 from ovia_backup_dagster.postgres.values import is_raised, said_by, without_values
+from ovia_backup_dagster.postgres.violations import Met, at_command, error_of
 
 REFRESH = "MATERIALIZED VIEW DATA "
 _REFRESH = "REFRESH MATERIALIZED VIEW "
@@ -48,12 +63,8 @@ _COMMAND = re.compile(r"^Command was: ((?s:.*?);$)", re.MULTILINE)
 _QUERY = re.compile(r"could not execute query: [^\W\d_]+:")
 #: A dump may hold its rows as commands.
 _ROW = re.compile(r"\bVALUES \(.*", re.DOTALL)
-_SHOWN = 120
 #: For building indexes, among all jobs; PostgreSQL's own default is the least.
 _INDEX_MEGABYTES, _LEAST_MEGABYTES = 512, 64
-_MOST = 100
-#: Entries whose data may be damaged.
-_DATA = re.compile(r"(?:TABLE DATA|BLOBS) ")
 #: What is no fault of the backup's, nor of what it is restored into: a finding about neither.
 SURROUNDINGS = (
     errors.ServerUnreachableError,
@@ -109,6 +120,7 @@ class Restorer:
         with_owners: whether owners and privileges are restored, too.
         live: whether publications are, as into a database that goes live.
         settings: what of the source's is in effect there.
+        rescue: the command that brings the rows where a restore fails over a rule; empty where there is none.
     """
 
     programs: Programs
@@ -118,9 +130,12 @@ class Restorer:
     with_owners: bool = True
     live: bool = False
     settings: InEffect = InEffect()  # noqa: RUF009 - frozen
+    rescue: str = ""
 
-    def restore(self, archive: Path, listing: str, expected_bytes: int | None, log: Log) -> None:
+    def restore(self, archive: Path, listing: str, expected_bytes: int | None, log: Log) -> list[str]:
         """Restore all but what is left out, tablespaces, and what refreshes materialized views.
+
+        Data that looks into other tables comes after them, and what failed is tried again after the rest.
 
         Args:
             archive: the file.
@@ -128,13 +143,48 @@ class Restorer:
             expected_bytes: how large the database will be, as far as is known, for the progress.
             log: told about progress every ten seconds.
 
+        Returns:
+            A line for each thing that came later than the archive has it.
+
         Raises:
-            BackupError: the first error that was met; what stands in the database then is of no use.
+            BackupError: what could not be made, however often it was tried; what stands in the database then is of no
+                use.
         """
-        tell = self._teller(expected_bytes, log)
-        code, stderr = self._run(archive, listing, self._wanted, ("--exit-on-error",), tell, self.jobs)
-        if code != 0:
-            raise self._failed(stderr, code, self._failure, listing)
+        order = self._order(archive, listing)
+        before = {entry.number for entry in order.before}
+        loader = self._loader(archive, self._teller(expected_bytes, log), before)
+        first = (*order.before, *order.levels[0].entries, *(order.after if order.at_once else ()))
+        try:
+            failed = loader.load(first, self.jobs)
+            if missing := [failure for failure in failed if failure.entry.number in before]:
+                # What follows from the first is no news.
+                raise self._error(missing[:1], listing, order)
+            for level in order.levels[1:]:
+                failed += loader.load(level.entries, 1 if level.apart else self.jobs)
+            late = {entry.number for entry in order.after}
+            waiting = loader.rounds([failure for failure in failed if failure.entry.number not in late])
+            failed = [failure for failure in failed if failure.entry.number in late]
+            views = [entry for entry in entries_of(listing) if entry.text.startswith(REFRESH)]
+            if waiting and not views:
+                raise self._error(waiting, listing, order)
+            if not order.at_once:
+                failed += loader.load(order.after, self.jobs)
+            failed = loader.rounds([*waiting, *failed])
+            if failed and views:
+                # Something may look into a materialized view, which is empty until then.
+                loader.load(views)
+                failed = loader.rounds(failed)
+        except BrokenOffError as broken:
+            said = messages_of(broken.stderr)
+            if missing := [
+                Failure(entry, said.get(entry.number, "")) for entry in failed_of(broken.stderr, order.before)
+            ]:
+                raise self._error(missing[:1], listing, order) from None
+            raise self._failed(broken.stderr, broken.code, self._failure, listing) from None
+        if failed:
+            data = [failure for failure in failed if failure.entry.number not in late]
+            raise self._error(data or failed, listing, order)
+        return [*order.notes, *(_loaded_again(entry) for entry in loader.again)]
 
     def rehearse(self, archive: Path, listing: str) -> None:
         """As :meth:`restore`, but for all data: whether this role may make what is in it, on this server.
@@ -142,37 +192,33 @@ class Restorer:
         Raises:
             BackupError: the first error that was met.
         """
-        code, stderr = self._run(archive, listing, self._wanted, ("--exit-on-error", "--schema-only"), None, self.jobs)
+        order = self._order(archive, listing)
+        chosen = (*order.before, *(entry for level in order.levels for entry in level.entries), *order.after)
+        code, stderr = self._run(archive, chosen, ("--exit-on-error", "--schema-only"), None, self.jobs)
         if code != 0:
             raise self._failed(stderr, code, self._failure, listing)
 
-    def salvage(self, archive: Path, listing: str, expected_bytes: int | None, log: Log) -> list[str]:
-        """As :meth:`restore`, of an archive that may be damaged, whatever errors are met; returns a line for each.
+    def salvage(self, archive: Path, listing: str, expected_bytes: int | None, log: Log) -> Salvaged:
+        """As :meth:`restore`, of an archive that may be damaged, whatever errors are met.
 
-        The data table by table: what is damaged ends pg_restore, and must take nothing else with it.
+        The data table by table: what is damaged ends pg_restore, and must take nothing else with it. What refuses
+        rows is taken away while they are loaded: see ``salvage``.
 
         Raises:
             BackupError: the server or its disk failed, or pg_restore was killed: no error of the archive's.
         """
-        tell = self._teller(expected_bytes, log)
-        met: list[str] = []
+        order = self._order(archive, listing, despite_errors=True)
+        loader = self._loader(archive, self._teller(expected_bytes, log))
 
-        def step(section: str, wanted: Callable[[str], bool], prefix: str = "") -> None:
-            # One job: what several say at a time is mixed up, and what was lost is to be told.
-            code, stderr = self._run(archive, listing, wanted, (f"--section={section}",), tell, 1)
-            if code != 0:
-                errors = self._errors(stderr, code, self._failure, listing)
-                met.extend(f"{prefix}{_at(said, command)}" for said, command in errors)
-                if not errors:
-                    raise self._failed(stderr, code, self._failure, listing)
+        def broken_off(error: BrokenOffError) -> list[str]:
+            errors = self._errors(error.stderr, error.code, self._failure, listing)
+            if not errors:
+                raise self._failed(error.stderr, error.code, self._failure, listing)
+            return [at_command(said, command) for said, command in errors]
 
-        step("pre-data", self._wanted)
-        for data in dict.fromkeys(filter(_DATA.match, entries(listing))):
-            step("data", data.__eq__, f"{data}: ")
-        step("data", lambda entry: self._wanted(entry) and not _DATA.match(entry))
-        step("post-data", self._wanted)
-        met = list(dict.fromkeys(met))
-        return met if len(met) <= _MOST else [*met[:_MOST], f"and {len(met) - _MOST:,} more errors"]
+        return Salvage(
+            loader, self.target, order, lambda failure: self._met(failure, listing), broken_off, self._options
+        ).run()
 
     def refresh(self, archive: Path, listing: str, search_path: str | None = None) -> list[Unrefreshed]:
         """Refresh the materialized views that were populated; returns those that pg_restore could not.
@@ -190,7 +236,8 @@ class Restorer:
         """
         for jobs in (self.jobs, 1):
             # Where several fail at a time, their messages are mixed up: then once more, one after the other.
-            code, stderr = self._run(archive, listing, lambda entry: entry.startswith(REFRESH), (), None, jobs)
+            views = [entry for entry in entries_of(listing) if entry.text.startswith(REFRESH)]
+            code, stderr = self._run(archive, views, (), None, jobs)
             if code == 0:
                 return []
         what = f"refreshing the materialized views of the {self.name} failed"
@@ -238,17 +285,36 @@ class Restorer:
     def _wanted(self, entry: str) -> bool:
         return not left_out(entry, live=self.live) and not entry.startswith(REFRESH)
 
+    def _order(self, archive: Path, listing: str, *, despite_errors: bool = False) -> Order:
+        schema = ""
+        if despite_errors or may_lean(listing):
+            try:
+                schema = annotated_schema(self.programs, archive)
+            except ArchiveDamagedError:
+                if not despite_errors:
+                    raise
+        return order_of(listing, schema, self._wanted)
+
+    def _loader(self, archive: Path, on_poll: Callable[[], None], alone: Collection[int] = ()) -> Loader:
+        def run(chosen: Sequence[Entry], jobs: int) -> tuple[int, str]:
+            code, stderr = self._run(archive, chosen, (VERBOSE,), on_poll, jobs, alone)
+            if code != 0:
+                self._raise_surroundings(stderr, code)
+            return code, stderr
+
+        return Loader(run, self._empty, alone)
+
     def _run(
         self,
         archive: Path,
-        listing: str,
-        wanted: Callable[[str], bool],
+        chosen_entries: Sequence[Entry],
         options: Sequence[str],
         on_poll: Callable[[], None] | None,
         jobs: int,
+        give_up_at: Collection[int] = (),
     ) -> tuple[int, str]:
         owners = () if self.with_owners else ("--no-owner", "--no-privileges")
-        with use_list(listing, wanted) as chosen:
+        with use_lines(entry.line for entry in chosen_entries) as chosen:
             command: tuple[str, ...] = (
                 self.programs.path("pg_restore"),
                 "--no-password",
@@ -264,9 +330,36 @@ class Restorer:
             command = self.programs.confined(command, read=read, server=self.target, forks=jobs > 1)
             variables = {**self.target.environment(), **in_english(self.target, self._options)}
             watching = watch(self.programs, self.target, work_counts=True)
-            with start(command, variables=variables, watch=watching) as child:
-                code = child.wait(on_poll, _PROGRESS_SECONDS)
+            noise = NOISE if VERBOSE in options else None
+            with start(command, variables=variables, watch=watching, noise=noise) as child:
+
+                def poll() -> None:
+                    if on_poll is not None:
+                        on_poll()
+                    if noise is not None:
+                        self._raise_surroundings(child.stderr, 0)
+                    if not numbers_in(child.stderr).isdisjoint(give_up_at):
+                        # A table is missing: to load all others first would only delay the bad news.
+                        child.process.terminate()
+
+                code = child.wait(poll, _PROGRESS_SECONDS)
                 return code, child.stderr
+
+    def _empty(self, tables: Sequence[str]) -> None:
+        with connect(self.target) as session:
+            for table in tables:
+                with suppress(psycopg.ProgrammingError):
+                    session.execute(f"DELETE FROM ONLY {table}".encode())  # noqa: S608 - as pg_restore wrote it
+
+    def _raise_surroundings(self, stderr: str, code: int) -> None:
+        # What several jobs say at a time is mixed up: then it is not known whose words a function has raised. Alone,
+        # what failed will say it again.
+        if is_raised(stderr) and len(numbers_in(stderr)) > 1:
+            return
+        for message in filter(_ERROR.search, _MESSAGE.split(stderr)):
+            found = self._understood(message, code, self._failure)
+            if isinstance(found, SURROUNDINGS):
+                raise found
 
     def _errors(self, stderr: str, code: int, what: str, listing: str) -> list[tuple[str, str]]:
         """What was said of each error, and the command that it was met at; empty where there was none.
@@ -285,6 +378,7 @@ class Restorer:
         return met
 
     def _failed(self, stderr: str, code: int, what: str, listing: str) -> BackupError:
+        """The error of a run that was broken off at its first, or by what is no error of an entry's."""
         # What several jobs say at a time is mixed up: then it is not known whose words a function has raised.
         messages = [stderr] if is_raised(stderr) else _MESSAGE.split(stderr)
         message = next(filter(_ERROR.search, messages), "")
@@ -293,13 +387,23 @@ class Restorer:
         found = self._understood(message, code, what)
         if isinstance(found, SURROUNDINGS):
             return found
-        command = _command(stderr)
-        return RestoreError(
-            _at(what, command),
-            why="the source holds something that cannot be made anew in this order, or not by this role",
-            said=self._said(message, listing + command),
-            fix="see what it is in the source; repair it there; then dump, and drill again",
+        first = Met(
+            Failure(Entry(0, "", "", 0), message), self._said(message, listing + _command(stderr)), _command(stderr)
         )
+        return error_of(what, [first], (), self.rescue)
+
+    def _error(self, failed: Sequence[Failure], listing: str, order: Order) -> BackupError:
+        """The error for what could not be made, however often it was tried."""
+        lean = [failure.message for failure in failed if missed(failure.message)]
+        found: list[Leaning] = []
+        if lean:
+            with connect(self.target) as session:
+                found = leaning(session, order, lean)
+        return error_of(self._failure, [self._met(failure, listing) for failure in failed], found, self.rescue)
+
+    def _met(self, failure: Failure, listing: str) -> Met:
+        command = _command(failure.message)
+        return Met(failure, self._said(failure.message, listing + command), command)
 
     def _understood(self, message: str, code: int, what: str) -> BackupError:
         # Only the first line is the server's own words; and not even that where a function has raised it.
@@ -309,6 +413,8 @@ class Restorer:
 
     def _said(self, message: str, known: str) -> str:
         """The line that says what is wrong, without the values in it; ``known`` has all names."""
+        # A list has a name's parts apart.
+        known = f"{known}\n{known.replace(' ', '.')}"
         said = without_values(message[_start(message) :], known).partition("\n")[0]
         return self.target.redact(_QUERY.sub("", said.removeprefix("pg_restore: error: "), count=1).strip())
 
@@ -350,9 +456,8 @@ def _start(message: str) -> int:
     return error.start() if error else 0
 
 
-def _at(what: str, command: str) -> str:
-    """``what``, and at which command, shortened and without its literals."""
-    at = " ".join(redacted(command).split())
-    if len(at) > _SHOWN:
-        at = at[:_SHOWN] + "…"
-    return f"{what}, at: {at}" if at else what
+def _loaded_again(entry: Entry) -> str:
+    return (
+        f"{entry.text.rpartition(' ')[0]} failed at first, and was made after the rest: it looks into what came later; "
+        "a plain pg_restore may fail on it"
+    )

@@ -273,7 +273,7 @@ class Steps:
     def _drill(self) -> Data:
         assert self.backup is not None
         self.let_dumps()  # as in `_restore`
-        choice = Choice(Where.THROWAWAY, max(2, self.order.jobs))
+        choice = Choice(Where.THROWAWAY, self.order.jobs)
         evidence = self.driller.drill(
             self.backup, choice, launched_by=self.order.launched_by, run_id=self.order.run_id, log=self.log
         )

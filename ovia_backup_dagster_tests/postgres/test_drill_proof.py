@@ -553,9 +553,10 @@ def test_a_whole_drill_fails_of_it(name: str, copies: Copies, monkeypatch: pytes
     check, says, statement = WHOLE[name]
     restore = Restorer.restore
 
-    def restore_and_alter(self: Restorer, *arguments: Any) -> None:
-        restore(self, *arguments)
+    def restore_and_alter(self: Restorer, *arguments: Any) -> list[str]:
+        notes = restore(self, *arguments)
         execute(self.target, "SET session_replication_role = replica", statement)
+        return notes
 
     monkeypatch.setattr(Restorer, "restore", restore_and_alter)
 
