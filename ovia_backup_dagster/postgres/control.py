@@ -15,7 +15,7 @@ import psycopg
 from ovia_backup_dagster.core.verdict import TableWitness
 from ovia_backup_dagster.postgres.datatext import text_of
 from ovia_backup_dagster.postgres.reread import Rereader
-from ovia_backup_dagster.postgres.session import connect
+from ovia_backup_dagster.postgres.session import BUILT_IN, connect
 
 #: Names as bytes: an encoding may have no codec here, and in SQL_ASCII they need not be text at all.
 _NAMES = """
@@ -50,19 +50,21 @@ class Control:
     noticed: bool
 
 
-def control(reader: Rereader, tables: Iterable[TableWitness]) -> Control:
+def control(reader: Rereader, tables: Iterable[TableWitness], filling: str) -> Control:
     """Delete a row of the smallest table that lets one go, read the table again, and put the row back.
 
     Args:
         reader: of the copy.
         tables: the copy's, as they were read; those without rows are passed over.
+        filling: the ``PGOPTIONS`` that the copy was filled with: a CHECK may let the row in under no others.
 
     Raises:
         BackupError: the copy cannot be read.
     """
     filled = sorted((table for table in tables if table.rows), key=lambda table: (table.rows, table.name))
-    with connect(reader.copy) as session:
-        session.execute(_AS_STORED)
+    with connect(reader.copy) as session, connect(reader.copy, f"{filling} {BUILT_IN}") as filler:
+        for each in (session, filler):
+            each.execute(_AS_STORED)
         names = _names(session, reader.encoding)
         for table in filled:
             name = names.get(table.name)
@@ -70,7 +72,7 @@ def control(reader: Rereader, tables: Iterable[TableWitness]) -> Control:
             if name is None or row is None:
                 continue  # a rule or a reference keeps it: another table will do
             after = reader.read_table(name.dumped)
-            _put_back(session, name, row)
+            _put_back(filler, name, row)
             read = (after.rows, after.digest.hexdigest()) if after else None
             return Control(table.name, read != (table.rows, table.sha256))
     return Control("", noticed=False)

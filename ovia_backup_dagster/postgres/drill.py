@@ -377,7 +377,7 @@ class _Drill:
         if not found.rows:
             self.proof.add(DrillCheck.CONTROL, [], passed="not possible: every table is empty", result=Result.NOT_MADE)
             return
-        outcome = control(reader, found.tables)
+        outcome = control(reader, found.tables, self.proof.settings.options)
         wrong = "no table let a row be deleted, so nobody knows whether a loss would be seen"
         if outcome.table:
             wrong = (

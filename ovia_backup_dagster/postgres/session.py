@@ -44,10 +44,10 @@ ANSWER_SECONDS = 90.0
 LONG_SECONDS = 3600.0
 #: A database's owner may put a schema of his own before what is built in, and a superuser who asks there for the time
 #: would run his function. What a client says outranks what the database or the role is set to.
-_BUILT_IN = "-c search_path=pg_catalog,pg_temp"
+BUILT_IN = "-c search_path=pg_catalog,pg_temp"
 #: A date style, a timeout or quotes of the role's or the database's own would break our short questions; and copies are
 #: made by a role that may be set to read only. The last that is said of a setting counts: these two timeouts are ours.
-_OPTIONS = f"{SESSION_OPTIONS} {unended()} -c statement_timeout=60s -c lock_timeout=10s {_BUILT_IN} {WRITABLE}"
+_OPTIONS = f"{SESSION_OPTIONS} {unended()} -c statement_timeout=60s -c lock_timeout=10s {BUILT_IN} {WRITABLE}"
 
 #: A client that is gone without a word, and the locks it held, are noticed by the server as soon as the server by us.
 _NOTICED = " ".join(
@@ -60,7 +60,7 @@ DURABLY = "SET synchronous_commit = on"
 #: Stands for a value that is left out.
 HIDDEN = "********"
 #: One row where the server speaks another language by itself, and the role may ask it for English. Names with their
-#: schema: not every session has ``_BUILT_IN``.
+#: schema: not every session has ``BUILT_IN``.
 MAY_ENGLISH = """
     SELECT 1 FROM pg_catalog.pg_settings
     WHERE name OPERATOR(pg_catalog.=) 'lc_messages' AND reset_val OPERATOR(pg_catalog.!~) '^(C|POSIX|en)'
@@ -307,7 +307,7 @@ def effective_options(connection: Connection) -> str:
     Raises:
         ServerError: no connection, or it broke.
     """
-    with connect(connection, options=f"{_BUILT_IN} {unended()}") as session:
+    with connect(connection, options=f"{BUILT_IN} {unended()}") as session:
         return pg_options({row["name"]: row["setting"] for row in session.execute(_AS_IT_IS, [list(UNSET)])})
 
 

@@ -22,7 +22,7 @@ from ovia_backup_dagster.postgres.control import control
 from ovia_backup_dagster.postgres.drill import Where
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.reread import Rereader
-from ovia_backup_dagster.postgres.session_settings import SESSION_OPTIONS
+from ovia_backup_dagster.postgres.session_settings import SESSION_OPTIONS, WRITABLE
 from ovia_backup_dagster_tests.conftest import NewDatabase, PortCluster, execute, free_port, quiet
 from ovia_backup_dagster_tests.postgres.drilling import Drilling, assert_passed, by_check, database, not_passed, one
 
@@ -243,10 +243,35 @@ def test_the_negative_control_of_tables_with_odd_names(boss: PortCluster) -> Non
         assert len(tables) == len(ODD_NAMES)
 
         for table in tables:
-            outcome = control(reader, [table])
+            outcome = control(reader, [table], WRITABLE)
             assert (outcome.table, outcome.noticed) == (table.name, True)
 
         assert {table.rows for table in reader.read().witness.tables} == {2}
+
+
+def test_the_negative_control_puts_a_row_back_under_the_sources_settings(
+    boss: PortCluster, full_bin_dir: Path, tmp_path: Path
+) -> None:
+    """Each table's CHECK holds in the database's own settings alone; names are read as they are always written."""
+    with database(boss, "control_settings") as source:
+        for setting in (
+            "TimeZone = 'Asia/Kolkata'",
+            "DateStyle = 'German'",
+            "IntervalStyle = 'sql_standard'",
+            "bytea_output = 'escape'",
+            "extra_float_digits = 0",
+            "quote_all_identifiers = on",
+        ):
+            execute(source, f"ALTER DATABASE control_settings SET {setting}")
+        execute(
+            source,
+            "CREATE TABLE t (at timestamptz, d date, i interval, b bytea, f float8, CHECK (at::date = d),"
+            " CHECK (d::text ~ '[.]'), CHECK (b::text !~ 'x'), CHECK (i::text !~ 'day'),"
+            " CHECK (length(f::text) < 17))",
+            "INSERT INTO t SELECT '2026-01-01 20:00+00', '2026-01-02', '-1 day +2:03:04',"
+            r" '\101\000'::bytea, 0.1 + 0.2",
+        )
+        assert_passed(Drilling(source, full_bin_dir, tmp_path).dump_and_drill(), DrillCheck.SCHEMA_TEXT)
 
 
 @pytest.mark.parametrize("name", ["postgres", "template1"])
