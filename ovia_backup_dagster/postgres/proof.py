@@ -236,7 +236,7 @@ class Proof:
 
     def _live_as_the_source(self, copy: Copy) -> InEffect:
         """Put the source's settings in effect, until ``source_settings.take_out``."""
-        self.settings = put_in_effect(copy, of_backup(self.backup, self.script))
+        self.settings = put_in_effect(copy, of_backup(self.backup, self.script, self._listing))
         self.log(f"settings of the source, in effect while the copy is filled: {', '.join(self.settings.names)}")
         for note in self.settings.quietly:
             self.log(note)

@@ -203,8 +203,10 @@ def _unended(session: _Session, connection: Connection, asked: str, token: str) 
             pooler.require_real(session, connection, token)
             for name in read_options(later):
                 session.execute(f"SET {name} = 0".encode())
-        except (psycopg.errors.IdleSessionTimeout, psycopg.errors.TransactionTimeout):
-            # One was so short that this came too late.
+        except psycopg.OperationalError as error:
+            # One may be so short that this came too late, and that the server's word of it was lost.
+            if not (later and session.broken) or isinstance(error, _SilenceError):
+                raise
             session.close()
             session = _opened(connection, f"{asked} {later}", session.answer_seconds)
             pooler.require_real(session, connection, token)

@@ -11,7 +11,8 @@ own session is not known any more, so this is the order of what is asked, the la
 1. what the database's owner is set to in this database (``ALTER ROLE … IN DATABASE``);
 2. what the owner is set to everywhere (the saved roles);
 3. what the database is set to;
-4. what other roles are set to in this database, where all that say something say the same;
+4. what other roles are set to in this database, where all that say something say the same: those that own something
+   in it; and any, where nothing else is known, as of an application's own settings;
 5. what the role that dumps had in effect: the server's configuration, or its own (the manifest).
 
 The first three are the order of PostgreSQL itself, for a session of the owner's. An archive may be forged: what loads
@@ -23,7 +24,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,21 +119,30 @@ def effective(connection: Connection) -> dict[str, str]:
         return {row["name"]: row["setting"] for row in session.execute(_EFFECTIVE, [list(DECIDING)])}
 
 
-def of_backup(backup: Backup, script: bytes) -> list[Setting]:
-    """As :func:`wanted`, of what is kept with a backup. Saved roles that are not as they were are others' finding."""
+def of_backup(backup: Backup, script: bytes, listing: str) -> list[Setting]:
+    """As :func:`wanted`, of what is kept with a backup. Saved roles that are not as they were are others' finding.
+
+    Args:
+        backup: with its sidecars.
+        script: the SQL that makes the archive's database.
+        listing: the archive's contents list.
+    """
     saved = None
     with contextlib.suppress(BadBackupError, VolumeError):
         saved = backup.saved_roles()
-    return wanted(script, backup.manifest, saved)
+    return wanted(script, backup.manifest, saved, archives.entries(listing))
 
 
-def wanted(script: bytes, manifest: Manifest | None = None, globals_sql: bytes | None = None) -> list[Setting]:
+def wanted(
+    script: bytes, manifest: Manifest | None = None, globals_sql: bytes | None = None, entries: Collection[str] = ()
+) -> list[Setting]:
     """What the source was set to, each setting once, those first that others may need.
 
     Args:
         script: the SQL that makes the archive's database.
         manifest: of the backup; the old script's have none.
         globals_sql: the roles that were saved beside it.
+        entries: the archive's, each with its owner at the end.
     """
     facts = manifest.database if manifest else None
     owner, of_database, of_roles = _of_script(script)
@@ -145,8 +155,13 @@ def wanted(script: bytes, manifest: Manifest | None = None, globals_sql: bytes |
     effective = facts.effective if facts else {}
     found = {name.lower(): Setting(name, value, said=False) for name, value in effective.items()}
     of_owner = _of_owner(globals_sql, owner) if globals_sql else {}
-    others = [settings for role, settings in of_roles.items() if role != owner]
-    for layer in (_agreed(others), of_database, of_owner, of_roles.get(owner, {})):
+    strangers, owners = list[dict[str, str]](), list[dict[str, str]]()
+    for role, settings in of_roles.items():
+        if role != owner:
+            own = any(entry.endswith(f" {role}") for entry in entries)
+            (owners if own else strangers).append(settings)
+    unknown = {name: value for name, value in _agreed(strangers).items() if name.lower() not in DECIDING}
+    for layer in (unknown, _agreed(owners), of_database, of_owner, of_roles.get(owner, {})):
         found |= {name.lower(): Setting(name, value) for name, value in layer.items()}
     written = read_options(manifest.session_options) if manifest else {}
     taken = []

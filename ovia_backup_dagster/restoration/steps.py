@@ -289,9 +289,10 @@ class Steps:
         script = archives.database_text(programs, backup.path)
         notes += copy.create(script)
         try:
-            settings = put_in_effect(copy, of_backup(backup, script))
+            listing = archives.contents_list(programs, backup.path)
+            settings = put_in_effect(copy, of_backup(backup, script, listing))
             restorer = Restorer(programs, copy.connection, copy.name, self.order.jobs, live=True, settings=settings)
-            restorer.rehearse(backup.path, archives.contents_list(programs, backup.path))
+            restorer.rehearse(backup.path, listing)
         except RestoreError as error:
             fix = f"nothing was dropped; let a superuser restore it (RESTORE_POSTGRES_USER), then: {again(self.order)}"
             raise RestoreError(error.what, why=error.why, said=error.said, fix=fix) from None
