@@ -67,6 +67,7 @@ _RELATIONS = f"""
           SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = r.oid AND d.deptype = 'e')
     ORDER BY c.oid
 """  # noqa: S608 - of constants
+#: What a column is computed from depends on its default since PostgreSQL 15, before on the column itself.
 #: ``tableoid`` is another in every database.
 _COLUMNS = rf"""
     SELECT a.attrelid::bigint AS oid, {_SHOWN.format("quote_ident(a.attname)")} AS name,
@@ -74,8 +75,9 @@ _COLUMNS = rf"""
            ARRAY(SELECT {_SHOWN.format("quote_ident(i.attname)")} FROM pg_attribute i
                  WHERE i.attrelid = a.attrelid AND i.attnum IN (
                      SELECT d.refobjsubid FROM pg_depend d
-                     WHERE d.classid = 'pg_class'::regclass AND d.objid = a.attrelid AND d.objsubid = a.attnum
-                       AND d.refclassid = 'pg_class'::regclass AND d.refobjid = a.attrelid)
+                     WHERE (d.classid, d.objid) IN (('pg_attrdef'::regclass, f.oid), ('pg_class'::regclass, a.attrelid))
+                       AND d.objsubid IN (0, a.attnum) AND d.refclassid = 'pg_class'::regclass
+                       AND d.refobjid = a.attrelid AND d.refobjsubid NOT IN (0, a.attnum))
                  ORDER BY i.attname) AS inputs
     FROM pg_attribute a JOIN pg_attrdef f ON f.adrelid = a.attrelid AND f.adnum = a.attnum
     WHERE a.attgenerated = 's' AND NOT a.attisdropped ORDER BY a.attrelid, a.attname

@@ -192,18 +192,18 @@ def test_a_view_that_was_stale_is_odd(server: PortCluster, bin_dir: Path, tmp_pa
 @pytest.mark.parametrize("key", ["", "PRIMARY KEY"])
 def test_values_that_changed_places_are_seen(key: str, server: PortCluster) -> None:
     """As a table, the values are the same; beside the rows that they belong to, they are not."""
-    flip = "CREATE OR REPLACE FUNCTION f(int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT {} - $1'"
+    flip = "CREATE OR REPLACE FUNCTION f(int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT {}'"
     with database(server, "places") as source:
         execute(
             source,
-            flip.format("0"),
+            flip.format("1 - $1"),
             f"CREATE TABLE t (a int {key}, g int GENERATED ALWAYS AS (f(a)) STORED)",
-            "INSERT INTO t VALUES (0), (-1), (1)",
+            "INSERT INTO t VALUES (0), (1)",
         )
         with Recorder(source, lambda: True) as recorder:
             before = recorder.finish()
         same = computed.read(source, before)
-        execute(source, flip.format("1"), "UPDATE t SET a = a WHERE a IN (0, 1)")
+        execute(source, flip.format("$1"), "UPDATE t SET a = a")
         changed = computed.read(source, before)
 
     assert before.tables == same.tables
