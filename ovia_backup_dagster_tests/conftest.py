@@ -99,7 +99,7 @@ def full_server(full_bin_dir: Path) -> Iterator[PortCluster]:
 class running_cluster:  # noqa: N801 - used like a function
     """A cluster of one's own, for tests that stop, kill or break it."""
 
-    def __init__(self, bin_dir: Path, *, tls: bool = False, **settings: str) -> None:
+    def __init__(self, bin_dir: Path, *, tls: bool = False, superuser: str = "postgres", **settings: str) -> None:
         self.port = free_port()
         folder = Path(tempfile.mkdtemp(prefix="ovia-t-", dir="/tmp"))
         # The socket's name carries the port: one number for both.
@@ -107,7 +107,7 @@ class running_cluster:  # noqa: N801 - used like a function
         if tls:
             settings |= {"ssl": "on", "ssl_cert_file": f"{folder}/server.crt", "ssl_key_file": f"{folder}/server.key"}
         self.tls = tls
-        self.cluster = PortCluster(bin_dir, folder, settings=settings, port=self.port)
+        self.cluster = PortCluster(bin_dir, folder, superuser, settings=settings, port=self.port)
 
     def __enter__(self) -> PortCluster:
         cluster = self.cluster
@@ -125,7 +125,8 @@ class running_cluster:  # noqa: N801 - used like a function
                 os.chown(path, owner.st_uid, owner.st_gid)
         cluster.start()
         with admin(cluster) as session:
-            session.execute(sql.SQL("ALTER ROLE postgres PASSWORD {}").format(sql.Literal(PASSWORD)))
+            command = sql.SQL("ALTER ROLE {} PASSWORD {}")
+            session.execute(command.format(sql.Identifier(cluster.superuser), sql.Literal(PASSWORD)))
         return cluster
 
     def __exit__(self, *_: object) -> None:

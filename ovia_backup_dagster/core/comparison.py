@@ -57,6 +57,7 @@ _LITERAL_KINDS = (
 )
 #: Kinds whose SQL says the same when it is the same but for casts and parentheses in expressions.
 _CANONICAL_KINDS = ("POLICY", "FUNCTION", "PROCEDURE", "AGGREGATE", "EVENT TRIGGER", "VIEW")
+_LARGE_OBJECT = re.compile(rb" LARGE OBJECT (\d+) ")
 _OF_LARGE_OBJECT = "ACL - LARGE OBJECT "
 #: Kinds whose text may hold passwords or anything else that somebody wrote into a function.
 _SECRETIVE = ("USER MAPPING", "SERVER", "FUNCTION", "PROCEDURE", "SUBSCRIPTION", "FOREIGN DATA WRAPPER", "COMMENT")
@@ -137,6 +138,24 @@ def large_object_differences(original: LargeObjects, copy: LargeObjects) -> list
     if original.count != copy.count:
         return [f"the copy has {copy.count:,} large objects, the backup {original.count:,}"]
     return [f"the content of the {original.count:,} large objects differs"]
+
+
+def large_object_note_differences(
+    original: Sequence[bytes], copy: Sequence[bytes], *, with_privileges: bool
+) -> list[str]:
+    """One line when what others may do with large objects, or what is said of them, is not the same.
+
+    Args:
+        original, copy: the statements that say so.
+        with_privileges: whether the copy was given the source's privileges.
+    """
+    before, after = (
+        Counter(each for each in statements if with_privileges or not each.startswith((b"GRANT ", b"REVOKE ")))
+        for statements in (original, copy)
+    )
+    missing, added = before - after, after - before
+    named = {match[1].decode() for each in (missing, added) for text in each if (match := _LARGE_OBJECT.search(text))}
+    return [f"privileges or comments differ of large objects: {shortened(sorted(named, key=int))}"] if named else []
 
 
 def left_out(entry: str, *, live: bool = False) -> bool:

@@ -107,7 +107,7 @@ _DESCRIPTIONS = {
     DrillCheck.RESTORED: "pg_restore restored all of it and met no error.",
     DrillCheck.TABLES: "Every table was read back: its rows and their content are the backup's. Another order is odd.",
     DrillCheck.SEQUENCES: "Every sequence stands where it stood.",
-    DrillCheck.LARGE_OBJECTS: "Every large object is there, with its content.",
+    DrillCheck.LARGE_OBJECTS: "Every large object is there, with its content, its privileges and its comment.",
     DrillCheck.CONTENTS: "Every object of the backup is in the copy, with its owner and privileges, and no other.",
     DrillCheck.STRUCTURE: "Constraints, indexes, triggers, policies and views are the backup's, and valid.",
     DrillCheck.SCHEMA_TEXT: "Objects have the same SQL. PostgreSQL writes some back differently: odd, not wrong.",

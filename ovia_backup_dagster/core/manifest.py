@@ -154,7 +154,8 @@ class Manifest(Sidecar):
         options: pg_dump's arguments, without the file.
         session_options: the ``PGOPTIONS`` that the dump ran with; a re-dump needs the same.
         client_version: what ``pg_dump --version`` prints.
-        warnings: pg_dump's and pg_dumpall's messages at exit 0: what was left out.
+        warnings: pg_dump's and pg_dumpall's messages at exit 0, and ``undumped``: what was left out.
+        undumped: the tables of extensions with rows that pg_dump does not save, a line each.
         globals_included: whether the roles were saved.
         files: suffix -> facts of each file that was made with the archive, besides this one; empty in what older
             programs wrote.
@@ -176,6 +177,7 @@ class Manifest(Sidecar):
     session_options: str
     client_version: str
     warnings: tuple[str, ...] = ()
+    undumped: tuple[str, ...] = ()
     globals_included: bool = True
     files: dict[Annotated[str, Field(pattern=r"^(\.[a-z]+)+$")], FileFacts] = Field(default_factory=dict)
     computed: Computed | None = None

@@ -14,13 +14,14 @@ Key = tuple[str, str, str]
 
 _SECTION = re.compile(rb"^-- (?:Data for )?Name: (.*); Type: (.*); Schema: (.*); Owner: (.*)\n", re.MULTILINE)
 _END = b"--\n-- PostgreSQL database dump complete\n--"
-#: What a literal is, then what PostgreSQL writes in other places, or not at all, when it writes an expression back.
-_MEANINGLESS = re.compile(
+#: Literals, casts, names, signs; white space is none of them.
+_TOKEN = re.compile(
     r"(?P<literal>'(?:[^']|'')*'|\$(?P<tag>\w*)\$(?s:.*?)\$(?P=tag)\$)"
-    r"|::(?:character varying|bit varying|double precision|(?:timestamp|time)(?:\(\d\))? with(?:out)? time zone"
-    r'|interval(?: (?:year|month|day|hour|minute|second))?(?: to (?:month|hour|minute|second))?|(?:\w+\.)*\w+|"[^"]*")'
-    r"(?:\(\d+(?:,\d+)?\))?(?:\[\d*\])*"
-    r"|[()\s]+"
+    r"|(?P<cast>::(?:character varying|bit varying|double precision"
+    r"|(?:timestamp|time)(?:\(\d\))? with(?:out)? time zone"
+    r"|interval(?: (?:year|month|day|hour|minute|second))?(?: to (?:month|hour|minute|second))?"
+    r'|(?:(?:\w+|"[^"]*")\.)*(?:\w+|"[^"]*"))(?:\(\d+(?:,\d+)?\))?(?:\[\d*\])*)'
+    r'|"[^"]*"|\w+|[^\w\s]'
 )
 
 
@@ -52,14 +53,28 @@ def sections(text: bytes) -> dict[Key, Section]:
     return {key: Section(owner[key], b"\n".join(sorted(parts))) for key, parts in bodies.items()}
 
 
-def canonical(sql: bytes) -> str:
-    """SQL without casts, parentheses and white space outside its literals.
+def canonical(sql: bytes) -> list[str]:
+    """The words of SQL, without its casts and the parentheses that stand around what is cast.
 
     PostgreSQL writes an expression back with others of these than it was given: ``varchar IN ('a', 'b')`` is
     ``(ARRAY['a'::varchar, 'b'::varchar])::text[]`` in a source and ``ARRAY[('a'::varchar)::text, ...]`` in its copy.
     """
-    text = sql.decode("utf-8", "backslashreplace")
-    return _MEANINGLESS.sub(lambda match: match["literal"] or " ", text).replace("  ", " ")
+    words: list[str] = []
+    open_at: list[int] = []
+    closed: dict[int, int] = {}
+    for match in _TOKEN.finditer(sql.decode("utf-8", "backslashreplace")):
+        last = len(words) - 1
+        if match["cast"]:
+            if last in closed and words[last] == ")":
+                words[closed[last]] = words[last] = ""
+                words.append("")  # so that the next cast does not take them for its own
+            continue
+        words.append(match[0])
+        if match[0] == "(":
+            open_at.append(last + 1)
+        elif match[0] == ")" and open_at:
+            closed[last + 1] = open_at.pop()
+    return [word for word in words if word]
 
 
 def named(key: Key) -> str:

@@ -16,6 +16,7 @@ from ovia_backup_dagster.postgres.privileges import Session, missing_rights
 from ovia_backup_dagster.postgres.quoting import sql_identifier
 from ovia_backup_dagster.postgres.releases import newest_minor, parse
 from ovia_backup_dagster.postgres.session import connect, system_identifier
+from ovia_backup_dagster.postgres.undumped import undumped
 from ovia_backup_dagster.system import BackupSystem
 
 #: Networks of one's own (RFC 1918, RFC 4193, the host itself), such as Docker's overlays.
@@ -56,6 +57,9 @@ def server(system: BackupSystem) -> Iterator[Line]:
             yield from _expected_tables(system, session)
             yield from _same_server(system, session)
             yield from _rights(session, about)
+        for line in undumped(system.connection):
+            fix = f"save them apart: pg_dump leaves them out; see which, {about['psql']}"
+            yield warn(Area.SERVER, line, fix)
     except BackupError as error:
         yield failed(Area.SERVER, error)
 

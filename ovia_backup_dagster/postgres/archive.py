@@ -27,6 +27,7 @@ from ovia_backup_dagster.core.files import plain_status, scratch
 from ovia_backup_dagster.core.verdict import LargeObjects, TableWitness, Witness, split_identifier
 from ovia_backup_dagster.postgres.client import Programs, capture
 from ovia_backup_dagster.postgres.datatext import (
+    LARGE_OBJECT_NOTE,
     NAME,
     Data,
     Log,
@@ -51,6 +52,7 @@ _UNLISTED = 16
 _COMPLETE = b"\n-- PostgreSQL database dump complete\n"
 _ENTRY = re.compile(r"^(\d+; \d+ \d+) (.+)$", re.MULTILINE)
 _TABLE = re.compile(r"TABLE (?!DATA )")
+_OF_LARGE_OBJECT = re.compile(r"(?:ACL|COMMENT|SECURITY LABEL) - LARGE OBJECT ")
 _OF_DATABASE = re.compile(r"(?:ACL|COMMENT|SECURITY LABEL) - DATABASE ")
 _SETTING = re.compile(
     rb'ALTER DATABASE .* SET "?((?i:' + "|".join(UNSET).encode() + rb'))"? TO \'([^\']*)\';', re.DOTALL
@@ -251,6 +253,15 @@ def tablespaces(programs: Programs, path: Path) -> tuple[str, ...]:
     """Those that the archive's tables and indexes were in, besides the database's own."""
     text = _sql(programs, path, "--schema-only")
     return tuple(sorted({text_of(name) for name in _TABLESPACE.findall(text)}))
+
+
+def large_object_notes(programs: Programs, path: Path, listing: str) -> list[bytes]:
+    """The statements that give an archive's large objects their privileges and comments, and none of their data."""
+    if not any(map(_OF_LARGE_OBJECT.match, entries(listing))):
+        return []
+    with use_list(listing, lambda entry: _OF_LARGE_OBJECT.match(entry) is not None) as chosen:
+        text = _sql(programs, path, chosen)
+    return [each.strip() for each in statements(text) if LARGE_OBJECT_NOTE.match(each)]
 
 
 def database_text(programs: Programs, path: Path) -> bytes:

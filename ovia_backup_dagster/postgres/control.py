@@ -20,13 +20,16 @@ from ovia_backup_dagster.postgres.session import BUILT_IN, connect
 #: Names as bytes: an encoding may have no codec here, and in SQL_ASCII they need not be text at all.
 _NAMES = """
     SELECT convert_to(name, CASE stored WHEN 'SQL_ASCII' THEN stored ELSE %s END) AS dumped,
-           convert_to(name, stored) AS name,
-           convert_to(coalesce(columns, ''), stored) AS columns
+           convert_to(name, stored) AS "table",
+           convert_to(coalesce(columns, ''), stored) AS columns,
+           convert_to(coalesce(saved, ''), stored) AS saved
     FROM (
         SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS name,
                getdatabaseencoding()::text AS stored,
                (SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) FROM pg_attribute a
-                WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '') AS columns
+                WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '') AS columns,
+               (SELECT u.condition FROM pg_extension e, unnest(e.extconfig, e.extcondition) AS u (oid, condition)
+                WHERE u.oid = c.oid LIMIT 1) AS saved
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE c.relkind IN ('r', 'p') AND n.nspname <> 'pg_catalog'
     ) AS tables
@@ -85,17 +88,19 @@ class _Name:
     Attributes:
         dumped: as pg_dump writes it, in its encoding.
         table, columns: as this session's SQL takes them.
+        saved: which of its rows are in a dump, as ``WHERE ...``; empty for all: of an extension's table, not all are.
     """
 
     dumped: bytes
     table: bytes
     columns: bytes
+    saved: bytes
 
 
 def _names(session: Session, encoding: str) -> dict[str, _Name]:
     """Of every table, by its name in a witness."""
     rows = session.execute(_NAMES, [encoding]).fetchall()
-    return {text_of(row["dumped"]): _Name(row["dumped"], row["name"], row["columns"]) for row in rows}
+    return {text_of(row["dumped"]): _Name(**row) for row in rows}
 
 
 def _take_row(session: Session, name: _Name) -> bytes | None:
@@ -106,8 +111,8 @@ def _take_row(session: Session, name: _Name) -> bytes | None:
             with session.transaction():
                 _without_triggers(session)
                 # As bytes: without an encoding, there is no text.
-                ask = b"SELECT tableoid, convert_to(ctid::text, 'SQL_ASCII') AS ctid FROM " + target + b" LIMIT 1"
-                found = session.execute(ask).fetchone()
+                ask = b"SELECT tableoid, convert_to(ctid::text, 'SQL_ASCII') AS ctid FROM " + target + b" " + name.saved
+                found = session.execute(ask + b" LIMIT 1").fetchone()
                 if found is None:
                     continue
                 where = b" WHERE tableoid = %d AND ctid = '%s'::tid" % (found["tableoid"], found["ctid"])

@@ -43,6 +43,8 @@ _COLUMN = re.compile(r'(?:"[^"]*"|[^",\s])+')
 _QUOTE_OR_END = re.compile(rb"""['"]|;\n""")
 _SETVAL = re.compile(rb"SELECT pg_catalog\.setval\('((?:[^']|'')*)', ([^)]*)\);\n")
 _LO_OPEN = re.compile(rb"SELECT pg_catalog\.lo_open\('(\d+)',")
+#: What others may do with one, and what is said of it; owners stand in a contents list.
+LARGE_OBJECT_NOTE = re.compile(rb"(?:GRANT|REVOKE|COMMENT|SECURITY LABEL) [^']*?ON LARGE OBJECT (\d+) ")
 _LO_WRITE = re.compile(rb"SELECT pg_catalog\.lowrite\(\d+, '\\{1,2}x([0-9a-f]*)'\);\n")
 
 Log = Callable[[str], None]
@@ -119,6 +121,7 @@ class Data(Generic[R]):
         tables: by name, quoted where needed, as the COPY header writes it.
         sequences: name -> ``setval`` arguments after the name (``42, true``).
         large_objects, large_object_sum: how many, and the sum modulo 2**256 of each one's SHA-256.
+        large_object_notes: where they are asked for, the statements that give large objects privileges and comments.
         blocks: how many COPY blocks.
         inserts: whether there are rows in another form than COPY's.
         read_bytes: length of the text.
@@ -128,6 +131,7 @@ class Data(Generic[R]):
     sequences: dict[str, str] = field(default_factory=dict)
     large_objects: int = 0
     large_object_sum: int = 0
+    large_object_notes: list[bytes] = field(default_factory=list)
     blocks: int = 0
     inserts: bool = False
     read_bytes: int = 0
@@ -141,6 +145,7 @@ def read_data(
     failed: Callable[[str, int], BackupError],
     log: Log | None = None,
     watch: Watch | None = None,
+    notes: bool = False,
 ) -> Data[R]:
     """Run a program that prints data, and read all of it.
 
@@ -151,6 +156,7 @@ def read_data(
         failed: the error for what the program printed and the code that it ended with.
         log: told about progress every ten seconds.
         watch: how long the program may stand still.
+        notes: whether to keep what is said of large objects, too.
 
     Raises:
         BackupError: what ``failed`` made of it, or ``watch``.
@@ -161,7 +167,7 @@ def read_data(
         assert child.process.stdout is not None
         with contextlib.suppress(OSError):  # this user's pipes may hold no more
             fcntl.fcntl(child.process.stdout.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        reader = DataReader(child.process.stdout, rows_of, log)
+        reader = DataReader(child.process.stdout, rows_of, log, notes=notes)
         whole = reader.read()
         code = child.wait()
         if code != 0:
@@ -222,11 +228,14 @@ class DataReader(Generic[R]):
     nothing may be kept of it, no match either, across ``_more``.
     """
 
-    def __init__(self, pipe: IO[bytes], rows_of: Callable[[str], R], log: Log | None = None) -> None:
+    def __init__(
+        self, pipe: IO[bytes], rows_of: Callable[[str], R], log: Log | None = None, *, notes: bool = False
+    ) -> None:
         self.data: Data[R] = Data()
         self._pipe = pipe
         self._rows_of = rows_of
         self._log = log
+        self._notes = notes
         self._buffer = bytearray(_CHUNK_BYTES)
         self._at = self._end = 0
         self.complete = False
@@ -292,6 +301,8 @@ class DataReader(Generic[R]):
             data.sequences[text_of(match[1]).replace("''", "'")] = text_of(match[2])
         elif statement.startswith(b"INSERT INTO "):
             data.inserts = True
+        elif self._notes and LARGE_OBJECT_NOTE.match(statement):
+            data.large_object_notes.append(statement.strip())
 
     def _table(self, name: str, columns: str) -> bool:
         # Several blocks may bear one name: partitions that are loaded through their root.

@@ -49,6 +49,7 @@ from ovia_backup_dagster.postgres.session import database_facts
 from ovia_backup_dagster.postgres.session_settings import SESSION_OPTIONS, unended
 from ovia_backup_dagster.postgres.source_settings import effective
 from ovia_backup_dagster.postgres.stall import waits_for_lock, watch
+from ovia_backup_dagster.postgres.undumped import undumped_or_why
 from ovia_backup_dagster.postgres.watch import Watch
 
 LOCK_WAIT_TIMEOUT_SECONDS = 300
@@ -137,6 +138,7 @@ class Dumper:
                     computed = recorder.finish()
                 log(_computed(computed))
                 globals_sql, more_warnings = self._globals(facts.encoding, variables)
+                lost = tuple(undumped_or_why(self.connection))
                 sha256 = file_sha256(temporary, sync=True)
                 manifest = Manifest(
                     database=facts,
@@ -149,7 +151,8 @@ class Dumper:
                     options=options,
                     session_options=SESSION_OPTIONS,
                     client_version=self.programs.version("pg_dump"),
-                    warnings=(*warnings, *more_warnings)[:_WARNINGS_LIMIT],
+                    warnings=(*lost, *warnings, *more_warnings)[:_WARNINGS_LIMIT],
+                    undumped=lost,
                     globals_included=globals_sql is not None,
                     files={} if globals_sql is None else {GLOBALS: FileFacts.of(globals_sql)},
                     computed=computed,

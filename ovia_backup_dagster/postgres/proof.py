@@ -40,6 +40,7 @@ from ovia_backup_dagster.postgres.session_settings import SESSION_OPTIONS, as_re
 from ovia_backup_dagster.postgres.source_settings import InEffect, of_backup, put_in_effect
 from ovia_backup_dagster.postgres.stall import watch
 from ovia_backup_dagster.postgres.verification import Verifier
+from ovia_backup_dagster.postgres.withheld import Withheld, withheld
 
 _SIZES = """
     SELECT convert_to(quote_ident(n.nspname) || '.' || quote_ident(c.relname),
@@ -92,6 +93,7 @@ class Proof:
         sizes: table -> bytes on disk in the copy, with indexes and TOAST.
         copy_bytes: ``pg_database_size`` of the copy.
         settings: what of the source's is in effect in the copy.
+        withheld: what the copy was not given, which a database that goes live is.
     """
 
     verifier: Verifier
@@ -111,6 +113,7 @@ class Proof:
     sizes: dict[str, int] = field(default_factory=dict, init=False)
     copy_bytes: int | None = field(default=None, init=False)
     settings: InEffect = field(default=InEffect(), init=False)
+    withheld: Withheld = field(default_factory=Withheld, init=False)
     _unsure: bool = field(default=False, init=False)
 
     # ---- the backup
@@ -202,6 +205,9 @@ class Proof:
         else:
             text = "the server has roles of its own, which are left as they are"
             self.add(DrillCheck.ROLES, [], passed=text, result=Result.NOT_MADE)
+        if not copy.with_owners:
+            self.withheld = withheld(copy.server, self._programs, self.backup.path)
+            notes += self.withheld.notes
         with self.phase("restore"):
             notes += copy.create(script)
             settings = self._live_as_the_source(copy)
@@ -215,6 +221,7 @@ class Proof:
                 live=copy.live,
                 settings=settings,
                 rescue=f"ovia-backup restore {self.verifier.catalog.word(self.backup)} --mode new --even-if-damaged",
+                without=self.withheld.entries,
             )
             try:
                 archive = self.backup.path, listing, self.source_bytes, self.log
@@ -333,6 +340,10 @@ class Proof:
             bad = comparison.sequence_differences(witness, found)
             self.add(DrillCheck.SEQUENCES, bad, passed=f"{len(found.sequences):,} sequences")
             bad = comparison.large_object_differences(witness.large_objects, found.large_objects)
+            notes = archives.large_object_notes(self._programs, self.backup.path, self._listing)
+            bad += comparison.large_object_note_differences(
+                notes, reading.large_object_notes, with_privileges=copy.with_owners
+            )
             self.add(DrillCheck.LARGE_OBJECTS, bad, passed=f"{found.large_objects.count:,} large objects")
             schema = archives.schema_text(self._programs, self.backup.path, *schema_options)
             differences = self._contents_differences(copy, witness, found, schema, reading.schema)
@@ -391,6 +402,7 @@ class Proof:
             for name, version in before.items()
             if here.get(name) != version
         ]
+        odd += self.manifest.undumped if self.manifest else ()
         listed = ", ".join(f"{name} {version}" for name, version in here.items())
         unknown = "" if self.manifest else "; the source's versions are not known"
         self.add(DrillCheck.EXTENSIONS, [], odd=odd, passed=f"{listed or 'none'}{unknown}")
@@ -503,7 +515,10 @@ class Proof:
         with connect(copy.server) as session:
             names |= {row["rolname"] for row in session.execute("SELECT rolname FROM pg_roles")}
         names |= {self.manifest.database.bootstrap_superuser} if self.manifest else set()
-        return comparison.contents_differences(before, after, with_owners=copy.with_owners, live=copy.live, roles=names)
+        without = self.withheld.entries
+        return comparison.contents_differences(
+            before, after, with_owners=copy.with_owners, live=copy.live, roles=names, without=without
+        )
 
     def _prove_expectations(self, found: Witness) -> None:
         expectations = self.verifier.expectations

@@ -46,10 +46,12 @@ class Reading:
     Attributes:
         witness: as an archive's.
         schema: its schema as SQL.
+        large_object_notes: the statements that give its large objects privileges and comments.
     """
 
     witness: Witness
     schema: bytes
+    large_object_notes: Sequence[bytes] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +91,9 @@ class Rereader:
                 removing.callback(shutil.rmtree, folder, ignore_errors=True)
             schema = Path(folder) / "schema"
             self._dump_schema(schema)
-            data = self._data(ordered, log=log)
+            data = self._data(ordered, log=log, notes=True)
             witness = witness_of(self.programs, schema, self._contents_list(), data)
-            return Reading(witness, schema_text(self.programs, schema, *schema_options))
+            return Reading(witness, schema_text(self.programs, schema, *schema_options), data.large_object_notes)
 
     def read_unordered(self, wanted: Mapping[str, Sequence[str]], log: Log | None = None) -> dict[str, UnorderedRows]:
         """The rows of some tables (name -> columns), whatever the order they stand in."""
@@ -104,10 +106,16 @@ class Rereader:
         # As a file's name, any bytes can be an argument.
         return self._data(ordered, _only(os.fsdecode(name))).tables.get(text_of(name))
 
-    def _data(self, rows_of: Callable[[str], R], *options: str, log: Log | None = None) -> Data[R]:
+    def _data(self, rows_of: Callable[[str], R], *options: str, log: Log | None = None, notes: bool = False) -> Data[R]:
         command = self._pg_dump("--format=plain", "--data-only", *options)
         return read_data(
-            command, variables=self._variables(), rows_of=rows_of, failed=self._failed, log=log, watch=self._watch
+            command,
+            variables=self._variables(),
+            rows_of=rows_of,
+            failed=self._failed,
+            log=log,
+            watch=self._watch,
+            notes=notes,
         )
 
     @property

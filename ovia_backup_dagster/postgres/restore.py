@@ -121,6 +121,7 @@ class Restorer:
         live: whether publications are, as into a database that goes live.
         settings: what of the source's is in effect there.
         rescue: the command that brings the rows where a restore fails over a rule; empty where there is none.
+        without: further entries of the contents list that are not restored.
     """
 
     programs: Programs
@@ -131,6 +132,7 @@ class Restorer:
     live: bool = False
     settings: InEffect = InEffect()  # noqa: RUF009 - frozen
     rescue: str = ""
+    without: frozenset[str] = frozenset()
 
     def restore(self, archive: Path, listing: str, expected_bytes: int | None, log: Log) -> list[str]:
         """Restore all but what is left out, tablespaces, and what refreshes materialized views.
@@ -283,7 +285,7 @@ class Restorer:
         return f"{self.settings.options} -c synchronous_commit=off -c maintenance_work_mem={memory}MB"
 
     def _wanted(self, entry: str) -> bool:
-        return not left_out(entry, live=self.live) and not entry.startswith(REFRESH)
+        return not (left_out(entry, live=self.live) or entry.startswith(REFRESH) or entry in self.without)
 
     def _order(self, archive: Path, listing: str, *, despite_errors: bool = False) -> Order:
         schema = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,11 +15,13 @@ from ovia_backup_dagster.core.comparison import (
     contents_differences,
     is_structure,
     large_object_differences,
+    large_object_note_differences,
     left_out,
     redacted,
     schema_differences,
     sequence_differences,
     shortened,
+    structure_differences,
     table_differences,
     unequal_tables,
 )
@@ -238,3 +241,44 @@ def test_nothing_between_quotes_is_shown(inside: str, tag: str) -> None:
 def test_many_lines_are_shortened() -> None:
     assert shortened(["a", "b"]) == "a; b"
     assert shortened([str(n) for n in range(9)]).endswith("4; and 4 more")
+
+
+WRITTEN = "CREATE POLICY p ON t USING (((a > 1) AND ((who)::text = ANY ((ARRAY['x'::character varying])::text[]))));"
+AGAIN = "CREATE POLICY p ON t USING (((a > 1) AND ((who)::text = ANY (ARRAY[('x'::character varying)::text]))));"
+
+
+@pytest.mark.parametrize(
+    ("copy", "bad"),
+    [
+        (AGAIN, False),
+        (AGAIN.replace("::text)", "::pg_catalog.varchar(3))"), False),
+        (AGAIN.replace(" AND ", " OR "), True),
+        (AGAIN.replace("'x'", "'y'"), True),
+        (AGAIN.replace("'x'", "'x '"), True),
+        (AGAIN.replace("> 1", "> 10"), True),
+        (AGAIN.replace("ON t ", "ON t TO PUBLIC "), True),
+        (AGAIN.replace("(((a > 1) AND (", "((a > (1 AND ((").replace("))));", ")))));"), True),
+    ],
+)
+def test_a_policy_means_the_same_or_is_bad(copy: str, bad: bool) -> None:
+    before, after = (SECTION.format("t p", "POLICY", text).encode() for text in (WRITTEN, copy))
+    assert bool(structure_differences(before, after)) is bad
+    assert schema_differences(before, after)
+    assert structure_differences(after, after) == []
+
+
+def test_what_is_shown_of_a_policy_are_no_values() -> None:
+    before, after = (SECTION.format("t p", "POLICY", text).encode() for text in (WRITTEN, AGAIN.replace("a > 1", "a")))
+    (line,) = structure_differences(before, after)
+    assert line.startswith("policy t p in public differs: CREATE POLICY p ON t USING (")
+    assert "'x'" not in line
+
+
+NOTES = [b"GRANT ALL ON LARGE OBJECT 7 TO app;", b"COMMENT ON LARGE OBJECT 12 IS 'one;\ntwo';"]
+
+
+def test_what_is_said_of_large_objects_names_them_in_their_order() -> None:
+    differences = large_object_note_differences
+    assert differences(NOTES, NOTES[::-1], with_privileges=True) == []
+    assert differences(NOTES, [], with_privileges=True) == ["privileges or comments differ of large objects: 7; 12"]
+    assert differences([], NOTES, with_privileges=False) == ["privileges or comments differ of large objects: 12"]

@@ -89,6 +89,7 @@ TYPES: dict[str, tuple[str, tuple[str, str, str], str]] = {
     "cube": ("types.cube", ("'1'", "'(1,2)'", "'(0)'"), "'(1,2),(3,4)'"),
     "large text": ("text", ("repeat('x', 3000000)", "repeat('y', 3000000)", "''"), "repeat('y', 2999999) || 'z'"),
 }
+WATCH = "CREATE EVENT TRIGGER watch ON ddl_command_end EXECUTE FUNCTION more.watch()"
 SOURCE = [
     "CREATE SCHEMA types",
     *(f"CREATE EXTENSION {name} SCHEMA types" for name in ("hstore", "citext", "ltree", "cube", "unaccent")),
@@ -130,9 +131,82 @@ SOURCE = [
     "COMMENT ON TABLE more.twice IS 'five rows'",
     "GRANT SELECT, INSERT ON more.twice TO ovia_readonly, PUBLIC",
     "CREATE MATERIALIZED VIEW more.counted AS SELECT count(*) FROM people",
-    "CREATE EVENT TRIGGER watch ON ddl_command_end EXECUTE FUNCTION more.watch()",
+    WATCH,
 ]
-SOURCE.insert(-1, "CREATE FUNCTION more.watch() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'")
+#: What decides who sees what, each as altered by what.
+GUARDS = {
+    "a policy's expression": (
+        "policy guarded expression in more",
+        "ALTER POLICY expression ON more.guarded USING (true)",
+    ),
+    "a policy's check": ("policy guarded checks in more", "ALTER POLICY checks ON more.guarded WITH CHECK (true)"),
+    "a policy's role": ("policy guarded role in more", "ALTER POLICY role ON more.guarded TO PUBLIC"),
+    "a policy that is permissive": (
+        "policy guarded restrictive in more",
+        "DROP POLICY restrictive ON more.guarded; CREATE POLICY restrictive ON more.guarded USING (a > 1)",
+    ),
+    "a policy's command": (
+        "policy guarded command in more",
+        "DROP POLICY command ON more.guarded; CREATE POLICY command ON more.guarded FOR UPDATE USING (a > 1)",
+    ),
+    **{
+        f"a function that is {what}": (f"function f_{name}() in more", f"ALTER FUNCTION more.f_{name}() {what}")
+        for name, what in {
+            "definer": "SECURITY DEFINER",
+            "invoker": "SECURITY INVOKER",
+            "leak": "LEAKPROOF",
+            "volatile": "IMMUTABLE",
+            "strict": "STRICT",
+            "parallel": "PARALLEL SAFE",
+            "set": "RESET search_path",
+            "other": "SET search_path = more, pg_temp",
+        }.items()
+    },
+    "a function's body": (
+        "function nothing() in more",
+        "CREATE OR REPLACE FUNCTION more.nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN OLD; END'",
+    ),
+    "a function's expression": (
+        "function standard() in more",
+        "CREATE OR REPLACE FUNCTION more.standard() RETURNS int RETURN 1 + 2 * 4",
+    ),
+    "a view's query": (
+        "view current_people in public",
+        "CREATE OR REPLACE VIEW current_people AS SELECT id, display_name, email, team, manager_id FROM people",
+    ),
+    "a view's barrier": ("view barrier in more", "ALTER VIEW more.barrier RESET (security_barrier)"),
+    "a view's invoker": ("view invoker in more", "ALTER VIEW more.invoker RESET (security_invoker)"),
+    "a view's check": ("view checking in more", "ALTER VIEW more.checking RESET (check_option)"),
+    "an event trigger that is off": ("event trigger watch2", "ALTER EVENT TRIGGER watch2 DISABLE"),
+}
+SOURCE += [
+    "CREATE TABLE more.guarded (a int, who varchar)",
+    "CREATE POLICY expression ON more.guarded USING (a > 1 AND who IN ('x', 'y'))",
+    "CREATE POLICY unaltered ON more.guarded USING (who IN ('x', 'y') OR who LIKE ANY (ARRAY['a%', 'b%']))",
+    "CREATE POLICY checks ON more.guarded USING (a > 1) WITH CHECK (a > 2)",
+    "CREATE POLICY role ON more.guarded TO ovia_readonly USING (a > 1)",
+    "CREATE POLICY restrictive ON more.guarded AS RESTRICTIVE USING (a > 1)",
+    "CREATE POLICY command ON more.guarded FOR SELECT USING (a > 1)",
+    *(
+        f"CREATE FUNCTION more.f_{name}() RETURNS int LANGUAGE sql {how} AS 'SELECT 1'"
+        for name, how in dict.fromkeys(("definer", "leak", "volatile", "strict", "parallel"), "").items()
+    ),
+    "CREATE FUNCTION more.f_invoker() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT 1'",
+    "CREATE FUNCTION more.f_set() RETURNS int LANGUAGE sql SET search_path = more AS 'SELECT 1'",
+    "CREATE FUNCTION more.f_other() RETURNS int LANGUAGE sql SET search_path = more AS 'SELECT 1'",
+    "CREATE FUNCTION more.f_owner() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+    "CREATE FUNCTION more.standard() RETURNS int RETURN (1 + 2) * 3",
+    "CREATE VIEW more.barrier WITH (security_barrier) AS SELECT a FROM more.guarded",
+    "CREATE VIEW more.invoker WITH (security_invoker) AS SELECT a FROM more.guarded",
+    "CREATE VIEW more.checking AS SELECT a FROM more.guarded WHERE a > 1 WITH CHECK OPTION",
+    "CREATE EVENT TRIGGER watch2 ON ddl_command_end WHEN TAG IN ('DROP TABLE') EXECUTE FUNCTION more.watch()",
+    *(f"SELECT lo_from_bytea({oid}, 'x')" for oid in (900010, 900011, 900012)),
+    "GRANT SELECT ON LARGE OBJECT 900010 TO ovia_readonly",
+    "COMMENT ON LARGE OBJECT 900011 IS E'one; it''s\nmine'",
+    "CREATE TYPE more.owned AS ENUM ('a')",
+    "CREATE SCHEMA owned",
+]
+SOURCE.insert(SOURCE.index(WATCH), "CREATE FUNCTION more.watch() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'")
 ODD_NAME = 'ops."Odd ""Name"" ; drop\nme"'
 
 
@@ -289,9 +363,11 @@ ALTERATIONS = {
     "a grant": _contents(
         "privileges differ: acl TABLE twice in more", "REVOKE INSERT ON more.twice FROM ovia_readonly"
     ),
-    "all grants": _contents("ACL public TABLE kpi_snapshots ovia", "REVOKE ALL ON kpi_snapshots FROM ovia_readonly"),
+    "all grants": _contents(
+        "privileges differ: acl TABLE kpi_snapshots in public", "REVOKE ALL ON kpi_snapshots FROM ovia_readonly"
+    ),
     "default privileges": _contents(
-        "DEFAULT ACL ops DEFAULT PRIVILEGES FOR TABLES",
+        "privileges differ: default acl DEFAULT PRIVILEGES FOR TABLES in ops",
         "ALTER DEFAULT PRIVILEGES FOR ROLE ovia IN SCHEMA ops REVOKE SELECT ON TABLES FROM ovia_readonly",
     ),
     "a large object's owner": _contents("BLOB", "ALTER LARGE OBJECT 900001 OWNER TO postgres"),
@@ -299,16 +375,29 @@ ALTERATIONS = {
         "type identity_provider in public differs", "ALTER TYPE identity_provider ADD VALUE 'other'"
     ),
     "an extension": _contents("EXTENSION - unaccent", "DROP EXTENSION unaccent"),
+    **{name: _structure(f"{says} differs", statement) for name, (says, statement) in GUARDS.items()},
+    "a large object's grant": Alteration(
+        DrillCheck.LARGE_OBJECTS,
+        ("privileges or comments differ of large objects: ", "900010"),
+        ("GRANT UPDATE ON LARGE OBJECT 900010 TO ovia_readonly",),
+    ),
+    "a large object's first grant": _contents(
+        "ACL - LARGE OBJECT 900012", "GRANT SELECT ON LARGE OBJECT 900012 TO ovia_readonly"
+    ),
+    "a large object's comment": Alteration(
+        DrillCheck.LARGE_OBJECTS,
+        ("privileges or comments differ of large objects: ", "900011"),
+        ("COMMENT ON LARGE OBJECT 900011 IS 'other'",),
+    ),
+    "a function's owner": _contents("FUNCTION more f_owner() postgres", "ALTER FUNCTION more.f_owner() OWNER TO ovia"),
+    "a type's owner": _contents("TYPE more owned postgres", "ALTER TYPE more.owned OWNER TO ovia"),
+    "a schema's owner": _contents("SCHEMA - owned postgres", "ALTER SCHEMA owned OWNER TO ovia"),
 }
 
 #: What is worth a look, but no failure: PostgreSQL itself writes such things back in other words.
 ODDITIES = {
-    "view current_people in public": "CREATE OR REPLACE VIEW current_people AS "
-    "SELECT id, display_name, email, team, manager_id FROM people",
-    "function nothing() in more": "CREATE OR REPLACE FUNCTION more.nothing() RETURNS trigger "
-    "LANGUAGE plpgsql AS 'BEGIN RETURN OLD; END'",
     "comment TABLE people in public": "COMMENT ON TABLE people IS 'all'",
-    "policy checked looks in more": "ALTER POLICY looks ON more.checked USING (a > 2)",
+    "policy checked looks in more": "ALTER POLICY looks ON more.checked USING ((a)::bigint > 1)",
 }
 
 
