@@ -19,6 +19,7 @@ import re
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,6 +64,7 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except BackupError as error:
             click.echo(f"ovia-backup: {error}", err=True)
+            _keep_whole(error)
             ctx.exit(1)
         except KeyboardInterrupt:
             left = _AFTER_A_RESTORE if ctx.invoked_subcommand in _RESTORES else "nothing unfinished is left"
@@ -857,6 +859,17 @@ def _terminated(number: int, _: object) -> NoReturn:
     # That a terminal is gone is said twice, by the shell and by the kernel; the second must not end the way back.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     raise _Terminated(128 + number)
+
+
+def _keep_whole(error: BackupError) -> None:
+    """Where a message is too long for a terminal, all of it goes into a file of this user's."""
+    if not error.whole:
+        return
+    with contextlib.suppress(OSError):
+        number, path = tempfile.mkstemp(prefix="ovia-backup-", suffix=".txt")
+        with open(number, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(error.whole + "\n")
+        click.echo(f"ovia-backup: the whole message is in {path}", err=True)
 
 
 def _log(text: str) -> None:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from ovia_backup_dagster.core import grants
+from ovia_backup_dagster.core import grants, words
 from ovia_backup_dagster.core.grants import without_owner
 from ovia_backup_dagster.core.schema import Key, canonical, named, sections
 from ovia_backup_dagster.core.verdict import LargeObjects, TableWitness, Witness
@@ -273,7 +273,7 @@ def structure_differences(original: bytes, copy: bytes) -> list[str]:
 def shortened(lines: Sequence[str]) -> str:
     """Many lines as one: the first few, and how many more there are."""
     more = f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
-    return "; ".join(lines[:_SHOWN]) + more
+    return words.shortened("; ".join(lines[:_SHOWN]) + more)
 
 
 def _by_name(witness: Witness) -> dict[str, TableWitness]:

@@ -7,6 +7,12 @@ traceback.
 
 from __future__ import annotations
 
+from ovia_backup_dagster.core.words import MOST, shortened
+
+#: What each part may take at least, where all of them are long: what a program repeats goes first, the remedy last.
+_LEAST = {"said": 120, "what": 180, "why": 260, "fix": 400}
+_BETWEEN = len(":  (). Next: ")
+
 
 class BackupError(Exception):
     """Base of all errors raised on purpose.
@@ -22,11 +28,19 @@ class BackupError(Exception):
     transient = False
 
     def __init__(self, what: str, *, why: str = "", fix: str = "", said: str = "") -> None:
-        self.what = _one_line(what)
-        self.why = _one_line(why)
-        self.fix = _one_line(fix)
-        self.said = _one_line(said)
+        whole = {"what": what, "why": why, "fix": fix, "said": said}
+        self._whole = {part: _one_line(text) for part, text in whole.items()}
+        parts = _fitted(self._whole)
+        self.what, self.why, self.fix, self.said = parts["what"], parts["why"], parts["fix"], parts["said"]
         super().__init__(self.what, self.why, self.fix, self.said)
+
+    @property
+    def whole(self) -> str:
+        """All that there is to say, where the message leaves out some of it; else empty."""
+        parts = self._whole
+        if _fitted(parts) == parts:
+            return ""
+        return "\n".join(f"{part}: {text}" for part, text in parts.items() if text)
 
     @property
     def reason(self) -> str:
@@ -45,11 +59,21 @@ class BackupError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments need help to survive pickling between processes.
-        return (_rebuild, (type(self), self.what, self.why, self.fix, self.said))
+        return (_rebuild, (type(self), *(self._whole[part] for part in ("what", "why", "fix", "said"))))
 
 
 def _rebuild(cls: type[BackupError], what: str, why: str, fix: str, said: str) -> BackupError:
     return cls(what, why=why, fix=fix, said=said)
+
+
+def _fitted(parts: dict[str, str]) -> dict[str, str]:
+    """The parts of a message, shortened where they do not fit into one of ``MOST`` characters."""
+    found = dict(parts)
+    for part, least in _LEAST.items():
+        over = sum(map(len, found.values())) + _BETWEEN - MOST
+        if over > 0:
+            found[part] = shortened(found[part], max(least, len(found[part]) - over))
+    return found
 
 
 def _one_line(text: str) -> str:

@@ -32,6 +32,20 @@ def seconds(count: float) -> str:
     return f"{count:.1f} s" if count < 60 else duration(timedelta(seconds=count))
 
 
+#: No message is longer: mail, chat and a table of the UI show this much.
+MOST = 1000
+
+
+def shortened(text: str, most: int = MOST) -> str:
+    """``text`` with its beginning and its end, where it is longer than ``most`` characters."""
+    if len(text) <= most:
+        return text
+    mark = f" … {len(text):,} characters … "
+    end = max(0, most - len(mark)) // 3
+    begin = max(0, most - len(mark) - end)
+    return (text[:begin] + mark + text[len(text) - end :])[:most]
+
+
 def signed(change: int) -> str:
     """``+1,200``, ``-3``, ``0``."""
     return f"{change:+,}" if change else "0"

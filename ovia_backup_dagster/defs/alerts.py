@@ -32,6 +32,7 @@ from ovia_backup_dagster.core.errors import (
 from ovia_backup_dagster.core.freshness import AGAIN, Freshness, Level, freshness
 from ovia_backup_dagster.core.restoration import RestoreStanding
 from ovia_backup_dagster.core.standing import Mark, Question, answers
+from ovia_backup_dagster.core.words import shortened
 from ovia_backup_dagster.defs import metadata
 from ovia_backup_dagster.defs.configs import AlertConfig
 from ovia_backup_dagster.defs.policies import (
@@ -111,7 +112,7 @@ class Condition:
         """All of it in a sentence; empty when all is well."""
         # What is not fresh says all of it in "what"; its "why" is a guess. Why a run failed has a line of its own.
         enough = (NotFreshError, DrillOverdueError, RunFailedError)
-        return "; ".join(e.what if isinstance(e, enough) else e.account for e in self.troubles)
+        return shortened("; ".join(e.what if isinstance(e, enough) else e.account for e in self.troubles))
 
     @property
     def kinds(self) -> str:

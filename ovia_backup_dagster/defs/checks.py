@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from ovia_backup_dagster.core.verdict import Check, Judgement
+from ovia_backup_dagster.core.words import shortened
 from ovia_backup_dagster.defs import metadata
 
 #: Before what a check found that passed all the same.
@@ -52,7 +53,7 @@ def check_results(judgement: Judgement, backup: str) -> Iterator[dg.AssetCheckRe
                 check_name=check.value,
                 passed=check.is_odd or not findings,
                 severity=dg.AssetCheckSeverity.WARN if check.is_odd else dg.AssetCheckSeverity.ERROR,
-                description=(ODD if check.is_odd and findings else "") + "; ".join(findings) or None,
+                description=shortened((ODD if check.is_odd and findings else "") + "; ".join(findings)) or None,
                 metadata={"backup": backup, **({"findings": metadata.of_list(findings)} if findings else {})},
             )
         unmade = "; ".join(wrong)

@@ -158,6 +158,8 @@ def explained(
     try:
         yield
     except BackupError as error:
+        if error.whole:
+            context.log.debug(error.whole)
         failure = dg.Failure(words(str(error)), metadata=_metadata(error, words), allow_retries=False)
         if retry and error.transient and context.retry_number < MAX_RETRIES:
             wait = backups.retry_seconds * 2**context.retry_number

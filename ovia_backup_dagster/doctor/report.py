@@ -9,6 +9,7 @@ from typing import Any
 
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.core.markdown import bullets, code, plain
+from ovia_backup_dagster.core.words import shortened
 
 
 class Level(StrEnum):
@@ -89,7 +90,7 @@ def fail(area: Area, text: str, fix: str = "", *sql: str) -> Line:
 
 def _printable(text: str) -> str:
     """One line, whatever a table, a folder or a server's message contains."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return shortened("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
 
 
 def failed(area: Area, error: BackupError) -> Line:
