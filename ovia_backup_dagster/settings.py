@@ -22,11 +22,12 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ovia_backup_dagster.core.cron import why_not
 from ovia_backup_dagster.core.errors import SettingsError
+from ovia_backup_dagster.core.hints import Hints
 
 #: Tables whose absence makes a dump of Ovia's own database bad.
 OVIA_TABLES = ("people", "identities", "person_identity_links")
 #: What the names of our variables begin with; the demo keeps a real deployment's from its child.
-PREFIXES = ("POSTGRES_", "BACKUP_", "DRILL_", "RESTORE_", "SWARM_", "HEALTH_")
+PREFIXES = ("POSTGRES_", "DEPLOYMENT_", "BACKUP_", "DRILL_", "RESTORE_", "SWARM_", "HEALTH_")
 _NO_HOST = "POSTGRES_HOST is not set"
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 
@@ -39,6 +40,10 @@ def _split(value: object) -> object:
 
 def _split_urls(value: object) -> object:
     return _parts(value) if isinstance(value, str) else value
+
+
+def _hints(value: object) -> object:
+    return Hints.parse(value) if isinstance(value, str) else value
 
 
 def _parts(text: str) -> tuple[str, ...]:
@@ -229,6 +234,14 @@ class Settings(BaseSettings):
         "DAGSTER_KEEP_RUNS_DAYS",
         default=400,
         doc="Days to keep Dagster's runs, with their events and output: a year of drills stays plotted.",
+    )
+    deployment_hints: Annotated[Hints, NoDecode, BeforeValidator(_hints)] = _variable(
+        "DEPLOYMENT_HINTS",
+        default=Hints(),
+        doc="Commands that messages are to add where this is deployed, a line each, `NAME: COMMAND`. NAME is `server` "
+        "(whether it runs, and its log), `disk` (the server's), `network`, `upgrade` (of the server), `volume`, "
+        "`daemon` or `code_server`. `deploy/stack.yml` sets them.",
+        shown="none",
     )
     libpq: dict[str, str] = _found({})
     problems: tuple[str, ...] = _found(())

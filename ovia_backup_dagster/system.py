@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.drill import DrillFolder
+from ovia_backup_dagster.core.hints import Hints
 from ovia_backup_dagster.core.restoration import RestoreFolder
 from ovia_backup_dagster.core.retention import Policy, Weekday
 from ovia_backup_dagster.core.verdict import Expectations
@@ -59,6 +60,7 @@ class BackupSystem:
             user=self.settings.postgres_user,
             password=self.settings.password(),
             libpq=self.settings.libpq,
+            variables=Variables(hints=self.settings.deployment_hints),
         )
 
     @property
@@ -106,7 +108,11 @@ class BackupSystem:
             user=settings.restore_postgres_user or settings.postgres_user,
             password=settings.restore_password(),
             libpq=settings.libpq,
-            variables=Variables(**settings.restore_variables),
+            variables=Variables(
+                **settings.restore_variables,
+                # They are about the one server that the deployment is beside.
+                hints=settings.deployment_hints if settings.restore_postgres_host is None else Hints(),
+            ),
         )
 
     @property

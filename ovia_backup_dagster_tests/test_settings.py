@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import pickle
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
 
 from ovia_backup_dagster.core.errors import SettingsError
+from ovia_backup_dagster.core.hints import Hints
 from ovia_backup_dagster.core.retention import Policy, Weekday
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster.settings import OVIA_TABLES, WEEKDAYS, Settings, variables
@@ -87,6 +89,7 @@ def test_the_defaults() -> None:
         "pg_bin_dir": None,
         "dagster_public_url": None,
         "dagster_keep_runs_days": 400,
+        "deployment_hints": asdict(Hints()),
     }
     assert settings.libpq == {}
     assert settings.expected_tables == ("people", "identities", "person_identity_links") == OVIA_TABLES

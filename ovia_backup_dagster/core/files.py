@@ -322,7 +322,7 @@ _FAILING = (DiskFailingError, "the disk, or the network to it, fails", "dmesg | 
 _GONE = (
     VolumeMissingError,
     "the folder was removed, or the volume is not mounted any more",
-    "findmnt -T $BACKUP_DIR; ls -la $BACKUP_DIR; docker volume inspect ovia_backup_data",
+    "findmnt -T $BACKUP_DIR; ls -la $BACKUP_DIR",
 )
 _FORBIDDEN = (
     VolumeError,

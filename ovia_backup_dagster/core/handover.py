@@ -265,7 +265,7 @@ def _volume(root: Path, owner: Owner) -> Iterator[tuple[int, _Owned]]:
     Raises:
         VolumeError: it is something else.
     """
-    fix = "set BACKUP_DIR to where the volume is mounted: docker volume inspect ovia_backup_data"
+    fix = "set BACKUP_DIR to where the volume is mounted: findmnt; ls -la $BACKUP_DIR"
     with contextlib.ExitStack() as opened:
         try:
             volume = opened.enter_context(folder(root))
@@ -344,7 +344,7 @@ def _unprotected(root: Path, owner: Owner, found: Protection) -> VolumeError:
     return VolumeError(
         f"the volume is handed over, but the old script can still remove {name}{more}",
         why=whys.get(error.errno or 0, "the filesystem makes no hard link of it"),
-        fix="stop the old service before it prunes: docker service scale ovia_backup=0; then, as root: "
+        fix="stop the old script, or the service that runs it, before it prunes; then, as root: "
         f"ovia-backup hand-over --finish --to {owner}",
         said=error.strerror or "",
     )

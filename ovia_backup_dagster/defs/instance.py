@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
+from ovia_backup_dagster.core.hints import Hints
 from ovia_backup_dagster.core.words import duration
 from ovia_backup_dagster.defs.alerts import last_failed_run
 from ovia_backup_dagster.defs.assets import DAILY_DUMP
@@ -45,7 +46,7 @@ def examine(instance: dg.DagsterInstance, settings: Settings) -> Iterator[Line]:
         fix = "set DAGSTER_HOME to a folder with a copy of dagster.yaml, for every Dagster process"
         yield warn(Area.DAGSTER, "Dagster keeps no history: it forgets at each start, also whom it has told", fix)
         return
-    yield from _daemons(instance)
+    yield from _daemons(instance, settings.deployment_hints)
     location = _own_location(instance, settings)
     yield from _switched_off(instance, location)
     yield from _limits(instance, names(settings))
@@ -61,7 +62,7 @@ def _schedule_is_valid(settings: Settings) -> Iterator[Line]:
         yield fail(Area.DAGSTER, problem, "set it, e.g. BACKUP_SCHEDULE='0 3 * * *', DRILL_SCHEDULE='0 5 1 * *'")
 
 
-def _daemons(instance: dg.DagsterInstance) -> Iterator[Line]:
+def _daemons(instance: dg.DagsterInstance, hints: Hints) -> Iterator[Line]:
     now = datetime.now(UTC)
     beats = instance.get_daemon_heartbeats()
     required = set(instance.get_required_daemon_types())
@@ -80,10 +81,10 @@ def _daemons(instance: dg.DagsterInstance) -> Iterator[Line]:
                 yield fail(Area.DAGSTER, f"the daemon for {work} fails: {failures[0]}", "see the log of dagster-daemon")
             else:
                 text = f"within the last five minutes the daemon for {work} found no code server"
-                fix = "if that was no deployment: docker service ps ovia-backup_code-server, and look into its log"
+                fix = f"if that was no deployment: {hints.code_server or 'look into the log of the code server'}"
                 yield warn(Area.DAGSTER, text, fix)
     if silent:
-        fix = "docker service ps ovia-backup_daemon; without containers: dagster-daemon run, with the same DAGSTER_HOME"
+        fix = hints.daemon or "start it, with the same DAGSTER_HOME: dagster-daemon run"
         yield fail(Area.DAGSTER, f"the daemon does not run: no backup and no alert by itself: {', '.join(silent)}", fix)
     else:
         yield ok(Area.DAGSTER, "the daemon is alive")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from ovia_backup_dagster.core.errors import BackupError
+from ovia_backup_dagster.core.hints import steps
 from ovia_backup_dagster.doctor import drills, restores, server, surroundings, volume
 from ovia_backup_dagster.doctor.report import Area, Level, Line, failed, ok
 from ovia_backup_dagster.doctor.within import Part, within
@@ -34,18 +35,21 @@ def _first(system: BackupSystem) -> list[Part]:
 def _others(system: BackupSystem) -> list[Part]:
     settings = system.settings
     root, folder = shell_word(str(settings.backup_dir)), shell_word(str(settings.drill_dir))
-    ready = _is_ready(settings.postgres_host, settings.postgres_port)
+    hint = settings.deployment_hints.server
+    ready = _is_ready(settings.postgres_host, settings.postgres_port, hint)
     target = _is_ready(
         settings.restore_postgres_host or settings.postgres_host,
         settings.restore_postgres_port or settings.postgres_port,
+        hint if settings.restore_postgres_host is None else "",
     )
+    services = "docker service ls" if settings.swarm_app_services or settings.swarm_migrate_service else ""
     disk = f"findmnt -T {root}; df -h {root}; dmesg | tail"
     return [
         _part(Area.SERVER, server.server, system, "the server", ready),
         _part(Area.VOLUME, volume.volume, system, "the backup volume", disk),
         _part(Area.BACKUPS, volume.backups, system, "the backup volume", disk),
         _part(Area.DRILLS, drills.drills, system, "what a drill depends on", f"df -h {folder}; {disk}; {target}"),
-        _part(Area.RESTORES, restores.restores, system, "what a restore depends on", f"{target}; docker service ls"),
+        _part(Area.RESTORES, restores.restores, system, "what a restore depends on", steps(target, services)),
         _part(Area.ALERTS, surroundings.alerts, system, "what alerts depend on", "ls -l $BACKUP_NOTIFY_URLS_FILE"),
     ]
 
@@ -56,9 +60,9 @@ def _part(
     return Part(area, lambda: look(system), what, fix)
 
 
-def _is_ready(host: str | None, port: int) -> str:
+def _is_ready(host: str | None, port: int, hint: str) -> str:
     name = shell_word(host or "")
-    return f"getent hosts {name}; pg_isready -t 5 -h {name} -p {port}; docker service ps ovia_postgres"
+    return steps(f"getent hosts {name}; pg_isready -t 5 -h {name} -p {port}", hint)
 
 
 def code_server(system: BackupSystem) -> Iterator[Line]:

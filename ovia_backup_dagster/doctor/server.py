@@ -114,7 +114,8 @@ def _version(system: BackupSystem, about: dict[str, Any]) -> Iterator[Line]:
         yield warn(
             Area.SERVER,
             f"the server is PostgreSQL {version}; {major}.{newest} mends vulnerabilities",
-            f"docker service update --image postgres:{major} ovia_postgres",
+            system.settings.deployment_hints.upgrade
+            or f"install PostgreSQL {major}.{newest} on the server; restart it",
         )
     else:
         yield ok(Area.SERVER, f"PostgreSQL {version}" + (", as the client programs" if client else ""))

@@ -18,6 +18,7 @@ from ovia_backup_dagster.core.errors import BackupError, VolumeMissingError
 from ovia_backup_dagster.core.files import WITNESS_BYTES, exists, explained, is_folder, plain_status, read_small
 from ovia_backup_dagster.core.folders import require_writable
 from ovia_backup_dagster.core.freshness import Level, freshness
+from ovia_backup_dagster.core.hints import Hints, steps
 from ovia_backup_dagster.core.locking import FILENAME, lock_holder
 from ovia_backup_dagster.core.naming import SUFFIX, Tier
 from ovia_backup_dagster.core.protection import FOLDER as HAND_OVER
@@ -82,7 +83,7 @@ def volume(system: BackupSystem) -> Iterator[Line]:
         require_writable(root)
         yield from _writable(catalog)
         yield from _folders(catalog)
-        yield _mount(root)
+        yield _mount(root, system.settings.deployment_hints)
         yield from _capabilities(root)
         yield from _room(system, catalog)
         yield from _strange(catalog)
@@ -199,13 +200,13 @@ def _is_plain(path: Path) -> bool:
     return True
 
 
-def _mount(root: Path) -> Line:
+def _mount(root: Path, hints: Hints) -> Line:
     if os.stat(root).st_dev != os.stat("/").st_dev:
         return ok(Area.VOLUME, f"{root} is on a filesystem of its own")
     return warn(
         Area.VOLUME,
         f"{root} is on the same filesystem as /: is the volume mounted? If so meant, a full disk stops both",
-        f"findmnt -T {shell_word(str(root))}; docker volume inspect ovia_backup_data",
+        steps(f"findmnt -T {shell_word(str(root))}", hints.volume),
     )
 
 

@@ -28,6 +28,7 @@ from urllib.parse import quote, urlencode
 from pydantic import SecretStr
 
 from ovia_backup_dagster.core.errors import BackupError, CompressionUnsupportedError, ProgramMissingError
+from ovia_backup_dagster.core.hints import Hints
 from ovia_backup_dagster.postgres import libraries
 from ovia_backup_dagster.postgres.sandbox import Sandbox
 from ovia_backup_dagster.postgres.watch import Standing, Watch, Watchdog
@@ -56,11 +57,12 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True, slots=True)
 class Variables:
-    """Which settings a connection comes from, for advice."""
+    """Which settings a connection comes from, and what looks at its server, for advice."""
 
     host: str = "POSTGRES_HOST"
     user: str = "POSTGRES_USER"
     password: str = "PGPASSWORD, POSTGRES_PASSWORD or POSTGRES_PASSWORD_FILE"  # noqa: S105 - their names
+    hints: Hints = Hints()  # noqa: RUF009 - frozen
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,7 +160,7 @@ class _Diagnosis:
         why: the likely cause, with ``{by_host}``, ``{by_user}`` and ``{by_password}``: what these are set by.
         fix: the command or action, with the same, and ``{host}``, ``{port}``, ``{user}``, ``{database}`` and
             ``{set_password}`` for a shell, ``{role}`` and ``{name}`` (the database's) for SQL, and what the pattern's
-            groups found.
+            groups found; ``{see_server}``, ``{see_disk}`` and ``{see_network}``: what the deployment hints at.
         of: the SQLSTATEs that it is one of the causes of: which one, the text or the routine tells.
         routine: of the server's source, where it tells that; ``src/backend``, the same in 12 to 18.
         alone: the SQLSTATEs that it explains by themselves.
@@ -204,14 +204,22 @@ def _set_by(connection: Connection | None) -> Mapping[str, str]:
     variables = connection.variables if connection else Variables()
     if connection and connection.password is None and (file := connection.libpq.get("PGPASSFILE")):
         variables = replace(variables, password=f"its line in PGPASSFILE={shell_word(file)}")
-    return {"by_host": variables.host, "by_user": variables.user, "by_password": variables.password}
+    hints = variables.hints
+    return {
+        "by_host": variables.host,
+        "by_user": variables.user,
+        "by_password": variables.password,
+        "see_server": hints.server or "see the server's log",
+        "see_disk": hints.disk or "df -h, where it runs",
+        "see_network": hints.network or "from where it can be reached, try the same",
+    }
 
 
 def _psql_identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-_SERVER = "pg_isready -h {host} -p {port}; docker service ps ovia_postgres; docker service logs ovia_postgres --tail 20"
+_SERVER = "pg_isready -h {host} -p {port}; {see_server}"
 _PASSWORD = "compare {by_user}={user} and {by_password}"  # noqa: S105
 _RIGHTS = "; every right that is missing: ovia-backup doctor"
 #: First match wins: the special before the general.
@@ -238,14 +246,14 @@ _DIAGNOSES = (
         r"(?:ERROR|FATAL|PANIC):\s+out of memory",
         errors.ServerMemoryError,
         "the server has no memory left for this, for the moment or with its settings",
-        "free -m, on the server; SHOW work_mem; SHOW maintenance_work_mem; then retry",
+        "on the server: free -m; SHOW work_mem; SHOW maintenance_work_mem; then retry",
         alone="53200",
     ),
     _Diagnosis(
         r"[^\W\d_]:  .*(?:No space left on device|wrote only \d+ of \d+ bytes)",
         errors.ServerDiskFullError,
         "the server's own disk is full, not the backup volume",
-        "make room on the server: docker exec $(docker ps -q -f name=ovia_postgres) df -h",
+        "make room on the server: {see_disk}",
         alone="53100",
     ),
     _Diagnosis(
@@ -584,7 +592,7 @@ _DIAGNOSES = (
         r"could not translate host name|failed to resolve host|'idna' codec",
         errors.HostUnknownError,
         "{by_host} is wrong, the service is not running, or this container is not in its network",
-        "getent hosts {host}; docker service ps ovia_postgres; docker network inspect ovia_ovia-net",
+        "getent hosts {host}; {see_network}",
     ),
     _Diagnosis(
         r"the database system is (?:starting up|shutting down|in recovery|not (?:yet )?accepting connections)",

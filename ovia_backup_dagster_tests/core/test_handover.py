@@ -501,7 +501,7 @@ def test_dumps_that_stand_behind_another_mount_are_handed_over_and_said_not_to_b
         error = refused(lambda: handover.begin(root, US, NOW))
         assert "the volume is handed over, but the old script can still remove daily/ovia_daily" in error.what
         assert error.reason == "it is on another filesystem than BACKUP_DIR (Invalid cross-device link)"
-        assert "docker service scale ovia_backup=0" in error.fix
+        assert "stop the old script" in error.fix
         handover.finish(root, US, NOW)
         assert dumps(root) == before
         assert not (root / ".handover").exists()

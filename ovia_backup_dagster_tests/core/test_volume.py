@@ -189,7 +189,7 @@ def a_folder_whose_checksum_does_not_match(folder: Path) -> BackupError:
     errno.ENOENT,
     error=errors.VolumeMissingError,
     why="the folder was removed, or the volume is not mounted any more",
-    fix="findmnt -T $BACKUP_DIR; ls -la $BACKUP_DIR; docker volume inspect ovia_backup_data",
+    fix="findmnt -T $BACKUP_DIR; ls -la $BACKUP_DIR",
 )
 def a_volume_that_is_not_mounted_any_more(folder: Path) -> BackupError:
     with mounted(folder / "volume", "-t", "tmpfs", "tmpfs"):

@@ -192,7 +192,7 @@ def test_settings_of_the_role_do_not_matter(database: Connection, bin_dir: Path,
 def test_a_server_that_is_behind(database: Connection, bin_dir: Path, volume: Path) -> None:
     """The embedded one is; when it no longer is, this says so."""
     line = the(server_of(database, volume, bin_dir), "the server is PostgreSQL 16.14; 16.16 mends vulnerabilities")
-    assert (line.level, line.fix) == (Level.WARN, "docker service update --image postgres:16 ovia_postgres")
+    assert (line.level, line.fix) == (Level.WARN, "install PostgreSQL 16.16 on the server; restart it")
 
 
 def test_a_server_of_another_major_version(volume: Path, bin_dir: Path) -> None:

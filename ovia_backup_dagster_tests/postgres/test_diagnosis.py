@@ -264,7 +264,7 @@ def the_hosts_name_cannot_be_one(scene: Scene) -> Outcome:
     "Connection refused",
     error=errors.ServerUnreachableError,
     why="PostgreSQL is not running there, or listens on another port",
-    fix="pg_isready -h {host} -p {port}; docker service ps ovia_postgres;",
+    fix="pg_isready -h {host} -p {port}; see the server's log",
     transient=True,
 )
 def nobody_listens(scene: Scene) -> Outcome:
@@ -855,7 +855,7 @@ def more_tables_than_the_lock_table_holds(scene: Scene) -> Outcome:
     "terminating connection",
     error=errors.ConnectionLostError,
     why="the server was stopped, restarted or killed, an administrator ended the session, or the network failed",
-    fix="pg_isready -h {host} -p {port}; docker service ps ovia_postgres; docker service logs",
+    fix="pg_isready -h {host} -p {port}; see the server's log",
     transient=True,
 )
 def ended_by_an_administrator(scene: Scene) -> Outcome:
@@ -1040,7 +1040,7 @@ def a_standby_that_replays_a_lock(scene: Scene) -> Outcome:
     r"[^\W\d_]:  .*(?:No space left on device|wrote only \d+ of \d+ bytes)",
     error=errors.ServerDiskFullError,
     why="the server's own disk is full, not the backup volume",
-    fix="make room on the server: docker exec $(docker ps -q -f name=ovia_postgres) df -h",
+    fix="make room on the server: df -h, where it runs",
 )
 def the_servers_own_disk_is_full(scene: Scene) -> Outcome:
     """pg_dump's question about all functions is sorted in a temporary file, on a filesystem that is full."""
