@@ -551,7 +551,7 @@ def restore(
 ) -> None:
     """Bring a backup back: plan, confirm, prove, swap. Exit code 1: it failed, and what could be was put back."""
     from ovia_backup_dagster.core.restoration import Mode, StopServices
-    from ovia_backup_dagster.restoration.plan import Wishes
+    from ovia_backup_dagster.restoration.wishes import Wishes
 
     system = _system()
     restorations = system.restorations.without_services() if without_services else system.restorations
@@ -741,9 +741,11 @@ def _carry_out(
 
     if only_plan and as_json:
         _print_json(as_dict(plan))
+        plan.refuse()
         return
     for line in plan.lines():
         click.echo(_safe(line), err=as_json)
+    plan.refuse()
     if only_plan:
         return
     _print_restore(restorations.run(plan, _confirmed(plan.destroys, confirmation), _log), restorations, as_json)

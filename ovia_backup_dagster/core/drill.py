@@ -222,6 +222,12 @@ class Evidence(Sidecar):
         return (*found, self.error) if self.error and self.error not in found else found
 
     @property
+    def _failures_by_check(self) -> tuple[str, ...]:
+        named = tuple(f"{line.check}: {line.text}" for line in self.lines if line.result is Result.FAILED)
+        texts = {line.text for line in self.lines if line.result is Result.FAILED}
+        return (*named, self.error) if self.error and self.error not in texts else named
+
+    @property
     def oddities(self) -> tuple[str, ...]:
         """What was odd."""
         return tuple(line.text for line in self.lines if line.result is Result.ODD)
@@ -234,7 +240,7 @@ class Evidence(Sidecar):
         again = f"ovia-backup drill {shell_word(self.backup_path or self.backup)}"
         return DrillError(
             f"the restore drill of {self.backup} failed",
-            why="; ".join(self.failures),
+            why="; ".join(self._failures_by_check),
             fix=self.fix or f"read $BACKUP_DIR/{FOLDER}/{self.filename}{_PAGE}; mend it; then: {again}",
         )
 

@@ -45,6 +45,8 @@ class DatabaseFacts(Sidecar):
             what older programs wrote.
         extensions: name -> installed version.
         size_bytes: ``pg_database_size``, bytes on the server's disk; ``None`` when it may not be read.
+        collation_versions: collation -> version of the C library or ICU that it sorts by, of those in use; ``default``
+            is the database's own. C and POSIX have none.
     """
 
     name: str
@@ -61,6 +63,7 @@ class DatabaseFacts(Sidecar):
     effective: dict[str, str] = Field(default_factory=dict)
     extensions: dict[str, str] = Field(default_factory=dict)
     size_bytes: int | None = None
+    collation_versions: dict[str, str] = Field(default_factory=dict)
 
 
 class FileFacts(Sidecar):

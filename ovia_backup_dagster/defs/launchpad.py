@@ -18,7 +18,7 @@ _VALUE = r"""(?:'[^']*'|"[^"]*"|[^\s;,()'"`])+"""
 #: A backup: told from the next word of a sentence.
 _BACKUP = rf"(?:latest\b|BACKUP\b|(?=\S*[._/']){_VALUE})"
 _WITH_VALUE = ("mode", "into", "stop-services", "scale", "create-privileged-role", "yes-destroy", "kept")
-_ALONE = ("new-host", "create-roles", "even-if-damaged", "auto-undo", "without-services", "resume", "abort")
+_ALONE = ("new-host", "create-roles", "even-if-damaged", "auto-undo", "without-services", "resume", "abort", "plan")
 _OPTION = (
     rf"(?<![\w-])--(?:(?P<name>{'|'.join(_WITH_VALUE)})\b(?:[ =](?P<value>{_VALUE}))?|(?P<alone>{'|'.join(_ALONE)})\b)"
 )
@@ -63,6 +63,8 @@ def _fields(options: str) -> Iterator[str]:
     roles, replicas = [], []
     for found in re.finditer(_OPTION, options):
         name, value, alone = found["name"], found["value"] or "", found["alone"]
+        if alone == "plan":
+            continue  # as a launch does by itself
         if alone in ("resume", "abort"):
             yield f"action: {alone}"
         elif alone:

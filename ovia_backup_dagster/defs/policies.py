@@ -160,7 +160,7 @@ def explained(
     except BackupError as error:
         if error.whole:
             context.log.debug(error.whole)
-        failure = dg.Failure(words(str(error)), metadata=_metadata(error, words), allow_retries=False)
+        failure = dg.Failure(words(str(error)), metadata=words_of(error, words), allow_retries=False)
         if retry and error.transient and context.retry_number < MAX_RETRIES:
             wait = backups.retry_seconds * 2**context.retry_number
             context.log.warning(f"{error.account}. Trying again in {wait:.0f} s")
@@ -169,7 +169,8 @@ def explained(
         raise failure from None
 
 
-def _metadata(error: BackupError, words: Callable[[str], str]) -> dict[str, dg.MetadataValue]:
+def words_of(error: BackupError, words: Callable[[str], str]) -> dict[str, dg.MetadataValue]:
+    """An error's words one by one, for the page of a failure."""
     said = {
         "what": error.what,
         "why": error.why,

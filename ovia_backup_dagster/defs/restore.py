@@ -22,9 +22,11 @@ from ovia_backup_dagster.defs.policies import (
     explained,
     names,
     repeated,
+    words_of,
 )
 from ovia_backup_dagster.defs.resources import Backups
-from ovia_backup_dagster.restoration.plan import Plan, Planner, Wishes
+from ovia_backup_dagster.restoration.plan import Plan, Planner
+from ovia_backup_dagster.restoration.wishes import Wishes
 from ovia_backup_dagster.settings import Settings
 from ovia_backup_dagster.system import BackupSystem
 
@@ -126,7 +128,12 @@ def _act(context: dg.OpExecutionContext, config: RestoreConfig, backups: BackupS
     plan = _plan(context, config, backups, restorations.planner)
     for line in plan.lines():
         log(line)
-    context.add_output_metadata(metadata.of_restore_plan(map(in_the_ui, plan.lines())))
+    shown = metadata.of_restore_plan(map(in_the_ui, plan.lines()))
+    if refusal := plan.refusal:
+        # What an op has put out is lost when it fails: the failure itself shows the plan.
+        told_of = words_of(refusal, in_the_ui) | shown
+        raise dg.Failure(in_the_ui(str(refusal)), metadata=told_of, allow_retries=False)
+    context.add_output_metadata(shown)
     if config.action in _ONLY_SHOWN:
         if word := restorations.offer(plan):
             does = "undo" if config.action is RestoreAction.plan_undo else "restore"

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 
 from ovia_backup_dagster.core.errors import BackupError
+from ovia_backup_dagster.core.needs import unmet
 from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.doctor.report import Area, Line, failed, ok, warn
+from ovia_backup_dagster.postgres import needs, offers
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster.postgres.drill import needed_bytes
 from ovia_backup_dagster.postgres.executed import reach
 from ovia_backup_dagster.postgres.kept import way_back
-from ovia_backup_dagster.postgres.quoting import sql_identifier
+from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
 from ovia_backup_dagster.postgres.room import free_bytes
 from ovia_backup_dagster.postgres.session import beside
 from ovia_backup_dagster.postgres.swap import obstacles, standing
@@ -24,17 +27,17 @@ _HEALTH_SECONDS = 3.0
 
 
 def restores(system: BackupSystem) -> Iterator[Line]:
-    """Where no role is named that restores, whether it could is not looked at: that may be on purpose."""
+    """What would be in the way of a restore today, with the role that restores, or else with the one that dumps."""
     yield from _unfinished(system)
     settings, target = system.settings, system.restore_connection
-    if settings.restore_postgres_user is None:
-        text = f"no role but {target.user}, which dumps, is named here (RESTORE_POSTGRES_USER)"
-        yield ok(Area.RESTORES, f"{text}: see docs/runbook.md, Being able to restore")
-    else:
-        try:
-            yield from _database(system)
-        except BackupError as error:
-            yield _not_now(error)
+    try:
+        found = obstacles(beside(target, target.database), target.database)
+        if found and settings.restore_postgres_user is None:
+            yield _no_role(target, found)
+        else:
+            yield from _database(system, found)
+    except BackupError as error:
+        yield _not_now(error)
     if settings.swarm_app_services or settings.swarm_migrate_service or settings.health_url:
         yield from _services(system)
 
@@ -51,17 +54,24 @@ def _unfinished(system: BackupSystem) -> Iterator[Line]:
         yield failed(Area.RESTORES, found.trouble)
 
 
-def _database(system: BackupSystem) -> Iterator[Line]:
+def _no_role(target: Connection, found: Sequence[BackupError]) -> Line:
+    """The role that dumps is to read, and no more: another one is to restore, and is to be made before the day."""
+    text = f"no role here may restore: RESTORE_POSTGRES_USER is not set, and as {target.user}, which dumps: "
+    psql = f"psql -q -h {shell_word(target.host)} -p {target.port} -U SUPERUSER -d {shell_word(target.database)}"
+    make = f"RESTORE_PASSWORD=... {psql} < deploy/restore-role.sql; then RESTORE_POSTGRES_USER=ovia_restore"
+    return warn(Area.RESTORES, text + "; ".join(each.what for each in found), make)
+
+
+def _database(system: BackupSystem, found: Sequence[BackupError]) -> Iterator[Line]:
     target, keep = system.restore_connection, system.settings.restore_keep_days
     server = beside(target, target.database)
     where = f"{target.host}:{target.port}"
     live = standing(server, target.database)
-    found = obstacles(server, target.database)
     for obstacle in found:
         yield _not_now(obstacle)
     if not found:
         yield ok(Area.RESTORES, f"role {target.user} may replace database {target.database} on {where}, and swap back")
-    yield from _functions(system, server)
+    yield from _newest_backup(system, server, live.owner)
     free, needed = free_bytes(server), needed_bytes(live.size_bytes or 0)
     if live.size_bytes is not None and free is not None:
         room = f"a second copy: {human_bytes(free)} free on {where}, {human_bytes(needed)} needed"
@@ -80,12 +90,24 @@ def _database(system: BackupSystem) -> Iterator[Line]:
         yield warn(Area.RESTORES, f"{name} is left of a restore that was put back, and takes room", fix)
 
 
-def _functions(system: BackupSystem, server: Connection) -> Iterator[Line]:
-    """Of the newest backup, whose functions would run as a superuser."""
+def _newest_backup(system: BackupSystem, server: Connection, owner: str) -> Iterator[Line]:
+    """Of the newest backup, what could not be made here, and whose functions would run as a superuser."""
     with contextlib.suppress(BackupError):  # the backup's is said under backups
         newest = next(system.catalog.newest_first(), None)
-        found = reach(server, system.programs, newest) if newest else None
-        if found and found.functions:
+        if newest is None or newest.foreign:
+            return
+        wanted = needs.of_backup(system.programs, newest)
+        # Whether the role has the rights of the live database's owner is said of that.
+        wanted = replace(wanted, owners=set(wanted.owners) - {owner})
+        lacking, warnings = unmet(wanted, offers.of_server(server, wanted, owner), max(2, system.restore_jobs()))
+        yield from map(_not_now, lacking)
+        yield from (warn(Area.RESTORES, text) for text in warnings)
+        if not lacking:
+            yield ok(
+                Area.RESTORES, f"{server.host}:{server.port} has what {newest} needs, and {server.user} may make it"
+            )
+        found = reach(server, system.programs, newest)
+        if found.functions:
             fix = "make a role that is no superuser (deploy/restore-role.sql), and name it: RESTORE_POSTGRES_USER"
             yield warn(Area.RESTORES, f"in a restore, {found}", fix)
 

@@ -10,8 +10,10 @@ from typing import Any
 
 from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE, State
 from ovia_backup_dagster.core.errors import BackupError
+from ovia_backup_dagster.core.needs import too_many_locks
 from ovia_backup_dagster.core.words import duration
 from ovia_backup_dagster.doctor.report import Area, Line, fail, failed, ok, warn
+from ovia_backup_dagster.postgres import collations, offers
 from ovia_backup_dagster.postgres.privileges import Session, missing_rights
 from ovia_backup_dagster.postgres.quoting import sql_identifier
 from ovia_backup_dagster.postgres.releases import newest_minor, parse
@@ -36,6 +38,11 @@ _ABOUT = """
             WHERE d.datname = current_database()) AS subscriptions,
            (SELECT count(*) FROM pg_class WHERE relpersistence = 'u' AND relkind = 'r') AS unlogged
 """
+_RELATIONS = """
+    SELECT count(*) AS number FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'p', 'S') AND c.relpersistence <> 't' AND n.nspname !~ '^pg_'
+    AND n.nspname <> 'information_schema'
+"""
 _EXPECTED = """
     SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
                    WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_'
@@ -54,6 +61,8 @@ def server(system: BackupSystem) -> Iterator[Line]:
             yield from _version(system, about)
             yield from _language(about)
             yield from _health(about)
+            yield from _locks(session)
+            yield from _collations(session, about)
             yield from _expected_tables(system, session)
             yield from _same_server(system, session)
             yield from _rights(session, about)
@@ -162,6 +171,26 @@ def _health(about: dict[str, Any]) -> Iterator[Line]:
     if about["unlogged"]:
         text = f"unlogged tables ({about['unlogged']}) are in the dump, but empty after a crash of the server"
         yield ok(Area.SERVER, text)
+
+
+def _locks(session: Session) -> Iterator[Line]:
+    """A dump holds a lock on all that it reads, in a table that the server was started with."""
+    row = session.execute(_RELATIONS).fetchone()
+    locks = offers.locks(session)
+    found = too_many_locks(row["number"], *locks) if row else None
+    if found:
+        level = fail if found.surely else warn
+        yield level(Area.SERVER, f"the server has too small a lock table for a dump: {found.why}", found.fix)
+
+
+def _collations(session: Session, about: dict[str, Any]) -> Iterator[Line]:
+    """What an older version of a library has sorted, a newer one may not find, or find twice."""
+    for name, (recorded, actual) in collations.outdated(session).items():
+        database = sql_identifier(session.info.dbname)
+        of_its_own = f"ALTER COLLATION {name} REFRESH VERSION"
+        refresh = f"ALTER DATABASE {database} REFRESH COLLATION VERSION" if name == collations.DEFAULT else of_its_own
+        text = f"indexes on text may be wrong: collation {name} was of version {recorded} when they were built, and is "
+        yield warn(Area.SERVER, f"{text}{actual} now", about["psql"], f"REINDEX DATABASE {database};", f"{refresh};")
 
 
 def _expected_tables(system: BackupSystem, session: Session) -> Iterator[Line]:

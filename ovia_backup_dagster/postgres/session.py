@@ -21,7 +21,7 @@ from psycopg.rows import dict_row
 
 from ovia_backup_dagster.core.errors import BackupError, MomentaryError, ProgramError
 from ovia_backup_dagster.core.manifest import DatabaseFacts
-from ovia_backup_dagster.postgres import client, passfile, pooler
+from ovia_backup_dagster.postgres import client, collations, passfile, pooler
 from ovia_backup_dagster.postgres.client import KEEPALIVES, Connection
 from ovia_backup_dagster.postgres.diagnosis import diagnose_error, diagnose_sqlstate
 from ovia_backup_dagster.postgres.languages import SEVERITY
@@ -285,7 +285,11 @@ def database_facts(connection: Connection) -> DatabaseFacts:
             for row in session.execute("SELECT extname, extversion FROM pg_extension ORDER BY 1")
         }
         return DatabaseFacts(
-            **facts, system_identifier=system_identifier(session), settings=settings, extensions=extensions
+            **facts,
+            system_identifier=system_identifier(session),
+            settings=settings,
+            extensions=extensions,
+            collation_versions=collations.versions(session),
         )
 
 

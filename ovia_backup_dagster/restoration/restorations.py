@@ -96,7 +96,7 @@ class Restorations:
         Raises:
             VolumeError: it cannot be kept.
         """
-        if not plan.destroys:
+        if not plan.destroys or plan.obstacles:
             return ""
         self.folder.prepare()
         return self._words.offer(plan.order, plan.backup, datetime.now(UTC))
@@ -112,9 +112,11 @@ class Restorations:
 
         Raises:
             RestoreRefusedError: it was not confirmed, or another one is unfinished; nothing was touched.
+            BackupError: there are obstacles; nothing was touched.
             LockHeldError: another restore is under way.
             RestoreUnfinishedError: it can neither go on nor be put back now.
         """
+        plan.refuse()
         if word is None:
             plan.confirm(confirmation)
         log = _never_failing(log)

@@ -48,7 +48,7 @@ from ovia_backup_dagster.postgres.subscriptions import (
 )
 from ovia_backup_dagster.postgres.swap import give_name, is_called, names, obstacles, standing, swap, where
 from ovia_backup_dagster.postgres.written import written
-from ovia_backup_dagster.restoration.plan import Wishes
+from ovia_backup_dagster.restoration.wishes import Wishes
 from ovia_backup_dagster.swarm.health import wait_until_healthy
 from ovia_backup_dagster.swarm.services import Swarm
 

@@ -10,7 +10,7 @@ import yaml
 from ovia_backup_dagster.core.restoration import Mode, StopServices
 from ovia_backup_dagster.defs.configs import RestoreAction, RestoreConfig, RestoreMode
 from ovia_backup_dagster.defs.launchpad import in_the_ui
-from ovia_backup_dagster.restoration.plan import Wishes
+from ovia_backup_dagster.restoration.wishes import Wishes
 
 BEGINS = "launch restore_job with "
 

@@ -30,7 +30,7 @@ from ovia_backup_dagster.defs import restore
 from ovia_backup_dagster.defs.configs import RestoreAction, RestoreConfig, RestoreMode
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster.postgres.kept import kept
-from ovia_backup_dagster.restoration.plan import Wishes
+from ovia_backup_dagster.restoration.wishes import Wishes
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute
 from ovia_backup_dagster_tests.defs.conftest import NewLocation
 from ovia_backup_dagster_tests.defs.receiver import Receiver

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -43,12 +44,23 @@ def test_a_system_that_can_restore(here: BackupSystem, database: Connection) -> 
     assert as_it_should(found)
     the(found, f"role {database.user} may replace database {database.database} on ")
     the(found, "room for a second copy: ")
+    the(found, f" needs, and {database.user} may make it")
 
 
 def test_a_system_that_only_dumps(database: Connection, volume: Path, bin_dir: Path) -> None:
-    [line] = lines(system_of(database, volume, bin_dir))
-    assert line.level is Level.OK
-    assert "RESTORE_POSTGRES_USER" in line.text
+    """It may be on purpose; but on the day, another role is needed, which takes a superuser to make."""
+    role = new_role(database)
+    [line] = lines(system_of(replace(database, user=role.user), volume, bin_dir))
+    assert line.level is Level.WARN
+    assert f"no role here may restore: RESTORE_POSTGRES_USER is not set, and as {role.user}, which dumps: " in line.text
+    assert "may not make or rename a database; database " in line.text
+    assert "< deploy/restore-role.sql; then RESTORE_POSTGRES_USER=ovia_restore" in line.fix
+
+
+def test_a_role_that_dumps_and_may_restore(database: Connection, volume: Path, bin_dir: Path) -> None:
+    found = lines(system_of(database, volume, bin_dir))
+    assert as_it_should(found)
+    the(found, f"role {database.user} may replace database {database.database} on ")
 
 
 def test_a_role_that_may_not(here: BackupSystem, database: Connection, volume: Path, bin_dir: Path) -> None:

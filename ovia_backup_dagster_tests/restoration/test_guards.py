@@ -6,6 +6,7 @@ What the error says to do instead is done as it is said, and works.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -17,13 +18,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from ovia_backup_dagster.core.catalog import MANIFEST
 from ovia_backup_dagster.core.errors import RestoreRefusedError
 from ovia_backup_dagster.core.restoration import Mode
-from ovia_backup_dagster.restoration.plan import Wishes
+from ovia_backup_dagster.restoration.wishes import Wishes
+from ovia_backup_dagster.swarm import services
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, free_port
 from ovia_backup_dagster_tests.defs.support import flip_byte
 from ovia_backup_dagster_tests.doctor.support import executable
@@ -40,6 +43,58 @@ from ovia_backup_dagster_tests.restoration.test_restore import untouched
 def pasted(site: Site, line: str) -> Ended:
     """The last command that an error names, run as it stands there."""
     return site.place.run(*shlex.split(line.rpartition("ovia-backup ")[2]))
+
+
+def obstacles_of(ended: Ended) -> list[str]:
+    """The plan's obstacles, each with its remedy."""
+    return [line for line in ended.output.splitlines() if line.startswith("Obstacle ")]
+
+
+# ----------------------------------------------------------------------------------------------- all at once
+
+
+def test_all_obstacles_at_once(full_server: PortCluster, full_bin_dir: Path, tmp_path: Path) -> None:
+    """What was found keeps nothing from looking on; how long it takes, and what is lost, is said all the same."""
+    role = f"weak{os.getpid()}"
+    silent = mock.patch.object(services, "PATIENCE_SECONDS", 0.0)
+    with site_on(full_server, full_bin_dir, tmp_path) as site, silent:
+        execute(site.live, "CREATE EXTENSION pg_stat_statements", "CREATE PUBLICATION everything FOR ALL TABLES")
+        site.backup, site.now = site.place.chain(), site.content()
+        assert site.place.run("drill").code == 0
+        sql_in_server(site, "CREATE ROLE {} LOGIN CONNECTION LIMIT 3", role)
+        try:
+            weak = site.with_settings(
+                RESTORE_POSTGRES_USER=role, SWARM_APP_SERVICES="app", SWARM_DOCKER_URL="tcp://[::1]:1"
+            )
+            planned = weak.restore("--plan", confirm=False)
+            line = planned.refused()
+            wanted = [
+                f"role {role} may not make or rename a database: it has not CREATEDB. Next: as a superuser: ",
+                f"database {site.live.database} belongs to postgres: role {role} has not its rights. Next: ",
+                "holds: extension pg_stat_statements: only a superuser may: it is not marked as trusted there. Next: ",
+                "holds: publication FOR ALL TABLES everything: only a superuser may. Next: let a superuser restore",
+                f"role {role} may have 3 sessions at a time: a restore with 2 jobs needs ",
+                "Docker does not answer",
+            ]
+            found = obstacles_of(planned)
+            assert [sum(words in each for each in found) for words in wanted] == [1] * len(wanted), found
+            assert len(found) == len(wanted)
+            assert f"nothing was done: {len(wanted)} obstacles stand in the way: 1. " in line
+            assert line.endswith(f"ovia-backup restore {site.place.catalog.word(site.backup)} --plan")
+            assert len(line) <= 1000
+            assert re.search(r"^time +about .*, as the drill of ", planned.output, re.MULTILINE)
+            assert re.search(r"^lost +what was written since the backup, ", planned.output, re.MULTILINE)
+            # Confirmed, it is refused all the same; a program reads each on its own.
+            assert weak.restore().refused() == line
+            told = weak.restore("--plan", "--json", confirm=False)
+            assert told.code == 1
+            plan = json.loads(told.output[: told.output.rindex("}") + 1])
+            assert [f"{each['what']}: {each['why']}" in "".join(found) for each in plan["obstacles"]].count(True) >= 6
+            assert all(each["fix"] for each in plan["obstacles"])
+            assert not list(site.place.root.glob("restores/*"))
+            untouched(site)
+        finally:
+            sql_in_server(site, "DROP ROLE {}", role)
 
 
 # ----------------------------------------------------------------------------------------------- versions
@@ -296,10 +351,13 @@ def test_a_role_that_has_only_the_owners_rights(site: Site, mode: str) -> None:
         site.then = site.content()
         execute(site.live, "DELETE FROM people WHERE id = 1000")
         weak = site.with_settings(RESTORE_POSTGRES_USER=role)
-        for _ in range(2):
-            line = weak.restore("--mode", mode, "--plan").refused()
-            with admin_of(site) as session:
-                session.execute(line.partition("as a superuser: ")[2].partition("; or ")[0])
+        planned = weak.restore("--mode", mode, "--plan", confirm=False)
+        assert "2 obstacles stand in the way: 1. role " in planned.refused()
+        remedies = [line.partition("as a superuser: ")[2].partition("; or ")[0] for line in obstacles_of(planned)]
+        assert len(remedies) == 2
+        with admin_of(site) as session:
+            for remedy in remedies:
+                session.execute(remedy)
         ended = weak.restore("--mode", mode)
         assert ended.code == 0, ended.output
         assert site.content() == site.then

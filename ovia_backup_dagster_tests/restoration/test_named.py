@@ -19,6 +19,7 @@ from ovia_backup_dagster.core.restoration import RestoreFolder
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster.postgres.swap import give_name
 from ovia_backup_dagster.restoration import steps
+from ovia_backup_dagster.restoration.preflight import Preflight
 from ovia_backup_dagster_tests.conftest import execute
 from ovia_backup_dagster_tests.postgres.drilling import one
 from ovia_backup_dagster_tests.restoration.conftest import Site, admin_of
@@ -104,7 +105,10 @@ def test_what_is_live_is_not_dropped_though_nobody_wrote_down_that_it_is(
 
 
 def test_who_cannot_restore_drops_nothing(site: Site) -> None:
-    """The database is the role's, which may make others; but one table in it is a superuser's. No drill can know."""
+    """The database is the role's, which may make others; but one table in it is a superuser's. No drill can know.
+
+    The plan does; and what no plan knows is tried before anything is dropped.
+    """
     role = f"owner_{site.live.database}"
     sql_in_server(site, "CREATE ROLE {} LOGIN CREATEDB", role)
     try:
@@ -115,7 +119,11 @@ def test_who_cannot_restore_drops_nothing(site: Site) -> None:
         site.backup, site.now = site.place.chain(), site.content()
         site.then = site.now
         weak = site.with_settings(RESTORE_POSTGRES_USER=role)
-        error = failed(site, ended := weak.restore("--mode", "drop"))
+        line = weak.restore("--mode", "drop").refused()
+        assert f"role {role} may not give what is in {site.backup} to its owner postgres: that is a superuser" in line
+        assert not site.records
+        with mock.patch.object(Preflight, "contents"):
+            error = failed(site, ended := weak.restore("--mode", "drop"))
         assert "must be able to SET ROLE" in ended.output
         assert "restore into the database" in error
         assert "nothing was dropped; let a superuser restore it" in ended.output

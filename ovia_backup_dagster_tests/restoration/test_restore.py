@@ -27,7 +27,7 @@ from ovia_backup_dagster.core.errors import RestoreError
 from ovia_backup_dagster.core.restoration import Mark, Mode, RestoreFolder, Step
 from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.postgres.drill import needed_bytes
-from ovia_backup_dagster.restoration.plan import Wishes
+from ovia_backup_dagster.restoration.wishes import Wishes
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute, running_cluster
 from ovia_backup_dagster_tests.faults.harness import a_day_passes
 from ovia_backup_dagster_tests.health.test_health import serving

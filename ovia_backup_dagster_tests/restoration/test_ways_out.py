@@ -31,9 +31,9 @@ from ovia_backup_dagster.postgres.proof import Proof
 from ovia_backup_dagster.postgres.reread import Rereader
 from ovia_backup_dagster.postgres.subscriptions import drop_subscriptions
 from ovia_backup_dagster.restoration import plan, steps
-from ovia_backup_dagster.restoration.plan import Wishes
 from ovia_backup_dagster.restoration.restorations import Restorations
 from ovia_backup_dagster.restoration.steps import Steps
+from ovia_backup_dagster.restoration.wishes import Wishes
 from ovia_backup_dagster.swarm import services
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, running_cluster
 from ovia_backup_dagster_tests.core.factories import with_roles

@@ -1,0 +1,321 @@
+"""Everything that stands in the way of a restore, found before anything is touched, and all at once.
+
+Each look is its own: what one of them finds keeps none of the others from looking. What a plan shows besides is
+``facts``'s business; what cannot be asked for at all, that of ``wishes``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from ovia_backup_dagster.core.catalog import Backup, State
+from ovia_backup_dagster.core.errors import (
+    BackupError,
+    DockerUnreachableError,
+    RestoreRefusedError,
+    ServerUnreachableError,
+    VersionMismatchError,
+)
+from ovia_backup_dagster.core.naming import restore_name
+from ovia_backup_dagster.core.needs import unmet
+from ovia_backup_dagster.core.restoration import Mode, Order, Step
+from ovia_backup_dagster.core.words import human_bytes
+from ovia_backup_dagster.postgres import archive as archives
+from ovia_backup_dagster.postgres import executed, offers, roles
+from ovia_backup_dagster.postgres import needs as backup_needs
+from ovia_backup_dagster.postgres.client import Connection, Programs
+from ovia_backup_dagster.postgres.drill import Driller, needed_bytes
+from ovia_backup_dagster.postgres.kept import kept
+from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
+from ovia_backup_dagster.postgres.room import free_bytes
+from ovia_backup_dagster.postgres.session import beside, connect
+from ovia_backup_dagster.postgres.swap import Standing, obstacles, standing
+from ovia_backup_dagster.restoration.wishes import Wishes
+from ovia_backup_dagster.swarm.services import Swarm
+
+
+@dataclass(slots=True)
+class Preflight:
+    """What was found so far.
+
+    Attributes:
+        driller: catalog, programs, and the drills so far.
+        target: the live database, as the role that restores.
+        obstacles: reasons not to, each with its remedy.
+        facts: title -> what there is to know, for people.
+        warnings: what deserves a second look.
+    """
+
+    driller: Driller
+    target: Connection
+    obstacles: list[BackupError] = field(default_factory=list)
+    facts: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def programs(self) -> Programs:
+        return self.driller.verifier.programs
+
+    @property
+    def server(self) -> Connection:
+        """To a database that is there whatever becomes of the live one."""
+        return beside(self.target, self.target.database)
+
+    @contextlib.contextmanager
+    def collecting(self) -> Iterator[None]:
+        """What is wrong in the block is an obstacle, and what comes after it is looked at, too.
+
+        Raises:
+            ServerUnreachableError: there is nobody to ask.
+        """
+        try:
+            yield
+        except ServerUnreachableError:
+            raise
+        except BackupError as error:
+            self.obstacles.append(error)
+
+    def _refuse(self, what: str, why: str, fix: str) -> None:
+        self.obstacles.append(RestoreRefusedError(what, why=why, fix=fix))
+
+    # ---- the backup
+
+    def bad(self, backup: Backup, wishes: Wishes, now: datetime) -> bool:
+        """Whether it is known to be bad, and what can be had of it is not what is asked for."""
+        is_bad = backup.state(now) is State.BAD and not wishes.even_if_damaged
+        if is_bad:
+            problem = backup.problem
+            strange = backup.judgement is not None and bool(backup.judgement.strange)
+            word = self.driller.catalog.word(backup)
+            meant = f"if it is what was meant: ovia-backup accept {word}; else " if strange else ""
+            self._refuse(
+                f"{backup} is known to be bad",
+                problem.reason if problem else "its verification failed",
+                f"{meant}choose another (ovia-backup list); or take what can be had of it, into a database of its "
+                "own: " + replace(wishes, mode=Mode.NEW, auto_undo=False, even_if_damaged=True).command(),
+            )
+        return is_bad
+
+    def origin(self, backup: Backup, here: str | None, wishes: Wishes) -> bool:
+        """Whether it was made of this server, as far as is known, or another one is meant.
+
+        Args:
+            backup: which.
+            here: this server's system identifier, as far as it is known.
+            wishes: with ``new_host``, another one is meant.
+        """
+        manifest = backup.manifest
+        there = manifest.database.system_identifier if manifest else None
+        if wishes.new_host or here is None or there is None or here == there:
+            return True
+        self._refuse(
+            f"the server at {self.target.host}:{self.target.port} is not the one that {backup} was made of",
+            f"its system identifier is {here}, the backup's {there}",
+            "if it is the wrong one: RESTORE_POSTGRES_HOST, POSTGRES_HOST; if it is a new one: "
+            + replace(wishes, new_host=True).command(),
+        )
+        return False
+
+    def database(self, backup: Backup, wishes: Wishes) -> None:
+        """Whether it was made of the database that it is to replace."""
+        database, held = self.target.database, self.held(backup)
+        if wishes.new_host or held in ("", database):
+            return
+        elsewhere = replace(wishes, mode=Mode.NEW, auto_undo=False, into=restore_name(database, backup.started_at))
+        self._refuse(
+            f"{backup} is of database {held}, and not of {database}",
+            "it stands among the wrong backups, or the database was renamed since",
+            f"choose another: ovia-backup list; for a look: {elsewhere.command()}; if it was renamed: "
+            + replace(wishes, new_host=True).command(),
+        )
+
+    def held(self, backup: Backup) -> str:
+        """The name of the database that the backup was made of; empty where nobody knows."""
+        if backup.manifest:
+            return backup.manifest.database.name
+        with contextlib.suppress(BackupError):  # what is damaged is said when it is read
+            return archives.database_of(archives.contents_list(self.programs, backup.path))
+        return ""
+
+    # ---- the server
+
+    def version(self, server_major: int) -> None:
+        """Whether our programs are of the server's version."""
+        with self.collecting():
+            ours = self.programs.major("pg_restore")
+            if ours != server_major:
+                raise VersionMismatchError(
+                    f"pg_restore is of version {ours}, and the server of version {server_major}",
+                    why="what one writes, the other may not take",
+                    fix=f"install PostgreSQL {server_major}'s client programs, or set PG_BIN_DIR to their folder",
+                )
+
+    def nothing_to_replace(self, instead: str = "") -> RestoreRefusedError:
+        """What to do where the live database is gone: what a restore has kept may be newer than any backup."""
+        server, database = self.server, self.target.database
+        rename = "".join(
+            f"go back to {each.name}, as it is: ALTER DATABASE {sql_identifier(each.name)} RENAME TO "
+            f"{sql_identifier(database)}"
+            for each in kept(server, database)[:1]
+        )
+        return RestoreRefusedError(
+            f"there is no database {database} at {server.host}:{server.port} to replace",
+            why="POSTGRES_DB is wrong, or this is a new server, or the database was dropped",
+            fix="; or ".join(filter(None, (instead, rename))),
+        )
+
+    def places(self, order: Order) -> None:
+        """Whether the role may make, rename and drop what the order names, and nothing holds it."""
+        with self.collecting():
+            replaces = order.mode in (Mode.SWAP, Mode.DROP)
+            if not replaces and standing(self.server, order.becomes).exists:
+                self._refuse(
+                    f"there is a database {order.becomes} at {order.place} already",
+                    "mode new makes a database, and touches no other",
+                    "choose another name: --into NAME",
+                )
+            self.obstacles += obstacles(self.server, order.becomes, mode_needs_swap=order.mode is Mode.SWAP)
+
+    def room(self, order: Order, backup: Backup, live: Standing, wishes: Wishes) -> None:
+        """Whether the server has room for what the backup becomes, as far as it may be asked."""
+        manifest = backup.manifest
+        size = (manifest.database.size_bytes if manifest else None) or backup.size_bytes
+        needed, free = needed_bytes(size), free_bytes(self.server)
+        if free is None:
+            text = f"about {human_bytes(needed)} needed; how much is free, this role may not ask the server"
+            self.facts["space"] = text
+            return
+        if order.mode is Mode.DROP:
+            free += live.size_bytes or 0
+        self.facts["space"] = f"about {human_bytes(needed)} needed, {human_bytes(free)} free on the server"
+        if free < needed:
+            room = "make room there; what earlier restores have kept: ovia-backup undo-restore --list"
+            drop = ""
+            if order.mode is Mode.SWAP and not order.new_host:
+                drop = "; or, if there is none to be made, replace the database without a way back: "
+                drop += replace(wishes, mode=Mode.DROP, auto_undo=False).command()
+            self._refuse(
+                f"the server at {order.place} has too little room for what the backup becomes",
+                f"{human_bytes(free)} free, {human_bytes(needed)} needed",
+                room + drop,
+            )
+
+    # ---- what is in the backup
+
+    def contents(self, order: Order, backup: Backup, live: Standing) -> None:
+        """Whether this server and this role can make what is in it.
+
+        Of a damaged backup, what cannot be made is left out; it is said, and keeps nothing else from being restored.
+        """
+        try:
+            needs = backup_needs.of_backup(self.programs, backup)
+            if order.becomes == order.database:
+                # Whether the role has the rights of the live one's owner is said of that.
+                needs = replace(needs, owners=set(needs.owners) - {live.owner})
+            found, warnings = unmet(needs, offers.of_server(self.server, needs, live.owner), max(2, order.jobs))
+        except BackupError as error:
+            found, warnings = [error], []
+        self.warnings += warnings
+        if order.even_if_damaged:
+            self.warnings += [each.account for each in found]
+        else:
+            self.obstacles += found
+
+    def functions(self, backup: Backup) -> None:
+        """What would run with more rights than its owners have."""
+        try:
+            found = executed.reach(self.server, self.programs, backup)
+        except BackupError as error:  # a damaged archive, of which something is to be saved
+            self.warnings.append(f"which functions the restore runs is not known: {error.account}")
+            return
+        if found.functions:
+            instead = "let the role restore that deploy/restore-role.sql makes, or be sure of their owners"
+            self.warnings.append(f"{found}; {instead}")
+
+    # ---- roles
+
+    def roles(self, order: Order, backup: Backup, wishes: Wishes) -> None:
+        """Whether the server has the roles that own what is in the backup; or which are made."""
+        with self.collecting():
+            saved = backup.saved_roles()
+            if order.create_roles:
+                self._roles_to_make(order, backup, saved)
+            elif saved is not None:
+                self._missing_roles(backup, saved, wishes)
+            elif order.mode is Mode.DROP:
+                # The old script saved none. The restore says which is missing, before anything is replaced; but not
+                # before a database is dropped, since the drill before that makes them up.
+                self._unknown_roles(backup)
+
+    def _roles_to_make(self, order: Order, backup: Backup, saved: bytes | None) -> None:
+        known = roles.saved(saved or b"")
+        if unknown := [name for name in order.privileged_roles if name not in known]:
+            self._refuse(
+                f"no role {unknown[0]} was saved with {backup}",
+                f"saved: {', '.join(known) or 'none'}",
+                "name one of them, or leave --create-privileged-role out",
+            )
+        if saved is None:
+            return
+        schema = None if order.new_host else archives.schema_text(self.programs, backup.path)
+        plan = roles.planned(self.server, saved, schema, order.privileged_roles)
+        self.warnings += [
+            f"role {each.name} is made without power over others ({'; '.join(each.left_out)}); with it: "
+            f"--create-privileged-role {shell_word(each.name)}"
+            for each in plan
+            if each.left_out
+        ]
+        there = set(order.privileged_roles) - {each.name for each in plan}
+        self.warnings += [f"role {name} is there already, or not needed: it is left as it is" for name in sorted(there)]
+        self.facts["roles"] = f"made, without passwords: {', '.join(each.name for each in plan) or 'none'}"
+
+    def _missing_roles(self, backup: Backup, saved: bytes, wishes: Wishes) -> None:
+        schema = archives.schema_text(self.programs, backup.path)
+        if lacking := roles.missing(self.server, saved, schema):
+            self._refuse(
+                f"the server lacks roles that the backup's objects belong to: {', '.join(lacking)}",
+                "roles belong to the server, not to a database",
+                f"make them as they were saved: {replace(wishes, create_roles=True).command()}",
+            )
+
+    def _unknown_roles(self, backup: Backup) -> None:
+        with connect(self.server) as session:
+            there = {row["rolname"] for row in session.execute("SELECT rolname FROM pg_roles")}
+        if lacking := sorted(roles.named(archives.schema_text(self.programs, backup.path)) - there):
+            self._refuse(
+                f"the server lacks roles that the backup's objects belong to: {', '.join(lacking)}",
+                "none were saved with this backup",
+                "make them, as a superuser: " + "; ".join(f"CREATE ROLE {sql_identifier(name)}" for name in lacking),
+            )
+
+    # ---- services
+
+    def services(self, order: Order, swarm: Swarm) -> None:
+        """What is to be stopped, as Docker knows it: not found out only once the new database waits to go live."""
+        counts: dict[str, int] = {}
+        for name in order.services:
+            with self.collecting():
+                try:
+                    counts[name] = swarm.replicas(name)
+                except DockerUnreachableError as error:
+                    # It is as silent about the others.
+                    self.obstacles.append(_by_hand(error))
+                    return
+        if order.migrate:
+            with self.collecting():
+                try:
+                    swarm.check_once(order.migrate)
+                except DockerUnreachableError as error:
+                    raise _by_hand(error) from None
+        if counts:
+            when = "from the beginning" if order.steps[0] is Step.STOP else "for the last steps alone"
+            replicas = ", ".join(f"{name} ({count} replicas)" for name, count in counts.items())
+            self.facts["services"] = f"stopped {when}: {replicas}"
+
+
+def _by_hand(error: DockerUnreachableError) -> DockerUnreachableError:
+    by_hand = "or stop the services by hand, and go on without them: the same with --without-services"
+    return DockerUnreachableError(error.what, why=error.why, said=error.said, fix=f"{error.fix}; {by_hand}")
