@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 
 from ovia_backup_dagster.postgres.datatext import statements, text_of
 from ovia_backup_dagster.postgres.quoting import sql_identifier
@@ -262,8 +263,16 @@ def _variations(before: Role, after: Role) -> Iterator[str]:
         yield "comment"
     if before.limit != after.limit:
         yield "limit of connections"
-    if before.until != after.until:
+    if _instant(before.until) != _instant(after.until):
         yield "end of its password"
+
+
+def _instant(until: bytes) -> object:
+    """The same in every time zone: what older programs saved was written in the server's."""
+    try:
+        return datetime.fromisoformat(text_of(until).strip("'"))
+    except ValueError:
+        return until
 
 
 def _listed(flags: Collection[str]) -> str:

@@ -155,12 +155,17 @@ class Restorer:
         order = self._order(archive, listing)
         before = {entry.number for entry in order.before}
         loader = self._loader(archive, self._teller(expected_bytes, log), before)
-        first = (*order.before, *order.levels[0].entries, *(order.after if order.at_once else ()))
+        rest = (*order.levels[0].entries, *(order.after if order.at_once else ()))
+        # Several jobs begin their sessions when what comes before is made, and one alone must, too: a setting that
+        # names a text search configuration of the archive's is in effect from then on.
+        parts = ((*order.before, *rest),) if self.jobs > 1 else (order.before, rest)
+        failed: list[Failure] = []
         try:
-            failed = loader.load(first, self.jobs)
-            if missing := [failure for failure in failed if failure.entry.number in before]:
-                # What follows from the first is no news.
-                raise self._error(missing[:1], listing, order)
+            for part in parts:
+                failed += loader.load(part, self.jobs)
+                if missing := [failure for failure in failed if failure.entry.number in before]:
+                    # What follows from the first is no news.
+                    raise self._error(missing[:1], listing, order)
             for level in order.levels[1:]:
                 failed += loader.load(level.entries, 1 if level.apart else self.jobs)
             late = {entry.number for entry in order.after}

@@ -11,6 +11,7 @@ import pytest
 
 from ovia_backup_dagster.core.manifest import DatabaseFacts, Manifest
 from ovia_backup_dagster.postgres import dump as dumping
+from ovia_backup_dagster.postgres import globals as saved_globals
 from ovia_backup_dagster.postgres.places import Copy, beside
 from ovia_backup_dagster.postgres.session import connect
 from ovia_backup_dagster.postgres.session_settings import DECIDING, SESSION_OPTIONS
@@ -226,3 +227,21 @@ def test_money_is_read_as_it_was_written(
     assert found["lc_monetary"] == "C"
     # The old script's dumps were written as the database was set to.
     assert said(wanted(b"ALTER DATABASE d SET lc_monetary TO 'de_DE';"))["lc_monetary"] == "de_DE"
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "odd"),
+    [
+        ("2027-01-02 05:30:00+05:30", "2027-01-02 00:00:00+00", []),
+        ("2027-01-02 05:30:00+05:30", "2027-01-02 05:30:00+00", ["role r has another end of its password"]),
+        ("infinity", "infinity", []),
+        ("infinity", "2027-01-02 00:00:00+00", ["role r has another end of its password"]),
+    ],
+)
+def test_a_passwords_end_is_an_instant(was: str, now: str, odd: list[str]) -> None:
+    """Roles are saved in UTC; older programs saved them in the server's time zone."""
+    saved, made = (
+        saved_globals.parse(f"CREATE ROLE r;\nALTER ROLE r WITH LOGIN VALID UNTIL '{until}';\n".encode())
+        for until in (was, now)
+    )
+    assert saved_globals.differences(saved, made, "postgres") == ([], odd)

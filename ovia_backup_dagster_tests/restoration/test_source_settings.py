@@ -168,7 +168,7 @@ def test_dropped_and_restored(site: Site) -> None:
         assert one(site.live.to("postgres"), _SETTINGS_OF.format(NAME)) == settings
 
 
-@pytest.mark.parametrize("arguments", [(), ("--even-if-damaged",)])
+@pytest.mark.parametrize("arguments", [("--jobs", "1"), ("--even-if-damaged",)])
 def test_restored_under_another_name(site: Site, arguments: tuple[str, ...]) -> None:
     made = f"{NAME}_beside{len(arguments)}"
     ended = site.restore("--mode", "new", "--into", made, *arguments, confirm=False)
