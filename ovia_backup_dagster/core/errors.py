@@ -348,6 +348,10 @@ class LockTableFullError(ServerError):
     """The server's lock table has no room for all the tables that a dump or a restore locks at once."""
 
 
+class RowTooLargeError(ServerError):
+    """A row is larger than what a dump can hold of one. Nothing is damaged."""
+
+
 class ServerDataError(ServerError):
     """The server cannot read its own data: a page or an index is damaged. Backups are what saves you now."""
 

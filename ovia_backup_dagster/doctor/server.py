@@ -14,6 +14,7 @@ from ovia_backup_dagster.core.needs import too_many_locks
 from ovia_backup_dagster.core.words import duration
 from ovia_backup_dagster.doctor.report import Area, Line, fail, failed, ok, warn
 from ovia_backup_dagster.postgres import collations, offers
+from ovia_backup_dagster.postgres.large import large_rows
 from ovia_backup_dagster.postgres.privileges import Session, missing_rights
 from ovia_backup_dagster.postgres.quoting import sql_identifier
 from ovia_backup_dagster.postgres.releases import newest_minor, parse
@@ -69,6 +70,7 @@ def server(system: BackupSystem) -> Iterator[Line]:
         for line in undumped(system.connection):
             fix = f"save them apart: pg_dump leaves them out; see which, {about['psql']}"
             yield warn(Area.SERVER, line, fix)
+        yield from _large(system)
     except BackupError as error:
         yield failed(Area.SERVER, error)
 
@@ -229,6 +231,18 @@ def _same_server(system: BackupSystem, session: Session) -> Iterator[Line]:
             "after a restore that is right; after a move, the first dump is bad until: ovia-backup accept latest; else "
             "check POSTGRES_HOST",
         )
+
+
+def _large(system: BackupSystem) -> Iterator[Line]:
+    """Rows that a dump cannot hold."""
+    found, whole = large_rows(system.connection)
+    for large in found:
+        yield fail(Area.SERVER, str(large), large.fix)
+    if not whole:
+        text = "whether a row is too large for a dump is not known of all tables: the look at their lengths was ended"
+        yield warn(Area.SERVER, text, "nothing, where no field is over 512 MB; if pg_dump fails, it says which table")
+    elif not found:
+        yield ok(Area.SERVER, "no row is too large for a dump")
 
 
 def _rights(session: Session, about: dict[str, Any]) -> Iterator[Line]:

@@ -91,7 +91,7 @@ class UnorderedRows:
     rows: int = 0
     total: int = 0
     _places: Sequence[int] | None = None
-    _rest: bytes = b""
+    _rest: list[bytes] = field(default_factory=list)
 
     def begin(self, columns: str) -> None:
         if self.columns is None:
@@ -102,8 +102,12 @@ class UnorderedRows:
     def add(self, buffer: bytearray, at: int, end: int) -> None:
         if self.columns is None:
             return
-        lines = (self._rest + buffer[at:end]).split(b"\n")
-        self._rest = bytes(lines.pop())
+        part = bytes(memoryview(buffer)[at:end])
+        if b"\n" not in part:
+            self._rest.append(part)  # a row may have hundreds of megabytes: joined once, in the end
+            return
+        lines = b"".join((*self._rest, part)).split(b"\n")
+        self._rest = [lines.pop()]
         self.rows += len(lines)
         for line in lines:
             if self._places is not None:

@@ -27,6 +27,8 @@ from ovia_backup_dagster.core.errors import (
     DiskFullError,
     LockTimeoutError,
     ProgramError,
+    ServerDataError,
+    ServerMemoryError,
     TooManyConnectionsError,
     VersionMismatchError,
 )
@@ -35,6 +37,7 @@ from ovia_backup_dagster.core.locking import require_still_there
 from ovia_backup_dagster.core.manifest import Computed, DatabaseFacts, FileFacts, Manifest
 from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.core.words import human_bytes
+from ovia_backup_dagster.postgres import large
 from ovia_backup_dagster.postgres.archive import contents_list
 from ovia_backup_dagster.postgres.asking import diagnose_program, in_english
 from ovia_backup_dagster.postgres.client import (
@@ -242,6 +245,8 @@ class Dumper:
                 raise _SnapshotError(error.account)
             if isinstance(error, LockTimeoutError) and child.lock:
                 raise waits_for_lock(type(error), what, child.lock, _AGAIN)
+            if isinstance(error, ServerDataError | ServerMemoryError):
+                raise large.explained(self.connection, error)
             raise error
         self._require_archive(target)
         return tuple(self.connection.redact(message) for message in messages(child.stderr))
