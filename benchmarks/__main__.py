@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import compression, drill, dump, latency, listing, memory, restore, start, verification
+from benchmarks import compression, computed, drill, dump, latency, listing, memory, restore, start, verification
 from benchmarks.measure import Json, say
 from benchmarks.report import PAGE, RESULTS, rendered
 from benchmarks.world import BIN, World, world
@@ -27,6 +27,7 @@ def main() -> None:
     """Each part's results replace its last ones; a part that fails leaves them."""
     parts: dict[str, Callable[[World, int], Json]] = {
         "dump": dump.measure,
+        "computed": computed.measure,
         "compression": compression.measure,
         "verification": verification.measure,
         "drill": drill.measure,

@@ -28,7 +28,8 @@ has run for a day: a virtual machine may hand free memory back to its host, and 
 
 def rendered(results: Json) -> str:
     """The page."""
-    sections = ((_dump, "dump"), (_compression, "compression"), (_verification, "verification"))
+    dumps = ((_dump, "dump"), (_computed, "computed"))
+    sections = (*dumps, (_compression, "compression"), (_verification, "verification"))
     restores = ((_drill, "drill"), (_restore, "restore"))
     more = ((_listing, "listing"), (_memory, "memory"), (_latency, "latency"), (_start, "start"))
     blocks = [_INTRODUCTION, *_targets(results)]
@@ -103,6 +104,29 @@ def _dump(part: Json) -> Iterator[str]:
             f"**What bounds a/c**: besides pg_dump, {verification:.1f} s go into reading the dump back, and, whatever "
             f"the database's size, {other:.1f} s into Dagster's events.\n"
         )
+
+
+def _computed(part: Json) -> Iterator[str]:
+    seconds, ratios = part["seconds"], part["ratios"]
+    yield (
+        "## Hashes of what a restore computes (o)\n\nBeside pg_dump, in its snapshot, a second session hashes "
+        f"{part['columns']} generated columns and {part['views']} materialized views of a database of "
+        f"{_megabytes(part['database_bytes'])}: it reads {human_bytes(part['read_bytes'])} in "
+        f"{part['hashing_seconds']:.2f} s. Whole dumps, with SHA-256, roles and manifest:\n"
+    )
+    yield _table(
+        ("", "what", "seconds"),
+        [
+            ("", "with the hashes", _spread(seconds["hashed"])),
+            ("", "the same database without", _spread(seconds["unhashed"])),
+            ("o", "a database with nothing to hash", _spread(seconds["nothing"])),
+            ("", "the same, not asked whether there is anything", _spread(seconds["nothing_unhashed"])),
+        ],
+    )
+    yield _table(
+        ("ratio", ""),
+        [("with / without", _spread(ratios["hashed"], 3)), ("o", _spread(ratios["o"], 3))],
+    )
 
 
 def _compression(part: Json) -> Iterator[str]:
