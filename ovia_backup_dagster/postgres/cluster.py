@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import re
 import shutil
 import signal
 import stat
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ovia_backup_dagster.core.errors import ProgramError, StalledError
+from ovia_backup_dagster.core.shell import shell_word
 from ovia_backup_dagster.postgres import libraries
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster.postgres.sandbox import Sandbox
@@ -190,10 +192,13 @@ class Cluster:
             why = f"it did not end within {_PROGRAM_SECONDS:.0f} s: the disk, or the machine, may hang"
             raise StalledError(f"{program} was ended in {self.folder}", why=why, fix="dmesg | tail") from None
         if result.returncode != 0:
-            log = self.log.read_text("utf-8", "replace").splitlines()[-1:] if self.log.exists() else []
+            # All that matters of the log is said: it is mostly gone with the folder by the time that this is read.
+            log = self.log.read_text("utf-8", "replace").splitlines() if self.log.exists() else []
+            log = [line for line in log if re.search(r"(?:ERROR|FATAL|PANIC|HINT):  ", line)][-3:] or log[-1:]
             said = [line for line in result.stdout.splitlines() if line.strip()][-2:] + log
             why = " / ".join(map(without_values, said))
-            raise ProgramError(f"{program} failed in {self.folder}", why=why, fix=f"see {self.log}")
+            fix = f"df -h {shell_word(str(self.folder.parent))}; free -m; dmesg | tail; then try again"
+            raise ProgramError(f"{program} failed in {self.folder}", why=why, fix=fix)
 
     def program(self, name: str) -> Path:
         """The path of a server program, or of a copy of it where the account that must run it can reach it.

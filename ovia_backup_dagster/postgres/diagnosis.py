@@ -309,7 +309,7 @@ _DIAGNOSES = (
     _Diagnosis(
         r"(?:canceling statement|terminating connection) due to conflict with recovery",
         errors.RecoveryConflictError,
-        "the server is a standby, and replaying the primary's changes needed what the dump was reading",
+        "the server is a standby, and replaying the primary's changes needed what was being read here",
         "on the standby: ALTER SYSTEM SET max_standby_streaming_delay = '1h'; SELECT pg_reload_conf()",
         of="40001|40P01|57P01|57P04",
     ),
@@ -504,8 +504,8 @@ _DIAGNOSES = (
         r'extension "(?P<extension>(?s:.*?))" is not available|could not open extension control file',
         errors.ExtensionMissingError,
         "the source has it, and the PostgreSQL that is restored to does not",
-        "install its package beside the server programs in PG_BIN_DIR; or drill on a server that has it: ovia-backup "
-        "drill --where database",
+        "install its package beside the server's programs, which for a drill are those in PG_BIN_DIR; or drill on a "
+        "server that has it: ovia-backup drill --where database",
         of="0A000|58P01",
         routine=r"parse_extension_control_file|get_ext_ver_list",
     ),
@@ -568,8 +568,8 @@ _DIAGNOSES = (
     _Diagnosis(
         r"canceling statement due to user request",
         errors.StatementCancelledError,
-        "an administrator cancelled the dump (pg_cancel_backend)",
-        "ask who it was, then retry: ovia-backup dump",
+        "an administrator cancelled it (pg_cancel_backend)",
+        "ask who it was, then try again",
         of="57014",
     ),
     _Diagnosis(

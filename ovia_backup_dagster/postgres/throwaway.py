@@ -43,8 +43,8 @@ CLUSTER = "c"
 _LOCK, _LOG, _REPORT, _LAUNCHER = "lock", "log", "exceeded", "launcher"
 _OF_THE_DISK = ("free", "growth", "inodes")
 _LOOK = (
-    "look at the functions that the table's constraints, indexes and columns call, in the source; if they are sound: "
-    "more room, memory or DRILL_MAX_HOURS"
+    "look at the functions that the table's constraints, indexes and columns call (pg_restore --schema-only --file=- "
+    "BACKUP); if they are sound: more room, memory or DRILL_MAX_HOURS"
 )
 _START_SECONDS = 60.0
 _END_SECONDS = 30.0

@@ -48,7 +48,7 @@ def wait_until_healthy(url: str, timeout_seconds: float, log: Callable[[str], No
             raise HealthError(
                 f"{bare} was not healthy within {timeout_seconds:.0f} s",
                 why=f"the last answer was: {said}",
-                fix=f"curl -i {bare}; docker service ls; docker service logs SERVICE --tail 20",
+                fix=f"curl -i {bare}; see the log of the service that answers there, and of those that it needs",
             )
         time.sleep(_PAUSE_SECONDS)
 

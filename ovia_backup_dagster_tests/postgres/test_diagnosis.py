@@ -784,8 +784,8 @@ def a_deadlock(scene: Scene) -> Outcome:
 @provokes(
     "canceling statement due to user request",
     error=errors.StatementCancelledError,
-    why="an administrator cancelled the dump (pg_cancel_backend)",
-    fix="ask who it was, then retry: ovia-backup dump",
+    why="an administrator cancelled it (pg_cancel_backend)",
+    fix="ask who it was, then try again",
 )
 def cancelled_by_an_administrator(scene: Scene) -> Outcome:
     connection = scene.new_database("CREATE TABLE t ()", "GRANT pg_read_all_data TO {me}")
@@ -1004,7 +1004,7 @@ def a_standby_that_lets_nobody_in(scene: Scene) -> Outcome:
 @provokes(
     "(?:canceling statement|terminating connection) due to conflict with recovery",
     error=errors.RecoveryConflictError,
-    why="the server is a standby, and replaying the primary's changes needed what the dump was reading",
+    why="the server is a standby, and replaying the primary's changes needed what was being read here",
     fix="ALTER SYSTEM SET max_standby_streaming_delay = '1h'; SELECT pg_reload_conf()",
     transient=True,
 )
@@ -1218,7 +1218,7 @@ def an_archive_of_a_newer_pg_dump(scene: Scene) -> Outcome:
     'extension "(?P<extension>(?s:.*?))" is not available',
     error=errors.ExtensionMissingError,
     why="the source has it, and the PostgreSQL that is restored to does not",
-    fix="install its package beside the server programs in PG_BIN_DIR",
+    fix="install its package beside the server's programs, which for a drill are those in PG_BIN_DIR",
 )
 def an_extension_that_is_not_installed(scene: Scene) -> Outcome:
     """The whole PostgreSQL has contrib, the embedded one has not."""
