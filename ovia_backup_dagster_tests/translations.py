@@ -78,6 +78,28 @@ MESSAGES = (
     "could not access status of transaction %u",
     'extension "%s" is not available',
     'could not open extension control file "%s": %m',
+    # ---- what an archive's entries meet: violations, search_path, roles
+    'insert or update on table "%s" violates foreign key constraint "%s"',
+    'could not create unique index "%s"',
+    'could not create exclusion constraint "%s"',
+    'conflicting key value violates exclusion constraint "%s"',
+    'duplicate key value violates unique constraint "%s"',
+    'value for domain %s violates check constraint "%s"',
+    'new row for relation "%s" violates check constraint "%s"',
+    'check constraint "%s" of relation "%s" is violated by some row',
+    'null value in column "%s" of relation "%s" violates not-null constraint',
+    'column "%s" of relation "%s" contains null values',
+    'relation "%s" does not exist',
+    "function %s does not exist",
+    'type "%s" does not exist',
+    "operator does not exist: %s",
+    'text search configuration "%s" does not exist',
+    'text search dictionary "%s" does not exist',
+    'collation "%s" for encoding "%s" does not exist',
+    'schema "%s" does not exist',
+    'SQL function "%s" statement %d',
+    'SQL function "%s" during startup',
+    'SQL function "%s" during inlining',
 )
 
 

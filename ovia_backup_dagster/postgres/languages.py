@@ -36,6 +36,7 @@ def english(text: str) -> str:
         return text
     for part, said in _parts():
         text = said.sub(part, text)
+    known_here = [(message, known) for message, known in _messages() if known.word in text]
     found, at = "", 0
     for match in SEVERITY.finditer(text):
         if match.start() < at:
@@ -43,8 +44,8 @@ def english(text: str) -> str:
         severity = _severities().get(match[1], match[1])
         found += text[at : match.start()] + severity + ":  "
         at = match.end()
-        for message, known in _messages():
-            if known.word in text and (said_here := known.pattern.match(text, at)):
+        for message, known in known_here:
+            if said_here := known.pattern.match(text, at):
                 # A translation may have more lines than the message.
                 found += known.filled(message, said_here) + "\n" * said_here[0].count("\n")
                 at = said_here.end()

@@ -25,6 +25,7 @@ from ovia_backup_dagster.postgres.archive import annotated_schema, argument, use
 from ovia_backup_dagster.postgres.asking import diagnose_program, in_english
 from ovia_backup_dagster.postgres.client import Connection, Programs, start
 from ovia_backup_dagster.postgres.datatext import Log
+from ovia_backup_dagster.postgres.languages import english
 from ovia_backup_dagster.postgres.loading import (
     NOISE,
     VERBOSE,
@@ -350,7 +351,8 @@ class Restorer:
                         child.process.terminate()
 
                 code = child.wait(poll, _PROGRESS_SECONDS)
-                return code, child.stderr
+                # What its errors mean is read off the words, and a server may have others.
+                return code, english(child.stderr)
 
     def _empty(self, tables: Sequence[str]) -> None:
         with connect(self.target) as session:

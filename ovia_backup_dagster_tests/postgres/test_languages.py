@@ -16,14 +16,17 @@ from pathlib import Path
 import pytest
 
 from ovia_backup_dagster.core import errors
+from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.doctor import server as doctor
 from ovia_backup_dagster.doctor.report import Level, Line
 from ovia_backup_dagster.postgres import asking, diagnosis, languages
-from ovia_backup_dagster.postgres.client import Programs
+from ovia_backup_dagster.postgres.archive import contents_list
+from ovia_backup_dagster.postgres.client import Programs, capture
 from ovia_backup_dagster.postgres.diagnosis import diagnose
 from ovia_backup_dagster.postgres.languages import _PLACE, _translations, english
+from ovia_backup_dagster.postgres.restore import Restorer
 from ovia_backup_dagster_tests import translations
-from ovia_backup_dagster_tests.conftest import PASSWORD, PortCluster, execute, running_cluster
+from ovia_backup_dagster_tests.conftest import PASSWORD, PortCluster, execute, quiet, running_cluster
 from ovia_backup_dagster_tests.doctor.support import system_of
 from ovia_backup_dagster_tests.postgres.test_diagnosis import (
     CASES,
@@ -232,3 +235,27 @@ def test_what_is_not_in_the_catalogues_is_asked_again(scene: Scene, monkeypatch:
     text = "pg_dump: error: query failed: FEHLER:  etwas\npg_dump: detail: Query was: DROP TABLE public.t"
     boss = scene.superuser(connection)
     assert type(asking.diagnose_program(text, what="it failed", connection=boss, exit_code=1)) is errors.ProgramError
+
+
+def test_a_rule_that_rows_break_is_named_by_a_german_server_too(scene: Scene) -> None:
+    source = scene.new_database(
+        "CREATE FUNCTION fits(a int) RETURNS boolean IMMUTABLE RETURN true",
+        "CREATE TABLE t (a int CONSTRAINT that_fits CHECK (fits(a)))",
+        "INSERT INTO t VALUES (4111)",
+        "CREATE OR REPLACE FUNCTION fits(a int) RETURNS boolean IMMUTABLE RETURN false",
+        "ALTER DATABASE {me} OWNER TO {me}",
+    )
+    path = scene.folder / "violated.dump"
+    programs = Programs15(DEBIANS)
+    command = str(DEBIANS / "pg_dump"), "--format=custom", f"--file={path}"
+    code, _, stderr = capture(command, variables=scene.superuser(source).environment())
+    assert code == 0, stderr
+    target = scene.new_database("ALTER DATABASE {me} OWNER TO {me}")
+
+    restorer = Restorer(programs, target, "database", 1, with_owners=False)
+    listing = contents_list(programs, path)
+    with pytest.raises(BackupError) as caught:
+        restorer.restore(path, listing, None, quiet)
+
+    assert "CHECK that_fits refuses a row of public.t" in caught.value.what
+    assert "4111" not in str(caught.value)
