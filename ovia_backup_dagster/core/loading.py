@@ -49,6 +49,7 @@ _CLAUSE = re.compile(
     r"(?=\b(?:where|group|order|having|limit|on|set|values|union|loop|select)\b|;|\)|$)",
     re.IGNORECASE | re.DOTALL,
 )
+_QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 _WORD = re.compile(r'"((?:[^"]|"")*)"|([^\W\d][\w$]*)')
 #: A default is not evaluated for a column that the rows bring.
 _DEFAULT = re.compile(r" DEFAULT (?!.* GENERATED ).*?(?= NOT NULL|,?$)", re.MULTILINE)
@@ -298,9 +299,9 @@ class _Archive:
             return []
         found: list[tuple[str, _Object | None, list[_Object]]] = []
         for owner in (each, *(self.objects[parent] for parent in sorted(self._above(number)))):
-            for what, function in self._evaluated(owner):
-                reads = self._read_by(function)
-                if reads:
+            for what, function, caller in self._evaluated(owner):
+                reads = self._read_by(function, caller)
+                if reads or self._dynamic(function):
                     found.append((what, function, reads))
         if self.extensions.intersection(each.needs) and _CALL.search(_evaluated_text(each)):
             found.append(("what is computed of its columns", None, []))
@@ -316,36 +317,50 @@ class _Archive:
                     todo.append(parent)
         return found - {number}
 
-    def _evaluated(self, each: _Object) -> Iterator[tuple[str, _Object]]:
-        """The functions that run when a row comes in, and what of the object calls them."""
+    def _evaluated(self, each: _Object) -> Iterator[tuple[str, _Object, _Object]]:
+        """The functions that run when a row comes in: what of the object calls them, which, and from which object."""
         seen: set[int] = set()
 
-        def through(owner: _Object, what: str) -> Iterator[tuple[str, _Object]]:
+        def through(owner: _Object, what: str) -> Iterator[tuple[str, _Object, _Object]]:
             for need in owner.needs:
                 needed = self.objects.get(need)
                 if needed is None or need in seen or needed.kind not in _BETWEEN:
                     continue
                 if needed.kind in _ROUTINES:
-                    # That a default calls is not called.
-                    used = owner.kind in _MADE_OF or _calls(_evaluated_text(owner), needed.bare)
-                    if not used or _TRIGGER.search(needed.text):
+                    # That a default alone calls is not called; a cast does not name the function that it calls.
+                    default = _calls(owner.text, needed.bare) and not _calls(_evaluated_text(owner), needed.bare)
+                    if (default and owner.kind not in _MADE_OF) or _TRIGGER.search(needed.text):
                         continue
                     seen.add(need)
-                    yield what or _where(owner, needed.bare), needed
+                    yield what or _where(owner, needed.bare), needed, owner
                 else:
                     seen.add(need)
-                    within = f"the CHECK of {needed.kind.lower()} {needed.called}"
-                    yield from through(needed, what or (within if needed.kind == "DOMAIN" else f"its {needed.bare}"))
+                    within = f"the CHECK of domain {needed.called}" if needed.kind == "DOMAIN" else ""
+                    if needed.kind == "OPERATOR":
+                        within = _where(owner, f".{needed.bare})")
+                    yield from through(needed, within or what or f"{needed.kind.lower()} {needed.called}")
 
         yield from through(each, "")
 
-    def _read_by(self, function: _Object) -> list[_Object]:
+    def _read_by(self, function: _Object, caller: _Object) -> list[_Object]:
         """The relations with rows that a function reads, itself or through others; in the order of their numbers."""
+        reached = self._reached(function)
+        if self._dynamic(function):
+            # It may be told what to read.
+            told = {word for literal in _LITERAL.findall(caller.text) for word in _words(literal)}
+            reached = reached | {each.number for word in told for each in self.relations.get(word, ())}
         found: set[int] = set()
-        for number in self._reached(function):
+        for number in reached:
             if self._kind(number) in _HOLD_ROWS:
                 found |= {number, *self._below(number)}
         return [self.objects[number] for number in sorted(found)]
+
+    def _dynamic(self, function: _Object) -> bool:
+        """Whether it, or what it calls, puts together at run time what it reads."""
+        return any(
+            self._kind(number) in _ROUTINES and _DYNAMIC.search(_body(self.objects[number].text))
+            for number in self._reached(function)
+        )
 
     def _reached(self, function: _Object) -> set[int]:
         """What a function needs to run: what it reads and calls, and what that does."""
@@ -387,21 +402,25 @@ class _Archive:
     def levels(self) -> tuple[list[Level], list[str]]:
         """The data, level by level, and why some comes later."""
         leaning: dict[int, set[int]] = {}
+        last: set[int] = set()
         notes: list[tuple[int, str]] = []
-        everything: set[int] = set()
         for number, entry in self.tables.items():
             for what, function, reads in self.leans_on(number):
                 others = {read.number for read in reads} & self.tables.keys() - {number}
                 if function is None:
                     leaning.setdefault(number, set())
-                    notes.append((entry.number, _note(self.objects[number], what, "an extension's table", [])))
+                    by, names = "an extension's function", ["an extension's table"]
                 elif others:
                     leaning.setdefault(number, set()).update(others)
-                    names = [read.called for read in reads if read.number in others]
-                    notes.append((entry.number, _note(self.objects[number], what, function.called, names)))
-                elif number in {read.number for read in reads}:
-                    everything.add(number)
-        later = {self.tables[number].number for number in leaning}
+                    by, names = function.called, [read.called for read in reads if read.number in others]
+                elif not reads:
+                    last.add(number)
+                    by, names = function.called, ["what it names at run time"]
+                else:
+                    continue
+                notes.append((entry.number, _note(self.objects[number], what, by, names)))
+        last -= leaning.keys()
+        later = {self.tables[number].number for number in (*leaning, *last)}
         levels = [Level(tuple(entry for entry in self.data if entry.number not in later))]
         waiting = dict(leaning)
         while waiting:
@@ -409,6 +428,9 @@ class _Archive:
             taken = {self.tables[number].number for number in ready or waiting}
             levels.append(Level(tuple(entry for entry in self.data if entry.number in taken), apart=not ready))
             waiting = {number: reads for number, reads in waiting.items() if ready and number not in ready}
+        if last:
+            taken = {self.tables[number].number for number in last}
+            levels.append(Level(tuple(entry for entry in self.data if entry.number in taken), apart=True))
         at = {entry.number: place for place, entry in enumerate(self.data)}
         return levels, list(dict.fromkeys(text for number, text in sorted(notes, key=lambda note: at[note[0]])))
 
@@ -419,13 +441,13 @@ class _Archive:
             each = self.objects.get(entry.number)
             if each is None or each.kind not in _LEANS_LATE or each.text.rstrip().endswith("NOT VALID;"):
                 continue
-            for _, function in self._evaluated(each):
-                reads = [read.called for read in self._read_by(function)]
-                if reads:
+            for _, function, caller in self._evaluated(each):
+                reads = [read.called for read in self._read_by(function, caller)]
+                if reads or self._dynamic(function):
                     of = each.name.rpartition(" ")[2] if each.kind != "INDEX" else each.name
                     notes.append(
                         f"{each.kind.lower()} {each.schema}.{of} was made after all data: {function.called} looks into "
-                        f"{_some(reads)}; a plain pg_restore may compute it otherwise"
+                        f"{_some(reads or ['what it names at run time'])}; a plain pg_restore may compute it otherwise"
                     )
         return notes
 
@@ -434,7 +456,7 @@ class _Archive:
         called: dict[int, _Object] = {}
         for number in (*(number for number, each in self.objects.items() if each.kind == "TABLE"), *by_number(after)):
             if number in self.objects:
-                called |= {function.number: function for _, function in self._evaluated(self.objects[number])}
+                called |= {function.number: function for _, function, _ in self._evaluated(self.objects[number])}
         todo = list(called)
         while todo:
             for number in self._mentioned(todo.pop()):
@@ -477,7 +499,7 @@ class _Archive:
         extra: dict[int, list[int]] = {}
         for number, each in self.objects.items():
             if each.kind == "TABLE" and ("GENERATED ALWAYS AS (" in each.text or "PARTITION BY" in each.text):
-                called = [function for _, function in self._evaluated(each)]
+                called = [function for _, function, _ in self._evaluated(each)]
                 if called:
                     reached = {number for function in called for number in self._reached(function)}
                     extra[number] = sorted(reached - {number})
@@ -510,9 +532,8 @@ def _called_bare(function: _Object) -> set[str]:
 
 
 def _note(table: _Object, what: str, function: str, names: Sequence[str]) -> str:
-    into = _some(names) if names else "its rows"
     return (
-        f"table {table.called} was loaded after the others: {what} looks into {into} ({function}); "
+        f"table {table.called} was loaded after the others: {what} looks into {_some(names)} ({function}); "
         "a plain pg_restore may fail on it"
     )
 
@@ -527,11 +548,13 @@ def _where(owner: _Object, function: str) -> str:
     """What of an object calls a function."""
     if owner.kind == "TABLE":
         for line in owner.text.splitlines():
-            if _calls(line, function):
+            if _calls(line, function) or (not function[0].isalnum() and function in line):
                 if constraint := re.search(r'CONSTRAINT ("(?:[^"]|"")*"|\S+) CHECK', line):
                     return f"its CHECK {constraint[1]}"
                 if " GENERATED ALWAYS AS (" in line:
                     return f"its generated column {line.split()[0]}"
+            if "PARTITION BY" in line and _calls(line, function):
+                return f"the partition key of {owner.called}"
         return "what is computed of its rows"
     return f"{owner.kind.lower()} {owner.name}"
 
@@ -556,7 +579,16 @@ def _relations_in(body: str) -> set[str]:
     """Words that may name a relation: those of FROM and the like; of what is put together at run time, any."""
     if _DYNAMIC.search(body):
         return _words(body)
-    return {word for clause in _CLAUSE.findall(body) for word in _words(clause)}
+    quoted: dict[str, str] = {}
+
+    def aside(match: re.Match[str]) -> str:
+        # A name may hold what ends a clause.
+        stands = f"q{len(quoted)}_"
+        quoted[stands] = match[1].replace('""', '"').lower()
+        return stands
+
+    body = _QUOTED.sub(aside, body)
+    return {quoted.get(word, word) for clause in _CLAUSE.findall(body) for word in _words(clause)}
 
 
 def _words(text: str) -> set[str]:

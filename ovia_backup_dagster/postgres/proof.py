@@ -65,6 +65,7 @@ _WITHOUT_STATISTICS = """
     ORDER BY 1
 """
 _EXTENSION = "EXTENSION - "
+_RESCUE = "--mode new --even-if-damaged"
 _NOT_VALID = "SELECT count(*) AS number FROM pg_constraint WHERE NOT convalidated"
 
 
@@ -81,6 +82,7 @@ class Proof:
         log: told what happens.
         jobs: how many entries pg_restore restores at a time. One alone fills the holes that large rows leave: the
             rows are the same, in another order.
+        rescue: the command that brings the rows where a restore fails over a rule; empty: as at home.
         lines: a line for each check that was made.
         phases: name -> seconds, in order.
         versions: of what took part.
@@ -101,6 +103,7 @@ class Proof:
     backup: Backup
     log: Log
     jobs: int = field(kw_only=True)
+    rescue: str = field(default="", kw_only=True)
     lines: list[Line] = field(default_factory=list, init=False)
     phases: dict[str, float] = field(default_factory=dict, init=False)
     versions: dict[str, str] = field(default_factory=dict, init=False)
@@ -220,7 +223,7 @@ class Proof:
                 with_owners=copy.with_owners,
                 live=copy.live,
                 settings=settings,
-                rescue=f"ovia-backup restore {self.verifier.catalog.word(self.backup)} --mode new --even-if-damaged",
+                rescue=self.rescue or f"ovia-backup restore {self.verifier.catalog.word(self.backup)} {_RESCUE}",
                 without=self.withheld.entries,
             )
             try:

@@ -155,8 +155,8 @@ def _done(session: Session, command: str) -> str | None:
     """``None`` when it was; else the error's code: what was said may be a function's, and hold values."""
     try:
         session.execute(command.encode())
-    except psycopg.errors.OperationalError:
-        raise
     except psycopg.Error as error:
+        if session.closed:
+            raise
         return f"SQLSTATE {error.sqlstate}"
     return None

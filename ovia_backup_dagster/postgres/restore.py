@@ -224,8 +224,9 @@ class Restorer:
                 raise self._failed(error.stderr, error.code, self._failure, listing)
             return [at_command(said, command) for said, command in errors]
 
+        views = [entry for entry in entries_of(listing) if entry.text.startswith(REFRESH)]
         return Salvage(
-            loader, self.target, order, lambda failure: self._met(failure, listing), broken_off, self._options
+            loader, self.target, order, lambda failure: self._met(failure, listing), broken_off, self._options, views
         ).run()
 
     def refresh(self, archive: Path, listing: str, search_path: str | None = None) -> list[Unrefreshed]:

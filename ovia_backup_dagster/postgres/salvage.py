@@ -54,6 +54,7 @@ class Salvage:
         explain: an error, without values.
         broken_off: what pg_restore said when it ended before its end, without values.
         options: ``PGOPTIONS`` of what fills the database.
+        views: what refreshes its materialized views.
     """
 
     loader: Loader
@@ -62,6 +63,7 @@ class Salvage:
     explain: Callable[[Failure], Met]
     broken_off: Callable[[BrokenOffError], list[str]]
     options: str
+    views: Sequence[Entry] = ()
     lost: list[str] = field(default_factory=list, init=False)
     notes: list[str] = field(default_factory=list, init=False)
     _lent: list[str] | None = field(default=None, init=False)
@@ -135,6 +137,11 @@ class Salvage:
                 else:
                     others.append(entry)
         failed = self._again(failed)
+        if failed and self.views:
+            # Something may look into a materialized view, which is empty until then; what cannot be, is told later.
+            with suppress(BrokenOffError):
+                self.loader.load(self.views)
+            failed = self._rounds(failed)
         self._tell(self._relaxed([failure for failure in failed if failure.entry.text.startswith(_TABLE_DATA)]))
         self._tell([failure for failure in failed if not failure.entry.text.startswith(_TABLE_DATA)])
         self._tell(self._loaded(others))

@@ -135,8 +135,8 @@ def _alter(session: Session, signature: str, how: sql.Composable) -> bool:
     try:
         # The server itself wrote the signature.
         session.execute(b"ALTER ROUTINE " + signature.encode() + b" " + how.as_bytes(session))
-    except psycopg.errors.OperationalError:
-        raise
     except psycopg.Error:
+        if session.closed:
+            raise
         return False
     return True

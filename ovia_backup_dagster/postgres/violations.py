@@ -137,8 +137,9 @@ def error_of(what: str, met: Sequence[Met], leaning: Iterable[Leaning], rescue: 
     if broken:
         return RestoreError(
             f"{what}: {shortened(broken)}",
-            why="the backup holds all rows, and some break this rule: in the source a corrupt index, "
-            "session_replication_role = replica or a changed function let them be; their values are not shown",
+            why="the backup holds all rows, and some break this rule, as the source let them: by a corrupt index, "
+            "session_replication_role = replica, a changed function, or one that looks into rows that are not there "
+            "yet; their values are not shown",
             fix=_either(
                 rescue, "in the source, if it still exists, repair the rows or the rule; then dump and drill again"
             ),

@@ -384,7 +384,16 @@ class Steps:
         return {"proven": proven.model_dump(mode="json"), "notes": notes}
 
     def _proof(self, backup: Backup) -> Proof:
-        return Proof(self.driller.verifier, self.driller.source, backup, self.log, jobs=self.order.jobs)
+        order = self.order
+        rescue = Wishes(
+            backup=order.backup_path,
+            mode=Mode.NEW,
+            new_host=order.new_host,
+            create_roles=order.create_roles and not order.new_host,
+            even_if_damaged=True,
+        )
+        driller = self.driller
+        return Proof(driller.verifier, driller.source, backup, self.log, jobs=order.jobs, rescue=rescue.command())
 
     def _to_refresh(self, proof: Proof) -> list[str]:
         """What a person does for the materialized views that hold nothing, as they could not be refreshed."""
