@@ -60,6 +60,7 @@ _SET = re.compile(
 )
 _OWNER = re.compile(rb"ALTER DATABASE (?:" + _NAME + rb") OWNER TO (" + _NAME + rb");")
 _LITERAL = re.compile(r"E'((?:[^'\\]|''|\\\\)*)'|'((?:[^']|'')*)'", re.DOTALL)
+_SOUND = re.compile(r"[^\W\d][\w$.]{0,199}")
 _ALTER = sql.SQL("ALTER ROLE SESSION_USER IN DATABASE {} SET {} TO {}")
 _RESET = sql.SQL("ALTER ROLE SESSION_USER IN DATABASE {} RESET ALL")
 _KNOWN = "SELECT lower(name) AS name, context FROM pg_settings"
@@ -169,7 +170,9 @@ def wanted(
         filling = rule(name).filling
         if filling is While.ARCHIVES and name in written:
             continue
-        if filling in (While.SOURCES, While.ARCHIVES) and setting.value != HIDDEN:
+        # No server knows another name, and it is shown.
+        sound = _SOUND.fullmatch(name) and setting.value != HIDDEN
+        if filling in (While.SOURCES, While.ARCHIVES) and sound:
             taken.append(setting)
     taken += [
         Setting(name, value, said=False)
@@ -225,7 +228,8 @@ def take_out(copy: Copy) -> None:
     Raises:
         ServerError: no connection, or it broke.
     """
-    with connect(copy.server) as session:
+    # Who may not reset them was not let set them, either.
+    with connect(copy.server) as session, contextlib.suppress(psycopg.errors.InsufficientPrivilege):
         session.execute(_RESET.format(sql.Identifier(copy.connection.database)))
 
 

@@ -48,6 +48,7 @@ ALTER DATABASE d SET search_path TO 'a', 'b c';
 ALTER DATABASE d SET session_preload_libraries TO 'evil';
 ALTER DATABASE d SET "plperl.on_plperl_init" TO 'system(1)';
 ALTER DATABASE d SET role TO 'postgres';
+ALTER DATABASE d SET "x -c session_preload_libraries=evil" TO '1';
 ALTER DATABASE d SET statement_timeout TO '1';
 ALTER DATABASE d SET bytea_output TO 'escape';
 ALTER DATABASE d SET xmlbinary TO 'hex';
