@@ -59,14 +59,19 @@ DURABLY = "SET synchronous_commit = on"
 
 #: Stands for a value that is left out.
 HIDDEN = "********"
-#: One row where the server speaks another language by itself, and the role may ask it for English. Names with their
-#: schema: not every session has ``BUILT_IN``.
+#: English, where the server speaks another language and the role may ask. Names with their schema: some sessions are
+#: without ``_BUILT_IN``.
+_ENGLISH = """
+    SELECT pg_catalog.set_config('lc_messages', 'C', false)
+    WHERE pg_catalog.current_setting('lc_messages') OPERATOR(pg_catalog.!~) '^(C|POSIX|en)'
+      AND pg_catalog.has_parameter_privilege('lc_messages', 'SET')
+"""
+#: One row where that is so, also once it was done.
 MAY_ENGLISH = """
     SELECT 1 FROM pg_catalog.pg_settings
     WHERE name OPERATOR(pg_catalog.=) 'lc_messages' AND reset_val OPERATOR(pg_catalog.!~) '^(C|POSIX|en)'
       AND pg_catalog.has_parameter_privilege('lc_messages', 'SET')
 """
-_ENGLISH = f"SELECT pg_catalog.set_config('lc_messages', 'C', false) WHERE EXISTS ({MAY_ENGLISH})"
 
 #: Settings whose values change what a dump or a restore does, and hold no secret.
 _HARMLESS = re.compile(
