@@ -117,7 +117,7 @@ def _given(section: Section | None, mine: Collection[str]) -> Counter[bytes]:
     """
     found: Counter[bytes] = Counter()
     revoked: Counter[tuple[bytes, bytes]] = Counter()
-    for statement in (section.sql if section else b"").splitlines():
+    for statement in filter(None, (section.sql if section else b"").splitlines()):
         match = _STATEMENT.fullmatch(statement)
         if match is None:
             found[statement] += 1

@@ -48,7 +48,9 @@ def sections(text: bytes) -> dict[Key, Section]:
     for match, end in zip(matches, ends, strict=False):
         name, kind, schema, whose = (part.decode("utf-8", "backslashreplace") for part in match.groups())
         body = text[match.end() : end]
-        bodies.setdefault((kind, schema, name), []).append(body.removesuffix(b"--\n").strip(b"\n"))
+        bodies.setdefault((kind, schema, name), []).append(
+            body.removeprefix(b"--\n").removesuffix(b"--\n").strip(b"\n")
+        )
         owner[kind, schema, name] = whose
     return {key: Section(owner[key], b"\n".join(sorted(parts))) for key, parts in bodies.items()}
 

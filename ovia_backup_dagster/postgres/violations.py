@@ -63,6 +63,12 @@ _BROKEN = (
         "domain {name} is NOT NULL, and a row of {table} has none",
     ),
 )
+#: What a role may not do, or is not there for.
+_RIGHTS = re.compile(
+    r"permission denied|must be (?:a )?(?:owner|superuser|member)|must (?:be able|have)|only superuser"
+    r"|must be a superuser"
+)
+_NO_ROLE = re.compile(r'role "(?P<name>(?s:.*?))" does not exist')
 _SAID = 200
 
 
@@ -145,6 +151,23 @@ def error_of(what: str, met: Sequence[Met], leaning: Iterable[Leaning], rescue: 
             ),
         )
     said = shortened(list(dict.fromkeys(each.said[:_SAID] for each in met)))
+    if lacking := list(dict.fromkeys(match["name"] for each in met if (match := _NO_ROLE.search(each.said)))):
+        return RestoreError(
+            at_command(what, met[0].command),
+            why=f"the server it is restored to has no role {shortened(lacking)}",
+            said=said,
+            fix="make the roles as they were saved: ovia-backup restore --create-roles; or, for a drill, in a cluster "
+            "of its own: ovia-backup drill --where throwaway",
+        )
+    if any(_RIGHTS.search(each.said) for each in met):
+        return RestoreError(
+            at_command(what, met[0].command),
+            why="the role that restores, or the one that it is done for, may not do this: grants on what an extension "
+            "or PostgreSQL itself has made, for one, are a superuser's",
+            said=said,
+            fix="let a superuser restore it: RESTORE_POSTGRES_USER=...; if one did, the role that is named must be one "
+            "(--create-privileged-role NAME), or lacks a privilege in the source, too",
+        )
     return RestoreError(
         at_command(what, met[0].command),
         why="it holds something that cannot be made again in this order, or not by this role",

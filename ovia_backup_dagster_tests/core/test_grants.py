@@ -71,6 +71,13 @@ def test_what_was_given_to_another_since_is_told_and_no_difference() -> None:
     assert line.startswith("TABLE m in public belongs to postgres in the copy, and to app in the source: pg_dump does")
 
 
+def test_what_only_its_owner_may_do_is_none_of_others_business() -> None:
+    """Such an entry may stand on one side alone."""
+    own = "REVOKE ALL ON TABLE public.m FROM app;\nGRANT SELECT ON TABLE public.m TO app;"
+    assert bad(acl("TABLE m", own, "app"), b"") == []
+    assert bad(b"", acl("TABLE m", own, "app")) == []
+
+
 def test_default_privileges_are_those_of_a_role() -> None:
     name, sql = "DEFAULT PRIVILEGES FOR TABLES", "ALTER DEFAULT PRIVILEGES FOR ROLE {} GRANT SELECT ON TABLES TO app;"
     one, other = (HEAD.format(name, "DEFAULT ACL", "-", who, sql.format(who)).encode() for who in ("ovia", "postgres"))

@@ -1,0 +1,33 @@
+"""What is said when a restore stops for what a role may not do, or for a role that is not there."""
+
+from __future__ import annotations
+
+import pytest
+
+from ovia_backup_dagster.core.loading import Entry
+from ovia_backup_dagster.postgres.loading import Failure
+from ovia_backup_dagster.postgres.violations import Met, error_of
+
+RESCUE = "ovia-backup restore x --mode new --even-if-damaged"
+
+
+@pytest.mark.parametrize(
+    ("said", "fix"),
+    [
+        ("permission denied for function pg_ls_waldir", "let a superuser restore it"),
+        ("must be owner of function hstore", "let a superuser restore it"),
+        ('permission denied to change owner of event trigger "e"', "--create-privileged-role NAME"),
+        ("only superuser can define a leakproof function", "let a superuser restore it"),
+        ('role "app reader" does not exist', "--create-roles"),
+    ],
+)
+def test_the_remedy_is_one_for_rights_and_blames_no_source(said: str, fix: str) -> None:
+    error = error_of("the restore failed", [Met(Failure(Entry(0, "", "", 0), ""), said, "GRANT")], (), RESCUE)
+    assert fix in error.fix
+    assert RESCUE not in error.fix
+    assert said in error.account
+
+
+def test_what_is_something_else_keeps_its_remedy() -> None:
+    met = Met(Failure(Entry(0, "", "", 0), ""), 'relation "t" does not exist', "CREATE VIEW v")
+    assert RESCUE in error_of("the restore failed", [met], (), RESCUE).fix
