@@ -308,7 +308,7 @@ class Restorer:
         def run(chosen: Sequence[Entry], jobs: int) -> tuple[int, str]:
             code, stderr = self._run(archive, chosen, (VERBOSE,), on_poll, jobs, alone)
             if code != 0:
-                self._raise_surroundings(stderr, code)
+                self._raise_surroundings(stderr, code, jobs)
             return code, stderr
 
         return Loader(run, self._empty, alone)
@@ -346,7 +346,7 @@ class Restorer:
                     if on_poll is not None:
                         on_poll()
                     if noise is not None:
-                        self._raise_surroundings(child.stderr, 0)
+                        self._raise_surroundings(child.stderr, 0, jobs)
                     if not numbers_in(child.stderr).isdisjoint(give_up_at):
                         # A table is missing: to load all others first would only delay the bad news.
                         child.process.terminate()
@@ -361,14 +361,18 @@ class Restorer:
                 with suppress(psycopg.ProgrammingError):
                     session.execute(f"DELETE FROM ONLY {table}".encode())  # noqa: S608 - as pg_restore wrote it
 
-    def _raise_surroundings(self, stderr: str, code: int) -> None:
+    def _raise_surroundings(self, stderr: str, code: int, jobs: int) -> None:
         # What several jobs say at a time is mixed up: then it is not known whose words a function has raised. Alone,
         # what failed will say it again.
         if is_raised(stderr) and len(numbers_in(stderr)) > 1:
             return
         for message in filter(_ERROR.search, _MESSAGE.split(stderr)):
             found = self._understood(message, code, self._failure)
-            if isinstance(found, SURROUNDINGS):
+            # Tables that look into each other are locked while they are loaded: then one job waits for the other, and
+            # one of them gives up. Alone, it is loaded again.
+            if isinstance(found, SURROUNDINGS) and not (
+                jobs > 1 and isinstance(found, errors.TransactionConflictError)
+            ):
                 raise found
 
     def _errors(self, stderr: str, code: int, what: str, listing: str) -> list[tuple[str, str]]:

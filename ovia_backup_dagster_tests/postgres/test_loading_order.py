@@ -13,7 +13,9 @@ import pytest
 
 from ovia_backup_dagster.core.drill import DrillCheck, Result
 from ovia_backup_dagster.core.errors import RestoreError
+from ovia_backup_dagster.core.loading import may_lean
 from ovia_backup_dagster.postgres import archive as archives
+from ovia_backup_dagster.postgres import restore
 from ovia_backup_dagster.postgres.client import Connection, Programs, capture
 from ovia_backup_dagster.postgres.restore import Restorer
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, quiet
@@ -231,17 +233,22 @@ def test_what_was_not_foreseen_is_loaded_again(jobs: int, server: PortCluster, b
         ]
 
 
-def test_what_never_loads_is_named_and_its_rows_can_be_had(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
+def test_what_never_loads_is_named_and_its_rows_can_be_had(
+    server: PortCluster, bin_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where that is not foreseen, and two jobs lock each other out."""
     with database(server, "cycle") as source:
         execute(source, *CYCLE)
         drilling = Drilling(source, bin_dir, tmp_path)
         backup = drilling.dump()
         said = set()
-        for jobs in (1, 2, 2):
+        for jobs, foreseen in ((1, True), (2, True), (2, False)):
+            monkeypatch.setattr(restore, "may_lean", may_lean if foreseen else lambda _: False)
             proof = replace(proof_of(drilling, backup), jobs=jobs)
             with going_live(source, "cycle_copy") as copy, pytest.raises(RestoreError) as raised:
                 proof.restore(copy)
             said.add(str(raised.value))
+        monkeypatch.undo()
         (text,) = said
         assert (
             "CHECK one_is_in_two refuses a row of public.one; CHECK two_is_in_one refuses a row of public.two" in text
