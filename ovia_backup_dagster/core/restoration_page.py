@@ -22,7 +22,7 @@ def page(record: Record) -> str:
     what = code(order.backup or order.incoming)
     parts = [
         f"# {_TITLES[order.mode]}: {what}, {record.outcome}",
-        _summary(record),
+        gist(record),
         table(("", ""), _facts(record)),
         "## Seconds",
         table(("step", "seconds"), [(step, f"{seconds:.1f}") for step, seconds in record.seconds.items()]),
@@ -39,7 +39,8 @@ def page(record: Record) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _summary(record: Record) -> str:
+def gist(record: Record) -> str:
+    """What came of it, and what to do now."""
     lines = []
     if record.outcome == "put back":
         lines.append("It did not come to its end. Everything is as it was before.")

@@ -229,12 +229,7 @@ def build_alert(system: BackupSystem, job_name: str) -> dg.AssetsDefinition:
             state = condition(backups, now, context.instance, job_name)
             failed = state.failed or last_failed_run(context.instance, job_name, run_tags(backups.settings))
             results = list(check_results(state, failed, job_name, now))
-            shown = metadata.of_freshness(state.found) if state.found else {}
-            if failed is not None:
-                shown["last_failed_run"] = dg.MetadataValue.dagster_run(failed.run_id)
-                shown["last_failure"] = dg.MetadataValue.text(failed.reason)
-            if config.episode:
-                shown["episode"] = dg.MetadataValue.text(config.episode)
+            shown: metadata.Metadata = {}
             if state.trouble or config.all_clear:
                 title, body = message(backups, state, failed, since=config.episode)
                 context.log.info(f"{title}\n{body}")
@@ -245,6 +240,12 @@ def build_alert(system: BackupSystem, job_name: str) -> dg.AssetsDefinition:
                 shown |= metadata.of_delivery(delivery)
             else:
                 shown["message"] = dg.MetadataValue.text("nothing is wrong; nobody was told")
+            shown |= metadata.of_freshness(state.found) if state.found else {}
+            if failed is not None:
+                shown["last_failed_run"] = dg.MetadataValue.dagster_run(failed.run_id)
+                shown["last_failure"] = dg.MetadataValue.text(failed.reason)
+            if config.episode:
+                shown["episode"] = dg.MetadataValue.text(config.episode)
         yield dg.MaterializeResult(metadata=shown, check_results=results)
 
     return backup_freshness_alert

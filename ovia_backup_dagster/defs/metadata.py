@@ -5,13 +5,13 @@ Numbers are plotted over time, so they keep their names and units: bytes and sec
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
 
-from ovia_backup_dagster.core import drill_page
+from ovia_backup_dagster.core import drill_page, restoration_page
 from ovia_backup_dagster.core.catalog import Backup
 from ovia_backup_dagster.core.drill import Evidence
 from ovia_backup_dagster.core.freshness import Freshness
@@ -21,7 +21,7 @@ from ovia_backup_dagster.core.markdown import bullets, code, plain
 from ovia_backup_dagster.core.restoration import Record
 from ovia_backup_dagster.core.retention import Plan
 from ovia_backup_dagster.core.words import signed
-from ovia_backup_dagster.doctor.report import Level, Line, markdown, summary
+from ovia_backup_dagster.doctor.report import Level, Line, gist, markdown
 from ovia_backup_dagster.notifications import Delivery
 from ovia_backup_dagster.postgres.verification import Verified
 
@@ -36,7 +36,8 @@ def of_dump(backup: Backup, manifest: Manifest) -> Metadata:
         "size_bytes": dg.MetadataValue.int(backup.size_bytes),
         "seconds": dg.MetadataValue.float(manifest.seconds),
         "compression": dg.MetadataValue.text(manifest.compression),
-        "sha256": dg.MetadataValue.text(manifest.sha256),
+        # In two, as Dagster breaks no word, and would cut it off.
+        "sha256": dg.MetadataValue.text(f"{manifest.sha256[:32]} {manifest.sha256[32:]}"),
         "server_version": dg.MetadataValue.text(manifest.database.server_version),
         "client_version": dg.MetadataValue.text(manifest.client_version),
         "warnings": dg.MetadataValue.int(len(manifest.warnings)),
@@ -162,12 +163,19 @@ def of_word(word: str) -> Metadata:
     return {"confirm": dg.MetadataValue.text(word)}
 
 
-def of_restore(record: Record, folder: Path, page: str) -> Metadata:
-    """``restore_job``: what came of it."""
+def of_restore(record: Record, folder: Path, words: Callable[[str], str]) -> Metadata:
+    """``restore_job``: what came of it, what matters first.
+
+    Args:
+        record: of the restore.
+        folder: where it stands.
+        words: how what is said is put for whoever reads it in the UI.
+    """
     found: Metadata = {
+        "summary": dg.MetadataValue.md(words(restoration_page.gist(record))),
         "outcome": dg.MetadataValue.text(record.outcome),
         "record": dg.MetadataValue.path(str(folder / f"{record.order.filename}.md")),
-        "page": dg.MetadataValue.md(page),
+        "page": dg.MetadataValue.md(words(restoration_page.page(record))),
     }
     if record.kept:
         found["kept"] = dg.MetadataValue.text(record.kept)
@@ -180,10 +188,9 @@ def of_restore(record: Record, folder: Path, page: str) -> Metadata:
 
 def of_report(lines: Sequence[Line]) -> Metadata:
     """``backup_doctor``: what was found, and how to mend it; what is wrong stands first."""
-    wrong = [line for line in lines if line.level is not Level.OK]
     counts = {level.value: dg.MetadataValue.int(sum(line.level is level for line in lines)) for level in Level}
     return {
-        "summary": dg.MetadataValue.md(f"{summary(lines)}\n\n{markdown(wrong)}" if wrong else summary(lines)),
+        "summary": dg.MetadataValue.md(gist(lines)),
         "report": dg.MetadataValue.md(markdown(lines)),
         **counts,
     }

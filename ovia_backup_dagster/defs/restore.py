@@ -9,7 +9,6 @@ import dagster as dg
 
 from ovia_backup_dagster.core.errors import RestoreError, RestoreRefusedError
 from ovia_backup_dagster.core.restoration import Mode, Record, StopServices
-from ovia_backup_dagster.core.restoration_page import page
 from ovia_backup_dagster.defs import metadata
 from ovia_backup_dagster.defs.configs import RestoreAction, RestoreConfig
 from ovia_backup_dagster.defs.launchpad import in_the_ui, told
@@ -56,7 +55,7 @@ def build_restore(settings: Settings) -> dg.JobDefinition:
             if record is None:
                 return
             folder = backups.restorations.folder.path
-            context.add_output_metadata(metadata.of_restore(record, folder, in_the_ui(page(record))))
+            context.add_output_metadata(metadata.of_restore(record, folder, in_the_ui))
             if record.error and (config.action is not RestoreAction.abort or record.outcome == "given up"):
                 raise RestoreError(record.error, fix=record.fix or f"read {folder / record.order.filename}.md")
 

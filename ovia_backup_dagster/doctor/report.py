@@ -54,6 +54,10 @@ _DESCRIPTIONS = {
 }
 
 
+#: So that with their Markdown they stay below the 1,000 characters that Dagster's UI shows in place.
+_MOST_SHOWN, _SHOWN_CHARACTERS = 5, 120
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """One thing that was looked at.
@@ -127,6 +131,20 @@ def markdown(lines: Sequence[Line], *, named: bool = True) -> str:
         named: whether each says its area.
     """
     return bullets(map(_item, by_weight(lines), [named] * len(lines))) if lines else "Nothing was looked at."
+
+
+def gist(lines: Sequence[Line]) -> str:
+    """What is wrong, without how to mend it: short, as Dagster's UI puts Markdown of 1,000 characters behind a link."""
+    wrong = [line for line in by_weight(lines) if line.level is not Level.OK]
+    items = [f"**{line.level}** {line.area}: {plain(_beginning(line.text))}" for line in wrong[:_MOST_SHOWN]]
+    if len(wrong) > _MOST_SHOWN:
+        items.append(f"and {len(wrong) - _MOST_SHOWN} more: see the report")
+    return f"{summary(lines)}\n\n{bullets(items)}".rstrip()
+
+
+def _beginning(text: str) -> str:
+    more = "\N{HORIZONTAL ELLIPSIS}"
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1].rstrip() + more
 
 
 def _item(line: Line, named: bool) -> str:

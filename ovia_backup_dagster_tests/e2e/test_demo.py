@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -107,14 +108,7 @@ def test_the_ui_serves_the_demo(folder: Path) -> None:
         jobs = [run["jobName"] for run in state["runsOrError"]["results"]]
         assert jobs[-2:] == ["restore_drill_job", "daily_backup_job"]
 
-        launched = graphql(_LAUNCH)["launchRun"]
-        assert launched["__typename"] == "LaunchRunSuccess", launched
-        run_id = launched["run"]["runId"]
-        status = until(
-            lambda: (s := graphql(_RUN, {"id": run_id})["runOrError"]["status"]) in ("SUCCESS", "FAILURE") and s, 120
-        )
-
-        assert status == "SUCCESS"
+        run_id = launch(graphql, "daily_backup_job")
         made = [json.loads(path.read_text()) for path in (folder / "backups" / "daily").glob("*.dump.json")]
         assert run_id in {manifest["run_id"] for manifest in made}
         until(lambda: graphql(_TICKS)["sensorOrError"]["sensorState"]["ticks"], 90)
@@ -132,11 +126,46 @@ def test_the_ui_serves_the_demo(folder: Path) -> None:
     assert processes_of(folder) == []
 
 
+def test_a_demo_is_made_restored_and_that_undone_in_its_ui(folder: Path) -> None:
+    """In a new folder; restore_job as it stands plans, and its word does it."""
+    folder.mkdir()
+    with serving(folder) as graphql:
+        assert len(list((folder / "backups" / "daily").glob("*.verified.json"))) == 1
+        for plan, action in (({}, "restore"), ({"action": "plan_undo"}, "undo")):
+            word = confirmed_by(graphql, launch(graphql, "restore_job", plan))
+            launch(graphql, "restore_job", {"action": action, "confirm": word})
+    records = [json.loads(path.read_text()) for path in (folder / "backups" / "restores").glob("*.json")]
+    assert sorted((record["order"]["mode"], record["outcome"]) for record in records) == [
+        ("swap", "done"),
+        ("undo", "done"),
+    ]
+
+
+def launch(graphql: Callable[..., dict[str, Any]], job: str, config: dict[str, str] | None = None) -> str:
+    """Launch a job, and wait for its good end; gives the run's id."""
+    run_config = {"ops": {"restore": {"config": config}}} if config else {}
+    launched = graphql(_LAUNCH, {"job": job, "config": run_config})["launchRun"]
+    assert launched["__typename"] == "LaunchRunSuccess", launched
+    run_id = str(launched["run"]["runId"])
+    status = until(
+        lambda: (s := graphql(_RUN, {"id": run_id})["runOrError"]["status"]) in ("SUCCESS", "FAILURE") and s, 120
+    )
+    assert status == "SUCCESS"
+    return run_id
+
+
+def confirmed_by(graphql: Callable[..., dict[str, Any]], run_id: str) -> str:
+    """The word that a plan has printed."""
+    events = graphql(_LOG, {"id": run_id})["logsForRun"]["events"]
+    [word] = re.findall(r"confirm: (ovia-\w+)", "\n".join(event.get("message") or "" for event in events))
+    return str(word)
+
+
 @contextmanager
 def serving(folder: Path) -> Iterator[Callable[..., dict[str, Any]]]:
     """The UI on a free port; ended like Ctrl-C in a terminal does, which reaches the whole group."""
     port = free_port()
-    command = [str(PROGRAM), "demo", "--serve", "--port", str(port), "--folder", str(folder)]
+    command = [str(PROGRAM), "demo", "--serve", "--port", str(port), "--scale", "0.02", "--folder", str(folder)]
     log = folder / "serve.log"
 
     def graphql(query: str, variables: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -159,7 +188,7 @@ def serving(folder: Path) -> Iterator[Callable[..., dict[str, Any]]]:
         subprocess.Popen(command, env=environment(), stdout=output, stderr=output, start_new_session=True) as process,
     ):
         try:
-            until(lambda: answers() or process.poll() is not None, 90)
+            until(lambda: answers() or process.poll() is not None, 180)
             assert process.poll() is None, log.read_text()
             yield graphql
         finally:
@@ -180,12 +209,14 @@ _STATE = """{
     schedules { name scheduleState { status } } sensors { name sensorState { status } } } } }
   runsOrError { ... on Runs { results { jobName } } }
 }"""
-_LAUNCH = """mutation { launchRun(executionParams: { selector: {
-    repositoryLocationName: "ovia_backup_dagster", repositoryName: "__repository__", jobName: "daily_backup_job" },
-    runConfigData: {} }) {
+_LAUNCH = """mutation($job: String!, $config: RunConfigData) { launchRun(executionParams: { selector: {
+    repositoryLocationName: "ovia_backup_dagster", repositoryName: "__repository__", jobName: $job },
+    runConfigData: $config }) {
   __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
 _RUNS = """{ runsOrError { ... on Runs { results {
     jobName hasReExecutePermission repositoryOrigin { repositoryLocationName } } } } }"""
+_LOG = """query($id: ID!) { logsForRun(runId: $id) { ... on EventConnection {
+    events { ... on MessageEvent { message } } } } }"""
 _RUN = "query($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
 _TICKS = """{ sensorOrError(sensorSelector: { repositoryLocationName: "ovia_backup_dagster",
     repositoryName: "__repository__", sensorName: "backup_freshness_sensor" }) {

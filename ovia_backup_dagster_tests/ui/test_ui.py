@@ -16,6 +16,7 @@ from playwright.sync_api import Browser, expect
 
 from ovia_backup_dagster.core.drill import DrillCheck
 from ovia_backup_dagster.core.words import human_bytes
+from ovia_backup_dagster.doctor.report import Area
 from ovia_backup_dagster_tests.defs.receiver import Receiver
 from ovia_backup_dagster_tests.defs.support import (
     ALERT,
@@ -102,14 +103,14 @@ def test_an_old_backup_makes_the_sensor_launch_a_run_that_tells_people(site: Sit
 
 
 def test_the_alert_is_red_when_people_are_told_and_green_when_all_is_well(
-    site: Site, deployment: Deployment, launched: str
+    browser: Browser, site: Site, deployment: Deployment, launched: str
 ) -> None:
     """The daily job was launched after the alert, and the sensor has not looked again."""
     assert launched == "Success"
-    site.open_graph()
-    state = site.node(ALERT).get_by_text("Materialized", exact=True)
-    expect(site.node(ALERT)).to_contain_text("5 / 6 Passed")
-    assert colour(state) == "red"
+    with visiting(browser, deployment.url) as before:
+        before.open_graph()
+        expect(before.node(ALERT)).to_contain_text("5 / 6 Passed")
+        assert colour(before.node(ALERT).get_by_text("Materialized", exact=True)) == "red"
 
     told = len(deployment.people.messages)
     assert site.materialize(ALERT) == "Success"
@@ -118,7 +119,7 @@ def test_the_alert_is_red_when_people_are_told_and_green_when_all_is_well(
     expect(site.metadata("message")).to_have_text("nothing is wrong; nobody was told")
     site.open_graph()
     expect(site.node(ALERT)).to_contain_text("6 / 6 Passed")
-    assert colour(state) == "green"
+    assert colour(site.node(ALERT).get_by_text("Materialized", exact=True)) == "green"
 
 
 def test_a_job_launched_from_its_page_turns_the_assets_green(site: Site, launched: str) -> None:
@@ -173,6 +174,43 @@ def test_a_drill_launched_from_the_launchpad_shows_what_it_proved(
     site.open_check(DrillCheck.CONTROL)
     expect(site.page.get_by_role("paragraph").filter(has_text=" was noticed")).to_be_visible()
     assert colour(site.verdict("Passed")) == "green"
+
+
+def test_a_restore_as_it_stands_shows_a_plan_that_names_what_the_ui_has(site: Site, launched: str) -> None:
+    assert launched == "Success"
+    assert site.launch_as_it_stands("restore_job") == "Success"
+
+    said = site.page.get_by_text("nothing was changed; to do it, within an hour: launch restore_job again, ")
+    expect(said).to_contain_text(re.compile(r"action: restore and confirm: ovia-\d{8}T\d{6}Z"))
+    for text in ("launch restore_job with action: plan_undo", "2. swap names: ovia becomes ovia_before_"):
+        expect(site.page.get_by_text(text)).to_be_visible()
+    expect(site.page.get_by_text("ovia-backup ")).to_have_count(0)
+
+
+def test_the_doctor_has_a_check_for_each_area(site: Site, launched: str) -> None:
+    """Its report is there also when something will fail, as programs with known vulnerabilities will."""
+    assert launched == "Success"
+    outcome = site.materialize(DOCTOR)
+
+    site.open_asset(DOCTOR)
+    expect(site.metadata("summary")).to_contain_text(re.compile(r"\d+ warn, \d+ ok"))
+    assert site.cut_off() == []
+    with site.markdown("report") as page:
+        expect(page.get_by_text("the daemon is alive")).to_be_visible()
+        assert not site.reaches_out(page)
+    site.open_check(Area.ALERTS)
+    assert colour(site.verdict("Passed")) == "green"
+    site.open_graph()
+    assert colour(site.node(DOCTOR).get_by_text("Materialized", exact=True)) == (
+        "green" if outcome == "Success" else "red"
+    )
+
+
+def test_nothing_bears_a_name_that_is_none(site: Site) -> None:
+    site.page.goto("/locations/ovia_backup_dagster/resources")
+    site.page.get_by_role("link", name="backups").click()
+    expect(site.page.get_by_text("backup_system", exact=False).first).to_be_visible()
+    expect(site.page.get_by_text("<lambda>")).to_have_count(0)
 
 
 def test_a_damaged_backup_fails_its_check_in_red_with_what_is_wrong(
