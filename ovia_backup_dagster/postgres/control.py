@@ -22,18 +22,31 @@ _NAMES = """
     SELECT convert_to(name, CASE stored WHEN 'SQL_ASCII' THEN stored ELSE %s END) AS dumped,
            convert_to(name, stored) AS "table",
            convert_to(coalesce(columns, ''), stored) AS columns,
-           convert_to(coalesce(saved, ''), stored) AS saved
+           convert_to(coalesce(saved, ''), stored) AS saved,
+           convert_to(coalesce(size, '0'), stored) AS size
     FROM (
         SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS name,
                getdatabaseencoding()::text AS stored,
-               (SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) FROM pg_attribute a
-                WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '') AS columns,
+               columns, size,
                (SELECT u.condition FROM pg_extension e, unnest(e.extconfig, e.extcondition) AS u (oid, condition)
                 WHERE u.oid = c.oid LIMIT 1) AS saved
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        CROSS JOIN LATERAL (
+            SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) AS columns,
+                   string_agg('coalesce(pg_column_size(' || quote_ident(a.attname) || '), 0)', ' + ') AS size
+            FROM pg_attribute a
+            WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+        ) AS of_columns
         WHERE c.relkind IN ('r', 'p') AND n.nspname <> 'pg_catalog'
     ) AS tables
 """
+#: Among a table's first rows, a small one: it passes through this process. As bytes: without an encoding, there is no
+#: text.
+_SMALL = b"""
+    SELECT tableoid, convert_to(ctid::text, 'SQL_ASCII') AS ctid
+    FROM (SELECT tableoid, ctid, %s AS size FROM %s %s LIMIT %d) AS first ORDER BY size LIMIT 1
+"""
+_LOOKED_AT = 1000
 #: What is taken out is put back as it was, byte for byte: in any other encoding than this, which stands for none, the
 #: server would convert it, and refuse what is no text.
 _AS_STORED = "SET client_encoding = 'SQL_ASCII'"
@@ -89,12 +102,14 @@ class _Name:
         dumped: as pg_dump writes it, in its encoding.
         table, columns: as this session's SQL takes them.
         saved: which of its rows are in a dump, as ``WHERE ...``; empty for all: of an extension's table, not all are.
+        size: a row's bytes as they are stored, as an expression, which does not read what is large.
     """
 
     dumped: bytes
     table: bytes
     columns: bytes
     saved: bytes
+    size: bytes
 
 
 def _names(session: Session, encoding: str) -> dict[str, _Name]:
@@ -110,9 +125,7 @@ def _take_row(session: Session, name: _Name) -> bytes | None:
         try:
             with session.transaction():
                 _without_triggers(session)
-                # As bytes: without an encoding, there is no text.
-                ask = b"SELECT tableoid, convert_to(ctid::text, 'SQL_ASCII') AS ctid FROM " + target + b" " + name.saved
-                found = session.execute(ask + b" LIMIT 1").fetchone()
+                found = session.execute(_SMALL % (name.size, target, name.saved, _LOOKED_AT)).fetchone()
                 if found is None:
                     continue
                 where = b" WHERE tableoid = %d AND ctid = '%s'::tid" % (found["tableoid"], found["ctid"])
