@@ -5,19 +5,30 @@ An obstacle that is none would stop people on the day, and one that is missed is
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from ovia_backup_dagster.core.catalog import Backup, Catalog
-from ovia_backup_dagster.core.needs import unmet
+from ovia_backup_dagster.core.errors import LockTableFullError
+from ovia_backup_dagster.core.needs import Definition, Locale, Needs, unmet
+from ovia_backup_dagster.doctor.report import Level
+from ovia_backup_dagster.doctor.server import server as server_lines
 from ovia_backup_dagster.postgres import archive, needs, offers, places
 from ovia_backup_dagster.postgres.client import Connection, Programs, capture
+from ovia_backup_dagster.postgres.cluster import Cluster
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute, quiet, running_cluster
+from ovia_backup_dagster_tests.doctor.support import system_of, the
 
 OWNER, RESTORES, OTHER = "ovia_owner", "ovia_restores", "ovia_other"
 #: What only a superuser may make -> words of the obstacle, and the statement that a restore fails at.
@@ -133,11 +144,13 @@ def contrib(full_bin_dir: Path) -> Iterator[PortCluster]:
 
 
 @contextmanager
-def backup_of(cluster: PortCluster, programs: Programs, folder: Path, *made: str) -> Iterator[Backup]:
+def backup_of(
+    cluster: PortCluster, programs: Programs, folder: Path, *made: str, locale: str = "C"
+) -> Iterator[Backup]:
     """A backup of a database with that in it; the database is gone afterwards."""
     name = "source"
     with admin(cluster) as session:
-        session.execute(f"CREATE DATABASE {name} TEMPLATE template0 STRATEGY file_copy OWNER {OWNER}")
+        session.execute(f"CREATE DATABASE {name} TEMPLATE template0 LOCALE '{locale}' OWNER {OWNER}")
     try:
         execute(cluster.connection(name), *made)
         yield Dumper(Catalog(folder, name), cluster.connection(name), programs).dump(log=quiet)
@@ -187,3 +200,164 @@ def test_what_any_role_may_make_is_no_obstacle(contrib: PortCluster, full_bin_di
     with backup_of(contrib, programs, tmp_path, f"SET ROLE {OWNER}; {HARMLESS}") as backup:
         assert told(server, programs, backup) == ([], [])
         assert errors(server, programs, backup.path) == ""
+
+
+# ------------------------------------------------------------------------------- what is not in a database
+
+
+#: As initdb makes them of the locales that it finds.
+SYSTEM_COLLATION = (
+    "SET allow_system_table_mods = on",
+    "CREATE COLLATION pg_catalog.\"de_DE.utf8\" (locale = 'de_DE.UTF-8')",
+)
+
+
+@contextmanager
+def with_german(bin_dir: Path) -> Iterator[PortCluster]:
+    """A server that has a locale which no other here has."""
+    folder = tempfile.mkdtemp(prefix="ovia-l-", dir="/tmp")
+    os.chmod(folder, 0o755)
+    found = vars(Cluster)["environment"].fget
+    localized = property(lambda cluster: {**found(cluster), "LOCPATH": folder})
+    try:
+        subprocess.run(("localedef", "-i", "de_DE", "-f", "UTF-8", f"{folder}/de_DE.UTF-8"), check=True)
+        with mock.patch.object(Cluster, "environment", localized), running_cluster(bin_dir) as cluster:
+            with admin(cluster) as session:
+                session.execute(f"CREATE ROLE {OWNER}; CREATE ROLE {OTHER}; CREATE ROLE {RESTORES} LOGIN CREATEDB")
+                session.execute(f"GRANT {OWNER} TO {RESTORES} WITH INHERIT TRUE, SET TRUE")
+            execute(cluster.connection("postgres"), *SYSTEM_COLLATION)
+            yield cluster
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def files_of_the_source(bin_dir: Path) -> Iterator[str]:
+    """Files beside those of PostgreSQL's own, by their name."""
+    name = f"ovia_{os.getpid()}"
+    share = bin_dir.parent / "share"
+    words = next(share.rglob("tsearch_data"))
+    libraries = next(path.parent for path in (bin_dir.parent / "lib").rglob("refint.so"))
+    made = [words / f"{name}.syn", words / f"{name}.rules", libraries / f"{name}.so"]
+    made[0].write_text("postgres pgsql\n", encoding="utf-8")
+    made[1].write_text("Ä\tA\n", encoding="utf-8")
+    shutil.copyfile(libraries / "refint.so", made[2])
+    try:
+        yield name
+    finally:
+        for path in made:
+            path.unlink()
+
+
+def test_what_the_servers_disk_lacks(contrib: PortCluster, full_bin_dir: Path, tmp_path: Path) -> None:
+    """Locales, collations, dictionaries' files and libraries are the server's, not the database's."""
+    programs = Programs(full_bin_dir)
+    with with_german(full_bin_dir) as german:
+        with (
+            files_of_the_source(full_bin_dir) as name,
+            backup_of(
+                german,
+                programs,
+                tmp_path,
+                *SYSTEM_COLLATION,
+                "CREATE COLLATION german (locale = 'de_DE.UTF-8')",
+                f"CREATE TEXT SEARCH DICTIONARY same (TEMPLATE = synonym, SYNONYMS = {name})",
+                "CREATE TEXT SEARCH DICTIONARY sound (TEMPLATE = snowball, LANGUAGE = german, STOPWORDS = german)",
+                "CREATE EXTENSION unaccent",
+                f"CREATE TEXT SEARCH DICTIONARY bare (TEMPLATE = unaccent, RULES = '{name}')",
+                f"CREATE FUNCTION c() RETURNS trigger LANGUAGE c AS '$libdir/{name}', 'check_primary_key'",
+                'CREATE TABLE t (a text COLLATE german, b text COLLATE pg_catalog."de_DE.utf8", c text)',
+                locale="de_DE.UTF-8",
+            ) as backup,
+        ):
+            at_home = german.connection("postgres")
+            assert told(at_home, programs, backup) == ([], [])
+            # Sorted by another version than the source's was, which the manifest says.
+            assert backup.manifest is not None
+            versions = backup.manifest.database.collation_versions
+            assert set(versions) == {"default", 'pg_catalog."de_DE.utf8"', "public.german"}
+            found = replace(needs.of_backup(programs, backup), versions=dict.fromkeys(versions, "2.12"))
+            [warning] = unmet(found, offers.of_server(at_home, found, OWNER), 2)[1]
+            assert "text sorts by another version at " in warning
+            assert "(default 2.12, here 2." in warning
+            assert 'pg_catalog."de_DE.utf8" 2.12, here 2.' in warning
+            # And an index that an older version has sorted is the source's own trouble.
+            with admin(german, "source") as session:
+                session.execute("SET allow_system_table_mods = on")
+                session.execute("UPDATE pg_database SET datcollversion = '2.12' WHERE datname = 'source'")
+            lines = list(server_lines(system_of(german.connection("source"), tmp_path, full_bin_dir)))
+            line = the(lines, "indexes on text may be wrong: collation default was of version 2.12")
+            assert (line.level, line.sql[0]) == (Level.WARN, 'REINDEX DATABASE "source";')
+            with admin(german, "source") as session:
+                for statement in line.sql:
+                    session.execute(statement.encode())
+            again = server_lines(system_of(german.connection("source"), tmp_path, full_bin_dir))
+            assert not any("may be wrong" in each.text for each in again)
+        everything = {
+            "lacks the locale of the database that ": True,
+            "lacks what collation public.german needs: ": True,
+            "lacks collations that columns or indexes use: de_DE.utf8: ": True,
+            "lacks a file of the text search dictionary public.same: ": True,
+            "lacks a file of the text search dictionary public.bare: ": False,
+            f"lacks libraries of functions in C: $libdir/{name}: ": False,
+        }
+        for user in ("postgres", RESTORES):
+            obstacles, _ = told(replace(contrib.connection("postgres"), user=user), programs, backup)
+            for words, anyone in everything.items():
+                # Only a superuser may look at the server's files.
+                wanted = anyone or user == "postgres"
+                assert sum(words in each for each in obstacles) == wanted, (user, words, obstacles)
+            assert sum(" lacks " in each for each in obstacles) == (6 if user == "postgres" else 4)
+
+
+def test_a_lock_table_that_is_too_small(contrib: PortCluster, full_bin_dir: Path, tmp_path: Path) -> None:
+    """A dump of the source holds a lock on each table and sequence, and so does reading a copy back."""
+    programs = Programs(full_bin_dir)
+    step = "EXECUTE format('CREATE TABLE t%s (a serial)', i); IF i % 50 = 0 THEN COMMIT; END IF"
+    make = "DO $$ BEGIN FOR i IN {}..{} LOOP " + step + "; END LOOP; END $$"
+    with (
+        running_cluster(full_bin_dir, max_locks_per_transaction="10", max_connections="10") as small,
+        backup_of(contrib, programs, tmp_path, make.format(1, 400)) as backup,
+    ):
+        assert needs.of_backup(programs, backup).relations == 800
+        assert told(contrib.connection("postgres"), programs, backup) == ([], [])
+        [obstacle], _ = told(small.connection("postgres"), programs, backup)
+        assert "has too small a lock table to read " in obstacle
+        assert "a lock on each of 800 tables and sequences, and there is room for 320 of all sessions" in obstacle
+        assert "ALTER SYSTEM SET max_locks_per_transaction = 64; then restart the server" in obstacle
+        system = system_of(small.connection("postgres"), tmp_path / "small", full_bin_dir)
+        for last, level in ((100, None), (200, Level.WARN), (400, Level.FAIL)):
+            execute(small.connection("postgres"), make.format(max(1, last // 2 + 1), last))
+            found = [line for line in server_lines(system) if "lock table" in line.text]
+            assert [line.level for line in found] == ([level] if level else [])
+        # What the doctor says is so.
+        with pytest.raises(LockTableFullError):
+            system.dumper.dump(log=quiet)
+
+
+def test_too_few_sessions(contrib: PortCluster, full_bin_dir: Path, tmp_path: Path) -> None:
+    programs = Programs(full_bin_dir)
+    server = replace(contrib.connection("postgres"), user=RESTORES)
+    with backup_of(contrib, programs, tmp_path, f"SET ROLE {OWNER}; CREATE TABLE t (a int)") as backup:
+        [obstacle], _ = told(server, programs, backup, jobs=64)
+        assert "lets 17 sessions in at a time: a restore with 64 jobs needs 69" in obstacle
+        _, [warning] = told(server, programs, backup, jobs=12)
+        assert re.search(r"has \d+ sessions free at the moment, and a restore with 12 jobs needs 17", warning)
+        execute(contrib.connection("postgres"), f"ALTER ROLE {RESTORES} CONNECTION LIMIT 4")
+        try:
+            [obstacle], _ = told(server, programs, backup, jobs=2)
+            assert f"role {RESTORES} may have 4 sessions at a time: a restore with 2 jobs needs 7" in obstacle
+            assert f'ALTER ROLE "{RESTORES}" CONNECTION LIMIT -1' in obstacle
+        finally:
+            execute(contrib.connection("postgres"), f"ALTER ROLE {RESTORES} CONNECTION LIMIT -1")
+
+
+def test_a_server_without_icu(contrib: PortCluster) -> None:
+    """These builds have none, and so no archive with such a collation can be made here."""
+    with_icu = Needs(
+        "a backup",
+        collations=(Definition("public.de", {"provider": "icu", "locale": "de-DE"}),),
+        locale=Locale(provider="icu", icu="de-DE"),
+    )
+    obstacles, _ = unmet(with_icu, offers.of_server(contrib.connection("postgres"), with_icu), 2)
+    assert [str(each).count("this PostgreSQL was built without ICU") for each in obstacles] == [1, 1]
