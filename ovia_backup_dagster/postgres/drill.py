@@ -284,7 +284,18 @@ class _Drill:
             superuser = facts.bootstrap_superuser if facts else "postgres"
             name = facts.name if facts else self.backup.name.database
             limits = Limits.of(by.folder, self._copy_bytes(), by.max_hours * 3600)
-            return throwaway(programs, by.folder, name, superuser, limits=limits, keep=self.choice.keep, log=self.log)
+            witness = self.proof.witness
+            relations = len(witness.tables) + len(witness.sequences) if witness else 0
+            return throwaway(
+                programs,
+                by.folder,
+                name,
+                superuser,
+                limits=limits,
+                relations=relations,
+                keep=self.choice.keep,
+                log=self.log,
+            )
         # A file that somebody renamed names another database than it holds.
         held = archives.database_of(archives.contents_list(programs, self.backup.path))
         names = frozenset({facts.name} if facts else {self.backup.name.database, held})

@@ -39,6 +39,14 @@ _PSEUDO_ROLES = ("all", "current_role", "current_user", "session_user")
 #: A message does not double the quotes in a name.
 _MISSING = re.compile(r'role "((?s:.*?))" does not exist')
 _DATA = re.compile(r"(?:TABLE DATA|BLOBS|SEQUENCE SET|MATERIALIZED VIEW DATA|SUBSCRIPTION) ")
+#: Before PostgreSQL 16, CREATEROLE alone acts for every role.
+_MAY_MAKE = """
+    SELECT rolsuper OR rolcreaterole AND (
+        current_setting('server_version_num')::int < 160000
+        OR string_to_array(replace(current_setting('createrole_self_grant', true), ' ', ''), ',')
+           @> ARRAY['set', 'inherit']) AS may
+    FROM pg_roles WHERE rolname = current_user
+"""
 _PROBE = "ovia_drill_probe"
 _ROUNDS = 20
 
@@ -187,6 +195,17 @@ def named(schema: bytes) -> set[str]:
     """The roles to which the SQL of an archive's schema gives objects and privileges."""
     found = (match[1] for statement in statements(schema) for match in _GIVEN_TO.finditer(statement))
     return {saved_globals.name_of(name) for name in found} - {"PUBLIC"}
+
+
+def may_make(server: Connection) -> bool:
+    """Whether this role can make others, and then act for them, so that what is restored can be given to them.
+
+    Raises:
+        ServerError: no connection.
+    """
+    with connect(server) as session:
+        row = session.execute(_MAY_MAKE).fetchone()
+        return bool(row and row["may"])
 
 
 def create(

@@ -62,9 +62,9 @@ _SETTINGS = {
     "max_parallel_maintenance_workers": "0",
     # /dev/shm of a container has 64 MB, which a parallel index build or query can exceed; and it is out of reach.
     "dynamic_shared_memory_type": "mmap",
-    # A dump of thousands of tables locks them all.
-    "max_locks_per_transaction": "512",
 }
+#: A dump locks all tables and sequences: room for so many, of each of the transactions that there can be.
+_LOCKS, _TRANSACTIONS = 512, 100
 
 
 @contextmanager
@@ -75,6 +75,7 @@ def throwaway(
     superuser: str,
     *,
     limits: Limits | None = None,
+    relations: int = 0,
     keep: bool,
     log: Log,
 ) -> Iterator[Copy]:
@@ -86,6 +87,7 @@ def throwaway(
         database: name of the database in it, the source's.
         superuser: the source's bootstrap superuser.
         limits: what the server may take; ``None`` for whatever it does.
+        relations: how many tables and sequences there will be, as far as is known.
         keep: leave it, running, for a look, until the next drill.
         log: told what is left of a killed drill.
 
@@ -100,7 +102,7 @@ def throwaway(
             bin_dir,
             place / CLUSTER,
             superuser=superuser if takes else "postgres",
-            settings=_SETTINGS,
+            settings={**_SETTINGS, "max_locks_per_transaction": str(locks_for(relations))},
             sandbox=programs.sandbox,
         )
         kept = False
@@ -129,6 +131,11 @@ def throwaway(
                     if server is not None:
                         server.end()
                     _remove(place)
+
+
+def locks_for(relations: int) -> int:
+    """What ``max_locks_per_transaction`` leaves room for twice as many: partitions have roots, and others lock, too."""
+    return max(_LOCKS, -(-2 * relations // _TRANSACTIONS))
 
 
 def explained(error: BackupError, copy: Copy) -> BackupError:

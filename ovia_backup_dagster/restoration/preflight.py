@@ -170,14 +170,16 @@ class Preflight:
     def places(self, order: Order) -> None:
         """Whether the role may make, rename and drop what the order names, and nothing holds it."""
         with self.collecting():
-            replaces = order.mode in (Mode.SWAP, Mode.DROP)
-            if not replaces and standing(self.server, order.becomes).exists:
+            name = order.becomes
+            if order.mode is Mode.NEW and standing(self.server, name).exists:
+                # What holds that one is of no matter; what the role may not do at all is.
+                name = restore_name(self.target.database, order.started_at)
                 self._refuse(
                     f"there is a database {order.becomes} at {order.place} already",
                     "mode new makes a database, and touches no other",
                     "choose another name: --into NAME",
                 )
-            self.obstacles += obstacles(self.server, order.becomes, mode_needs_swap=order.mode is Mode.SWAP)
+            self.obstacles += obstacles(self.server, name, mode_needs_swap=order.mode is Mode.SWAP)
 
     def room(self, order: Order, backup: Backup, live: Standing, wishes: Wishes) -> None:
         """Whether the server has room for what the backup becomes, as far as it may be asked."""
@@ -271,6 +273,20 @@ class Preflight:
         there = set(order.privileged_roles) - {each.name for each in plan}
         self.warnings += [f"role {name} is there already, or not needed: it is left as it is" for name in sorted(there)]
         self.facts["roles"] = f"made, without passwords: {', '.join(each.name for each in plan) or 'none'}"
+        self._roles_to_give(backup, saved)
+
+    def _roles_to_give(self, backup: Backup, saved: bytes) -> None:
+        """Whether the role can make those that own something, and give it to them."""
+        needed = roles.missing(self.server, saved, archives.schema_text(self.programs, backup.path))
+        if needed and not roles.may_make(self.server):
+            alter = f"ALTER ROLE {sql_identifier(self.target.user)}"
+            self._refuse(
+                f"role {self.target.user} may not make the roles that the server lacks and give them what is theirs: "
+                f"{', '.join(needed)}",
+                "it takes CREATEROLE, and createrole_self_grant to act for what it has made",
+                f"as a superuser: {alter} CREATEROLE; {alter} SET createrole_self_grant = 'set, inherit'; or let a "
+                "superuser restore: RESTORE_POSTGRES_USER",
+            )
 
     def _missing_roles(self, backup: Backup, saved: bytes, wishes: Wishes) -> None:
         schema = archives.schema_text(self.programs, backup.path)

@@ -106,6 +106,38 @@ def test_the_launchpads_default_only_plans(backed_up: Location, database: Connec
     assert rows(database) == 0
 
 
+def test_a_plan_shows_all_obstacles_and_fails(
+    backed_up: Location, new_location: NewLocation, database: Connection, server: PortCluster
+) -> None:
+    """On the page of the failure, with how long it takes and what is lost; no word is given."""
+    role = f"weak_{database.database}"
+    execute(database, f"CREATE ROLE {role} LOGIN", f"GRANT pg_read_all_data TO {role}")
+    weak = new_location(RESTORE_POSTGRES_USER=role)
+    try:
+        for action in ("plan", "restore"):
+            result = run(weak, action=action)
+            line = refused(result)
+            assert "2 obstacles stand in the way: 1. role " in line
+            assert "--plan" not in line
+            [event] = [e for e in result.all_events if e.event_type is dg.DagsterEventType.STEP_FAILURE]
+            failed = event.step_failure_data.user_failure_data
+            assert failed is not None
+            shown = str(failed.metadata["plan"].value)
+            for words in (
+                "Obstacle 1 of 2: ",
+                "it has not CREATEDB. Next: as a superuser: ALTER ROLE ",
+                "Obstacle 2 of 2: ",
+                "has not its rights. Next: as a superuser: GRANT ",
+                "what was written since the backup, ",
+            ):
+                assert words in shown, shown
+            assert re.search(r"time\W+unknown: no drill has passed yet", shown)
+            assert plans(weak) == []
+        assert rows(database) == 0
+    finally:
+        execute(database, f"DROP ROLE {role}")
+
+
 def test_without_a_plans_word_nothing_is_done(backed_up: Location, database: Connection) -> None:
     for action in ("restore", "undo"):
         if action == "undo":

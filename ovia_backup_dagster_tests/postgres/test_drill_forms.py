@@ -23,6 +23,7 @@ from ovia_backup_dagster.postgres.drill import Where
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.reread import Rereader
 from ovia_backup_dagster.postgres.session_settings import SESSION_OPTIONS, WRITABLE
+from ovia_backup_dagster.postgres.throwaway import locks_for, throwaway
 from ovia_backup_dagster_tests.conftest import NewDatabase, PortCluster, execute, free_port, quiet
 from ovia_backup_dagster_tests.postgres.drilling import Drilling, assert_passed, by_check, database, not_passed, one
 
@@ -560,3 +561,13 @@ def test_another_version_of_an_extension_is_said(boss: PortCluster, full_bin_dir
     assert_passed(evidence, DrillCheck.EXTENSIONS)
     newest = by_check(evidence)[DrillCheck.EXTENSIONS].text
     assert newest == "extension hstore is 1.8 in the copy and 1.6 in the source"
+
+
+def test_a_throwaway_server_has_room_to_lock_all_tables(bin_dir: Path) -> None:
+    """Who reads the copy locks each of its tables and sequences, and only the server's start decides of how many."""
+    room = "SELECT current_setting('max_locks_per_transaction')::int * current_setting('max_connections')::int"
+    with throwaway(
+        Programs(bin_dir), Path("/tmp"), "large", "postgres", relations=80_000, keep=False, log=quiet
+    ) as copy:
+        assert one(copy.server, room) == 160_000
+    assert locks_for(0) == 512

@@ -97,6 +97,45 @@ def test_all_obstacles_at_once(full_server: PortCluster, full_bin_dir: Path, tmp
             sql_in_server(site, "DROP ROLE {}", role)
 
 
+def test_a_last_drill_that_failed_is_mentioned(site: Site) -> None:
+    """What it met, the restore may meet. A restore that was made says how long one takes, where no drill has passed."""
+    assert site.restore().code == 0
+    assert site.with_settings(DRILL_CHECK_COMMAND="false").place.run("drill").code == 1
+    planned = site.restore("--plan", confirm=False)
+    assert planned.code == 0, planned.output
+    assert re.search(r"^Mind: the last drill, .* UTC, failed: .*: own_check_passes: ", planned.output, re.MULTILINE)
+    assert re.search(r"^time +about .*, as the restore of ", planned.output, re.MULTILINE)
+    doctor = site.with_settings(RESTORE_POSTGRES_USER=site.live.user).place.run("doctor")
+    assert "own_check_passes: " in doctor.output
+
+
+def test_who_may_not_make_the_roles(site: Site) -> None:
+    """As the remedy says it, it works."""
+    owner, role = (f"{who}_{site.live.database}" for who in ("owner", "backup"))
+    sql_in_server(site, "CREATE ROLE {} LOGIN CREATEDB", role)
+    sql_in_server(site, "CREATE ROLE {} NOLOGIN", owner)
+    try:
+        sql_in_server(site, "ALTER DATABASE {} OWNER TO {}", site.live.database, role)
+        for what in ("TABLE people", "TABLE identities", "TABLE person_identity_links", "MATERIALIZED VIEW counted"):
+            execute(site.live, f"ALTER {what} OWNER TO {role}")
+        execute(site.live, f"CREATE SCHEMA theirs AUTHORIZATION {owner}")
+        site.backup = site.place.chain()
+        execute(site.live, "DROP SCHEMA theirs")
+        sql_in_server(site, "DROP ROLE {}", owner)
+        weak = site.with_settings(RESTORE_POSTGRES_USER=role)
+        line = weak.restore("--create-roles", "--plan", confirm=False).refused()
+        assert f"role {role} may not make the roles that the server lacks and give them what is theirs: {owner}" in line
+        with admin_of(site) as session:
+            session.execute(line.partition("as a superuser: ")[2].partition("; or ")[0])
+        ended = weak.restore("--create-roles")
+        assert ended.code == 0, ended.output
+    finally:
+        with admin_of(site) as session:
+            for name in site.databases:
+                session.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+            session.execute(f"DROP ROLE IF EXISTS {owner}; DROP ROLE {role}")
+
+
 # ----------------------------------------------------------------------------------------------- versions
 
 
