@@ -257,10 +257,10 @@ class Restorer:
         ]
         if not found:
             raise self._failed(stderr, code, what, listing)
-        self._refresh_again(found, search_path)
+        self._refresh_again(found, search_path, listing)
         return found
 
-    def _refresh_again(self, views: Sequence[Unrefreshed], search_path: str | None) -> None:
+    def _refresh_again(self, views: Sequence[Unrefreshed], search_path: str | None, listing: str) -> None:
         with connect(self.target, self.settings.options) as session:
             be_patient(session)
             if search_path is not None:
@@ -275,7 +275,7 @@ class Restorer:
                     except psycopg.Error as error:
                         if session.closed:
                             raise
-                        view.said = self.target.redact(said_by(error)) or view.said
+                        view.said = self.target.redact(said_by(error, listing + view.command)) or view.said
                     else:
                         view.refreshed = True
                 left = [view for view in left if not view.refreshed]

@@ -85,9 +85,9 @@ def text_of(error: psycopg.Error | UnicodeError) -> str:
     return f"{diag.severity_nonlocalized or 'ERROR'}:  {diag.message_primary}\nCONTEXT:  {diag.context or ''}"
 
 
-def said_by(error: psycopg.Error) -> str:
-    """What the server said of an error, on one line."""
-    said = without_values(text_of(error))
+def said_by(error: psycopg.Error, known: str | None = None) -> str:
+    """What the server said of an error, on one line; ``known`` as in :func:`without_values`."""
+    said = without_values(text_of(error), known)
     return _SERVER.sub("", said.partition("\n")[0], count=1).strip()
 
 

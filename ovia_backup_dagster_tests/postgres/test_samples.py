@@ -89,11 +89,12 @@ def test_the_database_of_postgresqls_own_tests(sources: Path, full_bin_dir: Path
         evidence = drilling.drill()
 
         assert evidence.rows > 100_000
-        # Parents that gained columns after their children; what else deparses in another way.
-        assert_passed(evidence, DrillCheck.TABLES, DrillCheck.SCHEMA_TEXT)
+        # Parents that gained columns after their children; what else deparses in another way; views that are stale.
+        odd = DrillCheck.TABLES, DrillCheck.SCHEMA_TEXT, DrillCheck.COMPUTED
+        assert_passed(evidence, *odd)
 
         # The same on the server that it came from, without its roles.
-        assert_passed(drilling.drill(Where.DATABASE), DrillCheck.TABLES, DrillCheck.SCHEMA_TEXT)
+        assert_passed(drilling.drill(Where.DATABASE), *odd)
 
 
 def test_the_databases_of_the_extensions(sources: Path, full_bin_dir: Path, folder: Path, tmp_path: Path) -> None:
