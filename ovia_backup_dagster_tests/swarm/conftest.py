@@ -56,7 +56,18 @@ def _look_often(clone: Path) -> None:
     """More often than is reasonable for years, since tests wait for it: the slow health checks, and the sensor."""
     for name, slow, often, times in (
         ("deploy/stack.yml", r"interval: (30|60)s", "interval: 15s", 2),  # the daemon's and the doctor's
-        ("ovia_backup_dagster/defs/sensors.py", r"(?m)^INTERVAL_SECONDS = 300$", "INTERVAL_SECONDS = 60", 1),
+        # The code server's and the web server's: healthy as soon as they are, unhealthy no sooner than else.
+        (
+            "deploy/stack.yml",
+            r"interval: 20s\n( +timeout: 15s\n +retries: )4\n",
+            r"interval: 10s\n\g<1>8\n",
+            2,
+        ),
+        # For so long Swarm looks after an update at what it has begun, and a test waits for that.
+        ("deploy/stack.yml", r"monitor: 90s", "monitor: 30s", 1),
+        # Dagster looks at runs whose container may be gone.
+        ("deploy/dagster.yaml", r"(?m)^  poll_interval_seconds: 30$", "  poll_interval_seconds: 10", 1),
+        ("ovia_backup_dagster/defs/sensors.py", r"(?m)^INTERVAL_SECONDS = 300$", "INTERVAL_SECONDS = 30", 1),
     ):
         text, changed = re.subn(slow, often, (clone / name).read_text("utf-8"))
         assert changed == times, name

@@ -117,7 +117,7 @@ def test_figures(swarm: Swarm) -> None:
         events = run["eventConnection"]["events"]
         [began] = [float(e["timestamp"]) / 1000 for e in events if (e.get("message") or "").startswith("pg_dump of ")]
         waits.append(began - run["creationTime"])
-    time.sleep(30)  # at rest
+    time.sleep(10)  # at rest
     shape = "{{.Name}} {{.MemUsage}}"
     used = {}
     for line in docker("stats", "--no-stream", "--format", shape).splitlines():
