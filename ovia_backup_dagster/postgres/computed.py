@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -37,7 +37,7 @@ MOST_BYTES = 8 * 1024**3
 #: What a dump may take longer for it; while pg_dump runs, there is time.
 GRACE_SECONDS = 30.0
 _POLL_SECONDS = 0.2
-_ATTEMPTS = 5
+_ATTEMPTS = 4
 _MODULUS = 2**64
 #: One process, and locks that are waited for briefly.
 _OPTIONS = (
@@ -68,10 +68,10 @@ _RELATIONS = f"""
     ORDER BY c.oid
 """  # noqa: S608 - of constants
 #: What a column is computed from depends on its default since PostgreSQL 15, before on the column itself.
-#: ``tableoid`` is another in every database.
+#: ``tableoid``, attribute -6, is another in every database; ``pg_get_expr`` would lock the table.
 _COLUMNS = rf"""
     SELECT a.attrelid::bigint AS oid, {_SHOWN.format("quote_ident(a.attname)")} AS name,
-           pg_get_expr(f.adbin, f.adrelid) ~ '\mtableoid\M' AS numbered,
+           f.adbin::text ~ ':varattno -6\M' AS numbered,
            ARRAY(SELECT {_SHOWN.format("quote_ident(i.attname)")} FROM pg_attribute i
                  WHERE i.attrelid = a.attrelid AND i.attnum IN (
                      SELECT d.refobjsubid FROM pg_depend d
@@ -262,8 +262,8 @@ class Recorder:
         # A query that begins at this moment misses it.
         for _ in range(_ATTEMPTS):
             if self._thread.is_alive() and (session := self._session) is not None:
-                with contextlib.suppress(psycopg.Error):
-                    session.cancel()
+                # A server that stands still never answers that either.
+                threading.Thread(target=_cancel, args=[session], daemon=True).start()
             self._thread.join(1.0)
 
     def _run(self) -> None:
@@ -290,21 +290,28 @@ class Recorder:
         self._snapshot = row["snapshot"]
         self._exported.set()
         be_patient(session)
-        within = list(_within(session, found, self._most_bytes, record))
-        for relation in sorted(within, key=lambda each: not each.view):
-            # pg_dump locks no views; a REFRESH could come between.
-            if not relation.view:
-                self._wait_for_locks()
+        # pg_dump locks views late: a REFRESH could come between.
+        views, tables = ([each for each in found if each.view is view] for view in (True, False))
+        self._hash(session, views, record)
+        self._wait_for_locks()
+        self._hash(session, tables, record)
+
+    def _hash(self, session: Session, found: Sequence[_Relation], record: _Record) -> None:
+        for relation in list(_within(session, found, self._most_bytes - record.read_bytes, record)):
             if self._stopped.is_set():
                 record.leave_out(relation.name, _INTERRUPTED)
             else:
                 _hash(session, relation, record)
-        self._wait_for_locks()
 
     def _wait_for_locks(self) -> None:
         """Until pg_dump holds its snapshot, this session must go on."""
         while not (self._dumped.is_set() or self._holds_locks()):
             self._dumped.wait(_POLL_SECONDS)
+
+
+def _cancel(session: Session) -> None:
+    with contextlib.suppress(psycopg.Error):
+        session.cancel()
 
 
 def _prepare(session: Session) -> None:

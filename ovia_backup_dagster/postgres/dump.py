@@ -60,9 +60,12 @@ PROGRESS_SECONDS = 10.0
 MADE_BY = f"ovia-backup-dagster {__version__}"
 _AGAIN = "ovia-backup dump"
 _WARNINGS_LIMIT = 200
+#: Until a server has noticed that a session is over.
+_MOMENT_SECONDS = 1.0
 _SNAPSHOT = "--snapshot="
 #: In what pg_dump prints of a query that failed, its own words, and so in English.
 _QUERY_FAILED = "detail: Query was: "
+_SET_SNAPSHOT = f"{_QUERY_FAILED}SET TRANSACTION SNAPSHOT "
 _GLOBALS_COMPLETE = b"\n-- PostgreSQL database cluster dump complete\n--\n\n"
 
 Log = Callable[[str], None]
@@ -211,6 +214,7 @@ class Dumper:
                 why = error.args[0]
             log(f"pg_dump once more, in a snapshot of its own: {why}")
             recorder.give_up(why)
+            time.sleep(_MOMENT_SECONDS)
         return self._run_pg_dump(options, variables, target, lock, before, log, progress_seconds)
 
     def _run_pg_dump(
@@ -241,7 +245,9 @@ class Dumper:
             what = f"pg_dump of {self.connection} failed"
             error = diagnose_program(child.stderr, what=what, connection=self.connection, exit_code=code)
             early = _QUERY_FAILED in child.stderr and not _is_written(target)
-            if early and given_snapshot and not isinstance(error, LockTimeoutError):
+            # What has a cause of its own, such as an administrator who cancels it, is none of the snapshot's.
+            unexplained = type(error) is ProgramError or _SET_SNAPSHOT in child.stderr
+            if early and given_snapshot and unexplained:
                 raise _SnapshotError(error.account)
             if isinstance(error, LockTimeoutError) and child.lock:
                 raise waits_for_lock(type(error), what, child.lock, _AGAIN)
