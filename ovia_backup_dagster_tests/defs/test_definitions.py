@@ -439,8 +439,8 @@ def test_several_bad_settings_are_all_named() -> None:
     assert [problem.partition(":")[0] for problem in problems] == [
         "POSTGRES_HOST is not set",
         "POSTGRES_PORT",
-        "BACKUP_WEEKLY_DAY",
         "BACKUP_SCHEDULE",
+        "BACKUP_WEEKLY_DAY",
     ]
 
 

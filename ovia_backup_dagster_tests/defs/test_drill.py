@@ -335,7 +335,8 @@ def test_a_failed_check_fails_the_run_in_one_line(new_location: NewLocation, vol
     assert retries(result) == 0
     [found] = evidence(location)
     assert failure(result) == (
-        f"the restore drill of {backup} failed: DRILL_CHECK_COMMAND ended with code 3; the log has what it printed. "
+        f"the restore drill of {backup} failed: own_check_passes: DRILL_CHECK_COMMAND ended with code 3; "
+        "the log has what it printed. "
         f"Next: read $BACKUP_DIR/drills/{found.filename}.md; mend it; then: ovia-backup drill {backup}"
     )
     assert materialized(result) == {}
@@ -366,7 +367,9 @@ def test_an_altered_archive_is_not_even_restored(new_location: NewLocation, peop
 
     result = launch(location, backup=backup.path.name)
 
-    assert failure(result).startswith(f"the restore drill of {backup} failed: {backup} was altered: its SHA-256 is ")
+    assert failure(result).startswith(
+        f"the restore drill of {backup} failed: archive_is_what_was_written: {backup} was altered: its SHA-256 is "
+    )
     verdicts, told = checks(result), descriptions(result)
     assert verdicts.pop(DrillCheck.UNALTERED) == (False, ERROR)
     assert set(verdicts.values()) == {(False, WARN)}
@@ -375,7 +378,10 @@ def test_an_altered_archive_is_not_even_restored(new_location: NewLocation, peop
     assert location.run("freshness_alert_job").success
     (message,) = people.messages
     assert message["title"] == f"[{location.settings.postgres_db}] there is no backup"
-    assert f"; the restore drill of {backup} failed: {backup} was altered" in message["message"]
+    assert (
+        f"; the restore drill of {backup} failed: archive_is_what_was_written: {backup} was altered"
+        in message["message"]
+    )
 
 
 # ---------------------------------------------------------------- who is told
@@ -398,7 +404,7 @@ def test_a_failed_drill_is_told_until_one_passes(
     (message,) = people.messages
     assert (message["title"], message["type"]) == (f"[{database}] the restore drill failed", "failure")
     what, where, proven, following = message["message"].splitlines()
-    said = "DRILL_CHECK_COMMAND ended with code 3; the log has what it printed"
+    said = "own_check_passes: DRILL_CHECK_COMMAND ended with code 3; the log has what it printed"
     assert what == f"What: the restore drill of {backup} failed: {said}."
     assert where.startswith(f"Where: {database} at ")
     assert proven == f"Last proven backup: {backup}."
@@ -443,7 +449,7 @@ def test_another_kind_of_trouble_is_told_at_once(daemon: Daemon, people: Receive
     assert people.titles == ["[sample] the newest backup is too old"] * 2
     lines = people.messages[1]["message"].splitlines()
     assert late.name in lines[0]
-    assert lines[0].endswith(" failed: it does not restore.")
+    assert lines[0].endswith(" failed: restored_without_errors: it does not restore.")
     assert [line.partition(" ")[0] for line in lines].count("Next:") == 2
     assert daemon.tick() is None
 
