@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ovia_backup_dagster.core import grants, words
 from ovia_backup_dagster.core.grants import without_owner
-from ovia_backup_dagster.core.schema import Key, canonical, named, sections
+from ovia_backup_dagster.core.schema import Key, canonical, named, sections, with_roles_sorted
 from ovia_backup_dagster.core.verdict import LargeObjects, TableWitness, Witness
 
 #: Entries of a contents list that are not restored: they would reach other servers, and make a database undroppable.
@@ -22,6 +22,8 @@ _LEFT_OUT = re.compile(r"(?:(?:COMMENT|SECURITY LABEL) - )?(?:PUBLICATION|SUBSCR
 _PUBLICATION = re.compile(r"(?:(?:COMMENT|SECURITY LABEL) - )?PUBLICATION\b")
 #: Those that say who may do what.
 _PRIVILEGES = re.compile(r"(?:DEFAULT )?ACL ")
+#: It is made by initdb, and has an entry only where it was given to another.
+_PUBLIC = "SCHEMA - public "
 _STRUCTURE = re.compile(
     r"(?:CONSTRAINT|CHECK CONSTRAINT|FK CONSTRAINT|INDEX|INDEX ATTACH|TABLE ATTACH|MATERIALIZED VIEW|TRIGGER|POLICY"
     r"|ROW SECURITY|STATISTICS|RULE|EVENT TRIGGER) "
@@ -219,7 +221,7 @@ def schema_differences(original: bytes, copy: bytes) -> list[str]:
 
     A line in all: PostgreSQL writes many a CHECK back differently, which is worth a look once, not a page each month.
     """
-    before, after = sections(original), sections(copy)
+    before, after = (sections(with_roles_sorted(text)) for text in (original, copy))
     both = (key for key in before.keys() & after.keys() if key[0] not in grants.KINDS)
     different = sorted(key for key in both if before[key].sql != after[key].sql)
     if not different:
@@ -250,7 +252,7 @@ def structure_differences(original: bytes, copy: bytes) -> list[str]:
     decides who may see and do what: a policy, the rights that a function runs with, a view's options.
     """
     # Quotes depend on quote_all_identifiers.
-    before, after = sections(original.replace(b'"', b"")), sections(copy.replace(b'"', b""))
+    before, after = (sections(with_roles_sorted(text).replace(b'"', b"")) for text in (original, copy))
     lines = []
     for key in sorted(before.keys() & after.keys()):
         one, other = before[key].sql, after[key].sql
@@ -300,6 +302,8 @@ def _without_owners(before: Counter[str], after: Counter[str]) -> tuple[Counter[
             head = entry
         found[head] -= 1
         wanted[head] += 1
+    given = next((head for head in wanted if head.startswith(_PUBLIC) and wanted[head] > heads[head]), "")
+    wanted[given] = 0
     return wanted, heads
 
 

@@ -14,6 +14,15 @@ Key = tuple[str, str, str]
 
 _SECTION = re.compile(rb"^-- (?:Data for )?Name: (.*); Type: (.*); Schema: (.*); Owner: (.*)\n", re.MULTILINE)
 _END = b"--\n-- PostgreSQL database dump complete\n--"
+_NAME = rb'(?:"(?:[^"]|"")+"|[^\s",;()]+)'
+_TABLE = rb'(?:"(?:[^"]|"")+"|[^\s",;()])+'
+#: A policy's head, and the roles that it is for.
+POLICY = re.compile(
+    rb"(?P<head>CREATE POLICY " + _NAME + rb" ON " + _TABLE + rb"(?: AS RESTRICTIVE)?(?: FOR [A-Z]+)? TO )"
+    rb"(?P<roles>" + _NAME + rb"(?:, " + _NAME + rb")*)"
+)
+#: One name, as SQL has it.
+NAME = re.compile(_NAME)
 #: Literals, casts, names, signs; white space is none of them.
 _TOKEN = re.compile(
     r"(?P<literal>'(?:[^']|'')*'|\$(?P<tag>\w*)\$(?s:.*?)\$(?P=tag)\$)"
@@ -53,6 +62,17 @@ def sections(text: bytes) -> dict[Key, Section]:
         )
         owner[kind, schema, name] = whose
     return {key: Section(owner[key], b"\n".join(sorted(parts))) for key, parts in bodies.items()}
+
+
+def with_roles_sorted(text: bytes) -> bytes:
+    """The same SQL, with each policy's roles in one order: a server keeps them in that in which they were made."""
+    return POLICY.sub(_sorted_roles, text)
+
+
+def _sorted_roles(match: re.Match[bytes]) -> bytes:
+    # Quotes depend on quote_all_identifiers.
+    roles: list[bytes] = sorted(NAME.findall(match["roles"]), key=lambda name: name.replace(b'"', b""))
+    return bytes(match["head"]) + b", ".join(roles)
 
 
 def canonical(sql: bytes) -> list[str]:

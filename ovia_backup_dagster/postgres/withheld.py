@@ -11,21 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ovia_backup_dagster.core.schema import Key, named, sections
+from ovia_backup_dagster.core.schema import NAME, POLICY, Key, named, sections
 from ovia_backup_dagster.postgres.archive import schema_text
 from ovia_backup_dagster.postgres.client import Connection, Programs
 from ovia_backup_dagster.postgres.globals import name_of
 from ovia_backup_dagster.postgres.session import connect
 
-_NAME = rb'(?:"(?:[^"]|"")+"|[^\s",;()]+)'
-_TABLE = rb'(?:"(?:[^"]|"")+"|[^\s",;()])+'
-_NAMES = _NAME + rb"(?:, " + _NAME + rb")*"
-_POLICY = re.compile(
-    rb"CREATE POLICY " + _NAME + rb" ON " + _TABLE + rb"(?: AS RESTRICTIVE)?(?: FOR [A-Z]+)? TO (" + _NAMES + rb")"
-)
-_USER_MAPPING = re.compile(rb"CREATE USER MAPPING FOR (" + _NAME + rb") SERVER ")
-_NAMES_ROLES = {"POLICY": _POLICY, "USER MAPPING": _USER_MAPPING}
-_ROLE = re.compile(_NAME)
+_USER_MAPPING = re.compile(rb"CREATE USER MAPPING FOR (?P<roles>" + NAME.pattern + rb") SERVER ")
+_NAMES_ROLES = {"POLICY": POLICY, "USER MAPPING": _USER_MAPPING}
 _PUBLIC = "public"
 _ABOUT = ("COMMENT", "SECURITY LABEL")
 
@@ -69,7 +62,7 @@ def withheld(server: Connection, programs: Programs, archive: Path) -> Withheld:
 def _roles(key: Key, sql: bytes) -> Iterator[str]:
     names_roles = _NAMES_ROLES.get(key[0])
     match = names_roles.search(sql) if names_roles else None
-    names = map(name_of, _ROLE.findall(match[1])) if match else ()
+    names = map(name_of, NAME.findall(match["roles"])) if match else ()
     return (name for name in names if name != _PUBLIC)
 
 

@@ -208,6 +208,12 @@ def test_without_owners_nothing_but_owners_and_privileges_is_overlooked() -> Non
     assert contents_differences(before, [*after, "TABLE public b tester"], with_owners=False) == [
         "only in the copy: TABLE public b"
     ]
+    # That initdb's schema was given to another shows in its entry only.
+    public, others = "SCHEMA - public some one", ["SCHEMA - public_x ovia", "SCHEMA - mine some one"]
+    copied = ["SCHEMA - public_x tester", "SCHEMA - mine tester"]
+    assert contents_differences([public, *others], copied, with_owners=False) == []
+    assert contents_differences([public, *others], copied[1:], with_owners=False)
+    assert contents_differences([public, *others], copied, with_owners=True)
 
 
 SECTION = "--\n-- Name: {0}; Type: {1}; Schema: public; Owner: ovia\n--\n\n{2}\n\n\n"
@@ -265,6 +271,15 @@ def test_a_policy_means_the_same_or_is_bad(copy: str, bad: bool) -> None:
     assert bool(structure_differences(before, after)) is bad
     assert schema_differences(before, after)
     assert structure_differences(after, after) == []
+
+
+def test_the_roles_of_a_policy_have_no_order() -> None:
+    one, other, less = (
+        SECTION.format("t p", "POLICY", f"CREATE POLICY p ON public.t FOR SELECT TO {roles} USING (true);").encode()
+        for roles in ('"b, ""x", a, c', 'a, "b, ""x", c', 'a, "b, ""x"')
+    )
+    assert structure_differences(one, other) == schema_differences(one, other) == []
+    assert structure_differences(one, less)
 
 
 def test_what_is_shown_of_a_policy_are_no_values() -> None:
