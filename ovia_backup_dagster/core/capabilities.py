@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from ovia_backup_dagster.core.files import NO_ROOM, TEMPORARY
+from ovia_backup_dagster.core.files import NO_ROOM, NOT_SYNCED, TEMPORARY
 
 #: What is tried stands in such a file.
 PREFIX = ".probe-"
@@ -75,6 +75,8 @@ def lacks(root: Path) -> list[Lack] | None:
             except FileNotFoundError:
                 return None  # swept meanwhile by who is at work
             except OSError as error:
+                if capability is Capability.SYNC and error.errno not in NOT_SYNCED:
+                    raise  # no dump is published there
                 found.append(Lack(capability, error.strerror or str(error)))
         if not any(lack.of is Capability.MODES for lack in found) and os.stat(name).st_mode & 0o222:
             found.append(Lack(Capability.MODES, "a file's mode stays what it was"))

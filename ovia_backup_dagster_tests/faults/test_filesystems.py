@@ -106,6 +106,10 @@ def test_a_disk_that_fails_is_not_taken_for_one_that_cannot(cli: Cli, catalog: C
     assert done.returncode == 1
     assert "the disk, or the network to it, fails" in done.stderr
     assert not catalog.backups()
+    # Whose dump fails does not read "nothing" as what to do.
+    failing = lines_of(cli, "fail", LACKING_FSYNC=str(errno.EIO))
+    assert any("the disk, or the network to it, fails (Input/output error)" in line for line in failing)
+    assert not any("when it is asked to" in line for line in lines_of(cli, "warn", LACKING_FSYNC=str(errno.EIO)))
 
 
 # ------------------------------------------------------------------------------------------ what binds root, too
