@@ -79,6 +79,7 @@ def kinds() -> list[type[errors.BackupError]]:
 
 def _said() -> Iterator[Row]:
     names = {name: name.upper() for name in _PLACEHOLDERS} | {"role": "THE_ROLE", "name": "THE_DATABASE"}
+    names |= {"login": "'THE_ROLE'", "literal": "'THE_DATABASE'"}
     names |= diagnosis._set_by(None)
     return ((d.error, d.cause(None), d.fix.format_map(names)) for d in diagnosis._DIAGNOSES)
 

@@ -33,6 +33,8 @@ from ovia_backup_dagster.postgres import libraries
 from ovia_backup_dagster.postgres.sandbox import Sandbox
 from ovia_backup_dagster.postgres.watch import Standing, Watch, Watchdog
 
+#: By what the server knows the sessions of ours.
+APPLICATION = "ovia-backup"
 CONNECT_TIMEOUT_SECONDS = 15
 #: A network that goes away without a word is noticed after a minute and a half; the kernel's default is two hours.
 KEEPALIVES = {
@@ -114,7 +116,7 @@ class Connection:
             "PGDATABASE": self.database,
             "PGUSER": self.user,
             "PGCONNECT_TIMEOUT": str(CONNECT_TIMEOUT_SECONDS),
-            "PGAPPNAME": "ovia-backup",
+            "PGAPPNAME": APPLICATION,
         }
         if self.sandboxed:
             variables["PGPASSFILE"] = _NO_FILE  # such a server may ask for a password, and gets none

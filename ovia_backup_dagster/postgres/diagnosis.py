@@ -20,7 +20,7 @@ from ovia_backup_dagster.core.errors import BackupError, ProgramError
 from ovia_backup_dagster.postgres import passfile, pooler
 from ovia_backup_dagster.postgres.client import Connection, Variables, messages
 from ovia_backup_dagster.postgres.languages import english
-from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
+from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier, sql_string
 from ovia_backup_dagster.postgres.sandbox import CANNOT, REFUSED
 from ovia_backup_dagster.postgres.values import is_raised, text_of, without_values
 
@@ -159,7 +159,8 @@ class _Diagnosis:
         error: the type.
         why: the likely cause, with ``{by_host}``, ``{by_user}`` and ``{by_password}``: what these are set by.
         fix: the command or action, with the same, and ``{host}``, ``{port}``, ``{user}``, ``{database}`` and
-            ``{set_password}`` for a shell, ``{role}`` and ``{name}`` (the database's) for SQL, and what the pattern's
+            ``{set_password}`` for a shell, ``{role}`` and ``{name}`` (the database's) for SQL, ``{login}`` and
+            ``{literal}``: the same as strings, and what the pattern's
             groups found; ``{see_server}``, ``{see_disk}`` and ``{see_network}``: what the deployment hints at.
         of: the SQLSTATEs that it is one of the causes of: which one, the text or the routine tells.
         routine: of the server's source, where it tells that; ``src/backend``, the same in 12 to 18.
@@ -187,7 +188,9 @@ class _Diagnosis:
 
 def _names(connection: Connection | None) -> Mapping[str, str]:
     if connection is None:
-        return dict.fromkeys(("host", "port", "user", "database", "role", "name", "set_password"), _UNKNOWN)
+        return dict.fromkeys(
+            ("host", "port", "user", "database", "role", "login", "name", "literal", "set_password"), _UNKNOWN
+        )
     return {
         "host": shell_word(connection.host),
         "port": str(connection.port),
@@ -196,7 +199,9 @@ def _names(connection: Connection | None) -> Mapping[str, str]:
         # psql folds a bare name to lower case.
         "set_password": shell_word(f"\\password {_psql_identifier(connection.user)}"),
         "role": sql_identifier(connection.user),
+        "login": sql_string(connection.user),
         "name": sql_identifier(connection.database),
+        "literal": sql_string(connection.database),
     }
 
 
@@ -453,8 +458,8 @@ _DIAGNOSES = (
         r'too many connections for role "',
         errors.TooManyConnectionsError,
         "this role has as many connections as its limit allows; a dump that hangs may hold them",
-        "SELECT pid, application_name, backend_start FROM pg_stat_activity WHERE usename = current_user; ALTER ROLE "
-        "{role} CONNECTION LIMIT 5",
+        "as another role: SELECT pid, application_name, backend_start FROM pg_stat_activity WHERE usename = {login}; "
+        "ALTER ROLE {role} CONNECTION LIMIT 5",
         of="53300",
         routine="InitializeSessionUserId",
     ),
@@ -462,8 +467,8 @@ _DIAGNOSES = (
         r'too many connections for database "',
         errors.TooManyConnectionsError,
         "this database has as many connections as its limit allows",
-        "SELECT pid, usename, application_name, state FROM pg_stat_activity WHERE datname = current_database(); end "
-        "idle ones, or as its owner: ALTER DATABASE {name} CONNECTION LIMIT -1",
+        "from another database: SELECT pid, usename, application_name, state FROM pg_stat_activity WHERE datname = "
+        "{literal}; end idle ones, or as its owner: ALTER DATABASE {name} CONNECTION LIMIT -1",
         of="53300",
         routine="CheckMyDatabase",
     ),

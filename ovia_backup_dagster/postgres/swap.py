@@ -23,7 +23,7 @@ from psycopg import sql
 
 from ovia_backup_dagster.core.errors import DatabaseInUseError, DatabaseMissingError, RestoreRefusedError
 from ovia_backup_dagster.postgres.advisory import AdvisoryLock
-from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.postgres.client import APPLICATION, Connection
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier, sql_string
 from ovia_backup_dagster.postgres.session import DURABLY, beside, connect
 
@@ -31,6 +31,8 @@ T = TypeVar("T")
 DEADLINE_SECONDS = 30.0
 #: How often sessions are ended while the server waits for the database to be empty.
 _POLL_SECONDS = 0.005
+#: What the server takes at most to end a session whose client has closed it, on a machine that has other things to do.
+_CLOSING_SECONDS = 2.0
 _SHOWN = 5
 #: One swap at a time; and whoever asks how one went waits for a killed process's, which the server goes on with.
 _ALONE = AdvisoryLock("ovia-backup swap", "the renaming of databases by a restore")
@@ -236,7 +238,7 @@ def obstacles(server: Connection, database: str, *, mode_needs_swap: bool = True
                 f"{stop}SELECT pg_drop_replication_slot({sql_string(slot['name'])}); its consumer must begin anew "
                 "after the restore",
             )
-        stay = [s for s in _sessions(session, row["oid"]) if not s.endable]
+        stay = _staying(session, row["oid"])
         if stay:
             refuse(
                 f"role {server.user} may not end sessions in database {database}: {_some(stay)}",
@@ -429,6 +431,16 @@ def _missing(server: Connection, database: str) -> DatabaseMissingError:
 def _sessions(session: psycopg.Connection[dict[str, Any]], oid: int) -> tuple[ClientSession, ...]:
     rows = session.execute(_SESSIONS, [[oid]])
     return tuple(ClientSession(r["user"], r["application"], r["client"], r["state"], bool(r["endable"])) for r in rows)
+
+
+def _staying(session: psycopg.Connection[dict[str, Any]], oid: int) -> list[ClientSession]:
+    """Who cannot be ended; not a session of ours that was just closed, such as the doctor's by the role that dumps."""
+    until = time.monotonic() + _CLOSING_SECONDS
+    while True:
+        stay = [each for each in _sessions(session, oid) if not each.endable]
+        if not any(each.application == APPLICATION for each in stay) or time.monotonic() > until:
+            return stay
+        time.sleep(_POLL_SECONDS)
 
 
 def _some(sessions: list[ClientSession]) -> str:

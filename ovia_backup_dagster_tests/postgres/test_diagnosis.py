@@ -458,7 +458,7 @@ def a_closed_database(scene: Scene) -> Outcome:
     'too many connections for role "',
     error=errors.TooManyConnectionsError,
     why="as many connections as its limit allows; a dump that hangs may hold them",
-    fix="ALTER ROLE {role} CONNECTION LIMIT 5",
+    fix="usename = {login}; ALTER ROLE {role} CONNECTION LIMIT 5",
     transient=True,
 )
 def the_roles_limit_is_reached(scene: Scene) -> Outcome:
@@ -471,7 +471,7 @@ def the_roles_limit_is_reached(scene: Scene) -> Outcome:
     'too many connections for database "',
     error=errors.TooManyConnectionsError,
     why="this database has as many connections as its limit allows",
-    fix="ALTER DATABASE {name} CONNECTION LIMIT -1",
+    fix="datname = {literal}; end idle ones, or as its owner: ALTER DATABASE {name} CONNECTION LIMIT -1",
     transient=True,
 )
 def the_databases_limit_is_reached(scene: Scene) -> Outcome:

@@ -317,6 +317,27 @@ def test_whoever_reads_the_databases_log_is_in_the_way_of_whom_he_is_above(other
         execute(boss, "DROP ROLE keeper")
 
 
+def test_a_session_of_ours_that_is_just_closed_is_in_no_ones_way(other: PortCluster) -> None:
+    boss = other.connection()
+    execute(boss, "CREATE ROLE keeper LOGIN CREATEDB")
+    try:
+        with pair(other) as live:
+            execute(boss, "ALTER DATABASE shop OWNER TO keeper")
+            until(lambda: swap.obstacles(as_role(live, "keeper"), "shop") == [], 10)
+            with connect(live) as ours:
+                # Closed, and not yet ended by the server.
+                closing = threading.Timer(0.3, ours.close)
+                closing.start()
+                assert swap.obstacles(as_role(live, "keeper"), "shop") == []
+                closing.join()
+            with connect(live):
+                (found,) = swap.obstacles(as_role(live, "keeper"), "shop")
+                assert "may not end sessions in database shop: postgres (ovia-backup" in found.what
+            until(lambda: not swap.standing(live, "shop").sessions, 10)
+    finally:
+        execute(boss, "DROP ROLE keeper")
+
+
 def as_owner(live: Connection) -> psycopg.Connection[tuple[object, ...]]:
     return psycopg.connect(host=live.host, port=live.port, dbname=live.database, user="shopkeeper")
 
