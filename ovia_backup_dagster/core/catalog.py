@@ -150,7 +150,7 @@ class Backup:
     def manifest_trouble(self) -> str:
         """Why its manifest says nothing: it is empty, torn, or no manifest at all; empty where it can be read.
 
-        It must not be what a sound archive is lost by, and whoever can tear it could remove it, too: the backup is then
+        It must not be what a sound archive is lost by, and what can tear it could remove it, too: the backup is then
         one without.
 
         Raises:

@@ -322,7 +322,7 @@ def _first_difference(key: Key, before: bytes, after: bytes) -> str:
     return ""
 
 
-#: What may hold values that nobody but its owner is to see.
+#: What may hold values that only its owner is to see.
 _LITERAL = re.compile(r"'(?:[^']|'')*'|\$(\w*)\$(?s:.*?)\$\1\$")
 
 

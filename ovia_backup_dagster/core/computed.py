@@ -1,4 +1,4 @@
-"""Whether what a copy computes anew is what the source had: generated columns, materialized views.
+"""Whether what a copy computes again is what the source had: generated columns, materialized views.
 
 Pure functions over two records. How a record is taken is the business of ``postgres.computed``; what a dump does hold,
 rows and sequences and large objects, that of ``comparison``.

@@ -1,7 +1,7 @@
 """Whether a cron expression says when: five fields, each with values that exist, and a date that some year has.
 
 The grammar is crontab(5)'s with what Dagster's parser takes besides (``L``, ``5#2``, ``L5``, ranges that wrap around).
-Dagster alone knows when it ticks; this is for whoever must not import it, and refuses what never ticks at all, too.
+Dagster alone knows when it ticks; this is for code that must not import it, and refuses what never ticks at all, too.
 """
 
 from __future__ import annotations

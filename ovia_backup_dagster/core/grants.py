@@ -1,4 +1,4 @@
-"""What the privileges of two schemas mean, whoever made the objects that they are on.
+"""What the privileges of two schemas mean, whichever role made the objects that they are on.
 
 pg_dump saves what was granted beyond what an object is made with. A table of the backup is made with its owner, who is
 compared. What an extension or initdb makes belongs to who runs ``CREATE EXTENSION`` or to the bootstrap superuser, of
@@ -78,7 +78,7 @@ def privilege_differences(
 def owner_differences(
     before: Mapping[Key, Section], after: Mapping[Key, Section], makers: Collection[str]
 ) -> list[str]:
-    """What an extension made, and was given to somebody since: no dump says so."""
+    """What an extension made, and was given to another role since: no dump says so."""
     made_here = _made_here(before)
     return [
         f"{named(key)[len('acl ') :]} belongs to {after[key].owner} in the copy, and to {section.owner} in the source: "

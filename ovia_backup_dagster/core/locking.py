@@ -171,7 +171,7 @@ def _open_to_lock(path: Path) -> int | None:
 
 
 def lock_holder(root: Path) -> str | None:
-    """Who holds the lock now, in words; ``None`` when nobody does, or can. Never blocks, writes nothing."""
+    """Who holds the lock now, in words; ``None`` when no process does, or can. Never blocks, writes nothing."""
     try:
         descriptor = open_plain(root / FILENAME)
     except (OSError, VolumeError):

@@ -41,7 +41,7 @@ class DatabaseFacts(Sidecar):
         bootstrap_superuser: the role with OID 10, whose name a copy's ``initdb -U`` must use.
         settings: ``ALTER DATABASE/ROLE … SET`` of this database: role name ("" for all) -> ``name=value`` lines.
             Values that are not known to be harmless are left out: people keep secrets in settings of their own.
-        effective: settings that values may depend on -> what the role that dumped had, whoever had set it; empty in
+        effective: settings that values may depend on -> what the role that dumped had, wherever it was set; empty in
             what older programs wrote.
         extensions: name -> installed version.
         size_bytes: ``pg_database_size``, bytes on the server's disk; ``None`` when it may not be read.
@@ -125,7 +125,7 @@ class ComputedView(Sidecar):
 
 
 class Computed(Sidecar):
-    """What a restore computes anew, as it was in the dump's snapshot.
+    """What a restore computes again, as it was in the dump's snapshot.
 
     Attributes:
         tables: those with stored generated columns; a partitioned table with all its partitions.

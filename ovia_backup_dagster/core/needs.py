@@ -60,7 +60,7 @@ class Needs:
         superuser_only: kind -> names, of what only a superuser may make.
         settings: parameter -> a function that sets it.
         owners: the roles that own what is in it.
-        placed: (role, owner of the schema) of what a role owns in a schema of somebody else's.
+        placed: (role, owner of the schema) of what a role owns in another role's schema.
         libraries: of functions in C, as their definitions name them.
         dictionaries, collations: of text search, and of sorting; as they are defined.
         system_collations: those of ``pg_catalog`` that columns and indexes use.

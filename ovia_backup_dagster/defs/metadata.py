@@ -169,7 +169,7 @@ def of_restore(record: Record, folder: Path, words: Callable[[str], str]) -> Met
     Args:
         record: of the restore.
         folder: where it stands.
-        words: how what is said is put for whoever reads it in the UI.
+        words: how what is said is put for readers of the UI.
     """
     found: Metadata = {
         "summary": dg.MetadataValue.md(words(restoration_page.gist(record))),
@@ -187,7 +187,7 @@ def of_restore(record: Record, folder: Path, words: Callable[[str], str]) -> Met
 
 
 def of_report(lines: Sequence[Line]) -> Metadata:
-    """``backup_doctor``: what was found, and how to mend it; what is wrong stands first."""
+    """``backup_doctor``: what was found, and how to fix it; what is wrong stands first."""
     counts = {level.value: dg.MetadataValue.int(sum(line.level is level for line in lines)) for level in Level}
     return {
         "summary": dg.MetadataValue.md(gist(lines)),

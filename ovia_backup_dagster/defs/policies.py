@@ -153,7 +153,7 @@ def explained(
 
     Args:
         retry: whether the op may be taken twice at all.
-        words: how what is said is put for whoever reads it in the UI.
+        words: how what is said is put for readers of the UI.
     """
     try:
         yield

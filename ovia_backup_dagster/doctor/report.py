@@ -124,7 +124,7 @@ def by_weight(lines: Sequence[Line]) -> list[Line]:
 
 
 def markdown(lines: Sequence[Line], *, named: bool = True) -> str:
-    """For people who read it in a browser: an item a line, the worst first, with how to mend it.
+    """For people who read it in a browser: an item a line, the worst first, with how to fix it.
 
     Args:
         lines: what was found.
@@ -134,7 +134,7 @@ def markdown(lines: Sequence[Line], *, named: bool = True) -> str:
 
 
 def gist(lines: Sequence[Line]) -> str:
-    """What is wrong, without how to mend it: short, as Dagster's UI puts Markdown of 1,000 characters behind a link."""
+    """What is wrong, without how to fix it: short, as Dagster's UI puts Markdown of 1,000 characters behind a link."""
     wrong = [line for line in by_weight(lines) if line.level is not Level.OK]
     items = [f"**{line.level}** {line.area}: {plain(_beginning(line.text))}" for line in wrong[:_MOST_SHOWN]]
     if len(wrong) > _MOST_SHOWN:

@@ -1,7 +1,7 @@
 """By which version of the C library or of ICU a database sorts text, and whether its indexes were built by that one.
 
 A library's new version may sort differently: an index that an older one has built is then wrong, silently, until it is
-built anew. PostgreSQL writes down the version that each collation had when it was made or refreshed.
+built again. PostgreSQL writes down the version that each collation had when it was made or refreshed.
 """
 
 from __future__ import annotations

@@ -173,7 +173,7 @@ def read(connection: Connection, wanted: Computed) -> Computed:
     """Hash in a copy what was hashed in the source.
 
     Args:
-        connection: to the copy; nobody else may write while it is read.
+        connection: to the copy; no other session may write while it is read.
         wanted: the source's record: what it left out is left out.
 
     Raises:
@@ -379,7 +379,7 @@ def _hash(session: Session, relation: _Relation, record: _Record) -> None:
 
 @contextmanager
 def _apart(session: Session, name: str, record: _Record) -> Iterator[None]:
-    """What the block locks is let go after it, so that nobody waits for the dump's end; its errors are its own."""
+    """What the block locks is let go after it, so that no session waits for the dump's end; its errors are its own."""
     session.execute("SAVEPOINT apart")
     try:
         yield

@@ -139,7 +139,7 @@ class _Reading:
                 self._by_superuser(statement)
 
     def placed(self) -> Iterator[tuple[str, str]]:
-        """(role, owner of the schema); that of ``public`` is whoever owns the database."""
+        """(role, owner of the schema); that of ``public`` is who owns the database."""
         owners = {"public": "pg_database_owner", **self._schemas}
         for role, schema in self._in_schemas:
             owner = owners.get(schema, role)

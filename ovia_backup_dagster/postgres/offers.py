@@ -130,7 +130,7 @@ def sql_name(name: str) -> str:
 
 
 def _closed(session: Session, needs: Needs, database_owner: str) -> list[tuple[str, str]]:
-    """Of what stands in a schema of somebody else's, what its owner may not place there before grants are restored."""
+    """Of what stands in another role's schema, what its owner may not place there before grants are restored."""
     found = []
     for role, owner in sorted(needs.placed):
         of_schema = database_owner if owner == _OWNER_OF_DATABASE else owner

@@ -41,7 +41,7 @@ class Rule:
         reading: its value in every session that reads; ``None`` for the server's.
         filling: what it is while a copy is filled.
         pinned: the value, where that is ``PINNED``.
-        decides: whether values may depend on it, so that a manifest records what it was, whoever had set it.
+        decides: whether values may depend on it, so that a manifest records what it was, wherever it was set.
     """
 
     why: str

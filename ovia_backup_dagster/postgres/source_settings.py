@@ -84,7 +84,7 @@ class Setting:
     Attributes:
         name: as the source writes it.
         value: may be a secret.
-        said: whether somebody has set it for this database or its owner; else it was only so.
+        said: whether it was set for this database or its owner; else it was only so.
     """
 
     name: str
@@ -99,7 +99,7 @@ class InEffect:
     Attributes:
         options: ``PGOPTIONS`` for what fills it, besides what is set for its role.
         names: of the source's settings that are in effect.
-        notes: what could not be put in effect, of what somebody had set, and why; without values.
+        notes: what could not be put in effect, of what was set, and why; without values.
         quietly: the same, of what was only so.
     """
 
@@ -110,7 +110,7 @@ class InEffect:
 
 
 def effective(connection: Connection) -> dict[str, str]:
-    """What the settings that values may depend on are for this role, when nobody says otherwise.
+    """What the settings that values may depend on are for this role, when no client says otherwise.
 
     Raises:
         ServerError: no connection, or it broke.

@@ -1,4 +1,4 @@
-"""Rows that no dump has: those in an extension's tables that pg_dump does not save, though somebody wrote them.
+"""Rows that no dump has: those in an extension's tables that pg_dump does not save, though a user wrote them.
 
 pg_dump saves an extension as ``CREATE EXTENSION``, and of its tables only those rows that the extension names by
 ``pg_extension_config_dump``. What its own script fills comes back with it; what was written since does not.
@@ -59,7 +59,7 @@ def _of(session: psycopg.Connection[dict[str, Any]], table: dict[str, Any]) -> l
     what = f"table {name} of extension {table['extension']}"
     if not table["readable"]:
         return [] if condition else [f"{what} may hold rows that no dump has: this role may not read it"]
-    # pg_dump runs the same condition; whoever installs an extension on the server decides it.
+    # pg_dump runs the same condition; who installs an extension on the server decides it.
     rest = f" AND ctid NOT IN (SELECT ctid FROM ONLY {name} {condition})" if condition else ""  # noqa: S608
     query = _ROWS.format(name.replace("%", "%%"), rest.replace("%", "%%"), _MOST)
     try:

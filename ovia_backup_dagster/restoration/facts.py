@@ -116,7 +116,7 @@ def _age(backup: Backup, now: datetime) -> tuple[str, str]:
 
 def _state(backup: Backup, now: datetime) -> str:
     known = backup.state(now)
-    # One that stands elsewhere is nobody's to wait for.
+    # One that stands elsewhere is not waited for.
     state = (State.UNPROVEN if known is State.BEING_WRITTEN else known).value
     state += ", restored by a drill" if backup.drilled else ""
     return f"{state}, {backup.witness.rows:,} rows" if backup.witness else state

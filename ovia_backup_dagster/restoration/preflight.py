@@ -69,7 +69,7 @@ class Preflight:
         """What is wrong in the block is an obstacle, and what comes after it is looked at, too.
 
         Raises:
-            ServerUnreachableError: there is nobody to ask.
+            ServerUnreachableError: there is no server to ask.
         """
         try:
             yield
@@ -133,7 +133,7 @@ class Preflight:
         )
 
     def held(self, backup: Backup) -> str:
-        """The name of the database that the backup was made of; empty where nobody knows."""
+        """The name of the database that the backup was made of; empty where it is not known."""
         if backup.manifest:
             return backup.manifest.database.name
         with contextlib.suppress(BackupError):  # what is damaged is said when it is read
