@@ -492,7 +492,7 @@ class Proof:
         self.add(DrillCheck.CONTENTS, [*others, *privileges[0]], odd=odd, passed=passed)
 
     def _privileges(self, copy: Copy, original: bytes, made: bytes) -> tuple[list[str], list[str]]:
-        """What is bad and what is odd of the privileges: compared by what they mean, whichever role made the objects."""
+        """What is bad and odd of the privileges: compared by what they mean, whatever role made the objects."""
         with connect(copy.server) as session:
             makers = {_one(session, "SELECT pg_get_userbyid(10) AS name")}
         makers |= {self.manifest.database.bootstrap_superuser} if self.manifest else set()
