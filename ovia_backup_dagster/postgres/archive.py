@@ -57,6 +57,16 @@ _OF_DATABASE = re.compile(r"(?:ACL|COMMENT|SECURITY LABEL) - DATABASE ")
 _SETTING = re.compile(
     rb'ALTER DATABASE .* SET "?((?i:' + "|".join(UNSET).encode() + rb'))"? TO \'([^\']*)\';', re.DOTALL
 )
+#: Encodings whose names Python has others for; Windows' differ by a prefix.
+_CODECS = {
+    "KOI8R": "koi8-r",
+    "KOI8U": "koi8-u",
+    "EUC_CN": "gb2312",
+    "ISO_8859_5": "iso8859-5",
+    "ISO_8859_6": "iso8859-6",
+    "ISO_8859_7": "iso8859-7",
+    "ISO_8859_8": "iso8859-8",
+}
 _ENCODING = re.compile(rb"^SET client_encoding = '(\w+)';$", re.MULTILINE)
 _TABLESPACE = re.compile(rb"^SET default_tablespace = ([^'].*);$", re.MULTILINE)
 _ATTACH = re.compile(rb"ALTER TABLE ONLY (" + NAME + rb") ATTACH PARTITION (" + NAME + rb") ")
@@ -287,6 +297,20 @@ def encoding(script: bytes) -> str:
     """
     match = _ENCODING.search(script)
     return text_of(match[1]) if match else "UTF8"
+
+
+def in_utf8(text: bytes, encoding: str) -> bytes:
+    """Text of a file in the encoding in which a session of ours asks for names; as it is, where that cannot be told.
+
+    Args:
+        encoding: PostgreSQL's name of the file's.
+    """
+    if encoding in ("UTF8", "SQL_ASCII"):
+        return text
+    try:
+        return text.decode(_CODECS.get(encoding) or encoding.replace("WIN", "cp")).encode()
+    except (LookupError, UnicodeError):
+        return text
 
 
 def session_options(script: bytes) -> str:

@@ -291,6 +291,7 @@ class _Drill:
                 by.folder,
                 name,
                 superuser,
+                encoding=facts.encoding if facts else "UTF8",
                 limits=limits,
                 relations=relations,
                 keep=self.choice.keep,

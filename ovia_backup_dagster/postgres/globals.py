@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
+from ovia_backup_dagster.postgres.archive import encoding, in_utf8
 from ovia_backup_dagster.postgres.datatext import statements, text_of
 from ovia_backup_dagster.postgres.quoting import sql_identifier
 
@@ -138,9 +139,9 @@ class Globals:
 
 
 def parse(script: bytes) -> Globals:
-    """Read a globals file. A statement that is not understood adds nothing to what it says of roles."""
+    """Read a globals file, as UTF-8. A statement that is not understood adds nothing to what it says of roles."""
     found = Globals()
-    for statement in statements(script):
+    for statement in statements(in_utf8(script, encoding(script))):
         if _OF_TABLESPACE.match(statement) or _OF_SESSION.match(statement):
             continue
         if not _read(found, statement):

@@ -17,7 +17,7 @@ import psycopg
 from ovia_backup_dagster.core.catalog import Backup
 from ovia_backup_dagster.core.errors import ProgramError
 from ovia_backup_dagster.postgres import globals as saved_globals
-from ovia_backup_dagster.postgres.archive import argument, contents_list, encoding, use_list
+from ovia_backup_dagster.postgres.archive import argument, contents_list, encoding, in_utf8, use_list
 from ovia_backup_dagster.postgres.client import Connection, Programs, capture
 from ovia_backup_dagster.postgres.datatext import statements, text_of
 from ovia_backup_dagster.postgres.diagnosis import diagnose
@@ -154,6 +154,7 @@ def missing(server: Connection, globals_sql: bytes, schema: bytes | None) -> lis
     Raises:
         ServerError: no connection.
     """
+    schema = None if schema is None else in_utf8(schema, encoding(schema))
     with connect(server) as session:
         there = {row["rolname"] for row in session.execute("SELECT rolname FROM pg_roles")}
         return [
@@ -193,6 +194,7 @@ def planned(
 
 def named(schema: bytes) -> set[str]:
     """The roles to which the SQL of an archive's schema gives objects and privileges."""
+    schema = in_utf8(schema, encoding(schema))
     found = (match[1] for statement in statements(schema) for match in _GIVEN_TO.finditer(statement))
     return {saved_globals.name_of(name) for name in found} - {"PUBLIC"}
 

@@ -15,9 +15,10 @@ from typing import Any, TypeVar, cast
 
 import psycopg
 from psycopg.abc import Buffer, PQGen
-from psycopg.adapt import Loader
+from psycopg.adapt import Dumper, Loader
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
+from psycopg.sql import Composable
 
 from ovia_backup_dagster.core.errors import BackupError, MomentaryError, ProgramError
 from ovia_backup_dagster.core.manifest import DatabaseFacts
@@ -106,6 +107,14 @@ class _Session(psycopg.Connection[dict[str, Any]]):
 
     answer_seconds = ANSWER_SECONDS
 
+    def execute(
+        self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool = False
+    ) -> psycopg.Cursor[dict[str, Any]]:
+        """As psycopg's; names and values are UTF-8 also in a session that converts nothing, not ASCII."""
+        if isinstance(query, Composable) and _converts_nothing(self):
+            query = query.as_bytes(None)
+        return super().execute(query, params, prepare=prepare, binary=binary)
+
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         try:
             return super().wait(_answered(gen, self.answer_seconds), interval, timeout)
@@ -128,12 +137,24 @@ class _LenientText(Loader):
         return raw_text(bytes(data))
 
 
+class _AnyText(Dumper):
+    """Text as UTF-8, of a type that the server infers."""
+
+    def dump(self, obj: str) -> bytes:
+        return obj.encode()
+
+
+def _converts_nothing(session: psycopg.Connection[Any]) -> bool:
+    return session.info.parameter_status("client_encoding") == "SQL_ASCII"
+
+
 def _take_any_text(session: psycopg.Connection[Any]) -> None:
     for kind in ("text", "name", "varchar", "bpchar"):
         session.adapters.register_loader(kind, _LenientText)
     # Such a server converts nothing, and to any other encoding it refuses what is no text in it.
     if session.info.parameter_status("server_encoding") == "SQL_ASCII":
         session.execute("SET client_encoding = 'SQL_ASCII'")
+        session.adapters.register_dumper(str, _AnyText)
 
 
 def _answered(gen: PQGen[T], seconds: float) -> PQGen[T]:

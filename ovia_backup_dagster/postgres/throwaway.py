@@ -74,6 +74,7 @@ def throwaway(
     database: str,
     superuser: str,
     *,
+    encoding: str = "UTF8",
     limits: Limits | None = None,
     relations: int = 0,
     keep: bool,
@@ -86,6 +87,8 @@ def throwaway(
         folder: where its folder is made.
         database: name of the database in it, the source's.
         superuser: the source's bootstrap superuser.
+        encoding: the source's: roles, which all databases share, are kept as the bytes that the name has where it is
+            made, and found by those that it has where it is asked for.
         limits: what the server may take; ``None`` for whatever it does.
         relations: how many tables and sequences there will be, as far as is known.
         keep: leave it, running, for a look, until the next drill.
@@ -102,6 +105,7 @@ def throwaway(
             bin_dir,
             place / CLUSTER,
             superuser=superuser if takes else "postgres",
+            encoding=encoding,
             settings={**_SETTINGS, "max_locks_per_transaction": str(locks_for(relations))},
             sandbox=programs.sandbox,
         )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ovia_backup_dagster.core.schema import NAME, POLICY, Key, named, sections
-from ovia_backup_dagster.postgres.archive import schema_text
+from ovia_backup_dagster.postgres.archive import encoding, in_utf8, schema_text
 from ovia_backup_dagster.postgres.client import Connection, Programs
 from ovia_backup_dagster.postgres.globals import name_of
 from ovia_backup_dagster.postgres.session import connect
@@ -46,10 +46,11 @@ def withheld(server: Connection, programs: Programs, archive: Path) -> Withheld:
         there = {row["rolname"] for row in session.execute("SELECT rolname FROM pg_roles")}
         row = session.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user").fetchone()
     superuser = row is not None and row["rolsuper"]
-    found = sections(schema_text(programs, archive))
+    text = schema_text(programs, archive)
+    found = sections(text)
     why: dict[Key, str] = {}
     for key, section in found.items():
-        if lacking := sorted(set(_roles(key, section.sql)) - there):
+        if lacking := sorted(set(_roles(key, in_utf8(section.sql, encoding(text)))) - there):
             why[key] = f"the server has no role {', '.join(lacking)}"
         elif key[0] == "EVENT TRIGGER" and not superuser:
             why[key] = "only a superuser makes event triggers"

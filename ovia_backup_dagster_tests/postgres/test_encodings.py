@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -15,6 +17,7 @@ import pytest
 from ovia_backup_dagster.core.drill import DrillCheck
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster.postgres.drill import Where
+from ovia_backup_dagster.postgres.properties import properties
 from ovia_backup_dagster_tests.conftest import PortCluster, running_cluster
 from ovia_backup_dagster_tests.e2e.test_cli import Cli
 from ovia_backup_dagster_tests.postgres.drilling import Drilling, assert_passed, by_check, database
@@ -94,6 +97,47 @@ def test_names_and_rows_in_it(encoding: str, boss: PortCluster, full_bin_dir: Pa
         done = cli("restore", "latest", "--yes-destroy", source.database)
         assert done.returncode == 0, done.stdout + done.stderr
         assert content(source) == before
+
+
+ROLES = """
+CREATE ROLE "Größe"; CREATE ROLE "Größe 2" IN ROLE "Größe"; ALTER ROLE "Größe" SET app.x = 'ß';
+CREATE TABLE t (a text); INSERT INTO t VALUES ('ß'); ALTER TABLE t OWNER TO "Größe";
+CREATE POLICY p ON t TO "Größe 2", "Größe" USING (a = 'ß'); GRANT SELECT ON t TO "Größe 2";
+COMMENT ON DATABASE named IS 'ß'; ALTER DATABASE named SET app.x = 'ß'; ALTER DATABASE named OWNER TO "Größe";
+ALTER ROLE "Größe" IN DATABASE named SET search_path = 'ß';
+"""
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_roles_whose_names_are_in_it(encoding: str, full_bin_dir: Path, tmp_path: Path) -> None:
+    """All databases have the encoding, as where a server was made with it; what is sent is UTF-8 where none is."""
+    running = running_cluster(full_bin_dir)
+    running.cluster = replace(running.cluster, encoding=encoding)
+    with running as cluster:
+        place: dict[str, Any] = {"host": str(cluster.folder), "port": cluster.port, "user": "postgres", "autocommit": True}
+        with psycopg.connect(**place, dbname="postgres") as session:
+            session.execute("CREATE DATABASE named")
+        with psycopg.connect(**place, dbname="named") as session:
+            session.execute(f"SET client_encoding = '{'UTF8' if encoding == 'LATIN1' else encoding}'")
+            session.execute(ROLES.encode())
+        source = cluster.connection("named")
+        drilling = Drilling(source, full_bin_dir, tmp_path / "backups")
+        assert_passed(drilling.dump_and_drill())
+        before = properties(source, "named")
+        cli = Cli(
+            {
+                "POSTGRES_HOST": source.host,
+                "POSTGRES_PORT": str(source.port),
+                "POSTGRES_DB": "named",
+                "POSTGRES_USER": source.user,
+                "BACKUP_DIR": str(tmp_path / "backups"),
+                "PG_BIN_DIR": str(full_bin_dir),
+            }
+        )
+        done = cli("restore", "latest", "--yes-destroy", "named")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert properties(source, "named") == before
+        assert (before.owner, before.comment) == ("Größe", "ß")
 
 
 def content(source: Connection) -> list[tuple[bytes, ...]]:
