@@ -21,6 +21,7 @@ _FIELDS: tuple[tuple[str, int, int, dict[str, int]], ...] = (
     ("day of the week", 0, 7, {name: number for number, name in enumerate(_DAYS)}),
 )
 _DAY, _MONTH, _WEEKDAY = 2, 3, 4
+_FEBRUARY = 2
 #: The most days that a month has in any year.
 _LENGTHS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 _PART = re.compile(r"(?P<first>\*|[a-z]+|\d+)(?:-(?P<last>[a-z]+|\d+))?(?:/(?P<step>\d+))?")
@@ -61,7 +62,7 @@ def _values(field: str, at: int) -> frozenset[int]:
 
 def _range(part: str, at: int) -> Sequence[int]:
     name, least, most, _ = _FIELDS[at]
-    match = _PART.fullmatch(part.replace("?", "*", 1) if at in (_DAY, _WEEKDAY) else part)
+    match = _PART.fullmatch("*" if part == "?" and at in (_DAY, _WEEKDAY) else part)
     if match is None or (match["first"] == "*" and match["last"]):
         raise ValueError(f"{part!r} is no {name}")
     step = int(match["step"] or 1)
@@ -87,8 +88,13 @@ def _number(text: str, at: int) -> int:
 
 
 def _never(fields: Sequence[str], values: Sequence[frozenset[int]]) -> str:
-    """Why it never comes: the 30th of February. Where a day of the week is named, too, either is enough."""
-    if fields[_DAY][0] in "*?" or "l" in fields[_DAY].split(",") or fields[_WEEKDAY][0] not in "*?":
+    """Why it never comes: the 30th of February. Where a day of the week is named, too, either is enough.
+
+    Not for Dagster, where no month but February is named: its parser refuses such a date whatever the weekday.
+    """
+    if fields[_DAY][0] in "*?" or "l" in fields[_DAY].split(","):
+        return ""
+    if fields[_WEEKDAY][0] not in "*?" and values[_MONTH] != {_FEBRUARY}:
         return ""
     if min(values[_DAY]) > max(_LENGTHS[month - 1] for month in values[_MONTH]):
         return "no such date exists in any year"

@@ -31,7 +31,8 @@ def settings(system: BackupSystem) -> Iterator[Line]:
         text = f"{name} is set, but not read: {other} is set, too, and comes first"
         yield warn(Area.SETTINGS, text, "unset one of them")
     yield from _unknown_variables()
-    yield from _schedule(chosen)
+    if not chosen.problems:  # else no run backs up, and a value that is wrong has become the default here
+        yield from _schedule(chosen)
 
 
 def _unknown_variables() -> Iterator[Line]:

@@ -48,7 +48,7 @@ def trouble(connection: Connection) -> tuple[str, str] | None:
     if any(_fits(line, wanted) for line in content.split(b"\n")):
         return None
     host, port, _, role = (_escaped(part).decode("utf-8", "backslashreplace") for part in wanted)
-    why = f"the password file {name} has no line for {connection.host}:{connection.port}, database "
+    why = f"the password file {name} has no line with a password for {connection.host}:{connection.port}, database "
     why += f"{connection.database}, role {connection.user}"
     line = f"{host}:{port}:*:{role}:PASSWORD"
     return why, f"add the line {line}, with the password (* is every database: a restore also asks postgres, template1)"

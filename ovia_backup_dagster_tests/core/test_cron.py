@@ -12,9 +12,9 @@ from ovia_backup_dagster.core.cron import why_not
 FIELDS = (
     "* 0 59 60 99 */5 0-10 10-5 */0 */90 1,2 1,,2 , a -1 5/15 0-59/7 1- -/2 ? L 1-60 00 5-5 1.5 +1 ٣",
     "* 0 23 24 22-2 8-18/2 */24 jan 1-24 1#2",
-    "* 1 31 0 32 l L ? 1,L 31,30 1-32 15w L-3 */31 */32 L/2",
+    "* 1 31 0 32 l L ? ?/2 1,L 31,30 1-32 15w L-3 */31 */32 L/2",
     "* 1 12 13 0 jan JAN jan-mar foo jan,2 dec-feb */2 january L ? 1-13",
-    "* 0 7 8 sun mon-fri fri-mon 5#2 5#6 5#0 sun#1 L5 l8 5L ? 1,5#2 5#1,5#3 sunday 7-1 5-7 0-7 1-5/2 L",
+    "* 0 7 8 ?/2 sun mon-fri fri-mon 5#2 5#6 5#0 sun#1 L5 l8 5L ? 1,5#2 5#1,5#3 sunday 7-1 5-7 0-7 1-5/2 L",
 )
 EXPRESSIONS = [
     " ".join(part if at == place else "*" for at in range(5))
@@ -33,6 +33,14 @@ def test_what_dagster_takes_is_taken(expression: str) -> None:
 )
 def test_a_date_that_no_year_has(expression: str) -> None:
     assert why_not(expression) == "no such date exists in any year"
+
+
+@pytest.mark.parametrize("day", ["1", "*/2", "5#2", "L5", "sun-tue", "?", "*"])
+@pytest.mark.parametrize("date", ["31 2", "30 feb", "30/5 2"])
+def test_of_a_date_that_no_february_has_the_weekday_makes_no_schedule(date: str, day: str) -> None:
+    """Dagster, whose code location would not load, takes none of them."""
+    assert why_not(f"0 3 {date} {day}") == "no such date exists in any year"
+    assert not is_valid_cron_string(f"0 3 {date} {day}")
 
 
 @pytest.mark.parametrize("expression", ["0 0 29 2 *", "0 0 31 4 1", "0 0 31 */2 *", "0 0 L 2 *", "0 0 30,1 2 *"])

@@ -45,6 +45,7 @@ def test_values_that_can_be_used() -> None:
         ("BACKUP_SCHEDULE", "at three"),
         ("BACKUP_SCHEDULE", "60 3 * * *"),
         ("BACKUP_SCHEDULE", "0 0 30 2 *"),
+        ("BACKUP_SCHEDULE", "0 0 30 2 1"),
         ("DRILL_SCHEDULE", "0 25 1 * *"),
         ("BACKUP_TIMEZONE", "Mars/Olympus"),
         ("BACKUP_DAILY_KEEP", "0"),
@@ -52,8 +53,10 @@ def test_values_that_can_be_used() -> None:
     ],
 )
 def test_a_value_that_cannot_be_used(variable: str, value: str) -> None:
-    line = the(settings_of(**{variable: value}), f"{variable}")
+    lines = settings_of(**{variable: value})
+    line = the(lines, f"{variable}")
     assert line.level is Level.FAIL
+    assert not [line for line in lines if line.text.startswith("backups by")]  # there are none
     assert line.fix == "set the variable and start again (the README lists them)"
 
 

@@ -61,7 +61,7 @@ def test_a_line_that_libpq_takes_is_seen(server: PortCluster, tmp_path: Path, li
 def test_a_line_that_libpq_passes_over_is_not(server: PortCluster, tmp_path: Path, line: str) -> None:
     error = refused(through(server, written(tmp_path / "p", line.format(port=server.port, password=PASSWORD))))
     assert type(error) is PasswordMissingError
-    assert f"no line for 127.0.0.1:{server.port}, database postgres, role postgres" in error.why
+    assert f"no line with a password for 127.0.0.1:{server.port}, database postgres, role postgres" in error.why
     assert f"127.0.0.1:{server.port}:*:postgres:PASSWORD" in error.fix
 
 
