@@ -114,10 +114,10 @@ def test_roles_whose_names_are_in_it(encoding: str, full_bin_dir: Path, tmp_path
     running = running_cluster(full_bin_dir)
     running.cluster = replace(running.cluster, encoding=encoding)
     with running as cluster:
-        place: dict[str, Any] = {"host": str(cluster.folder), "port": cluster.port, "user": "postgres", "autocommit": True}
-        with psycopg.connect(**place, dbname="postgres") as session:
+        place: dict[str, Any] = {"host": str(cluster.folder), "port": cluster.port, "user": "postgres"}
+        with psycopg.connect(**place, dbname="postgres", autocommit=True) as session:
             session.execute("CREATE DATABASE named")
-        with psycopg.connect(**place, dbname="named") as session:
+        with psycopg.connect(**place, dbname="named", autocommit=True) as session:
             session.execute(f"SET client_encoding = '{'UTF8' if encoding == 'LATIN1' else encoding}'")
             session.execute(ROLES.encode())
         source = cluster.connection("named")
