@@ -23,7 +23,7 @@ from ovia_backup_dagster.core.errors import (
     ProgramCrashedError,
     ProgramError,
 )
-from ovia_backup_dagster.core.files import plain_status, scratch
+from ovia_backup_dagster.core.files import open_plain, scratch
 from ovia_backup_dagster.core.verdict import LargeObjects, TableWitness, Witness, split_identifier
 from ovia_backup_dagster.postgres.client import Programs, capture
 from ovia_backup_dagster.postgres.datatext import (
@@ -185,13 +185,14 @@ def witness_of(programs: Programs, schema: Path, listing: str, data: Data[Ordere
 
 
 def argument(path: Path) -> str:
-    """An archive as pg_restore takes it, if it is a file: a FIFO or a device would never end.
+    """An archive as pg_restore takes it, if it is a file that opens: a FIFO or a device would never end.
 
     Raises:
         StrangeFileError: it is none. One that is gone is for pg_restore to say.
+        VolumeError: it cannot be opened, with cause and remedy, which pg_restore does not give.
     """
     with suppress(FileNotFoundError):
-        plain_status(path)
+        os.close(open_plain(path))
     return str(path)
 
 

@@ -76,7 +76,8 @@ class Preflight:
         except ServerUnreachableError:
             raise
         except BackupError as error:
-            self.obstacles.append(error)
+            if str(error) not in map(str, self.obstacles):  # such as a file that every look at it needs
+                self.obstacles.append(error)
 
     def _refuse(self, what: str, why: str, fix: str) -> None:
         self.obstacles.append(RestoreRefusedError(what, why=why, fix=fix))

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import re
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,19 @@ from ovia_backup_dagster.postgres.client import Connection, Programs, capture
 from ovia_backup_dagster.postgres.cluster import Cluster
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster_tests.conftest import NewDatabase, admin, execute, quiet
+from ovia_backup_dagster_tests.core.crashes import raised_as_nobody
+
+
+def test_a_file_that_this_user_may_not_open_is_said_with_what_to_do() -> None:
+    """pg_restore says neither why nor what then, and its word is no verdict."""
+    with tempfile.TemporaryDirectory(prefix="ovia-t-", dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        closed = Path(folder) / "a.dump"
+        closed.touch(mode=0o000)
+        error = raised_as_nobody(lambda: archive.argument(closed))
+    assert isinstance(error, errors.VolumeError)
+    assert (error.said, "belong to somebody else" in error.why) == ("Permission denied", True)
+    assert "chown -R USER" in error.fix
 
 
 def rows_in(database: Connection) -> dict[str, int]:

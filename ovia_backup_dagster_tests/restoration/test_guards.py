@@ -23,8 +23,9 @@ from unittest import mock
 import pytest
 
 from ovia_backup_dagster.core.catalog import MANIFEST
-from ovia_backup_dagster.core.errors import RestoreRefusedError
+from ovia_backup_dagster.core.errors import RestoreRefusedError, VolumeError
 from ovia_backup_dagster.core.restoration import Mode
+from ovia_backup_dagster.restoration.preflight import Preflight
 from ovia_backup_dagster.restoration.wishes import Wishes
 from ovia_backup_dagster.swarm import services
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, free_port
@@ -410,3 +411,12 @@ def test_a_role_that_has_only_the_owners_rights(site: Site, mode: str) -> None:
             for name in site.databases:
                 session.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
             session.execute(f"DROP ROLE {role}; DROP ROLE {owner}")
+
+
+def test_what_several_looks_stumble_over_is_one_obstacle() -> None:
+    found = Preflight(mock.Mock(), mock.Mock())
+    for name in ("a.dump", "a.dump", "b.dump"):
+        with found.collecting():
+            raise VolumeError(f"{name} cannot be read", why="this user may not", fix="ls -l")
+
+    assert [each.what for each in found.obstacles] == ["a.dump cannot be read", "b.dump cannot be read"]
