@@ -53,7 +53,8 @@ _DATABASE = """
     FROM pg_database d, pg_roles me WHERE d.datname = %s AND me.rolname = current_user
 """
 _ROLE = """
-    SELECT pg_is_in_recovery() AS standby, rolsuper OR rolcreatedb AS creates_databases
+    SELECT pg_is_in_recovery() AS standby, rolsuper OR rolcreatedb AS creates_databases,
+           rolname AS acting, session_user AS connected
     FROM pg_roles WHERE rolname = current_user
 """
 #: Autovacuum the server itself ends for a rename, whoever asks. Who may not see what kind a process is knows it
@@ -175,10 +176,15 @@ def obstacles(server: Connection, database: str, *, mode_needs_swap: bool = True
     def refuse(what: str, why: str, fix: str) -> None:
         found.append(RestoreRefusedError(what, why=why, fix=fix))
 
-    name, me = sql_identifier(database), sql_identifier(server.user)
+    name = sql_identifier(database)
     with connect(beside(server, database)) as session:
         role = session.execute(_ROLE).fetchone()
         assert role is not None  # a session always has a role
+        acting, connected = role["acting"], role["connected"]
+        me, instead = sql_identifier(acting), ""
+        if acting != connected:
+            # ALTER ROLE ... SET role: the rights are the other's.
+            instead = f", as which role {connected} acts, since its setting role says so"
         if role["standby"]:
             refuse(
                 f"the server at {server.host}:{server.port} is a standby",
@@ -188,7 +194,7 @@ def obstacles(server: Connection, database: str, *, mode_needs_swap: bool = True
             return found
         if not role["creates_databases"]:
             refuse(
-                f"role {server.user} may not make or rename a database",
+                f"role {acting} may not make or rename a database{instead}",
                 "it has not CREATEDB",
                 f"as a superuser: ALTER ROLE {me} CREATEDB; or name a role that may: RESTORE_POSTGRES_USER",
             )
@@ -198,7 +204,7 @@ def obstacles(server: Connection, database: str, *, mode_needs_swap: bool = True
         if not row["ours"]:
             refuse(
                 f"database {database} belongs to {row['owner']}",
-                f"role {server.user} has not its rights",
+                f"role {acting} has not its rights{instead}",
                 f"as a superuser: GRANT {sql_identifier(row['owner'])} TO {me} WITH INHERIT TRUE, SET TRUE; or name a "
                 "role that has: RESTORE_POSTGRES_USER",
             )

@@ -800,7 +800,17 @@ def test_a_role_that_may_not(site: Site, rights: str, said: str) -> None:
     try:
         weak = site.with_settings(RESTORE_POSTGRES_USER=role)
         for mode in ("swap", "drop"):
-            assert said in weak.restore("--mode", mode).refused()
+            refused = weak.restore("--mode", mode)
+            assert refused.refused()
+            assert said in refused.output
+        # The rights are those of the role that it is set to act as.
+        sql_in_server(site, "GRANT pg_monitor TO {}", role)
+        sql_in_server(site, "ALTER ROLE {} SET role = pg_monitor", role)
+        refused = weak.restore()
+        assert refused.refused()
+        assert f"role pg_monitor may not make or rename a database, as which role {role} acts" in refused.output
+        assert 'ALTER ROLE "pg_monitor" CREATEDB' in refused.output
+        sql_in_server(site, "ALTER ROLE {} RESET role", role)
         # It may make a database, but not give what is in it to whom it belongs.
         assert weak.restore("--mode", "new", confirm=False).code == 1
         assert site.databases == [site.live.database]
