@@ -222,13 +222,14 @@ def _rights(needs: Needs, offers: Offers, found: list[BackupError]) -> None:
         )
     if others := sorted(name for name, is_superuser in offers.strangers.items() if not is_superuser):
         owners = ", ".join(map(_identifier, others[:_SHOWN]))
+        # A statement that is cut off is none.
         rest = f"; then those of the {len(others) - _SHOWN:,} more, whom the plan names next; or {_let(offers)}"
+        rest = rest if len(others) > _SHOWN else ""
         found.append(
             RestoreRefusedError(
                 f"role {offers.role} may not give what is in {needs.backup} to its owner {_some(others)}",
                 why="it is no member of that role, with INHERIT and SET",
-                # A statement that is cut off is none.
-                fix=f"as a superuser: GRANT {owners} TO {me} WITH INHERIT TRUE, SET TRUE{rest * (len(others) > _SHOWN)}",
+                fix=f"as a superuser: GRANT {owners} TO {me} WITH INHERIT TRUE, SET TRUE{rest}",
             )
         )
     if offers.closed:
