@@ -12,8 +12,9 @@ from ovia_backup_dagster.core.comparison import shortened
 from ovia_backup_dagster.core.manifest import Computed, ComputedTable, ComputedView
 
 _WHY_GENERATED = (
-    "the rows are the backup's, and the expression gave another result here: it depends on what no dump holds (a "
-    "setting, the clock, the user, another table, the version of an extension or locale), whatever IMMUTABLE says"
+    "the rows are the backup's, and the expression gave another result here: a function in it was changed after rows "
+    "were written (any UPDATE of these computes it again), or it depends on what no dump holds (a setting, the clock, "
+    "the user, another table, the version of an extension or locale), whatever IMMUTABLE says"
 )
 _WHY_VIEW = (
     "refreshed from the backup's rows; the source's may have been stale, if its tables changed after its last REFRESH, "
