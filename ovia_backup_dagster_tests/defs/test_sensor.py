@@ -743,7 +743,7 @@ def test_a_failed_drill_and_a_failed_run_are_told_apart(real: Daemon, people: Re
     assert real.run(real.tick())
     database = real.location.settings.postgres_db
     assert people.titles == [f"[{database}] the restore drill failed", f"[{database}] the daily backup failed"]
-    assert "failed: it does not restore." in people.messages[1]["message"]
+    assert "failed: restored_without_errors: it does not restore." in people.messages[1]["message"]
 
 
 # ---------------------------------------------------------------- a restore that was left unfinished

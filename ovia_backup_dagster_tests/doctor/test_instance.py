@@ -337,7 +337,7 @@ def test_the_job_fails_with_what_will_fail(bare: NewLocation) -> None:
     assert "Next: pg_isready -h 127.0.0.1" in location.logs(result.run_id)
     # What was found stands on the asset's page all the same, a check for each area.
     (found,) = materialized(result).values()
-    assert "Connection refused" in found["summary"]
+    assert "Connection refused" in found["report"]
     red = [name for name, (passed, _) in checks(result).items() if not passed]
     assert "server" in red
     assert f"{found['fail']} fail" in found["summary"]

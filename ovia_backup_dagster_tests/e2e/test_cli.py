@@ -593,12 +593,12 @@ def test_status_of_drills(cli: Cli, catalog: Catalog, database: Connection) -> N
     failed = cli("status")
     assert failed.returncode == 1
     assert re.search(r"BACKUP WARNING - .*; the restore drill of \S+ failed \| age=", failed.stdout)
-    assert "drill: it does not restore\n" in failed.stdout
+    assert "drill: restored_without_errors: it does not restore\n" in failed.stdout
     code, status = cli.json("status")
     drills = status["drills"]
     assert isinstance(drills, dict)
     assert (code, status["status"]) == (1, "WARNING")
-    assert " failed: it does not restore. Next: " in str(drills["trouble"])
+    assert " failed: restored_without_errors: it does not restore. Next: " in str(drills["trouble"])
     assert drills["last_passed"] == (now - timedelta(days=40)).isoformat()
     late = cli("status", BACKUP_MAX_AGE_HOURS="0.00001")
     assert late.returncode == 2

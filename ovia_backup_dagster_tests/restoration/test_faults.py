@@ -6,7 +6,6 @@ command that the error names brings it to an end.
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import signal
@@ -25,7 +24,6 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from ovia_backup_dagster.core.catalog import MANIFEST
 from ovia_backup_dagster.core.housekeeping import prune
 from ovia_backup_dagster.core.locking import volume_lock
 from ovia_backup_dagster.core.restoration import Journal, Mark, RestoreFolder, Step
@@ -943,18 +941,6 @@ def test_flips(full_server: PortCluster, full_bin_dir: Path, tmp_path: Path, com
                 sql_in_server(site, "DROP DATABASE {}", made)
         assert site.content() == site.now
         assert site.databases == [site.live.database]
-
-
-@pytest.mark.parametrize("mode", ["swap", "drop", "new"])
-def test_an_extension_that_the_server_lacks_is_named_before_anything_is_touched(site: Site, mode: str) -> None:
-    manifest = site.backup.sidecar(MANIFEST)
-    known = json.loads(manifest.read_text("utf-8"))
-    known["database"]["extensions"]["postgis"] = "3.4"
-    manifest.chmod(0o600)
-    manifest.write_text(json.dumps(known), "utf-8")
-    assert "postgis" in site.restore("--mode", mode, confirm=mode != "new").refused()
-    assert not list(site.place.root.glob("restores/*"))
-    assert whole(site) == "old"
 
 
 # ----------------------------------------------------------------------------------------- at the same time

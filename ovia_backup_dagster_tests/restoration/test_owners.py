@@ -160,6 +160,18 @@ def test_a_drill_and_restores_by_whoever_and_wherever(pair: Pair, live: Connecti
     assert one(live, MEANING) == meant
     assert by_boss.run("undo-restore", "--yes-destroy", live.database).code == 0
 
+    # An extension that the server has no more is named before anything is touched.
+    control = pair.bin_dir.parent / "share" / "extension" / "ovia_given.control"
+    control.rename(control.with_suffix(".away"))
+    try:
+        for options in (("--yes-destroy", live.database), ("--mode", "new"), ("--plan",)):
+            refused = by_boss.run("restore", backup.path.name, *options)
+            assert refused.code == 1, refused.output
+            assert "ovia_given" in refused.output
+        assert one(live, MEANING) == meant
+    finally:
+        control.with_suffix(".away").rename(control)
+
     # Where the bootstrap superuser has another name.
     there = pair.other.connection(live.database)
     to = {"POSTGRES_HOST": there.host, "POSTGRES_PORT": str(there.port), "POSTGRES_USER": "postgres"}

@@ -30,7 +30,7 @@ from ovia_backup_dagster.postgres.client import Connection, Variables
 from ovia_backup_dagster.postgres.proof import Proof
 from ovia_backup_dagster.postgres.reread import Rereader
 from ovia_backup_dagster.postgres.subscriptions import drop_subscriptions
-from ovia_backup_dagster.restoration import plan, steps
+from ovia_backup_dagster.restoration import preflight, steps
 from ovia_backup_dagster.restoration.restorations import Restorations
 from ovia_backup_dagster.restoration.steps import Steps
 from ovia_backup_dagster.restoration.wishes import Wishes
@@ -208,7 +208,7 @@ def test_roles_that_nobody_saved_are_asked_for_before_a_drop(site: Site) -> None
 def test_no_room_is_no_reason_to_advise_a_drop_where_nothing_was_to_be_replaced(
     site: Site, options: tuple[str, ...], drop: bool
 ) -> None:
-    with mock.patch.object(plan, "free_bytes", return_value=-(10**12)):
+    with mock.patch.object(preflight, "free_bytes", return_value=-(10**12)):
         line = site.restore(*options).refused()
     assert "too little room" in line
     assert ("--mode drop" in line) == drop
