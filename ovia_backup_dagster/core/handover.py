@@ -23,6 +23,7 @@ from ovia_backup_dagster.core.errors import VolumeError, VolumeMissingError
 from ovia_backup_dagster.core.files import explained, sync_opened_folder
 from ovia_backup_dagster.core.naming import SUFFIX, Tier
 from ovia_backup_dagster.core.protection import FOLDER, Protection, folder, is_dump
+from ovia_backup_dagster.core.words import some
 
 #: ``.handover`` until it belongs to our user: in one of root's, we could neither look nor forget.
 _CHUNK_BYTES = 1024 * 1024
@@ -113,7 +114,7 @@ def finish(
         in_the_way = _remove_protection(volume)
     if in_the_way:
         raise VolumeError(
-            f"{root / FOLDER} cannot be removed: {_some(in_the_way)} in it",
+            f"{root / FOLDER} cannot be removed: {some(in_the_way, _NAMED)} in it",
             why="it is no dump of ours, or another file has its name by now",
             fix=f"ls -lR {root / FOLDER}; move it where it belongs, or remove it; then the same command again",
         )
@@ -283,7 +284,7 @@ def _volume(root: Path, owner: Owner) -> Iterator[tuple[int, _Owned]]:
             raise VolumeError(f"{root} is no backup volume", why="it is a folder of the system's", fix=fix)
         names = set(os.listdir(volume)) - {_LOST_AND_FOUND}
         if names and not names & {*_OURS}:
-            why = f"it holds {_some(sorted(names))}, and nothing of ours"
+            why = f"it holds {some(sorted(names), _NAMED)}, and nothing of ours"
             raise VolumeError(f"{root} is no backup volume", why=why, fix=fix)
         yield volume, _Owned(root, owner, here.st_dev)
 
@@ -435,7 +436,3 @@ def _files(second: int, tier: Tier) -> list[str]:
         for name in sorted(os.listdir(second))
         if is_dump(name, tier) and stat.S_ISREG(os.stat(name, dir_fd=second, follow_symlinks=False).st_mode)
     ]
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from ovia_backup_dagster.core.words import some
+
 _LISTED = re.compile(r"^(\d+); \d+ (\d+) (.+)$", re.MULTILINE)
 #: As ``pg_restore --verbose --schema-only --file=-`` begins each entry.
 _BEGINS = re.compile(
@@ -539,9 +541,7 @@ def _note(table: _Object, what: str, function: str, names: Sequence[str]) -> str
 
 
 def _some(names: Sequence[str]) -> str:
-    names = list(dict.fromkeys(names))
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return some(list(dict.fromkeys(names)), _SHOWN)
 
 
 def _where(owner: _Object, function: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ovia_backup_dagster.core.errors import BackupError, ExtensionMissingError, RestoreRefusedError
+from ovia_backup_dagster.core.words import some
 
 _SHOWN = 5
 #: pg_dump looks into catalogs besides the tables that it locks.
@@ -215,7 +216,7 @@ def _rights(needs: Needs, offers: Offers, found: list[BackupError]) -> None:
     if powerful:
         found.append(
             RestoreRefusedError(
-                f"role {offers.role} may not give what is in {needs.backup} to its owner {_some(powerful)}",
+                f"role {offers.role} may not give what is in {needs.backup} to its owner {some(powerful)}",
                 why="that is a superuser, whose member no other role should be",
                 fix=_let(offers),
             )
@@ -227,13 +228,13 @@ def _rights(needs: Needs, offers: Offers, found: list[BackupError]) -> None:
         rest = rest if len(others) > _SHOWN else ""
         found.append(
             RestoreRefusedError(
-                f"role {offers.role} may not give what is in {needs.backup} to its owner {_some(others)}",
+                f"role {offers.role} may not give what is in {needs.backup} to its owner {some(others)}",
                 why="it is no member of that role, with INHERIT and SET",
                 fix=f"as a superuser: GRANT {owners} TO {me} WITH INHERIT TRUE, SET TRUE{rest}",
             )
         )
     if offers.closed:
-        shown = _some([f"{role} in a schema of {owner}" for role, owner in sorted(offers.closed)])
+        shown = some([f"{role} in a schema of {owner}" for role, owner in sorted(offers.closed)])
         found.append(
             RestoreRefusedError(
                 f"role {offers.role} may not place what is in {needs.backup}: it belongs to {shown}",
@@ -274,7 +275,7 @@ def _files(needs: Needs, offers: Offers, found: list[BackupError]) -> None:
         )
     if offers.libraries:
         lacks(
-            f"libraries of functions in C: {_some(sorted(offers.libraries))}",
+            f"libraries of functions in C: {some(sorted(offers.libraries))}",
             "the package that brought them to the source is not installed there",
             "install it on that server; then try again",
         )
@@ -366,7 +367,7 @@ def versions_differ(source: Mapping[str, str], here: Mapping[str, str], place: s
     different = sorted(name for name, version in source.items() if here.get(name, version) != version)
     if not different:
         return []
-    pairs = _some([f"{name} {source[name]}, here {here[name]}" for name in different])
+    pairs = some([f"{name} {source[name]}, here {here[name]}" for name in different])
     text = f"text sorts by another version at {place} than in the source ({pairs}): a restore builds every index itself"
     return [f"{text}, and they are right; rows may be outside of a partition's range of text, or fail a CHECK"]
 
@@ -376,7 +377,7 @@ def _only_a_superuser(
 ) -> RestoreRefusedError:
     # One that is shown is enough to find all.
     return RestoreRefusedError(
-        f"role {offers.role} may not make what {needs.backup} holds: {kind} {_some(names)}",
+        f"role {offers.role} may not make what {needs.backup} holds: {kind} {some(names)}",
         why=f"only a superuser may{f': it is {why}' if why else ''}",
         fix=_let(offers),
     )
@@ -387,11 +388,6 @@ def _let(offers: Offers) -> str:
         f"let a superuser restore, and be sure of the functions in the backup: RESTORE_POSTGRES_USER="
         f"{offers.a_superuser}"
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def _identifier(name: str) -> str:

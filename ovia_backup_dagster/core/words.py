@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 
@@ -30,6 +31,12 @@ def duration(span: timedelta) -> str:
 def seconds(count: float) -> str:
     """``1.7 s``, ``42.0 s``; from a minute on as :func:`duration` says it."""
     return f"{count:.1f} s" if count < 60 else duration(timedelta(seconds=count))
+
+
+def some(names: Sequence[object], most: int = 5) -> str:
+    """The first of many, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more
 
 
 #: No message is longer: mail, chat and a table of the UI show this much.

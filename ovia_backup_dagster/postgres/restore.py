@@ -100,13 +100,14 @@ class Unrefreshed:
     refreshed: bool = False
 
     def __str__(self) -> str:
-        view = self.command.removeprefix(_REFRESH).removesuffix(";")
+        command = self.command.removesuffix(";")
+        view = command.removeprefix(_REFRESH)
         if self.refreshed:
             return (
                 f"materialized view {view} cannot be refreshed by pg_restore, which has no search_path: {self.said}; "
-                f"it was refreshed with one, by: {self.command}"
+                f"it was refreshed with one, by: {command}"
             )
-        return f"materialized view {view} cannot be refreshed: {self.said}; when that is put right: {self.command}"
+        return f"materialized view {view} cannot be refreshed: {self.said}; when that is put right: {command}"
 
 
 @dataclass(frozen=True, slots=True)

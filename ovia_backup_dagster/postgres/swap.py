@@ -22,6 +22,7 @@ import psycopg
 from psycopg import sql
 
 from ovia_backup_dagster.core.errors import DatabaseInUseError, DatabaseMissingError, RestoreRefusedError
+from ovia_backup_dagster.core.words import some
 from ovia_backup_dagster.postgres.advisory import AdvisoryLock
 from ovia_backup_dagster.postgres.client import APPLICATION, Connection
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier, sql_string
@@ -247,7 +248,7 @@ def obstacles(server: Connection, database: str, *, mode_needs_swap: bool = True
         stay = _staying(session, row["oid"])
         if stay:
             refuse(
-                f"role {server.user} may not end sessions in database {database}: {_some(stay)}",
+                f"role {server.user} may not end sessions in database {database}: {some(stay)}",
                 "they are other roles', which takes pg_signal_backend, or a superuser's, which takes a superuser",
                 f"end them; or, as a superuser: GRANT pg_signal_backend TO {me}; or name a superuser: "
                 "RESTORE_POSTGRES_USER",
@@ -397,7 +398,7 @@ def _insist(
                 left = [s for oid in oids for s in _sessions(ending, oid)]
                 raise DatabaseInUseError(
                     f"database {database} could not be renamed",
-                    why=f"in use by {_some(left)}" if left else "sessions come and go in it",
+                    why=f"in use by {some(left)}" if left else "sessions come and go in it",
                     said=": ".join(filter(None, (error.diag.message_primary, error.diag.message_detail))),
                     fix="stop what uses it, and try again; nothing was changed",
                 ) from None
@@ -447,8 +448,3 @@ def _staying(session: psycopg.Connection[dict[str, Any]], oid: int) -> list[Clie
         if not any(each.application == APPLICATION for each in stay) or time.monotonic() > until:
             return stay
         time.sleep(_POLL_SECONDS)
-
-
-def _some(sessions: list[ClientSession]) -> str:
-    more = f" and {len(sessions) - _SHOWN} more" if len(sessions) > _SHOWN else ""
-    return ", ".join(map(str, sessions[:_SHOWN])) + more

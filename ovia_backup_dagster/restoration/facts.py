@@ -15,7 +15,7 @@ from ovia_backup_dagster.core.drill import Evidence
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.core.naming import BackupName
 from ovia_backup_dagster.core.restoration import Mode, Order, Record, RestoreFolder, Step
-from ovia_backup_dagster.core.words import duration, human_bytes
+from ovia_backup_dagster.core.words import duration, human_bytes, some
 from ovia_backup_dagster.postgres.client import Connection
 from ovia_backup_dagster.postgres.drill import Driller
 from ovia_backup_dagster.postgres.subscriptions import subscriptions
@@ -87,7 +87,7 @@ def since(server: Connection, database: str, record: Record | None, live: Standi
         if changes == []:
             return "nothing was written since the swap"
         if changes is not None:
-            return "written since the swap: " + _some([_change(change) for change in changes])
+            return "written since the swap: " + some([_change(change) for change in changes])
     newest = _newest(server, database)
     return f"what was written since the swap is not known; newest: {newest or 'nothing with a time'}"
 
@@ -97,7 +97,7 @@ def sessions(found: Sequence[ClientSession]) -> str:
     if not found:
         return "none to be cut"
     counted = Counter(map(str, found)).most_common()
-    return f"{len(found)} will be cut: " + _some([f"{number} x {name}" for name, number in counted])
+    return f"{len(found)} will be cut: " + some([f"{number} x {name}" for name, number in counted])
 
 
 def size(count: int | None) -> str:
@@ -171,8 +171,3 @@ def _about(seconds: float, what: str, at: datetime) -> str:
 def _change(change: Written) -> str:
     counts = {"inserted": change.inserted, "updated": change.updated, "deleted": change.deleted}
     return f"{change.table} " + ", ".join(f"{number:,} {what}" for what, number in counts.items() if number)
-
-
-def _some(texts: Sequence[str]) -> str:
-    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
-    return ", ".join(texts[:_SHOWN]) + more

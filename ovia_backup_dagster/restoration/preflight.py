@@ -22,7 +22,7 @@ from ovia_backup_dagster.core.errors import (
 from ovia_backup_dagster.core.naming import restore_name
 from ovia_backup_dagster.core.needs import unmet
 from ovia_backup_dagster.core.restoration import Mode, Order, Step
-from ovia_backup_dagster.core.words import human_bytes
+from ovia_backup_dagster.core.words import human_bytes, shortened
 from ovia_backup_dagster.postgres import archive as archives
 from ovia_backup_dagster.postgres import executed, offers, roles
 from ovia_backup_dagster.postgres import needs as backup_needs
@@ -273,7 +273,7 @@ class Preflight:
         ]
         there = set(order.privileged_roles) - {each.name for each in plan}
         self.warnings += [f"role {name} is there already, or not needed: it is left as it is" for name in sorted(there)]
-        self.facts["roles"] = f"made, without passwords: {', '.join(each.name for each in plan) or 'none'}"
+        self.facts["roles"] = shortened(f"made, without passwords: {', '.join(each.name for each in plan) or 'none'}")
         self._roles_to_give(backup, saved)
 
     def _roles_to_give(self, backup: Backup, saved: bytes) -> None:

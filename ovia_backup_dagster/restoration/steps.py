@@ -29,6 +29,7 @@ from ovia_backup_dagster.core.errors import (
 )
 from ovia_backup_dagster.core.naming import before_at, before_name
 from ovia_backup_dagster.core.restoration import Journal, Mark, Mode, Order, Proven, Step
+from ovia_backup_dagster.core.words import shortened
 from ovia_backup_dagster.postgres import archive as archives
 from ovia_backup_dagster.postgres import places, roles
 from ovia_backup_dagster.postgres.client import Connection
@@ -423,7 +424,7 @@ class Steps:
         server = beside(self.target, self.order.database)
         lacking = roles.missing(server, saved, schema)
         notes = roles.create(server, saved, lacking, self.order.privileged_roles)
-        return [f"made roles: {', '.join(lacking)}", *notes] if lacking else notes
+        return [shortened(f"made roles: {', '.join(lacking)}"), *notes] if lacking else notes
 
     def _salvage(self, proof: Proof, copy: places.Copy, backup: Backup) -> Proven:
         """Restore what can be; say what is not as it was when the backup was last read whole."""
