@@ -38,6 +38,8 @@ MOST_BYTES = 8 * 1024**3
 GRACE_SECONDS = 30.0
 _POLL_SECONDS = 0.2
 _ATTEMPTS = 4
+#: A server that stands still takes no request to cancel; the plain call would keep every thread waiting for it.
+_CANCEL_SECONDS = 5.0
 _MODULUS = 2**64
 #: One process, and locks that are waited for briefly.
 _OPTIONS = (
@@ -311,7 +313,7 @@ class Recorder:
 
 def _cancel(session: Session) -> None:
     with contextlib.suppress(psycopg.Error):
-        session.cancel()
+        session.cancel_safe(timeout=_CANCEL_SECONDS)
 
 
 def _prepare(session: Session) -> None:
