@@ -239,7 +239,7 @@ def build_alert(system: BackupSystem, job_name: str) -> dg.AssetsDefinition:
                 shown |= {"title": dg.MetadataValue.text(title), "message": dg.MetadataValue.text(body)}
                 shown |= metadata.of_delivery(delivery)
             else:
-                shown["message"] = dg.MetadataValue.text("nothing is wrong; nobody was told")
+                shown["message"] = dg.MetadataValue.text("nothing is wrong; no message was sent")
             shown |= metadata.of_freshness(state.found) if state.found else {}
             if failed is not None:
                 shown["last_failed_run"] = dg.MetadataValue.dagster_run(failed.run_id)

@@ -71,7 +71,7 @@ def backup_freshness_sensor(job_name: str, watched: str) -> dg.SensorDefinition:
         "drill failed, or the last that passed is older than DRILL_MAX_AGE_DAYS, when a restore was left unfinished, "
         "when the last run of `kept_databases_job` failed, when the volume cannot be read, or does not answer in time: "
         "once a day while it lasts, and once when it is over. While all is well, the alert is materialized in green "
-        "after each day's backup, and nobody is told.",
+        "after each day's backup, and sends no message.",
     )
     def freshness_sensor(
         context: dg.SensorEvaluationContext, backups: Backups

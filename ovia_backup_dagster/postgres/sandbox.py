@@ -59,7 +59,7 @@ def _compiled(source: str) -> str:
             head = file.read(16)
         status = os.stat(source)
     except (OSError, NotImplementedError):
-        return source
+        return source  # nothing was compiled, or Python keeps none: the source does the same, a little later
     of_now = struct.pack("<III", 0, int(status.st_mtime) & 0xFFFFFFFF, status.st_size & 0xFFFFFFFF)
     return path if head == importlib.util.MAGIC_NUMBER + of_now else source
 

@@ -66,7 +66,6 @@ _BROKEN = (
 #: What a role may not do, or is not there for.
 _RIGHTS = re.compile(
     r"permission denied|must be (?:a )?(?:owner|superuser|member)|must (?:be able|have)|only superuser"
-    r"|must be a superuser"
 )
 _NO_ROLE = re.compile(r'role "(?P<name>(?s:.*?))" does not exist')
 _SAID = 200

@@ -1,4 +1,4 @@
-"""What privileges mean: the same whoever made what an extension or initdb makes; different where others may differ."""
+"""What privileges mean: the same by whatever role an extension was made; different where others may differ."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def test_nothing_is_wrong_and_nobody_is_told(bare: NewLocation, people: Receiver
         "proven": False,
         "max_age_hours": 26.0,
         "age_hours": 25.0,
-        "message": "nothing is wrong; nobody was told",
+        "message": "nothing is wrong; no message was sent",
     }
 
 

@@ -112,7 +112,7 @@ def test_the_ui_serves_the_demo(folder: Path) -> None:
         made = [json.loads(path.read_text()) for path in (folder / "backups" / "daily").glob("*.dump.json")]
         assert run_id in {manifest["run_id"] for manifest in made}
         until(lambda: graphql(_TICKS)["sensorOrError"]["sensorState"]["ticks"], 90)
-        # The first asks for a run that shows green, and tells nobody; it and the demo's own stand on Overview.
+        # The first asks for a run that shows green, and sends no message; it and the demo's own stand on Overview.
         first = graphql(_TICKS)["sensorOrError"]["sensorState"]["ticks"][-1]
         assert first["status"] == "SUCCESS", first
         assert len(first["runIds"]) == 1

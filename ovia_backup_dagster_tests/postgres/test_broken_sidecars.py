@@ -164,7 +164,7 @@ def test_an_archive_that_crashes_pg_restore_twice_is_bad(volume_of_crashes: Cata
         # It crashes on everything: the fault is its own.
         ("kill -SEGV $$", "the program crashed (signal 11)"),
         ("kill -ABRT $$", "the program crashed (signal 6)"),
-        # Memory ran out, or somebody did it.
+        # Memory ran out, or a person did it.
         ("kill -KILL $$", "the program was ended by signal 9"),
         ("kill -TERM $$", "the program was ended by signal 15"),
     ],

@@ -129,7 +129,7 @@ ROWS = r"""
     REFRESH MATERIALIZED VIEW kept
 """
 
-#: pg_restore says the one as the archive was written, and nobody is told the other.
+#: pg_restore says the one as the archive was written, and the other is told to no one.
 NOT_TOLD = ("standard_conforming_strings", "seed")
 
 Values = dict[str, str]

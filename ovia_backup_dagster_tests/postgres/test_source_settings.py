@@ -112,7 +112,7 @@ def test_who_has_the_last_word() -> None:
     # The archive's money is written as the dump's options say.
     more = {"datestyle": "SQL, DMY", "extra_float_digits": "0", "lc_monetary": "C"}
     assert said(known) == {**with_roles, **more}
-    # What nobody has set for this database is missed by nobody.
+    # What was not set for this database is not missed.
     assert {setting.name for setting in known if not setting.said} == set(more)
 
 

@@ -1,4 +1,4 @@
-"""What a restore computes anew: told where it came out otherwise, and views that hold nothing with what fills them."""
+"""What a restore computes again: told where it came out otherwise, and views that hold nothing with what fills them."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ UI_PASSWORD = "door-Passw0rd"
 CHANNEL_PASSWORD = "channel-Passw0rd"
 SERVICES = ("storage", "code-server", "daemon", "webserver", "door", "docker-filter", "doctor", "console")
 TITLE = "Runbook: backups of Ovia's database"
-#: The freshness sensor looks twice a minute here; its daemon may be busy, or have begun anew.
+#: The freshness sensor looks twice a minute here; its daemon may be busy, or have begun again.
 SENSOR_SECONDS = 180
 FINISHED = {"SUCCESS", "FAILURE", "CANCELED"}
 _JOBS = "{ repositoriesOrError { ... on RepositoryConnection { nodes { location { name } jobs { name } } } } }"

@@ -51,7 +51,7 @@ def deployment(browser: Browser) -> Iterator[Deployment]:
 
 @pytest.fixture(scope="module")
 def told(deployment: Deployment) -> Receiver:
-    """Who was told of the old backup, after the daemon's first tick. Until then nobody may touch the volume.
+    """Who was told of the old backup, after the daemon's first tick. Until then nothing may touch the volume.
 
     There is no second tick: a slow machine would see the all-clear of it, between two tests.
     """
@@ -116,7 +116,7 @@ def test_the_alert_is_red_when_people_are_told_and_green_when_all_is_well(
     assert site.materialize(ALERT) == "Success"
     assert len(deployment.people.messages) == told
     site.open_asset(ALERT)
-    expect(site.metadata("message")).to_have_text("nothing is wrong; nobody was told")
+    expect(site.metadata("message")).to_have_text("nothing is wrong; no message was sent")
     site.open_graph()
     expect(site.node(ALERT)).to_contain_text("6 / 6 Passed")
     assert colour(site.node(ALERT).get_by_text("Materialized", exact=True)) == "green"
