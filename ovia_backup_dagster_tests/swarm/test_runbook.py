@@ -41,7 +41,9 @@ def test_the_old_and_the_new_share_the_volume_and_lose_nothing(swarm: Swarm) -> 
     swarm.follow("Moving from the old backup service", 0)
     swarm.follow("Moving from the old backup service", 1)
     assert seen - set(swarm.sh(_listing(swarm)).split()) == set()
-    assert [backup for backup in swarm.backups() if backup["state"] not in ("proven", "being written")] == []
+    # Deployed before PostgreSQL lets it in, the old script leaves an empty file: bad, and rightly so.
+    begun = [backup for backup in swarm.backups() if backup["size_bytes"] > 0]
+    assert [backup for backup in begun if backup["state"] not in ("proven", "being written")] == []
     every = "stat -c %u:%g /backups /backups/*/*"
     owners = docker("exec", swarm.container("ovia-backup_console"), "sh", "-c", every)
     assert set(owners.split()) == {"10001:10001"}
