@@ -1,0 +1,44 @@
+--
+-- PostgreSQL database cluster dump
+--
+
+\restrict 09BaB2SWroCaeviHQwuHoZYWFTmQABz6EdfOJIH8ODleYvOUYukTrdiwdcEQzRJ
+
+SET default_transaction_read_only = off;
+
+SET client_encoding = 'UTF8';
+SET standard_conforming_strings = on;
+
+--
+-- Roles
+--
+
+CREATE ROLE ovia;
+ALTER ROLE ovia WITH NOSUPERUSER INHERIT NOCREATEROLE NOCREATEDB LOGIN NOREPLICATION NOBYPASSRLS;
+CREATE ROLE postgres;
+ALTER ROLE postgres WITH SUPERUSER INHERIT CREATEROLE CREATEDB LOGIN REPLICATION BYPASSRLS;
+CREATE ROLE readers;
+ALTER ROLE readers WITH NOSUPERUSER INHERIT NOCREATEROLE NOCREATEDB NOLOGIN NOREPLICATION NOBYPASSRLS;
+
+--
+-- User Configurations
+--
+
+
+--
+-- Role memberships
+--
+
+GRANT readers TO ovia WITH INHERIT TRUE GRANTED BY postgres;
+
+
+
+
+
+
+\unrestrict 09BaB2SWroCaeviHQwuHoZYWFTmQABz6EdfOJIH8ODleYvOUYukTrdiwdcEQzRJ
+
+--
+-- PostgreSQL database cluster dump complete
+--
+
