@@ -60,8 +60,8 @@ format: install ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 docs: install ## write the generated parts of README and docs anew
-	$(BIN)/python -m ovia_backup_dagster_tests.readme
-	$(BIN)/python -m ovia_backup_dagster_tests.troubleshooting
+	$(BIN)/python -m ovia_backup_dagster_tests.docs.readme
+	$(BIN)/python -m ovia_backup_dagster_tests.docs.troubleshooting
 	$(BIN)/python -m benchmarks.report
 
 pictures: install ## take the pictures of the README anew (needs chromium)
@@ -82,7 +82,7 @@ $(FULL_POSTGRESQL)/.unpacked: requirements-postgresql.lock | .venv/.installed
 # their tests are skipped.
 $(SAMPLES)/.unpacked: samples.lock | .venv/.installed
 	mkdir -p .cache
-	$(BIN)/python -m ovia_backup_dagster_tests.samples && touch $@ || echo "no sample databases: see above"
+	$(BIN)/python -m ovia_backup_dagster_tests.support.samples && touch $@ || echo "no sample databases: see above"
 
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras \
 	--no-emit-index-url --no-emit-find-links pyproject.toml

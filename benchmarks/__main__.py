@@ -18,7 +18,7 @@ from benchmarks import compression, computed, drill, dump, latency, listing, mem
 from benchmarks.measure import Json, say
 from benchmarks.report import PAGE, RESULTS, rendered
 from benchmarks.world import BIN, World, world
-from ovia_backup_dagster.postgres.client import Programs
+from ovia_backup_dagster.postgres.programs import Programs
 
 MEGABYTES = 1000
 

@@ -10,9 +10,9 @@ from benchmarks.measure import Json, alternate, ratio, say, seconds, summary, ta
 from benchmarks.world import BIN, World
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.manifest import Computed
-from ovia_backup_dagster.postgres.client import Connection, Programs
-from ovia_backup_dagster.postgres.computed import MOST_BYTES
+from ovia_backup_dagster.postgres.computed_values import MOST_BYTES
 from ovia_backup_dagster.postgres.dump import Dumper
+from ovia_backup_dagster.postgres.programs import Connection, Programs
 
 #: A wide generated column of most of the rows, and a materialized view of as many.
 _MORE = """

@@ -9,15 +9,15 @@ from pathlib import Path
 from benchmarks.measure import Json, alternate, ratio, run, say, seconds, summary, target
 from benchmarks.world import BIN, OVIA_BACKUP, World, libpq
 from ovia_backup_dagster.core.manifest import Manifest, parse_sidecar
+from ovia_backup_dagster.drill.throwaway_cluster import throwaway
 from ovia_backup_dagster.postgres import archive as archives
-from ovia_backup_dagster.postgres.client import Connection, Programs
-from ovia_backup_dagster.postgres.cluster import Cluster
-from ovia_backup_dagster.postgres.places import Copy
-from ovia_backup_dagster.postgres.reread import Rereader
-from ovia_backup_dagster.postgres.restore import Restorer
-from ovia_backup_dagster.postgres.roles import replay
+from ovia_backup_dagster.postgres.local_cluster import Cluster
+from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster.postgres.session_settings import SESSION_OPTIONS
-from ovia_backup_dagster.postgres.throwaway import throwaway
+from ovia_backup_dagster.proof.database_reader import Rereader
+from ovia_backup_dagster.proof.pg_restore import Restorer
+from ovia_backup_dagster.proof.roles import replay
+from ovia_backup_dagster.proof.target import Copy
 
 #: As PostgreSQL's image comes, and the old stack ran it: its defaults. What it says is on disk, is.
 PRODUCTION = {"fsync": "on", "full_page_writes": "on", "synchronous_commit": "on"}

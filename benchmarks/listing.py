@@ -17,7 +17,7 @@ from benchmarks.world import OVIA_BACKUP, World
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.core.verdict import LargeObjects, TableWitness, Witness
-from ovia_backup_dagster_tests.core import factories
+from ovia_backup_dagster_tests.support import factories
 
 COUNTS = (10, 1_000, 10_000)
 _TABLES = 30
@@ -88,7 +88,7 @@ class _Tick:
         import dagster as dg
 
         from ovia_backup_dagster.definitions import build_defs
-        from ovia_backup_dagster.settings import Settings
+        from ovia_backup_dagster.settings.model import Settings
         from ovia_backup_dagster.system import BackupSystem
 
         settings = Settings.load()
@@ -111,7 +111,7 @@ class _Tick:
 
 def _listing() -> float:
     """What the process does after its start."""
-    from ovia_backup_dagster.cli import main
+    from ovia_backup_dagster.cli.main import main
 
     with contextlib.redirect_stdout(io.StringIO()):
         return seconds(lambda: main(["list", "--json"], standalone_mode=False))

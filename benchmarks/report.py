@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 from benchmarks.measure import REPOSITORY, Json
-from ovia_backup_dagster.core.words import human_bytes
+from ovia_backup_dagster.core.human_text import human_bytes
 
 RESULTS = REPOSITORY / "benchmarks" / "results.json"
 PAGE = REPOSITORY / "docs" / "performance.md"

@@ -19,8 +19,8 @@ import psycopg
 from benchmarks.drill import PRODUCTION, restore_and_count
 from benchmarks.measure import Json, alternate, processors, ratio, run, say, summary, target
 from benchmarks.world import BIN, OVIA_BACKUP, World, libpq
-from ovia_backup_dagster.postgres.client import Connection
-from ovia_backup_dagster.postgres.cluster import Cluster
+from ovia_backup_dagster.postgres.local_cluster import Cluster
+from ovia_backup_dagster.postgres.programs import Connection
 
 CLIENTS = 6
 RESTORES, UNDOS = 2, 8

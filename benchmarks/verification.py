@@ -9,7 +9,7 @@ from benchmarks.measure import Json, alternate, ratio, run, seconds, summary, ta
 from benchmarks.world import BIN, World, libpq
 from ovia_backup_dagster.core.files import file_sha256
 from ovia_backup_dagster.postgres.archive import read_archive
-from ovia_backup_dagster.postgres.client import Programs
+from ovia_backup_dagster.postgres.programs import Programs
 
 _CHUNK_BYTES = 1024 * 1024
 

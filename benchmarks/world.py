@@ -19,9 +19,9 @@ from pathlib import Path
 import psycopg
 
 from benchmarks.measure import REPOSITORY, run, say
-from ovia_backup_dagster.demo import embedded
-from ovia_backup_dagster.postgres.client import Connection
-from ovia_backup_dagster.postgres.cluster import Cluster
+from ovia_backup_dagster.demo import embedded_server
+from ovia_backup_dagster.postgres.local_cluster import Cluster
+from ovia_backup_dagster.postgres.programs import Connection
 
 BIN = REPOSITORY / ".cache" / "postgresql-16" / "bin"
 PYTHON = sys.executable
@@ -117,7 +117,7 @@ class World:
         scale = min(megabytes * 1e6 / 2 / _SCALE, _LARGEST_SCALE)
         messages = max(1, int((megabytes * 1e6 - _EMPTY - scale * _SCALE) / _MESSAGE))
         repeats = -(-messages // _COMPOSED)
-        embedded.create_database(self.cluster.connection(), BIN, name, scale)
+        embedded_server.create_database(self.cluster.connection(), BIN, name, scale)
         database = self.cluster.connection(name)
         command = (BIN / "psql", "--no-psqlrc", f"--set=messages={messages // repeats}", f"--set=repeats={repeats}")
         run((*command, f"--file={Path(__file__).with_name('data.sql')}"), libpq(database))

@@ -10,11 +10,10 @@ from typing import Any
 
 import dagster as dg
 
-from ovia_backup_dagster.defs.alerts import build_alert
-from ovia_backup_dagster.defs.assets import build_assets
-from ovia_backup_dagster.defs.doctor import build_doctor
-from ovia_backup_dagster.defs.drill import build_drill
-from ovia_backup_dagster.defs.history import build_history
+from ovia_backup_dagster.defs.alert_asset import build_alert
+from ovia_backup_dagster.defs.backup_assets import build_assets
+from ovia_backup_dagster.defs.doctor_asset import build_doctor
+from ovia_backup_dagster.defs.drill_asset import build_drill
 from ovia_backup_dagster.defs.jobs import build_jobs
 from ovia_backup_dagster.defs.policies import (
     DAILY_BACKUP_JOB,
@@ -24,7 +23,8 @@ from ovia_backup_dagster.defs.policies import (
     RESTORE_DRILL_JOB,
 )
 from ovia_backup_dagster.defs.resources import resource
-from ovia_backup_dagster.defs.restore import build_kept_databases, build_restore
+from ovia_backup_dagster.defs.restore_job import build_kept_databases, build_restore
+from ovia_backup_dagster.defs.run_history import build_history
 from ovia_backup_dagster.defs.schedules import (
     daily_backup_schedule,
     history_pruning_schedule,
@@ -33,7 +33,7 @@ from ovia_backup_dagster.defs.schedules import (
     usable_schedules,
 )
 from ovia_backup_dagster.defs.sensors import backup_freshness_sensor
-from ovia_backup_dagster.settings import Settings
+from ovia_backup_dagster.settings.model import Settings
 from ovia_backup_dagster.system import BackupSystem
 
 

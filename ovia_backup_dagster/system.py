@@ -8,27 +8,27 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.drill import DrillFolder
-from ovia_backup_dagster.core.hints import Hints
-from ovia_backup_dagster.core.restoration import RestoreFolder
-from ovia_backup_dagster.core.retention import Policy, Weekday
+from ovia_backup_dagster.core.deployment_hints import Hints
 from ovia_backup_dagster.core.verdict import Expectations
-from ovia_backup_dagster.notifications import Notifier
-from ovia_backup_dagster.postgres.client import Connection, Programs, Variables
-from ovia_backup_dagster.postgres.drill import Choice, Driller, Where
+from ovia_backup_dagster.drill.folder import DrillFolder
+from ovia_backup_dagster.drill.runner import Choice, Driller, Where
+from ovia_backup_dagster.notifications.apprise_sender import Notifier
 from ovia_backup_dagster.postgres.dump import Dumper
+from ovia_backup_dagster.postgres.programs import Connection, Programs, Variables
 from ovia_backup_dagster.postgres.sandbox import Confine, Sandbox
 from ovia_backup_dagster.postgres.secrets import Secrets
 from ovia_backup_dagster.postgres.verification import Verifier
-from ovia_backup_dagster.settings import Settings, secret_variables
+from ovia_backup_dagster.restoration.folder import RestoreFolder
+from ovia_backup_dagster.retention.plan import Policy, Weekday
+from ovia_backup_dagster.settings.model import Settings, secret_variables
 
 if TYPE_CHECKING:
-    from ovia_backup_dagster.restoration.restorations import Restorations
+    from ovia_backup_dagster.restoration.runner import Restorations
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,21 @@ class BackupSystem:
 
     @property
     def dumper(self) -> Dumper:
-        return Dumper(self.catalog, self.connection, self.programs, self.settings.backup_compression)
+        return Dumper(
+            self.catalog,
+            self.connection,
+            self.programs,
+            self.settings.backup_compression,
+            # From its first dump on, a database's drills are due.
+            published=lambda: self.drills.prepare(datetime.now(UTC)),
+        )
 
     @property
     def verifier(self) -> Verifier:
         expectations = Expectations(self.settings.expected_tables, self.settings.require_rows)
-        return Verifier(self.catalog, self.programs, expectations, self.secrets)
+        return Verifier(
+            self.catalog, self.programs, expectations, self.secrets, went_live_on=self.restores.went_live_on
+        )
 
     @property
     def driller(self) -> Driller:
@@ -119,8 +128,8 @@ class BackupSystem:
     def restorations(self) -> Restorations:
         # Docker's client takes a while to import, and no other part needs it.
         from ovia_backup_dagster.restoration.plan import Services
-        from ovia_backup_dagster.restoration.restorations import Restorations
-        from ovia_backup_dagster.swarm.services import Swarm
+        from ovia_backup_dagster.restoration.runner import Restorations
+        from ovia_backup_dagster.swarm.service_manager import Swarm
 
         settings = self.settings
         services = Services(settings.swarm_app_services, settings.swarm_migrate_service, settings.health_url)

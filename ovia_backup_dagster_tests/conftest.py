@@ -23,12 +23,12 @@ from psycopg import sql
 
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.verdict import Expectations
-from ovia_backup_dagster.demo import embedded
-from ovia_backup_dagster.postgres.client import Connection, Programs
-from ovia_backup_dagster.postgres.cluster import Cluster
+from ovia_backup_dagster.demo import embedded_server
 from ovia_backup_dagster.postgres.dump import Dumper
+from ovia_backup_dagster.postgres.local_cluster import Cluster
+from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster.postgres.verification import Verifier
-from ovia_backup_dagster.settings import PREFIXES
+from ovia_backup_dagster.settings.model import PREFIXES
 
 REPOSITORY = Path(__file__).parents[1]
 FULL_BIN = REPOSITORY / ".cache" / "postgresql-16" / "bin"
@@ -66,7 +66,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def bin_dir() -> Path:
     """The embedded PostgreSQL 16: no zstd, no TLS."""
-    return embedded.bin_dir()
+    return embedded_server.bin_dir()
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +84,7 @@ def full_bin_dir() -> Path:
 def server(bin_dir: Path) -> Iterator[PortCluster]:
     """A running embedded server, with the sample database as a template. TCP asks for a password."""
     with running_cluster(bin_dir) as cluster:
-        embedded.create_database(cluster.connection(), bin_dir, TEMPLATE, SCALE)
+        embedded_server.create_database(cluster.connection(), bin_dir, TEMPLATE, SCALE)
         yield cluster
 
 
@@ -92,7 +92,7 @@ def server(bin_dir: Path) -> Iterator[PortCluster]:
 def full_server(full_bin_dir: Path) -> Iterator[PortCluster]:
     """The same with the whole PostgreSQL; TCP asks for a password, and for TLS."""
     with running_cluster(full_bin_dir, tls=True) as cluster:
-        embedded.create_database(cluster.connection(), full_bin_dir, TEMPLATE, SCALE)
+        embedded_server.create_database(cluster.connection(), full_bin_dir, TEMPLATE, SCALE)
         yield cluster
 
 

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from ovia_backup_dagster.core.archive_header import HEAD_BYTES, MAGIC, parse_header
-from ovia_backup_dagster.core.capabilities import PREFIX as PROBE
 from ovia_backup_dagster.core.coverage import Unit, contradictions, is_about
 from ovia_backup_dagster.core.errors import (
     BackupNotFoundError,
@@ -51,13 +50,13 @@ from ovia_backup_dagster.core.files import (
     unlink,
     write_whole,
 )
-from ovia_backup_dagster.core.folders import make_writable, require_writable
+from ovia_backup_dagster.core.filesystem import PREFIX as PROBE
 from ovia_backup_dagster.core.locking import FILENAME as LOCK
 from ovia_backup_dagster.core.locking import reading, removing, volume_lock
 from ovia_backup_dagster.core.manifest import Manifest, Sidecar, is_newer, parse_sidecar
 from ovia_backup_dagster.core.naming import INSTANT, SUFFIX, BackupName, Tier
-from ovia_backup_dagster.core.protection import forget, protect, protected
 from ovia_backup_dagster.core.shell import shell_word
+from ovia_backup_dagster.core.takeover_links import forget, protect, protected
 from ovia_backup_dagster.core.verdict import (
     Acceptance,
     DrillRecord,
@@ -69,6 +68,7 @@ from ovia_backup_dagster.core.verdict import (
     Witness,
     bad_backup,
 )
+from ovia_backup_dagster.core.write_permission import make_writable, require_writable
 
 MANIFEST = ".json"
 GLOBALS = ".globals.sql"

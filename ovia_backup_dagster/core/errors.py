@@ -7,7 +7,7 @@ traceback.
 
 from __future__ import annotations
 
-from ovia_backup_dagster.core.words import MOST, shortened
+from ovia_backup_dagster.core.human_text import MOST, shortened
 
 #: What each part may take at least, where all of them are long: what a program repeats goes first, the remedy last.
 _LEAST = {"said": 120, "what": 180, "why": 260, "fix": 400}

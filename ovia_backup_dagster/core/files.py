@@ -16,7 +16,6 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from ovia_backup_dagster.core.attributes import attribute
 from ovia_backup_dagster.core.errors import (
     DiskFailingError,
     DiskFullError,
@@ -26,8 +25,9 @@ from ovia_backup_dagster.core.errors import (
     VolumeError,
     VolumeMissingError,
 )
+from ovia_backup_dagster.core.file_attributes import attribute
+from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.core.shell import shell_word
-from ovia_backup_dagster.core.words import human_bytes
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 #: What a hard link is refused for besides a lack of them. Everything else is taken for that: another filesystem, one

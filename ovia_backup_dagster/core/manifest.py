@@ -94,7 +94,7 @@ class FileFacts(Sidecar):
         return ""
 
 
-#: Of rows or values, whatever their order: see ``postgres.computed``.
+#: Of rows or values, whatever their order: see ``postgres.computed_values``.
 _Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import dagster as dg
 
-from ovia_backup_dagster.defs import alerts, assets, doctor, drill
+from ovia_backup_dagster.defs import alert_asset, backup_assets, doctor_asset, drill_asset
 from ovia_backup_dagster.defs.policies import (
     DAILY_BACKUP_JOB,
     DOCTOR_JOB,
@@ -18,7 +18,7 @@ from ovia_backup_dagster.defs.policies import (
     names,
     run_tags,
 )
-from ovia_backup_dagster.settings import Settings
+from ovia_backup_dagster.settings.model import Settings
 
 
 def build_jobs(settings: Settings) -> list[Any]:
@@ -26,7 +26,7 @@ def build_jobs(settings: Settings) -> list[Any]:
     ours = names(settings)
     daily = dg.define_asset_job(
         DAILY_BACKUP_JOB,
-        selection=dg.AssetSelection.assets(*map(ours.key, assets.NAMES)),
+        selection=dg.AssetSelection.assets(*map(ours.key, backup_assets.NAMES)),
         tags=run_tags(settings),
         executor_def=dg.in_process_executor,
         description="Dump the database, read the dump back to the last byte, promote it on the weekly day, and prune.",
@@ -34,7 +34,7 @@ def build_jobs(settings: Settings) -> list[Any]:
     # Without the volume's tag: people must be told while a dump hangs.
     alert = dg.define_asset_job(
         FRESHNESS_ALERT_JOB,
-        selection=dg.AssetSelection.assets(ours.key(alerts.NAME)),
+        selection=dg.AssetSelection.assets(ours.key(alert_asset.NAME)),
         tags={**database_tags(settings), **Priority.ALERT.tag},
         executor_def=dg.in_process_executor,
         description="Say what is wrong with the backups, or that it is over.",
@@ -42,14 +42,14 @@ def build_jobs(settings: Settings) -> list[Any]:
     # Without it, too: it looks, and holds nobody up.
     doctors = dg.define_asset_job(
         DOCTOR_JOB,
-        selection=dg.AssetSelection.assets(ours.key(doctor.NAME)),
+        selection=dg.AssetSelection.assets(ours.key(doctor_asset.NAME)),
         tags={**database_tags(settings), **Priority.DOCTOR.tag},
         executor_def=dg.in_process_executor,
         description="Look at everything that a backup depends on, and say how to mend what is not right.",
     )
     drills = dg.define_asset_job(
         RESTORE_DRILL_JOB,
-        selection=dg.AssetSelection.assets(ours.key(drill.NAME)),
+        selection=dg.AssetSelection.assets(ours.key(drill_asset.NAME)),
         tags=drill_tags(settings),
         executor_def=dg.in_process_executor,
         description="Prove that a backup restores: into a throwaway PostgreSQL, read back and compared.",

@@ -11,19 +11,20 @@ from pathlib import Path
 
 import dagster as dg
 
-from ovia_backup_dagster.core import drill_page, restoration_page
 from ovia_backup_dagster.core.catalog import Backup
-from ovia_backup_dagster.core.drill import Evidence
-from ovia_backup_dagster.core.freshness import Freshness
-from ovia_backup_dagster.core.housekeeping import Promoted, Pruned
+from ovia_backup_dagster.core.human_text import signed
 from ovia_backup_dagster.core.manifest import Manifest
 from ovia_backup_dagster.core.markdown import bullets, code, plain
-from ovia_backup_dagster.core.restoration import Record
-from ovia_backup_dagster.core.retention import Plan
-from ovia_backup_dagster.core.words import signed
 from ovia_backup_dagster.doctor.report import Level, Line, gist, markdown
-from ovia_backup_dagster.notifications import Delivery
+from ovia_backup_dagster.drill import drill_report
+from ovia_backup_dagster.drill.evidence import Evidence
+from ovia_backup_dagster.health.freshness import Freshness
+from ovia_backup_dagster.notifications.apprise_sender import Delivery
 from ovia_backup_dagster.postgres.verification import Verified
+from ovia_backup_dagster.restoration import restore_report
+from ovia_backup_dagster.restoration.record import Record
+from ovia_backup_dagster.retention.plan import Plan
+from ovia_backup_dagster.retention.prune import Promoted, Pruned
 
 Metadata = dict[str, dg.MetadataValue]
 
@@ -132,8 +133,8 @@ def of_drill(evidence: Evidence, folder: Path) -> Metadata:
     """``restore_drill``: the evidence, what matters first; the numbers are plotted over drills."""
     file = folder / f"{evidence.filename}.md"
     found: Metadata = {
-        "summary": dg.MetadataValue.md(drill_page.gist(evidence)),
-        "evidence": dg.MetadataValue.md(drill_page.page(evidence)),
+        "summary": dg.MetadataValue.md(drill_report.gist(evidence)),
+        "evidence": dg.MetadataValue.md(drill_report.page(evidence)),
         "evidence_file": _path(file, folder.parent),
         "backup": dg.MetadataValue.text(evidence.backup),
         "launched_by": dg.MetadataValue.text(evidence.launched_by),
@@ -172,10 +173,10 @@ def of_restore(record: Record, folder: Path, words: Callable[[str], str]) -> Met
         words: how what is said is put for readers of the UI.
     """
     found: Metadata = {
-        "summary": dg.MetadataValue.md(words(restoration_page.gist(record))),
+        "summary": dg.MetadataValue.md(words(restore_report.gist(record))),
         "outcome": dg.MetadataValue.text(record.outcome),
         "record": dg.MetadataValue.path(str(folder / f"{record.order.filename}.md")),
-        "page": dg.MetadataValue.md(words(restoration_page.page(record))),
+        "page": dg.MetadataValue.md(words(restore_report.page(record))),
     }
     if record.kept:
         found["kept"] = dg.MetadataValue.text(record.kept)

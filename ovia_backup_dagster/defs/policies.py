@@ -12,7 +12,7 @@ import dagster as dg
 from dagster._core.storage.tags import PARENT_RUN_ID_TAG, PRIORITY_TAG, ROOT_RUN_ID_TAG
 
 from ovia_backup_dagster.core.errors import BackupError
-from ovia_backup_dagster.settings import Settings
+from ovia_backup_dagster.settings.model import Settings
 from ovia_backup_dagster.system import BackupSystem
 
 DAILY_BACKUP_JOB = "daily_backup_job"

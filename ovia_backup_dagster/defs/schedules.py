@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from ovia_backup_dagster.settings import Settings
+from ovia_backup_dagster.settings.model import Settings
 
 NAME = "daily_backup_schedule"
 DRILL_NAME = "restore_drill_schedule"

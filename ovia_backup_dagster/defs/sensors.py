@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 import dagster as dg
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ovia_backup_dagster.defs import alerts
-from ovia_backup_dagster.defs.alerts import Condition, condition
-from ovia_backup_dagster.defs.configs import AlertConfig
+from ovia_backup_dagster.defs import alert_asset
+from ovia_backup_dagster.defs.alert_asset import Condition, condition
 from ovia_backup_dagster.defs.policies import DATABASE_TAG, Names, database_tags, names
 from ovia_backup_dagster.defs.resources import Backups
+from ovia_backup_dagster.defs.run_configs import AlertConfig
 from ovia_backup_dagster.system import BackupSystem
 
 NAME = "backup_freshness_sensor"
@@ -136,7 +136,7 @@ def _request(
         return None, f"{len(runs)} runs failed to tell people"
     request = dg.RunRequest(
         run_key=f"{key}/{len(runs) + 1}",
-        run_config=dg.RunConfig(ops={ours.op(alerts.NAME): config}),
+        run_config=dg.RunConfig(ops={ours.op(alert_asset.NAME): config}),
         tags={ALERT_TAG: key},
     )
     return request, ""

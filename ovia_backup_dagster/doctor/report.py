@@ -8,8 +8,8 @@ from enum import StrEnum
 from typing import Any
 
 from ovia_backup_dagster.core.errors import BackupError
+from ovia_backup_dagster.core.human_text import shortened
 from ovia_backup_dagster.core.markdown import bullets, code, plain
-from ovia_backup_dagster.core.words import shortened
 
 
 class Level(StrEnum):

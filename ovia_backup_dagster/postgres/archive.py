@@ -17,16 +17,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ovia_backup_dagster.core.errors import (
-    ArchiveDamagedError,
-    BackupError,
-    ProgramCrashedError,
-    ProgramError,
-)
+from ovia_backup_dagster.core.errors import ArchiveDamagedError, BackupError, ProgramCrashedError, ProgramError
 from ovia_backup_dagster.core.files import open_plain, scratch
 from ovia_backup_dagster.core.verdict import LargeObjects, TableWitness, Witness, split_identifier
-from ovia_backup_dagster.postgres.client import Programs, capture
-from ovia_backup_dagster.postgres.datatext import (
+from ovia_backup_dagster.postgres.data_stream import (
     LARGE_OBJECT_NOTE,
     NAME,
     Data,
@@ -42,6 +36,7 @@ from ovia_backup_dagster.postgres.datatext import (
     unordered,
 )
 from ovia_backup_dagster.postgres.diagnosis import diagnose
+from ovia_backup_dagster.postgres.programs import Programs, capture
 from ovia_backup_dagster.postgres.session_settings import UNSET, pg_options
 from ovia_backup_dagster.postgres.stall import watch
 

@@ -17,12 +17,12 @@ import psycopg
 
 from ovia_backup_dagster.core import errors
 from ovia_backup_dagster.core.errors import BackupError, ProgramError
-from ovia_backup_dagster.postgres import passfile, pooler
-from ovia_backup_dagster.postgres.client import Connection, Variables, messages
-from ovia_backup_dagster.postgres.languages import english
+from ovia_backup_dagster.postgres import connection_pooler, passfile
+from ovia_backup_dagster.postgres.programs import Connection, Variables, messages
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier, sql_string
 from ovia_backup_dagster.postgres.sandbox import CANNOT, REFUSED
-from ovia_backup_dagster.postgres.values import is_raised, text_of, without_values
+from ovia_backup_dagster.postgres.server_messages import is_raised, text_of, without_values
+from ovia_backup_dagster.postgres.translation import english
 
 #: How a ``Diagnosis`` names what is not known.
 _UNKNOWN = "..."
@@ -307,7 +307,7 @@ _DIAGNOSES = (
         r"unsupported startup parameter|query_wait_timeout",
         errors.PoolerError,
         "a connection pooler (PgBouncer) answers there, and it does not let a client have a session of the server's",
-        pooler.NEXT,
+        connection_pooler.NEXT,
         of=r"\w{5}",
     ),
     # ---- a connection that broke: before TLS, whose errors it may come with

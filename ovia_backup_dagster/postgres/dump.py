@@ -18,8 +18,6 @@ from pathlib import Path
 
 from ovia_backup_dagster import __version__
 from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE, GLOBALS, Backup, Catalog, State
-from ovia_backup_dagster.core.comparison import shortened
-from ovia_backup_dagster.core.drill import DrillFolder
 from ovia_backup_dagster.core.errors import (
     ArchiveDamagedError,
     ArchiveFormatError,
@@ -33,27 +31,20 @@ from ovia_backup_dagster.core.errors import (
     VersionMismatchError,
 )
 from ovia_backup_dagster.core.files import explained, file_sha256, is_full, volume_error
+from ovia_backup_dagster.core.human_text import human_bytes, joined
 from ovia_backup_dagster.core.locking import require_still_there
 from ovia_backup_dagster.core.manifest import Computed, DatabaseFacts, FileFacts, Manifest
 from ovia_backup_dagster.core.naming import Tier
-from ovia_backup_dagster.core.words import human_bytes
-from ovia_backup_dagster.postgres import large
+from ovia_backup_dagster.postgres import large_rows
 from ovia_backup_dagster.postgres.archive import contents_list
-from ovia_backup_dagster.postgres.asking import diagnose_program, in_english
-from ovia_backup_dagster.postgres.client import (
-    Connection,
-    Programs,
-    capture,
-    messages,
-    start,
-)
-from ovia_backup_dagster.postgres.computed import MOST_BYTES, Recorder
-from ovia_backup_dagster.postgres.session import database_facts
+from ovia_backup_dagster.postgres.computed_values import MOST_BYTES, Recorder
+from ovia_backup_dagster.postgres.programs import Connection, Programs, capture, messages, start
+from ovia_backup_dagster.postgres.server_language import diagnose_program, in_english
+from ovia_backup_dagster.postgres.session import database_facts, effective_settings
 from ovia_backup_dagster.postgres.session_settings import SESSION_OPTIONS, unended
-from ovia_backup_dagster.postgres.source_settings import effective
 from ovia_backup_dagster.postgres.stall import waits_for_lock, watch
-from ovia_backup_dagster.postgres.undumped import undumped_or_why
-from ovia_backup_dagster.postgres.watch import Watch
+from ovia_backup_dagster.postgres.undumped_rows import undumped_or_why
+from ovia_backup_dagster.postgres.watchdog import Watch
 
 LOCK_WAIT_TIMEOUT_SECONDS = 300
 PROGRESS_SECONDS = 10.0
@@ -90,6 +81,7 @@ class Dumper:
         compression: ``auto``, or pg_dump's own spelling.
         lock_wait_timeout_seconds: how long pg_dump waits for a table that somebody has locked.
         most_bytes: how much of the source is read for hashes of what it computes; 0: nothing.
+        published: called when a dump has its name, under the lock. Its ``BackupError`` fails nothing.
     """
 
     catalog: Catalog
@@ -98,6 +90,7 @@ class Dumper:
     compression: str = "auto"
     lock_wait_timeout_seconds: float = LOCK_WAIT_TIMEOUT_SECONDS
     most_bytes: int = MOST_BYTES
+    published: Callable[[], object] = lambda: None
 
     def dump(self, *, run_id: str | None = None, log: Log, progress_seconds: float = PROGRESS_SECONDS) -> Backup:
         """Make a daily backup. It appears under its name whole, or not at all.
@@ -125,7 +118,7 @@ class Dumper:
             compression = self.programs.choose_compression(self.compression)
             # A pooler may call it otherwise; what it is asked for by is what its backups are called.
             facts = database_facts(self.connection).model_copy(
-                update={"name": self.connection.database, "effective": effective(self.connection)}
+                update={"name": self.connection.database, "effective": effective_settings(self.connection)}
             )
             self._refuse_other_major(facts)
             before = self._previous()
@@ -168,9 +161,9 @@ class Dumper:
                 require_still_there(lock, catalog.root)
                 backup = catalog.publish(temporary, name, manifest, globals_sql)
             catalog.keep_reserve()
-            # From now on a drill is due. The dump is published: nothing may fail it any more.
+            # The dump is published: nothing may fail it any more.
             with contextlib.suppress(BackupError):
-                DrillFolder(catalog).prepare(datetime.now(UTC))
+                self.published()
         log(f"published {backup} ({human_bytes(backup.size_bytes)} in {manifest.seconds:.1f} s)")
         return backup
 
@@ -252,7 +245,7 @@ class Dumper:
             if isinstance(error, LockTimeoutError) and child.lock:
                 raise waits_for_lock(type(error), what, child.lock, _AGAIN)
             if isinstance(error, ServerDataError | ServerMemoryError):
-                raise large.explained(self.connection, error)
+                raise large_rows.explained(self.connection, error)
             raise error
         self._require_archive(target)
         return tuple(self.connection.redact(message) for message in messages(child.stderr))
@@ -354,7 +347,7 @@ def _computed(found: Computed) -> str:
         f"({human_bytes(found.read_bytes)}, {found.seconds:.1f} s)"
     )
     left_out = [f"{name}: {why}" for name, why in sorted(found.left_out.items())]
-    return f"{text}; left out: {shortened(left_out)}" if left_out else text
+    return f"{text}; left out: {joined(left_out)}" if left_out else text
 
 
 @contextlib.contextmanager

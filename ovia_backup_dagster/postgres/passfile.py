@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ovia_backup_dagster.core.errors import PasswordMissingError
 from ovia_backup_dagster.core.shell import shell_word
-from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.postgres.programs import Connection
 
 #: libpq reads a line of any length; a file of passwords that is larger than this is none.
 _MOST_BYTES = 1024 * 1024

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from ovia_backup_dagster.core.shell import needs_escapes, shell_word
 
-__all__ = ("shell_word", "sql_identifier", "sql_string")
+__all__ = ("shell_word", "sql_identifier", "sql_string", "without_literals")
 
 
 def sql_identifier(name: str) -> str:
@@ -23,3 +25,12 @@ def _sql(text: str, quote: str) -> str:
         return f"{quote}{quoted}{quote}"
     escaped = (c if c.isprintable() and c not in " \\" else f"\\+{ord(c):06X}" for c in quoted)
     return f"U&{quote}{''.join(escaped)}{quote}"
+
+
+#: What may hold values that only its owner is to see.
+_LITERAL = re.compile(r"'(?:[^']|'')*'|\$(\w*)\$(?s:.*?)\$\1\$")
+
+
+def without_literals(text: str) -> str:
+    """SQL without its literals."""
+    return _LITERAL.sub("'…'", text)

@@ -21,8 +21,9 @@ from enum import StrEnum
 from functools import cache
 from pathlib import Path
 
-from ovia_backup_dagster.core.words import human_bytes
-from ovia_backup_dagster.postgres import confine, libraries
+from ovia_backup_dagster.core.human_text import human_bytes
+from ovia_backup_dagster.postgres import sandbox_launcher as confine
+from ovia_backup_dagster.postgres import shared_libraries
 
 #: The launcher's exit code where it refused to start a program.
 REFUSED = confine.REFUSED
@@ -179,10 +180,10 @@ class Sandbox:
         """
         if self.confine is Confine.OFF and account is None and not stay:
             return tuple(command)
-        needed = (*installation(command[0]), *libraries.files())
+        needed = (*installation(command[0]), *shared_libraries.files())
         options = [f"read={os.path.abspath(path)}" for path in (*needed, *read)]
         options += [f"write={os.path.abspath(path)}" for path in write]
-        options += [f"library={path}" for path in libraries.environment(command[0]).values()]
+        options += [f"library={path}" for path in shared_libraries.environment(command[0]).values()]
         options += [f"as={_memory_bytes()}", f"files={_FILES}", f"parent={os.getpid()}"]
         if connect is not None:
             options.append(f"connect={os.path.abspath(connect)}")
@@ -258,7 +259,7 @@ def _named_by_script(path: str) -> list[str]:
 def _libraries(program: str) -> list[str]:
     """The shared libraries that a program loads: a relocated build has its own."""
     # The loader's own: prints them, runs nothing.
-    environment: Mapping[str, str] = {"LD_TRACE_LOADED_OBJECTS": "1", **libraries.environment(program)}
+    environment: Mapping[str, str] = {"LD_TRACE_LOADED_OBJECTS": "1", **shared_libraries.environment(program)}
     try:
         done = subprocess.run(
             (program,), env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=False

@@ -22,13 +22,14 @@ from psycopg.sql import Composable
 
 from ovia_backup_dagster.core.errors import BackupError, MomentaryError, ProgramError
 from ovia_backup_dagster.core.manifest import DatabaseFacts
-from ovia_backup_dagster.postgres import client, collations, passfile, pooler
-from ovia_backup_dagster.postgres.client import KEEPALIVES, Connection
+from ovia_backup_dagster.postgres import collations, connection_pooler, passfile, programs
+from ovia_backup_dagster.postgres.connection_refusal import LET_IN, refusal
 from ovia_backup_dagster.postgres.diagnosis import diagnose_error, diagnose_sqlstate
-from ovia_backup_dagster.postgres.languages import SEVERITY
-from ovia_backup_dagster.postgres.refusal import LET_IN, refusal
+from ovia_backup_dagster.postgres.programs import KEEPALIVES, Connection
 from ovia_backup_dagster.postgres.secrets import ENVIRONMENT
+from ovia_backup_dagster.postgres.server_messages import raw_text
 from ovia_backup_dagster.postgres.session_settings import (
+    DECIDING,
     SESSION_OPTIONS,
     UNSET,
     WRITABLE,
@@ -36,7 +37,7 @@ from ovia_backup_dagster.postgres.session_settings import (
     read_options,
     unended,
 )
-from ovia_backup_dagster.postgres.values import raw_text
+from ovia_backup_dagster.postgres.translation import SEVERITY
 
 T = TypeVar("T")
 #: The server itself ends an ordinary question after a minute: one that is not even answered so is silent.
@@ -165,7 +166,7 @@ def _answered(gen: PQGen[T], seconds: float) -> PQGen[T]:
         try:
             wanted = next(gen) if answer is None else gen.send(answer)
         except StopIteration as end:
-            return cast(T, end.value)
+            return cast("T", end.value)
         answer = yield wanted
         if answer:
             heard = time.monotonic()
@@ -198,8 +199,8 @@ def connect(
     """
     answer_seconds = ANSWER_SECONDS if answer_seconds is None else answer_seconds
     what = f"no connection to {connection}"
-    token = pooler.new_token()
-    asked = f"{options} {_NOTICED} {pooler.option(token)}"
+    token = connection_pooler.new_token()
+    asked = f"{options} {_NOTICED} {connection_pooler.option(token)}"
     passfile.refuse_strange(connection)
     try:
         session = _opened(connection, asked, answer_seconds)
@@ -226,7 +227,7 @@ def _unended(session: _Session, connection: Connection, asked: str, token: str) 
     later = unended(session.info.server_version, since=1)
     try:
         try:
-            pooler.require_real(session, connection, token)
+            connection_pooler.require_real(session, connection, token)
             for name in read_options(later):
                 session.execute(f"SET {name} = 0".encode())
         except psycopg.OperationalError as error:
@@ -235,7 +236,7 @@ def _unended(session: _Session, connection: Connection, asked: str, token: str) 
                 raise
             session.close()
             session = _opened(connection, f"{asked} {later}", session.answer_seconds)
-            pooler.require_real(session, connection, token)
+            connection_pooler.require_real(session, connection, token)
     except BaseException:
         session.close()
         raise
@@ -264,7 +265,7 @@ def _target(connection: Connection, options: str, answer_seconds: float) -> str:
 
 
 def _connect_seconds(answer_seconds: float) -> int:
-    return math.ceil(min(client.CONNECT_TIMEOUT_SECONDS, answer_seconds))
+    return math.ceil(min(programs.CONNECT_TIMEOUT_SECONDS, answer_seconds))
 
 
 def _turned_away(
@@ -363,3 +364,17 @@ def _only_our_environment(connection: Connection) -> Iterator[None]:
             for name in wanted:
                 os.environ.pop(name, None)
             os.environ.update(before)
+
+
+_EFFECTIVE = "SELECT lower(name) AS name, setting FROM pg_settings WHERE lower(name) = ANY (%s) ORDER BY 1"
+
+
+def effective_settings(connection: Connection) -> dict[str, str]:
+    """What the settings that values may depend on are for this role, when no client says otherwise.
+
+    Raises:
+        ServerError: no connection, or it broke.
+    """
+    options = f"-c search_path=pg_catalog,pg_temp {unended()}"
+    with connect(connection, options=options) as session:
+        return {row["name"]: row["setting"] for row in session.execute(_EFFECTIVE, [list(DECIDING)])}

@@ -11,11 +11,11 @@ from datetime import timedelta
 from typing import Any
 
 from ovia_backup_dagster.core.errors import BackupError, LockStalledError, LockTimeoutError, StalledError
-from ovia_backup_dagster.core.words import duration
-from ovia_backup_dagster.postgres.client import Connection, Programs
+from ovia_backup_dagster.core.human_text import duration
+from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster.postgres.quoting import shell_word
 from ovia_backup_dagster.postgres.session import connect
-from ovia_backup_dagster.postgres.watch import Standing, Watch
+from ovia_backup_dagster.postgres.watchdog import Standing, Watch
 
 #: A server that takes longer to say how its sessions are stands still, too.
 _ANSWER_SECONDS = 10.0

@@ -23,9 +23,8 @@ from ovia_backup_dagster.core.errors import (
     VolumeError,
 )
 from ovia_backup_dagster.core.files import file_sha256
+from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.core.manifest import Manifest
-from ovia_backup_dagster.core.restoration import RestoreFolder
-from ovia_backup_dagster.core.source import strangeness
 from ovia_backup_dagster.core.verdict import (
     Acceptance,
     Check,
@@ -38,10 +37,10 @@ from ovia_backup_dagster.core.verdict import (
     judge,
     lost_rows,
 )
-from ovia_backup_dagster.core.words import human_bytes
 from ovia_backup_dagster.postgres.archive import read_archive
-from ovia_backup_dagster.postgres.client import Programs
+from ovia_backup_dagster.postgres.programs import Programs
 from ovia_backup_dagster.postgres.secrets import Secrets
+from ovia_backup_dagster.postgres.source_change import strangeness
 
 #: How long the last dump before a loss of rows, or of another source, is kept, unless a person says that it was meant.
 HOLD = timedelta(days=30)
@@ -75,12 +74,14 @@ class Verifier:
         programs: pg_restore is used.
         expectations: what a backup must hold.
         secrets: what parses an archive finds none of them in our environment.
+        went_live_on: the system identifier of the cluster that the last restore went live on, if there was one.
     """
 
     catalog: Catalog
     programs: Programs
     expectations: Expectations
     secrets: Secrets = field(default_factory=Secrets)
+    went_live_on: Callable[[], str | None] = lambda: None
 
     def verify(self, backup: Backup, *, run_id: str | None = None, log: Log) -> Verified:
         """Read all of one backup, judge it, and write the judgement down beside it.
@@ -248,7 +249,7 @@ class Verifier:
         known = self.catalog.identified_before(backup, datetime.now(UTC))
         meant = None
         with contextlib.suppress(BackupError):  # a record that cannot be read is no word
-            meant = RestoreFolder(self.catalog).went_live_on()
+            meant = self.went_live_on()
         texts = strangeness(
             witness,
             backup.system_identifier,

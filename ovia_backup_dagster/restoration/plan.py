@@ -14,18 +14,19 @@ from typing import Any
 from ovia_backup_dagster.core.catalog import Backup
 from ovia_backup_dagster.core.errors import BackupError, RestoreRefusedError
 from ovia_backup_dagster.core.naming import before_name, restore_name
-from ovia_backup_dagster.core.restoration import Mode, Order, RestoreFolder, Step
-from ovia_backup_dagster.postgres.client import Connection
-from ovia_backup_dagster.postgres.drill import MADE_BY, Driller
-from ovia_backup_dagster.postgres.kept import Kept, kept, named
+from ovia_backup_dagster.drill.runner import MADE_BY, Driller
+from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.quoting import shell_word
 from ovia_backup_dagster.postgres.session import beside, connect, system_identifier
-from ovia_backup_dagster.postgres.swap import obstacles, standing
-from ovia_backup_dagster.restoration import facts
+from ovia_backup_dagster.restoration import plan_facts as facts
+from ovia_backup_dagster.restoration.application_health import shown
+from ovia_backup_dagster.restoration.folder import RestoreFolder
+from ovia_backup_dagster.restoration.order import Mode, Order, Step
 from ovia_backup_dagster.restoration.preflight import Preflight
-from ovia_backup_dagster.restoration.wishes import Wishes, refuse_contradictions, refuse_impossible_name
-from ovia_backup_dagster.swarm.health import shown
-from ovia_backup_dagster.swarm.services import Swarm
+from ovia_backup_dagster.restoration.replaced_databases import Kept, kept, named
+from ovia_backup_dagster.restoration.request import Wishes, refuse_contradictions, refuse_impossible_name
+from ovia_backup_dagster.restoration.swap import obstacles, standing
+from ovia_backup_dagster.swarm.service_manager import Swarm
 
 #: Of obstacles and their words, in the error that names them all.
 _OBSTACLES, _WIDTH = 8, 90

@@ -19,22 +19,23 @@ from ovia_backup_dagster.core.errors import (
     ServerUnreachableError,
     VersionMismatchError,
 )
+from ovia_backup_dagster.core.human_text import human_bytes, shortened
 from ovia_backup_dagster.core.naming import restore_name
-from ovia_backup_dagster.core.needs import unmet
-from ovia_backup_dagster.core.restoration import Mode, Order, Step
-from ovia_backup_dagster.core.words import human_bytes, shortened
+from ovia_backup_dagster.drill.runner import Driller, needed_bytes
 from ovia_backup_dagster.postgres import archive as archives
-from ovia_backup_dagster.postgres import executed, offers, roles
-from ovia_backup_dagster.postgres import needs as backup_needs
-from ovia_backup_dagster.postgres.client import Connection, Programs
-from ovia_backup_dagster.postgres.drill import Driller, needed_bytes
-from ovia_backup_dagster.postgres.kept import kept
+from ovia_backup_dagster.postgres.disk_space import free_bytes
+from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
-from ovia_backup_dagster.postgres.room import free_bytes
 from ovia_backup_dagster.postgres.session import beside, connect
-from ovia_backup_dagster.postgres.swap import Standing, obstacles, standing
-from ovia_backup_dagster.restoration.wishes import Wishes
-from ovia_backup_dagster.swarm.services import Swarm
+from ovia_backup_dagster.proof import executed_functions, roles
+from ovia_backup_dagster.restoration import archive_requirements as backup_needs
+from ovia_backup_dagster.restoration import server_offers
+from ovia_backup_dagster.restoration.order import Mode, Order, Step
+from ovia_backup_dagster.restoration.replaced_databases import kept
+from ovia_backup_dagster.restoration.request import Wishes
+from ovia_backup_dagster.restoration.requirements import unmet
+from ovia_backup_dagster.restoration.swap import Standing, obstacles, standing
+from ovia_backup_dagster.swarm.service_manager import Swarm
 
 
 @dataclass(slots=True)
@@ -218,7 +219,7 @@ class Preflight:
             if order.becomes == order.database:
                 # Whether the role has the rights of the live one's owner is said of that.
                 needs = replace(needs, owners=set(needs.owners) - {live.owner})
-            found, warnings = unmet(needs, offers.of_server(self.server, needs, live.owner), max(2, order.jobs))
+            found, warnings = unmet(needs, server_offers.of_server(self.server, needs, live.owner), max(2, order.jobs))
         except BackupError as error:
             found, warnings = [error], []
         self.warnings += warnings
@@ -230,7 +231,7 @@ class Preflight:
     def functions(self, backup: Backup) -> None:
         """What would run with more rights than its owners have."""
         try:
-            found = executed.reach(self.server, self.programs, backup)
+            found = executed_functions.reach(self.server, self.programs, backup)
         except BackupError as error:  # a damaged archive, of which something is to be saved
             self.warnings.append(f"which functions the restore runs is not known: {error.account}")
             return

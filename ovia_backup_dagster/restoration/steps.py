@@ -12,9 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeVar
 
-from ovia_backup_dagster.core import comparison
 from ovia_backup_dagster.core.catalog import Backup
-from ovia_backup_dagster.core.drill import DrillCheck, Result
 from ovia_backup_dagster.core.errors import (
     BackupError,
     BadBackupError,
@@ -27,31 +25,34 @@ from ovia_backup_dagster.core.errors import (
     ServiceError,
     VolumeError,
 )
+from ovia_backup_dagster.core.human_text import joined, shortened
 from ovia_backup_dagster.core.naming import before_at, before_name
-from ovia_backup_dagster.core.restoration import Journal, Mark, Mode, Order, Proven, Step
-from ovia_backup_dagster.core.words import shortened
+from ovia_backup_dagster.drill.runner import Choice, Driller, Where
 from ovia_backup_dagster.postgres import archive as archives
-from ovia_backup_dagster.postgres import places, roles
-from ovia_backup_dagster.postgres.client import Connection
-from ovia_backup_dagster.postgres.datatext import Log
-from ovia_backup_dagster.postgres.drill import Choice, Driller, Where
-from ovia_backup_dagster.postgres.proof import Proof
-from ovia_backup_dagster.postgres.properties import Properties, apply, carry_over, properties
+from ovia_backup_dagster.postgres.data_stream import Log
+from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
-from ovia_backup_dagster.postgres.restore import Restorer
 from ovia_backup_dagster.postgres.session import beside
-from ovia_backup_dagster.postgres.source_settings import of_backup, put_in_effect, take_out
-from ovia_backup_dagster.postgres.subscriptions import (
+from ovia_backup_dagster.proof import roles
+from ovia_backup_dagster.proof import target as places
+from ovia_backup_dagster.proof.checks import DrillCheck, Result
+from ovia_backup_dagster.proof.pg_restore import Restorer
+from ovia_backup_dagster.proof.prover import Proof
+from ovia_backup_dagster.proof.source_settings import of_backup, put_in_effect, take_out
+from ovia_backup_dagster.restoration.activity import written
+from ovia_backup_dagster.restoration.application_health import wait_until_healthy
+from ovia_backup_dagster.restoration.database_settings import Properties, apply, carry_over, properties
+from ovia_backup_dagster.restoration.journal import Journal, Mark, Proven
+from ovia_backup_dagster.restoration.order import Mode, Order, Step
+from ovia_backup_dagster.restoration.request import Wishes
+from ovia_backup_dagster.restoration.subscriptions import (
     disable_subscriptions,
     drop_subscriptions,
     enable_subscriptions,
     subscriptions,
 )
-from ovia_backup_dagster.postgres.swap import give_name, is_called, names, obstacles, standing, swap, where
-from ovia_backup_dagster.postgres.written import written
-from ovia_backup_dagster.restoration.wishes import Wishes
-from ovia_backup_dagster.swarm.health import wait_until_healthy
-from ovia_backup_dagster.swarm.services import Swarm
+from ovia_backup_dagster.restoration.swap import give_name, is_called, names, obstacles, standing, swap, where
+from ovia_backup_dagster.swarm.service_manager import Swarm
 
 Data = Mapping[str, Any]
 E = TypeVar("E", bound=BackupError)
@@ -364,7 +365,7 @@ class Steps:
             if failed:
                 raise RestoreError(
                     f"the copy {order.incoming} is not what {backup} holds",
-                    why=comparison.shortened(failed),
+                    why=joined(failed),
                     fix=""
                     if self.is_lost
                     else "nothing was replaced; choose another: ovia-backup list; or see: ovia-backup drill "

@@ -32,8 +32,8 @@ from ovia_backup_dagster.core.files import file_sha256, sync_folder
 from ovia_backup_dagster.core.naming import BackupName, Tier
 from ovia_backup_dagster.core.verdict import Hold
 from ovia_backup_dagster_tests.conftest import snapshot
-from ovia_backup_dagster_tests.core.crashes import killed_at_each_step, raised_as_nobody
-from ovia_backup_dagster_tests.core.factories import (
+from ovia_backup_dagster_tests.support.crashes import killed_at_each_step, raised_as_nobody
+from ovia_backup_dagster_tests.support.factories import (
     CONTENT,
     DAY,
     HOUR,

@@ -13,7 +13,6 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from ovia_backup_dagster.core import housekeeping, promotion
 from ovia_backup_dagster.core.archive_header import HEAD_BYTES, parse_header
 from ovia_backup_dagster.core.catalog import (
     ACCEPTED,
@@ -30,11 +29,12 @@ from ovia_backup_dagster.core.catalog import (
 )
 from ovia_backup_dagster.core.coverage import Covered, Statement
 from ovia_backup_dagster.core.errors import BadBackupError, NotProvenError
-from ovia_backup_dagster.core.freshness import freshness
 from ovia_backup_dagster.core.naming import BackupName, Tier
-from ovia_backup_dagster.core.retention import Policy, Weekday, candidate
 from ovia_backup_dagster.core.verdict import Acceptance, DrillRecord, Hold, Judgement, PromotionRecord
-from ovia_backup_dagster_tests.core.factories import (
+from ovia_backup_dagster.health.freshness import freshness
+from ovia_backup_dagster.retention import promotion, prune
+from ovia_backup_dagster.retention.plan import Policy, Weekday, candidate
+from ovia_backup_dagster_tests.support.factories import (
     CONTENT,
     DAY,
     HOUR,
@@ -188,7 +188,7 @@ def test_what_is_forged_is_bad_for_all_who_look(catalog: Catalog, forge: Callabl
     assert catalog.newest(NOW, State.PROVEN) == before[-1]
     assert not promotion.decide(backup, [], POLICY, NOW).promote
     with pytest.raises(NotProvenError, match="is bad"):
-        housekeeping.prune(catalog, POLICY, NOW)
+        prune.prune(catalog, POLICY, NOW)
     assert set(catalog.backups()) == {*before, backup}
 
 
@@ -283,7 +283,7 @@ def test_every_file_of_a_backup_is_promoted_and_removed(catalog: Catalog) -> Non
 def test_a_release_is_of_both_copies(catalog: Catalog) -> None:
     about = held(catalog, made(catalog, AT), NOW + DAY)
     catalog.promote(about, NOW)
-    housekeeping.release(catalog, about, NOW)
+    prune.release(catalog, about, NOW)
     assert catalog.held(NOW) == []
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ovia_backup_dagster.core.errors import BackupError, LockTableFullError
-from ovia_backup_dagster.core.words import MOST, shortened
+from ovia_backup_dagster.core.human_text import MOST, shortened
 
 #: Short and long, of any characters.
 TEXT = st.builds(lambda text, times: text * times, st.text(max_size=60), st.sampled_from((0, 1, 1, 1, 40, 700)))

@@ -22,7 +22,7 @@ from ovia_backup_dagster.core import locking
 from ovia_backup_dagster.core.errors import LockHeldError, VolumeError
 from ovia_backup_dagster.core.locking import FILENAME, lock_holder, volume_lock
 from ovia_backup_dagster_tests.conftest import REPOSITORY
-from ovia_backup_dagster_tests.core.factories import NOW
+from ovia_backup_dagster_tests.support.factories import NOW
 
 #: Longer than any test; a wait ends because of what another process does, not because time is up.
 LONG = 60.0

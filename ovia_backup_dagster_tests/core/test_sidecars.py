@@ -16,9 +16,9 @@ from ovia_backup_dagster.core import manifest
 from ovia_backup_dagster.core.errors import StrangeFileError, VolumeError
 from ovia_backup_dagster.core.files import SIDECAR_BYTES, WITNESS_BYTES, open_plain, read_small
 from ovia_backup_dagster.core.manifest import Manifest, Sidecar, parse_sidecar
-from ovia_backup_dagster.core.restoration import Entry, Mark
 from ovia_backup_dagster.core.verdict import Verification, Witness
-from ovia_backup_dagster_tests.core.factories import NOW, make_manifest, make_witness
+from ovia_backup_dagster.restoration.journal import Entry, Mark
+from ovia_backup_dagster_tests.support.factories import NOW, make_manifest, make_witness
 
 ENTRY = '{"at": "2026-06-15T12:00:00Z", "mark": "begun", "data": {"x": %s}}'
 GOOD = make_manifest().to_json()

@@ -16,7 +16,7 @@ from ovia_backup_dagster.core.verdict import (
     lost_rows,
     split_identifier,
 )
-from ovia_backup_dagster_tests.core.factories import NOW, make_manifest, make_witness
+from ovia_backup_dagster_tests.support.factories import NOW, make_manifest, make_witness
 
 
 def judge_rows(rows: dict[str, int], *expected: str, require_rows: bool = False) -> list[tuple[Check, str]]:

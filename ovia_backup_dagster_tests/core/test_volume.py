@@ -18,7 +18,7 @@ from ovia_backup_dagster.core import errors, files
 from ovia_backup_dagster.core.catalog import Backup, Catalog
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.core.verdict import Hold
-from ovia_backup_dagster_tests.core.factories import NOW, make_catalog, publish
+from ovia_backup_dagster_tests.support.factories import NOW, make_catalog, publish
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster_tests.defs.receiver import Receiver, receiver
 from ovia_backup_dagster_tests.defs.support import Location, environment, load
 

@@ -23,16 +23,17 @@ from dagster._core.storage.runs.schema import RunsTable
 
 from ovia_backup_dagster.core.catalog import Backup, Catalog
 from ovia_backup_dagster.core.naming import BackupName, Tier
-from ovia_backup_dagster.core.restoration import Journal, Mode, Order
 from ovia_backup_dagster.definitions import build_defs
 from ovia_backup_dagster.defs.schedules import usable_schedules
-from ovia_backup_dagster.postgres.client import Connection, Programs
 from ovia_backup_dagster.postgres.dump import Dumper, Log
+from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster.postgres.verification import Verified
-from ovia_backup_dagster.settings import PREFIXES, Settings
+from ovia_backup_dagster.restoration.journal import Journal
+from ovia_backup_dagster.restoration.order import Mode, Order
+from ovia_backup_dagster.settings.model import PREFIXES, Settings
 from ovia_backup_dagster.system import BackupSystem
 from ovia_backup_dagster_tests.conftest import REPOSITORY, quiet
-from ovia_backup_dagster_tests.core.factories import redated
+from ovia_backup_dagster_tests.support.factories import redated
 
 EXPECTED = "people,identities,person_identity_links"
 DAILY_JOB = "daily_backup_job"

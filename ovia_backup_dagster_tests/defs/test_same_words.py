@@ -13,7 +13,7 @@ import dagster as dg
 import pytest
 
 from ovia_backup_dagster.core.errors import BackupError
-from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster_tests.conftest import PASSWORD, PortCluster, execute, quiet
 from ovia_backup_dagster_tests.defs.receiver import Receiver
 from ovia_backup_dagster_tests.defs.support import ALERT_JOB, Location, environment, failure, load

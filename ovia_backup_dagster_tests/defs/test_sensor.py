@@ -24,13 +24,12 @@ from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 
 from ovia_backup_dagster.core.errors import PrivilegeError, SettingsError
-from ovia_backup_dagster.core.freshness import AGAIN
 from ovia_backup_dagster.core.locking import lock_holder
-from ovia_backup_dagster.core.restoration import Mark
 from ovia_backup_dagster.defs.policies import run_tags
-from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.health.freshness import AGAIN
+from ovia_backup_dagster.postgres.programs import Connection
+from ovia_backup_dagster.restoration.journal import Mark
 from ovia_backup_dagster_tests.conftest import snapshot as files_of
-from ovia_backup_dagster_tests.core.factories import drill_evidence
 from ovia_backup_dagster_tests.defs.conftest import NewLocation
 from ovia_backup_dagster_tests.defs.receiver import Receiver
 from ovia_backup_dagster_tests.defs.support import (
@@ -49,6 +48,7 @@ from ovia_backup_dagster_tests.defs.support import (
     set_clock,
     settle,
 )
+from ovia_backup_dagster_tests.support.factories import drill_evidence
 
 # Apprise 2.2 imports it while it loads its plugins.
 pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
@@ -776,7 +776,7 @@ def start(location: Location, *command: str) -> subprocess.Popen[bytes]:
     assert settings.pg_bin_dir
     connection = location.system.connection
     return subprocess.Popen(
-        (sys.executable, "-m", "ovia_backup_dagster.cli", *command),
+        (sys.executable, "-m", "ovia_backup_dagster.cli.main", *command),
         env={"PATH": os.environ["PATH"], **environment(connection, settings.backup_dir, settings.pg_bin_dir)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

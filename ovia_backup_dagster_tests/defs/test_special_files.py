@@ -22,27 +22,27 @@ import dagster as dg
 import pytest
 from click.testing import CliRunner, Result
 
-from ovia_backup_dagster.cli import main
+from ovia_backup_dagster.cli.main import main
 from ovia_backup_dagster.core import deadline
 from ovia_backup_dagster.core.catalog import GLOBALS, MANIFEST, RESERVE, SIDECARS, VERIFIED, State
-from ovia_backup_dagster.core.drill import DrillFolder
 from ovia_backup_dagster.core.errors import BackupError, StalledVolumeError, StrangeFileError, VolumeError
 from ovia_backup_dagster.core.locking import FILENAME, lock_holder, volume_lock
 from ovia_backup_dagster.core.naming import BackupName, Tier
-from ovia_backup_dagster.core.protection import FOLDER as HAND_OVER
-from ovia_backup_dagster.core.restoration import RestoreFolder
-from ovia_backup_dagster.defs.alerts import condition
-from ovia_backup_dagster.doctor import volume as doctor
+from ovia_backup_dagster.core.takeover_links import FOLDER as HAND_OVER
+from ovia_backup_dagster.defs.alert_asset import condition
+from ovia_backup_dagster.doctor import volume_area as doctor
 from ovia_backup_dagster.doctor.report import Line
+from ovia_backup_dagster.drill.folder import DrillFolder
 from ovia_backup_dagster.postgres import archive as archives
+from ovia_backup_dagster.restoration.folder import RestoreFolder
 from ovia_backup_dagster.system import BackupSystem
 from ovia_backup_dagster_tests.conftest import quiet
-from ovia_backup_dagster_tests.core.crashes import raised_as_nobody
-from ovia_backup_dagster_tests.core.factories import HOUR, drill_evidence, drilled, held, make_judgement, proven
 from ovia_backup_dagster_tests.defs.conftest import NewLocation
 from ovia_backup_dagster_tests.defs.receiver import Receiver
 from ovia_backup_dagster_tests.defs.support import ALERT_JOB, DAILY_JOB, Location
 from ovia_backup_dagster_tests.faults.disks import silent
+from ovia_backup_dagster_tests.support.crashes import raised_as_nobody
+from ovia_backup_dagster_tests.support.factories import HOUR, drill_evidence, drilled, held, make_judgement, proven
 
 pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="making devices, and mounting, need root")

@@ -21,7 +21,7 @@ from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 
 from ovia_backup_dagster.definitions import build_defs
-from ovia_backup_dagster.demo.run import end_group
+from ovia_backup_dagster.demo.demonstration import end_group
 from ovia_backup_dagster_tests.conftest import REPOSITORY, NewDatabase, dump_that_waits, free_port
 from ovia_backup_dagster_tests.defs.conftest import NewLocation
 from ovia_backup_dagster_tests.defs.receiver import Receiver, receiver

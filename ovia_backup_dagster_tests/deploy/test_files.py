@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from ovia_backup_dagster import __version__, service
-from ovia_backup_dagster.settings import names
+from ovia_backup_dagster import __version__
+from ovia_backup_dagster.container import service
+from ovia_backup_dagster.settings.model import names
 from ovia_backup_dagster_tests.conftest import REPOSITORY
 
 DEPLOY = REPOSITORY / "deploy"

@@ -11,8 +11,8 @@ import psycopg
 from psycopg import sql
 
 from ovia_backup_dagster.doctor.report import Area, Level, Line
-from ovia_backup_dagster.postgres.client import Connection
-from ovia_backup_dagster.postgres.releases import newest_minor
+from ovia_backup_dagster.postgres.programs import Connection
+from ovia_backup_dagster.postgres.versions import newest_minor
 from ovia_backup_dagster.system import BackupSystem
 from ovia_backup_dagster_tests.conftest import PASSWORD
 from ovia_backup_dagster_tests.defs.support import environment, load

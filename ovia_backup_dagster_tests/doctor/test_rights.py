@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ovia_backup_dagster.postgres.client import Connection
-from ovia_backup_dagster.postgres.privileges import Missing, missing_rights
+from ovia_backup_dagster.postgres.dump_privileges import Missing, missing_rights
+from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.quoting import sql_identifier, sql_string
 from ovia_backup_dagster.postgres.session import connect
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute

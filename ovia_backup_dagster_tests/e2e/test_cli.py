@@ -24,11 +24,11 @@ import psycopg
 import pytest
 
 from ovia_backup_dagster.core.catalog import Backup, Catalog
-from ovia_backup_dagster.core.drill import DrillCheck
 from ovia_backup_dagster.core.naming import BackupName
-from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.postgres.programs import Connection
+from ovia_backup_dagster.proof.checks import DrillCheck
 from ovia_backup_dagster_tests.conftest import PASSWORD, PortCluster, execute, snapshot
-from ovia_backup_dagster_tests.core.factories import drill_evidence, judged, redated
+from ovia_backup_dagster_tests.support.factories import drill_evidence, judged, redated
 
 PROGRAM = Path(sys.executable).with_name("ovia-backup")
 
@@ -362,7 +362,7 @@ def test_a_loss_of_rows_holds_until_it_is_released(cli: Cli, volume: Path, datab
 
 def test_help_is_quick_and_needs_no_dagster(cli: Cli) -> None:
     code = (
-        "import sys, time; began = time.perf_counter(); from ovia_backup_dagster.cli import main\n"
+        "import sys, time; began = time.perf_counter(); from ovia_backup_dagster.cli.main import main\n"
         "try:\n    main(['list'])\nexcept SystemExit: pass\n"
         "heavy = {'dagster', 'dagster_webserver', 'docker', 'apprise'} & set(sys.modules)\n"
         "assert not heavy, heavy"

@@ -22,8 +22,9 @@ from typing import Any
 
 import pytest
 
-from ovia_backup_dagster.demo import embedded, run
-from ovia_backup_dagster.postgres.cluster import Cluster
+from ovia_backup_dagster.demo import demonstration as run
+from ovia_backup_dagster.demo import embedded_server
+from ovia_backup_dagster.postgres.local_cluster import Cluster
 from ovia_backup_dagster_tests.conftest import free_port
 
 PROGRAM = Path(sys.executable).with_name("ovia-backup")
@@ -34,7 +35,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     """The demo's folder; its server and data are gone afterwards."""
     folder = tmp_path / "demo"
     yield folder
-    Cluster(embedded.bin_dir(), run._private_folder(folder)).remove()
+    Cluster(embedded_server.bin_dir(), run._private_folder(folder)).remove()
 
 
 def environment() -> dict[str, str]:

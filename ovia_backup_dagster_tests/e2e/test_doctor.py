@@ -22,8 +22,8 @@ import pytest
 
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.verdict import Expectations, Witness
-from ovia_backup_dagster.postgres.client import Connection, Programs
 from ovia_backup_dagster.postgres.dump import Dumper
+from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster.postgres.quoting import sql_identifier
 from ovia_backup_dagster.postgres.verification import Verifier
 from ovia_backup_dagster_tests.conftest import (

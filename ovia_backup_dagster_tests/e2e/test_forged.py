@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ovia_backup_dagster.core.naming import BackupName, Tier
-from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster_tests.conftest import DROP_ALL_TABLES, execute, snapshot
 from ovia_backup_dagster_tests.e2e.test_cli import Cli, cli, made_earlier, one_line  # noqa: F401 - a fixture
 

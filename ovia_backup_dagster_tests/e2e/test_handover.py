@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from ovia_backup_dagster_tests.conftest import PASSWORD, NewDatabase, PortCluster, snapshot
-from ovia_backup_dagster_tests.core.old_script import old_script
 from ovia_backup_dagster_tests.e2e.test_cli import PROGRAM, Cli, one_line
+from ovia_backup_dagster_tests.support.old_script import old_script
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="giving files away needs root")
 US = "10001"

@@ -10,8 +10,8 @@ from urllib.parse import quote
 import pytest
 
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.restoration import RestoreFolder
-from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.postgres.programs import Connection
+from ovia_backup_dagster.restoration.folder import RestoreFolder
 from ovia_backup_dagster_tests.conftest import PASSWORD, PortCluster, execute
 from ovia_backup_dagster_tests.defs.support import dagster, environment
 

@@ -17,8 +17,8 @@ from typing import TypeVar
 
 import pytest
 
-from ovia_backup_dagster.demo import embedded
-from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.demo import embedded_server
+from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster_tests.conftest import PortCluster, free_port
 from ovia_backup_dagster_tests.faults.harness import Place
 
@@ -113,7 +113,7 @@ def small_database(server: PortCluster, bin_dir: Path) -> Connection:
 
 def _database(server: PortCluster, bin_dir: Path, scale: float) -> Connection:
     name = f"faults{os.getpid()}_{free_port()}"
-    embedded.create_database(server.connection(), bin_dir, name, scale)
+    embedded_server.create_database(server.connection(), bin_dir, name, scale)
     return server.connection(name)
 
 

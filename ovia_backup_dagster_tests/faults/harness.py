@@ -26,17 +26,16 @@ from typing import Self
 from unittest import mock
 
 # Read beforehand, so that a kill falls into the operation and not into its imports.
-import ovia_backup_dagster.core.freshness
-import ovia_backup_dagster.core.housekeeping
+import ovia_backup_dagster.health.freshness
 import ovia_backup_dagster.postgres.session  # noqa: F401
-from ovia_backup_dagster import cli
+from ovia_backup_dagster.cli.main import main
 from ovia_backup_dagster.core.catalog import MANIFEST, VERIFIED, Backup, Catalog, State
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.core.locking import lock_holder
 from ovia_backup_dagster.core.naming import Tier
-from ovia_backup_dagster.settings import Settings
+from ovia_backup_dagster.settings.model import Settings
 from ovia_backup_dagster.system import BackupSystem
-from ovia_backup_dagster_tests.core.factories import redated
+from ovia_backup_dagster_tests.support.factories import redated
 
 CHAIN = (("dump",), ("verify",), ("verify", "--unproven"), ("promote",), ("prune",))
 DAY = timedelta(days=1)
@@ -164,7 +163,7 @@ def _become(arguments: tuple[str, ...], environment: Mapping[str, str], log: Pat
         sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
         os.environ.clear()
         os.environ.update(environment)
-        cli.main(list(arguments), prog_name="ovia-backup")
+        main.main(list(arguments), prog_name="ovia-backup")
     except SystemExit as end:
         code = end.code
     except BaseException:  # noqa: BLE001 - the test reads it

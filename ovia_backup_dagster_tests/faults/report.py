@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ovia_backup_dagster import __version__
-from ovia_backup_dagster.demo import embedded
-from ovia_backup_dagster.postgres.client import Programs
+from ovia_backup_dagster.demo import embedded_server
+from ovia_backup_dagster.postgres.programs import Programs
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 FAMILIES = {
@@ -93,7 +93,7 @@ def page(folder: Path) -> str:
 def _facts(outcomes: list[dict[str, Any]]) -> str:
     seeds = ", ".join(sorted({outcome["seed"] for outcome in outcomes}))
     versions = (
-        f"ovia-backup-dagster {__version__}, PostgreSQL {Programs(embedded.bin_dir()).version('pg_dump')}, "
+        f"ovia-backup-dagster {__version__}, PostgreSQL {Programs(embedded_server.bin_dir()).version('pg_dump')}, "
         f"Dagster {version('dagster')}, Python {platform.python_version()}, Linux {platform.release().split('-')[0]}"
     )
     return (

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ovia_backup_dagster.core.locking import lock_holder
-from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster_tests.conftest import REPOSITORY, dump_that_waits, free_port
 from ovia_backup_dagster_tests.e2e.test_demo import _LAUNCH, _RUN
 from ovia_backup_dagster_tests.faults.conftest import Record, full_run_only

@@ -19,8 +19,8 @@ import pytest
 from ovia_backup_dagster.core.catalog import State
 from ovia_backup_dagster.core.locking import lock_holder
 from ovia_backup_dagster.core.naming import Tier
-from ovia_backup_dagster.demo import embedded
-from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.demo import embedded_server
+from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, free_port
 from ovia_backup_dagster_tests.faults.conftest import FULL, Record, needs_root, place_for, rounds
 from ovia_backup_dagster_tests.faults.disks import MEGABYTE, Disk, bound, filled, mount_again, tmpfs, vanish
@@ -55,7 +55,7 @@ NO_ROOM = ("No space left on device", "too little room")
 def growing(server: PortCluster, bin_dir: Path) -> tuple[Connection, Callable[[], None]]:
     """A database whose last dump was small, and which then grows: else a full disk is seen before pg_dump begins."""
     name = f"growing{os.getpid()}_{free_port()}"
-    embedded.create_database(server.connection(), bin_dir, name, 0.02)
+    embedded_server.create_database(server.connection(), bin_dir, name, 0.02)
     database = server.connection(name)
 
     def grow() -> None:

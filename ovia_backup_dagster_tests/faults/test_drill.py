@@ -18,9 +18,10 @@ from random import Random
 import psycopg
 import pytest
 
-from ovia_backup_dagster.core.drill import Evidence
-from ovia_backup_dagster.postgres import places, throwaway
-from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.drill import throwaway_cluster
+from ovia_backup_dagster.drill.evidence import Evidence
+from ovia_backup_dagster.postgres.programs import Connection
+from ovia_backup_dagster.proof import target
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, free_port, running_cluster
 from ovia_backup_dagster_tests.e2e.test_demo import _LAUNCH
 from ovia_backup_dagster_tests.faults.conftest import FULL, Record, full_run_only, needs_root, place_for, rounds
@@ -69,7 +70,7 @@ def source(server: PortCluster, bin_dir: Path) -> Iterator[Connection]:
         )
         yield database
     finally:
-        execute(postgres, f"DROP DATABASE IF EXISTS {places.scratch_name(name)} WITH (FORCE)")
+        execute(postgres, f"DROP DATABASE IF EXISTS {target.scratch_name(name)} WITH (FORCE)")
         execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
 
 
@@ -114,7 +115,7 @@ def servers(place: Place) -> dict[int, str]:
 
 
 def postmaster(place: Place) -> int:
-    for path in drill_dir(place).glob(f"{throwaway.PREFIX}*/c/data/postmaster.pid"):
+    for path in drill_dir(place).glob(f"{throwaway_cluster.PREFIX}*/c/data/postmaster.pid"):
         with suppress(OSError, ValueError, IndexError):
             return int(path.read_text().splitlines()[0])
     return 0
@@ -138,7 +139,7 @@ def scratch_there(place: Place) -> bool:
 
 
 def scratch(place: Place) -> str:
-    return places.scratch_name(place.settings["POSTGRES_DB"])
+    return target.scratch_name(place.settings["POSTGRES_DB"])
 
 
 def asked(place: Place) -> psycopg.Connection[tuple[object, ...]]:
@@ -159,7 +160,7 @@ def evidence(place: Place) -> list[Evidence]:
 def nothing_left(place: Place) -> None:
     """No server, no folder, no scratch database."""
     until(lambda: not servers(place), 10)
-    assert [path.name for path in drill_dir(place).glob(f"{throwaway.PREFIX}*")] == []
+    assert [path.name for path in drill_dir(place).glob(f"{throwaway_cluster.PREFIX}*")] == []
     until(lambda: not scratch_there(place), 5)
 
 
@@ -399,7 +400,9 @@ def test_killed_at_random_moments(place: Place, rng: Random, record: Record, whe
         if ended.killed:
             hit[phase_of(ended.output)] += 1
         left += (
-            bool(servers(place)) or bool(list(drill_dir(place).glob(f"{throwaway.PREFIX}*"))) or scratch_there(place)
+            bool(servers(place))
+            or bool(list(drill_dir(place).glob(f"{throwaway_cluster.PREFIX}*")))
+            or scratch_there(place)
         )
         no_half_evidence(place)
         next_one_passes(place, "--where", where)

@@ -17,11 +17,11 @@ import pytest
 
 from ovia_backup_dagster.core.catalog import Backup, Catalog, State
 from ovia_backup_dagster.core.naming import Tier
-from ovia_backup_dagster.postgres.client import Connection
-from ovia_backup_dagster_tests.core.factories import redated
+from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster_tests.e2e.test_cli import Cli
 from ovia_backup_dagster_tests.faults.conftest import needs_root
 from ovia_backup_dagster_tests.faults.disks import Disk
+from ovia_backup_dagster_tests.support.factories import redated
 
 SOURCE = Path(__file__).with_name("filesystem.c")
 

@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 
-from ovia_backup_dagster.core import housekeeping
 from ovia_backup_dagster.core.catalog import Backup
 from ovia_backup_dagster.core.locking import lock_holder
 from ovia_backup_dagster.core.naming import Tier
+from ovia_backup_dagster.retention import prune
 from ovia_backup_dagster_tests.faults.conftest import FULL, Record, rounds
 from ovia_backup_dagster_tests.faults.harness import (
     Ended,
@@ -256,7 +256,7 @@ def test_killed_while_pruning(small_place: Place, rng: Random, record: Record) -
 
     for moment in kills.moments(rng, max(seconds() for _ in range(3))):
         prepared()
-        plan = housekeeping.preview(place.catalog.backups(), place.system.policy, datetime.now(UTC))
+        plan = prune.preview(place.catalog.backups(), place.system.policy, datetime.now(UTC))
         kept = {d.candidate.key for d in plan.decisions if d.keep}
         doomed = len(plan.removals)
 

@@ -15,16 +15,16 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from ovia_backup_dagster.core import housekeeping
 from ovia_backup_dagster.core.catalog import Backup, Catalog, State
 from ovia_backup_dagster.core.errors import BackupError, NotProvenError
 from ovia_backup_dagster.core.locking import lock_holder
 from ovia_backup_dagster.core.naming import Tier
-from ovia_backup_dagster.core.retention import BAD_KEEP, Policy, Weekday
-from ovia_backup_dagster_tests.core.crashes import die_at, in_a_child
-from ovia_backup_dagster_tests.core.factories import DAY, HOUR, NOW, held, judged, make_catalog, publish
+from ovia_backup_dagster.retention import prune
+from ovia_backup_dagster.retention.plan import BAD_KEEP, Policy, Weekday
 from ovia_backup_dagster_tests.faults.conftest import Record, rounds
 from ovia_backup_dagster_tests.faults.harness import files, nothing_broken
+from ovia_backup_dagster_tests.support.crashes import die_at, in_a_child
+from ovia_backup_dagster_tests.support.factories import DAY, HOUR, NOW, held, judged, make_catalog, publish
 
 LIVES = rounds(10, 1)
 DAYS = rounds(200, 60)
@@ -117,11 +117,11 @@ class Life:
             self._prune()
             return
         if fate == "promotion is killed":
-            with_a_kill(lambda: housekeeping.promote(catalog, made, POLICY, self.now), self.rng)
+            with_a_kill(lambda: prune.promote(catalog, made, POLICY, self.now), self.rng)
         elif fate != "no promotion":
-            housekeeping.promote(catalog, made, POLICY, self.now)
+            prune.promote(catalog, made, POLICY, self.now)
         if fate == "pruning is killed":
-            with_a_kill(lambda: housekeeping.prune(catalog, POLICY, self.now), self.rng)
+            with_a_kill(lambda: prune.prune(catalog, POLICY, self.now), self.rng)
         elif fate != "no pruning":
             self._prune()
 
@@ -138,7 +138,7 @@ class Life:
     def _prune(self) -> None:
         newest = self.catalog.backups()[0]
         try:
-            housekeeping.prune(self.catalog, POLICY, self.now)
+            prune.prune(self.catalog, POLICY, self.now)
         except NotProvenError:
             assert newest.state(self.now) is not State.PROVEN
         else:
@@ -188,8 +188,8 @@ class Life:
                 if backup != made and backup.state(self.now) is State.UNPROVEN:
                     self._verdict(backup, good=backup.path.stat().st_size > 7)
             self._verdict(made, good=True)
-            housekeeping.promote(self.catalog, made, POLICY, self.now)
-            plan = housekeeping.prune(self.catalog, POLICY, self.now).plan
+            prune.promote(self.catalog, made, POLICY, self.now)
+            plan = prune.prune(self.catalog, POLICY, self.now).plan
         left = self.catalog.backups()
         states = Counter(b.state(self.now) for b in left)
         reasons = Counter(d.reason.split(" (")[0].split(":")[0] for d in plan.decisions if d.keep)
@@ -251,7 +251,7 @@ def test_a_clock_that_was_ahead_and_is_right_again_blocks_nothing(tmp_path: Path
     for day in range(10):
         now = NOW + day * DAY
         made = judged(catalog, publish(catalog, catalog.free_name(now).started_at))
-        housekeeping.promote(catalog, made, POLICY, now)
-        housekeeping.prune(catalog, POLICY, now)
+        prune.promote(catalog, made, POLICY, now)
+        prune.prune(catalog, POLICY, now)
         assert made in catalog.backups()
     assert future.path not in {b.path for b in catalog.backups(Tier.DAILY)}

@@ -11,15 +11,15 @@ import pytest
 
 from ovia_backup_dagster.core import errors
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.drill import DrillCheck
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.core.verdict import Expectations
+from ovia_backup_dagster.drill.runner import Choice, Driller, Where
 from ovia_backup_dagster.postgres import archive as archives
-from ovia_backup_dagster.postgres.client import Connection, Programs
-from ovia_backup_dagster.postgres.drill import Choice, Driller, Where
 from ovia_backup_dagster.postgres.dump import Dumper
-from ovia_backup_dagster.postgres.reread import Rereader
+from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster.postgres.verification import Verifier
+from ovia_backup_dagster.proof.checks import DrillCheck
+from ovia_backup_dagster.proof.database_reader import Rereader
 from ovia_backup_dagster_tests.conftest import NewDatabase, execute, quiet
 from ovia_backup_dagster_tests.doctor.support import executable
 from ovia_backup_dagster_tests.faults.conftest import needs_root

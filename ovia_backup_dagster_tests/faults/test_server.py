@@ -14,7 +14,7 @@ from random import Random
 import pytest
 
 from ovia_backup_dagster.core.locking import lock_holder
-from ovia_backup_dagster.demo import embedded
+from ovia_backup_dagster.demo import embedded_server
 from ovia_backup_dagster_tests.conftest import PortCluster, running_cluster
 from ovia_backup_dagster_tests.faults.conftest import SCALE, Record, place_for, rounds
 from ovia_backup_dagster_tests.faults.harness import (
@@ -41,7 +41,7 @@ PAUSE_SECONDS = 2.0
 def cluster(bin_dir: Path) -> Iterator[PortCluster]:
     """A server of our own, to be treated badly."""
     with running_cluster(bin_dir) as cluster:
-        embedded.create_database(cluster.connection(), bin_dir, "ovia", SCALE)
+        embedded_server.create_database(cluster.connection(), bin_dir, "ovia", SCALE)
         yield cluster
 
 

@@ -20,11 +20,11 @@ from ovia_backup_dagster.core import errors
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.postgres import archive as archives
-from ovia_backup_dagster.postgres.client import Connection, Programs
 from ovia_backup_dagster.postgres.dump import Dumper
-from ovia_backup_dagster.postgres.restore import Restorer
+from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster.postgres.sandbox import Confine, Sandbox
 from ovia_backup_dagster.postgres.session import be_patient, connect
+from ovia_backup_dagster.proof.pg_restore import Restorer
 from ovia_backup_dagster_tests.conftest import PASSWORD, PortCluster, execute, free_port, quiet, running_cluster
 from ovia_backup_dagster_tests.defs.support import Location, environment, failure, load, retries
 from ovia_backup_dagster_tests.doctor.support import executable

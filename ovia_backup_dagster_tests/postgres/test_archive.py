@@ -21,13 +21,13 @@ from psycopg import sql
 from ovia_backup_dagster.core import errors
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.verdict import Witness
-from ovia_backup_dagster.postgres import archive, datatext
+from ovia_backup_dagster.postgres import archive, data_stream
 from ovia_backup_dagster.postgres.archive import read_archive
-from ovia_backup_dagster.postgres.client import Connection, Programs, capture
-from ovia_backup_dagster.postgres.cluster import Cluster
 from ovia_backup_dagster.postgres.dump import Dumper
+from ovia_backup_dagster.postgres.local_cluster import Cluster
+from ovia_backup_dagster.postgres.programs import Connection, Programs, capture
 from ovia_backup_dagster_tests.conftest import NewDatabase, admin, execute, quiet
-from ovia_backup_dagster_tests.core.crashes import raised_as_nobody
+from ovia_backup_dagster_tests.support.crashes import raised_as_nobody
 
 
 def test_a_file_that_this_user_may_not_open_is_said_with_what_to_do() -> None:
@@ -343,7 +343,7 @@ def test_borders_of_chunks_change_nothing(tables: dict[bytes, list[bytes]], leng
         stream += b"COPY " + name + b' (a, "b) FROM stdin;") FROM stdin;\n' + b"".join(r + b"\n" for r in rows)
         stream += b"\\.\n\n\nSELECT pg_catalog.setval('public.s', 7, true);\n"
 
-    reader = datatext.DataReader(Chunks(stream, lengths), datatext.ordered)
+    reader = data_stream.DataReader(Chunks(stream, lengths), data_stream.ordered)
 
     assert reader.read()
     assert {name: (t.rows, t.digest.hexdigest()) for name, t in reader.data.tables.items()} == {
@@ -358,7 +358,7 @@ def test_a_statement_longer_than_the_buffer_is_read() -> None:
     text = b"x;'';" * 1_000_000
     stream = b"INSERT INTO public.t VALUES ('" + text + b"');\nCOPY public.u (a) FROM stdin;\n" + text + b"\n\\.\n"
 
-    reader = datatext.DataReader(Chunks(stream, []), datatext.ordered)
+    reader = data_stream.DataReader(Chunks(stream, []), data_stream.ordered)
 
     assert reader.read()
     assert reader.data.inserts
@@ -371,4 +371,4 @@ def test_a_statement_longer_than_the_buffer_is_read() -> None:
 def test_a_stream_that_ends_early_is_not_whole(cut: int, lengths: list[int]) -> None:
     stream = b"SET a = 1;\nCOPY public.t (a) FROM stdin;\n" + b"1\n2\n3\n" * 20 + b"\\.\n"
 
-    assert not datatext.DataReader(Chunks(stream[: -min(cut, 110)], lengths), datatext.ordered).read()
+    assert not data_stream.DataReader(Chunks(stream[: -min(cut, 110)], lengths), data_stream.ordered).read()

@@ -14,9 +14,9 @@ from pydantic import SecretStr
 
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.verdict import Expectations
-from ovia_backup_dagster.postgres.client import Connection, Programs
 from ovia_backup_dagster.postgres.dump import Dumper
-from ovia_backup_dagster.postgres.privileges import missing_rights
+from ovia_backup_dagster.postgres.dump_privileges import missing_rights
+from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster.postgres.session import connect
 from ovia_backup_dagster.postgres.verification import Verifier
 from ovia_backup_dagster_tests.conftest import REPOSITORY, NewDatabase, PortCluster, admin, execute, quiet

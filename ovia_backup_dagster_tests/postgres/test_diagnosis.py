@@ -29,14 +29,15 @@ from pydantic import SecretStr
 from ovia_backup_dagster.core import errors
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import BackupError
-from ovia_backup_dagster.demo import embedded
-from ovia_backup_dagster.postgres import client, diagnosis
+from ovia_backup_dagster.demo import embedded_server
+from ovia_backup_dagster.postgres import diagnosis
+from ovia_backup_dagster.postgres import programs as client
 from ovia_backup_dagster.postgres.archive import read_archive
-from ovia_backup_dagster.postgres.asking import diagnose_program
-from ovia_backup_dagster.postgres.client import Connection, Programs, capture, start
 from ovia_backup_dagster.postgres.diagnosis import diagnose
 from ovia_backup_dagster.postgres.dump import Dumper
+from ovia_backup_dagster.postgres.programs import Connection, Programs, capture, start
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
+from ovia_backup_dagster.postgres.server_language import diagnose_program
 from ovia_backup_dagster.postgres.session import connect
 from ovia_backup_dagster_tests.conftest import (
     PASSWORD,
@@ -49,8 +50,8 @@ from ovia_backup_dagster_tests.conftest import (
     running_cluster,
 )
 from ovia_backup_dagster_tests.faults.harness import until
-from ovia_backup_dagster_tests.postgres.pgbouncer import pgbouncer
 from ovia_backup_dagster_tests.postgres.test_dump import tmpfs
+from ovia_backup_dagster_tests.support.pgbouncer import pgbouncer
 
 #: Each role has its own way in, or none.
 HBA = """
@@ -659,7 +660,7 @@ def a_mode_that_there_is_not(scene: Scene) -> Outcome:
 )
 def client_programs_without_tls(scene: Scene) -> Outcome:
     connection = scene.tcp(PGSSLMODE="require")
-    return Outcome(connection, [scene.pg_dump(connection, embedded.bin_dir())])
+    return Outcome(connection, [scene.pg_dump(connection, embedded_server.bin_dir())])
 
 
 @provokes(
@@ -1168,7 +1169,7 @@ def at_tuple(page: bytes, number: int, offset: int, value: bytes) -> bytes:
     fix="use client programs of the server's major version: set PG_BIN_DIR",
 )
 def a_server_newer_than_the_programs(scene: Scene) -> Outcome:
-    with running_cluster(embedded.bin_dir(18)) as newer:
+    with running_cluster(embedded_server.bin_dir(18)) as newer:
         connection = newer.connection()
         return Outcome(connection, [scene.pg_dump(connection)])
 
@@ -1199,7 +1200,7 @@ def a_library_is_missing(scene: Scene) -> Outcome:
 def a_client_without_the_archives_compression(scene: Scene) -> Outcome:
     connection = scene.gate.connection()
     archive = made(scene, connection, scene.full_bin, "zstd")
-    return Outcome(connection, [unreadable(archive, embedded.bin_dir())])
+    return Outcome(connection, [unreadable(archive, embedded_server.bin_dir())])
 
 
 @provokes(
@@ -1210,7 +1211,7 @@ def a_client_without_the_archives_compression(scene: Scene) -> Outcome:
 )
 def an_archive_of_a_newer_pg_dump(scene: Scene) -> Outcome:
     connection = scene.gate.connection()
-    archive = made(scene, connection, embedded.bin_dir(18), "gzip")
+    archive = made(scene, connection, embedded_server.bin_dir(18), "gzip")
     return Outcome(connection, [unreadable(archive, scene.full_bin)])
 
 
@@ -1223,7 +1224,7 @@ def an_archive_of_a_newer_pg_dump(scene: Scene) -> Outcome:
 def an_extension_that_is_not_installed(scene: Scene) -> Outcome:
     """The whole PostgreSQL has contrib, the embedded one has not."""
     archive = made(scene, scene.new_database("CREATE EXTENSION hstore"), scene.full_bin, "none")
-    with running_cluster(embedded.bin_dir()) as without:
+    with running_cluster(embedded_server.bin_dir()) as without:
         target = without.connection()
         command = str(scene.full_bin / "pg_restore"), "--no-owner", f"--dbname={target.conninfo()}", str(archive)
         return Outcome(target, [failed(command, target)])

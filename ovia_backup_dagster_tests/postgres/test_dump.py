@@ -23,9 +23,9 @@ from ovia_backup_dagster.core import errors
 from ovia_backup_dagster.core.catalog import Catalog, State
 from ovia_backup_dagster.core.files import file_sha256
 from ovia_backup_dagster.core.locking import lock_holder, volume_lock
-from ovia_backup_dagster.demo import embedded
-from ovia_backup_dagster.postgres.client import Connection, Programs
+from ovia_backup_dagster.demo import embedded_server
 from ovia_backup_dagster.postgres.dump import Dumper
+from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster_tests.conftest import (
     PASSWORD,
     NewDatabase,
@@ -315,7 +315,7 @@ def test_missing_right(
 
 
 def test_server_newer_than_pg_dump(dumper: Dumper, earlier: object, volume: Path) -> None:
-    with running_cluster(embedded.bin_dir(18)) as newer:
+    with running_cluster(embedded_server.bin_dir(18)) as newer:
         connection = replace(newer.connection(), database="postgres")
 
         fails(replace(dumper, connection=connection), errors.VersionMismatchError, "the server is PostgreSQL 18")
@@ -635,7 +635,7 @@ import json, signal, sys
 from pathlib import Path
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.postgres import client
-from ovia_backup_dagster.postgres.client import Connection, Programs
+from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster.postgres.dump import Dumper
 client.KEEPALIVES.update(keepalives_idle=1, keepalives_interval=1, keepalives_count=2, tcp_user_timeout=3000)
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -14,13 +14,13 @@ from typing import Any
 import psycopg
 import pytest
 
-from ovia_backup_dagster.core.drill import DrillCheck
-from ovia_backup_dagster.postgres.client import Connection
-from ovia_backup_dagster.postgres.drill import Where
-from ovia_backup_dagster.postgres.properties import properties
+from ovia_backup_dagster.drill.runner import Where
+from ovia_backup_dagster.postgres.programs import Connection
+from ovia_backup_dagster.proof.checks import DrillCheck
+from ovia_backup_dagster.restoration.database_settings import properties
 from ovia_backup_dagster_tests.conftest import PortCluster, running_cluster
 from ovia_backup_dagster_tests.e2e.test_cli import Cli
-from ovia_backup_dagster_tests.postgres.drilling import Drilling, assert_passed, by_check, database
+from ovia_backup_dagster_tests.support.drilling import Drilling, assert_passed, by_check, database
 
 #: Of each encoding, a word in it. In SQL_ASCII it is text in no encoding.
 WORDS = {

@@ -15,21 +15,23 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from ovia_backup_dagster.core import housekeeping
 from ovia_backup_dagster.core.archive_header import HEAD_BYTES, parse_header
 from ovia_backup_dagster.core.catalog import GLOBALS, HELD, SIDECARS, VERIFIED, Backup, Catalog, State
 from ovia_backup_dagster.core.errors import BackupNotFoundError, NotProvenError
 from ovia_backup_dagster.core.manifest import FileFacts
 from ovia_backup_dagster.core.naming import BackupName
-from ovia_backup_dagster.core.restoration import Mode, Order, Record, RestoreFolder
-from ovia_backup_dagster.core.retention import Policy, Weekday
 from ovia_backup_dagster.core.verdict import Check, Expectations, HoldCause
 from ovia_backup_dagster.postgres import verification
-from ovia_backup_dagster.postgres.client import Connection, Programs
 from ovia_backup_dagster.postgres.dump import Dumper
+from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster.postgres.verification import Verified, Verifier
+from ovia_backup_dagster.restoration.folder import RestoreFolder
+from ovia_backup_dagster.restoration.order import Mode, Order
+from ovia_backup_dagster.restoration.record import Record
+from ovia_backup_dagster.retention import prune
+from ovia_backup_dagster.retention.plan import Policy, Weekday
 from ovia_backup_dagster_tests.conftest import NewDatabase, execute, free_port, quiet
-from ovia_backup_dagster_tests.core.factories import redated
+from ovia_backup_dagster_tests.support.factories import redated
 
 ONE_DAY = Policy(1, 1, Weekday.SUNDAY, ZoneInfo("UTC"))
 TABLES = ("CREATE TABLE people (id int)", "INSERT INTO people SELECT generate_series(1, 100)")
@@ -131,7 +133,7 @@ def test_another_cluster_is_bad_until_it_is_accepted(story: Story) -> None:
     assert hold.cause is HoldCause.OTHER_SOURCE
     assert str(first.backup) in hold.reason
     with pytest.raises(NotProvenError):
-        housekeeping.prune(story.catalog, ONE_DAY, datetime.now(UTC))
+        prune.prune(story.catalog, ONE_DAY, datetime.now(UTC))
 
     accepted = story.accept(others[-1].backup)
 
@@ -267,7 +269,7 @@ def test_a_word_does_not_make_a_damaged_dump_good(story: Story) -> None:
 def test_a_hold_that_a_person_released_is_not_made_again(story: Story) -> None:
     last = story.good(story.here)
     story.rejected(story.there)
-    housekeeping.release(story.catalog, story.catalog.refresh(last), datetime.now(UTC))
+    prune.release(story.catalog, story.catalog.refresh(last), datetime.now(UTC))
     story.rejected(story.there)
     assert story.catalog.held(datetime.now(UTC)) == []
 
@@ -324,7 +326,7 @@ def test_lost_rows_hold_again_once_a_source_hold_has_ended(story: Story) -> None
     """One sidecar serves both reasons; neither hides the other."""
     last = story.good(story.here)
     story.rejected(story.there)
-    housekeeping.release(story.catalog, story.catalog.refresh(last), datetime.now(UTC))
+    prune.release(story.catalog, story.catalog.refresh(last), datetime.now(UTC))
     execute(story.here, "DELETE FROM people WHERE id > 10")
     story.good(story.here)
     hold = story.catalog.refresh(last).hold

@@ -9,7 +9,7 @@ import pytest
 
 from ovia_backup_dagster.core.errors import AuthenticationError, BackupError, PasswordMissingError
 from ovia_backup_dagster.postgres import passfile
-from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.session import connect
 from ovia_backup_dagster_tests.conftest import PASSWORD, PortCluster
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ovia_backup_dagster.core.loading import Entry
-from ovia_backup_dagster.postgres.loading import Failure
-from ovia_backup_dagster.postgres.violations import Met, error_of
+from ovia_backup_dagster.proof.load_order import Entry
+from ovia_backup_dagster.proof.load_rounds import Failure
+from ovia_backup_dagster.proof.violations import Met, error_of
 
 RESCUE = "ovia-backup restore x --mode new --even-if-damaged"
 

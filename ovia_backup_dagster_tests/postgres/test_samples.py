@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from ovia_backup_dagster.core.drill import DrillCheck
-from ovia_backup_dagster.postgres.drill import Where
+from ovia_backup_dagster.drill.runner import Where
+from ovia_backup_dagster.proof.checks import DrillCheck
 from ovia_backup_dagster_tests.conftest import PortCluster, running_cluster
-from ovia_backup_dagster_tests.postgres.drilling import Drilling, assert_passed, database, one
-from ovia_backup_dagster_tests.samples import SAMPLES, Sample
+from ovia_backup_dagster_tests.support.drilling import Drilling, assert_passed, database, one
+from ovia_backup_dagster_tests.support.samples import SAMPLES, Sample
 
 _COLUMNS = (
     "SELECT count(*) FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid "

@@ -9,9 +9,9 @@ import pytest
 from pydantic import SecretStr
 
 from ovia_backup_dagster.postgres import session
-from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.secrets import Secrets, _entries
-from ovia_backup_dagster.settings import password_in, secret_variables
+from ovia_backup_dagster.settings.model import password_in, secret_variables
 from ovia_backup_dagster_tests.conftest import PASSWORD, PortCluster
 from ovia_backup_dagster_tests.defs.support import load
 

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from ovia_backup_dagster.postgres.client import Connection
-from ovia_backup_dagster.postgres.privileges import missing_rights
+from ovia_backup_dagster.postgres.dump_privileges import missing_rights
+from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.session import connect, database_facts, effective_options
-from ovia_backup_dagster.postgres.written import newest_timestamps, written
+from ovia_backup_dagster.restoration.activity import newest_timestamps, written
 from ovia_backup_dagster_tests.conftest import PortCluster, execute
-from ovia_backup_dagster_tests.postgres.drilling import as_role, database, one
+from ovia_backup_dagster_tests.support.drilling import as_role, database, one
 
 #: Whatever of ours asks for one of these by its mere name, the villain's is nearer.
 _CATALOGS = (

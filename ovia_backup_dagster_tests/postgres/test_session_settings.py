@@ -16,8 +16,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from ovia_backup_dagster.postgres.client import Connection
-from ovia_backup_dagster.postgres.drill import Where
+from ovia_backup_dagster.drill.runner import Where
+from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.session_settings import (
     RULES,
     SESSION_OPTIONS,
@@ -29,7 +29,7 @@ from ovia_backup_dagster.postgres.session_settings import (
     unended,
 )
 from ovia_backup_dagster_tests.conftest import PortCluster, admin
-from ovia_backup_dagster_tests.postgres.drilling import Drilling, assert_passed, database
+from ovia_backup_dagster_tests.support.drilling import Drilling, assert_passed, database
 
 #: What is a planner's or a log's decides on no value.
 PLANNER = "Query Tuning / "

@@ -15,17 +15,17 @@ import pytest
 
 from ovia_backup_dagster.core import errors
 from ovia_backup_dagster.core.catalog import Backup, Catalog, State
-from ovia_backup_dagster.core.housekeeping import prune
-from ovia_backup_dagster.core.retention import Policy, Weekday
 from ovia_backup_dagster.core.verdict import Check, Expectations
 from ovia_backup_dagster.postgres import verification
-from ovia_backup_dagster.postgres.client import Connection, Programs
 from ovia_backup_dagster.postgres.dump import Dumper
+from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster.postgres.verification import Verifier
+from ovia_backup_dagster.retention.plan import Policy, Weekday
+from ovia_backup_dagster.retention.prune import prune
 from ovia_backup_dagster_tests.conftest import NewDatabase, execute, quiet
-from ovia_backup_dagster_tests.core.factories import redated
 from ovia_backup_dagster_tests.postgres.test_archive import restored, rows_in
 from ovia_backup_dagster_tests.postgres.test_dump import tmpfs
+from ovia_backup_dagster_tests.support.factories import redated
 
 
 def state(backup: Backup) -> State:

@@ -15,8 +15,9 @@ import pytest
 from psycopg import sql
 
 from ovia_backup_dagster.core.catalog import Backup
-from ovia_backup_dagster.core.restoration import Record, RestoreFolder
-from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.postgres.programs import Connection
+from ovia_backup_dagster.restoration.folder import RestoreFolder
+from ovia_backup_dagster.restoration.record import Record
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute, free_port
 from ovia_backup_dagster_tests.faults.conftest import place_for
 from ovia_backup_dagster_tests.faults.harness import Place

@@ -24,22 +24,22 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from ovia_backup_dagster.core.housekeeping import prune
 from ovia_backup_dagster.core.locking import volume_lock
-from ovia_backup_dagster.core.restoration import Journal, Mark, RestoreFolder, Step
-from ovia_backup_dagster.postgres import swap
-from ovia_backup_dagster.postgres.client import capture
-from ovia_backup_dagster.postgres.cluster import account_id
-from ovia_backup_dagster.postgres.proof import Proof
-from ovia_backup_dagster.restoration import steps
+from ovia_backup_dagster.postgres.local_cluster import account_id
+from ovia_backup_dagster.postgres.programs import capture
+from ovia_backup_dagster.proof.prover import Proof
+from ovia_backup_dagster.restoration import steps, swap
+from ovia_backup_dagster.restoration.folder import RestoreFolder
+from ovia_backup_dagster.restoration.journal import Journal, Mark
+from ovia_backup_dagster.restoration.order import Step
 from ovia_backup_dagster.restoration.steps import Steps
-from ovia_backup_dagster.swarm import services
+from ovia_backup_dagster.retention.prune import prune
+from ovia_backup_dagster.swarm import service_manager
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, free_port, running_cluster
 from ovia_backup_dagster_tests.faults.conftest import SEED, needs_root, place_for, rounds
 from ovia_backup_dagster_tests.faults.disks import MEGABYTE, free, tmpfs
 from ovia_backup_dagster_tests.faults.harness import Ended, until
 from ovia_backup_dagster_tests.faults.test_server import kill
-from ovia_backup_dagster_tests.postgres.test_swap import hammering
 from ovia_backup_dagster_tests.restoration.conftest import SCHEMA, SINCE, Site, admin_of, site_on
 from ovia_backup_dagster_tests.restoration.test_killed import (
     BACK,
@@ -52,6 +52,7 @@ from ovia_backup_dagster_tests.restoration.test_killed import (
     with_services,
     written,
 )
+from ovia_backup_dagster_tests.restoration.test_swap import hammering
 
 
 @pytest.fixture(scope="module")
@@ -984,13 +985,13 @@ def test_services_that_docker_does_not_know_are_found_out_before_anything_is_tou
         HEALTH_URL="http://127.0.0.1:1/",
         SWARM_DOCKER_URL="tcp://127.0.0.1:1",
     )
-    with mock.patch.object(services, "PATIENCE_SECONDS", 0.0):
+    with mock.patch.object(service_manager, "PATIENCE_SECONDS", 0.0):
         for arguments in ((), ("--plan",)):
             line = nowhere.restore(*arguments).refused()
             assert "Docker does not answer at tcp://127.0.0.1:1" in line
             assert "--without-services" in line
     assert nowhere.restore("--without-services").code == 0
-    with mock.patch.object(services, "PATIENCE_SECONDS", 0.0):
+    with mock.patch.object(service_manager, "PATIENCE_SECONDS", 0.0):
         assert "Docker does not answer" in nowhere.undo().refused()
     assert nowhere.undo("--without-services").code == 0
     assert len(site.records) == 2

@@ -22,15 +22,17 @@ import pytest
 from psycopg import sql
 
 from ovia_backup_dagster.core.naming import Tier
-from ovia_backup_dagster.core.restoration import Journal, Mark, Mode, RestoreFolder, Step
-from ovia_backup_dagster.postgres import swap
-from ovia_backup_dagster.swarm import health, services
+from ovia_backup_dagster.restoration import application_health, swap
+from ovia_backup_dagster.restoration.folder import RestoreFolder
+from ovia_backup_dagster.restoration.journal import Journal, Mark
+from ovia_backup_dagster.restoration.order import Mode, Step
+from ovia_backup_dagster.swarm import service_manager
 from ovia_backup_dagster_tests.conftest import PortCluster
 from ovia_backup_dagster_tests.faults.conftest import some_today
 from ovia_backup_dagster_tests.faults.harness import Ended, until
-from ovia_backup_dagster_tests.health.test_health import serving
 from ovia_backup_dagster_tests.restoration.conftest import Site, admin_of, site_on
 from ovia_backup_dagster_tests.restoration.docker_engine import Engine, engine
+from ovia_backup_dagster_tests.restoration.test_application_health import serving
 
 #: What a journal says, line by line.
 Words = tuple[tuple[Mark, Step | None], ...]
@@ -104,8 +106,8 @@ def with_services(site: Site, folder: Path) -> Iterator[tuple[Site, Engine]]:
     with (
         engine(folder / "gone", **REPLICAS, migrate=1) as docker,
         serving() as application,
-        mock.patch.object(services, "_PAUSE_SECONDS", 0.01),
-        mock.patch.object(health, "_PAUSE_SECONDS", 0.01),
+        mock.patch.object(service_manager, "_PAUSE_SECONDS", 0.01),
+        mock.patch.object(application_health, "_PAUSE_SECONDS", 0.01),
     ):
         docker.complete.add("migrate")
         yield (

@@ -15,16 +15,16 @@ from unittest import mock
 import psycopg
 import pytest
 
-from ovia_backup_dagster.core.restoration import RestoreFolder
-from ovia_backup_dagster.postgres.client import Connection
-from ovia_backup_dagster.postgres.swap import give_name
+from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.restoration import steps
+from ovia_backup_dagster.restoration.folder import RestoreFolder
 from ovia_backup_dagster.restoration.preflight import Preflight
+from ovia_backup_dagster.restoration.swap import give_name
 from ovia_backup_dagster_tests.conftest import execute
-from ovia_backup_dagster_tests.postgres.drilling import one
 from ovia_backup_dagster_tests.restoration.conftest import Site, admin_of
 from ovia_backup_dagster_tests.restoration.test_faults import ended_as, failed, sql_in_server
 from ovia_backup_dagster_tests.restoration.test_ways_out import drop_live
+from ovia_backup_dagster_tests.support.drilling import one
 
 WAYS = pytest.mark.parametrize("options", [("--mode", "drop"), ("--new-host",)], ids=["drop", "new host"])
 

@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from ovia_backup_dagster.core.drill import DrillCheck, Result
-from ovia_backup_dagster.doctor.server import server as look_at_server
-from ovia_backup_dagster.postgres.client import Connection
-from ovia_backup_dagster.postgres.drill import Where
-from ovia_backup_dagster.postgres.undumped import undumped
+from ovia_backup_dagster.doctor.server_area import server as look_at_server
+from ovia_backup_dagster.drill.runner import Where
+from ovia_backup_dagster.postgres.programs import Connection
+from ovia_backup_dagster.postgres.undumped_rows import undumped
+from ovia_backup_dagster.proof.checks import DrillCheck, Result
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, running_cluster
 from ovia_backup_dagster_tests.faults.conftest import place_for
 from ovia_backup_dagster_tests.faults.harness import Place
-from ovia_backup_dagster_tests.postgres.drilling import Drilling, by_check, database, one
+from ovia_backup_dagster_tests.support.drilling import Drilling, by_check, database, one
 
 CONTROL = "default_version = '1.0'\nrelocatable = true\n"
 EXTENSIONS = {

@@ -22,19 +22,21 @@ import pytest
 from psycopg import sql
 
 from ovia_backup_dagster.core.catalog import GLOBALS, MANIFEST
-from ovia_backup_dagster.core.drill import DrillCheck, Result
 from ovia_backup_dagster.core.errors import RestoreError
-from ovia_backup_dagster.core.restoration import Mark, Mode, RestoreFolder, Step
-from ovia_backup_dagster.core.words import human_bytes
-from ovia_backup_dagster.postgres.drill import needed_bytes
-from ovia_backup_dagster.restoration.wishes import Wishes
+from ovia_backup_dagster.core.human_text import human_bytes
+from ovia_backup_dagster.drill.runner import needed_bytes
+from ovia_backup_dagster.proof.checks import DrillCheck, Result
+from ovia_backup_dagster.restoration.folder import RestoreFolder
+from ovia_backup_dagster.restoration.journal import Mark
+from ovia_backup_dagster.restoration.order import Mode, Step
+from ovia_backup_dagster.restoration.request import Wishes
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute, running_cluster
 from ovia_backup_dagster_tests.faults.harness import a_day_passes
-from ovia_backup_dagster_tests.health.test_health import serving
-from ovia_backup_dagster_tests.postgres.drilling import one
 from ovia_backup_dagster_tests.restoration.conftest import SCHEMA, Site
+from ovia_backup_dagster_tests.restoration.test_application_health import serving
 from ovia_backup_dagster_tests.restoration.test_faults import each_step
 from ovia_backup_dagster_tests.restoration.test_killed import killed_at
+from ovia_backup_dagster_tests.support.drilling import one
 
 
 def value(site: Site, query: str, database: str = "") -> object:

@@ -13,10 +13,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from ovia_backup_dagster.core.drill import DrillCheck, Result
+from ovia_backup_dagster.proof.checks import DrillCheck, Result
 from ovia_backup_dagster_tests.conftest import REPOSITORY, PortCluster, execute
-from ovia_backup_dagster_tests.postgres.drilling import one
 from ovia_backup_dagster_tests.restoration.conftest import Site, admin_of
+from ovia_backup_dagster_tests.support.drilling import one
 
 SCRIPT = REPOSITORY / "deploy" / "restore-role.sql"
 ROLE = "ovia_restore"

@@ -10,8 +10,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from ovia_backup_dagster.core.restoration import RestoreFolder
-from ovia_backup_dagster.postgres.values import said_by, without_values
+from ovia_backup_dagster.postgres.server_messages import said_by, without_values
+from ovia_backup_dagster.restoration.folder import RestoreFolder
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute, free_port
 from ovia_backup_dagster_tests.faults.conftest import place_for
 from ovia_backup_dagster_tests.faults.harness import Place

@@ -20,27 +20,27 @@ import click
 import psycopg
 import pytest
 
-from ovia_backup_dagster import cli
+from ovia_backup_dagster.cli import main
 from ovia_backup_dagster.core.catalog import RESERVE, RESERVE_BYTES
 from ovia_backup_dagster.core.errors import ReadOnlyVolumeError, RestoreError, RestoreRefusedError
 from ovia_backup_dagster.core.naming import before_at
-from ovia_backup_dagster.core.restoration import Journal, Mark, Mode, Order, RestoreFolder, Step
-from ovia_backup_dagster.postgres import places, swap
-from ovia_backup_dagster.postgres.client import Connection, Variables
-from ovia_backup_dagster.postgres.proof import Proof
-from ovia_backup_dagster.postgres.reread import Rereader
-from ovia_backup_dagster.postgres.subscriptions import drop_subscriptions
-from ovia_backup_dagster.restoration import preflight, steps
-from ovia_backup_dagster.restoration.restorations import Restorations
+from ovia_backup_dagster.postgres.programs import Connection, Variables
+from ovia_backup_dagster.proof import target
+from ovia_backup_dagster.proof.database_reader import Rereader
+from ovia_backup_dagster.proof.prover import Proof
+from ovia_backup_dagster.restoration import preflight, steps, swap
+from ovia_backup_dagster.restoration.folder import RestoreFolder
+from ovia_backup_dagster.restoration.journal import Journal, Mark
+from ovia_backup_dagster.restoration.order import Mode, Order, Step
+from ovia_backup_dagster.restoration.request import Wishes
+from ovia_backup_dagster.restoration.runner import Restorations
 from ovia_backup_dagster.restoration.steps import Steps
-from ovia_backup_dagster.restoration.wishes import Wishes
-from ovia_backup_dagster.swarm import services
+from ovia_backup_dagster.restoration.subscriptions import drop_subscriptions
+from ovia_backup_dagster.swarm import service_manager
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, running_cluster
-from ovia_backup_dagster_tests.core.factories import with_roles
 from ovia_backup_dagster_tests.faults.conftest import needs_root
 from ovia_backup_dagster_tests.faults.disks import MEGABYTE, free, tmpfs
 from ovia_backup_dagster_tests.faults.harness import Ended, until
-from ovia_backup_dagster_tests.postgres.drilling import one
 from ovia_backup_dagster_tests.restoration.conftest import Site, admin_of, site_on
 from ovia_backup_dagster_tests.restoration.docker_engine import engine
 from ovia_backup_dagster_tests.restoration.test_faults import (
@@ -52,6 +52,8 @@ from ovia_backup_dagster_tests.restoration.test_faults import (
     sql_in_server,
 )
 from ovia_backup_dagster_tests.restoration.test_killed import killed_at
+from ovia_backup_dagster_tests.support.drilling import one
+from ovia_backup_dagster_tests.support.factories import with_roles
 
 TABLES = ("people", "identities", "person_identity_links")
 RED = "http://127.0.0.1:1/health"
@@ -65,7 +67,7 @@ def give_up_line(site: Site) -> str:
 def impatient() -> Iterator[None]:
     """In the block, nobody waits for a Docker that is away."""
     with (
-        mock.patch.object(services, "PATIENCE_SECONDS", 0.0),
+        mock.patch.object(service_manager, "PATIENCE_SECONDS", 0.0),
         mock.patch.multiple(steps, _STOP_SECONDS=0.5, _START_SECONDS=0.5, _MIGRATE_SECONDS=0.5),
     ):
         yield
@@ -928,7 +930,7 @@ def test_to_see_what_a_copy_lacks_its_backup_is_named_by_its_path(site: Site, tm
 
     prove = Proof.prove
 
-    def of_a_loss(self: Proof, copy: places.Copy) -> Rereader:
+    def of_a_loss(self: Proof, copy: target.Copy) -> Rereader:
         execute(copy.connection, "DELETE FROM identities")
         return prove(self, copy)
 
@@ -977,7 +979,7 @@ def test_with_the_role_that_dumps_its_own_variables_are_named(site: Site) -> Non
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_who_ends_it_when_all_is_done_is_told_where_that_stands(site: Site, number: signal.Signals) -> None:
-    with mock.patch.object(cli, "_print_table", side_effect=lambda *_, **__: os.kill(os.getpid(), number)):
+    with mock.patch.object(main, "_print_table", side_effect=lambda *_, **__: os.kill(os.getpid(), number)):
         ended = site.restore()
     assert ended.code == 128 + number
     assert "nothing unfinished" not in ended.output

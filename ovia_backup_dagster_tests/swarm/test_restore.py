@@ -20,7 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from ovia_backup_dagster.core.restoration import Mark, Step
+from ovia_backup_dagster.restoration.journal import Mark
+from ovia_backup_dagster.restoration.order import Step
 from ovia_backup_dagster_tests.swarm.engine import POSTGRES, docker, processes, until
 from ovia_backup_dagster_tests.swarm.swarm import OVIA_PASSWORD, Swarm
 
@@ -85,7 +86,7 @@ def restore(swarm: Swarm, *options: str, variables: tuple[str, ...] = ()) -> tup
     program = (
         "import sys; from ovia_backup_dagster.restoration import steps; steps._HEALTH_SECONDS = 15.0; "
         "steps._START_SECONDS = 30.0; "
-        "from ovia_backup_dagster.cli import main; main()"
+        "from ovia_backup_dagster.cli.main import main; main()"
     )
     python = ("/opt/ovia-backup/bin/python", "-c", program, "restore")
     set_to = [word for variable in variables for word in ("-e", variable)]

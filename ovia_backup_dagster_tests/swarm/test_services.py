@@ -26,8 +26,8 @@ from ovia_backup_dagster.core.errors import (
     ServiceStuckError,
     ServiceUnsuitableError,
 )
-from ovia_backup_dagster.swarm import services
-from ovia_backup_dagster.swarm.services import Swarm, redacted
+from ovia_backup_dagster.swarm import service_manager
+from ovia_backup_dagster.swarm.service_manager import Swarm, redacted
 from ovia_backup_dagster_tests.conftest import REPOSITORY
 from ovia_backup_dagster_tests.swarm import engine as engines
 from ovia_backup_dagster_tests.swarm.engine import Engine, docker, until
@@ -441,7 +441,7 @@ def test_what_is_given_up_is_ended(swarm: Swarm, said: list[str]) -> None:
 
 
 def test_what_does_not_end_may_still_run(swarm: Swarm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(services, "_END_SECONDS", 1.0)
+    monkeypatch.setattr(service_manager, "_END_SECONDS", 1.0)
     with once("migrate", "trap '' TERM; while :; do sleep 0.1; done", "--stop-grace-period", "5s"):
         with pytest.raises(
             MigrationFailedError, match=r"not complete in 2 s: .*may still run: task migrate\.1.*node rm"
@@ -501,7 +501,7 @@ def begin(swarm: Swarm, name: str) -> None:
         raise SystemExit
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(services, "_later", die)
+        patch.setattr(service_manager, "_later", die)
         with pytest.raises(SystemExit):
             swarm.run_once(name, 30, print)
 
@@ -662,7 +662,7 @@ def test_docker_goes_away_and_comes_back(swarm: Swarm, engine: Engine) -> None:
 # The SDK forgets to close a socket that led nowhere.
 @pytest.mark.filterwarnings("ignore:.*unclosed <socket:ResourceWarning")
 def test_docker_is_gone(swarm: Swarm, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(services, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(service_manager, "PATIENCE_SECONDS", 1.0)
     monkeypatch.delenv("DOCKER_HOST", raising=False)
     at_socket = Swarm()
     with service("app", WORKS, "--replicas", "0"):

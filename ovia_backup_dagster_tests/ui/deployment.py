@@ -25,9 +25,9 @@ import psycopg
 from psycopg import sql
 
 from ovia_backup_dagster.core.catalog import Backup
-from ovia_backup_dagster.demo import embedded
-from ovia_backup_dagster.demo.run import end_group
-from ovia_backup_dagster.postgres.client import Connection
+from ovia_backup_dagster.demo import embedded_server
+from ovia_backup_dagster.demo.demonstration import end_group
+from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.system import BackupSystem
 from ovia_backup_dagster_tests.conftest import REPOSITORY, execute, free_port, quiet, running_cluster
 from ovia_backup_dagster_tests.defs.receiver import Receiver, receiver
@@ -113,11 +113,11 @@ def deployed(scale: float) -> Iterator[Deployment]:
         scale: of the sample database.
     """
     with (
-        running_cluster(embedded.bin_dir()) as cluster,
+        running_cluster(embedded_server.bin_dir()) as cluster,
         tempfile.TemporaryDirectory(prefix="ovia-ui-", dir="/tmp") as folder,
         receiver() as people,
     ):
-        embedded.create_database(cluster.connection(), cluster.bin_dir, DATABASE, scale)
+        embedded_server.create_database(cluster.connection(), cluster.bin_dir, DATABASE, scale)
         database = cluster.connection(DATABASE)
         home = Path(folder) / "dagster"
         home.mkdir()

@@ -14,9 +14,9 @@ from itertools import pairwise
 import pytest
 from playwright.sync_api import Browser, expect
 
-from ovia_backup_dagster.core.drill import DrillCheck
-from ovia_backup_dagster.core.words import human_bytes
+from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.doctor.report import Area
+from ovia_backup_dagster.proof.checks import DrillCheck
 from ovia_backup_dagster_tests.defs.receiver import Receiver
 from ovia_backup_dagster_tests.defs.support import (
     ALERT,

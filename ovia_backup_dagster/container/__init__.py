@@ -1,0 +1,1 @@
+"""A container of the Swarm stack: what it does before it becomes Dagster, HAProxy or a shell, and its health."""

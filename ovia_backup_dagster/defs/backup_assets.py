@@ -1,0 +1,178 @@
+"""The four assets of the daily backup: dump, verification, promotion, pruning.
+
+Each calls one operation and shows what came of it. The dump is handed on by name, through the run's own
+materialization of ``daily_dump``: never "the newest file".
+"""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from ovia_backup_dagster.core.catalog import Backup
+from ovia_backup_dagster.core.errors import BackupNotFoundError
+from ovia_backup_dagster.defs import metadata
+from ovia_backup_dagster.defs.policies import OWNERS, explained, freshness, names
+from ovia_backup_dagster.defs.resources import Backups
+from ovia_backup_dagster.defs.run_configs import BackupChoice, PruningConfig, VerificationConfig
+from ovia_backup_dagster.defs.verification_checks import check_results, check_specs
+from ovia_backup_dagster.retention import prune
+from ovia_backup_dagster.system import BackupSystem
+
+DAILY_DUMP = "daily_dump"
+DUMP_VERIFICATION = "dump_verification"
+WEEKLY_PROMOTION = "weekly_promotion"
+RETENTION_PRUNING = "retention_pruning"
+#: The same each time: a drill is not out of date because another dump was found good since.
+_GOOD = dg.DataVersion("good")
+NAMES = (DAILY_DUMP, DUMP_VERIFICATION, WEEKLY_PROMOTION, RETENTION_PRUNING)
+
+
+def build_assets(system: BackupSystem) -> list[dg.AssetsDefinition]:
+    """The assets, with the freshness policy that the settings ask for."""
+    policy = freshness(system)
+    ours = names(system.settings)
+
+    @dg.asset(
+        key=ours.key(DAILY_DUMP),
+        group_name=ours.backup_group,
+        kinds={"postgres", "file"},
+        owners=OWNERS,
+        pool=ours.pool,
+        tags={"ovia/backup": "daily"},
+        freshness_policy=policy,
+        description="A `pg_dump -Fc` of the database in `daily/`, with its manifest and the roles beside it. It "
+        "appears under its name whole, or not at all.",
+    )
+    def daily_dump(context: dg.AssetExecutionContext, backups: Backups) -> dg.MaterializeResult[None]:
+        with explained(context, backups):
+            backup = backups.dumper.dump(run_id=context.run.run_id, log=context.log.info)
+            manifest = backup.manifest
+            assert manifest is not None  # it was just published with one
+            for warning in manifest.warnings:
+                context.log.warning(warning)
+            return dg.MaterializeResult(metadata=metadata.of_dump(backup, manifest))
+
+    @dg.asset(
+        key=ours.key(DUMP_VERIFICATION),
+        deps=[ours.key(DAILY_DUMP)],
+        group_name=ours.backup_group,
+        kinds={"postgres", "file"},
+        owners=OWNERS,
+        pool=ours.pool,
+        freshness_policy=policy,
+        check_specs=check_specs(ours.key(DUMP_VERIFICATION)),
+        description="The dump of this run, read back to the last byte: its hash, every table's rows and content, and "
+        "what the settings expect. A bad dump is not materialized here; nothing downstream runs. Dumps of the old "
+        "script that have no verdict yet are verified, too.",
+    )
+    def dump_verification(
+        context: dg.AssetExecutionContext, config: VerificationConfig, backups: Backups
+    ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]:
+        with explained(context, backups):
+            backup = _chosen(context, config, backups)
+            # First, so that at the cut-over ours is compared with the old script's last.
+            for other in backups.verifier.verify_unproven(
+                besides=backup, run_id=context.run.run_id, log=context.log.info
+            ):
+                if not other.judgement.good:
+                    context.log.warning(f"{other.backup} is bad: {'; '.join(other.judgement.reasons)}")
+            verifier, run_id = backups.verifier, context.run.run_id
+            if config.accept:
+                by = f"the launchpad, run {run_id}"
+                verified = verifier.accept(backup, by=by, run_id=run_id, log=context.log.info)
+            else:
+                verified = verifier.verify(backup, run_id=run_id, log=context.log.info)
+        problem = verified.judgement.problem(backup.path.name)
+        if problem is None:
+            # First: Dagster shows a check's result with the materialization before it.
+            yield dg.MaterializeResult(metadata=metadata.of_verification(verified), data_version=_GOOD)
+        yield from check_results(verified.judgement, backup.path.name)
+        if problem is not None:
+            with explained(context, backups):
+                raise problem
+
+    @dg.asset(
+        key=ours.key(WEEKLY_PROMOTION),
+        deps=[ours.key(DUMP_VERIFICATION)],
+        group_name=ours.backup_group,
+        kinds={"file"},
+        owners=OWNERS,
+        pool=ours.pool,
+        description="On the weekly day the proven dump also stands in `weekly/`, as a hard link or a checked copy. If "
+        "the day was missed, the next proven dump takes its place. Always materializes, with the reason.",
+    )
+    def weekly_promotion(
+        context: dg.AssetExecutionContext, config: BackupChoice, backups: Backups
+    ) -> dg.MaterializeResult[None]:
+        with explained(context, backups):
+            backup = _chosen(context, config, backups)
+            now = datetime.now(UTC)
+            promoted = prune.promote(backups.catalog, backup, backups.policy, now, context.log.info)
+            context.log.info(promoted.reason)
+            return dg.MaterializeResult(metadata=metadata.of_promotion(promoted))
+
+    @dg.asset(
+        key=ours.key(RETENTION_PRUNING),
+        deps=[ours.key(WEEKLY_PROMOTION)],
+        group_name=ours.backup_group,
+        kinds={"file"},
+        owners=OWNERS,
+        pool=ours.pool,
+        description="Removes what the retention policy does not keep, with a reason for each file. Refuses when the "
+        "newest dump is not proven, whoever launched it.",
+    )
+    def retention_pruning(
+        context: dg.AssetExecutionContext, config: PruningConfig, backups: Backups
+    ) -> dg.MaterializeResult[None]:
+        with explained(context, backups):
+            now = datetime.now(UTC)
+            if config.dry_run:
+                pruned = prune.Pruned(prune.preview(backups.catalog.backups(), backups.policy, now))
+            else:
+                pruned = prune.prune(backups.catalog, backups.policy, now, context.log.info)
+            for decision in pruned.plan.removals:
+                verb = "would remove" if config.dry_run else "removed"
+                if decision.candidate.key in pruned.in_use:
+                    verb = "could not yet remove, as it is being restored,"
+                context.log.info(f"{verb} {decision.candidate.key}: {decision.reason}")
+            return dg.MaterializeResult(metadata=metadata.of_pruning(pruned))
+
+    return [daily_dump, dump_verification, weekly_promotion, retention_pruning]
+
+
+def _chosen(context: dg.AssetExecutionContext, config: BackupChoice, backups: BackupSystem) -> Backup:
+    """The backup that the launchpad names, else this run's; the newest only in a run that makes no dump.
+
+    Raises:
+        BackupNotFoundError: there is none.
+    """
+    now = datetime.now(UTC)
+    catalog = backups.catalog
+    if config.backup:
+        # Whoever reaches the UI must not have any file of the host opened.
+        return catalog.find(config.backup, now, anywhere=False)
+    made = _made_by(context.instance, context.run, names(backups.settings).key(DAILY_DUMP))
+    if made is not None:
+        try:
+            return catalog.find(made, now)
+        except BackupNotFoundError as error:
+            raise BackupNotFoundError(
+                "the dump of this run is gone",
+                why=f"{made} of run {context.run.run_id} is no longer there; {error.reason}",
+                fix="see the volume: ovia-backup list; then launch daily_backup_job again",
+            ) from None
+    backup = catalog.find("latest", now)
+    context.log.info(f"this run made no dump; working on the newest, {backup}")
+    return backup
+
+
+def _made_by(instance: dg.DagsterInstance, run: dg.DagsterRun | None, dump: dg.AssetKey) -> str | None:
+    """The name of the dump that a run has materialized, or, where it continues another run, that one's."""
+    while run is not None:
+        for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION):
+            made = entry.asset_materialization
+            if made is not None and made.asset_key == dump:
+                return str(made.metadata["backup"].value)
+        run = instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
+    return None

@@ -1,0 +1,81 @@
+"""The doctor as an asset: its report has a page, a history, and a run that fails when something will fail.
+
+What is looked at lives in ``doctor``, and what only Dagster knows in ``instance``.
+"""
+
+from collections.abc import Iterator
+from itertools import chain
+
+import dagster as dg
+
+from ovia_backup_dagster.defs import instance_report, metadata
+from ovia_backup_dagster.defs.policies import OWNERS, names
+from ovia_backup_dagster.defs.resources import Backups
+from ovia_backup_dagster.doctor import examination
+from ovia_backup_dagster.doctor.report import Area, Level, Line, of_area, summary, worst
+from ovia_backup_dagster.settings.model import Settings
+
+NAME = "backup_doctor"
+
+
+def build_doctor(settings: Settings) -> dg.AssetsDefinition:
+    """The asset, by the name that the settings ask for."""
+    ours = names(settings)
+
+    @dg.asset(
+        key=ours.key(NAME),
+        group_name=ours.alert_group,
+        kinds={"postgres"},
+        owners=OWNERS,
+        check_specs=[
+            dg.AssetCheckSpec(area.value, asset=ours.key(NAME), description=area.description) for area in Area
+        ],
+        description="Looks at everything that a backup depends on, before anything fails: settings, programs, server, "
+        "rights, volume, alerts, Dagster. Changes nothing. Fails when something of it will fail, and says how to mend "
+        "it.",
+    )
+    def backup_doctor(
+        context: dg.AssetExecutionContext, backups: Backups
+    ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]:
+        lines = list(
+            chain(examination.everything(backups), instance_report.examine(context.instance, backups.settings))
+        )
+        for line in lines:
+            if line.level is not Level.OK:
+                context.log.warning(f"{line.area}: {line.text}. Next: {' '.join((line.fix, *line.sql))}")
+        # Also where something will fail: what is made is the report. First, as Dagster shows a check's result with the
+        # materialization before it.
+        yield dg.MaterializeResult(metadata=metadata.of_report(lines))
+        yield from _check_results(lines)
+        if worst(lines) is Level.FAIL:
+            what = "; ".join(line.text for line in _failing(lines))
+            raise dg.Failure(f"{summary(lines)}: {what}", allow_retries=False)
+
+    return backup_doctor
+
+
+def _check_results(lines: list[Line]) -> Iterator[dg.AssetCheckResult]:
+    """A result for each area. A warning passes, with a note: Dagster would show it as failed."""
+    for area in Area:
+        found = of_area(lines, area)
+        level = worst(found)
+        yield dg.AssetCheckResult(
+            check_name=area.value,
+            passed=level is not Level.FAIL,
+            severity=dg.AssetCheckSeverity.ERROR,
+            description=_headline(found),
+            metadata=metadata.of_area(found),
+        )
+
+
+def _headline(found: list[Line]) -> str:
+    """The worst of an area, and what else there is."""
+    if not found:
+        return "not looked at: see the other areas"
+    if worst(found) is Level.OK:
+        return f"all of it is well: {len(found)} ok"
+    return f"{summary(found)}: {found[0].text}"
+
+
+def _failing(lines: list[Line]) -> Iterator[Line]:
+    return (line for line in lines if line.level is Level.FAIL)

@@ -1,0 +1,101 @@
+"""The restore drill as an asset: launched by hand, monthly by its schedule, with a check for everything that it proves.
+
+What is proven, and how, lives in ``drill.runner`` and ``drill.evidence``.
+"""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from ovia_backup_dagster.defs import metadata
+from ovia_backup_dagster.defs.backup_assets import DUMP_VERIFICATION
+from ovia_backup_dagster.defs.policies import OWNERS, explained, names
+from ovia_backup_dagster.defs.resources import Backups
+from ovia_backup_dagster.defs.run_configs import DrillConfig, DrillPlace
+from ovia_backup_dagster.defs.verification_checks import ODD
+from ovia_backup_dagster.drill.evidence import Evidence
+from ovia_backup_dagster.proof.checks import DrillCheck, Result
+from ovia_backup_dagster.settings.model import Settings
+
+NAME = "restore_drill"
+_UNMADE = "not looked at, because the drill did not get that far"
+#: Dagster's own tag on the runs of a schedule.
+_SCHEDULE_TAG = "dagster/schedule_name"
+
+
+def build_drill(settings: Settings) -> dg.AssetsDefinition:
+    """The asset, by the name that the settings ask for."""
+    ours = names(settings)
+
+    @dg.asset(
+        key=ours.key(NAME),
+        deps=[ours.key(DUMP_VERIFICATION)],
+        group_name=ours.backup_group,
+        kinds={"postgres"},
+        owners=OWNERS,
+        pool=ours.drill_pool,
+        check_specs=[
+            dg.AssetCheckSpec(
+                check.value, asset=ours.key(NAME), description=check.description, blocking=not check.is_odd
+            )
+            for check in DrillCheck
+        ],
+        description="Restores a backup into a throwaway PostgreSQL, reads all of it back, proves that it is what was "
+        "dumped, and writes the evidence to `drills/` on the volume. Production carries no load. A drill that fails is "
+        "alerted by `backup_freshness_sensor`, and so is the want of one.",
+    )
+    def restore_drill(
+        context: dg.AssetExecutionContext, config: DrillConfig, backups: Backups
+    ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]:
+        with explained(context, backups):
+            driller = backups.driller
+            # Whoever reaches the UI must not have any file of the host opened.
+            backup = driller.find(config.backup, anywhere=False)
+            choice = backups.drill_choice(
+                where=_where(config.where),
+                jobs=config.jobs,
+                keep=config.keep_copy,
+                trust_archive=config.trust_archive,
+            )
+            evidence = driller.drill(
+                backup, choice, launched_by=_launcher(context.run), run_id=context.run.run_id, log=context.log.info
+            )
+        if evidence.trouble is None:
+            # First: Dagster shows a check's result with the materialization before it.
+            yield dg.MaterializeResult(metadata=metadata.of_drill(evidence, driller.drills.path))
+        yield from _check_results(evidence)
+        if evidence.trouble is not None:
+            with explained(context, backups):
+                raise evidence.trouble
+
+    return restore_drill
+
+
+def _where(place: DrillPlace) -> str:
+    return "" if place is DrillPlace.setting else place.value
+
+
+def _launcher(run: dg.DagsterRun) -> str:
+    schedule = run.tags.get(_SCHEDULE_TAG)
+    return f"schedule {schedule}" if schedule else run.tags.get("user", "Dagster, by hand")
+
+
+def _check_results(evidence: Evidence) -> Iterator[dg.AssetCheckResult]:
+    """A result for each check. What is odd passes, with a note: Dagster shows a warning as failed.
+
+    A check that was not made has not passed, and says why: left out, it would count as failed without a word.
+    """
+    made = {line.check: line for line in evidence.lines}
+    for check in DrillCheck:
+        line = made.get(check)
+        result = line.result if line else Result.NOT_MADE
+        # A check that was not asked for is no reason to worry, and what is odd is none to call the drill failed.
+        passed = result in (Result.PASSED, Result.ODD) or (line is not None and result is Result.NOT_MADE)
+        note = ODD if result is Result.ODD else ""
+        yield dg.AssetCheckResult(
+            check_name=check.value,
+            passed=passed,
+            severity=dg.AssetCheckSeverity.ERROR if result is Result.FAILED else dg.AssetCheckSeverity.WARN,
+            description=note + line.text if line else _UNMADE,
+            metadata={"backup": evidence.backup},
+        )

@@ -1,0 +1,176 @@
+"""What only Dagster knows about itself: daemons, schedule and sensor, limits, history.
+
+For ``doctor_job``, which asks the run's own instance, and for the command line, which must not import Dagster
+and runs this module as a program: ``python -m ovia_backup_dagster.defs.instance_report`` prints JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+
+from ovia_backup_dagster.core.deployment_hints import Hints
+from ovia_backup_dagster.core.human_text import duration
+from ovia_backup_dagster.defs.alert_asset import last_failed_run
+from ovia_backup_dagster.defs.backup_assets import DAILY_DUMP
+from ovia_backup_dagster.defs.policies import DAILY_BACKUP_JOB, VOLUME_TAG, Names, database_tags, names, run_tags
+from ovia_backup_dagster.defs.schedules import DRILL_NAME as DRILL_SCHEDULE
+from ovia_backup_dagster.defs.schedules import HISTORY_NAME as HISTORY_SCHEDULE
+from ovia_backup_dagster.defs.schedules import NAME as SCHEDULE
+from ovia_backup_dagster.defs.schedules import usable_schedules
+from ovia_backup_dagster.defs.sensors import NAME as SENSOR
+from ovia_backup_dagster.doctor.report import Area, Line, as_dict, fail, ok, warn
+from ovia_backup_dagster.postgres.quoting import shell_word
+from ovia_backup_dagster.settings.model import Settings
+
+#: A daemon writes one every half minute.
+HEARTBEAT_TOLERANCE = timedelta(minutes=5)
+#: A daily backup has run twice in it, and a location that was renamed is soon forgotten.
+SHARED_KEY_WINDOW = timedelta(days=2)
+_DAEMONS = {"SCHEDULER": "schedules", "SENSOR": "sensors", "QUEUED_RUN_COORDINATOR": "queued runs"}
+#: What a daemon says while a code server begins anew, as at each deployment; and then for five minutes, whatever came
+#: of it (Dagster's DEFAULT_DAEMON_ERROR_INTERVAL_SECONDS).
+_NOBODY_THERE = "DagsterUserCodeUnreachableError: Could not reach user code server. gRPC Error code: UNAVAILABLE"
+_COPY = "copy this project's dagster.yaml into $DAGSTER_HOME and restart the daemon"
+
+
+def examine(instance: dg.DagsterInstance, settings: Settings) -> Iterator[Line]:
+    """Look at the instance. Changes nothing."""
+    yield from _schedule_is_valid(settings)
+    if instance.is_ephemeral:
+        fix = "set DAGSTER_HOME to a folder with a copy of dagster.yaml, for every Dagster process"
+        yield warn(Area.DAGSTER, "Dagster keeps no history: it forgets at each start, also whom it has told", fix)
+        return
+    yield from _daemons(instance, settings.deployment_hints)
+    location = _own_location(instance, settings)
+    yield from _switched_off(instance, location)
+    yield from _limits(instance, names(settings))
+    yield from _shared_keys(instance, names(settings).key(DAILY_DUMP))
+    failed = last_failed_run(instance, DAILY_BACKUP_JOB, run_tags(settings))
+    if failed is not None:
+        text = f"the last run of {DAILY_BACKUP_JOB} failed at {failed.at:%Y-%m-%d %H:%M} UTC: {failed.reason}"
+        yield warn(Area.DAGSTER, text, f"mend that, then launch {DAILY_BACKUP_JOB}; run {failed.run_id} has the log")
+
+
+def _schedule_is_valid(settings: Settings) -> Iterator[Line]:
+    for problem in usable_schedules(settings).problems[len(settings.problems) :]:
+        yield fail(Area.DAGSTER, problem, "set it, e.g. BACKUP_SCHEDULE='0 3 * * *', DRILL_SCHEDULE='0 5 1 * *'")
+
+
+def _daemons(instance: dg.DagsterInstance, hints: Hints) -> Iterator[Line]:
+    now = datetime.now(UTC)
+    beats = instance.get_daemon_heartbeats()
+    required = set(instance.get_required_daemon_types())
+    silent = []
+    for kind, work in _DAEMONS.items():
+        if kind not in required:
+            continue
+        beat = beats.get(kind)
+        age = now - datetime.fromtimestamp(beat.timestamp, UTC) if beat else None
+        if age is None or age > HEARTBEAT_TOLERANCE:
+            silent.append(f"{work} ({f'silent for {duration(age)}' if age else 'never seen'})")
+        elif beat is not None and beat.errors:
+            messages = [" ".join(error.message.split()) for error in beat.errors]
+            failures = [message for message in messages if not message.endswith(_NOBODY_THERE)]
+            if failures:
+                yield fail(Area.DAGSTER, f"the daemon for {work} fails: {failures[0]}", "see the log of dagster-daemon")
+            else:
+                text = f"within the last five minutes the daemon for {work} found no code server"
+                fix = f"if that was no deployment: {hints.code_server or 'look into the log of the code server'}"
+                yield warn(Area.DAGSTER, text, fix)
+    if silent:
+        fix = hints.daemon or "start it, with the same DAGSTER_HOME: dagster-daemon run"
+        yield fail(Area.DAGSTER, f"the daemon does not run: no backup and no alert by itself: {', '.join(silent)}", fix)
+    else:
+        yield ok(Area.DAGSTER, "the daemon is alive")
+
+
+def _own_location(instance: dg.DagsterInstance, settings: Settings) -> str | None:
+    """The name of this database's code location, as its newest run says; ``doctor_job``'s own is one."""
+    for run in instance.get_runs(dg.RunsFilter(tags=database_tags(settings)), limit=1):
+        return _location_of(run)
+    return None
+
+
+def _location_of(run: dg.DagsterRun) -> str | None:
+    origin = run.remote_job_origin
+    return origin.repository_origin.code_location_origin.location_name if origin else None
+
+
+def _switched_off(instance: dg.DagsterInstance, location: str | None) -> Iterator[Line]:
+    """What does not run by itself; another database's location has triggers of the same names."""
+    stopped: dict[str, str] = {}
+    for state in instance.all_instigator_state():
+        where = state.origin.repository_origin.code_location_origin.location_name
+        if not state.is_running and where == (location or where):
+            stopped[state.name] = where
+    losses = {
+        SCHEDULE: "no backup is made by itself",
+        DRILL_SCHEDULE: "nobody finds out by itself whether backups restore",
+        SENSOR: "nobody is told when backups fail",
+        HISTORY_SCHEDULE: "Dagster's history grows for ever",
+    }
+    for name, loss in losses.items():
+        if name in stopped:
+            fix = f"switch it on in the UI (Automation), or: dagster {'sensor' if name == SENSOR else 'schedule'} start"
+            # Before its first run nothing says which location is this database's.
+            where = "" if location else f" in code location {stopped[name]}"
+            said = warn if name == HISTORY_SCHEDULE else fail
+            yield said(Area.DAGSTER, f"{name} is switched off{where}: {loss}", f"{fix} -l {stopped[name]} {name}")
+        else:
+            yield ok(Area.DAGSTER, f"{name} is on")
+
+
+def _limits(instance: dg.DagsterInstance, ours: Names) -> Iterator[Line]:
+    config = instance.get_concurrency_config()
+    own = {limit.name: limit.limit for limit in instance.event_log_storage.get_pool_limits()}
+    limit = own.get(ours.pool, config.pool_config.default_pool_limit)
+    tags = config.run_queue_config.tag_concurrency_limits if config.run_queue_config else []
+    if limit == 1 and any(tag.get("key") == VOLUME_TAG and tag.get("limit") == 1 for tag in tags):
+        yield ok(Area.DAGSTER, f"one run at a time works on a volume (pool {ours.pool}, tag {VOLUME_TAG})")
+    else:
+        text = f"runs on one volume may overlap (pool {ours.pool}: limit {limit}; tag {VOLUME_TAG})"
+        yield warn(Area.DAGSTER, f"{text}; the lock keeps them apart, but the UI does not show who waits", _COPY)
+    if instance.run_monitoring_enabled:
+        yield ok(Area.DAGSTER, "runs that do not start, or do not end in time, are marked failed")
+    else:
+        yield warn(Area.DAGSTER, "a run that dies without a word stays 'started' for ever: no run monitoring", _COPY)
+
+
+def _shared_keys(instance: dg.DagsterInstance, dump: dg.AssetKey) -> Iterator[Line]:
+    """Two code locations with one asset: the history of each database would be told as the other's."""
+    since = (datetime.now(UTC) - SHARED_KEY_WINDOW).timestamp()
+    newest = instance.fetch_materializations(dg.AssetRecordsFilter(asset_key=dump, after_timestamp=since), limit=10)
+    runs = instance.get_runs(dg.RunsFilter(run_ids=[record.run_id for record in newest.records] or ["none"]))
+    locations = sorted({where for run in runs if (where := _location_of(run))})
+    if len(locations) > 1:
+        text = f"the code locations {' and '.join(locations)} share the asset {dump.to_user_string()}"
+        fix = "set BACKUP_ASSET_PREFIX for all but one; if one is only the former name of another, this line will go"
+        yield warn(Area.DAGSTER, f"{text}: Dagster shows their backups as one", fix)
+
+
+def main() -> None:
+    """Print the lines as JSON: of the instance in DAGSTER_HOME."""
+    try:
+        with dg.DagsterInstance.get() as instance:
+            lines = list(examine(instance, Settings.load()))
+    except Exception as error:  # noqa: BLE001 - dagster.yaml and three kinds of storage: all that may be wrong with them
+        lines = [_unusable(error)]
+    json.dump([as_dict(line) for line in lines], sys.stdout)
+
+
+def _unusable(error: Exception) -> Line:
+    home = os.environ.get("DAGSTER_HOME", "")
+    # SQLAlchemy's own statement and link say nothing to an operator.
+    why = " ".join(str(error).partition("\n[SQL: ")[0].split())
+    fix = f"ls -la {shell_word(home)}; look into its dagster.yaml, and at the storage that it names"
+    return fail(Area.DAGSTER, f"the instance in DAGSTER_HOME={home} cannot be used: {why}", fix)
+
+
+if __name__ == "__main__":
+    main()

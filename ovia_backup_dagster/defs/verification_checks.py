@@ -1,0 +1,59 @@
+"""Verification's checks as Dagster asset checks: their specs, and a judgement as their results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from ovia_backup_dagster.core.human_text import shortened
+from ovia_backup_dagster.core.verdict import Check, Judgement
+from ovia_backup_dagster.defs import metadata
+
+#: Before what a check found that passed all the same.
+ODD = "Odd, and worth a look: "
+#: In the order in which they are made: when one stage fails, the later ones are not made.
+_STAGES = (
+    (Check.MATCHES_MANIFEST,),
+    (Check.DECODES,),
+    (Check.TABLES_PRESENT, Check.TABLES_HOLD_ROWS, Check.ROWS_KEPT, Check.NO_WARNINGS, Check.SOURCE),
+)
+
+
+def check_specs(asset: dg.AssetKey) -> list[dg.AssetCheckSpec]:
+    """A spec for each check. Bad blocks what is downstream; odd warns and lets it go on."""
+    return [
+        dg.AssetCheckSpec(check.value, asset=asset, description=check.description, blocking=not check.is_odd)
+        for check in Check
+    ]
+
+
+def check_results(judgement: Judgement, backup: str) -> Iterator[dg.AssetCheckResult]:
+    """A result for each check. What is odd passes, with a note: Dagster shows a warning as failed.
+
+    A check that could not be made has not passed, and says why: left out, it would count as failed without a word.
+    """
+    unmade = ""
+    for stage in _STAGES:
+        if unmade:
+            for check in stage:
+                yield dg.AssetCheckResult(
+                    check_name=check.value,
+                    passed=False,
+                    severity=dg.AssetCheckSeverity.WARN,
+                    description=f"not looked at, because {unmade}",
+                    metadata={"backup": backup},
+                )
+            continue
+        wrong: list[str] = []
+        for check in stage:
+            findings = [finding.text for finding in judgement.findings if finding.check is check]
+            wrong += findings
+            yield dg.AssetCheckResult(
+                check_name=check.value,
+                passed=check.is_odd or not findings,
+                severity=dg.AssetCheckSeverity.WARN if check.is_odd else dg.AssetCheckSeverity.ERROR,
+                description=shortened((ODD if check.is_odd and findings else "") + "; ".join(findings)) or None,
+                metadata={"backup": backup, **({"findings": metadata.of_list(findings)} if findings else {})},
+            )
+        unmade = "; ".join(wrong)

@@ -1,0 +1,83 @@
+"""The order in which things are looked at. What each check does is its module's business."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from ovia_backup_dagster.core.deployment_hints import steps
+from ovia_backup_dagster.core.errors import BackupError
+from ovia_backup_dagster.doctor import drill_area, environment_area, restore_area, server_area, volume_area
+from ovia_backup_dagster.doctor.report import Area, Level, Line, failed, ok
+from ovia_backup_dagster.doctor.time_limit import Part, within
+from ovia_backup_dagster.postgres.quoting import shell_word
+from ovia_backup_dagster.system import BackupSystem
+
+
+def everything(system: BackupSystem, *more: Part) -> Iterator[Line]:
+    """Look at everything but Dagster itself, and at ``more``. Changes nothing, and ends in time, whatever hangs.
+
+    With settings that cannot be used, only they are looked at, and the client programs.
+    """
+    parts = _first(system)
+    if not system.settings.problems:
+        parts += _others(system)
+    return within([*parts, *more])
+
+
+def _first(system: BackupSystem) -> list[Part]:
+    return [
+        _part(
+            Area.SETTINGS, environment_area.settings, system, "what the settings name", "ls -l the files that they name"
+        ),
+        _part(Area.PROGRAMS, environment_area.programs, system, "the client programs", "df -h $PG_BIN_DIR; pg_dump -V"),
+    ]
+
+
+def _others(system: BackupSystem) -> list[Part]:
+    settings = system.settings
+    root, folder = shell_word(str(settings.backup_dir)), shell_word(str(settings.drill_dir))
+    hint = settings.deployment_hints.server
+    ready = _is_ready(settings.postgres_host, settings.postgres_port, hint)
+    target = _is_ready(
+        settings.restore_postgres_host or settings.postgres_host,
+        settings.restore_postgres_port or settings.postgres_port,
+        hint if settings.restore_postgres_host is None else "",
+    )
+    services = "docker service ls" if settings.swarm_app_services or settings.swarm_migrate_service else ""
+    disk = f"findmnt -T {root}; df -h {root}; dmesg | tail"
+    return [
+        _part(Area.SERVER, server_area.server, system, "the server", ready),
+        _part(Area.VOLUME, volume_area.volume, system, "the backup volume", disk),
+        _part(Area.BACKUPS, volume_area.backups, system, "the backup volume", disk),
+        _part(Area.DRILLS, drill_area.drills, system, "what a drill depends on", f"df -h {folder}; {disk}; {target}"),
+        _part(Area.RESTORES, restore_area.restores, system, "what a restore depends on", steps(target, services)),
+        _part(Area.ALERTS, environment_area.alerts, system, "what alerts depend on", "ls -l $BACKUP_NOTIFY_URLS_FILE"),
+    ]
+
+
+def _part(
+    area: Area, look: Callable[[BackupSystem], Iterator[Line]], system: BackupSystem, what: str, fix: str
+) -> Part:
+    return Part(area, lambda: look(system), what, fix)
+
+
+def _is_ready(host: str | None, port: int, hint: str) -> str:
+    name = shell_word(host or "")
+    return steps(f"getent hosts {name}; pg_isready -t 5 -h {name} -p {port}", hint)
+
+
+def code_server(system: BackupSystem) -> Iterator[Line]:
+    """What a code server needs to be of use: settings, and a volume that can be read.
+
+    Nothing of it fails: a container that is restarted for it again and again would have no sensor to tell people. The
+    database is not even asked.
+    """
+    for line in environment_area.settings(system):
+        yield replace(line, level=min(line.level, Level.WARN, key=list(Level).index))
+    try:
+        newest = next(system.catalog.newest_first(), None)
+    except BackupError as error:
+        yield replace(failed(Area.VOLUME, error), level=Level.WARN)
+    else:
+        yield ok(Area.VOLUME, f"the volume can be read; the newest backup is {newest or 'not made yet'}")

@@ -1,0 +1,136 @@
+"""Restores: whether one is unfinished, whether one could be made now, and what earlier ones have kept or left."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import timedelta
+
+from ovia_backup_dagster.core.errors import BackupError
+from ovia_backup_dagster.core.human_text import human_bytes
+from ovia_backup_dagster.doctor.report import Area, Line, failed, ok, warn
+from ovia_backup_dagster.drill.runner import needed_bytes
+from ovia_backup_dagster.postgres.disk_space import free_bytes
+from ovia_backup_dagster.postgres.programs import Connection
+from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
+from ovia_backup_dagster.postgres.session import beside
+from ovia_backup_dagster.proof.executed_functions import reach
+from ovia_backup_dagster.restoration import archive_requirements, server_offers
+from ovia_backup_dagster.restoration.application_health import wait_until_healthy
+from ovia_backup_dagster.restoration.replaced_databases import way_back
+from ovia_backup_dagster.restoration.requirements import unmet
+from ovia_backup_dagster.restoration.swap import obstacles, standing
+from ovia_backup_dagster.system import BackupSystem
+
+_HEALTH_SECONDS = 3.0
+
+
+def restores(system: BackupSystem) -> Iterator[Line]:
+    """What would be in the way of a restore today, with the role that restores, or else with the one that dumps."""
+    yield from _unfinished(system)
+    settings, target = system.settings, system.restore_connection
+    try:
+        found = obstacles(beside(target, target.database), target.database)
+        if found and settings.restore_postgres_user is None:
+            yield _no_role(target, found)
+        else:
+            yield from _database(system, found)
+    except BackupError as error:
+        yield _not_now(error)
+    if settings.swarm_app_services or settings.swarm_migrate_service or settings.health_url:
+        yield from _services(system)
+
+
+def _unfinished(system: BackupSystem) -> Iterator[Line]:
+    try:
+        found = system.restorations.folder.standing()
+    except BackupError as error:
+        yield failed(Area.RESTORES, error)
+        return
+    if found.at_work:
+        yield ok(Area.RESTORES, f"now at work: {found.at_work}")
+    elif found.trouble:
+        yield failed(Area.RESTORES, found.trouble)
+
+
+def _no_role(target: Connection, found: Sequence[BackupError]) -> Line:
+    """The role that dumps is to read, and no more: another one is to restore, and is to be made before the day."""
+    text = f"no role here may restore: RESTORE_POSTGRES_USER is not set, and as {target.user}, which dumps: "
+    psql = f"psql -q -h {shell_word(target.host)} -p {target.port} -U SUPERUSER -d {shell_word(target.database)}"
+    make = f"RESTORE_PASSWORD=... {psql} < deploy/restore-role.sql; then RESTORE_POSTGRES_USER=ovia_restore"
+    return warn(Area.RESTORES, text + "; ".join(each.what for each in found), make)
+
+
+def _database(system: BackupSystem, found: Sequence[BackupError]) -> Iterator[Line]:
+    target, keep = system.restore_connection, system.settings.restore_keep_days
+    server = beside(target, target.database)
+    where = f"{target.host}:{target.port}"
+    live = standing(server, target.database)
+    for obstacle in found:
+        yield _not_now(obstacle)
+    if not found:
+        yield ok(Area.RESTORES, f"role {target.user} may replace database {target.database} on {where}, and swap back")
+    yield from _newest_backup(system, server, live.owner)
+    free, needed = free_bytes(server), needed_bytes(live.size_bytes or 0)
+    if live.size_bytes is not None and free is not None:
+        room = f"a second copy: {human_bytes(free)} free on {where}, {human_bytes(needed)} needed"
+        if free < needed:
+            fix = "make room there; or, though it cannot be undone: ovia-backup restore BACKUP --mode drop"
+            yield warn(Area.RESTORES, f"too little room for {room}", fix)
+        else:
+            yield ok(Area.RESTORES, f"room for {room}")
+    replaced = dict(system.restorations.kept())
+    for each, at in replaced.items():
+        until = f"until {(at or each.at) + timedelta(days=keep):%Y-%m-%d}" if keep else "until it is dropped"
+        size = f", {human_bytes(each.size_bytes)}" if each.size_bytes is not None else ""
+        yield ok(Area.RESTORES, f"kept {until}: {each.name}{size}; {way_back(list(replaced), each.name)} swaps back")
+    for name in system.restorations.left():
+        fix = f"as a superuser, once nobody needs it: DROP DATABASE {sql_identifier(name)} WITH (FORCE)"
+        yield warn(Area.RESTORES, f"{name} is left of a restore that was put back, and takes room", fix)
+
+
+def _newest_backup(system: BackupSystem, server: Connection, owner: str) -> Iterator[Line]:
+    """Of the newest backup, what could not be made here, and whose functions would run as a superuser."""
+    with contextlib.suppress(BackupError):  # the backup's is said under backups
+        newest = next(system.catalog.newest_first(), None)
+        if newest is None or newest.foreign:
+            return
+        wanted = archive_requirements.of_backup(system.programs, newest)
+        # Whether the role has the rights of the live database's owner is said of that.
+        wanted = replace(wanted, owners=set(wanted.owners) - {owner})
+        lacking, warnings = unmet(wanted, server_offers.of_server(server, wanted, owner), max(2, system.restore_jobs()))
+        yield from map(_not_now, lacking)
+        yield from (warn(Area.RESTORES, text) for text in warnings)
+        if not lacking:
+            yield ok(
+                Area.RESTORES, f"{server.host}:{server.port} has what {newest} needs, and {server.user} may make it"
+            )
+        found = reach(server, system.programs, newest)
+        if found.functions:
+            fix = "make a role that is no superuser (deploy/restore-role.sql), and name it: RESTORE_POSTGRES_USER"
+            yield warn(Area.RESTORES, f"in a restore, {found}", fix)
+
+
+def _services(system: BackupSystem) -> Iterator[Line]:
+    settings, swarm = system.settings, system.restorations.swarm
+    try:
+        counts = [f"{name} {swarm.replicas(name)}" for name in settings.swarm_app_services]
+        if settings.swarm_migrate_service:
+            swarm.check_once(settings.swarm_migrate_service)
+            counts.append(f"{settings.swarm_migrate_service} to migrate")
+        if counts:
+            yield ok(Area.RESTORES, f"services that a restore stops and starts: {', '.join(counts)}")
+    except BackupError as error:
+        yield _not_now(error)
+    try:
+        if settings.health_url:
+            wait_until_healthy(settings.health_url, _HEALTH_SECONDS, lambda _: None)
+            yield ok(Area.RESTORES, "HEALTH_URL says that the application is well")
+    except BackupError as error:
+        yield _not_now(error)
+
+
+def _not_now(error: BackupError) -> Line:
+    """Backups go on; a restore would be refused, or end with it."""
+    return warn(Area.RESTORES, error.account, error.fix)

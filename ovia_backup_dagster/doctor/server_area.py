@@ -1,0 +1,255 @@
+"""What must be right with the PostgreSQL server: the way to it, its version, its health, the role's rights."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE, State
+from ovia_backup_dagster.core.errors import BackupError
+from ovia_backup_dagster.core.human_text import duration
+from ovia_backup_dagster.doctor.report import Area, Line, fail, failed, ok, warn
+from ovia_backup_dagster.postgres import collations
+from ovia_backup_dagster.postgres.dump_privileges import Session, missing_rights
+from ovia_backup_dagster.postgres.large_rows import large_rows
+from ovia_backup_dagster.postgres.quoting import sql_identifier
+from ovia_backup_dagster.postgres.session import connect, system_identifier
+from ovia_backup_dagster.postgres.undumped_rows import undumped
+from ovia_backup_dagster.postgres.versions import newest_minor, parse
+from ovia_backup_dagster.restoration import server_offers
+from ovia_backup_dagster.restoration.requirements import too_many_locks
+from ovia_backup_dagster.system import BackupSystem
+
+#: Networks of one's own (RFC 1918, RFC 4193, the host itself), such as Docker's overlays.
+_PRIVATE = ["127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "::1/128", "fc00::/7", "fe80::/10"]
+#: A password that expires sooner deserves a look now.
+_EXPIRES_SOON = timedelta(days=30)
+_ABOUT = """
+    SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int / 10000 AS major,
+           current_user AS role, now() AS now, pg_is_in_recovery() AS standby,
+           current_setting('data_checksums') = 'on' AS checksums,
+           (SELECT checksum_failures FROM pg_stat_database WHERE datname = current_database()) AS failures,
+           (SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()) AS tls, inet_client_addr() IS NULL AS socket,
+           coalesce(inet_server_addr() <<= ANY (%(private)s::inet[]), true) AS private,
+           current_setting('lc_messages') AS language, session_user AS login, pg_get_userbyid(10) AS superuser,
+           (SELECT rolvaliduntil FROM pg_roles WHERE rolname = session_user AND isfinite(rolvaliduntil)) AS valid_until,
+           (SELECT count(*) FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid
+            WHERE d.datname = current_database()) AS subscriptions,
+           (SELECT count(*) FROM pg_class WHERE relpersistence = 'u' AND relkind = 'r') AS unlogged
+"""
+_RELATIONS = """
+    SELECT count(*) AS number FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'p', 'S') AND c.relpersistence <> 't' AND n.nspname !~ '^pg_'
+    AND n.nspname <> 'information_schema'
+"""
+_EXPECTED = """
+    SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                   WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_'
+                   AND %(name)s::text IN (c.relname::text, n.nspname || '.' || c.relname)) AS there
+"""
+
+
+def server(system: BackupSystem) -> Iterator[Line]:
+    """The connection and all that is asked through it."""
+    try:
+        with connect(system.connection) as session:
+            about = session.execute(_ABOUT, {"private": _PRIVATE}).fetchone()
+            assert about is not None  # it has no FROM
+            about["psql"] = _psql(system, about["superuser"])
+            yield from _connection(system, about)
+            yield from _version(system, about)
+            yield from _language(about)
+            yield from _health(about)
+            yield from _locks(session)
+            yield from _collations(session, about)
+            yield from _expected_tables(system, session)
+            yield from _same_server(system, session)
+            yield from _rights(session, about)
+        for line in undumped(system.connection):
+            fix = f"save them apart: pg_dump leaves them out; see which, {about['psql']}"
+            yield warn(Area.SERVER, line, fix)
+        yield from _large(system)
+    except BackupError as error:
+        yield failed(Area.SERVER, error)
+
+
+def _psql(system: BackupSystem, superuser: str) -> str:
+    """The command that takes the SQL of a line."""
+    to = system.connection
+    database = to.database
+    if re.search(r"=|://", database):  # -d would read it as a connection string
+        escaped = database.replace("\\", "\\\\").replace("'", "\\'")
+        database = f"dbname='{escaped}'"
+    words = ("psql", "-h", to.host, "-p", str(to.port), "-d", database, "-U", superuser)
+    return f"as a superuser: {shlex.join(words)}"
+
+
+def _connection(system: BackupSystem, about: dict[str, Any]) -> Iterator[Line]:
+    way = "a Unix socket" if about["socket"] else "TLS" if about["tls"] else "plain TCP"
+    text = f"connected to {system.connection} as {about['role']}, by {way}"
+    if about["tls"] or about["private"]:
+        yield ok(Area.SERVER, text)
+    else:
+        fix = "have the server use TLS; then PGSSLMODE=verify-full with PGSSLROOTCERT"
+        yield warn(Area.SERVER, f"{text} outside a private network: data and password can be read on the way", fix)
+    difference = datetime.now(UTC) - about["now"]
+    if abs(difference) > CLOCK_TOLERANCE:
+        way = "behind" if difference > timedelta(0) else "ahead of"
+        text = f"the server's clock is {duration(difference)} {way} the one here: the ages of backups depend on it"
+        yield warn(Area.SERVER, text, "date -u on both; where it is wrong: timedatectl set-ntp true")
+    until = about["valid_until"]
+    if until is not None and until - datetime.now(UTC) < _EXPIRES_SOON:
+        when = "has expired" if until < datetime.now(UTC) else "expires"
+        yield warn(
+            Area.SERVER,
+            f"the password of role {about['login']} {when} on {until:%Y-%m-%d}",
+            about["psql"],
+            f"ALTER ROLE {sql_identifier(about['login'])} VALID UNTIL 'infinity';",
+        )
+
+
+def _version(system: BackupSystem, about: dict[str, Any]) -> Iterator[Line]:
+    try:
+        client = system.programs.major("pg_dump")
+    except BackupError:
+        client = None  # said under programs
+    version, major = about["version"], about["major"]
+    if client is not None and client != major:
+        fix = f"use PostgreSQL {major}'s client programs: set PG_BIN_DIR, or another image"
+        yield fail(Area.SERVER, f"the server is PostgreSQL {version}, pg_dump is {client}", fix)
+        return
+    parsed, newest = parse(version), newest_minor(major)
+    if parsed and parsed[1] < newest:
+        yield warn(
+            Area.SERVER,
+            f"the server is PostgreSQL {version}; {major}.{newest} mends vulnerabilities",
+            system.settings.deployment_hints.upgrade
+            or f"install PostgreSQL {major}.{newest} on the server; restart it",
+        )
+    else:
+        yield ok(Area.SERVER, f"PostgreSQL {version}" + (", as the client programs" if client else ""))
+
+
+def _language(about: dict[str, Any]) -> Iterator[Line]:
+    """Each session asks for English where its role may: what is not English here, this role may not change."""
+    if re.match(r"C\b|POSIX|en", about["language"]):
+        return
+    yield warn(
+        Area.SERVER,
+        f"the server says what is wrong in the language of {about['language']}: not all of a program's words are known",
+        about["psql"],
+        f"GRANT SET ON PARAMETER lc_messages TO {sql_identifier(about['role'])};",
+    )
+
+
+def _health(about: dict[str, Any]) -> Iterator[Line]:
+    if about["failures"]:
+        yield fail(
+            Area.SERVER,
+            f"the server has met {about['failures']} damaged pages: it is losing data",
+            "keep every backup there is; look into the server's log; move the data to another disk",
+        )
+    elif about["checksums"]:
+        yield ok(Area.SERVER, "page checksums are on, no damaged page was met")
+    else:
+        # No warning: it takes the server down to change, and a light that is always yellow is not looked at.
+        yield ok(Area.SERVER, "page checksums are off; with them (pg_checksums --enable) a failing disk is noticed")
+    if about["standby"]:
+        yield warn(
+            Area.SERVER,
+            "this is a standby: a long dump may be cancelled by a conflict with recovery",
+            f"set POSTGRES_HOST to the primary; or let it wait here, {about['psql']}",
+            "ALTER SYSTEM SET max_standby_streaming_delay = '1h';",
+            "SELECT pg_reload_conf();",
+        )
+    if about["subscriptions"]:
+        yield warn(
+            Area.SERVER,
+            f"pg_dump leaves subscriptions out for all but superusers, and there are some ({about['subscriptions']})",
+            "note down their CREATE SUBSCRIPTION; after a restore they are made anew",
+        )
+    if about["unlogged"]:
+        text = f"unlogged tables ({about['unlogged']}) are in the dump, but empty after a crash of the server"
+        yield ok(Area.SERVER, text)
+
+
+def _locks(session: Session) -> Iterator[Line]:
+    """A dump holds a lock on all that it reads, in a table that the server was started with."""
+    row = session.execute(_RELATIONS).fetchone()
+    locks = server_offers.locks(session)
+    found = too_many_locks(row["number"], *locks) if row else None
+    if found:
+        level = fail if found.surely else warn
+        yield level(Area.SERVER, f"the server has too small a lock table for a dump: {found.why}", found.fix)
+
+
+def _collations(session: Session, about: dict[str, Any]) -> Iterator[Line]:
+    """What an older version of a library has sorted, a newer one may not find, or find twice."""
+    for name, (recorded, actual) in collations.outdated(session).items():
+        database = sql_identifier(session.info.dbname)
+        of_its_own = f"ALTER COLLATION {name} REFRESH VERSION"
+        refresh = f"ALTER DATABASE {database} REFRESH COLLATION VERSION" if name == collations.DEFAULT else of_its_own
+        text = f"indexes on text may be wrong: collation {name} was of version {recorded} when they were built, and is "
+        yield warn(Area.SERVER, f"{text}{actual} now", about["psql"], f"REINDEX DATABASE {database};", f"{refresh};")
+
+
+def _expected_tables(system: BackupSystem, session: Session) -> Iterator[Line]:
+    expected = system.settings.expected_tables
+    missing = []
+    for name in expected:
+        row = session.execute(_EXPECTED, {"name": name}).fetchone()
+        if row is None or not row["there"]:
+            missing.append(name)
+    if missing:
+        yield fail(
+            Area.SERVER,
+            f"tables that a dump must hold are not in the database: {', '.join(missing)}",
+            "is POSTGRES_DB the right one? else set BACKUP_EXPECTED_TABLES to the tables that it must hold, or to none",
+        )
+    elif expected:
+        yield ok(Area.SERVER, f"the expected tables are there: {', '.join(expected)}")
+    else:
+        fix = "set BACKUP_EXPECTED_TABLES to the tables without which a dump is worth nothing"
+        yield warn(Area.SERVER, "no table is expected: an empty database would count as backed up", fix)
+
+
+def _same_server(system: BackupSystem, session: Session) -> Iterator[Line]:
+    """Whether it is the server of the last dump that is not bad: a wrong POSTGRES_HOST backs up a toy, unnoticed."""
+    now = datetime.now(UTC)
+    try:
+        backups = (b for b in system.catalog.newest_first() if b.system_identifier and b.state(now) is not State.BAD)
+        known = next((b.system_identifier for b in backups), None)
+    except BackupError:
+        return  # said under volume, and by verification
+    here = system_identifier(session)
+    if known and here and here != known:
+        yield warn(
+            Area.SERVER,
+            "this is another server than the one of the last dump (its system identifier differs)",
+            "after a restore that is right; after a move, the first dump is bad until: ovia-backup accept latest; else "
+            "check POSTGRES_HOST",
+        )
+
+
+def _large(system: BackupSystem) -> Iterator[Line]:
+    """Rows that a dump cannot hold."""
+    found, whole = large_rows(system.connection)
+    for large in found:
+        yield fail(Area.SERVER, str(large), large.fix)
+    if not whole:
+        text = "whether a row is too large for a dump is not known of all tables: the look at their lengths was ended"
+        yield warn(Area.SERVER, text, "nothing, where no field is over 512 MB; if pg_dump fails, it says which table")
+    elif not found:
+        yield ok(Area.SERVER, "no row is too large for a dump")
+
+
+def _rights(session: Session, about: dict[str, Any]) -> Iterator[Line]:
+    missing = missing_rights(session, about["role"])
+    for right in missing:
+        make = warn if right.later else fail
+        yield make(Area.RIGHTS, right.what, about["psql"], right.sql)
+    if not missing:
+        yield ok(Area.RIGHTS, f"role {about['role']} may read all that a dump holds")

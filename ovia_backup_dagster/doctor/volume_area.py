@@ -1,0 +1,340 @@
+"""What must be right with the backup volume and what stands on it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from pathlib import Path
+
+from ovia_backup_dagster.core.catalog import MANIFEST, RESERVE, Backup, Catalog, State
+from ovia_backup_dagster.core.deployment_hints import Hints, steps
+from ovia_backup_dagster.core.errors import BackupError, VolumeMissingError
+from ovia_backup_dagster.core.files import WITNESS_BYTES, exists, explained, is_folder, plain_status, read_small
+from ovia_backup_dagster.core.filesystem import Capability, lacks
+from ovia_backup_dagster.core.human_text import human_bytes
+from ovia_backup_dagster.core.layout import DRILLS, RESTORES
+from ovia_backup_dagster.core.locking import FILENAME, lock_holder
+from ovia_backup_dagster.core.naming import SUFFIX, Tier
+from ovia_backup_dagster.core.takeover_links import FOLDER as HAND_OVER
+from ovia_backup_dagster.core.takeover_links import since
+from ovia_backup_dagster.core.write_permission import require_writable
+from ovia_backup_dagster.doctor.report import Area, Line, fail, failed, ok, warn
+from ovia_backup_dagster.health.freshness import Level, freshness
+from ovia_backup_dagster.postgres.quoting import shell_word
+from ovia_backup_dagster.retention.plan import Policy
+from ovia_backup_dagster.system import BackupSystem
+
+#: A dump of nothing, with what stands beside it, takes about as much.
+_LEAST_BYTES = 1024 * 1024
+#: Days; a volume that is full sooner deserves a look now.
+SOON = 14
+_MIN_INODES = 1000
+#: A day was meant.
+_HAND_OVER = timedelta(days=3)
+#: Dumps that growth is read from.
+_LOOKED_AT = 30
+#: Of each capability that a filesystem may lack: how much that matters, what it means, and what to do.
+_LACKS: dict[Capability, tuple[Callable[[Area, str, str], Line], str, str]] = {
+    Capability.LOCKS: (
+        fail,
+        "has no locks: nothing is written or removed there, since two operations could meet",
+        "findmnt -T {root}; mount it with locks (NFS: version 4; CIFS: without nobrl), or put BACKUP_DIR elsewhere",
+    ),
+    Capability.PRIVACY: (
+        fail,
+        "lets other users of this host read every dump",
+        "findmnt -T {root}; mount it for this user alone (CIFS: uid=,file_mode=0600,dir_mode=0700)",
+    ),
+    Capability.MODES: (
+        warn,
+        "keeps no modes: who may read a dump is decided by how it is mounted",
+        "findmnt -T {root}; see that its options name this user alone",
+    ),
+    Capability.LINKS: (
+        warn,
+        "has no hard links: a weekly backup is a copy, compared when it is made, and takes its own room",
+        "nothing, if there is room for BACKUP_WEEKLY_KEEP more dumps; the old script cannot share the volume",
+    ),
+    Capability.SYNC: (
+        warn,
+        "does not put folders on the disk when it is asked to: after a power cut the newest backup may be missing",
+        "nothing, if the machine that keeps it has a battery; else put BACKUP_DIR on another filesystem",
+    ),
+}
+
+
+def volume(system: BackupSystem) -> Iterator[Line]:
+    """The folder, its filesystem, its lock, and what was left on it."""
+    catalog = system.catalog
+    root = catalog.root
+    try:
+        if not exists(root):
+            yield _missing(root)
+            return
+        if not root.is_dir():
+            yield fail(Area.VOLUME, f"{root} is no folder", f"ls -l {shell_word(str(root))}; then set BACKUP_DIR")
+            return
+        require_writable(root)
+        yield from _writable(catalog)
+        yield from _folders(catalog)
+        yield _mount(root, system.settings.deployment_hints)
+        yield from _capabilities(root)
+        yield from _room(system, catalog)
+        yield from _strange(catalog)
+        yield _lock(root)
+        yield _leftovers(catalog)
+        yield from _hand_over(root)
+    except BackupError as error:
+        yield failed(Area.VOLUME, error)
+
+
+def _missing(root: Path) -> Line:
+    text = f"the backup folder {root} does not exist"
+    return fail(Area.VOLUME, text, f"mount the volume there; for a first try: mkdir -p -m 700 {shell_word(str(root))}")
+
+
+def _folders(catalog: Catalog) -> Iterator[Line]:
+    folders = [folder for folder in (catalog.root, *map(catalog.folder, Tier)) if folder.exists()]
+    with explained(f"cannot look at {catalog.root}"):
+        statuses = {folder: folder.stat() for folder in folders}
+    open_ones = [folder for folder, status in statuses.items() if stat.S_IMODE(status.st_mode) & 0o077]
+    if open_ones:
+        paths = [str(folder) for folder in open_ones]
+        yield warn(
+            Area.VOLUME, f"others on this host can look into {', '.join(paths)}", shlex.join(["chmod", "700", *paths])
+        )
+    strangers = sorted(_strangers(folders))
+    if strangers and os.geteuid() != 0:
+        first = strangers[0]
+        yield warn(
+            Area.VOLUME,
+            f"{len(strangers)} files belong to other users, such as {first}: pruning may not be able to remove them",
+            f"as root: chown -R {os.geteuid()}:{os.getegid()} {shell_word(str(catalog.root))}",
+        )
+    if not open_ones and not (strangers and os.geteuid() != 0):
+        yield ok(Area.VOLUME, f"{catalog.root} is ours alone (user {os.geteuid()})")
+
+
+def _writable(catalog: Catalog) -> Iterator[Line]:
+    """Each folder in it that this process cannot write in, and why: what is kept there stands still, and no more."""
+    for folder in (*map(catalog.folder, Tier), catalog.root / DRILLS, catalog.root / RESTORES):
+        try:
+            require_writable(folder)
+        except BackupError as error:
+            yield failed(Area.VOLUME, error)
+
+
+def _capabilities(root: Path) -> Iterator[Line]:
+    """What its filesystem cannot do."""
+    with explained(f"cannot write in {root}"):
+        missing = lacks(root)
+    if missing is None:
+        return
+    shown = shell_word(str(root))
+    for lack in missing:
+        say, text, fix = _LACKS[lack.of]
+        yield say(Area.VOLUME, f"the filesystem of {root} {text} ({lack.said})", fix.format(root=shown))
+    if not missing:
+        yield ok(Area.VOLUME, "its filesystem has locks, hard links and modes, and puts folders on the disk")
+
+
+def _strangers(folders: Sequence[Path]) -> Iterator[str]:
+    us = os.geteuid()
+    for folder in folders:
+        with explained(f"cannot look into {folder}"), os.scandir(folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # gone since: somebody is at work
+                    if entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_uid != us:
+                        yield entry.name
+
+
+def _strange(catalog: Catalog) -> Iterator[Line]:
+    """What stands where a file of ours would, and is none: it is not read, so what it should say is missing."""
+    root = catalog.root
+    found = [path for path in (root / FILENAME, root / RESERVE) if exists(path) and not _is_plain(path)]
+    found += [root / HAND_OVER] * (exists(root / HAND_OVER) and not is_folder(root / HAND_OVER))
+    for folder in (*map(catalog.folder, Tier), catalog.root / DRILLS, catalog.root / RESTORES):
+        if is_folder(folder):
+            with explained(f"cannot look into {folder}"), os.scandir(folder) as entries:
+                found += (Path(entry.path) for entry in entries if _is_strange(entry))
+        elif exists(folder) and not folder.is_dir():
+            found.append(folder)
+    if not found:
+        return
+    first = min(found)
+    try:
+        read_small(first, WITNESS_BYTES)
+        why = ""  # replaced since
+    except (OSError, BackupError) as error:
+        why = f": {error.why}" if isinstance(error, BackupError) else ""
+    more = f" and {len(found) - 1} more" if found[1:] else ""
+    text = f"{first}{more} cannot be read, and {'are' if more else 'is'} as good as missing{why}"
+    yield warn(
+        Area.VOLUME, text, f"see who made it: ls -l {shell_word(str(first))}; then move it out of the backup folder"
+    )
+
+
+def _is_strange(entry: os.DirEntry[str]) -> bool:
+    if entry.is_dir(follow_symlinks=False):
+        return entry.name.endswith(SUFFIX)  # other folders are not ours, and in no file's place
+    if not entry.is_file(follow_symlinks=False):
+        return True
+    with contextlib.suppress(FileNotFoundError):  # removed since
+        return entry.name.endswith(MANIFEST) and entry.stat(follow_symlinks=False).st_size > WITNESS_BYTES
+    return False
+
+
+def _is_plain(path: Path) -> bool:
+    try:
+        plain_status(path)
+    except FileNotFoundError:
+        return True  # removed since
+    except BackupError:
+        return False
+    return True
+
+
+def _mount(root: Path, hints: Hints) -> Line:
+    if os.stat(root).st_dev != os.stat("/").st_dev:
+        return ok(Area.VOLUME, f"{root} is on a filesystem of its own")
+    return warn(
+        Area.VOLUME,
+        f"{root} is on the same filesystem as /: is the volume mounted? If so meant, a full disk stops both",
+        steps(f"findmnt -T {shell_word(str(root))}", hints.volume),
+    )
+
+
+def _room(system: BackupSystem, catalog: Catalog) -> Iterator[Line]:
+    with explained(f"cannot look at {catalog.root}"):
+        disk = os.statvfs(catalog.root)
+    free = disk.f_bavail * disk.f_frsize
+    make_room = "enlarge the volume, or keep fewer: lower BACKUP_DAILY_KEEP, then ovia-backup prune --dry-run"
+    if disk.f_files and disk.f_favail < _MIN_INODES:
+        text = f"the filesystem has room for only {disk.f_favail} more files, however small"
+        yield fail(Area.VOLUME, text, f"see what has so many: df -i {shell_word(str(catalog.root))}; {make_room}")
+    now = datetime.now(UTC)
+    looked_at = max(_LOOKED_AT, system.policy.daily_keep)
+    newest = list(islice((b for b in catalog.newest_first(Tier.DAILY) if _counts(b, now)), looked_at))
+    if not newest and free < _LEAST_BYTES:
+        yield fail(Area.VOLUME, f"no room for a first dump: {human_bytes(free)} free", "enlarge the volume")
+        return
+    if not newest:
+        yield ok(Area.VOLUME, f"{human_bytes(free)} free; no dump yet to compare with")
+        return
+    size, growth = newest[0].size_bytes, _growth_per_day(newest)
+    need = f"{human_bytes(free)} free, the last dump took {human_bytes(size)}, growing {human_bytes(growth)} a day"
+    if free < size + growth:
+        yield fail(Area.VOLUME, f"no room for the next dump: {need}", make_room)
+        return
+    weeklies = sum(1 for _ in islice(catalog.newest_first(Tier.WEEKLY), system.policy.weekly_keep))
+    days = _days_until_full(free, size, growth, (len(newest), weeklies), system.policy)
+    if days is not None:
+        when = f"in about {days} days" if days > 1 else "tomorrow"
+        yield warn(Area.VOLUME, f"the volume will be full {when}: {need}", make_room)
+    else:
+        yield ok(Area.VOLUME, need)
+
+
+def _counts(backup: Backup, now: datetime) -> bool:
+    return backup.state(now) in (State.PROVEN, State.UNPROVEN)
+
+
+def _growth_per_day(newest: Sequence[Backup]) -> float:
+    """Bytes that a dump is larger from one day to the next; never less than nothing."""
+    first, last = newest[-1], newest[0]
+    days = (last.started_at - first.started_at) / timedelta(days=1)
+    # Dumps of one afternoon say nothing about a month.
+    return max((last.size_bytes - first.size_bytes) / days, 0.0) if days >= 1 else 0.0
+
+
+def _days_until_full(free: int, size: int, growth: float, stand: tuple[int, int], policy: Policy) -> int | None:
+    """The first day of the next ``SOON`` that ends without room for another dump, at a dump a day.
+
+    Each tier first fills up to what the policy keeps, then its oldest goes for each new one, and only growth adds. A
+    weekly dump is a second name of a daily one, and costs nothing until that goes.
+
+    Args:
+        stand: the dumps that are there now, daily and weekly; more than the policy keeps are as many as it keeps.
+    """
+    # A week of daily dumps has a weekly one among them.
+    among = int(policy.daily_keep >= 7)
+    dailies, weeklies = stand[0], max(stand[1] - among, 0)
+    left = float(free)
+    for day in range(1, SOON + 1):
+        left -= growth * policy.daily_keep if dailies >= policy.daily_keep else size + growth * day
+        dailies += 1
+        if dailies > policy.daily_keep and day % 7 == 0:
+            left -= 7 * growth * policy.weekly_keep if weeklies >= policy.weekly_keep - among else size
+            weeklies += 1
+        if left < size + growth * (day + 1):
+            return day
+    return None
+
+
+def _lock(root: Path) -> Line:
+    holder = lock_holder(root)
+    if holder is None:
+        return ok(Area.VOLUME, "nobody holds the lock")
+    return ok(Area.VOLUME, f"at work now: {holder}")
+
+
+def _leftovers(catalog: Catalog) -> Line:
+    left = catalog.unfinished()
+    if not left:
+        return ok(Area.VOLUME, "nothing was left behind by a crash")
+    size = sum(map(_size, left))
+    names = ", ".join(path.name for path in left[:2]) + (f" and {len(left) - 2} more" if left[2:] else "")
+    if lock_holder(catalog.root) is not None:
+        return ok(Area.VOLUME, f"unfinished files ({human_bytes(size)}), by who is at work now: {names}")
+    text = f"unfinished files ({human_bytes(size)}), left by a crash: {names}"
+    return warn(Area.VOLUME, text, "nothing: the next dump removes them; at once: ovia-backup prune")
+
+
+def _hand_over(root: Path) -> Iterator[Line]:
+    began = since(root)
+    if began is None:
+        return
+    text = f"the hand-over from the old backup script began on {began:%Y-%m-%d}"
+    if datetime.now(UTC) - began < _HAND_OVER:
+        yield ok(Area.VOLUME, f"{text}; what it removes is kept until the end")
+        return
+    us = f"{os.geteuid()}:{os.getegid()}"
+    fix = f"remove the old service; then, as root: ovia-backup hand-over --finish --to {us}"
+    yield warn(Area.VOLUME, f"{text} and has not ended: what was removed by hand or by that script takes room", fix)
+
+
+def _size(path: Path) -> int:
+    with contextlib.suppress(OSError):  # published or removed since
+        return path.lstat().st_size
+    return 0
+
+
+def backups(system: BackupSystem) -> Iterator[Line]:
+    """Freshness, and whether anything is proven."""
+    now = datetime.now(UTC)
+    try:
+        found = freshness(system.catalog.newest_first(), system.max_age, now)
+    except VolumeMissingError:
+        return  # said under volume
+    except BackupError as error:
+        yield failed(Area.BACKUPS, error)
+        return
+    again = "ovia-backup dump && ovia-backup verify latest"
+    if found.trouble is None:
+        if found.rejected:
+            yield warn(Area.BACKUPS, found.text, again)
+        elif not found.proven:
+            yield warn(Area.BACKUPS, found.text, "ovia-backup verify latest")
+        else:
+            yield ok(Area.BACKUPS, found.text)
+        return
+    if found.level is Level.MISSING and not found.rejected:
+        # The state of every new system: no fault yet, and the sensor will say so if it stays like that.
+        yield warn(Area.BACKUPS, found.text, again)
+        return
+    yield failed(Area.BACKUPS, found.trouble)

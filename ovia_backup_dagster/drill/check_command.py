@@ -1,0 +1,66 @@
+"""Runs what a user wants to see pass on a drill's copy: a shell command, or an SQL file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from ovia_backup_dagster.postgres.data_stream import Log, text_of
+from ovia_backup_dagster.postgres.programs import TERMINATE_SECONDS, Connection, Programs, minimal_environment
+from ovia_backup_dagster.postgres.secrets import Secrets
+
+_SHOWN_LINES = 20
+_SHOWN_BYTES = 64 * 1024
+
+
+def run(own: str, copy: Connection, programs: Programs, secrets: Secrets, log: Log) -> int:
+    """Run it, log the end of what it printed; returns its exit code. Nothing that it started is left.
+
+    Args:
+        own: the command; the name of a file that ends in ``.sql`` is given to psql.
+        copy: what it gets as ``DATABASE_URL`` and ``PG*``, and of our settings nothing else.
+        programs: psql.
+        secrets: it finds none of them in our environment, and its log has none.
+        log: told.
+    """
+    secrets.forget()
+    redact = secrets.redactor()
+    command: Sequence[str] = ("/bin/sh", "-c", own)
+    if own.endswith(".sql") and Path(own).is_file():
+        options = ("--no-psqlrc", "--quiet", "--no-password", "--set=ON_ERROR_STOP=1", f"--file={own}")
+        command = (programs.path("psql"), *options)
+    variables = {**copy.environment(), "DATABASE_URL": copy.url()}
+    # Into a file: a pipe would be held open by what it leaves running.
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            command,
+            env=minimal_environment(variables),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            process_group=0,
+        )
+        try:
+            code = process.wait()
+        finally:
+            _end(process)
+        output.seek(max(0, output.seek(0, os.SEEK_END) - _SHOWN_BYTES))
+        lines = text_of(output.read()).splitlines()[-_SHOWN_LINES:]
+    for line in lines:
+        log(f"own check: {redact(copy.redact(line))}")
+    return code
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """The whole group ends: a shell does not end what it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(TERMINATE_SECONDS)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

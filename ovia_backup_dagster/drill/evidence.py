@@ -1,0 +1,127 @@
+"""What a restore drill found, how that is kept, and what follows from it.
+
+A drill's evidence is a file in ``drills/`` that is written once and never changed; its page for people is rendered
+from it by ``drill_page``. How a copy is made and proven is the business of ``postgres``, how it is compared that of
+``comparison``.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Literal
+
+from pydantic import AwareDatetime
+
+from ovia_backup_dagster.core.errors import DrillError
+from ovia_backup_dagster.core.layout import DRILLS
+from ovia_backup_dagster.core.manifest import Sidecar
+from ovia_backup_dagster.core.naming import SUFFIX, encode_database
+from ovia_backup_dagster.core.shell import shell_word
+from ovia_backup_dagster.proof.checks import CopiedTable, Line, Result
+
+_PAGE = ".md"
+_NAME_LENGTH = 160
+
+
+class Evidence(Sidecar):
+    """One drill.
+
+    Attributes:
+        started_at, finished_at: UTC.
+        passed: the backup is proven to restore.
+        database: the source's name.
+        backup: the file's name; ``tier`` its folder; ``backup_path`` where it stands, if not on the volume.
+        backup_started_at: when the dump began (UTC).
+        backup_bytes, backup_sha256: of the archive.
+        manifest: whether the backup has one; the old script's have none.
+        launched_by: a schedule, a person, or the Dagster UI; ``run_id`` Dagster's.
+        place: where it was restored: ``throwaway cluster``, or ``database x on host:port``.
+        jobs: how many at a time pg_restore did.
+        versions: of what took part.
+        lines: the checks, in order.
+        tables: of the copy.
+        copy_bytes: ``pg_database_size`` of the copy.
+        decoded_bytes: length of the data as text.
+        large_objects: how many.
+        phases: name -> seconds, in order.
+        recovery_seconds: of them, what a restore takes: the recovery time to expect.
+        error: why it could not go on, and ``fix`` what to do; empty when it could.
+        kept: how to look at the copy, if it was kept.
+        confinement: how what the backup contains was kept from the rest of the machine; empty in older evidence.
+    """
+
+    version: Literal[1] = 1
+    started_at: AwareDatetime
+    finished_at: AwareDatetime
+    passed: bool
+    database: str
+    backup: str
+    tier: str
+    backup_path: str = ""
+    backup_started_at: AwareDatetime
+    backup_bytes: int
+    backup_sha256: str | None
+    manifest: bool
+    launched_by: str
+    run_id: str | None = None
+    place: str
+    jobs: int
+    versions: dict[str, str]
+    lines: tuple[Line, ...]
+    tables: tuple[CopiedTable, ...] = ()
+    copy_bytes: int | None = None
+    decoded_bytes: int | None = None
+    large_objects: int = 0
+    phases: dict[str, float]
+    recovery_seconds: float | None = None
+    error: str = ""
+    fix: str = ""
+    kept: str = ""
+    confinement: str = ""
+    made_by: str
+
+    @property
+    def rows(self) -> int:
+        """Rows in all tables of the copy."""
+        return sum(table.rows for table in self.tables)
+
+    @property
+    def filename(self) -> str:
+        """Its name in ``drills/``, without an ending."""
+        return evidence_filename(self.started_at, self.backup)
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Why it did not pass."""
+        found = tuple(line.text for line in self.lines if line.result is Result.FAILED)
+        return (*found, self.error) if self.error and self.error not in found else found
+
+    @property
+    def _failures_by_check(self) -> tuple[str, ...]:
+        named = tuple(f"{line.check}: {line.text}" for line in self.lines if line.result is Result.FAILED)
+        texts = {line.text for line in self.lines if line.result is Result.FAILED}
+        return (*named, self.error) if self.error and self.error not in texts else named
+
+    @property
+    def oddities(self) -> tuple[str, ...]:
+        """What was odd."""
+        return tuple(line.text for line in self.lines if line.result is Result.ODD)
+
+    @property
+    def trouble(self) -> DrillError | None:
+        """Why it did not pass, as an error; ``None`` when it did."""
+        if self.passed:
+            return None
+        again = f"ovia-backup drill {shell_word(self.backup_path or self.backup)}"
+        return DrillError(
+            f"the restore drill of {self.backup} failed",
+            why="; ".join(self._failures_by_check),
+            fix=self.fix or f"read $BACKUP_DIR/{DRILLS}/{self.filename}{_PAGE}; mend it; then: {again}",
+        )
+
+
+def evidence_filename(started_at: datetime, backup: str) -> str:
+    """How the evidence of a drill is called, without an ending."""
+    # A backup from elsewhere may have any name, of any length.
+    name = encode_database(backup.removesuffix(SUFFIX))[:_NAME_LENGTH]
+    return f"{started_at.astimezone(UTC):%Y-%m-%d_%H%M%S}_{name}"

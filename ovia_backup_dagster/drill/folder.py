@@ -1,0 +1,235 @@
+"""``drills/`` on the backup volume: the evidence of each drill, since when drills are due, and which is under way.
+
+What evidence says is ``evidence``'s business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from ovia_backup_dagster.core.catalog import Backup, Catalog
+from ovia_backup_dagster.core.errors import BackupError, DrillError, DrillOverdueError, StrangeFileError, VolumeError
+from ovia_backup_dagster.core.files import (
+    NOTE_BYTES,
+    TEMPORARY,
+    WITNESS_BYTES,
+    exists,
+    explained,
+    is_folder,
+    read_small,
+    sync_folder,
+)
+from ovia_backup_dagster.core.human_text import duration
+from ovia_backup_dagster.core.layout import DRILLS
+from ovia_backup_dagster.core.locking import lock_holder, volume_lock
+from ovia_backup_dagster.core.manifest import parse_sidecar
+from ovia_backup_dagster.core.naming import encode_database
+from ovia_backup_dagster.core.shell import shell_word
+from ovia_backup_dagster.core.verdict import DrillRecord
+from ovia_backup_dagster.core.write_permission import make_writable
+from ovia_backup_dagster.drill.evidence import Evidence, evidence_filename
+
+_EVIDENCE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}_[0-9]{6}_.*\.json", re.DOTALL)
+_SUFFIX, _PAGE = ".json", ".md"
+#: Since when a database's drills are due: written once, when its first backup is made.
+_SINCE = ".since-"
+#: Which drill is under way; what a killed one leaves.
+_UNDER_WAY = ".under-way-"
+
+
+@dataclass(frozen=True, slots=True)
+class DrillStanding:
+    """How the drills stand.
+
+    Attributes:
+        last: the newest drill.
+        last_passed: the newest that passed.
+        due: by when one must have passed (UTC); ``None`` when nobody can tell yet.
+        trouble: what deserves an alert.
+    """
+
+    last: Evidence | None
+    last_passed: Evidence | None
+    due: datetime | None
+    trouble: DrillError | None
+
+    def text(self, now: datetime) -> str:
+        """One sentence for a person."""
+        if self.last_passed is None:
+            return "no restore drill has passed yet" + (f"; one is due by {self.due:%Y-%m-%d}" if self.due else "")
+        age = duration(now - self.last_passed.started_at)
+        return f"the last restore drill that passed was {age} ago, of {self.last_passed.backup}"
+
+
+def standing(
+    newest_first: Iterable[Evidence], since: datetime | None, max_age: timedelta, now: datetime
+) -> DrillStanding:
+    """Judge the drills.
+
+    Args:
+        newest_first: their evidence; read only as far as the newest that passed.
+        since: since when drills are due (UTC), if that is known.
+        max_age: the last that passed must not be older.
+        now: the present (UTC).
+    """
+    last: Evidence | None = None
+    last_passed: Evidence | None = None
+    for evidence in newest_first:
+        last = last or evidence
+        if evidence.passed:
+            last_passed = evidence
+            break
+    began = last_passed.started_at if last_passed else since
+    due = began + max_age if began else None
+    trouble = last.trouble if last else None
+    if trouble is None and due is not None and now > due:
+        never = (
+            "no restore drill has ever passed"
+            if last_passed is None
+            else (f"the last restore drill that passed is {duration(now - last_passed.started_at)} old")
+        )
+        trouble = DrillOverdueError(
+            f"{never}, more than {duration(max_age)}",
+            why="restore_drill_schedule is off, or its runs do not end: does the Dagster daemon run?",
+            fix="launch restore_drill_job in the Dagster UI, or run: ovia-backup drill",
+        )
+    return DrillStanding(last, last_passed, due, trouble)
+
+
+class DrillFolder:
+    """``drills/`` on the backup volume.
+
+    Args:
+        catalog: of that volume.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self.path = catalog.root / DRILLS
+        self._under_way = self.path / f"{_UNDER_WAY}{encode_database(catalog.database)}"
+        self._since = self.path / f"{_SINCE}{encode_database(catalog.database)}"
+
+    def prepare(self, now: datetime) -> None:
+        """Make the folder, and note since when drills are due.
+
+        Raises:
+            VolumeError: it cannot be made.
+        """
+        make_writable(self.path)
+        with explained(f"cannot use the folder {self.path}"):
+            if self.since() is None:  # or what stands there is no instant
+                self._catalog.write(self._since, f"{now.isoformat()}\n".encode())
+
+    def lock(self, backup: Backup, now: datetime) -> AbstractContextManager[int]:
+        """One drill at a time. Others than drills are not held up.
+
+        Raises:
+            LockHeldError: another drill is under way.
+        """
+        return volume_lock(self.path, purpose=f"the restore drill of {backup}", now=now)
+
+    @contextlib.contextmanager
+    def under_way(self, backup: Backup, now: datetime) -> Iterator[datetime]:
+        """While the block runs, a drill does; yields the instant, now or soon, that evidence is free at.
+
+        Sweeps what a killed drill left of its writing. One that is killed in the block can say nothing itself, but
+        leaves word that it began. Under the lock only.
+        """
+        named = backup if self._catalog.holds(backup) else backup.path
+        with explained(f"cannot use the folder {self.path}"):
+            for path in self.path.glob(f".*{TEMPORARY}"):
+                if not is_folder(path):
+                    path.unlink(missing_ok=True)
+            while exists(self.path / f"{evidence_filename(now, backup.path.name)}{_SUFFIX}"):
+                now += timedelta(seconds=1)
+            self._catalog.write(self._under_way, os.fsencode(f"{now.isoformat()} {named}"))
+        try:
+            yield now
+        finally:
+            with contextlib.suppress(OSError):
+                self._under_way.unlink()
+
+    def _killed(self) -> DrillError | None:
+        """What there is to say of a drill that was killed, until another one has ended."""
+        try:
+            began, _, backup = os.fsdecode(read_small(self._under_way, NOTE_BYTES)).partition(" ")
+        except (OSError, VolumeError):
+            return None
+        if lock_holder(self.path) is not None:
+            return None  # it may be that one, still at work
+        return DrillError(
+            f"the restore drill of {backup} did not come to its end",
+            why=f"it began {began}, and was killed: memory ran out, or its container or the machine was stopped",
+            fix=f"dmesg | tail; then: ovia-backup drill {shell_word(backup)}",
+        )
+
+    def record(self, backup: Backup, evidence: Evidence) -> Backup:
+        """Note a drill beside the backup, for retention; returns the backup as it is now.
+
+        Raises:
+            VolumeError: it cannot be written.
+        """
+        record = DrillRecord(
+            at=evidence.started_at,
+            passed=evidence.passed,
+            size_bytes=backup.size_bytes,
+            mtime_ns=backup.mtime_ns,
+            covered=replace(backup.unit, archive_sha256=evidence.backup_sha256).covered if backup.unit else None,
+            evidence=f"{evidence.filename}{_SUFFIX}",
+        )
+        return self._catalog.record_drill(backup, record, self.path)
+
+    def since(self) -> datetime | None:
+        """Since when drills are due; ``None`` when it was not noted."""
+        with contextlib.suppress(OSError, ValueError, VolumeError):
+            found = datetime.fromisoformat(read_small(self._since, NOTE_BYTES).decode().strip())
+            return found if found.tzinfo else found.replace(tzinfo=UTC)
+        return None
+
+    def write(self, evidence: Evidence, page: str) -> Path:
+        """Write a drill down, with its page; returns the evidence's path.
+
+        Raises:
+            VolumeError, DiskFullError: the volume refused, or there is such evidence already.
+        """
+        path = self.path / f"{evidence.filename}{_SUFFIX}"
+        with explained(f"cannot write {path}"):
+            if exists(path):
+                raise VolumeError(f"{path} exists already", why="evidence is never rewritten", fix=f"read {path}")
+            self._catalog.write(path, evidence.to_json().encode())
+            self._catalog.write(path.with_suffix(_PAGE), page.encode())
+            sync_folder(self.path)
+        return path
+
+    def newest_first(self) -> Iterator[Evidence]:
+        """The drills of this database. What cannot be understood is left out.
+
+        Raises:
+            VolumeError: the folder or a file cannot be read. A folder that is not there is empty.
+        """
+        with explained(f"cannot list {self.path}", passing=FileNotFoundError):
+            try:
+                names = sorted((name for name in os.listdir(self.path) if _EVIDENCE.fullmatch(name)), reverse=True)
+            except FileNotFoundError:
+                return
+        for name in names:
+            try:
+                text = read_small(self.path / name, WITNESS_BYTES)
+            except (FileNotFoundError, StrangeFileError):
+                continue  # a folder, a link, a FIFO: not ours, and the doctor names it
+            with contextlib.suppress(BackupError):
+                evidence = parse_sidecar(Evidence, text, name)
+                if evidence.database == self._catalog.database:
+                    yield evidence
+
+    def standing(self, max_age: timedelta, now: datetime) -> DrillStanding:
+        """:func:`standing` of this folder."""
+        found = standing(self.newest_first(), self.since(), max_age, now)
+        return replace(found, trouble=found.trouble or self._killed())

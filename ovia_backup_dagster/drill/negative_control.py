@@ -1,0 +1,163 @@
+"""The negative control of a drill: a row is deleted in the copy, and the comparison must notice.
+
+A comparison that sees nothing passes everything; this is what shows that it sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+from ovia_backup_dagster.core.verdict import TableWitness
+from ovia_backup_dagster.postgres.data_stream import text_of
+from ovia_backup_dagster.postgres.session import BUILT_IN, connect
+from ovia_backup_dagster.proof.database_reader import Rereader
+
+#: Names as bytes: an encoding may have no codec here, and in SQL_ASCII they need not be text at all.
+_NAMES = """
+    SELECT convert_to(name, CASE stored WHEN 'SQL_ASCII' THEN stored ELSE %s END) AS dumped,
+           convert_to(name, stored) AS "table",
+           convert_to(coalesce(columns, ''), stored) AS columns,
+           convert_to(coalesce(saved, ''), stored) AS saved,
+           convert_to(coalesce(size, '0'), stored) AS size
+    FROM (
+        SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS name,
+               getdatabaseencoding()::text AS stored,
+               columns, size,
+               (SELECT u.condition FROM pg_extension e, unnest(e.extconfig, e.extcondition) AS u (oid, condition)
+                WHERE u.oid = c.oid LIMIT 1) AS saved
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        CROSS JOIN LATERAL (
+            SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) AS columns,
+                   string_agg('coalesce(pg_column_size(' || quote_ident(a.attname) || '), 0)', ' + ') AS size
+            FROM pg_attribute a
+            WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+        ) AS of_columns
+        WHERE c.relkind IN ('r', 'p') AND n.nspname <> 'pg_catalog'
+    ) AS tables
+"""
+#: Among a table's first rows, a small one: it passes through this process. As bytes: without an encoding, there is no
+#: text.
+_SMALL = b"""
+    SELECT tableoid, convert_to(ctid::text, 'SQL_ASCII') AS ctid
+    FROM (SELECT tableoid, ctid, %s AS size FROM %s %s LIMIT %d) AS first ORDER BY size LIMIT 1
+"""
+_LOOKED_AT = 1000
+#: What is taken out is put back as it was, byte for byte: in any other encoding than this, which stands for none, the
+#: server would convert it, and refuse what is no text.
+_AS_STORED = "SET client_encoding = 'SQL_ASCII'"
+Session = psycopg.Connection[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What came of it.
+
+    Attributes:
+        table: of which a row was deleted; empty when no table let one go.
+        noticed: whether reading the table again showed it.
+    """
+
+    table: str
+    noticed: bool
+
+
+def control(reader: Rereader, tables: Iterable[TableWitness], filling: str) -> Control:
+    """Delete a row of the smallest table that lets one go, read the table again, and put the row back.
+
+    Args:
+        reader: of the copy.
+        tables: the copy's, as they were read; those without rows are passed over.
+        filling: the ``PGOPTIONS`` that the copy was filled with: a CHECK may let the row in under no others.
+
+    Raises:
+        BackupError: the copy cannot be read.
+    """
+    filled = sorted((table for table in tables if table.rows), key=lambda table: (table.rows, table.name))
+    with connect(reader.copy) as session, connect(reader.copy, f"{filling} {BUILT_IN}") as filler:
+        for each in (session, filler):
+            each.execute(_AS_STORED)
+        names = _names(session, reader.encoding)
+        for table in filled:
+            name = names.get(table.name)
+            row = _take_row(session, name) if name else None
+            if name is None or row is None:
+                continue  # a rule or a reference keeps it: another table will do
+            after = reader.read_table(name.dumped)
+            _put_back(filler, name, row)
+            read = (after.rows, after.digest.hexdigest()) if after else None
+            return Control(table.name, read != (table.rows, table.sha256))
+    return Control("", noticed=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Name:
+    """A table, and the columns of it that hold data, in the bytes that a program takes.
+
+    Attributes:
+        dumped: as pg_dump writes it, in its encoding.
+        table, columns: as this session's SQL takes them.
+        saved: which of its rows are in a dump, as ``WHERE ...``; empty for all: of an extension's table, not all are.
+        size: a row's bytes as they are stored, as an expression, which does not read what is large.
+    """
+
+    dumped: bytes
+    table: bytes
+    columns: bytes
+    saved: bytes
+    size: bytes
+
+
+def _names(session: Session, encoding: str) -> dict[str, _Name]:
+    """Of every table, by its name in a witness."""
+    rows = session.execute(_NAMES, [encoding]).fetchall()
+    return {text_of(row["dumped"]): _Name(**row) for row in rows}
+
+
+def _take_row(session: Session, name: _Name) -> bytes | None:
+    """Delete a row; returns it as COPY writes it, or ``None`` when none could be deleted."""
+    # A table that is loaded through its root is read by that name: its rows stand in the partitions.
+    for target in (b"ONLY " + name.table, name.table):
+        try:
+            with session.transaction():
+                _without_triggers(session)
+                found = session.execute(_SMALL % (name.size, target, name.saved, _LOOKED_AT)).fetchone()
+                if found is None:
+                    continue
+                where = b" WHERE tableoid = %d AND ctid = '%s'::tid" % (found["tableoid"], found["ctid"])
+                query = b"COPY (SELECT " + name.columns + b" FROM " + target + where + b") TO STDOUT"
+                with session.cursor().copy(query) as copied:
+                    row = b"".join(map(bytes, copied))
+                if session.execute(b"DELETE FROM " + target + where).rowcount == 1:
+                    return row
+        except psycopg.Error:
+            continue
+    return None
+
+
+def _put_back(session: Session, name: _Name, row: bytes) -> None:
+    columns = b" (" + name.columns + b")" if name.columns else b""
+    with session.transaction():
+        _without_triggers(session)
+        with session.cursor().copy(b"COPY " + name.table + columns + b" FROM STDIN") as copied:
+            copied.write(row)
+
+
+def _without_triggers(session: Session) -> None:
+    """The row alone is to be missing, whatever triggers and references say. Superusers may ask for that."""
+    with _permitted(session):
+        session.execute("SET LOCAL session_replication_role = replica")
+
+
+@contextmanager
+def _permitted(session: Session) -> Iterator[None]:
+    """What this role may not do is left undone, and the transaction goes on."""
+    try:
+        with session.transaction():
+            yield
+    except psycopg.errors.InsufficientPrivilege:
+        return

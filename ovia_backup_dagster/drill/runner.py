@@ -1,0 +1,460 @@
+"""The restore drill: restores a backup into a copy, proves that the copy is what the backup said, and removes it.
+
+The order of events, and what is a drill's alone: the negative control and the user's own check. Where it is restored to
+is the business of ``places``; the proof, that of ``proof``; what is kept of it, that of ``drill.evidence``.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+
+from ovia_backup_dagster import __version__
+from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE, Backup, Catalog, State
+from ovia_backup_dagster.core.errors import (
+    BackupError,
+    BackupNotFoundError,
+    CopyError,
+    DiskFullError,
+    DrillError,
+    ProgramMissingError,
+    SandboxError,
+    ServerError,
+    StalledError,
+)
+from ovia_backup_dagster.core.files import explained
+from ovia_backup_dagster.core.human_text import human_bytes
+from ovia_backup_dagster.core.naming import is_utf8
+from ovia_backup_dagster.core.write_permission import require_writable
+from ovia_backup_dagster.drill import check_command as own_check
+from ovia_backup_dagster.drill.drill_report import page
+from ovia_backup_dagster.drill.escape_attempts import Walls, try_from_inside
+from ovia_backup_dagster.drill.evidence import Evidence
+from ovia_backup_dagster.drill.folder import DrillFolder
+from ovia_backup_dagster.drill.negative_control import control
+from ovia_backup_dagster.drill.throwaway_cluster import remove_remains, server_programs, throwaway, usable
+from ovia_backup_dagster.postgres import archive as archives
+from ovia_backup_dagster.postgres.data_stream import Log
+from ovia_backup_dagster.postgres.programs import Connection
+from ovia_backup_dagster.postgres.quoting import shell_word
+from ovia_backup_dagster.postgres.sandbox import Confine, Limits
+from ovia_backup_dagster.postgres.secrets import Secrets
+from ovia_backup_dagster.postgres.session import connect, system_identifier
+from ovia_backup_dagster.postgres.verification import Verifier
+from ovia_backup_dagster.proof.checks import DrillCheck, Result
+from ovia_backup_dagster.proof.database_reader import Rereader
+from ovia_backup_dagster.proof.prover import Proof
+from ovia_backup_dagster.proof.source_settings import take_out
+from ovia_backup_dagster.proof.target import Copy, Source, drop_kept, scratch_database, scratch_name
+from ovia_backup_dagster.proof.target import explained as explained_by_limits
+
+MADE_BY = f"ovia-backup-dagster {__version__}"
+#: Of the copy's size, for what a restore writes besides: temporary files of index builds, WAL.
+_ROOM = 1.25
+_ROOM_BYTES = 256 * 1024 * 1024
+_EVIDENCE_BYTES = 8 * 1024 * 1024
+_RECOVERY = ("hash", "roles", "restore", "materialized views", "analyze")
+
+
+class Where(StrEnum):
+    """Where a drill restores to."""
+
+    AUTO = "auto"
+    THROWAWAY = "throwaway"
+    DATABASE = "database"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a person chooses for one drill.
+
+    Attributes:
+        where: ``auto`` is a throwaway cluster, or the scratch database where server programs are missing and a
+            server was named for it.
+        jobs: how many entries pg_restore restores at a time.
+        keep: leave the copy for a look, until the next drill.
+        trust_archive: restore even where a superuser would run others' functions on the source's own cluster.
+    """
+
+    where: Where = Where.AUTO
+    jobs: int = 2
+    keep: bool = False
+    trust_archive: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Driller:
+    """All that a drill depends on.
+
+    Attributes:
+        verifier: catalog, programs, and what a backup must hold.
+        source: the database that is backed up; asked how it writes values, for a dump that does not say so itself.
+        folder: where throwaway clusters are made.
+        target: the server for scratch databases.
+        target_is_named: whether somebody named that server, rather than it being the source's.
+        own_check: a command, or an SQL file, to run on the copy; empty for none.
+        max_hours: how long a drill may take.
+        secrets: nothing that a drill starts finds one of them in our environment.
+    """
+
+    verifier: Verifier
+    source: Connection
+    folder: Path
+    target: Connection
+    target_is_named: bool = False
+    own_check: str = ""
+    max_hours: float = 6.0
+    secrets: Secrets = field(default_factory=Secrets)
+
+    @property
+    def catalog(self) -> Catalog:
+        return self.verifier.catalog
+
+    def find(self, wanted: str, *, anywhere: bool = True) -> Backup:
+        """The backup to drill; ``latest`` is the newest that is not known to be bad.
+
+        Raises:
+            BackupNotFoundError: there is none; or no record could name it.
+        """
+        now = datetime.now(UTC)
+        if wanted != "latest":
+            found = self.catalog.find(wanted, now, anywhere=anywhere)
+            _refuse_unspeakable(found.path)
+            return found
+        for backup in self.catalog.newest_first():
+            in_past = backup.started_at <= now + CLOCK_TOLERANCE
+            if in_past and backup.state(now) in (State.PROVEN, State.UNPROVEN):
+                return backup
+        raise BackupNotFoundError(
+            "there is no backup to restore", why="none is proven or could be", fix="ovia-backup dump"
+        )
+
+    def drill(
+        self, backup: Backup, choice: Choice, *, launched_by: str, run_id: str | None = None, log: Log
+    ) -> Evidence:
+        """Restore a backup and prove the copy. Whatever comes of it is written down in ``drills/``.
+
+        Args:
+            backup: as :meth:`find` found it.
+            choice: where, and how.
+            launched_by: who asked for it, for the evidence.
+            run_id: Dagster's.
+            log: told what happens.
+
+        Raises:
+            LockHeldError: another drill is under way.
+            NotProvenError: the backup may still be being written.
+            VolumeError: the evidence cannot be written.
+        """
+        self.secrets.forget()
+        catalog, now = self.catalog, datetime.now(UTC)
+        backup = catalog.settled(backup, now, "ovia-backup drill")
+        drills = self.drills
+        with explained(f"cannot drill {backup}"):
+            if catalog.holds(backup):
+                require_writable(catalog.folder(backup.tier))
+            drills.prepare(now)
+            self._refuse_full_volume()
+            with drills.lock(backup, now), catalog.reading(backup), drills.under_way(backup, now) as started_at:
+                drill = _Drill(self, backup, choice, started_at, log)
+                drill.run()
+                evidence = drill.evidence(launched_by, run_id)
+                path = drills.write(evidence, page(evidence))
+                if catalog.holds(backup):
+                    drills.record(backup, evidence)
+        verdict = "passed" if evidence.passed else "failed: " + "; ".join(evidence.failures)
+        log(f"the drill of {backup} {verdict} ({sum(evidence.phases.values()):.1f} s); evidence: {path}")
+        return evidence
+
+    @property
+    def drills(self) -> DrillFolder:
+        """Where the evidence is."""
+        return DrillFolder(self.catalog)
+
+    def remove_copies(self, choice: Choice) -> list[str]:
+        """Remove what was kept for a look, or left by a killed drill; returns what it was.
+
+        Raises:
+            BackupError: it cannot be removed, or is not ours.
+        """
+        if choice.where is Where.DATABASE:
+            return [scratch_name(self.catalog.database)] if drop_kept(self.target, self.catalog.database) else []
+        return [str(path) for path in remove_remains(server_programs(self.verifier.programs), self.folder)]
+
+    def _refuse_full_volume(self) -> None:
+        root = self.catalog.root
+        free = shutil.disk_usage(root).free
+        if free < _EVIDENCE_BYTES:
+            raise DiskFullError(
+                f"the backup volume {root} has no room for a drill's evidence",
+                why=f"{human_bytes(free)} free",
+                fix="make room: ovia-backup prune --dry-run; df -h $BACKUP_DIR",
+            )
+
+
+@dataclass(slots=True)
+class _Drill:
+    """One drill under way."""
+
+    by: Driller
+    backup: Backup
+    choice: Choice
+    started_at: datetime
+    log: Log
+    proof: Proof = field(init=False)
+    place: str = "nowhere"
+    kept: str = ""
+    confinement: str = ""
+    error: BackupError | None = None
+
+    def __post_init__(self) -> None:
+        self.proof = Proof(self.by.verifier, self.by.source, self.backup, self.log, jobs=self.choice.jobs)
+
+    def run(self) -> None:
+        """All of it. An error of ours ends it, and is part of the evidence."""
+        try:
+            proof = self.proof
+            proof.read_manifest()
+            self._refuse_unconfined()
+            # Before anything is read: it may take an hour until the disk is full.
+            self._refuse_full_disk(proof.source_bytes or self.backup.size_bytes)
+            witness = proof.read_backup()
+            if witness is None:
+                return
+            self._refuse_full_disk(self._copy_bytes())
+            with self._copy() as copy:
+                try:
+                    self._restore_and_prove(copy)
+                except BackupError as error:
+                    raise self._of_this_place(error, copy) from None
+                if self.choice.keep:
+                    self.kept = copy.look
+                clock = time.monotonic()
+            proof.phases["removal"] = time.monotonic() - clock
+        except BackupError as error:
+            self.error = error
+            self.log(error.account)
+
+    def _refuse_full_disk(self, copy_bytes: int) -> None:
+        if self._where() is not Where.THROWAWAY:
+            return  # the server will say so
+        needed = needed_bytes(copy_bytes)
+        folder, volume = self.by.folder, self.by.catalog.root
+        with usable(folder):
+            if folder.stat().st_dev == volume.stat().st_dev:
+                needed += self.backup.size_bytes  # the next dump must still find room
+            free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise DiskFullError(
+                f"{folder} has too little room for a copy",
+                why=f"{human_bytes(free)} free, {human_bytes(needed)} needed",
+                fix=f"make room: df -h {shell_word(str(folder))}; or set DRILL_DIR to a folder on a larger disk",
+            )
+
+    # ---- the copy
+
+    def _copy_bytes(self) -> int:
+        """How large the copy will be, as far as is known."""
+        witness = self.proof.witness
+        return max(witness.decoded_bytes if witness else 0, self.proof.source_bytes or 0)
+
+    def _where(self) -> Where:
+        if self.choice.where is not Where.AUTO:
+            return self.choice.where
+        try:
+            server_programs(self.by.verifier.programs)
+        except ProgramMissingError:
+            if self.by.target_is_named:
+                return Where.DATABASE
+        return Where.THROWAWAY
+
+    def _copy(self) -> AbstractContextManager[Copy]:
+        by, programs = self.by, self.by.verifier.programs
+        facts = self.proof.manifest.database if self.proof.manifest else None
+        if self._where() is Where.THROWAWAY:
+            superuser = facts.bootstrap_superuser if facts else "postgres"
+            name = facts.name if facts else self.backup.name.database
+            limits = Limits.of(by.folder, self._copy_bytes(), by.max_hours * 3600)
+            witness = self.proof.witness
+            relations = len(witness.tables) + len(witness.sequences) if witness else 0
+            return throwaway(
+                programs,
+                by.folder,
+                name,
+                superuser,
+                encoding=facts.encoding if facts else "UTF8",
+                limits=limits,
+                relations=relations,
+                keep=self.choice.keep,
+                log=self.log,
+            )
+        # A file that somebody renamed names another database than it holds.
+        held = archives.database_of(archives.contents_list(programs, self.backup.path))
+        names = frozenset({facts.name} if facts else {self.backup.name.database, held})
+        source = Source(facts.system_identifier if facts else None, names)
+        return scratch_database(by.target, by.catalog.database, source, keep=self.choice.keep, log=self.log)
+
+    def _restore_and_prove(self, copy: Copy) -> None:
+        proof = self.proof
+        self.place = copy.name
+        with proof.phase("walls"):
+            self._prove_contained(copy)
+        self._refuse_untrusted(copy)
+        proof.restore(copy)
+        reader = proof.prove(copy)
+        proof.analyze(copy)
+        with proof.phase("negative control"):
+            self._control(reader)
+        take_out(copy)
+        if copy.private:
+            for note in copy.configure(proof.script):
+                self.log(note)
+        with proof.phase("own check"):
+            self._own_check(copy)
+
+    def _refuse_unconfined(self) -> None:
+        """Where every wall must hold, no program is started that could read the archive through a hole."""
+        programs = self.by.verifier.programs
+        if programs.sandbox.confine is Confine.REQUIRE and self._where() is Where.THROWAWAY:
+            self._judge(try_from_inside(programs, self.by.drills.path))
+
+    def _prove_contained(self, copy: Copy) -> None:
+        """Try the walls before the archive is let in.
+
+        Raises:
+            SandboxError: one does not hold, and must.
+        """
+        programs = self.by.verifier.programs
+        if not copy.private or programs.sandbox.confine is Confine.OFF:
+            why = "DRILL_SANDBOX=off" if copy.private else "the server is one that others use"
+            self.confinement = f"none: {why}"
+            self.proof.add(DrillCheck.CONTAINED, [], passed=self.confinement, result=Result.NOT_MADE)
+            return
+        walls = try_from_inside(programs, self.by.drills.path, copy)
+        self._judge(walls)
+        odd = [] if walls.whole else [walls.text]
+        self.proof.add(DrillCheck.CONTAINED, [], odd=odd, passed=walls.text)
+
+    def _judge(self, walls: Walls) -> None:
+        """Refuse to go on through a hole where every wall must hold.
+
+        Raises:
+            SandboxError: there is one.
+        """
+        self.confinement = walls.text
+        try:
+            walls.require(self.by.verifier.programs.sandbox)
+        except SandboxError as error:
+            self.proof.add(DrillCheck.CONTAINED, [error.account])
+            raise
+
+    def _refuse_untrusted(self, copy: Copy) -> None:
+        """A proof is not worth that others become superusers where production is."""
+        found = self.proof.prove_functions(copy)
+        if not found.functions or self.choice.trust_archive:
+            return
+        there = self.proof.manifest.database.system_identifier if self.proof.manifest else None
+        with connect(copy.server) as session:
+            here = system_identifier(session)
+        if here is None or there is None or here == there:
+            raise CopyError(
+                f"{self.backup} is not restored into {copy.name}",
+                why=f"it is, or may be, the source's own cluster, and {found}",
+                fix="drill in a throwaway cluster: ovia-backup drill --where throwaway; or as the role that "
+                "deploy/restore-role.sql makes (RESTORE_POSTGRES_USER); or, if you trust their owners: --trust-archive",
+            )
+
+    def _of_this_place(self, error: BackupError, copy: Copy) -> BackupError:
+        """The error with advice about the copy's server, not the production server's."""
+        error = explained_by_limits(error, copy)
+        if not copy.private or not isinstance(error, ServerError | DiskFullError | StalledError):
+            return error
+        again = f"ovia-backup drill {self.by.catalog.word(self.backup)}"
+        folder = shell_word(str(self.by.folder))
+        fix = f"df -h {folder}, or set DRILL_DIR to a folder on a larger disk; dmesg | tail; then: {again}"
+        return DrillError(error.what, why=error.why, said=error.said, fix=fix)
+
+    def _control(self, reader: Rereader) -> None:
+        found = self.proof.found
+        assert found is not None
+        if not found.rows:
+            self.proof.add(DrillCheck.CONTROL, [], passed="not possible: every table is empty", result=Result.NOT_MADE)
+            return
+        outcome = control(reader, found.tables, self.proof.settings.options)
+        wrong = "no table let a row be deleted, so nobody knows whether a loss would be seen"
+        if outcome.table:
+            wrong = (
+                f"a row of {outcome.table} was deleted in the copy, and the comparison did not notice: it sees nothing"
+            )
+        bad = [] if outcome.noticed else [wrong]
+        self.proof.add(DrillCheck.CONTROL, bad, passed=f"a row less in {outcome.table} was noticed")
+
+    # ---- the user's own
+
+    def _own_check(self, copy: Copy) -> None:
+        own = self.by.own_check
+        if not own:
+            self.proof.add(DrillCheck.OWN_CHECK, [], passed="DRILL_CHECK_COMMAND is not set", result=Result.NOT_MADE)
+            return
+        code = own_check.run(own, copy.connection, self.by.verifier.programs, self.by.secrets, self.log)
+        # What it printed may be anything: it goes to the log, not into the evidence.
+        wrong = [] if code == 0 else [f"DRILL_CHECK_COMMAND ended with code {code}; the log has what it printed"]
+        self.proof.add(DrillCheck.OWN_CHECK, wrong, passed="it ended with code 0")
+
+    # ---- the record
+
+    def evidence(self, launched_by: str, run_id: str | None) -> Evidence:
+        """What is kept."""
+        proof, found = self.proof, self.proof.found
+        failed = self.error is not None or proof.failed
+        phases = proof.seconds
+        return Evidence(
+            started_at=self.started_at.replace(microsecond=0),
+            finished_at=datetime.now(UTC).replace(microsecond=0),
+            passed=not failed,
+            database=self.by.catalog.database,
+            backup=self.backup.path.name,
+            tier=self.backup.tier.value,
+            backup_path="" if self.by.catalog.holds(self.backup) else str(self.backup.path),
+            backup_started_at=self.backup.started_at,
+            backup_bytes=self.backup.size_bytes,
+            backup_sha256=proof.sha256,
+            manifest=proof.manifest is not None,
+            launched_by=launched_by,
+            run_id=run_id,
+            place=self.place,
+            jobs=proof.jobs,
+            versions=proof.versions,
+            lines=proof.lines_in_order,
+            tables=proof.tables,
+            copy_bytes=proof.copy_bytes,
+            decoded_bytes=found.decoded_bytes if found else None,
+            large_objects=found.large_objects.count if found else 0,
+            phases=phases,
+            recovery_seconds=None if failed else round(sum(phases.get(name, 0.0) for name in _RECOVERY), 3),
+            error=self.error.account if self.error else "",
+            fix=self.error.fix if self.error else "",
+            kept=self.kept,
+            confinement=self.confinement,
+            made_by=MADE_BY,
+        )
+
+
+def _refuse_unspeakable(path: Path) -> None:
+    """Else what comes of it could not be written down in the end."""
+    if not is_utf8(str(path)):
+        raise BackupNotFoundError(
+            f"{shell_word(str(path))} cannot be used under this name",
+            why="it is not UTF-8, and no record could name it",
+            fix=f"rename it: mv {shell_word(str(path))} NEW.dump",
+        )
+
+
+def needed_bytes(database_bytes: int) -> int:
+    """Room that a copy of a database of that size takes while it is restored."""
+    return int(database_bytes * _ROOM) + _ROOM_BYTES

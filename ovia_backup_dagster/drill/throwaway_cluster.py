@@ -1,0 +1,370 @@
+"""A cluster of our own to restore into, which exists for one drill: confined, watched, and gone afterwards.
+
+Its server runs what the backup contains, so nothing that stands in its folder is trusted: it is ended through its
+launcher (``confine``), not through the files that it could have changed. A killed drill's cluster ends with the drill;
+its folder is removed by the next one. Copies on servers that others use are the business of ``places``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ovia_backup_dagster.core.errors import BackupError, CopyError, ProgramError, ProgramMissingError
+from ovia_backup_dagster.core.files import is_folder
+from ovia_backup_dagster.postgres.data_stream import Log
+from ovia_backup_dagster.postgres.local_cluster import Cluster, account, account_id, may_enter
+from ovia_backup_dagster.postgres.programs import Programs
+from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
+from ovia_backup_dagster.postgres.sandbox import Limits, limit_of_processes
+from ovia_backup_dagster.postgres.session import connect
+from ovia_backup_dagster.proof.target import EXCEEDED, Copy, Kind, uninterrupted
+
+#: Beginning of the folders' names; what bears it and is not in use is removed.
+PREFIX = "ovia-drill-"
+SERVER_PROGRAMS = ("initdb", "postgres")
+#: In such a folder: all that the server may change, and, out of its reach, what this module keeps about it.
+CLUSTER = "c"
+_LOCK, _LOG, _LAUNCHER = "lock", "log", "launcher"
+_START_SECONDS = 60.0
+_END_SECONDS = 30.0
+_NOT_FOR_INITDB = frozenset("\"'$\\")
+#: No one else connects, and nothing of it survives a power cut anyway.
+_SETTINGS = {
+    "autovacuum": "off",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "max_wal_size": "4GB",
+    "checkpoint_timeout": "1h",
+    "maintenance_work_mem": "256MB",
+    "jit": "off",
+    # The jobs are as many as the cores: more would only write their sorts to disk for each other.
+    "max_parallel_maintenance_workers": "0",
+    # /dev/shm of a container has 64 MB, which a parallel index build or query can exceed; and it is out of reach.
+    "dynamic_shared_memory_type": "mmap",
+}
+#: A dump locks all tables and sequences: room for so many, of each of the transactions that there can be.
+_LOCKS, _TRANSACTIONS = 512, 100
+
+
+@contextmanager
+def throwaway(
+    programs: Programs,
+    folder: Path,
+    database: str,
+    superuser: str,
+    *,
+    encoding: str = "UTF8",
+    limits: Limits | None = None,
+    relations: int = 0,
+    keep: bool,
+    log: Log,
+) -> Iterator[Copy]:
+    """A cluster that exists while the block runs.
+
+    Args:
+        programs: with the server's among them, and how they are confined.
+        folder: where its folder is made.
+        database: name of the database in it, the source's.
+        superuser: the source's bootstrap superuser.
+        encoding: the source's: roles, which all databases share, are kept as the bytes that the name has where it is
+            made, and found by those that it has where it is asked for.
+        limits: what the server may take; ``None`` for whatever it does.
+        relations: how many tables and sequences there will be, as far as is known.
+        keep: leave it, running, for a look, until the next drill.
+        log: told what is left of a killed drill.
+
+    Raises:
+        ProgramMissingError: the server's programs are not there.
+        BackupError: the cluster cannot be made or started.
+    """
+    bin_dir = server_programs(programs)
+    with _made(bin_dir, folder, log) as place:
+        takes = _NOT_FOR_INITDB.isdisjoint(superuser)
+        cluster = Cluster(
+            bin_dir,
+            place / CLUSTER,
+            superuser=superuser if takes else "postgres",
+            encoding=encoding,
+            settings={**_SETTINGS, "max_locks_per_transaction": str(locks_for(relations))},
+            sandbox=programs.sandbox,
+        )
+        kept = False
+        server: _Server | None = None
+        try:
+            with usable(folder):
+                cluster.create()
+            server = _Server.start(cluster, place, limits)
+            if not takes:
+                cluster = _renamed(cluster, superuser)
+            there = cluster.connection(database)
+            look = f"psql --host={cluster.sockets} --username={shell_word(superuser)} --dbname={shell_word(database)}"
+            maintenance = cluster.connection("template1" if database == "postgres" else "postgres")
+            if database in ("postgres", "template1"):
+                # They are there already, and must be made as the source's was.
+                with connect(maintenance) as session:
+                    session.execute(f"ALTER DATABASE {database} IS_TEMPLATE false".encode())
+                    session.execute(f"DROP DATABASE {database}".encode())
+            yield Copy(there, maintenance, "throwaway cluster", Kind.THROWAWAY, look, folder=place, limits=limits)
+            kept = keep
+        finally:
+            if kept and server is not None:
+                server.stay()
+            else:
+                with uninterrupted():
+                    if server is not None:
+                        server.end()
+                    _remove(place)
+
+
+def locks_for(relations: int) -> int:
+    """What ``max_locks_per_transaction`` leaves room for twice as many: partitions have roots, and others lock, too."""
+    return max(_LOCKS, -(-2 * relations // _TRANSACTIONS))
+
+
+@dataclass(slots=True)
+class _Server:
+    """A server under its launcher."""
+
+    process: subprocess.Popen[bytes]
+
+    @classmethod
+    def start(cls, cluster: Cluster, place: Path, limits: Limits | None) -> _Server:
+        """Start it, and wait until it takes connections.
+
+        Raises:
+            ProgramError: it does not start; the reason is the last line of its log.
+        """
+        assert cluster.sandbox is not None
+        more = [f"sockets={cluster.sockets}", f"report={place / EXCEEDED}", *(limits.options() if limits else ())]
+        if limits is not None:
+            more.append(limit_of_processes(account_id()))
+        command = cluster.sandbox.command(
+            (str(cluster.program("postgres")), "-D", str(cluster.data)),
+            write=[cluster.folder],
+            forks=True,
+            stay=True,
+            account=account(),
+            more=more,
+        )
+        with open(place / _LOG, "wb") as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=cluster.folder,
+                env=cluster.environment,
+                start_new_session=True,  # Ctrl-C at our terminal is not meant for the server
+            )
+        server = cls(process)
+        try:
+            (place / _LAUNCHER).write_text(f"{process.pid}", encoding="ascii")
+            server._wait_until_ready(cluster, place)
+        except BaseException:
+            with uninterrupted():
+                server.end()
+            raise
+        return server
+
+    def _wait_until_ready(self, cluster: Cluster, place: Path) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                with connect(cluster.connection()):
+                    return
+            except BackupError as error:
+                code = self.process.poll()
+                if code is None and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                    continue
+                lines = (place / _LOG).read_text("utf-8", "replace").splitlines()[-1:]
+                why = " / ".join(lines) or error.reason
+                ended = f"ended with code {code}" if code is not None else "does not take connections"
+                raise ProgramError(
+                    f"the throwaway server {ended}", why=why, fix="DRILL_SANDBOX=off ovia-backup drill, to see whether"
+                    " it starts unconfined; then report it",
+                ) from None  # fmt: skip
+
+    def stay(self) -> None:
+        """Let it outlive this process."""
+        self.process.send_signal(signal.SIGUSR1)
+
+    def end(self) -> None:
+        """End it, with all that it has started."""
+        self.process.terminate()
+        try:
+            self.process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def _renamed(cluster: Cluster, superuser: str) -> Cluster:
+    """The cluster with a bootstrap superuser of a name that initdb does not take."""
+    renames = "ovia_drill_renames"
+    for user, statement in (
+        (cluster.superuser, f"CREATE ROLE {renames} SUPERUSER LOGIN"),
+        (renames, f"ALTER ROLE {sql_identifier(cluster.superuser)} RENAME TO {sql_identifier(superuser)}"),
+        (superuser, f"DROP ROLE {renames}"),
+    ):
+        with connect(cluster.connection(user=user)) as session:
+            session.execute(statement.encode())
+    return replace(cluster, superuser=superuser)
+
+
+def server_programs(programs: Programs) -> Path:
+    """The folder of the server's programs.
+
+    Raises:
+        ProgramMissingError: they are not there; offers the scratch database.
+    """
+    try:
+        found = [Path(programs.path(program)) for program in SERVER_PROGRAMS]
+    except ProgramMissingError as error:
+        raise ProgramMissingError(
+            f"a throwaway cluster cannot be made: {error.what}",
+            why="only PostgreSQL's client programs are installed here",
+            fix="install the server's, too (Debian: postgresql-16), or restore into a scratch database: "
+            "RESTORE_POSTGRES_HOST=... RESTORE_POSTGRES_USER=... ovia-backup drill --where database",
+        ) from None
+    return found[0].parent
+
+
+def remove_remains(bin_dir: Path, folder: Path) -> list[Path]:
+    """Stop and remove every throwaway cluster that no drill uses any more, kept ones as well; returns their folders."""
+    with _alone(folder):
+        return _remove_remains(bin_dir, folder)
+
+
+def remains(folder: Path) -> list[Path]:
+    """The folders of throwaway clusters that no drill uses any more."""
+    ours = {os.geteuid(), account_id()}
+    places = (place for place in sorted(folder.glob(f"{PREFIX}*")) if is_folder(place))
+    return [place for place in places if place.lstat().st_uid in ours and not _in_use(place)]
+
+
+@contextmanager
+def usable(folder: Path) -> Iterator[None]:
+    """Turn what keeps a cluster from being made in a folder into an error that says so.
+
+    Raises:
+        CopyError: it is not there, cannot be written, or not be reached by the account that servers run under.
+    """
+    what = f"cannot make a throwaway cluster in {folder}"
+    try:
+        if not may_enter(folder):
+            raise CopyError(
+                what,
+                why="the account that PostgreSQL runs under, as root it may not, cannot enter this folder",
+                fix=f"namei -l {shell_word(str(folder))}; chmod o+x what is closed, or set DRILL_DIR to another folder",
+            )
+        yield
+    except OSError as error:
+        raise CopyError(
+            what,
+            said=error.strerror or str(error),
+            fix="ls -ld {0}; df -h {0}; findmnt -T {0}; or set DRILL_DIR to another folder".format(
+                shell_word(str(folder))
+            ),
+        ) from error
+
+
+@contextmanager
+def _made(bin_dir: Path, folder: Path, log: Log) -> Iterator[Path]:
+    """A folder for a cluster, locked while it is in use."""
+    with usable(folder), _alone(folder):
+        for place in _remove_remains(bin_dir, folder):
+            log(f"removed what an earlier drill had left: {place}")
+        place = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder))
+        if os.geteuid() == 0:
+            place.chmod(0o711)  # the server's account passes through it, and changes nothing in it
+        lock = _open_lock(place)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        yield place
+    finally:
+        os.close(lock)
+
+
+def _remove_remains(bin_dir: Path, folder: Path) -> list[Path]:
+    found = remains(folder)
+    for place in found:
+        _end_launcher(place)
+        Cluster(bin_dir, place).end_processes()
+        _remove(place)
+    return found
+
+
+def _end_launcher(place: Path) -> None:
+    """End a kept server, with all that it has started."""
+    deadline = time.monotonic() + _END_SECONDS
+    with contextlib.suppress(OSError, ValueError):
+        process = Path("/proc") / str(int((place / _LAUNCHER).read_text(encoding="ascii")))
+        # After a crash another process may bear the number.
+        while Path(os.readlink(process / "cwd")).is_relative_to(place.resolve()) and time.monotonic() < deadline:
+            os.kill(int(process.name), signal.SIGTERM)
+            time.sleep(0.01)
+
+
+def _remove(place: Path) -> None:
+    """Remove a folder, however deep what a server made in it."""
+    # The lock last: without it, half a folder would look as if a killed drill had left it.
+    inside = [str(path) for path in place.glob("*") if path.name != _LOCK] if place.exists() else []
+    for paths in (inside, [str(place)]):
+        _run("rm", "-rf", "--one-file-system", "--", *paths)
+        if left := [path for path in paths if os.path.lexists(path)]:
+            # A folder that its own user may not enter.
+            _run("chmod", "-R", "u+rwx", "--", *left)
+            _run("rm", "-rf", "--one-file-system", "--", *left)
+
+
+def _run(*command: str) -> None:
+    subprocess.run(
+        command,
+        env={"PATH": os.environ.get("PATH", os.defpath)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Between a folder's making and its locking no one takes it for remains."""
+    path = folder / f".{PREFIX}{os.geteuid()}.lock"
+    with usable(folder):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _open_lock(place: Path) -> int:
+    return os.open(place / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def _in_use(place: Path) -> bool:
+    try:
+        descriptor = _open_lock(place)
+    except OSError:
+        return True  # not ours to judge
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

@@ -1,0 +1,138 @@
+"""How old the newest dump is that is not known to be bad, and whether that is all right: a pure function.
+
+An unproven dump counts, and is called unproven: an alert about a dump that exists would teach people to
+ignore alerts. Who is told, and how, is not decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from itertools import chain
+
+from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE, MANIFEST, Backup, State
+from ovia_backup_dagster.core.errors import ClockError, NotFreshError
+from ovia_backup_dagster.core.human_text import duration
+
+#: What makes a new backup, and proves it.
+AGAIN = "launch daily_backup_job in the Dagster UI, or run: ovia-backup dump && ovia-backup verify latest"
+
+
+class Level(StrEnum):
+    """What is to be said about freshness."""
+
+    FRESH = "fresh"
+    STALE = "stale"
+    UNPROVEN = "not proven"
+    MISSING = "missing"
+    FUTURE = "dated in the future"
+
+
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """The answer.
+
+    Attributes:
+        level: all but ``FRESH`` deserve an alert.
+        newest: the newest dump that is not bad; ``None`` if there is none.
+        age: of ``newest``, since its dump began; negative in the future.
+        max_age: what was asked for.
+        proven: whether ``newest`` was verified and found good.
+        rejected: dumps newer than ``newest`` that are bad, newest first.
+    """
+
+    level: Level
+    newest: Backup | None
+    age: timedelta | None
+    max_age: timedelta
+    proven: bool
+    rejected: tuple[Backup, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """One sentence for a person."""
+        bad = "" if not self.rejected else "1 bad one" if len(self.rejected) == 1 else f"{len(self.rejected)} bad ones"
+        if self.newest is None or self.age is None:
+            return f"there is no backup but {bad}" if bad else "there is no backup"
+        newer = f"; newer than it: {bad}" if bad else ""
+        kind = "proven" if self.proven else "not verified yet"
+        if self.level is Level.UNPROVEN:
+            kind = "like all for a long time not proven"
+        if self.level is Level.FUTURE:
+            return f"the newest backup, {self.newest}, is dated {duration(-self.age)} in the future: a clock is wrong"
+        if self.newest.changed:
+            kind = "changed since it was verified"
+        late = f", {duration(self.age - self.max_age)} too old" if self.level is Level.STALE else ""
+        return f"the newest backup, {self.newest}, is {duration(self.age)} old{late} ({kind}){newer}"
+
+    @property
+    def trouble(self) -> NotFreshError | None:
+        """What deserves an alert, with its likely cause and the next step; ``None`` while the newest is fresh."""
+        if self.level is Level.FRESH:
+            return None
+        if self.level is Level.FUTURE:
+            return ClockError(
+                self.text,
+                why="the clock here is wrong, or that of the machine that made it was",
+                fix=f"compare the clocks: date -u; if they are right, move {self.newest} out of the folder",
+            )
+        if self.level is Level.UNPROVEN:
+            return NotFreshError(self.text, why="verification fails, or does not run", fix=AGAIN)
+        if self.newest is not None or self.rejected:
+            why = "daily_backup_job fails or does not run: is its schedule on, and the Dagster daemon alive?"
+            return NotFreshError(self.text, why=why, fix=AGAIN)
+        return NotFreshError(
+            self.text,
+            why="none was made yet, or the volume is not mounted",
+            fix=f"findmnt -T $BACKUP_DIR; then {AGAIN}",
+        )
+
+
+def freshness(backups: Iterable[Backup], max_age: timedelta, now: datetime) -> Freshness:
+    """Judge the newest backup.
+
+    Reads sidecars from the newest backup on, and stops at the first that counts.
+
+    Args:
+        backups: newest first, as ``Catalog.newest_first`` finds them.
+        max_age: older than this is stale.
+        now: the present (UTC).
+    """
+    rejected: list[Backup] = []
+    backups = iter(backups)
+    for backup in backups:
+        state = backup.state(now)
+        if state is State.BAD:
+            rejected.append(backup)
+        elif state is not State.BEING_WRITTEN:
+            age = now - backup.started_at
+            level = _level(age, max_age)
+            if (
+                level is Level.FRESH
+                and state is not State.PROVEN
+                and _unproven_too_long(chain([backup], backups), max_age, now)
+            ):
+                level = Level.UNPROVEN
+            return Freshness(level, backup, age, max_age, state is State.PROVEN, tuple(rejected))
+    return Freshness(Level.MISSING, None, None, max_age, False, tuple(rejected))
+
+
+def _level(age: timedelta, max_age: timedelta) -> Level:
+    if age < -CLOCK_TOLERANCE:
+        return Level.FUTURE
+    return Level.STALE if age > max_age else Level.FRESH
+
+
+def _unproven_too_long(backups: Iterable[Backup], max_age: timedelta, now: datetime) -> bool:
+    """Whether dumps are made, but none is proven any more: somebody must be told of that as well.
+
+    The old script's dumps may have waited for weeks for the first verification; they alone are no reason.
+    """
+    ours_waits = False
+    for backup in backups:
+        if backup.state(now) is State.PROVEN:
+            return now - backup.started_at > 2 * max_age
+        ours_waits = ours_waits or (now - backup.started_at > max_age and backup.sidecar(MANIFEST).exists())
+    return ours_waits

@@ -1,0 +1,1 @@
+"""How people are told. What they are told is decided elsewhere."""

@@ -1,0 +1,33 @@
+"""How much room a server has, as far as it lets itself be asked. Its disk is seldom ours to look at."""
+
+from __future__ import annotations
+
+import re
+
+import psycopg
+
+from ovia_backup_dagster.postgres.programs import Connection
+from ovia_backup_dagster.postgres.session import connect
+
+_DF = re.compile(r"\s\d+\s+\d+\s+(\d+)\s+\d+%")
+
+
+def free_bytes(server: Connection) -> int | None:
+    """Free bytes where the server's data folder stands; ``None`` where the role may not have it asked.
+
+    A superuser, or a member of pg_execute_server_program, may run a program on the server: ``df``.
+
+    Raises:
+        ServerError: no connection.
+    """
+    with connect(server) as session:
+        try:
+            # Rolled back: nothing of it stays. The server's programs run in its data folder.
+            with session.transaction(force_rollback=True):
+                session.execute("CREATE TEMPORARY TABLE ovia_backup_df (line text) ON COMMIT DROP")
+                session.execute("COPY ovia_backup_df FROM PROGRAM 'LC_ALL=C df -Pk .'")
+                rows = session.execute("SELECT line FROM ovia_backup_df").fetchall()
+        except psycopg.Error:
+            return None
+    found = [match for row in rows if (match := _DF.search(row["line"]))]
+    return int(found[-1][1]) * 1024 if found else None

@@ -1,0 +1,188 @@
+"""Reads a database as if it were an archive: the other side of a comparison.
+
+The data goes through the same reader as an archive's (``datatext``), and what is not data through the same pg_restore,
+so that a difference is never one of method. Only for copies: nobody else may write while it is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ovia_backup_dagster.core.errors import ArchiveDamagedError, BackupError, DiskFullError, ProgramError
+from ovia_backup_dagster.core.files import full_scratch, is_full, scratch
+from ovia_backup_dagster.core.verdict import Witness, split_identifier
+from ovia_backup_dagster.postgres.archive import contents_list, schema_text, whole_list, witness_of
+from ovia_backup_dagster.postgres.data_stream import (
+    Data,
+    Log,
+    OrderedRows,
+    R,
+    UnorderedRows,
+    asked_for,
+    ordered,
+    read_data,
+    text_of,
+    unordered,
+)
+from ovia_backup_dagster.postgres.programs import Connection, Programs, capture, start
+from ovia_backup_dagster.postgres.server_language import diagnose_program, in_english
+from ovia_backup_dagster.postgres.session_settings import unended
+from ovia_backup_dagster.postgres.stall import watch
+from ovia_backup_dagster.postgres.watchdog import Watch
+
+_OPTIONS = ("--no-password", "--no-subscriptions")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a database holds.
+
+    Attributes:
+        witness: as an archive's.
+        schema: its schema as SQL.
+        large_object_notes: the statements that give its large objects privileges and comments.
+    """
+
+    witness: Witness
+    schema: bytes
+    large_object_notes: Sequence[bytes] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rereader:
+    """All that reading a copy depends on.
+
+    Attributes:
+        programs: pg_dump and pg_restore.
+        copy: the database.
+        session_options: the ``PGOPTIONS`` of the dump that it is compared with: they decide how values are written.
+        encoding: of that dump's text.
+        folder: for temporary files: one that is removed with the copy, whatever happens; else the system's.
+        live: whether the copy was given the source's publications, and they are read.
+    """
+
+    programs: Programs
+    copy: Connection
+    session_options: str
+    encoding: str
+    folder: Path | None = None
+    live: bool = False
+
+    def read(self, *schema_options: str, log: Log | None = None) -> Reading:
+        """Read all of it.
+
+        Args:
+            schema_options: pg_restore's, for the schema's SQL.
+            log: told about progress.
+
+        Raises:
+            BackupError: it cannot be read.
+        """
+        with contextlib.ExitStack() as removing:
+            with scratch(*self._scratch):
+                folder = tempfile.mkdtemp(prefix="ovia-schema-", dir=self.folder)
+            if self.folder is None:  # else it goes with the copy, whatever was made in it
+                removing.callback(shutil.rmtree, folder, ignore_errors=True)
+            schema = Path(folder) / "schema"
+            self._dump_schema(schema)
+            data = self._data(ordered, log=log, notes=True)
+            witness = witness_of(self.programs, schema, self._contents_list(), data)
+            return Reading(witness, schema_text(self.programs, schema, *schema_options), data.large_object_notes)
+
+    def read_unordered(self, wanted: Mapping[str, Sequence[str]], log: Log | None = None) -> dict[str, UnorderedRows]:
+        """The rows of some tables (name -> columns), whatever the order they stand in."""
+        # A name that is not UTF-8 is shown with backslashes, and cannot be asked for.
+        only = () if any("\\" in name for name in wanted) else map(_only, wanted)
+        return asked_for(self._data(unordered(wanted), *only, log=log))
+
+    def read_table(self, name: bytes) -> OrderedRows | None:
+        """One table, by its name as pg_dump writes it; ``None`` when it is not there."""
+        # As a file's name, any bytes can be an argument.
+        return self._data(ordered, _only(os.fsdecode(name))).tables.get(text_of(name))
+
+    def _data(self, rows_of: Callable[[str], R], *options: str, log: Log | None = None, notes: bool = False) -> Data[R]:
+        command = self._pg_dump("--format=plain", "--data-only", *options)
+        return read_data(
+            command,
+            variables=self._variables(),
+            rows_of=rows_of,
+            failed=self._failed,
+            log=log,
+            watch=self._watch,
+            notes=notes,
+        )
+
+    @property
+    def _watch(self) -> Watch:
+        return watch(self.programs, self.copy)
+
+    def _dump_schema(self, path: Path) -> None:
+        options = ("--format=custom", "--compress=none", "--schema-only", f"--file={path}")
+        command = self._pg_dump(*options, write=(path.parent,))
+        code, _, stderr = capture(command, variables=self._variables(), watch=self._watch)
+        try:
+            if code != 0:
+                raise self._failed(stderr, code)
+            # On a full disk, pg_dump is content with an empty file.
+            contents_list(self.programs, path)
+        except (ArchiveDamagedError, DiskFullError) as error:
+            if is_full(path.parent) or isinstance(error, DiskFullError):
+                raise full_scratch(*self._scratch) from None
+            raise ProgramError(
+                f"the schema of {self.copy} cannot be read", why="pg_dump ended with code 0", said=error.reason
+            ) from None
+
+    @property
+    def _scratch(self) -> tuple[Path, str]:
+        """Where temporary files are, and what decides it."""
+        # The folder is one in DRILL_DIR.
+        return (self.folder.parent, "DRILL_DIR") if self.folder else (Path(tempfile.gettempdir()), "TMPDIR")
+
+    def _contents_list(self) -> str:
+        """The contents list that a whole dump would have.
+
+        It stands at an archive's beginning, so pg_dump is ended as soon as pg_restore has read it: no data is dumped.
+        """
+        command = self._pg_dump("--format=custom", "--compress=none")
+        with start(command, variables=self._variables(), pipe_stdout=True, watch=self._watch) as child:
+            assert child.process.stdout is not None
+            listing = self.programs.confined((self.programs.path("pg_restore"), "--list"))
+            code, output, stderr = capture(listing, stdin=child.process.stdout)
+            child.process.stdout.close()
+            ended = child.wait()
+            if ended > 0 and not stderr and code == 0:
+                code = 0  # it complains about the pipe that nobody reads any more
+            if code != 0:
+                raise self._failed(child.stderr or stderr, ended or code)
+        return whole_list(text_of(output), str(self.copy))
+
+    def _pg_dump(self, *options: str, write: Sequence[Path] = ()) -> tuple[str, ...]:
+        command = (
+            self.programs.path("pg_dump"),
+            *_OPTIONS,
+            *(() if self.live else ("--no-publications",)),
+            f"--encoding={self.encoding}",
+            *options,
+            f"--dbname={self.copy.conninfo()}",
+        )
+        return self.programs.confined(command, write=write, server=self.copy)
+
+    def _variables(self) -> dict[str, str]:
+        return {**self.copy.environment(), **in_english(self.copy, f"{self.session_options} {unended()}")}
+
+    def _failed(self, stderr: str, code: int) -> BackupError:
+        what = f"the copy, {self.copy}, cannot be read"
+        return diagnose_program(stderr, what=what, connection=self.copy, exit_code=code)
+
+
+def _only(table: str) -> str:
+    """pg_dump's option for a table, with the partitions that are loaded through it."""
+    # A pattern takes what stands in double quotes as it is.
+    pattern = ".".join('"' + part.replace('"', '""') + '"' for part in split_identifier(table))
+    return f"--table-and-children={pattern}"

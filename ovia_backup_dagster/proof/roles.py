@@ -1,0 +1,328 @@
+"""The roles that a backup's objects belong to, made in a server that nobody else uses.
+
+From the globals that were saved beside the backup, or, for one without them, made up from what its restore asks for.
+What is replayed whole is never run against a server that has roles of its own; there, the missing ones are made one
+by one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from ovia_backup_dagster.core.catalog import Backup
+from ovia_backup_dagster.core.errors import ProgramError
+from ovia_backup_dagster.postgres import globals_file as saved_globals
+from ovia_backup_dagster.postgres.archive import argument, contents_list, encoding, in_utf8, use_list
+from ovia_backup_dagster.postgres.data_stream import statements, text_of
+from ovia_backup_dagster.postgres.diagnosis import diagnose
+from ovia_backup_dagster.postgres.programs import Connection, Programs, capture
+from ovia_backup_dagster.postgres.quoting import sql_identifier
+from ovia_backup_dagster.postgres.server_messages import said_by
+from ovia_backup_dagster.postgres.session import connect
+from ovia_backup_dagster.postgres.session_settings import SESSION_OPTIONS, unended
+from ovia_backup_dagster.postgres.stall import watch
+
+#: Nothing else of a globals file is run: it has no checksum, and could hold any SQL.
+_ALLOWED = re.compile(rb"CREATE ROLE |ALTER ROLE |COMMENT ON ROLE |SECURITY LABEL |GRANT |REVOKE |(?:RE)?SET ")
+_OF_TABLESPACE = re.compile(rb"(?:CREATE|ALTER|COMMENT ON|(?:GRANT|REVOKE) [A-Z ,]+ ON) TABLESPACE ")
+_OF_ROLE = re.compile(rb'(?:CREATE|ALTER) ROLE ("(?:[^"]|"")*"|[^\s;"]+)')
+_GIVEN_TO = re.compile(
+    rb"\A(?:ALTER [^;]*? OWNER|ALTER DEFAULT PRIVILEGES FOR ROLE [^;]*? GRANT [^;]*?|GRANT [^;]*?)"
+    rb' TO ("(?:[^"]|"")*"|[^\s;"]+)(?: WITH GRANT OPTION)?;?\s*\Z'
+)
+_PSEUDO_ROLES = ("all", "current_role", "current_user", "session_user")
+#: A message does not double the quotes in a name.
+_MISSING = re.compile(r'role "((?s:.*?))" does not exist')
+_DATA = re.compile(r"(?:TABLE DATA|BLOBS|SEQUENCE SET|MATERIALIZED VIEW DATA|SUBSCRIPTION) ")
+#: Before PostgreSQL 16, CREATEROLE alone acts for every role.
+_MAY_MAKE = """
+    SELECT rolsuper OR rolcreaterole AND (
+        current_setting('server_version_num')::int < 160000
+        OR string_to_array(replace(current_setting('createrole_self_grant', true), ' ', ''), ',')
+           @> ARRAY['set', 'inherit']) AS may
+    FROM pg_roles WHERE rolname = current_user
+"""
+_PROBE = "ovia_drill_probe"
+_ROUNDS = 20
+
+
+def replay(server: Connection, globals_sql: bytes) -> list[str]:
+    """Make the roles of a globals file, without tablespaces; returns what was left out, and why.
+
+    The connecting role's own definition is left out: it could lock itself out.
+    """
+    own = {name.encode() for name in (server.user, sql_identifier(server.user), *_PSEUDO_ROLES)}
+    notes = []
+    with connect(server) as session:
+        for statement in statements(globals_sql):
+            role = _OF_ROLE.match(statement)
+            if (role and (role[1] in own or role[1].lower() in own)) or _OF_TABLESPACE.match(statement):
+                continue
+            if not _ALLOWED.match(statement):
+                notes.append(f"not a statement about roles, left out: {_head(statement)}")
+                continue
+            try:
+                # Prepared, a statement is one: no other hides behind its semicolon.
+                session.execute(statement, prepare=True)
+            except psycopg.Error as error:
+                notes.append(f"{_head(statement)}: {said_by(error)}")
+        # A name can be written in more ways than are known here.
+        me = sql_identifier(server.user)
+        for own_again in ("RESET SESSION AUTHORIZATION", f"ALTER ROLE {me} LOGIN", f"ALTER ROLE {me} RESET ALL"):
+            session.execute(own_again.encode())
+    return notes
+
+
+def differences(server: Connection, programs: Programs, globals_sql: bytes) -> tuple[list[str], list[str]]:
+    """What of a globals file is not the same on a server of our own that it was replayed into: what is bad, and odd.
+
+    Raises:
+        BackupError: the server's roles cannot be read.
+    """
+    command: tuple[str, ...] = (
+        programs.path("pg_dumpall"),
+        "--globals-only",
+        "--no-role-passwords",
+        f"--encoding={encoding(globals_sql)}",
+        "--no-password",
+        f"--database={server.conninfo()}",
+    )
+    # It asks pg_dump for its version.
+    command = programs.confined(command, server=server, forks=True)
+    variables = {**server.environment(), "PGOPTIONS": f"{SESSION_OPTIONS} {unended()}"}
+    code, made, stderr = capture(command, variables=variables)
+    if code != 0:
+        raise diagnose(stderr, what="reading the copy's roles failed", connection=server, exit_code=code)
+    return saved_globals.differences(saved_globals.parse(globals_sql), saved_globals.parse(made), server.user)
+
+
+def make_missing(server: Connection, programs: Programs, archive: Path) -> list[str]:
+    """Make each role that a restore of the archive asks for; returns their names.
+
+    All but the data is restored into a database of its own, again and again, until no role is missing. They are
+    superusers without login: an event trigger's owner must be one, and nobody else uses this server.
+
+    Raises:
+        BackupError: the server failed.
+    """
+    made: list[str] = []
+    listing = contents_list(programs, archive)
+    for _ in range(_ROUNDS):
+        with connect(server) as session:
+            session.execute(f"CREATE DATABASE {_PROBE} TEMPLATE template0".encode())
+        probe = server.to(_PROBE)
+        command = (programs.path("pg_restore"), "--no-password", "--no-tablespaces")
+        try:
+            with use_list(listing, lambda entry: _DATA.match(entry) is None) as chosen:
+                whole = (*command, chosen, f"--dbname={probe.conninfo()}", argument(archive))
+                read = (archive, chosen.partition("=")[2])
+                _, _, stderr = capture(
+                    programs.confined(whole, read=read, server=probe),
+                    variables={**probe.environment(), "PGOPTIONS": unended()},
+                    watch=watch(programs, probe, work_counts=True),
+                )
+        finally:
+            with connect(server) as session:
+                session.execute(f"DROP DATABASE {_PROBE} WITH (FORCE)".encode())
+        missing = sorted(set(_MISSING.findall(stderr)) - set(made))
+        if not missing:
+            return made
+        with connect(server) as session:
+            for name in missing:
+                session.execute(f"CREATE ROLE {sql_identifier(name)} SUPERUSER".encode())
+        made += missing
+    raise ProgramError(
+        f"the roles that {archive.name} needs cannot be made",
+        why=f"after {_ROUNDS} rounds there are still others: {', '.join(made[-3:])}",
+        fix="drill on a server that has them: RESTORE_POSTGRES_HOST=... ovia-backup drill --where database",
+    )
+
+
+def missing(server: Connection, globals_sql: bytes, schema: bytes | None) -> list[str]:
+    """The roles of a globals file that the archive's schema names and the server lacks.
+
+    Args:
+        server: where the archive is to be restored.
+        globals_sql: the roles that were saved beside the backup.
+        schema: the SQL of the archive's schema, with owners and privileges; ``None`` for every role, whoever names it.
+
+    Raises:
+        ServerError: no connection.
+    """
+    schema = None if schema is None else in_utf8(schema, encoding(schema))
+    with connect(server) as session:
+        there = {row["rolname"] for row in session.execute("SELECT rolname FROM pg_roles")}
+        return [
+            name
+            for name, role in saved_globals.parse(globals_sql).roles.items()
+            if name not in there
+            and (schema is None or re.search(rb"(?<![\w\"])" + re.escape(role.quoted) + rb"(?![\w\"])", schema))
+        ]
+
+
+def saved_superusers(backup: Backup) -> dict[str, bool]:
+    """Of each role that was saved with a backup, whether it was a superuser.
+
+    Raises:
+        VolumeError: they cannot be read.
+    """
+    found = saved_globals.parse(backup.saved_roles() or b"").roles
+    return {name: "SUPERUSER" in role.flags for name, role in found.items()}
+
+
+def saved(globals_sql: bytes) -> list[str]:
+    """The names of the roles that a globals file makes."""
+    return list(saved_globals.parse(globals_sql).roles)
+
+
+def planned(
+    server: Connection, globals_sql: bytes, schema: bytes | None, privileged: Collection[str]
+) -> list[saved_globals.Making]:
+    """How :func:`create` would make what is :func:`missing`.
+
+    Raises:
+        ServerError: no connection.
+    """
+    names = missing(server, globals_sql, schema)
+    return saved_globals.making(saved_globals.parse(globals_sql), names, privileged)
+
+
+def named(schema: bytes) -> set[str]:
+    """The roles to which the SQL of an archive's schema gives objects and privileges."""
+    schema = in_utf8(schema, encoding(schema))
+    found = (match[1] for statement in statements(schema) for match in _GIVEN_TO.finditer(statement))
+    return {saved_globals.name_of(name) for name in found} - {"PUBLIC"}
+
+
+def may_make(server: Connection) -> bool:
+    """Whether this role can make others, and then act for them, so that what is restored can be given to them.
+
+    Raises:
+        ServerError: no connection.
+    """
+    with connect(server) as session:
+        row = session.execute(_MAY_MAKE).fetchone()
+        return bool(row and row["may"])
+
+
+def create(
+    server: Connection, globals_sql: bytes, names: Collection[str], privileged: Collection[str] = ()
+) -> list[str]:
+    """Make these roles as they were saved; returns what they are not given, what could not be, who needs a password.
+
+    The file is only read, by a strict grammar: it may be forged, and other people use this server. No role gets a
+    password, and one that is not named gets no power over others (see :func:`globals.making`). Every other role of the
+    server is left as it is: one that is saved as well is not changed.
+
+    Args:
+        server: where they are made.
+        globals_sql: the roles that were saved beside the backup.
+        names: of those to make.
+        privileged: of those that a person has named.
+
+    Raises:
+        ServerError: no connection.
+    """
+    notes: list[str] = []
+    read = saved_globals.parse(globals_sql)
+    plan = saved_globals.making(read, [name for name in names if name in read.roles], privileged)
+    with connect(server) as session:
+        # All must be there before one becomes another's member.
+        made = [each for each in plan if _executed(session, _create(each), f"CREATE ROLE {each.name}", notes)]
+        for each in made:
+            me = each.role.quoted
+            for parameter, value in each.role.settings.items():
+                _set(session, each, parameter, value, notes)
+            if each.role.comment:
+                _executed(session, b"COMMENT ON ROLE " + me + b" IS " + each.role.comment, "COMMENT ON ROLE", notes)
+            for group, how in each.groups.items():
+                grant = _grant(group, how, session.info.server_version)
+                _executed(session, grant % me, f"GRANT {group} TO {each.name}", notes)
+            for right in each.parameters:
+                _executed(session, right.statement.encode(), right.statement, notes)
+            if each.left_out:
+                given = "; ".join(each.left_out)
+                notes.append(
+                    f"role {each.name} was not named, and is made without power over others; to give it: {given}"
+                )
+        notes += _not_granted(session, read, [each.name for each in made])
+    if ignored := sorted(each.name for each in made if each.role.password):
+        notes.append(f"the passwords that the saved roles have were not set: {', '.join(ignored)}")
+    if logins := sorted(each.name for each in made if "LOGIN" in each.flags):
+        notes.append(f"no password is saved with a backup; set one for: {', '.join(logins)}")
+    return notes
+
+
+def _not_granted(
+    session: psycopg.Connection[dict[str, Any]], saved: saved_globals.Globals, made: Collection[str]
+) -> list[str]:
+    """Which saved privileges on parameters the server's own roles do not have: they are left as they are."""
+    lacking = []
+    for grant in saved.parameters:
+        whom = "public" if grant.grantee == saved_globals.PUBLIC else grant.grantee
+        for privilege in grant.privileges if grant.grantee not in made else ():
+            row = session.execute(
+                "SELECT has_parameter_privilege(%s, %s, %s) AS has FROM (SELECT 1) AS one WHERE %s = 'public' "
+                "OR EXISTS (SELECT FROM pg_roles WHERE rolname = %s)",
+                [whom, saved_globals.name_of(grant.parameter), privilege, whom, whom],
+            ).fetchone()
+            if row is not None and not row["has"]:
+                lacking.append(grant.statement)
+                break
+    given = "; ".join(lacking)
+    return [f"roles that are there already are left as they are; to give what was saved: {given}"] if lacking else []
+
+
+def _create(each: saved_globals.Making) -> bytes:
+    """Written from what was understood. What is as by default is left out: to say it can take a superuser."""
+    words = sorted(each.flags - {"INHERIT"}) + (["NOINHERIT"] if "INHERIT" not in each.flags else [])
+    words += [f"CONNECTION LIMIT {each.role.limit}"] if each.role.limit != -1 else []
+    until = b" VALID UNTIL " + each.role.until if each.role.until else b""
+    return b"CREATE ROLE " + each.role.quoted + b"".join(b" " + word.encode() for word in words) + until
+
+
+def _grant(group: str, how: saved_globals.Membership, server_version: int) -> bytes:
+    """``GRANT group TO %b``, as far as the server knows the options."""
+    options = ["ADMIN OPTION"] if how.admin else []
+    if server_version >= 160000:
+        options += [f"INHERIT {how.inherit}".upper()] if how.inherit is not None else []
+        options += [f"SET {how.set}".upper()]
+    group_sql = sql_identifier(group).replace("%", "%%")
+    return f"GRANT {group_sql} TO %b{' WITH ' * bool(options)}{', '.join(options)}".encode()
+
+
+def _set(
+    session: psycopg.Connection[dict[str, Any]],
+    each: saved_globals.Making,
+    parameter: bytes,
+    value: bytes,
+    notes: list[str],
+) -> None:
+    """A setting that takes a superuser is privileged, too: the server tells, when the role itself is to make it."""
+    me = each.role.quoted
+    what = f"setting {text_of(parameter)} of role {each.name}"
+    itself = not each.trusted and _executed(session, b"SET ROLE " + me, "", [])
+    _executed(session, b"ALTER ROLE " + me + b" SET " + parameter + b" TO " + value, what, notes)
+    if itself:
+        session.execute("RESET ROLE")
+
+
+def _executed(session: psycopg.Connection[dict[str, Any]], statement: bytes, what: str, notes: list[str]) -> bool:
+    """Whether it could be; if not, that is a note. Prepared, a statement is one: none hides behind its semicolon."""
+    try:
+        session.execute(statement, prepare=True)
+    except psycopg.Error as error:
+        if session.broken:
+            raise
+        notes.append(f"{what}: {said_by(error)}")
+        return False
+    return True
+
+
+def _head(statement: bytes) -> str:
+    return " ".join(text_of(statement).split()[:3])

@@ -1,0 +1,461 @@
+"""Where a backup is restored to: a throwaway cluster of our own, a scratch database, or a database that goes live.
+
+The first two are for a look, and each is a block: inside it there is an empty database to fill, and after it nothing,
+whatever happened inside. What a killed process left is removed by the next one. How a throwaway cluster is made is the
+business of ``throwaway``. A database that goes live outlasts this process: its maker writes down that it is there. What
+is done with the database is the business of ``proof`` and of who asks for that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from ovia_backup_dagster.core.errors import AdvisoryLockHeldError, BackupError, CopyError, DrillLimitError
+from ovia_backup_dagster.postgres.advisory_lock import AdvisoryLock
+from ovia_backup_dagster.postgres.data_stream import Log, statements, text_of
+from ovia_backup_dagster.postgres.programs import Connection
+from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier, sql_string
+from ovia_backup_dagster.postgres.sandbox import Limits, exceeded
+from ovia_backup_dagster.postgres.server_messages import said_by
+from ovia_backup_dagster.postgres.session import DURABLY, be_patient, connect, system_identifier
+from ovia_backup_dagster.postgres.session import beside as other_than
+
+SCRATCH_SUFFIX = "_restore_test"
+_MAINTENANCE_DATABASE = "postgres"
+#: How a scratch database of ours is known again: its comment. One that goes live keeps its own.
+MARK = "ovia-backup: scratch copy of a restore drill"
+#: The comment comes a moment later; this comes with the database itself, and is nobody else's number.
+_CONNECTION_LIMIT = 0x6F766961
+_INVALID = -2
+_FOUND = "SELECT oid::bigint AS oid, datconnlimit FROM pg_database WHERE datname = %s"
+_CREATE = re.compile(rb'CREATE DATABASE ("(?:[^"]|"")*"|[^\s;"]+) ')
+_NAME = rb'("(?:[^"]|"")*"|[^\s;"]+)'
+#: The name that stands in it is the source's.
+_CONFIGURE = re.compile(
+    rb'(?:ALTER(?: ROLE (?:"(?:[^"]|"")*"|[^\s;"]+) IN)? DATABASE|COMMENT ON DATABASE'
+    rb'|SECURITY LABEL FOR (?:"(?:[^"]|"")*"|[^\s;"]+) ON DATABASE|(?:GRANT|REVOKE) [A-Z, ]+ ON DATABASE) ' + _NAME
+)
+_TEMPLATE = re.compile(rb"\AALTER DATABASE .* IS_TEMPLATE = true;", re.DOTALL)
+#: Who granted what follows, where it was not the owner.
+_AS = re.compile(rb"SET SESSION AUTHORIZATION " + _NAME + rb";")
+_LOCALE = re.compile(rb" (?:LOCALE|LC_COLLATE|LC_CTYPE|LOCALE_PROVIDER|ICU_LOCALE|ICU_RULES) = (?:'(?:[^']|'')*'|\w+)")
+#: How ``createdb`` in dbcommands.c refuses a locale: not there, not ICU's, not for this encoding, or no ICU at all.
+_LOCALE_REFUSED = ("42809", "22023", "0A000")
+_TABLESPACE = re.compile(rb' TABLESPACE = ("(?:[^"]|"")*"|[^\s;"]+)')
+_NAME_BYTES = 63
+
+
+class Kind(Enum):
+    """What a copy is for, which decides how much of the source it is given."""
+
+    #: In a cluster of our own: whatever the source has, but what reaches other servers.
+    THROWAWAY = auto()
+    #: On a server that has roles of its own: without owners and privileges, and marked as ours.
+    SCRATCH = auto()
+    #: On such a server, too, to go live: all that the source has, with its owners, or an error.
+    LIVE = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """An empty database to restore into.
+
+    Attributes:
+        connection: to it, as whoever may do everything in it.
+        server: to another database of its server.
+        name: of the place, for people.
+        kind: what it is for.
+        look: how a person connects to it.
+        folder: what is removed with it; ``None`` where that is a database alone.
+        limits: what its server may take, where it is ours alone.
+        owner: whose it is; empty: who makes it. He alone may have things made in its schema ``public``.
+    """
+
+    connection: Connection
+    server: Connection
+    name: str
+    kind: Kind
+    look: str
+    folder: Path | None = None
+    limits: Limits | None = None
+    owner: str = ""
+
+    @property
+    def private(self) -> bool:
+        """Whether the server is ours alone, so that roles may be made."""
+        return self.kind is Kind.THROWAWAY
+
+    @property
+    def with_owners(self) -> bool:
+        """Whether it is given the source's owners and privileges."""
+        return self.kind is not Kind.SCRATCH
+
+    @property
+    def live(self) -> bool:
+        """Whether it is to go live: it is given the source's publications, and may not differ from the source."""
+        return self.kind is Kind.LIVE
+
+    def create(self, script: bytes) -> list[str]:
+        """Make the database as the source's was: encoding and locale; returns what had to be different.
+
+        In another locale text sorts and compares differently: good for a look, not for a database that goes live.
+
+        Args:
+            script: the SQL that makes the archive's database.
+
+        Raises:
+            CopyError: there is one of this name; or it is to go live, and the source's locale is not installed here.
+            BackupError: it cannot be made.
+        """
+        notes = []
+        with connect(self.server) as session:
+            found = _create_statement(script, self.connection.database)
+            if not self.private:
+                _making(self.connection.database).take(session)
+            if not self.private:
+                found += f" CONNECTION LIMIT = {_CONNECTION_LIMIT}".encode()
+            if self.owner:
+                found += f" OWNER = {sql_identifier(self.owner)}".encode()
+            try:
+                session.execute(found)
+            except psycopg.errors.DuplicateDatabase:
+                raise CopyError(
+                    f"{self.name} exists already",
+                    why="somebody else made it, and it is left as it is",
+                    fix=f"restore under another name; or look what is in it: {self.look}",
+                ) from None
+            except psycopg.Error as error:
+                said = said_by(error)
+                if error.sqlstate not in _LOCALE_REFUSED:
+                    raise
+                if self.live:
+                    raise CopyError(
+                        f"{self.name} cannot be made with the source's locale",
+                        why="the server it is restored to does not have it",
+                        said=said,
+                        fix="install it there, as root: localedef -i de_DE -f UTF-8 de_DE.UTF-8, by its own name; "
+                        "restart the server; then try again",
+                    ) from None
+                session.execute(_LOCALE.sub(b"", found) + b" LOCALE = 'C'")
+                notes.append(f"the copy has locale C, since the source's is not installed here: {said}")
+            if self.kind is Kind.SCRATCH:
+                comment = f"COMMENT ON DATABASE {sql_identifier(self.connection.database)} IS {sql_string(MARK)}"
+                session.execute(comment.encode())
+        return notes
+
+    def drop(self, oid: int | None = None) -> None:
+        """Drop the database of this name, if there is one, with whoever is connected. For one that was to go live.
+
+        Args:
+            oid: of one that is not, or no longer, known as ours by how it was made.
+
+        Raises:
+            CopyError: it is somebody else's.
+            BackupError: it cannot be dropped.
+        """
+        database = self.connection.database
+        with connect(self.server) as session:
+            _wait_until_made(session, database)
+            row = session.execute(_FOUND, [database]).fetchone()
+            if row is None:
+                return
+            # What is left of an interrupted DROP DATABASE is of use to nobody.
+            if row["oid"] != oid and row["datconnlimit"] not in (_CONNECTION_LIMIT, _INVALID):
+                raise CopyError(
+                    f"{self.name} is not dropped",
+                    why="it is not the one that this restore made or was to replace: somebody has made it meanwhile",
+                    fix="see what there is: psql -l; if it is to stay, rename it: ALTER DATABASE "
+                    f"{sql_identifier(database)} RENAME TO ...",
+                )
+            drop_database(session, database)
+
+    def release(self) -> None:
+        """It is whole, and on the disk: nothing tells it any more from a database that others have made.
+
+        Raises:
+            ServerError: no connection, or it broke.
+        """
+        with connect(self.server) as session:
+            session.execute(DURABLY)
+            session.execute(f"ALTER DATABASE {sql_identifier(self.connection.database)} CONNECTION LIMIT -1".encode())
+
+    def configure(self, script: bytes, *, swapped: bool = False) -> list[str]:
+        """Give the database the source's owner, rights, settings and comment; returns what could not be.
+
+        Not before the restore: ``default_transaction_read_only`` would stop it.
+
+        Args:
+            script: the SQL that makes the archive's database.
+            swapped: it is to be swapped with another, which no template can be.
+        """
+        notes = []
+        name = sql_identifier(self.connection.database).encode()
+        with connect(self.server) as session:
+            grantor = b""
+            for statement in statements(script):
+                if match := _AS.match(statement):
+                    grantor = match[1]
+                elif statement.startswith(b"RESET SESSION AUTHORIZATION"):
+                    grantor = b""
+                elif (space := _TABLESPACE.search(statement)) and _CREATE.match(statement) and self.live:
+                    notes.append(f"tablespace {text_of(space[1])}: the database stands in the server's default one")
+                elif swapped and _TEMPLATE.search(statement):
+                    notes.append("the source is a template, and this database is none: ALTER DATABASE ... IS_TEMPLATE")
+                elif match := _CONFIGURE.match(statement):
+                    ours = statement[: match.start(1)] + name + statement[match.end(1) :]
+                    notes += _configured(session, ours, grantor)
+        return notes
+
+
+def _configured(session: psycopg.Connection[dict[str, Any]], statement: bytes, grantor: bytes) -> list[str]:
+    """Run a statement about a database, as who granted it; returns why it could not be."""
+    is_grant = statement.startswith((b"GRANT ", b"REVOKE "))
+    # Of a setting, only its name: values may be secret.
+    words = text_of(statement).rstrip(";\n").split()
+    what = " ".join(words if is_grant else words[:7] if statement.startswith(b"ALTER ROLE ") else words[:5])
+    try:
+        if grantor and is_grant:
+            session.execute(b"SET ROLE " + grantor)
+        # Prepared, a statement is one: no other hides behind its semicolon.
+        session.execute(statement, prepare=True)
+    except psycopg.Error as error:
+        if session.broken:
+            raise
+        by = f", by {text_of(grantor)}" if grantor and is_grant else ""
+        said = said_by(error) if is_grant else error.sqlstate
+        return [f"the source's setting is not possible here: {what}{by} ({said})"]
+    finally:
+        if grantor and is_grant and not session.broken:
+            session.execute("RESET ROLE")
+    return []
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """What asks this process to end is heard when the block has ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no signal is heard here
+        return
+    came: list[int] = []
+    asked = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    numbers = [number for number in asked if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda which, _: came.append(which)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        if came:
+            signal.raise_signal(came[0])
+
+
+@contextmanager
+def scratch_database(server: Connection, database: str, source: Source, *, keep: bool, log: Log) -> Iterator[Copy]:
+    """A database on a given server that exists while the block runs.
+
+    Args:
+        server: where, as a role that may create databases.
+        database: the source's name; the scratch database's is ``<database>_restore_test``.
+        source: what must never be touched.
+        keep: leave it for a look, until the next drill.
+        log: told what is left of a killed drill.
+
+    Raises:
+        CopyError: there is such a database that is not ours, or it is the source.
+        BackupError: the server refused.
+    """
+    name = scratch_name(database)
+    maintenance = server.to(_MAINTENANCE_DATABASE)
+    copy = Copy(
+        server.to(name),
+        maintenance,
+        f"database {name} on {server.host}:{server.port}",
+        Kind.SCRATCH,
+        _psql(server.to(name)),
+    )
+    # The session holds the lock: a killed drill gives it back.
+    with connect(maintenance) as session:
+        source.refuse(session, name, copy.name)
+        _take(session, name, copy.name)
+        if _drop(session, name):
+            log(f"dropped what an earlier drill had left: {copy.name}")
+        kept = False
+        try:
+            yield copy
+            kept = keep
+        finally:
+            if not kept:
+                # Of its own: the server may have been restarted meanwhile.
+                with uninterrupted(), contextlib.suppress(BackupError), connect(maintenance) as again:
+                    _drop(again, name)
+
+
+def beside(server: Connection, name: str, place: str) -> Copy:
+    """A database to be made on a live server, and to go live itself.
+
+    Args:
+        server: where, as a role that may make databases and give them to their owners.
+        name: of the database; nobody else may use it.
+        place: it, for people.
+    """
+    return Copy(server.to(name), other_than(server, name), place, Kind.LIVE, _psql(server.to(name)))
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A database that must never be restored into.
+
+    Attributes:
+        system_identifier: its cluster's; ``None`` when it is not known, and then any cluster may be it.
+        databases: its name; where nobody is sure, its names.
+    """
+
+    system_identifier: str | None
+    databases: frozenset[str]
+
+    def refuse(self, session: psycopg.Connection[dict[str, Any]], target: str, place: str) -> None:
+        """Refuse a target that is the source, by whatever name its host is called.
+
+        Raises:
+            CopyError: it is, or cannot be told from it.
+        """
+        if target not in self.databases:
+            return
+        here = system_identifier(session)
+        if here is None or self.system_identifier is None or here == self.system_identifier:
+            raise CopyError(
+                f"{place} is the source of this backup",
+                why=f"system identifier {here or 'unknown'}, the source's is {self.system_identifier or 'unknown'}",
+                fix="restore on another server: RESTORE_POSTGRES_HOST=...; or into a throwaway cluster: "
+                "ovia-backup drill --where throwaway",
+            )
+
+
+def scratch_name(database: str) -> str:
+    """``<database>_restore_test``, cut to what PostgreSQL takes."""
+    room = _NAME_BYTES - len(SCRATCH_SUFFIX)
+    return database.encode()[:room].decode("utf-8", "ignore") + SCRATCH_SUFFIX
+
+
+def drop_kept(server: Connection, database: str) -> bool:
+    """Drop a scratch database that was kept, or left; ``False`` when there was none.
+
+    Raises:
+        CopyError: it is not ours, or in use.
+    """
+    name = scratch_name(database)
+    with connect(server.to(_MAINTENANCE_DATABASE)) as session:
+        _take(session, name, f"database {name} on {server.host}:{server.port}")
+        return _drop(session, name)
+
+
+def _take(session: psycopg.Connection[dict[str, Any]], name: str, place: str) -> None:
+    try:
+        AdvisoryLock(f"{MARK} {name}", "a drill").take_at_once(session)
+    except AdvisoryLockHeldError as held:
+        raise CopyError(f"{place} is in use", why=f"another drill restores into it: {held.why}", fix=held.fix) from None
+
+
+def _making(name: str) -> AdvisoryLock:
+    """Held by the session that makes a database, to its end."""
+    return AdvisoryLock(f"ovia-backup makes {name}", f"the making of database {name}")
+
+
+def _drop(session: psycopg.Connection[dict[str, Any]], name: str) -> bool:
+    """Drop the scratch database, if it is there and bears our mark."""
+    _wait_until_made(session, name)
+    row = session.execute(
+        "SELECT shobj_description(oid, 'pg_database') AS mark, datconnlimit FROM pg_database WHERE datname = %s",
+        [name],
+    ).fetchone()
+    if row is None:
+        return False
+    unfinished = row["mark"] is None and row["datconnlimit"] == _CONNECTION_LIMIT
+    if row["mark"] != MARK and not unfinished:
+        raise CopyError(
+            f"database {name} exists and was not made by a drill",
+            why="somebody restored into it by hand, as the old runbook says, or uses it for something else",
+            fix=f"if nobody needs it: psql -c {shell_word(f'DROP DATABASE {sql_identifier(name)}')}; then try again",
+        )
+    drop_database(session, name)
+    return True
+
+
+def _wait_until_made(session: psycopg.Connection[dict[str, Any]], name: str) -> None:
+    """The server goes on making a database whose client is gone, and it is not to be seen until it is made."""
+    _making(name).wait_until_free(session)
+
+
+def drop_database(session: psycopg.Connection[dict[str, Any]], name: str, *, must_exist: bool = False) -> None:
+    """Drop a database, with whoever is connected and whom this role may end."""
+    be_patient(session)
+    session.execute("SET statement_timeout = 0")  # it waits for a checkpoint, and large files take long to remove
+    statement = f"DROP DATABASE {'' if must_exist else 'IF EXISTS '}{sql_identifier(name)}"
+    try:
+        session.execute(f"{statement} WITH (FORCE)".encode())
+    except psycopg.errors.WrongObjectType:  # a template, as its source was
+        session.execute(f"ALTER DATABASE {sql_identifier(name)} IS_TEMPLATE false".encode())
+        session.execute(f"{statement} WITH (FORCE)".encode())
+    except psycopg.errors.InsufficientPrivilege as refused:
+        # So it says of autovacuum, too, which is nobody's; and without FORCE the server ends that itself.
+        try:
+            session.execute(statement.encode())
+        except psycopg.errors.ObjectInUse:
+            raise refused from None
+
+
+def _psql(connection: Connection) -> str:
+    """How a person connects."""
+    host, user, database = map(shell_word, (connection.host, connection.user, connection.database))
+    return f"psql --host={host} --port={connection.port} --username={user} --dbname={database}"
+
+
+def _create_statement(script: bytes, name: str) -> bytes:
+    """``CREATE DATABASE`` of a script, for a database of another name, without its semicolon.
+
+    Raises:
+        CopyError: there is none.
+    """
+    for statement in statements(script):
+        if match := _CREATE.match(statement):
+            options = _TABLESPACE.sub(b"", statement[match.end() :]).rstrip().removesuffix(b";")
+            return b"CREATE DATABASE " + sql_identifier(name).encode() + b" " + options
+    raise CopyError(
+        "the archive does not say how its database was made",
+        why=f"it has no CREATE DATABASE: {text_of(script[:100])}",
+        fix="report it, with the output of: pg_restore --create --schema-only --file=- FILE",
+    )
+
+
+#: In a copy's folder: which limit its server exceeded, when it was ended for that.
+EXCEEDED = "exceeded"
+_OF_THE_DISK = ("free", "growth", "inodes")
+_LOOK = (
+    "look at the functions that the table's constraints, indexes and columns call (pg_restore --schema-only --file=- "
+    "BACKUP); if they are sound: more room, memory or DRILL_MAX_HOURS"
+)
+
+
+def explained(error: BackupError, copy: Copy) -> BackupError:
+    """The error that was met in a copy; or why its server was ended, if that is what it comes from."""
+    limit, took = exceeded(copy.folder / EXCEEDED, copy.limits) if copy.folder else ("", "")
+    if not limit or isinstance(error, DrillLimitError):
+        return error
+    why, fix = "a function in the backup goes on without end, or the copy needs more than there is here", _LOOK
+    if limit in _OF_THE_DISK and copy.limits:
+        folder = shell_word(str(copy.limits.disk))
+        why = "the disk is too small, others write to it, too, or a function in the backup fills it"
+        fix = f"df -h {folder}, or set DRILL_DIR to a folder on a larger disk; if that is not it: {_LOOK}"
+    what = f"the copy's server was ended: {took}"
+    return DrillLimitError(what, why=f"{why}; then: {error.what}", said=error.said, fix=fix)

@@ -1,0 +1,202 @@
+"""The word that a plan prints in the launchpad, and that the restore must repeat: for this plan, for an hour, once.
+
+The name of a database would confirm every later run that repeats a launchpad's text. So the plan is kept beside the
+journals, in a file of its own that only its owner reads, and the restore takes it away before it touches anything: the
+volume is the truth, and Dagster's storage decides nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import AwareDatetime
+
+from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE, Backup, Catalog
+from ovia_backup_dagster.core.errors import RestoreRefusedError, VolumeError
+from ovia_backup_dagster.core.files import explained, sync_folder, unlink
+from ovia_backup_dagster.core.layout import RESTORES
+from ovia_backup_dagster.core.manifest import Sidecar, parse_sidecar
+from ovia_backup_dagster.core.naming import encode_database
+from ovia_backup_dagster.restoration.order import Mode, Order
+
+#: How long a plan's word may be used.
+LIFETIME = timedelta(hours=1)
+_PLAN = ".plan-"
+_NAME_BYTES = 240
+_MOST_BYTES = 1024 * 1024
+#: What differs between a plan and the restore that follows it, though nothing that a person was shown has changed.
+_OF_THE_RUN = {"version", "started_at", "backup_path", "backup_started_at", "kept", "launched_by", "run_id", "made_by"}
+_PLAN_FIRST = (
+    "launch the job with the same options and action: plan (of an undo: plan_undo), read what it would do, and give "
+    "the word that it prints as confirm"
+)
+
+
+class _Shown(Sidecar):
+    """A plan as a person was shown it.
+
+    Attributes:
+        shown_at: UTC.
+        order: what would be done.
+        covered: what tells the backup from another of its name.
+    """
+
+    version: Literal[1] = 1
+    shown_at: AwareDatetime
+    order: Order
+    covered: dict[str, str]
+
+
+class Words:
+    """The plans that were shown and not used yet, in ``restores/`` on the volume.
+
+    Args:
+        catalog: of that volume. Its ``restores/`` must be there.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._folder = catalog.root / RESTORES
+
+    def offer(self, order: Order, backup: Backup | None, now: datetime) -> str:
+        """Keep a plan that is shown; returns its word.
+
+        Args:
+            order: what would be done.
+            backup: what would be restored; ``None`` of an undo.
+            now: the present (UTC).
+
+        Raises:
+            VolumeError, DiskFullError: it cannot be kept.
+        """
+        shown = _Shown(shown_at=now, order=order, covered=_covered(backup))
+        with explained(f"cannot use the folder {self._folder}"):
+            self._sweep(now)
+            word, path = self._reserve(order)
+            try:
+                self._catalog.write(path, shown.to_json().encode())
+            except BaseException:
+                unlink(path)
+                raise
+            return word
+
+    def redeem(self, word: str, order: Order, backup: Backup | None, now: datetime) -> None:
+        """Use a word up. The caller holds the restores' lock, and has touched nothing yet.
+
+        Args:
+            word: as a person typed it.
+            order: what is going to be done.
+            backup: what is going to be restored; ``None`` of an undo.
+            now: the present (UTC).
+
+        Raises:
+            RestoreRefusedError: no word, or not of a plan, or it is too old, or of another plan; says what differs.
+            VolumeError: the plan cannot be read, or not be taken away.
+        """
+        if not word:
+            raise _refused("no word was given to confirm", why="a plan prints it")
+        path = self._path(word)
+        shown = self._read(path)
+        if shown is None:
+            raise _refused(
+                f"{word} is not the word of a plan that waits",
+                why="it was used already, an hour has gone by since, or no plan has printed it",
+            )
+        if not -CLOCK_TOLERANCE <= now - shown.shown_at <= LIFETIME:
+            raise _refused(
+                f"the plan {word} is too old",
+                why=f"it was shown at {shown.shown_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC",
+            )
+        if changed := _changed(shown, order, _covered(backup)):
+            raise _refused(f"this is not what the plan {word} has shown", why="; ".join(changed))
+        with explained(f"cannot use the plan {path}"):
+            if not unlink(path):
+                raise _refused(f"the plan {word} was used already", why="another run took it just now")
+            sync_folder(self._folder)
+
+    def _reserve(self, order: Order) -> tuple[str, Path]:
+        """A word that no other plan has."""
+        at = order.started_at
+        while True:
+            word = word_of(order, at)
+            path = self._path(word)
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+                return word, path
+            at += timedelta(seconds=1)
+
+    def _path(self, word: str) -> Path:
+        # What a person types may be anything: no path, and no name that is too long for a file.
+        encoded = encode_database(word.encode("utf-8", "replace").decode())
+        return self._folder / f"{_PLAN}{encoded}"[:_NAME_BYTES]
+
+    def _read(self, path: Path) -> _Shown | None:
+        """``None`` where there is none.
+
+        Raises:
+            VolumeError: it is no plain file, or cannot be understood.
+        """
+        try:
+            with explained(f"cannot read {path}", passing=FileNotFoundError):
+                # Never waits: a FIFO of that name has no writer.
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError:
+            return None
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
+                raise VolumeError(
+                    f"cannot read {path}", why="it is no plan of ours", fix=f"ls -ld {path}; rm -r {path}"
+                )
+            with explained(f"cannot read {path}"):
+                text = os.read(descriptor, _MOST_BYTES)
+        finally:
+            os.close(descriptor)
+        return parse_sidecar(_Shown, text, path.name)
+
+    def _sweep(self, now: datetime) -> None:
+        """Remove plans whose time is over, and what a kill left of one."""
+        for entry in os.scandir(self._folder):
+            if entry.name.startswith((_PLAN, f".{_PLAN}")):
+                with contextlib.suppress(OSError):  # gone meanwhile, or a folder, which is none of ours
+                    if abs(now.timestamp() - entry.stat(follow_symlinks=False).st_mtime) > LIFETIME.total_seconds():
+                        os.unlink(entry.path)
+
+
+def word_of(order: Order, at: datetime | None = None) -> str:
+    """What names one restore or plan, for a person who has to type it: its database and its instant."""
+    return f"{order.database}-{(at or order.started_at).astimezone(UTC):%Y%m%dT%H%M%SZ}"
+
+
+def _covered(backup: Backup | None) -> dict[str, str]:
+    """What tells a backup from another of its name."""
+    if backup is None:
+        return {}
+    found = {"size": str(backup.size_bytes), "modification time": str(backup.mtime_ns)}
+    return found | ({"SHA-256": backup.manifest.sha256} if backup.manifest else {})
+
+
+def _changed(shown: _Shown, order: Order, covered: Mapping[str, str]) -> list[str]:
+    """What a person was not shown, in words."""
+    then, now = _essentials(shown.order), _essentials(order)
+    found = [f"{name}: {then[name]} then, {now[name]} now" for name in now if then[name] != now[name]]
+    if not found and shown.covered != covered:
+        found = [f"the file of {order.backup} is another one now"]
+    return found
+
+
+def _essentials(order: Order) -> dict[str, Any]:
+    left_out = set(_OF_THE_RUN)
+    if order.mode in (Mode.SWAP, Mode.DROP):
+        left_out.add("incoming")  # named by the instant
+    return order.model_dump(mode="json", exclude=left_out)
+
+
+def _refused(what: str, *, why: str) -> RestoreRefusedError:
+    return RestoreRefusedError(f"nothing was done: {what}", why=why, fix=_PLAN_FIRST)

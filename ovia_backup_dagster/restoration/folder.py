@@ -1,0 +1,233 @@
+"""``restores/`` on the backup volume: the journals and records of all restores, and which one is unfinished.
+
+What a journal says is ``journal``'s business, what a record says ``record``'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from ovia_backup_dagster.core.catalog import Backup, Catalog
+from ovia_backup_dagster.core.errors import BackupError, RestoreUnfinishedError, StrangeFileError, VolumeError
+from ovia_backup_dagster.core.files import (
+    NOTE_BYTES,
+    WITNESS_BYTES,
+    exists,
+    explained,
+    is_folder,
+    read_small,
+    sync_folder,
+)
+from ovia_backup_dagster.core.layout import RESTORES
+from ovia_backup_dagster.core.locking import lock_holder, volume_lock
+from ovia_backup_dagster.core.manifest import parse_sidecar
+from ovia_backup_dagster.core.naming import encode_database
+from ovia_backup_dagster.core.write_permission import make_writable
+from ovia_backup_dagster.restoration.journal import Journal
+from ovia_backup_dagster.restoration.order import Order, stamp
+from ovia_backup_dagster.restoration.record import Record, record_of
+
+#: That a kept database will be dropped, and that people were told so.
+_ANNOUNCED = ".announced-"
+_JOURNAL, _RECORD, _PAGE = ".journal", ".json", ".md"
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreStanding:
+    """How the restores stand.
+
+    Attributes:
+        at_work: who restores now, in words; ``None`` when nobody does.
+        trouble: of one that is unfinished, and that nobody is at.
+    """
+
+    at_work: str | None
+    trouble: RestoreUnfinishedError | None
+
+
+class RestoreFolder:
+    """``restores/`` on the backup volume.
+
+    Args:
+        catalog: of that volume.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self.path = catalog.root / RESTORES
+
+    def prepare(self) -> None:
+        """Make the folder.
+
+        Raises:
+            VolumeError: it cannot be made.
+        """
+        make_writable(self.path)
+
+    def lock(self, purpose: str, now: datetime) -> AbstractContextManager[int]:
+        """One restore at a time.
+
+        Raises:
+            LockHeldError: another one is under way.
+        """
+        return volume_lock(self.path, purpose=purpose, now=now)
+
+    def free(self, now: datetime) -> datetime:
+        """The instant, now or soon, at which no restore began: their names tell which is the newer.
+
+        Raises:
+            VolumeError: the folder cannot be read.
+        """
+        taken = {path.name[: len(stamp(now))] for ending in (_JOURNAL, _RECORD) for path in self._paths(ending)}
+        while stamp(now) in taken:
+            now += timedelta(seconds=1)
+        return now
+
+    def begin(self, order: Order) -> Journal:
+        """A new journal, on the disk.
+
+        Raises:
+            VolumeError, DiskFullError: it cannot be written.
+        """
+        path = self.path / f"{order.filename}{_JOURNAL}"
+        with explained(f"cannot write {path}"):
+            self._catalog.write(path, order.model_dump_json().encode() + b"\n")
+            sync_folder(self.path)
+        return Journal(path, order, [])
+
+    def unfinished(self) -> Journal | None:
+        """The restore of this database that was not brought to its end, if there is one.
+
+        Raises:
+            VolumeError: the folder or a journal cannot be read: nobody knows then whether one is under way.
+        """
+        # Whatever their order: a clock may have been set back between two.
+        return next((journal for journal in self._unrecorded() if not journal.ended), None)
+
+    def standing(self) -> RestoreStanding:
+        """Whether one is under way, or was left unfinished by a process that has ended. Writes nothing.
+
+        Raises:
+            VolumeError: as :meth:`unfinished`; not while one is under way.
+        """
+        at_work = lock_holder(self.path)
+        journal = None if at_work else self.unfinished()
+        # Somebody may have begun meanwhile.
+        at_work = at_work or lock_holder(self.path)
+        return RestoreStanding(at_work, journal.unfinished if journal and not at_work else None)
+
+    def unrecorded(self) -> list[Journal]:
+        """The restores that have ended, but whose process could not write their record any more.
+
+        Raises:
+            VolumeError: as :meth:`unfinished`.
+        """
+        return [journal for journal in self._unrecorded() if journal.ended]
+
+    def _unrecorded(self) -> Iterator[Journal]:
+        """The journals of this database that have no record."""
+        for path in self._paths(_JOURNAL):
+            if not exists(path.with_suffix(_RECORD)):
+                journal = Journal.read(path)
+                if journal.order.database == self._catalog.database:
+                    yield journal
+
+    def write(self, record: Record, page: str) -> Path:
+        """Write a restore down, with its page; returns the record's path.
+
+        Raises:
+            VolumeError, DiskFullError: the volume refused, or there is such a record already.
+        """
+        path = self.path / f"{record.order.filename}{_RECORD}"
+        with explained(f"cannot write {path}"):
+            if exists(path):
+                raise VolumeError(f"{path} exists already", why="a record is never rewritten", fix=f"read {path}")
+            self._catalog.write(path, record.to_json().encode())
+            self._catalog.write(path.with_suffix(_PAGE), page.encode())
+            sync_folder(self.path)
+        return path
+
+    def announced(self, kept: str) -> datetime | None:
+        """When people were told that a kept database will be dropped (UTC); ``None`` when they were not."""
+        with contextlib.suppress(OSError, ValueError, VolumeError):
+            found = datetime.fromisoformat(read_small(self._announcement(kept), NOTE_BYTES).decode().strip())
+            return found if found.tzinfo else found.replace(tzinfo=UTC)
+        return None
+
+    def announce(self, kept: str, now: datetime) -> None:
+        """Note that people were told.
+
+        Raises:
+            VolumeError: it cannot be written.
+        """
+        with explained(f"cannot use the folder {self.path}"):
+            self._catalog.write(self._announcement(kept), f"{now.isoformat()}\n".encode())
+
+    def _announcement(self, kept: str) -> Path:
+        return self.path / f"{_ANNOUNCED}{encode_database(kept)}"
+
+    def newest_first(self) -> Iterator[Record]:
+        """The restores of this database that have ended. A record that cannot be understood is left out.
+
+        One that could not be written any more, as the process was killed or the volume full, is made from the journal.
+
+        Raises:
+            VolumeError: the folder or a file cannot be read. A folder that is not there is empty.
+        """
+        found = [*self._records(), *map(record_of, self.unrecorded())]
+        yield from sorted(found, key=lambda record: record.order.filename, reverse=True)
+
+    def went_live_on(self) -> str | None:
+        """The system identifier of the server that the newest restore made this database live on; ``None`` without one.
+
+        Raises:
+            VolumeError: as :meth:`newest_first`.
+        """
+        for record in self.newest_first():
+            order = record.order
+            if record.outcome == "done" and order.becomes == order.database and order.system_identifier:
+                return order.system_identifier
+        return None
+
+    def swap_that_kept(self, name: str) -> Record | None:
+        """The restore or undo that left a database behind under that name, if it is known.
+
+        Raises:
+            VolumeError: as :meth:`newest_first`.
+        """
+        return next((record for record in self.newest_first() if record.kept == name), None)
+
+    def _records(self) -> Iterator[Record]:
+        for path in self._paths(_RECORD):
+            try:
+                text = read_small(path, WITNESS_BYTES)
+            except (FileNotFoundError, StrangeFileError):
+                continue
+            with contextlib.suppress(BackupError):
+                record = parse_sidecar(Record, text, path.name)
+                if record.order.database == self._catalog.database:
+                    yield record
+
+    def _paths(self, ending: str) -> list[Path]:
+        """The files, newest first."""
+        with explained(f"cannot list {self.path}", passing=FileNotFoundError):
+            try:
+                names = sorted((name for name in os.listdir(self.path) if name.endswith(ending)), reverse=True)
+            except FileNotFoundError:
+                return []
+        return [path for path in (self.path / name for name in names) if not is_folder(path)]
+
+
+def backup_of(order: Order, catalog: Catalog, now: datetime) -> Backup:
+    """The backup that an order names, as it is now.
+
+    Raises:
+        BackupNotFoundError: it is gone.
+    """
+    return catalog.find(order.backup_path, now)

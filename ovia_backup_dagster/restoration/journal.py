@@ -1,0 +1,218 @@
+"""What is asked of a restore, what was done of it so far, and what came of it: ``restores/`` on the backup volume.
+
+A restore writes each step into its journal before it takes it. Whatever ends it, the journal tells the next process
+what there is to finish or to put back, and the record for people is made from the journal alone. How a step is taken
+is the business of the package ``restoration``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pydantic import AwareDatetime, Field
+
+from ovia_backup_dagster.core.catalog import with_reserve
+from ovia_backup_dagster.core.errors import JournalError, RestoreUnfinishedError, VolumeError
+from ovia_backup_dagster.core.files import WITNESS_BYTES, explained, open_plain, read_small
+from ovia_backup_dagster.core.manifest import Sidecar, parse_sidecar
+from ovia_backup_dagster.proof.checks import CopiedTable, Line
+from ovia_backup_dagster.restoration.order import Mode, Order, Step
+
+
+class Mark(StrEnum):
+    """What the journal says of a step, or of all of it."""
+
+    BEGUN = "begun"
+    #: Found out in the middle of a step.
+    NOTED = "noted"
+    DONE = "done"
+    FAILED = "failed"
+    #: From here on there is only the way back.
+    PUTTING_BACK = "putting back"
+    #: The whole restore, and nothing is left to do: it succeeded, or all was put back.
+    FINISHED = "finished"
+    PUT_BACK = "put back"
+    #: It could be neither finished nor put back, and a person gave it up, by name.
+    GIVEN_UP = "given up"
+
+
+#: What came of a restore, by the mark that ended its journal.
+OUTCOMES = {Mark.FINISHED: "done", Mark.PUT_BACK: "put back", Mark.GIVEN_UP: "given up"}
+
+
+class Entry(Sidecar):
+    """A line of the journal.
+
+    Attributes:
+        at: UTC.
+        mark: what happened.
+        step: to which step; ``None`` at the end of it all.
+        data: what a later process needs to know.
+    """
+
+    at: AwareDatetime
+    mark: Mark
+    step: Step | None = None
+    data: dict[str, Any] = Field(default_factory=dict)
+
+
+class Journal:
+    """What one restore has done. Only its process writes it, under the folder's lock."""
+
+    def __init__(self, path: Path, order: Order, entries: list[Entry]) -> None:
+        self.path = path
+        self.order = order
+        self.entries = entries
+
+    @classmethod
+    def read(cls, path: Path) -> Journal:
+        """Read one; a last line that a kill tore is as if it had not been written.
+
+        Raises:
+            VolumeError: it cannot be read.
+            JournalError: it cannot be understood.
+        """
+        with explained(f"cannot read {path}"):
+            lines = read_small(path, WITNESS_BYTES).split(b"\n")
+        try:
+            entries = [parse_sidecar(Entry, line, path.name) for line in lines[1:-1]]
+            return cls(path, parse_sidecar(Order, lines[0], path.name), entries)
+        except VolumeError as error:
+            raise JournalError(
+                f"nobody knows whether a restore is unfinished: the journal {path} cannot be understood",
+                why=error.why,
+                fix="if a newer ovia-backup wrote it, use that one; else it is damaged: see which databases there are "
+                f"(psql -l), put right what is not, then: mv {path} {path}.damaged",
+            ) from None
+
+    def write(self, mark: Mark, step: Step | None = None, **data: Any) -> None:
+        """Add a line; it is on the disk when this returns.
+
+        Raises:
+            VolumeError, DiskFullError: it cannot be written, and so the step must not be taken.
+        """
+        entry = Entry(at=datetime.now(UTC), mark=mark, step=step, data=data)
+        with explained(f"cannot write {self.path}"):
+            root = self.path.parent.parent
+            with_reserve(root, lambda: _append_line(self.path, entry.model_dump_json().encode()))
+        self.entries.append(entry)
+
+    def done(self, step: Step) -> bool:
+        """Whether the step is behind us."""
+        return any(entry.step is step and entry.mark is Mark.DONE for entry in self.entries)
+
+    def attempts(self, step: Step) -> int:
+        """How often the step was begun; it may have been taken in part each time."""
+        return sum(entry.step is step and entry.mark is Mark.BEGUN for entry in self.entries)
+
+    def begun(self, step: Step) -> bool:
+        """Whether the step may have been taken, if only in part."""
+        return self.attempts(step) > 0
+
+    def data(self, step: Step) -> Mapping[str, Any]:
+        """All that was noted of a step; what was noted first holds: a second attempt sees a changed world."""
+        found: dict[str, Any] = {}
+        for entry in self.entries:
+            if entry.step is step:
+                found = {**entry.data, **found}
+        return found
+
+    @property
+    def ended(self) -> Mark | None:
+        """How it ended; ``None`` while there is something to finish or to put back."""
+        return next((entry.mark for entry in self.entries if entry.mark in OUTCOMES), None)
+
+    @property
+    def made(self) -> int | None:
+        """The database that was made, by its OID, once it was proven; of several attempts, the last one's."""
+        noted = (entry.data.get("made") for entry in reversed(self.entries) if entry.step is Step.RESTORE)
+        return next((oid for oid in noted if oid is not None), None)
+
+    @property
+    def putting_back(self) -> bool:
+        """Whether the way back was begun."""
+        return any(entry.mark is Mark.PUTTING_BACK for entry in self.entries)
+
+    @property
+    def live(self) -> bool:
+        """Whether what was restored is what people use: swapped in, or given the name."""
+        return self.done(Step.SWAP) or self.done(Step.NAME)
+
+    @property
+    def proven(self) -> Proven | None:
+        """What the proof found, once there was one."""
+        found = self.data(Step.RESTORE).get("proven")
+        return Proven.model_validate(found) if found else None
+
+    @property
+    def unfinished(self) -> RestoreUnfinishedError:
+        """What to tell somebody who wants to begin another one."""
+        last = next((entry for entry in reversed(self.entries) if entry.step), None)
+        at = f"the step '{last.step}' was {last.mark}" if last else "nothing was done yet"
+        resume, abort = "ovia-backup restore --resume", "put everything back: ovia-backup restore --abort"
+        if self.putting_back:
+            at, fix = "it was being put back", abort
+        else:
+            # What is live by being made, or was dropped, has nothing before it to go back to.
+            gone = self.done(Step.DROP) or (self.order.mode is Mode.NEW and self.live)
+            fix = resume if gone else f"{resume}; or {abort}"
+        return RestoreUnfinishedError(
+            f"the {self.order.mode} of {self.order.backup or self.order.database}, begun "
+            f"{self.order.started_at:%Y-%m-%d %H:%M:%S} UTC, is not finished",
+            why=f"{at}, and then its process ended",
+            fix=fix,
+        )
+
+
+def _append_line(path: Path, line: bytes) -> None:
+    """On the disk, when this returns."""
+    descriptor = open_plain(path, os.O_RDWR | os.O_APPEND)
+    try:
+        _cut_torn_line(descriptor)
+        _write_all(descriptor, line + b"\n")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _cut_torn_line(descriptor: int) -> None:
+    """What a kill left of a line must not become the beginning of the next."""
+    size = os.fstat(descriptor).st_size
+    text = os.pread(descriptor, size, 0)
+    if not text.endswith(b"\n"):
+        os.ftruncate(descriptor, text.rfind(b"\n") + 1)
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    while content:
+        content = content[os.write(descriptor, content) :]
+
+
+class Proven(Sidecar):
+    """What the proof of a restored database found; the lines, tables and phases are those of a drill.
+
+    Attributes:
+        lines: the checks, in order.
+        tables: rows and bytes of each.
+        phases: name -> seconds.
+        versions: of what took part.
+        database_bytes: ``pg_database_size``.
+        lost: what a damaged backup did not give.
+    """
+
+    lines: tuple[Line, ...] = ()
+    tables: tuple[CopiedTable, ...] = ()
+    phases: dict[str, float] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    database_bytes: int | None = None
+    lost: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Rows in all tables."""
+        return sum(table.rows for table in self.tables)

@@ -1,0 +1,175 @@
+"""What a plan shows besides what it does: what is restored, what is lost, whose sessions are cut, how long it takes.
+
+All of it is for people. Nothing here is a reason not to go on (``preflight``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+
+from ovia_backup_dagster.core.catalog import Backup, State
+from ovia_backup_dagster.core.errors import BackupError
+from ovia_backup_dagster.core.human_text import duration, human_bytes, some
+from ovia_backup_dagster.core.naming import BackupName
+from ovia_backup_dagster.drill.evidence import Evidence
+from ovia_backup_dagster.drill.runner import Driller
+from ovia_backup_dagster.postgres.programs import Connection
+from ovia_backup_dagster.restoration.activity import Counters, Written, newest_timestamps, written_since
+from ovia_backup_dagster.restoration.folder import RestoreFolder
+from ovia_backup_dagster.restoration.order import Mode, Order, Step
+from ovia_backup_dagster.restoration.record import Record
+from ovia_backup_dagster.restoration.subscriptions import subscriptions
+from ovia_backup_dagster.restoration.swap import ClientSession, Standing
+
+_SHOWN = 5
+
+
+def of_restore(
+    driller: Driller, server: Connection, order: Order, backup: Backup, live: Standing, now: datetime
+) -> tuple[dict[str, str], list[str]]:
+    """Title -> what there is to know, and what deserves a second look.
+
+    Args:
+        driller: of the drills so far, which tell how long it takes.
+        server: to a database that is there whatever becomes of the live one.
+        order: what is to be done.
+        backup: with this.
+        live: the live database as it stands.
+        now: the present (UTC).
+
+    Raises:
+        ServerError: no connection, or it broke.
+    """
+    made, since = _age(backup, now)
+    facts = {
+        "restore": f"{backup} {made} ({_state(backup, now)}, {human_bytes(backup.size_bytes)})",
+        "onto": f"database {order.database} at {order.place}"
+        + (f" ({size(live.size_bytes)})" if live.exists else ", which is made"),
+    }
+    if order.becomes != order.database:
+        besides = "and roles that the server lacks; nothing" if order.create_roles else "nothing"
+        facts["onto"] = f"a new database {order.becomes} at {order.place}; {besides} else is touched"
+    warnings = []
+    if order.mode in (Mode.SWAP, Mode.DROP):
+        newest = _newest(server, order.database)
+        facts["lost"] = f"what was written since the backup, {since}" + (f"; newest: {newest}" if newest else "")
+        facts["sessions"] = sessions(live.sessions)
+    elif order.becomes == order.database:
+        facts["lost"] = f"what was written since the backup, {since}"
+    facts["time"] = _expected(driller, backup)
+    if order.mode is Mode.SWAP:
+        facts["undo"] = f"the old database stays as {order.kept}: ovia-backup undo-restore"
+    if order.mode is Mode.DROP:
+        facts["undo"] = "NONE: the old database is dropped before the backup is restored"
+        warnings.append(f"database {order.database} is destroyed; mode swap would keep it")
+    if backup.state(now) is not State.PROVEN:
+        warnings.append("this backup is not proven yet: it is verified first, which takes as long as reading it")
+    if not backup.manifest:
+        without = backup.manifest_trouble or "it has no manifest"
+        warnings.append(f"{without}: neither its server nor its roles are known")
+    elif order.new_host and order.system_identifier in {backup.manifest.database.system_identifier} - {None}:
+        warnings.append(f"{order.place} is no new host: it is the server that the backup was made of")
+    warnings += _last_drill(driller)
+    found = subscriptions(server, order.database) if live.exists else []
+    if found and order.mode is not Mode.NEW:
+        after = "they are dropped with the database, and their slots are left on the publishers"
+        if order.mode is Mode.SWAP:
+            after = f"{order.kept} keeps them, disabled; until it is dropped, their slots keep WAL on the publishers"
+        warnings.append(f"subscriptions are not restored ({', '.join(each.name for each in found)}): {after}")
+    return facts, warnings
+
+
+def since(server: Connection, database: str, record: Record | None, live: Standing) -> str:
+    """What was written since a swap; its counters are of the database that it made live, and of no other."""
+    if record is not None and record.counters and record.live_oid == live.oid:
+        changes = written_since(server, database, Counters.model_validate(record.counters))
+        if changes == []:
+            return "nothing was written since the swap"
+        if changes is not None:
+            return "written since the swap: " + some([_change(change) for change in changes])
+    newest = _newest(server, database)
+    return f"what was written since the swap is not known; newest: {newest or 'nothing with a time'}"
+
+
+def sessions(found: Sequence[ClientSession]) -> str:
+    """Who is to be cut."""
+    if not found:
+        return "none to be cut"
+    counted = Counter(map(str, found)).most_common()
+    return f"{len(found)} will be cut: " + some([f"{number} x {name}" for name, number in counted])
+
+
+def size(count: int | None) -> str:
+    """Bytes, if they are known."""
+    return "of unknown size" if count is None else human_bytes(count)
+
+
+def _age(backup: Backup, now: datetime) -> tuple[str, str]:
+    """When it was made, and how long ago."""
+    age = duration(now - backup.started_at)
+    if backup.manifest is None and BackupName.parse(backup.path.name) is None:
+        at = f"of an unknown time; the file is of {backup.started_at:%Y-%m-%d %H:%M:%S} UTC"
+        return at, "whenever that was made"
+    return f"of {backup.started_at:%Y-%m-%d %H:%M:%S} UTC, {age} old", f"{age} ago"
+
+
+def _state(backup: Backup, now: datetime) -> str:
+    known = backup.state(now)
+    # One that stands elsewhere is not waited for.
+    state = (State.UNPROVEN if known is State.BEING_WRITTEN else known).value
+    state += ", restored by a drill" if backup.drilled else ""
+    return f"{state}, {backup.witness.rows:,} rows" if backup.witness else state
+
+
+def _newest(server: Connection, database: str) -> str:
+    try:
+        found = newest_timestamps(server, database)
+    except BackupError:
+        return ""  # a help for people, and no reason to refuse
+    return ", ".join(f"{column} {at:%Y-%m-%d %H:%M:%S}" for column, at in found)
+
+
+def _expected(driller: Driller, backup: Backup) -> str:
+    """How long it takes, from the newest of the drills and restores that can tell."""
+    for evidence in driller.drills.newest_first():
+        if evidence.passed and evidence.recovery_seconds and evidence.backup_bytes:
+            return _about(_took(evidence) * backup.size_bytes / evidence.backup_bytes, "drill", evidence.started_at)
+    becomes = backup.manifest.database.size_bytes if backup.manifest else None
+    with contextlib.suppress(BackupError):  # that the records cannot be read is said elsewhere
+        for record in _restores(driller):
+            seconds, made = record.seconds.get(Step.RESTORE.value), record.proven
+            if record.outcome == "done" and seconds and made and made.database_bytes:
+                factor = becomes / made.database_bytes if becomes else 1.0
+                return _about(seconds * factor, "restore", record.order.started_at)
+    return "unknown: no drill has passed yet"
+
+
+def _last_drill(driller: Driller) -> list[str]:
+    """Whether the newest drill failed: what it met, this restore may meet, too."""
+    with contextlib.suppress(BackupError):  # that the evidence cannot be read is said elsewhere
+        last = next(driller.drills.newest_first(), None)
+        if last is not None and (trouble := last.trouble):
+            return [f"the last drill, {last.started_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC, failed: {trouble}"]
+    return []
+
+
+def _restores(driller: Driller) -> Iterator[Record]:
+    return RestoreFolder(driller.catalog).newest_first()
+
+
+def _took(evidence: Evidence) -> float:
+    """Seconds, with those that the proof takes."""
+    proving = sum(evidence.phases.get(name, 0.0) for name in ("reading the copy", "comparison"))
+    return (evidence.recovery_seconds or 0.0) + proving
+
+
+def _about(seconds: float, what: str, at: datetime) -> str:
+    return f"about {duration(timedelta(seconds=seconds))}, as the {what} of {at.astimezone(UTC):%Y-%m-%d} suggests"
+
+
+def _change(change: Written) -> str:
+    counts = {"inserted": change.inserted, "updated": change.updated, "deleted": change.deleted}
+    return f"{change.table} " + ", ".join(f"{number:,} {what}" for what, number in counts.items() if number)

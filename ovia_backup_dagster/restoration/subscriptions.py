@@ -1,0 +1,92 @@
+"""A database's subscriptions: stopped before another database takes its place, and undone before it is dropped.
+
+A database that is renamed goes on applying what its subscriptions bring, and one that is dropped would leave slots on
+the publishers, which keep their WAL for ever. A restored database has none: restores leave them out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from ovia_backup_dagster.postgres.programs import Connection
+from ovia_backup_dagster.postgres.session import beside, connect
+
+_SUBSCRIPTIONS = """
+    SELECT s.subname AS name, s.subenabled AS enabled, s.subslotname AS slot
+    FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid WHERE d.datname = %s ORDER BY 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """One subscription.
+
+    Attributes:
+        enabled: whether it is being applied.
+        slot: its slot's name on the publisher; ``None`` when it has none.
+    """
+
+    name: str
+    enabled: bool
+    slot: str | None
+
+
+def subscriptions(server: Connection, database: str) -> list[Subscription]:
+    """The database's subscriptions; nobody need be let into it.
+
+    Raises:
+        ServerError: no connection, or it broke.
+    """
+    with connect(beside(server, database)) as session:
+        return [Subscription(**row) for row in session.execute(_SUBSCRIPTIONS, [database])]
+
+
+def disable_subscriptions(server: Connection, database: str) -> list[str]:
+    """Stop applying; returns the names of those that were enabled.
+
+    While they stand, their slots keep WAL on the publishers.
+
+    Raises:
+        ServerError: they are another role's, no connection, or it broke.
+    """
+    enabled = [subscription.name for subscription in subscriptions(server, database) if subscription.enabled]
+    _alter(server, database, enabled, "ALTER SUBSCRIPTION {} DISABLE")
+    return enabled
+
+
+def enable_subscriptions(server: Connection, database: str, names: Iterable[str]) -> None:
+    """Go on applying, where that was stopped. One that somebody has dropped since is no reason to fail.
+
+    Raises:
+        ServerError: one is another role's, no connection, or it broke.
+    """
+    stopped = {each.name for each in subscriptions(server, database) if not each.enabled}
+    _alter(server, database, [name for name in names if name in stopped], "ALTER SUBSCRIPTION {} ENABLE")
+
+
+def drop_subscriptions(server: Connection, database: str) -> list[str]:
+    """Drop them without asking the publishers, who may be gone; returns their slots' names, to be dropped there.
+
+    Raises:
+        ServerError: they are another role's, no connection, or it broke.
+    """
+    found = subscriptions(server, database)
+    names = [subscription.name for subscription in found]
+    for form in (
+        "ALTER SUBSCRIPTION {} DISABLE",
+        "ALTER SUBSCRIPTION {} SET (slot_name = NONE)",
+        "DROP SUBSCRIPTION {}",
+    ):
+        _alter(server, database, names, form)
+    return [subscription.slot for subscription in found if subscription.slot]
+
+
+def _alter(server: Connection, database: str, names: list[str], form: str) -> None:
+    if not names:
+        return  # and no session in a database that may be closed
+    with connect(server.to(database)) as session:
+        for name in names:
+            session.execute(sql.SQL(form).format(sql.Identifier(name)))

@@ -1,0 +1,450 @@
+"""Puts a restored database in a live one's place, and back, or where there is none: renames, in one transaction.
+
+Nobody may be in a database that is renamed. ``ALTER DATABASE ... RENAME`` takes the lock that every session needs to
+begin, and waits a moment for those that are in; so here another session ends them in that moment, and no one gets in
+between. Nothing but the renames themselves is ever committed: whoever is killed, and whenever, the names are all old or
+all new, and no database is left closed to its users.
+
+What a database has beside its contents is ``properties``'s business; replication into it ``subscriptions``'s; what was
+written in it ``written``'s; the databases that stay behind ``kept``'s.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import psycopg
+from psycopg import sql
+
+from ovia_backup_dagster.core.errors import DatabaseInUseError, DatabaseMissingError, RestoreRefusedError
+from ovia_backup_dagster.core.human_text import some
+from ovia_backup_dagster.postgres.advisory_lock import AdvisoryLock
+from ovia_backup_dagster.postgres.programs import APPLICATION, Connection
+from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier, sql_string
+from ovia_backup_dagster.postgres.session import DURABLY, beside, connect
+
+T = TypeVar("T")
+DEADLINE_SECONDS = 30.0
+#: How often sessions are ended while the server waits for the database to be empty.
+_POLL_SECONDS = 0.005
+#: What the server takes at most to end a session whose client has closed it, on a machine that has other things to do.
+_CLOSING_SECONDS = 2.0
+_SHOWN = 5
+#: One swap at a time; and whoever asks how one went waits for a killed process's, which the server goes on with.
+_ALONE = AdvisoryLock("ovia-backup swap", "the renaming of databases by a restore")
+_PATIENCE = f"SET lock_timeout = '{DEADLINE_SECONDS:.0f}s'"
+#: While the renaming waits for a lock (somebody makes a copy of the database), nobody else gets in either.
+_HASTE = "SET lock_timeout = '2s'"
+#: What is said to be live must be so after a crash, too; and with it all that was committed before, restored without
+#: waiting for the disk. Whoever waits for more than the disk (a standby) goes on doing so.
+_DURABLE = """
+    SELECT set_config(name, 'local', false) FROM pg_settings WHERE name = 'synchronous_commit' AND setting = 'off'
+"""
+_DATABASE = """
+    SELECT d.oid::bigint AS oid, pg_get_userbyid(d.datdba) AS owner, d.datistemplate AS template,
+           d.datallowconn AS open, d.datconnlimit = -2 AS invalid,
+           CASE WHEN has_database_privilege(d.oid, 'CONNECT') OR pg_has_role('pg_read_all_stats', 'USAGE')
+                THEN pg_database_size(d.oid) END AS size_bytes,
+           me.rolsuper OR pg_has_role(d.datdba, 'USAGE') AND pg_has_role(d.datdba, 'SET') AS ours
+    FROM pg_database d, pg_roles me WHERE d.datname = %s AND me.rolname = current_user
+"""
+_ROLE = """
+    SELECT pg_is_in_recovery() AS standby, rolsuper OR rolcreatedb AS creates_databases,
+           rolname AS acting, session_user AS connected
+    FROM pg_roles WHERE rolname = current_user
+"""
+#: Autovacuum the server itself ends for a rename, whoever asks. Who may not see what kind a process is knows it
+#: as nobody's: all others (walsenders, workers of queries and of subscriptions) are some role's.
+#: pg_signal_backend ends no superuser's session.
+_SESSIONS = """
+    SELECT a.pid, coalesce(a.usename, '') AS "user", coalesce(nullif(a.application_name, ''), a.backend_type, '')
+           AS application, coalesce(host(a.client_addr), '') AS client, coalesce(a.state, '') AS state,
+           me.rolsuper OR NOT r.rolsuper AND (pg_has_role('pg_signal_backend', 'USAGE') OR pg_has_role(r.oid, 'USAGE'))
+           AS endable
+    FROM pg_stat_activity a LEFT JOIN pg_roles r ON r.oid = a.usesysid, pg_roles me
+    WHERE me.rolname = current_user AND a.datid = ANY (%s::oid[])
+      AND a.backend_type IS DISTINCT FROM 'autovacuum worker' AND (a.usesysid IS NOT NULL OR me.rolsuper)
+      AND a.pid <> pg_backend_pid()
+    ORDER BY a.backend_start
+"""
+#: In the select list: as a condition it would be free to go first, and end every session of the server.
+_END = f"SELECT pid, pg_terminate_backend(pid) FROM ({_SESSIONS}) AS s WHERE endable"  # noqa: S608
+_PREPARED = "SELECT gid, owner, prepared FROM pg_prepared_xacts WHERE database = %s ORDER BY prepared"
+_SLOTS = "SELECT slot_name AS name, active FROM pg_replication_slots WHERE database = %s AND NOT temporary ORDER BY 1"
+#: Of the live database, the incoming one, and the name to keep the live one under. What was renamed stays locked to the
+#: end of the transaction, so only the first renaming of each waits. That end stands in the same message as all that
+#: interrupts anybody: the server has the whole of it, or nothing.
+_CLAIM = sql.SQL("BEGIN; ALTER DATABASE {1} RENAME TO {2}")
+_SWAP = sql.SQL(
+    "ALTER DATABASE {0} RENAME TO {1}; ALTER DATABASE {2} RENAME TO {0}; ALTER DATABASE {1} RENAME TO {2}; COMMIT"
+)
+_NAME = sql.SQL("ALTER DATABASE {} RENAME TO {}")
+_NAMES = "SELECT oid::bigint AS oid, datname AS name FROM pg_database WHERE oid = ANY (%s::oid[])"
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSession:
+    """Somebody in a database; never what he asks.
+
+    Attributes:
+        user: the role.
+        application: what it calls itself, or what kind of process of the server it is.
+        client: its address; empty for a local socket.
+        state: as in ``pg_stat_activity``. All but the user is empty where the role may not see it.
+        endable: whether we may end it.
+    """
+
+    user: str
+    application: str
+    client: str
+    state: str
+    endable: bool
+
+    def __str__(self) -> str:
+        details = ", ".join(part for part in (self.application, self.client, self.state) if part)
+        return f"{self.user or 'the server'} ({details})" if details else self.user
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A database as it stands now.
+
+    Attributes:
+        exists: whether it is there; if not, all else is empty.
+        owner: its owner's name.
+        size_bytes: on the server's disk; ``None`` where the role may not ask.
+        oid: what tells it from every other of its server, whatever it is called.
+        invalid: whether an interrupted DROP DATABASE has left nothing of use.
+        sessions: who is in it, oldest first.
+    """
+
+    exists: bool
+    owner: str = ""
+    size_bytes: int | None = None
+    oid: int = 0
+    invalid: bool = False
+    sessions: tuple[ClientSession, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Swapped:
+    """What a swap did.
+
+    Attributes:
+        seconds: from the first session's end until the new database could be entered.
+        cut: how many sessions were ended.
+    """
+
+    seconds: float
+    cut: int
+
+
+def standing(server: Connection, database: str) -> Standing:
+    """A database as it stands now.
+
+    Raises:
+        ServerError: no connection, or it broke.
+    """
+    with connect(beside(server, database)) as session:
+        row = session.execute(_DATABASE, [database]).fetchone()
+        if row is None:
+            return Standing(exists=False)
+        sessions = _sessions(session, row["oid"])
+        return Standing(True, row["owner"], row["size_bytes"], row["oid"], row["invalid"], sessions)
+
+
+def obstacles(server: Connection, database: str, *, mode_needs_swap: bool = True) -> list[RestoreRefusedError]:
+    """Why the database cannot be renamed away, or dropped, by this role; empty when it can.
+
+    What is needed: a superuser; or CREATEDB, the owner's rights (membership with INHERIT and SET), and
+    pg_signal_backend where sessions of other roles are to be ended.
+
+    Args:
+        server: as the role that will do it.
+        database: which need not exist.
+        mode_needs_swap: it is to be kept, under another name; else it is to be dropped.
+
+    Raises:
+        ServerError: no connection, or it broke.
+    """
+    found: list[RestoreRefusedError] = []
+
+    def refuse(what: str, why: str, fix: str) -> None:
+        found.append(RestoreRefusedError(what, why=why, fix=fix))
+
+    name = sql_identifier(database)
+    with connect(beside(server, database)) as session:
+        role = session.execute(_ROLE).fetchone()
+        assert role is not None  # a session always has a role
+        acting, connected = role["acting"], role["connected"]
+        me, instead = sql_identifier(acting), ""
+        if acting != connected:
+            # ALTER ROLE ... SET role: the rights are the other's.
+            instead = f", as which role {connected} acts, since its setting role says so"
+        if role["standby"]:
+            refuse(
+                f"the server at {server.host}:{server.port} is a standby",
+                "it repeats what its primary does, and nothing can be restored into it",
+                f"set {server.variables.host} to the primary",
+            )
+            return found
+        if not role["creates_databases"]:
+            refuse(
+                f"role {acting} may not make or rename a database{instead}",
+                "it has not CREATEDB",
+                f"as a superuser: ALTER ROLE {me} CREATEDB; or name a role that may: RESTORE_POSTGRES_USER",
+            )
+        row = session.execute(_DATABASE, [database]).fetchone()
+        if row is None:
+            return found
+        if not row["ours"]:
+            refuse(
+                f"database {database} belongs to {row['owner']}",
+                f"role {acting} has not its rights{instead}",
+                f"as a superuser: GRANT {sql_identifier(row['owner'])} TO {me} WITH INHERIT TRUE, SET TRUE; or name a "
+                "role that has: RESTORE_POSTGRES_USER",
+            )
+        if row["template"]:
+            refuse(
+                f"database {database} is a template",
+                "new databases are made from it, and a server needs its own",
+                f"if it is not meant to be one: ALTER DATABASE {name} IS_TEMPLATE false",
+            )
+        if mode_needs_swap and row["invalid"]:
+            refuse(
+                f"database {database} cannot be used any more",
+                "a DROP DATABASE of it was interrupted",
+                f"DROP DATABASE {name}; then restore into a new one of that name",
+            )
+        elif mode_needs_swap and not row["open"]:
+            refuse(
+                f"database {database} lets nobody in",
+                "somebody has closed it to all",
+                f"once you know why: ALTER DATABASE {name} ALLOW_CONNECTIONS true",
+            )
+        in_database = f"psql --dbname={shell_word(database)}"
+        for prepared in session.execute(_PREPARED, [database]):
+            gid = sql_string(prepared["gid"])
+            refuse(
+                f"database {database} has the prepared transaction {prepared['gid']}",
+                f"{prepared['owner']} has neither committed it nor rolled it back since "
+                f"{prepared['prepared']:%Y-%m-%d %H:%M} UTC, and it holds the database",
+                f"ask what it belongs to; then, in the database: COMMIT PREPARED {gid} or ROLLBACK PREPARED {gid} "
+                f"({in_database})",
+            )
+        for slot in session.execute(_SLOTS, [database]):
+            stop = "stop its consumer, then: " if slot["active"] else ""
+            refuse(
+                f"database {database} has the logical replication slot {slot['name']}",
+                "what is read through it would go on being the old database's, or be lost with it",
+                f"{stop}SELECT pg_drop_replication_slot({sql_string(slot['name'])}); its consumer must begin anew "
+                "after the restore",
+            )
+        stay = _staying(session, row["oid"])
+        if stay:
+            refuse(
+                f"role {server.user} may not end sessions in database {database}: {some(stay)}",
+                "they are other roles', which takes pg_signal_backend, or a superuser's, which takes a superuser",
+                f"end them; or, as a superuser: GRANT pg_signal_backend TO {me}; or name a superuser: "
+                "RESTORE_POSTGRES_USER",
+            )
+    return found
+
+
+def swap(
+    server: Connection,
+    live: str,
+    incoming: str,
+    kept: str,
+    *,
+    oids: tuple[int, int] | None = None,
+    deadline_seconds: float = DEADLINE_SECONDS,
+) -> Swapped:
+    """Rename ``live`` to ``kept`` and ``incoming`` to ``live``, both or neither, and end every session in both.
+
+    Sessions may begin in either the moment it is done. Sessions that could not be ended make it try again; each try
+    keeps new ones waiting for up to five seconds.
+
+    Args:
+        server: as a role for whom there are no :func:`obstacles`.
+        live: the name that people use.
+        incoming: what takes its place.
+        kept: what the live one is called afterwards.
+        oids: of ``live`` and ``incoming``, as they must be; somebody may have swapped meanwhile.
+        deadline_seconds: after which no further try is begun.
+
+    Raises:
+        DatabaseInUseError: sessions stayed in one of them; nothing is changed.
+        DatabaseMissingError: ``live`` or ``incoming`` is not there.
+        BackupError: the server refused, and nothing is changed; or the connection broke: ask :func:`where`.
+    """
+    with _sessions_of_ours(beside(server, live, incoming)) as (renaming, ending):
+        found = [_oid(ending, server, name) for name in (live, incoming)]
+        for name, here, wanted in zip((live, incoming), found, oids or found, strict=True):
+            if here != wanted:
+                raise _missing(server, name)
+        names = tuple(map(sql.Identifier, (live, incoming, kept)))
+
+        def rename(cut: set[int]) -> Swapped:
+            # It may take a while until nobody is in it (autovacuum likes new tables): the live one is left alone.
+            _rename(renaming, _CLAIM.format(*names), ending, found[1], cut)
+            began = time.monotonic()
+            _rename(renaming, _SWAP.format(*names), ending, found[0], cut)
+            return Swapped(time.monotonic() - began, len(cut))
+
+        return _insist(rename, renaming, ending, live, found, deadline_seconds)
+
+
+def give_name(server: Connection, database: str, name: str, *, oid: int) -> None:
+    """Rename ``database`` to what no database is called, and end every session in it.
+
+    Args:
+        server: as a role for whom there are no :func:`obstacles`.
+        database: what is renamed.
+        name: what it is called afterwards.
+        oid: of ``database``, as it must be.
+
+    Raises:
+        DatabaseInUseError, DatabaseMissingError: as :func:`swap`; nothing is changed.
+        BackupError: the server refused, and nothing is changed; or the connection broke: ask :func:`is_called`.
+    """
+    with _sessions_of_ours(beside(server, database, name)) as (renaming, ending):
+        if _oid(ending, server, database) != oid:
+            raise _missing(server, database)
+        statement = _NAME.format(sql.Identifier(database), sql.Identifier(name))
+
+        def rename(cut: set[int]) -> None:
+            _rename(renaming, statement, ending, oid, cut)
+
+        _insist(rename, renaming, ending, database, [oid], DEADLINE_SECONDS)
+
+
+def is_called(server: Connection, name: str, oid: int) -> bool:
+    """Whether the database of that OID has the name; waits for a renaming that the server is still about.
+
+    Raises:
+        LockTimeoutError: another one is under way.
+    """
+    return names(server, [oid]).get(oid) == name
+
+
+def where(server: Connection, live: str, oids: tuple[int, int]) -> Literal["before", "after", "torn"]:
+    """How a swap went, when nobody is left to tell; waits for one that the server is still about.
+
+    Args:
+        server: any role.
+        live: as :func:`swap` was given it.
+        oids: of ``live`` and ``incoming`` before it.
+
+    Returns:
+        Which of both is called ``live``, whatever somebody has done with the other one since; ``torn``: neither.
+
+    Raises:
+        LockTimeoutError: another swap is under way.
+    """
+    called = names(server, oids)
+    if called.get(oids[0]) == live:
+        return "before"
+    return "after" if called.get(oids[1]) == live else "torn"
+
+
+def names(server: Connection, oids: Iterable[int]) -> dict[int, str]:
+    """What databases are called now, by their OIDs, when nobody renames any more; without those that are gone.
+
+    Raises:
+        LockTimeoutError: somebody still does.
+    """
+    with connect(beside(server)) as session:
+        session.execute(_PATIENCE)
+        _ALONE.take(session)
+        return {row["oid"]: row["name"] for row in session.execute(_NAMES, [list(oids)])}
+
+
+@contextmanager
+def _sessions_of_ours(
+    server: Connection,
+) -> Iterator[tuple[psycopg.Connection[dict[str, Any]], psycopg.Connection[dict[str, Any]]]]:
+    """Two sessions, to rename and to end others; nobody else renames meanwhile."""
+    with connect(server) as renaming, connect(server) as ending:
+        renaming.execute(DURABLY)
+        renaming.execute(_PATIENCE)
+        _ALONE.take(renaming)
+        renaming.execute(_HASTE)
+        yield renaming, ending
+
+
+def _insist(
+    rename: Callable[[set[int]], T],
+    renaming: psycopg.Connection[Any],
+    ending: psycopg.Connection[dict[str, Any]],
+    database: str,
+    oids: list[int],
+    deadline_seconds: float,
+) -> T:
+    """Rename, and again while sessions stay in what is renamed, up to the deadline."""
+    deadline = time.monotonic() + deadline_seconds
+    cut: set[int] = set()
+    while True:
+        try:
+            return rename(cut)
+        except (psycopg.errors.ObjectInUse, psycopg.errors.LockNotAvailable) as error:
+            renaming.execute("ROLLBACK")
+            if time.monotonic() > deadline:
+                left = [s for oid in oids for s in _sessions(ending, oid)]
+                raise DatabaseInUseError(
+                    f"database {database} could not be renamed",
+                    why=f"in use by {some(left)}" if left else "sessions come and go in it",
+                    said=": ".join(filter(None, (error.diag.message_primary, error.diag.message_detail))),
+                    fix="stop what uses it, and try again; nothing was changed",
+                ) from None
+
+
+def _rename(
+    renaming: psycopg.Connection[Any],
+    renames: sql.Composed,
+    ending: psycopg.Connection[dict[str, Any]],
+    oid: int,
+    cut: set[int],
+) -> None:
+    """Rename, and meanwhile end whoever is in the database."""
+    with ThreadPoolExecutor(1) as other:
+        renamed = other.submit(renaming.execute, renames)
+        while not renamed.done():
+            cut.update(row["pid"] for row in ending.execute(_END, [[oid]]))
+            wait([renamed], _POLL_SECONDS)
+        renamed.result()
+
+
+def _oid(session: psycopg.Connection[dict[str, Any]], server: Connection, database: str) -> int:
+    row = session.execute(_DATABASE, [database]).fetchone()
+    if row is None:
+        raise _missing(server, database)
+    return int(row["oid"])
+
+
+def _missing(server: Connection, database: str) -> DatabaseMissingError:
+    return DatabaseMissingError(
+        f"there is no {server.to(database)} any more",
+        why="it was dropped, renamed or replaced meanwhile",
+        fix=f"see what there is: psql -h {shell_word(server.host)} -p {server.port} -l",
+    )
+
+
+def _sessions(session: psycopg.Connection[dict[str, Any]], oid: int) -> tuple[ClientSession, ...]:
+    rows = session.execute(_SESSIONS, [[oid]])
+    return tuple(ClientSession(r["user"], r["application"], r["client"], r["state"], bool(r["endable"])) for r in rows)
+
+
+def _staying(session: psycopg.Connection[dict[str, Any]], oid: int) -> list[ClientSession]:
+    """Who cannot be ended; not a session of ours that was just closed, such as the doctor's by the role that dumps."""
+    until = time.monotonic() + _CLOSING_SECONDS
+    while True:
+        stay = [each for each in _sessions(session, oid) if not each.endable]
+        if not any(each.application == APPLICATION for each in stay) or time.monotonic() > until:
+            return stay
+        time.sleep(_POLL_SECONDS)

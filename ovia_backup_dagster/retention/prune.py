@@ -1,0 +1,153 @@
+"""Promoting and pruning: take the lock, read the catalog again, decide, act.
+
+The decisions are pure functions in ``promotion`` and ``retention``; here is only the order of events, which
+both the Dagster assets and the command line need.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from ovia_backup_dagster.core.catalog import Backup, Catalog, State
+from ovia_backup_dagster.core.errors import BackupNotFoundError, LockHeldError, NotProvenError, VolumeError
+from ovia_backup_dagster.core.naming import Tier
+from ovia_backup_dagster.core.verdict import Hold
+from ovia_backup_dagster.restoration.folder import RestoreFolder
+from ovia_backup_dagster.retention import plan as retention
+from ovia_backup_dagster.retention import promotion
+from ovia_backup_dagster.retention.plan import Plan, Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Promoted:
+    """What became of a promotion.
+
+    Attributes:
+        weekly: the new weekly backup, or ``None``.
+        reason: why or why not.
+    """
+
+    weekly: Backup | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What pruning did.
+
+    Attributes:
+        plan: what was decided, and why.
+        removed: keys of the backups that are gone now.
+        swept: abandoned temporaries and sidecars that were cleaned up.
+        in_use: keys of backups that are being restored, and go the next time.
+        freed_bytes: their length; a hard link's twin may still hold the space.
+    """
+
+    plan: Plan
+    removed: tuple[str, ...] = ()
+    freed_bytes: int = 0
+    swept: tuple[str, ...] = ()
+    in_use: tuple[str, ...] = ()
+
+
+def promote(
+    catalog: Catalog, backup: Backup, policy: Policy, now: datetime, on_wait: Callable[[str], None] | None = None
+) -> Promoted:
+    """Promote a proven backup if its week has no weekly one.
+
+    Raises:
+        LockHeldError, BackupNotFoundError, VolumeError, DiskFullError.
+    """
+    with _locked(catalog, f"promoting {backup}", now, on_wait) as now:
+        decision = promotion.decide(catalog.refresh(backup), catalog.backups(Tier.WEEKLY), policy, now)
+        weekly = None
+        if decision.promote:
+            catalog.prepare(Tier.WEEKLY)
+            weekly = catalog.promote(catalog.refresh(backup), now)
+    return Promoted(weekly, decision.reason)
+
+
+def prune(catalog: Catalog, policy: Policy, now: datetime, on_wait: Callable[[str], None] | None = None) -> Pruned:
+    """Remove what the policy does not keep. A file that is gone already, or refuses to go, stops nothing.
+
+    Raises:
+        NotProvenError: the newest dump is not proven.
+        VolumeError: some files could not be removed; all others were.
+        LockHeldError: another operation is under way.
+    """
+    with _locked(catalog, "pruning", now, on_wait) as now:
+        swept = tuple(path.name for path in catalog.sweep())
+        backups = {f"{b.tier}/{b}": b for b in catalog.backups()}
+        plan = preview(backups.values(), policy, now)
+        unfinished = RestoreFolder(catalog).unfinished()
+        if plan.held:
+            raise NotProvenError(
+                "nothing was removed",
+                why=plan.held,
+                fix="verify it: ovia-backup verify latest"
+                if plan.held.endswith(State.UNPROVEN)
+                else "make a new one: ovia-backup dump && ovia-backup verify",
+            )
+        removed, in_use, freed, failures = [], [], 0, []
+        for decision in plan.removals:
+            backup = backups[decision.candidate.key]
+            if unfinished and unfinished.order.backup_path == str(backup.path):
+                in_use.append(decision.candidate.key)  # its process was killed, and nobody holds its lock
+                continue
+            try:
+                catalog.remove(backup)
+            except LockHeldError:
+                in_use.append(decision.candidate.key)
+            except VolumeError as error:
+                failures.append(error)
+            else:
+                removed.append(decision.candidate.key)
+                freed += backup.size_bytes
+    if failures:
+        raise VolumeError(
+            f"{len(failures)} of {len(plan.removals)} backups could not be removed",
+            why=failures[0].account,
+            fix=failures[0].fix,
+        )
+    return Pruned(plan, tuple(removed), freed, swept, tuple(in_use))
+
+
+@contextmanager
+def _locked(catalog: Catalog, purpose: str, now: datetime, on_wait: Callable[[str], None] | None) -> Iterator[datetime]:
+    """The lock; yields the present, which is later than ``now`` by the wait for it.
+
+    With the old ``now`` a dump that was made meanwhile would seem to lie in the future, and not be looked at.
+    """
+    began = time.monotonic()
+    with catalog.lock(purpose, now, on_wait):
+        yield now + timedelta(seconds=time.monotonic() - began)
+
+
+def preview(backups: Iterable[Backup], policy: Policy, now: datetime) -> Plan:
+    """What :func:`prune` would decide now about all backups of a volume; changes nothing and needs no lock."""
+    return retention.plan([retention.candidate(b, now) for b in backups], policy, now)
+
+
+def release(catalog: Catalog, backup: Backup, now: datetime) -> Backup:
+    """Say that what a backup is held for was meant; it is pruned like others from now on.
+
+    Raises:
+        BackupNotFoundError: the backup is not on hold.
+    """
+    with catalog.lock(f"releasing {backup}", now):
+        try:
+            hold = catalog.refresh(backup).hold
+        except VolumeError as error:  # one that cannot be read holds, and must be releasable
+            hold = Hold(until=now, reason=str(error))
+        if hold is None or hold.released_at is not None:
+            raise BackupNotFoundError(f"{backup} is not on hold", fix="ovia-backup prune --dry-run")
+        catalog.set_hold(backup, hold.model_copy(update={"released_at": now}))
+        # Its copy in the other tier has the same hold.
+        for twin, same in catalog.held(now):
+            if twin.started_at == backup.started_at:
+                catalog.set_hold(twin, same.model_copy(update={"released_at": now}))
+    return catalog.refresh(backup)

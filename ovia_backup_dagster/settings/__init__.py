@@ -1,0 +1,1 @@
+"""Every environment variable that this program reads, once, typed."""

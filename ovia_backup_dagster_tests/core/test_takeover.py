@@ -1,0 +1,730 @@
+"""Handing the volume over: real files of root's, a user without rights, and the old script beside them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ovia_backup_dagster.core import takeover, takeover_links
+from ovia_backup_dagster.core.catalog import MANIFEST, Catalog, State
+from ovia_backup_dagster.core.errors import BackupError, LockHeldError, VolumeError, VolumeMissingError
+from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.core.takeover import Owner
+from ovia_backup_dagster.retention import prune as housekeeping
+from ovia_backup_dagster.retention.plan import Policy, Weekday
+from ovia_backup_dagster_tests.support import crashes
+from ovia_backup_dagster_tests.support.crashes import in_a_child, killed_at_each_step
+from ovia_backup_dagster_tests.support.factories import (
+    DAY,
+    HOUR,
+    NOW,
+    drill_evidence,
+    judged,
+    make_catalog,
+    names,
+    proven,
+    publish,
+    set_mtime,
+    write_dump,
+)
+from ovia_backup_dagster_tests.support.old_script import old_script
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="giving files away needs root")
+US = Owner(10001, 10001)
+ONE_DAY = Policy(1, 1, Weekday.SUNDAY, ZoneInfo("UTC"))
+#: Refused, with an error of ours.
+REFUSED = 3
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """One that other users may pass through, which pytest's is not."""
+    folder = tempfile.mkdtemp(prefix="ovia-t-", dir="/tmp")
+    os.chmod(folder, 0o755)
+    yield Path(folder)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The old script's volume, a week on."""
+    volume = tmp_path / "volume"
+    volume.mkdir(mode=0o755)
+    for days in range(7, 0, -1):
+        old_script(volume, NOW - days * DAY)
+    return volume
+
+
+def as_us(action: Callable[[], object]) -> int:
+    """Do it as our user, in a child; ``REFUSED`` when an error of ours says no."""
+
+    def run() -> None:
+        os.setgroups([])
+        os.setgid(US.gid)
+        os.setuid(US.uid)
+        try:
+            action()
+        except BackupError:
+            os._exit(REFUSED)
+
+    return in_a_child(run)
+
+
+def done(action: Callable[[], object]) -> None:
+    assert as_us(action) == 0
+
+
+def refused(action: Callable[[], object]) -> BackupError:
+    with pytest.raises(BackupError) as caught:
+        action()
+    return caught.value
+
+
+def dumps(root: Path) -> dict[str, tuple[int, bytes]]:
+    """Both tiers' dumps: inode and content."""
+    found = [path for tier in Tier for path in (root / tier).glob("*.dump") if path.is_file()]
+    return {f"{path.parent.name}/{path.name}": (path.stat().st_ino, path.read_bytes()) for path in found}
+
+
+def everything(root: Path) -> dict[str, tuple[int, int, int, int]]:
+    """All that stands on a volume, with inode, mode and owner."""
+    found = {str(path.relative_to(root)): path.lstat() for path in [root, *root.rglob("*")]}
+    return {name: (s.st_ino, s.st_mode, s.st_uid, s.st_gid) for name, s in found.items()}
+
+
+def all_ours(root: Path) -> None:
+    for path in [root, *root.rglob("*")]:
+        status = path.lstat()
+        assert (status.st_uid, status.st_gid) == (US.uid, US.gid), path
+        assert stat.S_IMODE(status.st_mode) == (0o700 if path.is_dir() else 0o600), path
+
+
+# --- Owner and mode -----------------------------------------------------------------------------------------------
+
+
+def test_the_old_volume_becomes_ours_and_we_work_on_it(root: Path) -> None:
+    before = dumps(root)
+    found = takeover.begin(root, US, NOW)
+    all_ours(root)
+    assert dumps(root) == before
+    assert set(found.changed) == {".", "daily", "weekly", ".lock", *before}
+    assert found.left_alone == ()
+    catalog = Catalog(root, "ovia")
+
+    def work() -> None:
+        for backup in catalog.backups():
+            judged(catalog, backup)
+        backup = proven(catalog, NOW)
+        catalog.promote(backup, NOW)
+        drill_evidence(catalog, NOW)
+        housekeeping.prune(catalog, ONE_DAY, NOW)
+
+    done(work)
+    assert not [b for b in catalog.backups(Tier.DAILY) if b.started_at < NOW - DAY]
+
+
+def test_an_empty_volume_gets_its_folders(tmp_path: Path) -> None:
+    (tmp_path / "lost+found").mkdir(mode=0o700)
+    found = takeover.begin(tmp_path, US, NOW)
+    assert names(tmp_path) == {"lost+found", "daily", "weekly", ".lock"}
+    assert found.protection is None
+    assert found.left_alone == ("lost+found",)
+    assert (tmp_path / "lost+found").stat().st_uid == 0
+    done(lambda: proven(Catalog(tmp_path, "ovia"), NOW))
+
+
+def test_all_of_ours_is_handed_over_and_nothing_else(root: Path) -> None:
+    catalog = make_catalog(root)
+    publish(catalog, NOW)
+    catalog.promote(proven(catalog, NOW + HOUR), NOW)
+    drill_evidence(catalog, NOW)
+    catalog.keep_reserve()
+    (root / "drills" / ".lock").touch()
+    (root / "restores" / "one").mkdir(parents=True)
+    (root / "restores" / "one" / "plan.json").touch()
+    (root / "daily" / f".{BackupName('ovia', Tier.DAILY, NOW).filename}.tmp").touch()
+    (root / "daily" / "my.db_daily_2026-01-01_030000.dump.json").touch()
+    ours = set(everything(root))
+    (root / "notes").mkdir()
+    (root / "notes" / "ovia_daily_2026-01-01_030000.dump").touch()
+    strange = ["notes", "README", "daily/README", "daily/ovia_weekly_2026-01-01_030000.dump", "daily/a.dump"]
+    for name in strange[1:]:
+        (root / name).touch()
+    (root / "weekly" / "ovia_weekly_2026-01-01_030000.dump").mkdir()
+    os.mkfifo(root / "drills" / "pipe")
+    os.mknod(root / "daily" / "ovia_daily_2026-01-01_030000.dump", stat.S_IFCHR | 0o600, os.makedev(1, 5))
+    listening = socket.socket(socket.AF_UNIX)
+    there = os.getcwd()
+    os.chdir(root / "drills")
+    listening.bind("socket")
+    os.chdir(there)
+    strange += ["weekly/ovia_weekly_2026-01-01_030000.dump", "drills/pipe", "drills/socket"]
+    strange += ["daily/ovia_daily_2026-01-01_030000.dump"]
+    before = everything(root)
+    found = takeover.begin(root, US, NOW)
+    listening.close()
+    after = everything(root)
+    assert sorted(found.left_alone) == sorted(strange)
+    for name, status in before.items():
+        assert after[name][0] == status[0]
+        if name in ours:
+            assert after[name][2:] == (US.uid, US.gid)
+        else:
+            assert after[name] == status
+
+
+def test_the_second_time_nothing_changes(root: Path) -> None:
+    takeover.begin(root, US, NOW)
+    before = everything(root)
+    found = takeover.begin(root, US, NOW)
+    assert found.changed == ()
+    assert found.unchanged == len(before)
+    assert found.protection is not None
+    assert (len(found.protection.names), found.protection.added) == (8, ())
+    assert everything(root) == before
+
+
+def test_when_all_is_ours_anybody_of_us_may_run_it(root: Path) -> None:
+    takeover.begin(root, US, NOW)
+    done(lambda: takeover.begin(root, US, NOW))
+    done(lambda: takeover.finish(root, US, NOW))
+    done(lambda: takeover.finish(root, US, NOW))
+    done(lambda: takeover.begin(root, US, NOW))
+
+
+def test_after_the_end_the_next_deployment_begins_no_other(root: Path) -> None:
+    takeover.begin(root, US, NOW)
+    takeover.finish(root, US, NOW)
+    done(lambda: proven(Catalog(root, "ovia"), NOW))
+    found = takeover.begin(root, US, NOW)
+    assert (found.changed, found.protection) == ((), None)
+    assert names(root) == {".lock", "daily", "weekly"}
+    # But if the old service comes back, all is protected again.
+    old_script(root, NOW + HOUR)
+    assert takeover.begin(root, US, NOW).protection is not None
+
+
+@pytest.mark.parametrize("act", [takeover.begin, takeover.finish])
+def test_who_is_not_root_is_told_what_to_do(act: Callable[..., object], root: Path) -> None:
+    before = everything(root)
+    outcome = crashes.raised_as_nobody(lambda: act(root, US, NOW))
+    assert isinstance(outcome, VolumeError)
+    assert outcome.what == f"cannot hand over {root}"
+    assert outcome.why == f"it is not ours yet, and this runs as user {crashes.NOBODY}"
+    assert outcome.fix == "as root: ovia-backup hand-over --to 10001:10001"
+    assert everything(root) == before
+
+
+def test_a_root_without_its_capabilities_is_told_which(root: Path) -> None:
+    program = (
+        "import sys; from datetime import *; from pathlib import Path; from ovia_backup_dagster.core import handover\n"
+        "try: handover.begin(Path(sys.argv[1]), handover.Owner(10001, 10001), datetime.now(UTC))\n"
+        "except handover.VolumeError as error: print(error)"
+    )
+
+    def run(*kept: str) -> str:
+        caps = ",".join(["-all", *(f"+{name}" for name in kept)])
+        command = ["setpriv", f"--bounding-set={caps}", "--inh-caps=-all", sys.executable, "-c", program, str(root)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert "this is a root without the capabilities CHOWN, FOWNER and DAC_OVERRIDE" in run("fowner", "dac_override")
+    for _ in range(2):
+        assert run("chown", "fowner", "dac_override") == ""
+        old_script(root, NOW + HOUR)
+
+
+# --- What must not be followed, entered or taken --------------------------------------------------------------------
+
+
+def test_no_link_is_followed(root: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    (outside / "folder").mkdir(parents=True)
+    (outside / "file").write_text("root's own")
+    (outside / "folder" / "ovia_daily_2026-01-01_030000.dump").write_text("root's own")
+    (root / "daily" / "ovia_daily_2026-02-01_030000.dump").symlink_to(outside / "file")
+    (root / "daily" / "ovia_daily_2026-02-01_030000.dump.json").symlink_to(outside / "file")
+    (root / "drills").symlink_to(outside / "folder")
+    (root / "restores").mkdir()
+    (root / "restores" / "x").symlink_to(outside / "folder")
+    (root / ".reserve").symlink_to(outside / "file")
+    os.rename(root / "weekly", tmp_path / "weekly")
+    (root / "weekly").symlink_to(outside / "folder")
+    before = everything(outside)
+    with pytest.raises(VolumeError, match="cannot protect the dumps"):  # weekly/ is no folder
+        takeover.begin(root, US, NOW)
+    (root / "weekly").unlink()
+    found = takeover.begin(root, US, NOW)
+    assert everything(outside) == before
+    assert set(found.left_alone) == {
+        "daily/ovia_daily_2026-02-01_030000.dump",
+        "daily/ovia_daily_2026-02-01_030000.dump.json",
+        "drills",
+        "restores/x",
+        ".reserve",
+    }
+    assert found.protection is not None
+    assert not [name for name in found.protection.names if "2026-02-01" in name]
+
+
+@pytest.mark.parametrize("target", ["file", "folder", "nowhere"])
+@pytest.mark.parametrize("name", [".lock", ".handover", ".handover.new"])
+def test_a_link_in_the_place_of_what_root_would_make(name: str, target: str, root: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    (outside / "folder").mkdir(parents=True)
+    (outside / "file").write_text("root's own")
+    (root / name).symlink_to(outside / target)
+    before = everything(outside)
+    assert isinstance(refused(lambda: takeover.begin(root, US, NOW)), VolumeError)
+    assert everything(outside) == before
+    assert (outside / "file").read_text() == "root's own"
+
+
+def test_links_among_the_second_names_do_not_come_back(root: Path, tmp_path: Path) -> None:
+    takeover.begin(root, US, NOW)
+    secret = tmp_path / "secret"
+    secret.write_text("root's own")
+    (root / ".handover" / "daily" / "ovia_daily_2026-02-01_030000.dump").symlink_to(secret)
+    error = refused(lambda: takeover.finish(root, US, NOW))
+    assert "daily/ovia_daily_2026-02-01_030000.dump in it" in str(error)
+    assert not (root / "daily" / "ovia_daily_2026-02-01_030000.dump").exists()
+    assert secret.stat().st_uid == 0
+
+
+@pytest.mark.parametrize("swap", [os.symlink, os.link])
+def test_a_file_that_is_swapped_for_a_link_in_between(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swap: Callable[[Path, Path], None]
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("root's own")
+    real = os.open
+    swapped: list[str] = []
+
+    def swapping(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if str(path).endswith(".dump") and not swapped:
+            swapped.append(path)
+            (root / "daily" / path).unlink(missing_ok=True)
+            swap(secret, root / "daily" / path)
+        return real(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", swapping)
+    with contextlib.suppress(VolumeError):
+        takeover.begin(root, US, NOW)
+    assert swapped
+    assert secret.stat().st_uid == 0
+
+
+def test_other_filesystems_are_not_entered(root: Path) -> None:
+    (root / "drills").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(root / "drills")], check=True)
+    try:
+        (root / "drills" / "evidence.json").touch()
+        found = takeover.begin(root, US, NOW)
+        assert found.left_alone == ("drills",)
+        assert (root / "drills" / "evidence.json").stat().st_uid == 0
+    finally:
+        subprocess.run(["umount", str(root / "drills")], check=True)
+
+
+def test_a_file_that_another_filesystem_lends_is_left_alone(root: Path, tmp_path: Path) -> None:
+    path = min((root / "daily").iterdir())
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(tmp_path / "volume" / "weekly")], check=True)
+    try:
+        lent = root / "weekly" / "lent"
+        lent.touch()
+        subprocess.run(["mount", "--bind", str(lent), str(path)], check=True)
+        try:
+            with pytest.raises(VolumeError):
+                takeover.begin(root, US, NOW)
+            assert lent.stat().st_uid == 0
+        finally:
+            subprocess.run(["umount", str(path)], check=True)
+    finally:
+        subprocess.run(["umount", str(root / "weekly")], check=True)
+
+
+@pytest.mark.parametrize("path", ["/", "/etc", "/home", "/var/lib", "/usr/../etc", "/tmp"])
+def test_a_folder_of_the_systems(path: str) -> None:
+    before = os.stat(path)
+    error = refused(lambda: takeover.begin(Path(path), US, NOW))
+    assert error.account == f"{Path(path)} is no backup volume: it is a folder of the system's"
+    assert (os.stat(path).st_uid, os.stat(path).st_mode) == (before.st_uid, before.st_mode)
+
+
+def test_a_folder_of_somebody_elses(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    before = everything(tmp_path)
+    error = refused(lambda: takeover.begin(tmp_path, US, NOW))
+    assert error.account == f"{tmp_path} is no backup volume: it holds thesis.tex, and nothing of ours"
+    assert everything(tmp_path) == before
+
+
+def test_no_folder_at_all(tmp_path: Path) -> None:
+    assert isinstance(refused(lambda: takeover.begin(tmp_path / "x", US, NOW)), VolumeMissingError)
+    (tmp_path / "x").touch()
+    assert refused(lambda: takeover.begin(tmp_path / "x", US, NOW)).what == f"{tmp_path / 'x'} is no folder"
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "volume")
+    assert refused(lambda: takeover.begin(tmp_path / "link", US, NOW)).what == f"{tmp_path / 'link'} is no folder"
+    assert names(tmp_path / "volume") == set()
+
+
+# --- The shared day -------------------------------------------------------------------------------------------------
+
+
+def test_what_the_old_script_removes_comes_back_with_its_sidecars(root: Path) -> None:
+    takeover.begin(root, US, NOW)
+    catalog = Catalog(root, "ovia")
+    done(lambda: [judged(catalog, backup) for backup in catalog.backups()])
+    done(lambda: catalog.promote(proven(catalog, NOW), NOW))
+    before = dumps(root)
+    for days in range(1, 9):
+        old_script(root, NOW + days * DAY)
+    assert not set(dumps(root)) >= set(before)
+    # Sweeping leaves the sidecars of what is to come back.
+    done(lambda: catalog.sweep())
+    still = dumps(root)
+    found = takeover.finish(root, US, NOW)
+    assert set(found.came_back) == set(before) - set(still)
+    assert dumps(root) == {**before, **still}
+    all_ours(root)
+    assert not (root / ".handover").exists()
+    weekly = BackupName("ovia", Tier.WEEKLY, NOW).filename
+    for backup in catalog.backups():
+        if f"{backup.tier}/{backup}" in before:
+            assert backup.state(NOW) is State.PROVEN or backup.path.name == weekly
+    assert takeover.finish(root, US, NOW).came_back == ()
+
+
+def test_what_our_retention_removed_does_not_come_back(root: Path) -> None:
+    takeover.begin(root, US, NOW)
+    catalog = Catalog(root, "ovia")
+    done(lambda: [judged(catalog, backup) for backup in catalog.backups()])
+    done(lambda: housekeeping.prune(catalog, ONE_DAY, NOW))
+    left = dumps(root)
+    assert len(left) < 8
+    assert takeover.finish(root, US, NOW).came_back == ()
+    assert dumps(root) == left
+
+
+def test_a_dump_that_is_still_being_written_is_protected_as_it_grows(root: Path) -> None:
+    growing = root / "daily" / BackupName("ovia", Tier.DAILY, NOW).filename
+    with growing.open("wb") as file:
+        file.write(b"PGDMP half")
+        file.flush()
+        found = takeover.begin(root, US, NOW)
+        assert found.protection is not None
+        assert f"daily/{growing.name}" in found.protection.added
+        file.write(b" and the rest")
+    growing.unlink()
+    takeover.finish(root, US, NOW)
+    assert growing.read_bytes() == b"PGDMP half and the rest"
+
+
+def test_a_file_in_the_place_of_one_that_would_come_back(root: Path) -> None:
+    takeover.begin(root, US, NOW)
+    path = min((root / "daily").iterdir())
+    kept = path.read_bytes()
+    path.unlink()
+    path.write_bytes(b"PGDMP another one")
+    error = refused(lambda: takeover.begin(root, US, NOW))
+    assert f"the old script can still remove daily/{path.name}: another file of that name is protected" in str(error)
+    error = refused(lambda: takeover.finish(root, US, NOW))
+    assert f"cannot be removed: daily/{path.name} in it" in error.what
+    assert path.read_bytes() == b"PGDMP another one"
+    assert (root / ".handover" / "daily" / path.name).read_bytes() == kept
+    assert len(names(root / ".handover" / "daily")) == 1  # all others are done with
+    os.rename(root / ".handover" / "daily" / path.name, root / "daily" / "by_hand")
+    takeover.finish(root, US, NOW)
+    assert not (root / ".handover").exists()
+
+
+def test_a_copy_in_the_place_of_one_that_would_come_back(root: Path) -> None:
+    """A person has copied the backup into its place, as when restoring to a new host: nothing of it is lost."""
+    takeover.begin(root, US, NOW)
+    path = min((root / "daily").iterdir())
+    kept = path.read_bytes()
+    path.unlink()
+    path.write_bytes(kept[:-1] + b"?")
+    assert f"daily/{path.name} in it" in refused(lambda: takeover.finish(root, US, NOW)).what
+    path.write_bytes(kept)
+    takeover.finish(root, US, NOW)
+    assert path.read_bytes() == kept
+    assert not (root / ".handover").exists()
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path.parent)])
+def test_something_else_in_its_place_is_not_read(root: Path, make: Callable[[Path], None]) -> None:
+    takeover.begin(root, US, NOW)
+    path = min((root / "daily").iterdir())
+    path.unlink()
+    make(path)
+    assert f"daily/{path.name} in it" in refused(lambda: takeover.finish(root, US, NOW)).what
+    assert len(names(root / ".handover" / "daily")) == 1
+
+
+def test_other_databases_are_protected_too(root: Path) -> None:
+    old_script(root, NOW, database="other", daily_keep=20)
+    found = takeover.begin(root, US, NOW)
+    assert found.protection is not None
+    assert sum("/other_" in name for name in found.protection.names) == 1
+
+
+def test_nobody_hands_over_while_we_are_at_work(root: Path) -> None:
+    takeover.begin(root, US, NOW)
+    path = root / "daily" / BackupName("ovia", Tier.DAILY, NOW).filename
+    path.write_bytes(b"PGDMP")
+    with Catalog(root, "ovia").lock("dumping", NOW):
+        assert isinstance(refused(lambda: takeover.begin(root, US, NOW)), LockHeldError)
+    # But it is ours already.
+    assert path.stat().st_uid == US.uid
+
+
+def test_dumps_that_stand_behind_another_mount_are_handed_over_and_said_not_to_be_protected(root: Path) -> None:
+    before = dumps(root)
+    # The same filesystem, but no link leads from one mount to another.
+    subprocess.run(["mount", "--bind", str(root / "daily"), str(root / "daily")], check=True)
+    try:
+        error = refused(lambda: takeover.begin(root, US, NOW))
+        assert "the volume is handed over, but the old script can still remove daily/ovia_daily" in error.what
+        assert error.reason == "it is on another filesystem than BACKUP_DIR (Invalid cross-device link)"
+        assert "stop the old script" in error.fix
+        takeover.finish(root, US, NOW)
+        assert dumps(root) == before
+        assert not (root / ".handover").exists()
+        all_ours(root)
+    finally:
+        subprocess.run(["umount", str(root / "daily")], check=True)
+
+
+@pytest.mark.parametrize("number", ["EMLINK", "ENOTSUP", "EPERM"])
+def test_a_link_that_is_refused(number: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(*_: object, **__: object) -> None:
+        code = getattr(errno, number)
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refusing)
+    error = refused(lambda: takeover.begin(root, US, NOW))
+    assert "the old script can still remove daily/ovia_daily_2026-06-08_120000.dump and 7 more" in error.what
+    monkeypatch.undo()
+    all_ours(root)
+
+
+def test_without_a_hand_over_nothing_is_protected(tmp_path: Path) -> None:
+    catalog = make_catalog(tmp_path)
+    backup = proven(catalog, NOW)
+    catalog.promote(backup, NOW)
+    catalog.remove(backup)
+    assert names(tmp_path) == {"daily", "weekly"}
+    assert takeover_links.since(tmp_path) is None
+
+
+# --- Killed ---------------------------------------------------------------------------------------------------------
+
+
+def test_killed_at_any_step_it_begins_again_and_ends_well(tmp_path: Path) -> None:
+    numbers = iter(range(10_000))
+    current: list[tuple[Path, dict[str, tuple[int, bytes]]]] = []
+
+    def prepare() -> Callable[[], object]:
+        volume = tmp_path / str(next(numbers))
+        catalog = make_catalog(volume)
+        for days in range(3):
+            write_dump(catalog, NOW - days * DAY)
+        write_dump(catalog, NOW, Tier.WEEKLY)
+        current[:] = [(volume, dumps(volume))]
+        return lambda: takeover.begin(volume, US, NOW)
+
+    for _ in killed_at_each_step(prepare):
+        ((volume, before),) = current
+        assert dumps(volume) == before
+        takeover.begin(volume, US, NOW)
+        all_ours(volume)
+        done(lambda volume=volume: proven(Catalog(volume, "ovia"), NOW + HOUR))  # type: ignore[misc]
+        for path in volume.glob("*/ovia_*.dump"):
+            path.unlink()
+        takeover.finish(volume, US, NOW)
+        assert dumps(volume).items() >= before.items()
+        assert len(dumps(volume)) == len(before) + 1
+        assert names(volume) == {".lock", "daily", "weekly"}
+
+
+def test_the_end_killed_at_any_step_loses_nothing(tmp_path: Path) -> None:
+    numbers = iter(range(10_000))
+    current: list[tuple[Path, dict[str, tuple[int, bytes]]]] = []
+
+    def prepare() -> Callable[[], object]:
+        volume = tmp_path / str(next(numbers))
+        catalog = make_catalog(volume)
+        for days in range(4):
+            write_dump(catalog, NOW - days * DAY)
+        write_dump(catalog, NOW, Tier.WEEKLY)
+        before = dumps(volume)
+        takeover.begin(volume, US, NOW)
+        for name in list(before)[::2]:
+            (volume / name).unlink()
+        current[:] = [(volume, before)]
+        return lambda: takeover.finish(volume, US, NOW)
+
+    for _ in killed_at_each_step(prepare):
+        ((volume, before),) = current
+        takeover.finish(volume, US, NOW)
+        assert dumps(volume) == before
+        all_ours(volume)
+        assert names(volume) == {".lock", "daily", "weekly"}
+
+
+def test_our_pruning_killed_at_any_step_loses_only_what_it_was_to_remove_and_brings_none_of_it_back(
+    tmp_path: Path,
+) -> None:
+    numbers = iter(range(10_000))
+    current: list[Catalog] = []
+
+    def prepare() -> Callable[[], object]:
+        catalog = make_catalog(tmp_path / str(next(numbers)))
+        for days in range(3):
+            proven(catalog, NOW - days * 2 * DAY)
+        takeover.begin(catalog.root, US, NOW)
+        current[:] = [catalog]
+        return lambda: housekeeping.prune(catalog, ONE_DAY, NOW)
+
+    for _ in killed_at_each_step(prepare):
+        (catalog,) = current
+        there = set(dumps(catalog.root))
+        takeover.finish(catalog.root, US, NOW)
+        assert set(dumps(catalog.root)) == there
+        housekeeping.prune(catalog, ONE_DAY, NOW)
+        assert [b.started_at for b in catalog.backups()] == [NOW]
+        assert len(names(catalog.folder(Tier.DAILY))) == len(("dump", "manifest", "globals", "verdict"))
+
+
+class SharedVolume:
+    """Both systems on a volume, day after day, and what must be there in the end."""
+
+    policy = Policy(2, 1, Weekday.SUNDAY, ZoneInfo("UTC"))
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.catalog = Catalog(root, "ovia")
+        self.now = NOW
+        self.must: dict[str, tuple[int, bytes]] = {}
+        self.ours: set[str] = set()
+        self.removed: set[str] = set()
+        self.complete = True
+        for _ in range(4):
+            self.step("old")
+        self.step("hand-over")
+
+    def step(self, what: str, kill_at: int = 0) -> None:
+        self.now += timedelta(hours=7)
+        action = {"old": self.old, "dump": self.dump, "prune": self.prune, "hand-over": self.hand_over}[what]
+        action(kill_at)
+
+    def old(self, _: int) -> None:
+        old_script(self.root, self.now, daily_keep=3, weekly_keep=2)
+
+    def dump(self, kill_at: int) -> None:
+        before = set(dumps(self.root))
+
+        def run() -> None:
+            if kill_at:
+                crashes.die_at(kill_at)
+            made = publish(self.catalog, self.now, content=f"PGDMP of ours, {self.now}".encode())
+            set_mtime(made.path, self.now)
+            made = judged(self.catalog, self.catalog.refresh(made))
+            housekeeping.promote(self.catalog, made, self.policy, self.now)
+
+        code = as_us(run)
+        after = dumps(self.root)
+        if code == 0:
+            self.must |= {name: after[name] for name in set(after) - before}
+            self.ours |= set(after) - before
+        else:
+            assert kill_at or not self.complete
+
+    def prune(self, kill_at: int) -> None:
+        removals: list[str] = []
+
+        def judge() -> None:
+            with self.catalog.lock("verifying", self.now):
+                for backup in self.catalog.backups():
+                    if backup.state(self.now) is State.UNPROVEN:
+                        judged(self.catalog, backup)
+
+        def run() -> None:
+            if kill_at:
+                crashes.die_at(kill_at)
+            housekeeping.prune(self.catalog, self.policy, self.now)
+
+        as_us(judge)
+        plan = housekeeping.preview(self.catalog.backups(), self.policy, self.now)
+        removals = [] if plan.held else [decision.candidate.key for decision in plan.removals]
+        code = as_us(run)
+        assert code != 1
+        for name in removals:
+            self.must.pop(name, None)
+        if code == 0:
+            self.removed |= set(removals)
+
+    def hand_over(self, kill_at: int) -> None:
+        def run() -> None:
+            if kill_at:
+                crashes.die_at(kill_at)
+            takeover.begin(self.root, US, self.now)
+
+        self.complete = in_a_child(run) == 0
+        assert kill_at or self.complete
+        if self.complete:
+            self.must |= dumps(self.root)
+
+    def end(self, kill_at: int) -> None:
+        there = dumps(self.root)
+
+        def run() -> None:
+            if kill_at:
+                crashes.die_at(kill_at)
+            takeover.finish(self.root, US, self.now)
+
+        in_a_child(run)
+        takeover.finish(self.root, US, self.now)
+        all_ours(self.root)
+        found = dumps(self.root)
+        assert found.items() >= {**self.must, **there}.items()
+        assert not set(found) & self.removed
+        for name in self.ours & set(self.must):
+            if name.startswith(Tier.DAILY):
+                assert (self.root / f"{name}{MANIFEST}").exists(), name
+        assert ".handover" not in names(self.root)
+
+
+STEP = st.tuples(
+    st.sampled_from(["old", "dump", "prune", "hand-over"]), st.sampled_from([0, 0, 0]) | st.integers(1, 40)
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(steps=st.lists(STEP, max_size=14), kill_at=st.integers(0, 60))
+def test_whatever_both_do_nothing_is_lost_that_our_retention_did_not_remove(
+    steps: list[tuple[str, int]], kill_at: int
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="ovia-t-") as folder:
+        os.chmod(folder, 0o755)
+        (Path(folder) / "volume").mkdir()
+        shared = SharedVolume(Path(folder) / "volume")
+        for what, at in steps:
+            shared.step(what, at)
+        shared.end(kill_at)

@@ -1,0 +1,540 @@
+"""``restore_job``: what the UI launches is what the command line does, and refuses what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+import psycopg
+import pytest
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.events import RunFailureReason
+from dagster._core.execution.api import execute_run
+from dagster._core.execution.plan.resume_retry import ReexecutionStrategy
+from dagster._core.execution.retries import auto_reexecution_should_retry_run
+from dagster._core.storage.tags import MAX_RETRIES_TAG, PARENT_RUN_ID_TAG, ROOT_RUN_ID_TAG
+from dagster._core.test_utils import create_run_for_test, in_process_test_workspace
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from psycopg import sql
+
+from ovia_backup_dagster.cli.main import main
+from ovia_backup_dagster.core.naming import before_name
+from ovia_backup_dagster.defs import restore_job
+from ovia_backup_dagster.defs.run_configs import RestoreAction, RestoreConfig, RestoreMode
+from ovia_backup_dagster.postgres.programs import Connection
+from ovia_backup_dagster.restoration.order import Mode, StopServices
+from ovia_backup_dagster.restoration.replaced_databases import kept
+from ovia_backup_dagster.restoration.request import Wishes
+from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute
+from ovia_backup_dagster_tests.defs.conftest import NewLocation
+from ovia_backup_dagster_tests.defs.receiver import Receiver
+from ovia_backup_dagster_tests.defs.support import DAILY_JOB, KEPT_JOB, Location, retries, settle
+from ovia_backup_dagster_tests.faults.conftest import place_for
+from ovia_backup_dagster_tests.restoration.test_killed import killed_at
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning"),
+    # Dagster's own code asks for it, where it loads a code location.
+    pytest.mark.filterwarnings("ignore:Property `ScheduleDefinition.environment_vars`:DeprecationWarning"),
+]
+
+JOB = "restore_job"
+OP = "restore"
+
+
+def run(location: Location, **config: object) -> dg.ExecuteInProcessResult:
+    return location.run(JOB, config={"ops": {OP: {"config": config}}})
+
+
+def word(location: Location, action: str = "plan", **config: object) -> str:
+    """What a plan of these options prints."""
+    planned = run(location, action=action, **config)
+    assert planned.success
+    return str(output(planned)["confirm"])
+
+
+def confirmed(location: Location, action: str, **config: object) -> dg.ExecuteInProcessResult:
+    """Planned, and then done."""
+    plan = {"restore": "plan", "undo": "plan_undo"}[action]
+    return run(location, action=action, confirm=word(location, plan, **config), **config)
+
+
+def rows(database: Connection) -> int:
+    with psycopg.connect(
+        host=database.host, port=database.port, dbname=database.database, user=database.user
+    ) as session:
+        row = session.execute("SELECT count(*) FROM people").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def output(result: dg.ExecuteInProcessResult) -> dict[str, object]:
+    [event] = [e for e in result.all_events if e.event_type is dg.DagsterEventType.STEP_OUTPUT]
+    return {name: value.value for name, value in event.step_output_data.metadata.items()}
+
+
+def refused(result: dg.ExecuteInProcessResult | dg.JobExecutionResult) -> str:
+    assert not result.success
+    [event] = [e for e in result.all_events if e.event_type is dg.DagsterEventType.STEP_FAILURE]
+    failed = event.step_failure_data.user_failure_data
+    assert failed is not None
+    assert failed.description is not None
+    return failed.description
+
+
+@pytest.fixture
+def backed_up(location: Location, database: Connection, server: PortCluster):  # type: ignore[no-untyped-def]
+    """A proven backup, and a live database that has changed since. What restores keep is dropped in the end."""
+    assert location.run(DAILY_JOB).success
+    execute(database, "TRUNCATE people CASCADE")
+    yield location
+    with admin(server) as session:
+        for each in kept(database, database.database):
+            session.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(each.name)))
+
+
+def test_the_launchpads_default_only_plans(backed_up: Location, database: Connection) -> None:
+    result = run(backed_up)
+    assert result.success
+    assert "swap names" in str(output(result)["plan"])
+    assert rows(database) == 0
+
+
+def test_a_plan_shows_all_obstacles_and_fails(
+    backed_up: Location, new_location: NewLocation, database: Connection, server: PortCluster
+) -> None:
+    """On the page of the failure, with how long it takes and what is lost; no word is given."""
+    role = f"weak_{database.database}"
+    execute(database, f"CREATE ROLE {role} LOGIN", f"GRANT pg_read_all_data TO {role}")
+    weak = new_location(RESTORE_POSTGRES_USER=role)
+    try:
+        for action in ("plan", "restore"):
+            result = run(weak, action=action)
+            line = refused(result)
+            assert "2 obstacles stand in the way: 1. role " in line
+            assert "--plan" not in line
+            [event] = [e for e in result.all_events if e.event_type is dg.DagsterEventType.STEP_FAILURE]
+            failed = event.step_failure_data.user_failure_data
+            assert failed is not None
+            shown = str(failed.metadata["plan"].value)
+            for words in (
+                "Obstacle 1 of 2: ",
+                "it has not CREATEDB. Next: as a superuser: ALTER ROLE ",
+                "Obstacle 2 of 2: ",
+                "has not its rights. Next: as a superuser: GRANT ",
+                "what was written since the backup, ",
+            ):
+                assert words in shown, shown
+            assert re.search(r"time\W+unknown: no drill has passed yet", shown)
+            assert plans(weak) == []
+        assert rows(database) == 0
+    finally:
+        execute(database, f"DROP ROLE {role}")
+
+
+def test_without_a_plans_word_nothing_is_done(backed_up: Location, database: Connection) -> None:
+    for action in ("restore", "undo"):
+        if action == "undo":
+            assert confirmed(backed_up, "restore").success
+            execute(database, "TRUNCATE people CASCADE")
+        kept_before = kept(database, database.database)
+        assert "no word was given" in refused(run(backed_up, action=action))
+        # The name would confirm whatever a copied text asks for, on any day.
+        for typed in (database.database, "another", "../../daily", "x" * 500, "\udcff", f"{database.database}-x"):
+            line = refused(run(backed_up, action=action, confirm=typed))
+            assert "is not the word of a plan that waits" in line
+            assert "\n" not in line
+            assert "action: plan (of an undo: plan_undo)" in line
+        assert rows(database) == 0
+        assert kept(database, database.database) == kept_before
+    assert "no word was given" in refused(run(backed_up, action="restore", mode="drop"))
+
+
+def test_a_plans_word_is_good_once(backed_up: Location, database: Connection) -> None:
+    given = word(backed_up)
+    assert re.fullmatch(rf"{database.database}-\d{{8}}T\d{{6}}Z", given)
+    [kept_plan] = plans(backed_up)
+    assert kept_plan.stat().st_mode & 0o777 == 0o600
+    assert run(backed_up, action="restore", confirm=given).success
+    assert plans(backed_up) == []
+    execute(database, "TRUNCATE people CASCADE")
+    assert f"{given} is not the word of a plan" in refused(run(backed_up, action="restore", confirm=given))
+    back = word(backed_up, "plan_undo")
+    assert back != given
+    assert run(backed_up, action="undo", confirm=back).success
+    assert back in refused(run(backed_up, action="undo", confirm=back))
+
+
+def plans(location: Location) -> list[Path]:
+    return sorted((location.settings.backup_dir / "restores").glob(".plan-*"))
+
+
+def test_a_word_is_of_the_options_it_was_printed_for(backed_up: Location, database: Connection) -> None:
+    """What differs is said, and the word stays good for what it was printed for."""
+    given = word(backed_up)
+    newer = backed_up.dump()
+    for options, said in (
+        ({}, f"backup: .*then, {newer} now"),
+        ({"mode": "drop"}, "mode: swap then, drop now"),
+        ({"auto_undo": True}, "auto_undo: False then, True now"),
+        ({"jobs": 7}, "jobs: .* then, 7 now"),
+        ({"create_roles": True}, "create_roles: False then"),
+        ({"stop_services_first": True}, "stop_services: at-swap then, first now"),
+    ):
+        line = refused(run(backed_up, action="restore", confirm=given, **options))
+        assert f"this is not what the plan {given} has shown" in line
+        assert re.search(said, line)
+    assert rows(database) == 0
+    backed_up.verify(newer)
+    shown = next(b for b in backed_up.catalog.backups() if b.path != newer.path)
+    # Nor is it good for another file of that name.
+    settle(shown.path)
+    line = refused(run(backed_up, action="restore", confirm=given, backup=shown.path.name))
+    assert f"the file of {shown} is another one now" in line
+    os.utime(shown.path, ns=(shown.mtime_ns, shown.mtime_ns))
+    result = run(backed_up, action="restore", confirm=given, backup=shown.path.name)
+    assert result.success, refused(result)
+
+
+def test_a_word_is_of_the_database_it_was_printed_for(backed_up: Location, database: Connection) -> None:
+    """Of the one that was live then, and of the kept one that was to be gone back to."""
+    given = word(backed_up)
+    assert confirmed(backed_up, "restore").success
+    assert "live_oid" in refused(run(backed_up, action="restore", confirm=given))
+    first = word(backed_up, "plan_undo")
+    assert confirmed(backed_up, "restore").success
+    line = refused(run(backed_up, action="undo", confirm=first))
+    assert "incoming: " in line
+    assert "live_oid" in line
+    assert rows(database) > 0
+
+
+def test_a_words_time_is_an_hour(backed_up: Location, database: Connection) -> None:
+    given = word(backed_up)
+    [plan] = plans(backed_up)
+    content = json.loads(plan.read_text())
+    for age in (timedelta(minutes=61), timedelta(minutes=-10)):
+        content["shown_at"] = (datetime.now(UTC) - age).isoformat()
+        plan.write_text(json.dumps(content))
+        assert "is too old" in refused(run(backed_up, action="restore", confirm=given))
+    content["shown_at"] = (datetime.now(UTC) - timedelta(minutes=59)).isoformat()
+    plan.write_text(json.dumps(content))
+    # What is old is swept when another plan is made, whatever stands there.
+    stale, link = plan.with_name(".plan-old"), plan.with_name(".plan-link")
+    stale.write_text("?")
+    settle(stale, timedelta(hours=2))
+    link.symlink_to("/etc/passwd")
+    os.utime(link, (0, 0), follow_symlinks=False)
+    other = word(backed_up)
+    assert other != given
+    assert [path.name for path in plans(backed_up)] == sorted((plan.name, f".plan-{other}"))
+    assert run(backed_up, action="restore", confirm=given).success
+
+
+@pytest.mark.parametrize("what", ["fifo", "link", "folder", "huge", "nonsense", "deep"])
+def test_a_forged_plan_is_refused_in_a_line(backed_up: Location, database: Connection, what: str) -> None:
+    """It never hangs, and nothing is followed."""
+    given = word(backed_up)
+    [plan] = plans(backed_up)
+    content = plan.read_bytes()
+    plan.unlink()
+    if what == "fifo":
+        os.mkfifo(plan)
+    elif what == "link":
+        plan.with_name("elsewhere").write_bytes(content)
+        plan.symlink_to("elsewhere")
+    elif what == "folder":
+        plan.mkdir()
+    else:
+        forged = {"huge": content + b" " * 2**21, "nonsense": b"{}", "deep": b"[" * 100_000}
+        plan.write_bytes(forged[what])
+    line = refused(run(backed_up, action="restore", confirm=given))
+    assert str(plan) in line or plan.name in line
+    assert "\n" not in line
+    assert rows(database) == 0
+
+
+def test_two_plans_of_a_second_have_two_words(backed_up: Location, database: Connection) -> None:
+    restorations = backed_up.system.restorations
+    plan = restorations.planner.plan(Wishes(), "test", None, datetime.now(UTC))
+    assert len({restorations.offer(plan) for _ in range(3)}) == 3
+
+
+def test_a_restore_is_never_retried(backed_up: Location, database: Connection) -> None:
+    """What it needs after a failure is a person, though what failed may pass."""
+    folder, given = backed_up.system.restorations.folder, word(backed_up)
+    with folder.lock("another restore", datetime.now(UTC)):
+        result = run(backed_up, action="restore", confirm=given)
+    assert retries(result) == 0
+    assert "another restore" in refused(result)
+
+
+def test_nor_is_its_run_launched_anew_where_dagster_does_so(location: Location) -> None:
+    """With the confirmation of another day's plan."""
+    tags = run(location, action="restore").dagster_run.tags
+    assert tags[MAX_RETRIES_TAG] == "0"
+    retried = {"run_retries": {"enabled": True, "max_retries": 3}}
+    with dg.DagsterInstance.ephemeral(settings=retried) as instance:
+
+        def again(tags: Mapping[str, str]) -> bool:
+            run = create_run_for_test(instance, JOB, status=dg.DagsterRunStatus.FAILURE, tags=tags)
+            return bool(auto_reexecution_should_retry_run(instance, run, RunFailureReason.RUN_EXCEPTION))
+
+        assert again({})
+        assert not again(tags)
+
+
+@pytest.fixture
+def reexecuted(
+    backed_up: Location, disk_instance: dg.DagsterInstance
+) -> Iterator[Callable[..., dg.JobExecutionResult]]:
+    """A run as the UI's "Re-execute all" makes it of another one, and what came of it."""
+    backed_up.instance = disk_instance
+    origin = LoadableTargetOrigin(module_name="ovia_backup_dagster.definitions", attribute="defs")
+    with in_process_test_workspace(backed_up.instance, origin) as workspace:
+        [location] = workspace.code_locations
+        [repository] = location.get_repositories().values()
+
+        def again(job: str, before: dg.ExecuteInProcessResult, **tags: str) -> dg.JobExecutionResult:
+            parent = backed_up.instance.get_run_by_id(before.run_id)
+            assert parent is not None
+            made = backed_up.instance.create_reexecuted_run(
+                request_context=workspace,
+                parent_run=parent,
+                code_location=location,
+                remote_job=repository.get_full_job(job),
+                strategy=ReexecutionStrategy.ALL_STEPS,
+                use_parent_run_tags=True,
+                extra_tags=tags,
+            )
+            return execute_run(InMemoryJob(backed_up.job(job)), made, backed_up.instance)
+
+        yield again
+
+
+def test_what_changes_the_live_database_is_not_repeated(
+    backed_up: Location, database: Connection, reexecuted: Callable[..., dg.JobExecutionResult]
+) -> None:
+    """Even where its word is still good, as of a run that was refused."""
+    given = word(backed_up)
+    with backed_up.system.restorations.folder.lock("another restore", datetime.now(UTC)):
+        failed = run(backed_up, action="restore", confirm=given)
+    line = refused(reexecuted(JOB, failed))
+    assert f"this run repeats run {failed.run_id}, and restore is never repeated" in line
+    assert "Next: launch restore_job from its Launchpad, first with action: plan" in line
+    assert "\n" not in line
+    assert rows(database) == 0
+    for action in ("undo", "resume", "abort", "restore"):
+        mode = {"mode": "new"} if action == "restore" else {}
+        assert f"and {action} is never repeated" in refused(reexecuted(JOB, run(backed_up, action=action, **mode)))
+    # What changes nothing may be, and prints a word of its own.
+    again = reexecuted(JOB, run(backed_up))
+    assert again.success
+    assert run(backed_up, action="restore", confirm=given).success
+
+
+@pytest.mark.parametrize("tag", [PARENT_RUN_ID_TAG, ROOT_RUN_ID_TAG])
+def test_nor_what_a_program_marks_as_repeated(location: Location, tag: str) -> None:
+    config = {"ops": {OP: {"config": {"action": "resume"}}}}
+    line = refused(location.run(JOB, config=config, tags={tag: "another"}))
+    assert "this run repeats run another" in line
+
+
+def test_what_is_kept_may_be_looked_at_again(
+    backed_up: Location, database: Connection, reexecuted: Callable[..., dg.JobExecutionResult]
+) -> None:
+    """It decides again, as its schedule does every day, and drops nothing that was not announced a day before."""
+    assert confirmed(backed_up, "restore").success
+    assert reexecuted(KEPT_JOB, backed_up.run(KEPT_JOB)).success
+    assert len(kept(database, database.database)) == 1
+
+
+def test_undone_to_the_one_that_is_named(backed_up: Location, database: Connection) -> None:
+    for _ in range(2):
+        assert confirmed(backed_up, "restore").success
+    newest, oldest = (each.name for each in kept(database, database.database))
+    for action in ("plan_undo", "undo"):
+        assert "nobody" in refused(run(backed_up, action=action, kept="nobody"))
+    # The word of the newest is none of another's.
+    given = word(backed_up, "plan_undo")
+    assert f"incoming: {newest} then, {oldest} now" in refused(
+        run(backed_up, action="undo", kept=oldest, confirm=given)
+    )
+    assert confirmed(backed_up, "undo", kept=oldest).success
+    assert rows(database) == 0
+    assert newest in [each.name for each in kept(database, database.database)]
+
+
+def test_restored_and_undone(backed_up: Location, database: Connection) -> None:
+    result = confirmed(backed_up, "restore")
+    assert result.success, refused(result)
+    assert rows(database) > 0
+    shown = output(result)
+    assert shown["outcome"] == "done"
+    assert Path(str(shown["record"])).is_file()
+    assert "rows_and_content_equal" in str(shown["page"])
+    assert "is live again" in str(output(run(backed_up, action="plan_undo"))["plan"])
+    assert rows(database) > 0
+    assert confirmed(backed_up, "undo").success
+    assert rows(database) == 0
+    # Whoever reaches the UI must not have any file of the host opened.
+    assert "no backup called" in refused(run(backed_up, action="restore", backup="/etc/passwd"))
+    assert "nothing to resume" in refused(run(backed_up, action="resume"))
+    assert "nothing to abort" in refused(run(backed_up, action="abort"))
+
+
+@pytest.mark.parametrize(("action", "outcome"), [("resume", "done"), ("abort", "put back")])
+def test_what_a_killed_restore_had_begun_is_finished_or_put_back(
+    backed_up: Location, database: Connection, bin_dir: Path, tmp_path: Path, action: str, outcome: str
+) -> None:
+    """Whoever had begun it: here the command line, whose process was killed when its copy was to go live."""
+    place = place_for(database, bin_dir, backed_up.settings.backup_dir, tmp_path)
+    given = word(backed_up)
+    with killed_at(3, before=False):
+        assert place.run("restore", "latest", "--yes-destroy", database.database).killed
+    folder = backed_up.system.restorations.folder
+    assert folder.unfinished() is not None
+    for instead in ("plan", "restore", "plan_undo", "undo"):
+        assert "is not finished" in refused(run(backed_up, action=instead, confirm=given))
+    assert rows(database) == 0
+    result = run(backed_up, action=action)
+    assert result.success, refused(result)
+    assert output(result)["outcome"] == outcome
+    assert folder.unfinished() is None
+    assert next(folder.newest_first()).outcome == outcome
+    assert (rows(database) > 0) == (action == "resume")
+    found = [each.name for each in kept(database, database.database)]
+    assert found == ([output(result)["kept"]] if action == "resume" else [])
+
+
+def test_a_restore_is_given_up_by_its_own_word(
+    backed_up: Location, database: Connection, server: PortCluster, bin_dir: Path, tmp_path: Path
+) -> None:
+    """One of another day, in a text that was copied, gives up nothing, and puts nothing back."""
+    place = place_for(database, bin_dir, backed_up.settings.backup_dir, tmp_path)
+    with killed_at(6, before=True):  # the drill, the drop, and the restore was begun
+        assert place.run("restore", "latest", "--mode", "drop", "--yes-destroy", database.database).killed
+    folder = backed_up.system.restorations.folder
+    journal = folder.unfinished()
+    assert journal is not None
+    for typed in (database.database, f"{database.database}-20260101T000000Z"):
+        assert "is not the word of the drop that is unfinished" in refused(
+            run(backed_up, action="abort", confirm=typed)
+        )
+    result = run(backed_up, action="abort")
+    assert "to restore another: launch restore_job with action: abort" in refused(result)
+    [own] = re.findall(r"with confirm: (\S+) gives it up", backed_up.logs(result.run_id))
+    assert folder.unfinished() is not None
+    result = run(backed_up, action="abort", confirm=own)
+    assert "was dropped, and" in refused(result)
+    assert next(folder.newest_first()).outcome == "given up"
+    assert folder.unfinished() is None
+    with admin(server) as session:  # for the teardown
+        session.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database.database)))
+
+
+def test_all_that_the_command_line_offers_the_launchpad_offers(new_location: NewLocation) -> None:
+    """And what is wished there is what is planned: no option stays on the way."""
+    config = RestoreConfig(
+        action=RestoreAction.restore,
+        confirm="sample",
+        backup="a.dump",
+        kept="sample_before",
+        mode=RestoreMode.new,
+        into="look",
+        jobs=7,
+        stop_services_first=True,
+        replicas={"api": 2},
+        new_host=True,
+        create_roles=True,
+        privileged_roles=["boss"],
+        even_if_damaged=True,
+        auto_undo=True,
+        without_services=True,
+    )
+    default = RestoreConfig()
+    assert [name for name in RestoreConfig.model_fields if getattr(config, name) == getattr(default, name)] == []
+    system = new_location().system
+    wishes = Wishes(
+        backup="a.dump",
+        anywhere=False,
+        mode=Mode.NEW,
+        into="look",
+        jobs=7,
+        stop_services=StopServices.FIRST,
+        replicas={"api": 2},
+        new_host=True,
+        create_roles=True,
+        privileged_roles=("boss",),
+        even_if_damaged=True,
+        auto_undo=True,
+    )
+    assert restore_job._wishes(config, system) == wishes
+    assert [each.name for each in fields(Wishes) if getattr(wishes, each.name) == getattr(Wishes(), each.name)] == []
+    # What is left as it is, the settings say, as on the command line.
+    assert restore_job._wishes(default, system) == Wishes(anywhere=False, jobs=len(os.sched_getaffinity(0)))
+    assert restore_job._wishes(default, new_location(RESTORE_JOBS="5").system).jobs == 5
+    elsewhere = {
+        "only_plan": "action",
+        "resume": "action",
+        "abort": "action",
+        "confirmation": "confirm",
+        "stop_services": "stop_services_first",
+        "scale": "replicas",
+    }
+    # The records stand in each run's metadata; JSON is for programs.
+    offered = {str(each.name) for each in main.commands["restore"].params} - {"history", "as_json"}
+    assert {elsewhere.get(name, name) for name in offered} == RestoreConfig.model_fields.keys() - {"kept"}
+
+
+def test_what_is_kept_is_announced_and_then_dropped(
+    backed_up: Location, database: Connection, server: PortCluster, new_location: NewLocation, people: Receiver
+) -> None:
+    """Its age is in its name: it becomes old by being renamed."""
+    location = new_location(BACKUP_NOTIFY_URLS=people.url)
+    assert confirmed(location, "restore").success
+
+    def becomes(days: float) -> str:
+        [now] = kept(database, database.database)
+        name = before_name(database.database, datetime.now(UTC) - timedelta(days=days))
+        with admin(server) as session:
+            session.execute(
+                sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(now.name), sql.Identifier(name))
+            )
+        return name
+
+    def expire() -> list[str]:
+        assert location.run(KEPT_JOB).success
+        return [each.name for each in kept(database, database.database)]
+
+    name = becomes(11)
+    assert expire() == [name]
+    assert people.titles == []
+    name = becomes(100)
+    # Announced first, however old it is; then it has a day.
+    assert expire() == expire() == [name]
+    assert people.titles == [f"Ovia backup: database {name} will be dropped"]
+    [note] = (location.settings.backup_dir / "restores").glob(".announced-*")
+    note.write_text((datetime.now(UTC) - timedelta(days=1, minutes=1)).isoformat())
+    assert expire() == []
+    assert people.titles[1:] == [f"Ovia backup: database {name} was dropped"]
+
+
+def test_one_that_nobody_could_be_told_of_stays(backed_up: Location, database: Connection, server: PortCluster) -> None:
+    assert confirmed(backed_up, "restore").success
+    [now] = kept(database, database.database)
+    name = before_name(database.database, datetime.now(UTC) - timedelta(days=100))
+    with admin(server) as session:
+        session.execute(
+            sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(now.name), sql.Identifier(name))
+        )
+    for _ in range(2):
+        assert backed_up.run(KEPT_JOB).success
+    assert [each.name for each in kept(database, database.database)] == [name]
+    assert not list((backed_up.settings.backup_dir / "restores").glob(".announced-*"))

@@ -1,0 +1,242 @@
+"""The end of Dagster's history: which runs go, as a property; and that they are gone, with all that was theirs.
+
+Runs are real, on an instance on disk; they become old in its storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ovia_backup_dagster.defs import run_history
+from ovia_backup_dagster.defs.run_history import PastRun, outlived
+from ovia_backup_dagster.postgres.programs import Connection
+from ovia_backup_dagster_tests.defs.conftest import NewLocation
+from ovia_backup_dagster_tests.defs.support import (
+    ALERT_JOB,
+    CHAIN,
+    DAILY_JOB,
+    Location,
+    age_run,
+    environment,
+    failure,
+    files_below,
+    load,
+    materialized,
+)
+
+JOB = "history_pruning_job"
+NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
+DAY = timedelta(days=1)
+
+# ---------------------------------------------------------------- which runs go
+
+
+def past(number: int, job: str, created: int, lasted: int | None, succeeded: bool) -> PastRun:
+    begun = NOW - timedelta(hours=created)
+    ended = None if lasted is None else begun + timedelta(hours=lasted)
+    return PastRun(f"run{number:03}", job, begun, ended, succeeded and ended is not None)
+
+
+histories = st.lists(
+    st.tuples(
+        st.sampled_from(["daily", "alert", "drill"]), st.integers(0, 200), st.none() | st.integers(0, 30), st.booleans()
+    ),
+    max_size=30,
+).map(lambda rows: [past(number, *row) for number, row in enumerate(rows)])
+
+
+@given(histories, st.integers(1, 150), st.data())
+def test_any_history(runs: list[PastRun], hours: int, data: st.DataObject) -> None:
+    keep = timedelta(hours=hours)
+    besides = data.draw(st.sets(st.sampled_from([run.run_id for run in runs]))) if runs else set()
+    going = outlived(runs, keep, NOW, besides=besides)
+    left = [run for run in runs if run not in going]
+    for run in going:
+        assert run.ended is not None
+        assert NOW - run.ended > keep
+        assert run.run_id not in besides
+    for job in {run.job for run in runs}:
+        newest = max((run for run in runs if run.job == job), key=lambda run: (run.created, run.run_id))
+        assert newest in left
+        # What has succeeded once still has, and as lately.
+        good = [run for run in runs if run.job == job and run.succeeded]
+        assert not good or max(run.created for run in good) == max(
+            run.created for run in left if run.job == job and run.succeeded
+        )
+    # Nothing stays without a reason: in time, or one of two of its job, or asked for.
+    for job in {run.job for run in runs}:
+        late = [
+            run
+            for run in left
+            if run.job == job and run.ended is not None and NOW - run.ended > keep and run.run_id not in besides
+        ]
+        assert len(late) <= 2
+    # Neither the order nor another look changes anything; a longer keep removes no more.
+    assert outlived(data.draw(st.permutations(runs)), keep, NOW, besides=besides) == going
+    assert outlived(left, keep, NOW, besides=besides) == []
+    assert set(outlived(runs, keep + DAY, NOW, besides=besides)) <= set(going)
+
+
+def test_by_its_end_and_not_a_moment_early() -> None:
+    runs = [past(1, "daily", 10 * 24, 24, True), past(2, "daily", 0, 0, True)]
+    assert outlived(runs, 9 * DAY, NOW) == []
+    assert outlived(runs, 9 * DAY - timedelta(seconds=1), NOW) == runs[:1]
+
+
+# ---------------------------------------------------------------- that they go
+
+Made = Callable[..., str]
+
+
+@pytest.fixture
+def kept(database: Connection, volume: Path, bin_dir: Path, disk_instance: dg.DagsterInstance) -> Location:
+    """A location whose history is on disk."""
+    return Location(load(environment(database, volume, bin_dir)), disk_instance)
+
+
+def run(location: Location, age: timedelta, *assets: str, good: bool = True, job: str = DAILY_JOB) -> str:
+    """A real run, which ended that long ago."""
+    location.installed = lambda: good
+    result = location.job(job).execute_in_process(
+        instance=location.instance,
+        raise_on_error=False,
+        asset_selection=[dg.AssetKey(name) for name in assets] or None,
+    )
+    location.installed = None
+    assert result.success is good
+    age_run(location.instance, result.run_id, age)
+    return result.run_id
+
+
+def prune(location: Location, **config: bool) -> dict[str, object]:
+    """Run the job; gives its numbers."""
+    result = location.run(JOB, config={"ops": {"history_pruning": {"config": config}}})
+    assert result.success
+    event = next(e for e in result.all_events if e.event_type is dg.DagsterEventType.STEP_OUTPUT)
+    return {name: value.value for name, value in event.step_output_data.metadata.items()}
+
+
+def there(location: Location) -> set[str]:
+    """The runs but those of this job."""
+    return {run.run_id for run in location.instance.get_runs() if run.job_name != JOB}
+
+
+def output_of(tmp_path: Path, run_id: str) -> list[Path]:
+    return [
+        path for path in files_below(tmp_path / "dagster") if run_id in str(path) and path.suffix in (".out", ".err")
+    ]
+
+
+def test_old_runs_go_with_their_events_and_output(kept: Location, tmp_path: Path) -> None:
+    old = [run(kept, 500 * DAY), run(kept, 450 * DAY, good=False), run(kept, 401 * DAY)]
+    young = [run(kept, 399 * DAY), run(kept, DAY)]
+    assert all(output_of(tmp_path, run_id) for run_id in old + young)
+    last = kept.instance.get_latest_materialization_event(dg.AssetKey("daily_dump"))
+
+    assert prune(kept) == {"removed_runs": 3, "old_runs_that_stay": 0}
+    assert there(kept) == set(young)
+    for run_id in old:
+        assert output_of(tmp_path, run_id) == []
+        assert kept.instance.all_logs(run_id) == []
+    for run_id in young:
+        assert output_of(tmp_path, run_id)
+        assert kept.instance.all_logs(run_id)
+    for name in CHAIN:
+        event = kept.instance.get_latest_materialization_event(dg.AssetKey(name))
+        assert event is not None
+        assert event.run_id == young[1]
+        records = kept.instance.fetch_materializations(dg.AssetKey(name), limit=9).records
+        assert [record.run_id for record in records] == young[::-1]
+    assert kept.instance.get_latest_materialization_event(dg.AssetKey("daily_dump")) == last
+    assert prune(kept) == {"removed_runs": 0, "old_runs_that_stay": 0}
+
+
+def test_the_newest_of_a_job_and_the_newest_that_succeeded_stay(kept: Location) -> None:
+    """For years backups were made on the command line, and nobody was told of anything."""
+    gone, success, failed = run(kept, 700 * DAY), run(kept, 600 * DAY), run(kept, 500 * DAY, good=False)
+    alert = run(kept, 800 * DAY, job=ALERT_JOB)
+    assert prune(kept) == {"removed_runs": 1, "old_runs_that_stay": 3}
+    assert there(kept) == {success, failed, alert}
+    assert gone not in there(kept)
+
+
+def test_the_last_materialization_of_an_asset_stays(kept: Location) -> None:
+    whole = run(kept, 700 * DAY)
+    parts = [run(kept, age * DAY, "daily_dump", "dump_verification") for age in (600, 500, 1)]
+    assert prune(kept) == {"removed_runs": 2, "old_runs_that_stay": 1}
+    assert there(kept) == {whole, parts[2]}
+    event = kept.instance.get_latest_materialization_event(dg.AssetKey("retention_pruning"))
+    assert event is not None
+    assert event.run_id == whole
+
+
+@pytest.mark.parametrize(
+    "status",
+    [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.CANCELING],
+)
+def test_a_run_that_has_not_ended_stays(kept: Location, status: dg.DagsterRunStatus) -> None:
+    stuck = kept.instance.create_run_for_job(kept.job(), tags=kept.job().tags, status=status)
+    age_run(kept.instance, stuck.run_id, 900 * DAY, ended=False)
+    newest = run(kept, DAY)
+    assert prune(kept) == {"removed_runs": 0, "old_runs_that_stay": 1}
+    assert there(kept) == {stuck.run_id, newest}
+
+
+@pytest.mark.parametrize("other", [{"POSTGRES_DB": "other"}, {"BACKUP_ASSET_PREFIX": "crm"}])
+def test_another_databases_runs_are_theirs(
+    kept: Location, database: Connection, volume: Path, bin_dir: Path, other: dict[str, str]
+) -> None:
+    theirs = Location(load(environment(database, volume, bin_dir, **other)), kept.instance)
+    good = "POSTGRES_DB" not in other
+    stay = set()
+    for age in (700, 600, 500):
+        result = theirs.run()
+        assert result.success is good
+        age_run(kept.instance, result.run_id, age * DAY)
+        stay.add(result.run_id)
+    run(kept, 500 * DAY)
+    newest = run(kept, DAY)
+    assert prune(kept)["removed_runs"] == 1
+    assert there(kept) == {*stay, newest}
+
+
+def test_more_runs_than_are_read_at_a_time(kept: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_history, "_PAGE", 2)
+    job = kept.job()
+    for number in range(7):
+        made = kept.instance.create_run_for_job(job, tags=job.tags, status=dg.DagsterRunStatus.SUCCESS)
+        age_run(kept.instance, made.run_id, (600 - number) * DAY)
+    assert prune(kept) == {"removed_runs": 6, "old_runs_that_stay": 1}
+
+
+def test_how_long_is_the_settings(
+    kept: Location, database: Connection, volume: Path, bin_dir: Path, tmp_path: Path
+) -> None:
+    old, newest = run(kept, 31 * DAY), run(kept, DAY)
+    assert prune(kept) == {"removed_runs": 0, "old_runs_that_stay": 0}
+    kept.settings = load(environment(database, volume, bin_dir, DAGSTER_KEEP_RUNS_DAYS="30"))
+    assert prune(kept, dry_run=True) == {"removed_runs": 0, "old_runs_that_stay": 1}
+    assert there(kept) == {old, newest}
+    assert output_of(tmp_path, old)
+    assert prune(kept)["removed_runs"] == 1
+    assert there(kept) == {newest}
+
+
+def test_settings_that_are_not_usable(new_location: NewLocation) -> None:
+    location: Location = new_location(DAGSTER_KEEP_RUNS_DAYS="forty")
+    result = location.run(JOB)
+    assert not result.success
+    assert failure(result).startswith("the settings are not usable: DAGSTER_KEEP_RUNS_DAYS: ")
+
+
+def test_it_is_no_part_of_the_asset_graph(new_location: NewLocation) -> None:
+    location: Location = new_location()
+    assert not location.job(JOB).asset_layer.executable_asset_keys
+    assert materialized(location.run(JOB)) == {}

@@ -1,0 +1,182 @@
+"""What the doctor says of restores."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from ovia_backup_dagster.core.locking import volume_lock
+from ovia_backup_dagster.doctor import restore_area as restores_module
+from ovia_backup_dagster.doctor.report import Area, Level, Line
+from ovia_backup_dagster.doctor.restore_area import restores
+from ovia_backup_dagster.postgres.programs import Connection
+from ovia_backup_dagster.restoration.journal import Mark
+from ovia_backup_dagster.restoration.order import Mode, Order, Step
+from ovia_backup_dagster.swarm import service_manager
+from ovia_backup_dagster.system import BackupSystem
+from ovia_backup_dagster_tests.conftest import execute, quiet
+from ovia_backup_dagster_tests.doctor.support import as_it_should, new_role, system_of, the
+
+
+@pytest.fixture
+def here(database: Connection, volume: Path, bin_dir: Path) -> BackupSystem:
+    """A system with a backup, whose role may restore."""
+    made = system_of(database, volume, bin_dir, RESTORE_POSTGRES_USER=database.user)
+    made.dumper.dump(log=quiet)
+    return made
+
+
+def lines(system: BackupSystem) -> list[Line]:
+    found = list(restores(system))
+    assert {line.area for line in found} == {Area.RESTORES}
+    return found
+
+
+def test_a_system_that_can_restore(here: BackupSystem, database: Connection) -> None:
+    found = lines(here)
+    assert as_it_should(found)
+    the(found, f"role {database.user} may replace database {database.database} on ")
+    the(found, "room for a second copy: ")
+    the(found, f" needs, and {database.user} may make it")
+
+
+def test_a_system_that_only_dumps(database: Connection, volume: Path, bin_dir: Path) -> None:
+    """It may be on purpose; but on the day, another role is needed, which takes a superuser to make."""
+    role = new_role(database)
+    [line] = lines(system_of(replace(database, user=role.user), volume, bin_dir))
+    assert line.level is Level.WARN
+    assert f"no role here may restore: RESTORE_POSTGRES_USER is not set, and as {role.user}, which dumps: " in line.text
+    assert "may not make or rename a database; database " in line.text
+    assert "< deploy/restore-role.sql; then RESTORE_POSTGRES_USER=ovia_restore" in line.fix
+
+
+def test_a_role_that_dumps_and_may_restore(database: Connection, volume: Path, bin_dir: Path) -> None:
+    found = lines(system_of(database, volume, bin_dir))
+    assert as_it_should(found)
+    the(found, f"role {database.user} may replace database {database.database} on ")
+
+
+def test_a_role_that_may_not(here: BackupSystem, database: Connection, volume: Path, bin_dir: Path) -> None:
+    role = new_role(database)
+    found = lines(system_of(database, volume, bin_dir, RESTORE_POSTGRES_USER=role.user))
+    line = the(found, "it has not CREATEDB")
+    assert (line.level, f'ALTER ROLE "{role.user}" CREATEDB' in line.fix) == (Level.WARN, True)
+    assert the(found, "has not its rights").level is Level.WARN
+    assert not any("may replace" in line.text for line in found)
+
+
+def test_a_role_that_cannot_log_in(here: BackupSystem, database: Connection, volume: Path, bin_dir: Path) -> None:
+    [line] = lines(system_of(database, volume, bin_dir, RESTORE_POSTGRES_USER="nobody_of_that_name"))
+    assert line.level is Level.WARN
+    assert "nobody_of_that_name" in line.text
+
+
+def test_too_little_room(here: BackupSystem) -> None:
+    with mock.patch.object(restores_module, "free_bytes", return_value=1000):
+        line = the(lines(here), "too little room for a second copy: 1.0 kB free")
+    assert (line.level, "--mode drop" in line.fix) == (Level.WARN, True)
+
+
+def test_what_is_kept(here: BackupSystem, database: Connection) -> None:
+    name, newer = (f"{database.database}_before_2026010{day}030405" for day in (2, 3))
+    execute(database.to("postgres"), f"CREATE DATABASE {name} TEMPLATE template0")
+    try:
+        line = the(lines(here), f"kept until 2026-01-16: {name}")
+        assert (line.level, line.text.endswith("; ovia-backup undo-restore swaps back")) == (Level.OK, True)
+        execute(database.to("postgres"), f"CREATE DATABASE {newer} TEMPLATE template0")
+        found = lines(here)
+        assert the(found, f": {newer}").text.endswith("; ovia-backup undo-restore swaps back")
+        assert the(found, f": {name}").text.endswith(f"; ovia-backup undo-restore --kept {name} swaps back")
+    finally:
+        for each in (name, newer):
+            execute(database.to("postgres"), f"DROP DATABASE IF EXISTS {each}")
+
+
+def test_one_that_is_unfinished(here: BackupSystem, database: Connection) -> None:
+    folder, name = here.restorations.folder, database.database
+    folder.prepare()
+    order = order_of(database, Mode.SWAP, incoming=f"{name}_restore_20260102030405")
+    folder.begin(order).write(Mark.BEGUN, Step.RESTORE)
+    with volume_lock(folder.path, purpose="the swap of a backup", now=datetime.now(UTC)):
+        found = lines(here)
+        assert the(found, "now at work: the swap of a backup").level is Level.OK
+        assert as_it_should(found)
+    line = the(lines(here), "is not finished")
+    assert (line.level, "--resume" in line.fix, "--abort" in line.fix) == (Level.FAIL, True, True)
+    (folder.path / f"{order.filename}.journal").write_text("no journal\n", encoding="utf-8")
+    assert the(lines(here), "cannot be understood").level is Level.FAIL
+
+
+@pytest.mark.parametrize(("mode", "is_left"), [(Mode.SWAP, True), (Mode.NEW, True), (Mode.UNDO, False)])
+def test_a_copy_that_is_left(here: BackupSystem, database: Connection, mode: Mode, is_left: bool) -> None:
+    folder, name = here.restorations.folder, database.database
+    folder.prepare()
+    order = order_of(database, mode, incoming=f"{name}_copy")
+    execute(database.to("postgres"), f"CREATE DATABASE {order.incoming} TEMPLATE template0")
+    try:
+        folder.begin(order).write(Mark.PUT_BACK)
+        found = [line for line in lines(here) if order.incoming in line.text]
+        assert len(found) == is_left
+        for line in found:
+            assert (line.level, f'DROP DATABASE "{order.incoming}"' in line.fix) == (Level.WARN, True)
+        # Of that name there is now what somebody wanted.
+        newer = order.model_copy(update={"started_at": datetime(2026, 1, 3, tzinfo=UTC)})
+        folder.begin(newer).write(Mark.FINISHED)
+        assert as_it_should(lines(here))
+    finally:
+        execute(database.to("postgres"), f"DROP DATABASE {order.incoming}")
+
+
+def order_of(database: Connection, mode: Mode, *, incoming: str) -> Order:
+    return Order(
+        mode=mode,
+        started_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+        database=database.database,
+        backup="a backup",
+        host=database.host,
+        port=database.port,
+        incoming=incoming,
+        launched_by="a test",
+        made_by="a test",
+    )
+
+
+@contextmanager
+def answering(status: int) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/health"
+        finally:
+            server.shutdown()
+
+
+@pytest.mark.parametrize(("status", "level"), [(200, Level.OK), (503, Level.WARN)])
+def test_the_applications_health(database: Connection, volume: Path, bin_dir: Path, status: int, level: Level) -> None:
+    with answering(status) as url, mock.patch.object(restores_module, "_HEALTH_SECONDS", 0.5):
+        found = lines(system_of(database, volume, bin_dir, HEALTH_URL=url))
+    assert found[-1].level is level
+    assert "well" in found[-1].text or "503" in found[-1].text
+
+
+def test_docker_that_does_not_answer(database: Connection, volume: Path, bin_dir: Path) -> None:
+    more = {"SWARM_APP_SERVICES": "ovia_ovia-api", "SWARM_DOCKER_URL": "tcp://127.0.0.1:1"}
+    with mock.patch.object(service_manager, "PATIENCE_SECONDS", 0.0):
+        line = the(lines(system_of(database, volume, bin_dir, **more)), "Docker does not answer")
+    assert line.level is Level.WARN

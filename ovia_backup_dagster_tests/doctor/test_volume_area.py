@@ -1,0 +1,546 @@
+"""What the doctor says of the backup volume: real folders, real filesystems, real refusals."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ovia_backup_dagster.core import takeover
+from ovia_backup_dagster.core.catalog import MANIFEST, Backup, Catalog, State
+from ovia_backup_dagster.core.locking import volume_lock
+from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.doctor import volume_area as doctor
+from ovia_backup_dagster.doctor.report import Area, Level, Line
+from ovia_backup_dagster.retention.plan import Candidate, Policy, Weekday, plan
+from ovia_backup_dagster.system import BackupSystem
+from ovia_backup_dagster_tests.defs.support import frozen, load
+from ovia_backup_dagster_tests.doctor.support import everything_below, the
+from ovia_backup_dagster_tests.support.crashes import raised_as_nobody
+from ovia_backup_dagster_tests.support.factories import make_catalog, proven, publish, write_dump
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+DAY = timedelta(days=1)
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting, and giving files away, need root")
+
+
+@pytest.fixture(autouse=True)
+def _now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the tests take."""
+    monkeypatch.setattr(doctor, "datetime", frozen(NOW))
+
+
+def system_on(volume: Path, **more: str) -> BackupSystem:
+    return BackupSystem(load({"POSTGRES_HOST": "127.0.0.1", "BACKUP_DIR": str(volume), **more}))
+
+
+def volume_of(volume: Path, **more: str) -> list[Line]:
+    lines = list(doctor.volume(system_on(volume, **more)))
+    assert {line.area for line in lines} == {Area.VOLUME}
+    return lines
+
+
+def backups_of(volume: Path) -> Line:
+    (line,) = doctor.backups(system_on(volume))
+    assert line.area is Area.BACKUPS
+    return line
+
+
+@contextmanager
+def tmpfs(folder: Path, options: str) -> Iterator[None]:
+    folder.mkdir(exist_ok=True, parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"mode=0700,{options}", "tmpfs", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def of_size(catalog: Catalog, started_at: datetime, size: int, *, tier: Tier = Tier.DAILY) -> Backup:
+    """A dump of the old script's that takes so much room."""
+    return write_dump(catalog, started_at, tier, content=b"PGDMP" + b"x" * (size - 5))
+
+
+# ------------------------------------------------------------------------------------------ the folder
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    folder = tmp_path / "it's here"
+    (line,) = volume_of(folder)
+    assert (line.level, line.text) == (Level.FAIL, f"the backup folder {folder} does not exist")
+    # What it prints is the next command, whatever the folder is called.
+    command = line.fix.partition("for a first try: ")[2]
+    subprocess.run(["/bin/sh", "-c", command], check=True)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert the(volume_of(folder), "is ours alone").level is Level.OK
+
+
+def test_a_file_in_its_place(volume: Path) -> None:
+    volume.write_text("not a folder")
+    (line,) = volume_of(volume)
+    assert (line.level, line.text) == (Level.FAIL, f"{volume} is no folder")
+    assert line.fix == f"ls -l {volume}; then set BACKUP_DIR"
+
+
+def test_a_link_to_a_folder_is_one(volume: Path, tmp_path: Path) -> None:
+    make_catalog(tmp_path / "elsewhere")
+    volume.symlink_to(tmp_path / "elsewhere")
+    assert the(volume_of(volume), "is ours alone").level is Level.OK
+
+
+def test_a_new_folder(volume: Path) -> None:
+    volume.mkdir(0o700)
+    lines = volume_of(volume)
+    assert the(lines, f"{volume} is ours alone (user {os.geteuid()})").level is Level.OK
+    assert the(lines, "free; no dump yet to compare with").level is Level.OK
+    assert the(lines, "nobody holds the lock").level is Level.OK
+    assert the(lines, "nothing was left behind by a crash").level is Level.OK
+    line = backups_of(volume)
+    assert (line.level, line.text) == (Level.WARN, "there is no backup")
+    assert line.fix == "ovia-backup dump && ovia-backup verify latest"
+
+
+def test_folders_that_others_can_look_into(tmp_path: Path) -> None:
+    volume = tmp_path / "a b"
+    make_catalog(volume)
+    (volume / "daily").chmod(0o750)
+    volume.chmod(0o755)
+    line = the(volume_of(volume), "others on this host can look into")
+    assert (line.level, line.text.endswith(f"{volume}, {volume}/daily")) == (Level.WARN, True)
+    subprocess.run(["/bin/sh", "-c", line.fix], check=True)
+    assert the(volume_of(volume), "is ours alone").level is Level.OK
+
+
+def nothing_is_unexpected(volume: Path, *expected: str) -> None:
+    """As nobody: what is found, in a child that reports by what it raises."""
+
+    def look() -> None:
+        lines = list(doctor.volume(system_on(volume))) + list(doctor.backups(system_on(volume)))
+        raise LookupError("\n".join(f"{line.level}: {line.text} -> {line.fix}" for line in lines))
+
+    raised = raised_as_nobody(look)
+    assert isinstance(raised, LookupError), repr(raised)
+    for words in expected:
+        assert words in str(raised)
+
+
+@pytest.fixture
+def open_volume() -> Iterator[Path]:
+    """A volume that nobody can reach: pytest's folders are private."""
+    with tempfile.TemporaryDirectory(prefix="ovia-t-", dir="/tmp") as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder) / "v"
+
+
+@needs_root
+def test_a_folder_behind_a_closed_door(open_volume: Path) -> None:
+    make_catalog(open_volume)
+    open_volume.parent.chmod(0o700)
+    nothing_is_unexpected(open_volume, f"fail: cannot read {open_volume}", "Permission denied", "chown -R USER")
+
+
+@needs_root
+def test_a_folder_that_belongs_to_another_user(open_volume: Path) -> None:
+    make_catalog(open_volume)
+    open_volume.chmod(0o755)
+    nothing_is_unexpected(open_volume, "fail: ", "not writable", f"{open_volume}")
+
+
+@needs_root
+def test_files_of_another_user_in_a_folder_of_ours(open_volume: Path) -> None:
+    """The old container's root made them."""
+    catalog = make_catalog(open_volume)
+    made = write_dump(catalog, NOW - DAY)
+    for folder in (open_volume, open_volume / "daily", open_volume / "weekly"):
+        os.chown(folder, 65534, 65534)
+    nothing_is_unexpected(
+        open_volume,
+        f"warn: 1 files belong to other users, such as {made}",
+        f"as root: chown -R 65534:65534 {open_volume}",
+    )
+    assert the(volume_of(open_volume), "is ours alone").level is Level.OK  # root may remove them
+
+
+# ------------------------------------------------------------------------------------------ the filesystem
+
+
+def test_a_folder_on_the_roots_filesystem(volume: Path, tmp_path: Path) -> None:
+    volume.mkdir(0o700)
+    lines = volume_of(volume)
+    if os.stat(tmp_path).st_dev != os.stat("/").st_dev:
+        assert the(lines, f"{volume} is on a filesystem of its own").level is Level.OK
+    else:
+        line = the(lines, f"{volume} is on the same filesystem as /")
+        assert (line.level, line.fix) == (Level.WARN, f"findmnt -T {volume}")
+
+
+@needs_root
+def test_a_volume_of_its_own(volume: Path) -> None:
+    with tmpfs(volume, "size=4m"):
+        assert the(volume_of(volume), f"{volume} is on a filesystem of its own").level is Level.OK
+
+
+@needs_root
+def test_no_room_for_a_first_dump(volume: Path) -> None:
+    with tmpfs(volume, "size=2m"):
+        (volume / "other").write_bytes(bytes(1536 * 1024))
+        line = the(volume_of(volume), "no room for a first dump: 524.3 kB free")
+        assert line.level is Level.FAIL
+
+
+@needs_root
+def test_no_room_for_the_next_dump(volume: Path) -> None:
+    with tmpfs(volume, "size=4m"):
+        of_size(make_catalog(volume), NOW - DAY, 1_500_000)
+        (volume / "ballast").write_bytes(b"x" * 1_200_000)
+        line = the(volume_of(volume), "no room for the next dump: ")
+        assert (line.level, "the last dump took 1.5 MB, growing 0 B a day" in line.text) == (Level.FAIL, True)
+        assert "BACKUP_DAILY_KEEP" in line.fix
+
+
+@needs_root
+def test_a_volume_that_will_be_full_soon(volume: Path) -> None:
+    with tmpfs(volume, "size=10m"):
+        catalog = make_catalog(volume)
+        for days, size in ((2, 900_000), (1, 1_000_000)):
+            of_size(catalog, NOW - days * DAY, size)
+        line = the(volume_of(volume), "the volume will be full in about 6 days: ")
+        assert (line.level, "the last dump took 1.0 MB, growing 100.0 kB a day" in line.text) == (Level.WARN, True)
+
+
+@needs_root
+def test_a_volume_with_room_for_all_that_is_kept(volume: Path) -> None:
+    with tmpfs(volume, "size=40m"):
+        catalog = make_catalog(volume)
+        for days in range(9, 0, -1):
+            of_size(catalog, NOW - days * DAY, 1_000_000)
+        assert the(volume_of(volume), "the last dump took 1.0 MB, growing 0 B a day").level is Level.OK
+
+
+@needs_root
+def test_a_policy_of_many_days_that_all_stand_there_fills_nothing(volume: Path) -> None:
+    with tmpfs(volume, "size=7m"):
+        catalog = make_catalog(volume)
+        for days in range(61, 0, -1):
+            of_size(catalog, NOW - days * DAY, 100_000)
+        lines = volume_of(volume, BACKUP_DAILY_KEEP="60", BACKUP_WEEKLY_KEEP="1")
+        assert the(lines, "the last dump took 100.0 kB").level is Level.OK
+
+
+@needs_root
+def test_a_bad_dump_is_no_measure(volume: Path) -> None:
+    with tmpfs(volume, "size=8m"):
+        catalog = make_catalog(volume)
+        of_size(catalog, NOW - 2 * DAY, 1_000)
+        write_dump(catalog, NOW - DAY, content=b"no archive" * 200_000)
+        assert the(volume_of(volume), "the last dump took 1.0 kB").level is Level.OK
+
+
+@needs_root
+def test_no_more_files_can_be_made(volume: Path) -> None:
+    with tmpfs(volume, "size=8m,nr_inodes=500"):
+        make_catalog(volume)
+        line = the(volume_of(volume), "the filesystem has room for only 4")
+        assert (line.level, line.fix.startswith("see what has so many: df -i ")) == (Level.FAIL, True)
+
+
+@needs_root
+def test_a_volume_that_is_mounted_read_only(volume: Path) -> None:
+    """Root may write anything, by its modes."""
+    with tmpfs(volume, "size=8m"):
+        proven(make_catalog(volume), NOW - timedelta(hours=1))
+        subprocess.run(["mount", "-o", "remount,ro", str(volume)], check=True)
+        (line,) = volume_of(volume)
+        assert (line.level, "mounted read-only" in line.text) == (Level.FAIL, True)
+        assert "mount -o remount,rw" in line.fix
+        assert backups_of(volume).level is Level.OK
+
+
+# ------------------------------------------------------------------------------------------ the lock, and a crash
+
+
+def test_somebody_at_work(volume: Path) -> None:
+    """What is unfinished is then no crash's."""
+    catalog = make_catalog(volume)
+    (volume / "daily" / ".ovia_daily_2026-02-21_030000.dump.tmp").write_bytes(b"x" * 2_000_000)
+    with volume_lock(volume, purpose="dumping ovia", now=NOW):
+        lines = volume_of(volume)
+        assert the(lines, "at work now: dumping ovia (process ").level is Level.OK
+        line = the(lines, "unfinished files (2.0 MB), by who is at work now: .ovia_daily_2026-02-21_030000.dump.tmp")
+        assert line.level is Level.OK
+    assert catalog.unfinished()
+
+
+def test_what_a_crash_left(volume: Path) -> None:
+    catalog = make_catalog(volume)
+    for day in (21, 22, 23):
+        (volume / "daily" / f".ovia_daily_2026-02-{day}_030000.dump.tmp").write_bytes(b"x" * 1_000)
+    line = the(volume_of(volume), "left by a crash")
+    assert line.level is Level.WARN
+    assert line.text == (
+        "unfinished files (3.0 kB), left by a crash: .ovia_daily_2026-02-21_030000.dump.tmp, "
+        ".ovia_daily_2026-02-22_030000.dump.tmp and 1 more"
+    )
+    assert line.fix == "nothing: the next dump removes them; at once: ovia-backup prune"
+    catalog.sweep()
+    assert the(volume_of(volume), "nothing was left behind by a crash").level is Level.OK
+
+
+def test_what_vanishes_while_it_is_looked_at(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dump is published, an old one pruned: neither is a fault of the volume."""
+    catalog = make_catalog(volume)
+    gone = volume / "daily" / ".ovia_daily_2026-02-21_030000.dump.tmp"
+    monkeypatch.setattr(Catalog, "unfinished", lambda _: [gone])
+    assert the(doctor.volume(system_on(volume)), "unfinished files (0 B)").level is Level.WARN
+
+    real = os.scandir
+
+    class Vanishing:
+        def __init__(self, path: Path) -> None:
+            self.entries = real(path)
+
+        def __enter__(self) -> Iterator[os.DirEntry[str]]:
+            return self.each()
+
+        def __exit__(self, *_: object) -> None:
+            self.entries.close()
+
+        def each(self) -> Iterator[os.DirEntry[str]]:
+            for entry in self.entries:
+                if entry.is_file():
+                    os.unlink(entry.path)
+                yield entry
+
+    write_dump(catalog, NOW - DAY)
+    monkeypatch.setattr(os, "scandir", Vanishing)
+    assert the(doctor.volume(system_on(volume)), "is ours alone").level is Level.OK
+
+
+# ------------------------------------------------------------------------------------------ the backups
+
+
+def test_a_proven_backup_of_today(volume: Path) -> None:
+    made = proven(make_catalog(volume), NOW - timedelta(hours=3))
+    line = backups_of(volume)
+    assert (line.level, line.text) == (Level.OK, f"the newest backup, {made}, is 3 h old (proven)")
+
+
+def test_an_unproven_one_of_today(volume: Path) -> None:
+    publish(make_catalog(volume), NOW - timedelta(hours=3))
+    line = backups_of(volume)
+    assert (line.level, line.fix) == (Level.WARN, "ovia-backup verify latest")
+    assert line.text.endswith("is 3 h old (not verified yet)")
+
+
+def test_a_proven_one_below_a_bad_one(volume: Path) -> None:
+    catalog = make_catalog(volume)
+    proven(catalog, NOW - timedelta(hours=3))
+    write_dump(catalog, NOW - timedelta(hours=1), content=b"no archive")
+    line = backups_of(volume)
+    assert (line.level, line.text.endswith("; newer than it: 1 bad one")) == (Level.WARN, True)
+    assert line.fix == "ovia-backup dump && ovia-backup verify latest"
+
+
+def test_a_backup_that_is_too_old(volume: Path) -> None:
+    proven(make_catalog(volume), NOW - 2 * DAY)
+    line = backups_of(volume)
+    assert (line.level, "is 2 d old, 22 h too old (proven)" in line.text) == (Level.FAIL, True)
+    assert "ovia-backup dump && ovia-backup verify latest" in line.fix
+
+
+def test_nothing_but_bad_ones(volume: Path) -> None:
+    write_dump(make_catalog(volume), NOW - timedelta(hours=1), content=b"no archive")
+    line = backups_of(volume)
+    assert (line.level, "there is no backup but 1 bad one" in line.text) == (Level.FAIL, True)
+
+
+def test_one_that_is_dated_in_the_future(volume: Path) -> None:
+    made = publish(make_catalog(volume), NOW + 30 * DAY)
+    line = backups_of(volume)
+    assert (line.level, "in the future: a clock is wrong" in line.text) == (Level.FAIL, True)
+    assert f"move {made} out of the folder" in line.fix
+
+
+def test_none_is_proven_any_more(volume: Path) -> None:
+    catalog = make_catalog(volume)
+    for days in range(4):
+        publish(catalog, NOW - days * DAY - timedelta(hours=1))
+    line = backups_of(volume)
+    assert (line.level, "like all for a long time not proven" in line.text) == (Level.FAIL, True)
+
+
+# ------------------------------------------------------------------------------------------ many, and nothing changes
+
+
+@needs_root
+def test_ten_thousand_backups_take_a_second_or_so(volume: Path) -> None:
+    with tmpfs(volume, "size=200m"):
+        catalog = make_catalog(volume)
+        for number in range(10_000):
+            name = BackupName("ovia", Tier.DAILY, NOW - number * timedelta(hours=1) - timedelta(minutes=30))
+            path = catalog.folder(Tier.DAILY) / name.filename
+            path.write_bytes(b"PGDMP")
+            path.with_name(path.name + MANIFEST).touch()
+        system = system_on(volume)
+        began = time.process_time()
+        lines = [*doctor.volume(system), *doctor.backups(system)]
+        # Of the processor's time, with room for one that is shared: reading all of them would take a minute.
+        assert time.process_time() - began < 5
+    the(lines, "growing 0 B a day")
+
+
+def test_a_look_changes_nothing(volume: Path) -> None:
+    catalog = make_catalog(volume)
+    proven(catalog, NOW - DAY)
+    proven(catalog, NOW - DAY, Tier.WEEKLY)
+    (volume / "daily" / ".ovia_daily_2026-02-21_030000.dump.tmp").touch()
+    (volume / "daily" / "ovia_daily_2026-02-20_030000.dump.verified.json").write_text("{")
+    with volume_lock(volume, purpose="x", now=NOW):
+        pass
+    before = list(everything_below(volume))
+    assert len(volume_of(volume)) > 4
+    backups_of(volume)
+    # For a moment something stood in the backup folder: what its filesystem can do shows only when it is tried.
+    (_, folder, *_), *rest = everything_below(volume)
+    assert (folder, rest) == (before[0][1], before[1:])
+
+
+# ------------------------------------------------------------------------------------------ growth
+
+POLICIES = st.builds(
+    Policy,
+    daily_keep=st.integers(1, 9),
+    weekly_keep=st.integers(1, 5),
+    weekly_day=st.sampled_from(Weekday),
+    timezone=st.just(ZoneInfo("UTC")),
+)
+SIZES = st.integers(1, 10**12)
+GROWTH = st.floats(0, 10**10)
+STAND = st.tuples(st.integers(1, 12), st.integers(0, 6))
+
+
+def full(free: int, size: int, growth: float, stand: tuple[int, int], policy: Policy) -> float:
+    """The day, or never."""
+    days = doctor._days_until_full(free, size, growth, stand, policy)
+    assert days is None or 1 <= days <= doctor.SOON
+    return float("inf") if days is None else days
+
+
+@given(free=SIZES, size=SIZES, growth=GROWTH, stand=STAND, policy=POLICIES, more=st.integers(0, 10**12))
+def test_more_room_is_never_full_earlier_and_more_growth_never_later(
+    free: int, size: int, growth: float, stand: tuple[int, int], policy: Policy, more: int
+) -> None:
+    day = full(free, size, growth, stand, policy)
+    assert full(free + more, size, growth, stand, policy) >= day
+    assert full(free, size, growth + more, stand, policy) <= day
+
+
+@given(size=SIZES, policy=POLICIES, free=SIZES)
+def test_without_growth_what_the_policy_keeps_is_never_too_much(size: int, policy: Policy, free: int) -> None:
+    stand = (policy.daily_keep, policy.weekly_keep)
+    assert full(size + free, size, 0.0, stand, policy) == float("inf")
+
+
+def simulated(free: int, size: int, growth: float, stand: tuple[int, int], policy: Policy) -> int:
+    """Day by day with the real policy: a dump, its promotion, pruning; then whether there is room for the next."""
+    start = datetime(2026, 6, 15, 3, tzinfo=UTC)
+    sizes: dict[datetime, float] = {}
+    kept: list[Candidate] = []
+
+    def add(tier: Tier, at: datetime, bytes_: float) -> None:
+        sizes.setdefault(at, bytes_)
+        kept.append(Candidate(key=f"{tier}/{at}", tier=tier, started_at=at, state=State.PROVEN))
+
+    dailies, weeklies = stand
+    for days in range(dailies):
+        add(Tier.DAILY, start - days * DAY, size - growth * days)
+    week: date = policy.week(start)
+    for weeks in range(weeklies):
+        at = datetime.combine(week - timedelta(days=7 * weeks), start.timetz())
+        add(Tier.WEEKLY, at, size - growth * (start - at).days)
+    used_before = sum(sizes[at] for at in {candidate.started_at for candidate in kept})
+    for day in range(1, 30):
+        at = start + day * DAY
+        add(Tier.DAILY, at, size + growth * day)
+        if policy.week(at) == policy.day(at):
+            add(Tier.WEEKLY, at, 0)
+        gone = {decision.candidate.key for decision in plan(kept, policy, at).removals}
+        kept = [candidate for candidate in kept if candidate.key not in gone]
+        used = sum(sizes[at] for at in {candidate.started_at for candidate in kept})
+        if free - (used - used_before) < size + growth * (day + 1):
+            return day
+    return 30
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    room=st.floats(1.1, 15),
+    growth=st.floats(0, 0.03),
+    policy=POLICIES,
+    shares=st.tuples(st.floats(0.1, 1), st.floats(0, 1)),
+)
+def test_the_day_is_the_real_policys_within_a_week_and_a_dump(
+    room: float, growth: float, policy: Policy, shares: tuple[float, float]
+) -> None:
+    size = 10**9
+    dailies = max(1, round(policy.daily_keep * shares[0]))
+    # As many weeks as there were days for: else weekly ones stand whose daily ones were never made.
+    weeklies = round(policy.weekly_keep * shares[1]) if dailies == policy.daily_keep else 0
+    arguments = (int(room * size), size, growth * size, (dailies, weeklies), policy)
+    expected, one = simulated(*arguments), int(1.2 * size)
+    earliest, latest = (full(arguments[0] + more, *arguments[1:]) for more in (-one, one))
+    assert min(earliest, doctor.SOON + 1) - 8 <= expected <= latest + 8, (earliest, expected, latest)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "growth"),
+    [
+        ([(0, 100)], 0.0),
+        ([(0, 200), (2, 100)], 50.0),
+        # Dumps of one afternoon say nothing about a month.
+        ([(0, 200), (0.5, 100)], 0.0),
+        ([(0, 100), (2, 200)], 0.0),
+        ([(0, 130), (1, 500), (3, 100)], 10.0),
+    ],
+)
+def test_growth_is_read_from_the_oldest_and_the_newest(sizes: list[tuple[float, int]], growth: float) -> None:
+    made = [
+        Backup(Path("x"), BackupName("ovia", Tier.DAILY, NOW - timedelta(days=days)), size, 0) for days, size in sizes
+    ]
+    assert doctor._growth_per_day(made) == growth
+
+
+# ------------------------------------------------------------------------------------------ the hand-over
+
+
+@needs_root
+def test_a_hand_over_that_is_under_way_or_was_forgotten(volume: Path) -> None:
+    proven(make_catalog(volume), NOW - DAY)
+    os.chown(volume, 10001, 10001)
+    for path in volume.rglob("*.dump"):
+        os.chown(path, 10001, 10001)
+    takeover.begin(volume, takeover.Owner(0, 0), NOW)
+    path = next((volume / "daily").glob("*.dump"))
+    path.rename(volume / "removed by the old script")
+    text = f"the hand-over from the old backup script began on {datetime.now(UTC):%Y-%m-%d}"
+    assert the(volume_of(volume), text).level is Level.OK
+    # Its sidecars are no leftovers.
+    assert the(volume_of(volume), "left behind").text == "nothing was left behind by a crash"
+    for days, level in ((2.9, Level.OK), (3.1, Level.WARN)):
+        began = (NOW - days * DAY).timestamp()
+        os.utime(volume / ".handover", (began, began))
+        line = the(volume_of(volume), "the hand-over from the old backup script began")
+        assert line.level is level
+    assert line.fix == "remove the old service; then, as root: ovia-backup hand-over --finish --to 0:0"
+    takeover.finish(volume, takeover.Owner(0, 0), NOW)
+    assert not [line for line in volume_of(volume) if "hand-over" in line.text]

@@ -1,0 +1,1129 @@
+"""What a drill says and leaves when its backup, its surroundings or somebody else is against it.
+
+Real servers, real archives. What needs disks or kills is in ``faults/test_drill.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from random import Random
+from threading import Thread
+from zoneinfo import ZoneInfo
+
+import psycopg
+import pytest
+from psycopg import sql
+from pydantic import SecretStr
+
+from ovia_backup_dagster.core.catalog import DRILLED, GLOBALS, MANIFEST, Backup, Catalog, State
+from ovia_backup_dagster.core.errors import BackupError, BackupNotFoundError, LockHeldError, NotProvenError
+from ovia_backup_dagster.core.locking import removing
+from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.core.verdict import Expectations
+from ovia_backup_dagster.demo import embedded_server
+from ovia_backup_dagster.drill import throwaway_cluster
+from ovia_backup_dagster.drill.evidence import Evidence
+from ovia_backup_dagster.drill.runner import Choice, Driller, Where
+from ovia_backup_dagster.postgres.dump import Dumper
+from ovia_backup_dagster.postgres.local_cluster import account_id
+from ovia_backup_dagster.postgres.programs import Connection, Programs, Variables
+from ovia_backup_dagster.postgres.verification import Verifier
+from ovia_backup_dagster.proof import target as places
+from ovia_backup_dagster.proof.checks import DrillCheck, Result
+from ovia_backup_dagster.retention import prune as housekeeping
+from ovia_backup_dagster.retention.plan import Policy, Weekday
+from ovia_backup_dagster_tests.conftest import PASSWORD, PortCluster, admin, execute, free_port, quiet, running_cluster
+from ovia_backup_dagster_tests.faults.disks import MEGABYTE, tmpfs
+from ovia_backup_dagster_tests.faults.harness import state_of, until
+from ovia_backup_dagster_tests.support.crashes import raised_as_nobody
+from ovia_backup_dagster_tests.support.factories import redated, with_roles
+
+SCHEMA = """
+    CREATE TABLE people (id int PRIMARY KEY, name text NOT NULL, note text);
+    INSERT INTO people SELECT g, 'person ' || g, md5(g::text) FROM generate_series(1, 400) g;
+    CREATE TABLE links (person int REFERENCES people, at timestamptz DEFAULT '2026-01-01 00:00Z');
+    INSERT INTO links (person) SELECT id FROM people WHERE id % 3 = 0;
+    CREATE SEQUENCE tickets START 41;
+    SELECT nextval('tickets')
+"""
+THROWAWAY, DATABASE = Choice(Where.THROWAWAY), Choice(Where.DATABASE)
+
+
+@dataclass
+class Site:
+    """A small database, its backups, and how they are drilled."""
+
+    database: Connection
+    catalog: Catalog
+    programs: Programs
+    folder: Path
+
+    @property
+    def expectations(self) -> Expectations:
+        return Expectations(("people", "links"), True)
+
+    @property
+    def driller(self) -> Driller:
+        verifier = Verifier(self.catalog, self.programs, self.expectations)
+        return Driller(verifier, self.database, self.folder, self.database)
+
+    def backup(self, compression: str = "auto", *, verified: bool = True) -> Backup:
+        made = Dumper(self.catalog, self.database, self.programs, compression).dump(log=quiet)
+        return self.driller.verifier.verify(made, log=quiet).backup if verified else made
+
+    def bare(self, compression: str = "gzip:1") -> Backup:
+        """A dump without a manifest, as the old script's, an hour old."""
+        made = self.backup(compression, verified=False)
+        made.sidecar(MANIFEST).unlink()
+        made.sidecar(GLOBALS).unlink()
+        age(made)
+        return self.catalog.refresh(made)
+
+    def drill(self, backup: Backup, choice: Choice = THROWAWAY, driller: Driller | None = None) -> Evidence:
+        driller = driller or self.driller
+        return driller.drill(self.catalog.refresh(backup), choice, launched_by="a test", log=quiet)
+
+    def evidence(self) -> list[Evidence]:
+        return list(self.driller.drills.newest_first())
+
+
+def age(backup: Backup) -> None:
+    """It was written an hour ago."""
+    at = backup.path.stat().st_mtime - 3600
+    os.utime(backup.path, (at, at))
+
+
+@pytest.fixture
+def drill_dir() -> Iterator[Path]:
+    """A short one, for the sockets; nothing of a drill may be left in it."""
+    path = Path("/tmp") / f"ovia-dt-{os.getpid()}-{free_port()}"
+    path.mkdir(mode=0o711)
+    try:
+        yield path
+        assert leftovers(path) == []
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob(f"{throwaway_cluster.PREFIX}*"))
+
+
+def _site(cluster: PortCluster, programs: Programs, folder: Path, drill_dir: Path) -> Iterator[Site]:
+    name = f"site{os.getpid()}_{free_port()}"
+    with admin(cluster) as session:
+        session.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
+    database = cluster.connection(name)
+    try:
+        execute(database, SCHEMA)
+        yield Site(database, Catalog(folder / "backups", name), programs, drill_dir)
+    finally:
+        with admin(cluster) as session:
+            for made in (name, places.scratch_name(name)):
+                session.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(made)))
+
+
+@pytest.fixture
+def site(server: PortCluster, bin_dir: Path, tmp_path: Path, drill_dir: Path) -> Iterator[Site]:
+    yield from _site(server, Programs(bin_dir), tmp_path, drill_dir)
+
+
+@pytest.fixture
+def full_site(full_server: PortCluster, full_bin_dir: Path, tmp_path: Path, drill_dir: Path) -> Iterator[Site]:
+    yield from _site(full_server, Programs(full_bin_dir), tmp_path, drill_dir)
+
+
+def line(evidence: Evidence, check: DrillCheck) -> tuple[Result, str]:
+    return next((found.result, found.text) for found in evidence.lines if found.check is check)
+
+
+def failed_checks(evidence: Evidence) -> list[DrillCheck]:
+    return [found.check for found in evidence.lines if found.result is Result.FAILED]
+
+
+# --------------------------------------------------------------------------------------------- which backup
+
+
+def test_a_part_of_a_name_is_refused_and_the_names_it_is_part_of_are_told(site: Site) -> None:
+    made = [site.backup(verified=False) for _ in range(2)]
+    with pytest.raises(BackupNotFoundError) as caught:
+        site.driller.find(f"{made[0].started_at:%Y-%m-%d}")
+    for backup in made:
+        assert str(backup) in caught.value.why
+    with pytest.raises(BackupNotFoundError, match="the newest is"):
+        site.driller.find("2001-01-01")
+
+
+def test_many_near_names_are_counted(site: Site) -> None:
+    made = site.backup(verified=False)
+    for number in range(1, 9):
+        name = BackupName(site.catalog.database, Tier.DAILY, made.started_at - timedelta(seconds=number))
+        shutil.copy2(made.path, made.path.with_name(name.filename))
+    with pytest.raises(BackupNotFoundError, match=r"and \d more"):
+        site.driller.find(str(made.started_at.year))
+
+
+def test_without_any_backup_the_error_says_to_make_one(site: Site) -> None:
+    site.catalog.prepare()
+    for wanted in ("latest", "2026-01-01"):
+        with pytest.raises(BackupNotFoundError, match="ovia-backup dump"):
+            site.driller.find(wanted)
+
+
+def test_one_from_outside_the_volume_is_drilled_by_its_path_only_where_that_is_allowed(
+    site: Site, tmp_path: Path
+) -> None:
+    made = site.backup()
+    elsewhere = tmp_path / '..it\'s a\ncopy; $(x) "y".dump'
+    shutil.copy2(made.path, elsewhere)
+    age(site.catalog.refresh(replace(made, path=elsewhere)))
+    linked = tmp_path / "link.dump"
+    linked.symlink_to(elsewhere)
+    before = {path.name for path in tmp_path.iterdir()}
+    evidence = site.drill(site.driller.find(str(elsewhere)), DATABASE)
+    assert evidence.passed, evidence.failures
+    assert evidence.backup == elsewhere.name
+    again = site.drill(site.driller.find(str(linked)), DATABASE)
+    assert again.passed, again.failures
+    # Nothing is written beside it, and the evidence stands in its own folder.
+    assert {path.name for path in tmp_path.iterdir()} == before
+    written = {path.name for path in site.driller.drills.path.glob("*.json")}
+    assert written == {f"{evidence.filename}.json", f"{again.filename}.json"}
+    assert not any(set(name) & set("\n';/ ") for name in written)
+    with pytest.raises(BackupNotFoundError):
+        site.driller.find(str(elsewhere), anywhere=False)
+
+
+def test_a_name_of_any_length_has_evidence(site: Site, tmp_path: Path) -> None:
+    made = site.backup()
+    elsewhere = tmp_path / ("ü" * 110 + ".dump")
+    shutil.copy2(made.path, elsewhere)
+    age(replace(made, path=elsewhere))
+    assert site.drill(site.driller.find(str(elsewhere)), DATABASE).passed
+    assert site.evidence()[0].backup == elsewhere.name
+
+
+def test_one_that_may_still_be_being_written_is_refused(site: Site) -> None:
+    made = site.backup(verified=False)
+    made.sidecar(MANIFEST).unlink()
+    with pytest.raises(NotProvenError, match="may still be being written"):
+        site.drill(made)
+    assert site.evidence() == []
+
+
+def test_a_bad_one_is_not_the_latest(site: Site) -> None:
+    good = site.backup()
+    bad = site.backup(verified=False)
+    with open(bad.path, "r+b") as file:
+        file.seek(bad.size_bytes // 2)
+        file.write(b"damage")
+    assert site.driller.verifier.verify(bad, log=quiet).backup.state(datetime.now(UTC)) is State.BAD
+    assert site.driller.find("latest").path == good.path
+    evidence = site.drill(site.driller.find(str(bad)))
+    assert failed_checks(evidence) == [DrillCheck.UNALTERED]
+    assert "was altered" in evidence.failures[0]
+    assert evidence.place == "nowhere"
+
+
+def test_an_intact_one_without_an_expected_table_is_restored_and_fails_by_name(site: Site) -> None:
+    execute(site.database, "DROP TABLE links")
+    made = site.backup()
+    assert made.state(datetime.now(UTC)) is State.BAD
+    evidence = site.drill(made, DATABASE)
+    # The file is what was written; what is wrong is what it holds.
+    assert failed_checks(evidence) == [DrillCheck.TABLES_PRESENT]
+    assert "links" in line(evidence, DrillCheck.TABLES_PRESENT)[1]
+    assert line(evidence, DrillCheck.TABLES)[0] is Result.PASSED
+    assert not site.catalog.refresh(made).drilled
+
+
+# --------------------------------------------------------------------------------------------- damage
+
+
+@pytest.mark.parametrize("compression", ["gzip:1", "zstd:2"])
+@pytest.mark.parametrize("many", [100, 30], ids=["with a manifest", "without, but verified before"])
+def test_no_flipped_byte_passes(full_site: Site, many: int, compression: str) -> None:
+    """None gets as far as a server: it is told by its hash."""
+    site, rng = full_site, Random(f"{many}{compression}")
+    made = site.backup(compression) if many == 100 else site.bare(compression)
+    made = site.driller.verifier.verify(made, log=quiet).backup
+    assert made.state(datetime.now(UTC)) is State.PROVEN
+    whole, status = made.path.read_bytes(), made.path.stat()
+    for _ in range(many):
+        at = rng.randrange(len(whole))
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << rng.randrange(8)
+        with open(made.path, "r+b") as file:  # in place: the same file, length and times, as a failing disk
+            file.write(flipped)
+        os.utime(made.path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        evidence = site.drill(made)
+        assert not evidence.passed, f"byte {at} of {len(whole)}"
+        assert failed_checks(evidence) == [DrillCheck.UNALTERED]
+        assert evidence.place == "nowhere"
+        assert not site.catalog.refresh(made).drilled
+    assert len(site.evidence()) == many
+
+
+def test_a_flip_in_one_that_nobody_has_read_before(full_site: Site) -> None:
+    """Without a manifest and without a verdict there is nothing to compare a file with but itself.
+
+    What can be seen: that it decodes, restores, and that the copy is what the file says. What cannot: a flip that
+    leaves it readable, in an uncompressed block or in a zstd frame, which has no checksum. Such a drill passes, and
+    its evidence says that the hash was taken now, and that there was no manifest.
+    """
+    site = full_site
+    made = site.bare("none")
+    text = made.path.read_bytes()
+    at = text.index(b"person 17\t")
+    with open(made.path, "r+b") as file:
+        file.seek(at)
+        file.write(b"q")
+    age(made)
+    evidence = site.drill(made, DATABASE)
+    assert evidence.passed, evidence.failures
+    assert evidence.manifest is False
+    assert line(evidence, DrillCheck.UNALTERED)[1].endswith("taken now")
+    # One that does not decode is seen all the same.
+    made = site.bare("gzip:1")
+    with open(made.path, "r+b") as file:
+        file.seek(made.size_bytes - 40)
+        file.write(bytes(8))
+    age(made)
+    assert not site.drill(made).passed
+
+
+NOT_ARCHIVES: dict[str, Callable[[bytes], bytes]] = {
+    "truncated": lambda whole: whole[: len(whole) * 2 // 3],
+    "empty": lambda _: b"",
+    "plain SQL": lambda _: b"-- PostgreSQL database dump\n\nSET statement_timeout = 0;\n" * 20,
+    "something else": lambda _: bytes(range(256)) * 64,
+    "magic alone": lambda _: b"PGDMP",
+}
+
+
+@pytest.mark.parametrize("what", NOT_ARCHIVES)
+def test_what_is_no_archive_fails_in_one_line(site: Site, tmp_path: Path, what: str) -> None:
+    whole = site.backup(verified=False).path.read_bytes()
+    path = tmp_path / "given.dump"
+    path.write_bytes(NOT_ARCHIVES[what](whole))
+    age(replace(site.catalog.backups()[0], path=path))
+    evidence = site.drill(site.driller.find(str(path)))
+    assert not evidence.passed
+    assert failed_checks(evidence) == [DrillCheck.UNALTERED]
+    assert "damaged" in evidence.failures[0]
+    assert len(evidence.failures) == 1
+    assert "\n" not in str(evidence.trouble)
+    assert evidence.place == "nowhere"
+
+
+def test_a_folder_is_no_backup(site: Site, tmp_path: Path) -> None:
+    site.backup(verified=False)
+    for folder in (tmp_path, site.catalog.folder(Tier.DAILY)):
+        with pytest.raises(BackupNotFoundError):
+            site.driller.find(str(folder))
+
+
+def test_a_newer_pg_dumps_archive_is_not_called_bad(site: Site, tmp_path: Path) -> None:
+    path = tmp_path / "newer.dump"
+    newer = embedded_server.bin_dir(18) / "pg_dump"
+    command = (str(newer), "--format=custom", f"--file={path}", site.database.conninfo())
+    subprocess.run(command, env={**os.environ, **site.database.environment()}, check=True)
+    site.backup()
+    name = BackupName(site.catalog.database, Tier.DAILY, datetime(2026, 1, 2, tzinfo=UTC))
+    inside = site.catalog.folder(Tier.DAILY) / name.filename
+    shutil.copy2(path, inside)
+    age(Backup(inside, name, 0, 0))
+    made = site.driller.find(str(inside))
+    evidence = site.drill(made)
+    assert not evidence.passed
+    assert failed_checks(evidence) == []
+    assert "version" in evidence.error
+    assert evidence.fix
+    assert site.catalog.refresh(made).state(datetime.now(UTC)) is State.UNPROVEN
+
+
+# --------------------------------------------------------------------------------------------- what does not restore
+
+
+def test_a_dump_that_meets_an_error_says_which_and_where(site: Site) -> None:
+    """A CHECK that reads the rows before it, which are not to be seen while all are loaded at once."""
+    execute(
+        site.database,
+        "CREATE TABLE aa_checked (v int, secret text DEFAULT 's3cret-default')",
+        "CREATE FUNCTION allowed(int) RETURNS bool LANGUAGE sql AS "
+        "'SELECT $1 = 1 OR EXISTS (SELECT 1 FROM public.aa_checked WHERE v = $1 - 1)'",
+        "ALTER TABLE aa_checked ADD CONSTRAINT after_another CHECK (allowed(v))",
+        "INSERT INTO aa_checked VALUES (1, 'hush-hush')",
+        "INSERT INTO aa_checked VALUES (2, 'hush-hush')",
+    )
+    evidence = site.drill(site.backup())
+    assert failed_checks(evidence) == [DrillCheck.RESTORED]
+    text = line(evidence, DrillCheck.RESTORED)[1]
+    assert "aa_checked" in text
+    assert "after_another" in text
+    assert "--mode new --even-if-damaged" in evidence.fix
+    written = "".join(path.read_text() for path in site.driller.drills.path.iterdir() if path.is_file())
+    assert "hush-hush" not in written
+    assert "s3cret-default" not in written
+
+
+def test_an_unqualified_name_in_a_function_says_which_relation_is_not_found(site: Site) -> None:
+    execute(
+        site.database,
+        "CREATE FUNCTION biggest() RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT max(id) FROM people'",
+        "CREATE TABLE late (v int)",
+        "INSERT INTO late VALUES (1)",
+        "CREATE INDEX late_index ON late ((v + biggest()))",
+    )
+    evidence = site.drill(site.backup(), DATABASE)
+    assert failed_checks(evidence) == [DrillCheck.RESTORED]
+    text = line(evidence, DrillCheck.RESTORED)[1]
+    assert 'relation "people" does not exist' in text
+    assert "late_index" in text
+
+
+def test_a_missing_extension_is_said_as_such(full_site: Site, bin_dir: Path) -> None:
+    site = full_site
+    execute(
+        site.database, "CREATE EXTENSION hstore", "CREATE TABLE tags (t hstore)", "INSERT INTO tags VALUES ('a=>1')"
+    )
+    with admin_of(site.database) as session:
+        available = {row[0] for row in session.execute("SELECT name FROM pg_available_extensions")}
+    made = site.backup("gzip:1")
+    passed = site.drill(made, DATABASE)
+    assert passed.passed, passed.failures
+    assert "hstore" in line(passed, DrillCheck.EXTENSIONS)[1]
+    verifier = Verifier(site.catalog, Programs(bin_dir), site.expectations)
+    evidence = site.drill(made, driller=replace(site.driller, verifier=verifier))
+    assert "hstore" in available
+    assert failed_checks(evidence) == [DrillCheck.EXTENSIONS]
+    assert "extension hstore is not installed" in evidence.failures[0]
+    assert "--where database" in evidence.fix
+    assert len(evidence.failures) == 1
+
+
+def admin_of(database: Connection) -> psycopg.Connection[tuple[object, ...]]:
+    return psycopg.connect(
+        host=database.host, port=database.port, dbname=database.database, user=database.user, autocommit=True
+    )
+
+
+@pytest.fixture
+def client_bin(full_bin_dir: Path, tmp_path: Path) -> Path:
+    """A folder with client programs only, as of Debian's postgresql-client."""
+    folder = tmp_path / "client" / "bin"
+    folder.mkdir(parents=True)
+    for name in ("pg_dump", "pg_dumpall", "pg_restore", "psql", "vacuumdb"):
+        (folder / name).symlink_to(full_bin_dir / name)
+    return folder
+
+
+def test_without_server_programs_the_scratch_database_is_offered_and_taken_where_it_is_named(
+    full_site: Site, client_bin: Path
+) -> None:
+    site = full_site
+    made = site.backup()
+    verifier = Verifier(site.catalog, Programs(client_bin), site.expectations)
+    driller = replace(site.driller, verifier=verifier)
+    refused = site.drill(made, Choice(), driller)
+    assert "only PostgreSQL's client programs are installed here" in refused.error
+    assert "RESTORE_POSTGRES_HOST" in refused.fix
+    assert failed_checks(refused) == []
+    passed = site.drill(made, Choice(), replace(driller, target_is_named=True))
+    assert passed.passed, passed.failures
+    assert passed.place.startswith("database ")
+
+
+# --------------------------------------------------------------------------------------------- the scratch database
+
+
+def scratch(site: Site) -> str:
+    return places.scratch_name(site.catalog.database)
+
+
+def make_scratch(site: Site, comment: str | None = None, limit: int = -1) -> None:
+    name = sql.Identifier(scratch(site))
+    with admin_of(replace(site.database, database="postgres")) as session:
+        session.execute(sql.SQL("CREATE DATABASE {} CONNECTION LIMIT {}").format(name, sql.Literal(limit)))
+        if comment is not None:
+            session.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(name, sql.Literal(comment)))
+    execute(replace(site.database, database=scratch(site)), "CREATE TABLE precious (v int)")
+
+
+def server_state(database: Connection) -> list[tuple[object, ...]]:
+    """Databases, roles, settings: what else stands on the server."""
+    databases = (
+        "SELECT datname, datdba::int8, datconnlimit, datallowconn, datacl::text, shobj_description(oid, 'pg_database') "
+        "FROM pg_database WHERE datname ~ '^(site|x|postgres|template)'"
+    )
+    others = (
+        "SELECT rolname, rolsuper, rolcreatedb, rolcanlogin, rolconfig::text FROM pg_roles",
+        "SELECT setdatabase::int8, setrole::int8, setconfig::text FROM pg_db_role_setting",
+        "SELECT name, setting FROM pg_settings WHERE source = 'configuration file'",
+        "SELECT spcname FROM pg_tablespace",
+    )
+    questions = (databases, *others)
+    with admin_of(replace(database, database="postgres")) as session:
+        return [row for question in questions for row in sorted(session.execute(question.encode()).fetchall(), key=str)]
+
+
+def has_scratch(site: Site) -> bool:
+    return any(scratch(site) in map(str, row) for row in server_state(site.database))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_scratch_database_leaves_the_server_as_it_was(site: Site, fails: bool) -> None:
+    execute(site.database, "ALTER DATABASE current_database SET x.y = 1".replace("current_database", name_of(site)))
+    execute(site.database, "CREATE SCHEMA other", "CREATE TABLE other.t (v int)")
+    if fails:
+        execute(
+            site.database,
+            "CREATE FUNCTION biggest() RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT max(id) FROM people'",
+            "CREATE INDEX late_index ON other.t ((v + biggest()))",
+            "INSERT INTO other.t VALUES (1)",
+        )
+    made = site.backup()
+    before = server_state(site.database)
+    evidence = site.drill(made, DATABASE)
+    assert evidence.passed is not fails, evidence.failures
+    assert server_state(site.database) == before
+    with admin_of(site.database) as session:
+        assert session.execute("SELECT count(*) FROM people").fetchone() == (400,)
+
+
+def name_of(site: Site) -> str:
+    return f'"{site.catalog.database}"'
+
+
+@pytest.mark.parametrize(
+    ("comment", "limit"), [(None, -1), ("the tester's own", -1), ("the tester's own", places._CONNECTION_LIMIT)]
+)
+def test_a_database_of_that_name_that_is_not_ours_is_refused_and_untouched(
+    site: Site, comment: str | None, limit: int
+) -> None:
+    made = site.backup()
+    make_scratch(site, comment, limit)
+    before = server_state(site.database)
+    evidence = site.drill(made, DATABASE)
+    assert "was not made by a drill" in evidence.error
+    assert f'DROP DATABASE "{scratch(site)}"' in evidence.fix
+    with pytest.raises(BackupError, match="was not made by a drill"):
+        site.driller.remove_copies(DATABASE)
+    assert server_state(site.database) == before
+    with admin_of(replace(site.database, database=scratch(site))) as session:
+        session.execute("SELECT * FROM precious")
+
+
+@pytest.mark.parametrize(("comment", "limit"), [(places.MARK, -1), (None, places._CONNECTION_LIMIT)])
+def test_what_a_killed_drill_left_is_dropped_with_whoever_is_connected(
+    site: Site, comment: str | None, limit: int
+) -> None:
+    """With its comment; and without, if it was killed between the database's making and its comment."""
+    made = site.backup()
+    make_scratch(site, comment, limit)
+    with admin_of(replace(site.database, database=scratch(site))) as orphan:
+        evidence = site.drill(made, DATABASE)
+        assert evidence.passed, evidence.failures
+        with pytest.raises(psycopg.OperationalError):
+            orphan.execute("SELECT 1")
+    assert not has_scratch(site)
+
+
+def test_a_copy_is_marked_before_anything_is_in_it(site: Site) -> None:
+    """So that whatever instant it is killed at, the next drill knows it for its own."""
+    made = site.backup()
+    marks: list[tuple[object, ...]] = []
+
+    def look(text: str) -> None:
+        if text.startswith("restored_without_errors"):
+            marks.extend(row for row in server_state(site.database) if row[0] == scratch(site))
+
+    site.driller.drill(made, DATABASE, launched_by="a test", log=look)
+    assert [(mark[2], mark[5]) for mark in marks] == [(places._CONNECTION_LIMIT, places.MARK)]
+
+
+def test_a_prepared_transaction_in_it_is_said(bin_dir: Path, tmp_path: Path, drill_dir: Path) -> None:
+    """No FORCE drops a database that has one: only a person can say what is to become of it."""
+    with running_cluster(bin_dir, max_prepared_transactions="2") as cluster:
+        for site in _site(cluster, Programs(bin_dir), tmp_path, drill_dir):
+            made = site.backup()
+            make_scratch(site, places.MARK)
+            to = replace(site.database, database=scratch(site))
+            execute(to, "BEGIN; INSERT INTO precious VALUES (1); PREPARE TRANSACTION 'mine'")
+            evidence = site.drill(made, DATABASE)
+            assert "prepared transaction" in evidence.error
+            execute(to, "ROLLBACK PREPARED 'mine'")
+            assert site.drill(made, DATABASE).passed
+
+
+def test_in_use_by_another_drill_it_is_refused(site: Site, tmp_path: Path) -> None:
+    """Another volume's drill of a database of the same name: its lock is on the server."""
+    made = site.backup()
+    seen: list[Evidence] = []
+
+    def at_work(text: str) -> None:
+        if text.startswith("restoring") and not seen:
+            other = Site(site.database, Catalog(tmp_path / "other", name_other(site)), site.programs, site.folder)
+            seen.append(other.drill(other.backup(), DATABASE))
+
+    evidence = site.driller.drill(made, DATABASE, launched_by="a test", log=at_work)
+    assert evidence.passed, evidence.failures
+    assert "is in use" in seen[0].error
+    assert "another drill restores into it" in seen[0].error
+
+
+def name_other(site: Site) -> str:
+    return site.catalog.database
+
+
+def test_the_lock_outlasts_an_idle_timeout(site: Site, tmp_path: Path) -> None:
+    """A role's idle_session_timeout would end the session that holds it, and let another drill in."""
+    role = f"idle{free_port()}"
+    execute(site.database, f"CREATE ROLE {role} LOGIN SUPERUSER", f"ALTER ROLE {role} SET idle_session_timeout = 400")
+    made = site.backup()
+    target = replace(site.database, user=role)
+    holders: list[object] = []
+
+    def look(text: str) -> None:
+        if text.startswith("negative_control"):
+            with admin_of(site.database) as session:
+                holders.extend(session.execute("SELECT 1 FROM pg_locks WHERE locktype = 'advisory'").fetchall())
+
+    try:
+        driller = replace(site.driller, target=target, target_is_named=True)
+        evidence = driller.drill(made, DATABASE, launched_by="a test", log=look)
+        assert evidence.passed, evidence.failures
+        assert len(holders) == 1
+    finally:
+        execute(site.database, f"DROP ROLE {role}")
+
+
+@pytest.mark.parametrize("host", ["socket", "127.0.0.1", "localhost"])
+def test_the_source_is_refused_whatever_its_host_is_called(server: PortCluster, tmp_path: Path, host: str) -> None:
+    """A dump of x_restore_test, drilled by somebody whose POSTGRES_DB is x: the copy would be the source."""
+    base = f"x{os.getpid()}_{free_port()}"
+    name = places.scratch_name(base)
+    with admin(server) as session:
+        session.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        # Even with our mark on it.
+        mark = sql.SQL("COMMENT ON DATABASE {} IS {}")
+        session.execute(mark.format(sql.Identifier(name), sql.Literal(places.MARK)))
+    source = server.connection(name)
+    try:
+        execute(source, SCHEMA)
+        programs = Programs(server.bin_dir)
+        theirs = Site(source, Catalog(tmp_path / "theirs", name), programs, tmp_path)
+        made = theirs.backup()
+        by_host = replace(source, host=host, password=SecretStr(PASSWORD)) if host != "socket" else source
+        mine = Site(replace(by_host, database=base), Catalog(tmp_path / "mine", base), programs, tmp_path)
+        mine.catalog.prepare()
+        before = server_state(source)
+        for path in (made.path, bare_copy(made, made.path.parent), bare_copy(made, tmp_path, "renamed.dump")):
+            evidence = mine.drill(mine.driller.find(str(path)), DATABASE)
+            assert "is the source of this backup" in evidence.error, evidence.error
+            assert "RESTORE_POSTGRES_HOST" in evidence.fix
+        assert server_state(source) == before
+        with admin_of(source) as session:
+            assert session.execute("SELECT count(*) FROM people").fetchone() == (400,)
+    finally:
+        with admin(server) as session:
+            session.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def bare_copy(made: Backup, folder: Path, filename: str = "") -> Path:
+    """The same without any sidecar: nobody knows of which cluster it is."""
+    name = BackupName(made.name.database, Tier.DAILY, made.started_at - timedelta(days=3))
+    path = folder / (filename or name.filename)
+    shutil.copy2(made.path, path)
+    age(replace(made, path=path))
+    return path
+
+
+def test_roles_that_may_not_are_told_what_they_lack(site: Site) -> None:
+    role = f"poor{free_port()}"
+    execute(site.database, f"CREATE ROLE {role} LOGIN PASSWORD 'right'")
+    made = site.backup()
+    before = server_state(site.database)
+    try:
+        restoring = Variables(user="RESTORE_POSTGRES_USER", password="RESTORE_POSTGRES_PASSWORD")
+        target = replace(site.database, user=role, host="127.0.0.1", password=SecretStr("right"), variables=restoring)
+        evidence = site.drill(made, DATABASE, replace(site.driller, target=target, target_is_named=True))
+        assert "permission denied to create database" in evidence.error
+        assert "CREATEDB" in evidence.fix
+        wrong = replace(target, password=SecretStr("wr0ng-secret"))
+        evidence = site.drill(made, DATABASE, replace(site.driller, target=wrong, target_is_named=True))
+        assert "password" in evidence.error
+        assert f"compare RESTORE_POSTGRES_USER={role} and RESTORE_POSTGRES_PASSWORD with" in evidence.fix
+        written = "".join(path.read_text() for path in site.driller.drills.path.iterdir() if path.is_file())
+        assert "wr0ng-secret" not in written
+        assert server_state(site.database) == before
+        execute(site.database, f"ALTER ROLE {role} CREATEDB")
+        evidence = site.drill(made, DATABASE, replace(site.driller, target=target, target_is_named=True))
+        assert evidence.passed, evidence.failures
+        assert not has_scratch(site)
+    finally:
+        execute(site.database, f"DROP ROLE {role}")
+
+
+# --------------------------------------------------------------------------------------------- hostile surroundings
+
+NOBODY = 65534
+#: Who runs throwaway servers here, and somebody else.
+ACCOUNT = account_id()
+STRANGER = 4242
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+
+
+@needs_root
+def test_other_peoples_folders_and_links_are_left_alone(site: Site, tmp_path: Path) -> None:
+    """In a DRILL_DIR that all may write, as /tmp is."""
+    made = site.backup()
+    target = tmp_path / "target"
+    (target / "data").mkdir(parents=True)
+    (target / "keep").write_text("me")
+    (site.folder / "ovia-drill-link").symlink_to(target)
+    theirs = site.folder / "ovia-drill-theirs"
+    (theirs / "data").mkdir(parents=True)
+    (theirs / "keep").write_text("me")
+    (site.folder / "ovia-drill-file").write_text("me")
+    for path in (theirs, *theirs.rglob("*")):
+        os.chown(path, STRANGER, STRANGER)
+    before = sorted(site.folder.rglob("*"))
+    try:
+        assert site.drill(made).passed
+        assert sorted(path for path in site.folder.rglob("*") if path.name[0] != ".") == before
+        assert (target / "keep").read_text() == "me"
+    finally:
+        for path in site.folder.glob("ovia-drill-*"):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+@pytest.mark.parametrize("who", ["a process of the server's account", "a server of somebody's"])
+def test_a_number_in_a_left_postmaster_pid_ends_nobody(site: Site, server: PortCluster, who: str) -> None:
+    """After a crash the number may be another process's by now; pg_ctl would send it SIGQUIT."""
+    made = site.backup()
+    left = site.folder / "ovia-drill-left"
+    (left / "data").mkdir(parents=True)
+    (left / "data" / "PG_VERSION").write_text("16\n")
+    with subprocess.Popen(["sleep", "60"], user=ACCOUNT if os.geteuid() == 0 else None) as sleeper:
+        try:
+            pid = sleeper.pid if who.startswith("a process") else server.pid
+            lines = (server.data / "postmaster.pid").read_text().splitlines()
+            (left / "data" / "postmaster.pid").write_text("\n".join([str(pid), *lines[1:]]) + "\n")
+            for path in (left, *left.rglob("*")):
+                os.chown(path, ACCOUNT, -1)
+            assert site.drill(made).passed
+            assert sleeper.poll() is None
+            assert server.running
+        finally:
+            sleeper.kill()
+    assert not left.exists()
+
+
+def test_programs_that_a_killed_drill_left_are_ended_and_no_others(site: Site) -> None:
+    """initdb and pg_ctl outlive it, and no postmaster.pid names them yet. Somebody may look around there, too."""
+    made = site.backup()
+    left = site.folder / "ovia-drill-left"
+    left.mkdir()
+    os.chown(left, ACCOUNT, -1)
+    for name in ("initdb", "sleep"):
+        shutil.copy2("/bin/sleep", left / name)
+        (left / name).chmod(0o755)
+    user = ACCOUNT if os.geteuid() == 0 else None
+    with (
+        subprocess.Popen([left / "initdb", "60"], cwd=left, user=user) as orphan,
+        subprocess.Popen([left / "sleep", "60"], cwd=left, user=user) as person,
+    ):
+        try:
+            assert site.drill(made).passed
+            assert orphan.poll() == -signal.SIGKILL
+            assert person.poll() is None
+        finally:
+            orphan.kill()
+            person.kill()
+    assert not left.exists()
+
+
+def test_hostile_globals_run_nothing_but_roles(site: Site, tmp_path: Path) -> None:
+    """They have no checksum. What is not about roles is left out; and the drill's own role stays as it is."""
+    made = site.backup()
+    witness = Path("/tmp") / f"ovia-hostile-{os.getpid()}-{free_port()}"
+    run = f"COPY (SELECT 1) TO PROGRAM 'touch {witness}'"
+    hostile = f"""
+\\! touch {witness}
+{run};
+CREATE ROLE innocent; {run};
+SET work_mem = '4MB'; {run};
+DO $$ BEGIN EXECUTE $x$ {run} $x$; END $$;
+CREATE TABLESPACE hostile LOCATION '/tmp';
+DROP TABLESPACE hostile;
+DROP ROLE postgres;
+ALTER ROLE postgres NOLOGIN;
+ALTER ROLE "postgres" PASSWORD 'mine';
+ALTER ROLE POSTGRES NOLOGIN;
+ALTER ROLE CURRENT_USER NOLOGIN;
+ALTER ROLE ALL SET default_transaction_read_only = on;
+ALTER ROLE U&"\\0070ostgres" NOLOGIN;
+CREATE ROLE friend;
+SET SESSION AUTHORIZATION friend;
+ALTER SYSTEM SET archive_command = 'touch {witness}';
+CREATE ROLE fr\xff;
+"""
+    made = with_roles(made, hostile.encode("latin-1"))
+    told: list[str] = []
+    evidence = site.driller.drill(made, THROWAWAY, launched_by="a test", log=told.append)
+    assert not witness.exists()
+    assert evidence.passed, evidence.failures
+    assert any("left out" in text for text in told)
+
+
+def test_the_own_check_sees_the_copy_and_none_of_our_settings(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POSTGRES_PASSWORD", "s3cret-of-production")
+    monkeypatch.setenv("BACKUP_NOTIFY_URLS", "s3cret-channel")
+    made = site.backup()
+    seen = tmp_path / "seen"
+    own = f"env > {seen}; psql -Atc 'SELECT count(*) FROM people' >> {seen}; echo s3cret-on-stdout; echo s3cret >&2"
+    own = f"PATH={site.programs.bin_dir}:$PATH; {own}"
+    evidence = site.drill(made, DATABASE, replace(site.driller, own_check=own))
+    assert evidence.passed, evidence.failures
+    text = seen.read_text()
+    assert "DATABASE_URL=postgresql://" in text
+    assert text.splitlines()[-1] == "400"
+    assert "s3cret" not in text
+    assert "POSTGRES_" not in text
+    written = "".join(path.read_text() for path in site.driller.drills.path.iterdir() if path.is_file())
+    assert "s3cret" not in written
+
+
+@pytest.mark.parametrize(
+    ("own", "code"), [("exit 7", "7"), ("kill -9 $$", "-9"), ("no-such-program-at-all", "127"), ("broken.sql", "3")]
+)
+def test_an_own_check_that_does_not_pass_fails_the_drill(site: Site, tmp_path: Path, own: str, code: str) -> None:
+    made = site.backup()
+    if own.endswith(".sql"):
+        own = str(tmp_path / own)
+        Path(own).write_text("SELECT 1;\nSELECT * FROM nowhere;\n")
+    told: list[str] = []
+    driller = replace(site.driller, own_check=own)
+    evidence = driller.drill(made, DATABASE, launched_by="a test", log=told.append)
+    assert failed_checks(evidence) == [DrillCheck.OWN_CHECK]
+    assert f"code {code};" in evidence.failures[0]
+    assert not own.endswith(".sql") or any('relation "nowhere" does not exist' in text for text in told)
+    assert not has_scratch(site)
+
+
+def test_an_own_check_may_ruin_the_copy_and_leave_programs_behind(site: Site, tmp_path: Path) -> None:
+    """It comes last; what it leaves running neither holds the drill up nor outlives it."""
+    made = site.backup()
+    pid = tmp_path / "pid"
+    own = f"{site.programs.path('psql')} -qc 'DROP TABLE links'; sleep 600 & echo $! > {pid}"
+    evidence = site.drill(made, DATABASE, replace(site.driller, own_check=own))
+    assert evidence.passed, evidence.failures
+    assert line(evidence, DrillCheck.TABLES)[0] is Result.PASSED
+    until(lambda: not state_of(int(pid.read_text())))
+
+
+def test_an_own_check_that_hangs_is_ended_with_the_drill(site: Site, tmp_path: Path) -> None:
+    """Its children, too, which a shell does not end by itself."""
+    made = site.backup()
+    pid, answer = tmp_path / "pid", tmp_path / "answer"
+    own = f"sleep 600 & echo $! > {pid}; wait; true"
+    driller = replace(site.driller, own_check=own)
+
+    def drill() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            driller.drill(made, DATABASE, launched_by="a test", log=quiet)
+        except KeyboardInterrupt:
+            answer.write_text("interrupted")
+
+    child = os.fork()
+    if child == 0:
+        drill()
+        os._exit(0)
+    until(lambda: pid.exists() and pid.read_text().strip(), on_failure=lambda: os.kill(child, signal.SIGKILL))
+    os.kill(child, signal.SIGINT)
+    until(answer.exists, 20, on_failure=lambda: os.kill(child, signal.SIGKILL))
+    os.waitpid(child, 0)
+    until(lambda: not state_of(int(pid.read_text())))
+    assert not has_scratch(site)
+    assert site.evidence() == []
+
+
+# --------------------------------------------------------------------------------------------- the evidence's folder
+
+
+def test_evidence_is_never_rewritten(site: Site) -> None:
+    """Two drills within a second, and one whose name is taken."""
+    made = site.backup()
+    made.path.write_bytes(b"no archive any more")
+    first = site.drill(made)
+    written = {path.name: path.read_bytes() for path in site.driller.drills.path.glob("2*")}
+    second = site.drill(made)
+    assert first.filename != second.filename
+    for name, content in written.items():
+        assert (site.driller.drills.path / name).read_bytes() == content
+    assert len(site.evidence()) == 2
+
+
+def test_strange_things_in_the_folder_disturb_nobody(site: Site) -> None:
+    made = site.backup()
+    folder = site.driller.drills.path
+    first = site.drill(made, DATABASE)
+    newer = (folder / f"{first.filename}.json").read_text().replace('"version": 1', '"version": 2')
+    (folder / "2099-01-01_000000_x.json").write_text(newer)
+    (folder / "2099-01-02_000000_x.json").write_text("{")
+    (folder / "2099-01-03_000000_x.json").write_bytes(b"\xff\xfe\0")
+    (folder / "2099-01-04_000000_x.json").write_text("[" * 100_000)
+    (folder / "2099-01-05_000000_x.json").mkdir()
+    (folder / "2099-01-06_000000_x.json").symlink_to("/nowhere")
+    (folder / ".2099.json.tmp").write_text("half")
+    (folder / ".a-folder.tmp").mkdir()
+    (folder / "notes of mine.md").write_text("mine")
+    assert site.evidence() == [first]
+    second = site.drill(made, DATABASE)
+    assert second.passed
+    assert site.evidence() == [second, first]
+    assert not (folder / ".2099.json.tmp").exists()
+    assert (folder / "notes of mine.md").read_text() == "mine"
+
+
+def test_a_folder_that_is_no_folder_is_said(site: Site) -> None:
+    made = site.backup()
+    shutil.rmtree(site.driller.drills.path)
+    site.driller.drills.path.write_text("")
+    with pytest.raises(BackupError, match="drills"):
+        site.drill(made)
+
+
+# --------------------------------------------------------------------------------------------- who is allowed
+
+
+@needs_root
+def test_an_ordinary_user_can_drill(site: Site, tmp_path: Path) -> None:
+    """With a volume and a folder of their own; the server runs under their own account."""
+    made = site.backup()
+    folder = Path("/tmp") / f"ovia-du-{os.getpid()}-{free_port()}"
+    folder.mkdir()
+    volume = folder / "backups"
+    shutil.copytree(site.catalog.root, volume)
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, NOBODY, NOBODY)
+    (folder / "drills").mkdir()
+    os.chown(folder / "drills", NOBODY, NOBODY)
+    try:
+        mine = Site(site.database, Catalog(volume, site.catalog.database), site.programs, folder / "drills")
+        backup = mine.driller.find(str(made))
+        error = raised_as_nobody(lambda: _passes(mine, backup))
+        assert error is None, error
+        assert leftovers(folder / "drills") == []
+        assert mine.evidence()[0].passed
+        assert {path.stat().st_uid for path in (volume / "drills").iterdir()} == {NOBODY}
+    finally:
+        shutil.rmtree(folder)
+
+
+def _passes(site: Site, backup: Backup) -> None:
+    os.environ["HOME"] = str(site.folder)
+    evidence = site.drill(backup)
+    assert evidence.passed, evidence.failures
+
+
+# --------------------------------------------------------------------------------------------- locks, and what is kept
+
+KEEP_ONE = Policy(daily_keep=1, weekly_keep=1, weekly_day=Weekday.SUNDAY, timezone=ZoneInfo("UTC"))
+
+
+def during(site: Site, backup: Backup, action: Callable[[], object], choice: Choice = DATABASE) -> Evidence:
+    """Drill it; do something else while it is being restored."""
+    done: list[object] = []
+
+    def log(text: str) -> None:
+        if text.startswith("restoring") and not done:
+            done.append(True)
+            done.append(action())
+
+    evidence = site.driller.drill(site.catalog.refresh(backup), choice, launched_by="a test", log=log)
+    assert len(done) == 2
+    return evidence
+
+
+def dated(backup: Backup, days: float) -> Backup:
+    """The same, made so many days earlier."""
+    return redated(backup, backup.started_at - timedelta(days=days))
+
+
+def test_a_second_drill_is_refused_and_told_who_is_at_it(site: Site) -> None:
+    made = site.backup()
+
+    def second() -> None:
+        with pytest.raises(LockHeldError, match=f"the restore drill of {made}"):
+            site.drill(made, DATABASE)
+
+    assert during(site, made, second).passed
+    assert len(site.evidence()) == 1
+
+
+def test_pruning_leaves_what_is_being_drilled_says_so_and_removes_it_another_time(site: Site) -> None:
+    older = dated(site.backup(), 3)
+    newer = site.backup()
+
+    def prune() -> None:
+        pruned = housekeeping.prune(site.catalog, KEEP_ONE, datetime.now(UTC))
+        assert pruned.in_use == (f"daily/{older}",)
+        assert pruned.removed == ()
+
+    assert during(site, older, prune).passed
+    assert site.catalog.refresh(older).drilled
+    # It is the newest that is proven by a drill; with another one, it goes.
+    assert housekeeping.prune(site.catalog, KEEP_ONE, datetime.now(UTC)).removed == ()
+    assert site.drill(newer, DATABASE).passed
+    assert housekeeping.prune(site.catalog, KEEP_ONE, datetime.now(UTC)).removed == (f"daily/{older}",)
+    assert not older.path.exists()
+
+
+@pytest.mark.parametrize("drilled", list(Tier))
+def test_neither_name_of_a_hard_link_goes_while_one_is_drilled(site: Site, drilled: Tier) -> None:
+    daily = dated(site.backup(), 3)
+    weekly = housekeeping.promote(site.catalog, daily, KEEP_ONE, datetime.now(UTC)).weekly
+    assert weekly is not None
+    assert weekly.path.samefile(daily.path)
+    site.backup()
+
+    def remove_both() -> None:
+        for backup in (daily, weekly):
+            with pytest.raises(LockHeldError, match="is being restored by"):
+                site.catalog.remove(backup)
+        assert f"daily/{daily}" in housekeeping.prune(site.catalog, KEEP_ONE, datetime.now(UTC)).in_use
+
+    during(site, daily if drilled is Tier.DAILY else weekly, remove_both)
+    assert site.catalog.remove(daily)
+    assert site.catalog.remove(weekly)
+
+
+@pytest.mark.parametrize("tier", list(Tier))
+def test_a_drill_that_begins_while_its_backup_is_pruned_says_that_it_is_gone(site: Site, tier: Tier) -> None:
+    made = site.backup()
+    if tier is Tier.WEEKLY:
+        made = site.catalog.promote(made, datetime.now(UTC))
+    errors: list[BaseException] = []
+
+    def drill() -> None:
+        try:
+            site.drill(made)
+        except BackupError as error:
+            errors.append(error)
+
+    thread = Thread(target=drill)
+    with removing(made.path):
+        thread.start()
+        until(lambda: (site.driller.drills.path / ".lock").exists())
+        made.path.unlink()
+    thread.join()
+    assert [type(error) for error in errors] == [BackupNotFoundError]
+    assert "is gone" in str(errors[0])
+    assert site.evidence() == []
+
+
+def test_dump_verification_and_promotion_go_on_during_a_drill(site: Site) -> None:
+    """Nobody holds the volume's lock for longer than a moment: there is no waiting for it at all here."""
+    made = site.backup()
+
+    def daily_run() -> None:
+        newer = site.backup()
+        housekeeping.promote(site.catalog, newer, KEEP_ONE, datetime.now(UTC))
+        assert housekeeping.promote(site.catalog, made, KEEP_ONE, datetime.now(UTC)).weekly is None
+
+    assert during(site, made, daily_run).passed
+    assert site.catalog.refresh(made).drilled
+
+
+def test_a_drill_waits_for_no_dump(site: Site) -> None:
+    made = site.backup()
+    with site.catalog.lock("a dump that takes hours", datetime.now(UTC)):
+        assert site.drill(made, DATABASE).passed
+        assert site.catalog.refresh(made).drilled
+
+
+def test_a_sweep_while_the_sidecar_is_written_takes_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = site.backup()
+    rename, swept = os.rename, []
+
+    def sweeping(source: Path, target: Path) -> None:
+        if str(target).endswith(DRILLED):
+            swept.append(site.catalog.sweep())
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", sweeping)
+    assert site.drill(made, DATABASE).passed
+    assert swept == [[]]
+    assert site.catalog.refresh(made).drilled
+
+
+def test_the_newest_that_a_drill_proved_is_kept_whatever_the_counts(site: Site) -> None:
+    """A real drill, then four months of dumps that nobody drills, pruned each day."""
+    old = dated(site.backup(), 120)
+    assert site.drill(old, DATABASE).passed
+    for day in range(119, -1, -7):
+        later = redated(old, old.started_at + timedelta(days=120 - day), keep=True)
+        later.sidecar(DRILLED).unlink()
+        now = later.started_at + timedelta(hours=1)
+        housekeeping.prune(site.catalog, KEEP_ONE, now)
+        kept = [backup.path.name for backup in site.catalog.backups(Tier.DAILY)]
+        assert kept == [later.path.name, old.path.name]
+    assert site.drill(site.driller.find("latest"), DATABASE).passed
+    housekeeping.prune(site.catalog, KEEP_ONE, datetime.now(UTC))
+    assert not old.path.exists()
+
+
+# --------------------------------------------------------------------------- a disk that fills up after the restore
+
+
+#: Fills the disk up, where the server writes.
+FILL = """
+    CREATE FUNCTION public.fill() RETURNS void LANGUAGE plpgsql AS $$ BEGIN
+        EXECUTE format('COPY (SELECT repeat(''x'', 1000000) FROM generate_series(1, 1000)) TO %L',
+                       current_setting('data_directory') || '/fill');
+    END $$
+"""
+FUNCTION = """
+    CREATE OR REPLACE FUNCTION public.one(int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN
+        IF {when} THEN PERFORM public.fill(); END IF;
+        RETURN 1;
+    END $$
+"""
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("uses", "when"),
+    [
+        ("CREATE MATERIALIZED VIEW seen AS SELECT public.one(id) FROM people", "true"),
+        # Not while the index is built, only when it is analyzed.
+        ("CREATE INDEX by_one ON people (public.one(id))", "current_query() LIKE 'ANALYZE%'"),
+    ],
+    ids=["refresh", "analyze"],
+)
+def test_a_disk_that_is_full_after_the_restore_is_said_as_such(site: Site, uses: str, when: str) -> None:
+    """It is no finding about a view or a table: the drill ends, and says what to do."""
+    execute(site.database, FILL, FUNCTION.format(when="false"))
+    execute(site.database, uses)
+    execute(site.database, FUNCTION.format(when=when))
+    with tmpfs(site.folder, 320 * MEGABYTE):
+        site.folder.chmod(0o711)
+        evidence = site.drill(site.backup())
+    assert not evidence.passed
+    # By PostgreSQL, or by the launcher, which ends a copy that leaves too little.
+    assert re.search("No space left on device|of disk free, and must leave", evidence.error), evidence.error
+    assert f"df -h {site.folder}" in evidence.fix
+    assert not any("refreshed" in text for text in evidence.oddities)

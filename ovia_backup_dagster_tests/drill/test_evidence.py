@@ -1,0 +1,216 @@
+"""A drill's evidence: written once, read back, judged, and shown as a page."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ovia_backup_dagster.core.catalog import Catalog
+from ovia_backup_dagster.core.errors import DrillError, DrillOverdueError, VolumeError
+from ovia_backup_dagster.drill.drill_report import CHECKLIST, page
+from ovia_backup_dagster.drill.evidence import Evidence
+from ovia_backup_dagster.drill.folder import DrillFolder, standing
+from ovia_backup_dagster.proof.checks import CopiedTable, DrillCheck, Line, Result
+from ovia_backup_dagster_tests.support.factories import DAY, NOW, make_catalog, proven
+
+MAX_AGE = timedelta(days=35)
+
+
+def evidence(**changes: Any) -> Evidence:
+    """Of a drill that passed."""
+    passed: dict[str, Any] = {
+        "started_at": NOW,
+        "finished_at": NOW + timedelta(seconds=20),
+        "passed": True,
+        "database": "ovia",
+        "backup": "ovia_daily_2026-06-15_030000.dump",
+        "tier": "daily",
+        "backup_started_at": NOW - timedelta(hours=9),
+        "backup_bytes": 1234567,
+        "backup_sha256": "ab" * 32,
+        "manifest": True,
+        "launched_by": "an operator",
+        "place": "throwaway cluster",
+        "jobs": 2,
+        "versions": {"copy": "16.15", "source": "16.14"},
+        "lines": tuple(Line(check=check, result=Result.PASSED, text="all right") for check in DrillCheck),
+        "tables": (CopiedTable(name="public.people", rows=5000, size_bytes=8192),),
+        "copy_bytes": 9_000_000,
+        "decoded_bytes": 5_000_000,
+        "phases": {"hash": 0.5, "restore": 10.0},
+        "recovery_seconds": 10.5,
+        "made_by": "the tests",
+    }
+    return Evidence(**(passed | changes))
+
+
+def failed(**changes: Any) -> Evidence:
+    lines = (Line(check=DrillCheck.TABLES, result=Result.FAILED, text="table public.people differs"),)
+    return evidence(passed=False, lines=lines, recovery_seconds=None, **changes)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> DrillFolder:
+    made = DrillFolder(make_catalog(tmp_path / "backups"))
+    made.prepare(NOW)
+    return made
+
+
+# ---------------------------------------------------------------- the folder
+
+
+def test_what_is_written_is_read(folder: DrillFolder) -> None:
+    path = folder.write(evidence(), page(evidence()))
+
+    assert path.name == "2026-06-15_120000_ovia_daily_2026-06-15_030000.json"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.with_suffix(".md").read_text("utf-8") == page(evidence())
+    assert list(folder.newest_first()) == [evidence()]
+
+
+def test_evidence_is_never_rewritten(folder: DrillFolder) -> None:
+    path = folder.write(evidence(), "first")
+
+    with pytest.raises(VolumeError, match="never rewritten"):
+        folder.write(failed(), "second")
+
+    assert path.with_suffix(".md").read_text("utf-8") == "first"
+    assert [found.passed for found in folder.newest_first()] == [True]
+
+
+def test_the_newest_comes_first_and_only_this_databases(folder: DrillFolder) -> None:
+    for days, database in ((3, "ovia"), (1, "other"), (2, "ovia"), (0, "ovia")):
+        folder.write(evidence(started_at=NOW - days * DAY, database=database), "")
+
+    assert [NOW - found.started_at for found in folder.newest_first()] == [0 * DAY, 2 * DAY, 3 * DAY]
+
+
+def test_what_cannot_be_understood_is_left_out(folder: DrillFolder) -> None:
+    folder.write(evidence(), "")
+    (folder.path / "2027-01-01_000000_x.json").write_text("{", "utf-8")
+    (folder.path / "2027-01-02_000000_x.json").write_text(evidence().to_json().replace('"version": 1', '"version": 9'))
+
+    assert [found.started_at for found in folder.newest_first()] == [NOW]
+
+
+def test_no_folder_is_no_drill(tmp_path: Path) -> None:
+    here = DrillFolder(Catalog(tmp_path, "ovia"))
+
+    assert list(here.newest_first()) == []
+    assert here.since() is None
+    assert here.standing(MAX_AGE, NOW).trouble is None
+
+
+def test_a_hostile_name_stays_in_the_folder(folder: DrillFolder) -> None:
+    path = folder.write(evidence(backup="../../'; rm -rf ~\n.dump"), "")
+
+    assert path.parent == folder.path
+    assert re.fullmatch(r"[A-Za-z0-9_%-]+\.json", path.name)
+
+
+def test_since_when_is_written_once(folder: DrillFolder) -> None:
+    folder.prepare(NOW + 9 * DAY)
+
+    assert folder.since() == NOW
+
+
+# ---------------------------------------------------------------- what follows from it
+
+
+def test_a_killed_drill_is_told_of_until_another_has_ended(folder: DrillFolder) -> None:
+    backup = proven(folder._catalog, NOW)
+    with contextlib.suppress(KeyboardInterrupt), folder.lock(backup, NOW), folder.under_way(backup, NOW):
+        # While it is at work nothing is wrong, and one that was ended politely is nobody's trouble.
+        assert folder.standing(MAX_AGE, NOW).trouble is None
+        raise KeyboardInterrupt
+    assert folder.standing(MAX_AGE, NOW).trouble is None
+
+    killed = os.fork()
+    if killed == 0:
+        with folder.lock(backup, NOW), folder.under_way(backup, NOW):
+            os._exit(9)
+    os.waitpid(killed, 0)
+    trouble = folder.standing(MAX_AGE, NOW).trouble
+    assert type(trouble) is DrillError
+    assert f"the restore drill of {backup} did not come to its end" in str(trouble)
+
+    with folder.lock(backup, NOW), folder.under_way(backup, NOW):
+        pass
+    assert folder.standing(MAX_AGE, NOW).trouble is None
+
+
+def test_a_drill_that_passed_is_enough_for_35_days() -> None:
+    drills = [evidence()]
+
+    assert standing(drills, NOW - 400 * DAY, MAX_AGE, NOW + MAX_AGE).trouble is None
+    trouble = standing(drills, NOW - 400 * DAY, MAX_AGE, NOW + MAX_AGE + timedelta(seconds=1)).trouble
+    assert isinstance(trouble, DrillOverdueError)
+    assert "35 d" in str(trouble)
+
+
+def test_a_failed_drill_is_trouble_until_one_passes() -> None:
+    later = NOW + DAY
+
+    found = standing([failed(started_at=later), evidence()], NOW, MAX_AGE, later)
+    assert type(found.trouble) is DrillError
+    assert "table public.people differs" in str(found.trouble)
+    assert found.last_passed == evidence()
+
+    assert standing([evidence(started_at=later), failed()], NOW, MAX_AGE, later).trouble is None
+
+
+def test_before_the_first_drill_is_due_nobody_is_bothered() -> None:
+    assert standing([], NOW, MAX_AGE, NOW + MAX_AGE).trouble is None
+    assert "due by 2026-07-20" in standing([], NOW, MAX_AGE, NOW).text(NOW)
+    assert isinstance(standing([], NOW, MAX_AGE, NOW + MAX_AGE + DAY).trouble, DrillOverdueError)
+    assert standing([], None, MAX_AGE, NOW).trouble is None
+
+
+def test_an_error_is_a_failure_said_once() -> None:
+    line = Line(check=DrillCheck.RESTORED, result=Result.FAILED, text="the restore failed: no")
+    found = evidence(passed=False, lines=(line,), error="the restore failed: no", fix="mend it")
+
+    assert found.failures == ("the restore failed: no",)
+    assert found.trouble is not None
+    assert found.trouble.fix == "mend it"
+
+
+# ---------------------------------------------------------------- the page
+
+
+def test_the_page_of_a_drill_that_passed() -> None:
+    text = page(evidence())
+
+    assert text.startswith("# Restore drill of `ovia_daily_2026-06-15_030000.dump`: passed\n")
+    assert "Recovery time to expect: **10.5 s**" in text
+    assert "an operator" in text
+    assert "| `public.people` | 5,000 | 8.2 kB |" in text
+    assert all(check.value in text for check in DrillCheck)
+    assert text.count("- [x] ") == len(CHECKLIST)
+
+
+def test_the_page_of_a_drill_that_failed_says_what_and_next() -> None:
+    text = page(failed(error="it stopped", fix="ovia-backup list"))
+
+    assert "FAILED" in text
+    assert "* table public.people differs" in text
+    assert "Next: ovia-backup list" in text
+    assert text.count("- [ ] ") == len(CHECKLIST)
+
+
+def test_names_from_the_database_are_no_markdown() -> None:
+    hostile = "x|y`z\n# head <img src=x> [a](b) **bold**"
+    line = Line(check=DrillCheck.TABLES, result=Result.ODD, text=hostile)
+    text = page(evidence(lines=(line,), tables=(CopiedTable(name=hostile, rows=1, size_bytes=1),), launched_by=hostile))
+
+    assert "\n# head" not in text
+    assert "<img" not in text.replace("\\<img", "").replace("`x\\|y'z # head <img", "")
+    assert "[a](b)" not in text.replace("`x\\|y'z # head <img src=x> [a](b) **bold**`", "")
+    for row in (row for row in text.splitlines() if row.startswith("|")):
+        assert len(re.findall(r"(?<!\\)\|", row)) in (3, 4)

@@ -1,0 +1,299 @@
+"""What a difference between a backup and its copy is called: bad, odd, or none."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ovia_backup_dagster.core.human_text import joined
+from ovia_backup_dagster.core.verdict import LargeObjects, TableWitness, Witness
+from ovia_backup_dagster.postgres.data_stream import UnorderedRows, split_columns
+from ovia_backup_dagster.postgres.quoting import without_literals
+from ovia_backup_dagster.proof.comparison import (
+    Unordered,
+    comparable,
+    contents_differences,
+    is_structure,
+    large_object_differences,
+    large_object_note_differences,
+    left_out,
+    schema_differences,
+    sequence_differences,
+    structure_differences,
+    table_differences,
+    unequal_tables,
+)
+from ovia_backup_dagster_tests.support.factories import make_witness
+
+NAMES = st.sampled_from(["public.people", 'public."Odd; name"', "ops.t", "a.b"])
+TABLES = st.dictionaries(NAMES, st.tuples(st.integers(0, 5), st.text("abc", min_size=1, max_size=2)), max_size=4)
+
+
+def witness(tables: dict[str, tuple[int, str]]) -> Witness:
+    """Tables with so many rows of such content."""
+    made = tuple(
+        TableWitness(name=name, columns="id, v", rows=rows, sha256=hashlib.sha256(content.encode()).hexdigest())
+        for name, (rows, content) in tables.items()
+    )
+    return make_witness({}).model_copy(update={"tables": made})
+
+
+@given(TABLES)
+def test_what_is_equal_is_no_finding(tables: dict[str, tuple[int, str]]) -> None:
+    assert unequal_tables(witness(tables), witness(tables)) == ()
+    assert table_differences(witness(tables), witness(tables), {}) == ([], [])
+
+
+@given(TABLES, TABLES)
+def test_every_table_that_is_unequal_is_named_and_no_other(
+    one: dict[str, tuple[int, str]], other: dict[str, tuple[int, str]]
+) -> None:
+    before, after = witness(one), witness(other)
+    unequal = {name for name in {*one, *other} if one.get(name) != other.get(name)}
+
+    # Whoever may hold the same rows is compared whatever their order, and found to differ.
+    rows = {
+        name: (Unordered(1, 1), Unordered(1, 2)) for name in unequal if comparable(name, before, after, split_columns)
+    }
+    bad, odd = table_differences(before, after, rows)
+
+    assert len(bad) == len(unequal)
+    assert all(any(f"table {name} " in line for line in bad) for name in unequal)
+    assert odd == []
+
+
+@given(TABLES, TABLES)
+def test_the_same_rows_in_another_order_are_odd_and_never_bad(
+    one: dict[str, tuple[int, str]], other: dict[str, tuple[int, str]]
+) -> None:
+    before, after = witness(one), witness(other)
+    rows = {
+        name: (Unordered(7, 7), Unordered(7, 7))
+        for name in unequal_tables(before, after)
+        if comparable(name, before, after, split_columns)
+    }
+
+    bad, odd = table_differences(before, after, rows)
+
+    assert len(odd) == len(rows)
+    assert len(bad) == len(unequal_tables(before, after)) - len(rows)
+
+
+def test_another_number_of_rows_is_never_comparable() -> None:
+    assert not comparable("t", witness({"t": (1, "a")}), witness({"t": (2, "a")}), split_columns)
+    assert not comparable("t", witness({"t": (1, "a")}), witness({}), split_columns)
+    assert comparable("t", witness({"t": (1, "a")}), witness({"t": (1, "b")}), split_columns)
+
+
+ROWS = st.lists(st.lists(st.binary(max_size=4).map(lambda b: b.hex().encode()), min_size=3, max_size=3), max_size=20)
+
+
+@given(ROWS, st.permutations(["a", '"b, c"', "d"]), st.randoms(use_true_random=False), st.integers(1, 40))
+def test_rows_are_the_same_whatever_their_and_their_columns_order(
+    rows: list[list[bytes]], order: list[str], rng: random.Random, cut: int
+) -> None:
+    names = ["a", '"b, c"', "d"]
+    shuffled = [[row[names.index(name)] for name in order] for row in rng.sample(rows, len(rows))]
+
+    one, other = UnorderedRows(names), UnorderedRows(names)
+    feed(one, names, rows, cut)
+    feed(other, order, shuffled, cut + 1)
+
+    assert (one.rows, one.total) == (other.rows, other.total) == (len(rows), one.total)
+
+
+@given(ROWS.filter(bool), st.integers(0, 1000), st.integers(0, 2))
+def test_one_altered_value_changes_the_sum(rows: list[list[bytes]], which: int, column: int) -> None:
+    names = ["a", "b", "c"]
+    altered = [list(row) for row in rows]
+    altered[which % len(rows)][column] += b"x"
+
+    one, other = UnorderedRows(names), UnorderedRows(names)
+    feed(one, names, rows, 1000)
+    feed(other, names, altered, 1000)
+
+    assert one.rows == other.rows
+    assert one.total != other.total
+
+
+def test_values_that_change_places_between_rows_change_the_sum() -> None:
+    names = ["a", "b"]
+    one, other = UnorderedRows(names), UnorderedRows(names)
+    feed(one, names, [[b"1", b"x"], [b"2", b"y"]], 1000)
+    feed(other, names, [[b"1", b"y"], [b"2", b"x"]], 1000)
+
+    assert one.total != other.total
+
+
+def feed(into: UnorderedRows, columns: list[str], rows: list[list[bytes]], cut: int) -> None:
+    """As the reader does: a block, in pieces that end anywhere."""
+    text = bytearray(b"".join(b"\t".join(row) + b"\n" for row in rows))
+    into.begin(", ".join(columns))
+    for at in range(0, len(text), cut):
+        into.add(text, at, min(at + cut, len(text)))
+
+
+def test_sequences_are_named() -> None:
+    before = make_witness().model_copy(update={"sequences": {"public.a": "4, true", "public.b": "1, false"}})
+    after = make_witness().model_copy(update={"sequences": {"public.a": "5, true", "public.c": "1, false"}})
+
+    lines = sequence_differences(before, after)
+
+    assert [line.split(":")[0] for line in lines] == ["sequence public.a", "sequence public.b", "sequence public.c"]
+    assert sequence_differences(before, before) == []
+
+
+def test_large_objects() -> None:
+    assert large_object_differences(LargeObjects(count=2, content="a"), LargeObjects(count=2, content="a")) == []
+    assert "1 large objects" in large_object_differences(LargeObjects(count=2), LargeObjects(count=1))[0]
+    assert "content" in large_object_differences(LargeObjects(count=2, content="a"), LargeObjects(count=2))[0]
+
+
+def test_what_a_drill_leaves_out() -> None:
+    out = ["PUBLICATION - p ovia", "PUBLICATION TABLE public p people ovia", "COMMENT - PUBLICATION p ovia"]
+    out += ["PUBLICATION TABLES IN SCHEMA - p public ovia", "SUBSCRIPTION - s ovia", "COMMENT - SUBSCRIPTION s ovia"]
+    kept = ["TABLE public PUBLICATION ovia", "COMMENT public TABLE publications ovia", "SCHEMA - SUBSCRIPTION ovia"]
+
+    assert all(map(left_out, out))
+    assert not any(map(left_out, kept))
+    assert contents_differences([*out, *kept], kept, with_owners=True) == []
+
+
+def test_what_a_database_that_goes_live_is_given() -> None:
+    given = ["PUBLICATION - p ovia", "PUBLICATION TABLE public p people ovia", "COMMENT - PUBLICATION p ovia"]
+    out = ["SUBSCRIPTION - publication ovia", "COMMENT - SUBSCRIPTION s ovia"]
+
+    assert not any(left_out(entry, live=True) for entry in given)
+    assert all(left_out(entry, live=True) for entry in out)
+    assert contents_differences([*given, *out], given, with_owners=True, live=True) == []
+    assert contents_differences(given[:1], [], with_owners=True, live=True) == [f"missing in the copy: {given[0]}"]
+
+
+def test_what_structure_is() -> None:
+    assert is_structure("FK CONSTRAINT public people people_manager_fk ovia")
+    assert is_structure("INDEX public people_pkey ovia")
+    assert not is_structure("TABLE public INDEX ovia")
+    assert not is_structure("TABLE DATA public people ovia")
+
+
+@given(st.lists(st.sampled_from(["TABLE public a x", "TABLE public b x", "VIEW public c d y"]), max_size=6))
+def test_contents_are_compared_as_often_as_they_occur(entries: list[str]) -> None:
+    shuffled = sorted(entries, reverse=True)
+
+    assert contents_differences(entries, shuffled, with_owners=True) == []
+    assert contents_differences([*entries, "INDEX public i x"], entries, with_owners=True) == [
+        "missing in the copy: INDEX public i x"
+    ]
+    assert contents_differences(entries, [*entries, "INDEX public i x"], with_owners=True) == [
+        "only in the copy: INDEX public i x"
+    ]
+
+
+def test_without_owners_nothing_but_owners_and_privileges_is_overlooked() -> None:
+    before = [
+        "TABLE public a long name of an owner",
+        "TABLE public a ovia",
+        "ACL public TABLE a ovia",
+        "BLOBS - BLOBS ",
+    ]
+    before += ["DEFAULT ACL public DEFAULT PRIVILEGES FOR TABLES ovia", 'INDEX public odd "name" some one']
+    after = ["TABLE public a tester", "TABLE public a tester", "BLOBS - BLOBS ", 'INDEX public odd "name" tester']
+
+    assert contents_differences(before, after, with_owners=False) == []
+    assert contents_differences(before, after[1:], with_owners=False)
+    assert contents_differences(before, [*after, "TABLE public b tester"], with_owners=False) == [
+        "only in the copy: TABLE public b"
+    ]
+    # That initdb's schema was given to another shows in its entry only.
+    public, others = "SCHEMA - public some one", ["SCHEMA - public_x ovia", "SCHEMA - mine some one"]
+    copied = ["SCHEMA - public_x tester", "SCHEMA - mine tester"]
+    assert contents_differences([public, *others], copied, with_owners=False) == []
+    assert contents_differences([public, *others], copied[1:], with_owners=False)
+    assert contents_differences([public, *others], copied, with_owners=True)
+
+
+SECTION = "--\n-- Name: {0}; Type: {1}; Schema: public; Owner: ovia\n--\n\n{2}\n\n\n"
+
+
+def test_the_schemas_text_names_what_differs_without_its_secrets() -> None:
+    view = SECTION.format("v", "VIEW", "CREATE VIEW v AS\n SELECT 'secret {}' || {};")
+    function = SECTION.format("f()", "FUNCTION", "CREATE FUNCTION f() AS $$ {} $$;")
+    before = view.format("one", "a") + function.format("pass word")
+    after = view.format("one", "b") + function.format("password")
+
+    (line,) = schema_differences(before.encode(), after.encode())
+
+    assert "view v in public" in line
+    assert "function f() in public" in line
+    assert "|| a; | " in line
+    assert "secret" not in line
+    assert "word" not in line
+    assert schema_differences(before.encode(), before.encode()) == []
+
+
+@given(st.text("ab'$; \n", max_size=30), st.text("ab", max_size=5))
+def test_nothing_between_quotes_is_shown(inside: str, tag: str) -> None:
+    quoted = "'" + inside.replace("'", "''").replace("a", "SECRET") + "'"
+    dollars = f"${tag}$" + inside.replace("$", "").replace("a", "SECRET") + f"${tag}$"
+
+    assert "SECRET" not in without_literals(f"SELECT {quoted};")
+    assert "SECRET" not in without_literals(f"AS {dollars};")
+
+
+def test_many_lines_are_shortened() -> None:
+    assert joined(["a", "b"]) == "a; b"
+    assert joined([str(n) for n in range(9)]).endswith("4; and 4 more")
+
+
+WRITTEN = "CREATE POLICY p ON t USING (((a > 1) AND ((who)::text = ANY ((ARRAY['x'::character varying])::text[]))));"
+AGAIN = "CREATE POLICY p ON t USING (((a > 1) AND ((who)::text = ANY (ARRAY[('x'::character varying)::text]))));"
+
+
+@pytest.mark.parametrize(
+    ("copy", "bad"),
+    [
+        (AGAIN, False),
+        (AGAIN.replace("::text)", "::pg_catalog.varchar(3))"), False),
+        (AGAIN.replace(" AND ", " OR "), True),
+        (AGAIN.replace("'x'", "'y'"), True),
+        (AGAIN.replace("'x'", "'x '"), True),
+        (AGAIN.replace("> 1", "> 10"), True),
+        (AGAIN.replace("ON t ", "ON t TO PUBLIC "), True),
+        (AGAIN.replace("(((a > 1) AND (", "((a > (1 AND ((").replace("))));", ")))));"), True),
+    ],
+)
+def test_a_policy_means_the_same_or_is_bad(copy: str, bad: bool) -> None:
+    before, after = (SECTION.format("t p", "POLICY", text).encode() for text in (WRITTEN, copy))
+    assert bool(structure_differences(before, after)) is bad
+    assert schema_differences(before, after)
+    assert structure_differences(after, after) == []
+
+
+def test_the_roles_of_a_policy_have_no_order() -> None:
+    one, other, less = (
+        SECTION.format("t p", "POLICY", f"CREATE POLICY p ON public.t FOR SELECT TO {roles} USING (true);").encode()
+        for roles in ('"b, ""x", a, c', 'a, "b, ""x", c', 'a, "b, ""x"')
+    )
+    assert structure_differences(one, other) == schema_differences(one, other) == []
+    assert structure_differences(one, less)
+
+
+def test_what_is_shown_of_a_policy_are_no_values() -> None:
+    before, after = (SECTION.format("t p", "POLICY", text).encode() for text in (WRITTEN, AGAIN.replace("a > 1", "a")))
+    (line,) = structure_differences(before, after)
+    assert line.startswith("policy t p in public differs: CREATE POLICY p ON t USING (")
+    assert "'x'" not in line
+
+
+NOTES = [b"GRANT ALL ON LARGE OBJECT 7 TO app;", b"COMMENT ON LARGE OBJECT 12 IS 'one;\ntwo';"]
+
+
+def test_what_is_said_of_large_objects_names_them_in_their_order() -> None:
+    differences = large_object_note_differences
+    assert differences(NOTES, NOTES[::-1], with_privileges=True) == []
+    assert differences(NOTES, [], with_privileges=True) == ["privileges or comments differ of large objects: 7; 12"]
+    assert differences([], NOTES, with_privileges=False) == ["privileges or comments differ of large objects: 12"]

@@ -1,0 +1,109 @@
+"""What privileges mean: the same by whatever role an extension was made; different where others may differ."""
+
+from __future__ import annotations
+
+import pytest
+
+from ovia_backup_dagster.proof.comparison import contents_differences, owners, privilege_differences
+
+HEAD = "--\n-- Name: {0}; Type: {1}; Schema: {2}; Owner: {3}\n--\n\n{4}\n\n\n"
+VIEW = "TABLE pg_stat_statements"
+GRANT = "GRANT SELECT ON TABLE public.pg_stat_statements TO monitor;"
+
+
+def acl(name: str, sql: str, owner: str = "ovia", schema: str = "public") -> bytes:
+    return HEAD.format(name, "ACL", schema, owner, sql).encode()
+
+
+def table(name: str, owner: str = "ovia") -> bytes:
+    return HEAD.format(name, "TABLE", "public", owner, f"CREATE TABLE public.{name} ();").encode()
+
+
+def bad(before: bytes, after: bytes) -> list[str]:
+    return privilege_differences(before, after, {"ovia", "postgres"})[0]
+
+
+def test_the_owner_of_what_an_extension_made_is_no_difference() -> None:
+    assert bad(acl(VIEW, GRANT), acl(VIEW, GRANT, "postgres")) == []
+    assert bad(acl(VIEW, GRANT), acl(VIEW, GRANT, "boss")) == []
+    # What the superuser took from himself says nothing, wherever he is another.
+    own = "REVOKE ALL ON TABLE public.pg_stat_statements FROM ovia;\n"
+    own += "GRANT SELECT ON TABLE public.pg_stat_statements TO ovia;\n"
+    assert bad(acl(VIEW, own + GRANT), acl(VIEW, GRANT, "postgres")) == []
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        acl(VIEW, GRANT.replace("monitor", "mallory"), "postgres"),
+        acl(VIEW, GRANT.replace("SELECT", "ALL"), "postgres"),
+        acl(VIEW, GRANT[:-1] + " WITH GRANT OPTION;", "postgres"),
+        acl(VIEW, GRANT + "\nGRANT SELECT ON TABLE public.pg_stat_statements TO PUBLIC;", "postgres"),
+        acl(VIEW, "SET SESSION AUTHORIZATION app;\n" + GRANT, "postgres"),
+        acl(VIEW, "", "postgres"),
+        b"",
+    ],
+)
+def test_what_others_may_do_is_a_difference_in_both_directions(after: bytes) -> None:
+    before = acl(VIEW, GRANT)
+    for one, other in ((before, after), (after, before)):
+        (line,) = bad(one, other)
+        assert line.startswith("privileges differ: acl TABLE pg_stat_statements in public (")
+
+
+def test_a_users_own_object_is_compared_to_the_letter() -> None:
+    """Its owner is one that the backup names."""
+    revoked = "REVOKE ALL ON TABLE public.t FROM ovia;"
+    for name, sql in (("TABLE t", revoked), ("COLUMN t.a.b", "REVOKE SELECT(a) ON TABLE public.t FROM ovia;")):
+        assert bad(table("t") + acl(name, sql), table("t"))
+    function = HEAD.format("f(integer)", "FUNCTION", "public", "ovia", "CREATE FUNCTION public.f();").encode()
+    assert bad(function + acl("FUNCTION f(a integer)", "REVOKE ALL ON FUNCTION public.f() FROM ovia;"), function)
+
+
+def test_what_was_given_to_another_since_is_told_and_no_difference() -> None:
+    """REASSIGN OWNED gives away what extensions made: what is granted stays so, by a grantor of another name."""
+    sql = "REVOKE ALL ON TABLE public.m FROM ovia;\nREVOKE SELECT ON TABLE public.m FROM PUBLIC;\n"
+    sql += "GRANT ALL ON TABLE public.m TO app;\nGRANT SELECT ON TABLE public.m TO PUBLIC;"
+    copy = acl("TABLE m", "GRANT ALL ON TABLE public.m TO app;", "postgres")
+    found, odd = privilege_differences(acl("TABLE m", sql, "app"), copy, {"ovia", "postgres"})
+    assert found == []
+    (line,) = odd
+    assert line.startswith("TABLE m in public belongs to postgres in the copy, and to app in the source: pg_dump does")
+
+
+def test_what_only_its_owner_may_do_is_none_of_others_business() -> None:
+    """Such an entry may stand on one side alone."""
+    own = "REVOKE ALL ON TABLE public.m FROM app;\nGRANT SELECT ON TABLE public.m TO app;"
+    assert bad(acl("TABLE m", own, "app"), b"") == []
+    assert bad(b"", acl("TABLE m", own, "app")) == []
+
+
+def test_default_privileges_are_those_of_a_role() -> None:
+    name, sql = "DEFAULT PRIVILEGES FOR TABLES", "ALTER DEFAULT PRIVILEGES FOR ROLE {} GRANT SELECT ON TABLES TO app;"
+    one, other = (HEAD.format(name, "DEFAULT ACL", "-", who, sql.format(who)).encode() for who in ("ovia", "postgres"))
+    assert bad(one, other)
+    assert bad(one, one) == []
+
+
+ROLES = {"ovia", "postgres", "some one", "one"}
+
+
+def test_entries_of_what_belongs_to_another_are_compared_without_its_owner() -> None:
+    entries = ["TABLE DATA cfg conf {}", "SEQUENCE SET cfg s {}", "COMMENT - LARGE OBJECT 1 {}", "POLICY public t p {}"]
+    entries += ["DEFAULT public t a {}", "ACL - LARGE OBJECT 1 {}"]
+    before, after = ([entry.format(who) for entry in entries] for who in ("some one", "postgres"))
+    assert contents_differences(before, after, with_owners=True, roles=ROLES) == []
+    assert contents_differences(before[1:], after, with_owners=True, roles=ROLES) == [
+        "only in the copy: TABLE DATA cfg conf"
+    ]
+
+
+def test_a_users_object_of_the_wrong_role_is_bad() -> None:
+    for kind in ("TABLE public t", "FUNCTION public f()", "SCHEMA - s", "BLOB - 1"):
+        before, after = [f"{kind} ovia"], [f"{kind} postgres"]
+        assert len(contents_differences(before, after, with_owners=True, roles=ROLES)) == 2
+
+
+def test_owners_are_named_by_the_schema() -> None:
+    text = table("a", "some one") + table("b", "-") + HEAD.format("e", "EXTENSION", "-", "", "x").encode()
+    assert owners(text) == {"some one"}

@@ -1,0 +1,201 @@
+"""An application's health, asked of real servers on the loopback."""
+
+from __future__ import annotations
+
+import base64
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from ovia_backup_dagster.core.errors import HealthError
+from ovia_backup_dagster.restoration import application_health
+from ovia_backup_dagster.restoration.application_health import wait_until_healthy
+
+
+class Application:
+    """What it answers, and what it was asked.
+
+    Attributes:
+        answers: status and headers, one after the other; the last for ever.
+        asked: path and Authorization header of each request.
+        hangs: whether it takes requests and never answers.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.answers: list[tuple[int, dict[str, str]]] = [(200, {})]
+        self.asked: list[tuple[str, str | None]] = []
+        self.hangs = False
+        self.over = threading.Event()
+
+    def url(self, path: str = "/health", host: str = "127.0.0.1") -> str:
+        return f"http://{host}:{self.port}{path}"
+
+
+@contextmanager
+def serving() -> Iterator[Application]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found.asked.append((self.path, self.headers["Authorization"]))
+            if found.hangs:
+                found.over.wait(60)
+                return
+            status, headers = found.answers.pop(0) if len(found.answers) > 1 else found.answers[0]
+            self.send_response(status)
+            for name, value in {"Content-Length": "0", **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        found = Application(server.server_address[1])
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield found
+        finally:
+            found.over.set()
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def application() -> Iterator[Application]:
+    with serving() as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(application_health, "_PAUSE_SECONDS", 0.05)
+
+
+@pytest.mark.parametrize("status", [200, 204, 299])
+def test_a_success_is_health(application: Application, status: int) -> None:
+    application.answers = [(status, {})]
+    said: list[str] = []
+    wait_until_healthy(application.url(), 5, said.append)
+    assert said == [f"{application.url()} is healthy"]
+
+
+def test_red_for_a_while_then_green(application: Application) -> None:
+    application.answers = [(503, {}), (503, {}), (500, {}), (200, {})]
+    said: list[str] = []
+    wait_until_healthy(application.url(), 5, said.append)
+    here = application.url()
+    assert said == [
+        f"{here} is not healthy yet: 503 Service Unavailable",
+        f"{here} is not healthy yet: 500 Internal Server Error",
+        f"{here} is healthy",
+    ]
+
+
+def test_never_green(application: Application) -> None:
+    application.answers = [(503, {})]
+    began = time.monotonic()
+    with pytest.raises(HealthError, match="the last answer was: 503 Service Unavailable"):
+        wait_until_healthy(application.url(), 0.5, print)
+    assert time.monotonic() - began < 2
+
+
+def test_it_begins_to_listen_later() -> None:
+    with serving() as gone:
+        url = gone.url()
+    with pytest.raises(HealthError, match="Connection refused"):
+        wait_until_healthy(url, 0.2, print)
+
+
+def test_nobody_knows_the_host() -> None:
+    with pytest.raises(HealthError, match=r"none \(.*(not known|No address|Temporary failure)"):
+        wait_until_healthy("http://no-such-host.invalid:8080/health", 0.2, print)
+
+
+def test_it_hangs(application: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each try is given up, and another made."""
+    monkeypatch.setattr(application_health, "TRY_SECONDS", 1.0)
+    application.hangs = True
+    began = time.monotonic()
+    with pytest.raises(HealthError, match="the last answer was: none in time"):
+        wait_until_healthy(application.url(), 2.5, print)
+    assert time.monotonic() - began < 4
+    assert len(application.asked) == 3
+
+
+def test_it_is_no_http_server() -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            peer, _ = server.accept()
+            with peer:
+                peer.recv(100)
+                peer.sendall(b"-ERR what?\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(HealthError, match="none"):
+            wait_until_healthy(f"http://127.0.0.1:{server.getsockname()[1]}/", 0.1, print)
+        thread.join()
+
+
+def test_a_redirect_on_the_same_server_is_followed(application: Application) -> None:
+    application.answers = [(302, {"Location": "/well"}), (200, {})]
+    wait_until_healthy(application.url(), 5, print)
+    assert [path for path, _ in application.asked] == ["/health", "/well"]
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_elsewhere_is_not(application: Application, status: int) -> None:
+    """Another host's health is another's; the password for this one stays here."""
+    with serving() as other:
+        application.answers = [(status, {"Location": other.url("/login?t0ken", host="user:pa55@localhost")})]
+        with pytest.raises(HealthError) as raised:
+            wait_until_healthy(application.url(host="someone:s3cret@127.0.0.1"), 0.1, print)
+        assert other.asked == []
+    assert f"to http://localhost:{other.port}, which is not followed" in str(raised.value)
+    assert not {word for word in ("t0ken", "pa55", "s3cret") if word in str(raised.value)}
+
+
+def test_redirects_in_a_circle_end(application: Application) -> None:
+    application.answers = [(302, {"Location": "/health"})]
+    with pytest.raises(HealthError, match="302"):
+        wait_until_healthy(application.url(), 0.1, print)
+
+
+def test_a_password_is_sent_and_not_shown(application: Application) -> None:
+    application.answers = [(401, {}), (200, {})]
+    said: list[str] = []
+    wait_until_healthy(application.url("/health?key=t0ken", host="someone:p%40ss@127.0.0.1"), 5, said.append)
+    sent = f"Basic {base64.b64encode(b'someone:p@ss').decode()}"
+    assert application.asked == [("/health?key=t0ken", sent)] * 2
+    assert not [line for line in said if "someone" in line or "p@ss" in line or "p%40ss" in line or "t0ken" in line]
+
+
+def test_no_proxy_is_asked(application: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    wait_until_healthy(application.url(), 5, print)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "ovia-api:8080/health",
+        "file:///etc/passwd",
+        "http://",
+        "http://[::1",
+        "http://h:99999/",
+        "http://h/ a",
+        "http://h/\n",
+    ],
+)
+def test_what_is_no_url_is_refused_at_once(url: str) -> None:
+    with pytest.raises(HealthError, match="HEALTH_URL is no http or https URL"):
+        wait_until_healthy(url, 60, print)

@@ -1,0 +1,432 @@
+"""Promoting and pruning on a real folder: the order of events, and what a refusal leaves behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from ovia_backup_dagster.core.catalog import HELD, VERIFIED, Backup, Catalog, State
+from ovia_backup_dagster.core.errors import BackupNotFoundError, LockHeldError, NotProvenError, VolumeError
+from ovia_backup_dagster.core.locking import lock_holder
+from ovia_backup_dagster.core.naming import Tier
+from ovia_backup_dagster.retention import prune
+from ovia_backup_dagster.retention.plan import Policy, Weekday
+from ovia_backup_dagster_tests.conftest import snapshot
+from ovia_backup_dagster_tests.support.crashes import killed_at_each_step
+from ovia_backup_dagster_tests.support.factories import (
+    CONTENT,
+    DAY,
+    HOUR,
+    NOW,
+    drilled,
+    held,
+    judged,
+    make_catalog,
+    names,
+    proven,
+    publish,
+    write_dump,
+)
+
+POLICY = Policy(7, 4, Weekday.SUNDAY, ZoneInfo("UTC"))
+ONE_DAY = replace(POLICY, daily_keep=1)
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Catalog:
+    return make_catalog(tmp_path / "backups")
+
+
+def dailies(catalog: Catalog, days: int) -> list[Backup]:
+    """A proven dump of each of the last days, newest first; the newest is an hour old."""
+    return [proven(catalog, NOW - HOUR - n * DAY) for n in range(days)]
+
+
+# --- Promoting ----------------------------------------------------------------------------------------------------
+
+
+def test_a_proven_backup_is_promoted_once_a_week(catalog: Catalog) -> None:
+    backup = proven(catalog, NOW - DAY)
+    first = prune.promote(catalog, backup, POLICY, NOW)
+    assert first.weekly is not None
+    assert first.reason == "Sunday's first proven dump"
+    second = prune.promote(catalog, backup, POLICY, NOW)
+    assert second.weekly is None
+    assert second.reason == f"the week of Sunday 2026-06-14 has its weekly backup, {first.weekly}"
+    assert catalog.backups(Tier.WEEKLY) == [first.weekly]
+
+
+def test_what_was_proven_and_changed_in_the_meantime_is_not_promoted(catalog: Catalog) -> None:
+    backup = proven(catalog, NOW - DAY)
+    assert backup.state(NOW) is State.PROVEN
+    backup.path.write_bytes(CONTENT + b"altered")
+    assert prune.promote(catalog, backup, POLICY, NOW).weekly is None
+    assert catalog.backups(Tier.WEEKLY) == []
+
+
+def test_what_was_found_bad_in_the_meantime_is_not_promoted(catalog: Catalog) -> None:
+    backup = proven(catalog, NOW - DAY)
+    assert backup.state(NOW) is State.PROVEN
+    judged(catalog, catalog.refresh(backup), good=False)
+    assert prune.promote(catalog, backup, POLICY, NOW).weekly is None
+
+
+def test_a_backup_that_is_gone_is_not_promoted(catalog: Catalog) -> None:
+    backup = proven(catalog, NOW - DAY)
+    catalog.remove(backup)
+    with pytest.raises(BackupNotFoundError):
+        prune.promote(catalog, backup, POLICY, NOW)
+    assert names(catalog.folder(Tier.WEEKLY)) == set()
+
+
+def test_a_bad_weekly_of_the_same_dump_is_replaced(catalog: Catalog) -> None:
+    backup = proven(catalog, NOW - DAY)
+    judged(catalog, catalog.promote(backup, NOW), good=False)
+    promoted = prune.promote(catalog, backup, POLICY, NOW)
+    assert promoted.weekly is not None
+    assert promoted.weekly.state(NOW) is State.PROVEN
+
+
+def test_nobody_promotes_while_another_is_at_work(catalog: Catalog) -> None:
+    backup = proven(catalog, NOW - DAY)
+    with catalog.lock("dumping ovia", NOW), pytest.raises(LockHeldError, match="dumping ovia"):
+        prune.promote(catalog, backup, POLICY, NOW)
+    assert catalog.backups(Tier.WEEKLY) == []
+
+
+# --- Pruning ------------------------------------------------------------------------------------------------------
+
+
+def test_pruning_removes_what_the_policy_does_not_keep_with_all_sidecars(catalog: Catalog) -> None:
+    made = dailies(catalog, 10)
+    done = prune.prune(catalog, POLICY, NOW)
+    assert catalog.backups() == made[:7]
+    assert done.removed == tuple(f"daily/{b}" for b in reversed(made[7:]))
+    assert done.freed_bytes == 3 * len(CONTENT)
+    assert done.swept == ()
+    assert not [n for n in names(catalog.folder(Tier.DAILY)) if any(n.startswith(str(b)) for b in made[7:])]
+
+
+def test_pruning_twice_changes_nothing_more(catalog: Catalog) -> None:
+    dailies(catalog, 10)
+    prune.prune(catalog, POLICY, NOW)
+    before = snapshot(catalog.root)
+    assert prune.prune(catalog, POLICY, NOW).removed == ()
+    assert snapshot(catalog.root) == before
+
+
+def test_pruning_the_daily_copy_leaves_the_weekly_one_whole(catalog: Catalog) -> None:
+    made = dailies(catalog, 10)
+    weekly = catalog.promote(made[9], NOW)
+    prune.prune(catalog, POLICY, NOW)
+    assert catalog.backups(Tier.WEEKLY) == [weekly]
+    assert weekly.path.read_bytes() == CONTENT
+    assert catalog.refresh(weekly).state(NOW) is State.PROVEN
+
+
+def test_drilled_and_held_ones_stay(catalog: Catalog) -> None:
+    made = dailies(catalog, 5)
+    drilled(catalog, made[4])
+    held(catalog, made[3], NOW + DAY)
+    held(catalog, made[2], NOW - DAY)
+    prune.prune(catalog, ONE_DAY, NOW)
+    assert catalog.backups() == [made[0], made[3], made[4]]
+
+
+def test_a_hold_that_cannot_be_read_holds(catalog: Catalog) -> None:
+    made = dailies(catalog, 3)
+    made[2].sidecar(HELD).write_text("garbage", encoding="utf-8")
+    prune.prune(catalog, ONE_DAY, NOW)
+    assert catalog.backups() == [made[0], made[2]]
+
+
+def test_a_verdict_that_cannot_be_read_lets_nothing_be_removed_on_its_strength(catalog: Catalog) -> None:
+    made = dailies(catalog, 3)
+    made[0].sidecar(VERIFIED).write_text("garbage", encoding="utf-8")
+    with pytest.raises(NotProvenError):
+        prune.prune(catalog, ONE_DAY, NOW)
+    assert catalog.backups() == made
+
+
+def test_pruning_refuses_when_the_newest_is_unproven(catalog: Catalog) -> None:
+    dailies(catalog, 10)
+    newest = publish(catalog, NOW)
+    before = snapshot(catalog.root)
+    with pytest.raises(NotProvenError, match=f"daily/{newest}, is unproven. Next: verify it") as refused:
+        prune.prune(catalog, POLICY, NOW)
+    assert refused.value.what == "nothing was removed"
+    assert snapshot(catalog.root) == before
+    assert lock_holder(catalog.root) is None
+
+
+def test_pruning_refuses_when_the_newest_is_bad(catalog: Catalog) -> None:
+    dailies(catalog, 10)
+    judged(catalog, publish(catalog, NOW), good=False)
+    before = snapshot(catalog.root)
+    with pytest.raises(NotProvenError, match="is bad"):
+        prune.prune(catalog, POLICY, NOW)
+    assert snapshot(catalog.root) == before
+
+
+def test_pruning_refuses_when_the_newest_proven_one_was_altered(catalog: Catalog) -> None:
+    made = dailies(catalog, 10)
+    made[0].path.write_bytes(b"")
+    before = snapshot(catalog.root)
+    with pytest.raises(NotProvenError):
+        prune.prune(catalog, POLICY, NOW)
+    assert snapshot(catalog.root) == before
+
+
+def test_pruning_an_empty_volume_refuses(catalog: Catalog) -> None:
+    with pytest.raises(NotProvenError, match="there is no backup"):
+        prune.prune(catalog, POLICY, NOW)
+
+
+def test_the_old_scripts_dump_being_written_neither_stops_pruning_nor_is_touched(catalog: Catalog) -> None:
+    made = dailies(catalog, 3)
+    writing = write_dump(catalog, NOW, age=timedelta(minutes=1))
+    prune.prune(catalog, ONE_DAY, NOW)
+    assert catalog.backups() == [writing, made[0]]
+
+
+def test_of_bad_ones_the_newest_two_are_left(catalog: Catalog) -> None:
+    newest = proven(catalog, NOW - HOUR)
+    bad = [judged(catalog, publish(catalog, NOW - n * DAY), good=False) for n in range(2, 6)]
+    prune.prune(catalog, POLICY, NOW)
+    assert catalog.backups() == [newest, *bad[:2]]
+
+
+def test_other_databases_and_strangers_stay(catalog: Catalog) -> None:
+    other = make_catalog(catalog.root, "other")
+    others = dailies(other, 10)
+    (catalog.folder(Tier.DAILY) / "notes.txt").write_text("mine", encoding="utf-8")
+    before = snapshot(catalog.root)
+    dailies(catalog, 3)
+    prune.prune(catalog, ONE_DAY, NOW)
+    after = snapshot(catalog.root)
+    assert other.backups() == others
+    assert {name: after[name] for name in before} == before
+
+
+def test_pruning_first_sweeps_what_a_crash_left_and_says_so(catalog: Catalog) -> None:
+    made = dailies(catalog, 2)
+    leftover = catalog.temporary(made[0].name)
+    leftover.write_bytes(b"half")
+    assert prune.prune(catalog, POLICY, NOW).swept == (leftover.name,)
+    assert not leftover.exists()
+
+
+def test_one_that_vanishes_meanwhile_does_not_stop_the_others(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = dailies(catalog, 4)
+    real_unlink = os.unlink
+
+    def somebody_was_faster(path: Path) -> None:
+        real_unlink(path)
+        if path == made[2].path:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    monkeypatch.setattr(os, "unlink", somebody_was_faster)
+    prune.prune(catalog, ONE_DAY, NOW)
+    assert catalog.backups() == made[:1]
+    assert len(names(catalog.folder(Tier.DAILY))) == len(("dump", "manifest", "globals", "verdict"))
+
+
+def test_one_that_refuses_to_go_does_not_stop_the_others_and_is_reported(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = dailies(catalog, 4)
+    stubborn = made[3]  # the oldest, which is removed first
+    real_unlink = os.unlink
+
+    def unlink(path: Path) -> None:
+        if path == stubborn.path:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        real_unlink(path)
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    with pytest.raises(VolumeError, match="1 of 3 backups could not be removed") as reported:
+        prune.prune(catalog, ONE_DAY, NOW)
+    assert str(stubborn.path) in reported.value.why
+    assert "busy" in reported.value.why
+    assert catalog.backups() == [made[0], stubborn]
+    assert catalog.refresh(stubborn).state(NOW) is State.PROVEN
+
+
+def test_a_folder_named_like_a_leftover_does_not_stop_pruning(catalog: Catalog) -> None:
+    made = dailies(catalog, 3)
+    catalog.temporary(made[0].name).mkdir()
+    prune.prune(catalog, ONE_DAY, NOW)
+    assert catalog.backups() == made[:1]
+
+
+def test_nobody_prunes_while_another_is_at_work(catalog: Catalog) -> None:
+    dailies(catalog, 10)
+    before = snapshot(catalog.root)
+    with catalog.lock("dumping ovia", NOW), pytest.raises(LockHeldError, match="dumping ovia"):
+        prune.prune(catalog, POLICY, NOW)
+    assert snapshot(catalog.root) == before
+
+
+def test_who_waits_to_prune_is_told_for_whom(tmp_path: Path) -> None:
+    catalog = make_catalog(tmp_path)
+    dailies(catalog, 1)
+    told: list[str] = []
+    with catalog.lock("dumping ovia", NOW), pytest.raises(LockHeldError):
+        prune.prune(catalog, POLICY, NOW, told.append)
+    assert [holder.partition(" (")[0] for holder in told] == ["dumping ovia"]
+
+
+def test_an_unproven_dump_that_was_made_during_a_long_wait_is_looked_at(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = dailies(catalog, 3)
+    catalog.lock_wait_seconds = 3600
+    passed = 0.0
+    real_clock = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: real_clock() + passed)
+    with ExitStack() as other:
+        other.enter_context(catalog.lock("dumping ovia", NOW))
+
+        def half_an_hour_passes(_: str) -> None:
+            nonlocal passed
+            passed = 1800.0
+            publish(catalog, NOW + HOUR / 2)
+            other.close()
+
+        with pytest.raises(NotProvenError, match="is unproven"):
+            prune.prune(catalog, ONE_DAY, NOW, half_an_hour_passes)
+    assert catalog.backups()[1:] == made
+
+
+def test_the_catalog_is_read_again_under_the_lock(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    dailies(catalog, 3)
+    looked_at: list[str | None] = []
+    real_backups = Catalog.backups
+
+    def backups(self: Catalog, *tiers: Tier) -> list[Backup]:
+        looked_at.append(lock_holder(self.root))
+        return real_backups(self, *tiers)
+
+    monkeypatch.setattr(Catalog, "backups", backups)
+    prune.prune(catalog, ONE_DAY, NOW)
+    assert [(holder or "nobody").partition(" (")[0] for holder in looked_at] == ["pruning"]
+
+
+def test_pruning_killed_at_any_step_leaves_only_whole_backups_and_never_less_than_was_to_stay(tmp_path: Path) -> None:
+    volumes = iter(range(10_000))
+    current: list[Catalog] = []
+
+    def prepare() -> Callable[[], object]:
+        catalog = make_catalog(tmp_path / str(next(volumes)))
+        dailies(catalog, 3)
+        current[:] = [catalog]
+        return lambda: prune.prune(catalog, ONE_DAY, NOW)
+
+    for _ in killed_at_each_step(prepare):
+        (catalog,) = current
+        left = catalog.backups()
+        assert {b.state(NOW) for b in left} == {State.PROVEN}
+        assert left[0].started_at == NOW - HOUR
+        # Whoever comes next is not kept out, and finishes it.
+        prune.prune(catalog, ONE_DAY, NOW)
+        assert [b.started_at for b in catalog.backups()] == [NOW - HOUR]
+        assert len(names(catalog.folder(Tier.DAILY))) == len(("dump", "manifest", "globals", "verdict"))
+
+
+# --- Previewing ---------------------------------------------------------------------------------------------------
+
+
+def test_a_preview_decides_the_same_and_changes_nothing_and_needs_no_lock(catalog: Catalog) -> None:
+    made = dailies(catalog, 10)
+    catalog.temporary(made[0].name).touch()
+    before = snapshot(catalog.root)
+    with catalog.lock("dumping ovia", NOW):
+        previewed = prune.preview(catalog.backups(), POLICY, NOW)
+    assert snapshot(catalog.root) == before
+    assert prune.prune(catalog, POLICY, NOW).plan == previewed
+
+
+def test_a_preview_says_why_nothing_would_be_removed(catalog: Catalog) -> None:
+    dailies(catalog, 10)
+    newest = publish(catalog, NOW)
+    previewed = prune.preview(catalog.backups(), POLICY, NOW)
+    assert previewed.held == f"the newest backup, daily/{newest}, is unproven"
+    assert previewed.removals == ()
+
+
+# --- Releasing ----------------------------------------------------------------------------------------------------
+
+
+def test_a_released_backup_is_pruned_like_others(catalog: Catalog) -> None:
+    made = dailies(catalog, 3)
+    backup = held(catalog, made[2], NOW + 30 * DAY)
+    released = prune.release(catalog, backup, NOW)
+    assert released.hold is not None
+    assert (released.hold.released_at, released.hold.until) == (NOW, NOW + 30 * DAY)
+    assert released.state(NOW) is State.PROVEN
+    prune.prune(catalog, ONE_DAY, NOW)
+    assert catalog.backups() == made[:1]
+
+
+def test_what_is_not_on_hold_cannot_be_released(catalog: Catalog) -> None:
+    backup = proven(catalog, NOW - DAY)
+    before = snapshot(catalog.root)
+    with pytest.raises(BackupNotFoundError, match="is not on hold"):
+        prune.release(catalog, backup, NOW)
+    assert snapshot(catalog.root) == before
+
+
+def test_a_hold_is_released_once(catalog: Catalog) -> None:
+    backup = held(catalog, proven(catalog, NOW - DAY), NOW + DAY)
+    prune.release(catalog, backup, NOW)
+    with pytest.raises(BackupNotFoundError, match="is not on hold"):
+        prune.release(catalog, backup, NOW + HOUR)
+
+
+def test_a_backup_that_is_gone_cannot_be_released(catalog: Catalog) -> None:
+    backup = held(catalog, proven(catalog, NOW - DAY), NOW + DAY)
+    catalog.remove(backup)
+    with pytest.raises(BackupNotFoundError):
+        prune.release(catalog, backup, NOW)
+
+
+# --- A season -----------------------------------------------------------------------------------------------------
+
+
+def test_ninety_nights_with_bad_weeks_among_them_leave_seven_days_and_four_weeks(catalog: Catalog) -> None:
+    began = NOW.replace(hour=3)
+    failed = {*range(20, 35), 50, 51}
+    counts = []
+    for n in range(90):
+        night = began + n * DAY
+        now = night + timedelta(minutes=30)
+        backup = judged(catalog, publish(catalog, night), good=n not in failed)
+        prune.promote(catalog, backup, POLICY, now)
+        if n in failed:
+            with pytest.raises(NotProvenError):
+                prune.prune(catalog, POLICY, now)
+        else:
+            prune.prune(catalog, POLICY, now)
+        good = [b for b in catalog.backups() if b.state(now) is State.PROVEN]
+        counts.append(len(good))
+    last = began + 89 * DAY
+    good_dailies = [b for b in catalog.backups(Tier.DAILY) if b.state(last) is State.PROVEN]
+    assert [b.started_at for b in good_dailies] == [last - n * DAY for n in range(7)]
+    sundays = [last - n * DAY for n in range(28) if (last - n * DAY).weekday() == Weekday.SUNDAY]
+    assert [b.started_at for b in catalog.backups(Tier.WEEKLY)] == sundays
+    # Never fewer good ones than the night before, and never more than seven days and four weeks.
+    assert counts == sorted(counts)
+    assert counts[-1] == 7 + 4
+    bad = [b for b in catalog.backups() if b.state(last) is State.BAD]
+    assert [b.started_at for b in bad] == [began + 51 * DAY, began + 50 * DAY]

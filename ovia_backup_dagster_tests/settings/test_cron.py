@@ -1,0 +1,72 @@
+"""Which cron expressions are taken: as Dagster, which ticks by them, and none that never comes."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+from dagster._utils.schedules import is_valid_cron_string
+
+from ovia_backup_dagster.settings.cron import why_not
+
+FIELDS = (
+    "* 0 59 60 99 */5 0-10 10-5 */0 */90 1,2 1,,2 , a -1 5/15 0-59/7 1- -/2 ? L 1-60 00 5-5 1.5 +1 ٣",
+    "* 0 23 24 22-2 8-18/2 */24 jan 1-24 1#2",
+    "* 1 31 0 32 l L ? ?/2 1,L 31,30 1-32 15w L-3 */31 */32 L/2",
+    "* 1 12 13 0 jan JAN jan-mar foo jan,2 dec-feb */2 january L ? 1-13",
+    "* 0 7 8 ?/2 sun mon-fri fri-mon 5#2 5#6 5#0 sun#1 L5 l8 5L ? 1,5#2 5#1,5#3 sunday 7-1 5-7 0-7 1-5/2 L",
+)
+EXPRESSIONS = [
+    " ".join(part if at == place else "*" for at in range(5))
+    for place, parts in enumerate(FIELDS)
+    for part in parts.split()
+]
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_what_dagster_takes_is_taken(expression: str) -> None:
+    assert (why_not(expression) == "") == is_valid_cron_string(expression), why_not(expression)
+
+
+@pytest.mark.parametrize(
+    "expression", ["0 0 30 2 *", "0 0 31 4 *", "0 0 30,31 feb *", "0 0 31 4,6,9,11 *", "0 0 30-31 2 ?", "0 0 31 2 */1"]
+)
+def test_a_date_that_no_year_has(expression: str) -> None:
+    assert why_not(expression) == "no such date exists in any year"
+
+
+@pytest.mark.parametrize("day", ["1", "*/2", "5#2", "L5", "sun-tue", "?", "*"])
+@pytest.mark.parametrize("date", ["31 2", "30 feb", "30/5 2"])
+def test_of_a_date_that_no_february_has_the_weekday_makes_no_schedule(date: str, day: str) -> None:
+    """Dagster, whose code location would not load, takes none of them."""
+    assert why_not(f"0 3 {date} {day}") == "no such date exists in any year"
+    assert not is_valid_cron_string(f"0 3 {date} {day}")
+
+
+@pytest.mark.parametrize("expression", ["0 0 29 2 *", "0 0 31 4 1", "0 0 31 */2 *", "0 0 L 2 *", "0 0 30,1 2 *"])
+def test_a_date_that_some_year_has(expression: str) -> None:
+    assert why_not(expression) == ""
+    assert is_valid_cron_string(expression)
+
+
+@pytest.mark.parametrize(
+    ("expression", "words"),
+    [
+        ("60 3 * * *", "'60' is no minute: that is 0 to 59"),
+        ("0 24 * * *", "'24' is no hour: that is 0 to 23"),
+        ("0 3 * * 8", "'8' is no day of the week"),
+        ("*/0 3 * * *", "its step must be 1 or more"),
+        ("0 3 * *", "it has 4 fields"),
+        ("", "it has 0 fields"),
+        ("@reboot", "only @hourly"),
+        ("@yearly", "only @hourly"),
+        ("R 3 * * *", "'r' is no minute"),  # Dagster: another minute each time that it is asked
+    ],
+)
+def test_what_is_wrong_is_said(expression: str, words: str) -> None:
+    assert words in why_not(expression)
+
+
+def test_all_that_is_ordinary_is_taken() -> None:
+    for fields in product(("0", "*/20"), ("3", "1-5/2"), ("*", "1,15"), ("*", "jan-jun"), ("*", "mon-fri")):
+        assert why_not("  " + "\t".join(fields)) == ""
