@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from unittest import mock
 
-from ovia_backup_dagster import cli
+from ovia_backup_dagster.cli import main as cli
 
 #: What reads the clock of these commands: the only line that knows where they stand.
 CLOCKS = (cli,)

@@ -17,26 +17,13 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from ovia_backup_dagster.core import handover, housekeeping, protection
+from ovia_backup_dagster.core import takeover, takeover_links
 from ovia_backup_dagster.core.archive_header import HEAD_BYTES, parse_header
 from ovia_backup_dagster.core.catalog import GLOBALS, MANIFEST, Backup, Catalog, State
-from ovia_backup_dagster.core.confirmation import LIFETIME, Words
-from ovia_backup_dagster.core.drill import DrillCheck, DrillFolder, Evidence, Result
 from ovia_backup_dagster.core.errors import RestoreRefusedError
 from ovia_backup_dagster.core.locking import lock_holder
 from ovia_backup_dagster.core.manifest import Manifest, Sidecar, parse_sidecar
 from ovia_backup_dagster.core.naming import BackupName, Tier
-from ovia_backup_dagster.core.restoration import (
-    Journal,
-    Mark,
-    Mode,
-    Order,
-    Record,
-    RestoreFolder,
-    Step,
-    record_of,
-)
-from ovia_backup_dagster.core.retention import Policy, Weekday
 from ovia_backup_dagster.core.verdict import (
     Acceptance,
     Check,
@@ -46,7 +33,17 @@ from ovia_backup_dagster.core.verdict import (
     PromotionRecord,
     Verification,
 )
-from ovia_backup_dagster.postgres.globals import Membership, parse
+from ovia_backup_dagster.drill.evidence import Evidence
+from ovia_backup_dagster.drill.folder import DrillFolder
+from ovia_backup_dagster.postgres.globals_file import Membership, parse
+from ovia_backup_dagster.proof.checks import DrillCheck, Result
+from ovia_backup_dagster.restoration.confirmation import LIFETIME, Words
+from ovia_backup_dagster.restoration.folder import RestoreFolder
+from ovia_backup_dagster.restoration.journal import Journal, Mark
+from ovia_backup_dagster.restoration.order import Mode, Order, Step
+from ovia_backup_dagster.restoration.record import Record, record_of
+from ovia_backup_dagster.retention import prune
+from ovia_backup_dagster.retention.plan import Policy, Weekday
 from ovia_backup_dagster_tests.golden.expected import (
     COMMANDS,
     HERE,
@@ -310,8 +307,8 @@ def test_weeklies_are_their_dailies(catalog: Catalog) -> None:
 
 def test_pruning_removes_what_was_said_and_sweeps_what_is_abandoned(own: Catalog) -> None:
     policy = Policy(7, 4, Weekday.SUNDAY, ZoneInfo("UTC"))
-    said_before = [decision.candidate.key for decision in housekeeping.preview(own.backups(), policy, NOW).removals]
-    pruned = housekeeping.prune(own, policy, NOW)
+    said_before = [decision.candidate.key for decision in prune.preview(own.backups(), policy, NOW).removals]
+    pruned = prune.prune(own, policy, NOW)
     assert list(pruned.removed) == said_before
     assert len(said_before) == 22
     orphan = "ovia_daily_2026-03-03_030000.dump"
@@ -533,12 +530,12 @@ def test_who_holds_a_lock(root: Path, folder: str, purpose: str) -> None:
 
 def test_a_hand_over_that_is_under_way_is_finished(tmp_path: Path) -> None:
     root = unpack("handover", tmp_path / "handover")
-    assert protection.since(root) == utc("2026-03-03T04:00:00")
-    names = protection.protected(root, Tier.DAILY)
+    assert takeover_links.since(root) == utc("2026-03-03T04:00:00")
+    names = takeover_links.protected(root, Tier.DAILY)
     assert sorted(name[11:21] for name in names) == ["2026-03-01", "2026-03-02", "2026-03-03"]
     assert sorted(path.name[11:21] for path in (root / "daily").iterdir()) == ["2026-03-03", "2026-03-04"]
-    owner = handover.Owner(root.stat().st_uid, root.stat().st_gid)
-    done = handover.finish(root, owner, utc("2026-03-04T05:00:00"))
+    owner = takeover.Owner(root.stat().st_uid, root.stat().st_gid)
+    done = takeover.finish(root, owner, utc("2026-03-04T05:00:00"))
     assert done.came_back == tuple(f"daily/ovia_daily_{date}_030000.dump" for date in ("2026-03-01", "2026-03-02"))
     assert not (root / ".handover").exists()
     assert done.left_alone == ()

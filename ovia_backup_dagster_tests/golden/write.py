@@ -26,21 +26,22 @@ from typing import Any
 from unittest import mock
 
 import ovia_backup_dagster
-from ovia_backup_dagster.core import handover
+from ovia_backup_dagster.core import takeover
 from ovia_backup_dagster.core.catalog import RESERVE, Backup
-from ovia_backup_dagster.core.drill import DrillFolder
 from ovia_backup_dagster.core.naming import Tier
-from ovia_backup_dagster.core.restoration import Journal, Mark, Mode, Step
-from ovia_backup_dagster.demo import embedded
-from ovia_backup_dagster.postgres.client import Connection
-from ovia_backup_dagster.restoration.wishes import Wishes
+from ovia_backup_dagster.demo import embedded_server
+from ovia_backup_dagster.drill.folder import DrillFolder
+from ovia_backup_dagster.postgres.programs import Connection
+from ovia_backup_dagster.restoration.journal import Journal, Mark
+from ovia_backup_dagster.restoration.order import Mode, Step
+from ovia_backup_dagster.restoration.request import Wishes
 from ovia_backup_dagster_tests.conftest import PortCluster, dump_that_waits, execute, quiet, running_cluster
-from ovia_backup_dagster_tests.core.factories import redated, set_mtime
-from ovia_backup_dagster_tests.core.old_script import old_script
 from ovia_backup_dagster_tests.faults.conftest import place_for
 from ovia_backup_dagster_tests.faults.harness import Ended, Place, until
-from ovia_backup_dagster_tests.health.test_health import serving
 from ovia_backup_dagster_tests.restoration.docker_engine import engine
+from ovia_backup_dagster_tests.restoration.test_application_health import serving
+from ovia_backup_dagster_tests.support.factories import redated, set_mtime
+from ovia_backup_dagster_tests.support.old_script import old_script
 
 HERE = Path(__file__).parent
 DATABASE, OTHER = "ovia", "Ovia test.2"
@@ -322,7 +323,7 @@ def a_hand_over(root: Path, life: Life, bin_dir: Path) -> None:
         old_script(root, FIRST + days * DAY, dump=pg_dump)
     at = FIRST + 2 * DAY + HOUR
     # Dumps of another user's are what a hand-over is known by.
-    handover.begin(root, handover.Owner(10001, 10001), at)
+    takeover.begin(root, takeover.Owner(10001, 10001), at)
     old_script(root, FIRST + 3 * DAY, dump=pg_dump, daily_keep=2)
     set_mtime(root / ".handover", at)
 
@@ -338,7 +339,7 @@ def keep(root: Path, name: str) -> None:
 
 
 def main() -> None:
-    bin_dir = embedded.bin_dir()
+    bin_dir = embedded_server.bin_dir()
     folder = Path(tempfile.mkdtemp(prefix="golden-", dir="/tmp"))
     try:
         with ExitStack() as held:
