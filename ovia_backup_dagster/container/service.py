@@ -25,7 +25,8 @@ import click
 import yaml
 
 from ovia_backup_dagster.core.errors import BackupError, SettingsError
-from ovia_backup_dagster.settings.model import names, password_in
+from ovia_backup_dagster.settings.model import variable_names
+from ovia_backup_dagster.settings.secret_files import password_in
 
 #: Where Swarm mounts a service's secrets.
 SECRETS = Path("/run/secrets")
@@ -252,7 +253,7 @@ def refuse_values(environment: Mapping[str, str]) -> None:
                 why="docker inspect would show it for every run",
                 fix=f"make it a Docker secret, and set {by_file} (docs/runbook.md, Installing)",
             )
-    for name in sorted(names() & environment.keys()):
+    for name in sorted(variable_names() & environment.keys()):
         if password_in(environment[name]):
             raise SettingsError(
                 f"{name} holds a password",
@@ -323,7 +324,7 @@ def container_context(environment: Mapping[str, str]) -> dict[str, Any]:
     passed = [
         f"{name}={value}"
         for name, value in sorted(environment.items())
-        if value and (name in names() or name.startswith("PGSSL"))
+        if value and (name in variable_names() or name.startswith("PGSSL"))
     ]
     return {
         "docker": {

@@ -12,7 +12,7 @@ from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.doctor.report import Area, Line, fail, failed, ok, warn
 from ovia_backup_dagster.postgres import versions as releases
 from ovia_backup_dagster.postgres.programs import Programs
-from ovia_backup_dagster.settings.model import PREFIXES, Settings, names
+from ovia_backup_dagster.settings.model import PREFIXES, Settings, variable_names
 from ovia_backup_dagster.system import BackupSystem
 
 _PROGRAMS = ("pg_dump", "pg_restore", "pg_dumpall")
@@ -36,7 +36,7 @@ def settings(system: BackupSystem) -> Iterator[Line]:
 
 
 def _unknown_variables() -> Iterator[Line]:
-    known = names()
+    known = variable_names()
     for name in sorted(os.environ):
         # POSTGRES_* may be meant for the server's own image: only what looks like one of ours.
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.85)

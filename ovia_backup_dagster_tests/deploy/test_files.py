@@ -13,7 +13,7 @@ import yaml
 
 from ovia_backup_dagster import __version__
 from ovia_backup_dagster.container import service
-from ovia_backup_dagster.settings.model import names
+from ovia_backup_dagster.settings.model import variable_names
 from ovia_backup_dagster_tests.conftest import REPOSITORY
 
 DEPLOY = REPOSITORY / "deploy"
@@ -34,7 +34,7 @@ def test_production_and_a_checkout_differ_only_where_they_must(part: str) -> Non
 
 def test_every_setting_can_be_set_in_the_stack() -> None:
     there, to_restore = set(read("stack.yml")["x-database"]), set(read("restore.yml")["x-restore"])
-    assert names() - there - to_restore - NOT_IN_STACK == set()
+    assert variable_names() - there - to_restore - NOT_IN_STACK == set()
     assert (there | to_restore) & NOT_IN_STACK == set()
     assert there & to_restore == set()
 

@@ -11,7 +11,8 @@ from pydantic import SecretStr
 from ovia_backup_dagster.postgres import session
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.secrets import Secrets, _entries
-from ovia_backup_dagster.settings.model import password_in, secret_variables
+from ovia_backup_dagster.settings.model import secret_variables
+from ovia_backup_dagster.settings.secret_files import password_in
 from ovia_backup_dagster_tests.conftest import PASSWORD, PortCluster
 from ovia_backup_dagster_tests.defs.support import load
 

@@ -14,7 +14,9 @@ from ovia_backup_dagster.core.deployment_hints import Hints
 from ovia_backup_dagster.core.errors import SettingsError
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.retention.plan import Policy, Weekday
-from ovia_backup_dagster.settings.model import OVIA_TABLES, WEEKDAYS, Settings, variables
+from ovia_backup_dagster.settings.backup import OVIA_TABLES
+from ovia_backup_dagster.settings.model import SETTINGS, Settings, variable_names
+from ovia_backup_dagster.settings.value_types import WEEKDAYS
 from ovia_backup_dagster.system import BackupSystem
 
 SECRET = "hunter2-is-no-good-password"
@@ -164,11 +166,10 @@ def test_a_variable_that_is_set(
     assert getattr(settings, field) == value
 
 
-def names_of_all_variables() -> list[str]:
-    return [name.strip("`") for row in variables() for name in row.split(" or ")]
+ALL_VARIABLES = sorted(variable_names())
 
 
-@pytest.mark.parametrize("name", names_of_all_variables())
+@pytest.mark.parametrize("name", ALL_VARIABLES)
 def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     expected = Settings.load()
     if name == "POSTGRES_HOST":
@@ -178,7 +179,7 @@ def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch, name: str
 
 
 def test_the_names_that_people_rely_on() -> None:
-    assert set(names_of_all_variables()) >= {
+    assert set(ALL_VARIABLES) >= {
         "POSTGRES_HOST",
         "POSTGRES_PORT",
         "POSTGRES_DB",
@@ -218,9 +219,10 @@ def test_the_names_that_people_rely_on() -> None:
 
 
 def test_the_table_for_the_readme_says_something_about_each() -> None:
-    for name, (default, doc) in variables().items():
-        assert default.strip("` "), name
-        assert len(doc) > 5, name
+    for setting in SETTINGS:
+        assert setting.shown.strip("` "), setting.name
+        assert len(setting.help) > 5, setting.name
+        assert setting.group, setting.name
 
 
 def test_only_the_documented_names_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,6 +230,17 @@ def test_only_the_documented_names_are_read(monkeypatch: pytest.MonkeyPatch) -> 
     for name in Settings.model_fields:
         monkeypatch.setenv(name, "77")
     assert Settings.load() == expected
+
+
+def test_each_setting_stands_once() -> None:
+    fields = [setting.field for setting in SETTINGS]
+    variables = [name for setting in SETTINGS for name in setting.variables]
+    assert len(set(fields)) == len(fields)
+    assert len(set(variables)) == len(variables)
+    # What code writes is what the environment writes, in lower case.
+    assert [setting.field for setting in SETTINGS if setting.field.upper() not in setting.variables] == []
+    # The groups have them all, and no field is outside of one.
+    assert {*fields, "libpq", "problems"} == set(Settings.model_fields)
 
 
 def test_settings_do_not_change_once_read() -> None:
@@ -665,7 +678,7 @@ def test_a_problem_does_not_show_a_value_that_may_hold_a_secret(monkeypatch: pyt
     assert not [text for text in texts(settings) if SECRET in text]
 
 
-@pytest.mark.parametrize("name", [n for n in names_of_all_variables() if n not in ("PGPASSWORD", "POSTGRES_PASSWORD")])
+@pytest.mark.parametrize("name", [n for n in ALL_VARIABLES if n not in ("PGPASSWORD", "POSTGRES_PASSWORD")])
 def test_a_password_in_the_wrong_place_is_not_in_a_problem_of_another_variable(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -700,3 +713,112 @@ def test_the_environment_is_read_when_settings_are_loaded_and_not_before(monkeyp
     monkeypatch.setenv("BACKUP_DAILY_KEEP", "3")
     assert os.environ["BACKUP_DAILY_KEEP"] == "3"
     assert (before.backup_daily_keep, Settings.load().backup_daily_keep) == (7, 3)
+
+
+# --- Settings from code: several databases in one process ---------------------------------------------------------
+
+
+def test_settings_from_values_are_those_of_the_same_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts_given = {
+        "POSTGRES_PORT": "6543",
+        "POSTGRES_DB": "shop",
+        "BACKUP_DIR": "/mnt/shop",
+        "BACKUP_WEEKLY_DAY": "Monday",
+        "BACKUP_EXPECTED_TABLES": "orders, customers",
+        "BACKUP_NOTIFY_URLS": f"mailto://me:{SECRET}@example.org, ntfy://topic",
+        "POSTGRES_PASSWORD": SECRET,
+        "DEPLOYMENT_HINTS": "server: systemctl status postgresql",
+        "DAGSTER_PUBLIC_URL": "https://dagster.example/",
+    }
+    loaded = load(monkeypatch, **texts_given)
+    assert loaded.problems == ()
+    for name in texts_given:
+        monkeypatch.delenv(name)
+    as_texts = {name.lower(): text for name, text in texts_given.items()}
+    assert Settings.of(postgres_host="db.example", **as_texts) == loaded
+    assert loaded == Settings.of(
+        postgres_host="db.example",
+        postgres_port=6543,
+        postgres_db="shop",
+        backup_dir=Path("/mnt/shop"),
+        backup_weekly_day="monday",
+        backup_expected_tables=["orders", "customers"],
+        backup_notify_urls=[f"mailto://me:{SECRET}@example.org", "ntfy://topic"],
+        postgres_password=SecretStr(SECRET),
+        deployment_hints={"server": "systemctl status postgresql"},
+        dagster_public_url="https://dagster.example",
+    )
+
+
+def test_settings_from_values_read_nothing_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = Settings.of(postgres_host="other.example")
+    for name in ALL_VARIABLES:
+        monkeypatch.setenv(name, "77")
+    for name in ("PGSSLMODE", "PGPASSFILE", "PGHOST"):
+        monkeypatch.setenv(name, "of-the-surroundings")
+    settings = Settings.of(postgres_host="other.example")
+    assert settings == expected
+    assert (settings.problems, settings.libpq, settings.password()) == ((), {}, None)
+    assert settings.model_dump() == {**expected.model_dump(), "postgres_host": "other.example"}
+
+
+def test_a_value_that_is_none_or_empty_is_not_set() -> None:
+    expected = Settings.of(postgres_host="db.example")
+    for setting in SETTINGS:
+        for nothing in (None, ""):
+            given = {"postgres_host": "db.example", setting.field: nothing}
+            if setting.field == "postgres_host":
+                assert Settings.of(**given).problems == ("POSTGRES_HOST is not set",)
+            else:
+                assert Settings.of(**given) == expected
+    # None are expected, which is not the same as that nothing is said.
+    assert Settings.of(postgres_host="db.example", backup_expected_tables=()).expected_tables == ()
+
+
+def test_a_value_that_cannot_be_used_is_a_problem_as_in_the_environment() -> None:
+    settings = Settings.of(postgres_port=0, backup_daily_keep="seven", backup_weekly_keep=9, libpq={"PGHOST": "x"})
+    assert [problem.partition(":")[0] for problem in settings.problems] == [
+        "POSTGRES_HOST is not set",
+        "POSTGRES_PORT",
+        "BACKUP_DAILY_KEEP",
+        "libpq",
+    ]
+    assert (settings.postgres_port, settings.backup_daily_keep, settings.backup_weekly_keep) == (5432, 7, 9)
+    assert settings.libpq == {}
+    with pytest.raises(SettingsError, match="POSTGRES_PORT: 0 is not a port"):
+        settings.require()
+
+
+@pytest.mark.parametrize("name", ["POSTGRES_HOST", "postgres_hots", "problems", "title"])
+def test_a_name_that_is_no_settings_is_refused(name: str) -> None:
+    with pytest.raises(TypeError, match=f"no settings are called {name}"):
+        Settings.of(**{name: "x"})
+
+
+def test_two_databases_in_one_process_know_nothing_of_each_other(tmp_path: Path) -> None:
+    """Each its own server, volume, role, password by file, and TLS."""
+    systems = {}
+    for name in ("ovia", "shop"):
+        (tmp_path / name).write_text(f"{name}'s password\n")
+        systems[name] = BackupSystem(
+            Settings.of(
+                postgres_host=f"{name}.example",
+                postgres_db=name,
+                postgres_password_file=tmp_path / name,
+                backup_dir=tmp_path / f"{name}-backups",
+                libpq={"PGSSLMODE": "require"} if name == "shop" else {},
+            )
+        )
+    for name, system in systems.items():
+        environment = system.connection.environment()
+        assert (environment["PGHOST"], environment["PGDATABASE"]) == (f"{name}.example", name)
+        assert environment["PGPASSWORD"] == f"{name}'s password"
+        assert environment.get("PGSSLMODE") == ("require" if name == "shop" else None)
+        assert system.catalog.root == tmp_path / f"{name}-backups"
+        assert set(system.settings.secrets()) == {f"{name}'s password"}
+    assert systems["ovia"].settings.expected_tables == OVIA_TABLES
+    assert systems["shop"].settings.expected_tables == ()
+    (tmp_path / "shop").unlink()
+    with pytest.raises(SettingsError, match=r"POSTGRES_PASSWORD_FILE=.*/shop cannot be read"):
+        _ = systems["shop"].connection
+    assert systems["ovia"].connection.password is not None

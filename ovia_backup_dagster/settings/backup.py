@@ -1,0 +1,59 @@
+"""When, where and how a dump is made, and what it must hold. How long it is kept is in ``retention``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from ovia_backup_dagster.settings.registry import SettingsGroup, setting
+from ovia_backup_dagster.settings.value_types import AbsoluteFolder, CommaList, CronExpression, TimeZone, number
+
+#: Tables whose absence makes a dump of Ovia's own database bad.
+OVIA_TABLES = ("people", "identities", "person_identity_links")
+
+
+def _compression(value: str) -> str:
+    if not re.fullmatch(r"auto|none|[0-9]|(gzip|lz4|zstd)(:[a-z0-9=,]+)?", value):
+        raise ValueError(f"{value!r} is neither auto nor pg_dump's spelling, such as zstd:3 or gzip:1")
+    return value
+
+
+class BackupSettings(SettingsGroup):
+    """The volume, the schedule, the dump, and what is expected of it."""
+
+    title = "Backups"
+
+    backup_dir: AbsoluteFolder = setting("BACKUP_DIR", default=Path("/backups"), help="The backup volume.")
+    backup_schedule: CronExpression = setting("BACKUP_SCHEDULE", default="0 3 * * *", help="When to back up, as cron.")
+    backup_timezone: TimeZone = setting(
+        "BACKUP_TIMEZONE", default="UTC", help="Time zone of the schedule, of days and of weeks. Names are in UTC."
+    )
+    backup_expected_tables: CommaList | None = setting(
+        "BACKUP_EXPECTED_TABLES",
+        help="Comma list of tables (`name` or `schema.name`) without which a dump is bad.",
+        shown=f"{','.join(OVIA_TABLES)} for database `ovia`, else none",
+    )
+    backup_require_rows: bool | None = setting(
+        "BACKUP_REQUIRE_ROWS", help="Whether those tables must hold rows.", shown="true for database `ovia`, else false"
+    )
+    backup_compression: Annotated[str, AfterValidator(_compression)] = setting(
+        "BACKUP_COMPRESSION",
+        default="auto",
+        help="`auto` (zstd:2 where both programs can, else gzip:1), or pg_dump's own spelling.",
+    )
+    backup_lock_wait_minutes: Annotated[float, number(0, 24 * 60, "minutes between 0 and a day")] = setting(
+        "BACKUP_LOCK_WAIT_MINUTES", default=30.0, help="How long to wait for another operation's lock.", shown="30"
+    )
+    # Not 0: a limit of a day is as good as none.
+    backup_stall_minutes: Annotated[float, number(0, 24 * 60, "minutes, more than 0 and at most a day", above=True)] = (
+        setting(
+            "BACKUP_STALL_MINUTES",
+            default=30.0,
+            help="How long a client program, such as pg_dump, may stand still while the server reports no progress of "
+            "it; then it is ended.",
+            shown="30",
+        )
+    )

@@ -1,0 +1,60 @@
+"""Secrets that settings name by file: read at each use, so that a rotated file is used; and passwords within URLs.
+
+Not which settings hold a secret: a setting says so itself. No message repeats what a file holds.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from ovia_backup_dagster.core.errors import SettingsError
+from ovia_backup_dagster.settings.value_types import urls_in
+
+
+def password_from(variable: str, path: Path) -> SecretStr:
+    """The first line of a file.
+
+    Raises:
+        SettingsError: it cannot be read, or is empty; names the variable that names the file.
+    """
+    first = _text(variable, path).partition("\n")[0].rstrip("\r")
+    if not first:
+        raise SettingsError(f"{variable}={path} is empty", fix="write the password into it")
+    return SecretStr(first)
+
+
+def urls_from(variable: str, path: Path) -> tuple[SecretStr, ...]:
+    """The URLs in a file.
+
+    Raises:
+        SettingsError: it cannot be read, holds none, or something else; names the variable that names the file.
+    """
+    then = ", so nobody can be told of anything"
+    lines = _text(variable, path, then).splitlines()
+    # By lines: what is no URL on one must not become the end of another.
+    urls = [url for line in lines if not line.lstrip().startswith("#") for url in urls_in(line)]
+    if not urls:
+        raise SettingsError(f"{variable}={path} holds no URL{then}", fix="write Apprise URLs into it, a line each")
+    for position, url in enumerate(urls, 1):
+        if "://" not in url:
+            what = f"{variable}={path} cannot be used{then}"
+            why = f"URL number {position} has no scheme, such as mailto:// or slack://"
+            raise SettingsError(what, why=why, fix="write Apprise URLs into it, a line each")
+    return tuple(map(SecretStr, urls))
+
+
+def password_in(text: str) -> str:
+    """The password of the first URL with one in a text; empty where there is none. A shell's variable is none."""
+    found = re.search(r"://[^\s/:@]*:([^\s/@$][^\s/@]*)@", text)
+    return found[1] if found else ""
+
+
+def _text(variable: str, path: Path, then: str = "") -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        why = (isinstance(error, OSError) and error.strerror) or "it is not text"
+        raise SettingsError(f"{variable}={path} cannot be read{then}", why=why, fix=f"ls -l {path}") from None
