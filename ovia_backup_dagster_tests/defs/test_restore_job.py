@@ -23,7 +23,7 @@ from dagster._core.test_utils import create_run_for_test, in_process_test_worksp
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from psycopg import sql
 
-from ovia_backup_dagster.cli.main import main
+from ovia_backup_dagster.cli.restore import restore_command
 from ovia_backup_dagster.core.naming import before_name
 from ovia_backup_dagster.defs import restore_job
 from ovia_backup_dagster.defs.run_configs import RestoreAction, RestoreConfig, RestoreMode
@@ -489,7 +489,7 @@ def test_all_that_the_command_line_offers_the_launchpad_offers(new_location: New
         "scale": "replicas",
     }
     # The records stand in each run's metadata; JSON is for programs.
-    offered = {str(each.name) for each in main.commands["restore"].params} - {"history", "as_json"}
+    offered = {str(each.name) for each in restore_command.params} - {"history", "as_json"}
     assert {elsewhere.get(name, name) for name in offered} == RestoreConfig.model_fields.keys() - {"kept"}
 
 

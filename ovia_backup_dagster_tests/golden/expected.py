@@ -16,10 +16,11 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from unittest import mock
 
-from ovia_backup_dagster.cli import main as cli
+from ovia_backup_dagster.cli import list_backups, prune, status
+from ovia_backup_dagster.cli.main import main as ovia_backup
 
 #: What reads the clock of these commands: the only line that knows where they stand.
-CLOCKS = (cli,)
+CLOCKS = (list_backups, prune, status)
 
 HERE = Path(__file__).parent
 EXPECTED = HERE / "expected"
@@ -78,7 +79,7 @@ def said(root: Path, command: tuple[str, ...], now: datetime) -> str:
         for patch in patches:
             patch.start()
         try:
-            cli.main(list(command), prog_name="ovia-backup")
+            ovia_backup(list(command), prog_name="ovia-backup")
             code: object = 0
         except SystemExit as end:
             code = end.code

@@ -20,7 +20,7 @@ import click
 import psycopg
 import pytest
 
-from ovia_backup_dagster.cli import main
+from ovia_backup_dagster.cli import restore_dialogue
 from ovia_backup_dagster.core.catalog import RESERVE, RESERVE_BYTES
 from ovia_backup_dagster.core.errors import ReadOnlyVolumeError, RestoreError, RestoreRefusedError
 from ovia_backup_dagster.core.naming import before_at
@@ -979,7 +979,7 @@ def test_with_the_role_that_dumps_its_own_variables_are_named(site: Site) -> Non
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_who_ends_it_when_all_is_done_is_told_where_that_stands(site: Site, number: signal.Signals) -> None:
-    with mock.patch.object(main, "_print_table", side_effect=lambda *_, **__: os.kill(os.getpid(), number)):
+    with mock.patch.object(restore_dialogue, "print_table", side_effect=lambda *_, **__: os.kill(os.getpid(), number)):
         ended = site.restore()
     assert ended.code == 128 + number
     assert "nothing unfinished" not in ended.output

@@ -1,0 +1,44 @@
+"""``ovia-backup demo``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from ovia_backup_dagster.cli.output import log, print_table, recovery_time
+
+
+@click.command("demo")
+@click.option("--serve", is_flag=True, help="Open the Dagster UI on it, with schedule and sensor, until Ctrl-C.")
+@click.option("--port", default=3000, show_default=True, help="Of the UI.")
+@click.option("--remove", is_flag=True, help="Instead: stop its server, and remove all that it made.")
+@click.option("--scale", default=1.0, show_default=True, help="Size of the sample database; 1 has 300,000 rows.")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(".demo"),
+    show_default=True,
+    help="Where backups and history go.",
+)
+def demo_command(serve: bool, port: int, remove: bool, scale: float, folder: Path) -> None:
+    """Back up a real PostgreSQL 16 with sample data, through Dagster. Needs no settings."""
+    from ovia_backup_dagster.demo.demonstration import Demo
+
+    here = Demo(folder.absolute(), scale)
+    if remove:
+        here.remove()
+        return
+    if serve:
+        sys.exit(here.serve(port, log))
+    here.back_up(log)
+    click.echo()
+    click.echo(f"What now stands in {here.backups}:")
+    print_table(("backup", "size", "rows", "state", "beside it"), here.table(), right=(1, 2))
+    click.echo()
+    if drilled := here.drill():
+        rows, took = f"{drilled.rows:,} rows", recovery_time(drilled.recovery_seconds)
+        page = here.backups / "drills" / f"{drilled.filename}.md"
+        click.echo(f"Restored and compared: {rows}; recovery time to expect: {took}. The evidence:  {page}")
+    click.echo("The Dagster UI on it, with this history, schedule and sensor running:  make dev")

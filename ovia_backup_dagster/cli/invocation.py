@@ -1,0 +1,32 @@
+"""What every verb takes from its surroundings: the system that the environment's settings name, and who asks.
+
+What is typed on the command line is in ``options``.
+"""
+
+from __future__ import annotations
+
+import getpass
+import socket
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ovia_backup_dagster.system import BackupSystem
+
+
+def system_from_environment() -> BackupSystem:
+    """The backup system that the environment describes.
+
+    Raises:
+        SettingsError: a setting is wrong, or no database is named.
+    """
+    from ovia_backup_dagster.settings.model import Settings
+    from ovia_backup_dagster.system import BackupSystem
+
+    settings = Settings.load()
+    settings.require()
+    return BackupSystem(settings)
+
+
+def operator() -> str:
+    """Who runs the command, and where: evidence and records name them."""
+    return f"{getpass.getuser()} on {socket.gethostname()}"

@@ -1,0 +1,73 @@
+"""Options and arguments that verbs share, and the types of their values.
+
+An option that only one verb has stands with that verb; a default or a limit that is a setting stands in ``settings``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program.")
+
+backup_argument = click.argument("backup", default="latest")
+
+
+without_services_option = click.option(
+    "--without-services",
+    is_flag=True,
+    help="Neither stop, migrate, start nor ask services: a person does, as when Docker does not answer.",
+)
+
+
+class InsteadOption(click.Option):
+    """A flag that asks for something else than what its command is for.
+
+    Args:
+        takes: the other options that mean something together with it, by their variables' names.
+    """
+
+    def __init__(self, declarations: Sequence[str], *, takes: Collection[str], **attributes: Any) -> None:
+        super().__init__(declarations, is_flag=True, **attributes)
+        self.takes = takes
+
+
+class ExclusiveCommand(click.Command):
+    """Refuses what would be ignored: an act must never answer to ``--plan``."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        given = [p for p in self.params if ctx.get_parameter_source(p.name or "") is ParameterSource.COMMANDLINE]
+        for instead in given:
+            for other in given:
+                if isinstance(instead, InsteadOption) and other is not instead and other.name not in instead.takes:
+                    name = other.opts[0] if isinstance(other, click.Option) else other.human_readable_name
+                    raise click.UsageError(f"{name} means nothing together with {instead.opts[0]}", ctx)
+        return super().invoke(ctx)
+
+
+class OwnerType(click.ParamType[Any]):
+    name = "UID:GID"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from ovia_backup_dagster.core.takeover import Owner
+
+        # Numbers: the names are known in our image, not in the one that this may run in.
+        match = re.fullmatch(r"([0-9]{1,10}):([0-9]{1,10})", str(value))
+        numbers = [int(part) for part in match.groups()] if match else []
+        if not numbers or max(numbers) >= 2**32 - 1:  # the last one means "as it is"
+            self.fail(f"{value!r} is not two numbers, such as 10001:10001", param, ctx)
+        return Owner(*numbers)
+
+
+class ReplicasType(click.ParamType[Any]):
+    name = "SERVICE=N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        match = re.fullmatch(r"([^=]+)=([0-9]{1,4})", str(value))
+        if not match:
+            self.fail(f"{value!r} is not a service and a number, such as ovia_ovia-api=1", param, ctx)
+        return match[1], int(match[2])

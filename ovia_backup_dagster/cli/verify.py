@@ -1,0 +1,59 @@
+"""``ovia-backup verify``."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+
+import click
+
+from ovia_backup_dagster.cli.exit_codes import FAILED
+from ovia_backup_dagster.cli.invocation import system_from_environment
+from ovia_backup_dagster.cli.options import backup_argument, json_option
+from ovia_backup_dagster.cli.output import backup_as_dict, log, print_json, print_table, printable
+
+
+@click.command("verify")
+@backup_argument
+@click.option("--unproven", is_flag=True, help="Instead: all that have no verdict yet, such as the old script's.")
+@json_option
+def verify_command(backup: str, unproven: bool, as_json: bool) -> None:
+    """Read all of a backup and say whether it is good. Exit code 1: it is bad."""
+    from ovia_backup_dagster.core.catalog import State
+
+    system = system_from_environment()
+    if unproven:
+        outcomes = system.verifier.verify_unproven(log=log)
+        if as_json:
+            print_json([backup_as_dict(outcome.backup, datetime.now(UTC)) for outcome in outcomes])
+        else:
+            click.echo(f"{sum(o.judgement.good for o in outcomes)} of {len(outcomes)} are proven")
+        sys.exit(0 if all(o.judgement.good for o in outcomes) else 1)
+    verified = system.verifier.verify(system.catalog.find(backup, datetime.now(UTC)), log=log)
+    judgement, witness = verified.judgement, verified.witness
+    if as_json:
+        rows = witness.rows_by_table() if witness else {}
+        verdict = {"state": State.PROVEN if judgement.good else State.BAD, "rows": sum(rows.values()), "tables": rows}
+        print_json(backup_as_dict(verified.backup, datetime.now(UTC)) | verdict)
+    elif judgement.good and witness:
+        before = verified.previous.witness.rows_by_table() if verified.previous and verified.previous.witness else {}
+        _print_tables(witness.rows_by_table(), before)
+        click.echo(f"{verified.backup} is proven: {witness.rows:,} rows in {len(witness.rows_by_table())} tables")
+    else:
+        click.echo(f"{verified.backup} is bad")
+    if not as_json:
+        for text in (*judgement.reasons, *(f"odd: {text}" for text in judgement.oddities)):
+            click.echo(f"  {printable(text)}")
+    if problem := judgement.problem(str(verified.backup)):
+        log(f"Next: {problem.fix}")
+        sys.exit(FAILED)
+
+
+def _print_tables(rows: dict[str, int], before: dict[str, int]) -> None:
+    from ovia_backup_dagster.core.human_text import signed
+
+    lines = []
+    for name in sorted(rows):
+        change = signed(rows[name] - before[name]) if name in before else ("new" if before else "")
+        lines.append((name, f"{rows[name]:,}", change))
+    print_table(("table", "rows", "change"), lines, right=(1, 2))
