@@ -16,45 +16,11 @@ from typing import Literal
 
 from pydantic import AwareDatetime, Field
 
+from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.core.coverage import Statement
 from ovia_backup_dagster.core.errors import BadBackupError
 from ovia_backup_dagster.core.manifest import Manifest, Sidecar
 from ovia_backup_dagster.core.shell import shell_word
-
-
-class Check(StrEnum):
-    """What verification looks at. The value is the name of the asset check, too."""
-
-    MATCHES_MANIFEST = "archive_matches_manifest"
-    DECODES = "archive_decodes"
-    TABLES_PRESENT = "expected_tables_present"
-    TABLES_HOLD_ROWS = "expected_tables_hold_rows"
-    ROWS_KEPT = "tables_kept_their_rows"
-    NO_WARNINGS = "dump_without_warnings"
-    SOURCE = "source_is_the_one_backed_up"
-
-    @property
-    def is_odd(self) -> bool:
-        """Whether a failure is odd (warn and go on) rather than bad (block)."""
-        return self in (Check.ROWS_KEPT, Check.NO_WARNINGS)
-
-    @property
-    def description(self) -> str:
-        """What a person needs to know about the check, in a sentence."""
-        return _DESCRIPTIONS[self]
-
-
-_DESCRIPTIONS = {
-    Check.MATCHES_MANIFEST: "Archive, roles, manifest and name are of one dump, with the sizes and SHA-256 taken when "
-    "they were written. Blocks.",
-    Check.DECODES: "Every byte of the archive was decoded by pg_restore, and every table's data is whole. Blocks.",
-    Check.TABLES_PRESENT: "The tables named in BACKUP_EXPECTED_TABLES are in the archive. Blocks.",
-    Check.TABLES_HOLD_ROWS: "Those tables hold rows, where BACKUP_REQUIRE_ROWS asks for it. Blocks.",
-    Check.ROWS_KEPT: "No table is gone or lost more than half its rows since the previous proven dump. Warns.",
-    Check.NO_WARNINGS: "pg_dump had nothing to warn about (things it left out). Warns.",
-    Check.SOURCE: "The cluster is that of the last proven dump, and some of its tables are there, unless a person has "
-    "accepted that (ovia-backup accept) or a restore went live there. Blocks.",
-}
 
 
 class Finding(Sidecar):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
+from ovia_backup_dagster.core.checks import Check, Stage
 from ovia_backup_dagster.defs import metadata
 from ovia_backup_dagster.defs.backup_assets import DUMP_VERIFICATION
 from ovia_backup_dagster.defs.policies import OWNERS, explained, names
@@ -14,7 +15,7 @@ from ovia_backup_dagster.defs.resources import Backups
 from ovia_backup_dagster.defs.run_configs import DrillConfig, DrillPlace
 from ovia_backup_dagster.defs.verification_checks import ODD
 from ovia_backup_dagster.drill.evidence import Evidence
-from ovia_backup_dagster.proof.checks import DrillCheck, Result
+from ovia_backup_dagster.proof.check_results import Result
 from ovia_backup_dagster.settings.model import Settings
 
 NAME = "restore_drill"
@@ -38,7 +39,7 @@ def build_drill(settings: Settings) -> dg.AssetsDefinition:
             dg.AssetCheckSpec(
                 check.value, asset=ours.key(NAME), description=check.description, blocking=not check.is_odd
             )
-            for check in DrillCheck
+            for check in Check.at(Stage.DRILL)
         ],
         description="Restores a backup into a throwaway PostgreSQL, reads all of it back, proves that it is what was "
         "dumped, and writes the evidence to `drills/` on the volume. Production carries no load. A drill that fails is "
@@ -86,7 +87,7 @@ def _check_results(evidence: Evidence) -> Iterator[dg.AssetCheckResult]:
     A check that was not made has not passed, and says why: left out, it would count as failed without a word.
     """
     made = {line.check: line for line in evidence.lines}
-    for check in DrillCheck:
+    for check in Check.at(Stage.DRILL):
         line = made.get(check)
         result = line.result if line else Result.NOT_MADE
         # A check that was not asked for is no reason to worry, and what is odd is none to call the drill failed.

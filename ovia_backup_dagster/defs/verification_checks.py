@@ -6,25 +6,29 @@ from collections.abc import Iterator
 
 import dagster as dg
 
+from ovia_backup_dagster.core.checks import Check, Stage
 from ovia_backup_dagster.core.human_text import shortened
-from ovia_backup_dagster.core.verdict import Check, Judgement
+from ovia_backup_dagster.core.verdict import Judgement
 from ovia_backup_dagster.defs import metadata
 
 #: Before what a check found that passed all the same.
 ODD = "Odd, and worth a look: "
-#: In the order in which they are made: when one stage fails, the later ones are not made.
-_STAGES = (
-    (Check.MATCHES_MANIFEST,),
-    (Check.DECODES,),
-    (Check.TABLES_PRESENT, Check.TABLES_HOLD_ROWS, Check.ROWS_KEPT, Check.NO_WARNINGS, Check.SOURCE),
-)
+#: Each is made only where those before it found nothing; all others are made together, after these.
+_ONE_BY_ONE = (Check.MATCHES_MANIFEST, Check.DECODES)
+_TOGETHER = tuple(check for check in Check.at(Stage.VERIFICATION) if check not in _ONE_BY_ONE)
+_ROUNDS = (*((check,) for check in _ONE_BY_ONE), _TOGETHER)
 
 
 def check_specs(asset: dg.AssetKey) -> list[dg.AssetCheckSpec]:
     """A spec for each check. Bad blocks what is downstream; odd warns and lets it go on."""
     return [
-        dg.AssetCheckSpec(check.value, asset=asset, description=check.description, blocking=not check.is_odd)
-        for check in Check
+        dg.AssetCheckSpec(
+            check.value,
+            asset=asset,
+            description=f"{check.description} {'Warns' if check.is_odd else 'Blocks'}.",
+            blocking=not check.is_odd,
+        )
+        for check in Check.at(Stage.VERIFICATION)
     ]
 
 
@@ -34,9 +38,9 @@ def check_results(judgement: Judgement, backup: str) -> Iterator[dg.AssetCheckRe
     A check that could not be made has not passed, and says why: left out, it would count as failed without a word.
     """
     unmade = ""
-    for stage in _STAGES:
+    for checks in _ROUNDS:
         if unmade:
-            for check in stage:
+            for check in checks:
                 yield dg.AssetCheckResult(
                     check_name=check.value,
                     passed=False,
@@ -46,7 +50,7 @@ def check_results(judgement: Judgement, backup: str) -> Iterator[dg.AssetCheckRe
                 )
             continue
         wrong: list[str] = []
-        for check in stage:
+        for check in checks:
             findings = [finding.text for finding in judgement.findings if finding.check is check]
             wrong += findings
             yield dg.AssetCheckResult(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.core.human_text import human_bytes, seconds
 from ovia_backup_dagster.core.markdown import bullets, code, plain, table
 from ovia_backup_dagster.drill.evidence import Evidence
-from ovia_backup_dagster.proof.checks import DrillCheck, Line, Result
+from ovia_backup_dagster.proof.check_results import CheckResult, Result
 
 #: The lines of the old runbook's checklist -> the checks that answer them.
 CHECKLIST = {
-    "`verify-backup.sh` reports all expected tables present": DrillCheck.TABLES_PRESENT,
-    "`restore.sh` completes without errors": DrillCheck.RESTORED,
-    "Row counts for the expected tables are non-zero": DrillCheck.TABLES_HOLD_ROWS,
-    "Row counts are consistent with expected data volume": DrillCheck.ROWS_KEPT,
-    "Application health check passes after restore": DrillCheck.OWN_CHECK,
+    "`verify-backup.sh` reports all expected tables present": Check.TABLES_PRESENT,
+    "`restore.sh` completes without errors": Check.RESTORED,
+    "Row counts for the expected tables are non-zero": Check.TABLES_HOLD_ROWS,
+    "Row counts are consistent with expected data volume": Check.ROWS_KEPT,
+    "Application health check passes after restore": Check.OWN_CHECK,
 }
 _NOT_REACHED = "the drill did not get that far"
 
@@ -84,7 +85,7 @@ def _facts(evidence: Evidence) -> list[tuple[str, str]]:
     return [*facts, ("made by", evidence.made_by)]
 
 
-def row(line: Line) -> tuple[str, str, str]:
+def row(line: CheckResult) -> tuple[str, str, str]:
     """A check as a row of a table."""
     return (
         line.check.value,
@@ -93,7 +94,7 @@ def row(line: Line) -> tuple[str, str, str]:
     )
 
 
-def _checklist_line(evidence: Evidence, text: str, check: DrillCheck) -> str:
+def _checklist_line(evidence: Evidence, text: str, check: Check) -> str:
     line = next((line for line in evidence.lines if line.check is check), None)
     mark = "x" if line is not None and line.result in (Result.PASSED, Result.ODD) else " "
     said = f"{line.result.value}: {plain(line.text)}" if line else _NOT_REACHED

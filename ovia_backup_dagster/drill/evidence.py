@@ -17,7 +17,7 @@ from ovia_backup_dagster.core.layout import DRILLS
 from ovia_backup_dagster.core.manifest import Sidecar
 from ovia_backup_dagster.core.naming import SUFFIX, encode_database
 from ovia_backup_dagster.core.shell import shell_word
-from ovia_backup_dagster.proof.checks import CopiedTable, Line, Result
+from ovia_backup_dagster.proof.check_results import CheckResult, CopiedTable, Result
 
 _PAGE = ".md"
 _NAME_LENGTH = 160
@@ -67,7 +67,7 @@ class Evidence(Sidecar):
     place: str
     jobs: int
     versions: dict[str, str]
-    lines: tuple[Line, ...]
+    lines: tuple[CheckResult, ...]
     tables: tuple[CopiedTable, ...] = ()
     copy_bytes: int | None = None
     decoded_bytes: int | None = None

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ovia_backup_dagster import __version__
 from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE, Backup, Catalog, State
+from ovia_backup_dagster.core.checks import Check, Stage
 from ovia_backup_dagster.core.errors import (
     BackupError,
     BackupNotFoundError,
@@ -46,7 +47,7 @@ from ovia_backup_dagster.postgres.sandbox import Confine, Limits
 from ovia_backup_dagster.postgres.secrets import Secrets
 from ovia_backup_dagster.postgres.session import connect, system_identifier
 from ovia_backup_dagster.postgres.verification import Verifier
-from ovia_backup_dagster.proof.checks import DrillCheck, Result
+from ovia_backup_dagster.proof.check_results import Result
 from ovia_backup_dagster.proof.database_reader import Rereader
 from ovia_backup_dagster.proof.prover import Proof
 from ovia_backup_dagster.proof.source_settings import take_out
@@ -316,6 +317,7 @@ class _Drill:
                 self.log(note)
         with proof.phase("own check"):
             self._own_check(copy)
+        proof.list_unmade(Stage.DRILL)
 
     def _refuse_unconfined(self) -> None:
         """Where every wall must hold, no program is started that could read the archive through a hole."""
@@ -333,12 +335,12 @@ class _Drill:
         if not copy.private or programs.sandbox.confine is Confine.OFF:
             why = "DRILL_SANDBOX=off" if copy.private else "the server is one that others use"
             self.confinement = f"none: {why}"
-            self.proof.add(DrillCheck.CONTAINED, [], passed=self.confinement, result=Result.NOT_MADE)
+            self.proof.add(Check.CONTAINED, [], passed=self.confinement, result=Result.NOT_MADE)
             return
         walls = try_from_inside(programs, self.by.drills.path, copy)
         self._judge(walls)
         odd = [] if walls.whole else [walls.text]
-        self.proof.add(DrillCheck.CONTAINED, [], odd=odd, passed=walls.text)
+        self.proof.add(Check.CONTAINED, [], odd=odd, passed=walls.text)
 
     def _judge(self, walls: Walls) -> None:
         """Refuse to go on through a hole where every wall must hold.
@@ -350,7 +352,7 @@ class _Drill:
         try:
             walls.require(self.by.verifier.programs.sandbox)
         except SandboxError as error:
-            self.proof.add(DrillCheck.CONTAINED, [error.account])
+            self.proof.add(Check.CONTAINED, [error.account])
             raise
 
     def _refuse_untrusted(self, copy: Copy) -> None:
@@ -383,7 +385,7 @@ class _Drill:
         found = self.proof.found
         assert found is not None
         if not found.rows:
-            self.proof.add(DrillCheck.CONTROL, [], passed="not possible: every table is empty", result=Result.NOT_MADE)
+            self.proof.add(Check.CONTROL, [], passed="not possible: every table is empty", result=Result.NOT_MADE)
             return
         outcome = control(reader, found.tables, self.proof.settings.options)
         wrong = "no table let a row be deleted, so nobody knows whether a loss would be seen"
@@ -392,19 +394,19 @@ class _Drill:
                 f"a row of {outcome.table} was deleted in the copy, and the comparison did not notice: it sees nothing"
             )
         bad = [] if outcome.noticed else [wrong]
-        self.proof.add(DrillCheck.CONTROL, bad, passed=f"a row less in {outcome.table} was noticed")
+        self.proof.add(Check.CONTROL, bad, passed=f"a row less in {outcome.table} was noticed")
 
     # ---- the user's own
 
     def _own_check(self, copy: Copy) -> None:
         own = self.by.own_check
         if not own:
-            self.proof.add(DrillCheck.OWN_CHECK, [], passed="DRILL_CHECK_COMMAND is not set", result=Result.NOT_MADE)
+            self.proof.add(Check.OWN_CHECK, [], passed="DRILL_CHECK_COMMAND is not set", result=Result.NOT_MADE)
             return
         code = own_check.run(own, copy.connection, self.by.verifier.programs, self.by.secrets, self.log)
         # What it printed may be anything: it goes to the log, not into the evidence.
         wrong = [] if code == 0 else [f"DRILL_CHECK_COMMAND ended with code {code}; the log has what it printed"]
-        self.proof.add(DrillCheck.OWN_CHECK, wrong, passed="it ended with code 0")
+        self.proof.add(Check.OWN_CHECK, wrong, passed="it ended with code 0")
 
     # ---- the record
 

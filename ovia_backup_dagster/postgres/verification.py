@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from ovia_backup_dagster.core.catalog import MANIFEST, Backup, Catalog, State
+from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.core.coverage import Covered
 from ovia_backup_dagster.core.errors import (
     ArchiveDamagedError,
@@ -27,7 +28,6 @@ from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.core.manifest import Manifest
 from ovia_backup_dagster.core.verdict import (
     Acceptance,
-    Check,
     Expectations,
     Finding,
     Hold,

@@ -18,11 +18,12 @@ from typing import Any
 import psycopg
 
 from ovia_backup_dagster.core.catalog import Backup
+from ovia_backup_dagster.core.checks import Check, Stage
 from ovia_backup_dagster.core.errors import BackupError, ExtensionMissingError
 from ovia_backup_dagster.core.files import file_sha256
 from ovia_backup_dagster.core.human_text import human_bytes, joined
 from ovia_backup_dagster.core.manifest import Manifest
-from ovia_backup_dagster.core.verdict import Check, Witness, judge
+from ovia_backup_dagster.core.verdict import Witness, judge
 from ovia_backup_dagster.postgres import archive as archives
 from ovia_backup_dagster.postgres import computed_values
 from ovia_backup_dagster.postgres.data_stream import Log, split_columns, text_of
@@ -33,7 +34,7 @@ from ovia_backup_dagster.postgres.session_settings import SESSION_OPTIONS, as_re
 from ovia_backup_dagster.postgres.stall import watch
 from ovia_backup_dagster.postgres.verification import Verifier
 from ovia_backup_dagster.proof import comparison, executed_functions, roles
-from ovia_backup_dagster.proof.checks import CopiedTable, DrillCheck, Line, Result
+from ovia_backup_dagster.proof.check_results import NO_CODE, CheckResult, CopiedTable, Result
 from ovia_backup_dagster.proof.comparison import Unordered
 from ovia_backup_dagster.proof.computed_comparison import compare
 from ovia_backup_dagster.proof.database_reader import Reading, Rereader
@@ -104,7 +105,7 @@ class Proof:
     log: Log
     jobs: int = field(kw_only=True)
     rescue: str = field(default="", kw_only=True)
-    lines: list[Line] = field(default_factory=list, init=False)
+    lines: list[CheckResult] = field(default_factory=list, init=False)
     phases: dict[str, float] = field(default_factory=dict, init=False)
     versions: dict[str, str] = field(default_factory=dict, init=False)
     lost: list[str] = field(default_factory=list, init=False)
@@ -161,14 +162,14 @@ class Proof:
                 self.log(f"hashing {backup} ({human_bytes(backup.size_bytes)})")
                 self.sha256 = file_sha256(backup.path)
                 if self.sha256 == wanted and not verifier.altered_files(backup) and backup.problem is None:
-                    self.add(DrillCheck.UNALTERED, [], odd=self._manifest_notes, passed=f"SHA-256 {wanted}")
+                    self.add(Check.UNALTERED, [], odd=self._manifest_notes, passed=f"SHA-256 {wanted}")
                     return backup.witness
         with self.phase("verification"):
             verified = verifier.verify(backup, log=self.log)
         self.sha256 = verified.judgement.sha256
         wrong = [] if verified.judgement.intact else list(verified.judgement.reasons)
         self.add(
-            DrillCheck.UNALTERED,
+            Check.UNALTERED,
             wrong,
             odd=self._manifest_notes,
             passed=f"SHA-256 {self.sha256}, taken now" if wanted is None else f"SHA-256 {self.sha256}",
@@ -207,7 +208,7 @@ class Proof:
                 notes += self._make_roles(copy)
         else:
             text = "the server has roles of its own, which are left as they are"
-            self.add(DrillCheck.ROLES, [], passed=text, result=Result.NOT_MADE)
+            self.add(Check.ROLES, [], passed=text, result=Result.NOT_MADE)
         if not copy.with_owners:
             self.withheld = withheld(copy.server, self._programs, self.backup.path)
             notes += self.withheld.notes
@@ -236,11 +237,11 @@ class Proof:
                     notes += restorer.restore(*archive)
             except BackupError as error:
                 error = explained(error, copy)
-                check = DrillCheck.EXTENSIONS if isinstance(error, ExtensionMissingError) else DrillCheck.RESTORED
+                check = Check.EXTENSIONS if isinstance(error, ExtensionMissingError) else Check.RESTORED
                 self.add(check, [error.account, *settings.notes, *settings.quietly])
                 raise error from None
         passed = f"{self.jobs} job{'s' if self.jobs > 1 else ''}, {self.phases['restore']:.1f} s, no error"
-        self.add(DrillCheck.RESTORED, self.lost, odd=notes, passed=passed)
+        self.add(Check.RESTORED, self.lost, odd=notes, passed=passed)
         with self.phase("materialized views"):
             self._prove_refreshed(restorer)
 
@@ -264,19 +265,19 @@ class Proof:
         else:
             found = executed_functions.reach(copy.server, self._programs, self.backup)
             text = f"none is known to, as {found.role}" if found.role else "the role that restores has none to lend"
-        self.add(DrillCheck.FUNCTIONS, [], odd=[str(found)] if found.functions else [], passed=text)
+        self.add(Check.FUNCTIONS, [], odd=[str(found)] if found.functions else [], passed=text)
         return found
 
     def _make_roles(self, copy: Copy) -> list[str]:
         saved = self.backup.saved_roles()
         if saved is None:
-            self.add(DrillCheck.ROLES, [], passed="no roles were saved with this backup", result=Result.NOT_MADE)
+            self.add(Check.ROLES, [], passed="no roles were saved with this backup", result=Result.NOT_MADE)
             made = roles.make_missing(copy.server, self._programs, self.backup.path)
             return [f"roles were not saved with this backup; made up: {', '.join(made)}"] if made else []
         for note in roles.replay(copy.server, saved):
             self.log(f"roles: {note}")
         bad, odd = roles.differences(copy.server, self._programs, saved)
-        self.add(DrillCheck.ROLES, bad, odd=odd, passed=f"{len(roles.saved(saved))} roles, with what they may do")
+        self.add(Check.ROLES, bad, odd=odd, passed=f"{len(roles.saved(saved))} roles, with what they may do")
         return []
 
     def _prove_extensions_available(self, copy: Copy) -> None:
@@ -294,7 +295,7 @@ class Proof:
                 why="the source has it, and the PostgreSQL here does not",
                 fix="install its package on that server; then try again" if copy.live else fix,
             )
-            self.add(DrillCheck.EXTENSIONS, [error.account])
+            self.add(Check.EXTENSIONS, [error.account])
             raise error
 
     def _prove_refreshed(self, restorer: Restorer) -> None:
@@ -304,7 +305,7 @@ class Proof:
         if not self.lost:
             odd = [f"the data is proven, but {line}" for line in odd]
         self.add(
-            DrillCheck.MATERIALIZED_VIEWS,
+            Check.MATERIALIZED_VIEWS,
             odd,
             passed=f"{len(views)} refreshed" if views else "there is none to refresh",
         )
@@ -341,20 +342,20 @@ class Proof:
         with self.phase("comparison"):
             self._prove_tables(witness, found, reader)
             bad = comparison.sequence_differences(witness, found)
-            self.add(DrillCheck.SEQUENCES, bad, passed=f"{len(found.sequences):,} sequences")
+            self.add(Check.SEQUENCES, bad, passed=f"{len(found.sequences):,} sequences")
             bad = comparison.large_object_differences(witness.large_objects, found.large_objects)
             notes = archives.large_object_notes(self._programs, self.backup.path, self._listing)
             bad += comparison.large_object_note_differences(
                 notes, reading.large_object_notes, with_privileges=copy.with_owners
             )
-            self.add(DrillCheck.LARGE_OBJECTS, bad, passed=f"{found.large_objects.count:,} large objects")
+            self.add(Check.LARGE_OBJECTS, bad, passed=f"{found.large_objects.count:,} large objects")
             schema = archives.schema_text(self._programs, self.backup.path, *schema_options)
             differences = self._contents_differences(copy, witness, found, schema, reading.schema)
             self._prove_contents(copy, witness, found, differences, self._privileges(copy, schema, reading.schema))
             bound = comparison.structure_differences(schema, reading.schema)
             self._prove_structure(copy, found, differences, bound)
             odd = comparison.schema_differences(schema, reading.schema)
-            self.add(DrillCheck.SCHEMA_TEXT, odd, passed="the same SQL")
+            self.add(Check.SCHEMA_TEXT, odd, passed="the same SQL")
             self._prove_expectations(found)
         with self.phase("computed values"):
             self.prove_computed(copy)
@@ -369,13 +370,13 @@ class Proof:
         before = self.manifest.computed if self.manifest else None
         if before is None:
             text = "the dump has no record of what its source computed: an older program made it"
-            self.add(DrillCheck.COMPUTED, [], passed=text, result=Result.NOT_MADE)
+            self.add(Check.COMPUTED, [], passed=text, result=Result.NOT_MADE)
             return []
         compared = compare(before, computed_values.read(copy.connection, before))
         word = self.verifier.catalog.word(self.backup)
         way_out = f"to have every row all the same: ovia-backup restore {word} --mode new --even-if-damaged"
         self.add(
-            DrillCheck.COMPUTED,
+            Check.COMPUTED,
             [f"{text}; {way_out}" for text in compared.wrong],
             odd=[*compared.strange, *filter(None, [compared.not_compared])] if compared.strange else (),
             passed="; ".join(filter(None, (compared.equal, compared.not_compared))),
@@ -408,7 +409,7 @@ class Proof:
         odd += self.manifest.undumped if self.manifest else ()
         listed = ", ".join(f"{name} {version}" for name, version in here.items())
         unknown = "" if self.manifest else "; the source's versions are not known"
-        self.add(DrillCheck.EXTENSIONS, [], odd=odd, passed=f"{listed or 'none'}{unknown}")
+        self.add(Check.EXTENSIONS, [], odd=odd, passed=f"{listed or 'none'}{unknown}")
 
     def _session_options(self) -> list[str]:
         """What decides how values are written: what the dump ran with; unknown, what it may have run with."""
@@ -466,7 +467,7 @@ class Proof:
         if self.jobs == 1 and odd:
             # One job fills the holes that large rows leave: that is how it was asked for.
             passed, odd = f"{passed}; of {len(odd)}, in another order, as one job may load them", []
-        self.add(DrillCheck.TABLES, bad, odd=odd, passed=passed)
+        self.add(Check.TABLES, bad, odd=odd, passed=passed)
 
     def _prove_contents(
         self,
@@ -489,7 +490,7 @@ class Proof:
             without.append("without owners and privileges, which a scratch database does not get")
         entries = sum(not entry.startswith(REFRESH) for entry in found.contents)
         passed = "; ".join([f"{entries:,} entries", *without])
-        self.add(DrillCheck.CONTENTS, [*others, *privileges[0]], odd=odd, passed=passed)
+        self.add(Check.CONTENTS, [*others, *privileges[0]], odd=odd, passed=passed)
 
     def _privileges(self, copy: Copy, original: bytes, made: bytes) -> tuple[list[str], list[str]]:
         """What is bad and odd of the privileges: compared by what they mean, whatever role made the objects."""
@@ -507,7 +508,7 @@ class Proof:
             not_valid = _one(session, _NOT_VALID)
         count = sum(map(comparison.is_structure, found.contents))
         so_before = f"; NOT VALID, as in the source: {not_valid}" if int(not_valid) else ""
-        self.add(DrillCheck.STRUCTURE, [*wrong, *bound], passed=f"{count:,}, all valid{so_before}")
+        self.add(Check.STRUCTURE, [*wrong, *bound], passed=f"{count:,}, all valid{so_before}")
 
     def _contents_differences(
         self, copy: Copy, witness: Witness, found: Witness, original: bytes, made: bytes
@@ -531,18 +532,18 @@ class Proof:
         expected = ", ".join(f"{name} {found.rows_of(name) or 0:,}" for name in expectations.tables)
         asked_for = expected or "BACKUP_EXPECTED_TABLES names none"
         lines = {
-            DrillCheck.TABLES_PRESENT: (bool(expected), asked_for),
-            DrillCheck.TABLES_HOLD_ROWS: (
+            Check.TABLES_PRESENT: (bool(expected), asked_for),
+            Check.TABLES_HOLD_ROWS: (
                 bool(expected) and expectations.require_rows,
                 asked_for if expectations.require_rows else "BACKUP_REQUIRE_ROWS does not ask for rows",
             ),
-            DrillCheck.ROWS_KEPT: (
+            Check.ROWS_KEPT: (
                 before is not None,
                 f"compared with {previous}" if before else "there is no earlier proven backup to compare with",
             ),
         }
         for check, (made, text) in lines.items():
-            wrong = [finding.text for finding in findings if finding.check == Check(check.value)]
+            wrong = [finding.text for finding in findings if finding.check is check]
             self.add(check, wrong, passed=text, result=Result.PASSED if made else Result.NOT_MADE)
 
     def _measure(self, copy: Copy, encoding: str) -> None:
@@ -576,10 +577,10 @@ class Proof:
             with connect(copy.connection) as session:
                 without = [row["name"] for row in session.execute(_WITHOUT_STATISTICS)]
             odd = [f"without statistics: {name}" for name in without]
-            self.add(DrillCheck.ANALYZED, [], odd=odd, passed="done")
+            self.add(Check.ANALYZED, [], odd=odd, passed="done")
             return
         error = diagnose_program(stderr, what=what, connection=copy.connection, exit_code=code)
-        self.add(DrillCheck.ANALYZED, [error.account])
+        self.add(Check.ANALYZED, [error.account])
         if isinstance(error, SURROUNDINGS):
             raise error
 
@@ -596,7 +597,7 @@ class Proof:
 
     def add(
         self,
-        check: DrillCheck,
+        check: Check,
         wrong: Sequence[str],
         *,
         odd: Sequence[str] = (),
@@ -611,13 +612,24 @@ class Proof:
             result, text = Result.ODD, joined(odd)
         else:
             text = passed
-        self.lines.append(Line(check=check, result=result, text=text))
+        self.lines.append(CheckResult(check=check, result=result, text=text))
         self.log(f"{check.value}: {result.value}" + (f" ({text})" if text else ""))
 
+    def list_unmade(self, stage: Stage) -> None:
+        """Note each check that was not made, at the end of a stage: so a check that no code makes is noticed.
+
+        A restore notes those of a drill, too: the two are the same act.
+        """
+        made = {line.check for line in self.lines}
+        for check in dict.fromkeys((*Check.at(Stage.DRILL), *Check.at(stage))):
+            if check not in made:
+                text = NO_CODE if stage in check.stages else f"not a check of a {stage.value}"
+                self.add(check, [], passed=text, result=Result.NOT_MADE)
+
     @property
-    def lines_in_order(self) -> tuple[Line, ...]:
+    def lines_in_order(self) -> tuple[CheckResult, ...]:
         """The lines, as the checks are listed."""
-        order = list(DrillCheck)
+        order = list(Check)
         return tuple(sorted(self.lines, key=lambda line: order.index(line.check)))
 
     @property

@@ -20,7 +20,7 @@ from ovia_backup_dagster.core.catalog import with_reserve
 from ovia_backup_dagster.core.errors import JournalError, RestoreUnfinishedError, VolumeError
 from ovia_backup_dagster.core.files import WITNESS_BYTES, explained, open_plain, read_small
 from ovia_backup_dagster.core.manifest import Sidecar, parse_sidecar
-from ovia_backup_dagster.proof.checks import CopiedTable, Line
+from ovia_backup_dagster.proof.check_results import CheckResult, CopiedTable
 from ovia_backup_dagster.restoration.order import Mode, Order, Step
 
 
@@ -205,7 +205,7 @@ class Proven(Sidecar):
         lost: what a damaged backup did not give.
     """
 
-    lines: tuple[Line, ...] = ()
+    lines: tuple[CheckResult, ...] = ()
     tables: tuple[CopiedTable, ...] = ()
     phases: dict[str, float] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)

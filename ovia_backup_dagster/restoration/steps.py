@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeVar
 
 from ovia_backup_dagster.core.catalog import Backup
+from ovia_backup_dagster.core.checks import Check, Stage
 from ovia_backup_dagster.core.errors import (
     BackupError,
     BadBackupError,
@@ -35,7 +36,7 @@ from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
 from ovia_backup_dagster.postgres.session import beside
 from ovia_backup_dagster.proof import roles
 from ovia_backup_dagster.proof import target as places
-from ovia_backup_dagster.proof.checks import DrillCheck, Result
+from ovia_backup_dagster.proof.check_results import Result
 from ovia_backup_dagster.proof.pg_restore import Restorer
 from ovia_backup_dagster.proof.prover import Proof
 from ovia_backup_dagster.proof.source_settings import of_backup, put_in_effect, take_out
@@ -64,9 +65,9 @@ _HEALTH_SECONDS = 300.0
 _SHOWN = 10
 #: What only a drill does: it alters its copy, or hands it to others.
 _NOT_IN_A_RESTORE = {
-    DrillCheck.CONTAINED: "what the backup contains runs in this server, as the role that restores",
-    DrillCheck.CONTROL: "no row of a database that is to be live is deleted; the monthly drill does that",
-    DrillCheck.OWN_CHECK: "DRILL_CHECK_COMMAND is for copies; the services' own health is asked in the end",
+    Check.CONTAINED: "what the backup contains runs in this server, as the role that restores",
+    Check.CONTROL: "no row of a database that is to be live is deleted; the monthly drill does that",
+    Check.OWN_CHECK: "DRILL_CHECK_COMMAND is for copies; the services' own health is asked in the end",
 }
 
 
@@ -360,6 +361,7 @@ class Steps:
             proof.analyze(copy)
             for check, why in _NOT_IN_A_RESTORE.items():
                 proof.add(check, [], passed=why, result=Result.NOT_MADE)
+            proof.list_unmade(Stage.RESTORE)
             proven = _proven(proof)
             failed = [line.text for line in proven.lines if line.result is Result.FAILED]
             if failed:

@@ -14,8 +14,8 @@ import dagster as dg
 import pytest
 
 from ovia_backup_dagster.core.catalog import HELD, VERIFIED, Backup, State
+from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.core.naming import Tier
-from ovia_backup_dagster.core.verdict import Check
 from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster_tests.conftest import (
     DROP_ALL_TABLES,

@@ -25,6 +25,7 @@ import psycopg
 import pytest
 
 from ovia_backup_dagster.core.catalog import DRILLED, Backup
+from ovia_backup_dagster.core.checks import Check, Stage
 from ovia_backup_dagster.core.errors import DrillError
 from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.core.verdict import DrillRecord
@@ -34,7 +35,7 @@ from ovia_backup_dagster.demo.demonstration import end_group
 from ovia_backup_dagster.drill.evidence import Evidence
 from ovia_backup_dagster.drill.runner import Choice, Driller
 from ovia_backup_dagster.postgres.programs import Connection
-from ovia_backup_dagster.proof.checks import DrillCheck, Result
+from ovia_backup_dagster.proof.check_results import Result
 from ovia_backup_dagster_tests.conftest import PASSWORD, REPOSITORY, PortCluster, _databases, execute
 from ovia_backup_dagster_tests.conftest import snapshot as files_of
 from ovia_backup_dagster_tests.defs.conftest import NewLocation
@@ -67,7 +68,7 @@ ERROR, WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
 DAY = timedelta(days=1)
 SCHEDULE = "restore_drill_schedule"
 #: What is always odd of the sample database: one table was clustered, and PostgreSQL writes its CHECKs differently.
-ODD = {DrillCheck.TABLES, DrillCheck.SCHEMA_TEXT}
+ODD = {Check.TABLES, Check.SCHEMA_TEXT}
 
 
 def launch(location: Location, **config: object) -> dg.ExecuteInProcessResult:
@@ -132,7 +133,7 @@ def drilled(server: PortCluster, bin_dir: Path, tmp_path_factory: pytest.TempPat
 def test_every_check_is_shown_with_what_was_found(drilled: Drilled) -> None:
     found, told = checks(drilled.result), descriptions(drilled.result)
     lines = {line.check.value: line for line in drilled.evidence.lines}
-    assert list(found) == [check.value for check in DrillCheck] == list(lines)
+    assert list(found) == [check.value for check in Check.at(Stage.DRILL)] == list(lines)
     odd = {check.value for check in ODD}
     assert {name for name, line in lines.items() if line.result is Result.ODD} == odd
     # Dagster would show a warning as failed; what is odd says so in its words.
@@ -145,7 +146,7 @@ def test_every_check_is_shown_with_what_was_found(drilled: Drilled) -> None:
 
 def test_checks_that_were_not_made_say_why(drilled: Drilled) -> None:
     (line,) = [line for line in drilled.evidence.lines if line.result is Result.NOT_MADE]
-    assert (line.check, line.text) == (DrillCheck.OWN_CHECK, "DRILL_CHECK_COMMAND is not set")
+    assert (line.check, line.text) == (Check.OWN_CHECK, "DRILL_CHECK_COMMAND is not set")
     text = next(drilled.location.system.drills.path.glob("*.md")).read_text()
     assert "- [ ] Application health check passes after restore (not made: DRILL\\_CHECK\\_COMMAND is not set)" in text
     assert text.count("- [x] ") == 4
@@ -196,7 +197,7 @@ def test_the_evidence_has_every_check_and_table(drilled: Drilled) -> None:
     for table, rows in (("people", 200), ("sync_batches", 80)):
         assert re.search(rf"^\| `public\.{table}` \| {rows} \| [\d.]+ kB \|$", page, re.MULTILINE)
     assert [line.split(" | ")[0][2:] for line in page.splitlines() if re.match(r"\| \w+_\w+", line)] == [
-        check.value for check in DrillCheck if check is not DrillCheck.ANALYZED
+        check.value for check in Check.at(Stage.DRILL) if check is not Check.ANALYZED
     ]
 
 
@@ -336,9 +337,9 @@ def test_a_failed_check_fails_the_run_in_one_line(new_location: NewLocation, vol
     )
     assert materialized(result) == {}
     verdicts = checks(result)
-    assert list(verdicts) == [check.value for check in DrillCheck]
-    assert verdicts[DrillCheck.OWN_CHECK] == (False, ERROR)
-    assert [name for name, (_, severity) in verdicts.items() if severity is ERROR] == [DrillCheck.OWN_CHECK]
+    assert list(verdicts) == [check.value for check in Check.at(Stage.DRILL)]
+    assert verdicts[Check.OWN_CHECK] == (False, ERROR)
+    assert [name for name, (_, severity) in verdicts.items() if severity is ERROR] == [Check.OWN_CHECK]
     log = location.logs(result.run_id)
     assert "own check: what it said" in log
     assert "Traceback" not in log
@@ -366,7 +367,7 @@ def test_an_altered_archive_is_not_even_restored(new_location: NewLocation, peop
         f"the restore drill of {backup} failed: archive_is_what_was_written: {backup} was altered: its SHA-256 is "
     )
     verdicts, told = checks(result), descriptions(result)
-    assert verdicts.pop(DrillCheck.UNALTERED) == (False, ERROR)
+    assert verdicts.pop(Check.UNALTERED) == (False, ERROR)
     assert set(verdicts.values()) == {(False, WARN)}
     assert {told[name] for name in verdicts} == {"not looked at, because the drill did not get that far"}
     assert materialized(result) == {}

@@ -24,6 +24,7 @@ from psycopg import sql
 from pydantic import SecretStr
 
 from ovia_backup_dagster.core.catalog import DRILLED, GLOBALS, MANIFEST, Backup, Catalog, State
+from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.core.errors import BackupError, BackupNotFoundError, LockHeldError, NotProvenError
 from ovia_backup_dagster.core.locking import removing
 from ovia_backup_dagster.core.naming import BackupName, Tier
@@ -37,7 +38,7 @@ from ovia_backup_dagster.postgres.local_cluster import account_id
 from ovia_backup_dagster.postgres.programs import Connection, Programs, Variables
 from ovia_backup_dagster.postgres.verification import Verifier
 from ovia_backup_dagster.proof import target as places
-from ovia_backup_dagster.proof.checks import DrillCheck, Result
+from ovia_backup_dagster.proof.check_results import Result
 from ovia_backup_dagster.retention import prune as housekeeping
 from ovia_backup_dagster.retention.plan import Policy, Weekday
 from ovia_backup_dagster_tests.conftest import PASSWORD, PortCluster, admin, execute, free_port, quiet, running_cluster
@@ -141,11 +142,11 @@ def full_site(full_server: PortCluster, full_bin_dir: Path, tmp_path: Path, dril
     yield from _site(full_server, Programs(full_bin_dir), tmp_path, drill_dir)
 
 
-def line(evidence: Evidence, check: DrillCheck) -> tuple[Result, str]:
+def line(evidence: Evidence, check: Check) -> tuple[Result, str]:
     return next((found.result, found.text) for found in evidence.lines if found.check is check)
 
 
-def failed_checks(evidence: Evidence) -> list[DrillCheck]:
+def failed_checks(evidence: Evidence) -> list[Check]:
     return [found.check for found in evidence.lines if found.result is Result.FAILED]
 
 
@@ -228,7 +229,7 @@ def test_a_bad_one_is_not_the_latest(site: Site) -> None:
     assert site.driller.verifier.verify(bad, log=quiet).backup.state(datetime.now(UTC)) is State.BAD
     assert site.driller.find("latest").path == good.path
     evidence = site.drill(site.driller.find(str(bad)))
-    assert failed_checks(evidence) == [DrillCheck.UNALTERED]
+    assert failed_checks(evidence) == [Check.UNALTERED]
     assert "was altered" in evidence.failures[0]
     assert evidence.place == "nowhere"
 
@@ -239,9 +240,9 @@ def test_an_intact_one_without_an_expected_table_is_restored_and_fails_by_name(s
     assert made.state(datetime.now(UTC)) is State.BAD
     evidence = site.drill(made, DATABASE)
     # The file is what was written; what is wrong is what it holds.
-    assert failed_checks(evidence) == [DrillCheck.TABLES_PRESENT]
-    assert "links" in line(evidence, DrillCheck.TABLES_PRESENT)[1]
-    assert line(evidence, DrillCheck.TABLES)[0] is Result.PASSED
+    assert failed_checks(evidence) == [Check.TABLES_PRESENT]
+    assert "links" in line(evidence, Check.TABLES_PRESENT)[1]
+    assert line(evidence, Check.TABLES)[0] is Result.PASSED
     assert not site.catalog.refresh(made).drilled
 
 
@@ -266,7 +267,7 @@ def test_no_flipped_byte_passes(full_site: Site, many: int, compression: str) ->
         os.utime(made.path, ns=(status.st_atime_ns, status.st_mtime_ns))
         evidence = site.drill(made)
         assert not evidence.passed, f"byte {at} of {len(whole)}"
-        assert failed_checks(evidence) == [DrillCheck.UNALTERED]
+        assert failed_checks(evidence) == [Check.UNALTERED]
         assert evidence.place == "nowhere"
         assert not site.catalog.refresh(made).drilled
     assert len(site.evidence()) == many
@@ -290,7 +291,7 @@ def test_a_flip_in_one_that_nobody_has_read_before(full_site: Site) -> None:
     evidence = site.drill(made, DATABASE)
     assert evidence.passed, evidence.failures
     assert evidence.manifest is False
-    assert line(evidence, DrillCheck.UNALTERED)[1].endswith("taken now")
+    assert line(evidence, Check.UNALTERED)[1].endswith("taken now")
     # One that does not decode is seen all the same.
     made = site.bare("gzip:1")
     with open(made.path, "r+b") as file:
@@ -317,7 +318,7 @@ def test_what_is_no_archive_fails_in_one_line(site: Site, tmp_path: Path, what: 
     age(replace(site.catalog.backups()[0], path=path))
     evidence = site.drill(site.driller.find(str(path)))
     assert not evidence.passed
-    assert failed_checks(evidence) == [DrillCheck.UNALTERED]
+    assert failed_checks(evidence) == [Check.UNALTERED]
     assert "damaged" in evidence.failures[0]
     assert len(evidence.failures) == 1
     assert "\n" not in str(evidence.trouble)
@@ -365,8 +366,8 @@ def test_a_dump_that_meets_an_error_says_which_and_where(site: Site) -> None:
         "INSERT INTO aa_checked VALUES (2, 'hush-hush')",
     )
     evidence = site.drill(site.backup())
-    assert failed_checks(evidence) == [DrillCheck.RESTORED]
-    text = line(evidence, DrillCheck.RESTORED)[1]
+    assert failed_checks(evidence) == [Check.RESTORED]
+    text = line(evidence, Check.RESTORED)[1]
     assert "aa_checked" in text
     assert "after_another" in text
     assert "--mode new --even-if-damaged" in evidence.fix
@@ -384,8 +385,8 @@ def test_an_unqualified_name_in_a_function_says_which_relation_is_not_found(site
         "CREATE INDEX late_index ON late ((v + biggest()))",
     )
     evidence = site.drill(site.backup(), DATABASE)
-    assert failed_checks(evidence) == [DrillCheck.RESTORED]
-    text = line(evidence, DrillCheck.RESTORED)[1]
+    assert failed_checks(evidence) == [Check.RESTORED]
+    text = line(evidence, Check.RESTORED)[1]
     assert 'relation "people" does not exist' in text
     assert "late_index" in text
 
@@ -400,11 +401,11 @@ def test_a_missing_extension_is_said_as_such(full_site: Site, bin_dir: Path) -> 
     made = site.backup("gzip:1")
     passed = site.drill(made, DATABASE)
     assert passed.passed, passed.failures
-    assert "hstore" in line(passed, DrillCheck.EXTENSIONS)[1]
+    assert "hstore" in line(passed, Check.EXTENSIONS)[1]
     verifier = Verifier(site.catalog, Programs(bin_dir), site.expectations)
     evidence = site.drill(made, driller=replace(site.driller, verifier=verifier))
     assert "hstore" in available
-    assert failed_checks(evidence) == [DrillCheck.EXTENSIONS]
+    assert failed_checks(evidence) == [Check.EXTENSIONS]
     assert "extension hstore is not installed" in evidence.failures[0]
     assert "--where database" in evidence.fix
     assert len(evidence.failures) == 1
@@ -816,7 +817,7 @@ def test_an_own_check_that_does_not_pass_fails_the_drill(site: Site, tmp_path: P
     told: list[str] = []
     driller = replace(site.driller, own_check=own)
     evidence = driller.drill(made, DATABASE, launched_by="a test", log=told.append)
-    assert failed_checks(evidence) == [DrillCheck.OWN_CHECK]
+    assert failed_checks(evidence) == [Check.OWN_CHECK]
     assert f"code {code};" in evidence.failures[0]
     assert not own.endswith(".sql") or any('relation "nowhere" does not exist' in text for text in told)
     assert not has_scratch(site)
@@ -829,7 +830,7 @@ def test_an_own_check_may_ruin_the_copy_and_leave_programs_behind(site: Site, tm
     own = f"{site.programs.path('psql')} -qc 'DROP TABLE links'; sleep 600 & echo $! > {pid}"
     evidence = site.drill(made, DATABASE, replace(site.driller, own_check=own))
     assert evidence.passed, evidence.failures
-    assert line(evidence, DrillCheck.TABLES)[0] is Result.PASSED
+    assert line(evidence, Check.TABLES)[0] is Result.PASSED
     until(lambda: not state_of(int(pid.read_text())))
 
 

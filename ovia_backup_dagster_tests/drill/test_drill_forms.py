@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.drill.negative_control import control
 from ovia_backup_dagster.drill.runner import Where
 from ovia_backup_dagster.drill.throwaway_cluster import locks_for, throwaway
@@ -22,7 +23,7 @@ from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.local_cluster import account_id
 from ovia_backup_dagster.postgres.programs import Connection, Programs, capture
 from ovia_backup_dagster.postgres.session_settings import SESSION_OPTIONS, WRITABLE
-from ovia_backup_dagster.proof.checks import DrillCheck, Result
+from ovia_backup_dagster.proof.check_results import Result
 from ovia_backup_dagster.proof.database_reader import Rereader
 from ovia_backup_dagster_tests.conftest import NewDatabase, PortCluster, execute, free_port, quiet
 from ovia_backup_dagster_tests.support.drilling import Drilling, assert_passed, by_check, database, not_passed, one
@@ -164,28 +165,28 @@ def test_every_form_of_everything(boss: PortCluster, full_bin_dir: Path, tmp_pat
 
         evidence = drilling.dump_and_drill()
 
-        assert_passed(evidence, DrillCheck.TABLES, DrillCheck.MATERIALIZED_VIEWS, DrillCheck.SCHEMA_TEXT)
+        assert_passed(evidence, Check.TABLES, Check.MATERIALIZED_VIEWS, Check.SCHEMA_TEXT)
         lines = by_check(evidence)
         # Serial pg_restore would also change the order of `plain`; the drill's never is.
-        assert set(lines[DrillCheck.TABLES].text.split("; ")) <= {
+        assert set(lines[Check.TABLES].text.split("; ")) <= {
             f"table public.{name} holds the same rows, in another order of rows or columns"
             for name in ("hashed", "child")
         }
-        assert lines[DrillCheck.MATERIALIZED_VIEWS].text.startswith(
+        assert lines[Check.MATERIALIZED_VIEWS].text.startswith(
             "the data is proven, but materialized view public.lost cannot be refreshed by pg_restore, which has no "
         )
-        assert lines[DrillCheck.COMPUTED].text.startswith("4 materialized views as in the source")
-        assert "NOT VALID, as in the source: 2" in lines[DrillCheck.STRUCTURE].text
-        assert "5 entries of publications and subscriptions left out" in lines[DrillCheck.CONTENTS].text
+        assert lines[Check.COMPUTED].text.startswith("4 materialized views as in the source")
+        assert "NOT VALID, as in the source: 2" in lines[Check.STRUCTURE].text
+        assert "5 entries of publications and subscriptions left out" in lines[Check.CONTENTS].text
         written = "".join(path.read_text("utf-8") for path in drilling.driller.drills.path.glob("*.*"))
         assert SECRET not in written
 
         # The same into a scratch database of its server.
         assert_passed(
             drilling.drill(Where.DATABASE),
-            DrillCheck.TABLES,
-            DrillCheck.MATERIALIZED_VIEWS,
-            DrillCheck.SCHEMA_TEXT,
+            Check.TABLES,
+            Check.MATERIALIZED_VIEWS,
+            Check.SCHEMA_TEXT,
         )
 
 
@@ -222,10 +223,10 @@ def test_names(boss: PortCluster, full_bin_dir: Path, tmp_path: Path) -> None:
 
         evidence = drilling.dump_and_drill()
 
-        assert_passed(evidence, DrillCheck.SCHEMA_TEXT)
+        assert_passed(evidence, Check.SCHEMA_TEXT)
         assert len(evidence.tables) == 2 * len(ODD_NAMES)
         assert all(table.size_bytes for table in evidence.tables)
-        assert_passed(drilling.drill(Where.DATABASE), DrillCheck.SCHEMA_TEXT)
+        assert_passed(drilling.drill(Where.DATABASE), Check.SCHEMA_TEXT)
 
 
 def test_the_negative_control_of_tables_with_odd_names(boss: PortCluster) -> None:
@@ -272,7 +273,7 @@ def test_the_negative_control_puts_a_row_back_under_the_sources_settings(
             "INSERT INTO t SELECT '2026-01-01 20:00+00', '2026-01-02', '-1 day +2:03:04',"
             r" '\101\000'::bytea, 0.1 + 0.2",
         )
-        assert_passed(Drilling(source, full_bin_dir, tmp_path).dump_and_drill(), DrillCheck.SCHEMA_TEXT)
+        assert_passed(Drilling(source, full_bin_dir, tmp_path).dump_and_drill(), Check.SCHEMA_TEXT)
 
 
 @pytest.mark.parametrize("name", ["postgres", "template1"])
@@ -298,7 +299,7 @@ def test_an_empty_database_and_empty_tables(boss: PortCluster, full_bin_dir: Pat
         evidence = drilling.drill()
 
         assert_passed(evidence)
-        control = by_check(evidence)[DrillCheck.CONTROL]
+        control = by_check(evidence)[Check.CONTROL]
         assert (control.result, control.text) == (Result.NOT_MADE, "not possible: every table is empty")
 
 
@@ -347,7 +348,7 @@ def test_the_negative_control_of(
         evidence = Drilling(source, full_bin_dir, tmp_path).dump_and_drill()
 
     assert_passed(evidence)
-    assert by_check(evidence)[DrillCheck.CONTROL].text == f"a row less in {table} was noticed"
+    assert by_check(evidence)[Check.CONTROL].text == f"a row less in {table} was noticed"
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "WIN1252", "SQL_ASCII"])
@@ -368,7 +369,7 @@ def test_encodings(encoding: str, boss: PortCluster, full_bin_dir: Path, tmp_pat
         evidence = drilling.dump_and_drill()
 
         assert_passed(evidence)
-        assert by_check(evidence)[DrillCheck.CONTROL].text.startswith('a row less in public."Gr')
+        assert by_check(evidence)[Check.CONTROL].text.startswith('a row less in public."Gr')
         assert_passed(drilling.drill(Where.DATABASE))
 
 
@@ -386,8 +387,8 @@ def test_a_locale_that_is_not_installed(
 
         evidence = Drilling(source, full_bin_dir, tmp_path).dump_and_drill()
 
-    assert_passed(evidence, DrillCheck.RESTORED)
-    assert by_check(evidence)[DrillCheck.RESTORED].text.startswith("the copy has locale C, since the source's")
+    assert_passed(evidence, Check.RESTORED)
+    assert by_check(evidence)[Check.RESTORED].text.startswith("the copy has locale C, since the source's")
 
 
 HOSTILE = (
@@ -446,7 +447,7 @@ def test_settings(level: str, where: Where, boss: PortCluster, full_bin_dir: Pat
             execute(deputy, "DROP DATABASE set WITH (FORCE)", "DROP ROLE hostile", "DROP ROLE other")
 
     # quote_all_identifiers: names in expressions are quoted, or not.
-    assert_passed(evidence, DrillCheck.SCHEMA_TEXT)
+    assert_passed(evidence, Check.SCHEMA_TEXT)
 
 
 # ------------------------------------------------------------------------------------------ the old script's dumps
@@ -511,11 +512,11 @@ def test_a_dump_without_a_manifest(
 
     assert not evidence.manifest
     if level == "database" or reachable:
-        assert_passed(evidence, DrillCheck.RESTORED)
+        assert_passed(evidence, Check.RESTORED)
     else:
-        assert not_passed(evidence).keys() == {DrillCheck.RESTORED, DrillCheck.TABLES, DrillCheck.SCHEMA_TEXT}
-        assert "the source could not be asked" in by_check(evidence)[DrillCheck.TABLES].text
-    made_up = by_check(evidence)[DrillCheck.RESTORED].text
+        assert not_passed(evidence).keys() == {Check.RESTORED, Check.TABLES, Check.SCHEMA_TEXT}
+        assert "the source could not be asked" in by_check(evidence)[Check.TABLES].text
+    made_up = by_check(evidence)[Check.RESTORED].text
     assert 'a "second" %' in made_up
 
 
@@ -527,9 +528,9 @@ def test_a_scratch_database_by_a_superuser(new_full_database: NewDatabase, full_
 
     evidence = drilling.dump_and_drill(Where.DATABASE)
 
-    assert_passed(evidence, DrillCheck.TABLES, DrillCheck.SCHEMA_TEXT)
+    assert_passed(evidence, Check.TABLES, Check.SCHEMA_TEXT)
     assert evidence.place.startswith(f"database {drilling.source.database}_restore_test on ")
-    assert "without owners and privileges" in by_check(evidence)[DrillCheck.CONTENTS].text
+    assert "without owners and privileges" in by_check(evidence)[Check.CONTENTS].text
     left = one(
         replace(drilling.source, database="postgres"), "SELECT count(*) FROM pg_database WHERE datname ~ '_test'"
     )
@@ -549,7 +550,7 @@ def test_a_scratch_database_by_an_ordinary_role(
     finally:
         execute(postgres, "DROP ROLE restores")
 
-    assert_passed(evidence, DrillCheck.TABLES, DrillCheck.SCHEMA_TEXT)
+    assert_passed(evidence, Check.TABLES, Check.SCHEMA_TEXT)
 
 
 def test_another_version_of_an_extension_is_said(boss: PortCluster, full_bin_dir: Path, tmp_path: Path) -> None:
@@ -558,8 +559,8 @@ def test_another_version_of_an_extension_is_said(boss: PortCluster, full_bin_dir
 
         evidence = Drilling(source, full_bin_dir, tmp_path).dump_and_drill()
 
-    assert_passed(evidence, DrillCheck.EXTENSIONS)
-    newest = by_check(evidence)[DrillCheck.EXTENSIONS].text
+    assert_passed(evidence, Check.EXTENSIONS)
+    newest = by_check(evidence)[Check.EXTENSIONS].text
     assert newest == "extension hstore is 1.8 in the copy and 1.6 in the source"
 
 

@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 from psycopg import sql
 
 from ovia_backup_dagster.core.catalog import Backup
+from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.core.verdict import Witness
 from ovia_backup_dagster.drill.throwaway_cluster import throwaway
 from ovia_backup_dagster.postgres.data_stream import split_columns
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.proof import comparison, prover
-from ovia_backup_dagster.proof.checks import DrillCheck, Line, Result
+from ovia_backup_dagster.proof.check_results import CheckResult, Result
 from ovia_backup_dagster.proof.pg_restore import Restorer
 from ovia_backup_dagster.proof.prover import Proof
 from ovia_backup_dagster.proof.target import Copy
@@ -214,21 +215,21 @@ ODD_NAME = 'ops."Odd ""Name"" ; drop\nme"'
 class Alteration:
     """SQL, the check that it fails, and what the check must say."""
 
-    check: DrillCheck
+    check: Check
     says: tuple[str, ...]
     statements: tuple[str, ...]
 
 
 def _rows(*tables: str, sql: str) -> Alteration:
-    return Alteration(DrillCheck.TABLES, tuple(f"table {table} " for table in tables), (sql,))
+    return Alteration(Check.TABLES, tuple(f"table {table} " for table in tables), (sql,))
 
 
 def _structure(says: str, *statements: str) -> Alteration:
-    return Alteration(DrillCheck.STRUCTURE, (says,), statements)
+    return Alteration(Check.STRUCTURE, (says,), statements)
 
 
 def _contents(says: str, *statements: str) -> Alteration:
-    return Alteration(DrillCheck.CONTENTS, (says,), statements)
+    return Alteration(Check.CONTENTS, (says,), statements)
 
 
 #: Each alters another object, so that all can be made in one copy.
@@ -278,22 +279,22 @@ ALTERATIONS = {
         "INSERT INTO more.to_there SELECT * FROM gone",
     ),
     "a table dropped": Alteration(
-        DrillCheck.TABLES, ("table public.sync_watermarks is not in the copy",), ("DROP TABLE sync_watermarks",)
+        Check.TABLES, ("table public.sync_watermarks is not in the copy",), ("DROP TABLE sync_watermarks",)
     ),
     "a table more": Alteration(
-        DrillCheck.TABLES, ("table public.extra is in the copy, but not in the backup",), ("CREATE TABLE extra ()",)
+        Check.TABLES, ("table public.extra is in the copy, but not in the backup",), ("CREATE TABLE extra ()",)
     ),
     "a sequence": Alteration(
-        DrillCheck.SEQUENCES, ("sequence public.audit_event_number: ",), ("SELECT nextval('audit_event_number')",)
+        Check.SEQUENCES, ("sequence public.audit_event_number: ",), ("SELECT nextval('audit_event_number')",)
     ),
     "a sequence used for the first time": Alteration(
-        DrillCheck.SEQUENCES,
+        Check.SEQUENCES,
         ("sequence more.never_used: 1, true in the copy, 1, false",),
         ("SELECT nextval('more.never_used')",),
     ),
     "a sequence that cycles no more": _structure("sequence cycling in more", "ALTER SEQUENCE more.cycling NO CYCLE"),
     "a byte in a large object": Alteration(
-        DrillCheck.LARGE_OBJECTS, ("the content of the ",), (r"SELECT lo_put(900002, 50000, '\x00')",)
+        Check.LARGE_OBJECTS, ("the content of the ",), (r"SELECT lo_put(900002, 50000, '\x00')",)
     ),
     "an index": _structure("INDEX public identities_handle_idx", "DROP INDEX identities_handle_idx"),
     "an index more": _structure("only in the copy: INDEX public more_idx", "CREATE INDEX more_idx ON people (team)"),
@@ -377,7 +378,7 @@ ALTERATIONS = {
     "an extension": _contents("EXTENSION - unaccent", "DROP EXTENSION unaccent"),
     **{name: _structure(f"{says} differs", statement) for name, (says, statement) in GUARDS.items()},
     "a large object's grant": Alteration(
-        DrillCheck.LARGE_OBJECTS,
+        Check.LARGE_OBJECTS,
         ("privileges or comments differ of large objects: ", "900010"),
         ("GRANT UPDATE ON LARGE OBJECT 900010 TO ovia_readonly",),
     ),
@@ -385,7 +386,7 @@ ALTERATIONS = {
         "ACL - LARGE OBJECT 900012", "GRANT SELECT ON LARGE OBJECT 900012 TO ovia_readonly"
     ),
     "a large object's comment": Alteration(
-        DrillCheck.LARGE_OBJECTS,
+        Check.LARGE_OBJECTS,
         ("privileges or comments differ of large objects: ", "900011"),
         ("COMMENT ON LARGE OBJECT 900011 IS 'other'",),
     ),
@@ -423,7 +424,7 @@ class Copies:
             )
         return replace(self._copy, connection=replace(self._copy.connection, database=name))
 
-    def prove(self, copy: Copy) -> dict[DrillCheck, Line]:
+    def prove(self, copy: Copy) -> dict[Check, CheckResult]:
         """What the drill says of a copy."""
         proof = proof_of(self.drilling, self.backup)
         proof.prove(copy)
@@ -474,7 +475,7 @@ def _show_all(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def altered(copies: Copies) -> dict[DrillCheck, Line]:
+def altered(copies: Copies) -> dict[Check, CheckResult]:
     """What the drill says of a copy in which everything is altered."""
     copy = copies.clone()
     with psycopg.connect(**_to(copy.connection), autocommit=True) as session:
@@ -493,25 +494,25 @@ def test_a_copy_that_nobody_altered_is_proven(copies: Copies) -> None:
     assert {check for check, line in lines.items() if line.result is Result.FAILED} == set()
     # The enum's hash and the late column (facts); the CHECK over a varchar.
     assert {check for check, line in lines.items() if line.result is Result.ODD} == {
-        DrillCheck.TABLES,
-        DrillCheck.SCHEMA_TEXT,
+        Check.TABLES,
+        Check.SCHEMA_TEXT,
     }
-    assert lines[DrillCheck.TABLES].text.count("another order") == 2
+    assert lines[Check.TABLES].text.count("another order") == 2
 
 
 @pytest.mark.parametrize("name", ALTERATIONS)
-def test_whatever_is_altered_fails_the_drill_and_is_named(name: str, altered: dict[DrillCheck, Line]) -> None:
+def test_whatever_is_altered_fails_the_drill_and_is_named(name: str, altered: dict[Check, CheckResult]) -> None:
     alteration = ALTERATIONS[name]
     line = altered[alteration.check]
 
     assert line.result is Result.FAILED
-    if alteration.check is DrillCheck.TABLES:
+    if alteration.check is Check.TABLES:
         assert {_table(text) for text in alteration.says} <= _tables_named(line)
     for text in alteration.says:
         assert text in line.text
 
 
-def _tables_named(line: Line) -> set[str]:
+def _tables_named(line: CheckResult) -> set[str]:
     """Those that are wrong, not those that are merely in another order."""
     return set(re.findall(r"table ((?s:.*?)) (?:has|differs|is) ", line.text))
 
@@ -520,15 +521,15 @@ def _table(says: str) -> str:
     return says.removeprefix("table ").split(" is ")[0].rstrip()
 
 
-def test_nothing_is_named_that_was_not_altered(altered: dict[DrillCheck, Line]) -> None:
+def test_nothing_is_named_that_was_not_altered(altered: dict[Check, CheckResult]) -> None:
     wanted = {
         _table(text)
         for alteration in ALTERATIONS.values()
-        if alteration.check is DrillCheck.TABLES
+        if alteration.check is Check.TABLES
         for text in alteration.says
     }
 
-    assert _tables_named(altered[DrillCheck.TABLES]) == wanted
+    assert _tables_named(altered[Check.TABLES]) == wanted
 
 
 def test_what_may_be_written_back_differently_is_odd(copies: Copies, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -536,7 +537,7 @@ def test_what_may_be_written_back_differently_is_odd(copies: Copies, monkeypatch
     execute(copy.connection, *ODDITIES.values())
     _show_all(monkeypatch)
 
-    text = copies.prove(copy)[DrillCheck.SCHEMA_TEXT].text
+    text = copies.prove(copy)[Check.SCHEMA_TEXT].text
 
     assert [what for what in ODDITIES if what not in text] == []
 
@@ -551,8 +552,8 @@ def test_a_large_object_more_or_less(statement: str, copies: Copies) -> None:
 
     lines = copies.prove(copy)
 
-    assert lines[DrillCheck.LARGE_OBJECTS].result is Result.FAILED
-    assert re.search(r"the copy has \d large objects, the backup \d", lines[DrillCheck.LARGE_OBJECTS].text)
+    assert lines[Check.LARGE_OBJECTS].result is Result.FAILED
+    assert re.search(r"the copy has \d large objects, the backup \d", lines[Check.LARGE_OBJECTS].text)
 
 
 #: A value of a type's category -> another.
@@ -587,7 +588,7 @@ def test_any_value_of_any_row_of_any_table(copies: Copies) -> None:
         assume(undo is not None)
         assert undo is not None
 
-        line = copies.prove(copy)[DrillCheck.TABLES]
+        line = copies.prove(copy)[Check.TABLES]
         undo()
 
         assert line.result is Result.FAILED
@@ -596,7 +597,7 @@ def test_any_value_of_any_row_of_any_table(copies: Copies) -> None:
 
     examine()
 
-    assert copies.prove(copy)[DrillCheck.TABLES].result is Result.ODD
+    assert copies.prove(copy)[Check.TABLES].result is Result.ODD
 
 
 def _alter(connection: Connection, table: str, column: str, row: int) -> Callable[[], None] | None:
@@ -637,9 +638,9 @@ def _alter(connection: Connection, table: str, column: str, row: int) -> Callabl
 
 
 WHOLE = {
-    "a value": (DrillCheck.TABLES, "table public.people ", "UPDATE people SET email = 'x@y' WHERE id = 2"),
-    "a row": (DrillCheck.TABLES, "table public.identities ", "DELETE FROM identities WHERE id = 5"),
-    "a policy": (DrillCheck.STRUCTURE, "POLICY more checked looks", "DROP POLICY looks ON more.checked"),
+    "a value": (Check.TABLES, "table public.people ", "UPDATE people SET email = 'x@y' WHERE id = 2"),
+    "a row": (Check.TABLES, "table public.identities ", "DELETE FROM identities WHERE id = 5"),
+    "a policy": (Check.STRUCTURE, "POLICY more checked looks", "DROP POLICY looks ON more.checked"),
 }
 
 
@@ -666,4 +667,4 @@ def test_a_whole_drill_fails_of_it(name: str, copies: Copies, monkeypatch: pytes
 
 
 def test_a_whole_drill_passes(copies: Copies) -> None:
-    assert_passed(copies.drilling.drill(), DrillCheck.TABLES, DrillCheck.SCHEMA_TEXT)
+    assert_passed(copies.drilling.drill(), Check.TABLES, Check.SCHEMA_TEXT)

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from ovia_backup_dagster.core.catalog import Catalog
+from ovia_backup_dagster.core.checks import Check, Stage
 from ovia_backup_dagster.core.errors import DrillError, DrillOverdueError, VolumeError
 from ovia_backup_dagster.drill.drill_report import CHECKLIST, page
 from ovia_backup_dagster.drill.evidence import Evidence
 from ovia_backup_dagster.drill.folder import DrillFolder, standing
-from ovia_backup_dagster.proof.checks import CopiedTable, DrillCheck, Line, Result
+from ovia_backup_dagster.proof.check_results import CheckResult, CopiedTable, Result
 from ovia_backup_dagster_tests.support.factories import DAY, NOW, make_catalog, proven
 
 MAX_AGE = timedelta(days=35)
@@ -39,7 +40,9 @@ def evidence(**changes: Any) -> Evidence:
         "place": "throwaway cluster",
         "jobs": 2,
         "versions": {"copy": "16.15", "source": "16.14"},
-        "lines": tuple(Line(check=check, result=Result.PASSED, text="all right") for check in DrillCheck),
+        "lines": tuple(
+            CheckResult(check=check, result=Result.PASSED, text="all right") for check in Check.at(Stage.DRILL)
+        ),
         "tables": (CopiedTable(name="public.people", rows=5000, size_bytes=8192),),
         "copy_bytes": 9_000_000,
         "decoded_bytes": 5_000_000,
@@ -51,7 +54,7 @@ def evidence(**changes: Any) -> Evidence:
 
 
 def failed(**changes: Any) -> Evidence:
-    lines = (Line(check=DrillCheck.TABLES, result=Result.FAILED, text="table public.people differs"),)
+    lines = (CheckResult(check=Check.TABLES, result=Result.FAILED, text="table public.people differs"),)
     return evidence(passed=False, lines=lines, recovery_seconds=None, **changes)
 
 
@@ -173,7 +176,7 @@ def test_before_the_first_drill_is_due_nobody_is_bothered() -> None:
 
 
 def test_an_error_is_a_failure_said_once() -> None:
-    line = Line(check=DrillCheck.RESTORED, result=Result.FAILED, text="the restore failed: no")
+    line = CheckResult(check=Check.RESTORED, result=Result.FAILED, text="the restore failed: no")
     found = evidence(passed=False, lines=(line,), error="the restore failed: no", fix="mend it")
 
     assert found.failures == ("the restore failed: no",)
@@ -191,7 +194,7 @@ def test_the_page_of_a_drill_that_passed() -> None:
     assert "Recovery time to expect: **10.5 s**" in text
     assert "an operator" in text
     assert "| `public.people` | 5,000 | 8.2 kB |" in text
-    assert all(check.value in text for check in DrillCheck)
+    assert all(check.value in text for check in Check.at(Stage.DRILL))
     assert text.count("- [x] ") == len(CHECKLIST)
 
 
@@ -206,7 +209,7 @@ def test_the_page_of_a_drill_that_failed_says_what_and_next() -> None:
 
 def test_names_from_the_database_are_no_markdown() -> None:
     hostile = "x|y`z\n# head <img src=x> [a](b) **bold**"
-    line = Line(check=DrillCheck.TABLES, result=Result.ODD, text=hostile)
+    line = CheckResult(check=Check.TABLES, result=Result.ODD, text=hostile)
     text = page(evidence(lines=(line,), tables=(CopiedTable(name=hostile, rows=1, size_bytes=1),), launched_by=hostile))
 
     assert "\n# head" not in text

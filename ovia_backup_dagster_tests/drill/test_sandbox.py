@@ -27,6 +27,7 @@ from typing import Any
 import pytest
 
 from ovia_backup_dagster.core.catalog import Backup, Catalog
+from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.core.errors import SandboxError
 from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.drill import throwaway_cluster
@@ -39,7 +40,7 @@ from ovia_backup_dagster.postgres.local_cluster import account, may_enter
 from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster.postgres.sandbox import Confine, Sandbox
 from ovia_backup_dagster.postgres.verification import Verifier
-from ovia_backup_dagster.proof.checks import DrillCheck, Result
+from ovia_backup_dagster.proof.check_results import Result
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute, free_port, quiet
 from ovia_backup_dagster_tests.faults.conftest import rounds
 from ovia_backup_dagster_tests.faults.disks import MEGABYTE, tmpfs
@@ -323,7 +324,7 @@ def _attack(outside: Outside) -> str:
     return f"BEGIN COPY (SELECT 1) TO PROGRAM '{outside.sql}'; RETURN true; EXCEPTION WHEN OTHERS THEN RETURN true; END"
 
 
-def _line(evidence: Evidence, check: DrillCheck) -> tuple[Result, str]:
+def _line(evidence: Evidence, check: Check) -> tuple[Result, str]:
     [line] = [line for line in evidence.lines if line.check is check]
     return line.result, line.text
 
@@ -339,7 +340,7 @@ def test_code_in_a_backup_reaches_nothing_outside(site: Callable[..., Site], out
     confined = there.drill_as_nobody(Confine.REQUIRE)
     assert confined.passed, confined.failures
     assert outside.succeeded() == set()
-    assert _line(confined, DrillCheck.CONTAINED)[0] is Result.PASSED
+    assert _line(confined, Check.CONTAINED)[0] is Result.PASSED
     assert confined.confinement.startswith("confined by Landlock ")
 
     unconfined = there.drill_as_nobody(Confine.OFF)
@@ -373,7 +374,7 @@ def test_nor_under_an_older_kernel(site: Callable[..., Site], outside: Outside, 
 
     assert outside.succeeded() == {"process ended"}
     [evidence] = there.driller(Confine.AUTO).drills.newest_first()
-    result, text = _line(evidence, DrillCheck.CONTAINED)
+    result, text = _line(evidence, Check.CONTAINED)
     assert (evidence.passed, result) == (True, Result.ODD)
     assert text.startswith(f"confined by Landlock {version} and a seccomp filter; possible from inside: signal another")
 
@@ -591,7 +592,7 @@ def test_a_function_without_end_ends_the_drill(
     evidence = driller.drill(driller.find("latest"), Choice(Where.THROWAWAY), launched_by="a test", log=quiet)
 
     assert not evidence.passed
-    result, text = _line(evidence, DrillCheck.RESTORED)
+    result, text = _line(evidence, Check.RESTORED)
     assert result is Result.FAILED
     assert text.startswith("the copy's server was ended: ")
     assert found in text
@@ -610,7 +611,7 @@ def test_a_function_that_fills_the_disk_leaves_room(site: Callable[..., Site]) -
         evidence = driller.drill(driller.find("latest"), Choice(Where.THROWAWAY), launched_by="a test", log=quiet)
         assert list(disk.glob(f"{throwaway_cluster.PREFIX}*")) == []
 
-    assert "of disk free, and must leave" in _line(evidence, DrillCheck.RESTORED)[1]
+    assert "of disk free, and must leave" in _line(evidence, Check.RESTORED)[1]
 
 
 def _processes_in(folder: Path) -> list[str]:
@@ -694,7 +695,7 @@ def test_what_the_kernel_cannot_confine_is_said(
         there.drill(Confine.AUTO)
         refused = there.drill(Confine.REQUIRE)
         assert (refused.passed, refused.error[:37]) == (False, "a drill cannot be confined here, and "[:37])
-        assert DrillCheck.RESTORED not in {line.check for line in refused.lines}
+        assert Check.RESTORED not in {line.check for line in refused.lines}
         verifier = there.driller(Confine.REQUIRE).verifier
         with pytest.raises(SandboxError, match=r"cannot confine .*pg_restore"):
             verifier.verify(verifier.catalog.find("latest", there.backup.started_at), log=quiet)
@@ -703,7 +704,7 @@ def test_what_the_kernel_cannot_confine_is_said(
     assert raised is None, raised
 
     older = list(there.driller(Confine.AUTO).drills.newest_first())[-1]
-    result, text = _line(older, DrillCheck.CONTAINED)
+    result, text = _line(older, Check.CONTAINED)
     assert (older.passed, result) == (True, Result.ODD)
     if "Landlock 7" in said:
         said = said.replace("7", str(confine.landlock_version()))
@@ -726,8 +727,8 @@ def test_a_hole_in_the_wall_is_found(
     assert raised is None, raised
 
     refused, found = there.driller(Confine.AUTO).drills.newest_first()
-    assert _line(found, DrillCheck.CONTAINED)[0] is Result.ODD
+    assert _line(found, Check.CONTAINED)[0] is Result.ODD
     assert "read a file of the volume, by the server, list the volume, by the server" in found.confinement
     assert not refused.passed
     assert "read a file of the volume, by the server" in refused.error
-    assert DrillCheck.RESTORED not in {line.check for line in refused.lines}
+    assert Check.RESTORED not in {line.check for line in refused.lines}

@@ -26,9 +26,9 @@ import pytest
 from ovia_backup_dagster import cli as command_line
 from ovia_backup_dagster.cli.main import VERBS
 from ovia_backup_dagster.core.catalog import Backup, Catalog
+from ovia_backup_dagster.core.checks import Check, Stage
 from ovia_backup_dagster.core.naming import BackupName
 from ovia_backup_dagster.postgres.programs import Connection
-from ovia_backup_dagster.proof.checks import DrillCheck
 from ovia_backup_dagster_tests.conftest import PASSWORD, PortCluster, execute, snapshot
 from ovia_backup_dagster_tests.support.factories import drill_evidence, judged, redated
 
@@ -465,7 +465,7 @@ def test_a_drill(cli: Cli, volume: Path) -> None:
 
     assert drilled.returncode == 0, drilled.stderr
     lines = drilled.stdout.splitlines()
-    assert [line[9:].split()[0] for line in lines[:-2]] == [check.value for check in DrillCheck]
+    assert [line[9:].split()[0] for line in lines[:-2]] == [check.value for check in Check.at(Stage.DRILL)]
     assert {line[:9].strip() for line in lines[:-2]} == {"passed", "odd", "not made"}
     assert "passed   own_check_passes                      it ended with code 0" in lines
     assert lines[-2].startswith(f"{dump.name} restores: 6,277 rows in 21 tables; recovery time to expect: ")

@@ -11,6 +11,7 @@ import pytest
 
 from ovia_backup_dagster.core import errors
 from ovia_backup_dagster.core.catalog import Catalog
+from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.drill.runner import Choice, Driller, Where
@@ -18,7 +19,6 @@ from ovia_backup_dagster.postgres import archive as archives
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster.postgres.verification import Verifier
-from ovia_backup_dagster.proof.checks import DrillCheck
 from ovia_backup_dagster.proof.database_reader import Rereader
 from ovia_backup_dagster_tests.conftest import NewDatabase, execute, quiet
 from ovia_backup_dagster_tests.doctor.support import executable
@@ -190,5 +190,5 @@ def test_tables_that_were_not_analyzed_are_named(
         executable(tmp_path / "lying" / "vacuumdb", "exit 0")
         driller = Driller(Verifier(catalog, lies, Expectations()), database, Path("/tmp"), database)
         evidence = driller.drill(backup, Choice(Where.THROWAWAY), launched_by="a test", log=quiet)
-    (line,) = [line for line in evidence.lines if line.check is DrillCheck.ANALYZED]
+    (line,) = [line for line in evidence.lines if line.check is Check.ANALYZED]
     assert "without statistics: public.bare" in line.text

@@ -20,13 +20,13 @@ import pytest
 from ovia_backup_dagster.core import takeover, takeover_links
 from ovia_backup_dagster.core.archive_header import HEAD_BYTES, parse_header
 from ovia_backup_dagster.core.catalog import GLOBALS, MANIFEST, Backup, Catalog, State
+from ovia_backup_dagster.core.checks import Check, Stage
 from ovia_backup_dagster.core.errors import RestoreRefusedError
 from ovia_backup_dagster.core.locking import lock_holder
 from ovia_backup_dagster.core.manifest import Manifest, Sidecar, parse_sidecar
 from ovia_backup_dagster.core.naming import BackupName, Tier
 from ovia_backup_dagster.core.verdict import (
     Acceptance,
-    Check,
     Drills,
     Hold,
     HoldCause,
@@ -36,7 +36,7 @@ from ovia_backup_dagster.core.verdict import (
 from ovia_backup_dagster.drill.evidence import Evidence
 from ovia_backup_dagster.drill.folder import DrillFolder
 from ovia_backup_dagster.postgres.globals_file import Membership, parse
-from ovia_backup_dagster.proof.checks import DrillCheck, Result
+from ovia_backup_dagster.proof.check_results import Result
 from ovia_backup_dagster.restoration.confirmation import LIFETIME, Words
 from ovia_backup_dagster.restoration.folder import RestoreFolder
 from ovia_backup_dagster.restoration.journal import Journal, Mark
@@ -336,7 +336,7 @@ def test_drills(catalog: Catalog) -> None:
         ("03-01", True),
     ]
     for each in drills:
-        assert {line.check for line in each.lines} == set(DrillCheck)
+        assert {line.check for line in each.lines} == set(Check.at(Stage.DRILL))
         assert (folder.path / f"{each.filename}.md").read_text("utf-8").startswith("# ")
         assert each.backup_sha256 is not None
         assert each.manifest
@@ -352,7 +352,7 @@ def test_drills(catalog: Catalog) -> None:
     assert passed.place == "throwaway cluster"
     assert passed.trouble is None
     (line,) = (line for line in failed.lines if line.result is Result.FAILED)
-    assert line.check is DrillCheck.OWN_CHECK
+    assert line.check is Check.OWN_CHECK
     assert failed.trouble is not None
     assert "DRILL_CHECK_COMMAND ended with code 3" in failed.trouble.why
 

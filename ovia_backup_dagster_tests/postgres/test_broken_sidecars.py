@@ -10,8 +10,9 @@ import pytest
 
 from ovia_backup_dagster.core import errors
 from ovia_backup_dagster.core.catalog import DRILLED, GLOBALS, MANIFEST, VERIFIED, Backup, Catalog, State
+from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.core.naming import BackupName, Tier
-from ovia_backup_dagster.core.verdict import Check, Expectations
+from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.programs import Connection, Programs, _empty_archive
 from ovia_backup_dagster.postgres.sandbox import Confine, Sandbox

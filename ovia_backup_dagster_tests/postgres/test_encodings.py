@@ -14,9 +14,9 @@ from typing import Any
 import psycopg
 import pytest
 
+from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.drill.runner import Where
 from ovia_backup_dagster.postgres.programs import Connection
-from ovia_backup_dagster.proof.checks import DrillCheck
 from ovia_backup_dagster.restoration.database_settings import properties
 from ovia_backup_dagster_tests.conftest import PortCluster, running_cluster
 from ovia_backup_dagster_tests.e2e.test_cli import Cli
@@ -78,7 +78,7 @@ def test_names_and_rows_in_it(encoding: str, boss: PortCluster, full_bin_dir: Pa
         drilling = Drilling(source, full_bin_dir, tmp_path / "backups")
         evidence = drilling.dump_and_drill()
         assert_passed(evidence)
-        assert by_check(evidence)[DrillCheck.CONTROL].text.startswith("a row less in ")
+        assert by_check(evidence)[Check.CONTROL].text.startswith("a row less in ")
         if encoding in ("SQL_ASCII", "EUC_JP"):
             assert_passed(drilling.drill(Where.DATABASE))
         cli = Cli(

@@ -17,10 +17,11 @@ import pytest
 
 from ovia_backup_dagster.core.archive_header import HEAD_BYTES, parse_header
 from ovia_backup_dagster.core.catalog import GLOBALS, HELD, SIDECARS, VERIFIED, Backup, Catalog, State
+from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.core.errors import BackupNotFoundError, NotProvenError
 from ovia_backup_dagster.core.manifest import FileFacts
 from ovia_backup_dagster.core.naming import BackupName
-from ovia_backup_dagster.core.verdict import Check, Expectations, HoldCause
+from ovia_backup_dagster.core.verdict import Expectations, HoldCause
 from ovia_backup_dagster.postgres import verification
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.programs import Connection, Programs

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.drill.runner import Where
-from ovia_backup_dagster.proof.checks import DrillCheck
 from ovia_backup_dagster_tests.conftest import PortCluster, running_cluster
 from ovia_backup_dagster_tests.support.drilling import Drilling, assert_passed, database, one
 from ovia_backup_dagster_tests.support.samples import SAMPLES, Sample
@@ -90,7 +90,7 @@ def test_the_database_of_postgresqls_own_tests(sources: Path, full_bin_dir: Path
 
         assert evidence.rows > 100_000
         # Parents that gained columns after their children; what else deparses in another way; views that are stale.
-        odd = DrillCheck.TABLES, DrillCheck.SCHEMA_TEXT, DrillCheck.COMPUTED
+        odd = Check.TABLES, Check.SCHEMA_TEXT, Check.COMPUTED
         assert_passed(evidence, *odd)
 
         # The same on the server that it came from, without its roles.

@@ -15,7 +15,8 @@ import pytest
 
 from ovia_backup_dagster.core import errors
 from ovia_backup_dagster.core.catalog import Backup, Catalog, State
-from ovia_backup_dagster.core.verdict import Check, Expectations
+from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.postgres import verification
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.programs import Connection, Programs

@@ -10,13 +10,14 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.core.manifest import Computed, Manifest, parse_sidecar
 from ovia_backup_dagster.drill.runner import Where
 from ovia_backup_dagster.postgres import computed_values
 from ovia_backup_dagster.postgres.computed_values import Recorder
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.programs import Connection
-from ovia_backup_dagster.proof.checks import DrillCheck, Line, Result
+from ovia_backup_dagster.proof.check_results import CheckResult, Result
 from ovia_backup_dagster.proof.computed_comparison import compare
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, quiet
 from ovia_backup_dagster_tests.support.drilling import Drilling, by_check, database, one
@@ -68,8 +69,8 @@ UNSOUND = {
 }
 
 
-def line_of(drilling: Drilling, where: Where = Where.THROWAWAY) -> Line:
-    return by_check(drilling.drill(where))[DrillCheck.COMPUTED]
+def line_of(drilling: Drilling, where: Where = Where.THROWAWAY) -> CheckResult:
+    return by_check(drilling.drill(where))[Check.COMPUTED]
 
 
 @contextmanager
@@ -150,8 +151,8 @@ def test_what_is_computed_otherwise_is_named(server: PortCluster, bin_dir: Path,
 
             assert not evidence.passed
             lines = by_check(evidence)
-            assert lines[DrillCheck.TABLES].result is Result.PASSED, lines[DrillCheck.TABLES]
-            line = lines[DrillCheck.COMPUTED]
+            assert lines[Check.TABLES].result is Result.PASSED, lines[Check.TABLES]
+            line = lines[Check.COMPUTED]
             assert line.result is Result.FAILED
             assert evidence.failures == (line.text,)
             for name in UNSOUND:
@@ -181,7 +182,7 @@ def test_a_view_that_was_stale_is_odd(server: PortCluster, bin_dir: Path, tmp_pa
         evidence = drilling.dump_and_drill()
 
     assert evidence.passed, evidence.failures
-    line = by_check(evidence)[DrillCheck.COMPUTED]
+    line = by_check(evidence)[Check.COMPUTED]
     assert line.result is Result.ODD
     assert "materialized view public.stale has other values than it had in the source" in line.text
     assert "materialized view public.fewer has 2 rows, and had 1 in the source" in line.text

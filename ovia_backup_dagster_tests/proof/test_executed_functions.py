@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from ovia_backup_dagster.core.catalog import Backup
+from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.drill.runner import Choice, Where
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.programs import Connection, Programs
-from ovia_backup_dagster.proof.checks import DrillCheck, Result
+from ovia_backup_dagster.proof.check_results import Result
 from ovia_backup_dagster.proof.executed_functions import reach, run_by_restore
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, free_port, quiet
 from ovia_backup_dagster_tests.support.drilling import Drilling, by_check, database, one
@@ -226,11 +227,11 @@ def test_a_drill_by_a_superuser_on_the_sources_cluster(owner: Connection, bin_di
     assert "--trust-archive" in evidence.fix
     assert "FUNCTION m f(integer)" in evidence.error
     assert is_superuser(owner) is False
-    assert by_check(evidence)[DrillCheck.FUNCTIONS].result is Result.ODD
+    assert by_check(evidence)[Check.FUNCTIONS].result is Result.ODD
     trusting = Choice(Where.DATABASE, trust_archive=True)
     evidence = drilling.driller.drill(backup, trusting, launched_by="a test", log=quiet)
     assert evidence.passed, evidence.failures
-    assert "1 function of roles that are no superuser run as postgres" in by_check(evidence)[DrillCheck.FUNCTIONS].text
+    assert "1 function of roles that are no superuser run as postgres" in by_check(evidence)[Check.FUNCTIONS].text
     assert is_superuser(owner) is True, "the attack does not work, and the test shows nothing"
     execute(drilling.source, f"ALTER ROLE {owner.user} NOSUPERUSER")
     # In a cluster of its own whatever it becomes, it becomes there.
@@ -247,7 +248,7 @@ def test_a_drill_by_a_role_with_no_power_lends_none(owner: Connection, bin_dir: 
         weak = replace(drilling.driller, target=replace(drilling.source, user=role))
         evidence = drilling.drill(Where.DATABASE, driller=weak)
         assert evidence.passed, evidence.failures
-        assert by_check(evidence)[DrillCheck.FUNCTIONS].result is Result.PASSED
+        assert by_check(evidence)[Check.FUNCTIONS].result is Result.PASSED
         assert is_superuser(owner) is False
     finally:
         execute(drilling.source, f"DROP ROLE {role}")
@@ -266,7 +267,7 @@ def test_a_drill_as_if_on_another_cluster_is_not_refused(owner: Connection, bin_
         path.write_text(text.replace(f'"{system}"', known), "utf-8")
         evidence = drilling.drill(Where.DATABASE)
         assert evidence.passed is passes, (known, evidence.failures)
-        assert by_check(evidence)[DrillCheck.FUNCTIONS].result is Result.ODD
+        assert by_check(evidence)[Check.FUNCTIONS].result is Result.ODD
 
 
 def test_programs_are_not_needed_where_there_is_no_power(owner: Connection, tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.core.errors import RestoreError
 from ovia_backup_dagster.postgres import archive as archives
 from ovia_backup_dagster.postgres.programs import Connection, Programs, capture
 from ovia_backup_dagster.proof import pg_restore
-from ovia_backup_dagster.proof.checks import DrillCheck, Result
+from ovia_backup_dagster.proof.check_results import Result
 from ovia_backup_dagster.proof.load_order import may_lean
 from ovia_backup_dagster.proof.pg_restore import Restorer
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, quiet
@@ -186,7 +187,7 @@ def test_every_kind_of_looking_elsewhere_is_loaded_in_order(
         drilling = Drilling(source, bin_dir, tmp_path)
         backup = drilling.dump()
         evidence = drilling.drill()
-        texts = [by_check(evidence)[DrillCheck.RESTORED].text]
+        texts = [by_check(evidence)[Check.RESTORED].text]
         assert evidence.passed, evidence.failures
         for place, folder, jobs in ((source, bin_dir, 1), (full_server.connection(), full_bin_dir, 3)):
             proof = replace(proof_of(replace(drilling, bin_dir=folder), backup), jobs=jobs)
@@ -200,7 +201,7 @@ def test_every_kind_of_looking_elsewhere_is_loaded_in_order(
                 look = "SELECT count(*) FROM app.items WHERE app.rate(code) = 1.5"
                 assert asked(to, "SET enable_seqscan = off", look) == 25
                 assert one(to, "SELECT convert_from(lo_get(4711), 'UTF8')") == "large"
-                texts.append(lines_of(proof)[DrillCheck.RESTORED].text)
+                texts.append(lines_of(proof)[Check.RESTORED].text)
                 notes = Restorer(Programs(folder), to, "copy", 2)._order(backup.path, proof._listing).notes
     assert len(set(texts)) == 1
     found = {note.partition(" was loaded after the others: ")[0].removeprefix("table "): note for note in notes}
@@ -351,7 +352,7 @@ def test_a_rule_that_rows_break_is_named_and_every_row_can_be_had(
             bound = "SELECT count(*) FROM pg_constraint WHERE NOT convalidated"
             assert one(copy.connection, bound) == (4 if statements is BROKEN_BY_DATA else 1), proof.lost
     assert len(proof.lost) == len(names)
-    assert lines_of(proof)[DrillCheck.RESTORED].result is Result.FAILED
+    assert lines_of(proof)[Check.RESTORED].result is Result.FAILED
     for shown in (text, *proof.lost):
         assert not {"s3cret", "98765", "-7"} & set(shown.replace("(", " ").replace(")", " ").split())
 
@@ -421,7 +422,7 @@ def test_functions_that_lean_on_the_search_path_are_named_and_lent_one(
             assert one(copy.connection, "SELECT count(*) FROM app.points") == 2
             own = "SELECT count(*) FROM pg_proc WHERE proconfig IS NOT NULL AND oid >= 16384"
             assert one(copy.connection, own) == 1
-        text = lines_of(proof)[DrillCheck.RESTORED].text
+        text = lines_of(proof)[Check.RESTORED].text
         assert "were lent one meanwhile" in text
         assert "ALTER FUNCTION public.no_accents(text) SET search_path = public, pg_temp" in text
 

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from ovia_backup_dagster.core.catalog import Backup
+from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.core.errors import (
     ConnectionLostError,
     CopyError,
@@ -22,7 +23,7 @@ from ovia_backup_dagster.core.errors import (
 from ovia_backup_dagster.postgres import archive as archives
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.proof import pg_restore
-from ovia_backup_dagster.proof.checks import DrillCheck, Line, Result
+from ovia_backup_dagster.proof.check_results import CheckResult, Result
 from ovia_backup_dagster.proof.pg_restore import Restorer
 from ovia_backup_dagster.proof.prover import Proof
 from ovia_backup_dagster.proof.target import MARK, Copy, beside
@@ -55,7 +56,7 @@ def proof_of(drilling: Drilling, backup: Backup, log: list[str] | None = None) -
     return proof
 
 
-def lines_of(proof: Proof) -> dict[DrillCheck, Line]:
+def lines_of(proof: Proof) -> dict[Check, CheckResult]:
     return {line.check: line for line in proof.lines}
 
 
@@ -75,7 +76,7 @@ def test_a_database_that_goes_live_is_given_everything(
         proof.analyze(copy)
 
         assert {check for check, line in lines_of(proof).items() if line.result is Result.FAILED} == set()
-        assert lines_of(proof)[DrillCheck.CONTENTS].result is Result.PASSED, lines_of(proof)[DrillCheck.CONTENTS].text
+        assert lines_of(proof)[Check.CONTENTS].result is Result.PASSED, lines_of(proof)[Check.CONTENTS].text
         assert one(copy.connection, "SELECT count(*) FROM pg_publication_tables") == 1
         assert one(copy.connection, "SELECT obj_description(oid) FROM pg_publication") == "for the reports"
         assert one(copy.connection, "SELECT tableowner FROM pg_tables WHERE tablename = 'people'") == "ovia"
@@ -113,7 +114,7 @@ def test_a_publication_or_an_owner_that_differs_is_found(
         execute(copy.connection, statement)
         proof.prove(copy)
 
-    contents = lines_of(proof)[DrillCheck.CONTENTS]
+    contents = lines_of(proof)[Check.CONTENTS]
     assert contents.result is Result.FAILED
     assert says in contents.text
 
@@ -135,7 +136,7 @@ def test_subscriptions_are_left_out_and_said(
     finally:
         execute(source, "ALTER SUBSCRIPTION sub SET (slot_name = NONE)", "DROP SUBSCRIPTION sub")
 
-    contents = lines_of(proof)[DrillCheck.CONTENTS]
+    contents = lines_of(proof)[Check.CONTENTS]
     assert contents.result is Result.ODD
     assert contents.text.startswith("1 entries of subscriptions left out")
 
@@ -155,7 +156,7 @@ def test_a_tablespace_that_is_left_out_is_said(tmp_path: Path, server: PortClust
         finally:
             session.execute('DROP TABLESPACE "fast one"')
 
-    contents = lines_of(proof)[DrillCheck.CONTENTS]
+    contents = lines_of(proof)[Check.CONTENTS]
     assert contents.result is Result.ODD
     assert contents.text == 'what the source keeps in tablespace "fast one" is in the database\'s own'
 
@@ -330,8 +331,8 @@ def test_a_damaged_table_takes_no_other_with_it(jobs: int, server: PortCluster, 
     }
     (lost,) = proof.lost
     assert re.match(r"TABLE DATA public large postgres: could not (?:un|de)compress data", lost)
-    assert lines_of(proof)[DrillCheck.RESTORED].result is Result.FAILED
-    assert lines_of(proof)[DrillCheck.RESTORED].text == lost
+    assert lines_of(proof)[Check.RESTORED].result is Result.FAILED
+    assert lines_of(proof)[Check.RESTORED].text == lost
 
 
 def test_of_one_that_was_cut_off_the_beginning_is_restored(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
@@ -437,7 +438,7 @@ def test_a_session_that_is_ended_ends_the_restore(
         with going_live(source, "what_is_left") as copy, pytest.raises(ConnectionLostError):
             proof.restore(copy, despite_errors=despite_errors)
 
-    assert lines_of(proof)[DrillCheck.RESTORED].result is Result.FAILED
+    assert lines_of(proof)[Check.RESTORED].result is Result.FAILED
 
 
 def test_what_is_the_servers_fault_is_no_loss(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ from unittest import mock
 
 import pytest
 
+from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.postgres import globals_file as saved_globals
 from ovia_backup_dagster.postgres.programs import Connection, Programs, capture
 from ovia_backup_dagster.proof import roles
-from ovia_backup_dagster.proof.checks import DrillCheck, Result
+from ovia_backup_dagster.proof.check_results import Result
 from ovia_backup_dagster.proof.roles import replay
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, running_cluster
 from ovia_backup_dagster_tests.support.drilling import Drilling, by_check, database, one
@@ -246,7 +247,7 @@ def test_a_drill_whose_roles_may_less_fails(there: Server, tmp_path: Path) -> No
         execute(source, "CREATE TABLE t (a int)")
         drilling = Drilling(source, there.programs.bin_dir, tmp_path)  # type: ignore[arg-type]
         drilling.dump()
-        line = by_check(drilling.drill())[DrillCheck.ROLES]
+        line = by_check(drilling.drill())[Check.ROLES]
         assert (line.result, line.text) == (Result.PASSED, "4 roles, with what they may do")
 
         def forgetful(server: Connection, saved: bytes) -> list[str]:
@@ -255,4 +256,4 @@ def test_a_drill_whose_roles_may_less_fails(there: Server, tmp_path: Path) -> No
         with mock.patch.object(roles, "replay", forgetful):
             evidence = drilling.drill()
     assert not evidence.passed
-    assert by_check(evidence)[DrillCheck.ROLES].text == "role boss has not BYPASSRLS any more"
+    assert by_check(evidence)[Check.ROLES].text == "role boss has not BYPASSRLS any more"

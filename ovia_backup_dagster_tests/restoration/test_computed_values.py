@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ovia_backup_dagster.proof.checks import DrillCheck, Result
+from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.proof.check_results import Result
 from ovia_backup_dagster_tests.conftest import execute
 from ovia_backup_dagster_tests.faults.harness import a_day_passes
 from ovia_backup_dagster_tests.restoration.conftest import Site
@@ -41,7 +42,7 @@ def test_a_view_that_cannot_be_refreshed_is_told_with_its_command(site: Site) ->
         assert note in ended.output
     assert (one(site.live, "SELECT n FROM app.leans"), one(site.live, "SELECT n FROM app.on_it")) == (8, 9)
     assert record.proven is not None
-    line = next(line for line in record.proven.lines if line.check is DrillCheck.MATERIALIZED_VIEWS)
+    line = next(line for line in record.proven.lines if line.check is Check.MATERIALIZED_VIEWS)
     assert "REFRESH MATERIALIZED VIEW app.leans;" in line.text
 
 
@@ -72,4 +73,4 @@ def test_other_values_than_the_source_had_do_not_go_live(site: Site) -> None:
     assert record.proven is not None
     assert record.proven.lost == ("table public.prices has other values in generated column gross than the source had",)
     results = {line.check: line.result for line in record.proven.lines}
-    assert results[DrillCheck.COMPUTED] is Result.FAILED
+    assert results[Check.COMPUTED] is Result.FAILED

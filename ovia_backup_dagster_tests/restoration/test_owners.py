@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.doctor.server_area import server as look_at_server
 from ovia_backup_dagster.drill.runner import Where
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.undumped_rows import undumped
-from ovia_backup_dagster.proof.checks import DrillCheck, Result
+from ovia_backup_dagster.proof.check_results import Result
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, running_cluster
 from ovia_backup_dagster_tests.faults.conftest import place_for
 from ovia_backup_dagster_tests.faults.harness import Place
@@ -209,7 +210,7 @@ def test_a_scratch_database_where_the_server_lacks_roles(pair: Pair, tmp_path: P
         elsewhere = replace(drilling.driller, target=pair.other.connection())
         evidence = drilling.drill(Where.DATABASE, driller=elsewhere)
         assert evidence.passed, evidence.failures
-        line = by_check(evidence)[DrillCheck.RESTORED]
+        line = by_check(evidence)[Check.RESTORED]
         assert line.result is Result.ODD
         lacking = "as the server has no role "
         assert line.text.split("; ") == [
@@ -220,11 +221,11 @@ def test_a_scratch_database_where_the_server_lacks_roles(pair: Pair, tmp_path: P
         ]
         # On its own server all of them are there.
         own = drilling.drill(Where.DATABASE, driller=drilling.driller)
-        assert by_check(own)[DrillCheck.RESTORED].result is Result.PASSED
+        assert by_check(own)[Check.RESTORED].result is Result.PASSED
         # Where they are made in another order, policies name them in that.
         private = drilling.drill()
         assert private.passed, private.failures
-        assert by_check(private)[DrillCheck.SCHEMA_TEXT].result is Result.PASSED
+        assert by_check(private)[Check.SCHEMA_TEXT].result is Result.PASSED
 
 
 def test_rows_of_extensions_that_no_dump_has_are_named(pair: Pair, tmp_path: Path) -> None:
@@ -256,7 +257,7 @@ def test_rows_of_extensions_that_no_dump_has_are_named(pair: Pair, tmp_path: Pat
         assert are_named(backup.judgement.oddities)
         evidence = drilling.drill()
         assert evidence.passed
-        assert are_named(by_check(evidence)[DrillCheck.EXTENSIONS].text.split("; "))
+        assert are_named(by_check(evidence)[Check.EXTENSIONS].text.split("; "))
         place = place_for(source, pair.bin_dir, tmp_path / "backups", tmp_path)
         said = [line.text for line in look_at_server(place.system)]
         assert are_named([text for text in said if "extension" in text])

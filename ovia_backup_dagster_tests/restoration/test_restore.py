@@ -22,10 +22,11 @@ import pytest
 from psycopg import sql
 
 from ovia_backup_dagster.core.catalog import GLOBALS, MANIFEST
+from ovia_backup_dagster.core.checks import Check, Stage
 from ovia_backup_dagster.core.errors import RestoreError
 from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.drill.runner import needed_bytes
-from ovia_backup_dagster.proof.checks import DrillCheck, Result
+from ovia_backup_dagster.proof.check_results import NO_CODE, Result
 from ovia_backup_dagster.restoration.folder import RestoreFolder
 from ovia_backup_dagster.restoration.journal import Mark
 from ovia_backup_dagster.restoration.order import Mode, Step
@@ -69,9 +70,10 @@ def test_a_swap_brings_the_backup_back_and_undo_brings_today_back(site: Site) ->
     assert site.content(record.kept) == site.now
     assert record.proven is not None
     results = {line.check: line.result for line in record.proven.lines}
-    assert results.keys() == set(DrillCheck)
+    assert results.keys() == set(Check.at(Stage.DRILL))
+    assert NO_CODE not in {line.text for line in record.proven.lines}
     assert Result.FAILED not in results.values()
-    assert results[DrillCheck.TABLES] is Result.PASSED
+    assert results[Check.TABLES] is Result.PASSED
     assert record.proven.rows == value(site, "SELECT 500 + 500 + 166")
     # Statistics are there before anybody is let in.
     assert value(site, "SELECT count(*) FROM pg_stats WHERE tablename = 'people'") != 0

@@ -13,7 +13,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from ovia_backup_dagster.proof.checks import DrillCheck, Result
+from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.proof.check_results import Result
 from ovia_backup_dagster_tests.conftest import REPOSITORY, PortCluster, execute
 from ovia_backup_dagster_tests.restoration.conftest import Site, admin_of
 from ovia_backup_dagster_tests.support.drilling import one
@@ -140,9 +141,9 @@ def test_it_swaps_and_undoes_and_forgets(restoring: Restoring) -> None:
     assert (record.notes, record.sessions_cut) == ((), len(others))
     assert record.proven is not None
     results = {line.check: line.result for line in record.proven.lines}
-    assert results[DrillCheck.FUNCTIONS] is Result.PASSED
+    assert results[Check.FUNCTIONS] is Result.PASSED
     # Whatever m.f looks into, its table is loaded last.
-    assert {check for check, result in results.items() if result is Result.ODD} == {DrillCheck.RESTORED}
+    assert {check for check, result in results.items() if result is Result.ODD} == {Check.RESTORED}
     assert Result.FAILED not in results.values()
     assert restoring.live_owner == restoring.owner
     assert one(site.live, "SHOW timezone") == "Asia/Kolkata"
@@ -201,7 +202,7 @@ def test_a_superuser_lends_what_this_role_does_not(restoring: Restoring) -> None
     assert restoring.may_all() is True, "the attack does not work, and the tests show nothing"
     record = site.records[0]
     assert record.proven is not None
-    assert said in next(line.text for line in record.proven.lines if line.check is DrillCheck.FUNCTIONS)
+    assert said in next(line.text for line in record.proven.lines if line.check is Check.FUNCTIONS)
 
 
 def test_row_security_that_is_forced_on_the_owner(owned: Restoring) -> None:

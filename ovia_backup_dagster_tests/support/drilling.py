@@ -11,13 +11,14 @@ import psycopg
 from psycopg import sql
 
 from ovia_backup_dagster.core.catalog import Backup, Catalog
+from ovia_backup_dagster.core.checks import Check, Stage
 from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.drill.evidence import Evidence
 from ovia_backup_dagster.drill.runner import Choice, Driller, Where
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster.postgres.verification import Verifier
-from ovia_backup_dagster.proof.checks import DrillCheck, Line, Result
+from ovia_backup_dagster.proof.check_results import NO_CODE, CheckResult, Result
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, quiet
 
 THROWAWAYS = Path("/tmp")
@@ -63,14 +64,15 @@ class Drilling:
         return self.drill(where)
 
 
-def by_check(evidence: Evidence) -> dict[DrillCheck, Line]:
+def by_check(evidence: Evidence) -> dict[Check, CheckResult]:
     """The lines; each check is made at most once."""
     lines = {line.check: line for line in evidence.lines}
     assert len(lines) == len(evidence.lines)
+    assert NO_CODE not in {line.text for line in evidence.lines}
     return lines
 
 
-def not_passed(evidence: Evidence) -> dict[DrillCheck, str]:
+def not_passed(evidence: Evidence) -> dict[Check, str]:
     """What did not simply pass, of the checks that were made."""
     return {
         line.check: line.text
@@ -79,11 +81,11 @@ def not_passed(evidence: Evidence) -> dict[DrillCheck, str]:
     }
 
 
-def assert_passed(evidence: Evidence, *odd: DrillCheck) -> None:
+def assert_passed(evidence: Evidence, *odd: Check) -> None:
     """It passed, and no other check than these was odd."""
     assert evidence.passed, evidence.failures
     assert set(not_passed(evidence)) <= set(odd), not_passed(evidence)
-    assert by_check(evidence).keys() == set(DrillCheck)
+    assert by_check(evidence).keys() == set(Check.at(Stage.DRILL))
 
 
 @contextmanager

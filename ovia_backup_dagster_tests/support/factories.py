@@ -14,11 +14,11 @@ from pathlib import Path
 
 from ovia_backup_dagster.core.archive_header import HEAD_BYTES, MAGIC, parse_header
 from ovia_backup_dagster.core.catalog import GLOBALS, MANIFEST, SIDECARS, Backup, Catalog
+from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.core.coverage import Covered
 from ovia_backup_dagster.core.manifest import DatabaseFacts, FileFacts, Manifest
 from ovia_backup_dagster.core.naming import BackupName, Tier
 from ovia_backup_dagster.core.verdict import (
-    Check,
     DrillRecord,
     Finding,
     Hold,
@@ -31,7 +31,7 @@ from ovia_backup_dagster.core.verdict import (
 from ovia_backup_dagster.drill.drill_report import page
 from ovia_backup_dagster.drill.evidence import Evidence
 from ovia_backup_dagster.drill.folder import DrillFolder
-from ovia_backup_dagster.proof.checks import DrillCheck, Line, Result
+from ovia_backup_dagster.proof.check_results import CheckResult, Result
 
 NOW = datetime(2026, 6, 15, 12, 0, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -258,8 +258,8 @@ def drilled(catalog: Catalog, backup: Backup, *, passed: bool = True, at: dateti
 def drill_evidence(catalog: Catalog, at: datetime, *, passed: bool = True, why: str = "it does not restore") -> Path:
     """What a drill leaves in ``drills/``; returns its path."""
     backup = BackupName(catalog.database, Tier.DAILY, at - HOUR)
-    check = DrillCheck.RESTORED
-    line = Line(check=check, result=Result.PASSED if passed else Result.FAILED, text="" if passed else why)
+    check = Check.RESTORED
+    line = CheckResult(check=check, result=Result.PASSED if passed else Result.FAILED, text="" if passed else why)
     evidence = Evidence(
         started_at=at,
         finished_at=at + timedelta(seconds=5),

@@ -14,9 +14,9 @@ from itertools import pairwise
 import pytest
 from playwright.sync_api import Browser, expect
 
+from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.doctor.report import Area
-from ovia_backup_dagster.proof.checks import DrillCheck
 from ovia_backup_dagster_tests.defs.receiver import Receiver
 from ovia_backup_dagster_tests.defs.support import (
     ALERT,
@@ -171,7 +171,7 @@ def test_a_drill_launched_from_the_launchpad_shows_what_it_proved(
             expect(page.get_by_role("cell", name=made.check.value, exact=True)).to_be_visible()
         assert not site.reaches_out(page)
     expect(site.plot("recovery_seconds")).to_be_visible()
-    site.open_check(DrillCheck.CONTROL)
+    site.open_check(Check.CONTROL)
     expect(site.page.get_by_role("paragraph").filter(has_text=" was noticed")).to_be_visible()
     assert colour(site.verdict("Passed")) == "green"
 

@@ -1,0 +1,169 @@
+"""The registry of checks: every check that is made on a backup or on a copy restored from it, once.
+
+A new check is one member here, and the code that makes it: a drill and a restore list a member that no code makes as
+"not made". Name, stages, severity and description belong here, nothing else does. What came of a check is a
+``Finding`` (``core.verdict``) or a ``CheckResult`` (``proof.check_results``).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Self
+
+
+class Stage(StrEnum):
+    """Where a check is made."""
+
+    #: The archive is read to its last byte.
+    VERIFICATION = "verification"
+    #: The backup is restored into a copy, which is compared with it.
+    DRILL = "drill"
+    #: The same, of a database that goes live.
+    RESTORE = "restore"
+
+
+class Severity(StrEnum):
+    """What a finding means: bad blocks what comes after it, odd warns and lets it go on."""
+
+    BAD = "bad"
+    ODD = "odd"
+
+
+_VERIFICATION = (Stage.VERIFICATION,)
+_PROOF = (Stage.DRILL, Stage.RESTORE)
+_BOTH = (*_VERIFICATION, *_PROOF)
+_DRILL = (Stage.DRILL,)
+
+
+class Check(StrEnum):
+    """A check. The value is its name in sidecars, in evidence and of the asset check.
+
+    Stages list their checks in the order of this registry.
+
+    Attributes:
+        stages: where it is made.
+        severity: of a finding.
+        description: what a person needs to know about it, in a sentence or two.
+    """
+
+    stages: tuple[Stage, ...]
+    severity: Severity
+    description: str
+
+    def __new__(cls, name: str, stages: tuple[Stage, ...], severity: Severity, description: str) -> Self:
+        check = str.__new__(cls, name)
+        check._value_ = name
+        check.stages, check.severity, check.description = stages, severity, description
+        return check
+
+    # fmt: off
+    MATCHES_MANIFEST = (
+        "archive_matches_manifest", _VERIFICATION, Severity.BAD,
+        "Archive, roles, manifest and name are of one dump, with the sizes and SHA-256 taken when they were written.",
+    )
+    DECODES = (
+        "archive_decodes", _VERIFICATION, Severity.BAD,
+        "Every byte of the archive was decoded by pg_restore, and every table's data is whole.",
+    )
+    UNALTERED = (
+        "archive_is_what_was_written", _PROOF, Severity.BAD,
+        "Size and SHA-256 of the file are those taken when it was written.",
+    )
+    CONTAINED = (
+        "drill_contained", _DRILL, Severity.BAD,
+        ("What the backup contains ran confined: from inside, nothing outside could be read, written, reached or "
+         "signalled."),
+    )
+    FUNCTIONS = (
+        "functions_gain_no_rights", _PROOF, Severity.ODD,
+        "No function of a role that is no superuser is run as one, on a server that others use.",
+    )
+    EXTENSIONS = (
+        "extensions_as_in_source", _PROOF, Severity.BAD,
+        "The source's extensions are there; another version of one is odd.",
+    )
+    ROLES = (
+        "roles_as_saved", _PROOF, Severity.BAD,
+        "Roles, with what they may do, are those that were saved. Another setting or comment is odd.",
+    )
+    RESTORED = (
+        "restored_without_errors", _PROOF, Severity.BAD,
+        "pg_restore restored all of it and met no error.",
+    )
+    TABLES = (
+        "rows_and_content_equal", _PROOF, Severity.BAD,
+        "Every table was read back: its rows and their content are the backup's. Another order is odd.",
+    )
+    SEQUENCES = (
+        "sequences_equal", _PROOF, Severity.BAD,
+        "Every sequence stands where it stood.",
+    )
+    LARGE_OBJECTS = (
+        "large_objects_equal", _PROOF, Severity.BAD,
+        "Every large object is there, with its content, its privileges and its comment.",
+    )
+    CONTENTS = (
+        "contents_equal", _PROOF, Severity.BAD,
+        "Every object of the backup is in the copy, with its owner and privileges, and no other.",
+    )
+    STRUCTURE = (
+        "constraints_and_indexes_as_in_source", _PROOF, Severity.BAD,
+        "Constraints, indexes, triggers, policies and views are the backup's, and valid.",
+    )
+    SCHEMA_TEXT = (
+        "schema_text_equal", _PROOF, Severity.ODD,
+        "Objects have the same SQL. PostgreSQL writes some back differently: odd, not wrong.",
+    )
+    MATERIALIZED_VIEWS = (
+        "materialized_views_refreshed", _PROOF, Severity.ODD,
+        "All that were populated were refreshed. If not, the data is proven all the same.",
+    )
+    COMPUTED = (
+        "computed_values_equal", _PROOF, Severity.BAD,
+        ("Generated columns hold what they held in the source. Another content of a materialized view, which may have "
+         "been stale there, is odd."),
+    )
+    TABLES_PRESENT = (
+        "expected_tables_present", _BOTH, Severity.BAD,
+        "The tables named in BACKUP_EXPECTED_TABLES are there.",
+    )
+    TABLES_HOLD_ROWS = (
+        "expected_tables_hold_rows", _BOTH, Severity.BAD,
+        "Those tables hold rows, where BACKUP_REQUIRE_ROWS asks for it.",
+    )
+    ROWS_KEPT = (
+        "tables_kept_their_rows", _BOTH, Severity.ODD,
+        "No table is gone or lost more than half its rows since the previous proven dump.",
+    )
+    NO_WARNINGS = (
+        "dump_without_warnings", _VERIFICATION, Severity.ODD,
+        "pg_dump had nothing to warn about (things it left out).",
+    )
+    SOURCE = (
+        "source_is_the_one_backed_up", _VERIFICATION, Severity.BAD,
+        ("The cluster is that of the last proven dump, and some of its tables are there, unless a person has accepted "
+         "that (ovia-backup accept) or a restore went live there."),
+    )
+    ANALYZED = (
+        "analyzed", _PROOF, Severity.BAD,
+        "The copy has statistics, without which it would be slow.",
+    )
+    CONTROL = (
+        "negative_control", _DRILL, Severity.BAD,
+        "One row was deleted in the copy, and the comparison noticed: it can see.",
+    )
+    OWN_CHECK = (
+        "own_check_passes", _DRILL, Severity.BAD,
+        "DRILL_CHECK_COMMAND, run on the copy, ended with code 0.",
+    )
+    # fmt: on
+
+    @classmethod
+    def at(cls, stage: Stage) -> tuple[Check, ...]:
+        """The checks of a stage, in order."""
+        return tuple(check for check in cls if stage in check.stages)
+
+    @property
+    def is_odd(self) -> bool:
+        """Whether a finding is odd (warn and go on) rather than bad (block)."""
+        return self.severity is Severity.ODD
