@@ -89,8 +89,8 @@ def programs(system: BackupSystem) -> Iterator[Line]:
 
 
 def _vulnerabilities(versions: Iterable[str]) -> Iterator[Line]:
-    version = min(set(versions), key=lambda text: releases.parse(text) or (0, 0))
-    parsed = releases.parse(version)
+    version = min(set(versions), key=lambda text: releases.parse_release(text) or (0, 0))
+    parsed = releases.parse_release(version)
     known = releases.known_vulnerabilities(version)
     as_of = f"list of {releases.AS_OF}"
     if known and parsed:

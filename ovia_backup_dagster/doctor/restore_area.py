@@ -14,7 +14,7 @@ from ovia_backup_dagster.drill.runner import needed_bytes
 from ovia_backup_dagster.postgres.disk_space import free_bytes
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
-from ovia_backup_dagster.postgres.session import beside
+from ovia_backup_dagster.postgres.session import other_database
 from ovia_backup_dagster.proof.executed_functions import reach
 from ovia_backup_dagster.restoration import archive_requirements, server_offers
 from ovia_backup_dagster.restoration.application_health import wait_until_healthy
@@ -31,7 +31,7 @@ def restores(system: BackupSystem) -> Iterator[Line]:
     yield from _unfinished(system)
     settings, target = system.settings, system.restore_connection
     try:
-        found = obstacles(beside(target, target.database), target.database)
+        found = obstacles(other_database(target, target.database), target.database)
         if found and settings.restore_postgres_user is None:
             yield _no_role(target, found)
         else:
@@ -64,7 +64,7 @@ def _no_role(target: Connection, found: Sequence[BackupError]) -> Line:
 
 def _database(system: BackupSystem, found: Sequence[BackupError]) -> Iterator[Line]:
     target, keep = system.restore_connection, system.settings.restore_keep_days
-    server = beside(target, target.database)
+    server = other_database(target, target.database)
     where = f"{target.host}:{target.port}"
     live = standing(server, target.database)
     for obstacle in found:

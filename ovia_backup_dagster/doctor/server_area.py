@@ -14,11 +14,11 @@ from ovia_backup_dagster.core.human_text import duration
 from ovia_backup_dagster.doctor.report import Area, Line, fail, failed, ok, warn
 from ovia_backup_dagster.postgres import collations
 from ovia_backup_dagster.postgres.dump_privileges import Session, missing_rights
-from ovia_backup_dagster.postgres.large_rows import large_rows
+from ovia_backup_dagster.postgres.large_rows import find_large_rows
 from ovia_backup_dagster.postgres.quoting import sql_identifier
 from ovia_backup_dagster.postgres.session import connect, system_identifier
 from ovia_backup_dagster.postgres.undumped_rows import undumped
-from ovia_backup_dagster.postgres.versions import newest_minor, parse
+from ovia_backup_dagster.postgres.versions import newest_minor, parse_release
 from ovia_backup_dagster.restoration import server_offers
 from ovia_backup_dagster.restoration.requirements import too_many_locks
 from ovia_backup_dagster.system import BackupSystem
@@ -121,7 +121,7 @@ def _version(system: BackupSystem, about: dict[str, Any]) -> Iterator[Line]:
         fix = f"use PostgreSQL {major}'s client programs: set PG_BIN_DIR, or another image"
         yield fail(Area.SERVER, f"the server is PostgreSQL {version}, pg_dump is {client}", fix)
         return
-    parsed, newest = parse(version), newest_minor(major)
+    parsed, newest = parse_release(version), newest_minor(major)
     if parsed and parsed[1] < newest:
         yield warn(
             Area.SERVER,
@@ -236,7 +236,7 @@ def _same_server(system: BackupSystem, session: Session) -> Iterator[Line]:
 
 def _large(system: BackupSystem) -> Iterator[Line]:
     """Rows that a dump cannot hold."""
-    found, whole = large_rows(system.connection)
+    found, whole = find_large_rows(system.connection)
     for large in found:
         yield fail(Area.SERVER, str(large), large.fix)
     if not whole:

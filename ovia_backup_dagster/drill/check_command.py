@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ovia_backup_dagster.postgres.data_stream import Log, text_of
+from ovia_backup_dagster.postgres.data_stream import Log, decode_text
 from ovia_backup_dagster.postgres.programs import TERMINATE_SECONDS, Connection, Programs, minimal_environment
 from ovia_backup_dagster.postgres.secrets import Secrets
 
@@ -50,7 +50,7 @@ def run(own: str, copy: Connection, programs: Programs, secrets: Secrets, log: L
         finally:
             _end(process)
         output.seek(max(0, output.seek(0, os.SEEK_END) - _SHOWN_BYTES))
-        lines = text_of(output.read()).splitlines()[-_SHOWN_LINES:]
+        lines = decode_text(output.read()).splitlines()[-_SHOWN_LINES:]
     for line in lines:
         log(f"own check: {redact(copy.redact(line))}")
     return code

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 
 from ovia_backup_dagster.core.verdict import TableWitness
-from ovia_backup_dagster.postgres.data_stream import text_of
+from ovia_backup_dagster.postgres.data_stream import decode_text
 from ovia_backup_dagster.postgres.session import BUILT_IN, connect
 from ovia_backup_dagster.proof.database_reader import Rereader
 
@@ -115,7 +115,7 @@ class _Name:
 def _names(session: Session, encoding: str) -> dict[str, _Name]:
     """Of every table, by its name in a witness."""
     rows = session.execute(_NAMES, [encoding]).fetchall()
-    return {text_of(row["dumped"]): _Name(**row) for row in rows}
+    return {decode_text(row["dumped"]): _Name(**row) for row in rows}
 
 
 def _take_row(session: Session, name: _Name) -> bytes | None:

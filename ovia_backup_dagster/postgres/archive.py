@@ -29,10 +29,10 @@ from ovia_backup_dagster.postgres.data_stream import (
     R,
     UnorderedRows,
     asked_for,
+    decode_text,
     ordered,
     read_data,
     statements,
-    text_of,
     unordered,
 )
 from ovia_backup_dagster.postgres.diagnosis import diagnose
@@ -193,7 +193,7 @@ def argument(path: Path) -> str:
 
 def contents_list(programs: Programs, path: Path, *options: str) -> str:
     """What ``pg_restore --list`` prints of an archive."""
-    return whole_list(text_of(_run(programs, path, "--list", *options)), path.name)
+    return whole_list(decode_text(_run(programs, path, "--list", *options)), path.name)
 
 
 def whole_list(listing: str, of: str) -> str:
@@ -252,13 +252,13 @@ def schema_text(programs: Programs, path: Path, *options: str) -> bytes:
 
 def annotated_schema(programs: Programs, path: Path) -> str:
     """The schema of an archive as SQL, each entry with its number and what it depends on."""
-    return text_of(_sql(programs, path, "--schema-only", "--verbose"))
+    return decode_text(_sql(programs, path, "--schema-only", "--verbose"))
 
 
 def tablespaces(programs: Programs, path: Path) -> tuple[str, ...]:
     """Those that the archive's tables and indexes were in, besides the database's own."""
     text = _sql(programs, path, "--schema-only")
-    return tuple(sorted({text_of(name) for name in _TABLESPACE.findall(text)}))
+    return tuple(sorted({decode_text(name) for name in _TABLESPACE.findall(text)}))
 
 
 def large_object_notes(programs: Programs, path: Path, listing: str) -> list[bytes]:
@@ -292,7 +292,7 @@ def encoding(script: bytes) -> str:
         script: as :func:`database_text` prints it.
     """
     match = _ENCODING.search(script)
-    return text_of(match[1]) if match else "UTF8"
+    return decode_text(match[1]) if match else "UTF8"
 
 
 def in_utf8(text: bytes, encoding: str) -> bytes:
@@ -316,7 +316,7 @@ def session_options(script: bytes) -> str:
         script: as :func:`database_text` prints it.
     """
     found = (_SETTING.fullmatch(statement.strip()) for statement in statements(script))
-    return pg_options({text_of(match[1]): text_of(match[2]) for match in found if match})
+    return pg_options({decode_text(match[1]): decode_text(match[2]) for match in found if match})
 
 
 def pg_restore(programs: Programs, path: Path, *options: str) -> tuple[str, ...]:
@@ -383,9 +383,11 @@ def _family(programs: Programs, path: Path) -> tuple[dict[str, str], dict[str, t
     inherits: dict[str, tuple[str, ...]] = {}
     for statement in statements(text):
         if attach := _ATTACH.match(statement):
-            partitions[text_of(attach[2])] = text_of(attach[1])
+            partitions[decode_text(attach[2])] = decode_text(attach[1])
         elif (create := _CREATE.match(statement)) and (parents := _INHERITS.search(statement)):
-            inherits[text_of(create[1])] = tuple(text_of(name.rstrip(b",")) for name in re.findall(NAME, parents[1]))
+            inherits[decode_text(create[1])] = tuple(
+                decode_text(name.rstrip(b",")) for name in re.findall(NAME, parents[1])
+            )
     return partitions, inherits
 
 

@@ -26,7 +26,7 @@ import psycopg
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.core.manifest import Computed, ComputedTable, ComputedView
-from ovia_backup_dagster.postgres.data_stream import text_of
+from ovia_backup_dagster.postgres.data_stream import decode_text
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.server_messages import said_by
 from ovia_backup_dagster.postgres.session import be_patient, connect
@@ -152,8 +152,8 @@ class _Record:
             return
         self.tables[relation.name] = ComputedTable(
             rows=self.rows[relation.name],
-            key=tuple(map(text_of, relation.key)),
-            columns={text_of(name): value for (name, _), value in zip(relation.columns, hashes, strict=True)},
+            key=tuple(map(decode_text, relation.key)),
+            columns={decode_text(name): value for (name, _), value in zip(relation.columns, hashes, strict=True)},
         )
 
     def leave_out(self, name: str, why: str) -> None:
@@ -329,7 +329,7 @@ def _relations(session: Session, record: _Record) -> list[_Relation]:
     """What there is to hash. What can never be compared is left out."""
     found = {
         row["oid"]: _Relation(
-            row["oid"], row["view"], row["populated"], row["relation"], text_of(row["name"]), tuple(row["key"])
+            row["oid"], row["view"], row["populated"], row["relation"], decode_text(row["name"]), tuple(row["key"])
         )
         for row in session.execute(_RELATIONS)
     }
@@ -338,7 +338,7 @@ def _relations(session: Session, record: _Record) -> list[_Relation]:
         if relation is None:
             continue
         if row["numbered"]:
-            record.leave_out(f"{relation.name}, column {text_of(row['name'])}", _TABLEOID)
+            record.leave_out(f"{relation.name}, column {decode_text(row['name'])}", _TABLEOID)
         else:
             relation.columns.append((row["name"], tuple(row["inputs"])))
     return [each for each in found.values() if each.view or each.columns]

@@ -274,7 +274,7 @@ class DataReader(Generic[R]):
         copy = _COPY.match(buffer, at, end)
         if copy:
             self._at = copy.end()
-            return self._table(text_of(copy[1]), text_of(copy[2] or b""))
+            return self._table(decode_text(copy[1]), decode_text(copy[2] or b""))
         after = statement_end(buffer, at, end)
         if after < 0:
             return False
@@ -302,7 +302,7 @@ class DataReader(Generic[R]):
                 data.large_object_sum = (data.large_object_sum + digest) % 2**256
             self._large_object = None
         elif match := _SETVAL.fullmatch(statement):
-            data.sequences[text_of(match[1]).replace("''", "'")] = text_of(match[2])
+            data.sequences[decode_text(match[1]).replace("''", "'")] = decode_text(match[2])
         elif statement.startswith(b"INSERT INTO "):
             data.inserts = True
         elif self._notes and LARGE_OBJECT_NOTE.match(statement):
@@ -382,11 +382,11 @@ def statement_end(text: bytes | bytearray, at: int, end: int) -> int:
 def _not_understood(where: str, statement: bytes) -> ArchiveFormatError:
     return ArchiveFormatError(
         f"the data has a statement that is not understood, where {where}",
-        why=without_literals(text_of(statement[:200]).partition(" VALUES ")[0]),
+        why=without_literals(decode_text(statement[:200]).partition(" VALUES ")[0]),
         fix="report it, with the definition of the table or large object",
     )
 
 
-def text_of(raw: bytes) -> str:
+def decode_text(raw: bytes) -> str:
     # Names in a database of another encoding than UTF-8.
     return raw_text(raw)

@@ -35,9 +35,9 @@ from ovia_backup_dagster.core.human_text import human_bytes, joined
 from ovia_backup_dagster.core.locking import require_still_there
 from ovia_backup_dagster.core.manifest import Computed, DatabaseFacts, FileFacts, Manifest
 from ovia_backup_dagster.core.naming import Tier
-from ovia_backup_dagster.postgres import large_rows
 from ovia_backup_dagster.postgres.archive import contents_list
 from ovia_backup_dagster.postgres.computed_values import MOST_BYTES, Recorder
+from ovia_backup_dagster.postgres.large_rows import blame_large_rows
 from ovia_backup_dagster.postgres.programs import Connection, Programs, capture, messages, start
 from ovia_backup_dagster.postgres.server_language import diagnose_program, in_english
 from ovia_backup_dagster.postgres.session import database_facts, effective_settings
@@ -245,7 +245,7 @@ class Dumper:
             if isinstance(error, LockTimeoutError) and child.lock:
                 raise waits_for_lock(type(error), what, child.lock, _AGAIN)
             if isinstance(error, ServerDataError | ServerMemoryError):
-                raise large_rows.explained(self.connection, error)
+                raise blame_large_rows(self.connection, error)
             raise error
         self._require_archive(target)
         return tuple(self.connection.redact(message) for message in messages(child.stderr))

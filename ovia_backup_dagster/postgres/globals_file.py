@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from ovia_backup_dagster.postgres.archive import encoding, in_utf8
-from ovia_backup_dagster.postgres.data_stream import statements, text_of
+from ovia_backup_dagster.postgres.data_stream import decode_text, statements
 from ovia_backup_dagster.postgres.quoting import sql_identifier
 
 #: What a role has if nothing is said of it.
@@ -116,7 +116,7 @@ class ParameterGrant:
         """The statement that gives it."""
         to = PUBLIC if self.grantee == PUBLIC else sql_identifier(self.grantee)
         option = " WITH GRANT OPTION" if self.grantable else ""
-        return f"GRANT {', '.join(self.privileges)} ON PARAMETER {text_of(self.parameter)} TO {to}{option}"
+        return f"GRANT {', '.join(self.privileges)} ON PARAMETER {decode_text(self.parameter)} TO {to}{option}"
 
 
 @dataclass(slots=True)
@@ -138,14 +138,14 @@ class Globals:
     not_understood: list[str] = field(default_factory=list)
 
 
-def parse(script: bytes) -> Globals:
+def parse_globals(script: bytes) -> Globals:
     """Read a globals file, as UTF-8. A statement that is not understood adds nothing to what it says of roles."""
     found = Globals()
     for statement in statements(in_utf8(script, encoding(script))):
         if _OF_TABLESPACE.match(statement) or _OF_SESSION.match(statement):
             continue
         if not _read(found, statement):
-            found.not_understood.append(" ".join(text_of(statement).split()[:3]))
+            found.not_understood.append(" ".join(decode_text(statement).split()[:3]))
     return found
 
 
@@ -162,7 +162,7 @@ def _read(found: Globals, statement: bytes) -> bool:
         return role is not None
     if match := _MEMBER.match(statement):
         key = name_of(match[1]), name_of(match[2])
-        options = dict(option.split() for option in text_of(match[3] or b"").split(", ") if option)
+        options = dict(option.split() for option in decode_text(match[3] or b"").split(", ") if option)
         given = {name: value != "FALSE" for name, value in options.items()}
         how = Membership(given.get("ADMIN", False), given.get("INHERIT"), given.get("SET", True))
         found.members[key] = found.members[key] | how if key in found.members else how
@@ -170,7 +170,7 @@ def _read(found: Globals, statement: bytes) -> bool:
     if match := _ROLE.match(statement):
         return _role(found, match[1] == b"CREATE", match[2], match[3])
     if match := _PARAMETER.match(statement):
-        privileges = ("SET", "ALTER SYSTEM") if match[1] == b"ALL" else tuple(text_of(match[1]).split(","))
+        privileges = ("SET", "ALTER SYSTEM") if match[1] == b"ALL" else tuple(decode_text(match[1]).split(","))
         grantee = PUBLIC if match[3] == b"PUBLIC" else name_of(match[3])
         found.parameters.append(ParameterGrant(grantee, privileges, match[2], bool(match[4])))
     if _OTHER.match(statement):
@@ -181,7 +181,7 @@ def _read(found: Globals, statement: bytes) -> bool:
 
 def _role(found: Globals, made: bool, quoted: bytes, options: bytes) -> bool:
     name = name_of(quoted)
-    if text_of(quoted) in _PSEUDO_ROLES or (made is (name in found.roles)):
+    if decode_text(quoted) in _PSEUDO_ROLES or (made is (name in found.roles)):
         return False
     role = Role(quoted) if made else found.roles[name]
     flags, limit, until, password = set(role.flags), role.limit, role.until, role.password
@@ -191,7 +191,7 @@ def _role(found: Globals, made: bool, quoted: bytes, options: bytes) -> bool:
         if option is None:
             return False  # all of it or nothing
         if option["flag"]:
-            (flags.discard if option["no"] else flags.add)(text_of(option["flag"]))
+            (flags.discard if option["no"] else flags.add)(decode_text(option["flag"]))
         limit = int(option["limit"]) if option["limit"] else limit
         until = option["until"] or until
         password = password or bool(option["password"])
@@ -203,11 +203,11 @@ def _role(found: Globals, made: bool, quoted: bytes, options: bytes) -> bool:
 
 def name_of(quoted: bytes) -> str:
     """A role's name, without the quotes that SQL needs."""
-    name = text_of(quoted)
+    name = decode_text(quoted)
     return name[1:-1].replace('""', '"') if name.startswith('"') else name
 
 
-def differences(saved: Globals, made: Globals, superuser: str) -> tuple[list[str], list[str]]:
+def role_differences(saved: Globals, made: Globals, superuser: str) -> tuple[list[str], list[str]]:
     """What is not the same of the saved roles and of those that were made of them.
 
     A privilege that is lost or gained is bad: an application cannot work, or a role may do what it must not. What only
@@ -238,7 +238,7 @@ def differences(saved: Globals, made: Globals, superuser: str) -> tuple[list[str
             how = "not a member of" if now is None else "now a member of" if was is None else "with other options in"
             bad.append(f"role {member} is {how} {group}")
     for statement in sorted(saved.others ^ made.others):
-        text = " ".join(text_of(statement).split()[:5])
+        text = " ".join(decode_text(statement).split()[:5])
         (odd if statement.startswith(b"SECURITY") else bad).append(f"{text} ... stands on one side only")
     if saved.not_understood:
         example = saved.not_understood[0]
@@ -257,7 +257,7 @@ def _effective(whole: Globals, group: str, member: str) -> Membership | None:
 
 def _variations(before: Role, after: Role) -> Iterator[str]:
     names = sorted({*before.settings, *after.settings})
-    changed = [text_of(name) for name in names if before.settings.get(name) != after.settings.get(name)]
+    changed = [decode_text(name) for name in names if before.settings.get(name) != after.settings.get(name)]
     if changed:
         yield f"setting: {', '.join(changed)}"
     if before.comment != after.comment:
@@ -271,7 +271,7 @@ def _variations(before: Role, after: Role) -> Iterator[str]:
 def _instant(until: bytes) -> object:
     """The same in every time zone: what older programs saved was written in the server's."""
     try:
-        return datetime.fromisoformat(text_of(until).strip("'"))
+        return datetime.fromisoformat(decode_text(until).strip("'"))
     except ValueError:
         return until
 

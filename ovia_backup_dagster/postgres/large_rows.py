@@ -76,7 +76,7 @@ class LargeRows:
         )
 
 
-def large_rows(connection: Connection, seconds: float = _LOOK_SECONDS) -> tuple[list[LargeRows], bool]:
+def find_large_rows(connection: Connection, seconds: float = _LOOK_SECONDS) -> tuple[list[LargeRows], bool]:
     """The tables with rows that are too large, and whether all were looked at in time.
 
     Only lengths are read: of tables whose TOAST table is large enough for such a field.
@@ -118,10 +118,10 @@ def _look(session: psycopg.Connection[dict[str, Any]], table: str, columns: list
     return LargeRows(table, row["rows"], name, binary)
 
 
-def explained(connection: Connection, error: BackupError) -> BackupError:
+def blame_large_rows(connection: Connection, error: BackupError) -> BackupError:
     """Why a dump failed with words that damaged data has, too: its rows are too large, if they are."""
     try:
-        found, _ = large_rows(connection, _DUMP_SECONDS)
+        found, _ = find_large_rows(connection, _DUMP_SECONDS)
     except BackupError:
         return error
     if not found:

@@ -31,7 +31,7 @@ from ovia_backup_dagster.core.deployment_hints import Hints
 from ovia_backup_dagster.core.errors import BackupError, CompressionUnsupportedError, ProgramMissingError
 from ovia_backup_dagster.postgres import shared_libraries
 from ovia_backup_dagster.postgres.sandbox import Sandbox
-from ovia_backup_dagster.postgres.watchdog import Standing, Watch, Watchdog
+from ovia_backup_dagster.postgres.watchdog import SessionProgress, Watch, Watchdog
 
 #: By what the server knows the sessions of ours.
 APPLICATION = "ovia-backup"
@@ -414,7 +414,7 @@ def _end(process: subprocess.Popen[bytes]) -> bool:
     return True
 
 
-def _no_answer(program: str, _: Standing | None) -> BackupError:
+def _no_answer(program: str, _: SessionProgress | None) -> BackupError:
     return ProgramMissingError(
         f"{program} does not say what it is",
         why=f"it neither ended nor did anything for {_PROBE_SECONDS:.0f} s: the disk that it is on may hang",

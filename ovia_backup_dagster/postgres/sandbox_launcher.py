@@ -279,7 +279,7 @@ def _restrict_calls(options: Options, version: int) -> None:
         os.close(channel)
 
 
-def become(options: Options) -> None:
+def run_confined(options: Options) -> None:
     """Confine this process, then become the program. Returns only where it was refused."""
     command = options.command
     try:
@@ -335,7 +335,7 @@ def supervise(options: Options) -> int:
                 channel[0].close()
             os.close(wake)
             os.close(woken)
-            become(options)
+            run_confined(options)
         os._exit(REFUSED)
     listener = -1
     if channel:
@@ -651,7 +651,7 @@ def main(arguments: list[str]) -> int:
         _libc.prctl(_PDEATHSIG, 9, 0, 0, 0)
         if os.getppid() != options.number("parent"):
             return REFUSED  # it has ended already
-    become(options)
+    run_confined(options)
     return REFUSED
 
 

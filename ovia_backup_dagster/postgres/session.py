@@ -289,7 +289,7 @@ def _turned_away(
     return diagnose_sqlstate(answer.sqlstate, str(error), routine=answer.routine, what=what, connection=connection)
 
 
-def beside(server: Connection, *databases: str) -> Connection:
+def other_database(server: Connection, *databases: str) -> Connection:
     """To a database that is there on every server and is neither the server's nor one of these.
 
     Nobody can rename the one he is in; and that of a restore's server, the live one, may be gone.

@@ -33,7 +33,7 @@ class While(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class SettingRule:
     """What becomes of a setting.
 
     Attributes:
@@ -51,17 +51,17 @@ class Rule:
     decides: bool = False
 
 
-def _text(value: str, why: str) -> Rule:
+def _text(value: str, why: str) -> SettingRule:
     """Pinned where text is written; rows may have obeyed the source's."""
-    return Rule(why, reading=value, decides=True)
+    return SettingRule(why, reading=value, decides=True)
 
 
-def _pinned(value: str, why: str, *, reading: bool = False) -> Rule:
-    return Rule(why, reading=value if reading else None, filling=While.PINNED, pinned=value)
+def _pinned(value: str, why: str, *, reading: bool = False) -> SettingRule:
+    return SettingRule(why, reading=value if reading else None, filling=While.PINNED, pinned=value)
 
 
-def _servers(why: str, *, reading: str | None = None) -> Rule:
-    return Rule(why, reading=reading, filling=While.SERVERS)
+def _servers(why: str, *, reading: str | None = None) -> SettingRule:
+    return SettingRule(why, reading=reading, filling=While.SERVERS)
 
 
 _BY_PG_RESTORE = "the archive says it itself, and pg_restore sets it"
@@ -76,7 +76,7 @@ _MEMORY = "it is about how much of a server's memory, processes or disk a sessio
 _WAL = "it is about the safety and the speed of that server's disk"
 
 #: Setting -> what becomes of it. Names as the server compares them, in lower case.
-RULES: Mapping[str, Rule] = {
+RULES: Mapping[str, SettingRule] = {
     # ---- what pg_dump, or the server for it, writes differently
     "timezone": _text("UTC", "pg_dump writes timestamptz in it, in rows, defaults and bounds of partitions"),
     "datestyle": _text("ISO", "pg_dump sets it, pg_dumpall (VALID UNTIL) and our own questions do not"),
@@ -88,7 +88,7 @@ RULES: Mapping[str, Rule] = {
     "xmlbinary": _text("base64", "bytea in XML that a server makes while it is asked"),
     "transform_null_equals": _text("off", "a server reads x = NULL differently, in our questions, too"),
     "backslash_quote": _text("safe_encoding", "a server reads literals differently, in our questions, too"),
-    "lc_monetary": Rule(
+    "lc_monetary": SettingRule(
         "pg_dump writes money in it, and rows are read back as they were written. So a CHECK on the text of money is "
         "checked in it, too, and not in the source's",
         reading="C",
@@ -97,15 +97,15 @@ RULES: Mapping[str, Rule] = {
     "array_nulls": _pinned("on", "without it NULL in an array, as pg_dump writes it, is read as a text", reading=True),
     "synchronize_seqscans": _pinned("off", "with it, rows are read in an order that changes", reading=True),
     "exit_on_error": _pinned("off", "an error that is expected, and dealt with, would end the session", reading=True),
-    "gin_fuzzy_search_limit": Rule("with it, a search finds a part of what there is", reading="0", decides=True),
+    "gin_fuzzy_search_limit": SettingRule("with it, a search finds a part of what there is", reading="0", decides=True),
     "escape_string_warning": _servers("it only warns, and pg_dump's warnings are kept", reading="on"),
     "client_min_messages": _servers("it only decides what is told; and pg_restore sets it", reading="notice"),
     # ---- what decides on values, and is not written
-    "default_text_search_config": Rule("to_tsvector and to_tsquery obey it", decides=True),
-    "lc_numeric": Rule("to_char and to_number obey it", decides=True),
-    "lc_time": Rule("to_char obeys it", decides=True),
-    "timezone_abbreviations": Rule("what IST is, when a time is read", decides=True),
-    "plpgsql.variable_conflict": Rule("functions obey it", decides=True),
+    "default_text_search_config": SettingRule("to_tsvector and to_tsquery obey it", decides=True),
+    "lc_numeric": SettingRule("to_char and to_number obey it", decides=True),
+    "lc_time": SettingRule("to_char obeys it", decides=True),
+    "timezone_abbreviations": SettingRule("what IST is, when a time is read", decides=True),
+    "plpgsql.variable_conflict": SettingRule("functions obey it", decides=True),
     # ---- what the archive sets itself
     "search_path": _servers(
         f"{_BY_PG_RESTORE}: to nothing, so that no function of another schema is called by mistake"
@@ -161,7 +161,7 @@ RULES: Mapping[str, Rule] = {
 }
 
 #: Whole families, by name; what stands above comes first.
-FAMILIES: tuple[tuple[re.Pattern[str], Rule], ...] = (
+FAMILIES: tuple[tuple[re.Pattern[str], SettingRule], ...] = (
     (re.compile(r"\w*(?:librar|preload)\w*|\w+_path|\w+\.(?:on_\w*init|\w*start_proc)"), _servers(_LIBRARIES)),
     (re.compile(r"\w+\.\w*(?:librar|preload)\w*"), _servers(_LIBRARIES)),
     (re.compile(r"log_\w+|debug_(?:print_\w+|pretty_print)|trace_\w+|backtrace_functions"), _servers(_LOG)),
@@ -170,7 +170,7 @@ FAMILIES: tuple[tuple[re.Pattern[str], Rule], ...] = (
     (re.compile(r"max_parallel_\w+|vacuum_\w+"), _servers(_MEMORY)),
     (re.compile(r"wal_\w+|commit_\w+"), _servers(_WAL)),
 )
-_OTHERS = Rule("a function of the source's may ask for it")
+_OTHERS = SettingRule("a function of the source's may ask for it")
 
 #: Those that end a session, and the major version that knows them first: an option that a server does not know is one
 #: it refuses a session for. pg_dump and pg_restore turn most of them off, after they have asked a few questions.
@@ -190,7 +190,7 @@ _OPTION = re.compile(r"-c (\w+)=((?:\\.|[^\s\\])*)", re.DOTALL)
 UNLOGGED = "SET log_statement = 'none'; SET log_min_error_statement = 'panic'; SET log_min_duration_statement = -1"
 
 
-def rule(name: str) -> Rule:
+def rule(name: str) -> SettingRule:
     """What becomes of a setting."""
     name = name.lower()
     if name in RULES:

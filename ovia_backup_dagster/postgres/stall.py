@@ -15,7 +15,7 @@ from ovia_backup_dagster.core.human_text import duration
 from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster.postgres.quoting import shell_word
 from ovia_backup_dagster.postgres.session import connect
-from ovia_backup_dagster.postgres.watchdog import Standing, Watch
+from ovia_backup_dagster.postgres.watchdog import SessionProgress, Watch
 
 #: A server that takes longer to say how its sessions are stands still, too.
 _ANSWER_SECONDS = 10.0
@@ -65,7 +65,7 @@ def watch(
     """
     seconds = programs.stall_seconds
 
-    def ask(application: str) -> Standing:
+    def ask(application: str) -> SessionProgress:
         assert connection is not None
         try:
             with connect(connection, answer_seconds=min(_ANSWER_SECONDS, max(2.0, seconds / 4))) as session:
@@ -73,14 +73,14 @@ def watch(
                 query = _SESSIONS.format(progress=_PROGRESS if new else _NONE, joins=_JOINS if new else "")
                 rows = session.execute(query.encode(), [application]).fetchall()
         except BackupError as error:
-            return Standing(None, f"the server could not be asked: {error.account}")
+            return SessionProgress(None, f"the server could not be asked: {error.account}")
         mark: object = [tuple(row.values()) for row in rows]
         if work_counts and any(row["state"] == "active" and row["kind"] not in _NOT_AT_WORK for row in rows):
             mark = time.monotonic()
         lock = next((f"a lock on {row['locked']}, which {_holders(row)}" for row in rows if row["locked"]), "")
-        return Standing(mark, "; ".join(map(_at, rows)) or "the server has no session of it", lock)
+        return SessionProgress(mark, "; ".join(map(_at, rows)) or "the server has no session of it", lock)
 
-    def failed(program: str, last: Standing | None) -> BackupError:
+    def failed(program: str, last: SessionProgress | None) -> BackupError:
         what = f"{program} of {connection}" if connection else program
         if last is not None and last.lock:
             return waits_for_lock(LockStalledError, f"{what} was ended", last.lock, retry)
@@ -96,7 +96,7 @@ def watch(
 
 
 def waits_for_lock(kind: type[LockTimeoutError], what: str, lock: str, retry: str = "") -> LockTimeoutError:
-    """Another session's lock is in the way, as :attr:`Standing.lock` says it."""
+    """Another session's lock is in the way, as :attr:`SessionProgress.lock` says it."""
     return kind(
         what,
         why=f"it waited in vain for {lock}",

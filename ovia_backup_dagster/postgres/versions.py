@@ -84,7 +84,7 @@ VULNERABILITIES = (
 )
 
 
-def parse(version: str) -> tuple[int, int] | None:
+def parse_release(version: str) -> tuple[int, int] | None:
     """``16.15 (Debian 16.15-1)`` -> (16, 15); ``None`` for what is no release (``17beta1``)."""
     match = re.match(r"(\d+)\.(\d+)", version)
     return (int(match[1]), int(match[2])) if match else None
@@ -92,7 +92,7 @@ def parse(version: str) -> tuple[int, int] | None:
 
 def known_vulnerabilities(version: str) -> tuple[Vulnerability, ...]:
     """Those that a client program of this version has; none for a version that is not understood."""
-    parsed = parse(version)
+    parsed = parse_release(version)
     if parsed is None:
         return ()
     major, minor = parsed

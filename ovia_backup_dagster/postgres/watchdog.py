@@ -20,7 +20,7 @@ _POLL_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class SessionProgress:
     """What a server says of a program's sessions.
 
     Attributes:
@@ -45,8 +45,8 @@ class Watch:
     """
 
     seconds: float
-    failed: Callable[[str, Standing | None], BackupError]
-    ask: Callable[[str], Standing] | None = None
+    failed: Callable[[str, SessionProgress | None], BackupError]
+    ask: Callable[[str], SessionProgress] | None = None
 
 
 class Watchdog(threading.Thread):
@@ -60,7 +60,7 @@ class Watchdog(threading.Thread):
     def __init__(self, pid: int, program: str, application: str, watch: Watch, end: Callable[[], bool]) -> None:
         super().__init__(name=f"watch {program}", daemon=True)
         self.error: BackupError | None = None
-        self.last: Standing | None = None
+        self.last: SessionProgress | None = None
         self._pid, self._program, self._application = pid, program, application
         self._watch, self._end, self._over = watch, end, threading.Event()
 

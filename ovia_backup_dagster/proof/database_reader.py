@@ -25,9 +25,9 @@ from ovia_backup_dagster.postgres.data_stream import (
     R,
     UnorderedRows,
     asked_for,
+    decode_text,
     ordered,
     read_data,
-    text_of,
     unordered,
 )
 from ovia_backup_dagster.postgres.programs import Connection, Programs, capture, start
@@ -104,7 +104,7 @@ class Rereader:
     def read_table(self, name: bytes) -> OrderedRows | None:
         """One table, by its name as pg_dump writes it; ``None`` when it is not there."""
         # As a file's name, any bytes can be an argument.
-        return self._data(ordered, _only(os.fsdecode(name))).tables.get(text_of(name))
+        return self._data(ordered, _only(os.fsdecode(name))).tables.get(decode_text(name))
 
     def _data(self, rows_of: Callable[[str], R], *options: str, log: Log | None = None, notes: bool = False) -> Data[R]:
         command = self._pg_dump("--format=plain", "--data-only", *options)
@@ -160,7 +160,7 @@ class Rereader:
                 code = 0  # it complains about the pipe that nobody reads any more
             if code != 0:
                 raise self._failed(child.stderr or stderr, ended or code)
-        return whole_list(text_of(output), str(self.copy))
+        return whole_list(decode_text(output), str(self.copy))
 
     def _pg_dump(self, *options: str, write: Sequence[Path] = ()) -> tuple[str, ...]:
         command = (

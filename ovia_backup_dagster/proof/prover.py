@@ -26,7 +26,7 @@ from ovia_backup_dagster.core.manifest import Manifest
 from ovia_backup_dagster.core.verdict import Witness, judge
 from ovia_backup_dagster.postgres import archive as archives
 from ovia_backup_dagster.postgres import computed_values
-from ovia_backup_dagster.postgres.data_stream import Log, split_columns, text_of
+from ovia_backup_dagster.postgres.data_stream import Log, decode_text, split_columns
 from ovia_backup_dagster.postgres.programs import Connection, Programs, capture
 from ovia_backup_dagster.postgres.server_language import diagnose_program, in_english
 from ovia_backup_dagster.postgres.session import connect, effective_options
@@ -549,7 +549,7 @@ class Proof:
     def _measure(self, copy: Copy, encoding: str) -> None:
         with connect(copy.connection) as session:
             self.copy_bytes = int(_one(session, "SELECT pg_database_size(current_database()) AS one"))
-            self.sizes = {text_of(row["name"]): row["bytes"] for row in session.execute(_SIZES, [encoding])}
+            self.sizes = {decode_text(row["name"]): row["bytes"] for row in session.execute(_SIZES, [encoding])}
 
     def analyze(self, copy: Copy) -> None:
         """Give the copy the statistics that no dump carries.

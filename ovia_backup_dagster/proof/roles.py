@@ -18,7 +18,7 @@ from ovia_backup_dagster.core.catalog import Backup
 from ovia_backup_dagster.core.errors import ProgramError
 from ovia_backup_dagster.postgres import globals_file as saved_globals
 from ovia_backup_dagster.postgres.archive import argument, contents_list, encoding, in_utf8, use_list
-from ovia_backup_dagster.postgres.data_stream import statements, text_of
+from ovia_backup_dagster.postgres.data_stream import decode_text, statements
 from ovia_backup_dagster.postgres.diagnosis import diagnose
 from ovia_backup_dagster.postgres.programs import Connection, Programs, capture
 from ovia_backup_dagster.postgres.quoting import sql_identifier
@@ -98,7 +98,9 @@ def differences(server: Connection, programs: Programs, globals_sql: bytes) -> t
     code, made, stderr = capture(command, variables=variables)
     if code != 0:
         raise diagnose(stderr, what="reading the copy's roles failed", connection=server, exit_code=code)
-    return saved_globals.differences(saved_globals.parse(globals_sql), saved_globals.parse(made), server.user)
+    return saved_globals.role_differences(
+        saved_globals.parse_globals(globals_sql), saved_globals.parse_globals(made), server.user
+    )
 
 
 def make_missing(server: Connection, programs: Programs, archive: Path) -> list[str]:
@@ -159,7 +161,7 @@ def missing(server: Connection, globals_sql: bytes, schema: bytes | None) -> lis
         there = {row["rolname"] for row in session.execute("SELECT rolname FROM pg_roles")}
         return [
             name
-            for name, role in saved_globals.parse(globals_sql).roles.items()
+            for name, role in saved_globals.parse_globals(globals_sql).roles.items()
             if name not in there
             and (schema is None or re.search(rb"(?<![\w\"])" + re.escape(role.quoted) + rb"(?![\w\"])", schema))
         ]
@@ -171,13 +173,13 @@ def saved_superusers(backup: Backup) -> dict[str, bool]:
     Raises:
         VolumeError: they cannot be read.
     """
-    found = saved_globals.parse(backup.saved_roles() or b"").roles
+    found = saved_globals.parse_globals(backup.saved_roles() or b"").roles
     return {name: "SUPERUSER" in role.flags for name, role in found.items()}
 
 
 def saved(globals_sql: bytes) -> list[str]:
     """The names of the roles that a globals file makes."""
-    return list(saved_globals.parse(globals_sql).roles)
+    return list(saved_globals.parse_globals(globals_sql).roles)
 
 
 def planned(
@@ -189,7 +191,7 @@ def planned(
         ServerError: no connection.
     """
     names = missing(server, globals_sql, schema)
-    return saved_globals.making(saved_globals.parse(globals_sql), names, privileged)
+    return saved_globals.making(saved_globals.parse_globals(globals_sql), names, privileged)
 
 
 def named(schema: bytes) -> set[str]:
@@ -229,7 +231,7 @@ def create(
         ServerError: no connection.
     """
     notes: list[str] = []
-    read = saved_globals.parse(globals_sql)
+    read = saved_globals.parse_globals(globals_sql)
     plan = saved_globals.making(read, [name for name in names if name in read.roles], privileged)
     with connect(server) as session:
         # All must be there before one becomes another's member.
@@ -305,7 +307,7 @@ def _set(
 ) -> None:
     """A setting that takes a superuser is privileged, too: the server tells, when the role itself is to make it."""
     me = each.role.quoted
-    what = f"setting {text_of(parameter)} of role {each.name}"
+    what = f"setting {decode_text(parameter)} of role {each.name}"
     itself = not each.trusted and _executed(session, b"SET ROLE " + me, "", [])
     _executed(session, b"ALTER ROLE " + me + b" SET " + parameter + b" TO " + value, what, notes)
     if itself:
@@ -325,4 +327,4 @@ def _executed(session: psycopg.Connection[dict[str, Any]], statement: bytes, wha
 
 
 def _head(statement: bytes) -> str:
-    return " ".join(text_of(statement).split()[:3])
+    return " ".join(decode_text(statement).split()[:3])

@@ -277,7 +277,7 @@ def _of_script(script: bytes) -> tuple[str, dict[str, str], dict[str, dict[str, 
 
 def _of_owner(globals_sql: bytes, owner: str) -> dict[str, str]:
     encoding = archives.encoding(globals_sql)
-    role = saved_globals.parse(globals_sql).roles.get(owner)
+    role = saved_globals.parse_globals(globals_sql).roles.get(owner)
     found: dict[str, str] = {}
     for name, value in role.settings.items() if role else ():
         found |= _read(name, value, encoding)

@@ -23,13 +23,12 @@ import psycopg
 
 from ovia_backup_dagster.core.errors import AdvisoryLockHeldError, BackupError, CopyError, DrillLimitError
 from ovia_backup_dagster.postgres.advisory_lock import AdvisoryLock
-from ovia_backup_dagster.postgres.data_stream import Log, statements, text_of
+from ovia_backup_dagster.postgres.data_stream import Log, decode_text, statements
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier, sql_string
 from ovia_backup_dagster.postgres.sandbox import Limits, exceeded
 from ovia_backup_dagster.postgres.server_messages import said_by
-from ovia_backup_dagster.postgres.session import DURABLY, be_patient, connect, system_identifier
-from ovia_backup_dagster.postgres.session import beside as other_than
+from ovia_backup_dagster.postgres.session import DURABLY, be_patient, connect, other_database, system_identifier
 
 SCRATCH_SUFFIX = "_restore_test"
 _MAINTENANCE_DATABASE = "postgres"
@@ -209,7 +208,7 @@ class Copy:
                 elif statement.startswith(b"RESET SESSION AUTHORIZATION"):
                     grantor = b""
                 elif (space := _TABLESPACE.search(statement)) and _CREATE.match(statement) and self.live:
-                    notes.append(f"tablespace {text_of(space[1])}: the database stands in the server's default one")
+                    notes.append(f"tablespace {decode_text(space[1])}: the database stands in the server's default one")
                 elif swapped and _TEMPLATE.search(statement):
                     notes.append("the source is a template, and this database is none: ALTER DATABASE ... IS_TEMPLATE")
                 elif match := _CONFIGURE.match(statement):
@@ -222,7 +221,7 @@ def _configured(session: psycopg.Connection[dict[str, Any]], statement: bytes, g
     """Run a statement about a database, as who granted it; returns why it could not be."""
     is_grant = statement.startswith((b"GRANT ", b"REVOKE "))
     # Of a setting, only its name: values may be secret.
-    words = text_of(statement).rstrip(";\n").split()
+    words = decode_text(statement).rstrip(";\n").split()
     what = " ".join(words if is_grant else words[:7] if statement.startswith(b"ALTER ROLE ") else words[:5])
     try:
         if grantor and is_grant:
@@ -232,7 +231,7 @@ def _configured(session: psycopg.Connection[dict[str, Any]], statement: bytes, g
     except psycopg.Error as error:
         if session.broken:
             raise
-        by = f", by {text_of(grantor)}" if grantor and is_grant else ""
+        by = f", by {decode_text(grantor)}" if grantor and is_grant else ""
         said = said_by(error) if is_grant else error.sqlstate
         return [f"the source's setting is not possible here: {what}{by} ({said})"]
     finally:
@@ -309,7 +308,7 @@ def beside(server: Connection, name: str, place: str) -> Copy:
         name: of the database; nobody else may use it.
         place: it, for people.
     """
-    return Copy(server.to(name), other_than(server, name), place, Kind.LIVE, _psql(server.to(name)))
+    return Copy(server.to(name), other_database(server, name), place, Kind.LIVE, _psql(server.to(name)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -433,7 +432,7 @@ def _create_statement(script: bytes, name: str) -> bytes:
             return b"CREATE DATABASE " + sql_identifier(name).encode() + b" " + options
     raise CopyError(
         "the archive does not say how its database was made",
-        why=f"it has no CREATE DATABASE: {text_of(script[:100])}",
+        why=f"it has no CREATE DATABASE: {decode_text(script[:100])}",
         fix="report it, with the output of: pg_restore --create --schema-only --file=- FILE",
     )
 

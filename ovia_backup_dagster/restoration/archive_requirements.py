@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from ovia_backup_dagster.core.catalog import Backup
 from ovia_backup_dagster.postgres import archive
-from ovia_backup_dagster.postgres.data_stream import statements, text_of
+from ovia_backup_dagster.postgres.data_stream import decode_text, statements
 from ovia_backup_dagster.postgres.programs import Programs
 from ovia_backup_dagster.postgres.quoting import without_literals
 from ovia_backup_dagster.restoration.requirements import Definition, Locale, Needs
@@ -101,7 +101,7 @@ def locale_of(script: bytes) -> Locale | None:
     Args:
         script: the SQL that makes it, as ``archive.database_text`` prints it.
     """
-    for statement in map(text_of, statements(script)):
+    for statement in map(decode_text, statements(script)):
         if _CREATE_DATABASE.match(statement):
             found = {match[1]: unquoted(match[2]) for match in _LOCALE_OPTION.finditer(statement)}
             both = found.get("LOCALE", "C")
@@ -130,7 +130,7 @@ class _Reading:
     _schemas: dict[str, str] = field(default_factory=dict)
 
     def schema(self, script: bytes) -> None:
-        for statement in map(text_of, statements(script)):
+        for statement in map(decode_text, statements(script)):
             if statement.startswith("CREATE "):
                 self._created(statement)
             elif statement.startswith("ALTER "):

@@ -20,7 +20,7 @@ from ovia_backup_dagster.core.manifest import Sidecar
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
 from ovia_backup_dagster.postgres.server_messages import said_by
-from ovia_backup_dagster.postgres.session import beside, connect
+from ovia_backup_dagster.postgres.session import connect, other_database
 from ovia_backup_dagster.postgres.session_settings import UNLOGGED
 
 #: Kept as a list of identifiers, each quoted if need be; pg_dump has the same list, and the server tells nobody.
@@ -97,7 +97,7 @@ def properties(server: Connection, database: str) -> Properties:
         DatabaseMissingError: there is no such database.
         ServerError: no connection, or it broke.
     """
-    with connect(beside(server, database)) as session:
+    with connect(other_database(server, database)) as session:
         return _read(session, server, database)
 
 
@@ -118,7 +118,7 @@ def apply(server: Connection, wanted: Properties, target: str) -> list[str]:
         DatabaseMissingError: there is no such database.
         ServerError: no connection, or it broke.
     """
-    with connect(beside(server, target)) as session:
+    with connect(other_database(server, target)) as session:
         setting = _Setting(session, target)
         present = _read(session, server, target)
         setting.quietly(UNLOGGED)

@@ -17,7 +17,7 @@ from ovia_backup_dagster.core.naming import before_name, restore_name
 from ovia_backup_dagster.drill.runner import MADE_BY, Driller
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.quoting import shell_word
-from ovia_backup_dagster.postgres.session import beside, connect, system_identifier
+from ovia_backup_dagster.postgres.session import connect, other_database, system_identifier
 from ovia_backup_dagster.restoration import plan_facts as facts
 from ovia_backup_dagster.restoration.application_health import shown
 from ovia_backup_dagster.restoration.folder import RestoreFolder
@@ -351,7 +351,7 @@ class Planner:
     @property
     def _server(self) -> Connection:
         """To a database that is there whatever becomes of the live one."""
-        return beside(self.target, self.target.database)
+        return other_database(self.target, self.target.database)
 
     def _free_instant(self, now: datetime) -> datetime:
         """Now, or the second soon after that no database beside the live one is named by."""

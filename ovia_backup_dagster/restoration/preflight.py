@@ -26,7 +26,7 @@ from ovia_backup_dagster.postgres import archive as archives
 from ovia_backup_dagster.postgres.disk_space import free_bytes
 from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
-from ovia_backup_dagster.postgres.session import beside, connect
+from ovia_backup_dagster.postgres.session import connect, other_database
 from ovia_backup_dagster.proof import executed_functions, roles
 from ovia_backup_dagster.restoration import archive_requirements as backup_needs
 from ovia_backup_dagster.restoration import server_offers
@@ -63,7 +63,7 @@ class Preflight:
     @property
     def server(self) -> Connection:
         """To a database that is there whatever becomes of the live one."""
-        return beside(self.target, self.target.database)
+        return other_database(self.target, self.target.database)
 
     @contextlib.contextmanager
     def collecting(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ from ovia_backup_dagster.core.errors import BackupError, RestoreRefusedError
 from ovia_backup_dagster.core.naming import before_at
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.quoting import shell_word
-from ovia_backup_dagster.postgres.session import beside, connect
+from ovia_backup_dagster.postgres.session import connect, other_database
 from ovia_backup_dagster.proof.target import drop_database
 from ovia_backup_dagster.restoration.subscriptions import drop_subscriptions
 from ovia_backup_dagster.restoration.swap import obstacles
@@ -43,7 +43,7 @@ def kept(server: Connection, database: str) -> list[Kept]:
     Raises:
         ServerError: no connection, or it broke.
     """
-    with connect(beside(server, database)) as session:
+    with connect(other_database(server, database)) as session:
         rows = session.execute(_DATABASES).fetchall()
     found = [
         Kept(row["name"], at, row["size_bytes"]) for row in rows if (at := before_at(row["name"], database)) is not None
@@ -99,7 +99,7 @@ def forget(server: Connection, database: str, name: str) -> list[str]:
     slots = drop_subscriptions(server, name)
     left = [f"drop on its publisher: replication slot {slot}" for slot in slots]
     try:
-        with connect(beside(server, database)) as session:
+        with connect(other_database(server, database)) as session:
             drop_database(session, name, must_exist=True)
     except BackupError as error:
         raise type(error)(error.what, why=error.why, said=error.said, fix="; ".join([error.fix, *left])) from None

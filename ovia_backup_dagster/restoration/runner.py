@@ -28,7 +28,7 @@ from ovia_backup_dagster.drill.runner import Driller
 from ovia_backup_dagster.postgres.data_stream import Log
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.quoting import shell_word
-from ovia_backup_dagster.postgres.session import beside, connect, system_identifier
+from ovia_backup_dagster.postgres.session import connect, other_database, system_identifier
 from ovia_backup_dagster.proof.target import uninterrupted
 from ovia_backup_dagster.restoration import replaced_databases as kept_databases
 from ovia_backup_dagster.restoration.confirmation import Words, word_of
@@ -460,7 +460,7 @@ class Restorations:
                 yield journal
 
     def _system_identifier(self) -> str | None:
-        with connect(beside(self.target, self.target.database)) as session:
+        with connect(other_database(self.target, self.target.database)) as session:
             return system_identifier(session)
 
     def _is_elsewhere(self, order: Order) -> bool:

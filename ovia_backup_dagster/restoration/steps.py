@@ -33,7 +33,7 @@ from ovia_backup_dagster.postgres import archive as archives
 from ovia_backup_dagster.postgres.data_stream import Log
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
-from ovia_backup_dagster.postgres.session import beside
+from ovia_backup_dagster.postgres.session import other_database
 from ovia_backup_dagster.proof import roles
 from ovia_backup_dagster.proof import target as places
 from ovia_backup_dagster.proof.check_results import Result
@@ -424,7 +424,7 @@ class Steps:
             return ["no roles were saved with this backup: none were made"]
         # A new host gets all of them: that which dumps owns nothing, and is named by no object.
         schema = None if self.order.new_host else archives.schema_text(self.driller.verifier.programs, backup.path)
-        server = beside(self.target, self.order.database)
+        server = other_database(self.target, self.order.database)
         lacking = roles.missing(server, saved, schema)
         notes = roles.create(server, saved, lacking, self.order.privileged_roles)
         return [shortened(f"made roles: {', '.join(lacking)}"), *notes] if lacking else notes

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from psycopg import sql
 
 from ovia_backup_dagster.postgres.programs import Connection
-from ovia_backup_dagster.postgres.session import beside, connect
+from ovia_backup_dagster.postgres.session import connect, other_database
 
 _SUBSCRIPTIONS = """
     SELECT s.subname AS name, s.subenabled AS enabled, s.subslotname AS slot
@@ -40,7 +40,7 @@ def subscriptions(server: Connection, database: str) -> list[Subscription]:
     Raises:
         ServerError: no connection, or it broke.
     """
-    with connect(beside(server, database)) as session:
+    with connect(other_database(server, database)) as session:
         return [Subscription(**row) for row in session.execute(_SUBSCRIPTIONS, [database])]
 
 

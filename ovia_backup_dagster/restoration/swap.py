@@ -26,7 +26,7 @@ from ovia_backup_dagster.core.human_text import some
 from ovia_backup_dagster.postgres.advisory_lock import AdvisoryLock
 from ovia_backup_dagster.postgres.programs import APPLICATION, Connection
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier, sql_string
-from ovia_backup_dagster.postgres.session import DURABLY, beside, connect
+from ovia_backup_dagster.postgres.session import DURABLY, connect, other_database
 
 T = TypeVar("T")
 DEADLINE_SECONDS = 30.0
@@ -150,7 +150,7 @@ def standing(server: Connection, database: str) -> Standing:
     Raises:
         ServerError: no connection, or it broke.
     """
-    with connect(beside(server, database)) as session:
+    with connect(other_database(server, database)) as session:
         row = session.execute(_DATABASE, [database]).fetchone()
         if row is None:
             return Standing(exists=False)
@@ -178,7 +178,7 @@ def obstacles(server: Connection, database: str, *, mode_needs_swap: bool = True
         found.append(RestoreRefusedError(what, why=why, fix=fix))
 
     name = sql_identifier(database)
-    with connect(beside(server, database)) as session:
+    with connect(other_database(server, database)) as session:
         role = session.execute(_ROLE).fetchone()
         assert role is not None  # a session always has a role
         acting, connected = role["acting"], role["connected"]
@@ -283,7 +283,7 @@ def swap(
         DatabaseMissingError: ``live`` or ``incoming`` is not there.
         BackupError: the server refused, and nothing is changed; or the connection broke: ask :func:`where`.
     """
-    with _sessions_of_ours(beside(server, live, incoming)) as (renaming, ending):
+    with _sessions_of_ours(other_database(server, live, incoming)) as (renaming, ending):
         found = [_oid(ending, server, name) for name in (live, incoming)]
         for name, here, wanted in zip((live, incoming), found, oids or found, strict=True):
             if here != wanted:
@@ -313,7 +313,7 @@ def give_name(server: Connection, database: str, name: str, *, oid: int) -> None
         DatabaseInUseError, DatabaseMissingError: as :func:`swap`; nothing is changed.
         BackupError: the server refused, and nothing is changed; or the connection broke: ask :func:`is_called`.
     """
-    with _sessions_of_ours(beside(server, database, name)) as (renaming, ending):
+    with _sessions_of_ours(other_database(server, database, name)) as (renaming, ending):
         if _oid(ending, server, database) != oid:
             raise _missing(server, database)
         statement = _NAME.format(sql.Identifier(database), sql.Identifier(name))
@@ -359,7 +359,7 @@ def names(server: Connection, oids: Iterable[int]) -> dict[int, str]:
     Raises:
         LockTimeoutError: somebody still does.
     """
-    with connect(beside(server)) as session:
+    with connect(other_database(server)) as session:
         session.execute(_PATIENCE)
         _ALONE.take(session)
         return {row["oid"]: row["name"] for row in session.execute(_NAMES, [list(oids)])}

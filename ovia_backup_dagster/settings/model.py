@@ -23,7 +23,7 @@ from ovia_backup_dagster.settings.connection import ConnectionSettings
 from ovia_backup_dagster.settings.dagster_instance import DagsterSettings
 from ovia_backup_dagster.settings.drill import DrillSettings
 from ovia_backup_dagster.settings.notifications import NotificationSettings
-from ovia_backup_dagster.settings.registry import Setting, settings_in
+from ovia_backup_dagster.settings.registry import SettingDefinition, settings_in
 from ovia_backup_dagster.settings.restore import RestoreSettings
 from ovia_backup_dagster.settings.retention import RetentionSettings
 from ovia_backup_dagster.settings.secret_files import password_from, password_in, urls_from
@@ -209,7 +209,9 @@ class Settings(
 
 
 #: Every setting, in the order of the README's table: by groups.
-SETTINGS: tuple[Setting, ...] = tuple(setting for group in Settings.__bases__ for setting in settings_in(group))
+SETTINGS: tuple[SettingDefinition, ...] = tuple(
+    setting for group in Settings.__bases__ for setting in settings_in(group)
+)
 
 
 def variable_names() -> frozenset[str]:

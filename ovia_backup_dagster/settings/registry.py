@@ -27,7 +27,7 @@ class SettingsGroup(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class SettingDefinition:
     """One setting, as code and documentation ask for it.
 
     Attributes:
@@ -70,14 +70,14 @@ def setting(*variables: str, default: Any = None, help: str, shown: str | None =
     return Field(default=default, description=help, json_schema_extra={"setting": extra})
 
 
-def settings_in(group: type[BaseModel]) -> Iterator[Setting]:
+def settings_in(group: type[BaseModel]) -> Iterator[SettingDefinition]:
     """The settings of a group, in the order in which it declares them."""
     assert issubclass(group, SettingsGroup)
     for field, info in group.model_fields.items():
         extra = info.json_schema_extra
         assert isinstance(extra, dict)
         declared: Any = extra["setting"]
-        yield Setting(
+        yield SettingDefinition(
             field=field,
             variables=tuple(declared["variables"]),
             type=info.annotation,

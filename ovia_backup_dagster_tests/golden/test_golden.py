@@ -35,7 +35,7 @@ from ovia_backup_dagster.core.verdict import (
 )
 from ovia_backup_dagster.drill.evidence import Evidence
 from ovia_backup_dagster.drill.folder import DrillFolder
-from ovia_backup_dagster.postgres.globals_file import Membership, parse
+from ovia_backup_dagster.postgres.globals_file import Membership, parse_globals
 from ovia_backup_dagster.proof.check_results import Result
 from ovia_backup_dagster.restoration.confirmation import LIFETIME, Words
 from ovia_backup_dagster.restoration.folder import RestoreFolder
@@ -220,7 +220,7 @@ def test_a_manifest(catalog: Catalog) -> None:
 def test_the_roles(catalog: Catalog) -> None:
     saved = day(catalog, "2026-03-31").saved_roles()
     assert saved is not None
-    roles = parse(saved)
+    roles = parse_globals(saved)
     assert roles.roles.keys() == {"ovia", "postgres", "readers"}
     assert roles.roles["ovia"].flags == {"INHERIT", "LOGIN"}
     assert roles.members == {("readers", "ovia"): Membership(inherit=True)}

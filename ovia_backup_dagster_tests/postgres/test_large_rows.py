@@ -40,7 +40,7 @@ def test_a_row_of_fields_that_are_none_of_them_too_large(site: Connection) -> No
     execute(site, "CREATE TABLE wide (a text, b text); INSERT INTO wide VALUES (repeat('x', 540000000))")
     execute(site, "UPDATE wide SET b = a")
     try:
-        found, whole = large_rows.large_rows(site)
+        found, whole = large_rows.find_large_rows(site)
         assert whole
         assert large_rows.LargeRows("public.wide", 1, "a", binary=False) in found
         assert "two bytes" not in str(found[-1])
@@ -68,12 +68,12 @@ def test_a_field_that_no_dump_can_hold_is_no_damage(site: Connection, tmp_path: 
     # And what it says helps.
     (add, update) = error.fix.partition(": ")[2].partition("; then")[0].split("; ")
     execute(site, add, update)
-    assert large_rows.large_rows(site) == ([], True)
+    assert large_rows.find_large_rows(site) == ([], True)
     assert Dumper(catalog, site, Programs(bin_dir)).dump(log=quiet).size_bytes
 
 
 def test_a_look_that_takes_too_long_says_that_it_was_ended(site: Connection) -> None:
-    assert large_rows.large_rows(site, 0.0) == ([], False)
+    assert large_rows.find_large_rows(site, 0.0) == ([], False)
 
 
 def test_a_row_of_many_chunks_is_joined_once() -> None:

@@ -76,7 +76,7 @@ class Server:
         return str(one(self.connection, f"SELECT coalesce(({GROUPS.format(role)}), '')"))
 
     def clear(self) -> None:
-        for name in saved_globals.parse(self.dumped()).roles:
+        for name in saved_globals.parse_globals(self.dumped()).roles:
             if name != "postgres":
                 quoted = '"' + name.replace('"', '""') + '"'
                 execute(self.connection, f"DROP OWNED BY {quoted}", f"DROP ROLE {quoted}")

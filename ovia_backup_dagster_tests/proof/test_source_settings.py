@@ -235,7 +235,7 @@ def test_money_is_read_as_it_was_written(
 def test_a_passwords_end_is_an_instant(was: str, now: str, odd: list[str]) -> None:
     """Roles are saved in UTC; older programs saved them in the server's time zone."""
     saved, made = (
-        saved_globals.parse(f"CREATE ROLE r;\nALTER ROLE r WITH LOGIN VALID UNTIL '{until}';\n".encode())
+        saved_globals.parse_globals(f"CREATE ROLE r;\nALTER ROLE r WITH LOGIN VALID UNTIL '{until}';\n".encode())
         for until in (was, now)
     )
-    assert saved_globals.differences(saved, made, "postgres") == ([], odd)
+    assert saved_globals.role_differences(saved, made, "postgres") == ([], odd)
