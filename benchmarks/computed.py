@@ -10,6 +10,7 @@ from benchmarks.measure import Json, alternate, ratio, say, seconds, summary, ta
 from benchmarks.world import BIN, World
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.manifest import Computed
+from ovia_backup_dagster.core.publication import remove_backup
 from ovia_backup_dagster.postgres.computed_values import MOST_BYTES
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.programs import Connection, Programs
@@ -80,7 +81,7 @@ class _Dump:
         for backup in self.dumper.catalog.backups():
             assert backup.manifest is not None
             self.computed = backup.manifest.computed
-            self.dumper.catalog.remove(backup)
+            remove_backup(self.dumper.catalog, backup)
         return taken
 
 

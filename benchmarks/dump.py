@@ -7,7 +7,8 @@ from pathlib import Path
 
 from benchmarks.measure import Json, alternate, ratio, run, say, seconds, summary, target
 from benchmarks.world import BIN, DAGSTER, DEFINITIONS, World, libpq
-from ovia_backup_dagster.core.catalog import Backup, Catalog
+from ovia_backup_dagster.core.backup import Backup
+from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster.postgres.session_settings import SESSION_OPTIONS

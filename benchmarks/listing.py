@@ -16,6 +16,7 @@ from benchmarks.measure import ROUNDS, Json, alternate, run, say, seconds, summa
 from benchmarks.world import OVIA_BACKUP, World
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.naming import Tier
+from ovia_backup_dagster.core.statements import record_judgement
 from ovia_backup_dagster.core.verdict import LargeObjects, TableWitness, Witness
 from ovia_backup_dagster_tests.support import factories
 
@@ -63,7 +64,7 @@ def _fill(catalog: Catalog, backups: int) -> None:
             else:
                 backup = factories.write_dump(catalog, at, tier)
                 backup.sidecar(".json").write_text(factories.make_manifest(at).to_json())
-            catalog.record(backup, factories.make_judgement(backup, good=True, at=at), _witness())
+            record_judgement(catalog, backup, factories.make_judgement(backup, good=True, at=at), _witness())
 
 
 def _witness() -> Witness:

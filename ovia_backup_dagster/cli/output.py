@@ -16,8 +16,8 @@ import click
 from ovia_backup_dagster.core.errors import BackupError
 
 if TYPE_CHECKING:
-    from ovia_backup_dagster.core.catalog import Backup
-    from ovia_backup_dagster.proof.checks import Line
+    from ovia_backup_dagster.core.backup import Backup
+    from ovia_backup_dagster.proof.check_results import CheckResult
 
 
 def print_json(data: object) -> None:
@@ -91,7 +91,7 @@ def manifest_problem(backup: Backup) -> str | None:
         return error.account
 
 
-def print_check_lines(lines: Iterable[Line]) -> None:
+def print_check_lines(lines: Iterable[CheckResult]) -> None:
     """The checks of a copy, each with what came of it."""
     colours = {"passed": "green", "odd": "yellow", "failed": "red", "not made": "yellow"}
     for line in lines:

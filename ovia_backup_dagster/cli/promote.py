@@ -18,7 +18,7 @@ from ovia_backup_dagster.cli.output import log_waiting, print_json
 @json_option
 def promote_command(backup: str, as_json: bool) -> None:
     """Let a proven daily backup also stand in weekly/, if its week has none yet."""
-    from ovia_backup_dagster.core.catalog import State
+    from ovia_backup_dagster.core.backup import State
     from ovia_backup_dagster.retention.prune import promote
 
     system, now = system_from_environment(), datetime.now(UTC)

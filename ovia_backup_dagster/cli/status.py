@@ -18,7 +18,7 @@ from ovia_backup_dagster.core.errors import BackupError
 @json_option
 def status_command(as_json: bool) -> None:
     """Say whether the newest backup is fresh and good, as a monitoring plugin does."""
-    from ovia_backup_dagster.core.catalog import State
+    from ovia_backup_dagster.core.backup import State
     from ovia_backup_dagster.core.deadline import LOOK_SECONDS, within
     from ovia_backup_dagster.core.locking import lock_holder
     from ovia_backup_dagster.health.freshness import Level, freshness

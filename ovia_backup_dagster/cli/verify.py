@@ -19,7 +19,7 @@ from ovia_backup_dagster.cli.output import backup_as_dict, log, print_json, prin
 @json_option
 def verify_command(backup: str, unproven: bool, as_json: bool) -> None:
     """Read all of a backup and say whether it is good. Exit code 1: it is bad."""
-    from ovia_backup_dagster.core.catalog import State
+    from ovia_backup_dagster.core.backup import State
 
     system = system_from_environment()
     if unproven:

@@ -19,12 +19,12 @@ from pathlib import Path
 
 from ovia_backup_dagster.core import locking
 from ovia_backup_dagster.core import takeover_links as protection
-from ovia_backup_dagster.core.catalog import RESERVE
 from ovia_backup_dagster.core.errors import VolumeError, VolumeMissingError
 from ovia_backup_dagster.core.files import explained, sync_opened_folder
 from ovia_backup_dagster.core.human_text import some
 from ovia_backup_dagster.core.layout import DRILLS, RESTORES
 from ovia_backup_dagster.core.naming import SUFFIX, Tier
+from ovia_backup_dagster.core.reserve import RESERVE
 from ovia_backup_dagster.core.takeover_links import FOLDER, Protection, folder, is_dump
 
 #: ``.handover`` until it belongs to our user: in one of root's, we could neither look nor forget.

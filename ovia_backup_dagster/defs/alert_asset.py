@@ -14,7 +14,7 @@ from typing import TypeVar
 import dagster as dg
 
 from ovia_backup_dagster.core import deadline
-from ovia_backup_dagster.core.catalog import Backup, State
+from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.errors import (
     BackupError,
     DrillError,

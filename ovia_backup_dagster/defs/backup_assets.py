@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from ovia_backup_dagster.core.catalog import Backup
+from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.errors import BackupNotFoundError
 from ovia_backup_dagster.defs import metadata
 from ovia_backup_dagster.defs.policies import OWNERS, explained, freshness, names

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from ovia_backup_dagster.core.catalog import Backup
+from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.human_text import signed
 from ovia_backup_dagster.core.manifest import Manifest
 from ovia_backup_dagster.core.markdown import bullets, code, plain

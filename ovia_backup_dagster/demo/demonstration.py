@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ovia_backup_dagster.core.catalog import ACCEPTED, DRILLED, GLOBALS, HELD, MANIFEST, PROMOTED, VERIFIED, Catalog
+from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import ProgramError
 from ovia_backup_dagster.core.human_text import human_bytes
+from ovia_backup_dagster.core.sidecars import SIDECAR_KINDS
 from ovia_backup_dagster.demo import embedded_server
 from ovia_backup_dagster.drill.evidence import Evidence
 from ovia_backup_dagster.drill.folder import DrillFolder
@@ -39,15 +40,6 @@ _LAUNCH = (*_PYTHON, "ovia_backup_dagster.defs.job_launcher")
 _JOBS = ("daily_backup_job", "restore_drill_job")
 _RESTORE_ROLE, _RESTORE_ROLE_SCRIPT = "ovia_restore", "deploy/restore-role.sql"
 _OURS = (*PREFIXES, "PG", "DAGSTER_")
-_SIDECARS = {
-    MANIFEST: "manifest",
-    GLOBALS: "roles",
-    VERIFIED: "verdict",
-    DRILLED: "drill",
-    HELD: "hold",
-    ACCEPTED: "acceptance",
-    PROMOTED: "promotion",
-}
 
 Log = Callable[[str], None]
 
@@ -155,7 +147,7 @@ class Demo:
         for backup in catalog.backups():
             witness = backup.witness
             count = f"{witness.rows:,}" if witness else ""
-            beside = ", ".join(word for suffix, word in _SIDECARS.items() if backup.sidecar(suffix).exists())
+            beside = ", ".join(kind.word for kind in reversed(SIDECAR_KINDS) if backup.sidecar(kind).exists())
             where = f"{backup.tier}/{backup}"
             rows.append((where, human_bytes(backup.size_bytes), count, backup.state(now).value, beside))
         return rows

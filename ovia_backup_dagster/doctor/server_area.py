@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE, State
+from ovia_backup_dagster.core.backup import CLOCK_TOLERANCE, State
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.core.human_text import duration
 from ovia_backup_dagster.doctor.report import Area, Line, fail, failed, ok, warn

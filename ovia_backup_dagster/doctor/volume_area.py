@@ -11,7 +11,8 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 
-from ovia_backup_dagster.core.catalog import MANIFEST, RESERVE, Backup, Catalog, State
+from ovia_backup_dagster.core.backup import Backup, State
+from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.deployment_hints import Hints, steps
 from ovia_backup_dagster.core.errors import BackupError, VolumeMissingError
 from ovia_backup_dagster.core.files import WITNESS_BYTES, exists, explained, is_folder, plain_status, read_small
@@ -20,6 +21,9 @@ from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.core.layout import DRILLS, RESTORES
 from ovia_backup_dagster.core.locking import FILENAME, lock_holder
 from ovia_backup_dagster.core.naming import SUFFIX, Tier
+from ovia_backup_dagster.core.reserve import RESERVE
+from ovia_backup_dagster.core.sidecars import MANIFEST
+from ovia_backup_dagster.core.sweeping import unfinished_files
 from ovia_backup_dagster.core.takeover_links import FOLDER as HAND_OVER
 from ovia_backup_dagster.core.takeover_links import since
 from ovia_backup_dagster.core.write_permission import require_writable
@@ -185,7 +189,7 @@ def _is_strange(entry: os.DirEntry[str]) -> bool:
     if not entry.is_file(follow_symlinks=False):
         return True
     with contextlib.suppress(FileNotFoundError):  # removed since
-        return entry.name.endswith(MANIFEST) and entry.stat(follow_symlinks=False).st_size > WITNESS_BYTES
+        return entry.name.endswith(MANIFEST.suffix) and entry.stat(follow_symlinks=False).st_size > WITNESS_BYTES
     return False
 
 
@@ -284,7 +288,7 @@ def _lock(root: Path) -> Line:
 
 
 def _leftovers(catalog: Catalog) -> Line:
-    left = catalog.unfinished()
+    left = unfinished_files(catalog)
     if not left:
         return ok(Area.VOLUME, "nothing was left behind by a crash")
     size = sum(map(_size, left))

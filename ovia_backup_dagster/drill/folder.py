@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from ovia_backup_dagster.core.catalog import Backup, Catalog
+from ovia_backup_dagster.core.backup import Backup
+from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import BackupError, DrillError, DrillOverdueError, StrangeFileError, VolumeError
 from ovia_backup_dagster.core.files import (
     NOTE_BYTES,
@@ -32,6 +33,7 @@ from ovia_backup_dagster.core.locking import lock_holder, volume_lock
 from ovia_backup_dagster.core.manifest import parse_sidecar
 from ovia_backup_dagster.core.naming import encode_database
 from ovia_backup_dagster.core.shell import shell_word
+from ovia_backup_dagster.core.statements import record_drill
 from ovia_backup_dagster.core.verdict import DrillRecord
 from ovia_backup_dagster.core.write_permission import make_writable
 from ovia_backup_dagster.drill.evidence import Evidence, evidence_filename
@@ -184,7 +186,7 @@ class DrillFolder:
             covered=replace(backup.unit, archive_sha256=evidence.backup_sha256).covered if backup.unit else None,
             evidence=f"{evidence.filename}{_SUFFIX}",
         )
-        return self._catalog.record_drill(backup, record, self.path)
+        return record_drill(self._catalog, backup, record, self.path)
 
     def since(self) -> datetime | None:
         """Since when drills are due; ``None`` when it was not noted."""

@@ -15,7 +15,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from ovia_backup_dagster import __version__
-from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE, Backup, Catalog, State
+from ovia_backup_dagster.core.backup import CLOCK_TOLERANCE, Backup, State
+from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.checks import Check, Stage
 from ovia_backup_dagster.core.errors import (
     BackupError,

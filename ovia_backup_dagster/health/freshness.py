@@ -12,9 +12,10 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import chain
 
-from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE, MANIFEST, Backup, State
+from ovia_backup_dagster.core.backup import CLOCK_TOLERANCE, Backup, State
 from ovia_backup_dagster.core.errors import ClockError, NotFreshError
 from ovia_backup_dagster.core.human_text import duration
+from ovia_backup_dagster.core.sidecars import MANIFEST
 
 #: What makes a new backup, and proves it.
 AGAIN = "launch daily_backup_job in the Dagster UI, or run: ovia-backup dump && ovia-backup verify latest"

@@ -17,7 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ovia_backup_dagster import __version__
-from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE, GLOBALS, Backup, Catalog, State
+from ovia_backup_dagster.core.backup import CLOCK_TOLERANCE, Backup, State
+from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import (
     ArchiveDamagedError,
     ArchiveFormatError,
@@ -33,8 +34,12 @@ from ovia_backup_dagster.core.errors import (
 from ovia_backup_dagster.core.files import explained, file_sha256, is_full, volume_error
 from ovia_backup_dagster.core.human_text import human_bytes, joined
 from ovia_backup_dagster.core.locking import require_still_there
-from ovia_backup_dagster.core.manifest import Computed, DatabaseFacts, FileFacts, Manifest
+from ovia_backup_dagster.core.manifest import Computed, DatabaseFacts, Manifest
 from ovia_backup_dagster.core.naming import Tier
+from ovia_backup_dagster.core.publication import publish_backup
+from ovia_backup_dagster.core.reserve import keep_reserve
+from ovia_backup_dagster.core.sidecars import GLOBALS, MANIFEST, facts_for_manifest
+from ovia_backup_dagster.core.sweeping import sweep_abandoned
 from ovia_backup_dagster.postgres.archive import contents_list
 from ovia_backup_dagster.postgres.computed_values import MOST_BYTES, Recorder
 from ovia_backup_dagster.postgres.large_rows import blame_large_rows
@@ -113,7 +118,7 @@ class Dumper:
                 lambda holder: log(f"waiting for {holder}"),
             ) as lock,
         ):
-            for path in catalog.sweep():
+            for path in sweep_abandoned(catalog):
                 log(f"removed what a crash had left: {path.name}")
             compression = self.programs.choose_compression(self.compression)
             # A pooler may call it otherwise; what it is asked for by is what its backups are called.
@@ -137,6 +142,7 @@ class Dumper:
                     computed = recorder.finish()
                 log(_computed(computed))
                 globals_sql, more_warnings = self._globals(facts.encoding, variables)
+                made = {} if globals_sql is None else {GLOBALS: globals_sql}
                 lost = tuple(undumped_or_why(self.connection))
                 sha256 = file_sha256(temporary, sync=True)
                 manifest = Manifest(
@@ -153,14 +159,14 @@ class Dumper:
                     warnings=(*lost, *warnings, *more_warnings)[:_WARNINGS_LIMIT],
                     undumped=lost,
                     globals_included=globals_sql is not None,
-                    files={} if globals_sql is None else {GLOBALS: FileFacts.of(globals_sql)},
+                    files=facts_for_manifest(made),
                     computed=computed,
                     run_id=run_id,
                     made_by=MADE_BY,
                 )
                 require_still_there(lock, catalog.root)
-                backup = catalog.publish(temporary, name, manifest, globals_sql)
-            catalog.keep_reserve()
+                backup = publish_backup(catalog, temporary, name, {**made, MANIFEST: manifest.to_json().encode()})
+            keep_reserve(catalog.root)
             # The dump is published: nothing may fail it any more.
             with contextlib.suppress(BackupError):
                 self.published()

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from ovia_backup_dagster.core.catalog import MANIFEST, Backup, Catalog, State
+from ovia_backup_dagster.core.backup import Backup, State
+from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.core.coverage import Covered
 from ovia_backup_dagster.core.errors import (
@@ -26,6 +27,8 @@ from ovia_backup_dagster.core.errors import (
 from ovia_backup_dagster.core.files import file_sha256
 from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.core.manifest import Manifest
+from ovia_backup_dagster.core.sidecars import MANIFEST
+from ovia_backup_dagster.core.statements import record_acceptance, record_hold, record_judgement
 from ovia_backup_dagster.core.verdict import (
     Acceptance,
     Expectations,
@@ -143,7 +146,7 @@ class Verifier:
             found=strange,
         )
         with catalog.lock(f"accepting {backup}", now):
-            backup = catalog.accept(backup, acceptance)
+            backup = record_acceptance(catalog, backup, acceptance)
         log(f"{backup} is accepted by {by}: {'; '.join(strange)}")
         verified = self.verify(backup, run_id=run_id, log=log)
         if verified.judgement.good:
@@ -155,7 +158,7 @@ class Verifier:
         with self.catalog.lock(f"releasing what was held because of {accepted}", now):
             for backup, hold in self.catalog.held(now):
                 if hold.cause is HoldCause.OTHER_SOURCE and backup.started_at < accepted.started_at:
-                    self.catalog.set_hold(backup, hold.model_copy(update={"released_at": now}))
+                    record_hold(self.catalog, backup, hold.model_copy(update={"released_at": now}))
 
     def _verify(self, backup: Backup, expectations: Expectations, run_id: str | None, log: Log) -> Verified:
         catalog = self.catalog
@@ -210,7 +213,7 @@ class Verifier:
                 self._hold_against(previous, backup, judgement)
             elif judgement.good and witness is not None and previous is not None and backup.acceptance is None:
                 self._hold(previous, witness, backup, judgement.at)
-            return catalog.record(now, judgement, witness if judgement.good else None)
+            return record_judgement(catalog, now, judgement, witness if judgement.good else None)
 
     def _check_file(self, backup: Backup, log: Log) -> tuple[tuple[Finding, ...], Manifest | None, str | None]:
         # A newer program's raises: that says nothing about the archive.
@@ -268,7 +271,7 @@ class Verifier:
         now = judgement.at
         if hold is None or (hold.cause is HoldCause.LOST_ROWS and not hold.in_force(now)):
             reason = f"the last before {backup}, which is of another source: {'; '.join(judgement.strange)}"
-            self.catalog.set_hold(previous, Hold(until=now + HOLD, cause=HoldCause.OTHER_SOURCE, reason=reason))
+            record_hold(self.catalog, previous, Hold(until=now + HOLD, cause=HoldCause.OTHER_SOURCE, reason=reason))
 
     def _hold(self, previous: Backup, witness: Witness, backup: Backup, now: datetime) -> None:
         """Keep the dump before a loss of rows, unless one from before an earlier loss of the same is kept already.
@@ -284,7 +287,7 @@ class Verifier:
         if lost:
             reason = f"the last before rows were lost in {backup}: {'; '.join(lost.values())}"
             tables = {table: before[table] for table in lost}
-            self.catalog.set_hold(previous, Hold(until=now + HOLD, tables=tables, reason=reason))
+            record_hold(self.catalog, previous, Hold(until=now + HOLD, tables=tables, reason=reason))
 
     @staticmethod
     def _has_hold(backup: Backup, now: datetime) -> bool:

@@ -15,7 +15,7 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from ovia_backup_dagster.core.catalog import Backup
+from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.postgres import archive
 from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster.postgres.session import connect

@@ -17,7 +17,7 @@ from typing import Any
 
 import psycopg
 
-from ovia_backup_dagster.core.catalog import Backup
+from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.checks import Check, Stage
 from ovia_backup_dagster.core.errors import BackupError, ExtensionMissingError
 from ovia_backup_dagster.core.files import file_sha256

@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 
-from ovia_backup_dagster.core.catalog import Backup
+from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.errors import ProgramError
 from ovia_backup_dagster.postgres import globals_file as saved_globals
 from ovia_backup_dagster.postgres.archive import argument, contents_list, encoding, in_utf8, use_list

@@ -31,7 +31,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from ovia_backup_dagster.core.catalog import Backup
+from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.errors import BadBackupError, VolumeError
 from ovia_backup_dagster.core.manifest import Manifest
 from ovia_backup_dagster.postgres import archive as archives

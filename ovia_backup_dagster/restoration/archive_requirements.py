@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ovia_backup_dagster.core.catalog import Backup
+from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.postgres import archive
 from ovia_backup_dagster.postgres.data_stream import decode_text, statements
 from ovia_backup_dagster.postgres.programs import Programs

@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime
 
-from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE, Backup, Catalog
+from ovia_backup_dagster.core.backup import CLOCK_TOLERANCE, Backup
+from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import RestoreRefusedError, VolumeError
 from ovia_backup_dagster.core.files import explained, sync_folder, unlink
 from ovia_backup_dagster.core.layout import RESTORES

@@ -16,10 +16,10 @@ from typing import Any
 
 from pydantic import AwareDatetime, Field
 
-from ovia_backup_dagster.core.catalog import with_reserve
 from ovia_backup_dagster.core.errors import JournalError, RestoreUnfinishedError, VolumeError
 from ovia_backup_dagster.core.files import WITNESS_BYTES, explained, open_plain, read_small
 from ovia_backup_dagster.core.manifest import Sidecar, parse_sidecar
+from ovia_backup_dagster.core.reserve import with_reserve
 from ovia_backup_dagster.proof.check_results import CheckResult, CopiedTable
 from ovia_backup_dagster.restoration.order import Mode, Order, Step
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from ovia_backup_dagster.core.catalog import Backup
+from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.errors import BackupError, RestoreRefusedError
 from ovia_backup_dagster.core.naming import before_name, restore_name
 from ovia_backup_dagster.drill.runner import MADE_BY, Driller

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
-from ovia_backup_dagster.core.catalog import Backup, State
+from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.core.human_text import duration, human_bytes, some
 from ovia_backup_dagster.core.naming import BackupName

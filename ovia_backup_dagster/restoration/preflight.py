@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from ovia_backup_dagster.core.catalog import Backup, State
+from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.errors import (
     BackupError,
     DockerUnreachableError,

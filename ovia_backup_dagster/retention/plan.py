@@ -23,7 +23,7 @@ from datetime import date, datetime, timedelta
 from enum import IntEnum
 from zoneinfo import ZoneInfo
 
-from ovia_backup_dagster.core.catalog import CLOCK_TOLERANCE, Backup, State
+from ovia_backup_dagster.core.backup import CLOCK_TOLERANCE, Backup, State
 from ovia_backup_dagster.core.errors import VolumeError
 from ovia_backup_dagster.core.naming import Tier
 

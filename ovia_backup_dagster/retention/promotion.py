@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from ovia_backup_dagster.core.catalog import Backup, State
+from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.retention.plan import Policy
 

@@ -12,9 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from ovia_backup_dagster.core.catalog import Backup, Catalog, State
+from ovia_backup_dagster.core.backup import Backup, State
+from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import BackupNotFoundError, LockHeldError, NotProvenError, VolumeError
 from ovia_backup_dagster.core.naming import Tier
+from ovia_backup_dagster.core.publication import promote_backup, remove_backup
+from ovia_backup_dagster.core.statements import record_hold
+from ovia_backup_dagster.core.sweeping import sweep_abandoned
 from ovia_backup_dagster.core.verdict import Hold
 from ovia_backup_dagster.restoration.folder import RestoreFolder
 from ovia_backup_dagster.retention import plan as retention
@@ -67,7 +71,7 @@ def promote(
         weekly = None
         if decision.promote:
             catalog.prepare(Tier.WEEKLY)
-            weekly = catalog.promote(catalog.refresh(backup), now)
+            weekly = promote_backup(catalog, catalog.refresh(backup), Tier.WEEKLY, now)
     return Promoted(weekly, decision.reason)
 
 
@@ -80,7 +84,7 @@ def prune(catalog: Catalog, policy: Policy, now: datetime, on_wait: Callable[[st
         LockHeldError: another operation is under way.
     """
     with _locked(catalog, "pruning", now, on_wait) as now:
-        swept = tuple(path.name for path in catalog.sweep())
+        swept = tuple(path.name for path in sweep_abandoned(catalog))
         backups = {f"{b.tier}/{b}": b for b in catalog.backups()}
         plan = preview(backups.values(), policy, now)
         unfinished = RestoreFolder(catalog).unfinished()
@@ -99,7 +103,7 @@ def prune(catalog: Catalog, policy: Policy, now: datetime, on_wait: Callable[[st
                 in_use.append(decision.candidate.key)  # its process was killed, and nobody holds its lock
                 continue
             try:
-                catalog.remove(backup)
+                remove_backup(catalog, backup)
             except LockHeldError:
                 in_use.append(decision.candidate.key)
             except VolumeError as error:
@@ -145,9 +149,9 @@ def release(catalog: Catalog, backup: Backup, now: datetime) -> Backup:
             hold = Hold(until=now, reason=str(error))
         if hold is None or hold.released_at is not None:
             raise BackupNotFoundError(f"{backup} is not on hold", fix="ovia-backup prune --dry-run")
-        catalog.set_hold(backup, hold.model_copy(update={"released_at": now}))
+        record_hold(catalog, backup, hold.model_copy(update={"released_at": now}))
         # Its copy in the other tier has the same hold.
         for twin, same in catalog.held(now):
             if twin.started_at == backup.started_at:
-                catalog.set_hold(twin, same.model_copy(update={"released_at": now}))
+                record_hold(catalog, twin, same.model_copy(update={"released_at": now}))
     return catalog.refresh(backup)

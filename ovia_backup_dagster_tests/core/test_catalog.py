@@ -15,21 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from ovia_backup_dagster.core.catalog import (
-    DRILLED,
-    GLOBALS,
-    HELD,
-    MANIFEST,
-    PROMOTED,
-    SIDECARS,
-    VERIFIED,
-    Backup,
-    Catalog,
-    State,
-)
+from ovia_backup_dagster.core.backup import Backup, State
+from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import BackupNotFoundError, DiskFullError, VolumeError
 from ovia_backup_dagster.core.files import file_sha256, sync_folder
 from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.core.publication import promote_backup, publish_backup, remove_backup
+from ovia_backup_dagster.core.sidecars import DRILLED, GLOBALS, HELD, MANIFEST, PROMOTED, SIDECAR_KINDS, VERIFIED
+from ovia_backup_dagster.core.statements import record_judgement
+from ovia_backup_dagster.core.sweeping import sweep_abandoned
 from ovia_backup_dagster.core.verdict import Hold
 from ovia_backup_dagster_tests.conftest import snapshot
 from ovia_backup_dagster_tests.support.crashes import killed_at_each_step, raised_as_nobody
@@ -135,14 +129,14 @@ def test_a_name_that_is_not_utf8_does_not_hide_the_others(catalog: Catalog) -> N
     for filename in (b"caf\xe9_daily_2026-06-12_120000.dump", b"\xff_daily_2026-06-12_120000.dump", b"\xff"):
         os.close(os.open(folder + b"/" + filename, os.O_CREAT | os.O_WRONLY))
     assert catalog.backups() == [backup]
-    assert catalog.sweep() == []
+    assert sweep_abandoned(catalog) == []
 
 
 @pytest.mark.parametrize("database", ["my.db", "../x", "a\nb", "'; rm -rf ~; '", "a_daily_b", "100%", "日本"])
 def test_a_database_of_any_name_has_its_backups_in_the_folder(tmp_path: Path, database: str) -> None:
     catalog = make_catalog(tmp_path, database)
     backup = proven(catalog, AT)
-    weekly = catalog.promote(backup, NOW)
+    weekly = promote_backup(catalog, backup, Tier.WEEKLY, NOW)
     assert catalog.backups() == [backup, weekly]
     assert {path.parent for path in tmp_path.rglob("*.dump*")} == {tmp_path / "daily", tmp_path / "weekly"}
     assert make_catalog(tmp_path, "ovia").backups() == []
@@ -254,7 +248,7 @@ def test_judgements_are_appended_and_the_last_one_counts(catalog: Catalog) -> No
 def test_the_last_good_reading_stays_when_damage_is_found(catalog: Catalog) -> None:
     backup = proven(catalog, AT)
     reading = backup.witness
-    backup = catalog.record(backup, make_judgement(backup, good=False), None)
+    backup = record_judgement(catalog, backup, make_judgement(backup, good=False), None)
     assert verification_of(backup).witness == reading
     assert backup.witness is None
 
@@ -264,7 +258,7 @@ def test_what_is_found_out_never_changes_dump_or_manifest(catalog: Catalog) -> N
     before = snapshot(catalog.root)
     backup = judged(catalog, backup)
     backup = held(catalog, backup, NOW + DAY)
-    catalog.promote(backup, NOW)
+    promote_backup(catalog, backup, Tier.WEEKLY, NOW)
     after = snapshot(catalog.root)
     assert {name: after[name] for name in before} == before
 
@@ -386,7 +380,7 @@ def test_a_backup_is_found_by_a_relative_path(catalog: Catalog, monkeypatch: pyt
 
 def test_the_two_tiers_copies_are_told_apart_by_name(catalog: Catalog) -> None:
     backup = proven(catalog, AT)
-    weekly = catalog.promote(backup, NOW)
+    weekly = promote_backup(catalog, backup, Tier.WEEKLY, NOW)
     assert catalog.find(WEEKLY_DUMP, NOW) == weekly
     assert catalog.find(DUMP, NOW) == backup
 
@@ -531,7 +525,7 @@ def test_a_volume_behind_a_closed_door_is_explained(public_folder: Path) -> None
     catalog = make_catalog(public_folder / "closed" / "backups")
     (public_folder / "closed").chmod(0)
     assert isinstance(raised_as_nobody(catalog.backups), VolumeError)
-    assert isinstance(raised_as_nobody(catalog.sweep), VolumeError)
+    assert isinstance(raised_as_nobody(lambda: sweep_abandoned(catalog)), VolumeError)
 
 
 def test_a_path_behind_a_closed_door_is_explained(public_folder: Path) -> None:
@@ -562,7 +556,7 @@ def test_a_backup_that_may_not_be_removed_stays_whole(public_folder: Path) -> No
     backup = proven(catalog, AT)
     catalog.folder(Tier.DAILY).chmod(0o555)
     before = snapshot(public_folder)
-    error = raised_as_nobody(lambda: catalog.remove(backup))
+    error = raised_as_nobody(lambda: remove_backup(catalog, backup))
     assert isinstance(error, VolumeError)
     assert error.what == f"cannot remove {backup.path}"
     assert snapshot(public_folder) == before
@@ -574,7 +568,7 @@ def test_a_verdict_that_may_not_be_written_is_explained_and_leaves_nothing(publi
     judgement = make_judgement(backup, good=True)
     catalog.folder(Tier.DAILY).chmod(0o555)
     before = snapshot(public_folder)
-    error = raised_as_nobody(lambda: catalog.record(backup, judgement, None))
+    error = raised_as_nobody(lambda: record_judgement(catalog, backup, judgement, None))
     assert isinstance(error, VolumeError)
     assert snapshot(public_folder) == before
 
@@ -585,7 +579,7 @@ def test_a_verdict_that_may_not_be_written_is_explained_and_leaves_nothing(publi
 def test_a_published_backup_stands_there_with_its_sidecars_for_its_owner_only(catalog: Catalog) -> None:
     backup = publish(catalog, AT)
     folder = catalog.folder(Tier.DAILY)
-    assert names(folder) == {DUMP, DUMP + MANIFEST, DUMP + GLOBALS}
+    assert names(folder) == {DUMP, f"{DUMP}{MANIFEST}", f"{DUMP}{GLOBALS}"}
     assert {mode(path) for path in folder.iterdir()} == {0o600}
     assert backup.manifest == make_manifest(AT, roles=ROLES)
     assert backup.sidecar(GLOBALS).read_bytes() == ROLES
@@ -603,8 +597,8 @@ def test_sidecars_are_for_their_owner_only_whatever_the_umask(catalog: Catalog) 
 def test_a_dump_without_globals_has_no_such_sidecar(catalog: Catalog) -> None:
     name = BackupName("ovia", Tier.DAILY, AT)
     catalog.temporary(name).write_bytes(CONTENT)
-    catalog.publish(catalog.temporary(name), name, make_manifest(AT), None)
-    assert names(catalog.folder(Tier.DAILY)) == {DUMP, DUMP + MANIFEST}
+    publish_backup(catalog, catalog.temporary(name), name, {MANIFEST: make_manifest(AT).to_json().encode()})
+    assert names(catalog.folder(Tier.DAILY)) == {DUMP, f"{DUMP}{MANIFEST}"}
 
 
 def test_publishing_never_replaces_another_programs_file(catalog: Catalog) -> None:
@@ -672,7 +666,7 @@ def test_a_sidecar_is_on_disk_before_it_has_its_name_and_the_dump_gets_its_name_
 def test_the_dump_is_gone_for_good_before_its_sidecars_are(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
     backup = proven(catalog, AT)
     happened = trace(monkeypatch)
-    catalog.remove(backup)
+    remove_backup(catalog, backup)
     assert happened[:2] == [f"unlink {DUMP}", "sync daily"]
     assert happened[-1] == "sync daily"
     assert f"unlink {DUMP}{MANIFEST}" in happened
@@ -725,7 +719,7 @@ def test_publishing_killed_at_any_step_leaves_the_whole_backup_or_what_the_next_
         seen = volumes.found(AT, Tier.DAILY)
         assert seen is None or is_whole(seen)
         assert volumes.all_private()
-        swept = {path.name for path in volumes.catalog.sweep()}
+        swept = {path.name for path in sweep_abandoned(volumes.catalog)}
         assert volumes.found(AT, Tier.DAILY) == seen
         after = snapshot(volumes.catalog.root)
         if seen is None:
@@ -747,7 +741,7 @@ def test_removing_killed_at_any_step_leaves_the_whole_backup_or_what_the_next_sw
         catalog = volumes.fresh()
         volumes.begin()
         backup = drilled(catalog, held(catalog, proven(catalog, AT), NOW + DAY))
-        return lambda: catalog.remove(backup)
+        return lambda: remove_backup(catalog, backup)
 
     for _ in killed_at_each_step(prepare):
         seen = volumes.found(AT, Tier.DAILY)
@@ -756,7 +750,7 @@ def test_removing_killed_at_any_step_leaves_the_whole_backup_or_what_the_next_sw
             assert seen.state(NOW) is State.PROVEN
             assert seen.hold is not None
             assert seen.drilled
-        volumes.catalog.sweep()
+        sweep_abandoned(volumes.catalog)
         assert volumes.found(AT, Tier.DAILY) == seen
         if seen is None:
             assert snapshot(volumes.catalog.root) == volumes.before
@@ -778,7 +772,7 @@ def test_promoting_killed_at_any_step_leaves_the_whole_backup_or_what_the_next_s
         catalog = volumes.fresh()
         backup = proven(catalog, AT)
         volumes.begin()
-        return lambda: catalog.promote(backup, NOW)
+        return lambda: promote_backup(catalog, backup, Tier.WEEKLY, NOW)
 
     for _ in killed_at_each_step(prepare):
         seen = volumes.found(AT, Tier.WEEKLY)
@@ -786,7 +780,7 @@ def test_promoting_killed_at_any_step_leaves_the_whole_backup_or_what_the_next_s
             assert is_whole(seen)
             assert seen.state(NOW) is State.PROVEN
         assert volumes.all_private()
-        volumes.catalog.sweep()
+        sweep_abandoned(volumes.catalog)
         assert volumes.found(AT, Tier.WEEKLY) == seen
         after = snapshot(volumes.catalog.root)
         assert {name: after[name] for name in volumes.before} == volumes.before
@@ -805,13 +799,13 @@ def test_recording_a_verdict_killed_at_any_step_leaves_the_old_verdict_or_the_ne
         catalog = volumes.fresh()
         backup = proven(catalog, AT)
         judgement = make_judgement(backup, good=False)
-        return lambda: catalog.record(backup, judgement, None)
+        return lambda: record_judgement(catalog, backup, judgement, None)
 
     for _ in killed_at_each_step(prepare):
         seen = volumes.found(AT, Tier.DAILY)
         assert seen is not None
         outcomes.append([j.good for j in verification_of(seen).judgements])
-        volumes.catalog.sweep()
+        sweep_abandoned(volumes.catalog)
         assert not [name for name in names(volumes.catalog.folder(Tier.DAILY)) if name.endswith(".tmp")]
     assert outcomes == sorted(outcomes, key=len)
     assert {tuple(goods) for goods in outcomes} == {(True,), (True, False)}
@@ -822,10 +816,12 @@ def test_recording_a_verdict_killed_at_any_step_leaves_the_old_verdict_or_the_ne
 
 def test_a_promoted_backup_is_a_hard_link_with_sidecars_of_its_own(catalog: Catalog) -> None:
     backup = proven(catalog, AT)
-    weekly = catalog.promote(backup, NOW)
+    weekly = promote_backup(catalog, backup, Tier.WEEKLY, NOW)
     assert weekly.path == catalog.folder(Tier.WEEKLY) / WEEKLY_DUMP
     assert weekly.path.stat().st_ino == backup.path.stat().st_ino
-    assert names(weekly.path.parent) == {WEEKLY_DUMP + suffix for suffix in ("", MANIFEST, GLOBALS, VERIFIED, PROMOTED)}
+    assert names(weekly.path.parent) == {
+        f"{WEEKLY_DUMP}{suffix}" for suffix in ("", MANIFEST, GLOBALS, VERIFIED, PROMOTED)
+    }
     assert weekly.promotion is not None
     assert (weekly.promotion.promoted_from, weekly.promotion.at) == (DUMP, NOW)
     assert catalog.backups(Tier.WEEKLY) == [weekly]
@@ -835,14 +831,14 @@ def test_a_promoted_backup_is_a_hard_link_with_sidecars_of_its_own(catalog: Cata
 
 def test_the_two_tiers_verdicts_go_their_own_ways(catalog: Catalog) -> None:
     backup = proven(catalog, AT)
-    weekly = judged(catalog, catalog.promote(backup, NOW), good=False)
+    weekly = judged(catalog, promote_backup(catalog, backup, Tier.WEEKLY, NOW), good=False)
     assert weekly.state(NOW) is State.BAD
     assert catalog.refresh(backup).state(NOW) is State.PROVEN
 
 
 def test_a_promoted_backup_is_as_drilled_as_the_daily_one_was(catalog: Catalog) -> None:
     backup = drilled(catalog, proven(catalog, AT))
-    weekly = catalog.promote(backup, NOW)
+    weekly = promote_backup(catalog, backup, Tier.WEEKLY, NOW)
     assert weekly.drilled
     assert not drilled(catalog, weekly, passed=False).drilled
     assert catalog.refresh(backup).drilled
@@ -850,15 +846,15 @@ def test_a_promoted_backup_is_as_drilled_as_the_daily_one_was(catalog: Catalog) 
 
 def test_the_weekly_backup_outlives_the_daily_one(catalog: Catalog) -> None:
     backup = proven(catalog, AT)
-    weekly = catalog.promote(backup, NOW)
-    assert catalog.remove(backup)
+    weekly = promote_backup(catalog, backup, Tier.WEEKLY, NOW)
+    assert remove_backup(catalog, backup)
     assert catalog.refresh(weekly).state(NOW) is State.PROVEN
     assert weekly.path.read_bytes() == CONTENT
 
 
 def test_the_old_scripts_dump_is_promoted_without_the_sidecars_that_it_lacks(catalog: Catalog) -> None:
-    weekly = catalog.promote(judged(catalog, write_dump(catalog, AT)), NOW)
-    assert names(weekly.path.parent) == {WEEKLY_DUMP, WEEKLY_DUMP + VERIFIED, WEEKLY_DUMP + PROMOTED}
+    weekly = promote_backup(catalog, judged(catalog, write_dump(catalog, AT)), Tier.WEEKLY, NOW)
+    assert names(weekly.path.parent) == {WEEKLY_DUMP, f"{WEEKLY_DUMP}{VERIFIED}", f"{WEEKLY_DUMP}{PROMOTED}"}
     assert weekly.state(NOW) is State.PROVEN
 
 
@@ -869,7 +865,7 @@ def test_where_no_hard_link_can_be_made_a_copy_is_and_the_verdict_holds_for_it(
     backup = proven(catalog, AT)
     backup.path.chmod(0o644)  # as the old script's are
     monkeypatch.setattr(os, "link", refusing(getattr(errno, code)))
-    weekly = catalog.promote(backup, NOW)
+    weekly = promote_backup(catalog, backup, Tier.WEEKLY, NOW)
     assert weekly.path.stat().st_ino != backup.path.stat().st_ino
     assert weekly.path.read_bytes() == CONTENT
     assert (weekly.size_bytes, weekly.mtime_ns) == (backup.size_bytes, backup.mtime_ns)
@@ -883,7 +879,7 @@ def test_a_copy_that_differs_is_not_published(catalog: Catalog, monkeypatch: pyt
     monkeypatch.setattr(os, "link", refusing(errno.EXDEV))
     monkeypatch.setattr(shutil, "copyfile", lambda _, target: target.write_bytes(CONTENT[::-1]))
     with pytest.raises(VolumeError, match="differs"):
-        catalog.promote(backup, NOW)
+        promote_backup(catalog, backup, Tier.WEEKLY, NOW)
     assert snapshot(catalog.root) == before
 
 
@@ -897,7 +893,7 @@ def test_a_full_disk_while_copying_leaves_nothing(catalog: Catalog, monkeypatch:
     monkeypatch.setattr(os, "link", refusing(errno.EXDEV))
     monkeypatch.setattr(shutil, "copyfile", fill)
     with pytest.raises(DiskFullError):
-        catalog.promote(backup, NOW)
+        promote_backup(catalog, backup, Tier.WEEKLY, NOW)
     assert snapshot(catalog.root) == before
 
 
@@ -909,22 +905,22 @@ def test_another_failure_to_link_is_an_error_and_no_reason_to_copy(
     before = snapshot(catalog.root)
     monkeypatch.setattr(os, "link", refusing(getattr(errno, code)))
     with pytest.raises(VolumeError, match=re.escape(os.strerror(getattr(errno, code)))):
-        catalog.promote(backup, NOW)
+        promote_backup(catalog, backup, Tier.WEEKLY, NOW)
     assert snapshot(catalog.root) == before
 
 
 def test_promoting_a_backup_that_is_gone_is_an_error_and_leaves_nothing(catalog: Catalog) -> None:
     backup = proven(catalog, AT)
-    catalog.remove(backup)
+    remove_backup(catalog, backup)
     with pytest.raises(VolumeError):
-        catalog.promote(backup, NOW)
+        promote_backup(catalog, backup, Tier.WEEKLY, NOW)
     assert names(catalog.folder(Tier.WEEKLY)) == set()
 
 
 def test_what_a_killed_promotion_left_is_in_nobodys_way(catalog: Catalog) -> None:
     backup = proven(catalog, AT)
     (catalog.folder(Tier.WEEKLY) / f".{WEEKLY_DUMP}.tmp").write_bytes(b"half")
-    weekly = catalog.promote(backup, NOW)
+    weekly = promote_backup(catalog, backup, Tier.WEEKLY, NOW)
     assert weekly.path.read_bytes() == CONTENT
     assert weekly.path.stat().st_ino == backup.path.stat().st_ino
 
@@ -932,9 +928,9 @@ def test_what_a_killed_promotion_left_is_in_nobodys_way(catalog: Catalog) -> Non
 def test_promoting_again_leaves_no_temporary_behind(catalog: Catalog) -> None:
     # rename() of one hard link onto another of the same file does nothing, and leaves both.
     backup = proven(catalog, AT)
-    weekly = catalog.promote(backup, NOW)
+    weekly = promote_backup(catalog, backup, Tier.WEEKLY, NOW)
     expected = names(weekly.path.parent)
-    assert catalog.promote(backup, NOW) == weekly
+    assert promote_backup(catalog, backup, Tier.WEEKLY, NOW) == weekly
     assert names(weekly.path.parent) == expected
 
 
@@ -947,11 +943,11 @@ def test_promoting_over_a_rotten_copy_never_gives_the_rotten_one_the_good_verdic
     def prepare() -> Callable[[], object]:
         catalog = volumes.fresh()
         backup = proven(catalog, AT)
-        weekly = catalog.promote(backup, NOW)
+        weekly = promote_backup(catalog, backup, Tier.WEEKLY, NOW)
         weekly.path.write_bytes(CONTENT[::-1])
         os.utime(weekly.path, ns=(0, weekly.mtime_ns))  # a bit that tips over on the disk changes no date
         judged(catalog, weekly, good=False)
-        return lambda: catalog.promote(backup, NOW)
+        return lambda: promote_backup(catalog, backup, Tier.WEEKLY, NOW)
 
     for _ in killed_at_each_step(prepare):
         seen = volumes.found(AT, Tier.WEEKLY)
@@ -963,16 +959,16 @@ def test_promoting_over_a_rotten_copy_never_gives_the_rotten_one_the_good_verdic
 
 def test_a_backup_is_removed_with_all_its_sidecars(catalog: Catalog) -> None:
     backup = proven(catalog, AT)
-    for suffix in SIDECARS:
+    for suffix in SIDECAR_KINDS:
         backup.sidecar(suffix).touch()
-    assert catalog.remove(backup) is True
+    assert remove_backup(catalog, backup) is True
     assert names(backup.path.parent) == set()
 
 
 def test_removing_one_harms_no_other(catalog: Catalog) -> None:
     other = proven(catalog, AT + timedelta(seconds=1))
     before = snapshot(catalog.root)
-    catalog.remove(proven(catalog, AT))
+    remove_backup(catalog, proven(catalog, AT))
     assert snapshot(catalog.root) == before
     assert catalog.backups() == [other]
 
@@ -980,7 +976,7 @@ def test_removing_one_harms_no_other(catalog: Catalog) -> None:
 def test_one_that_is_gone_already_is_no_error(catalog: Catalog) -> None:
     backup = proven(catalog, AT)
     backup.path.unlink()
-    assert catalog.remove(backup) is False
+    assert remove_backup(catalog, backup) is False
     assert names(backup.path.parent) == set()
 
 
@@ -989,7 +985,7 @@ def test_a_dump_that_refuses_to_go_keeps_its_sidecars(catalog: Catalog, monkeypa
     before = snapshot(catalog.root)
     monkeypatch.setattr(os, "unlink", refusing(errno.EBUSY, only=backup.path))
     with pytest.raises(VolumeError, match="busy"):
-        catalog.remove(backup)
+        remove_backup(catalog, backup)
     assert snapshot(catalog.root) == before
 
 
@@ -1054,29 +1050,33 @@ def everything(folder: Path) -> dict[str, bytes | str | None]:
 
 def test_the_sweep_touches_nothing_that_is_not_ours(catalog: Catalog) -> None:
     drilled(catalog, held(catalog, proven(catalog, AT + HOUR), NOW))
-    catalog.promote(proven(catalog, AT + 2 * HOUR), NOW)
+    promote_backup(catalog, proven(catalog, AT + 2 * HOUR), Tier.WEEKLY, NOW)
     lay_out_strangers(catalog)
     before = everything(catalog.root)
-    assert catalog.sweep() == []
+    assert sweep_abandoned(catalog) == []
     assert everything(catalog.root) == before
 
 
 def test_the_sweep_removes_our_temporaries_and_sidecars_without_a_dump(catalog: Catalog) -> None:
     leftovers = set()
     for tier, dump in ((Tier.DAILY, DUMP), (Tier.WEEKLY, WEEKLY_DUMP)):
-        for filename in (f".{dump}.tmp", *(f".{dump}{s}.tmp" for s in SIDECARS), *(dump + s for s in SIDECARS)):
+        for filename in (
+            f".{dump}.tmp",
+            *(f".{dump}{s}.tmp" for s in SIDECAR_KINDS),
+            *(f"{dump}{s}" for s in SIDECAR_KINDS),
+        ):
             (catalog.folder(tier) / filename).touch()
             leftovers.add(catalog.folder(tier) / filename)
-    assert set(catalog.sweep()) == leftovers
+    assert set(sweep_abandoned(catalog)) == leftovers
     assert names(catalog.folder(Tier.DAILY)) == names(catalog.folder(Tier.WEEKLY)) == set()
-    assert catalog.sweep() == []
+    assert sweep_abandoned(catalog) == []
 
 
 def test_the_sweep_removes_a_temporary_beside_its_published_dump(catalog: Catalog) -> None:
     backup = proven(catalog, AT)
     expected = names(backup.path.parent)
     backup.path.with_name(f".{DUMP}{VERIFIED}.tmp").touch()
-    assert [path.name for path in catalog.sweep()] == [f".{DUMP}{VERIFIED}.tmp"]
+    assert [path.name for path in sweep_abandoned(catalog)] == [f".{DUMP}{VERIFIED}.tmp"]
     assert names(backup.path.parent) == expected
 
 
@@ -1085,15 +1085,15 @@ def test_the_sweep_knows_its_own_whatever_the_databases_name(tmp_path: Path, dat
     catalog = make_catalog(tmp_path, database)
     temporary = catalog.temporary(BackupName(database, Tier.DAILY, AT))
     temporary.touch()
-    assert make_catalog(tmp_path, "ovia").sweep() == []
-    assert catalog.sweep() == [temporary]
+    assert sweep_abandoned(make_catalog(tmp_path, "ovia")) == []
+    assert sweep_abandoned(catalog) == [temporary]
 
 
 def test_the_sweep_follows_no_link(catalog: Catalog) -> None:
     precious = catalog.root / "precious"
     precious.write_bytes(b"precious")
     (catalog.folder(Tier.DAILY) / f".{DUMP}.tmp").symlink_to(precious)
-    catalog.sweep()
+    sweep_abandoned(catalog)
     assert precious.read_bytes() == b"precious"
 
 
@@ -1104,12 +1104,12 @@ def test_a_folder_named_like_one_of_our_leftovers_stops_no_sweep(catalog: Catalo
     (folder / "inside").touch()
     leftover = catalog.folder(Tier.DAILY) / f".{DUMP}.verified.json.tmp"
     leftover.touch()
-    assert catalog.sweep() == [leftover]
+    assert sweep_abandoned(catalog) == [leftover]
     assert (folder / "inside").exists()
 
 
 def test_there_is_nothing_to_sweep_where_there_is_no_folder(tmp_path: Path) -> None:
-    assert Catalog(tmp_path / "missing", "ovia").sweep() == []
+    assert sweep_abandoned(Catalog(tmp_path / "missing", "ovia")) == []
 
 
 # --- Hashing ------------------------------------------------------------------------------------------------------
@@ -1136,5 +1136,5 @@ def test_a_folder_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_witness_that_a_verdict_carries_is_read_back_whole(catalog: Catalog) -> None:
     backup = publish(catalog, AT)
     witness = make_witness({"public.people": 3, 'public."Odd, ""name"""': 0}, {"public.e_1": "public.e"})
-    catalog.record(backup, make_judgement(backup, good=True), witness)
+    record_judgement(catalog, backup, make_judgement(backup, good=True), witness)
     assert catalog.backups()[0].witness == witness

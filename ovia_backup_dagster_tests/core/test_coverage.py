@@ -9,27 +9,30 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 
 from ovia_backup_dagster.core.archive_header import HEAD_BYTES, parse_header
-from ovia_backup_dagster.core.catalog import (
+from ovia_backup_dagster.core.backup import Backup, State
+from ovia_backup_dagster.core.catalog import Catalog
+from ovia_backup_dagster.core.coverage import Covered, Statement
+from ovia_backup_dagster.core.errors import BadBackupError, NotProvenError
+from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.core.publication import promote_backup, remove_backup
+from ovia_backup_dagster.core.sidecars import (
     ACCEPTED,
     DRILLED,
     GLOBALS,
     HELD,
     MANIFEST,
     PROMOTED,
-    SIDECARS,
+    SIDECAR_KINDS,
     VERIFIED,
-    Backup,
-    Catalog,
-    State,
+    SidecarKind,
 )
-from ovia_backup_dagster.core.coverage import Covered, Statement
-from ovia_backup_dagster.core.errors import BadBackupError, NotProvenError
-from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.core.statements import record_acceptance, record_drill
 from ovia_backup_dagster.core.verdict import Acceptance, DrillRecord, Hold, Judgement, PromotionRecord
 from ovia_backup_dagster.health.freshness import freshness
 from ovia_backup_dagster.retention import promotion, prune
@@ -66,10 +69,10 @@ def made(catalog: Catalog, at: datetime, content: bytes | None = None) -> Backup
     return judged(catalog, publish(catalog, at, content=content or archive(at)))
 
 
-def copied(source: Backup, target: Backup, *suffixes: str) -> Backup:
+def copied(source: Backup, target: Backup, *kinds: SidecarKind[Any]) -> Backup:
     """``target`` with files of another backup; its size and times stay what they are."""
-    for suffix in suffixes:
-        shutil.copy2(source.sidecar(suffix), target.sidecar(suffix))
+    for kind in kinds:
+        shutil.copy2(source.sidecar(kind), target.sidecar(kind))
     return Backup(target.path, target.name, target.path.stat().st_size, target.path.stat().st_mtime_ns)
 
 
@@ -121,10 +124,10 @@ def random_bytes_of_the_old_script(catalog: Catalog) -> Backup:
 def yesterdays_unit_under_todays_name(catalog: Catalog) -> Backup:
     old = made(catalog, AT - DAY)
     name = BackupName(catalog.database, Tier.DAILY, AT)
-    for suffix in ("", *SIDECARS):
+    for suffix in ("", *map(str, SIDECAR_KINDS)):
         if old.sidecar(suffix).exists():
             shutil.copy2(old.sidecar(suffix), old.path.with_name(name.filename + suffix))
-    catalog.remove(old)
+    remove_backup(catalog, old)
     return Backup(old.path.with_name(name.filename), name, old.size_bytes, old.mtime_ns)
 
 
@@ -226,8 +229,8 @@ def pair(catalog: Catalog) -> tuple[Backup, Backup]:
     """One that much is said of, and one that is as large and as old, and not verified."""
     about = held(catalog, drilled(catalog, made(catalog, AT - DAY)), NOW + DAY)
     assert about.unit is not None
-    catalog.accept(
-        about, Acceptance(covered=about.unit.covered, at=NOW, by="a person", system_identifier="1", found=())
+    record_acceptance(
+        catalog, about, Acceptance(covered=about.unit.covered, at=NOW, by="a person", system_identifier="1", found=())
     )
     other = publish(catalog, AT, content=archive(AT))
     os.utime(other.path, ns=(about.mtime_ns, about.mtime_ns))
@@ -259,7 +262,7 @@ def test_a_bad_verdict_on_another_condemns_nothing(catalog: Catalog, pair: tuple
 
 
 def test_a_promotion_of_another_counts_for_nothing(catalog: Catalog) -> None:
-    one, two = (catalog.promote(made(catalog, at), NOW) for at in (AT - 8 * DAY, AT))
+    one, two = (promote_backup(catalog, made(catalog, at), Tier.WEEKLY, NOW) for at in (AT - 8 * DAY, AT))
     assert one.promotion is not None
     assert one.promotion.promoted_from == BackupName(catalog.database, Tier.DAILY, AT - 8 * DAY).filename
     assert copied(one, two, PROMOTED).promotion is None
@@ -270,19 +273,19 @@ def test_every_file_of_a_backup_is_promoted_and_removed(catalog: Catalog) -> Non
     about = held(catalog, drilled(catalog, made(catalog, AT)), NOW + DAY)
     assert about.unit is not None
     accepted = Acceptance(covered=about.unit.covered, at=NOW, by="a person", system_identifier="1", found=("x",))
-    about = catalog.accept(about, accepted)
+    about = record_acceptance(catalog, about, accepted)
     about.sidecar(".verified.json.unreadable").write_bytes(b"history")
-    weekly = catalog.promote(about, NOW)
-    assert {suffix for suffix in SIDECARS if weekly.sidecar(suffix).exists()} == set(SIDECARS)
+    weekly = promote_backup(catalog, about, Tier.WEEKLY, NOW)
+    assert {suffix for suffix in SIDECAR_KINDS if weekly.sidecar(suffix).exists()} == set(SIDECAR_KINDS)
     assert (weekly.state(NOW), weekly.drilled, weekly.acceptance) == (State.PROVEN, True, accepted)
     assert weekly.hold == about.hold
-    catalog.remove(weekly)
+    remove_backup(catalog, weekly)
     assert list(catalog.folder(Tier.WEEKLY).iterdir()) == []
 
 
 def test_a_release_is_of_both_copies(catalog: Catalog) -> None:
     about = held(catalog, made(catalog, AT), NOW + DAY)
-    catalog.promote(about, NOW)
+    promote_backup(catalog, about, Tier.WEEKLY, NOW)
     prune.release(catalog, about, NOW)
     assert catalog.held(NOW) == []
 
@@ -350,7 +353,7 @@ def test_a_drill_of_an_old_dump_is_of_the_file_last_read(catalog: Catalog) -> No
         evidence="x",
         covered=Covered(archive_sha256="1" * 64, manifest_sha256=None),
     )
-    assert not catalog.record_drill(backup, record, backup.path.parent).drilled
+    assert not record_drill(catalog, backup, record, backup.path.parent).drilled
     assert drilled(catalog, catalog.refresh(backup)).drilled
 
 

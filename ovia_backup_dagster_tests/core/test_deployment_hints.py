@@ -19,7 +19,7 @@ from ovia_backup_dagster_tests.conftest import REPOSITORY
 
 PACKAGE = Path(ovia_backup_dagster.__file__).parent
 #: What is about Docker itself: a container of the stack, and the services that SWARM_APP_SERVICES names.
-OF_THE_STACK = ("service.py", "swarm/", "restoration/")
+OF_THE_STACK = ("container/", "swarm/", "restoration/")
 DOCKERS = re.compile(
     r"\bdocker (?:service|exec|volume|network|ps|logs|inspect)\b|\bovia_(?:postgres|backup_data|backup=)"
 )

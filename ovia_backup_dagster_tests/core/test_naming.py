@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ovia_backup_dagster.core.catalog import SIDECARS
 from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.core.sidecars import SIDECAR_KINDS
 
 AT = datetime(2026, 2, 21, 3, 0, tzinfo=UTC)
 
@@ -74,7 +74,7 @@ def test_a_file_name_stays_in_its_folder_and_is_plain_ascii(name: BackupName) ->
 @settings(deadline=None)
 @given(backup_names)
 def test_the_longest_temporary_of_a_sidecar_still_fits_a_directory_entry(name: BackupName) -> None:
-    longest = max(SIDECARS, key=len)
+    longest = max((kind.suffix for kind in SIDECAR_KINDS), key=len)
     assert len(f".{name.filename}{longest}.tmp".encode()) <= 255
 
 

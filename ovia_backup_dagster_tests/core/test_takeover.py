@@ -21,9 +21,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ovia_backup_dagster.core import takeover, takeover_links
-from ovia_backup_dagster.core.catalog import MANIFEST, Catalog, State
+from ovia_backup_dagster.core.backup import State
+from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import BackupError, LockHeldError, VolumeError, VolumeMissingError
 from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.core.publication import promote_backup, remove_backup
+from ovia_backup_dagster.core.reserve import keep_reserve
+from ovia_backup_dagster.core.sidecars import MANIFEST
+from ovia_backup_dagster.core.sweeping import sweep_abandoned
 from ovia_backup_dagster.core.takeover import Owner
 from ovia_backup_dagster.retention import prune as housekeeping
 from ovia_backup_dagster.retention.plan import Policy, Weekday
@@ -130,7 +135,7 @@ def test_the_old_volume_becomes_ours_and_we_work_on_it(root: Path) -> None:
         for backup in catalog.backups():
             judged(catalog, backup)
         backup = proven(catalog, NOW)
-        catalog.promote(backup, NOW)
+        promote_backup(catalog, backup, Tier.WEEKLY, NOW)
         drill_evidence(catalog, NOW)
         housekeeping.prune(catalog, ONE_DAY, NOW)
 
@@ -151,9 +156,9 @@ def test_an_empty_volume_gets_its_folders(tmp_path: Path) -> None:
 def test_all_of_ours_is_handed_over_and_nothing_else(root: Path) -> None:
     catalog = make_catalog(root)
     publish(catalog, NOW)
-    catalog.promote(proven(catalog, NOW + HOUR), NOW)
+    promote_backup(catalog, proven(catalog, NOW + HOUR), Tier.WEEKLY, NOW)
     drill_evidence(catalog, NOW)
-    catalog.keep_reserve()
+    keep_reserve(catalog.root)
     (root / "drills" / ".lock").touch()
     (root / "restores" / "one").mkdir(parents=True)
     (root / "restores" / "one" / "plan.json").touch()
@@ -232,9 +237,9 @@ def test_who_is_not_root_is_told_what_to_do(act: Callable[..., object], root: Pa
 
 def test_a_root_without_its_capabilities_is_told_which(root: Path) -> None:
     program = (
-        "import sys; from datetime import *; from pathlib import Path; from ovia_backup_dagster.core import handover\n"
-        "try: handover.begin(Path(sys.argv[1]), handover.Owner(10001, 10001), datetime.now(UTC))\n"
-        "except handover.VolumeError as error: print(error)"
+        "import sys; from datetime import *; from pathlib import Path; from ovia_backup_dagster.core import takeover\n"
+        "try: takeover.begin(Path(sys.argv[1]), takeover.Owner(10001, 10001), datetime.now(UTC))\n"
+        "except takeover.VolumeError as error: print(error)"
     )
 
     def run(*kept: str) -> str:
@@ -390,13 +395,13 @@ def test_what_the_old_script_removes_comes_back_with_its_sidecars(root: Path) ->
     takeover.begin(root, US, NOW)
     catalog = Catalog(root, "ovia")
     done(lambda: [judged(catalog, backup) for backup in catalog.backups()])
-    done(lambda: catalog.promote(proven(catalog, NOW), NOW))
+    done(lambda: promote_backup(catalog, proven(catalog, NOW), Tier.WEEKLY, NOW))
     before = dumps(root)
     for days in range(1, 9):
         old_script(root, NOW + days * DAY)
     assert not set(dumps(root)) >= set(before)
     # Sweeping leaves the sidecars of what is to come back.
-    done(lambda: catalog.sweep())
+    done(lambda: sweep_abandoned(catalog))
     still = dumps(root)
     found = takeover.finish(root, US, NOW)
     assert set(found.came_back) == set(before) - set(still)
@@ -527,8 +532,8 @@ def test_a_link_that_is_refused(number: str, root: Path, monkeypatch: pytest.Mon
 def test_without_a_hand_over_nothing_is_protected(tmp_path: Path) -> None:
     catalog = make_catalog(tmp_path)
     backup = proven(catalog, NOW)
-    catalog.promote(backup, NOW)
-    catalog.remove(backup)
+    promote_backup(catalog, backup, Tier.WEEKLY, NOW)
+    remove_backup(catalog, backup)
     assert names(tmp_path) == {"daily", "weekly"}
     assert takeover_links.since(tmp_path) is None
 

@@ -15,8 +15,11 @@ from pathlib import Path
 import pytest
 
 from ovia_backup_dagster.core import errors, files
-from ovia_backup_dagster.core.catalog import Backup, Catalog
+from ovia_backup_dagster.core.backup import Backup
+from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import BackupError
+from ovia_backup_dagster.core.publication import remove_backup
+from ovia_backup_dagster.core.statements import record_hold
 from ovia_backup_dagster.core.verdict import Hold
 from ovia_backup_dagster_tests.support.factories import NOW, make_catalog, publish
 
@@ -89,7 +92,7 @@ def written(root: Path) -> Callable[[], object]:
     catalog = make_catalog(root)
     backup = publish(catalog, NOW)
     hold = Hold(until=NOW, reason="".join(map(str, range(400_000))))
-    return lambda: catalog.set_hold(backup, hold)
+    return lambda: record_hold(catalog, backup, hold)
 
 
 @provokes(
@@ -247,7 +250,7 @@ def a_file_that_nobody_may_change(folder: Path) -> BackupError:
         catalog = make_catalog(volume)
         backup = publish(catalog, NOW)
         run("chattr", "+i", backup.path)
-        return refused(lambda: catalog.remove(backup))
+        return refused(lambda: remove_backup(catalog, backup))
 
 
 #: What no filesystem of this machine brings about, and why.

@@ -21,7 +21,8 @@ import pytest
 from dagster._core.storage.runs import SqlRunStorage
 from dagster._core.storage.runs.schema import RunsTable
 
-from ovia_backup_dagster.core.catalog import Backup, Catalog
+from ovia_backup_dagster.core.backup import Backup
+from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.naming import BackupName, Tier
 from ovia_backup_dagster.definitions import build_defs
 from ovia_backup_dagster.defs.schedules import usable_schedules

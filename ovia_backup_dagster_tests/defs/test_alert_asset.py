@@ -12,6 +12,7 @@ import dagster as dg
 import pytest
 
 from ovia_backup_dagster.core.naming import Tier
+from ovia_backup_dagster.core.publication import remove_backup
 from ovia_backup_dagster.defs.policies import run_tags
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster_tests.conftest import NewDatabase, free_port
@@ -348,7 +349,7 @@ def test_a_run_that_succeeded_since_ends_the_story(new_location: NewLocation, pe
     for backup in location.catalog.backups(Tier.DAILY):
         backdate(location.catalog, backup, timedelta(days=2))
     for backup in location.catalog.backups(Tier.WEEKLY):
-        location.catalog.remove(backup)
+        remove_backup(location.catalog, backup)
     assert alert(location).success
     assert people.titles == [f"[{location.settings.postgres_db}] the newest backup is too old"]
     assert "ailed" not in people.messages[0]["message"]

@@ -13,9 +13,11 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from ovia_backup_dagster.core.catalog import HELD, VERIFIED, Backup, State
+from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.core.naming import Tier
+from ovia_backup_dagster.core.publication import remove_backup
+from ovia_backup_dagster.core.sidecars import HELD, VERIFIED
 from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster_tests.conftest import (
     DROP_ALL_TABLES,
@@ -221,7 +223,7 @@ def plain(location: Location) -> Location:
 
 
 def vanish(location: Location, backup: Backup) -> None:
-    assert location.catalog.remove(backup)
+    assert remove_backup(location.catalog, backup)
 
 
 def test_a_newer_file_that_is_being_written_is_left_alone(location: Location) -> None:
@@ -238,7 +240,7 @@ def test_a_newer_file_that_is_being_written_is_left_alone(location: Location) ->
     shown = materialized(result)
     assert shown["dump_verification"]["backup"] == shown["daily_dump"]["backup"] != strangers[0].name
     assert strangers[0].read_bytes() == b"half a dump"
-    assert not strangers[0].with_name(strangers[0].name + VERIFIED).exists()
+    assert not strangers[0].with_name(f"{strangers[0].name}{VERIFIED}").exists()
 
 
 def test_a_dump_that_vanished_is_missed_and_no_other_taken(location: Location, volume: Path) -> None:
@@ -331,7 +333,7 @@ def test_promotion_on_and_after_the_weekly_day(new_location: NewLocation) -> Non
     for days, day_of_week in ((0, today), (2, today - timedelta(days=2))):
         location: Location = new_location(BACKUP_WEEKLY_DAY=day_of_week.strftime("%A"), BACKUP_TIMEZONE="UTC")
         for weekly in location.catalog.backups(Tier.WEEKLY) if location.settings.backup_dir.exists() else []:
-            location.catalog.remove(weekly)
+            remove_backup(location.catalog, weekly)
         shown = materialized(location.run())["weekly_promotion"]
         assert shown["promoted"] is True
         words = "first proven dump" if days == 0 else "left no weekly backup: the next proven dump takes its place"

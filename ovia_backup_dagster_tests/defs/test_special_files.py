@@ -24,10 +24,14 @@ from click.testing import CliRunner, Result
 
 from ovia_backup_dagster.cli.main import main
 from ovia_backup_dagster.core import deadline
-from ovia_backup_dagster.core.catalog import GLOBALS, MANIFEST, RESERVE, SIDECARS, VERIFIED, State
+from ovia_backup_dagster.core.backup import State
 from ovia_backup_dagster.core.errors import BackupError, StalledVolumeError, StrangeFileError, VolumeError
 from ovia_backup_dagster.core.locking import FILENAME, lock_holder, volume_lock
 from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.core.publication import promote_backup, remove_backup
+from ovia_backup_dagster.core.reserve import RESERVE
+from ovia_backup_dagster.core.sidecars import GLOBALS, MANIFEST, SIDECAR_KINDS, VERIFIED
+from ovia_backup_dagster.core.statements import record_judgement
 from ovia_backup_dagster.core.takeover_links import FOLDER as HAND_OVER
 from ovia_backup_dagster.defs.alert_asset import condition
 from ovia_backup_dagster.doctor import volume_area as doctor
@@ -123,7 +127,7 @@ KINDS: dict[str, Callable[[Path], None]] = {
 }
 
 PLACES = (
-    *(f"daily/DUMP{suffix}" for suffix in SIDECARS),
+    *(f"daily/DUMP{suffix}" for suffix in SIDECAR_KINDS),
     "daily/DUMP",
     "weekly/WEEKLY",
     f"weekly/WEEKLY{VERIFIED}",
@@ -181,7 +185,7 @@ def fill(system: BackupSystem) -> None:
     catalog.prepare()
     proven(catalog, NOW - 30 * HOUR)
     newest = proven(catalog, NOW - HOUR)
-    catalog.promote(newest, datetime.now(UTC))
+    promote_backup(catalog, newest, Tier.WEEKLY, datetime.now(UTC))
     held(catalog, drilled(catalog, newest), NOW + 30 * HOUR)
     drill_evidence(catalog, NOW - HOUR)
     DrillFolder(catalog).prepare(NOW - HOUR)
@@ -297,7 +301,7 @@ def test_no_archive_is_read_that_is_no_file(site: Location) -> None:
             lambda: archives.schema_text(site.system.programs, backup.path),
             lambda: archives.database_text(site.system.programs, backup.path),
             lambda: archives.read_archive(site.system.programs, backup.path),
-            lambda: site.catalog.promote(backup, datetime.now(UTC)),
+            lambda: promote_backup(site.catalog, backup, Tier.WEEKLY, datetime.now(UTC)),
         ):
             with pytest.raises(StrangeFileError, match="it is a FIFO, and no file"):
                 act()
@@ -327,19 +331,19 @@ def test_a_weekly_copy_is_never_made_of_a_link_or_a_pipe(site: Location) -> None
     catalog = site.catalog
     backup = catalog.find("latest", NOW)
     (weekly,) = catalog.backups(Tier.WEEKLY)
-    catalog.remove(weekly)
+    remove_backup(catalog, weekly)
     for suffix in (MANIFEST, GLOBALS):
         kept = backup.sidecar(suffix).read_bytes()
         put("FIFO", backup.sidecar(suffix))
         with at_once(), pytest.raises(StrangeFileError):
-            catalog.promote(backup, datetime.now(UTC))
+            promote_backup(catalog, backup, Tier.WEEKLY, datetime.now(UTC))
         assert catalog.backups(Tier.WEEKLY) == []
         backup.sidecar(suffix).unlink()
         backup.sidecar(suffix).write_bytes(kept)
     # How its drills went stops nothing.
     put("FIFO", backup.sidecar(".drilled.json"))
     with at_once():
-        assert not catalog.promote(backup, datetime.now(UTC)).drilled
+        assert not promote_backup(catalog, backup, Tier.WEEKLY, datetime.now(UTC)).drilled
 
 
 @needs_root
@@ -370,7 +374,7 @@ def test_a_verdict_elsewhere_is_not_believed(site: Location, tmp_path: Path) -> 
     backup = site.catalog.refresh(backup)
     assert backup.state(datetime.now(UTC)) is State.UNPROVEN
     before = elsewhere.read_bytes()
-    site.catalog.record(backup, make_judgement(backup, good=True), None)
+    record_judgement(site.catalog, backup, make_judgement(backup, good=True), None)
     assert elsewhere.read_bytes() == before
     assert site.catalog.refresh(backup).state(datetime.now(UTC)) is State.PROVEN
 

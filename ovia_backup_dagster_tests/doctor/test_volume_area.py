@@ -17,9 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ovia_backup_dagster.core import takeover
-from ovia_backup_dagster.core.catalog import MANIFEST, Backup, Catalog, State
+from ovia_backup_dagster.core.backup import Backup, State
+from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.locking import volume_lock
 from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.core.sidecars import MANIFEST
+from ovia_backup_dagster.core.sweeping import sweep_abandoned, unfinished_files
 from ovia_backup_dagster.doctor import volume_area as doctor
 from ovia_backup_dagster.doctor.report import Area, Level, Line
 from ovia_backup_dagster.retention.plan import Candidate, Policy, Weekday, plan
@@ -278,7 +281,7 @@ def test_somebody_at_work(volume: Path) -> None:
         assert the(lines, "at work now: dumping ovia (process ").level is Level.OK
         line = the(lines, "unfinished files (2.0 MB), by who is at work now: .ovia_daily_2026-02-21_030000.dump.tmp")
         assert line.level is Level.OK
-    assert catalog.unfinished()
+    assert unfinished_files(catalog)
 
 
 def test_what_a_crash_left(volume: Path) -> None:
@@ -292,7 +295,7 @@ def test_what_a_crash_left(volume: Path) -> None:
         ".ovia_daily_2026-02-22_030000.dump.tmp and 1 more"
     )
     assert line.fix == "nothing: the next dump removes them; at once: ovia-backup prune"
-    catalog.sweep()
+    sweep_abandoned(catalog)
     assert the(volume_of(volume), "nothing was left behind by a crash").level is Level.OK
 
 
@@ -300,7 +303,7 @@ def test_what_vanishes_while_it_is_looked_at(volume: Path, monkeypatch: pytest.M
     """A dump is published, an old one pruned: neither is a fault of the volume."""
     catalog = make_catalog(volume)
     gone = volume / "daily" / ".ovia_daily_2026-02-21_030000.dump.tmp"
-    monkeypatch.setattr(Catalog, "unfinished", lambda _: [gone])
+    monkeypatch.setattr(doctor, "unfinished_files", lambda _: [gone])
     assert the(doctor.volume(system_on(volume)), "unfinished files (0 B)").level is Level.WARN
 
     real = os.scandir
@@ -390,7 +393,7 @@ def test_ten_thousand_backups_take_a_second_or_so(volume: Path) -> None:
             name = BackupName("ovia", Tier.DAILY, NOW - number * timedelta(hours=1) - timedelta(minutes=30))
             path = catalog.folder(Tier.DAILY) / name.filename
             path.write_bytes(b"PGDMP")
-            path.with_name(path.name + MANIFEST).touch()
+            path.with_name(f"{path.name}{MANIFEST}").touch()
         system = system_on(volume)
         began = time.process_time()
         lines = [*doctor.volume(system), *doctor.backups(system)]

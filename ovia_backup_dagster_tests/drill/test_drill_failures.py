@@ -23,11 +23,15 @@ import pytest
 from psycopg import sql
 from pydantic import SecretStr
 
-from ovia_backup_dagster.core.catalog import DRILLED, GLOBALS, MANIFEST, Backup, Catalog, State
+from ovia_backup_dagster.core.backup import Backup, State
+from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.core.errors import BackupError, BackupNotFoundError, LockHeldError, NotProvenError
 from ovia_backup_dagster.core.locking import removing
 from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.core.publication import promote_backup, remove_backup
+from ovia_backup_dagster.core.sidecars import DRILLED, GLOBALS, MANIFEST
+from ovia_backup_dagster.core.sweeping import sweep_abandoned
 from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.demo import embedded_server
 from ovia_backup_dagster.drill import throwaway_cluster
@@ -1004,19 +1008,19 @@ def test_neither_name_of_a_hard_link_goes_while_one_is_drilled(site: Site, drill
     def remove_both() -> None:
         for backup in (daily, weekly):
             with pytest.raises(LockHeldError, match="is being restored by"):
-                site.catalog.remove(backup)
+                remove_backup(site.catalog, backup)
         assert f"daily/{daily}" in housekeeping.prune(site.catalog, KEEP_ONE, datetime.now(UTC)).in_use
 
     during(site, daily if drilled is Tier.DAILY else weekly, remove_both)
-    assert site.catalog.remove(daily)
-    assert site.catalog.remove(weekly)
+    assert remove_backup(site.catalog, daily)
+    assert remove_backup(site.catalog, weekly)
 
 
 @pytest.mark.parametrize("tier", list(Tier))
 def test_a_drill_that_begins_while_its_backup_is_pruned_says_that_it_is_gone(site: Site, tier: Tier) -> None:
     made = site.backup()
     if tier is Tier.WEEKLY:
-        made = site.catalog.promote(made, datetime.now(UTC))
+        made = promote_backup(site.catalog, made, Tier.WEEKLY, datetime.now(UTC))
     errors: list[BaseException] = []
 
     def drill() -> None:
@@ -1061,8 +1065,8 @@ def test_a_sweep_while_the_sidecar_is_written_takes_nothing(site: Site, monkeypa
     rename, swept = os.rename, []
 
     def sweeping(source: Path, target: Path) -> None:
-        if str(target).endswith(DRILLED):
-            swept.append(site.catalog.sweep())
+        if str(target).endswith(DRILLED.suffix):
+            swept.append(sweep_abandoned(site.catalog))
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", sweeping)

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 
-from ovia_backup_dagster.core.catalog import Backup
+from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.core.verdict import Witness
 from ovia_backup_dagster.drill.throwaway_cluster import throwaway

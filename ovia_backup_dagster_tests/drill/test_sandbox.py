@@ -26,7 +26,8 @@ from typing import Any
 
 import pytest
 
-from ovia_backup_dagster.core.catalog import Backup, Catalog
+from ovia_backup_dagster.core.backup import Backup
+from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.core.errors import SandboxError
 from ovia_backup_dagster.core.verdict import Expectations

@@ -29,10 +29,12 @@ from unittest import mock
 import ovia_backup_dagster.health.freshness
 import ovia_backup_dagster.postgres.session  # noqa: F401
 from ovia_backup_dagster.cli.main import main
-from ovia_backup_dagster.core.catalog import MANIFEST, VERIFIED, Backup, Catalog, State
+from ovia_backup_dagster.core.backup import Backup, State
+from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.core.locking import lock_holder
 from ovia_backup_dagster.core.naming import Tier
+from ovia_backup_dagster.core.sidecars import MANIFEST, VERIFIED
 from ovia_backup_dagster.settings.model import Settings
 from ovia_backup_dagster.system import BackupSystem
 from ovia_backup_dagster_tests.support.factories import redated
@@ -317,7 +319,7 @@ Fingerprint = tuple[str, int, list[object]]
 
 def _fingerprint(path: Path) -> Fingerprint:
     """SHA-256, modification time, judgements."""
-    judgements = json.loads(path.with_name(path.name + VERIFIED).read_bytes())["judgements"]
+    judgements = json.loads(path.with_name(f"{path.name}{VERIFIED}").read_bytes())["judgements"]
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno()).st_mtime_ns, judgements
 

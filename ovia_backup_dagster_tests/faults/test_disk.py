@@ -16,7 +16,7 @@ from random import Random
 
 import pytest
 
-from ovia_backup_dagster.core.catalog import State
+from ovia_backup_dagster.core.backup import State
 from ovia_backup_dagster.core.locking import lock_holder
 from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.demo import embedded_server

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from ovia_backup_dagster.core.catalog import Backup, Catalog, State
+from ovia_backup_dagster.core.backup import Backup, State
+from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.naming import Tier
+from ovia_backup_dagster.core.publication import remove_backup
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster_tests.e2e.test_cli import Cli
 from ovia_backup_dagster_tests.faults.conftest import needs_root
@@ -188,5 +190,5 @@ def test_a_dump_that_only_grows(cli: Cli, database: Connection, disk: Path) -> N
 
 def refusal(catalog: Catalog, backup: Backup) -> str:
     with pytest.raises(Exception, match="cannot remove") as raised:
-        catalog.remove(backup)
+        remove_backup(catalog, backup)
     return str(raised.value)

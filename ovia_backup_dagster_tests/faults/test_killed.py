@@ -13,9 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 
-from ovia_backup_dagster.core.catalog import Backup
+from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.locking import lock_holder
 from ovia_backup_dagster.core.naming import Tier
+from ovia_backup_dagster.core.publication import remove_backup
 from ovia_backup_dagster.retention import prune
 from ovia_backup_dagster_tests.faults.conftest import FULL, Record, rounds
 from ovia_backup_dagster_tests.faults.harness import (
@@ -213,7 +214,7 @@ def test_killed_while_promoting(small_place: Place, rng: Random, record: Record)
 
     def prepared() -> None:
         for weekly in place.catalog.backups(Tier.WEEKLY):
-            place.catalog.remove(weekly)
+            remove_backup(place.catalog, weekly)
 
     def once() -> None:
         prepared()

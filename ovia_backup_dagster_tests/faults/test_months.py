@@ -15,10 +15,12 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from ovia_backup_dagster.core.catalog import Backup, Catalog, State
+from ovia_backup_dagster.core.backup import Backup, State
+from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import BackupError, NotProvenError
 from ovia_backup_dagster.core.locking import lock_holder
 from ovia_backup_dagster.core.naming import Tier
+from ovia_backup_dagster.core.sweeping import sweep_abandoned
 from ovia_backup_dagster.retention import prune
 from ovia_backup_dagster.retention.plan import BAD_KEEP, Policy, Weekday
 from ovia_backup_dagster_tests.faults.conftest import Record, rounds
@@ -128,7 +130,7 @@ class Life:
     def _publish(self) -> Backup:
         catalog = self.catalog
         with catalog.lock("dumping", self.now):
-            catalog.sweep()
+            sweep_abandoned(catalog)
             name = catalog.free_name(self.now)
             return publish(catalog, name.started_at, content=f"PGDMP of {name.started_at:%F %T}".encode())
 

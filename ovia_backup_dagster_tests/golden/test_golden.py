@@ -19,12 +19,14 @@ import pytest
 
 from ovia_backup_dagster.core import takeover, takeover_links
 from ovia_backup_dagster.core.archive_header import HEAD_BYTES, parse_header
-from ovia_backup_dagster.core.catalog import GLOBALS, MANIFEST, Backup, Catalog, State
+from ovia_backup_dagster.core.backup import Backup, State
+from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.checks import Check, Stage
 from ovia_backup_dagster.core.errors import RestoreRefusedError
 from ovia_backup_dagster.core.locking import lock_holder
 from ovia_backup_dagster.core.manifest import Manifest, Sidecar, parse_sidecar
 from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.core.sidecars import GLOBALS, MANIFEST
 from ovia_backup_dagster.core.verdict import (
     Acceptance,
     Drills,
@@ -209,7 +211,7 @@ def test_a_manifest(catalog: Catalog) -> None:
     assert source.effective["timezone"] == "America/New_York"
     assert source.extensions == {"plpgsql": "1.0"}
     assert source.size_bytes is not None
-    assert manifest.files.keys() == {GLOBALS}
+    assert manifest.files.keys() == {GLOBALS.suffix}
     assert manifest.computed is not None
     assert manifest.computed.tables["public.people"].rows == 200
     assert manifest.computed.tables["public.people"].key == ("id",)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ovia_backup_dagster.core import errors
-from ovia_backup_dagster.core.catalog import DRILLED, GLOBALS, MANIFEST, VERIFIED, Backup, Catalog, State
+from ovia_backup_dagster.core.backup import Backup, State
+from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.core.sidecars import DRILLED, GLOBALS, MANIFEST, VERIFIED, SidecarKind
 from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.programs import Connection, Programs, _empty_archive
@@ -33,7 +36,7 @@ BROKEN = {
 }
 
 
-def break_it(backup: Backup, suffix: str, content: bytes | None) -> None:
+def break_it(backup: Backup, suffix: SidecarKind[Any] | str, content: bytes | None) -> None:
     path = backup.sidecar(suffix)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if content is None else content)

@@ -20,7 +20,8 @@ import pytest
 from pydantic import SecretStr
 
 from ovia_backup_dagster.core import errors
-from ovia_backup_dagster.core.catalog import Catalog, State
+from ovia_backup_dagster.core.backup import State
+from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.files import file_sha256
 from ovia_backup_dagster.core.locking import lock_holder, volume_lock
 from ovia_backup_dagster.demo import embedded_server

@@ -16,11 +16,14 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from ovia_backup_dagster.core.archive_header import HEAD_BYTES, parse_header
-from ovia_backup_dagster.core.catalog import GLOBALS, HELD, SIDECARS, VERIFIED, Backup, Catalog, State
+from ovia_backup_dagster.core.backup import Backup, State
+from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.core.errors import BackupNotFoundError, NotProvenError
 from ovia_backup_dagster.core.manifest import FileFacts
-from ovia_backup_dagster.core.naming import BackupName
+from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.core.publication import promote_backup
+from ovia_backup_dagster.core.sidecars import GLOBALS, HELD, SIDECAR_KINDS, VERIFIED
 from ovia_backup_dagster.core.verdict import Expectations, HoldCause
 from ovia_backup_dagster.postgres import verification
 from ovia_backup_dagster.postgres.dump import Dumper
@@ -160,7 +163,7 @@ def test_an_accepted_dump_stays_what_it_is(story: Story) -> None:
     accepted = story.accept(story.rejected(story.there).backup).backup
     accepted.sidecar(VERIFIED).unlink()
     assert story.verifier.verify(accepted, log=quiet).judgement.good
-    weekly = story.catalog.promote(story.catalog.refresh(accepted), datetime.now(UTC))
+    weekly = promote_backup(story.catalog, story.catalog.refresh(accepted), Tier.WEEKLY, datetime.now(UTC))
     weekly.sidecar(VERIFIED).unlink()
     assert story.verifier.verify(weekly, log=quiet).judgement.good
 
@@ -289,7 +292,7 @@ def test_the_header_of_a_real_dump_fits_its_manifest(story: Story) -> None:
     assert header.created_at is not None
     assert manifest.started_at <= header.created_at <= manifest.finished_at
     assert backup.contradictions == ()
-    assert manifest.files == {GLOBALS: FileFacts.of(backup.sidecar(GLOBALS).read_bytes())}
+    assert manifest.files == {GLOBALS.suffix: FileFacts.of(backup.sidecar(GLOBALS).read_bytes())}
 
 
 @pytest.mark.parametrize("how", ["altered", "longer", "missing"])
@@ -314,8 +317,8 @@ def test_yesterdays_unit_under_todays_name_is_bad_when_verified(story: Story, mo
     """No program opens it."""
     backup = story.good(story.here)
     name = BackupName(backup.name.database, backup.tier, backup.started_at + timedelta(days=1))
-    for suffix in ("", *(suffix for suffix in SIDECARS if backup.sidecar(suffix).exists())):
-        shutil.copy2(backup.sidecar(suffix), backup.path.with_name(name.filename + suffix))
+    for suffix in ("", *(kind.suffix for kind in SIDECAR_KINDS if backup.sidecar(kind).exists())):
+        shutil.copy2(backup.sidecar(suffix), backup.path.with_name(f"{name.filename}{suffix}"))
     today = story.catalog.find(name.filename, datetime.now(UTC))
     assert story.state(today) is State.BAD
     monkeypatch.setattr(verification, "read_archive", lambda *_: pytest.fail("it was opened"))

@@ -14,8 +14,10 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from ovia_backup_dagster.core import errors
-from ovia_backup_dagster.core.catalog import Backup, Catalog, State
+from ovia_backup_dagster.core.backup import Backup, State
+from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.core.publication import remove_backup
 from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.postgres import verification
 from ovia_backup_dagster.postgres.dump import Dumper
@@ -228,7 +230,7 @@ def test_missing_programs_are_no_verdict(dumper: Dumper, verifier: Verifier, tmp
 
 def test_a_backup_that_is_gone(dumper: Dumper, verifier: Verifier, catalog: Catalog) -> None:
     backup = dumper.dump(log=quiet)
-    catalog.remove(backup)
+    remove_backup(catalog, backup)
 
     with pytest.raises(errors.BackupNotFoundError):
         verifier.verify(backup, log=quiet)

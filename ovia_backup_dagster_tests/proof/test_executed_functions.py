@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ovia_backup_dagster.core.catalog import Backup
+from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.drill.runner import Choice, Where

@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from ovia_backup_dagster.core.catalog import Backup
+from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.core.errors import (
     ConnectionLostError,

@@ -18,7 +18,8 @@ from unittest import mock
 
 import pytest
 
-from ovia_backup_dagster.core.catalog import Backup, Catalog
+from ovia_backup_dagster.core.backup import Backup
+from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import LockTableFullError
 from ovia_backup_dagster.doctor.report import Level
 from ovia_backup_dagster.doctor.server_area import server as server_lines

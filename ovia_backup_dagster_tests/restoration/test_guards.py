@@ -22,8 +22,8 @@ from unittest import mock
 
 import pytest
 
-from ovia_backup_dagster.core.catalog import MANIFEST
 from ovia_backup_dagster.core.errors import RestoreRefusedError, VolumeError
+from ovia_backup_dagster.core.sidecars import MANIFEST
 from ovia_backup_dagster.restoration.order import Mode
 from ovia_backup_dagster.restoration.preflight import Preflight
 from ovia_backup_dagster.restoration.request import Wishes
@@ -327,16 +327,16 @@ def test_another_databases_backup(site: Site, known: bool) -> None:
     path = site.backup.path
     for suffix in ("", MANIFEST):
         if suffix and not known:
-            path.with_name(path.name + suffix).unlink()
+            path.with_name(f"{path.name}{suffix}").unlink()
             continue
-        shutil.copy2(theirs.path.with_name(theirs.path.name + suffix), path.with_name(path.name + suffix))
+        shutil.copy2(theirs.path.with_name(f"{theirs.path.name}{suffix}"), path.with_name(f"{path.name}{suffix}"))
     os.utime(path, (0, 0))  # nobody is writing it
     if known:
         line = site.restore("--plan").refused()
         assert f"its name is of database {site.live.database}, its manifest of {other}" in line
         # Elsewhere, under a name that says nothing, it is as good as it was.
         for suffix in ("", MANIFEST):
-            shutil.move(path.with_name(path.name + suffix), site.place.root / f"theirs.dump{suffix}")
+            shutil.move(path.with_name(f"{path.name}{suffix}"), site.place.root / f"theirs.dump{suffix}")
         site.backup = replace(site.backup, path=site.place.root / "theirs.dump")
     for options in ((), ("--plan",), ("--mode", "drop"), ("--mode", "drop", "--plan")):
         line = site.restore(*options).refused()

@@ -21,10 +21,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from ovia_backup_dagster.core.catalog import GLOBALS, MANIFEST
 from ovia_backup_dagster.core.checks import Check, Stage
 from ovia_backup_dagster.core.errors import RestoreError
 from ovia_backup_dagster.core.human_text import human_bytes
+from ovia_backup_dagster.core.sidecars import GLOBALS, MANIFEST
 from ovia_backup_dagster.drill.runner import needed_bytes
 from ovia_backup_dagster.proof.check_results import NO_CODE, Result
 from ovia_backup_dagster.restoration.folder import RestoreFolder

@@ -21,9 +21,9 @@ import psycopg
 import pytest
 
 from ovia_backup_dagster.cli import restore_dialogue
-from ovia_backup_dagster.core.catalog import RESERVE, RESERVE_BYTES
 from ovia_backup_dagster.core.errors import ReadOnlyVolumeError, RestoreError, RestoreRefusedError
 from ovia_backup_dagster.core.naming import before_at
+from ovia_backup_dagster.core.reserve import RESERVE, RESERVE_BYTES
 from ovia_backup_dagster.postgres.programs import Connection, Variables
 from ovia_backup_dagster.proof import target
 from ovia_backup_dagster.proof.database_reader import Rereader

@@ -8,7 +8,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from ovia_backup_dagster.core.catalog import Backup, Catalog
+from ovia_backup_dagster.core.backup import Backup
+from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.naming import BackupName, Tier
 from ovia_backup_dagster.retention.plan import Policy, Weekday
 from ovia_backup_dagster.retention.promotion import decide

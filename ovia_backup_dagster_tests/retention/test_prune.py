@@ -14,10 +14,13 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from ovia_backup_dagster.core.catalog import HELD, VERIFIED, Backup, Catalog, State
+from ovia_backup_dagster.core.backup import Backup, State
+from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import BackupNotFoundError, LockHeldError, NotProvenError, VolumeError
 from ovia_backup_dagster.core.locking import lock_holder
 from ovia_backup_dagster.core.naming import Tier
+from ovia_backup_dagster.core.publication import promote_backup, remove_backup
+from ovia_backup_dagster.core.sidecars import HELD, VERIFIED
 from ovia_backup_dagster.retention import prune
 from ovia_backup_dagster.retention.plan import Policy, Weekday
 from ovia_backup_dagster_tests.conftest import snapshot
@@ -82,7 +85,7 @@ def test_what_was_found_bad_in_the_meantime_is_not_promoted(catalog: Catalog) ->
 
 def test_a_backup_that_is_gone_is_not_promoted(catalog: Catalog) -> None:
     backup = proven(catalog, NOW - DAY)
-    catalog.remove(backup)
+    remove_backup(catalog, backup)
     with pytest.raises(BackupNotFoundError):
         prune.promote(catalog, backup, POLICY, NOW)
     assert names(catalog.folder(Tier.WEEKLY)) == set()
@@ -90,7 +93,7 @@ def test_a_backup_that_is_gone_is_not_promoted(catalog: Catalog) -> None:
 
 def test_a_bad_weekly_of_the_same_dump_is_replaced(catalog: Catalog) -> None:
     backup = proven(catalog, NOW - DAY)
-    judged(catalog, catalog.promote(backup, NOW), good=False)
+    judged(catalog, promote_backup(catalog, backup, Tier.WEEKLY, NOW), good=False)
     promoted = prune.promote(catalog, backup, POLICY, NOW)
     assert promoted.weekly is not None
     assert promoted.weekly.state(NOW) is State.PROVEN
@@ -126,7 +129,7 @@ def test_pruning_twice_changes_nothing_more(catalog: Catalog) -> None:
 
 def test_pruning_the_daily_copy_leaves_the_weekly_one_whole(catalog: Catalog) -> None:
     made = dailies(catalog, 10)
-    weekly = catalog.promote(made[9], NOW)
+    weekly = promote_backup(catalog, made[9], Tier.WEEKLY, NOW)
     prune.prune(catalog, POLICY, NOW)
     assert catalog.backups(Tier.WEEKLY) == [weekly]
     assert weekly.path.read_bytes() == CONTENT
@@ -396,7 +399,7 @@ def test_a_hold_is_released_once(catalog: Catalog) -> None:
 
 def test_a_backup_that_is_gone_cannot_be_released(catalog: Catalog) -> None:
     backup = held(catalog, proven(catalog, NOW - DAY), NOW + DAY)
-    catalog.remove(backup)
+    remove_backup(catalog, backup)
     with pytest.raises(BackupNotFoundError):
         prune.release(catalog, backup, NOW)
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from ovia_backup_dagster.core.catalog import Backup, Catalog
+from ovia_backup_dagster.core.backup import Backup
+from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.checks import Check, Stage
 from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.drill.evidence import Evidence

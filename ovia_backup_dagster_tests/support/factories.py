@@ -13,11 +13,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from ovia_backup_dagster.core.archive_header import HEAD_BYTES, MAGIC, parse_header
-from ovia_backup_dagster.core.catalog import GLOBALS, MANIFEST, SIDECARS, Backup, Catalog
+from ovia_backup_dagster.core.backup import Backup
+from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.core.coverage import Covered
 from ovia_backup_dagster.core.manifest import DatabaseFacts, FileFacts, Manifest
 from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.core.publication import publish_backup
+from ovia_backup_dagster.core.sidecars import GLOBALS, MANIFEST, SIDECAR_KINDS
+from ovia_backup_dagster.core.statements import record_drill, record_hold, record_judgement
 from ovia_backup_dagster.core.verdict import (
     DrillRecord,
     Finding,
@@ -97,7 +101,7 @@ def make_manifest(
         session_options="",
         client_version="16.15",
         warnings=warnings,
-        files={} if roles is None else {GLOBALS: FileFacts.of(roles)},
+        files={} if roles is None else {str(GLOBALS): FileFacts.of(roles)},
         made_by="the tests",
     )
 
@@ -153,7 +157,7 @@ def publish(catalog: Catalog, started_at: datetime, *, content: bytes = CONTENT)
     temporary.touch(0o600)  # as pg_dump's caller sees to it
     temporary.write_bytes(content)
     manifest = make_manifest(name.started_at, content, database=catalog.database, roles=ROLES)
-    return catalog.publish(temporary, name, manifest, ROLES)
+    return publish_backup(catalog, temporary, name, {GLOBALS: ROLES, MANIFEST: manifest.to_json().encode()})
 
 
 def redated(backup: Backup, at: datetime, *, keep: bool = False) -> Backup:
@@ -178,14 +182,14 @@ def redated(backup: Backup, at: datetime, *, keep: bool = False) -> Backup:
             _sha256(text).encode(): _sha256(moved).encode(),
         }
         content = written
-    for suffix in SIDECARS:
-        sidecar = backup.read_sidecar(suffix)
+    for kind in SIDECAR_KINDS:
+        sidecar = backup.read_sidecar(kind)
         if sidecar is not None:
             for before, after in changed.items():
                 sidecar = sidecar.replace(before, after)
-            target.with_name(target.name + suffix).write_bytes(sidecar)
+            target.with_name(f"{target.name}{kind}").write_bytes(sidecar)
             if target != backup.path and not keep:
-                backup.sidecar(suffix).unlink()
+                backup.sidecar(kind).unlink()
     mode = backup.path.stat().st_mode
     if not keep:
         backup.path.unlink()
@@ -200,14 +204,14 @@ def with_roles(backup: Backup, roles: bytes | None) -> Backup:
     manifest, text = backup.manifest, backup.read_sidecar(MANIFEST)
     assert manifest is not None
     assert text is not None
-    files = {} if roles is None else {GLOBALS: FileFacts.of(roles)}
+    files = {} if roles is None else {str(GLOBALS): FileFacts.of(roles)}
     changed = manifest.model_copy(update={"files": files, "globals_included": roles is not None}).to_json().encode()
     backup.sidecar(GLOBALS).unlink(missing_ok=True)
-    for suffix in SIDECARS:
-        sidecar = backup.read_sidecar(suffix)
+    for kind in SIDECAR_KINDS:
+        sidecar = backup.read_sidecar(kind)
         if sidecar is not None:
             said = sidecar.replace(text, changed).replace(_sha256(text).encode(), _sha256(changed).encode())
-            backup.sidecar(suffix).write_bytes(said)
+            backup.sidecar(kind).write_bytes(said)
     if roles is not None:
         backup.sidecar(GLOBALS).write_bytes(roles)
     return Backup(backup.path, backup.name, backup.size_bytes, backup.mtime_ns)
@@ -232,7 +236,7 @@ def _sha256(content: bytes) -> str:
 
 
 def judged(catalog: Catalog, backup: Backup, *, good: bool = True) -> Backup:
-    return catalog.record(backup, make_judgement(backup, good=good), make_witness() if good else None)
+    return record_judgement(catalog, backup, make_judgement(backup, good=good), make_witness() if good else None)
 
 
 def proven(catalog: Catalog, started_at: datetime, tier: Tier = Tier.DAILY) -> Backup:
@@ -252,7 +256,7 @@ def drilled(catalog: Catalog, backup: Backup, *, passed: bool = True, at: dateti
         covered=backup.unit.covered if backup.unit else None,
         evidence=f"{at:%Y-%m-%d_%H%M%S}_{backup.path.stem}.json",
     )
-    return catalog.record_drill(backup, record, backup.path.parent)
+    return record_drill(catalog, backup, record, backup.path.parent)
 
 
 def drill_evidence(catalog: Catalog, at: datetime, *, passed: bool = True, why: str = "it does not restore") -> Path:
@@ -287,7 +291,7 @@ def drill_evidence(catalog: Catalog, at: datetime, *, passed: bool = True, why: 
 
 def held(catalog: Catalog, backup: Backup, until: datetime, released_at: datetime | None = None) -> Backup:
     hold = Hold(until=until, reason="people shrank from 10 to 1 rows", released_at=released_at)
-    catalog.set_hold(backup, hold)
+    record_hold(catalog, backup, hold)
     return catalog.refresh(backup)
 
 

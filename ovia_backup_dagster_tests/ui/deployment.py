@@ -24,7 +24,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from ovia_backup_dagster.core.catalog import Backup
+from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.demo import embedded_server
 from ovia_backup_dagster.demo.demonstration import end_group
 from ovia_backup_dagster.postgres.programs import Connection

@@ -1,0 +1,177 @@
+"""The files of one backup as they stand on a disk: its archive and its sidecars, read when they are first asked for.
+
+What they say of the backup is the business of ``backup``; which kinds there are, of ``sidecars``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ovia_backup_dagster.core.archive_header import HEAD_BYTES, MAGIC
+from ovia_backup_dagster.core.errors import StrangeFileError, VolumeError
+from ovia_backup_dagster.core.files import read_small, reader
+from ovia_backup_dagster.core.manifest import Manifest, Sidecar, is_newer, parse_sidecar
+from ovia_backup_dagster.core.shell import shell_word
+from ovia_backup_dagster.core.sidecars import GLOBALS, MANIFEST, SidecarKind, most_bytes
+from ovia_backup_dagster.core.verdict import bad_backup
+
+M = TypeVar("M", bound=Sidecar)
+
+
+@dataclass(frozen=True)
+class BackupFiles:
+    """An archive and what stands beside it.
+
+    Attributes:
+        path: the archive.
+    """
+
+    path: Path
+
+    def __str__(self) -> str:
+        return self.path.name
+
+    def sidecar(self, kind: SidecarKind[Any] | str) -> Path:
+        """The path of a sidecar, whether it exists or not; a kind that is not known here is given by its ending."""
+        return self.path.with_name(f"{self.path.name}{kind}")
+
+    def read_sidecar(self, kind: SidecarKind[Any] | str) -> bytes | None:
+        """A sidecar's content; ``None`` when there is none.
+
+        Raises:
+            VolumeError: it cannot be read.
+        """
+        try:
+            return read_small(self.sidecar(kind), most_bytes(str(kind)))
+        except FileNotFoundError:
+            return None
+
+    def parsed(self, kind: SidecarKind[M]) -> M | None:
+        """What a sidecar says; ``None`` when there is none.
+
+        Raises:
+            VolumeError: it cannot be read, or is not what this version of the program writes.
+        """
+        content = self.read_sidecar(kind)
+        if content is None or kind.model is None:
+            return None
+        return parse_sidecar(kind.model, content, self.sidecar(kind).name)
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """What was known when it was made; ``None`` for the old script's dumps, and where ``manifest_trouble`` says so.
+
+        Raises:
+            VolumeError: a newer program wrote it, or there is no file of ours in its place.
+        """
+        return self._manifest_read[0]
+
+    @property
+    def manifest_trouble(self) -> str:
+        """Why its manifest says nothing: it is empty, torn, or no manifest at all; empty where it can be read.
+
+        It must not be what a sound archive is lost by, and what can tear it could remove it, too: the backup is then
+        one without.
+
+        Raises:
+            VolumeError: as ``manifest``.
+        """
+        return self._manifest_read[1]
+
+    @cached_property
+    def _manifest_read(self) -> tuple[Manifest | None, str]:
+        text = self._manifest_text
+        if text is None:
+            return None, ""
+        try:
+            return parse_sidecar(Manifest, text, self.sidecar(MANIFEST).name), ""
+        except VolumeError as error:
+            if is_newer(text):
+                raise
+            why = error.why if text.strip(b"\0 \n") else "it is empty" if not text else "it holds nothing but NUL bytes"
+            return None, f"its manifest cannot be read ({why}): the backup is treated as one without"
+
+    @cached_property
+    def _manifest_text(self) -> bytes | None:
+        return self.read_sidecar(MANIFEST)
+
+    @property
+    def manifest_sha256(self) -> str | None:
+        """Of the manifest's file; ``None`` without one.
+
+        Raises:
+            VolumeError: it cannot be read.
+        """
+        text = self._manifest_text
+        return None if text is None else hashlib.sha256(text).hexdigest()
+
+    @cached_property
+    def _head(self) -> bytes | None:
+        """The archive's first bytes; ``None`` when this user may not read them."""
+        try:
+            with reader(self.path) as file:
+                return file.read(HEAD_BYTES)
+        except StrangeFileError:
+            return b""
+        except (OSError, VolumeError):
+            return None
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether the file begins as pg_dump's custom format does: the old script left empty ones behind.
+
+        One that this user may not read gets the benefit of the doubt; verifying it says what is wrong.
+        """
+        return self._head is None or self._head.startswith(MAGIC)
+
+    @property
+    def foreign(self) -> tuple[str, str] | None:
+        """What else the file is, as far as its first bytes say, and the command that restores it by hand."""
+        head, path = self._head or b"", shell_word(str(self.path))
+        if head.startswith(MAGIC):
+            return None
+        if head[257:262] == b"ustar":
+            return "a tar archive", f"createdb NEW && pg_restore --dbname=NEW {path}"
+        if head.lstrip(b"\xef\xbb\xbf\r\n ").startswith(b"--"):
+            return "a plain SQL dump, which psql reads", (
+                f"createdb NEW && psql --set=ON_ERROR_STOP=1 --dbname=NEW --file={path}"
+            )
+        return None
+
+    def altered_files(self, *, complete: bool = True) -> tuple[str, ...]:
+        """What is wrong with the files that were made with the archive, besides it: one line for each.
+
+        Args:
+            complete: whether all must be there; who copied a dump elsewhere may have left some behind.
+
+        Raises:
+            VolumeError: one cannot be read, or the manifest cannot.
+        """
+        files = self.manifest.files if self.manifest else {}
+        there = {suffix: self.read_sidecar(suffix) for suffix in files}
+        looked_at = [suffix for suffix in files if complete or there[suffix] is not None]
+        wrong = {suffix: files[suffix].difference(there[suffix]) for suffix in looked_at}
+        return tuple(f"{self.sidecar(suffix).name} {text}" for suffix, text in wrong.items() if text)
+
+    def saved_roles(self) -> bytes | None:
+        """The roles that were saved with it, as SQL; ``None`` when none were, or they are not there.
+
+        Without a manifest there are none: what lies there then came from somewhere else.
+
+        Raises:
+            BadBackupError: they are not what was saved.
+            VolumeError: they cannot be read.
+        """
+        if self.manifest is None:
+            return None
+        saved = self.read_sidecar(GLOBALS)
+        facts = self.manifest.files.get(GLOBALS.suffix)
+        # Older programs wrote down no hash of them.
+        wrong = facts.difference(saved) if facts and saved is not None else ""
+        if wrong:
+            raise bad_backup(str(self), f"{self.sidecar(GLOBALS).name} {wrong}")
+        return saved

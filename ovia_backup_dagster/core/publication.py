@@ -1,0 +1,129 @@
+"""How a backup's files appear on the volume, in one tier or a second one, and vanish: in which order, and how safely.
+
+A dump and its sidecars are one unit: sidecars appear first and vanish last, so a reader never sees half a backup. All
+expect the caller to hold the volume's lock. Which backups are promoted and removed is decided in ``retention``; what is
+written of a backup that stands is the business of ``statements``, what a crash leaves behind that of ``sweeping``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ovia_backup_dagster.core.backup import Backup
+from ovia_backup_dagster.core.catalog import Catalog
+from ovia_backup_dagster.core.errors import StrangeFileError, VolumeError
+from ovia_backup_dagster.core.files import (
+    exists,
+    explained,
+    link_or_copy,
+    removed_on_error,
+    rename_to_new,
+    sync_folder,
+    unlink,
+)
+from ovia_backup_dagster.core.locking import removing
+from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.core.sidecars import PROMOTED, SIDECAR_KINDS, SidecarKind, made_with_dump
+from ovia_backup_dagster.core.takeover_links import forget, protect
+from ovia_backup_dagster.core.verdict import PromotionRecord
+
+
+def publish_backup(
+    catalog: Catalog, temporary: Path, name: BackupName, contents: Mapping[SidecarKind[Any], bytes]
+) -> Backup:
+    """Give a finished dump its name, sidecars first, so that it appears whole or not at all.
+
+    Args:
+        catalog: of the volume.
+        temporary: the dump, at ``Catalog.temporary(name)``.
+        name: what it is to be called.
+        contents: the sidecars that were made with it.
+
+    Raises:
+        VolumeError, DiskFullError: the volume refused; nothing is visible then.
+    """
+    final = catalog.folder(name.tier) / name.filename
+    with explained(f"cannot publish {final}"):
+        if exists(final):
+            raise VolumeError(f"{final} exists already", why="another program wrote it", fix="ovia-backup dump")
+        for kind, content in made_with_dump(contents):
+            catalog.write(final.with_name(f"{final.name}{kind}"), content)
+        sync_folder(final.parent)
+        rename_to_new(temporary, final)
+        sync_folder(final.parent)
+        status = final.stat()
+        _protect(catalog)
+    return Backup(final, name, status.st_size, status.st_mtime_ns)
+
+
+def promote_backup(catalog: Catalog, backup: Backup, tier: Tier, now: datetime) -> Backup:
+    """Let a backup also stand in another tier: a hard link, else a copy that is checked.
+
+    Raises:
+        VolumeError, DiskFullError: the volume refused; nothing is visible then.
+    """
+    covered = backup.unit.covered if backup.unit else None
+    record = PromotionRecord(at=now, promoted_from=backup.path.name, covered=covered)
+    name = BackupName(backup.name.database, tier, backup.started_at)
+    final = catalog.folder(tier) / name.filename
+    temporary = catalog.temporary(name)
+    with explained(f"cannot promote {backup} to {final.parent}"), removed_on_error(temporary):
+        link_or_copy(backup.path, temporary)
+        if exists(final):
+            # A copy that went bad: gone before the good one's verdict appears under its name.
+            remove_backup(catalog, Backup(final, name, 0, 0))
+        contents = {**_contents_to_promote(backup), PROMOTED: record.to_json().encode()}
+        for kind in SIDECAR_KINDS:
+            # Copies: the tiers' verdicts go their own ways from here.
+            if kind in contents:
+                catalog.write(final.with_name(f"{final.name}{kind}"), contents[kind])
+        os.rename(temporary, final)
+        sync_folder(final.parent)
+        status = final.stat()
+        _protect(catalog)
+    return Backup(final, name, status.st_size, status.st_mtime_ns)
+
+
+def remove_backup(catalog: Catalog, backup: Backup) -> bool:
+    """Remove a backup, dump first; ``False`` when it was gone already.
+
+    Raises:
+        VolumeError: it cannot be removed.
+        LockHeldError: it is being restored.
+    """
+    with explained(f"cannot remove {backup.path}"), removing(backup.path):
+        forget(catalog.root, backup.tier, backup.path.name)
+        existed = unlink(backup.path)
+        # The dump must be gone for good before its sidecars are: else a crash could bring it back bare.
+        sync_folder(backup.path.parent)
+        for kind in SIDECAR_KINDS:
+            unlink(backup.sidecar(kind))
+        sync_folder(backup.path.parent)
+    return existed
+
+
+def _contents_to_promote(backup: Backup) -> dict[SidecarKind[Any], bytes]:
+    """What goes along; of what is no file, only what the backup is not whole without is an error."""
+    found: dict[SidecarKind[Any], bytes] = {}
+    for kind in (kind for kind in SIDECAR_KINDS if kind.promoted):
+        try:
+            content = backup.read_sidecar(kind)
+        except StrangeFileError:
+            if kind.needed:
+                raise
+            continue
+        if content is not None:
+            found[kind] = content
+    return found
+
+
+def _protect(catalog: Catalog) -> None:
+    """While the old script shares the volume: from its counting."""
+    # The backup is made; what cannot be protected is no worse off than without a hand-over.
+    with contextlib.suppress(OSError):
+        protect(catalog.root)

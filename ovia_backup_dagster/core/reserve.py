@@ -1,0 +1,42 @@
+"""A little room on the volume, set aside for the sidecars of a day when there is none.
+
+Without it a full disk could never get well by itself: no verdict could be written, so nothing could be pruned. What is
+written is the business of whose file it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from ovia_backup_dagster.core.files import NO_ROOM, exists, unlink
+
+#: A file of nothing, given up when a verdict must be written and the disk is full.
+RESERVE = ".reserve"
+RESERVE_BYTES = 4 * 1024 * 1024
+
+
+def keep_reserve(root: Path) -> None:
+    """Set the room aside, where there is plenty; where it cannot be, there is none."""
+    path = root / RESERVE
+    with contextlib.suppress(OSError):
+        if exists(path) or shutil.disk_usage(root).free < 16 * RESERVE_BYTES:
+            return
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
+        finally:
+            os.close(descriptor)
+
+
+def with_reserve(root: Path, write: Callable[[], None]) -> None:
+    """Write to the volume; where there is no room, again with what was set aside for it."""
+    try:
+        write()
+    except OSError as error:
+        if error.errno not in NO_ROOM or not unlink(root / RESERVE):
+            raise
+        write()

@@ -1,0 +1,98 @@
+"""The kinds of files that stand beside an archive, each once: what every act on a backup's files asks.
+
+A new kind is one line here: it is then published, promoted, removed, swept and handed over with the rest. What a kind
+says is the business of its model (``manifest``, ``verdict``); reading one that of ``backup_files``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from ovia_backup_dagster.core.files import SIDECAR_BYTES, WITNESS_BYTES
+from ovia_backup_dagster.core.manifest import FileFacts, Manifest, Sidecar
+from ovia_backup_dagster.core.naming import SUFFIX
+from ovia_backup_dagster.core.verdict import Acceptance, Drills, Hold, PromotionRecord, Verification
+
+M = TypeVar("M", bound=Sidecar)
+
+
+@dataclass(frozen=True, slots=True)
+class SidecarKind(Generic[M]):
+    """One kind; as text it is its ending.
+
+    Attributes:
+        suffix: what its file's name has after the archive's: ``.verified.json``.
+        word: what it holds, for a person.
+        model: of its content; ``None`` for what is not ours to parse.
+        made_with_dump: whether it is published with the archive, and never changes; else it is found out later.
+        hashed: whether the manifest holds its length and SHA-256.
+        promoted: whether a copy of it goes along to another tier.
+        needed: whether the backup is not whole without it: there is no promotion where it cannot be read.
+        max_bytes: the most that is read of it, in bytes.
+    """
+
+    suffix: str
+    word: str
+    model: type[M] | None = None
+    made_with_dump: bool = False
+    hashed: bool = False
+    promoted: bool = True
+    needed: bool = False
+    max_bytes: int = SIDECAR_BYTES
+
+    def __str__(self) -> str:
+        return self.suffix
+
+
+#: All kinds, in the order in which they appear and vanish; the archive appears after them, and vanishes before them.
+#: The manifest is the last of them, as it says what the others belong to.
+SIDECAR_KINDS: list[SidecarKind[Any]] = []
+
+
+def _kind(kind: SidecarKind[M]) -> SidecarKind[M]:
+    SIDECAR_KINDS.append(kind)
+    return kind
+
+
+UNREADABLE: SidecarKind[Sidecar] = _kind(SidecarKind(".verified.json.unreadable", "unreadable verdict"))
+PROMOTED = _kind(SidecarKind(".promoted.json", "promotion", PromotionRecord, promoted=False))
+ACCEPTED = _kind(SidecarKind(".accepted.json", "acceptance", Acceptance))
+HELD = _kind(SidecarKind(".held.json", "hold", Hold))
+DRILLED = _kind(SidecarKind(".drilled.json", "drill", Drills))
+VERIFIED = _kind(SidecarKind(".verified.json", "verdict", Verification, needed=True, max_bytes=WITNESS_BYTES))
+GLOBALS: SidecarKind[Sidecar] = _kind(
+    SidecarKind(".globals.sql", "roles", made_with_dump=True, hashed=True, needed=True, max_bytes=WITNESS_BYTES)
+)
+MANIFEST = _kind(SidecarKind(".json", "manifest", Manifest, made_with_dump=True, needed=True))
+
+
+def archive_of(filename: str) -> str | None:
+    """The name of the archive that a sidecar stands beside; ``None`` for what is no sidecar."""
+    for kind in SIDECAR_KINDS:
+        archive = filename.removesuffix(kind.suffix)
+        if archive != filename and archive.endswith(SUFFIX):
+            return archive
+    return None
+
+
+def most_bytes(suffix: str) -> int:
+    """The most that is read of a sidecar, in bytes; a newer program may know kinds that are not known here."""
+    return next((kind.max_bytes for kind in SIDECAR_KINDS if kind.suffix == suffix), SIDECAR_BYTES)
+
+
+def made_with_dump(contents: Mapping[SidecarKind[Any], bytes]) -> Iterator[tuple[SidecarKind[Any], bytes]]:
+    """What is published with an archive, in order.
+
+    Raises:
+        ValueError: a kind is found out later, and no part of what a dump makes.
+    """
+    if later := [kind.word for kind in contents if not kind.made_with_dump]:
+        raise ValueError(f"not made with a dump: {', '.join(later)}")
+    return ((kind, contents[kind]) for kind in SIDECAR_KINDS if kind in contents)
+
+
+def facts_for_manifest(contents: Mapping[SidecarKind[Any], bytes]) -> dict[str, FileFacts]:
+    """What the manifest holds of the files that are made with the archive."""
+    return {kind.suffix: FileFacts.of(content) for kind, content in contents.items() if kind.hashed}

@@ -1,0 +1,62 @@
+"""What a crash leaves on the volume, our temporaries and sidecars without a dump, and its removal.
+
+Files of other databases, other programs and persons are left alone. What drills and restores leave in their own folders
+is the business of these.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from ovia_backup_dagster.core.catalog import Catalog
+from ovia_backup_dagster.core.files import TEMPORARY, explained, is_folder, unlink
+from ovia_backup_dagster.core.filesystem import PREFIX as PROBE
+from ovia_backup_dagster.core.naming import SUFFIX, BackupName, Tier
+from ovia_backup_dagster.core.sidecars import archive_of
+from ovia_backup_dagster.core.takeover_links import protected
+
+
+def sweep_abandoned(catalog: Catalog) -> list[Path]:
+    """Remove what a crash left: our temporaries and sidecars without a dump. Returns what was removed.
+
+    Only under the exclusive lock: no other process is writing then, so whatever is unfinished is abandoned.
+    """
+    swept: list[Path] = []
+    for path in unfinished_files(catalog):
+        # What will not go stops nothing.
+        with contextlib.suppress(OSError):
+            if unlink(path):
+                swept.append(path)
+    return swept
+
+
+def unfinished_files(catalog: Catalog) -> list[Path]:
+    """Our temporaries, and sidecars without a dump: being written now, or left by a crash."""
+    with explained(f"cannot look into {catalog.root}"):
+        found = sorted(catalog.root.glob(f"{PROBE}*{TEMPORARY}"))
+    for tier in Tier:
+        folder = catalog.folder(tier)
+        with explained(f"cannot look into {folder}"):
+            if folder.is_dir():
+                # The sidecars of a dump that the old script removed wait for it.
+                names = set(os.listdir(folder)) | protected(catalog.root, tier)
+                found += (
+                    folder / name for name in sorted(names) if _is_unfinished(name, names, tier, catalog.database)
+                )
+    # We make no folders: one of such a name is a person's.
+    return [path for path in found if not is_folder(path)]
+
+
+def _is_unfinished(filename: str, names: set[str], tier: Tier, database: str) -> bool:
+    if filename.startswith(".") and filename.endswith(TEMPORARY):
+        inner = filename[1 : -len(TEMPORARY)]
+        return _is_ours(inner.partition(SUFFIX)[0] + SUFFIX, tier, database)
+    dump = archive_of(filename)
+    return dump is not None and dump not in names and _is_ours(dump, tier, database)
+
+
+def _is_ours(dump: str, tier: Tier, database: str) -> bool:
+    name = BackupName.parse(dump)
+    return name is not None and name.tier == tier and name.database == database
