@@ -129,7 +129,7 @@ class BackupSystem:
         # Docker's client takes a while to import, and no other part needs it.
         from ovia_backup_dagster.restoration.plan import Services
         from ovia_backup_dagster.restoration.runner import Restorations
-        from ovia_backup_dagster.swarm.service_manager import Swarm
+        from ovia_backup_dagster.swarm.docker_services import Swarm
 
         settings = self.settings
         services = Services(settings.swarm_app_services, settings.swarm_migrate_service, settings.health_url)

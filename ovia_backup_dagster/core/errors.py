@@ -401,26 +401,26 @@ class ArchiveFormatError(BackupError):
 # ---- Docker Swarm, and the application in it
 
 
-class SwarmError(BackupError):
-    """Docker, or a service in it, did not do what a restore needs."""
+class ServiceManagerError(BackupError):
+    """The service manager (Docker Swarm), or a service in it, did not do what a restore needs."""
 
 
-class DockerUnreachableError(SwarmError):
-    """Docker does not answer, or answers that it cannot at the moment."""
+class ServiceManagerUnreachableError(ServiceManagerError):
+    """The service manager does not answer, or answers that it cannot at the moment."""
 
     transient = True
 
 
-class DockerRefusedError(SwarmError):
-    """Docker, or the filter before it, refuses what it is asked."""
+class ServiceManagerRefusedError(ServiceManagerError):
+    """The service manager, or the filter before it, refuses what it is asked."""
 
 
-class ServiceError(SwarmError):
-    """A service itself, and not Docker, stands in the way: to ask Docker again is of no use."""
+class ServiceError(ServiceManagerError):
+    """A service itself, and not its manager, stands in the way: to ask the manager again is of no use."""
 
 
 class ServiceMissingError(ServiceError):
-    """The swarm has no service of that name."""
+    """The service manager has no service of that name."""
 
 
 class ServiceUnsuitableError(ServiceError):
@@ -431,11 +431,11 @@ class ServiceStuckError(ServiceError):
     """A service's tasks did not stop, or did not start, in time."""
 
 
-class MigrationFailedError(SwarmError):
+class MigrationFailedError(ServiceManagerError):
     """The service that migrates the database did not complete."""
 
 
-class HealthError(SwarmError):
+class HealthError(ServiceManagerError):
     """The application does not say that it is well."""
 
 

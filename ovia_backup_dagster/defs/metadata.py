@@ -173,10 +173,10 @@ def of_restore(record: Record, folder: Path, words: Callable[[str], str]) -> Met
         words: how what is said is put for readers of the UI.
     """
     found: Metadata = {
-        "summary": dg.MetadataValue.md(words(restore_report.gist(record))),
+        "summary": dg.MetadataValue.md(words(restore_report.restore_gist(record))),
         "outcome": dg.MetadataValue.text(record.outcome),
         "record": dg.MetadataValue.path(str(folder / f"{record.order.filename}.md")),
-        "page": dg.MetadataValue.md(words(restore_report.page(record))),
+        "page": dg.MetadataValue.md(words(restore_report.restore_page(record))),
     }
     if record.kept:
         found["kept"] = dg.MetadataValue.text(record.kept)

@@ -24,7 +24,7 @@ from ovia_backup_dagster.defs.policies import (
 from ovia_backup_dagster.defs.resources import Backups
 from ovia_backup_dagster.defs.run_configs import RestoreAction, RestoreConfig
 from ovia_backup_dagster.restoration.order import Mode, StopServices
-from ovia_backup_dagster.restoration.plan import Plan, Planner
+from ovia_backup_dagster.restoration.plan import Planner, RestorePlan
 from ovia_backup_dagster.restoration.record import Record
 from ovia_backup_dagster.restoration.request import Wishes
 from ovia_backup_dagster.settings.model import Settings
@@ -146,7 +146,9 @@ def _act(context: dg.OpExecutionContext, config: RestoreConfig, backups: BackupS
     return restorations.run(plan, "", log, word=config.confirm)
 
 
-def _plan(context: dg.OpExecutionContext, config: RestoreConfig, backups: BackupSystem, planner: Planner) -> Plan:
+def _plan(
+    context: dg.OpExecutionContext, config: RestoreConfig, backups: BackupSystem, planner: Planner
+) -> RestorePlan:
     who, now = context.run.tags.get("user", "Dagster, by hand"), datetime.now(UTC)
     if config.action in (RestoreAction.undo, RestoreAction.plan_undo):
         return planner.plan_undo(who, context.run_id, now, kept_name=config.kept)

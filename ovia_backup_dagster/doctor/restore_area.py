@@ -20,7 +20,7 @@ from ovia_backup_dagster.restoration import archive_requirements, server_offers
 from ovia_backup_dagster.restoration.application_health import wait_until_healthy
 from ovia_backup_dagster.restoration.replaced_databases import way_back
 from ovia_backup_dagster.restoration.requirements import unmet
-from ovia_backup_dagster.restoration.swap import obstacles, standing
+from ovia_backup_dagster.restoration.swap import database_state, obstacles
 from ovia_backup_dagster.system import BackupSystem
 
 _HEALTH_SECONDS = 3.0
@@ -66,7 +66,7 @@ def _database(system: BackupSystem, found: Sequence[BackupError]) -> Iterator[Li
     target, keep = system.restore_connection, system.settings.restore_keep_days
     server = other_database(target, target.database)
     where = f"{target.host}:{target.port}"
-    live = standing(server, target.database)
+    live = database_state(server, target.database)
     for obstacle in found:
         yield _not_now(obstacle)
     if not found:
@@ -96,10 +96,10 @@ def _newest_backup(system: BackupSystem, server: Connection, owner: str) -> Iter
         newest = next(system.catalog.newest_first(), None)
         if newest is None or newest.foreign:
             return
-        wanted = archive_requirements.of_backup(system.programs, newest)
+        wanted = archive_requirements.requirements_of(system.programs, newest)
         # Whether the role has the rights of the live database's owner is said of that.
         wanted = replace(wanted, owners=set(wanted.owners) - {owner})
-        lacking, warnings = unmet(wanted, server_offers.of_server(server, wanted, owner), max(2, system.restore_jobs()))
+        lacking, warnings = unmet(wanted, server_offers.offers_of(server, wanted, owner), max(2, system.restore_jobs()))
         yield from map(_not_now, lacking)
         yield from (warn(Area.RESTORES, text) for text in warnings)
         if not lacking:
@@ -113,11 +113,11 @@ def _newest_backup(system: BackupSystem, server: Connection, owner: str) -> Iter
 
 
 def _services(system: BackupSystem) -> Iterator[Line]:
-    settings, swarm = system.settings, system.restorations.swarm
+    settings, manager = system.settings, system.restorations.manager
     try:
-        counts = [f"{name} {swarm.replicas(name)}" for name in settings.swarm_app_services]
+        counts = [f"{name} {manager.replicas(name)}" for name in settings.swarm_app_services]
         if settings.swarm_migrate_service:
-            swarm.check_once(settings.swarm_migrate_service)
+            manager.check_once(settings.swarm_migrate_service)
             counts.append(f"{settings.swarm_migrate_service} to migrate")
         if counts:
             yield ok(Area.RESTORES, f"services that a restore stops and starts: {', '.join(counts)}")

@@ -66,7 +66,7 @@ _CREATE_DATABASE = re.compile(r"CREATE DATABASE ")
 _LOCALE_OPTION = re.compile(rf" (LOCALE|LC_COLLATE|LC_CTYPE|LOCALE_PROVIDER|ICU_LOCALE) = ({_LITERAL}|\w+)")
 
 
-def of_backup(programs: Programs, backup: Backup) -> Needs:
+def requirements_of(programs: Programs, backup: Backup) -> Needs:
     """Read what a backup needs: its contents list and its schema, no data.
 
     Raises:

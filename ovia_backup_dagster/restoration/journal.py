@@ -24,7 +24,7 @@ from ovia_backup_dagster.proof.check_results import CheckResult, CopiedTable
 from ovia_backup_dagster.restoration.order import Mode, Order, Step
 
 
-class Mark(StrEnum):
+class JournalMark(StrEnum):
     """What the journal says of a step, or of all of it."""
 
     BEGUN = "begun"
@@ -42,10 +42,10 @@ class Mark(StrEnum):
 
 
 #: What came of a restore, by the mark that ended its journal.
-OUTCOMES = {Mark.FINISHED: "done", Mark.PUT_BACK: "put back", Mark.GIVEN_UP: "given up"}
+OUTCOMES = {JournalMark.FINISHED: "done", JournalMark.PUT_BACK: "put back", JournalMark.GIVEN_UP: "given up"}
 
 
-class Entry(Sidecar):
+class JournalEntry(Sidecar):
     """A line of the journal.
 
     Attributes:
@@ -56,7 +56,7 @@ class Entry(Sidecar):
     """
 
     at: AwareDatetime
-    mark: Mark
+    mark: JournalMark
     step: Step | None = None
     data: dict[str, Any] = Field(default_factory=dict)
 
@@ -64,7 +64,7 @@ class Entry(Sidecar):
 class Journal:
     """What one restore has done. Only its process writes it, under the folder's lock."""
 
-    def __init__(self, path: Path, order: Order, entries: list[Entry]) -> None:
+    def __init__(self, path: Path, order: Order, entries: list[JournalEntry]) -> None:
         self.path = path
         self.order = order
         self.entries = entries
@@ -80,7 +80,7 @@ class Journal:
         with explained(f"cannot read {path}"):
             lines = read_small(path, WITNESS_BYTES).split(b"\n")
         try:
-            entries = [parse_sidecar(Entry, line, path.name) for line in lines[1:-1]]
+            entries = [parse_sidecar(JournalEntry, line, path.name) for line in lines[1:-1]]
             return cls(path, parse_sidecar(Order, lines[0], path.name), entries)
         except VolumeError as error:
             raise JournalError(
@@ -90,13 +90,13 @@ class Journal:
                 f"(psql -l), put right what is not, then: mv {path} {path}.damaged",
             ) from None
 
-    def write(self, mark: Mark, step: Step | None = None, **data: Any) -> None:
+    def write(self, mark: JournalMark, step: Step | None = None, **data: Any) -> None:
         """Add a line; it is on the disk when this returns.
 
         Raises:
             VolumeError, DiskFullError: it cannot be written, and so the step must not be taken.
         """
-        entry = Entry(at=datetime.now(UTC), mark=mark, step=step, data=data)
+        entry = JournalEntry(at=datetime.now(UTC), mark=mark, step=step, data=data)
         with explained(f"cannot write {self.path}"):
             root = self.path.parent.parent
             with_reserve(root, lambda: _append_line(self.path, entry.model_dump_json().encode()))
@@ -104,11 +104,11 @@ class Journal:
 
     def done(self, step: Step) -> bool:
         """Whether the step is behind us."""
-        return any(entry.step is step and entry.mark is Mark.DONE for entry in self.entries)
+        return any(entry.step is step and entry.mark is JournalMark.DONE for entry in self.entries)
 
     def attempts(self, step: Step) -> int:
         """How often the step was begun; it may have been taken in part each time."""
-        return sum(entry.step is step and entry.mark is Mark.BEGUN for entry in self.entries)
+        return sum(entry.step is step and entry.mark is JournalMark.BEGUN for entry in self.entries)
 
     def begun(self, step: Step) -> bool:
         """Whether the step may have been taken, if only in part."""
@@ -123,7 +123,7 @@ class Journal:
         return found
 
     @property
-    def ended(self) -> Mark | None:
+    def ended(self) -> JournalMark | None:
         """How it ended; ``None`` while there is something to finish or to put back."""
         return next((entry.mark for entry in self.entries if entry.mark in OUTCOMES), None)
 
@@ -136,7 +136,7 @@ class Journal:
     @property
     def putting_back(self) -> bool:
         """Whether the way back was begun."""
-        return any(entry.mark is Mark.PUTTING_BACK for entry in self.entries)
+        return any(entry.mark is JournalMark.PUTTING_BACK for entry in self.entries)
 
     @property
     def live(self) -> bool:

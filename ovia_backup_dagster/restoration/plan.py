@@ -23,10 +23,10 @@ from ovia_backup_dagster.restoration.application_health import shown
 from ovia_backup_dagster.restoration.folder import RestoreFolder
 from ovia_backup_dagster.restoration.order import Mode, Order, Step
 from ovia_backup_dagster.restoration.preflight import Preflight
-from ovia_backup_dagster.restoration.replaced_databases import Kept, kept, named
+from ovia_backup_dagster.restoration.replaced_databases import Kept, kept, replaced_database
 from ovia_backup_dagster.restoration.request import Wishes, refuse_contradictions, refuse_impossible_name
-from ovia_backup_dagster.restoration.swap import obstacles, standing
-from ovia_backup_dagster.swarm.service_manager import Swarm
+from ovia_backup_dagster.restoration.service_manager import ServiceManager
+from ovia_backup_dagster.restoration.swap import database_state, obstacles
 
 #: Of obstacles and their words, in the error that names them all.
 _OBSTACLES, _WIDTH = 8, 90
@@ -48,7 +48,7 @@ class Services:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RestorePlan:
     """What will be done.
 
     Attributes:
@@ -138,7 +138,7 @@ def replaced(each: Kept, at: datetime | None) -> str:
     return f"live until {at:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def as_dict(plan: Plan) -> dict[str, Any]:
+def as_dict(plan: RestorePlan) -> dict[str, Any]:
     """For ``--json``."""
     return {
         "order": plan.order.model_dump(mode="json"),
@@ -178,15 +178,15 @@ class Planner:
         driller: catalog, programs, and the drills so far.
         target: the live database, as the role that restores.
         services: what else is to be stopped and started.
-        swarm: whose services those are; only asked.
+        manager: whose services those are; only asked.
     """
 
     driller: Driller
     target: Connection
     services: Services
-    swarm: Swarm
+    manager: ServiceManager
 
-    def plan(self, wishes: Wishes, launched_by: str, run_id: str | None, now: datetime) -> Plan:
+    def plan(self, wishes: Wishes, launched_by: str, run_id: str | None, now: datetime) -> RestorePlan:
         """Decide. What stands in the way is in the plan.
 
         Raises:
@@ -207,7 +207,7 @@ class Planner:
             server_version = session.info.server_version // 10000
         wishes = replace(wishes, backup=backup.path.name if self.driller.catalog.holds(backup) else str(backup.path))
         found.version(server_version)
-        live = standing(server, self.target.database)
+        live = database_state(server, self.target.database)
         known_bad = found.bad(backup, wishes, now)
         # What one says of itself that is known to be bad is not believed.
         expected_here = known_bad or found.origin(backup, here, wishes)
@@ -226,13 +226,13 @@ class Planner:
         if not known_bad:
             found.contents(order, backup, live)
             found.roles(order, backup, wishes)
-        shown_facts, warnings = facts.of_restore(self.driller, server, order, backup, live, now)
+        shown_facts, warnings = facts.facts_of_restore(self.driller, server, order, backup, live, now)
         if order.new_host and (held := found.held(backup)) not in ("", order.becomes):
             warnings.append(f"it is of database {held}, and not of {order.becomes}")
         found.functions(backup)
-        found.services(order, self.swarm)
+        found.services(order, self.manager)
         found.room(order, backup, live, wishes)
-        return Plan(
+        return RestorePlan(
             order,
             backup,
             "" if mode is Mode.NEW else order.database,
@@ -282,7 +282,7 @@ class Planner:
             made_by=MADE_BY,
         )
 
-    def plan_undo(self, launched_by: str, run_id: str | None, now: datetime, *, kept_name: str = "") -> Plan:
+    def plan_undo(self, launched_by: str, run_id: str | None, now: datetime, *, kept_name: str = "") -> RestorePlan:
         """Decide how to swap back to a database that was live before. What stands in the way is in the plan.
 
         Args:
@@ -303,7 +303,7 @@ class Planner:
             )
         with connect(server) as session:
             here = system_identifier(session)
-        live, back = standing(server, database), named(kept_ones, kept_name or kept_ones[0].name)
+        live, back = database_state(server, database), replaced_database(kept_ones, kept_name or kept_ones[0].name)
         record, at = RestoreFolder(self.driller.catalog).swap_that_kept(back.name), self._free_instant(now)
         order = Order(
             mode=Mode.UNDO,
@@ -313,7 +313,7 @@ class Planner:
             port=self.target.port,
             system_identifier=here,
             incoming=back.name,
-            incoming_oid=standing(server, back.name).oid,
+            incoming_oid=database_state(server, back.name).oid,
             live_oid=live.oid,
             kept=before_name(database, at),
             services=dict.fromkeys(self.services.names),
@@ -334,12 +334,12 @@ class Planner:
         shown_facts = {
             "undo": f"{back.name} ({facts.size(back.size_bytes)}), {until}, is live again",
             "kept": f"what is live now stays as {order.kept}; to swap back to it: ovia-backup undo-restore",
-            "since": f"{facts.since(server, database, record, live)}; it stays in {order.kept}",
-            "sessions": facts.sessions([*live.sessions, *standing(server, back.name).sessions]),
+            "since": f"{facts.since_swap(server, database, record, live)}; it stays in {order.kept}",
+            "sessions": facts.sessions([*live.sessions, *database_state(server, back.name).sessions]),
         }
-        found.services(order, self.swarm)
+        found.services(order, self.manager)
         command = "ovia-backup undo-restore" + (f" --kept {shell_word(kept_name)}" if kept_name else "")
-        return Plan(
+        return RestorePlan(
             order, None, database, shown_facts | found.facts, tuple(found.warnings), tuple(found.obstacles), command
         )
 
@@ -356,7 +356,7 @@ class Planner:
     def _free_instant(self, now: datetime) -> datetime:
         """Now, or the second soon after that no database beside the live one is named by."""
         database = self.target.database
-        while any(standing(self._server, name(database, now)).exists for name in (restore_name, before_name)):
+        while any(database_state(self._server, name(database, now)).exists for name in (restore_name, before_name)):
             now += timedelta(seconds=1)
         return now
 

@@ -21,14 +21,14 @@ from ovia_backup_dagster.restoration.activity import Counters, Written, newest_t
 from ovia_backup_dagster.restoration.folder import RestoreFolder
 from ovia_backup_dagster.restoration.order import Mode, Order, Step
 from ovia_backup_dagster.restoration.record import Record
-from ovia_backup_dagster.restoration.subscriptions import subscriptions
-from ovia_backup_dagster.restoration.swap import ClientSession, Standing
+from ovia_backup_dagster.restoration.subscriptions import subscriptions_of
+from ovia_backup_dagster.restoration.swap import ClientSession, DatabaseState
 
 _SHOWN = 5
 
 
-def of_restore(
-    driller: Driller, server: Connection, order: Order, backup: Backup, live: Standing, now: datetime
+def facts_of_restore(
+    driller: Driller, server: Connection, order: Order, backup: Backup, live: DatabaseState, now: datetime
 ) -> tuple[dict[str, str], list[str]]:
     """Title -> what there is to know, and what deserves a second look.
 
@@ -73,7 +73,7 @@ def of_restore(
     elif order.new_host and order.system_identifier in {backup.manifest.database.system_identifier} - {None}:
         warnings.append(f"{order.place} is no new host: it is the server that the backup was made of")
     warnings += _last_drill(driller)
-    found = subscriptions(server, order.database) if live.exists else []
+    found = subscriptions_of(server, order.database) if live.exists else []
     if found and order.mode is not Mode.NEW:
         after = "they are dropped with the database, and their slots are left on the publishers"
         if order.mode is Mode.SWAP:
@@ -82,7 +82,7 @@ def of_restore(
     return facts, warnings
 
 
-def since(server: Connection, database: str, record: Record | None, live: Standing) -> str:
+def since_swap(server: Connection, database: str, record: Record | None, live: DatabaseState) -> str:
     """What was written since a swap; its counters are of the database that it made live, and of no other."""
     if record is not None and record.counters and record.live_oid == live.oid:
         changes = written_since(server, database, Counters.model_validate(record.counters))

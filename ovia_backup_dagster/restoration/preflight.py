@@ -14,9 +14,9 @@ from datetime import datetime
 from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.errors import (
     BackupError,
-    DockerUnreachableError,
     RestoreRefusedError,
     ServerUnreachableError,
+    ServiceManagerUnreachableError,
     VersionMismatchError,
 )
 from ovia_backup_dagster.core.human_text import human_bytes, shortened
@@ -34,8 +34,8 @@ from ovia_backup_dagster.restoration.order import Mode, Order, Step
 from ovia_backup_dagster.restoration.replaced_databases import kept
 from ovia_backup_dagster.restoration.request import Wishes
 from ovia_backup_dagster.restoration.requirements import unmet
-from ovia_backup_dagster.restoration.swap import Standing, obstacles, standing
-from ovia_backup_dagster.swarm.service_manager import Swarm
+from ovia_backup_dagster.restoration.service_manager import ServiceManager
+from ovia_backup_dagster.restoration.swap import DatabaseState, database_state, obstacles
 
 
 @dataclass(slots=True)
@@ -173,7 +173,7 @@ class Preflight:
         """Whether the role may make, rename and drop what the order names, and nothing holds it."""
         with self.collecting():
             name = order.becomes
-            if order.mode is Mode.NEW and standing(self.server, name).exists:
+            if order.mode is Mode.NEW and database_state(self.server, name).exists:
                 # What holds that one is of no matter; what the role may not do at all is.
                 name = restore_name(self.target.database, order.started_at)
                 self._refuse(
@@ -183,7 +183,7 @@ class Preflight:
                 )
             self.obstacles += obstacles(self.server, name, mode_needs_swap=order.mode is Mode.SWAP)
 
-    def room(self, order: Order, backup: Backup, live: Standing, wishes: Wishes) -> None:
+    def room(self, order: Order, backup: Backup, live: DatabaseState, wishes: Wishes) -> None:
         """Whether the server has room for what the backup becomes, as far as it may be asked."""
         manifest = backup.manifest
         size = (manifest.database.size_bytes if manifest else None) or backup.size_bytes
@@ -209,17 +209,17 @@ class Preflight:
 
     # ---- what is in the backup
 
-    def contents(self, order: Order, backup: Backup, live: Standing) -> None:
+    def contents(self, order: Order, backup: Backup, live: DatabaseState) -> None:
         """Whether this server and this role can make what is in it.
 
         Of a damaged backup, what cannot be made is left out; it is said, and keeps nothing else from being restored.
         """
         try:
-            needs = backup_needs.of_backup(self.programs, backup)
+            needs = backup_needs.requirements_of(self.programs, backup)
             if order.becomes == order.database:
                 # Whether the role has the rights of the live one's owner is said of that.
                 needs = replace(needs, owners=set(needs.owners) - {live.owner})
-            found, warnings = unmet(needs, server_offers.of_server(self.server, needs, live.owner), max(2, order.jobs))
+            found, warnings = unmet(needs, server_offers.offers_of(self.server, needs, live.owner), max(2, order.jobs))
         except BackupError as error:
             found, warnings = [error], []
         self.warnings += warnings
@@ -311,22 +311,22 @@ class Preflight:
 
     # ---- services
 
-    def services(self, order: Order, swarm: Swarm) -> None:
+    def services(self, order: Order, manager: ServiceManager) -> None:
         """What is to be stopped, as Docker knows it: not found out only once the new database waits to go live."""
         counts: dict[str, int] = {}
         for name in order.services:
             with self.collecting():
                 try:
-                    counts[name] = swarm.replicas(name)
-                except DockerUnreachableError as error:
+                    counts[name] = manager.replicas(name)
+                except ServiceManagerUnreachableError as error:
                     # It is as silent about the others.
                     self.obstacles.append(_by_hand(error))
                     return
         if order.migrate:
             with self.collecting():
                 try:
-                    swarm.check_once(order.migrate)
-                except DockerUnreachableError as error:
+                    manager.check_once(order.migrate)
+                except ServiceManagerUnreachableError as error:
                     raise _by_hand(error) from None
         if counts:
             when = "from the beginning" if order.steps[0] is Step.STOP else "for the last steps alone"
@@ -334,6 +334,6 @@ class Preflight:
             self.facts["services"] = f"stopped {when}: {replicas}"
 
 
-def _by_hand(error: DockerUnreachableError) -> DockerUnreachableError:
+def _by_hand(error: ServiceManagerUnreachableError) -> ServiceManagerUnreachableError:
     by_hand = "or stop the services by hand, and go on without them: the same with --without-services"
-    return DockerUnreachableError(error.what, why=error.why, said=error.said, fix=f"{error.fix}; {by_hand}")
+    return ServiceManagerUnreachableError(error.what, why=error.why, said=error.said, fix=f"{error.fix}; {by_hand}")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import AwareDatetime, Field
 
 from ovia_backup_dagster.core.manifest import Sidecar
-from ovia_backup_dagster.restoration.journal import OUTCOMES, Journal, Mark, Proven
+from ovia_backup_dagster.restoration.journal import OUTCOMES, Journal, JournalMark, Proven
 from ovia_backup_dagster.restoration.order import Mode, Order, Step
 
 _NOTICE = timedelta(days=2)
@@ -98,9 +98,9 @@ class Record(Sidecar):
 def record_of(journal: Journal) -> Record:
     """The record of a restore that has ended, whoever asks, and whenever."""
     order, swapped = journal.order, journal.data(Step.SWAP)
-    live = journal.ended is Mark.FINISHED and journal.done(Step.SWAP)
+    live = journal.ended is JournalMark.FINISHED and journal.done(Step.SWAP)
     # What was live for a while, and was swapped back, is kept as well.
-    aside = swapped.get("stays", swapped.get("aside", "")) if journal.ended is Mark.PUT_BACK else ""
+    aside = swapped.get("stays", swapped.get("aside", "")) if journal.ended is JournalMark.PUT_BACK else ""
     notes = [note for entry in journal.entries for note in entry.data.get("notes", ())]
     # What went well in the end is no failure.
     errors = (e.data for e in reversed(journal.entries) if "error" in e.data and not (e.step and journal.done(e.step)))
@@ -110,7 +110,7 @@ def record_of(journal: Journal) -> Record:
     return Record(
         order=order,
         finished_at=(journal.entries[-1].at if journal.entries else order.started_at).replace(microsecond=0),
-        outcome=OUTCOMES[journal.ended or Mark.PUT_BACK],
+        outcome=OUTCOMES[journal.ended or JournalMark.PUT_BACK],
         proven=journal.proven,
         seconds=_seconds(journal),
         interruption_seconds=swapped.get("interruption_seconds"),
@@ -138,9 +138,9 @@ def _seconds(journal: Journal) -> dict[str, float]:
     seconds: dict[str, float] = {}
     since: datetime | None = None
     for entry in journal.entries:
-        if entry.step is None or entry.mark in (Mark.NOTED, Mark.PUTTING_BACK):
+        if entry.step is None or entry.mark in (JournalMark.NOTED, JournalMark.PUTTING_BACK):
             continue
-        if entry.mark is Mark.BEGUN:
+        if entry.mark is JournalMark.BEGUN:
             since = entry.at
         elif since is not None:
             took = (entry.at - since).total_seconds()

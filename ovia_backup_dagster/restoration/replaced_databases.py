@@ -51,7 +51,7 @@ def kept(server: Connection, database: str) -> list[Kept]:
     return sorted(found, key=lambda each: each.at, reverse=True)
 
 
-def named(found: Sequence[Kept], name: str) -> Kept:
+def replaced_database(found: Sequence[Kept], name: str) -> Kept:
     """The one of that name.
 
     Raises:
@@ -72,7 +72,7 @@ def way_back(found: Sequence[Kept], name: str) -> str:
     return "ovia-backup undo-restore" + (f" --kept {shell_word(name)}" if name != found[0].name else "")
 
 
-def forget(server: Connection, database: str, name: str) -> list[str]:
+def drop_replaced(server: Connection, database: str, name: str) -> list[str]:
     """Drop a database that a restore has replaced, whoever is in it.
 
     Args:

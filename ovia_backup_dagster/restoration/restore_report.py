@@ -17,13 +17,13 @@ _TITLES = {
 }
 
 
-def page(record: Record) -> str:
+def restore_page(record: Record) -> str:
     """The page."""
     order, proven = record.order, record.proven
     what = code(order.backup or order.incoming)
     parts = [
         f"# {_TITLES[order.mode]}: {what}, {record.outcome}",
-        gist(record),
+        restore_gist(record),
         table(("", ""), _facts(record)),
         "## Seconds",
         table(("step", "seconds"), [(step, f"{seconds:.1f}") for step, seconds in record.seconds.items()]),
@@ -40,7 +40,7 @@ def page(record: Record) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def gist(record: Record) -> str:
+def restore_gist(record: Record) -> str:
     """What came of it, and what to do now."""
     lines = []
     if record.outcome == "put back":

@@ -16,11 +16,11 @@ from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.errors import (
     BackupError,
     DiskFullError,
-    DockerRefusedError,
-    DockerUnreachableError,
     NoWayBackError,
     RestoreRefusedError,
     ServiceError,
+    ServiceManagerRefusedError,
+    ServiceManagerUnreachableError,
     VolumeError,
 )
 from ovia_backup_dagster.core.human_text import human_bytes
@@ -33,15 +33,15 @@ from ovia_backup_dagster.proof.target import uninterrupted
 from ovia_backup_dagster.restoration import replaced_databases as kept_databases
 from ovia_backup_dagster.restoration.confirmation import Words, word_of
 from ovia_backup_dagster.restoration.folder import RestoreFolder, backup_of
-from ovia_backup_dagster.restoration.journal import Journal, Mark
+from ovia_backup_dagster.restoration.journal import Journal, JournalMark
 from ovia_backup_dagster.restoration.order import Mode, Order, Step
-from ovia_backup_dagster.restoration.plan import Plan, Planner, Services, confirm
+from ovia_backup_dagster.restoration.plan import Planner, RestorePlan, Services, confirm
 from ovia_backup_dagster.restoration.record import Fate, Record, fate, record_of
 from ovia_backup_dagster.restoration.replaced_databases import Kept
-from ovia_backup_dagster.restoration.restore_report import page
+from ovia_backup_dagster.restoration.restore_report import restore_page
+from ovia_backup_dagster.restoration.service_manager import ServiceManager
 from ovia_backup_dagster.restoration.steps import Steps, again, give_up
-from ovia_backup_dagster.restoration.swap import standing
-from ovia_backup_dagster.swarm.service_manager import Swarm
+from ovia_backup_dagster.restoration.swap import database_state
 
 _JOURNAL_BYTES = 8 * 1024 * 1024
 
@@ -54,14 +54,14 @@ class Restorations:
         driller: catalog, programs, and the drills so far.
         target: the live database, as the role that restores.
         services: what else is to be stopped and started.
-        swarm: whose services those are.
+        manager: whose services those are.
         by_hand: a person sees to the services of a restore that is unfinished.
     """
 
     driller: Driller
     target: Connection
     services: Services
-    swarm: Swarm
+    manager: ServiceManager
     by_hand: bool = False
 
     def without_services(self) -> Restorations:
@@ -70,7 +70,7 @@ class Restorations:
 
     @property
     def planner(self) -> Planner:
-        return Planner(self.driller, self.target, self.services, self.swarm)
+        return Planner(self.driller, self.target, self.services, self.manager)
 
     @property
     def _words(self) -> Words:
@@ -81,7 +81,7 @@ class Restorations:
         """Where journals and records are."""
         return RestoreFolder(self.driller.catalog)
 
-    def offer(self, plan: Plan) -> str:
+    def offer(self, plan: RestorePlan) -> str:
         """The word that lets a later process do what this plan shows; empty where nothing needs one.
 
         Raises:
@@ -92,7 +92,7 @@ class Restorations:
         self.folder.prepare()
         return self._words.offer(plan.order, plan.backup, datetime.now(UTC))
 
-    def run(self, plan: Plan, confirmation: str, log: Log, *, word: str | None = None) -> Record:
+    def run(self, plan: RestorePlan, confirmation: str, log: Log, *, word: str | None = None) -> Record:
         """Do what was planned, and write down what came of it.
 
         Args:
@@ -210,7 +210,7 @@ class Restorations:
             # What an undo would have made live is no copy, and is kept; so is what was live for a while.
             if record.outcome == "put back" and Step.RESTORE in record.order.steps
             if name not in (record.order.database, record.kept)
-            if standing(self.target, name).exists
+            if database_state(self.target, name).exists
         ]
 
     def to_forget(self, name: str) -> Kept:
@@ -224,7 +224,7 @@ class Restorations:
         """
         found = kept_databases.kept(self.target, self.target.database)
         if name or len(found) == 1:
-            return kept_databases.named(found, name or found[0].name)
+            return kept_databases.replaced_database(found, name or found[0].name)
         raise RestoreRefusedError(
             "no database was dropped: it is not said which" if found else "there is no database to drop",
             why=f"kept: {', '.join(each.name for each in found) or 'none'}",
@@ -241,7 +241,7 @@ class Restorations:
         Raises:
             RestoreRefusedError: there is none of that name, it was not confirmed, or a restore is unfinished.
         """
-        kept_databases.named(kept_databases.kept(self.target, self.target.database), name)
+        kept_databases.replaced_database(kept_databases.kept(self.target, self.target.database), name)
         confirm(name, confirmation, f"--yes-destroy {shell_word(name)}")
         return self._forget(name)
 
@@ -250,7 +250,7 @@ class Restorations:
         with self.folder.lock("dropping a kept database", datetime.now(UTC)):
             if unfinished := self.folder.unfinished():
                 raise unfinished.unfinished
-            return kept_databases.forget(self.target, self.target.database, name)
+            return kept_databases.drop_replaced(self.target, self.target.database, name)
 
     def expire(self, keep: timedelta, tell: Callable[[str, str], bool], now: datetime, log: Log) -> None:
         """Announce that kept databases will be dropped, and drop those whose time has come.
@@ -313,7 +313,7 @@ class Restorations:
 
     def _steps(self, journal: Journal, backup: Backup | None, log: Log) -> Steps:
         return Steps(
-            self.driller, self.target, self.swarm, self.services.health_url, journal, backup, log, self.by_hand
+            self.driller, self.target, self.manager, self.services.health_url, journal, backup, log, self.by_hand
         )
 
     def _go_on(self, steps: Steps) -> Record:
@@ -340,12 +340,12 @@ class Restorations:
     def _take(self, steps: Steps, step: Step) -> None:
         journal = steps.journal
         try:
-            journal.write(Mark.BEGUN, step, **steps.before(step))
+            journal.write(JournalMark.BEGUN, step, **steps.before(step))
             data = steps.take(step)
         except BackupError as error:
-            journal.write(Mark.FAILED, step, error=error.account, fix=error.fix)
+            journal.write(JournalMark.FAILED, step, error=error.account, fix=error.fix)
             raise
-        journal.write(Mark.DONE, step, **data)
+        journal.write(JournalMark.DONE, step, **data)
 
     def _after(self, steps: Steps, error: BackupError) -> Record:
         """What to do when a step failed."""
@@ -375,7 +375,7 @@ class Restorations:
 
     def _finished(self, journal: Journal) -> Record:
         try:
-            journal.write(Mark.FINISHED)
+            journal.write(JournalMark.FINISHED)
         except BackupError as error:
             raise self._stuck(journal, error) from None
         return self._record(journal)
@@ -387,14 +387,14 @@ class Restorations:
             steps.log("putting everything back")
             with contextlib.suppress(VolumeError):
                 # Most of the way back needs no journal: services must not stay down for a volume that is full.
-                journal.write(Mark.PUTTING_BACK)
+                journal.write(JournalMark.PUTTING_BACK)
             with uninterrupted():
                 problems = steps.put_back()
             for problem in problems:
                 steps.log(problem.account)
             causes = [*([cause] if cause else []), *problems]
             said = {"error": causes[0].account, "fix": causes[0].fix} if causes else {}
-            journal.write(Mark.PUT_BACK, None, **said, notes=[problem.account for problem in problems])
+            journal.write(JournalMark.PUT_BACK, None, **said, notes=[problem.account for problem in problems])
         except NoWayBackError:
             raise
         except BackupError as error:
@@ -418,20 +418,20 @@ class Restorations:
                 error = ": somebody has renamed or dropped them"
                 problems = steps.let_go()
                 fix = "see what there is: psql -l; to restore: ovia-backup list; then: ovia-backup restore BACKUP"
-                fix += "" if standing(self.target, order.database).exists else " --new-host"
+                fix += "" if database_state(self.target, order.database).exists else " --new-host"
             else:
                 steps.drop_copy()
             for problem in problems:
                 steps.log(problem.account)
             notes = [problem.account for problem in problems]
-            journal.write(Mark.GIVEN_UP, error=f"{what}{error}", fix=fix, notes=notes)
+            journal.write(JournalMark.GIVEN_UP, error=f"{what}{error}", fix=fix, notes=notes)
         except BackupError as later:
             raise self._stuck(journal, later, f"; or give it up: {give_up(order)}") from None
         return self._record(journal)
 
     def _stuck(self, journal: Journal, error: BackupError, instead: str = "") -> BackupError:
         unfinished = journal.unfinished
-        if isinstance(error, DockerUnreachableError | DockerRefusedError):
+        if isinstance(error, ServiceManagerUnreachableError | ServiceManagerRefusedError):
             instead += "; where Docker does not come back: the same with --without-services, and services by hand"
         fix = "; then: ".join(filter(None, (error.fix, f"{unfinished.fix}{instead}")))
         return type(unfinished)(unfinished.what, why=error.account, fix=fix)
@@ -439,7 +439,7 @@ class Restorations:
     def _record(self, journal: Journal) -> Record:
         record = record_of(journal)
         try:
-            self.folder.write(record, page(record))
+            self.folder.write(record, restore_page(record))
         except VolumeError as error:  # the journal says it all
             return record.model_copy(update={"notes": (*record.notes, error.account)})
         return record
@@ -487,7 +487,7 @@ class Restorations:
 
     def _refuse_stale(self, order: Order) -> None:
         """Hours may go by until the swap, or the drop, would find out."""
-        found = standing(self.target, order.database)
+        found = database_state(self.target, order.database)
         if order.becomes == order.database and order.live_oid != (found.oid if found.exists else None):
             raise RestoreRefusedError(
                 f"nothing was done: database {order.database} is not the one that was planned for",

@@ -72,7 +72,7 @@ _OWNER_OF_DATABASE = "pg_database_owner"
 _LACKING = ("22023", "F0000", "58P01")
 
 
-def of_server(server: Connection, needs: Needs, database_owner: str = "") -> Offers:
+def offers_of(server: Connection, needs: Needs, database_owner: str = "") -> Offers:
     """Ask.
 
     Args:
@@ -112,7 +112,8 @@ def of_server(server: Connection, needs: Needs, database_owner: str = "") -> Off
             locks=entries,
             lock_slots=slots,
             sessions=Sessions(role["limit"], role["of_server"], role["of_server"] - role["taken"]),
-            versions=trial.versions | {f"pg_catalog.{sql_name(name)}": each for name, each in system.items() if each},
+            versions=trial.versions
+            | {f"pg_catalog.{_quote_ident(name)}": each for name, each in system.items() if each},
         )
 
 
@@ -123,7 +124,7 @@ def locks(session: Session) -> tuple[int, int]:
     return row["each"] * row["slots"], row["slots"]
 
 
-def sql_name(name: str) -> str:
+def _quote_ident(name: str) -> str:
     """A name as ``quote_ident`` writes it."""
     plain = name.replace("_", "a").isalnum() and name.islower() and name.isascii() and not name[0].isdigit()
     return name if plain else '"' + name.replace('"', '""') + '"'

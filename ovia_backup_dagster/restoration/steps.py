@@ -19,11 +19,11 @@ from ovia_backup_dagster.core.errors import (
     BadBackupError,
     ConnectionLostError,
     CopyError,
-    DockerRefusedError,
     NoWayBackError,
     RestoreError,
     ServerUnreachableError,
     ServiceError,
+    ServiceManagerRefusedError,
     VolumeError,
 )
 from ovia_backup_dagster.core.human_text import joined, shortened
@@ -43,17 +43,25 @@ from ovia_backup_dagster.proof.source_settings import of_backup, put_in_effect, 
 from ovia_backup_dagster.restoration.activity import written
 from ovia_backup_dagster.restoration.application_health import wait_until_healthy
 from ovia_backup_dagster.restoration.database_settings import Properties, apply, carry_over, properties
-from ovia_backup_dagster.restoration.journal import Journal, Mark, Proven
+from ovia_backup_dagster.restoration.journal import Journal, JournalMark, Proven
 from ovia_backup_dagster.restoration.order import Mode, Order, Step
 from ovia_backup_dagster.restoration.request import Wishes
+from ovia_backup_dagster.restoration.service_manager import ServiceManager
 from ovia_backup_dagster.restoration.subscriptions import (
     disable_subscriptions,
     drop_subscriptions,
     enable_subscriptions,
-    subscriptions,
+    subscriptions_of,
 )
-from ovia_backup_dagster.restoration.swap import give_name, is_called, names, obstacles, standing, swap, where
-from ovia_backup_dagster.swarm.service_manager import Swarm
+from ovia_backup_dagster.restoration.swap import (
+    database_state,
+    give_name,
+    is_called,
+    names_by_oid,
+    obstacles,
+    swap_databases,
+    swap_outcome,
+)
 
 Data = Mapping[str, Any]
 E = TypeVar("E", bound=BackupError)
@@ -78,7 +86,7 @@ class Steps:
     Attributes:
         driller: catalog and programs; it drills before a database is dropped.
         target: the live database, as the role that restores.
-        swarm: whose services are stopped and started.
+        manager: whose services are stopped and started.
         health_url: as the settings have it now; the journal has it without its secrets.
         journal: what was done so far.
         backup: what is restored; ``None`` of an undo.
@@ -88,7 +96,7 @@ class Steps:
 
     driller: Driller
     target: Connection
-    swarm: Swarm
+    manager: ServiceManager
     health_url: str
     journal: Journal
     backup: Backup | None
@@ -114,12 +122,12 @@ class Steps:
                     raise obstacle
             self._hold_dumps()
         if step is Step.STOP and "replicas" not in noted and not self.by_hand:
-            return {"replicas": {name: self.swarm.replicas(name) for name in self.order.services}}
+            return {"replicas": {name: self.manager.replicas(name) for name in self.order.services}}
         if step is Step.MIGRATE and "runs" not in noted and not self.by_hand:
-            return {"runs": self.swarm.runs(self.order.migrate, _MIGRATE_SECONDS)}
+            return {"runs": self.manager.runs(self.order.migrate, _MIGRATE_SECONDS)}
         if step is Step.DROP and "properties" not in noted:
             self._live()
-            found = subscriptions(self.target, self.order.database) if self._exists(self.order.database) else []
+            found = subscriptions_of(self.target, self.order.database) if self._exists(self.order.database) else []
             return {
                 "properties": properties(self.target, self.order.database).to_json(),
                 # They must go first, and with them goes who knows their slots.
@@ -133,13 +141,13 @@ class Steps:
             )
         if step is Step.SWAP and "incoming_oid" not in noted:
             order = self.order
-            incoming = standing(self.target, order.incoming).oid
+            incoming = database_state(self.target, order.incoming).oid
             if incoming != (order.incoming_oid or self.journal.made):
                 raise self._replaced(order.incoming)
             return {
                 "live_oid": self._live(),
                 "incoming_oid": incoming,
-                "subscriptions": [s.name for s in subscriptions(self.target, order.database) if s.enabled],
+                "subscriptions": [s.name for s in subscriptions_of(self.target, order.database) if s.enabled],
                 # Now, while nobody writes in it.
                 "counters": written(self.target, order.incoming).model_dump(mode="json"),
             }
@@ -147,7 +155,7 @@ class Steps:
 
     def _live(self) -> int:
         """The live database, which must be the one that was shown to who confirmed."""
-        found = standing(self.target, self.order.database)
+        found = database_state(self.target, self.order.database)
         if not found.exists or found.oid != self.order.live_oid:
             raise self._replaced(self.order.database)
         return found.oid
@@ -188,12 +196,9 @@ class Steps:
         """What a person does instead of the step."""
         wanted = self._replicas
         texts = {
-            Step.STOP: f"to be stopped by hand: {_scale_command(dict.fromkeys(wanted, 0))}",
-            Step.MIGRATE: (
-                # A migration that was ended stands at 0; and one that runs once never becomes what Docker waits for.
-                f"to be run by hand: docker service update --detach --force --replicas 1 {self.order.migrate}"
-            ),
-            Step.START: f"to be started by hand: {_scale_command(wanted)}",
+            Step.STOP: f"to be stopped by hand: {self.manager.scale_command(dict.fromkeys(wanted, 0))}",
+            Step.MIGRATE: f"to be run by hand: {self.manager.run_once_command(self.order.migrate)}",
+            Step.START: f"to be started by hand: {self.manager.scale_command(wanted)}",
             Step.HEALTH: f"to be asked by hand: {self.order.health_url}",
         }
         return texts[step]
@@ -207,8 +212,8 @@ class Steps:
     def _stop(self) -> Data:
         names = list(self.order.services)
         for name in names:
-            self.swarm.scale(name, 0)
-        self.swarm.wait_until_stopped(names, _STOP_SECONDS, self.log)
+            self.manager.scale(name, 0)
+        self.manager.wait_until_stopped(names, _STOP_SECONDS, self.log)
         return {}
 
     def _start(self) -> Data:
@@ -230,25 +235,25 @@ class Steps:
         """Scale all, whatever becomes of one of them; returns what is wrong with those that are not well.
 
         Raises:
-            SwarmError: Docker does not answer, or refused to scale one.
+            ServiceManagerError: Docker does not answer, or refused to scale one.
         """
         problems: list[ServiceError] = []
-        refusals: list[DockerRefusedError] = []
+        refusals: list[ServiceManagerRefusedError] = []
         scaled: list[tuple[str, int]] = []
         for name, count in wanted.items():
-            with _collected(problems, ServiceError), _collected(refusals, DockerRefusedError):
-                self.swarm.scale(name, count)
+            with _collected(problems, ServiceError), _collected(refusals, ServiceManagerRefusedError):
+                self.manager.scale(name, count)
                 scaled.append((name, count))
         for name, count in scaled:
             with _collected(problems, ServiceError):
-                self.swarm.wait_until_running(name, count, _START_SECONDS, self.log)
+                self.manager.wait_until_running(name, count, _START_SECONDS, self.log)
         for refusal in refusals:
             raise refusal
         return problems
 
     def _migrate(self) -> Data:
         since = self.journal.data(Step.MIGRATE).get("runs")
-        self.swarm.run_once(self.order.migrate, _MIGRATE_SECONDS, self.log, since)
+        self.manager.run_once(self.order.migrate, _MIGRATE_SECONDS, self.log, since)
         return {}
 
     def _end_migration(self) -> None:
@@ -257,10 +262,13 @@ class Steps:
         if not journal.begun(Step.MIGRATE) or journal.done(Step.MIGRATE):
             return
         if self.by_hand:
-            self._note(Step.MIGRATE, [f"to be stopped by hand, if it still runs: {_scale_command({order.migrate: 0})}"])
+            self._note(
+                Step.MIGRATE,
+                [f"to be stopped by hand, if it still runs: {self.manager.scale_command({order.migrate: 0})}"],
+            )
             return
         try:
-            if self.swarm.end(order.migrate, _STOP_SECONDS, self.log):
+            if self.manager.end(order.migrate, _STOP_SECONDS, self.log):
                 self._note(Step.MIGRATE, [f"{order.migrate} was ended, and is at 0 replicas"])
         except ServiceError as error:
             self._note(Step.MIGRATE, [error.account])
@@ -317,7 +325,7 @@ class Steps:
         return dict(self.journal.data(Step.DROP).get("dropped_subscriptions", {}))
 
     def _exists(self, database: str) -> bool:
-        return standing(self.target, database).exists
+        return database_state(self.target, database).exists
 
     def _copy(self, database: str) -> places.Copy:
         return places.beside(self.target, database, f"database {database} on {self.order.place}")
@@ -329,7 +337,7 @@ class Steps:
         """
         order, copy = self.order, self._copy(self.order.incoming)
         noted = self.journal.data(Step.DROP).get("properties")
-        owner = Properties.from_json(noted).owner if noted else standing(self.target, order.database).owner
+        owner = Properties.from_json(noted).owner if noted else database_state(self.target, order.database).owner
         return replace(copy, owner=owner)
 
     def _restore(self) -> Data:
@@ -375,7 +383,7 @@ class Steps:
                 )
         notes += self._to_refresh(proof)
         # Known as ours by how it was made until now, by its number from now on.
-        self.journal.write(Mark.NOTED, Step.RESTORE, made=standing(self.target, order.incoming).oid)
+        self.journal.write(JournalMark.NOTED, Step.RESTORE, made=database_state(self.target, order.incoming).oid)
         take_out(copy)
         copy.release()
         if order.new_host or order.mode is Mode.NEW:
@@ -455,7 +463,7 @@ class Steps:
             notes += carry_over(self.target, order.database, order.incoming)
         disable_subscriptions(self.target, order.database)
         oids = noted["live_oid"], noted["incoming_oid"]
-        swapped = swap(self.target, order.database, order.incoming, order.kept, oids=oids)
+        swapped = swap_databases(self.target, order.database, order.incoming, order.kept, oids=oids)
         enable_subscriptions(self.target, order.database, order.subscriptions)
         self.log(f"{order.database} is live: {swapped.seconds * 1000:.0f} ms of interruption")
         return {
@@ -506,7 +514,7 @@ class Steps:
         return found == "after"
 
     def _where(self, noted: Data) -> Literal["before", "after", "torn"]:
-        return where(self.target, self.order.database, (noted["live_oid"], noted["incoming_oid"]))
+        return swap_outcome(self.target, self.order.database, (noted["live_oid"], noted["incoming_oid"]))
 
     def _hold_dumps(self) -> None:
         """Nobody dumps a database that is dropped or renamed; a dump is waited for while the services still run."""
@@ -536,7 +544,7 @@ class Steps:
         """
         if self.order.mode is not Mode.DROP or not self.journal.begun(Step.DROP) or self.is_named:
             return False
-        found = standing(self.target, self.order.database)
+        found = database_state(self.target, self.order.database)
         return self.journal.done(Step.DROP) or found.oid != self.order.live_oid or found.invalid
 
     @property
@@ -560,7 +568,7 @@ class Steps:
         """
         noted = self.journal.data(Step.SWAP)
         whose = {noted["live_oid"]: "was live before", noted["incoming_oid"]: "was to be live"}
-        called = names(self.target, whose)
+        called = names_by_oid(self.target, whose)
         notes = [
             f"what {what} is called {called[oid]} now" if oid in called else f"what {what} is gone"
             for oid, what in whose.items()
@@ -585,7 +593,7 @@ class Steps:
             why = "mode drop has begun to drop it, and only a backup can bring it back"
             instead = f"; or give this backup up, to restore another: {give_up(order)}"
         elif "incoming_oid" in noted and self._swapped(noted):
-            kept = standing(self.target, order.kept)
+            kept = database_state(self.target, order.kept)
             why = "" if kept.oid == noted["live_oid"] else f"what was live before is no longer there as {order.kept}"
         if why:
             raise NoWayBackError(
@@ -611,10 +619,10 @@ class Steps:
                 # Noted first: what was live may have been written to, and is not dropped.
                 aside = noted.get("aside") or self._aside()
                 notes = [f"what was live stays as {aside}"]
-                found = [each.name for each in subscriptions(self.target, order.database) if each.enabled]
+                found = [each.name for each in subscriptions_of(self.target, order.database) if each.enabled]
                 try:
                     journal.write(
-                        Mark.PUTTING_BACK,
+                        JournalMark.PUTTING_BACK,
                         Step.SWAP,
                         was_live=True,
                         aside=aside,
@@ -629,13 +637,13 @@ class Steps:
                 disable_subscriptions(self.target, order.database)
                 self.log(f"swapping back: {order.kept} becomes {order.database}")
                 oids = noted["incoming_oid"], noted["live_oid"]
-                swap(self.target, order.database, order.kept, aside, oids=oids)
+                swap_databases(self.target, order.database, order.kept, aside, oids=oids)
             elif self._was_live:
                 self._end_migration()
                 self._note_what_stays(noted)
             enable_subscriptions(self.target, order.database, noted["subscriptions"])
         if dropped := self._dropped_subscriptions:
-            there = {each.name for each in subscriptions(self.target, order.database)}
+            there = {each.name for each in subscriptions_of(self.target, order.database)}
             lost = [f"{name} (slot {slot})" for name, slot in dropped.items() if name not in there]
             if lost:
                 self._note(Step.DROP, [f"subscriptions that were dropped before the drop failed: {', '.join(lost)}"])
@@ -653,13 +661,13 @@ class Steps:
     def _note_what_stays(self, noted: Data) -> None:
         """Say what has become of what was live, where it was not this process that put it aside."""
         order, oid = self.order, noted["incoming_oid"]
-        name = names(self.target, [oid]).get(oid, "")
+        name = names_by_oid(self.target, [oid]).get(oid, "")
         if name == noted.get("aside"):
             return  # a process that was killed did, and has said so
         notes, found = ["what was live for a while is gone: somebody has dropped it"], []
         if name:
             notes = [f"what was live for a while stays as {name}"]
-            found = [each.name for each in subscriptions(self.target, name) if each.enabled]
+            found = [each.name for each in subscriptions_of(self.target, name) if each.enabled]
             if before_at(name, order.database) is None:
                 rename = f"ALTER DATABASE {sql_identifier(name)} RENAME TO {sql_identifier(self._aside())}"
                 notes = [f"{notes[0]}; for undo-restore to know it: {rename}"]
@@ -667,7 +675,7 @@ class Steps:
             self.log(note)
         with contextlib.suppress(VolumeError):  # the way back does not wait for it
             self.journal.write(
-                Mark.PUTTING_BACK, Step.SWAP, was_live=True, stays=name, aside_subscriptions=found, notes=notes
+                JournalMark.PUTTING_BACK, Step.SWAP, was_live=True, stays=name, aside_subscriptions=found, notes=notes
             )
         if found:
             disable_subscriptions(self.target, name)
@@ -691,7 +699,7 @@ class Steps:
         before = self.journal.data(Step.STOP).get("replicas", {})
         if self.journal.begun(Step.STOP) and (self.by_hand or not before):
             counts = {name: before.get(name) for name in self.order.services}
-            self._note(Step.START, [f"to be started by hand: {_scale_command(counts)}"])
+            self._note(Step.START, [f"to be started by hand: {self.manager.scale_command(counts)}"])
         return [] if self.by_hand else [*self._scale(before)]
 
     def _copy_left(self) -> list[BackupError]:
@@ -710,7 +718,7 @@ class Steps:
         for note in notes:
             self.log(note)
         with contextlib.suppress(VolumeError):  # the way back does not wait for it
-            self.journal.write(Mark.PUTTING_BACK, step, notes=notes)
+            self.journal.write(JournalMark.PUTTING_BACK, step, notes=notes)
 
     def drop_copy(self) -> None:
         """Drop what this restore has made, which was never live.
@@ -761,11 +769,6 @@ def _collected(problems: list[E], kind: type[E]) -> Iterator[None]:
         yield
     except kind as problem:
         problems.append(problem)
-
-
-def _scale_command(replicas: Mapping[str, int | None]) -> str:
-    counts = (f"{name}={'REPLICAS' if count is None else count}" for name, count in replicas.items())
-    return f"docker service scale {' '.join(counts)}"
 
 
 def again(order: Order) -> str:

@@ -34,7 +34,7 @@ class Subscription:
     slot: str | None
 
 
-def subscriptions(server: Connection, database: str) -> list[Subscription]:
+def subscriptions_of(server: Connection, database: str) -> list[Subscription]:
     """The database's subscriptions; nobody need be let into it.
 
     Raises:
@@ -52,7 +52,7 @@ def disable_subscriptions(server: Connection, database: str) -> list[str]:
     Raises:
         ServerError: they are another role's, no connection, or it broke.
     """
-    enabled = [subscription.name for subscription in subscriptions(server, database) if subscription.enabled]
+    enabled = [subscription.name for subscription in subscriptions_of(server, database) if subscription.enabled]
     _alter(server, database, enabled, "ALTER SUBSCRIPTION {} DISABLE")
     return enabled
 
@@ -63,7 +63,7 @@ def enable_subscriptions(server: Connection, database: str, names: Iterable[str]
     Raises:
         ServerError: one is another role's, no connection, or it broke.
     """
-    stopped = {each.name for each in subscriptions(server, database) if not each.enabled}
+    stopped = {each.name for each in subscriptions_of(server, database) if not each.enabled}
     _alter(server, database, [name for name in names if name in stopped], "ALTER SUBSCRIPTION {} ENABLE")
 
 
@@ -73,7 +73,7 @@ def drop_subscriptions(server: Connection, database: str) -> list[str]:
     Raises:
         ServerError: they are another role's, no connection, or it broke.
     """
-    found = subscriptions(server, database)
+    found = subscriptions_of(server, database)
     names = [subscription.name for subscription in found]
     for form in (
         "ALTER SUBSCRIPTION {} DISABLE",

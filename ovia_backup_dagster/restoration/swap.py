@@ -111,7 +111,7 @@ class ClientSession:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class DatabaseState:
     """A database as it stands now.
 
     Attributes:
@@ -144,7 +144,7 @@ class Swapped:
     cut: int
 
 
-def standing(server: Connection, database: str) -> Standing:
+def database_state(server: Connection, database: str) -> DatabaseState:
     """A database as it stands now.
 
     Raises:
@@ -153,9 +153,9 @@ def standing(server: Connection, database: str) -> Standing:
     with connect(other_database(server, database)) as session:
         row = session.execute(_DATABASE, [database]).fetchone()
         if row is None:
-            return Standing(exists=False)
+            return DatabaseState(exists=False)
         sessions = _sessions(session, row["oid"])
-        return Standing(True, row["owner"], row["size_bytes"], row["oid"], row["invalid"], sessions)
+        return DatabaseState(True, row["owner"], row["size_bytes"], row["oid"], row["invalid"], sessions)
 
 
 def obstacles(server: Connection, database: str, *, mode_needs_swap: bool = True) -> list[RestoreRefusedError]:
@@ -256,7 +256,7 @@ def obstacles(server: Connection, database: str, *, mode_needs_swap: bool = True
     return found
 
 
-def swap(
+def swap_databases(
     server: Connection,
     live: str,
     incoming: str,
@@ -281,7 +281,7 @@ def swap(
     Raises:
         DatabaseInUseError: sessions stayed in one of them; nothing is changed.
         DatabaseMissingError: ``live`` or ``incoming`` is not there.
-        BackupError: the server refused, and nothing is changed; or the connection broke: ask :func:`where`.
+        BackupError: the server refused, and nothing is changed; or the connection broke: ask :func:`swap_outcome`.
     """
     with _sessions_of_ours(other_database(server, live, incoming)) as (renaming, ending):
         found = [_oid(ending, server, name) for name in (live, incoming)]
@@ -310,7 +310,7 @@ def give_name(server: Connection, database: str, name: str, *, oid: int) -> None
         oid: of ``database``, as it must be.
 
     Raises:
-        DatabaseInUseError, DatabaseMissingError: as :func:`swap`; nothing is changed.
+        DatabaseInUseError, DatabaseMissingError: as :func:`swap_databases`; nothing is changed.
         BackupError: the server refused, and nothing is changed; or the connection broke: ask :func:`is_called`.
     """
     with _sessions_of_ours(other_database(server, database, name)) as (renaming, ending):
@@ -330,15 +330,15 @@ def is_called(server: Connection, name: str, oid: int) -> bool:
     Raises:
         LockTimeoutError: another one is under way.
     """
-    return names(server, [oid]).get(oid) == name
+    return names_by_oid(server, [oid]).get(oid) == name
 
 
-def where(server: Connection, live: str, oids: tuple[int, int]) -> Literal["before", "after", "torn"]:
+def swap_outcome(server: Connection, live: str, oids: tuple[int, int]) -> Literal["before", "after", "torn"]:
     """How a swap went, when nobody is left to tell; waits for one that the server is still about.
 
     Args:
         server: any role.
-        live: as :func:`swap` was given it.
+        live: as :func:`swap_databases` was given it.
         oids: of ``live`` and ``incoming`` before it.
 
     Returns:
@@ -347,13 +347,13 @@ def where(server: Connection, live: str, oids: tuple[int, int]) -> Literal["befo
     Raises:
         LockTimeoutError: another swap is under way.
     """
-    called = names(server, oids)
+    called = names_by_oid(server, oids)
     if called.get(oids[0]) == live:
         return "before"
     return "after" if called.get(oids[1]) == live else "torn"
 
 
-def names(server: Connection, oids: Iterable[int]) -> dict[int, str]:
+def names_by_oid(server: Connection, oids: Iterable[int]) -> dict[int, str]:
     """What databases are called now, by their OIDs, when nobody renames any more; without those that are gone.
 
     Raises:

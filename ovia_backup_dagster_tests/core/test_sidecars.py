@@ -17,7 +17,7 @@ from ovia_backup_dagster.core.errors import StrangeFileError, VolumeError
 from ovia_backup_dagster.core.files import SIDECAR_BYTES, WITNESS_BYTES, open_plain, read_small
 from ovia_backup_dagster.core.manifest import Manifest, Sidecar, parse_sidecar
 from ovia_backup_dagster.core.verdict import Verification, Witness
-from ovia_backup_dagster.restoration.journal import Entry, Mark
+from ovia_backup_dagster.restoration.journal import JournalEntry, JournalMark
 from ovia_backup_dagster_tests.support.factories import NOW, make_manifest, make_witness
 
 ENTRY = '{"at": "2026-06-15T12:00:00Z", "mark": "begun", "data": {"x": %s}}'
@@ -51,7 +51,7 @@ FORGED = {
 
 @pytest.mark.parametrize("name", FORGED)
 def test_a_forged_sidecar_cannot_be_read(name: str) -> None:
-    for model in (Manifest, Entry, Verification):
+    for model in (Manifest, JournalEntry, Verification):
         clock = time.process_time()
         with pytest.raises(VolumeError, match=r"^sidecar x\.json cannot be read: ") as refused:
             parse_sidecar(model, FORGED[name], "x.json")
@@ -70,7 +70,7 @@ def test_what_is_not_utf_8_cannot_be_read(content: bytes) -> None:
     ["9" * 4000, "1.7976931348623157e+308", "5e-324", '"%s"' % ("9" * DIGITS), '"[[[[{{{{,,,,"', '"\\ud83d\\ude00"'],
 )
 def test_what_may_be_in_one_of_ours_is_read(value: str) -> None:
-    assert parse_sidecar(Entry, ENTRY % value, "x").data == {"x": json.loads(value)}
+    assert parse_sidecar(JournalEntry, ENTRY % value, "x").data == {"x": json.loads(value)}
 
 
 def test_a_witness_of_many_tables_is_read() -> None:
@@ -86,7 +86,9 @@ def test_a_witness_of_many_tables_is_read() -> None:
 
 
 def test_everything_that_we_write_is_read_back() -> None:
-    entry = Entry(at=NOW, mark=Mark.NOTED, data={"a": [1, 2.5, None, "\N{GRINNING FACE}\0\n"], "b": {"c": {}}})
+    entry = JournalEntry(
+        at=NOW, mark=JournalMark.NOTED, data={"a": [1, 2.5, None, "\N{GRINNING FACE}\0\n"], "b": {"c": {}}}
+    )
     for sidecar in (make_manifest(warnings=("\x1b[31m",)), make_witness(), entry):
         kind: type[Sidecar] = type(sidecar)
         assert parse_sidecar(kind, sidecar.to_json(), "x") == sidecar

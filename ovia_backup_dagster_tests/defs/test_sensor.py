@@ -28,7 +28,7 @@ from ovia_backup_dagster.core.locking import lock_holder
 from ovia_backup_dagster.defs.policies import run_tags
 from ovia_backup_dagster.health.freshness import AGAIN
 from ovia_backup_dagster.postgres.programs import Connection
-from ovia_backup_dagster.restoration.journal import Mark
+from ovia_backup_dagster.restoration.journal import JournalMark
 from ovia_backup_dagster_tests.conftest import snapshot as files_of
 from ovia_backup_dagster_tests.defs.conftest import NewLocation
 from ovia_backup_dagster_tests.defs.receiver import Receiver
@@ -824,7 +824,7 @@ def test_nobody_is_told_that_all_is_well_while_somebody_mends_it(daemon: Daemon,
     assert TOLD in (daemon.skipped or "")
     assert len(people.messages) == 1
     assert daemon.run(daemon.later(timedelta(days=1)).tick())
-    journal.write(Mark.PUT_BACK)
+    journal.write(JournalMark.PUT_BACK)
     daemon.put(timedelta(minutes=1))
     assert daemon.run(daemon.tick())
     unfinished = "[sample] a restore is unfinished"

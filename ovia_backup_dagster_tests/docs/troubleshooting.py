@@ -39,7 +39,7 @@ _OF_RESTORES = (
     errors.CopyError,
     errors.JournalError,
     errors.DatabaseInUseError,
-    errors.SwarmError,
+    errors.ServiceManagerError,
 )
 
 Row = tuple[type[errors.BackupError], str, str]

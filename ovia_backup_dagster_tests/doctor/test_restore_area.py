@@ -18,9 +18,9 @@ from ovia_backup_dagster.doctor import restore_area as restores_module
 from ovia_backup_dagster.doctor.report import Area, Level, Line
 from ovia_backup_dagster.doctor.restore_area import restores
 from ovia_backup_dagster.postgres.programs import Connection
-from ovia_backup_dagster.restoration.journal import Mark
+from ovia_backup_dagster.restoration.journal import JournalMark
 from ovia_backup_dagster.restoration.order import Mode, Order, Step
-from ovia_backup_dagster.swarm import service_manager
+from ovia_backup_dagster.swarm import docker_api
 from ovia_backup_dagster.system import BackupSystem
 from ovia_backup_dagster_tests.conftest import execute, quiet
 from ovia_backup_dagster_tests.doctor.support import as_it_should, new_role, system_of, the
@@ -104,7 +104,7 @@ def test_one_that_is_unfinished(here: BackupSystem, database: Connection) -> Non
     folder, name = here.restorations.folder, database.database
     folder.prepare()
     order = order_of(database, Mode.SWAP, incoming=f"{name}_restore_20260102030405")
-    folder.begin(order).write(Mark.BEGUN, Step.RESTORE)
+    folder.begin(order).write(JournalMark.BEGUN, Step.RESTORE)
     with volume_lock(folder.path, purpose="the swap of a backup", now=datetime.now(UTC)):
         found = lines(here)
         assert the(found, "now at work: the swap of a backup").level is Level.OK
@@ -122,14 +122,14 @@ def test_a_copy_that_is_left(here: BackupSystem, database: Connection, mode: Mod
     order = order_of(database, mode, incoming=f"{name}_copy")
     execute(database.to("postgres"), f"CREATE DATABASE {order.incoming} TEMPLATE template0")
     try:
-        folder.begin(order).write(Mark.PUT_BACK)
+        folder.begin(order).write(JournalMark.PUT_BACK)
         found = [line for line in lines(here) if order.incoming in line.text]
         assert len(found) == is_left
         for line in found:
             assert (line.level, f'DROP DATABASE "{order.incoming}"' in line.fix) == (Level.WARN, True)
         # Of that name there is now what somebody wanted.
         newer = order.model_copy(update={"started_at": datetime(2026, 1, 3, tzinfo=UTC)})
-        folder.begin(newer).write(Mark.FINISHED)
+        folder.begin(newer).write(JournalMark.FINISHED)
         assert as_it_should(lines(here))
     finally:
         execute(database.to("postgres"), f"DROP DATABASE {order.incoming}")
@@ -177,6 +177,6 @@ def test_the_applications_health(database: Connection, volume: Path, bin_dir: Pa
 
 def test_docker_that_does_not_answer(database: Connection, volume: Path, bin_dir: Path) -> None:
     more = {"SWARM_APP_SERVICES": "ovia_ovia-api", "SWARM_DOCKER_URL": "tcp://127.0.0.1:1"}
-    with mock.patch.object(service_manager, "PATIENCE_SECONDS", 0.0):
+    with mock.patch.object(docker_api, "PATIENCE_SECONDS", 0.0):
         line = the(lines(system_of(database, volume, bin_dir, **more)), "Docker does not answer")
     assert line.level is Level.WARN

@@ -41,7 +41,7 @@ from ovia_backup_dagster.postgres.globals_file import Membership, parse_globals
 from ovia_backup_dagster.proof.check_results import Result
 from ovia_backup_dagster.restoration.confirmation import LIFETIME, Words
 from ovia_backup_dagster.restoration.folder import RestoreFolder
-from ovia_backup_dagster.restoration.journal import Journal, Mark
+from ovia_backup_dagster.restoration.journal import Journal, JournalMark
 from ovia_backup_dagster.restoration.order import Mode, Order, Step
 from ovia_backup_dagster.restoration.record import Record, record_of
 from ovia_backup_dagster.retention import prune
@@ -380,15 +380,15 @@ def test_since_when_drills_are_due_and_that_one_was_killed(catalog: Catalog) -> 
 S = Step
 FULL = (S.RESTORE, S.STOP, S.SWAP, S.MIGRATE, S.START, S.HEALTH)
 #: When it began -> mode, steps, how it ended.
-RESTORES: dict[str, tuple[Mode, tuple[Step, ...], Mark | None]] = {
-    "2026-03-06 09:00": (Mode.SWAP, FULL, Mark.FINISHED),
-    "2026-03-06 10:00": (Mode.UNDO, (S.STOP, S.SWAP, S.START, S.HEALTH), Mark.FINISHED),
-    "2026-03-06 11:00": (Mode.NEW, (S.RESTORE,), Mark.FINISHED),
-    "2026-03-09 09:00": (Mode.SWAP, FULL, Mark.PUT_BACK),
-    "2026-03-17 05:00": (Mode.NEW, (S.RESTORE,), Mark.FINISHED),
-    "2026-03-17 09:00": (Mode.DROP, (S.DRILL, S.DROP, S.RESTORE, S.NAME), Mark.FINISHED),
-    "2026-03-17 15:00": (Mode.SWAP, (S.RESTORE, S.SWAP), Mark.GIVEN_UP),
-    "2026-03-17 16:00": (Mode.NEW, (S.RESTORE, S.NAME), Mark.FINISHED),
+RESTORES: dict[str, tuple[Mode, tuple[Step, ...], JournalMark | None]] = {
+    "2026-03-06 09:00": (Mode.SWAP, FULL, JournalMark.FINISHED),
+    "2026-03-06 10:00": (Mode.UNDO, (S.STOP, S.SWAP, S.START, S.HEALTH), JournalMark.FINISHED),
+    "2026-03-06 11:00": (Mode.NEW, (S.RESTORE,), JournalMark.FINISHED),
+    "2026-03-09 09:00": (Mode.SWAP, FULL, JournalMark.PUT_BACK),
+    "2026-03-17 05:00": (Mode.NEW, (S.RESTORE,), JournalMark.FINISHED),
+    "2026-03-17 09:00": (Mode.DROP, (S.DRILL, S.DROP, S.RESTORE, S.NAME), JournalMark.FINISHED),
+    "2026-03-17 15:00": (Mode.SWAP, (S.RESTORE, S.SWAP), JournalMark.GIVEN_UP),
+    "2026-03-17 16:00": (Mode.NEW, (S.RESTORE, S.NAME), JournalMark.FINISHED),
     "2026-03-31 04:30": (Mode.SWAP, FULL, None),
 }
 
@@ -402,7 +402,7 @@ def test_journals(root: Path) -> None:
     found = journals(root)
     assert {at: (j.order.mode, j.order.steps, j.ended) for at, j in found.items()} == RESTORES
     for at, journal in found.items():
-        if journal.ended is Mark.FINISHED:
+        if journal.ended is JournalMark.FINISHED:
             assert all(map(journal.done, journal.order.steps)), at
     swap = found["2026-03-06 09:00"]
     assert swap.live
@@ -473,9 +473,9 @@ def test_an_unfinished_restore(own: Catalog) -> None:
     standing = folder.standing()
     assert standing.trouble is not None
     assert standing.trouble.why == "the step 'stop services' was done, and then its process ended"
-    journal.write(Mark.PUT_BACK)
+    journal.write(JournalMark.PUT_BACK)
     assert folder.unfinished() is None
-    assert Journal.read(journal.path).entries[-1].mark is Mark.PUT_BACK
+    assert Journal.read(journal.path).entries[-1].mark is JournalMark.PUT_BACK
 
 
 def test_people_were_told_that_a_database_will_be_dropped(catalog: Catalog) -> None:

@@ -33,7 +33,7 @@ from ovia_backup_dagster.core.reserve import RESERVE
 from ovia_backup_dagster.demo import embedded_server
 from ovia_backup_dagster.drill.folder import DrillFolder
 from ovia_backup_dagster.postgres.programs import Connection
-from ovia_backup_dagster.restoration.journal import Journal, Mark
+from ovia_backup_dagster.restoration.journal import Journal, JournalMark
 from ovia_backup_dagster.restoration.order import Mode, Step
 from ovia_backup_dagster.restoration.request import Wishes
 from ovia_backup_dagster_tests.conftest import PortCluster, dump_that_waits, execute, quiet, running_cluster
@@ -107,7 +107,7 @@ def killed_at(word: int) -> Iterator[None]:
     """A restore that is forked in the block is killed after it wrote that word of its journal (from 0)."""
     write, counted = Journal.write, count()
 
-    def writing(self: Journal, mark: Mark, step: Step | None = None, **data: object) -> None:
+    def writing(self: Journal, mark: JournalMark, step: Step | None = None, **data: object) -> None:
         write(self, mark, step, **data)
         if next(counted) == word:
             os.killpg(0, signal.SIGKILL)

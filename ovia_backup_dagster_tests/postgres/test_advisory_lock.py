@@ -62,7 +62,7 @@ def test_a_swap_that_waits_for_another_names_it(server: PortCluster, monkeypatch
         other.execute("SELECT pg_advisory_lock(hashtextextended('ovia-backup swap', 0))")
         pid = other.info.backend_pid
         with pytest.raises(AdvisoryLockHeldError, match="the renaming of databases by a restore") as caught:
-            swap.names(server.connection("ovia"), [1])
+            swap.names_by_oid(server.connection("ovia"), [1])
     assert f"process {pid}, role postgres" in caught.value.why
 
 

@@ -16,7 +16,7 @@ from ovia_backup_dagster.postgres import connection_pooler
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.session import connect
 from ovia_backup_dagster.proof.target import drop_kept
-from ovia_backup_dagster.restoration.swap import names
+from ovia_backup_dagster.restoration.swap import names_by_oid
 from ovia_backup_dagster_tests.conftest import PASSWORD, PortCluster, admin, quiet
 from ovia_backup_dagster_tests.doctor.support import system_of, the
 from ovia_backup_dagster_tests.faults.harness import until
@@ -105,5 +105,5 @@ def test_neither_a_dump_nor_a_drill_nor_the_doctor_goes_on(
         with pytest.raises(PoolerError):
             drop_kept(through, database.database)
         with pytest.raises(PoolerError):
-            names(through, [1])
+            names_by_oid(through, [1])
     assert not [path for path in volume.rglob("*") if path.suffix in (".dump", ".json")]

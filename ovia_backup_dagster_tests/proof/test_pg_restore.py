@@ -27,7 +27,7 @@ from ovia_backup_dagster.proof.check_results import CheckResult, Result
 from ovia_backup_dagster.proof.pg_restore import Restorer
 from ovia_backup_dagster.proof.prover import Proof
 from ovia_backup_dagster.proof.target import MARK, Copy, beside
-from ovia_backup_dagster.restoration.swap import standing
+from ovia_backup_dagster.restoration.swap import database_state
 from ovia_backup_dagster_tests.conftest import NewDatabase, PortCluster, admin, execute, free_port, quiet
 from ovia_backup_dagster_tests.support.drilling import Drilling, database, one
 
@@ -46,7 +46,7 @@ def going_live(source: Connection, name: str) -> Iterator[Copy]:
     try:
         yield copy
     finally:
-        copy.drop(standing(source, name).oid)
+        copy.drop(database_state(source, name).oid)
 
 
 def proof_of(drilling: Drilling, backup: Backup, log: list[str] | None = None) -> Proof:
@@ -218,7 +218,7 @@ def test_dropping_is_safe_to_repeat_and_waits_for_nobody(server: PortCluster) ->
         session.execute("CREATE DATABASE live_copy")
     with pytest.raises(CopyError, match="is not dropped"):
         copy.drop()  # it does not bear our mark
-    oid = standing(server.connection(), "live_copy").oid
+    oid = database_state(server.connection(), "live_copy").oid
     with admin(server, "live_copy") as other:
         copy.drop(oid)
         with pytest.raises(psycopg.OperationalError):

@@ -177,8 +177,8 @@ def errors(server: Connection, programs: Programs, path: Path) -> str:
 
 def told(server: Connection, programs: Programs, backup: Backup, jobs: int = 2) -> tuple[list[str], list[str]]:
     """Obstacles and warnings."""
-    found = archive_requirements.of_backup(programs, backup)
-    obstacles, warnings = unmet(found, server_offers.of_server(server, found, OWNER), jobs)
+    found = archive_requirements.requirements_of(programs, backup)
+    obstacles, warnings = unmet(found, server_offers.offers_of(server, found, OWNER), jobs)
     return list(map(str, obstacles)), warnings
 
 
@@ -279,8 +279,10 @@ def test_what_the_servers_disk_lacks(contrib: PortCluster, full_bin_dir: Path, t
             assert backup.manifest is not None
             versions = backup.manifest.database.collation_versions
             assert set(versions) == {"default", 'pg_catalog."de_DE.utf8"', "public.german"}
-            found = replace(archive_requirements.of_backup(programs, backup), versions=dict.fromkeys(versions, "2.12"))
-            [warning] = unmet(found, server_offers.of_server(at_home, found, OWNER), 2)[1]
+            found = replace(
+                archive_requirements.requirements_of(programs, backup), versions=dict.fromkeys(versions, "2.12")
+            )
+            [warning] = unmet(found, server_offers.offers_of(at_home, found, OWNER), 2)[1]
             assert "text sorts by another version at " in warning
             assert "(default 2.12, here 2." in warning
             assert 'pg_catalog."de_DE.utf8" 2.12, here 2.' in warning
@@ -322,7 +324,7 @@ def test_a_lock_table_that_is_too_small(contrib: PortCluster, full_bin_dir: Path
         running_cluster(full_bin_dir, max_locks_per_transaction="10", max_connections="10") as small,
         backup_of(contrib, programs, tmp_path, make.format(1, 400)) as backup,
     ):
-        assert archive_requirements.of_backup(programs, backup).relations == 800
+        assert archive_requirements.requirements_of(programs, backup).relations == 800
         assert told(contrib.connection("postgres"), programs, backup) == ([], [])
         [obstacle], _ = told(small.connection("postgres"), programs, backup)
         assert "has too small a lock table to read " in obstacle
@@ -362,5 +364,5 @@ def test_a_server_without_icu(contrib: PortCluster) -> None:
         collations=(Definition("public.de", {"provider": "icu", "locale": "de-DE"}),),
         locale=Locale(provider="icu", icu="de-DE"),
     )
-    obstacles, _ = unmet(with_icu, server_offers.of_server(contrib.connection("postgres"), with_icu), 2)
+    obstacles, _ = unmet(with_icu, server_offers.offers_of(contrib.connection("postgres"), with_icu), 2)
     assert [str(each).count("this PostgreSQL was built without ICU") for each in obstacles] == [1, 1]

@@ -30,11 +30,11 @@ from ovia_backup_dagster.postgres.programs import capture
 from ovia_backup_dagster.proof.prover import Proof
 from ovia_backup_dagster.restoration import steps, swap
 from ovia_backup_dagster.restoration.folder import RestoreFolder
-from ovia_backup_dagster.restoration.journal import Journal, Mark
+from ovia_backup_dagster.restoration.journal import Journal, JournalMark
 from ovia_backup_dagster.restoration.order import Step
 from ovia_backup_dagster.restoration.steps import Steps
 from ovia_backup_dagster.retention.prune import prune
-from ovia_backup_dagster.swarm import service_manager
+from ovia_backup_dagster.swarm import docker_api
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, free_port, running_cluster
 from ovia_backup_dagster_tests.faults.conftest import SEED, needs_root, place_for, rounds
 from ovia_backup_dagster_tests.faults.disks import MEGABYTE, free, tmpfs
@@ -118,8 +118,8 @@ def ended_as(site: Site, wanted: str) -> None:
 
 
 #: What the way back writes; where the new database was live, also that it was, and what it is called from now on.
-WAY_BACK: Words = ((Mark.PUTTING_BACK, None), (Mark.PUT_BACK, None))
-WAY_BACK_OF_SWAPPED: Words = (WAY_BACK[0], (Mark.PUTTING_BACK, Step.SWAP), WAY_BACK[1])
+WAY_BACK: Words = ((JournalMark.PUTTING_BACK, None), (JournalMark.PUT_BACK, None))
+WAY_BACK_OF_SWAPPED: Words = (WAY_BACK[0], (JournalMark.PUTTING_BACK, Step.SWAP), WAY_BACK[1])
 
 
 @pytest.mark.parametrize("then", BACK)
@@ -135,7 +135,7 @@ def test_killed_while_it_puts_back(
     site: Site, tmp_path: Path, began: Step, again: int, before: bool, then: str
 ) -> None:
     """The way back is taken to its end, by whichever command: there is no other way any more."""
-    word = SWAP.index((Mark.BEGUN, began))
+    word = SWAP.index((JournalMark.BEGUN, began))
     way = WAY_BACK_OF_SWAPPED if began is Step.START else WAY_BACK
     with with_services(site, tmp_path) as (swarm, docker):
         with killed_at(word, before=False):
@@ -166,7 +166,7 @@ def test_killed_on_the_way_back_between_its_words(
 ) -> None:
     """While it swaps back, and when the database is back and no service is."""
     with with_services(site, tmp_path) as (swarm, docker):
-        with killed_at(SWAP.index((Mark.BEGUN, Step.START)), before=False):
+        with killed_at(SWAP.index((JournalMark.BEGUN, Step.START)), before=False):
             assert swarm.restore().killed
         with first(owner, method, kill_here):
             assert swarm.place.run("restore", "--abort").killed
@@ -183,8 +183,8 @@ def test_killed_on_the_way_back_between_its_words(
 @pytest.mark.parametrize("word", range(4))
 def test_killed_while_it_undoes_by_itself(site: Site, tmp_path: Path, word: int, then: str) -> None:
     """Health is red, and so is it for who resumes."""
-    words: Words = ((Mark.FAILED, Step.HEALTH), *WAY_BACK_OF_SWAPPED)
-    began = SWAP.index((Mark.BEGUN, Step.HEALTH)) + 1
+    words: Words = ((JournalMark.FAILED, Step.HEALTH), *WAY_BACK_OF_SWAPPED)
+    began = SWAP.index((JournalMark.BEGUN, Step.HEALTH)) + 1
     with with_services(site, tmp_path) as (swarm, docker), mock.patch.object(steps, "_HEALTH_SECONDS", 0.1):
         red = swarm.with_settings(HEALTH_URL="http://127.0.0.1:1/health")
         with killed_at(began + word, before=False):
@@ -381,7 +381,7 @@ def at_word(word: int, action: Callable[[], object]) -> Iterator[None]:
     """In the block, a process that is forked does something else just after it wrote that word of its journal."""
     write, counted = Journal.write, count()
 
-    def writing(self: Journal, mark: Mark, step: Step | None = None, **data: object) -> None:
+    def writing(self: Journal, mark: JournalMark, step: Step | None = None, **data: object) -> None:
         write(self, mark, step, **data)
         if next(counted) == word:
             action()
@@ -535,7 +535,7 @@ def test_a_transaction_is_prepared_while_it_restores(fragile: Site, when: Step) 
     def prepare() -> None:
         execute_prepared(fragile)
 
-    with mock.patch.dict(swap.swap.__kwdefaults__, deadline_seconds=0.5), each_step(when, prepare):
+    with mock.patch.dict(swap.swap_databases.__kwdefaults__, deadline_seconds=0.5), each_step(when, prepare):
         ended = fragile.restore()
     assert "prepared" in failed(fragile, ended)
     assert fragile.databases == [fragile.live.database]
@@ -985,13 +985,13 @@ def test_services_that_docker_does_not_know_are_found_out_before_anything_is_tou
         HEALTH_URL="http://127.0.0.1:1/",
         SWARM_DOCKER_URL="tcp://127.0.0.1:1",
     )
-    with mock.patch.object(service_manager, "PATIENCE_SECONDS", 0.0):
+    with mock.patch.object(docker_api, "PATIENCE_SECONDS", 0.0):
         for arguments in ((), ("--plan",)):
             line = nowhere.restore(*arguments).refused()
             assert "Docker does not answer at tcp://127.0.0.1:1" in line
             assert "--without-services" in line
     assert nowhere.restore("--without-services").code == 0
-    with mock.patch.object(service_manager, "PATIENCE_SECONDS", 0.0):
+    with mock.patch.object(docker_api, "PATIENCE_SECONDS", 0.0):
         assert "Docker does not answer" in nowhere.undo().refused()
     assert nowhere.undo("--without-services").code == 0
     assert len(site.records) == 2

@@ -27,7 +27,7 @@ from ovia_backup_dagster.core.sidecars import MANIFEST
 from ovia_backup_dagster.restoration.order import Mode
 from ovia_backup_dagster.restoration.preflight import Preflight
 from ovia_backup_dagster.restoration.request import Wishes
-from ovia_backup_dagster.swarm import service_manager
+from ovia_backup_dagster.swarm import docker_api
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, free_port
 from ovia_backup_dagster_tests.defs.support import flip_byte
 from ovia_backup_dagster_tests.doctor.support import executable
@@ -57,7 +57,7 @@ def obstacles_of(ended: Ended) -> list[str]:
 def test_all_obstacles_at_once(full_server: PortCluster, full_bin_dir: Path, tmp_path: Path) -> None:
     """What was found keeps nothing from looking on; how long it takes, and what is lost, is said all the same."""
     role = f"weak{os.getpid()}"
-    silent = mock.patch.object(service_manager, "PATIENCE_SECONDS", 0.0)
+    silent = mock.patch.object(docker_api, "PATIENCE_SECONDS", 0.0)
     with site_on(full_server, full_bin_dir, tmp_path) as site, silent:
         execute(site.live, "CREATE EXTENSION pg_stat_statements", "CREATE PUBLICATION everything FOR ALL TABLES")
         site.backup, site.now = site.place.chain(), site.content()

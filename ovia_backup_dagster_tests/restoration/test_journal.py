@@ -14,7 +14,7 @@ from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import JournalError, VolumeError
 from ovia_backup_dagster.restoration import journal as restoration
 from ovia_backup_dagster.restoration.folder import RestoreFolder, RestoreStanding
-from ovia_backup_dagster.restoration.journal import Journal, Mark
+from ovia_backup_dagster.restoration.journal import Journal, JournalMark
 from ovia_backup_dagster.restoration.order import Mode, Order, Step, StopServices
 from ovia_backup_dagster.restoration.record import Fate, fate, record_of
 
@@ -127,31 +127,31 @@ def test_a_torn_line_is_as_if_it_had_not_been_written(tmp_path_factory: pytest.T
     folder = RestoreFolder(Catalog(tmp_path_factory.mktemp("volume"), "ovia"))
     folder.prepare()
     journal = folder.begin(order())
-    journal.write(Mark.BEGUN, Step.RESTORE)
+    journal.write(JournalMark.BEGUN, Step.RESTORE)
     whole = journal.path.read_bytes()
-    journal.write(Mark.DONE, Step.RESTORE, notes=["x" * 200])
+    journal.write(JournalMark.DONE, Step.RESTORE, notes=["x" * 200])
     last = journal.path.read_bytes()[len(whole) :]
     cut = min(cut, len(last) - 1)
     journal.path.write_bytes(whole + last[:cut])
 
     again = Journal.read(journal.path)
-    assert [entry.mark for entry in again.entries] == [Mark.BEGUN]
-    again.write(Mark.FAILED, Step.RESTORE, error="e")
-    assert [entry.mark for entry in Journal.read(journal.path).entries] == [Mark.BEGUN, Mark.FAILED]
+    assert [entry.mark for entry in again.entries] == [JournalMark.BEGUN]
+    again.write(JournalMark.FAILED, Step.RESTORE, error="e")
+    assert [entry.mark for entry in Journal.read(journal.path).entries] == [JournalMark.BEGUN, JournalMark.FAILED]
 
 
 def test_what_was_noted_first_holds_but_the_database_is_the_last_attempts(folder: RestoreFolder) -> None:
     journal = folder.begin(order())
     for replicas, oid in ((3, 100), (0, 200)):
-        journal.write(Mark.BEGUN, Step.STOP, replicas={"api": replicas})
-        journal.write(Mark.NOTED, Step.RESTORE, made=oid)
+        journal.write(JournalMark.BEGUN, Step.STOP, replicas={"api": replicas})
+        journal.write(JournalMark.NOTED, Step.RESTORE, made=oid)
     assert journal.data(Step.STOP) == {"replicas": {"api": 3}}
     assert journal.made == 200
 
 
 def test_an_unfinished_one_is_found_though_the_clock_was_set_back(folder: RestoreFolder) -> None:
     later = folder.begin(order(started_at=NOW + timedelta(hours=1)))
-    later.write(Mark.FINISHED)
+    later.write(JournalMark.FINISHED)
     folder.begin(order())
     found = folder.unfinished()
     assert found is not None
@@ -176,7 +176,7 @@ def test_one_that_is_left_alone_is_trouble_and_one_that_somebody_is_at_is_not(fo
     with pytest.raises(JournalError, match="cannot be understood"):
         folder.standing()
     journal.path.unlink()
-    folder.begin(order()).write(Mark.BEGUN, Step.RESTORE)
+    folder.begin(order()).write(JournalMark.BEGUN, Step.RESTORE)
     assert "the step 'restore' was begun" in str(folder.standing().trouble)
 
 
@@ -217,13 +217,13 @@ def test_a_journal_that_is_damaged_is_said_in_a_line(folder: RestoreFolder, text
 
 def test_a_record_is_made_of_the_journal_alone(folder: RestoreFolder) -> None:
     journal = folder.begin(order())
-    journal.write(Mark.BEGUN, Step.RESTORE)
-    journal.write(Mark.FAILED, Step.RESTORE, error="the disk was full", fix="make room")
-    journal.write(Mark.BEGUN, Step.RESTORE)
-    journal.write(Mark.DONE, Step.RESTORE, notes=["a", "a"])
-    journal.write(Mark.BEGUN, Step.SWAP, counters={"resets": "", "tables": {}}, subscriptions=["s"])
-    journal.write(Mark.DONE, Step.SWAP, interruption_seconds=0.02, sessions_cut=3)
-    journal.write(Mark.FINISHED)
+    journal.write(JournalMark.BEGUN, Step.RESTORE)
+    journal.write(JournalMark.FAILED, Step.RESTORE, error="the disk was full", fix="make room")
+    journal.write(JournalMark.BEGUN, Step.RESTORE)
+    journal.write(JournalMark.DONE, Step.RESTORE, notes=["a", "a"])
+    journal.write(JournalMark.BEGUN, Step.SWAP, counters={"resets": "", "tables": {}}, subscriptions=["s"])
+    journal.write(JournalMark.DONE, Step.SWAP, interruption_seconds=0.02, sessions_cut=3)
+    journal.write(JournalMark.FINISHED)
 
     record = record_of(Journal.read(journal.path))
     assert (record.outcome, record.error, record.kept) == ("done", "", journal.order.kept)
@@ -240,7 +240,7 @@ def test_of_two_that_began_in_one_second_the_later_is_the_newer(folder: RestoreF
     began = []
     for backup in ("z.dump", "", "a.dump"):
         journal = folder.begin(order(started_at=folder.free(NOW), backup=backup))
-        journal.write(Mark.FINISHED)
+        journal.write(JournalMark.FINISHED)
         if recorded:
             folder.write(record_of(journal), "page")
         began.append(backup)
@@ -252,11 +252,11 @@ def test_when_it_was_swapped_is_known_to_the_process_that_did_it(folder: Restore
     by_name: dict[str, datetime | None] = {}
     for started, noted in ((NOW, {"interruption_seconds": 0.02}), (NOW + DAY, {"notes": ["made already"]})):
         journal = folder.begin(order(started_at=started, kept=f"kept_{started:%d}"))
-        journal.write(Mark.BEGUN, Step.SWAP, live_oid=1, incoming_oid=2)
-        journal.write(Mark.DONE, Step.SWAP, **noted)
+        journal.write(JournalMark.BEGUN, Step.SWAP, live_oid=1, incoming_oid=2)
+        journal.write(JournalMark.DONE, Step.SWAP, **noted)
         at = journal.entries[-1].at.replace(microsecond=0)
-        journal.write(Mark.BEGUN, Step.START)
-        journal.write(Mark.FINISHED)
+        journal.write(JournalMark.BEGUN, Step.START)
+        journal.write(JournalMark.FINISHED)
         by_name[journal.order.kept] = at if "interruption_seconds" in noted else None
     for name, when in by_name.items():
         record = folder.swap_that_kept(name)
@@ -268,12 +268,12 @@ def test_when_it_was_swapped_is_known_to_the_process_that_did_it(folder: Restore
 def test_what_made_it_swap_back_is_what_its_record_says(folder: RestoreFolder) -> None:
     journal = folder.begin(order())
     for step in (Step.RESTORE, Step.SWAP):
-        journal.write(Mark.BEGUN, step)
-        journal.write(Mark.DONE, step)
-    journal.write(Mark.BEGUN, Step.HEALTH)
-    journal.write(Mark.FAILED, Step.HEALTH, error="health stayed red", fix="look")
-    journal.write(Mark.PUTTING_BACK, Step.SWAP, was_live=True)
-    journal.write(Mark.PUT_BACK)
+        journal.write(JournalMark.BEGUN, step)
+        journal.write(JournalMark.DONE, step)
+    journal.write(JournalMark.BEGUN, Step.HEALTH)
+    journal.write(JournalMark.FAILED, Step.HEALTH, error="health stayed red", fix="look")
+    journal.write(JournalMark.PUTTING_BACK, Step.SWAP, was_live=True)
+    journal.write(JournalMark.PUT_BACK)
     record = record_of(journal)
     assert (record.outcome, record.error, record.kept) == ("put back", "health stayed red", "")
 
@@ -282,13 +282,13 @@ def test_what_made_it_swap_back_is_what_its_record_says(folder: RestoreFolder) -
     ("writes", "fix"),
     [
         ([], "--resume; or put everything back"),
-        ([(Mark.BEGUN, Step.DROP)], "--resume; or put everything back"),
-        ([(Mark.BEGUN, Step.DROP), (Mark.DONE, Step.DROP)], "--resume"),
-        ([(Mark.BEGUN, Step.RESTORE), (Mark.PUTTING_BACK, None)], "put everything back"),
+        ([(JournalMark.BEGUN, Step.DROP)], "--resume; or put everything back"),
+        ([(JournalMark.BEGUN, Step.DROP), (JournalMark.DONE, Step.DROP)], "--resume"),
+        ([(JournalMark.BEGUN, Step.RESTORE), (JournalMark.PUTTING_BACK, None)], "put everything back"),
     ],
 )
 def test_what_is_unfinished_says_the_next_command(
-    folder: RestoreFolder, writes: list[tuple[Mark, Step | None]], fix: str
+    folder: RestoreFolder, writes: list[tuple[JournalMark, Step | None]], fix: str
 ) -> None:
     journal = folder.begin(order(Mode.DROP))
     for mark, step in writes:

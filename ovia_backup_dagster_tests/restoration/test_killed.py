@@ -24,9 +24,9 @@ from psycopg import sql
 from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.restoration import application_health, swap
 from ovia_backup_dagster.restoration.folder import RestoreFolder
-from ovia_backup_dagster.restoration.journal import Journal, Mark
+from ovia_backup_dagster.restoration.journal import Journal, JournalMark
 from ovia_backup_dagster.restoration.order import Mode, Step
-from ovia_backup_dagster.swarm import service_manager
+from ovia_backup_dagster.swarm import docker_api
 from ovia_backup_dagster_tests.conftest import PortCluster
 from ovia_backup_dagster_tests.faults.conftest import some_today
 from ovia_backup_dagster_tests.faults.harness import Ended, until
@@ -35,18 +35,18 @@ from ovia_backup_dagster_tests.restoration.docker_engine import Engine, engine
 from ovia_backup_dagster_tests.restoration.test_application_health import serving
 
 #: What a journal says, line by line.
-Words = tuple[tuple[Mark, Step | None], ...]
+Words = tuple[tuple[JournalMark, Step | None], ...]
 BACK = ("--abort", "--resume")
 REPLICAS = {"api": 2, "ingest": 1}
 
 
 def words_of(*steps: Step) -> Words:
     """Of a restore that takes these steps, undisturbed."""
-    found: list[tuple[Mark, Step | None]] = []
+    found: list[tuple[JournalMark, Step | None]] = []
     for step in steps:
-        marks = (Mark.BEGUN, *([Mark.NOTED] if step is Step.RESTORE else []), Mark.DONE)
+        marks = (JournalMark.BEGUN, *([JournalMark.NOTED] if step is Step.RESTORE else []), JournalMark.DONE)
         found += [(mark, step) for mark in marks]
-    return (*found, (Mark.FINISHED, None))
+    return (*found, (JournalMark.FINISHED, None))
 
 
 SWAP = words_of(Step.RESTORE, Step.STOP, Step.SWAP, Step.MIGRATE, Step.START, Step.HEALTH)
@@ -63,7 +63,7 @@ def moments(words: Words, wanted: Callable[[int, bool], bool] = lambda *_: True)
         pytest.param(word, before, id=f"{'before' if before else 'after'}-{word}-{mark}".replace(" ", "-"))
         for word, (mark, _) in enumerate(words)
         for before in (True, False)
-        if (word == 0 or not (before and mark is Mark.BEGUN)) and wanted(word, before)
+        if (word == 0 or not (before and mark is JournalMark.BEGUN)) and wanted(word, before)
     ]
     return pytest.mark.parametrize(("word", "before"), some_today(found))
 
@@ -106,7 +106,7 @@ def with_services(site: Site, folder: Path) -> Iterator[tuple[Site, Engine]]:
     with (
         engine(folder / "gone", **REPLICAS, migrate=1) as docker,
         serving() as application,
-        mock.patch.object(service_manager, "_PAUSE_SECONDS", 0.01),
+        mock.patch.object(docker_api, "_PAUSE_SECONDS", 0.01),
         mock.patch.object(application_health, "_PAUSE_SECONDS", 0.01),
     ):
         docker.complete.add("migrate")
@@ -132,7 +132,7 @@ def killed_at(word: int, *, before: bool) -> Iterator[None]:
     """A process that is forked in the block is killed when it writes the journal for that time (from 0)."""
     write, counted = Journal.write, count()
 
-    def writing(self: Journal, mark: Mark, step: Step | None = None, **data: object) -> None:
+    def writing(self: Journal, mark: JournalMark, step: Step | None = None, **data: object) -> None:
         here = next(counted) == word
         if here and before:
             os.killpg(0, signal.SIGKILL)
@@ -215,7 +215,7 @@ def test_a_swap_is_aborted(swarm: tuple[Site, Engine], word: int, before: bool) 
         assert site.records[0].outcome == "put back"
     assert docker.replicas == {**REPLICAS, "migrate": 1}
     # What was live for a while may have been written to: it stays. Nothing else does.
-    swapped = word >= SWAP.index((Mark.DONE, Step.SWAP))
+    swapped = word >= SWAP.index((JournalMark.DONE, Step.SWAP))
     assert len(site.databases) == 1 + swapped
     assert "nothing to abort" in site.place.run("restore", "--abort").refused()
 
@@ -223,7 +223,7 @@ def test_a_swap_is_aborted(swarm: tuple[Site, Engine], word: int, before: bool) 
 def test_what_was_aborted_is_begun_anew(swarm: tuple[Site, Engine]) -> None:
     site, docker = swarm
     for step in (Step.RESTORE, Step.SWAP, Step.HEALTH):
-        kill(site, SWAP, SWAP.index((Mark.BEGUN, step)), False, site.restore)
+        kill(site, SWAP, SWAP.index((JournalMark.BEGUN, step)), False, site.restore)
         assert site.place.run("restore", "--abort").code == 0
         assert whole(site) == "old"
     assert site.restore().code == 0
@@ -292,7 +292,7 @@ def test_an_undo_is_resumed_and_aborted(swarm: tuple[Site, Engine], word: int) -
 # ----------------------------------------------------------------------------------------------------- a drop
 
 
-_DROPS = DROP.index((Mark.BEGUN, Step.DROP))
+_DROPS = DROP.index((JournalMark.BEGUN, Step.DROP))
 
 
 def dropping(site: Site) -> Site:
@@ -356,7 +356,7 @@ def test_a_look_beside_is_resumed_and_aborted(swarm: tuple[Site, Engine], word: 
 
 
 #: It has its name before that is written down.
-_LIVES = NEW_HOST.index((Mark.DONE, Step.NAME))
+_LIVES = NEW_HOST.index((JournalMark.DONE, Step.NAME))
 
 
 def on_a_new_host(site: Site, docker: Engine, word: int, before: bool) -> bool:

@@ -13,8 +13,8 @@ from ovia_backup_dagster.core.errors import RestoreRefusedError
 from ovia_backup_dagster.core.naming import before_at, before_name, restore_name
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.restoration import subscriptions
-from ovia_backup_dagster.restoration.replaced_databases import forget, kept
-from ovia_backup_dagster.restoration.swap import swap
+from ovia_backup_dagster.restoration.replaced_databases import drop_replaced, kept
+from ovia_backup_dagster.restoration.swap import swap_databases
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute, running_cluster
 from ovia_backup_dagster_tests.support.drilling import database, one
 
@@ -48,8 +48,8 @@ def test_found_and_dropped(server: PortCluster) -> None:
         assert [(k.name, k.at) for k in kept(shop, "shop")] == [(names[1], LATER), (names[0], AT)]
         for wrong in ("shop", "postgres", strangers, restore_name("shop", AT)):
             with pytest.raises(RestoreRefusedError):
-                forget(shop, "shop", wrong)
-        assert forget(shop, "shop", names[0]) == []
+                drop_replaced(shop, "shop", wrong)
+        assert drop_replaced(shop, "shop", names[0]) == []
         assert [k.name for k in kept(shop, "shop")] == [names[1]]
 
 
@@ -87,19 +87,19 @@ def test_a_subscription_is_stopped_swapped_back_and_dropped(
     with database(server, "shop_new"):
         assert subscriptions.disable_subscriptions(shop, "shop") == ["Sub 1"]
         assert subscriptions.disable_subscriptions(shop, "shop") == []
-        swap(shop, "shop", "shop_new", before)
+        swap_databases(shop, "shop", "shop_new", before)
         execute(source, "INSERT INTO t VALUES (2)")
-        assert [s.name for s in subscriptions.subscriptions(shop, before)] == ["Sub 1"]
+        assert [s.name for s in subscriptions.subscriptions_of(shop, before)] == ["Sub 1"]
         # Back, and nothing was missed meanwhile.
-        swap(shop, "shop", before, "shop_new")
+        swap_databases(shop, "shop", before, "shop_new")
         assert one(shop, "SELECT count(*) FROM t WHERE n = 2") == 0
         subscriptions.enable_subscriptions(shop, "shop", ["Sub 1"])
         assert applied(shop, source, 3)
         assert one(shop, "SELECT count(*) FROM t WHERE n = 2") == 1
         # And away for good, while it is applying.
-        swap(shop, "shop", "shop_new", before)
-        assert forget(shop, "shop", before) == ["drop on its publisher: replication slot its_slot"]
+        swap_databases(shop, "shop", "shop_new", before)
+        assert drop_replaced(shop, "shop", before) == ["drop on its publisher: replication slot its_slot"]
         # It is the publisher's to drop: by now another subscription may read through it.
         assert one(source, "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'its_slot'") == 1
         assert kept(shop, "shop") == []
-        assert subscriptions.subscriptions(shop, before) == []
+        assert subscriptions.subscriptions_of(shop, before) == []

@@ -28,7 +28,7 @@ from ovia_backup_dagster.core.sidecars import GLOBALS, MANIFEST
 from ovia_backup_dagster.drill.runner import needed_bytes
 from ovia_backup_dagster.proof.check_results import NO_CODE, Result
 from ovia_backup_dagster.restoration.folder import RestoreFolder
-from ovia_backup_dagster.restoration.journal import Mark
+from ovia_backup_dagster.restoration.journal import JournalMark
 from ovia_backup_dagster.restoration.order import Mode, Step
 from ovia_backup_dagster.restoration.request import Wishes
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute, running_cluster
@@ -490,7 +490,7 @@ def test_who_only_looks_does_not_act(site: Site) -> None:
     assert site.place.run("restore", "--resume", "--abort").code == 2
     unfinished = RestoreFolder(site.place.catalog).unfinished()
     assert unfinished is not None
-    assert unfinished.entries[-1].mark is Mark.BEGUN
+    assert unfinished.entries[-1].mark is JournalMark.BEGUN
     assert site.place.run("restore", "--abort", "--json").code == 0
     assert site.restore().code == 0
     kept = site.records[0].kept

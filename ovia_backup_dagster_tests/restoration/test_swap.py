@@ -24,7 +24,7 @@ from ovia_backup_dagster.postgres.programs import Connection, capture
 from ovia_backup_dagster.postgres.session import connect
 from ovia_backup_dagster.proof import target
 from ovia_backup_dagster.restoration import swap
-from ovia_backup_dagster.restoration.replaced_databases import forget
+from ovia_backup_dagster.restoration.replaced_databases import drop_replaced
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute, free_port, running_cluster
 from ovia_backup_dagster_tests.faults.harness import until
 from ovia_backup_dagster_tests.support.drilling import as_role, database, one
@@ -58,7 +58,7 @@ def which(server: Connection) -> object:
 
 
 def oids(server: Connection, *names: str) -> tuple[int, int]:
-    first, second = (swap.standing(server, name).oid for name in names)
+    first, second = (swap.database_state(server, name).oid for name in names)
     return first, second
 
 
@@ -96,15 +96,15 @@ def hammering(to: Connection, threads: int = 6) -> Iterator[list[tuple[float, fl
 def test_there_and_back_again(server: PortCluster) -> None:
     with pair(server) as live:
         before = oids(live, "shop", "shop_new")
-        assert swap.where(live, "shop", before) == "before"
+        assert swap.swap_outcome(live, "shop", before) == "before"
         for _ in range(3):
-            swap.swap(live, "shop", "shop_new", "kept")
+            swap.swap_databases(live, "shop", "shop_new", "kept")
             assert which(live) == "new"
-            assert swap.where(live, "shop", before) == "after"
-            swap.swap(live, "shop", "kept", "shop_new")
+            assert swap.swap_outcome(live, "shop", before) == "after"
+            swap.swap_databases(live, "shop", "kept", "shop_new")
             assert which(live) == "old"
-            assert swap.where(live, "shop", before) == "before"
-        assert swap.where(live, "shop", (1, 2)) == "torn"
+            assert swap.swap_outcome(live, "shop", before) == "before"
+        assert swap.swap_outcome(live, "shop", (1, 2)) == "torn"
 
 
 def test_a_swap_outlasts_a_crash_of_the_server(bin_dir: Path) -> None:
@@ -117,10 +117,10 @@ def test_a_swap_outlasts_a_crash_of_the_server(bin_dir: Path) -> None:
         before = oids(live, "shop", "shop_new")
         with connect(live.to("shop_new")) as session:
             session.execute("INSERT INTO public.t VALUES ('unflushed')")
-        swap.swap(live, "shop", "shop_new", "kept")
+        swap.swap_databases(live, "shop", "shop_new", "kept")
         cluster.stop("immediate")
         cluster.start()
-        assert swap.where(live, "shop", before) == "after"
+        assert swap.swap_outcome(live, "shop", before) == "after"
         assert one(live, "SELECT string_agg(which, ' ' ORDER BY which) FROM t") == "new unflushed"
 
 
@@ -129,7 +129,7 @@ def test_clients_that_connect_again_in_a_loop(server: PortCluster) -> None:
         incoming, kept = "shop_new", "kept"
         for n in range(1, 5):
             time.sleep(0.1)
-            done = swap.swap(live, "shop", incoming, kept)
+            done = swap.swap_databases(live, "shop", incoming, kept)
             assert which(live) == ("new" if n % 2 else "old")
             assert done.cut >= 1
             assert done.seconds < 5
@@ -142,8 +142,8 @@ def test_clients_that_connect_again_in_a_loop(server: PortCluster) -> None:
 def test_a_session_that_is_busy_or_in_a_transaction_is_ended(server: PortCluster) -> None:
     with pair(server) as live, admin(server, "shop") as busy, admin(server, "shop_new") as looking:
         busy.execute("BEGIN; DELETE FROM t")
-        assert swap.standing(live, "shop").sessions[0].state == "idle in transaction"
-        assert swap.swap(live, "shop", "shop_new", "kept").cut == 2
+        assert swap.database_state(live, "shop").sessions[0].state == "idle in transaction"
+        assert swap.swap_databases(live, "shop", "shop_new", "kept").cut == 2
         for session in (busy, looking):
             with pytest.raises(psycopg.OperationalError):
                 session.execute("SELECT 1")
@@ -155,7 +155,7 @@ def test_nobody_is_interrupted_before_the_incoming_one_is_free(other: PortCluste
         execute(live.to("shop_new"), "BEGIN; INSERT INTO t VALUES ('x'); PREPARE TRANSACTION 'in the way'")
         try:
             with pytest.raises(DatabaseInUseError, match="prepared transaction"):
-                swap.swap(live, "shop", "shop_new", "kept", deadline_seconds=0)
+                swap.swap_databases(live, "shop", "shop_new", "kept", deadline_seconds=0)
             assert client.execute("SELECT which FROM t").fetchone() == ("old",)
         finally:
             execute(live.to("shop_new"), "ROLLBACK PREPARED 'in the way'")
@@ -165,10 +165,10 @@ def test_nobody_is_interrupted_before_the_incoming_one_is_free(other: PortCluste
 def test_hostile_names(server: PortCluster, name: str) -> None:
     new = name[:50] + "/n"
     with pair(server, name, new) as live:
-        swap.swap(live, name, new, "kept")
+        swap.swap_databases(live, name, new, "kept")
         assert which(live) == "new"
         assert which(live.to("kept")) == "old"
-        swap.swap(live, name, "kept", new)
+        swap.swap_databases(live, name, "kept", new)
         assert which(live) == "old"
 
 
@@ -176,18 +176,18 @@ def test_the_default_database_itself(other: PortCluster) -> None:
     with database(other, "incoming"):
         postgres = other.connection()
         try:
-            swap.swap(postgres, "postgres", "incoming", "kept")
-            assert swap.standing(postgres, "kept").exists
+            swap.swap_databases(postgres, "postgres", "incoming", "kept")
+            assert swap.database_state(postgres, "kept").exists
         finally:
-            swap.swap(postgres, "postgres", "kept", "incoming")
+            swap.swap_databases(postgres, "postgres", "kept", "incoming")
 
 
 def test_names_that_are_missing_or_taken_change_nothing(server: PortCluster) -> None:
     with pair(server) as live:
         with pytest.raises(DatabaseMissingError):
-            swap.swap(live, "shop", "nowhere", "kept")
+            swap.swap_databases(live, "shop", "nowhere", "kept")
         with pytest.raises(Exception, match="already exists"):
-            swap.swap(live, "shop", "shop_new", "postgres")
+            swap.swap_databases(live, "shop", "shop_new", "postgres")
         assert which(live) == "old"
 
 
@@ -197,7 +197,7 @@ def test_a_prepared_transaction(other: PortCluster) -> None:
         (found,) = swap.obstacles(live, "shop")
         assert "ROLLBACK PREPARED 'it''s open'" in str(found)
         with pytest.raises(DatabaseInUseError, match="prepared transaction"):
-            swap.swap(live, "shop", "shop_new", "kept", deadline_seconds=0)
+            swap.swap_databases(live, "shop", "shop_new", "kept", deadline_seconds=0)
         assert which(live) == "old"
         execute(live, "ROLLBACK PREPARED 'it''s open'")
         assert not swap.obstacles(live, "shop")
@@ -221,7 +221,7 @@ def test_templates_closed_and_invalid_databases(server: PortCluster) -> None:
         assert "cannot be used any more" in swap.obstacles(live, "shop")[0].what
         assert not swap.obstacles(live, "shop", mode_needs_swap=False)
         assert not swap.obstacles(live, "nowhere")
-        assert not swap.standing(live, "nowhere").exists
+        assert not swap.database_state(live, "nowhere").exists
 
 
 def test_the_least_rights(server: PortCluster) -> None:
@@ -240,11 +240,11 @@ def test_the_least_rights(server: PortCluster) -> None:
             (found_one,) = swap.obstacles(mender, "shop")
             assert "clerk" in found_one.what
             with pytest.raises(DatabaseInUseError, match="clerk"):
-                swap.swap(mender, "shop", "shop_new", "kept", deadline_seconds=0)
+                swap.swap_databases(mender, "shop", "shop_new", "kept", deadline_seconds=0)
             execute(boss, "GRANT pg_signal_backend TO mender")
             assert not swap.obstacles(mender, "shop")
             with clerk, as_owner(live) as keeper:
-                assert swap.swap(mender, "shop", "shop_new", "kept").cut == 2
+                assert swap.swap_databases(mender, "shop", "shop_new", "kept").cut == 2
                 with pytest.raises(psycopg.OperationalError):
                     keeper.execute("SELECT 1")
             with admin(server, "shop"):
@@ -280,9 +280,9 @@ _AT_WORK = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'autovacu
 
 def test_autovacuum_is_in_nobodys_way(bin_dir: Path) -> None:
     with autovacuum_at_work(bin_dir) as keeper:
-        assert swap.standing(keeper, "shop").sessions == ()
+        assert swap.database_state(keeper, "shop").sessions == ()
         assert swap.obstacles(keeper, "shop") == []
-        swap.swap(keeper, "shop", "shop_new", "kept")
+        swap.swap_databases(keeper, "shop", "shop_new", "kept")
         assert which(as_role(keeper.to("kept"), "postgres")) == "old"
 
 
@@ -291,15 +291,15 @@ def test_nor_in_that_of_a_drop(bin_dir: Path, by: str) -> None:
     with autovacuum_at_work(bin_dir) as keeper:
         name = "shop"
         if by == "restore":
-            target.beside(keeper, name, name).drop(swap.standing(keeper, name).oid)
+            target.beside(keeper, name, name).drop(swap.database_state(keeper, name).oid)
         else:
             name = before_name("shop", datetime(2026, 1, 1, tzinfo=UTC))
             execute(keeper.to("postgres"), f"ALTER DATABASE shop RENAME TO {name}")
             # Ended for that, it soon comes back; this role sees of it only that it is nobody's.
             nobodys = f"SELECT count(*) FROM pg_stat_activity WHERE usesysid IS NULL AND datname = '{name}'"
             until(lambda: one(keeper.to("postgres"), nobodys) == 1, 30)
-            forget(keeper, "shop", name)
-        assert not swap.standing(keeper, name).exists
+            drop_replaced(keeper, "shop", name)
+        assert not swap.database_state(keeper, name).exists
 
 
 def test_whoever_reads_the_databases_log_is_in_the_way_of_whom_he_is_above(other: PortCluster) -> None:
@@ -312,7 +312,7 @@ def test_whoever_reads_the_databases_log_is_in_the_way_of_whom_he_is_above(other
             with psycopg.connect(to, autocommit=True):
                 (found,) = swap.obstacles(as_role(live, "keeper"), "shop")
                 assert "may not end sessions" in found.what
-                assert [each.application for each in swap.standing(live, "shop").sessions] == ["walsender"]
+                assert [each.application for each in swap.database_state(live, "shop").sessions] == ["walsender"]
             until(lambda: swap.obstacles(as_role(live, "keeper"), "shop") == [], 10)
     finally:
         execute(boss, "DROP ROLE keeper")
@@ -334,7 +334,7 @@ def test_a_session_of_ours_that_is_just_closed_is_in_no_ones_way(other: PortClus
             with connect(live):
                 (found,) = swap.obstacles(as_role(live, "keeper"), "shop")
                 assert "may not end sessions in database shop: postgres (ovia-backup" in found.what
-            until(lambda: not swap.standing(live, "shop").sessions, 10)
+            until(lambda: not swap.database_state(live, "shop").sessions, 10)
     finally:
         execute(boss, "DROP ROLE keeper")
 
@@ -370,7 +370,7 @@ def test_a_standby(bin_dir: Path, other: PortCluster) -> None:
 _KILLED = """
 import os, signal, sys, psycopg
 from ovia_backup_dagster.core.naming import before_name
-from ovia_backup_dagster.postgres import places, swap
+from ovia_backup_dagster.restoration import swap
 from ovia_backup_dagster.postgres.programs import Connection
 host, port, when, nth = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 execute, sent, renames = psycopg.Connection.execute, [], []
@@ -388,7 +388,7 @@ def killing(self, query, *args, **named):
     if mine and when == "after": os.kill(os.getpid(), signal.SIGKILL)
     return result
 psycopg.Connection.execute = killing
-swap.swap(Connection(host, port, "shop", "postgres"), "shop", "shop_new", "kept")
+swap.swap_databases(Connection(host, port, "shop", "postgres"), "shop", "shop_new", "kept")
 """
 
 
@@ -407,13 +407,13 @@ def test_killed_at_each_statement(server: PortCluster, busy: bool) -> None:
                         code = subprocess.run(command, check=False, timeout=SECONDS).returncode
                 else:
                     code = subprocess.run(command, check=False, timeout=SECONDS).returncode
-                found = swap.where(live, "shop", before)
+                found = swap.swap_outcome(live, "shop", before)
                 seen.add(found)
                 # Whole, and open to all, at once.
                 assert which(live) == {"before": "old", "after": "new"}[found]
                 if found == "after":
                     assert which(live.to("kept")) == "old"
-                    swap.swap(live, "shop", "kept", "shop_new")
+                    swap.swap_databases(live, "shop", "kept", "shop_new")
             if code == 0:
                 break
         assert code == 0
@@ -430,7 +430,7 @@ def test_who_asks_waits_for_what_the_server_is_still_about(server: PortCluster) 
             end = threading.Timer(0.5, _end_all, [live])
             end.start()
             answers: list[str] = []
-            asking = threading.Thread(target=lambda: answers.append(swap.where(live, "shop", before)))
+            asking = threading.Thread(target=lambda: answers.append(swap.swap_outcome(live, "shop", before)))
             asking.start()
             while left_over.pgconn.is_busy():
                 left_over.pgconn.consume_input()

@@ -30,13 +30,13 @@ from ovia_backup_dagster.proof.database_reader import Rereader
 from ovia_backup_dagster.proof.prover import Proof
 from ovia_backup_dagster.restoration import preflight, steps, swap
 from ovia_backup_dagster.restoration.folder import RestoreFolder
-from ovia_backup_dagster.restoration.journal import Journal, Mark
+from ovia_backup_dagster.restoration.journal import Journal, JournalMark
 from ovia_backup_dagster.restoration.order import Mode, Order, Step
 from ovia_backup_dagster.restoration.request import Wishes
 from ovia_backup_dagster.restoration.runner import Restorations
 from ovia_backup_dagster.restoration.steps import Steps
 from ovia_backup_dagster.restoration.subscriptions import drop_subscriptions
-from ovia_backup_dagster.swarm import service_manager
+from ovia_backup_dagster.swarm import docker_api
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, running_cluster
 from ovia_backup_dagster_tests.faults.conftest import needs_root
 from ovia_backup_dagster_tests.faults.disks import MEGABYTE, free, tmpfs
@@ -67,7 +67,7 @@ def give_up_line(site: Site) -> str:
 def impatient() -> Iterator[None]:
     """In the block, nobody waits for a Docker that is away."""
     with (
-        mock.patch.object(service_manager, "PATIENCE_SECONDS", 0.0),
+        mock.patch.object(docker_api, "PATIENCE_SECONDS", 0.0),
         mock.patch.multiple(steps, _STOP_SECONDS=0.5, _START_SECONDS=0.5, _MIGRATE_SECONDS=0.5),
     ):
         yield
@@ -562,7 +562,7 @@ def test_the_journal_may_use_what_was_set_aside(tmp_path: Path) -> None:
         path.write_text(order.model_dump_json() + "\n", encoding="utf-8")
         journal = Journal.read(path)
         (volume / "filler").write_bytes(b"\0" * free(volume))
-        journal.write(Mark.BEGUN, Step.START, text="x" * 100_000)
+        journal.write(JournalMark.BEGUN, Step.START, text="x" * 100_000)
         assert not (volume / RESERVE).exists()
         assert [entry.step for entry in Journal.read(path).entries] == [Step.START]
 
@@ -681,7 +681,7 @@ def read_only_after(step: Step) -> Iterator[None]:
             if here is step:
                 failing.set()
 
-    def writing(self: Journal, mark: Mark, here: Step | None = None, **data: object) -> None:
+    def writing(self: Journal, mark: JournalMark, here: Step | None = None, **data: object) -> None:
         if failing.is_set():
             raise ReadOnlyVolumeError("the journal cannot be written", fix="mount the volume anew")
         write(self, mark, here, **data)

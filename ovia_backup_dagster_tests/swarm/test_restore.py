@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from ovia_backup_dagster.restoration.journal import Mark
+from ovia_backup_dagster.restoration.journal import JournalMark
 from ovia_backup_dagster.restoration.order import Step
 from ovia_backup_dagster_tests.swarm.engine import POSTGRES, docker, processes, until
 from ovia_backup_dagster_tests.swarm.swarm import OVIA_PASSWORD, Swarm
@@ -208,7 +208,9 @@ STEPS = (Step.RESTORE, Step.STOP, Step.SWAP, Step.MIGRATE, Step.START, Step.HEAL
 
 
 @contextmanager
-def restoring(swarm: Swarm, step: Step, mark: Mark, *options: str) -> Iterator[tuple[int, subprocess.Popen[str]]]:
+def restoring(
+    swarm: Swarm, step: Step, mark: JournalMark, *options: str
+) -> Iterator[tuple[int, subprocess.Popen[str]]]:
     """A restore in the console, when its journal has just got there; the process by its number on this machine."""
     folder = Path(docker("volume", "inspect", "-f", "{{.Mountpoint}}", "ovia_backup_data")) / "restores"
     before = set(folder.glob("*.journal"))
@@ -242,7 +244,7 @@ def test_killed_in_each_step(swarm: Swarm, good: str, today: str, number: int, s
     """Every second one is put back; and one loses its whole container."""
     if step is Step.STOP:
         swarm.settled("console")
-    with restoring(swarm, step, Mark.BEGUN) as (pid, client):
+    with restoring(swarm, step, JournalMark.BEGUN) as (pid, client):
         if step is Step.STOP:
             docker("kill", swarm.container("ovia-backup_console"))
         else:
@@ -264,7 +266,7 @@ def test_killed_in_each_step(swarm: Swarm, good: str, today: str, number: int, s
 def test_a_terminal_that_is_closed_ends_only_what_is_seen(
     swarm: Swarm, good: str, today: str, options: tuple[str, ...]
 ) -> None:
-    with restoring(swarm, Step.RESTORE, Mark.BEGUN, *options) as (pid, client):
+    with restoring(swarm, Step.RESTORE, JournalMark.BEGUN, *options) as (pid, client):
         client.kill()
         client.communicate(timeout=60)
         until(lambda: not Path(f"/proc/{pid}").exists(), 120, "it still runs")
@@ -326,7 +328,7 @@ def about_to_stop(swarm: Swarm) -> Iterator[list[tuple[int, str]]]:
     lock = Path(docker("volume", "inspect", "-f", "{{.Mountpoint}}", "ovia_backup_data")) / ".lock"
     with lock.open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with restoring(swarm, Step.RESTORE, Mark.DONE) as (_, client):
+        with restoring(swarm, Step.RESTORE, JournalMark.DONE) as (_, client):
             assert client.stdout is not None
             while "waiting for " not in (line := client.stdout.readline()):
                 assert line, "it did not wait"
@@ -367,7 +369,7 @@ def test_the_filter_is_gone_between_two_steps(swarm: Swarm, good: str, today: st
     assert replicas() == REPLICAS
     swarm.well("docker-filter")
     # One that comes back is waited for.
-    with restoring(swarm, Step.SWAP, Mark.DONE) as (_, client):
+    with restoring(swarm, Step.SWAP, JournalMark.DONE) as (_, client):
         docker("kill", swarm.container("ovia-backup_docker-filter"))
         said = client.communicate(timeout=120)[0]
     assert client.returncode == 0, said
@@ -382,7 +384,7 @@ def test_services_that_cannot_come_back_do_not_hold_up_the_way_back(swarm: Swarm
         docker("service", "create", *options, POSTGRES)
     try:
         services = f"SWARM_APP_SERVICES={','.join([*REPLICAS, 'gone', 'nowhere'])}"
-        with restoring(swarm, Step.SWAP, Mark.BEGUN, "-e", services) as (pid, client):
+        with restoring(swarm, Step.SWAP, JournalMark.BEGUN, "-e", services) as (pid, client):
             os.kill(pid, signal.SIGKILL)
             client.communicate(timeout=60)
         docker("service", "rm", "gone")

@@ -19,15 +19,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ovia_backup_dagster.core.errors import (
-    DockerRefusedError,
-    DockerUnreachableError,
     MigrationFailedError,
+    ServiceManagerRefusedError,
+    ServiceManagerUnreachableError,
     ServiceMissingError,
     ServiceStuckError,
     ServiceUnsuitableError,
 )
-from ovia_backup_dagster.swarm import service_manager
-from ovia_backup_dagster.swarm.service_manager import Swarm, redacted
+from ovia_backup_dagster.swarm import docker_api, docker_services
+from ovia_backup_dagster.swarm.docker_api import SwarmApi, redacted
+from ovia_backup_dagster.swarm.docker_services import Swarm
 from ovia_backup_dagster_tests.conftest import REPOSITORY
 from ovia_backup_dagster_tests.swarm import engine as engines
 from ovia_backup_dagster_tests.swarm.engine import Engine, docker, until
@@ -179,7 +180,7 @@ def test_the_filter_passes_on_what_is_needed_and_nothing_beside_it(port: int) ->
 
 
 def test_a_refusal_says_where_to_look(swarm: Swarm) -> None:
-    with pytest.raises(DockerRefusedError, match=r"service a b.*deploy/haproxy/docker\.cfg"):
+    with pytest.raises(ServiceManagerRefusedError, match=r"service a b.*deploy/haproxy/docker\.cfg"):
         swarm.replicas("a b")
 
 
@@ -290,7 +291,7 @@ def test_an_update_by_somebody_else_is_kept(swarm: Swarm) -> None:
             spec["Mode"]["Replicated"]["Replicas"] = 3
             return True
 
-        swarm._update("app", edit, time.monotonic() + 10)
+        swarm.api.update("app", edit, time.monotonic() + 10)
         assert looks == [{}, {"theirs": "1"}]
         assert inspect("app")["Spec"]["Labels"] == {"theirs": "1"}
         assert swarm.replicas("app") == 3
@@ -302,7 +303,7 @@ def test_many_at_once(port: int) -> None:
             spec["Labels"][str(number)] = ""
             return True
 
-        Swarm(f"tcp://127.0.0.1:{port}")._update("app", edit, time.monotonic() + 20)
+        Swarm(f"tcp://127.0.0.1:{port}").api.update("app", edit, time.monotonic() + 20)
 
     with service("app", WORKS, "--replicas", "0"):
         with ThreadPoolExecutor(6) as pool:
@@ -441,7 +442,7 @@ def test_what_is_given_up_is_ended(swarm: Swarm, said: list[str]) -> None:
 
 
 def test_what_does_not_end_may_still_run(swarm: Swarm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service_manager, "_END_SECONDS", 1.0)
+    monkeypatch.setattr(docker_services, "_END_SECONDS", 1.0)
     with once("migrate", "trap '' TERM; while :; do sleep 0.1; done", "--stop-grace-period", "5s"):
         with pytest.raises(
             MigrationFailedError, match=r"not complete in 2 s: .*may still run: task migrate\.1.*node rm"
@@ -489,7 +490,7 @@ def test_what_was_only_asked_for_is_ended(swarm: Swarm, monkeypatch: pytest.Monk
     """Swarm has made no task of it yet."""
     with once("migrate", WORKS):
         docker("service", "scale", "--detach", "migrate=1")
-        monkeypatch.setattr(Swarm, "_tasks", lambda *_: [])
+        monkeypatch.setattr(SwarmApi, "tasks", lambda *_: [])
         assert swarm.end("migrate", 5, print)
         assert swarm.replicas("migrate") == 0
 
@@ -501,7 +502,7 @@ def begin(swarm: Swarm, name: str) -> None:
         raise SystemExit
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(service_manager, "_later", die)
+        patch.setattr(docker_services, "_later", die)
         with pytest.raises(SystemExit):
             swarm.run_once(name, 30, print)
 
@@ -662,7 +663,7 @@ def test_docker_goes_away_and_comes_back(swarm: Swarm, engine: Engine) -> None:
 # The SDK forgets to close a socket that led nowhere.
 @pytest.mark.filterwarnings("ignore:.*unclosed <socket:ResourceWarning")
 def test_docker_is_gone(swarm: Swarm, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service_manager, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(docker_api, "PATIENCE_SECONDS", 1.0)
     monkeypatch.delenv("DOCKER_HOST", raising=False)
     at_socket = Swarm()
     with service("app", WORKS, "--replicas", "0"):
@@ -671,9 +672,9 @@ def test_docker_is_gone(swarm: Swarm, engine: Engine, monkeypatch: pytest.Monkey
         try:
             for swarming, place in ((swarm, "tcp://127.0.0.1:2375"), (at_socket, "its socket")):
                 began = time.monotonic()
-                with pytest.raises(DockerUnreachableError, match=f"Docker does not answer at {place}"):
+                with pytest.raises(ServiceManagerUnreachableError, match=f"Docker does not answer at {place}"):
                     swarming.scale("app", 1)
-                with pytest.raises(DockerUnreachableError):
+                with pytest.raises(ServiceManagerUnreachableError):
                     swarming.wait_until_stopped(["app"], 1, print)
                 assert time.monotonic() - began < 15
         finally:

@@ -1,4 +1,7 @@
-"""Services of the swarm: how many tasks each has, and what became of them. In which order is decided elsewhere.
+"""Docker Swarm as a restore's service manager: how many tasks each service has, and what became of them.
+
+What a service manager does for a restore is stated in ``restoration.service_manager``, in which order in
+``restoration.steps``. How Docker is asked belongs to ``docker_api``.
 
 A service is changed by sending back the whole specification that Docker gave, with one thing in it different. The
 SDK's own ``Service.scale`` writes Docker's defaults into it, upon which Swarm replaces tasks that run, and sends the
@@ -7,54 +10,25 @@ registry credentials of whoever runs this.
 
 from __future__ import annotations
 
-import difflib
-import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from typing import Any, TypeVar
-
-import docker
-import requests
-from docker.errors import APIError, DockerException, NotFound
-from docker.utils import kwargs_from_env
+from collections.abc import Callable, Mapping, Sequence
 
 from ovia_backup_dagster.core.errors import (
-    DockerRefusedError,
-    DockerUnreachableError,
     MigrationFailedError,
-    ServiceMissingError,
+    ServiceManagerError,
     ServiceStuckError,
     ServiceUnsuitableError,
-    SwarmError,
 )
+from ovia_backup_dagster.swarm.docker_api import Json, SwarmApi, looks, soon
 
 Log = Callable[[str], None]
-#: What Docker calls a service's specification, a task, and the like: its JSON.
-Json = dict[str, Any]
-T = TypeVar("T")
 
-#: How long Docker may be away while one thing is asked of it, in seconds. A wait allows for its own whole time.
-PATIENCE_SECONDS = 10.0
-_PAUSE_SECONDS = 0.5
-_ANSWER_SECONDS = 10
 #: A task in any other state holds a container, or is about to.
 _ENDED = frozenset({"complete", "shutdown", "failed", "rejected", "orphaned", "remove"})
 #: So many tasks of a migration may fail, where its service says that Swarm shall try again.
 _ATTEMPTS = 3
 #: How long a migration that was given up may take to end, in seconds; Docker's own stop_grace_period is 10.
 _END_SECONDS = 60.0
-_LOG_LINES = 10
-_NAME = r"(?:password|passwd|_pass|pwd)"
-#: A URL's password, up to its last @: tools complain of the very one that holds / or @ and is not encoded. One in a
-#: URL's query is a setting.
-_IN_URL = re.compile(rf"(\b[a-z][a-z0-9+.-]{{0,30}}://[^\s:/]*:)(?:(?![?&]\w*{_NAME}=)\S)*@", re.IGNORECASE)
-#: That of a setting: in a connection string, an environment, JSON or SQL. One in quotes ends where they do.
-_IN_SETTING = re.compile(
-    rf"""({_NAME}(?:\\*["'])?(?:\s*[=:]\s*|\s+(?=')))"""
-    r"""(?:(?P<quote>\\*["'])(?:(?P=quote){2}|\\.|(?!(?P=quote)).)*(?:(?P=quote)|$)|\S+)""",
-    re.IGNORECASE,
-)
 
 
 class Swarm:
@@ -62,15 +36,15 @@ class Swarm:
 
     Each method raises, beside what it names:
         ServiceMissingError: there is no such service.
-        DockerUnreachableError: Docker did not answer, for some seconds or, in a wait, up to its end.
-        DockerRefusedError: it, or a filter before it, refused.
+        ServiceManagerUnreachableError: Docker did not answer, for some seconds or, in a wait, up to its end.
+        ServiceManagerRefusedError: it, or a filter before it, refused.
 
     Args:
         url: where Docker answers (``unix://…``, ``tcp://…``); ``None`` for what ``DOCKER_HOST`` says, else its socket.
     """
 
     def __init__(self, url: str | None = None) -> None:
-        self._url = url
+        self.api = SwarmApi(url)
 
     def replicas(self, service: str) -> int:
         """How many tasks the service is meant to have.
@@ -78,7 +52,7 @@ class Swarm:
         Raises:
             ServiceUnsuitableError: it is global, or a job.
         """
-        spec = self._inspect(service, _soon())["Spec"]
+        spec = self.api.inspect(service, soon())["Spec"]
         return int(_replicated(spec)["Replicas"])
 
     def scale(self, service: str, replicas: int) -> None:
@@ -94,7 +68,7 @@ class Swarm:
             mode["Replicas"] = replicas
             return different
 
-        self._update(service, set_replicas, _soon())
+        self.api.update(service, set_replicas, soon())
 
     def wait_until_stopped(self, services: Sequence[str], timeout_seconds: float, log: Log) -> None:
         """Wait until no task of theirs has a container, not even one that is shutting down.
@@ -103,8 +77,8 @@ class Swarm:
             ServiceStuckError: one still has.
         """
         ends, told = time.monotonic() + timeout_seconds, 0
-        for last in _looks(ends):
-            left = [(name, t) for name in services for t in self._tasks(name, ends) if _state(t) not in _ENDED]
+        for last in looks(ends):
+            left = [(name, t) for name in services for t in self.api.tasks(name, ends) if _state(t) not in _ENDED]
             if not left:
                 return
             if last:
@@ -132,9 +106,9 @@ class Swarm:
         """
         ends, told = time.monotonic() + timeout_seconds, ""
         before: set[str] = set()
-        for last in _looks(ends):
-            template = self._inspect(service, ends)["Spec"]["TaskTemplate"]
-            tasks = [task for task in self._tasks(service, ends) if _made_by(template, task)]
+        for last in looks(ends):
+            template = self.api.inspect(service, ends)["Spec"]["TaskTemplate"]
+            tasks = [task for task in self.api.tasks(service, ends) if _made_by(template, task)]
             running = {task["ID"] for task in tasks if _state(task) == task["DesiredState"] == "running"}
             if len(running & before) >= replicas:
                 return
@@ -156,7 +130,7 @@ class Swarm:
         Raises:
             ServiceUnsuitableError: it is global, a job, has several replicas, or is restarted whenever it ends.
         """
-        _check_ends_by_itself(self._inspect(service, _soon())["Spec"])
+        _check_ends_by_itself(self.api.inspect(service, soon())["Spec"])
 
     def runs(self, service: str, timeout_seconds: float) -> Json:
         """What tells the next run of :meth:`run_once` from all earlier ones; changes nothing. Can be kept as JSON.
@@ -203,10 +177,10 @@ class Swarm:
                 mode["Replicas"] = 1
                 return True
 
-            spec = self._update(service, force, ends)
+            spec = self.api.update(service, force, ends)
         told = 0
-        for last in _looks(ends):
-            tasks = _later(since, spec, self._tasks(service, ends))
+        for last in looks(ends):
+            tasks = _later(since, spec, self.api.tasks(service, ends))
             if any(_state(task) == "complete" for task in tasks):
                 log(f"{service} is complete")
                 return
@@ -215,13 +189,13 @@ class Swarm:
             given_up = len(ended) == len(tasks) > 0 and all(task["DesiredState"] != "running" for task in tasks)
             if given_up or len(ended) >= _ATTEMPTS or last:
                 what = "failed" if ended else f"was not complete in {timeout_seconds:.0f} s"
-                why, said = _trouble(tasks), self._printed(spec, tasks)
+                why, said = _trouble(tasks), self.api.printed(spec, tasks)
                 fix = f"docker service ps --no-trunc {service}; docker service logs {service} --tail 50"
                 if not ended:  # Swarm forgets, with its log, what is ended
                     fix = f"find out what {service} waited for; its log is gone with it"
                 try:
                     self.end(service, _END_SECONDS, log)
-                except SwarmError as error:
+                except ServiceManagerError as error:
                     why = f"{why}; and it may still run: {error.account}"
                     fix = f"docker service scale {service}=0; {error.fix}"
                 raise MigrationFailedError(f"service {service} {what}", why=why, said=said, fix=fix)
@@ -243,7 +217,7 @@ class Swarm:
             ServiceStuckError: it did not end in time.
         """
         ends = time.monotonic() + timeout_seconds
-        spec, tasks = self._inspect(service, ends)["Spec"], self._tasks(service, ends)
+        spec, tasks = self.api.inspect(service, ends)["Spec"], self.api.tasks(service, ends)
         left = [task for task in tasks if _state(task) not in _ENDED or task["DesiredState"] == "running"]
         # Asked for a moment ago, and Swarm is about to make its first task.
         asked_for = _replicated(spec)["Replicas"] and not _of_counter(spec, tasks)
@@ -254,130 +228,25 @@ class Swarm:
         self.wait_until_stopped([service], timeout_seconds, log)
         return True
 
-    # ------------------------------------------------------------------------------------------- what is asked
-
     def _runnable(self, service: str, ends: float) -> tuple[Json, list[Json]]:
         """The specification of one that ends by itself, and its tasks."""
         # In this order a run that is begun meanwhile is known as new, by its task.
-        tasks = self._tasks(service, ends)
-        spec: Json = self._inspect(service, ends)["Spec"]
+        tasks = self.api.tasks(service, ends)
+        spec: Json = self.api.inspect(service, ends)["Spec"]
         _check_ends_by_itself(spec)
         return spec, tasks
 
-    def _inspect(self, service: str, ends: float) -> Json:
-        found: Json = self._ask(lambda api: api.inspect_service(service), ends, service)
-        return found
+    # ---------------------------------------------------------------------------------------------- by hand
 
-    def _tasks(self, service: str, ends: float) -> list[Json]:
-        """Oldest first."""
-        found: list[Json] = self._ask(lambda api: api.tasks({"service": service}), ends, service)
-        return sorted(found, key=lambda task: str(task["CreatedAt"]))
+    def scale_command(self, replicas: Mapping[str, int | None]) -> str:
+        """The command by which a person does what :meth:`scale` does."""
+        counts = (f"{name}={'REPLICAS' if count is None else count}" for name, count in replicas.items())
+        return f"docker service scale {' '.join(counts)}"
 
-    def _update(self, service: str, edit: Callable[[Json], bool], ends: float) -> Json:
-        """Change its specification, and return it. ``edit`` says whether there was anything to change."""
-
-        def change(api: docker.APIClient) -> Json:
-            found = api.inspect_service(service)
-            spec: Json = found["Spec"]
-            if edit(spec):
-                answer = api.post(
-                    f"{api.base_url}/v{api.api_version}/services/{found['ID']}/update",
-                    params={"version": found["Version"]["Index"]},
-                    json=spec,
-                    timeout=_ANSWER_SECONDS,
-                )
-                if not answer.ok:
-                    raise APIError(str(answer.status_code), response=answer, explanation=_explanation(answer))
-            return spec
-
-        return self._ask(change, ends, service)
-
-    def _printed(self, spec: Json, tasks: Sequence[Json]) -> str:
-        """The last lines of the newest task that had a container; nothing, when they cannot be had."""
-        had = [task["ID"] for task in tasks if task["Status"].get("ContainerStatus", {}).get("ContainerID")]
-        if not had:
-            return ""
-        mark = f"com.docker.swarm.task.id={had[-1]}"
-
-        def lines(api: docker.APIClient) -> bytes:
-            tty = bool(spec["TaskTemplate"]["ContainerSpec"].get("TTY"))
-            options = {"details": True, "stdout": True, "stderr": True, "tail": _LOG_LINES, "is_tty": tty}
-            return b"".join(api.service_logs(spec["Name"], **options))
-
-        try:
-            text = self._ask(lines, time.monotonic(), spec["Name"]).decode("utf-8", "replace")
-        except (DockerUnreachableError, DockerRefusedError):
-            return ""  # its log driver keeps none, or its node is away: the failure matters more
-        pairs = (line.partition(" ")[::2] for line in text.splitlines())
-        return " / ".join(redacted(line).strip()[:200] for details, line in pairs if mark in details)
-
-    def _ask(self, question: Callable[[docker.APIClient], T], ends: float, service: str) -> T:
-        """Ask, and anew while Docker is away or somebody else's update was quicker, until the end."""
-        for last in _looks(ends):
-            try:
-                with self._api() as api:
-                    return question(api)
-            except NotFound:
-                raise self._missing(service) from None
-            except (APIError, DockerException, requests.RequestException) as error:
-                said = _said(error)
-                if isinstance(error, APIError) and error.is_client_error():
-                    raise DockerRefusedError(
-                        f"Docker refuses what a restore needs of service {service}",
-                        said=said,
-                        fix="see deploy/haproxy/docker.cfg for what the filter passes on; docker service inspect "
-                        + service,
-                    ) from None
-                if last:
-                    raise DockerUnreachableError(
-                        f"Docker does not answer at {self._url or 'its socket, or DOCKER_HOST'}",
-                        said=said,
-                        fix="docker info, on a manager (docker node ls); docker service ps ovia-backup_docker-filter",
-                    ) from None
-        raise AssertionError("there is always a last look")
-
-    @contextmanager
-    def _api(self) -> Iterator[docker.APIClient]:
-        """A client for one question: none is left that Docker's restart has cut off."""
-        where = {"base_url": self._url} if self._url else kwargs_from_env()
-        with closing(docker.APIClient(**where, timeout=_ANSWER_SECONDS)) as api:
-            yield api
-
-    def _missing(self, service: str) -> ServiceMissingError:
-        try:
-            with self._api() as api:
-                names = [str(found["Spec"]["Name"]) for found in api.services()]
-        except (DockerException, requests.RequestException):
-            names = []
-        near = difflib.get_close_matches(service, names, n=3)
-        return ServiceMissingError(
-            f"there is no service {service}",
-            why=f"did you mean {' or '.join(near)}?" if near else "",
-            fix="docker service ls; then set SWARM_APP_SERVICES and SWARM_MIGRATE_SERVICE",
-        )
-
-
-def _looks(ends: float) -> Iterator[bool]:
-    """Paces a loop; each time, whether it is the last."""
-    while time.monotonic() < ends:
-        yield False
-        time.sleep(_PAUSE_SECONDS)
-    yield True
-
-
-def _soon() -> float:
-    return time.monotonic() + PATIENCE_SECONDS
-
-
-def _explanation(answer: requests.Response) -> str:
-    try:
-        return str(answer.json()["message"])
-    except (ValueError, KeyError, TypeError):
-        return answer.text[:200]
-
-
-def _said(error: Exception) -> str:
-    return str(getattr(error, "explanation", "") or error)
+    def run_once_command(self, service: str) -> str:
+        """The command by which a person does what :meth:`run_once` does."""
+        # A migration that was ended stands at 0; and one that runs once never becomes what Docker waits for.
+        return f"docker service update --detach --force --replicas 1 {service}"
 
 
 # ------------------------------------------------------------------------------------- what a specification says
@@ -445,11 +314,6 @@ def _begun_since(since: Json, spec: Json, tasks: Sequence[Json]) -> bool:
 
 
 # --------------------------------------------------------------------------------------------- what a task says
-
-
-def redacted(line: str) -> str:
-    """A printed line without the passwords in it, as far as they can be known: a URL's, and those of settings."""
-    return _IN_SETTING.sub(r"\1...", _IN_URL.sub(r"\1...@", line))
 
 
 def _state(task: Json) -> str:
