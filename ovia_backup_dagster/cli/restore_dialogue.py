@@ -14,12 +14,14 @@ from ovia_backup_dagster.cli.exit_codes import FAILED
 from ovia_backup_dagster.cli.output import log, print_check_lines, print_json, print_table, printable
 
 if TYPE_CHECKING:
-    from ovia_backup_dagster.restoration.plan import Plan
+    from ovia_backup_dagster.restoration.plan import RestorePlan
     from ovia_backup_dagster.restoration.record import Record
     from ovia_backup_dagster.restoration.runner import Restorations
 
 
-def carry_out(restorations: Restorations, plan: Plan, confirmation: str | None, only_plan: bool, as_json: bool) -> None:
+def carry_out(
+    restorations: Restorations, plan: RestorePlan, confirmation: str | None, only_plan: bool, as_json: bool
+) -> None:
     """Show a plan, ask for the database's name, and do it."""
     from ovia_backup_dagster.restoration.plan import as_dict
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import JournalError, VolumeError
-from ovia_backup_dagster.restoration import journal as restoration
+from ovia_backup_dagster.restoration import folder as restores
 from ovia_backup_dagster.restoration.folder import RestoreFolder, RestoreStanding
 from ovia_backup_dagster.restoration.journal import Journal, JournalMark
 from ovia_backup_dagster.restoration.order import Mode, Order, Step, StopServices
@@ -182,7 +182,7 @@ def test_one_that_is_left_alone_is_trouble_and_one_that_somebody_is_at_is_not(fo
 
 def test_one_that_begins_while_somebody_looks_is_no_trouble(folder: RestoreFolder) -> None:
     folder.begin(order())
-    with mock.patch.object(restoration, "lock_holder", side_effect=[None, "the swap of a backup"]):
+    with mock.patch.object(restores, "lock_holder", side_effect=[None, "the swap of a backup"]):
         assert folder.standing() == RestoreStanding("the swap of a backup", None)
 
 
