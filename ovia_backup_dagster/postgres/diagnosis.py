@@ -1,9 +1,9 @@
 """What PostgreSQL's server, programs and libpq say -> a typed error with the likely cause and the command to give next.
 
-A table, and the functions that read it: of what a session is told by its SQLSTATE, whatever the server's language, of
-what a program prints by its text. A message that the table does not know is shown as it is: a guess would send a
-frightened person the wrong way. Only what was *said* is judged here; an archive is judged in ``archive``, a file of the
-volume in ``core.files``.
+The functions that read the table in ``known_messages``: what a session is told is known by its SQLSTATE, whatever the
+server's language, and what a program prints by its text. A message that the table does not know is shown as it is: a
+guess would send a frightened person the wrong way. Only what was *said* is judged here; an archive is judged in
+``archive``, a file of the volume in ``core.files``.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ import psycopg
 
 from ovia_backup_dagster.core import errors
 from ovia_backup_dagster.core.errors import BackupError, ProgramError
-from ovia_backup_dagster.postgres import connection_pooler, passfile
+from ovia_backup_dagster.postgres import passfile
+from ovia_backup_dagster.postgres.known_messages import KNOWN_MESSAGES, KnownMessage
 from ovia_backup_dagster.postgres.programs import Connection, Variables, messages
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier, sql_string
 from ovia_backup_dagster.postgres.sandbox import CANNOT, REFUSED
 from ovia_backup_dagster.postgres.server_messages import is_raised, text_of, without_values
 from ovia_backup_dagster.postgres.translation import english
 
-#: How a ``Diagnosis`` names what is not known.
+#: How advice names what is not known.
 _UNKNOWN = "..."
 _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP)
 
@@ -109,28 +110,28 @@ def diagnose_sqlstate(
     """
     # The words of RAISE are a user's own, and so is the SQLSTATE that it names.
     if not is_raised(text):
-        rows = [row for row in _DIAGNOSES if row.of and re.fullmatch(row.of, sqlstate)]
+        rows = [row for row in KNOWN_MESSAGES if row.of and re.fullmatch(row.of, sqlstate)]
         if found := _recognised(text, connection, rows):
             return found.error(what, connection, _line_of(text, found.line))
         told = [row for row in rows if row.routine and re.fullmatch(row.routine, routine)]
-        told += [row for row in _DIAGNOSES if row.alone and re.fullmatch(row.alone, sqlstate)]
+        told += [row for row in KNOWN_MESSAGES if row.alone and re.fullmatch(row.alone, sqlstate)]
         if told:
             return _Found(told[0], None, 0).error(what, connection, _line_of(text, 0))
     redact = connection.redact if connection else str
     return ProgramError(what, said=" / ".join(messages(redact(without_values(text)))[-3:]))
 
 
-def _recognised(text: str, connection: Connection | None, rows: Iterable[_Diagnosis] | None = None) -> _Found | None:
+def _recognised(text: str, connection: Connection | None, rows: Iterable[KnownMessage] | None = None) -> _Found | None:
     """The first line of the table that ``text`` is about; none where a function's own words are in it."""
     if is_raised(text):
         return None
     without_tls = connection is not None and connection.libpq.get("PGSSLMODE") == "disable"
     # Not redacted: a password such as "password" must not hide the words that are looked for.
     said = english(text)
-    for diagnosis in _DIAGNOSES if rows is None else rows:
-        match = re.search(diagnosis.pattern, said) if diagnosis.pattern else None
-        if match and (without_tls or not diagnosis.only_without_tls):
-            return _Found(diagnosis, match, said.count("\n", 0, match.start()))
+    for known in KNOWN_MESSAGES if rows is None else rows:
+        match = re.search(known.pattern, said) if known.pattern else None
+        if match and (without_tls or not known.only_without_tls):
+            return _Found(known, match, said.count("\n", 0, match.start()))
     return None
 
 
@@ -138,52 +139,27 @@ def _recognised(text: str, connection: Connection | None, rows: Iterable[_Diagno
 class _Found:
     """A line of the table, and where the text is about it."""
 
-    diagnosis: _Diagnosis
+    known: KnownMessage
     match: re.Match[str] | None
     line: int
 
     def error(self, what: str, connection: Connection | None, said: str) -> BackupError:
         redact = connection.redact if connection else str
-        why, fix = self.diagnosis.cause(connection), self.diagnosis.advice(connection, self.match)
-        if self.diagnosis.error is errors.PasswordMissingError and connection is not None:
+        why, fix = likely_cause(self.known, connection), _advice(self.known, connection, self.match)
+        if self.known.error is errors.PasswordMissingError and connection is not None:
             why, fix = passfile.trouble(connection) or (why, fix)
-        return self.diagnosis.error(what, why=why, fix=fix, said=redact(without_values(said)))
+        return self.known.error(what, why=why, fix=fix, said=redact(without_values(said)))
 
 
-@dataclass(frozen=True, slots=True)
-class _Diagnosis:
-    """One line of the table.
+def likely_cause(known: KnownMessage, connection: Connection | None) -> str:
+    """Why a known message is said, in words; without a connection, of one that the usual variables set."""
+    return known.why.format_map(_set_by(connection))
 
-    Attributes:
-        pattern: what is looked for in the text; empty where only a SQLSTATE tells.
-        error: the type.
-        why: the likely cause, with ``{by_host}``, ``{by_user}`` and ``{by_password}``: what these are set by.
-        fix: the command or action, with the same, and ``{host}``, ``{port}``, ``{user}``, ``{database}`` and
-            ``{set_password}`` for a shell, ``{role}`` and ``{name}`` (the database's) for SQL, ``{login}`` and
-            ``{literal}``: the same as strings, and what the pattern's
-            groups found; ``{see_server}``, ``{see_disk}`` and ``{see_network}``: what the deployment hints at.
-        of: the SQLSTATEs that it is one of the causes of: which one, the text or the routine tells.
-        routine: of the server's source, where it tells that; ``src/backend``, the same in 12 to 18.
-        alone: the SQLSTATEs that it explains by themselves.
-        only_without_tls: it explains the message only where TLS was switched off here.
-    """
 
-    pattern: str
-    error: type[BackupError]
-    why: str
-    fix: str
-    of: str = ""
-    routine: str = ""
-    alone: str = ""
-    only_without_tls: bool = False
-
-    def advice(self, connection: Connection | None, match: re.Match[str] | None) -> str:
-        places = dict.fromkeys(re.compile(self.pattern).groupindex, _UNKNOWN)
-        found = match.groupdict() if match else {}
-        return self.fix.format_map({**places, **_names(connection), **_set_by(connection), **found})
-
-    def cause(self, connection: Connection | None) -> str:
-        return self.why.format_map(_set_by(connection))
+def _advice(known: KnownMessage, connection: Connection | None, match: re.Match[str] | None) -> str:
+    places = dict.fromkeys(re.compile(known.pattern).groupindex, _UNKNOWN)
+    found = match.groupdict() if match else {}
+    return known.fix.format_map({**places, **_names(connection), **_set_by(connection), **found})
 
 
 def _names(connection: Connection | None) -> Mapping[str, str]:
@@ -222,410 +198,6 @@ def _set_by(connection: Connection | None) -> Mapping[str, str]:
 
 def _psql_identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
-
-
-_SERVER = "pg_isready -h {host} -p {port}; {see_server}"
-_PASSWORD = "compare {by_user}={user} and {by_password}"  # noqa: S105
-_RIGHTS = "; every right that is missing: ovia-backup doctor"
-#: First match wins: the special before the general.
-_DIAGNOSES = (
-    # ---- disks
-    _Diagnosis(
-        r"could not resize shared memory segment",
-        errors.ServerMemoryError,
-        "the server's shared memory (/dev/shm) is full: a container has 64 MB, unless it is given more",
-        "give the server's container more (shm_size: 1gb), or: ALTER SYSTEM SET max_parallel_workers_per_gather = 0; "
-        "ALTER SYSTEM SET max_parallel_maintenance_workers = 0; SELECT pg_reload_conf()",
-        of="53100|53200",
-        routine=r"dsm_impl_\w+",
-    ),
-    _Diagnosis(
-        r"out of shared memory",
-        errors.LockTableFullError,
-        "the server's lock table is too small for as many tables as there are",
-        "as a superuser: ALTER SYSTEM SET max_locks_per_transaction = 1024; restart the server; then retry",
-        of="53200",
-        routine=r"Lock\w*|SetupLockInTable|hash_search\w*",
-    ),
-    _Diagnosis(
-        r"(?:ERROR|FATAL|PANIC):\s+out of memory",
-        errors.ServerMemoryError,
-        "the server has no memory left for this, for the moment or with its settings",
-        "on the server: free -m; SHOW work_mem; SHOW maintenance_work_mem; then retry",
-        alone="53200",
-    ),
-    _Diagnosis(
-        r"[^\W\d_]:  .*(?:No space left on device|wrote only \d+ of \d+ bytes)",
-        errors.ServerDiskFullError,
-        "the server's own disk is full, not the backup volume",
-        "make room on the server: {see_disk}",
-        alone="53100",
-    ),
-    _Diagnosis(
-        r"No space left on device",
-        errors.DiskFullError,
-        "the backup volume is full: it is too small, or something else fills it",
-        "df -h $BACKUP_DIR; ovia-backup prune --dry-run; or enlarge the volume",
-    ),
-    _Diagnosis(
-        r"Disk quota exceeded",
-        errors.QuotaError,
-        "the volume has room, but this user's quota is used up",
-        "quota -s; ovia-backup prune --dry-run; or ask for a larger quota",
-    ),
-    _Diagnosis(
-        r"Read-only file system",
-        errors.ReadOnlyVolumeError,
-        "the volume is mounted read-only, perhaps after a disk error",
-        "dmesg | tail; then, if the disk is sound: mount -o remount,rw $BACKUP_DIR",
-    ),
-    _Diagnosis(
-        r"invalid page in block|could not read block|missing chunk number|unexpected chunk number"
-        r"|compressed (?:pglz|lz4) data is corrupt|invalid memory alloc request size"
-        r"|could not access status of transaction",
-        errors.ServerDataError,
-        "the server cannot read its own data: a disk or its memory is failing",
-        "keep every backup there is (stop daily_backup_schedule); copy the server's data folder; then restore the last "
-        "proven backup beside it: ovia-backup list",
-        of="XX000|58P01",
-        alone="XX00[12]|58030",
-    ),
-    _Diagnosis(
-        r"Input/output error",
-        errors.DiskFailingError,
-        "the disk, or the network to it, fails",
-        "dmesg | tail; then copy the backups to another disk",
-    ),
-    _Diagnosis(
-        r"no answer from the server for \d+ s",
-        errors.ServerSilentError,
-        "it took the connection, and then said nothing more: it stands still, or what is on the way swallows it",
-        _SERVER,
-    ),
-    # ---- a pooler's own words (PgBouncer's src/client.c, src/objects.c)
-    _Diagnosis(
-        r"unsupported startup parameter|query_wait_timeout",
-        errors.PoolerError,
-        "a connection pooler (PgBouncer) answers there, and it does not let a client have a session of the server's",
-        connection_pooler.NEXT,
-        of=r"\w{5}",
-    ),
-    # ---- a connection that broke: before TLS, whose errors it may come with
-    _Diagnosis(
-        r"(?:canceling statement|terminating connection) due to conflict with recovery",
-        errors.RecoveryConflictError,
-        "the server is a standby, and replaying the primary's changes needed what was being read here",
-        "on the standby: ALTER SYSTEM SET max_standby_streaming_delay = '1h'; SELECT pg_reload_conf()",
-        of="40001|40P01|57P01|57P04",
-    ),
-    _Diagnosis(
-        r"SSL (?:SYSCALL )?error: (?:EOF detected|unexpected eof)|SSL connection has been closed unexpectedly"
-        r"|server closed the connection unexpectedly|connection to server was lost|could not receive data from server"
-        r"|could not send data to server|Connection reset by peer|Broken pipe|connection is lost|connection is closed"
-        r"|consuming input failed|terminating connection|server terminated abnormally",
-        errors.ConnectionLostError,
-        "the server was stopped, restarted or killed, an administrator ended the session, or the network failed",
-        _SERVER,
-        alone="08...|57P0[1245]|25P0[34]",
-    ),
-    # ---- TLS
-    _Diagnosis(
-        r"server does not support SSL",
-        errors.TlsRefusedError,
-        "PGSSLMODE asks for TLS, and the server has none",
-        "switch it on (ssl = on, with a certificate), or set PGSSLMODE=prefer where the network is trusted",
-    ),
-    _Diagnosis(
-        r"no pg_hba\.conf entry .*no encryption",
-        errors.TlsRequiredError,
-        "the server lets this role in only with TLS, which PGSSLMODE=disable forbids",
-        "set PGSSLMODE=require, or verify-full with PGSSLROOTCERT",
-        only_without_tls=True,
-        of="28000",
-    ),
-    _Diagnosis(
-        r"root certificate file",
-        errors.CertificateError,
-        "the file of the authorities that PGSSLMODE=verify-ca and verify-full need is not there, or holds none",
-        "ls -l $PGSSLROOTCERT; put the authority's certificate there, or set PGSSLROOTCERT to where it is",
-    ),
-    _Diagnosis(
-        r"certificate verify failed",
-        errors.CertificateError,
-        "the server's certificate is not from the authority in PGSSLROOTCERT, or has expired",
-        "whose is it? openssl s_client -starttls postgres -connect {host}:{port} </dev/null; then set PGSSLROOTCERT to "
-        "that authority's certificate",
-    ),
-    _Diagnosis(
-        r"server certificate for .* does not match",
-        errors.CertificateError,
-        "the server's certificate is for another host name, and PGSSLMODE=verify-full asks for this one",
-        "set {by_host} to a name in it: openssl s_client -starttls postgres -connect {host}:{port} </dev/null | "
-        "openssl x509 -noout -subject -ext subjectAltName",
-    ),
-    _Diagnosis(
-        r"requires a valid client certificate|private key file|alert (?:unknown ca|bad certificate|certificate \w+)",
-        errors.CertificateError,
-        "the server asks this client for a certificate, and it is not there, is not trusted, or does not fit its key",
-        "ls -lL $PGSSLCERT $PGSSLKEY; set them to a certificate that the server's ssl_ca_file trusts, "
-        "and its key, readable by this user alone",
-        of="28000",
-    ),
-    _Diagnosis(
-        r"SSL error|sslmode|SSL support is not compiled in|SSL negotiation",
-        errors.TlsError,
-        "client and server do not agree about TLS",
-        "check PGSSLMODE and PGSSLROOTCERT; does the server speak TLS? openssl s_client -starttls postgres -connect "
-        "{host}:{port} </dev/null",
-    ),
-    # ---- who may come in
-    _Diagnosis(
-        r"no password supplied",
-        errors.PasswordMissingError,
-        "the server asks for a password, and none is set",
-        "set {by_password}",
-    ),
-    _Diagnosis(
-        r"password authentication failed",
-        errors.AuthenticationError,
-        "the password here is not the server's (was it changed there, has it expired?), or there is no such role",
-        _PASSWORD + " with the server's; a new password there: psql -c {set_password}",
-        alone="28P01",
-    ),
-    _Diagnosis(
-        r"no pg_hba\.conf entry|pg_hba\.conf rejects",
-        errors.AccessRefusedError,
-        "the server's pg_hba.conf lets this role not in from here, or only with TLS",
-        "see the rules on the server (pg_hba_file_rules); add a line for {user}, then: SELECT pg_reload_conf()",
-        of="28000",
-        routine="ClientAuthentication",
-        alone="28000",
-    ),
-    _Diagnosis(
-        r"authentication failed for user",
-        errors.AuthenticationError,
-        "the server's pg_hba.conf asks for something else than a password (peer, ident, a certificate)",
-        "see the rules on the server (pg_hba_file_rules); " + _PASSWORD,
-        of="28000",
-        routine="auth_failed|CheckPWChallengeAuth",
-    ),
-    _Diagnosis(
-        r'FATAL:\s+role "(?s:.*?)" does not exist',
-        errors.RoleMissingError,
-        "the server has no role of that name",
-        "check {by_user}={user}; or make the role, as a superuser: CREATE ROLE {role} LOGIN PASSWORD '...'",
-        of="28000",
-    ),
-    _Diagnosis(
-        r'role "(?s:.*?)" is not permitted to log in',
-        errors.RoleMissingError,
-        "the role exists, but may not log in",
-        "as a superuser: ALTER ROLE {role} LOGIN",
-        of="28000",
-    ),
-    _Diagnosis(
-        "",
-        errors.RoleMissingError,
-        "the server has no role of that name, or it may not log in",
-        "check {by_user}={user}; as a superuser: CREATE ROLE {role} LOGIN PASSWORD '...'; or: ALTER ROLE {role} LOGIN",
-        of="28000",
-        routine="InitializeSessionUserId",
-    ),
-    _Diagnosis(
-        r'permission denied for database "',
-        errors.AccessRefusedError,
-        "the role may not connect to this database",
-        "as its owner: GRANT CONNECT ON DATABASE {name} TO {role}",
-        of="42501",
-        routine="CheckMyDatabase",
-    ),
-    _Diagnosis(
-        r'database "(?s:.*?)" is not currently accepting connections',
-        errors.AccessRefusedError,
-        "somebody has closed the database to all, perhaps in a restore",
-        "as a superuser, once you know why: ALTER DATABASE {name} ALLOW_CONNECTIONS true",
-        of="55000",
-        routine="CheckMyDatabase",
-    ),
-    _Diagnosis(
-        r'FATAL:\s+database "(?s:.*?)" does not exist',
-        errors.DatabaseMissingError,
-        "POSTGRES_DB is wrong, or it was dropped or renamed",
-        "see what there is: psql -h {host} -p {port} -U {user} -l; check POSTGRES_DB={database}",
-        alone="3D000",
-    ),
-    _Diagnosis(
-        r'too many connections for role "',
-        errors.TooManyConnectionsError,
-        "this role has as many connections as its limit allows; a dump that hangs may hold them",
-        "as another role: SELECT pid, application_name, backend_start FROM pg_stat_activity WHERE usename = {login}; "
-        "ALTER ROLE {role} CONNECTION LIMIT 5",
-        of="53300",
-        routine="InitializeSessionUserId",
-    ),
-    _Diagnosis(
-        r'too many connections for database "',
-        errors.TooManyConnectionsError,
-        "this database has as many connections as its limit allows",
-        "from another database: SELECT pid, usename, application_name, state FROM pg_stat_activity WHERE datname = "
-        "{literal}; end idle ones, or as its owner: ALTER DATABASE {name} CONNECTION LIMIT -1",
-        of="53300",
-        routine="CheckMyDatabase",
-    ),
-    _Diagnosis(
-        r"too many clients already|remaining connection slots",
-        errors.TooManyConnectionsError,
-        "all connections of the server are taken",
-        "see by whom: SELECT usename, application_name, state, count(*) FROM pg_stat_activity GROUP BY 1, 2, 3; then "
-        "end idle ones, or raise max_connections",
-        alone="53300",
-    ),
-    # ---- programs
-    _Diagnosis(
-        r"server version mismatch",
-        errors.VersionMismatchError,
-        "pg_dump and the server are of different major versions",
-        "use client programs of the server's major version: set PG_BIN_DIR, or another image",
-    ),
-    _Diagnosis(
-        r"error while loading shared libraries",
-        errors.ProgramMissingError,
-        "the program is there, but a library that it needs is not",
-        "ldd $PG_BIN_DIR/pg_dump; install what is not found, or use the postgres:16 image",
-    ),
-    _Diagnosis(
-        r"this build does not support compression with",
-        errors.CompressionUnsupportedError,
-        "these client programs were built without the archive's compression",
-        "use client programs with it (the postgres:16 image has all): set PG_BIN_DIR",
-    ),
-    _Diagnosis(
-        r"unsupported version \(\d+\.\d+\) in file header",
-        errors.ArchiveFormatError,
-        "a newer pg_dump wrote it than this pg_restore can read",
-        "use the client programs of the version that wrote it, or newer ones: set PG_BIN_DIR",
-    ),
-    _Diagnosis(
-        r'extension "(?P<extension>(?s:.*?))" is not available|could not open extension control file',
-        errors.ExtensionMissingError,
-        "the source has it, and the PostgreSQL that is restored to does not",
-        "install its package beside the server's programs, which for a drill are those in PG_BIN_DIR; or drill on a "
-        "server that has it: ovia-backup drill --where database",
-        of="0A000|58P01",
-        routine=r"parse_extension_control_file|get_ext_ver_list",
-    ),
-    # ---- rights
-    _Diagnosis(
-        r"query would be affected by row-level security",
-        errors.RowSecurityError,
-        "the table's row security would leave rows out of the dump",
-        "as a superuser: ALTER ROLE {role} BYPASSRLS" + _RIGHTS,
-        of="42501",
-        routine="check_enable_rls",
-    ),
-    _Diagnosis(
-        r"permission denied for large object (?P<object>\d+)",
-        errors.LargeObjectPrivilegeError,
-        "the role may not read this large object: pg_read_all_data does not include them",
-        "as its owner: GRANT SELECT ON LARGE OBJECT {object} TO {role}" + _RIGHTS,
-        of="42501",
-        routine="inv_open",
-    ),
-    _Diagnosis(
-        r"permission denied to create database",
-        errors.PrivilegeError,
-        "the role may not make a scratch database",
-        "as a superuser: ALTER ROLE {role} CREATEDB; or name a role that may: RESTORE_POSTGRES_USER",
-        of="42501",
-        routine="createdb",
-    ),
-    _Diagnosis(
-        r"permission denied for",
-        errors.PrivilegeError,
-        "the role may not read all of the database",
-        "as a superuser: GRANT pg_read_all_data TO {role}" + _RIGHTS,
-        of="42501",
-    ),
-    _Diagnosis(
-        "",
-        errors.PrivilegeError,
-        "the role lacks a right that this needs",
-        "see which, and the statements that give it: ovia-backup doctor",
-        alone="42501",
-    ),
-    # ---- time
-    _Diagnosis(
-        # pg_dump's --lock-wait-timeout is a statement timeout around its LOCK TABLE; it has no other.
-        r"canceling statement due to (?:lock timeout|statement timeout\npg_dump: detail: Query was: LOCK TABLE)",
-        errors.LockTimeoutError,
-        "somebody holds a lock on a table: a migration, VACUUM FULL, or a transaction left open",
-        "see who: SELECT pid, usename, state, xact_start, query FROM pg_stat_activity WHERE xact_start < now() - "
-        "interval '1 minute'; then retry",
-        alone="55P03",
-    ),
-    _Diagnosis(
-        r"canceling statement due to statement timeout",
-        errors.StatementTimeoutError,
-        "a statement_timeout is set for the role, the database or the server",
-        "SHOW statement_timeout; for this role none: ALTER ROLE {role} SET statement_timeout = 0",
-        of="57014",
-    ),
-    _Diagnosis(
-        r"canceling statement due to user request",
-        errors.StatementCancelledError,
-        "an administrator cancelled it (pg_cancel_backend)",
-        "ask who it was, then try again",
-        of="57014",
-    ),
-    _Diagnosis(
-        "",
-        errors.StatementCancelledError,
-        "an administrator cancelled it, or a statement_timeout of the role, the database or the server ended it",
-        "SHOW statement_timeout; for this role none: ALTER ROLE {role} SET statement_timeout = 0; then retry",
-        alone="57014",
-    ),
-    _Diagnosis(
-        r"deadlock detected",
-        errors.TransactionConflictError,
-        "another transaction was in its way, and it in that one's: both wait for each other no more",
-        "retry; if it comes again, see what else changes the database at that time: SELECT pid, usename, "
-        "application_name, query FROM pg_stat_activity",
-        alone="40001|40P01",
-    ),
-    # ---- no way to the server
-    _Diagnosis(
-        r"could not translate host name|failed to resolve host|'idna' codec",
-        errors.HostUnknownError,
-        "{by_host} is wrong, the service is not running, or this container is not in its network",
-        "getent hosts {host}; {see_network}",
-    ),
-    _Diagnosis(
-        r"the database system is (?:starting up|shutting down|in recovery|not (?:yet )?accepting connections)",
-        errors.ServerStartingError,
-        "the server is starting, stopping or recovering from a crash",
-        _SERVER,
-        alone="57P03",
-    ),
-    _Diagnosis(
-        r"Connection refused|connection to server on socket .* failed: No such file",
-        errors.ServerUnreachableError,
-        "PostgreSQL is not running there, or listens on another port",
-        _SERVER,
-    ),
-    _Diagnosis(
-        r"Connection timed out|timeout expired|No route to host|Network is unreachable|connection timeout expired",
-        errors.ServerUnreachableError,
-        "nothing answers there: the host is down, or a network or firewall is in the way",
-        _SERVER,
-    ),
-    _Diagnosis(
-        # Last: what the server said before it went is more telling.
-        r"PQgetCopyData\(\) failed",
-        errors.ConnectionLostError,
-        "the server was stopped, restarted or killed, or the network failed",
-        _SERVER,
-    ),
-)
 
 
 def _line_of(text: str, number: int) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ovia_backup_dagster.core import errors, files
 from ovia_backup_dagster.postgres import archive, diagnosis
+from ovia_backup_dagster.postgres.known_messages import KNOWN_MESSAGES
 
 PAGE = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
 
@@ -81,7 +82,7 @@ def _said() -> Iterator[Row]:
     names = {name: name.upper() for name in _PLACEHOLDERS} | {"role": "THE_ROLE", "name": "THE_DATABASE"}
     names |= {"login": "'THE_ROLE'", "literal": "'THE_DATABASE'"}
     names |= diagnosis._set_by(None)
-    return ((d.error, d.cause(None), d.fix.format_map(names)) for d in diagnosis._DIAGNOSES)
+    return ((d.error, diagnosis.likely_cause(d, None), d.fix.format_map(names)) for d in KNOWN_MESSAGES)
 
 
 def _section(title: str, rows: Iterable[Row]) -> str:

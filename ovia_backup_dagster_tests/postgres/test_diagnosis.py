@@ -35,6 +35,7 @@ from ovia_backup_dagster.postgres import programs as client
 from ovia_backup_dagster.postgres.archive import read_archive
 from ovia_backup_dagster.postgres.diagnosis import diagnose
 from ovia_backup_dagster.postgres.dump import Dumper
+from ovia_backup_dagster.postgres.known_messages import KNOWN_MESSAGES
 from ovia_backup_dagster.postgres.programs import Connection, Programs, capture, start
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
 from ovia_backup_dagster.postgres.server_language import diagnose_program
@@ -1288,7 +1289,7 @@ def alternatives(pattern: str) -> list[str]:
     return parts
 
 
-TABLE = {part for entry in diagnosis._DIAGNOSES if entry.pattern for part in alternatives(entry.pattern)}
+TABLE = {part for entry in KNOWN_MESSAGES if entry.pattern for part in alternatives(entry.pattern)}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.provoke.__name__)
