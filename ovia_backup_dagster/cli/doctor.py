@@ -13,7 +13,7 @@ from ovia_backup_dagster.cli.options import json_option
 from ovia_backup_dagster.cli.output import print_json, printable
 
 if TYPE_CHECKING:
-    from ovia_backup_dagster.doctor.report import Line
+    from ovia_backup_dagster.doctor.report import Observation
 
 
 @click.command("doctor")
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 def doctor_command(test_alert: bool, port: int | None, as_json: bool) -> None:
     """Look at everything a backup depends on, and say how to mend it. Exit code 1: something will fail."""
     from ovia_backup_dagster.doctor import code_server, dagster_instance, environment_area, examination
-    from ovia_backup_dagster.doctor.report import Area, Level, as_dict, summary, worst
-    from ovia_backup_dagster.doctor.time_limit import Part, within
+    from ovia_backup_dagster.doctor.report import Area, Severity, summary, worst
+    from ovia_backup_dagster.doctor.time_limit import Part, look_in_time
     from ovia_backup_dagster.settings.model import Settings
     from ovia_backup_dagster.system import BackupSystem
 
     system = BackupSystem(Settings.load())
     if port is not None:
         server, log = f"the code server on port {port}", "see its log; then restart it"
-        looks = [lambda: examination.code_server(system), lambda: code_server.health(port)]
-        found = within([Part(Area.DAGSTER, look, server, log) for look in looks])
+        looks = [lambda: examination.code_server_needs(system), lambda: code_server.ask_code_server(port)]
+        found = look_in_time([Part(Area.DAGSTER, look, server, log) for look in looks])
     else:
         environment = dict(os.environ)
         home, urls = "check $DAGSTER_HOME/dagster.yaml", "check BACKUP_NOTIFY_URLS and the network"
-        more = [Part(Area.DAGSTER, lambda: dagster_instance.examine(environment), "Dagster's instance", home)]
+        more = [Part(Area.DAGSTER, lambda: dagster_instance.look_at_instance(environment), "Dagster's instance", home)]
         if test_alert:
             more.append(Part(Area.ALERTS, lambda: environment_area.test_alert(system), "a channel of the alerts", urls))
         found = examination.everything(system, *more)
@@ -48,14 +48,14 @@ def doctor_command(test_alert: bool, port: int | None, as_json: bool) -> None:
         if not as_json:
             _print_line(line)
     if as_json:
-        print_json([as_dict(line) for line in lines])
+        print_json([line.as_dict() for line in lines])
     else:
         _print_statements(lines)
         click.echo(f"\n{summary(lines)}")
-    sys.exit(worst(lines) is Level.FAIL)
+    sys.exit(worst(lines) is Severity.FAIL)
 
 
-def _print_line(line: Line) -> None:
+def _print_line(line: Observation) -> None:
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
     click.secho(f"{line.level:<5}", nl=False, fg=colours[line.level])
     click.echo(f"{line.area:<9} {printable(line.text)}")
@@ -63,7 +63,7 @@ def _print_line(line: Line) -> None:
         click.echo(f"{'':<15}{printable(line.fix)}")
 
 
-def _print_statements(lines: Sequence[Line]) -> None:
+def _print_statements(lines: Sequence[Observation]) -> None:
     """All SQL once more, ready to paste, each statement once."""
     statements: dict[str, dict[str, None]] = {}
     for line in lines:

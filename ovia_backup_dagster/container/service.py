@@ -384,13 +384,13 @@ def code_servers() -> None:
     Raises:
         NotThereYetError: one does not.
     """
-    from ovia_backup_dagster.doctor.code_server import health as served
-    from ovia_backup_dagster.doctor.report import Level
+    from ovia_backup_dagster.doctor.code_server import ask_code_server
+    from ovia_backup_dagster.doctor.report import Severity
 
     workspace = yaml.safe_load((_home() / "workspace.yaml").read_text("utf-8"))
     for server in (entry["grpc_server"] for entry in workspace["load_from"]):
-        for line in served(server["port"], server["host"]):
-            if line.level is Level.FAIL:
+        for line in ask_code_server(server["port"], server["host"]):
+            if line.level is Severity.FAIL:
                 name = f"ovia-backup_{server['host']}"
                 raise NotThereYetError(line.text, fix=f"docker service ps {name}; docker service logs {name} --tail 20")
 

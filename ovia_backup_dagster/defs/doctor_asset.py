@@ -12,7 +12,7 @@ from ovia_backup_dagster.defs import instance_report, metadata
 from ovia_backup_dagster.defs.policies import OWNERS, names
 from ovia_backup_dagster.defs.resources import Backups
 from ovia_backup_dagster.doctor import examination
-from ovia_backup_dagster.doctor.report import Area, Level, Line, of_area, summary, worst
+from ovia_backup_dagster.doctor.report import Area, Observation, Severity, observations_of, summary, worst
 from ovia_backup_dagster.settings.model import Settings
 
 NAME = "backup_doctor"
@@ -41,41 +41,41 @@ def build_doctor(settings: Settings) -> dg.AssetsDefinition:
             chain(examination.everything(backups), instance_report.examine(context.instance, backups.settings))
         )
         for line in lines:
-            if line.level is not Level.OK:
+            if line.level is not Severity.OK:
                 context.log.warning(f"{line.area}: {line.text}. Next: {' '.join((line.fix, *line.sql))}")
         # Also where something will fail: what is made is the report. First, as Dagster shows a check's result with the
         # materialization before it.
         yield dg.MaterializeResult(metadata=metadata.of_report(lines))
         yield from _check_results(lines)
-        if worst(lines) is Level.FAIL:
+        if worst(lines) is Severity.FAIL:
             what = "; ".join(line.text for line in _failing(lines))
             raise dg.Failure(f"{summary(lines)}: {what}", allow_retries=False)
 
     return backup_doctor
 
 
-def _check_results(lines: list[Line]) -> Iterator[dg.AssetCheckResult]:
+def _check_results(lines: list[Observation]) -> Iterator[dg.AssetCheckResult]:
     """A result for each area. A warning passes, with a note: Dagster would show it as failed."""
     for area in Area:
-        found = of_area(lines, area)
+        found = observations_of(lines, area)
         level = worst(found)
         yield dg.AssetCheckResult(
             check_name=area.value,
-            passed=level is not Level.FAIL,
+            passed=level is not Severity.FAIL,
             severity=dg.AssetCheckSeverity.ERROR,
             description=_headline(found),
             metadata=metadata.of_area(found),
         )
 
 
-def _headline(found: list[Line]) -> str:
+def _headline(found: list[Observation]) -> str:
     """The worst of an area, and what else there is."""
     if not found:
         return "not looked at: see the other areas"
-    if worst(found) is Level.OK:
+    if worst(found) is Severity.OK:
         return f"all of it is well: {len(found)} ok"
     return f"{summary(found)}: {found[0].text}"
 
 
-def _failing(lines: list[Line]) -> Iterator[Line]:
-    return (line for line in lines if line.level is Level.FAIL)
+def _failing(lines: list[Observation]) -> Iterator[Observation]:
+    return (line for line in lines if line.level is Severity.FAIL)

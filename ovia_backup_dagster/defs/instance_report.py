@@ -24,7 +24,7 @@ from ovia_backup_dagster.defs.schedules import HISTORY_NAME as HISTORY_SCHEDULE
 from ovia_backup_dagster.defs.schedules import NAME as SCHEDULE
 from ovia_backup_dagster.defs.schedules import usable_schedules
 from ovia_backup_dagster.defs.sensors import NAME as SENSOR
-from ovia_backup_dagster.doctor.report import Area, Line, as_dict, fail, ok, warn
+from ovia_backup_dagster.doctor.report import Area, Observation, fail, ok, warn
 from ovia_backup_dagster.postgres.quoting import shell_word
 from ovia_backup_dagster.settings.model import Settings
 
@@ -39,7 +39,7 @@ _NOBODY_THERE = "DagsterUserCodeUnreachableError: Could not reach user code serv
 _COPY = "copy this project's dagster.yaml into $DAGSTER_HOME and restart the daemon"
 
 
-def examine(instance: dg.DagsterInstance, settings: Settings) -> Iterator[Line]:
+def examine(instance: dg.DagsterInstance, settings: Settings) -> Iterator[Observation]:
     """Look at the instance. Changes nothing."""
     yield from _schedule_is_valid(settings)
     if instance.is_ephemeral:
@@ -57,12 +57,12 @@ def examine(instance: dg.DagsterInstance, settings: Settings) -> Iterator[Line]:
         yield warn(Area.DAGSTER, text, f"mend that, then launch {DAILY_BACKUP_JOB}; run {failed.run_id} has the log")
 
 
-def _schedule_is_valid(settings: Settings) -> Iterator[Line]:
+def _schedule_is_valid(settings: Settings) -> Iterator[Observation]:
     for problem in usable_schedules(settings).problems[len(settings.problems) :]:
         yield fail(Area.DAGSTER, problem, "set it, e.g. BACKUP_SCHEDULE='0 3 * * *', DRILL_SCHEDULE='0 5 1 * *'")
 
 
-def _daemons(instance: dg.DagsterInstance, hints: Hints) -> Iterator[Line]:
+def _daemons(instance: dg.DagsterInstance, hints: Hints) -> Iterator[Observation]:
     now = datetime.now(UTC)
     beats = instance.get_daemon_heartbeats()
     required = set(instance.get_required_daemon_types())
@@ -102,7 +102,7 @@ def _location_of(run: dg.DagsterRun) -> str | None:
     return origin.repository_origin.code_location_origin.location_name if origin else None
 
 
-def _switched_off(instance: dg.DagsterInstance, location: str | None) -> Iterator[Line]:
+def _switched_off(instance: dg.DagsterInstance, location: str | None) -> Iterator[Observation]:
     """What does not run by itself; another database's location has triggers of the same names."""
     stopped: dict[str, str] = {}
     for state in instance.all_instigator_state():
@@ -126,7 +126,7 @@ def _switched_off(instance: dg.DagsterInstance, location: str | None) -> Iterato
             yield ok(Area.DAGSTER, f"{name} is on")
 
 
-def _limits(instance: dg.DagsterInstance, ours: Names) -> Iterator[Line]:
+def _limits(instance: dg.DagsterInstance, ours: Names) -> Iterator[Observation]:
     config = instance.get_concurrency_config()
     own = {limit.name: limit.limit for limit in instance.event_log_storage.get_pool_limits()}
     limit = own.get(ours.pool, config.pool_config.default_pool_limit)
@@ -142,7 +142,7 @@ def _limits(instance: dg.DagsterInstance, ours: Names) -> Iterator[Line]:
         yield warn(Area.DAGSTER, "a run that dies without a word stays 'started' for ever: no run monitoring", _COPY)
 
 
-def _shared_keys(instance: dg.DagsterInstance, dump: dg.AssetKey) -> Iterator[Line]:
+def _shared_keys(instance: dg.DagsterInstance, dump: dg.AssetKey) -> Iterator[Observation]:
     """Two code locations with one asset: the history of each database would be told as the other's."""
     since = (datetime.now(UTC) - SHARED_KEY_WINDOW).timestamp()
     newest = instance.fetch_materializations(dg.AssetRecordsFilter(asset_key=dump, after_timestamp=since), limit=10)
@@ -161,10 +161,10 @@ def main() -> None:
             lines = list(examine(instance, Settings.load()))
     except Exception as error:  # noqa: BLE001 - dagster.yaml and three kinds of storage: all that may be wrong with them
         lines = [_unusable(error)]
-    json.dump([as_dict(line) for line in lines], sys.stdout)
+    json.dump([line.as_dict() for line in lines], sys.stdout)
 
 
-def _unusable(error: Exception) -> Line:
+def _unusable(error: Exception) -> Observation:
     home = os.environ.get("DAGSTER_HOME", "")
     # SQLAlchemy's own statement and link say nothing to an operator.
     why = " ".join(str(error).partition("\n[SQL: ")[0].split())

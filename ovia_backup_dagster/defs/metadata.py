@@ -15,7 +15,7 @@ from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.human_text import signed
 from ovia_backup_dagster.core.manifest import Manifest
 from ovia_backup_dagster.core.markdown import bullets, code, plain
-from ovia_backup_dagster.doctor.report import Level, Line, gist, markdown
+from ovia_backup_dagster.doctor.report import Observation, Severity, markdown, problems_markdown
 from ovia_backup_dagster.drill import drill_report
 from ovia_backup_dagster.drill.evidence import Evidence
 from ovia_backup_dagster.health.freshness import Freshness
@@ -187,17 +187,17 @@ def of_restore(record: Record, folder: Path, words: Callable[[str], str]) -> Met
     return found
 
 
-def of_report(lines: Sequence[Line]) -> Metadata:
+def of_report(lines: Sequence[Observation]) -> Metadata:
     """``backup_doctor``: what was found, and how to fix it; what is wrong stands first."""
-    counts = {level.value: dg.MetadataValue.int(sum(line.level is level for line in lines)) for level in Level}
+    counts = {level.value: dg.MetadataValue.int(sum(line.level is level for line in lines)) for level in Severity}
     return {
-        "summary": dg.MetadataValue.md(gist(lines)),
+        "summary": dg.MetadataValue.md(problems_markdown(lines)),
         "report": dg.MetadataValue.md(markdown(lines)),
         **counts,
     }
 
 
-def of_area(lines: Sequence[Line]) -> Metadata:
+def of_area(lines: Sequence[Observation]) -> Metadata:
     """A check of ``backup_doctor``: what was found in its area."""
     return {"found": dg.MetadataValue.md(markdown(lines, named=False))}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ovia_backup_dagster.doctor.report import Area, Line, fail, ok
+from ovia_backup_dagster.doctor.report import Area, Observation, fail, ok
 
 #: The name under which Dagster's code server answers.
 SERVICE = "DagsterApi"
@@ -12,7 +12,7 @@ TIMEOUT_SECONDS = 10.0
 _LOG = "restart it, and see what it says while it loads: its log, or dagster definitions validate"
 
 
-def health(port: int, host: str = "localhost") -> Iterator[Line]:
+def ask_code_server(port: int, host: str = "localhost") -> Iterator[Observation]:
     """Ask the code server on a port of this host."""
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc

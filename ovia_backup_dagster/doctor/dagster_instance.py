@@ -10,14 +10,14 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 
-from ovia_backup_dagster.doctor.report import Area, Line, fail, from_dict, warn
+from ovia_backup_dagster.doctor.report import Area, Observation, fail, warn
 
 MODULE = "ovia_backup_dagster.defs.instance_report"
 #: Dagster takes three seconds to import, its storage may be on a server that does not answer.
 TIMEOUT_SECONDS = 22
 
 
-def examine(environment: Mapping[str, str] | None = None) -> Iterator[Line]:
+def look_at_instance(environment: Mapping[str, str] | None = None) -> Iterator[Observation]:
     """The instance in ``DAGSTER_HOME``; without it nothing is known.
 
     Args:
@@ -35,7 +35,7 @@ def examine(environment: Mapping[str, str] | None = None) -> Iterator[Line]:
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=True
         )
-        lines = [from_dict(values) for values in json.loads(done.stdout)]
+        lines = [Observation.from_dict(values) for values in json.loads(done.stdout)]
     except subprocess.TimeoutExpired:
         yield fail(Area.DAGSTER, f"its storage did not answer in {TIMEOUT_SECONDS} s", f"check {home}/dagster.yaml")
     except (subprocess.CalledProcessError, ValueError) as error:

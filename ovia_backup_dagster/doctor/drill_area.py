@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.core.human_text import human_bytes
-from ovia_backup_dagster.doctor.report import Area, Line, fail, failed, ok, warn
+from ovia_backup_dagster.doctor.report import Area, Observation, fail, failed, ok, warn
 from ovia_backup_dagster.drill.escape_attempts import try_from_inside
 from ovia_backup_dagster.drill.runner import Where, needed_bytes
 from ovia_backup_dagster.drill.throwaway_cluster import remains, server_programs
@@ -23,7 +23,7 @@ from ovia_backup_dagster.system import BackupSystem
 _RIGHTS = "SELECT rolcreatedb OR rolsuper AS may FROM pg_roles WHERE rolname = current_user"
 
 
-def drills(system: BackupSystem) -> Iterator[Line]:
+def drills(system: BackupSystem) -> Iterator[Observation]:
     """Whether a drill can be made, and whether one has passed lately."""
     wanted = system.drill_choice().where
     try:
@@ -41,7 +41,7 @@ def drills(system: BackupSystem) -> Iterator[Line]:
     yield from _standing(system)
 
 
-def _sandbox(system: BackupSystem) -> Iterator[Line]:
+def _sandbox(system: BackupSystem) -> Iterator[Observation]:
     """How what a backup contains is kept from the rest of the machine."""
     wanted = system.programs.sandbox.confine
     if wanted is Confine.OFF:
@@ -62,7 +62,7 @@ def _sandbox(system: BackupSystem) -> Iterator[Line]:
         yield level(Area.DRILLS, f"what a backup contains is not well confined here: {walls.text}", fix)
 
 
-def _scratch_server(system: BackupSystem) -> Iterator[Line]:
+def _scratch_server(system: BackupSystem) -> Iterator[Observation]:
     target = system.restore_connection
     try:
         with connect(target.to("postgres")) as session:
@@ -79,7 +79,7 @@ def _scratch_server(system: BackupSystem) -> Iterator[Line]:
         yield ok(Area.DRILLS, f"scratch databases are made on {where}, by {target.user}")
 
 
-def _folder(system: BackupSystem, folder: Path) -> Iterator[Line]:
+def _folder(system: BackupSystem, folder: Path) -> Iterator[Observation]:
     shown = shell_word(str(folder))
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         yield fail(Area.DRILLS, f"{folder} is no folder that this user may write to", f"ls -ld {shown}; set DRILL_DIR")
@@ -103,7 +103,7 @@ def _folder(system: BackupSystem, folder: Path) -> Iterator[Line]:
         yield ok(Area.DRILLS, f"room for a copy: {human_bytes(free)} free, {human_bytes(needed)} needed")
 
 
-def _standing(system: BackupSystem) -> Iterator[Line]:
+def _standing(system: BackupSystem) -> Iterator[Observation]:
     now = datetime.now(UTC)
     try:
         found = system.drills.standing(system.drill_max_age, now)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from ovia_backup_dagster.core.errors import BackupError
-from ovia_backup_dagster.doctor.report import Area, Line, fail, failed, ok, warn
+from ovia_backup_dagster.doctor.report import Area, Observation, fail, failed, ok, warn
 from ovia_backup_dagster.postgres import versions as releases
 from ovia_backup_dagster.postgres.programs import Programs
 from ovia_backup_dagster.settings.model import PREFIXES, Settings, variable_names
@@ -18,7 +18,7 @@ from ovia_backup_dagster.system import BackupSystem
 _PROGRAMS = ("pg_dump", "pg_restore", "pg_dumpall")
 
 
-def settings(system: BackupSystem) -> Iterator[Line]:
+def settings(system: BackupSystem) -> Iterator[Observation]:
     """The environment variables, the time zone and the schedule."""
     chosen = system.settings
     for problem in chosen.problems:
@@ -35,7 +35,7 @@ def settings(system: BackupSystem) -> Iterator[Line]:
         yield from _schedule(chosen)
 
 
-def _unknown_variables() -> Iterator[Line]:
+def _unknown_variables() -> Iterator[Observation]:
     known = variable_names()
     for name in sorted(os.environ):
         # POSTGRES_* may be meant for the server's own image: only what looks like one of ours.
@@ -45,7 +45,7 @@ def _unknown_variables() -> Iterator[Line]:
             yield warn(Area.SETTINGS, f"{name} is set, but nothing reads it{meant}", f"unset {name}")
 
 
-def _schedule(chosen: Settings) -> Iterator[Line]:
+def _schedule(chosen: Settings) -> Iterator[Observation]:
     when = f"backups by {chosen.backup_schedule!r} in {chosen.backup_timezone}"
     moved = _hour_that_moves(chosen)
     if moved:
@@ -69,7 +69,7 @@ def _hour_that_moves(chosen: Settings) -> str:
     return ""
 
 
-def programs(system: BackupSystem) -> Iterator[Line]:
+def programs(system: BackupSystem) -> Iterator[Observation]:
     """pg_dump and its siblings: there, of one version, without known vulnerabilities, able to compress."""
     found: dict[str, str] = {}
     for name in _PROGRAMS:
@@ -88,7 +88,7 @@ def programs(system: BackupSystem) -> Iterator[Line]:
     yield _compression(system.programs, system.settings.backup_compression)
 
 
-def _vulnerabilities(versions: Iterable[str]) -> Iterator[Line]:
+def _vulnerabilities(versions: Iterable[str]) -> Iterator[Observation]:
     version = min(set(versions), key=lambda text: releases.parse_release(text) or (0, 0))
     parsed = releases.parse_release(version)
     known = releases.known_vulnerabilities(version)
@@ -117,7 +117,7 @@ def _vulnerabilities(versions: Iterable[str]) -> Iterator[Line]:
         yield warn(Area.PROGRAMS, text, fix)
 
 
-def _compression(programs: Programs, wanted: str) -> Line:
+def _compression(programs: Programs, wanted: str) -> Observation:
     try:
         chosen = programs.choose_compression(wanted)
     except BackupError as error:
@@ -128,7 +128,7 @@ def _compression(programs: Programs, wanted: str) -> Line:
     return ok(Area.PROGRAMS, f"pg_dump writes and pg_restore reads {chosen}")
 
 
-def alerts(system: BackupSystem) -> Iterator[Line]:
+def alerts(system: BackupSystem) -> Iterator[Observation]:
     """Whether anybody is told."""
     try:
         notifier = system.notifier
@@ -146,7 +146,7 @@ def alerts(system: BackupSystem) -> Iterator[Line]:
         yield ok(Area.ALERTS, f"{len(notifier.urls)} channels; try them: ovia-backup doctor --test-alert")
 
 
-def test_alert(system: BackupSystem) -> Iterator[Line]:
+def test_alert(system: BackupSystem) -> Iterator[Observation]:
     """Send a message to every channel."""
     database = system.settings.postgres_db
     title, body = f"[{database}] a test of the backup alerts", "Nothing is wrong. Somebody ran ovia-backup doctor."

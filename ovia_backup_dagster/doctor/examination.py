@@ -8,13 +8,13 @@ from dataclasses import replace
 from ovia_backup_dagster.core.deployment_hints import steps
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.doctor import drill_area, environment_area, restore_area, server_area, volume_area
-from ovia_backup_dagster.doctor.report import Area, Level, Line, failed, ok
-from ovia_backup_dagster.doctor.time_limit import Part, within
+from ovia_backup_dagster.doctor.report import Area, Observation, Severity, failed, ok
+from ovia_backup_dagster.doctor.time_limit import Part, look_in_time
 from ovia_backup_dagster.postgres.quoting import shell_word
 from ovia_backup_dagster.system import BackupSystem
 
 
-def everything(system: BackupSystem, *more: Part) -> Iterator[Line]:
+def everything(system: BackupSystem, *more: Part) -> Iterator[Observation]:
     """Look at everything but Dagster itself, and at ``more``. Changes nothing, and ends in time, whatever hangs.
 
     With settings that cannot be used, only they are looked at, and the client programs.
@@ -22,7 +22,7 @@ def everything(system: BackupSystem, *more: Part) -> Iterator[Line]:
     parts = _first(system)
     if not system.settings.problems:
         parts += _others(system)
-    return within([*parts, *more])
+    return look_in_time([*parts, *more])
 
 
 def _first(system: BackupSystem) -> list[Part]:
@@ -57,7 +57,7 @@ def _others(system: BackupSystem) -> list[Part]:
 
 
 def _part(
-    area: Area, look: Callable[[BackupSystem], Iterator[Line]], system: BackupSystem, what: str, fix: str
+    area: Area, look: Callable[[BackupSystem], Iterator[Observation]], system: BackupSystem, what: str, fix: str
 ) -> Part:
     return Part(area, lambda: look(system), what, fix)
 
@@ -67,17 +67,17 @@ def _is_ready(host: str | None, port: int, hint: str) -> str:
     return steps(f"getent hosts {name}; pg_isready -t 5 -h {name} -p {port}", hint)
 
 
-def code_server(system: BackupSystem) -> Iterator[Line]:
+def code_server_needs(system: BackupSystem) -> Iterator[Observation]:
     """What a code server needs to be of use: settings, and a volume that can be read.
 
     Nothing of it fails: a container that is restarted for it again and again would have no sensor to tell people. The
     database is not even asked.
     """
     for line in environment_area.settings(system):
-        yield replace(line, level=min(line.level, Level.WARN, key=list(Level).index))
+        yield replace(line, level=min(line.level, Severity.WARN, key=list(Severity).index))
     try:
         newest = next(system.catalog.newest_first(), None)
     except BackupError as error:
-        yield replace(failed(Area.VOLUME, error), level=Level.WARN)
+        yield replace(failed(Area.VOLUME, error), level=Severity.WARN)
     else:
         yield ok(Area.VOLUME, f"the volume can be read; the newest backup is {newest or 'not made yet'}")

@@ -12,7 +12,7 @@ from ovia_backup_dagster.core.human_text import shortened
 from ovia_backup_dagster.core.markdown import bullets, code, plain
 
 
-class Level(StrEnum):
+class Severity(StrEnum):
     """How much it matters. Ordered as written: the worst is last."""
 
     OK = "ok"
@@ -59,7 +59,7 @@ _MOST_SHOWN, _SHOWN_CHARACTERS = 5, 120
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class Observation:
     """One thing that was looked at.
 
     Attributes:
@@ -71,25 +71,35 @@ class Line:
     """
 
     area: Area
-    level: Level
+    level: Severity
     text: str
     fix: str = ""
     sql: tuple[str, ...] = field(default=())
 
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
 
-def ok(area: Area, text: str) -> Line:
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Observation:
+        """What :meth:`as_dict` made."""
+        level = Severity(values["level"])
+        return cls(Area(values["area"]), level, values["text"], values["fix"], tuple(values["sql"]))
+
+
+def ok(area: Area, text: str) -> Observation:
     """All is well."""
-    return Line(area, Level.OK, _printable(text))
+    return Observation(area, Severity.OK, _printable(text))
 
 
-def warn(area: Area, text: str, fix: str = "", *sql: str) -> Line:
+def warn(area: Area, text: str, fix: str = "", *sql: str) -> Observation:
     """It works, and should be better."""
-    return Line(area, Level.WARN, _printable(text), _printable(fix), sql)
+    return Observation(area, Severity.WARN, _printable(text), _printable(fix), sql)
 
 
-def fail(area: Area, text: str, fix: str = "", *sql: str) -> Line:
+def fail(area: Area, text: str, fix: str = "", *sql: str) -> Observation:
     """A backup or an alert will fail."""
-    return Line(area, Level.FAIL, _printable(text), _printable(fix), sql)
+    return Observation(area, Severity.FAIL, _printable(text), _printable(fix), sql)
 
 
 def _printable(text: str) -> str:
@@ -97,33 +107,33 @@ def _printable(text: str) -> str:
     return shortened("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
 
 
-def failed(area: Area, error: BackupError) -> Line:
+def failed(area: Area, error: BackupError) -> Observation:
     """What an operation would have raised."""
     return fail(area, error.account, error.fix)
 
 
-def worst(lines: Sequence[Line]) -> Level:
+def worst(lines: Sequence[Observation]) -> Severity:
     """The worst of the levels; of nothing, ok."""
-    return max((line.level for line in lines), key=list(Level).index, default=Level.OK)
+    return max((line.level for line in lines), key=list(Severity).index, default=Severity.OK)
 
 
-def summary(lines: Sequence[Line]) -> str:
+def summary(lines: Sequence[Observation]) -> str:
     """``3 fail, 1 warn, 20 ok``."""
-    counts = {level: sum(line.level is level for line in lines) for level in reversed(Level)}
+    counts = {level: sum(line.level is level for line in lines) for level in reversed(Severity)}
     return ", ".join(f"{count} {level}" for level, count in counts.items() if count)
 
 
-def of_area(lines: Sequence[Line], area: Area) -> list[Line]:
+def observations_of(lines: Sequence[Observation], area: Area) -> list[Observation]:
     """The lines of one area, the worst first."""
     return by_weight([line for line in lines if line.area is area])
 
 
-def by_weight(lines: Sequence[Line]) -> list[Line]:
+def by_weight(lines: Sequence[Observation]) -> list[Observation]:
     """The worst first; else in their order."""
-    return sorted(lines, key=lambda line: list(Level).index(line.level), reverse=True)
+    return sorted(lines, key=lambda line: list(Severity).index(line.level), reverse=True)
 
 
-def markdown(lines: Sequence[Line], *, named: bool = True) -> str:
+def markdown(lines: Sequence[Observation], *, named: bool = True) -> str:
     """For people who read it in a browser: an item a line, the worst first, with how to fix it.
 
     Args:
@@ -133,9 +143,9 @@ def markdown(lines: Sequence[Line], *, named: bool = True) -> str:
     return bullets(map(_item, by_weight(lines), [named] * len(lines))) if lines else "Nothing was looked at."
 
 
-def gist(lines: Sequence[Line]) -> str:
+def problems_markdown(lines: Sequence[Observation]) -> str:
     """What is wrong, without how to fix it: short, as Dagster's UI puts Markdown of 1,000 characters behind a link."""
-    wrong = [line for line in by_weight(lines) if line.level is not Level.OK]
+    wrong = [line for line in by_weight(lines) if line.level is not Severity.OK]
     items = [f"**{line.level}** {line.area}: {plain(_beginning(line.text))}" for line in wrong[:_MOST_SHOWN]]
     if len(wrong) > _MOST_SHOWN:
         items.append(f"and {len(wrong) - _MOST_SHOWN} more: see the report")
@@ -147,7 +157,7 @@ def _beginning(text: str) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1].rstrip() + more
 
 
-def _item(line: Line, named: bool) -> str:
+def _item(line: Observation, named: bool) -> str:
     area = f" {line.area}:" if named else ""
     item = f"**{line.level}**{area} {plain(line.text)}"
     if line.fix:
@@ -155,13 +165,3 @@ def _item(line: Line, named: bool) -> str:
     if line.sql:
         item += "\n  * " + "\n  * ".join(map(code, line.sql))
     return item
-
-
-def as_dict(line: Line) -> dict[str, Any]:
-    """For JSON."""
-    return asdict(line)
-
-
-def from_dict(values: dict[str, Any]) -> Line:
-    """What :func:`as_dict` made."""
-    return Line(Area(values["area"]), Level(values["level"]), values["text"], values["fix"], tuple(values["sql"]))

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.core.human_text import human_bytes
-from ovia_backup_dagster.doctor.report import Area, Line, failed, ok, warn
+from ovia_backup_dagster.doctor.report import Area, Observation, failed, ok, warn
 from ovia_backup_dagster.drill.runner import needed_bytes
 from ovia_backup_dagster.postgres.disk_space import free_bytes
 from ovia_backup_dagster.postgres.programs import Connection
@@ -26,7 +26,7 @@ from ovia_backup_dagster.system import BackupSystem
 _HEALTH_SECONDS = 3.0
 
 
-def restores(system: BackupSystem) -> Iterator[Line]:
+def restores(system: BackupSystem) -> Iterator[Observation]:
     """What would be in the way of a restore today, with the role that restores, or else with the one that dumps."""
     yield from _unfinished(system)
     settings, target = system.settings, system.restore_connection
@@ -42,7 +42,7 @@ def restores(system: BackupSystem) -> Iterator[Line]:
         yield from _services(system)
 
 
-def _unfinished(system: BackupSystem) -> Iterator[Line]:
+def _unfinished(system: BackupSystem) -> Iterator[Observation]:
     try:
         found = system.restorations.folder.standing()
     except BackupError as error:
@@ -54,7 +54,7 @@ def _unfinished(system: BackupSystem) -> Iterator[Line]:
         yield failed(Area.RESTORES, found.trouble)
 
 
-def _no_role(target: Connection, found: Sequence[BackupError]) -> Line:
+def _no_role(target: Connection, found: Sequence[BackupError]) -> Observation:
     """The role that dumps is to read, and no more: another one is to restore, and is to be made before the day."""
     text = f"no role here may restore: RESTORE_POSTGRES_USER is not set, and as {target.user}, which dumps: "
     psql = f"psql -q -h {shell_word(target.host)} -p {target.port} -U SUPERUSER -d {shell_word(target.database)}"
@@ -62,7 +62,7 @@ def _no_role(target: Connection, found: Sequence[BackupError]) -> Line:
     return warn(Area.RESTORES, text + "; ".join(each.what for each in found), make)
 
 
-def _database(system: BackupSystem, found: Sequence[BackupError]) -> Iterator[Line]:
+def _database(system: BackupSystem, found: Sequence[BackupError]) -> Iterator[Observation]:
     target, keep = system.restore_connection, system.settings.restore_keep_days
     server = other_database(target, target.database)
     where = f"{target.host}:{target.port}"
@@ -90,7 +90,7 @@ def _database(system: BackupSystem, found: Sequence[BackupError]) -> Iterator[Li
         yield warn(Area.RESTORES, f"{name} is left of a restore that was put back, and takes room", fix)
 
 
-def _newest_backup(system: BackupSystem, server: Connection, owner: str) -> Iterator[Line]:
+def _newest_backup(system: BackupSystem, server: Connection, owner: str) -> Iterator[Observation]:
     """Of the newest backup, what could not be made here, and whose functions would run as a superuser."""
     with contextlib.suppress(BackupError):  # the backup's is said under backups
         newest = next(system.catalog.newest_first(), None)
@@ -112,7 +112,7 @@ def _newest_backup(system: BackupSystem, server: Connection, owner: str) -> Iter
             yield warn(Area.RESTORES, f"in a restore, {found}", fix)
 
 
-def _services(system: BackupSystem) -> Iterator[Line]:
+def _services(system: BackupSystem) -> Iterator[Observation]:
     settings, manager = system.settings, system.restorations.manager
     try:
         counts = [f"{name} {manager.replicas(name)}" for name in settings.swarm_app_services]
@@ -131,6 +131,6 @@ def _services(system: BackupSystem) -> Iterator[Line]:
         yield _not_now(error)
 
 
-def _not_now(error: BackupError) -> Line:
+def _not_now(error: BackupError) -> Observation:
     """Backups go on; a restore would be refused, or end with it."""
     return warn(Area.RESTORES, error.account, error.fix)

@@ -11,7 +11,7 @@ from typing import Any
 from ovia_backup_dagster.core.backup import CLOCK_TOLERANCE, State
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.core.human_text import duration
-from ovia_backup_dagster.doctor.report import Area, Line, fail, failed, ok, warn
+from ovia_backup_dagster.doctor.report import Area, Observation, fail, failed, ok, warn
 from ovia_backup_dagster.postgres import collations
 from ovia_backup_dagster.postgres.dump_privileges import Session, missing_rights
 from ovia_backup_dagster.postgres.large_rows import find_large_rows
@@ -52,7 +52,7 @@ _EXPECTED = """
 """
 
 
-def server(system: BackupSystem) -> Iterator[Line]:
+def server(system: BackupSystem) -> Iterator[Observation]:
     """The connection and all that is asked through it."""
     try:
         with connect(system.connection) as session:
@@ -87,7 +87,7 @@ def _psql(system: BackupSystem, superuser: str) -> str:
     return f"as a superuser: {shlex.join(words)}"
 
 
-def _connection(system: BackupSystem, about: dict[str, Any]) -> Iterator[Line]:
+def _connection(system: BackupSystem, about: dict[str, Any]) -> Iterator[Observation]:
     way = "a Unix socket" if about["socket"] else "TLS" if about["tls"] else "plain TCP"
     text = f"connected to {system.connection} as {about['role']}, by {way}"
     if about["tls"] or about["private"]:
@@ -111,7 +111,7 @@ def _connection(system: BackupSystem, about: dict[str, Any]) -> Iterator[Line]:
         )
 
 
-def _version(system: BackupSystem, about: dict[str, Any]) -> Iterator[Line]:
+def _version(system: BackupSystem, about: dict[str, Any]) -> Iterator[Observation]:
     try:
         client = system.programs.major("pg_dump")
     except BackupError:
@@ -133,7 +133,7 @@ def _version(system: BackupSystem, about: dict[str, Any]) -> Iterator[Line]:
         yield ok(Area.SERVER, f"PostgreSQL {version}" + (", as the client programs" if client else ""))
 
 
-def _language(about: dict[str, Any]) -> Iterator[Line]:
+def _language(about: dict[str, Any]) -> Iterator[Observation]:
     """Each session asks for English where its role may: what is not English here, this role may not change."""
     if re.match(r"C\b|POSIX|en", about["language"]):
         return
@@ -145,7 +145,7 @@ def _language(about: dict[str, Any]) -> Iterator[Line]:
     )
 
 
-def _health(about: dict[str, Any]) -> Iterator[Line]:
+def _health(about: dict[str, Any]) -> Iterator[Observation]:
     if about["failures"]:
         yield fail(
             Area.SERVER,
@@ -176,7 +176,7 @@ def _health(about: dict[str, Any]) -> Iterator[Line]:
         yield ok(Area.SERVER, text)
 
 
-def _locks(session: Session) -> Iterator[Line]:
+def _locks(session: Session) -> Iterator[Observation]:
     """A dump holds a lock on all that it reads, in a table that the server was started with."""
     row = session.execute(_RELATIONS).fetchone()
     locks = server_offers.locks(session)
@@ -186,7 +186,7 @@ def _locks(session: Session) -> Iterator[Line]:
         yield level(Area.SERVER, f"the server has too small a lock table for a dump: {found.why}", found.fix)
 
 
-def _collations(session: Session, about: dict[str, Any]) -> Iterator[Line]:
+def _collations(session: Session, about: dict[str, Any]) -> Iterator[Observation]:
     """What an older version of a library has sorted, a newer one may not find, or find twice."""
     for name, (recorded, actual) in collations.outdated(session).items():
         database = sql_identifier(session.info.dbname)
@@ -196,7 +196,7 @@ def _collations(session: Session, about: dict[str, Any]) -> Iterator[Line]:
         yield warn(Area.SERVER, f"{text}{actual} now", about["psql"], f"REINDEX DATABASE {database};", f"{refresh};")
 
 
-def _expected_tables(system: BackupSystem, session: Session) -> Iterator[Line]:
+def _expected_tables(system: BackupSystem, session: Session) -> Iterator[Observation]:
     expected = system.settings.expected_tables
     missing = []
     for name in expected:
@@ -216,7 +216,7 @@ def _expected_tables(system: BackupSystem, session: Session) -> Iterator[Line]:
         yield warn(Area.SERVER, "no table is expected: an empty database would count as backed up", fix)
 
 
-def _same_server(system: BackupSystem, session: Session) -> Iterator[Line]:
+def _same_server(system: BackupSystem, session: Session) -> Iterator[Observation]:
     """Whether it is the server of the last dump that is not bad: a wrong POSTGRES_HOST backs up a toy, unnoticed."""
     now = datetime.now(UTC)
     try:
@@ -234,7 +234,7 @@ def _same_server(system: BackupSystem, session: Session) -> Iterator[Line]:
         )
 
 
-def _large(system: BackupSystem) -> Iterator[Line]:
+def _large(system: BackupSystem) -> Iterator[Observation]:
     """Rows that a dump cannot hold."""
     found, whole = find_large_rows(system.connection)
     for large in found:
@@ -246,7 +246,7 @@ def _large(system: BackupSystem) -> Iterator[Line]:
         yield ok(Area.SERVER, "no row is too large for a dump")
 
 
-def _rights(session: Session, about: dict[str, Any]) -> Iterator[Line]:
+def _rights(session: Session, about: dict[str, Any]) -> Iterator[Observation]:
     missing = missing_rights(session, about["role"])
     for right in missing:
         make = warn if right.later else fail

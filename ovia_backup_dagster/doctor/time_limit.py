@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ovia_backup_dagster.doctor.report import Area, Line, fail
+from ovia_backup_dagster.doctor.report import Area, Observation, fail
 
 #: With the start of the program, it is less than half a minute.
 SECONDS = 24.0
@@ -26,12 +26,12 @@ class Part:
     """
 
     area: Area
-    look: Callable[[], Iterable[Line]]
+    look: Callable[[], Iterable[Observation]]
     what: str
     fix: str
 
 
-def within(parts: Sequence[Part], seconds: float | None = None) -> Iterator[Line]:
+def look_in_time(parts: Sequence[Part], seconds: float | None = None) -> Iterator[Observation]:
     """The lines of all parts, in order; a part that has not ended in time says so in a last line of its own.
 
     Args:
@@ -53,8 +53,8 @@ def within(parts: Sequence[Part], seconds: float | None = None) -> Iterator[Line
             yield found
 
 
-def _begin(part: Part) -> queue.Queue[Line | BaseException | None]:
-    told: queue.Queue[Line | BaseException | None] = queue.Queue()
+def _begin(part: Part) -> queue.Queue[Observation | BaseException | None]:
+    told: queue.Queue[Observation | BaseException | None] = queue.Queue()
 
     def look() -> None:
         try:

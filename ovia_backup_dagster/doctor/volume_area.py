@@ -27,7 +27,7 @@ from ovia_backup_dagster.core.sweeping import unfinished_files
 from ovia_backup_dagster.core.takeover_links import FOLDER as HAND_OVER
 from ovia_backup_dagster.core.takeover_links import since
 from ovia_backup_dagster.core.write_permission import require_writable
-from ovia_backup_dagster.doctor.report import Area, Line, fail, failed, ok, warn
+from ovia_backup_dagster.doctor.report import Area, Observation, fail, failed, ok, warn
 from ovia_backup_dagster.health.freshness import Level, freshness
 from ovia_backup_dagster.postgres.quoting import shell_word
 from ovia_backup_dagster.retention.plan import Policy
@@ -43,7 +43,7 @@ _HAND_OVER = timedelta(days=3)
 #: Dumps that growth is read from.
 _LOOKED_AT = 30
 #: Of each capability that a filesystem may lack: how much that matters, what it means, and what to do.
-_LACKS: dict[Capability, tuple[Callable[[Area, str, str], Line], str, str]] = {
+_LACKS: dict[Capability, tuple[Callable[[Area, str, str], Observation], str, str]] = {
     Capability.LOCKS: (
         fail,
         "has no locks: nothing is written or removed there, since two operations could meet",
@@ -72,7 +72,7 @@ _LACKS: dict[Capability, tuple[Callable[[Area, str, str], Line], str, str]] = {
 }
 
 
-def volume(system: BackupSystem) -> Iterator[Line]:
+def volume(system: BackupSystem) -> Iterator[Observation]:
     """The folder, its filesystem, its lock, and what was left on it."""
     catalog = system.catalog
     root = catalog.root
@@ -97,12 +97,12 @@ def volume(system: BackupSystem) -> Iterator[Line]:
         yield failed(Area.VOLUME, error)
 
 
-def _missing(root: Path) -> Line:
+def _missing(root: Path) -> Observation:
     text = f"the backup folder {root} does not exist"
     return fail(Area.VOLUME, text, f"mount the volume there; for a first try: mkdir -p -m 700 {shell_word(str(root))}")
 
 
-def _folders(catalog: Catalog) -> Iterator[Line]:
+def _folders(catalog: Catalog) -> Iterator[Observation]:
     folders = [folder for folder in (catalog.root, *map(catalog.folder, Tier)) if folder.exists()]
     with explained(f"cannot look at {catalog.root}"):
         statuses = {folder: folder.stat() for folder in folders}
@@ -124,7 +124,7 @@ def _folders(catalog: Catalog) -> Iterator[Line]:
         yield ok(Area.VOLUME, f"{catalog.root} is ours alone (user {os.geteuid()})")
 
 
-def _writable(catalog: Catalog) -> Iterator[Line]:
+def _writable(catalog: Catalog) -> Iterator[Observation]:
     """Each folder in it that this process cannot write in, and why: what is kept there stands still, and no more."""
     for folder in (*map(catalog.folder, Tier), catalog.root / DRILLS, catalog.root / RESTORES):
         try:
@@ -133,7 +133,7 @@ def _writable(catalog: Catalog) -> Iterator[Line]:
             yield failed(Area.VOLUME, error)
 
 
-def _capabilities(root: Path) -> Iterator[Line]:
+def _capabilities(root: Path) -> Iterator[Observation]:
     """What its filesystem cannot do."""
     with explained(f"cannot write in {root}"):
         missing = lacks(root)
@@ -157,7 +157,7 @@ def _strangers(folders: Sequence[Path]) -> Iterator[str]:
                         yield entry.name
 
 
-def _strange(catalog: Catalog) -> Iterator[Line]:
+def _strange(catalog: Catalog) -> Iterator[Observation]:
     """What stands where a file of ours would, and is none: it is not read, so what it should say is missing."""
     root = catalog.root
     found = [path for path in (root / FILENAME, root / RESERVE) if exists(path) and not _is_plain(path)]
@@ -203,7 +203,7 @@ def _is_plain(path: Path) -> bool:
     return True
 
 
-def _mount(root: Path, hints: Hints) -> Line:
+def _mount(root: Path, hints: Hints) -> Observation:
     if os.stat(root).st_dev != os.stat("/").st_dev:
         return ok(Area.VOLUME, f"{root} is on a filesystem of its own")
     return warn(
@@ -213,7 +213,7 @@ def _mount(root: Path, hints: Hints) -> Line:
     )
 
 
-def _room(system: BackupSystem, catalog: Catalog) -> Iterator[Line]:
+def _room(system: BackupSystem, catalog: Catalog) -> Iterator[Observation]:
     with explained(f"cannot look at {catalog.root}"):
         disk = os.statvfs(catalog.root)
     free = disk.f_bavail * disk.f_frsize
@@ -280,14 +280,14 @@ def _days_until_full(free: int, size: int, growth: float, stand: tuple[int, int]
     return None
 
 
-def _lock(root: Path) -> Line:
+def _lock(root: Path) -> Observation:
     holder = lock_holder(root)
     if holder is None:
         return ok(Area.VOLUME, "nobody holds the lock")
     return ok(Area.VOLUME, f"at work now: {holder}")
 
 
-def _leftovers(catalog: Catalog) -> Line:
+def _leftovers(catalog: Catalog) -> Observation:
     left = unfinished_files(catalog)
     if not left:
         return ok(Area.VOLUME, "nothing was left behind by a crash")
@@ -299,7 +299,7 @@ def _leftovers(catalog: Catalog) -> Line:
     return warn(Area.VOLUME, text, "nothing: the next dump removes them; at once: ovia-backup prune")
 
 
-def _hand_over(root: Path) -> Iterator[Line]:
+def _hand_over(root: Path) -> Iterator[Observation]:
     began = since(root)
     if began is None:
         return
@@ -318,7 +318,7 @@ def _size(path: Path) -> int:
     return 0
 
 
-def backups(system: BackupSystem) -> Iterator[Line]:
+def backups(system: BackupSystem) -> Iterator[Observation]:
     """Freshness, and whether anything is proven."""
     now = datetime.now(UTC)
     try:

@@ -35,7 +35,7 @@ from ovia_backup_dagster.core.statements import record_judgement
 from ovia_backup_dagster.core.takeover_links import FOLDER as HAND_OVER
 from ovia_backup_dagster.defs.alert_asset import condition
 from ovia_backup_dagster.doctor import volume_area as doctor
-from ovia_backup_dagster.doctor.report import Line
+from ovia_backup_dagster.doctor.report import Observation
 from ovia_backup_dagster.drill.folder import DrillFolder
 from ovia_backup_dagster.postgres import archive as archives
 from ovia_backup_dagster.restoration.folder import RestoreFolder
@@ -215,7 +215,7 @@ def command(*arguments: str) -> Result:
     return result
 
 
-def doctors(system: BackupSystem) -> list[Line]:
+def doctors(system: BackupSystem) -> list[Observation]:
     return [*doctor.volume(system), *doctor.backups(system)]
 
 

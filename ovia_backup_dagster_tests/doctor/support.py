@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from ovia_backup_dagster.doctor.report import Area, Level, Line
+from ovia_backup_dagster.doctor.report import Area, Observation, Severity
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.versions import newest_minor
 from ovia_backup_dagster.system import BackupSystem
@@ -25,7 +25,7 @@ def system_of(connection: Connection, volume: Path, bin_dir: Path, **more: str) 
     return BackupSystem(load(environment(connection, volume, bin_dir, **more)))
 
 
-def the(lines: Iterable[Line], words: str) -> Line:
+def the(lines: Iterable[Observation], words: str) -> Observation:
     """The one line that says so. No line is more than one, and none shows the tests' password."""
     lines = list(lines)
     for line in lines:
@@ -36,12 +36,12 @@ def the(lines: Iterable[Line], words: str) -> Line:
     return found[0]
 
 
-def as_it_should(lines: Iterable[Line]) -> bool:
+def as_it_should(lines: Iterable[Observation]) -> bool:
     """Whether nothing is to mend."""
-    return all(line.level is Level.OK for line in lines)
+    return all(line.level is Severity.OK for line in lines)
 
 
-def levels(lines: Iterable[Line], *areas: Area) -> list[Level]:
+def levels(lines: Iterable[Observation], *areas: Area) -> list[Severity]:
     return [line.level for line in lines if not areas or line.area in areas]
 
 

@@ -45,7 +45,7 @@ from ovia_backup_dagster.defs import instance_report as defs_instance
 from ovia_backup_dagster.defs.policies import names, run_tags
 from ovia_backup_dagster.doctor import code_server
 from ovia_backup_dagster.doctor import dagster_instance as doctor_instance
-from ovia_backup_dagster.doctor.report import Area, Level, Line, as_dict, from_dict
+from ovia_backup_dagster.doctor.report import Area, Observation, Severity
 from ovia_backup_dagster.settings.model import Settings
 from ovia_backup_dagster_tests.conftest import REPOSITORY, free_port
 from ovia_backup_dagster_tests.defs.conftest import NewLocation
@@ -80,7 +80,7 @@ def beat(found: dg.DagsterInstance, *kinds: str, ago: timedelta = timedelta(0), 
         found.add_daemon_heartbeat(DaemonHeartbeat(at, kind, "a daemon", errors))
 
 
-def examined(found: dg.DagsterInstance) -> list[Line]:
+def examined(found: dg.DagsterInstance) -> list[Observation]:
     lines = list(defs_instance.examine(found, OURS))
     assert {line.area for line in lines} == {Area.DAGSTER}
     return lines
@@ -103,24 +103,24 @@ def test_all_is_well(disk: dg.DagsterInstance) -> None:
 
 def test_no_daemon_was_ever_seen(disk: dg.DagsterInstance) -> None:
     line = the(examined(disk), "the daemon does not run: no backup and no alert by itself: ")
-    assert line.level is Level.FAIL
+    assert line.level is Severity.FAIL
     assert line.text.endswith("schedules (never seen), sensors (never seen), queued runs (never seen)")
     assert "with the same DAGSTER_HOME: dagster-daemon run" in line.fix
 
 
 def test_a_daemon_that_fell_silent(disk: dg.DagsterInstance) -> None:
     beat(disk, ago=timedelta(minutes=4))
-    assert the(examined(disk), "the daemon is alive").level is Level.OK
+    assert the(examined(disk), "the daemon is alive").level is Severity.OK
     beat(disk, "SENSOR", ago=timedelta(minutes=7))
     line = the(examined(disk), "the daemon does not run")
-    assert (line.level, line.text.endswith(": sensors (silent for 7 min)")) == (Level.FAIL, True)
+    assert (line.level, line.text.endswith(": sensors (silent for 7 min)")) == (Severity.FAIL, True)
 
 
 def test_a_daemon_that_fails(disk: dg.DagsterInstance) -> None:
     beat(disk)
     beat(disk, "SCHEDULER", error="Exception: the code server\nis gone\n")
     line = the(examined(disk), "the daemon for schedules fails: Exception: the code server is gone")
-    assert (line.level, line.fix) == (Level.FAIL, "see the log of dagster-daemon")
+    assert (line.level, line.fix) == (Severity.FAIL, "see the log of dagster-daemon")
 
 
 def test_a_code_server_that_begins_anew(disk: dg.DagsterInstance) -> None:
@@ -131,11 +131,11 @@ def test_a_code_server_that_begins_anew(disk: dg.DagsterInstance) -> None:
     beat(disk)
     beat(disk, "SENSOR", error=away)
     line = the(examined(disk), "within the last five minutes the daemon for sensors found no code server")
-    assert (line.level, "look into the log of the code server" in line.fix) == (Level.WARN, True)
+    assert (line.level, "look into the log of the code server" in line.fix) == (Severity.WARN, True)
     # What else fails is not hidden by it; nor is a code server that is there, and does not answer in time.
     for other in ("Exception: a bug", away.replace("UNAVAILABLE", "DEADLINE_EXCEEDED")):
         beat(disk, "SENSOR", error=[away, other])
-        assert the(examined(disk), f"the daemon for sensors fails: {other.strip()}").level is Level.FAIL
+        assert the(examined(disk), f"the daemon for sensors fails: {other.strip()}").level is Severity.FAIL
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_what_somebody_switched_off(
     data: InstigatorData | None = ScheduleInstigatorData("0 3 * * *") if command == "schedule" else None
     disk.add_instigator_state(InstigatorState(origin, kind, InstigatorStatus.STOPPED, data))
     line = the(examined(disk), f"{name} is switched off in code location ovia_backup_dagster: {loss}")
-    level = Level.WARN if name == "history_pruning_schedule" else Level.FAIL
+    level = Severity.WARN if name == "history_pruning_schedule" else Severity.FAIL
     assert (line.level, line.fix.endswith(f"dagster {command} start -l ovia_backup_dagster {name}")) == (level, True)
 
 
@@ -204,7 +204,7 @@ def test_another_databases_schedule_is_not_ours(disk: dg.DagsterInstance) -> Non
     seen_run(disk, "ours", OURS)
     seen_run(disk, "theirs", other)
     switched_off(disk, "theirs")
-    assert the(examined(disk), "daily_backup_schedule is on").level is Level.OK
+    assert the(examined(disk), "daily_backup_schedule is on").level is Severity.OK
     line = the(defs_instance.examine(disk, other), "daily_backup_schedule is switched off: no backup is made by itself")
     assert line.fix.endswith("dagster schedule start -l theirs daily_backup_schedule")
     assert not [line for line in examined(disk) if "share the asset" in line.text]
@@ -218,35 +218,35 @@ def test_two_code_locations_with_one_asset(disk: dg.DagsterInstance) -> None:
     assert not [line for line in examined(disk) if "share the asset" in line.text]
     seen_run(disk, "theirs", other)
     line = the(examined(disk), "the code locations ours and theirs share the asset daily_dump: ")
-    assert (line.level, "set BACKUP_ASSET_PREFIX for all but one" in line.fix) == (Level.WARN, True)
+    assert (line.level, "set BACKUP_ASSET_PREFIX for all but one" in line.fix) == (Severity.WARN, True)
 
 
 def test_the_pool_that_is_looked_at_is_ours(disk: dg.DagsterInstance) -> None:
     settings = load({"POSTGRES_HOST": "127.0.0.1", "BACKUP_ASSET_PREFIX": "crm"})
     disk.event_log_storage.set_concurrency_slots("backup_volume", 3)
-    assert the(defs_instance.examine(disk, settings), "(pool crm_backup_volume, ").level is Level.OK
+    assert the(defs_instance.examine(disk, settings), "(pool crm_backup_volume, ").level is Severity.OK
     disk.event_log_storage.set_concurrency_slots("crm_backup_volume", 2)
-    assert the(defs_instance.examine(disk, settings), "(pool crm_backup_volume: limit 2;").level is Level.WARN
+    assert the(defs_instance.examine(disk, settings), "(pool crm_backup_volume: limit 2;").level is Severity.WARN
 
 
 def test_without_our_limits_and_without_run_monitoring(tmp_path: Path) -> None:
     with dg.DagsterInstance.from_config(str(tmp_path)) as plain:
         lines = examined(plain)
     line = the(lines, "runs on one volume may overlap (pool backup_volume: limit None; tag ovia/volume)")
-    assert (line.level, "copy this project's dagster.yaml into $DAGSTER_HOME" in line.fix) == (Level.WARN, True)
+    assert (line.level, "copy this project's dagster.yaml into $DAGSTER_HOME" in line.fix) == (Severity.WARN, True)
     line = the(lines, "stays 'started' for ever")
-    assert (line.level, "copy this project's dagster.yaml" in line.fix) == (Level.WARN, True)
+    assert (line.level, "copy this project's dagster.yaml" in line.fix) == (Severity.WARN, True)
 
 
 def test_a_limit_of_the_pools_own_counts(disk: dg.DagsterInstance) -> None:
     disk.event_log_storage.set_concurrency_slots("backup_volume", 3)
-    assert the(examined(disk), "runs on one volume may overlap (pool backup_volume: limit 3").level is Level.WARN
+    assert the(examined(disk), "runs on one volume may overlap (pool backup_volume: limit 3").level is Severity.WARN
 
 
 def test_an_instance_that_forgets() -> None:
     with dg.DagsterInstance.ephemeral() as forgetful:
         (line,) = examined(forgetful)
-    assert (line.level, line.text.startswith("Dagster keeps no history")) == (Level.WARN, True)
+    assert (line.level, line.text.startswith("Dagster keeps no history")) == (Severity.WARN, True)
     assert "set DAGSTER_HOME" in line.fix
 
 
@@ -254,15 +254,15 @@ def test_a_schedule_that_dagster_does_not_take(disk: dg.DagsterInstance) -> None
     # Past our own look at it, as one that a later Dagster refuses.
     settings = load({"POSTGRES_HOST": "127.0.0.1"}).model_copy(update={"backup_schedule": "99 99 * * *"})
     line = the(defs_instance.examine(disk, settings), "BACKUP_SCHEDULE: '99 99 * * *' is not a cron expression")
-    assert (line.level, "'0 3 * * *'" in line.fix) == (Level.FAIL, True)
+    assert (line.level, "'0 3 * * *'" in line.fix) == (Severity.FAIL, True)
 
 
 # ------------------------------------------------------------------------------------------ from the command line
 
 
 def test_the_home_is_not_named() -> None:
-    (line,) = doctor_instance.examine()
-    assert (line.level, line.text) == (Level.WARN, "not looked at: DAGSTER_HOME is not set here")
+    (line,) = doctor_instance.look_at_instance()
+    assert (line.level, line.text) == (Severity.WARN, "not looked at: DAGSTER_HOME is not set here")
     assert line.fix.startswith("export DAGSTER_HOME=")
 
 
@@ -270,8 +270,8 @@ def test_as_a_child_it_says_the_same(home: Path, disk: dg.DagsterInstance, monke
     beat(disk, ago=timedelta(minutes=20))
     monkeypatch.setenv("DAGSTER_HOME", str(home))
     monkeypatch.setenv("POSTGRES_HOST", "127.0.0.1")
-    lines = list(doctor_instance.examine())
-    assert [as_dict(line) for line in lines] == [as_dict(line) for line in examined(disk)]
+    lines = list(doctor_instance.look_at_instance())
+    assert [line.as_dict() for line in lines] == [line.as_dict() for line in examined(disk)]
     assert f"silent for {duration(timedelta(minutes=20))}" in the(lines, "the daemon does not run").text
 
 
@@ -291,9 +291,9 @@ def test_an_instance_that_cannot_be_used(
         why = "expected the node content"
     monkeypatch.setenv("DAGSTER_HOME", str(home))
     defs_instance.main()
-    (line,) = map(from_dict, json.loads(capsys.readouterr().out))
+    (line,) = map(Observation.from_dict, json.loads(capsys.readouterr().out))
     assert (line.level, line.text.startswith(f"the instance in DAGSTER_HOME={home} cannot be used: ")) == (
-        Level.FAIL,
+        Severity.FAIL,
         True,
     )
     assert why in line.text
@@ -307,21 +307,21 @@ def test_a_storage_that_does_not_answer(home: Path, monkeypatch: pytest.MonkeyPa
     os.mkfifo(home / "dagster.yaml")
     monkeypatch.setenv("DAGSTER_HOME", str(home))
     monkeypatch.setattr(doctor_instance, "TIMEOUT_SECONDS", 1)
-    (line,) = doctor_instance.examine()
-    assert (line.level, line.text) == (Level.FAIL, "its storage did not answer in 1 s")
+    (line,) = doctor_instance.look_at_instance()
+    assert (line.level, line.text) == (Severity.FAIL, "its storage did not answer in 1 s")
     assert str(home) in line.fix
 
 
 def test_a_child_that_dies(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DAGSTER_HOME", str(home))
     monkeypatch.setattr(doctor_instance, "MODULE", "ovia_backup_dagster.no_such_module")
-    (line,) = doctor_instance.examine()
-    assert (line.level, "No module named" in line.text) == (Level.FAIL, True)
+    (line,) = doctor_instance.look_at_instance()
+    assert (line.level, "No module named" in line.text) == (Severity.FAIL, True)
 
 
 def test_a_line_travels_whole() -> None:
-    line = Line(Area.RIGHTS, Level.FAIL, "what", "how", ("SELECT 1;", "SELECT 2;"))
-    assert from_dict(as_dict(line)) == line
+    line = Observation(Area.RIGHTS, Severity.FAIL, "what", "how", ("SELECT 1;", "SELECT 2;"))
+    assert Observation.from_dict(line.as_dict()) == line
 
 
 # ------------------------------------------------------------------------------------------ in the UI
@@ -389,26 +389,26 @@ def serving(volume: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
 def test_a_code_server_that_serves_hangs_and_is_gone(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(volume) as (port, process):
         deadline = time.monotonic() + 60
-        while levels(code_server.health(port)) != [Level.OK]:
+        while levels(code_server.ask_code_server(port)) != [Severity.OK]:
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.2)
-        (line,) = code_server.health(port)
+        (line,) = code_server.ask_code_server(port)
         assert line.text == f"the code server on port {port} serves"
 
         monkeypatch.setattr(code_server, "SERVICE", "SomebodyElse")
-        (line,) = code_server.health(port)
-        assert line.level is Level.FAIL
+        (line,) = code_server.ask_code_server(port)
+        assert line.level is Severity.FAIL
         monkeypatch.undo()
 
         monkeypatch.setattr(code_server, "TIMEOUT_SECONDS", 1.5)
         os.kill(process.pid, signal.SIGSTOP)
         os.waitid(os.P_PID, process.pid, os.WSTOPPED)
         began = time.monotonic()
-        (line,) = code_server.health(port)
+        (line,) = code_server.ask_code_server(port)
         assert time.monotonic() - began < 5
-        assert (line.level, "does not answer: Deadline Exceeded" in line.text) == (Level.FAIL, True)
+        assert (line.level, "does not answer: Deadline Exceeded" in line.text) == (Severity.FAIL, True)
         os.kill(process.pid, signal.SIGCONT)
-    (line,) = code_server.health(port)
-    assert (line.level, f"the code server on port {port} does not answer: " in line.text) == (Level.FAIL, True)
+    (line,) = code_server.ask_code_server(port)
+    assert (line.level, f"the code server on port {port} does not answer: " in line.text) == (Severity.FAIL, True)
     assert "dagster definitions validate" in line.fix

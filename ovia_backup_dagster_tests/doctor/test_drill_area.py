@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ovia_backup_dagster.doctor.drill_area import drills
-from ovia_backup_dagster.doctor.report import Area, Level, Line
+from ovia_backup_dagster.doctor.report import Area, Observation, Severity
 from ovia_backup_dagster.drill.drill_report import page
 from ovia_backup_dagster.drill.throwaway_cluster import PREFIX
 from ovia_backup_dagster.postgres.programs import Connection
@@ -32,7 +32,7 @@ def here(database: Connection, volume: Path, bin_dir: Path, tmp_path: Path) -> B
     return made
 
 
-def lines(system: BackupSystem) -> list[Line]:
+def lines(system: BackupSystem) -> list[Observation]:
     found = list(drills(system))
     assert {line.area for line in found} == {Area.DRILLS}
     return found
@@ -50,10 +50,10 @@ def client_programs(bin_dir: Path, tmp_path: Path) -> Path:
 def test_a_system_that_can_drill(here: BackupSystem) -> None:
     found = lines(here)
 
-    assert the(found, "throwaway clusters are made in /tmp").level is Level.OK
-    assert the(found, "room for a copy").level is Level.OK
+    assert the(found, "throwaway clusters are made in /tmp").level is Severity.OK
+    assert the(found, "room for a copy").level is Severity.OK
     line = the(found, "no restore drill has passed yet; one is due by")
-    assert line.level is Level.WARN
+    assert line.level is Severity.WARN
     assert "ovia-backup drill" in line.fix
 
 
@@ -62,15 +62,15 @@ def test_a_drill_that_passed_one_that_failed_and_none_for_long(here: BackupSyste
     old = evidence(started_at=now - 40 * DAY, database=database)
     here.drills.write(old, page(old))
     line = the(lines(here), "the last restore drill that passed is 40 d")
-    assert (line.level, "ovia-backup drill" in line.fix) == (Level.WARN, True)
+    assert (line.level, "ovia-backup drill" in line.fix) == (Severity.WARN, True)
 
     good = evidence(started_at=now - 2 * DAY, database=database)
     here.drills.write(good, page(good))
-    assert the(lines(here), "the last restore drill that passed was 2 d ago").level is Level.OK
+    assert the(lines(here), "the last restore drill that passed was 2 d ago").level is Severity.OK
 
     bad = failed(started_at=now - DAY, database=database)
     here.drills.write(bad, page(bad))
-    assert the(lines(here), "table public.people differs").level is Level.WARN
+    assert the(lines(here), "table public.people differs").level is Severity.WARN
 
 
 def test_without_server_programs_a_scratch_database_is_offered(
@@ -78,13 +78,13 @@ def test_without_server_programs_a_scratch_database_is_offered(
 ) -> None:
     bare = client_programs(bin_dir, tmp_path)
     line = the(lines(system_of(database, volume, bare)), "initdb was not found")
-    assert line.level is Level.FAIL
+    assert line.level is Severity.FAIL
     assert "--where database" in line.fix
 
     named = system_of(
         database, volume, bare, RESTORE_POSTGRES_HOST=database.host, RESTORE_POSTGRES_PORT=str(database.port)
     )
-    assert the(lines(named), "scratch databases are made on").level is Level.OK
+    assert the(lines(named), "scratch databases are made on").level is Severity.OK
 
 
 def test_a_role_that_may_make_no_database(
@@ -95,7 +95,7 @@ def test_a_role_that_may_make_no_database(
 
     line = the(lines(system), "may not make a scratch database")
 
-    assert line.level is Level.FAIL
+    assert line.level is Severity.FAIL
     assert line.sql == (f'ALTER ROLE "{role.user}" CREATEDB',)
 
 
@@ -103,12 +103,12 @@ def test_a_server_that_is_not_there(here: BackupSystem, database: Connection, vo
     system = system_of(
         database, volume, bin_dir, DRILL_WHERE="database", RESTORE_POSTGRES_HOST="127.0.0.1", RESTORE_POSTGRES_PORT="1"
     )
-    assert the(lines(system), "no connection to").level is Level.FAIL
+    assert the(lines(system), "no connection to").level is Severity.FAIL
 
 
 def test_a_folder_that_is_not_there(here: BackupSystem, database: Connection, volume: Path, bin_dir: Path) -> None:
     line = the(lines(system_of(database, volume, bin_dir, DRILL_DIR="/nowhere")), "/nowhere is no folder")
-    assert (line.level, "DRILL_DIR" in line.fix) == (Level.FAIL, True)
+    assert (line.level, "DRILL_DIR" in line.fix) == (Severity.FAIL, True)
 
 
 def test_a_folder_with_too_little_room(
@@ -122,7 +122,7 @@ def test_a_folder_with_too_little_room(
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(small)], check=True)
     try:
         line = the(lines(system_of(database, volume, bin_dir, DRILL_DIR=str(small))), "too little room for a copy")
-        assert line.level is Level.FAIL
+        assert line.level is Severity.FAIL
     finally:
         subprocess.run(["umount", str(small)], check=True)
         small.rmdir()
@@ -135,7 +135,7 @@ def test_copies_that_were_left(here: BackupSystem, database: Connection, volume:
     system = system_of(database, volume, bin_dir, DRILL_DIR=str(folder))
     try:
         line = the(lines(system), "left by killed drills")
-        assert (line.level, "--remove-copy" in line.fix) == (Level.WARN, True)
+        assert (line.level, "--remove-copy" in line.fix) == (Severity.WARN, True)
         # One that is in use is nobody's business.
         with open(place / "lock", "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ovia_backup_dagster.doctor import environment_area, examination
-from ovia_backup_dagster.doctor.report import Area, Level, Line, summary, worst
+from ovia_backup_dagster.doctor.report import Area, Observation, Severity, summary, worst
 from ovia_backup_dagster.postgres import versions
 from ovia_backup_dagster.system import BackupSystem
 from ovia_backup_dagster_tests.conftest import free_port
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:Deprecati
 HOST = {"POSTGRES_HOST": "db.example.org"}
 
 
-def settings_of(**environment: str) -> list[Line]:
+def settings_of(**environment: str) -> list[Observation]:
     return list(environment_area.settings(BackupSystem(load(HOST | environment))))
 
 
@@ -33,7 +33,7 @@ def test_values_that_can_be_used() -> None:
     lines = settings_of(BACKUP_DIR="/mnt/b")
     assert as_it_should(lines)
     assert the(lines, "database ovia, backups in /mnt/b").area is Area.SETTINGS
-    assert the(lines, "backups by '0 3 * * *' in UTC").level is Level.OK
+    assert the(lines, "backups by '0 3 * * *' in UTC").level is Severity.OK
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_values_that_can_be_used() -> None:
 def test_a_value_that_cannot_be_used(variable: str, value: str) -> None:
     lines = settings_of(**{variable: value})
     line = the(lines, f"{variable}")
-    assert line.level is Level.FAIL
+    assert line.level is Severity.FAIL
     assert not [line for line in lines if line.text.startswith("backups by")]  # there are none
     assert line.fix == "set the variable and start again (the README lists them)"
 
@@ -64,11 +64,11 @@ def test_with_bad_settings_the_rest_is_not_looked_at_but_the_programs_are(bin_di
     system = BackupSystem(load({"BACKUP_TIMEZONE": "Mars", "PG_BIN_DIR": str(bin_dir)}))
     lines = list(examination.everything(system))
     assert {line.area for line in lines} == {Area.SETTINGS, Area.PROGRAMS}
-    assert [line.text for line in lines if line.level is Level.FAIL and line.area is Area.SETTINGS] == [
+    assert [line.text for line in lines if line.level is Severity.FAIL and line.area is Area.SETTINGS] == [
         "POSTGRES_HOST is not set",
         "BACKUP_TIMEZONE: 'Mars' is not a time zone, such as Europe/Berlin",
     ]
-    assert the(lines, "pg_dump, pg_restore, pg_dumpall 16.").level is Level.OK
+    assert the(lines, "pg_dump, pg_restore, pg_dumpall 16.").level is Severity.OK
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,8 @@ def test_a_variable_that_nothing_reads(monkeypatch: pytest.MonkeyPatch, variable
     monkeypatch.setenv(variable, "never-shown")
     line = the(settings_of(), variable)
     said = f"; did you mean {meant}?" if meant else ""
-    assert line == Line(
-        Area.SETTINGS, Level.WARN, f"{variable} is set, but nothing reads it{said}", f"unset {variable}"
+    assert line == Observation(
+        Area.SETTINGS, Severity.WARN, f"{variable} is set, but nothing reads it{said}", f"unset {variable}"
     )
 
 
@@ -104,7 +104,7 @@ def test_an_hour_that_a_day_of_the_year_does_not_have(
 ) -> None:
     monkeypatch.setattr(environment_area, "datetime", frozen(datetime(2026, 11, 20, 12, tzinfo=UTC)))
     line = the(settings_of(BACKUP_SCHEDULE=schedule, BACKUP_TIMEZONE=zone), f"backups by '{schedule}' in {zone}")
-    assert (line.level, line.text.endswith(f"on {day} the clocks skip that hour")) == (Level.WARN, True)
+    assert (line.level, line.text.endswith(f"on {day} the clocks skip that hour")) == (Severity.WARN, True)
     assert "BACKUP_TIMEZONE=UTC" in line.fix
 
 
@@ -125,7 +125,7 @@ def test_an_hour_that_every_day_has(schedule: str, zone: str) -> None:
 # ------------------------------------------------------------------------------------------ programs
 
 
-def programs_of(folder: Path, **environment: str) -> list[Line]:
+def programs_of(folder: Path, **environment: str) -> list[Observation]:
     return list(environment_area.programs(BackupSystem(load(HOST | {"PG_BIN_DIR": str(folder)} | environment))))
 
 
@@ -160,14 +160,14 @@ def test_the_whole_build_is_as_it_should(full_bin_dir: Path, tmp_path: Path, tod
     today(versions.AS_OF + versions.MAX_AGE)
     lines = programs_of(repaired(full_bin_dir, tmp_path / "bin"))
     assert as_it_should(lines)
-    assert the(lines, "pg_dump, pg_restore, pg_dumpall 16.16").level is Level.OK
+    assert the(lines, "pg_dump, pg_restore, pg_dumpall 16.16").level is Severity.OK
     assert the(lines, "no vulnerability known of 16.16").text.endswith(f"(list of {versions.AS_OF})")
-    assert the(lines, "pg_dump writes and pg_restore reads zstd:2").level is Level.OK
+    assert the(lines, "pg_dump writes and pg_restore reads zstd:2").level is Severity.OK
 
 
 def test_programs_that_are_not_there(tmp_path: Path) -> None:
     lines = programs_of(tmp_path)
-    assert levels(lines) == [Level.FAIL] * 3
+    assert levels(lines) == [Severity.FAIL] * 3
     for name in ("pg_dump ", "pg_restore ", "pg_dumpall "):
         assert "set PG_BIN_DIR" in the(lines, f"{name}was not found in PG_BIN_DIR={tmp_path}").fix
 
@@ -175,20 +175,20 @@ def test_programs_that_are_not_there(tmp_path: Path) -> None:
 def test_one_program_that_is_not_there(claimed: Path) -> None:
     (claimed / "pg_dumpall").unlink()
     (line,) = programs_of(claimed)
-    assert (line.level, line.text.startswith("pg_dumpall was not found")) == (Level.FAIL, True)
+    assert (line.level, line.text.startswith("pg_dumpall was not found")) == (Severity.FAIL, True)
 
 
 def test_a_program_that_does_not_start(claimed: Path) -> None:
     executable(claimed / "pg_restore", "echo 'error while loading shared libraries: libpq.so.5' >&2; exit 127")
     line = the(programs_of(claimed), "pg_restore --version failed")
-    assert line.level is Level.FAIL
+    assert line.level is Severity.FAIL
     assert "libpq.so.5" in line.text
 
 
 def test_programs_of_different_versions(claimed: Path) -> None:
     claim(claimed, "16.9", "pg_dumpall")
     line = the(programs_of(claimed), "different versions: pg_dump 16.15, pg_restore 16.15, pg_dumpall 16.9")
-    assert line.level is Level.WARN
+    assert line.level is Severity.WARN
     assert line.fix == "install all from one package, or set PG_BIN_DIR"
     # The oldest of them is what is vulnerable.
     for older in ("16.9", "16.8", "16.7", "16.6", "16.5", "16.4"):
@@ -197,13 +197,13 @@ def test_programs_of_different_versions(claimed: Path) -> None:
         claim(path, older, "pg_dump")
         claim(path, "16.15", "pg_restore")
         claim(path, "16.14", "pg_dumpall")
-        assert the(programs_of(path), f"version {older} has").level is Level.FAIL
+        assert the(programs_of(path), f"version {older} has").level is Severity.FAIL
 
 
 def test_every_vulnerability_is_told_of_the_version_that_has_it(claimed: Path) -> None:
     claim(claimed, "16.3 (Debian 16.3-1)")
     line = the(programs_of(claimed), "version 16.3 (Debian 16.3-1) has 11 known vulnerabilities")
-    assert line.level is Level.FAIL
+    assert line.level is Severity.FAIL
     assert re.findall(r"CVE-\d+-\d+", line.text) == ["CVE-2026-116314", "CVE-2026-19385"]
     assert line.text.endswith(f"; 9 more; list of {versions.AS_OF})")
     assert line.fix == (
@@ -223,7 +223,7 @@ def test_the_first_release_that_mends_has_none(version: str, count: int) -> None
 def test_programs_that_run_an_archives_code_fail(full_bin_dir: Path) -> None:
     """Those that the tests use are such; when they no longer are, this says so."""
     line = the(programs_of(full_bin_dir), "version 16.15 has a known vulnerability (CVE-2026-116314: a crafted archive")
-    assert line.level is Level.FAIL
+    assert line.level is Severity.FAIL
 
 
 def test_other_vulnerabilities_warn(claimed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +231,7 @@ def test_other_vulnerabilities_warn(claimed: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(versions, "VULNERABILITIES", others)
     claim(claimed, "16.14")
     line = the(programs_of(claimed), "version 16.14 has 2 known vulnerabilities")
-    assert (line.level, "CVE-2026-18408" in line.text) == (Level.WARN, True)
+    assert (line.level, "CVE-2026-18408" in line.text) == (Severity.WARN, True)
 
 
 @pytest.mark.parametrize("found", versions.VULNERABILITIES, ids=lambda found: found.cve)
@@ -246,55 +246,55 @@ def test_an_old_list_is_said_to_be_old(claimed: Path, today: Callable[[date], No
     for days, old in ((0, False), (90, False), (91, True), (400, True)):
         today(versions.AS_OF + timedelta(days=days))
         lines = [line for line in programs_of(claimed) if "list of known vulnerabilities is" in line.text]
-        assert [(line.level, f"{days} days old" in line.text) for line in lines] == [(Level.WARN, True)] * old
+        assert [(line.level, f"{days} days old" in line.text) for line in lines] == [(Severity.WARN, True)] * old
 
 
 @pytest.mark.parametrize("version", ["17beta1", "19.0", "9.6.24", "13.23"])
 def test_a_version_that_nothing_is_known_of(claimed: Path, version: str) -> None:
     claim(claimed, version)
     line = the(programs_of(claimed), f"version {version} is not one that vulnerabilities are known of")
-    assert (line.level, "release" in line.fix) == (Level.WARN, True)
+    assert (line.level, "release" in line.fix) == (Severity.WARN, True)
 
 
 def test_a_build_without_zstd(bin_dir: Path) -> None:
     line = the(programs_of(bin_dir), "gzip:1: one of the programs has no zstd")
-    assert (line.level, "set PG_BIN_DIR" in line.fix) == (Level.WARN, True)
+    assert (line.level, "set PG_BIN_DIR" in line.fix) == (Severity.WARN, True)
 
 
 @pytest.mark.parametrize("wanted", ["gzip:6", "none", "0", "9"])
 def test_a_compression_that_was_asked_for(bin_dir: Path, wanted: str) -> None:
     lines = programs_of(bin_dir, BACKUP_COMPRESSION=wanted)
-    assert the(lines, f"pg_dump writes and pg_restore reads {wanted}").level is Level.OK
+    assert the(lines, f"pg_dump writes and pg_restore reads {wanted}").level is Severity.OK
 
 
 def test_a_compression_that_is_not_possible(bin_dir: Path) -> None:
     line = the(programs_of(bin_dir, BACKUP_COMPRESSION="zstd:9"), "compression zstd:9 is not possible here")
-    assert (line.level, "BACKUP_COMPRESSION=auto" in line.fix) == (Level.FAIL, True)
+    assert (line.level, "BACKUP_COMPRESSION=auto" in line.fix) == (Severity.FAIL, True)
 
 
 def test_compression_is_of_both_sides(claimed: Path, bin_dir: Path) -> None:
     """A pg_restore without zstd would list a zstd dump, and not read it."""
     executable(claimed / "pg_restore", f'exec "{bin_dir}/pg_restore" "$@"')
-    assert the(programs_of(claimed), "gzip:1: one of the programs has no zstd").level is Level.WARN
+    assert the(programs_of(claimed), "gzip:1: one of the programs has no zstd").level is Severity.WARN
 
 
 def test_debians_programs_are_looked_at_in_path() -> None:
     if shutil.which("pg_dump") is None:
         pytest.skip("no client programs in PATH")
     lines = list(environment_area.programs(BackupSystem(load(HOST))))
-    assert the(lines, "pg_dump, pg_restore, pg_dumpall ").level is Level.OK
+    assert the(lines, "pg_dump, pg_restore, pg_dumpall ").level is Severity.OK
 
 
 # ------------------------------------------------------------------------------------------ alerts
 
 
-def alerts_of(*urls: str) -> list[Line]:
+def alerts_of(*urls: str) -> list[Observation]:
     return list(environment_area.alerts(BackupSystem(load(HOST | {"BACKUP_NOTIFY_URLS": ",".join(urls)}))))
 
 
 def test_nobody_is_told() -> None:
     (line,) = alerts_of()
-    assert (line.area, line.level) == (Area.ALERTS, Level.WARN)
+    assert (line.area, line.level) == (Area.ALERTS, Severity.WARN)
     assert line.text == "nobody is told when backups fail: BACKUP_NOTIFY_URLS is empty"
     assert line.fix.endswith("then: ovia-backup doctor --test-alert")
 
@@ -302,26 +302,26 @@ def test_nobody_is_told() -> None:
 def test_a_channel_that_apprise_does_not_know() -> None:
     lines = alerts_of("json://127.0.0.1/", "nosuchservice://s3cret-token@example.org")
     (line,) = lines
-    assert (line.level, line.text) == (Level.FAIL, "channel 2 (nosuchservice) is no URL that Apprise knows")
+    assert (line.level, line.text) == (Severity.FAIL, "channel 2 (nosuchservice) is no URL that Apprise knows")
     assert "s3cret-token" not in repr(lines)
 
 
 def test_channels_that_can_be_used() -> None:
     (line,) = alerts_of("json://127.0.0.1/", "mailto://u:s3cret-token@example.org")
-    assert (line.level, line.text) == (Level.OK, "2 channels; try them: ovia-backup doctor --test-alert")
+    assert (line.level, line.text) == (Severity.OK, "2 channels; try them: ovia-backup doctor --test-alert")
 
 
 @pytest.mark.parametrize("look", [environment_area.alerts, environment_area.test_alert])
 @pytest.mark.parametrize("content", [None, "", "# slack://s3cret-token", "s3cret-token"])
 def test_a_file_of_channels_that_cannot_be_used(
-    look: Callable[[BackupSystem], Iterator[Line]], content: str | None, tmp_path: Path
+    look: Callable[[BackupSystem], Iterator[Observation]], content: str | None, tmp_path: Path
 ) -> None:
     file = tmp_path / "urls"
     if content is not None:
         file.write_text(content)
     lines = list(look(BackupSystem(load(HOST | {"BACKUP_NOTIFY_URLS_FILE": str(file)}))))
     (line,) = lines
-    assert (line.area, line.level) == (Area.ALERTS, Level.FAIL)
+    assert (line.area, line.level) == (Area.ALERTS, Severity.FAIL)
     assert "so nobody can be told of anything" in line.text
     assert "s3cret-token" not in repr(lines)
 
@@ -330,7 +330,7 @@ def test_channels_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "urls").write_text("json://127.0.0.1/\nmailto://u:s3cret-token@example.org")
     system = BackupSystem(load(HOST | {"BACKUP_NOTIFY_URLS_FILE": str(tmp_path / "urls")}))
     (line,) = environment_area.alerts(system)
-    assert (line.level, line.text) == (Level.OK, "2 channels; try them: ovia-backup doctor --test-alert")
+    assert (line.level, line.text) == (Severity.OK, "2 channels; try them: ovia-backup doctor --test-alert")
 
 
 def test_a_password_file_that_another_variable_hides() -> None:
@@ -338,18 +338,18 @@ def test_a_password_file_that_another_variable_hides() -> None:
     line = the(
         list(environment_area.settings(BackupSystem(load(HOST | both)))), "POSTGRES_PASSWORD_FILE is set, but not"
     )
-    assert (line.level, line.fix) == (Level.WARN, "unset one of them")
+    assert (line.level, line.fix) == (Severity.WARN, "unset one of them")
     assert "s3cret-token" not in repr(line)
 
 
-def sent(*urls: str) -> list[Line]:
+def sent(*urls: str) -> list[Observation]:
     return list(environment_area.test_alert(BackupSystem(load(HOST | {"BACKUP_NOTIFY_URLS": ",".join(urls)}))))
 
 
 def test_a_test_message_arrives() -> None:
     with receiver() as people:
         (line,) = sent(people.url)
-    assert (line.level, line.text) == (Level.OK, "channel 1 (json) took a test message: see that it arrived")
+    assert (line.level, line.text) == (Severity.OK, "channel 1 (json) took a test message: see that it arrived")
     (message,) = people.messages
     assert message["title"] == "[ovia] a test of the backup alerts"
     assert message["message"] == "Nothing is wrong. Somebody ran ovia-backup doctor."
@@ -359,14 +359,14 @@ def test_a_test_message_arrives() -> None:
 def test_one_of_two_channels_does_not_take_it() -> None:
     with receiver() as people:
         took, refused = sent(people.url, f"json://127.0.0.1:{free_port()}/")
-    assert took.level is Level.OK
-    assert (refused.level, refused.text) == (Level.FAIL, "channel 2 (json) did not take a test message")
+    assert took.level is Severity.OK
+    assert (refused.level, refused.text) == (Severity.FAIL, "channel 2 (json) did not take a test message")
     assert refused.fix == "check its URL and the network"
 
 
 def test_no_channel_takes_it() -> None:
     (line,) = sent(f"json://127.0.0.1:{free_port()}/")
-    assert (line.level, "no channel took the message: 1 (json)" in line.text) == (Level.FAIL, True)
+    assert (line.level, "no channel took the message: 1 (json)" in line.text) == (Severity.FAIL, True)
     assert "apprise -vv" in line.fix
 
 
@@ -378,8 +378,8 @@ def test_without_channels_nothing_is_sent() -> None:
 
 
 def test_the_worst_line_decides() -> None:
-    good, odd, bad = (Line(Area.SERVER, level, "x") for level in Level)
-    assert worst([]) is Level.OK
-    assert worst([good, odd, good]) is Level.WARN
-    assert worst([odd, bad, good]) is Level.FAIL
+    good, odd, bad = (Observation(Area.SERVER, level, "x") for level in Severity)
+    assert worst([]) is Severity.OK
+    assert worst([good, odd, good]) is Severity.WARN
+    assert worst([odd, bad, good]) is Severity.FAIL
     assert summary([good, odd, good, bad]) == "1 fail, 1 warn, 2 ok"

@@ -15,7 +15,7 @@ import pytest
 
 from ovia_backup_dagster.core.locking import volume_lock
 from ovia_backup_dagster.doctor import restore_area as restores_module
-from ovia_backup_dagster.doctor.report import Area, Level, Line
+from ovia_backup_dagster.doctor.report import Area, Observation, Severity
 from ovia_backup_dagster.doctor.restore_area import restores
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.restoration.journal import JournalMark
@@ -34,7 +34,7 @@ def here(database: Connection, volume: Path, bin_dir: Path) -> BackupSystem:
     return made
 
 
-def lines(system: BackupSystem) -> list[Line]:
+def lines(system: BackupSystem) -> list[Observation]:
     found = list(restores(system))
     assert {line.area for line in found} == {Area.RESTORES}
     return found
@@ -52,7 +52,7 @@ def test_a_system_that_only_dumps(database: Connection, volume: Path, bin_dir: P
     """It may be on purpose; but on the day, another role is needed, which takes a superuser to make."""
     role = new_role(database)
     [line] = lines(system_of(replace(database, user=role.user), volume, bin_dir))
-    assert line.level is Level.WARN
+    assert line.level is Severity.WARN
     assert f"no role here may restore: RESTORE_POSTGRES_USER is not set, and as {role.user}, which dumps: " in line.text
     assert "may not make or rename a database; database " in line.text
     assert "< deploy/restore-role.sql; then RESTORE_POSTGRES_USER=ovia_restore" in line.fix
@@ -68,21 +68,21 @@ def test_a_role_that_may_not(here: BackupSystem, database: Connection, volume: P
     role = new_role(database)
     found = lines(system_of(database, volume, bin_dir, RESTORE_POSTGRES_USER=role.user))
     line = the(found, "it has not CREATEDB")
-    assert (line.level, f'ALTER ROLE "{role.user}" CREATEDB' in line.fix) == (Level.WARN, True)
-    assert the(found, "has not its rights").level is Level.WARN
+    assert (line.level, f'ALTER ROLE "{role.user}" CREATEDB' in line.fix) == (Severity.WARN, True)
+    assert the(found, "has not its rights").level is Severity.WARN
     assert not any("may replace" in line.text for line in found)
 
 
 def test_a_role_that_cannot_log_in(here: BackupSystem, database: Connection, volume: Path, bin_dir: Path) -> None:
     [line] = lines(system_of(database, volume, bin_dir, RESTORE_POSTGRES_USER="nobody_of_that_name"))
-    assert line.level is Level.WARN
+    assert line.level is Severity.WARN
     assert "nobody_of_that_name" in line.text
 
 
 def test_too_little_room(here: BackupSystem) -> None:
     with mock.patch.object(restores_module, "free_bytes", return_value=1000):
         line = the(lines(here), "too little room for a second copy: 1.0 kB free")
-    assert (line.level, "--mode drop" in line.fix) == (Level.WARN, True)
+    assert (line.level, "--mode drop" in line.fix) == (Severity.WARN, True)
 
 
 def test_what_is_kept(here: BackupSystem, database: Connection) -> None:
@@ -90,7 +90,7 @@ def test_what_is_kept(here: BackupSystem, database: Connection) -> None:
     execute(database.to("postgres"), f"CREATE DATABASE {name} TEMPLATE template0")
     try:
         line = the(lines(here), f"kept until 2026-01-16: {name}")
-        assert (line.level, line.text.endswith("; ovia-backup undo-restore swaps back")) == (Level.OK, True)
+        assert (line.level, line.text.endswith("; ovia-backup undo-restore swaps back")) == (Severity.OK, True)
         execute(database.to("postgres"), f"CREATE DATABASE {newer} TEMPLATE template0")
         found = lines(here)
         assert the(found, f": {newer}").text.endswith("; ovia-backup undo-restore swaps back")
@@ -107,12 +107,12 @@ def test_one_that_is_unfinished(here: BackupSystem, database: Connection) -> Non
     folder.begin(order).write(JournalMark.BEGUN, Step.RESTORE)
     with volume_lock(folder.path, purpose="the swap of a backup", now=datetime.now(UTC)):
         found = lines(here)
-        assert the(found, "now at work: the swap of a backup").level is Level.OK
+        assert the(found, "now at work: the swap of a backup").level is Severity.OK
         assert as_it_should(found)
     line = the(lines(here), "is not finished")
-    assert (line.level, "--resume" in line.fix, "--abort" in line.fix) == (Level.FAIL, True, True)
+    assert (line.level, "--resume" in line.fix, "--abort" in line.fix) == (Severity.FAIL, True, True)
     (folder.path / f"{order.filename}.journal").write_text("no journal\n", encoding="utf-8")
-    assert the(lines(here), "cannot be understood").level is Level.FAIL
+    assert the(lines(here), "cannot be understood").level is Severity.FAIL
 
 
 @pytest.mark.parametrize(("mode", "is_left"), [(Mode.SWAP, True), (Mode.NEW, True), (Mode.UNDO, False)])
@@ -126,7 +126,7 @@ def test_a_copy_that_is_left(here: BackupSystem, database: Connection, mode: Mod
         found = [line for line in lines(here) if order.incoming in line.text]
         assert len(found) == is_left
         for line in found:
-            assert (line.level, f'DROP DATABASE "{order.incoming}"' in line.fix) == (Level.WARN, True)
+            assert (line.level, f'DROP DATABASE "{order.incoming}"' in line.fix) == (Severity.WARN, True)
         # Of that name there is now what somebody wanted.
         newer = order.model_copy(update={"started_at": datetime(2026, 1, 3, tzinfo=UTC)})
         folder.begin(newer).write(JournalMark.FINISHED)
@@ -167,8 +167,10 @@ def answering(status: int) -> Iterator[str]:
             server.shutdown()
 
 
-@pytest.mark.parametrize(("status", "level"), [(200, Level.OK), (503, Level.WARN)])
-def test_the_applications_health(database: Connection, volume: Path, bin_dir: Path, status: int, level: Level) -> None:
+@pytest.mark.parametrize(("status", "level"), [(200, Severity.OK), (503, Severity.WARN)])
+def test_the_applications_health(
+    database: Connection, volume: Path, bin_dir: Path, status: int, level: Severity
+) -> None:
     with answering(status) as url, mock.patch.object(restores_module, "_HEALTH_SECONDS", 0.5):
         found = lines(system_of(database, volume, bin_dir, HEALTH_URL=url))
     assert found[-1].level is level
@@ -179,4 +181,4 @@ def test_docker_that_does_not_answer(database: Connection, volume: Path, bin_dir
     more = {"SWARM_APP_SERVICES": "ovia_ovia-api", "SWARM_DOCKER_URL": "tcp://127.0.0.1:1"}
     with mock.patch.object(docker_api, "PATIENCE_SECONDS", 0.0):
         line = the(lines(system_of(database, volume, bin_dir, **more)), "Docker does not answer")
-    assert line.level is Level.WARN
+    assert line.level is Severity.WARN

@@ -21,7 +21,7 @@ from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.demo import embedded_server
 from ovia_backup_dagster.doctor import examination
 from ovia_backup_dagster.doctor import server_area as doctor
-from ovia_backup_dagster.doctor.report import Area, Level, Line, as_dict
+from ovia_backup_dagster.doctor.report import Area, Observation, Severity
 from ovia_backup_dagster.postgres import programs
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster_tests.conftest import (
@@ -38,7 +38,7 @@ from ovia_backup_dagster_tests.doctor.support import as_it_should, new_role, sys
 from ovia_backup_dagster_tests.support.factories import make_catalog, publish
 
 
-def server_of(connection: Connection, volume: Path, bin_dir: Path, **more: str) -> list[Line]:
+def server_of(connection: Connection, volume: Path, bin_dir: Path, **more: str) -> list[Observation]:
     return list(doctor.server(system_of(connection, volume, bin_dir, **more)))
 
 
@@ -73,16 +73,16 @@ def test_over_tcp_and_with_tls(
     tcp: Connection, bin_dir: Path, new_full_database: NewDatabase, full_server: PortCluster, volume: Path
 ) -> None:
     lines = server_of(tcp, volume, bin_dir, PGPASSWORD=PASSWORD)
-    assert the(lines, "by plain TCP").level is Level.OK
+    assert the(lines, "by plain TCP").level is Severity.OK
     encrypted = replace(new_full_database(), host="127.0.0.1", port=full_server.port)
     lines = server_of(encrypted, volume, bin_dir, PGPASSWORD=PASSWORD, PGSSLMODE="require")
-    assert the(lines, "by TLS").level is Level.OK
+    assert the(lines, "by TLS").level is Severity.OK
 
 
 def test_in_the_open(tcp: Connection, bin_dir: Path, volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_PRIVATE", ["10.0.0.0/8"])
     line = the(server_of(tcp, volume, bin_dir, PGPASSWORD=PASSWORD), "outside a private network")
-    assert (line.level, "PGSSLMODE=verify-full" in line.fix) == (Level.WARN, True)
+    assert (line.level, "PGSSLMODE=verify-full" in line.fix) == (Severity.WARN, True)
 
 
 @pytest.mark.parametrize(("ahead", "way"), [(20, "behind"), (-20, "ahead of")])
@@ -93,7 +93,7 @@ def test_clocks_that_differ(
         doctor, "datetime", frozen(datetime.now(UTC) + timedelta(minutes=ahead, seconds=30 * ahead / 20))
     )
     line = the(server_of(database, volume, bin_dir), "the server's clock is ")
-    assert (line.level, f"20 min {way} the one here" in line.text) == (Level.WARN, True)
+    assert (line.level, f"20 min {way} the one here" in line.text) == (Severity.WARN, True)
     assert line.fix.startswith("date -u on both")
 
 
@@ -112,7 +112,7 @@ def test_a_password_with_an_end(
         assert not [line for line in lines if "password" in line.text]
         return
     line = the(lines, f"the password of role {to.user} {words} {day:%Y-%m-%d}")
-    assert (line.level, line.sql) == (Level.WARN, (f'ALTER ROLE "exp ""{until.days}" VALID UNTIL \'infinity\';',))
+    assert (line.level, line.sql) == (Severity.WARN, (f'ALTER ROLE "exp ""{until.days}" VALID UNTIL \'infinity\';',))
     execute(database, *line.sql)
     # What was pasted is understood afterwards.
     lines = server_of(to, volume, bin_dir)
@@ -130,9 +130,9 @@ def test_the_way_to_paste_is_the_superusers(database: Connection, bin_dir: Path,
 # ------------------------------------------------------------------------------------------ refusals
 
 
-def refusal(connection: Connection, volume: Path, bin_dir: Path, **more: str) -> Line:
+def refusal(connection: Connection, volume: Path, bin_dir: Path, **more: str) -> Observation:
     (line,) = server_of(connection, volume, bin_dir, **more)
-    assert (line.area, line.level) == (Area.SERVER, Level.FAIL)
+    assert (line.area, line.level) == (Area.SERVER, Severity.FAIL)
     return line
 
 
@@ -161,7 +161,7 @@ def test_a_role_that_may_have_no_connection(database: Connection, bin_dir: Path,
 
 def test_a_role_that_may_have_one_connection_can_dump(database: Connection, bin_dir: Path, volume: Path) -> None:
     to = new_role(database, "CONNECTION LIMIT 1 BYPASSRLS IN ROLE pg_read_all_data")
-    assert the(server_of(to, volume, bin_dir), "connected to ").level is Level.OK
+    assert the(server_of(to, volume, bin_dir), "connected to ").level is Severity.OK
 
 
 def test_a_server_that_hangs_is_given_up(volume: Path, bin_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,8 +182,8 @@ def test_settings_of_the_role_do_not_matter(database: Connection, bin_dir: Path,
         execute(database, f'ALTER ROLE "{to.user}" SET {setting}')
     execute(database, f"ALTER ROLE \"{to.user}\" VALID UNTIL '{datetime.now(UTC) + timedelta(days=9):%Y-%m-%d} UTC'")
     lines = server_of(to, volume, bin_dir)
-    assert the(lines, "expires on").level is Level.WARN
-    assert the(lines, "may read all that a dump holds").level is Level.OK
+    assert the(lines, "expires on").level is Severity.WARN
+    assert the(lines, "may read all that a dump holds").level is Severity.OK
 
 
 # ------------------------------------------------------------------------------------------ its version
@@ -192,18 +192,18 @@ def test_settings_of_the_role_do_not_matter(database: Connection, bin_dir: Path,
 def test_a_server_that_is_behind(database: Connection, bin_dir: Path, volume: Path) -> None:
     """The embedded one is; when it no longer is, this says so."""
     line = the(server_of(database, volume, bin_dir), "the server is PostgreSQL 16.14; 16.16 mends vulnerabilities")
-    assert (line.level, line.fix) == (Level.WARN, "install PostgreSQL 16.16 on the server; restart it")
+    assert (line.level, line.fix) == (Severity.WARN, "install PostgreSQL 16.16 on the server; restart it")
 
 
 def test_a_server_of_another_major_version(volume: Path, bin_dir: Path) -> None:
     with running_cluster(embedded_server.bin_dir(18)) as newer:
         lines = server_of(newer.connection(), volume, bin_dir, BACKUP_EXPECTED_TABLES="")
         line = the(lines, "the server is PostgreSQL 18.")
-        assert (line.level, line.text.endswith(", pg_dump is 16")) == (Level.FAIL, True)
+        assert (line.level, line.text.endswith(", pg_dump is 16")) == (Severity.FAIL, True)
         assert "use PostgreSQL 18's client programs: set PG_BIN_DIR" in line.fix
         # The other questions are understood all the same.
-        assert the(lines, "may read all that a dump holds").level is Level.OK
-        assert the(lines, "page checksums are on, no damaged page was met").level is Level.OK
+        assert the(lines, "may read all that a dump holds").level is Severity.OK
+        assert the(lines, "page checksums are on, no damaged page was met").level is Severity.OK
 
 
 @pytest.mark.usefixtures("repaired_server")
@@ -226,7 +226,9 @@ def test_a_damaged_page_and_a_standby(bin_dir: Path, volume: Path) -> None:
         assert done.returncode == 0, done.stdout
         cluster.start()
         to = cluster.connection()
-        assert the(server_of(to, volume, bin_dir), "page checksums are on, no damaged page was met").level is Level.OK
+        assert (
+            the(server_of(to, volume, bin_dir), "page checksums are on, no damaged page was met").level is Severity.OK
+        )
 
         standby = replace(cluster, folder=Path(tempfile.mkdtemp(prefix="ovia-t-", dir="/tmp")), port=free_port())
         try:
@@ -242,7 +244,7 @@ def test_a_damaged_page_and_a_standby(bin_dir: Path, volume: Path) -> None:
                 file.write(f"port = {standby.port}\nunix_socket_directories = '{folder}'\n")
             standby.start()
             line = the(server_of(standby.connection(), volume, bin_dir), "this is a standby")
-            assert line.level is Level.WARN
+            assert line.level is Severity.WARN
             assert line.fix.endswith(f"psql -h {folder} -p {standby.port} -d postgres -U postgres")
             execute(standby.connection(), *line.sql)
             with admin(standby) as session:
@@ -264,7 +266,7 @@ def test_a_damaged_page_and_a_standby(bin_dir: Path, volume: Path) -> None:
         with pytest.raises(psycopg.errors.DataCorrupted):
             execute(to, "SELECT sum(x) FROM doomed")
         line = the(server_of(to, volume, bin_dir), "the server has met 1 damaged page")
-        assert (line.level, "it is losing data" in line.text) == (Level.FAIL, True)
+        assert (line.level, "it is losing data" in line.text) == (Severity.FAIL, True)
         assert line.fix.startswith("keep every backup there is")
 
 
@@ -281,8 +283,8 @@ def test_subscriptions_and_unlogged_tables(database: Connection, bin_dir: Path, 
     finally:
         execute(database, "DROP SUBSCRIPTION doctors")
     line = the(lines, "pg_dump leaves subscriptions out for all but superusers, and there are some (1)")
-    assert (line.level, line.fix.startswith("note down their CREATE SUBSCRIPTION")) == (Level.WARN, True)
-    assert the(lines, "unlogged tables (2) are in the dump, but empty after a crash").level is Level.OK
+    assert (line.level, line.fix.startswith("note down their CREATE SUBSCRIPTION")) == (Severity.WARN, True)
+    assert the(lines, "unlogged tables (2) are in the dump, but empty after a crash").level is Severity.OK
 
 
 # ------------------------------------------------------------------------------------------ is it the right one?
@@ -291,12 +293,12 @@ def test_subscriptions_and_unlogged_tables(database: Connection, bin_dir: Path, 
 def test_expected_tables_that_are_not_there(database: Connection, bin_dir: Path, volume: Path) -> None:
     lines = server_of(database, volume, bin_dir, BACKUP_EXPECTED_TABLES="people,public.people,pg_class,nope,x.people")
     line = the(lines, "tables that a dump must hold are not in the database: pg_class, nope, x.people")
-    assert (line.level, "is POSTGRES_DB the right one?" in line.fix) == (Level.FAIL, True)
+    assert (line.level, "is POSTGRES_DB the right one?" in line.fix) == (Severity.FAIL, True)
 
 
 def test_no_table_is_expected(database: Connection, bin_dir: Path, volume: Path) -> None:
     line = the(server_of(database, volume, bin_dir, BACKUP_EXPECTED_TABLES=","), "no table is expected")
-    assert (line.level, "set BACKUP_EXPECTED_TABLES" in line.fix) == (Level.WARN, True)
+    assert (line.level, "set BACKUP_EXPECTED_TABLES" in line.fix) == (Severity.WARN, True)
 
 
 def test_another_server_than_last_time(database: Connection, bin_dir: Path, volume: Path) -> None:
@@ -306,7 +308,7 @@ def test_another_server_than_last_time(database: Connection, bin_dir: Path, volu
     publish(make_catalog(volume, database.database), datetime.now(UTC) + timedelta(minutes=1))
     line = the(doctor.server(system), "this is another server than the one of the last dump")
     told = "after a restore that is right; after a move, the first dump is bad until: ovia-backup accept latest; "
-    assert (line.level, line.fix) == (Level.WARN, told + "else check POSTGRES_HOST")
+    assert (line.level, line.fix) == (Severity.WARN, told + "else check POSTGRES_HOST")
     for path in (volume / Tier.DAILY.value).glob("*.json"):
         path.write_text("{")
     assert not [line for line in doctor.server(system) if "another server" in line.text]
@@ -361,5 +363,5 @@ def admin_of(database: Connection) -> psycopg.Connection[tuple[int]]:
 def test_no_password_is_shown(tcp: Connection, bin_dir: Path, volume: Path) -> None:
     for password in (PASSWORD, "wr0ng-" + PASSWORD):
         lines = list(examination.everything(system_of(tcp, volume, bin_dir, PGPASSWORD=password)))
-        text = json.dumps([as_dict(line) for line in lines]) + repr(lines)
+        text = json.dumps([line.as_dict() for line in lines]) + repr(lines)
         assert PASSWORD not in text

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ovia_backup_dagster.doctor import examination, time_limit
-from ovia_backup_dagster.doctor.report import Area, Level, Line, ok
+from ovia_backup_dagster.doctor.report import Area, Observation, Severity, ok
 from ovia_backup_dagster.doctor.time_limit import Part
 from ovia_backup_dagster_tests.conftest import PortCluster, running_cluster
 from ovia_backup_dagster_tests.doctor.support import executable, system_of, the
@@ -32,33 +32,34 @@ def part(area: Area, look: object) -> Part:
 def test_what_hangs_keeps_nothing_else_from_being_told() -> None:
     over = threading.Event()
 
-    def hangs() -> Iterator[Line]:
+    def hangs() -> Iterator[Observation]:
         yield ok(Area.SERVER, "it is there")
         over.wait(60)
 
     others = [part(area, lambda area=area: [ok(area, "well")]) for area in (Area.SETTINGS, Area.ALERTS)]
     began = time.monotonic()
-    lines = list(time_limit.within([others[0], part(Area.SERVER, hangs), part(Area.VOLUME, hangs), others[1]], 0.5))
+    parts = [others[0], part(Area.SERVER, hangs), part(Area.VOLUME, hangs), others[1]]
+    lines = list(time_limit.look_in_time(parts, 0.5))
     over.set()
     assert time.monotonic() - began < 5
     assert lines[:2] == [ok(Area.SETTINGS, "well"), ok(Area.SERVER, "it is there")]
     assert [(line.area, line.level) for line in lines[2:]] == [
-        (Area.SERVER, Level.FAIL),
-        (Area.SERVER, Level.OK),
-        (Area.VOLUME, Level.FAIL),
-        (Area.ALERTS, Level.OK),
+        (Area.SERVER, Severity.FAIL),
+        (Area.SERVER, Severity.OK),
+        (Area.VOLUME, Severity.FAIL),
+        (Area.ALERTS, Severity.OK),
     ]
     assert lines[2].text == f"the server {TOLD}"
     assert lines[2].fix == "look at the server"
 
 
 def test_a_defect_is_seen_where_it_is_waited_for() -> None:
-    def fails() -> Iterator[Line]:
+    def fails() -> Iterator[Observation]:
         yield ok(Area.SERVER, "it is there")
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        list(time_limit.within([part(Area.SERVER, fails)], 5))
+        list(time_limit.look_in_time([part(Area.SERVER, fails)], 5))
 
 
 def test_a_server_that_stands_still_is_told_in_time(
@@ -73,9 +74,9 @@ def test_a_server_that_stands_still_is_told_in_time(
             lines = list(examination.everything(system_of(cluster.connection(), volume, bin_dir)))
             assert time.monotonic() - began < 5
     line = the(lines, f"the server {TOLD}")
-    assert line.level is Level.FAIL
+    assert line.level is Severity.FAIL
     assert f"pg_isready -t 5 -h {cluster.folder}" in line.fix
-    assert [line for line in lines if line.area is Area.PROGRAMS and line.level is Level.OK]
+    assert [line for line in lines if line.area is Area.PROGRAMS and line.level is Severity.OK]
 
 
 def test_programs_that_hang_are_told_and_ended(

@@ -24,7 +24,7 @@ from ovia_backup_dagster.core.naming import BackupName, Tier
 from ovia_backup_dagster.core.sidecars import MANIFEST
 from ovia_backup_dagster.core.sweeping import sweep_abandoned, unfinished_files
 from ovia_backup_dagster.doctor import volume_area as doctor
-from ovia_backup_dagster.doctor.report import Area, Level, Line
+from ovia_backup_dagster.doctor.report import Area, Observation, Severity
 from ovia_backup_dagster.retention.plan import Candidate, Policy, Weekday, plan
 from ovia_backup_dagster.system import BackupSystem
 from ovia_backup_dagster_tests.defs.support import frozen, load
@@ -47,13 +47,13 @@ def system_on(volume: Path, **more: str) -> BackupSystem:
     return BackupSystem(load({"POSTGRES_HOST": "127.0.0.1", "BACKUP_DIR": str(volume), **more}))
 
 
-def volume_of(volume: Path, **more: str) -> list[Line]:
+def volume_of(volume: Path, **more: str) -> list[Observation]:
     lines = list(doctor.volume(system_on(volume, **more)))
     assert {line.area for line in lines} == {Area.VOLUME}
     return lines
 
 
-def backups_of(volume: Path) -> Line:
+def backups_of(volume: Path) -> Observation:
     (line,) = doctor.backups(system_on(volume))
     assert line.area is Area.BACKUPS
     return line
@@ -80,36 +80,36 @@ def of_size(catalog: Catalog, started_at: datetime, size: int, *, tier: Tier = T
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     folder = tmp_path / "it's here"
     (line,) = volume_of(folder)
-    assert (line.level, line.text) == (Level.FAIL, f"the backup folder {folder} does not exist")
+    assert (line.level, line.text) == (Severity.FAIL, f"the backup folder {folder} does not exist")
     # What it prints is the next command, whatever the folder is called.
     command = line.fix.partition("for a first try: ")[2]
     subprocess.run(["/bin/sh", "-c", command], check=True)
     assert folder.stat().st_mode & 0o777 == 0o700
-    assert the(volume_of(folder), "is ours alone").level is Level.OK
+    assert the(volume_of(folder), "is ours alone").level is Severity.OK
 
 
 def test_a_file_in_its_place(volume: Path) -> None:
     volume.write_text("not a folder")
     (line,) = volume_of(volume)
-    assert (line.level, line.text) == (Level.FAIL, f"{volume} is no folder")
+    assert (line.level, line.text) == (Severity.FAIL, f"{volume} is no folder")
     assert line.fix == f"ls -l {volume}; then set BACKUP_DIR"
 
 
 def test_a_link_to_a_folder_is_one(volume: Path, tmp_path: Path) -> None:
     make_catalog(tmp_path / "elsewhere")
     volume.symlink_to(tmp_path / "elsewhere")
-    assert the(volume_of(volume), "is ours alone").level is Level.OK
+    assert the(volume_of(volume), "is ours alone").level is Severity.OK
 
 
 def test_a_new_folder(volume: Path) -> None:
     volume.mkdir(0o700)
     lines = volume_of(volume)
-    assert the(lines, f"{volume} is ours alone (user {os.geteuid()})").level is Level.OK
-    assert the(lines, "free; no dump yet to compare with").level is Level.OK
-    assert the(lines, "nobody holds the lock").level is Level.OK
-    assert the(lines, "nothing was left behind by a crash").level is Level.OK
+    assert the(lines, f"{volume} is ours alone (user {os.geteuid()})").level is Severity.OK
+    assert the(lines, "free; no dump yet to compare with").level is Severity.OK
+    assert the(lines, "nobody holds the lock").level is Severity.OK
+    assert the(lines, "nothing was left behind by a crash").level is Severity.OK
     line = backups_of(volume)
-    assert (line.level, line.text) == (Level.WARN, "there is no backup")
+    assert (line.level, line.text) == (Severity.WARN, "there is no backup")
     assert line.fix == "ovia-backup dump && ovia-backup verify latest"
 
 
@@ -119,9 +119,9 @@ def test_folders_that_others_can_look_into(tmp_path: Path) -> None:
     (volume / "daily").chmod(0o750)
     volume.chmod(0o755)
     line = the(volume_of(volume), "others on this host can look into")
-    assert (line.level, line.text.endswith(f"{volume}, {volume}/daily")) == (Level.WARN, True)
+    assert (line.level, line.text.endswith(f"{volume}, {volume}/daily")) == (Severity.WARN, True)
     subprocess.run(["/bin/sh", "-c", line.fix], check=True)
-    assert the(volume_of(volume), "is ours alone").level is Level.OK
+    assert the(volume_of(volume), "is ours alone").level is Severity.OK
 
 
 def nothing_is_unexpected(volume: Path, *expected: str) -> None:
@@ -171,7 +171,7 @@ def test_files_of_another_user_in_a_folder_of_ours(open_volume: Path) -> None:
         f"warn: 1 files belong to other users, such as {made}",
         f"as root: chown -R 65534:65534 {open_volume}",
     )
-    assert the(volume_of(open_volume), "is ours alone").level is Level.OK  # root may remove them
+    assert the(volume_of(open_volume), "is ours alone").level is Severity.OK  # root may remove them
 
 
 # ------------------------------------------------------------------------------------------ the filesystem
@@ -181,16 +181,16 @@ def test_a_folder_on_the_roots_filesystem(volume: Path, tmp_path: Path) -> None:
     volume.mkdir(0o700)
     lines = volume_of(volume)
     if os.stat(tmp_path).st_dev != os.stat("/").st_dev:
-        assert the(lines, f"{volume} is on a filesystem of its own").level is Level.OK
+        assert the(lines, f"{volume} is on a filesystem of its own").level is Severity.OK
     else:
         line = the(lines, f"{volume} is on the same filesystem as /")
-        assert (line.level, line.fix) == (Level.WARN, f"findmnt -T {volume}")
+        assert (line.level, line.fix) == (Severity.WARN, f"findmnt -T {volume}")
 
 
 @needs_root
 def test_a_volume_of_its_own(volume: Path) -> None:
     with tmpfs(volume, "size=4m"):
-        assert the(volume_of(volume), f"{volume} is on a filesystem of its own").level is Level.OK
+        assert the(volume_of(volume), f"{volume} is on a filesystem of its own").level is Severity.OK
 
 
 @needs_root
@@ -198,7 +198,7 @@ def test_no_room_for_a_first_dump(volume: Path) -> None:
     with tmpfs(volume, "size=2m"):
         (volume / "other").write_bytes(bytes(1536 * 1024))
         line = the(volume_of(volume), "no room for a first dump: 524.3 kB free")
-        assert line.level is Level.FAIL
+        assert line.level is Severity.FAIL
 
 
 @needs_root
@@ -207,7 +207,7 @@ def test_no_room_for_the_next_dump(volume: Path) -> None:
         of_size(make_catalog(volume), NOW - DAY, 1_500_000)
         (volume / "ballast").write_bytes(b"x" * 1_200_000)
         line = the(volume_of(volume), "no room for the next dump: ")
-        assert (line.level, "the last dump took 1.5 MB, growing 0 B a day" in line.text) == (Level.FAIL, True)
+        assert (line.level, "the last dump took 1.5 MB, growing 0 B a day" in line.text) == (Severity.FAIL, True)
         assert "BACKUP_DAILY_KEEP" in line.fix
 
 
@@ -218,7 +218,7 @@ def test_a_volume_that_will_be_full_soon(volume: Path) -> None:
         for days, size in ((2, 900_000), (1, 1_000_000)):
             of_size(catalog, NOW - days * DAY, size)
         line = the(volume_of(volume), "the volume will be full in about 6 days: ")
-        assert (line.level, "the last dump took 1.0 MB, growing 100.0 kB a day" in line.text) == (Level.WARN, True)
+        assert (line.level, "the last dump took 1.0 MB, growing 100.0 kB a day" in line.text) == (Severity.WARN, True)
 
 
 @needs_root
@@ -227,7 +227,7 @@ def test_a_volume_with_room_for_all_that_is_kept(volume: Path) -> None:
         catalog = make_catalog(volume)
         for days in range(9, 0, -1):
             of_size(catalog, NOW - days * DAY, 1_000_000)
-        assert the(volume_of(volume), "the last dump took 1.0 MB, growing 0 B a day").level is Level.OK
+        assert the(volume_of(volume), "the last dump took 1.0 MB, growing 0 B a day").level is Severity.OK
 
 
 @needs_root
@@ -237,7 +237,7 @@ def test_a_policy_of_many_days_that_all_stand_there_fills_nothing(volume: Path) 
         for days in range(61, 0, -1):
             of_size(catalog, NOW - days * DAY, 100_000)
         lines = volume_of(volume, BACKUP_DAILY_KEEP="60", BACKUP_WEEKLY_KEEP="1")
-        assert the(lines, "the last dump took 100.0 kB").level is Level.OK
+        assert the(lines, "the last dump took 100.0 kB").level is Severity.OK
 
 
 @needs_root
@@ -246,7 +246,7 @@ def test_a_bad_dump_is_no_measure(volume: Path) -> None:
         catalog = make_catalog(volume)
         of_size(catalog, NOW - 2 * DAY, 1_000)
         write_dump(catalog, NOW - DAY, content=b"no archive" * 200_000)
-        assert the(volume_of(volume), "the last dump took 1.0 kB").level is Level.OK
+        assert the(volume_of(volume), "the last dump took 1.0 kB").level is Severity.OK
 
 
 @needs_root
@@ -254,7 +254,7 @@ def test_no_more_files_can_be_made(volume: Path) -> None:
     with tmpfs(volume, "size=8m,nr_inodes=500"):
         make_catalog(volume)
         line = the(volume_of(volume), "the filesystem has room for only 4")
-        assert (line.level, line.fix.startswith("see what has so many: df -i ")) == (Level.FAIL, True)
+        assert (line.level, line.fix.startswith("see what has so many: df -i ")) == (Severity.FAIL, True)
 
 
 @needs_root
@@ -264,9 +264,9 @@ def test_a_volume_that_is_mounted_read_only(volume: Path) -> None:
         proven(make_catalog(volume), NOW - timedelta(hours=1))
         subprocess.run(["mount", "-o", "remount,ro", str(volume)], check=True)
         (line,) = volume_of(volume)
-        assert (line.level, "mounted read-only" in line.text) == (Level.FAIL, True)
+        assert (line.level, "mounted read-only" in line.text) == (Severity.FAIL, True)
         assert "mount -o remount,rw" in line.fix
-        assert backups_of(volume).level is Level.OK
+        assert backups_of(volume).level is Severity.OK
 
 
 # ------------------------------------------------------------------------------------------ the lock, and a crash
@@ -278,9 +278,9 @@ def test_somebody_at_work(volume: Path) -> None:
     (volume / "daily" / ".ovia_daily_2026-02-21_030000.dump.tmp").write_bytes(b"x" * 2_000_000)
     with volume_lock(volume, purpose="dumping ovia", now=NOW):
         lines = volume_of(volume)
-        assert the(lines, "at work now: dumping ovia (process ").level is Level.OK
+        assert the(lines, "at work now: dumping ovia (process ").level is Severity.OK
         line = the(lines, "unfinished files (2.0 MB), by who is at work now: .ovia_daily_2026-02-21_030000.dump.tmp")
-        assert line.level is Level.OK
+        assert line.level is Severity.OK
     assert unfinished_files(catalog)
 
 
@@ -289,14 +289,14 @@ def test_what_a_crash_left(volume: Path) -> None:
     for day in (21, 22, 23):
         (volume / "daily" / f".ovia_daily_2026-02-{day}_030000.dump.tmp").write_bytes(b"x" * 1_000)
     line = the(volume_of(volume), "left by a crash")
-    assert line.level is Level.WARN
+    assert line.level is Severity.WARN
     assert line.text == (
         "unfinished files (3.0 kB), left by a crash: .ovia_daily_2026-02-21_030000.dump.tmp, "
         ".ovia_daily_2026-02-22_030000.dump.tmp and 1 more"
     )
     assert line.fix == "nothing: the next dump removes them; at once: ovia-backup prune"
     sweep_abandoned(catalog)
-    assert the(volume_of(volume), "nothing was left behind by a crash").level is Level.OK
+    assert the(volume_of(volume), "nothing was left behind by a crash").level is Severity.OK
 
 
 def test_what_vanishes_while_it_is_looked_at(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +304,7 @@ def test_what_vanishes_while_it_is_looked_at(volume: Path, monkeypatch: pytest.M
     catalog = make_catalog(volume)
     gone = volume / "daily" / ".ovia_daily_2026-02-21_030000.dump.tmp"
     monkeypatch.setattr(doctor, "unfinished_files", lambda _: [gone])
-    assert the(doctor.volume(system_on(volume)), "unfinished files (0 B)").level is Level.WARN
+    assert the(doctor.volume(system_on(volume)), "unfinished files (0 B)").level is Severity.WARN
 
     real = os.scandir
 
@@ -326,7 +326,7 @@ def test_what_vanishes_while_it_is_looked_at(volume: Path, monkeypatch: pytest.M
 
     write_dump(catalog, NOW - DAY)
     monkeypatch.setattr(os, "scandir", Vanishing)
-    assert the(doctor.volume(system_on(volume)), "is ours alone").level is Level.OK
+    assert the(doctor.volume(system_on(volume)), "is ours alone").level is Severity.OK
 
 
 # ------------------------------------------------------------------------------------------ the backups
@@ -335,13 +335,13 @@ def test_what_vanishes_while_it_is_looked_at(volume: Path, monkeypatch: pytest.M
 def test_a_proven_backup_of_today(volume: Path) -> None:
     made = proven(make_catalog(volume), NOW - timedelta(hours=3))
     line = backups_of(volume)
-    assert (line.level, line.text) == (Level.OK, f"the newest backup, {made}, is 3 h old (proven)")
+    assert (line.level, line.text) == (Severity.OK, f"the newest backup, {made}, is 3 h old (proven)")
 
 
 def test_an_unproven_one_of_today(volume: Path) -> None:
     publish(make_catalog(volume), NOW - timedelta(hours=3))
     line = backups_of(volume)
-    assert (line.level, line.fix) == (Level.WARN, "ovia-backup verify latest")
+    assert (line.level, line.fix) == (Severity.WARN, "ovia-backup verify latest")
     assert line.text.endswith("is 3 h old (not verified yet)")
 
 
@@ -350,27 +350,27 @@ def test_a_proven_one_below_a_bad_one(volume: Path) -> None:
     proven(catalog, NOW - timedelta(hours=3))
     write_dump(catalog, NOW - timedelta(hours=1), content=b"no archive")
     line = backups_of(volume)
-    assert (line.level, line.text.endswith("; newer than it: 1 bad one")) == (Level.WARN, True)
+    assert (line.level, line.text.endswith("; newer than it: 1 bad one")) == (Severity.WARN, True)
     assert line.fix == "ovia-backup dump && ovia-backup verify latest"
 
 
 def test_a_backup_that_is_too_old(volume: Path) -> None:
     proven(make_catalog(volume), NOW - 2 * DAY)
     line = backups_of(volume)
-    assert (line.level, "is 2 d old, 22 h too old (proven)" in line.text) == (Level.FAIL, True)
+    assert (line.level, "is 2 d old, 22 h too old (proven)" in line.text) == (Severity.FAIL, True)
     assert "ovia-backup dump && ovia-backup verify latest" in line.fix
 
 
 def test_nothing_but_bad_ones(volume: Path) -> None:
     write_dump(make_catalog(volume), NOW - timedelta(hours=1), content=b"no archive")
     line = backups_of(volume)
-    assert (line.level, "there is no backup but 1 bad one" in line.text) == (Level.FAIL, True)
+    assert (line.level, "there is no backup but 1 bad one" in line.text) == (Severity.FAIL, True)
 
 
 def test_one_that_is_dated_in_the_future(volume: Path) -> None:
     made = publish(make_catalog(volume), NOW + 30 * DAY)
     line = backups_of(volume)
-    assert (line.level, "in the future: a clock is wrong" in line.text) == (Level.FAIL, True)
+    assert (line.level, "in the future: a clock is wrong" in line.text) == (Severity.FAIL, True)
     assert f"move {made} out of the folder" in line.fix
 
 
@@ -379,7 +379,7 @@ def test_none_is_proven_any_more(volume: Path) -> None:
     for days in range(4):
         publish(catalog, NOW - days * DAY - timedelta(hours=1))
     line = backups_of(volume)
-    assert (line.level, "like all for a long time not proven" in line.text) == (Level.FAIL, True)
+    assert (line.level, "like all for a long time not proven" in line.text) == (Severity.FAIL, True)
 
 
 # ------------------------------------------------------------------------------------------ many, and nothing changes
@@ -536,10 +536,10 @@ def test_a_hand_over_that_is_under_way_or_was_forgotten(volume: Path) -> None:
     path = next((volume / "daily").glob("*.dump"))
     path.rename(volume / "removed by the old script")
     text = f"the hand-over from the old backup script began on {datetime.now(UTC):%Y-%m-%d}"
-    assert the(volume_of(volume), text).level is Level.OK
+    assert the(volume_of(volume), text).level is Severity.OK
     # Its sidecars are no leftovers.
     assert the(volume_of(volume), "left behind").text == "nothing was left behind by a crash"
-    for days, level in ((2.9, Level.OK), (3.1, Level.WARN)):
+    for days, level in ((2.9, Severity.OK), (3.1, Severity.WARN)):
         began = (NOW - days * DAY).timestamp()
         os.utime(volume / ".handover", (began, began))
         line = the(volume_of(volume), "the hand-over from the old backup script began")

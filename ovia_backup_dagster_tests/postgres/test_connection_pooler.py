@@ -11,7 +11,7 @@ import pytest
 
 from ovia_backup_dagster.core.errors import PoolerError
 from ovia_backup_dagster.doctor import server_area as doctor
-from ovia_backup_dagster.doctor.report import Level
+from ovia_backup_dagster.doctor.report import Severity
 from ovia_backup_dagster.postgres import connection_pooler
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.session import connect
@@ -99,7 +99,7 @@ def test_neither_a_dump_nor_a_drill_nor_the_doctor_goes_on(
         through = replace(pooled, database=database.database)
         system = system_of(through, volume, bin_dir, POSTGRES_PASSWORD=PASSWORD, RESTORE_POSTGRES_HOST="127.0.0.1")
         line = the(doctor.server(system), "pooler")
-        assert (line.level, line.fix) == (Level.FAIL, connection_pooler.NEXT.format(by_host="POSTGRES_HOST"))
+        assert (line.level, line.fix) == (Severity.FAIL, connection_pooler.NEXT.format(by_host="POSTGRES_HOST"))
         with pytest.raises(PoolerError):
             system.dumper.dump(log=quiet)
         with pytest.raises(PoolerError):

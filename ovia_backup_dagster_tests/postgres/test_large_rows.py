@@ -12,7 +12,7 @@ import pytest
 from ovia_backup_dagster.core import errors
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.doctor import server_area as doctor
-from ovia_backup_dagster.doctor.report import Level
+from ovia_backup_dagster.doctor.report import Severity
 from ovia_backup_dagster.postgres import large_rows
 from ovia_backup_dagster.postgres.data_stream import DataReader, UnorderedRows
 from ovia_backup_dagster.postgres.dump import Dumper
@@ -63,7 +63,7 @@ def test_a_field_that_no_dump_can_hold_is_no_damage(site: Connection, tmp_path: 
     assert not catalog.backups()
 
     line = the(doctor.server(system_of(site, tmp_path / "backups", bin_dir)), "holds more than pg_dump can read")
-    assert (line.level, line.fix) == (Level.FAIL, error.fix)
+    assert (line.level, line.fix) == (Severity.FAIL, error.fix)
 
     # And what it says helps.
     (add, update) = error.fix.partition(": ")[2].partition("; then")[0].split("; ")

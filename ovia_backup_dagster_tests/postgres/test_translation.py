@@ -18,7 +18,7 @@ import pytest
 from ovia_backup_dagster.core import errors
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.doctor import server_area as doctor
-from ovia_backup_dagster.doctor.report import Level, Line
+from ovia_backup_dagster.doctor.report import Observation, Severity
 from ovia_backup_dagster.postgres import diagnosis, server_language, translation
 from ovia_backup_dagster.postgres.archive import contents_list
 from ovia_backup_dagster.postgres.diagnosis import diagnose
@@ -191,12 +191,12 @@ def test_a_german_servers_failures_are_the_same(case: Case, scene: Scene) -> Non
 def test_who_may_asks_for_english_and_the_doctor_says_who_may_not(scene: Scene) -> None:
     connection = scene.new_database("CREATE TABLE t ()")
 
-    def told() -> list[Line]:
+    def told() -> list[Observation]:
         lines = doctor.server(system_of(connection, scene.volume, DEBIANS))
         return [line for line in lines if "says what is wrong in the language of de_DE.UTF-8" in line.text]
 
     (line,) = told()
-    assert line.level is Level.WARN
+    assert line.level is Severity.WARN
     assert server_language.in_english(connection, "-c timezone=UTC") == {"PGOPTIONS": "-c timezone=UTC"}
     assert server_language.in_english(connection) == {}
     in_german = scene.dump(connection).said

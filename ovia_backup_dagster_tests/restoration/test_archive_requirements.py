@@ -21,7 +21,7 @@ import pytest
 from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import LockTableFullError
-from ovia_backup_dagster.doctor.report import Level
+from ovia_backup_dagster.doctor.report import Severity
 from ovia_backup_dagster.doctor.server_area import server as server_lines
 from ovia_backup_dagster.postgres import archive
 from ovia_backup_dagster.postgres.dump import Dumper
@@ -292,7 +292,7 @@ def test_what_the_servers_disk_lacks(contrib: PortCluster, full_bin_dir: Path, t
                 session.execute("UPDATE pg_database SET datcollversion = '2.12' WHERE datname = 'source'")
             lines = list(server_lines(system_of(german.connection("source"), tmp_path, full_bin_dir)))
             line = the(lines, "indexes on text may be wrong: collation default was of version 2.12")
-            assert (line.level, line.sql[0]) == (Level.WARN, 'REINDEX DATABASE "source";')
+            assert (line.level, line.sql[0]) == (Severity.WARN, 'REINDEX DATABASE "source";')
             with admin(german, "source") as session:
                 for statement in line.sql:
                     session.execute(statement.encode())
@@ -331,7 +331,7 @@ def test_a_lock_table_that_is_too_small(contrib: PortCluster, full_bin_dir: Path
         assert "a lock on each of 800 tables and sequences, and there is room for 320 of all sessions" in obstacle
         assert "ALTER SYSTEM SET max_locks_per_transaction = 64; then restart the server" in obstacle
         system = system_of(small.connection("postgres"), tmp_path / "small", full_bin_dir)
-        for last, level in ((100, None), (200, Level.WARN), (400, Level.FAIL)):
+        for last, level in ((100, None), (200, Severity.WARN), (400, Severity.FAIL)):
             execute(small.connection("postgres"), make.format(max(1, last // 2 + 1), last))
             found = [line for line in server_lines(system) if "lock table" in line.text]
             assert [line.level for line in found] == ([level] if level else [])
