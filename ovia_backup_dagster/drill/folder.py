@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 from pathlib import Path
 
 from ovia_backup_dagster.core.backup import Backup
@@ -70,7 +71,7 @@ class DrillStanding:
         return f"the last restore drill that passed was {age} ago, of {self.last_passed.backup}"
 
 
-def standing(
+def judge_drills(
     newest_first: Iterable[Evidence], since: datetime | None, max_age: timedelta, now: datetime
 ) -> DrillStanding:
     """Judge the drills.
@@ -159,18 +160,29 @@ class DrillFolder:
                 self._under_way.unlink()
 
     def _killed(self) -> DrillError | None:
-        """What there is to say of a drill that was killed, until another one has ended."""
+        """What there is to say of a drill that was killed before it wrote its evidence, until another one has ended."""
         try:
             began, _, backup = os.fsdecode(read_small(self._under_way, NOTE_BYTES)).partition(" ")
         except (OSError, VolumeError):
             return None
         if lock_holder(self.path) is not None:
             return None  # it may be that one, still at work
+        if self._has_evidence_of(began, Path(backup).name):
+            return None  # it was killed after that, and the evidence says what there is to say
         return DrillError(
             f"the restore drill of {backup} did not come to its end",
             why=f"it began {began}, and was killed: memory ran out, or its container or the machine was stopped",
             fix=f"dmesg | tail; then: ovia-backup drill {shell_word(backup)}",
         )
+
+    def _has_evidence_of(self, began: str, backup: str) -> bool:
+        """Whether there is evidence of the drill of a backup that began at an instant (UTC, ISO 8601)."""
+        try:
+            instant = datetime.fromisoformat(began).replace(microsecond=0)
+        except ValueError:
+            return False
+        since = takewhile(lambda evidence: evidence.started_at >= instant, self.newest_first())
+        return any(evidence.started_at == instant and evidence.backup == backup for evidence in since)
 
     def record(self, backup: Backup, evidence: Evidence) -> Backup:
         """Note a drill beside the backup, for retention; returns the backup as it is now.
@@ -232,6 +244,6 @@ class DrillFolder:
                     yield evidence
 
     def standing(self, max_age: timedelta, now: datetime) -> DrillStanding:
-        """:func:`standing` of this folder."""
-        found = standing(self.newest_first(), self.since(), max_age, now)
+        """:func:`judge_drills` of this folder; a drill that was killed is trouble, too."""
+        found = judge_drills(self.newest_first(), self.since(), max_age, now)
         return replace(found, trouble=found.trouble or self._killed())

@@ -43,12 +43,13 @@ from ovia_backup_dagster.postgres.programs import Connection, Programs, Variable
 from ovia_backup_dagster.postgres.verification import Verifier
 from ovia_backup_dagster.proof import target as places
 from ovia_backup_dagster.proof.check_results import Result
+from ovia_backup_dagster.proof.prover import Proof
 from ovia_backup_dagster.retention import prune as housekeeping
 from ovia_backup_dagster.retention.plan import Policy, Weekday
 from ovia_backup_dagster_tests.conftest import PASSWORD, PortCluster, admin, execute, free_port, quiet, running_cluster
 from ovia_backup_dagster_tests.faults.disks import MEGABYTE, tmpfs
 from ovia_backup_dagster_tests.faults.harness import state_of, until
-from ovia_backup_dagster_tests.support.crashes import raised_as_nobody
+from ovia_backup_dagster_tests.support.crashes import in_a_child, raised_as_nobody
 from ovia_backup_dagster_tests.support.factories import redated, with_roles
 
 SCHEMA = """
@@ -1073,6 +1074,37 @@ def test_a_sweep_while_the_sidecar_is_written_takes_nothing(site: Site, monkeypa
     assert site.drill(made, DATABASE).passed
     assert swept == [[]]
     assert site.catalog.refresh(made).drilled
+
+
+def test_the_evidence_of_a_drill_that_was_killed_after_it_was_written_counts(site: Site) -> None:
+    made = site.backup()
+    rename = os.rename
+
+    def dying(source: Path, target: Path) -> None:
+        if str(target).endswith(DRILLED.suffix):
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(source, target)
+
+    def killed() -> None:
+        os.rename = dying  # type: ignore[assignment] - in the child alone
+        site.drill(made, DATABASE)
+
+    assert in_a_child(killed) == -signal.SIGKILL
+    assert not made.sidecar(DRILLED).exists()
+    assert list(site.driller.drills.path.glob(".under-way-*"))
+    standing = site.driller.drills.standing(timedelta(days=35), datetime.now(UTC))
+    assert standing.last is not None
+    assert standing.last.passed
+    assert standing.trouble is None
+
+    # The next drill of the same backup is another: its end is not taken for that one's.
+    def killed_before() -> None:
+        Proof.analyze = lambda self, copy: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+        site.drill(made, DATABASE)
+
+    assert in_a_child(killed_before) == -signal.SIGKILL
+    trouble = site.driller.drills.standing(timedelta(days=35), datetime.now(UTC)).trouble
+    assert f"the restore drill of {made} did not come to its end" in str(trouble)
 
 
 def test_the_newest_that_a_drill_proved_is_kept_whatever_the_counts(site: Site) -> None:

@@ -16,7 +16,7 @@ from ovia_backup_dagster.core.checks import Check, Stage
 from ovia_backup_dagster.core.errors import DrillError, DrillOverdueError, VolumeError
 from ovia_backup_dagster.drill.drill_report import CHECKLIST, page
 from ovia_backup_dagster.drill.evidence import Evidence
-from ovia_backup_dagster.drill.folder import DrillFolder, standing
+from ovia_backup_dagster.drill.folder import DrillFolder, judge_drills
 from ovia_backup_dagster.proof.check_results import CheckResult, CopiedTable, Result
 from ovia_backup_dagster_tests.support.factories import DAY, NOW, make_catalog, proven
 
@@ -151,8 +151,8 @@ def test_a_killed_drill_is_told_of_until_another_has_ended(folder: DrillFolder) 
 def test_a_drill_that_passed_is_enough_for_35_days() -> None:
     drills = [evidence()]
 
-    assert standing(drills, NOW - 400 * DAY, MAX_AGE, NOW + MAX_AGE).trouble is None
-    trouble = standing(drills, NOW - 400 * DAY, MAX_AGE, NOW + MAX_AGE + timedelta(seconds=1)).trouble
+    assert judge_drills(drills, NOW - 400 * DAY, MAX_AGE, NOW + MAX_AGE).trouble is None
+    trouble = judge_drills(drills, NOW - 400 * DAY, MAX_AGE, NOW + MAX_AGE + timedelta(seconds=1)).trouble
     assert isinstance(trouble, DrillOverdueError)
     assert "35 d" in str(trouble)
 
@@ -160,19 +160,19 @@ def test_a_drill_that_passed_is_enough_for_35_days() -> None:
 def test_a_failed_drill_is_trouble_until_one_passes() -> None:
     later = NOW + DAY
 
-    found = standing([failed(started_at=later), evidence()], NOW, MAX_AGE, later)
+    found = judge_drills([failed(started_at=later), evidence()], NOW, MAX_AGE, later)
     assert type(found.trouble) is DrillError
     assert "table public.people differs" in str(found.trouble)
     assert found.last_passed == evidence()
 
-    assert standing([evidence(started_at=later), failed()], NOW, MAX_AGE, later).trouble is None
+    assert judge_drills([evidence(started_at=later), failed()], NOW, MAX_AGE, later).trouble is None
 
 
 def test_before_the_first_drill_is_due_nobody_is_bothered() -> None:
-    assert standing([], NOW, MAX_AGE, NOW + MAX_AGE).trouble is None
-    assert "due by 2026-07-20" in standing([], NOW, MAX_AGE, NOW).text(NOW)
-    assert isinstance(standing([], NOW, MAX_AGE, NOW + MAX_AGE + DAY).trouble, DrillOverdueError)
-    assert standing([], None, MAX_AGE, NOW).trouble is None
+    assert judge_drills([], NOW, MAX_AGE, NOW + MAX_AGE).trouble is None
+    assert "due by 2026-07-20" in judge_drills([], NOW, MAX_AGE, NOW).text(NOW)
+    assert isinstance(judge_drills([], NOW, MAX_AGE, NOW + MAX_AGE + DAY).trouble, DrillOverdueError)
+    assert judge_drills([], None, MAX_AGE, NOW).trouble is None
 
 
 def test_an_error_is_a_failure_said_once() -> None:
