@@ -1076,7 +1076,9 @@ def test_a_sweep_while_the_sidecar_is_written_takes_nothing(site: Site, monkeypa
     assert site.catalog.refresh(made).drilled
 
 
-def test_the_evidence_of_a_drill_that_was_killed_after_it_was_written_counts(site: Site) -> None:
+def test_the_evidence_of_a_drill_that_was_killed_after_it_was_written_counts(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = site.backup()
     rename = os.rename
 
@@ -1086,7 +1088,7 @@ def test_the_evidence_of_a_drill_that_was_killed_after_it_was_written_counts(sit
         rename(source, target)
 
     def killed() -> None:
-        os.rename = dying  # type: ignore[assignment] - in the child alone
+        monkeypatch.setattr(os, "rename", dying)  # in the child alone
         site.drill(made, DATABASE)
 
     assert in_a_child(killed) == -signal.SIGKILL
@@ -1099,7 +1101,7 @@ def test_the_evidence_of_a_drill_that_was_killed_after_it_was_written_counts(sit
 
     # The next drill of the same backup is another: its end is not taken for that one's.
     def killed_before() -> None:
-        Proof.analyze = lambda self, copy: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+        monkeypatch.setattr(Proof, "analyze", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         site.drill(made, DATABASE)
 
     assert in_a_child(killed_before) == -signal.SIGKILL
