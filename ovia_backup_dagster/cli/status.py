@@ -19,14 +19,14 @@ from ovia_backup_dagster.core.errors import BackupError
 def status_command(as_json: bool) -> None:
     """Say whether the newest backup is fresh and good, as a monitoring plugin does."""
     from ovia_backup_dagster.core.backup import State
-    from ovia_backup_dagster.core.deadline import LOOK_SECONDS, within
+    from ovia_backup_dagster.core.deadline import LOOK_SECONDS, within_deadline
     from ovia_backup_dagster.core.locking import lock_holder
     from ovia_backup_dagster.health.freshness import Level, freshness
 
     try:
         system, now = system_from_environment(), datetime.now(UTC)
         catalog = system.catalog
-        found, proven, drills, restores, holder = within(
+        found, proven, drills, restores, holder = within_deadline(
             LOOK_SECONDS,
             catalog.root,
             lambda: (

@@ -24,8 +24,8 @@ from ovia_backup_dagster.core.errors import (
 )
 from ovia_backup_dagster.core.files import (
     TEMPORARY,
+    as_volume_error,
     exists,
-    explained,
     is_file,
     plain_status,
     write_whole,
@@ -74,7 +74,7 @@ class Catalog:
         """
         with contextlib.ExitStack() as held:
             try:
-                with explained(f"cannot open {backup.path}", passing=FileNotFoundError):
+                with as_volume_error(f"cannot open {backup.path}", passing=FileNotFoundError):
                     held.enter_context(reading(backup.path))
             except FileNotFoundError:
                 raise _gone(backup) from None
@@ -93,7 +93,7 @@ class Catalog:
         Raises:
             VolumeError: they cannot be made or written.
         """
-        with explained(f"cannot use the backup folder {self.root}"):
+        with as_volume_error(f"cannot use the backup folder {self.root}"):
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         folders = {tier: self.folder(tier) for tier in Tier}
         if not all(map(exists, (self.root / LOCK, *folders.values()))):
@@ -163,7 +163,7 @@ class Catalog:
     def _names(self, tier: Tier) -> Iterator[tuple[str, bool, Tier, str]]:
         """What may be a backup's file in the tier, with what to sort it by: its instant, daily before weekly."""
         folder = self.folder(tier)
-        with explained(f"cannot list {folder}"):
+        with as_volume_error(f"cannot list {folder}"):
             if not self.root.is_dir():
                 raise VolumeMissingError(
                     f"the backup folder {self.root} does not exist",
@@ -287,7 +287,7 @@ def _gone(backup: Backup) -> BackupNotFoundError:
 
 def _at(path: Path, database: str) -> Backup:
     """A dump given by path, with whatever sidecars lie beside it; its name may be anybody's."""
-    with explained(f"cannot read {path}"):
+    with as_volume_error(f"cannot read {path}"):
         # A person's link is followed, once; who opens a backup follows none.
         found = path.resolve() if path.is_symlink() else path.absolute()
         status = plain_status(found)

@@ -38,7 +38,7 @@ class _Look(threading.Thread, Generic[T]):
 _hanging: dict[Path, threading.Thread] = {}
 
 
-def within(seconds: float, root: Path, look: Callable[[], T]) -> T:
+def within_deadline(seconds: float, root: Path, look: Callable[[], T]) -> T:
     """What ``look`` finds on the volume at ``root``.
 
     Args:

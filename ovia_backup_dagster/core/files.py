@@ -69,7 +69,7 @@ def open_plain(path: Path, mode: int = os.O_RDONLY) -> int:
         StrangeFileError: it is a FIFO, a device, a socket, a folder or a symbolic link.
         VolumeError: it cannot be opened.
     """
-    with explained(f"{path} cannot be read", passing=FileNotFoundError):
+    with as_volume_error(f"{path} cannot be read", passing=FileNotFoundError):
         # Before it is opened: that alone does something to a device. Another one may stand there a moment later.
         plain_status(path)
         descriptor = os.open(path, mode | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
@@ -87,7 +87,7 @@ def plain_status(path: Path) -> os.stat_result:
     Raises:
         FileNotFoundError, StrangeFileError, VolumeError: as :func:`open_plain`.
     """
-    with explained(f"{path} cannot be read", passing=FileNotFoundError):
+    with as_volume_error(f"{path} cannot be read", passing=FileNotFoundError):
         status = os.lstat(path)
     _require_plain(path, status)
     return status
@@ -122,7 +122,7 @@ def read_small(path: Path, limit: int = SIDECAR_BYTES) -> bytes:
     Raises:
         FileNotFoundError, StrangeFileError, VolumeError: as :func:`open_plain`; strange is one over the limit, too.
     """
-    with explained(f"{path} cannot be read", passing=FileNotFoundError), reader(path) as file:
+    with as_volume_error(f"{path} cannot be read", passing=FileNotFoundError), reader(path) as file:
         size = os.fstat(file.fileno()).st_size
         # It may grow while it is read.
         content = b"" if size > limit else file.read(limit + 1)
@@ -137,7 +137,7 @@ def file_sha256(path: Path, *, sync: bool = False) -> str:
     Raises:
         VolumeError: it cannot be read.
     """
-    with explained(f"cannot read {path}"), reader(path) as file:
+    with as_volume_error(f"cannot read {path}"), reader(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         if sync:
             os.fsync(file.fileno())
@@ -229,7 +229,7 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 def exists(path: Path) -> bool:
     """Whether anything has that name, a link that leads nowhere too; a closed door on the way to it is an error."""
-    with explained(f"cannot read {path}"):
+    with as_volume_error(f"cannot read {path}"):
         try:
             os.lstat(path)
         except (FileNotFoundError, NotADirectoryError):
@@ -270,7 +270,7 @@ def removed_on_error(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def explained(what: str, *, passing: type[OSError] | tuple[type[OSError], ...] = ()) -> Iterator[None]:
+def as_volume_error(what: str, *, passing: type[OSError] | tuple[type[OSError], ...] = ()) -> Iterator[None]:
     """Turn the volume's refusals into errors that say what to do; those of the kinds ``passing`` go through."""
     try:
         yield

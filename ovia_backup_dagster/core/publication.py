@@ -18,8 +18,8 @@ from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import StrangeFileError, VolumeError
 from ovia_backup_dagster.core.files import (
+    as_volume_error,
     exists,
-    explained,
     link_or_copy,
     removed_on_error,
     rename_to_new,
@@ -29,7 +29,7 @@ from ovia_backup_dagster.core.files import (
 from ovia_backup_dagster.core.locking import removing
 from ovia_backup_dagster.core.naming import BackupName, Tier
 from ovia_backup_dagster.core.sidecars import PROMOTED, SIDECAR_KINDS, SidecarKind, made_with_dump
-from ovia_backup_dagster.core.takeover_links import forget, protect
+from ovia_backup_dagster.core.takeover_links import protect, unprotect
 from ovia_backup_dagster.core.verdict import PromotionRecord
 
 
@@ -48,7 +48,7 @@ def publish_backup(
         VolumeError, DiskFullError: the volume refused; nothing is visible then.
     """
     final = catalog.folder(name.tier) / name.filename
-    with explained(f"cannot publish {final}"):
+    with as_volume_error(f"cannot publish {final}"):
         if exists(final):
             raise VolumeError(f"{final} exists already", why="another program wrote it", fix="ovia-backup dump")
         for kind, content in made_with_dump(contents):
@@ -72,7 +72,7 @@ def promote_backup(catalog: Catalog, backup: Backup, tier: Tier, now: datetime) 
     name = BackupName(backup.name.database, tier, backup.started_at)
     final = catalog.folder(tier) / name.filename
     temporary = catalog.temporary(name)
-    with explained(f"cannot promote {backup} to {final.parent}"), removed_on_error(temporary):
+    with as_volume_error(f"cannot promote {backup} to {final.parent}"), removed_on_error(temporary):
         link_or_copy(backup.path, temporary)
         if exists(final):
             # A copy that went bad: gone before the good one's verdict appears under its name.
@@ -96,8 +96,8 @@ def remove_backup(catalog: Catalog, backup: Backup) -> bool:
         VolumeError: it cannot be removed.
         LockHeldError: it is being restored.
     """
-    with explained(f"cannot remove {backup.path}"), removing(backup.path):
-        forget(catalog.root, backup.tier, backup.path.name)
+    with as_volume_error(f"cannot remove {backup.path}"), removing(backup.path):
+        unprotect(catalog.root, backup.tier, backup.path.name)
         existed = unlink(backup.path)
         # The dump must be gone for good before its sidecars are: else a crash could bring it back bare.
         sync_folder(backup.path.parent)

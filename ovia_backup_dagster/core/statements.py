@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.files import explained, sync_folder
+from ovia_backup_dagster.core.files import as_volume_error, sync_folder
 from ovia_backup_dagster.core.sidecars import ACCEPTED, DRILLED, HELD, UNREADABLE, VERIFIED
 from ovia_backup_dagster.core.verdict import Acceptance, DrillRecord, Drills, Hold, Judgement, Verification, Witness
 
@@ -24,14 +24,14 @@ def record_judgement(catalog: Catalog, backup: Backup, judgement: Judgement, wit
     """
     known = backup.verification
     if known is None:
-        with explained(f"cannot set aside {backup.sidecar(VERIFIED)}"), contextlib.suppress(FileNotFoundError):
+        with as_volume_error(f"cannot set aside {backup.sidecar(VERIFIED)}"), contextlib.suppress(FileNotFoundError):
             # One that cannot be read is history all the same.
             os.rename(backup.sidecar(VERIFIED), backup.sidecar(UNREADABLE))
     verification = Verification(
         judgements=(*(known.judgements if known else ()), judgement),
         witness=witness or (known.witness if known else None),
     )
-    with explained(f"cannot write the verdict on {backup}"):
+    with as_volume_error(f"cannot write the verdict on {backup}"):
         catalog.write(backup.sidecar(VERIFIED), verification.to_json().encode())
         sync_folder(backup.path.parent)
     return catalog.refresh(backup)
@@ -45,7 +45,7 @@ def record_drill(catalog: Catalog, backup: Backup, record: DrillRecord, folder: 
     """
     known = catalog.refresh(backup).drills
     drills = Drills(drills=(*(known.drills if known else ()), record))
-    with explained(f"cannot write the outcome of the drill of {backup}"):
+    with as_volume_error(f"cannot write the outcome of the drill of {backup}"):
         catalog.write(backup.sidecar(DRILLED), drills.to_json().encode(), folder)
         sync_folder(backup.path.parent)
     return catalog.refresh(backup)
@@ -54,14 +54,14 @@ def record_drill(catalog: Catalog, backup: Backup, record: DrillRecord, folder: 
 def record_hold(catalog: Catalog, backup: Backup, hold: Hold) -> None:
     """Keep (or, with ``released_at``, no longer keep) a backup whatever the counts say."""
     covered = backup.unit.covered if backup.unit else None
-    with explained(f"cannot write the hold on {backup}"):
+    with as_volume_error(f"cannot write the hold on {backup}"):
         catalog.write(backup.sidecar(HELD), hold.model_copy(update={"covered": covered}).to_json().encode())
         sync_folder(backup.path.parent)
 
 
 def record_acceptance(catalog: Catalog, backup: Backup, acceptance: Acceptance) -> Backup:
     """Write down that a backup is of another source, and that this is meant; returns the backup as it is now."""
-    with explained(f"cannot write the acceptance of {backup}"):
+    with as_volume_error(f"cannot write the acceptance of {backup}"):
         catalog.write(backup.sidecar(ACCEPTED), acceptance.to_json().encode())
         sync_folder(backup.path.parent)
     return catalog.refresh(backup)

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.files import TEMPORARY, explained, is_folder, unlink
+from ovia_backup_dagster.core.files import TEMPORARY, as_volume_error, is_folder, unlink
 from ovia_backup_dagster.core.filesystem import PREFIX as PROBE
 from ovia_backup_dagster.core.naming import SUFFIX, BackupName, Tier
 from ovia_backup_dagster.core.sidecars import archive_of
@@ -34,11 +34,11 @@ def sweep_abandoned(catalog: Catalog) -> list[Path]:
 
 def unfinished_files(catalog: Catalog) -> list[Path]:
     """Our temporaries, and sidecars without a dump: being written now, or left by a crash."""
-    with explained(f"cannot look into {catalog.root}"):
+    with as_volume_error(f"cannot look into {catalog.root}"):
         found = sorted(catalog.root.glob(f"{PROBE}*{TEMPORARY}"))
     for tier in Tier:
         folder = catalog.folder(tier)
-        with explained(f"cannot look into {folder}"):
+        with as_volume_error(f"cannot look into {folder}"):
             if folder.is_dir():
                 # The sidecars of a dump that the old script removed wait for it.
                 names = set(os.listdir(folder)) | protected(catalog.root, tier)

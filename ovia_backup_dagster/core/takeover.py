@@ -20,7 +20,7 @@ from pathlib import Path
 from ovia_backup_dagster.core import locking
 from ovia_backup_dagster.core import takeover_links as protection
 from ovia_backup_dagster.core.errors import VolumeError, VolumeMissingError
-from ovia_backup_dagster.core.files import explained, sync_opened_folder
+from ovia_backup_dagster.core.files import as_volume_error, sync_opened_folder
 from ovia_backup_dagster.core.human_text import some
 from ovia_backup_dagster.core.layout import DRILLS, RESTORES
 from ovia_backup_dagster.core.naming import SUFFIX, Tier
@@ -91,9 +91,9 @@ def begin(
             with owned.explained(""):
                 _make_protection(volume, owner)
     owned = _own(root, owner)
-    if protection.since(root) is None:
+    if protection.handover_began(root) is None:
         return HandedOver(tuple(owned.changed), owned.unchanged, tuple(owned.left_alone))
-    with volume_lock(root, now, wait_seconds, on_wait), explained(f"cannot protect the dumps in {root}"):
+    with _handover_lock(root, now, wait_seconds, on_wait), as_volume_error(f"cannot protect the dumps in {root}"):
         found = protection.protect(root)
     if found.refused:
         raise _unprotected(root, owner, found)
@@ -111,7 +111,7 @@ def finish(
     """
     owned = _own(root, owner)
     what = f"cannot end the hand-over of {root}"
-    with volume_lock(root, now, wait_seconds, on_wait), explained(what), folder(root) as volume:
+    with _handover_lock(root, now, wait_seconds, on_wait), as_volume_error(what), folder(root) as volume:
         came_back = _bring_back(volume)
         in_the_way = _remove_protection(volume)
     if in_the_way:
@@ -123,7 +123,7 @@ def finish(
     return HandedOver(tuple(owned.changed), owned.unchanged, tuple(owned.left_alone), None, came_back)
 
 
-def volume_lock(
+def _handover_lock(
     root: Path, now: datetime, wait_seconds: float, on_wait: Callable[[str], None] | None
 ) -> contextlib.AbstractContextManager[int]:
     """Our own dumping and pruning wait; the old script knows no lock."""
@@ -224,7 +224,7 @@ class _Owned:
     def explained(self, shown: str) -> Iterator[None]:
         """Who may not is told who may."""
         try:
-            with explained(f"cannot hand over {self.root / shown}", passing=(PermissionError, FileNotFoundError)):
+            with as_volume_error(f"cannot hand over {self.root / shown}", passing=(PermissionError, FileNotFoundError)):
                 yield
         except PermissionError as error:
             why = f"it is not ours yet, and this runs as user {os.geteuid()}"

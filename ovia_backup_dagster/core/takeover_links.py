@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ovia_backup_dagster.core.files import explained, sync_folder, sync_opened_folder, unlink
+from ovia_backup_dagster.core.files import as_volume_error, sync_folder, sync_opened_folder, unlink
 from ovia_backup_dagster.core.naming import BackupName, Tier
 
 FOLDER = ".handover"
@@ -36,9 +36,9 @@ class Protection:
     refused: tuple[tuple[str, OSError], ...]
 
 
-def since(root: Path) -> datetime | None:
+def handover_began(root: Path) -> datetime | None:
     """When the hand-over that is under way began (UTC); ``None`` without one, and where its folder is none."""
-    with explained(f"cannot look at {root / FOLDER}"):
+    with as_volume_error(f"cannot look at {root / FOLDER}"):
         try:
             # Only making and ending it change the folder itself; links stand a level below.
             status = (root / FOLDER).lstat()
@@ -49,9 +49,9 @@ def since(root: Path) -> datetime | None:
 
 def protected(root: Path, tier: Tier) -> set[str]:
     """The names of the tier's dumps that are protected."""
-    with explained(f"cannot look into {root / FOLDER / tier}"):
+    with as_volume_error(f"cannot look into {root / FOLDER / tier}"):
         try:
-            if since(root) is None:
+            if handover_began(root) is None:
                 return set()
             return {name for name in os.listdir(root / FOLDER / tier) if is_dump(name, tier)}
         except FileNotFoundError:
@@ -100,7 +100,7 @@ def _link(name: str, source: int, target: int) -> bool | None:
     return True
 
 
-def forget(root: Path, tier: Tier, filename: str) -> None:
+def unprotect(root: Path, tier: Tier, filename: str) -> None:
     """Our own retention removes the dump: the end of the hand-over must not bring it back.
 
     Before its first name goes, and for good: after a crash in between there is a dump to remove once more.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ovia_backup_dagster.core.errors import VolumeError
 from ovia_backup_dagster.core.file_attributes import attribute
-from ovia_backup_dagster.core.files import explained, volume_error
+from ovia_backup_dagster.core.files import as_volume_error, volume_error
 from ovia_backup_dagster.core.shell import shell_word
 
 
@@ -21,7 +21,7 @@ def make_writable(folder: Path) -> None:
     Raises:
         VolumeError: it cannot be made, or not be written; says what keeps this process from it.
     """
-    with explained(f"cannot use the backup folder {folder}"):
+    with as_volume_error(f"cannot use the backup folder {folder}"):
         folder.mkdir(mode=0o700, exist_ok=True)
     require_writable(folder)
 
@@ -32,7 +32,7 @@ def require_writable(folder: Path) -> None:
     Raises:
         VolumeError: it cannot; says what keeps this process from it.
     """
-    with explained(f"cannot use the backup folder {folder}"):
+    with as_volume_error(f"cannot use the backup folder {folder}"):
         if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
             raise _not_writable(folder)
 

@@ -196,7 +196,7 @@ def _look(watched: BackupSystem, now: datetime) -> _Looked:
 
 def _in_time(watched: BackupSystem, look: Callable[[], T]) -> T:
     """A volume whose server is gone must be told of: neither the sensor nor the run that tells people waits for it."""
-    return deadline.within(deadline.LOOK_SECONDS, watched.catalog.root, look)
+    return deadline.within_deadline(deadline.LOOK_SECONDS, watched.catalog.root, look)
 
 
 def build_alert(system: BackupSystem, job_name: str) -> dg.AssetsDefinition:

@@ -15,7 +15,7 @@ from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.deployment_hints import Hints, steps
 from ovia_backup_dagster.core.errors import BackupError, VolumeMissingError
-from ovia_backup_dagster.core.files import WITNESS_BYTES, exists, explained, is_folder, plain_status, read_small
+from ovia_backup_dagster.core.files import WITNESS_BYTES, as_volume_error, exists, is_folder, plain_status, read_small
 from ovia_backup_dagster.core.filesystem import Capability, lacks
 from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.core.layout import DRILLS, RESTORES
@@ -25,7 +25,7 @@ from ovia_backup_dagster.core.reserve import RESERVE
 from ovia_backup_dagster.core.sidecars import MANIFEST
 from ovia_backup_dagster.core.sweeping import unfinished_files
 from ovia_backup_dagster.core.takeover_links import FOLDER as HAND_OVER
-from ovia_backup_dagster.core.takeover_links import since
+from ovia_backup_dagster.core.takeover_links import handover_began
 from ovia_backup_dagster.core.write_permission import require_writable
 from ovia_backup_dagster.doctor.report import Area, Observation, fail, failed, ok, warn
 from ovia_backup_dagster.health.freshness import Level, freshness
@@ -104,7 +104,7 @@ def _missing(root: Path) -> Observation:
 
 def _folders(catalog: Catalog) -> Iterator[Observation]:
     folders = [folder for folder in (catalog.root, *map(catalog.folder, Tier)) if folder.exists()]
-    with explained(f"cannot look at {catalog.root}"):
+    with as_volume_error(f"cannot look at {catalog.root}"):
         statuses = {folder: folder.stat() for folder in folders}
     open_ones = [folder for folder, status in statuses.items() if stat.S_IMODE(status.st_mode) & 0o077]
     if open_ones:
@@ -135,7 +135,7 @@ def _writable(catalog: Catalog) -> Iterator[Observation]:
 
 def _capabilities(root: Path) -> Iterator[Observation]:
     """What its filesystem cannot do."""
-    with explained(f"cannot write in {root}"):
+    with as_volume_error(f"cannot write in {root}"):
         missing = lacks(root)
     if missing is None:
         return
@@ -150,7 +150,7 @@ def _capabilities(root: Path) -> Iterator[Observation]:
 def _strangers(folders: Sequence[Path]) -> Iterator[str]:
     us = os.geteuid()
     for folder in folders:
-        with explained(f"cannot look into {folder}"), os.scandir(folder) as entries:
+        with as_volume_error(f"cannot look into {folder}"), os.scandir(folder) as entries:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):  # gone since: somebody is at work
                     if entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_uid != us:
@@ -164,7 +164,7 @@ def _strange(catalog: Catalog) -> Iterator[Observation]:
     found += [root / HAND_OVER] * (exists(root / HAND_OVER) and not is_folder(root / HAND_OVER))
     for folder in (*map(catalog.folder, Tier), catalog.root / DRILLS, catalog.root / RESTORES):
         if is_folder(folder):
-            with explained(f"cannot look into {folder}"), os.scandir(folder) as entries:
+            with as_volume_error(f"cannot look into {folder}"), os.scandir(folder) as entries:
                 found += (Path(entry.path) for entry in entries if _is_strange(entry))
         elif exists(folder) and not folder.is_dir():
             found.append(folder)
@@ -214,7 +214,7 @@ def _mount(root: Path, hints: Hints) -> Observation:
 
 
 def _room(system: BackupSystem, catalog: Catalog) -> Iterator[Observation]:
-    with explained(f"cannot look at {catalog.root}"):
+    with as_volume_error(f"cannot look at {catalog.root}"):
         disk = os.statvfs(catalog.root)
     free = disk.f_bavail * disk.f_frsize
     make_room = "enlarge the volume, or keep fewer: lower BACKUP_DAILY_KEEP, then ovia-backup prune --dry-run"
@@ -300,7 +300,7 @@ def _leftovers(catalog: Catalog) -> Observation:
 
 
 def _hand_over(root: Path) -> Iterator[Observation]:
-    began = since(root)
+    began = handover_began(root)
     if began is None:
         return
     text = f"the hand-over from the old backup script began on {began:%Y-%m-%d}"

@@ -20,7 +20,7 @@ from pathlib import Path
 import psycopg
 
 from ovia_backup_dagster.core.errors import SandboxError
-from ovia_backup_dagster.core.files import TEMPORARY, explained
+from ovia_backup_dagster.core.files import TEMPORARY, as_volume_error
 from ovia_backup_dagster.drill.throwaway_cluster import CLUSTER
 from ovia_backup_dagster.postgres import sandbox_launcher
 from ovia_backup_dagster.postgres.local_cluster import account
@@ -141,7 +141,7 @@ def _outside(volume: Path) -> Iterator[_Outside]:
     with contextlib.ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="ovia-walls-")))
         folder.chmod(0o777)  # what keeps out is the sandbox, not a mode
-        with explained(f"cannot write {canary}"):
+        with as_volume_error(f"cannot write {canary}"):
             held.callback(canary.unlink, missing_ok=True)
             canary.write_bytes(secrets.token_bytes(16))
             with contextlib.suppress(OSError):  # a filesystem without modes: how it is mounted decides

@@ -22,8 +22,8 @@ from ovia_backup_dagster.core.files import (
     NOTE_BYTES,
     TEMPORARY,
     WITNESS_BYTES,
+    as_volume_error,
     exists,
-    explained,
     is_folder,
     read_small,
     sync_folder,
@@ -126,7 +126,7 @@ class DrillFolder:
             VolumeError: it cannot be made.
         """
         make_writable(self.path)
-        with explained(f"cannot use the folder {self.path}"):
+        with as_volume_error(f"cannot use the folder {self.path}"):
             if self.since() is None:  # or what stands there is no instant
                 self._catalog.write(self._since, f"{now.isoformat()}\n".encode())
 
@@ -146,7 +146,7 @@ class DrillFolder:
         leaves word that it began. Under the lock only.
         """
         named = backup if self._catalog.holds(backup) else backup.path
-        with explained(f"cannot use the folder {self.path}"):
+        with as_volume_error(f"cannot use the folder {self.path}"):
             for path in self.path.glob(f".*{TEMPORARY}"):
                 if not is_folder(path):
                     path.unlink(missing_ok=True)
@@ -214,7 +214,7 @@ class DrillFolder:
             VolumeError, DiskFullError: the volume refused, or there is such evidence already.
         """
         path = self.path / f"{evidence.filename}{_SUFFIX}"
-        with explained(f"cannot write {path}"):
+        with as_volume_error(f"cannot write {path}"):
             if exists(path):
                 raise VolumeError(f"{path} exists already", why="evidence is never rewritten", fix=f"read {path}")
             self._catalog.write(path, evidence.to_json().encode())
@@ -228,7 +228,7 @@ class DrillFolder:
         Raises:
             VolumeError: the folder or a file cannot be read. A folder that is not there is empty.
         """
-        with explained(f"cannot list {self.path}", passing=FileNotFoundError):
+        with as_volume_error(f"cannot list {self.path}", passing=FileNotFoundError):
             try:
                 names = sorted((name for name in os.listdir(self.path) if _EVIDENCE.fullmatch(name)), reverse=True)
             except FileNotFoundError:

@@ -29,7 +29,7 @@ from ovia_backup_dagster.core.errors import (
     ServerError,
     StalledError,
 )
-from ovia_backup_dagster.core.files import explained
+from ovia_backup_dagster.core.files import as_volume_error
 from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.core.naming import is_utf8
 from ovia_backup_dagster.core.write_permission import require_writable
@@ -157,7 +157,7 @@ class Driller:
         catalog, now = self.catalog, datetime.now(UTC)
         backup = catalog.settled(backup, now, "ovia-backup drill")
         drills = self.drills
-        with explained(f"cannot drill {backup}"):
+        with as_volume_error(f"cannot drill {backup}"):
             if catalog.holds(backup):
                 require_writable(catalog.folder(backup.tier))
             drills.prepare(now)

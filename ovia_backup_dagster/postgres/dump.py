@@ -31,7 +31,7 @@ from ovia_backup_dagster.core.errors import (
     TooManyConnectionsError,
     VersionMismatchError,
 )
-from ovia_backup_dagster.core.files import explained, file_sha256, is_full, volume_error
+from ovia_backup_dagster.core.files import as_volume_error, file_sha256, is_full, volume_error
 from ovia_backup_dagster.core.human_text import human_bytes, joined
 from ovia_backup_dagster.core.locking import require_still_there
 from ovia_backup_dagster.core.manifest import Computed, DatabaseFacts, Manifest
@@ -111,7 +111,7 @@ class Dumper:
         catalog = self.catalog
         catalog.prepare(Tier.DAILY)
         with (
-            explained(f"cannot dump to {catalog.root}"),
+            as_volume_error(f"cannot dump to {catalog.root}"),
             catalog.lock(
                 f"dumping {self.connection.database}",
                 datetime.now(UTC),

@@ -20,7 +20,7 @@ from pydantic import AwareDatetime
 from ovia_backup_dagster.core.backup import CLOCK_TOLERANCE, Backup
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import RestoreRefusedError, VolumeError
-from ovia_backup_dagster.core.files import explained, sync_folder, unlink
+from ovia_backup_dagster.core.files import as_volume_error, sync_folder, unlink
 from ovia_backup_dagster.core.layout import RESTORES
 from ovia_backup_dagster.core.manifest import Sidecar, parse_sidecar
 from ovia_backup_dagster.core.naming import encode_database
@@ -77,7 +77,7 @@ class Words:
             VolumeError, DiskFullError: it cannot be kept.
         """
         shown = _Shown(shown_at=now, order=order, covered=_covered(backup))
-        with explained(f"cannot use the folder {self._folder}"):
+        with as_volume_error(f"cannot use the folder {self._folder}"):
             self._sweep(now)
             word, path = self._reserve(order)
             try:
@@ -116,7 +116,7 @@ class Words:
             )
         if changed := _changed(shown, order, _covered(backup)):
             raise _refused(f"this is not what the plan {word} has shown", why="; ".join(changed))
-        with explained(f"cannot use the plan {path}"):
+        with as_volume_error(f"cannot use the plan {path}"):
             if not unlink(path):
                 raise _refused(f"the plan {word} was used already", why="another run took it just now")
             sync_folder(self._folder)
@@ -144,7 +144,7 @@ class Words:
             VolumeError: it is no plain file, or cannot be understood.
         """
         try:
-            with explained(f"cannot read {path}", passing=FileNotFoundError):
+            with as_volume_error(f"cannot read {path}", passing=FileNotFoundError):
                 # Never waits: a FIFO of that name has no writer.
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:
@@ -155,7 +155,7 @@ class Words:
                 raise VolumeError(
                     f"cannot read {path}", why="it is no plan of ours", fix=f"ls -ld {path}; rm -r {path}"
                 )
-            with explained(f"cannot read {path}"):
+            with as_volume_error(f"cannot read {path}"):
                 text = os.read(descriptor, _MOST_BYTES)
         finally:
             os.close(descriptor)

@@ -19,8 +19,8 @@ from ovia_backup_dagster.core.errors import BackupError, RestoreUnfinishedError,
 from ovia_backup_dagster.core.files import (
     NOTE_BYTES,
     WITNESS_BYTES,
+    as_volume_error,
     exists,
-    explained,
     is_folder,
     read_small,
     sync_folder,
@@ -97,7 +97,7 @@ class RestoreFolder:
             VolumeError, DiskFullError: it cannot be written.
         """
         path = self.path / f"{order.filename}{_JOURNAL}"
-        with explained(f"cannot write {path}"):
+        with as_volume_error(f"cannot write {path}"):
             self._catalog.write(path, order.model_dump_json().encode() + b"\n")
             sync_folder(self.path)
         return Journal(path, order, [])
@@ -146,7 +146,7 @@ class RestoreFolder:
             VolumeError, DiskFullError: the volume refused, or there is such a record already.
         """
         path = self.path / f"{record.order.filename}{_RECORD}"
-        with explained(f"cannot write {path}"):
+        with as_volume_error(f"cannot write {path}"):
             if exists(path):
                 raise VolumeError(f"{path} exists already", why="a record is never rewritten", fix=f"read {path}")
             self._catalog.write(path, record.to_json().encode())
@@ -167,7 +167,7 @@ class RestoreFolder:
         Raises:
             VolumeError: it cannot be written.
         """
-        with explained(f"cannot use the folder {self.path}"):
+        with as_volume_error(f"cannot use the folder {self.path}"):
             self._catalog.write(self._announcement(kept), f"{now.isoformat()}\n".encode())
 
     def _announcement(self, kept: str) -> Path:
@@ -217,7 +217,7 @@ class RestoreFolder:
 
     def _paths(self, ending: str) -> list[Path]:
         """The files, newest first."""
-        with explained(f"cannot list {self.path}", passing=FileNotFoundError):
+        with as_volume_error(f"cannot list {self.path}", passing=FileNotFoundError):
             try:
                 names = sorted((name for name in os.listdir(self.path) if name.endswith(ending)), reverse=True)
             except FileNotFoundError:

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import AwareDatetime, Field
 
 from ovia_backup_dagster.core.errors import JournalError, RestoreUnfinishedError, VolumeError
-from ovia_backup_dagster.core.files import WITNESS_BYTES, explained, open_plain, read_small
+from ovia_backup_dagster.core.files import WITNESS_BYTES, as_volume_error, open_plain, read_small
 from ovia_backup_dagster.core.manifest import Sidecar, parse_sidecar
 from ovia_backup_dagster.core.reserve import with_reserve
 from ovia_backup_dagster.proof.check_results import CheckResult, CopiedTable
@@ -77,7 +77,7 @@ class Journal:
             VolumeError: it cannot be read.
             JournalError: it cannot be understood.
         """
-        with explained(f"cannot read {path}"):
+        with as_volume_error(f"cannot read {path}"):
             lines = read_small(path, WITNESS_BYTES).split(b"\n")
         try:
             entries = [parse_sidecar(JournalEntry, line, path.name) for line in lines[1:-1]]
@@ -97,7 +97,7 @@ class Journal:
             VolumeError, DiskFullError: it cannot be written, and so the step must not be taken.
         """
         entry = JournalEntry(at=datetime.now(UTC), mark=mark, step=step, data=data)
-        with explained(f"cannot write {self.path}"):
+        with as_volume_error(f"cannot write {self.path}"):
             root = self.path.parent.parent
             with_reserve(root, lambda: _append_line(self.path, entry.model_dump_json().encode()))
         self.entries.append(entry)

@@ -535,7 +535,7 @@ def test_without_a_hand_over_nothing_is_protected(tmp_path: Path) -> None:
     promote_backup(catalog, backup, Tier.WEEKLY, NOW)
     remove_backup(catalog, backup)
     assert names(tmp_path) == {"daily", "weekly"}
-    assert takeover_links.since(tmp_path) is None
+    assert takeover_links.handover_began(tmp_path) is None
 
 
 # --- Killed ---------------------------------------------------------------------------------------------------------

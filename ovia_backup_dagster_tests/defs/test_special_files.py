@@ -462,10 +462,10 @@ def test_a_volume_that_answers_again_is_looked_at_again(tmp_path: Path) -> None:
         root = tmp_path / "volume"
         for _ in range(2):
             with pytest.raises(StalledVolumeError):
-                deadline.within(0.2, root, lambda: os.listdir(root))
+                deadline.within_deadline(0.2, root, lambda: os.listdir(root))
         hang_up()
         with pytest.raises(OSError, match="not connected"):
-            deadline.within(SECONDS, root, lambda: os.listdir(root))
-    assert deadline.within(SECONDS, root, lambda: os.listdir(root)) == []
+            deadline.within_deadline(SECONDS, root, lambda: os.listdir(root))
+    assert deadline.within_deadline(SECONDS, root, lambda: os.listdir(root)) == []
     with pytest.raises(VolumeError, match="gone"):
-        deadline.within(SECONDS, root, lambda: (_ for _ in ()).throw(VolumeError("gone")))
+        deadline.within_deadline(SECONDS, root, lambda: (_ for _ in ()).throw(VolumeError("gone")))

@@ -532,7 +532,7 @@ def test_who_holds_a_lock(root: Path, folder: str, purpose: str) -> None:
 
 def test_a_hand_over_that_is_under_way_is_finished(tmp_path: Path) -> None:
     root = unpack("handover", tmp_path / "handover")
-    assert takeover_links.since(root) == utc("2026-03-03T04:00:00")
+    assert takeover_links.handover_began(root) == utc("2026-03-03T04:00:00")
     names = takeover_links.protected(root, Tier.DAILY)
     assert sorted(name[11:21] for name in names) == ["2026-03-01", "2026-03-02", "2026-03-03"]
     assert sorted(path.name[11:21] for path in (root / "daily").iterdir()) == ["2026-03-03", "2026-03-04"]
