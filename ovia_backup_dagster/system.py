@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.deployment_hints import Hints
+from ovia_backup_dagster.core.tiers import Weekday
 from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.drill.folder import DrillFolder
 from ovia_backup_dagster.drill.runner import Choice, Driller, Where
@@ -24,7 +25,7 @@ from ovia_backup_dagster.postgres.sandbox import Confine, Sandbox
 from ovia_backup_dagster.postgres.secrets import Secrets
 from ovia_backup_dagster.postgres.verification import Verifier
 from ovia_backup_dagster.restoration.folder import RestoreFolder
-from ovia_backup_dagster.retention.plan import Policy, Weekday
+from ovia_backup_dagster.retention.plan import Policy
 from ovia_backup_dagster.settings.model import Settings, secret_variables
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from ovia_backup_dagster.core.files import (
     exists,
 )
 from ovia_backup_dagster.core.manifest import Sidecar
-from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.core.naming import BackupName
 from ovia_backup_dagster.core.sidecars import (
     ACCEPTED,
     DRILLED,
@@ -32,6 +32,7 @@ from ovia_backup_dagster.core.sidecars import (
     PROMOTED,
     VERIFIED,
 )
+from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.core.verdict import (
     Acceptance,
     Drills,

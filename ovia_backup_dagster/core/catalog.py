@@ -32,9 +32,10 @@ from ovia_backup_dagster.core.files import (
 )
 from ovia_backup_dagster.core.locking import FILENAME as LOCK
 from ovia_backup_dagster.core.locking import reading, volume_lock
-from ovia_backup_dagster.core.naming import INSTANT, SUFFIX, BackupName, Tier
+from ovia_backup_dagster.core.naming import INSTANT, SUFFIX, BackupName
 from ovia_backup_dagster.core.reserve import with_reserve
 from ovia_backup_dagster.core.shell import shell_word
+from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.core.verdict import (
     Hold,
 )

@@ -11,8 +11,9 @@ import hashlib
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from urllib.parse import quote, unquote
+
+from ovia_backup_dagster.core.tiers import Tier
 
 SUFFIX = ".dump"
 #: Where the instant stands in a backup's file name; as text it sorts as in time.
@@ -25,13 +26,6 @@ _SAFE = re.compile(r"[A-Za-z0-9_-]*")
 NAME_BYTES = 63
 _STAMP = "%Y%m%d%H%M%S"
 _BEFORE = re.compile(r".*_before_(?P<at>[0-9]{14})", re.DOTALL)
-
-
-class Tier(StrEnum):
-    """The folder a backup stands in, which is also the word in its name."""
-
-    DAILY = "daily"
-    WEEKLY = "weekly"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +65,7 @@ class BackupName:
             at = datetime.fromisoformat(match["at"]).replace(tzinfo=UTC)
         except ValueError:
             return None
-        return cls(_decode_database(match["database"]), Tier(match["tier"]), at)
+        return cls(_decode_database(match["database"]), Tier.named(match["tier"]), at)
 
 
 def is_utf8(name: str) -> bool:

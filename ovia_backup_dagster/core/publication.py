@@ -27,9 +27,10 @@ from ovia_backup_dagster.core.files import (
     unlink,
 )
 from ovia_backup_dagster.core.locking import removing
-from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.core.naming import BackupName
 from ovia_backup_dagster.core.sidecars import PROMOTED, SIDECAR_KINDS, SidecarKind, made_with_dump
 from ovia_backup_dagster.core.takeover_links import protect, unprotect
+from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.core.verdict import PromotionRecord
 
 

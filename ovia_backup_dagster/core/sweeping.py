@@ -13,9 +13,10 @@ from pathlib import Path
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.files import TEMPORARY, as_volume_error, is_folder, unlink
 from ovia_backup_dagster.core.filesystem import PREFIX as PROBE
-from ovia_backup_dagster.core.naming import SUFFIX, BackupName, Tier
+from ovia_backup_dagster.core.naming import SUFFIX, BackupName
 from ovia_backup_dagster.core.sidecars import archive_of
 from ovia_backup_dagster.core.takeover_links import protected
+from ovia_backup_dagster.core.tiers import Tier
 
 
 def sweep_abandoned(catalog: Catalog) -> list[Path]:

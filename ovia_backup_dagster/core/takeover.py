@@ -23,9 +23,10 @@ from ovia_backup_dagster.core.errors import VolumeError, VolumeMissingError
 from ovia_backup_dagster.core.files import as_volume_error, sync_opened_folder
 from ovia_backup_dagster.core.human_text import some
 from ovia_backup_dagster.core.layout import DRILLS, RESTORES
-from ovia_backup_dagster.core.naming import SUFFIX, Tier
+from ovia_backup_dagster.core.naming import SUFFIX
 from ovia_backup_dagster.core.reserve import RESERVE
 from ovia_backup_dagster.core.takeover_links import FOLDER, Protection, folder, is_dump
+from ovia_backup_dagster.core.tiers import Tier
 
 #: ``.handover`` until it belongs to our user: in one of root's, we could neither look nor forget.
 _CHUNK_BYTES = 1024 * 1024
@@ -216,7 +217,7 @@ class _Owned:
                 return
             for child in sorted(os.listdir(descriptor)):
                 if child in list(Tier):
-                    self.tier(child, Tier(child), descriptor, f"{FOLDER}/{child}")
+                    self.tier(child, Tier.named(child), descriptor, f"{FOLDER}/{child}")
                 else:
                     self.left_alone.append(f"{FOLDER}/{child}")
 

@@ -16,7 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ovia_backup_dagster.core.files import as_volume_error, sync_folder, sync_opened_folder, unlink
-from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.core.naming import BackupName
+from ovia_backup_dagster.core.tiers import Tier
 
 FOLDER = ".handover"
 

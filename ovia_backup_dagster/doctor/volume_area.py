@@ -20,12 +20,13 @@ from ovia_backup_dagster.core.filesystem import Capability, lacks
 from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.core.layout import DRILLS, RESTORES
 from ovia_backup_dagster.core.locking import FILENAME, lock_holder
-from ovia_backup_dagster.core.naming import SUFFIX, Tier
+from ovia_backup_dagster.core.naming import SUFFIX
 from ovia_backup_dagster.core.reserve import RESERVE
 from ovia_backup_dagster.core.sidecars import MANIFEST
 from ovia_backup_dagster.core.sweeping import unfinished_files
 from ovia_backup_dagster.core.takeover_links import FOLDER as HAND_OVER
 from ovia_backup_dagster.core.takeover_links import handover_began
+from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.core.write_permission import require_writable
 from ovia_backup_dagster.doctor.report import Area, Observation, fail, failed, ok, warn
 from ovia_backup_dagster.health.freshness import Level, freshness

@@ -35,11 +35,11 @@ from ovia_backup_dagster.core.files import as_volume_error, file_sha256, is_full
 from ovia_backup_dagster.core.human_text import human_bytes, joined
 from ovia_backup_dagster.core.locking import require_still_there
 from ovia_backup_dagster.core.manifest import Computed, DatabaseFacts, Manifest
-from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.core.publication import publish_backup
 from ovia_backup_dagster.core.reserve import keep_reserve
 from ovia_backup_dagster.core.sidecars import GLOBALS, MANIFEST, facts_for_manifest
 from ovia_backup_dagster.core.sweeping import sweep_abandoned
+from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.postgres.archive import contents_list
 from ovia_backup_dagster.postgres.computed_values import MOST_BYTES, Recorder
 from ovia_backup_dagster.postgres.large_rows import blame_large_rows

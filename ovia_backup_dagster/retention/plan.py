@@ -20,27 +20,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from enum import IntEnum
 from zoneinfo import ZoneInfo
 
 from ovia_backup_dagster.core.backup import CLOCK_TOLERANCE, Backup, State
 from ovia_backup_dagster.core.errors import VolumeError
-from ovia_backup_dagster.core.naming import Tier
+from ovia_backup_dagster.core.tiers import Tier, Weekday
 
 YOUNG = timedelta(hours=24)
 BAD_KEEP = 2
-
-
-class Weekday(IntEnum):
-    """As ``datetime.date.weekday`` counts."""
-
-    MONDAY = 0
-    TUESDAY = 1
-    WEDNESDAY = 2
-    THURSDAY = 3
-    FRIDAY = 4
-    SATURDAY = 5
-    SUNDAY = 6
 
 
 @dataclass(frozen=True, slots=True)

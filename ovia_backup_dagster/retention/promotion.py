@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from ovia_backup_dagster.core.backup import Backup, State
-from ovia_backup_dagster.core.naming import Tier
+from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.retention.plan import Policy
 
 

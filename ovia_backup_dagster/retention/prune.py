@@ -15,10 +15,10 @@ from datetime import datetime, timedelta
 from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import BackupNotFoundError, LockHeldError, NotProvenError, VolumeError
-from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.core.publication import promote_backup, remove_backup
 from ovia_backup_dagster.core.statements import record_hold
 from ovia_backup_dagster.core.sweeping import sweep_abandoned
+from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.core.verdict import Hold
 from ovia_backup_dagster.restoration.folder import RestoreFolder
 from ovia_backup_dagster.retention import plan as retention

@@ -19,7 +19,7 @@ from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.coverage import Covered, Statement
 from ovia_backup_dagster.core.errors import BadBackupError, NotProvenError
-from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.core.naming import BackupName
 from ovia_backup_dagster.core.publication import promote_backup, remove_backup
 from ovia_backup_dagster.core.sidecars import (
     ACCEPTED,
@@ -33,10 +33,11 @@ from ovia_backup_dagster.core.sidecars import (
     SidecarKind,
 )
 from ovia_backup_dagster.core.statements import record_acceptance, record_drill
+from ovia_backup_dagster.core.tiers import Tier, Weekday
 from ovia_backup_dagster.core.verdict import Acceptance, DrillRecord, Hold, Judgement, PromotionRecord
 from ovia_backup_dagster.health.freshness import freshness
 from ovia_backup_dagster.retention import promotion, prune
-from ovia_backup_dagster.retention.plan import Policy, Weekday, candidate
+from ovia_backup_dagster.retention.plan import Policy, candidate
 from ovia_backup_dagster_tests.support.factories import (
     CONTENT,
     DAY,

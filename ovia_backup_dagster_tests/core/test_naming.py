@@ -10,8 +10,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.core.naming import BackupName
 from ovia_backup_dagster.core.sidecars import SIDECAR_KINDS
+from ovia_backup_dagster.core.tiers import Tier
 
 AT = datetime(2026, 2, 21, 3, 0, tzinfo=UTC)
 

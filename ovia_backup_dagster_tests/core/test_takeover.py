@@ -24,14 +24,15 @@ from ovia_backup_dagster.core import takeover, takeover_links
 from ovia_backup_dagster.core.backup import State
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import BackupError, LockHeldError, VolumeError, VolumeMissingError
-from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.core.naming import BackupName
 from ovia_backup_dagster.core.publication import promote_backup, remove_backup
 from ovia_backup_dagster.core.reserve import keep_reserve
 from ovia_backup_dagster.core.sidecars import MANIFEST
 from ovia_backup_dagster.core.sweeping import sweep_abandoned
 from ovia_backup_dagster.core.takeover import Owner
+from ovia_backup_dagster.core.tiers import Tier, Weekday
 from ovia_backup_dagster.retention import prune as housekeeping
-from ovia_backup_dagster.retention.plan import Policy, Weekday
+from ovia_backup_dagster.retention.plan import Policy
 from ovia_backup_dagster_tests.support import crashes
 from ovia_backup_dagster_tests.support.crashes import in_a_child, killed_at_each_step
 from ovia_backup_dagster_tests.support.factories import (

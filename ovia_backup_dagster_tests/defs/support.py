@@ -23,7 +23,8 @@ from dagster._core.storage.runs.schema import RunsTable
 
 from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.core.naming import BackupName
+from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.definitions import build_defs
 from ovia_backup_dagster.defs.schedules import usable_schedules
 from ovia_backup_dagster.postgres.dump import Dumper, Log

@@ -11,8 +11,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.core.publication import remove_backup
+from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.defs.policies import run_tags
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster_tests.conftest import NewDatabase, free_port

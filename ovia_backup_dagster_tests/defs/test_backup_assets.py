@@ -15,9 +15,9 @@ import pytest
 
 from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.checks import Check
-from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.core.publication import remove_backup
 from ovia_backup_dagster.core.sidecars import HELD, VERIFIED
+from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster_tests.conftest import (
     DROP_ALL_TABLES,
@@ -557,7 +557,7 @@ def test_old_dumps_are_verified_on_first_sight(location: Location, database: Con
     assert location.run().success
     assert states(location)[f"daily/{fresh.name}"] is State.PROVEN
     for path in (good, early, cut, weekly):
-        tier = Tier(path.parent.name)
+        tier = Tier.named(path.parent.name)
         backup = next(b for b in catalog.backups(tier) if b.path == path)
         assert backup.verification is not None
         assert len(backup.verification.judgements) == 1

@@ -27,8 +27,8 @@ import pytest
 from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.checks import Check, Stage
 from ovia_backup_dagster.core.errors import DrillError
-from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.core.sidecars import DRILLED
+from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.core.verdict import DrillRecord
 from ovia_backup_dagster.definitions import build_defs
 from ovia_backup_dagster.defs.schedules import usable_schedules

@@ -17,7 +17,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from ovia_backup_dagster.core.naming import Tier
+from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.demo import embedded_server
 from ovia_backup_dagster.doctor import examination
 from ovia_backup_dagster.doctor import server_area as doctor

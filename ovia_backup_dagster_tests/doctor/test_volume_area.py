@@ -20,12 +20,13 @@ from ovia_backup_dagster.core import takeover
 from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.locking import volume_lock
-from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.core.naming import BackupName
 from ovia_backup_dagster.core.sidecars import MANIFEST
 from ovia_backup_dagster.core.sweeping import sweep_abandoned, unfinished_files
+from ovia_backup_dagster.core.tiers import Tier, Weekday
 from ovia_backup_dagster.doctor import volume_area as doctor
 from ovia_backup_dagster.doctor.report import Area, Observation, Severity
-from ovia_backup_dagster.retention.plan import Candidate, Policy, Weekday, plan
+from ovia_backup_dagster.retention.plan import Candidate, Policy, plan
 from ovia_backup_dagster.system import BackupSystem
 from ovia_backup_dagster_tests.defs.support import frozen, load
 from ovia_backup_dagster_tests.doctor.support import everything_below, the

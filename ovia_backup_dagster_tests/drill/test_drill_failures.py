@@ -28,10 +28,11 @@ from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.core.errors import BackupError, BackupNotFoundError, LockHeldError, NotProvenError
 from ovia_backup_dagster.core.locking import removing
-from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.core.naming import BackupName
 from ovia_backup_dagster.core.publication import promote_backup, remove_backup
 from ovia_backup_dagster.core.sidecars import DRILLED, GLOBALS, MANIFEST
 from ovia_backup_dagster.core.sweeping import sweep_abandoned
+from ovia_backup_dagster.core.tiers import Tier, Weekday
 from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.demo import embedded_server
 from ovia_backup_dagster.drill import throwaway_cluster
@@ -45,7 +46,7 @@ from ovia_backup_dagster.proof import target as places
 from ovia_backup_dagster.proof.check_results import Result
 from ovia_backup_dagster.proof.prover import Proof
 from ovia_backup_dagster.retention import prune as housekeeping
-from ovia_backup_dagster.retention.plan import Policy, Weekday
+from ovia_backup_dagster.retention.plan import Policy
 from ovia_backup_dagster_tests.conftest import PASSWORD, PortCluster, admin, execute, free_port, quiet, running_cluster
 from ovia_backup_dagster_tests.faults.disks import MEGABYTE, tmpfs
 from ovia_backup_dagster_tests.faults.harness import state_of, until

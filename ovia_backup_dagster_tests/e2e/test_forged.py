@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.core.naming import BackupName
+from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster_tests.conftest import DROP_ALL_TABLES, execute, snapshot
 from ovia_backup_dagster_tests.e2e.test_cli import Cli, cli, made_earlier, one_line  # noqa: F401 - a fixture

@@ -33,8 +33,8 @@ from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.core.locking import lock_holder
-from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.core.sidecars import MANIFEST, VERIFIED
+from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.settings.model import Settings
 from ovia_backup_dagster.system import BackupSystem
 from ovia_backup_dagster_tests.support.factories import redated

@@ -14,7 +14,7 @@ from pathlib import Path
 from random import Random
 from typing import Self
 
-from ovia_backup_dagster.core.naming import Tier
+from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster_tests.conftest import REPOSITORY
 from ovia_backup_dagster_tests.faults.conftest import FULL, Record, full_run_only, rounds
 from ovia_backup_dagster_tests.faults.harness import (

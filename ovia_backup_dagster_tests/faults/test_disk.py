@@ -18,7 +18,7 @@ import pytest
 
 from ovia_backup_dagster.core.backup import State
 from ovia_backup_dagster.core.locking import lock_holder
-from ovia_backup_dagster.core.naming import Tier
+from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.demo import embedded_server
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, free_port

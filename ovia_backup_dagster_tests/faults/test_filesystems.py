@@ -17,8 +17,8 @@ import pytest
 
 from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.core.publication import remove_backup
+from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster_tests.e2e.test_cli import Cli
 from ovia_backup_dagster_tests.faults.conftest import needs_root

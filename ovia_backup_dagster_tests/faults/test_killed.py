@@ -15,8 +15,8 @@ from random import Random
 
 from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.locking import lock_holder
-from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.core.publication import remove_backup
+from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.retention import prune
 from ovia_backup_dagster_tests.faults.conftest import FULL, Record, rounds
 from ovia_backup_dagster_tests.faults.harness import (

@@ -19,10 +19,10 @@ from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import BackupError, NotProvenError
 from ovia_backup_dagster.core.locking import lock_holder
-from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.core.sweeping import sweep_abandoned
+from ovia_backup_dagster.core.tiers import Tier, Weekday
 from ovia_backup_dagster.retention import prune
-from ovia_backup_dagster.retention.plan import BAD_KEEP, Policy, Weekday
+from ovia_backup_dagster.retention.plan import BAD_KEEP, Policy
 from ovia_backup_dagster_tests.faults.conftest import Record, rounds
 from ovia_backup_dagster_tests.faults.harness import files, nothing_broken
 from ovia_backup_dagster_tests.support.crashes import die_at, in_a_child

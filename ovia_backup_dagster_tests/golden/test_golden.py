@@ -25,8 +25,9 @@ from ovia_backup_dagster.core.checks import Check, Stage
 from ovia_backup_dagster.core.errors import RestoreRefusedError
 from ovia_backup_dagster.core.locking import lock_holder
 from ovia_backup_dagster.core.manifest import Manifest, Sidecar, parse_sidecar
-from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.core.naming import BackupName
 from ovia_backup_dagster.core.sidecars import GLOBALS, MANIFEST
+from ovia_backup_dagster.core.tiers import Tier, Weekday
 from ovia_backup_dagster.core.verdict import (
     Acceptance,
     Drills,
@@ -45,7 +46,7 @@ from ovia_backup_dagster.restoration.journal import Journal, JournalMark
 from ovia_backup_dagster.restoration.order import Mode, Order, Step
 from ovia_backup_dagster.restoration.record import Record, record_of
 from ovia_backup_dagster.retention import prune
-from ovia_backup_dagster.retention.plan import Policy, Weekday
+from ovia_backup_dagster.retention.plan import Policy
 from ovia_backup_dagster_tests.golden.expected import (
     COMMANDS,
     HERE,

@@ -28,8 +28,8 @@ from unittest import mock
 import ovia_backup_dagster
 from ovia_backup_dagster.core import takeover
 from ovia_backup_dagster.core.backup import Backup
-from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.core.reserve import RESERVE
+from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.demo import embedded_server
 from ovia_backup_dagster.drill.folder import DrillFolder
 from ovia_backup_dagster.postgres.programs import Connection

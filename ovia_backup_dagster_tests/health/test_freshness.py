@@ -10,7 +10,7 @@ import pytest
 
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import ClockError, NotFreshError
-from ovia_backup_dagster.core.naming import Tier
+from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.health.freshness import Level, freshness
 from ovia_backup_dagster_tests.support.factories import (
     DAY,

@@ -13,8 +13,9 @@ from ovia_backup_dagster.core import errors
 from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.checks import Check
-from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.core.naming import BackupName
 from ovia_backup_dagster.core.sidecars import DRILLED, GLOBALS, MANIFEST, VERIFIED, SidecarKind
+from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.programs import Connection, Programs, _empty_archive

@@ -21,9 +21,10 @@ from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.core.errors import BackupNotFoundError, NotProvenError
 from ovia_backup_dagster.core.manifest import FileFacts
-from ovia_backup_dagster.core.naming import BackupName, Tier
+from ovia_backup_dagster.core.naming import BackupName
 from ovia_backup_dagster.core.publication import promote_backup
 from ovia_backup_dagster.core.sidecars import GLOBALS, HELD, SIDECAR_KINDS, VERIFIED
+from ovia_backup_dagster.core.tiers import Tier, Weekday
 from ovia_backup_dagster.core.verdict import Expectations, HoldCause
 from ovia_backup_dagster.postgres import verification
 from ovia_backup_dagster.postgres.dump import Dumper
@@ -33,7 +34,7 @@ from ovia_backup_dagster.restoration.folder import RestoreFolder
 from ovia_backup_dagster.restoration.order import Mode, Order
 from ovia_backup_dagster.restoration.record import Record
 from ovia_backup_dagster.retention import prune
-from ovia_backup_dagster.retention.plan import Policy, Weekday
+from ovia_backup_dagster.retention.plan import Policy
 from ovia_backup_dagster_tests.conftest import NewDatabase, execute, free_port, quiet
 from ovia_backup_dagster_tests.support.factories import redated
 

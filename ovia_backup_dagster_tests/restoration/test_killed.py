@@ -21,7 +21,7 @@ from unittest import mock
 import pytest
 from psycopg import sql
 
-from ovia_backup_dagster.core.naming import Tier
+from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.restoration import application_health, swap
 from ovia_backup_dagster.restoration.folder import RestoreFolder
 from ovia_backup_dagster.restoration.journal import Journal, JournalMark

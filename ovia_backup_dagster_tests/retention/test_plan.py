@@ -15,9 +15,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ovia_backup_dagster.core.backup import CLOCK_TOLERANCE, State
-from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.core.sidecars import HELD
-from ovia_backup_dagster.retention.plan import BAD_KEEP, YOUNG, Candidate, Plan, Policy, Weekday, candidate, plan
+from ovia_backup_dagster.core.tiers import Tier, Weekday
+from ovia_backup_dagster.retention.plan import BAD_KEEP, YOUNG, Candidate, Plan, Policy, candidate, plan
 from ovia_backup_dagster_tests.support.factories import DAY, HOUR, NOW, drilled, held, make_catalog, proven, write_dump
 
 # --- A table of histories -----------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ import pytest
 
 from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.naming import BackupName, Tier
-from ovia_backup_dagster.retention.plan import Policy, Weekday
+from ovia_backup_dagster.core.naming import BackupName
+from ovia_backup_dagster.core.tiers import Tier, Weekday
+from ovia_backup_dagster.retention.plan import Policy
 from ovia_backup_dagster.retention.promotion import decide
 from ovia_backup_dagster_tests.support.factories import (
     DAY,

@@ -18,11 +18,11 @@ from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import BackupNotFoundError, LockHeldError, NotProvenError, VolumeError
 from ovia_backup_dagster.core.locking import lock_holder
-from ovia_backup_dagster.core.naming import Tier
 from ovia_backup_dagster.core.publication import promote_backup, remove_backup
 from ovia_backup_dagster.core.sidecars import HELD, VERIFIED
+from ovia_backup_dagster.core.tiers import Tier, Weekday
 from ovia_backup_dagster.retention import prune
-from ovia_backup_dagster.retention.plan import Policy, Weekday
+from ovia_backup_dagster.retention.plan import Policy
 from ovia_backup_dagster_tests.conftest import snapshot
 from ovia_backup_dagster_tests.support.crashes import killed_at_each_step
 from ovia_backup_dagster_tests.support.factories import (

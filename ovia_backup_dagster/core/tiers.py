@@ -1,0 +1,85 @@
+"""The tiers, each once: its folder, which is also the word in a file's name, and the calendar period that it covers.
+
+A new tier is one line here, and its setting, which says how many to keep. What is promoted and kept is decided in
+``retention``, which asks this list for every tier; how a file is called is the business of ``naming``.
+"""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from enum import IntEnum, StrEnum
+from typing import Self
+
+
+class Weekday(IntEnum):
+    """As ``datetime.date.weekday`` counts."""
+
+    MONDAY = 0
+    TUESDAY = 1
+    WEDNESDAY = 2
+    THURSDAY = 3
+    FRIDAY = 4
+    SATURDAY = 5
+    SUNDAY = 6
+
+
+class Period(StrEnum):
+    """A stretch of the calendar that a tier keeps one backup of."""
+
+    DAY = "day"
+    WEEK = "week"
+    MONTH = "month"
+    YEAR = "year"
+
+    def first_day(self, day: date, week_begins: Weekday) -> date:
+        """The day that the period of a day begins with; ``week_begins`` says with which weekday weeks do."""
+        if self is Period.WEEK:
+            # A stray file may be dated at the beginning of the calendar.
+            return day - min(timedelta(days=(day.weekday() - week_begins) % 7), day - date.min)
+        if self is Period.MONTH:
+            return day.replace(day=1)
+        return day.replace(month=1, day=1) if self is Period.YEAR else day
+
+    def shown(self, first_day: date) -> str:
+        """A period, by its first day, as a person reads it: ``week of 2026-06-14``, ``month 2026-06``."""
+        if self is Period.WEEK:
+            return f"week of {first_day}"
+        length = {Period.MONTH: len("2026-06"), Period.YEAR: len("2026")}.get(self)
+        return f"{self} {first_day.isoformat()[:length]}"
+
+
+class Tier(StrEnum):
+    """The folder a backup stands in, which is also the word in its name.
+
+    Attributes:
+        period: of each of the newest periods, one backup is kept.
+        optional: off unless its setting says how many to keep; its folder is made with its first backup.
+    """
+
+    period: Period
+    optional: bool
+
+    def __new__(cls, word: str, period: Period, optional: bool = False) -> Self:
+        """A member is its word."""
+        tier = str.__new__(cls, word)
+        tier._value_ = word
+        tier.period = period
+        tier.optional = optional
+        return tier
+
+    DAILY = "daily", Period.DAY
+    WEEKLY = "weekly", Period.WEEK
+
+    @classmethod
+    def named(cls, word: str) -> Tier:
+        """The tier of that word.
+
+        Raises:
+            ValueError: there is none.
+        """
+        return list(cls)[list(cls).index(word)]  # type: ignore[arg-type]
+
+    @property
+    def rank(self) -> int:
+        """Its place in this list: of copies of one backup, the first is the one to name."""
+        return list(Tier).index(self)
