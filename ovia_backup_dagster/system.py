@@ -25,7 +25,7 @@ from ovia_backup_dagster.postgres.sandbox import Confine, Sandbox
 from ovia_backup_dagster.postgres.secrets import Secrets
 from ovia_backup_dagster.postgres.verification import Verifier
 from ovia_backup_dagster.restoration.folder import RestoreFolder
-from ovia_backup_dagster.retention.plan import Policy
+from ovia_backup_dagster.retention.policy import Policy
 from ovia_backup_dagster.settings.model import Settings, secret_variables
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from ovia_backup_dagster.cli.output import log_waiting, print_json
 def promote_command(backup: str, as_json: bool) -> None:
     """Let a proven daily backup also stand in weekly/, if its week has none yet."""
     from ovia_backup_dagster.core.backup import State
-    from ovia_backup_dagster.retention.prune import promote
+    from ovia_backup_dagster.retention.acts import promote
 
     system, now = system_from_environment(), datetime.now(UTC)
     chosen = system.catalog.find(backup, now)

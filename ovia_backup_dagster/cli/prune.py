@@ -12,7 +12,7 @@ from ovia_backup_dagster.cli.options import json_option
 from ovia_backup_dagster.cli.output import log, log_waiting, print_json
 
 if TYPE_CHECKING:
-    from ovia_backup_dagster.retention.plan import Plan
+    from ovia_backup_dagster.retention.plan import RetentionPlan
 
 
 @click.command("prune")
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def prune_command(dry_run: bool, released: str | None, as_json: bool) -> None:
     """Remove the backups that the retention policy does not keep."""
     from ovia_backup_dagster.core.human_text import human_bytes
-    from ovia_backup_dagster.retention.prune import preview, prune, release
+    from ovia_backup_dagster.retention.acts import preview, prune, release
 
     system, now = system_from_environment(), datetime.now(UTC)
     if released and dry_run:
@@ -53,7 +53,7 @@ def prune_command(dry_run: bool, released: str | None, as_json: bool) -> None:
         click.echo(f"{len(removed.removed)} removed ({human_bytes(removed.freed_bytes)}), {kept} kept")
 
 
-def _plan_as_dicts(plan: Plan) -> list[dict[str, Any]]:
+def _plan_as_dicts(plan: RetentionPlan) -> list[dict[str, Any]]:
     return [
         {
             "backup": d.candidate.key,

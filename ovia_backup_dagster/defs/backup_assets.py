@@ -16,7 +16,7 @@ from ovia_backup_dagster.defs.policies import OWNERS, explained, freshness, name
 from ovia_backup_dagster.defs.resources import Backups
 from ovia_backup_dagster.defs.run_configs import BackupChoice, PruningConfig, VerificationConfig
 from ovia_backup_dagster.defs.verification_checks import check_results, check_specs
-from ovia_backup_dagster.retention import prune
+from ovia_backup_dagster.retention import acts
 from ovia_backup_dagster.system import BackupSystem
 
 DAILY_DUMP = "daily_dump"
@@ -108,7 +108,7 @@ def build_assets(system: BackupSystem) -> list[dg.AssetsDefinition]:
         with explained(context, backups):
             backup = _chosen(context, config, backups)
             now = datetime.now(UTC)
-            promoted = prune.promote(backups.catalog, backup, backups.policy, now, context.log.info)
+            promoted = acts.promote(backups.catalog, backup, backups.policy, now, context.log.info)
             context.log.info(promoted.reason)
             return dg.MaterializeResult(metadata=metadata.of_promotion(promoted))
 
@@ -128,9 +128,9 @@ def build_assets(system: BackupSystem) -> list[dg.AssetsDefinition]:
         with explained(context, backups):
             now = datetime.now(UTC)
             if config.dry_run:
-                pruned = prune.Pruned(prune.preview(backups.catalog.backups(), backups.policy, now))
+                pruned = acts.Pruned(acts.preview(backups.catalog.backups(), backups.policy, now))
             else:
-                pruned = prune.prune(backups.catalog, backups.policy, now, context.log.info)
+                pruned = acts.prune(backups.catalog, backups.policy, now, context.log.info)
             for decision in pruned.plan.removals:
                 verb = "would remove" if config.dry_run else "removed"
                 if decision.candidate.key in pruned.in_use:

@@ -23,8 +23,8 @@ from ovia_backup_dagster.notifications.apprise_sender import Delivery
 from ovia_backup_dagster.postgres.verification import Verified
 from ovia_backup_dagster.restoration import restore_report
 from ovia_backup_dagster.restoration.record import Record
-from ovia_backup_dagster.retention.plan import Plan
-from ovia_backup_dagster.retention.prune import Promoted, Pruned
+from ovia_backup_dagster.retention.acts import Promoted, Pruned
+from ovia_backup_dagster.retention.plan import RetentionPlan
 
 Metadata = dict[str, dg.MetadataValue]
 
@@ -90,7 +90,7 @@ def of_pruning(pruned: Pruned) -> Metadata:
     }
 
 
-def of_plan(plan: Plan) -> dg.MetadataValue:
+def of_plan(plan: RetentionPlan) -> dg.MetadataValue:
     """A retention plan as a table."""
     return dg.MetadataValue.table(
         records=[

@@ -31,7 +31,7 @@ from ovia_backup_dagster.core.write_permission import require_writable
 from ovia_backup_dagster.doctor.report import Area, Observation, fail, failed, ok, warn
 from ovia_backup_dagster.health.freshness import Level, freshness
 from ovia_backup_dagster.postgres.quoting import shell_word
-from ovia_backup_dagster.retention.plan import Policy
+from ovia_backup_dagster.retention.policy import Policy
 from ovia_backup_dagster.system import BackupSystem
 
 #: A dump of nothing, with what stands beside it, takes about as much.

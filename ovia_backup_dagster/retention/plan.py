@@ -20,47 +20,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from zoneinfo import ZoneInfo
 
 from ovia_backup_dagster.core.backup import CLOCK_TOLERANCE, Backup, State
 from ovia_backup_dagster.core.errors import VolumeError
-from ovia_backup_dagster.core.tiers import Tier, Weekday
+from ovia_backup_dagster.core.tiers import Tier
+from ovia_backup_dagster.retention.policy import Policy
 
 YOUNG = timedelta(hours=24)
 BAD_KEEP = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """The settings that retention and promotion follow.
-
-    Attributes:
-        daily_keep, weekly_keep: how many days and weeks, at least 1 each.
-        weekly_day: the day whose dump is promoted; a week begins with it.
-        timezone: in which days and weeks are counted, by the dump's start.
-    """
-
-    daily_keep: int
-    weekly_keep: int
-    weekly_day: Weekday
-    timezone: ZoneInfo
-
-    def __post_init__(self) -> None:
-        if self.daily_keep < 1 or self.weekly_keep < 1:
-            raise ValueError("at least one daily and one weekly backup must be kept")
-
-    def day(self, at: datetime) -> date:
-        """The calendar day of an instant."""
-        try:
-            return at.astimezone(self.timezone).date()
-        except OverflowError:  # a stray file may be dated at either end of the calendar
-            return at.date()
-
-    def week(self, at: datetime) -> date:
-        """The first day, a ``weekly_day``, of the week of an instant."""
-        day = self.day(at)
-        since = (day.weekday() - self.weekly_day) % 7
-        return day - min(timedelta(days=since), day - date.min)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +64,7 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RetentionPlan:
     """A decision for every candidate, newest first.
 
     Attributes:
@@ -140,7 +107,7 @@ def candidate(backup: Backup, now: datetime) -> Candidate:
     )
 
 
-def plan(backups: Sequence[Candidate], policy: Policy, now: datetime) -> Plan:
+def plan_retention(backups: Sequence[Candidate], policy: Policy, now: datetime) -> RetentionPlan:
     """Decide about every backup of one database.
 
     Args:
@@ -160,7 +127,7 @@ def plan(backups: Sequence[Candidate], policy: Policy, now: datetime) -> Plan:
         if reason is None and held:
             reason = "pruning is on hold"
         decisions.append(Decision(backup, reason is not None, reason or _why_removed(backup, policy)))
-    return Plan(tuple(decisions), held)
+    return RetentionPlan(tuple(decisions), held)
 
 
 def _why_held(past: Sequence[Candidate]) -> str:

@@ -12,7 +12,7 @@ from datetime import datetime
 
 from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.tiers import Tier
-from ovia_backup_dagster.retention.plan import Policy
+from ovia_backup_dagster.retention.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Promotion:
     reason: str
 
 
-def decide(backup: Backup, weeklies: Iterable[Backup], policy: Policy, now: datetime) -> Promotion:
+def decide_promotion(backup: Backup, weeklies: Iterable[Backup], policy: Policy, now: datetime) -> Promotion:
     """Decide about one backup.
 
     Args:

@@ -36,8 +36,9 @@ from ovia_backup_dagster.core.statements import record_acceptance, record_drill
 from ovia_backup_dagster.core.tiers import Tier, Weekday
 from ovia_backup_dagster.core.verdict import Acceptance, DrillRecord, Hold, Judgement, PromotionRecord
 from ovia_backup_dagster.health.freshness import freshness
-from ovia_backup_dagster.retention import promotion, prune
-from ovia_backup_dagster.retention.plan import Policy, candidate
+from ovia_backup_dagster.retention import acts, promotion
+from ovia_backup_dagster.retention.plan import candidate
+from ovia_backup_dagster.retention.policy import Policy
 from ovia_backup_dagster_tests.support.factories import (
     CONTENT,
     DAY,
@@ -190,9 +191,9 @@ def test_what_is_forged_is_bad_for_all_who_look(catalog: Catalog, forge: Callabl
     assert found.rejected == (backup,)
     assert found.newest == before[-1]
     assert catalog.newest(NOW, State.PROVEN) == before[-1]
-    assert not promotion.decide(backup, [], POLICY, NOW).promote
+    assert not promotion.decide_promotion(backup, [], POLICY, NOW).promote
     with pytest.raises(NotProvenError, match="is bad"):
-        prune.prune(catalog, POLICY, NOW)
+        acts.prune(catalog, POLICY, NOW)
     assert set(catalog.backups()) == {*before, backup}
 
 
@@ -287,7 +288,7 @@ def test_every_file_of_a_backup_is_promoted_and_removed(catalog: Catalog) -> Non
 def test_a_release_is_of_both_copies(catalog: Catalog) -> None:
     about = held(catalog, made(catalog, AT), NOW + DAY)
     promote_backup(catalog, about, Tier.WEEKLY, NOW)
-    prune.release(catalog, about, NOW)
+    acts.release(catalog, about, NOW)
     assert catalog.held(NOW) == []
 
 

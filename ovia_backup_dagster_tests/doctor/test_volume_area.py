@@ -26,7 +26,8 @@ from ovia_backup_dagster.core.sweeping import sweep_abandoned, unfinished_files
 from ovia_backup_dagster.core.tiers import Tier, Weekday
 from ovia_backup_dagster.doctor import volume_area as doctor
 from ovia_backup_dagster.doctor.report import Area, Observation, Severity
-from ovia_backup_dagster.retention.plan import Candidate, Policy, plan
+from ovia_backup_dagster.retention.plan import Candidate, plan_retention
+from ovia_backup_dagster.retention.policy import Policy
 from ovia_backup_dagster.system import BackupSystem
 from ovia_backup_dagster_tests.defs.support import frozen, load
 from ovia_backup_dagster_tests.doctor.support import everything_below, the
@@ -478,7 +479,7 @@ def simulated(free: int, size: int, growth: float, stand: tuple[int, int], polic
         add(Tier.DAILY, at, size + growth * day)
         if policy.week(at) == policy.day(at):
             add(Tier.WEEKLY, at, 0)
-        gone = {decision.candidate.key for decision in plan(kept, policy, at).removals}
+        gone = {decision.candidate.key for decision in plan_retention(kept, policy, at).removals}
         kept = [candidate for candidate in kept if candidate.key not in gone]
         used = sum(sizes[at] for at in {candidate.started_at for candidate in kept})
         if free - (used - used_before) < size + growth * (day + 1):

@@ -45,8 +45,8 @@ from ovia_backup_dagster.restoration.folder import RestoreFolder
 from ovia_backup_dagster.restoration.journal import Journal, JournalMark
 from ovia_backup_dagster.restoration.order import Mode, Order, Step
 from ovia_backup_dagster.restoration.record import Record, record_of
-from ovia_backup_dagster.retention import prune
-from ovia_backup_dagster.retention.plan import Policy
+from ovia_backup_dagster.retention import acts
+from ovia_backup_dagster.retention.policy import Policy
 from ovia_backup_dagster_tests.golden.expected import (
     COMMANDS,
     HERE,
@@ -310,8 +310,8 @@ def test_weeklies_are_their_dailies(catalog: Catalog) -> None:
 
 def test_pruning_removes_what_was_said_and_sweeps_what_is_abandoned(own: Catalog) -> None:
     policy = Policy(7, 4, Weekday.SUNDAY, ZoneInfo("UTC"))
-    said_before = [decision.candidate.key for decision in prune.preview(own.backups(), policy, NOW).removals]
-    pruned = prune.prune(own, policy, NOW)
+    said_before = [decision.candidate.key for decision in acts.preview(own.backups(), policy, NOW).removals]
+    pruned = acts.prune(own, policy, NOW)
     assert list(pruned.removed) == said_before
     assert len(said_before) == 22
     orphan = "ovia_daily_2026-03-03_030000.dump"

@@ -24,8 +24,8 @@ from ovia_backup_dagster.postgres import verification
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster.postgres.verification import Verifier
-from ovia_backup_dagster.retention.plan import Policy
-from ovia_backup_dagster.retention.prune import prune
+from ovia_backup_dagster.retention.acts import prune
+from ovia_backup_dagster.retention.policy import Policy
 from ovia_backup_dagster_tests.conftest import NewDatabase, execute, quiet
 from ovia_backup_dagster_tests.postgres.test_archive import restored, rows_in
 from ovia_backup_dagster_tests.postgres.test_dump import tmpfs

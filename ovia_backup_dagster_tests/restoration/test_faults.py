@@ -33,7 +33,7 @@ from ovia_backup_dagster.restoration.folder import RestoreFolder
 from ovia_backup_dagster.restoration.journal import Journal, JournalMark
 from ovia_backup_dagster.restoration.order import Step
 from ovia_backup_dagster.restoration.steps import Steps
-from ovia_backup_dagster.retention.prune import prune
+from ovia_backup_dagster.retention.acts import prune
 from ovia_backup_dagster.swarm import docker_api
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, free_port, running_cluster
 from ovia_backup_dagster_tests.faults.conftest import SEED, needs_root, place_for, rounds

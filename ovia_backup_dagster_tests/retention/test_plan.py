@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from ovia_backup_dagster.core.backup import CLOCK_TOLERANCE, State
 from ovia_backup_dagster.core.sidecars import HELD
 from ovia_backup_dagster.core.tiers import Tier, Weekday
-from ovia_backup_dagster.retention.plan import BAD_KEEP, YOUNG, Candidate, Plan, Policy, candidate, plan
+from ovia_backup_dagster.retention.plan import BAD_KEEP, YOUNG, Candidate, RetentionPlan, candidate, plan_retention
+from ovia_backup_dagster.retention.policy import Policy
 from ovia_backup_dagster_tests.support.factories import DAY, HOUR, NOW, drilled, held, make_catalog, proven, write_dump
 
 # --- A table of histories -----------------------------------------------------------------------------------------
@@ -644,7 +645,7 @@ def make(
     return Candidate(key, tier, at, state, is_drilled, held_until, "people shrank" if held_until else "")
 
 
-def kept_by(made: Plan) -> set[str]:
+def kept_by(made: RetentionPlan) -> set[str]:
     return {d.candidate.key for d in made.decisions if d.keep}
 
 
@@ -652,7 +653,7 @@ def kept_by(made: Plan) -> set[str]:
 def test_the_table(case: Case) -> None:
     now = instant(case.now)
     candidates, kept = read_history(case.history, now)
-    made = plan(candidates, case.policy, now)
+    made = plan_retention(candidates, case.policy, now)
     assert kept_by(made) == kept
     assert case.held in made.held
     assert bool(made.held) == bool(case.held)
@@ -683,7 +684,7 @@ def test_each_decision_says_why() -> None:
         keep d 04-01 held
     """
     candidates, kept = read_history(history, NOW)
-    made = plan(candidates, replace(SUNDAY_UTC, daily_keep=2, weekly_keep=1), NOW)
+    made = plan_retention(candidates, replace(SUNDAY_UTC, daily_keep=2, weekly_keep=1), NOW)
     assert kept_by(made) == kept
     assert [d.reason for d in made.decisions] == [
         "dated in the future: check the clock",
@@ -705,7 +706,7 @@ def test_each_decision_says_why() -> None:
 
 def test_of_the_two_copies_of_an_instant_the_daily_one_comes_first() -> None:
     candidates, _ = read_history("keep w 06-14\nkeep d 06-14", NOW)
-    assert [(d.candidate.tier, d.reason) for d in plan(candidates, SUNDAY_UTC, NOW).decisions] == [
+    assert [(d.candidate.tier, d.reason) for d in plan_retention(candidates, SUNDAY_UTC, NOW).decisions] == [
         (Tier.DAILY, "newest proven"),
         (Tier.WEEKLY, "weekly 1 of 4 (week of 2026-06-14)"),
     ]
@@ -713,7 +714,7 @@ def test_of_the_two_copies_of_an_instant_the_daily_one_comes_first() -> None:
 
 def test_removals_are_oldest_first_so_that_an_interrupted_pruning_leaves_the_newer_ones() -> None:
     candidates, _ = read_history("keep d 05-01..06-15", NOW)
-    removals = [d.candidate.started_at for d in plan(candidates, SUNDAY_UTC, NOW).removals]
+    removals = [d.candidate.started_at for d in plan_retention(candidates, SUNDAY_UTC, NOW).removals]
     assert removals == sorted(removals)
     assert len(removals) == len(candidates) - 7
 
@@ -722,8 +723,8 @@ def test_a_hold_ends_at_its_very_instant() -> None:
     recent = make(NOW - HOUR)
     old = make(NOW - 30 * DAY, held_until=NOW)
     policy = replace(SUNDAY_UTC, daily_keep=1)
-    assert [d.candidate for d in plan([recent, old], policy, NOW).removals] == [old]
-    assert plan([recent, old], policy, NOW - timedelta(microseconds=1)).removals == ()
+    assert [d.candidate for d in plan_retention([recent, old], policy, NOW).removals] == [old]
+    assert plan_retention([recent, old], policy, NOW - timedelta(microseconds=1)).removals == ()
 
 
 @pytest.mark.parametrize("keeps", [(0, 1), (1, 0), (-1, 4)])
@@ -738,7 +739,7 @@ def test_a_dump_dated_at_the_edge_of_the_calendar_stops_nothing(at: datetime, zo
     # Anybody can name a file so; pruning of all the others must not end in an OverflowError.
     candidates, _ = read_history("keep d 06-01..06-15", NOW)
     edges = [make(at, tier) for tier in Tier]
-    made = plan([*candidates, *edges], replace(SUNDAY_UTC, timezone=ZoneInfo(zone)), NOW)
+    made = plan_retention([*candidates, *edges], replace(SUNDAY_UTC, timezone=ZoneInfo(zone)), NOW)
     assert {d.candidate.key for d in made.removals} >= {c.key for c in candidates[:8]}
 
 
@@ -774,7 +775,7 @@ def test_a_hold_that_cannot_be_read_holds(tmp_path: Path, text: str) -> None:
     recent = proven(catalog, NOW - HOUR)
     old.sidecar(HELD).write_text(text, encoding="utf-8")
     read = [candidate(b, NOW) for b in (old, recent)]
-    assert plan(read, replace(SUNDAY_UTC, daily_keep=1), NOW).removals == ()
+    assert plan_retention(read, replace(SUNDAY_UTC, daily_keep=1), NOW).removals == ()
 
 
 def test_the_two_tiers_copies_of_a_dump_have_keys_of_their_own(tmp_path: Path) -> None:
@@ -867,8 +868,8 @@ class History:
     now: datetime
 
     @property
-    def plan(self) -> Plan:
-        return plan(self.candidates, self.policy, self.now)
+    def plan(self) -> RetentionPlan:
+        return plan_retention(self.candidates, self.policy, self.now)
 
     @property
     def past(self) -> list[Candidate]:
@@ -1052,6 +1053,6 @@ def test_a_bad_one_that_is_intact_goes_only_when_as_many_newer_ones_are_proven()
     policy = replace(SUNDAY_UTC, daily_keep=3)
     bad = [replace(make(NOW - days * DAY, Tier.DAILY), state=State.BAD, intact=True) for days in (4, 5, 6, 7, 8)]
     good = [make(NOW - days * DAY, Tier.DAILY) for days in (1, 2)]
-    assert plan([*bad, *good], policy, NOW).removals == ()
-    made = plan([*bad, *good, make(NOW - 3 * DAY, Tier.DAILY)], policy, NOW)
+    assert plan_retention([*bad, *good], policy, NOW).removals == ()
+    made = plan_retention([*bad, *good, make(NOW - 3 * DAY, Tier.DAILY)], policy, NOW)
     assert [d.candidate for d in made.removals] == bad[::-1]

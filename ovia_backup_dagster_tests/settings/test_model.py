@@ -14,7 +14,7 @@ from ovia_backup_dagster.core.deployment_hints import Hints
 from ovia_backup_dagster.core.errors import SettingsError
 from ovia_backup_dagster.core.tiers import Weekday
 from ovia_backup_dagster.postgres.programs import Connection
-from ovia_backup_dagster.retention.plan import Policy
+from ovia_backup_dagster.retention.policy import Policy
 from ovia_backup_dagster.settings.backup import OVIA_TABLES
 from ovia_backup_dagster.settings.model import SETTINGS, Settings, variable_names
 from ovia_backup_dagster.settings.value_types import WEEKDAYS

@@ -1,7 +1,7 @@
 """Promoting and pruning: take the lock, read the catalog again, decide, act.
 
-The decisions are pure functions in ``promotion`` and ``retention``; here is only the order of events, which
-both the Dagster assets and the command line need.
+The decisions are pure functions in ``promotion`` and ``plan``; here is only the order of events, which both the Dagster
+assets and the command line need. How a file appears and vanishes is the business of ``core.publication``.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from ovia_backup_dagster.core.sweeping import sweep_abandoned
 from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.core.verdict import Hold
 from ovia_backup_dagster.restoration.folder import RestoreFolder
-from ovia_backup_dagster.retention import plan as retention
-from ovia_backup_dagster.retention import promotion
-from ovia_backup_dagster.retention.plan import Plan, Policy
+from ovia_backup_dagster.retention.plan import RetentionPlan, candidate, plan_retention
+from ovia_backup_dagster.retention.policy import Policy
+from ovia_backup_dagster.retention.promotion import decide_promotion
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Pruned:
         freed_bytes: their length; a hard link's twin may still hold the space.
     """
 
-    plan: Plan
+    plan: RetentionPlan
     removed: tuple[str, ...] = ()
     freed_bytes: int = 0
     swept: tuple[str, ...] = ()
@@ -67,7 +67,7 @@ def promote(
         LockHeldError, BackupNotFoundError, VolumeError, DiskFullError.
     """
     with _locked(catalog, f"promoting {backup}", now, on_wait) as now:
-        decision = promotion.decide(catalog.refresh(backup), catalog.backups(Tier.WEEKLY), policy, now)
+        decision = decide_promotion(catalog.refresh(backup), catalog.backups(Tier.WEEKLY), policy, now)
         weekly = None
         if decision.promote:
             catalog.prepare(Tier.WEEKLY)
@@ -131,9 +131,9 @@ def _locked(catalog: Catalog, purpose: str, now: datetime, on_wait: Callable[[st
         yield now + timedelta(seconds=time.monotonic() - began)
 
 
-def preview(backups: Iterable[Backup], policy: Policy, now: datetime) -> Plan:
+def preview(backups: Iterable[Backup], policy: Policy, now: datetime) -> RetentionPlan:
     """What :func:`prune` would decide now about all backups of a volume; changes nothing and needs no lock."""
-    return retention.plan([retention.candidate(b, now) for b in backups], policy, now)
+    return plan_retention([candidate(b, now) for b in backups], policy, now)
 
 
 def release(catalog: Catalog, backup: Backup, now: datetime) -> Backup:

@@ -21,8 +21,8 @@ from ovia_backup_dagster.core.locking import lock_holder
 from ovia_backup_dagster.core.publication import promote_backup, remove_backup
 from ovia_backup_dagster.core.sidecars import HELD, VERIFIED
 from ovia_backup_dagster.core.tiers import Tier, Weekday
-from ovia_backup_dagster.retention import prune
-from ovia_backup_dagster.retention.plan import Policy
+from ovia_backup_dagster.retention import acts
+from ovia_backup_dagster.retention.policy import Policy
 from ovia_backup_dagster_tests.conftest import snapshot
 from ovia_backup_dagster_tests.support.crashes import killed_at_each_step
 from ovia_backup_dagster_tests.support.factories import (
@@ -59,10 +59,10 @@ def dailies(catalog: Catalog, days: int) -> list[Backup]:
 
 def test_a_proven_backup_is_promoted_once_a_week(catalog: Catalog) -> None:
     backup = proven(catalog, NOW - DAY)
-    first = prune.promote(catalog, backup, POLICY, NOW)
+    first = acts.promote(catalog, backup, POLICY, NOW)
     assert first.weekly is not None
     assert first.reason == "Sunday's first proven dump"
-    second = prune.promote(catalog, backup, POLICY, NOW)
+    second = acts.promote(catalog, backup, POLICY, NOW)
     assert second.weekly is None
     assert second.reason == f"the week of Sunday 2026-06-14 has its weekly backup, {first.weekly}"
     assert catalog.backups(Tier.WEEKLY) == [first.weekly]
@@ -72,7 +72,7 @@ def test_what_was_proven_and_changed_in_the_meantime_is_not_promoted(catalog: Ca
     backup = proven(catalog, NOW - DAY)
     assert backup.state(NOW) is State.PROVEN
     backup.path.write_bytes(CONTENT + b"altered")
-    assert prune.promote(catalog, backup, POLICY, NOW).weekly is None
+    assert acts.promote(catalog, backup, POLICY, NOW).weekly is None
     assert catalog.backups(Tier.WEEKLY) == []
 
 
@@ -80,21 +80,21 @@ def test_what_was_found_bad_in_the_meantime_is_not_promoted(catalog: Catalog) ->
     backup = proven(catalog, NOW - DAY)
     assert backup.state(NOW) is State.PROVEN
     judged(catalog, catalog.refresh(backup), good=False)
-    assert prune.promote(catalog, backup, POLICY, NOW).weekly is None
+    assert acts.promote(catalog, backup, POLICY, NOW).weekly is None
 
 
 def test_a_backup_that_is_gone_is_not_promoted(catalog: Catalog) -> None:
     backup = proven(catalog, NOW - DAY)
     remove_backup(catalog, backup)
     with pytest.raises(BackupNotFoundError):
-        prune.promote(catalog, backup, POLICY, NOW)
+        acts.promote(catalog, backup, POLICY, NOW)
     assert names(catalog.folder(Tier.WEEKLY)) == set()
 
 
 def test_a_bad_weekly_of_the_same_dump_is_replaced(catalog: Catalog) -> None:
     backup = proven(catalog, NOW - DAY)
     judged(catalog, promote_backup(catalog, backup, Tier.WEEKLY, NOW), good=False)
-    promoted = prune.promote(catalog, backup, POLICY, NOW)
+    promoted = acts.promote(catalog, backup, POLICY, NOW)
     assert promoted.weekly is not None
     assert promoted.weekly.state(NOW) is State.PROVEN
 
@@ -102,7 +102,7 @@ def test_a_bad_weekly_of_the_same_dump_is_replaced(catalog: Catalog) -> None:
 def test_nobody_promotes_while_another_is_at_work(catalog: Catalog) -> None:
     backup = proven(catalog, NOW - DAY)
     with catalog.lock("dumping ovia", NOW), pytest.raises(LockHeldError, match="dumping ovia"):
-        prune.promote(catalog, backup, POLICY, NOW)
+        acts.promote(catalog, backup, POLICY, NOW)
     assert catalog.backups(Tier.WEEKLY) == []
 
 
@@ -111,7 +111,7 @@ def test_nobody_promotes_while_another_is_at_work(catalog: Catalog) -> None:
 
 def test_pruning_removes_what_the_policy_does_not_keep_with_all_sidecars(catalog: Catalog) -> None:
     made = dailies(catalog, 10)
-    done = prune.prune(catalog, POLICY, NOW)
+    done = acts.prune(catalog, POLICY, NOW)
     assert catalog.backups() == made[:7]
     assert done.removed == tuple(f"daily/{b}" for b in reversed(made[7:]))
     assert done.freed_bytes == 3 * len(CONTENT)
@@ -121,16 +121,16 @@ def test_pruning_removes_what_the_policy_does_not_keep_with_all_sidecars(catalog
 
 def test_pruning_twice_changes_nothing_more(catalog: Catalog) -> None:
     dailies(catalog, 10)
-    prune.prune(catalog, POLICY, NOW)
+    acts.prune(catalog, POLICY, NOW)
     before = snapshot(catalog.root)
-    assert prune.prune(catalog, POLICY, NOW).removed == ()
+    assert acts.prune(catalog, POLICY, NOW).removed == ()
     assert snapshot(catalog.root) == before
 
 
 def test_pruning_the_daily_copy_leaves_the_weekly_one_whole(catalog: Catalog) -> None:
     made = dailies(catalog, 10)
     weekly = promote_backup(catalog, made[9], Tier.WEEKLY, NOW)
-    prune.prune(catalog, POLICY, NOW)
+    acts.prune(catalog, POLICY, NOW)
     assert catalog.backups(Tier.WEEKLY) == [weekly]
     assert weekly.path.read_bytes() == CONTENT
     assert catalog.refresh(weekly).state(NOW) is State.PROVEN
@@ -141,14 +141,14 @@ def test_drilled_and_held_ones_stay(catalog: Catalog) -> None:
     drilled(catalog, made[4])
     held(catalog, made[3], NOW + DAY)
     held(catalog, made[2], NOW - DAY)
-    prune.prune(catalog, ONE_DAY, NOW)
+    acts.prune(catalog, ONE_DAY, NOW)
     assert catalog.backups() == [made[0], made[3], made[4]]
 
 
 def test_a_hold_that_cannot_be_read_holds(catalog: Catalog) -> None:
     made = dailies(catalog, 3)
     made[2].sidecar(HELD).write_text("garbage", encoding="utf-8")
-    prune.prune(catalog, ONE_DAY, NOW)
+    acts.prune(catalog, ONE_DAY, NOW)
     assert catalog.backups() == [made[0], made[2]]
 
 
@@ -156,7 +156,7 @@ def test_a_verdict_that_cannot_be_read_lets_nothing_be_removed_on_its_strength(c
     made = dailies(catalog, 3)
     made[0].sidecar(VERIFIED).write_text("garbage", encoding="utf-8")
     with pytest.raises(NotProvenError):
-        prune.prune(catalog, ONE_DAY, NOW)
+        acts.prune(catalog, ONE_DAY, NOW)
     assert catalog.backups() == made
 
 
@@ -165,7 +165,7 @@ def test_pruning_refuses_when_the_newest_is_unproven(catalog: Catalog) -> None:
     newest = publish(catalog, NOW)
     before = snapshot(catalog.root)
     with pytest.raises(NotProvenError, match=f"daily/{newest}, is unproven. Next: verify it") as refused:
-        prune.prune(catalog, POLICY, NOW)
+        acts.prune(catalog, POLICY, NOW)
     assert refused.value.what == "nothing was removed"
     assert snapshot(catalog.root) == before
     assert lock_holder(catalog.root) is None
@@ -176,7 +176,7 @@ def test_pruning_refuses_when_the_newest_is_bad(catalog: Catalog) -> None:
     judged(catalog, publish(catalog, NOW), good=False)
     before = snapshot(catalog.root)
     with pytest.raises(NotProvenError, match="is bad"):
-        prune.prune(catalog, POLICY, NOW)
+        acts.prune(catalog, POLICY, NOW)
     assert snapshot(catalog.root) == before
 
 
@@ -185,26 +185,26 @@ def test_pruning_refuses_when_the_newest_proven_one_was_altered(catalog: Catalog
     made[0].path.write_bytes(b"")
     before = snapshot(catalog.root)
     with pytest.raises(NotProvenError):
-        prune.prune(catalog, POLICY, NOW)
+        acts.prune(catalog, POLICY, NOW)
     assert snapshot(catalog.root) == before
 
 
 def test_pruning_an_empty_volume_refuses(catalog: Catalog) -> None:
     with pytest.raises(NotProvenError, match="there is no backup"):
-        prune.prune(catalog, POLICY, NOW)
+        acts.prune(catalog, POLICY, NOW)
 
 
 def test_the_old_scripts_dump_being_written_neither_stops_pruning_nor_is_touched(catalog: Catalog) -> None:
     made = dailies(catalog, 3)
     writing = write_dump(catalog, NOW, age=timedelta(minutes=1))
-    prune.prune(catalog, ONE_DAY, NOW)
+    acts.prune(catalog, ONE_DAY, NOW)
     assert catalog.backups() == [writing, made[0]]
 
 
 def test_of_bad_ones_the_newest_two_are_left(catalog: Catalog) -> None:
     newest = proven(catalog, NOW - HOUR)
     bad = [judged(catalog, publish(catalog, NOW - n * DAY), good=False) for n in range(2, 6)]
-    prune.prune(catalog, POLICY, NOW)
+    acts.prune(catalog, POLICY, NOW)
     assert catalog.backups() == [newest, *bad[:2]]
 
 
@@ -214,7 +214,7 @@ def test_other_databases_and_strangers_stay(catalog: Catalog) -> None:
     (catalog.folder(Tier.DAILY) / "notes.txt").write_text("mine", encoding="utf-8")
     before = snapshot(catalog.root)
     dailies(catalog, 3)
-    prune.prune(catalog, ONE_DAY, NOW)
+    acts.prune(catalog, ONE_DAY, NOW)
     after = snapshot(catalog.root)
     assert other.backups() == others
     assert {name: after[name] for name in before} == before
@@ -224,7 +224,7 @@ def test_pruning_first_sweeps_what_a_crash_left_and_says_so(catalog: Catalog) ->
     made = dailies(catalog, 2)
     leftover = catalog.temporary(made[0].name)
     leftover.write_bytes(b"half")
-    assert prune.prune(catalog, POLICY, NOW).swept == (leftover.name,)
+    assert acts.prune(catalog, POLICY, NOW).swept == (leftover.name,)
     assert not leftover.exists()
 
 
@@ -240,7 +240,7 @@ def test_one_that_vanishes_meanwhile_does_not_stop_the_others(
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     monkeypatch.setattr(os, "unlink", somebody_was_faster)
-    prune.prune(catalog, ONE_DAY, NOW)
+    acts.prune(catalog, ONE_DAY, NOW)
     assert catalog.backups() == made[:1]
     assert len(names(catalog.folder(Tier.DAILY))) == len(("dump", "manifest", "globals", "verdict"))
 
@@ -259,7 +259,7 @@ def test_one_that_refuses_to_go_does_not_stop_the_others_and_is_reported(
 
     monkeypatch.setattr(os, "unlink", unlink)
     with pytest.raises(VolumeError, match="1 of 3 backups could not be removed") as reported:
-        prune.prune(catalog, ONE_DAY, NOW)
+        acts.prune(catalog, ONE_DAY, NOW)
     assert str(stubborn.path) in reported.value.why
     assert "busy" in reported.value.why
     assert catalog.backups() == [made[0], stubborn]
@@ -269,7 +269,7 @@ def test_one_that_refuses_to_go_does_not_stop_the_others_and_is_reported(
 def test_a_folder_named_like_a_leftover_does_not_stop_pruning(catalog: Catalog) -> None:
     made = dailies(catalog, 3)
     catalog.temporary(made[0].name).mkdir()
-    prune.prune(catalog, ONE_DAY, NOW)
+    acts.prune(catalog, ONE_DAY, NOW)
     assert catalog.backups() == made[:1]
 
 
@@ -277,7 +277,7 @@ def test_nobody_prunes_while_another_is_at_work(catalog: Catalog) -> None:
     dailies(catalog, 10)
     before = snapshot(catalog.root)
     with catalog.lock("dumping ovia", NOW), pytest.raises(LockHeldError, match="dumping ovia"):
-        prune.prune(catalog, POLICY, NOW)
+        acts.prune(catalog, POLICY, NOW)
     assert snapshot(catalog.root) == before
 
 
@@ -286,7 +286,7 @@ def test_who_waits_to_prune_is_told_for_whom(tmp_path: Path) -> None:
     dailies(catalog, 1)
     told: list[str] = []
     with catalog.lock("dumping ovia", NOW), pytest.raises(LockHeldError):
-        prune.prune(catalog, POLICY, NOW, told.append)
+        acts.prune(catalog, POLICY, NOW, told.append)
     assert [holder.partition(" (")[0] for holder in told] == ["dumping ovia"]
 
 
@@ -308,7 +308,7 @@ def test_an_unproven_dump_that_was_made_during_a_long_wait_is_looked_at(
             other.close()
 
         with pytest.raises(NotProvenError, match="is unproven"):
-            prune.prune(catalog, ONE_DAY, NOW, half_an_hour_passes)
+            acts.prune(catalog, ONE_DAY, NOW, half_an_hour_passes)
     assert catalog.backups()[1:] == made
 
 
@@ -322,7 +322,7 @@ def test_the_catalog_is_read_again_under_the_lock(catalog: Catalog, monkeypatch:
         return real_backups(self, *tiers)
 
     monkeypatch.setattr(Catalog, "backups", backups)
-    prune.prune(catalog, ONE_DAY, NOW)
+    acts.prune(catalog, ONE_DAY, NOW)
     assert [(holder or "nobody").partition(" (")[0] for holder in looked_at] == ["pruning"]
 
 
@@ -334,7 +334,7 @@ def test_pruning_killed_at_any_step_leaves_only_whole_backups_and_never_less_tha
         catalog = make_catalog(tmp_path / str(next(volumes)))
         dailies(catalog, 3)
         current[:] = [catalog]
-        return lambda: prune.prune(catalog, ONE_DAY, NOW)
+        return lambda: acts.prune(catalog, ONE_DAY, NOW)
 
     for _ in killed_at_each_step(prepare):
         (catalog,) = current
@@ -342,7 +342,7 @@ def test_pruning_killed_at_any_step_leaves_only_whole_backups_and_never_less_tha
         assert {b.state(NOW) for b in left} == {State.PROVEN}
         assert left[0].started_at == NOW - HOUR
         # Whoever comes next is not kept out, and finishes it.
-        prune.prune(catalog, ONE_DAY, NOW)
+        acts.prune(catalog, ONE_DAY, NOW)
         assert [b.started_at for b in catalog.backups()] == [NOW - HOUR]
         assert len(names(catalog.folder(Tier.DAILY))) == len(("dump", "manifest", "globals", "verdict"))
 
@@ -355,15 +355,15 @@ def test_a_preview_decides_the_same_and_changes_nothing_and_needs_no_lock(catalo
     catalog.temporary(made[0].name).touch()
     before = snapshot(catalog.root)
     with catalog.lock("dumping ovia", NOW):
-        previewed = prune.preview(catalog.backups(), POLICY, NOW)
+        previewed = acts.preview(catalog.backups(), POLICY, NOW)
     assert snapshot(catalog.root) == before
-    assert prune.prune(catalog, POLICY, NOW).plan == previewed
+    assert acts.prune(catalog, POLICY, NOW).plan == previewed
 
 
 def test_a_preview_says_why_nothing_would_be_removed(catalog: Catalog) -> None:
     dailies(catalog, 10)
     newest = publish(catalog, NOW)
-    previewed = prune.preview(catalog.backups(), POLICY, NOW)
+    previewed = acts.preview(catalog.backups(), POLICY, NOW)
     assert previewed.held == f"the newest backup, daily/{newest}, is unproven"
     assert previewed.removals == ()
 
@@ -374,11 +374,11 @@ def test_a_preview_says_why_nothing_would_be_removed(catalog: Catalog) -> None:
 def test_a_released_backup_is_pruned_like_others(catalog: Catalog) -> None:
     made = dailies(catalog, 3)
     backup = held(catalog, made[2], NOW + 30 * DAY)
-    released = prune.release(catalog, backup, NOW)
+    released = acts.release(catalog, backup, NOW)
     assert released.hold is not None
     assert (released.hold.released_at, released.hold.until) == (NOW, NOW + 30 * DAY)
     assert released.state(NOW) is State.PROVEN
-    prune.prune(catalog, ONE_DAY, NOW)
+    acts.prune(catalog, ONE_DAY, NOW)
     assert catalog.backups() == made[:1]
 
 
@@ -386,22 +386,22 @@ def test_what_is_not_on_hold_cannot_be_released(catalog: Catalog) -> None:
     backup = proven(catalog, NOW - DAY)
     before = snapshot(catalog.root)
     with pytest.raises(BackupNotFoundError, match="is not on hold"):
-        prune.release(catalog, backup, NOW)
+        acts.release(catalog, backup, NOW)
     assert snapshot(catalog.root) == before
 
 
 def test_a_hold_is_released_once(catalog: Catalog) -> None:
     backup = held(catalog, proven(catalog, NOW - DAY), NOW + DAY)
-    prune.release(catalog, backup, NOW)
+    acts.release(catalog, backup, NOW)
     with pytest.raises(BackupNotFoundError, match="is not on hold"):
-        prune.release(catalog, backup, NOW + HOUR)
+        acts.release(catalog, backup, NOW + HOUR)
 
 
 def test_a_backup_that_is_gone_cannot_be_released(catalog: Catalog) -> None:
     backup = held(catalog, proven(catalog, NOW - DAY), NOW + DAY)
     remove_backup(catalog, backup)
     with pytest.raises(BackupNotFoundError):
-        prune.release(catalog, backup, NOW)
+        acts.release(catalog, backup, NOW)
 
 
 # --- A season -----------------------------------------------------------------------------------------------------
@@ -415,12 +415,12 @@ def test_ninety_nights_with_bad_weeks_among_them_leave_seven_days_and_four_weeks
         night = began + n * DAY
         now = night + timedelta(minutes=30)
         backup = judged(catalog, publish(catalog, night), good=n not in failed)
-        prune.promote(catalog, backup, POLICY, now)
+        acts.promote(catalog, backup, POLICY, now)
         if n in failed:
             with pytest.raises(NotProvenError):
-                prune.prune(catalog, POLICY, now)
+                acts.prune(catalog, POLICY, now)
         else:
-            prune.prune(catalog, POLICY, now)
+            acts.prune(catalog, POLICY, now)
         good = [b for b in catalog.backups() if b.state(now) is State.PROVEN]
         counts.append(len(good))
     last = began + 89 * DAY
