@@ -5,8 +5,6 @@ What is typed on the command line is in ``options``.
 
 from __future__ import annotations
 
-import getpass
-import socket
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,4 +27,7 @@ def system_from_environment() -> BackupSystem:
 
 def operator() -> str:
     """Who runs the command, and where: evidence and records name them."""
+    import getpass
+    import socket
+
     return f"{getpass.getuser()} on {socket.gethostname()}"

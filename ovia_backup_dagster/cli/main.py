@@ -17,7 +17,6 @@ import io
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, NoReturn, cast
 
@@ -145,6 +144,8 @@ def _keep_whole(error: BackupError) -> None:
     """Where a message is too long for a terminal, all of it goes into a file of this user's."""
     if not error.whole:
         return
+    import tempfile
+
     with contextlib.suppress(OSError):
         number, path = tempfile.mkstemp(prefix="ovia-backup-", suffix=".txt")
         with open(number, "w", encoding="utf-8", errors="backslashreplace") as file:
