@@ -12,13 +12,13 @@ import pytest
 import yaml
 
 from ovia_backup_dagster import __version__
-from ovia_backup_dagster.container import service
+from ovia_backup_dagster.container.swarm_secrets import FILE_VARIABLES
 from ovia_backup_dagster.settings.model import variable_names
 from ovia_backup_dagster_tests.conftest import REPOSITORY
 
 DEPLOY = REPOSITORY / "deploy"
 #: Of no use in a container of the image, or by value where a file is wanted.
-NOT_IN_STACK = {*service.BY_FILE, "BACKUP_ASSET_PREFIX", "PG_BIN_DIR"}
+NOT_IN_STACK = {*FILE_VARIABLES, "BACKUP_ASSET_PREFIX", "PG_BIN_DIR"}
 
 
 def read(name: str) -> dict[str, Any]:

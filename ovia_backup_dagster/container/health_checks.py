@@ -1,0 +1,191 @@
+"""What must answer for a container to be well: Dagster's storage, the code servers, Docker, the role's own program.
+
+A role waits for some of it before it begins; Docker asks for all of it every minute. What is looked at in depth is the
+``doctor``'s. Never imports dagster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from ovia_backup_dagster.container.errors import ContainerError, NotThereYetError
+from ovia_backup_dagster.container.swarm_secrets import PRIVATE
+from ovia_backup_dagster.core.errors import BackupError
+
+#: Is there while something will fail.
+UNWELL = PRIVATE / "unwell"
+#: What the health check complained of last.
+_LAST_COMPLAINT = Path("/tmp/ovia-backup-unhealthy")  # noqa: S108 - a container's own
+#: Where the programs of the stack listen.
+CODE_SERVER_PORT = 4000
+WEBSERVER_PORT = 3000
+HEALTH_PORT = 8404
+
+
+@click.command("health")
+@click.argument("role", type=click.Choice(["daemon", "webserver", "proxy", "doctor"]))
+def health_command(role: str) -> None:
+    """A container's health check. Docker hides what one says: what is new goes to the service's log, too."""
+    try:
+        _check_role(role)
+    except BackupError as error:
+        _tell_once(str(error))
+        raise
+    with contextlib.suppress(OSError):
+        _LAST_COMPLAINT.unlink()
+
+
+def _check_role(role: str) -> None:
+    match role:
+        case "daemon":
+            docker_is_ready()
+            _daemon_is_alive()
+        case "webserver":
+            _answers(f"http://127.0.0.1:{WEBSERVER_PORT}/server_info", "the web server")
+            storage_answers()
+        case "proxy":
+            _answers(f"http://127.0.0.1:{HEALTH_PORT}/health", "what is behind the proxy")
+        case "doctor":
+            if UNWELL.exists():
+                raise ContainerError("something will fail", fix="docker service logs ovia-backup_doctor --tail 20")
+
+
+def _tell_once(text: str) -> None:
+    with contextlib.suppress(OSError):
+        if _LAST_COMPLAINT.exists() and _LAST_COMPLAINT.read_text("utf-8") == text:
+            return
+        _LAST_COMPLAINT.write_text(text, "utf-8")
+    with contextlib.suppress(OSError), Path("/proc/1/fd/2").open("w", encoding="utf-8") as log:
+        log.write(f"unhealthy: {text}\n")
+
+
+def storage_answers() -> None:
+    """Dagster's storage answers.
+
+    Raises:
+        NotThereYetError: it does not.
+    """
+    import psycopg
+
+    storage = _instance_settings()["storage"]["postgres"]
+    url = storage["postgres_url"].replace("+psycopg2", "")  # SQLAlchemy's, not libpq's
+    try:
+        with psycopg.connect(url, connect_timeout=5) as connection:
+            connection.execute("SELECT 1")
+    except psycopg.Error as error:
+        raise NotThereYetError(
+            "Dagster's storage does not answer",
+            why=" ".join(str(error).split()),
+            fix="docker service ps ovia-backup_storage; docker service logs ovia-backup_storage --tail 20",
+        ) from None
+
+
+def code_servers_answer() -> None:
+    """Each code server of the workspace answers.
+
+    Raises:
+        NotThereYetError: one does not.
+    """
+    from ovia_backup_dagster.doctor.code_server import ask_code_server
+    from ovia_backup_dagster.doctor.report import Severity
+
+    workspace = yaml.safe_load((dagster_home() / "workspace.yaml").read_text("utf-8"))
+    for server in (entry["grpc_server"] for entry in workspace["load_from"]):
+        for line in ask_code_server(server["port"], server["host"]):
+            if line.level is Severity.FAIL:
+                name = f"ovia-backup_{server['host']}"
+                raise NotThereYetError(line.text, fix=f"docker service ps {name}; docker service logs {name} --tail 20")
+
+
+def docker_is_ready() -> None:
+    """Docker answers, has the image, and the networks that runs are put on are there and attachable.
+
+    Raises:
+        NotThereYetError: it does not answer.
+        ContainerError: something else of it is not so.
+    """
+    import docker as sdk
+    from docker.errors import DockerException, NotFound
+
+    launcher = _instance_settings()["run_launcher"]["config"]
+    networks = [*launcher["networks"], *os.environ.get("RUN_NETWORKS", "").split()]
+    image = os.environ.get("DAGSTER_CURRENT_IMAGE", "")
+    try:
+        with contextlib.closing(sdk.from_env(timeout=10)) as client:
+            client.ping()
+            for name in networks:
+                _require_attachable(client, name)
+            try:
+                client.images.get(image)
+            except NotFound:
+                raise ContainerError(
+                    f"the image {image} is not on this node",
+                    why="runs are made from it, and nothing pulls it for them",
+                    fix=f"docker pull {image}, or build it: docker build -t {image} -f deploy/Dockerfile .",
+                ) from None
+    except (DockerException, OSError) as error:
+        raise NotThereYetError(
+            "Docker does not answer: no run can be launched",
+            why=" ".join(str(error).split()),
+            fix="docker service ps ovia-backup_docker-filter; docker service logs ovia-backup_docker-filter --tail 20",
+        ) from None
+
+
+def _require_attachable(client: Any, name: str) -> None:
+    from docker.errors import NotFound
+
+    try:
+        found = client.api.inspect_network(name)
+    except NotFound:
+        raise ContainerError(
+            f"there is no network {name} for runs",
+            why="RUN_NETWORKS names another than the stack that is backed up",
+            fix="docker network ls; then set RUN_NETWORKS, and the network backed-up, in deploy/stack.yml",
+        ) from None
+    if found.get("Driver") == "overlay" and not found.get("Attachable"):
+        raise ContainerError(
+            f"the network {name} is not attachable: no run can be put on it",
+            why="runs are plain containers, not services",
+            fix=f"docker network inspect {name}; add `attachable: true` to it in its stack's file, and make it anew",
+        )
+
+
+def _daemon_is_alive() -> None:
+    done = subprocess.run(
+        (sys.executable, "-m", "dagster._daemon", "liveness-check"),
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+    )
+    if done.returncode:
+        said = (done.stdout + done.stderr).strip().splitlines()
+        raise ContainerError("the daemon gives no sign of life", why=said[-1] if said else "", fix="see its log")
+
+
+def _answers(url: str, what: str) -> None:
+    try:
+        with urllib.request.urlopen(url, timeout=10):  # noqa: S310 - our own, on loopback
+            pass
+    except (urllib.error.URLError, OSError) as error:
+        raise ContainerError(f"{what} does not answer", why=str(error), fix="see this service's log") from None
+
+
+def _instance_settings() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((dagster_home() / "dagster.yaml").read_text("utf-8"))
+    return found
+
+
+def dagster_home() -> Path:
+    """Where the image keeps the settings of Dagster and HAProxy."""
+    return Path(os.environ["DAGSTER_HOME"])

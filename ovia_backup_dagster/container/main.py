@@ -1,0 +1,52 @@
+"""``ovia-backup-service``: the program that the containers of the Swarm stack begin with.
+
+It only gathers the roles and the health check, and makes one line of an error of ours. Never imports dagster: a health
+check is asked for every minute.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ovia_backup_dagster.container.health_checks import health_command
+from ovia_backup_dagster.container.roles import (
+    code_server_role,
+    console_role,
+    daemon_role,
+    docker_filter_role,
+    doctor_role,
+    door_role,
+    run_role,
+    webserver_role,
+)
+from ovia_backup_dagster.core.errors import BackupError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """The roles of the image. See deploy/stack.yml."""
+
+
+for _command in (
+    code_server_role,
+    console_role,
+    daemon_role,
+    docker_filter_role,
+    doctor_role,
+    door_role,
+    health_command,
+    run_role,
+    webserver_role,
+):
+    main.add_command(_command)
+
+
+def entry_point() -> None:
+    """The console script: an error of ours is one line."""
+    try:
+        main()
+    except BackupError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,208 @@
+"""What each container of the Swarm stack does before it becomes Dagster, HAProxy or a shell for people.
+
+A role collects its secrets, waits for what it cannot do without, says in one line what is missing, and then *becomes*
+the real program. What stands in the stack is ``deploy/stack.yml``'s business. Never imports dagster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from ovia_backup_dagster.container.errors import ContainerError
+from ovia_backup_dagster.container.health_checks import (
+    CODE_SERVER_PORT,
+    UNWELL,
+    WEBSERVER_PORT,
+    code_servers_answer,
+    dagster_home,
+    docker_is_ready,
+    storage_answers,
+)
+from ovia_backup_dagster.container.swarm_secrets import SECRETS, collect_secrets, refuse_secret_values, require_readable
+from ovia_backup_dagster.settings.model import variable_names
+
+#: Who may come is decided by the networks that a service is on.
+ALL_ADDRESSES = "0.0.0.0"  # noqa: S104
+#: What runs printed, by time, job and container.
+RUN_LOGS = Path("/var/lib/ovia-backup/runs")
+RUN_LOGS_KEPT = 500
+#: How long to wait for what starts at the same time, before the container ends and Swarm starts another.
+PATIENCE_SECONDS = 90.0
+DOCTOR_INTERVAL_SECONDS = 600.0
+#: How long until it looks again while something will fail: often a service that is only starting.
+DOCTOR_AGAIN_SECONDS = 60.0
+#: It ends in half of it, whatever hangs.
+DOCTOR_TIMEOUT_SECONDS = 60.0
+
+
+@click.command("code-server")
+def code_server_role() -> None:
+    """Serve the definitions of one database, with what its runs need."""
+    refuse_secret_values(os.environ)
+    collect_secrets()
+    os.environ["DAGSTER_CONTAINER_CONTEXT"] = json.dumps(container_context(os.environ))
+    wait_for(storage_answers)
+    module = ("--module-name", "ovia_backup_dagster.definitions", "--attribute", "defs")
+    replace_process("dagster", "api", "grpc", "--host", ALL_ADDRESSES, "--port", str(CODE_SERVER_PORT), *module)
+
+
+@click.command("daemon")
+def daemon_role() -> None:
+    """Schedules, sensors and the queue of runs."""
+    collect_secrets()
+    wait_for(storage_answers)
+    wait_for(docker_is_ready)
+    wait_for(code_servers_answer)
+    replace_process("dagster-daemon", "run", "--workspace", str(dagster_home() / "workspace.yaml"))
+
+
+@click.command("webserver")
+def webserver_role() -> None:
+    """The UI."""
+    collect_secrets()
+    wait_for(storage_answers)
+    # Without one the UI still shows what was, and why: only a start in the wrong order is waited out.
+    with contextlib.suppress(ContainerError):
+        wait_for(code_servers_answer)
+    workspace = str(dagster_home() / "workspace.yaml")
+    replace_process(
+        "dagster-webserver", "--host", ALL_ADDRESSES, "--port", str(WEBSERVER_PORT), "--workspace", workspace
+    )
+
+
+@click.command("door")
+def door_role() -> None:
+    """TLS and a password in front of the UI."""
+    for name in ("web_tls", "web_users"):
+        require_readable(SECRETS / name)
+    replace_process(
+        "haproxy", "-W", "-db", "-f", str(dagster_home() / "haproxy/web.cfg"), "-f", str(SECRETS / "web_users")
+    )
+
+
+@click.command("docker-filter")
+def docker_filter_role() -> None:
+    """Pass on to Docker what launching a run needs."""
+    socket = Path("/var/run/docker.sock")
+    if not socket.is_socket():
+        raise ContainerError(
+            f"there is no Docker socket at {socket}",
+            why="it is not mounted, or Docker does not run here",
+            fix="see the volumes of docker-filter in deploy/stack.yml; on the node: ls -l /var/run/docker.sock",
+        )
+    replace_process("haproxy", "-W", "-db", "-f", str(dagster_home() / "haproxy/docker.cfg"))
+
+
+@click.command("doctor")
+def doctor_role() -> None:
+    """Look again and again; unhealthy while something will fail."""
+    collect_secrets()
+    said: list[str] = []
+    while True:
+        lines = _examine()
+        bad = [line for line in lines if line["level"] != "ok"]
+        words = [f"{line['level']:<5}{line['text']}{'. Next: ' if line['fix'] else ''}{line['fix']}" for line in bad]
+        if words != said:
+            click.echo("\n".join(words) or "ok   nothing to mend")
+            said = words
+        if any(line["level"] == "fail" for line in bad):
+            UNWELL.touch()
+            time.sleep(DOCTOR_AGAIN_SECONDS)
+        else:
+            UNWELL.unlink(missing_ok=True)
+            time.sleep(DOCTOR_INTERVAL_SECONDS)
+
+
+def _examine() -> list[dict[str, str]]:
+    try:
+        done = subprocess.run(
+            (sys.executable, "-m", "ovia_backup_dagster.cli.main", "doctor", "--json"),
+            capture_output=True,
+            text=True,
+            timeout=DOCTOR_TIMEOUT_SECONDS,
+            check=False,
+        )
+        lines: list[dict[str, str]] = json.loads(done.stdout)
+    except (subprocess.TimeoutExpired, ValueError) as error:
+        return [{"level": "fail", "text": f"the doctor did not come to an end: {error}", "fix": "ovia-backup doctor"}]
+    return lines
+
+
+@click.command("console")
+def console_role() -> None:
+    """Wait for people: docker exec."""
+    collect_secrets()
+    replace_process("sleep", "infinity")
+
+
+@click.command("run", context_settings={"ignore_unknown_options": True})
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def run_role(command: tuple[str, ...]) -> None:
+    """Become a run's own command, with what it prints in a file: its container, and Docker's log, will be gone."""
+    with contextlib.suppress(OSError):
+        RUN_LOGS.mkdir(mode=0o700, exist_ok=True)
+        for old in sorted(RUN_LOGS.iterdir())[:-RUN_LOGS_KEPT]:
+            old.unlink(missing_ok=True)
+        job = os.environ.get("DAGSTER_RUN_JOB_NAME", "run")
+        name = f"{datetime.now(UTC):%Y-%m-%d_%H%M%S}_{job}_{socket.gethostname()}.log"
+        log = os.open(RUN_LOGS / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(log, sys.stdout.fileno())
+        os.dup2(log, sys.stderr.fileno())
+    replace_process(*command)
+
+
+def container_context(environment: Mapping[str, str]) -> dict[str, Any]:
+    """What Dagster's Docker launcher gives to a run of this code location: its environment, networks and volumes.
+
+    Args:
+        environment: the code server's own. All of its settings are passed on; they name files where secrets stand.
+    """
+    passed = [
+        f"{name}={value}"
+        for name, value in sorted(environment.items())
+        if value and (name in variable_names() or name.startswith("PGSSL"))
+    ]
+    return {
+        "docker": {
+            "env_vars": passed,
+            "networks": environment.get("RUN_NETWORKS", "").split(),
+            "container_kwargs": {"volumes": environment.get("RUN_VOLUMES", "").split()},
+        }
+    }
+
+
+def wait_for(there: Callable[[], None], patience: float = PATIENCE_SECONDS, pause: float = 2.0) -> None:
+    """Wait for what may only be starting.
+
+    Raises:
+        ContainerError: it is still not there.
+    """
+    deadline = time.monotonic() + patience
+    told = False
+    while True:
+        try:
+            return there()
+        except ContainerError as error:
+            if not error.transient or time.monotonic() >= deadline:
+                raise
+            if not told:
+                click.echo(f"waiting: {error.account}", err=True)
+                told = True
+        time.sleep(pause)
+
+
+def replace_process(program: str, *arguments: str) -> NoReturn:
+    """From here on this process is that program: signals and exit codes are its own."""
+    os.execvp(program, (program, *arguments))  # noqa: S606 - argv, no shell

@@ -1,0 +1,98 @@
+"""What must answer, and what is said when it does not."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from ovia_backup_dagster.container import health_checks
+from ovia_backup_dagster.container.errors import ContainerError
+from ovia_backup_dagster.core.errors import BackupError
+from ovia_backup_dagster_tests.container.conftest import write_instance
+
+
+@pytest.fixture
+def docker_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, tuple[int, object]]]:
+    """Something that answers like Docker, as it is told to."""
+    answers: dict[str, tuple[int, object]] = {
+        "/_ping": (200, "OK"),
+        "/version": (200, {"ApiVersion": "1.41"}),
+        "/networks/control": (200, {"Driver": "overlay", "Attachable": True}),
+        "/networks/ovia": (200, {"Driver": "overlay", "Attachable": True}),
+        "/images/image:1/json": (200, {"Id": "sha256:1"}),
+    }
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path = self.path.split("/v1.41")[-1]
+            code, content = answers.get(path, (404, {"message": f"no such thing: {path}"}))
+            body = json.dumps(content).encode()
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{server.server_address[1]}")
+        monkeypatch.setenv("RUN_NETWORKS", "ovia")
+        monkeypatch.setenv("DAGSTER_CURRENT_IMAGE", "image:1")
+        yield answers
+        server.shutdown()
+        thread.join()
+
+
+def test_docker_is_as_runs_need_it(private: Path, docker_host: dict[str, tuple[int, object]]) -> None:
+    write_instance("postgresql://x")
+    health_checks.docker_is_ready()
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "said"),
+    [
+        ("/networks/ovia", (404, {"message": "no such thing"}), "there is no network ovia for runs"),
+        ("/networks/control", (404, {"message": "no such thing"}), "there is no network control for runs"),
+        ("/networks/ovia", (200, {"Driver": "overlay"}), "the network ovia is not attachable"),
+        ("/images/image:1/json", (404, {"message": "no such thing"}), "the image image:1 is not on this node"),
+        ("/version", (503, {"message": "no server"}), "Docker does not answer: no run can be launched"),
+        ("/networks/ovia", (403, {"message": "denied"}), "Docker does not answer"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(
+    private: Path, docker_host: dict[str, tuple[int, object]], path: str, answer: tuple[int, object], said: str
+) -> None:
+    write_instance("postgresql://x")
+    docker_host[path] = answer
+    with pytest.raises(ContainerError, match=said) as refused:
+        health_checks.docker_is_ready()
+    assert "\n" not in str(refused.value)
+    assert "Next: " in str(refused.value)
+
+
+@pytest.mark.parametrize("role", ["webserver", "proxy"])
+def test_nothing_that_answers_is_unhealthy(private: Path, role: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        for name in ("WEBSERVER_PORT", "HEALTH_PORT"):
+            monkeypatch.setattr(health_checks, name, taken.getsockname()[1])
+        with pytest.raises(BackupError, match="does not answer"):
+            health_checks.health_command.callback(role)  # type: ignore[misc]
+
+
+def test_the_doctor_is_unwell_while_something_will_fail(private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health_checks, "UNWELL", private / "unwell")
+    health_checks.health_command.callback("doctor")  # type: ignore[misc]
+    (private / "unwell").touch()
+    with pytest.raises(ContainerError, match="docker service logs ovia-backup_doctor"):
+        health_checks.health_command.callback("doctor")  # type: ignore[misc]

@@ -1,0 +1,165 @@
+"""What a container does before it becomes something else. The stack itself: ``make test-swarm``."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dagster_docker.container_context import DockerContainerContext
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ovia_backup_dagster.container import roles, swarm_secrets
+from ovia_backup_dagster.container.errors import ContainerError, NotThereYetError
+from ovia_backup_dagster.core.errors import SettingsError
+from ovia_backup_dagster_tests.conftest import REPOSITORY
+
+DEPLOY = REPOSITORY / "deploy"
+
+
+def test_runs_get_the_code_servers_settings() -> None:
+    context = roles.container_context(
+        {
+            "POSTGRES_HOST": "postgres",
+            "BACKUP_SCHEDULE": "",
+            "POSTGRES_PASSWORD_FILE": "/run/ovia-backup/postgres_password",
+            "DRILL_CHECK_COMMAND": "test 1 = 1; echo 'x'",
+            "PGSSLMODE": "verify-full",
+            "PATH": "/bin",
+            "DAGSTER_HOME": "/etc/ovia-backup",
+            "HOSTNAME": "x",
+            "RUN_NETWORKS": "a b",
+            "RUN_VOLUMES": "data:/backups  logs:/logs:ro",
+        }
+    )
+    assert context["docker"] == {
+        "env_vars": [
+            "DRILL_CHECK_COMMAND=test 1 = 1; echo 'x'",
+            "PGSSLMODE=verify-full",
+            "POSTGRES_HOST=postgres",
+            "POSTGRES_PASSWORD_FILE=/run/ovia-backup/postgres_password",
+        ],
+        "networks": ["a", "b"],
+        "container_kwargs": {"volumes": ["data:/backups", "logs:/logs:ro"]},
+    }
+
+
+@given(st.dictionaries(st.sampled_from(sorted(swarm_secrets.FILE_VARIABLES)), st.text(min_size=1)))
+def test_no_secret_is_ever_passed_on(environment: dict[str, str]) -> None:
+    """What is refused by value can not be in the context, or the context is not made."""
+    try:
+        swarm_secrets.refuse_secret_values(environment)
+    except SettingsError:
+        assert environment
+    else:
+        assert not environment
+
+
+@pytest.mark.parametrize("name", ["HEALTH_URL", "DRILL_CHECK_COMMAND", "DAGSTER_PUBLIC_URL"])
+def test_nor_a_password_within_another_setting(name: str) -> None:
+    with pytest.raises(SettingsError, match=rf"{name} holds a password.*Docker secret") as refused:
+        swarm_secrets.refuse_secret_values({name: "curl http://probe:geheim@host/"})
+    assert "geheim" not in str(refused.value)
+    swarm_secrets.refuse_secret_values({name: "curl http://$USER:$WORD@host/", "OTHER": "http://a:b@c"})
+
+
+def test_a_runs_environment_holds_no_secret(private: Path) -> None:
+    """As Dagster's launcher makes it, of the stack's own files; the secrets are there, as files."""
+    for name in ("postgres_password", "notify_urls", "storage_password", "restore_password"):
+        swarm_secrets.SECRETS.joinpath(name).write_text(f"geheim-{name}")
+    swarm_secrets.collect_secrets()
+    stack = yaml.safe_load((DEPLOY / "stack.yml").read_text("utf-8"))
+    overlay = yaml.safe_load((DEPLOY / "restore.yml").read_text("utf-8"))
+    given = {**stack["x-database"], **overlay["x-restore"]}
+    swarm_secrets.refuse_secret_values(given)
+    launcher = yaml.safe_load((DEPLOY / "dagster.yaml").read_text("utf-8"))["run_launcher"]["config"]
+    made: Any = DockerContainerContext.create_from_config(roles.container_context(given))  # type: ignore[no-untyped-call]
+    # What the daemon adds of its own surroundings.
+    assert "env_vars" not in launcher
+    assert "environment" not in launcher["container_kwargs"]
+    variables = dict(variable.split("=", 1) for variable in made.env_vars)
+    assert variables.keys() & swarm_secrets.FILE_VARIABLES.keys() == set()
+    assert {name for name in variables if name.endswith("_FILE")} == set(swarm_secrets.FILE_VARIABLES.values())
+    assert "geheim" not in str(variables)
+
+
+def test_what_a_run_prints_goes_to_a_file_and_the_old_ones_go(tmp_path: Path) -> None:
+    """The real program, as the launcher begins it; it becomes the run's command, exit code and all."""
+    logs = tmp_path / "runs"
+    logs.mkdir()
+    for number in range(5):
+        logs.joinpath(f"2026-01-0{number}_old.log").touch()
+    code = (
+        "from pathlib import Path; from ovia_backup_dagster.container import main, roles; "
+        f"roles.RUN_LOGS = Path({str(logs)!r}); roles.RUN_LOGS_KEPT = 2; main.entry_point()"
+    )
+    command = ("sh", "-c", "echo out; echo --err >&2; exit 7", "--flag", "-x")
+    environment = {**os.environ, "DAGSTER_RUN_JOB_NAME": "daily_backup_job"}
+    done = subprocess.run(
+        (sys.executable, "-c", code, "run", *command), env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (7, "", "")
+    *old, new = sorted(logs.iterdir())
+    assert [path.name for path in old] == ["2026-01-03_old.log", "2026-01-04_old.log"]
+    assert new.read_text() == "out\n--err\n"
+    assert f"_daily_backup_job_{socket.gethostname()}.log" in new.name
+    assert new.stat().st_mode & 0o777 == 0o600
+
+
+def test_without_a_place_for_it_the_run_goes_on(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from ovia_backup_dagster.container import main, roles; "
+        f"roles.RUN_LOGS = Path({str(tmp_path / 'none/runs')!r}); main.entry_point()"
+    )
+    done = subprocess.run(
+        (sys.executable, "-c", code, "run", "echo", "on"), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "on\n")
+
+
+def test_what_is_only_starting_is_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
+    answers = iter([NotThereYetError("it does not answer"), NotThereYetError("it does not answer"), None])
+
+    def there() -> None:
+        if error := next(answers):
+            raise error
+
+    roles.wait_for(there, pause=0)
+    assert capsys.readouterr().err == "waiting: it does not answer\n"
+
+
+def test_what_does_not_come_is_an_error() -> None:
+    def never() -> None:
+        raise NotThereYetError("it does not answer")
+
+    with pytest.raises(NotThereYetError, match="it does not answer"):
+        roles.wait_for(never, patience=0.05, pause=0.01)
+
+
+def test_what_waiting_cannot_mend_is_said_at_once() -> None:
+    asked = []
+
+    def wrong() -> None:
+        asked.append(1)
+        raise ContainerError("there is no such network")
+
+    with pytest.raises(ContainerError, match="there is no such network"):
+        roles.wait_for(wrong, patience=60)
+    assert asked == [1]
+
+
+def test_a_role_that_lacks_something_ends_with_one_line(tmp_path: Path) -> None:
+    """The real program, where nothing is as in a container."""
+    environment = {"PATH": os.environ["PATH"], "POSTGRES_PASSWORD": "geheim"}
+    program = Path(sys.executable).with_name("ovia-backup-service")
+    done = subprocess.run((program, "code-server"), env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: POSTGRES_PASSWORD is set by value")
+    assert done.stderr.count("\n") == 1
+    assert "geheim" not in done.stderr + done.stdout
