@@ -40,6 +40,11 @@ _RUNS = """query($f: RunsFilter, $n: Int) { runsOrError(filter: $f, limit: $n) {
     runId status jobName creationTime startTime endTime runConfigYaml tags { key value } } } } }"""
 
 
+def _running_containers(service: str) -> list[str]:
+    of_service = f"label=com.docker.swarm.service.name={service}"
+    return docker("ps", "-q", "-f", of_service, "-f", "status=running").split()
+
+
 def _running() -> set[str]:
     """Our services of whose present specification, and not of the last one, a task runs, as Swarm says."""
     with contextlib.closing(APIClient(base_url=f"unix://{SOCKET}", version="1.41")) as api:
@@ -153,17 +158,22 @@ class Swarm:
     # ------------------------------------------------------------------------------------------ what is there
 
     def container(self, service: str) -> str:
-        found = docker("ps", "-q", "-f", f"label=com.docker.swarm.service.name={service}", "-f", "status=running")
+        found = _running_containers(service)
         assert found, f"{service} does not run: {self.story(service)}"
-        return found.splitlines()[0]
+        return found[0]
+
+    def image(self, service: str) -> str:
+        """What its container is made from; empty while one is going, and the next not there yet."""
+        found = _running_containers(service)
+        return docker("inspect", "-f", "{{.Config.Image}}", found[0], check=False) if found else ""
 
     def health(self, service: str) -> str:
         """``healthy``, ``unhealthy``, ``starting``; ``running`` where nothing checks; empty where nothing runs."""
-        found = docker("ps", "-q", "-f", f"label=com.docker.swarm.service.name={service}", "-f", "status=running")
+        found = _running_containers(service)
         if not found:
             return ""
         shape = "{{if .State.Health}}{{.State.Health.Status}}{{else}}{{.State.Status}}{{end}}"
-        return docker("inspect", "-f", shape, found.splitlines()[0], check=False)
+        return docker("inspect", "-f", shape, found[0], check=False)
 
     def well(self, *services: str, seconds: float = 240) -> None:
         """Wait until they are, and Swarm, which is told a moment after Docker, knows it."""
