@@ -133,8 +133,8 @@ def of_drill(evidence: Evidence, folder: Path) -> Metadata:
     """``restore_drill``: the evidence, what matters first; the numbers are plotted over drills."""
     file = folder / f"{evidence.filename}.md"
     found: Metadata = {
-        "summary": dg.MetadataValue.md(drill_report.gist(evidence)),
-        "evidence": dg.MetadataValue.md(drill_report.page(evidence)),
+        "summary": dg.MetadataValue.md(drill_report.drill_summary(evidence)),
+        "evidence": dg.MetadataValue.md(drill_report.drill_page(evidence)),
         "evidence_file": _path(file, folder.parent),
         "backup": dg.MetadataValue.text(evidence.backup),
         "launched_by": dg.MetadataValue.text(evidence.launched_by),

@@ -18,7 +18,7 @@ _SHOWN_LINES = 20
 _SHOWN_BYTES = 64 * 1024
 
 
-def run(own: str, copy: Connection, programs: Programs, secrets: Secrets, log: Log) -> int:
+def run_check_command(own: str, copy: Connection, programs: Programs, secrets: Secrets, log: Log) -> int:
     """Run it, log the end of what it printed; returns its exit code. Nothing that it started is left.
 
     Args:

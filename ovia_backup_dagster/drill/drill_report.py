@@ -19,12 +19,12 @@ CHECKLIST = {
 _NOT_REACHED = "the drill did not get that far"
 
 
-def page(evidence: Evidence) -> str:
+def drill_page(evidence: Evidence) -> str:
     """The page."""
     verdict = "passed" if evidence.passed else "FAILED"
     parts = [
         f"# Restore drill of {code(evidence.backup)}: {verdict}",
-        gist(evidence),
+        drill_summary(evidence),
         table(("", ""), _facts(evidence)),
         "## What was proven",
         table(("check", "result", "found"), [row(line) for line in evidence.lines]),
@@ -41,7 +41,7 @@ def page(evidence: Evidence) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def gist(evidence: Evidence) -> str:
+def drill_summary(evidence: Evidence) -> str:
     """What matters first, in words: recovery time, rows, size.
 
     Of a drill that passed it is short: Dagster's UI puts Markdown of 1,000 characters behind a link.

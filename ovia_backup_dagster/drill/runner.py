@@ -33,8 +33,8 @@ from ovia_backup_dagster.core.files import as_volume_error
 from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.core.naming import is_utf8
 from ovia_backup_dagster.core.write_permission import require_writable
-from ovia_backup_dagster.drill import check_command as own_check
-from ovia_backup_dagster.drill.drill_report import page
+from ovia_backup_dagster.drill.check_command import run_check_command
+from ovia_backup_dagster.drill.drill_report import drill_page
 from ovia_backup_dagster.drill.escape_attempts import Walls, try_from_inside
 from ovia_backup_dagster.drill.evidence import Evidence
 from ovia_backup_dagster.drill.folder import DrillFolder
@@ -52,8 +52,14 @@ from ovia_backup_dagster.proof.check_results import Result
 from ovia_backup_dagster.proof.database_reader import Rereader
 from ovia_backup_dagster.proof.prover import Proof
 from ovia_backup_dagster.proof.source_settings import take_out
-from ovia_backup_dagster.proof.target import Copy, Source, drop_kept, scratch_database, scratch_name
-from ovia_backup_dagster.proof.target import explained as explained_by_limits
+from ovia_backup_dagster.proof.target import (
+    Copy,
+    Source,
+    drop_kept,
+    explained_by_limits,
+    scratch_database,
+    scratch_name,
+)
 
 MADE_BY = f"ovia-backup-dagster {__version__}"
 #: Of the copy's size, for what a restore writes besides: temporary files of index builds, WAL.
@@ -166,7 +172,7 @@ class Driller:
                 drill = _Drill(self, backup, choice, started_at, log)
                 drill.run()
                 evidence = drill.evidence(launched_by, run_id)
-                path = drills.write(evidence, page(evidence))
+                path = drills.write(evidence, drill_page(evidence))
                 if catalog.holds(backup):
                     drills.record(backup, evidence)
         verdict = "passed" if evidence.passed else "failed: " + "; ".join(evidence.failures)
@@ -224,7 +230,7 @@ class _Drill:
             proof.read_manifest()
             self._refuse_unconfined()
             # Before anything is read: it may take an hour until the disk is full.
-            self._refuse_full_disk(proof.source_bytes or self.backup.size_bytes)
+            self._refuse_full_disk(proof.contents.source_bytes or self.backup.size_bytes)
             witness = proof.read_backup()
             if witness is None:
                 return
@@ -262,8 +268,8 @@ class _Drill:
 
     def _copy_bytes(self) -> int:
         """How large the copy will be, as far as is known."""
-        witness = self.proof.witness
-        return max(witness.decoded_bytes if witness else 0, self.proof.source_bytes or 0)
+        witness = self.proof.contents.witness
+        return max(witness.decoded_bytes if witness else 0, self.proof.contents.source_bytes or 0)
 
     def _where(self) -> Where:
         if self.choice.where is not Where.AUTO:
@@ -277,12 +283,12 @@ class _Drill:
 
     def _copy(self) -> AbstractContextManager[Copy]:
         by, programs = self.by, self.by.verifier.programs
-        facts = self.proof.manifest.database if self.proof.manifest else None
+        facts = self.proof.contents.manifest.database if self.proof.contents.manifest else None
         if self._where() is Where.THROWAWAY:
             superuser = facts.bootstrap_superuser if facts else "postgres"
             name = facts.name if facts else self.backup.name.database
             limits = Limits.of(by.folder, self._copy_bytes(), by.max_hours * 3600)
-            witness = self.proof.witness
+            witness = self.proof.contents.witness
             relations = len(witness.tables) + len(witness.sequences) if witness else 0
             return throwaway(
                 programs,
@@ -314,7 +320,7 @@ class _Drill:
             self._control(reader)
         take_out(copy)
         if copy.private:
-            for note in copy.configure(proof.script):
+            for note in copy.configure(proof.contents.script):
                 self.log(note)
         with proof.phase("own check"):
             self._own_check(copy)
@@ -361,7 +367,7 @@ class _Drill:
         found = self.proof.prove_functions(copy)
         if not found.functions or self.choice.trust_archive:
             return
-        there = self.proof.manifest.database.system_identifier if self.proof.manifest else None
+        there = self.proof.contents.manifest.database.system_identifier if self.proof.contents.manifest else None
         with connect(copy.server) as session:
             here = system_identifier(session)
         if here is None or there is None or here == there:
@@ -388,7 +394,7 @@ class _Drill:
         if not found.rows:
             self.proof.add(Check.CONTROL, [], passed="not possible: every table is empty", result=Result.NOT_MADE)
             return
-        outcome = control(reader, found.tables, self.proof.settings.options)
+        outcome = control(reader, found.tables, self.proof.restoration.settings.options)
         wrong = "no table let a row be deleted, so nobody knows whether a loss would be seen"
         if outcome.table:
             wrong = (
@@ -404,7 +410,7 @@ class _Drill:
         if not own:
             self.proof.add(Check.OWN_CHECK, [], passed="DRILL_CHECK_COMMAND is not set", result=Result.NOT_MADE)
             return
-        code = own_check.run(own, copy.connection, self.by.verifier.programs, self.by.secrets, self.log)
+        code = run_check_command(own, copy.connection, self.by.verifier.programs, self.by.secrets, self.log)
         # What it printed may be anything: it goes to the log, not into the evidence.
         wrong = [] if code == 0 else [f"DRILL_CHECK_COMMAND ended with code {code}; the log has what it printed"]
         self.proof.add(Check.OWN_CHECK, wrong, passed="it ended with code 0")
@@ -426,8 +432,8 @@ class _Drill:
             backup_path="" if self.by.catalog.holds(self.backup) else str(self.backup.path),
             backup_started_at=self.backup.started_at,
             backup_bytes=self.backup.size_bytes,
-            backup_sha256=proof.sha256,
-            manifest=proof.manifest is not None,
+            backup_sha256=proof.contents.sha256,
+            manifest=proof.contents.manifest is not None,
             launched_by=launched_by,
             run_id=run_id,
             place=self.place,

@@ -16,7 +16,7 @@ from ovia_backup_dagster.core.verdict import LargeObjects, TableWitness, Witness
 from ovia_backup_dagster.postgres.quoting import without_literals
 from ovia_backup_dagster.proof import grants
 from ovia_backup_dagster.proof.grants import without_owner
-from ovia_backup_dagster.proof.schema_text import Key, canonical, named, sections, with_roles_sorted
+from ovia_backup_dagster.proof.schema_text import Key, canonical, describe_object, sections, with_roles_sorted
 
 #: Entries of a contents list that are not restored: they would reach other servers, and make a database undroppable.
 _LEFT_OUT = re.compile(r"(?:(?:COMMENT|SECURITY LABEL) - )?(?:PUBLICATION|SUBSCRIPTION)\b")
@@ -188,7 +188,7 @@ def contents_differences(
     """Entries of the contents lists that are in one of them only; what is left out is no difference.
 
     Nor is whose a thing is that belongs to another, which has an entry of its own; what others may do is compared by
-    its meaning (:func:`privilege_differences`).
+    its meaning (:func:`compare_privileges`).
 
     Args:
         original, copy: entries, ``TYPE schema name owner``.
@@ -229,10 +229,10 @@ def schema_differences(original: bytes, copy: bytes) -> list[str]:
         return []
     examples = (_first_difference(key, before[key].sql, after[key].sql) for key in different)
     example = next((f", such as: {example}" for example in examples if example), "")
-    return [f"PostgreSQL writes back differently: {joined([named(key) for key in different])}{example}"]
+    return [f"PostgreSQL writes back differently: {joined([describe_object(key) for key in different])}{example}"]
 
 
-def privilege_differences(original: bytes, copy: bytes, makers: Collection[str] = ()) -> tuple[list[str], list[str]]:
+def compare_privileges(original: bytes, copy: bytes, makers: Collection[str] = ()) -> tuple[list[str], list[str]]:
     """Objects on which others may do something else, which is bad; and whose owner no dump saves, which is odd.
 
     Args:
@@ -243,7 +243,7 @@ def privilege_differences(original: bytes, copy: bytes, makers: Collection[str] 
     return grants.privilege_differences(before, after, makers), grants.owner_differences(before, after, makers)
 
 
-def owners(schema: bytes) -> set[str]:
+def owner_names(schema: bytes) -> set[str]:
     """The roles that the SQL of a schema names as owners."""
     return grants.owners(sections(schema))
 
@@ -260,16 +260,16 @@ def structure_differences(original: bytes, copy: bytes) -> list[str]:
         if one == other:
             continue
         if key[0] in _LITERAL_KINDS:
-            lines.append(f"{named(key)} differs")
+            lines.append(f"{describe_object(key)} differs")
         elif key[0] in _BOUND:
             missing, added = _meaning(one), _meaning(other)
             missing, added = missing - added, added - missing
             if missing or added:
                 what = ", ".join([*(f"not {text}" for text in missing), *(f"but {text}" for text in added)])
-                lines.append(f"{named(key)} differs: {what[:_WIDTH]}")
+                lines.append(f"{describe_object(key)} differs: {what[:_WIDTH]}")
         elif key[0] in _CANONICAL_KINDS and canonical(one) != canonical(other):
             example = _first_difference(key, one, other)
-            lines.append(f"{named(key)} differs" + (f": {example}" if example else ""))
+            lines.append(f"{describe_object(key)} differs" + (f": {example}" if example else ""))
     return lines
 
 

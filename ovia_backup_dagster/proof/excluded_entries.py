@@ -15,7 +15,7 @@ from ovia_backup_dagster.postgres.archive import encoding, in_utf8, schema_text
 from ovia_backup_dagster.postgres.globals_file import name_of
 from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster.postgres.session import connect
-from ovia_backup_dagster.proof.schema_text import NAME, POLICY, Key, named, sections
+from ovia_backup_dagster.proof.schema_text import NAME, POLICY, Key, describe_object, sections
 
 _USER_MAPPING = re.compile(rb"CREATE USER MAPPING FOR (?P<roles>" + NAME.pattern + rb") SERVER ")
 _NAMES_ROLES = {"POLICY": POLICY, "USER MAPPING": _USER_MAPPING}
@@ -57,7 +57,9 @@ def withheld(server: Connection, programs: Programs, archive: Path) -> Withheld:
     about = {_unquoted(each) for key in why for each in _about(key)}
     left_out = [key for key in found if key in why or (key[0] in _ABOUT and _unquoted(key[1:]) in about)]
     entries = (" ".join((*key, found[key].owner)) for key in left_out)
-    return Withheld(frozenset(entries), tuple(f"left out: {named(key)}, as {reason}" for key, reason in why.items()))
+    return Withheld(
+        frozenset(entries), tuple(f"left out: {describe_object(key)}, as {reason}" for key, reason in why.items())
+    )
 
 
 def _roles(key: Key, sql: bytes) -> Iterator[str]:

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 
-from ovia_backup_dagster.proof.schema_text import Key, Section, named
+from ovia_backup_dagster.proof.schema_text import Key, Section, describe_object
 
 KINDS = ("ACL", "DEFAULT ACL")
 #: What is about another object, whose own entry says whose it is; it bears that owner's name, too.
@@ -71,7 +71,7 @@ def privilege_differences(
         if one != other:
             missing, added = one - other, other - one
             what = [f"{len(missing)} missing"] * bool(missing) + [f"{len(added)} more"] * bool(added)
-            lines.append(f"privileges differ: {named(key)} ({', '.join(what)} in the copy)")
+            lines.append(f"privileges differ: {describe_object(key)} ({', '.join(what)} in the copy)")
     return lines
 
 
@@ -81,8 +81,8 @@ def owner_differences(
     """What an extension made, and was given to another role since: no dump says so."""
     made_here = _made_here(before)
     return [
-        f"{named(key)[len('acl ') :]} belongs to {after[key].owner} in the copy, and to {section.owner} in the source: "
-        "pg_dump does not save the owner of what an extension made"
+        f"{describe_object(key)[len('acl ') :]} belongs to {after[key].owner} in the copy, "
+        f"and to {section.owner} in the source: pg_dump does not save the owner of what an extension made"
         for key, section in sorted(before.items(), key=lambda item: item[0])
         if key[0] == "ACL" and key in after and not made_here(key)
         if section.owner not in makers and section.owner != after[key].owner

@@ -61,7 +61,7 @@ _SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ArchiveEntry:
     """One of an archive.
 
     Attributes:
@@ -78,7 +78,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
+class LoadLevel:
     """Data that is loaded at a time.
 
     Attributes:
@@ -86,7 +86,7 @@ class Level:
         apart: one after the other, as each may look into the others.
     """
 
-    entries: tuple[Entry, ...]
+    entries: tuple[ArchiveEntry, ...]
     apart: bool = False
 
 
@@ -109,7 +109,7 @@ class Leaning:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class LoadOrder:
     """An archive's entries as they are restored.
 
     Attributes:
@@ -123,9 +123,9 @@ class Order:
         calls: of those that may do so, signature -> the functions that they call without a schema, in lower case.
     """
 
-    before: tuple[Entry, ...]
-    levels: tuple[Level, ...]
-    after: tuple[Entry, ...]
+    before: tuple[ArchiveEntry, ...]
+    levels: tuple[LoadLevel, ...]
+    after: tuple[ArchiveEntry, ...]
     after_all: bool = False
     notes: tuple[str, ...] = ()
     tables: Mapping[int, tuple[str, str]] = field(default_factory=dict)
@@ -138,9 +138,9 @@ class Order:
         return not self.after_all and len(self.levels) == 1
 
 
-def entries_of(listing: str) -> list[Entry]:
+def entries_of(listing: str) -> list[ArchiveEntry]:
     """A contents list's."""
-    return [Entry(int(m[1]), m[0], m[3], int(m[2])) for m in _LISTED.finditer(listing)]
+    return [ArchiveEntry(int(m[1]), m[0], m[3], int(m[2])) for m in _LISTED.finditer(listing)]
 
 
 def may_lean(listing: str) -> bool:
@@ -154,7 +154,7 @@ def may_lean(listing: str) -> bool:
     )
 
 
-def order_of(listing: str, schema: str, wanted: Callable[[str], bool] = lambda _: True) -> Order:
+def order_of(listing: str, schema: str, wanted: Callable[[str], bool] = lambda _: True) -> LoadOrder:
     """The order in which an archive is restored.
 
     Args:
@@ -167,7 +167,7 @@ def order_of(listing: str, schema: str, wanted: Callable[[str], bool] = lambda _
     found = _Archive(schema, data)
     levels, notes = found.levels()
     late = found.late(after)
-    return Order(
+    return LoadOrder(
         before=tuple(found.sorted(before)),
         levels=tuple(levels),
         after=tuple(after),
@@ -179,7 +179,7 @@ def order_of(listing: str, schema: str, wanted: Callable[[str], bool] = lambda _
     )
 
 
-def _sections(entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry], list[Entry]]:
+def _sections(entries: Sequence[ArchiveEntry]) -> tuple[list[ArchiveEntry], list[ArchiveEntry], list[ArchiveEntry]]:
     """As pg_dump lists them: what comes before the data, the data, what comes after."""
     end = next((at for at, entry in enumerate(entries) if _AFTER_DATA.match(entry.text)), len(entries))
     begin = next((at for at, entry in enumerate(entries[:end]) if _DATA.match(entry.text)), end)
@@ -210,7 +210,7 @@ class _Archive:
     """What an archive's text says of its objects."""
 
     schema: str
-    data: list[Entry]
+    data: list[ArchiveEntry]
     _reads: dict[int, set[int]] = field(default_factory=dict, init=False)
     _closures: dict[int, set[int]] = field(default_factory=dict, init=False)
 
@@ -244,7 +244,7 @@ class _Archive:
         return found
 
     @cached_property
-    def tables(self) -> dict[int, Entry]:
+    def tables(self) -> dict[int, ArchiveEntry]:
         """Table -> its data."""
         oids = {entry.oid: entry for entry in self.data if entry.text.startswith(_TABLE_DATA)}
         numbers = {
@@ -401,7 +401,7 @@ class _Archive:
 
     # ---- the order
 
-    def levels(self) -> tuple[list[Level], list[str]]:
+    def levels(self) -> tuple[list[LoadLevel], list[str]]:
         """The data, level by level, and why some comes later."""
         leaning: dict[int, set[int]] = {}
         last: set[int] = set()
@@ -423,20 +423,20 @@ class _Archive:
                 notes.append((entry.number, _note(self.objects[number], what, by, names)))
         last -= leaning.keys()
         later = {self.tables[number].number for number in (*leaning, *last)}
-        levels = [Level(tuple(entry for entry in self.data if entry.number not in later))]
+        levels = [LoadLevel(tuple(entry for entry in self.data if entry.number not in later))]
         waiting = dict(leaning)
         while waiting:
             ready = {number for number, reads in waiting.items() if not reads & waiting.keys()}
             taken = {self.tables[number].number for number in ready or waiting}
-            levels.append(Level(tuple(entry for entry in self.data if entry.number in taken), apart=not ready))
+            levels.append(LoadLevel(tuple(entry for entry in self.data if entry.number in taken), apart=not ready))
             waiting = {number: reads for number, reads in waiting.items() if ready and number not in ready}
         if last:
             taken = {self.tables[number].number for number in last}
-            levels.append(Level(tuple(entry for entry in self.data if entry.number in taken), apart=True))
+            levels.append(LoadLevel(tuple(entry for entry in self.data if entry.number in taken), apart=True))
         at = {entry.number: place for place, entry in enumerate(self.data)}
         return levels, list(dict.fromkeys(text for number, text in sorted(notes, key=lambda note: at[note[0]])))
 
-    def late(self, after: Iterable[Entry]) -> list[str]:
+    def late(self, after: Iterable[ArchiveEntry]) -> list[str]:
         """What of the indexes and constraints reads tables, for which all data must be there."""
         notes = []
         for entry in after:
@@ -453,7 +453,7 @@ class _Archive:
                     )
         return notes
 
-    def called_by_rows(self, after: Iterable[Entry]) -> list[_Object]:
+    def called_by_rows(self, after: Iterable[ArchiveEntry]) -> list[_Object]:
         """The functions that rows or indexes call, themselves or through others, and that look names up as they run."""
         called: dict[int, _Object] = {}
         for number in (*(number for number, each in self.objects.items() if each.kind == "TABLE"), *by_number(after)):
@@ -471,13 +471,13 @@ class _Archive:
             if function.kind != "AGGREGATE" and _BY_NAME.search(function.text) and not _OWN_PATH.search(function.text)
         ]
 
-    def leaning(self, after: Iterable[Entry]) -> list[Leaning]:
+    def leaning(self, after: Iterable[ArchiveEntry]) -> list[Leaning]:
         """Those of them that name what they use without its schema."""
         found = []
         for function in self.called_by_rows(after):
             schemas = self._unqualified(function)
             if schemas:
-                names = tuple(dict.fromkeys(map(sql_name, (function.schema, *schemas))))
+                names = tuple(dict.fromkeys(map(quote_ident, (function.schema, *schemas))))
                 found.append(Leaning(_signature(function), names))
         return found
 
@@ -496,7 +496,7 @@ class _Archive:
                     found += sorted(other.schema for other in named[name] if other.number != function.number)
         return found
 
-    def sorted(self, before: list[Entry]) -> list[Entry]:
+    def sorted(self, before: list[ArchiveEntry]) -> list[ArchiveEntry]:
         """What comes before the data, with what a generated column's function reads before its table is made."""
         extra: dict[int, list[int]] = {}
         for number, each in self.objects.items():
@@ -508,7 +508,7 @@ class _Archive:
         if not extra:
             return before
         entries = {entry.number: entry for entry in before}
-        found: dict[int, Entry] = {}
+        found: dict[int, ArchiveEntry] = {}
         for entry in before:
             todo, under_way = [entry.number], {entry.number}
             while todo:
@@ -526,7 +526,7 @@ class _Archive:
 
 
 def _signature(function: _Object) -> str:
-    return f"{sql_name(function.schema)}.{function.name}"
+    return f"{quote_ident(function.schema)}.{function.name}"
 
 
 def _called_bare(function: _Object) -> set[str]:
@@ -595,11 +595,11 @@ def _words(text: str) -> set[str]:
     return {(quoted.replace('""', '"') or bare).lower() for quoted, bare in _WORD.findall(text)}
 
 
-def sql_name(name: str) -> str:
+def quote_ident(name: str) -> str:
     """A schema's, as SQL writes it."""
     return name if _SIMPLE.fullmatch(name) else '"' + name.replace('"', '""') + '"'
 
 
-def by_number(entries: Iterable[Entry]) -> Mapping[int, Entry]:
+def by_number(entries: Iterable[ArchiveEntry]) -> Mapping[int, ArchiveEntry]:
     """Each by its number."""
     return {entry.number: entry for entry in entries}

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ovia_backup_dagster.proof.load_order import Entry
+from ovia_backup_dagster.proof.load_order import ArchiveEntry
 
 #: What pg_restore is told, to say at which entry an error was met.
 VERBOSE = "--verbose"
@@ -41,7 +41,7 @@ class Failure:
         message: as pg_restore printed it, with the command; empty where several jobs spoke at a time.
     """
 
-    entry: Entry
+    entry: ArchiveEntry
     message: str = ""
 
     @property
@@ -65,7 +65,7 @@ class BrokenOffError(Exception):
 
 
 #: Runs pg_restore over some entries, in this order, with so many jobs: its exit code, and what it said.
-Run = Callable[[Sequence[Entry], int], tuple[int, str]]
+Run = Callable[[Sequence[ArchiveEntry], int], tuple[int, str]]
 
 
 @dataclass
@@ -82,10 +82,10 @@ class Loader:
     run: Run
     clear: Callable[[Sequence[str]], None]
     alone: Collection[int] = ()
-    again: list[Entry] = field(default_factory=list, init=False)
+    again: list[ArchiveEntry] = field(default_factory=list, init=False)
     _partly: list[str] = field(default_factory=list, init=False)
 
-    def load(self, entries: Sequence[Entry], jobs: int = 1) -> list[Failure]:
+    def load(self, entries: Sequence[ArchiveEntry], jobs: int = 1) -> list[Failure]:
         """Run pg_restore once; returns what failed, in the order of the entries.
 
         Raises:
@@ -134,7 +134,7 @@ def numbers_in(stderr: str) -> set[int]:
     return set(map(int, _AT.findall(stderr)))
 
 
-def failed_of(stderr: str, entries: Iterable[Entry]) -> list[Entry]:
+def failed_of(stderr: str, entries: Iterable[ArchiveEntry]) -> list[ArchiveEntry]:
     """Those of the entries that an error was met at, in their order."""
     at = numbers_in(stderr)
     return [entry for entry in entries if entry.number in at]

@@ -68,7 +68,7 @@ _DOMAINS: LiteralString = """
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class RelaxedConstraint:
     """One that was taken away.
 
     Attributes:
@@ -84,15 +84,15 @@ class Rule:
     comment: str = ""
 
 
-def relax(session: Session, schema: str, table: str) -> list[Rule]:
+def relax(session: Session, schema: str, table: str) -> list[RelaxedConstraint]:
     """Take away what may refuse the rows of a table: CHECKs, NOT NULL, the rules of its columns' domains."""
     row = session.execute(_TABLE, [schema, table]).fetchone()
     if row is None or row["oid"] is None:
         return []
     oid = row["oid"]
-    rules: list[Rule] = []
+    rules: list[RelaxedConstraint] = []
 
-    def take(command: str, rule: Rule) -> None:
+    def take(command: str, rule: RelaxedConstraint) -> None:
         if _done(session, command) is None:
             rules.append(rule)
 
@@ -100,18 +100,21 @@ def relax(session: Session, schema: str, table: str) -> list[Rule]:
         domain = row["owner"]
         if row["not_null"] and f"NOT NULL of domain {domain}" not in {rule.name for rule in rules}:
             back = f"ALTER DOMAIN {domain} SET NOT NULL"
-            take(f"ALTER DOMAIN {domain} DROP NOT NULL", Rule(f"NOT NULL of domain {domain}", back))
+            take(f"ALTER DOMAIN {domain} DROP NOT NULL", RelaxedConstraint(f"NOT NULL of domain {domain}", back))
         if row["name"]:
             take(*_constraint("DOMAIN", domain, row, f"CHECK {row['name']} of domain {domain}"))
     for row in session.execute(_CHECKS, [oid]).fetchall():
         take(*_constraint("TABLE", row["owner"], row, f"CHECK {row['name']} of {row['owner']}"))
     for row in session.execute(_NOT_NULL, [oid]).fetchall():
         column = f"ALTER TABLE {row['owner']} ALTER COLUMN {sql_identifier(row['name'])}"
-        take(f"{column} DROP NOT NULL", Rule(f"NOT NULL of {row['owner']}.{row['name']}", f"{column} SET NOT NULL"))
+        take(
+            f"{column} DROP NOT NULL",
+            RelaxedConstraint(f"NOT NULL of {row['owner']}.{row['name']}", f"{column} SET NOT NULL"),
+        )
     return rules
 
 
-def tighten(session: Session, rules: list[Rule]) -> list[str]:
+def tighten(session: Session, rules: list[RelaxedConstraint]) -> list[str]:
     """Put them back; returns a line for each that the rows break."""
     broken = []
     for rule in reversed(rules):
@@ -142,13 +145,13 @@ def uncompute(session: Session, schema: str, table: str) -> list[str]:
     ]
 
 
-def _constraint(kind: str, owner: str, row: dict[str, Any], name: str) -> tuple[str, Rule]:
+def _constraint(kind: str, owner: str, row: dict[str, Any], name: str) -> tuple[str, RelaxedConstraint]:
     quoted = sql_identifier(row["name"])
     back = f"ALTER {kind} {owner} ADD CONSTRAINT {quoted} {row['definition']}"
     on = f"{owner}" if kind == "TABLE" else f"DOMAIN {owner}"
     comment = f"COMMENT ON CONSTRAINT {quoted} ON {on} IS {sql_string(row['comment'])}" if row["comment"] else ""
     unproven = "" if back.endswith(" NOT VALID") else f"{back} NOT VALID"
-    return f"ALTER {kind} {owner} DROP CONSTRAINT {quoted}", Rule(name, back, unproven, comment)
+    return f"ALTER {kind} {owner} DROP CONSTRAINT {quoted}", RelaxedConstraint(name, back, unproven, comment)
 
 
 def _done(session: Session, command: str) -> str | None:

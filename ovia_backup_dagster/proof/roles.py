@@ -78,7 +78,7 @@ def replay(server: Connection, globals_sql: bytes) -> list[str]:
     return notes
 
 
-def differences(server: Connection, programs: Programs, globals_sql: bytes) -> tuple[list[str], list[str]]:
+def compare_roles(server: Connection, programs: Programs, globals_sql: bytes) -> tuple[list[str], list[str]]:
     """What of a globals file is not the same on a server of our own that it was replayed into: what is bad, and odd.
 
     Raises:
@@ -194,7 +194,7 @@ def planned(
     return saved_globals.making(saved_globals.parse_globals(globals_sql), names, privileged)
 
 
-def named(schema: bytes) -> set[str]:
+def roles_named_in(schema: bytes) -> set[str]:
     """The roles to which the SQL of an archive's schema gives objects and privileges."""
     schema = in_utf8(schema, encoding(schema))
     found = (match[1] for statement in statements(schema) for match in _GIVEN_TO.finditer(statement))

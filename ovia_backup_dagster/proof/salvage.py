@@ -18,7 +18,7 @@ from ovia_backup_dagster.core.human_text import joined
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.session import be_patient, connect
 from ovia_backup_dagster.proof import search_path
-from ovia_backup_dagster.proof.load_order import Entry, Order
+from ovia_backup_dagster.proof.load_order import ArchiveEntry, LoadOrder
 from ovia_backup_dagster.proof.load_rounds import BrokenOffError, Failure, Loader
 from ovia_backup_dagster.proof.relaxed_constraints import relax, tighten, uncompute
 from ovia_backup_dagster.proof.search_path import Session, missed
@@ -59,11 +59,11 @@ class Salvage:
 
     loader: Loader
     target: Connection
-    order: Order
+    order: LoadOrder
     explain: Callable[[Failure], Met]
     broken_off: Callable[[BrokenOffError], list[str]]
     options: str
-    views: Sequence[Entry] = ()
+    views: Sequence[ArchiveEntry] = ()
     lost: list[str] = field(default_factory=list, init=False)
     notes: list[str] = field(default_factory=list, init=False)
     _lent: list[str] | None = field(default=None, init=False)
@@ -94,7 +94,7 @@ class Salvage:
 
     # ---- entries
 
-    def _loaded(self, entries: Sequence[Entry]) -> list[Failure]:
+    def _loaded(self, entries: Sequence[ArchiveEntry]) -> list[Failure]:
         """Load them, again what failed, and once more with functions that find what they use; returns what is left."""
         return self._again(self._load(entries, ""))
 
@@ -113,7 +113,7 @@ class Salvage:
             ]
         return failed
 
-    def _load(self, entries: Sequence[Entry], prefix: str) -> list[Failure]:
+    def _load(self, entries: Sequence[ArchiveEntry], prefix: str) -> list[Failure]:
         try:
             return self.loader.load(entries)
         except BrokenOffError as error:

@@ -99,7 +99,7 @@ def canonical(sql: bytes) -> list[str]:
     return [word for word in words if word]
 
 
-def named(key: Key) -> str:
+def describe_object(key: Key) -> str:
     """The object, for people."""
     kind, schema, name = key
     return f"{kind.lower()} {name}" if schema == "-" else f"{kind.lower()} {name} in {schema}"

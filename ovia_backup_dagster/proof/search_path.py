@@ -13,7 +13,7 @@ from typing import Any, LiteralString
 import psycopg
 from psycopg import sql
 
-from ovia_backup_dagster.proof.load_order import Leaning, Order, sql_name
+from ovia_backup_dagster.proof.load_order import Leaning, LoadOrder, quote_ident
 
 #: What a function did not find, and which function that was: the innermost is said first.
 _MISSING = re.compile(
@@ -74,7 +74,7 @@ def missed(message: str) -> tuple[str, str] | None:
     return (name, missing[1]) if name else None
 
 
-def leaning(session: Session, order: Order, messages: Iterable[str]) -> list[Leaning]:
+def leaning(session: Session, order: LoadOrder, messages: Iterable[str]) -> list[Leaning]:
     """The functions that lean on it, with what makes them independent.
 
     Args:
@@ -85,12 +85,12 @@ def leaning(session: Session, order: Order, messages: Iterable[str]) -> list[Lea
     found: dict[str, list[str]] = {each.signature: list(each.schemas) for each in order.leaning}
     for signature, names in order.calls.items():
         for row in session.execute(_OF_EXTENSIONS, {"names": sorted(names)}):
-            found.setdefault(signature, [signature.partition(".")[0]]).append(sql_name(row["schema"]))
+            found.setdefault(signature, [signature.partition(".")[0]]).append(quote_ident(row["schema"]))
     for function, missing in filter(None, map(missed, messages)):
         rows = session.execute(_WHERE, {"name": missing}).fetchall()
         for row in session.execute(_FOUND + " AND p.proname = %(name)s ORDER BY 1", {"name": function}).fetchall():
             schemas = (row["schema"], *(each["schema"] for each in rows))
-            found.setdefault(row["signature"], []).extend(map(sql_name, schemas))
+            found.setdefault(row["signature"], []).extend(map(quote_ident, schemas))
     return [Leaning(signature, tuple(dict.fromkeys(schemas))) for signature, schemas in found.items()]
 
 

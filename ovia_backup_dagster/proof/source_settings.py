@@ -107,7 +107,7 @@ class InEffect:
     quietly: tuple[str, ...] = ()
 
 
-def of_backup(backup: Backup, script: bytes, listing: str) -> list[Setting]:
+def settings_of_backup(backup: Backup, script: bytes, listing: str) -> list[Setting]:
     """As :func:`wanted`, of what is kept with a backup. Saved roles that are not as they were are others' finding.
 
     Args:

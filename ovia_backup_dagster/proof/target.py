@@ -300,7 +300,7 @@ def scratch_database(server: Connection, database: str, source: Source, *, keep:
                     _drop(again, name)
 
 
-def beside(server: Connection, name: str, place: str) -> Copy:
+def live_copy(server: Connection, name: str, place: str) -> Copy:
     """A database to be made on a live server, and to go live itself.
 
     Args:
@@ -446,7 +446,7 @@ _LOOK = (
 )
 
 
-def explained(error: BackupError, copy: Copy) -> BackupError:
+def explained_by_limits(error: BackupError, copy: Copy) -> BackupError:
     """The error that was met in a copy; or why its server was ended, if that is what it comes from."""
     limit, took = exceeded(copy.folder / EXCEEDED, copy.limits) if copy.folder else ("", "")
     if not limit or isinstance(error, DrillLimitError):

@@ -302,7 +302,7 @@ class Preflight:
     def _unknown_roles(self, backup: Backup) -> None:
         with connect(self.server) as session:
             there = {row["rolname"] for row in session.execute("SELECT rolname FROM pg_roles")}
-        if lacking := sorted(roles.named(archives.schema_text(self.programs, backup.path)) - there):
+        if lacking := sorted(roles.roles_named_in(archives.schema_text(self.programs, backup.path)) - there):
             self._refuse(
                 f"the server lacks roles that the backup's objects belong to: {', '.join(lacking)}",
                 "none were saved with this backup",

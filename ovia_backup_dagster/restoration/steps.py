@@ -39,7 +39,7 @@ from ovia_backup_dagster.proof import target as places
 from ovia_backup_dagster.proof.check_results import Result
 from ovia_backup_dagster.proof.pg_restore import Restorer
 from ovia_backup_dagster.proof.prover import Proof
-from ovia_backup_dagster.proof.source_settings import of_backup, put_in_effect, take_out
+from ovia_backup_dagster.proof.source_settings import put_in_effect, settings_of_backup, take_out
 from ovia_backup_dagster.restoration.activity import written
 from ovia_backup_dagster.restoration.application_health import wait_until_healthy
 from ovia_backup_dagster.restoration.database_settings import Properties, apply, carry_over, properties
@@ -301,7 +301,7 @@ class Steps:
         notes += copy.create(script)
         try:
             listing = archives.contents_list(programs, backup.path)
-            settings = put_in_effect(copy, of_backup(backup, script, listing))
+            settings = put_in_effect(copy, settings_of_backup(backup, script, listing))
             restorer = Restorer(programs, copy.connection, copy.name, self.order.jobs, live=True, settings=settings)
             restorer.rehearse(backup.path, listing)
         except RestoreError as error:
@@ -328,7 +328,7 @@ class Steps:
         return database_state(self.target, database).exists
 
     def _copy(self, database: str) -> places.Copy:
-        return places.beside(self.target, database, f"database {database} on {self.order.place}")
+        return places.live_copy(self.target, database, f"database {database} on {self.order.place}")
 
     def _copy_to_make(self) -> places.Copy:
         """Of the owner of what it replaces, or stands beside: the role that restores may have its rights alone.

@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 
 from ovia_backup_dagster.core.manifest import parse_sidecar
-from ovia_backup_dagster.drill.drill_report import page
+from ovia_backup_dagster.drill.drill_report import drill_page
 from ovia_backup_dagster.drill.evidence import Evidence
 from ovia_backup_dagster.settings.model import SETTINGS
 
@@ -37,7 +37,7 @@ def rendered(readme: str) -> str:
 def drill() -> str:
     """The page of the example."""
     path = DRILL.with_suffix(".json")
-    return page(parse_sidecar(Evidence, path.read_bytes(), path.name))
+    return drill_page(parse_sidecar(Evidence, path.read_bytes(), path.name))
 
 
 def _between(text: str, marks: tuple[str, str], content: str) -> str:

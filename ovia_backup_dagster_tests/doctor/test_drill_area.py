@@ -12,7 +12,7 @@ import pytest
 
 from ovia_backup_dagster.doctor.drill_area import drills
 from ovia_backup_dagster.doctor.report import Area, Observation, Severity
-from ovia_backup_dagster.drill.drill_report import page
+from ovia_backup_dagster.drill.drill_report import drill_page
 from ovia_backup_dagster.drill.throwaway_cluster import PREFIX
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.system import BackupSystem
@@ -60,16 +60,16 @@ def test_a_system_that_can_drill(here: BackupSystem) -> None:
 def test_a_drill_that_passed_one_that_failed_and_none_for_long(here: BackupSystem) -> None:
     now, database = datetime.now(UTC), here.settings.postgres_db
     old = evidence(started_at=now - 40 * DAY, database=database)
-    here.drills.write(old, page(old))
+    here.drills.write(old, drill_page(old))
     line = the(lines(here), "the last restore drill that passed is 40 d")
     assert (line.level, "ovia-backup drill" in line.fix) == (Severity.WARN, True)
 
     good = evidence(started_at=now - 2 * DAY, database=database)
-    here.drills.write(good, page(good))
+    here.drills.write(good, drill_page(good))
     assert the(lines(here), "the last restore drill that passed was 2 d ago").level is Severity.OK
 
     bad = failed(started_at=now - DAY, database=database)
-    here.drills.write(bad, page(bad))
+    here.drills.write(bad, drill_page(bad))
     assert the(lines(here), "table public.people differs").level is Severity.WARN
 
 

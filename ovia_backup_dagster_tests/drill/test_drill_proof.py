@@ -23,7 +23,7 @@ from ovia_backup_dagster.core.verdict import Witness
 from ovia_backup_dagster.drill.throwaway_cluster import throwaway
 from ovia_backup_dagster.postgres.data_stream import split_columns
 from ovia_backup_dagster.postgres.programs import Connection
-from ovia_backup_dagster.proof import comparison, prover
+from ovia_backup_dagster.proof import comparison, record
 from ovia_backup_dagster.proof.check_results import CheckResult, Result
 from ovia_backup_dagster.proof.pg_restore import Restorer
 from ovia_backup_dagster.proof.prover import Proof
@@ -471,7 +471,7 @@ def copies(full_server: PortCluster, full_bin_dir: Path, tmp_path_factory: pytes
 def _show_all(patch: pytest.MonkeyPatch) -> None:
     """A line of evidence is short; here all of it is looked at."""
     patch.setattr(comparison, "joined", "; ".join)
-    patch.setattr(prover, "joined", "; ".join)
+    patch.setattr(record, "joined", "; ".join)
 
 
 @pytest.fixture(scope="module")

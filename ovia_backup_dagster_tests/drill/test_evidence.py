@@ -14,7 +14,7 @@ import pytest
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.checks import Check, Stage
 from ovia_backup_dagster.core.errors import DrillError, DrillOverdueError, VolumeError
-from ovia_backup_dagster.drill.drill_report import CHECKLIST, page
+from ovia_backup_dagster.drill.drill_report import CHECKLIST, drill_page
 from ovia_backup_dagster.drill.evidence import Evidence
 from ovia_backup_dagster.drill.folder import DrillFolder, judge_drills
 from ovia_backup_dagster.proof.check_results import CheckResult, CopiedTable, Result
@@ -69,11 +69,11 @@ def folder(tmp_path: Path) -> DrillFolder:
 
 
 def test_what_is_written_is_read(folder: DrillFolder) -> None:
-    path = folder.write(evidence(), page(evidence()))
+    path = folder.write(evidence(), drill_page(evidence()))
 
     assert path.name == "2026-06-15_120000_ovia_daily_2026-06-15_030000.json"
     assert path.stat().st_mode & 0o777 == 0o600
-    assert path.with_suffix(".md").read_text("utf-8") == page(evidence())
+    assert path.with_suffix(".md").read_text("utf-8") == drill_page(evidence())
     assert list(folder.newest_first()) == [evidence()]
 
 
@@ -188,7 +188,7 @@ def test_an_error_is_a_failure_said_once() -> None:
 
 
 def test_the_page_of_a_drill_that_passed() -> None:
-    text = page(evidence())
+    text = drill_page(evidence())
 
     assert text.startswith("# Restore drill of `ovia_daily_2026-06-15_030000.dump`: passed\n")
     assert "Recovery time to expect: **10.5 s**" in text
@@ -199,7 +199,7 @@ def test_the_page_of_a_drill_that_passed() -> None:
 
 
 def test_the_page_of_a_drill_that_failed_says_what_and_next() -> None:
-    text = page(failed(error="it stopped", fix="ovia-backup list"))
+    text = drill_page(failed(error="it stopped", fix="ovia-backup list"))
 
     assert "FAILED" in text
     assert "* table public.people differs" in text
@@ -210,7 +210,9 @@ def test_the_page_of_a_drill_that_failed_says_what_and_next() -> None:
 def test_names_from_the_database_are_no_markdown() -> None:
     hostile = "x|y`z\n# head <img src=x> [a](b) **bold**"
     line = CheckResult(check=Check.TABLES, result=Result.ODD, text=hostile)
-    text = page(evidence(lines=(line,), tables=(CopiedTable(name=hostile, rows=1, size_bytes=1),), launched_by=hostile))
+    text = drill_page(
+        evidence(lines=(line,), tables=(CopiedTable(name=hostile, rows=1, size_bytes=1),), launched_by=hostile)
+    )
 
     assert "\n# head" not in text
     assert "<img" not in text.replace("\\<img", "").replace("`x\\|y'z # head <img", "")

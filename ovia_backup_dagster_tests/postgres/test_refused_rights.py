@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ovia_backup_dagster.proof.load_order import Entry
+from ovia_backup_dagster.proof.load_order import ArchiveEntry
 from ovia_backup_dagster.proof.load_rounds import Failure
 from ovia_backup_dagster.proof.violations import Met, error_of
 
@@ -22,12 +22,12 @@ RESCUE = "ovia-backup restore x --mode new --even-if-damaged"
     ],
 )
 def test_the_remedy_is_one_for_rights_and_blames_no_source(said: str, fix: str) -> None:
-    error = error_of("the restore failed", [Met(Failure(Entry(0, "", "", 0), ""), said, "GRANT")], (), RESCUE)
+    error = error_of("the restore failed", [Met(Failure(ArchiveEntry(0, "", "", 0), ""), said, "GRANT")], (), RESCUE)
     assert fix in error.fix
     assert RESCUE not in error.fix
     assert said in error.account
 
 
 def test_what_is_something_else_keeps_its_remedy() -> None:
-    met = Met(Failure(Entry(0, "", "", 0), ""), 'relation "t" does not exist', "CREATE VIEW v")
+    met = Met(Failure(ArchiveEntry(0, "", "", 0), ""), 'relation "t" does not exist', "CREATE VIEW v")
     assert RESCUE in error_of("the restore failed", [met], (), RESCUE).fix

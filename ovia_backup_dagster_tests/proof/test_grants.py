@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ovia_backup_dagster.proof.comparison import contents_differences, owners, privilege_differences
+from ovia_backup_dagster.proof.comparison import compare_privileges, contents_differences, owner_names
 
 HEAD = "--\n-- Name: {0}; Type: {1}; Schema: {2}; Owner: {3}\n--\n\n{4}\n\n\n"
 VIEW = "TABLE pg_stat_statements"
@@ -20,7 +20,7 @@ def table(name: str, owner: str = "ovia") -> bytes:
 
 
 def bad(before: bytes, after: bytes) -> list[str]:
-    return privilege_differences(before, after, {"ovia", "postgres"})[0]
+    return compare_privileges(before, after, {"ovia", "postgres"})[0]
 
 
 def test_the_owner_of_what_an_extension_made_is_no_difference() -> None:
@@ -65,7 +65,7 @@ def test_what_was_given_to_another_since_is_told_and_no_difference() -> None:
     sql = "REVOKE ALL ON TABLE public.m FROM ovia;\nREVOKE SELECT ON TABLE public.m FROM PUBLIC;\n"
     sql += "GRANT ALL ON TABLE public.m TO app;\nGRANT SELECT ON TABLE public.m TO PUBLIC;"
     copy = acl("TABLE m", "GRANT ALL ON TABLE public.m TO app;", "postgres")
-    found, odd = privilege_differences(acl("TABLE m", sql, "app"), copy, {"ovia", "postgres"})
+    found, odd = compare_privileges(acl("TABLE m", sql, "app"), copy, {"ovia", "postgres"})
     assert found == []
     (line,) = odd
     assert line.startswith("TABLE m in public belongs to postgres in the copy, and to app in the source: pg_dump does")
@@ -106,4 +106,4 @@ def test_a_users_object_of_the_wrong_role_is_bad() -> None:
 
 def test_owners_are_named_by_the_schema() -> None:
     text = table("a", "some one") + table("b", "-") + HEAD.format("e", "EXTENSION", "-", "", "x").encode()
-    assert owners(text) == {"some one"}
+    assert owner_names(text) == {"some one"}

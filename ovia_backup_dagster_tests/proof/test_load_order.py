@@ -190,8 +190,7 @@ def test_every_kind_of_looking_elsewhere_is_loaded_in_order(
         texts = [by_check(evidence)[Check.RESTORED].text]
         assert evidence.passed, evidence.failures
         for place, folder, jobs in ((source, bin_dir, 1), (full_server.connection(), full_bin_dir, 3)):
-            proof = replace(proof_of(replace(drilling, bin_dir=folder), backup), jobs=jobs)
-            proof.read_backup()
+            proof = proof_of(replace(drilling, bin_dir=folder), backup, jobs=jobs)
             with going_live(place, "kinds_copy") as copy:
                 proof.restore(copy)
                 proof.prove(copy)
@@ -202,7 +201,7 @@ def test_every_kind_of_looking_elsewhere_is_loaded_in_order(
                 assert asked(to, "SET enable_seqscan = off", look) == 25
                 assert one(to, "SELECT convert_from(lo_get(4711), 'UTF8')") == "large"
                 texts.append(lines_of(proof)[Check.RESTORED].text)
-                notes = Restorer(Programs(folder), to, "copy", 2)._order(backup.path, proof._listing).notes
+                notes = Restorer(Programs(folder), to, "copy", 2)._order(backup.path, proof.contents.listing).notes
     assert len(set(texts)) == 1
     found = {note.partition(" was loaded after the others: ")[0].removeprefix("table "): note for note in notes}
     assert {
@@ -245,7 +244,7 @@ def test_what_never_loads_is_named_and_its_rows_can_be_had(
         said = set()
         for jobs, foreseen in ((1, True), (2, True), (2, False)):
             monkeypatch.setattr(pg_restore, "may_lean", may_lean if foreseen else lambda _: False)
-            proof = replace(proof_of(drilling, backup), jobs=jobs)
+            proof = proof_of(drilling, backup, jobs=jobs)
             with going_live(source, "cycle_copy") as copy, pytest.raises(RestoreError) as raised:
                 proof.restore(copy)
             said.add(str(raised.value))

@@ -26,7 +26,7 @@ from ovia_backup_dagster.proof import pg_restore
 from ovia_backup_dagster.proof.check_results import CheckResult, Result
 from ovia_backup_dagster.proof.pg_restore import Restorer
 from ovia_backup_dagster.proof.prover import Proof
-from ovia_backup_dagster.proof.target import MARK, Copy, beside
+from ovia_backup_dagster.proof.target import MARK, Copy, live_copy
 from ovia_backup_dagster.restoration.swap import database_state
 from ovia_backup_dagster_tests.conftest import NewDatabase, PortCluster, admin, execute, free_port, quiet
 from ovia_backup_dagster_tests.support.drilling import Drilling, database, one
@@ -41,17 +41,18 @@ SUBSCRIBED = ("CREATE SUBSCRIPTION sub CONNECTION 'host=nowhere password=s3cret'
 
 @contextmanager
 def going_live(source: Connection, name: str) -> Iterator[Copy]:
-    """A place beside the source; whatever is made there is gone afterwards."""
-    copy = beside(source, name, f"database {name}")
+    """A place live_copy the source; whatever is made there is gone afterwards."""
+    copy = live_copy(source, name, f"database {name}")
     try:
         yield copy
     finally:
         copy.drop(database_state(source, name).oid)
 
 
-def proof_of(drilling: Drilling, backup: Backup, log: list[str] | None = None) -> Proof:
+def proof_of(drilling: Drilling, backup: Backup, log: list[str] | None = None, *, jobs: int = 2) -> Proof:
     """One that has read its backup."""
-    proof = Proof(drilling.driller.verifier, drilling.source, backup, quiet if log is None else log.append, jobs=2)
+    said = quiet if log is None else log.append
+    proof = Proof(drilling.driller.verifier, drilling.source, backup, said, jobs=jobs)
     proof.read_backup()
     return proof
 
@@ -212,7 +213,7 @@ def test_a_missing_extension_is_to_be_installed_on_that_server(
 
 
 def test_dropping_is_safe_to_repeat_and_waits_for_nobody(server: PortCluster) -> None:
-    copy = beside(server.connection(), "live_copy", "a place")
+    copy = live_copy(server.connection(), "live_copy", "a place")
     copy.drop()
     with admin(server) as session:
         session.execute("CREATE DATABASE live_copy")
@@ -234,7 +235,7 @@ def test_what_exists_is_not_restored_into(tmp_path: Path, new_database: NewDatab
     proof = proof_of(drilling, drilling.dump())
 
     with pytest.raises(CopyError, match="a place exists already"):
-        proof.restore(beside(source, other.database, "a place"))
+        proof.restore(live_copy(source, other.database, "a place"))
 
     assert one(other, "SELECT count(*) FROM people") != 0
 
@@ -314,8 +315,8 @@ def _cut(whole: bytes) -> bytes:
 @pytest.mark.parametrize("jobs", [2, 4])
 def test_a_damaged_table_takes_no_other_with_it(jobs: int, server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
     with damaged(_altered, server, bin_dir, tmp_path) as drilling:
-        proof = replace(proof_of(drilling, newest(drilling)), jobs=jobs)
-        assert proof.read_backup() is None
+        proof = proof_of(drilling, newest(drilling), jobs=jobs)
+        assert proof.contents.witness is None
         with going_live(drilling.source, "what_is_left") as copy:
             proof.restore(copy, despite_errors=True)
             proof.take_stock(copy)

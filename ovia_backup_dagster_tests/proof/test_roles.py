@@ -127,13 +127,13 @@ def test_a_role_that_is_not_named_gets_no_power(there: Server) -> None:
         execute(there.connection, *re.split("; (?=ALTER|GRANT)", statements))
     assert there.attributes("boss") == "super createrole replication bypassrls login"
     assert there.groups("boss") == "pg_execute_server_program pg_read_all_data"
-    assert roles.differences(there.connection, there.programs, there.saved)[0] == []
+    assert roles.compare_roles(there.connection, there.programs, there.saved)[0] == []
 
 
 def test_a_role_that_is_named_gets_all_but_a_password(there: Server) -> None:
     roles.create(there.connection, there.saved, NAMES, NAMES)
     assert there.attributes("boss") == "super createrole replication bypassrls login"
-    bad, odd = roles.differences(there.connection, there.programs, there.saved)
+    bad, odd = roles.compare_roles(there.connection, there.programs, there.saved)
     assert (bad, odd) == ([], [])
 
 
@@ -213,7 +213,7 @@ def test_a_forged_file_gives_neither_power_nor_a_password(there: Server, forged:
 
 def test_a_replay_makes_the_same_roles(there: Server) -> None:
     assert roles.replay(there.connection, there.saved) == []
-    assert roles.differences(there.connection, there.programs, there.saved) == ([], [])
+    assert roles.compare_roles(there.connection, there.programs, there.saved) == ([], [])
 
 
 ALTERED = [
@@ -236,7 +236,7 @@ ALTERED = [
 def test_what_of_the_roles_is_not_the_same_is_said(there: Server, change: str, how: str, said: str) -> None:
     roles.replay(there.connection, there.saved)
     execute(there.connection, change)
-    bad, odd = roles.differences(there.connection, there.programs, there.saved)
+    bad, odd = roles.compare_roles(there.connection, there.programs, there.saved)
     assert any(text.startswith(said) for text in (bad if how == "bad" else odd)), (bad, odd)
     assert not (odd if how == "bad" else bad)
 

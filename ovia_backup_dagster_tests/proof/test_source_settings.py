@@ -15,7 +15,7 @@ from ovia_backup_dagster.postgres import globals_file as saved_globals
 from ovia_backup_dagster.postgres.session import connect, effective_settings
 from ovia_backup_dagster.postgres.session_settings import DECIDING, SESSION_OPTIONS
 from ovia_backup_dagster.proof.source_settings import InEffect, Setting, put_in_effect, take_out, wanted
-from ovia_backup_dagster.proof.target import Copy, beside
+from ovia_backup_dagster.proof.target import Copy, live_copy
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, free_port
 from ovia_backup_dagster_tests.support.drilling import Drilling, as_role, assert_passed, database
 
@@ -120,7 +120,7 @@ def test_a_manifest_stands_in_where_the_archive_says_nothing() -> None:
 def copy(server: PortCluster) -> Iterator[Copy]:
     name = f"copy{os.getpid()}_{free_port()}"
     with database(server, name) as made:
-        yield beside(made, name, f"database {name}")
+        yield live_copy(made, name, f"database {name}")
 
 
 def shown(copy: Copy, name: str, effect: InEffect) -> object:

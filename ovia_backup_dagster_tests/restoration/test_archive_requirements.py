@@ -164,7 +164,7 @@ def backup_of(
 
 def errors(server: Connection, programs: Programs, path: Path) -> str:
     """All that pg_restore meets, with the commands that it met it at."""
-    copy = replace(target.beside(server, "ovia_copy", "a copy"), owner=OWNER)
+    copy = replace(target.live_copy(server, "ovia_copy", "a copy"), owner=OWNER)
     copy.create(archive.database_text(programs, path))
     try:
         to = copy.connection

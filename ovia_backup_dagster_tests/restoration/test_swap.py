@@ -291,7 +291,7 @@ def test_nor_in_that_of_a_drop(bin_dir: Path, by: str) -> None:
     with autovacuum_at_work(bin_dir) as keeper:
         name = "shop"
         if by == "restore":
-            target.beside(keeper, name, name).drop(swap.database_state(keeper, name).oid)
+            target.live_copy(keeper, name, name).drop(swap.database_state(keeper, name).oid)
         else:
             name = before_name("shop", datetime(2026, 1, 1, tzinfo=UTC))
             execute(keeper.to("postgres"), f"ALTER DATABASE shop RENAME TO {name}")

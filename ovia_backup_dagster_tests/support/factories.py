@@ -33,7 +33,7 @@ from ovia_backup_dagster.core.verdict import (
     Verification,
     Witness,
 )
-from ovia_backup_dagster.drill.drill_report import page
+from ovia_backup_dagster.drill.drill_report import drill_page
 from ovia_backup_dagster.drill.evidence import Evidence
 from ovia_backup_dagster.drill.folder import DrillFolder
 from ovia_backup_dagster.proof.check_results import CheckResult, Result
@@ -287,7 +287,7 @@ def drill_evidence(catalog: Catalog, at: datetime, *, passed: bool = True, why: 
     )
     folder = DrillFolder(catalog)
     folder.prepare(at)
-    return folder.write(evidence, page(evidence))
+    return folder.write(evidence, drill_page(evidence))
 
 
 def held(catalog: Catalog, backup: Backup, until: datetime, released_at: datetime | None = None) -> Backup:

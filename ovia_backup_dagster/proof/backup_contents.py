@@ -1,0 +1,139 @@
+"""What a backup is known to hold: its manifest, its reading by a verification, its contents list.
+
+Makes the check that the file is what was written. How an archive is read and verified is the business of ``postgres``;
+what a copy of it holds, that of ``copy_comparison``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from ovia_backup_dagster.core.backup import Backup
+from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.core.files import file_sha256
+from ovia_backup_dagster.core.human_text import human_bytes
+from ovia_backup_dagster.core.manifest import Manifest
+from ovia_backup_dagster.core.verdict import Witness
+from ovia_backup_dagster.postgres import archive as archives
+from ovia_backup_dagster.postgres.programs import Programs
+from ovia_backup_dagster.postgres.verification import Verifier
+from ovia_backup_dagster.proof.record import ProofRecord
+
+
+@dataclass
+class BackupContents:
+    """One backup's.
+
+    Attributes:
+        verifier: catalog, programs, and what a backup must hold.
+        backup: which.
+        record: what is found is noted there.
+        manifest: the backup's, once it is read; the old script's have none.
+        witness: what the backup holds, once it is read.
+        sha256: of the file, as it is now.
+    """
+
+    verifier: Verifier
+    backup: Backup
+    record: ProofRecord
+    manifest: Manifest | None = field(default=None, init=False)
+    witness: Witness | None = field(default=None, init=False)
+    sha256: str | None = field(default=None, init=False)
+
+    @property
+    def programs(self) -> Programs:
+        """The client programs."""
+        return self.verifier.programs
+
+    @property
+    def word(self) -> str:
+        """The backup, as a word of a command line."""
+        return self.verifier.catalog.word(self.backup)
+
+    def read_manifest(self) -> Manifest | None:
+        """What was known when the backup was made.
+
+        Raises:
+            VolumeError: a newer program wrote it.
+        """
+        self.manifest = self.backup.manifest
+        if self.manifest is not None:
+            database = self.manifest.database
+            self.record.versions |= {"source": database.server_version, "pg_dump": self.manifest.client_version}
+        return self.manifest
+
+    def read(self) -> Witness | None:
+        """What the backup holds: as read when it was verified, if the file is still that; else as it is read now.
+
+        ``None`` when it is damaged, which is noted, too.
+
+        Raises:
+            BackupError: no verdict could be reached.
+        """
+        self.read_manifest()
+        self.witness = self._read()
+        if self.witness is not None:
+            self.record.versions.setdefault("pg_dump", self.witness.archive_client)
+        return self.witness
+
+    def _read(self) -> Witness | None:
+        backup, verifier, record = self.backup, self.verifier, self.record
+        record.versions["pg_restore"] = self.programs.version("pg_restore")
+        with record.phase("hash"):
+            wanted = self._sha256_then()
+            if wanted is not None and backup.witness is not None:
+                record.log(f"hashing {backup} ({human_bytes(backup.size_bytes)})")
+                self.sha256 = file_sha256(backup.path)
+                if self.sha256 == wanted and not verifier.altered_files(backup) and backup.problem is None:
+                    record.add(Check.UNALTERED, [], odd=self._manifest_notes, passed=f"SHA-256 {wanted}")
+                    return backup.witness
+        with record.phase("verification"):
+            verified = verifier.verify(backup, log=record.log)
+        self.sha256 = verified.judgement.sha256
+        wrong = [] if verified.judgement.intact else list(verified.judgement.reasons)
+        record.add(
+            Check.UNALTERED,
+            wrong,
+            odd=self._manifest_notes,
+            passed=f"SHA-256 {self.sha256}, taken now" if wanted is None else f"SHA-256 {self.sha256}",
+        )
+        return verified.witness
+
+    @property
+    def _manifest_notes(self) -> list[str]:
+        return [self.backup.manifest_trouble] if self.backup.manifest_trouble else []
+
+    def _sha256_then(self) -> str | None:
+        if self.manifest is not None:
+            return self.manifest.sha256
+        return self.backup.judgement.sha256 if self.backup.judgement else None
+
+    @property
+    def source_bytes(self) -> int | None:
+        """How large the source was, if that is known."""
+        return self.manifest.database.size_bytes if self.manifest else None
+
+    @property
+    def bootstrap_superuser(self) -> set[str]:
+        """The name of the source's; empty where it is not known."""
+        return {self.manifest.database.bootstrap_superuser} if self.manifest else set()
+
+    @property
+    def search_path(self) -> str | None:
+        """That which the source database gives its sessions, if it gives one."""
+        for setting in self.manifest.database.settings.get("", ()) if self.manifest else ():
+            name, _, value = setting.partition("=")
+            if name.lower() == "search_path":
+                return value
+        return None
+
+    @cached_property
+    def listing(self) -> str:
+        """The archive's contents list."""
+        return archives.contents_list(self.programs, self.backup.path)
+
+    @cached_property
+    def script(self) -> bytes:
+        """The SQL that makes the archive's database."""
+        return archives.database_text(self.programs, self.backup.path)
