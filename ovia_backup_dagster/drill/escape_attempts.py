@@ -22,7 +22,7 @@ import psycopg
 from ovia_backup_dagster.core.errors import SandboxError
 from ovia_backup_dagster.core.files import TEMPORARY, as_volume_error
 from ovia_backup_dagster.drill.throwaway_cluster import CLUSTER
-from ovia_backup_dagster.postgres import sandbox_launcher
+from ovia_backup_dagster.postgres import sandbox_confinement
 from ovia_backup_dagster.postgres.local_cluster import account
 from ovia_backup_dagster.postgres.programs import Programs, minimal_environment
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_string
@@ -129,7 +129,7 @@ def try_from_inside(programs: Programs, volume: Path, copy: Copy | None = None) 
         if copy is not None:
             for name, possible in _ask_server(programs, copy, outside):
                 (opened if possible else held).append(f"{name}, by the server")
-        landlock = sandbox_launcher.landlock_version()
+        landlock = sandbox_confinement.landlock_version()
     blocked = any(cause.startswith("Landlock") for cause in missing)
     version = 0 if blocked else min(landlock, sandbox.landlock or landlock)
     return Walls(version, tuple(held), tuple(opened), tuple(missing))

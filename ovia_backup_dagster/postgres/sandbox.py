@@ -1,9 +1,9 @@
 """What a program is confined to that runs or parses what a backup contains.
 
 An archive is code: a drill's server runs its functions as a superuser, and pg_restore parses its bytes. So each such
-program is started by ``confine``, reads the system's programs and what it is given, writes what it is given, and
-reaches nothing else. Which programs those are is decided where they are started; whether the walls hold is tried in
-``walls``.
+program is started by ``sandbox_launcher``, reads the system's programs and what it is given, writes what it is given,
+and reaches nothing else. Which programs those are is decided where they are started; whether the walls hold is tried in
+``drill.escape_attempts``.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ from functools import cache
 from pathlib import Path
 
 from ovia_backup_dagster.core.human_text import human_bytes
-from ovia_backup_dagster.postgres import sandbox_launcher as confine
-from ovia_backup_dagster.postgres import shared_libraries
+from ovia_backup_dagster.postgres import sandbox_confinement, sandbox_launcher, shared_libraries
 
 #: The launcher's exit code where it refused to start a program.
-REFUSED = confine.REFUSED
+REFUSED = sandbox_confinement.REFUSED
 #: And how its message begins.
-CANNOT = confine.CANNOT
+CANNOT = sandbox_confinement.CANNOT
 #: Of the memory that is free when a program starts, what it may take: the node must go on.
 _MEMORY_SHARE = 0.75
 _LEAST_MEMORY_BYTES = 512 * 1024 * 1024
@@ -52,7 +51,8 @@ _SCRIPT_BYTES = 64 * 1024
 def _compiled(source: str) -> str:
     """A program as Python compiled it when it was imported: to do that again takes as long as to start it.
 
-    The source itself where what was compiled is not of this source (PEP 3147, PEP 552).
+    The source itself where what was compiled is not of this source (PEP 3147, PEP 552), or is not beside it, where the
+    launcher looks for its other parts (``PYTHONPYCACHEPREFIX``).
     """
     try:
         path = importlib.util.cache_from_source(source)
@@ -62,10 +62,12 @@ def _compiled(source: str) -> str:
     except (OSError, NotImplementedError):
         return source  # nothing was compiled, or Python keeps none: the source does the same, a little later
     of_now = struct.pack("<III", 0, int(status.st_mtime) & 0xFFFFFFFF, status.st_size & 0xFFFFFFFF)
+    if os.path.dirname(os.path.dirname(path)) != os.path.dirname(source):
+        return source
     return path if head == importlib.util.MAGIC_NUMBER + of_now else source
 
 
-_LAUNCHER = _compiled(os.path.abspath(confine.__file__))
+_LAUNCHER = _compiled(os.path.abspath(sandbox_launcher.__file__))
 
 
 class Confine(StrEnum):
@@ -272,7 +274,7 @@ def _libraries(program: str) -> list[str]:
 
 def _is_of_the_system(path: str) -> bool:
     # The root is no installation: it would open everything.
-    return path == "/" or any(Path(path).is_relative_to(part) for part in confine.SYSTEM)
+    return path == "/" or any(Path(path).is_relative_to(part) for part in sandbox_confinement.SYSTEM)
 
 
 def _kept_bytes() -> int:

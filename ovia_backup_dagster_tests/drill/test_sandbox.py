@@ -35,7 +35,7 @@ from ovia_backup_dagster.drill import throwaway_cluster
 from ovia_backup_dagster.drill.evidence import Evidence
 from ovia_backup_dagster.drill.runner import Choice, Driller, Where
 from ovia_backup_dagster.postgres import sandbox as sandboxes
-from ovia_backup_dagster.postgres import sandbox_launcher as confine
+from ovia_backup_dagster.postgres import sandbox_confinement
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.local_cluster import account, may_enter
 from ovia_backup_dagster.postgres.programs import Connection, Programs
@@ -264,9 +264,15 @@ def reachable(bin_dir: Path) -> Iterator[tuple[Path, Path]]:
     with tempfile.TemporaryDirectory(prefix="ovia-sb-", dir="/tmp") as made:
         folder = Path(made)
         folder.chmod(0o755)
-        launcher = folder / Path(sandboxes._LAUNCHER).name
-        shutil.copy(sandboxes._LAUNCHER, launcher)
-        launcher.chmod(0o755)
+        # Its parts, and of the package nothing else: no more is needed to start it.
+        package = Path(sandbox_confinement.__file__).parents[1]
+        parts = [package / "__init__.py", package / "postgres" / "__init__.py", *package.glob("postgres/sandbox_*.py")]
+        for part in parts:
+            copy = folder / part.relative_to(package.parent)
+            copy.parent.mkdir(0o755, parents=True, exist_ok=True)
+            shutil.copy(part, copy)
+            copy.chmod(0o644)
+        launcher = folder / package.name / "postgres" / "sandbox_launcher.py"
         if not may_enter(bin_dir):
             shutil.copytree(bin_dir.parents[2], folder / "packages", symlinks=True)
             yield folder / "packages" / bin_dir.relative_to(bin_dir.parents[2]), launcher
@@ -708,7 +714,7 @@ def test_what_the_kernel_cannot_confine_is_said(
     result, text = _line(older, Check.CONTAINED)
     assert (older.passed, result) == (True, Result.ODD)
     if "Landlock 7" in said:
-        said = said.replace("7", str(confine.landlock_version()))
+        said = said.replace("7", str(sandbox_confinement.landlock_version()))
     assert text.startswith(said)
 
 
@@ -717,7 +723,7 @@ def test_a_hole_in_the_wall_is_found(
 ) -> None:
     """Whatever its reason: here the sandbox lets the volume be read."""
     there = site("BEGIN RETURN true; END")
-    monkeypatch.setattr(confine, "SYSTEM", (*confine.SYSTEM, str(outside.volume)))
+    monkeypatch.setattr(sandbox_confinement, "SYSTEM", (*sandbox_confinement.SYSTEM, str(outside.volume)))
     monkeypatch.setattr(sandboxes, "installation", lambda program: (str(outside.volume), *_installation(program)))
 
     def both() -> None:
