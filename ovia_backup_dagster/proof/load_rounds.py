@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ovia_backup_dagster.proof.load_order import ArchiveEntry
+from ovia_backup_dagster.proof.archive_entries import ArchiveEntry
 
 #: What pg_restore is told, to say at which entry an error was met.
 VERBOSE = "--verbose"

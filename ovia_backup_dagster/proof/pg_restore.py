@@ -21,8 +21,9 @@ from ovia_backup_dagster.postgres.server_language import in_english
 from ovia_backup_dagster.postgres.session import connect
 from ovia_backup_dagster.postgres.stall import watch
 from ovia_backup_dagster.postgres.translation import english
+from ovia_backup_dagster.proof.archive_entries import ArchiveEntry, entries_of
 from ovia_backup_dagster.proof.comparison import left_out
-from ovia_backup_dagster.proof.load_order import ArchiveEntry, LoadOrder, entries_of, may_lean, order_of
+from ovia_backup_dagster.proof.load_order import LoadOrder, may_lean, order_of
 from ovia_backup_dagster.proof.load_rounds import (
     NOISE,
     VERBOSE,

@@ -18,7 +18,8 @@ from ovia_backup_dagster.core.human_text import joined
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.session import be_patient, connect
 from ovia_backup_dagster.proof import search_path
-from ovia_backup_dagster.proof.load_order import ArchiveEntry, LoadOrder
+from ovia_backup_dagster.proof.archive_entries import ArchiveEntry
+from ovia_backup_dagster.proof.load_order import LoadOrder
 from ovia_backup_dagster.proof.load_rounds import BrokenOffError, Failure, Loader
 from ovia_backup_dagster.proof.relaxed_constraints import relax, tighten, uncompute
 from ovia_backup_dagster.proof.search_path import Session, missed

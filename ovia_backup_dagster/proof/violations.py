@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ovia_backup_dagster.core.errors import RestoreError
 from ovia_backup_dagster.core.human_text import joined
 from ovia_backup_dagster.postgres.quoting import without_literals
-from ovia_backup_dagster.proof.load_order import Leaning
+from ovia_backup_dagster.proof.leaning_functions import Leaning
 from ovia_backup_dagster.proof.load_rounds import Failure
 
 _NAME = r'(?:"(?:[^"]|"")*"|[^\s".]+)(?:\.(?:"(?:[^"]|"")*"|[^\s".(]+))?'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ovia_backup_dagster.proof.load_order import ArchiveEntry
+from ovia_backup_dagster.proof.archive_entries import ArchiveEntry
 from ovia_backup_dagster.proof.load_rounds import Failure
 from ovia_backup_dagster.proof.violations import Met, error_of
 

@@ -1,0 +1,48 @@
+"""The entries of an archive, as its contents list has them: one line each, in the archive's order.
+
+What an entry's SQL says is the business of ``archive_objects``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_LISTED = re.compile(r"^(\d+); \d+ (\d+) (.+)$", re.MULTILINE)
+#: Those that bring rows, or the content of large objects and sequences.
+DATA = re.compile(r"(?:TABLE DATA|BLOBS|SEQUENCE SET) ")
+_AFTER_DATA = re.compile(
+    r"(?:CONSTRAINT|CHECK CONSTRAINT|FK CONSTRAINT|INDEX|INDEX ATTACH|TRIGGER|EVENT TRIGGER|POLICY|ROW SECURITY|RULE"
+    r"|STATISTICS|PUBLICATION|PUBLICATION TABLE|PUBLICATION TABLES IN SCHEMA|SUBSCRIPTION|MATERIALIZED VIEW DATA) "
+)
+TABLE_DATA = "TABLE DATA "
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveEntry:
+    """One of an archive.
+
+    Attributes:
+        number: the archive's own, by which it is known.
+        line: as the contents list has it, and takes it back.
+        text: of the line, what it is: ``TYPE schema name owner``.
+        oid: in the source.
+    """
+
+    number: int
+    line: str
+    text: str
+    oid: int
+
+
+def entries_of(listing: str) -> list[ArchiveEntry]:
+    """A contents list's."""
+    return [ArchiveEntry(int(m[1]), m[0], m[3], int(m[2])) for m in _LISTED.finditer(listing)]
+
+
+def sections_of(entries: Sequence[ArchiveEntry]) -> tuple[list[ArchiveEntry], list[ArchiveEntry], list[ArchiveEntry]]:
+    """The entries as pg_dump lists them: what comes before the data, the data, what comes after."""
+    end = next((at for at, entry in enumerate(entries) if _AFTER_DATA.match(entry.text)), len(entries))
+    begin = next((at for at, entry in enumerate(entries[:end]) if DATA.match(entry.text)), end)
+    return list(entries[:begin]), list(entries[begin:end]), list(entries[end:])
