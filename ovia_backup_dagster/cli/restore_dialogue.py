@@ -23,10 +23,8 @@ def carry_out(
     restorations: Restorations, plan: RestorePlan, confirmation: str | None, only_plan: bool, as_json: bool
 ) -> None:
     """Show a plan, ask for the database's name, and do it."""
-    from ovia_backup_dagster.restoration.plan import as_dict
-
     if only_plan and as_json:
-        print_json(as_dict(plan))
+        print_json(plan.as_dict())
         plan.refuse()
         return
     for line in plan.lines():

@@ -52,7 +52,7 @@ def undo_restore_command(
     system = system_from_environment()
     restorations = system.restorations.without_services() if without_services else system.restorations
     if listing:
-        found = restorations.kept()
+        found = restorations.kept_databases.newest_first()
         if as_json:
             print_json(
                 [
@@ -72,8 +72,8 @@ def undo_restore_command(
             click.echo("no database is kept")
         return
     if forget:
-        name = restorations.to_forget(kept or confirmation or "").name
-        for left in restorations.forget(name, confirmed_name(name, confirmation)):
+        name = restorations.kept_databases.find(kept or confirmation or "").name
+        for left in restorations.kept_databases.drop(name, confirmed_name(name, confirmation)):
             click.echo(f"left to do: {printable(left)}")
         click.echo("dropped")
         return

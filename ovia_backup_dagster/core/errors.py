@@ -127,6 +127,10 @@ class JournalError(VolumeError):
     """A restore's journal cannot be understood: nobody knows whether it is unfinished."""
 
 
+class UnknownStepError(JournalError):
+    """A restore's journal has a step that this version does not know: a newer one began the restore."""
+
+
 class LockHeldError(BackupError):
     """Another operation holds the lock on the backup volume."""
 

@@ -24,7 +24,8 @@ from ovia_backup_dagster.defs.policies import (
 from ovia_backup_dagster.defs.resources import Backups
 from ovia_backup_dagster.defs.run_configs import RestoreAction, RestoreConfig
 from ovia_backup_dagster.restoration.order import Mode, StopServices
-from ovia_backup_dagster.restoration.plan import Planner, RestorePlan
+from ovia_backup_dagster.restoration.plan import RestorePlan
+from ovia_backup_dagster.restoration.planner import Planner
 from ovia_backup_dagster.restoration.record import Record
 from ovia_backup_dagster.restoration.request import Wishes
 from ovia_backup_dagster.settings.model import Settings
@@ -88,7 +89,7 @@ def build_kept_databases(settings: Settings) -> dg.JobDefinition:
 
         with explained(context, backups):
             keep = timedelta(days=backups.settings.restore_keep_days)
-            backups.restorations.expire(keep, tell, datetime.now(UTC), context.log.info)
+            backups.restorations.kept_databases.expire(keep, tell, datetime.now(UTC), context.log.info)
 
     @dg.job(
         name=KEPT_DATABASES_JOB,

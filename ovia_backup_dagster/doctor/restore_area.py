@@ -80,12 +80,12 @@ def _database(system: BackupSystem, found: Sequence[BackupError]) -> Iterator[Ob
             yield warn(Area.RESTORES, f"too little room for {room}", fix)
         else:
             yield ok(Area.RESTORES, f"room for {room}")
-    replaced = dict(system.restorations.kept())
+    replaced = dict(system.restorations.kept_databases.newest_first())
     for each, at in replaced.items():
         until = f"until {(at or each.at) + timedelta(days=keep):%Y-%m-%d}" if keep else "until it is dropped"
         size = f", {human_bytes(each.size_bytes)}" if each.size_bytes is not None else ""
         yield ok(Area.RESTORES, f"kept {until}: {each.name}{size}; {way_back(list(replaced), each.name)} swaps back")
-    for name in system.restorations.left():
+    for name in system.restorations.kept_databases.copies_left():
         fix = f"as a superuser, once nobody needs it: DROP DATABASE {sql_identifier(name)} WITH (FORCE)"
         yield warn(Area.RESTORES, f"{name} is left of a restore that was put back, and takes room", fix)
 

@@ -1,7 +1,7 @@
 """What an archive needs where it is restored, read from its schema: extensions, owners, files, what takes a superuser.
 
 What PostgreSQL's CREATE commands ask of a role is from their sources (``src/backend/commands``, PostgreSQL 16). Whether
-a server offers it is asked by ``offers`` and decided by ``restoration.requirements``. Nothing of the archive is run:
+a server offers it is asked by ``server_offers`` and decided by ``requirements``. Nothing of the archive is run:
 statements are recognised by how pg_dump writes them, and what is not recognised needs nothing that is known here.
 """
 

@@ -1,27 +1,28 @@
-"""What is asked of a restore, what was done of it so far, and what came of it: ``restores/`` on the backup volume.
+"""What was done of a restore so far, and how it ended: its journal in ``restores/`` on the backup volume.
 
 A restore writes each step into its journal before it takes it. Whatever ends it, the journal tells the next process
-what there is to finish or to put back, and the record for people is made from the journal alone. How a step is taken
-is the business of the package ``restoration``.
+what there is to finish or to put back, and the record for people is made from the journal alone. What it carries of
+each step is stated in ``step_data``; how a step is taken belongs to ``steps``.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, Field, ValidationError
 
 from ovia_backup_dagster.core.errors import JournalError, RestoreUnfinishedError, VolumeError
 from ovia_backup_dagster.core.files import WITNESS_BYTES, as_volume_error, open_plain, read_small
 from ovia_backup_dagster.core.manifest import Sidecar, parse_sidecar
 from ovia_backup_dagster.core.reserve import with_reserve
-from ovia_backup_dagster.proof.check_results import CheckResult, CopiedTable
 from ovia_backup_dagster.restoration.order import Mode, Order, Step
+from ovia_backup_dagster.restoration.step_data import Proven, RestoreData, StepData
+
+D = TypeVar("D", bound=StepData)
 
 
 class JournalMark(StrEnum):
@@ -51,13 +52,13 @@ class JournalEntry(Sidecar):
     Attributes:
         at: UTC.
         mark: what happened.
-        step: to which step; ``None`` at the end of it all.
-        data: what a later process needs to know.
+        step: to which step, by its word; ``None`` at the end of it all.
+        data: what a later process needs to know, as it is on the disk; :meth:`Journal.data` understands it.
     """
 
     at: AwareDatetime
     mark: JournalMark
-    step: Step | None = None
+    step: str | None = None
     data: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -83,44 +84,57 @@ class Journal:
             entries = [parse_sidecar(JournalEntry, line, path.name) for line in lines[1:-1]]
             return cls(path, parse_sidecar(Order, lines[0], path.name), entries)
         except VolumeError as error:
-            raise JournalError(
-                f"nobody knows whether a restore is unfinished: the journal {path} cannot be understood",
-                why=error.why,
-                fix="if a newer ovia-backup wrote it, use that one; else it is damaged: see which databases there are "
-                f"(psql -l), put right what is not, then: mv {path} {path}.damaged",
-            ) from None
+            raise _not_understood(path, error.why) from None
 
-    def write(self, mark: JournalMark, step: Step | None = None, **data: Any) -> None:
+    def write(self, mark: JournalMark, step: str | None = None, data: StepData | None = None) -> None:
         """Add a line; it is on the disk when this returns.
+
+        Args:
+            mark: what happened.
+            step: to which step, by its word.
+            data: what a later process needs to know; of it, what is set.
 
         Raises:
             VolumeError, DiskFullError: it cannot be written, and so the step must not be taken.
         """
-        entry = JournalEntry(at=datetime.now(UTC), mark=mark, step=step, data=data)
+        noted = data.model_dump(mode="json", include=data.model_fields_set) if data else {}
+        entry = JournalEntry(at=datetime.now(UTC), mark=mark, step=step, data=noted)
         with as_volume_error(f"cannot write {self.path}"):
             root = self.path.parent.parent
             with_reserve(root, lambda: _append_line(self.path, entry.model_dump_json().encode()))
         self.entries.append(entry)
 
-    def done(self, step: Step) -> bool:
+    def done(self, step: str) -> bool:
         """Whether the step is behind us."""
-        return any(entry.step is step and entry.mark is JournalMark.DONE for entry in self.entries)
+        return any(entry.step == step and entry.mark is JournalMark.DONE for entry in self.entries)
 
-    def attempts(self, step: Step) -> int:
+    def attempts(self, step: str) -> int:
         """How often the step was begun; it may have been taken in part each time."""
-        return sum(entry.step is step and entry.mark is JournalMark.BEGUN for entry in self.entries)
+        return sum(entry.step == step and entry.mark is JournalMark.BEGUN for entry in self.entries)
 
-    def begun(self, step: Step) -> bool:
+    def begun(self, step: str) -> bool:
         """Whether the step may have been taken, if only in part."""
         return self.attempts(step) > 0
 
-    def data(self, step: Step) -> Mapping[str, Any]:
-        """All that was noted of a step; what was noted first holds: a second attempt sees a changed world."""
+    def data(self, kind: type[D]) -> D:
+        """All that was noted of a step; what was noted first holds: a second attempt sees a changed world.
+
+        Args:
+            kind: the step's model.
+
+        Raises:
+            JournalError: what was noted cannot be understood.
+        """
         found: dict[str, Any] = {}
         for entry in self.entries:
-            if entry.step is step:
+            if entry.step == kind.step:
                 found = {**entry.data, **found}
-        return found
+        try:
+            return kind.model_validate(found)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            why = ": ".join([kind.step, *(str(part) for part in first["loc"]), first["msg"]])
+            raise _not_understood(self.path, why) from None
 
     @property
     def ended(self) -> JournalMark | None:
@@ -130,7 +144,7 @@ class Journal:
     @property
     def made(self) -> int | None:
         """The database that was made, by its OID, once it was proven; of several attempts, the last one's."""
-        noted = (entry.data.get("made") for entry in reversed(self.entries) if entry.step is Step.RESTORE)
+        noted = (entry.data.get("made") for entry in reversed(self.entries) if entry.step == Step.RESTORE)
         return next((oid for oid in noted if oid is not None), None)
 
     @property
@@ -146,8 +160,7 @@ class Journal:
     @property
     def proven(self) -> Proven | None:
         """What the proof found, once there was one."""
-        found = self.data(Step.RESTORE).get("proven")
-        return Proven.model_validate(found) if found else None
+        return self.data(RestoreData).proven
 
     @property
     def unfinished(self) -> RestoreUnfinishedError:
@@ -167,6 +180,15 @@ class Journal:
             why=f"{at}, and then its process ended",
             fix=fix,
         )
+
+
+def _not_understood(path: Path, why: str) -> JournalError:
+    return JournalError(
+        f"nobody knows whether a restore is unfinished: the journal {path} cannot be understood",
+        why=why,
+        fix="if a newer ovia-backup wrote it, use that one; else it is damaged: see which databases there are "
+        f"(psql -l), put right what is not, then: mv {path} {path}.damaged",
+    )
 
 
 def _append_line(path: Path, line: bytes) -> None:
@@ -191,28 +213,3 @@ def _cut_torn_line(descriptor: int) -> None:
 def _write_all(descriptor: int, content: bytes) -> None:
     while content:
         content = content[os.write(descriptor, content) :]
-
-
-class Proven(Sidecar):
-    """What the proof of a restored database found; the lines, tables and phases are those of a drill.
-
-    Attributes:
-        lines: the checks, in order.
-        tables: rows and bytes of each.
-        phases: name -> seconds.
-        versions: of what took part.
-        database_bytes: ``pg_database_size``.
-        lost: what a damaged backup did not give.
-    """
-
-    lines: tuple[CheckResult, ...] = ()
-    tables: tuple[CopiedTable, ...] = ()
-    phases: dict[str, float] = Field(default_factory=dict)
-    versions: dict[str, str] = Field(default_factory=dict)
-    database_bytes: int | None = None
-    lost: tuple[str, ...] = ()
-
-    @property
-    def rows(self) -> int:
-        """Rows in all tables."""
-        return sum(table.rows for table in self.tables)

@@ -1,13 +1,13 @@
-"""What is asked of a restore, decided to the last name before anything is touched; and the steps it takes.
+"""What is asked of a restore, decided to the last name before anything is touched; and the words of its steps.
 
-What was done of it is ``journal``'s; how a step is taken is the business of ``steps``.
+What was done of it belongs to ``journal``, how a step is taken and in which order a restore begins now to ``steps``.
 """
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import AwareDatetime, Field
 
@@ -34,7 +34,10 @@ class StopServices(StrEnum):
 
 
 class Step(StrEnum):
-    """What is done, one after the other; the words of the journal."""
+    """The words that a journal has for the steps of version 1, which other modules name.
+
+    A step that comes later has its word in its own module of ``steps``: a journal may hold words that are not here.
+    """
 
     DRILL = "drill"
     STOP = "stop services"
@@ -47,13 +50,30 @@ class Step(StrEnum):
     HEALTH = "health"
 
 
-_STEPS = {
+#: Frozen: the order of steps of version 0.1.0, whose orders do not say theirs. A restore that it began is finished so,
+#: whatever ``steps.registry`` says by then; a change here would take steps of a killed restore twice, or not at all.
+_VERSION_1 = {
     Mode.SWAP: (Step.RESTORE, Step.STOP, Step.SWAP, Step.MIGRATE, Step.START, Step.HEALTH),
     Mode.DROP: (Step.DRILL, Step.STOP, Step.DROP, Step.RESTORE, Step.NAME, Step.MIGRATE, Step.START, Step.HEALTH),
     Mode.NEW: (Step.RESTORE, Step.NAME, Step.MIGRATE, Step.START, Step.HEALTH),
-    # What runs again is what ran before: its schema needs no migration.
     Mode.UNDO: (Step.STOP, Step.SWAP, Step.START, Step.HEALTH),
 }
+
+
+def _steps_of_version_1(order: dict[str, Any]) -> tuple[str, ...]:
+    """The steps of an order that does not say them. Frozen, as the table is."""
+    steps = list(_VERSION_1[order["mode"]])
+    if order["stop_services"] is StopServices.FIRST and Step.STOP in steps:
+        steps.remove(Step.STOP)
+        steps.insert(0, Step.STOP)
+    unneeded = {
+        Step.NAME: not order["takes_name"],
+        Step.STOP: not order["services"],
+        Step.START: not order["services"],
+        Step.MIGRATE: not order["migrate"],
+        Step.HEALTH: not order["health_url"],
+    }
+    return tuple(step.value for step in steps if not unneeded.get(step, False))
 
 
 class Order(Sidecar):
@@ -81,6 +101,8 @@ class Order(Sidecar):
         create_roles: make the roles that the server lacks, from those saved with the backup.
         privileged_roles: of those, the ones that get all that they had, power over others included.
         even_if_damaged: restore what can be, prove nothing.
+        steps: the words of what there is to do, in order, as they were when it was decided: it is finished in that
+            order, whichever version does so.
         launched_by, run_id: who asked for it; Dagster's run.
     """
 
@@ -110,25 +132,10 @@ class Order(Sidecar):
     create_roles: bool = False
     privileged_roles: tuple[str, ...] = ()
     even_if_damaged: bool = False
+    steps: tuple[str, ...] = Field(default_factory=_steps_of_version_1)
     launched_by: str
     run_id: str | None = None
     made_by: str
-
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        """What there is to do, in order."""
-        steps = list(_STEPS[self.mode])
-        if self.stop_services is StopServices.FIRST and Step.STOP in steps:
-            steps.remove(Step.STOP)
-            steps.insert(0, Step.STOP)
-        unneeded = {
-            Step.NAME: not self.takes_name,
-            Step.STOP: not self.services,
-            Step.START: not self.services,
-            Step.MIGRATE: not self.migrate,
-            Step.HEALTH: not self.health_url,
-        }
-        return tuple(step for step in steps if not unneeded.get(step, False))
 
     @property
     def becomes(self) -> str:

@@ -140,7 +140,7 @@ def _expected(driller: Driller, backup: Backup) -> str:
     becomes = backup.manifest.database.size_bytes if backup.manifest else None
     with contextlib.suppress(BackupError):  # that the records cannot be read is said elsewhere
         for record in _restores(driller):
-            seconds, made = record.seconds.get(Step.RESTORE.value), record.proven
+            seconds, made = record.seconds.get(Step.RESTORE), record.proven
             if record.outcome == "done" and seconds and made and made.database_bytes:
                 factor = becomes / made.database_bytes if becomes else 1.0
                 return _about(seconds * factor, "restore", record.order.started_at)

@@ -1,7 +1,8 @@
 """Everything that stands in the way of a restore, found before anything is touched, and all at once.
 
 Each look is its own: what one of them finds keeps none of the others from looking. What a plan shows besides is
-``facts``'s business; what cannot be asked for at all, that of ``wishes``.
+``plan_facts``'s business; what cannot be asked for at all, that of ``request``; roles and services are looked at in
+``preflight_roles`` and ``preflight_services``.
 """
 
 from __future__ import annotations
@@ -16,25 +17,23 @@ from ovia_backup_dagster.core.errors import (
     BackupError,
     RestoreRefusedError,
     ServerUnreachableError,
-    ServiceManagerUnreachableError,
     VersionMismatchError,
 )
-from ovia_backup_dagster.core.human_text import human_bytes, shortened
+from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.core.naming import restore_name
 from ovia_backup_dagster.drill.runner import Driller, needed_bytes
 from ovia_backup_dagster.postgres import archive as archives
 from ovia_backup_dagster.postgres.disk_space import free_bytes
 from ovia_backup_dagster.postgres.programs import Connection, Programs
-from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
-from ovia_backup_dagster.postgres.session import connect, other_database
-from ovia_backup_dagster.proof import executed_functions, roles
+from ovia_backup_dagster.postgres.quoting import sql_identifier
+from ovia_backup_dagster.postgres.session import other_database
+from ovia_backup_dagster.proof import executed_functions
 from ovia_backup_dagster.restoration import archive_requirements as backup_needs
 from ovia_backup_dagster.restoration import server_offers
-from ovia_backup_dagster.restoration.order import Mode, Order, Step
+from ovia_backup_dagster.restoration.order import Mode, Order
 from ovia_backup_dagster.restoration.replaced_databases import kept
 from ovia_backup_dagster.restoration.request import Wishes
 from ovia_backup_dagster.restoration.requirements import unmet
-from ovia_backup_dagster.restoration.service_manager import ServiceManager
 from ovia_backup_dagster.restoration.swap import DatabaseState, database_state, obstacles
 
 
@@ -80,7 +79,7 @@ class Preflight:
             if str(error) not in map(str, self.obstacles):  # such as a file that every look at it needs
                 self.obstacles.append(error)
 
-    def _refuse(self, what: str, why: str, fix: str) -> None:
+    def refuse(self, what: str, why: str, fix: str) -> None:
         self.obstacles.append(RestoreRefusedError(what, why=why, fix=fix))
 
     # ---- the backup
@@ -93,7 +92,7 @@ class Preflight:
             strange = backup.judgement is not None and bool(backup.judgement.strange)
             word = self.driller.catalog.word(backup)
             meant = f"if it is what was meant: ovia-backup accept {word}; else " if strange else ""
-            self._refuse(
+            self.refuse(
                 f"{backup} is known to be bad",
                 problem.reason if problem else "its verification failed",
                 f"{meant}choose another (ovia-backup list); or take what can be had of it, into a database of its "
@@ -113,7 +112,7 @@ class Preflight:
         there = manifest.database.system_identifier if manifest else None
         if wishes.new_host or here is None or there is None or here == there:
             return True
-        self._refuse(
+        self.refuse(
             f"the server at {self.target.host}:{self.target.port} is not the one that {backup} was made of",
             f"its system identifier is {here}, the backup's {there}",
             "if it is the wrong one: RESTORE_POSTGRES_HOST, POSTGRES_HOST; if it is a new one: "
@@ -127,7 +126,7 @@ class Preflight:
         if wishes.new_host or held in ("", database):
             return
         elsewhere = replace(wishes, mode=Mode.NEW, auto_undo=False, into=restore_name(database, backup.started_at))
-        self._refuse(
+        self.refuse(
             f"{backup} is of database {held}, and not of {database}",
             "it stands among the wrong backups, or the database was renamed since",
             f"choose another: ovia-backup list; for a look: {elsewhere.command()}; if it was renamed: "
@@ -176,7 +175,7 @@ class Preflight:
             if order.mode is Mode.NEW and database_state(self.server, name).exists:
                 # What holds that one is of no matter; what the role may not do at all is.
                 name = restore_name(self.target.database, order.started_at)
-                self._refuse(
+                self.refuse(
                     f"there is a database {order.becomes} at {order.place} already",
                     "mode new makes a database, and touches no other",
                     "choose another name: --into NAME",
@@ -201,7 +200,7 @@ class Preflight:
             if order.mode is Mode.SWAP and not order.new_host:
                 drop = "; or, if there is none to be made, replace the database without a way back: "
                 drop += replace(wishes, mode=Mode.DROP, auto_undo=False).command()
-            self._refuse(
+            self.refuse(
                 f"the server at {order.place} has too little room for what the backup becomes",
                 f"{human_bytes(free)} free, {human_bytes(needed)} needed",
                 room + drop,
@@ -238,102 +237,3 @@ class Preflight:
         if found.functions:
             instead = "let the role restore that deploy/restore-role.sql makes, or be sure of their owners"
             self.warnings.append(f"{found}; {instead}")
-
-    # ---- roles
-
-    def roles(self, order: Order, backup: Backup, wishes: Wishes) -> None:
-        """Whether the server has the roles that own what is in the backup; or which are made."""
-        with self.collecting():
-            saved = backup.saved_roles()
-            if order.create_roles:
-                self._roles_to_make(order, backup, saved)
-            elif saved is not None:
-                self._missing_roles(backup, saved, wishes)
-            elif order.mode is Mode.DROP:
-                # The old script saved none. The restore says which is missing, before anything is replaced; but not
-                # before a database is dropped, since the drill before that makes them up.
-                self._unknown_roles(backup)
-
-    def _roles_to_make(self, order: Order, backup: Backup, saved: bytes | None) -> None:
-        known = roles.saved(saved or b"")
-        if unknown := [name for name in order.privileged_roles if name not in known]:
-            self._refuse(
-                f"no role {unknown[0]} was saved with {backup}",
-                f"saved: {', '.join(known) or 'none'}",
-                "name one of them, or leave --create-privileged-role out",
-            )
-        if saved is None:
-            return
-        schema = None if order.new_host else archives.schema_text(self.programs, backup.path)
-        plan = roles.planned(self.server, saved, schema, order.privileged_roles)
-        self.warnings += [
-            f"role {each.name} is made without power over others ({'; '.join(each.left_out)}); with it: "
-            f"--create-privileged-role {shell_word(each.name)}"
-            for each in plan
-            if each.left_out
-        ]
-        there = set(order.privileged_roles) - {each.name for each in plan}
-        self.warnings += [f"role {name} is there already, or not needed: it is left as it is" for name in sorted(there)]
-        self.facts["roles"] = shortened(f"made, without passwords: {', '.join(each.name for each in plan) or 'none'}")
-        self._roles_to_give(backup, saved)
-
-    def _roles_to_give(self, backup: Backup, saved: bytes) -> None:
-        """Whether the role can make those that own something, and give it to them."""
-        needed = roles.missing(self.server, saved, archives.schema_text(self.programs, backup.path))
-        if needed and not roles.may_make(self.server):
-            alter = f"ALTER ROLE {sql_identifier(self.target.user)}"
-            self._refuse(
-                f"role {self.target.user} may not make the roles that the server lacks and give them what is theirs: "
-                f"{', '.join(needed)}",
-                "it takes CREATEROLE, and createrole_self_grant to act for what it has made",
-                f"as a superuser: {alter} CREATEROLE; {alter} SET createrole_self_grant = 'set, inherit'; or let a "
-                "superuser restore: RESTORE_POSTGRES_USER",
-            )
-
-    def _missing_roles(self, backup: Backup, saved: bytes, wishes: Wishes) -> None:
-        schema = archives.schema_text(self.programs, backup.path)
-        if lacking := roles.missing(self.server, saved, schema):
-            self._refuse(
-                f"the server lacks roles that the backup's objects belong to: {', '.join(lacking)}",
-                "roles belong to the server, not to a database",
-                f"make them as they were saved: {replace(wishes, create_roles=True).command()}",
-            )
-
-    def _unknown_roles(self, backup: Backup) -> None:
-        with connect(self.server) as session:
-            there = {row["rolname"] for row in session.execute("SELECT rolname FROM pg_roles")}
-        if lacking := sorted(roles.roles_named_in(archives.schema_text(self.programs, backup.path)) - there):
-            self._refuse(
-                f"the server lacks roles that the backup's objects belong to: {', '.join(lacking)}",
-                "none were saved with this backup",
-                "make them, as a superuser: " + "; ".join(f"CREATE ROLE {sql_identifier(name)}" for name in lacking),
-            )
-
-    # ---- services
-
-    def services(self, order: Order, manager: ServiceManager) -> None:
-        """What is to be stopped, as Docker knows it: not found out only once the new database waits to go live."""
-        counts: dict[str, int] = {}
-        for name in order.services:
-            with self.collecting():
-                try:
-                    counts[name] = manager.replicas(name)
-                except ServiceManagerUnreachableError as error:
-                    # It is as silent about the others.
-                    self.obstacles.append(_by_hand(error))
-                    return
-        if order.migrate:
-            with self.collecting():
-                try:
-                    manager.check_once(order.migrate)
-                except ServiceManagerUnreachableError as error:
-                    raise _by_hand(error) from None
-        if counts:
-            when = "from the beginning" if order.steps[0] is Step.STOP else "for the last steps alone"
-            replicas = ", ".join(f"{name} ({count} replicas)" for name, count in counts.items())
-            self.facts["services"] = f"stopped {when}: {replicas}"
-
-
-def _by_hand(error: ServiceManagerUnreachableError) -> ServiceManagerUnreachableError:
-    by_hand = "or stop the services by hand, and go on without them: the same with --without-services"
-    return ServiceManagerUnreachableError(error.what, why=error.why, said=error.said, fix=f"{error.fix}; {by_hand}")

@@ -12,8 +12,9 @@ from typing import Any, Literal
 from pydantic import AwareDatetime, Field
 
 from ovia_backup_dagster.core.manifest import Sidecar
-from ovia_backup_dagster.restoration.journal import OUTCOMES, Journal, JournalMark, Proven
+from ovia_backup_dagster.restoration.journal import OUTCOMES, Journal, JournalMark
 from ovia_backup_dagster.restoration.order import Mode, Order, Step
+from ovia_backup_dagster.restoration.step_data import Proven, StopData, SwapData
 
 _NOTICE = timedelta(days=2)
 _LEAST_NOTICE = timedelta(days=1)
@@ -97,10 +98,11 @@ class Record(Sidecar):
 
 def record_of(journal: Journal) -> Record:
     """The record of a restore that has ended, whoever asks, and whenever."""
-    order, swapped = journal.order, journal.data(Step.SWAP)
+    order, swapped = journal.order, journal.data(SwapData)
     live = journal.ended is JournalMark.FINISHED and journal.done(Step.SWAP)
     # What was live for a while, and was swapped back, is kept as well.
-    aside = swapped.get("stays", swapped.get("aside", "")) if journal.ended is JournalMark.PUT_BACK else ""
+    stays = swapped.aside if swapped.stays is None else swapped.stays
+    aside = stays if journal.ended is JournalMark.PUT_BACK else ""
     notes = [note for entry in journal.entries for note in entry.data.get("notes", ())]
     # What went well in the end is no failure.
     errors = (e.data for e in reversed(journal.entries) if "error" in e.data and not (e.step and journal.done(e.step)))
@@ -113,13 +115,13 @@ def record_of(journal: Journal) -> Record:
         outcome=OUTCOMES[journal.ended or JournalMark.PUT_BACK],
         proven=journal.proven,
         seconds=_seconds(journal),
-        interruption_seconds=swapped.get("interruption_seconds"),
-        sessions_cut=swapped.get("sessions_cut"),
-        replicas=dict(journal.data(Step.STOP).get("replicas", {})),
-        subscriptions=tuple(swapped.get("aside_subscriptions" if aside else "subscriptions", ())),
-        counters=dict(swapped.get("counters", {})),
+        interruption_seconds=swapped.interruption_seconds,
+        sessions_cut=swapped.sessions_cut,
+        replicas=journal.data(StopData).replicas or {},
+        subscriptions=swapped.aside_subscriptions if aside else swapped.subscriptions,
+        counters=swapped.counters,
         swapped_at=_swapped_at(journal) if live else None,
-        live_oid=swapped.get("incoming_oid") if live else None,
+        live_oid=swapped.incoming_oid if live else None,
         notes=tuple(dict.fromkeys(notes)),
         error=str(failed.get("error", "")),
         fix="; or ".join(filter(None, (str(failed.get("fix", "")), back))),
@@ -129,7 +131,7 @@ def record_of(journal: Journal) -> Record:
 
 def _swapped_at(journal: Journal) -> datetime | None:
     """A process that found the swap made already does not know when that was."""
-    swaps = (entry for entry in journal.entries if entry.step is Step.SWAP and "interruption_seconds" in entry.data)
+    swaps = (entry for entry in journal.entries if entry.step == Step.SWAP and "interruption_seconds" in entry.data)
     return next((entry.at.replace(microsecond=0) for entry in swaps), None)
 
 
@@ -144,6 +146,6 @@ def _seconds(journal: Journal) -> dict[str, float]:
             since = entry.at
         elif since is not None:
             took = (entry.at - since).total_seconds()
-            seconds[entry.step.value] = round(seconds.get(entry.step.value, 0.0) + took, 3)
+            seconds[entry.step] = round(seconds.get(entry.step, 0.0) + took, 3)
             since = None
     return seconds

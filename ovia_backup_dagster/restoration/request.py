@@ -1,6 +1,6 @@
-"""What a person asks of a restore, the command that asks for it, and what cannot be asked for together.
+"""What a person asks of a restore, the commands that ask for it, and what cannot be asked for together.
 
-Whether it can be done now is not decided here (``preflight``), nor how (``plan``).
+Whether it can be done now is not decided here (``preflight``), nor how (``planner``).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from ovia_backup_dagster.core.errors import RestoreRefusedError
 from ovia_backup_dagster.core.naming import NAME_BYTES, is_utf8
 from ovia_backup_dagster.postgres.quoting import shell_word
-from ovia_backup_dagster.restoration.order import Mode, StopServices
+from ovia_backup_dagster.restoration.order import Mode, Order, StopServices
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,18 @@ class Wishes:
             "--auto-undo": self.auto_undo,
         }
         return " ".join(["ovia-backup restore", shell_word(self.backup), *(part for part in parts if parts[part])])
+
+
+def command_to_repeat(order: Order) -> str:
+    """The command that begins such a swap, undo or drop again, from the beginning."""
+    if order.mode is Mode.UNDO:
+        return f"ovia-backup undo-restore --kept {shell_word(order.incoming)}"
+    return Wishes(backup=order.backup_path, mode=order.mode).command()
+
+
+def command_to_give_up(order: Order) -> str:
+    """The command that ends a restore which can neither be finished nor put back."""
+    return f"ovia-backup restore --abort --yes-destroy {shell_word(order.database)}"
 
 
 def refuse_contradictions(wishes: Wishes) -> None:

@@ -20,6 +20,11 @@ class ServiceManager(Protocol):
         ServiceManagerRefusedError: it refused.
     """
 
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        ...
+
     def replicas(self, service: str) -> int:
         """How many tasks the service is meant to have.
 

@@ -5,8 +5,8 @@ begin, and waits a moment for those that are in; so here another session ends th
 between. Nothing but the renames themselves is ever committed: whoever is killed, and whenever, the names are all old or
 all new, and no database is left closed to its users.
 
-What a database has beside its contents is ``properties``'s business; replication into it ``subscriptions``'s; what was
-written in it ``written``'s; the databases that stay behind ``kept``'s.
+What a database has beside its contents is ``database_settings``'s business; replication into it ``subscriptions``'s;
+what was written in it ``activity``'s; the databases that stay behind ``replaced_databases``'s.
 """
 
 from __future__ import annotations

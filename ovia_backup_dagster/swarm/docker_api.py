@@ -102,7 +102,7 @@ class SwarmApi:
         return " / ".join(redacted(line).strip()[:200] for details, line in pairs if mark in details)
 
     def _ask(self, question: Callable[[docker.APIClient], T], ends: float, service: str) -> T:
-        """Ask, and anew while Docker is away or somebody else's update was quicker, until the end."""
+        """Ask, and again while Docker is away or another update was quicker, until the end."""
         for last in looks(ends):
             try:
                 with self._api() as api:

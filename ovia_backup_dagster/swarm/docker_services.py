@@ -5,7 +5,7 @@ What a service manager does for a restore is stated in ``restoration.service_man
 
 A service is changed by sending back the whole specification that Docker gave, with one thing in it different. The
 SDK's own ``Service.scale`` writes Docker's defaults into it, upon which Swarm replaces tasks that run, and sends the
-registry credentials of whoever runs this.
+registry credentials of the user who runs this.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ class Swarm:
     Args:
         url: where Docker answers (``unix://…``, ``tcp://…``); ``None`` for what ``DOCKER_HOST`` says, else its socket.
     """
+
+    name = "Docker"
 
     def __init__(self, url: str | None = None) -> None:
         self.api = SwarmApi(url)
@@ -148,14 +150,14 @@ class Swarm:
         """Run a service that ends by itself, such as one that migrates a database, and wait until it is complete.
 
         One at 0 replicas is set to 1. Where its restart condition is ``on-failure``, Swarm may try it three times. One
-        that failed is ended, as by :meth:`end`: nobody is to run it later, on whichever database is live then.
+        that failed is ended, as by :meth:`end`: it must not run later, on whichever database is live then.
 
         Args:
             service: its name.
             timeout_seconds: for how long it is waited for.
             log: told what happens.
             since: what :meth:`runs` said. A run that was begun after that is waited for, or what became of it is told,
-                and none is begun anew, which would kill it half-way. One that was ended does not count.
+                and none is begun again, which would kill it half-way. One that was ended does not count.
 
         Raises:
             ServiceUnsuitableError: it is global, a job, has several replicas, or is restarted whenever it ends.
@@ -172,7 +174,7 @@ class Swarm:
             def force(spec: Json) -> bool:
                 template, mode = spec["TaskTemplate"], _replicated(spec)
                 if _forced(template) != before and mode["Replicas"]:
-                    return False  # an update of ours whose answer was lost, or somebody else's: begun since we looked
+                    return False  # an update of ours whose answer was lost, or of another client: begun since we looked
                 template["ForceUpdate"] = _forced(template) + 1
                 mode["Replicas"] = 1
                 return True

@@ -45,6 +45,7 @@ from ovia_backup_dagster.restoration.folder import RestoreFolder
 from ovia_backup_dagster.restoration.journal import Journal, JournalMark
 from ovia_backup_dagster.restoration.order import Mode, Order, Step
 from ovia_backup_dagster.restoration.record import Record, record_of
+from ovia_backup_dagster.restoration.step_data import StopData, SwapData
 from ovia_backup_dagster.retention import acts
 from ovia_backup_dagster.retention.policy import Policy
 from ovia_backup_dagster_tests.golden.expected import (
@@ -407,9 +408,9 @@ def test_journals(root: Path) -> None:
             assert all(map(journal.done, journal.order.steps)), at
     swap = found["2026-03-06 09:00"]
     assert swap.live
-    assert swap.data(Step.STOP) == {"replicas": {"api": 2, "ingest": 1}}
+    assert swap.data(StopData).replicas == {"api": 2, "ingest": 1}
     assert isinstance(swap.made, int)
-    assert swap.made == swap.data(Step.SWAP)["incoming_oid"] == found["2026-03-06 10:00"].order.live_oid
+    assert swap.made == swap.data(SwapData).incoming_oid == found["2026-03-06 10:00"].order.live_oid
     assert found["2026-03-09 09:00"].putting_back
 
 

@@ -34,8 +34,9 @@ from ovia_backup_dagster.demo import embedded_server
 from ovia_backup_dagster.drill.folder import DrillFolder
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.restoration.journal import Journal, JournalMark
-from ovia_backup_dagster.restoration.order import Mode, Step
+from ovia_backup_dagster.restoration.order import Mode
 from ovia_backup_dagster.restoration.request import Wishes
+from ovia_backup_dagster.restoration.step_data import StepData
 from ovia_backup_dagster_tests.conftest import PortCluster, dump_that_waits, execute, quiet, running_cluster
 from ovia_backup_dagster_tests.faults.conftest import place_for
 from ovia_backup_dagster_tests.faults.harness import Ended, Place, until
@@ -107,8 +108,8 @@ def killed_at(word: int) -> Iterator[None]:
     """A restore that is forked in the block is killed after it wrote that word of its journal (from 0)."""
     write, counted = Journal.write, count()
 
-    def writing(self: Journal, mark: JournalMark, step: Step | None = None, **data: object) -> None:
-        write(self, mark, step, **data)
+    def writing(self: Journal, mark: JournalMark, step: str | None = None, *data: StepData | None) -> None:
+        write(self, mark, step, *data)
         if next(counted) == word:
             os.killpg(0, signal.SIGKILL)
 
@@ -236,7 +237,7 @@ def restores_of_the_first_server(life: Life, number: int) -> None:
         life.run("restore", life.name(3), "--mode", "new", "--into", "ovia_of_wednesday")
     if number == 6:
         restorations = life.place.system.restorations
-        restorations.expire(2 * DAY, lambda *_: True, Clock.now(dt.UTC), quiet)
+        restorations.kept_databases.expire(2 * DAY, lambda *_: True, Clock.now(dt.UTC), quiet)
     if number == 8:
         with services(life), killed_at(4):
             assert life.begun("restore", life.name(8), "--yes-destroy", DATABASE).killed

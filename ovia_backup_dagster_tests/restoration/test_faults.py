@@ -28,11 +28,13 @@ from ovia_backup_dagster.core.locking import volume_lock
 from ovia_backup_dagster.postgres.local_cluster import account_id
 from ovia_backup_dagster.postgres.programs import capture
 from ovia_backup_dagster.proof.prover import Proof
-from ovia_backup_dagster.restoration import steps, swap
+from ovia_backup_dagster.restoration import swap
 from ovia_backup_dagster.restoration.folder import RestoreFolder
 from ovia_backup_dagster.restoration.journal import Journal, JournalMark
 from ovia_backup_dagster.restoration.order import Step
-from ovia_backup_dagster.restoration.steps import Steps
+from ovia_backup_dagster.restoration.step_data import StepData
+from ovia_backup_dagster.restoration.steps import forward, services
+from ovia_backup_dagster.restoration.steps.journal_step import TakenStep
 from ovia_backup_dagster.retention.acts import prune
 from ovia_backup_dagster.swarm import docker_api
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, free_port, running_cluster
@@ -86,14 +88,14 @@ def first(owner: object, method: str, action: Callable[[], object]) -> Iterator[
 @contextmanager
 def each_step(step: Step, action: Callable[[], object]) -> Iterator[None]:
     """In the block, a process that is forked does something else when it is about to take that step."""
-    original = Steps.take
+    original = TakenStep.carry_out
 
-    def take(self: Steps, here: Step) -> object:
-        if here is step:
+    def carry_out(self: TakenStep) -> object:
+        if self.data.step == step:
             action()
-        return original(self, here)
+        return original(self)
 
-    with mock.patch.object(Steps, "take", take):
+    with mock.patch.object(TakenStep, "carry_out", carry_out):
         yield
 
 
@@ -160,7 +162,7 @@ def test_killed_while_it_puts_back(
 
 
 @pytest.mark.parametrize("then", BACK)
-@pytest.mark.parametrize(("owner", "method"), [(swap, "_rename"), (Steps, "_scale")], ids=["swap", "scale"])
+@pytest.mark.parametrize(("owner", "method"), [(swap, "_rename"), (services, "_scale")], ids=["swap", "scale"])
 def test_killed_on_the_way_back_between_its_words(
     site: Site, tmp_path: Path, owner: object, method: str, then: str
 ) -> None:
@@ -185,7 +187,7 @@ def test_killed_while_it_undoes_by_itself(site: Site, tmp_path: Path, word: int,
     """Health is red, and so is it for who resumes."""
     words: Words = ((JournalMark.FAILED, Step.HEALTH), *WAY_BACK_OF_SWAPPED)
     began = SWAP.index((JournalMark.BEGUN, Step.HEALTH)) + 1
-    with with_services(site, tmp_path) as (swarm, docker), mock.patch.object(steps, "_HEALTH_SECONDS", 0.1):
+    with with_services(site, tmp_path) as (swarm, docker), mock.patch.object(services, "_HEALTH_SECONDS", 0.1):
         red = swarm.with_settings(HEALTH_URL="http://127.0.0.1:1/health")
         with killed_at(began + word, before=False):
             assert red.restore("--auto-undo").killed
@@ -312,7 +314,7 @@ def test_the_kept_database_goes_while_an_undo_is_about_to_begin(site: Site, stat
     assert site.restore().code == 0
     kept = site.records[0].kept
     away = [kept, f"{kept}_away"][: statement.count("{}")]
-    with first(Steps, "before", lambda: sql_in_server(site, statement, *away)):
+    with first(forward, "note", lambda: sql_in_server(site, statement, *away)):
         ended = site.undo()
     assert kept in failed(site, ended)
     ended_as(site, "new")
@@ -381,8 +383,8 @@ def at_word(word: int, action: Callable[[], object]) -> Iterator[None]:
     """In the block, a process that is forked does something else just after it wrote that word of its journal."""
     write, counted = Journal.write, count()
 
-    def writing(self: Journal, mark: JournalMark, step: Step | None = None, **data: object) -> None:
-        write(self, mark, step, **data)
+    def writing(self: Journal, mark: JournalMark, step: str | None = None, *data: StepData | None) -> None:
+        write(self, mark, step, *data)
         if next(counted) == word:
             action()
 

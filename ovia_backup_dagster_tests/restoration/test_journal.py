@@ -17,6 +17,7 @@ from ovia_backup_dagster.restoration.folder import RestoreFolder, RestoreStandin
 from ovia_backup_dagster.restoration.journal import Journal, JournalMark
 from ovia_backup_dagster.restoration.order import Mode, Order, Step, StopServices
 from ovia_backup_dagster.restoration.record import Fate, fate, record_of
+from ovia_backup_dagster.restoration.step_data import RestoreData, StepData, StopData, SwapData
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -129,23 +130,23 @@ def test_a_torn_line_is_as_if_it_had_not_been_written(tmp_path_factory: pytest.T
     journal = folder.begin(order())
     journal.write(JournalMark.BEGUN, Step.RESTORE)
     whole = journal.path.read_bytes()
-    journal.write(JournalMark.DONE, Step.RESTORE, notes=["x" * 200])
+    journal.write(JournalMark.DONE, Step.RESTORE, StepData(notes=("x" * 200,)))
     last = journal.path.read_bytes()[len(whole) :]
     cut = min(cut, len(last) - 1)
     journal.path.write_bytes(whole + last[:cut])
 
     again = Journal.read(journal.path)
     assert [entry.mark for entry in again.entries] == [JournalMark.BEGUN]
-    again.write(JournalMark.FAILED, Step.RESTORE, error="e")
+    again.write(JournalMark.FAILED, Step.RESTORE, StepData(error="e"))
     assert [entry.mark for entry in Journal.read(journal.path).entries] == [JournalMark.BEGUN, JournalMark.FAILED]
 
 
 def test_what_was_noted_first_holds_but_the_database_is_the_last_attempts(folder: RestoreFolder) -> None:
     journal = folder.begin(order())
     for replicas, oid in ((3, 100), (0, 200)):
-        journal.write(JournalMark.BEGUN, Step.STOP, replicas={"api": replicas})
-        journal.write(JournalMark.NOTED, Step.RESTORE, made=oid)
-    assert journal.data(Step.STOP) == {"replicas": {"api": 3}}
+        journal.write(JournalMark.BEGUN, Step.STOP, StopData(replicas={"api": replicas}))
+        journal.write(JournalMark.NOTED, Step.RESTORE, RestoreData(made=oid))
+    assert journal.data(StopData) == StopData(replicas={"api": 3})
     assert journal.made == 200
 
 
@@ -218,11 +219,11 @@ def test_a_journal_that_is_damaged_is_said_in_a_line(folder: RestoreFolder, text
 def test_a_record_is_made_of_the_journal_alone(folder: RestoreFolder) -> None:
     journal = folder.begin(order())
     journal.write(JournalMark.BEGUN, Step.RESTORE)
-    journal.write(JournalMark.FAILED, Step.RESTORE, error="the disk was full", fix="make room")
+    journal.write(JournalMark.FAILED, Step.RESTORE, StepData(error="the disk was full", fix="make room"))
     journal.write(JournalMark.BEGUN, Step.RESTORE)
-    journal.write(JournalMark.DONE, Step.RESTORE, notes=["a", "a"])
-    journal.write(JournalMark.BEGUN, Step.SWAP, counters={"resets": "", "tables": {}}, subscriptions=["s"])
-    journal.write(JournalMark.DONE, Step.SWAP, interruption_seconds=0.02, sessions_cut=3)
+    journal.write(JournalMark.DONE, Step.RESTORE, StepData(notes=("a", "a")))
+    journal.write(JournalMark.BEGUN, Step.SWAP, SwapData(counters={"resets": "", "tables": {}}, subscriptions=("s",)))
+    journal.write(JournalMark.DONE, Step.SWAP, SwapData(interruption_seconds=0.02, sessions_cut=3))
     journal.write(JournalMark.FINISHED)
 
     record = record_of(Journal.read(journal.path))
@@ -250,14 +251,14 @@ def test_of_two_that_began_in_one_second_the_later_is_the_newer(folder: RestoreF
 def test_when_it_was_swapped_is_known_to_the_process_that_did_it(folder: RestoreFolder) -> None:
     """One that finds the swap made, after a kill, does not know when that was."""
     by_name: dict[str, datetime | None] = {}
-    for started, noted in ((NOW, {"interruption_seconds": 0.02}), (NOW + DAY, {"notes": ["made already"]})):
+    for started, noted in ((NOW, SwapData(interruption_seconds=0.02)), (NOW + DAY, SwapData(notes=("made already",)))):
         journal = folder.begin(order(started_at=started, kept=f"kept_{started:%d}"))
-        journal.write(JournalMark.BEGUN, Step.SWAP, live_oid=1, incoming_oid=2)
-        journal.write(JournalMark.DONE, Step.SWAP, **noted)
+        journal.write(JournalMark.BEGUN, Step.SWAP, SwapData(live_oid=1, incoming_oid=2))
+        journal.write(JournalMark.DONE, Step.SWAP, noted)
         at = journal.entries[-1].at.replace(microsecond=0)
         journal.write(JournalMark.BEGUN, Step.START)
         journal.write(JournalMark.FINISHED)
-        by_name[journal.order.kept] = at if "interruption_seconds" in noted else None
+        by_name[journal.order.kept] = at if noted.interruption_seconds else None
     for name, when in by_name.items():
         record = folder.swap_that_kept(name)
         assert record is not None
@@ -271,8 +272,8 @@ def test_what_made_it_swap_back_is_what_its_record_says(folder: RestoreFolder) -
         journal.write(JournalMark.BEGUN, step)
         journal.write(JournalMark.DONE, step)
     journal.write(JournalMark.BEGUN, Step.HEALTH)
-    journal.write(JournalMark.FAILED, Step.HEALTH, error="health stayed red", fix="look")
-    journal.write(JournalMark.PUTTING_BACK, Step.SWAP, was_live=True)
+    journal.write(JournalMark.FAILED, Step.HEALTH, StepData(error="health stayed red", fix="look"))
+    journal.write(JournalMark.PUTTING_BACK, Step.SWAP, SwapData(was_live=True))
     journal.write(JournalMark.PUT_BACK)
     record = record_of(journal)
     assert (record.outcome, record.error, record.kept) == ("put back", "health stayed red", "")

@@ -26,6 +26,7 @@ from ovia_backup_dagster.restoration import application_health, swap
 from ovia_backup_dagster.restoration.folder import RestoreFolder
 from ovia_backup_dagster.restoration.journal import Journal, JournalMark
 from ovia_backup_dagster.restoration.order import Mode, Step
+from ovia_backup_dagster.restoration.step_data import StepData
 from ovia_backup_dagster.swarm import docker_api
 from ovia_backup_dagster_tests.conftest import PortCluster
 from ovia_backup_dagster_tests.faults.conftest import some_today
@@ -35,14 +36,14 @@ from ovia_backup_dagster_tests.restoration.docker_engine import Engine, engine
 from ovia_backup_dagster_tests.restoration.test_application_health import serving
 
 #: What a journal says, line by line.
-Words = tuple[tuple[JournalMark, Step | None], ...]
+Words = tuple[tuple[JournalMark, str | None], ...]
 BACK = ("--abort", "--resume")
 REPLICAS = {"api": 2, "ingest": 1}
 
 
 def words_of(*steps: Step) -> Words:
     """Of a restore that takes these steps, undisturbed."""
-    found: list[tuple[JournalMark, Step | None]] = []
+    found: list[tuple[JournalMark, str | None]] = []
     for step in steps:
         marks = (JournalMark.BEGUN, *([JournalMark.NOTED] if step is Step.RESTORE else []), JournalMark.DONE)
         found += [(mark, step) for mark in marks]
@@ -132,11 +133,11 @@ def killed_at(word: int, *, before: bool) -> Iterator[None]:
     """A process that is forked in the block is killed when it writes the journal for that time (from 0)."""
     write, counted = Journal.write, count()
 
-    def writing(self: Journal, mark: JournalMark, step: Step | None = None, **data: object) -> None:
+    def writing(self: Journal, mark: JournalMark, step: str | None = None, *data: StepData | None) -> None:
         here = next(counted) == word
         if here and before:
             os.killpg(0, signal.SIGKILL)
-        write(self, mark, step, **data)
+        write(self, mark, step, *data)
         if here:
             os.killpg(0, signal.SIGKILL)
 

@@ -16,9 +16,9 @@ import psycopg
 import pytest
 
 from ovia_backup_dagster.postgres.programs import Connection
-from ovia_backup_dagster.restoration import steps
 from ovia_backup_dagster.restoration.folder import RestoreFolder
 from ovia_backup_dagster.restoration.preflight import Preflight
+from ovia_backup_dagster.restoration.steps import name_database
 from ovia_backup_dagster.restoration.swap import give_name
 from ovia_backup_dagster_tests.conftest import execute
 from ovia_backup_dagster_tests.restoration.conftest import Site, admin_of
@@ -88,7 +88,7 @@ def test_what_is_live_is_not_dropped_though_nobody_wrote_down_that_it_is(
         give_name(server, database, name, oid=oid)
         os.killpg(0, signal.SIGKILL)
 
-    with mock.patch.object(steps, "give_name", killing):
+    with mock.patch.object(name_database, "give_name", killing):
         assert site.restore(*options).killed
     execute(site.live, "INSERT INTO people (id, name) VALUES (7000, 'since')")
     if verb == "--abort":

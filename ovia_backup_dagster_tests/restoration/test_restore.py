@@ -242,11 +242,11 @@ def test_who_is_told_of_the_end_is_told_the_way_back_that_leads_there(site: Site
         return True
 
     now = datetime.now(UTC)
-    site.place.system.restorations.expire(timedelta(days=1), tell, now, lambda _: None)
+    site.place.system.restorations.kept_databases.expire(timedelta(days=1), tell, now, lambda _: None)
     assert "go back to it: ovia-backup undo-restore." in told[f"database {newest} will be dropped"]
     assert f"undo-restore --kept {oldest}." in told[f"database {oldest} will be dropped"]
     then = now + timedelta(days=2)
-    site.place.system.restorations.expire(timedelta(days=1), tell, then, lambda _: None)
+    site.place.system.restorations.kept_databases.expire(timedelta(days=1), tell, then, lambda _: None)
     assert site.databases == [site.live.database]
 
 
@@ -262,9 +262,9 @@ def test_what_is_kept_is_kept_from_the_swap_on(site: Site) -> None:
         told.append(title)
         return True
 
-    restorations.expire(3 * day, tell, now, lambda _: None)
+    restorations.kept_databases.expire(3 * day, tell, now, lambda _: None)
     assert told == []
-    restorations.expire(3 * day, tell, now + day + timedelta(hours=1), lambda _: None)
+    restorations.kept_databases.expire(3 * day, tell, now + day + timedelta(hours=1), lambda _: None)
     assert told == [f"database {planned.order.kept} will be dropped"]
 
 

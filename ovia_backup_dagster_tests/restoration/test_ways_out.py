@@ -28,13 +28,15 @@ from ovia_backup_dagster.postgres.programs import Connection, Variables
 from ovia_backup_dagster.proof import target
 from ovia_backup_dagster.proof.database_reader import Rereader
 from ovia_backup_dagster.proof.prover import Proof
-from ovia_backup_dagster.restoration import preflight, steps, swap
+from ovia_backup_dagster.restoration import preflight, runner, swap
 from ovia_backup_dagster.restoration.folder import RestoreFolder
 from ovia_backup_dagster.restoration.journal import Journal, JournalMark
 from ovia_backup_dagster.restoration.order import Mode, Order, Step
 from ovia_backup_dagster.restoration.request import Wishes
-from ovia_backup_dagster.restoration.runner import Restorations
-from ovia_backup_dagster.restoration.steps import Steps
+from ovia_backup_dagster.restoration.step_data import StepData, SwapData
+from ovia_backup_dagster.restoration.steps import back, drop_database, services, swap_step
+from ovia_backup_dagster.restoration.steps.journal_step import TakenStep
+from ovia_backup_dagster.restoration.steps.work import Work
 from ovia_backup_dagster.restoration.subscriptions import drop_subscriptions
 from ovia_backup_dagster.swarm import docker_api
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, running_cluster
@@ -68,7 +70,7 @@ def impatient() -> Iterator[None]:
     """In the block, nobody waits for a Docker that is away."""
     with (
         mock.patch.object(docker_api, "PATIENCE_SECONDS", 0.0),
-        mock.patch.multiple(steps, _STOP_SECONDS=0.5, _START_SECONDS=0.5, _MIGRATE_SECONDS=0.5),
+        mock.patch.multiple(services, _STOP_SECONDS=0.5, _START_SECONDS=0.5, _MIGRATE_SECONDS=0.5),
     ):
         yield
 
@@ -98,7 +100,7 @@ def test_a_database_that_was_made_and_is_live_is_never_dropped(site: Site) -> No
     line = red.place.run("restore", "--abort").refused()
     assert "may have been written to" in line
     assert "--resume" in line
-    with mock.patch.object(steps, "_HEALTH_SECONDS", 0.5):
+    with mock.patch.object(services, "_HEALTH_SECONDS", 0.5):
         ended = red.place.run("restore", "--resume")
     assert "was not healthy" in failed(red, ended)
     assert one(site.live, "SELECT count(*) FROM people WHERE id = 7000") == 1
@@ -222,7 +224,7 @@ def test_no_room_is_no_reason_to_advise_a_drop_where_nothing_was_to_be_replaced(
 def test_what_was_live_and_was_put_back_is_a_kept_database(site: Site) -> None:
     """So that it is listed, and dropped when its time has come; a failed try must not fill the server for good."""
     red = site.with_settings(HEALTH_URL=RED)
-    with mock.patch.object(steps, "_HEALTH_SECONDS", 0.5):
+    with mock.patch.object(services, "_HEALTH_SECONDS", 0.5):
         assert "not healthy" in failed(red, red.restore("--auto-undo"))
     ended_as(site, "old")
     [aside] = [name for name in site.databases if name != site.live.database]
@@ -430,7 +432,7 @@ def test_what_was_live_after_an_undo_is_not_dropped_at_its_old_time(site: Site) 
     with killed_at(2, before=False):
         assert red.undo().killed
     execute(site.live, "INSERT INTO people (id, name) VALUES (8000, 'after the undo')")
-    with mock.patch.object(steps, "datetime", wraps=datetime) as clock:
+    with mock.patch.object(swap_step, "datetime", wraps=datetime) as clock:
         clock.now.return_value = at  # all of it in one second
         ended = site.place.run("restore", "--abort")
     assert ended.code == 0, ended.output
@@ -444,7 +446,9 @@ def test_what_was_live_after_an_undo_is_not_dropped_at_its_old_time(site: Site) 
         told.append(title)
         return True
 
-    site.place.system.restorations.expire(timedelta(days=14), tell, at + timedelta(days=14), lambda _: None)
+    site.place.system.restorations.kept_databases.expire(
+        timedelta(days=14), tell, at + timedelta(days=14), lambda _: None
+    )
     assert told == [f"database {aside} will be dropped"]
 
 
@@ -483,7 +487,7 @@ def test_the_slots_of_a_database_that_is_dropped_are_named_whatever_happens(site
         os.kill(os.getpid(), number)
         return slots
 
-    with mock.patch.object(steps, "drop_subscriptions", dropped):
+    with mock.patch.object(drop_database, "drop_subscriptions", dropped):
         site.restore("--mode", "drop")
     if number is signal.SIGINT:
         ended_as(site, "old")
@@ -534,7 +538,9 @@ def test_one_kept_database_that_cannot_be_dropped_does_not_keep_the_others(site:
         folder.announce(name, in_three_days - timedelta(days=2))
     sql_in_server(site, "ALTER DATABASE {} IS_TEMPLATE true", newest)
     with pytest.raises(RestoreError, match="is a template"):
-        site.place.system.restorations.expire(timedelta(days=1), lambda *_: True, in_three_days, lambda _: None)
+        site.place.system.restorations.kept_databases.expire(
+            timedelta(days=1), lambda *_: True, in_three_days, lambda _: None
+        )
     assert site.databases == [site.live.database, newest]
     sql_in_server(site, "ALTER DATABASE {} IS_TEMPLATE false", newest)
 
@@ -562,7 +568,7 @@ def test_the_journal_may_use_what_was_set_aside(tmp_path: Path) -> None:
         path.write_text(order.model_dump_json() + "\n", encoding="utf-8")
         journal = Journal.read(path)
         (volume / "filler").write_bytes(b"\0" * free(volume))
-        journal.write(JournalMark.BEGUN, Step.START, text="x" * 100_000)
+        journal.write(JournalMark.BEGUN, Step.START, StepData(notes=("x" * 100_000,)))
         assert not (volume / RESERVE).exists()
         assert [entry.step for entry in Journal.read(path).entries] == [Step.START]
 
@@ -625,10 +631,10 @@ def test_a_log_that_fails_stops_no_restore(site: Site, tmp_path: Path, fails: bo
 
 
 def test_a_defect_on_the_way_back_is_told_with_what_is_left(site: Site) -> None:
-    def defect(_: steps.Steps) -> None:
+    def defect(_: Work) -> None:
         raise RuntimeError("nobody thought of this")
 
-    with each_step(Step.SWAP, fail_it), mock.patch.object(steps.Steps, "put_back", defect):
+    with each_step(Step.SWAP, fail_it), mock.patch.object(back, "put_back", defect):
         line = site.restore().refused()
     assert "RuntimeError: nobody thought of this" in line
     assert "ovia-backup restore --abort" in line
@@ -638,17 +644,17 @@ def test_a_defect_on_the_way_back_is_told_with_what_is_left(site: Site) -> None:
 
 def test_a_lost_terminal_puts_everything_back_though_it_is_said_twice(site: Site) -> None:
     """By the shell and by the kernel; and nothing can be printed any more."""
-    put_back = steps.Steps.put_back
+    put_back = back.put_back
 
     def lost() -> None:
         nobody_reads()
         signal.raise_signal(signal.SIGHUP)
 
-    def lost_again(self: steps.Steps) -> object:
+    def lost_again(work: Work) -> object:
         signal.raise_signal(signal.SIGHUP)
-        return put_back(self)
+        return put_back(work)
 
-    with each_step(Step.SWAP, lost), mock.patch.object(steps.Steps, "put_back", lost_again):
+    with each_step(Step.SWAP, lost), mock.patch.object(back, "put_back", lost_again):
         ended = site.restore()
     assert ended.code == 128 + signal.SIGHUP
     ended_as(site, "old")
@@ -672,21 +678,21 @@ def test_begun_with_nohup_it_outlasts_its_terminal(site: Site) -> None:
 @contextmanager
 def read_only_after(step: Step) -> Iterator[None]:
     """In the block, a process that is forked can write its journal no more once it has taken, or failed, that step."""
-    take, write, failing = Steps.take, Journal.write, threading.Event()
+    carry_out, write, failing = TakenStep.carry_out, Journal.write, threading.Event()
 
-    def taking(self: Steps, here: Step) -> object:
+    def carrying_out(self: TakenStep) -> object:
         try:
-            return take(self, here)
+            return carry_out(self)
         finally:
-            if here is step:
+            if self.data.step == step:
                 failing.set()
 
-    def writing(self: Journal, mark: JournalMark, here: Step | None = None, **data: object) -> None:
+    def writing(self: Journal, mark: JournalMark, here: str | None = None, *data: StepData | None) -> None:
         if failing.is_set():
             raise ReadOnlyVolumeError("the journal cannot be written", fix="mount the volume anew")
-        write(self, mark, here, **data)
+        write(self, mark, here, *data)
 
-    with mock.patch.object(Steps, "take", taking), mock.patch.object(Journal, "write", writing):
+    with mock.patch.object(TakenStep, "carry_out", carrying_out), mock.patch.object(Journal, "write", writing):
         yield
 
 
@@ -726,7 +732,7 @@ def test_what_was_put_back_after_it_was_live_is_not_called_the_database_before(s
             assert red.undo().killed
         ended = site.place.run("restore", "--abort")
     else:
-        with mock.patch.object(steps, "_HEALTH_SECONDS", 0.5):
+        with mock.patch.object(services, "_HEALTH_SECONDS", 0.5):
             ended = red.restore("--auto-undo")
     kept = site.records[0].kept
     what = "what was live before it" if undone else "what was restored"
@@ -746,7 +752,7 @@ def test_what_was_put_back_after_it_was_live_is_not_called_the_database_before(s
 def test_what_was_put_back_is_not_to_be_gone_back_from(site: Site) -> None:
     """The health that was red told who read it to undo; then that was done, by a process that was killed in it."""
     red = site.with_settings(HEALTH_URL=RED)
-    with mock.patch.object(steps, "_HEALTH_SECONDS", 0.5), killed_at(8, before=False):
+    with mock.patch.object(services, "_HEALTH_SECONDS", 0.5), killed_at(8, before=False):
         assert red.restore("--auto-undo").killed
     ended = red.place.run("restore", "--resume")
     assert "was not healthy" in failed(site, ended)
@@ -846,7 +852,7 @@ def test_who_goes_back_by_hand_keeps_what_was_live(site: Site, away: bool) -> No
     sql_in_server(site, "ALTER DATABASE {} RENAME TO {}", site.live.database, stays)
     sql_in_server(site, "ALTER DATABASE {} RENAME TO {}", order.kept, site.live.database)
     if away:
-        with mock.patch.object(steps, "_HEALTH_SECONDS", 0.5):
+        with mock.patch.object(services, "_HEALTH_SECONDS", 0.5):
             line = red.place.run("restore", "--resume").refused()
         assert "somebody has gone back" in line
         assert "Next: put everything back: ovia-backup restore --abort" in line
@@ -857,7 +863,7 @@ def test_who_goes_back_by_hand_keeps_what_was_live(site: Site, away: bool) -> No
     ended_as(site, "old")
     assert one(site.live.to(stays), "SELECT count(*) FROM people WHERE id = 7000") == 1
     assert site.databases == sorted([site.live.database, stays])
-    assert stays not in site.place.system.restorations.left()  # nobody is told to drop it
+    assert stays not in site.place.system.restorations.kept_databases.copies_left()  # nobody is told to drop it
     [rename] = set(re.findall("ALTER DATABASE .* RENAME TO .*", ended.output))
     execute(site.live, rename)
     assert site.place.run("undo-restore", "--list").output.count("\n") == 1
@@ -873,7 +879,7 @@ def test_who_goes_back_by_hand_while_it_is_put_back_keeps_what_was_live(site: Si
         assert site.place.run("restore", "--abort").killed
     journal = RestoreFolder(site.place.catalog).unfinished()
     assert journal is not None
-    assert journal.data(Step.SWAP)["was_live"]
+    assert journal.data(SwapData).was_live
     order = journal.order
     sql_in_server(site, "ALTER DATABASE {} RENAME TO {}", site.live.database, order.incoming)
     sql_in_server(site, "ALTER DATABASE {} RENAME TO {}", order.kept, site.live.database)
@@ -1018,7 +1024,7 @@ def test_what_holds_a_restore_up_is_said_once(site: Site) -> None:
     with killed_at(3, before=False):
         assert site.restore().killed
     away = site.with_settings(RESTORE_POSTGRES_HOST="/nowhere")
-    with mock.patch.object(Restorations, "_refuse_other_server"):
+    with mock.patch.object(runner, "refuse_other_server"):
         line = away.place.run("restore", "--abort").refused()
     for parenthesis in re.findall(r"\([^()]*No such file[^()]*", line):
         assert line.count(parenthesis) == 1, line

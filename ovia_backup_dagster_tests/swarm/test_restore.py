@@ -84,8 +84,8 @@ def clear(swarm: Swarm) -> None:
 def restore(swarm: Swarm, *options: str, variables: tuple[str, ...] = ()) -> tuple[int, str]:
     """The exit code, and all that was printed. No test has five minutes for what stays red."""
     program = (
-        "import sys; from ovia_backup_dagster.restoration import steps; steps._HEALTH_SECONDS = 15.0; "
-        "steps._START_SECONDS = 30.0; "
+        "import sys; from ovia_backup_dagster.restoration.steps import services; "
+        "services._HEALTH_SECONDS = 15.0; services._START_SECONDS = 30.0; "
         "from ovia_backup_dagster.cli.main import main; main()"
     )
     python = ("/opt/ovia-backup/bin/python", "-c", program, "restore")

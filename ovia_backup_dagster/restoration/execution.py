@@ -1,0 +1,192 @@
+"""Takes a restore forward to its end, or back: what to do when a step fails, and what is left when neither can be.
+
+Whatever ends it, the live database is the old one, whole, or the new one, proven; and where this process could not see
+to that, the journal lets the next one. Who may begin, resume or abort one is decided in ``runner``, how a step is taken
+in ``steps``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+from ovia_backup_dagster.core.errors import (
+    BackupError,
+    NoWayBackError,
+    ServiceError,
+    ServiceManagerRefusedError,
+    ServiceManagerUnreachableError,
+    VolumeError,
+)
+from ovia_backup_dagster.postgres.quoting import shell_word
+from ovia_backup_dagster.proof.target import uninterrupted
+from ovia_backup_dagster.restoration.folder import RestoreFolder
+from ovia_backup_dagster.restoration.journal import Journal, JournalMark
+from ovia_backup_dagster.restoration.order import Mode, Step
+from ovia_backup_dagster.restoration.record import Record, record_of
+from ovia_backup_dagster.restoration.request import command_to_give_up
+from ovia_backup_dagster.restoration.restore_report import restore_page
+from ovia_backup_dagster.restoration.step_data import StepData, StopData
+from ovia_backup_dagster.restoration.steps import back
+from ovia_backup_dagster.restoration.steps.forward import take_step
+from ovia_backup_dagster.restoration.steps.progress import is_lost, is_named, is_torn
+from ovia_backup_dagster.restoration.steps.restore_copy import drop_copy
+from ovia_backup_dagster.restoration.steps.services import start_unnoted
+from ovia_backup_dagster.restoration.steps.work import Work
+from ovia_backup_dagster.restoration.swap import database_state
+
+
+@dataclass(frozen=True, slots=True)
+class StepByStep:
+    """One restore that is under way, under the folder's lock.
+
+    Attributes:
+        work: what its steps work with.
+        folder: where its record is written.
+    """
+
+    work: Work
+    folder: RestoreFolder
+
+    def go_on(self) -> Record:
+        """Take each step that is not taken yet; at a failure, put back what can be.
+
+        Raises:
+            RestoreUnfinishedError: it can neither go on nor be put back now.
+        """
+        work, journal = self.work, self.work.journal
+        try:
+            for step in journal.order.steps:
+                if not journal.done(step):
+                    take_step(work, step)
+        except BackupError as error:
+            work.log(error.account)
+            return self._after(error)
+        except BaseException:
+            # Cancelled by a person, or a defect of ours: this process still lives, and cleans up.
+            with uninterrupted():
+                try:
+                    self.put_back()
+                except BackupError as left:
+                    work.log(str(left))
+            raise
+        finally:
+            work.let_dumps()
+        return self._finished()
+
+    def _after(self, error: BackupError) -> Record:
+        """What to do when a step failed."""
+        work, journal, order = self.work, self.work.journal, self.work.order
+        try:
+            live, lost = journal.live or is_named(work), is_lost(work)
+        except BackupError as later:
+            raise self._stuck(later) from None
+        if not live or (order.auto_undo and order.mode is Mode.SWAP):
+            if lost:
+                raise self._stuck(error, f"; or give this backup up, to restore another: {command_to_give_up(order)}")
+            return self.put_back(error)
+        # The new database is live, and proven: it stays, and the services get their replicas back.
+        try:
+            if Step.START in order.steps and not journal.done(Step.START):
+                if isinstance(error, ServiceError) and journal.entries[-1].step == Step.START:
+                    raise error
+                take_step(work, Step.START)
+        except ServiceError:
+            pass  # all were scaled; that one is not well is the restore's no longer, and its record says so
+        except VolumeError as later:
+            start_unnoted(work)
+            raise self._stuck(later) from None
+        except BackupError as later:
+            raise self._stuck(later) from None
+        return self._finished()
+
+    def _finished(self) -> Record:
+        try:
+            self.work.journal.write(JournalMark.FINISHED)
+        except BackupError as error:
+            raise self._stuck(error) from None
+        return record_ended(self.folder, self.work.journal)
+
+    def put_back(self, cause: BackupError | None = None) -> Record:
+        """Put all back.
+
+        Args:
+            cause: what failed, for the record; ``None`` where a person wants it.
+
+        Raises:
+            NoWayBackError: what was live before is gone.
+            RestoreUnfinishedError: it cannot be put back now.
+        """
+        work, journal = self.work, self.work.journal
+        try:
+            back.require_way_back(work)
+            work.log("putting everything back")
+            with contextlib.suppress(VolumeError):
+                # Most of the way back needs no journal: services must not stay down for a volume that is full.
+                journal.write(JournalMark.PUTTING_BACK)
+            with uninterrupted():
+                problems = back.put_back(work)
+            for problem in problems:
+                work.log(problem.account)
+            causes = [*([cause] if cause else []), *problems]
+            said = {"error": causes[0].account, "fix": causes[0].fix} if causes else {}
+            notes = tuple(problem.account for problem in problems)
+            journal.write(JournalMark.PUT_BACK, None, StepData(**said, notes=notes))
+        except NoWayBackError:
+            raise
+        except BackupError as error:
+            raise self._stuck(error) from None
+        return record_ended(self.folder, self.work.journal)
+
+    def give_up(self, *, elsewhere: bool) -> Record:
+        """End it where it can be neither finished nor put back, so that another backup can be restored.
+
+        Args:
+            elsewhere: it was begun on another server, which is gone.
+
+        Raises:
+            RestoreUnfinishedError: that cannot be done now.
+        """
+        work, journal, order = self.work, self.work.journal, self.work.order
+        replicas = journal.data(StopData).replicas or {}
+        scale = "".join(f" --scale {shell_word(name)}={count}" for name, count in replicas.items())
+        what = f"database {order.database} was dropped"
+        error = f", and {order.database} was not restored from {order.backup or order.incoming}"
+        fix = f"ovia-backup list; then: ovia-backup restore BACKUP --new-host{scale}"
+        problems: list[BackupError] = []
+        try:
+            if elsewhere:
+                what = f"the server at {order.place}, on which it was begun, is gone"
+            elif is_torn(work):
+                what = f"neither the old nor the new database of the {order.mode} is called {order.database}"
+                error = ": somebody has renamed or dropped them"
+                problems = back.let_go(work)
+                fix = "see what there is: psql -l; to restore: ovia-backup list; then: ovia-backup restore BACKUP"
+                fix += "" if database_state(work.target, order.database).exists else " --new-host"
+            else:
+                drop_copy(work)
+            for problem in problems:
+                work.log(problem.account)
+            notes = tuple(problem.account for problem in problems)
+            journal.write(JournalMark.GIVEN_UP, None, StepData(error=f"{what}{error}", fix=fix, notes=notes))
+        except BackupError as later:
+            raise self._stuck(later, f"; or give it up: {command_to_give_up(order)}") from None
+        return record_ended(self.folder, self.work.journal)
+
+    def _stuck(self, error: BackupError, instead: str = "") -> BackupError:
+        unfinished = self.work.journal.unfinished
+        if isinstance(error, ServiceManagerUnreachableError | ServiceManagerRefusedError):
+            instead += f"; where {self.work.manager.name} does not come back: the same with --without-services, and "
+            instead += "services by hand"
+        fix = "; then: ".join(filter(None, (error.fix, f"{unfinished.fix}{instead}")))
+        return type(unfinished)(unfinished.what, why=error.account, fix=fix)
+
+
+def record_ended(folder: RestoreFolder, journal: Journal) -> Record:
+    """Write the record of a restore that has ended, and its page; where that cannot be, the record says so."""
+    record = record_of(journal)
+    try:
+        folder.write(record, restore_page(record))
+    except VolumeError as error:  # the journal says it all
+        return record.model_copy(update={"notes": (*record.notes, error.account)})
+    return record

@@ -1,0 +1,33 @@
+"""Takes one step of a restore, and writes down that it is begun, done or failed.
+
+Which step comes next, and what to do when one fails, is decided in ``execution``.
+"""
+
+from __future__ import annotations
+
+from ovia_backup_dagster.core.errors import BackupError
+from ovia_backup_dagster.restoration.journal import JournalMark
+from ovia_backup_dagster.restoration.step_data import StepData
+from ovia_backup_dagster.restoration.steps import registry
+from ovia_backup_dagster.restoration.steps.work import Work
+
+
+def take_step(work: Work, word: str) -> None:
+    """Take the step that the journal knows by a word.
+
+    Raises:
+        BackupError: it failed, or was taken in part; or the journal cannot be written.
+    """
+    journal = work.journal
+    try:
+        journal.write(JournalMark.BEGUN, word, note(work, word))
+        data = registry.kind_of(word)(work).carry_out()
+    except BackupError as error:
+        journal.write(JournalMark.FAILED, word, StepData(error=error.account, fix=error.fix))
+        raise
+    journal.write(JournalMark.DONE, word, data)
+
+
+def note(work: Work, word: str) -> StepData | None:
+    """What a later process needs to know if this one is killed in the step; see :meth:`TakenStep.note`."""
+    return registry.kind_of(word)(work).note()

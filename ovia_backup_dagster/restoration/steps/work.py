@@ -1,0 +1,122 @@
+"""What the steps of one restore share: what they work with, the lock on dumps, and what each refuses.
+
+What a single step does belongs into its own module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from ovia_backup_dagster.core.backup import Backup
+from ovia_backup_dagster.core.errors import RestoreError, VolumeError
+from ovia_backup_dagster.drill.runner import Driller
+from ovia_backup_dagster.postgres.data_stream import Log
+from ovia_backup_dagster.postgres.programs import Connection
+from ovia_backup_dagster.proof import target as targets
+from ovia_backup_dagster.restoration.journal import Journal, JournalMark
+from ovia_backup_dagster.restoration.order import Mode, Order
+from ovia_backup_dagster.restoration.request import command_to_repeat
+from ovia_backup_dagster.restoration.service_manager import ServiceManager
+from ovia_backup_dagster.restoration.step_data import StepData
+from ovia_backup_dagster.restoration.swap import database_state, obstacles
+
+
+@dataclass(slots=True)
+class Work:
+    """What the steps of one restore work with.
+
+    Attributes:
+        driller: catalog and programs; it drills before a database is dropped.
+        target: the live database, as the role that restores.
+        manager: whose services are stopped and started.
+        health_url: as the settings have it now; the journal has it without its secrets.
+        journal: what was done so far.
+        backup: what is restored; ``None`` of an undo.
+        log: told what happens.
+        by_hand: a person stops, migrates, starts and asks the services, and is told which.
+    """
+
+    driller: Driller
+    target: Connection
+    manager: ServiceManager
+    health_url: str
+    journal: Journal
+    backup: Backup | None
+    log: Log
+    by_hand: bool = False
+    _dumps_held: contextlib.ExitStack | None = field(default=None, init=False)
+
+    @property
+    def order(self) -> Order:
+        return self.journal.order
+
+    def exists(self, database: str) -> bool:
+        return database_state(self.target, database).exists
+
+    def copy(self, database: str) -> targets.Copy:
+        """The database as something that is restored into, or dropped."""
+        return targets.live_copy(self.target, database, f"database {database} on {self.order.place}")
+
+    def live_oid(self) -> int:
+        """The live database, which must be the one that was shown to who confirmed.
+
+        Raises:
+            RestoreError: it is another one.
+        """
+        found = database_state(self.target, self.order.database)
+        if not found.exists or found.oid != self.order.live_oid:
+            raise self.replaced(self.order.database)
+        return found.oid
+
+    def replaced(self, database: str) -> RestoreError:
+        """That a database is not the one that the restore began with."""
+        return RestoreError(
+            f"database {database} is not the one that the {self.order.mode} began with",
+            why="somebody dropped, made or renamed it meanwhile",
+            fix=f"psql -l; then begin again: {command_to_repeat(self.order)}",
+        )
+
+    def refuse_obstacles(self, noted: StepData) -> None:
+        """Before the first step that cannot be waited in: hours may have gone by since the plan was made.
+
+        Args:
+            noted: what an earlier attempt at the step has noted; then nothing is asked again.
+
+        Raises:
+            BackupError: a database cannot be renamed or dropped now.
+            LockHeldError: a dump is under way, and takes too long.
+        """
+        order = self.order
+        if noted.model_fields_set or order.mode is Mode.NEW:
+            return
+        for name in (order.database, order.incoming):
+            for obstacle in obstacles(self.target, name, mode_needs_swap=bool(order.kept)):
+                raise obstacle
+        self.hold_dumps()
+
+    def hold_dumps(self) -> None:
+        """Nobody dumps a database that is dropped or renamed; a dump is waited for while the services still run."""
+        if self._dumps_held is None:
+            order, held = self.order, contextlib.ExitStack()
+            purpose = f"the {order.mode} of {order.database}"
+            lock = self.driller.catalog.lock(
+                purpose, datetime.now(UTC), lambda holder: self.log(f"waiting for {holder}")
+            )
+            held.enter_context(lock)
+            self._dumps_held = held
+
+    def let_dumps(self) -> None:
+        """Dumps may begin again. Not sooner than when it is sure that nothing is swapped back."""
+        if self._dumps_held is not None:
+            self._dumps_held.close()
+            self._dumps_held = None
+
+    def note(self, step: str, notes: Sequence[str]) -> None:
+        """On the way back: tell people, and write it down if the volume lets us. The way back does not wait for it."""
+        for note in notes:
+            self.log(note)
+        with contextlib.suppress(VolumeError):
+            self.journal.write(JournalMark.PUTTING_BACK, step, StepData(notes=tuple(notes)))
