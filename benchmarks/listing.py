@@ -88,20 +88,17 @@ class _Tick:
     def __init__(self) -> None:
         import dagster as dg
 
-        from ovia_backup_dagster.definitions import build_defs
+        from ovia_backup_dagster.defs.code_location import build_defs
         from ovia_backup_dagster.settings.model import Settings
-        from ovia_backup_dagster.system import BackupSystem
 
-        settings = Settings.load()
-        self._defs = build_defs(settings)
-        self._resources = {"backups": BackupSystem(settings)}
+        self._defs = build_defs(Settings.load())
         self._sensor = self._defs.resolve_sensor_def("backup_freshness_sensor")
         self._instance = dg.DagsterInstance.ephemeral()
 
     def run(self) -> float:
         import dagster as dg
 
-        context = dg.build_sensor_context(instance=self._instance, definitions=self._defs, resources=self._resources)
+        context = dg.build_sensor_context(instance=self._instance, definitions=self._defs)
         with context:
             return seconds(lambda: self._skipped(context))
 

@@ -30,16 +30,14 @@ from ovia_backup_dagster.core.errors import (
 )
 from ovia_backup_dagster.core.human_text import shortened
 from ovia_backup_dagster.defs import metadata
-from ovia_backup_dagster.defs.policies import (
+from ovia_backup_dagster.defs.database_names import (
+    DAILY_BACKUP_JOB,
+    FRESHNESS_ALERT,
+    FRESHNESS_SENSOR,
     KEPT_DATABASES_JOB,
-    MAX_RETRIES,
-    OWNERS,
-    database_tags,
-    explained,
-    names,
-    run_tags,
+    DatabaseNames,
 )
-from ovia_backup_dagster.defs.resources import Backups
+from ovia_backup_dagster.defs.policies import MAX_RETRIES, OWNERS, database_tags, errors_as_failures, run_tags
 from ovia_backup_dagster.defs.run_configs import AlertConfig
 from ovia_backup_dagster.drill.folder import DrillStanding
 from ovia_backup_dagster.health.condition import Mark, Question, answers
@@ -48,7 +46,6 @@ from ovia_backup_dagster.restoration.folder import RestoreStanding
 from ovia_backup_dagster.settings.model import Settings
 from ovia_backup_dagster.system import BackupSystem
 
-NAME = "backup_freshness_alert"
 #: All else is about the backups themselves.
 _KINDS: Mapping[type[BackupError], str] = {
     DrillError: "drill",
@@ -57,6 +54,13 @@ _KINDS: Mapping[type[BackupError], str] = {
     JournalError: "restore",
     KeptDatabasesError: "kept",
 }
+_DESCRIPTION = (
+    "How the backups stand, a check for each question. Tells people, through BACKUP_NOTIFY_URLS, that the "
+    "newest dump is too old, missing, or dated in the future, that the daily backup failed, that a restore "
+    f"drill failed or is overdue, that a restore was left unfinished, that `{KEPT_DATABASES_JOB}` failed; or "
+    f"that this is over. Materialized by `{FRESHNESS_SENSOR}`, also when all is well, after each day's backup; "
+    "launched by hand it says how things stand, and sends only if something is wrong."
+)
 T = TypeVar("T")
 #: Dagster's own tag on a failed run that it is going to repeat.
 _WILL_RETRY_TAG = "dagster/will_retry"
@@ -76,8 +80,9 @@ class FailedRun:
     at: datetime
     reason: str
 
-    def trouble(self, job_name: str) -> RunFailedError:
-        what = f"{job_name} failed at {self.at:%Y-%m-%d %H:%M} UTC, and no backup was proven since"
+    @property
+    def trouble(self) -> RunFailedError:
+        what = f"{DAILY_BACKUP_JOB} failed at {self.at:%Y-%m-%d %H:%M} UTC, and no backup was proven since"
         return RunFailedError(what, why=self.reason, fix=f"mend that, then {AGAIN}")
 
     @property
@@ -124,8 +129,8 @@ def _kind(trouble: BackupError) -> str:
     return next((kind for error, kind in _KINDS.items() if isinstance(trouble, error)), "backup")
 
 
-def condition(system: BackupSystem, now: datetime, instance: dg.DagsterInstance, job_name: str) -> Condition:
-    """Look at the volume, and at how the last runs of the job and of ``kept_databases_job`` ended.
+def condition(system: BackupSystem, names: DatabaseNames, now: datetime, instance: dg.DagsterInstance) -> Condition:
+    """Look at the volume, and at how this database's last runs of the jobs that people are told of ended.
 
     Raises:
         SettingsError: POSTGRES_HOST is not set: there is nothing to watch.
@@ -147,8 +152,10 @@ def condition(system: BackupSystem, now: datetime, instance: dg.DagsterInstance,
         troubles.append(error)
     # What is wrong with the backups themselves comes first: a run that failed of it is told of with it, not beside it.
     only_drills = all(isinstance(e, DrillError) for e in troubles)
-    failed = failed_by_itself(instance, job_name, run_tags(settings)) if only_drills else None
-    kept = failed_by_itself(instance, KEPT_DATABASES_JOB, database_tags(settings)) if only_drills else None
+    failed = kept = None
+    if only_drills:
+        failed = failed_by_itself(instance, names.in_location(DAILY_BACKUP_JOB), run_tags(settings))
+        kept = failed_by_itself(instance, names.in_location(KEPT_DATABASES_JOB), database_tags(settings))
     if kept:
         troubles.append(kept.kept_trouble)
     if troubles or failed or unfinished:
@@ -157,7 +164,7 @@ def condition(system: BackupSystem, now: datetime, instance: dg.DagsterInstance,
     if failed and last_proven and last_proven.started_at > failed.at:
         failed = None
     if failed:
-        troubles.insert(0, failed.trouble(job_name))
+        troubles.insert(0, failed.trouble)
     if unfinished:
         troubles.insert(0, unfinished)
     return Condition(looked.found, looked.drills, looked.restores, last_proven, tuple(troubles), failed)
@@ -199,41 +206,38 @@ def _in_time(watched: BackupSystem, look: Callable[[], T]) -> T:
     return deadline.within_deadline(deadline.LOOK_SECONDS, watched.catalog.root, look)
 
 
-def build_alert(system: BackupSystem, job_name: str) -> dg.AssetsDefinition:
-    """The alert asset; ``job_name`` is the job whose failed runs are told of, and explain a missing dump."""
+def build_alert(system: BackupSystem, names: DatabaseNames) -> dg.AssetsDefinition:
+    """The alert asset: it tells of this database alone."""
     # For what nobody thought of; our own errors say themselves whether they may pass.
-    ours = names(system.settings)
     retry = dg.RetryPolicy(max_retries=MAX_RETRIES, delay=system.retry_seconds, backoff=dg.Backoff.EXPONENTIAL)
 
     @dg.asset(
-        key=ours.key(NAME),
-        group_name=ours.alert_group,
+        key=names.key(FRESHNESS_ALERT),
+        group_name=names.alert_group,
         kinds={"alert"},
         owners=OWNERS,
         retry_policy=retry,
         check_specs=[
-            dg.AssetCheckSpec(question.value, asset=ours.key(NAME), description=question.description)
+            dg.AssetCheckSpec(question.value, asset=names.key(FRESHNESS_ALERT), description=question.description)
             for question in Question
         ],
-        description="How the backups stand, a check for each question. Tells people, through BACKUP_NOTIFY_URLS, that "
-        "the newest dump is too old, missing, or dated in the future, that the daily backup failed, that a restore "
-        "drill failed or is overdue, that a restore was left unfinished, that `kept_databases_job` failed; or that "
-        "this is over. Materialized by `backup_freshness_sensor`, also when all is well, after each day's backup; "
-        "launched by hand it says how things stand, and sends only if something is wrong.",
+        description=names.in_words(_DESCRIPTION),
     )
     def backup_freshness_alert(
-        context: dg.AssetExecutionContext, config: AlertConfig, backups: Backups
+        context: dg.AssetExecutionContext, config: AlertConfig
     ) -> Iterator[dg.MaterializeResult[None]]:
-        with explained(context, backups):
+        with errors_as_failures(context, system, names.in_words):
             now = datetime.now(UTC)
-            state = condition(backups, now, context.instance, job_name)
-            failed = state.failed or last_failed_run(context.instance, job_name, run_tags(backups.settings))
-            results = list(check_results(state, failed, job_name, now))
+            state = condition(system, names, now, context.instance)
+            failed = state.failed or last_failed_run(
+                context.instance, names.in_location(DAILY_BACKUP_JOB), run_tags(system.settings)
+            )
+            results = list(alert_check_results(state, failed, names, now))
             shown: metadata.Metadata = {}
             if state.trouble or config.all_clear:
-                title, body = message(backups, state, failed, since=config.episode)
+                title, body = message(system, names, state, failed, since=config.episode)
                 context.log.info(f"{title}\n{body}")
-                delivery = backups.notifier.send(title, body, failure=bool(state.trouble))
+                delivery = system.notifier.send(title, body, failure=bool(state.trouble))
                 if delivery.failed:
                     context.log.warning(f"not everybody was told: {', '.join(delivery.failed)}")
                 shown |= {"title": dg.MetadataValue.text(title), "message": dg.MetadataValue.text(body)}
@@ -251,34 +255,37 @@ def build_alert(system: BackupSystem, job_name: str) -> dg.AssetsDefinition:
     return backup_freshness_alert
 
 
-def check_results(
-    state: Condition, failed: FailedRun | None, job_name: str, now: datetime
+def alert_check_results(
+    state: Condition, failed: FailedRun | None, names: DatabaseNames, now: datetime
 ) -> Iterator[dg.AssetCheckResult]:
     """A result for each question: red exactly where people are told of something.
 
     Args:
         state: how the backups stand.
         failed: the last failed run, if it explains anything.
-        job_name: whose run that is.
+        names: of the database's definitions.
         now: the present (UTC).
     """
-    run = f"{job_name} failed at {failed.at:%Y-%m-%d %H:%M} UTC: {failed.reason}" if failed else ""
+    run = f"{DAILY_BACKUP_JOB} failed at {failed.at:%Y-%m-%d %H:%M} UTC: {failed.reason}" if failed else ""
     for answer in answers(state.troubles, state.found, state.drills, state.restores, run, now):
         unknown = answer.mark is Mark.UNKNOWN
         yield dg.AssetCheckResult(
             check_name=answer.question.value,
             passed=answer.mark is Mark.WELL,
             severity=dg.AssetCheckSeverity.WARN if unknown else dg.AssetCheckSeverity.ERROR,
-            description=answer.text,
-            metadata={"next": dg.MetadataValue.text(answer.fix)} if answer.fix else None,
+            description=names.in_words(answer.text),
+            metadata={"next": dg.MetadataValue.text(names.in_words(answer.fix))} if answer.fix else None,
         )
 
 
-def message(system: BackupSystem, state: Condition, failed: FailedRun | None, *, since: str = "") -> tuple[str, str]:
+def message(
+    system: BackupSystem, names: DatabaseNames, state: Condition, failed: FailedRun | None, *, since: str = ""
+) -> tuple[str, str]:
     """Title and body, for a person who reads it on a telephone.
 
     Args:
-        system: for the names of things.
+        system: whose backups they are.
+        names: of its definitions.
         state: how the backups stand.
         failed: the last failed run, if it explains anything.
         since: when the trouble began, for the all-clear.
@@ -310,7 +317,7 @@ def message(system: BackupSystem, state: Condition, failed: FailedRun | None, *,
         f"Why newer ones are bad: {'; '.join(_reasons(rejected))}." if rejected else None,
         *(f"Next: {error.fix}" for error in state.troubles),
     ]
-    return title, "\n".join(line.rstrip() for line in lines if line)
+    return names.in_words(title), names.in_words("\n".join(line.rstrip() for line in lines if line))
 
 
 def label(settings: Settings) -> str:

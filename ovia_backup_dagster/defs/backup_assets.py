@@ -12,41 +12,42 @@ import dagster as dg
 from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.errors import BackupNotFoundError
 from ovia_backup_dagster.defs import metadata
-from ovia_backup_dagster.defs.policies import OWNERS, explained, freshness, names
-from ovia_backup_dagster.defs.resources import Backups
+from ovia_backup_dagster.defs.database_names import (
+    DAILY_BACKUP_JOB,
+    DAILY_DUMP,
+    DUMP_VERIFICATION,
+    RETENTION_PRUNING,
+    WEEKLY_PROMOTION,
+    DatabaseNames,
+)
+from ovia_backup_dagster.defs.policies import OWNERS, errors_as_failures, freshness_policy
 from ovia_backup_dagster.defs.run_configs import BackupChoice, PruningConfig, VerificationConfig
 from ovia_backup_dagster.defs.verification_checks import check_results, check_specs
 from ovia_backup_dagster.retention import acts
 from ovia_backup_dagster.system import BackupSystem
 
-DAILY_DUMP = "daily_dump"
-DUMP_VERIFICATION = "dump_verification"
-WEEKLY_PROMOTION = "weekly_promotion"
-RETENTION_PRUNING = "retention_pruning"
 #: The same each time: a drill is not out of date because another dump was found good since.
 _GOOD = dg.DataVersion("good")
-NAMES = (DAILY_DUMP, DUMP_VERIFICATION, WEEKLY_PROMOTION, RETENTION_PRUNING)
 
 
-def build_assets(system: BackupSystem) -> list[dg.AssetsDefinition]:
+def build_backup_assets(system: BackupSystem, names: DatabaseNames) -> list[dg.AssetsDefinition]:
     """The assets, with the freshness policy that the settings ask for."""
-    policy = freshness(system)
-    ours = names(system.settings)
+    policy = freshness_policy(system)
 
     @dg.asset(
-        key=ours.key(DAILY_DUMP),
-        group_name=ours.backup_group,
+        key=names.key(DAILY_DUMP),
+        group_name=names.backup_group,
         kinds={"postgres", "file"},
         owners=OWNERS,
-        pool=ours.pool,
+        pool=names.volume_pool,
         tags={"ovia/backup": "daily"},
         freshness_policy=policy,
         description="A `pg_dump -Fc` of the database in `daily/`, with its manifest and the roles beside it. It "
         "appears under its name whole, or not at all.",
     )
-    def daily_dump(context: dg.AssetExecutionContext, backups: Backups) -> dg.MaterializeResult[None]:
-        with explained(context, backups):
-            backup = backups.dumper.dump(run_id=context.run.run_id, log=context.log.info)
+    def daily_dump(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        with errors_as_failures(context, system, names.in_words):
+            backup = system.dumper.dump(run_id=context.run.run_id, log=context.log.info)
             manifest = backup.manifest
             assert manifest is not None  # it was just published with one
             for warning in manifest.warnings:
@@ -54,30 +55,30 @@ def build_assets(system: BackupSystem) -> list[dg.AssetsDefinition]:
             return dg.MaterializeResult(metadata=metadata.of_dump(backup, manifest))
 
     @dg.asset(
-        key=ours.key(DUMP_VERIFICATION),
-        deps=[ours.key(DAILY_DUMP)],
-        group_name=ours.backup_group,
+        key=names.key(DUMP_VERIFICATION),
+        deps=[names.key(DAILY_DUMP)],
+        group_name=names.backup_group,
         kinds={"postgres", "file"},
         owners=OWNERS,
-        pool=ours.pool,
+        pool=names.volume_pool,
         freshness_policy=policy,
-        check_specs=check_specs(ours.key(DUMP_VERIFICATION)),
+        check_specs=check_specs(names.key(DUMP_VERIFICATION)),
         description="The dump of this run, read back to the last byte: its hash, every table's rows and content, and "
         "what the settings expect. A bad dump is not materialized here; nothing downstream runs. Dumps of the old "
         "script that have no verdict yet are verified, too.",
     )
     def dump_verification(
-        context: dg.AssetExecutionContext, config: VerificationConfig, backups: Backups
+        context: dg.AssetExecutionContext, config: VerificationConfig
     ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]:
-        with explained(context, backups):
-            backup = _chosen(context, config, backups)
+        with errors_as_failures(context, system, names.in_words):
+            backup = _chosen(context, config, system, names)
             # First, so that at the cut-over ours is compared with the old script's last.
-            for other in backups.verifier.verify_unproven(
+            for other in system.verifier.verify_unproven(
                 besides=backup, run_id=context.run.run_id, log=context.log.info
             ):
                 if not other.judgement.good:
                     context.log.warning(f"{other.backup} is bad: {'; '.join(other.judgement.reasons)}")
-            verifier, run_id = backups.verifier, context.run.run_id
+            verifier, run_id = system.verifier, context.run.run_id
             if config.accept:
                 by = f"the launchpad, run {run_id}"
                 verified = verifier.accept(backup, by=by, run_id=run_id, log=context.log.info)
@@ -89,48 +90,44 @@ def build_assets(system: BackupSystem) -> list[dg.AssetsDefinition]:
             yield dg.MaterializeResult(metadata=metadata.of_verification(verified), data_version=_GOOD)
         yield from check_results(verified.judgement, backup.path.name)
         if problem is not None:
-            with explained(context, backups):
+            with errors_as_failures(context, system, names.in_words):
                 raise problem
 
     @dg.asset(
-        key=ours.key(WEEKLY_PROMOTION),
-        deps=[ours.key(DUMP_VERIFICATION)],
-        group_name=ours.backup_group,
+        key=names.key(WEEKLY_PROMOTION),
+        deps=[names.key(DUMP_VERIFICATION)],
+        group_name=names.backup_group,
         kinds={"file"},
         owners=OWNERS,
-        pool=ours.pool,
+        pool=names.volume_pool,
         description="On the weekly day the proven dump also stands in `weekly/`, as a hard link or a checked copy. If "
         "the day was missed, the next proven dump takes its place. Always materializes, with the reason.",
     )
-    def weekly_promotion(
-        context: dg.AssetExecutionContext, config: BackupChoice, backups: Backups
-    ) -> dg.MaterializeResult[None]:
-        with explained(context, backups):
-            backup = _chosen(context, config, backups)
+    def weekly_promotion(context: dg.AssetExecutionContext, config: BackupChoice) -> dg.MaterializeResult[None]:
+        with errors_as_failures(context, system, names.in_words):
+            backup = _chosen(context, config, system, names)
             now = datetime.now(UTC)
-            promoted = acts.promote(backups.catalog, backup, backups.policy, now, context.log.info)
+            promoted = acts.promote(system.catalog, backup, system.policy, now, context.log.info)
             context.log.info(promoted.reason)
             return dg.MaterializeResult(metadata=metadata.of_promotion(promoted))
 
     @dg.asset(
-        key=ours.key(RETENTION_PRUNING),
-        deps=[ours.key(WEEKLY_PROMOTION)],
-        group_name=ours.backup_group,
+        key=names.key(RETENTION_PRUNING),
+        deps=[names.key(WEEKLY_PROMOTION)],
+        group_name=names.backup_group,
         kinds={"file"},
         owners=OWNERS,
-        pool=ours.pool,
+        pool=names.volume_pool,
         description="Removes what the retention policy does not keep, with a reason for each file. Refuses when the "
         "newest dump is not proven, whoever launched it.",
     )
-    def retention_pruning(
-        context: dg.AssetExecutionContext, config: PruningConfig, backups: Backups
-    ) -> dg.MaterializeResult[None]:
-        with explained(context, backups):
+    def retention_pruning(context: dg.AssetExecutionContext, config: PruningConfig) -> dg.MaterializeResult[None]:
+        with errors_as_failures(context, system, names.in_words):
             now = datetime.now(UTC)
             if config.dry_run:
-                pruned = acts.Pruned(acts.preview(backups.catalog.backups(), backups.policy, now))
+                pruned = acts.Pruned(acts.preview(system.catalog.backups(), system.policy, now))
             else:
-                pruned = acts.prune(backups.catalog, backups.policy, now, context.log.info)
+                pruned = acts.prune(system.catalog, system.policy, now, context.log.info)
             for decision in pruned.plan.removals:
                 verb = "would remove" if config.dry_run else "removed"
                 if decision.candidate.key in pruned.in_use:
@@ -141,18 +138,20 @@ def build_assets(system: BackupSystem) -> list[dg.AssetsDefinition]:
     return [daily_dump, dump_verification, weekly_promotion, retention_pruning]
 
 
-def _chosen(context: dg.AssetExecutionContext, config: BackupChoice, backups: BackupSystem) -> Backup:
+def _chosen(
+    context: dg.AssetExecutionContext, config: BackupChoice, system: BackupSystem, names: DatabaseNames
+) -> Backup:
     """The backup that the launchpad names, else this run's; the newest only in a run that makes no dump.
 
     Raises:
         BackupNotFoundError: there is none.
     """
     now = datetime.now(UTC)
-    catalog = backups.catalog
+    catalog = system.catalog
     if config.backup:
         # Whoever reaches the UI must not have any file of the host opened.
         return catalog.find(config.backup, now, anywhere=False)
-    made = _made_by(context.instance, context.run, names(backups.settings).key(DAILY_DUMP))
+    made = _made_by(context.instance, context.run, names.key(DAILY_DUMP))
     if made is not None:
         try:
             return catalog.find(made, now)
@@ -160,7 +159,7 @@ def _chosen(context: dg.AssetExecutionContext, config: BackupChoice, backups: Ba
             raise BackupNotFoundError(
                 "the dump of this run is gone",
                 why=f"{made} of run {context.run.run_id} is no longer there; {error.reason}",
-                fix="see the volume: ovia-backup list; then launch daily_backup_job again",
+                fix=f"see the volume: ovia-backup list; then launch {DAILY_BACKUP_JOB} again",
             ) from None
     backup = catalog.find("latest", now)
     context.log.info(f"this run made no dump; working on the newest, {backup}")

@@ -4,42 +4,44 @@ What is looked at lives in ``doctor``, and what only Dagster knows in ``instance
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 
 import dagster as dg
 
 from ovia_backup_dagster.defs import instance_report, metadata
-from ovia_backup_dagster.defs.policies import OWNERS, names
-from ovia_backup_dagster.defs.resources import Backups
+from ovia_backup_dagster.defs.database_names import DOCTOR, DatabaseNames
+from ovia_backup_dagster.defs.policies import OWNERS
 from ovia_backup_dagster.doctor import examination
 from ovia_backup_dagster.doctor.report import Area, Observation, Severity, observations_of, summary, worst
-from ovia_backup_dagster.settings.model import Settings
-
-NAME = "backup_doctor"
+from ovia_backup_dagster.system import BackupSystem
 
 
-def build_doctor(settings: Settings) -> dg.AssetsDefinition:
-    """The asset, by the name that the settings ask for."""
-    ours = names(settings)
+def build_doctor(system: BackupSystem, names: DatabaseNames) -> dg.AssetsDefinition:
+    """The asset of one database."""
 
     @dg.asset(
-        key=ours.key(NAME),
-        group_name=ours.alert_group,
+        key=names.key(DOCTOR),
+        group_name=names.alert_group,
         kinds={"postgres"},
         owners=OWNERS,
         check_specs=[
-            dg.AssetCheckSpec(area.value, asset=ours.key(NAME), description=area.description) for area in Area
+            dg.AssetCheckSpec(area.value, asset=names.key(DOCTOR), description=area.description) for area in Area
         ],
         description="Looks at everything that a backup depends on, before anything fails: settings, programs, server, "
         "rights, volume, alerts, Dagster. Changes nothing. Fails when something of it will fail, and says how to mend "
         "it.",
     )
     def backup_doctor(
-        context: dg.AssetExecutionContext, backups: Backups
+        context: dg.AssetExecutionContext,
     ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]:
-        lines = list(
-            chain(examination.everything(backups), instance_report.examine(context.instance, backups.settings))
-        )
+        lines = [
+            replace(line, text=names.in_words(line.text), fix=names.in_words(line.fix))
+            for line in chain(
+                examination.everything(system),
+                instance_report.instance_lines(context.instance, system.settings, names),
+            )
+        ]
         for line in lines:
             if line.level is not Severity.OK:
                 context.log.warning(f"{line.area}: {line.text}. Next: {' '.join((line.fix, *line.sql))}")
@@ -64,7 +66,7 @@ def _check_results(lines: list[Observation]) -> Iterator[dg.AssetCheckResult]:
             passed=level is not Severity.FAIL,
             severity=dg.AssetCheckSeverity.ERROR,
             description=_headline(found),
-            metadata=metadata.of_area(found),
+            metadata=metadata.of_doctor_area(found),
         )
 
 

@@ -9,50 +9,47 @@ import dagster as dg
 
 from ovia_backup_dagster.core.checks import Check, Stage
 from ovia_backup_dagster.defs import metadata
-from ovia_backup_dagster.defs.backup_assets import DUMP_VERIFICATION
-from ovia_backup_dagster.defs.policies import OWNERS, explained, names
-from ovia_backup_dagster.defs.resources import Backups
+from ovia_backup_dagster.defs.database_names import DUMP_VERIFICATION, FRESHNESS_SENSOR, RESTORE_DRILL, DatabaseNames
+from ovia_backup_dagster.defs.policies import OWNERS, errors_as_failures
 from ovia_backup_dagster.defs.run_configs import DrillConfig, DrillPlace
 from ovia_backup_dagster.defs.verification_checks import ODD
 from ovia_backup_dagster.drill.evidence import Evidence
 from ovia_backup_dagster.proof.check_results import Result
-from ovia_backup_dagster.settings.model import Settings
+from ovia_backup_dagster.system import BackupSystem
 
-NAME = "restore_drill"
 _UNMADE = "not looked at, because the drill did not get that far"
 #: Dagster's own tag on the runs of a schedule.
 _SCHEDULE_TAG = "dagster/schedule_name"
 
 
-def build_drill(settings: Settings) -> dg.AssetsDefinition:
-    """The asset, by the name that the settings ask for."""
-    ours = names(settings)
+def build_drill(system: BackupSystem, names: DatabaseNames) -> dg.AssetsDefinition:
+    """The asset of one database."""
 
     @dg.asset(
-        key=ours.key(NAME),
-        deps=[ours.key(DUMP_VERIFICATION)],
-        group_name=ours.backup_group,
+        key=names.key(RESTORE_DRILL),
+        deps=[names.key(DUMP_VERIFICATION)],
+        group_name=names.backup_group,
         kinds={"postgres"},
         owners=OWNERS,
-        pool=ours.drill_pool,
+        pool=names.drill_pool,
         check_specs=[
             dg.AssetCheckSpec(
-                check.value, asset=ours.key(NAME), description=check.description, blocking=not check.is_odd
+                check.value, asset=names.key(RESTORE_DRILL), description=check.description, blocking=not check.is_odd
             )
             for check in Check.at(Stage.DRILL)
         ],
         description="Restores a backup into a throwaway PostgreSQL, reads all of it back, proves that it is what was "
         "dumped, and writes the evidence to `drills/` on the volume. Production carries no load. A drill that fails is "
-        "alerted by `backup_freshness_sensor`, and so is the want of one.",
+        f"alerted by `{names.in_location(FRESHNESS_SENSOR)}`, and so is the want of one.",
     )
     def restore_drill(
-        context: dg.AssetExecutionContext, config: DrillConfig, backups: Backups
+        context: dg.AssetExecutionContext, config: DrillConfig
     ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]:
-        with explained(context, backups):
-            driller = backups.driller
+        with errors_as_failures(context, system, names.in_words):
+            driller = system.driller
             # Whoever reaches the UI must not have any file of the host opened.
             backup = driller.find(config.backup, anywhere=False)
-            choice = backups.drill_choice(
+            choice = system.drill_choice(
                 where=_where(config.where),
                 jobs=config.jobs,
                 keep=config.keep_copy,
@@ -66,7 +63,7 @@ def build_drill(settings: Settings) -> dg.AssetsDefinition:
             yield dg.MaterializeResult(metadata=metadata.of_drill(evidence, driller.drills.path))
         yield from _check_results(evidence)
         if evidence.trouble is not None:
-            with explained(context, backups):
+            with errors_as_failures(context, system, names.in_words):
                 raise evidence.trouble
 
     return restore_drill

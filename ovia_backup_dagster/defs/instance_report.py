@@ -17,13 +17,18 @@ import dagster as dg
 from ovia_backup_dagster.core.deployment_hints import Hints
 from ovia_backup_dagster.core.human_text import duration
 from ovia_backup_dagster.defs.alert_asset import last_failed_run
-from ovia_backup_dagster.defs.backup_assets import DAILY_DUMP
-from ovia_backup_dagster.defs.policies import DAILY_BACKUP_JOB, VOLUME_TAG, Names, database_tags, names, run_tags
-from ovia_backup_dagster.defs.schedules import DRILL_NAME as DRILL_SCHEDULE
-from ovia_backup_dagster.defs.schedules import HISTORY_NAME as HISTORY_SCHEDULE
-from ovia_backup_dagster.defs.schedules import NAME as SCHEDULE
+from ovia_backup_dagster.defs.database_names import (
+    DAILY_BACKUP_JOB,
+    DAILY_BACKUP_SCHEDULE,
+    DAILY_DUMP,
+    FRESHNESS_SENSOR,
+    HISTORY_PRUNING_SCHEDULE,
+    LOCATION_NAMES,
+    RESTORE_DRILL_SCHEDULE,
+    DatabaseNames,
+)
+from ovia_backup_dagster.defs.policies import VOLUME_TAG, database_tags, run_tags
 from ovia_backup_dagster.defs.schedules import usable_schedules
-from ovia_backup_dagster.defs.sensors import NAME as SENSOR
 from ovia_backup_dagster.doctor.report import Area, Observation, fail, ok, warn
 from ovia_backup_dagster.postgres.quoting import shell_word
 from ovia_backup_dagster.settings.model import Settings
@@ -39,22 +44,32 @@ _NOBODY_THERE = "DagsterUserCodeUnreachableError: Could not reach user code serv
 _COPY = "copy this project's dagster.yaml into $DAGSTER_HOME and restart the daemon"
 
 
-def examine(instance: dg.DagsterInstance, settings: Settings) -> Iterator[Observation]:
-    """Look at the instance. Changes nothing."""
+def instance_lines(
+    instance: dg.DagsterInstance, settings: Settings, names: DatabaseNames | None = None
+) -> Iterator[Observation]:
+    """Look at the instance. Changes nothing.
+
+    Args:
+        instance: that runs this database's jobs.
+        settings: of the database.
+        names: of its definitions, where they are known: from outside the instance itself says what they are called.
+    """
     yield from _schedule_is_valid(settings)
     if instance.is_ephemeral:
         fix = "set DAGSTER_HOME to a folder with a copy of dagster.yaml, for every Dagster process"
         yield warn(Area.DAGSTER, "Dagster keeps no history: it forgets at each start, also whom it has told", fix)
         return
     yield from _daemons(instance, settings.deployment_hints)
-    location = _own_location(instance, settings)
-    yield from _switched_off(instance, location)
-    yield from _limits(instance, names(settings))
-    yield from _shared_keys(instance, names(settings).key(DAILY_DUMP))
-    failed = last_failed_run(instance, DAILY_BACKUP_JOB, run_tags(settings))
+    run = _newest_run(instance, settings)
+    names = names or _names_in(instance, settings, run)
+    yield from _switched_off(instance, names, _location_of(run) if run else None)
+    yield from _limits(instance, names)
+    yield from _shared_keys(instance, names.key(DAILY_DUMP))
+    job = names.in_location(DAILY_BACKUP_JOB)
+    failed = last_failed_run(instance, job, run_tags(settings))
     if failed is not None:
-        text = f"the last run of {DAILY_BACKUP_JOB} failed at {failed.at:%Y-%m-%d %H:%M} UTC: {failed.reason}"
-        yield warn(Area.DAGSTER, text, f"mend that, then launch {DAILY_BACKUP_JOB}; run {failed.run_id} has the log")
+        text = f"the last run of {job} failed at {failed.at:%Y-%m-%d %H:%M} UTC: {failed.reason}"
+        yield warn(Area.DAGSTER, text, f"correct that, then launch {job}; run {failed.run_id} has the log")
 
 
 def _schedule_is_valid(settings: Settings) -> Iterator[Observation]:
@@ -90,11 +105,17 @@ def _daemons(instance: dg.DagsterInstance, hints: Hints) -> Iterator[Observation
         yield ok(Area.DAGSTER, "the daemon is alive")
 
 
-def _own_location(instance: dg.DagsterInstance, settings: Settings) -> str | None:
-    """The name of this database's code location, as its newest run says; ``doctor_job``'s own is one."""
-    for run in instance.get_runs(dg.RunsFilter(tags=database_tags(settings)), limit=1):
-        return _location_of(run)
-    return None
+def _newest_run(instance: dg.DagsterInstance, settings: Settings) -> dg.DagsterRun | None:
+    """It says which code location is this database's; the one of ``doctor_job`` is one."""
+    return next(iter(instance.get_runs(dg.RunsFilter(tags=database_tags(settings)), limit=1)), None)
+
+
+def _names_in(instance: dg.DagsterInstance, settings: Settings, run: dg.DagsterRun | None) -> DatabaseNames:
+    """What this database's definitions are called, as its newest run says; before the first, its triggers."""
+    prefixed = DatabaseNames.of(settings, shares_location=True)
+    known = {run.job_name} if run else {state.name for state in instance.all_instigator_state()}
+    theirs = {prefixed.in_location(name) for name in LOCATION_NAMES}
+    return prefixed if known & theirs else DatabaseNames.of(settings)
 
 
 def _location_of(run: dg.DagsterRun) -> str | None:
@@ -102,39 +123,41 @@ def _location_of(run: dg.DagsterRun) -> str | None:
     return origin.repository_origin.code_location_origin.location_name if origin else None
 
 
-def _switched_off(instance: dg.DagsterInstance, location: str | None) -> Iterator[Observation]:
-    """What does not run by itself; another database's location has triggers of the same names."""
+def _switched_off(instance: dg.DagsterInstance, names: DatabaseNames, location: str | None) -> Iterator[Observation]:
+    """What does not run by itself; another database's location may have triggers of the same names."""
     stopped: dict[str, str] = {}
     for state in instance.all_instigator_state():
         where = state.origin.repository_origin.code_location_origin.location_name
         if not state.is_running and where == (location or where):
             stopped[state.name] = where
     losses = {
-        SCHEDULE: "no backup is made by itself",
-        DRILL_SCHEDULE: "nobody finds out by itself whether backups restore",
-        SENSOR: "nobody is told when backups fail",
-        HISTORY_SCHEDULE: "Dagster's history grows for ever",
+        DAILY_BACKUP_SCHEDULE: "no backup is made by itself",
+        RESTORE_DRILL_SCHEDULE: "nobody finds out by itself whether backups restore",
+        FRESHNESS_SENSOR: "nobody is told when backups fail",
+        HISTORY_PRUNING_SCHEDULE: "Dagster's history grows for ever",
     }
-    for name, loss in losses.items():
+    for trigger, loss in losses.items():
+        name = names.in_location(trigger)
         if name in stopped:
-            fix = f"switch it on in the UI (Automation), or: dagster {'sensor' if name == SENSOR else 'schedule'} start"
+            kind = "sensor" if trigger == FRESHNESS_SENSOR else "schedule"
+            fix = f"switch it on in the UI (Automation), or: dagster {kind} start"
             # Before its first run nothing says which location is this database's.
             where = "" if location else f" in code location {stopped[name]}"
-            said = warn if name == HISTORY_SCHEDULE else fail
+            said = warn if trigger == HISTORY_PRUNING_SCHEDULE else fail
             yield said(Area.DAGSTER, f"{name} is switched off{where}: {loss}", f"{fix} -l {stopped[name]} {name}")
         else:
             yield ok(Area.DAGSTER, f"{name} is on")
 
 
-def _limits(instance: dg.DagsterInstance, ours: Names) -> Iterator[Observation]:
+def _limits(instance: dg.DagsterInstance, names: DatabaseNames) -> Iterator[Observation]:
     config = instance.get_concurrency_config()
     own = {limit.name: limit.limit for limit in instance.event_log_storage.get_pool_limits()}
-    limit = own.get(ours.pool, config.pool_config.default_pool_limit)
+    limit = own.get(names.volume_pool, config.pool_config.default_pool_limit)
     tags = config.run_queue_config.tag_concurrency_limits if config.run_queue_config else []
     if limit == 1 and any(tag.get("key") == VOLUME_TAG and tag.get("limit") == 1 for tag in tags):
-        yield ok(Area.DAGSTER, f"one run at a time works on a volume (pool {ours.pool}, tag {VOLUME_TAG})")
+        yield ok(Area.DAGSTER, f"one run at a time works on a volume (pool {names.volume_pool}, tag {VOLUME_TAG})")
     else:
-        text = f"runs on one volume may overlap (pool {ours.pool}: limit {limit}; tag {VOLUME_TAG})"
+        text = f"runs on one volume may overlap (pool {names.volume_pool}: limit {limit}; tag {VOLUME_TAG})"
         yield warn(Area.DAGSTER, f"{text}; the lock keeps them apart, but the UI does not show who waits", _COPY)
     if instance.run_monitoring_enabled:
         yield ok(Area.DAGSTER, "runs that do not start, or do not end in time, are marked failed")
@@ -158,7 +181,7 @@ def main() -> None:
     """Print the lines as JSON: of the instance in DAGSTER_HOME."""
     try:
         with dg.DagsterInstance.get() as instance:
-            lines = list(examine(instance, Settings.load()))
+            lines = list(instance_lines(instance, Settings.load()))
     except Exception as error:  # noqa: BLE001 - dagster.yaml and three kinds of storage: all that may be wrong with them
         lines = [_unusable(error)]
     json.dump([line.as_dict() for line in lines], sys.stdout)

@@ -6,50 +6,49 @@ from typing import Any
 
 import dagster as dg
 
-from ovia_backup_dagster.defs import alert_asset, backup_assets, doctor_asset, drill_asset
-from ovia_backup_dagster.defs.policies import (
+from ovia_backup_dagster.defs.database_names import (
     DAILY_BACKUP_JOB,
+    DAILY_CHAIN,
+    DOCTOR,
     DOCTOR_JOB,
+    FRESHNESS_ALERT,
     FRESHNESS_ALERT_JOB,
+    RESTORE_DRILL,
     RESTORE_DRILL_JOB,
-    Priority,
-    database_tags,
-    drill_tags,
-    names,
-    run_tags,
+    DatabaseNames,
 )
+from ovia_backup_dagster.defs.policies import Priority, database_tags, drill_tags, run_tags
 from ovia_backup_dagster.settings.model import Settings
 
 
-def build_jobs(settings: Settings) -> list[Any]:
+def build_asset_jobs(settings: Settings, names: DatabaseNames) -> list[Any]:
     """The jobs, tagged with the database and, where they write, with the volume."""
-    ours = names(settings)
     daily = dg.define_asset_job(
-        DAILY_BACKUP_JOB,
-        selection=dg.AssetSelection.assets(*map(ours.key, backup_assets.NAMES)),
+        names.in_location(DAILY_BACKUP_JOB),
+        selection=dg.AssetSelection.assets(*map(names.key, DAILY_CHAIN)),
         tags=run_tags(settings),
         executor_def=dg.in_process_executor,
         description="Dump the database, read the dump back to the last byte, promote it on the weekly day, and prune.",
     )
     # Without the volume's tag: people must be told while a dump hangs.
     alert = dg.define_asset_job(
-        FRESHNESS_ALERT_JOB,
-        selection=dg.AssetSelection.assets(ours.key(alert_asset.NAME)),
+        names.in_location(FRESHNESS_ALERT_JOB),
+        selection=dg.AssetSelection.assets(names.key(FRESHNESS_ALERT)),
         tags={**database_tags(settings), **Priority.ALERT.tag},
         executor_def=dg.in_process_executor,
         description="Say what is wrong with the backups, or that it is over.",
     )
     # Without it, too: it looks, and holds nobody up.
     doctors = dg.define_asset_job(
-        DOCTOR_JOB,
-        selection=dg.AssetSelection.assets(ours.key(doctor_asset.NAME)),
+        names.in_location(DOCTOR_JOB),
+        selection=dg.AssetSelection.assets(names.key(DOCTOR)),
         tags={**database_tags(settings), **Priority.DOCTOR.tag},
         executor_def=dg.in_process_executor,
         description="Look at everything that a backup depends on, and say how to mend what is not right.",
     )
     drills = dg.define_asset_job(
-        RESTORE_DRILL_JOB,
-        selection=dg.AssetSelection.assets(ours.key(drill_asset.NAME)),
+        names.in_location(RESTORE_DRILL_JOB),
+        selection=dg.AssetSelection.assets(names.key(RESTORE_DRILL)),
         tags=drill_tags(settings),
         executor_def=dg.in_process_executor,
         description="Prove that a backup restores: into a throwaway PostgreSQL, read back and compared.",

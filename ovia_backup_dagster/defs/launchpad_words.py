@@ -11,7 +11,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 
-from ovia_backup_dagster.defs.policies import RESTORE_JOB
+from ovia_backup_dagster.defs.database_names import DUMP_VERIFICATION, RESTORE_JOB, RETENTION_PRUNING
 
 #: A word of a shell, bare or quoted.
 _VALUE = r"""(?:'[^']*'|"[^"]*"|[^\s;,()'"`])+"""
@@ -31,7 +31,7 @@ _COMMANDS = re.compile(
     rf"|(?P<list>list)\b)"
 )
 _LOOKS = {"help": f"see the fields in the Launchpad of {RESTORE_JOB}", "history": f"see the runs of {RESTORE_JOB}"}
-_LISTING = "the page of retention_pruning has them all"
+_LISTING = f"the page of {RETENTION_PRUNING} has them all"
 
 
 def in_the_ui(text: str) -> str:
@@ -45,7 +45,7 @@ def _command(found: re.Match[str]) -> str:
     if found["list"]:
         return _LISTING
     if accepted := found["accepted"]:
-        return f"materialize dump_verification with accept: true, backup: {_scalar(accepted)}"
+        return f"materialize {DUMP_VERIFICATION} with accept: true, backup: {_scalar(accepted)}"
     fields = [] if found["undo"] is None else ["action: plan_undo"]
     if found["backup"]:
         fields.append(f"backup: {_scalar(found['backup'])}")
@@ -92,12 +92,13 @@ def _scalar(word: str) -> str:
 
 
 Log = Callable[[str], None]
+Words = Callable[[str], str]
 
 
-def told(log: Log) -> Log:
-    """A log that is read in the UI."""
+def told(log: Log, words: Words) -> Log:
+    """A log whose texts are put into these words before they are read in the UI."""
 
     def tell(text: str) -> None:
-        log(in_the_ui(text))
+        log(words(text))
 
     return tell

@@ -164,7 +164,7 @@ def of_word(word: str) -> Metadata:
     return {"confirm": dg.MetadataValue.text(word)}
 
 
-def of_restore(record: Record, folder: Path, words: Callable[[str], str]) -> Metadata:
+def of_restore_record(record: Record, folder: Path, words: Callable[[str], str]) -> Metadata:
     """``restore_job``: what came of it, what matters first.
 
     Args:
@@ -197,7 +197,7 @@ def of_report(lines: Sequence[Observation]) -> Metadata:
     }
 
 
-def of_area(lines: Sequence[Observation]) -> Metadata:
+def of_doctor_area(lines: Sequence[Observation]) -> Metadata:
     """A check of ``backup_doctor``: what was found in its area."""
     return {"found": dg.MetadataValue.md(markdown(lines, named=False))}
 

@@ -1,10 +1,12 @@
-"""How Dagster is to treat our work: names, pools, tags, freshness, retries, and errors in its terms."""
+"""How Dagster is to treat our work: tags, priorities, freshness, retries, and errors in its terms.
+
+What things are called does not belong here: that is ``database_names``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from enum import IntEnum
 
@@ -14,14 +16,6 @@ from dagster._core.storage.tags import PARENT_RUN_ID_TAG, PRIORITY_TAG, ROOT_RUN
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.settings.model import Settings
 from ovia_backup_dagster.system import BackupSystem
-
-DAILY_BACKUP_JOB = "daily_backup_job"
-FRESHNESS_ALERT_JOB = "freshness_alert_job"
-DOCTOR_JOB = "doctor_job"
-RESTORE_DRILL_JOB = "restore_drill_job"
-RESTORE_JOB = "restore_job"
-KEPT_DATABASES_JOB = "kept_databases_job"
-HISTORY_PRUNING_JOB = "history_pruning_job"
 
 OWNERS = ["team:ovia-operations"]
 
@@ -51,63 +45,8 @@ class Priority(IntEnum):
         return {PRIORITY_TAG: str(self.value)}
 
 
-@dataclass(frozen=True, slots=True)
-class Names:
-    """What is global to a Dagster instance, by the name that it has for this code location.
-
-    Jobs, schedules and sensors are not here: Dagster knows them by their location.
-
-    Attributes:
-        prefix: ``BACKUP_ASSET_PREFIX``; empty for the first database.
-    """
-
-    prefix: str
-
-    def key(self, asset: str) -> dg.AssetKey:
-        return dg.AssetKey([self.prefix, asset] if self.prefix else [asset])
-
-    def op(self, asset: str) -> str:
-        """What run configuration calls the asset."""
-        return self.key(asset).to_python_identifier()
-
-    @property
-    def backup_group(self) -> str:
-        return self._prefixed("backup")
-
-    @property
-    def alert_group(self) -> str:
-        return self._prefixed("alerts")
-
-    @property
-    def pool(self) -> str:
-        """One run at a time may touch a volume.
-
-        The lock on the volume is what guarantees it; the pool lets the UI show that a run waits. Limits hold when a
-        run is dequeued, so a tag limit stands beside it (see dagster.yaml).
-        """
-        return self._prefixed("backup_volume")
-
-    @property
-    def drill_pool(self) -> str:
-        """Drills only read the volume, and may take hours: they wait for each other, and no backup waits for them."""
-        return self._prefixed("restore_drill")
-
-    @property
-    def restore_pool(self) -> str:
-        """One restore at a time; the lock in ``restores/`` guarantees it. Nobody who restores waits for a drill."""
-        return self._prefixed("restore")
-
-    def _prefixed(self, name: str) -> str:
-        return f"{self.prefix}_{name}" if self.prefix else name
-
-
-def names(settings: Settings) -> Names:
-    """The names that these settings ask for."""
-    return Names(settings.backup_asset_prefix)
-
-
 def database_tags(settings: Settings) -> dict[str, str]:
-    """What marks a run of this code location: ``ovia``, or ``crm/ovia`` where there is a prefix.
+    """What marks a run of this database: ``ovia``, or ``crm/ovia`` where there is a prefix.
 
     Two databases on two servers may share their name: the prefix tells them apart. One tag, since a search for runs
     cannot ask for a tag's absence; and never the same for two, whatever slashes their names contain.
@@ -134,26 +73,28 @@ def repeated(run: dg.DagsterRun) -> str | None:
     return next(filter(None, (run.parent_run_id, run.root_run_id, *tags)), None)
 
 
-def freshness(backups: BackupSystem) -> dg.FreshnessPolicy:
+def freshness_policy(system: BackupSystem) -> dg.FreshnessPolicy:
     """Shown in the UI. It looks at events, not at files, and tells nobody: the sensor does."""
-    fail = max(backups.max_age, timedelta(minutes=1))  # Dagster takes no less
+    fail = max(system.max_age, timedelta(minutes=1))  # Dagster takes no less
     warn = fail - timedelta(hours=1)
     return dg.FreshnessPolicy.time_window(fail_window=fail, warn_window=warn if warn > timedelta(hours=1) else None)
 
 
 @contextmanager
-def explained(
+def errors_as_failures(
     context: dg.AssetExecutionContext | dg.OpExecutionContext,
-    backups: BackupSystem,
+    system: BackupSystem,
+    words: Callable[[str], str],
     *,
     retry: bool = True,
-    words: Callable[[str], str] = str,
 ) -> Iterator[None]:
     """Turn our errors into Dagster's: what may pass is tried again, what will not fails at once, in one line.
 
     Args:
-        retry: whether the op may be taken twice at all.
+        context: of the op.
+        system: says how long to wait before a transient failure is tried again.
         words: how what is said is put for readers of the UI.
+        retry: whether the op may be taken twice at all.
     """
     try:
         yield
@@ -162,7 +103,7 @@ def explained(
             context.log.debug(error.whole)
         failure = dg.Failure(words(str(error)), metadata=words_of(error, words), allow_retries=False)
         if retry and error.transient and context.retry_number < MAX_RETRIES:
-            wait = backups.retry_seconds * 2**context.retry_number
+            wait = system.retry_seconds * 2**context.retry_number
             context.log.warning(f"{error.account}. Trying again in {wait:.0f} s")
             raise dg.RetryRequested(max_retries=MAX_RETRIES, seconds_to_wait=wait) from failure
         # The words are the message; our frames would only bury them.

@@ -9,26 +9,22 @@ import dagster as dg
 
 from ovia_backup_dagster.core.errors import RestoreError, RestoreRefusedError
 from ovia_backup_dagster.defs import metadata
-from ovia_backup_dagster.defs.launchpad_words import in_the_ui, told
+from ovia_backup_dagster.defs.database_names import KEPT_DATABASES_JOB, RESTORE_JOB, DatabaseNames
+from ovia_backup_dagster.defs.launchpad_words import Words, in_the_ui, told
 from ovia_backup_dagster.defs.policies import (
-    KEPT_DATABASES_JOB,
     NO_TIME_LIMIT,
-    RESTORE_JOB,
     Priority,
     database_tags,
-    explained,
-    names,
+    errors_as_failures,
     repeated,
     words_of,
 )
-from ovia_backup_dagster.defs.resources import Backups
 from ovia_backup_dagster.defs.run_configs import RestoreAction, RestoreConfig
 from ovia_backup_dagster.restoration.order import Mode, StopServices
 from ovia_backup_dagster.restoration.plan import RestorePlan
 from ovia_backup_dagster.restoration.planner import Planner
 from ovia_backup_dagster.restoration.record import Record
 from ovia_backup_dagster.restoration.request import Wishes
-from ovia_backup_dagster.settings.model import Settings
 from ovia_backup_dagster.system import BackupSystem
 
 OP = "restore"
@@ -39,31 +35,34 @@ _NEVER_AGAIN = {"dagster/max_retries": "0"}
 _ONLY_SHOWN = (RestoreAction.plan, RestoreAction.plan_undo)
 
 
-def build_restore(settings: Settings) -> dg.JobDefinition:
+def build_restore(system: BackupSystem, names: DatabaseNames) -> dg.JobDefinition:
     """The job. Neither it nor its op may ever be retried: what a restore needs after a failure is a person."""
 
+    def words(text: str) -> str:
+        return names.in_words(in_the_ui(text))
+
     @dg.op(
-        name=OP,
-        pool=names(settings).restore_pool,
+        name=names.in_location(OP),
+        pool=names.restore_pool,
         description="Brings a backup back: restores it beside the live database, proves every row, and swaps the two. "
         "`plan` only says what would be done, and prints a word; everything that touches the live database needs it in "
         "`confirm`, within an hour, and takes it once. A run that repeats another one only plans. The record stands in "
         "`restores/` on the volume.",
     )
-    def restore(context: dg.OpExecutionContext, config: RestoreConfig, backups: Backups) -> None:
-        with explained(context, backups, retry=False, words=in_the_ui):
+    def restore(context: dg.OpExecutionContext, config: RestoreConfig) -> None:
+        with errors_as_failures(context, system, words, retry=False):
             _refuse_repetition(context.run, config.action)
-            record = _act(context, config, backups)
+            record = _act(context, config, system, words)
             if record is None:
                 return
-            folder = backups.restorations.folder.path
-            context.add_output_metadata(metadata.of_restore(record, folder, in_the_ui))
+            folder = system.restorations.folder.path
+            context.add_output_metadata(metadata.of_restore_record(record, folder, words))
             if record.error and (config.action is not RestoreAction.abort or record.outcome == "given up"):
                 raise RestoreError(record.error, fix=record.fix or f"read {folder / record.order.filename}.md")
 
     @dg.job(
-        name=RESTORE_JOB,
-        tags={**database_tags(settings), **_NEVER_AGAIN, **NO_TIME_LIMIT, **Priority.RESTORE.tag},
+        name=names.in_location(RESTORE_JOB),
+        tags={**database_tags(system.settings), **_NEVER_AGAIN, **NO_TIME_LIMIT, **Priority.RESTORE.tag},
         executor_def=dg.in_process_executor,
         description="Bring a backup back, so that it can be undone; or only say what that would mean.",
     )
@@ -73,27 +72,27 @@ def build_restore(settings: Settings) -> dg.JobDefinition:
     return job
 
 
-def build_kept_databases(settings: Settings) -> dg.JobDefinition:
+def build_kept_databases(system: BackupSystem, names: DatabaseNames) -> dg.JobDefinition:
     """The job that ends what restores have kept."""
 
     @dg.op(
-        name=KEPT_OP,
+        name=names.in_location(KEPT_OP),
         out=dg.Out(dg.Nothing),
-        pool=names(settings).restore_pool,
+        pool=names.restore_pool,
         description="Tells people two days before RESTORE_KEEP_DAYS are over that the database which a restore "
         "replaced will be dropped; then drops it. One that nobody could be told of stays.",
     )
-    def expire(context: dg.OpExecutionContext, backups: Backups) -> None:
+    def expire(context: dg.OpExecutionContext) -> None:
         def tell(title: str, text: str) -> bool:
-            return bool(backups.notifier.send(f"Ovia backup: {title}", text, failure=False).delivered)
+            return bool(system.notifier.send(f"Ovia backup: {title}", names.in_words(text), failure=False).delivered)
 
-        with explained(context, backups):
-            keep = timedelta(days=backups.settings.restore_keep_days)
-            backups.restorations.kept_databases.expire(keep, tell, datetime.now(UTC), context.log.info)
+        with errors_as_failures(context, system, names.in_words):
+            keep = timedelta(days=system.settings.restore_keep_days)
+            system.restorations.kept_databases.expire(keep, tell, datetime.now(UTC), context.log.info)
 
     @dg.job(
-        name=KEPT_DATABASES_JOB,
-        tags=database_tags(settings),
+        name=names.in_location(KEPT_DATABASES_JOB),
+        tags=database_tags(system.settings),
         executor_def=dg.in_process_executor,
         description="Announce, and then drop, the databases that restores have replaced.",
     )
@@ -118,22 +117,22 @@ def _refuse_repetition(run: dg.DagsterRun, action: RestoreAction) -> None:
         )
 
 
-def _act(context: dg.OpExecutionContext, config: RestoreConfig, backups: BackupSystem) -> Record | None:
-    restorations, log = backups.restorations, told(context.log.info)
+def _act(context: dg.OpExecutionContext, config: RestoreConfig, system: BackupSystem, words: Words) -> Record | None:
+    restorations, log = system.restorations, told(context.log.info, words)
     if config.without_services:
         restorations = restorations.without_services()
     if config.action is RestoreAction.resume:
         return restorations.resume(log)
     if config.action is RestoreAction.abort:
         return restorations.abort(log, word=config.confirm)
-    plan = _plan(context, config, backups, restorations.planner)
+    plan = _plan(context, config, system, restorations.planner)
     for line in plan.lines():
         log(line)
-    shown = metadata.of_restore_plan(map(in_the_ui, plan.lines()))
+    shown = metadata.of_restore_plan(map(words, plan.lines()))
     if refusal := plan.refusal:
         # What an op has put out is lost when it fails: the failure itself shows the plan.
-        told_of = words_of(refusal, in_the_ui) | shown
-        raise dg.Failure(in_the_ui(str(refusal)), metadata=told_of, allow_retries=False)
+        told_of = words_of(refusal, words) | shown
+        raise dg.Failure(words(str(refusal)), metadata=told_of, allow_retries=False)
     context.add_output_metadata(shown)
     if config.action in _ONLY_SHOWN:
         if word := restorations.offer(plan):
@@ -147,23 +146,21 @@ def _act(context: dg.OpExecutionContext, config: RestoreConfig, backups: BackupS
     return restorations.run(plan, "", log, word=config.confirm)
 
 
-def _plan(
-    context: dg.OpExecutionContext, config: RestoreConfig, backups: BackupSystem, planner: Planner
-) -> RestorePlan:
+def _plan(context: dg.OpExecutionContext, config: RestoreConfig, system: BackupSystem, planner: Planner) -> RestorePlan:
     who, now = context.run.tags.get("user", "Dagster, by hand"), datetime.now(UTC)
     if config.action in (RestoreAction.undo, RestoreAction.plan_undo):
         return planner.plan_undo(who, context.run_id, now, kept_name=config.kept)
-    return planner.plan(_wishes(config, backups), who, context.run_id, now)
+    return planner.plan(_wishes(config, system), who, context.run_id, now)
 
 
-def _wishes(config: RestoreConfig, backups: BackupSystem) -> Wishes:
+def _wishes(config: RestoreConfig, system: BackupSystem) -> Wishes:
     return Wishes(
         backup=config.backup,
         # Whoever reaches the UI must not have any file of the host opened.
         anywhere=False,
         mode=Mode(config.mode.value),
         into=config.into,
-        jobs=backups.restore_jobs(config.jobs),
+        jobs=system.restore_jobs(config.jobs),
         stop_services=StopServices.FIRST if config.stop_services_first else StopServices.AT_SWAP,
         replicas=config.replicas,
         new_host=config.new_host,

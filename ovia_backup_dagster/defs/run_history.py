@@ -11,11 +11,12 @@ from itertools import groupby
 from operator import attrgetter
 
 import dagster as dg
+from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME
 
-from ovia_backup_dagster.defs.policies import HISTORY_PRUNING_JOB, database_tags, explained
-from ovia_backup_dagster.defs.resources import Backups
+from ovia_backup_dagster.defs.database_names import HISTORY_PRUNING_JOB, DatabaseNames
+from ovia_backup_dagster.defs.policies import database_tags, errors_as_failures
 from ovia_backup_dagster.defs.run_configs import HistoryConfig
-from ovia_backup_dagster.settings.model import Settings
+from ovia_backup_dagster.system import BackupSystem
 
 OP = "history_pruning"
 #: Dagster's own tag on a run: the code location that launched it.
@@ -65,26 +66,28 @@ def outlived(runs: Iterable[PastRun], keep: timedelta, now: datetime, *, besides
     return sorted(old, key=attrgetter("created", "run_id"))
 
 
-def build_history(settings: Settings, assets: Sequence[dg.AssetKey]) -> dg.JobDefinition:
+def build_history(system: BackupSystem, names: DatabaseNames, assets: Sequence[dg.AssetKey]) -> dg.JobDefinition:
     """The job.
 
     Args:
-        settings: of the database whose runs it removes; those of other code locations are theirs.
+        system: the database whose runs it removes; those of other databases, and of other people's jobs, are theirs.
+        names: of its definitions.
         assets: whose last materializations stay, however old.
     """
 
     @dg.op(
-        name=OP,
+        name=names.in_location(OP),
         out=dg.Out(dg.Nothing),
         description="Removes runs that ended more than DAGSTER_KEEP_RUNS_DAYS ago, with their events and output. Of "
         "each job the newest run and the newest that succeeded stay, and so does the last materialization of an asset.",
     )
-    def prune_history(context: dg.OpExecutionContext, config: HistoryConfig, backups: Backups) -> None:
-        with explained(context, backups):
-            backups.settings.require()
+    def prune_history(context: dg.OpExecutionContext, config: HistoryConfig) -> None:
+        with errors_as_failures(context, system, names.in_words):
+            system.settings.require()
             now = datetime.now(UTC)
-            keep = timedelta(days=backups.settings.dagster_keep_runs_days)
-            runs = _past_runs(context.instance, _whose(context.run, backups.settings), now - keep)
+            keep = timedelta(days=system.settings.dagster_keep_runs_days)
+            runs = _past_runs(context.instance, database_tags(system.settings), now - keep)
+            runs += _by_hand(context.instance, context.run, frozenset(assets))
             going = outlived(runs, keep, now, besides=_materialized_last(context.instance, assets))
             for run in going:
                 context.log.info(
@@ -98,10 +101,10 @@ def build_history(settings: Settings, assets: Sequence[dg.AssetKey]) -> dg.JobDe
             context.add_output_metadata({"removed_runs": removed, "old_runs_that_stay": old - removed})
 
     @dg.job(
-        name=HISTORY_PRUNING_JOB,
-        tags=database_tags(settings),
+        name=names.in_location(HISTORY_PRUNING_JOB),
+        tags=database_tags(system.settings),
         executor_def=dg.in_process_executor,
-        description="Remove runs of this code location that are older than DAGSTER_KEEP_RUNS_DAYS. Touches no backup.",
+        description="Remove runs of this database that are older than DAGSTER_KEEP_RUNS_DAYS. Touches no backup.",
     )
     def history_pruning() -> None:
         prune_history()
@@ -109,31 +112,35 @@ def build_history(settings: Settings, assets: Sequence[dg.AssetKey]) -> dg.JobDe
     return history_pruning
 
 
-def _whose(run: dg.DagsterRun, settings: Settings) -> list[dict[str, str]]:
-    """Tags that mark our runs, each set by itself: what is materialized by hand in the UI bears no job's tags."""
-    ours = [database_tags(settings)]
-    if run.remote_job_origin is not None:
-        ours.append({_LOCATION_TAG: run.remote_job_origin.repository_origin.get_label()})
-    return ours
-
-
-def _past_runs(instance: dg.DagsterInstance, whose: Iterable[dict[str, str]], before: datetime) -> list[PastRun]:
-    """All runs that were asked for before then, and the newest of each of their jobs."""
-    found: dict[str, PastRun] = {}
-    for tags in whose:
-        old = {run.run_id: run for run in _read(instance, dg.RunsFilter(tags=tags, created_before=before))}
-        found |= old
-        for job in {run.job for run in old.values()}:
-            for statuses in ([], [dg.DagsterRunStatus.SUCCESS]):
-                newest = dg.RunsFilter(tags=tags, job_name=job, statuses=statuses)
-                found |= {run.run_id: run for run in map(_past_run, instance.get_run_records(newest, limit=1))}
+def _past_runs(instance: dg.DagsterInstance, ours: dict[str, str], before: datetime) -> list[PastRun]:
+    """All runs of our jobs that were asked for before then, and the newest of each job."""
+    found = {
+        run.run_id: run for run in map(_past_run, _read(instance, dg.RunsFilter(tags=ours, created_before=before)))
+    }
+    for job in {run.job for run in found.values()}:
+        for statuses in ([], [dg.DagsterRunStatus.SUCCESS]):
+            newest = dg.RunsFilter(tags=ours, job_name=job, statuses=statuses)
+            found |= {run.run_id: run for run in map(_past_run, instance.get_run_records(newest, limit=1))}
     return list(found.values())
 
 
-def _read(instance: dg.DagsterInstance, filters: dg.RunsFilter) -> Iterator[PastRun]:
+def _by_hand(instance: dg.DagsterInstance, run: dg.DagsterRun, assets: frozenset[dg.AssetKey]) -> list[PastRun]:
+    """All runs of the asset graph's button in our code location that were of our assets alone.
+
+    They bear no job's tags; and the location may hold other people's assets.
+    """
+    if run.remote_job_origin is None:
+        return []
+    tags = {_LOCATION_TAG: run.remote_job_origin.repository_origin.get_label()}
+    records = _read(instance, dg.RunsFilter(tags=tags, job_name=IMPLICIT_ASSET_JOB_NAME))
+    selected = ((record, record.dagster_run.asset_selection) for record in records)
+    return [_past_run(record) for record, keys in selected if keys and keys <= assets]
+
+
+def _read(instance: dg.DagsterInstance, filters: dg.RunsFilter) -> Iterator[dg.RunRecord]:
     cursor = None
     while records := instance.get_run_records(filters, limit=_PAGE, cursor=cursor):
-        yield from map(_past_run, records)
+        yield from records
         cursor = records[-1].dagster_run.run_id
 
 

@@ -4,66 +4,81 @@ from __future__ import annotations
 
 import dagster as dg
 
+from ovia_backup_dagster.defs.database_names import (
+    DAILY_BACKUP_JOB,
+    DAILY_BACKUP_SCHEDULE,
+    HISTORY_PRUNING_JOB,
+    HISTORY_PRUNING_SCHEDULE,
+    KEPT_DATABASES_JOB,
+    KEPT_DATABASES_SCHEDULE,
+    RESTORE_DRILL_JOB,
+    RESTORE_DRILL_SCHEDULE,
+    DatabaseNames,
+)
 from ovia_backup_dagster.settings.model import Settings
 
-NAME = "daily_backup_schedule"
-DRILL_NAME = "restore_drill_schedule"
-HISTORY_NAME = "history_pruning_schedule"
-KEPT_NAME = "kept_databases_schedule"
 
+def build_schedules(settings: Settings, names: DatabaseNames) -> list[dg.ScheduleDefinition]:
+    """All of them, on unless somebody switches them off.
 
-def daily_backup_schedule(settings: Settings, job_name: str) -> dg.ScheduleDefinition:
-    """The daily backup, on unless somebody switches it off.
-
-    Only Dagster knows which cron expressions it takes; ``usable_schedule`` has asked it before.
+    Only Dagster knows which cron expressions it takes; ``usable_schedules`` has asked it before.
     """
-    return dg.ScheduleDefinition(
-        name=NAME,
-        job_name=job_name,
-        cron_schedule=settings.backup_schedule,
-        execution_timezone=settings.backup_timezone,
-        default_status=dg.DefaultScheduleStatus.RUNNING,
-        description=f"Every day by BACKUP_SCHEDULE ({settings.backup_schedule}, {settings.backup_timezone}). After "
-        "an outage only the latest missed tick is made up for.",
-    )
+    zone = settings.backup_timezone
+    daily, drill = _cron(settings, names, "backup_schedule"), _cron(settings, names, "drill_schedule")
+
+    def schedule(name: str, job: str, cron: str, description: str) -> dg.ScheduleDefinition:
+        return dg.ScheduleDefinition(
+            name=names.in_location(name),
+            job_name=names.in_location(job),
+            cron_schedule=cron,
+            execution_timezone=zone,
+            default_status=dg.DefaultScheduleStatus.RUNNING,
+            description=description,
+        )
+
+    return [
+        schedule(
+            DAILY_BACKUP_SCHEDULE,
+            DAILY_BACKUP_JOB,
+            daily,
+            f"Every day by BACKUP_SCHEDULE ({daily}, {zone}). After an outage only the latest missed tick is made up "
+            "for.",
+        ),
+        schedule(
+            RESTORE_DRILL_SCHEDULE,
+            RESTORE_DRILL_JOB,
+            drill,
+            f"By DRILL_SCHEDULE ({drill}, {zone}): the newest backup.",
+        ),
+        # When does not matter.
+        schedule(
+            HISTORY_PRUNING_SCHEDULE,
+            HISTORY_PRUNING_JOB,
+            _staggered("30 6 * * 0", names),
+            f"Every Sunday: runs that ended more than {settings.dagster_keep_runs_days} days ago "
+            "(DAGSTER_KEEP_RUNS_DAYS) go.",
+        ),
+        # It does nothing but in the weeks after a restore.
+        schedule(
+            KEPT_DATABASES_SCHEDULE,
+            KEPT_DATABASES_JOB,
+            _staggered("15 6 * * *", names),
+            f"Every day: what restores have kept goes after {settings.restore_keep_days:g} days (RESTORE_KEEP_DAYS), "
+            "announced two days before.",
+        ),
+    ]
 
 
-def restore_drill_schedule(settings: Settings, job_name: str) -> dg.ScheduleDefinition:
-    """The monthly drill, on unless somebody switches it off."""
-    return dg.ScheduleDefinition(
-        name=DRILL_NAME,
-        job_name=job_name,
-        cron_schedule=settings.drill_schedule,
-        execution_timezone=settings.backup_timezone,
-        default_status=dg.DefaultScheduleStatus.RUNNING,
-        description=f"By DRILL_SCHEDULE ({settings.drill_schedule}, {settings.backup_timezone}): the newest backup.",
-    )
+def _cron(settings: Settings, names: DatabaseNames, field: str) -> str:
+    """What somebody has set, as it is; the default at a minute of this database's own."""
+    cron: str = getattr(settings, field)
+    return cron if field in settings.model_fields_set else _staggered(cron, names)
 
 
-def history_pruning_schedule(settings: Settings, job_name: str) -> dg.ScheduleDefinition:
-    """The weekly end of Dagster's history, on unless somebody switches it off. When does not matter."""
-    return dg.ScheduleDefinition(
-        name=HISTORY_NAME,
-        job_name=job_name,
-        cron_schedule="30 6 * * 0",
-        execution_timezone=settings.backup_timezone,
-        default_status=dg.DefaultScheduleStatus.RUNNING,
-        description=f"Every Sunday: runs that ended more than {settings.dagster_keep_runs_days} days ago "
-        "(DAGSTER_KEEP_RUNS_DAYS) go.",
-    )
-
-
-def kept_databases_schedule(settings: Settings, job_name: str) -> dg.ScheduleDefinition:
-    """Daily, on unless somebody switches it off. It does nothing but in the weeks after a restore."""
-    return dg.ScheduleDefinition(
-        name=KEPT_NAME,
-        job_name=job_name,
-        cron_schedule="15 6 * * *",
-        execution_timezone=settings.backup_timezone,
-        default_status=dg.DefaultScheduleStatus.RUNNING,
-        description=f"Every day: what restores have kept goes after {settings.restore_keep_days:g} days "
-        "(RESTORE_KEEP_DAYS), announced two days before.",
-    )
+def _staggered(cron: str, names: DatabaseNames) -> str:
+    """Where many databases stand in one location, not all of them begin at once."""
+    _, rest = cron.split(" ", 1)
+    return f"{names.schedule_minute} {rest}" if names.shares_location else cron
 
 
 def usable_schedules(settings: Settings) -> Settings:

@@ -25,7 +25,8 @@ from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.naming import BackupName
 from ovia_backup_dagster.core.tiers import Tier
-from ovia_backup_dagster.definitions import build_defs
+from ovia_backup_dagster.defs.code_location import definitions_of
+from ovia_backup_dagster.defs.database_names import DatabaseNames
 from ovia_backup_dagster.defs.schedules import usable_schedules
 from ovia_backup_dagster.postgres.dump import Dumper, Log
 from ovia_backup_dagster.postgres.programs import Connection, Programs
@@ -126,6 +127,7 @@ class Location:
         instance: where its runs are recorded.
         before_dump, after_dump: hooks; may be changed between runs.
         installed: whether the client programs are there, asked whenever they are needed.
+        prefix: stands before all names, as where several databases share the code location.
     """
 
     settings: Settings
@@ -133,14 +135,22 @@ class Location:
     before_dump: Callable[[], None] | None = None
     after_dump: Callable[[Backup], None] | None = None
     installed: Callable[[], bool] | None = None
+    prefix: str = ""
 
     @property
     def system(self) -> BackupSystem:
-        return HookedSystem(usable_schedules(self.settings), 0.0, self.before_dump, self.after_dump, self.installed)
+        settings = self.settings
+        if self.prefix:
+            settings = settings.model_copy(update={"backup_asset_prefix": self.prefix})
+        return HookedSystem(usable_schedules(settings), 0.0, self.before_dump, self.after_dump, self.installed)
 
     @property
     def defs(self) -> dg.Definitions:
-        return build_defs(self.settings, resource_overrides={"backups": self.system})
+        return definitions_of(self.system, shares_location=bool(self.prefix))
+
+    @property
+    def names(self) -> DatabaseNames:
+        return DatabaseNames.of(self.system.settings, shares_location=bool(self.prefix))
 
     @property
     def catalog(self) -> Catalog:
@@ -310,7 +320,7 @@ def frozen(at: datetime) -> type[datetime]:
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, at: datetime) -> None:
     """The sensor and the alert believe that it is ``at``."""
-    for module in ("sensors", "alerts"):
+    for module in ("sensors", "alert_asset"):
         monkeypatch.setattr(f"ovia_backup_dagster.defs.{module}.datetime", frozen(at))
 
 

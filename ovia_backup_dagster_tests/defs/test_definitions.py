@@ -12,8 +12,8 @@ import dagster as dg
 import pytest
 import yaml
 
-from ovia_backup_dagster.definitions import build_defs
-from ovia_backup_dagster.system import BackupSystem
+from ovia_backup_dagster.definitions import defs
+from ovia_backup_dagster.defs.code_location import build_defs
 from ovia_backup_dagster_tests.conftest import REPOSITORY, NewDatabase
 from ovia_backup_dagster_tests.conftest import snapshot as files_of
 from ovia_backup_dagster_tests.defs.conftest import NewLocation
@@ -271,7 +271,7 @@ def test_jobs() -> None:
 
 
 def test_what_is_materialized_by_hand_runs_in_process_too() -> None:
-    defs = build_defs(load(HOST))
+    """In the location that is ours alone."""
     assert defs.resolve_implicit_global_asset_job_def().executor_def is dg.in_process_executor
 
 
@@ -301,28 +301,11 @@ def test_sensor() -> None:
     assert sensor.description
 
 
-def test_resources_and_their_overriding() -> None:
-    settings = load(HOST)
-    assert set(build_defs(settings).resources or {}) == {"backups"}
-    assert system_of(build_defs(settings)).settings.postgres_host == HOST["POSTGRES_HOST"]
-    stand_in = BackupSystem(settings, retry_seconds=7)
-    assert system_of(build_defs(settings, resource_overrides={"backups": stand_in})) is stand_in
-
-
-def system_of(defs: dg.Definitions) -> BackupSystem:
-    """What assets get as ``backups``."""
-    with dg.build_resources(dict(defs.resources or {})) as made:
-        system = made.backups
-    assert isinstance(system, BackupSystem)
-    return system
-
-
-def test_the_resource_has_a_name_in_the_ui() -> None:
-    """A bare value would be listed as ``<lambda>``."""
-    backups = (build_defs(load(HOST)).resources or {})["backups"]
-    assert isinstance(backups, dg.ResourceDefinition)
-    assert backups.resource_fn.__name__ == "backup_system"
-    assert backups.description
+def test_nothing_is_put_into_definitions_that_others_share() -> None:
+    """Neither resources nor an executor: another's must stay as they are."""
+    built = build_defs(load(HOST))
+    assert not built.resources
+    assert built.executor is None
 
 
 def test_no_secret_stands_in_the_definitions() -> None:
@@ -433,10 +416,10 @@ def test_no_two_databases_have_the_same_tag() -> None:
     assert tags == ["/crm/ovia", "crm/ovia", "ovia/ovia", "ovia"]
 
 
-def test_several_bad_settings_are_all_named() -> None:
+def test_several_bad_settings_are_all_named(instance: dg.DagsterInstance) -> None:
     settings = load({"POSTGRES_PORT": "0", "BACKUP_SCHEDULE": "a b c d e", "BACKUP_WEEKLY_DAY": "x"})
-    problems = system_of(build_defs(settings)).settings.problems
-    assert [problem.partition(":")[0] for problem in problems] == [
+    said = failure(Location(settings, instance).run()).removeprefix("the settings are not usable: ")
+    assert [problem.partition(":")[0] for problem in said.split("; ")[:4]] == [
         "POSTGRES_HOST is not set",
         "POSTGRES_PORT",
         "BACKUP_SCHEDULE",

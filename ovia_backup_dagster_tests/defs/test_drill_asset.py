@@ -30,7 +30,7 @@ from ovia_backup_dagster.core.errors import DrillError
 from ovia_backup_dagster.core.sidecars import DRILLED
 from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.core.verdict import DrillRecord
-from ovia_backup_dagster.definitions import build_defs
+from ovia_backup_dagster.defs.code_location import build_defs
 from ovia_backup_dagster.defs.schedules import usable_schedules
 from ovia_backup_dagster.demo.demonstration import end_group
 from ovia_backup_dagster.drill.evidence import Evidence

@@ -21,7 +21,7 @@ from dagster._core.workspace.load_target import EmptyWorkspaceTarget
 from dagster._daemon.monitoring.run_monitoring import execute_run_monitoring_iteration
 from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
 
-from ovia_backup_dagster.definitions import build_defs
+from ovia_backup_dagster.defs.code_location import build_defs
 from ovia_backup_dagster_tests.conftest import REPOSITORY
 from ovia_backup_dagster_tests.defs.support import ALERT_JOB, DAILY_JOB, DRILL_JOB, load
 

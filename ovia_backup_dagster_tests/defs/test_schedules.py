@@ -11,7 +11,7 @@ import dagster as dg
 import pytest
 from dagster._utils.schedules import schedule_execution_time_iterator
 
-from ovia_backup_dagster.definitions import build_defs
+from ovia_backup_dagster.defs.code_location import build_defs
 from ovia_backup_dagster.defs.schedules import usable_schedules
 from ovia_backup_dagster_tests.defs.support import load
 

@@ -112,11 +112,8 @@ class Daemon:
     def evaluate(self) -> dg.RunRequest | None:
         """Evaluate the sensor once."""
         defs = self.location.defs
-        resources = {"backups": self.location.system}
-        context = dg.build_sensor_context(
-            instance=self.location.instance, cursor=self.cursor, definitions=defs, resources=resources
-        )
-        with context:
+        instance = self.location.instance
+        with dg.build_sensor_context(instance=instance, cursor=self.cursor, definitions=defs) as context:
             data = defs.resolve_sensor_def("backup_freshness_sensor").evaluate_tick(context)
         # A tick that sets no cursor leaves it as it is.
         self.cursor = data.cursor if data.cursor is not None else self.cursor

@@ -44,7 +44,7 @@ from ovia_backup_dagster.system import BackupSystem
 from ovia_backup_dagster_tests.conftest import quiet
 from ovia_backup_dagster_tests.defs.conftest import NewLocation
 from ovia_backup_dagster_tests.defs.receiver import Receiver
-from ovia_backup_dagster_tests.defs.support import ALERT_JOB, DAILY_JOB, Location
+from ovia_backup_dagster_tests.defs.support import ALERT_JOB, Location
 from ovia_backup_dagster_tests.faults.disks import silent
 from ovia_backup_dagster_tests.support.crashes import raised_as_nobody
 from ovia_backup_dagster_tests.support.factories import HOUR, drill_evidence, drilled, held, make_judgement, proven
@@ -228,7 +228,7 @@ def all_answer(location: Location) -> dict[str, str]:
             result = command(*words)
             assert result.exit_code in range(4)
             answers[words[0]] = result.output
-        found = condition(location.system, datetime.now(UTC), location.instance, DAILY_JOB)
+        found = condition(location.system, location.names, datetime.now(UTC), location.instance)
         assert not any(isinstance(trouble, StalledVolumeError) for trouble in found.troubles)
         answers["sensor"] = found.trouble
         answers["doctor"] = "\n".join(f"{line.level} {line.text} -> {line.fix}" for line in doctors(location.system))
@@ -431,7 +431,6 @@ def test_a_volume_that_does_not_answer_is_told_once_a_day(
                 instance=location.instance,
                 cursor=cursor,
                 definitions=location.defs,
-                resources={"backups": location.system},
             )
             with context:
                 tick = location.defs.resolve_sensor_def("backup_freshness_sensor").evaluate_tick(context)

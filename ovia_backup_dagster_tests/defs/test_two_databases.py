@@ -20,7 +20,7 @@ from dagster._core.code_pointer import ModuleCodePointer
 from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 
-from ovia_backup_dagster.definitions import build_defs
+from ovia_backup_dagster.defs.code_location import build_defs
 from ovia_backup_dagster.demo.demonstration import end_group
 from ovia_backup_dagster_tests.conftest import REPOSITORY, NewDatabase, dump_that_waits, free_port
 from ovia_backup_dagster_tests.defs.conftest import NewLocation
@@ -199,9 +199,11 @@ class Deployment:
     def by_hand(self, location: str, days: int) -> str:
         """A run that was launched from the graph of a location, and succeeded that long ago."""
         repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(location), "__repository__")
+        key = dg.AssetKey([PREFIX, ALERT] if location == "second" else [ALERT])
         run = self.instance.create_run_for_job(
             build_defs(load({})).resolve_implicit_global_asset_job_def(),
             status=dg.DagsterRunStatus.SUCCESS,
+            asset_selection=frozenset({key}),
             remote_job_origin=RemoteJobOrigin(repository, BY_HAND),
             job_code_origin=JobPythonOrigin(
                 BY_HAND,

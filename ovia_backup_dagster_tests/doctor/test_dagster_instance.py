@@ -40,9 +40,10 @@ from dagster._utils.error import serializable_error_info_from_exc_info
 from dagster_shared.error import SerializableErrorInfo
 
 from ovia_backup_dagster.core.human_text import duration
-from ovia_backup_dagster.definitions import build_defs
 from ovia_backup_dagster.defs import instance_report as defs_instance
-from ovia_backup_dagster.defs.policies import names, run_tags
+from ovia_backup_dagster.defs.code_location import build_defs
+from ovia_backup_dagster.defs.database_names import DatabaseNames
+from ovia_backup_dagster.defs.policies import run_tags
 from ovia_backup_dagster.doctor import code_server
 from ovia_backup_dagster.doctor import dagster_instance as doctor_instance
 from ovia_backup_dagster.doctor.report import Area, Observation, Severity
@@ -81,7 +82,7 @@ def beat(found: dg.DagsterInstance, *kinds: str, ago: timedelta = timedelta(0), 
 
 
 def examined(found: dg.DagsterInstance) -> list[Observation]:
-    lines = list(defs_instance.examine(found, OURS))
+    lines = list(defs_instance.instance_lines(found, OURS))
     assert {line.area for line in lines} == {Area.DAGSTER}
     return lines
 
@@ -177,7 +178,7 @@ def seen_run(found: dg.DagsterInstance, location: str, settings: Settings) -> dg
         remote_job_origin=origin,
         job_code_origin=JobPythonOrigin("daily_backup_job", python),
     )
-    key = names(settings).key("daily_dump")
+    key = DatabaseNames.of(settings).key("daily_dump")
     found.report_dagster_event(
         dg.DagsterEvent(
             event_type_value=dg.DagsterEventType.ASSET_MATERIALIZATION.value,
@@ -205,7 +206,9 @@ def test_another_databases_schedule_is_not_ours(disk: dg.DagsterInstance) -> Non
     seen_run(disk, "theirs", other)
     switched_off(disk, "theirs")
     assert the(examined(disk), "daily_backup_schedule is on").level is Severity.OK
-    line = the(defs_instance.examine(disk, other), "daily_backup_schedule is switched off: no backup is made by itself")
+    line = the(
+        defs_instance.instance_lines(disk, other), "daily_backup_schedule is switched off: no backup is made by itself"
+    )
     assert line.fix.endswith("dagster schedule start -l theirs daily_backup_schedule")
     assert not [line for line in examined(disk) if "share the asset" in line.text]
 
@@ -224,9 +227,9 @@ def test_two_code_locations_with_one_asset(disk: dg.DagsterInstance) -> None:
 def test_the_pool_that_is_looked_at_is_ours(disk: dg.DagsterInstance) -> None:
     settings = load({"POSTGRES_HOST": "127.0.0.1", "BACKUP_ASSET_PREFIX": "crm"})
     disk.event_log_storage.set_concurrency_slots("backup_volume", 3)
-    assert the(defs_instance.examine(disk, settings), "(pool crm_backup_volume, ").level is Severity.OK
+    assert the(defs_instance.instance_lines(disk, settings), "(pool crm_backup_volume, ").level is Severity.OK
     disk.event_log_storage.set_concurrency_slots("crm_backup_volume", 2)
-    assert the(defs_instance.examine(disk, settings), "(pool crm_backup_volume: limit 2;").level is Severity.WARN
+    assert the(defs_instance.instance_lines(disk, settings), "(pool crm_backup_volume: limit 2;").level is Severity.WARN
 
 
 def test_without_our_limits_and_without_run_monitoring(tmp_path: Path) -> None:
@@ -253,7 +256,7 @@ def test_an_instance_that_forgets() -> None:
 def test_a_schedule_that_dagster_does_not_take(disk: dg.DagsterInstance) -> None:
     # Past our own look at it, as one that a later Dagster refuses.
     settings = load({"POSTGRES_HOST": "127.0.0.1"}).model_copy(update={"backup_schedule": "99 99 * * *"})
-    line = the(defs_instance.examine(disk, settings), "BACKUP_SCHEDULE: '99 99 * * *' is not a cron expression")
+    line = the(defs_instance.instance_lines(disk, settings), "BACKUP_SCHEDULE: '99 99 * * *' is not a cron expression")
     assert (line.level, "'0 3 * * *'" in line.fix) == (Severity.FAIL, True)
 
 

@@ -1,0 +1,61 @@
+"""All definitions of one database, put together: nothing in them is global, so that several merge.
+
+No logic here. What each definition does stands in its own module; what one is called, in ``database_names``.
+"""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from ovia_backup_dagster.defs.alert_asset import build_alert
+from ovia_backup_dagster.defs.backup_assets import build_backup_assets
+from ovia_backup_dagster.defs.database_names import DatabaseNames
+from ovia_backup_dagster.defs.doctor_asset import build_doctor
+from ovia_backup_dagster.defs.drill_asset import build_drill
+from ovia_backup_dagster.defs.jobs import build_asset_jobs
+from ovia_backup_dagster.defs.restore_job import build_kept_databases, build_restore
+from ovia_backup_dagster.defs.run_history import build_history
+from ovia_backup_dagster.defs.schedules import build_schedules, usable_schedules
+from ovia_backup_dagster.defs.sensors import freshness_sensor
+from ovia_backup_dagster.settings.model import Settings
+from ovia_backup_dagster.system import BackupSystem
+
+
+def build_defs(settings: Settings, *, prefix: str = "") -> dg.Definitions:
+    """All definitions of one database, to be merged with those of others.
+
+    Args:
+        settings: of that database; loading never fails on them.
+        prefix: letters, digits and underscores that stand before all its names, where other databases, or definitions
+            of other people, stand in the same code location.
+    """
+    if prefix:
+        settings = settings.model_copy(update={"backup_asset_prefix": prefix})
+    return definitions_of(BackupSystem(usable_schedules(settings)), shares_location=bool(prefix))
+
+
+def definitions_of(system: BackupSystem, *, shares_location: bool) -> dg.Definitions:
+    """All definitions of a system that is put together already.
+
+    Args:
+        system: with settings whose schedules Dagster takes.
+        shares_location: whether its names must differ from those of other databases in the same code location.
+    """
+    names = DatabaseNames.of(system.settings, shares_location=shares_location)
+    assets = [
+        *build_backup_assets(system, names),
+        build_alert(system, names),
+        build_doctor(system, names),
+        build_drill(system, names),
+    ]
+    return dg.Definitions(
+        assets=assets,
+        jobs=[
+            *build_asset_jobs(system.settings, names),
+            build_restore(system, names),
+            build_kept_databases(system, names),
+            build_history(system, names, [asset.key for asset in assets]),
+        ],
+        schedules=build_schedules(system.settings, names),
+        sensors=[freshness_sensor(system, names)],
+    )

@@ -1,0 +1,145 @@
+"""What one database's definitions are called: assets, ops, jobs, schedules, sensor, groups and pools.
+
+The names themselves, and how several databases share them. What is done under a name does not belong here, nor how
+Dagster treats a run: that is ``policies``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+
+from ovia_backup_dagster.settings.model import Settings
+
+DAILY_BACKUP_JOB = "daily_backup_job"
+FRESHNESS_ALERT_JOB = "freshness_alert_job"
+DOCTOR_JOB = "doctor_job"
+RESTORE_DRILL_JOB = "restore_drill_job"
+RESTORE_JOB = "restore_job"
+KEPT_DATABASES_JOB = "kept_databases_job"
+HISTORY_PRUNING_JOB = "history_pruning_job"
+
+DAILY_BACKUP_SCHEDULE = "daily_backup_schedule"
+RESTORE_DRILL_SCHEDULE = "restore_drill_schedule"
+HISTORY_PRUNING_SCHEDULE = "history_pruning_schedule"
+KEPT_DATABASES_SCHEDULE = "kept_databases_schedule"
+FRESHNESS_SENSOR = "backup_freshness_sensor"
+
+DAILY_DUMP = "daily_dump"
+DUMP_VERIFICATION = "dump_verification"
+WEEKLY_PROMOTION = "weekly_promotion"
+RETENTION_PRUNING = "retention_pruning"
+FRESHNESS_ALERT = "backup_freshness_alert"
+RESTORE_DRILL = "restore_drill"
+DOCTOR = "backup_doctor"
+
+#: The daily backup, in its order.
+DAILY_CHAIN = (DAILY_DUMP, DUMP_VERIFICATION, WEEKLY_PROMOTION, RETENTION_PRUNING)
+
+#: What a code location tells apart by itself: jobs and triggers.
+LOCATION_NAMES = (
+    DAILY_BACKUP_JOB,
+    FRESHNESS_ALERT_JOB,
+    DOCTOR_JOB,
+    RESTORE_DRILL_JOB,
+    RESTORE_JOB,
+    KEPT_DATABASES_JOB,
+    HISTORY_PRUNING_JOB,
+    DAILY_BACKUP_SCHEDULE,
+    RESTORE_DRILL_SCHEDULE,
+    HISTORY_PRUNING_SCHEDULE,
+    KEPT_DATABASES_SCHEDULE,
+    FRESHNESS_SENSOR,
+)
+_ASSETS = (*DAILY_CHAIN, FRESHNESS_ALERT, RESTORE_DRILL, DOCTOR)
+#: As a word of its own, which no prefix stands before.
+_NAME = re.compile(rf"(?<![\w/])(?:{'|'.join((*LOCATION_NAMES, *_ASSETS))})(?![\w/])")
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseNames:
+    """The names of one database's definitions.
+
+    Attributes:
+        prefix: what tells this database from others of the Dagster instance; empty for the only one.
+        volume: the folder of its backups.
+        shares_location: whether other databases stand in the same code location. Then jobs, schedules, sensor and ops
+            bear the prefix, too; in a location of its own Dagster knows them by that location.
+    """
+
+    prefix: str
+    volume: Path
+    shares_location: bool = False
+
+    @classmethod
+    def of(cls, settings: Settings, *, shares_location: bool = False) -> DatabaseNames:
+        """The names that these settings ask for."""
+        return cls(settings.backup_asset_prefix, settings.backup_dir, shares_location)
+
+    def key(self, asset: str) -> dg.AssetKey:
+        return dg.AssetKey([self.prefix, asset] if self.prefix else [asset])
+
+    def asset_op(self, asset: str) -> str:
+        """What run configuration calls the asset."""
+        return self.key(asset).to_python_identifier()
+
+    def in_location(self, name: str) -> str:
+        """A job, schedule, sensor or op, as its code location knows it."""
+        return self._prefixed(name) if self.shares_location else name
+
+    def in_words(self, text: str) -> str:
+        """The same text with this database's names, where it tells people what to launch or to look at."""
+        if not (self.shares_location and self.prefix):
+            return text
+        return _NAME.sub(self._in_words, text)
+
+    def _in_words(self, found: re.Match[str]) -> str:
+        name = found[0]
+        return self.key(name).to_user_string() if name in _ASSETS else self.in_location(name)
+
+    @property
+    def backup_group(self) -> str:
+        return self._prefixed("backup")
+
+    @property
+    def alert_group(self) -> str:
+        return self._prefixed("alerts")
+
+    @property
+    def volume_pool(self) -> str:
+        """One run at a time may touch a volume.
+
+        The lock on the volume is what guarantees it; the pool lets the UI show that a run waits. Limits hold when a
+        run is dequeued, so a tag limit stands beside it (see dagster.yaml).
+        """
+        return self._of_volume("backup_volume")
+
+    @property
+    def drill_pool(self) -> str:
+        """Drills only read the volume, and may take hours: they wait for each other, and no backup waits for them."""
+        return self._prefixed("restore_drill")
+
+    @property
+    def restore_pool(self) -> str:
+        """One restore at a time; the lock in ``restores/`` guarantees it. Nobody who restores waits for a drill."""
+        return self._of_volume("restore")
+
+    @property
+    def schedule_minute(self) -> int:
+        """The minute of the default schedules: the same at each load, another one for most other databases."""
+        return int.from_bytes(hashlib.sha256(self.prefix.encode()).digest()[:4]) % 60
+
+    def _of_volume(self, name: str) -> str:
+        """A pool that all databases on one volume share; elsewhere the folder of another container may be called so."""
+        if not self.shares_location:
+            return self._prefixed(name)
+        folder = re.sub(r"\W", "_", self.volume.name, flags=re.ASCII)
+        mark = hashlib.sha256(str(self.volume).encode()).hexdigest()[:6]
+        return f"{name}_{folder}_{mark}"
+
+    def _prefixed(self, name: str) -> str:
+        return f"{self.prefix}_{name}" if self.prefix else name
