@@ -88,8 +88,9 @@ LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hash
 	--no-emit-index-url --no-emit-find-links pyproject.toml
 
 lock: ## resolve the dependencies anew (needs uv)
-	$(LOCK) --upgrade --extra demo --group dev -o requirements.lock
-	$(LOCK) --upgrade --constraint requirements.lock --group build -o deploy/requirements.lock
+	$(LOCK) --upgrade --extra demo --extra swarm --extra storage --group dev -o requirements.lock
+	$(LOCK) --upgrade --constraint requirements.lock --extra swarm --extra storage --group build \
+		-o deploy/requirements.lock
 
 clean: ## remove everything that make made
 	[ ! -x $(BIN)/ovia-backup ] || $(BIN)/ovia-backup demo --remove

@@ -1,11 +1,28 @@
 """PostgreSQL backups for Ovia: proven restorable, and somebody is told when they are not.
 
-Layers, each of which may import only what stands to its right::
-
-    definitions, cli  ->  defs, demo  ->  postgres  ->  core
-
-``settings`` is read at the two edges, ``definitions`` and ``cli``, and handed inward as values.
-This module holds nothing but the version, so that importing a part never imports the whole.
+ARCHITECTURE.md says what stands where. This module holds the version, and the names that other people's Dagster
+projects import from here; what defines them is loaded when it is asked for, so that the command line, which needs no
+Dagster, starts without it.
 """
 
+from importlib import import_module
+from typing import Any
+
 __version__ = "0.1.0"
+
+_EXPORTED = {
+    "PostgresBackup": "ovia_backup_dagster.component",
+    "Settings": "ovia_backup_dagster.settings.model",
+    "build_defs": "ovia_backup_dagster.defs.code_location",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTED:
+        return getattr(import_module(_EXPORTED[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """With them: ``dg`` looks for components here."""
+    return sorted({*globals(), *_EXPORTED})

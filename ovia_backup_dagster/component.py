@@ -1,0 +1,135 @@
+"""``PostgresBackup``: a database's backups as a component of anyone's Dagster project, described in its YAML.
+
+Its fields are the settings, each declared once, in ``settings``; here is only how YAML gives them. What is defined for
+the database is the business of ``defs.code_location``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import dagster as dg
+from pydantic import BaseModel, Field, SecretStr, create_model
+
+from ovia_backup_dagster.defs.code_location import build_defs
+from ovia_backup_dagster.settings.model import SETTINGS, Settings
+from ovia_backup_dagster.settings.registry import Setting
+from ovia_backup_dagster.settings.secret_files import password_in
+
+#: What ``name`` takes the place of.
+_REPLACED = "backup_asset_prefix"
+#: A value that stands elsewhere, and nothing else.
+_TEMPLATE = r"^\s*\{\{.+\}\}\s*$"
+_NEVER_BY_VALUE = " Never the value itself: a template, such as `{{ env.NAME }}`."
+
+
+class _Refused(BaseModel):
+    """Why a value is not taken. The value itself is kept nowhere: it may be a secret."""
+
+    why: str
+
+
+def _secret(context: dg.ResolutionContext, raw: str | Sequence[str]) -> SecretStr | list[SecretStr] | _Refused:
+    """One secret, or several, where the YAML says where they stand.
+
+    What is wrong is not raised: Dagster would show the line, with the secret in it.
+    """
+    texts = [raw] if isinstance(raw, str) else list(raw)
+    if not all(re.match(_TEMPLATE, text, re.DOTALL) for text in texts):
+        return _Refused(why="a secret stands in the YAML; put a template there, such as {{ env.NAME }}, or use a file")
+    found = [context.resolve_value(text) for text in texts]
+    if not all(found):
+        return _Refused(why=f"nothing is set where {', '.join(text.strip() for text in texts)} looks")
+    secrets = [SecretStr(str(value)) for value in found]
+    return secrets[0] if isinstance(raw, str) else secrets
+
+
+def _text(context: dg.ResolutionContext, raw: str) -> str | _Refused:
+    """A text that may hold a password, as a URL does."""
+    if not re.match(_TEMPLATE, raw, re.DOTALL) and password_in(raw):
+        return _Refused(why="a password stands in the YAML; put a template there, such as {{ env.NAME }}")
+    return str(context.resolve_value(raw) or "")
+
+
+def _field(setting: Setting) -> tuple[Any, Any]:
+    """A setting as a field of the component: optional, since the default is said where the setting is declared."""
+    words = f"{setting.help} Default: {setting.shown}."
+    if "SecretStr" in str(setting.type):
+        many = "tuple" in str(setting.type)
+        kind: Any = list[SecretStr] if many else SecretStr
+        resolver = dg.Resolver(
+            _secret,
+            model_field_type=list[str] if many else str,
+            inject_before_resolve=False,
+            json_schema_extra={"items": {"pattern": _TEMPLATE}} if many else {"pattern": _TEMPLATE},
+        )
+        return Annotated[kind | _Refused | None, resolver], Field(default=None, description=words + _NEVER_BY_VALUE)
+    if setting.secret:
+        text = dg.Resolver(_text, model_field_type=str, inject_before_resolve=False)
+        return Annotated[str | _Refused | None, text], Field(default=None, description=words)
+    return _yaml_type(setting.type) | None, Field(default=None, description=words)
+
+
+def _yaml_type(declared: Any) -> Any:
+    """What the YAML holds for a setting of that type; ``Settings`` checks what it means."""
+    origin = get_origin(declared)
+    if origin is Annotated:
+        return _yaml_type(get_args(declared)[0])
+    if origin in (Union, UnionType):
+        [inner] = (each for each in get_args(declared) if each is not type(None))
+        return _yaml_type(inner)
+    if origin is Literal or declared in (bool, int, float):
+        return declared
+    return list[str] if origin is tuple else str
+
+
+_FIELDS: dict[str, Any] = {s.field: _field(s) for s in SETTINGS if s.field != _REPLACED}
+_SettingsFields = create_model("_SettingsFields", __base__=dg.Model, **_FIELDS)
+
+
+class _Scaffolder(dg.Scaffolder):
+    """Writes a YAML that only has to be corrected."""
+
+    def scaffold(self, request: dg.ScaffoldRequest[Any]) -> None:
+        name = re.sub(r"\W", "_", request.target_path.name, flags=re.ASCII)
+        attributes = {
+            "name": name,
+            "postgres_host": "localhost",
+            "postgres_db": name,
+            "postgres_user": "ovia_backup",
+            "postgres_password_file": f"/run/secrets/{name}_postgres_password",
+            "backup_dir": f"/backups/{name}",
+        }
+        dg.scaffold_component(request, attributes)
+
+
+@dg.scaffold_with(_Scaffolder)
+class PostgresBackup(dg.Component, _SettingsFields, dg.Resolvable):
+    """Backups of one PostgreSQL database that are proven restorable: dumps, verification, drills, restores, alerts.
+
+    All names in Dagster begin with the component's own, so that any number of them stand in one code location. A
+    value that means nothing does not keep the others from loading: what would act on it refuses, with one line.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]*$")] = Field(
+        description="Stands before all names of this database: `orders` gives the asset `orders/daily_dump` and the "
+        "job `orders_daily_backup_job`. Empty for plain names: of one database at most."
+    )
+    libpq: Mapping[str, str] | None = Field(
+        default=None, description="`PGSSL*` and `PGPASSFILE`, which are passed on to libpq. No other variable is."
+    )
+
+    def settings(self) -> Settings:
+        """The settings that the YAML gives; what is wrong with them is in their ``problems``."""
+        given = {name: getattr(self, name) for name in self.model_fields_set - {"name"}}
+        refused = {name: value for name, value in given.items() if isinstance(value, _Refused)}
+        settings = Settings.of(**{name: value for name, value in given.items() if name not in refused})
+        problems = (f"{name}: {value.why}" for name, value in refused.items())
+        return settings.model_copy(update={"problems": (*settings.problems, *problems)})
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:  # noqa: ARG002
+        """The definitions of this database."""
+        return build_defs(self.settings(), prefix=self.name)
