@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, SecretStr, create_model
 
 from ovia_backup_dagster.defs.code_location import build_defs
 from ovia_backup_dagster.settings.model import SETTINGS, Settings
-from ovia_backup_dagster.settings.registry import Setting
+from ovia_backup_dagster.settings.registry import SettingDefinition
 from ovia_backup_dagster.settings.secret_files import password_in
 
 #: What ``name`` takes the place of.
@@ -54,7 +54,7 @@ def _text(context: dg.ResolutionContext, raw: str) -> str | _Refused:
     return str(context.resolve_value(raw) or "")
 
 
-def _field(setting: Setting) -> tuple[Any, Any]:
+def _field(setting: SettingDefinition) -> tuple[Any, Any]:
     """A setting as a field of the component: optional, since the default is said where the setting is declared."""
     words = f"{setting.help} Default: {setting.shown}."
     if "SecretStr" in str(setting.type):

@@ -114,7 +114,9 @@ class Daemon:
         defs = self.location.defs
         instance = self.location.instance
         with dg.build_sensor_context(instance=instance, cursor=self.cursor, definitions=defs) as context:
-            data = defs.resolve_sensor_def("backup_freshness_sensor").evaluate_tick(context)
+            data = defs.resolve_sensor_def(self.location.names.in_location("backup_freshness_sensor")).evaluate_tick(
+                context
+            )
         # A tick that sets no cursor leaves it as it is.
         self.cursor = data.cursor if data.cursor is not None else self.cursor
         self.skipped = data.skip_message
