@@ -35,7 +35,7 @@ from ovia_backup_dagster.settings.model import PREFIXES
 
 DATABASE = "ovia"
 _PYTHON = (sys.executable, "-W", "ignore", "-m")
-_DAGSTER = (*_PYTHON, "dagster")
+_DG = str(Path(sys.executable).with_name("dg"))
 _LAUNCH = (*_PYTHON, "ovia_backup_dagster.defs.job_launcher")
 _JOBS = ("daily_backup_job", "restore_drill_job")
 _RESTORE_ROLE, _RESTORE_ROLE_SCRIPT = "ovia_restore", "deploy/restore-role.sql"
@@ -124,7 +124,7 @@ class Demo:
                     log(str(error))
             log(f"the Dagster UI: http://127.0.0.1:{port} (Ctrl-C ends it)")
             where = ("--workspace", str(_checkout() / "workspace.yaml"), "--host", "127.0.0.1", "--port", str(port))
-            command = (*_DAGSTER, "dev", *where)
+            command = (_DG, "dev", *where)
             # A session of its own: it starts code servers and runs, and all of them are to end with it.
             process = subprocess.Popen(command, env=self._environment(cluster), cwd=_checkout(), start_new_session=True)
             try:

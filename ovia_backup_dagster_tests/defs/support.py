@@ -7,6 +7,7 @@ backup becomes old by being renamed.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -49,6 +50,7 @@ KEPT_JOB = "kept_databases_job"
 CHAIN = ("daily_dump", "dump_verification", "weekly_promotion", "retention_pruning")
 
 OURS = (*PREFIXES, "PG", "DAGSTER_")
+DG = Path(sys.executable).with_name("dg")
 
 
 def load(environment: Mapping[str, str]) -> Settings:
@@ -330,16 +332,36 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 def dagster(*arguments: str, home: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run plain Dagster in the checkout."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith((*OURS, "PYTHON"))}
     if home is not None:
         variables["DAGSTER_HOME"] = str(home)
     return subprocess.run(
         (sys.executable, "-m", "dagster", *arguments),
         cwd=REPOSITORY,
-        env={**kept, **variables},
+        env={**surroundings(), **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
         timeout=120,
     )
+
+
+def dg_command(
+    *arguments: str, home: Path, folder: Path = REPOSITORY, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run ``dg`` in a project, with our instance's settings: without them it would report to its makers."""
+    shutil.copyfile(REPOSITORY / "dagster.yaml", home / "dagster.yaml")
+    return subprocess.run(
+        (DG, *arguments),
+        cwd=folder,
+        env={**surroundings(), "DAGSTER_HOME": str(home), "COLUMNS": "200", **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+
+
+def surroundings() -> dict[str, str]:
+    """The environment without what is ours, and without what the test runner has told Python."""
+    return {name: value for name, value in os.environ.items() if not name.startswith((*OURS, "PYTHON"))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tomllib
 from datetime import timedelta
@@ -24,6 +25,7 @@ from ovia_backup_dagster_tests.defs.support import (
     DAILY_JOB,
     Location,
     dagster,
+    dg_command,
     environment,
     failed_steps,
     failure,
@@ -490,28 +492,33 @@ def test_the_workspace_loads_with_plain_dagster(tmp_path: Path, with_home: bool)
 
 
 def test_the_workspace_is_found_without_being_named() -> None:
-    """As `dagster dev` in a checkout does; a section in pyproject.toml would win over it."""
+    """As `dagster` in a checkout does."""
     ended = dagster("definitions", "validate")
     assert ended.returncode == 0, ended.stdout
     assert "Validation successful for code location ovia_backup_dagster." in ended.stdout
 
 
-def test_the_workspace_is_the_only_source_of_the_location() -> None:
-    workspace = yaml.safe_load((REPOSITORY / "workspace.yaml").read_text(encoding="utf-8"))
-    assert workspace == {
-        "load_from": [
-            {
-                "python_module": {
-                    "module_name": "ovia_backup_dagster.definitions",
-                    "attribute": "defs",
-                    "location_name": "ovia_backup_dagster",
-                }
-            }
-        ]
-    }
+def test_both_files_name_the_same_location() -> None:
+    """And no third one, which would win over one of them."""
+    [source] = yaml.safe_load((REPOSITORY / "workspace.yaml").read_text(encoding="utf-8"))["load_from"]
     tools = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
-    assert not {"dagster", "dg"} & set(tools)
+    project = tools["dg"]["project"]
+    assert source["python_module"] == {
+        "module_name": project["code_location_target_module"],
+        "attribute": "defs",
+        "location_name": project["code_location_name"],
+    }
+    assert "dagster" not in tools
     assert not (REPOSITORY / "dg.toml").exists()
+
+
+def test_dg_finds_what_the_workspace_names(tmp_path: Path) -> None:
+    listed = dg_command("list", "defs", "--json", home=tmp_path)
+    assert listed.returncode == 0, listed.stderr
+    found = json.loads(listed.stdout)
+    assert {asset["key"] for asset in found["assets"]} == set(ASSETS)
+    assert {job["name"] for job in found["jobs"]} == set(JOBS)
+    assert [sensor["name"] for sensor in found["sensors"]] == ["backup_freshness_sensor"]
 
 
 def test_dagster_yaml_is_an_instance_that_dagster_takes(tmp_path: Path) -> None:

@@ -340,7 +340,7 @@ def heartbeats(home: Path) -> int:
 
 
 def test_a_real_daemon_and_its_code_server(full_bin_dir: Path, tmp_path: Path) -> None:
-    """``dagster dev`` writes the heartbeats, serves the code, and is missed when it has ended."""
+    """``dg dev`` writes the heartbeats, serves the code, and is missed when it has ended."""
     home, volume = tmp_path / "home", tmp_path / "v"
     (home / "history").mkdir(parents=True)
     volume.mkdir(0o700)
@@ -348,7 +348,7 @@ def test_a_real_daemon_and_its_code_server(full_bin_dir: Path, tmp_path: Path) -
     to = Connection("127.0.0.1", free_port(), "ovia", "ovia")
     here = newcomer(to, full_bin_dir, volume, DAGSTER_HOME=str(home))
     command = [
-        str(PROGRAM.with_name("dagster")),
+        str(PROGRAM.with_name("dg")),
         "dev",
         "-w",
         str(REPOSITORY / "workspace.yaml"),

@@ -39,7 +39,7 @@ ENDED = ("SUCCESS", "FAILURE", "CANCELED")
 
 
 class Dagster:
-    """``dagster dev`` on a home, with what is said to it over GraphQL."""
+    """``dg dev`` on a home, with what is said to it over GraphQL."""
 
     def __init__(self, place: Place, home: Path) -> None:
         self.home = home
@@ -48,7 +48,7 @@ class Dagster:
         command = ("-w", str(REPOSITORY / "workspace.yaml"), "--host", "127.0.0.1", "--port", str(self.port))
         with open(self.log, "ab") as output:
             self.process = subprocess.Popen(
-                (sys.executable, "-W", "ignore", "-m", "dagster", "dev", *command),
+                (Path(sys.executable).with_name("dg"), "dev", *command),
                 cwd=REPOSITORY,
                 env={**place.environment, "DAGSTER_HOME": str(home)},
                 stdout=output,
@@ -98,7 +98,7 @@ class Dagster:
 
     def servers(self, *, everything: bool) -> list[int]:
         """The webserver, the daemon and who started them; or the code servers and runs, too."""
-        marks = ("dagster dev", "dagster_webserver", "dagster._daemon", "dagster-webserver", "dagster-daemon")
+        marks = ("/dg dev", "dagster_webserver", "dagster._daemon", "dagster-webserver", "dagster-daemon")
         processes = self.processes().items()
         found = [pid for pid, command in processes if everything or any(mark in command for mark in marks)]
         assert len(found) >= 3, processes

@@ -1,4 +1,4 @@
-"""A whole deployment: PostgreSQL, ``dagster dev`` with its schedule and its sensor, and people who are told.
+"""A whole deployment: PostgreSQL, ``dg dev`` with its schedule and its sensor, and people who are told.
 
 What the tests of the UI and the README's pictures look at. How to look is ``browser``'s business.
 """
@@ -144,7 +144,7 @@ def _served(variables: Mapping[str, str], log: Path) -> Iterator[str]:
     with open(log, "wb") as output:
         # A session of its own: it starts code servers and runs, and all of them are to end with it.
         process = subprocess.Popen(
-            (sys.executable, "-W", "ignore", "-m", "dagster", "dev", *where),
+            (Path(sys.executable).with_name("dg"), "dev", *where),
             cwd=REPOSITORY,
             env={**kept, **variables},
             stdout=output,
