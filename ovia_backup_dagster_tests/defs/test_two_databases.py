@@ -21,6 +21,7 @@ from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 
 from ovia_backup_dagster.defs.code_location import build_defs
+from ovia_backup_dagster.defs.database_names import DatabaseNames
 from ovia_backup_dagster.demo.demonstration import end_group
 from ovia_backup_dagster_tests.conftest import REPOSITORY, NewDatabase, dump_that_waits, free_port
 from ovia_backup_dagster_tests.defs.conftest import NewLocation
@@ -199,9 +200,10 @@ class Deployment:
     def by_hand(self, location: str, days: int) -> str:
         """A run that was launched from the graph of a location, and succeeded that long ago."""
         repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(location), "__repository__")
-        key = dg.AssetKey([PREFIX, ALERT] if location == "second" else [ALERT])
+        prefix = PREFIX if location == "second" else ""
+        key = DatabaseNames(prefix, Path()).key(ALERT)
         run = self.instance.create_run_for_job(
-            build_defs(load({})).resolve_implicit_global_asset_job_def(),
+            build_defs(load({"BACKUP_ASSET_PREFIX": prefix})).resolve_implicit_global_asset_job_def(),
             status=dg.DagsterRunStatus.SUCCESS,
             asset_selection=frozenset({key}),
             remote_job_origin=RemoteJobOrigin(repository, BY_HAND),
