@@ -1,7 +1,8 @@
 """Whether the walls of a sandbox hold: what is inside tries to get out, before an archive is let in.
 
-The attempts are made by a probe that is confined as the programs are (``confine``), and by a throwaway server itself,
-as its superuser. Each has something real to reach: a file on the volume, a folder, a process, sockets that listen.
+The attempts are made by a probe that is confined as the programs are (``postgres.sandbox_launcher``), and by a
+throwaway server itself, as its superuser. Each has something real to reach: a file on the volume, a folder, a process,
+sockets that listen.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """What a restore drill found, how that is kept, and what follows from it.
 
-A drill's evidence is a file in ``drills/`` that is written once and never changed; its page for people is rendered
-from it by ``drill_page``. How a copy is made and proven is the business of ``postgres``, how it is compared that of
-``comparison``.
+A drill's evidence is a file in ``drills/`` that is written once and never changed; its page for people is rendered from
+it by ``drill_report``. How a copy is made and proven is the business of ``proof``.
 """
 
 from __future__ import annotations

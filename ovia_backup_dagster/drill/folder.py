@@ -1,6 +1,6 @@
 """``drills/`` on the backup volume: the evidence of each drill, since when drills are due, and which is under way.
 
-What evidence says is ``evidence``'s business.
+What evidence says is the business of ``evidence``; how a drill is done, of ``runner``.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class DrillStanding:
     Attributes:
         last: the newest drill.
         last_passed: the newest that passed.
-        due: by when one must have passed (UTC); ``None`` when nobody can tell yet.
+        due: by when one must have passed (UTC); ``None`` when that is not known yet.
         trouble: what deserves an alert.
     """
 

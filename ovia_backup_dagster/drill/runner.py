@@ -1,7 +1,8 @@
 """The restore drill: restores a backup into a copy, proves that the copy is what the backup said, and removes it.
 
 The order of events, and what is a drill's alone: the negative control and the user's own check. Where it is restored to
-is the business of ``places``; the proof, that of ``proof``; what is kept of it, that of ``drill.evidence``.
+is the business of ``proof.target`` and ``throwaway_cluster``; the proof, that of ``proof``; what is kept of it, that of
+``evidence``.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ class Driller:
         source: the database that is backed up; asked how it writes values, for a dump that does not say so itself.
         folder: where throwaway clusters are made.
         target: the server for scratch databases.
-        target_is_named: whether somebody named that server, rather than it being the source's.
+        target_is_named: whether the settings name that server, rather than it being the source's.
         own_check: a command, or an SQL file, to run on the copy; empty for none.
         max_hours: how long a drill may take.
         secrets: nothing that a drill starts finds one of them in our environment.
@@ -301,7 +302,7 @@ class _Drill:
                 keep=self.choice.keep,
                 log=self.log,
             )
-        # A file that somebody renamed names another database than it holds.
+        # A file that was renamed names another database than it holds.
         held = archives.database_of(archives.contents_list(programs, self.backup.path))
         names = frozenset({facts.name} if facts else {self.backup.name.database, held})
         source = Source(facts.system_identifier if facts else None, names)

@@ -1,8 +1,9 @@
 """A cluster of our own to restore into, which exists for one drill: confined, watched, and gone afterwards.
 
 Its server runs what the backup contains, so nothing that stands in its folder is trusted: it is ended through its
-launcher (``confine``), not through the files that it could have changed. A killed drill's cluster ends with the drill;
-its folder is removed by the next one. Copies on servers that others use are the business of ``places``.
+launcher (``postgres.sandbox_launcher``), not through the files that it could have changed. A killed drill's cluster
+ends with the drill; its folder is removed by the next one. Copies on servers that others use are the business of
+``proof.target``.
 """
 
 from __future__ import annotations

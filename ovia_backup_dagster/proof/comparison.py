@@ -1,7 +1,7 @@
 """Whether a restored copy is what the archive said: two readings compared, by pure functions.
 
 Three verdicts, as everywhere: what differs is bad, what deparses or stands in another order is odd, what was so in the
-source is no finding. How a copy is made and read is the business of ``postgres``.
+source is no finding. How a copy is made and read is the business of ``copy_restoration`` and ``copy_comparison``.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _LITERAL_KINDS = (
 _CANONICAL_KINDS = ("POLICY", "FUNCTION", "PROCEDURE", "AGGREGATE", "EVENT TRIGGER", "VIEW")
 _LARGE_OBJECT = re.compile(rb" LARGE OBJECT (\d+) ")
 _OF_LARGE_OBJECT = "ACL - LARGE OBJECT "
-#: Kinds whose text may hold passwords or anything else that somebody wrote into a function.
+#: Kinds whose text may hold passwords or anything else that was written into a function.
 _SECRETIVE = ("USER MAPPING", "SERVER", "FUNCTION", "PROCEDURE", "SUBSCRIPTION", "FOREIGN DATA WRAPPER", "COMMENT")
 _WIDTH = 120
 

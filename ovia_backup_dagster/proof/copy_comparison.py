@@ -159,7 +159,7 @@ class CopyComparison:
     def _read_copy(
         self, witness: Witness, readers: Sequence[Rereader], schema_options: Sequence[str]
     ) -> tuple[Rereader, Reading]:
-        """The copy as it is; read anew with other session options while that may explain what differs."""
+        """The copy as it is; read again with other session options while that may explain what differs."""
         readings = []
         for reader in readers:
             reading = reader.read(*schema_options, log=self.record.log)

@@ -1,7 +1,7 @@
 """Reads a database as if it were an archive: the other side of a comparison.
 
-The data goes through the same reader as an archive's (``datatext``), and what is not data through the same pg_restore,
-so that a difference is never one of method. Only for copies: nobody else may write while it is read.
+The data goes through the same reader as an archive's (``postgres.data_stream``), and what is not data through the same
+pg_restore, so that a difference is never one of method. Only for copies: nothing else may write while it is read.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class Rereader:
             child.process.stdout.close()
             ended = child.wait()
             if ended > 0 and not stderr and code == 0:
-                code = 0  # it complains about the pipe that nobody reads any more
+                code = 0  # it complains about the pipe that is not read any more
             if code != 0:
                 raise self._failed(child.stderr or stderr, ended or code)
         return whole_list(decode_text(output), str(self.copy))

@@ -1,6 +1,6 @@
 """Loads an archive's entries into a database, and what failed again after the rest, as often as that makes progress.
 
-Which order that is decides ``proof.load_order``; how pg_restore is run, ``restore``. Here is what became of a run,
+Which order that is decides ``proof.load_order``; how pg_restore is run, ``pg_restore``. Here is what became of a run,
 entry by entry, and what is run again. Chance decides nothing: of several jobs it is known only which entries failed,
 and those are run again one after the other, in the archive's order, which is also where their messages are taken from.
 """

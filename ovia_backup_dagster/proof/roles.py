@@ -1,4 +1,4 @@
-"""The roles that a backup's objects belong to, made in a server that nobody else uses.
+"""The roles that a backup's objects belong to, made in a server that is the copy's alone.
 
 From the globals that were saved beside the backup, or, for one without them, made up from what its restore asks for.
 What is replayed whole is never run against a server that has roles of its own; there, the missing ones are made one
@@ -107,7 +107,7 @@ def make_missing(server: Connection, programs: Programs, archive: Path) -> list[
     """Make each role that a restore of the archive asks for; returns their names.
 
     All but the data is restored into a database of its own, again and again, until no role is missing. They are
-    superusers without login: an event trigger's owner must be one, and nobody else uses this server.
+    superusers without login: an event trigger's owner must be one, and this server is the copy's alone.
 
     Raises:
         BackupError: the server failed.
@@ -151,7 +151,7 @@ def missing(server: Connection, globals_sql: bytes, schema: bytes | None) -> lis
     Args:
         server: where the archive is to be restored.
         globals_sql: the roles that were saved beside the backup.
-        schema: the SQL of the archive's schema, with owners and privileges; ``None`` for every role, whoever names it.
+        schema: the SQL of the archive's schema, with owners and privileges; ``None`` for every role, whatever names it.
 
     Raises:
         ServerError: no connection.

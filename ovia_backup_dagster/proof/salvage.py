@@ -1,8 +1,9 @@
 """Brings what can be had of a backup into a database: what is damaged takes nothing else with it, and what refuses rows
 that the backup holds is taken away while they are loaded.
 
-Which rules those are, and how they come back, is the business of ``relaxing``; functions that do not find what they use
-without a ``search_path``, that of ``search_path``. What could not be had, or is not as it was, is told in a line each.
+Which rules those are, and how they come back, is the business of ``relaxed_constraints``; functions that do not find
+what they use without a ``search_path``, that of ``search_path``. What could not be had, or is not as it was, is told in
+a line each.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Rows obeyed those settings when they were written: a CHECK may read a date in the database's own time zone, a generated
 column write a float with so many digits, a materialized view search in a language. Which settings those are is the
-business of ``session_settings``; what the database itself is set to in the end, that of ``properties`` and ``places``.
+business of ``postgres.session_settings``; what the database itself is set to in the end, that of
+``restoration.database_settings`` and ``target``.
 
 They are set for the role that restores, in the copy alone: so they outrank what the server or the role is set to there,
 every session has them, also those that pg_restore and vacuumdb open, and dropping the copy takes them away. The rows'

@@ -2,8 +2,8 @@
 
 The first two are for a look, and each is a block: inside it there is an empty database to fill, and after it nothing,
 whatever happened inside. What a killed process left is removed by the next one. How a throwaway cluster is made is the
-business of ``throwaway``. A database that goes live outlasts this process: its maker writes down that it is there. What
-is done with the database is the business of ``proof`` and of who asks for that.
+business of ``drill.throwaway_cluster``. A database that goes live outlasts this process: its maker writes down that it
+is there. What is done with the database is the business of ``copy_restoration``, and of who asks for that.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SCRATCH_SUFFIX = "_restore_test"
 _MAINTENANCE_DATABASE = "postgres"
 #: How a scratch database of ours is known again: its comment. One that goes live keeps its own.
 MARK = "ovia-backup: scratch copy of a restore drill"
-#: The comment comes a moment later; this comes with the database itself, and is nobody else's number.
+#: The comment comes a moment later; this comes with the database itself, and is no other program's number.
 _CONNECTION_LIMIT = 0x6F766961
 _INVALID = -2
 _FOUND = "SELECT oid::bigint AS oid, datconnlimit FROM pg_database WHERE datname = %s"
@@ -71,7 +71,7 @@ class Copy:
     """An empty database to restore into.
 
     Attributes:
-        connection: to it, as whoever may do everything in it.
+        connection: to it, as a role that may do everything in it.
         server: to another database of its server.
         name: of the place, for people.
         kind: what it is for.
@@ -154,13 +154,13 @@ class Copy:
         return notes
 
     def drop(self, oid: int | None = None) -> None:
-        """Drop the database of this name, if there is one, with whoever is connected. For one that was to go live.
+        """Drop the database of this name, if there is one, and end its sessions. For one that was to go live.
 
         Args:
             oid: of one that is not, or no longer, known as ours by how it was made.
 
         Raises:
-            CopyError: it is somebody else's.
+            CopyError: it was not made by this program.
             BackupError: it cannot be dropped.
         """
         database = self.connection.database
@@ -169,7 +169,7 @@ class Copy:
             row = session.execute(_FOUND, [database]).fetchone()
             if row is None:
                 return
-            # What is left of an interrupted DROP DATABASE is of use to nobody.
+            # What is left of an interrupted DROP DATABASE is of no use.
             if row["oid"] != oid and row["datconnlimit"] not in (_CONNECTION_LIMIT, _INVALID):
                 raise CopyError(
                     f"{self.name} is not dropped",
@@ -305,7 +305,7 @@ def live_copy(server: Connection, name: str, place: str) -> Copy:
 
     Args:
         server: where, as a role that may make databases and give them to their owners.
-        name: of the database; nobody else may use it.
+        name: of the database; nothing else may use it.
         place: it, for people.
     """
     return Copy(server.to(name), other_database(server, name), place, Kind.LIVE, _psql(server.to(name)))
@@ -317,7 +317,7 @@ class Source:
 
     Attributes:
         system_identifier: its cluster's; ``None`` when it is not known, and then any cluster may be it.
-        databases: its name; where nobody is sure, its names.
+        databases: its name; where that is not sure, its names.
     """
 
     system_identifier: str | None
@@ -397,7 +397,7 @@ def _wait_until_made(session: psycopg.Connection[dict[str, Any]], name: str) -> 
 
 
 def drop_database(session: psycopg.Connection[dict[str, Any]], name: str, *, must_exist: bool = False) -> None:
-    """Drop a database, with whoever is connected and whom this role may end."""
+    """Drop a database, and end those of its sessions that this role may end."""
     be_patient(session)
     session.execute("SET statement_timeout = 0")  # it waits for a checkpoint, and large files take long to remove
     statement = f"DROP DATABASE {'' if must_exist else 'IF EXISTS '}{sql_identifier(name)}"
@@ -407,7 +407,7 @@ def drop_database(session: psycopg.Connection[dict[str, Any]], name: str, *, mus
         session.execute(f"ALTER DATABASE {sql_identifier(name)} IS_TEMPLATE false".encode())
         session.execute(f"{statement} WITH (FORCE)".encode())
     except psycopg.errors.InsufficientPrivilege as refused:
-        # So it says of autovacuum, too, which is nobody's; and without FORCE the server ends that itself.
+        # So it says of autovacuum, too, which belongs to no role; and without FORCE the server ends that itself.
         try:
             session.execute(statement.encode())
         except psycopg.errors.ObjectInUse:
