@@ -17,7 +17,8 @@ from ovia_backup_dagster.core.deployment_hints import Hints
 from ovia_backup_dagster.core.tiers import Weekday
 from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.drill.folder import DrillFolder
-from ovia_backup_dagster.drill.runner import Choice, Driller, Where
+from ovia_backup_dagster.drill.placement import Choice, Where
+from ovia_backup_dagster.drill.runner import Driller
 from ovia_backup_dagster.notifications.apprise_sender import Notifier
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.programs import Connection, Programs, Variables

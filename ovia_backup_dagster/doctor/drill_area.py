@@ -13,7 +13,7 @@ from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.doctor.report import Area, Observation, fail, failed, ok, warn
 from ovia_backup_dagster.drill.escape_attempts import try_from_inside
-from ovia_backup_dagster.drill.runner import Where, needed_bytes
+from ovia_backup_dagster.drill.placement import Where, needed_bytes
 from ovia_backup_dagster.drill.throwaway_cluster import remains, server_programs
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
 from ovia_backup_dagster.postgres.sandbox import Confine

@@ -10,7 +10,7 @@ from datetime import timedelta
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.doctor.report import Area, Observation, failed, ok, warn
-from ovia_backup_dagster.drill.runner import needed_bytes
+from ovia_backup_dagster.drill.placement import needed_bytes
 from ovia_backup_dagster.postgres.disk_space import free_bytes
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier

@@ -1,18 +1,16 @@
 """The restore drill: restores a backup into a copy, proves that the copy is what the backup said, and removes it.
 
 The order of events, and what is a drill's alone: the negative control and the user's own check. Where it is restored to
-is the business of ``proof.target`` and ``throwaway_cluster``; the proof, that of ``proof``; what is kept of it, that of
-``evidence``.
+is the business of ``placement``; what is let in there, of ``containment``; the proof, of ``proof``; what is kept of it,
+of ``evidence``.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 
 from ovia_backup_dagster import __version__
@@ -22,11 +20,8 @@ from ovia_backup_dagster.core.checks import Check, Stage
 from ovia_backup_dagster.core.errors import (
     BackupError,
     BackupNotFoundError,
-    CopyError,
     DiskFullError,
     DrillError,
-    ProgramMissingError,
-    SandboxError,
     ServerError,
     StalledError,
 )
@@ -35,19 +30,17 @@ from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.core.naming import is_utf8
 from ovia_backup_dagster.core.write_permission import require_writable
 from ovia_backup_dagster.drill.check_command import run_check_command
+from ovia_backup_dagster.drill.containment import Containment
 from ovia_backup_dagster.drill.drill_report import drill_page
-from ovia_backup_dagster.drill.escape_attempts import Walls, try_from_inside
 from ovia_backup_dagster.drill.evidence import Evidence
 from ovia_backup_dagster.drill.folder import DrillFolder
 from ovia_backup_dagster.drill.negative_control import control
-from ovia_backup_dagster.drill.throwaway_cluster import remove_remains, server_programs, throwaway, usable
-from ovia_backup_dagster.postgres import archive as archives
+from ovia_backup_dagster.drill.placement import Choice, Placement, Where
+from ovia_backup_dagster.drill.throwaway_cluster import remove_remains, server_programs
 from ovia_backup_dagster.postgres.data_stream import Log
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.quoting import shell_word
-from ovia_backup_dagster.postgres.sandbox import Confine, Limits
 from ovia_backup_dagster.postgres.secrets import Secrets
-from ovia_backup_dagster.postgres.session import connect, system_identifier
 from ovia_backup_dagster.postgres.verification import Verifier
 from ovia_backup_dagster.proof.check_results import Result
 from ovia_backup_dagster.proof.database_reader import Rereader
@@ -55,45 +48,14 @@ from ovia_backup_dagster.proof.prover import Proof
 from ovia_backup_dagster.proof.source_settings import take_out
 from ovia_backup_dagster.proof.target import (
     Copy,
-    Source,
     drop_kept,
     explained_by_limits,
-    scratch_database,
     scratch_name,
 )
 
 MADE_BY = f"ovia-backup-dagster {__version__}"
-#: Of the copy's size, for what a restore writes besides: temporary files of index builds, WAL.
-_ROOM = 1.25
-_ROOM_BYTES = 256 * 1024 * 1024
 _EVIDENCE_BYTES = 8 * 1024 * 1024
 _RECOVERY = ("hash", "roles", "restore", "materialized views", "analyze")
-
-
-class Where(StrEnum):
-    """Where a drill restores to."""
-
-    AUTO = "auto"
-    THROWAWAY = "throwaway"
-    DATABASE = "database"
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What a person chooses for one drill.
-
-    Attributes:
-        where: ``auto`` is a throwaway cluster, or the scratch database where server programs are missing and a
-            server was named for it.
-        jobs: how many entries pg_restore restores at a time.
-        keep: leave the copy for a look, until the next drill.
-        trust_archive: restore even where a superuser would run others' functions on the source's own cluster.
-    """
-
-    where: Where = Where.AUTO
-    jobs: int = 2
-    keep: bool = False
-    trust_archive: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,27 +178,34 @@ class _Drill:
     started_at: datetime
     log: Log
     proof: Proof = field(init=False)
+    placement: Placement = field(init=False)
+    containment: Containment = field(init=False)
     place: str = "nowhere"
     kept: str = ""
-    confinement: str = ""
     error: BackupError | None = None
 
     def __post_init__(self) -> None:
-        self.proof = Proof(self.by.verifier, self.by.source, self.backup, self.log, jobs=self.choice.jobs)
+        by = self.by
+        self.proof = Proof(by.verifier, by.source, self.backup, self.log, jobs=self.choice.jobs)
+        self.placement = Placement(
+            self.proof.contents, self.choice, by.folder, by.target, by.target_is_named, by.max_hours
+        )
+        self.containment = Containment(self.proof, by.drills.path)
 
     def run(self) -> None:
         """All of it. An error of ours ends it, and is part of the evidence."""
         try:
             proof = self.proof
             proof.read_manifest()
-            self._refuse_unconfined()
+            if self.placement.where is Where.THROWAWAY:
+                self.containment.refuse_unconfined()
             # Before anything is read: it may take an hour until the disk is full.
-            self._refuse_full_disk(proof.contents.source_bytes or self.backup.size_bytes)
+            self.placement.refuse_full_disk(proof.contents.source_bytes or self.backup.size_bytes)
             witness = proof.read_backup()
             if witness is None:
                 return
-            self._refuse_full_disk(self._copy_bytes())
-            with self._copy() as copy:
+            self.placement.refuse_full_disk(self.placement.copy_bytes)
+            with self.placement.copy(self.log) as copy:
                 try:
                     self._restore_and_prove(copy)
                 except BackupError as error:
@@ -249,71 +218,12 @@ class _Drill:
             self.error = error
             self.log(error.account)
 
-    def _refuse_full_disk(self, copy_bytes: int) -> None:
-        if self._where() is not Where.THROWAWAY:
-            return  # the server will say so
-        needed = needed_bytes(copy_bytes)
-        folder, volume = self.by.folder, self.by.catalog.root
-        with usable(folder):
-            if folder.stat().st_dev == volume.stat().st_dev:
-                needed += self.backup.size_bytes  # the next dump must still find room
-            free = shutil.disk_usage(folder).free
-        if free < needed:
-            raise DiskFullError(
-                f"{folder} has too little room for a copy",
-                why=f"{human_bytes(free)} free, {human_bytes(needed)} needed",
-                fix=f"make room: df -h {shell_word(str(folder))}; or set DRILL_DIR to a folder on a larger disk",
-            )
-
-    # ---- the copy
-
-    def _copy_bytes(self) -> int:
-        """How large the copy will be, as far as is known."""
-        witness = self.proof.contents.witness
-        return max(witness.decoded_bytes if witness else 0, self.proof.contents.source_bytes or 0)
-
-    def _where(self) -> Where:
-        if self.choice.where is not Where.AUTO:
-            return self.choice.where
-        try:
-            server_programs(self.by.verifier.programs)
-        except ProgramMissingError:
-            if self.by.target_is_named:
-                return Where.DATABASE
-        return Where.THROWAWAY
-
-    def _copy(self) -> AbstractContextManager[Copy]:
-        by, programs = self.by, self.by.verifier.programs
-        facts = self.proof.contents.manifest.database if self.proof.contents.manifest else None
-        if self._where() is Where.THROWAWAY:
-            superuser = facts.bootstrap_superuser if facts else "postgres"
-            name = facts.name if facts else self.backup.name.database
-            limits = Limits.of(by.folder, self._copy_bytes(), by.max_hours * 3600)
-            witness = self.proof.contents.witness
-            relations = len(witness.tables) + len(witness.sequences) if witness else 0
-            return throwaway(
-                programs,
-                by.folder,
-                name,
-                superuser,
-                encoding=facts.encoding if facts else "UTF8",
-                limits=limits,
-                relations=relations,
-                keep=self.choice.keep,
-                log=self.log,
-            )
-        # A file that was renamed names another database than it holds.
-        held = archives.database_of(archives.contents_list(programs, self.backup.path))
-        names = frozenset({facts.name} if facts else {self.backup.name.database, held})
-        source = Source(facts.system_identifier if facts else None, names)
-        return scratch_database(by.target, by.catalog.database, source, keep=self.choice.keep, log=self.log)
-
     def _restore_and_prove(self, copy: Copy) -> None:
         proof = self.proof
         self.place = copy.name
         with proof.phase("walls"):
-            self._prove_contained(copy)
-        self._refuse_untrusted(copy)
+            self.containment.prove(copy)
+        self.containment.refuse_untrusted(copy, trusted=self.choice.trust_archive)
         proof.restore(copy)
         reader = proof.prove(copy)
         proof.analyze(copy)
@@ -326,58 +236,6 @@ class _Drill:
         with proof.phase("own check"):
             self._own_check(copy)
         proof.list_unmade(Stage.DRILL)
-
-    def _refuse_unconfined(self) -> None:
-        """Where every wall must hold, no program is started that could read the archive through a hole."""
-        programs = self.by.verifier.programs
-        if programs.sandbox.confine is Confine.REQUIRE and self._where() is Where.THROWAWAY:
-            self._judge(try_from_inside(programs, self.by.drills.path))
-
-    def _prove_contained(self, copy: Copy) -> None:
-        """Try the walls before the archive is let in.
-
-        Raises:
-            SandboxError: one does not hold, and must.
-        """
-        programs = self.by.verifier.programs
-        if not copy.private or programs.sandbox.confine is Confine.OFF:
-            why = "DRILL_SANDBOX=off" if copy.private else "the server is one that others use"
-            self.confinement = f"none: {why}"
-            self.proof.add(Check.CONTAINED, [], passed=self.confinement, result=Result.NOT_MADE)
-            return
-        walls = try_from_inside(programs, self.by.drills.path, copy)
-        self._judge(walls)
-        odd = [] if walls.whole else [walls.text]
-        self.proof.add(Check.CONTAINED, [], odd=odd, passed=walls.text)
-
-    def _judge(self, walls: Walls) -> None:
-        """Refuse to go on through a hole where every wall must hold.
-
-        Raises:
-            SandboxError: there is one.
-        """
-        self.confinement = walls.text
-        try:
-            walls.require(self.by.verifier.programs.sandbox)
-        except SandboxError as error:
-            self.proof.add(Check.CONTAINED, [error.account])
-            raise
-
-    def _refuse_untrusted(self, copy: Copy) -> None:
-        """A proof is not worth that others become superusers where production is."""
-        found = self.proof.prove_functions(copy)
-        if not found.functions or self.choice.trust_archive:
-            return
-        there = self.proof.contents.manifest.database.system_identifier if self.proof.contents.manifest else None
-        with connect(copy.server) as session:
-            here = system_identifier(session)
-        if here is None or there is None or here == there:
-            raise CopyError(
-                f"{self.backup} is not restored into {copy.name}",
-                why=f"it is, or may be, the source's own cluster, and {found}",
-                fix="drill in a throwaway cluster: ovia-backup drill --where throwaway; or as the role that "
-                "deploy/restore-role.sql makes (RESTORE_POSTGRES_USER); or, if you trust their owners: --trust-archive",
-            )
 
     def _of_this_place(self, error: BackupError, copy: Copy) -> BackupError:
         """The error with advice about the copy's server, not the production server's."""
@@ -450,7 +308,7 @@ class _Drill:
             error=self.error.account if self.error else "",
             fix=self.error.fix if self.error else "",
             kept=self.kept,
-            confinement=self.confinement,
+            confinement=self.containment.text,
             made_by=MADE_BY,
         )
 
@@ -463,8 +321,3 @@ def _refuse_unspeakable(path: Path) -> None:
             why="it is not UTF-8, and no record could name it",
             fix=f"rename it: mv {shell_word(str(path))} NEW.dump",
         )
-
-
-def needed_bytes(database_bytes: int) -> int:
-    """Room that a copy of a database of that size takes while it is restored."""
-    return int(database_bytes * _ROOM) + _ROOM_BYTES

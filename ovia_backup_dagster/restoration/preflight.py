@@ -21,7 +21,8 @@ from ovia_backup_dagster.core.errors import (
 )
 from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.core.naming import restore_name
-from ovia_backup_dagster.drill.runner import Driller, needed_bytes
+from ovia_backup_dagster.drill.placement import needed_bytes
+from ovia_backup_dagster.drill.runner import Driller
 from ovia_backup_dagster.postgres import archive as archives
 from ovia_backup_dagster.postgres.disk_space import free_bytes
 from ovia_backup_dagster.postgres.programs import Connection, Programs

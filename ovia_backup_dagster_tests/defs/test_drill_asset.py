@@ -34,7 +34,8 @@ from ovia_backup_dagster.defs.code_location import build_defs
 from ovia_backup_dagster.defs.schedules import usable_schedules
 from ovia_backup_dagster.demo.demonstration import end_group
 from ovia_backup_dagster.drill.evidence import Evidence
-from ovia_backup_dagster.drill.runner import Choice, Driller
+from ovia_backup_dagster.drill.placement import Choice
+from ovia_backup_dagster.drill.runner import Driller
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.proof.check_results import Result
 from ovia_backup_dagster_tests.conftest import PASSWORD, REPOSITORY, PortCluster, _databases, execute

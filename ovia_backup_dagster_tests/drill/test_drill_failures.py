@@ -37,7 +37,8 @@ from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.demo import embedded_server
 from ovia_backup_dagster.drill import throwaway_cluster
 from ovia_backup_dagster.drill.evidence import Evidence
-from ovia_backup_dagster.drill.runner import Choice, Driller, Where
+from ovia_backup_dagster.drill.placement import Choice, Where
+from ovia_backup_dagster.drill.runner import Driller
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.local_cluster import account_id
 from ovia_backup_dagster.postgres.programs import Connection, Programs, Variables

@@ -16,7 +16,7 @@ from psycopg import sql
 
 from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.drill.negative_control import control
-from ovia_backup_dagster.drill.runner import Where
+from ovia_backup_dagster.drill.placement import Where
 from ovia_backup_dagster.drill.throwaway_cluster import locks_for, throwaway
 from ovia_backup_dagster.postgres import archive
 from ovia_backup_dagster.postgres.dump import Dumper

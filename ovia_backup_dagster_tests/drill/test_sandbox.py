@@ -33,7 +33,8 @@ from ovia_backup_dagster.core.errors import SandboxError
 from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.drill import throwaway_cluster
 from ovia_backup_dagster.drill.evidence import Evidence
-from ovia_backup_dagster.drill.runner import Choice, Driller, Where
+from ovia_backup_dagster.drill.placement import Choice, Where
+from ovia_backup_dagster.drill.runner import Driller
 from ovia_backup_dagster.postgres import sandbox as sandboxes
 from ovia_backup_dagster.postgres import sandbox_confinement
 from ovia_backup_dagster.postgres.dump import Dumper

@@ -14,7 +14,8 @@ from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.core.verdict import Expectations
-from ovia_backup_dagster.drill.runner import Choice, Driller, Where
+from ovia_backup_dagster.drill.placement import Choice, Where
+from ovia_backup_dagster.drill.runner import Driller
 from ovia_backup_dagster.postgres import archive as archives
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.programs import Connection, Programs

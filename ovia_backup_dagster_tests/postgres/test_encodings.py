@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from ovia_backup_dagster.core.checks import Check
-from ovia_backup_dagster.drill.runner import Where
+from ovia_backup_dagster.drill.placement import Where
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.restoration.database_settings import properties
 from ovia_backup_dagster_tests.conftest import PortCluster, running_cluster

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from ovia_backup_dagster.drill.runner import Where
+from ovia_backup_dagster.drill.placement import Where
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.session_settings import (
     RULES,

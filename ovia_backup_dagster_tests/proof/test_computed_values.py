@@ -12,7 +12,7 @@ import pytest
 
 from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.core.manifest import Computed, Manifest, parse_sidecar
-from ovia_backup_dagster.drill.runner import Where
+from ovia_backup_dagster.drill.placement import Where
 from ovia_backup_dagster.postgres import computed_values
 from ovia_backup_dagster.postgres.computed_values import Recorder
 from ovia_backup_dagster.postgres.dump import Dumper

@@ -12,7 +12,7 @@ import pytest
 from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.core.verdict import Expectations
-from ovia_backup_dagster.drill.runner import Choice, Where
+from ovia_backup_dagster.drill.placement import Choice, Where
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster.proof.check_results import Result

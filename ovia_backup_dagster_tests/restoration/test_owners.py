@@ -17,7 +17,7 @@ import pytest
 
 from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.doctor.server_area import server as look_at_server
-from ovia_backup_dagster.drill.runner import Where
+from ovia_backup_dagster.drill.placement import Where
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.undumped_rows import undumped
 from ovia_backup_dagster.proof.check_results import Result

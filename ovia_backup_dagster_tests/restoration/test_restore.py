@@ -25,7 +25,7 @@ from ovia_backup_dagster.core.checks import Check, Stage
 from ovia_backup_dagster.core.errors import RestoreError
 from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.core.sidecars import GLOBALS, MANIFEST
-from ovia_backup_dagster.drill.runner import needed_bytes
+from ovia_backup_dagster.drill.placement import needed_bytes
 from ovia_backup_dagster.proof.check_results import NO_CODE, Result
 from ovia_backup_dagster.restoration.folder import RestoreFolder
 from ovia_backup_dagster.restoration.journal import JournalMark

@@ -15,7 +15,8 @@ from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.checks import Check, Stage
 from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.drill.evidence import Evidence
-from ovia_backup_dagster.drill.runner import Choice, Driller, Where
+from ovia_backup_dagster.drill.placement import Choice, Where
+from ovia_backup_dagster.drill.runner import Driller
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster.postgres.verification import Verifier

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.errors import RestoreError
-from ovia_backup_dagster.drill.runner import Choice, Where
+from ovia_backup_dagster.drill.placement import Choice, Where
 from ovia_backup_dagster.postgres import archive as archives
 from ovia_backup_dagster.proof.pg_restore import Restorer
 from ovia_backup_dagster.proof.source_settings import put_in_effect, settings_of_backup

@@ -1,0 +1,156 @@
+"""Where a drill's copy is made: what a person may choose, what is possible here, and whether there is room.
+
+How a throwaway cluster is made is the business of ``throwaway_cluster``; how a scratch database is, of
+``proof.target``.
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from ovia_backup_dagster.core.errors import DiskFullError, ProgramMissingError
+from ovia_backup_dagster.core.human_text import human_bytes
+from ovia_backup_dagster.drill.throwaway_cluster import server_programs, throwaway, usable
+from ovia_backup_dagster.postgres import archive as archives
+from ovia_backup_dagster.postgres.data_stream import Log
+from ovia_backup_dagster.postgres.programs import Connection
+from ovia_backup_dagster.postgres.quoting import shell_word
+from ovia_backup_dagster.postgres.sandbox import Limits
+from ovia_backup_dagster.proof.backup_contents import BackupContents
+from ovia_backup_dagster.proof.target import Copy, Source, scratch_database
+
+#: Of the copy's size, for what a restore writes besides: temporary files of index builds, WAL.
+_ROOM = 1.25
+_ROOM_BYTES = 256 * 1024 * 1024
+
+
+class Where(StrEnum):
+    """Where a drill restores to."""
+
+    AUTO = "auto"
+    THROWAWAY = "throwaway"
+    DATABASE = "database"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a person chooses for one drill.
+
+    Attributes:
+        where: ``auto`` is a throwaway cluster, or the scratch database where server programs are missing and a
+            server was named for it.
+        jobs: how many entries pg_restore restores at a time.
+        keep: leave the copy for a look, until the next drill.
+        trust_archive: restore even where a superuser would run others' functions on the source's own cluster.
+    """
+
+    where: Where = Where.AUTO
+    jobs: int = 2
+    keep: bool = False
+    trust_archive: bool = False
+
+
+def needed_bytes(database_bytes: int) -> int:
+    """Room that a copy of a database of that size takes while it is restored."""
+    return int(database_bytes * _ROOM) + _ROOM_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the copy of one drill is made.
+
+    Attributes:
+        contents: the backup.
+        choice: where a person wants it.
+        folder: where throwaway clusters are made.
+        target: the server for scratch databases.
+        target_is_named: whether the settings name that server, rather than it being the source's.
+        max_hours: how long a drill may take.
+    """
+
+    contents: BackupContents
+    choice: Choice
+    folder: Path
+    target: Connection
+    target_is_named: bool
+    max_hours: float
+
+    @property
+    def copy_bytes(self) -> int:
+        """How large the copy will be, as far as is known."""
+        witness = self.contents.witness
+        return max(witness.decoded_bytes if witness else 0, self.contents.source_bytes or 0)
+
+    @property
+    def where(self) -> Where:
+        """The place: as chosen, or what is possible here."""
+        if self.choice.where is not Where.AUTO:
+            return self.choice.where
+        try:
+            server_programs(self.contents.programs)
+        except ProgramMissingError:
+            if self.target_is_named:
+                return Where.DATABASE
+        return Where.THROWAWAY
+
+    def refuse_full_disk(self, copy_bytes: int) -> None:
+        """Refuse a copy that the disk has no room for.
+
+        Args:
+            copy_bytes: how large it will be.
+
+        Raises:
+            DiskFullError: there is too little room for it, or for the next dump beside it.
+        """
+        if self.where is not Where.THROWAWAY:
+            return  # the server will say so
+        needed = needed_bytes(copy_bytes)
+        folder, volume = self.folder, self.contents.verifier.catalog.root
+        with usable(folder):
+            if folder.stat().st_dev == volume.stat().st_dev:
+                needed += self.contents.backup.size_bytes  # the next dump must still find room
+            free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise DiskFullError(
+                f"{folder} has too little room for a copy",
+                why=f"{human_bytes(free)} free, {human_bytes(needed)} needed",
+                fix=f"make room: df -h {shell_word(str(folder))}; or set DRILL_DIR to a folder on a larger disk",
+            )
+
+    def copy(self, log: Log) -> AbstractContextManager[Copy]:
+        """The copy, to be made in the block.
+
+        Args:
+            log: told what is left of a killed drill.
+
+        Raises:
+            BackupError: it cannot be made there.
+        """
+        contents, programs = self.contents, self.contents.programs
+        facts = contents.manifest.database if contents.manifest else None
+        if self.where is Where.THROWAWAY:
+            superuser = facts.bootstrap_superuser if facts else "postgres"
+            name = facts.name if facts else self.contents.backup.name.database
+            limits = Limits.of(self.folder, self.copy_bytes, self.max_hours * 3600)
+            witness = self.contents.witness
+            relations = len(witness.tables) + len(witness.sequences) if witness else 0
+            return throwaway(
+                programs,
+                self.folder,
+                name,
+                superuser,
+                encoding=facts.encoding if facts else "UTF8",
+                limits=limits,
+                relations=relations,
+                keep=self.choice.keep,
+                log=log,
+            )
+        # A file that was renamed names another database than it holds.
+        held = archives.database_of(archives.contents_list(programs, self.contents.backup.path))
+        names = frozenset({facts.name} if facts else {self.contents.backup.name.database, held})
+        source = Source(facts.system_identifier if facts else None, names)
+        return scratch_database(self.target, contents.verifier.catalog.database, source, keep=self.choice.keep, log=log)
