@@ -14,7 +14,7 @@ from ovia_backup_dagster.postgres import archive as archives
 from ovia_backup_dagster.postgres.local_cluster import Cluster
 from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster.postgres.session_settings import SESSION_OPTIONS
-from ovia_backup_dagster.proof.database_reader import Rereader
+from ovia_backup_dagster.proof.database_reader import CopyReader
 from ovia_backup_dagster.proof.pg_restore import Restorer
 from ovia_backup_dagster.proof.roles import replay
 from ovia_backup_dagster.proof.target import Copy
@@ -103,7 +103,7 @@ def _reread(world: World, database: Connection, backup: Path, folder: Path) -> d
         programs, folder, database.database, manifest.database.bootstrap_superuser, keep=False, log=say
     ) as copy:
         _fill(programs, copy, backup)
-        reader = Rereader(programs, copy.connection, SESSION_OPTIONS, "UTF8")
+        reader = CopyReader(programs, copy.connection, SESSION_OPTIONS, "UTF8")
         target_file = world.path("bare")
         bare = (BIN / "pg_dump", "--format=custom", "--compress=none", f"--file={target_file}")
         reader.read()

@@ -15,7 +15,7 @@ import psycopg
 from ovia_backup_dagster.core.verdict import TableWitness
 from ovia_backup_dagster.postgres.data_stream import decode_text
 from ovia_backup_dagster.postgres.session import BUILT_IN, connect
-from ovia_backup_dagster.proof.database_reader import Rereader
+from ovia_backup_dagster.proof.database_reader import CopyReader
 
 #: Names as bytes: an encoding may have no codec here, and in SQL_ASCII they need not be text at all.
 _NAMES = """
@@ -66,7 +66,7 @@ class Control:
     noticed: bool
 
 
-def control(reader: Rereader, tables: Iterable[TableWitness], filling: str) -> Control:
+def control(reader: CopyReader, tables: Iterable[TableWitness], filling: str) -> Control:
     """Delete a row of the smallest table that lets one go, read the table again, and put the row back.
 
     Args:

@@ -43,7 +43,7 @@ from ovia_backup_dagster.postgres.quoting import shell_word
 from ovia_backup_dagster.postgres.secrets import Secrets
 from ovia_backup_dagster.postgres.verification import Verifier
 from ovia_backup_dagster.proof.check_results import Result
-from ovia_backup_dagster.proof.database_reader import Rereader
+from ovia_backup_dagster.proof.database_reader import CopyReader
 from ovia_backup_dagster.proof.prover import Proof
 from ovia_backup_dagster.proof.source_settings import take_out
 from ovia_backup_dagster.proof.target import (
@@ -247,7 +247,7 @@ class _Drill:
         fix = f"df -h {folder}, or set DRILL_DIR to a folder on a larger disk; dmesg | tail; then: {again}"
         return DrillError(error.what, why=error.why, said=error.said, fix=fix)
 
-    def _control(self, reader: Rereader) -> None:
+    def _control(self, reader: CopyReader) -> None:
         found = self.proof.found
         assert found is not None
         if not found.rows:

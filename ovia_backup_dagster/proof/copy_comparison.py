@@ -25,7 +25,7 @@ from ovia_backup_dagster.proof.backup_contents import BackupContents
 from ovia_backup_dagster.proof.check_results import CopiedTable, Result
 from ovia_backup_dagster.proof.comparison import Unordered
 from ovia_backup_dagster.proof.computed_comparison import compare
-from ovia_backup_dagster.proof.database_reader import Reading, Rereader
+from ovia_backup_dagster.proof.database_reader import CopyReader, Reading
 from ovia_backup_dagster.proof.extensions import prove_extensions
 from ovia_backup_dagster.proof.record import ProofRecord
 from ovia_backup_dagster.proof.schema_proof import SchemaProof
@@ -65,7 +65,7 @@ class CopyComparison:
     copy_bytes: int | None = field(default=None, init=False)
     _unsure: bool = field(default=False, init=False)
 
-    def prove(self, copy: Copy, without: Collection[str]) -> Rereader:
+    def prove(self, copy: Copy, without: Collection[str]) -> CopyReader:
         """Read the copy and compare; returns what it was read with.
 
         Args:
@@ -139,9 +139,9 @@ class CopyComparison:
             for table in (self.found.tables if self.found else ())
         )
 
-    def _reader(self, copy: Copy, options: str) -> Rereader:
+    def _reader(self, copy: Copy, options: str) -> CopyReader:
         encoding = archives.encoding(self.contents.script)
-        return Rereader(self.contents.programs, copy.connection, options, encoding, copy.folder, copy.live)
+        return CopyReader(self.contents.programs, copy.connection, options, encoding, copy.folder, copy.live)
 
     def _session_options(self) -> list[str]:
         """What decides how values are written: what the dump ran with; unknown, what it may have run with."""
@@ -157,8 +157,8 @@ class CopyComparison:
         return list(dict.fromkeys(candidates))
 
     def _read_copy(
-        self, witness: Witness, readers: Sequence[Rereader], schema_options: Sequence[str]
-    ) -> tuple[Rereader, Reading]:
+        self, witness: Witness, readers: Sequence[CopyReader], schema_options: Sequence[str]
+    ) -> tuple[CopyReader, Reading]:
         """The copy as it is; read again with other session options while that may explain what differs."""
         readings = []
         for reader in readers:
@@ -170,7 +170,7 @@ class CopyComparison:
         _, reader, reading = min(readings, key=lambda read: read[0])
         return reader, reading
 
-    def _prove_tables(self, witness: Witness, found: Witness, reader: Rereader) -> None:
+    def _prove_tables(self, witness: Witness, found: Witness, reader: CopyReader) -> None:
         columns = {table.name: split_columns(table.columns) for table in witness.tables}
         again = {
             name: columns[name]

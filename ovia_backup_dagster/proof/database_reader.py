@@ -55,7 +55,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Rereader:
+class CopyReader:
     """All that reading a copy depends on.
 
     Attributes:

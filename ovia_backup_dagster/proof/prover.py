@@ -18,7 +18,7 @@ from ovia_backup_dagster.proof.backup_contents import BackupContents
 from ovia_backup_dagster.proof.check_results import CopiedTable
 from ovia_backup_dagster.proof.copy_comparison import CopyComparison
 from ovia_backup_dagster.proof.copy_restoration import CopyRestoration
-from ovia_backup_dagster.proof.database_reader import Rereader
+from ovia_backup_dagster.proof.database_reader import CopyReader
 from ovia_backup_dagster.proof.materialized_views import Unrefreshed
 from ovia_backup_dagster.proof.record import ProofRecord
 from ovia_backup_dagster.proof.table_statistics import analyze
@@ -66,7 +66,7 @@ class Proof(ProofRecord):
         """As :meth:`CopyRestoration.restore`."""
         self.restoration.restore(copy, despite_errors=despite_errors)
 
-    def prove(self, copy: Copy) -> Rereader:
+    def prove(self, copy: Copy) -> CopyReader:
         """As :meth:`CopyComparison.prove`, but for what the copy was not given."""
         return self.comparison.prove(copy, self.restoration.withheld.entries)
 

@@ -24,7 +24,7 @@ from ovia_backup_dagster.postgres.local_cluster import account_id
 from ovia_backup_dagster.postgres.programs import Connection, Programs, capture
 from ovia_backup_dagster.postgres.session_settings import SESSION_OPTIONS, WRITABLE
 from ovia_backup_dagster.proof.check_results import Result
-from ovia_backup_dagster.proof.database_reader import Rereader
+from ovia_backup_dagster.proof.database_reader import CopyReader
 from ovia_backup_dagster_tests.conftest import NewDatabase, PortCluster, execute, free_port, quiet
 from ovia_backup_dagster_tests.support.drilling import Drilling, assert_passed, by_check, database, not_passed, one
 
@@ -240,7 +240,7 @@ def test_the_negative_control_of_tables_with_odd_names(boss: PortCluster) -> Non
                 "i int GENERATED ALWAYS AS IDENTITY)",
                 f"INSERT INTO {quoted}.{quoted} VALUES (DEFAULT, 'a'), (DEFAULT, 'b')",
             )
-        reader = Rereader(Programs(boss.bin_dir), source, SESSION_OPTIONS, "UTF8")
+        reader = CopyReader(Programs(boss.bin_dir), source, SESSION_OPTIONS, "UTF8")
         tables = reader.read().witness.tables
         assert len(tables) == len(ODD_NAMES)
 

@@ -20,7 +20,7 @@ from ovia_backup_dagster.postgres import archive as archives
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster.postgres.verification import Verifier
-from ovia_backup_dagster.proof.database_reader import Rereader
+from ovia_backup_dagster.proof.database_reader import CopyReader
 from ovia_backup_dagster_tests.conftest import NewDatabase, execute, quiet
 from ovia_backup_dagster_tests.doctor.support import executable
 from ovia_backup_dagster_tests.faults.conftest import needs_root
@@ -67,7 +67,7 @@ def test_a_schema_that_found_no_room_is_no_bad_backup(
     with tmpfs(drill_dir, 4 * MEGABYTE):
         place = drill_dir / "ovia-drill-x"
         place.mkdir()
-        reader = Rereader(programs, database, "", "UTF8", folder=place)
+        reader = CopyReader(programs, database, "", "UTF8", folder=place)
         reader.read()
         for act in (reader.read, lambda: reader._dump_schema(place / "schema")):  # without, and with its folder
             with filled(drill_dir, 0), pytest.raises(errors.DiskFullError) as caught:
@@ -146,14 +146,14 @@ def test_what_pg_restore_prints_must_be_whole(
 
 def test_a_copy_that_is_read_in_part_is_no_difference(database: Connection, bin_dir: Path, tmp_path: Path) -> None:
     with lying(bin_dir, tmp_path, "pg_dump", "*--format=plain*", "head -n -12") as programs:
-        reader = Rereader(programs, database, "", "UTF8")
+        reader = CopyReader(programs, database, "", "UTF8")
         with pytest.raises(errors.ProgramError, match="did not print all of the data"):
             reader.read()
 
 
 def test_a_schema_that_is_no_archive_is_no_bad_backup(database: Connection, bin_dir: Path, tmp_path: Path) -> None:
     with writing(bin_dir, tmp_path, "*--schema-only*", "") as programs, pytest.raises(errors.ProgramError) as caught:
-        Rereader(programs, database, "", "UTF8").read()
+        CopyReader(programs, database, "", "UTF8").read()
     assert type(caught.value) is errors.ProgramError
     assert "cannot be read" in caught.value.what
 

@@ -26,7 +26,7 @@ from ovia_backup_dagster.core.naming import before_at
 from ovia_backup_dagster.core.reserve import RESERVE, RESERVE_BYTES
 from ovia_backup_dagster.postgres.programs import Connection, Variables
 from ovia_backup_dagster.proof import target
-from ovia_backup_dagster.proof.database_reader import Rereader
+from ovia_backup_dagster.proof.database_reader import CopyReader
 from ovia_backup_dagster.proof.prover import Proof
 from ovia_backup_dagster.restoration import preflight, runner, swap
 from ovia_backup_dagster.restoration.folder import RestoreFolder
@@ -936,7 +936,7 @@ def test_to_see_what_a_copy_lacks_its_backup_is_named_by_its_path(site: Site, tm
 
     prove = Proof.prove
 
-    def of_a_loss(self: Proof, copy: target.Copy) -> Rereader:
+    def of_a_loss(self: Proof, copy: target.Copy) -> CopyReader:
         execute(copy.connection, "DELETE FROM identities")
         return prove(self, copy)
 
