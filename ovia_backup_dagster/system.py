@@ -129,8 +129,8 @@ class BackupSystem:
     @property
     def restorations(self) -> Restorations:
         # Docker's client takes a while to import, and no other part needs it.
-        from ovia_backup_dagster.restoration.planner import Services
         from ovia_backup_dagster.restoration.runner import Restorations
+        from ovia_backup_dagster.restoration.service_manager import Services
         from ovia_backup_dagster.swarm.docker_services import Swarm
 
         settings = self.settings

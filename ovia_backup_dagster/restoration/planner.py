@@ -7,7 +7,6 @@ how it is confirmed is stated in ``plan``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -28,24 +27,9 @@ from ovia_backup_dagster.restoration.preflight_roles import check_roles
 from ovia_backup_dagster.restoration.preflight_services import check_services
 from ovia_backup_dagster.restoration.replaced_databases import kept, replaced_database
 from ovia_backup_dagster.restoration.request import Wishes, refuse_contradictions, refuse_impossible_name
-from ovia_backup_dagster.restoration.service_manager import ServiceManager
+from ovia_backup_dagster.restoration.service_manager import ServiceManager, Services
 from ovia_backup_dagster.restoration.steps.registry import steps_of
 from ovia_backup_dagster.restoration.swap import database_state, obstacles
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """Which of Docker Swarm's services a restore stops, migrates with and asks, as the settings say.
-
-    Attributes:
-        names: of those that write to the database.
-        migrate: the one-shot service that migrates it; empty for none.
-        health_url: what answers when all is well; empty for nothing.
-    """
-
-    names: Sequence[str] = ()
-    migrate: str = ""
-    health_url: str = ""
 
 
 @dataclass(frozen=True, slots=True)

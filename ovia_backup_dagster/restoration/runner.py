@@ -23,9 +23,9 @@ from ovia_backup_dagster.restoration.guards import is_elsewhere, refuse_full_vol
 from ovia_backup_dagster.restoration.journal import Journal
 from ovia_backup_dagster.restoration.order import Order, Step
 from ovia_backup_dagster.restoration.plan import RestorePlan
-from ovia_backup_dagster.restoration.planner import Planner, Services
+from ovia_backup_dagster.restoration.planner import Planner
 from ovia_backup_dagster.restoration.record import Record
-from ovia_backup_dagster.restoration.service_manager import ServiceManager
+from ovia_backup_dagster.restoration.service_manager import ServiceManager, Services
 from ovia_backup_dagster.restoration.steps.back import require_still_live
 from ovia_backup_dagster.restoration.steps.progress import is_lost, is_torn
 from ovia_backup_dagster.restoration.steps.registry import refuse_unknown

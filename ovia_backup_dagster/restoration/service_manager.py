@@ -7,7 +7,23 @@ Docker Swarm is the first (``swarm.docker_services``). ``system`` decides which 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Which services a restore stops, migrates with and asks, as the settings say.
+
+    Attributes:
+        names: of those that write to the database.
+        migrate: the one-shot service that migrates it; empty for none.
+        health_url: what answers when all is well; empty for nothing.
+    """
+
+    names: Sequence[str] = ()
+    migrate: str = ""
+    health_url: str = ""
 
 
 class ServiceManager(Protocol):
