@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.deployment_hints import Hints
-from ovia_backup_dagster.core.tiers import Weekday
+from ovia_backup_dagster.core.tiers import Tier, Weekday
 from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.drill.folder import DrillFolder
 from ovia_backup_dagster.drill.placement import Choice, Where
@@ -168,8 +168,7 @@ class BackupSystem:
     def policy(self) -> Policy:
         self.settings.require()
         return Policy(
-            daily_keep=self.settings.backup_daily_keep,
-            weekly_keep=self.settings.backup_weekly_keep,
+            keep={tier: getattr(self.settings, f"backup_{tier}_keep") for tier in Tier},
             weekly_day=Weekday[self.settings.backup_weekly_day.upper()],
             timezone=self.timezone,
         )

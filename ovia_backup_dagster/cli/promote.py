@@ -17,7 +17,7 @@ from ovia_backup_dagster.cli.output import log_waiting, print_json
 @backup_argument
 @json_option
 def promote_command(backup: str, as_json: bool) -> None:
-    """Let a proven daily backup also stand in weekly/, if its week has none yet."""
+    """Let a proven daily backup also stand in weekly/, if its week has none yet, and in the other tiers that are on."""
     from ovia_backup_dagster.core.backup import State
     from ovia_backup_dagster.retention.acts import promote
 
@@ -26,10 +26,15 @@ def promote_command(backup: str, as_json: bool) -> None:
     promoted = promote(system.catalog, chosen, system.policy, now, log_waiting)
     if as_json:
         weekly = promoted.weekly.path.name if promoted.weekly else None
-        print_json({"promoted": promoted.weekly is not None, "weekly": weekly, "reason": promoted.reason})
+        made = {tier.value: made.path.name for tier, made in promoted.made.items()}
+        print_json({"promoted": bool(made), "weekly": weekly, "promoted_to": made, "reason": promoted.reason})
     else:
-        click.echo(f"promoted to {promoted.weekly.path}" if promoted.weekly else "not promoted")
-        click.echo(f"  {promoted.reason}")
+        for made_there in promoted.made.values():
+            click.echo(f"promoted to {made_there.path}")
+        if not promoted.made:
+            click.echo("not promoted")
+        for reason in promoted.reasons.values():
+            click.echo(f"  {reason}")
     # As it is now: it may have been proven while this one waited.
-    if promoted.weekly is None and system.catalog.refresh(chosen).state(now) is not State.PROVEN:
+    if not promoted.made and system.catalog.refresh(chosen).state(now) is not State.PROVEN:
         sys.exit(FAILED)

@@ -120,7 +120,7 @@ class Backup(BackupFiles):
 
     @cached_property
     def promotion(self) -> PromotionRecord | None:
-        """Which daily backup it is, if it is a weekly one and that was written down."""
+        """Which daily backup it is, if it was promoted and that was written down."""
         with contextlib.suppress(VolumeError):
             promoted = self.parsed(PROMOTED)
             return promoted if promoted and self.unit and is_about(promoted, self.unit) else None

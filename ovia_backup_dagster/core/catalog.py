@@ -86,7 +86,7 @@ class Catalog:
         return self.root / tier.value
 
     def prepare(self, *tiers: Tier) -> None:
-        """Make the folders (mode 0700) where they are missing.
+        """Make the folders (mode 0700) where they are missing; those of an optional tier when they are needed.
 
         Args:
             tiers: whose folders must be writable (default: all): what cannot be promoted can be dumped.
@@ -96,7 +96,7 @@ class Catalog:
         """
         with as_volume_error(f"cannot use the backup folder {self.root}"):
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folders = {tier: self.folder(tier) for tier in Tier}
+        folders = {tier: self.folder(tier) for tier in Tier if tier in tiers or not tier.optional}
         if not all(map(exists, (self.root / LOCK, *folders.values()))):
             require_writable(self.root)
         for tier, folder in folders.items():
@@ -161,8 +161,8 @@ class Catalog:
             )
         return backup
 
-    def _names(self, tier: Tier) -> Iterator[tuple[str, bool, Tier, str]]:
-        """What may be a backup's file in the tier, with what to sort it by: its instant, daily before weekly."""
+    def _names(self, tier: Tier) -> Iterator[tuple[str, int, Tier, str]]:
+        """What may be a backup's file in the tier, with what to sort it by: its instant, then its tier."""
         folder = self.folder(tier)
         with as_volume_error(f"cannot list {folder}"):
             if not self.root.is_dir():
@@ -178,13 +178,13 @@ class Catalog:
                 return
         for filename in filenames:
             if filename.endswith(SUFFIX):
-                yield filename[INSTANT], tier == Tier.DAILY, tier, filename
+                yield filename[INSTANT], -tier.rank, tier, filename
 
     def find(self, wanted: str, now: datetime, *, anywhere: bool = True) -> Backup:
         """The backup that ``wanted`` names.
 
         Args:
-            wanted: a file name; a path, also to a dump outside the volume; or ``latest``, the newest in either
+            wanted: a file name; a path, also to a dump outside the volume; or ``latest``, the newest in any
                 tier that is not still being written.
             now: the instant (UTC) that decides what is still being written.
             anywhere: whether a path may lead out of the volume.

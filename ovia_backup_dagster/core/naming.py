@@ -19,7 +19,7 @@ SUFFIX = ".dump"
 #: Where the instant stands in a backup's file name; as text it sorts as in time.
 INSTANT = slice(-len("2026-02-21_030000.dump"), -len(SUFFIX))
 _PATTERN = re.compile(
-    r"(?P<database>.+)_(?P<tier>daily|weekly)_(?P<at>[0-9]{4}-[0-9]{2}-[0-9]{2}_[0-9]{6})\.dump", re.DOTALL
+    rf"(?P<database>.+)_(?P<tier>{'|'.join(Tier)})_(?P<at>[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}_[0-9]{{6}})\.dump", re.DOTALL
 )
 _SAFE = re.compile(r"[A-Za-z0-9_-]*")
 #: PostgreSQL's limit of a name, in bytes.

@@ -25,7 +25,7 @@ from ovia_backup_dagster.core.human_text import some
 from ovia_backup_dagster.core.layout import DRILLS, RESTORES
 from ovia_backup_dagster.core.naming import SUFFIX
 from ovia_backup_dagster.core.reserve import RESERVE
-from ovia_backup_dagster.core.takeover_links import FOLDER, Protection, folder, is_dump
+from ovia_backup_dagster.core.takeover_links import FOLDER, SHARED_TIERS, Protection, folder, is_dump
 from ovia_backup_dagster.core.tiers import Tier
 
 #: ``.handover`` until it belongs to our user: in one of root's, we could neither look nor forget.
@@ -242,9 +242,10 @@ def _own(root: Path, owner: Owner) -> _Owned:
         names = sorted(os.listdir(volume))
         with owned.explained(""):
             owned.take(volume, "", 0o700)
-        for tier in Tier:
+        for tier in SHARED_TIERS:
             with owned.explained(tier), contextlib.suppress(FileExistsError):
                 os.mkdir(tier, 0o700, dir_fd=volume)
+        for tier in (tier for tier in Tier if tier in SHARED_TIERS or tier in names):
             owned.tier(tier, tier, volume, tier)
         with owned.explained(locking.FILENAME):
             # Else the lock that is taken in a moment would be root's, and shut us out.
@@ -317,14 +318,14 @@ def _holds_dumps_of_others(volume: int, owner: Owner) -> bool:
 
 def _make_protection(volume: int, owner: Owner) -> None:
     with contextlib.suppress(FileNotFoundError), folder(FOLDER, volume) as second:
-        if set(os.listdir(second)) >= {*Tier}:
+        if set(os.listdir(second)) >= {*SHARED_TIERS}:
             return  # under way
     # A broken one is completed in place: what it holds stays protected.
     name = FOLDER if FOLDER in os.listdir(volume) else _UNFINISHED
     with contextlib.suppress(FileExistsError):
         os.mkdir(name, 0o700, dir_fd=volume)
     with folder(name, volume) as second:
-        for tier in Tier:
+        for tier in SHARED_TIERS:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(tier, 0o700, dir_fd=second)
             with folder(tier, second) as made:

@@ -20,6 +20,8 @@ from ovia_backup_dagster.core.naming import BackupName
 from ovia_backup_dagster.core.tiers import Tier
 
 FOLDER = ".handover"
+#: The folders that the old script knows, and counts in; what stands in others is safe from it.
+SHARED_TIERS = tuple(tier for tier in Tier if not tier.optional)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,9 @@ def protected(root: Path, tier: Tier) -> set[str]:
 
 
 def protect(root: Path) -> Protection:
-    """Give each dump of either tier a second name, as far as this user may: not to another's file, unless root.
+    """Give each dump in a folder that the old script knows a second name, as far as this user may.
+
+    He may not to another's file, unless he is root.
 
     Under the exclusive lock: a dump that is being removed would stay behind here. One that is still being written is
     protected like any other, as it is the same file. No symlink is followed.
@@ -70,7 +74,7 @@ def protect(root: Path) -> Protection:
     """
     names, added, refused = [], [], []
     with folder(root) as volume, folder(FOLDER, volume) as second:
-        for tier in Tier:
+        for tier in SHARED_TIERS:
             with folder(tier, volume) as source, folder(tier, second) as target:
                 for name in sorted(name for name in os.listdir(source) if is_dump(name, tier)):
                     try:

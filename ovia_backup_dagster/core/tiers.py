@@ -40,6 +40,11 @@ class Period(StrEnum):
             return day.replace(day=1)
         return day.replace(month=1, day=1) if self is Period.YEAR else day
 
+    @property
+    def least_days(self) -> int:
+        """How many days it has at least."""
+        return {Period.DAY: 1, Period.WEEK: 7, Period.MONTH: 28, Period.YEAR: 365}[self]
+
     def shown(self, first_day: date) -> str:
         """A period, by its first day, as a person reads it: ``week of 2026-06-14``, ``month 2026-06``."""
         if self is Period.WEEK:
@@ -69,6 +74,8 @@ class Tier(StrEnum):
 
     DAILY = "daily", Period.DAY
     WEEKLY = "weekly", Period.WEEK
+    MONTHLY = "monthly", Period.MONTH, True
+    YEARLY = "yearly", Period.YEAR, True
 
     @classmethod
     def named(cls, word: str) -> Tier:

@@ -275,7 +275,7 @@ class Acceptance(Statement):
 
 
 class PromotionRecord(Statement):
-    """``<weekly>.promoted.json``: which daily backup this weekly one is.
+    """``<promoted>.promoted.json``: which daily backup this weekly, monthly or yearly one is.
 
     Attributes:
         at: when it was promoted (UTC).

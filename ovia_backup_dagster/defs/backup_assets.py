@@ -101,7 +101,9 @@ def build_backup_assets(system: BackupSystem, names: DatabaseNames) -> list[dg.A
         owners=OWNERS,
         pool=names.volume_pool,
         description="On the weekly day the proven dump also stands in `weekly/`, as a hard link or a checked copy. If "
-        "the day was missed, the next proven dump takes its place. Always materializes, with the reason.",
+        "the day was missed, the next proven dump takes its place. Where `BACKUP_MONTHLY_KEEP` and "
+        "`BACKUP_YEARLY_KEEP` are set, the first proven dump of each month and year stands in `monthly/` and "
+        "`yearly/`, too. Always materializes, with the reason.",
     )
     def weekly_promotion(context: dg.AssetExecutionContext, config: BackupChoice) -> dg.MaterializeResult[None]:
         with errors_as_failures(context, system, names.in_words):

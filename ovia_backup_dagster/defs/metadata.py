@@ -74,9 +74,9 @@ def of_list(texts: Iterable[str]) -> dg.MetadataValue:
 def of_promotion(promoted: Promoted) -> Metadata:
     """``weekly_promotion``: whether, and why."""
     return {
-        "promoted": dg.MetadataValue.bool(promoted.weekly is not None),
+        "promoted": dg.MetadataValue.bool(bool(promoted.made)),
         "reason": dg.MetadataValue.text(promoted.reason),
-        "backup": dg.MetadataValue.text(promoted.weekly.path.name if promoted.weekly else "none"),
+        "backup": dg.MetadataValue.text(", ".join(map(str, promoted.made.values())) or "none"),
     }
 
 

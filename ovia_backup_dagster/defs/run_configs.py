@@ -54,7 +54,7 @@ class DrillConfig(dg.Config):
 
     backup: str = Field(
         default="latest",
-        description="Name of a backup in either tier, or `latest`: the newest that is not known to be bad.",
+        description="Name of a backup in any tier, or `latest`: the newest that is not known to be bad.",
     )
     where: DrillPlace = Field(
         default=DrillPlace.setting,
@@ -110,7 +110,7 @@ class RestoreConfig(dg.Config):
     )
     backup: str = Field(
         default="latest",
-        description="Name of a backup in either tier, or `latest`: the newest that is not known to be bad.",
+        description="Name of a backup in any tier, or `latest`: the newest that is not known to be bad.",
     )
     kept: str = Field(
         default="", description="With `undo` and `plan_undo`: the kept database to go back to. Empty: the newest."

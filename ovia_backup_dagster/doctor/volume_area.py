@@ -6,8 +6,8 @@ import contextlib
 import os
 import shlex
 import stat
-from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 
@@ -62,8 +62,8 @@ _LACKS: dict[Capability, tuple[Callable[[Area, str, str], Observation], str, str
     ),
     Capability.LINKS: (
         warn,
-        "has no hard links: a weekly backup is a copy, compared when it is made, and takes its own room",
-        "nothing, if there is room for BACKUP_WEEKLY_KEEP more dumps; the old script cannot share the volume",
+        "has no hard links: a promoted backup is a copy, compared when it is made, and takes its own room",
+        "nothing, if there is room for as many more dumps as are to be kept; the old script cannot share the volume",
     ),
     Capability.SYNC: (
         warn,
@@ -223,7 +223,7 @@ def _room(system: BackupSystem, catalog: Catalog) -> Iterator[Observation]:
         text = f"the filesystem has room for only {disk.f_favail} more files, however small"
         yield fail(Area.VOLUME, text, f"see what has so many: df -i {shell_word(str(catalog.root))}; {make_room}")
     now = datetime.now(UTC)
-    looked_at = max(_LOOKED_AT, system.policy.daily_keep)
+    looked_at = max(_LOOKED_AT, system.policy.count(Tier.DAILY))
     newest = list(islice((b for b in catalog.newest_first(Tier.DAILY) if _counts(b, now)), looked_at))
     if not newest and free < _LEAST_BYTES:
         yield fail(Area.VOLUME, f"no room for a first dump: {human_bytes(free)} free", "enlarge the volume")
@@ -236,8 +236,10 @@ def _room(system: BackupSystem, catalog: Catalog) -> Iterator[Observation]:
     if free < size + growth:
         yield fail(Area.VOLUME, f"no room for the next dump: {need}", make_room)
         return
-    weeklies = sum(1 for _ in islice(catalog.newest_first(Tier.WEEKLY), system.policy.weekly_keep))
-    days = _days_until_full(free, size, growth, (len(newest), weeklies), system.policy)
+    stand = {Tier.DAILY: len(newest)}
+    for tier in system.policy.promoted_to:
+        stand[tier] = sum(1 for _ in islice(catalog.newest_first(tier), system.policy.count(tier)))
+    days = _days_until_full(free, size, growth, stand, system.policy, system.policy.day(now))
     if days is not None:
         when = f"in about {days} days" if days > 1 else "tomorrow"
         yield warn(Area.VOLUME, f"the volume will be full {when}: {need}", make_room)
@@ -257,25 +259,38 @@ def _growth_per_day(newest: Sequence[Backup]) -> float:
     return max((last.size_bytes - first.size_bytes) / days, 0.0) if days >= 1 else 0.0
 
 
-def _days_until_full(free: int, size: int, growth: float, stand: tuple[int, int], policy: Policy) -> int | None:
+def _days_until_full(
+    free: int, size: int, growth: float, stand: Mapping[Tier, int], policy: Policy, today: date
+) -> int | None:
     """The first day of the next ``SOON`` that ends without room for another dump, at a dump a day.
 
     Each tier first fills up to what the policy keeps, then its oldest goes for each new one, and only growth adds. A
-    weekly dump is a second name of a daily one, and costs nothing until that goes.
+    promoted dump is a second name of a daily one, and costs nothing until that goes.
 
     Args:
-        stand: the dumps that are there now, daily and weekly; more than the policy keeps are as many as it keeps.
+        stand: how many dumps each tier has now; more than the policy keeps are as many as it keeps.
+        today: the day that the newest dump is taken to be of.
     """
-    # A week of daily dumps has a weekly one among them.
-    among = int(policy.daily_keep >= 7)
-    dailies, weeklies = stand[0], max(stand[1] - among, 0)
+    daily_keep = policy.count(Tier.DAILY)
+    # So many days have the beginning of a period among them, and its dump costs nothing yet.
+    among = {tier: int(daily_keep >= tier.period.least_days) for tier in policy.promoted_to}
+    dailies = stand.get(Tier.DAILY, 0)
+    others = {tier: max(stand.get(tier, 0) - among[tier], 0) for tier in among}
     left = float(free)
     for day in range(1, SOON + 1):
-        left -= growth * policy.daily_keep if dailies >= policy.daily_keep else size + growth * day
+        left -= growth * daily_keep if dailies >= daily_keep else size + growth * day
         dailies += 1
-        if dailies > policy.daily_keep and day % 7 == 0:
-            left -= 7 * growth * policy.weekly_keep if weeklies >= policy.weekly_keep - among else size
-            weeklies += 1
+        # The day whose daily dump goes now: where a period begins with it, the dump stays under another name.
+        gone = today + timedelta(days=day - daily_keep)
+        begun = [tier for tier in others if tier.period.first_day(gone, policy.weekly_day) == gone]
+        if dailies > daily_keep and begun:
+            costs = []
+            for tier in begun:
+                full = others[tier] >= policy.count(tier) - among[tier]
+                costs.append(tier.period.least_days * growth * policy.count(tier) if full else size)
+                others[tier] += 1
+            # However many names it has, it takes its room once.
+            left -= max(costs)
         if left < size + growth * (day + 1):
             return day
     return None

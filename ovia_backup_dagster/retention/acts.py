@@ -7,7 +7,7 @@ assets and the command line need. How a file appears and vanishes is the busines
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -31,12 +31,24 @@ class Promoted:
     """What became of a promotion.
 
     Attributes:
-        weekly: the new weekly backup, or ``None``.
-        reason: why or why not.
+        made: the new backups, by their tier.
+        reasons: of each tier that is on, why there is a new one, or why not.
     """
 
-    weekly: Backup | None
-    reason: str
+    made: Mapping[Tier, Backup]
+    reasons: Mapping[Tier, str]
+
+    @property
+    def weekly(self) -> Backup | None:
+        """The new weekly backup, if there is one."""
+        return self.made.get(Tier.WEEKLY)
+
+    @property
+    def reason(self) -> str:
+        """All reasons, for a person; each is said with its tier where more than one is on."""
+        if len(self.reasons) == 1:
+            return next(iter(self.reasons.values()))
+        return "; ".join(f"{tier}: {reason}" for tier, reason in self.reasons.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +73,20 @@ class Pruned:
 def promote(
     catalog: Catalog, backup: Backup, policy: Policy, now: datetime, on_wait: Callable[[str], None] | None = None
 ) -> Promoted:
-    """Promote a proven backup if its week has no weekly one.
+    """Promote a proven backup to each tier that is on, and that has none of its week, month or year.
 
     Raises:
         LockHeldError, BackupNotFoundError, VolumeError, DiskFullError.
     """
     with _locked(catalog, f"promoting {backup}", now, on_wait) as now:
-        decision = decide_promotion(catalog.refresh(backup), catalog.backups(Tier.WEEKLY), policy, now)
-        weekly = None
-        if decision.promote:
-            catalog.prepare(Tier.WEEKLY)
-            weekly = promote_backup(catalog, catalog.refresh(backup), Tier.WEEKLY, now)
-    return Promoted(weekly, decision.reason)
+        made, reasons = {}, {}
+        for tier in policy.promoted_to:
+            decision = decide_promotion(catalog.refresh(backup), tier, catalog.backups(tier), policy, now)
+            reasons[tier] = decision.reason
+            if decision.promote:
+                catalog.prepare(tier)
+                made[tier] = promote_backup(catalog, catalog.refresh(backup), tier, now)
+    return Promoted(made, reasons)
 
 
 def prune(catalog: Catalog, policy: Policy, now: datetime, on_wait: Callable[[str], None] | None = None) -> Pruned:
@@ -150,7 +164,7 @@ def release(catalog: Catalog, backup: Backup, now: datetime) -> Backup:
         if hold is None or hold.released_at is not None:
             raise BackupNotFoundError(f"{backup} is not on hold", fix="ovia-backup prune --dry-run")
         record_hold(catalog, backup, hold.model_copy(update={"released_at": now}))
-        # Its copy in the other tier has the same hold.
+        # Its copies in other tiers have the same hold.
         for twin, same in catalog.held(now):
             if twin.started_at == backup.started_at:
                 record_hold(catalog, twin, same.model_copy(update={"released_at": now}))

@@ -1,23 +1,24 @@
 """Which backups to keep and which to remove: a pure function, with a reason for each.
 
-The rules, for one database (both tiers are one list here):
+The rules, for one database (all tiers are one list here):
 
 * nothing is removed unless the newest dump is proven: what is unproven deletes nothing;
 * only proven and bad dumps are ever removed; unproven ones, those being written, and those dated in the
   future stay, and count for nothing;
-* daily: of each of the last ``daily_keep`` days that have a proven dump, the newest; weekly: likewise by week;
-* a bad dump that is intact, and only lacks what the settings expect, goes when that many newer days have proven ones;
+* daily: of each of the last so many days that have a proven dump, the newest; other tiers likewise, by week and so on;
+* what stands in a tier that is off stays: a person who wants it gone removes it;
+* a bad dump that is intact, and only lacks what the settings expect, goes when so many newer periods have proven ones;
 * all that is younger than 24 hours, so that seven launches on one afternoon evict nothing;
 * whatever the counts say: the newest proven dump, the newest that a drill proved, the newest that names its cluster
   (which the next one's is compared with), and what is on hold;
 * of the damaged ones, the newest two, for study.
 
-Removing files is ``catalog``'s; the lock and the clock are the caller's.
+Removing files is the business of ``core.publication``; the lock and the clock are the caller's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
@@ -111,11 +112,11 @@ def plan_retention(backups: Sequence[Candidate], policy: Policy, now: datetime) 
     """Decide about every backup of one database.
 
     Args:
-        backups: in any order; both tiers.
+        backups: in any order; of all tiers.
         policy: from the settings.
         now: the present (UTC).
     """
-    ordered = sorted(backups, key=lambda b: (b.started_at, b.tier is Tier.DAILY, b.key), reverse=True)
+    ordered = sorted(backups, key=lambda b: (b.started_at, -b.tier.rank, b.key), reverse=True)
     past = [b for b in ordered if b.started_at <= now + CLOCK_TOLERANCE]
     held = _why_held(past)
     reasons = _reasons_to_keep(past, policy, now)
@@ -135,7 +136,7 @@ def _why_held(past: Sequence[Candidate]) -> str:
     settled = [b for b in past if b.state is not State.BEING_WRITTEN]
     if not settled:
         return "there is no backup"
-    # The newest instant may stand in both tiers; either copy is enough.
+    # The newest instant may stand in several tiers; any copy is enough.
     newest = [b for b in settled if b.started_at == settled[0].started_at]
     if any(b.state is State.PROVEN for b in newest):
         return ""
@@ -159,15 +160,18 @@ def _reasons_to_keep(past: Sequence[Candidate], policy: Policy, now: datetime) -
             reasons.setdefault(backup.key, "younger than 24 hours")
         elif backup.held_until is not None and now < backup.held_until:
             reasons.setdefault(backup.key, f"held: {backup.hold_reason}")
-    _keep_periods(reasons, proven, Tier.DAILY, policy.day, policy.daily_keep, "day")
-    _keep_periods(reasons, proven, Tier.WEEKLY, policy.week, policy.weekly_keep, "week of")
-    bad = [b for b in past if b.state is State.BAD]
+    for tier in Tier:
+        _keep_periods(reasons, proven, tier, policy)
+    for backup in (b for b in past if not policy.count(b.tier)):
+        reasons.setdefault(backup.key, f"{backup.tier} backups are off: those that there are stay")
+    bad = [b for b in past if b.state is State.BAD and policy.count(b.tier)]
     for number, backup in enumerate([b for b in bad if not b.intact][:BAD_KEEP], 1):
         reasons.setdefault(backup.key, f"bad, kept for study ({number} of {BAD_KEEP})")
     for backup in (b for b in bad if b.intact):
-        daily = backup.tier is Tier.DAILY
-        period, count = (policy.day, policy.daily_keep) if daily else (policy.week, policy.weekly_keep)
-        newer = {period(b.started_at) for b in proven if b.tier is backup.tier and b.started_at > backup.started_at}
+        tier, count = backup.tier, policy.count(backup.tier)
+        newer = {
+            policy.period(tier, b.started_at) for b in proven if b.tier is tier and b.started_at > backup.started_at
+        }
         if len(newer) < count:
             reasons.setdefault(
                 backup.key, f"bad but intact: kept until {count} newer ones are proven ({len(newer)} are)"
@@ -175,25 +179,17 @@ def _reasons_to_keep(past: Sequence[Candidate], policy: Policy, now: datetime) -
     return reasons
 
 
-def _keep_periods(
-    reasons: dict[str, str],
-    proven: Sequence[Candidate],
-    tier: Tier,
-    period: Callable[[datetime], date],
-    count: int,
-    word: str,
-) -> None:
-    kept: list[date] = []
+def _keep_periods(reasons: dict[str, str], proven: Sequence[Candidate], tier: Tier, policy: Policy) -> None:
+    count, kept = policy.count(tier), list[date]()
     for backup in (b for b in proven if b.tier is tier):
-        when = period(backup.started_at)
-        if when not in kept and len(kept) < count:
-            kept.append(when)
-            reasons.setdefault(backup.key, f"{tier} {len(kept)} of {count} ({word} {when})")
+        period = policy.period(tier, backup.started_at)
+        if period not in kept and len(kept) < count:
+            kept.append(period)
+            reasons.setdefault(backup.key, f"{tier} {len(kept)} of {count} ({tier.period.shown(period)})")
 
 
 def _why_removed(backup: Candidate, policy: Policy) -> str:
     if backup.state is State.BAD and not backup.intact:
         return f"bad, and older than the newest {BAD_KEEP} bad ones"
-    if backup.tier is Tier.DAILY:
-        return f"not the newest of one of the last {policy.daily_keep} days with a proven dump"
-    return f"not the newest of one of the last {policy.weekly_keep} weeks with a proven dump"
+    periods = f"{policy.count(backup.tier)} {backup.tier.period}s"
+    return f"not the newest of one of the last {periods} with a proven dump"

@@ -1,15 +1,16 @@
 """What the settings say of retention: how many backups of each tier, and by which calendar they are counted.
 
-What is kept by it is decided in ``plan``, what is promoted in ``promotion``.
+What is kept by it is decided in ``plan``, what is promoted in ``promotion``; which tiers there are, in ``core.tiers``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from zoneinfo import ZoneInfo
 
-from ovia_backup_dagster.core.tiers import Weekday
+from ovia_backup_dagster.core.tiers import Tier, Weekday
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,19 +18,28 @@ class Policy:
     """The settings that retention and promotion follow.
 
     Attributes:
-        daily_keep, weekly_keep: how many days and weeks, at least 1 each.
-        weekly_day: the day whose dump is promoted; a week begins with it.
-        timezone: in which days and weeks are counted, by the dump's start.
+        keep: of how many periods each tier keeps a backup, at least 1; 0, or no word of it, turns an optional tier off.
+        weekly_day: the day whose dump becomes the weekly one; a week begins with it.
+        timezone: in which days and longer periods are counted, by the dump's start.
     """
 
-    daily_keep: int
-    weekly_keep: int
+    keep: Mapping[Tier, int]
     weekly_day: Weekday
     timezone: ZoneInfo
 
     def __post_init__(self) -> None:
-        if self.daily_keep < 1 or self.weekly_keep < 1:
-            raise ValueError("at least one daily and one weekly backup must be kept")
+        for tier in Tier:
+            if self.count(tier) < (0 if tier.optional else 1):
+                raise ValueError(f"{self.count(tier)} {tier} backups are too few to keep")
+
+    def count(self, tier: Tier) -> int:
+        """Of how many periods the tier keeps a backup; 0 when it is off."""
+        return self.keep.get(tier, 0)
+
+    @property
+    def promoted_to(self) -> tuple[Tier, ...]:
+        """The tiers that a daily backup may be promoted to."""
+        return tuple(tier for tier in Tier if tier is not Tier.DAILY and self.count(tier))
 
     def day(self, at: datetime) -> date:
         """The calendar day of an instant."""
@@ -38,8 +48,6 @@ class Policy:
         except OverflowError:  # a stray file may be dated at either end of the calendar
             return at.date()
 
-    def week(self, at: datetime) -> date:
-        """The first day, a ``weekly_day``, of the week of an instant."""
-        day = self.day(at)
-        since = (day.weekday() - self.weekly_day) % 7
-        return day - min(timedelta(days=since), day - date.min)
+    def period(self, tier: Tier, at: datetime) -> date:
+        """The first day of the tier's period that an instant lies in."""
+        return tier.period.first_day(self.day(at), self.weekly_day)

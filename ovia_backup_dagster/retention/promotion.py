@@ -1,17 +1,17 @@
-"""Whether a proven daily backup is to stand in ``weekly/`` as well: a pure function with a reason.
+"""Whether a proven daily backup is to stand in another tier as well: a pure function with a reason.
 
-A week begins with the weekly day, in the policy's time zone, and has one weekly backup: the weekly day's, or,
-when that was missed, the next proven dump's. The linking is ``catalog``'s.
+Each period of a tier has one backup in it, the first proven one. A week begins with the weekly day, so that its backup
+is that day's, or, when that was missed, the next proven one. How it comes to stand there is the business of ``acts``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 
 from ovia_backup_dagster.core.backup import Backup, State
-from ovia_backup_dagster.core.tiers import Tier
+from ovia_backup_dagster.core.tiers import Period, Tier
 from ovia_backup_dagster.retention.policy import Policy
 
 
@@ -23,25 +23,34 @@ class Promotion:
     reason: str
 
 
-def decide_promotion(backup: Backup, weeklies: Iterable[Backup], policy: Policy, now: datetime) -> Promotion:
-    """Decide about one backup.
+def decide_promotion(backup: Backup, tier: Tier, there: Iterable[Backup], policy: Policy, now: datetime) -> Promotion:
+    """Decide about one backup and one tier.
 
     Args:
         backup: the one that was just proven.
-        weeklies: what stands in ``weekly/``.
+        tier: where it may come to stand; not ``daily``.
+        there: what stands in the tier.
         policy: day and time zone.
         now: the present (UTC), for the states.
     """
-    if backup.tier is Tier.WEEKLY:
-        return Promotion(False, f"{backup} is a weekly backup already")
+    if backup.tier is not Tier.DAILY:
+        return Promotion(False, f"{backup} is a {backup.tier} backup already")
     state = backup.state(now)
     if state is not State.PROVEN:
         return Promotion(False, f"{backup} is {state}; only a proven backup is promoted")
-    week = policy.week(backup.started_at)
-    there = [w for w in weeklies if policy.week(w.started_at) == week and w.state(now) is not State.BAD]
+    period = policy.period(tier, backup.started_at)
+    same = [b for b in there if policy.period(tier, b.started_at) == period and b.state(now) is not State.BAD]
+    if same:
+        return Promotion(False, f"the {_named(tier, period, policy)} has its {tier} backup, {same[0]}")
+    if tier.period is not Period.WEEK:
+        return Promotion(True, f"the first proven dump of the {_named(tier, period, policy)}")
     day = policy.weekly_day.name.capitalize()
-    if there:
-        return Promotion(False, f"the week of {day} {week} has its weekly backup, {there[0]}")
-    if policy.day(backup.started_at) == week:
+    if policy.day(backup.started_at) == period:
         return Promotion(True, f"{day}'s first proven dump")
-    return Promotion(True, f"{day} {week} left no weekly backup: the next proven dump takes its place")
+    return Promotion(True, f"{day} {period} left no weekly backup: the next proven dump takes its place")
+
+
+def _named(tier: Tier, period: date, policy: Policy) -> str:
+    if tier.period is Period.WEEK:
+        return f"week of {policy.weekly_day.name.capitalize()} {period}"
+    return tier.period.shown(period)

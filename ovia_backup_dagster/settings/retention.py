@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ovia_backup_dagster.settings.registry import SettingsGroup, setting
-from ovia_backup_dagster.settings.value_types import Kept, WeekdayName
+from ovia_backup_dagster.settings.value_types import Kept, KeptOrNone, WeekdayName
 
 
 class RetentionSettings(SettingsGroup):
@@ -16,3 +16,11 @@ class RetentionSettings(SettingsGroup):
     )
     backup_daily_keep: Kept = setting("BACKUP_DAILY_KEEP", default=7, help="Days with a proven dump to keep.")
     backup_weekly_keep: Kept = setting("BACKUP_WEEKLY_KEEP", default=4, help="Weeks to keep.")
+    backup_monthly_keep: KeptOrNone = setting(
+        "BACKUP_MONTHLY_KEEP",
+        default=0,
+        help="Months to keep the first proven dump of; 0: no monthly backups are made.",
+    )
+    backup_yearly_keep: KeptOrNone = setting(
+        "BACKUP_YEARLY_KEEP", default=0, help="Years to keep the first proven dump of; 0: no yearly backups are made."
+    )

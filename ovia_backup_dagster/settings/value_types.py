@@ -50,6 +50,12 @@ def _at_least_one(value: int) -> int:
     return value
 
 
+def _none_or_more(value: int) -> int:
+    if value < 0:
+        raise ValueError(f"{value} is too few: 0 turns it off")
+    return value
+
+
 def _port(value: int) -> int:
     if not 1 <= value <= 65535:
         raise ValueError(f"{value} is not a port (1 to 65535)")
@@ -161,6 +167,8 @@ TimeZone = Annotated[str, AfterValidator(_timezone)]
 WeekdayName = Annotated[str, AfterValidator(_weekday)]
 #: How many backups of a tier are kept.
 Kept = Annotated[int, AfterValidator(_at_least_one)]
+#: The same of a tier that may be off.
+KeptOrNone = Annotated[int, AfterValidator(_none_or_more)]
 AssetPrefix = Annotated[str, AfterValidator(_asset_prefix)]
 #: A sequence of names, or a comma list.
 CommaList = Annotated[tuple[str, ...], BeforeValidator(_split)]

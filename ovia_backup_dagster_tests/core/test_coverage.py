@@ -58,7 +58,7 @@ from ovia_backup_dagster_tests.support.factories import (
 )
 
 AT = NOW - 2 * HOUR
-POLICY = Policy(7, 4, Weekday.SUNDAY, ZoneInfo("UTC"))
+POLICY = Policy({Tier.DAILY: 7, Tier.WEEKLY: 4}, Weekday.SUNDAY, ZoneInfo("UTC"))
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def test_what_is_forged_is_bad_for_all_who_look(catalog: Catalog, forge: Callabl
     assert found.rejected == (backup,)
     assert found.newest == before[-1]
     assert catalog.newest(NOW, State.PROVEN) == before[-1]
-    assert not promotion.decide_promotion(backup, [], POLICY, NOW).promote
+    assert not promotion.decide_promotion(backup, Tier.WEEKLY, [], POLICY, NOW).promote
     with pytest.raises(NotProvenError, match="is bad"):
         acts.prune(catalog, POLICY, NOW)
     assert set(catalog.backups()) == {*before, backup}

@@ -68,7 +68,7 @@ def test_hostile_names_read_back(database: str) -> None:
 @given(backup_names)
 def test_a_file_name_stays_in_its_folder_and_is_plain_ascii(name: BackupName) -> None:
     # No slash, no leading dot, no blank, nothing that a shell, a terminal or a globbing pattern takes amiss.
-    assert re.fullmatch(r"[A-Za-z0-9_%-]+_(daily|weekly)_[0-9-]{10}_[0-9]{6}\.dump", name.filename)
+    assert re.fullmatch(r"[A-Za-z0-9_%-]+_(daily|weekly|monthly|yearly)_[0-9-]{10}_[0-9]{6}\.dump", name.filename)
     assert os.path.normpath(os.path.join("folder", name.filename)) == f"folder/{name.filename}"
 
 
@@ -118,7 +118,7 @@ def test_the_old_scripts_names_stand_for_themselves(filename: str, database: str
         ".ovia.tmp",
         "daily_2026-02-21_030000.dump",
         "_daily_2026-02-21_030000.dump",
-        "ovia_monthly_2026-02-21_030000.dump",
+        "ovia_quarterly_2026-02-21_030000.dump",
         "ovia_Daily_2026-02-21_030000.dump",
         "ovia_daily_2026-02-21_030000",
         "ovia_daily_2026-02-21_030000.dump.json",

@@ -52,7 +52,7 @@ from ovia_backup_dagster_tests.support.old_script import old_script
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="giving files away needs root")
 US = Owner(10001, 10001)
-ONE_DAY = Policy(1, 1, Weekday.SUNDAY, ZoneInfo("UTC"))
+ONE_DAY = Policy({Tier.DAILY: 1, Tier.WEEKLY: 1}, Weekday.SUNDAY, ZoneInfo("UTC"))
 #: Refused, with an error of ours.
 REFUSED = 3
 
@@ -621,7 +621,7 @@ def test_our_pruning_killed_at_any_step_loses_only_what_it_was_to_remove_and_bri
 class SharedVolume:
     """Both systems on a volume, day after day, and what must be there in the end."""
 
-    policy = Policy(2, 1, Weekday.SUNDAY, ZoneInfo("UTC"))
+    policy = Policy({Tier.DAILY: 2, Tier.WEEKLY: 1}, Weekday.SUNDAY, ZoneInfo("UTC"))
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -6,7 +6,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -424,26 +424,33 @@ def test_a_look_changes_nothing(volume: Path) -> None:
 
 POLICIES = st.builds(
     Policy,
-    daily_keep=st.integers(1, 9),
-    weekly_keep=st.integers(1, 5),
+    keep=st.fixed_dictionaries(
+        {
+            Tier.DAILY: st.integers(1, 9),
+            Tier.WEEKLY: st.integers(1, 5),
+            Tier.MONTHLY: st.sampled_from([0, 0, 1, 2, 12]),
+            Tier.YEARLY: st.sampled_from([0, 0, 1, 2]),
+        }
+    ),
     weekly_day=st.sampled_from(Weekday),
     timezone=st.just(ZoneInfo("UTC")),
 )
 SIZES = st.integers(1, 10**12)
 GROWTH = st.floats(0, 10**10)
-STAND = st.tuples(st.integers(1, 12), st.integers(0, 6))
+STAND = st.fixed_dictionaries({tier: st.integers(int(tier is Tier.DAILY), 12) for tier in Tier})
+TODAY = date(2026, 6, 15)
 
 
-def full(free: int, size: int, growth: float, stand: tuple[int, int], policy: Policy) -> float:
+def full(free: int, size: int, growth: float, stand: Mapping[Tier, int], policy: Policy) -> float:
     """The day, or never."""
-    days = doctor._days_until_full(free, size, growth, stand, policy)
+    days = doctor._days_until_full(free, size, growth, stand, policy, TODAY)
     assert days is None or 1 <= days <= doctor.SOON
     return float("inf") if days is None else days
 
 
 @given(free=SIZES, size=SIZES, growth=GROWTH, stand=STAND, policy=POLICIES, more=st.integers(0, 10**12))
 def test_more_room_is_never_full_earlier_and_more_growth_never_later(
-    free: int, size: int, growth: float, stand: tuple[int, int], policy: Policy, more: int
+    free: int, size: int, growth: float, stand: Mapping[Tier, int], policy: Policy, more: int
 ) -> None:
     day = full(free, size, growth, stand, policy)
     assert full(free + more, size, growth, stand, policy) >= day
@@ -452,11 +459,10 @@ def test_more_room_is_never_full_earlier_and_more_growth_never_later(
 
 @given(size=SIZES, policy=POLICIES, free=SIZES)
 def test_without_growth_what_the_policy_keeps_is_never_too_much(size: int, policy: Policy, free: int) -> None:
-    stand = (policy.daily_keep, policy.weekly_keep)
-    assert full(size + free, size, 0.0, stand, policy) == float("inf")
+    assert full(size + free, size, 0.0, policy.keep, policy) == float("inf")
 
 
-def simulated(free: int, size: int, growth: float, stand: tuple[int, int], policy: Policy) -> int:
+def simulated(free: int, size: int, growth: float, stand: Mapping[Tier, int], policy: Policy) -> int:
     """Day by day with the real policy: a dump, its promotion, pruning; then whether there is room for the next."""
     start = datetime(2026, 6, 15, 3, tzinfo=UTC)
     sizes: dict[datetime, float] = {}
@@ -466,19 +472,21 @@ def simulated(free: int, size: int, growth: float, stand: tuple[int, int], polic
         sizes.setdefault(at, bytes_)
         kept.append(Candidate(key=f"{tier}/{at}", tier=tier, started_at=at, state=State.PROVEN))
 
-    dailies, weeklies = stand
-    for days in range(dailies):
+    for days in range(stand[Tier.DAILY]):
         add(Tier.DAILY, start - days * DAY, size - growth * days)
-    week: date = policy.week(start)
-    for weeks in range(weeklies):
-        at = datetime.combine(week - timedelta(days=7 * weeks), start.timetz())
-        add(Tier.WEEKLY, at, size - growth * (start - at).days)
+    for tier in policy.promoted_to:
+        first_day = policy.period(tier, start)
+        for _ in range(stand[tier]):
+            at = datetime.combine(first_day, start.timetz())
+            add(tier, at, size - growth * (start - at).days)
+            first_day = policy.period(tier, at - DAY)
     used_before = sum(sizes[at] for at in {candidate.started_at for candidate in kept})
     for day in range(1, 30):
         at = start + day * DAY
         add(Tier.DAILY, at, size + growth * day)
-        if policy.week(at) == policy.day(at):
-            add(Tier.WEEKLY, at, 0)
+        for tier in policy.promoted_to:
+            if policy.period(tier, at) == policy.day(at):
+                add(tier, at, 0)
         gone = {decision.candidate.key for decision in plan_retention(kept, policy, at).removals}
         kept = [candidate for candidate in kept if candidate.key not in gone]
         used = sum(sizes[at] for at in {candidate.started_at for candidate in kept})
@@ -498,10 +506,12 @@ def test_the_day_is_the_real_policys_within_a_week_and_a_dump(
     room: float, growth: float, policy: Policy, shares: tuple[float, float]
 ) -> None:
     size = 10**9
-    dailies = max(1, round(policy.daily_keep * shares[0]))
+    stand = dict.fromkeys(Tier, 0)
+    stand[Tier.DAILY] = max(1, round(policy.count(Tier.DAILY) * shares[0]))
     # As many weeks as there were days for: else weekly ones stand whose daily ones were never made.
-    weeklies = round(policy.weekly_keep * shares[1]) if dailies == policy.daily_keep else 0
-    arguments = (int(room * size), size, growth * size, (dailies, weeklies), policy)
+    if stand[Tier.DAILY] == policy.count(Tier.DAILY):
+        stand |= {tier: round(policy.count(tier) * shares[1]) for tier in policy.promoted_to}
+    arguments = (int(room * size), size, growth * size, stand, policy)
     expected, one = simulated(*arguments), int(1.2 * size)
     earliest, latest = (full(arguments[0] + more, *arguments[1:]) for more in (-one, one))
     assert min(earliest, doctor.SOON + 1) - 8 <= expected <= latest + 8, (earliest, expected, latest)

@@ -949,7 +949,7 @@ def _passes(site: Site, backup: Backup) -> None:
 
 # --------------------------------------------------------------------------------------------- locks, and what is kept
 
-KEEP_ONE = Policy(daily_keep=1, weekly_keep=1, weekly_day=Weekday.SUNDAY, timezone=ZoneInfo("UTC"))
+KEEP_ONE = Policy(keep={Tier.DAILY: 1, Tier.WEEKLY: 1}, weekly_day=Weekday.SUNDAY, timezone=ZoneInfo("UTC"))
 
 
 def during(site: Site, backup: Backup, action: Callable[[], object], choice: Choice = DATABASE) -> Evidence:

@@ -31,7 +31,7 @@ from ovia_backup_dagster_tests.support.factories import DAY, HOUR, NOW, held, ju
 
 LIVES = rounds(10, 1)
 DAYS = rounds(200, 60)
-POLICY = Policy(7, 4, Weekday.SUNDAY, ZoneInfo("UTC"))
+POLICY = Policy({Tier.DAILY: 7, Tier.WEEKLY: 4}, Weekday.SUNDAY, ZoneInfo("UTC"))
 
 #: What may become of a day, and how often.
 FATES = {

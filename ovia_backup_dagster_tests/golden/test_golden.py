@@ -310,7 +310,7 @@ def test_weeklies_are_their_dailies(catalog: Catalog) -> None:
 
 
 def test_pruning_removes_what_was_said_and_sweeps_what_is_abandoned(own: Catalog) -> None:
-    policy = Policy(7, 4, Weekday.SUNDAY, ZoneInfo("UTC"))
+    policy = Policy({Tier.DAILY: 7, Tier.WEEKLY: 4}, Weekday.SUNDAY, ZoneInfo("UTC"))
     said_before = [decision.candidate.key for decision in acts.preview(own.backups(), policy, NOW).removals]
     pruned = acts.prune(own, policy, NOW)
     assert list(pruned.removed) == said_before

@@ -38,7 +38,7 @@ from ovia_backup_dagster.retention.policy import Policy
 from ovia_backup_dagster_tests.conftest import NewDatabase, execute, free_port, quiet
 from ovia_backup_dagster_tests.support.factories import redated
 
-ONE_DAY = Policy(1, 1, Weekday.SUNDAY, ZoneInfo("UTC"))
+ONE_DAY = Policy({Tier.DAILY: 1, Tier.WEEKLY: 1}, Weekday.SUNDAY, ZoneInfo("UTC"))
 TABLES = ("CREATE TABLE people (id int)", "INSERT INTO people SELECT generate_series(1, 100)")
 
 

@@ -18,7 +18,7 @@ from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.checks import Check
 from ovia_backup_dagster.core.publication import remove_backup
-from ovia_backup_dagster.core.tiers import Weekday
+from ovia_backup_dagster.core.tiers import Tier, Weekday
 from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.postgres import verification
 from ovia_backup_dagster.postgres.dump import Dumper
@@ -326,7 +326,7 @@ def test_a_changed_expectation_deletes_nothing(dumper: Dumper, verifier: Verifie
         assert not strict.verify(backup, log=quiet).judgement.good
     strict.verify(dumper.dump(log=quiet), log=quiet)
 
-    pruned = prune(catalog, Policy(7, 4, Weekday.SUNDAY, ZoneInfo("UTC")), datetime.now(UTC))
+    pruned = prune(catalog, Policy({Tier.DAILY: 7, Tier.WEEKLY: 4}, Weekday.SUNDAY, ZoneInfo("UTC")), datetime.now(UTC))
 
     assert pruned.removed == ()
     assert {b.path for b in catalog.backups()} > {b.path for b in old}
@@ -342,7 +342,7 @@ def test_a_full_disk_gets_well_by_itself(dumper: Dumper, verifier: Verifier, cat
 
         assert verifier.verify(backup, log=quiet).judgement.good
 
-        prune(catalog, Policy(7, 4, Weekday.SUNDAY, ZoneInfo("UTC")), datetime.now(UTC))
+        prune(catalog, Policy({Tier.DAILY: 7, Tier.WEEKLY: 4}, Weekday.SUNDAY, ZoneInfo("UTC")), datetime.now(UTC))
         (volume / "ballast").unlink()
         dumper.dump(log=quiet)
         assert (volume / ".reserve").exists()

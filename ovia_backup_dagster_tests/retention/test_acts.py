@@ -40,8 +40,8 @@ from ovia_backup_dagster_tests.support.factories import (
     write_dump,
 )
 
-POLICY = Policy(7, 4, Weekday.SUNDAY, ZoneInfo("UTC"))
-ONE_DAY = replace(POLICY, daily_keep=1)
+POLICY = Policy({Tier.DAILY: 7, Tier.WEEKLY: 4}, Weekday.SUNDAY, ZoneInfo("UTC"))
+ONE_DAY = replace(POLICY, keep={**POLICY.keep, Tier.DAILY: 1})
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from random import Random
 from zoneinfo import ZoneInfo
@@ -23,10 +24,10 @@ from ovia_backup_dagster_tests.support.factories import DAY, HOUR, NOW, drilled,
 
 # --- A table of histories -----------------------------------------------------------------------------------------
 #
-# A line is: keep or drop, d(aily) or w(eekly), a day or a range of days (2026 unless it says otherwise), a time
-# (03:00 unless it says otherwise; UTC), and what is special: bad, unproven, writing, drilled, held (until
-# tomorrow), lapsed (a hold that ended yesterday). "now" is Monday, 15 June 2026, noon, unless the case says
-# otherwise; the policy is 7 daily, 4 weekly, Sunday, UTC.
+# A line is: keep or drop, d(aily), w(eekly), m(onthly) or y(early), a day or a range of days (2026 unless it says
+# otherwise), a time (03:00 unless it says otherwise; UTC), and what is special: bad, unproven, writing, drilled, held
+# (until tomorrow), lapsed (a hold that ended yesterday). "now" is Monday, 15 June 2026, noon, unless the case says
+# otherwise; the policy is 7 daily, 4 weekly, no monthly, no yearly, Sunday, UTC.
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Case:
     now: str = "06-15 12:00"
     daily: int = 7
     weekly: int = 4
+    monthly: int = 0
+    yearly: int = 0
     day: str = "sunday"
     zone: str = "UTC"
 
@@ -45,7 +48,12 @@ class Case:
 
     @property
     def policy(self) -> Policy:
-        return Policy(self.daily, self.weekly, Weekday[self.day.upper()], ZoneInfo(self.zone))
+        keep = keeping(self.daily, self.weekly, self.monthly, self.yearly)
+        return Policy(keep, Weekday[self.day.upper()], ZoneInfo(self.zone))
+
+
+def keeping(daily: int, weekly: int, monthly: int = 0, yearly: int = 0) -> dict[Tier, int]:
+    return {Tier.DAILY: daily, Tier.WEEKLY: weekly, Tier.MONTHLY: monthly, Tier.YEARLY: yearly}
 
 
 CASES = [
@@ -599,10 +607,94 @@ CASES = [
         """,
         weekly=2,
     ),
+    Case(
+        "two years of monthly backups, and their years",
+        """
+        keep d 06-09..06-15
+        keep m 06-01
+        keep m 05-01
+        drop m 04-03
+        drop m 2025-12-01
+        keep y 01-01
+        keep y 2025-01-04
+        drop y 2024-01-01
+        """,
+        monthly=2,
+        yearly=2,
+    ),
+    Case(
+        "monthly and yearly backups of a time when they were on",
+        """
+        keep d 06-09..06-15
+        drop d 06-08
+        keep m 05-01
+        keep m 04-01
+        keep m 03-01 bad
+        keep m 02-01 bad
+        keep m 01-01 bad
+        keep y 2020-01-01
+        """,
+    ),
+    Case(
+        "bad backups of a tier that is off, and the places of others for study",
+        """
+        keep d 06-15
+        keep m 06-13 bad
+        keep d 06-12 bad
+        keep d 06-11 bad
+        drop d 06-10 bad
+        keep m 06-09 bad
+        """,
+        daily=1,
+    ),
+    Case(
+        "a month by the clock of the place",
+        """
+        keep d 06-15
+        keep m 06-01 03:59
+        keep m 06-01 04:00
+        drop m 05-01 04:00
+        """,
+        monthly=2,
+        daily=1,
+        zone="America/New_York",
+    ),
+    Case(
+        "several of a month",
+        """
+        keep d 06-15
+        keep m 06-05
+        drop m 06-04
+        keep m 05-20
+        """,
+        monthly=2,
+        daily=1,
+    ),
+    Case(
+        "the last that a drill proved stands in yearly/ alone",
+        """
+        keep d 06-15
+        keep y 2026-01-01
+        keep y 2022-01-01 drilled
+        drop y 2021-01-01 drilled
+        """,
+        yearly=1,
+        daily=1,
+    ),
+    Case(
+        "the newest is a monthly one that is unproven",
+        """
+        keep d 06-01..06-14
+        keep m 06-15 unproven
+        """,
+        held="is unproven",
+        monthly=3,
+        daily=1,
+    ),
 ]
 
 _LINE = re.compile(
-    r"(?P<what>keep|drop) (?P<tier>[dw]) (?P<first>[0-9-]+)(\.\.(?P<last>[0-9-]+))?"
+    r"(?P<what>keep|drop) (?P<tier>[dwmy]) (?P<first>[0-9-]+)(\.\.(?P<last>[0-9-]+))?"
     r"( (?P<time>[0-9:]+))?(?P<marks>( [a-z]+)*)"
 )
 _STATES = {"bad": State.BAD, "unproven": State.UNPROVEN, "writing": State.BEING_WRITTEN}
@@ -620,7 +712,9 @@ def read_history(text: str, now: datetime) -> tuple[list[Candidate], set[str]]:
         last = instant(f"{match['last'] or match['first']} {match['time'] or '03:00'}")
         hold = now + DAY if "held" in marks else now - DAY if "lapsed" in marks else None
         while at <= last:
-            made = make(at, Tier.DAILY if match["tier"] == "d" else Tier.WEEKLY, state, "drilled" in marks, hold)
+            made = make(
+                at, next(tier for tier in Tier if tier.startswith(match["tier"])), state, "drilled" in marks, hold
+            )
             candidates.append(made)
             if match["what"] == "keep":
                 kept.add(made.key)
@@ -663,7 +757,7 @@ def test_no_two_cases_are_called_alike() -> None:
     assert len({case.name for case in CASES}) == len(CASES)
 
 
-SUNDAY_UTC = Policy(7, 4, Weekday.SUNDAY, ZoneInfo("UTC"))
+SUNDAY_UTC = Policy(keeping(7, 4), Weekday.SUNDAY, ZoneInfo("UTC"))
 
 
 def test_each_decision_says_why() -> None:
@@ -679,12 +773,15 @@ def test_each_decision_says_why() -> None:
         drop d 06-10 bad
         keep w 06-07
         drop w 05-31
+        keep y 05-31
         drop d 05-02
         keep d 05-01 drilled
+        keep m 05-01
         keep d 04-01 held
+        drop m 04-01
     """
     candidates, kept = read_history(history, NOW)
-    made = plan_retention(candidates, replace(SUNDAY_UTC, daily_keep=2, weekly_keep=1), NOW)
+    made = plan_retention(candidates, replace(SUNDAY_UTC, keep=keeping(2, 1, 1)), NOW)
     assert kept_by(made) == kept
     assert [d.reason for d in made.decisions] == [
         "dated in the future: check the clock",
@@ -698,9 +795,12 @@ def test_each_decision_says_why() -> None:
         "bad, and older than the newest 2 bad ones",
         "weekly 1 of 1 (week of 2026-06-07)",
         "not the newest of one of the last 1 weeks with a proven dump",
+        "yearly backups are off: those that there are stay",
         "not the newest of one of the last 2 days with a proven dump",
         "newest proven by a drill",
+        "monthly 1 of 1 (month 2026-05)",
         "held: people shrank",
+        "not the newest of one of the last 1 months with a proven dump",
     ]
 
 
@@ -722,15 +822,15 @@ def test_removals_are_oldest_first_so_that_an_interrupted_pruning_leaves_the_new
 def test_a_hold_ends_at_its_very_instant() -> None:
     recent = make(NOW - HOUR)
     old = make(NOW - 30 * DAY, held_until=NOW)
-    policy = replace(SUNDAY_UTC, daily_keep=1)
+    policy = replace(SUNDAY_UTC, keep={**SUNDAY_UTC.keep, Tier.DAILY: 1})
     assert [d.candidate for d in plan_retention([recent, old], policy, NOW).removals] == [old]
     assert plan_retention([recent, old], policy, NOW - timedelta(microseconds=1)).removals == ()
 
 
-@pytest.mark.parametrize("keeps", [(0, 1), (1, 0), (-1, 4)])
-def test_a_policy_that_keeps_nothing_is_refused(keeps: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="at least one"):
-        Policy(*keeps, Weekday.SUNDAY, ZoneInfo("UTC"))
+@pytest.mark.parametrize("keeps", [(0, 1), (1, 0), (-1, 4), (1, 1, -1), (1, 1, 0, -1)])
+def test_a_policy_that_keeps_nothing_is_refused(keeps: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="too few"):
+        Policy(keeping(*keeps), Weekday.SUNDAY, ZoneInfo("UTC"))
 
 
 @pytest.mark.parametrize("zone", ["America/New_York", "Asia/Kathmandu", "UTC"])
@@ -775,13 +875,13 @@ def test_a_hold_that_cannot_be_read_holds(tmp_path: Path, text: str) -> None:
     recent = proven(catalog, NOW - HOUR)
     old.sidecar(HELD).write_text(text, encoding="utf-8")
     read = [candidate(b, NOW) for b in (old, recent)]
-    assert plan_retention(read, replace(SUNDAY_UTC, daily_keep=1), NOW).removals == ()
+    assert plan_retention(read, replace(SUNDAY_UTC, keep={**SUNDAY_UTC.keep, Tier.DAILY: 1}), NOW).removals == ()
 
 
-def test_the_two_tiers_copies_of_a_dump_have_keys_of_their_own(tmp_path: Path) -> None:
+def test_the_tiers_copies_of_a_dump_have_keys_of_their_own(tmp_path: Path) -> None:
     catalog = make_catalog(tmp_path)
     copies = [write_dump(catalog, NOW - DAY, tier) for tier in Tier]
-    assert len({candidate(b, NOW).key for b in copies}) == 2
+    assert len({candidate(b, NOW).key for b in copies}) == len(Tier)
 
 
 # --- Properties of any history ------------------------------------------------------------------------------------
@@ -790,8 +890,7 @@ ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Pacific/Apia", "Asia/Kathm
 
 policies = st.builds(
     Policy,
-    daily_keep=st.integers(1, 10),
-    weekly_keep=st.integers(1, 10),
+    keep=st.builds(keeping, st.integers(1, 10), st.integers(1, 10), st.integers(0, 5), st.integers(0, 3)),
     weekly_day=st.sampled_from(Weekday),
     timezone=st.sampled_from(ZONES).map(ZoneInfo),
 )
@@ -816,6 +915,7 @@ _minutes = st.one_of(
     st.integers(-3, 45).map(lambda days: days * 1440),
     st.integers(-3 * 1440, 45 * 1440),
     st.integers(-2 * 1440, 2 * 1440),
+    st.integers(0, 40).map(lambda months: months * 30 * 1440),
     st.sampled_from([-366 * 1440, -6, -5, 0, 1440, 1439, 1441, 366 * 1440, 3660 * 1440]),
 )
 # Proven more often than not: a history in which nothing may be removed shows little.
@@ -852,9 +952,9 @@ def histories(draw: st.DrawFn) -> History:
         )
         for m, tier, state, n, hold, identified in rows
     ]
-    # As promotion does it: some instants stand in both tiers.
+    # As promotion does it: some instants stand in several tiers.
     twins = [
-        make(c.started_at, Tier.WEEKLY, draw(_states))
+        make(c.started_at, draw(st.sampled_from(Tier)), draw(_states))
         for c in draw(st.lists(st.sampled_from(candidates), max_size=4) if candidates else st.just([]))
     ]
     unique = {c.key: c for c in [*candidates, *twins]}
@@ -873,9 +973,9 @@ class History:
 
     @property
     def past(self) -> list[Candidate]:
-        """Not dated in the future; newest first, the daily copy before the weekly one."""
+        """Not dated in the future; newest first, of copies the daily one before the weekly one, and so on."""
         past = [c for c in self.candidates if c.started_at <= self.now + CLOCK_TOLERANCE]
-        return sorted(past, key=lambda c: (c.started_at, c.tier is Tier.DAILY), reverse=True)
+        return sorted(past, key=lambda c: (c.started_at, -list(Tier).index(c.tier)), reverse=True)
 
     @property
     def proven(self) -> list[Candidate]:
@@ -993,6 +1093,7 @@ def test_at_most_two_bad_dumps_stay_besides_young_held_and_future_ones(history: 
         and c not in removed(history)
         and history.now - c.started_at >= YOUNG
         and not (c.held_until and c.held_until > history.now)
+        and history.policy.keep[c.tier]
     ]
     assert len(stay) <= BAD_KEEP
 
@@ -1022,6 +1123,25 @@ def newest_of_the_last(proven: Sequence[Candidate], period: Callable[[datetime],
     return {max(by_period[when], key=lambda c: c.started_at) for when in last}
 
 
+def day(policy: Policy, at: datetime) -> date:
+    return at.astimezone(policy.timezone).date()
+
+
+def week(policy: Policy, at: datetime) -> date:
+    found = day(policy, at)
+    while found.weekday() != policy.weekly_day:
+        found -= DAY
+    return found
+
+
+def month(policy: Policy, at: datetime) -> date:
+    return date(day(policy, at).year, day(policy, at).month, 1)
+
+
+def year(policy: Policy, at: datetime) -> date:
+    return date(day(policy, at).year, 1, 1)
+
+
 @many
 @given(histories())
 @example(History((), SUNDAY_UTC, NOW))
@@ -1029,11 +1149,14 @@ def test_what_has_a_claim_is_kept_and_nothing_else(history: History) -> None:
     if history.plan.held:
         return
     policy, now, proven_ones = history.policy, history.now, history.proven
-    claims = newest_of_the_last([c for c in proven_ones if c.tier is Tier.DAILY], policy.day, policy.daily_keep)
-    claims |= newest_of_the_last([c for c in proven_ones if c.tier is Tier.WEEKLY], policy.week, policy.weekly_keep)
+    periods = {Tier.DAILY: day, Tier.WEEKLY: week, Tier.MONTHLY: month, Tier.YEARLY: year}
+    claims = {c for c in history.candidates if policy.keep[c.tier] == 0}
+    for tier, period in periods.items():
+        of_tier = [c for c in proven_ones if c.tier is tier]
+        claims |= newest_of_the_last(of_tier, partial(period, policy), policy.keep[tier])
     claims |= set(proven_ones[:1]) | set([c for c in proven_ones if c.drilled][:1])
     claims |= set([c for c in proven_ones if c.identified][:1])
-    claims |= set([c for c in history.past if c.state is State.BAD][:BAD_KEEP])
+    claims |= set([c for c in history.past if c.state is State.BAD and policy.keep[c.tier]][:BAD_KEEP])
     claims |= {c for c in history.candidates if now - c.started_at < YOUNG}
     claims |= {c for c in history.candidates if c.held_until is not None and c.held_until > now}
     claims |= {c for c in history.candidates if c.state in (State.UNPROVEN, State.BEING_WRITTEN)}
@@ -1043,14 +1166,14 @@ def test_what_has_a_claim_is_kept_and_nothing_else(history: History) -> None:
 @many
 @given(policies, any_instant)
 def test_a_week_has_seven_days_and_begins_with_the_weekly_day(policy: Policy, at: datetime) -> None:
-    week = policy.week(at)
+    week = policy.period(Tier.WEEKLY, at)
     assert week.weekday() == policy.weekly_day
     assert timedelta(0) <= policy.day(at) - week < timedelta(days=7)
 
 
 def test_a_bad_one_that_is_intact_goes_only_when_as_many_newer_ones_are_proven() -> None:
     """What is expected of a dump can change; what is in it cannot. A typo in a setting deletes nothing."""
-    policy = replace(SUNDAY_UTC, daily_keep=3)
+    policy = replace(SUNDAY_UTC, keep={**SUNDAY_UTC.keep, Tier.DAILY: 3})
     bad = [replace(make(NOW - days * DAY, Tier.DAILY), state=State.BAD, intact=True) for days in (4, 5, 6, 7, 8)]
     good = [make(NOW - days * DAY, Tier.DAILY) for days in (1, 2)]
     assert plan_retention([*bad, *good], policy, NOW).removals == ()

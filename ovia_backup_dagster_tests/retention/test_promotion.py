@@ -26,7 +26,7 @@ from ovia_backup_dagster_tests.support.factories import (
 )
 
 SUNDAY = datetime(2026, 6, 14, 3, 0, tzinfo=UTC)
-POLICY = Policy(7, 4, Weekday.SUNDAY, ZoneInfo("UTC"))
+POLICY = Policy({Tier.DAILY: 7, Tier.WEEKLY: 4}, Weekday.SUNDAY, ZoneInfo("UTC"))
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def catalog(tmp_path: Path) -> Catalog:
 
 
 def test_the_weekly_days_first_proven_dump_is_promoted(catalog: Catalog) -> None:
-    decision = decide_promotion(proven(catalog, SUNDAY), [], POLICY, NOW)
+    decision = decide_promotion(proven(catalog, SUNDAY), Tier.WEEKLY, [], POLICY, NOW)
     assert decision.promote
     assert decision.reason == "Sunday's first proven dump"
 
@@ -43,55 +43,58 @@ def test_the_weekly_days_first_proven_dump_is_promoted(catalog: Catalog) -> None
 def test_one_weekly_a_week(catalog: Catalog) -> None:
     there = proven(catalog, SUNDAY, Tier.WEEKLY)
     for later in (SUNDAY + HOUR, SUNDAY + 3 * DAY, SUNDAY + 6 * DAY):
-        decision = decide_promotion(proven(catalog, later), [there], POLICY, NOW)
+        decision = decide_promotion(proven(catalog, later), Tier.WEEKLY, [there], POLICY, NOW)
         assert not decision.promote
         assert decision.reason == f"the week of Sunday 2026-06-14 has its weekly backup, {there}"
 
 
 def test_last_weeks_weekly_does_not_stand_in_for_this_weeks(catalog: Catalog) -> None:
     last = proven(catalog, SUNDAY - 7 * DAY, Tier.WEEKLY)
-    assert decide_promotion(proven(catalog, SUNDAY), [last], POLICY, NOW).promote
+    assert decide_promotion(proven(catalog, SUNDAY), Tier.WEEKLY, [last], POLICY, NOW).promote
 
 
 @pytest.mark.parametrize("days", range(1, 7))
 def test_after_a_missed_weekly_day_the_next_proven_dump_takes_its_place(catalog: Catalog, days: int) -> None:
-    decision = decide_promotion(proven(catalog, SUNDAY + days * DAY), [], POLICY, NOW + 7 * DAY)
+    decision = decide_promotion(proven(catalog, SUNDAY + days * DAY), Tier.WEEKLY, [], POLICY, NOW + 7 * DAY)
     assert decision.promote
     assert decision.reason == "Sunday 2026-06-14 left no weekly backup: the next proven dump takes its place"
 
 
 def test_an_unproven_dump_is_not_promoted(catalog: Catalog) -> None:
     backup = publish(catalog, SUNDAY)
-    assert decide_promotion(backup, [], POLICY, NOW).reason == f"{backup} is unproven; only a proven backup is promoted"
-    assert not decide_promotion(backup, [], POLICY, NOW).promote
+    assert (
+        decide_promotion(backup, Tier.WEEKLY, [], POLICY, NOW).reason
+        == f"{backup} is unproven; only a proven backup is promoted"
+    )
+    assert not decide_promotion(backup, Tier.WEEKLY, [], POLICY, NOW).promote
 
 
 def test_a_bad_dump_is_not_promoted(catalog: Catalog) -> None:
     backup = judged(catalog, publish(catalog, SUNDAY), good=False)
-    assert not decide_promotion(backup, [], POLICY, NOW).promote
-    assert "is bad" in decide_promotion(backup, [], POLICY, NOW).reason
+    assert not decide_promotion(backup, Tier.WEEKLY, [], POLICY, NOW).promote
+    assert "is bad" in decide_promotion(backup, Tier.WEEKLY, [], POLICY, NOW).reason
 
 
 def test_a_dump_being_written_is_not_promoted(catalog: Catalog) -> None:
     backup = write_dump(catalog, SUNDAY, age=timedelta(minutes=1))
-    assert not decide_promotion(backup, [], POLICY, NOW).promote
-    assert "is being written" in decide_promotion(backup, [], POLICY, NOW).reason
+    assert not decide_promotion(backup, Tier.WEEKLY, [], POLICY, NOW).promote
+    assert "is being written" in decide_promotion(backup, Tier.WEEKLY, [], POLICY, NOW).reason
 
 
 def test_a_weekly_backup_is_not_promoted_again(catalog: Catalog) -> None:
     weekly = proven(catalog, SUNDAY, Tier.WEEKLY)
-    decision = decide_promotion(weekly, [], POLICY, NOW)
+    decision = decide_promotion(weekly, Tier.WEEKLY, [], POLICY, NOW)
     assert (decision.promote, decision.reason) == (False, f"{weekly} is a weekly backup already")
 
 
 def test_a_bad_weekly_does_not_take_the_weeks_place(catalog: Catalog) -> None:
     bad = judged(catalog, write_dump(catalog, SUNDAY, Tier.WEEKLY), good=False)
-    assert decide_promotion(proven(catalog, SUNDAY + DAY), [bad], POLICY, NOW + DAY).promote
+    assert decide_promotion(proven(catalog, SUNDAY + DAY), Tier.WEEKLY, [bad], POLICY, NOW + DAY).promote
 
 
 def test_an_unproven_weekly_of_the_old_script_takes_the_weeks_place(catalog: Catalog) -> None:
     old = write_dump(catalog, SUNDAY, Tier.WEEKLY)
-    assert not decide_promotion(proven(catalog, SUNDAY + DAY), [old], POLICY, NOW + DAY).promote
+    assert not decide_promotion(proven(catalog, SUNDAY + DAY), Tier.WEEKLY, [old], POLICY, NOW + DAY).promote
 
 
 @pytest.mark.parametrize(
@@ -114,19 +117,22 @@ def test_an_unproven_weekly_of_the_old_script_takes_the_weeks_place(catalog: Cat
 def test_the_week_is_counted_in_the_policys_zone_by_the_dumps_start(
     catalog: Catalog, zone: str, at: str, week: str
 ) -> None:
-    policy = Policy(7, 4, Weekday.SUNDAY, ZoneInfo(zone))
+    policy = Policy({Tier.DAILY: 7, Tier.WEEKLY: 4}, Weekday.SUNDAY, ZoneInfo(zone))
     started_at = datetime.fromisoformat(f"{at}+00:00")
     backup = proven(catalog, started_at)
     there = proven(catalog, started_at, Tier.WEEKLY)
-    assert f"the week of Sunday {week} has" in decide_promotion(backup, [there], policy, NOW + 365 * DAY).reason
+    assert (
+        f"the week of Sunday {week} has"
+        in decide_promotion(backup, Tier.WEEKLY, [there], policy, NOW + 365 * DAY).reason
+    )
 
 
 @pytest.mark.parametrize("day", Weekday)
 def test_any_day_may_be_the_weekly_day(catalog: Catalog, day: Weekday) -> None:
-    policy = Policy(7, 4, day, ZoneInfo("UTC"))
+    policy = Policy({Tier.DAILY: 7, Tier.WEEKLY: 4}, day, ZoneInfo("UTC"))
     week = [proven(catalog, SUNDAY + n * DAY) for n in range(1, 8)]
     promoted_as_the_days_own = [
-        b for b in week if "first proven" in decide_promotion(b, [], policy, NOW + 30 * DAY).reason
+        b for b in week if "first proven" in decide_promotion(b, Tier.WEEKLY, [], policy, NOW + 30 * DAY).reason
     ]
     assert [b.started_at.weekday() for b in promoted_as_the_days_own] == [day]
 
@@ -140,5 +146,35 @@ def test_a_stray_weekly_file_dated_at_the_edge_of_the_calendar_stops_no_promotio
     name = BackupName("ovia", Tier.WEEKLY, at)
     stray = Backup(catalog.folder(Tier.WEEKLY) / name.filename, name, 0, 0)
     stray.path.touch()
-    policy = Policy(7, 4, Weekday.SUNDAY, ZoneInfo(zone))
-    assert decide_promotion(proven(catalog, SUNDAY + 12 * HOUR), [stray], policy, NOW).promote
+    policy = Policy({Tier.DAILY: 7, Tier.WEEKLY: 4}, Weekday.SUNDAY, ZoneInfo(zone))
+    assert decide_promotion(proven(catalog, SUNDAY + 12 * HOUR), Tier.WEEKLY, [stray], policy, NOW).promote
+
+
+@pytest.mark.parametrize(
+    ("tier", "period", "first", "later", "other"),
+    [
+        (Tier.MONTHLY, "month 2026-06", "2026-06-01 03:00", "2026-06-30 23:59", "2026-05-31 23:59"),
+        (Tier.YEARLY, "year 2026", "2026-01-02 03:00", "2026-12-31 23:59", "2025-12-31 23:59"),
+    ],
+)
+def test_the_first_proven_dump_of_each_month_and_year_is_promoted(
+    catalog: Catalog, tier: Tier, period: str, first: str, later: str, other: str
+) -> None:
+    one, another, before = (proven(catalog, datetime.fromisoformat(f"{at}+00:00")) for at in (first, later, other))
+    year_later = NOW + 365 * DAY
+    of_before = proven(catalog, before.started_at, tier)
+    decision = decide_promotion(one, tier, [of_before], POLICY, year_later)
+    assert (decision.promote, decision.reason) == (True, f"the first proven dump of the {period}")
+    there = proven(catalog, one.started_at, tier)
+    decision = decide_promotion(another, tier, [there, of_before], POLICY, year_later)
+    assert (decision.promote, decision.reason) == (False, f"the {period} has its {tier} backup, {there}")
+    assert decide_promotion(there, tier, [], POLICY, year_later).reason == f"{there} is a {tier} backup already"
+
+
+def test_a_month_is_counted_in_the_policys_zone(catalog: Catalog) -> None:
+    policy = Policy(POLICY.keep, POLICY.weekly_day, ZoneInfo("Asia/Kathmandu"))
+    # Midnight of the place, in UTC.
+    there = proven(catalog, datetime(2026, 5, 31, 18, 14, tzinfo=UTC), Tier.MONTHLY)
+    backup = proven(catalog, datetime(2026, 5, 31, 18, 15, tzinfo=UTC))
+    assert decide_promotion(backup, Tier.MONTHLY, [there], policy, NOW).promote
+    assert not decide_promotion(backup, Tier.MONTHLY, [there], POLICY, NOW).promote

@@ -144,6 +144,7 @@ def write_dump(
     """What the old script left: a dump without any sidecar, last written ``age`` before ``NOW``."""
     name = BackupName(catalog.database, tier, started_at)
     path = catalog.folder(tier) / name.filename
+    path.parent.mkdir(mode=0o700, exist_ok=True)
     path.write_bytes(content)
     path.chmod(0o600)
     set_mtime(path, NOW - age)
