@@ -61,7 +61,7 @@ def build_drill(system: BackupSystem, names: DatabaseNames) -> dg.AssetsDefiniti
         if evidence.trouble is None:
             # First: Dagster shows a check's result with the materialization before it.
             yield dg.MaterializeResult(metadata=metadata.of_drill(evidence, driller.drills.path))
-        yield from _check_results(evidence)
+        yield from drill_check_results(evidence)
         if evidence.trouble is not None:
             with errors_as_failures(context, system, names.in_words):
                 raise evidence.trouble
@@ -78,7 +78,7 @@ def _launcher(run: dg.DagsterRun) -> str:
     return f"schedule {schedule}" if schedule else run.tags.get("user", "Dagster, by hand")
 
 
-def _check_results(evidence: Evidence) -> Iterator[dg.AssetCheckResult]:
+def drill_check_results(evidence: Evidence) -> Iterator[dg.AssetCheckResult]:
     """A result for each check. What is odd passes, with a note: Dagster shows a warning as failed.
 
     A check that was not made has not passed, and says why: left out, it would count as failed without a word.
@@ -88,7 +88,7 @@ def _check_results(evidence: Evidence) -> Iterator[dg.AssetCheckResult]:
         line = made.get(check)
         result = line.result if line else Result.NOT_MADE
         # A check that was not asked for is no reason to worry, and what is odd is none to call the drill failed.
-        passed = result in (Result.PASSED, Result.ODD) or (line is not None and result is Result.NOT_MADE)
+        passed = line is not None and result is not Result.FAILED and not line.lacks_code
         note = ODD if result is Result.ODD else ""
         yield dg.AssetCheckResult(
             check_name=check.value,

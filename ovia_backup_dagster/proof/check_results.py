@@ -30,6 +30,11 @@ class CheckResult(Sidecar):
     result: Result
     text: str
 
+    @property
+    def lacks_code(self) -> bool:
+        """Whether the check is registered, and no code makes it."""
+        return self.result is Result.NOT_MADE and self.text == NO_CODE
+
 
 class CopiedTable(Sidecar):
     """A table of the copy: its rows, and its bytes on disk with indexes and TOAST."""

@@ -31,13 +31,14 @@ from ovia_backup_dagster.core.sidecars import DRILLED
 from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.core.verdict import DrillRecord
 from ovia_backup_dagster.defs.code_location import build_defs
+from ovia_backup_dagster.defs.drill_asset import drill_check_results
 from ovia_backup_dagster.defs.schedules import usable_schedules
 from ovia_backup_dagster.demo.demonstration import end_group
 from ovia_backup_dagster.drill.evidence import Evidence
 from ovia_backup_dagster.drill.placement import Choice
 from ovia_backup_dagster.drill.runner import Driller
 from ovia_backup_dagster.postgres.programs import Connection
-from ovia_backup_dagster.proof.check_results import Result
+from ovia_backup_dagster.proof.check_results import NO_CODE, CheckResult, Result
 from ovia_backup_dagster_tests.conftest import PASSWORD, REPOSITORY, PortCluster, _databases, execute
 from ovia_backup_dagster_tests.conftest import snapshot as files_of
 from ovia_backup_dagster_tests.defs.conftest import NewLocation
@@ -201,6 +202,17 @@ def test_the_evidence_has_every_check_and_table(drilled: Drilled) -> None:
     assert [line.split(" | ")[0][2:] for line in page.splitlines() if re.match(r"\| \w+_\w+", line)] == [
         check.value for check in Check.at(Stage.DRILL) if check is not Check.ANALYZED
     ]
+
+
+def test_a_check_that_no_code_makes_is_not_shown_as_passed(drilled: Drilled) -> None:
+    unmade = CheckResult(check=Check.OWN_CHECK, result=Result.NOT_MADE, text=NO_CODE)
+    lines = tuple(unmade if line.check is unmade.check else line for line in drilled.evidence.lines)
+    results = {
+        each.check_name: each for each in drill_check_results(drilled.evidence.model_copy(update={"lines": lines}))
+    }
+
+    assert [name for name, each in results.items() if not each.passed] == [unmade.check]
+    assert (results[unmade.check].severity, results[unmade.check].description) == (WARN, NO_CODE)
 
 
 def test_the_evidence_is_on_the_volume_and_the_run_says_where(drilled: Drilled) -> None:
