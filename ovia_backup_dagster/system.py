@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.deployment_hints import Hints
+from ovia_backup_dagster.core.errors import SettingsError
 from ovia_backup_dagster.core.tiers import Tier, Weekday
 from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.drill.folder import DrillFolder
@@ -46,6 +47,26 @@ class BackupSystem:
 
     settings: Settings
     retry_seconds: float = 30.0
+
+    @property
+    def watched(self) -> BackupSystem:
+        """The same for a look at the volume: settings that are wrong are a reason to tell people, not to look away.
+
+        Raises:
+            SettingsError: POSTGRES_HOST is not set: there is nothing to watch.
+        """
+        if self.settings.postgres_host is None:
+            self.settings.require()
+        return BackupSystem(self.settings.model_copy(update={"problems": ()}), self.retry_seconds)
+
+    @property
+    def settings_error(self) -> SettingsError | None:
+        """Why the settings cannot be used, if they cannot."""
+        try:
+            self.settings.require()
+        except SettingsError as error:
+            return error
+        return None
 
     @property
     def catalog(self) -> Catalog:

@@ -1,87 +1,100 @@
-"""``ovia-backup status``, as a monitoring plugin answers."""
+"""``ovia-backup status``, as a monitoring plugin answers: the condition of the backups, as the alert tells it.
+
+How the backups stand is judged in ``health.condition``; what only Dagster knows is not asked here.
+"""
 
 from __future__ import annotations
 
 import sys
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ovia_backup_dagster.cli.exit_codes import UNKNOWN
-from ovia_backup_dagster.cli.invocation import system_from_environment
 from ovia_backup_dagster.cli.options import json_option
 from ovia_backup_dagster.cli.output import backup_as_dict, manifest_problem, print_json, printable
 from ovia_backup_dagster.core.errors import BackupError
+
+if TYPE_CHECKING:
+    from ovia_backup_dagster.health.condition import Condition
 
 
 @click.command("status")
 @json_option
 def status_command(as_json: bool) -> None:
-    """Say whether the newest backup is fresh and good, as a monitoring plugin does."""
-    from ovia_backup_dagster.core.backup import State
-    from ovia_backup_dagster.core.deadline import LOOK_SECONDS, within_deadline
-    from ovia_backup_dagster.core.locking import lock_holder
-    from ovia_backup_dagster.health.freshness import Level, freshness
+    """Say whether the backups are fresh and good, and restore, as a monitoring plugin does."""
+    from ovia_backup_dagster.health.condition import assess
+    from ovia_backup_dagster.settings.model import Settings
+    from ovia_backup_dagster.system import BackupSystem
 
+    now = datetime.now(UTC)
     try:
-        system, now = system_from_environment(), datetime.now(UTC)
-        catalog = system.catalog
-        found, proven, drills, restores, holder = within_deadline(
-            LOOK_SECONDS,
-            catalog.root,
-            lambda: (
-                freshness(catalog.newest_first(), system.max_age, now),
-                catalog.newest(now, State.PROVEN),
-                system.drills.standing(system.drill_max_age, now),
-                system.restores.standing(),
-                lock_holder(catalog.root),
-            ),
-        )
-        at_work = [who for who in (holder, restores.at_work) if who]
+        system = BackupSystem(Settings.load())
+        state = assess(system.watched, now, settings=system.settings_error)
     except BackupError as error:
         click.echo(f"BACKUP UNKNOWN - {error}")
         sys.exit(UNKNOWN)
-    if found.level not in (Level.FRESH, Level.UNPROVEN):
-        code, word = 2, "CRITICAL"
-    elif not found.proven or found.rejected or drills.trouble or restores.trouble:
-        code, word = 1, "WARNING"
-    else:
-        code, word = 0, "OK"
     if as_json:
-        newest = backup_as_dict(found.newest, now) if found.newest else None
-        last = proven.path.name if proven else None
-        extra = {"newest": newest, "last_proven": last, "lock_held_by": "; ".join(at_work) or None, "text": found.text}
-        extra["unfinished_restore"] = str(restores.trouble) if restores.trouble else None
-        extra["drills"] = {
-            "text": drills.text(now),
-            "trouble": str(drills.trouble) if drills.trouble else None,
-            "last_passed": drills.last_passed.started_at.isoformat() if drills.last_passed else None,
-            "recovery_seconds": drills.last_passed.recovery_seconds if drills.last_passed else None,
-        }
-        print_json({"status": word, "level": found.level.value, **extra})
-        sys.exit(code)
-    performance = ""
-    if found.newest and found.age:
-        limit = int(found.max_age.total_seconds())
-        performance = f" | age={int(found.age.total_seconds())}s;;{limit} size={found.newest.size_bytes}B"
-    told = drills.trouble.what if drills.trouble else drills.text(now)
-    click.echo(f"BACKUP {word} - {printable(found.text)}; {printable(told)}{performance}")
-    if found.newest and (trouble := manifest_problem(found.newest)):
-        click.echo(f"{found.newest}: {printable(trouble)}")
-    if drills.trouble:
-        click.echo(f"drill: {printable(drills.trouble.reason)}")
-        click.echo(f"Next: {printable(drills.trouble.fix)}")
-    if found.trouble or not found.proven or found.rejected:
-        click.echo(f"last proven backup: {proven or 'none'}")
-        for backup in found.rejected:
-            click.echo(f"bad: {printable(f'{backup}: {backup.problem.why}' if backup.problem else str(backup))}")
-        if found.trouble:
-            click.echo(f"likely cause: {printable(found.trouble.reason)}")
-        fix = "ovia-backup dump" if found.rejected else "ovia-backup verify latest"
-        click.echo(f"Next: {printable(found.trouble.fix) if found.trouble else fix}")
-    if restores.trouble:
-        click.echo(f"restore: {printable(restores.trouble.account)}")
-        click.echo(f"Next: {printable(restores.trouble.fix)}")
-    for holder in at_work:
+        print_json(_as_dict(state, now))
+    else:
+        _print_status(state)
+    sys.exit(state.level.exit_code)
+
+
+def _print_status(state: Condition) -> None:
+    from ovia_backup_dagster.health.condition import Question
+
+    word, found = state.level.upper(), state.found
+    if found is None:  # nothing is known but why
+        click.echo(f"BACKUP {word} - {printable('; '.join(str(answer.trouble) for answer in state.told))}")
+    else:
+        # What each asks is said where it is wrong; how drills stand, always.
+        said = [answer for answer in state.answers if answer in state.wrong or answer.question is Question.PROVEN]
+        text = "; ".join(dict.fromkeys((found.text, *(answer.what for answer in said))))
+        performance = ""
+        if found.newest and found.age is not None:
+            limit = int(found.max_age.total_seconds())
+            performance = f" | age={int(found.age.total_seconds())}s;;{limit} size={found.newest.size_bytes}B"
+        click.echo(f"BACKUP {word} - {printable(text)}{performance}")
+        if found.newest and (trouble := manifest_problem(found.newest)):
+            click.echo(f"{found.newest}: {printable(trouble)}")
+        if state.wrong or not found.verified:
+            click.echo(f"last verified backup: {state.newest_verified or 'none'}")
+            click.echo(f"last proven backup: {state.newest_proven or 'none'}")
+        for answer in state.wrong:
+            subject = "likely cause" if answer.question is Question.FRESH else answer.question.subject
+            click.echo(f"{subject}: {printable(answer.why or answer.what)}")
+            if answer.fix:
+                click.echo(f"Next: {printable(answer.fix)}")
+    for holder in state.at_work:
         click.echo(f"now at work: {printable(holder)}")
-    sys.exit(code)
+
+
+def _as_dict(state: Condition, now: datetime) -> dict[str, Any]:
+    found, drills, restores = state.found, state.drills, state.restores
+    passed = drills.last_passed if drills else None
+    verified, proven = state.newest_verified, state.newest_proven
+    return {
+        "status": state.level.upper(),
+        "freshness": found.level.value if found else None,
+        "newest": backup_as_dict(found.newest, now) if found and found.newest else None,
+        "newest_verified": verified.path.name if verified else None,
+        "newest_proven": proven.path.name if proven else None,
+        "lock_held_by": "; ".join(state.at_work) or None,
+        "text": found.text if found else state.trouble,
+        "unfinished_restore": str(restores.trouble) if restores and restores.trouble else None,
+        "drills": {
+            "text": drills.text(now) if drills else None,
+            "trouble": str(drills.trouble) if drills and drills.trouble else None,
+            "last_passed": passed.started_at.isoformat() if passed else None,
+            "recovery_seconds": passed.recovery_seconds if passed else None,
+        },
+        "answers": [
+            {"question": a.question.value, "level": a.level.value, "text": a.text, "next": a.fix or None}
+            for a in state.answers
+        ],
+        # As 0.1.0 had them, for one release: where it says proven, it means verified.
+        "level": found.level.former if found else None,
+        "last_proven": verified.path.name if verified else None,
+    }

@@ -10,15 +10,15 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
 from ovia_backup_dagster.core.deployment_hints import Hints
 from ovia_backup_dagster.core.human_text import duration
-from ovia_backup_dagster.defs.alert_asset import last_failed_run
+from ovia_backup_dagster.defs.alert_asset import condition
 from ovia_backup_dagster.defs.database_names import (
-    DAILY_BACKUP_JOB,
     DAILY_BACKUP_SCHEDULE,
     DAILY_DUMP,
     FRESHNESS_SENSOR,
@@ -27,11 +27,13 @@ from ovia_backup_dagster.defs.database_names import (
     RESTORE_DRILL_SCHEDULE,
     DatabaseNames,
 )
-from ovia_backup_dagster.defs.policies import VOLUME_TAG, database_tags, run_tags
+from ovia_backup_dagster.defs.policies import VOLUME_TAG, database_tags
 from ovia_backup_dagster.defs.schedules import usable_schedules
-from ovia_backup_dagster.doctor.report import Area, Observation, fail, ok, warn
+from ovia_backup_dagster.doctor.report import Area, Observation, fail, from_answer, ok, warn
+from ovia_backup_dagster.health.condition import Question
 from ovia_backup_dagster.postgres.quoting import shell_word
 from ovia_backup_dagster.settings.model import Settings
+from ovia_backup_dagster.system import BackupSystem
 
 #: A daemon writes one every half minute.
 HEARTBEAT_TOLERANCE = timedelta(minutes=5)
@@ -65,11 +67,18 @@ def instance_lines(
     yield from _switched_off(instance, names, _location_of(run) if run else None)
     yield from _limits(instance, names)
     yield from _shared_keys(instance, names.key(DAILY_DUMP))
-    job = names.in_location(DAILY_BACKUP_JOB)
-    failed = last_failed_run(instance, job, run_tags(settings))
-    if failed is not None:
-        text = f"the last run of {job} failed at {failed.at:%Y-%m-%d %H:%M} UTC: {failed.reason}"
-        yield warn(Area.DAGSTER, text, f"correct that, then launch {job}; run {failed.run_id} has the log")
+    yield from _failed_runs(instance, settings, names)
+
+
+def _failed_runs(instance: dg.DagsterInstance, settings: Settings, names: DatabaseNames) -> Iterator[Observation]:
+    """What of the condition of the backups Dagster alone knows; the rest is told without it."""
+    if settings.postgres_host is None:  # said under settings
+        return
+    state = condition(BackupSystem(settings), names, datetime.now(UTC), instance)
+    for answer in state.wrong:
+        if answer.question in (Question.RUNS, Question.REPLACED):
+            observed = from_answer(Area.DAGSTER, answer)
+            yield replace(observed, text=names.in_words(observed.text), fix=names.in_words(observed.fix))
 
 
 def _schedule_is_valid(settings: Settings) -> Iterator[Observation]:

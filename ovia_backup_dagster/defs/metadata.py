@@ -113,7 +113,7 @@ def of_freshness(found: Freshness) -> Metadata:
     metadata: Metadata = {
         "level": dg.MetadataValue.text(found.level.value),
         "newest_backup": dg.MetadataValue.text(found.newest.path.name if found.newest else "none"),
-        "proven": dg.MetadataValue.bool(found.proven),
+        "verified": dg.MetadataValue.bool(found.verified),
         "max_age_hours": dg.MetadataValue.float(_hours(found.max_age)),
     }
     if found.age is not None:

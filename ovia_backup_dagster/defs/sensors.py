@@ -1,6 +1,6 @@
 """What is watched. The sensor looks at the volume, not at Dagster's events: the volume is the truth.
 
-Only that a run failed is Dagster's to tell; of the daily backup, a proven one that is newer overrules it.
+Only that a run failed is Dagster's to tell; of the daily backup, a verified one that is newer overrules it.
 
 It runs in the code server, which therefore needs the volume, read-only.
 """
@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import dagster as dg
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ovia_backup_dagster.defs.alert_asset import Condition, condition
+from ovia_backup_dagster.defs.alert_asset import condition
 from ovia_backup_dagster.defs.database_names import (
     FRESHNESS_ALERT,
     FRESHNESS_ALERT_JOB,
@@ -21,6 +21,7 @@ from ovia_backup_dagster.defs.database_names import (
 )
 from ovia_backup_dagster.defs.policies import DATABASE_TAG, database_tags
 from ovia_backup_dagster.defs.run_configs import AlertConfig
+from ovia_backup_dagster.health.condition import Condition
 from ovia_backup_dagster.system import BackupSystem
 
 INTERVAL_SECONDS = 300
@@ -30,8 +31,9 @@ MAX_RUNS = 5
 
 _DESCRIPTION = (
     "Alerts when the newest dump that is not bad is older than BACKUP_MAX_AGE_HOURS, missing, or dated in the "
-    "future, when the last run of the daily backup failed and no newer backup is proven, when a restore drill "
-    "failed, or the last that passed is older than DRILL_MAX_AGE_DAYS, when a restore was left unfinished, "
+    "future, when a newer one is bad, when none is verified any more, when the last run of the daily backup "
+    "failed and no newer backup is verified, when a restore drill failed, or the last that passed is older than "
+    "DRILL_MAX_AGE_DAYS, when a restore was left unfinished, "
     f"when the last run of `{KEPT_DATABASES_JOB}` failed, when the volume cannot be read, or does not answer in "
     "time: once a day while it lasts, and once when it is over. While all is well, the alert is materialized "
     "in green after each day's backup, and sends no message."
@@ -84,16 +86,16 @@ def freshness_sensor(system: BackupSystem, names: DatabaseNames) -> dg.SensorDef
         now = datetime.now(UTC)
         state = condition(system, names, now, context.instance)
         cursor = _cursor(context.cursor)
-        if not state.trouble and state.restores and state.restores.at_work:
+        if not state.told and state.restores and state.restores.at_work:
             # Perhaps it is what mends the trouble. Nobody is to read meanwhile that all is well.
             return dg.SkipReason(f"waiting for its end: {state.restores.at_work}")
         # Dagster's runs are all of the instance's.
         whose = database_tags(system.settings)[DATABASE_TAG]
-        if not state.trouble and cursor.episode is None:
+        if not state.told and cursor.episode is None:
             key = f"{whose}/{_well(state, system)}"
             request, _ = _request(context.instance, names, key, AlertConfig())
             return request or dg.SkipReason(state.found.text if state.found else "all is well")
-        if state.trouble:
+        if state.told:
             episode, clearing = cursor.episode, cursor.clearing
             # Trouble that returns when people believe, or are just being told, that all is well is a new episode.
             if episode is None or (clearing and _told(context.instance, f"{whose}/{episode}/all-clear")):
@@ -119,12 +121,12 @@ def freshness_sensor(system: BackupSystem, names: DatabaseNames) -> dg.SensorDef
 
 
 def _well(state: Condition, system: BackupSystem) -> str:
-    """What is shown green once: each day's newest backup, and again when it is proven."""
+    """What is shown green once: each day's newest backup, and again when it is verified."""
     found = state.found
     if found is None or found.newest is None:
         return "well"
     day = found.newest.started_at.astimezone(system.timezone).date().isoformat()
-    return f"well/{day}/{'proven' if found.proven else 'unproven'}"
+    return f"well/{day}/{'proven' if found.verified else 'unproven'}"
 
 
 def _request(

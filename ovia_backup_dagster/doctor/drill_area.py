@@ -11,10 +11,11 @@ from pathlib import Path
 
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.core.human_text import human_bytes
-from ovia_backup_dagster.doctor.report import Area, Observation, fail, failed, ok, warn
+from ovia_backup_dagster.doctor.report import Area, Observation, fail, failed, from_answer, ok, warn
 from ovia_backup_dagster.drill.escape_attempts import try_from_inside
 from ovia_backup_dagster.drill.placement import Where, needed_bytes
 from ovia_backup_dagster.drill.throwaway_cluster import remains, server_programs
+from ovia_backup_dagster.health.condition import about_drills
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
 from ovia_backup_dagster.postgres.sandbox import Confine
 from ovia_backup_dagster.postgres.session import connect
@@ -110,9 +111,4 @@ def _standing(system: BackupSystem) -> Iterator[Observation]:
     except BackupError as error:
         yield failed(Area.DRILLS, error)
         return
-    if found.trouble is not None:
-        yield warn(Area.DRILLS, found.trouble.account, found.trouble.fix)
-    elif found.last_passed is None:
-        yield warn(Area.DRILLS, found.text(now), "ovia-backup drill")
-    else:
-        yield ok(Area.DRILLS, found.text(now))
+    yield from_answer(Area.DRILLS, about_drills(found, now))

@@ -1,4 +1,4 @@
-"""What the doctor says: lines of ok, warn and fail, with how to mend. What is looked at is decided elsewhere."""
+"""What the doctor says: observations of ok, warn and fail, with what to do. What is looked at is decided elsewhere."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.core.human_text import shortened
 from ovia_backup_dagster.core.markdown import bullets, code, plain
+from ovia_backup_dagster.health.condition import Answer, ConditionLevel
 
 
 class Severity(StrEnum):
@@ -40,6 +41,13 @@ class Area(StrEnum):
         return _DESCRIPTIONS[self]
 
 
+#: Unknown is as bad as critical: where nothing can be known of the backups, something fails already.
+_SEVERITIES = {
+    ConditionLevel.OK: Severity.OK,
+    ConditionLevel.WARNING: Severity.WARN,
+    ConditionLevel.UNKNOWN: Severity.FAIL,
+    ConditionLevel.CRITICAL: Severity.FAIL,
+}
 _DESCRIPTIONS = {
     Area.SETTINGS: "The settings can be used, and the files that they name be read.",
     Area.PROGRAMS: "The client programs are there, of the right version, and without known vulnerabilities.",
@@ -110,6 +118,11 @@ def _printable(text: str) -> str:
 def failed(area: Area, error: BackupError) -> Observation:
     """What an operation would have raised."""
     return fail(area, error.account, error.fix)
+
+
+def from_answer(area: Area, answer: Answer) -> Observation:
+    """An answer about the condition of the backups, in its own words."""
+    return Observation(area, _SEVERITIES[answer.level], _printable(answer.text), _printable(answer.fix))
 
 
 def worst(lines: Sequence[Observation]) -> Severity:

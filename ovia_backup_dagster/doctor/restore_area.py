@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
-from ovia_backup_dagster.core.errors import BackupError
+from ovia_backup_dagster.core.errors import BackupError, JournalError
 from ovia_backup_dagster.core.human_text import human_bytes
-from ovia_backup_dagster.doctor.report import Area, Observation, failed, ok, warn
+from ovia_backup_dagster.doctor.report import Area, Observation, failed, from_answer, ok, warn
 from ovia_backup_dagster.drill.placement import needed_bytes
+from ovia_backup_dagster.health.condition import about_journal, about_restores
 from ovia_backup_dagster.postgres.disk_space import free_bytes
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
@@ -44,14 +45,14 @@ def restores(system: BackupSystem) -> Iterator[Observation]:
 
 def _unfinished(system: BackupSystem) -> Iterator[Observation]:
     try:
-        found = system.restorations.folder.standing()
+        found = system.restores.standing()
+    except JournalError as error:
+        yield from_answer(Area.RESTORES, about_journal(error))
     except BackupError as error:
         yield failed(Area.RESTORES, error)
-        return
-    if found.at_work:
-        yield ok(Area.RESTORES, f"now at work: {found.at_work}")
-    elif found.trouble:
-        yield failed(Area.RESTORES, found.trouble)
+    else:
+        if found.at_work or found.trouble:
+            yield from_answer(Area.RESTORES, about_restores(found))
 
 
 def _no_role(target: Connection, found: Sequence[BackupError]) -> Observation:

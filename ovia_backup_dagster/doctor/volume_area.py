@@ -7,6 +7,7 @@ import os
 import shlex
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from itertools import islice
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.deployment_hints import Hints, steps
-from ovia_backup_dagster.core.errors import BackupError, VolumeMissingError
+from ovia_backup_dagster.core.errors import BackupError, VolumeError, VolumeMissingError
 from ovia_backup_dagster.core.files import WITNESS_BYTES, as_volume_error, exists, is_folder, plain_status, read_small
 from ovia_backup_dagster.core.filesystem import Capability, lacks
 from ovia_backup_dagster.core.human_text import human_bytes
@@ -28,8 +29,9 @@ from ovia_backup_dagster.core.takeover_links import FOLDER as HAND_OVER
 from ovia_backup_dagster.core.takeover_links import handover_began
 from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.core.write_permission import require_writable
-from ovia_backup_dagster.doctor.report import Area, Observation, fail, failed, ok, warn
-from ovia_backup_dagster.health.freshness import Level, freshness
+from ovia_backup_dagster.doctor.report import Area, Observation, Severity, fail, failed, from_answer, ok, warn
+from ovia_backup_dagster.health.condition import about_backups, about_volume
+from ovia_backup_dagster.health.freshness import FreshnessLevel, judge_freshness
 from ovia_backup_dagster.postgres.quoting import shell_word
 from ovia_backup_dagster.retention.policy import Policy
 from ovia_backup_dagster.system import BackupSystem
@@ -79,7 +81,7 @@ def volume(system: BackupSystem) -> Iterator[Observation]:
     root = catalog.root
     try:
         if not exists(root):
-            yield _missing(root)
+            yield from _missing(catalog)
             return
         if not root.is_dir():
             yield fail(Area.VOLUME, f"{root} is no folder", f"ls -l {shell_word(str(root))}; then set BACKUP_DIR")
@@ -98,9 +100,12 @@ def volume(system: BackupSystem) -> Iterator[Observation]:
         yield failed(Area.VOLUME, error)
 
 
-def _missing(root: Path) -> Observation:
-    text = f"the backup folder {root} does not exist"
-    return fail(Area.VOLUME, text, f"mount the volume there; for a first try: mkdir -p -m 700 {shell_word(str(root))}")
+def _missing(catalog: Catalog) -> Iterator[Observation]:
+    try:
+        catalog.backups()
+    except VolumeMissingError as error:
+        fix = f"mount the volume there; for a first try: mkdir -p -m 700 {shell_word(str(catalog.root))}"
+        yield replace(from_answer(Area.VOLUME, about_volume([error])), fix=fix)
 
 
 def _folders(catalog: Catalog) -> Iterator[Observation]:
@@ -335,26 +340,23 @@ def _size(path: Path) -> int:
 
 
 def backups(system: BackupSystem) -> Iterator[Observation]:
-    """Freshness, and whether anything is proven."""
-    now = datetime.now(UTC)
+    """Whether the newest backup is fresh and not bad, and whether backups are verified."""
     try:
-        found = freshness(system.catalog.newest_first(), system.max_age, now)
+        found = judge_freshness(system.catalog.newest_first(), system.max_age, datetime.now(UTC))
     except VolumeMissingError:
         return  # said under volume
+    except VolumeError as error:
+        yield from_answer(Area.BACKUPS, about_volume([error]))
+        return
     except BackupError as error:
         yield failed(Area.BACKUPS, error)
         return
-    again = "ovia-backup dump && ovia-backup verify latest"
-    if found.trouble is None:
-        if found.rejected:
-            yield warn(Area.BACKUPS, found.text, again)
-        elif not found.proven:
-            yield warn(Area.BACKUPS, found.text, "ovia-backup verify latest")
-        else:
-            yield ok(Area.BACKUPS, found.text)
-        return
-    if found.level is Level.MISSING and not found.rejected:
-        # The state of every new system: no fault yet, and the sensor will say so if it stays like that.
-        yield warn(Area.BACKUPS, found.text, again)
-        return
-    yield failed(Area.BACKUPS, found.trouble)
+    fresh, *others = about_backups(found)
+    wrong = [answer for answer in others if answer.trouble or answer.why]
+    observed = from_answer(Area.BACKUPS, fresh)
+    if found.level is FreshnessLevel.MISSING and not found.rejected:
+        # The doctor is asked before the first backup is made, whether one can be: that there is none is no obstacle.
+        observed = replace(observed, level=Severity.WARN)
+    if fresh.what not in (answer.what for answer in wrong):
+        yield observed
+    yield from (from_answer(Area.BACKUPS, answer) for answer in wrong)

@@ -1,39 +1,72 @@
-"""What is asked of the backups as a whole, and the answer to each question: pure, and without Dagster.
+"""The one condition of the backups: what is asked of them as a whole, and the answer to each question.
 
-How old a backup may be, when a drill is due, what an unfinished restore is: that is decided where it belongs, in
-``freshness``, ``drill`` and ``restoration``. Here every trouble that they name fails one question, so that what people
-are told and what is shown red are the same.
+``status``, the sensor, the alert and the doctor ask here, and so does whatever comes next: none of them judges by
+itself. Pure: it reads the volume through the catalog, and knows no server, no clock and no Dagster; what Dagster alone
+knows is handed in as ``FailedRuns``. How old a backup may be, when a drill is due and what an unfinished restore is,
+stands in ``freshness``, ``drill.folder`` and ``restoration.folder``. How people are told, stands in ``alert_message``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Protocol
 
+from ovia_backup_dagster.core import deadline
+from ovia_backup_dagster.core.backup import Backup, State
+from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import (
     BackupError,
-    DrillError,
+    BadBackupError,
+    DrillOverdueError,
     JournalError,
-    KeptDatabasesError,
-    RestoreUnfinishedError,
+    NotFreshError,
     RunFailedError,
     SettingsError,
     VolumeError,
 )
-from ovia_backup_dagster.drill.folder import DrillStanding
-from ovia_backup_dagster.health.freshness import Freshness, Level
-from ovia_backup_dagster.restoration.folder import RestoreStanding
+from ovia_backup_dagster.core.human_text import shortened
+from ovia_backup_dagster.core.locking import lock_holder
+from ovia_backup_dagster.drill.folder import DrillFolder, DrillStanding
+from ovia_backup_dagster.health.failed_runs import FailedRun, FailedRuns
+from ovia_backup_dagster.health.freshness import AGAIN, Freshness, FreshnessLevel, judge_freshness
+from ovia_backup_dagster.restoration.folder import RestoreFolder, RestoreStanding
+
+
+class ConditionLevel(StrEnum):
+    """How bad an answer is. Ordered as written: the worst is last. The values are the monitoring plugins' words."""
+
+    OK = "ok"
+    WARNING = "warning"
+    UNKNOWN = "unknown"
+    CRITICAL = "critical"
+
+    @property
+    def exit_code(self) -> int:
+        """As monitoring plugins have it."""
+        return _EXIT_CODES[self]
+
+
+_EXIT_CODES = {
+    ConditionLevel.OK: 0,
+    ConditionLevel.WARNING: 1,
+    ConditionLevel.CRITICAL: 2,
+    ConditionLevel.UNKNOWN: 3,
+}
 
 
 class Question(StrEnum):
     """What is asked. The value is the name of the asset check, too."""
 
+    VOLUME = "volume_readable"
     FRESH = "backups_fresh"
+    UNDAMAGED = "backups_undamaged"
     VERIFIED = "backups_verified"
     PROVEN = "backups_proven"
     RESTORES = "restores_finished"
+    REPLACED = "replaced_databases_dropped"
     RUNS = "runs_succeeded"
     SETTINGS = "settings_usable"
 
@@ -42,24 +75,41 @@ class Question(StrEnum):
         """What a person needs to know about it, in a sentence."""
         return _DESCRIPTIONS[self]
 
+    @property
+    def subject(self) -> str:
+        """What it is about, in a word."""
+        return _SUBJECTS[self]
+
 
 _DESCRIPTIONS = {
+    Question.VOLUME: "The backup volume can be read, and answers in time.",
     Question.FRESH: "The newest dump that is not bad is younger than BACKUP_MAX_AGE_HOURS.",
+    Question.UNDAMAGED: "No dump that is newer than that one was found bad.",
     Question.VERIFIED: "Dumps are read back to the last byte, and found good. The newest may still wait for it.",
     Question.PROVEN: "A restore drill has passed within DRILL_MAX_AGE_DAYS, and the last one did not fail.",
     Question.RESTORES: "No restore, from the UI or the command line, was left unfinished.",
-    Question.RUNS: "The last runs of the daily backup and of kept_databases_job did not fail; or a newer backup is "
-    "proven.",
+    Question.REPLACED: "The last run of kept_databases_job, which drops what restores have replaced, did not fail.",
+    Question.RUNS: "The last run of the daily backup did not fail; or a newer backup is verified.",
     Question.SETTINGS: "The settings can be used.",
 }
-
-
-class Mark(StrEnum):
-    """What the answer is."""
-
-    WELL = "well"
-    WRONG = "wrong"
-    UNKNOWN = "unknown"
+_SUBJECTS = {
+    Question.VOLUME: "volume",
+    Question.FRESH: "backup",
+    Question.UNDAMAGED: "bad",
+    Question.VERIFIED: "verification",
+    Question.PROVEN: "drill",
+    Question.RESTORES: "restore",
+    Question.REPLACED: "replaced databases",
+    Question.RUNS: "run",
+    Question.SETTINGS: "settings",
+}
+#: What people are told of together; what is about another of these is told at once, whatever they were told before.
+_KINDS = {Question.PROVEN: "drill", Question.RESTORES: "restore", Question.REPLACED: "kept", Question.RUNS: "run"}
+#: What people are told of first. A run that failed is told of after a restore: that may be why it failed.
+_URGENCY = (
+    *(Question.RESTORES, Question.RUNS, Question.VOLUME, Question.FRESH, Question.VERIFIED, Question.UNDAMAGED),
+    *(Question.PROVEN, Question.SETTINGS, Question.REPLACED),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,84 +118,286 @@ class Answer:
 
     Attributes:
         question: what was asked.
-        mark: the answer.
-        text: the same in a sentence for a person.
-        fix: what to do, where something is wrong.
+        level: how bad it is.
+        what: the answer in a sentence for a person.
+        why: the likely cause, where something is wrong.
+        fix: the next command or action, where something is wrong.
+        trouble: what people are told of; ``None`` where all is well, and where another answer's trouble says it.
     """
 
     question: Question
-    mark: Mark
-    text: str
+    level: ConditionLevel
+    what: str
+    why: str = ""
     fix: str = ""
+    trouble: BackupError | None = None
+
+    @property
+    def text(self) -> str:
+        """What and why, without the next step."""
+        return f"{self.what}: {self.why}" if self.why else self.what
 
 
-def answers(
-    troubles: Sequence[BackupError],
-    found: Freshness | None,
-    drills: DrillStanding | None,
-    restores: RestoreStanding | None,
-    failed_run: str,
-    now: datetime,
-) -> Iterator[Answer]:
-    """Answer every question, in their order.
+class Watched(Protocol):
+    """What a condition is of: ``system.BackupSystem`` is one."""
+
+    @property
+    def catalog(self) -> Catalog: ...
+
+    @property
+    def drills(self) -> DrillFolder: ...
+
+    @property
+    def restores(self) -> RestoreFolder: ...
+
+    @property
+    def max_age(self) -> timedelta: ...
+
+    @property
+    def drill_max_age(self) -> timedelta: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """How the backups stand.
+
+    Attributes:
+        answers: one to each question, in their order; without those that only Dagster can answer, where it was not
+            asked.
+        found: freshness; ``None`` when the volume could not be read, or not in time.
+        drills: how the restore drills stand; likewise.
+        restores: how the restores stand; likewise.
+        newest_verified: the newest backup that was read back whole and found good.
+        newest_proven: the newest that was restored and compared as well.
+        at_work: who changes the volume or restores now, in words.
+        failed: the last run of the daily backup, where it failed and explains something.
+    """
+
+    answers: tuple[Answer, ...]
+    found: Freshness | None
+    drills: DrillStanding | None
+    restores: RestoreStanding | None
+    newest_verified: Backup | None
+    newest_proven: Backup | None
+    at_work: tuple[str, ...]
+    failed: FailedRun | None
+
+    @property
+    def level(self) -> ConditionLevel:
+        """The worst of the answers'."""
+        return max((answer.level for answer in self.answers), key=list(ConditionLevel).index)
+
+    @property
+    def wrong(self) -> tuple[Answer, ...]:
+        """The answers that are not well, the most urgent first; but for what is unknown because of another."""
+        wrong = [a for a in self.answers if a.trouble or a.level in (ConditionLevel.WARNING, ConditionLevel.CRITICAL)]
+        return tuple(sorted(wrong, key=lambda answer: _URGENCY.index(answer.question)))
+
+    @property
+    def told(self) -> tuple[Answer, ...]:
+        """What people are told of, the most urgent first; empty exactly when all is well."""
+        return tuple(answer for answer in self.wrong if answer.trouble)
+
+    @property
+    def trouble(self) -> str:
+        """All of it in a sentence; empty when all is well."""
+        # What is not fresh says all of it in "what"; its "why" is a guess. Why a run failed has a line of its own.
+        enough = (NotFreshError, DrillOverdueError, RunFailedError)
+        return shortened("; ".join(a.what if isinstance(a.trouble, enough) else a.text for a in self.told))
+
+    @property
+    def kinds(self) -> str:
+        """What the troubles are about, in a word: another kind is told at once, whoever was told what before."""
+        return "+".join(sorted({_KINDS.get(answer.question, "backup") for answer in self.told}))
+
+    def answer(self, question: Question) -> Answer | None:
+        """The answer to one question; ``None`` where it was not asked."""
+        return next((answer for answer in self.answers if answer.question is question), None)
+
+
+def assess(
+    system: Watched, now: datetime, *, settings: SettingsError | None = None, runs: FailedRuns | None = None
+) -> Condition:
+    """Look at the volume, and answer every question. Comes to an end in time, whatever hangs. Changes nothing.
 
     Args:
-        troubles: what people are told of; each makes one answer wrong.
-        found: freshness; ``None`` when the volume could not be read.
-        drills: how the drills stand; likewise.
-        restores: how the restores stand; likewise.
-        failed_run: the last run that failed, in a sentence; told of only where something is wrong with the backups.
+        system: what to look at.
         now: the present (UTC).
+        settings: why the settings cannot be used, if they cannot: no reason to look away.
+        runs: what Dagster knows; ``None`` where it was not asked, and its questions are left out.
     """
-    wrong: dict[Question, list[BackupError]] = {}
-    for trouble in troubles:
-        wrong.setdefault(_about(trouble, found, drills, restores), []).append(trouble)
-    well = _well(found, drills, restores, now)
-    for question in Question:
-        if question in wrong:
-            text = "; ".join(error.account for error in wrong[question])
-            yield Answer(question, Mark.WRONG, text, "; ".join(filter(None, (e.fix for e in wrong[question]))))
-        elif question is Question.RUNS and failed_run and troubles:
-            yield Answer(question, Mark.WRONG, failed_run)
-        elif text := well[question]:
-            yield Answer(question, Mark.WELL, text)
-        else:
-            read = question is Question.VERIFIED and found is not None
-            why = "there is no backup to verify" if read else "not known: the backup volume was not read"
-            yield Answer(question, Mark.UNKNOWN, why)
+    try:
+        look = deadline.within_deadline(deadline.LOOK_SECONDS, system.catalog.root, lambda: _look(system, now))
+    except VolumeError as error:
+        look = _Look(errors=(error,))
+    answers = list(_about_the_volume(look, now))
+    answers.append(_about_settings(settings))
+    failed = None
+    if runs is not None:
+        failed = _explaining(runs, look, answers)
+        answers += [_about_replaced(runs.replaced), _about_runs(failed, answers)]
+    answers.sort(key=lambda answer: list(Question).index(answer.question))
+    return Condition(
+        tuple(answers),
+        look.found,
+        look.drills,
+        look.restores,
+        look.newest_verified,
+        look.newest_proven,
+        look.at_work,
+        failed,
+    )
 
 
-def _about(
-    trouble: BackupError, found: Freshness | None, drills: DrillStanding | None, restores: RestoreStanding | None
-) -> Question:
-    if isinstance(trouble, DrillError):
-        return Question.PROVEN
-    if isinstance(trouble, RestoreUnfinishedError | JournalError):
-        return Question.RESTORES
-    if isinstance(trouble, RunFailedError | KeptDatabasesError):
-        return Question.RUNS
-    if isinstance(trouble, SettingsError):
-        return Question.SETTINGS
-    if isinstance(trouble, VolumeError) and found is not None:
-        # What could not be read is what there is no answer of.
-        if drills is None:
-            return Question.PROVEN
-        if restores is None:
-            return Question.RESTORES
-    return Question.VERIFIED if found is not None and found.level is Level.UNPROVEN else Question.FRESH
+def about_backups(found: Freshness) -> tuple[Answer, Answer, Answer]:
+    """Whether the newest backup is fresh, whether newer ones are bad, and whether backups are verified."""
+    trouble = found.trouble
+    unverified = found.level is FreshnessLevel.UNVERIFIED
+    fresh = Answer(Question.FRESH, ConditionLevel.OK, found.text)
+    if trouble is not None and not unverified:
+        fresh = _wrong(Question.FRESH, ConditionLevel.CRITICAL, trouble)
+    return fresh, _about_rejected(found, told=trouble is not None), _about_verification(found)
 
 
-def _well(
-    found: Freshness | None, drills: DrillStanding | None, restores: RestoreStanding | None, now: datetime
-) -> dict[Question, str]:
-    """What is said where nothing is wrong; empty where that is not known."""
-    proven = "the newest backup is proven" if found and found.proven else "the newest backup is not verified yet"
-    restoring = f"one is under way: {restores.at_work}" if restores and restores.at_work else ""
-    return {
-        Question.FRESH: found.text if found else "",
-        Question.VERIFIED: proven if found and found.newest else "",
-        Question.PROVEN: drills.text(now) if drills else "",
-        Question.RESTORES: (restoring or "none is unfinished") if restores else "",
-        Question.RUNS: "no run has failed of which people would be told",
-        Question.SETTINGS: "all of them can be used",
-    }
+def _about_verification(found: Freshness) -> Answer:
+    if found.newest is None:
+        return Answer(Question.VERIFIED, ConditionLevel.UNKNOWN, "there is no backup to verify")
+    if found.level is FreshnessLevel.UNVERIFIED and found.trouble is not None:
+        return _wrong(Question.VERIFIED, ConditionLevel.CRITICAL, found.trouble)
+    word = "proven" if found.proven else "verified" if found.verified else "not verified yet"
+    return Answer(Question.VERIFIED, ConditionLevel.OK, f"the newest backup is {word}")
+
+
+def _about_rejected(found: Freshness, *, told: bool) -> Answer:
+    """``told``: the trouble of a backup that is not fresh says so, too."""
+    if not found.rejected:
+        return Answer(Question.UNDAMAGED, ConditionLevel.OK, "no newer backup is bad")
+    newest = found.rejected[0]
+    problem = newest.problem or BadBackupError(f"{newest} is bad", fix=AGAIN)
+    if found.rejected[1:]:
+        what = f"{len(found.rejected)} backups are bad, the newest of them {newest}"
+        problem = BadBackupError(what, why=problem.why, fix=problem.fix)
+    answer = _wrong(Question.UNDAMAGED, ConditionLevel.WARNING, problem)
+    return replace(answer, trouble=None) if told else answer
+
+
+def about_drills(drills: DrillStanding, now: datetime) -> Answer:
+    """Whether backups are proven: a drill has passed lately, or is not due yet, and the last one did not fail."""
+    if drills.trouble is not None:
+        return _wrong(Question.PROVEN, ConditionLevel.WARNING, drills.trouble)
+    return Answer(Question.PROVEN, ConditionLevel.OK, drills.text(now))
+
+
+def about_restores(restores: RestoreStanding) -> Answer:
+    """Whether a restore was left unfinished: what is live, and what runs, is then not what should."""
+    if restores.trouble is not None:
+        return _wrong(Question.RESTORES, ConditionLevel.CRITICAL, restores.trouble)
+    text = f"one is under way: {restores.at_work}" if restores.at_work else "none is unfinished"
+    return Answer(Question.RESTORES, ConditionLevel.OK, text)
+
+
+def about_volume(errors: Iterable[BackupError]) -> Answer:
+    """Whether the volume could be read, or what it said instead."""
+    said = list({str(error): error for error in errors}.values())
+    if not said:
+        return Answer(Question.VOLUME, ConditionLevel.OK, "it can be read")
+    answer = _wrong(Question.VOLUME, ConditionLevel.UNKNOWN, said[0])
+    return replace(answer, what="; ".join(error.account for error in said), why="") if said[1:] else answer
+
+
+def about_journal(error: JournalError) -> Answer:
+    """A restore's journal cannot be understood: it is not known whether one is unfinished."""
+    return _wrong(Question.RESTORES, ConditionLevel.UNKNOWN, error)
+
+
+def _about_settings(error: SettingsError | None) -> Answer:
+    if error is not None:
+        return _wrong(Question.SETTINGS, ConditionLevel.UNKNOWN, error)
+    return Answer(Question.SETTINGS, ConditionLevel.OK, "all of them can be used")
+
+
+def _about_replaced(failed: FailedRun | None) -> Answer:
+    if failed is not None:
+        return _wrong(Question.REPLACED, ConditionLevel.WARNING, failed.nothing_dropped)
+    return Answer(Question.REPLACED, ConditionLevel.OK, "the last run that drops what is too old did not fail")
+
+
+def _about_runs(failed: FailedRun | None, others: Sequence[Answer]) -> Answer:
+    if failed is None:
+        return Answer(Question.RUNS, ConditionLevel.OK, "no run has failed of which people would be told")
+    if _backups_are_troubled(others):
+        # A run that failed of it is told of with it, not beside it.
+        return Answer(Question.RUNS, ConditionLevel.WARNING, failed.text)
+    return _wrong(Question.RUNS, ConditionLevel.WARNING, failed.no_backup)
+
+
+def _explaining(runs: FailedRuns, look: _Look, others: Sequence[Answer]) -> FailedRun | None:
+    """The run that explains what is wrong with the backups, or else is wrong itself."""
+    if _backups_are_troubled(others):
+        return runs.ended_early
+    failed, verified = runs.backup, look.newest_verified
+    return None if failed and verified and verified.started_at > failed.at else failed
+
+
+def _backups_are_troubled(answers: Sequence[Answer]) -> bool:
+    apart = (Question.PROVEN, Question.RESTORES, Question.REPLACED)
+    return any(answer.trouble and answer.question not in apart for answer in answers)
+
+
+def _wrong(question: Question, level: ConditionLevel, error: BackupError) -> Answer:
+    return Answer(question, level, error.what, error.reason, error.fix, error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What stands on the volume; parts as in :class:`Condition`.
+
+    Attributes:
+        errors: why a part could not be read.
+    """
+
+    found: Freshness | None = None
+    drills: DrillStanding | None = None
+    restores: RestoreStanding | None = None
+    newest_verified: Backup | None = None
+    newest_proven: Backup | None = None
+    at_work: tuple[str, ...] = ()
+    errors: tuple[VolumeError, ...] = ()
+
+
+def _look(system: Watched, now: datetime) -> _Look:
+    catalog, look = system.catalog, _Look()
+    try:
+        found = judge_freshness(catalog.newest_first(), system.max_age, now)
+        look = replace(look, found=found)
+        look = replace(look, drills=system.drills.standing(system.drill_max_age, now))
+        verified = found.newest if found.verified else catalog.newest(now, State.PROVEN)
+        proven = next((b for b in catalog.newest_first() if b.drilled and b.state(now) is State.PROVEN), None)
+        look = replace(look, newest_verified=verified, newest_proven=proven)
+    except VolumeError as error:
+        look = replace(look, errors=(error,))
+    # A restore that was left alone may be why no one can work: it is told of whatever else is wrong.
+    try:
+        restores = system.restores.standing()
+        at_work = filter(None, (lock_holder(catalog.root), restores.at_work))
+        return replace(look, restores=restores, at_work=tuple(at_work))
+    except VolumeError as error:
+        return replace(look, errors=(*look.errors, error))
+
+
+def _about_the_volume(look: _Look, now: datetime) -> Iterator[Answer]:
+    journals = [error for error in look.errors if isinstance(error, JournalError)]
+    yield about_volume(error for error in look.errors if not isinstance(error, JournalError))
+    if look.found:
+        yield from about_backups(look.found)
+    else:
+        yield from map(_unread, (Question.FRESH, Question.UNDAMAGED, Question.VERIFIED))
+    yield about_drills(look.drills, now) if look.drills else _unread(Question.PROVEN)
+    if look.restores:
+        yield about_restores(look.restores)
+    else:
+        yield about_journal(journals[0]) if journals else _unread(Question.RESTORES)
+
+
+def _unread(question: Question) -> Answer:
+    return Answer(question, ConditionLevel.UNKNOWN, "not known: the backup volume was not read")

@@ -1,7 +1,7 @@
 """How old the newest dump is that is not known to be bad, and whether that is all right: a pure function.
 
-An unproven dump counts, and is called unproven: an alert about a dump that exists would teach people to
-ignore alerts. Who is told, and how, is not decided here.
+A dump that is not verified counts, and is called so: an alert about a dump that exists would teach people to
+ignore alerts. How much it matters is ``condition``'s; who is told, and how, is not decided here.
 """
 
 from __future__ import annotations
@@ -17,18 +17,23 @@ from ovia_backup_dagster.core.errors import ClockError, NotFreshError
 from ovia_backup_dagster.core.human_text import duration
 from ovia_backup_dagster.core.sidecars import MANIFEST
 
-#: What makes a new backup, and proves it.
+#: What makes a new backup, and verifies it.
 AGAIN = "launch daily_backup_job in the Dagster UI, or run: ovia-backup dump && ovia-backup verify latest"
 
 
-class Level(StrEnum):
+class FreshnessLevel(StrEnum):
     """What is to be said about freshness."""
 
     FRESH = "fresh"
     STALE = "stale"
-    UNPROVEN = "not proven"
+    UNVERIFIED = "not verified"
     MISSING = "missing"
     FUTURE = "dated in the future"
+
+    @property
+    def former(self) -> str:
+        """As 0.1.0 called it: what reads JSON may still look for that."""
+        return "not proven" if self is FreshnessLevel.UNVERIFIED else self.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +45,16 @@ class Freshness:
         newest: the newest dump that is not bad; ``None`` if there is none.
         age: of ``newest``, since its dump began; negative in the future.
         max_age: what was asked for.
-        proven: whether ``newest`` was verified and found good.
+        verified: whether ``newest`` was read back whole and found good.
+        proven: whether it was restored and compared as well.
         rejected: dumps newer than ``newest`` that are bad, newest first.
     """
 
-    level: Level
+    level: FreshnessLevel
     newest: Backup | None
     age: timedelta | None
     max_age: timedelta
+    verified: bool
     proven: bool
     rejected: tuple[Backup, ...] = ()
 
@@ -58,28 +65,28 @@ class Freshness:
         if self.newest is None or self.age is None:
             return f"there is no backup but {bad}" if bad else "there is no backup"
         newer = f"; newer than it: {bad}" if bad else ""
-        kind = "proven" if self.proven else "not verified yet"
-        if self.level is Level.UNPROVEN:
-            kind = "like all for a long time not proven"
-        if self.level is Level.FUTURE:
+        kind = "proven" if self.proven else "verified" if self.verified else "not verified yet"
+        if self.level is FreshnessLevel.UNVERIFIED:
+            kind = "like all for a long time not verified"
+        if self.level is FreshnessLevel.FUTURE:
             return f"the newest backup, {self.newest}, is dated {duration(-self.age)} in the future: a clock is wrong"
         if self.newest.changed:
             kind = "changed since it was verified"
-        late = f", {duration(self.age - self.max_age)} too old" if self.level is Level.STALE else ""
+        late = f", {duration(self.age - self.max_age)} too old" if self.level is FreshnessLevel.STALE else ""
         return f"the newest backup, {self.newest}, is {duration(self.age)} old{late} ({kind}){newer}"
 
     @property
     def trouble(self) -> NotFreshError | None:
         """What deserves an alert, with its likely cause and the next step; ``None`` while the newest is fresh."""
-        if self.level is Level.FRESH:
+        if self.level is FreshnessLevel.FRESH:
             return None
-        if self.level is Level.FUTURE:
+        if self.level is FreshnessLevel.FUTURE:
             return ClockError(
                 self.text,
                 why="the clock here is wrong, or that of the machine that made it was",
                 fix=f"compare the clocks: date -u; if they are right, move {self.newest} out of the folder",
             )
-        if self.level is Level.UNPROVEN:
+        if self.level is FreshnessLevel.UNVERIFIED:
             return NotFreshError(self.text, why="verification fails, or does not run", fix=AGAIN)
         if self.newest is not None or self.rejected:
             why = "daily_backup_job fails or does not run: is its schedule on, and the Dagster daemon alive?"
@@ -91,7 +98,7 @@ class Freshness:
         )
 
 
-def freshness(backups: Iterable[Backup], max_age: timedelta, now: datetime) -> Freshness:
+def judge_freshness(backups: Iterable[Backup], max_age: timedelta, now: datetime) -> Freshness:
     """Judge the newest backup.
 
     Reads sidecars from the newest backup on, and stops at the first that counts.
@@ -111,23 +118,25 @@ def freshness(backups: Iterable[Backup], max_age: timedelta, now: datetime) -> F
             age = now - backup.started_at
             level = _level(age, max_age)
             if (
-                level is Level.FRESH
+                level is FreshnessLevel.FRESH
                 and state is not State.PROVEN
-                and _unproven_too_long(chain([backup], backups), max_age, now)
+                and _unverified_too_long(chain([backup], backups), max_age, now)
             ):
-                level = Level.UNPROVEN
-            return Freshness(level, backup, age, max_age, state is State.PROVEN, tuple(rejected))
-    return Freshness(Level.MISSING, None, None, max_age, False, tuple(rejected))
+                level = FreshnessLevel.UNVERIFIED
+            verified = state is State.PROVEN
+            proven = verified and backup.drilled
+            return Freshness(level, backup, age, max_age, verified, proven, tuple(rejected))
+    return Freshness(FreshnessLevel.MISSING, None, None, max_age, False, False, tuple(rejected))
 
 
-def _level(age: timedelta, max_age: timedelta) -> Level:
+def _level(age: timedelta, max_age: timedelta) -> FreshnessLevel:
     if age < -CLOCK_TOLERANCE:
-        return Level.FUTURE
-    return Level.STALE if age > max_age else Level.FRESH
+        return FreshnessLevel.FUTURE
+    return FreshnessLevel.STALE if age > max_age else FreshnessLevel.FRESH
 
 
-def _unproven_too_long(backups: Iterable[Backup], max_age: timedelta, now: datetime) -> bool:
-    """Whether dumps are made, but none is proven any more: somebody must be told of that as well.
+def _unverified_too_long(backups: Iterable[Backup], max_age: timedelta, now: datetime) -> bool:
+    """Whether dumps are made, but none is verified any more: people must be told of that as well.
 
     The old script's dumps may have waited for weeks for the first verification; they alone are no reason.
     """

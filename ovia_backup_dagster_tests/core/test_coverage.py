@@ -35,7 +35,7 @@ from ovia_backup_dagster.core.sidecars import (
 from ovia_backup_dagster.core.statements import record_acceptance, record_drill
 from ovia_backup_dagster.core.tiers import Tier, Weekday
 from ovia_backup_dagster.core.verdict import Acceptance, DrillRecord, Hold, Judgement, PromotionRecord
-from ovia_backup_dagster.health.freshness import freshness
+from ovia_backup_dagster.health.freshness import judge_freshness
 from ovia_backup_dagster.retention import acts, promotion
 from ovia_backup_dagster.retention.plan import candidate
 from ovia_backup_dagster.retention.policy import Policy
@@ -187,7 +187,7 @@ def test_what_is_forged_is_bad_for_all_who_look(catalog: Catalog, forge: Callabl
     assert backup.state(NOW) is State.BAD
     assert backup.problem is not None
     assert backup.problem.why
-    found = freshness(catalog.newest_first(), timedelta(hours=26), NOW)
+    found = judge_freshness(catalog.newest_first(), timedelta(hours=26), NOW)
     assert found.rejected == (backup,)
     assert found.newest == before[-1]
     assert catalog.newest(NOW, State.PROVEN) == before[-1]

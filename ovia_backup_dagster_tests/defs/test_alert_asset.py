@@ -67,7 +67,7 @@ def test_nothing_is_wrong_and_nobody_is_told(bare: NewLocation, people: Receiver
     assert shown(result) == {
         "level": "fresh",
         "newest_backup": path.name,
-        "proven": False,
+        "verified": False,
         "max_age_hours": 26.0,
         "age_hours": 25.0,
         "message": "nothing is wrong; no message was sent",
@@ -86,7 +86,7 @@ def test_a_stale_backup(bare: NewLocation, people: Receiver) -> None:
         f"What: the newest backup, {path.name}, is 1 d 5 h old, 3 h 20 min too old (not verified yet).",
         f"Where: sample at 127.0.0.1:5432; backups in {location.settings.backup_dir}.",
         "Likely cause: daily_backup_job fails or does not run: is its schedule on, and the Dagster daemon alive?",
-        "Last proven backup: none.",
+        "Last verified backup: none.",
         NEXT,
     ]
     found = shown(result)
@@ -136,7 +136,7 @@ def test_a_volume_that_cannot_be_read(bare: NewLocation, people: Receiver, volum
     (message,) = people.messages
     assert message["title"] == "[sample] the backup volume cannot be read"
     assert str(volume) in message["message"]
-    assert "Last proven backup: none." in message["message"]
+    assert "Last verified backup: none." in message["message"]
     assert "level" not in shown(result)
 
 
@@ -190,10 +190,13 @@ def test_an_all_clear_that_comes_too_late_says_what_is_wrong(bare: NewLocation, 
 # ---------------------------------------------------------------- what is green, and what red
 
 QUESTIONS = (
+    "volume_readable",
     "backups_fresh",
+    "backups_undamaged",
     "backups_verified",
     "backups_proven",
     "restores_finished",
+    "replaced_databases_dropped",
     "runs_succeeded",
     "settings_usable",
 )
@@ -217,10 +220,13 @@ def test_all_is_green_when_all_is_well(bare: NewLocation, people: Receiver) -> N
     result = alert(location)
     assert red(result) == set()
     assert said(result) == {
+        "volume_readable": "it can be read",
         "backups_fresh": f"the newest backup, {path.name}, is 1 d 1 h old (not verified yet)",
+        "backups_undamaged": "no newer backup is bad",
         "backups_verified": "the newest backup is not verified yet",
         "backups_proven": "no restore drill has passed yet",
         "restores_finished": "none is unfinished",
+        "replaced_databases_dropped": "the last run that drops what is too old did not fail",
         "runs_succeeded": "no run has failed of which people would be told",
         "settings_usable": "all of them can be used",
     }
@@ -247,28 +253,33 @@ def test_what_people_are_told_is_red(bare: NewLocation, volume: Path) -> None:
     drill_evidence(location.catalog, datetime.now(UTC) + timedelta(seconds=1), passed=True)
     assert red(alert(location)) == set()
 
-    for job in (DAILY_JOB, KEPT_JOB):
+    red_so_far: set[str] = set()
+    for job, check in ((DAILY_JOB, "runs_succeeded"), (KEPT_JOB, "replaced_databases_dropped")):
         run = location.instance.create_run_for_job(
             job_def=location.job(job), tags=run_tags(location.settings), status=dg.DagsterRunStatus.STARTED
         )
         location.instance.report_run_failed(run, message="killed by the kernel")
         failed = alert(location)
-        assert red(failed) == {"runs_succeeded"}
-        assert f"{job} failed at " in said(failed)["runs_succeeded"]
+        red_so_far.add(check)
+        assert red(failed) == red_so_far
+        assert f"{job} failed at " in said(failed)[check]
+        assert checks(failed)[check] == (False, dg.AssetCheckSeverity.WARN)
 
     unusable: Location = bare(BACKUP_DAILY_KEEP="none")
-    assert red(alert(unusable)) == {"runs_succeeded", "settings_usable"}
+    assert red(alert(unusable)) == {*red_so_far, "settings_usable"}
     begin(location)
-    assert red(alert(location)) == {"runs_succeeded", "restores_finished"}
+    assert red(alert(location)) == {*red_so_far, "restores_finished"}
     shutil.rmtree(volume)
     volume.write_text("no folder")
     # Nothing is known of what stands on it, and that is not green.
     assert red(alert(location)) == {
+        "volume_readable",
         "backups_fresh",
+        "backups_undamaged",
         "backups_verified",
         "backups_proven",
         "restores_finished",
-        "runs_succeeded",
+        *red_so_far,
     }
 
 
@@ -311,10 +322,10 @@ def test_the_whole_story(
     result = alert(location)
     assert result.success
     (message,) = people.messages
-    what, where, proven, run, why, newer, following = message["message"].splitlines()
-    assert what == f"What: the newest backup, {good}, is 2 d old, 22 h too old (proven); newer than it: 1 bad one."
+    what, where, verified, run, why, newer, following = message["message"].splitlines()
+    assert what == f"What: the newest backup, {good}, is 2 d old, 22 h too old (verified); newer than it: 1 bad one."
     assert where.endswith(f"backups in {volume}.")
-    assert proven == f"Last proven backup: {good}."
+    assert verified == f"Last verified backup: {good}."
     match = re.fullmatch(
         rf"Last failed run: {failed.run_id} at (\S+ \S+) UTC\. https://dagster\.example\.org/runs/{failed.run_id}", run
     )
@@ -328,7 +339,7 @@ def test_the_whole_story(
     found = shown(result)
     assert found["last_failed_run"] == failed.run_id
     assert "Connection refused" in found["last_failure"]
-    assert found["proven"] is True
+    assert found["verified"] is True
     assert files_of(volume) == before
 
 

@@ -232,13 +232,13 @@ def test_a_bad_newest_does_not_count(
     good = backdate(location.catalog, location.dump(), timedelta(hours=30))
     assert location.verify(good).judgement.good
     newest = location.dump()
-    # Unproven, it counts.
+    # Not verified yet, it counts.
     assert daemon.tick() is None
     assert "not verified yet" in (daemon.skipped or "")
     flip_byte(newest.path)
     location.verify(newest)
     assert daemon.run(daemon.tick())
-    assert f"Last proven backup: {good}." in people.messages[0]["message"]
+    assert f"Last verified backup: {good}." in people.messages[0]["message"]
     assert f"Why newer ones are bad: {newest}: " in people.messages[0]["message"]
     # A good run ends it.
     assert location.run().success
@@ -286,7 +286,7 @@ def test_the_old_scripts_dump_counts(daemon: Daemon) -> None:
 # ---------------------------------------------------------------- all is well: green once a day
 
 
-def test_what_is_well_is_shown_once_for_each_days_backup_and_again_when_it_is_proven(
+def test_what_is_well_is_shown_once_for_each_days_backup_and_again_when_it_is_verified(
     database: Connection,
     volume: Path,
     bin_dir: Path,
@@ -308,7 +308,7 @@ def test_what_is_well_is_shown_once_for_each_days_backup_and_again_when_it_is_pr
     location.verify(backup)
     assert daemon.run(daemon.evaluate())
     assert daemon.evaluate() is None
-    assert "(proven)" in (daemon.skipped or "")
+    assert "(verified)" in (daemon.skipped or "")
     # Another one of the same day is nothing new.
     time.sleep(1.1)
     location.verify(location.dump())
@@ -558,7 +558,7 @@ def test_an_episode_in_the_cursor_that_is_no_instant_is_survived(daemon: Daemon,
 
 @pytest.fixture
 def real(new_location: NewLocation, people: Receiver, monkeypatch: pytest.MonkeyPatch) -> Daemon:
-    """On a database that answers, at the present: runs end when they do. A proven backup of this hour stands."""
+    """On a database that answers, at the present: runs end when they do. A verified backup of this hour stands."""
     daemon = Daemon(new_location(BACKUP_NOTIFY_URLS=people.url), monkeypatch, clock=None)
     assert daemon.location.run().success
     assert daemon.tick() is None
@@ -594,7 +594,7 @@ def report(
 
 
 def test_a_failed_run_is_told_at_once_and_once(real: Daemon, people: Receiver) -> None:
-    proven = real.location.catalog.backups()[0]
+    verified = real.location.catalog.backups()[0]
     run = fail_a_run(real.location)
     assert real.run(real.tick())
     assert real.tick() is None
@@ -603,8 +603,8 @@ def test_a_failed_run_is_told_at_once_and_once(real: Daemon, people: Receiver) -
     database = real.location.settings.postgres_db
     assert (message["title"], message["type"]) == (f"[{database}] the daily backup failed", "failure")
     what, _, last, when, why, following = message["message"].splitlines()
-    assert re.fullmatch(r"What: daily_backup_job failed at \S+ \S+ UTC, and no backup was proven since\.", what)
-    assert last == f"Last proven backup: {proven}."
+    assert re.fullmatch(r"What: daily_backup_job failed at \S+ \S+ UTC, and no backup was verified since\.", what)
+    assert last == f"Last verified backup: {verified}."
     assert when.startswith(f"Last failed run: {run} at ")
     assert why == "Why it failed: no right to dump table salaries: a migration made it. Next: GRANT it"
     assert following == f"Next: mend that, then {AGAIN}"
@@ -623,7 +623,7 @@ def test_a_run_that_was_killed_is_told_when_it_is_marked_failed(real: Daemon, pe
     assert "Why it failed: the run's container is gone" in people.messages[0]["message"]
 
 
-def test_a_proven_backup_from_the_command_line_makes_up_for_it(real: Daemon, people: Receiver) -> None:
+def test_a_verified_backup_from_the_command_line_makes_up_for_it(real: Daemon, people: Receiver) -> None:
     fail_a_run(real.location)
     assert real.run(real.tick())
     # Names of backups have seconds.
@@ -645,8 +645,8 @@ def test_a_failed_run_that_was_made_up_for_before_the_tick_is_not_told(real: Dae
     assert people.asked == 0
 
 
-def test_a_proven_backup_that_is_older_than_the_failure_makes_up_for_nothing(real: Daemon) -> None:
-    """The run's own dump is proven, and pruning failed."""
+def test_a_verified_backup_that_is_older_than_the_failure_makes_up_for_nothing(real: Daemon) -> None:
+    """The run's own dump is verified, and pruning failed."""
     report(real.location, dg.DagsterRunStatus.FAILURE, "pruning failed")
     assert real.tick() is not None
 
@@ -800,7 +800,7 @@ def test_a_restore_that_is_killed_is_told_until_it_is_finished_or_put_back(real:
         r"process ended\.",
         what,
     )
-    assert last == f"Last proven backup: {backup}."
+    assert last == f"Last verified backup: {backup}."
     assert following == "Next: ovia-backup restore --resume; or put everything back: ovia-backup restore --abort"
 
     abort = start(location, "restore", "--abort")

@@ -229,7 +229,7 @@ def all_answer(location: Location) -> dict[str, str]:
             assert result.exit_code in range(4)
             answers[words[0]] = result.output
         found = condition(location.system, location.names, datetime.now(UTC), location.instance)
-        assert not any(isinstance(trouble, StalledVolumeError) for trouble in found.troubles)
+        assert not any(isinstance(answer.trouble, StalledVolumeError) for answer in found.told)
         answers["sensor"] = found.trouble
         answers["doctor"] = "\n".join(f"{line.level} {line.text} -> {line.fix}" for line in doctors(location.system))
     return answers

@@ -82,7 +82,10 @@ def of_size(catalog: Catalog, started_at: datetime, size: int, *, tier: Tier = T
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     folder = tmp_path / "it's here"
     (line,) = volume_of(folder)
-    assert (line.level, line.text) == (Severity.FAIL, f"the backup folder {folder} does not exist")
+    assert (line.level, line.text) == (
+        Severity.FAIL,
+        f"the backup folder {folder} does not exist: BACKUP_DIR is wrong, or the volume is not mounted",
+    )
     # What it prints is the next command, whatever the folder is called.
     command = line.fix.partition("for a first try: ")[2]
     subprocess.run(["/bin/sh", "-c", command], check=True)
@@ -111,7 +114,10 @@ def test_a_new_folder(volume: Path) -> None:
     assert the(lines, "nobody holds the lock").level is Severity.OK
     assert the(lines, "nothing was left behind by a crash").level is Severity.OK
     line = backups_of(volume)
-    assert (line.level, line.text) == (Severity.WARN, "there is no backup")
+    assert (line.level, line.text) == (
+        Severity.WARN,
+        "there is no backup: none was made yet, or the volume is not mounted",
+    )
     assert line.fix == "ovia-backup dump && ovia-backup verify latest"
 
 
@@ -334,39 +340,41 @@ def test_what_vanishes_while_it_is_looked_at(volume: Path, monkeypatch: pytest.M
 # ------------------------------------------------------------------------------------------ the backups
 
 
-def test_a_proven_backup_of_today(volume: Path) -> None:
+def test_a_verified_backup_of_today(volume: Path) -> None:
     made = proven(make_catalog(volume), NOW - timedelta(hours=3))
     line = backups_of(volume)
-    assert (line.level, line.text) == (Severity.OK, f"the newest backup, {made}, is 3 h old (proven)")
+    assert (line.level, line.text) == (Severity.OK, f"the newest backup, {made}, is 3 h old (verified)")
 
 
-def test_an_unproven_one_of_today(volume: Path) -> None:
+def test_one_of_today_that_waits_for_its_verification(volume: Path) -> None:
     publish(make_catalog(volume), NOW - timedelta(hours=3))
     line = backups_of(volume)
-    assert (line.level, line.fix) == (Severity.WARN, "ovia-backup verify latest")
+    assert (line.level, line.fix) == (Severity.OK, "")
     assert line.text.endswith("is 3 h old (not verified yet)")
 
 
-def test_a_proven_one_below_a_bad_one(volume: Path) -> None:
+def test_a_verified_one_below_a_bad_one(volume: Path) -> None:
     catalog = make_catalog(volume)
     proven(catalog, NOW - timedelta(hours=3))
     write_dump(catalog, NOW - timedelta(hours=1), content=b"no archive")
-    line = backups_of(volume)
-    assert (line.level, line.text.endswith("; newer than it: 1 bad one")) == (Severity.WARN, True)
-    assert line.fix == "ovia-backup dump && ovia-backup verify latest"
+    fresh, bad = doctor.backups(system_on(volume))
+    assert (fresh.level, fresh.text.endswith("; newer than it: 1 bad one")) == (Severity.OK, True)
+    assert (bad.level, "is no archive" in bad.text) == (Severity.WARN, True)
+    assert "ovia-backup dump && ovia-backup verify latest" in bad.fix
 
 
 def test_a_backup_that_is_too_old(volume: Path) -> None:
     proven(make_catalog(volume), NOW - 2 * DAY)
     line = backups_of(volume)
-    assert (line.level, "is 2 d old, 22 h too old (proven)" in line.text) == (Severity.FAIL, True)
+    assert (line.level, "is 2 d old, 22 h too old (verified)" in line.text) == (Severity.FAIL, True)
     assert "ovia-backup dump && ovia-backup verify latest" in line.fix
 
 
 def test_nothing_but_bad_ones(volume: Path) -> None:
     write_dump(make_catalog(volume), NOW - timedelta(hours=1), content=b"no archive")
-    line = backups_of(volume)
-    assert (line.level, "there is no backup but 1 bad one" in line.text) == (Severity.FAIL, True)
+    missing, bad = doctor.backups(system_on(volume))
+    assert (missing.level, "there is no backup but 1 bad one" in missing.text) == (Severity.FAIL, True)
+    assert (bad.level, "is no archive" in bad.text) == (Severity.WARN, True)
 
 
 def test_one_that_is_dated_in_the_future(volume: Path) -> None:
@@ -376,12 +384,12 @@ def test_one_that_is_dated_in_the_future(volume: Path) -> None:
     assert f"move {made} out of the folder" in line.fix
 
 
-def test_none_is_proven_any_more(volume: Path) -> None:
+def test_none_is_verified_any_more(volume: Path) -> None:
     catalog = make_catalog(volume)
     for days in range(4):
         publish(catalog, NOW - days * DAY - timedelta(hours=1))
     line = backups_of(volume)
-    assert (line.level, "like all for a long time not proven" in line.text) == (Severity.FAIL, True)
+    assert (line.level, "like all for a long time not verified" in line.text) == (Severity.FAIL, True)
 
 
 # ------------------------------------------------------------------------------------------ many, and nothing changes

@@ -11,7 +11,7 @@ import pytest
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import ClockError, NotFreshError
 from ovia_backup_dagster.core.tiers import Tier
-from ovia_backup_dagster.health.freshness import Level, freshness
+from ovia_backup_dagster.health.freshness import FreshnessLevel, judge_freshness
 from ovia_backup_dagster_tests.support.factories import (
     DAY,
     HOUR,
@@ -35,118 +35,118 @@ def catalog(tmp_path: Path) -> Catalog:
 @pytest.mark.parametrize(
     ("age", "level"),
     [
-        (timedelta(0), Level.FRESH),
-        (3 * HOUR, Level.FRESH),
-        (MAX_AGE - SECOND, Level.FRESH),
-        (MAX_AGE, Level.FRESH),
-        (MAX_AGE + SECOND, Level.STALE),
-        (30 * DAY, Level.STALE),
-        (timedelta(minutes=-5), Level.FRESH),
-        (timedelta(minutes=-5, seconds=-1), Level.FUTURE),
-        (-365 * DAY, Level.FUTURE),
+        (timedelta(0), FreshnessLevel.FRESH),
+        (3 * HOUR, FreshnessLevel.FRESH),
+        (MAX_AGE - SECOND, FreshnessLevel.FRESH),
+        (MAX_AGE, FreshnessLevel.FRESH),
+        (MAX_AGE + SECOND, FreshnessLevel.STALE),
+        (30 * DAY, FreshnessLevel.STALE),
+        (timedelta(minutes=-5), FreshnessLevel.FRESH),
+        (timedelta(minutes=-5, seconds=-1), FreshnessLevel.FUTURE),
+        (-365 * DAY, FreshnessLevel.FUTURE),
     ],
 )
-def test_the_level_depends_on_the_age(catalog: Catalog, age: timedelta, level: Level) -> None:
+def test_the_level_depends_on_the_age(catalog: Catalog, age: timedelta, level: FreshnessLevel) -> None:
     backup = proven(catalog, NOW - age)
-    found = freshness(catalog.backups(), MAX_AGE, NOW)
+    found = judge_freshness(catalog.backups(), MAX_AGE, NOW)
     assert (found.level, found.age, found.newest) == (level, age, backup)
-    assert found.proven
+    assert found.verified
     assert found.max_age == MAX_AGE
 
 
 def test_no_backup_at_all_is_missing(catalog: Catalog) -> None:
-    found = freshness(catalog.backups(), MAX_AGE, NOW)
-    assert (found.level, found.newest, found.age, found.proven) == (Level.MISSING, None, None, False)
+    found = judge_freshness(catalog.backups(), MAX_AGE, NOW)
+    assert (found.level, found.newest, found.age, found.verified) == (FreshnessLevel.MISSING, None, None, False)
     assert found.text == "there is no backup"
 
 
 def test_a_bad_newest_is_passed_over_and_counted(catalog: Catalog) -> None:
     good = proven(catalog, NOW - 30 * HOUR)
     bad = [judged(catalog, publish(catalog, NOW - n * HOUR), good=False) for n in (1, 2)]
-    found = freshness(catalog.backups(), MAX_AGE, NOW)
-    assert (found.level, found.newest, found.rejected) == (Level.STALE, good, tuple(bad))
-    assert found.text == f"the newest backup, {good}, is 1 d 6 h old, 4 h too old (proven); newer than it: 2 bad ones"
+    found = judge_freshness(catalog.backups(), MAX_AGE, NOW)
+    assert (found.level, found.newest, found.rejected) == (FreshnessLevel.STALE, good, tuple(bad))
+    assert found.text == f"the newest backup, {good}, is 1 d 6 h old, 4 h too old (verified); newer than it: 2 bad ones"
 
 
 def test_nothing_but_bad_ones_is_missing(catalog: Catalog) -> None:
     judged(catalog, publish(catalog, NOW - HOUR), good=False)
-    found = freshness(catalog.backups(), MAX_AGE, NOW)
-    assert found.level is Level.MISSING
+    found = judge_freshness(catalog.backups(), MAX_AGE, NOW)
+    assert found.level is FreshnessLevel.MISSING
     assert found.text == "there is no backup but 1 bad one"
 
 
 def test_an_older_bad_one_is_not_counted(catalog: Catalog) -> None:
     judged(catalog, publish(catalog, NOW - 2 * HOUR), good=False)
     proven(catalog, NOW - HOUR)
-    assert freshness(catalog.backups(), MAX_AGE, NOW).rejected == ()
+    assert judge_freshness(catalog.backups(), MAX_AGE, NOW).rejected == ()
 
 
 def test_an_unproven_one_counts_and_is_called_unproven(catalog: Catalog) -> None:
     backup = publish(catalog, NOW - HOUR)
-    found = freshness(catalog.backups(), MAX_AGE, NOW)
-    assert (found.level, found.newest, found.proven) == (Level.FRESH, backup, False)
+    found = judge_freshness(catalog.backups(), MAX_AGE, NOW)
+    assert (found.level, found.newest, found.verified) == (FreshnessLevel.FRESH, backup, False)
     assert found.text == f"the newest backup, {backup}, is 1 h old (not verified yet)"
 
 
 def test_the_old_scripts_dump_counts_although_it_is_unproven(catalog: Catalog) -> None:
     backup = write_dump(catalog, NOW - HOUR)
-    found = freshness(catalog.backups(), MAX_AGE, NOW)
-    assert (found.level, found.newest, found.proven) == (Level.FRESH, backup, False)
+    found = judge_freshness(catalog.backups(), MAX_AGE, NOW)
+    assert (found.level, found.newest, found.verified) == (FreshnessLevel.FRESH, backup, False)
 
 
 def test_one_being_written_does_not_count(catalog: Catalog) -> None:
     write_dump(catalog, NOW, age=timedelta(minutes=1))
     old = proven(catalog, NOW - 3 * DAY)
-    found = freshness(catalog.backups(), MAX_AGE, NOW)
-    assert (found.level, found.newest, found.rejected) == (Level.STALE, old, ())
+    found = judge_freshness(catalog.backups(), MAX_AGE, NOW)
+    assert (found.level, found.newest, found.rejected) == (FreshnessLevel.STALE, old, ())
 
 
 def test_only_one_being_written_is_missing(catalog: Catalog) -> None:
     write_dump(catalog, NOW, age=timedelta(minutes=1))
-    assert freshness(catalog.backups(), MAX_AGE, NOW).level is Level.MISSING
+    assert judge_freshness(catalog.backups(), MAX_AGE, NOW).level is FreshnessLevel.MISSING
 
 
 def test_a_weekly_backup_counts_where_the_daily_one_is_gone(catalog: Catalog) -> None:
     weekly = proven(catalog, NOW - HOUR, Tier.WEEKLY)
-    assert freshness(catalog.backups(), MAX_AGE, NOW).newest == weekly
+    assert judge_freshness(catalog.backups(), MAX_AGE, NOW).newest == weekly
 
 
 def test_a_date_in_the_future_is_said_to_be_a_clocks_fault(catalog: Catalog) -> None:
     backup = proven(catalog, NOW + 2 * HOUR)
-    text = freshness(catalog.backups(), MAX_AGE, NOW).text
+    text = judge_freshness(catalog.backups(), MAX_AGE, NOW).text
     assert text == f"the newest backup, {backup}, is dated 2 h in the future: a clock is wrong"
 
 
 def test_a_bad_one_dated_in_the_future_does_not_hide_a_fresh_one(catalog: Catalog) -> None:
     judged(catalog, publish(catalog, NOW + DAY), good=False)
     backup = proven(catalog, NOW - HOUR)
-    found = freshness(catalog.backups(), MAX_AGE, NOW)
-    assert (found.level, found.newest, len(found.rejected)) == (Level.FRESH, backup, 1)
+    found = judge_freshness(catalog.backups(), MAX_AGE, NOW)
+    assert (found.level, found.newest, len(found.rejected)) == (FreshnessLevel.FRESH, backup, 1)
 
 
 def test_dumps_that_nobody_proves_any_more_are_told_of(catalog: Catalog) -> None:
     last = proven(catalog, NOW - 2 * MAX_AGE)
     newest = publish(catalog, NOW - HOUR)
-    assert freshness(catalog.backups(), MAX_AGE, NOW).level is Level.FRESH
-    found = freshness(catalog.backups(), MAX_AGE, NOW + SECOND)
-    assert (found.level, found.newest) == (Level.UNPROVEN, newest)
-    assert "not proven" in found.text
+    assert judge_freshness(catalog.backups(), MAX_AGE, NOW).level is FreshnessLevel.FRESH
+    found = judge_freshness(catalog.backups(), MAX_AGE, NOW + SECOND)
+    assert (found.level, found.newest) == (FreshnessLevel.UNVERIFIED, newest)
+    assert "not verified" in found.text
     judged(catalog, newest, good=True)
-    assert freshness(catalog.backups(), MAX_AGE, NOW + SECOND).level is Level.FRESH
+    assert judge_freshness(catalog.backups(), MAX_AGE, NOW + SECOND).level is FreshnessLevel.FRESH
     assert last.path.exists()
 
 
 def test_dumps_of_ours_that_were_never_proven_are_told_of(catalog: Catalog) -> None:
     publish(catalog, NOW - MAX_AGE)
     publish(catalog, NOW - HOUR)
-    assert freshness(catalog.backups(), MAX_AGE, NOW).level is Level.FRESH
-    assert freshness(catalog.backups(), MAX_AGE, NOW + SECOND).level is Level.UNPROVEN
+    assert judge_freshness(catalog.backups(), MAX_AGE, NOW).level is FreshnessLevel.FRESH
+    assert judge_freshness(catalog.backups(), MAX_AGE, NOW + SECOND).level is FreshnessLevel.UNVERIFIED
 
 
 def test_the_old_scripts_dumps_may_wait_for_the_first_verification(catalog: Catalog) -> None:
     for days in range(1, 8):
         write_dump(catalog, NOW + HOUR - days * DAY, age=days * DAY)
-    assert freshness(catalog.backups(), MAX_AGE, NOW).level is Level.FRESH
+    assert judge_freshness(catalog.backups(), MAX_AGE, NOW).level is FreshnessLevel.FRESH
 
 
 def test_an_empty_file_is_no_backup(catalog: Catalog) -> None:
@@ -155,8 +155,8 @@ def test_an_empty_file_is_no_backup(catalog: Catalog) -> None:
     times = empty.path.stat()
     empty.path.write_bytes(b"")
     os.utime(empty.path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    found = freshness(catalog.backups(), MAX_AGE, NOW)
-    assert (found.level, len(found.rejected)) == (Level.MISSING, 1)
+    found = judge_freshness(catalog.backups(), MAX_AGE, NOW)
+    assert (found.level, len(found.rejected)) == (FreshnessLevel.MISSING, 1)
 
 
 AGAIN = "launch daily_backup_job in the Dagster UI, or run: ovia-backup dump && ovia-backup verify latest"
@@ -166,27 +166,27 @@ NOT_RUNNING = "daily_backup_job fails or does not run: is its schedule on, and t
 @pytest.mark.parametrize(
     ("level", "age", "error", "why", "fix"),
     [
-        (Level.STALE, 27 * HOUR, NotFreshError, NOT_RUNNING, AGAIN),
-        (Level.UNPROVEN, HOUR, NotFreshError, "verification fails, or does not run", AGAIN),
+        (FreshnessLevel.STALE, 27 * HOUR, NotFreshError, NOT_RUNNING, AGAIN),
+        (FreshnessLevel.UNVERIFIED, HOUR, NotFreshError, "verification fails, or does not run", AGAIN),
         (
-            Level.FUTURE,
+            FreshnessLevel.FUTURE,
             -HOUR,
             ClockError,
             "the clock here is wrong, or that of the machine that made it was",
             "date -u",
         ),
-        (Level.MISSING, None, NotFreshError, "none was made yet, or the volume is not mounted", "findmnt -T"),
+        (FreshnessLevel.MISSING, None, NotFreshError, "none was made yet, or the volume is not mounted", "findmnt -T"),
     ],
 )
 def test_trouble_names_cause_and_remedy(
-    catalog: Catalog, level: Level, age: timedelta | None, error: type[NotFreshError], why: str, fix: str
+    catalog: Catalog, level: FreshnessLevel, age: timedelta | None, error: type[NotFreshError], why: str, fix: str
 ) -> None:
-    if level is Level.UNPROVEN:
+    if level is FreshnessLevel.UNVERIFIED:
         publish(catalog, NOW - 28 * HOUR)
         publish(catalog, NOW - HOUR)
     elif age is not None:
         proven(catalog, NOW - age)
-    found = freshness(catalog.backups(), MAX_AGE, NOW)
+    found = judge_freshness(catalog.backups(), MAX_AGE, NOW)
 
     trouble = found.trouble
 
@@ -202,7 +202,7 @@ def test_trouble_names_cause_and_remedy(
 def test_only_bad_backups_are_no_missing_volume(catalog: Catalog) -> None:
     judged(catalog, publish(catalog, NOW - HOUR), good=False)
 
-    trouble = freshness(catalog.backups(), MAX_AGE, NOW).trouble
+    trouble = judge_freshness(catalog.backups(), MAX_AGE, NOW).trouble
 
     assert trouble is not None
     assert (trouble.why, trouble.fix) == (NOT_RUNNING, AGAIN)
@@ -211,12 +211,12 @@ def test_only_bad_backups_are_no_missing_volume(catalog: Catalog) -> None:
 def test_a_clock_in_the_future_is_mended_by_what_is_advised(catalog: Catalog) -> None:
     good = proven(catalog, NOW - HOUR)
     ahead = proven(catalog, NOW + DAY)
-    trouble = freshness(catalog.backups(), MAX_AGE, NOW).trouble
+    trouble = judge_freshness(catalog.backups(), MAX_AGE, NOW).trouble
     assert trouble is not None
     assert f"move {ahead} out of the folder" in trouble.fix
 
     ahead.path.rename(catalog.root.parent / ahead.path.name)
 
-    found = freshness(catalog.backups(), MAX_AGE, NOW)
-    assert (found.level, found.newest) == (Level.FRESH, good)
+    found = judge_freshness(catalog.backups(), MAX_AGE, NOW)
+    assert (found.level, found.newest) == (FreshnessLevel.FRESH, good)
     assert found.trouble is None

@@ -1,0 +1,92 @@
+"""How the last runs of a job ended, as Dagster knows it. What follows from that is ``health.condition``'s to say."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from ovia_backup_dagster.defs.database_names import DAILY_BACKUP_JOB, KEPT_DATABASES_JOB, DatabaseNames
+from ovia_backup_dagster.defs.policies import database_tags, run_tags
+from ovia_backup_dagster.health.failed_runs import FailedRun, FailedRuns
+from ovia_backup_dagster.settings.model import Settings
+
+#: Dagster's own tag on a failed run that it is going to repeat.
+_WILL_RETRY_TAG = "dagster/will_retry"
+
+
+def failed_runs(instance: dg.DagsterInstance, settings: Settings, names: DatabaseNames) -> FailedRuns:
+    """What the condition of the backups needs to know of Dagster's runs.
+
+    Args:
+        instance: where the runs are.
+        settings: of the database whose runs they are: jobs of other databases share their names.
+        names: of its definitions.
+    """
+    daily, kept = names.in_location(DAILY_BACKUP_JOB), names.in_location(KEPT_DATABASES_JOB)
+    by_itself = _failed_by_itself(instance, daily, run_tags(settings))
+    early = _last_failed(instance, daily, run_tags(settings))
+    replaced = _failed_by_itself(instance, kept, database_tags(settings))
+    return FailedRuns(
+        backup=_named(DAILY_BACKUP_JOB, by_itself),
+        ended_early=_named(DAILY_BACKUP_JOB, early),
+        replaced=_named(KEPT_DATABASES_JOB, replaced),
+    )
+
+
+def _named(job: str, failed: FailedRun | None) -> FailedRun | None:
+    """By the job's usual name: what it is called here, ``DatabaseNames.in_words`` says where people read it."""
+    return replace(failed, job=job) if failed else None
+
+
+def _last_failed(instance: dg.DagsterInstance, job: str, tags: Mapping[str, str]) -> FailedRun | None:
+    """The newest finished run of the job with these tags, if it failed.
+
+    Or was cancelled: that explains a dump that is missing, too.
+    """
+    ended = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
+    return _failed(instance, _newest(instance, job, tags, ended))
+
+
+def _failed_by_itself(instance: dg.DagsterInstance, job: str, tags: Mapping[str, str]) -> FailedRun | None:
+    """The newest run that was not cancelled, if it failed, and Dagster will not repeat it: reason enough to tell."""
+    newest = _newest(instance, job, tags, (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE))
+    if newest is None or newest.dagster_run.tags.get(_WILL_RETRY_TAG) == "true":
+        return None
+    return _failed(instance, newest)
+
+
+def _newest(
+    instance: dg.DagsterInstance, job: str, tags: Mapping[str, str], statuses: Sequence[dg.DagsterRunStatus]
+) -> dg.RunRecord | None:
+    runs = dg.RunsFilter(job_name=job, statuses=statuses, tags=tags)
+    return next(iter(instance.get_run_records(runs, limit=1)), None)
+
+
+def _failed(instance: dg.DagsterInstance, record: dg.RunRecord | None) -> FailedRun | None:
+    if record is None or record.dagster_run.status is dg.DagsterRunStatus.SUCCESS:
+        return None
+    run = record.dagster_run
+    ended = datetime.fromtimestamp(record.end_time or record.update_timestamp.timestamp(), UTC)
+    return FailedRun(run.job_name, run.run_id, ended, _failure_reason(instance, run.run_id))
+
+
+def _failure_reason(instance: dg.DagsterInstance, run_id: str) -> str:
+    """What the failed step said, in one line; the run's own end when no step got that far."""
+    for kind in (dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.RUN_CANCELED):
+        for entry in instance.all_logs(run_id, of_type=kind):
+            event = entry.dagster_event
+            if event is None:
+                continue
+            if event.is_step_failure:
+                data = event.step_failure_data
+                if data.user_failure_data and data.user_failure_data.description:
+                    return data.user_failure_data.description
+                error = data.error
+                while error and error.cause:  # the outer ones are Dagster's own wrapping
+                    error = error.cause
+                if error:
+                    return " ".join(error.message.split())
+            if event.message:
+                return event.message
+    return "it ended without a message; see its log"

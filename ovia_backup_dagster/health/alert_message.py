@@ -1,0 +1,122 @@
+"""What people are told: title and body of the alert, and of the all-clear, from the condition.
+
+It must fit a telephone. How it is delivered is ``notifications``' business, when it is asked for ``defs.sensors``'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ovia_backup_dagster.core.backup import Backup
+from ovia_backup_dagster.core.errors import DrillOverdueError, JournalError, StalledVolumeError
+from ovia_backup_dagster.health.condition import Answer, Condition, Question
+from ovia_backup_dagster.health.freshness import FreshnessLevel
+
+_HEADLINES = {
+    Question.VOLUME: "the backup volume cannot be read",
+    Question.UNDAMAGED: "the newest backup is bad",
+    Question.VERIFIED: "backups are made, but none is verified",
+    Question.PROVEN: "the restore drill failed",
+    Question.RESTORES: "a restore is unfinished",
+    Question.REPLACED: "kept_databases_job failed",
+    Question.RUNS: "the daily backup failed",
+    Question.SETTINGS: "the backup settings are not usable",
+}
+_NOT_FRESH = {
+    FreshnessLevel.STALE: "the newest backup is too old",
+    FreshnessLevel.MISSING: "there is no backup",
+    FreshnessLevel.FUTURE: "the newest backup is dated in the future",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """Whose backups a message is about.
+
+    Attributes:
+        label: the database, and the prefix where there is one that says more.
+        database, host, port: what is backed up.
+        backup_dir: where to.
+        public_url: of the Dagster UI; empty where none is known.
+    """
+
+    label: str
+    database: str
+    host: str
+    port: int
+    backup_dir: Path
+    public_url: str = ""
+
+
+def alert(sender: Sender, state: Condition) -> tuple[str, str]:
+    """Title and body, for a person who reads it on a telephone.
+
+    Args:
+        sender: whose backups they are.
+        state: how they stand; something is wrong.
+    """
+    failed, rejected = state.failed, state.found.rejected if state.found else ()
+    # A run that failed, or a dump found bad, says more than a guess.
+    guess = "" if failed or rejected or not (state.found and state.found.trouble) else state.found.trouble.why
+    link = f"{sender.public_url}/runs/{failed.run_id}" if sender.public_url and failed else ""
+    lines = [
+        f"What: {state.trouble}.",
+        f"Where: {sender.database} at {sender.host}:{sender.port}; backups in {sender.backup_dir}.",
+        f"Likely cause: {guess}" if guess else None,
+        f"Last verified backup: {state.newest_verified or 'none'}.",
+        f"Last failed run: {failed.run_id} at {failed.at:%Y-%m-%d %H:%M} UTC. {link}" if failed else None,
+        f"Why it failed: {failed.reason}" if failed else None,
+        f"Why newer ones are bad: {'; '.join(_reasons(rejected))}." if rejected else None,
+        *(f"Next: {answer.fix}" for answer in state.told),
+    ]
+    title = f"[{sender.label}] {_headline(state.told[0], state)}"
+    return title, "\n".join(line.rstrip() for line in lines if line)
+
+
+def all_clear(sender: Sender, state: Condition, now: datetime, *, since: str = "") -> tuple[str, str]:
+    """Title and body once a trouble is over.
+
+    Args:
+        sender: whose backups they are.
+        state: how they stand; all is well.
+        now: the present (UTC).
+        since: when the trouble began (ISO 8601), if that is known.
+    """
+    lines = [
+        f"{_sentence(state.found.text)}." if state.found else None,
+        f"{_sentence(state.drills.text(now))}." if state.drills else None,
+        f"The trouble began {_minute(since)}." if since else None,
+    ]
+    return f"[{sender.label}] all is well with the backups again", "\n".join(line for line in lines if line)
+
+
+def _headline(first: Answer, state: Condition) -> str:
+    """The most urgent of it."""
+    if first.question is Question.FRESH and state.found:
+        return _NOT_FRESH[state.found.level]
+    if isinstance(first.trouble, JournalError):
+        return "nobody knows whether a restore is unfinished"
+    if isinstance(first.trouble, StalledVolumeError):
+        return "the backup volume does not answer"
+    if isinstance(first.trouble, DrillOverdueError):
+        return "no restore drill has passed for long"
+    return _HEADLINES[first.question]
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _minute(instant: str) -> str:
+    try:
+        return f"{datetime.fromisoformat(instant).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    except ValueError:  # typed by hand in the launchpad
+        return instant
+
+
+def _reasons(rejected: Iterable[Backup]) -> Iterable[str]:
+    for backup in rejected:
+        yield f"{backup}: {backup.problem.why}" if backup.problem else f"{backup}"
