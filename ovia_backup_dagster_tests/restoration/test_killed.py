@@ -408,9 +408,10 @@ def test_half_a_database_is_nobodys_and_people_are_told(site: Site) -> None:
     assert f'database "{site.live.database}" does not exist' in site.place.run("dump").refused()
     assert [backup.path for backup in site.place.catalog.newest_first()] == before
     status = site.place.run("status")
-    assert status.code == 1
-    assert status.output.startswith("BACKUP WARNING")
-    assert "restore: the drop of " in status.output
+    assert status.code == 2
+    assert status.output.startswith("BACKUP CRITICAL")
+    assert "; the drop of " in status.output
+    assert " is not finished" in status.output
     assert "Next: ovia-backup restore --resume" in status.output
     assert site.place.run("restore", "--resume").code == 0
     assert site.place.run("dump").code == 0
