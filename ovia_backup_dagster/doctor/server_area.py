@@ -18,7 +18,14 @@ from ovia_backup_dagster.postgres.large_rows import find_large_rows
 from ovia_backup_dagster.postgres.quoting import sql_identifier
 from ovia_backup_dagster.postgres.session import connect, system_identifier
 from ovia_backup_dagster.postgres.undumped_rows import undumped
-from ovia_backup_dagster.postgres.versions import newest_minor, parse_release
+from ovia_backup_dagster.postgres.versions import (
+    MAJORS,
+    is_without_repairs,
+    may_dump,
+    newest_minor,
+    pair_caution,
+    parse_release,
+)
 from ovia_backup_dagster.restoration import server_offers
 from ovia_backup_dagster.restoration.requirements import too_many_locks
 from ovia_backup_dagster.system import BackupSystem
@@ -117,10 +124,15 @@ def _version(system: BackupSystem, about: dict[str, Any]) -> Iterator[Observatio
     except BackupError:
         client = None  # said under programs
     version, major = about["version"], about["major"]
-    if client is not None and client != major:
-        fix = f"use PostgreSQL {major}'s client programs: set PG_BIN_DIR, or another image"
+    fix = f"use PostgreSQL {major}'s client programs: set PG_BIN_DIR, or another image"
+    if client is not None and not may_dump(client, major):
         yield fail(Area.SERVER, f"the server is PostgreSQL {version}, pg_dump is {client}", fix)
         return
+    if client is not None and (caution := pair_caution(client, major)):
+        yield warn(Area.SERVER, caution, f"{fix}; or, to move to PostgreSQL {client}, restore to a server of it")
+    if is_without_repairs(major, datetime.now(UTC).date()):
+        text = f"PostgreSQL {major} had its last release on {MAJORS[major].last_release}: what is found in it stays"
+        yield warn(Area.SERVER, text, "move to a later major: https://www.postgresql.org/support/versioning/")
     parsed, newest = parse_release(version), newest_minor(major)
     if parsed and parsed[1] < newest:
         yield warn(
@@ -130,7 +142,7 @@ def _version(system: BackupSystem, about: dict[str, Any]) -> Iterator[Observatio
             or f"install PostgreSQL {major}.{newest} on the server; restart it",
         )
     else:
-        yield ok(Area.SERVER, f"PostgreSQL {version}" + (", as the client programs" if client else ""))
+        yield ok(Area.SERVER, f"PostgreSQL {version}" + (", as the client programs" if client == major else ""))
 
 
 def _language(about: dict[str, Any]) -> Iterator[Observation]:

@@ -27,6 +27,13 @@ from urllib.parse import quote, urlencode
 
 from pydantic import SecretStr
 
+from ovia_backup_dagster.core.compressions import (
+    AUTOMATIC,
+    NAMED_SINCE,
+    Compression,
+    compression_of,
+    spelled_for,
+)
 from ovia_backup_dagster.core.deployment_hints import Hints
 from ovia_backup_dagster.core.errors import BackupError, CompressionUnsupportedError, ProgramMissingError
 from ovia_backup_dagster.postgres import shared_libraries
@@ -204,31 +211,44 @@ class Programs:
             )
         return int(match.group())
 
-    def supports(self, compression: str) -> bool:
-        """Whether pg_dump writes and pg_restore reads an algorithm (``zstd``, ``lz4``, ``gzip``, ``none``)."""
-        return _supports(self.path("pg_dump"), self.path("pg_restore"), compression)
+    def supports(self, spelling: str) -> bool:
+        """Whether this pg_dump writes and pg_restore reads a compression, such as ``zstd:2``."""
+        try:
+            spelled = spelled_for(self.major("pg_dump"), spelling)
+        except ValueError:
+            return False
+        return _writes(self.path("pg_dump"), spelled) and self._reads(spelling)
 
     def reads_an_archive(self) -> bool:
         """Whether pg_restore reads a sound archive without anything in it."""
-        return _reads(self.path("pg_restore"), "none")
+        return self._reads("none")
+
+    def _reads(self, spelling: str) -> bool:
+        major, compression = self.major("pg_restore"), compression_of(spelling)
+        return major >= compression.since and _reads(self.path("pg_restore"), major, compression)
+
+    def compress_option(self, spelling: str) -> str:
+        """The option by which this pg_dump is told a compression that it has."""
+        return f"--compress={spelled_for(self.major('pg_dump'), spelling)}"
 
     def choose_compression(self, wanted: str) -> str:
         """``auto`` becomes the best that both programs can; anything else must be possible.
 
-        Measured choices (docs/performance.md): zstd:2 takes half of zstd:3's processor time for as small a file, and
-        gzip:1 less than half of gzip's at nine per cent more.
-
         Raises:
-            CompressionUnsupportedError: a program was built without it.
+            CompressionUnsupportedError: a program was built without it, or is of a version without it.
         """
         if wanted == "auto":
-            return "zstd:2" if self.supports("zstd") else "gzip:1"
-        algorithm = wanted.partition(":")[0]
-        algorithm = "gzip" if algorithm.isdigit() else algorithm
-        if not self.supports(algorithm):
+            return next(filter(self.supports, AUTOMATIC[:-1]), AUTOMATIC[-1])
+        why = ""
+        name = compression_of(wanted).name
+        try:
+            spelled_for(self.major("pg_dump"), wanted)
+        except ValueError as error:
+            why = str(error)
+        if why or not self.supports(name):
             raise CompressionUnsupportedError(
                 f"compression {wanted} is not possible here",
-                why=f"pg_dump or pg_restore in {Path(self.path('pg_dump')).parent} was built without {algorithm}",
+                why=why or f"pg_dump or pg_restore in {Path(self.path('pg_dump')).parent} was built without {name}",
                 fix="set BACKUP_COMPRESSION=auto, or use client programs with it (the postgres:16 image has it)",
             )
         return wanted
@@ -440,33 +460,29 @@ def _version(path: str) -> str:
 
 
 @cache
-def _supports(pg_dump: str, pg_restore: str, algorithm: str) -> bool:
-    if algorithm in ("none", "0"):
-        return True
+def _writes(pg_dump: str, spelled: str) -> bool:
     # pg_dump refuses an unknown compression before it connects; the folder that does not exist sees to it that
     # it never does.
     with tempfile.TemporaryDirectory() as folder:
-        command = (pg_dump, "--format=custom", f"--compress={algorithm}", "--no-password", f"--file={folder}/probe")
+        command = (pg_dump, "--format=custom", f"--compress={spelled}", "--no-password", f"--file={folder}/probe")
         code, _, stderr = capture(command, variables={"PGHOST": f"{folder}/none"}, watch=_PROBE)
-    if code != 1 or "compression" in stderr:
-        return False
-    return _reads(pg_restore, algorithm)
+    return code == 1 and "compress" not in stderr
 
 
-def _reads(pg_restore: str, algorithm: str) -> bool:
+def _reads(pg_restore: str, major: int, compression: Compression) -> bool:
     with tempfile.TemporaryFile() as file:
-        file.write(_empty_archive(algorithm))
+        file.write(_empty_archive(major, compression))
         file.seek(0)
         code, _, stderr = capture((pg_restore, "--list"), stdin=file, watch=_PROBE)
     return code == 0 and "compression" not in stderr
 
 
-def _empty_archive(algorithm: str) -> bytes:
-    """A custom-format archive (version 1.15) without entries, to ask pg_restore what it can read.
+def _empty_archive(major: int, compression: Compression) -> bytes:
+    """A custom-format archive (version 1.15, or 1.14) without entries, to ask pg_restore what it can read.
 
     pg_restore's exit code does not tell (0, with a warning, at ``--list``). Layout: ``WriteHead`` in PostgreSQL
-    16's pg_backup_archiver.c: magic, version, sizes of int and offset, format, compression, seven time fields,
-    database, two versions, number of entries.
+    16's pg_backup_archiver.c: magic, version, sizes of int and offset, format, compression (before 1.15 gzip's level),
+    seven time fields, database, two versions, number of entries.
     """
 
     def integer(value: int) -> bytes:
@@ -475,6 +491,7 @@ def _empty_archive(algorithm: str) -> bytes:
     def string(text: bytes) -> bytes:
         return integer(len(text)) + text
 
-    code = {"gzip": 1, "lz4": 2, "zstd": 3}.get(algorithm, 0)
-    head = b"PGDMP" + bytes([1, 15, 0, 4, 8, 1, code])
+    named = major >= NAMED_SINCE
+    said = bytes([compression.header_byte]) if named else integer(-1 if compression.header_byte else 0)
+    head = b"PGDMP" + bytes([1, 15 if named else 14, 0, 4, 8, 1]) + said
     return head + integer(0) * 7 + string(b"probe") + string(b"16") * 2 + integer(0)

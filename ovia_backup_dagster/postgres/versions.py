@@ -1,7 +1,7 @@
-"""Which minor releases of PostgreSQL mend known vulnerabilities of the client programs that we run.
+"""PostgreSQL's releases: the majors, which of them may dump which, and the minors that mend known vulnerabilities.
 
-Only what a dump, its reading back and a restore meet: pg_dump, pg_restore, psql and libpq. Kept by hand, with
-the day of the last look; a newer program is never called old.
+Of vulnerabilities only what a dump, its reading back and a restore meet: pg_dump, pg_restore, psql and libpq. Kept by
+hand, with the day of the last look; a newer program is never called old.
 """
 
 from __future__ import annotations
@@ -15,6 +15,57 @@ from datetime import date, timedelta
 AS_OF = date(2026, 11, 29)
 #: PostgreSQL has a release with repairs each quarter: an older list lacks one.
 MAX_AGE = timedelta(days=90)
+
+
+#: The major that is promised: all tests run with it. The others are understood, where their programs are at hand.
+PROMISED = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Major:
+    """One major version, as a source and as the version of the client programs.
+
+    Attributes:
+        number: e.g. 16.
+        last_release: the day of its last release (https://www.postgresql.org/support/versioning/).
+    """
+
+    number: int
+    last_release: date
+
+
+#: A new major is a line here. pg_dump dumps servers of its own and of the earlier majors in this table, no later one.
+MAJORS = {
+    major.number: major
+    for major in (
+        Major(13, date(2025, 11, 13)),
+        Major(14, date(2026, 11, 12)),
+        Major(15, date(2027, 11, 11)),
+        Major(16, date(2028, 11, 9)),
+        Major(17, date(2029, 11, 8)),
+        Major(18, date(2030, 11, 14)),
+    )
+}
+
+
+def may_dump(client: int, server: int) -> bool:
+    """Whether a major of pg_dump may dump a server: one of its own, or of an earlier one that is known, as itself."""
+    return client == server or (server < client and {client, server} <= MAJORS.keys())
+
+
+def pair_caution(client: int, server: int) -> str:
+    """What to say of a dump by a pg_dump of a later major; empty for one of the server's own."""
+    if client == server:
+        return ""
+    return (
+        f"pg_dump {client} dumped a server of PostgreSQL {server}: it restores to a server of PostgreSQL {client}, and "
+        f"not to one of {server}"
+    )
+
+
+def is_without_repairs(major: int, today: date) -> bool:
+    """Whether a major gets no further releases, so that what is found in it is never mended."""
+    return major in MAJORS and MAJORS[major].last_release < today
 
 
 @dataclass(frozen=True, slots=True)

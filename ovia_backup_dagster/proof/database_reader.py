@@ -38,6 +38,9 @@ from ovia_backup_dagster.postgres.watchdog import Watch
 
 _OPTIONS = ("--no-password", "--no-subscriptions")
 
+#: The first major of pg_dump that takes a table together with its partitions.
+_TABLE_AND_CHILDREN_SINCE = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -98,13 +101,19 @@ class CopyReader:
     def read_unordered(self, wanted: Mapping[str, Sequence[str]], log: Log | None = None) -> dict[str, UnorderedRows]:
         """The rows of some tables (name -> columns), whatever the order they stand in."""
         # A name that is not UTF-8 is shown with backslashes, and cannot be asked for.
-        only = () if any("\\" in name for name in wanted) else map(_only, wanted)
-        return asked_for(self._data(unordered(wanted), *only, log=log))
+        named = () if any("\\" in name for name in wanted) else tuple(wanted)
+        return asked_for(self._data(unordered(wanted), *self._only(*named), log=log))
 
     def read_table(self, name: bytes) -> OrderedRows | None:
         """One table, by its name as pg_dump writes it; ``None`` when it is not there."""
         # As a file's name, any bytes can be an argument.
-        return self._data(ordered, _only(os.fsdecode(name))).tables.get(decode_text(name))
+        return self._data(ordered, *self._only(os.fsdecode(name))).tables.get(decode_text(name))
+
+    def _only(self, *tables: str) -> tuple[str, ...]:
+        """pg_dump's options for tables, with the partitions that are loaded through them; none where it reads all."""
+        if self.programs.major("pg_dump") < _TABLE_AND_CHILDREN_SINCE:
+            return ()
+        return tuple(f"--table-and-children={_pattern(table)}" for table in tables)
 
     def _data(self, rows_of: Callable[[str], R], *options: str, log: Log | None = None, notes: bool = False) -> Data[R]:
         command = self._pg_dump("--format=plain", "--data-only", *options)
@@ -123,7 +132,7 @@ class CopyReader:
         return watch(self.programs, self.copy)
 
     def _dump_schema(self, path: Path) -> None:
-        options = ("--format=custom", "--compress=none", "--schema-only", f"--file={path}")
+        options = ("--format=custom", self.programs.compress_option("none"), "--schema-only", f"--file={path}")
         command = self._pg_dump(*options, write=(path.parent,))
         code, _, stderr = capture(command, variables=self._variables(), watch=self._watch)
         try:
@@ -149,7 +158,7 @@ class CopyReader:
 
         It stands at an archive's beginning, so pg_dump is ended as soon as pg_restore has read it: no data is dumped.
         """
-        command = self._pg_dump("--format=custom", "--compress=none")
+        command = self._pg_dump("--format=custom", self.programs.compress_option("none"))
         with start(command, variables=self._variables(), pipe_stdout=True, watch=self._watch) as child:
             assert child.process.stdout is not None
             listing = self.programs.confined((self.programs.path("pg_restore"), "--list"))
@@ -181,8 +190,6 @@ class CopyReader:
         return diagnose_program(stderr, what=what, connection=self.copy, exit_code=code)
 
 
-def _only(table: str) -> str:
-    """pg_dump's option for a table, with the partitions that are loaded through it."""
+def _pattern(table: str) -> str:
     # A pattern takes what stands in double quotes as it is.
-    pattern = ".".join('"' + part.replace('"', '""') + '"' for part in split_identifier(table))
-    return f"--table-and-children={pattern}"
+    return ".".join('"' + part.replace('"', '""') + '"' for part in split_identifier(table))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator
 
+from ovia_backup_dagster.core.compressions import AUTOMATIC, is_compression
 from ovia_backup_dagster.settings.registry import SettingsGroup, setting
 from ovia_backup_dagster.settings.value_types import AbsoluteFolder, CommaList, CronExpression, TimeZone, number
 
@@ -16,7 +16,7 @@ OVIA_TABLES = ("people", "identities", "person_identity_links")
 
 
 def _compression(value: str) -> str:
-    if not re.fullmatch(r"auto|none|[0-9]|(gzip|lz4|zstd)(:[a-z0-9=,]+)?", value):
+    if not is_compression(value):
         raise ValueError(f"{value!r} is neither auto nor pg_dump's spelling, such as zstd:3 or gzip:1")
     return value
 
@@ -42,7 +42,7 @@ class BackupSettings(SettingsGroup):
     backup_compression: Annotated[str, AfterValidator(_compression)] = setting(
         "BACKUP_COMPRESSION",
         default="auto",
-        help="`auto` (zstd:2 where both programs can, else gzip:1), or pg_dump's own spelling.",
+        help=f"`auto` ({' where both programs can, else '.join(AUTOMATIC)}), or pg_dump's own spelling.",
     )
     backup_lock_wait_minutes: Annotated[float, number(0, 24 * 60, "minutes between 0 and a day")] = setting(
         "BACKUP_LOCK_WAIT_MINUTES", default=30.0, help="How long to wait for another operation's lock.", shown="30"

@@ -13,6 +13,7 @@ from ovia_backup_dagster.core import errors
 from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.core.compressions import compression_of
 from ovia_backup_dagster.core.naming import BackupName
 from ovia_backup_dagster.core.sidecars import DRILLED, GLOBALS, MANIFEST, VERIFIED, SidecarKind
 from ovia_backup_dagster.core.tiers import Tier
@@ -140,7 +141,9 @@ def crashing(catalog: Catalog) -> Backup:
     catalog.prepare()
     path = catalog.folder(Tier.DAILY) / BackupName(catalog.database, Tier.DAILY, datetime.now(UTC)).filename
     integer = {1: b"\0\1\0\0\0", 0: b"\0\0\0\0\0", -1: b"\1\1\0\0\0"}
-    path.write_bytes(_empty_archive("none")[:-5] + integer[1] + integer[1] + integer[0] + integer[-1] * 12)
+    path.write_bytes(
+        _empty_archive(16, compression_of("none"))[:-5] + integer[1] + integer[1] + integer[0] + integer[-1] * 12
+    )
     hours_ago = (datetime.now(UTC) - timedelta(hours=2)).timestamp()
     os.utime(path, (hours_ago, hours_ago))
     return now(catalog)

@@ -25,6 +25,7 @@ from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.files import file_sha256
 from ovia_backup_dagster.core.locking import lock_holder, volume_lock
 from ovia_backup_dagster.demo import embedded_server
+from ovia_backup_dagster.drill.folder import DrillFolder
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster_tests.conftest import (
@@ -74,8 +75,9 @@ def test_publishes_the_dump_with_manifest_and_globals(dumper: Dumper, catalog: C
 
 def test_files_are_for_their_owner_only(dumper: Dumper, volume: Path) -> None:
     os.umask(0o022)
+    drills = DrillFolder(dumper.catalog)
 
-    dumper.dump(log=quiet)
+    replace(dumper, published=lambda: drills.prepare(datetime.now(UTC))).dump(log=quiet)
 
     modes = {path.name: path.stat().st_mode & 0o777 for path in (volume, *volume.rglob("*"))}
     folders = {path.name for path in (volume, *volume.rglob("*")) if path.is_dir()}
@@ -88,8 +90,10 @@ def test_what_is_in_the_way_of_drills_is_in_no_dumps_way(dumper: Dumper, catalog
     volume.mkdir()
     (volume / "drills").write_text("no folder")
 
+    published = replace(dumper, published=lambda: DrillFolder(catalog).prepare(datetime.now(UTC)))
+
     assert catalog.backups() == []
-    assert dumper.dump(log=quiet).path.exists()
+    assert published.dump(log=quiet).path.exists()
 
 
 def test_two_dumps_in_one_second_are_two_backups(dumper: Dumper, catalog: Catalog) -> None:
@@ -635,10 +639,10 @@ _CHILD = """
 import json, signal, sys
 from pathlib import Path
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.postgres import client
+from ovia_backup_dagster.postgres import programs
 from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster.postgres.dump import Dumper
-client.KEEPALIVES.update(keepalives_idle=1, keepalives_interval=1, keepalives_count=2, tcp_user_timeout=3000)
+programs.KEEPALIVES.update(keepalives_idle=1, keepalives_interval=1, keepalives_count=2, tcp_user_timeout=3000)
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 a = json.loads(sys.argv[1])
 catalog = Catalog(Path(a["root"]), a["database"])

@@ -118,18 +118,6 @@ class GermanCluster(PortCluster):
         super().create()
 
 
-class Programs15(Programs):
-    """Of PostgreSQL 15, which spell a compression otherwise."""
-
-    def choose_compression(self, wanted: str) -> str:
-        return "0"
-
-
-class GermanScene(Scene):
-    def programs(self, bin_dir: Path) -> Programs:
-        return Programs15(bin_dir)
-
-
 def german(**settings: str) -> running_cluster:
     if not (DEBIANS / "postgres").exists() and not os.environ.get("CI"):
         pytest.skip("Debian's PostgreSQL 15 is not installed, which .ci/run does: apt-get install postgresql-15")
@@ -169,7 +157,7 @@ def german_damaged() -> Iterator[PortCluster]:
 
 @pytest.fixture
 def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Scene:
-    return GermanScene(request, tmp_path, "german_")
+    return Scene(request, tmp_path, "german_")
 
 
 @pytest.mark.parametrize("case", SERVERS, ids=lambda case: case.provoke.__name__)
@@ -249,7 +237,7 @@ def test_a_rule_that_rows_break_is_named_by_a_german_server_too(scene: Scene) ->
         "ALTER DATABASE {me} OWNER TO {me}",
     )
     path = scene.folder / "violated.dump"
-    programs = Programs15(DEBIANS)
+    programs = Programs(DEBIANS)
     command = str(DEBIANS / "pg_dump"), "--format=custom", f"--file={path}"
     code, _, stderr = capture(command, variables=scene.superuser(source).environment())
     assert code == 0, stderr

@@ -1,0 +1,204 @@
+"""Pairs of a server and client programs of different majors, with the real programs of those that are at hand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from ovia_backup_dagster.core import errors
+from ovia_backup_dagster.demo import embedded_server
+from ovia_backup_dagster.doctor import server_area
+from ovia_backup_dagster.doctor.report import Severity
+from ovia_backup_dagster.postgres import versions
+from ovia_backup_dagster.postgres.dump import Dumper
+from ovia_backup_dagster.postgres.programs import Connection, Programs
+from ovia_backup_dagster.postgres.versions import MAJORS, PROMISED, may_dump, pair_caution
+from ovia_backup_dagster_tests.conftest import execute, free_port, quiet, running_cluster, snapshot
+from ovia_backup_dagster_tests.doctor.support import system_of
+from ovia_backup_dagster_tests.support.drilling import Drilling
+
+DEBIANS = Path("/usr/lib/postgresql/15/bin")
+PROGRAMS = {15: DEBIANS, 16: embedded_server.bin_dir(16), 18: embedded_server.bin_dir(18)}
+
+
+def bin_of(major: int) -> Path:
+    found = PROGRAMS[major]
+    if not (found / "postgres").exists() and not os.environ.get("CI"):
+        pytest.skip("Debian's PostgreSQL 15 is not installed, which .ci/run does: apt-get install postgresql-15")
+    return found
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[dict[int, Connection]]:
+    """One a major, started when it is asked for."""
+    running: list[running_cluster] = []
+
+    class Servers(dict[int, Connection]):
+        def __missing__(self, major: int) -> Connection:
+            cluster = running_cluster(bin_of(major))
+            running.append(cluster)
+            self[major] = cluster.__enter__().connection()
+            return self[major]
+
+    try:
+        yield Servers()
+    finally:
+        for cluster in running:
+            cluster.__exit__(None, None, None)
+
+
+def a_database(servers: dict[int, Connection], major: int) -> Connection:
+    name = f"pair_{free_port()}"
+    execute(servers[major], f"CREATE DATABASE {name}")
+    database = servers[major].to(name)
+    execute(
+        database,
+        "CREATE TABLE people (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text, twice text "
+        "GENERATED ALWAYS AS (name || name) STORED)",
+        "INSERT INTO people (name) SELECT md5(n::text) FROM generate_series(1, 1000) n",
+        "CREATE MATERIALIZED VIEW counted AS SELECT count(*) FROM people",
+        "SELECT lo_from_bytea(0, 'a large object')",
+    )
+    return database
+
+
+@pytest.mark.parametrize(("server", "client"), [(15, 15), (15, 16), (16, 18), (18, 18)])
+def test_a_pair_that_may_dump_is_dumped_verified_and_drilled(
+    servers: dict[int, Connection], tmp_path: Path, server: int, client: int
+) -> None:
+    """A drill's throwaway cluster is of the client's major."""
+    there = Drilling(a_database(servers, server), bin_of(client), tmp_path / "backups")
+
+    backup = there.dump()
+
+    manifest = backup.manifest
+    assert manifest is not None
+    assert manifest.database.server_version.startswith(f"{server}.")
+    assert manifest.client_version.startswith(f"{client}.")
+    # Of its own major there is nothing to say; of a later one it is said each time, and stands in the verdict.
+    caution = pair_caution(client, server)
+    assert manifest.warnings == ((caution,) if caution else ())
+    assert backup.verification is not None
+    assert [caution in finding.text for finding in backup.verification.judgements[-1].findings] == [True] * bool(
+        caution
+    )
+    evidence = there.drill()
+    assert evidence.passed, evidence.failures
+    assert evidence.versions["source"].startswith(f"{server}.")
+    assert evidence.versions["copy"].startswith(f"{client}.")
+
+
+@pytest.mark.parametrize(("server", "client"), [(16, 15), (18, 16)])
+def test_a_server_of_a_later_major_is_refused(
+    servers: dict[int, Connection], tmp_path: Path, server: int, client: int
+) -> None:
+    there = Drilling(servers[server], bin_of(client), tmp_path / "backups")
+    dumper = Dumper(there.catalog, there.source, there.programs)
+
+    with pytest.raises(errors.VersionMismatchError) as refused:
+        dumper.dump(log=quiet)
+
+    assert refused.value.what.startswith(f"pg_dump {client} is not the version for database postgres at ")
+    assert f"the server is PostgreSQL {server} ({server}." in refused.value.why
+    assert f"use PostgreSQL {server}'s client programs" in refused.value.fix
+    assert there.catalog.backups() == []
+    assert [path for path in snapshot(tmp_path) if str(path).endswith(".dump")] == []
+
+
+def test_the_doctor_says_what_a_pair_means(servers: dict[int, Connection], tmp_path: Path) -> None:
+    def said(server: int, client: int) -> list[tuple[Severity, str]]:
+        lines = server_area.server(system_of(servers[server], tmp_path, bin_of(client)))
+        return [(line.level, line.text) for line in lines if "PostgreSQL" in line.text]
+
+    ((level, text),) = said(16, 15)
+    assert level is Severity.FAIL
+    assert text.startswith("the server is PostgreSQL 16.")
+    assert text.endswith(", pg_dump is 15")
+    assert (Severity.WARN, pair_caution(16, 15)) in said(15, 16)
+    assert not [text for _, text in said(15, 16) if text.endswith("as the client programs")]
+    assert not [text for _, text in said(15, 15) if "pg_dump" in text]
+
+
+def test_the_doctor_says_that_a_major_gets_no_more_repairs(
+    servers: dict[int, Connection], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said() -> list[str]:
+        lines = server_area.server(system_of(servers[15], tmp_path, bin_of(15)))
+        return [line.text for line in lines if line.level is Severity.WARN and "last release" in line.text]
+
+    assert said() == []
+    monkeypatch.setitem(versions.MAJORS, 15, replace(MAJORS[15], last_release=date(2026, 1, 1)))
+    assert said() == ["PostgreSQL 15 had its last release on 2026-01-01: what is found in it stays"]
+
+
+# ------------------------------------------------------------------------------------------ the table
+
+
+def test_all_pairs_of_the_table() -> None:
+    assert list(MAJORS) == [13, 14, 15, 16, 17, 18]
+    assert PROMISED in MAJORS
+    for client in MAJORS:
+        for server in MAJORS:
+            assert may_dump(client, server) is (client >= server)
+            assert (pair_caution(client, server) == "") is (client == server)
+
+
+@pytest.mark.parametrize(
+    ("client", "server", "may"), [(19, 19, True), (19, 16, False), (16, 12, False), (12, 12, True)]
+)
+def test_a_major_that_is_not_in_the_table_is_dumped_by_its_own_alone(client: int, server: int, may: bool) -> None:
+    assert may_dump(client, server) is may
+
+
+# ------------------------------------------------------------------------------------------ compressions
+
+
+@pytest.mark.parametrize(
+    ("wanted", "chosen", "option"),
+    [
+        ("auto", "gzip:1", "--compress=1"),
+        ("gzip:9", "gzip:9", "--compress=9"),
+        ("gzip:level=4", "gzip:level=4", "--compress=4"),
+        ("gzip", "gzip", "--compress=6"),
+        ("3", "3", "--compress=3"),
+        ("none", "none", "--compress=0"),
+        ("0", "0", "--compress=0"),
+    ],
+)
+def test_pg_dump_15_is_told_a_compression_in_its_own_spelling(
+    servers: dict[int, Connection], tmp_path: Path, wanted: str, chosen: str, option: str
+) -> None:
+    """And takes it: that it is no gzip:1 was found out by a dump that failed."""
+    there = Drilling(a_database(servers, 15), bin_of(15), tmp_path / "backups")
+
+    backup = Dumper(there.catalog, there.source, there.programs, wanted).dump(log=quiet)
+
+    assert backup.manifest is not None
+    assert (backup.manifest.compression, backup.manifest.options[1]) == (chosen, option)
+    verified = there.driller.verifier.verify(backup, log=quiet)
+    assert verified.judgement.good, verified.judgement.reasons
+
+
+@pytest.mark.parametrize(
+    ("wanted", "why"),
+    [
+        ("zstd:3", "pg_dump 15 has no zstd: PostgreSQL 16 is the first"),
+        ("lz4", "pg_dump 15 has no lz4: PostgreSQL 16 is the first"),
+        ("gzip:1,long", "pg_dump 15 takes a level of gzip alone, and not '1,long'"),
+    ],
+)
+def test_what_pg_dump_15_cannot_do_is_said(wanted: str, why: str) -> None:
+    with pytest.raises(errors.CompressionUnsupportedError) as refused:
+        Programs(bin_of(15)).choose_compression(wanted)
+    assert (refused.value.what, refused.value.why) == (f"compression {wanted} is not possible here", why)
+
+
+def test_pg_restore_15_is_asked_in_its_own_format() -> None:
+    """One that crashes on an archive is believed where it reads another."""
+    assert Programs(bin_of(15)).reads_an_archive()
+    assert Programs(bin_of(18)).reads_an_archive()
