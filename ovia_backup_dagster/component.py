@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -23,6 +24,8 @@ from ovia_backup_dagster.settings.secret_files import password_in
 _REPLACED = "backup_asset_prefix"
 #: A value that stands elsewhere, and nothing else.
 _TEMPLATE = r"^\s*\{\{.+\}\}\s*$"
+#: How a value of that type is written as a text: where a template makes it, that is not known yet.
+_TEXT_OF = {bool: r"\{\{|^(true|false)$", int: r"\{\{|^\d+$", float: r"\{\{|^\d+(\.\d+)?$"}
 _NEVER_BY_VALUE = " Never the value itself: a template, such as `{{ env.NAME }}`."
 
 
@@ -63,27 +66,39 @@ def _field(setting: SettingDefinition) -> tuple[Any, Any]:
         resolver = dg.Resolver(
             _secret,
             model_field_type=list[str] if many else str,
+            description=words + _NEVER_BY_VALUE,
             inject_before_resolve=False,
-            json_schema_extra={"items": {"pattern": _TEMPLATE}} if many else {"pattern": _TEMPLATE},
         )
-        return Annotated[kind | _Refused | None, resolver], Field(default=None, description=words + _NEVER_BY_VALUE)
+        return Annotated[kind | _Refused | None, resolver], Field(default=None)
     if setting.secret:
-        text = dg.Resolver(_text, model_field_type=str, inject_before_resolve=False)
-        return Annotated[str | _Refused | None, text], Field(default=None, description=words)
-    return _yaml_type(setting.type) | None, Field(default=None, description=words)
+        text = dg.Resolver(_text, model_field_type=str, description=words, inject_before_resolve=False)
+        return Annotated[str | _Refused | None, text], Field(default=None)
+    kind, _ = _yaml_form(setting.type)
+    # Texts, too: Dagster takes a template for any value, and what a text means is checked by ``Settings``.
+    return Annotated[kind | str | None, dg.Resolver.default(description=words)], Field(default=None)
 
 
-def _yaml_type(declared: Any) -> Any:
-    """What the YAML holds for a setting of that type; ``Settings`` checks what it means."""
+def _yaml_form(declared: Any) -> tuple[Any, str]:
+    """What the YAML holds for a setting of that type, and the pattern of a text in its place."""
     origin = get_origin(declared)
     if origin is Annotated:
-        return _yaml_type(get_args(declared)[0])
+        return _yaml_form(get_args(declared)[0])
     if origin in (Union, UnionType):
         [inner] = (each for each in get_args(declared) if each is not type(None))
-        return _yaml_type(inner)
-    if origin is Literal or declared in (bool, int, float):
-        return declared
-    return list[str] if origin is tuple else str
+        return _yaml_form(inner)
+    if origin is Literal:
+        return str, rf"\{{\{{|^({'|'.join(get_args(declared))})$"
+    if origin is tuple:
+        return list[str], ""
+    return (declared, _TEXT_OF[declared]) if declared in _TEXT_OF else (str, "")
+
+
+def _pattern(setting: SettingDefinition) -> dict[str, Any]:
+    """What ``dg`` can check of a text before anything is loaded, as JSON schema says it."""
+    if "SecretStr" in str(setting.type):
+        return {"items": {"pattern": _TEMPLATE}} if "tuple" in str(setting.type) else {"pattern": _TEMPLATE}
+    _, pattern = _yaml_form(setting.type)
+    return {"pattern": pattern} if pattern else {}
 
 
 _FIELDS: dict[str, Any] = {s.field: _field(s) for s in SETTINGS if s.field != _REPLACED}
@@ -118,9 +133,24 @@ class PostgresBackup(dg.Component, _SettingsFields, dg.Resolvable):
         description="Stands before all names of this database: `orders` gives the asset `orders/daily_dump` and the "
         "job `orders_daily_backup_job`. Empty for plain names: of one database at most."
     )
-    libpq: Mapping[str, str] | None = Field(
-        default=None, description="`PGSSL*` and `PGPASSFILE`, which are passed on to libpq. No other variable is."
-    )
+    libpq: Annotated[
+        Mapping[str, str] | None,
+        dg.Resolver.default(
+            description="`PGSSL*` and `PGPASSFILE`, which are passed on to libpq. No other variable is."
+        ),
+    ] = None
+
+    @classmethod
+    @cache
+    def model(cls) -> type[BaseModel]:
+        """What the YAML is checked against."""
+        found = super().model()
+        # Dagster's own way to say this, in a resolver, is younger than the oldest release that we run on.
+        for setting in SETTINGS:
+            if setting.field in found.model_fields:
+                found.model_fields[setting.field].json_schema_extra = _pattern(setting)
+        found.model_rebuild(force=True)
+        return found
 
     def settings(self) -> Settings:
         """The settings that the YAML gives; what is wrong with them is in their ``problems``."""

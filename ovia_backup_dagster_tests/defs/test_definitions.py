@@ -516,7 +516,7 @@ def test_dg_finds_what_the_workspace_names(tmp_path: Path) -> None:
     listed = dg_command("list", "defs", "--json", home=tmp_path)
     assert listed.returncode == 0, listed.stderr
     found = json.loads(listed.stdout)
-    assert {asset["key"] for asset in found["assets"]} == set(ASSETS)
+    assert {asset["asset_key"] for asset in found["assets"]} == set(ASSETS)
     assert {job["name"] for job in found["jobs"]} == set(JOBS)
     assert [sensor["name"] for sensor in found["sensors"]] == ["backup_freshness_sensor"]
 
