@@ -9,7 +9,7 @@ WORKERS ?= 3
 PORT ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test test-swarm test-faults bench check format lock docs pictures clean
+.PHONY: help install demo dev test test-swarm test-faults test-floor bench check format lock docs pictures clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1	/'
@@ -45,6 +45,16 @@ test-faults: install ## provoke every fault, a hundred times the kills, and writ
 	rm -rf $(FAULTS_RECORD)
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal ovia_backup_dagster_tests/faults ovia_backup_dagster_tests/restoration/test_killed.py
 	$(BIN)/python -m ovia_backup_dagster_tests.faults.report
+
+# The oldest that pyproject.toml allows; what runs is what is locked.
+FLOOR := .cache/dagster-floor
+FLOOR_VERSION := 1.12.0
+test-floor: ## on the oldest Dagster that is allowed, definitions load and a daily backup runs
+	$(PYTHON) -m venv --clear $(FLOOR)
+	$(FLOOR)/bin/pip install --quiet --disable-pip-version-check dagster==$(FLOOR_VERSION) \
+		dagster-webserver==$(FLOOR_VERSION) dagster-dg-cli==$(FLOOR_VERSION) hypothesis pytest --editable .[demo]
+	$(FLOOR)/bin/pytest -q ovia_backup_dagster_tests/defs/test_shared_location.py \
+		ovia_backup_dagster_tests/defs/test_definitions.py -k "not test_bad_settings"
 
 bench: install $(FULL_POSTGRESQL)/.unpacked ## the figures of docs/performance.md; ONLY=dump,start for some
 	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))

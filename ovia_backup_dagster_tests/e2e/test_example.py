@@ -37,7 +37,7 @@ def variables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
             embedded_server.create_database(cluster.connection(), cluster.bin_dir, name, 0.02)
         execute(
             cluster.connection(),
-            f"CREATE ROLE ovia_backup LOGIN PASSWORD '{ROLE_PASSWORD}'",
+            f"CREATE ROLE ovia_backup LOGIN BYPASSRLS PASSWORD '{ROLE_PASSWORD}'",
             "GRANT pg_read_all_data TO ovia_backup",
         )
         found = {
@@ -83,7 +83,7 @@ def test_dg_checks_and_lists_it(variables: dict[str, str], home: Path) -> None:
 
 def test_dg_finds_and_scaffolds_the_component(home: Path, copied: Path, variables: dict[str, str]) -> None:
     listed = dg_command("list", "components", "--json", home=home, folder=copied)
-    assert "ovia_backup_dagster.PostgresBackup" in {each["key"] for each in json.loads(listed.stdout)}
+    assert "ovia_backup_dagster.PostgresBackup" in {each["key"] for each in json.loads(listed.stdout)["items"]}
     kind = "ovia_backup_dagster.PostgresBackup"
     made = dg_command("scaffold", "defs", kind, "billing", home=home, folder=copied)
     assert made.returncode == 0, made.stdout + made.stderr
