@@ -574,6 +574,23 @@ def test_a_verdict_that_may_not_be_written_is_explained_and_leaves_nothing(publi
     assert snapshot(public_folder) == before
 
 
+def test_the_folder_of_an_optional_tier_is_made_when_it_is_needed(tmp_path: Path) -> None:
+    catalog = Catalog(tmp_path, "ovia")
+    catalog.prepare()
+    assert names(tmp_path) == {"daily", "weekly"}
+    assert catalog.backups(Tier.MONTHLY) == []
+    catalog.prepare(Tier.MONTHLY)
+    assert names(tmp_path) == {"daily", "weekly", "monthly"}
+    assert mode(tmp_path / "monthly") == 0o700
+
+
+def test_copies_of_one_dump_are_listed_from_daily_to_yearly(catalog: Catalog) -> None:
+    for tier in reversed(Tier):
+        write_dump(catalog, AT, tier)
+    assert [b.tier for b in catalog.backups()] == list(Tier)
+    assert catalog.find("yearly/ovia_yearly_" + DUMP.removeprefix("ovia_daily_"), NOW).tier is Tier.YEARLY
+
+
 # --- Publishing ---------------------------------------------------------------------------------------------------
 
 

@@ -254,6 +254,26 @@ def test_a_root_without_its_capabilities_is_told_which(root: Path) -> None:
         old_script(root, NOW + HOUR)
 
 
+def test_monthly_and_yearly_backups_become_ours_and_need_no_second_name(root: Path) -> None:
+    """The old script knows no such folders, and counts nothing in them."""
+    catalog = make_catalog(root.parent / "other")
+    for tier in (Tier.MONTHLY, Tier.YEARLY):
+        backup = write_dump(catalog, NOW, tier)
+        (root / tier).mkdir(mode=0o755)
+        os.rename(backup.path, root / tier / backup.path.name)
+    found = takeover.begin(root, US, NOW)
+    all_ours(root)
+    assert found.left_alone == ()
+    assert found.protection is not None
+    assert {name.partition("/")[0] for name in found.protection.names} == {"daily", "weekly"}
+    assert names(root / takeover_links.FOLDER) == {"daily", "weekly"}
+    before = dumps(root)
+    old_script(root, NOW + HOUR)
+    assert {name for name in before if name.startswith(("monthly", "yearly"))} <= set(dumps(root))
+    assert takeover.finish(root, US, NOW).left_alone == ()
+    assert before.items() <= dumps(root).items()
+
+
 # --- What must not be followed, entered or taken --------------------------------------------------------------------
 
 

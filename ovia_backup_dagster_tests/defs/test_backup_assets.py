@@ -340,6 +340,21 @@ def test_promotion_on_and_after_the_weekly_day(new_location: NewLocation) -> Non
         assert words in shown["reason"]
 
 
+def test_promotion_to_every_tier_that_is_on(new_location: NewLocation, volume: Path) -> None:
+    location: Location = new_location(BACKUP_MONTHLY_KEEP="12", BACKUP_YEARLY_KEEP="1")
+    shown = materialized(location.run())["weekly_promotion"]
+    assert shown["promoted"] is True
+    assert "monthly: the first proven dump of the month" in shown["reason"]
+    made = {tier: location.catalog.backups(tier) for tier in Tier if tier is not Tier.DAILY}
+    assert shown["backup"] == ", ".join(str(backup) for backups in made.values() for backup in backups)
+    assert [len(backups) for backups in made.values()] == [1, 1, 1]
+    # Again, and off again: none is made, and none goes.
+    for settings in ({"BACKUP_MONTHLY_KEEP": "12"}, {}):
+        before = files_of(volume / "monthly") | files_of(volume / "yearly")
+        assert materialized(new_location(**settings).run())["weekly_promotion"]["promoted"] is False
+        assert files_of(volume / "monthly") | files_of(volume / "yearly") == before
+
+
 def test_pruning_alone_refuses_behind_an_unproven_newest(new_location: NewLocation, volume: Path) -> None:
     location: Location = new_location(BACKUP_DAILY_KEEP="1")
     for age in (4, 3, 2):

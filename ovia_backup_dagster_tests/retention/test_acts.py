@@ -106,6 +106,55 @@ def test_nobody_promotes_while_another_is_at_work(catalog: Catalog) -> None:
     assert catalog.backups(Tier.WEEKLY) == []
 
 
+ALL_TIERS = replace(POLICY, keep={**POLICY.keep, Tier.MONTHLY: 2, Tier.YEARLY: 1})
+
+
+def test_a_backup_is_promoted_to_each_tier_that_is_on(catalog: Catalog) -> None:
+    backup = held(catalog, proven(catalog, NOW - DAY), NOW + DAY)
+    promoted = acts.promote(catalog, backup, ALL_TIERS, NOW)
+    assert [made.tier for made in promoted.made.values()] == [Tier.WEEKLY, Tier.MONTHLY, Tier.YEARLY]
+    assert promoted.reason == (
+        "weekly: Sunday's first proven dump; monthly: the first proven dump of the month 2026-06; "
+        "yearly: the first proven dump of the year 2026"
+    )
+    for tier, made in promoted.made.items():
+        assert made.path == catalog.root / tier / f"ovia_{tier}_2026-06-14_120000.dump"
+        assert made.path.samefile(backup.path)
+        assert made.state(NOW) is State.PROVEN
+        assert made.hold is not None
+        assert made.promotion is not None
+        assert made.promotion.promoted_from == str(backup)
+    later = acts.promote(catalog, proven(catalog, NOW - HOUR), ALL_TIERS, NOW)
+    assert later.made == {}
+    assert f"monthly: the month 2026-06 has its monthly backup, {promoted.made[Tier.MONTHLY]}" in later.reason
+    # One act of a person is meant for all copies.
+    acts.release(catalog, backup, NOW)
+    assert catalog.held(NOW) == []
+
+
+def test_a_tier_that_is_off_gets_nothing_and_no_folder(catalog: Catalog) -> None:
+    assert set(acts.promote(catalog, proven(catalog, NOW - DAY), POLICY, NOW).made) == {Tier.WEEKLY}
+    assert names(catalog.root) == {"daily", "weekly", ".lock"}
+
+
+def test_three_years_of_daily_dumps_leave_so_many_of_each_tier(catalog: Catalog) -> None:
+    """The first of each month and year, as a person would count them."""
+    for n in range(0, 3 * 365, 5):
+        now = NOW - (3 * 365 - n) * DAY
+        acts.promote(catalog, proven(catalog, now - HOUR), ALL_TIERS, now)
+        acts.prune(catalog, ALL_TIERS, now)
+    assert [f"{b.started_at:%Y-%m-%d}" for b in catalog.backups(Tier.MONTHLY)] == ["2026-06-05", "2026-05-01"]
+    assert [f"{b.started_at:%Y-%m-%d}" for b in catalog.backups(Tier.YEARLY)] == ["2026-01-01"]
+    assert len(catalog.backups(Tier.WEEKLY)) == 4
+    assert len(catalog.backups(Tier.DAILY)) == 7
+    # Off again, nothing of them goes, whatever becomes of the others.
+    stood = catalog.backups(Tier.MONTHLY, Tier.YEARLY)
+    done = acts.prune(catalog, ONE_DAY, NOW)
+    assert done.removed
+    assert not [key for key in done.removed if key.startswith(("monthly", "yearly"))]
+    assert catalog.backups(Tier.MONTHLY, Tier.YEARLY) == stood
+
+
 # --- Pruning ------------------------------------------------------------------------------------------------------
 
 
