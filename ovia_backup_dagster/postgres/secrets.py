@@ -39,15 +39,18 @@ class Secrets:
     read: Callable[[], Iterable[str]] = field(default=tuple, repr=False)
 
     def forget(self) -> None:
-        """Remove the variables from this process's environment, for good.
+        """Remove the variables from this process's environment, for good; and whatever else has a secret as its value.
 
-        Only for a process that has read its settings, and starts no other that must read them.
+        Settings from code may have had theirs from a variable of any name. Only for a process that has read its
+        settings, and starts no other that must read them.
         """
+        secrets = frozenset(filter(None, self.read()))
         with ENVIRONMENT:
-            for name in self.variables:
+            names = self.variables | {name for name, value in os.environ.items() if value in secrets}
+            for name in names:
                 os.environ.pop(name, None)
             with contextlib.suppress(OSError, ValueError, IndexError):  # no Linux, no /proc: nothing to read there
-                _overwrite(self.variables)
+                _overwrite(names)
 
     def redactor(self) -> Callable[[str], str]:
         """Hides the secrets as they are now, and as they are when it is used: a file may have been replaced since."""

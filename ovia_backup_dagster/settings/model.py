@@ -79,7 +79,9 @@ class Settings(
         """Make settings from values, for one of several databases in a process. What is wrong is in ``problems``.
 
         The process's environment is not read: what is not given has its default. Nor do libpq's variables pass
-        through from there: ``libpq`` gives them.
+        through from there: ``libpq`` gives them. What is the machine's and no database's still counts: ``PATH``, where
+        ``pg_bin_dir`` is not given, ``HOME``, and ``DOCKER_HOST``. Secrets are best given by file
+        (``postgres_password_file``): it is read at each use, and no process can see it in an environment.
 
         Args:
             values: by the names of the fields: those of the variables in lower case, such as ``postgres_host``. A

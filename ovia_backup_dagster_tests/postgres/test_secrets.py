@@ -36,6 +36,17 @@ def test_only_what_is_secret_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> No
         assert dict(os.environ) == before
 
 
+def test_a_variable_of_any_name_is_forgotten_that_has_a_secret_as_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings from code may have had it from there."""
+    monkeypatch.setenv("SHOP_PASSWORD", "geheim")
+    before = {name: value for name, value in os.environ.items() if name != "SHOP_PASSWORD"}
+    for name, value in (("SHOP_NOTE", "geheimer"), ("SHOP_NOTHING", "")):
+        monkeypatch.setenv(name, value)
+        before[name] = value
+    Secrets(read=lambda: ("geheim", "")).forget()
+    assert dict(os.environ) == before
+
+
 def test_the_block_is_read_as_the_kernel_writes_it() -> None:
     block = b"A=1\0PGPASSWORD=a=b\0\0odd\0EMPTY=\0\xff=\xfe\0"
     found = {name: block[at : at + length] for name, at, length in _entries(block)}
