@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from pydantic import ValidationError
 
 import ovia_backup_dagster
 from ovia_backup_dagster.component import PostgresBackup
+from ovia_backup_dagster.core.errors import ServiceManagerUnreachableError
 from ovia_backup_dagster.settings.model import SETTINGS, Settings
+from ovia_backup_dagster.system import BackupSystem
 from ovia_backup_dagster_tests.defs.support import DAILY_JOB
 
 # Dagster's reader of YAML uses what pydantic will remove.
@@ -159,3 +162,11 @@ def test_dg_checks_texts_before_anything_is_loaded(field: str, good: list[str], 
     for value in bad:
         (error,) = validator.iter_errors({"name": "orders", field: value})
         assert list(error.path) == [field]
+
+
+def test_without_services_a_restore_needs_no_docker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Docker's client is an extra."""
+    monkeypatch.setitem(sys.modules, "docker", None)
+    manager = BackupSystem(Settings.of(postgres_host="h")).restorations.manager
+    with pytest.raises(ServiceManagerUnreachableError, match=r"not installed.*ovia-backup-dagster\[swarm\]"):
+        manager.replicas("app")

@@ -10,18 +10,19 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import Any, TypeVar
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import docker
 import requests
-from docker.errors import APIError, DockerException, NotFound
-from docker.utils import kwargs_from_env
 
 from ovia_backup_dagster.core.errors import (
     ServiceManagerRefusedError,
     ServiceManagerUnreachableError,
     ServiceMissingError,
 )
+
+if TYPE_CHECKING:
+    import docker
 
 #: What Docker calls a service's specification, a task, and the like: its JSON.
 Json = dict[str, Any]
@@ -77,6 +78,8 @@ class SwarmApi:
                     timeout=_ANSWER_SECONDS,
                 )
                 if not answer.ok:
+                    from docker.errors import APIError
+
                     raise APIError(str(answer.status_code), response=answer, explanation=_explanation(answer))
             return spec
 
@@ -103,6 +106,9 @@ class SwarmApi:
 
     def _ask(self, question: Callable[[docker.APIClient], T], ends: float, service: str) -> T:
         """Ask, and again while Docker is away or another update was quicker, until the end."""
+        _require_client()
+        from docker.errors import APIError, DockerException, NotFound
+
         for last in looks(ends):
             try:
                 with self._api() as api:
@@ -129,11 +135,16 @@ class SwarmApi:
     @contextmanager
     def _api(self) -> Iterator[docker.APIClient]:
         """A client for one question: none is left that Docker's restart has cut off."""
+        import docker
+        from docker.utils import kwargs_from_env
+
         where = {"base_url": self._url} if self._url else kwargs_from_env()
         with closing(docker.APIClient(**where, timeout=_ANSWER_SECONDS)) as api:
             yield api
 
     def _missing(self, service: str) -> ServiceMissingError:
+        from docker.errors import DockerException
+
         try:
             with self._api() as api:
                 names = [str(found["Spec"]["Name"]) for found in api.services()]
@@ -144,6 +155,18 @@ class SwarmApi:
             f"there is no service {service}",
             why=f"did you mean {' or '.join(near)}?" if near else "",
             fix="docker service ls; then set SWARM_APP_SERVICES and SWARM_MIGRATE_SERVICE",
+        )
+
+
+def _require_client() -> None:
+    """Docker's client is an extra: where no services are named, a restore needs none.
+
+    Raises:
+        ServiceManagerUnreachableError: it is not installed.
+    """
+    if find_spec("docker") is None:
+        raise ServiceManagerUnreachableError(
+            "Docker's client for Python is not installed", fix="pip install 'ovia-backup-dagster[swarm]'"
         )
 
 

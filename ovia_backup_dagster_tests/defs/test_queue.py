@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
 
 import dagster as dg
@@ -52,12 +53,18 @@ def launched(instance: dg.DagsterInstance, workspace: WorkspaceProcessContext) -
     return [run.job_name for run in launcher._queue[before:]]
 
 
+@cache
+def definitions(number: int) -> dg.Definitions:
+    """Those of one of many databases in a code location."""
+    settings = load({"POSTGRES_HOST": "h", "BACKUP_DIR": f"/backups/{number}", "POSTGRES_DB": f"db{number}"})
+    return build_defs(settings, prefix=f"db{number}")
+
+
 def put(
     instance: dg.DagsterInstance, job: str, number: int = 0, status: DagsterRunStatus = DagsterRunStatus.QUEUED
 ) -> str:
     """A run of the job, as one of many databases has it."""
-    settings = load({"POSTGRES_HOST": "h", "BACKUP_DIR": f"/backups/{number}", "POSTGRES_DB": f"db{number}"})
-    tags = build_defs(settings).resolve_job_def(job).tags
+    tags = definitions(number).resolve_job_def(f"db{number}_{job}").tags
     repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("ovia"), "__repository__")
     origin = RemoteJobOrigin(repository, job)
     return str(create_run_for_test(instance, job, status=status, tags=tags, remote_job_origin=origin).run_id)
@@ -75,7 +82,7 @@ def test_who_waits_for_an_answer_goes_first(file: str) -> None:
 def test_dumps_and_drills_leave_slots_free(file: str) -> None:
     """Of however many databases, however long they take, and however many of them wait."""
     with dagster(file) as (instance, workspace):
-        for number in range(9):
+        for number in range(30):
             put(instance, DAILY_JOB, number)
             put(instance, DRILL_JOB, number)
         assert launched(instance, workspace) == [DAILY_JOB] * 7
