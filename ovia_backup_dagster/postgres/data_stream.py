@@ -2,7 +2,7 @@ r"""Parses the data that ``pg_restore`` and ``pg_dump`` print as text, with ``--
 
 Each table's COPY header, its rows, and ``\.``; sequences; large objects. An archive and a database print the same, so
 this one pass is what both are read with, and what they are compared by. What is printed, and what a failure of the
-program means, is the business of ``archive`` and ``reread``.
+program means, is the business of ``archive`` and ``proof.database_reader``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Short questions to a server, through psycopg: what database is this?
 
-Bulk work belongs to the client programs (``client``, ``dump``). Nothing here changes the server.
+Bulk work belongs to the client programs (``programs``, ``dump``). Nothing here changes the server.
 """
 
 from __future__ import annotations

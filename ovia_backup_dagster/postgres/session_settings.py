@@ -5,7 +5,7 @@ each setting that matters it is decided here, with the reason, what it is in a s
 the reading of a copy, our own questions) and in one that fills a copy (pg_restore with its jobs, vacuumdb). What is in
 neither list is the server's in the first, and the source's in the second.
 
-Nothing here asks a server. How the source's settings get into a copy is the business of ``source_settings``.
+Nothing here asks a server. How the source's settings get into a copy is the business of ``proof.source_settings``.
 
 Sources: PostgreSQL 13 to 18, ``setup_connection`` in pg_dump.c, ``_doSetFixedOutputState`` in pg_backup_archiver.c,
 vacuumdb.c, ruleutils.c, the types' output functions; tried setting by setting against 16.

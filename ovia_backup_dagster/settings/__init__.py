@@ -1,1 +1,1 @@
-"""Every environment variable that this program reads, once, typed."""
+"""Every setting of one database's backups, once, typed: a module a group, and ``model``, which has them all."""
