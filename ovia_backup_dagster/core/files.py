@@ -1,7 +1,7 @@
 """File operations that a backup volume asks more of than the standard library gives.
 
 Whole or not at all, on disk when they return, never over somebody else's file, and with errors that say what to
-do. What a file means is ``catalog``'s business.
+do. What a file means is the business of who writes it.
 """
 
 from __future__ import annotations

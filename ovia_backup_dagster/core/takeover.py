@@ -1,9 +1,9 @@
 """Handing the volume over from the old backup script, which runs as root, to this system, which does not.
 
 Makes what is ours on the volume belong to our user, and, while both systems share it, keeps the old script from
-removing for good what it counts as too many (``protection``). Run by root over a folder that others may write to:
+removing for good what it counts as too many (``takeover_links``). Run by root over a folder that others may write to:
 everything goes by descriptors, no symlink is followed, no other filesystem entered, and what is not known to be ours
-is left alone. Which backups stay in the end is ``retention``'s decision.
+is left alone. Which backups stay in the end is decided in ``retention``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """``.handover/``: a second name for every dump, while the old backup script shares the volume.
 
 That script keeps so many files, counts ours as well, and removes the names of all others; the second name, a hard
-link, keeps the file. That the folder is there is what says that a hand-over is under way. ``handover`` makes and ends
-it; ``catalog`` keeps to it: what we make is protected, what we remove is forgotten, and sidecars wait for their dump.
+link, keeps the file. That the folder is there is what says that a hand-over is under way. ``takeover`` makes and ends
+it; ``publication`` and ``sweeping`` keep to it: what we make is protected, what we remove is protected no longer, and
+sidecars wait for their dump.
 """
 
 from __future__ import annotations

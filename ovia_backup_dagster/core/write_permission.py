@@ -1,6 +1,6 @@
 """Whether this process may write in a folder of the volume, and if not, why: mode, owner, attribute or mount.
 
-What its filesystem cannot do at all is the business of ``capabilities``.
+What its filesystem cannot do at all is the business of ``filesystem``.
 """
 
 from __future__ import annotations
