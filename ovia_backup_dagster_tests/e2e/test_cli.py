@@ -145,6 +145,16 @@ def test_json_of_everything(cli: Cli) -> None:
     listed = json.loads(cli("list", "--json").stdout)
     assert [entry["tier"] for entry in listed] == ["daily", "weekly"]
 
+    name = str(listed[0]["name"])
+    cli.settings.update(BACKUP_MONTHLY_KEEP="12", BACKUP_YEARLY_KEEP="1")
+    code, promoted = cli.json("promote")
+    assert (code, promoted["promoted"], promoted["weekly"]) == (0, True, None)
+    assert promoted["promoted_to"] == {tier: name.replace("daily", tier) for tier in ("monthly", "yearly")}
+    assert "weekly: the week of " in str(promoted["reason"])
+    listed = json.loads(cli("list", "--json").stdout)
+    assert [entry["tier"] for entry in listed] == ["daily", "weekly", "monthly", "yearly"]
+    assert "4 kept" in cli("prune").stdout
+
 
 @pytest.mark.parametrize("command", ["dump", "verify", "list", "promote", "prune", "drill"])
 def test_without_a_server_named_everything_refuses(command: str, cli: Cli, volume: Path) -> None:
