@@ -28,7 +28,7 @@ def accept_command(backup: str, as_json: bool) -> None:
     if as_json:
         print_json(backup_as_dict(verified.backup, datetime.now(UTC)))
     else:
-        click.echo(f"{verified.backup} is {'proven' if judgement.good else 'bad'}")
+        click.echo(f"{verified.backup} is {'verified' if judgement.good else 'bad'}")
         for text in accepted.found if accepted else ("there was nothing to accept",):
             click.echo(f"  {'accepted: ' if accepted else ''}{printable(text)}")
         for text in judgement.reasons:

@@ -35,7 +35,7 @@ def list_command(as_json: bool) -> None:
         witness = backup.witness
         age = duration(now - backup.started_at)
         count = f"{witness.rows:,}" if witness else ""
-        state = backup.state(now).value + (", drilled" if backup.drilled else "")
+        state = backup.state(now).value
         state += ", manifest unreadable" if manifest_problem(backup) else ""
         rows.append((backup.path.name, age, human_bytes(backup.size_bytes), count, state, plan))
     print_table(("backup", "age", "size", "rows", "state", "retention"), rows, right=(1, 2, 3))

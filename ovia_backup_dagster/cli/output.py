@@ -68,7 +68,8 @@ def backup_as_dict(backup: Backup, now: datetime) -> dict[str, Any]:
         "started_at": backup.started_at.isoformat(),
         "age_seconds": int((now - backup.started_at).total_seconds()),
         "size_bytes": backup.size_bytes,
-        "state": backup.state(now).value,
+        "standing": backup.state(now).value,
+        "state": backup.state(now).former,  # as 0.1.0 had it, for one release
         "drilled": backup.drilled,
         "verified_at": judgement.at.isoformat() if judgement else None,
         "findings": [finding.text for finding in judgement.findings] if judgement else [],

@@ -17,8 +17,7 @@ from ovia_backup_dagster.cli.output import log_waiting, print_json
 @backup_argument
 @json_option
 def promote_command(backup: str, as_json: bool) -> None:
-    """Let a proven daily backup also stand in weekly/, if its week has none yet, and in the other tiers that are on."""
-    from ovia_backup_dagster.core.backup import State
+    """Let a verified daily backup also stand in weekly/, if its week has none, and in the other tiers that are on."""
     from ovia_backup_dagster.retention.acts import promote
 
     system, now = system_from_environment(), datetime.now(UTC)
@@ -35,6 +34,6 @@ def promote_command(backup: str, as_json: bool) -> None:
             click.echo("not promoted")
         for reason in promoted.reasons.values():
             click.echo(f"  {reason}")
-    # As it is now: it may have been proven while this one waited.
-    if not promoted.made and system.catalog.refresh(chosen).state(now) is not State.PROVEN:
+    # As it is now: it may have been verified while this one waited.
+    if not promoted.made and not system.catalog.refresh(chosen).state(now).is_verified:
         sys.exit(FAILED)

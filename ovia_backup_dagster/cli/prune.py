@@ -57,7 +57,8 @@ def _plan_as_dicts(plan: RetentionPlan) -> list[dict[str, Any]]:
     return [
         {
             "backup": d.candidate.key,
-            "state": d.candidate.state.value,
+            "standing": d.candidate.state.value,
+            "state": d.candidate.state.former,  # as 0.1.0 had it, for one release
             "keep": d.keep,
             "reason": d.reason,
         }

@@ -15,30 +15,39 @@ from ovia_backup_dagster.cli.output import backup_as_dict, log, print_json, prin
 
 @click.command("verify")
 @backup_argument
-@click.option("--unproven", is_flag=True, help="Instead: all that have no verdict yet, such as the old script's.")
+@click.option(
+    "--unverified",
+    "--unproven",
+    "unverified",
+    is_flag=True,
+    help="Instead: all that have no verdict yet, such as the old script's.",
+)
 @json_option
-def verify_command(backup: str, unproven: bool, as_json: bool) -> None:
+def verify_command(backup: str, unverified: bool, as_json: bool) -> None:
     """Read all of a backup and say whether it is good. Exit code 1: it is bad."""
     from ovia_backup_dagster.core.backup import State
 
     system = system_from_environment()
-    if unproven:
-        outcomes = system.verifier.verify_unproven(log=log)
+    if unverified:
+        outcomes = system.verifier.verify_unverified(log=log)
         if as_json:
             print_json([backup_as_dict(outcome.backup, datetime.now(UTC)) for outcome in outcomes])
         else:
-            click.echo(f"{sum(o.judgement.good for o in outcomes)} of {len(outcomes)} are proven")
+            click.echo(f"{sum(o.judgement.good for o in outcomes)} of {len(outcomes)} are verified")
         sys.exit(0 if all(o.judgement.good for o in outcomes) else 1)
     verified = system.verifier.verify(system.catalog.find(backup, datetime.now(UTC)), log=log)
     judgement, witness = verified.judgement, verified.witness
     if as_json:
         rows = witness.rows_by_table() if witness else {}
-        verdict = {"state": State.PROVEN if judgement.good else State.BAD, "rows": sum(rows.values()), "tables": rows}
+        # Of one elsewhere no verdict is kept: what was just found is its standing.
+        good = State.PROVEN if verified.backup.drilled else State.VERIFIED
+        standing = good if judgement.good else State.BAD
+        verdict = {"standing": standing, "state": standing.former, "rows": sum(rows.values()), "tables": rows}
         print_json(backup_as_dict(verified.backup, datetime.now(UTC)) | verdict)
     elif judgement.good and witness:
         before = verified.previous.witness.rows_by_table() if verified.previous and verified.previous.witness else {}
         _print_tables(witness.rows_by_table(), before)
-        click.echo(f"{verified.backup} is proven: {witness.rows:,} rows in {len(witness.rows_by_table())} tables")
+        click.echo(f"{verified.backup} is verified: {witness.rows:,} rows in {len(witness.rows_by_table())} tables")
     else:
         click.echo(f"{verified.backup} is bad")
     if not as_json:

@@ -52,12 +52,28 @@ S = TypeVar("S", bound=Sidecar)
 
 
 class State(StrEnum):
-    """What is known about a backup. The value is what a person reads."""
+    """What is known about a backup. The value is what a person reads; docs/glossary.md says what each means."""
 
     PROVEN = "proven"
-    UNPROVEN = "unproven"
+    VERIFIED = "verified"
+    UNVERIFIED = "unverified"
     BAD = "bad"
     BEING_WRITTEN = "being written"
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether all of it was read back and found good; one that is proven is verified, too."""
+        return self in (State.PROVEN, State.VERIFIED)
+
+    @property
+    def may_be_good(self) -> bool:
+        """Whether it is complete, and not known to be bad."""
+        return self not in (State.BAD, State.BEING_WRITTEN)
+
+    @property
+    def former(self) -> str:
+        """As 0.1.0 called it, where proven meant verified: what reads JSON may still look for that."""
+        return {State.VERIFIED: "proven", State.UNVERIFIED: "unproven"}.get(self, self.value)
 
 
 @dataclass(frozen=True)
@@ -135,7 +151,7 @@ class Backup(BackupFiles):
         return last if is_about(last, self._unit_of_manifest) else None
 
     @property
-    def once_proven(self) -> bool:
+    def once_verified(self) -> bool:
         """Whether any judgement on the backup as it is now found it good."""
         judgements = self.verification.judgements if self.verification else ()
         return self.unit is not None and any(each.good and is_about(each, self.unit) for each in judgements)
@@ -213,7 +229,9 @@ class Backup(BackupFiles):
                 return State.BEING_WRITTEN
         if self.problem is not None:
             return State.BAD
-        return State.UNPROVEN if self.judgement is None else State.PROVEN
+        if self.judgement is None:
+            return State.UNVERIFIED
+        return State.PROVEN if self.drilled else State.VERIFIED
 
     @cached_property
     def _unit_of_manifest(self) -> Unit | None:

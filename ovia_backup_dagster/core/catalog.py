@@ -17,7 +17,7 @@ from pathlib import Path
 from ovia_backup_dagster.core.backup import CLOCK_TOLERANCE, Backup, State
 from ovia_backup_dagster.core.errors import (
     BackupNotFoundError,
-    NotProvenError,
+    NotVerifiedError,
     StrangeFileError,
     VolumeError,
     VolumeMissingError,
@@ -130,17 +130,17 @@ class Catalog:
         """The newest backup that is in one of the states at ``now`` (UTC), or ``None``."""
         return next((backup for backup in self.newest_first() if backup.state(now) in states), None)
 
-    def proven_before(self, backup: Backup, now: datetime) -> Backup | None:
-        """The newest backup older than this one that is proven at ``now`` (UTC): what its rows are compared with."""
-        return next(self._proven_before(backup, now), None)
+    def verified_before(self, backup: Backup, now: datetime) -> Backup | None:
+        """The newest backup older than this one that is verified at ``now`` (UTC): what its rows are compared with."""
+        return next(self._verified_before(backup, now), None)
 
     def identified_before(self, backup: Backup, now: datetime) -> Backup | None:
         """The same, of those that name their cluster: what its cluster is compared with."""
-        return next((other for other in self._proven_before(backup, now) if other.system_identifier), None)
+        return next((other for other in self._verified_before(backup, now) if other.system_identifier), None)
 
-    def _proven_before(self, backup: Backup, now: datetime) -> Iterator[Backup]:
+    def _verified_before(self, backup: Backup, now: datetime) -> Iterator[Backup]:
         for other in self.newest_first():
-            if other.started_at < backup.started_at and other.state(now) is State.PROVEN:
+            if other.started_at < backup.started_at and other.state(now).is_verified:
                 yield other
 
     def settled(self, backup: Backup, now: datetime, command: str) -> Backup:
@@ -150,11 +150,11 @@ class Catalog:
 
         Raises:
             BackupNotFoundError: it is gone.
-            NotProvenError: it may still be being written.
+            NotVerifiedError: it may still be being written.
         """
         backup = self.refresh(backup)
         if self.holds(backup) and backup.state(now) is State.BEING_WRITTEN:
-            raise NotProvenError(
+            raise NotVerifiedError(
                 f"{backup} may still be being written",
                 why="it has no manifest and changed less than 15 minutes ago",
                 fix=f"wait, then: {command} {self.word(backup)}",

@@ -133,7 +133,7 @@ class Check(StrEnum):
     )
     ROWS_KEPT = (
         "tables_kept_their_rows", _BOTH, Severity.ODD,
-        "No table is gone or lost more than half its rows since the previous proven dump.",
+        "No table is gone or lost more than half its rows since the previous verified dump.",
     )
     NO_WARNINGS = (
         "dump_without_warnings", _VERIFICATION, Severity.ODD,
@@ -141,8 +141,8 @@ class Check(StrEnum):
     )
     SOURCE = (
         "source_is_the_one_backed_up", _VERIFICATION, Severity.BAD,
-        ("The cluster is that of the last proven dump, and some of its tables are there, unless a person has accepted "
-         "that (ovia-backup accept) or a restore went live there."),
+        ("The cluster is that of the last verified dump, and some of its tables are there, unless a person has "
+         "accepted that (ovia-backup accept) or a restore went live there."),
     )
     ANALYZED = (
         "analyzed", _PROOF, Severity.BAD,

@@ -141,8 +141,8 @@ class BackupNotFoundError(BackupError):
     """No backup answers to the name that was given."""
 
 
-class NotProvenError(BackupError):
-    """An operation that needs a proven backup was refused, because there is none."""
+class NotVerifiedError(BackupError):
+    """An operation that needs a verified backup was refused, because there is none."""
 
 
 class BadBackupError(BackupError):
@@ -150,7 +150,7 @@ class BadBackupError(BackupError):
 
 
 class NotFreshError(BackupError):
-    """The newest backup is too old, missing, or none is proven any more."""
+    """The newest backup is too old, missing, or none is verified any more."""
 
 
 class ClockError(NotFreshError):

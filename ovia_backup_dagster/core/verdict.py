@@ -313,7 +313,7 @@ def judge(
         witness: the reading.
         expectations: from the settings.
         manifest: of this backup, if it has one; its warnings are odd.
-        previous: name and reading of the previous proven backup, to compare rows with.
+        previous: name and reading of the previous verified backup, to compare rows with.
     """
     findings = []
     counts = witness.rows_by_table()

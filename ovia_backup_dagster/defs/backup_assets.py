@@ -73,7 +73,7 @@ def build_backup_assets(system: BackupSystem, names: DatabaseNames) -> list[dg.A
         with errors_as_failures(context, system, names.in_words):
             backup = _chosen(context, config, system, names)
             # First, so that at the cut-over ours is compared with the old script's last.
-            for other in system.verifier.verify_unproven(
+            for other in system.verifier.verify_unverified(
                 besides=backup, run_id=context.run.run_id, log=context.log.info
             ):
                 if not other.judgement.good:
@@ -100,9 +100,9 @@ def build_backup_assets(system: BackupSystem, names: DatabaseNames) -> list[dg.A
         kinds={"file"},
         owners=OWNERS,
         pool=names.volume_pool,
-        description="On the weekly day the proven dump also stands in `weekly/`, as a hard link or a checked copy. If "
-        "the day was missed, the next proven dump takes its place. Where `BACKUP_MONTHLY_KEEP` and "
-        "`BACKUP_YEARLY_KEEP` are set, the first proven dump of each month and year stands in `monthly/` and "
+        description="On the weekly day the verified dump also stands in `weekly/`, as a hard link or a checked copy. "
+        "If the day was missed, the next verified dump takes its place. Where `BACKUP_MONTHLY_KEEP` and "
+        "`BACKUP_YEARLY_KEEP` are set, the first verified dump of each month and year stands in `monthly/` and "
         "`yearly/`, too. Always materializes, with the reason.",
     )
     def weekly_promotion(context: dg.AssetExecutionContext, config: BackupChoice) -> dg.MaterializeResult[None]:
@@ -121,7 +121,7 @@ def build_backup_assets(system: BackupSystem, names: DatabaseNames) -> list[dg.A
         owners=OWNERS,
         pool=names.volume_pool,
         description="Removes what the retention policy does not keep, with a reason for each file. Refuses when the "
-        "newest dump is not proven, whoever launched it.",
+        "newest dump is not verified, whoever launched it.",
     )
     def retention_pruning(context: dg.AssetExecutionContext, config: PruningConfig) -> dg.MaterializeResult[None]:
         with errors_as_failures(context, system, names.in_words):

@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 
-from ovia_backup_dagster.core.backup import Backup, State
+from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.deployment_hints import Hints, steps
 from ovia_backup_dagster.core.errors import BackupError, VolumeError, VolumeMissingError
@@ -253,7 +253,7 @@ def _room(system: BackupSystem, catalog: Catalog) -> Iterator[Observation]:
 
 
 def _counts(backup: Backup, now: datetime) -> bool:
-    return backup.state(now) in (State.PROVEN, State.UNPROVEN)
+    return backup.state(now).may_be_good
 
 
 def _growth_per_day(newest: Sequence[Backup]) -> float:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ovia_backup_dagster import __version__
-from ovia_backup_dagster.core.backup import CLOCK_TOLERANCE, Backup, State
+from ovia_backup_dagster.core.backup import CLOCK_TOLERANCE, Backup
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.checks import Check, Stage
 from ovia_backup_dagster.core.errors import (
@@ -99,10 +99,10 @@ class Driller:
             return found
         for backup in self.catalog.newest_first():
             in_past = backup.started_at <= now + CLOCK_TOLERANCE
-            if in_past and backup.state(now) in (State.PROVEN, State.UNPROVEN):
+            if in_past and backup.state(now).may_be_good:
                 return backup
         raise BackupNotFoundError(
-            "there is no backup to restore", why="none is proven or could be", fix="ovia-backup dump"
+            "there is no backup to restore", why="none is verified or could be", fix="ovia-backup dump"
         )
 
     def drill(
@@ -119,7 +119,7 @@ class Driller:
 
         Raises:
             LockHeldError: another drill is under way.
-            NotProvenError: the backup may still be being written.
+            NotVerifiedError: the backup may still be being written.
             VolumeError: the evidence cannot be written.
         """
         self.secrets.forget()

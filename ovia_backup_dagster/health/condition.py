@@ -371,8 +371,8 @@ def _look(system: Watched, now: datetime) -> _Look:
         found = judge_freshness(catalog.newest_first(), system.max_age, now)
         look = replace(look, found=found)
         look = replace(look, drills=system.drills.standing(system.drill_max_age, now))
-        verified = found.newest if found.verified else catalog.newest(now, State.PROVEN)
-        proven = next((b for b in catalog.newest_first() if b.drilled and b.state(now) is State.PROVEN), None)
+        verified = found.newest if found.verified else catalog.newest(now, State.VERIFIED, State.PROVEN)
+        proven = next((b for b in catalog.newest_first() if b.drilled and b.state(now).is_verified), None)
         look = replace(look, newest_verified=verified, newest_proven=proven)
     except VolumeError as error:
         look = replace(look, errors=(error,))

@@ -119,11 +119,11 @@ def judge_freshness(backups: Iterable[Backup], max_age: timedelta, now: datetime
             level = _level(age, max_age)
             if (
                 level is FreshnessLevel.FRESH
-                and state is not State.PROVEN
+                and not state.is_verified
                 and _unverified_too_long(chain([backup], backups), max_age, now)
             ):
                 level = FreshnessLevel.UNVERIFIED
-            verified = state is State.PROVEN
+            verified = state.is_verified
             proven = verified and backup.drilled
             return Freshness(level, backup, age, max_age, verified, proven, tuple(rejected))
     return Freshness(FreshnessLevel.MISSING, None, None, max_age, False, False, tuple(rejected))
@@ -142,7 +142,7 @@ def _unverified_too_long(backups: Iterable[Backup], max_age: timedelta, now: dat
     """
     ours_waits = False
     for backup in backups:
-        if backup.state(now) is State.PROVEN:
+        if backup.state(now).is_verified:
             return now - backup.started_at > 2 * max_age
         ours_waits = ours_waits or (now - backup.started_at > max_age and backup.sidecar(MANIFEST).exists())
     return ours_waits

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ovia_backup_dagster import __version__
-from ovia_backup_dagster.core.backup import CLOCK_TOLERANCE, Backup, State
+from ovia_backup_dagster.core.backup import CLOCK_TOLERANCE, Backup
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import (
     BackupError,
@@ -219,7 +219,7 @@ class Dumper:
     def _previous(self) -> Backup | None:
         now = datetime.now(UTC)
         for backup in self.catalog.newest_first(Tier.DAILY):
-            if backup.started_at <= now + CLOCK_TOLERANCE and backup.state(now) in (State.PROVEN, State.UNPROVEN):
+            if backup.started_at <= now + CLOCK_TOLERANCE and backup.state(now).may_be_good:
                 return backup
         return None
 

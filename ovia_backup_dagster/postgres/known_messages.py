@@ -103,7 +103,7 @@ KNOWN_MESSAGES = (
         errors.ServerDataError,
         "the server cannot read its own data: a disk or its memory is failing",
         "keep every backup there is (stop daily_backup_schedule); copy the server's data folder; then restore the last "
-        "proven backup beside it: ovia-backup list",
+        "verified backup beside it: ovia-backup list",
         of="XX000|58P01",
         alone="XX00[12]|58030",
     ),

@@ -23,8 +23,8 @@ def strangeness(
     Args:
         witness: what the dump holds.
         cluster: its system identifier; one that is not known makes no difference.
-        previous: name and reading of the last proven dump before it.
-        known: name and system identifier of the last proven dump before it whose identifier is known.
+        previous: name and reading of the last verified dump before it.
+        known: name and system identifier of the last verified dump before it whose identifier is known.
         meant: identifiers of clusters that it may be of as well.
     """
     if known is not None and cluster not in (None, known[1], *meant):

@@ -21,7 +21,7 @@ from ovia_backup_dagster.core.errors import (
     ArchiveDamagedError,
     BackupError,
     BackupNotFoundError,
-    NotProvenError,
+    NotVerifiedError,
     VolumeError,
 )
 from ovia_backup_dagster.core.files import file_sha256
@@ -59,7 +59,7 @@ class Verified:
         backup: as it is now, with its new judgement.
         judgement: good or bad, and the findings.
         witness: what the archive holds; ``None`` when it could not be decoded.
-        previous: the proven backup before it, which rows are compared with.
+        previous: the verified backup before it, which rows are compared with.
     """
 
     backup: Backup
@@ -92,26 +92,28 @@ class Verifier:
         A file outside the volume is judged, and nothing is written.
 
         Raises:
-            NotProvenError: it may still be being written, or changed while it was read.
+            NotVerifiedError: it may still be being written, or changed while it was read.
             BackupError: no verdict could be reached.
         """
         return self._verify(backup, self.expectations, run_id, log)
 
-    def verify_unproven(self, *, besides: Backup | None = None, run_id: str | None = None, log: Log) -> list[Verified]:
+    def verify_unverified(
+        self, *, besides: Backup | None = None, run_id: str | None = None, log: Log
+    ) -> list[Verified]:
         """Verify, oldest first, each settled backup that has no verdict yet: the old script's, on first sight.
 
         What is expected of today's database is not asked of a dump without a manifest, which may be older than a
-        table. ``besides`` is left out. One that no verdict can be reached on is said so, and stays unproven.
+        table. ``besides`` is left out. One that no verdict can be reached on is said so, and stays unverified.
         """
         outcomes = []
         for backup in reversed(self.catalog.backups()):
-            if backup == besides or backup.state(datetime.now(UTC)) is not State.UNPROVEN:
+            if backup == besides or backup.state(datetime.now(UTC)) is not State.UNVERIFIED:
                 continue
             expectations = self.expectations if backup.sidecar(MANIFEST).exists() else Expectations()
             try:
                 outcomes.append(self._verify(backup, expectations, run_id, log))
             except BackupError as error:
-                log(f"{backup} stays unproven: {error}")
+                log(f"{backup} stays unverified: {error}")
         return outcomes
 
     def accept(self, backup: Backup, *, by: str, run_id: str | None = None, log: Log) -> Verified:
@@ -125,7 +127,7 @@ class Verifier:
 
         Raises:
             BackupNotFoundError: it is not on the volume.
-            NotProvenError, BackupError: as of :meth:`verify`.
+            NotVerifiedError, BackupError: as of :meth:`verify`.
         """
         catalog = self.catalog
         if not catalog.holds(backup):
@@ -165,7 +167,7 @@ class Verifier:
         self.secrets.forget()
         clock = time.monotonic()
         backup = catalog.settled(backup, datetime.now(UTC), "ovia-backup verify")
-        previous = catalog.proven_before(backup, datetime.now(UTC))
+        previous = catalog.verified_before(backup, datetime.now(UTC))
         findings, manifest, sha256 = self._check_file(backup, log)
         witness: Witness | None = None
         if not findings:
@@ -194,7 +196,7 @@ class Verifier:
         )
         if catalog.holds(backup):
             backup = self._record(backup, judgement, witness, previous)
-        verdict = "proven" if judgement.good else "bad: " + "; ".join(judgement.reasons)
+        verdict = "verified" if judgement.good else "bad: " + "; ".join(judgement.reasons)
         log(f"{backup} is {verdict} ({judgement.seconds:.1f} s)")
         return Verified(backup, judgement, witness, previous)
 
@@ -203,7 +205,7 @@ class Verifier:
         with catalog.lock(f"recording the verdict on {backup}", judgement.at):
             now = catalog.refresh(backup)
             if (now.size_bytes, now.mtime_ns) != (backup.size_bytes, backup.mtime_ns):
-                raise NotProvenError(
+                raise NotVerifiedError(
                     f"{backup} changed while it was read",
                     why="another program writes it",
                     fix=f"wait, then: ovia-backup verify {catalog.word(backup)}",
@@ -245,9 +247,9 @@ class Verifier:
     def _other_source(
         self, backup: Backup, witness: Witness, previous: tuple[str, Witness] | None
     ) -> tuple[Finding, ...]:
-        """Whether it is of what was backed up before it; what was proven or accepted once, is."""
+        """Whether it is of what was backed up before it; what was verified or accepted once, is."""
         # One from elsewhere was named by a person, who knows what it is of.
-        if not self.catalog.holds(backup) or backup.acceptance is not None or backup.once_proven:
+        if not self.catalog.holds(backup) or backup.acceptance is not None or backup.once_verified:
             return ()
         known = self.catalog.identified_before(backup, datetime.now(UTC))
         meant = None
@@ -263,7 +265,7 @@ class Verifier:
         return tuple(Finding(check=Check.SOURCE, text=text) for text in texts)
 
     def _hold_against(self, previous: Backup, backup: Backup, judgement: Judgement) -> None:
-        """Keep the last proven dump before one of another source, unless it is kept already or was released."""
+        """Keep the last verified dump before one of another source, unless it is kept already or was released."""
         try:
             hold = previous.hold
         except VolumeError:

@@ -214,7 +214,7 @@ class CopyComparison:
 
     def _prove_expectations(self, found: Witness) -> None:
         expectations = self.contents.verifier.expectations
-        previous = self.contents.verifier.catalog.proven_before(self.contents.backup, datetime.now(UTC))
+        previous = self.contents.verifier.catalog.verified_before(self.contents.backup, datetime.now(UTC))
         before = (previous.path.name, previous.witness) if previous and previous.witness else None
         findings = judge(found, expectations=expectations, manifest=None, previous=before)
         expected = ", ".join(f"{name} {found.rows_of(name) or 0:,}" for name in expectations.tables)
@@ -227,7 +227,7 @@ class CopyComparison:
             ),
             Check.ROWS_KEPT: (
                 before is not None,
-                f"compared with {previous}" if before else "there is no earlier proven backup to compare with",
+                f"compared with {previous}" if before else "there is no earlier verified backup to compare with",
             ),
         }
         for check, (made, text) in lines.items():

@@ -65,8 +65,8 @@ def facts_of_restore(
     if order.mode is Mode.DROP:
         facts["undo"] = "NONE: the old database is dropped before the backup is restored"
         warnings.append(f"database {order.database} is destroyed; mode swap would keep it")
-    if backup.state(now) is not State.PROVEN:
-        warnings.append("this backup is not proven yet: it is verified first, which takes as long as reading it")
+    if not backup.state(now).is_verified:
+        warnings.append("this backup is not verified yet: it is verified first, which takes as long as reading it")
     if not backup.manifest:
         without = backup.manifest_trouble or "it has no manifest"
         warnings.append(f"{without}: neither its server nor its roles are known")
@@ -119,7 +119,7 @@ def _age(backup: Backup, now: datetime) -> tuple[str, str]:
 def _state(backup: Backup, now: datetime) -> str:
     known = backup.state(now)
     # One that stands elsewhere is not waited for.
-    state = (State.UNPROVEN if known is State.BEING_WRITTEN else known).value
+    state = (State.UNVERIFIED if known is State.BEING_WRITTEN else known).value
     state += ", restored by a drill" if backup.drilled else ""
     return f"{state}, {backup.witness.rows:,} rows" if backup.witness else state
 

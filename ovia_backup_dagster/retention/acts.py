@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 
 from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.errors import BackupNotFoundError, LockHeldError, NotProvenError, VolumeError
+from ovia_backup_dagster.core.errors import BackupNotFoundError, LockHeldError, NotVerifiedError, VolumeError
 from ovia_backup_dagster.core.publication import promote_backup, remove_backup
 from ovia_backup_dagster.core.statements import record_hold
 from ovia_backup_dagster.core.sweeping import sweep_abandoned
@@ -73,7 +73,7 @@ class Pruned:
 def promote(
     catalog: Catalog, backup: Backup, policy: Policy, now: datetime, on_wait: Callable[[str], None] | None = None
 ) -> Promoted:
-    """Promote a proven backup to each tier that is on, and that has none of its week, month or year.
+    """Promote a verified backup to each tier that is on, and that has none of its week, month or year.
 
     Raises:
         LockHeldError, BackupNotFoundError, VolumeError, DiskFullError.
@@ -93,7 +93,7 @@ def prune(catalog: Catalog, policy: Policy, now: datetime, on_wait: Callable[[st
     """Remove what the policy does not keep. A file that is gone already, or refuses to go, stops nothing.
 
     Raises:
-        NotProvenError: the newest dump is not proven.
+        NotVerifiedError: the newest dump is not verified.
         VolumeError: some files could not be removed; all others were.
         LockHeldError: another operation is under way.
     """
@@ -103,11 +103,11 @@ def prune(catalog: Catalog, policy: Policy, now: datetime, on_wait: Callable[[st
         plan = preview(backups.values(), policy, now)
         unfinished = RestoreFolder(catalog).unfinished()
         if plan.held:
-            raise NotProvenError(
+            raise NotVerifiedError(
                 "nothing was removed",
                 why=plan.held,
                 fix="verify it: ovia-backup verify latest"
-                if plan.held.endswith(State.UNPROVEN)
+                if plan.held.endswith(State.UNVERIFIED)
                 else "make a new one: ovia-backup dump && ovia-backup verify",
             )
         removed, in_use, freed, failures = [], [], 0, []

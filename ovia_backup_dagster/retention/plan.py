@@ -2,14 +2,15 @@
 
 The rules, for one database (all tiers are one list here):
 
-* nothing is removed unless the newest dump is proven: what is unproven deletes nothing;
-* only proven and bad dumps are ever removed; unproven ones, those being written, and those dated in the
+* nothing is removed unless the newest dump is verified: what is unverified deletes nothing;
+* only verified and bad dumps are ever removed; unverified ones, those being written, and those dated in the
   future stay, and count for nothing;
-* daily: of each of the last so many days that have a proven dump, the newest; other tiers likewise, by week and so on;
+* daily: of each of the last so many days that have a verified dump, the newest; other tiers likewise, by week etc.;
 * what stands in a tier that is off stays: a person who wants it gone removes it;
-* a bad dump that is intact, and only lacks what the settings expect, goes when so many newer periods have proven ones;
+* a bad dump that is intact, and only lacks what the settings expect, goes once so many newer periods have verified
+  ones;
 * all that is younger than 24 hours, so that seven launches on one afternoon evict nothing;
-* whatever the counts say: the newest proven dump, the newest that a drill proved, the newest that names its cluster
+* whatever the counts say: the newest verified dump, the newest proven one, the newest that names its cluster
   (which the next one's is compared with), and what is on hold;
 * of the damaged ones, the newest two, for study.
 
@@ -132,13 +133,13 @@ def plan_retention(backups: Sequence[Candidate], policy: Policy, now: datetime) 
 
 
 def _why_held(past: Sequence[Candidate]) -> str:
-    """Nothing good is deleted on the strength of something unproven: the newest dump must be proven."""
+    """Nothing good is deleted on the strength of something unverified: the newest dump must be verified."""
     settled = [b for b in past if b.state is not State.BEING_WRITTEN]
     if not settled:
         return "there is no backup"
     # The newest instant may stand in several tiers; any copy is enough.
     newest = [b for b in settled if b.started_at == settled[0].started_at]
-    if any(b.state is State.PROVEN for b in newest):
+    if any(b.state.is_verified for b in newest):
         return ""
     return f"the newest backup, {newest[0].key}, is {newest[0].state}"
 
@@ -146,22 +147,22 @@ def _why_held(past: Sequence[Candidate]) -> str:
 def _reasons_to_keep(past: Sequence[Candidate], policy: Policy, now: datetime) -> dict[str, str]:
     """Key -> why it stays, the strongest reason winning. ``past`` is newest first."""
     reasons: dict[str, str] = {}
-    proven = [b for b in past if b.state is State.PROVEN]
-    for backup in proven[:1]:
+    verified = [b for b in past if b.state.is_verified]
+    for backup in verified[:1]:
+        reasons.setdefault(backup.key, "newest verified")
+    for backup in [b for b in verified if b.drilled][:1]:
         reasons.setdefault(backup.key, "newest proven")
-    for backup in [b for b in proven if b.drilled][:1]:
-        reasons.setdefault(backup.key, "newest proven by a drill")
-    for backup in [b for b in proven if b.identified][:1]:
-        reasons.setdefault(backup.key, "newest proven that names its cluster")
+    for backup in [b for b in verified if b.identified][:1]:
+        reasons.setdefault(backup.key, "newest verified that names its cluster")
     for backup in past:
-        if backup.state in (State.UNPROVEN, State.BEING_WRITTEN):
+        if backup.state in (State.UNVERIFIED, State.BEING_WRITTEN):
             reasons.setdefault(backup.key, f"{backup.state}: never removed")
         elif backup.started_at > now - YOUNG:
             reasons.setdefault(backup.key, "younger than 24 hours")
         elif backup.held_until is not None and now < backup.held_until:
             reasons.setdefault(backup.key, f"held: {backup.hold_reason}")
     for tier in Tier:
-        _keep_periods(reasons, proven, tier, policy)
+        _keep_periods(reasons, verified, tier, policy)
     for backup in (b for b in past if not policy.count(b.tier)):
         reasons.setdefault(backup.key, f"{backup.tier} backups are off: those that there are stay")
     bad = [b for b in past if b.state is State.BAD and policy.count(b.tier)]
@@ -170,18 +171,18 @@ def _reasons_to_keep(past: Sequence[Candidate], policy: Policy, now: datetime) -
     for backup in (b for b in bad if b.intact):
         tier, count = backup.tier, policy.count(backup.tier)
         newer = {
-            policy.period(tier, b.started_at) for b in proven if b.tier is tier and b.started_at > backup.started_at
+            policy.period(tier, b.started_at) for b in verified if b.tier is tier and b.started_at > backup.started_at
         }
         if len(newer) < count:
             reasons.setdefault(
-                backup.key, f"bad but intact: kept until {count} newer ones are proven ({len(newer)} are)"
+                backup.key, f"bad but intact: kept until {count} newer ones are verified ({len(newer)} are)"
             )
     return reasons
 
 
-def _keep_periods(reasons: dict[str, str], proven: Sequence[Candidate], tier: Tier, policy: Policy) -> None:
+def _keep_periods(reasons: dict[str, str], verified: Sequence[Candidate], tier: Tier, policy: Policy) -> None:
     count, kept = policy.count(tier), list[date]()
-    for backup in (b for b in proven if b.tier is tier):
+    for backup in (b for b in verified if b.tier is tier):
         period = policy.period(tier, backup.started_at)
         if period not in kept and len(kept) < count:
             kept.append(period)
@@ -192,4 +193,4 @@ def _why_removed(backup: Candidate, policy: Policy) -> str:
     if backup.state is State.BAD and not backup.intact:
         return f"bad, and older than the newest {BAD_KEEP} bad ones"
     periods = f"{policy.count(backup.tier)} {backup.tier.period}s"
-    return f"not the newest of one of the last {periods} with a proven dump"
+    return f"not the newest of one of the last {periods} with a verified dump"

@@ -1,7 +1,7 @@
-"""Whether a proven daily backup is to stand in another tier as well: a pure function with a reason.
+"""Whether a verified daily backup is to stand in another tier as well: a pure function with a reason.
 
-Each period of a tier has one backup in it, the first proven one. A week begins with the weekly day, so that its backup
-is that day's, or, when that was missed, the next proven one. How it comes to stand there is the business of ``acts``.
+Each period of a tier has one backup, the first verified one. A week begins with the weekly day, so that its backup
+is that day's, or, when that was missed, the next verified one. How it comes to stand there is the business of ``acts``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def decide_promotion(backup: Backup, tier: Tier, there: Iterable[Backup], policy
     """Decide about one backup and one tier.
 
     Args:
-        backup: the one that was just proven.
+        backup: the one that was just verified.
         tier: where it may come to stand; not ``daily``.
         there: what stands in the tier.
         policy: day and time zone.
@@ -36,18 +36,18 @@ def decide_promotion(backup: Backup, tier: Tier, there: Iterable[Backup], policy
     if backup.tier is not Tier.DAILY:
         return Promotion(False, f"{backup} is a {backup.tier} backup already")
     state = backup.state(now)
-    if state is not State.PROVEN:
-        return Promotion(False, f"{backup} is {state}; only a proven backup is promoted")
+    if not state.is_verified:
+        return Promotion(False, f"{backup} is {state}; only a verified backup is promoted")
     period = policy.period(tier, backup.started_at)
     same = [b for b in there if policy.period(tier, b.started_at) == period and b.state(now) is not State.BAD]
     if same:
         return Promotion(False, f"the {_named(tier, period, policy)} has its {tier} backup, {same[0]}")
     if tier.period is not Period.WEEK:
-        return Promotion(True, f"the first proven dump of the {_named(tier, period, policy)}")
+        return Promotion(True, f"the first verified dump of the {_named(tier, period, policy)}")
     day = policy.weekly_day.name.capitalize()
     if policy.day(backup.started_at) == period:
-        return Promotion(True, f"{day}'s first proven dump")
-    return Promotion(True, f"{day} {period} left no weekly backup: the next proven dump takes its place")
+        return Promotion(True, f"{day}'s first verified dump")
+    return Promotion(True, f"{day} {period} left no weekly backup: the next verified dump takes its place")
 
 
 def _named(tier: Tier, period: date, policy: Policy) -> str:

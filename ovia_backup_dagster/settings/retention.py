@@ -14,13 +14,13 @@ class RetentionSettings(SettingsGroup):
     backup_weekly_day: WeekdayName = setting(
         "BACKUP_WEEKLY_DAY", default="sunday", help="Whose dump is kept as the weekly."
     )
-    backup_daily_keep: Kept = setting("BACKUP_DAILY_KEEP", default=7, help="Days with a proven dump to keep.")
+    backup_daily_keep: Kept = setting("BACKUP_DAILY_KEEP", default=7, help="Days with a verified dump to keep.")
     backup_weekly_keep: Kept = setting("BACKUP_WEEKLY_KEEP", default=4, help="Weeks to keep.")
     backup_monthly_keep: KeptOrNone = setting(
         "BACKUP_MONTHLY_KEEP",
         default=0,
-        help="Months to keep the first proven dump of; 0: no monthly backups are made.",
+        help="Months to keep the first verified dump of; 0: no monthly backups are made.",
     )
     backup_yearly_keep: KeptOrNone = setting(
-        "BACKUP_YEARLY_KEEP", default=0, help="Years to keep the first proven dump of; 0: no yearly backups are made."
+        "BACKUP_YEARLY_KEEP", default=0, help="Years to keep the first verified dump of; 0: no yearly backups are made."
     )

@@ -182,12 +182,12 @@ def test_a_file_in_a_tiers_place_is_an_error(tmp_path: Path) -> None:
     [
         (timedelta(0), State.BEING_WRITTEN),
         (timedelta(minutes=14, seconds=59), State.BEING_WRITTEN),
-        (timedelta(minutes=15), State.UNPROVEN),
-        (30 * DAY, State.UNPROVEN),
+        (timedelta(minutes=15), State.UNVERIFIED),
+        (30 * DAY, State.UNVERIFIED),
         # The file server's clock may be a little ahead.
         (timedelta(minutes=-1), State.BEING_WRITTEN),
         # Written while a clock was a year ahead: it must not be taken for unfinished for a whole year.
-        (-365 * DAY, State.UNPROVEN),
+        (-365 * DAY, State.UNVERIFIED),
     ],
 )
 def test_a_dump_without_a_manifest_may_be_being_written_for_a_quarter_of_an_hour(
@@ -199,14 +199,14 @@ def test_a_dump_without_a_manifest_may_be_being_written_for_a_quarter_of_an_hour
 def test_a_dump_with_a_manifest_is_never_being_written(catalog: Catalog) -> None:
     backup = publish(catalog, NOW)
     set_mtime(backup.path, NOW)
-    assert catalog.refresh(backup).state(NOW) is State.UNPROVEN
+    assert catalog.refresh(backup).state(NOW) is State.UNVERIFIED
 
 
 def test_a_verdict_on_a_fresh_dump_of_the_old_script_counts(catalog: Catalog) -> None:
-    assert judged(catalog, write_dump(catalog, AT, age=timedelta(0))).state(NOW) is State.PROVEN
+    assert judged(catalog, write_dump(catalog, AT, age=timedelta(0))).state(NOW) is State.VERIFIED
 
 
-@pytest.mark.parametrize(("good", "state"), [(True, State.PROVEN), (False, State.BAD)])
+@pytest.mark.parametrize(("good", "state"), [(True, State.VERIFIED), (False, State.BAD)])
 def test_a_verdict_is_found_again(catalog: Catalog, good: bool, state: State) -> None:
     judged(catalog, publish(catalog, AT), good=good)
     (backup,) = catalog.backups()
@@ -220,7 +220,7 @@ def test_a_file_of_another_length_is_unproven_again(catalog: Catalog) -> None:
     backup.path.write_bytes(CONTENT[:-1])
     os.utime(backup.path, ns=(before.st_atime_ns, before.st_mtime_ns))
     changed = catalog.refresh(backup)
-    assert changed.state(NOW) is State.UNPROVEN
+    assert changed.state(NOW) is State.UNVERIFIED
     assert changed.judgement is None
     assert changed.witness is None
 
@@ -228,21 +228,21 @@ def test_a_file_of_another_length_is_unproven_again(catalog: Catalog) -> None:
 def test_a_file_written_again_is_unproven_again(catalog: Catalog) -> None:
     backup = proven(catalog, AT)
     os.utime(backup.path, ns=(0, backup.mtime_ns + 1))
-    assert catalog.refresh(backup).state(NOW) is State.UNPROVEN
+    assert catalog.refresh(backup).state(NOW) is State.UNVERIFIED
 
 
 def test_a_bad_file_that_was_written_again_is_no_longer_called_bad(catalog: Catalog) -> None:
     backup = judged(catalog, write_dump(catalog, AT), good=False)
     backup.path.write_bytes(CONTENT + b"whole again")
     set_mtime(backup.path, AT)
-    assert catalog.refresh(backup).state(NOW) is State.UNPROVEN
+    assert catalog.refresh(backup).state(NOW) is State.UNVERIFIED
 
 
 def test_judgements_are_appended_and_the_last_one_counts(catalog: Catalog) -> None:
     backup = publish(catalog, AT)
     for good in (True, False, True):
         backup = judged(catalog, backup, good=good)
-        assert backup.state(NOW) is (State.PROVEN if good else State.BAD)
+        assert backup.state(NOW) is (State.VERIFIED if good else State.BAD)
     assert [j.good for j in verification_of(backup).judgements] == [True, False, True]
 
 
@@ -273,15 +273,15 @@ def test_a_broken_verdict_proves_nothing_and_verifying_again_mends_it(catalog: C
     backup.sidecar(VERIFIED).write_text(text, encoding="utf-8")
     (backup,) = catalog.backups()
     assert backup.verification is None
-    assert backup.state(NOW) is State.UNPROVEN
-    assert judged(catalog, backup).state(NOW) is State.PROVEN
+    assert backup.state(NOW) is State.UNVERIFIED
+    assert judged(catalog, backup).state(NOW) is State.VERIFIED
 
 
 def test_a_newer_versions_verdict_is_not_believed(catalog: Catalog) -> None:
     backup = proven(catalog, AT)
     text = backup.sidecar(VERIFIED).read_text(encoding="utf-8")
     backup.sidecar(VERIFIED).write_text(text.replace('"version": 1', '"version": 2'), encoding="utf-8")
-    assert catalog.refresh(backup).state(NOW) is State.UNPROVEN
+    assert catalog.refresh(backup).state(NOW) is State.UNVERIFIED
 
 
 @pytest.mark.parametrize("text", [text for text in BROKEN if "version" not in text])
@@ -290,7 +290,7 @@ def test_a_broken_manifest_is_none_and_that_is_said(catalog: Catalog, text: str)
     backup = proven(catalog, AT)
     backup.sidecar(MANIFEST).write_text(text, encoding="utf-8")
     (backup,) = catalog.backups()
-    assert backup.state(NOW) is State.UNPROVEN
+    assert backup.state(NOW) is State.UNVERIFIED
     assert backup.manifest is None
     assert backup.manifest_trouble.startswith("its manifest cannot be read (")
 
@@ -330,6 +330,7 @@ def test_a_drill_is_found_again_and_the_last_one_counts(catalog: Catalog) -> Non
     assert [drill.passed for drill in backup.drills.drills] == [True, False, True]
     assert mode(backup.sidecar(DRILLED)) == 0o600
     assert backup.state(NOW) is State.PROVEN
+    assert drilled(catalog, backup, passed=False).state(NOW) is State.VERIFIED
 
 
 def test_a_drill_is_of_the_file_that_it_restored(catalog: Catalog) -> None:
@@ -355,9 +356,9 @@ def test_the_newest_in_a_state(catalog: Catalog) -> None:
     proven(catalog, NOW - 2 * DAY)
     recent = proven(catalog, NOW - DAY)
     bad = judged(catalog, publish(catalog, NOW - HOUR), good=False)
-    assert catalog.newest(NOW, State.PROVEN) == recent
-    assert catalog.newest(NOW, State.BAD, State.PROVEN) == bad
-    assert catalog.newest(NOW, State.UNPROVEN) is None
+    assert catalog.newest(NOW, State.VERIFIED, State.PROVEN) == recent
+    assert catalog.newest(NOW, State.BAD, State.VERIFIED) == bad
+    assert catalog.newest(NOW, State.UNVERIFIED) is None
 
 
 # --- Finding one by name ------------------------------------------------------------------------------------------
@@ -404,7 +405,7 @@ def test_a_dump_outside_the_volume_is_found_by_path_with_its_sidecars(catalog: C
     found = catalog.find(str(elsewhere.path), NOW)
     assert found == elsewhere
     assert found.manifest == elsewhere.manifest
-    assert found.state(NOW) is State.PROVEN
+    assert found.state(NOW) is State.VERIFIED
 
 
 def test_a_dump_outside_the_volume_may_have_any_name(catalog: Catalog, tmp_path: Path) -> None:
@@ -415,7 +416,7 @@ def test_a_dump_outside_the_volume_may_have_any_name(catalog: Catalog, tmp_path:
     assert found.path == path
     assert found.name == BackupName("ovia", Tier.DAILY, AT)
     assert found.manifest is None
-    assert found.state(NOW) is State.UNPROVEN
+    assert found.state(NOW) is State.UNVERIFIED
 
 
 @pytest.mark.parametrize(
@@ -547,7 +548,7 @@ def test_a_dump_that_this_user_may_not_read_is_unproven_and_stops_nothing(public
         folder.chmod(0o755)
 
     def look() -> None:
-        assert [b.state(NOW) for b in catalog.backups()] == [State.UNPROVEN]
+        assert [b.state(NOW) for b in catalog.backups()] == [State.UNVERIFIED]
 
     assert raised_as_nobody(look) is None
 
@@ -765,7 +766,7 @@ def test_removing_killed_at_any_step_leaves_the_whole_backup_or_what_the_next_sw
         seen = volumes.found(AT, Tier.DAILY)
         if seen is not None:
             assert is_whole(seen)
-            assert seen.state(NOW) is State.PROVEN
+            assert seen.state(NOW) is State.VERIFIED
             assert seen.hold is not None
             assert seen.drilled
         sweep_abandoned(volumes.catalog)
@@ -796,7 +797,7 @@ def test_promoting_killed_at_any_step_leaves_the_whole_backup_or_what_the_next_s
         seen = volumes.found(AT, Tier.WEEKLY)
         if seen is not None:
             assert is_whole(seen)
-            assert seen.state(NOW) is State.PROVEN
+            assert seen.state(NOW) is State.VERIFIED
         assert volumes.all_private()
         sweep_abandoned(volumes.catalog)
         assert volumes.found(AT, Tier.WEEKLY) == seen
@@ -843,7 +844,7 @@ def test_a_promoted_backup_is_a_hard_link_with_sidecars_of_its_own(catalog: Cata
     assert weekly.promotion is not None
     assert (weekly.promotion.promoted_from, weekly.promotion.at) == (DUMP, NOW)
     assert catalog.backups(Tier.WEEKLY) == [weekly]
-    assert weekly.state(NOW) is State.PROVEN
+    assert weekly.state(NOW) is State.VERIFIED
     assert weekly.manifest == backup.manifest
 
 
@@ -851,7 +852,7 @@ def test_the_two_tiers_verdicts_go_their_own_ways(catalog: Catalog) -> None:
     backup = proven(catalog, AT)
     weekly = judged(catalog, promote_backup(catalog, backup, Tier.WEEKLY, NOW), good=False)
     assert weekly.state(NOW) is State.BAD
-    assert catalog.refresh(backup).state(NOW) is State.PROVEN
+    assert catalog.refresh(backup).state(NOW) is State.VERIFIED
 
 
 def test_a_promoted_backup_is_as_drilled_as_the_daily_one_was(catalog: Catalog) -> None:
@@ -866,14 +867,14 @@ def test_the_weekly_backup_outlives_the_daily_one(catalog: Catalog) -> None:
     backup = proven(catalog, AT)
     weekly = promote_backup(catalog, backup, Tier.WEEKLY, NOW)
     assert remove_backup(catalog, backup)
-    assert catalog.refresh(weekly).state(NOW) is State.PROVEN
+    assert catalog.refresh(weekly).state(NOW) is State.VERIFIED
     assert weekly.path.read_bytes() == CONTENT
 
 
 def test_the_old_scripts_dump_is_promoted_without_the_sidecars_that_it_lacks(catalog: Catalog) -> None:
     weekly = promote_backup(catalog, judged(catalog, write_dump(catalog, AT)), Tier.WEEKLY, NOW)
     assert names(weekly.path.parent) == {WEEKLY_DUMP, f"{WEEKLY_DUMP}{VERIFIED}", f"{WEEKLY_DUMP}{PROMOTED}"}
-    assert weekly.state(NOW) is State.PROVEN
+    assert weekly.state(NOW) is State.VERIFIED
 
 
 @pytest.mark.parametrize("code", ["EXDEV", "EPERM", "EACCES", "EMLINK", "ENOTSUP", "EINVAL", "ENOSYS", "EIO"])
@@ -887,7 +888,7 @@ def test_where_no_hard_link_can_be_made_a_copy_is_and_the_verdict_holds_for_it(
     assert weekly.path.stat().st_ino != backup.path.stat().st_ino
     assert weekly.path.read_bytes() == CONTENT
     assert (weekly.size_bytes, weekly.mtime_ns) == (backup.size_bytes, backup.mtime_ns)
-    assert weekly.state(NOW) is State.PROVEN
+    assert weekly.state(NOW) is State.VERIFIED
     assert mode(weekly.path) == 0o600
 
 
@@ -969,7 +970,7 @@ def test_promoting_over_a_rotten_copy_never_gives_the_rotten_one_the_good_verdic
 
     for _ in killed_at_each_step(prepare):
         seen = volumes.found(AT, Tier.WEEKLY)
-        assert seen is None or seen.path.read_bytes() == CONTENT or seen.state(NOW) is not State.PROVEN
+        assert seen is None or seen.path.read_bytes() == CONTENT or not seen.state(NOW).is_verified
 
 
 # --- Removing -----------------------------------------------------------------------------------------------------

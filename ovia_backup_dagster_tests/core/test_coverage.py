@@ -18,7 +18,7 @@ from ovia_backup_dagster.core.archive_header import HEAD_BYTES, parse_header
 from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.coverage import Covered, Statement
-from ovia_backup_dagster.core.errors import BadBackupError, NotProvenError
+from ovia_backup_dagster.core.errors import BadBackupError, NotVerifiedError
 from ovia_backup_dagster.core.naming import BackupName
 from ovia_backup_dagster.core.publication import promote_backup, remove_backup
 from ovia_backup_dagster.core.sidecars import (
@@ -190,9 +190,9 @@ def test_what_is_forged_is_bad_for_all_who_look(catalog: Catalog, forge: Callabl
     found = judge_freshness(catalog.newest_first(), timedelta(hours=26), NOW)
     assert found.rejected == (backup,)
     assert found.newest == before[-1]
-    assert catalog.newest(NOW, State.PROVEN) == before[-1]
+    assert catalog.newest(NOW, State.VERIFIED, State.PROVEN) == before[-1]
     assert not promotion.decide_promotion(backup, Tier.WEEKLY, [], POLICY, NOW).promote
-    with pytest.raises(NotProvenError, match="is bad"):
+    with pytest.raises(NotVerifiedError, match="is bad"):
         acts.prune(catalog, POLICY, NOW)
     assert set(catalog.backups()) == {*before, backup}
 
@@ -208,10 +208,10 @@ def test_the_archives_of_two_days_swapped(catalog: Catalog) -> None:
 
 def test_an_honest_unit_with_a_real_header_is_proven(catalog: Catalog) -> None:
     backup = made(catalog, AT)
-    assert (backup.state(NOW), backup.contradictions) == (State.PROVEN, ())
+    assert (backup.state(NOW), backup.contradictions) == (State.VERIFIED, ())
     for minutes in (-4, 4):  # a clock that was set meanwhile
         at = AT - DAY + minutes * timedelta(minutes=1)
-        assert made(catalog, AT - DAY + minutes * HOUR, archive(at + minutes * HOUR)).state(NOW) is State.PROVEN
+        assert made(catalog, AT - DAY + minutes * HOUR, archive(at + minutes * HOUR)).state(NOW) is State.VERIFIED
 
 
 def test_a_name_of_ones_own_says_nothing(catalog: Catalog) -> None:
@@ -220,7 +220,7 @@ def test_a_name_of_ones_own_says_nothing(catalog: Catalog) -> None:
     for suffix in ("", MANIFEST, GLOBALS, VERIFIED):
         shutil.copy2(backup.sidecar(suffix), folder / f"for the auditors.dump{suffix}")
     elsewhere = catalog.find(str(folder / "for the auditors.dump"), NOW)
-    assert elsewhere.state(NOW) is State.PROVEN
+    assert elsewhere.state(NOW) is State.VERIFIED
 
 
 # --- What was said of another ---------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ def test_what_is_said_of_another_counts_for_nothing(pair: tuple[Backup, Backup])
     assert about.size_bytes == other.size_bytes
     other = copied(about, other, VERIFIED, DRILLED, HELD, ACCEPTED)
     assert other.verification is not None
-    assert other.state(NOW) is State.UNPROVEN
+    assert other.state(NOW) is State.UNVERIFIED
     assert (other.drilled, other.hold, other.acceptance, other.witness) == (False, None, None, None)
     assert candidate(other, NOW).held_until is None
 
@@ -260,7 +260,7 @@ def test_a_bad_verdict_on_another_condemns_nothing(catalog: Catalog, pair: tuple
     about, other = pair
     other = judged(catalog, other)
     judged(catalog, about, good=False)
-    assert copied(about, other, VERIFIED).state(NOW) is State.UNPROVEN
+    assert copied(about, other, VERIFIED).state(NOW) is State.UNVERIFIED
 
 
 def test_a_promotion_of_another_counts_for_nothing(catalog: Catalog) -> None:
@@ -268,7 +268,7 @@ def test_a_promotion_of_another_counts_for_nothing(catalog: Catalog) -> None:
     assert one.promotion is not None
     assert one.promotion.promoted_from == BackupName(catalog.database, Tier.DAILY, AT - 8 * DAY).filename
     assert copied(one, two, PROMOTED).promotion is None
-    assert two.state(NOW) is State.PROVEN
+    assert two.state(NOW) is State.VERIFIED
 
 
 def test_every_file_of_a_backup_is_promoted_and_removed(catalog: Catalog) -> None:
@@ -297,7 +297,7 @@ def test_an_altered_manifest_is_not_what_was_judged(catalog: Catalog) -> None:
     text = backup.sidecar(MANIFEST).read_bytes()
     backup.sidecar(MANIFEST).write_bytes(text.replace(b'"16.15"', b'"16.15" '))
     backup = catalog.refresh(backup)
-    assert (backup.state(NOW), backup.drilled) == (State.UNPROVEN, False)
+    assert (backup.state(NOW), backup.drilled) == (State.UNVERIFIED, False)
     backup.sidecar(MANIFEST).write_bytes(text)
     assert catalog.refresh(backup).state(NOW) is State.PROVEN
 
@@ -306,7 +306,7 @@ def test_a_verdict_with_a_manifest_is_none_without_it(catalog: Catalog) -> None:
     backup = made(catalog, AT)
     backup.sidecar(MANIFEST).unlink()
     set_mtime(backup.path, NOW - HOUR)
-    assert catalog.refresh(backup).state(NOW) is State.UNPROVEN
+    assert catalog.refresh(backup).state(NOW) is State.UNVERIFIED
 
 
 # --- What older programs wrote --------------------------------------------------------------------------------------
@@ -334,14 +334,14 @@ def test_what_older_programs_wrote_is_understood(catalog: Catalog, pair: tuple[B
 def test_what_an_old_verdict_names_must_fit(catalog: Catalog, pair: tuple[Backup, Backup]) -> None:
     about, other = pair
     other = copied(without_covered(about), other, VERIFIED)
-    assert other.state(NOW) is State.UNPROVEN
+    assert other.state(NOW) is State.UNVERIFIED
 
 
 def test_the_old_scripts_dump_is_bound_to_its_size_and_time(catalog: Catalog) -> None:
     one, two = (judged(catalog, write_dump(catalog, NOW - days * DAY)) for days in (1, 2))
-    assert one.state(NOW) is State.PROVEN
+    assert one.state(NOW) is State.VERIFIED
     set_mtime(two.path, NOW - 9 * HOUR)
-    assert copied(one, two, VERIFIED).state(NOW) is State.UNPROVEN
+    assert copied(one, two, VERIFIED).state(NOW) is State.UNVERIFIED
 
 
 def test_a_drill_of_an_old_dump_is_of_the_file_last_read(catalog: Catalog) -> None:

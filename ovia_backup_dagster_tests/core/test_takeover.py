@@ -432,7 +432,7 @@ def test_what_the_old_script_removes_comes_back_with_its_sidecars(root: Path) ->
     weekly = BackupName("ovia", Tier.WEEKLY, NOW).filename
     for backup in catalog.backups():
         if f"{backup.tier}/{backup}" in before:
-            assert backup.state(NOW) is State.PROVEN or backup.path.name == weekly
+            assert backup.state(NOW) is State.VERIFIED or backup.path.name == weekly
     assert takeover.finish(root, US, NOW).came_back == ()
 
 
@@ -688,7 +688,7 @@ class SharedVolume:
         def judge() -> None:
             with self.catalog.lock("verifying", self.now):
                 for backup in self.catalog.backups():
-                    if backup.state(self.now) is State.UNPROVEN:
+                    if backup.state(self.now) is State.UNVERIFIED:
                         judged(self.catalog, backup)
 
         def run() -> None:

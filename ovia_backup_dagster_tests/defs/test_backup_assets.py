@@ -92,7 +92,7 @@ def test_a_good_day(location: Location) -> None:
     assert manifest.run_id == result.run_id
     assert backup.judgement is not None
     assert backup.judgement.run_id == result.run_id
-    assert backup.state(now()) is State.PROVEN
+    assert backup.state(now()) is State.VERIFIED
 
     # In two halves: in one piece it would be cut off.
     dump = {**shown["daily_dump"], "sha256": shown["daily_dump"]["sha256"].replace(" ", "")}
@@ -214,7 +214,7 @@ def test_a_newer_dump_in_between_is_not_taken_for_ours(location: Location) -> No
     assert shown["dump_verification"]["backup"] == ours
     assert shown["weekly_promotion"]["backup"] == ours.replace("_daily_", "_weekly_")
     # The other has a manifest and no verdict: it is verified, too, so that pruning may act behind it.
-    assert location.catalog.backups(Tier.DAILY)[0].state(now()) is State.PROVEN
+    assert location.catalog.backups(Tier.DAILY)[0].state(now()) is State.VERIFIED
 
 
 def plain(location: Location) -> Location:
@@ -269,7 +269,7 @@ def test_verification_alone_takes_the_newest_and_says_so(location: Location) -> 
     assert list(shown) == ["dump_verification"]
     assert shown["dump_verification"]["backup"] == newer.path.name
     assert f"this run made no dump; working on the newest, {newer}" in location.logs(result.run_id)
-    assert states(location) == {f"daily/{older}": State.PROVEN, f"daily/{newer}": State.PROVEN}
+    assert states(location) == {f"daily/{older}": State.VERIFIED, f"daily/{newer}": State.VERIFIED}
 
 
 def test_verification_of_a_chosen_backup(location: Location) -> None:
@@ -319,7 +319,7 @@ def test_promotion_alone_refuses_nothing_and_promotes_nothing_unproven(location:
     assert result.success
     assert materialized(result)["weekly_promotion"] == {
         "promoted": False,
-        "reason": f"{backup} is unproven; only a proven backup is promoted",
+        "reason": f"{backup} is unproven; only a verified backup is promoted",
         "backup": "none",
     }
     assert location.catalog.backups(Tier.WEEKLY) == []
@@ -336,7 +336,7 @@ def test_promotion_on_and_after_the_weekly_day(new_location: NewLocation) -> Non
             remove_backup(location.catalog, weekly)
         shown = materialized(location.run())["weekly_promotion"]
         assert shown["promoted"] is True
-        words = "first proven dump" if days == 0 else "left no weekly backup: the next proven dump takes its place"
+        words = "first verified dump" if days == 0 else "left no weekly backup: the next verified dump takes its place"
         assert words in shown["reason"]
 
 
@@ -363,7 +363,7 @@ def test_pruning_alone_refuses_behind_an_unproven_newest(new_location: NewLocati
     before = files_of(volume)
     result = location.materialize("retention_pruning")
     assert not result.success
-    assert failure(result).startswith(f"nothing was removed: the newest backup, daily/{newest}, is unproven")
+    assert failure(result).startswith(f"nothing was removed: the newest backup, daily/{newest}, is unverified")
     assert files_of(volume) == before
     # Nor does an empty launchpad, or one with a dry run, change anything; the dry run says what holds it.
     dry = location.materialize("retention_pruning", retention_pruning={"dry_run": True})
@@ -560,17 +560,17 @@ def test_old_dumps_are_verified_on_first_sight(location: Location, database: Con
     result = location.run()
     assert result.success
     found = states(location)
-    assert found[f"daily/{good.name}"] is State.PROVEN
-    assert found[f"daily/{early.name}"] is State.PROVEN
+    assert found[f"daily/{good.name}"] is State.VERIFIED
+    assert found[f"daily/{early.name}"] is State.VERIFIED
     assert found[f"daily/{cut.name}"] is State.BAD
-    assert found[f"weekly/{weekly.name}"] is State.PROVEN
+    assert found[f"weekly/{weekly.name}"] is State.VERIFIED
     assert found[f"daily/{fresh.name}"] is State.BEING_WRITTEN
     assert f"{cut.name} is bad: " in location.logs(result.run_id)
     assert materialized(result)["dump_verification"]["backup"] == materialized(result)["daily_dump"]["backup"]
     # Each is read once: the next run has nothing left to do but the one that has settled meanwhile.
     settle(fresh, timedelta(minutes=16))
     assert location.run().success
-    assert states(location)[f"daily/{fresh.name}"] is State.PROVEN
+    assert states(location)[f"daily/{fresh.name}"] is State.VERIFIED
     for path in (good, early, cut, weekly):
         tier = Tier.named(path.parent.name)
         backup = next(b for b in catalog.backups(tier) if b.path == path)
@@ -807,7 +807,7 @@ def test_re_execution_from_failure_works_on_the_parents_dump(lasting: Location) 
     assert not first.success
     assert done(first) == ["daily_dump"]
     backup = daily(lasting)
-    assert backup.state(now()) is State.UNPROVEN
+    assert backup.state(now()) is State.UNVERIFIED
     lasting.after_dump = lasting.installed = None
     # Newer, of somebody else: not what the re-execution is about.
     newer = lasting.dump()
@@ -880,4 +880,4 @@ def test_two_databases_on_one_volume_leave_each_other_alone(
     assert result.success
     assert len(other.catalog.backups()) == 2
     assert {b.path for b in one.catalog.backups()} == {old.path, unproven.path}
-    assert states(one)[f"daily/{unproven}"] is State.UNPROVEN
+    assert states(one)[f"daily/{unproven}"] is State.UNVERIFIED

@@ -417,7 +417,7 @@ def test_a_failed_drill_is_told_until_one_passes(
     said = "own_check_passes: DRILL_CHECK_COMMAND ended with code 3; the log has what it printed"
     assert what == f"What: the restore drill of {backup} failed: {said}."
     assert where.startswith(f"Where: {database} at ")
-    assert proven == f"Last proven backup: {backup}."
+    assert proven == f"Last verified backup: {backup}."
     assert re.fullmatch(
         rf"Next: read \$BACKUP_DIR/drills/\S+\.md; mend it; then: ovia-backup drill {backup}", following
     )

@@ -273,7 +273,7 @@ def test_whatever_it_is_a_dump_is_made(location: Location, kind: str) -> None:
         assert location.system.verifier.accept(made, by="a test", log=quiet).judgement.good
         # A folder is no one's to remove; all else gives way to what must be there.
         assert (location.system.drills.since() is None) == (kind == "folder")
-    assert location.catalog.newest(datetime.now(UTC), State.PROVEN) == location.catalog.refresh(made)
+    assert location.catalog.newest(datetime.now(UTC), State.VERIFIED) == location.catalog.refresh(made)
 
 
 @pytest.mark.parametrize("kind", ["FIFO", "folder", "link to nowhere", "link to itself", "link to /dev/zero"])
@@ -373,11 +373,11 @@ def test_a_verdict_elsewhere_is_not_believed(site: Location, tmp_path: Path) -> 
     shutil.move(backup.sidecar(VERIFIED), elsewhere)
     backup.sidecar(VERIFIED).symlink_to(elsewhere)
     backup = site.catalog.refresh(backup)
-    assert backup.state(datetime.now(UTC)) is State.UNPROVEN
+    assert backup.state(datetime.now(UTC)) is State.UNVERIFIED
     before = elsewhere.read_bytes()
     record_judgement(site.catalog, backup, make_judgement(backup, good=True), None)
     assert elsewhere.read_bytes() == before
-    assert site.catalog.refresh(backup).state(datetime.now(UTC)) is State.PROVEN
+    assert site.catalog.refresh(backup).state(datetime.now(UTC)) is State.VERIFIED
 
 
 def test_a_journal_that_is_no_file_lets_no_restore_begin(site: Location) -> None:

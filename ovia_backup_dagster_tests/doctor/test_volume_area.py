@@ -118,7 +118,7 @@ def test_a_new_folder(volume: Path) -> None:
         Severity.WARN,
         "there is no backup: none was made yet, or the volume is not mounted",
     )
-    assert line.fix == "ovia-backup dump && ovia-backup verify latest"
+    assert line.fix.endswith("ovia-backup dump && ovia-backup verify latest")
 
 
 def test_folders_that_others_can_look_into(tmp_path: Path) -> None:
@@ -478,7 +478,7 @@ def simulated(free: int, size: int, growth: float, stand: Mapping[Tier, int], po
 
     def add(tier: Tier, at: datetime, bytes_: float) -> None:
         sizes.setdefault(at, bytes_)
-        kept.append(Candidate(key=f"{tier}/{at}", tier=tier, started_at=at, state=State.PROVEN))
+        kept.append(Candidate(key=f"{tier}/{at}", tier=tier, started_at=at, state=State.VERIFIED))
 
     for days in range(stand[Tier.DAILY]):
         add(Tier.DAILY, start - days * DAY, size - growth * days)

@@ -26,7 +26,7 @@ from pydantic import SecretStr
 from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.checks import Check
-from ovia_backup_dagster.core.errors import BackupError, BackupNotFoundError, LockHeldError, NotProvenError
+from ovia_backup_dagster.core.errors import BackupError, BackupNotFoundError, LockHeldError, NotVerifiedError
 from ovia_backup_dagster.core.locking import removing
 from ovia_backup_dagster.core.naming import BackupName
 from ovia_backup_dagster.core.publication import promote_backup, remove_backup
@@ -222,7 +222,7 @@ def test_a_name_of_any_length_has_evidence(site: Site, tmp_path: Path) -> None:
 def test_one_that_may_still_be_being_written_is_refused(site: Site) -> None:
     made = site.backup(verified=False)
     made.sidecar(MANIFEST).unlink()
-    with pytest.raises(NotProvenError, match="may still be being written"):
+    with pytest.raises(NotVerifiedError, match="may still be being written"):
         site.drill(made)
     assert site.evidence() == []
 
@@ -263,7 +263,7 @@ def test_no_flipped_byte_passes(full_site: Site, many: int, compression: str) ->
     site, rng = full_site, Random(f"{many}{compression}")
     made = site.backup(compression) if many == 100 else site.bare(compression)
     made = site.driller.verifier.verify(made, log=quiet).backup
-    assert made.state(datetime.now(UTC)) is State.PROVEN
+    assert made.state(datetime.now(UTC)) is State.VERIFIED
     whole, status = made.path.read_bytes(), made.path.stat()
     for _ in range(many):
         at = rng.randrange(len(whole))
@@ -355,7 +355,7 @@ def test_a_newer_pg_dumps_archive_is_not_called_bad(site: Site, tmp_path: Path) 
     assert failed_checks(evidence) == []
     assert "version" in evidence.error
     assert evidence.fix
-    assert site.catalog.refresh(made).state(datetime.now(UTC)) is State.UNPROVEN
+    assert site.catalog.refresh(made).state(datetime.now(UTC)) is State.UNVERIFIED
 
 
 # --------------------------------------------------------------------------------------------- what does not restore

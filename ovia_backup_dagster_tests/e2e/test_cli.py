@@ -98,7 +98,7 @@ def test_the_daily_chain(cli: Cli, volume: Path) -> None:
     assert (waiting.returncode, "(not verified yet)" in waiting.stdout) == (0, True)
     verified = cli("verify")
     assert verified.returncode == 0, verified.stderr
-    assert "is proven: 6,277 rows in 15 tables" in verified.stdout
+    assert "is verified: 6,277 rows in 15 tables" in verified.stdout
     assert "public.people" in verified.stdout
 
     assert f"promoted to {volume / 'weekly'}" in cli("promote").stdout
@@ -110,7 +110,7 @@ def test_the_daily_chain(cli: Cli, volume: Path) -> None:
     assert fine.stdout.startswith("BACKUP OK - the newest backup, ")
     assert " | age=" in fine.stdout
     listed = cli("list")
-    assert listed.stdout.count("proven") >= 2
+    assert listed.stdout.count("verified") >= 2
     assert "6,277" in listed.stdout
 
 
@@ -223,7 +223,7 @@ def test_a_damaged_backup(cli: Cli, volume: Path) -> None:
     assert cli("status").returncode == 2
     one_line(cli("prune"), 1, "nothing was removed", "is bad")
     refused = cli("promote")
-    assert (refused.returncode, "only a proven backup is promoted" in refused.stdout) == (1, True)
+    assert (refused.returncode, "only a verified backup is promoted" in refused.stdout) == (1, True)
     assert dump.exists()
 
 
@@ -468,7 +468,7 @@ def test_a_drill(cli: Cli, volume: Path) -> None:
     assert cli.json("drill", "--history") == (0, [])
     assert [cli(command).returncode for command in ("dump", "verify")] == [0, 0]
     [dump] = (volume / "daily").glob("*.dump")
-    assert ", drilled" not in cli("list").stdout
+    assert " proven " not in cli("list").stdout
     before = cli("status")
     assert before.returncode == 0
     assert "; no restore drill has passed yet; one is due by " in before.stdout
@@ -485,7 +485,7 @@ def test_a_drill(cli: Cli, volume: Path) -> None:
     assert lines[-1] == f"evidence: {page}"
     assert "restoring " in drilled.stderr
     assert "said by the check" in drilled.stderr
-    assert ", drilled" in cli("list").stdout
+    assert " proven " in cli("list").stdout
     [listed] = json.loads(cli("list", "--json").stdout)
     assert listed["drilled"] is True
     after = cli("status")
@@ -537,7 +537,7 @@ def test_a_drill_as_json_by_name_and_the_history(cli: Cli, volume: Path) -> None
     assert rows[3].rstrip().endswith(f" {odd} odd")
     # Another database on the same volume has drills of its own.
     assert cli.json("drill", "--history", POSTGRES_DB="another") == (0, [])
-    assert ", drilled" in cli("list").stdout  # the weekly one is, the daily one no longer
+    assert " proven " in cli("list").stdout  # the weekly one is, the daily one no longer
     assert cli("list").stdout.count(", drilled") == 1
 
 

@@ -77,7 +77,7 @@ def test_a_load_that_was_interrupted_is_begun_anew(folder: Path) -> None:
     result = demo(folder)
 
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("proven") >= 2
+    assert result.stdout.count("verified") >= 2
 
 
 def test_a_failing_job_is_said(folder: Path) -> None:

@@ -52,7 +52,7 @@ def test_what_is_forged_is_bad_wherever_it_is_asked_for(cli: Cli, volume: Path, 
     assert "BACKUP CRITICAL - there is no backup but 1 bad one" in status.stdout
     assert f"bad: {dump.name}: " in status.stdout
     promoted = cli("promote", dump.name)
-    assert (promoted.returncode, "is bad; only a proven" in promoted.stdout) == (1, True)
+    assert (promoted.returncode, "is bad; only a verified" in promoted.stdout) == (1, True)
     one_line(cli("prune"), 1, "nothing was removed", "is bad")
     planned = cli("restore", dump.name, "--plan")
     assert (planned.returncode, f"{dump.name} is known to be bad" in planned.stdout + planned.stderr) == (1, True)
@@ -98,7 +98,7 @@ def test_a_dump_of_another_source_waits_for_a_word(
     assert cli("accept").returncode == 2
     accepted = cli("accept", wrong.name, **settings)
     assert accepted.returncode == 0, accepted.stderr
-    assert f"{wrong.name} is proven\n  accepted: it holds no table at all" in accepted.stdout
+    assert f"{wrong.name} is verified\n  accepted: it holds no table at all" in accepted.stdout
     code, listed = cli.json("accept", wrong.name, **settings)
     assert (code, listed["state"], listed["accepted_by"] is not None) == (0, "proven", True)
     held = json.loads((volume / "daily" / f"{first.name}.held.json").read_bytes())

@@ -74,7 +74,7 @@ def test_the_shared_day(new_database: NewDatabase, server: PortCluster, bin_dir:
     assert len(answer["protected"]) >= 8
     before = {name: inode_and_content for name, inode_and_content in snapshot(volume).items() if name.endswith(".dump")}
 
-    for command in (("verify", "--unproven"), ("dump",), ("verify",), ("promote",)):
+    for command in (("verify", "--unverified"), ("dump",), ("verify",), ("promote",)):
         result = as_us(cli, *command)
         assert result.returncode in (0, 1 if command[0] == "promote" else 0), (command, result.stderr)
     made = json.loads(as_us(cli, "list", "--json").stdout)[0]["name"]
@@ -97,7 +97,7 @@ def test_the_shared_day(new_database: NewDatabase, server: PortCluster, bin_dir:
     result = as_us(cli, "verify", made)
     assert result.returncode == 0, result.stderr
     # From here, our own retention decides.
-    assert as_us(cli, "verify", "--unproven").returncode == 0
+    assert as_us(cli, "verify", "--unverified").returncode == 0
     result = as_us(cli, "prune")
     assert result.returncode == 0, result.stderr
     stand = sorted(json.loads(as_us(cli, "list", "--json").stdout), key=lambda one: str(one["started_at"]))

@@ -39,7 +39,7 @@ from ovia_backup_dagster.settings.model import Settings
 from ovia_backup_dagster.system import BackupSystem
 from ovia_backup_dagster_tests.support.factories import redated
 
-CHAIN = (("dump",), ("verify",), ("verify", "--unproven"), ("promote",), ("prune",))
+CHAIN = (("dump",), ("verify",), ("verify", "--unverified"), ("promote",), ("prune",))
 DAY = timedelta(days=1)
 
 _DUMP = r"\w+_(?:daily|weekly)_\d{4}-\d\d-\d\d_\d{6}\.dump"
@@ -241,7 +241,7 @@ class Guard:
         if not self.place.root.exists():
             return
         now = datetime.now(UTC)
-        proven = [b for b in self.place.catalog.backups() if b.state(now) is State.PROVEN]
+        proven = [b for b in self.place.catalog.backups() if b.state(now) is State.VERIFIED]
         for backup in proven:
             if backup.started_at == proven[0].started_at:
                 self.newest[f"{backup.tier}/{backup}"] = _fingerprint(backup.path)
@@ -261,7 +261,7 @@ class Guard:
             assert as_it_was, f"{name} is not what it was"
         names = {f"{b.tier}/{b}": b for b in self.place.catalog.backups()}
         for name in self.newest if sound else ():
-            assert names[name].state(now) is State.PROVEN, f"{name} is no longer proven"
+            assert names[name].state(now) is State.VERIFIED, f"{name} is no longer proven"
         self.looks += 1
 
     def glance(self) -> None:
@@ -281,7 +281,7 @@ class Guard:
         assert lock_holder(self.place.root) is None, "the lock is still held"
         backup = self.place.chain()
         now = datetime.now(UTC)
-        assert backup.state(now) is State.PROVEN
+        assert backup.state(now) is State.VERIFIED
         assert f"{backup.tier}/{backup}" not in self.newest, "the next run made nothing new"
         self.look()
         left = [name for name in files(self.place.root) if not _REGULAR.fullmatch(name)]
@@ -290,7 +290,7 @@ class Guard:
         orphans = [n for n in files(self.place.root) if _in_tier(n) and _dump_of(n) not in dumps]
         assert not orphans, orphans
         # A dump that was published and whose run died before its verdict has got one, too.
-        assert {b.state(now) for b in self.place.catalog.backups()} == {State.PROVEN}
+        assert {b.state(now) for b in self.place.catalog.backups()} == {State.VERIFIED}
         assert lock_holder(self.place.root) is None
         return backup
 

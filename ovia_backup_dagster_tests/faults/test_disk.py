@@ -308,10 +308,10 @@ class Breaking:
         if "dump" in claims:
             assert len(states) == 1, "a published dump is gone"
         if "verify" in claims:
-            assert set(states.values()) == {State.PROVEN}, "a verdict is gone"
+            assert set(states.values()) == {State.VERIFIED}, "a verdict is gone"
         if "promote" in claims:
             weekly = place.catalog.backups(Tier.WEEKLY)
-            assert [b.state(now) for b in weekly] == [State.PROVEN], "a promoted one is gone"
+            assert [b.state(now) for b in weekly] == [State.VERIFIED], "a promoted one is gone"
         # Verdicts that the disk did not give back are none, and without them less is removed; perhaps nothing.
         removed = set(re.findall("^removed (daily/.*?): ", claims.get("prune", ""), re.MULTILINE))
         there = {f"daily/{backup}" for backup in place.catalog.backups(Tier.DAILY)}

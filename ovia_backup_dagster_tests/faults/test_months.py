@@ -17,7 +17,7 @@ import pytest
 
 from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.errors import BackupError, NotProvenError
+from ovia_backup_dagster.core.errors import BackupError, NotVerifiedError
 from ovia_backup_dagster.core.locking import lock_holder
 from ovia_backup_dagster.core.sweeping import sweep_abandoned
 from ovia_backup_dagster.core.tiers import Tier, Weekday
@@ -113,7 +113,7 @@ class Life:
             return
         # As the daily run does, with whatever was left without a verdict.
         for backup in catalog.backups() if fate != "only the newest is verified" else ():
-            if backup != made and backup.state(self.now) is State.UNPROVEN:
+            if backup != made and backup.state(self.now) is State.UNVERIFIED:
                 self._verdict(backup, good=backup.path.stat().st_size > 7)
         self._verdict(made, good=fate not in ("the dump is bad", "the dump lacks a table"))
         if fate in ("the dump is bad", "the dump lacks a table"):
@@ -142,15 +142,15 @@ class Life:
         newest = self.catalog.backups()[0]
         try:
             acts.prune(self.catalog, POLICY, self.now)
-        except NotProvenError:
-            assert newest.state(self.now) is not State.PROVEN
+        except NotVerifiedError:
+            assert newest.state(self.now) is not State.VERIFIED
         else:
-            assert newest.state(self.now) is State.PROVEN, "it pruned on the strength of something unproven"
+            assert newest.state(self.now) is State.VERIFIED, "it pruned on the strength of something unproven"
 
     @staticmethod
     def _days(states: dict[Path, State]) -> set[str]:
         return {
-            path.name[-22:-12] for path, state in states.items() if state is State.PROVEN and "_daily_" in path.name
+            path.name[-22:-12] for path, state in states.items() if state is State.VERIFIED and "_daily_" in path.name
         }
 
     def _check(self, before: dict[Path, State], intact: set[Path], days: set[str]) -> None:
@@ -159,7 +159,7 @@ class Life:
         whole = [b for b in backups if b.path.stat().st_size > 7]
         assert sum(nothing_broken(b, now) for b in whole) == len(whole)
         # The newest proven one of before is there, as it was, unless it is old and newer ones took its place.
-        proven = [b for b in backups if states[b.path] is State.PROVEN]
+        proven = [b for b in backups if states[b.path] is State.VERIFIED]
         if self.proven is not None:
             assert self.proven[0].exists(), "the newest proven backup is gone"
             assert self.proven[0].read_bytes() == self.proven[1]
@@ -172,10 +172,10 @@ class Life:
         assert set(sorted(days | kept)[-7:]) <= kept
         # Nothing without a verdict is ever removed, and nothing intact while it is needed.
         for path, state in before.items():
-            if state is State.UNPROVEN:
+            if state is State.UNVERIFIED:
                 assert path in states, f"{path.name} was removed unproven"
             if path not in states:
-                assert state in (State.PROVEN, State.BAD)
+                assert state in (State.VERIFIED, State.BAD)
                 if state is State.BAD and path in intact:
                     newer = {d for d in kept | days if d > path.name[-22:-12]}
                     assert len(newer) >= 7
@@ -188,7 +188,7 @@ class Life:
             self.now += DAY
             made = self._publish()
             for backup in self.catalog.backups():
-                if backup != made and backup.state(self.now) is State.UNPROVEN:
+                if backup != made and backup.state(self.now) is State.UNVERIFIED:
                     self._verdict(backup, good=backup.path.stat().st_size > 7)
             self._verdict(made, good=True)
             acts.promote(self.catalog, made, POLICY, self.now)
@@ -197,9 +197,9 @@ class Life:
         states = Counter(b.state(self.now) for b in left)
         reasons = Counter(d.reason.split(" (")[0].split(":")[0] for d in plan.decisions if d.keep)
         exceptions = reasons["held"] + reasons["bad but intact"]
-        assert states[State.UNPROVEN] == 0
+        assert states[State.UNVERIFIED] == 0
         assert states[State.BAD] <= BAD_KEEP + reasons["bad but intact"]
-        weekly = [b for b in left if b.tier is Tier.WEEKLY and b.state(self.now) is State.PROVEN]
+        weekly = [b for b in left if b.tier is Tier.WEEKLY and b.state(self.now) is State.VERIFIED]
         assert len(weekly) <= 4 + reasons["held"]
         assert len(left) <= 7 + 4 + 2 + BAD_KEEP + exceptions
         names = files(self.catalog.root)

@@ -165,12 +165,13 @@ def test_the_backups_are_listed_with_what_is_known_of_them(catalog: Catalog) -> 
     backups = catalog.backups()
     states = {state: [b.path.name for b in backups if b.state(NOW) is state] for state in State}
     assert {state: len(names) for state, names in states.items()} == {
-        State.PROVEN: 33,
-        State.UNPROVEN: 1,
+        State.PROVEN: 5,
+        State.VERIFIED: 28,
+        State.UNVERIFIED: 1,
         State.BAD: 3,
         State.BEING_WRITTEN: 0,
     }
-    assert states[State.UNPROVEN] == ["ovia_daily_2026-02-27_030000.dump"]
+    assert states[State.UNVERIFIED] == ["ovia_daily_2026-02-27_030000.dump"]
     assert [name[11:21] for name in states[State.BAD]] == ["2026-03-13", "2026-03-05", "2026-02-26"]
     assert [b.path.name[11:21] for b in backups if b.drilled] == [
         *("2026-03-29", "2026-03-22", "2026-03-17", "2026-03-08", "2026-03-01")
@@ -275,7 +276,7 @@ def test_one_that_was_altered_was_proven_once(catalog: Catalog) -> None:
 def test_a_verdict_that_was_torn_was_made_again(catalog: Catalog) -> None:
     repaired = day(catalog, "2026-03-25")
     assert repaired.sidecar(".verified.json.unreadable").stat().st_size == 100
-    assert repaired.state(NOW) is State.PROVEN
+    assert repaired.state(NOW) is State.VERIFIED
 
 
 def test_holds_and_what_a_person_accepted(catalog: Catalog) -> None:
@@ -305,7 +306,7 @@ def test_weeklies_are_their_dailies(catalog: Catalog) -> None:
     for weekly in weeklies:
         assert weekly.promotion is not None
         assert weekly.promotion.promoted_from == weekly.path.name.replace("_weekly_", "_daily_")
-        assert weekly.state(NOW) is State.PROVEN
+        assert weekly.state(NOW) is State.VERIFIED
         assert weekly.system_identifier
 
 

@@ -58,7 +58,7 @@ def test_a_broken_manifest_is_none(dumper: Dumper, verifier: Verifier, content: 
     backup = now(verifier.catalog)
     assert (backup.manifest, backup.state(datetime.now(UTC))) == (
         None,
-        State.UNPROVEN,
+        State.UNVERIFIED,
     )  # the verdict was on a whole one
     verified = verifier.verify(backup, log=quiet)
     assert verified.judgement.good
@@ -66,7 +66,7 @@ def test_a_broken_manifest_is_none(dumper: Dumper, verifier: Verifier, content: 
     assert finding.text.startswith("its manifest cannot be read (")
     assert why in finding.text
     assert finding.text.endswith("): the backup is treated as one without")
-    assert now(verifier.catalog).state(datetime.now(UTC)) is State.PROVEN
+    assert now(verifier.catalog).state(datetime.now(UTC)) is State.VERIFIED
 
 
 def test_it_is_said_wherever_the_backup_is_named_and_the_drill_goes_on(
@@ -114,7 +114,7 @@ def test_a_newer_programs_manifest_is_no_verdict(dumper: Dumper, verifier: Verif
     backup.sidecar(MANIFEST).write_text(text.replace('"version": 1', '"version": 2'))
     with pytest.raises(errors.VolumeError, match="if a newer ovia-backup wrote it, use that one"):
         verifier.verify(now(verifier.catalog), log=quiet)
-    assert now(verifier.catalog).state(datetime.now(UTC)) is State.UNPROVEN
+    assert now(verifier.catalog).state(datetime.now(UTC)) is State.UNVERIFIED
 
 
 @pytest.mark.parametrize("content", [None, b"", bytes(512)])
@@ -122,7 +122,7 @@ def test_verdicts_that_broke_are_made_again(dumper: Dumper, verifier: Verifier, 
     backup = verifier.verify(dumper.dump(log=quiet), log=quiet).backup
     backup.sidecar(DRILLED).write_bytes(b"{")
     break_it(backup, VERIFIED, content)
-    assert now(verifier.catalog).state(datetime.now(UTC)) is State.UNPROVEN
+    assert now(verifier.catalog).state(datetime.now(UTC)) is State.UNVERIFIED
     assert verifier.verify(now(verifier.catalog), log=quiet).judgement.good
     assert not now(verifier.catalog).drilled
 
@@ -190,7 +190,7 @@ def test_a_program_that_dies_of_something_else_is_no_verdict(
     with pytest.raises(errors.ProgramError) as raised:
         broken.verify(backup, log=quiet)
     assert words in raised.value.why
-    assert now(verifier.catalog).state(datetime.now(UTC)) is State.UNPROVEN
+    assert now(verifier.catalog).state(datetime.now(UTC)) is State.UNVERIFIED
 
 
 def test_one_crash_is_none_of_the_archives(dumper: Dumper, verifier: Verifier, bin_dir: Path, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_publishes_the_dump_with_manifest_and_globals(dumper: Dumper, catalog: C
     assert "CREATE ROLE ovia" in roles
     assert "PASSWORD" not in roles
     assert [b.path for b in catalog.backups()] == [backup.path]
-    assert backup.state(datetime.now(UTC)) is State.UNPROVEN
+    assert backup.state(datetime.now(UTC)) is State.UNVERIFIED
 
 
 def test_files_are_for_their_owner_only(dumper: Dumper, volume: Path) -> None:

@@ -19,7 +19,7 @@ from ovia_backup_dagster.core.archive_header import HEAD_BYTES, parse_header
 from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.checks import Check
-from ovia_backup_dagster.core.errors import BackupNotFoundError, NotProvenError
+from ovia_backup_dagster.core.errors import BackupNotFoundError, NotVerifiedError
 from ovia_backup_dagster.core.manifest import FileFacts
 from ovia_backup_dagster.core.naming import BackupName
 from ovia_backup_dagster.core.publication import promote_backup
@@ -137,7 +137,7 @@ def test_another_cluster_is_bad_until_it_is_accepted(story: Story) -> None:
     assert hold is not None
     assert hold.cause is HoldCause.OTHER_SOURCE
     assert str(first.backup) in hold.reason
-    with pytest.raises(NotProvenError):
+    with pytest.raises(NotVerifiedError):
         acts.prune(story.catalog, ONE_DAY, datetime.now(UTC))
 
     accepted = story.accept(others[-1].backup)
@@ -237,7 +237,7 @@ def test_unknown_identifiers_make_no_difference(story: Story) -> None:
         execute(story.here, "GRANT EXECUTE ON FUNCTION pg_control_system() TO PUBLIC")
 
 
-def test_what_was_proven_before_stays_so_when_it_is_verified_again(story: Story) -> None:
+def test_what_was_verified_before_stays_so_when_it_is_verified_again(story: Story) -> None:
     """Its verdict is older than this check."""
     first = story.dump(story.here)
     second = story.good(story.there)

@@ -48,7 +48,7 @@ def aged(backup: Backup, catalog: Catalog, by: timedelta = timedelta(hours=1)) -
 def test_a_healthy_dump_is_proven(dumper: Dumper, verifier: Verifier, database: Connection) -> None:
     verified = verifier.verify(dumper.dump(log=quiet), run_id="run-1", log=quiet)
 
-    assert state(verified.backup) is State.PROVEN
+    assert state(verified.backup) is State.VERIFIED
     assert verified.judgement.findings == ()
     assert verified.judgement.run_id == "run-1"
     witness = verified.backup.witness
@@ -159,7 +159,7 @@ def test_sidecars_of_a_newer_program_are_read(dumper: Dumper, verifier: Verifier
         path.write_text(path.read_text().replace("{", '{"a_field_of_tomorrow": 1,', 1))
         newer = verifier.verify(verifier.catalog.refresh(backup), log=quiet).backup
 
-        assert state(newer) is State.PROVEN
+        assert state(newer) is State.VERIFIED
 
 
 @pytest.mark.parametrize(
@@ -185,8 +185,8 @@ def test_a_broken_pg_restore_is_no_verdict(
 
     with pytest.raises((errors.ProgramError, errors.DiskFailingError)):
         unlucky.verify(backup, log=quiet)
-    assert unlucky.verify_unproven(log=quiet) == []
-    assert state(catalog.refresh(backup)) is State.UNPROVEN
+    assert unlucky.verify_unverified(log=quiet) == []
+    assert state(catalog.refresh(backup)) is State.UNVERIFIED
 
 
 def test_an_empty_dump_of_the_old_script_is_bad_at_sight(dumper: Dumper, verifier: Verifier, catalog: Catalog) -> None:
@@ -203,9 +203,9 @@ def test_an_empty_dump_of_the_old_script_is_bad_at_sight(dumper: Dumper, verifie
 def test_a_dump_that_may_still_be_written_is_left_alone(dumper: Dumper, verifier: Verifier, catalog: Catalog) -> None:
     half = aged(dumper.dump(log=quiet), catalog, by=timedelta(minutes=14))
 
-    with pytest.raises(errors.NotProvenError, match="may still be being written"):
+    with pytest.raises(errors.NotVerifiedError, match="may still be being written"):
         verifier.verify(half, log=quiet)
-    assert verifier.verify_unproven(log=quiet) == []
+    assert verifier.verify_unverified(log=quiet) == []
     assert not half.sidecar(".verified.json").exists()
 
 
@@ -216,7 +216,7 @@ def test_a_file_that_changes_while_it_is_read_gets_no_verdict(dumper: Dumper, ve
         if line.startswith("hashing"):
             os.utime(backup.path)
 
-    with pytest.raises(errors.NotProvenError, match="changed while it was read"):
+    with pytest.raises(errors.NotVerifiedError, match="changed while it was read"):
         verifier.verify(backup, log=touch)
     assert not backup.sidecar(".verified.json").exists()
 
@@ -226,7 +226,7 @@ def test_missing_programs_are_no_verdict(dumper: Dumper, verifier: Verifier, tmp
 
     with pytest.raises(errors.ProgramError, match="pg_restore was not found"):
         replace(verifier, programs=Programs(tmp_path)).verify(backup, log=quiet)
-    assert state(verifier.catalog.refresh(backup)) is State.UNPROVEN
+    assert state(verifier.catalog.refresh(backup)) is State.UNVERIFIED
 
 
 def test_a_backup_that_is_gone(dumper: Dumper, verifier: Verifier, catalog: Catalog) -> None:
@@ -365,14 +365,14 @@ def test_dumps_of_the_old_script_are_verified_on_first_sight(
     old[1].path.write_bytes(old[1].path.read_bytes()[:-1000])
     os.utime(old[1].path, (0, 0))
 
-    outcomes = verifier.verify_unproven(log=quiet)
+    outcomes = verifier.verify_unverified(log=quiet)
 
     assert [(o.backup.path, o.judgement.good) for o in outcomes] == [
         (old[0].path, True),
         (old[1].path, False),
         (old[2].path, True),
     ]
-    assert verifier.verify_unproven(log=quiet) == []
+    assert verifier.verify_unverified(log=quiet) == []
 
 
 # ------------------------------------------------------------------------------------------ a foreign database

@@ -16,7 +16,7 @@ import pytest
 
 from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.errors import BackupNotFoundError, LockHeldError, NotProvenError, VolumeError
+from ovia_backup_dagster.core.errors import BackupNotFoundError, LockHeldError, NotVerifiedError, VolumeError
 from ovia_backup_dagster.core.locking import lock_holder
 from ovia_backup_dagster.core.publication import promote_backup, remove_backup
 from ovia_backup_dagster.core.sidecars import HELD, VERIFIED
@@ -61,7 +61,7 @@ def test_a_proven_backup_is_promoted_once_a_week(catalog: Catalog) -> None:
     backup = proven(catalog, NOW - DAY)
     first = acts.promote(catalog, backup, POLICY, NOW)
     assert first.weekly is not None
-    assert first.reason == "Sunday's first proven dump"
+    assert first.reason == "Sunday's first verified dump"
     second = acts.promote(catalog, backup, POLICY, NOW)
     assert second.weekly is None
     assert second.reason == f"the week of Sunday 2026-06-14 has its weekly backup, {first.weekly}"
@@ -70,7 +70,7 @@ def test_a_proven_backup_is_promoted_once_a_week(catalog: Catalog) -> None:
 
 def test_what_was_proven_and_changed_in_the_meantime_is_not_promoted(catalog: Catalog) -> None:
     backup = proven(catalog, NOW - DAY)
-    assert backup.state(NOW) is State.PROVEN
+    assert backup.state(NOW) is State.VERIFIED
     backup.path.write_bytes(CONTENT + b"altered")
     assert acts.promote(catalog, backup, POLICY, NOW).weekly is None
     assert catalog.backups(Tier.WEEKLY) == []
@@ -78,7 +78,7 @@ def test_what_was_proven_and_changed_in_the_meantime_is_not_promoted(catalog: Ca
 
 def test_what_was_found_bad_in_the_meantime_is_not_promoted(catalog: Catalog) -> None:
     backup = proven(catalog, NOW - DAY)
-    assert backup.state(NOW) is State.PROVEN
+    assert backup.state(NOW) is State.VERIFIED
     judged(catalog, catalog.refresh(backup), good=False)
     assert acts.promote(catalog, backup, POLICY, NOW).weekly is None
 
@@ -96,7 +96,7 @@ def test_a_bad_weekly_of_the_same_dump_is_replaced(catalog: Catalog) -> None:
     judged(catalog, promote_backup(catalog, backup, Tier.WEEKLY, NOW), good=False)
     promoted = acts.promote(catalog, backup, POLICY, NOW)
     assert promoted.weekly is not None
-    assert promoted.weekly.state(NOW) is State.PROVEN
+    assert promoted.weekly.state(NOW) is State.VERIFIED
 
 
 def test_nobody_promotes_while_another_is_at_work(catalog: Catalog) -> None:
@@ -182,7 +182,7 @@ def test_pruning_the_daily_copy_leaves_the_weekly_one_whole(catalog: Catalog) ->
     acts.prune(catalog, POLICY, NOW)
     assert catalog.backups(Tier.WEEKLY) == [weekly]
     assert weekly.path.read_bytes() == CONTENT
-    assert catalog.refresh(weekly).state(NOW) is State.PROVEN
+    assert catalog.refresh(weekly).state(NOW) is State.VERIFIED
 
 
 def test_drilled_and_held_ones_stay(catalog: Catalog) -> None:
@@ -204,7 +204,7 @@ def test_a_hold_that_cannot_be_read_holds(catalog: Catalog) -> None:
 def test_a_verdict_that_cannot_be_read_lets_nothing_be_removed_on_its_strength(catalog: Catalog) -> None:
     made = dailies(catalog, 3)
     made[0].sidecar(VERIFIED).write_text("garbage", encoding="utf-8")
-    with pytest.raises(NotProvenError):
+    with pytest.raises(NotVerifiedError):
         acts.prune(catalog, ONE_DAY, NOW)
     assert catalog.backups() == made
 
@@ -213,7 +213,7 @@ def test_pruning_refuses_when_the_newest_is_unproven(catalog: Catalog) -> None:
     dailies(catalog, 10)
     newest = publish(catalog, NOW)
     before = snapshot(catalog.root)
-    with pytest.raises(NotProvenError, match=f"daily/{newest}, is unproven. Next: verify it") as refused:
+    with pytest.raises(NotVerifiedError, match=f"daily/{newest}, is unverified. Next: verify it") as refused:
         acts.prune(catalog, POLICY, NOW)
     assert refused.value.what == "nothing was removed"
     assert snapshot(catalog.root) == before
@@ -224,7 +224,7 @@ def test_pruning_refuses_when_the_newest_is_bad(catalog: Catalog) -> None:
     dailies(catalog, 10)
     judged(catalog, publish(catalog, NOW), good=False)
     before = snapshot(catalog.root)
-    with pytest.raises(NotProvenError, match="is bad"):
+    with pytest.raises(NotVerifiedError, match="is bad"):
         acts.prune(catalog, POLICY, NOW)
     assert snapshot(catalog.root) == before
 
@@ -233,13 +233,13 @@ def test_pruning_refuses_when_the_newest_proven_one_was_altered(catalog: Catalog
     made = dailies(catalog, 10)
     made[0].path.write_bytes(b"")
     before = snapshot(catalog.root)
-    with pytest.raises(NotProvenError):
+    with pytest.raises(NotVerifiedError):
         acts.prune(catalog, POLICY, NOW)
     assert snapshot(catalog.root) == before
 
 
 def test_pruning_an_empty_volume_refuses(catalog: Catalog) -> None:
-    with pytest.raises(NotProvenError, match="there is no backup"):
+    with pytest.raises(NotVerifiedError, match="there is no backup"):
         acts.prune(catalog, POLICY, NOW)
 
 
@@ -312,7 +312,7 @@ def test_one_that_refuses_to_go_does_not_stop_the_others_and_is_reported(
     assert str(stubborn.path) in reported.value.why
     assert "busy" in reported.value.why
     assert catalog.backups() == [made[0], stubborn]
-    assert catalog.refresh(stubborn).state(NOW) is State.PROVEN
+    assert catalog.refresh(stubborn).state(NOW) is State.VERIFIED
 
 
 def test_a_folder_named_like_a_leftover_does_not_stop_pruning(catalog: Catalog) -> None:
@@ -356,7 +356,7 @@ def test_an_unproven_dump_that_was_made_during_a_long_wait_is_looked_at(
             publish(catalog, NOW + HOUR / 2)
             other.close()
 
-        with pytest.raises(NotProvenError, match="is unproven"):
+        with pytest.raises(NotVerifiedError, match="is unverified"):
             acts.prune(catalog, ONE_DAY, NOW, half_an_hour_passes)
     assert catalog.backups()[1:] == made
 
@@ -388,7 +388,7 @@ def test_pruning_killed_at_any_step_leaves_only_whole_backups_and_never_less_tha
     for _ in killed_at_each_step(prepare):
         (catalog,) = current
         left = catalog.backups()
-        assert {b.state(NOW) for b in left} == {State.PROVEN}
+        assert {b.state(NOW) for b in left} == {State.VERIFIED}
         assert left[0].started_at == NOW - HOUR
         # Whoever comes next is not kept out, and finishes it.
         acts.prune(catalog, ONE_DAY, NOW)
@@ -413,7 +413,7 @@ def test_a_preview_says_why_nothing_would_be_removed(catalog: Catalog) -> None:
     dailies(catalog, 10)
     newest = publish(catalog, NOW)
     previewed = acts.preview(catalog.backups(), POLICY, NOW)
-    assert previewed.held == f"the newest backup, daily/{newest}, is unproven"
+    assert previewed.held == f"the newest backup, daily/{newest}, is unverified"
     assert previewed.removals == ()
 
 
@@ -426,7 +426,7 @@ def test_a_released_backup_is_pruned_like_others(catalog: Catalog) -> None:
     released = acts.release(catalog, backup, NOW)
     assert released.hold is not None
     assert (released.hold.released_at, released.hold.until) == (NOW, NOW + 30 * DAY)
-    assert released.state(NOW) is State.PROVEN
+    assert released.state(NOW) is State.VERIFIED
     acts.prune(catalog, ONE_DAY, NOW)
     assert catalog.backups() == made[:1]
 
@@ -466,14 +466,14 @@ def test_ninety_nights_with_bad_weeks_among_them_leave_seven_days_and_four_weeks
         backup = judged(catalog, publish(catalog, night), good=n not in failed)
         acts.promote(catalog, backup, POLICY, now)
         if n in failed:
-            with pytest.raises(NotProvenError):
+            with pytest.raises(NotVerifiedError):
                 acts.prune(catalog, POLICY, now)
         else:
             acts.prune(catalog, POLICY, now)
-        good = [b for b in catalog.backups() if b.state(now) is State.PROVEN]
+        good = [b for b in catalog.backups() if b.state(now) is State.VERIFIED]
         counts.append(len(good))
     last = began + 89 * DAY
-    good_dailies = [b for b in catalog.backups(Tier.DAILY) if b.state(last) is State.PROVEN]
+    good_dailies = [b for b in catalog.backups(Tier.DAILY) if b.state(last) is State.VERIFIED]
     assert [b.started_at for b in good_dailies] == [last - n * DAY for n in range(7)]
     sundays = [last - n * DAY for n in range(28) if (last - n * DAY).weekday() == Weekday.SUNDAY]
     assert [b.started_at for b in catalog.backups(Tier.WEEKLY)] == sundays

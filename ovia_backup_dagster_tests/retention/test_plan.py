@@ -182,7 +182,7 @@ CASES = [
         keep d 05-16..06-15 unproven
         keep d 04-01..05-15
         """,
-        held="daily/2026-06-15T03:00:00, is unproven",
+        held="daily/2026-06-15T03:00:00, is unverified",
     ),
     Case(
         "one unproven dump, the newest, holds everything",
@@ -190,7 +190,7 @@ CASES = [
         keep d 06-15 unproven
         keep d 05-01..06-14
         """,
-        held="is unproven",
+        held="is unverified",
     ),
     Case(
         "an unproven dump in the middle stays and counts for no day",
@@ -682,12 +682,12 @@ CASES = [
         daily=1,
     ),
     Case(
-        "the newest is a monthly one that is unproven",
+        "the newest is a monthly one that is unverified",
         """
         keep d 06-01..06-14
         keep m 06-15 unproven
         """,
-        held="is unproven",
+        held="is unverified",
         monthly=3,
         daily=1,
     ),
@@ -697,7 +697,7 @@ _LINE = re.compile(
     r"(?P<what>keep|drop) (?P<tier>[dwmy]) (?P<first>[0-9-]+)(\.\.(?P<last>[0-9-]+))?"
     r"( (?P<time>[0-9:]+))?(?P<marks>( [a-z]+)*)"
 )
-_STATES = {"bad": State.BAD, "unproven": State.UNPROVEN, "writing": State.BEING_WRITTEN}
+_STATES = {"bad": State.BAD, "unproven": State.UNVERIFIED, "writing": State.BEING_WRITTEN}
 
 
 def read_history(text: str, now: datetime) -> tuple[list[Candidate], set[str]]:
@@ -707,7 +707,7 @@ def read_history(text: str, now: datetime) -> tuple[list[Candidate], set[str]]:
         match = _LINE.fullmatch(line)
         assert match is not None, line
         marks = match["marks"].split()
-        state = next((_STATES[mark] for mark in marks if mark in _STATES), State.PROVEN)
+        state = next((_STATES[mark] for mark in marks if mark in _STATES), State.VERIFIED)
         at = instant(f"{match['first']} {match['time'] or '03:00'}")
         last = instant(f"{match['last'] or match['first']} {match['time'] or '03:00'}")
         hold = now + DAY if "held" in marks else now - DAY if "lapsed" in marks else None
@@ -731,7 +731,7 @@ def instant(text: str) -> datetime:
 def make(
     at: datetime,
     tier: Tier = Tier.DAILY,
-    state: State = State.PROVEN,
+    state: State = State.VERIFIED,
     is_drilled: bool = False,
     held_until: datetime | None = None,
 ) -> Candidate:
@@ -786,28 +786,28 @@ def test_each_decision_says_why() -> None:
     assert [d.reason for d in made.decisions] == [
         "dated in the future: check the clock",
         "being written: never removed",
-        "newest proven",
+        "newest verified",
         "younger than 24 hours",
         "daily 2 of 2 (day 2026-06-14)",
-        "unproven: never removed",
+        "unverified: never removed",
         "bad, kept for study (1 of 2)",
         "bad, kept for study (2 of 2)",
         "bad, and older than the newest 2 bad ones",
         "weekly 1 of 1 (week of 2026-06-07)",
-        "not the newest of one of the last 1 weeks with a proven dump",
+        "not the newest of one of the last 1 weeks with a verified dump",
         "yearly backups are off: those that there are stay",
-        "not the newest of one of the last 2 days with a proven dump",
-        "newest proven by a drill",
+        "not the newest of one of the last 2 days with a verified dump",
+        "newest proven",
         "monthly 1 of 1 (month 2026-05)",
         "held: people shrank",
-        "not the newest of one of the last 1 months with a proven dump",
+        "not the newest of one of the last 1 months with a verified dump",
     ]
 
 
 def test_of_the_two_copies_of_an_instant_the_daily_one_comes_first() -> None:
     candidates, _ = read_history("keep w 06-14\nkeep d 06-14", NOW)
     assert [(d.candidate.tier, d.reason) for d in plan_retention(candidates, SUNDAY_UTC, NOW).decisions] == [
-        (Tier.DAILY, "newest proven"),
+        (Tier.DAILY, "newest verified"),
         (Tier.WEEKLY, "weekly 1 of 4 (week of 2026-06-14)"),
     ]
 
@@ -919,7 +919,7 @@ _minutes = st.one_of(
     st.sampled_from([-366 * 1440, -6, -5, 0, 1440, 1439, 1441, 366 * 1440, 3660 * 1440]),
 )
 # Proven more often than not: a history in which nothing may be removed shows little.
-_states = st.sampled_from([State.PROVEN] * 4 + [State.BAD] * 2 + [State.UNPROVEN, State.BEING_WRITTEN])
+_states = st.sampled_from([State.VERIFIED] * 4 + [State.BAD] * 2 + [State.UNVERIFIED, State.BEING_WRITTEN])
 
 
 @st.composite
@@ -979,12 +979,12 @@ class History:
 
     @property
     def proven(self) -> list[Candidate]:
-        return [c for c in self.past if c.state is State.PROVEN]
+        return [c for c in self.past if c.state is State.VERIFIED]
 
     @property
     def newest_is_proven(self) -> bool:
         settled = [c for c in self.past if c.state is not State.BEING_WRITTEN]
-        return any(c.started_at == settled[0].started_at and c.state is State.PROVEN for c in settled)
+        return any(c.started_at == settled[0].started_at and c.state is State.VERIFIED for c in settled)
 
 
 many = settings(deadline=None, max_examples=250)
@@ -1025,7 +1025,7 @@ def test_dumps_of_another_source_cost_none_before_them_its_place(history: Histor
 @many
 @given(histories())
 def test_what_is_unproven_or_being_written_or_dated_in_the_future_is_never_removed(history: History) -> None:
-    assert {c.state for c in removed(history)} <= {State.PROVEN, State.BAD}
+    assert {c.state for c in removed(history)} <= {State.VERIFIED, State.BAD}
     assert removed(history) <= set(history.past)
 
 
@@ -1055,14 +1055,14 @@ def test_planning_again_after_the_removals_removes_nothing_more(history: History
 
 
 @many
-@given(histories(), st.sampled_from([State.BAD, State.UNPROVEN, State.BEING_WRITTEN]), st.sampled_from(Tier))
+@given(histories(), st.sampled_from([State.BAD, State.UNVERIFIED, State.BEING_WRITTEN]), st.sampled_from(Tier))
 def test_an_older_dump_that_is_not_proven_costs_no_proven_one_its_place(
     history: History, state: State, tier: Tier
 ) -> None:
     oldest = min((c.started_at for c in history.candidates), default=history.now)
     more = replace(history, candidates=(*history.candidates, make(oldest - HOUR, tier, state)))
     additional = removed(more) - removed(history)
-    assert all(c.state is not State.PROVEN for c in additional)
+    assert all(c.state is not State.VERIFIED for c in additional)
 
 
 @many
@@ -1159,7 +1159,7 @@ def test_what_has_a_claim_is_kept_and_nothing_else(history: History) -> None:
     claims |= set([c for c in history.past if c.state is State.BAD and policy.keep[c.tier]][:BAD_KEEP])
     claims |= {c for c in history.candidates if now - c.started_at < YOUNG}
     claims |= {c for c in history.candidates if c.held_until is not None and c.held_until > now}
-    claims |= {c for c in history.candidates if c.state in (State.UNPROVEN, State.BEING_WRITTEN)}
+    claims |= {c for c in history.candidates if c.state in (State.UNVERIFIED, State.BEING_WRITTEN)}
     assert set(history.candidates) - removed(history) == claims
 
 

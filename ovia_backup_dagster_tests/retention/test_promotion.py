@@ -37,7 +37,7 @@ def catalog(tmp_path: Path) -> Catalog:
 def test_the_weekly_days_first_proven_dump_is_promoted(catalog: Catalog) -> None:
     decision = decide_promotion(proven(catalog, SUNDAY), Tier.WEEKLY, [], POLICY, NOW)
     assert decision.promote
-    assert decision.reason == "Sunday's first proven dump"
+    assert decision.reason == "Sunday's first verified dump"
 
 
 def test_one_weekly_a_week(catalog: Catalog) -> None:
@@ -57,14 +57,14 @@ def test_last_weeks_weekly_does_not_stand_in_for_this_weeks(catalog: Catalog) ->
 def test_after_a_missed_weekly_day_the_next_proven_dump_takes_its_place(catalog: Catalog, days: int) -> None:
     decision = decide_promotion(proven(catalog, SUNDAY + days * DAY), Tier.WEEKLY, [], POLICY, NOW + 7 * DAY)
     assert decision.promote
-    assert decision.reason == "Sunday 2026-06-14 left no weekly backup: the next proven dump takes its place"
+    assert decision.reason == "Sunday 2026-06-14 left no weekly backup: the next verified dump takes its place"
 
 
 def test_an_unproven_dump_is_not_promoted(catalog: Catalog) -> None:
     backup = publish(catalog, SUNDAY)
     assert (
         decide_promotion(backup, Tier.WEEKLY, [], POLICY, NOW).reason
-        == f"{backup} is unproven; only a proven backup is promoted"
+        == f"{backup} is unverified; only a verified backup is promoted"
     )
     assert not decide_promotion(backup, Tier.WEEKLY, [], POLICY, NOW).promote
 
@@ -132,7 +132,7 @@ def test_any_day_may_be_the_weekly_day(catalog: Catalog, day: Weekday) -> None:
     policy = Policy({Tier.DAILY: 7, Tier.WEEKLY: 4}, day, ZoneInfo("UTC"))
     week = [proven(catalog, SUNDAY + n * DAY) for n in range(1, 8)]
     promoted_as_the_days_own = [
-        b for b in week if "first proven" in decide_promotion(b, Tier.WEEKLY, [], policy, NOW + 30 * DAY).reason
+        b for b in week if "first verified" in decide_promotion(b, Tier.WEEKLY, [], policy, NOW + 30 * DAY).reason
     ]
     assert [b.started_at.weekday() for b in promoted_as_the_days_own] == [day]
 
@@ -164,7 +164,7 @@ def test_the_first_proven_dump_of_each_month_and_year_is_promoted(
     year_later = NOW + 365 * DAY
     of_before = proven(catalog, before.started_at, tier)
     decision = decide_promotion(one, tier, [of_before], POLICY, year_later)
-    assert (decision.promote, decision.reason) == (True, f"the first proven dump of the {period}")
+    assert (decision.promote, decision.reason) == (True, f"the first verified dump of the {period}")
     there = proven(catalog, one.started_at, tier)
     decision = decide_promotion(another, tier, [there, of_before], POLICY, year_later)
     assert (decision.promote, decision.reason) == (False, f"the {period} has its {tier} backup, {there}")

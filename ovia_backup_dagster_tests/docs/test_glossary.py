@@ -1,0 +1,24 @@
+"""The words that the program shows of a backup and of its checks stand in the glossary, each once."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from ovia_backup_dagster.core.backup import State
+from ovia_backup_dagster.core.checks import Stage
+from ovia_backup_dagster_tests.conftest import REPOSITORY
+
+TEXT = (REPOSITORY / "docs" / "glossary.md").read_text("utf-8")
+TERMS = [term for term in re.findall(r"^\| ([^|]+) \|", TEXT, re.MULTILINE) if term != "term" and "--" not in term]
+
+
+@pytest.mark.parametrize("word", [*(state.value for state in State), *(stage.value for stage in Stage)])
+def test_what_the_program_says_is_explained(word: str) -> None:
+    assert word in TERMS
+
+
+def test_each_term_is_explained_once() -> None:
+    assert len(TERMS) >= 25
+    assert sorted(set(TERMS)) == sorted(TERMS)
