@@ -122,10 +122,13 @@ ASSETS: dict[str, dict[str, Any]] = {
         "pool": None,
         "freshness": None,
         "checks": {
+            "volume_readable": "warns",
             "backups_fresh": "warns",
+            "backups_undamaged": "warns",
             "backups_verified": "warns",
             "backups_proven": "warns",
             "restores_finished": "warns",
+            "replaced_databases_dropped": "warns",
             "runs_succeeded": "warns",
             "settings_usable": "warns",
         },
