@@ -19,7 +19,7 @@ from ovia_backup_dagster.settings.model import Settings
 
 
 def build_schedules(settings: Settings, names: DatabaseNames) -> list[dg.ScheduleDefinition]:
-    """All of them, on unless somebody switches them off.
+    """All of them, on by default.
 
     Only Dagster knows which cron expressions it takes; ``usable_schedules`` has asked it before.
     """
@@ -70,7 +70,7 @@ def build_schedules(settings: Settings, names: DatabaseNames) -> list[dg.Schedul
 
 
 def _cron(settings: Settings, names: DatabaseNames, field: str) -> str:
-    """What somebody has set, as it is; the default at a minute of this database's own."""
+    """An expression that was set, as it is; the default at a minute of this database's own."""
     cron: str = getattr(settings, field)
     return cron if field in settings.model_fields_set else _staggered(cron, names)
 
