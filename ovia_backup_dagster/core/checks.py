@@ -22,7 +22,7 @@ class Stage(StrEnum):
     RESTORE = "restore"
 
 
-class Severity(StrEnum):
+class CheckSeverity(StrEnum):
     """What a finding means: bad blocks what comes after it, odd warns and lets it go on."""
 
     BAD = "bad"
@@ -47,10 +47,10 @@ class Check(StrEnum):
     """
 
     stages: tuple[Stage, ...]
-    severity: Severity
+    severity: CheckSeverity
     description: str
 
-    def __new__(cls, name: str, stages: tuple[Stage, ...], severity: Severity, description: str) -> Self:
+    def __new__(cls, name: str, stages: tuple[Stage, ...], severity: CheckSeverity, description: str) -> Self:
         check = str.__new__(cls, name)
         check._value_ = name
         check.stages, check.severity, check.description = stages, severity, description
@@ -58,102 +58,102 @@ class Check(StrEnum):
 
     # fmt: off
     MATCHES_MANIFEST = (
-        "archive_matches_manifest", _VERIFICATION, Severity.BAD,
+        "archive_matches_manifest", _VERIFICATION, CheckSeverity.BAD,
         "Archive, roles, manifest and name are of one dump, with the sizes and SHA-256 taken when they were written.",
     )
     DECODES = (
-        "archive_decodes", _VERIFICATION, Severity.BAD,
+        "archive_decodes", _VERIFICATION, CheckSeverity.BAD,
         "Every byte of the archive was decoded by pg_restore, and every table's data is whole.",
     )
     UNALTERED = (
-        "archive_is_what_was_written", _PROOF, Severity.BAD,
+        "archive_is_what_was_written", _PROOF, CheckSeverity.BAD,
         "Size and SHA-256 of the file are those taken when it was written.",
     )
     CONTAINED = (
-        "drill_contained", _DRILL, Severity.BAD,
+        "drill_contained", _DRILL, CheckSeverity.BAD,
         ("What the backup contains ran confined: from inside, nothing outside could be read, written, reached or "
          "signalled."),
     )
     FUNCTIONS = (
-        "functions_gain_no_rights", _PROOF, Severity.ODD,
+        "functions_gain_no_rights", _PROOF, CheckSeverity.ODD,
         "No function of a role that is no superuser is run as one, on a server that others use.",
     )
     EXTENSIONS = (
-        "extensions_as_in_source", _PROOF, Severity.BAD,
+        "extensions_as_in_source", _PROOF, CheckSeverity.BAD,
         "The source's extensions are there; another version of one is odd.",
     )
     ROLES = (
-        "roles_as_saved", _PROOF, Severity.BAD,
+        "roles_as_saved", _PROOF, CheckSeverity.BAD,
         "Roles, with what they may do, are those that were saved. Another setting or comment is odd.",
     )
     RESTORED = (
-        "restored_without_errors", _PROOF, Severity.BAD,
+        "restored_without_errors", _PROOF, CheckSeverity.BAD,
         "pg_restore restored all of it and met no error.",
     )
     TABLES = (
-        "rows_and_content_equal", _PROOF, Severity.BAD,
+        "rows_and_content_equal", _PROOF, CheckSeverity.BAD,
         "Every table was read back: its rows and their content are the backup's. Another order is odd.",
     )
     SEQUENCES = (
-        "sequences_equal", _PROOF, Severity.BAD,
+        "sequences_equal", _PROOF, CheckSeverity.BAD,
         "Every sequence stands where it stood.",
     )
     LARGE_OBJECTS = (
-        "large_objects_equal", _PROOF, Severity.BAD,
+        "large_objects_equal", _PROOF, CheckSeverity.BAD,
         "Every large object is there, with its content, its privileges and its comment.",
     )
     CONTENTS = (
-        "contents_equal", _PROOF, Severity.BAD,
+        "contents_equal", _PROOF, CheckSeverity.BAD,
         "Every object of the backup is in the copy, with its owner and privileges, and no other.",
     )
     STRUCTURE = (
-        "constraints_and_indexes_as_in_source", _PROOF, Severity.BAD,
+        "constraints_and_indexes_as_in_source", _PROOF, CheckSeverity.BAD,
         "Constraints, indexes, triggers, policies and views are the backup's, and valid.",
     )
     SCHEMA_TEXT = (
-        "schema_text_equal", _PROOF, Severity.ODD,
+        "schema_text_equal", _PROOF, CheckSeverity.ODD,
         "Objects have the same SQL. PostgreSQL writes some back differently: odd, not wrong.",
     )
     MATERIALIZED_VIEWS = (
-        "materialized_views_refreshed", _PROOF, Severity.ODD,
+        "materialized_views_refreshed", _PROOF, CheckSeverity.ODD,
         "All that were populated were refreshed. If not, the data is proven all the same.",
     )
     COMPUTED = (
-        "computed_values_equal", _PROOF, Severity.BAD,
+        "computed_values_equal", _PROOF, CheckSeverity.BAD,
         ("Generated columns hold what they held in the source. Another content of a materialized view, which may have "
          "been stale there, is odd."),
     )
     TABLES_PRESENT = (
-        "expected_tables_present", _BOTH, Severity.BAD,
+        "expected_tables_present", _BOTH, CheckSeverity.BAD,
         "The tables named in BACKUP_EXPECTED_TABLES are there.",
     )
     TABLES_HOLD_ROWS = (
-        "expected_tables_hold_rows", _BOTH, Severity.BAD,
+        "expected_tables_hold_rows", _BOTH, CheckSeverity.BAD,
         "Those tables hold rows, where BACKUP_REQUIRE_ROWS asks for it.",
     )
     ROWS_KEPT = (
-        "tables_kept_their_rows", _BOTH, Severity.ODD,
+        "tables_kept_their_rows", _BOTH, CheckSeverity.ODD,
         "No table is gone or lost more than half its rows since the previous verified dump.",
     )
     NO_WARNINGS = (
-        "dump_without_warnings", _VERIFICATION, Severity.ODD,
+        "dump_without_warnings", _VERIFICATION, CheckSeverity.ODD,
         "pg_dump had nothing to warn about (things it left out).",
     )
     SOURCE = (
-        "source_is_the_one_backed_up", _VERIFICATION, Severity.BAD,
+        "source_is_the_one_backed_up", _VERIFICATION, CheckSeverity.BAD,
         ("The cluster is that of the last verified dump, and some of its tables are there, unless a person has "
          "accepted that (ovia-backup accept) or a restore went live there."),
     )
     ANALYZED = (
-        "analyzed", _PROOF, Severity.BAD,
+        "analyzed", _PROOF, CheckSeverity.BAD,
         "The copy has statistics, without which it would be slow.",
     )
     CONTROL = (
-        "negative_control", _DRILL, Severity.BAD,
+        "negative_control", _DRILL, CheckSeverity.BAD,
         "One row was deleted in the copy, and the comparison noticed: it can see.",
     )
     OWN_CHECK = (
-        "own_check_passes", _DRILL, Severity.BAD,
+        "own_check_passes", _DRILL, CheckSeverity.BAD,
         "DRILL_CHECK_COMMAND, run on the copy, ended with code 0.",
     )
     # fmt: on
@@ -166,4 +166,4 @@ class Check(StrEnum):
     @property
     def is_odd(self) -> bool:
         """Whether a finding is odd (warn and go on) rather than bad (block)."""
-        return self.severity is Severity.ODD
+        return self.severity is CheckSeverity.ODD

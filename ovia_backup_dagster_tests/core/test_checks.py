@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from ovia_backup_dagster.core.checks import Check, Severity, Stage
+from ovia_backup_dagster.core.checks import Check, CheckSeverity, Stage
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.proof.check_results import NO_CODE, Result
 from ovia_backup_dagster_tests.conftest import REPOSITORY
@@ -19,7 +19,7 @@ from ovia_backup_dagster_tests.conftest import REPOSITORY
 PACKAGE = REPOSITORY / "ovia_backup_dagster"
 REGISTRY = Path("core") / "checks.py"
 PROGRAM = Path(sys.executable).with_name("ovia-backup")
-NEW = '    NEW = ("something_new_holds", _PROOF, Severity.BAD, "Something new holds.")\n    # fmt: on\n'
+NEW = '    NEW = ("something_new_holds", _PROOF, CheckSeverity.BAD, "Something new holds.")\n    # fmt: on\n'
 SPECS = (
     "import json; from ovia_backup_dagster.definitions import defs; "
     "print(json.dumps({spec.name: [spec.description, spec.blocking] for asset in defs.assets "
@@ -33,7 +33,7 @@ def test_each_check_is_described_once() -> None:
         assert check.stages
         assert re.fullmatch(r"[a-z_]+", check.value)
         assert check.description.endswith(".")
-        assert check.is_odd is (check.severity is Severity.ODD)
+        assert check.is_odd is (check.severity is CheckSeverity.ODD)
 
 
 def test_a_stage_has_its_checks_in_the_order_of_the_registry() -> None:
