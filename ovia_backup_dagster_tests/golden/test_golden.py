@@ -366,15 +366,19 @@ def test_drills(catalog: Catalog) -> None:
     assert [(record.passed, record.evidence) for record in drilled.drills] == [(True, f"{drills[1].filename}.json")]
 
 
-def test_since_when_drills_are_due_and_that_one_was_killed(catalog: Catalog) -> None:
-    folder = DrillFolder(catalog)
+def test_since_when_drills_are_due_and_that_one_was_killed(own: Catalog) -> None:
+    folder = DrillFolder(own)
     assert folder.since() is not None
     assert f"{folder.since():%Y-%m-%d %H:%M}" == "2026-03-01 03:00"
+    # It was killed after it had written its evidence, which says that it passed.
+    assert folder.standing(timedelta(days=35), NOW).trouble is None
+    for path in folder.path.glob("2026-03-31_*"):
+        path.unlink()
     standing = folder.standing(timedelta(days=35), NOW)
     assert standing.trouble is not None
     assert standing.trouble.what == "the restore drill of ovia_daily_2026-03-31_030000.dump did not come to its end"
     assert standing.trouble.why.startswith("it began 2026-03-31T05:00:00.")
-    other = DrillFolder(Catalog(catalog.root, "Ovia test.2"))
+    other = DrillFolder(Catalog(own.root, "Ovia test.2"))
     assert f"{other.since():%Y-%m-%d %H}" == "2026-03-01 04"
 
 
