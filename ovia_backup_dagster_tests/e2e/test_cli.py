@@ -538,7 +538,7 @@ def test_a_drill_as_json_by_name_and_the_history(cli: Cli, volume: Path) -> None
     # Another database on the same volume has drills of its own.
     assert cli.json("drill", "--history", POSTGRES_DB="another") == (0, [])
     assert " proven " in cli("list").stdout  # the weekly one is, the daily one no longer
-    assert cli("list").stdout.count(", drilled") == 1
+    assert cli("list").stdout.count(" proven ") == 1
 
 
 def test_a_copy_that_is_kept_for_a_look(cli: Cli, volume: Path) -> None:

@@ -57,7 +57,7 @@ def _listing(swarm: Swarm) -> str:
     [
         ("Checking backup logs", 0, "dagster.daemon"),
         ("Checking backup logs", 1, "programs"),
-        ("Verifying the latest backup", 0, "proven"),
+        ("Verifying the latest backup", 0, "verified"),
         ("Ad-hoc backup on the Swarm host", 0, ""),
         ("Copying a backup off-host", 0, ".dump.globals.sql"),
         ("Before any of them", 0, "passed"),
