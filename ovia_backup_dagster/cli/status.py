@@ -17,7 +17,8 @@ from ovia_backup_dagster.cli.output import backup_as_dict, manifest_problem, pri
 from ovia_backup_dagster.core.errors import BackupError
 
 if TYPE_CHECKING:
-    from ovia_backup_dagster.health.condition import Condition
+    from ovia_backup_dagster.health.condition import Answer, Condition
+    from ovia_backup_dagster.health.freshness import Freshness
 
 
 @click.command("status")
@@ -64,11 +65,19 @@ def _print_status(state: Condition) -> None:
             click.echo(f"last proven backup: {state.newest_proven or 'none'}")
         for answer in state.wrong:
             subject = "likely cause" if answer.question is Question.FRESH else answer.question.subject
-            click.echo(f"{subject}: {printable(answer.why or answer.what)}")
+            for line in _reasons(answer, found):
+                click.echo(f"{subject}: {printable(line)}")
             if answer.fix:
                 click.echo(f"Next: {printable(answer.fix)}")
     for holder in state.at_work:
         click.echo(f"now at work: {printable(holder)}")
+
+
+def _reasons(answer: Answer, found: Freshness) -> list[str]:
+    """What the first line does not say; of bad backups, why each is."""
+    if answer.question.value == "backups_undamaged":
+        return [f"{backup}: {backup.problem.why}" if backup.problem else str(backup) for backup in found.rejected]
+    return [answer.why or answer.what]
 
 
 def _as_dict(state: Condition, now: datetime) -> dict[str, Any]:

@@ -766,7 +766,7 @@ def test_removing_killed_at_any_step_leaves_the_whole_backup_or_what_the_next_sw
         seen = volumes.found(AT, Tier.DAILY)
         if seen is not None:
             assert is_whole(seen)
-            assert seen.state(NOW) is State.VERIFIED
+            assert seen.state(NOW).is_verified
             assert seen.hold is not None
             assert seen.drilled
         sweep_abandoned(volumes.catalog)
@@ -797,7 +797,7 @@ def test_promoting_killed_at_any_step_leaves_the_whole_backup_or_what_the_next_s
         seen = volumes.found(AT, Tier.WEEKLY)
         if seen is not None:
             assert is_whole(seen)
-            assert seen.state(NOW) is State.VERIFIED
+            assert seen.state(NOW).is_verified
         assert volumes.all_private()
         sweep_abandoned(volumes.catalog)
         assert volumes.found(AT, Tier.WEEKLY) == seen

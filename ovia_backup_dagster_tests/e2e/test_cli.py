@@ -468,7 +468,7 @@ def test_a_drill(cli: Cli, volume: Path) -> None:
     assert cli.json("drill", "--history") == (0, [])
     assert [cli(command).returncode for command in ("dump", "verify")] == [0, 0]
     [dump] = (volume / "daily").glob("*.dump")
-    assert " proven " not in cli("list").stdout
+    assert "  proven" not in cli("list").stdout
     before = cli("status")
     assert before.returncode == 0
     assert "; no restore drill has passed yet; one is due by " in before.stdout
@@ -485,7 +485,7 @@ def test_a_drill(cli: Cli, volume: Path) -> None:
     assert lines[-1] == f"evidence: {page}"
     assert "restoring " in drilled.stderr
     assert "said by the check" in drilled.stderr
-    assert " proven " in cli("list").stdout
+    assert "  proven" in cli("list").stdout
     [listed] = json.loads(cli("list", "--json").stdout)
     assert listed["drilled"] is True
     after = cli("status")
@@ -537,8 +537,8 @@ def test_a_drill_as_json_by_name_and_the_history(cli: Cli, volume: Path) -> None
     assert rows[3].rstrip().endswith(f" {odd} odd")
     # Another database on the same volume has drills of its own.
     assert cli.json("drill", "--history", POSTGRES_DB="another") == (0, [])
-    assert " proven " in cli("list").stdout  # the weekly one is, the daily one no longer
-    assert cli("list").stdout.count(" proven ") == 1
+    assert "  proven" in cli("list").stdout  # the weekly one is, the daily one no longer
+    assert cli("list").stdout.count("  proven") == 1
 
 
 def test_a_copy_that_is_kept_for_a_look(cli: Cli, volume: Path) -> None:
