@@ -14,8 +14,8 @@ from unittest import mock
 
 from benchmarks.measure import ROUNDS, Json, alternate, run, say, seconds, summary, target
 from benchmarks.world import OVIA_BACKUP, World
+from ovia_backup_dagster.core.backup_statements import record_judgement
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.statements import record_judgement
 from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.core.verdict import LargeObjects, TableWitness, Witness
 from ovia_backup_dagster_tests.support import factories

@@ -17,8 +17,8 @@ from pydantic import BaseModel, Field, SecretStr, create_model
 
 from ovia_backup_dagster.defs.code_location import build_defs
 from ovia_backup_dagster.settings.model import SETTINGS, Settings
-from ovia_backup_dagster.settings.registry import SettingDefinition
 from ovia_backup_dagster.settings.secret_files import password_in
+from ovia_backup_dagster.settings.setting_definition import SettingDefinition
 
 #: What ``name`` takes the place of.
 _REPLACED = "backup_asset_prefix"

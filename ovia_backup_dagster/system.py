@@ -2,6 +2,9 @@
 
 Only composition belongs here. Each part is made when it is asked for, so that loading never fails, and each
 refuses when the settings are not right.
+
+A part that acts on each new backup, such as a copy to a remote, is made here and called by ``defs.backup_assets`` and a
+verb of ``cli``; a number about the whole, such as a metric, is asked of ``health.condition``.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from ovia_backup_dagster.cli.output import backup_as_dict, log, manifest_problem
 def list_command(as_json: bool) -> None:
     """List the backups, newest first."""
     from ovia_backup_dagster.core.human_text import duration, human_bytes
-    from ovia_backup_dagster.retention.acts import preview
+    from ovia_backup_dagster.retention.promote_and_prune import preview
 
     system, now = system_from_environment(), datetime.now(UTC)
     backups = system.catalog.backups()

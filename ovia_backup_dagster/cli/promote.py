@@ -18,7 +18,7 @@ from ovia_backup_dagster.cli.output import log_waiting, print_json
 @json_option
 def promote_command(backup: str, as_json: bool) -> None:
     """Let a verified daily backup also stand in weekly/, if its week has none, and in the other tiers that are on."""
-    from ovia_backup_dagster.retention.acts import promote
+    from ovia_backup_dagster.retention.promote_and_prune import promote
 
     system, now = system_from_environment(), datetime.now(UTC)
     chosen = system.catalog.find(backup, now)

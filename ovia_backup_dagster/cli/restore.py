@@ -97,8 +97,8 @@ def restore_command(
     as_json: bool,
 ) -> None:
     """Bring a backup back: plan, confirm, prove, swap. Exit code 1: it failed, and what could be was put back."""
-    from ovia_backup_dagster.restoration.order import Mode, StopServices
     from ovia_backup_dagster.restoration.request import Wishes
+    from ovia_backup_dagster.restoration.restore_order import Mode, StopServices
 
     system = system_from_environment()
     restorations = system.restorations.without_services() if without_services else system.restorations

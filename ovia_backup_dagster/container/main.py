@@ -10,8 +10,7 @@ import sys
 
 import click
 
-from ovia_backup_dagster.container.health_checks import health_command
-from ovia_backup_dagster.container.roles import (
+from ovia_backup_dagster.container.container_roles import (
     code_server_role,
     console_role,
     daemon_role,
@@ -21,6 +20,7 @@ from ovia_backup_dagster.container.roles import (
     run_role,
     webserver_role,
 )
+from ovia_backup_dagster.container.health_checks import health_command
 from ovia_backup_dagster.core.errors import BackupError
 
 

@@ -14,7 +14,6 @@ from typing import TypeVar
 
 from ovia_backup_dagster.core.archive_header import MAGIC, parse_header
 from ovia_backup_dagster.core.backup_files import BackupFiles
-from ovia_backup_dagster.core.coverage import Unit, contradictions, is_about
 from ovia_backup_dagster.core.errors import (
     BadBackupError,
     VolumeError,
@@ -32,6 +31,7 @@ from ovia_backup_dagster.core.sidecars import (
     PROMOTED,
     VERIFIED,
 )
+from ovia_backup_dagster.core.statement_coverage import Unit, contradictions, is_about
 from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.core.verdict import (
     Acceptance,

@@ -2,7 +2,7 @@
 
 A verdict lives in a sidecar of its own (``<file>.verified.json``, ``.drilled.json``, ``.held.json``,
 ``.accepted.json``, ``.promoted.json``), because the archive and its manifest never change. Each is a statement: what it
-is about says ``coverage``. Judgements are appended, never rewritten. Reading an archive is the business of
+is about says ``statement_coverage``. Judgements are appended, never rewritten. Reading an archive is the business of
 ``postgres``; deciding what to keep is ``retention``'s.
 """
 
@@ -16,11 +16,11 @@ from typing import Literal
 
 from pydantic import AwareDatetime, Field
 
-from ovia_backup_dagster.core.checks import Check
-from ovia_backup_dagster.core.coverage import Statement
+from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.core.errors import BadBackupError
 from ovia_backup_dagster.core.manifest import Manifest, Sidecar
 from ovia_backup_dagster.core.shell import shell_word
+from ovia_backup_dagster.core.statement_coverage import Statement
 
 
 class Finding(Sidecar):

@@ -23,7 +23,7 @@ from ovia_backup_dagster.defs.database_names import (
 from ovia_backup_dagster.defs.policies import OWNERS, errors_as_failures, freshness_policy
 from ovia_backup_dagster.defs.run_configs import BackupChoice, PruningConfig, VerificationConfig
 from ovia_backup_dagster.defs.verification_checks import check_results, check_specs
-from ovia_backup_dagster.retention import acts
+from ovia_backup_dagster.retention import promote_and_prune
 from ovia_backup_dagster.system import BackupSystem
 
 #: The same each time: a drill is not out of date because another dump was found good since.
@@ -109,7 +109,7 @@ def build_backup_assets(system: BackupSystem, names: DatabaseNames) -> list[dg.A
         with errors_as_failures(context, system, names.in_words):
             backup = _chosen(context, config, system, names)
             now = datetime.now(UTC)
-            promoted = acts.promote(system.catalog, backup, system.policy, now, context.log.info)
+            promoted = promote_and_prune.promote(system.catalog, backup, system.policy, now, context.log.info)
             context.log.info(promoted.reason)
             return dg.MaterializeResult(metadata=metadata.of_promotion(promoted))
 
@@ -127,9 +127,11 @@ def build_backup_assets(system: BackupSystem, names: DatabaseNames) -> list[dg.A
         with errors_as_failures(context, system, names.in_words):
             now = datetime.now(UTC)
             if config.dry_run:
-                pruned = acts.Pruned(acts.preview(system.catalog.backups(), system.policy, now))
+                pruned = promote_and_prune.Pruned(
+                    promote_and_prune.preview(system.catalog.backups(), system.policy, now)
+                )
             else:
-                pruned = acts.prune(system.catalog, system.policy, now, context.log.info)
+                pruned = promote_and_prune.prune(system.catalog, system.policy, now, context.log.info)
             for decision in pruned.plan.removals:
                 verb = "would remove" if config.dry_run else "removed"
                 if decision.candidate.key in pruned.in_use:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from ovia_backup_dagster.core.checks import Check, Stage
+from ovia_backup_dagster.core.check_registry import Check, Stage
 from ovia_backup_dagster.defs import metadata
 from ovia_backup_dagster.defs.database_names import DUMP_VERIFICATION, FRESHNESS_SENSOR, RESTORE_DRILL, DatabaseNames
 from ovia_backup_dagster.defs.policies import OWNERS, errors_as_failures

@@ -23,8 +23,8 @@ from ovia_backup_dagster.notifications.apprise_sender import Delivery
 from ovia_backup_dagster.postgres.verification import Verified
 from ovia_backup_dagster.restoration import restore_report
 from ovia_backup_dagster.restoration.record import Record
-from ovia_backup_dagster.retention.acts import Promoted, Pruned
 from ovia_backup_dagster.retention.plan import RetentionPlan
+from ovia_backup_dagster.retention.promote_and_prune import Promoted, Pruned
 
 Metadata = dict[str, dg.MetadataValue]
 

@@ -20,11 +20,11 @@ from ovia_backup_dagster.defs.policies import (
     words_of,
 )
 from ovia_backup_dagster.defs.run_configs import RestoreAction, RestoreConfig
-from ovia_backup_dagster.restoration.order import Mode, StopServices
 from ovia_backup_dagster.restoration.plan import RestorePlan
 from ovia_backup_dagster.restoration.planner import Planner
 from ovia_backup_dagster.restoration.record import Record
 from ovia_backup_dagster.restoration.request import Wishes
+from ovia_backup_dagster.restoration.restore_order import Mode, StopServices
 from ovia_backup_dagster.system import BackupSystem
 
 OP = "restore"

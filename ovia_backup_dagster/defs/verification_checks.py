@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from ovia_backup_dagster.core.checks import Check, Stage
+from ovia_backup_dagster.core.check_registry import Check, Stage
 from ovia_backup_dagster.core.human_text import shortened
 from ovia_backup_dagster.core.verdict import Judgement
 from ovia_backup_dagster.defs import metadata

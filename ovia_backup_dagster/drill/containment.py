@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.core.errors import CopyError, SandboxError
 from ovia_backup_dagster.drill.escape_attempts import Walls, try_from_inside
 from ovia_backup_dagster.postgres.programs import Programs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.core.human_text import human_bytes, seconds
 from ovia_backup_dagster.core.markdown import bullets, code, plain, table
 from ovia_backup_dagster.drill.evidence import Evidence

@@ -16,6 +16,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from ovia_backup_dagster.core.backup import Backup
+from ovia_backup_dagster.core.backup_statements import record_drill
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import BackupError, DrillError, DrillOverdueError, StrangeFileError, VolumeError
 from ovia_backup_dagster.core.files import (
@@ -34,7 +35,6 @@ from ovia_backup_dagster.core.locking import lock_holder, volume_lock
 from ovia_backup_dagster.core.manifest import parse_sidecar
 from ovia_backup_dagster.core.naming import encode_database
 from ovia_backup_dagster.core.shell import shell_word
-from ovia_backup_dagster.core.statements import record_drill
 from ovia_backup_dagster.core.verdict import DrillRecord
 from ovia_backup_dagster.core.write_permission import make_writable
 from ovia_backup_dagster.drill.evidence import Evidence, evidence_filename

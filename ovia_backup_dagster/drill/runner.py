@@ -16,7 +16,7 @@ from pathlib import Path
 from ovia_backup_dagster import __version__
 from ovia_backup_dagster.core.backup import CLOCK_TOLERANCE, Backup
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.checks import Check, Stage
+from ovia_backup_dagster.core.check_registry import Check, Stage
 from ovia_backup_dagster.core.errors import (
     BackupError,
     BackupNotFoundError,

@@ -1,4 +1,8 @@
-"""Tells people, through Apprise. What is said is decided elsewhere; a URL holds secrets and is never shown."""
+"""Tells people, through Apprise: a URL says where. A URL holds secrets and is never shown.
+
+Another way to tell them is a module beside this one, with a class that does what :class:`Notifier` does; ``system``
+makes it. What is said is the business of ``health.alert_message``.
+"""
 
 from __future__ import annotations
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from ovia_backup_dagster.core.backup import Backup, State
+from ovia_backup_dagster.core.backup_statements import record_acceptance, record_hold, record_judgement
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.checks import Check
-from ovia_backup_dagster.core.coverage import Covered
+from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.core.errors import (
     ArchiveDamagedError,
     BackupError,
@@ -28,7 +28,7 @@ from ovia_backup_dagster.core.files import file_sha256
 from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.core.manifest import Manifest
 from ovia_backup_dagster.core.sidecars import MANIFEST
-from ovia_backup_dagster.core.statements import record_acceptance, record_hold, record_judgement
+from ovia_backup_dagster.core.statement_coverage import Covered
 from ovia_backup_dagster.core.verdict import (
     Acceptance,
     Expectations,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from ovia_backup_dagster.core.backup import Backup
-from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.core.files import file_sha256
 from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.core.manifest import Manifest

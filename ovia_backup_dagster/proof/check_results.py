@@ -1,13 +1,13 @@
 """What came of the checks that a restored copy is judged by: the words of a drill's evidence and a restore's record.
 
-Which checks there are says ``core.checks``; how each is made, the modules of this room and of ``drill``.
+Which checks there are says ``core.check_registry``; how each is made, the modules of this room and of ``drill``.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
 
-from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.core.manifest import Sidecar
 
 #: Of a check that is registered for what was done to its end, and was not made.

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.core.verdict import Witness, judge
 from ovia_backup_dagster.postgres import archive as archives

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.core.errors import BackupError, ExtensionMissingError
 from ovia_backup_dagster.postgres import archive as archives
 from ovia_backup_dagster.postgres.session import connect

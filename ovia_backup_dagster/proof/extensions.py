@@ -6,7 +6,7 @@ in it is found by the comparison of contents.
 
 from __future__ import annotations
 
-from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.core.errors import ExtensionMissingError
 from ovia_backup_dagster.postgres import archive as archives
 from ovia_backup_dagster.postgres.session import connect

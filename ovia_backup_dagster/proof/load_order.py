@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from ovia_backup_dagster.core.human_text import some
 from ovia_backup_dagster.proof.archive_entries import DATA, TABLE_DATA, ArchiveEntry, entries_of, sections_of
 from ovia_backup_dagster.proof.archive_objects import ROUTINES, ArchiveObject, ArchiveObjects
-from ovia_backup_dagster.proof.leaning_functions import Leaning, leaning_among, signature_of
 from ovia_backup_dagster.proof.routine_text import called_without_schema
 from ovia_backup_dagster.proof.table_reads import TableReads
+from ovia_backup_dagster.proof.unqualified_functions import Leaning, leaning_among, signature_of
 
 _LEANS_LATE = ("INDEX", "CONSTRAINT", "CHECK CONSTRAINT")
 _SHOWN = 3

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from ovia_backup_dagster.core.checks import Check, Stage
+from ovia_backup_dagster.core.check_registry import Check, Stage
 from ovia_backup_dagster.core.human_text import joined
 from ovia_backup_dagster.postgres.data_stream import Log
 from ovia_backup_dagster.proof.check_results import NO_CODE, CheckResult, Result

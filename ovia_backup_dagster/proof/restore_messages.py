@@ -17,10 +17,10 @@ from ovia_backup_dagster.postgres.server_language import diagnose_program
 from ovia_backup_dagster.postgres.server_messages import is_raised, without_values
 from ovia_backup_dagster.postgres.session import connect
 from ovia_backup_dagster.proof.archive_entries import ArchiveEntry
-from ovia_backup_dagster.proof.leaning_functions import Leaning
 from ovia_backup_dagster.proof.load_order import LoadOrder
 from ovia_backup_dagster.proof.load_rounds import Failure, numbers_in
 from ovia_backup_dagster.proof.search_path import leaning, missed
+from ovia_backup_dagster.proof.unqualified_functions import Leaning
 from ovia_backup_dagster.proof.violations import Met, error_of
 
 _MESSAGE = re.compile(r"^(?=pg_restore: error: )", re.MULTILINE)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.core.verdict import Witness
 from ovia_backup_dagster.postgres import archive as archives
 from ovia_backup_dagster.postgres.session import connect

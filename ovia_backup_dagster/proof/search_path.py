@@ -13,9 +13,9 @@ from typing import Any, LiteralString
 import psycopg
 from psycopg import sql
 
-from ovia_backup_dagster.proof.leaning_functions import Leaning
 from ovia_backup_dagster.proof.load_order import LoadOrder
 from ovia_backup_dagster.proof.routine_text import quote_ident
+from ovia_backup_dagster.proof.unqualified_functions import Leaning
 
 #: What a function did not find, and which function that was: the innermost is said first.
 _MISSING = re.compile(

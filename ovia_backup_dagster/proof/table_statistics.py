@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.postgres.programs import Connection, Programs, capture
 from ovia_backup_dagster.postgres.server_language import diagnose_program, in_english
 from ovia_backup_dagster.postgres.session import connect

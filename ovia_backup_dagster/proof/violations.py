@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from ovia_backup_dagster.core.errors import RestoreError
 from ovia_backup_dagster.core.human_text import joined
 from ovia_backup_dagster.postgres.quoting import without_literals
-from ovia_backup_dagster.proof.leaning_functions import Leaning
 from ovia_backup_dagster.proof.load_rounds import Failure
+from ovia_backup_dagster.proof.unqualified_functions import Leaning
 
 _NAME = r'(?:"(?:[^"]|"")*"|[^\s".]+)(?:\.(?:"(?:[^"]|"")*"|[^\s".(]+))?'
 _KEY = re.compile(rf"ADD CONSTRAINT (?P<name>{_NAME}) FOREIGN KEY \(.*?\) REFERENCES (?P<other>{_NAME})\(", re.DOTALL)

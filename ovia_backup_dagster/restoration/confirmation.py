@@ -24,7 +24,7 @@ from ovia_backup_dagster.core.files import as_volume_error, sync_folder, unlink
 from ovia_backup_dagster.core.layout import RESTORES
 from ovia_backup_dagster.core.manifest import Sidecar, parse_sidecar
 from ovia_backup_dagster.core.naming import encode_database
-from ovia_backup_dagster.restoration.order import Mode, Order
+from ovia_backup_dagster.restoration.restore_order import Mode, Order
 
 #: How long a plan's word may be used.
 LIFETIME = timedelta(hours=1)

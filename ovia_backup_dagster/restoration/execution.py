@@ -22,9 +22,9 @@ from ovia_backup_dagster.postgres.quoting import shell_word
 from ovia_backup_dagster.proof.target import uninterrupted
 from ovia_backup_dagster.restoration.folder import RestoreFolder
 from ovia_backup_dagster.restoration.journal import Journal, JournalMark
-from ovia_backup_dagster.restoration.order import Mode, Step
 from ovia_backup_dagster.restoration.record import Record, record_of
 from ovia_backup_dagster.restoration.request import command_to_give_up
+from ovia_backup_dagster.restoration.restore_order import Mode, Step
 from ovia_backup_dagster.restoration.restore_report import restore_page
 from ovia_backup_dagster.restoration.step_data import StepData, StopData
 from ovia_backup_dagster.restoration.steps import back
@@ -32,7 +32,7 @@ from ovia_backup_dagster.restoration.steps.forward import take_step
 from ovia_backup_dagster.restoration.steps.progress import is_lost, is_named, is_torn
 from ovia_backup_dagster.restoration.steps.restore_copy import drop_copy
 from ovia_backup_dagster.restoration.steps.services import start_unnoted
-from ovia_backup_dagster.restoration.steps.work import Work
+from ovia_backup_dagster.restoration.steps.step_context import Work
 from ovia_backup_dagster.restoration.swap import database_state
 
 

@@ -16,10 +16,10 @@ from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.quoting import shell_word
 from ovia_backup_dagster.restoration import replaced_databases
 from ovia_backup_dagster.restoration.folder import RestoreFolder
-from ovia_backup_dagster.restoration.order import Step
 from ovia_backup_dagster.restoration.plan import confirm
 from ovia_backup_dagster.restoration.record import Fate, Record, fate
 from ovia_backup_dagster.restoration.replaced_databases import Kept
+from ovia_backup_dagster.restoration.restore_order import Step
 from ovia_backup_dagster.restoration.swap import database_state
 from ovia_backup_dagster.restoration.unfailing_log import never_failing
 

@@ -31,8 +31,8 @@ from ovia_backup_dagster.core.manifest import parse_sidecar
 from ovia_backup_dagster.core.naming import encode_database
 from ovia_backup_dagster.core.write_permission import make_writable
 from ovia_backup_dagster.restoration.journal import Journal
-from ovia_backup_dagster.restoration.order import Order, stamp
 from ovia_backup_dagster.restoration.record import Record, record_of
+from ovia_backup_dagster.restoration.restore_order import Order, stamp
 
 #: That a kept database will be dropped, and that people were told so.
 _ANNOUNCED = ".announced-"

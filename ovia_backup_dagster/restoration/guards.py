@@ -12,8 +12,8 @@ from ovia_backup_dagster.core.errors import DiskFullError, RestoreRefusedError
 from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.session import connect, other_database, system_identifier
-from ovia_backup_dagster.restoration.order import Order
 from ovia_backup_dagster.restoration.request import command_to_give_up, command_to_repeat
+from ovia_backup_dagster.restoration.restore_order import Order
 from ovia_backup_dagster.restoration.swap import database_state
 
 _JOURNAL_BYTES = 8 * 1024 * 1024

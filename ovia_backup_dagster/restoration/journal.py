@@ -19,7 +19,7 @@ from ovia_backup_dagster.core.errors import JournalError, RestoreUnfinishedError
 from ovia_backup_dagster.core.files import WITNESS_BYTES, as_volume_error, open_plain, read_small
 from ovia_backup_dagster.core.manifest import Sidecar, parse_sidecar
 from ovia_backup_dagster.core.reserve import with_reserve
-from ovia_backup_dagster.restoration.order import Mode, Order, Step
+from ovia_backup_dagster.restoration.restore_order import Mode, Order, Step
 from ovia_backup_dagster.restoration.step_data import Proven, RestoreData, StepData
 
 D = TypeVar("D", bound=StepData)

@@ -13,8 +13,8 @@ from typing import Any
 from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.errors import BackupError, RestoreRefusedError
 from ovia_backup_dagster.postgres.quoting import shell_word
-from ovia_backup_dagster.restoration.order import Order
 from ovia_backup_dagster.restoration.replaced_databases import Kept
+from ovia_backup_dagster.restoration.restore_order import Order
 from ovia_backup_dagster.restoration.steps.registry import kind_of
 
 #: Of obstacles and their words, in the error that names them all.

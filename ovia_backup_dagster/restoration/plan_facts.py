@@ -19,8 +19,8 @@ from ovia_backup_dagster.drill.runner import Driller
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.restoration.activity import Counters, Written, newest_timestamps, written_since
 from ovia_backup_dagster.restoration.folder import RestoreFolder
-from ovia_backup_dagster.restoration.order import Mode, Order, Step
 from ovia_backup_dagster.restoration.record import Record
+from ovia_backup_dagster.restoration.restore_order import Mode, Order, Step
 from ovia_backup_dagster.restoration.subscriptions import subscriptions_of
 from ovia_backup_dagster.restoration.swap import ClientSession, DatabaseState
 

@@ -20,13 +20,13 @@ from ovia_backup_dagster.postgres.session import connect, other_database, system
 from ovia_backup_dagster.restoration import plan_facts as facts
 from ovia_backup_dagster.restoration.application_health import shown
 from ovia_backup_dagster.restoration.folder import RestoreFolder
-from ovia_backup_dagster.restoration.order import Mode, Order
 from ovia_backup_dagster.restoration.plan import RestorePlan, replaced
 from ovia_backup_dagster.restoration.preflight import Preflight
 from ovia_backup_dagster.restoration.preflight_roles import check_roles
 from ovia_backup_dagster.restoration.preflight_services import check_services
 from ovia_backup_dagster.restoration.replaced_databases import kept, replaced_database
 from ovia_backup_dagster.restoration.request import Wishes, refuse_contradictions, refuse_impossible_name
+from ovia_backup_dagster.restoration.restore_order import Mode, Order
 from ovia_backup_dagster.restoration.service_manager import ServiceManager, Services
 from ovia_backup_dagster.restoration.steps.registry import steps_of
 from ovia_backup_dagster.restoration.swap import database_state, obstacles

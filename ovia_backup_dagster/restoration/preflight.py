@@ -31,10 +31,10 @@ from ovia_backup_dagster.postgres.session import other_database
 from ovia_backup_dagster.proof import executed_functions
 from ovia_backup_dagster.restoration import archive_requirements as backup_needs
 from ovia_backup_dagster.restoration import server_offers
-from ovia_backup_dagster.restoration.order import Mode, Order
 from ovia_backup_dagster.restoration.replaced_databases import kept
 from ovia_backup_dagster.restoration.request import Wishes
 from ovia_backup_dagster.restoration.requirements import unmet
+from ovia_backup_dagster.restoration.restore_order import Mode, Order
 from ovia_backup_dagster.restoration.swap import DatabaseState, database_state, obstacles
 
 

@@ -13,9 +13,9 @@ from ovia_backup_dagster.postgres import archive as archives
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
 from ovia_backup_dagster.postgres.session import connect
 from ovia_backup_dagster.proof import roles
-from ovia_backup_dagster.restoration.order import Mode, Order
 from ovia_backup_dagster.restoration.preflight import Preflight
 from ovia_backup_dagster.restoration.request import Wishes
+from ovia_backup_dagster.restoration.restore_order import Mode, Order
 
 
 def check_roles(found: Preflight, order: Order, backup: Backup, wishes: Wishes) -> None:

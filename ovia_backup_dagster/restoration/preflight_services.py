@@ -6,8 +6,8 @@ All else that stands in the way of a restore is looked for in ``preflight``.
 from __future__ import annotations
 
 from ovia_backup_dagster.core.errors import ServiceManagerUnreachableError
-from ovia_backup_dagster.restoration.order import Order, Step
 from ovia_backup_dagster.restoration.preflight import Preflight
+from ovia_backup_dagster.restoration.restore_order import Order, Step
 from ovia_backup_dagster.restoration.service_manager import ServiceManager
 
 

@@ -13,7 +13,7 @@ from pydantic import AwareDatetime, Field
 
 from ovia_backup_dagster.core.manifest import Sidecar
 from ovia_backup_dagster.restoration.journal import OUTCOMES, Journal, JournalMark
-from ovia_backup_dagster.restoration.order import Mode, Order, Step
+from ovia_backup_dagster.restoration.restore_order import Mode, Order, Step
 from ovia_backup_dagster.restoration.step_data import Proven, StopData, SwapData
 
 _NOTICE = timedelta(days=2)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from ovia_backup_dagster.core.errors import RestoreRefusedError
 from ovia_backup_dagster.core.naming import NAME_BYTES, is_utf8
 from ovia_backup_dagster.postgres.quoting import shell_word
-from ovia_backup_dagster.restoration.order import Mode, Order, StopServices
+from ovia_backup_dagster.restoration.restore_order import Mode, Order, StopServices
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.core.markdown import code, plain, table
 from ovia_backup_dagster.core.naming import before_at
 from ovia_backup_dagster.drill.drill_report import row
-from ovia_backup_dagster.restoration.order import Mode
 from ovia_backup_dagster.restoration.record import Record
+from ovia_backup_dagster.restoration.restore_order import Mode
 
 _TITLES = {
     Mode.SWAP: "Restore",

@@ -21,15 +21,15 @@ from ovia_backup_dagster.restoration.expiry import KeptDatabases
 from ovia_backup_dagster.restoration.folder import RestoreFolder, backup_of
 from ovia_backup_dagster.restoration.guards import is_elsewhere, refuse_full_volume, refuse_other_server, refuse_stale
 from ovia_backup_dagster.restoration.journal import Journal
-from ovia_backup_dagster.restoration.order import Order, Step
 from ovia_backup_dagster.restoration.plan import RestorePlan
 from ovia_backup_dagster.restoration.planner import Planner
 from ovia_backup_dagster.restoration.record import Record
+from ovia_backup_dagster.restoration.restore_order import Order, Step
 from ovia_backup_dagster.restoration.service_manager import ServiceManager, Services
 from ovia_backup_dagster.restoration.steps.back import require_still_live
 from ovia_backup_dagster.restoration.steps.progress import is_lost, is_torn
 from ovia_backup_dagster.restoration.steps.registry import refuse_unknown
-from ovia_backup_dagster.restoration.steps.work import Work
+from ovia_backup_dagster.restoration.steps.step_context import Work
 from ovia_backup_dagster.restoration.unfailing_log import never_failing
 
 

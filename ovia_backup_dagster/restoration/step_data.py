@@ -12,7 +12,7 @@ from pydantic import Field
 
 from ovia_backup_dagster.core.manifest import Sidecar
 from ovia_backup_dagster.proof.check_results import CheckResult, CopiedTable
-from ovia_backup_dagster.restoration.order import Step
+from ovia_backup_dagster.restoration.restore_order import Step
 
 
 class StepData(Sidecar):

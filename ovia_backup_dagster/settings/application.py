@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ovia_backup_dagster.settings.registry import SettingsGroup, setting
+from ovia_backup_dagster.settings.setting_definition import SettingsGroup, setting
 from ovia_backup_dagster.settings.value_types import CommaList, WebAddress
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from ovia_backup_dagster.core.compressions import AUTOMATIC, is_compression
-from ovia_backup_dagster.settings.registry import SettingsGroup, setting
+from ovia_backup_dagster.settings.setting_definition import SettingsGroup, setting
 from ovia_backup_dagster.settings.value_types import AbsoluteFolder, CommaList, CronExpression, TimeZone, number
 
 #: Tables whose absence makes a dump of Ovia's own database bad.

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from ovia_backup_dagster.settings.registry import SettingsGroup, setting
 from ovia_backup_dagster.settings.secret_files import password_from
+from ovia_backup_dagster.settings.setting_definition import SettingsGroup, setting
 from ovia_backup_dagster.settings.value_types import Host, Identifier, Port
 
 

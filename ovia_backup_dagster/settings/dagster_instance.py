@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from ovia_backup_dagster.settings.registry import SettingsGroup, setting
+from ovia_backup_dagster.settings.setting_definition import SettingsGroup, setting
 from ovia_backup_dagster.settings.value_types import AssetPrefix, WebAddress, number
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from ovia_backup_dagster.settings.registry import SettingsGroup, setting
+from ovia_backup_dagster.settings.setting_definition import SettingsGroup, setting
 from ovia_backup_dagster.settings.value_types import CronExpression, SocketFolder, jobs, number
 
 

@@ -23,10 +23,10 @@ from ovia_backup_dagster.settings.connection import ConnectionSettings
 from ovia_backup_dagster.settings.dagster_instance import DagsterSettings
 from ovia_backup_dagster.settings.drill import DrillSettings
 from ovia_backup_dagster.settings.notifications import NotificationSettings
-from ovia_backup_dagster.settings.registry import SettingDefinition, settings_in
 from ovia_backup_dagster.settings.restore import RestoreSettings
 from ovia_backup_dagster.settings.retention import RetentionSettings
 from ovia_backup_dagster.settings.secret_files import password_from, password_in, urls_from
+from ovia_backup_dagster.settings.setting_definition import SettingDefinition, settings_in
 
 #: What the names of our variables begin with; the demo keeps a real deployment's from its child.
 PREFIXES = ("POSTGRES_", "DEPLOYMENT_", "BACKUP_", "DRILL_", "RESTORE_", "SWARM_", "HEALTH_")

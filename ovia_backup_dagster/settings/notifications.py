@@ -9,8 +9,8 @@ from pydantic import SecretStr
 
 from ovia_backup_dagster.core.deployment_hints import Hints
 from ovia_backup_dagster.core.errors import SettingsError
-from ovia_backup_dagster.settings.registry import SettingsGroup, setting
 from ovia_backup_dagster.settings.secret_files import urls_from
+from ovia_backup_dagster.settings.setting_definition import SettingsGroup, setting
 from ovia_backup_dagster.settings.value_types import HintLines, NotifyUrls, number
 
 

@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 
 from ovia_backup_dagster.core.backup import Backup, State
+from ovia_backup_dagster.core.backup_statements import record_judgement
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import BackupNotFoundError, DiskFullError, VolumeError
 from ovia_backup_dagster.core.files import file_sha256, sync_folder
 from ovia_backup_dagster.core.naming import BackupName
 from ovia_backup_dagster.core.publication import promote_backup, publish_backup, remove_backup
 from ovia_backup_dagster.core.sidecars import DRILLED, GLOBALS, HELD, MANIFEST, PROMOTED, SIDECAR_KINDS, VERIFIED
-from ovia_backup_dagster.core.statements import record_judgement
 from ovia_backup_dagster.core.sweeping import sweep_abandoned
 from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.core.verdict import Hold

@@ -31,7 +31,7 @@ from ovia_backup_dagster.core.sidecars import MANIFEST
 from ovia_backup_dagster.core.sweeping import sweep_abandoned
 from ovia_backup_dagster.core.takeover import Owner
 from ovia_backup_dagster.core.tiers import Tier, Weekday
-from ovia_backup_dagster.retention import acts
+from ovia_backup_dagster.retention import promote_and_prune
 from ovia_backup_dagster.retention.policy import Policy
 from ovia_backup_dagster_tests.support import crashes
 from ovia_backup_dagster_tests.support.crashes import in_a_child, killed_at_each_step
@@ -138,7 +138,7 @@ def test_the_old_volume_becomes_ours_and_we_work_on_it(root: Path) -> None:
         backup = proven(catalog, NOW)
         promote_backup(catalog, backup, Tier.WEEKLY, NOW)
         drill_evidence(catalog, NOW)
-        acts.prune(catalog, ONE_DAY, NOW)
+        promote_and_prune.prune(catalog, ONE_DAY, NOW)
 
     done(work)
     assert not [b for b in catalog.backups(Tier.DAILY) if b.started_at < NOW - DAY]
@@ -440,7 +440,7 @@ def test_what_our_retention_removed_does_not_come_back(root: Path) -> None:
     takeover.begin(root, US, NOW)
     catalog = Catalog(root, "ovia")
     done(lambda: [judged(catalog, backup) for backup in catalog.backups()])
-    done(lambda: acts.prune(catalog, ONE_DAY, NOW))
+    done(lambda: promote_and_prune.prune(catalog, ONE_DAY, NOW))
     left = dumps(root)
     assert len(left) < 8
     assert takeover.finish(root, US, NOW).came_back == ()
@@ -626,14 +626,14 @@ def test_our_pruning_killed_at_any_step_loses_only_what_it_was_to_remove_and_bri
             proven(catalog, NOW - days * 2 * DAY)
         takeover.begin(catalog.root, US, NOW)
         current[:] = [catalog]
-        return lambda: acts.prune(catalog, ONE_DAY, NOW)
+        return lambda: promote_and_prune.prune(catalog, ONE_DAY, NOW)
 
     for _ in killed_at_each_step(prepare):
         (catalog,) = current
         there = set(dumps(catalog.root))
         takeover.finish(catalog.root, US, NOW)
         assert set(dumps(catalog.root)) == there
-        acts.prune(catalog, ONE_DAY, NOW)
+        promote_and_prune.prune(catalog, ONE_DAY, NOW)
         assert [b.started_at for b in catalog.backups()] == [NOW]
         assert len(names(catalog.folder(Tier.DAILY))) == len(("dump", "manifest", "globals", "verdict"))
 
@@ -672,7 +672,7 @@ class SharedVolume:
             made = publish(self.catalog, self.now, content=f"PGDMP of ours, {self.now}".encode())
             set_mtime(made.path, self.now)
             made = judged(self.catalog, self.catalog.refresh(made))
-            acts.promote(self.catalog, made, self.policy, self.now)
+            promote_and_prune.promote(self.catalog, made, self.policy, self.now)
 
         code = as_us(run)
         after = dumps(self.root)
@@ -694,10 +694,10 @@ class SharedVolume:
         def run() -> None:
             if kill_at:
                 crashes.die_at(kill_at)
-            acts.prune(self.catalog, self.policy, self.now)
+            promote_and_prune.prune(self.catalog, self.policy, self.now)
 
         as_us(judge)
-        plan = acts.preview(self.catalog.backups(), self.policy, self.now)
+        plan = promote_and_prune.preview(self.catalog.backups(), self.policy, self.now)
         removals = [] if plan.held else [decision.candidate.key for decision in plan.removals]
         code = as_us(run)
         assert code != 1

@@ -16,10 +16,10 @@ import pytest
 
 from ovia_backup_dagster.core import errors, files
 from ovia_backup_dagster.core.backup import Backup
+from ovia_backup_dagster.core.backup_statements import record_hold
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.core.publication import remove_backup
-from ovia_backup_dagster.core.statements import record_hold
 from ovia_backup_dagster.core.verdict import Hold
 from ovia_backup_dagster_tests.support.factories import NOW, make_catalog, publish
 

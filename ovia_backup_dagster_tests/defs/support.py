@@ -33,7 +33,7 @@ from ovia_backup_dagster.postgres.dump import Dumper, Log
 from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster.postgres.verification import Verified
 from ovia_backup_dagster.restoration.journal import Journal
-from ovia_backup_dagster.restoration.order import Mode, Order
+from ovia_backup_dagster.restoration.restore_order import Mode, Order
 from ovia_backup_dagster.settings.model import PREFIXES, Settings
 from ovia_backup_dagster.system import BackupSystem
 from ovia_backup_dagster_tests.conftest import REPOSITORY, quiet

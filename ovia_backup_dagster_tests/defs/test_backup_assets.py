@@ -14,7 +14,7 @@ import dagster as dg
 import pytest
 
 from ovia_backup_dagster.core.backup import Backup, State
-from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.core.publication import remove_backup
 from ovia_backup_dagster.core.sidecars import HELD, VERIFIED
 from ovia_backup_dagster.core.tiers import Tier

@@ -25,7 +25,7 @@ import psycopg
 import pytest
 
 from ovia_backup_dagster.core.backup import Backup
-from ovia_backup_dagster.core.checks import Check, Stage
+from ovia_backup_dagster.core.check_registry import Check, Stage
 from ovia_backup_dagster.core.errors import DrillError
 from ovia_backup_dagster.core.sidecars import DRILLED
 from ovia_backup_dagster.core.tiers import Tier

@@ -9,8 +9,8 @@ import yaml
 
 from ovia_backup_dagster.defs.launchpad_words import in_the_ui
 from ovia_backup_dagster.defs.run_configs import RestoreAction, RestoreConfig, RestoreMode
-from ovia_backup_dagster.restoration.order import Mode, StopServices
 from ovia_backup_dagster.restoration.request import Wishes
+from ovia_backup_dagster.restoration.restore_order import Mode, StopServices
 
 BEGINS = "launch restore_job with "
 

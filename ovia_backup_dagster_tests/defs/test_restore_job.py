@@ -28,9 +28,9 @@ from ovia_backup_dagster.core.naming import before_name
 from ovia_backup_dagster.defs import restore_job
 from ovia_backup_dagster.defs.run_configs import RestoreAction, RestoreConfig, RestoreMode
 from ovia_backup_dagster.postgres.programs import Connection
-from ovia_backup_dagster.restoration.order import Mode, StopServices
 from ovia_backup_dagster.restoration.replaced_databases import kept
 from ovia_backup_dagster.restoration.request import Wishes
+from ovia_backup_dagster.restoration.restore_order import Mode, StopServices
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute
 from ovia_backup_dagster_tests.defs.conftest import NewLocation
 from ovia_backup_dagster_tests.defs.receiver import Receiver

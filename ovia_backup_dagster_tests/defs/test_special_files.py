@@ -25,13 +25,13 @@ from click.testing import CliRunner, Result
 from ovia_backup_dagster.cli.main import main
 from ovia_backup_dagster.core import deadline
 from ovia_backup_dagster.core.backup import State
+from ovia_backup_dagster.core.backup_statements import record_judgement
 from ovia_backup_dagster.core.errors import BackupError, StalledVolumeError, StrangeFileError, VolumeError
 from ovia_backup_dagster.core.locking import FILENAME, lock_holder, volume_lock
 from ovia_backup_dagster.core.naming import BackupName
 from ovia_backup_dagster.core.publication import promote_backup, remove_backup
 from ovia_backup_dagster.core.reserve import RESERVE
 from ovia_backup_dagster.core.sidecars import GLOBALS, MANIFEST, SIDECAR_KINDS, VERIFIED
-from ovia_backup_dagster.core.statements import record_judgement
 from ovia_backup_dagster.core.takeover_links import FOLDER as HAND_OVER
 from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.defs.alert_asset import condition

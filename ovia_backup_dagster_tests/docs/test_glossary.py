@@ -7,7 +7,7 @@ import re
 import pytest
 
 from ovia_backup_dagster.core.backup import State
-from ovia_backup_dagster.core.checks import Stage
+from ovia_backup_dagster.core.check_registry import Stage
 from ovia_backup_dagster_tests.conftest import REPOSITORY
 
 TEXT = (REPOSITORY / "docs" / "glossary.md").read_text("utf-8")

@@ -19,7 +19,7 @@ from ovia_backup_dagster.doctor.report import Area, Observation, Severity
 from ovia_backup_dagster.doctor.restore_area import restores
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.restoration.journal import JournalMark
-from ovia_backup_dagster.restoration.order import Mode, Order, Step
+from ovia_backup_dagster.restoration.restore_order import Mode, Order, Step
 from ovia_backup_dagster.swarm import docker_api
 from ovia_backup_dagster.system import BackupSystem
 from ovia_backup_dagster_tests.conftest import execute, quiet

@@ -25,7 +25,7 @@ from pydantic import SecretStr
 
 from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.core.errors import BackupError, BackupNotFoundError, LockHeldError, NotVerifiedError
 from ovia_backup_dagster.core.locking import removing
 from ovia_backup_dagster.core.naming import BackupName
@@ -46,7 +46,7 @@ from ovia_backup_dagster.postgres.verification import Verifier
 from ovia_backup_dagster.proof import target as places
 from ovia_backup_dagster.proof.check_results import Result
 from ovia_backup_dagster.proof.prover import Proof
-from ovia_backup_dagster.retention import acts
+from ovia_backup_dagster.retention import promote_and_prune
 from ovia_backup_dagster.retention.policy import Policy
 from ovia_backup_dagster_tests.conftest import PASSWORD, PortCluster, admin, execute, free_port, quiet, running_cluster
 from ovia_backup_dagster_tests.faults.disks import MEGABYTE, tmpfs
@@ -987,23 +987,23 @@ def test_pruning_leaves_what_is_being_drilled_says_so_and_removes_it_another_tim
     newer = site.backup()
 
     def prune() -> None:
-        pruned = acts.prune(site.catalog, KEEP_ONE, datetime.now(UTC))
+        pruned = promote_and_prune.prune(site.catalog, KEEP_ONE, datetime.now(UTC))
         assert pruned.in_use == (f"daily/{older}",)
         assert pruned.removed == ()
 
     assert during(site, older, prune).passed
     assert site.catalog.refresh(older).drilled
     # It is the newest that is proven by a drill; with another one, it goes.
-    assert acts.prune(site.catalog, KEEP_ONE, datetime.now(UTC)).removed == ()
+    assert promote_and_prune.prune(site.catalog, KEEP_ONE, datetime.now(UTC)).removed == ()
     assert site.drill(newer, DATABASE).passed
-    assert acts.prune(site.catalog, KEEP_ONE, datetime.now(UTC)).removed == (f"daily/{older}",)
+    assert promote_and_prune.prune(site.catalog, KEEP_ONE, datetime.now(UTC)).removed == (f"daily/{older}",)
     assert not older.path.exists()
 
 
 @pytest.mark.parametrize("drilled", list(Tier))
 def test_neither_name_of_a_hard_link_goes_while_one_is_drilled(site: Site, drilled: Tier) -> None:
     daily = dated(site.backup(), 3)
-    weekly = acts.promote(site.catalog, daily, KEEP_ONE, datetime.now(UTC)).weekly
+    weekly = promote_and_prune.promote(site.catalog, daily, KEEP_ONE, datetime.now(UTC)).weekly
     assert weekly is not None
     assert weekly.path.samefile(daily.path)
     site.backup()
@@ -1012,7 +1012,7 @@ def test_neither_name_of_a_hard_link_goes_while_one_is_drilled(site: Site, drill
         for backup in (daily, weekly):
             with pytest.raises(LockHeldError, match="is being restored by"):
                 remove_backup(site.catalog, backup)
-        assert f"daily/{daily}" in acts.prune(site.catalog, KEEP_ONE, datetime.now(UTC)).in_use
+        assert f"daily/{daily}" in promote_and_prune.prune(site.catalog, KEEP_ONE, datetime.now(UTC)).in_use
 
     during(site, daily if drilled is Tier.DAILY else weekly, remove_both)
     assert remove_backup(site.catalog, daily)
@@ -1049,8 +1049,8 @@ def test_dump_verification_and_promotion_go_on_during_a_drill(site: Site) -> Non
 
     def daily_run() -> None:
         newer = site.backup()
-        acts.promote(site.catalog, newer, KEEP_ONE, datetime.now(UTC))
-        assert acts.promote(site.catalog, made, KEEP_ONE, datetime.now(UTC)).weekly is None
+        promote_and_prune.promote(site.catalog, newer, KEEP_ONE, datetime.now(UTC))
+        assert promote_and_prune.promote(site.catalog, made, KEEP_ONE, datetime.now(UTC)).weekly is None
 
     assert during(site, made, daily_run).passed
     assert site.catalog.refresh(made).drilled
@@ -1119,11 +1119,11 @@ def test_the_newest_that_a_drill_proved_is_kept_whatever_the_counts(site: Site) 
         later = redated(old, old.started_at + timedelta(days=120 - day), keep=True)
         later.sidecar(DRILLED).unlink()
         now = later.started_at + timedelta(hours=1)
-        acts.prune(site.catalog, KEEP_ONE, now)
+        promote_and_prune.prune(site.catalog, KEEP_ONE, now)
         kept = [backup.path.name for backup in site.catalog.backups(Tier.DAILY)]
         assert kept == [later.path.name, old.path.name]
     assert site.drill(site.driller.find("latest"), DATABASE).passed
-    acts.prune(site.catalog, KEEP_ONE, datetime.now(UTC))
+    promote_and_prune.prune(site.catalog, KEEP_ONE, datetime.now(UTC))
     assert not old.path.exists()
 
 

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.drill.negative_control import control
 from ovia_backup_dagster.drill.placement import Where
 from ovia_backup_dagster.drill.throwaway_cluster import locks_for, throwaway

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from psycopg import sql
 
 from ovia_backup_dagster.core.backup import Backup
-from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.core.verdict import Witness
 from ovia_backup_dagster.drill.throwaway_cluster import throwaway
 from ovia_backup_dagster.postgres.data_stream import split_columns

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.checks import Check, Stage
+from ovia_backup_dagster.core.check_registry import Check, Stage
 from ovia_backup_dagster.core.errors import DrillError, DrillOverdueError, VolumeError
 from ovia_backup_dagster.drill.drill_report import CHECKLIST, drill_page
 from ovia_backup_dagster.drill.evidence import Evidence

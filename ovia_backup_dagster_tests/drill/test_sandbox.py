@@ -28,7 +28,7 @@ import pytest
 
 from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.core.errors import SandboxError
 from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.drill import throwaway_cluster

@@ -27,7 +27,7 @@ from ovia_backup_dagster import cli as command_line
 from ovia_backup_dagster.cli.main import VERBS
 from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.checks import Check, Stage
+from ovia_backup_dagster.core.check_registry import Check, Stage
 from ovia_backup_dagster.core.naming import BackupName
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster_tests.conftest import PASSWORD, PortCluster, execute, snapshot

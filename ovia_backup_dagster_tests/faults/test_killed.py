@@ -17,7 +17,7 @@ from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.locking import lock_holder
 from ovia_backup_dagster.core.publication import remove_backup
 from ovia_backup_dagster.core.tiers import Tier
-from ovia_backup_dagster.retention import acts
+from ovia_backup_dagster.retention import promote_and_prune
 from ovia_backup_dagster_tests.faults.conftest import FULL, Record, rounds
 from ovia_backup_dagster_tests.faults.harness import (
     Ended,
@@ -257,7 +257,7 @@ def test_killed_while_pruning(small_place: Place, rng: Random, record: Record) -
 
     for moment in kills.moments(rng, max(seconds() for _ in range(3))):
         prepared()
-        plan = acts.preview(place.catalog.backups(), place.system.policy, datetime.now(UTC))
+        plan = promote_and_prune.preview(place.catalog.backups(), place.system.policy, datetime.now(UTC))
         kept = {d.candidate.key for d in plan.decisions if d.keep}
         doomed = len(plan.removals)
 

@@ -21,7 +21,7 @@ from ovia_backup_dagster.core.errors import BackupError, NotVerifiedError
 from ovia_backup_dagster.core.locking import lock_holder
 from ovia_backup_dagster.core.sweeping import sweep_abandoned
 from ovia_backup_dagster.core.tiers import Tier, Weekday
-from ovia_backup_dagster.retention import acts
+from ovia_backup_dagster.retention import promote_and_prune
 from ovia_backup_dagster.retention.plan import BAD_KEEP
 from ovia_backup_dagster.retention.policy import Policy
 from ovia_backup_dagster_tests.faults.conftest import Record, rounds
@@ -120,11 +120,11 @@ class Life:
             self._prune()
             return
         if fate == "promotion is killed":
-            with_a_kill(lambda: acts.promote(catalog, made, POLICY, self.now), self.rng)
+            with_a_kill(lambda: promote_and_prune.promote(catalog, made, POLICY, self.now), self.rng)
         elif fate != "no promotion":
-            acts.promote(catalog, made, POLICY, self.now)
+            promote_and_prune.promote(catalog, made, POLICY, self.now)
         if fate == "pruning is killed":
-            with_a_kill(lambda: acts.prune(catalog, POLICY, self.now), self.rng)
+            with_a_kill(lambda: promote_and_prune.prune(catalog, POLICY, self.now), self.rng)
         elif fate != "no pruning":
             self._prune()
 
@@ -141,7 +141,7 @@ class Life:
     def _prune(self) -> None:
         newest = self.catalog.backups()[0]
         try:
-            acts.prune(self.catalog, POLICY, self.now)
+            promote_and_prune.prune(self.catalog, POLICY, self.now)
         except NotVerifiedError:
             assert newest.state(self.now) is not State.VERIFIED
         else:
@@ -191,8 +191,8 @@ class Life:
                 if backup != made and backup.state(self.now) is State.UNVERIFIED:
                     self._verdict(backup, good=backup.path.stat().st_size > 7)
             self._verdict(made, good=True)
-            acts.promote(self.catalog, made, POLICY, self.now)
-            plan = acts.prune(self.catalog, POLICY, self.now).plan
+            promote_and_prune.promote(self.catalog, made, POLICY, self.now)
+            plan = promote_and_prune.prune(self.catalog, POLICY, self.now).plan
         left = self.catalog.backups()
         states = Counter(b.state(self.now) for b in left)
         reasons = Counter(d.reason.split(" (")[0].split(":")[0] for d in plan.decisions if d.keep)
@@ -254,7 +254,7 @@ def test_a_clock_that_was_ahead_and_is_right_again_blocks_nothing(tmp_path: Path
     for day in range(10):
         now = NOW + day * DAY
         made = judged(catalog, publish(catalog, catalog.free_name(now).started_at))
-        acts.promote(catalog, made, POLICY, now)
-        acts.prune(catalog, POLICY, now)
+        promote_and_prune.promote(catalog, made, POLICY, now)
+        promote_and_prune.prune(catalog, POLICY, now)
         assert made in catalog.backups()
     assert future.path not in {b.path for b in catalog.backups(Tier.DAILY)}

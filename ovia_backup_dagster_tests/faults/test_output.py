@@ -11,7 +11,7 @@ import pytest
 
 from ovia_backup_dagster.core import errors
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.drill.placement import Choice, Where

@@ -21,7 +21,7 @@ from ovia_backup_dagster.core import takeover, takeover_links
 from ovia_backup_dagster.core.archive_header import HEAD_BYTES, parse_header
 from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.checks import Check, Stage
+from ovia_backup_dagster.core.check_registry import Check, Stage
 from ovia_backup_dagster.core.errors import RestoreRefusedError
 from ovia_backup_dagster.core.locking import lock_holder
 from ovia_backup_dagster.core.manifest import Manifest, Sidecar, parse_sidecar
@@ -43,10 +43,10 @@ from ovia_backup_dagster.proof.check_results import Result
 from ovia_backup_dagster.restoration.confirmation import LIFETIME, Words
 from ovia_backup_dagster.restoration.folder import RestoreFolder
 from ovia_backup_dagster.restoration.journal import Journal, JournalMark
-from ovia_backup_dagster.restoration.order import Mode, Order, Step
 from ovia_backup_dagster.restoration.record import Record, record_of
+from ovia_backup_dagster.restoration.restore_order import Mode, Order, Step
 from ovia_backup_dagster.restoration.step_data import StopData, SwapData
-from ovia_backup_dagster.retention import acts
+from ovia_backup_dagster.retention import promote_and_prune
 from ovia_backup_dagster.retention.policy import Policy
 from ovia_backup_dagster_tests.golden.expected import (
     COMMANDS,
@@ -312,8 +312,10 @@ def test_weeklies_are_their_dailies(catalog: Catalog) -> None:
 
 def test_pruning_removes_what_was_said_and_sweeps_what_is_abandoned(own: Catalog) -> None:
     policy = Policy({Tier.DAILY: 7, Tier.WEEKLY: 4}, Weekday.SUNDAY, ZoneInfo("UTC"))
-    said_before = [decision.candidate.key for decision in acts.preview(own.backups(), policy, NOW).removals]
-    pruned = acts.prune(own, policy, NOW)
+    said_before = [
+        decision.candidate.key for decision in promote_and_prune.preview(own.backups(), policy, NOW).removals
+    ]
+    pruned = promote_and_prune.prune(own, policy, NOW)
     assert list(pruned.removed) == said_before
     assert len(said_before) == 22
     orphan = "ovia_daily_2026-03-03_030000.dump"

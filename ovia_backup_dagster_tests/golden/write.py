@@ -34,8 +34,8 @@ from ovia_backup_dagster.demo import embedded_server
 from ovia_backup_dagster.drill.folder import DrillFolder
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.restoration.journal import Journal, JournalMark
-from ovia_backup_dagster.restoration.order import Mode
 from ovia_backup_dagster.restoration.request import Wishes
+from ovia_backup_dagster.restoration.restore_order import Mode
 from ovia_backup_dagster.restoration.step_data import StepData
 from ovia_backup_dagster_tests.conftest import PortCluster, dump_that_waits, execute, quiet, running_cluster
 from ovia_backup_dagster_tests.faults.conftest import place_for

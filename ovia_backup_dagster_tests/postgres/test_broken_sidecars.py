@@ -12,7 +12,7 @@ import pytest
 from ovia_backup_dagster.core import errors
 from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.core.compressions import compression_of
 from ovia_backup_dagster.core.naming import BackupName
 from ovia_backup_dagster.core.sidecars import DRILLED, GLOBALS, MANIFEST, VERIFIED, SidecarKind

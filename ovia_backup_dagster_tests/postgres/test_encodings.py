@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.drill.placement import Where
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.restoration.database_settings import properties

@@ -18,7 +18,7 @@ import pytest
 from ovia_backup_dagster.core.archive_header import HEAD_BYTES, parse_header
 from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.core.errors import BackupNotFoundError, NotVerifiedError
 from ovia_backup_dagster.core.manifest import FileFacts
 from ovia_backup_dagster.core.naming import BackupName
@@ -31,9 +31,9 @@ from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster.postgres.verification import Verified, Verifier
 from ovia_backup_dagster.restoration.folder import RestoreFolder
-from ovia_backup_dagster.restoration.order import Mode, Order
 from ovia_backup_dagster.restoration.record import Record
-from ovia_backup_dagster.retention import acts
+from ovia_backup_dagster.restoration.restore_order import Mode, Order
+from ovia_backup_dagster.retention import promote_and_prune
 from ovia_backup_dagster.retention.policy import Policy
 from ovia_backup_dagster_tests.conftest import NewDatabase, execute, free_port, quiet
 from ovia_backup_dagster_tests.support.factories import redated
@@ -138,7 +138,7 @@ def test_another_cluster_is_bad_until_it_is_accepted(story: Story) -> None:
     assert hold.cause is HoldCause.OTHER_SOURCE
     assert str(first.backup) in hold.reason
     with pytest.raises(NotVerifiedError):
-        acts.prune(story.catalog, ONE_DAY, datetime.now(UTC))
+        promote_and_prune.prune(story.catalog, ONE_DAY, datetime.now(UTC))
 
     accepted = story.accept(others[-1].backup)
 
@@ -274,7 +274,7 @@ def test_a_word_does_not_make_a_damaged_dump_good(story: Story) -> None:
 def test_a_hold_that_a_person_released_is_not_made_again(story: Story) -> None:
     last = story.good(story.here)
     story.rejected(story.there)
-    acts.release(story.catalog, story.catalog.refresh(last), datetime.now(UTC))
+    promote_and_prune.release(story.catalog, story.catalog.refresh(last), datetime.now(UTC))
     story.rejected(story.there)
     assert story.catalog.held(datetime.now(UTC)) == []
 
@@ -331,7 +331,7 @@ def test_lost_rows_hold_again_once_a_source_hold_has_ended(story: Story) -> None
     """One sidecar serves both reasons; neither hides the other."""
     last = story.good(story.here)
     story.rejected(story.there)
-    acts.release(story.catalog, story.catalog.refresh(last), datetime.now(UTC))
+    promote_and_prune.release(story.catalog, story.catalog.refresh(last), datetime.now(UTC))
     execute(story.here, "DELETE FROM people WHERE id > 10")
     story.good(story.here)
     hold = story.catalog.refresh(last).hold

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.drill.placement import Where
 from ovia_backup_dagster_tests.conftest import PortCluster, running_cluster
 from ovia_backup_dagster_tests.support.drilling import Drilling, assert_passed, database, one

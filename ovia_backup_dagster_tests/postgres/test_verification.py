@@ -16,7 +16,7 @@ import pytest
 from ovia_backup_dagster.core import errors
 from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.core.publication import remove_backup
 from ovia_backup_dagster.core.tiers import Tier, Weekday
 from ovia_backup_dagster.core.verdict import Expectations
@@ -24,8 +24,8 @@ from ovia_backup_dagster.postgres import verification
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster.postgres.verification import Verifier
-from ovia_backup_dagster.retention.acts import prune
 from ovia_backup_dagster.retention.policy import Policy
+from ovia_backup_dagster.retention.promote_and_prune import prune
 from ovia_backup_dagster_tests.conftest import NewDatabase, execute, quiet
 from ovia_backup_dagster_tests.postgres.test_archive import restored, rows_in
 from ovia_backup_dagster_tests.postgres.test_dump import tmpfs

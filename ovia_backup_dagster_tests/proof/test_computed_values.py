@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.core.manifest import Computed, Manifest, parse_sidecar
 from ovia_backup_dagster.drill.placement import Where
 from ovia_backup_dagster.postgres import computed_values

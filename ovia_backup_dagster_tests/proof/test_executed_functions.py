@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ovia_backup_dagster.core.backup import Backup
-from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.drill.placement import Choice, Where
 from ovia_backup_dagster.postgres.dump import Dumper

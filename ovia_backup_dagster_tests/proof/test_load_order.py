@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.core.errors import RestoreError
 from ovia_backup_dagster.postgres import archive as archives
 from ovia_backup_dagster.postgres.programs import Connection, Programs, capture

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from ovia_backup_dagster.core.backup import Backup
-from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.core.errors import (
     ConnectionLostError,
     CopyError,

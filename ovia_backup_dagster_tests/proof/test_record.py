@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ovia_backup_dagster.core.checks import Check, Stage
+from ovia_backup_dagster.core.check_registry import Check, Stage
 from ovia_backup_dagster.proof.check_results import NO_CODE, CheckResult, Result
 from ovia_backup_dagster.proof.record import ProofRecord
 

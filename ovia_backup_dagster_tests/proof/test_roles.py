@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 
-from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.postgres import globals_file as saved_globals
 from ovia_backup_dagster.postgres.programs import Connection, Programs, capture
 from ovia_backup_dagster.proof import roles

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.proof.check_results import Result
 from ovia_backup_dagster_tests.conftest import execute
 from ovia_backup_dagster_tests.faults.harness import a_day_passes

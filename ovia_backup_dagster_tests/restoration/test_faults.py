@@ -31,11 +31,11 @@ from ovia_backup_dagster.proof.prover import Proof
 from ovia_backup_dagster.restoration import swap
 from ovia_backup_dagster.restoration.folder import RestoreFolder
 from ovia_backup_dagster.restoration.journal import Journal, JournalMark
-from ovia_backup_dagster.restoration.order import Step
+from ovia_backup_dagster.restoration.restore_order import Step
 from ovia_backup_dagster.restoration.step_data import StepData
 from ovia_backup_dagster.restoration.steps import forward, services
 from ovia_backup_dagster.restoration.steps.journal_step import TakenStep
-from ovia_backup_dagster.retention.acts import prune
+from ovia_backup_dagster.retention.promote_and_prune import prune
 from ovia_backup_dagster.swarm import docker_api
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, free_port, running_cluster
 from ovia_backup_dagster_tests.faults.conftest import SEED, needs_root, place_for, rounds

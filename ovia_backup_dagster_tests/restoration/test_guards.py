@@ -24,9 +24,9 @@ import pytest
 
 from ovia_backup_dagster.core.errors import RestoreRefusedError, VolumeError
 from ovia_backup_dagster.core.sidecars import MANIFEST
-from ovia_backup_dagster.restoration.order import Mode
 from ovia_backup_dagster.restoration.preflight import Preflight
 from ovia_backup_dagster.restoration.request import Wishes
+from ovia_backup_dagster.restoration.restore_order import Mode
 from ovia_backup_dagster.swarm import docker_api
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, free_port
 from ovia_backup_dagster_tests.defs.support import flip_byte

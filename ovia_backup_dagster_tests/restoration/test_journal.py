@@ -15,8 +15,8 @@ from ovia_backup_dagster.core.errors import JournalError, VolumeError
 from ovia_backup_dagster.restoration import folder as restores
 from ovia_backup_dagster.restoration.folder import RestoreFolder, RestoreStanding
 from ovia_backup_dagster.restoration.journal import Journal, JournalMark
-from ovia_backup_dagster.restoration.order import Mode, Order, Step, StopServices
 from ovia_backup_dagster.restoration.record import Fate, fate, record_of
+from ovia_backup_dagster.restoration.restore_order import Mode, Order, Step, StopServices
 from ovia_backup_dagster.restoration.step_data import RestoreData, StepData, StopData, SwapData
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)

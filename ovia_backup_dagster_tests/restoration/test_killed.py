@@ -25,7 +25,7 @@ from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.restoration import application_health, swap
 from ovia_backup_dagster.restoration.folder import RestoreFolder
 from ovia_backup_dagster.restoration.journal import Journal, JournalMark
-from ovia_backup_dagster.restoration.order import Mode, Step
+from ovia_backup_dagster.restoration.restore_order import Mode, Step
 from ovia_backup_dagster.restoration.step_data import StepData
 from ovia_backup_dagster.swarm import docker_api
 from ovia_backup_dagster_tests.conftest import PortCluster

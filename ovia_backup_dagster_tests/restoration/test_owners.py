@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.doctor.server_area import server as look_at_server
 from ovia_backup_dagster.drill.placement import Where
 from ovia_backup_dagster.postgres.programs import Connection

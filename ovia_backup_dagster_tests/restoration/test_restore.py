@@ -21,7 +21,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from ovia_backup_dagster.core.checks import Check, Stage
+from ovia_backup_dagster.core.check_registry import Check, Stage
 from ovia_backup_dagster.core.errors import RestoreError
 from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.core.sidecars import GLOBALS, MANIFEST
@@ -29,8 +29,8 @@ from ovia_backup_dagster.drill.placement import needed_bytes
 from ovia_backup_dagster.proof.check_results import NO_CODE, Result
 from ovia_backup_dagster.restoration.folder import RestoreFolder
 from ovia_backup_dagster.restoration.journal import JournalMark
-from ovia_backup_dagster.restoration.order import Mode, Step
 from ovia_backup_dagster.restoration.request import Wishes
+from ovia_backup_dagster.restoration.restore_order import Mode, Step
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute, running_cluster
 from ovia_backup_dagster_tests.faults.harness import a_day_passes
 from ovia_backup_dagster_tests.restoration.conftest import SCHEMA, Site

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.proof.check_results import Result
 from ovia_backup_dagster_tests.conftest import REPOSITORY, PortCluster, execute
 from ovia_backup_dagster_tests.restoration.conftest import Site, admin_of

@@ -21,7 +21,7 @@ from ovia_backup_dagster.core.errors import BackupError, JournalError, UnknownSt
 from ovia_backup_dagster.drill.runner import MADE_BY
 from ovia_backup_dagster.restoration.folder import RestoreFolder
 from ovia_backup_dagster.restoration.journal import Journal, JournalMark
-from ovia_backup_dagster.restoration.order import Mode, Order, Step, StopServices
+from ovia_backup_dagster.restoration.restore_order import Mode, Order, Step, StopServices
 from ovia_backup_dagster.restoration.step_data import StepData, SwapData
 from ovia_backup_dagster.restoration.steps import registry
 from ovia_backup_dagster.restoration.steps.journal_step import TakenStep

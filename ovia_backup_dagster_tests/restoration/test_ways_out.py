@@ -31,12 +31,12 @@ from ovia_backup_dagster.proof.prover import Proof
 from ovia_backup_dagster.restoration import preflight, runner, swap
 from ovia_backup_dagster.restoration.folder import RestoreFolder
 from ovia_backup_dagster.restoration.journal import Journal, JournalMark
-from ovia_backup_dagster.restoration.order import Mode, Order, Step
 from ovia_backup_dagster.restoration.request import Wishes
+from ovia_backup_dagster.restoration.restore_order import Mode, Order, Step
 from ovia_backup_dagster.restoration.step_data import StepData, SwapData
 from ovia_backup_dagster.restoration.steps import back, drop_database, services, swap_step
 from ovia_backup_dagster.restoration.steps.journal_step import TakenStep
-from ovia_backup_dagster.restoration.steps.work import Work
+from ovia_backup_dagster.restoration.steps.step_context import Work
 from ovia_backup_dagster.restoration.subscriptions import drop_subscriptions
 from ovia_backup_dagster.swarm import docker_api
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, running_cluster

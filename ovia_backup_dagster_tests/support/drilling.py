@@ -12,7 +12,7 @@ from psycopg import sql
 
 from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.checks import Check, Stage
+from ovia_backup_dagster.core.check_registry import Check, Stage
 from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.drill.evidence import Evidence
 from ovia_backup_dagster.drill.placement import Choice, Where

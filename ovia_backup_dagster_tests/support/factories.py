@@ -14,14 +14,14 @@ from pathlib import Path
 
 from ovia_backup_dagster.core.archive_header import HEAD_BYTES, MAGIC, parse_header
 from ovia_backup_dagster.core.backup import Backup
+from ovia_backup_dagster.core.backup_statements import record_drill, record_hold, record_judgement
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.checks import Check
-from ovia_backup_dagster.core.coverage import Covered
+from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.core.manifest import DatabaseFacts, FileFacts, Manifest
 from ovia_backup_dagster.core.naming import BackupName
 from ovia_backup_dagster.core.publication import publish_backup
 from ovia_backup_dagster.core.sidecars import GLOBALS, MANIFEST, SIDECAR_KINDS
-from ovia_backup_dagster.core.statements import record_drill, record_hold, record_judgement
+from ovia_backup_dagster.core.statement_coverage import Covered
 from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.core.verdict import (
     DrillRecord,

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from ovia_backup_dagster.restoration.journal import JournalMark
-from ovia_backup_dagster.restoration.order import Step
+from ovia_backup_dagster.restoration.restore_order import Step
 from ovia_backup_dagster_tests.swarm.engine import POSTGRES, docker, processes, until
 from ovia_backup_dagster_tests.swarm.swarm import OVIA_PASSWORD, Swarm
 

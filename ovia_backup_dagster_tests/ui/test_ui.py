@@ -14,7 +14,7 @@ from itertools import pairwise
 import pytest
 from playwright.sync_api import Browser, expect
 
-from ovia_backup_dagster.core.checks import Check
+from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.doctor.report import Area
 from ovia_backup_dagster_tests.defs.receiver import Receiver

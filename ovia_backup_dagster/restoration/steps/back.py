@@ -6,13 +6,13 @@ What undoes a single step belongs into its own module.
 from __future__ import annotations
 
 from ovia_backup_dagster.core.errors import BackupError, NoWayBackError, RestoreError
-from ovia_backup_dagster.restoration.order import Step
 from ovia_backup_dagster.restoration.request import command_to_give_up
+from ovia_backup_dagster.restoration.restore_order import Step
 from ovia_backup_dagster.restoration.step_data import SwapData
 from ovia_backup_dagster.restoration.steps import registry
 from ovia_backup_dagster.restoration.steps.progress import is_lost, is_named, is_swapped
 from ovia_backup_dagster.restoration.steps.services import end_migration, give_replicas_back
-from ovia_backup_dagster.restoration.steps.work import Work
+from ovia_backup_dagster.restoration.steps.step_context import Work
 from ovia_backup_dagster.restoration.swap import database_state, names_by_oid
 
 

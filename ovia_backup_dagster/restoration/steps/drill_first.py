@@ -8,8 +8,8 @@ from ovia_backup_dagster.drill.placement import Choice, Where
 from ovia_backup_dagster.postgres import archive as archives
 from ovia_backup_dagster.proof.pg_restore import Restorer
 from ovia_backup_dagster.proof.source_settings import put_in_effect, settings_of_backup
-from ovia_backup_dagster.restoration.order import Order
 from ovia_backup_dagster.restoration.request import command_to_repeat
+from ovia_backup_dagster.restoration.restore_order import Order
 from ovia_backup_dagster.restoration.step_data import DrillData
 from ovia_backup_dagster.restoration.steps.journal_step import TakenStep
 from ovia_backup_dagster.restoration.steps.restore_copy import copy_to_make, make_roles

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.restoration.database_settings import properties
-from ovia_backup_dagster.restoration.order import Order
+from ovia_backup_dagster.restoration.restore_order import Order
 from ovia_backup_dagster.restoration.step_data import DropData
 from ovia_backup_dagster.restoration.steps.journal_step import TakenStep
 from ovia_backup_dagster.restoration.subscriptions import drop_subscriptions, subscriptions_of

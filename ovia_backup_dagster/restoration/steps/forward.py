@@ -9,7 +9,7 @@ from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.restoration.journal import JournalMark
 from ovia_backup_dagster.restoration.step_data import StepData
 from ovia_backup_dagster.restoration.steps import registry
-from ovia_backup_dagster.restoration.steps.work import Work
+from ovia_backup_dagster.restoration.steps.step_context import Work
 
 
 def take_step(work: Work, word: str) -> None:

@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from ovia_backup_dagster.core.errors import BackupError
-from ovia_backup_dagster.restoration.order import Order
+from ovia_backup_dagster.restoration.restore_order import Order
 from ovia_backup_dagster.restoration.step_data import StepData
-from ovia_backup_dagster.restoration.steps.work import Work
+from ovia_backup_dagster.restoration.steps.step_context import Work
 
 
 class TakenStep(ABC):

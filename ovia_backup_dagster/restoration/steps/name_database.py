@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ovia_backup_dagster.core.errors import CopyError
 from ovia_backup_dagster.postgres.quoting import sql_identifier
-from ovia_backup_dagster.restoration.order import Order
+from ovia_backup_dagster.restoration.restore_order import Order
 from ovia_backup_dagster.restoration.step_data import NameData
 from ovia_backup_dagster.restoration.steps.journal_step import TakenStep
 from ovia_backup_dagster.restoration.steps.progress import is_named

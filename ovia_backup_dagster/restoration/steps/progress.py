@@ -6,10 +6,10 @@ Only asks. What follows from the answers is decided in ``back`` and ``execution`
 from __future__ import annotations
 
 from ovia_backup_dagster.core.errors import RestoreError
-from ovia_backup_dagster.restoration.order import Mode, Step
 from ovia_backup_dagster.restoration.request import command_to_give_up
+from ovia_backup_dagster.restoration.restore_order import Mode, Step
 from ovia_backup_dagster.restoration.step_data import SwapData
-from ovia_backup_dagster.restoration.steps.work import Work
+from ovia_backup_dagster.restoration.steps.step_context import Work
 from ovia_backup_dagster.restoration.swap import database_state, is_called, swap_outcome
 
 

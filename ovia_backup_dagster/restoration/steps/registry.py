@@ -10,7 +10,7 @@ from __future__ import annotations
 from ovia_backup_dagster.core.errors import UnknownStepError
 from ovia_backup_dagster.drill.runner import MADE_BY
 from ovia_backup_dagster.restoration.journal import Journal
-from ovia_backup_dagster.restoration.order import Mode, Order, StopServices
+from ovia_backup_dagster.restoration.restore_order import Mode, Order, StopServices
 from ovia_backup_dagster.restoration.steps.drill_first import DrillStep
 from ovia_backup_dagster.restoration.steps.drop_database import DropStep
 from ovia_backup_dagster.restoration.steps.journal_step import TakenStep

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ovia_backup_dagster.core.backup import Backup
-from ovia_backup_dagster.core.checks import Check, Stage
+from ovia_backup_dagster.core.check_registry import Check, Stage
 from ovia_backup_dagster.core.errors import (
     BackupError,
     BadBackupError,
@@ -26,12 +26,12 @@ from ovia_backup_dagster.proof.prover import Proof
 from ovia_backup_dagster.proof.source_settings import take_out
 from ovia_backup_dagster.restoration.database_settings import Properties, apply
 from ovia_backup_dagster.restoration.journal import JournalMark
-from ovia_backup_dagster.restoration.order import Mode, Order, Step
 from ovia_backup_dagster.restoration.request import Wishes, command_to_repeat
+from ovia_backup_dagster.restoration.restore_order import Mode, Order, Step
 from ovia_backup_dagster.restoration.step_data import DropData, Proven, RestoreData
 from ovia_backup_dagster.restoration.steps.journal_step import TakenStep
 from ovia_backup_dagster.restoration.steps.progress import is_lost, was_live
-from ovia_backup_dagster.restoration.steps.work import Work
+from ovia_backup_dagster.restoration.steps.step_context import Work
 from ovia_backup_dagster.restoration.swap import database_state
 
 _SHOWN = 10

@@ -11,11 +11,11 @@ from typing import TypeVar
 
 from ovia_backup_dagster.core.errors import BackupError, ServiceError, ServiceManagerRefusedError
 from ovia_backup_dagster.restoration.application_health import wait_until_healthy
-from ovia_backup_dagster.restoration.order import Order, Step
+from ovia_backup_dagster.restoration.restore_order import Order, Step
 from ovia_backup_dagster.restoration.step_data import HealthData, MigrateData, StartData, StepData, StopData
 from ovia_backup_dagster.restoration.steps import by_hand
 from ovia_backup_dagster.restoration.steps.journal_step import TakenStep
-from ovia_backup_dagster.restoration.steps.work import Work
+from ovia_backup_dagster.restoration.steps.step_context import Work
 
 E = TypeVar("E", bound=BackupError)
 _STOP_SECONDS = 300.0

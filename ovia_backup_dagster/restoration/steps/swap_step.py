@@ -14,7 +14,7 @@ from ovia_backup_dagster.postgres.quoting import sql_identifier
 from ovia_backup_dagster.restoration.activity import written
 from ovia_backup_dagster.restoration.database_settings import carry_over
 from ovia_backup_dagster.restoration.journal import JournalMark
-from ovia_backup_dagster.restoration.order import Mode, Order
+from ovia_backup_dagster.restoration.restore_order import Mode, Order
 from ovia_backup_dagster.restoration.step_data import SwapData
 from ovia_backup_dagster.restoration.steps.journal_step import TakenStep
 from ovia_backup_dagster.restoration.steps.progress import is_swapped, was_live

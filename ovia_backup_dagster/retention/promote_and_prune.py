@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from ovia_backup_dagster.core.backup import Backup, State
+from ovia_backup_dagster.core.backup_statements import record_hold
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import BackupNotFoundError, LockHeldError, NotVerifiedError, VolumeError
 from ovia_backup_dagster.core.publication import promote_backup, remove_backup
-from ovia_backup_dagster.core.statements import record_hold
 from ovia_backup_dagster.core.sweeping import sweep_abandoned
 from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.core.verdict import Hold

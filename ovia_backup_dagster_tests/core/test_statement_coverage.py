@@ -16,8 +16,8 @@ import pytest
 
 from ovia_backup_dagster.core.archive_header import HEAD_BYTES, parse_header
 from ovia_backup_dagster.core.backup import Backup, State
+from ovia_backup_dagster.core.backup_statements import record_acceptance, record_drill
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.coverage import Covered, Statement
 from ovia_backup_dagster.core.errors import BadBackupError, NotVerifiedError
 from ovia_backup_dagster.core.naming import BackupName
 from ovia_backup_dagster.core.publication import promote_backup, remove_backup
@@ -32,11 +32,11 @@ from ovia_backup_dagster.core.sidecars import (
     VERIFIED,
     SidecarKind,
 )
-from ovia_backup_dagster.core.statements import record_acceptance, record_drill
+from ovia_backup_dagster.core.statement_coverage import Covered, Statement
 from ovia_backup_dagster.core.tiers import Tier, Weekday
 from ovia_backup_dagster.core.verdict import Acceptance, DrillRecord, Hold, Judgement, PromotionRecord
 from ovia_backup_dagster.health.freshness import judge_freshness
-from ovia_backup_dagster.retention import acts, promotion
+from ovia_backup_dagster.retention import promote_and_prune, promotion
 from ovia_backup_dagster.retention.plan import candidate
 from ovia_backup_dagster.retention.policy import Policy
 from ovia_backup_dagster_tests.support.factories import (
@@ -193,7 +193,7 @@ def test_what_is_forged_is_bad_for_all_who_look(catalog: Catalog, forge: Callabl
     assert catalog.newest(NOW, State.VERIFIED, State.PROVEN) == before[-1]
     assert not promotion.decide_promotion(backup, Tier.WEEKLY, [], POLICY, NOW).promote
     with pytest.raises(NotVerifiedError, match="is bad"):
-        acts.prune(catalog, POLICY, NOW)
+        promote_and_prune.prune(catalog, POLICY, NOW)
     assert set(catalog.backups()) == {*before, backup}
 
 
@@ -288,7 +288,7 @@ def test_every_file_of_a_backup_is_promoted_and_removed(catalog: Catalog) -> Non
 def test_a_release_is_of_both_copies(catalog: Catalog) -> None:
     about = held(catalog, made(catalog, AT), NOW + DAY)
     promote_backup(catalog, about, Tier.WEEKLY, NOW)
-    acts.release(catalog, about, NOW)
+    promote_and_prune.release(catalog, about, NOW)
     assert catalog.held(NOW) == []
 
 

@@ -1,7 +1,7 @@
 """What is written of a backup after it was made: verdicts, drills, holds, acceptances, each in its sidecar.
 
 The archive and its manifest never change. Who states it, and why, is decided above; what a statement is about is the
-business of ``coverage``, and what it says that of ``verdict``.
+business of ``statement_coverage``, and what it says that of ``verdict``.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from dagster_docker.container_context import DockerContainerContext
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovia_backup_dagster.container import roles, swarm_secrets
+from ovia_backup_dagster.container import container_roles, swarm_secrets
 from ovia_backup_dagster.container.errors import ContainerError, NotThereYetError
 from ovia_backup_dagster.core.errors import SettingsError
 from ovia_backup_dagster_tests.conftest import REPOSITORY
@@ -24,7 +24,7 @@ DEPLOY = REPOSITORY / "deploy"
 
 
 def test_runs_get_the_code_servers_settings() -> None:
-    context = roles.container_context(
+    context = container_roles.container_context(
         {
             "POSTGRES_HOST": "postgres",
             "BACKUP_SCHEDULE": "",
@@ -79,7 +79,7 @@ def test_a_runs_environment_holds_no_secret(private: Path) -> None:
     given = {**stack["x-database"], **overlay["x-restore"]}
     swarm_secrets.refuse_secret_values(given)
     launcher = yaml.safe_load((DEPLOY / "dagster.yaml").read_text("utf-8"))["run_launcher"]["config"]
-    made: Any = DockerContainerContext.create_from_config(roles.container_context(given))  # type: ignore[no-untyped-call]
+    made: Any = DockerContainerContext.create_from_config(container_roles.container_context(given))  # type: ignore[no-untyped-call]
     # What the daemon adds of its own surroundings.
     assert "env_vars" not in launcher
     assert "environment" not in launcher["container_kwargs"]
@@ -130,7 +130,7 @@ def test_what_is_only_starting_is_waited_for(capsys: pytest.CaptureFixture[str])
         if error := next(answers):
             raise error
 
-    roles.wait_for(there, pause=0)
+    container_roles.wait_for(there, pause=0)
     assert capsys.readouterr().err == "waiting: it does not answer\n"
 
 
@@ -139,7 +139,7 @@ def test_what_does_not_come_is_an_error() -> None:
         raise NotThereYetError("it does not answer")
 
     with pytest.raises(NotThereYetError, match="it does not answer"):
-        roles.wait_for(never, patience=0.05, pause=0.01)
+        container_roles.wait_for(never, patience=0.05, pause=0.01)
 
 
 def test_what_waiting_cannot_mend_is_said_at_once() -> None:
@@ -150,7 +150,7 @@ def test_what_waiting_cannot_mend_is_said_at_once() -> None:
         raise ContainerError("there is no such network")
 
     with pytest.raises(ContainerError, match="there is no such network"):
-        roles.wait_for(wrong, patience=60)
+        container_roles.wait_for(wrong, patience=60)
     assert asked == [1]
 
 

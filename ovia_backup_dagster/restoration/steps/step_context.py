@@ -17,8 +17,8 @@ from ovia_backup_dagster.postgres.data_stream import Log
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.proof import target as targets
 from ovia_backup_dagster.restoration.journal import Journal, JournalMark
-from ovia_backup_dagster.restoration.order import Mode, Order
 from ovia_backup_dagster.restoration.request import command_to_repeat
+from ovia_backup_dagster.restoration.restore_order import Mode, Order
 from ovia_backup_dagster.restoration.service_manager import ServiceManager
 from ovia_backup_dagster.restoration.step_data import StepData
 from ovia_backup_dagster.restoration.swap import database_state, obstacles

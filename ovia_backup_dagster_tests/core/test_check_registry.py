@@ -11,13 +11,13 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from ovia_backup_dagster.core.checks import Check, CheckSeverity, Stage
+from ovia_backup_dagster.core.check_registry import Check, CheckSeverity, Stage
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.proof.check_results import NO_CODE, Result
 from ovia_backup_dagster_tests.conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "ovia_backup_dagster"
-REGISTRY = Path("core") / "checks.py"
+REGISTRY = Path("core") / "check_registry.py"
 PROGRAM = Path(sys.executable).with_name("ovia-backup")
 NEW = '    NEW = ("something_new_holds", _PROOF, CheckSeverity.BAD, "Something new holds.")\n    # fmt: on\n'
 SPECS = (

@@ -21,7 +21,7 @@ from ovia_backup_dagster.core.locking import lock_holder
 from ovia_backup_dagster.core.publication import promote_backup, remove_backup
 from ovia_backup_dagster.core.sidecars import HELD, VERIFIED
 from ovia_backup_dagster.core.tiers import Tier, Weekday
-from ovia_backup_dagster.retention import acts
+from ovia_backup_dagster.retention import promote_and_prune
 from ovia_backup_dagster.retention.policy import Policy
 from ovia_backup_dagster_tests.conftest import snapshot
 from ovia_backup_dagster_tests.support.crashes import killed_at_each_step
@@ -59,10 +59,10 @@ def dailies(catalog: Catalog, days: int) -> list[Backup]:
 
 def test_a_proven_backup_is_promoted_once_a_week(catalog: Catalog) -> None:
     backup = proven(catalog, NOW - DAY)
-    first = acts.promote(catalog, backup, POLICY, NOW)
+    first = promote_and_prune.promote(catalog, backup, POLICY, NOW)
     assert first.weekly is not None
     assert first.reason == "Sunday's first verified dump"
-    second = acts.promote(catalog, backup, POLICY, NOW)
+    second = promote_and_prune.promote(catalog, backup, POLICY, NOW)
     assert second.weekly is None
     assert second.reason == f"the week of Sunday 2026-06-14 has its weekly backup, {first.weekly}"
     assert catalog.backups(Tier.WEEKLY) == [first.weekly]
@@ -72,7 +72,7 @@ def test_what_was_proven_and_changed_in_the_meantime_is_not_promoted(catalog: Ca
     backup = proven(catalog, NOW - DAY)
     assert backup.state(NOW) is State.VERIFIED
     backup.path.write_bytes(CONTENT + b"altered")
-    assert acts.promote(catalog, backup, POLICY, NOW).weekly is None
+    assert promote_and_prune.promote(catalog, backup, POLICY, NOW).weekly is None
     assert catalog.backups(Tier.WEEKLY) == []
 
 
@@ -80,21 +80,21 @@ def test_what_was_found_bad_in_the_meantime_is_not_promoted(catalog: Catalog) ->
     backup = proven(catalog, NOW - DAY)
     assert backup.state(NOW) is State.VERIFIED
     judged(catalog, catalog.refresh(backup), good=False)
-    assert acts.promote(catalog, backup, POLICY, NOW).weekly is None
+    assert promote_and_prune.promote(catalog, backup, POLICY, NOW).weekly is None
 
 
 def test_a_backup_that_is_gone_is_not_promoted(catalog: Catalog) -> None:
     backup = proven(catalog, NOW - DAY)
     remove_backup(catalog, backup)
     with pytest.raises(BackupNotFoundError):
-        acts.promote(catalog, backup, POLICY, NOW)
+        promote_and_prune.promote(catalog, backup, POLICY, NOW)
     assert names(catalog.folder(Tier.WEEKLY)) == set()
 
 
 def test_a_bad_weekly_of_the_same_dump_is_replaced(catalog: Catalog) -> None:
     backup = proven(catalog, NOW - DAY)
     judged(catalog, promote_backup(catalog, backup, Tier.WEEKLY, NOW), good=False)
-    promoted = acts.promote(catalog, backup, POLICY, NOW)
+    promoted = promote_and_prune.promote(catalog, backup, POLICY, NOW)
     assert promoted.weekly is not None
     assert promoted.weekly.state(NOW) is State.VERIFIED
 
@@ -102,7 +102,7 @@ def test_a_bad_weekly_of_the_same_dump_is_replaced(catalog: Catalog) -> None:
 def test_nobody_promotes_while_another_is_at_work(catalog: Catalog) -> None:
     backup = proven(catalog, NOW - DAY)
     with catalog.lock("dumping ovia", NOW), pytest.raises(LockHeldError, match="dumping ovia"):
-        acts.promote(catalog, backup, POLICY, NOW)
+        promote_and_prune.promote(catalog, backup, POLICY, NOW)
     assert catalog.backups(Tier.WEEKLY) == []
 
 
@@ -111,7 +111,7 @@ ALL_TIERS = replace(POLICY, keep={**POLICY.keep, Tier.MONTHLY: 2, Tier.YEARLY: 1
 
 def test_a_backup_is_promoted_to_each_tier_that_is_on(catalog: Catalog) -> None:
     backup = held(catalog, proven(catalog, NOW - DAY), NOW + DAY)
-    promoted = acts.promote(catalog, backup, ALL_TIERS, NOW)
+    promoted = promote_and_prune.promote(catalog, backup, ALL_TIERS, NOW)
     assert [made.tier for made in promoted.made.values()] == [Tier.WEEKLY, Tier.MONTHLY, Tier.YEARLY]
     assert promoted.reason == (
         "weekly: Sunday's first proven dump; monthly: the first proven dump of the month 2026-06; "
@@ -124,16 +124,16 @@ def test_a_backup_is_promoted_to_each_tier_that_is_on(catalog: Catalog) -> None:
         assert made.hold is not None
         assert made.promotion is not None
         assert made.promotion.promoted_from == str(backup)
-    later = acts.promote(catalog, proven(catalog, NOW - HOUR), ALL_TIERS, NOW)
+    later = promote_and_prune.promote(catalog, proven(catalog, NOW - HOUR), ALL_TIERS, NOW)
     assert later.made == {}
     assert f"monthly: the month 2026-06 has its monthly backup, {promoted.made[Tier.MONTHLY]}" in later.reason
     # One act of a person is meant for all copies.
-    acts.release(catalog, backup, NOW)
+    promote_and_prune.release(catalog, backup, NOW)
     assert catalog.held(NOW) == []
 
 
 def test_a_tier_that_is_off_gets_nothing_and_no_folder(catalog: Catalog) -> None:
-    assert set(acts.promote(catalog, proven(catalog, NOW - DAY), POLICY, NOW).made) == {Tier.WEEKLY}
+    assert set(promote_and_prune.promote(catalog, proven(catalog, NOW - DAY), POLICY, NOW).made) == {Tier.WEEKLY}
     assert names(catalog.root) == {"daily", "weekly", ".lock"}
 
 
@@ -141,15 +141,15 @@ def test_three_years_of_daily_dumps_leave_so_many_of_each_tier(catalog: Catalog)
     """The first of each month and year, as a person would count them."""
     for n in range(0, 3 * 365, 5):
         now = NOW - (3 * 365 - n) * DAY
-        acts.promote(catalog, proven(catalog, now - HOUR), ALL_TIERS, now)
-        acts.prune(catalog, ALL_TIERS, now)
+        promote_and_prune.promote(catalog, proven(catalog, now - HOUR), ALL_TIERS, now)
+        promote_and_prune.prune(catalog, ALL_TIERS, now)
     assert [f"{b.started_at:%Y-%m-%d}" for b in catalog.backups(Tier.MONTHLY)] == ["2026-06-05", "2026-05-01"]
     assert [f"{b.started_at:%Y-%m-%d}" for b in catalog.backups(Tier.YEARLY)] == ["2026-01-01"]
     assert len(catalog.backups(Tier.WEEKLY)) == 4
     assert len(catalog.backups(Tier.DAILY)) == 7
     # Off again, nothing of them goes, whatever becomes of the others.
     stood = catalog.backups(Tier.MONTHLY, Tier.YEARLY)
-    done = acts.prune(catalog, ONE_DAY, NOW)
+    done = promote_and_prune.prune(catalog, ONE_DAY, NOW)
     assert done.removed
     assert not [key for key in done.removed if key.startswith(("monthly", "yearly"))]
     assert catalog.backups(Tier.MONTHLY, Tier.YEARLY) == stood
@@ -160,7 +160,7 @@ def test_three_years_of_daily_dumps_leave_so_many_of_each_tier(catalog: Catalog)
 
 def test_pruning_removes_what_the_policy_does_not_keep_with_all_sidecars(catalog: Catalog) -> None:
     made = dailies(catalog, 10)
-    done = acts.prune(catalog, POLICY, NOW)
+    done = promote_and_prune.prune(catalog, POLICY, NOW)
     assert catalog.backups() == made[:7]
     assert done.removed == tuple(f"daily/{b}" for b in reversed(made[7:]))
     assert done.freed_bytes == 3 * len(CONTENT)
@@ -170,16 +170,16 @@ def test_pruning_removes_what_the_policy_does_not_keep_with_all_sidecars(catalog
 
 def test_pruning_twice_changes_nothing_more(catalog: Catalog) -> None:
     dailies(catalog, 10)
-    acts.prune(catalog, POLICY, NOW)
+    promote_and_prune.prune(catalog, POLICY, NOW)
     before = snapshot(catalog.root)
-    assert acts.prune(catalog, POLICY, NOW).removed == ()
+    assert promote_and_prune.prune(catalog, POLICY, NOW).removed == ()
     assert snapshot(catalog.root) == before
 
 
 def test_pruning_the_daily_copy_leaves_the_weekly_one_whole(catalog: Catalog) -> None:
     made = dailies(catalog, 10)
     weekly = promote_backup(catalog, made[9], Tier.WEEKLY, NOW)
-    acts.prune(catalog, POLICY, NOW)
+    promote_and_prune.prune(catalog, POLICY, NOW)
     assert catalog.backups(Tier.WEEKLY) == [weekly]
     assert weekly.path.read_bytes() == CONTENT
     assert catalog.refresh(weekly).state(NOW) is State.VERIFIED
@@ -190,14 +190,14 @@ def test_drilled_and_held_ones_stay(catalog: Catalog) -> None:
     drilled(catalog, made[4])
     held(catalog, made[3], NOW + DAY)
     held(catalog, made[2], NOW - DAY)
-    acts.prune(catalog, ONE_DAY, NOW)
+    promote_and_prune.prune(catalog, ONE_DAY, NOW)
     assert catalog.backups() == [made[0], made[3], made[4]]
 
 
 def test_a_hold_that_cannot_be_read_holds(catalog: Catalog) -> None:
     made = dailies(catalog, 3)
     made[2].sidecar(HELD).write_text("garbage", encoding="utf-8")
-    acts.prune(catalog, ONE_DAY, NOW)
+    promote_and_prune.prune(catalog, ONE_DAY, NOW)
     assert catalog.backups() == [made[0], made[2]]
 
 
@@ -205,7 +205,7 @@ def test_a_verdict_that_cannot_be_read_lets_nothing_be_removed_on_its_strength(c
     made = dailies(catalog, 3)
     made[0].sidecar(VERIFIED).write_text("garbage", encoding="utf-8")
     with pytest.raises(NotVerifiedError):
-        acts.prune(catalog, ONE_DAY, NOW)
+        promote_and_prune.prune(catalog, ONE_DAY, NOW)
     assert catalog.backups() == made
 
 
@@ -214,7 +214,7 @@ def test_pruning_refuses_when_the_newest_is_unproven(catalog: Catalog) -> None:
     newest = publish(catalog, NOW)
     before = snapshot(catalog.root)
     with pytest.raises(NotVerifiedError, match=f"daily/{newest}, is unverified. Next: verify it") as refused:
-        acts.prune(catalog, POLICY, NOW)
+        promote_and_prune.prune(catalog, POLICY, NOW)
     assert refused.value.what == "nothing was removed"
     assert snapshot(catalog.root) == before
     assert lock_holder(catalog.root) is None
@@ -225,7 +225,7 @@ def test_pruning_refuses_when_the_newest_is_bad(catalog: Catalog) -> None:
     judged(catalog, publish(catalog, NOW), good=False)
     before = snapshot(catalog.root)
     with pytest.raises(NotVerifiedError, match="is bad"):
-        acts.prune(catalog, POLICY, NOW)
+        promote_and_prune.prune(catalog, POLICY, NOW)
     assert snapshot(catalog.root) == before
 
 
@@ -234,26 +234,26 @@ def test_pruning_refuses_when_the_newest_proven_one_was_altered(catalog: Catalog
     made[0].path.write_bytes(b"")
     before = snapshot(catalog.root)
     with pytest.raises(NotVerifiedError):
-        acts.prune(catalog, POLICY, NOW)
+        promote_and_prune.prune(catalog, POLICY, NOW)
     assert snapshot(catalog.root) == before
 
 
 def test_pruning_an_empty_volume_refuses(catalog: Catalog) -> None:
     with pytest.raises(NotVerifiedError, match="there is no backup"):
-        acts.prune(catalog, POLICY, NOW)
+        promote_and_prune.prune(catalog, POLICY, NOW)
 
 
 def test_the_old_scripts_dump_being_written_neither_stops_pruning_nor_is_touched(catalog: Catalog) -> None:
     made = dailies(catalog, 3)
     writing = write_dump(catalog, NOW, age=timedelta(minutes=1))
-    acts.prune(catalog, ONE_DAY, NOW)
+    promote_and_prune.prune(catalog, ONE_DAY, NOW)
     assert catalog.backups() == [writing, made[0]]
 
 
 def test_of_bad_ones_the_newest_two_are_left(catalog: Catalog) -> None:
     newest = proven(catalog, NOW - HOUR)
     bad = [judged(catalog, publish(catalog, NOW - n * DAY), good=False) for n in range(2, 6)]
-    acts.prune(catalog, POLICY, NOW)
+    promote_and_prune.prune(catalog, POLICY, NOW)
     assert catalog.backups() == [newest, *bad[:2]]
 
 
@@ -263,7 +263,7 @@ def test_other_databases_and_strangers_stay(catalog: Catalog) -> None:
     (catalog.folder(Tier.DAILY) / "notes.txt").write_text("mine", encoding="utf-8")
     before = snapshot(catalog.root)
     dailies(catalog, 3)
-    acts.prune(catalog, ONE_DAY, NOW)
+    promote_and_prune.prune(catalog, ONE_DAY, NOW)
     after = snapshot(catalog.root)
     assert other.backups() == others
     assert {name: after[name] for name in before} == before
@@ -273,7 +273,7 @@ def test_pruning_first_sweeps_what_a_crash_left_and_says_so(catalog: Catalog) ->
     made = dailies(catalog, 2)
     leftover = catalog.temporary(made[0].name)
     leftover.write_bytes(b"half")
-    assert acts.prune(catalog, POLICY, NOW).swept == (leftover.name,)
+    assert promote_and_prune.prune(catalog, POLICY, NOW).swept == (leftover.name,)
     assert not leftover.exists()
 
 
@@ -289,7 +289,7 @@ def test_one_that_vanishes_meanwhile_does_not_stop_the_others(
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     monkeypatch.setattr(os, "unlink", somebody_was_faster)
-    acts.prune(catalog, ONE_DAY, NOW)
+    promote_and_prune.prune(catalog, ONE_DAY, NOW)
     assert catalog.backups() == made[:1]
     assert len(names(catalog.folder(Tier.DAILY))) == len(("dump", "manifest", "globals", "verdict"))
 
@@ -308,7 +308,7 @@ def test_one_that_refuses_to_go_does_not_stop_the_others_and_is_reported(
 
     monkeypatch.setattr(os, "unlink", unlink)
     with pytest.raises(VolumeError, match="1 of 3 backups could not be removed") as reported:
-        acts.prune(catalog, ONE_DAY, NOW)
+        promote_and_prune.prune(catalog, ONE_DAY, NOW)
     assert str(stubborn.path) in reported.value.why
     assert "busy" in reported.value.why
     assert catalog.backups() == [made[0], stubborn]
@@ -318,7 +318,7 @@ def test_one_that_refuses_to_go_does_not_stop_the_others_and_is_reported(
 def test_a_folder_named_like_a_leftover_does_not_stop_pruning(catalog: Catalog) -> None:
     made = dailies(catalog, 3)
     catalog.temporary(made[0].name).mkdir()
-    acts.prune(catalog, ONE_DAY, NOW)
+    promote_and_prune.prune(catalog, ONE_DAY, NOW)
     assert catalog.backups() == made[:1]
 
 
@@ -326,7 +326,7 @@ def test_nobody_prunes_while_another_is_at_work(catalog: Catalog) -> None:
     dailies(catalog, 10)
     before = snapshot(catalog.root)
     with catalog.lock("dumping ovia", NOW), pytest.raises(LockHeldError, match="dumping ovia"):
-        acts.prune(catalog, POLICY, NOW)
+        promote_and_prune.prune(catalog, POLICY, NOW)
     assert snapshot(catalog.root) == before
 
 
@@ -335,7 +335,7 @@ def test_who_waits_to_prune_is_told_for_whom(tmp_path: Path) -> None:
     dailies(catalog, 1)
     told: list[str] = []
     with catalog.lock("dumping ovia", NOW), pytest.raises(LockHeldError):
-        acts.prune(catalog, POLICY, NOW, told.append)
+        promote_and_prune.prune(catalog, POLICY, NOW, told.append)
     assert [holder.partition(" (")[0] for holder in told] == ["dumping ovia"]
 
 
@@ -357,7 +357,7 @@ def test_an_unproven_dump_that_was_made_during_a_long_wait_is_looked_at(
             other.close()
 
         with pytest.raises(NotVerifiedError, match="is unverified"):
-            acts.prune(catalog, ONE_DAY, NOW, half_an_hour_passes)
+            promote_and_prune.prune(catalog, ONE_DAY, NOW, half_an_hour_passes)
     assert catalog.backups()[1:] == made
 
 
@@ -371,7 +371,7 @@ def test_the_catalog_is_read_again_under_the_lock(catalog: Catalog, monkeypatch:
         return real_backups(self, *tiers)
 
     monkeypatch.setattr(Catalog, "backups", backups)
-    acts.prune(catalog, ONE_DAY, NOW)
+    promote_and_prune.prune(catalog, ONE_DAY, NOW)
     assert [(holder or "nobody").partition(" (")[0] for holder in looked_at] == ["pruning"]
 
 
@@ -383,7 +383,7 @@ def test_pruning_killed_at_any_step_leaves_only_whole_backups_and_never_less_tha
         catalog = make_catalog(tmp_path / str(next(volumes)))
         dailies(catalog, 3)
         current[:] = [catalog]
-        return lambda: acts.prune(catalog, ONE_DAY, NOW)
+        return lambda: promote_and_prune.prune(catalog, ONE_DAY, NOW)
 
     for _ in killed_at_each_step(prepare):
         (catalog,) = current
@@ -391,7 +391,7 @@ def test_pruning_killed_at_any_step_leaves_only_whole_backups_and_never_less_tha
         assert {b.state(NOW) for b in left} == {State.VERIFIED}
         assert left[0].started_at == NOW - HOUR
         # Whoever comes next is not kept out, and finishes it.
-        acts.prune(catalog, ONE_DAY, NOW)
+        promote_and_prune.prune(catalog, ONE_DAY, NOW)
         assert [b.started_at for b in catalog.backups()] == [NOW - HOUR]
         assert len(names(catalog.folder(Tier.DAILY))) == len(("dump", "manifest", "globals", "verdict"))
 
@@ -404,15 +404,15 @@ def test_a_preview_decides_the_same_and_changes_nothing_and_needs_no_lock(catalo
     catalog.temporary(made[0].name).touch()
     before = snapshot(catalog.root)
     with catalog.lock("dumping ovia", NOW):
-        previewed = acts.preview(catalog.backups(), POLICY, NOW)
+        previewed = promote_and_prune.preview(catalog.backups(), POLICY, NOW)
     assert snapshot(catalog.root) == before
-    assert acts.prune(catalog, POLICY, NOW).plan == previewed
+    assert promote_and_prune.prune(catalog, POLICY, NOW).plan == previewed
 
 
 def test_a_preview_says_why_nothing_would_be_removed(catalog: Catalog) -> None:
     dailies(catalog, 10)
     newest = publish(catalog, NOW)
-    previewed = acts.preview(catalog.backups(), POLICY, NOW)
+    previewed = promote_and_prune.preview(catalog.backups(), POLICY, NOW)
     assert previewed.held == f"the newest backup, daily/{newest}, is unverified"
     assert previewed.removals == ()
 
@@ -423,11 +423,11 @@ def test_a_preview_says_why_nothing_would_be_removed(catalog: Catalog) -> None:
 def test_a_released_backup_is_pruned_like_others(catalog: Catalog) -> None:
     made = dailies(catalog, 3)
     backup = held(catalog, made[2], NOW + 30 * DAY)
-    released = acts.release(catalog, backup, NOW)
+    released = promote_and_prune.release(catalog, backup, NOW)
     assert released.hold is not None
     assert (released.hold.released_at, released.hold.until) == (NOW, NOW + 30 * DAY)
     assert released.state(NOW) is State.VERIFIED
-    acts.prune(catalog, ONE_DAY, NOW)
+    promote_and_prune.prune(catalog, ONE_DAY, NOW)
     assert catalog.backups() == made[:1]
 
 
@@ -435,22 +435,22 @@ def test_what_is_not_on_hold_cannot_be_released(catalog: Catalog) -> None:
     backup = proven(catalog, NOW - DAY)
     before = snapshot(catalog.root)
     with pytest.raises(BackupNotFoundError, match="is not on hold"):
-        acts.release(catalog, backup, NOW)
+        promote_and_prune.release(catalog, backup, NOW)
     assert snapshot(catalog.root) == before
 
 
 def test_a_hold_is_released_once(catalog: Catalog) -> None:
     backup = held(catalog, proven(catalog, NOW - DAY), NOW + DAY)
-    acts.release(catalog, backup, NOW)
+    promote_and_prune.release(catalog, backup, NOW)
     with pytest.raises(BackupNotFoundError, match="is not on hold"):
-        acts.release(catalog, backup, NOW + HOUR)
+        promote_and_prune.release(catalog, backup, NOW + HOUR)
 
 
 def test_a_backup_that_is_gone_cannot_be_released(catalog: Catalog) -> None:
     backup = held(catalog, proven(catalog, NOW - DAY), NOW + DAY)
     remove_backup(catalog, backup)
     with pytest.raises(BackupNotFoundError):
-        acts.release(catalog, backup, NOW)
+        promote_and_prune.release(catalog, backup, NOW)
 
 
 # --- A season -----------------------------------------------------------------------------------------------------
@@ -464,12 +464,12 @@ def test_ninety_nights_with_bad_weeks_among_them_leave_seven_days_and_four_weeks
         night = began + n * DAY
         now = night + timedelta(minutes=30)
         backup = judged(catalog, publish(catalog, night), good=n not in failed)
-        acts.promote(catalog, backup, POLICY, now)
+        promote_and_prune.promote(catalog, backup, POLICY, now)
         if n in failed:
             with pytest.raises(NotVerifiedError):
-                acts.prune(catalog, POLICY, now)
+                promote_and_prune.prune(catalog, POLICY, now)
         else:
-            acts.prune(catalog, POLICY, now)
+            promote_and_prune.prune(catalog, POLICY, now)
         good = [b for b in catalog.backups() if b.state(now) is State.VERIFIED]
         counts.append(len(good))
     last = began + 89 * DAY
