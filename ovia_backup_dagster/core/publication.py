@@ -2,7 +2,8 @@
 
 A dump and its sidecars are one unit: sidecars appear first and vanish last, so a reader never sees half a backup. All
 expect the caller to hold the volume's lock. Which backups are promoted and removed is decided in ``retention``; what is
-written of a backup that stands is the business of ``backup_statements``, what a crash leaves behind that of ``sweeping``.
+written of a backup that stands is the business of ``backup_statements``, what a crash leaves behind that of
+``sweeping``.
 """
 
 from __future__ import annotations

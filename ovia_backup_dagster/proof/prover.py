@@ -1,8 +1,8 @@
 """The proof that a database that was restored from a backup equals it: the acts that it consists of, in their order.
 
 The same for a drill's copy and for a database that goes live: what differs between the two stands with who asks for the
-proof. Which checks there are stands in ``core.check_registry``; a new one begins there. What each act does is the business of ``backup_contents``, ``copy_restoration``, ``copy_comparison`` and
-``table_statistics``.
+proof. Which checks there are stands in ``core.check_registry``; a new one begins there. What each act does is the
+business of ``backup_contents``, ``copy_restoration``, ``copy_comparison`` and ``table_statistics``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Whether a verified daily backup is to stand in another tier as well: a pure function with a reason.
 
 Each period of a tier has one backup, the first verified one. A week begins with the weekly day, so that its backup
-is that day's, or, when that was missed, the next verified one. How it comes to stand there is the business of ``promote_and_prune``.
+is that day's, or, when that was missed, the next verified one. How it comes to stand there is the business of
+``promote_and_prune``.
 """
 
 from __future__ import annotations
