@@ -11,36 +11,33 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import takewhile
 from pathlib import Path
 
 from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.backup_statements import record_drill
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.errors import BackupError, DrillError, DrillOverdueError, StrangeFileError, VolumeError
+from ovia_backup_dagster.core.errors import DrillError, DrillOverdueError, VolumeError
 from ovia_backup_dagster.core.files import (
     NOTE_BYTES,
     TEMPORARY,
-    WITNESS_BYTES,
     as_volume_error,
     exists,
     is_folder,
     read_small,
-    sync_folder,
 )
 from ovia_backup_dagster.core.human_text import duration
 from ovia_backup_dagster.core.layout import DRILLS
 from ovia_backup_dagster.core.locking import lock_holder, volume_lock
-from ovia_backup_dagster.core.manifest import parse_sidecar
 from ovia_backup_dagster.core.naming import encode_database
+from ovia_backup_dagster.core.record_folder import RECORD, RecordFolder
 from ovia_backup_dagster.core.shell import shell_word
 from ovia_backup_dagster.core.verdict import DrillRecord
 from ovia_backup_dagster.core.write_permission import make_writable
 from ovia_backup_dagster.drill.evidence import Evidence, evidence_filename
 
 _EVIDENCE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}_[0-9]{6}_.*\.json", re.DOTALL)
-_SUFFIX, _PAGE = ".json", ".md"
 #: Since when a database's drills are due: written once, when its first backup is made.
 _SINCE = ".since-"
 #: Which drill is under way; what a killed one leaves.
@@ -106,7 +103,7 @@ def judge_drills(
     return DrillStanding(last, last_passed, due, trouble)
 
 
-class DrillFolder:
+class DrillFolder(RecordFolder):
     """``drills/`` on the backup volume.
 
     Args:
@@ -114,8 +111,7 @@ class DrillFolder:
     """
 
     def __init__(self, catalog: Catalog) -> None:
-        self._catalog = catalog
-        self.path = catalog.root / DRILLS
+        super().__init__(catalog, DRILLS)
         self._under_way = self.path / f"{_UNDER_WAY}{encode_database(catalog.database)}"
         self._since = self.path / f"{_SINCE}{encode_database(catalog.database)}"
 
@@ -126,9 +122,8 @@ class DrillFolder:
             VolumeError: it cannot be made.
         """
         make_writable(self.path)
-        with as_volume_error(f"cannot use the folder {self.path}"):
-            if self.since() is None:  # or what stands there is no instant
-                self._catalog.write(self._since, f"{now.isoformat()}\n".encode())
+        if self.since() is None:  # or what stands there is no instant
+            self._note_instant(self._since, now)
 
     def lock(self, backup: Backup, now: datetime) -> AbstractContextManager[int]:
         """One drill at a time. Others than drills are not held up.
@@ -150,7 +145,7 @@ class DrillFolder:
             for path in self.path.glob(f".*{TEMPORARY}"):
                 if not is_folder(path):
                     path.unlink(missing_ok=True)
-            while exists(self.path / f"{evidence_filename(now, backup.path.name)}{_SUFFIX}"):
+            while exists(self.path / f"{evidence_filename(now, backup.path.name)}{RECORD}"):
                 now += timedelta(seconds=1)
             self._catalog.write(self._under_way, os.fsencode(f"{now.isoformat()} {named}"))
         try:
@@ -196,16 +191,13 @@ class DrillFolder:
             size_bytes=backup.size_bytes,
             mtime_ns=backup.mtime_ns,
             covered=replace(backup.unit, archive_sha256=evidence.backup_sha256).covered if backup.unit else None,
-            evidence=f"{evidence.filename}{_SUFFIX}",
+            evidence=f"{evidence.filename}{RECORD}",
         )
         return record_drill(self._catalog, backup, record, self.path)
 
     def since(self) -> datetime | None:
         """Since when drills are due; ``None`` when it was not noted."""
-        with contextlib.suppress(OSError, ValueError, VolumeError):
-            found = datetime.fromisoformat(read_small(self._since, NOTE_BYTES).decode().strip())
-            return found if found.tzinfo else found.replace(tzinfo=UTC)
-        return None
+        return self._noted_instant(self._since)
 
     def write(self, evidence: Evidence, page: str) -> Path:
         """Write a drill down, with its page; returns the evidence's path.
@@ -213,14 +205,7 @@ class DrillFolder:
         Raises:
             VolumeError, DiskFullError: the volume refused, or there is such evidence already.
         """
-        path = self.path / f"{evidence.filename}{_SUFFIX}"
-        with as_volume_error(f"cannot write {path}"):
-            if exists(path):
-                raise VolumeError(f"{path} exists already", why="evidence is never rewritten", fix=f"read {path}")
-            self._catalog.write(path, evidence.to_json().encode())
-            self._catalog.write(path.with_suffix(_PAGE), page.encode())
-            sync_folder(self.path)
-        return path
+        return self._write_once(evidence.filename, evidence, page)
 
     def newest_first(self) -> Iterator[Evidence]:
         """The drills of this database. What cannot be understood is left out.
@@ -228,20 +213,9 @@ class DrillFolder:
         Raises:
             VolumeError: the folder or a file cannot be read. A folder that is not there is empty.
         """
-        with as_volume_error(f"cannot list {self.path}", passing=FileNotFoundError):
-            try:
-                names = sorted((name for name in os.listdir(self.path) if _EVIDENCE.fullmatch(name)), reverse=True)
-            except FileNotFoundError:
-                return
-        for name in names:
-            try:
-                text = read_small(self.path / name, WITNESS_BYTES)
-            except (FileNotFoundError, StrangeFileError):
-                continue  # a folder, a link, a FIFO: not ours, and the doctor names it
-            with contextlib.suppress(BackupError):
-                evidence = parse_sidecar(Evidence, text, name)
-                if evidence.database == self._catalog.database:
-                    yield evidence
+        for evidence in self._read(Evidence, self._paths(_EVIDENCE.fullmatch)):
+            if evidence.database == self._catalog.database:
+                yield evidence
 
     def standing(self, max_age: timedelta, now: datetime) -> DrillStanding:
         """:func:`judge_drills` of this folder; a drill that was killed is trouble, too."""

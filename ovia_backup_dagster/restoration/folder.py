@@ -5,30 +5,24 @@ What a journal says is ``journal``'s business, what a record says ``record``'s.
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.errors import BackupError, RestoreUnfinishedError, StrangeFileError, VolumeError
+from ovia_backup_dagster.core.errors import RestoreUnfinishedError
 from ovia_backup_dagster.core.files import (
-    NOTE_BYTES,
-    WITNESS_BYTES,
     as_volume_error,
     exists,
-    is_folder,
-    read_small,
     sync_folder,
 )
 from ovia_backup_dagster.core.layout import RESTORES
 from ovia_backup_dagster.core.locking import lock_holder, volume_lock
-from ovia_backup_dagster.core.manifest import parse_sidecar
 from ovia_backup_dagster.core.naming import encode_database
+from ovia_backup_dagster.core.record_folder import RECORD, RecordFolder
 from ovia_backup_dagster.core.write_permission import make_writable
 from ovia_backup_dagster.restoration.journal import Journal
 from ovia_backup_dagster.restoration.record import Record, record_of
@@ -36,7 +30,7 @@ from ovia_backup_dagster.restoration.restore_order import Order, stamp
 
 #: That a kept database will be dropped, and that people were told so.
 _ANNOUNCED = ".announced-"
-_JOURNAL, _RECORD, _PAGE = ".journal", ".json", ".md"
+_JOURNAL = ".journal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +46,7 @@ class RestoreStanding:
     trouble: RestoreUnfinishedError | None
 
 
-class RestoreFolder:
+class RestoreFolder(RecordFolder):
     """``restores/`` on the backup volume.
 
     Args:
@@ -60,8 +54,7 @@ class RestoreFolder:
     """
 
     def __init__(self, catalog: Catalog) -> None:
-        self._catalog = catalog
-        self.path = catalog.root / RESTORES
+        super().__init__(catalog, RESTORES)
 
     def prepare(self) -> None:
         """Make the folder.
@@ -85,7 +78,7 @@ class RestoreFolder:
         Raises:
             VolumeError: the folder cannot be read.
         """
-        taken = {path.name[: len(stamp(now))] for ending in (_JOURNAL, _RECORD) for path in self._paths(ending)}
+        taken = {path.name[: len(stamp(now))] for ending in (_JOURNAL, RECORD) for path in self._ending(ending)}
         while stamp(now) in taken:
             now += timedelta(seconds=1)
         return now
@@ -133,8 +126,8 @@ class RestoreFolder:
 
     def _unrecorded(self) -> Iterator[Journal]:
         """The journals of this database that have no record."""
-        for path in self._paths(_JOURNAL):
-            if not exists(path.with_suffix(_RECORD)):
+        for path in self._ending(_JOURNAL):
+            if not exists(path.with_suffix(RECORD)):
                 journal = Journal.read(path)
                 if journal.order.database == self._catalog.database:
                     yield journal
@@ -145,21 +138,11 @@ class RestoreFolder:
         Raises:
             VolumeError, DiskFullError: the volume refused, or there is such a record already.
         """
-        path = self.path / f"{record.order.filename}{_RECORD}"
-        with as_volume_error(f"cannot write {path}"):
-            if exists(path):
-                raise VolumeError(f"{path} exists already", why="a record is never rewritten", fix=f"read {path}")
-            self._catalog.write(path, record.to_json().encode())
-            self._catalog.write(path.with_suffix(_PAGE), page.encode())
-            sync_folder(self.path)
-        return path
+        return self._write_once(record.order.filename, record, page)
 
     def announced(self, kept: str) -> datetime | None:
         """When people were told that a kept database will be dropped (UTC); ``None`` when they were not."""
-        with contextlib.suppress(OSError, ValueError, VolumeError):
-            found = datetime.fromisoformat(read_small(self._announcement(kept), NOTE_BYTES).decode().strip())
-            return found if found.tzinfo else found.replace(tzinfo=UTC)
-        return None
+        return self._noted_instant(self._announcement(kept))
 
     def announce(self, kept: str, now: datetime) -> None:
         """Note that people were told.
@@ -167,8 +150,7 @@ class RestoreFolder:
         Raises:
             VolumeError: it cannot be written.
         """
-        with as_volume_error(f"cannot use the folder {self.path}"):
-            self._catalog.write(self._announcement(kept), f"{now.isoformat()}\n".encode())
+        self._note_instant(self._announcement(kept), now)
 
     def _announcement(self, kept: str) -> Path:
         return self.path / f"{_ANNOUNCED}{encode_database(kept)}"
@@ -181,7 +163,10 @@ class RestoreFolder:
         Raises:
             VolumeError: the folder or a file cannot be read. A folder that is not there is empty.
         """
-        found = [*self._records(), *map(record_of, self.unrecorded())]
+        of_database = [
+            each for each in self._read(Record, self._ending(RECORD)) if each.order.database == self._catalog.database
+        ]
+        found = [*of_database, *map(record_of, self.unrecorded())]
         yield from sorted(found, key=lambda record: record.order.filename, reverse=True)
 
     def went_live_on(self) -> str | None:
@@ -204,25 +189,9 @@ class RestoreFolder:
         """
         return next((record for record in self.newest_first() if record.kept == name), None)
 
-    def _records(self) -> Iterator[Record]:
-        for path in self._paths(_RECORD):
-            try:
-                text = read_small(path, WITNESS_BYTES)
-            except (FileNotFoundError, StrangeFileError):
-                continue
-            with contextlib.suppress(BackupError):
-                record = parse_sidecar(Record, text, path.name)
-                if record.order.database == self._catalog.database:
-                    yield record
-
-    def _paths(self, ending: str) -> list[Path]:
-        """The files, newest first."""
-        with as_volume_error(f"cannot list {self.path}", passing=FileNotFoundError):
-            try:
-                names = sorted((name for name in os.listdir(self.path) if name.endswith(ending)), reverse=True)
-            except FileNotFoundError:
-                return []
-        return [path for path in (self.path / name for name in names) if not is_folder(path)]
+    def _ending(self, ending: str) -> list[Path]:
+        """The files with that ending, newest first."""
+        return self._paths(lambda name: name.endswith(ending))
 
 
 def backup_of(order: Order, catalog: Catalog, now: datetime) -> Backup:
