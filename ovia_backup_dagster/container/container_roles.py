@@ -206,3 +206,16 @@ def wait_for(there: Callable[[], None], patience: float = PATIENCE_SECONDS, paus
 def replace_process(program: str, *arguments: str) -> NoReturn:
     """From here on this process is that program: signals and exit codes are its own."""
     os.execvp(program, (program, *arguments))  # noqa: S606 - argv, no shell
+
+
+#: All of them, for the program that containers begin with.
+ROLES = (
+    code_server_role,
+    console_role,
+    daemon_role,
+    docker_filter_role,
+    doctor_role,
+    door_role,
+    run_role,
+    webserver_role,
+)

@@ -10,16 +10,7 @@ import sys
 
 import click
 
-from ovia_backup_dagster.container.container_roles import (
-    code_server_role,
-    console_role,
-    daemon_role,
-    docker_filter_role,
-    doctor_role,
-    door_role,
-    run_role,
-    webserver_role,
-)
+from ovia_backup_dagster.container.container_roles import ROLES
 from ovia_backup_dagster.container.health_checks import health_command
 from ovia_backup_dagster.core.errors import BackupError
 
@@ -29,17 +20,7 @@ def main() -> None:
     """The roles of the image. See deploy/stack.yml."""
 
 
-for _command in (
-    code_server_role,
-    console_role,
-    daemon_role,
-    docker_filter_role,
-    doctor_role,
-    door_role,
-    health_command,
-    run_role,
-    webserver_role,
-):
+for _command in (*ROLES, health_command):
     main.add_command(_command)
 
 
