@@ -96,8 +96,8 @@ def test_what_a_run_prints_goes_to_a_file_and_the_old_ones_go(tmp_path: Path) ->
     for number in range(5):
         logs.joinpath(f"2026-01-0{number}_old.log").touch()
     code = (
-        "from pathlib import Path; from ovia_backup_dagster.container import main, roles; "
-        f"roles.RUN_LOGS = Path({str(logs)!r}); roles.RUN_LOGS_KEPT = 2; main.entry_point()"
+        "from pathlib import Path; from ovia_backup_dagster.container import container_roles, main; "
+        f"container_roles.RUN_LOGS = Path({str(logs)!r}); container_roles.RUN_LOGS_KEPT = 2; main.entry_point()"
     )
     command = ("sh", "-c", "echo out; echo --err >&2; exit 7", "--flag", "-x")
     environment = {**os.environ, "DAGSTER_RUN_JOB_NAME": "daily_backup_job"}
@@ -114,8 +114,8 @@ def test_what_a_run_prints_goes_to_a_file_and_the_old_ones_go(tmp_path: Path) ->
 
 def test_without_a_place_for_it_the_run_goes_on(tmp_path: Path) -> None:
     code = (
-        "from pathlib import Path; from ovia_backup_dagster.container import main, roles; "
-        f"roles.RUN_LOGS = Path({str(tmp_path / 'none/runs')!r}); main.entry_point()"
+        "from pathlib import Path; from ovia_backup_dagster.container import container_roles, main; "
+        f"container_roles.RUN_LOGS = Path({str(tmp_path / 'none/runs')!r}); main.entry_point()"
     )
     done = subprocess.run(
         (sys.executable, "-c", code, "run", "echo", "on"), capture_output=True, text=True, check=False
