@@ -115,6 +115,7 @@ class HookedSystem(BackupSystem):
             real.connection,
             real.programs,
             real.compression,
+            published=real.published,
             before=self.before_dump,
             after=self.after_dump,
         )

@@ -908,7 +908,6 @@ def test_strange_things_in_the_folder_disturb_nobody(site: Site) -> None:
 
 def test_a_folder_that_is_no_folder_is_said(site: Site) -> None:
     made = site.backup()
-    shutil.rmtree(site.driller.drills.path)
     site.driller.drills.path.write_text("")
     with pytest.raises(BackupError, match="drills"):
         site.drill(made)
