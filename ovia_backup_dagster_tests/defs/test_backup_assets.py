@@ -131,8 +131,8 @@ def test_a_good_day(location: Location) -> None:
     pruning = shown["retention_pruning"]
     assert (pruning["removed"], pruning["kept"], pruning["freed_bytes"]) == (0, 2, 0)
     assert {row["backup"]: (row["state"], row["decision"]) for row in records(pruning["plan"])} == {
-        f"daily/{backup}": ("proven", "keep"),
-        f"weekly/{weekly}": ("proven", "keep"),
+        f"daily/{backup}": ("verified", "keep"),
+        f"weekly/{weekly}": ("verified", "keep"),
     }
     assert all(row["reason"] for row in records(pruning["plan"]))
 
@@ -319,7 +319,7 @@ def test_promotion_alone_refuses_nothing_and_promotes_nothing_unproven(location:
     assert result.success
     assert materialized(result)["weekly_promotion"] == {
         "promoted": False,
-        "reason": f"{backup} is unproven; only a verified backup is promoted",
+        "reason": f"{backup} is unverified; only a verified backup is promoted",
         "backup": "none",
     }
     assert location.catalog.backups(Tier.WEEKLY) == []
@@ -344,7 +344,7 @@ def test_promotion_to_every_tier_that_is_on(new_location: NewLocation, volume: P
     location: Location = new_location(BACKUP_MONTHLY_KEEP="12", BACKUP_YEARLY_KEEP="1")
     shown = materialized(location.run())["weekly_promotion"]
     assert shown["promoted"] is True
-    assert "monthly: the first proven dump of the month" in shown["reason"]
+    assert "monthly: the first verified dump of the month" in shown["reason"]
     made = {tier: location.catalog.backups(tier) for tier in Tier if tier is not Tier.DAILY}
     assert shown["backup"] == ", ".join(str(backup) for backups in made.values() for backup in backups)
     assert [len(backups) for backups in made.values()] == [1, 1, 1]

@@ -312,7 +312,7 @@ def test_what_is_no_backup_on_the_volume_is_refused(drilled: Drilled, tmp_path: 
 
 def test_there_is_nothing_to_drill(bare: NewLocation) -> None:
     location: Location = bare()
-    assert failure(location.run(DRILL_JOB)).startswith("there is no backup to restore: none is proven or could be.")
+    assert failure(location.run(DRILL_JOB)).startswith("there is no backup to restore: none is verified or could be.")
     assert evidence(location) == []
 
 

@@ -377,7 +377,7 @@ def test_a_verdict_elsewhere_is_not_believed(site: Location, tmp_path: Path) -> 
     before = elsewhere.read_bytes()
     record_judgement(site.catalog, backup, make_judgement(backup, good=True), None)
     assert elsewhere.read_bytes() == before
-    assert site.catalog.refresh(backup).state(datetime.now(UTC)) is State.VERIFIED
+    assert site.catalog.refresh(backup).state(datetime.now(UTC)) is State.PROVEN
 
 
 def test_a_journal_that_is_no_file_lets_no_restore_begin(site: Location) -> None:

@@ -107,7 +107,7 @@ def test_one_that_is_unfinished(here: BackupSystem, database: Connection) -> Non
     folder.begin(order).write(JournalMark.BEGUN, Step.RESTORE)
     with volume_lock(folder.path, purpose="the swap of a backup", now=datetime.now(UTC)):
         found = lines(here)
-        assert the(found, "now at work: the swap of a backup").level is Severity.OK
+        assert the(found, "one is under way: the swap of a backup").level is Severity.OK
         assert as_it_should(found)
     line = the(lines(here), "is not finished")
     assert (line.level, "--resume" in line.fix, "--abort" in line.fix) == (Severity.FAIL, True, True)

@@ -252,7 +252,7 @@ def test_a_disk_that_alters_a_byte_and_tells_nobody(site: Site, mode: str) -> No
     before = path.stat()
     flip_byte(path)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert "(proven, " in site.restore("--plan", confirm=False).output
+    assert "(verified, " in site.restore("--plan", confirm=False).output
     ended = site.restore("--mode", mode, confirm=mode != "new")
     assert ended.code == 1, ended.output
     assert "Traceback" not in ended.output
