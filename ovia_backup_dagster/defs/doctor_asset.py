@@ -1,6 +1,6 @@
 """The doctor as an asset: its report has a page, a history, and a run that fails when something will fail.
 
-What is looked at lives in ``doctor``, and what only Dagster knows in ``instance``.
+What is looked at lives in ``doctor``, and what only Dagster knows in ``instance_report``.
 """
 
 from collections.abc import Iterator

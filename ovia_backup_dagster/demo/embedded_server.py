@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL and the sample database. What the demo does with them is in ``run``."""
+"""The embedded PostgreSQL and the sample database. What the demo does with them is in ``demonstration``."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 For what client programs print, and nothing else: a session is told a SQLSTATE. ``translations.json`` holds the messages
 of PostgreSQL's own catalogues that the table looks for. What is not among them stays as it is: it is asked for again in
-a session (``asking``).
+a session (``server_language``).
 """
 
 from __future__ import annotations

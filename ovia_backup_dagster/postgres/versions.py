@@ -1,7 +1,9 @@
 """PostgreSQL's releases: the majors, which of them may dump which, and the minors that mend known vulnerabilities.
 
 Of vulnerabilities only what a dump, its reading back and a restore meet: pg_dump, pg_restore, psql and libpq. Kept by
-hand, with the day of the last look; a newer program is never called old.
+hand, with the day of the last look; a newer program is never called old. For a new major look at the newest
+archive format in ``core.archive_header`` as well, at new settings in ``session_settings``, and whether the messages in
+``known_messages`` read as before.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Restores an archive into a database: the one place that runs pg_restore against a server.
+"""Runs pg_restore against a database: the whole archive, what is left of a damaged one, or its views again.
 
-An empty database is filled and nothing else is touched. Where it stands is the business of ``target``; what pg_restore
+It fills an empty database. Where it stands is the business of ``target``; what pg_restore
 says, that of ``restore_messages``; whether the outcome is right, that of ``copy_comparison``.
 """
 

@@ -1,6 +1,7 @@
-"""Lets a table take rows that its own rules refuse, and puts the rules back: for what is left of a backup alone.
+"""Lets a table take rows that its own rules refuse, and puts the rules back.
 
-A rule that the rows break stands there afterwards as NOT VALID, or not at all, and is told.
+For ``salvage`` alone: a restore of what is left of a backup (``--even-if-damaged``). A rule that the rows break stands
+there afterwards as NOT VALID, or not at all, and is told.
 """
 
 from __future__ import annotations

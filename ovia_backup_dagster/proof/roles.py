@@ -218,8 +218,8 @@ def create(
     """Make these roles as they were saved; returns what they are not given, what could not be, who needs a password.
 
     The file is only read, by a strict grammar: it may be forged, and other people use this server. No role gets a
-    password, and one that is not named gets no power over others (see :func:`globals.making`). Every other role of the
-    server is left as it is: one that is saved as well is not changed.
+    password, and one that is not named gets no power over others (see :func:`globals_file.making`). Every other role of
+    the server is left as it is: one that is saved as well is not changed.
 
     Args:
         server: where they are made.
