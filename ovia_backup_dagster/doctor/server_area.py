@@ -23,7 +23,6 @@ from ovia_backup_dagster.postgres.versions import (
     is_without_repairs,
     may_dump,
     newest_minor,
-    pair_caution,
     parse_release,
 )
 from ovia_backup_dagster.restoration import server_offers
@@ -128,8 +127,6 @@ def _version(system: BackupSystem, about: dict[str, Any]) -> Iterator[Observatio
     if client is not None and not may_dump(client, major):
         yield fail(Area.SERVER, f"the server is PostgreSQL {version}, pg_dump is {client}", fix)
         return
-    if client is not None and (caution := pair_caution(client, major)):
-        yield warn(Area.SERVER, caution, f"{fix}; or, to move to PostgreSQL {client}, restore to a server of it")
     if is_without_repairs(major, datetime.now(UTC).date()):
         text = f"PostgreSQL {major} had its last release on {MAJORS[major].last_release}: what is found in it stays"
         yield warn(Area.SERVER, text, "move to a later major: https://www.postgresql.org/support/versioning/")

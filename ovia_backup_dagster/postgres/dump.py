@@ -40,7 +40,7 @@ from ovia_backup_dagster.postgres.session import database_facts, effective_setti
 from ovia_backup_dagster.postgres.session_settings import SESSION_OPTIONS, unended
 from ovia_backup_dagster.postgres.stall import watch
 from ovia_backup_dagster.postgres.undumped_rows import undumped_or_why
-from ovia_backup_dagster.postgres.versions import may_dump, pair_caution
+from ovia_backup_dagster.postgres.versions import may_dump
 
 LOCK_WAIT_TIMEOUT_SECONDS = 300
 PROGRESS_SECONDS = 10.0
@@ -101,7 +101,7 @@ class Dumper:
             facts = database_facts(self.connection).model_copy(
                 update={"name": self.connection.database, "effective": effective_settings(self.connection)}
             )
-            caution = self._refuse_other_major(facts)
+            self._refuse_other_major(facts)
             before = self._previous()
             if before is not None:
                 self._refuse_full_disk(before, log)
@@ -143,7 +143,7 @@ class Dumper:
                     options=options,
                     session_options=SESSION_OPTIONS,
                     client_version=self.programs.version("pg_dump"),
-                    warnings=(*lost, *caution, *warnings, *more_warnings)[:_WARNINGS_LIMIT],
+                    warnings=(*lost, *warnings, *more_warnings)[:_WARNINGS_LIMIT],
                     undumped=lost,
                     globals_included=globals_sql is not None,
                     files=facts_for_manifest(made),
@@ -204,8 +204,7 @@ class Dumper:
             return None, (f"roles are not saved: {error}",)
         return output, tuple(self.connection.redact(message) for message in messages(stderr))
 
-    def _refuse_other_major(self, facts: DatabaseFacts) -> tuple[str, ...]:
-        """Refuse a pair that cannot be dumped; returns a warning of one that can, with a consequence."""
+    def _refuse_other_major(self, facts: DatabaseFacts) -> None:
         server, client = facts.server_version_num // 10000, self.programs.major("pg_dump")
         if not may_dump(client, server):
             raise VersionMismatchError(
@@ -213,8 +212,6 @@ class Dumper:
                 why=f"the server is PostgreSQL {server} ({facts.server_version})",
                 fix=f"use PostgreSQL {server}'s client programs: set PG_BIN_DIR, or another image",
             )
-        caution = pair_caution(client, server)
-        return (caution,) if caution else ()
 
     def _previous(self) -> Backup | None:
         now = datetime.now(UTC)

@@ -1,4 +1,4 @@
-"""PostgreSQL's releases: the majors, which of them may dump which, and the minors that mend known vulnerabilities.
+"""PostgreSQL's releases: the majors, which may dump which, and the minors that mend known vulnerabilities.
 
 Of vulnerabilities only what a dump, its reading back and a restore meet: pg_dump, pg_restore, psql and libpq. Kept by
 hand, with the day of the last look; a newer program is never called old. For a new major look at the newest
@@ -36,7 +36,7 @@ class Major:
     last_release: date
 
 
-#: A new major is a line here. pg_dump dumps servers of its own and of the earlier majors in this table, no later one.
+#: A new major is a line here.
 MAJORS = {
     major.number: major
     for major in (
@@ -51,18 +51,12 @@ MAJORS = {
 
 
 def may_dump(client: int, server: int) -> bool:
-    """Whether a major of pg_dump may dump a server: one of its own, or of an earlier one that is known, as itself."""
-    return client == server or (server < client and {client, server} <= MAJORS.keys())
+    """Whether a major of pg_dump dumps a server: one of its own alone.
 
-
-def pair_caution(client: int, server: int) -> str:
-    """What to say of a dump by a pg_dump of a later major; empty for one of the server's own."""
-    if client == server:
-        return ""
-    return (
-        f"pg_dump {client} dumped a server of PostgreSQL {server}: it restores to a server of PostgreSQL {client}, and "
-        f"not to one of {server}"
-    )
+    pg_dump would dump earlier ones as well. Such a dump restores to pg_dump's major and not to the server it is of: on
+    the day, it could not come back.
+    """
+    return client == server
 
 
 def is_without_repairs(major: int, today: date) -> bool:
