@@ -29,7 +29,7 @@ from unittest import mock
 import ovia_backup_dagster.health.freshness
 import ovia_backup_dagster.postgres.session  # noqa: F401
 from ovia_backup_dagster.cli.main import main
-from ovia_backup_dagster.core.backup import Backup, State
+from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.core.locking import lock_holder
@@ -241,7 +241,7 @@ class Guard:
         if not self.place.root.exists():
             return
         now = datetime.now(UTC)
-        proven = [b for b in self.place.catalog.backups() if b.state(now) is State.VERIFIED]
+        proven = [b for b in self.place.catalog.backups() if b.state(now).is_verified]
         for backup in proven:
             if backup.started_at == proven[0].started_at:
                 self.newest[f"{backup.tier}/{backup}"] = _fingerprint(backup.path)
@@ -261,7 +261,7 @@ class Guard:
             assert as_it_was, f"{name} is not what it was"
         names = {f"{b.tier}/{b}": b for b in self.place.catalog.backups()}
         for name in self.newest if sound else ():
-            assert names[name].state(now) is State.VERIFIED, f"{name} is no longer proven"
+            assert names[name].state(now).is_verified, f"{name} is no longer proven"
         self.looks += 1
 
     def glance(self) -> None:
@@ -281,7 +281,7 @@ class Guard:
         assert lock_holder(self.place.root) is None, "the lock is still held"
         backup = self.place.chain()
         now = datetime.now(UTC)
-        assert backup.state(now) is State.VERIFIED
+        assert backup.state(now).is_verified
         assert f"{backup.tier}/{backup}" not in self.newest, "the next run made nothing new"
         self.look()
         left = [name for name in files(self.place.root) if not _REGULAR.fullmatch(name)]
@@ -290,7 +290,7 @@ class Guard:
         orphans = [n for n in files(self.place.root) if _in_tier(n) and _dump_of(n) not in dumps]
         assert not orphans, orphans
         # A dump that was published and whose run died before its verdict has got one, too.
-        assert {b.state(now) for b in self.place.catalog.backups()} == {State.VERIFIED}
+        assert all(b.state(now).is_verified for b in self.place.catalog.backups())
         assert lock_holder(self.place.root) is None
         return backup
 
