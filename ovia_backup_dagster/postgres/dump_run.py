@@ -89,9 +89,10 @@ class PgDump:
         Raises:
             BackupError: why it failed; what it wrote is of no use.
         """
-        if recorder.snapshot is not None:
+        snapshot = recorder.snapshot
+        if snapshot is not None:
             try:
-                return self._once(recorder.snapshot)
+                return self._once(snapshot)
             except TooManyConnectionsError as error:
                 why = error.account
             except _SnapshotError as error:

@@ -30,7 +30,7 @@ from ovia_backup_dagster_tests.faults.harness import (
 
 AT_ONCE = 4
 #: Deliberate: nothing is deleted or promoted on the strength of somebody else's newer dump that has no verdict yet.
-REFUSED = ("nothing was removed: the newest backup", "is unproven; only a verified backup is promoted")
+REFUSED = ("nothing was removed: the newest backup", "is unverified; only a verified backup is promoted")
 
 
 class OneAtATime:

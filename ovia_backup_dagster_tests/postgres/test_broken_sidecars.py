@@ -84,8 +84,8 @@ def test_it_is_said_wherever_the_backup_is_named_and_the_drill_goes_on(
         }
     )
     said = "its manifest cannot be read (it is empty): the backup is treated as one without"
-    assert "proven" in cli("verify").stderr
-    assert "proven, manifest unreadable" in cli("list").stdout
+    assert "verified" in cli("verify").stderr
+    assert "verified, manifest unreadable" in cli("list").stdout
     _, (listed,) = cli.json("list")
     assert listed["manifest_problem"] == said
     assert said in cli("status").stdout

@@ -54,7 +54,9 @@ class Story:
 
     @property
     def verifier(self) -> Verifier:
-        return Verifier(self.catalog, self.programs, Expectations())
+        return Verifier(
+            self.catalog, self.programs, Expectations(), went_live_on=RestoreFolder(self.catalog).went_live_on
+        )
 
     def dump(self, of: Connection) -> Backup:
         """Of the next day."""

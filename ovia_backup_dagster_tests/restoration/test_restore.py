@@ -358,7 +358,7 @@ def test_drop_proves_the_backup_first_and_then_replaces(site: Site) -> None:
 def test_the_plan_says_what_will_be_lost_and_stops_there(site: Site) -> None:
     ended = site.restore("--plan", confirm=False)
     assert ended.code == 0, ended.output
-    for words in ("proven", "people.seen", "swap names", "undo-restore", "free on the server"):
+    for words in ("verified", "people.seen", "swap names", "undo-restore", "free on the server"):
         assert words in ended.output, words
     untouched(site)
     assert not list(site.place.root.glob("restores/*"))
@@ -618,7 +618,7 @@ def test_a_file_from_elsewhere_is_restored_at_once(site: Site, tmp_path: Path) -
     ended = site.place.run("restore", str(path), "--yes-destroy", site.live.database)
     assert ended.code == 0, ended.output
     assert "found on a laptop.dump of an unknown time; the file is of 20" in ended.output
-    assert "(unproven, " in ended.output
+    assert "(unverified, " in ended.output
     assert "since the backup, whenever that was made; newest: " in ended.output
     assert site.content() == site.then
     assert site.undo().code == 0

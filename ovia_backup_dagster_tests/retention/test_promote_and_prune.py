@@ -114,8 +114,8 @@ def test_a_backup_is_promoted_to_each_tier_that_is_on(catalog: Catalog) -> None:
     promoted = promote_and_prune.promote(catalog, backup, ALL_TIERS, NOW)
     assert [made.tier for made in promoted.made.values()] == [Tier.WEEKLY, Tier.MONTHLY, Tier.YEARLY]
     assert promoted.reason == (
-        "weekly: Sunday's first proven dump; monthly: the first proven dump of the month 2026-06; "
-        "yearly: the first proven dump of the year 2026"
+        "weekly: Sunday's first verified dump; monthly: the first verified dump of the month 2026-06; "
+        "yearly: the first verified dump of the year 2026"
     )
     for tier, made in promoted.made.items():
         assert made.path == catalog.root / tier / f"ovia_{tier}_2026-06-14_120000.dump"
