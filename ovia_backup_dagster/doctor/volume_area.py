@@ -339,6 +339,10 @@ def _size(path: Path) -> int:
     return 0
 
 
+#: What is next where all else is right.
+_FIRST_BACKUP = "ovia-backup dump && ovia-backup verify latest"
+
+
 def backups(system: BackupSystem) -> Iterator[Observation]:
     """Whether the newest backup is fresh and not bad, and whether backups are verified."""
     try:
@@ -356,7 +360,7 @@ def backups(system: BackupSystem) -> Iterator[Observation]:
     observed = from_answer(Area.BACKUPS, fresh)
     if found.level is FreshnessLevel.MISSING and not found.rejected:
         # The doctor is asked before the first backup is made, whether one can be: that there is none is no obstacle.
-        observed = replace(observed, level=Severity.WARN)
+        observed = replace(observed, level=Severity.WARN, fix=_FIRST_BACKUP)
     if fresh.what not in (answer.what for answer in wrong):
         yield observed
     yield from (from_answer(Area.BACKUPS, answer) for answer in wrong)

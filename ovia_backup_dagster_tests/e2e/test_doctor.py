@@ -47,7 +47,7 @@ PROGRAM = Path(sys.executable).with_name("ovia-backup")
 NOT_PASTED = (
     "DAGSTER_HOME is not set here",
     "is on the same filesystem as /",
-    "there is no backup: none was made yet",
+    "no restore drill has passed yet",
     "mends vulnerabilities",
     "rows that did not come with it are in no dump",
     "no role here may restore",

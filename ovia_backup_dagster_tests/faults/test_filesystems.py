@@ -67,7 +67,7 @@ def test_a_volume_without_links_syncs_and_modes_is_backed_up_to(cli: Cli, catalo
     assert daily.path.read_bytes() == weekly.path.read_bytes()
     said = "\n".join(lines_of(cli, "warn", **lacks))
     for words in (
-        "has no hard links: a weekly backup is a copy, compared when it is made, and takes its own room (Input/output",
+        "has no hard links: a promoted backup is a copy, compared when it is made, and takes its own room (Input",
         "does not put folders on the disk when it is asked to: after a power cut the newest backup may be missing",
         "keeps no modes: who may read a dump is decided by how it is mounted (Operation not permitted)",
     ):

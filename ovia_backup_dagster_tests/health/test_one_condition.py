@@ -158,8 +158,8 @@ def test_all_say_the_same(bare: NewLocation, put: Callable[[Location], None], qu
     expected = "warn" if put is missing else SEVERITIES[level]
     (observed,) = [each for each in doctors(location) if each.text == answer["text"]]
     assert observed.level == expected
-    # How to make a folder is the doctor's own to say.
-    if put is not volume_missing:
+    # How to make a folder, or a first backup, is the doctor's own to say.
+    if put not in (volume_missing, missing):
         assert observed.fix == (answer["next"] or "")
 
 

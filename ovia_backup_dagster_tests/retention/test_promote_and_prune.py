@@ -120,7 +120,7 @@ def test_a_backup_is_promoted_to_each_tier_that_is_on(catalog: Catalog) -> None:
     for tier, made in promoted.made.items():
         assert made.path == catalog.root / tier / f"ovia_{tier}_2026-06-14_120000.dump"
         assert made.path.samefile(backup.path)
-        assert made.state(NOW) is State.PROVEN
+        assert made.state(NOW) is State.VERIFIED
         assert made.hold is not None
         assert made.promotion is not None
         assert made.promotion.promoted_from == str(backup)
