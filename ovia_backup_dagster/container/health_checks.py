@@ -156,7 +156,7 @@ def _require_attachable(client: Any, name: str) -> None:
         raise ContainerError(
             f"the network {name} is not attachable: no run can be put on it",
             why="runs are plain containers, not services",
-            fix=f"docker network inspect {name}; add `attachable: true` to it in its stack's file, and make it anew",
+            fix=f"docker network inspect {name}; add `attachable: true` to it in its stack's file, and make it again",
         )
 
 

@@ -41,7 +41,7 @@ def condition(system: BackupSystem, names: DatabaseNames, now: datetime, instanc
 
 def build_alert(system: BackupSystem, names: DatabaseNames) -> dg.AssetsDefinition:
     """The alert asset: it tells of this database alone."""
-    # For what nobody thought of; our own errors say themselves whether they may pass.
+    # For what is not foreseen; our own errors say themselves whether they may pass.
     retry = dg.RetryPolicy(max_retries=MAX_RETRIES, delay=system.retry_seconds, backoff=dg.Backoff.EXPONENTIAL)
 
     @dg.asset(

@@ -125,7 +125,7 @@ class DatabaseNames:
 
     @property
     def restore_pool(self) -> str:
-        """One restore at a time; the lock in ``restores/`` guarantees it. Nobody who restores waits for a drill."""
+        """One restore at a time; the lock in ``restores/`` guarantees it. A restore does not wait for a drill."""
         return self._of_volume("restore")
 
     @property

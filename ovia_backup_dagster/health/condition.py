@@ -207,7 +207,7 @@ class Condition:
 
     @property
     def kinds(self) -> str:
-        """What the troubles are about, in a word: another kind is told at once, whoever was told what before."""
+        """What the troubles are about, in a word: another kind is told at once, whatever was told before."""
         return "+".join(sorted({_KINDS.get(answer.question, "backup") for answer in self.told}))
 
     def answer(self, question: Question) -> Answer | None:

@@ -54,13 +54,15 @@ def _compiled(source: str) -> str:
     The source itself where what was compiled is not of this source (PEP 3147, PEP 552), or is not beside it, where the
     launcher looks for its other parts (``PYTHONPYCACHEPREFIX``).
     """
+    if sys.implementation.cache_tag is None:
+        return source  # Python keeps nothing compiled
+    path = importlib.util.cache_from_source(source)
     try:
-        path = importlib.util.cache_from_source(source)
         with open(path, "rb") as file:
             head = file.read(16)
         status = os.stat(source)
-    except (OSError, NotImplementedError):
-        return source  # nothing was compiled, or Python keeps none: the source does the same, a little later
+    except OSError:
+        return source  # nothing was compiled: the source does the same, a little later
     of_now = struct.pack("<III", 0, int(status.st_mtime) & 0xFFFFFFFF, status.st_size & 0xFFFFFFFF)
     if os.path.dirname(os.path.dirname(path)) != os.path.dirname(source):
         return source

@@ -159,7 +159,7 @@ class StepByStep:
                 what = f"the server at {order.place}, on which it was begun, is gone"
             elif is_torn(work):
                 what = f"neither the old nor the new database of the {order.mode} is called {order.database}"
-                error = ": somebody has renamed or dropped them"
+                error = ": they were renamed or dropped"
                 problems = back.let_go(work)
                 fix = "see what there is: psql -l; to restore: ovia-backup list; then: ovia-backup restore BACKUP"
                 fix += "" if database_state(work.target, order.database).exists else " --new-host"

@@ -156,7 +156,7 @@ class KeptDatabases:
                 folder.announce(each.name, now)
                 log(title)
             else:
-                log(f"{each.name} stays: nobody could be told that it will be dropped")
+                log(f"{each.name} stays: no one could be told that it will be dropped")
         elif what is Fate.DROP:
             left = self._drop(each.name)
             text = "; ".join(left) or f"the restore of {replaced_at:%Y-%m-%d %H:%M} UTC cannot be undone any more"

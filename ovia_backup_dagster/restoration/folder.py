@@ -38,8 +38,8 @@ class RestoreStanding:
     """How the restores stand.
 
     Attributes:
-        at_work: who restores now, in words; ``None`` when nobody does.
-        trouble: of one that is unfinished, and that nobody is at.
+        at_work: who restores now, in words; ``None`` when none is under way.
+        trouble: of one that is unfinished, and whose process is gone.
     """
 
     at_work: str | None
@@ -99,7 +99,7 @@ class RestoreFolder(RecordFolder):
         """The restore of this database that was not brought to its end, if there is one.
 
         Raises:
-            VolumeError: the folder or a journal cannot be read: nobody knows then whether one is under way.
+            VolumeError: the folder or a journal cannot be read: whether one is under way is then unknown.
         """
         # Whatever their order: a clock may have been set back between two.
         return next((journal for journal in self._unrecorded() if not journal.ended), None)
@@ -112,7 +112,7 @@ class RestoreFolder(RecordFolder):
         """
         at_work = lock_holder(self.path)
         journal = None if at_work else self.unfinished()
-        # Somebody may have begun meanwhile.
+        # One may have begun meanwhile.
         at_work = at_work or lock_holder(self.path)
         return RestoreStanding(at_work, journal.unfinished if journal and not at_work else None)
 

@@ -164,7 +164,7 @@ class Journal:
 
     @property
     def unfinished(self) -> RestoreUnfinishedError:
-        """What to tell somebody who wants to begin another one."""
+        """What to tell a person who wants to begin another one."""
         last = next((entry for entry in reversed(self.entries) if entry.step), None)
         at = f"the step '{last.step}' was {last.mark}" if last else "nothing was done yet"
         resume, abort = "ovia-backup restore --resume", "put everything back: ovia-backup restore --abort"

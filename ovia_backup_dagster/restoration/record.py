@@ -97,7 +97,7 @@ class Record(Sidecar):
 
 
 def record_of(journal: Journal) -> Record:
-    """The record of a restore that has ended, whoever asks, and whenever."""
+    """The record of a restore that has ended, whenever it is asked for."""
     order, swapped = journal.order, journal.data(SwapData)
     live = journal.ended is JournalMark.FINISHED and journal.done(Step.SWAP)
     # What was live for a while, and was swapped back, is kept as well.

@@ -204,7 +204,7 @@ class Restorations:
 
 @contextlib.contextmanager
 def _telling(journal: Journal) -> Iterator[None]:
-    """Whoever ends this process, or meets a defect of ours, is told what is left unfinished."""
+    """A person who ends this process, or meets a defect of ours, is told what is left unfinished."""
     try:
         yield
     except BackupError:

@@ -40,7 +40,7 @@ class ConnectionSettings(SettingsGroup):
     )
 
     def password(self) -> SecretStr | None:
-        """The role's password, read anew so that a rotated file is used.
+        """The role's password, read again so that a rotated file is used.
 
         Raises:
             SettingsError: the file cannot be read, or is empty.

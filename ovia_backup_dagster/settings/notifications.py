@@ -44,7 +44,7 @@ class NotificationSettings(SettingsGroup):
     )
 
     def notify_urls(self) -> tuple[SecretStr, ...]:
-        """Where alerts go, read anew so that a rotated file is used.
+        """Where alerts go, read again so that a rotated file is used.
 
         Raises:
             SettingsError: no alert can be sent, as the file cannot be read, or holds no URLs.

@@ -50,7 +50,7 @@ def require_still_live(work: Work) -> None:
     if work.journal.done(Step.SWAP) and oids is not None and not is_swapped(work, oids):
         raise RestoreError(
             f"database {order.database} is not what the {order.mode} made live",
-            why="somebody has gone back to what was live before, by renaming",
+            why="what was live before was put back, by renaming",
             fix="put everything back: ovia-backup restore --abort",
         )
 

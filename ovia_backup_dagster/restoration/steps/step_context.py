@@ -98,7 +98,7 @@ class Work:
         self.hold_dumps()
 
     def hold_dumps(self) -> None:
-        """Nobody dumps a database that is dropped or renamed; a dump is waited for while the services still run."""
+        """No dump is made of a database that is going; a dump is waited for while the services still run."""
         if self._dumps_held is None:
             order, held = self.order, contextlib.ExitStack()
             purpose = f"the {order.mode} of {order.database}"
