@@ -854,7 +854,7 @@ def test_who_goes_back_by_hand_keeps_what_was_live(site: Site, away: bool) -> No
     if away:
         with mock.patch.object(services, "_HEALTH_SECONDS", 0.5):
             line = red.place.run("restore", "--resume").refused()
-        assert "somebody has gone back" in line
+        assert "what was live before was put back, by renaming" in line
         assert "Next: put everything back: ovia-backup restore --abort" in line
     ended = red.place.run("restore", "--abort")
     assert ended.code == 0, ended.output
