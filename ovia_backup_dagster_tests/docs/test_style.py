@@ -1,0 +1,62 @@
+"""What of docs/style.md a machine can hold: the words that hide an actor, and the length of a test's name."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+#: The words, and the account of that name.
+VAGUE = re.compile(r"\b(?:whoever|whomever|nobody|somebody|mend(?:s|ed|ing|able)?|anew)\b", re.IGNORECASE)
+ACCOUNT = re.compile(r"""["'`]nobody["'`]|\bnobody:|:nobody\b|(?:-u|user|su|USER|account|user=)[ =]nobody\b""")
+#: The guide shows what not to write; what is written by a program or licensed is not ours to word.
+EXEMPT = ("docs/style.md", "ovia_backup_dagster_tests/docs/test_style.py", "LICENSE")
+TEXTS = (".py", ".md", ".toml", ".yaml", ".yml", ".sql", ".sh", ".cfg", ".c", "Makefile", "Dockerfile", "run")
+LONGEST_NAME = 60
+
+
+def tracked() -> list[str]:
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    return subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout.splitlines()
+
+
+def vague(text: str) -> list[str]:
+    """The lines with such a word."""
+    return [line for line in text.splitlines() if VAGUE.search(ACCOUNT.sub("", line))]
+
+
+@pytest.mark.parametrize("word", ["whoever asks", "Nobody is told", "mends it", "made anew"])
+def test_a_vague_word_is_found(word: str) -> None:
+    assert vague(f"first\n{word}\n") == [word]
+
+
+@pytest.mark.parametrize(
+    "text", ['("postgres", "nobody")', "chown nobody:nogroup", "su nobody", "amended", "recommend"]
+)
+def test_an_account_and_longer_words_are_fine(text: str) -> None:
+    assert not vague(text)
+
+
+def test_no_text_hides_its_actor() -> None:
+    found = [
+        f"{name}: {line.strip()}"
+        for name in tracked()
+        if name.endswith(TEXTS) and name not in EXEMPT and (REPOSITORY / name).is_file()
+        for line in vague((REPOSITORY / name).read_text("utf-8"))
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_a_test_name_is_short() -> None:
+    found = [
+        f"{name}: {node.name}"
+        for name in tracked()
+        if name.startswith("ovia_backup_dagster_tests/") and name.endswith(".py") and (REPOSITORY / name).is_file()
+        for node in ast.walk(ast.parse((REPOSITORY / name).read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_") and len(node.name) >= LONGEST_NAME
+    ]
+    assert not found, "\n".join(found)
