@@ -29,6 +29,7 @@ from ovia_backup_dagster.postgres.local_cluster import Cluster
 from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster.postgres.verification import Verifier
 from ovia_backup_dagster.settings.model import PREFIXES
+from ovia_backup_dagster_tests.support import exhaustive
 
 REPOSITORY = Path(__file__).parents[1]
 FULL_BIN = REPOSITORY / ".cache" / "postgresql-16" / "bin"
@@ -53,6 +54,31 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # And nohup that a terminal is lost.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+#: Seconds after which a test is ended: what hangs must not take the others with it. A minute is long for a daily one.
+_TEST_SECONDS = 180
+_EXHAUSTIVE_SECONDS = 1200
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the exhaustive tests that are not this run's, and give each test a time limit."""
+    rounds = [item for item in items if item.get_closest_marker(exhaustive.MARK)]
+    run = set(map(id, exhaustive.chosen(rounds, exhaustive.choice(), exhaustive.seed())))
+    left_out = [item for item in rounds if id(item) not in run]
+    if left_out:
+        out = set(map(id, left_out))
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if id(item) not in out]
+    for item in items:
+        if not item.get_closest_marker("timeout"):
+            seconds = _EXHAUSTIVE_SECONDS if id(item) in run else _TEST_SECONDS
+            item.add_marker(pytest.mark.timeout(seconds))
+
+
+def pytest_report_header() -> str:
+    which = exhaustive.choice() or "none"
+    return f"exhaustive tests: {which}, FAULTS_SEED={exhaustive.seed()}"
 
 
 @pytest.fixture(autouse=True)

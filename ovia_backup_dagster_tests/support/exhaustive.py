@@ -1,0 +1,60 @@
+"""Which of the tests marked ``exhaustive`` run: none, all, or the day's third. And the seed of their random moments.
+
+An exhaustive test repeats for every step, mode or moment what the daily suite shows once for each kind. ``EXHAUSTIVE``
+chooses: unset for none (``make test``), ``all`` (``make test-faults``), ``third`` (CI). The seed is the number of the
+day, UTC, so that three days in a row run all of them; ``FAULTS_SEED`` repeats another run. Only the choice belongs
+here; what a round does belongs to its test.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Literal, Protocol, TypeVar
+
+MARK = "exhaustive"
+THIRDS = 3
+Choice = Literal["", "third", "all"]
+
+
+class Item(Protocol):
+    """What is needed of a pytest item."""
+
+    @property
+    def nodeid(self) -> str: ...
+
+
+T = TypeVar("T", bound=Item)
+
+
+def choice() -> Choice:
+    """The value of ``EXHAUSTIVE``.
+
+    Raises:
+        ValueError: it is another word.
+    """
+    match os.environ.get("EXHAUSTIVE", ""):
+        case "" | "third" | "all" as chosen:
+            return chosen
+        case other:
+            raise ValueError(f"EXHAUSTIVE={other!r}: it is unset, third or all")
+
+
+def seed() -> int:
+    """What chooses the third and the random moments. All processes of one run find the same."""
+    return int(os.environ.get("FAULTS_SEED") or datetime.now(UTC).toordinal())
+
+
+def chosen(items: Sequence[T], which: Choice, number: int) -> list[T]:
+    """Those of the exhaustive tests that run, in their order.
+
+    Args:
+        number: the seed. Those of three seeds in a row are all tests, and no test is in two of them.
+    """
+    if which == "all":
+        return list(items)
+    if which == "":
+        return []
+    return [item for item in items if zlib.crc32(item.nodeid.encode()) % THIRDS == number % THIRDS]
