@@ -44,7 +44,6 @@ from ovia_backup_dagster.postgres.sandbox import Confine, Sandbox
 from ovia_backup_dagster.postgres.verification import Verifier
 from ovia_backup_dagster.proof.check_results import Result
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute, free_port, quiet
-from ovia_backup_dagster_tests.faults.conftest import rounds
 from ovia_backup_dagster_tests.faults.disks import MEGABYTE, tmpfs
 from ovia_backup_dagster_tests.support.crashes import NOBODY, raised_as_nobody
 
@@ -631,9 +630,11 @@ def _processes_in(folder: Path) -> list[str]:
     return found
 
 
-def test_many_objects_stay_within_the_limits(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("tables", "objects"), [(150, 1000), pytest.param(3000, 50000, marks=pytest.mark.exhaustive)])
+def test_many_objects_stay_within_the_limits(
+    server: PortCluster, bin_dir: Path, tmp_path: Path, tables: int, objects: int
+) -> None:
     """Under the limits of a small container."""
-    tables, objects = (3000, 50000) if rounds(2, 1) > 1 else (150, 1000)
     name = f"many{os.getpid()}_{free_port()}"
     with admin(server) as session:
         session.execute(f"CREATE DATABASE {name} TEMPLATE template0".encode())

@@ -1,7 +1,7 @@
-"""How many rounds, which random numbers, where outcomes are written down; and a database that takes a while to dump.
+"""Fixtures of the fault tests: rounds, random moments, the record of outcomes, and databases to dump.
 
-``FAULTS=full`` is what ``make test-faults`` sets; else a few rounds of each. ``FAULTS_SEED`` repeats the random moments
-of another run. ``FAULTS_RECORD`` is a folder for the outcomes, from which ``report`` writes docs/reliability.md.
+``rounds`` gives a test few rounds in the daily suite and many as an exhaustive test. ``FAULTS_RECORD`` is a folder for
+the outcomes, from which the tool that writes docs/reliability.md reads them.
 """
 
 from __future__ import annotations
@@ -9,11 +9,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Generator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Generator
 from pathlib import Path
-from random import Random, SystemRandom
-from typing import TypeVar
+from random import Random
 
 import pytest
 
@@ -21,38 +19,31 @@ from ovia_backup_dagster.demo import embedded_server
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster_tests.conftest import PortCluster, free_port
 from ovia_backup_dagster_tests.faults.harness import Place
+from ovia_backup_dagster_tests.support import exhaustive
 
-FULL = os.environ.get("FAULTS") == "full"
-SEED = os.environ.get("FAULTS_SEED") or str(SystemRandom().randrange(10**8))
-#: A dump of it takes about 0.4 s; in the quick run, 0.25 s.
-SCALE = 0.3 if FULL else 0.1
+#: A dump of this database takes about 0.25 s.
+SCALE = 0.1
+#: From this number of rounds on, random moments are expected to hit each phase.
+MANY = 20
 
-T = TypeVar("T")
 _RECORD = pytest.StashKey[list[dict[str, object]]]()
 
 
-def rounds(full: int, quick: int) -> int:
-    """How often: in the full run, and as a part of all tests."""
-    return full if FULL else quick
+def rounds(few: int, many: int) -> pytest.MarkDecorator:
+    """Give a test its argument ``times``: ``few`` in the daily suite, and ``many`` as an exhaustive test."""
+    return pytest.mark.parametrize(
+        "times", [pytest.param(few, id="few"), pytest.param(many, id="many", marks=pytest.mark.exhaustive)]
+    )
 
 
-def some_today(cases: Sequence[T]) -> Sequence[T]:
-    """All of them in the full run; else every third, others on each of three days (UTC).
-
-    By the date, and not by chance: all processes of one run must choose the same.
-    """
-    return cases if FULL else cases[datetime.now(UTC).toordinal() % 3 :: 3]
-
-
-full_run_only = pytest.mark.skipif(not FULL, reason="takes too long for every day: make test-faults")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 
 
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> Random:
     """Random numbers of this test alone. A failure shows the seed that repeats them."""
-    print(f"FAULTS_SEED={SEED}")
-    return Random(f"{SEED}/{request.node.name}")
+    print(f"FAULTS_SEED={exhaustive.seed()}")
+    return Random(f"{exhaustive.seed()}/{request.node.name}")
 
 
 Record = Callable[..., None]
@@ -60,11 +51,16 @@ Record = Callable[..., None]
 
 @pytest.fixture
 def record(request: pytest.FixtureRequest) -> Record:
-    """Writes down what a test has shown; it counts only if the test passes, to the end of its teardown."""
+    """Record what a test has shown. It counts only if the test passes, to the end of its teardown.
+
+    Of a test with ``rounds``, the many are recorded.
+    """
+    few = "times" in request.fixturenames and request.node.get_closest_marker(exhaustive.MARK) is None
 
     def write(*, fault: str, how: str, times: int, where: str = "", saw: str, then: str) -> None:
         entry = {"fault": fault, "how": how, "times": times, "where": where, "saw": saw, "then": then}
-        request.node.stash.setdefault(_RECORD, []).append(entry)
+        if not few:
+            request.node.stash.setdefault(_RECORD, []).append(entry)
 
     return write
 
@@ -85,8 +81,8 @@ def pytest_runtest_makereport(
             "test": item.nodeid,
             "outcome": outcome if outcome != "teardown" or path.exists() else "failed",
             "reason": reason.removeprefix("Skipped: "),
-            "seed": SEED,
-            "full": FULL,
+            "seed": str(exhaustive.seed()),
+            "full": exhaustive.choice() == "all",
             "entries": item.stash.get(_RECORD, []),
         }
         if not (report.when == "teardown" and path.exists() and _outcome(path) == "skipped"):

@@ -14,9 +14,11 @@ from pathlib import Path
 from random import Random
 from typing import Self
 
+import pytest
+
 from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster_tests.conftest import REPOSITORY
-from ovia_backup_dagster_tests.faults.conftest import FULL, Record, full_run_only, rounds
+from ovia_backup_dagster_tests.faults.conftest import Record, rounds
 from ovia_backup_dagster_tests.faults.harness import (
     CHAIN,
     Ended,
@@ -75,9 +77,9 @@ def ended_well(command: str, ended: Ended) -> str:
     return f"`{command}` refused, as somebody's newer dump had no verdict yet"
 
 
-def test_everybody_at_once(small_place: Place, rng: Random, record: Record) -> None:
+@rounds(few=1, many=20)
+def test_everybody_at_once(small_place: Place, rng: Random, record: Record, times: int) -> None:
     """Daily runs and single commands, all waiting for each other."""
-    times = rounds(20, 1)
     outcomes: Counter[str] = Counter()
     looks = seen = 0
     busy = patient(small_place)
@@ -128,10 +130,10 @@ def test_nobody_waits_longer_than_was_asked_for(place: Place) -> None:
         assert end.code == 0 or "is in use" in end.refused()
 
 
-@full_run_only
+@pytest.mark.exhaustive
 def test_two_dagsters_and_a_command_line(place: Place, tmp_path: Path, record: Record) -> None:
     """Two installations that do not know of each other, each with a home of its own."""
-    times = rounds(2, 1)
+    times = 2
     outcomes: Counter[str] = Counter()
     looks = seen = 0
     busy = patient(place)
@@ -153,7 +155,6 @@ def test_two_dagsters_and_a_command_line(place: Place, tmp_path: Path, record: R
         guard.recovered()
         looks, seen = looks + guard.looks, seen + guard.seen
         a_day_passes(busy)
-    assert FULL
     record(
         fault="two Dagsters and a command line on one volume",
         how="`daily_backup_job` of two instances, and the commands of the daily run over and over",

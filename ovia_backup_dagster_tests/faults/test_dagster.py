@@ -19,10 +19,10 @@ from ovia_backup_dagster.core.locking import lock_holder
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster_tests.conftest import REPOSITORY, dump_that_waits, free_port
 from ovia_backup_dagster_tests.e2e.test_demo import _LAUNCH, _RUN
-from ovia_backup_dagster_tests.faults.conftest import Record, full_run_only
+from ovia_backup_dagster_tests.faults.conftest import Record
 from ovia_backup_dagster_tests.faults.harness import Guard, Place, Reader, a_day_passes, children_of, state_of, until
 
-pytestmark = full_run_only
+pytestmark = pytest.mark.exhaustive
 
 #: How often it looks, and how long it takes a run for alive of whose process it knows nothing; else as we ship it.
 QUICKER = {

@@ -24,7 +24,7 @@ from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.proof import target
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, free_port, running_cluster
 from ovia_backup_dagster_tests.e2e.test_demo import _LAUNCH
-from ovia_backup_dagster_tests.faults.conftest import FULL, Record, full_run_only, needs_root, place_for, rounds
+from ovia_backup_dagster_tests.faults.conftest import MANY, Record, needs_root, place_for, rounds
 from ovia_backup_dagster_tests.faults.disks import MEGABYTE, filled, tmpfs
 from ovia_backup_dagster_tests.faults.harness import (
     Place,
@@ -39,7 +39,6 @@ from ovia_backup_dagster_tests.faults.harness import (
 )
 from ovia_backup_dagster_tests.faults.test_dagster import Dagster, home  # noqa: F401 - a fixture
 
-ROUNDS = rounds(100, 1)
 #: The beginnings of what a drill logs -> the phase that follows.
 PHASES = {
     "hashing": "while it hashed",
@@ -294,7 +293,7 @@ def test_a_drill_dir_that_cannot_be_used(place: Place, kind: str) -> None:
     assert str(folder) in found.error
     assert "DRILL_DIR" in found.fix
     assert "BACKUP_DIR" not in found.fix
-    if FULL or kind == "closed":
+    if kind == "closed":  # one of them shows it for all
         next_one_passes(place)
 
 
@@ -316,8 +315,8 @@ def test_a_read_only_volume_is_refused(place: Place, tmp_path: Path) -> None:
     "until_it_says",
     [
         "restoring",
-        pytest.param("restored_without_errors", marks=full_run_only),
-        pytest.param("analyzed", marks=full_run_only),
+        pytest.param("restored_without_errors", marks=pytest.mark.exhaustive),
+        pytest.param("analyzed", marks=pytest.mark.exhaustive),
     ],
 )
 def test_the_throwaway_server_is_killed(place: Place, until_it_says: str) -> None:
@@ -367,30 +366,42 @@ def phase_of(output: str) -> str:
 
 
 @pytest.mark.parametrize("where", ["throwaway", "database"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=full_run_only)])
-def test_ended_politely_in_each_phase(place: Place, where: str, number: signal.Signals) -> None:
-    """It cleans at once."""
-    for said in PHASES if FULL else ("restored_without_errors",):
-        with ended_by_then(place.start("drill", "--where", where)) as running:
-            until(lambda said=said, running=running: said in running.output, 30, pause=0.002)  # type: ignore[misc]
-            running.send(number)
-            ended = running.wait()
-        assert ended.code in (128 + number, 0), ended.output
-        assert "Traceback" not in ended.output
-        nothing_left(place)
-        no_half_evidence(place)
-    assert evidence(place) == [] or FULL
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive)])
+def test_a_signal_ends_a_drill_that_cleans_up(place: Place, where: str, number: signal.Signals) -> None:
+    ended_politely(place, where, number, "restored_without_errors")
+    assert evidence(place) == []
     next_one_passes(place, "--where", where)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("where", ["throwaway", "database"])
-def test_killed_at_random_moments(place: Place, rng: Random, record: Record, where: str) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_each_phase_ends_a_drill(place: Place, where: str, number: signal.Signals) -> None:
+    for said in PHASES:
+        ended_politely(place, where, number, said)
+    next_one_passes(place, "--where", where)
+
+
+def ended_politely(place: Place, where: str, number: signal.Signals, said: str) -> None:
+    with ended_by_then(place.start("drill", "--where", where)) as running:
+        until(lambda: said in running.output, 30, pause=0.002)
+        running.send(number)
+        ended = running.wait()
+    assert ended.code in (128 + number, 0), ended.output
+    assert "Traceback" not in ended.output
+    nothing_left(place)
+    no_half_evidence(place)
+
+
+@rounds(few=1, many=50)
+@pytest.mark.parametrize("where", ["throwaway", "database"])
+def test_killed_at_random_moments(place: Place, rng: Random, record: Record, where: str, times: int) -> None:
     """``kill -9``, of the process alone: what it has started goes on, and the next drill ends it."""
     # Less than all of it: a single kill is to hit.
-    seconds = duration(lambda: place.run("drill", "--where", where), 3 if FULL else 2) * (1.0 if FULL else 0.7)
+    seconds = duration(lambda: place.run("drill", "--where", where), 2) * (1.0 if times >= MANY else 0.7)
     hit: Counter[str] = Counter()
     left = 0
-    for moment in moments(rng, ROUNDS, seconds):
+    for moment in moments(rng, times, seconds):
         group = rng.random() < 0.5
         with ended_by_then(place.start("drill", "--where", where)) as running:
             at_moment(running.began, moment)
@@ -407,11 +418,12 @@ def test_killed_at_random_moments(place: Place, rng: Random, record: Record, whe
         no_half_evidence(place)
         next_one_passes(place, "--where", where)
     assert hit
-    assert not FULL or left
+    if times >= MANY:
+        assert left
     record(
         fault=f"`ovia-backup drill --where {where}` killed",
         how="`kill -9` at random moments, half of them with all that it had started",
-        times=ROUNDS,
+        times=times,
         where=", ".join(f"{number} {phase}" for phase, number in hit.most_common()),
         saw="no half evidence",
         then=f"passed, each time, and left no server, no folder and no database; {left} times it removed one",
@@ -419,7 +431,9 @@ def test_killed_at_random_moments(place: Place, rng: Random, record: Record, whe
 
 
 @pytest.mark.parametrize("where", ["throwaway", "database"])
-@pytest.mark.parametrize("said", [pytest.param("hashing", marks=full_run_only), "restoring", "restored_without_errors"])
+@pytest.mark.parametrize(
+    "said", [pytest.param("hashing", marks=pytest.mark.exhaustive), "restoring", "restored_without_errors"]
+)
 def test_killed_in_a_phase(place: Place, where: str, said: str) -> None:
     with ended_by_then(place.start("drill", "--where", where)) as running:
         until(lambda: said in running.output, 30, pause=0.002)
@@ -433,7 +447,7 @@ def test_killed_in_a_phase(place: Place, where: str, said: str) -> None:
 # --------------------------------------------------------------------------------------------- cancelled in Dagster
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=full_run_only)])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive)])
 def test_a_run_of_the_job_is_terminated(place: Place, tmp_path: Path, number: signal.Signals) -> None:
     """What the UI's button comes down to: the run's process is sent a signal."""
     command = (sys.executable, "-W", "ignore", "-m", "dagster", "job", "execute")
@@ -459,7 +473,7 @@ def test_a_run_of_the_job_is_terminated(place: Place, tmp_path: Path, number: si
     next_one_passes(place)
 
 
-@full_run_only
+@pytest.mark.exhaustive
 def test_a_launched_run_is_terminated_in_the_ui(place: Place, home: Path, record: Record) -> None:  # noqa: F811
     dagster = Dagster(place, home)
     try:

@@ -18,7 +18,7 @@ from ovia_backup_dagster.core.locking import lock_holder
 from ovia_backup_dagster.core.publication import remove_backup
 from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.retention import promote_and_prune
-from ovia_backup_dagster_tests.faults.conftest import FULL, Record, rounds
+from ovia_backup_dagster_tests.faults.conftest import MANY, Record, rounds
 from ovia_backup_dagster_tests.faults.harness import (
     Ended,
     Guard,
@@ -37,7 +37,6 @@ from ovia_backup_dagster_tests.faults.harness import (
     until,
 )
 
-ROUNDS = rounds(100, 3)
 PROGRAM = Path(sys.executable).with_name("ovia-backup")
 
 
@@ -50,7 +49,7 @@ class Kills:
         swept: files that kills had left.
     """
 
-    def __init__(self, place: Place, wanted: int = ROUNDS) -> None:
+    def __init__(self, place: Place, wanted: int) -> None:
         self.place = place
         self.wanted = wanted
         self.hit: Counter[str] = Counter()
@@ -106,8 +105,9 @@ class Kills:
         return f"ended well, each time; {self.swept} leftovers swept"
 
 
-def test_killed_while_dumping(place: Place, rng: Random, record: Record) -> None:
-    kills = Kills(place)
+@rounds(few=2, many=100)
+def test_killed_while_dumping(place: Place, rng: Random, record: Record, times: int) -> None:
+    kills = Kills(place, times)
     seconds = duration(lambda: place.run("dump"))
     place.chain()
     a_day_passes(place)
@@ -123,21 +123,23 @@ def test_killed_while_dumping(place: Place, rng: Random, record: Record) -> None
 
         kills.round(("dump",), moment, phase)
 
-    assert not FULL or kills.hit["while pg_dump ran"] >= 0.1 * ROUNDS
-    assert not FULL or kills.swept > 0
+    if times >= MANY:
+        assert kills.hit["while pg_dump ran"] >= 0.1 * times
+        assert kills.swept > 0
     record(
         fault="`ovia-backup dump` killed, pg_dump with it",
         how="`kill -9` of the process group at random moments",
-        times=ROUNDS,
+        times=times,
         where=kills.where,
         saw=kills.saw,
         then=kills.then,
     )
 
 
-def test_killed_while_dumping_and_pg_dump_lives_on(place: Place, rng: Random, record: Record) -> None:
+@rounds(few=2, many=100)
+def test_killed_while_dumping_and_pg_dump_lives_on(place: Place, rng: Random, record: Record, times: int) -> None:
     """As long as the orphan writes, the lock stays held and nobody else gets in."""
-    kills = Kills(place)
+    kills = Kills(place, times)
     seconds = duration(lambda: place.run("dump"))
     place.chain()
     a_day_passes(place)
@@ -167,12 +169,13 @@ def test_killed_while_dumping_and_pg_dump_lives_on(place: Place, rng: Random, re
         until(lambda: lock_holder(place.root) is None, 10)
         kills.check(guard)
 
-    assert not FULL or outlived >= 0.2 * ROUNDS
-    assert not FULL or kills.swept > 0
+    if times >= MANY:
+        assert outlived >= 0.2 * times
+        assert kills.swept > 0
     record(
         fault="`ovia-backup dump` killed, pg_dump lives on",
         how="`kill -9` of the parent alone at random moments",
-        times=ROUNDS,
+        times=times,
         where=f"{outlived} times pg_dump outlived its parent; the lock stayed held until it had ended, and another "
         "command was refused meanwhile",
         saw=kills.saw,
@@ -180,8 +183,9 @@ def test_killed_while_dumping_and_pg_dump_lives_on(place: Place, rng: Random, re
     )
 
 
-def test_killed_while_verifying(place: Place, rng: Random, record: Record) -> None:
-    kills = Kills(place)
+@rounds(few=2, many=100)
+def test_killed_while_verifying(place: Place, rng: Random, record: Record, times: int) -> None:
+    kills = Kills(place, times)
     place.run("dump")
     seconds = duration(lambda: place.run("verify"))
     a_day_passes(place)
@@ -201,16 +205,17 @@ def test_killed_while_verifying(place: Place, rng: Random, record: Record) -> No
     record(
         fault="`ovia-backup verify` killed",
         how="`kill -9` of the process group at random moments",
-        times=ROUNDS,
+        times=times,
         where=kills.where,
         saw=kills.saw,
         then=kills.then,
     )
 
 
-def test_killed_while_promoting(small_place: Place, rng: Random, record: Record) -> None:
+@rounds(few=2, many=100)
+def test_killed_while_promoting(small_place: Place, rng: Random, record: Record, times: int) -> None:
     place = small_place
-    kills = Kills(place)
+    kills = Kills(place, times)
 
     def prepared() -> None:
         for weekly in place.catalog.backups(Tier.WEEKLY):
@@ -234,16 +239,17 @@ def test_killed_while_promoting(small_place: Place, rng: Random, record: Record)
     record(
         fault="`ovia-backup promote` killed",
         how="`kill -9` at random moments",
-        times=ROUNDS,
+        times=times,
         where=kills.where,
         saw=kills.saw,
         then=kills.then,
     )
 
 
-def test_killed_while_pruning(small_place: Place, rng: Random, record: Record) -> None:
+@rounds(few=2, many=100)
+def test_killed_while_pruning(small_place: Place, rng: Random, record: Record, times: int) -> None:
     place = small_place
-    kills = Kills(place)
+    kills = Kills(place, times)
     many = 40
 
     def prepared() -> None:
@@ -269,20 +275,24 @@ def test_killed_while_pruning(small_place: Place, rng: Random, record: Record) -
 
         kills.round(("prune",), moment, phase)
 
-    assert not FULL or kills.hit["in between"] > 0.1 * ROUNDS
+    if times >= MANY:
+        assert kills.hit["in between"] > 0.1 * times
     record(
         fault="`ovia-backup prune` killed",
         how=f"`kill -9` at random moments of removing some {many} backups",
-        times=ROUNDS,
+        times=times,
         where=kills.where,
         saw=kills.saw,
         then=kills.then,
     )
 
 
-def test_the_program_itself_killed_from_its_first_instant(place: Place, rng: Random, record: Record) -> None:
+@rounds(few=1, many=20)
+def test_the_program_itself_killed_from_its_first_instant(
+    place: Place, rng: Random, record: Record, times: int
+) -> None:
     """Not forked from a prepared process: with the start of the interpreter and the imports."""
-    kills = Kills(place, rounds(20, 1))
+    kills = Kills(place, times)
 
     def start() -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -308,7 +318,7 @@ def test_the_program_itself_killed_from_its_first_instant(place: Place, rng: Ran
     record(
         fault="the program `ovia-backup dump` killed, from its first instant on",
         how="`kill -9` of the process group, start of the interpreter included",
-        times=kills.wanted,
+        times=times,
         saw=kills.saw,
         then=kills.then,
     )

@@ -29,8 +29,8 @@ from ovia_backup_dagster_tests.faults.harness import files, nothing_broken
 from ovia_backup_dagster_tests.support.crashes import die_at, in_a_child
 from ovia_backup_dagster_tests.support.factories import DAY, HOUR, NOW, held, judged, make_catalog, publish
 
-LIVES = rounds(10, 1)
-DAYS = rounds(200, 60)
+#: Days of a life: few are one life of 60, many are ten of 200.
+FEW, MANY = 60, 2000
 POLICY = Policy({Tier.DAILY: 7, Tier.WEEKLY: 4}, Weekday.SUNDAY, ZoneInfo("UTC"))
 
 #: What may become of a day, and how often.
@@ -221,24 +221,27 @@ def with_a_kill(operation: object, rng: Random) -> None:
     assert in_a_child(run) in (0, -9)
 
 
-def test_months_of_random_days(tmp_path: Path, rng: Random, record: Record) -> None:
+@rounds(few=FEW, many=MANY)
+def test_months_of_random_days(tmp_path: Path, rng: Random, record: Record, times: int) -> None:
+    days = min(times, 200)
+    lives = times // days
     fates: Counter[str] = Counter()
     most = 0
-    for number in range(LIVES):
+    for number in range(lives):
         life = Life(make_catalog(tmp_path / str(number)), rng)
-        for _ in range(DAYS):
+        for _ in range(days):
             life.day()
         life.settled()
         fates += life.fates
         most = max(most, life.most_files)
     assert most < 200
-    if LIVES * DAYS >= 400:
+    if times == MANY:
         assert set(fates) == set(FATES)
     record(
-        fault=f"{LIVES * DAYS:,} simulated days: " + ", ".join(f"{fate} ({fates[fate]})" for fate in FATES),
-        how=f"{LIVES} lives of {DAYS} days each, real files, catalog, promotion and pruning; fake archives, "
+        fault=f"{times:,} simulated days: " + ", ".join(f"{fate} ({fates[fate]})" for fate in FATES),
+        how=f"{lives} lives of {days} days each, real files, catalog, promotion and pruning; fake archives, "
         "each day's fate by chance",
-        times=LIVES * DAYS,
+        times=times,
         where="",
         saw="each day: nothing listed broken, the newest proven there, seven days or all there were, nothing removed "
         "without a verdict",

@@ -33,7 +33,6 @@ from ovia_backup_dagster_tests.faults.harness import (
     until,
 )
 
-ROUNDS = rounds(20, 1)
 PAUSE_SECONDS = 2.0
 
 
@@ -80,7 +79,12 @@ def paused(cluster: PortCluster) -> Iterator[None]:
 
 
 def provoked(
-    place: Place, rng: Random, fault: Callable[[], None], mend: Callable[[], None], check: Callable[[Ended], str]
+    place: Place,
+    rng: Random,
+    times: int,
+    fault: Callable[[], None],
+    repair: Callable[[], None],
+    check: Callable[[Ended], str],
 ) -> tuple[str, str]:
     """Rounds of a fault of the server; returns where it hit and what a reader saw."""
     outcomes: Counter[str] = Counter()
@@ -90,7 +94,7 @@ def provoked(
     seconds = duration(lambda: place.run("dump"))
     place.chain()
     a_day_passes(place)
-    for moment in moments(rng, ROUNDS, seconds):
+    for moment in moments(rng, times, seconds):
         guard = Guard(place)
         with Reader(guard), ended_by_then(place.start("dump")) as running:
             at_moment(running.began, moment)
@@ -98,7 +102,7 @@ def provoked(
             ended = running.wait()
         assert leftovers(place.root) == []
         guard.after_the_fault()
-        mend()
+        repair()
         outcomes[check(ended)] += 1
         guard.recovered()
         looks, seen = looks + guard.looks, seen + guard.seen
@@ -126,35 +130,38 @@ def failed_or_done(ended: Ended) -> str:
     return "failed, naming the server"
 
 
-def test_the_server_is_killed(cluster: PortCluster, place: Place, rng: Random, record: Record) -> None:
-    where, saw = provoked(place, rng, lambda: kill(cluster), cluster.start, failed_or_done)
+@rounds(few=1, many=20)
+def test_the_server_is_killed(cluster: PortCluster, place: Place, rng: Random, record: Record, times: int) -> None:
+    where, saw = provoked(place, rng, times, lambda: kill(cluster), cluster.start, failed_or_done)
     record(
         fault="PostgreSQL killed while it is dumped",
         how="`kill -9` of all its processes at random moments of `dump`",
-        times=ROUNDS,
+        times=times,
         where=where,
         saw=saw,
         then="ended well, each time, once the server was started",
     )
 
 
-def test_the_server_is_restarted(cluster: PortCluster, place: Place, rng: Random, record: Record) -> None:
+@rounds(few=1, many=20)
+def test_the_server_is_restarted(cluster: PortCluster, place: Place, rng: Random, record: Record, times: int) -> None:
     def restart() -> None:
         cluster.stop("immediate")
         cluster.start()
 
-    where, saw = provoked(place, rng, restart, lambda: None, failed_or_done)
+    where, saw = provoked(place, rng, times, restart, lambda: None, failed_or_done)
     record(
         fault="PostgreSQL restarted while it is dumped",
         how="`pg_ctl stop -m immediate` and `start` at random moments of `dump`",
-        times=ROUNDS,
+        times=times,
         where=where,
         saw=saw,
         then="ended well, each time",
     )
 
 
-def test_the_server_pauses(cluster: PortCluster, place: Place, rng: Random, record: Record) -> None:
+@rounds(few=1, many=20)
+def test_the_server_pauses(cluster: PortCluster, place: Place, rng: Random, record: Record, times: int) -> None:
     def pause() -> None:
         with paused(cluster):
             time.sleep(PAUSE_SECONDS)
@@ -163,20 +170,22 @@ def test_the_server_pauses(cluster: PortCluster, place: Place, rng: Random, reco
         assert ended.code == 0, ended.output
         return "waited, and made its dump"
 
-    where, saw = provoked(place, rng, pause, lambda: None, check)
+    where, saw = provoked(place, rng, times, pause, lambda: None, check)
     record(
         fault="PostgreSQL stands still for a while",
         how=f"`SIGSTOP` to all its processes at random moments of `dump`, `SIGCONT` {PAUSE_SECONDS:.0f} s later",
-        times=ROUNDS,
+        times=times,
         where=where,
         saw=saw,
         then="ended well, each time",
     )
 
 
-def test_the_server_stands_still_for_ever(cluster: PortCluster, place: Place, rng: Random, record: Record) -> None:
+@rounds(few=1, many=10)
+def test_the_server_stands_still_for_ever(
+    cluster: PortCluster, place: Place, rng: Random, record: Record, times: int
+) -> None:
     """It is waited for as long as ``BACKUP_STALL_MINUTES``; ended politely before, it ends, and leaves nothing."""
-    times = rounds(10, 1)
     place.chain()
     a_day_passes(place)
     seconds = duration(lambda: place.run("dump"))

@@ -38,7 +38,7 @@ from ovia_backup_dagster.restoration.steps.journal_step import TakenStep
 from ovia_backup_dagster.retention.promote_and_prune import prune
 from ovia_backup_dagster.swarm import docker_api
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, free_port, running_cluster
-from ovia_backup_dagster_tests.faults.conftest import SEED, needs_root, place_for, rounds
+from ovia_backup_dagster_tests.faults.conftest import needs_root, place_for, rounds
 from ovia_backup_dagster_tests.faults.disks import MEGABYTE, free, tmpfs
 from ovia_backup_dagster_tests.faults.harness import Ended, until
 from ovia_backup_dagster_tests.faults.test_server import kill
@@ -917,16 +917,17 @@ def test_clients_that_come_back_in_a_loop(site: Site) -> None:
     assert max(record.interruption_seconds or 0 for record in site.records) < 1
 
 
+@rounds(few=3, many=30)
 @pytest.mark.parametrize("compression", ["gzip:6", "zstd:3"])
-def test_flips(full_server: PortCluster, full_bin_dir: Path, tmp_path: Path, compression: str) -> None:
+def test_flips(
+    full_server: PortCluster, full_bin_dir: Path, tmp_path: Path, rng: Random, compression: str, times: int
+) -> None:
     """A damaged backup is never live; what can be had of it ends in a database of its own, or in one line."""
-    rng = Random(f"{SEED}/{compression}")
-    print(f"FAULTS_SEED={SEED}")
     with site_on(full_server, full_bin_dir, tmp_path) as site:
         site = site.with_settings(BACKUP_COMPRESSION=compression)
         site.backup = site.place.chain()
         content = site.backup.path.read_bytes()
-        for number in range(rounds(30, 5)):
+        for number in range(times):
             at = rng.randrange(len(content))
             site.backup.path.chmod(0o600)
             site.backup.path.write_bytes(

@@ -29,7 +29,6 @@ from ovia_backup_dagster.restoration.restore_order import Mode, Step
 from ovia_backup_dagster.restoration.step_data import StepData
 from ovia_backup_dagster.swarm import docker_api
 from ovia_backup_dagster_tests.conftest import PortCluster
-from ovia_backup_dagster_tests.faults.conftest import some_today
 from ovia_backup_dagster_tests.faults.harness import Ended, until
 from ovia_backup_dagster_tests.restoration.conftest import Site, admin_of, site_on
 from ovia_backup_dagster_tests.restoration.docker_engine import Engine, engine
@@ -59,14 +58,22 @@ NEW_HOST = words_of(Step.RESTORE, Step.NAME, Step.MIGRATE, Step.START, Step.HEAL
 
 
 def moments(words: Words, wanted: Callable[[int, bool], bool] = lambda *_: True) -> pytest.MarkDecorator:
-    """Before each word and after it. Nothing is done between two steps: before the one is after the other."""
+    """Before each word and after it. Nothing is done between two steps: before the one is after the other.
+
+    The daily suite kills once in each step, when it has begun; the other moments are exhaustive.
+    """
     found = [
-        pytest.param(word, before, id=f"{'before' if before else 'after'}-{word}-{mark}".replace(" ", "-"))
+        pytest.param(
+            word,
+            before,
+            id=f"{'before' if before else 'after'}-{word}-{mark}".replace(" ", "-"),
+            marks=[] if mark is JournalMark.BEGUN and not before else [pytest.mark.exhaustive],
+        )
         for word, (mark, _) in enumerate(words)
         for before in (True, False)
         if (word == 0 or not (before and mark is JournalMark.BEGUN)) and wanted(word, before)
     ]
-    return pytest.mark.parametrize(("word", "before"), some_today(found))
+    return pytest.mark.parametrize(("word", "before"), found)
 
 
 @pytest.fixture(scope="module")
