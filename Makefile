@@ -9,7 +9,7 @@ WORKERS ?= 3
 PORT ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test test-swarm test-faults test-floor bench check format lock docs pictures clean
+.PHONY: help install demo dev test test-swarm test-faults test-third test-floor bench check format lock docs pictures clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1	/'
@@ -30,21 +30,25 @@ demo: install ## back up a real PostgreSQL 16 with sample data, through Dagster
 dev: install ## the Dagster UI on the demo's database, with schedule and sensor running
 	@$(BIN)/ovia-backup demo --serve --port $(PORT)
 
-test: install $(FULL_POSTGRESQL)/.unpacked $(SAMPLES)/.unpacked ## the whole suite
+test: install $(FULL_POSTGRESQL)/.unpacked $(SAMPLES)/.unpacked ## the daily suite: what the change may have broken
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal --ignore=ovia_backup_dagster_tests/swarm
 
 # Root, and a machine on which no Docker engine runs: it makes one of its own, and stacks by production's names.
 test-swarm: install $(FULL_POSTGRESQL)/.unpacked ## the Swarm stack on a real Docker engine, from nothing
 	$(BIN)/pytest -x --durations=10 ovia_backup_dagster_tests/swarm
 
-# Root, for the disks; about half an hour. FAULTS_SEED repeats the random moments of another run.
-test-faults: export FAULTS := full
+# Root, for the disks. FAULTS_SEED repeats the random moments of another run.
+test-faults: export EXHAUSTIVE := all
 test-faults: export FAULTS_RECORD := $(CURDIR)/.cache/faults
-test-faults: export FAULTS_SEED ?= $(shell date +%Y%m%d)
-test-faults: install ## provoke every fault, a hundred times the kills, and write docs/reliability.md
+test-faults: install $(FULL_POSTGRESQL)/.unpacked ## every fault and every exhaustive test; write docs/reliability.md
 	rm -rf $(FAULTS_RECORD)
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal ovia_backup_dagster_tests/faults ovia_backup_dagster_tests/restoration/test_killed.py
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "exhaustive or faults" --ignore=ovia_backup_dagster_tests/swarm
 	$(BIN)/python -m ovia_backup_dagster_tests.faults.report
+
+# Another third each day, by the date in UTC; FAULTS_SEED, a number, chooses: three numbers in a row are all.
+test-third: export EXHAUSTIVE := third
+test-third: install $(FULL_POSTGRESQL)/.unpacked ## a third of the exhaustive tests, another one each day
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m exhaustive --ignore=ovia_backup_dagster_tests/swarm
 
 # The oldest that pyproject.toml allows; what runs is what is locked.
 FLOOR := .cache/dagster-floor

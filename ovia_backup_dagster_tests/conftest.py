@@ -71,6 +71,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if id(item) not in out]
     for item in items:
+        if "faults" in item.path.parts:
+            item.add_marker(pytest.mark.faults)
         if not item.get_closest_marker("timeout"):
             seconds = _EXHAUSTIVE_SECONDS if id(item) in run else _TEST_SECONDS
             item.add_marker(pytest.mark.timeout(seconds))
