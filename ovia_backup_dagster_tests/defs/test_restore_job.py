@@ -36,7 +36,7 @@ from ovia_backup_dagster_tests.defs.conftest import NewLocation
 from ovia_backup_dagster_tests.defs.receiver import Receiver
 from ovia_backup_dagster_tests.defs.support import DAILY_JOB, KEPT_JOB, Location, retries, settle
 from ovia_backup_dagster_tests.faults.conftest import place_for
-from ovia_backup_dagster_tests.restoration.test_killed import killed_at
+from ovia_backup_dagster_tests.support.restoring import killed_at
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning"),

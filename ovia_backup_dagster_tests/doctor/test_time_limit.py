@@ -18,9 +18,8 @@ from ovia_backup_dagster.doctor.time_limit import Part
 from ovia_backup_dagster_tests.conftest import PortCluster, running_cluster
 from ovia_backup_dagster_tests.doctor.support import executable, system_of, the
 from ovia_backup_dagster_tests.faults.conftest import needs_root
-from ovia_backup_dagster_tests.faults.harness import children_of
+from ovia_backup_dagster_tests.faults.harness import children_of, paused
 from ovia_backup_dagster_tests.faults.proxy import Silence
-from ovia_backup_dagster_tests.faults.test_server import paused
 
 TOLD = "did not answer the doctor in time"
 

@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -37,6 +38,7 @@ from ovia_backup_dagster.core.sidecars import MANIFEST, VERIFIED
 from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.settings.model import Settings
 from ovia_backup_dagster.system import BackupSystem
+from ovia_backup_dagster_tests.conftest import PortCluster
 from ovia_backup_dagster_tests.support.factories import redated
 
 CHAIN = (("dump",), ("verify",), ("verify", "--unverified"), ("promote",), ("prune",))
@@ -446,3 +448,32 @@ def ended_by_then(running: Running) -> Iterator[Running]:
             if running.running:
                 running.kill()
                 os.waitpid(running.pid, 0)
+
+
+def processes(cluster: PortCluster) -> list[int]:
+    """The server's: the postmaster first."""
+    return [cluster.pid, *children_of(cluster.pid)]
+
+
+def kill(cluster: PortCluster) -> None:
+    pids = processes(cluster)
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    # Gone for good, else the next server takes it for alive: whoever inherited it may be slow to wait for it.
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+
+
+@contextmanager
+def paused(cluster: PortCluster) -> Iterator[None]:
+    pids = processes(cluster)
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+    stopped(*pids)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)

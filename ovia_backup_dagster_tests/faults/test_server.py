@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -24,12 +23,12 @@ from ovia_backup_dagster_tests.faults.harness import (
     Reader,
     a_day_passes,
     at_moment,
-    children_of,
     duration,
     ended_by_then,
+    kill,
     leftovers,
     moments,
-    stopped,
+    paused,
     until,
 )
 
@@ -47,35 +46,6 @@ def cluster(bin_dir: Path) -> Iterator[PortCluster]:
 @pytest.fixture
 def place(cluster: PortCluster, bin_dir: Path, tmp_path: Path) -> Place:
     return place_for(cluster.connection("ovia"), bin_dir, tmp_path / "backups", tmp_path)
-
-
-def processes(cluster: PortCluster) -> list[int]:
-    """The server's: the postmaster first."""
-    return [cluster.pid, *children_of(cluster.pid)]
-
-
-def kill(cluster: PortCluster) -> None:
-    pids = processes(cluster)
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    # Gone for good, else the next server takes it for alive: whoever inherited it may be slow to wait for it.
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
-
-
-@contextmanager
-def paused(cluster: PortCluster) -> Iterator[None]:
-    pids = processes(cluster)
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGSTOP)
-    stopped(*pids)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
 
 
 def provoked(

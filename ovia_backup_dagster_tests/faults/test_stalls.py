@@ -29,9 +29,8 @@ from ovia_backup_dagster_tests.conftest import PASSWORD, PortCluster, execute, f
 from ovia_backup_dagster_tests.defs.support import Location, environment, failure, load, retries
 from ovia_backup_dagster_tests.doctor.support import executable
 from ovia_backup_dagster_tests.faults.conftest import place_for
-from ovia_backup_dagster_tests.faults.harness import Place, ended_by_then, files, leftovers, stopped, until
+from ovia_backup_dagster_tests.faults.harness import Place, ended_by_then, files, leftovers, paused, stopped, until
 from ovia_backup_dagster_tests.faults.proxy import Proxy
-from ovia_backup_dagster_tests.faults.test_server import paused
 
 STALL = 1.5
 

@@ -41,9 +41,9 @@ from ovia_backup_dagster_tests.conftest import PortCluster, dump_that_waits, exe
 from ovia_backup_dagster_tests.faults.conftest import place_for
 from ovia_backup_dagster_tests.faults.harness import Ended, Place, until
 from ovia_backup_dagster_tests.restoration.docker_engine import engine
-from ovia_backup_dagster_tests.restoration.test_application_health import serving
 from ovia_backup_dagster_tests.support.factories import redated, set_mtime
 from ovia_backup_dagster_tests.support.old_script import old_script
+from ovia_backup_dagster_tests.support.restoring import serving
 
 HERE = Path(__file__).parent
 DATABASE, OTHER = "ovia", "Ovia test.2"

@@ -6,63 +6,13 @@ import base64
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from ovia_backup_dagster.core.errors import HealthError
 from ovia_backup_dagster.restoration import application_health
 from ovia_backup_dagster.restoration.application_health import wait_until_healthy
-
-
-class Application:
-    """What it answers, and what it was asked.
-
-    Attributes:
-        answers: status and headers, one after the other; the last for ever.
-        asked: path and Authorization header of each request.
-        hangs: whether it takes requests and never answers.
-    """
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self.answers: list[tuple[int, dict[str, str]]] = [(200, {})]
-        self.asked: list[tuple[str, str | None]] = []
-        self.hangs = False
-        self.over = threading.Event()
-
-    def url(self, path: str = "/health", host: str = "127.0.0.1") -> str:
-        return f"http://{host}:{self.port}{path}"
-
-
-@contextmanager
-def serving() -> Iterator[Application]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            found.asked.append((self.path, self.headers["Authorization"]))
-            if found.hangs:
-                found.over.wait(60)
-                return
-            status, headers = found.answers.pop(0) if len(found.answers) > 1 else found.answers[0]
-            self.send_response(status)
-            for name, value in {"Content-Length": "0", **headers}.items():
-                self.send_header(name, value)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
-            """Nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        found = Application(server.server_address[1])
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield found
-        finally:
-            found.over.set()
-            server.shutdown()
-            thread.join()
+from ovia_backup_dagster_tests.support.restoring import Application, serving
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.proof.check_results import Result
 from ovia_backup_dagster_tests.conftest import execute
 from ovia_backup_dagster_tests.faults.harness import a_day_passes
-from ovia_backup_dagster_tests.restoration.conftest import Site
 from ovia_backup_dagster_tests.support.drilling import one
+from ovia_backup_dagster_tests.support.restoring import Site
 
 
 def test_a_view_that_cannot_be_refreshed_is_told_with_its_command(site: Site) -> None:

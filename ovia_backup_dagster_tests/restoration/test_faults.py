@@ -12,7 +12,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -20,7 +20,6 @@ from pathlib import Path
 from random import Random
 from unittest import mock
 
-import psycopg
 import pytest
 from psycopg import sql
 
@@ -34,27 +33,35 @@ from ovia_backup_dagster.restoration.journal import Journal, JournalMark
 from ovia_backup_dagster.restoration.restore_order import Step
 from ovia_backup_dagster.restoration.step_data import StepData
 from ovia_backup_dagster.restoration.steps import forward, services
-from ovia_backup_dagster.restoration.steps.journal_step import TakenStep
 from ovia_backup_dagster.retention.promote_and_prune import prune
 from ovia_backup_dagster.swarm import docker_api
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, free_port, running_cluster
 from ovia_backup_dagster_tests.faults.conftest import needs_root, place_for, rounds
 from ovia_backup_dagster_tests.faults.disks import MEGABYTE, free, tmpfs
-from ovia_backup_dagster_tests.faults.harness import Ended, until
-from ovia_backup_dagster_tests.faults.test_server import kill
-from ovia_backup_dagster_tests.restoration.conftest import SCHEMA, SINCE, Site, admin_of, site_on
-from ovia_backup_dagster_tests.restoration.test_killed import (
+from ovia_backup_dagster_tests.faults.harness import Ended, kill, until
+from ovia_backup_dagster_tests.support.restoring import (
     BACK,
     REPLICAS,
+    SCHEMA,
+    SINCE,
     SWAP,
+    Site,
     Words,
+    admin_of,
+    admin_of_live,
+    each_step,
+    ended_as,
+    execute_prepared,
+    failed,
+    hammering,
     kill_here,
     killed_at,
+    site_on,
+    sql_in_server,
     whole,
     with_services,
     written,
 )
-from ovia_backup_dagster_tests.restoration.test_swap import hammering
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +71,6 @@ def other(bin_dir: Path) -> Iterator[PortCluster]:
         bin_dir, max_prepared_transactions="5", wal_level="logical", synchronous_commit="off"
     ) as cluster:
         yield cluster
-
-
-def sql_in_server(site: Site, statement: str, *names: str) -> None:
-    with admin_of(site) as session:
-        session.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
 
 
 @contextmanager
@@ -83,37 +85,6 @@ def first(owner: object, method: str, action: Callable[[], object]) -> Iterator[
 
     with mock.patch.object(owner, method, called):
         yield
-
-
-@contextmanager
-def each_step(step: Step, action: Callable[[], object]) -> Iterator[None]:
-    """In the block, a process that is forked does something else when it is about to take that step."""
-    original = TakenStep.carry_out
-
-    def carry_out(self: TakenStep) -> object:
-        if self.data.step == step:
-            action()
-        return original(self)
-
-    with mock.patch.object(TakenStep, "carry_out", carry_out):
-        yield
-
-
-def failed(site: Site, ended: Ended) -> str:
-    """The command says that it did not do it, and so does the record, in the same words; returns the error."""
-    assert ended.code == 1, ended.output
-    assert "Traceback" not in ended.output
-    error = site.records[0].error
-    assert error, ended.output
-    assert f"Error: {error}" in ended.output
-    assert "Next: " in ended.output
-    return error
-
-
-def ended_as(site: Site, wanted: str) -> None:
-    """Nothing is unfinished, and the live database is the one that is wanted."""
-    assert RestoreFolder(site.place.catalog).unfinished() is None
-    assert whole(site) == wanted
 
 
 # ----------------------------------------------------------------------------------------- killed on the way back
@@ -544,20 +515,6 @@ def test_a_transaction_is_prepared_while_it_restores(fragile: Site, when: Step) 
     with admin_of_live(fragile) as session:
         session.execute("ROLLBACK PREPARED 'stays'")
     ended_as(fragile, "old")
-
-
-def admin_of_live(site: Site):  # type: ignore[no-untyped-def]
-    live = site.live
-    return closing(
-        psycopg.connect(host=live.host, port=live.port, user=live.user, dbname=live.database, autocommit=True)
-    )
-
-
-def execute_prepared(site: Site) -> None:
-    with admin_of_live(site) as session:
-        session.execute("BEGIN")
-        session.execute("INSERT INTO people (id, name) VALUES (5000, 'prepared')")
-        session.execute("PREPARE TRANSACTION 'stays'")
 
 
 def test_a_slot_is_made_while_it_restores(fragile: Site) -> None:

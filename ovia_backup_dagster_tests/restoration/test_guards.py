@@ -34,11 +34,8 @@ from ovia_backup_dagster_tests.doctor.support import executable
 from ovia_backup_dagster_tests.faults.conftest import needs_root
 from ovia_backup_dagster_tests.faults.disks import MEGABYTE, filled, free, tmpfs
 from ovia_backup_dagster_tests.faults.harness import Ended
-from ovia_backup_dagster_tests.restoration.conftest import Site, admin_of, site_on
-from ovia_backup_dagster_tests.restoration.test_faults import sql_in_server
-from ovia_backup_dagster_tests.restoration.test_killed import killed_at
-from ovia_backup_dagster_tests.restoration.test_restore import untouched
 from ovia_backup_dagster_tests.support.drilling import one
+from ovia_backup_dagster_tests.support.restoring import Site, admin_of, killed_at, site_on, sql_in_server, untouched
 
 
 def pasted(site: Site, line: str) -> Ended:

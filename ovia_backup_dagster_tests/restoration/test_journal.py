@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from unittest import mock
 
@@ -16,27 +16,11 @@ from ovia_backup_dagster.restoration import folder as restores
 from ovia_backup_dagster.restoration.folder import RestoreFolder, RestoreStanding
 from ovia_backup_dagster.restoration.journal import Journal, JournalMark
 from ovia_backup_dagster.restoration.record import Fate, fate, record_of
-from ovia_backup_dagster.restoration.restore_order import Mode, Order, Step, StopServices
+from ovia_backup_dagster.restoration.restore_order import Mode, Step, StopServices
 from ovia_backup_dagster.restoration.step_data import RestoreData, StepData, StopData, SwapData
+from ovia_backup_dagster_tests.support.restoring import NOW, order
 
-NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
-
-
-def order(mode: Mode = Mode.SWAP, **changes: object) -> Order:
-    known: dict[str, object] = {
-        "mode": mode,
-        "started_at": NOW,
-        "database": "ovia",
-        "backup": "ovia_daily_2026-11-23_030000.dump",
-        "host": "db",
-        "port": 5432,
-        "incoming": "ovia_restore_20261123120000",
-        "kept": "ovia_before_20261123120000",
-        "launched_by": "test",
-        "made_by": "test",
-    }
-    return Order.model_validate({**known, **changes})
 
 
 @pytest.fixture

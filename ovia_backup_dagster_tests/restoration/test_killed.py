@@ -10,46 +10,33 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from unittest import mock
 
 import pytest
-from psycopg import sql
 
-from ovia_backup_dagster.core.tiers import Tier
-from ovia_backup_dagster.restoration import application_health, swap
+from ovia_backup_dagster.restoration import swap
 from ovia_backup_dagster.restoration.folder import RestoreFolder
-from ovia_backup_dagster.restoration.journal import Journal, JournalMark
+from ovia_backup_dagster.restoration.journal import JournalMark
 from ovia_backup_dagster.restoration.restore_order import Mode, Step
-from ovia_backup_dagster.restoration.step_data import StepData
-from ovia_backup_dagster.swarm import docker_api
-from ovia_backup_dagster_tests.conftest import PortCluster
 from ovia_backup_dagster_tests.faults.harness import Ended, until
-from ovia_backup_dagster_tests.restoration.conftest import Site, admin_of, site_on
-from ovia_backup_dagster_tests.restoration.docker_engine import Engine, engine
-from ovia_backup_dagster_tests.restoration.test_application_health import serving
+from ovia_backup_dagster_tests.restoration.docker_engine import Engine
+from ovia_backup_dagster_tests.support.restoring import (
+    BACK,
+    REPLICAS,
+    SWAP,
+    Site,
+    Words,
+    drop_database,
+    kill_here,
+    killed_at,
+    whole,
+    with_services,
+    words_of,
+    written,
+)
 
-#: What a journal says, line by line.
-Words = tuple[tuple[JournalMark, str | None], ...]
-BACK = ("--abort", "--resume")
-REPLICAS = {"api": 2, "ingest": 1}
-
-
-def words_of(*steps: Step) -> Words:
-    """Of a restore that takes these steps, undisturbed."""
-    found: list[tuple[JournalMark, str | None]] = []
-    for step in steps:
-        marks = (JournalMark.BEGUN, *([JournalMark.NOTED] if step is Step.RESTORE else []), JournalMark.DONE)
-        found += [(mark, step) for mark in marks]
-    return (*found, (JournalMark.FINISHED, None))
-
-
-SWAP = words_of(Step.RESTORE, Step.STOP, Step.SWAP, Step.MIGRATE, Step.START, Step.HEALTH)
 UNDO = words_of(Step.STOP, Step.SWAP, Step.START, Step.HEALTH)
 #: Without what comes after the services' start: a swap does the same.
 DROP = words_of(Step.DRILL, Step.STOP, Step.DROP, Step.RESTORE, Step.NAME, Step.START)
@@ -76,98 +63,10 @@ def moments(words: Words, wanted: Callable[[int, bool], bool] = lambda *_: True)
     return pytest.mark.parametrize(("word", "before"), found)
 
 
-@pytest.fixture(scope="module")
-def model(server: PortCluster, bin_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """What each test has a copy of: to dump and to prove a backup takes longer than all the rest."""
-    with site_on(server, bin_dir, tmp_path_factory.mktemp("model")) as site:
-        copy_database(site, site.live.database, f"model_{site.live.database}")
-        try:
-            yield site
-        finally:
-            drop_database(site, f"model_{site.live.database}")
-
-
-@pytest.fixture
-def site(model: Site, tmp_path: Path) -> Site:
-    for database in model.databases:
-        drop_database(model, database)
-    copy_database(model, f"model_{model.live.database}", model.live.database)
-    root = tmp_path / "backups"
-    subprocess.run(("cp", "-a", str(model.place.root), str(root)), check=True)
-    place = replace(model.place, settings={**model.place.settings, "BACKUP_DIR": str(root)}, logs=tmp_path)
-    return replace(model, place=place, backup=place.catalog.backups(Tier.DAILY)[0])
-
-
-def copy_database(site: Site, model: str, name: str) -> None:
-    with admin_of(site) as session:
-        session.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(model)))
-
-
-def drop_database(site: Site, name: str) -> None:
-    with admin_of(site) as session:
-        session.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
-
-
-@contextmanager
-def with_services(site: Site, folder: Path) -> Iterator[tuple[Site, Engine]]:
-    """The same with services, on an engine that is asked often; its migration completes at once."""
-    with (
-        engine(folder / "gone", **REPLICAS, migrate=1) as docker,
-        serving() as application,
-        mock.patch.object(docker_api, "_PAUSE_SECONDS", 0.01),
-        mock.patch.object(application_health, "_PAUSE_SECONDS", 0.01),
-    ):
-        docker.complete.add("migrate")
-        yield (
-            site.with_settings(
-                SWARM_APP_SERVICES=",".join(REPLICAS),
-                SWARM_MIGRATE_SERVICE="migrate",
-                SWARM_DOCKER_URL=docker.url,
-                HEALTH_URL=application.url(),
-            ),
-            docker,
-        )
-
-
 @pytest.fixture
 def swarm(site: Site, tmp_path: Path) -> Iterator[tuple[Site, Engine]]:
     with with_services(site, tmp_path) as found:
         yield found
-
-
-@contextmanager
-def killed_at(word: int, *, before: bool) -> Iterator[None]:
-    """A process that is forked in the block is killed when it writes the journal for that time (from 0)."""
-    write, counted = Journal.write, count()
-
-    def writing(self: Journal, mark: JournalMark, step: str | None = None, *data: StepData | None) -> None:
-        here = next(counted) == word
-        if here and before:
-            os.killpg(0, signal.SIGKILL)
-        write(self, mark, step, *data)
-        if here:
-            os.killpg(0, signal.SIGKILL)
-
-    with mock.patch.object(Journal, "write", writing):
-        yield
-
-
-def kill_here(*_: object, **__: object) -> None:
-    """In a forked process: it, and what it has begun."""
-    os.killpg(0, signal.SIGKILL)
-
-
-def whole(site: Site) -> str:
-    """The live database is the old or the new one, and takes sessions; says which."""
-    content = site.content()
-    assert content in (site.now, site.then)
-    return "old" if content == site.now else "new"
-
-
-def written(site: Site) -> Words:
-    """What the newest journal says."""
-    newest = max(site.place.root.glob("restores/*.journal"))
-    return tuple((entry.mark, entry.step) for entry in Journal.read(newest).entries)
 
 
 def kill(site: Site, words: Words, word: int, before: bool, command: Callable[[], Ended]) -> bool:

@@ -21,10 +21,8 @@ from ovia_backup_dagster.restoration.preflight import Preflight
 from ovia_backup_dagster.restoration.steps import name_database
 from ovia_backup_dagster.restoration.swap import give_name
 from ovia_backup_dagster_tests.conftest import execute
-from ovia_backup_dagster_tests.restoration.conftest import Site, admin_of
-from ovia_backup_dagster_tests.restoration.test_faults import ended_as, failed, sql_in_server
-from ovia_backup_dagster_tests.restoration.test_ways_out import drop_live
 from ovia_backup_dagster_tests.support.drilling import one
+from ovia_backup_dagster_tests.support.restoring import Site, admin_of, drop_live, ended_as, failed, sql_in_server
 
 WAYS = pytest.mark.parametrize("options", [("--mode", "drop"), ("--new-host",)], ids=["drop", "new host"])
 

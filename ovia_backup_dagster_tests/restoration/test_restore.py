@@ -33,11 +33,8 @@ from ovia_backup_dagster.restoration.request import Wishes
 from ovia_backup_dagster.restoration.restore_order import Mode, Step
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute, running_cluster
 from ovia_backup_dagster_tests.faults.harness import a_day_passes
-from ovia_backup_dagster_tests.restoration.conftest import SCHEMA, Site
-from ovia_backup_dagster_tests.restoration.test_application_health import serving
-from ovia_backup_dagster_tests.restoration.test_faults import each_step
-from ovia_backup_dagster_tests.restoration.test_killed import killed_at
 from ovia_backup_dagster_tests.support.drilling import one
+from ovia_backup_dagster_tests.support.restoring import SCHEMA, Site, each_step, killed_at, serving, untouched
 
 
 def value(site: Site, query: str, database: str = "") -> object:
@@ -48,12 +45,6 @@ def value(site: Site, query: str, database: str = "") -> object:
         row = session.execute(query.encode()).fetchone()
     assert row is not None
     return row[0]
-
-
-def untouched(site: Site) -> None:
-    """The live database is the old one, and nothing stands beside it."""
-    assert site.databases == [site.live.database]
-    assert site.content() == site.now
 
 
 # ----------------------------------------------------------------------------------------------- swap and undo

@@ -16,8 +16,8 @@ from psycopg import sql
 from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.proof.check_results import Result
 from ovia_backup_dagster_tests.conftest import REPOSITORY, PortCluster, execute
-from ovia_backup_dagster_tests.restoration.conftest import Site, admin_of
 from ovia_backup_dagster_tests.support.drilling import one
+from ovia_backup_dagster_tests.support.restoring import Site, admin_of
 
 SCRIPT = REPOSITORY / "deploy" / "restore-role.sql"
 ROLE = "ovia_restore"

@@ -17,8 +17,8 @@ from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.session_settings import SESSION_OPTIONS, pg_options
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, running_cluster
 from ovia_backup_dagster_tests.faults.conftest import place_for
-from ovia_backup_dagster_tests.restoration.conftest import Site
 from ovia_backup_dagster_tests.support.drilling import one
+from ovia_backup_dagster_tests.support.restoring import Site
 
 NAME = "obeys"
 SECRET = "s3cret of a tenant's"

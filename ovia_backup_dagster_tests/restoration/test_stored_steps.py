@@ -28,19 +28,19 @@ from ovia_backup_dagster.restoration.steps.journal_step import TakenStep
 from ovia_backup_dagster.restoration.steps.restore_copy import RestoreStep
 from ovia_backup_dagster.restoration.steps.services import HealthStep, MigrateStep, StartStep, StopStep
 from ovia_backup_dagster.restoration.steps.swap_step import SwapStep
-from ovia_backup_dagster_tests.restoration.conftest import Site
 from ovia_backup_dagster_tests.restoration.docker_engine import Engine
-from ovia_backup_dagster_tests.restoration.test_faults import ended_as
-from ovia_backup_dagster_tests.restoration.test_journal import order
-from ovia_backup_dagster_tests.restoration.test_killed import (
+from ovia_backup_dagster_tests.support.drilling import one
+from ovia_backup_dagster_tests.support.restoring import (
     REPLICAS,
     SWAP,
+    Site,
+    ended_as,
     killed_at,
+    order,
     with_services,
     words_of,
     written,
 )
-from ovia_backup_dagster_tests.support.drilling import one
 
 HERE = Path(__file__).parents[1]
 

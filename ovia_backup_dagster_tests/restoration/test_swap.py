@@ -28,9 +28,9 @@ from ovia_backup_dagster.restoration.replaced_databases import drop_replaced
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute, free_port, running_cluster
 from ovia_backup_dagster_tests.faults.harness import until
 from ovia_backup_dagster_tests.support.drilling import as_role, database, one
+from ovia_backup_dagster_tests.support.restoring import SECONDS, hammering
 
 HOSTILE = ('quo"te; DROP', "apo'strophe", "Ünï cödé", " ", "new\nline", "per%cent %s", r"back\slash {0}", "x" * 63)
-SECONDS = 20
 
 
 @pytest.fixture(scope="module")
@@ -60,37 +60,6 @@ def which(server: Connection) -> object:
 def oids(server: Connection, *names: str) -> tuple[int, int]:
     first, second = (swap.database_state(server, name).oid for name in names)
     return first, second
-
-
-@contextmanager
-def hammering(to: Connection, threads: int = 6) -> Iterator[list[tuple[float, float]]]:
-    """Clients that ask all the time, and connect again at once; gives the gaps between two answers."""
-    stop = threading.Event()
-    gaps: list[tuple[float, float]] = []
-
-    def ask() -> None:
-        last, session = time.monotonic(), None
-        while not stop.is_set():
-            try:
-                session = session or psycopg.connect(
-                    host=to.host, port=to.port, dbname=to.database, user=to.user, autocommit=True
-                )
-                session.execute("SELECT 1")
-                gaps.append((last, last := time.monotonic()))
-            except psycopg.Error:
-                session = None
-        if session:
-            session.close()
-
-    clients = [threading.Thread(target=ask, daemon=True) for _ in range(threads)]
-    for client in clients:
-        client.start()
-    try:
-        yield gaps
-    finally:
-        stop.set()
-        for client in clients:
-            client.join(SECONDS)
 
 
 def test_there_and_back_again(server: PortCluster) -> None:

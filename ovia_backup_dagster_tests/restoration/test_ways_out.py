@@ -43,19 +43,22 @@ from ovia_backup_dagster_tests.conftest import PortCluster, execute, running_clu
 from ovia_backup_dagster_tests.faults.conftest import needs_root
 from ovia_backup_dagster_tests.faults.disks import MEGABYTE, free, tmpfs
 from ovia_backup_dagster_tests.faults.harness import Ended, until
-from ovia_backup_dagster_tests.restoration.conftest import Site, admin_of, site_on
 from ovia_backup_dagster_tests.restoration.docker_engine import engine
-from ovia_backup_dagster_tests.restoration.test_faults import (
+from ovia_backup_dagster_tests.support.drilling import one
+from ovia_backup_dagster_tests.support.factories import with_roles
+from ovia_backup_dagster_tests.support.restoring import (
+    Site,
+    admin_of,
     admin_of_live,
+    drop_live,
     each_step,
     ended_as,
     execute_prepared,
     failed,
+    killed_at,
+    site_on,
     sql_in_server,
 )
-from ovia_backup_dagster_tests.restoration.test_killed import killed_at
-from ovia_backup_dagster_tests.support.drilling import one
-from ovia_backup_dagster_tests.support.factories import with_roles
 
 TABLES = ("people", "identities", "person_identity_links")
 RED = "http://127.0.0.1:1/health"
@@ -77,11 +80,6 @@ def impatient() -> Iterator[None]:
 
 def fail_it() -> None:
     raise RestoreError("it fails here")
-
-
-def drop_live(site: Site) -> None:
-    with admin_of(site) as session:
-        session.execute(f"DROP DATABASE {site.live.database} WITH (FORCE)")
 
 
 # ------------------------------------------------------------------------------- a database that there was not before

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Literal, Protocol, TypeVar
 
+import pytest
+from _pytest.mark import ParameterSet
+
 MARK = "exhaustive"
 THIRDS = 3
+_EXHAUSTIVE = pytest.mark.exhaustive
 Choice = Literal["", "third", "all"]
 
 
@@ -58,3 +62,22 @@ def chosen(items: Sequence[T], which: Choice, number: int) -> list[T]:
     if which == "":
         return []
     return [item for item in items if zlib.crc32(item.nodeid.encode()) % THIRDS == number % THIRDS]
+
+
+def thinned(cases: Iterable[object], *, daily: int = 1) -> list[ParameterSet]:
+    """Cases for ``pytest.mark.parametrize``: the first ``daily`` of them run daily, all others are exhaustive.
+
+    Put first the case that stands for the others.
+    """
+    found = [case if isinstance(case, ParameterSet) else pytest.param(*_values(case)) for case in cases]
+    return [
+        *found[:daily],
+        *(
+            pytest.param(*case.values, id=case.id, marks=[*case.marks, pytest.mark.exhaustive])
+            for case in found[daily:]
+        ),
+    ]
+
+
+def _values(case: object) -> tuple[object, ...]:
+    return case if isinstance(case, tuple) else (case,)
