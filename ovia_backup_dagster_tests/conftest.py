@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from random import Random
 
 import psycopg
 import pytest
@@ -159,6 +160,13 @@ class running_cluster:  # noqa: N801 - used like a function
 
     def __exit__(self, *_: object) -> None:
         self.cluster.remove()
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> Random:
+    """Random numbers of this test alone. A failure shows the seed that repeats them."""
+    print(f"FAULTS_SEED={exhaustive.seed()}")
+    return Random(f"{exhaustive.seed()}/{request.node.name}")
 
 
 @dataclass(frozen=True)

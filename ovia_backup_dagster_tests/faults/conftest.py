@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Callable, Generator
 from pathlib import Path
-from random import Random
 
 import pytest
 
@@ -37,13 +36,6 @@ def rounds(few: int, many: int) -> pytest.MarkDecorator:
 
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
-
-
-@pytest.fixture
-def rng(request: pytest.FixtureRequest) -> Random:
-    """Random numbers of this test alone. A failure shows the seed that repeats them."""
-    print(f"FAULTS_SEED={exhaustive.seed()}")
-    return Random(f"{exhaustive.seed()}/{request.node.name}")
 
 
 Record = Callable[..., None]

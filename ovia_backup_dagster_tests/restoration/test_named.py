@@ -22,6 +22,7 @@ from ovia_backup_dagster.restoration.steps import name_database
 from ovia_backup_dagster.restoration.swap import give_name
 from ovia_backup_dagster_tests.conftest import execute
 from ovia_backup_dagster_tests.support.drilling import one
+from ovia_backup_dagster_tests.support.exhaustive import thinned
 from ovia_backup_dagster_tests.support.restoring import Site, admin_of, drop_live, ended_as, failed, sql_in_server
 
 WAYS = pytest.mark.parametrize("options", [("--mode", "drop"), ("--new-host",)], ids=["drop", "new host"])
@@ -75,7 +76,7 @@ def test_nobody_writes_in_what_is_not_whole_yet(site: Site, options: tuple[str, 
 
 
 @WAYS
-@pytest.mark.parametrize("verb", ["--resume", "--abort"])
+@pytest.mark.parametrize("verb", thinned(["--resume", "--abort"]))
 def test_what_is_live_is_not_dropped_though_nobody_wrote_down_that_it_is(
     site: Site, options: tuple[str, ...], verb: str
 ) -> None:

@@ -34,6 +34,7 @@ from ovia_backup_dagster.restoration.restore_order import Mode, Step
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute, running_cluster
 from ovia_backup_dagster_tests.faults.harness import a_day_passes
 from ovia_backup_dagster_tests.support.drilling import one
+from ovia_backup_dagster_tests.support.exhaustive import thinned
 from ovia_backup_dagster_tests.support.restoring import SCHEMA, Site, each_step, killed_at, serving, untouched
 
 
@@ -535,7 +536,7 @@ def test_options_that_contradict_each_other_are_refused(site: Site) -> None:
     untouched(site)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "altered", "empty", "plain", "folder"])
+@pytest.mark.parametrize("damage", thinned(["truncated", "altered", "empty", "plain", "folder"], daily=2))
 def test_a_file_that_is_no_whole_archive_is_refused(site: Site, damage: str) -> None:
     path = site.backup.path
     content = path.read_bytes()

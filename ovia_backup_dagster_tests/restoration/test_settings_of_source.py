@@ -18,6 +18,7 @@ from ovia_backup_dagster.postgres.session_settings import SESSION_OPTIONS, pg_op
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, running_cluster
 from ovia_backup_dagster_tests.faults.conftest import place_for
 from ovia_backup_dagster_tests.support.drilling import one
+from ovia_backup_dagster_tests.support.exhaustive import thinned
 from ovia_backup_dagster_tests.support.restoring import Site
 
 NAME = "obeys"
@@ -168,7 +169,7 @@ def test_dropped_and_restored(site: Site) -> None:
         assert one(site.live.to("postgres"), _SETTINGS_OF.format(NAME)) == settings
 
 
-@pytest.mark.parametrize("arguments", [("--jobs", "1"), ("--even-if-damaged",)])
+@pytest.mark.parametrize("arguments", thinned([("--jobs", "1"), ("--even-if-damaged",)], together=True))
 def test_restored_under_another_name(site: Site, arguments: tuple[str, ...]) -> None:
     made = f"{NAME}_beside{len(arguments)}"
     ended = site.restore("--mode", "new", "--into", made, *arguments, confirm=False)

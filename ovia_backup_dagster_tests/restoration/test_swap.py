@@ -28,6 +28,7 @@ from ovia_backup_dagster.restoration.replaced_databases import drop_replaced
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute, free_port, running_cluster
 from ovia_backup_dagster_tests.faults.harness import until
 from ovia_backup_dagster_tests.support.drilling import as_role, database, one
+from ovia_backup_dagster_tests.support.exhaustive import thinned
 from ovia_backup_dagster_tests.support.restoring import SECONDS, hammering
 
 HOSTILE = ('quo"te; DROP', "apo'strophe", "Ünï cödé", " ", "new\nline", "per%cent %s", r"back\slash {0}", "x" * 63)
@@ -361,7 +362,7 @@ swap.swap_databases(Connection(host, port, "shop", "postgres"), "shop", "shop_ne
 """
 
 
-@pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.parametrize("busy", thinned([False, True]))
 def test_killed_at_each_statement(server: PortCluster, busy: bool) -> None:
     with pair(server) as live:
         before = oids(live, "shop", "shop_new")

@@ -45,6 +45,7 @@ from ovia_backup_dagster_tests.faults.disks import MEGABYTE, free, tmpfs
 from ovia_backup_dagster_tests.faults.harness import Ended, until
 from ovia_backup_dagster_tests.restoration.docker_engine import engine
 from ovia_backup_dagster_tests.support.drilling import one
+from ovia_backup_dagster_tests.support.exhaustive import thinned
 from ovia_backup_dagster_tests.support.factories import with_roles
 from ovia_backup_dagster_tests.support.restoring import (
     Site,
@@ -105,7 +106,7 @@ def test_a_database_that_was_made_and_is_live_is_never_dropped(site: Site) -> No
     assert RestoreFolder(site.place.catalog).unfinished() is None
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", thinned([signal.SIGINT, signal.SIGTERM]))
 def test_nor_when_somebody_loses_patience(site: Site, number: signal.Signals) -> None:
     drop_live(site)
     red = site.with_settings(HEALTH_URL=RED)
@@ -254,7 +255,7 @@ def test_a_database_made_anew_since_the_plan_is_not_replaced(site: Site, back: b
 # ------------------------------------------------------------------------------- somebody ends it, or Docker is gone
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", thinned([signal.SIGINT, signal.SIGTERM]))
 def test_who_ends_it_is_told_what_is_left(site: Site, number: signal.Signals) -> None:
     """After the drop there is no way back, and nobody may believe that nothing is left to do."""
     with each_step(Step.RESTORE, lambda: os.kill(os.getpid(), number)):
@@ -274,7 +275,7 @@ def test_who_ends_it_where_all_can_be_put_back_has_nothing_left(site: Site) -> N
     ended_as(site, "old")
 
 
-@pytest.mark.parametrize("verb", ["--resume", "--abort"])
+@pytest.mark.parametrize("verb", thinned(["--resume", "--abort"]))
 def test_without_docker_services_are_a_persons_business(site: Site, tmp_path: Path, verb: str) -> None:
     gone = tmp_path / "gone"
     with engine(gone, api=2, ingest=1) as docker, impatient():
@@ -297,7 +298,7 @@ def test_without_docker_services_are_a_persons_business(site: Site, tmp_path: Pa
         assert docker.replicas == {"api": 0, "ingest": 0, "migrate": 0}
 
 
-@pytest.mark.parametrize("verb", ["--resume", "--abort"])
+@pytest.mark.parametrize("verb", thinned(["--resume", "--abort"]))
 def test_services_that_were_stopped_by_hand_are_not_forgotten(site: Site, tmp_path: Path, verb: str) -> None:
     """Nobody wrote down how many there were: when Docker is back, a person is told to start them."""
     gone = tmp_path / "gone"
@@ -332,7 +333,7 @@ def test_a_service_that_docker_refuses_keeps_no_other_down(site: Site, tmp_path:
         ended_as(site, "old" if step is Step.SWAP else "new")
 
 
-@pytest.mark.parametrize("verb", ["--resume", "--abort"])
+@pytest.mark.parametrize("verb", thinned(["--resume", "--abort"]))
 def test_a_migration_is_begun_once_and_does_not_outlive_its_database(site: Site, tmp_path: Path, verb: str) -> None:
     """Killed while it runs: to finish is to wait for it, and to put back is to end it."""
     with engine(tmp_path / "gone", api=2, migrate=0) as docker:
@@ -393,7 +394,7 @@ def test_a_copy_that_somebody_holds_keeps_no_service_down(site: Site, tmp_path: 
 # ----------------------------------------------------------------------------------------- the server that is gone
 
 
-@pytest.mark.parametrize("mode", ["drop", "swap"])
+@pytest.mark.parametrize("mode", thinned(["drop", "swap"]))
 def test_a_server_that_is_lost_in_a_restore_is_given_up_for_a_new_one(
     server: PortCluster, bin_dir: Path, tmp_path: Path, mode: str
 ) -> None:
@@ -471,7 +472,7 @@ def test_subscriptions_of_what_was_live_for_a_while_are_stopped_and_come_back_wi
     execute(site.live, f"DROP SUBSCRIPTION {name}")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", thinned([signal.SIGINT, signal.SIGKILL]))
 def test_the_slots_of_a_database_that_is_dropped_are_named_whatever_happens(site: Site, number: signal.Signals) -> None:
     name = f"s_{site.live.database}"
     execute(
@@ -694,7 +695,7 @@ def read_only_after(step: Step) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("verb", ["--resume", "--abort"])
+@pytest.mark.parametrize("verb", thinned(["--resume", "--abort"]))
 @pytest.mark.parametrize("step", [Step.SWAP, Step.MIGRATE])
 def test_a_volume_that_fails_after_the_swap_keeps_no_service_down(
     site: Site, tmp_path: Path, step: Step, verb: str
@@ -762,7 +763,7 @@ def test_what_was_put_back_is_not_to_be_gone_back_from(site: Site) -> None:
 # ------------------------------------------------------------------------------- names that somebody has changed
 
 
-@pytest.mark.parametrize("by_hand", [False, True])
+@pytest.mark.parametrize("by_hand", thinned([False, True]))
 @pytest.mark.parametrize("undone", [False, True])
 def test_a_swap_whose_databases_are_gone_is_given_up(site: Site, tmp_path: Path, undone: bool, by_hand: bool) -> None:
     """Somebody has lost patience, and made the live database by hand: no other restore could ever begin."""
@@ -981,7 +982,7 @@ def test_with_the_role_that_dumps_its_own_variables_are_named(site: Site) -> Non
 # ----------------------------------------------------------------------------------------- ended while it is told
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", thinned([signal.SIGINT, signal.SIGTERM]))
 def test_who_ends_it_when_all_is_done_is_told_where_that_stands(site: Site, number: signal.Signals) -> None:
     with mock.patch.object(restore_dialogue, "print_table", side_effect=lambda *_, **__: os.kill(os.getpid(), number)):
         ended = site.restore()
@@ -1041,7 +1042,7 @@ def test_a_file_that_no_record_can_name_is_refused_at_once(site: Site, tmp_path:
 
 
 @pytest.mark.parametrize(("form", "what"), [("plain", "a plain SQL dump"), ("tar", "a tar archive")])
-@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("old", thinned([False, True]))
 def test_what_is_another_format_is_called_so_with_what_reads_it(
     site: Site, tmp_path: Path, form: str, what: str, old: bool
 ) -> None:

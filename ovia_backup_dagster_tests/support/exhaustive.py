@@ -64,12 +64,15 @@ def chosen(items: Sequence[T], which: Choice, number: int) -> list[T]:
     return [item for item in items if zlib.crc32(item.nodeid.encode()) % THIRDS == number % THIRDS]
 
 
-def thinned(cases: Iterable[object], *, daily: int = 1) -> list[ParameterSet]:
+def thinned(cases: Iterable[object], *, daily: int = 1, together: bool = False) -> list[ParameterSet]:
     """Cases for ``pytest.mark.parametrize``: the first ``daily`` of them run daily, all others are exhaustive.
 
     Put first the case that stands for the others.
+
+    Args:
+        together: each case is the value of one argument, though it is a tuple.
     """
-    found = [case if isinstance(case, ParameterSet) else pytest.param(*_values(case)) for case in cases]
+    found = [case if isinstance(case, ParameterSet) else pytest.param(*_values(case, together)) for case in cases]
     return [
         *found[:daily],
         *(
@@ -79,5 +82,5 @@ def thinned(cases: Iterable[object], *, daily: int = 1) -> list[ParameterSet]:
     ]
 
 
-def _values(case: object) -> tuple[object, ...]:
-    return case if isinstance(case, tuple) else (case,)
+def _values(case: object, together: bool) -> tuple[object, ...]:
+    return case if isinstance(case, tuple) and not together else (case,)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from ovia_backup_dagster_tests.support.exhaustive import choice, chosen, seed
+from ovia_backup_dagster_tests.support.exhaustive import choice, chosen, seed, thinned
 
 
 @dataclass(frozen=True)
@@ -41,3 +41,14 @@ def test_an_unknown_choice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXHAUSTIVE", "most")
     with pytest.raises(ValueError, match="unset, third or all"):
         choice()
+
+
+def test_the_first_cases_run_daily_and_the_others_are_exhaustive() -> None:
+    cases = thinned([("a", 1), pytest.param("b", 2, id="second", marks=pytest.mark.faults), ("c", 3)], daily=1)
+    assert [case.values for case in cases] == [("a", 1), ("b", 2), ("c", 3)]
+    assert [[mark.name for mark in case.marks] for case in cases] == [[], ["faults", "exhaustive"], ["exhaustive"]]
+    assert cases[1].id == "second"
+
+
+def test_a_case_that_is_a_tuple_stays_one() -> None:
+    assert [case.values for case in thinned([("a", 1)], together=True)] == [(("a", 1),)]
