@@ -61,6 +61,7 @@ from ovia_backup_dagster_tests.defs.support import (
     retries,
 )
 from ovia_backup_dagster_tests.defs.test_sensor import NOON, TOLD, Daemon
+from ovia_backup_dagster_tests.support.exhaustive import thinned
 from ovia_backup_dagster_tests.support.factories import drill_evidence
 from ovia_backup_dagster_tests.ui.deployment import until
 
@@ -650,7 +651,7 @@ def test_ui_command_line_and_schedule_give_the_same_evidence(drilled: Drilled, t
 # ---------------------------------------------------------------- secrets
 
 
-@pytest.mark.parametrize("code", [0, 3])
+@pytest.mark.parametrize("code", thinned([0, 3]))
 def test_no_password_is_recorded_anywhere(
     new_location: NewLocation,
     server: PortCluster,

@@ -36,6 +36,7 @@ from ovia_backup_dagster_tests.defs.conftest import NewLocation
 from ovia_backup_dagster_tests.defs.receiver import Receiver
 from ovia_backup_dagster_tests.defs.support import DAILY_JOB, KEPT_JOB, Location, retries, settle
 from ovia_backup_dagster_tests.faults.conftest import place_for
+from ovia_backup_dagster_tests.support.exhaustive import thinned
 from ovia_backup_dagster_tests.support.restoring import killed_at
 
 pytestmark = [
@@ -237,7 +238,7 @@ def test_a_words_time_is_an_hour(backed_up: Location, database: Connection) -> N
     assert run(backed_up, action="restore", confirm=given).success
 
 
-@pytest.mark.parametrize("what", ["fifo", "link", "folder", "huge", "nonsense", "deep"])
+@pytest.mark.parametrize("what", thinned(["fifo", "link", "folder", "huge", "nonsense", "deep"], daily=2))
 def test_a_forged_plan_is_refused_in_a_line(backed_up: Location, database: Connection, what: str) -> None:
     """It never hangs, and nothing is followed."""
     given = word(backed_up)

@@ -48,6 +48,7 @@ from ovia_backup_dagster_tests.defs.support import (
     set_clock,
     settle,
 )
+from ovia_backup_dagster_tests.support.exhaustive import thinned
 from ovia_backup_dagster_tests.support.factories import drill_evidence
 
 # Apprise 2.2 imports it while it loads its plugins.
@@ -262,7 +263,7 @@ def test_without_a_host_the_tick_fails_with_one_clear_line(bare: NewLocation, mo
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("host", ["", "127.0.0.1"])
+@pytest.mark.parametrize("host", thinned(["", "127.0.0.1"]))
 def test_as_the_code_server_evaluates_it(tmp_path: Path, host: str) -> None:
     ended = dagster(
         "sensor", "preview", "--workspace", "workspace.yaml", "backup_freshness_sensor",

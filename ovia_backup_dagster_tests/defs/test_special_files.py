@@ -47,6 +47,7 @@ from ovia_backup_dagster_tests.defs.receiver import Receiver
 from ovia_backup_dagster_tests.defs.support import ALERT_JOB, Location
 from ovia_backup_dagster_tests.faults.disks import silent
 from ovia_backup_dagster_tests.support.crashes import raised_as_nobody
+from ovia_backup_dagster_tests.support.exhaustive import thinned
 from ovia_backup_dagster_tests.support.factories import HOUR, drill_evidence, drilled, held, make_judgement, proven
 
 pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
@@ -236,7 +237,9 @@ def all_answer(location: Location) -> dict[str, str]:
 
 
 @needs_root
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "place", thinned(sorted(PLACES, key=lambda place: PLACES.index(place) % 4), daily=(len(PLACES) + 3) // 4)
+)
 def test_whatever_stands_there_all_answer_at_once(site: Location, place: str) -> None:
     root = site.catalog.root
     kept = root.with_name("kept")
@@ -258,7 +261,7 @@ def test_whatever_stands_there_all_answer_at_once(site: Location, place: str) ->
 
 
 @needs_root
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", thinned(KINDS, daily=3))
 def test_whatever_it_is_a_dump_is_made(location: Location, kind: str) -> None:
     """Everything at once, but the lock, without which no dump is safe, and the folders of what else stands there."""
     location.catalog.prepare()
@@ -347,6 +350,7 @@ def test_a_weekly_copy_is_never_made_of_a_link_or_a_pipe(site: Location) -> None
         assert not promote_backup(catalog, backup, Tier.WEEKLY, datetime.now(UTC)).drilled
 
 
+@pytest.mark.exhaustive
 @needs_root
 def test_a_hundred_thousand_strange_names_hold_nobody_up(site: Location) -> None:
     root = site.catalog.root

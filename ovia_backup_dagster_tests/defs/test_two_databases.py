@@ -216,6 +216,7 @@ class Deployment:
         return run.run_id
 
 
+@pytest.mark.exhaustive
 def test_two_code_locations_of_one_dagster(new_database: NewDatabase, bin_dir: Path, tmp_path: Path) -> None:
     databases = {"first": new_database(), "second": new_database()}
     home = tmp_path / "home"

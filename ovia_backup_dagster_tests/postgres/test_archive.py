@@ -28,6 +28,7 @@ from ovia_backup_dagster.postgres.local_cluster import Cluster
 from ovia_backup_dagster.postgres.programs import Connection, Programs, capture
 from ovia_backup_dagster_tests.conftest import NewDatabase, admin, execute, quiet
 from ovia_backup_dagster_tests.support.crashes import raised_as_nobody
+from ovia_backup_dagster_tests.support.exhaustive import thinned
 
 
 def test_a_file_that_this_user_may_not_open_is_said_with_what_to_do() -> None:
@@ -175,7 +176,7 @@ ODD_NAMES = [
 ]
 
 
-@pytest.mark.parametrize("name", ODD_NAMES)
+@pytest.mark.parametrize("name", thinned(ODD_NAMES, daily=4))
 def test_odd_names_of_everything(name: str, dumper: Dumper, database: Connection, programs: Programs) -> None:
     quoted = '"' + name.replace('"', '""') + '"'
     literal = "'" + name.replace("'", "''") + "'"
@@ -282,7 +283,7 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", DAMAGES)
+@pytest.mark.parametrize("kind", thinned(DAMAGES, daily=4))
 def test_damage_is_said_to_be_what_it_is(kind: str, dumper: Dumper, programs: Programs) -> None:
     backup = dumper.dump(log=quiet)
     damage, cause = DAMAGES[kind]

@@ -21,6 +21,7 @@ from ovia_backup_dagster.restoration.database_settings import properties
 from ovia_backup_dagster_tests.conftest import PortCluster, running_cluster
 from ovia_backup_dagster_tests.e2e.test_cli import Cli
 from ovia_backup_dagster_tests.support.drilling import Drilling, assert_passed, by_check, database
+from ovia_backup_dagster_tests.support.exhaustive import thinned
 
 #: Of each encoding, a word in it. In SQL_ASCII it is text in no encoding.
 WORDS = {
@@ -72,7 +73,7 @@ def filled(boss: PortCluster, encoding: str) -> Iterator[Connection]:
         yield source
 
 
-@pytest.mark.parametrize("encoding", WORDS)
+@pytest.mark.parametrize("encoding", thinned(WORDS))
 def test_names_and_rows_in_it(encoding: str, boss: PortCluster, full_bin_dir: Path, tmp_path: Path) -> None:
     with filled(boss, encoding) as source:
         drilling = Drilling(source, full_bin_dir, tmp_path / "backups")
@@ -108,7 +109,7 @@ ALTER ROLE "Größe" IN DATABASE named SET search_path = 'ß';
 """
 
 
-@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+@pytest.mark.parametrize("encoding", thinned(["LATIN1", "SQL_ASCII"]))
 def test_roles_whose_names_are_in_it(encoding: str, full_bin_dir: Path, tmp_path: Path) -> None:
     """All databases have the encoding, as where a server was made with it; what is sent is UTF-8 where none is."""
     running = running_cluster(full_bin_dir)

@@ -21,6 +21,7 @@ from ovia_backup_dagster.postgres.versions import MAJORS, PROMISED, may_dump
 from ovia_backup_dagster_tests.conftest import execute, free_port, quiet, running_cluster, snapshot
 from ovia_backup_dagster_tests.doctor.support import system_of
 from ovia_backup_dagster_tests.support.drilling import Drilling
+from ovia_backup_dagster_tests.support.exhaustive import thinned
 
 DEBIANS = Path("/usr/lib/postgresql/15/bin")
 PROGRAMS = {15: DEBIANS, 16: embedded_server.bin_dir(16), 18: embedded_server.bin_dir(18)}
@@ -67,7 +68,7 @@ def a_database(servers: dict[int, Connection], major: int) -> Connection:
     return database
 
 
-@pytest.mark.parametrize(("server", "client"), [(15, 15), (18, 18)])
+@pytest.mark.parametrize(("server", "client"), thinned([(15, 15), (18, 18)]))
 def test_a_pair_that_may_dump_is_dumped_verified_and_drilled(
     servers: dict[int, Connection], tmp_path: Path, server: int, client: int
 ) -> None:

@@ -14,6 +14,7 @@ from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.drill.placement import Where
 from ovia_backup_dagster_tests.conftest import PortCluster, running_cluster
 from ovia_backup_dagster_tests.support.drilling import Drilling, assert_passed, database, one
+from ovia_backup_dagster_tests.support.exhaustive import thinned
 from ovia_backup_dagster_tests.support.samples import SAMPLES, Sample
 
 _COLUMNS = (
@@ -77,6 +78,7 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(made)
 
 
+@pytest.mark.exhaustive
 def test_the_database_of_postgresqls_own_tests(sources: Path, full_bin_dir: Path, folder: Path, tmp_path: Path) -> None:
     with running_cluster(full_bin_dir) as cluster, database(cluster, "regression", "LOCALE 'C'") as source:
         sample = Sample(source, full_bin_dir, "src/test/regress", folder)
@@ -97,6 +99,7 @@ def test_the_database_of_postgresqls_own_tests(sources: Path, full_bin_dir: Path
         assert_passed(drilling.drill(Where.DATABASE), *odd)
 
 
+@pytest.mark.exhaustive
 def test_the_databases_of_the_extensions(sources: Path, full_bin_dir: Path, folder: Path, tmp_path: Path) -> None:
     with running_cluster(full_bin_dir) as cluster, database(cluster, "contrib_regression", "LOCALE 'C'") as source:
         for contrib in _CONTRIB.split():
@@ -112,7 +115,7 @@ def test_the_databases_of_the_extensions(sources: Path, full_bin_dir: Path, fold
     assert_passed(evidence)
 
 
-@pytest.mark.parametrize("encoding", ["euc_jp", "euc_kr", "euc_tw"])
+@pytest.mark.parametrize("encoding", thinned(["euc_jp", "euc_kr", "euc_tw"]))
 def test_the_databases_of_other_encodings(
     encoding: str, sources: Path, full_server: PortCluster, full_bin_dir: Path, folder: Path, tmp_path: Path
 ) -> None:

@@ -30,6 +30,7 @@ from ovia_backup_dagster.postgres.session_settings import (
 )
 from ovia_backup_dagster_tests.conftest import PortCluster, admin
 from ovia_backup_dagster_tests.support.drilling import Drilling, assert_passed, database
+from ovia_backup_dagster_tests.support.exhaustive import thinned
 
 #: What is a planner's or a log's decides on no value.
 PLANNER = "Query Tuning / "
@@ -200,7 +201,7 @@ def carrying(cluster: PortCluster, values: Values) -> Iterator[Connection]:
         yield source
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", thinned([0, 1]))
 def test_every_setting(
     number: int,
     listed: Listed,

@@ -16,6 +16,7 @@ from ovia_backup_dagster.postgres.programs import Programs, capture
 from ovia_backup_dagster.postgres.sandbox import Confine, Sandbox
 from ovia_backup_dagster_tests.conftest import execute, running_cluster
 from ovia_backup_dagster_tests.support.drilling import Drilling, assert_passed, database
+from ovia_backup_dagster_tests.support.exhaustive import thinned
 
 MODULE = """
 #include "postgres.h"
@@ -60,7 +61,9 @@ def gcc(*arguments: str) -> None:
     subprocess.run(["gcc", "-shared", "-fPIC", "-w", *arguments], check=True)
 
 
-@pytest.mark.parametrize("where", ["beside the programs", "given", "given, and closed to the server's account"])
+@pytest.mark.parametrize(
+    "where", thinned(["beside the programs", "given", "given, and closed to the server's account"])
+)
 def test_its_libraries_reach_the_throwaway_server(
     where: str, moved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

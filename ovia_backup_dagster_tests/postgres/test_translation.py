@@ -40,6 +40,7 @@ from ovia_backup_dagster_tests.postgres.test_diagnosis import (
     session,
     to_be_stopped,
 )
+from ovia_backup_dagster_tests.support.exhaustive import thinned
 
 DEBIANS = Path("/usr/lib/postgresql/15/bin")
 GERMAN = "de_DE.UTF-8"
@@ -160,7 +161,7 @@ def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Scene:
     return Scene(request, tmp_path, "german_")
 
 
-@pytest.mark.parametrize("case", SERVERS, ids=lambda case: case.provoke.__name__)
+@pytest.mark.parametrize("case", thinned(SERVERS, daily=4), ids=lambda case: case.provoke.__name__)
 def test_a_german_servers_failures_are_the_same(case: Case, scene: Scene) -> None:
     if case.provoke.__name__ in NEEDS_ROOT and os.geteuid() != 0:
         pytest.skip("mounting a small filesystem needs root")
