@@ -742,11 +742,7 @@ STEP = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(steps=st.lists(STEP, max_size=14), kill_at=st.integers(0, 60))
-def test_whatever_both_do_nothing_is_lost_that_our_retention_did_not_remove(
-    steps: list[tuple[str, int]], kill_at: int
-) -> None:
+def nothing_is_lost(steps: list[tuple[str, int]], kill_at: int) -> None:
     with tempfile.TemporaryDirectory(prefix="ovia-t-") as folder:
         os.chmod(folder, 0o755)
         (Path(folder) / "volume").mkdir()
@@ -754,3 +750,19 @@ def test_whatever_both_do_nothing_is_lost_that_our_retention_did_not_remove(
         for what, at in steps:
             shared.step(what, at)
         shared.end(kill_at)
+
+
+_ANY_ORDER = given(steps=st.lists(STEP, max_size=14), kill_at=st.integers(0, 60))
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@_ANY_ORDER
+def test_a_shared_volume_loses_nothing_but_by_retention(steps: list[tuple[str, int]], kill_at: int) -> None:
+    nothing_is_lost(steps, kill_at)
+
+
+@pytest.mark.exhaustive
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@_ANY_ORDER
+def test_a_shared_volume_loses_nothing_in_many_orders(steps: list[tuple[str, int]], kill_at: int) -> None:
+    nothing_is_lost(steps, kill_at)

@@ -613,6 +613,7 @@ def in_common(found: Evidence) -> dict[str, Any]:
     return {**told, "phases": list(found.phases)}
 
 
+@pytest.mark.exhaustive
 def test_ui_command_line_and_schedule_give_the_same_evidence(drilled: Drilled, tmp_path: Path) -> None:
     """The schedule's is of the real daemon, which launches a run at the next full minute."""
     home = tmp_path / "dagster"

@@ -93,6 +93,7 @@ def test_programs_that_hang_are_told_and_ended(
     assert "sleep" not in children_of(os.getpid()).values()
 
 
+@pytest.mark.exhaustive
 @needs_root
 def test_doctor_ends_in_half_a_minute(tmp_path: Path, bin_dir: Path, volume: Path) -> None:
     """DNS, Docker, the application, and Dagster's storage are silent: the real command, in a mount space of its own."""

@@ -58,6 +58,7 @@ def processes_of(folder: Path) -> list[str]:
     return [line for line in lines if any(mark in line for mark in marks)]
 
 
+@pytest.mark.exhaustive
 def test_twice_in_a_row(folder: Path) -> None:
     for count in (1, 2):
         result = demo(folder)
@@ -70,6 +71,7 @@ def test_twice_in_a_row(folder: Path) -> None:
         assert processes_of(folder) == []
 
 
+@pytest.mark.exhaustive
 def test_a_load_that_was_interrupted_is_begun_anew(folder: Path) -> None:
     assert demo(folder).returncode == 0
     (run._private_folder(folder) / "loaded").unlink()
@@ -94,6 +96,7 @@ def test_a_failing_job_is_said(folder: Path) -> None:
     assert processes_of(folder) == []
 
 
+@pytest.mark.exhaustive
 def test_the_ui_serves_the_demo(folder: Path) -> None:
     """Webserver and daemon, schedule and sensor running, history kept; a launch through GraphQL makes a backup."""
     assert demo(folder).returncode == 0

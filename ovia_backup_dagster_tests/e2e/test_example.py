@@ -122,6 +122,7 @@ def test_dg_launches_each_database(variables: dict[str, str], home: Path) -> Non
     assert ROLE_PASSWORD not in launched.stdout + launched.stderr
 
 
+@pytest.mark.exhaustive
 def test_its_ui_launches_both_databases(variables: dict[str, str], home: Path) -> None:
     """By GraphQL, as the UI's buttons do: each job, and assets of both with one click, by the location's executor."""
     volumes = Path(variables["BACKUP_ROOT"])

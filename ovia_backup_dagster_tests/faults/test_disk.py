@@ -132,7 +132,7 @@ def no_room(ended: Ended) -> str:
     return "refused to begin" if NO_ROOM[1] in line else "gave up halfway"
 
 
-@rounds(few=3, many=40)
+@rounds(few=2, many=40)
 def test_no_room_while_dumping(place: Place, template: Place, rng: Random, record: Record, times: int) -> None:
     size = need(place, template)
     done = Rounds()
@@ -159,7 +159,7 @@ def test_no_room_while_dumping(place: Place, template: Place, rng: Random, recor
     )
 
 
-@rounds(few=3, many=40)
+@rounds(few=2, many=40)
 def test_no_room_for_the_verdict(place: Place, template: Place, rng: Random, record: Record, times: int) -> None:
     size = need(place, template)
     done = Rounds()
@@ -210,7 +210,7 @@ def test_no_room_at_all_and_the_reserve(place: Place, template: Place, record: R
     )
 
 
-@rounds(few=3, many=40)
+@rounds(few=2, many=40)
 def test_no_room_while_promoting_by_copy(
     place: Place, template: Place, rng: Random, record: Record, times: int
 ) -> None:
@@ -388,7 +388,7 @@ def locked_by(running: Running, place: Place) -> None:
     until(lambda: f"(process {running.pid} " in (lock_holder(place.root) or "") or not running.running, pause=0.002)
 
 
-@rounds(few=2, many=30)
+@rounds(few=1, many=30)
 def test_the_volume_disappears_while_dumping(
     place: Place, template: Place, rng: Random, record: Record, times: int
 ) -> None:
@@ -440,7 +440,7 @@ def test_the_volume_disappears_while_dumping(
     )
 
 
-@rounds(few=2, many=30)
+@rounds(few=1, many=30)
 def test_the_folder_is_removed_while_dumping(
     place: Place, template: Place, rng: Random, record: Record, times: int
 ) -> None:

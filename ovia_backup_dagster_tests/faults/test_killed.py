@@ -105,7 +105,7 @@ class Kills:
         return f"ended well, each time; {self.swept} leftovers swept"
 
 
-@rounds(few=2, many=100)
+@rounds(few=1, many=100)
 def test_killed_while_dumping(place: Place, rng: Random, record: Record, times: int) -> None:
     kills = Kills(place, times)
     seconds = duration(lambda: place.run("dump"))
@@ -136,7 +136,7 @@ def test_killed_while_dumping(place: Place, rng: Random, record: Record, times: 
     )
 
 
-@rounds(few=2, many=100)
+@rounds(few=1, many=100)
 def test_killed_while_dumping_and_pg_dump_lives_on(place: Place, rng: Random, record: Record, times: int) -> None:
     """As long as the orphan writes, the lock stays held and nobody else gets in."""
     kills = Kills(place, times)
@@ -183,7 +183,7 @@ def test_killed_while_dumping_and_pg_dump_lives_on(place: Place, rng: Random, re
     )
 
 
-@rounds(few=2, many=100)
+@rounds(few=1, many=100)
 def test_killed_while_verifying(place: Place, rng: Random, record: Record, times: int) -> None:
     kills = Kills(place, times)
     place.run("dump")
@@ -212,7 +212,7 @@ def test_killed_while_verifying(place: Place, rng: Random, record: Record, times
     )
 
 
-@rounds(few=2, many=100)
+@rounds(few=1, many=100)
 def test_killed_while_promoting(small_place: Place, rng: Random, record: Record, times: int) -> None:
     place = small_place
     kills = Kills(place, times)
@@ -246,7 +246,7 @@ def test_killed_while_promoting(small_place: Place, rng: Random, record: Record,
     )
 
 
-@rounds(few=2, many=100)
+@rounds(few=1, many=100)
 def test_killed_while_pruning(small_place: Place, rng: Random, record: Record, times: int) -> None:
     place = small_place
     kills = Kills(place, times)

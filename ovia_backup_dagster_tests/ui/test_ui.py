@@ -102,6 +102,7 @@ def test_an_old_backup_makes_the_sensor_launch_a_run_that_tells_people(site: Sit
     assert colour(site.verdict("Failed")) == "red"
 
 
+@pytest.mark.exhaustive
 def test_the_alert_is_red_when_people_are_told_and_green_when_all_is_well(
     browser: Browser, site: Site, deployment: Deployment, launched: str
 ) -> None:
@@ -144,6 +145,7 @@ def test_a_verification_shows_the_rows_of_every_table(site: Site, deployment: De
     expect(site.metadata("rows")).to_have_text(str(sum(rows.values())))
 
 
+@pytest.mark.exhaustive
 def test_a_drill_launched_from_the_launchpad_shows_what_it_proved(
     site: Site, deployment: Deployment, told: Receiver
 ) -> None:
@@ -176,6 +178,7 @@ def test_a_drill_launched_from_the_launchpad_shows_what_it_proved(
     assert colour(site.verdict("Passed")) == "green"
 
 
+@pytest.mark.exhaustive
 def test_a_restore_as_it_stands_shows_a_plan_that_names_what_the_ui_has(site: Site, launched: str) -> None:
     assert launched == "Success"
     assert site.launch_as_it_stands("restore_job") == "Success"
@@ -206,6 +209,7 @@ def test_the_doctor_has_a_check_for_each_area(site: Site, launched: str) -> None
     )
 
 
+@pytest.mark.exhaustive
 def test_a_damaged_backup_fails_its_check_in_red_with_what_is_wrong(
     site: Site, deployment: Deployment, launched: str
 ) -> None:
