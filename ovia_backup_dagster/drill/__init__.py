@@ -1,4 +1,4 @@
-"""All of a restore drill: the throwaway cluster, the order of events, the negative control, and the evidence.
+"""Restore drills: the throwaway cluster, the order of events, the negative control, and the evidence.
 
-How a copy is restored and compared is the business of ``proof``.
+``proof`` restores and compares a copy.
 """

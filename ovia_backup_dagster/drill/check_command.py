@@ -1,4 +1,4 @@
-"""Runs what a user wants to see pass on a drill's copy: a shell command, or an SQL file."""
+"""Runs the user's own check on a drill's copy: a shell command, or an SQL file."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _SHOWN_BYTES = 64 * 1024
 
 
 def run_check_command(own: str, copy: Connection, programs: Programs, secrets: Secrets, log: Log) -> int:
-    """Run it, log the end of what it printed; returns its exit code. Nothing that it started is left.
+    """Run a check, and log the end of its output; returns its exit code. All processes that it started are ended.
 
     Args:
-        own: the command; the name of a file that ends in ``.sql`` is given to psql.
-        copy: what it gets as ``DATABASE_URL`` and ``PG*``, and of our settings nothing else.
+        own: the command; if it is the name of a file that ends in ``.sql``, psql runs that file.
+        copy: passed as ``DATABASE_URL`` and ``PG*``; the command gets no other of our settings.
         programs: psql.
-        secrets: it finds none of them in our environment, and its log has none.
-        log: told.
+        secrets: removed from our environment before the command starts, and from what is logged.
+        log: gets the output.
     """
     secrets.forget()
     redact = secrets.redactor()
@@ -35,7 +35,7 @@ def run_check_command(own: str, copy: Connection, programs: Programs, secrets: S
         options = ("--no-psqlrc", "--quiet", "--no-password", "--set=ON_ERROR_STOP=1", f"--file={own}")
         command = (programs.path("psql"), *options)
     variables = {**copy.environment(), "DATABASE_URL": copy.url()}
-    # Into a file: a pipe would be held open by what it leaves running.
+    # Output goes to a file: processes that the command leaves running would hold a pipe open.
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             command,
@@ -57,7 +57,7 @@ def run_check_command(own: str, copy: Connection, programs: Programs, secrets: S
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """The whole group ends: a shell does not end what it has started."""
+    """End the whole process group: a shell does not end the processes that it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):

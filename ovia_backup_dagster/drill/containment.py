@@ -1,7 +1,7 @@
-"""What keeps a backup that is let in from everything else: walls that hold, and functions that gain no rights.
+"""Keeps the code in a backup away from everything else: the sandbox holds, and functions gain no rights.
 
-Makes the check of the walls, and refuses an archive that is not to be trusted where it would be restored. How the walls
-are tried is the business of ``escape_attempts``; what they are, of ``postgres.sandbox``.
+Makes the check of the sandbox, and refuses an untrusted archive where its functions would gain rights.
+``escape_attempts`` tries the walls; ``postgres.sandbox`` builds them.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from ovia_backup_dagster.proof.target import Copy
 
 @dataclass(slots=True)
 class Containment:
-    """What keeps the backup of one drill.
+    """The containment of one drill.
 
     Attributes:
-        proof: of that backup; what is found is noted there.
+        proof: of the drill's backup; receives the result of the check.
         records: the folder of the evidence, which nothing inside may reach.
         text: how the backup is confined, for the evidence; empty until that was tried.
     """
@@ -40,20 +40,20 @@ class Containment:
         return self.proof.contents.programs
 
     def refuse_unconfined(self) -> None:
-        """Where every wall must hold, no program is started that could read the archive through a hole.
+        """With DRILL_SANDBOX=require, try the walls before any program reads the archive.
 
         Raises:
-            SandboxError: there is one.
+            SandboxError: a wall does not hold.
         """
         programs = self.programs
         if programs.sandbox.confine is Confine.REQUIRE:
             self._judge(try_from_inside(programs, self.records))
 
     def prove(self, copy: Copy) -> None:
-        """Try the walls before the archive is let in.
+        """Try the walls before the archive is restored.
 
         Raises:
-            SandboxError: one does not hold, and must.
+            SandboxError: a wall does not hold, and DRILL_SANDBOX=require.
         """
         programs = self.programs
         if not copy.private or programs.sandbox.confine is Confine.OFF:
@@ -67,10 +67,10 @@ class Containment:
         self.proof.add(Check.CONTAINED, [], odd=odd, passed=walls.text)
 
     def _judge(self, walls: Walls) -> None:
-        """Refuse to go on through a hole where every wall must hold.
+        """Refuse to go on if a wall does not hold and DRILL_SANDBOX=require.
 
         Raises:
-            SandboxError: there is one.
+            SandboxError: so it is.
         """
         self.text = walls.text
         try:
@@ -80,7 +80,7 @@ class Containment:
             raise
 
     def refuse_untrusted(self, copy: Copy, *, trusted: bool) -> None:
-        """A proof is not worth that others become superusers where production is.
+        """Refuse to let other roles gain a superuser's rights on the production cluster for the sake of a drill.
 
         Args:
             copy: where the backup is to be restored.

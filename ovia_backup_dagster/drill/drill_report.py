@@ -1,4 +1,4 @@
-"""A drill's evidence as a page for people, in Markdown. Rendered from the evidence alone; nothing is decided here."""
+"""A drill's evidence as a page for people, in Markdown. Rendered only from the evidence; nothing is decided here."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def drill_page(evidence: Evidence) -> str:
 
 
 def drill_summary(evidence: Evidence) -> str:
-    """What matters first, in words: recovery time, rows, size.
+    """The main facts in words: recovery time, rows, size.
 
-    Of a drill that passed it is short: Dagster's UI puts Markdown of 1,000 characters behind a link.
+    Short for a drill that passed, because Dagster's UI hides Markdown of 1,000 characters behind a link.
     """
     if evidence.passed:
         took = seconds(evidence.recovery_seconds) if evidence.recovery_seconds else "unknown"

@@ -1,8 +1,8 @@
-"""Whether the walls of a sandbox hold: what is inside tries to get out, before an archive is let in.
+"""Whether the walls of a sandbox hold: code inside tries to get out, before an archive is restored.
 
-The attempts are made by a probe that is confined as the programs are (``postgres.sandbox_launcher``), and by a
-throwaway server itself, as its superuser. Each has something real to reach: a file on the volume, a folder, a process,
-sockets that listen.
+The attempts are made by a probe that is confined like the programs (``postgres.sandbox_launcher``), and by a throwaway
+server itself, as its superuser. Each attempt has a real target: a file on the volume, a folder, a process, listening
+sockets.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from ovia_backup_dagster.proof.target import Copy
 
 _CANARY = ".canary-"
 _PROBE_SECONDS = 60.0
-#: The socket's file name, as libpq makes it of a port.
+#: libpq makes the name of a Unix socket's file from a port.
 _PORT = 5432
 
 
 @dataclass(frozen=True, slots=True)
 class Walls:
-    """What came of the attempts.
+    """The outcome of the attempts.
 
     Attributes:
         landlock: the version of Landlock in force; 0 for none.
-        held, open: what was tried in vain, and what was possible.
+        held, open: attempts that failed, and attempts that succeeded.
         missing: what could not be confined, each with the cause.
     """
 
@@ -54,7 +54,7 @@ class Walls:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing got out."""
+        """Whether every attempt failed and every wall exists."""
         return not (self.open or self.missing)
 
     @property
@@ -72,10 +72,10 @@ class Walls:
         return f"{how}; {'; '.join(parts)}"
 
     def require(self, sandbox: Sandbox) -> None:
-        """Refuse to go on where every wall must hold.
+        """Refuse to go on if DRILL_SANDBOX=require and a wall does not hold.
 
         Raises:
-            SandboxError: one does not.
+            SandboxError: a wall does not hold.
         """
         if not self.whole and sandbox.confine is Confine.REQUIRE:
             raise SandboxError(
@@ -88,7 +88,7 @@ class Walls:
 
 @dataclass(frozen=True, slots=True)
 class _Outside:
-    """What there is to reach from inside."""
+    """The targets outside the sandbox."""
 
     canary: Path
     folder: Path
@@ -113,12 +113,12 @@ class _Outside:
 
 
 def try_from_inside(programs: Programs, volume: Path, copy: Copy | None = None) -> Walls:
-    """Try to get out of a sandbox; what can be reached is this process, and files made for it.
+    """Try to get out of a sandbox; the targets are this process, and files and sockets made for the purpose.
 
     Args:
         programs: whose sandbox it is.
-        volume: a folder on the backup volume; a file is made in it for a moment.
-        copy: a throwaway copy without content, whose server tries, too.
+        volume: a folder on the backup volume; a file exists in it for a moment.
+        copy: an empty throwaway copy, whose server tries, too.
 
     Raises:
         VolumeError: the file cannot be made.
@@ -141,11 +141,11 @@ def _outside(volume: Path) -> Iterator[_Outside]:
     canary = volume / f"{_CANARY}{secrets.token_hex(8)}{TEMPORARY}"
     with contextlib.ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="ovia-walls-")))
-        folder.chmod(0o777)  # what keeps out is the sandbox, not a mode
+        folder.chmod(0o777)  # the sandbox shall keep them out, not the mode
         with as_volume_error(f"cannot write {canary}"):
             held.callback(canary.unlink, missing_ok=True)
             canary.write_bytes(secrets.token_bytes(16))
-            with contextlib.suppress(OSError):  # a filesystem without modes: how it is mounted decides
+            with contextlib.suppress(OSError):  # a filesystem without modes: its mount options decide
                 canary.chmod(0o666)
         sockets = []
         for family, kind, address in (
@@ -191,12 +191,12 @@ def _probe(sandbox: Sandbox, outside: _Outside, write: Path | None) -> tuple[lis
     if not found["held"] and not found["open"]:
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or [f"code {done.returncode}"]
         found["missing"].append(f"the probe did not run: {said[0]}")
-    outside.reached()  # what the probe could do, it has said
+    outside.reached()  # forget these: the probe has reported what it reached
     return found["held"], found["open"], found["missing"]
 
 
 def _ask_server(programs: Programs, copy: Copy, outside: _Outside) -> Iterator[tuple[str, bool]]:
-    """What a superuser of the copy can do -> whether it was possible."""
+    """Attempt of a superuser of the copy -> whether it succeeded."""
     written = outside.folder / "by-the-server"
     ready = shell_word(programs.path("pg_isready"))
     programs_run = {
@@ -220,5 +220,5 @@ def _ask_server(programs: Programs, copy: Copy, outside: _Outside) -> Iterator[t
         yield "write outside", works(f"COPY (SELECT 1) TO {sql_string(str(written))}")
         for name, program in programs_run.items():
             done = works(f"COPY (SELECT 1) TO PROGRAM {sql_string(program)}")
-            # pg_isready fails where it is let in, too: a socket that only listens answers nothing.
+            # pg_isready also fails if it gets through: a socket that only listens does not answer.
             yield name, outside.reached() or (done and "connect" not in name)

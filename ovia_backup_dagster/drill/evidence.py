@@ -1,7 +1,7 @@
-"""What a restore drill found, how that is kept, and what follows from it.
+"""What a restore drill found, how that is stored, and whether it deserves an alert.
 
-A drill's evidence is a file in ``drills/`` that is written once and never changed; its page for people is rendered from
-it by ``drill_report``. How a copy is made and proven is the business of ``proof``.
+A drill's evidence is a file in ``drills/`` that is written once and never changed; ``drill_report`` makes a page for
+people of it. ``proof`` makes and compares the copy.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NAME_LENGTH = 160
 
 
 class Evidence(Sidecar):
-    """One drill.
+    """The evidence of one drill.
 
     Attributes:
         started_at, finished_at: UTC.
@@ -32,21 +32,21 @@ class Evidence(Sidecar):
         backup: the file's name; ``tier`` its folder; ``backup_path`` where it stands, if not on the volume.
         backup_started_at: when the dump began (UTC).
         backup_bytes, backup_sha256: of the archive.
-        manifest: whether the backup has one; the old script's have none.
-        launched_by: a schedule, a person, or the Dagster UI; ``run_id`` Dagster's.
+        manifest: whether the backup has a manifest; dumps of the old script have none.
+        launched_by: a schedule, a person, or the Dagster UI; ``run_id`` is Dagster's.
         place: where it was restored: ``throwaway cluster``, or ``database x on host:port``.
-        jobs: how many at a time pg_restore did.
-        versions: of what took part.
+        jobs: how many entries pg_restore restored at a time.
+        versions: program or server -> version.
         lines: the checks, in order.
         tables: of the copy.
         copy_bytes: ``pg_database_size`` of the copy.
         decoded_bytes: length of the data as text.
         large_objects: how many.
         phases: name -> seconds, in order.
-        recovery_seconds: of them, what a restore takes: the recovery time to expect.
-        error: why it could not go on, and ``fix`` what to do; empty when it could.
-        kept: how to look at the copy, if it was kept.
-        confinement: how what the backup contains was kept from the rest of the machine; empty in older evidence.
+        recovery_seconds: the phases that a restore has, too: the recovery time to expect.
+        error: why the drill could not go on, and ``fix`` what to do; empty if it could.
+        kept: the command that connects to the copy, if it was kept.
+        confinement: how the code in the backup was confined; empty in older evidence.
     """
 
     version: Literal[1] = 1
@@ -86,12 +86,12 @@ class Evidence(Sidecar):
 
     @property
     def filename(self) -> str:
-        """Its name in ``drills/``, without an ending."""
+        """The name of its files in ``drills/``, without an ending."""
         return evidence_filename(self.started_at, self.backup)
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Why it did not pass."""
+        """Why the drill did not pass."""
         found = tuple(line.text for line in self.lines if line.result is Result.FAILED)
         return (*found, self.error) if self.error and self.error not in found else found
 
@@ -108,19 +108,19 @@ class Evidence(Sidecar):
 
     @property
     def trouble(self) -> DrillError | None:
-        """Why it did not pass, as an error; ``None`` when it did."""
+        """Why the drill did not pass, as an error; ``None`` if it passed."""
         if self.passed:
             return None
         again = f"ovia-backup drill {shell_word(self.backup_path or self.backup)}"
         return DrillError(
             f"the restore drill of {self.backup} failed",
             why="; ".join(self._failures_by_check),
-            fix=self.fix or f"read $BACKUP_DIR/{DRILLS}/{self.filename}{_PAGE}; mend it; then: {again}",
+            fix=self.fix or f"read $BACKUP_DIR/{DRILLS}/{self.filename}{_PAGE}; fix the cause; then: {again}",
         )
 
 
 def evidence_filename(started_at: datetime, backup: str) -> str:
-    """How the evidence of a drill is called, without an ending."""
+    """The name of a drill's evidence, without an ending."""
     # A backup from elsewhere may have any name, of any length.
     name = encode_database(backup.removesuffix(SUFFIX))[:_NAME_LENGTH]
     return f"{started_at.astimezone(UTC):%Y-%m-%d_%H%M%S}_{name}"

@@ -1,6 +1,6 @@
-"""``drills/`` on the backup volume: the evidence of each drill, since when drills are due, and which is under way.
+"""``drills/`` on the backup volume: the evidence of each drill, when drills became due, and the drill under way.
 
-What evidence says is the business of ``evidence``; how a drill is done, of ``runner``.
+``evidence`` defines what evidence says; ``runner`` does a drill.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from ovia_backup_dagster.core.write_permission import make_writable
 from ovia_backup_dagster.drill.evidence import Evidence, evidence_filename
 
 _EVIDENCE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}_[0-9]{6}_.*\.json", re.DOTALL)
-#: Since when a database's drills are due: written once, when its first backup is made.
+#: When a database's drills became due: written once, when its first backup is made.
 _SINCE = ".since-"
-#: Which drill is under way; what a killed one leaves.
+#: The drill under way; a killed drill leaves this file.
 _UNDER_WAY = ".under-way-"
 
 
 @dataclass(frozen=True, slots=True)
 class DrillStanding:
-    """How the drills stand.
+    """The state of the drills.
 
     Attributes:
         last: the newest drill.
         last_passed: the newest that passed.
-        due: by when one must have passed (UTC); ``None`` when that is not known yet.
+        due: by when a drill must have passed (UTC); ``None`` if unknown.
         trouble: what deserves an alert.
     """
 
@@ -71,12 +71,12 @@ class DrillStanding:
 def judge_drills(
     newest_first: Iterable[Evidence], since: datetime | None, max_age: timedelta, now: datetime
 ) -> DrillStanding:
-    """Judge the drills.
+    """Judge whether the drills are in order.
 
     Args:
         newest_first: their evidence; read only as far as the newest that passed.
-        since: since when drills are due (UTC), if that is known.
-        max_age: the last that passed must not be older.
+        since: when drills became due (UTC), if known.
+        max_age: the maximum age of the last drill that passed.
         now: the present (UTC).
     """
     last: Evidence | None = None
@@ -116,17 +116,17 @@ class DrillFolder(RecordFolder):
         self._since = self.path / f"{_SINCE}{encode_database(catalog.database)}"
 
     def prepare(self, now: datetime) -> None:
-        """Make the folder, and note since when drills are due.
+        """Make the folder, and note when drills became due.
 
         Raises:
-            VolumeError: it cannot be made.
+            VolumeError: the folder cannot be made.
         """
         make_writable(self.path)
-        if self.since() is None:  # or what stands there is no instant
+        if self.since() is None:  # missing, or not an instant
             self._note_instant(self._since, now)
 
     def lock(self, backup: Backup, now: datetime) -> AbstractContextManager[int]:
-        """One drill at a time. Others than drills are not held up.
+        """Allow one drill at a time. Dumps and other work are not held up.
 
         Raises:
             LockHeldError: another drill is under way.
@@ -135,10 +135,10 @@ class DrillFolder(RecordFolder):
 
     @contextlib.contextmanager
     def under_way(self, backup: Backup, now: datetime) -> Iterator[datetime]:
-        """While the block runs, a drill does; yields the instant, now or soon, that evidence is free at.
+        """Mark a drill as under way while the block runs; yields an instant, now or soon, that no evidence has yet.
 
-        Sweeps what a killed drill left of its writing. One that is killed in the block can say nothing itself, but
-        leaves word that it began. Under the lock only.
+        Removes temporary files that a killed drill left. A drill that is killed in the block cannot report itself, but
+        leaves the mark. Only under the lock.
         """
         named = backup if self._catalog.holds(backup) else backup.path
         with as_volume_error(f"cannot use the folder {self.path}"):
@@ -155,17 +155,17 @@ class DrillFolder(RecordFolder):
                 self._under_way.unlink()
 
     def _killed(self) -> DrillError | None:
-        """What there is to say of a drill that was killed before it wrote its evidence, until another one has ended."""
+        """The error of a drill that was killed before it wrote its evidence, until another drill has ended."""
         try:
             began, _, backup = os.fsdecode(read_small(self._under_way, NOTE_BYTES)).partition(" ")
         except (OSError, VolumeError):
             return None
         if lock_holder(self.path) is not None:
-            return None  # it may be that one, still at work
+            return None  # the holder may be that drill, still running
         if self._has_evidence_of(began, Path(backup).name):
-            return None  # it was killed after that, and the evidence says what there is to say
+            return None  # it was killed after writing its evidence, which counts
         return DrillError(
-            f"the restore drill of {backup} did not come to its end",
+            f"the restore drill of {backup} did not end",
             why=f"it began {began}, and was killed: memory ran out, or its container or the machine was stopped",
             fix=f"dmesg | tail; then: ovia-backup drill {shell_word(backup)}",
         )
@@ -180,10 +180,10 @@ class DrillFolder(RecordFolder):
         return any(evidence.started_at == instant and evidence.backup == backup for evidence in since)
 
     def record(self, backup: Backup, evidence: Evidence) -> Backup:
-        """Note a drill beside the backup, for retention; returns the backup as it is now.
+        """Record a drill beside the backup, for retention; returns the backup as it is now.
 
         Raises:
-            VolumeError: it cannot be written.
+            VolumeError: the record cannot be written.
         """
         record = DrillRecord(
             at=evidence.started_at,

@@ -1,6 +1,6 @@
-"""The negative control of a drill: a row is deleted in the copy, and the comparison must notice.
+"""The negative control of a drill: deletes a row in the copy, and checks that the comparison finds the difference.
 
-A comparison that sees nothing passes everything; this is what shows that it sees.
+A comparison that never finds a difference would pass every copy; the control shows that this one does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ovia_backup_dagster.postgres.data_stream import decode_text
 from ovia_backup_dagster.postgres.session import BUILT_IN, connect
 from ovia_backup_dagster.proof.database_reader import CopyReader
 
-#: Names as bytes: an encoding may have no codec here, and in SQL_ASCII they need not be text at all.
+#: Names are bytes: Python may have no codec for an encoding, and names in SQL_ASCII need not be text at all.
 _NAMES = """
     SELECT convert_to(name, CASE stored WHEN 'SQL_ASCII' THEN stored ELSE %s END) AS dumped,
            convert_to(name, stored) AS "table",
@@ -40,26 +40,26 @@ _NAMES = """
         WHERE c.relkind IN ('r', 'p') AND n.nspname <> 'pg_catalog'
     ) AS tables
 """
-#: Among a table's first rows, a small one: it passes through this process. As bytes: without an encoding, there is no
-#: text.
+#: A small row among a table's first ones, because it passes through this process. In bytes: without an encoding, there
+#: is no text.
 _SMALL = b"""
     SELECT tableoid, convert_to(ctid::text, 'SQL_ASCII') AS ctid
     FROM (SELECT tableoid, ctid, %s AS size FROM %s %s LIMIT %d) AS first ORDER BY size LIMIT 1
 """
 _LOOKED_AT = 1000
-#: What is taken out is put back as it was, byte for byte: in any other encoding than this, which stands for none, the
-#: server would convert it, and refuse what is no text.
+#: The row is put back as it was, byte for byte. In any other client encoding than this, which means none, the server
+#: would convert it, and refuse what is not valid text.
 _AS_STORED = "SET client_encoding = 'SQL_ASCII'"
 Session = psycopg.Connection[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """What came of it.
+    """The outcome of a negative control.
 
     Attributes:
-        table: of which a row was deleted; empty when no table let one go.
-        noticed: whether reading the table again showed it.
+        table: the table of which a row was deleted; empty if none allowed it.
+        noticed: whether reading the table again showed the difference.
     """
 
     table: str
@@ -67,12 +67,12 @@ class Control:
 
 
 def control(reader: CopyReader, tables: Iterable[TableWitness], filling: str) -> Control:
-    """Delete a row of the smallest table that lets one go, read the table again, and put the row back.
+    """Delete a row of the smallest table that allows it, read the table again, and put the row back.
 
     Args:
         reader: of the copy.
-        tables: the copy's, as they were read; those without rows are passed over.
-        filling: the ``PGOPTIONS`` that the copy was filled with: a CHECK may let the row in under no others.
+        tables: the copy's tables, as they were read; those without rows are skipped.
+        filling: the ``PGOPTIONS`` that the copy was filled with: a CHECK may refuse the row under others.
 
     Raises:
         BackupError: the copy cannot be read.
@@ -86,7 +86,7 @@ def control(reader: CopyReader, tables: Iterable[TableWitness], filling: str) ->
             name = names.get(table.name)
             row = _take_row(session, name) if name else None
             if name is None or row is None:
-                continue  # a rule or a reference keeps it: another table will do
+                continue  # a rule or a reference keeps the row: try the next table
             after = reader.read_table(name.dumped)
             _put_back(filler, name, row)
             read = (after.rows, after.digest.hexdigest()) if after else None
@@ -96,13 +96,14 @@ def control(reader: CopyReader, tables: Iterable[TableWitness], filling: str) ->
 
 @dataclass(frozen=True, slots=True)
 class _Name:
-    """A table, and the columns of it that hold data, in the bytes that a program takes.
+    """A table and its columns that hold data, in the bytes that each program takes.
 
     Attributes:
         dumped: as pg_dump writes it, in its encoding.
         table, columns: as this session's SQL takes them.
-        saved: which of its rows are in a dump, as ``WHERE ...``; empty for all: of an extension's table, not all are.
-        size: a row's bytes as they are stored, as an expression, which does not read what is large.
+        saved: the condition for rows that are in a dump, as ``WHERE ...``; empty for all. An extension's table may have
+            one.
+        size: an expression for a row's stored bytes, which does not read large values.
     """
 
     dumped: bytes
@@ -113,14 +114,14 @@ class _Name:
 
 
 def _names(session: Session, encoding: str) -> dict[str, _Name]:
-    """Of every table, by its name in a witness."""
+    """The names of all tables, by their name in a witness."""
     rows = session.execute(_NAMES, [encoding]).fetchall()
     return {decode_text(row["dumped"]): _Name(**row) for row in rows}
 
 
 def _take_row(session: Session, name: _Name) -> bytes | None:
-    """Delete a row; returns it as COPY writes it, or ``None`` when none could be deleted."""
-    # A table that is loaded through its root is read by that name: its rows stand in the partitions.
+    """Delete a row; returns it as COPY writes it, or ``None`` if none could be deleted."""
+    # A table that is loaded through its root is read by the root's name: its rows are in the partitions.
     for target in (b"ONLY " + name.table, name.table):
         try:
             with session.transaction():
@@ -148,14 +149,14 @@ def _put_back(session: Session, name: _Name, row: bytes) -> None:
 
 
 def _without_triggers(session: Session) -> None:
-    """The row alone is to be missing, whatever triggers and references say. Superusers may ask for that."""
+    """Turn off triggers and references, if the role may: only the row itself shall be missing."""
     with _permitted(session):
         session.execute("SET LOCAL session_replication_role = replica")
 
 
 @contextmanager
 def _permitted(session: Session) -> Iterator[None]:
-    """What this role may not do is left undone, and the transaction goes on."""
+    """Run the block in a savepoint; if this role may not do it, the transaction goes on without it."""
     try:
         with session.transaction():
             yield

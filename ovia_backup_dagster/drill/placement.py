@@ -1,7 +1,6 @@
 """Where a drill's copy is made: what a person may choose, what is possible here, and whether there is room.
 
-How a throwaway cluster is made is the business of ``throwaway_cluster``; how a scratch database is, of
-``proof.target``.
+``throwaway_cluster`` makes a throwaway cluster, ``proof.target`` a scratch database.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from ovia_backup_dagster.postgres.sandbox import Limits
 from ovia_backup_dagster.proof.backup_contents import BackupContents
 from ovia_backup_dagster.proof.target import Copy, Source, scratch_database
 
-#: Of the copy's size, for what a restore writes besides: temporary files of index builds, WAL.
+#: Factor and bytes on top of the copy's size, for what a restore writes besides: temporary files of index builds, WAL.
 _ROOM = 1.25
 _ROOM_BYTES = 256 * 1024 * 1024
 
@@ -44,8 +43,8 @@ class Choice:
         where: ``auto`` is a throwaway cluster, or the scratch database where server programs are missing and a
             server was named for it.
         jobs: how many entries pg_restore restores at a time.
-        keep: leave the copy for a look, until the next drill.
-        trust_archive: restore even where a superuser would run others' functions on the source's own cluster.
+        keep: leave the copy for inspection, until the next drill.
+        trust_archive: restore even if a superuser would run others' functions on the source's own cluster.
     """
 
     where: Where = Where.AUTO
@@ -55,7 +54,7 @@ class Choice:
 
 
 def needed_bytes(database_bytes: int) -> int:
-    """Room that a copy of a database of that size takes while it is restored."""
+    """Bytes that a copy of a database of that size needs while it is restored."""
     return int(database_bytes * _ROOM) + _ROOM_BYTES
 
 
@@ -68,7 +67,7 @@ class Placement:
         choice: where a person wants it.
         folder: where throwaway clusters are made.
         target: the server for scratch databases.
-        target_is_named: whether the settings name that server, rather than it being the source's.
+        target_is_named: whether the settings name that server; otherwise it is the source's.
         max_hours: how long a drill may take.
     """
 
@@ -81,13 +80,13 @@ class Placement:
 
     @property
     def copy_bytes(self) -> int:
-        """How large the copy will be, as far as is known."""
+        """The size of the copy, as far as it is known."""
         witness = self.contents.witness
         return max(witness.decoded_bytes if witness else 0, self.contents.source_bytes or 0)
 
     @property
     def where(self) -> Where:
-        """The place: as chosen, or what is possible here."""
+        """The place: as chosen, or else what is possible here."""
         if self.choice.where is not Where.AUTO:
             return self.choice.where
         try:
@@ -98,21 +97,21 @@ class Placement:
         return Where.THROWAWAY
 
     def refuse_full_disk(self, copy_bytes: int) -> None:
-        """Refuse a copy that the disk has no room for.
+        """Refuse a copy for which the disk has too little room.
 
         Args:
-            copy_bytes: how large it will be.
+            copy_bytes: its size.
 
         Raises:
             DiskFullError: there is too little room for it, or for the next dump beside it.
         """
         if self.where is not Where.THROWAWAY:
-            return  # the server will say so
+            return  # the server reports a full disk itself
         needed = needed_bytes(copy_bytes)
         folder, volume = self.folder, self.contents.verifier.catalog.root
         with usable(folder):
             if folder.stat().st_dev == volume.stat().st_dev:
-                needed += self.contents.backup.size_bytes  # the next dump must still find room
+                needed += self.contents.backup.size_bytes  # the next dump must still fit
             free = shutil.disk_usage(folder).free
         if free < needed:
             raise DiskFullError(
@@ -122,13 +121,13 @@ class Placement:
             )
 
     def copy(self, log: Log) -> AbstractContextManager[Copy]:
-        """The copy, to be made in the block.
+        """The copy, which exists only in the block.
 
         Args:
-            log: told what is left of a killed drill.
+            log: told what a killed drill left.
 
         Raises:
-            BackupError: it cannot be made there.
+            BackupError: the copy cannot be made there.
         """
         contents, programs = self.contents, self.contents.programs
         facts = contents.manifest.database if contents.manifest else None
@@ -149,7 +148,7 @@ class Placement:
                 keep=self.choice.keep,
                 log=log,
             )
-        # A file that was renamed names another database than it holds.
+        # A renamed file has another database's name than the one it holds.
         held = archives.database_of(archives.contents_list(programs, self.contents.backup.path))
         names = frozenset({facts.name} if facts else {self.contents.backup.name.database, held})
         source = Source(facts.system_identifier if facts else None, names)

@@ -1,8 +1,8 @@
-"""The restore drill: restores a backup into a copy, proves that the copy is what the backup said, and removes it.
+"""The restore drill: restores a backup into a copy, proves that the copy equals the backup, and removes it.
 
-The order of events, and what is a drill's alone: the negative control and the user's own check. Where it is restored to
-is the business of ``placement``; what is let in there, of ``containment``; the proof, of ``proof``; what is kept of it,
-of ``evidence``.
+This module holds the order of events, and what only a drill does: the negative control and the user's own check.
+``placement`` chooses the place, ``containment`` keeps the backup's code inside, ``proof`` proves the copy, and
+``evidence`` is what is stored.
 """
 
 from __future__ import annotations
@@ -60,17 +60,17 @@ _RECOVERY = ("hash", "roles", "restore", "materialized views", "analyze")
 
 @dataclass(frozen=True, slots=True)
 class Driller:
-    """All that a drill depends on.
+    """Everything that a drill depends on.
 
     Attributes:
         verifier: catalog, programs, and what a backup must hold.
-        source: the database that is backed up; asked how it writes values, for a dump that does not say so itself.
+        source: the database that is backed up. It is asked how it writes values if the dump does not record that.
         folder: where throwaway clusters are made.
         target: the server for scratch databases.
-        target_is_named: whether the settings name that server, rather than it being the source's.
+        target_is_named: whether the settings name that server; otherwise it is the source's.
         own_check: a command, or an SQL file, to run on the copy; empty for none.
         max_hours: how long a drill may take.
-        secrets: nothing that a drill starts finds one of them in our environment.
+        secrets: removed from our environment before a drill starts any program.
     """
 
     verifier: Verifier
@@ -90,7 +90,7 @@ class Driller:
         """The backup to drill; ``latest`` is the newest that is not known to be bad.
 
         Raises:
-            BackupNotFoundError: there is none; or no record could name it.
+            BackupNotFoundError: there is none; or its path is not UTF-8, so no record could name it.
         """
         now = datetime.now(UTC)
         if wanted != "latest":
@@ -108,7 +108,7 @@ class Driller:
     def drill(
         self, backup: Backup, choice: Choice, *, launched_by: str, run_id: str | None = None, log: Log
     ) -> Evidence:
-        """Restore a backup and prove the copy. Whatever comes of it is written down in ``drills/``.
+        """Restore a backup and prove the copy. Any outcome is recorded in ``drills/``.
 
         Args:
             backup: as :meth:`find` found it.
@@ -144,14 +144,14 @@ class Driller:
 
     @property
     def drills(self) -> DrillFolder:
-        """Where the evidence is."""
+        """The folder of the evidence."""
         return DrillFolder(self.catalog)
 
     def remove_copies(self, choice: Choice) -> list[str]:
-        """Remove what was kept for a look, or left by a killed drill; returns what it was.
+        """Remove copies that were kept for inspection, or left by a killed drill; returns their names.
 
         Raises:
-            BackupError: it cannot be removed, or is not ours.
+            BackupError: a copy cannot be removed, or no drill made it.
         """
         if choice.where is Where.DATABASE:
             return [scratch_name(self.catalog.database)] if drop_kept(self.target, self.catalog.database) else []
@@ -193,13 +193,13 @@ class _Drill:
         self.containment = Containment(self.proof, by.drills.path)
 
     def run(self) -> None:
-        """All of it. An error of ours ends it, and is part of the evidence."""
+        """Do the whole drill. A ``BackupError`` ends it, and becomes part of the evidence."""
         try:
             proof = self.proof
             proof.read_manifest()
             if self.placement.where is Where.THROWAWAY:
                 self.containment.refuse_unconfined()
-            # Before anything is read: it may take an hour until the disk is full.
+            # Before anything is read: on a full disk, the drill would fail only after an hour.
             self.placement.refuse_full_disk(proof.contents.source_bytes or self.backup.size_bytes)
             witness = proof.read_backup()
             if witness is None:
@@ -238,7 +238,7 @@ class _Drill:
         proof.list_unmade(Stage.DRILL)
 
     def _of_this_place(self, error: BackupError, copy: Copy) -> BackupError:
-        """The error with advice about the copy's server, not the production server's."""
+        """The error with advice for the copy's server instead of the production server's."""
         error = explained_by_limits(error, copy)
         if not copy.private or not isinstance(error, ServerError | DiskFullError | StalledError):
             return error
@@ -254,13 +254,11 @@ class _Drill:
             self.proof.add(Check.CONTROL, [], passed="not possible: every table is empty", result=Result.NOT_MADE)
             return
         outcome = control(reader, found.tables, self.proof.restoration.settings.options)
-        wrong = "no table let a row be deleted, so nobody knows whether a loss would be seen"
+        wrong = "no table let a row be deleted, so it is unknown whether the comparison would notice a loss"
         if outcome.table:
-            wrong = (
-                f"a row of {outcome.table} was deleted in the copy, and the comparison did not notice: it sees nothing"
-            )
+            wrong = f"a row of {outcome.table} was deleted in the copy, and the comparison did not notice it"
         bad = [] if outcome.noticed else [wrong]
-        self.proof.add(Check.CONTROL, bad, passed=f"a row less in {outcome.table} was noticed")
+        self.proof.add(Check.CONTROL, bad, passed=f"the deletion of a row in {outcome.table} was noticed")
 
     # ---- the user's own
 
@@ -270,14 +268,14 @@ class _Drill:
             self.proof.add(Check.OWN_CHECK, [], passed="DRILL_CHECK_COMMAND is not set", result=Result.NOT_MADE)
             return
         code = run_check_command(own, copy.connection, self.by.verifier.programs, self.by.secrets, self.log)
-        # What it printed may be anything: it goes to the log, not into the evidence.
+        # Its output may hold anything: it goes to the log, not into the evidence.
         wrong = [] if code == 0 else [f"DRILL_CHECK_COMMAND ended with code {code}; the log has what it printed"]
         self.proof.add(Check.OWN_CHECK, wrong, passed="it ended with code 0")
 
     # ---- the record
 
     def evidence(self, launched_by: str, run_id: str | None) -> Evidence:
-        """What is kept."""
+        """What is recorded of the drill."""
         proof, found = self.proof, self.proof.found
         failed = self.error is not None or proof.failed
         phases = proof.seconds
@@ -314,7 +312,7 @@ class _Drill:
 
 
 def _refuse_unspeakable(path: Path) -> None:
-    """Else what comes of it could not be written down in the end."""
+    """Refuse a path that is not UTF-8: the outcome could not be recorded in the end."""
     if not is_utf8(str(path)):
         raise BackupNotFoundError(
             f"{shell_word(str(path))} cannot be used under this name",

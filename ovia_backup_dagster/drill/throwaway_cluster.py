@@ -1,9 +1,8 @@
-"""A cluster of our own to restore into, which exists for one drill: confined, watched, and gone afterwards.
+"""A cluster that exists for one drill: confined, watched, and removed afterwards.
 
-Its server runs what the backup contains, so nothing that stands in its folder is trusted: it is ended through its
-launcher (``postgres.sandbox_launcher``), not through the files that it could have changed. A killed drill's cluster
-ends with the drill; its folder is removed by the next one. Copies on servers that others use are the business of
-``proof.target``.
+Its server runs what the backup contains, so no file in its folder is trusted: the server is ended through its launcher
+(``postgres.sandbox_launcher``), not through files that it could have changed. The cluster of a killed drill ends with
+the drill; the next drill removes its folder. ``proof.target`` makes copies on servers that others use.
 """
 
 from __future__ import annotations
@@ -30,16 +29,16 @@ from ovia_backup_dagster.postgres.sandbox import Limits, limit_of_processes
 from ovia_backup_dagster.postgres.session import connect
 from ovia_backup_dagster.proof.target import EXCEEDED, Copy, Kind, uninterrupted
 
-#: Beginning of the folders' names; what bears it and is not in use is removed.
+#: How the folders' names begin; a folder with this prefix that is not in use is removed.
 PREFIX = "ovia-drill-"
 SERVER_PROGRAMS = ("initdb", "postgres")
-#: In such a folder: all that the server may change, and, out of its reach, what this module keeps about it.
+#: In such a folder: the part that the server may change; the other files are this module's, out of its reach.
 CLUSTER = "c"
 _LOCK, _LOG, _LAUNCHER = "lock", "log", "launcher"
 _START_SECONDS = 60.0
 _END_SECONDS = 30.0
 _NOT_FOR_INITDB = frozenset("\"'$\\")
-#: No one else connects, and nothing of it survives a power cut anyway.
+#: No one else connects, and the cluster need not survive a power cut.
 _SETTINGS = {
     "autovacuum": "off",
     "wal_level": "minimal",
@@ -48,12 +47,12 @@ _SETTINGS = {
     "checkpoint_timeout": "1h",
     "maintenance_work_mem": "256MB",
     "jit": "off",
-    # The jobs are as many as the cores: more would only write their sorts to disk for each other.
+    # There are as many jobs as cores: parallel workers would only make them write their sorts to disk.
     "max_parallel_maintenance_workers": "0",
-    # /dev/shm of a container has 64 MB, which a parallel index build or query can exceed; and it is out of reach.
+    # A container's /dev/shm has 64 MB, which a parallel index build or query can exceed; and it is outside the sandbox.
     "dynamic_shared_memory_type": "mmap",
 }
-#: A dump locks all tables and sequences: room for so many, of each of the transactions that there can be.
+#: A dump locks all tables and sequences: the lock table has this many entries for each possible transaction.
 _LOCKS, _TRANSACTIONS = 512, 100
 
 
@@ -70,22 +69,22 @@ def throwaway(
     keep: bool,
     log: Log,
 ) -> Iterator[Copy]:
-    """A cluster that exists while the block runs.
+    """A cluster that exists only while the block runs.
 
     Args:
-        programs: with the server's among them, and how they are confined.
-        folder: where its folder is made.
+        programs: with the server's among them, and the sandbox that confines them.
+        folder: where the cluster's folder is made.
         database: name of the database in it, the source's.
         superuser: the source's bootstrap superuser.
-        encoding: the source's: roles, which all databases share, are kept as the bytes that the name has where it is
-            made, and found by those that it has where it is asked for.
-        limits: what the server may take; ``None`` for whatever it does.
-        relations: how many tables and sequences there will be, as far as is known.
-        keep: leave it, running, for a look, until the next drill.
-        log: told what is left of a killed drill.
+        encoding: the source's. All databases share the roles; a role's name is stored as the bytes of the database in
+            which it is created, and looked up by the bytes of the one that asks for it.
+        limits: what the server may use; ``None`` for no limit.
+        relations: how many tables and sequences there will be, if known.
+        keep: leave the cluster running for inspection, until the next drill.
+        log: told what a killed drill left.
 
     Raises:
-        ProgramMissingError: the server's programs are not there.
+        ProgramMissingError: the server programs are not installed.
         BackupError: the cluster cannot be made or started.
     """
     bin_dir = server_programs(programs)
@@ -111,7 +110,7 @@ def throwaway(
             look = f"psql --host={cluster.sockets} --username={shell_word(superuser)} --dbname={shell_word(database)}"
             maintenance = cluster.connection("template1" if database == "postgres" else "postgres")
             if database in ("postgres", "template1"):
-                # They are there already, and must be made as the source's was.
+                # They exist already, but must be created like the source's.
                 with connect(maintenance) as session:
                     session.execute(f"ALTER DATABASE {database} IS_TEMPLATE false".encode())
                     session.execute(f"DROP DATABASE {database}".encode())
@@ -128,7 +127,7 @@ def throwaway(
 
 
 def locks_for(relations: int) -> int:
-    """What ``max_locks_per_transaction`` leaves room for twice as many: partitions have roots, and others lock, too."""
+    """``max_locks_per_transaction`` for twice as many relations: partitions have roots, and others take locks, too."""
     return max(_LOCKS, -(-2 * relations // _TRANSACTIONS))
 
 
@@ -140,7 +139,7 @@ class _Server:
 
     @classmethod
     def start(cls, cluster: Cluster, place: Path, limits: Limits | None) -> _Server:
-        """Start it, and wait until it takes connections.
+        """Start the server, and wait until it accepts connections.
 
         Raises:
             ProgramError: it does not start; the reason is the last line of its log.
@@ -197,11 +196,11 @@ class _Server:
                 ) from None  # fmt: skip
 
     def stay(self) -> None:
-        """Let it outlive this process."""
+        """Let the server outlive this process."""
         self.process.send_signal(signal.SIGUSR1)
 
     def end(self) -> None:
-        """End it, with all that it has started."""
+        """End the server and all processes that it started."""
         self.process.terminate()
         try:
             self.process.wait(_END_SECONDS)
@@ -211,7 +210,7 @@ class _Server:
 
 
 def _renamed(cluster: Cluster, superuser: str) -> Cluster:
-    """The cluster with a bootstrap superuser of a name that initdb does not take."""
+    """Rename the bootstrap superuser to a name that initdb does not accept; returns the cluster."""
     renames = "ovia_drill_renames"
     for user, statement in (
         (cluster.superuser, f"CREATE ROLE {renames} SUPERUSER LOGIN"),
@@ -224,10 +223,10 @@ def _renamed(cluster: Cluster, superuser: str) -> Cluster:
 
 
 def server_programs(programs: Programs) -> Path:
-    """The folder of the server's programs.
+    """The folder of the server programs.
 
     Raises:
-        ProgramMissingError: they are not there; offers the scratch database.
+        ProgramMissingError: they are not installed; the advice offers the scratch database.
     """
     try:
         found = [Path(programs.path(program)) for program in SERVER_PROGRAMS]
@@ -242,13 +241,13 @@ def server_programs(programs: Programs) -> Path:
 
 
 def remove_remains(bin_dir: Path, folder: Path) -> list[Path]:
-    """Stop and remove every throwaway cluster that no drill uses any more, kept ones as well; returns their folders."""
+    """Stop and remove all throwaway clusters that no drill uses, kept ones as well; returns their folders."""
     with _alone(folder):
         return _remove_remains(bin_dir, folder)
 
 
 def remains(folder: Path) -> list[Path]:
-    """The folders of throwaway clusters that no drill uses any more."""
+    """The folders of throwaway clusters that no drill uses."""
     ours = {os.geteuid(), account_id()}
     places = (place for place in sorted(folder.glob(f"{PREFIX}*")) if is_folder(place))
     return [place for place in places if place.lstat().st_uid in ours and not _in_use(place)]
@@ -256,17 +255,17 @@ def remains(folder: Path) -> list[Path]:
 
 @contextmanager
 def usable(folder: Path) -> Iterator[None]:
-    """Turn what keeps a cluster from being made in a folder into an error that says so.
+    """Turn what prevents a cluster in a folder into an error that says so.
 
     Raises:
-        CopyError: it is not there, cannot be written, or not be reached by the account that servers run under.
+        CopyError: the folder is missing, not writable, or out of reach of the account that servers run under.
     """
     what = f"cannot make a throwaway cluster in {folder}"
     try:
         if not may_enter(folder):
             raise CopyError(
                 what,
-                why="the account that PostgreSQL runs under, as root it may not, cannot enter this folder",
+                why="PostgreSQL does not run as root, and the account that it runs under cannot enter this folder",
                 fix=f"namei -l {shell_word(str(folder))}; chmod o+x what is closed, or set DRILL_DIR to another folder",
             )
         yield
@@ -288,7 +287,7 @@ def _made(bin_dir: Path, folder: Path, log: Log) -> Iterator[Path]:
             log(f"removed what an earlier drill had left: {place}")
         place = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder))
         if os.geteuid() == 0:
-            place.chmod(0o711)  # the server's account passes through it, and changes nothing in it
+            place.chmod(0o711)  # the server's account passes through the folder, and may change nothing in it
         lock = _open_lock(place)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     try:
@@ -307,24 +306,24 @@ def _remove_remains(bin_dir: Path, folder: Path) -> list[Path]:
 
 
 def _end_launcher(place: Path) -> None:
-    """End a kept server, with all that it has started."""
+    """End a kept server and all processes that it started."""
     deadline = time.monotonic() + _END_SECONDS
     with contextlib.suppress(OSError, ValueError):
         process = Path("/proc") / str(int((place / _LAUNCHER).read_text(encoding="ascii")))
-        # After a crash another process may bear the number.
+        # After a crash another process may have the number.
         while Path(os.readlink(process / "cwd")).is_relative_to(place.resolve()) and time.monotonic() < deadline:
             os.kill(int(process.name), signal.SIGTERM)
             time.sleep(0.01)
 
 
 def _remove(place: Path) -> None:
-    """Remove a folder, however deep what a server made in it."""
-    # The lock last: without it, half a folder would look as if a killed drill had left it.
+    """Remove a folder, even if a server made a very deep tree in it."""
+    # The lock last: without it, half a folder would look like one that a killed drill left.
     inside = [str(path) for path in place.glob("*") if path.name != _LOCK] if place.exists() else []
     for paths in (inside, [str(place)]):
         _run("rm", "-rf", "--one-file-system", "--", *paths)
         if left := [path for path in paths if os.path.lexists(path)]:
-            # A folder that its own user may not enter.
+            # A folder may deny access to its own user.
             _run("chmod", "-R", "u+rwx", "--", *left)
             _run("rm", "-rf", "--one-file-system", "--", *left)
 
@@ -342,7 +341,7 @@ def _run(*command: str) -> None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Between a folder's making and its locking no one takes it for remains."""
+    """Take the lock of the folder, so that a new cluster is not removed before it is locked itself."""
     path = folder / f".{PREFIX}{os.geteuid()}.lock"
     with usable(folder):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -361,7 +360,7 @@ def _in_use(place: Path) -> bool:
     try:
         descriptor = _open_lock(place)
     except OSError:
-        return True  # not ours to judge
+        return True  # another account's: leave it alone
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,6 +1,6 @@
-"""The entries of an archive, as its contents list has them: one line each, in the archive's order.
+"""The entries of an archive, from its contents list: one line each, in the archive's order.
 
-What an entry's SQL says is the business of ``archive_objects``.
+``archive_objects`` reads the SQL of an entry.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _LISTED = re.compile(r"^(\d+); \d+ (\d+) (.+)$", re.MULTILINE)
-#: Those that bring rows, or the content of large objects and sequences.
+#: Kinds that bring rows, or the content of large objects and sequences.
 DATA = re.compile(r"(?:TABLE DATA|BLOBS|SEQUENCE SET) ")
 _AFTER_DATA = re.compile(
     r"(?:CONSTRAINT|CHECK CONSTRAINT|FK CONSTRAINT|INDEX|INDEX ATTACH|TRIGGER|EVENT TRIGGER|POLICY|ROW SECURITY|RULE"
@@ -21,12 +21,12 @@ TABLE_DATA = "TABLE DATA "
 
 @dataclass(frozen=True, slots=True)
 class ArchiveEntry:
-    """One of an archive.
+    """One entry of an archive.
 
     Attributes:
-        number: the archive's own, by which it is known.
-        line: as the contents list has it, and takes it back.
-        text: of the line, what it is: ``TYPE schema name owner``.
+        number: the archive's own, which identifies it.
+        line: the line of the contents list, which pg_restore accepts back.
+        text: the part of the line that says what it is: ``TYPE schema name owner``.
         oid: in the source.
     """
 
@@ -37,7 +37,7 @@ class ArchiveEntry:
 
 
 def entries_of(listing: str) -> list[ArchiveEntry]:
-    """A contents list's."""
+    """The entries of a contents list."""
     return [ArchiveEntry(int(m[1]), m[0], m[3], int(m[2])) for m in _LISTED.finditer(listing)]
 
 

@@ -1,6 +1,6 @@
-"""The objects of an archive, as its annotated schema has them: SQL, what each depends on, which tables are whose.
+"""The objects of an archive, from its annotated schema: SQL, dependencies, and which tables are partitions of which.
 
-What a function reads is the business of ``table_reads``.
+``table_reads`` finds out what a function reads.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import cached_property
 
 from ovia_backup_dagster.proof.archive_entries import TABLE_DATA, ArchiveEntry
 
-#: As ``pg_restore --verbose --schema-only --file=-`` begins each entry.
+#: How ``pg_restore --verbose --schema-only --file=-`` begins each entry.
 _BEGINS = re.compile(
     r"^-- TOC entry (\d+) \(class \d+ OID \d+\)\n(?:-- Dependencies:([ \d]*)\n)?"
     r"-- Name: (.*); Type: (.*); Schema: (.*); Owner: .*\n(?:-- Data Pos: .*\n)?--\n",
@@ -29,10 +29,10 @@ class ArchiveObject:
     """One object of an archive.
 
     Attributes:
-        number: its entry's.
+        number: of its entry.
         kind: ``TABLE``, ``FUNCTION``, ...
-        schema, name: a function's name has its arguments.
-        needs: the numbers of those that it depends on.
+        schema, name: a function's name includes its arguments.
+        needs: the numbers of the objects that it depends on.
         text: its SQL.
     """
 
@@ -45,12 +45,12 @@ class ArchiveObject:
 
     @property
     def bare(self) -> str:
-        """Its name as others call it: a function's without its arguments."""
+        """Its name as other objects use it: a function's without arguments."""
         return self.name.partition("(")[0] if self.kind in ROUTINES else self.name
 
     @property
     def called(self) -> str:
-        """That name, with the schema."""
+        """The bare name with its schema."""
         return f"{self.schema}.{self.bare}"
 
 
@@ -59,8 +59,8 @@ class ArchiveObjects:
     """All objects of one archive.
 
     Attributes:
-        schema: what ``pg_restore --verbose --schema-only --file=-`` prints of it.
-        data: its entries that bring data.
+        schema: the output of ``pg_restore --verbose --schema-only --file=-``.
+        data: the entries that bring data.
     """
 
     schema: str
@@ -75,7 +75,7 @@ class ArchiveObjects:
         for match, end in zip(matches, ends, strict=False):
             number, needs, name, kind, schema = match.groups()
             needed = tuple(map(int, (needs or "").split()))
-            # The first: a function's body may hold what looks like another.
+            # The first one counts: a function's body may hold what looks like another.
             found.setdefault(
                 int(number), ArchiveObject(int(number), kind, schema, name, needed, self.schema[match.end() : end])
             )
@@ -83,12 +83,12 @@ class ArchiveObjects:
 
     @cached_property
     def relations(self) -> dict[str, list[ArchiveObject]]:
-        """Name, in lower case -> what a query can read by it."""
+        """Name, in lower case -> the objects that a query can read by it."""
         return self._by_name(_READ_FROM)
 
     @cached_property
     def routines(self) -> dict[str, list[ArchiveObject]]:
-        """Name, in lower case -> what can be called by it."""
+        """Name, in lower case -> the routines that can be called by it."""
         return self._by_name(ROUTINES)
 
     def _by_name(self, kinds: tuple[str, ...]) -> dict[str, list[ArchiveObject]]:
@@ -100,7 +100,7 @@ class ArchiveObjects:
 
     @cached_property
     def tables(self) -> dict[int, ArchiveEntry]:
-        """Table -> its data."""
+        """Number of a table -> the entry of its data."""
         oids = {entry.oid: entry for entry in self.data if entry.text.startswith(TABLE_DATA)}
         numbers = {
             match[1]: match[2]
@@ -114,14 +114,14 @@ class ArchiveObjects:
 
     @cached_property
     def extensions(self) -> set[int]:
-        """Those whose own tables have rows in the archive."""
+        """The extensions, if an extension's own tables have rows in the archive."""
         known = {entry.number for entry in self.tables.values()}
         strange = any(entry.text.startswith(TABLE_DATA) and entry.number not in known for entry in self.data)
         return {each.number for each in self.by_number.values() if each.kind == "EXTENSION"} if strange else set()
 
     @cached_property
     def children(self) -> dict[int, set[int]]:
-        """Table -> its partitions, and those that inherit from it."""
+        """Table -> its partitions and the tables that inherit from it."""
         found: dict[int, set[int]] = {}
         for child, parents in self.parents.items():
             for parent in parents:
@@ -143,11 +143,11 @@ class ArchiveObjects:
         return found
 
     def kind_of(self, number: int) -> str:
-        """The kind of an object; empty where the archive has none of that number."""
+        """The kind of an object; empty if the archive has no such number."""
         return self.by_number[number].kind if number in self.by_number else ""
 
     def schema_and_name(self, number: int) -> tuple[str, str]:
-        """Those of an object."""
+        """Schema and name of an object."""
         return self.by_number[number].schema, self.by_number[number].name
 
     def above(self, number: int) -> set[int]:

@@ -1,7 +1,7 @@
 """What a backup is known to hold: its manifest, its reading by a verification, its contents list.
 
-Makes the check that the file is what was written. How an archive is read and verified is the business of ``postgres``;
-what a copy of it holds, that of ``copy_comparison``.
+Makes the check that the file is what was written. ``postgres`` reads and verifies archives; ``copy_comparison`` reads
+the copy.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from ovia_backup_dagster.proof.record import ProofRecord
 
 @dataclass
 class BackupContents:
-    """One backup's.
+    """What one backup holds.
 
     Attributes:
         verifier: catalog, programs, and what a backup must hold.
-        backup: which.
-        record: what is found is noted there.
-        manifest: the backup's, once it is read; the old script's have none.
-        witness: what the backup holds, once it is read.
-        sha256: of the file, as it is now.
+        backup: the backup.
+        record: receives the result of the check.
+        manifest: the backup's, once it is read; ``None`` for a dump of the old script.
+        witness: what the backup holds; ``None`` until it is read.
+        sha256: of the file, as it is now; ``None`` until it is read.
     """
 
     verifier: Verifier
@@ -48,11 +48,11 @@ class BackupContents:
 
     @property
     def word(self) -> str:
-        """The backup, as a word of a command line."""
+        """The backup, as an argument of a command line."""
         return self.verifier.catalog.word(self.backup)
 
     def read_manifest(self) -> Manifest | None:
-        """What was known when the backup was made.
+        """Read what was known when the backup was made.
 
         Raises:
             VolumeError: a newer program wrote it.
@@ -64,9 +64,9 @@ class BackupContents:
         return self.manifest
 
     def read(self) -> Witness | None:
-        """What the backup holds: as read when it was verified, if the file is still that; else as it is read now.
+        """What the backup holds: as its verification read it, if the file is unchanged; else it is verified now.
 
-        ``None`` when it is damaged, which is noted, too.
+        ``None`` if the backup is damaged; the check is recorded as failed, too.
 
         Raises:
             BackupError: no verdict could be reached.
@@ -111,17 +111,17 @@ class BackupContents:
 
     @property
     def source_bytes(self) -> int | None:
-        """How large the source was, if that is known."""
+        """The source's size in bytes, if known."""
         return self.manifest.database.size_bytes if self.manifest else None
 
     @property
     def bootstrap_superuser(self) -> set[str]:
-        """The name of the source's; empty where it is not known."""
+        """The name of the source's bootstrap superuser; empty if unknown."""
         return {self.manifest.database.bootstrap_superuser} if self.manifest else set()
 
     @property
     def search_path(self) -> str | None:
-        """That which the source database gives its sessions, if it gives one."""
+        """The ``search_path`` that the source database sets for its sessions, if any."""
         for setting in self.manifest.database.settings.get("", ()) if self.manifest else ():
             name, _, value = setting.partition("=")
             if name.lower() == "search_path":

@@ -1,6 +1,6 @@
-"""What came of the checks that a restored copy is judged by: the words of a drill's evidence and a restore's record.
+"""The results of the checks on a restored copy, as a drill's evidence and a restore's record store them.
 
-Which checks there are says ``core.check_registry``; how each is made, the modules of this room and of ``drill``.
+``core.check_registry`` lists the checks; the modules of this package and of ``drill`` make them.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from enum import StrEnum
 from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.core.manifest import Sidecar
 
-#: Of a check that is registered for what was done to its end, and was not made.
+#: Text of a check that is registered for a completed stage, and was not made.
 NO_CODE = "it is registered, and no code makes it: report that"
 
 
 class Result(StrEnum):
-    """What came of a check."""
+    """The result of a check."""
 
     PASSED = "passed"
     ODD = "odd"
@@ -24,7 +24,7 @@ class Result(StrEnum):
 
 
 class CheckResult(Sidecar):
-    """One check with its result, in words for a person."""
+    """A check with its result, in words for a person."""
 
     check: Check
     result: Result
@@ -32,7 +32,7 @@ class CheckResult(Sidecar):
 
     @property
     def lacks_code(self) -> bool:
-        """Whether the check is registered, and no code makes it."""
+        """Whether the check is registered, but no code makes it."""
         return self.result is Result.NOT_MADE and self.text == NO_CODE
 
 

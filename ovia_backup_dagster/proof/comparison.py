@@ -1,7 +1,7 @@
-"""Whether a restored copy is what the archive said: two readings compared, by pure functions.
+"""Whether a restored copy equals its archive: compares two readings, by pure functions.
 
-Three verdicts, as everywhere: what differs is bad, what deparses or stands in another order is odd, what was so in the
-source is no finding. How a copy is made and read is the business of ``copy_restoration`` and ``copy_comparison``.
+Three verdicts, as everywhere: content that differs is bad; SQL that is written differently, or another order, is odd;
+what was the same in the source is no finding. ``copy_restoration`` and ``copy_comparison`` make and read the copy.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from ovia_backup_dagster.proof import grants
 from ovia_backup_dagster.proof.grants import without_owner
 from ovia_backup_dagster.proof.schema_text import Key, canonical, describe_object, sections, with_roles_sorted
 
-#: Entries of a contents list that are not restored: they would reach other servers, and make a database undroppable.
+#: Entries of a contents list that are never restored: they would reach other servers, and block DROP DATABASE.
 _LEFT_OUT = re.compile(r"(?:(?:COMMENT|SECURITY LABEL) - )?(?:PUBLICATION|SUBSCRIPTION)\b")
-#: What of them only a database that goes live is given: others subscribe to it.
+#: Of these, the ones that a database that goes live is given: others subscribe to it.
 _PUBLICATION = re.compile(r"(?:(?:COMMENT|SECURITY LABEL) - )?PUBLICATION\b")
-#: Those that say who may do what.
+#: Entries about privileges.
 _PRIVILEGES = re.compile(r"(?:DEFAULT )?ACL ")
-#: It is made by initdb, and has an entry only where it was given to another.
+#: initdb creates it; it has an entry only if it was given to another role.
 _PUBLIC = "SCHEMA - public "
 _STRUCTURE = re.compile(
     r"(?:CONSTRAINT|CHECK CONSTRAINT|FK CONSTRAINT|INDEX|INDEX ATTACH|TABLE ATTACH|MATERIALIZED VIEW|TRIGGER|POLICY"
     r"|ROW SECURITY|STATISTICS|RULE|EVENT TRIGGER) "
 )
-#: What of an object's SQL is written back as it was, and means something else when it is not: columns with their types,
-#: what they are bound by, what is switched off. Expressions are not among it.
+#: The parts of an object's SQL that are written back unchanged, and change its meaning: columns with their types, their
+#: constraints, what is disabled. Expressions are not among them.
 _MEANING = re.compile(
     r"^    (?!(?:ADD )?CONSTRAINT |WHEN |ELSE )\S.*?(?=,?$| (?:DEFAULT|NOT NULL|GENERATED|COLLATE)\b)"
     r"|CONSTRAINT .*? CHECK\b"
@@ -50,7 +50,7 @@ _BOUND = (
     "CONSTRAINT",
     "CHECK CONSTRAINT",
 )
-#: Kinds whose SQL is written back to the letter.
+#: Kinds whose SQL is written back unchanged.
 _LITERAL_KINDS = (
     "TYPE",
     "FK CONSTRAINT",
@@ -59,22 +59,22 @@ _LITERAL_KINDS = (
     "ROW SECURITY",
     "INDEX ATTACH",
 )
-#: Kinds whose SQL says the same when it is the same but for casts and parentheses in expressions.
+#: Kinds whose SQL is the same if only casts and parentheses in expressions differ.
 _CANONICAL_KINDS = ("POLICY", "FUNCTION", "PROCEDURE", "AGGREGATE", "EVENT TRIGGER", "VIEW")
 _LARGE_OBJECT = re.compile(rb" LARGE OBJECT (\d+) ")
 _OF_LARGE_OBJECT = "ACL - LARGE OBJECT "
-#: Kinds whose text may hold passwords or anything else that was written into a function.
+#: Kinds whose text may hold passwords, or anything that was written into a function.
 _SECRETIVE = ("USER MAPPING", "SERVER", "FUNCTION", "PROCEDURE", "SUBSCRIPTION", "FOREIGN DATA WRAPPER", "COMMENT")
 _WIDTH = 120
 
 
 @dataclass(frozen=True, slots=True)
 class Unordered:
-    """One table's rows whatever their order.
+    """One table's rows, independent of their order.
 
     Attributes:
         rows: how many.
-        total: the sum modulo 2**256 of each row's SHA-256.
+        total: the sum modulo 2**256 of the SHA-256 of each row.
     """
 
     rows: int
@@ -82,13 +82,13 @@ class Unordered:
 
 
 def unequal_tables(original: Witness, copy: Witness) -> tuple[str, ...]:
-    """The tables that are not the same to the byte: other columns, rows, content or order; or not there."""
+    """The tables that are not the same to the byte: other columns, rows, content or order; or missing on one side."""
     before, after = _by_name(original), _by_name(copy)
     return tuple(name for name in sorted({*before, *after}) if before.get(name) != after.get(name))
 
 
 def comparable(name: str, original: Witness, copy: Witness, columns: Callable[[str], Sequence[str]]) -> bool:
-    """Whether a table that is unequal may still hold the same rows, in another order of rows or columns."""
+    """Whether an unequal table may still hold the same rows, in another order of rows or columns."""
     before, after = _by_name(original).get(name), _by_name(copy).get(name)
     if before is None or after is None or before.rows != after.rows:
         return False
@@ -98,11 +98,11 @@ def comparable(name: str, original: Witness, copy: Witness, columns: Callable[[s
 def table_differences(
     original: Witness, copy: Witness, rows: Mapping[str, tuple[Unordered, Unordered]]
 ) -> tuple[list[str], list[str]]:
-    """What is bad and what is odd of the tables, a line each that names the table.
+    """What is bad and what is odd about the tables, a line for each table.
 
     Args:
-        original, copy: as they were read, in order.
-        rows: of those tables that may hold the same in another order, both sides' rows whatever their order.
+        original, copy: both readings, in order.
+        rows: table that may hold the same rows in another order -> the rows of both sides, independent of order.
     """
     bad, odd = [], []
     before, after = _by_name(original), _by_name(copy)
@@ -125,7 +125,7 @@ def table_differences(
 
 
 def sequence_differences(original: Witness, copy: Witness) -> list[str]:
-    """Sequences that are missing, new, or stand elsewhere."""
+    """Sequences that are missing, added, or have another value."""
     before, after = original.sequences, copy.sequences
     return [
         f"sequence {name}: {after.get(name, 'missing')} in the copy, {before.get(name, 'missing')} in the backup"
@@ -135,7 +135,7 @@ def sequence_differences(original: Witness, copy: Witness) -> list[str]:
 
 
 def large_object_differences(original: LargeObjects, copy: LargeObjects) -> list[str]:
-    """One line when the large objects are not the same."""
+    """One line if the large objects differ."""
     if original == copy:
         return []
     if original.count != copy.count:
@@ -146,10 +146,10 @@ def large_object_differences(original: LargeObjects, copy: LargeObjects) -> list
 def large_object_note_differences(
     original: Sequence[bytes], copy: Sequence[bytes], *, with_privileges: bool
 ) -> list[str]:
-    """One line when what others may do with large objects, or what is said of them, is not the same.
+    """One line if the privileges or comments of large objects differ.
 
     Args:
-        original, copy: the statements that say so.
+        original, copy: the statements that set them.
         with_privileges: whether the copy was given the source's privileges.
     """
     before, after = (
@@ -162,17 +162,17 @@ def large_object_note_differences(
 
 
 def left_out(entry: str, *, live: bool = False) -> bool:
-    """Whether an entry of a contents list is one that is not restored.
+    """Whether an entry of a contents list is never restored.
 
     Args:
         entry: ``TYPE schema name owner``.
-        live: into a database that goes live, which is given publications.
+        live: into a database that goes live, which gets publications.
     """
     return _LEFT_OUT.match(entry) is not None and not (live and _PUBLICATION.match(entry))
 
 
 def is_structure(entry: str) -> bool:
-    """Whether an entry is a constraint, an index, a trigger: what a table is without its columns and rows."""
+    """Whether an entry is a constraint, an index, a trigger: part of a table besides its columns and rows."""
     return _STRUCTURE.match(entry) is not None
 
 
@@ -185,16 +185,16 @@ def contents_differences(
     roles: Collection[str] = (),
     without: Collection[str] = (),
 ) -> list[str]:
-    """Entries of the contents lists that are in one of them only; what is left out is no difference.
+    """Entries that only one of the contents lists has, except those that are left out.
 
-    Nor is whose a thing is that belongs to another, which has an entry of its own; what others may do is compared by
-    its meaning (:func:`compare_privileges`).
+    The owner of an object that belongs to another, which has its own entry, is not compared; privileges are compared by
+    their meaning (:func:`compare_privileges`).
 
     Args:
         original, copy: entries, ``TYPE schema name owner``.
         with_owners: whether the copy has the source's owners and privileges.
-        live: whether it has its publications.
-        roles: all that an owner may be called.
+        live: whether it has the source's publications.
+        roles: all possible owners.
         without: further entries that the copy was not given.
     """
     before = Counter(entry for entry in original if not left_out(entry, live=live) and entry not in without)
@@ -218,9 +218,9 @@ def _by_object(entries: Counter[str], roles: Collection[str]) -> Counter[str]:
 
 
 def schema_differences(original: bytes, copy: bytes) -> list[str]:
-    """Objects whose SQL differs, and the first line of the first that does; what may hold secrets is left out.
+    """Objects whose SQL differs, with the first differing line; text that may hold secrets is left out.
 
-    A line in all: PostgreSQL writes many a CHECK back differently, which is worth a look once, not a page each month.
+    One line in all: PostgreSQL writes many a CHECK back differently, which deserves one look, not a page each month.
     """
     before, after = (sections(with_roles_sorted(text)) for text in (original, copy))
     both = (key for key in before.keys() & after.keys() if key[0] not in grants.KINDS)
@@ -233,11 +233,11 @@ def schema_differences(original: bytes, copy: bytes) -> list[str]:
 
 
 def compare_privileges(original: bytes, copy: bytes, makers: Collection[str] = ()) -> tuple[list[str], list[str]]:
-    """Objects on which others may do something else, which is bad; and whose owner no dump saves, which is odd.
+    """Objects on which other roles may do something else, which is bad; and owners that no dump saves, which is odd.
 
     Args:
         original, copy: the schemas' SQL.
-        makers: both servers' bootstrap superusers: what extensions and initdb make is theirs, whatever they are called.
+        makers: both servers' bootstrap superusers, who own what extensions and initdb create, whatever their names.
     """
     before, after = sections(original), sections(copy)
     return grants.privilege_differences(before, after, makers), grants.owner_differences(before, after, makers)
@@ -249,10 +249,11 @@ def owner_names(schema: bytes) -> set[str]:
 
 
 def structure_differences(original: bytes, copy: bytes) -> list[str]:
-    """Objects that are bound by something else: a column's type, a CHECK, NOT NULL, a trigger that is off; and what
-    decides who may see and do what: a policy, the rights that a function runs with, a view's options.
+    """Objects with another meaning: a column's type, a CHECK, NOT NULL, a disabled trigger.
+
+    And what decides who may see and do what: a policy, the rights that a function runs with, a view's options.
     """
-    # Quotes depend on quote_all_identifiers.
+    # Whether names are quoted depends on quote_all_identifiers.
     before, after = (sections(with_roles_sorted(text).replace(b'"', b"")) for text in (original, copy))
     lines = []
     for key in sorted(before.keys() & after.keys()):
@@ -280,7 +281,7 @@ def _by_name(witness: Witness) -> dict[str, TableWitness]:
 def _without_owners(before: Counter[str], after: Counter[str]) -> tuple[Counter[str], Counter[str]]:
     """Both lists without owners and privileges.
 
-    Names hold spaces, so that an entry does not say where its owner begins; the copy's, which all have one owner, do.
+    Names hold spaces, so an entry does not say where its owner begins. All entries of the copy have the same owner.
     """
     wanted: Counter[str] = Counter()
     heads = Counter(entry.rpartition(" ")[0] for entry in after.elements() if not _PRIVILEGES.match(entry))

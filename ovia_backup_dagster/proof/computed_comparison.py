@@ -1,7 +1,7 @@
-"""Whether what a copy computes again is what the source had: generated columns, materialized views.
+"""Whether the values that a copy computes equal the source's: generated columns, materialized views.
 
-Pure functions over two records. How a record is taken is the business of ``postgres.computed_values``; what a dump does
-hold, rows and sequences and large objects, that of ``comparison``.
+Pure functions over two records. ``postgres.computed_values`` takes a record; ``comparison`` compares what a dump does
+hold: rows, sequences, large objects.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _WHY_VIEW = (
 
 @dataclass(slots=True)
 class Compared:
-    """What came of a comparison.
+    """The outcome of a comparison.
 
     Attributes:
         bad: generated columns with other values, a line for each table.
@@ -46,12 +46,12 @@ class Compared:
 
     @property
     def wrong(self) -> list[str]:
-        """What is bad, with its explanation; empty when nothing is."""
+        """What is bad, with its explanation; empty if nothing is."""
         return [f"{joined(self.bad)}: {_WHY_GENERATED}"] if self.bad else []
 
     @property
     def strange(self) -> list[str]:
-        """What is odd, with its explanation; empty when nothing is."""
+        """What is odd, with its explanation; empty if nothing is."""
         return [f"{joined(self.odd)}: {_WHY_VIEW}"] if self.odd else []
 
     @property
@@ -65,16 +65,16 @@ class Compared:
 
     @property
     def not_compared(self) -> str:
-        """What was not compared, and why; empty when all was."""
+        """What was not compared, and why; empty if everything was."""
         return f"not compared: {joined(self.left_out)}" if self.left_out else ""
 
 
 def compare(source: Computed, copy: Computed) -> Compared:
-    """Compare a copy with the source as it was.
+    """Compare a copy with the source at the time of the dump.
 
     Args:
         source: as the dump recorded it.
-        copy: the same, taken of the copy.
+        copy: the record of the copy.
     """
     found = Compared()
     if source.why:
@@ -90,11 +90,11 @@ def compare(source: Computed, copy: Computed) -> Compared:
 
 
 def _compare_table(found: Compared, name: str, before: ComputedTable, copy: Computed) -> str:
-    """Compare a table; returns why it could not be."""
+    """Compare a table; returns why it could not be compared, or nothing."""
     after = copy.tables.get(name)
     if after is None:
         return copy.left_out.get(name) or copy.why or "it has no generated columns in the copy"
-    # Both are a finding of another check.
+    # Other checks report both differences.
     if before.rows != after.rows:
         return f"{after.rows:,} rows in the copy, {before.rows:,} in the source"
     if before.key != after.key:
@@ -108,7 +108,7 @@ def _compare_table(found: Compared, name: str, before: ComputedTable, copy: Comp
 
 
 def _compare_view(found: Compared, name: str, before: ComputedView, copy: Computed) -> str:
-    """Compare a materialized view; returns why it could not be."""
+    """Compare a materialized view; returns why it could not be compared, or nothing."""
     after = copy.views.get(name)
     if after is None:
         return copy.left_out.get(name) or copy.why or "it is not in the copy"

@@ -1,8 +1,7 @@
 """Reads a restored copy back and compares it with the backup: rows, sequences, large objects, computed values.
 
-The order in which a live copy is read and compared. How it is read is the business of ``database_reader``; what a
-difference is called, of ``comparison`` and ``computed_comparison``, which know no server; objects and their privileges,
-of ``schema_proof``.
+This module holds the order in which a copy is read and compared. ``database_reader`` reads it; ``comparison`` and
+``computed_comparison`` name the differences and need no server; ``schema_proof`` compares objects and privileges.
 """
 
 from __future__ import annotations
@@ -48,10 +47,10 @@ class CopyComparison:
 
     Attributes:
         contents: the backup.
-        record: what is found is noted there.
-        source: the database that is backed up; asked how it writes values, for a dump that does not say so itself.
-        jobs: how many entries pg_restore restored at a time: one alone may load rows in another order.
-        found: what the copy holds, once it is read.
+        record: receives the results.
+        source: the database that is backed up. It is asked how it writes values if the dump does not record that.
+        jobs: how many entries pg_restore restored at a time: a single job may load rows in another order.
+        found: what the copy holds; ``None`` until it is read.
         sizes: table -> bytes on disk in the copy, with indexes and TOAST.
         copy_bytes: ``pg_database_size`` of the copy.
     """
@@ -66,14 +65,14 @@ class CopyComparison:
     _unsure: bool = field(default=False, init=False)
 
     def prove(self, copy: Copy, without: Collection[str]) -> CopyReader:
-        """Read the copy and compare; returns what it was read with.
+        """Read the copy and compare it; returns the reader that was used.
 
         Args:
-            copy: which was restored.
-            without: entries of the contents list that it was not given.
+            copy: the restored copy.
+            without: entries of the contents list that the copy was not given.
 
         Raises:
-            BackupError: it cannot be read.
+            BackupError: the copy cannot be read.
         """
         contents, record = self.contents, self.record
         assert contents.witness is not None
@@ -98,7 +97,7 @@ class CopyComparison:
         return reader
 
     def prove_computed(self, copy: Copy) -> list[str]:
-        """Compare what no dump holds with what the source had; returns what is bad, without why it may be.
+        """Compare values that no dump holds with the source's; returns what is bad, without the explanation.
 
         Raises:
             ServerError: the copy cannot be asked.
@@ -121,10 +120,10 @@ class CopyComparison:
         return compared.bad
 
     def take_stock(self, copy: Copy) -> None:
-        """Read what the copy of a damaged backup holds, which there is nothing to compare with.
+        """Read what the copy of a damaged backup holds. There is nothing to compare it with.
 
         Raises:
-            BackupError: it cannot be read.
+            BackupError: the copy cannot be read.
         """
         with self.record.phase("reading the copy"):
             reader = self._reader(copy, self._session_options()[0])
@@ -133,7 +132,7 @@ class CopyComparison:
 
     @property
     def tables(self) -> tuple[CopiedTable, ...]:
-        """The copy's, as far as they were read."""
+        """The copy's tables that were read so far."""
         return tuple(
             CopiedTable(name=table.name, rows=table.rows, size_bytes=self.sizes.get(table.name, 0))
             for table in (self.found.tables if self.found else ())
@@ -144,7 +143,7 @@ class CopyComparison:
         return CopyReader(self.contents.programs, copy.connection, options, encoding, copy.folder, copy.live)
 
     def _session_options(self) -> list[str]:
-        """What decides how values are written: what the dump ran with; unknown, what it may have run with."""
+        """Settings that decide how values are written: the dump's; if they are not recorded, those it may have used."""
         if self.contents.manifest is not None:
             return [as_recorded(self.contents.manifest.session_options)]
         # The old script's dumps carry the source's settings: the server's, the database's or the role's.
@@ -159,7 +158,7 @@ class CopyComparison:
     def _read_copy(
         self, witness: Witness, readers: Sequence[CopyReader], schema_options: Sequence[str]
     ) -> tuple[CopyReader, Reading]:
-        """The copy as it is; read again with other session options while that may explain what differs."""
+        """Read the copy; read it again with other session options while these may explain the differences."""
         readings = []
         for reader in readers:
             reading = reader.read(*schema_options, log=self.record.log)
@@ -193,14 +192,12 @@ class CopyComparison:
             }
         bad, odd = comparison.table_differences(witness, found, rows)
         if bad and self._unsure:
-            hint = (
-                "the dump does not say in which time zone it was written, and the source could not be asked: it may be "
-            )
-            bad.insert(0, f"{hint}that alone")
+            hint = "the dump does not record its time zone, and the source could not be asked: that may be the cause"
+            bad.insert(0, hint)
         passed = f"{found.rows:,} rows in {len(found.tables):,} tables"
         if self.jobs == 1 and odd:
-            # One job fills the holes that large rows leave: that is how it was asked for.
-            passed, odd = f"{passed}; of {len(odd)}, in another order, as one job may load them", []
+            # A single job fills the gaps that large rows leave in pages: another order is expected then.
+            passed, odd = f"{passed}; {len(odd)} of these in another order, which a single job may cause", []
         self.record.add(Check.TABLES, bad, odd=odd, passed=passed)
 
     def _prove_large_objects(self, copy: Copy, witness: Witness, reading: Reading) -> None:

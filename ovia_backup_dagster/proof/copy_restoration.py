@@ -1,7 +1,7 @@
-"""Restores a backup into a copy that is not made yet: its roles, the database, all that the archive holds.
+"""Restores a backup into a copy that does not exist yet: roles, the database, everything that the archive holds.
 
-The order of a restore, the same for a drill's copy and for a database that goes live. How pg_restore is run is the
-business of ``pg_restore``; how roles are made, of ``roles``; where the copy stands, of ``target``.
+The order is the same for a drill's copy and for a database that goes live. ``pg_restore`` runs the program, ``roles``
+makes roles, and ``target`` creates the copy.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class CopyRestoration:
 
     Attributes:
         contents: the backup.
-        record: what is found is noted there.
-        jobs: how many entries pg_restore restores at a time. One alone fills the holes that large rows leave: the
-            rows are the same, in another order.
-        rescue: the command that brings the rows where a restore fails over a rule; empty: as at home.
-        lost: what a restore despite errors met, a line each.
+        record: receives the results.
+        jobs: how many entries pg_restore restores at a time. A single job fills the gaps that large rows leave in
+            pages: the rows are the same, in another order.
+        rescue: the command that brings the rows where a restore fails over a rule; empty for the usual one.
+        lost: the errors of a restore despite errors, a line each.
         unrefreshed: materialized views that pg_restore could not refresh.
-        settings: what of the source's is in effect in the copy.
-        withheld: what the copy was not given, which a database that goes live is.
+        settings: the source's settings that are in effect in the copy.
+        withheld: what a scratch database is not given; a database that goes live is given everything.
     """
 
     contents: BackupContents
@@ -52,29 +52,30 @@ class CopyRestoration:
     withheld: Withheld = field(default_factory=Withheld, init=False)
 
     def prove_functions(self, copy: Copy) -> executed_functions.Reach:
-        """Look at what the restore would run with more rights than its owners have; that is noted, too.
+        """Find what the restore would run with more rights than its owners have; records the check.
 
         Raises:
-            BackupError: it cannot be told.
+            BackupError: the server or the archive cannot be read.
         """
         if copy.private:
             found = executed_functions.Reach("", ())
-            text = "whatever runs, runs in a cluster that is the copy's alone"
+            text = "all code in the backup runs in a cluster that serves this copy alone"
         else:
             found = executed_functions.reach(copy.server, self.contents.programs, self.contents.backup)
-            text = f"none is known to, as {found.role}" if found.role else "the role that restores has none to lend"
+            known = f"no function is known to run with the rights of {found.role}"
+            text = known if found.role else "the role that restores has no rights to lend"
         self.record.add(Check.FUNCTIONS, [], odd=[str(found)] if found.functions else [], passed=text)
         return found
 
     def restore(self, copy: Copy, *, despite_errors: bool = False) -> None:
-        """Restore the backup into a copy that is not made yet.
+        """Restore the backup into a copy that does not exist yet.
 
         Args:
-            copy: to be made.
-            despite_errors: restore what can be, and write down what was said of the rest: ``lost``.
+            copy: is created.
+            despite_errors: restore as much as possible, and collect the errors in ``lost``.
 
         Raises:
-            BackupError: it cannot be made, or the restore met an error: that is noted, too.
+            BackupError: the copy cannot be created, or the restore failed: the check is recorded as failed, too.
         """
         contents, record = self.contents, self.record
         record.log(f"restoring {contents.backup} into: {copy.name}")
@@ -147,7 +148,11 @@ class CopyRestoration:
         if saved is None:
             record.add(Check.ROLES, [], passed="no roles were saved with this backup", result=Result.NOT_MADE)
             made = roles.make_missing(copy.server, programs, backup.path)
-            return [f"roles were not saved with this backup; made up: {', '.join(made)}"] if made else []
+            return (
+                [f"roles were not saved with this backup; made from what the archive names: {', '.join(made)}"]
+                if made
+                else []
+            )
         for note in roles.replay(copy.server, saved):
             record.log(f"roles: {note}")
         bad, odd = roles.compare_roles(copy.server, programs, saved)

@@ -1,7 +1,7 @@
-"""Reads a database as if it were an archive: the other side of a comparison.
+"""Reads a database the way an archive is read: the other side of a comparison.
 
-The data goes through the same reader as an archive's (``postgres.data_stream``), and what is not data through the same
-pg_restore, so that a difference is never one of method. Only for copies: nothing else may write while it is read.
+The data goes through the same reader as an archive's (``postgres.data_stream``), and the rest through the same
+pg_restore, so that the method makes no difference. Only for copies: nothing else may write to the database meanwhile.
 """
 
 from __future__ import annotations
@@ -59,15 +59,15 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class CopyReader:
-    """All that reading a copy depends on.
+    """Everything that reading a copy depends on.
 
     Attributes:
         programs: pg_dump and pg_restore.
         copy: the database.
         session_options: the ``PGOPTIONS`` of the dump that it is compared with: they decide how values are written.
         encoding: of that dump's text.
-        folder: for temporary files: one that is removed with the copy, whatever happens; else the system's.
-        live: whether the copy was given the source's publications, and they are read.
+        folder: for temporary files. It is removed with the copy in any case; ``None`` for the system's.
+        live: whether the copy was given the source's publications, so that they are read.
     """
 
     programs: Programs
@@ -78,7 +78,7 @@ class CopyReader:
     live: bool = False
 
     def read(self, *schema_options: str, log: Log | None = None) -> Reading:
-        """Read all of it.
+        """Read the whole database.
 
         Args:
             schema_options: pg_restore's, for the schema's SQL.
@@ -90,7 +90,7 @@ class CopyReader:
         with contextlib.ExitStack() as removing:
             with scratch(*self._scratch):
                 folder = tempfile.mkdtemp(prefix="ovia-schema-", dir=self.folder)
-            if self.folder is None:  # else it goes with the copy, whatever was made in it
+            if self.folder is None:  # otherwise it is removed with the copy
                 removing.callback(shutil.rmtree, folder, ignore_errors=True)
             schema = Path(folder) / "schema"
             self._dump_schema(schema)
@@ -99,18 +99,18 @@ class CopyReader:
             return Reading(witness, schema_text(self.programs, schema, *schema_options), data.large_object_notes)
 
     def read_unordered(self, wanted: Mapping[str, Sequence[str]], log: Log | None = None) -> dict[str, UnorderedRows]:
-        """The rows of some tables (name -> columns), whatever the order they stand in."""
+        """The rows of tables (name -> columns), independent of their order."""
         # A name that is not UTF-8 is shown with backslashes, and cannot be asked for.
         named = () if any("\\" in name for name in wanted) else tuple(wanted)
         return asked_for(self._data(unordered(wanted), *self._only(*named), log=log))
 
     def read_table(self, name: bytes) -> OrderedRows | None:
-        """One table, by its name as pg_dump writes it; ``None`` when it is not there."""
-        # As a file's name, any bytes can be an argument.
+        """Read a table by its name as pg_dump writes it; ``None`` if it does not exist."""
+        # Decoded as a file name, any bytes can be an argument.
         return self._data(ordered, *self._only(os.fsdecode(name))).tables.get(decode_text(name))
 
     def _only(self, *tables: str) -> tuple[str, ...]:
-        """pg_dump's options for tables, with the partitions that are loaded through them; none where it reads all."""
+        """pg_dump's options for tables, with the partitions that are loaded through them; none reads all tables."""
         if self.programs.major("pg_dump") < _TABLE_AND_CHILDREN_SINCE:
             return ()
         return tuple(f"--table-and-children={_pattern(table)}" for table in tables)
@@ -138,7 +138,7 @@ class CopyReader:
         try:
             if code != 0:
                 raise self._failed(stderr, code)
-            # On a full disk, pg_dump is content with an empty file.
+            # On a full disk, pg_dump ends with 0 and leaves an empty file.
             contents_list(self.programs, path)
         except (ArchiveDamagedError, DiskFullError) as error:
             if is_full(path.parent) or isinstance(error, DiskFullError):
@@ -149,14 +149,14 @@ class CopyReader:
 
     @property
     def _scratch(self) -> tuple[Path, str]:
-        """Where temporary files are, and what decides it."""
+        """Where temporary files are, and the setting that decides it."""
         # The folder is one in DRILL_DIR.
         return (self.folder.parent, "DRILL_DIR") if self.folder else (Path(tempfile.gettempdir()), "TMPDIR")
 
     def _contents_list(self) -> str:
         """The contents list that a whole dump would have.
 
-        It stands at an archive's beginning, so pg_dump is ended as soon as pg_restore has read it: no data is dumped.
+        It is at the beginning of an archive, so pg_dump is ended as soon as pg_restore has read it: no data is dumped.
         """
         command = self._pg_dump("--format=custom", self.programs.compress_option("none"))
         with start(command, variables=self._variables(), pipe_stdout=True, watch=self._watch) as child:
@@ -166,7 +166,7 @@ class CopyReader:
             child.process.stdout.close()
             ended = child.wait()
             if ended > 0 and not stderr and code == 0:
-                code = 0  # it complains about the pipe that is not read any more
+                code = 0  # it fails because the pipe is closed
             if code != 0:
                 raise self._failed(child.stderr or stderr, ended or code)
         return whole_list(decode_text(output), str(self.copy))
@@ -191,5 +191,5 @@ class CopyReader:
 
 
 def _pattern(table: str) -> str:
-    # A pattern takes what stands in double quotes as it is.
+    # pg_dump takes the text in double quotes literally.
     return ".".join('"' + part.replace('"', '""') + '"' for part in split_identifier(table))

@@ -1,7 +1,7 @@
-"""What a scratch database is not given, since its server is one that others use, and no role is made there.
+"""What a scratch database is not given, because others use its server and a drill makes no roles there.
 
-Owners and privileges are left out by pg_restore; what cannot be made without a role that the server lacks, or by the
-role that drills, is found here. A throwaway cluster, and a database that goes live, are given all of it.
+pg_restore leaves out owners and privileges by an option. This module finds the entries that need a role that the server
+lacks, or that the role that drills may not create. A throwaway cluster and a database that goes live are given all.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Withheld:
 
     Attributes:
         entries: of the contents list, ``TYPE schema name owner``.
-        notes: what it is and why, a line each.
+        notes: what was left out and why, a line each.
     """
 
     entries: frozenset[str] = frozenset()
@@ -37,7 +37,7 @@ class Withheld:
 
 
 def withheld(server: Connection, programs: Programs, archive: Path) -> Withheld:
-    """What of an archive cannot be made on a server, by this role, without making roles there.
+    """Find the entries of an archive that this role cannot create on a server without making roles there.
 
     Raises:
         BackupError: the archive or the server's roles cannot be read.
@@ -70,16 +70,16 @@ def _roles(key: Key, sql: bytes) -> Iterator[str]:
 
 
 def _about(key: Key) -> Iterator[tuple[str, str]]:
-    """Schema and name of a comment on the object; of one on a policy, the table's name stands last."""
+    """Schema and name of a comment on the object; the name of a comment on a policy ends with the table's name."""
     kind, schema, name = key
     if kind != "POLICY":
         yield schema, f"{kind} {name}"
         return
-    words = name.split(" ")  # both names may hold some
+    words = name.split(" ")  # both names may hold spaces
     for at in range(1, len(words)):
         yield schema, f"POLICY {' '.join(words[at:])} ON {' '.join(words[:at])}"
 
 
 def _unquoted(name: tuple[str, str]) -> tuple[str, str]:
-    """Only in a comment's name are those of objects in quotes, where they need them."""
+    """Without quotes: only the name of a comment quotes the names of objects, where they need it."""
     return name[0], name[1].replace('"', "")

@@ -1,12 +1,12 @@
-"""Which functions of an archive a restore runs, and whether that lends them rights that their owners have not.
+"""Which functions of an archive a restore runs, and whether they gain rights that their owners do not have.
 
 A restore runs the functions of CHECK constraints, generated columns, indexes on expressions and materialized views, as
-the role that restores. Where that role is a superuser on a server that others use, the owner of such a function can
-become one, too. The archive's contents list says what depends on what, as the source's ``pg_depend`` had it: so what
-anything depends on that a restore runs is named, be it through operators, types, domains or views.
+the role that restores. If that role is a superuser on a server that others use, the owner of such a function can become
+a superuser, too. The archive's contents list records the source's ``pg_depend``: so every function that a restored
+object depends on is named, also one reached through operators, types, domains or views.
 
-What it cannot see: what the body of a superuser's function calls, and what an extension brings along. So it says what
-is known to run, and never that nothing does.
+Not seen are the calls in the body of a superuser's function, and the functions of an extension. So the result names
+functions that are known to run; an empty result does not mean that none runs.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from ovia_backup_dagster.proof import roles
 _SHOWN = 3
 #: ``225; 1255 16394 FUNCTION m f(integer) mallory``, and the line after it.
 _ENTRY = re.compile(r"^(\d+); (\d+) \d+ (.+)$(?:\n;\tdepends on:((?: \d+)*)$)?", re.MULTILINE)
-#: ``pg_proc``: by it a function is known, whatever it is called.
+#: OID of ``pg_proc``: it marks an entry as a function, whatever its kind is called.
 _FUNCTION = "1255"
-#: What a restore makes without running any function that it depends on. All else is taken to run them.
+#: What a restore creates without running any function that it depends on. All other entries are assumed to run them.
 _ONLY_MADE = re.compile(
     r"(?:FUNCTION|PROCEDURE|AGGREGATE|VIEW|POLICY|TRIGGER|OPERATOR|OPERATOR CLASS|OPERATOR FAMILY|CAST|TYPE|SHELL TYPE"
     r"|DEFAULT|DEFAULT ACL|ACL|COMMENT|SECURITY LABEL|TRANSFORM) "
 )
 _TRIGGER = "TRIGGER "
-#: Entries whose SQL says more than what they depend on.
+#: Entries whose SQL tells more than their dependencies do.
 _TELLING = (_TRIGGER, "CONSTRAINT ")
-#: A drill takes a row away as replicas do, and so these fire.
+#: A drill deletes a row with session_replication_role = replica, so these triggers fire.
 _FIRES = re.compile(rb" ENABLE (?:ALWAYS|REPLICA) TRIGGER ")
-#: Such a constraint depends on its table alone. What is not the system's own has its schema's name before it.
+#: Such a constraint depends on its table alone. An operator with a schema before its name is not PostgreSQL's own.
 _EXCLUDES = re.compile(rb" EXCLUDE USING [^;]*[\w\"]\.[\w\"]")
 _POWER = """
     SELECT me.rolname AS name, me.rolsuper AS superuser,
@@ -50,11 +50,11 @@ _POWER = """
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """What a restore by a role would lend to others.
+    """What the functions of others would gain by a restore.
 
     Attributes:
-        role: who restores, and with what power; empty where that role has none to lend.
-        functions: those that would have it, as the archive's contents list names them, with their owners.
+        role: the role that restores, and its power; empty if it has none to lend.
+        functions: those that would run with it, as the archive's contents list names them, with their owners.
     """
 
     role: str
@@ -67,12 +67,12 @@ class Reach:
 
 
 def reach(server: Connection, programs: Programs, backup: Backup) -> Reach:
-    """Look at what a restore of a backup would run with more rights than its owners have.
+    """Find the functions that a restore of a backup would run with more rights than their owners have.
 
     Args:
-        server: where, as the role that restores.
+        server: the target, connected to as the role that restores.
         programs: pg_restore is used.
-        backup: which.
+        backup: the backup to restore.
 
     Raises:
         BackupError: the server, the archive or its saved roles cannot be read.
@@ -86,7 +86,7 @@ def reach(server: Connection, programs: Programs, backup: Backup) -> Reach:
             row["rolname"]: bool(row["rolsuper"]) for row in session.execute("SELECT rolname, rolsuper FROM pg_roles")
         }
     saved = roles.saved_superusers(backup)
-    # One of that name may be a superuser here, and have been none in the source.
+    # A role that is a superuser here may have been none in the source.
     superusers = {name for name, is_one in here.items() if is_one and saved.get(name, True)}
     listing = archive.contents_list(programs, backup.path, "--verbose")
     with archive.use_list(listing, lambda entry: entry.startswith(_TELLING)) as telling:
@@ -116,8 +116,8 @@ def run_by_restore(
         listing: as ``pg_restore --list --verbose`` prints it.
         superusers: the names of the roles that are superusers.
         known: the names of all roles.
-        triggers_fire: whether there is a trigger that fires in a restore or a drill.
-        all_may_run: whether something runs functions, and the list does not say which.
+        triggers_fire: whether a trigger fires in a restore or a drill.
+        all_may_run: whether something runs functions that the list does not name.
     """
     entries = {match[1]: (match[2], match[3], (match[4] or "").split()) for match in _ENTRY.finditer(listing)}
     reached: set[str] = set()
@@ -137,7 +137,7 @@ def _runs(entry: str, *, triggers_fire: bool) -> bool:
 
 
 def _of_superuser(entry: str, superusers: Collection[str], known: Collection[str]) -> bool:
-    """Where an entry's owner begins, it does not say: who could be the owner must be a superuser, each of them."""
+    """An entry does not say where its owner's name begins: every role that could be the owner must be a superuser."""
     candidates = list(_owners(entry, known))
     return bool(candidates) and all(name in superusers for name in candidates)
 

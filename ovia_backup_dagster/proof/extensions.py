@@ -1,7 +1,6 @@
-"""Whether the source's extensions are where a backup is restored to, in the versions that the source has.
+"""Whether the source's extensions are installed where a backup is restored, in the source's versions.
 
-What an archive's entries need of them, and what a copy has. What an extension makes is no part of a dump: what differs
-in it is found by the comparison of contents.
+A dump does not hold what an extension creates; the comparison of contents finds a difference in that.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ _ENTRY = "EXTENSION - "
 
 
 def require_available(contents: BackupContents, copy: Copy, record: ProofRecord) -> None:
-    """A missing extension is said as such, before a restore fails on it.
+    """Report a missing extension by name, before a restore fails because of it.
 
     Raises:
-        ExtensionMissingError: the copy's server has not got it; that is noted, too.
+        ExtensionMissingError: the copy's server does not have it. The check is recorded as failed, too.
     """
     entries = archives.entries(contents.listing)
     wanted = {entry.removeprefix(_ENTRY).rstrip() for entry in entries if entry.startswith(_ENTRY)}
@@ -41,7 +40,7 @@ def require_available(contents: BackupContents, copy: Copy, record: ProofRecord)
 
 
 def prove_extensions(contents: BackupContents, copy: Copy, record: ProofRecord) -> None:
-    """Compare the versions that the copy has with those that the source had.
+    """Compare the copy's extension versions with the source's.
 
     Raises:
         ServerError: the copy cannot be asked.

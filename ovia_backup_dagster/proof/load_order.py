@@ -1,9 +1,9 @@
-"""In which order an archive is restored, where its own order does not say it: what looks into other tables comes later.
+"""The order in which an archive is restored, where its own order is not enough: what reads other tables comes later.
 
-A CHECK, a generated column, a domain or an index may call a function that reads a table, and pg_dump sorts by what the
-catalogs know: of a function whose body is a string they know nothing. A plain pg_restore then fails, or computes other
-values, or not, as its jobs happen to be scheduled. What is read is the business of ``table_reads``, which finds it in
-the archive's own text; what fails all the same is loaded again by ``load_rounds``. Nothing here runs pg_restore.
+A CHECK, a generated column, a domain or an index may call a function that reads a table. pg_dump sorts by what the
+catalogs record, and they record nothing about a function whose body is a string. A plain pg_restore then fails, or
+computes other values, depending on how its jobs are scheduled. ``table_reads`` finds what is read in the archive's own
+text; what fails all the same is loaded again by ``load_rounds``. Nothing here runs pg_restore.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class LoadLevel:
-    """Data that is loaded at a time.
+    """Data that is loaded at the same time.
 
     Attributes:
         entries: in the archive's order.
-        apart: one after the other, as each may look into the others.
+        apart: one entry after the other, as each may read the others.
     """
 
     entries: tuple[ArchiveEntry, ...]
@@ -40,14 +40,14 @@ class LoadOrder:
     """An archive's entries as they are restored.
 
     Attributes:
-        before: what the tables are made of.
-        levels: data: first what looks into nothing, then what looks into that, and so on.
+        before: what the tables consist of.
+        levels: data: first what reads nothing, then what reads that, and so on.
         after: indexes, constraints, triggers.
-        after_all: whether that must wait until all data is there.
-        notes: a line for each that comes later than in the archive.
-        tables: of the data of a table, which it is: schema and name.
-        leaning: functions that are called meanwhile, and find what they name by the ``search_path`` of a session.
-        calls: of those that may do so, signature -> the functions that they call without a schema, in lower case.
+        after_all: whether ``after`` must wait until all data is loaded.
+        notes: a line for each entry that comes later than in the archive.
+        tables: number of a table's data -> its schema and name.
+        leaning: functions that are called during the load, and depend on the session's ``search_path``.
+        calls: signature of a function that may do so -> the functions that it calls without a schema, in lower case.
     """
 
     before: tuple[ArchiveEntry, ...]
@@ -61,12 +61,12 @@ class LoadOrder:
 
     @property
     def at_once(self) -> bool:
-        """Whether pg_restore may do all of it in one go, in whatever order it likes."""
+        """Whether pg_restore may load everything in one run, in any order."""
         return not self.after_all and len(self.levels) == 1
 
 
 def may_lean(listing: str) -> bool:
-    """Whether the archive has functions at all, or rows of an extension's that one may read."""
+    """Whether the archive has functions at all, or rows of an extension's table, which a function may read."""
     entries = entries_of(listing)
     tables = {entry.oid for entry in entries if entry.text.startswith("TABLE ") and not DATA.match(entry.text)}
     return any(
@@ -81,7 +81,7 @@ def order_of(listing: str, schema: str, wanted: Callable[[str], bool] = lambda _
 
     Args:
         listing: its contents list.
-        schema: what ``pg_restore --verbose --schema-only --file=-`` prints of it; empty where nothing may lean.
+        schema: the output of ``pg_restore --verbose --schema-only --file=-``; empty where nothing can read tables.
         wanted: of an entry's text, whether it is restored.
     """
     before, data, after = sections_of(entries_of(listing))
@@ -104,7 +104,7 @@ def order_of(listing: str, schema: str, wanted: Callable[[str], bool] = lambda _
 
 
 def _levels(reads: TableReads) -> tuple[list[LoadLevel], list[str]]:
-    """The data, level by level, and why some comes later."""
+    """The data, level by level, and why some of it comes later."""
     leaning: dict[int, set[int]] = {}
     last: set[int] = set()
     archive = reads.archive
@@ -141,7 +141,7 @@ def _levels(reads: TableReads) -> tuple[list[LoadLevel], list[str]]:
 
 
 def _late(reads: TableReads, after: Iterable[ArchiveEntry]) -> list[str]:
-    """What of the indexes and constraints reads tables, for which all data must be there."""
+    """The indexes and constraints that read tables, for which all data must be there."""
     notes = []
     for entry in after:
         each = reads.archive.by_number.get(entry.number)
@@ -159,7 +159,7 @@ def _late(reads: TableReads, after: Iterable[ArchiveEntry]) -> list[str]:
 
 
 def _sorted(reads: TableReads, before: list[ArchiveEntry]) -> list[ArchiveEntry]:
-    """What comes before the data, with what a generated column's function reads before its table is made."""
+    """What comes before the data; objects that a generated column's function reads come before its table."""
     extra: dict[int, list[int]] = {}
     for number, each in reads.archive.by_number.items():
         if each.kind == "TABLE" and ("GENERATED ALWAYS AS (" in each.text or "PARTITION BY" in each.text):

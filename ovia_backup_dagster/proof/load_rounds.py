@@ -1,8 +1,8 @@
-"""Loads an archive's entries into a database, and what failed again after the rest, as often as that makes progress.
+"""Loads an archive's entries into a database, and loads failed ones again after the rest while that makes progress.
 
-Which order that is decides ``proof.load_order``; how pg_restore is run, ``pg_restore``. Here is what became of a run,
-entry by entry, and what is run again. Chance decides nothing: of several jobs it is known only which entries failed,
-and those are run again one after the other, in the archive's order, which is also where their messages are taken from.
+``load_order`` decides the order, and ``pg_restore`` runs the program. This module reads the outcome of a run, entry by
+entry, and decides what is run again. The result does not depend on chance: several jobs only tell which entries failed;
+these are run again one after the other, in the archive's order, and their messages are taken from that run.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from dataclasses import dataclass, field
 
 from ovia_backup_dagster.proof.archive_entries import ArchiveEntry
 
-#: What pg_restore is told, to say at which entry an error was met.
+#: Makes pg_restore name the entry of each error.
 VERBOSE = "--verbose"
-#: What it then says besides, a line for each entry and more.
+#: What it prints in addition then: a line for each entry, and more.
 NOISE = re.compile(
     rb"pg_restore: (?:creating|processing|executing|connecting|launching|finished|entering|restoring|restored"
     rb"|dropping|skipping|started|reading|implied|allocating) "
 )
-#: It is written at once, and so is whole even where the messages of several jobs are mixed up.
+#: Written by a single write, so it is whole even where the messages of several jobs are interleaved.
 _AT = re.compile(r"from TOC entry (\d+); ")
 _STEP = re.compile(r"^pg_restore: (?:from TOC entry (\d+); .*|(error: (?s:.*?))(?=^pg_restore: |\Z))", re.MULTILINE)
-#: It went on to its end.
+#: Printed when pg_restore went on to its end despite errors.
 _ENDED = "errors ignored on restore: "
 #: A dump may hold its rows as commands.
 _ROW = re.compile(
@@ -34,11 +34,11 @@ _OWNED = re.compile(r"^Command was: ALTER .* OWNER TO ", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An entry that could not be made.
+    """An entry that could not be loaded.
 
     Attributes:
-        entry: which.
-        message: as pg_restore printed it, with the command; empty where several jobs spoke at a time.
+        entry: the entry.
+        message: as pg_restore printed it, with the command; empty if several jobs printed at a time.
     """
 
     entry: ArchiveEntry
@@ -46,16 +46,16 @@ class Failure:
 
     @property
     def lasting(self) -> bool:
-        """Whether it stands already, and only its owner could not be set: to make it again is no use."""
+        """Whether the object exists, and only its owner could not be set: loading it again would not help."""
         return bool(_OWNED.search(self.message))
 
 
 class BrokenOffError(Exception):
-    """pg_restore did not go on to its end: what it was at is not known, or is damaged.
+    """pg_restore ended early: it was killed, or the archive is damaged.
 
     Args:
-        code: it ended with.
-        stderr: what it said.
+        code: the exit code.
+        stderr: what it printed.
     """
 
     def __init__(self, code: int, stderr: str) -> None:
@@ -64,19 +64,19 @@ class BrokenOffError(Exception):
         self.stderr = stderr
 
 
-#: Runs pg_restore over some entries, in this order, with so many jobs: its exit code, and what it said.
+#: Runs pg_restore on entries, in this order, with a number of jobs; returns its exit code and what it printed.
 Run = Callable[[Sequence[ArchiveEntry], int], tuple[int, str]]
 
 
 @dataclass
 class Loader:
-    """One restore's.
+    """Loads the entries of one restore.
 
     Attributes:
-        run: pg_restore.
-        clear: empties tables, by their names as SQL: of rows that are written as commands some may be there.
-        alone: entries that one process makes, however many jobs there are.
-        again: what failed at first and was made later, in order.
+        run: runs pg_restore.
+        clear: empties tables, by their names as SQL: if rows are written as commands, some may be there.
+        alone: numbers of the entries that a single process loads, whatever the number of jobs.
+        again: entries that failed at first and were loaded later, in order.
     """
 
     run: Run
@@ -86,10 +86,10 @@ class Loader:
     _partly: list[str] = field(default_factory=list, init=False)
 
     def load(self, entries: Sequence[ArchiveEntry], jobs: int = 1) -> list[Failure]:
-        """Run pg_restore once; returns what failed, in the order of the entries.
+        """Run pg_restore once; returns the failures, in the order of the entries.
 
         Raises:
-            BrokenOffError: it did not go on to its end.
+            BrokenOffError: pg_restore ended early.
         """
         if not entries:
             return []
@@ -106,10 +106,10 @@ class Loader:
         ]
 
     def rounds(self, failed: Sequence[Failure]) -> list[Failure]:
-        """Load again what failed, one after the other, until a round makes no progress; returns what is left.
+        """Load failed entries again, one after the other, until a round makes no progress; returns what still fails.
 
         Raises:
-            BrokenOffError: pg_restore did not go on to its end.
+            BrokenOffError: pg_restore ended early.
         """
         lasting = [failure for failure in failed if failure.lasting]
         waiting = [failure for failure in failed if not failure.lasting]
@@ -130,18 +130,18 @@ class Loader:
 
 
 def numbers_in(stderr: str) -> set[int]:
-    """Of the entries that an error was met at."""
+    """The numbers of the entries that pg_restore reported an error for."""
     return set(map(int, _AT.findall(stderr)))
 
 
 def failed_of(stderr: str, entries: Iterable[ArchiveEntry]) -> list[ArchiveEntry]:
-    """Those of the entries that an error was met at, in their order."""
+    """The entries that pg_restore reported an error for, in their order."""
     at = numbers_in(stderr)
     return [entry for entry in entries if entry.number in at]
 
 
 def messages_of(stderr: str) -> dict[int, str]:
-    """What one job said of each entry: its first error; of one that exists already, what was said after that."""
+    """The message of a single job for each entry: the first error; if the entry exists already, the second."""
     found: dict[int, list[str]] = {}
     number = 0
     for match in _STEP.finditer(stderr):

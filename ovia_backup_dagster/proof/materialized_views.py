@@ -1,6 +1,6 @@
-"""Materialized views that a restore leaves unrefreshed, and the session of ours that refreshes them.
+"""Materialized views that pg_restore could not refresh, and how a session of this program refreshes them.
 
-pg_restore refreshes them first, and has no ``search_path``: that is the business of ``pg_restore``.
+pg_restore tries first, without a ``search_path`` (see ``pg_restore``).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.server_messages import said_by
 from ovia_backup_dagster.postgres.session import be_patient, connect
 
-#: How an entry of a contents list begins that refreshes a view.
+#: How an entry that refreshes a view begins in a contents list.
 REFRESH = "MATERIALIZED VIEW DATA "
-#: How the command begins that does it.
+#: How the command that refreshes it begins.
 REFRESH_COMMAND = "REFRESH MATERIALIZED VIEW "
 
 
@@ -25,9 +25,9 @@ class Unrefreshed:
     """A materialized view that pg_restore could not refresh.
 
     Attributes:
-        command: that refreshes it, with its semicolon.
-        said: what the server said when it was last tried and failed.
-        refreshed: whether a session of ours could.
+        command: refreshes it; ends with a semicolon.
+        said: the server's error when the last attempt failed.
+        refreshed: whether a session with a ``search_path`` could refresh it.
     """
 
     command: str
@@ -42,30 +42,30 @@ class Unrefreshed:
                 f"materialized view {view} cannot be refreshed by pg_restore, which has no search_path: {self.said}; "
                 f"it was refreshed with one, by: {command}"
             )
-        return f"materialized view {view} cannot be refreshed: {self.said}; when that is put right: {command}"
+        return f"materialized view {view} cannot be refreshed: {self.said}; fix the cause, then run: {command}"
 
 
 def refresh_in_session(
     target: Connection, options: str, views: Sequence[Unrefreshed], search_path: str | None, listing: str
 ) -> None:
-    """Refresh views in a session that has a ``search_path``, as often as that gets on: views stand on views.
+    """Refresh views in a session that has a ``search_path``; repeat while that makes progress, as views use views.
 
-    Each says afterwards whether it was refreshed, and if not, why.
+    Each view then holds whether it was refreshed, and if not, the error.
 
     Args:
         target: the database.
-        options: ``PGOPTIONS`` of what fills it.
+        options: ``PGOPTIONS`` of the sessions that fill the database.
         views: those that pg_restore could not refresh.
-        search_path: the source database's own; ``None``: what the server gives.
-        listing: the archive's contents list, which has all names.
+        search_path: the source database's own setting; ``None`` for the server's default.
+        listing: the archive's contents list, which holds all names.
 
     Raises:
-        BackupError: the server or its disk failed, which says nothing about a view.
+        BackupError: the server or its disk failed, which is no finding about a view.
     """
     with connect(target, options) as session:
         be_patient(session)
         if search_path is not None:
-            # By its whole name: the path may put a schema of others before what is built in.
+            # Qualified: the path may put another schema before pg_catalog.
             session.execute("SELECT pg_catalog.set_config('search_path', %s, false)", [search_path])
         left, before = list(views), len(views) + 1
         while left and len(left) < before:

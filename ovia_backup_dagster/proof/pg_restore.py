@@ -1,7 +1,7 @@
-"""Runs pg_restore against a database: the whole archive, what is left of a damaged one, or its views again.
+"""Runs pg_restore against a database: the whole archive, what is left of a damaged one, or only its views.
 
-It fills an empty database. Where it stands is the business of ``target``; what pg_restore
-says, that of ``restore_messages``; whether the outcome is right, that of ``copy_comparison``.
+It fills an empty database, which ``target`` creates. ``restore_messages`` reads what pg_restore prints;
+``copy_comparison`` decides whether the outcome is right.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from ovia_backup_dagster.proof.source_settings import InEffect
 from ovia_backup_dagster.proof.violations import at_command
 
 _PROGRESS_SECONDS = 10.0
-#: For building indexes, among all jobs; PostgreSQL's own default is the least.
+#: Memory for building indexes, shared by all jobs; at least PostgreSQL's default for each.
 _INDEX_MEGABYTES, _LEAST_MEGABYTES = 512, 64
 
 
@@ -54,10 +54,10 @@ class Restorer:
         programs: pg_restore.
         target: the database.
         name: of the place, for people.
-        jobs: how many entries at a time.
-        with_owners: whether owners and privileges are restored, too.
-        live: whether publications are, as into a database that goes live.
-        settings: what of the source's is in effect there.
+        jobs: how many entries pg_restore restores at a time.
+        with_owners: whether owners and privileges are restored.
+        live: whether publications are restored, as into a database that goes live.
+        settings: the source's settings that are in effect there.
         rescue: the command that brings the rows where a restore fails over a rule; empty where there is none.
         without: further entries of the contents list that are not restored.
     """
@@ -73,36 +73,35 @@ class Restorer:
     without: frozenset[str] = frozenset()
 
     def restore(self, archive: Path, listing: str, expected_bytes: int | None, log: Log) -> list[str]:
-        """Restore all but what is left out, tablespaces, and what refreshes materialized views.
+        """Restore all entries except those left out, tablespaces, and the refresh of materialized views.
 
-        Data that looks into other tables comes after them, and what failed is tried again after the rest.
+        Data that reads other tables is loaded after them, and failed entries are tried again after the rest.
 
         Args:
             archive: the file.
             listing: its contents list.
-            expected_bytes: how large the database will be, as far as is known, for the progress.
+            expected_bytes: the database's final size, if known; for the progress.
             log: told about progress every ten seconds.
 
         Returns:
-            A line for each thing that came later than the archive has it.
+            A line for each entry that was loaded later than the archive has it.
 
         Raises:
-            BackupError: what could not be made, however often it was tried; what stands in the database then is of no
-                use.
+            BackupError: entries that failed in every round. What is in the database then is of no use.
         """
         order = self._order(archive, listing)
         before = {entry.number for entry in order.before}
         loader = self._loader(archive, progress_teller(self.target, expected_bytes, log), before)
         rest = (*order.levels[0].entries, *(order.after if order.at_once else ()))
-        # Several jobs begin their sessions when what comes before is made, and one alone must, too: a setting that
-        # names a text search configuration of the archive's is in effect from then on.
+        # Several jobs open their sessions after the first part is made. A single job must do the same: a setting that
+        # names a text search configuration of the archive is in effect only from then on.
         parts = ((*order.before, *rest),) if self.jobs > 1 else (order.before, rest)
         failed: list[Failure] = []
         try:
             for part in parts:
                 failed += loader.load(part, self.jobs)
                 if missing := [failure for failure in failed if failure.entry.number in before]:
-                    # What follows from the first is no news.
+                    # Later errors only follow from the first.
                     raise self._messages.unmade(missing[:1], listing, order)
             for level in order.levels[1:]:
                 failed += loader.load(level.entries, 1 if level.apart else self.jobs)
@@ -116,7 +115,7 @@ class Restorer:
                 failed += loader.load(order.after, self.jobs)
             failed = loader.rounds([*waiting, *failed])
             if failed and views:
-                # Something may look into a materialized view, which is empty until then.
+                # An entry may read a materialized view, which is empty until now.
                 loader.load(views)
                 failed = loader.rounds(failed)
         except BrokenOffError as broken:
@@ -132,10 +131,10 @@ class Restorer:
         return [*order.notes, *(_loaded_again(entry) for entry in loader.again)]
 
     def rehearse(self, archive: Path, listing: str) -> None:
-        """As :meth:`restore`, but for all data: whether this role may make what is in it, on this server.
+        """Restore all but the data: whether this role may create the archive's objects on this server.
 
         Raises:
-            BackupError: the first error that was met.
+            BackupError: the first error.
         """
         order = self._order(archive, listing)
         chosen = (*order.before, *(entry for level in order.levels for entry in level.entries), *order.after)
@@ -144,13 +143,13 @@ class Restorer:
             raise self._messages.broken_off(stderr, code, self._messages.failure, listing)
 
     def salvage(self, archive: Path, listing: str, expected_bytes: int | None, log: Log) -> Salvaged:
-        """As :meth:`restore`, of an archive that may be damaged, whatever errors are met.
+        """As :meth:`restore`, for an archive that may be damaged, despite errors.
 
-        The data table by table: what is damaged ends pg_restore, and must take nothing else with it. What refuses
-        rows is taken away while they are loaded: see ``salvage``.
+        The data is loaded table by table, because a damaged table ends pg_restore. Rules that refuse rows are removed
+        while the rows are loaded: see ``salvage``.
 
         Raises:
-            BackupError: the server or its disk failed, or pg_restore was killed: no error of the archive's.
+            BackupError: the server or its disk failed, or pg_restore was killed: no fault of the archive.
         """
         order = self._order(archive, listing, despite_errors=True)
         loader = self._loader(archive, progress_teller(self.target, expected_bytes, log))
@@ -173,21 +172,21 @@ class Restorer:
         ).run()
 
     def refresh(self, archive: Path, listing: str, search_path: str | None = None) -> list[Unrefreshed]:
-        """Refresh the materialized views that were populated; returns those that pg_restore could not.
+        """Refresh the materialized views that were populated; returns those that pg_restore could not refresh.
 
-        It has no ``search_path``, which functions may lean on: what failed is tried again in a session that has one, as
-        often as that gets on, for views stand on views.
+        pg_restore has no ``search_path``, which functions may need. So failed views are tried again in a session that
+        has one; repeatedly, while that makes progress, because views use views.
 
         Args:
             archive: the file.
             listing: its contents list.
-            search_path: the source database's own; ``None``: what the copy's server gives.
+            search_path: the source database's own setting; ``None`` for the default of the copy's server.
 
         Raises:
-            BackupError: the server or its disk failed, which says nothing about a view.
+            BackupError: the server or its disk failed, which is no finding about a view.
         """
         for jobs in (self.jobs, 1):
-            # Where several fail at a time, their messages are mixed up: then once more, one after the other.
+            # The messages of several jobs are interleaved: so failed views are refreshed again by a single job.
             views = [entry for entry in entries_of(listing) if entry.text.startswith(REFRESH)]
             code, stderr = self._run(archive, views, (), None, jobs)
             if code == 0:
@@ -209,8 +208,8 @@ class Restorer:
 
     @property
     def _options(self) -> str:
-        # Together a sixth less time. Nothing waits for the disk: whatever is committed afterwards, such as the renaming
-        # that lets a database go live, is not on disk before all of this is.
+        # These two settings save a sixth of the time. No commit waits for the disk, but a later durable commit, such as
+        # the rename that lets a database go live, writes everything before it to the disk as well.
         memory = max(_LEAST_MEGABYTES, _INDEX_MEGABYTES // self.jobs)
         return f"{self.settings.options} -c synchronous_commit=off -c maintenance_work_mem={memory}MB"
 
@@ -271,11 +270,11 @@ class Restorer:
                     if noise is not None:
                         self._messages.raise_surroundings(child.stderr, 0, jobs)
                     if not numbers_in(child.stderr).isdisjoint(give_up_at):
-                        # A table is missing: to load all others first would only delay the bad news.
+                        # A table is missing: to load all others first would only delay the report.
                         child.process.terminate()
 
                 code = child.wait(poll, _PROGRESS_SECONDS)
-                # What its errors mean is read off the words, and a server may have others.
+                # Errors are recognized by their English text, and a server may print another language.
                 return code, english(child.stderr)
 
     def _empty(self, tables: Sequence[str]) -> None:

@@ -1,8 +1,8 @@
-"""The proof that a database that was restored from a backup equals it: the acts that it consists of, in their order.
+"""The proof that a restored database equals its backup: the steps, in their order.
 
-The same for a drill's copy and for a database that goes live: what differs between the two stands with who asks for the
-proof. Which checks there are stands in ``core.check_registry``; a new one begins there. What each act does is the
-business of ``backup_contents``, ``copy_restoration``, ``copy_comparison`` and ``table_statistics``.
+A drill's copy and a database that goes live are proven by the same steps; the callers decide what differs between them.
+``core.check_registry`` lists the checks, and a new check begins there. The steps themselves are in ``backup_contents``,
+``copy_restoration``, ``copy_comparison`` and ``table_statistics``.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from ovia_backup_dagster.proof.target import Copy
 class Proof(ProofRecord):
     """The proof of one backup, and the record of what it has found so far.
 
-    The acts, in order: :meth:`read_backup`, :meth:`prove_functions`, :meth:`restore`, :meth:`prove`, :meth:`analyze`.
+    The steps, in order: :meth:`read_backup`, :meth:`prove_functions`, :meth:`restore`, :meth:`prove`, :meth:`analyze`.
 
     Args:
         verifier: catalog, programs, and what a backup must hold.
-        source: the database that is backed up; asked how it writes values, for a dump that does not say so itself.
-        backup: to be restored.
+        source: the database that is backed up. It is asked how it writes values if the dump does not record that.
+        backup: the backup to restore.
         log: told what happens.
         jobs: how many entries pg_restore restores at a time.
-        rescue: the command that brings the rows where a restore fails over a rule; empty: as at home.
+        rescue: the command that brings the rows where a restore fails over a rule; empty for the usual one.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Proof(ProofRecord):
         self.restoration = CopyRestoration(self.contents, self, jobs, rescue)
         self.comparison = CopyComparison(self.contents, self, source, jobs)
 
-    # ---- the acts
+    # ---- the steps
 
     def read_manifest(self) -> Manifest | None:
         """As :meth:`BackupContents.read_manifest`."""
@@ -67,7 +67,7 @@ class Proof(ProofRecord):
         self.restoration.restore(copy, despite_errors=despite_errors)
 
     def prove(self, copy: Copy) -> CopyReader:
-        """As :meth:`CopyComparison.prove`, but for what the copy was not given."""
+        """As :meth:`CopyComparison.prove`, except for the entries that were left out of the copy."""
         return self.comparison.prove(copy, self.restoration.withheld.entries)
 
     def prove_computed(self, copy: Copy) -> list[str]:
@@ -86,7 +86,7 @@ class Proof(ProofRecord):
 
     @property
     def lost(self) -> list[str]:
-        """What a restore despite errors met, a line each."""
+        """The errors of a restore despite errors, a line each."""
         return self.restoration.lost
 
     @property
@@ -96,15 +96,15 @@ class Proof(ProofRecord):
 
     @property
     def found(self) -> Witness | None:
-        """What the copy holds, once it is read."""
+        """What the copy holds; ``None`` until it is read."""
         return self.comparison.found
 
     @property
     def tables(self) -> tuple[CopiedTable, ...]:
-        """The copy's, as far as they were read."""
+        """The copy's tables that were read so far."""
         return self.comparison.tables
 
     @property
     def copy_bytes(self) -> int | None:
-        """``pg_database_size`` of the copy, once it is read."""
+        """``pg_database_size`` of the copy; ``None`` until it is read."""
         return self.comparison.copy_bytes

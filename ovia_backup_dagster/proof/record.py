@@ -1,7 +1,6 @@
-"""What a proof has found so far, in the words of a drill's evidence and of a restore's record.
+"""What a proof has found so far: check results, seconds and versions, as in a drill's evidence or a restore's record.
 
-Check results, seconds and versions, and how they are noted. What is checked, and what a finding is, belongs to the
-modules that make the checks.
+The modules that make the checks decide what a finding is; this one only notes it.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ class ProofRecord:
 
     Attributes:
         log: told what happens.
-        lines: a result for each check that was made, in the order in which they were made.
+        lines: a result for each check that was made, in that order.
         phases: name -> seconds, in order.
-        versions: of what took part.
+        versions: program or server -> version.
     """
 
     log: Log
@@ -35,7 +34,7 @@ class ProofRecord:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """The block's seconds are added to those of that name."""
+        """Add the seconds of the block to those of the phase."""
         clock = time.monotonic()
         try:
             yield
@@ -51,14 +50,14 @@ class ProofRecord:
         passed: str = "",
         result: Result = Result.PASSED,
     ) -> None:
-        """Note the result of a check: what is wrong, else what is odd, else how it passed.
+        """Note the result of a check: what is wrong, else what is odd, else that it passed.
 
         Args:
-            check: which was made.
-            wrong: findings as severe as the check is.
-            odd: findings that are odd, whatever the check is.
-            passed: the text where nothing was found.
-            result: then; ``NOT_MADE`` where it could not be made.
+            check: the check.
+            wrong: findings of the check's own severity.
+            odd: findings that are odd, whatever the check's severity.
+            passed: the text if nothing was found.
+            result: the result if nothing was found; ``NOT_MADE`` if the check could not be made.
         """
         if wrong:
             result = Result.ODD if check.is_odd else Result.FAILED
@@ -71,9 +70,9 @@ class ProofRecord:
         self.log(f"{check.value}: {result.value}" + (f" ({text})" if text else ""))
 
     def list_unmade(self, stage: Stage) -> None:
-        """Note each check that was not made, at the end of a stage: so a check that no code makes is noticed.
+        """Note each check that was not made, at the end of a stage, so that a check without code is noticed.
 
-        A restore notes those of a drill, too: the two are the same act.
+        A restore also notes the checks that only a drill makes.
         """
         made = {line.check for line in self.lines}
         for check in dict.fromkeys((*Check.at(Stage.DRILL), *Check.at(stage))):

@@ -1,7 +1,7 @@
 """Lets a table take rows that its own rules refuse, and puts the rules back.
 
-For ``salvage`` alone: a restore of what is left of a backup (``--even-if-damaged``). A rule that the rows break stands
-there afterwards as NOT VALID, or not at all, and is told.
+Only for ``salvage``, which restores what is left of a backup (``--even-if-damaged``). A rule that the rows break is
+NOT VALID afterwards, or gone, and is reported.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ovia_backup_dagster.postgres.quoting import sql_identifier, sql_string
 
 Session = psycopg.Connection[dict[str, Any]]
 _TABLE: LiteralString = "SELECT to_regclass(quote_ident(%s) || '.' || quote_ident(%s))::oid::bigint AS oid"
-#: The table, and those that it inherits its rules from; the farthest first.
+#: The table, and the tables from which it inherits its rules; the most distant first.
 _UP: LiteralString = """
     WITH RECURSIVE up AS (
         SELECT %s::oid AS oid, 0 AS depth
@@ -48,7 +48,7 @@ _GENERATED: LiteralString = (
     WHERE a.attgenerated <> '' AND NOT a.attisdropped ORDER BY up.depth DESC, up.oid, a.attnum
 """
 )
-#: Domains of its columns: themselves, or within arrays, rows, ranges and other domains.
+#: Domains of its columns: used directly, or within arrays, rows, ranges and other domains.
 _DOMAINS: LiteralString = """
     WITH RECURSIVE types AS (
         SELECT atttypid AS oid FROM pg_attribute WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped
@@ -70,13 +70,13 @@ _DOMAINS: LiteralString = """
 
 @dataclass(frozen=True, slots=True)
 class RelaxedConstraint:
-    """One that was taken away.
+    """A rule that was removed.
 
     Attributes:
         name: for people.
-        back: what puts it back.
-        unproven: what puts it back for new rows alone; empty where there is no such thing.
-        comment: what gives it its comment again.
+        back: the SQL that puts it back.
+        unproven: the SQL that puts it back for new rows only; empty if there is no such SQL.
+        comment: the SQL that restores its comment.
     """
 
     name: str
@@ -86,7 +86,7 @@ class RelaxedConstraint:
 
 
 def relax(session: Session, schema: str, table: str) -> list[RelaxedConstraint]:
-    """Take away what may refuse the rows of a table: CHECKs, NOT NULL, the rules of its columns' domains."""
+    """Remove the rules that may refuse rows of a table: CHECKs, NOT NULL, the rules of its columns' domains."""
     row = session.execute(_TABLE, [schema, table]).fetchone()
     if row is None or row["oid"] is None:
         return []
@@ -116,7 +116,7 @@ def relax(session: Session, schema: str, table: str) -> list[RelaxedConstraint]:
 
 
 def tighten(session: Session, rules: list[RelaxedConstraint]) -> list[str]:
-    """Put them back; returns a line for each that the rows break."""
+    """Put rules back; returns a line for each rule that the rows break."""
     broken = []
     for rule in reversed(rules):
         said = _done(session, rule.back)
@@ -133,7 +133,7 @@ def tighten(session: Session, rules: list[RelaxedConstraint]) -> list[str]:
 
 
 def uncompute(session: Session, schema: str, table: str) -> list[str]:
-    """Make a table's generated columns ordinary ones, whose values are then missing; returns a line for each."""
+    """Turn a table's generated columns into ordinary, empty ones; returns a line for each."""
     row = session.execute(_TABLE, [schema, table]).fetchone()
     if row is None or row["oid"] is None:
         return []
@@ -156,7 +156,7 @@ def _constraint(kind: str, owner: str, row: dict[str, Any], name: str) -> tuple[
 
 
 def _done(session: Session, command: str) -> str | None:
-    """``None`` when it was; else the error's code: what was said may be a function's, and hold values."""
+    """Run a command; returns ``None``, or its SQLSTATE: the message may come from a function and hold values."""
     try:
         session.execute(command.encode())
     except psycopg.Error as error:

@@ -1,7 +1,7 @@
-"""What pg_restore says on a server, read: its errors, the commands they were met at, whose fault they are.
+"""Reads pg_restore's messages: its errors, the commands that failed, and whether the backup or the server is at fault.
 
-Values in messages never leave here. What a broken rule means, and what to do about it, is the business of
-``violations``; which runs a message comes from, of ``pg_restore``.
+Values in messages never leave this module. ``violations`` explains a broken rule and what to do about it;
+``pg_restore`` runs the program.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from ovia_backup_dagster.proof.unqualified_functions import Leaning
 from ovia_backup_dagster.proof.violations import Met, error_of
 
 _MESSAGE = re.compile(r"^(?=pg_restore: error: )", re.MULTILINE)
-#: Of a message, the line that says what is wrong. What follows (DETAIL, CONTEXT, the command) may hold any words.
+#: The line of a message that holds the error. What follows it (DETAIL, CONTEXT, the command) may hold any words.
 _ERROR = re.compile(r"^pg_restore: error: (?!a worker process died)(.+)$", re.MULTILINE)
 _COMMAND = re.compile(r"^Command was: ((?s:.*?);$)", re.MULTILINE)
 _QUERY = re.compile(r"could not execute query: [^\W\d_]+:")
 #: A dump may hold its rows as commands.
 _ROW = re.compile(r"\bVALUES \(.*", re.DOTALL)
-#: What is no fault of the backup's, nor of what it is restored into: a finding about neither.
+#: Faults of the server, its disk or the connection: a finding neither about the backup nor about its target.
 SURROUNDINGS = (
     errors.ServerUnreachableError,
     errors.ConnectionLostError,
@@ -51,7 +51,7 @@ SURROUNDINGS = (
 
 @dataclass(frozen=True, slots=True)
 class RestoreMessages:
-    """How the messages of one restore are read.
+    """Reads the messages of one restore.
 
     Attributes:
         target: the database that is filled.
@@ -65,43 +65,43 @@ class RestoreMessages:
 
     @property
     def failure(self) -> str:
-        """What failed, where nothing more is known."""
+        """What failed, if nothing more is known."""
         return f"the restore into the {self.name} failed"
 
     def raise_surroundings(self, stderr: str, code: int, jobs: int) -> None:
-        """Raise what is no fault of the backup's, nor of what it is restored into, if that was said.
+        """Raise the first error that is the server's, its disk's or the connection's, if there is one.
 
         Args:
-            stderr: what was said so far.
-            code: the exit code; 0 while pg_restore runs.
-            jobs: how many spoke at a time.
+            stderr: what pg_restore has written so far.
+            code: its exit code; 0 while it runs.
+            jobs: how many jobs wrote to ``stderr``.
 
         Raises:
-            BackupError: it was said.
+            BackupError: there is such an error.
         """
-        # What several jobs say at a time is mixed up: then it is not known whose words a function has raised. Alone,
-        # what failed will say it again.
+        # The messages of several jobs are interleaved: a text that a function raised cannot be told from the server's
+        # own. What failed is run again alone, and then its message is clear.
         if is_raised(stderr) and len(numbers_in(stderr)) > 1:
             return
         for message in filter(_ERROR.search, _MESSAGE.split(stderr)):
             found = self._understood(message, code, self.failure)
-            # Tables that look into each other are locked while they are loaded: then one job waits for the other, and
-            # one of them gives up. Alone, it is loaded again.
+            # Tables that read each other are locked while they are loaded, so two jobs can deadlock and the server ends
+            # one of them. That entry is loaded again alone.
             if isinstance(found, SURROUNDINGS) and not (
                 jobs > 1 and isinstance(found, errors.TransactionConflictError)
             ):
                 raise found
 
     def errors_of(self, stderr: str, code: int, what: str, listing: str) -> list[tuple[str, str]]:
-        """What was said of each error, and the command that it was met at; empty where there was none.
+        """Each error's text, and the command that failed with it; empty if there was no error.
 
         Args:
             stderr, code: of a run that has ended.
-            what: failed.
-            listing: the archive's contents list, which has all names: what it has not may be a value.
+            what: names what failed.
+            listing: the archive's contents list, which holds all names: any other word may be a value.
 
         Raises:
-            BackupError: it was the server's or its disk's.
+            BackupError: the server or its disk failed.
         """
         met = []
         for message in _MESSAGE.split(stderr):
@@ -114,8 +114,8 @@ class RestoreMessages:
         return met
 
     def broken_off(self, stderr: str, code: int, what: str, listing: str) -> BackupError:
-        """The error of a run that was broken off at its first, or by what is no error of an entry's."""
-        # What several jobs say at a time is mixed up: then it is not known whose words a function has raised.
+        """The error of a run that ended at its first error, or by one that belongs to no entry."""
+        # The messages of several jobs are interleaved: a function's text cannot be told from the server's own.
         messages = [stderr] if is_raised(stderr) else _MESSAGE.split(stderr)
         message = next(filter(_ERROR.search, messages), "")
         if not message:
@@ -131,7 +131,7 @@ class RestoreMessages:
         return error_of(what, [first], (), self.rescue)
 
     def unmade(self, failed: Sequence[Failure], listing: str, order: LoadOrder) -> BackupError:
-        """The error for what could not be made, however often it was tried."""
+        """The error for the entries that failed in every round."""
         lean = [failure.message for failure in failed if missed(failure.message)]
         found: list[Leaning] = []
         if lean:
@@ -145,26 +145,26 @@ class RestoreMessages:
         return Met(failure, self._said(failure.message, listing + command), command)
 
     def _understood(self, message: str, code: int, what: str) -> BackupError:
-        # Only the first line is the server's own words; and not even that where a function has raised it.
+        # Only the first line is the server's own text; not even that, if a function raised it.
         error = _ERROR.search(message)
         text = message if error is None or is_raised(message) else error[1]
         return diagnose_program(text, what=what, connection=self.target, exit_code=code)
 
     def _said(self, message: str, known: str) -> str:
-        """The line that says what is wrong, without the values in it; ``known`` has all names."""
-        # A list has a name's parts apart.
+        """The line that holds the error, without the values in it; ``known`` holds all names."""
+        # A contents list writes the parts of a name with spaces between them.
         known = f"{known}\n{known.replace(' ', '.')}"
         said = without_values(message[_start(message) :], known).partition("\n")[0]
         return self.target.redact(_QUERY.sub("", said.removeprefix("pg_restore: error: "), count=1).strip())
 
 
 def _command(message: str) -> str:
-    """The command that an error was met at, without rows."""
+    """The command that failed, without rows."""
     found = _COMMAND.search(message)
     return _ROW.sub("VALUES …;", found[1]) if found else ""
 
 
 def _start(message: str) -> int:
-    """Where what is wrong is said; before it may stand what was worth a warning."""
+    """Where the error begins; warnings may come before it."""
     error = _ERROR.search(message)
     return error.start() if error else 0

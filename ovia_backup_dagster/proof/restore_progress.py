@@ -1,4 +1,4 @@
-"""How far a restore is, as the server that it fills sees it: bytes, tables, and the time that is left."""
+"""Progress of a restore, asked of the server that is being filled: bytes, tables and the time left."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ovia_backup_dagster.postgres.data_stream import Log
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.session import connect
 
-#: What a restored size must be of the expected one before it says anything about the time that is left.
+#: Fraction of the expected size from which the time left is estimated.
 _TELLING = 0.05
-#: The server's own account of what it is at: the program's, asked for, would come between its errors.
+#: Asked of the server, because pg_restore's own progress messages would come between its errors.
 _PROGRESS = """
     SELECT pg_database_size(current_database()) AS bytes,
            ARRAY(SELECT DISTINCT relid::regclass::text FROM pg_stat_progress_copy
@@ -25,12 +25,12 @@ _PROGRESS = """
 
 
 def progress_teller(target: Connection, expected: int | None, log: Log) -> Callable[[], None]:
-    """What tells how far a restore is: bytes, tables, and the seconds that are left if it goes on like this.
+    """A function that logs the progress of a restore: bytes, tables, and the time left at the present rate.
 
     Args:
         target: the database that is filled.
-        expected: bytes that it will have in the end, as far as is known.
-        log: told, whenever what is returned is called.
+        expected: its final size in bytes, if known.
+        log: gets a line at each call of the returned function.
     """
     began = time.monotonic()
 

@@ -1,8 +1,8 @@
-"""The roles that a backup's objects belong to, made in a server that is the copy's alone.
+"""The roles that a backup's objects belong to, made on a server that serves the copy alone.
 
-From the globals that were saved beside the backup, or, for one without them, made up from what its restore asks for.
-What is replayed whole is never run against a server that has roles of its own; there, the missing ones are made one
-by one.
+They are made from the globals that were saved beside the backup; for a backup without these, from what its restore asks
+for. A whole globals file is never run against a server that has roles of its own; there, missing roles are made one by
+one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ovia_backup_dagster.postgres.session import connect
 from ovia_backup_dagster.postgres.session_settings import SESSION_OPTIONS, unended
 from ovia_backup_dagster.postgres.stall import watch
 
-#: Nothing else of a globals file is run: it has no checksum, and could hold any SQL.
+#: Only these statements of a globals file are run: the file has no checksum, and could hold any SQL.
 _ALLOWED = re.compile(rb"CREATE ROLE |ALTER ROLE |COMMENT ON ROLE |SECURITY LABEL |GRANT |REVOKE |(?:RE)?SET ")
 _OF_TABLESPACE = re.compile(rb"(?:CREATE|ALTER|COMMENT ON|(?:GRANT|REVOKE) [A-Z ,]+ ON) TABLESPACE ")
 _OF_ROLE = re.compile(rb'(?:CREATE|ALTER) ROLE ("(?:[^"]|"")*"|[^\s;"]+)')
@@ -36,10 +36,10 @@ _GIVEN_TO = re.compile(
     rb' TO ("(?:[^"]|"")*"|[^\s;"]+)(?: WITH GRANT OPTION)?;?\s*\Z'
 )
 _PSEUDO_ROLES = ("all", "current_role", "current_user", "session_user")
-#: A message does not double the quotes in a name.
+#: Messages do not double the quotes in a name.
 _MISSING = re.compile(r'role "((?s:.*?))" does not exist')
 _DATA = re.compile(r"(?:TABLE DATA|BLOBS|SEQUENCE SET|MATERIALIZED VIEW DATA|SUBSCRIPTION) ")
-#: Before PostgreSQL 16, CREATEROLE alone acts for every role.
+#: Before PostgreSQL 16, CREATEROLE alone lets a role act for every other.
 _MAY_MAKE = """
     SELECT rolsuper OR rolcreaterole AND (
         current_setting('server_version_num')::int < 160000
@@ -54,7 +54,7 @@ _ROUNDS = 20
 def replay(server: Connection, globals_sql: bytes) -> list[str]:
     """Make the roles of a globals file, without tablespaces; returns what was left out, and why.
 
-    The connecting role's own definition is left out: it could lock itself out.
+    The definition of the connecting role is left out: it could lock itself out.
     """
     own = {name.encode() for name in (server.user, sql_identifier(server.user), *_PSEUDO_ROLES)}
     notes = []
@@ -67,11 +67,11 @@ def replay(server: Connection, globals_sql: bytes) -> list[str]:
                 notes.append(f"not a statement about roles, left out: {_head(statement)}")
                 continue
             try:
-                # Prepared, a statement is one: no other hides behind its semicolon.
+                # A prepared statement is a single one: no other can hide behind its semicolon.
                 session.execute(statement, prepare=True)
             except psycopg.Error as error:
                 notes.append(f"{_head(statement)}: {said_by(error)}")
-        # A name can be written in more ways than are known here.
+        # A name can be written in more ways than this function recognizes.
         me = sql_identifier(server.user)
         for own_again in ("RESET SESSION AUTHORIZATION", f"ALTER ROLE {me} LOGIN", f"ALTER ROLE {me} RESET ALL"):
             session.execute(own_again.encode())
@@ -79,7 +79,7 @@ def replay(server: Connection, globals_sql: bytes) -> list[str]:
 
 
 def compare_roles(server: Connection, programs: Programs, globals_sql: bytes) -> tuple[list[str], list[str]]:
-    """What of a globals file is not the same on a server of our own that it was replayed into: what is bad, and odd.
+    """Compare a globals file with the server that it was replayed into; returns what is bad, and what is odd.
 
     Raises:
         BackupError: the server's roles cannot be read.
@@ -104,10 +104,10 @@ def compare_roles(server: Connection, programs: Programs, globals_sql: bytes) ->
 
 
 def make_missing(server: Connection, programs: Programs, archive: Path) -> list[str]:
-    """Make each role that a restore of the archive asks for; returns their names.
+    """Make every role that a restore of the archive asks for; returns their names.
 
-    All but the data is restored into a database of its own, again and again, until no role is missing. They are
-    superusers without login: an event trigger's owner must be one, and this server is the copy's alone.
+    Restores everything but the data into a probe database, again and again, until no role is missing. The roles are
+    superusers without login: an event trigger's owner must be a superuser, and this server serves the copy alone.
 
     Raises:
         BackupError: the server failed.
@@ -151,7 +151,7 @@ def missing(server: Connection, globals_sql: bytes, schema: bytes | None) -> lis
     Args:
         server: where the archive is to be restored.
         globals_sql: the roles that were saved beside the backup.
-        schema: the SQL of the archive's schema, with owners and privileges; ``None`` for every role, whatever names it.
+        schema: the SQL of the archive's schema, with owners and privileges; ``None`` for all roles of the file.
 
     Raises:
         ServerError: no connection.
@@ -168,7 +168,7 @@ def missing(server: Connection, globals_sql: bytes, schema: bytes | None) -> lis
 
 
 def saved_superusers(backup: Backup) -> dict[str, bool]:
-    """Of each role that was saved with a backup, whether it was a superuser.
+    """Role saved with a backup -> whether it was a superuser.
 
     Raises:
         VolumeError: they cannot be read.
@@ -178,7 +178,7 @@ def saved_superusers(backup: Backup) -> dict[str, bool]:
 
 
 def saved(globals_sql: bytes) -> list[str]:
-    """The names of the roles that a globals file makes."""
+    """The names of the roles that a globals file creates."""
     return list(saved_globals.parse_globals(globals_sql).roles)
 
 
@@ -195,14 +195,14 @@ def planned(
 
 
 def roles_named_in(schema: bytes) -> set[str]:
-    """The roles to which the SQL of an archive's schema gives objects and privileges."""
+    """The roles to which the SQL of an archive's schema gives objects or privileges."""
     schema = in_utf8(schema, encoding(schema))
     found = (match[1] for statement in statements(schema) for match in _GIVEN_TO.finditer(statement))
     return {saved_globals.name_of(name) for name in found} - {"PUBLIC"}
 
 
 def may_make(server: Connection) -> bool:
-    """Whether this role can make others, and then act for them, so that what is restored can be given to them.
+    """Whether this role can make others and act for them, so that restored objects can be given to them.
 
     Raises:
         ServerError: no connection.
@@ -215,17 +215,17 @@ def may_make(server: Connection) -> bool:
 def create(
     server: Connection, globals_sql: bytes, names: Collection[str], privileged: Collection[str] = ()
 ) -> list[str]:
-    """Make these roles as they were saved; returns what they are not given, what could not be, who needs a password.
+    """Make roles as they were saved; returns what they are not given, what failed, and which need a password.
 
-    The file is only read, by a strict grammar: it may be forged, and other people use this server. No role gets a
-    password, and one that is not named gets no power over others (see :func:`globals_file.making`). Every other role of
-    the server is left as it is: one that is saved as well is not changed.
+    The file is only parsed, by a strict grammar: it may be forged, and others use this server. No role gets a password,
+    and a role that is not named gets no power over others (see :func:`globals_file.making`). Roles that exist on the
+    server are not changed, even if they were saved as well.
 
     Args:
         server: where they are made.
         globals_sql: the roles that were saved beside the backup.
-        names: of those to make.
-        privileged: of those that a person has named.
+        names: the roles to make.
+        privileged: the roles that a person has named.
 
     Raises:
         ServerError: no connection.
@@ -234,7 +234,7 @@ def create(
     read = saved_globals.parse_globals(globals_sql)
     plan = saved_globals.making(read, [name for name in names if name in read.roles], privileged)
     with connect(server) as session:
-        # All must be there before one becomes another's member.
+        # All roles must exist before one becomes a member of another.
         made = [each for each in plan if _executed(session, _create(each), f"CREATE ROLE {each.name}", notes)]
         for each in made:
             me = each.role.quoted
@@ -263,7 +263,7 @@ def create(
 def _not_granted(
     session: psycopg.Connection[dict[str, Any]], saved: saved_globals.Globals, made: Collection[str]
 ) -> list[str]:
-    """Which saved privileges on parameters the server's own roles do not have: they are left as they are."""
+    """The saved privileges on parameters that the server's existing roles lack. They are not granted."""
     lacking = []
     for grant in saved.parameters:
         whom = "public" if grant.grantee == saved_globals.PUBLIC else grant.grantee
@@ -281,7 +281,7 @@ def _not_granted(
 
 
 def _create(each: saved_globals.Making) -> bytes:
-    """Written from what was understood. What is as by default is left out: to say it can take a superuser."""
+    """``CREATE ROLE`` from the parsed role. Defaults are left out: naming them can take a superuser."""
     words = sorted(each.flags - {"INHERIT"}) + (["NOINHERIT"] if "INHERIT" not in each.flags else [])
     words += [f"CONNECTION LIMIT {each.role.limit}"] if each.role.limit != -1 else []
     until = b" VALID UNTIL " + each.role.until if each.role.until else b""
@@ -289,7 +289,7 @@ def _create(each: saved_globals.Making) -> bytes:
 
 
 def _grant(group: str, how: saved_globals.Membership, server_version: int) -> bytes:
-    """``GRANT group TO %b``, as far as the server knows the options."""
+    """``GRANT group TO %b``, with the options that the server knows."""
     options = ["ADMIN OPTION"] if how.admin else []
     if server_version >= 160000:
         options += [f"INHERIT {how.inherit}".upper()] if how.inherit is not None else []
@@ -305,7 +305,7 @@ def _set(
     value: bytes,
     notes: list[str],
 ) -> None:
-    """A setting that takes a superuser is privileged, too: the server tells, when the role itself is to make it."""
+    """Set a parameter of a role. A parameter that takes a superuser is a privilege, too: so the role itself sets it."""
     me = each.role.quoted
     what = f"setting {decode_text(parameter)} of role {each.name}"
     itself = not each.trusted and _executed(session, b"SET ROLE " + me, "", [])
@@ -315,7 +315,7 @@ def _set(
 
 
 def _executed(session: psycopg.Connection[dict[str, Any]], statement: bytes, what: str, notes: list[str]) -> bool:
-    """Whether it could be; if not, that is a note. Prepared, a statement is one: none hides behind its semicolon."""
+    """Run a prepared, so single, statement; returns whether that was possible, and adds a note if not."""
     try:
         session.execute(statement, prepare=True)
     except psycopg.Error as error:

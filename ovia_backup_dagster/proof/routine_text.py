@@ -1,7 +1,7 @@
-"""What a routine's SQL names: the words of its body, those that may be relations, the functions that it calls.
+"""What the SQL of a routine names: the words of its body, possible relations, and the functions that it calls.
 
-Read off the text alone, and rather too much than too little. Which objects those words are is the business of
-``archive_objects``.
+Read from the text alone; it finds too much rather than too little. ``archive_objects`` knows which objects the words
+are.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 _SIMPLE = re.compile(r"[a-z_][a-z0-9_$]*")
-#: Puts together at run time what it reads.
+#: Builds SQL at run time.
 DYNAMIC = re.compile(r"\bexecute\b|\bquery_to_xml\b|\bplpy\b|\bspi_\w+", re.IGNORECASE)
 _COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
 #: A string, with its quotes.
@@ -31,7 +31,7 @@ _BARE_CALL = re.compile(r'(?<![.\w"])"?([^\W\d][\w$]*)"?\s*\(')
 
 
 def evaluated_text(text: str) -> str:
-    """An object's SQL without the defaults of columns, which no row of an archive asks for."""
+    """An object's SQL without the defaults of columns, which are not evaluated for rows of an archive."""
     return _DEFAULT.sub("", text)
 
 
@@ -41,7 +41,7 @@ def calls(text: str, function: str) -> bool:
 
 
 def body_of(text: str) -> str:
-    """A function's, without comments; with what it puts together at run time where it does so."""
+    """A function's body without comments; its literals are kept only if it builds SQL at run time."""
     match = _BODY.search(text)
     body = next((part for part in (match[2], match[3], match[4]) if part is not None), "") if match else text
     body = _COMMENT.sub(" ", body)
@@ -49,13 +49,13 @@ def body_of(text: str) -> str:
 
 
 def relations_in(body: str) -> set[str]:
-    """Words that may name a relation: those of FROM and the like; of what is put together at run time, any."""
+    """Words that may name a relation: those after FROM and the like; every word, if SQL is built at run time."""
     if DYNAMIC.search(body):
         return words_in(body)
     quoted: dict[str, str] = {}
 
     def aside(match: re.Match[str]) -> str:
-        # A name may hold what ends a clause.
+        # A quoted name may hold words that end a clause.
         stands = f"q{len(quoted)}_"
         quoted[stands] = match[1].replace('""', '"').lower()
         return stands
@@ -65,7 +65,7 @@ def relations_in(body: str) -> set[str]:
 
 
 def words_in(text: str) -> set[str]:
-    """All names in SQL, in lower case, quotes undone."""
+    """All names in SQL, in lower case and without quotes."""
     return {(quoted.replace('""', '"') or bare).lower() for quoted, bare in _WORD.findall(text)}
 
 

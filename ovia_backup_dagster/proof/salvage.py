@@ -1,9 +1,8 @@
-"""Brings what can be had of a backup into a database: what is damaged takes nothing else with it, and what refuses rows
-that the backup holds is taken away while they are loaded.
+"""Restores as much of a backup as possible: a damaged part takes nothing else with it, and rules that refuse rows are
+removed while the rows are loaded.
 
-Which rules those are, and how they come back, is the business of ``relaxed_constraints``; functions that do not find
-what they use without a ``search_path``, that of ``search_path``. What could not be had, or is not as it was, is told in
-a line each.
+``relaxed_constraints`` removes the rules and puts them back; ``search_path`` lends one to functions that need it. Every
+loss, and everything that is not as it was, is reported in a line.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ _MOST = 100
 
 @dataclass(frozen=True, slots=True)
 class Salvaged:
-    """What became of it.
+    """The outcome.
 
     Attributes:
-        lost: what is not there, or not as it was, a line each.
-        notes: what is as it was, and did not come about in the usual way.
+        lost: what is missing, or not as it was, a line each.
+        notes: what is as it was, but was not restored in the usual way.
     """
 
     lost: list[str]
@@ -47,16 +46,16 @@ class Salvaged:
 
 @dataclass
 class Salvage:
-    """One under way.
+    """One salvage under way.
 
     Attributes:
         loader: runs pg_restore.
         target: the database.
-        order: of what is in the archive.
-        explain: an error, without values.
-        broken_off: what pg_restore said when it ended before its end, without values.
-        options: ``PGOPTIONS`` of what fills the database.
-        views: what refreshes its materialized views.
+        order: of the archive's entries.
+        explain: makes a failure presentable, without values.
+        broken_off: what pg_restore printed when it ended early, without values.
+        options: ``PGOPTIONS`` of the sessions that fill the database.
+        views: the entries that refresh its materialized views.
     """
 
     loader: Loader
@@ -72,10 +71,10 @@ class Salvage:
     _met: list[str] = field(default_factory=list, init=False)
 
     def run(self) -> Salvaged:
-        """All of it.
+        """Do all of it.
 
         Raises:
-            BackupError: the server or its disk failed, or pg_restore was killed: no error of the archive's.
+            BackupError: the server or its disk failed, or pg_restore was killed: no fault of the archive.
         """
         try:
             self._tell(self._loaded(self.order.before))
@@ -87,7 +86,7 @@ class Salvage:
                 self._give_back()
             raise
         self._give_back()
-        # They would see what is done to functions here.
+        # Event triggers would fire on the changes that are made to functions here.
         self._tell(self._loaded([entry for entry in self.order.after if _EVENT in entry.text]))
         lost = list(dict.fromkeys(self.lost))
         lost = lost if len(lost) <= _MOST else [*lost[:_MOST], f"and {len(lost) - _MOST:,} more errors"]
@@ -97,7 +96,7 @@ class Salvage:
     # ---- entries
 
     def _loaded(self, entries: Sequence[ArchiveEntry]) -> list[Failure]:
-        """Load them, again what failed, and once more with functions that find what they use; returns what is left."""
+        """Load entries; failed ones again, and once more with a lent ``search_path``; returns what still fails."""
         return self._again(self._load(entries, ""))
 
     def _again(self, failed: list[Failure]) -> list[Failure]:
@@ -106,7 +105,7 @@ class Salvage:
         failed = self._rounds(failed)
         lean = [failure.message for failure in failed if missed(failure.message)]
         if lean and self._lend():
-            # What was said before is told: names are shown without schemas where a path was lent.
+            # The earlier message is reported: with a lent path, names are shown without their schemas.
             said = {failure.entry.number: failure for failure in failed}
             failed = [said[failure.entry.number] for failure in self._rounds(failed)]
             healed = said.keys() - {failure.entry.number for failure in failed}
@@ -140,7 +139,7 @@ class Salvage:
                     others.append(entry)
         failed = self._again(failed)
         if failed and self.views:
-            # Something may look into a materialized view, which is empty until then; what cannot be, is told later.
+            # An entry may read a materialized view, which is empty until now. A view that fails is reported later.
             with suppress(BrokenOffError):
                 self.loader.load(self.views)
             failed = self._rounds(failed)
@@ -149,7 +148,7 @@ class Salvage:
         self._tell(self._loaded(others))
 
     def _relaxed(self, failed: list[Failure]) -> list[Failure]:
-        """Load tables without the rules that may refuse their rows, and put these back; returns what is left."""
+        """Load tables without the rules that may refuse their rows, put these back; returns what still fails."""
         if not failed:
             return []
         with self._session() as session:
@@ -174,7 +173,7 @@ class Salvage:
         return [failure for failure in failed if failure.entry.number in left]
 
     def _anyway(self, failed: list[Failure]) -> list[Failure]:
-        """Foreign keys that rows break bind new rows at least; returns what is left, which they are, too."""
+        """Create foreign keys that rows break as NOT VALID, so that they bind new rows; returns all failures."""
         for failure in failed:
             command = self.explain(failure).command
             if failure.entry.text.startswith(("FK CONSTRAINT ", "CHECK CONSTRAINT ")) and "NOT VALID" not in command:
@@ -220,7 +219,7 @@ class Salvage:
 
     @contextmanager
     def _session(self) -> Iterator[Session]:
-        # As what fills it: a rule that is put back is proven under the source's settings, however long that takes.
+        # With the settings of the load: a restored rule is checked under the source's settings, however long it takes.
         with connect(self.target, f"{self.options} -c search_path=pg_catalog,pg_temp") as session:
             be_patient(session)
             yield session

@@ -1,7 +1,7 @@
 """Whether a copy has the backup's objects: contents, owners, privileges, constraints, indexes, the SQL of each.
 
-Makes three checks of one comparison, on a live copy. What a difference is called is the business of ``comparison`` and
-``grants``, which know no server.
+Makes three checks from one comparison, on a live copy. ``comparison`` and ``grants`` name the differences and need no
+server.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class SchemaProof:
 
     Attributes:
         contents: the backup.
-        record: what is found is noted there.
-        copy: which was restored.
+        record: receives the results.
+        copy: the restored copy.
         without: entries of the contents list that the copy was not given.
     """
 
@@ -68,7 +68,7 @@ class SchemaProof:
         return self.contents.witness
 
     def _contents_differences(self, found: Witness, original: bytes, made: bytes) -> list[str]:
-        # What could not be refreshed is a finding of its own.
+        # A view that could not be refreshed is reported by another check.
         before, after = ([e for e in w.contents if not e.startswith(REFRESH)] for w in (self._witness(), found))
         names = {owner for text in (original, made) for owner in comparison.owner_names(text)}
         with connect(self.copy.server) as session:
@@ -93,7 +93,7 @@ class SchemaProof:
     def _prove_contents(
         self, found: Witness, differences: Sequence[str], privileges: tuple[Sequence[str], Sequence[str]]
     ) -> None:
-        """Note which entries, and whose rights on them, differ; ``privileges`` are what is bad and odd of those."""
+        """Record the check of entries and privileges; ``privileges`` is what is bad and what is odd about those."""
         copy, contents = self.copy, self.contents
         others = [line for line in differences if not comparison.is_structure(line.partition(": ")[2])]
         left = sum(comparison.left_out(entry, live=copy.live) for entry in self._witness().contents)
@@ -114,7 +114,7 @@ class SchemaProof:
         wrong = [line for line in differences if comparison.is_structure(line.partition(": ")[2])]
         with connect(self.copy.connection) as session:
             wrong += [f"index {row['name']} is not valid" for row in session.execute(_INVALID_INDEXES)]
-            # No dump carries this: it is never so in the source's sense.
+            # No dump carries this state: the source cannot have meant it.
             wrong += [f"foreign keys of {row['name']} are not enforced" for row in session.execute(_NOT_ENFORCED)]
             row = session.execute(_NOT_VALID).fetchone()
             assert row is not None

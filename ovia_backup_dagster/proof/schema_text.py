@@ -1,7 +1,6 @@
-"""The SQL of a schema as pg_dump and pg_restore write it: one section for each object, and what it means.
+"""The SQL of a schema as pg_dump and pg_restore write it: one section for each object.
 
-Only how the text is taken apart. What a difference between two of them is called is the business of ``comparison``,
-what privileges they give that of ``grants``.
+This module only parses the text. ``comparison`` names the differences between two schemas, ``grants`` the privileges.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ class Section:
     """All objects of one type, schema and name: overloaded functions' comments, a role's grants.
 
     Attributes:
-        owner: as its head names it: of what a comment or a privilege is about, whose that is.
-        sql: without heads; in an order of its own.
+        owner: as its head names it; for a comment or a privilege, the owner of the object it is about.
+        sql: without heads, sorted.
     """
 
     owner: str
@@ -48,7 +47,7 @@ class Section:
 
 
 def sections(text: bytes) -> dict[Key, Section]:
-    """The SQL of each object; in whatever order those stand that are called the same."""
+    """The SQL of each object; objects with the same name are sorted, so their order does not matter."""
     text = text.rstrip().removesuffix(_END)
     matches = list(_SECTION.finditer(text))
     bodies: dict[Key, list[bytes]] = {}
@@ -65,20 +64,20 @@ def sections(text: bytes) -> dict[Key, Section]:
 
 
 def with_roles_sorted(text: bytes) -> bytes:
-    """The same SQL, with each policy's roles in one order: a server keeps them in that in which they were made."""
+    """The same SQL, with each policy's roles sorted: a server keeps them in the order in which they were created."""
     return POLICY.sub(_sorted_roles, text)
 
 
 def _sorted_roles(match: re.Match[bytes]) -> bytes:
-    # Quotes depend on quote_all_identifiers.
+    # Whether names are quoted depends on quote_all_identifiers.
     roles: list[bytes] = sorted(NAME.findall(match["roles"]), key=lambda name: name.replace(b'"', b""))
     return bytes(match["head"]) + b", ".join(roles)
 
 
 def canonical(sql: bytes) -> list[str]:
-    """The words of SQL, without its casts and the parentheses that stand around what is cast.
+    """The words of SQL, without casts and the parentheses around what is cast.
 
-    PostgreSQL writes an expression back with others of these than it was given: ``varchar IN ('a', 'b')`` is
+    PostgreSQL writes an expression back with other casts than it was given: ``varchar IN ('a', 'b')`` is
     ``(ARRAY['a'::varchar, 'b'::varchar])::text[]`` in a source and ``ARRAY[('a'::varchar)::text, ...]`` in its copy.
     """
     words: list[str] = []
@@ -89,7 +88,7 @@ def canonical(sql: bytes) -> list[str]:
         if match["cast"]:
             if last in closed and words[last] == ")":
                 words[closed[last]] = words[last] = ""
-                words.append("")  # so that the next cast does not take them for its own
+                words.append("")  # so that the next cast does not remove these parentheses, too
             continue
         words.append(match[0])
         if match[0] == "(":

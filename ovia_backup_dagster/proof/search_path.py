@@ -1,7 +1,7 @@
-"""Functions that find what they use by the session's ``search_path``, which every restore sets to nothing.
+"""Functions that depend on the session's ``search_path``, which every restore sets to nothing.
 
-Which those are, so that people are told; and how they are lent one while what is left of a backup is restored, and
-given back as they were. Which of them an archive's own text shows is the business of ``proof.load_order``.
+Finds them, so that people are told; lends them a path while what is left of a backup is restored, and takes it back.
+``load_order`` finds those that the archive's own text shows.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from ovia_backup_dagster.proof.load_order import LoadOrder
 from ovia_backup_dagster.proof.routine_text import quote_ident
 from ovia_backup_dagster.proof.unqualified_functions import Leaning
 
-#: What a function did not find, and which function that was: the innermost is said first.
+#: What a function did not find, and the name of the function: the innermost comes first.
 _MISSING = re.compile(
     r"\b(?:function|relation|type|operator|dictionary|configuration|collation) \"?([^\s\"(]+)[^\n]* does not exist"
 )
 _IN = re.compile(r'SQL function "((?:[^"]|"")*)"|PL/pgSQL function (?:inline_code_block|([^\s(]+)\()')
-#: Those that could lean: a body that is a string, in a language that looks names up when it runs.
+#: Functions that can depend on it: with a string as body, in a language that looks names up at run time.
 _ABLE = """
     FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_language l ON l.oid = p.prolang
     WHERE p.oid >= 16384 AND p.prokind <> 'a' AND p.prosqlbody IS NULL AND l.lanname NOT IN ('c', 'internal')
@@ -65,9 +65,9 @@ Session = psycopg.Connection[dict[str, Any]]
 
 
 def missed(message: str) -> tuple[str, str] | None:
-    """Which function did not find what, by a message of pg_restore's; ``None`` where it is about something else.
+    """The function and the name that it did not find, from a pg_restore message; ``None`` for another message.
 
-    What is named with its schema is missing, whatever the ``search_path`` is.
+    A name with a schema is missing whatever the ``search_path`` is, so it does not count.
     """
     missing, function = _MISSING.search(message), _IN.search(message)
     if missing is None or function is None or "." in missing[1]:
@@ -77,12 +77,12 @@ def missed(message: str) -> tuple[str, str] | None:
 
 
 def leaning(session: Session, order: LoadOrder, messages: Iterable[str]) -> list[Leaning]:
-    """The functions that lean on it, with what makes them independent.
+    """The functions that depend on ``search_path``, with the SQL that makes them independent.
 
     Args:
-        session: in the database that they were made in.
-        order: which the archive's own text shows, and what others call that may be an extension's.
-        messages: of pg_restore's; those that tell of more.
+        session: in the database that has the functions.
+        order: holds the functions that the archive's own text shows, and what others call that may be an extension's.
+        messages: pg_restore's, which may show more of them.
     """
     found: dict[str, list[str]] = {each.signature: list(each.schemas) for each in order.leaning}
     for signature, names in order.calls.items():
@@ -97,10 +97,10 @@ def leaning(session: Session, order: LoadOrder, messages: Iterable[str]) -> list
 
 
 def lend(session: Session) -> list[str]:
-    """Let each function that could lean find what it uses; returns their signatures.
+    """Set a ``search_path`` for each function that can depend on one; returns their signatures.
 
-    Where the database's own setting says, then in its own schema, then in all others. What belongs to others is left as
-    it is.
+    The path has the schemas of the database's own setting first, then the function's schema, then all others. Functions
+    of other owners are left unchanged.
     """
     set_to = _own_path(session)
     schemas = [row["name"] for row in session.execute(_SCHEMAS)]
@@ -129,7 +129,7 @@ def _own_path(session: Session) -> list[str]:
 
 
 def give_back(session: Session, lent: Iterable[str]) -> list[str]:
-    """As they were; returns those that could not be."""
+    """Reset the lent ``search_path``; returns the functions that kept it."""
     return [signature for signature in lent if not _alter(session, signature, sql.SQL("RESET search_path"))]
 
 

@@ -1,23 +1,22 @@
-"""What the source was set to, put in effect in a copy while it is filled.
+"""Puts the source's settings in effect in a copy while it is filled.
 
-Rows obeyed those settings when they were written: a CHECK may read a date in the database's own time zone, a generated
-column write a float with so many digits, a materialized view search in a language. Which settings those are is the
-business of ``postgres.session_settings``; what the database itself is set to in the end, that of
-``restoration.database_settings`` and ``target``.
+Rows were written under those settings: a CHECK may read a date in the database's own time zone, a generated column may
+write a float with so many digits, a materialized view may search in a language. ``postgres.session_settings`` lists
+the settings that count; ``restoration.database_settings`` and ``target`` give the database its own settings in the end.
 
-They are set for the role that restores, in the copy alone: so they outrank what the server or the role is set to there,
-every session has them, also those that pg_restore and vacuumdb open, and dropping the copy takes them away. The rows'
-own session is not known any more, so this is the order of what is asked, the last of it first:
+The settings are set for the role that restores, in the copy alone. So they outrank the settings of the server and of
+the role, every session has them, also those of pg_restore and vacuumdb, and dropping the copy removes them. The session
+that wrote the rows is not known any more, so a setting is taken from the first of these that has it:
 
-1. what the database's owner is set to in this database (``ALTER ROLE … IN DATABASE``);
-2. what the owner is set to everywhere (the saved roles);
-3. what the database is set to;
-4. what other roles are set to in this database, where all that say something say the same: those that own something
-   in it; and any, where nothing else is known, as of an application's own settings;
-5. what the role that dumps had in effect: the server's configuration, or its own (the manifest).
+1. the owner's settings in this database (``ALTER ROLE … IN DATABASE``);
+2. the owner's settings everywhere (from the saved roles);
+3. the database's settings;
+4. settings of other roles in this database, if all that have the setting agree: first the roles that own something in
+   it; then any role, for settings of which nothing else is known, such as an application's own;
+5. what the role that dumps had in effect: the server's configuration, or its own (from the manifest).
 
-The first three are the order of PostgreSQL itself, for a session of the owner's. An archive may be forged: what loads
-code or gives rights is never taken from it, and a value is a literal, whatever it holds.
+The first three have PostgreSQL's own order, for a session of the owner. An archive may be forged: settings that load
+code or give rights are never taken from it, and a value is always passed as a literal.
 """
 
 from __future__ import annotations
@@ -65,9 +64,9 @@ _ALTER = sql.SQL("ALTER ROLE SESSION_USER IN DATABASE {} SET {} TO {}")
 _RESET = sql.SQL("ALTER ROLE SESSION_USER IN DATABASE {} RESET ALL")
 _KNOWN = "SELECT lower(name) AS name, context FROM pg_settings"
 _TRY = "SELECT set_config(%s, %s, false)"
-#: A server refuses a connection that says more than 10,000 bytes.
+#: A server refuses a connection whose options exceed 10,000 bytes.
 _MOST_OPTIONS = 6000
-#: SQLSTATE -> why a setting is not possible. The server's own words repeat the value.
+#: SQLSTATE -> why a setting is not possible. The server's own message repeats the value.
 _REASONS = {
     "22023": "the server does not take its value",
     "42501": "the role that restores may not set it",
@@ -78,12 +77,12 @@ _REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One of the source's.
+    """One setting of the source.
 
     Attributes:
         name: as the source writes it.
         value: may be a secret.
-        said: whether it was set for this database or its owner; else it was only so.
+        said: whether it was set for this database or its owner; otherwise it was only in effect.
     """
 
     name: str
@@ -93,13 +92,13 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class InEffect:
-    """How a copy is filled.
+    """The settings that a copy is filled with.
 
     Attributes:
-        options: ``PGOPTIONS`` for what fills it, besides what is set for its role.
-        names: of the source's settings that are in effect.
-        notes: what could not be put in effect, of what was set, and why; without values.
-        quietly: the same, of what was only so.
+        options: ``PGOPTIONS`` of the sessions that fill it, besides the settings of the role.
+        names: the source's settings that are in effect.
+        notes: explicit settings that could not be put in effect, and why; without values.
+        quietly: the same, of settings that were only in effect at the source.
     """
 
     options: str = f"{unended()} {WRITABLE}"
@@ -109,7 +108,7 @@ class InEffect:
 
 
 def settings_of_backup(backup: Backup, script: bytes, listing: str) -> list[Setting]:
-    """As :func:`wanted`, of what is kept with a backup. Saved roles that are not as they were are others' finding.
+    """As :func:`wanted`, from what is kept with a backup. Altered saved roles are left out: another check reports them.
 
     Args:
         backup: with its sidecars.
@@ -125,7 +124,7 @@ def settings_of_backup(backup: Backup, script: bytes, listing: str) -> list[Sett
 def wanted(
     script: bytes, manifest: Manifest | None = None, globals_sql: bytes | None = None, entries: Collection[str] = ()
 ) -> list[Setting]:
-    """What the source was set to, each setting once, those first that others may need.
+    """The source's settings, each once; first those that others may depend on.
 
     Args:
         script: the SQL that makes the archive's database.
@@ -137,7 +136,7 @@ def wanted(
     owner, of_database, of_roles = _of_script(script)
     if facts is not None:
         owner = owner or facts.owner
-        # Where the archive's name cannot be printed, its settings are not, either.
+        # If pg_restore cannot print the database's name, it does not print its settings either.
         kept = {role: dict(map(_parted, each)) for role, each in facts.settings.items()}
         of_database = _over(kept.pop("", {}), of_database)
         of_roles = {role: _over(kept.get(role, {}), of_roles.get(role, {})) for role in {*kept, *of_roles}}
@@ -158,7 +157,7 @@ def wanted(
         filling = rule(name).filling
         if filling is While.ARCHIVES and name in written:
             continue
-        # No server knows another name, and it is shown.
+        # No server knows other names, and the name is shown to people.
         sound = _SOUND.fullmatch(name) and setting.value != HIDDEN
         if filling in (While.SOURCES, While.ARCHIVES) and sound:
             taken.append(setting)
@@ -171,11 +170,11 @@ def wanted(
 
 
 def put_in_effect(copy: Copy, settings: Iterable[Setting]) -> InEffect:
-    """Put the source's settings in effect in a copy that is made, and empty; and what lets a restore end.
+    """Put the source's settings in effect in a new, empty copy; and those that let a restore run to its end.
 
     Args:
         copy: the database.
-        settings: as :func:`wanted` tells them.
+        settings: as :func:`wanted` returns them.
 
     Raises:
         ServerError: no connection, or it broke.
@@ -196,7 +195,7 @@ def put_in_effect(copy: Copy, settings: Iterable[Setting]) -> InEffect:
                     raise
                 refused.append((setting, error.sqlstate or ""))
         for name, value in pins.items():
-            if known[name] != "user":  # as an option, it would be refused to who is no superuser, and the session, too
+            if known[name] != "user":  # as an option, the server would refuse it, and so the session, to other roles
                 _quietly(session, _ALTER.format(database, sql.Identifier(name), sql.Literal(value)))
     options = pg_options({name: value for name, value in pins.items() if known[name] == "user"})
     if any(state == "42501" for _, state in refused):
@@ -211,12 +210,12 @@ def put_in_effect(copy: Copy, settings: Iterable[Setting]) -> InEffect:
 
 
 def take_out(copy: Copy) -> None:
-    """The copy is filled, and proven: from now on its settings are its own.
+    """Remove the source's settings from a copy that is filled and proven; then it has only its own.
 
     Raises:
         ServerError: no connection, or it broke.
     """
-    # Who may not reset them was not let set them, either.
+    # A role that may not reset them was not allowed to set them either.
     with connect(copy.server) as session, contextlib.suppress(psycopg.errors.InsufficientPrivilege):
         session.execute(_RESET.format(sql.Identifier(copy.connection.database)))
 
@@ -224,7 +223,7 @@ def take_out(copy: Copy) -> None:
 def _by_option(
     copy: Copy, options: str, refused: list[tuple[Setting, str]]
 ) -> tuple[str, list[str], list[tuple[Setting, str]]]:
-    """What only a superuser may keep for a role, anyone may say for a session: a setting of an application's own."""
+    """Pass as session options what only a superuser may set for a role: settings of an application's own."""
     done: list[str] = []
     left: list[tuple[Setting, str]] = []
     with connect(copy.connection) as session:
@@ -262,7 +261,7 @@ def _note(setting: Setting, state: str) -> str:
 
 
 def _of_script(script: bytes) -> tuple[str, dict[str, str], dict[str, dict[str, str]]]:
-    """The database's owner, its settings, and its roles' in it."""
+    """The database's owner, its settings, and the settings of roles in it."""
     owner, of_database = "", dict[str, str]()
     of_roles: dict[str, dict[str, str]] = {}
     encoding = archives.encoding(script)
@@ -286,7 +285,7 @@ def _of_owner(globals_sql: bytes, owner: str) -> dict[str, str]:
 
 
 def _read(name: bytes, value: bytes, encoding: str) -> dict[str, str]:
-    """A setting, as SQL writes it; none where it is a list, or in no encoding: those decide on no value."""
+    """A setting's value; nothing if it is a list or has no valid encoding: those settings change no value."""
     try:
         match = _LITERAL.fullmatch(value.strip().decode(_codec(encoding)))
     except UnicodeDecodeError:
@@ -311,13 +310,13 @@ def _parted(setting: str) -> tuple[str, str]:
 
 
 def _over(lower: Mapping[str, str], upper: Mapping[str, str]) -> dict[str, str]:
-    """Both, the upper's where both say something."""
+    """Both together; the upper's value where both have one."""
     above = {name.lower() for name in upper}
     return {**{name: value for name, value in lower.items() if name.lower() not in above}, **upper}
 
 
 def _agreed(layers: Iterable[Mapping[str, str]]) -> dict[str, str]:
-    """What is the same in all that say something."""
+    """The settings on which all roles that have them agree."""
     found: dict[str, set[tuple[str, str]]] = {}
     for name, value in _pairs(layers):
         found.setdefault(name.lower(), set()).add((name, value))

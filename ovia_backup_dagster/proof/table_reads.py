@@ -1,6 +1,6 @@
-"""Which tables are read when a row comes in or an index is built: by functions that CHECKs, domains, columns call.
+"""Which tables are read when a row is inserted or an index is built: by functions that CHECKs, domains, columns call.
 
-Found too much, it costs time alone; found too little, ``load_rounds`` loads again what failed.
+A table named in vain costs only time. If one is missed, its load fails, and ``load_rounds`` loads it again.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from ovia_backup_dagster.proof.routine_text import (
     words_in,
 )
 
-#: Kinds whose SQL is evaluated when rows come into what depends on them, or an index is built.
+#: Kinds whose SQL runs when a row is inserted into what depends on them, or an index on it is built.
 _BETWEEN = ("DOMAIN", "TYPE", "OPERATOR", "OPERATOR CLASS", "OPERATOR FAMILY", "CAST", *ROUTINES)
-#: Those that are nothing but the functions that they name.
+#: Kinds that consist only of the functions that they name.
 _MADE_OF = ("OPERATOR", "OPERATOR CLASS", "CAST", "TYPE", "AGGREGATE")
-#: A function that has a path of its own, and those that look names up as they run.
+#: A function with its own search_path, and functions that look names up when they run.
 _OWN_PATH = re.compile(r"^    SET search_path TO ", re.MULTILINE)
 _BY_NAME = re.compile(r"^    LANGUAGE (?:sql|plpgsql)\b.*?^    AS ", re.MULTILINE | re.DOTALL)
 _TRIGGER = re.compile(r"\bRETURNS (?:event_)?trigger\b")
@@ -45,7 +45,10 @@ class TableReads:
     _closures: dict[int, set[int]] = field(default_factory=dict, init=False)
 
     def leans_on(self, number: int) -> list[tuple[str, ArchiveObject | None, list[ArchiveObject]]]:
-        """Of a table or an index: what of it, which function, and what that reads; no function: an extension's."""
+        """What a table or an index reads: the part of it, the function that it calls, the relations that this reads.
+
+        The function is ``None`` where an extension's may be called.
+        """
         each = self.archive.by_number.get(number)
         if each is None:
             return []
@@ -60,7 +63,7 @@ class TableReads:
         return found
 
     def evaluated(self, each: ArchiveObject) -> Iterator[tuple[str, ArchiveObject, ArchiveObject]]:
-        """The functions that run when a row comes in: what of the object calls them, which, and from which object."""
+        """The functions that run when a row is inserted: the part that calls them, the function, the calling object."""
         seen: set[int] = set()
 
         def through(owner: ArchiveObject, what: str) -> Iterator[tuple[str, ArchiveObject, ArchiveObject]]:
@@ -69,7 +72,7 @@ class TableReads:
                 if needed is None or need in seen or needed.kind not in _BETWEEN:
                     continue
                 if needed.kind in ROUTINES:
-                    # That a default alone calls is not called; a cast does not name the function that it calls.
+                    # A function that only a default calls does not run. A cast does not name its function.
                     default = calls(owner.text, needed.bare) and not calls(evaluated_text(owner.text), needed.bare)
                     if (default and owner.kind not in _MADE_OF) or _TRIGGER.search(needed.text):
                         continue
@@ -85,10 +88,10 @@ class TableReads:
         yield from through(each, "")
 
     def read_by(self, function: ArchiveObject, caller: ArchiveObject) -> list[ArchiveObject]:
-        """The relations with rows that a function reads, itself or through others; in the order of their numbers."""
+        """The relations with rows that a function reads, directly or through others, ordered by number."""
         reached = self.reached_from(function)
         if self.is_dynamic(function):
-            # It may be told what to read.
+            # The caller's literals may name what it reads.
             told = {word for literal in LITERAL.findall(caller.text) for word in words_in(literal)}
             reached = reached | {each.number for word in told for each in self.archive.relations.get(word, ())}
         found: set[int] = set()
@@ -98,14 +101,14 @@ class TableReads:
         return [self.archive.by_number[number] for number in sorted(found)]
 
     def is_dynamic(self, function: ArchiveObject) -> bool:
-        """Whether it, or what it calls, puts together at run time what it reads."""
+        """Whether a function, or one that it calls, builds its SQL at run time."""
         return any(
             self.archive.kind_of(number) in ROUTINES and DYNAMIC.search(body_of(self.archive.by_number[number].text))
             for number in self.reached_from(function)
         )
 
     def reached_from(self, function: ArchiveObject) -> set[int]:
-        """What a function needs to run: what it reads and calls, and what that does."""
+        """The numbers of all objects that a function reads or calls, directly or through others."""
         if function.number in self._closures:
             return self._closures[function.number]
         todo, seen = [function.number], {function.number}
@@ -131,7 +134,7 @@ class TableReads:
         return self._reads[number]
 
     def called_by_rows(self, after: Iterable[ArchiveEntry]) -> list[ArchiveObject]:
-        """The functions that rows or indexes call, themselves or through others, and that look names up as they run."""
+        """The functions that rows or indexes call, directly or through others, and that look names up when they run."""
         objects = self.archive.by_number
         tables = [number for number, each in objects.items() if each.kind == "TABLE"]
         called: dict[int, ArchiveObject] = {}
@@ -152,7 +155,7 @@ class TableReads:
 
 
 def _where(owner: ArchiveObject, function: str) -> str:
-    """What of an object calls a function."""
+    """The part of an object that calls a function."""
     if owner.kind == "TABLE":
         for line in owner.text.splitlines():
             if calls(line, function) or (not function[0].isalnum() and function in line):

@@ -1,4 +1,4 @@
-"""The statistics that no dump carries: ANALYZE of a restored copy, and the check that every table has some."""
+"""Statistics, which no dump carries: runs ANALYZE on a restored copy, and checks that every table has some."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _WITHOUT_STATISTICS = """
 
 
 def analyze(copy: Connection, programs: Programs, options: str, jobs: int, record: ProofRecord) -> None:
-    """Give a copy statistics.
+    """Run ANALYZE on a copy.
 
     Args:
         copy: the database.
         programs: vacuumdb is used.
-        options: ``PGOPTIONS`` of what fills the copy.
+        options: ``PGOPTIONS`` of the sessions that fill the copy.
         jobs: how many tables at a time.
-        record: the result is noted there.
+        record: receives the result.
 
     Raises:
-        ServerError: the server or its disk failed, which says nothing about the copy.
+        ServerError: the server or its disk failed, which is no finding about the copy.
     """
     command: tuple[str, ...] = (
         programs.path("vacuumdb"),
@@ -37,7 +37,7 @@ def analyze(copy: Connection, programs: Programs, options: str, jobs: int, recor
         "--no-password",
         "--quiet",
         f"--jobs={jobs}",
-        # -d is read as a connection string, so it is given one.
+        # vacuumdb reads -d as a connection string.
         f"--dbname={copy.conninfo()}",
     )
     command = programs.confined(command, server=copy)
@@ -47,7 +47,7 @@ def analyze(copy: Connection, programs: Programs, options: str, jobs: int, recor
         code, _, stderr = capture(command, variables=variables, watch=watching)
     what = f"ANALYZE of {copy} failed"
     if code == 0:
-        # It passes over what this role may not analyze, and is content.
+        # vacuumdb skips tables that this role may not analyze, and still ends with 0.
         with connect(copy) as session:
             without = [row["name"] for row in session.execute(_WITHOUT_STATISTICS)]
         odd = [f"without statistics: {name}" for name in without]

@@ -1,9 +1,9 @@
-"""Where a backup is restored to: a throwaway cluster of our own, a scratch database, or a database that goes live.
+"""Where a backup is restored to: a throwaway cluster, a scratch database, or a database that goes live.
 
-The first two are for a look, and each is a block: inside it there is an empty database to fill, and after it nothing,
-whatever happened inside. What a killed process left is removed by the next one. How a throwaway cluster is made is the
-business of ``drill.throwaway_cluster``. A database that goes live outlasts this process: its maker writes down that it
-is there. What is done with the database is the business of ``copy_restoration``, and of who asks for that.
+The first two are context managers: inside the block there is an empty database to fill, and after it nothing, whatever
+happened inside. The next drill removes what a killed process left. ``drill.throwaway_cluster`` makes a throwaway
+cluster. A database that goes live outlasts this process; its maker records that it exists. ``copy_restoration`` and its
+callers decide what is done with the database.
 """
 
 from __future__ import annotations
@@ -32,37 +32,37 @@ from ovia_backup_dagster.postgres.session import DURABLY, be_patient, connect, o
 
 SCRATCH_SUFFIX = "_restore_test"
 _MAINTENANCE_DATABASE = "postgres"
-#: How a scratch database of ours is known again: its comment. One that goes live keeps its own.
+#: The comment that marks a scratch database. A database that goes live keeps its own comment.
 MARK = "ovia-backup: scratch copy of a restore drill"
-#: The comment comes a moment later; this comes with the database itself, and is no other program's number.
+#: The comment is set a moment later; this limit comes with the database itself, and no other program uses the number.
 _CONNECTION_LIMIT = 0x6F766961
 _INVALID = -2
 _FOUND = "SELECT oid::bigint AS oid, datconnlimit FROM pg_database WHERE datname = %s"
 _CREATE = re.compile(rb'CREATE DATABASE ("(?:[^"]|"")*"|[^\s;"]+) ')
 _NAME = rb'("(?:[^"]|"")*"|[^\s;"]+)'
-#: The name that stands in it is the source's.
+#: Statements that hold the source database's name.
 _CONFIGURE = re.compile(
     rb'(?:ALTER(?: ROLE (?:"(?:[^"]|"")*"|[^\s;"]+) IN)? DATABASE|COMMENT ON DATABASE'
     rb'|SECURITY LABEL FOR (?:"(?:[^"]|"")*"|[^\s;"]+) ON DATABASE|(?:GRANT|REVOKE) [A-Z, ]+ ON DATABASE) ' + _NAME
 )
 _TEMPLATE = re.compile(rb"\AALTER DATABASE .* IS_TEMPLATE = true;", re.DOTALL)
-#: Who granted what follows, where it was not the owner.
+#: The role that granted what follows, if it was not the owner.
 _AS = re.compile(rb"SET SESSION AUTHORIZATION " + _NAME + rb";")
 _LOCALE = re.compile(rb" (?:LOCALE|LC_COLLATE|LC_CTYPE|LOCALE_PROVIDER|ICU_LOCALE|ICU_RULES) = (?:'(?:[^']|'')*'|\w+)")
-#: How ``createdb`` in dbcommands.c refuses a locale: not there, not ICU's, not for this encoding, or no ICU at all.
+#: SQLSTATEs with which ``createdb`` in dbcommands.c refuses a locale: missing, not ICU's, wrong encoding, or no ICU.
 _LOCALE_REFUSED = ("42809", "22023", "0A000")
 _TABLESPACE = re.compile(rb' TABLESPACE = ("(?:[^"]|"")*"|[^\s;"]+)')
 _NAME_BYTES = 63
 
 
 class Kind(Enum):
-    """What a copy is for, which decides how much of the source it is given."""
+    """The purpose of a copy, which decides how much of the source it is given."""
 
-    #: In a cluster of our own: whatever the source has, but what reaches other servers.
+    #: In a cluster of its own: it gets everything but what would reach other servers.
     THROWAWAY = auto()
-    #: On a server that has roles of its own: without owners and privileges, and marked as ours.
+    #: On a server with roles of its own: without owners and privileges, and marked as a drill's.
     SCRATCH = auto()
-    #: On such a server, too, to go live: all that the source has, with its owners, or an error.
+    #: On such a server, to go live: it gets all that the source has, with owners, or the restore fails.
     LIVE = auto()
 
 
@@ -74,11 +74,11 @@ class Copy:
         connection: to it, as a role that may do everything in it.
         server: to another database of its server.
         name: of the place, for people.
-        kind: what it is for.
-        look: how a person connects to it.
-        folder: what is removed with it; ``None`` where that is a database alone.
-        limits: what its server may take, where it is ours alone.
-        owner: whose it is; empty: who makes it. He alone may have things made in its schema ``public``.
+        kind: its purpose.
+        look: the command with which a person connects to it.
+        folder: a folder that is removed with it; ``None`` if there is only the database.
+        limits: what its server may use, if the server runs only for this copy.
+        owner: its owner; empty for the role that makes it. Only the owner may have things made in schema ``public``.
     """
 
     connection: Connection
@@ -92,30 +92,30 @@ class Copy:
 
     @property
     def private(self) -> bool:
-        """Whether the server is ours alone, so that roles may be made."""
+        """Whether the server runs only for this copy, so that roles may be made."""
         return self.kind is Kind.THROWAWAY
 
     @property
     def with_owners(self) -> bool:
-        """Whether it is given the source's owners and privileges."""
+        """Whether the copy is given the source's owners and privileges."""
         return self.kind is not Kind.SCRATCH
 
     @property
     def live(self) -> bool:
-        """Whether it is to go live: it is given the source's publications, and may not differ from the source."""
+        """Whether the copy is to go live: it gets the source's publications, and may not differ from the source."""
         return self.kind is Kind.LIVE
 
     def create(self, script: bytes) -> list[str]:
-        """Make the database as the source's was: encoding and locale; returns what had to be different.
+        """Create the database with the source's encoding and locale; returns what had to be different.
 
-        In another locale text sorts and compares differently: good for a look, not for a database that goes live.
+        In another locale, text sorts and compares differently: acceptable for a drill, not for a live database.
 
         Args:
             script: the SQL that makes the archive's database.
 
         Raises:
-            CopyError: there is one of this name; or it is to go live, and the source's locale is not installed here.
-            BackupError: it cannot be made.
+            CopyError: a database of this name exists; or this one is to go live, and its locale is not installed here.
+            BackupError: it cannot be created.
         """
         notes = []
         with connect(self.server) as session:
@@ -131,7 +131,7 @@ class Copy:
             except psycopg.errors.DuplicateDatabase:
                 raise CopyError(
                     f"{self.name} exists already",
-                    why="somebody else made it, and it is left as it is",
+                    why="this program did not create it, so it is left unchanged",
                     fix=f"restore under another name; or look what is in it: {self.look}",
                 ) from None
             except psycopg.Error as error:
@@ -154,10 +154,10 @@ class Copy:
         return notes
 
     def drop(self, oid: int | None = None) -> None:
-        """Drop the database of this name, if there is one, and end its sessions. For one that was to go live.
+        """Drop the database of this name, if it exists, and end its sessions. For one that was to go live.
 
         Args:
-            oid: of one that is not, or no longer, known as ours by how it was made.
+            oid: accept this database, although the way it was made does not, or no longer, mark it as this program's.
 
         Raises:
             CopyError: it was not made by this program.
@@ -169,18 +169,19 @@ class Copy:
             row = session.execute(_FOUND, [database]).fetchone()
             if row is None:
                 return
-            # What is left of an interrupted DROP DATABASE is of no use.
+            # An interrupted DROP DATABASE leaves something that is of no use.
             if row["oid"] != oid and row["datconnlimit"] not in (_CONNECTION_LIMIT, _INVALID):
                 raise CopyError(
                     f"{self.name} is not dropped",
-                    why="it is not the one that this restore made or was to replace: somebody has made it meanwhile",
+                    why="it is neither the one that this restore made nor the one it was to replace: another session "
+                    "created it meanwhile",
                     fix="see what there is: psql -l; if it is to stay, rename it: ALTER DATABASE "
                     f"{sql_identifier(database)} RENAME TO ...",
                 )
             drop_database(session, database)
 
     def release(self) -> None:
-        """It is whole, and on the disk: nothing tells it any more from a database that others have made.
+        """Make the copy permanent: it is complete and on disk, and bears no mark of this program any more.
 
         Raises:
             ServerError: no connection, or it broke.
@@ -190,13 +191,13 @@ class Copy:
             session.execute(f"ALTER DATABASE {sql_identifier(self.connection.database)} CONNECTION LIMIT -1".encode())
 
     def configure(self, script: bytes, *, swapped: bool = False) -> list[str]:
-        """Give the database the source's owner, rights, settings and comment; returns what could not be.
+        """Give the database the source's owner, rights, settings and comment; returns what was not possible.
 
-        Not before the restore: ``default_transaction_read_only`` would stop it.
+        Only after the restore: ``default_transaction_read_only`` would stop it.
 
         Args:
             script: the SQL that makes the archive's database.
-            swapped: it is to be swapped with another, which no template can be.
+            swapped: it is to be swapped with another database, which is not possible with a template.
         """
         notes = []
         name = sql_identifier(self.connection.database).encode()
@@ -218,15 +219,15 @@ class Copy:
 
 
 def _configured(session: psycopg.Connection[dict[str, Any]], statement: bytes, grantor: bytes) -> list[str]:
-    """Run a statement about a database, as who granted it; returns why it could not be."""
+    """Run a statement about a database, as the role that granted it; returns why it was not possible."""
     is_grant = statement.startswith((b"GRANT ", b"REVOKE "))
-    # Of a setting, only its name: values may be secret.
+    # Of a setting, only the name: its value may be secret.
     words = decode_text(statement).rstrip(";\n").split()
     what = " ".join(words if is_grant else words[:7] if statement.startswith(b"ALTER ROLE ") else words[:5])
     try:
         if grantor and is_grant:
             session.execute(b"SET ROLE " + grantor)
-        # Prepared, a statement is one: no other hides behind its semicolon.
+        # A prepared statement is a single one: no other can hide behind its semicolon.
         session.execute(statement, prepare=True)
     except psycopg.Error as error:
         if session.broken:
@@ -242,9 +243,9 @@ def _configured(session: psycopg.Connection[dict[str, Any]], statement: bytes, g
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """What asks this process to end is heard when the block has ended."""
+    """Delay signals that ask this process to end until the block has ended."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # no signal is heard here
+        yield  # signals are only delivered to the main thread
         return
     came: list[int] = []
     asked = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -261,17 +262,17 @@ def uninterrupted() -> Iterator[None]:
 
 @contextmanager
 def scratch_database(server: Connection, database: str, source: Source, *, keep: bool, log: Log) -> Iterator[Copy]:
-    """A database on a given server that exists while the block runs.
+    """A database on a given server that exists only while the block runs.
 
     Args:
         server: where, as a role that may create databases.
-        database: the source's name; the scratch database's is ``<database>_restore_test``.
-        source: what must never be touched.
-        keep: leave it for a look, until the next drill.
-        log: told what is left of a killed drill.
+        database: the source's name; the scratch database is called ``<database>_restore_test``.
+        source: the database that must never be touched.
+        keep: leave the copy for inspection, until the next drill.
+        log: told what a killed drill left.
 
     Raises:
-        CopyError: there is such a database that is not ours, or it is the source.
+        CopyError: there is such a database that no drill made, or it is the source.
         BackupError: the server refused.
     """
     name = scratch_name(database)
@@ -283,7 +284,7 @@ def scratch_database(server: Connection, database: str, source: Source, *, keep:
         Kind.SCRATCH,
         _psql(server.to(name)),
     )
-    # The session holds the lock: a killed drill gives it back.
+    # The session holds the lock, so the lock of a killed drill is released.
     with connect(maintenance) as session:
         source.refuse(session, name, copy.name)
         _take(session, name, copy.name)
@@ -295,18 +296,18 @@ def scratch_database(server: Connection, database: str, source: Source, *, keep:
             kept = keep
         finally:
             if not kept:
-                # Of its own: the server may have been restarted meanwhile.
+                # A new session: the server may have been restarted meanwhile.
                 with uninterrupted(), contextlib.suppress(BackupError), connect(maintenance) as again:
                     _drop(again, name)
 
 
 def live_copy(server: Connection, name: str, place: str) -> Copy:
-    """A database to be made on a live server, and to go live itself.
+    """A database that is to be made on a live server, and to go live.
 
     Args:
-        server: where, as a role that may make databases and give them to their owners.
+        server: where, as a role that may create databases and give them to their owners.
         name: of the database; nothing else may use it.
-        place: it, for people.
+        place: its name for people.
     """
     return Copy(server.to(name), other_database(server, name), place, Kind.LIVE, _psql(server.to(name)))
 
@@ -316,18 +317,18 @@ class Source:
     """A database that must never be restored into.
 
     Attributes:
-        system_identifier: its cluster's; ``None`` when it is not known, and then any cluster may be it.
-        databases: its name; where that is not sure, its names.
+        system_identifier: of its cluster; ``None`` if unknown, and then any cluster may be it.
+        databases: its name; all possible names if that is not certain.
     """
 
     system_identifier: str | None
     databases: frozenset[str]
 
     def refuse(self, session: psycopg.Connection[dict[str, Any]], target: str, place: str) -> None:
-        """Refuse a target that is the source, by whatever name its host is called.
+        """Refuse a target that is the source, whatever name its host has.
 
         Raises:
-            CopyError: it is, or cannot be told from it.
+            CopyError: the target is the source, or may be.
         """
         if target not in self.databases:
             return
@@ -342,16 +343,16 @@ class Source:
 
 
 def scratch_name(database: str) -> str:
-    """``<database>_restore_test``, cut to what PostgreSQL takes."""
+    """``<database>_restore_test``, shortened to the length that PostgreSQL allows."""
     room = _NAME_BYTES - len(SCRATCH_SUFFIX)
     return database.encode()[:room].decode("utf-8", "ignore") + SCRATCH_SUFFIX
 
 
 def drop_kept(server: Connection, database: str) -> bool:
-    """Drop a scratch database that was kept, or left; ``False`` when there was none.
+    """Drop a scratch database that a drill kept or left; returns ``False`` if there was none.
 
     Raises:
-        CopyError: it is not ours, or in use.
+        CopyError: no drill made it, or it is in use.
     """
     name = scratch_name(database)
     with connect(server.to(_MAINTENANCE_DATABASE)) as session:
@@ -367,12 +368,12 @@ def _take(session: psycopg.Connection[dict[str, Any]], name: str, place: str) ->
 
 
 def _making(name: str) -> AdvisoryLock:
-    """Held by the session that makes a database, to its end."""
+    """The lock that the session which creates a database holds until it ends."""
     return AdvisoryLock(f"ovia-backup makes {name}", f"the making of database {name}")
 
 
 def _drop(session: psycopg.Connection[dict[str, Any]], name: str) -> bool:
-    """Drop the scratch database, if it is there and bears our mark."""
+    """Drop the scratch database, if it exists and bears the mark of a drill."""
     _wait_until_made(session, name)
     row = session.execute(
         "SELECT shobj_description(oid, 'pg_database') AS mark, datconnlimit FROM pg_database WHERE datname = %s",
@@ -384,30 +385,31 @@ def _drop(session: psycopg.Connection[dict[str, Any]], name: str) -> bool:
     if row["mark"] != MARK and not unfinished:
         raise CopyError(
             f"database {name} exists and was not made by a drill",
-            why="somebody restored into it by hand, as the old runbook says, or uses it for something else",
-            fix=f"if nobody needs it: psql -c {shell_word(f'DROP DATABASE {sql_identifier(name)}')}; then try again",
+            why="it lacks a drill's mark: an operator restored into it by hand, as the old runbook says, or it is used "
+            "for something else",
+            fix=f"if it is not needed: psql -c {shell_word(f'DROP DATABASE {sql_identifier(name)}')}; then try again",
         )
     drop_database(session, name)
     return True
 
 
 def _wait_until_made(session: psycopg.Connection[dict[str, Any]], name: str) -> None:
-    """The server goes on making a database whose client is gone, and it is not to be seen until it is made."""
+    """Wait for a server that still creates a database for a client that is gone: only then is the database visible."""
     _making(name).wait_until_free(session)
 
 
 def drop_database(session: psycopg.Connection[dict[str, Any]], name: str, *, must_exist: bool = False) -> None:
     """Drop a database, and end those of its sessions that this role may end."""
     be_patient(session)
-    session.execute("SET statement_timeout = 0")  # it waits for a checkpoint, and large files take long to remove
+    session.execute("SET statement_timeout = 0")  # it waits for a checkpoint, and removing large files takes long
     statement = f"DROP DATABASE {'' if must_exist else 'IF EXISTS '}{sql_identifier(name)}"
     try:
         session.execute(f"{statement} WITH (FORCE)".encode())
-    except psycopg.errors.WrongObjectType:  # a template, as its source was
+    except psycopg.errors.WrongObjectType:  # a template, like its source
         session.execute(f"ALTER DATABASE {sql_identifier(name)} IS_TEMPLATE false".encode())
         session.execute(f"{statement} WITH (FORCE)".encode())
     except psycopg.errors.InsufficientPrivilege as refused:
-        # So it says of autovacuum, too, which belongs to no role; and without FORCE the server ends that itself.
+        # The server also says this of autovacuum, which has no role; without FORCE it ends autovacuum itself.
         try:
             session.execute(statement.encode())
         except psycopg.errors.ObjectInUse:
@@ -415,13 +417,13 @@ def drop_database(session: psycopg.Connection[dict[str, Any]], name: str, *, mus
 
 
 def _psql(connection: Connection) -> str:
-    """How a person connects."""
+    """The command with which a person connects."""
     host, user, database = map(shell_word, (connection.host, connection.user, connection.database))
     return f"psql --host={host} --port={connection.port} --username={user} --dbname={database}"
 
 
 def _create_statement(script: bytes, name: str) -> bytes:
-    """``CREATE DATABASE`` of a script, for a database of another name, without its semicolon.
+    """The ``CREATE DATABASE`` of a script, for a database of another name, without its semicolon.
 
     Raises:
         CopyError: there is none.
@@ -437,7 +439,7 @@ def _create_statement(script: bytes, name: str) -> bytes:
     )
 
 
-#: In a copy's folder: which limit its server exceeded, when it was ended for that.
+#: File in a copy's folder: the limit that its server exceeded, if it was ended for that.
 EXCEEDED = "exceeded"
 _OF_THE_DISK = ("free", "growth", "inodes")
 _LOOK = (
@@ -447,7 +449,7 @@ _LOOK = (
 
 
 def explained_by_limits(error: BackupError, copy: Copy) -> BackupError:
-    """The error that was met in a copy; or why its server was ended, if that is what it comes from."""
+    """The error of a copy; or why its server was ended, if that caused the error."""
     limit, took = exceeded(copy.folder / EXCEEDED, copy.limits) if copy.folder else ("", "")
     if not limit or isinstance(error, DrillLimitError):
         return error

@@ -1,7 +1,7 @@
-"""Functions that name what they use without its schema, as an archive's own text shows them.
+"""Functions that name what they use without its schema, as the text of an archive shows them.
 
-A restore gives them no ``search_path``, and so they find nothing. What a server says of them is the business of
-``search_path``.
+A restore runs them without a ``search_path``, so they find nothing. ``search_path`` finds the same from a server's
+messages.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from ovia_backup_dagster.proof.routine_text import CLAUSE, body_of, quote_ident,
 
 @dataclass(frozen=True, slots=True)
 class Leaning:
-    """A function that says of what it uses only the name, not where it is.
+    """A function that names what it uses without its schema.
 
     Attributes:
         signature: as ``ALTER FUNCTION`` takes it.
-        schemas: where that is, as SQL writes them.
+        schemas: the schemas of what it uses, as SQL writes them.
     """
 
     signature: str
@@ -28,7 +28,7 @@ class Leaning:
 
     @property
     def remedy(self) -> str:
-        """What makes it independent of the session, as SQL."""
+        """The SQL that makes it independent of the session's ``search_path``."""
         return f"ALTER FUNCTION {self.signature} SET search_path = {', '.join((*self.schemas, 'pg_temp'))}"
 
 
@@ -38,10 +38,10 @@ def signature_of(function: ArchiveObject) -> str:
 
 
 def leaning_among(called: Iterable[ArchiveObject], archive: ArchiveObjects) -> list[Leaning]:
-    """Those of an archive's functions that name what they use without its schema.
+    """The functions of an archive that name what they use without its schema.
 
     Args:
-        called: functions that look names up as they run.
+        called: functions that look names up when they run.
         archive: all of its objects.
     """
     found = []
@@ -54,7 +54,7 @@ def leaning_among(called: Iterable[ArchiveObject], archive: ArchiveObjects) -> l
 
 
 def _unqualified(function: ArchiveObject, archive: ArchiveObjects) -> list[str]:
-    """The schemas of what a function names without one."""
+    """The schemas of what a function names without a schema."""
     body = body_of(function.text)
     clauses = " ".join(CLAUSE.findall(body))
     found = []

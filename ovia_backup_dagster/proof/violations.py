@@ -1,6 +1,6 @@
-"""What it means that an entry of an archive cannot be made: which rule its rows break, and how to have them anyway.
+"""Why an entry of an archive could not be restored: which rule its rows break, and how to get them all the same.
 
-A table of PostgreSQL's words, and the one function that makes an error of them. Rows' values are never shown.
+A table of PostgreSQL's messages, and the function that makes an error of them. Values of rows are never shown.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _KEY = re.compile(rf"ADD CONSTRAINT (?P<name>{_NAME}) FOREIGN KEY \(.*?\) REFERE
 _OF = re.compile(
     rf"ALTER TABLE (?:ONLY )?(?P<table>{_NAME})|CREATE (?:UNIQUE )?INDEX .*? ON (?:ONLY )?(?P<indexed>{_NAME})"
 )
-#: What is said -> what it means; ``{table}`` is the one that was at hand.
+#: Message -> its meaning; ``{table}`` is the table that was being loaded.
 _BROKEN = (
     (
         re.compile(r'violates foreign key constraint "(?P<name>[^"]*)"'),
@@ -64,7 +64,7 @@ _BROKEN = (
         "domain {name} is NOT NULL, and a row of {table} has none",
     ),
 )
-#: What a role may not do, or is not there for.
+#: Messages about missing privileges.
 _RIGHTS = re.compile(
     r"permission denied|must be (?:a )?(?:owner|superuser|member)|must (?:be able|have)|only superuser"
 )
@@ -74,12 +74,12 @@ _SAID = 200
 
 @dataclass(frozen=True, slots=True)
 class Met:
-    """An error, as it may be shown.
+    """An error as it may be shown.
 
     Attributes:
-        failure: the entry, and the message with all that is in it.
-        said: what the server said, without values.
-        command: that it was met at, without rows.
+        failure: the entry, and the complete message.
+        said: the server's text, without values.
+        command: the command that failed, without rows.
     """
 
     failure: Failure
@@ -88,7 +88,7 @@ class Met:
 
     @property
     def table(self) -> str:
-        """Which was at hand, as far as that is known."""
+        """The table that was being loaded, if known."""
         if match := _OF.search(self.command):
             return match["table"] or match["indexed"]
         words = self.failure.entry.text.removeprefix("TABLE DATA ").split(" ")
@@ -96,18 +96,18 @@ class Met:
 
     @property
     def broken(self) -> str:
-        """The rule that rows break, and of what; empty where it is something else."""
+        """The rule that rows break, and its table; empty if the error is another."""
         for pattern, text in _BROKEN:
             if match := pattern.search(self.said):
                 return text.format_map({"table": self.table, "other": self._referenced, **match.groupdict()})
         if (key := _KEY.search(self.command)) and "exist" not in self.said and "permission" not in self.said:
-            # In whatever language it was said.
+            # Whatever the language of the message is.
             return f"foreign key {key['name']} ({self.table} → {key['other']}) cannot be made"
         return ""
 
     @property
     def text(self) -> str:
-        """In one line: the rule, else what was said."""
+        """One line: the broken rule, or else the server's text."""
         return self.broken or f"{self._at}: {self.said}"[:_SAID]
 
     @property
@@ -121,12 +121,12 @@ class Met:
 
 
 def error_of(what: str, met: Sequence[Met], leaning: Iterable[Leaning], rescue: str) -> RestoreError:
-    """The error for what could not be made.
+    """The error for entries that could not be restored.
 
     Args:
-        what: failed, naming the thing.
-        met: what was met, in the archive's order.
-        leaning: functions that were the cause.
+        what: names what failed.
+        met: the errors, in the archive's order.
+        leaning: functions that caused them.
         rescue: the command that brings the rows all the same; empty where there is none.
     """
     leaning = list(leaning)
@@ -181,7 +181,7 @@ def _either(rescue: str, source: str) -> str:
 
 
 def at_command(what: str, command: str) -> str:
-    """``what``, and at which command, shortened and without its literals."""
+    """``what``, with the command that failed, shortened and without literals."""
     at = " ".join(without_literals(command).split()).removesuffix(";")
     if len(at) > 120:
         at = at[:120] + "…"

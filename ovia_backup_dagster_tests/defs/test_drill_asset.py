@@ -348,7 +348,7 @@ def test_a_failed_check_fails_the_run_in_one_line(new_location: NewLocation, vol
     assert failure(result) == (
         f"the restore drill of {backup} failed: own_check_passes: DRILL_CHECK_COMMAND ended with code 3; "
         "the log has what it printed. "
-        f"Next: read $BACKUP_DIR/drills/{found.filename}.md; mend it; then: ovia-backup drill {backup}"
+        f"Next: read $BACKUP_DIR/drills/{found.filename}.md; fix the cause; then: ovia-backup drill {backup}"
     )
     assert materialized(result) == {}
     verdicts = checks(result)
@@ -420,7 +420,7 @@ def test_a_failed_drill_is_told_until_one_passes(
     assert where.startswith(f"Where: {database} at ")
     assert proven == f"Last verified backup: {backup}."
     assert re.fullmatch(
-        rf"Next: read \$BACKUP_DIR/drills/\S+\.md; mend it; then: ovia-backup drill {backup}", following
+        rf"Next: read \$BACKUP_DIR/drills/\S+\.md; fix the cause; then: ovia-backup drill {backup}", following
     )
     assert daemon.tick() is None
     assert TOLD in (daemon.skipped or "")

@@ -1107,7 +1107,7 @@ def test_the_evidence_of_a_drill_that_was_killed_after_it_was_written_counts(
 
     assert in_a_child(killed_before) == -signal.SIGKILL
     trouble = site.driller.drills.standing(timedelta(days=35), datetime.now(UTC)).trouble
-    assert f"the restore drill of {made} did not come to its end" in str(trouble)
+    assert f"the restore drill of {made} did not end" in str(trouble)
 
 
 def test_the_newest_that_a_drill_proved_is_kept_whatever_the_counts(site: Site) -> None:

@@ -348,7 +348,7 @@ def test_the_negative_control_of(
         evidence = Drilling(source, full_bin_dir, tmp_path).dump_and_drill()
 
     assert_passed(evidence)
-    assert by_check(evidence)[Check.CONTROL].text == f"a row less in {table} was noticed"
+    assert by_check(evidence)[Check.CONTROL].text == f"the deletion of a row in {table} was noticed"
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "WIN1252", "SQL_ASCII"])
@@ -369,7 +369,7 @@ def test_encodings(encoding: str, boss: PortCluster, full_bin_dir: Path, tmp_pat
         evidence = drilling.dump_and_drill()
 
         assert_passed(evidence)
-        assert by_check(evidence)[Check.CONTROL].text.startswith('a row less in public."Gr')
+        assert by_check(evidence)[Check.CONTROL].text.startswith('the deletion of a row in public."Gr')
         assert_passed(drilling.drill(Where.DATABASE))
 
 

@@ -141,7 +141,7 @@ def test_a_killed_drill_is_told_of_until_another_has_ended(folder: DrillFolder) 
     os.waitpid(killed, 0)
     trouble = folder.standing(MAX_AGE, NOW).trouble
     assert type(trouble) is DrillError
-    assert f"the restore drill of {backup} did not come to its end" in str(trouble)
+    assert f"the restore drill of {backup} did not end" in str(trouble)
 
     with folder.lock(backup, NOW), folder.under_way(backup, NOW):
         pass

@@ -510,7 +510,7 @@ def test_a_drill_as_json_by_name_and_the_history(cli: Cli, volume: Path) -> None
     assert failed.returncode == 1
     assert "failed   own_check_passes                      DRILL_CHECK_COMMAND ended with code 3" in failed.stdout
     assert f"it is not proven that {weekly.name.replace('weekly', 'daily')} restores" in failed.stdout
-    assert re.search(r"Next: read \$BACKUP_DIR/drills/\S+\.md; mend it; then: ovia-backup drill ", failed.stderr)
+    assert re.search(r"Next: read \$BACKUP_DIR/drills/\S+\.md; fix the cause; then: ovia-backup drill ", failed.stderr)
     assert "Traceback" not in failed.stderr
     kept = {path: path.read_bytes() for path in (volume / "drills").glob("20*")}
     code, second = cli.json("drill", DRILL_CHECK_COMMAND="exit 4")

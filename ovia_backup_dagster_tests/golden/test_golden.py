@@ -378,7 +378,7 @@ def test_since_when_drills_are_due_and_that_one_was_killed(own: Catalog) -> None
         path.unlink()
     standing = folder.standing(timedelta(days=35), NOW)
     assert standing.trouble is not None
-    assert standing.trouble.what == "the restore drill of ovia_daily_2026-03-31_030000.dump did not come to its end"
+    assert standing.trouble.what == "the restore drill of ovia_daily_2026-03-31_030000.dump did not end"
     assert standing.trouble.why.startswith("it began 2026-03-31T05:00:00.")
     other = DrillFolder(Catalog(own.root, "Ovia test.2"))
     assert f"{other.since():%Y-%m-%d %H}" == "2026-03-01 04"

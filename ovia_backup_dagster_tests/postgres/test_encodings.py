@@ -79,7 +79,7 @@ def test_names_and_rows_in_it(encoding: str, boss: PortCluster, full_bin_dir: Pa
         drilling = Drilling(source, full_bin_dir, tmp_path / "backups")
         evidence = drilling.dump_and_drill()
         assert_passed(evidence)
-        assert by_check(evidence)[Check.CONTROL].text.startswith("a row less in ")
+        assert by_check(evidence)[Check.CONTROL].text.startswith("the deletion of a row in ")
         if encoding in ("SQL_ASCII", "EUC_JP"):
             assert_passed(drilling.drill(Where.DATABASE))
         cli = Cli(
