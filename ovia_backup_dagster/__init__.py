@@ -1,4 +1,4 @@
-"""PostgreSQL backups for Ovia: proven restorable, and somebody is told when they are not.
+"""PostgreSQL backups for Ovia: proven restorable, with an alert when they are not.
 
 ARCHITECTURE.md says what stands where. This module holds the version, and the names that other people's Dagster
 projects import from here; what defines them is loaded when it is asked for, so that the command line, which needs no

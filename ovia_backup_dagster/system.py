@@ -162,13 +162,13 @@ class BackupSystem:
         return Restorations(self.driller, self.restore_connection, services, Swarm(settings.swarm_docker_url))
 
     def restore_jobs(self, jobs: int = 0) -> int:
-        """How much is restored at a time: what somebody chose, else what the settings say."""
+        """The number of parallel restore jobs: the one chosen, else the one of the settings."""
         return jobs or self.settings.restore_jobs or len(os.sched_getaffinity(0))
 
     def drill_choice(
         self, *, where: str = "", jobs: int = 0, keep: bool = False, trust_archive: bool = False
     ) -> Choice:
-        """What somebody chose for a drill; what they did not, the settings say."""
+        """How a drill runs: as chosen, and as the settings say where nothing was chosen."""
         settings = self.settings
         most = jobs or settings.drill_jobs or len(os.sched_getaffinity(0))
         return Choice(

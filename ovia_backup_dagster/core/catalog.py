@@ -67,7 +67,7 @@ class Catalog:
 
     @contextlib.contextmanager
     def reading(self, backup: Backup) -> Iterator[None]:
-        """Nobody removes the backup while the block runs.
+        """Hold the backup's lock, so that it is not removed while the block runs.
 
         Raises:
             BackupNotFoundError: it is gone.
@@ -146,7 +146,7 @@ class Catalog:
     def settled(self, backup: Backup, now: datetime, command: str) -> Backup:
         """The backup as it is now, if it is not still being written on the volume; ``command`` is to be tried later.
 
-        One that stands elsewhere was named by a person, who knows whether it is whole; on the worst day nobody waits.
+        A file elsewhere was named by a person who knows whether it is complete. A restore must not wait for it.
 
         Raises:
             BackupNotFoundError: it is gone.

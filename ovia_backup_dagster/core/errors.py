@@ -20,8 +20,8 @@ class BackupError(Exception):
     Args:
         what: what failed, naming the thing (a file, a server, a setting).
         why: the likely cause.
-        fix: the command or action that mends it, for the person who reads this.
-        said: what PostgreSQL or the operating system said, in its own words; alone when nobody knows the cause.
+        fix: the next command or action, for the person who reads the message.
+        said: what PostgreSQL or the operating system said, in its own words; alone when the cause is not known.
     """
 
     #: Whether the same call may succeed a little later with nothing changed by a person.
@@ -124,7 +124,7 @@ class StalledVolumeError(VolumeError):
 
 
 class JournalError(VolumeError):
-    """A restore's journal cannot be understood: nobody knows whether it is unfinished."""
+    """A restore's journal cannot be read, so it is not known whether the restore is unfinished."""
 
 
 class UnknownStepError(JournalError):
@@ -243,7 +243,7 @@ class PoolerError(ServerError):
 
 
 class LockTimeoutError(ServerError):
-    """A table stayed locked by somebody else for longer than the lock-wait timeout."""
+    """Another session kept a table locked for longer than the lock-wait timeout."""
 
     transient = True
 
@@ -321,7 +321,7 @@ class DatabaseMissingError(ServerError):
 
 
 class DatabaseInUseError(ServerError):
-    """Sessions stayed in a database that nobody may be in for a moment."""
+    """Sessions stayed in a database that must be empty for a moment."""
 
     transient = True
 

@@ -1,7 +1,7 @@
 """File operations that a backup volume asks more of than the standard library gives.
 
-Whole or not at all, on disk when they return, never over somebody else's file, and with errors that say what to
-do. What a file means is the business of who writes it.
+Each write is complete or absent, is on disk when the call returns, and never replaces a file that it did not make;
+errors name the next step. The meaning of a file belongs to the module that writes it.
 """
 
 from __future__ import annotations
@@ -326,7 +326,7 @@ _GONE = (
 )
 _FORBIDDEN = (
     VolumeError,
-    "this user may not: the files belong to somebody else, such as the old backup container's root",
+    "this user may not: the files belong to another user, such as the old backup container's root",
     "ls -ln $BACKUP_DIR; id -u; if the volume is to change hands: chown -R USER $BACKUP_DIR",
 )
 _UNKNOWN: tuple[type[VolumeError], str, str] = (

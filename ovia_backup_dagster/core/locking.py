@@ -1,11 +1,12 @@
-"""One writer on a backup volume at a time, and nobody removes what somebody restores.
+"""One writer on a backup volume at a time, and no removal of a backup that is being read.
 
 A ``flock`` on ``$BACKUP_DIR/.lock``. The lock belongs to the open file description, so a client program that
-inherits the descriptor keeps it when its parent is killed: as long as pg_dump still writes, nobody else
-does. The file's text says who holds it; it is for people only, the lock itself is the kernel's.
+inherits the descriptor keeps it when its parent is killed: as long as pg_dump
+still writes, no other process does. The file's text names the holder; it is for people only, the lock itself is the
+kernel's.
 
-Who restores a backup holds a shared lock on the dump itself, and who removes one an exclusive lock: of a hard link's
-two names, either is enough.
+A restore holds a shared lock on the dump itself, and a removal an exclusive one. The lock covers both names of a
+hard-linked dump.
 """
 
 from __future__ import annotations
@@ -54,13 +55,13 @@ def volume_lock(
 
     Args:
         root: the backup folder; it must exist.
-        purpose: what the holder does, for whoever has to wait.
+        purpose: what the holder does; shown to a process that has to wait.
         now: the instant (UTC) to note as the beginning.
-        wait_seconds: how long to wait for another holder; ``None``: no setting says, and nobody waits.
+        wait_seconds: how long to wait for another holder; ``None``: no setting applies, and there is no wait.
         on_wait: called once, with who holds the lock, when there is a wait.
 
     Raises:
-        LockHeldError: somebody else held it to the end of the wait.
+        LockHeldError: another process held it to the end of the wait.
         VolumeError: the lock file cannot be opened.
     """
     path = root / FILENAME
@@ -68,7 +69,7 @@ def volume_lock(
     try:
         _acquire(descriptor, root, wait_seconds, on_wait)
         while not _is_at(descriptor, path):
-            # Somebody removed the file: this lock keeps nobody out. Take the one on the file that is there now.
+            # The lock file was replaced, so this lock excludes no one. Take the lock on the present file.
             os.close(descriptor)
             descriptor = _open(path)
             _acquire(descriptor, root, wait_seconds, on_wait)
@@ -106,7 +107,7 @@ def require_still_there(descriptor: int, root: Path) -> None:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Hold a shared lock on a backup's file: nobody removes it meanwhile.
+    """Hold a shared lock on a backup's file, so that it is not removed meanwhile.
 
     Raises:
         FileNotFoundError: it is gone, or went while its remover was waited for.
@@ -116,7 +117,7 @@ def reading(path: Path) -> Iterator[None]:
     try:
         deadline = time.monotonic() + _REMOVAL_SECONDS
         while not _shared(descriptor):
-            # Whoever removes it holds the lock for an instant; if it is held longer, it is not ours to understand.
+            # A removal holds the lock for an instant. A longer hold is by a program that we do not know.
             if time.monotonic() >= deadline:
                 raise LockHeldError(f"{path} is being removed", why=_describe(descriptor)[0], fix=f"fuser -v {path}")
             time.sleep(_POLL_SECONDS)
@@ -139,7 +140,7 @@ def removing(path: Path) -> Iterator[None]:
     """Hold the exclusive lock on a backup's file that is about to be removed; one that is gone is fine.
 
     Raises:
-        LockHeldError: somebody restores it.
+        LockHeldError: a restore or a drill reads it.
     """
     descriptor = _open_to_lock(path)
     if descriptor is None:

@@ -31,7 +31,7 @@ from ovia_backup_dagster.core.tiers import Tier
 #: ``.handover`` until it belongs to our user: in one of root's, we could neither look nor forget.
 _CHUNK_BYTES = 1024 * 1024
 _UNFINISHED = f"{FOLDER}.new"
-#: Evidence of drills and restores. Nobody else writes there, so all of it is ours.
+#: Evidence of drills and restores. The old script writes none, so all of it is ours.
 _EVIDENCE = (DRILLS, RESTORES)
 _DOT_FILES = (locking.FILENAME, RESERVE)
 _OURS = (*Tier, *_EVIDENCE, *_DOT_FILES, FOLDER, _UNFINISHED)
@@ -80,7 +80,7 @@ def begin(
 ) -> HandedOver:
     """Hand over, and protect every dump from the old script, if it has been here. Again, it does what is new.
 
-    Where all dumps are ours, and no hand-over is under way, there is nobody to protect them from.
+    Where all dumps are ours, and no hand-over is under way, there is nothing to protect them from.
 
     Raises:
         VolumeError: this user may not, it is no backup volume, or a dump cannot be protected; all else is done then.
@@ -281,7 +281,7 @@ def _volume(root: Path, owner: Owner) -> Iterator[tuple[int, _Owned]]:
             if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                 with _Owned(root, owner, 0).explained(""):
                     raise
-            why = "it is a file, or a link that somebody could have made"
+            why = "it is a file, or a link that another user could have made"
             raise VolumeError(f"{root} is no folder", why=why, fix=fix) from None
         here = os.fstat(volume)
         if any(os.path.samestat(here, os.stat(path)) for path in _SYSTEM if os.path.exists(path)):

@@ -121,7 +121,7 @@ def build_backup_assets(system: BackupSystem, names: DatabaseNames) -> list[dg.A
         owners=OWNERS,
         pool=names.volume_pool,
         description="Removes what the retention policy does not keep, with a reason for each file. Refuses when the "
-        "newest dump is not verified, whoever launched it.",
+        "newest dump is not verified.",
     )
     def retention_pruning(context: dg.AssetExecutionContext, config: PruningConfig) -> dg.MaterializeResult[None]:
         with errors_as_failures(context, system, names.in_words):
@@ -153,7 +153,7 @@ def _chosen(
     now = datetime.now(UTC)
     catalog = system.catalog
     if config.backup:
-        # Whoever reaches the UI must not have any file of the host opened.
+        # A user of the UI must not be able to open arbitrary files of the host.
         return catalog.find(config.backup, now, anywhere=False)
     made = _made_by(context.instance, context.run, names.key(DAILY_DUMP))
     if made is not None:

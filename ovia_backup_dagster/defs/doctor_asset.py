@@ -28,9 +28,9 @@ def build_doctor(system: BackupSystem, names: DatabaseNames) -> dg.AssetsDefinit
         check_specs=[
             dg.AssetCheckSpec(area.value, asset=names.key(DOCTOR), description=area.description) for area in Area
         ],
-        description="Looks at everything that a backup depends on, before anything fails: settings, programs, server, "
-        "rights, volume, alerts, Dagster. Changes nothing. Fails when something of it will fail, and says how to mend "
-        "it.",
+        description="Checks everything that a backup depends on, before it fails: settings, programs, server, "
+        "rights, volume, alerts, Dagster. Changes nothing. Fails if one of them would make a backup fail, and says how "
+        "to fix it.",
     )
     def backup_doctor(
         context: dg.AssetExecutionContext,

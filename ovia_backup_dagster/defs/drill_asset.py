@@ -47,7 +47,7 @@ def build_drill(system: BackupSystem, names: DatabaseNames) -> dg.AssetsDefiniti
     ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]:
         with errors_as_failures(context, system, names.in_words):
             driller = system.driller
-            # Whoever reaches the UI must not have any file of the host opened.
+            # A user of the UI must not be able to open arbitrary files of the host.
             backup = driller.find(config.backup, anywhere=False)
             choice = system.drill_choice(
                 where=_where(config.where),

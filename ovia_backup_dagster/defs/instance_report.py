@@ -40,9 +40,9 @@ HEARTBEAT_TOLERANCE = timedelta(minutes=5)
 #: A daily backup has run twice in it, and a location that was renamed is soon forgotten.
 SHARED_KEY_WINDOW = timedelta(days=2)
 _DAEMONS = {"SCHEDULER": "schedules", "SENSOR": "sensors", "QUEUED_RUN_COORDINATOR": "queued runs"}
-#: What a daemon says while a code server begins anew, as at each deployment; and then for five minutes, whatever came
-#: of it (Dagster's DEFAULT_DAEMON_ERROR_INTERVAL_SECONDS).
-_NOBODY_THERE = "DagsterUserCodeUnreachableError: Could not reach user code server. gRPC Error code: UNAVAILABLE"
+#: What a daemon says while a code server restarts, as at each deployment, and for five minutes after, whatever came of
+#: it (Dagster's DEFAULT_DAEMON_ERROR_INTERVAL_SECONDS).
+_UNREACHABLE = "DagsterUserCodeUnreachableError: Could not reach user code server. gRPC Error code: UNAVAILABLE"
 _COPY = "copy this project's dagster.yaml into $DAGSTER_HOME and restart the daemon"
 
 
@@ -100,7 +100,7 @@ def _daemons(instance: dg.DagsterInstance, hints: Hints) -> Iterator[Observation
             silent.append(f"{work} ({f'silent for {duration(age)}' if age else 'never seen'})")
         elif beat is not None and beat.errors:
             messages = [" ".join(error.message.split()) for error in beat.errors]
-            failures = [message for message in messages if not message.endswith(_NOBODY_THERE)]
+            failures = [message for message in messages if not message.endswith(_UNREACHABLE)]
             if failures:
                 yield fail(Area.DAGSTER, f"the daemon for {work} fails: {failures[0]}", "see the log of dagster-daemon")
             else:
@@ -141,8 +141,8 @@ def _switched_off(instance: dg.DagsterInstance, names: DatabaseNames, location: 
             stopped[state.name] = where
     losses = {
         DAILY_BACKUP_SCHEDULE: "no backup is made by itself",
-        RESTORE_DRILL_SCHEDULE: "nobody finds out by itself whether backups restore",
-        FRESHNESS_SENSOR: "nobody is told when backups fail",
+        RESTORE_DRILL_SCHEDULE: "no drill shows whether backups restore",
+        FRESHNESS_SENSOR: "no one is notified when backups fail",
         HISTORY_PRUNING_SCHEDULE: "Dagster's history grows for ever",
     }
     for trigger, loss in losses.items():

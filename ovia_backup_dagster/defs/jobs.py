@@ -38,13 +38,13 @@ def build_asset_jobs(settings: Settings, names: DatabaseNames) -> list[Any]:
         executor_def=dg.in_process_executor,
         description="Say what is wrong with the backups, or that it is over.",
     )
-    # Without it, too: it looks, and holds nobody up.
+    # Also without the lock: the doctor only reads, and blocks no other run.
     doctors = dg.define_asset_job(
         names.in_location(DOCTOR_JOB),
         selection=dg.AssetSelection.assets(names.key(DOCTOR)),
         tags={**database_tags(settings), **Priority.DOCTOR.tag},
         executor_def=dg.in_process_executor,
-        description="Look at everything that a backup depends on, and say how to mend what is not right.",
+        description="Check everything that a backup depends on, and say how to fix what is wrong.",
     )
     drills = dg.define_asset_job(
         names.in_location(RESTORE_DRILL_JOB),

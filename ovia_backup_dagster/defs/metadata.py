@@ -124,7 +124,7 @@ def of_freshness(found: Freshness) -> Metadata:
 def of_delivery(delivery: Delivery) -> Metadata:
     """Who was told."""
     return {
-        "told": dg.MetadataValue.text(", ".join(delivery.delivered) or "nobody: BACKUP_NOTIFY_URLS is empty"),
+        "told": dg.MetadataValue.text(", ".join(delivery.delivered) or "no one: BACKUP_NOTIFY_URLS is empty"),
         **({"not_told": dg.MetadataValue.text(", ".join(delivery.failed))} if delivery.failed else {}),
     }
 

@@ -74,7 +74,7 @@ def repeated(run: dg.DagsterRun) -> str | None:
 
 
 def freshness_policy(system: BackupSystem) -> dg.FreshnessPolicy:
-    """Shown in the UI. It looks at events, not at files, and tells nobody: the sensor does."""
+    """The freshness policy shown in the UI. It looks at events, not at files, and sends no alert: the sensor does."""
     fail = max(system.max_age, timedelta(minutes=1))  # Dagster takes no less
     warn = fail - timedelta(hours=1)
     return dg.FreshnessPolicy.time_window(fail_window=fail, warn_window=warn if warn > timedelta(hours=1) else None)

@@ -29,7 +29,7 @@ from ovia_backup_dagster.system import BackupSystem
 
 OP = "restore"
 KEPT_OP = "kept_databases"
-#: Dagster's run_retries would launch a failed run anew, with what a person confirmed of another day's plan.
+#: Dagster's run_retries would repeat a failed run with a confirmation that a person gave for an earlier plan.
 _NEVER_AGAIN = {"dagster/max_retries": "0"}
 #: What changes nothing may be repeated.
 _ONLY_SHOWN = (RestoreAction.plan, RestoreAction.plan_undo)
@@ -80,7 +80,7 @@ def build_kept_databases(system: BackupSystem, names: DatabaseNames) -> dg.JobDe
         out=dg.Out(dg.Nothing),
         pool=names.restore_pool,
         description="Tells people two days before RESTORE_KEEP_DAYS are over that the database which a restore "
-        "replaced will be dropped; then drops it. One that nobody could be told of stays.",
+        "replaced will be dropped; then drops it. A database whose notice could not be sent stays.",
     )
     def expire(context: dg.OpExecutionContext) -> None:
         def tell(title: str, text: str) -> bool:
@@ -156,7 +156,7 @@ def _plan(context: dg.OpExecutionContext, config: RestoreConfig, system: BackupS
 def _wishes(config: RestoreConfig, system: BackupSystem) -> Wishes:
     return Wishes(
         backup=config.backup,
-        # Whoever reaches the UI must not have any file of the host opened.
+        # A user of the UI must not be able to open arbitrary files of the host.
         anywhere=False,
         mode=Mode(config.mode.value),
         into=config.into,

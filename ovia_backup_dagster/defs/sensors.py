@@ -87,7 +87,7 @@ def freshness_sensor(system: BackupSystem, names: DatabaseNames) -> dg.SensorDef
         state = condition(system, names, now, context.instance)
         cursor = _cursor(context.cursor)
         if not state.told and state.restores and state.restores.at_work:
-            # Perhaps it is what mends the trouble. Nobody is to read meanwhile that all is well.
+            # This restore may fix the trouble. Until it ends, do not report that all is well.
             return dg.SkipReason(f"waiting for its end: {state.restores.at_work}")
         # Dagster's runs are all of the instance's.
         whose = database_tags(system.settings)[DATABASE_TAG]
@@ -160,5 +160,5 @@ def _cursor(text: str | None) -> Cursor:
     try:
         return Cursor.model_validate_json(text) if text else Cursor()
     except ValidationError:
-        # Somebody edited it in the UI, or an older version wrote it: begin anew rather than fail every tick.
+        # A user edited it in the UI, or an older version wrote it: start again rather than fail every tick.
         return Cursor()

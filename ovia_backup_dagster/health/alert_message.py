@@ -98,7 +98,7 @@ def _headline(first: Answer, state: Condition) -> str:
     if first.question is Question.FRESH and state.found:
         return _NOT_FRESH[state.found.level]
     if isinstance(first.trouble, JournalError):
-        return "nobody knows whether a restore is unfinished"
+        return "cannot tell whether a restore is unfinished"
     if isinstance(first.trouble, StalledVolumeError):
         return "the backup volume does not answer"
     if isinstance(first.trouble, DrillOverdueError):

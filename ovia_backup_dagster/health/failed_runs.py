@@ -38,13 +38,13 @@ class FailedRun:
     def no_backup(self) -> RunFailedError:
         """The trouble, where it was to make a backup."""
         what = f"{self._what}, and no backup was verified since"
-        return RunFailedError(what, why=self.reason, fix=f"mend that, then {AGAIN}")
+        return RunFailedError(what, why=self.reason, fix=f"fix the cause, then {AGAIN}")
 
     @property
     def nothing_dropped(self) -> KeptDatabasesError:
         """The trouble, where it was to drop the databases that restores have replaced."""
         what = f"{self._what}, and what restores have kept stays"
-        fix = f"mend that, then launch {self.job} in the Dagster UI; the run that failed is {self.run_id}"
+        fix = f"fix the cause, then launch {self.job} in the Dagster UI; the run that failed is {self.run_id}"
         return KeptDatabasesError(what, why=self.reason, fix=fix)
 
 

@@ -55,7 +55,7 @@ class Counters(Sidecar):
     """The counters of a moment.
 
     Attributes:
-        resets: when they were last set to nothing; another value later means that nobody knows.
+        resets: when they were last set to nothing; another value later means that the counts are not known.
         tables: schema and name, as SQL takes them -> rows inserted, updated, deleted.
     """
 
@@ -79,7 +79,7 @@ class Written:
 
 
 def written(server: Connection, database: str) -> Counters:
-    """The counters now. Taken of a restored database that nobody is in yet, nothing is missed.
+    """The counters now. Read in a restored database before any client is in it, they miss nothing.
 
     Raises:
         ServerError: no connection, or it broke.
@@ -92,7 +92,7 @@ def written(server: Connection, database: str) -> Counters:
 
 
 def written_since(server: Connection, database: str, baseline: Counters) -> list[Written] | None:
-    """What was written since, the most first; ``None`` when nobody knows: the server's counters were reset.
+    """What was written since, the most first; ``None`` if the server's counters were reset since.
 
     A table that is gone is not told of.
 
@@ -106,7 +106,7 @@ def written_since(server: Connection, database: str, baseline: Counters) -> list
         table: tuple(a - b for a, b in zip(counts, baseline.tables.get(table, (0, 0, 0)), strict=True))
         for table, counts in now.tables.items()
     }
-    # One made anew under its name begins at nothing.
+    # A table that was created again under the same name counts from zero.
     changes = {table: now.tables[table] if min(change) < 0 else change for table, change in changes.items()}
     found = [Written(table, *change) for table, change in changes.items() if any(change)]
     return sorted(found, key=lambda each: (-each.inserted - each.updated - each.deleted, each.table))

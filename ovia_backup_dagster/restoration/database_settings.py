@@ -23,7 +23,7 @@ from ovia_backup_dagster.postgres.server_messages import said_by
 from ovia_backup_dagster.postgres.session import connect, other_database
 from ovia_backup_dagster.postgres.session_settings import UNLOGGED
 
-#: Kept as a list of identifiers, each quoted if need be; pg_dump has the same list, and the server tells nobody.
+#: Kept as a list of identifiers, each quoted if needed. pg_dump has the same list; the server has no catalog of them.
 _LISTS = frozenset(
     {"local_preload_libraries", "search_path", "session_preload_libraries", "shared_preload_libraries",
      "temp_tablespaces", "unix_socket_directories"}
@@ -70,7 +70,7 @@ class Properties(Sidecar):
     Its settings may hold secrets: it belongs only where dumps may lie, which hold the same.
 
     Attributes:
-        rights: in their order; of a database that nobody granted any for, what that means.
+        rights: in their order; the default ones where none were granted.
         connection_limit: -1 is none.
         settings: role ("" for all) -> ``name=value``, as the server keeps them.
         labels: provider -> security label.
@@ -145,7 +145,7 @@ def apply(server: Connection, wanted: Properties, target: str) -> list[str]:
             space = sql_identifier(wanted.tablespace)
             setting.notes.append(
                 f"tablespace {wanted.tablespace}: database {target} stands in {present.tablespace}; to move it, while "
-                f"nobody is in it: ALTER DATABASE {sql_identifier(target)} SET TABLESPACE {space}"
+                f"no session is in it: ALTER DATABASE {sql_identifier(target)} SET TABLESPACE {space}"
             )
         return setting.notes
 
@@ -191,7 +191,7 @@ class _Setting:
             )
 
     def rights(self, present: Properties, wanted: Properties) -> None:
-        """Take all rights away and grant them anew, each by whoever granted it."""
+        """Revoke all rights and grant them again, each as the role that granted it."""
         for grantee in dict.fromkeys(right.grantee for right in present.rights):
             self.run(f"rights of {grantee or 'PUBLIC'}", "REVOKE ALL ON DATABASE {} FROM {} CASCADE", _grantee(grantee))
         # What others have granted stands on a right that they got first.

@@ -56,7 +56,7 @@ def refuse_stale(target: Connection, order: Order) -> None:
     if order.becomes == order.database and order.live_oid != (found.oid if found.exists else None):
         raise RestoreRefusedError(
             f"nothing was done: database {order.database} is not the one that was planned for",
-            why="somebody has dropped, made or renamed it since, by another restore perhaps",
+            why="it was dropped, created or renamed since, perhaps by another restore",
             fix="see what was done meanwhile: ovia-backup restore --history; then begin again: "
             + command_to_repeat(order),
         )

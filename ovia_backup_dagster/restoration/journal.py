@@ -184,7 +184,7 @@ class Journal:
 
 def _not_understood(path: Path, why: str) -> JournalError:
     return JournalError(
-        f"nobody knows whether a restore is unfinished: the journal {path} cannot be understood",
+        f"cannot tell whether a restore is unfinished: the journal {path} cannot be understood",
         why=why,
         fix="if a newer ovia-backup wrote it, use that one; else it is damaged: see which databases there are "
         f"(psql -l), put right what is not, then: mv {path} {path}.damaged",

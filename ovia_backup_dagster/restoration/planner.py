@@ -120,7 +120,7 @@ class Planner:
         if goes_live and wishes.even_if_damaged:
             raise RestoreRefusedError(
                 f"what is damaged does not go live as {self.target.database}",
-                why="--even-if-damaged restores what can be, and nobody knows yet what is lost",
+                why="--even-if-damaged restores what can be read, and what is lost is not known yet",
                 fix=f"choose another name: {replace(wishes, into=restore_name(self.target.database, at)).command()}",
             )
         return Order(

@@ -73,7 +73,7 @@ def way_back(found: Sequence[Kept], name: str) -> str:
 
 
 def drop_replaced(server: Connection, database: str, name: str) -> list[str]:
-    """Drop a database that a restore has replaced, whoever is in it.
+    """Drop a database that a restore has replaced, and terminate the sessions in it.
 
     Args:
         server: as its owner or a superuser.

@@ -35,7 +35,7 @@ class Subscription:
 
 
 def subscriptions_of(server: Connection, database: str) -> list[Subscription]:
-    """The database's subscriptions; nobody need be let into it.
+    """The database's subscriptions. The database need not accept connections.
 
     Raises:
         ServerError: no connection, or it broke.
@@ -58,7 +58,7 @@ def disable_subscriptions(server: Connection, database: str) -> list[str]:
 
 
 def enable_subscriptions(server: Connection, database: str, names: Iterable[str]) -> None:
-    """Go on applying, where that was stopped. One that somebody has dropped since is no reason to fail.
+    """Enable the subscriptions that were disabled. One that was dropped since is no error.
 
     Raises:
         ServerError: one is another role's, no connection, or it broke.

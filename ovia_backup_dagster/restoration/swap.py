@@ -1,12 +1,12 @@
-"""Puts a restored database in a live one's place, and back, or where there is none: renames, in one transaction.
+"""Swaps a restored database with the live one, and back, by renaming both in one transaction.
 
-Nobody may be in a database that is renamed. ``ALTER DATABASE ... RENAME`` takes the lock that every session needs to
-begin, and waits a moment for those that are in; so here another session ends them in that moment, and no one gets in
-between. Nothing but the renames themselves is ever committed: whoever is killed, and whenever, the names are all old or
-all new, and no database is left closed to its users.
+A database can be renamed only while no session is in it. ``ALTER DATABASE ... RENAME`` takes the lock that every new
+session needs, and waits a moment for the sessions in the database. In that moment a second session terminates them, so
+no client can connect in between. Only the renames are committed: if any process is killed at any time, the names are
+all old or all new, and no database is left closed to its users.
 
-What a database has beside its contents is ``database_settings``'s business; replication into it ``subscriptions``'s;
-what was written in it ``activity``'s; the databases that stay behind ``replaced_databases``'s.
+Database-level settings belong to ``database_settings``, replication into the database to ``subscriptions``, write
+counters to ``activity``, and the databases that a swap leaves behind to ``replaced_databases``.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _POLL_SECONDS = 0.005
 #: What the server takes at most to end a session whose client has closed it, on a machine that has other things to do.
 _CLOSING_SECONDS = 2.0
 _SHOWN = 5
-#: One swap at a time; and whoever asks how one went waits for a killed process's, which the server goes on with.
+#: Serializes swaps. The server may still run the swap of a killed client; a query for its outcome waits for it.
 _ALONE = AdvisoryLock("ovia-backup swap", "the renaming of databases by a restore")
 _PATIENCE = f"SET lock_timeout = '{DEADLINE_SECONDS:.0f}s'"
-#: While the renaming waits for a lock (somebody makes a copy of the database), nobody else gets in either.
+#: New sessions wait while the rename waits for its lock (for example, for a CREATE DATABASE ... TEMPLATE of it).
 _HASTE = "SET lock_timeout = '2s'"
-#: What is said to be live must be so after a crash, too; and with it all that was committed before, restored without
-#: waiting for the disk. Whoever waits for more than the disk (a standby) goes on doing so.
+#: The swap must survive a crash, and with it all that was committed before it without waiting for the disk. A role
+#: whose commits wait for a standby, too, keeps that.
 _DURABLE = """
     SELECT set_config(name, 'local', false) FROM pg_settings WHERE name = 'synchronous_commit' AND setting = 'off'
 """
@@ -58,9 +58,9 @@ _ROLE = """
            rolname AS acting, session_user AS connected
     FROM pg_roles WHERE rolname = current_user
 """
-#: Autovacuum the server itself ends for a rename, whoever asks. Who may not see what kind a process is knows it
-#: as nobody's: all others (walsenders, workers of queries and of subscriptions) are some role's.
-#: pg_signal_backend ends no superuser's session.
+#: The server itself ends autovacuum for a rename. A role that may not see a process's kind recognizes autovacuum by its
+#: missing role: all other processes (walsenders, workers of queries and of subscriptions) have one.
+#: pg_signal_backend terminates no superuser's session.
 _SESSIONS = """
     SELECT a.pid, coalesce(a.usename, '') AS "user", coalesce(nullif(a.application_name, ''), a.backend_type, '')
            AS application, coalesce(host(a.client_addr), '') AS client, coalesce(a.state, '') AS state,
@@ -89,7 +89,7 @@ _NAMES = "SELECT oid::bigint AS oid, datname AS name FROM pg_database WHERE oid 
 
 @dataclass(frozen=True, slots=True)
 class ClientSession:
-    """Somebody in a database; never what he asks.
+    """A session in a database, without its query.
 
     Attributes:
         user: the role.
@@ -223,8 +223,8 @@ def obstacles(server: Connection, database: str, *, mode_needs_swap: bool = True
             )
         elif mode_needs_swap and not row["open"]:
             refuse(
-                f"database {database} lets nobody in",
-                "somebody has closed it to all",
+                f"database {database} accepts no connections",
+                "its connections were disabled (ALLOW_CONNECTIONS false)",
                 f"once you know why: ALTER DATABASE {name} ALLOW_CONNECTIONS true",
             )
         in_database = f"psql --dbname={shell_word(database)}"
@@ -242,7 +242,7 @@ def obstacles(server: Connection, database: str, *, mode_needs_swap: bool = True
             refuse(
                 f"database {database} has the logical replication slot {slot['name']}",
                 "what is read through it would go on being the old database's, or be lost with it",
-                f"{stop}SELECT pg_drop_replication_slot({sql_string(slot['name'])}); its consumer must begin anew "
+                f"{stop}SELECT pg_drop_replication_slot({sql_string(slot['name'])}); its consumer must start again "
                 "after the restore",
             )
         stay = _staying(session, row["oid"])
@@ -275,7 +275,7 @@ def swap_databases(
         live: the name that people use.
         incoming: what takes its place.
         kept: what the live one is called afterwards.
-        oids: of ``live`` and ``incoming``, as they must be; somebody may have swapped meanwhile.
+        oids: of ``live`` and ``incoming``, as they must be; another swap may have changed them.
         deadline_seconds: after which no further try is begun.
 
     Raises:
@@ -291,7 +291,7 @@ def swap_databases(
         names = tuple(map(sql.Identifier, (live, incoming, kept)))
 
         def rename(cut: set[int]) -> Swapped:
-            # It may take a while until nobody is in it (autovacuum likes new tables): the live one is left alone.
+            # It may take a while until it is empty (autovacuum visits new tables); the live one stays untouched.
             _rename(renaming, _CLAIM.format(*names), ending, found[1], cut)
             began = time.monotonic()
             _rename(renaming, _SWAP.format(*names), ending, found[0], cut)
@@ -334,7 +334,7 @@ def is_called(server: Connection, name: str, oid: int) -> bool:
 
 
 def swap_outcome(server: Connection, live: str, oids: tuple[int, int]) -> Literal["before", "after", "torn"]:
-    """How a swap went, when nobody is left to tell; waits for one that the server is still about.
+    """The outcome of a swap whose client was lost. Waits for a swap that the server still runs.
 
     Args:
         server: any role.
@@ -342,7 +342,7 @@ def swap_outcome(server: Connection, live: str, oids: tuple[int, int]) -> Litera
         oids: of ``live`` and ``incoming`` before it.
 
     Returns:
-        Which of both is called ``live``, whatever somebody has done with the other one since; ``torn``: neither.
+        Which of both is called ``live``, whatever became of the other one since; ``torn``: neither.
 
     Raises:
         LockTimeoutError: another swap is under way.
@@ -354,10 +354,10 @@ def swap_outcome(server: Connection, live: str, oids: tuple[int, int]) -> Litera
 
 
 def names_by_oid(server: Connection, oids: Iterable[int]) -> dict[int, str]:
-    """What databases are called now, by their OIDs, when nobody renames any more; without those that are gone.
+    """The present names of databases by their OIDs, once no swap is running; without those that are gone.
 
     Raises:
-        LockTimeoutError: somebody still does.
+        LockTimeoutError: a swap is still running.
     """
     with connect(other_database(server)) as session:
         session.execute(_PATIENCE)
@@ -369,7 +369,7 @@ def names_by_oid(server: Connection, oids: Iterable[int]) -> dict[int, str]:
 def _sessions_of_ours(
     server: Connection,
 ) -> Iterator[tuple[psycopg.Connection[dict[str, Any]], psycopg.Connection[dict[str, Any]]]]:
-    """Two sessions, to rename and to end others; nobody else renames meanwhile."""
+    """Two sessions, one to rename and one to terminate others, while no other swap may run."""
     with connect(server) as renaming, connect(server) as ending:
         renaming.execute(DURABLY)
         renaming.execute(_PATIENCE)
@@ -411,7 +411,7 @@ def _rename(
     oid: int,
     cut: set[int],
 ) -> None:
-    """Rename, and meanwhile end whoever is in the database."""
+    """Rename, and meanwhile terminate the sessions in the database."""
     with ThreadPoolExecutor(1) as other:
         renamed = other.submit(renaming.execute, renames)
         while not renamed.done():

@@ -39,7 +39,7 @@ class Candidate:
     Attributes:
         key: tells backups apart: ``daily/<file>``.
         started_at: when the dump began (UTC).
-        held_until: the end of a hold, if there is one that nobody released.
+        held_until: the end of a hold, if there is one and it was not released.
         hold_reason: the hold's words.
         intact: whether a bad one is whole, and only does not hold what is expected.
         identified: whether it names its cluster.

@@ -114,7 +114,7 @@ def prune(catalog: Catalog, policy: Policy, now: datetime, on_wait: Callable[[st
         for decision in plan.removals:
             backup = backups[decision.candidate.key]
             if unfinished and unfinished.order.backup_path == str(backup.path):
-                in_use.append(decision.candidate.key)  # its process was killed, and nobody holds its lock
+                in_use.append(decision.candidate.key)  # its process was killed, so no lock is held
                 continue
             try:
                 remove_backup(catalog, backup)

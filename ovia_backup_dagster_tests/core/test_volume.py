@@ -225,7 +225,7 @@ def a_filesystem_whose_server_is_dead(folder: Path) -> BackupError:
 @provokes(
     errno.EACCES,
     error=errors.VolumeError,
-    why="this user may not: the files belong to somebody else, such as the old backup container's root",
+    why="this user may not: the files belong to another user, such as the old backup container's root",
     fix="ls -ln $BACKUP_DIR; id -u; if the volume is to change hands: chown -R USER $BACKUP_DIR",
 )
 def a_volume_of_another_user(folder: Path) -> BackupError:

@@ -408,10 +408,10 @@ def test_a_cancelled_run(bare: NewLocation, people: Receiver) -> None:
     run = location.instance.create_run_for_job(
         job_def=location.job(), tags=run_tags(location.settings), status=dg.DagsterRunStatus.CANCELING
     )
-    location.instance.report_run_canceled(run, message="somebody cancelled it")
+    location.instance.report_run_canceled(run, message="an operator cancelled it")
     assert alert(location).success
     assert f"Last failed run: {run.run_id}" in people.messages[0]["message"]
-    assert "somebody cancelled it" in people.messages[0]["message"]
+    assert "an operator cancelled it" in people.messages[0]["message"]
 
 
 def test_another_databases_runs_are_not_ours(
@@ -433,7 +433,7 @@ def test_another_databases_runs_are_not_ours(
 def test_nobody_is_configured(bare: NewLocation) -> None:
     result = alert(bare())
     assert result.success
-    assert shown(result)["told"] == "nobody: BACKUP_NOTIFY_URLS is empty"
+    assert shown(result)["told"] == "no one: BACKUP_NOTIFY_URLS is empty"
     assert "not_told" not in shown(result)
 
 

@@ -608,7 +608,7 @@ def test_a_failed_run_is_told_at_once_and_once(real: Daemon, people: Receiver) -
     assert last == f"Last verified backup: {verified}."
     assert when.startswith(f"Last failed run: {run} at ")
     assert why == "Why it failed: no right to dump table salaries: a migration made it. Next: GRANT it"
-    assert following == f"Next: mend that, then {AGAIN}"
+    assert following == f"Next: fix the cause, then {AGAIN}"
 
     assert real.location.run().success
     assert real.run(real.tick())
@@ -870,13 +870,13 @@ def test_a_journal_that_cannot_be_understood_hides_nothing_and_is_told(
     assert daemon.run(daemon.tick())
     begin(daemon.location).path.write_bytes(content)
     assert daemon.run(daemon.tick())
-    assert people.titles == ["[sample] there is no backup", "[sample] nobody knows whether a restore is unfinished"]
+    assert people.titles == ["[sample] there is no backup", "[sample] cannot tell whether a restore is unfinished"]
     text = people.messages[1]["message"]
-    assert "What: nobody knows whether a restore is unfinished: the journal " in text
+    assert "What: cannot tell whether a restore is unfinished: the journal " in text
     assert "; there is no backup." in text
     heal(daemon)
     assert daemon.run(daemon.tick())
-    assert people.titles[2:] == ["[sample] nobody knows whether a restore is unfinished"]
+    assert people.titles[2:] == ["[sample] cannot tell whether a restore is unfinished"]
     assert "there is no backup" not in people.messages[2]["message"]
 
 
@@ -912,7 +912,7 @@ def test_a_failed_run_for_kept_databases_is_told(real: Daemon, new_location: New
     assert re.match(r"What: kept_databases_job failed at \S+ \S+ UTC, and what restores have kept stays: ", what)
     assert "nobody_of_that_name" in what
     assert following == (
-        f"Next: mend that, then launch kept_databases_job in the Dagster UI; the run that failed is {result.run_id}"
+        f"Next: fix the cause, then launch kept_databases_job in the Dagster UI; the run that failed is {result.run_id}"
     )
     assert "Last failed run" not in message["message"]
     # A run of the daily backup that fails as well is told at once; and a backup is no remedy for what is kept.

@@ -146,11 +146,11 @@ def test_a_code_server_that_begins_anew(disk: dg.DagsterInstance) -> None:
         (
             "restore_drill_schedule",
             InstigatorType.SCHEDULE,
-            "nobody finds out by itself whether backups restore",
+            "no drill shows whether backups restore",
             "schedule",
         ),
         ("history_pruning_schedule", InstigatorType.SCHEDULE, "Dagster's history grows for ever", "schedule"),
-        ("backup_freshness_sensor", InstigatorType.SENSOR, "nobody is told when backups fail", "sensor"),
+        ("backup_freshness_sensor", InstigatorType.SENSOR, "no one is notified when backups fail", "sensor"),
     ],
 )
 def test_what_somebody_switched_off(

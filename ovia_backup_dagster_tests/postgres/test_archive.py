@@ -39,7 +39,7 @@ def test_a_file_that_this_user_may_not_open_is_said_with_what_to_do() -> None:
         closed.touch(mode=0o000)
         error = raised_as_nobody(lambda: archive.argument(closed))
     assert isinstance(error, errors.VolumeError)
-    assert (error.said, "belong to somebody else" in error.why) == ("Permission denied", True)
+    assert (error.said, "belong to another user" in error.why) == ("Permission denied", True)
     assert "chown -R USER" in error.fix
 
 

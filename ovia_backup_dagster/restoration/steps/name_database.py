@@ -33,7 +33,7 @@ class NameStep(TakenStep):
         if work.exists(order.database):
             raise CopyError(
                 f"{order.incoming} is proven, and cannot be named {order.database}: there is one at {order.place}",
-                why="somebody has made it meanwhile",
+                why="another session created it meanwhile",
                 fix="see what is in it (psql -l); if it is to stay, rename it: ALTER DATABASE "
                 f"{sql_identifier(order.database)} RENAME TO ...; else drop it",
             )

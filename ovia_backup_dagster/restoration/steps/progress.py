@@ -33,7 +33,7 @@ def is_swapped(work: Work, oids: tuple[int, int]) -> bool:
     if found == "torn":
         raise RestoreError(
             f"neither the old nor the new database is called {order.database}",
-            why="somebody has renamed or dropped them since",
+            why="they were renamed or dropped since",
             fix=f"if what there is now is to stay, give this {order.mode} up: {command_to_give_up(order)}; else give "
             f"{order.database} its name back by hand: psql -l; ALTER DATABASE ... RENAME TO ...",
         )

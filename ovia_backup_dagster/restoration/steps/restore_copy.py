@@ -57,7 +57,7 @@ class RestoreStep(TakenStep):
         if work.journal.attempts(self.data.step) == 0 and work.exists(order.incoming):
             raise CopyError(
                 f"there is a database {order.incoming} at {order.place} already",
-                why="somebody made it meanwhile",
+                why="another session created it meanwhile",
                 fix="psql -l; then begin again" + ("" if order.mode is Mode.NEW else f": {command_to_repeat(order)}"),
             )
 

@@ -75,7 +75,7 @@ class Work:
         """That a database is not the one that the restore began with."""
         return RestoreError(
             f"database {database} is not the one that the {self.order.mode} began with",
-            why="somebody dropped, made or renamed it meanwhile",
+            why="another session dropped, created or renamed it meanwhile",
             fix=f"psql -l; then begin again: {command_to_repeat(self.order)}",
         )
 

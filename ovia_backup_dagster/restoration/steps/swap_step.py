@@ -105,7 +105,7 @@ class SwapStep(TakenStep):
         name = names_by_oid(work.target, [oid]).get(oid, "")
         if name and name == noted.aside:
             return  # a process that was killed did, and has said so
-        notes: list[str] = ["what was live for a while is gone: somebody has dropped it"]
+        notes: list[str] = ["what was live for a while is gone: it was dropped by hand"]
         found: tuple[str, ...] = ()
         if name:
             notes = [f"what was live for a while stays as {name}"]
