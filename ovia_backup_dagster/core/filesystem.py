@@ -61,7 +61,7 @@ def lacks(root: Path) -> list[Lack] | None:
         Capability.LOCKS: lambda: fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB),
         Capability.LINKS: lambda: os.link(name, second, follow_symlinks=False),
         Capability.SYNC: lambda: _sync(root),
-        Capability.MODES: lambda: os.chmod(name, 0o400),
+        Capability.MODES: lambda: _make_read_only(name),
     }
     found = []
     try:
@@ -78,14 +78,18 @@ def lacks(root: Path) -> list[Lack] | None:
                 if capability is Capability.SYNC and error.errno not in NOT_SYNCED:
                     raise  # no dump is published there
                 found.append(Lack(capability, error.strerror or str(error)))
-        if not any(lack.of is Capability.MODES for lack in found) and os.stat(name).st_mode & 0o222:
-            found.append(Lack(Capability.MODES, "a file's mode stays what it was"))
     finally:
         os.close(descriptor)
         for path in (second, name):
             with contextlib.suppress(OSError):
                 os.unlink(path)
     return found
+
+
+def _make_read_only(name: str) -> None:
+    os.chmod(name, 0o400)
+    if os.stat(name).st_mode & 0o222:
+        raise OSError(errno.ENOTSUP, "a file's mode stays what it was")
 
 
 def _sync(folder: Path) -> None:

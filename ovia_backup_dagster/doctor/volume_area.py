@@ -17,6 +17,7 @@ from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.deployment_hints import Hints, steps
 from ovia_backup_dagster.core.errors import BackupError, VolumeError, VolumeMissingError
 from ovia_backup_dagster.core.files import WITNESS_BYTES, as_volume_error, exists, is_folder, plain_status, read_small
+from ovia_backup_dagster.core.filesystem import PREFIX as PROBE
 from ovia_backup_dagster.core.filesystem import Capability, lacks
 from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.core.layout import DRILLS, RESTORES
@@ -43,6 +44,8 @@ SOON = 14
 _MIN_INODES = 1000
 #: A day was meant.
 _HAND_OVER = timedelta(days=3)
+#: The files with which a doctor tries the filesystem exist for milliseconds, and a doctor ends within half a minute.
+_PROBED = timedelta(minutes=1)
 #: Dumps that growth is read from.
 _LOOKED_AT = 30
 #: Of each capability that a filesystem may lack: how much that matters, what it means, and what to do.
@@ -158,8 +161,10 @@ def _strangers(folders: Sequence[Path]) -> Iterator[str]:
     for folder in folders:
         with as_volume_error(f"cannot look into {folder}"), os.scandir(folder) as entries:
             for entry in entries:
-                with contextlib.suppress(FileNotFoundError):  # gone since: somebody is at work
-                    if entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_uid != us:
+                with contextlib.suppress(FileNotFoundError):  # removed since by another process
+                    status = entry.stat(follow_symlinks=False)
+                    others = stat.S_ISREG(status.st_mode) and status.st_uid != us
+                    if others and not _is_being_probed(Path(entry.path), status):
                         yield entry.name
 
 
@@ -309,12 +314,16 @@ def _lock(root: Path) -> Observation:
 
 
 def _leftovers(catalog: Catalog) -> Observation:
-    left = unfinished_files(catalog)
-    if not left:
+    """Files that a crash left. A process at work, or another doctor that tries the filesystem, is no crash."""
+    locked = lock_holder(catalog.root) is not None
+    found = [(path, _status(path)) for path in unfinished_files(catalog)]
+    sizes = {path: status.st_size for path, status in found if status and not _is_being_probed(path, status)}
+    if not sizes:
         return ok(Area.VOLUME, "nothing was left behind by a crash")
-    size = sum(map(_size, left))
+    left, size = list(sizes), sum(sizes.values())
     names = ", ".join(path.name for path in left[:2]) + (f" and {len(left) - 2} more" if left[2:] else "")
-    if lock_holder(catalog.root) is not None:
+    # Asked before and after: the process may have begun or ended while the files were listed.
+    if locked or lock_holder(catalog.root) is not None:
         return ok(Area.VOLUME, f"unfinished files ({human_bytes(size)}), by who is at work now: {names}")
     text = f"unfinished files ({human_bytes(size)}), left by a crash: {names}"
     return warn(Area.VOLUME, text, "nothing: the next dump removes them; at once: ovia-backup prune")
@@ -333,10 +342,16 @@ def _hand_over(root: Path) -> Iterator[Observation]:
     yield warn(Area.VOLUME, f"{text} and has not ended: what was removed by hand or by that script takes room", fix)
 
 
-def _size(path: Path) -> int:
-    with contextlib.suppress(OSError):  # published or removed since
-        return path.lstat().st_size
-    return 0
+def _status(path: Path) -> os.stat_result | None:
+    with contextlib.suppress(OSError):  # published or removed since it was listed
+        return path.lstat()
+    return None
+
+
+def _is_being_probed(path: Path, status: os.stat_result) -> bool:
+    """Whether another doctor is trying the filesystem with this file now (``core.filesystem``)."""
+    age = datetime.now(UTC) - datetime.fromtimestamp(status.st_mtime, UTC)
+    return path.name.startswith(PROBE) and abs(age) < _PROBED
 
 
 #: What is next where all else is right.

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from unittest.mock import Mock
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -19,6 +20,8 @@ from hypothesis import strategies as st
 from ovia_backup_dagster.core import takeover
 from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.catalog import Catalog
+from ovia_backup_dagster.core.files import TEMPORARY
+from ovia_backup_dagster.core.filesystem import PREFIX as PROBE
 from ovia_backup_dagster.core.locking import volume_lock
 from ovia_backup_dagster.core.naming import BackupName
 from ovia_backup_dagster.core.sidecars import MANIFEST
@@ -307,12 +310,33 @@ def test_what_a_crash_left(volume: Path) -> None:
     assert the(volume_of(volume), "nothing was left behind by a crash").level is Severity.OK
 
 
+def test_a_second_doctors_probe_is_no_leftover(volume: Path) -> None:
+    """Two doctors at once say the same: the files with which one tries the filesystem are not a crash's."""
+    make_catalog(volume)
+    probe = volume / f"{PROBE}12345678{TEMPORARY}"
+    for path in (probe, probe.with_name(f"{probe.name}.2{TEMPORARY}")):
+        path.touch(0o600)
+        os.utime(path, (NOW.timestamp(), NOW.timestamp()))
+    assert the(volume_of(volume), "nothing was left behind by a crash").level is Severity.OK
+    for age in (timedelta(minutes=2), -timedelta(minutes=2)):
+        os.utime(probe, ((NOW - age).timestamp(), (NOW - age).timestamp()))
+        assert the(volume_of(volume), f"unfinished files (0 B), left by a crash: {probe.name}").level is Severity.WARN
+
+
+def test_a_dump_that_ends_during_the_look_is_no_crash(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_catalog(volume)
+    unfinished = volume / "daily" / ".ovia_daily_2026-02-21_030000.dump.tmp"
+    unfinished.touch(0o600)
+    monkeypatch.setattr(doctor, "lock_holder", Mock(side_effect=["dumping ovia", "dumping ovia", None]))
+    assert the(volume_of(volume), f"by who is at work now: {unfinished.name}").level is Severity.OK
+
+
 def test_what_vanishes_while_it_is_looked_at(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dump is published, an old one pruned: neither is a fault of the volume."""
     catalog = make_catalog(volume)
     gone = volume / "daily" / ".ovia_daily_2026-02-21_030000.dump.tmp"
     monkeypatch.setattr(doctor, "unfinished_files", lambda _: [gone])
-    assert the(doctor.volume(system_on(volume)), "unfinished files (0 B)").level is Severity.WARN
+    assert the(volume_of(volume), "nothing was left behind by a crash").level is Severity.OK
 
     real = os.scandir
 
