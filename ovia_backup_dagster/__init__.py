@@ -1,8 +1,8 @@
 """PostgreSQL backups for Ovia: proven restorable, with an alert when they are not.
 
-ARCHITECTURE.md says what stands where. This module holds the version, and the names that other people's Dagster
-projects import from here; what defines them is loaded when it is asked for, so that the command line, which needs no
-Dagster, starts without it.
+ARCHITECTURE.md says which module does what. This module holds the version and the names that other Dagster projects
+import. The modules that define those names are imported on first use, so that the command line, which needs no Dagster,
+starts without it.
 """
 
 from importlib import import_module
@@ -24,5 +24,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """With them: ``dg`` looks for components here."""
+    """Include the exported names: ``dg`` looks for components here."""
     return sorted({*globals(), *_EXPORTED})

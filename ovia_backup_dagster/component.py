@@ -1,7 +1,7 @@
-"""``PostgresBackup``: a database's backups as a component of anyone's Dagster project, described in its YAML.
+"""``PostgresBackup``: the backups of one database as a component of any Dagster project, configured in YAML.
 
-Its fields are the settings, each declared once, in ``settings``; here is only how YAML gives them. What is defined for
-the database is the business of ``defs.code_location``.
+The component's fields are the settings, each declared once, in ``settings``; this module only maps YAML to them. The
+definitions themselves are built by ``defs.code_location``.
 """
 
 from __future__ import annotations
@@ -20,45 +20,47 @@ from ovia_backup_dagster.settings.model import SETTINGS, Settings
 from ovia_backup_dagster.settings.secret_files import password_in
 from ovia_backup_dagster.settings.setting_definition import SettingDefinition
 
-#: What ``name`` takes the place of.
+#: The setting that the component's ``name`` replaces.
 _REPLACED = "backup_asset_prefix"
-#: A value that stands elsewhere, and nothing else.
+#: A template and nothing else: the value itself is not in the YAML.
 _TEMPLATE = r"^\s*\{\{.+\}\}\s*$"
-#: How a value of that type is written as a text: where a template makes it, that is not known yet.
+#: The texts allowed for a value of each type. A template is allowed, too: its value is not known yet.
 _TEXT_OF = {bool: r"\{\{|^(true|false)$", int: r"\{\{|^\d+$", float: r"\{\{|^\d+(\.\d+)?$"}
 _NEVER_BY_VALUE = " Never the value itself: a template, such as `{{ env.NAME }}`."
 
 
 class _Refused(BaseModel):
-    """Why a value is not taken. The value itself is kept nowhere: it may be a secret."""
+    """Why a value was refused. The value itself is not kept: it may be a secret."""
 
     why: str
 
 
 def _secret(context: dg.ResolutionContext, raw: str | Sequence[str]) -> SecretStr | list[SecretStr] | _Refused:
-    """One secret, or several, where the YAML says where they stand.
+    """Resolve the template of one secret, or of several.
 
-    What is wrong is not raised: Dagster would show the line, with the secret in it.
+    Problems are returned, not raised: Dagster would show the YAML line, with the secret in it.
     """
     texts = [raw] if isinstance(raw, str) else list(raw)
     if not all(re.match(_TEMPLATE, text, re.DOTALL) for text in texts):
-        return _Refused(why="a secret stands in the YAML; put a template there, such as {{ env.NAME }}, or use a file")
+        return _Refused(
+            why="the YAML contains a secret; write a template instead, such as {{ env.NAME }}, or use a file"
+        )
     found = [context.resolve_value(text) for text in texts]
     if not all(found):
-        return _Refused(why=f"nothing is set where {', '.join(text.strip() for text in texts)} looks")
+        return _Refused(why=f"a template gives no value: {', '.join(text.strip() for text in texts)}")
     secrets = [SecretStr(str(value)) for value in found]
     return secrets[0] if isinstance(raw, str) else secrets
 
 
 def _text(context: dg.ResolutionContext, raw: str) -> str | _Refused:
-    """A text that may hold a password, as a URL does."""
+    """Resolve a text that may contain a password, such as a URL."""
     if not re.match(_TEMPLATE, raw, re.DOTALL) and password_in(raw):
-        return _Refused(why="a password stands in the YAML; put a template there, such as {{ env.NAME }}")
+        return _Refused(why="the YAML contains a password; write a template instead, such as {{ env.NAME }}")
     return str(context.resolve_value(raw) or "")
 
 
 def _field(setting: SettingDefinition) -> tuple[Any, Any]:
-    """A setting as a field of the component: optional, since the default is said where the setting is declared."""
+    """A setting as a field of the component. Optional, because the default is declared with the setting."""
     words = f"{setting.help} Default: {setting.shown}."
     if "SecretStr" in str(setting.type):
         many = "tuple" in str(setting.type)
@@ -74,12 +76,12 @@ def _field(setting: SettingDefinition) -> tuple[Any, Any]:
         text = dg.Resolver(_text, model_field_type=str, description=words, inject_before_resolve=False)
         return Annotated[str | _Refused | None, text], Field(default=None)
     kind, _ = _yaml_form(setting.type)
-    # Texts, too: Dagster takes a template for any value, and what a text means is checked by ``Settings``.
+    # A text is allowed, too: Dagster accepts a template for any value, and ``Settings`` parses the text.
     return Annotated[kind | str | None, dg.Resolver.default(description=words)], Field(default=None)
 
 
 def _yaml_form(declared: Any) -> tuple[Any, str]:
-    """What the YAML holds for a setting of that type, and the pattern of a text in its place."""
+    """The YAML type for a setting of that type, and the pattern for a text given instead."""
     origin = get_origin(declared)
     if origin is Annotated:
         return _yaml_form(get_args(declared)[0])
@@ -94,7 +96,7 @@ def _yaml_form(declared: Any) -> tuple[Any, str]:
 
 
 def _pattern(setting: SettingDefinition) -> dict[str, Any]:
-    """What ``dg`` can check of a text before anything is loaded, as JSON schema says it."""
+    """The JSON schema by which ``dg`` checks a text before anything is loaded."""
     if "SecretStr" in str(setting.type):
         return {"items": {"pattern": _TEMPLATE}} if "tuple" in str(setting.type) else {"pattern": _TEMPLATE}
     _, pattern = _yaml_form(setting.type)
@@ -106,7 +108,7 @@ _SettingsFields = create_model("_SettingsFields", __base__=dg.Model, **_FIELDS)
 
 
 class _Scaffolder(dg.Scaffolder):
-    """Writes a YAML that only has to be corrected."""
+    """Writes a YAML file with example values to adapt."""
 
     def scaffold(self, request: dg.ScaffoldRequest[Any]) -> None:
         name = re.sub(r"\W", "_", request.target_path.name, flags=re.ASCII)
@@ -125,27 +127,27 @@ class _Scaffolder(dg.Scaffolder):
 class PostgresBackup(dg.Component, _SettingsFields, dg.Resolvable):
     """Backups of one PostgreSQL database that are proven restorable: dumps, verification, drills, restores, alerts.
 
-    All names in Dagster begin with the component's own, so that any number of them stand in one code location. A
-    value that means nothing does not keep the others from loading: what would act on it refuses, with one line.
+    All names in Dagster begin with the component's name, so that one code location can hold any number of components.
+    An invalid value does not keep the other components from loading: the jobs that need it refuse, with one line.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]*$")] = Field(
-        description="Stands before all names of this database: `orders` gives the asset `orders/daily_dump` and the "
-        "job `orders_daily_backup_job`. Empty for plain names: of one database at most."
+        description="Prefix of all names of this database: `orders` gives the asset `orders/daily_dump` and the job "
+        "`orders_daily_backup_job`. Empty: names without a prefix, for at most one database."
     )
     libpq: Annotated[
         Mapping[str, str] | None,
         dg.Resolver.default(
-            description="`PGSSL*` and `PGPASSFILE`, which are passed on to libpq. No other variable is."
+            description="`PGSSL*` and `PGPASSFILE`, passed on to libpq. Other variables are not passed on."
         ),
     ] = None
 
     @classmethod
     @cache
     def model(cls) -> type[BaseModel]:
-        """What the YAML is checked against."""
+        """The model that the YAML is validated against."""
         found = super().model()
-        # Dagster's own way to say this, in a resolver, is younger than the oldest release that we run on.
+        # Resolvers can set this only in Dagster releases newer than the oldest that we support.
         for setting in SETTINGS:
             if setting.field in found.model_fields:
                 found.model_fields[setting.field].json_schema_extra = _pattern(setting)
@@ -153,7 +155,7 @@ class PostgresBackup(dg.Component, _SettingsFields, dg.Resolvable):
         return found
 
     def settings(self) -> Settings:
-        """The settings that the YAML gives; what is wrong with them is in their ``problems``."""
+        """The settings from the YAML. Invalid values are listed in their ``problems``."""
         given = {name: getattr(self, name) for name in self.model_fields_set - {"name"}}
         refused = {name: value for name, value in given.items() if isinstance(value, _Refused)}
         settings = Settings.of(**{name: value for name, value in given.items() if name not in refused})

@@ -1,10 +1,10 @@
-"""One database's backup system, put together from its settings: what both Dagster and the command line use.
+"""The backup system of one database, built from its settings and used by both Dagster and the command line.
 
-Only composition belongs here. Each part is made when it is asked for, so that loading never fails, and each
-refuses when the settings are not right.
+Only composition belongs here. Each part is built on access, so that loading never fails; a part raises
+``SettingsError`` if the settings are invalid.
 
-A part that acts on each new backup, such as a copy to a remote, is made here and called by ``defs.backup_assets`` and a
-verb of ``cli``; a number about the whole, such as a metric, is asked of ``health.condition``.
+A new part that acts on each backup, such as a copy to a remote, is built here and called by ``defs.backup_assets`` and
+by a command of ``cli``. A figure about the state of the backups, such as a metric, comes from ``health.condition``.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BackupSystem:
-    """The parts, made from the settings.
+    """The parts, built from the settings.
 
-    What acts on a server or a volume raises ``SettingsError`` when the settings are not usable.
+    A part that acts on a server or a volume raises ``SettingsError`` if the settings are invalid.
 
     Attributes:
-        settings: as read at the edge.
-        retry_seconds: how long to wait before a transient failure is tried again.
+        settings: of the database.
+        retry_seconds: how long to wait before the first retry after a transient failure.
     """
 
     settings: Settings
@@ -53,10 +53,10 @@ class BackupSystem:
 
     @property
     def watched(self) -> BackupSystem:
-        """The same for a look at the volume: settings that are wrong are a reason to tell people, not to look away.
+        """The same system for monitoring: invalid settings are a reason to alert, not a reason to stop monitoring.
 
         Raises:
-            SettingsError: POSTGRES_HOST is not set: there is nothing to watch.
+            SettingsError: POSTGRES_HOST is not set, so there is nothing to monitor.
         """
         if self.settings.postgres_host is None:
             self.settings.require()
@@ -102,7 +102,7 @@ class BackupSystem:
             self.connection,
             self.programs,
             self.settings.backup_compression,
-            # From its first dump on, a database's drills are due.
+            # Drills become due with the first dump.
             published=lambda: self.drills.prepare(datetime.now(UTC)),
         )
 
@@ -133,7 +133,7 @@ class BackupSystem:
 
     @property
     def restore_connection(self) -> Connection:
-        """To the server that is restored to, as the role that may."""
+        """The connection to the server that is restored to, as the role for restores."""
         settings = self.settings
         settings.require()
         return Connection(
@@ -145,14 +145,14 @@ class BackupSystem:
             libpq=settings.libpq,
             variables=Variables(
                 **settings.restore_variables,
-                # They are about the one server that the deployment is beside.
+                # The hints describe the server of this deployment, not a separate restore server.
                 hints=settings.deployment_hints if settings.restore_postgres_host is None else Hints(),
             ),
         )
 
     @property
     def restorations(self) -> Restorations:
-        # Docker's client takes a while to import, and no other part needs it.
+        # The Docker client is slow to import, and no other part needs it.
         from ovia_backup_dagster.restoration.runner import Restorations
         from ovia_backup_dagster.restoration.service_manager import Services
         from ovia_backup_dagster.swarm.docker_services import Swarm
@@ -162,13 +162,13 @@ class BackupSystem:
         return Restorations(self.driller, self.restore_connection, services, Swarm(settings.swarm_docker_url))
 
     def restore_jobs(self, jobs: int = 0) -> int:
-        """The number of parallel restore jobs: the one chosen, else the one of the settings."""
+        """The number of parallel restore jobs: ``jobs``, else RESTORE_JOBS, else one per processor."""
         return jobs or self.settings.restore_jobs or len(os.sched_getaffinity(0))
 
     def drill_choice(
         self, *, where: str = "", jobs: int = 0, keep: bool = False, trust_archive: bool = False
     ) -> Choice:
-        """How a drill runs: as chosen, and as the settings say where nothing was chosen."""
+        """The options of a drill: those given, and the settings for the rest."""
         settings = self.settings
         most = jobs or settings.drill_jobs or len(os.sched_getaffinity(0))
         return Choice(
@@ -181,7 +181,7 @@ class BackupSystem:
 
     @property
     def restores(self) -> RestoreFolder:
-        """What restores have left on the volume: to look at it needs no server, and no Docker."""
+        """The records and journals of restores on the volume. Reading them needs neither a server nor Docker."""
         return RestoreFolder(self.catalog)
 
     @property
@@ -207,5 +207,9 @@ class BackupSystem:
 
     @property
     def notifier(self) -> Notifier:
-        """Reads the URLs, so that a rotated file is used; ``SettingsError`` when it cannot be."""
+        """The notifier. Reads the URL file on each access, so that a rotated file takes effect.
+
+        Raises:
+            SettingsError: the file cannot be read.
+        """
         return Notifier(self.settings.notify_urls())

@@ -38,21 +38,21 @@ def schema() -> dict[str, Any]:
     return properties
 
 
-def test_its_fields_are_the_settings() -> None:
+def test_the_components_fields_are_the_settings() -> None:
     ours = {setting.field for setting in SETTINGS} - {"backup_asset_prefix"}
     assert set(schema()) == ours | {"name", "libpq"}
     assert all(field["description"] for field in schema().values())
     assert PostgresBackup.model().model_json_schema()["required"] == ["name"]
 
 
-def test_it_is_what_the_package_exports() -> None:
+def test_the_package_exports_the_component() -> None:
     assert ovia_backup_dagster.PostgresBackup is PostgresBackup
     assert {"PostgresBackup", "build_defs", "Settings"} <= set(dir(ovia_backup_dagster))
     with pytest.raises(AttributeError, match="no attribute 'PostgresBackups'"):
         ovia_backup_dagster.PostgresBackups  # noqa: B018
 
 
-def test_values_become_settings_and_the_environment_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_come_from_yaml_and_not_from_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POSTGRES_USER", "somebody_else")
     monkeypatch.setenv("ORDERS_PORT", "5433")
     settings = component("""
@@ -79,14 +79,14 @@ libpq: {PGSSLMODE: verify-full}
     assert settings.postgres_user == "ovia"
 
 
-def test_a_name_stands_before_everything() -> None:
+def test_the_name_is_the_prefix_of_everything() -> None:
     defs = definitions(component("postgres_host: h"))
     assert defs.resolve_job_def(f"orders_{DAILY_JOB}").tags["ovia/database"] == "orders/ovia"
     plain = definitions(component("postgres_host: h", name="''"))
     assert plain.resolve_job_def(DAILY_JOB).tags["ovia/database"] == "ovia"
 
 
-def test_secrets_by_template(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_gives_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORDERS_PASSWORD", SECRET)
     monkeypatch.setenv("ORDERS_URL", f"json://user:{SECRET}@h/")
     found = component("""
@@ -106,18 +106,18 @@ backup_notify_urls: ["{{ env.ORDERS_URL }}"]
 @pytest.mark.parametrize(
     ("yaml", "says"),
     [
-        (f"postgres_password: {SECRET}", "postgres_password: a secret stands in the YAML"),
-        (f"restore_postgres_password: {SECRET}", "restore_postgres_password: a secret stands in the YAML"),
-        (f"backup_notify_urls: ['json://u:{SECRET}@h/']", "backup_notify_urls: a secret stands in the YAML"),
-        (f"backup_notify_urls: 'json://u:{SECRET}@h/'", "backup_notify_urls: a secret stands in the YAML"),
-        (f"health_url: http://u:{SECRET}@h/", "health_url: a password stands in the YAML"),
-        ("postgres_password: '{{ env.NOT_SET }}'", "postgres_password: nothing is set where {{ env.NOT_SET }} looks"),
+        (f"postgres_password: {SECRET}", "postgres_password: the YAML contains a secret"),
+        (f"restore_postgres_password: {SECRET}", "restore_postgres_password: the YAML contains a secret"),
+        (f"backup_notify_urls: ['json://u:{SECRET}@h/']", "backup_notify_urls: the YAML contains a secret"),
+        (f"backup_notify_urls: 'json://u:{SECRET}@h/'", "backup_notify_urls: the YAML contains a secret"),
+        (f"health_url: http://u:{SECRET}@h/", "health_url: the YAML contains a password"),
+        ("postgres_password: '{{ env.NOT_SET }}'", "postgres_password: a template gives no value: {{ env.NOT_SET }}"),
         ("postgres_port: five", "POSTGRES_PORT: "),
         ("backup_schedule: every day", "BACKUP_SCHEDULE: 'every day' is not a cron expression"),
         ("libpq: {PGHOST: elsewhere}", "libpq: only PGSSL* and PGPASSFILE are passed on to libpq, not PGHOST"),
     ],
 )
-def test_what_means_nothing_loads_and_refuses(yaml: str, says: str) -> None:
+def test_invalid_values_load_and_refuse(yaml: str, says: str) -> None:
     """One database's mistake does not keep the backups of others from being made; and no secret is repeated."""
     found = component(f"postgres_host: h\n{yaml}")
     (problem,) = found.settings().problems
@@ -138,7 +138,7 @@ def test_what_means_nothing_loads_and_refuses(yaml: str, says: str) -> None:
         ("postgres_host: h\npostgres_port: [5433]", "postgres_port.*int at <string>:3"),
     ],
 )
-def test_names_and_kinds_are_refused_with_their_line(yaml: str, says: str) -> None:
+def test_invalid_names_and_types_are_refused(yaml: str, says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         component(yaml)
 
@@ -153,7 +153,7 @@ def test_names_and_kinds_are_refused_with_their_line(yaml: str, says: str) -> No
         ("postgres_password", ["{{ env.PASSWORD }}"], [SECRET]),
     ],
 )
-def test_dg_checks_texts_before_anything_is_loaded(field: str, good: list[str], bad: list[str]) -> None:
+def test_dg_validates_texts_before_loading(field: str, good: list[str], bad: list[str]) -> None:
     from jsonschema import Draft202012Validator
 
     validator = Draft202012Validator(PostgresBackup.model().model_json_schema())

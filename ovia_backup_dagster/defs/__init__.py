@@ -1,6 +1,6 @@
-"""The Dagster surface: assets, checks, jobs, schedule, sensor.
+"""The Dagster definitions: assets, checks, jobs, schedules and a sensor.
 
-Thin on purpose. What a backup is, how it is made and judged, lives in ``core`` and ``postgres``; a module here only
-says when that happens, in which order, and what the UI shows of it. ``code_location`` puts one database's definitions
-together; nothing in them is shared with another's.
+Thin on purpose. ``core`` and ``postgres`` define what a backup is, and how it is made and judged; the modules here only
+decide when that happens, in which order, and what the UI shows. ``code_location`` builds all definitions of one
+database; databases share none.
 """

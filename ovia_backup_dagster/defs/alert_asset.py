@@ -1,7 +1,7 @@
-"""The freshness alert as an asset: how the backups stand, a check for each question, and whom that was told.
+"""The freshness alert as an asset: the condition of the backups, a check per question, and who was notified.
 
-How they stand is ``health.condition``'s to say, in which words ``health.alert_message``'s; when it is asked for is
-``sensors``' business, how it is delivered ``notifications``'.
+``health.condition`` assesses the condition, ``health.alert_message`` words the alert, ``sensors`` decides when to send
+it, and ``notifications`` delivers it.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,19 +20,19 @@ from ovia_backup_dagster.settings.model import Settings
 from ovia_backup_dagster.system import BackupSystem
 
 _DESCRIPTION = (
-    "How the backups stand, a check for each question. Tells people, through BACKUP_NOTIFY_URLS, that the "
-    "newest dump is too old, missing, bad, or dated in the future, that the daily backup failed, that a restore "
-    f"drill failed or is overdue, that a restore was left unfinished, that `{KEPT_DATABASES_JOB}` failed; or "
-    f"that this is over. Materialized by `{FRESHNESS_SENSOR}`, also when all is well, after each day's backup; "
-    "launched by hand it says how things stand, and sends only if something is wrong."
+    "The condition of the backups, with a check for each question. Sends an alert through BACKUP_NOTIFY_URLS if the "
+    "newest dump is too old, missing, bad, or dated in the future, if the daily backup failed, if a restore drill "
+    f"failed or is overdue, if a restore is unfinished, or if `{KEPT_DATABASES_JOB}` failed; and an all-clear when the "
+    f"trouble is over. `{FRESHNESS_SENSOR}` materializes it, also when all is well, after each day's backup. Launched "
+    "by hand, it shows the condition, and sends a message only if something is wrong."
 )
 
 
 def condition(system: BackupSystem, names: DatabaseNames, now: datetime, instance: dg.DagsterInstance) -> Condition:
-    """How the backups stand, with what Dagster knows of this database's runs.
+    """The condition of the backups, including this database's failed runs in Dagster.
 
     Raises:
-        SettingsError: POSTGRES_HOST is not set: there is nothing to watch.
+        SettingsError: POSTGRES_HOST is not set, so there is nothing to monitor.
     """
     watched = system.watched
     runs = failed_runs(instance, system.settings, names)
@@ -40,8 +40,8 @@ def condition(system: BackupSystem, names: DatabaseNames, now: datetime, instanc
 
 
 def build_alert(system: BackupSystem, names: DatabaseNames) -> dg.AssetsDefinition:
-    """The alert asset: it tells of this database alone."""
-    # For what is not foreseen; our own errors say themselves whether they may pass.
+    """The alert asset of one database."""
+    # For unforeseen errors. Our own errors say whether they are transient (``errors_as_failures``).
     retry = dg.RetryPolicy(max_retries=MAX_RETRIES, delay=system.retry_seconds, backoff=dg.Backoff.EXPONENTIAL)
 
     @dg.asset(
@@ -70,7 +70,7 @@ def build_alert(system: BackupSystem, names: DatabaseNames) -> dg.AssetsDefiniti
                 context.log.info(f"{title}\n{body}")
                 delivery = system.notifier.send(title, body, failure=bool(state.told))
                 if delivery.failed:
-                    context.log.warning(f"not everybody was told: {', '.join(delivery.failed)}")
+                    context.log.warning(f"some channels did not take the message: {', '.join(delivery.failed)}")
                 shown |= {"title": dg.MetadataValue.text(title), "message": dg.MetadataValue.text(body)}
                 shown |= metadata.of_delivery(delivery)
             else:
@@ -87,7 +87,7 @@ def build_alert(system: BackupSystem, names: DatabaseNames) -> dg.AssetsDefiniti
 
 
 def _check_results(state: Condition, words: Callable[[str], str]) -> Iterator[dg.AssetCheckResult]:
-    """A result for each question: green exactly where all is well, yellow where it is a warning."""
+    """A result for each question: passed if its level is ok, a warning or an error otherwise."""
     for answer in state.answers:
         warning = answer.level is ConditionLevel.WARNING
         yield dg.AssetCheckResult(
@@ -111,5 +111,5 @@ def _sender(settings: Settings) -> Sender:
 
 
 def _label(settings: Settings) -> str:
-    """Whose backups they are: the database, and the prefix where there is one that says more."""
+    """The database's name for the title of a message, after the prefix if there is one that differs from it."""
     return "/".join(dict.fromkeys(filter(None, (settings.backup_asset_prefix, settings.postgres_db))))

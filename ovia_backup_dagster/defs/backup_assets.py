@@ -1,7 +1,7 @@
 """The four assets of the daily backup: dump, verification, promotion, pruning.
 
-Each calls one operation and shows what came of it. The dump is handed on by name, through the run's own
-materialization of ``daily_dump``: never "the newest file".
+Each asset calls one operation and shows its result. Downstream assets find the dump by the name in this run's
+materialization of ``daily_dump``, never as "the newest file".
 """
 
 from collections.abc import Iterator
@@ -26,12 +26,12 @@ from ovia_backup_dagster.defs.verification_checks import check_results, check_sp
 from ovia_backup_dagster.retention import promote_and_prune
 from ovia_backup_dagster.system import BackupSystem
 
-#: The same each time: a drill is not out of date because another dump was found good since.
+#: Constant, so that Dagster does not show a drill as out of date when a later dump is verified.
 _GOOD = dg.DataVersion("good")
 
 
 def build_backup_assets(system: BackupSystem, names: DatabaseNames) -> list[dg.AssetsDefinition]:
-    """The assets, with the freshness policy that the settings ask for."""
+    """The assets, with the freshness policy of the settings."""
     policy = freshness_policy(system)
 
     @dg.asset(
@@ -42,14 +42,14 @@ def build_backup_assets(system: BackupSystem, names: DatabaseNames) -> list[dg.A
         pool=names.volume_pool,
         tags={"ovia/backup": "daily"},
         freshness_policy=policy,
-        description="A `pg_dump -Fc` of the database in `daily/`, with its manifest and the roles beside it. It "
-        "appears under its name whole, or not at all.",
+        description="A `pg_dump -Fc` of the database in `daily/`, with its manifest and the roles beside it. The file "
+        "gets its name only when it is complete.",
     )
     def daily_dump(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
         with errors_as_failures(context, system, names.in_words):
             backup = system.dumper.dump(run_id=context.run.run_id, log=context.log.info)
             manifest = backup.manifest
-            assert manifest is not None  # it was just published with one
+            assert manifest is not None  # the dump was published with one
             for warning in manifest.warnings:
                 context.log.warning(warning)
             return dg.MaterializeResult(metadata=metadata.of_dump(backup, manifest))
@@ -63,16 +63,16 @@ def build_backup_assets(system: BackupSystem, names: DatabaseNames) -> list[dg.A
         pool=names.volume_pool,
         freshness_policy=policy,
         check_specs=check_specs(names.key(DUMP_VERIFICATION)),
-        description="The dump of this run, read back to the last byte: its hash, every table's rows and content, and "
-        "what the settings expect. A bad dump is not materialized here; nothing downstream runs. Dumps of the old "
-        "script that have no verdict yet are verified, too.",
+        description="Reads back the dump of this run to the last byte, and checks its hash, the rows and content of "
+        "every table, and what the settings expect. A bad dump is not materialized, and nothing downstream runs. Also "
+        "verifies dumps of the old script that are not verified yet.",
     )
     def dump_verification(
         context: dg.AssetExecutionContext, config: VerificationConfig
     ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]:
         with errors_as_failures(context, system, names.in_words):
             backup = _chosen(context, config, system, names)
-            # First, so that at the cut-over ours is compared with the old script's last.
+            # First, so that after the takeover our first dump is compared with the old script's last one.
             for other in system.verifier.verify_unverified(
                 besides=backup, run_id=context.run.run_id, log=context.log.info
             ):
@@ -86,7 +86,7 @@ def build_backup_assets(system: BackupSystem, names: DatabaseNames) -> list[dg.A
                 verified = verifier.verify(backup, run_id=run_id, log=context.log.info)
         problem = verified.judgement.problem(backup.path.name)
         if problem is None:
-            # First: Dagster shows a check's result with the materialization before it.
+            # Before the checks: Dagster attaches a check's result to the materialization before it.
             yield dg.MaterializeResult(metadata=metadata.of_verification(verified), data_version=_GOOD)
         yield from check_results(verified.judgement, backup.path.name)
         if problem is not None:
@@ -100,10 +100,10 @@ def build_backup_assets(system: BackupSystem, names: DatabaseNames) -> list[dg.A
         kinds={"file"},
         owners=OWNERS,
         pool=names.volume_pool,
-        description="On the weekly day the verified dump also stands in `weekly/`, as a hard link or a checked copy. "
-        "If the day was missed, the next verified dump takes its place. Where `BACKUP_MONTHLY_KEEP` and "
-        "`BACKUP_YEARLY_KEEP` are set, the first verified dump of each month and year stands in `monthly/` and "
-        "`yearly/`, too. Always materializes, with the reason.",
+        description="On the weekly day, promotes the verified dump to `weekly/`, as a hard link or a checked copy. If "
+        "the day was missed, promotes the next verified dump instead. With `BACKUP_MONTHLY_KEEP` or "
+        "`BACKUP_YEARLY_KEEP` set, also promotes the first verified dump of each month to `monthly/`, or of each year "
+        "to `yearly/`. Always materializes, with the reason.",
     )
     def weekly_promotion(context: dg.AssetExecutionContext, config: BackupChoice) -> dg.MaterializeResult[None]:
         with errors_as_failures(context, system, names.in_words):
@@ -120,8 +120,8 @@ def build_backup_assets(system: BackupSystem, names: DatabaseNames) -> list[dg.A
         kinds={"file"},
         owners=OWNERS,
         pool=names.volume_pool,
-        description="Removes what the retention policy does not keep, with a reason for each file. Refuses when the "
-        "newest dump is not verified.",
+        description="Removes the backups that the retention policy does not keep, with a reason for each. Refuses if "
+        "the newest dump is not verified, also when it is launched by hand.",
     )
     def retention_pruning(context: dg.AssetExecutionContext, config: PruningConfig) -> dg.MaterializeResult[None]:
         with errors_as_failures(context, system, names.in_words):
@@ -135,7 +135,7 @@ def build_backup_assets(system: BackupSystem, names: DatabaseNames) -> list[dg.A
             for decision in pruned.plan.removals:
                 verb = "would remove" if config.dry_run else "removed"
                 if decision.candidate.key in pruned.in_use:
-                    verb = "could not yet remove, as it is being restored,"
+                    verb = "could not yet remove, because it is being restored,"
                 context.log.info(f"{verb} {decision.candidate.key}: {decision.reason}")
             return dg.MaterializeResult(metadata=metadata.of_pruning(pruned))
 
@@ -145,7 +145,7 @@ def build_backup_assets(system: BackupSystem, names: DatabaseNames) -> list[dg.A
 def _chosen(
     context: dg.AssetExecutionContext, config: BackupChoice, system: BackupSystem, names: DatabaseNames
 ) -> Backup:
-    """The backup that the launchpad names, else this run's; the newest only in a run that makes no dump.
+    """The backup named in the Launchpad, else this run's dump, else (in a run without a dump) the newest.
 
     Raises:
         BackupNotFoundError: there is none.
@@ -171,7 +171,7 @@ def _chosen(
 
 
 def _made_by(instance: dg.DagsterInstance, run: dg.DagsterRun | None, dump: dg.AssetKey) -> str | None:
-    """The name of the dump that a run has materialized, or, where it continues another run, that one's."""
+    """The name of the dump that the run materialized, or else that a run did which it re-executes."""
     while run is not None:
         for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION):
             made = entry.asset_materialization

@@ -1,6 +1,6 @@
-"""All definitions of one database, put together: nothing in them is global, so that several merge.
+"""All definitions of one database. None is global, so that those of several databases can be merged.
 
-No logic here. What each definition does stands in its own module; what one is called, in ``database_names``.
+No logic here. Each definition has its own module; their names are in ``database_names``.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def build_defs(settings: Settings, *, prefix: str = "") -> dg.Definitions:
     """All definitions of one database, to be merged with those of others.
 
     Args:
-        settings: of that database; loading never fails on them.
-        prefix: letters, digits and underscores that stand before all its names, where other databases, or definitions
-            of other people, stand in the same code location.
+        settings: of that database. Invalid settings do not make loading fail.
+        prefix: letters, digits and underscores; begins all names, so that the code location can also hold other
+            databases, or definitions of other projects.
     """
     if prefix:
         settings = settings.model_copy(update={"backup_asset_prefix": prefix})
@@ -35,10 +35,10 @@ def build_defs(settings: Settings, *, prefix: str = "") -> dg.Definitions:
 
 
 def definitions_of(system: BackupSystem, *, shares_location: bool) -> dg.Definitions:
-    """All definitions of a system that is put together already.
+    """All definitions of a system that is built already.
 
     Args:
-        system: with settings whose schedules Dagster takes.
+        system: its settings hold cron expressions that Dagster accepts (``usable_schedules``).
         shares_location: whether its names must differ from those of other databases in the same code location.
     """
     names = DatabaseNames.of(system.settings, shares_location=shares_location)

@@ -1,7 +1,7 @@
-"""What one database's definitions are called: assets, ops, jobs, schedules, sensor, groups and pools.
+"""The names of one database's definitions: assets, ops, jobs, schedules, sensor, groups and pools.
 
-The names themselves, and how several databases share them. What is done under a name does not belong here, nor how
-Dagster treats a run: that is ``policies``.
+Also how a prefix keeps the names of several databases apart. The definitions themselves do not belong here, nor how
+Dagster treats a run: see ``policies``.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ FRESHNESS_ALERT = "backup_freshness_alert"
 RESTORE_DRILL = "restore_drill"
 DOCTOR = "backup_doctor"
 
-#: The daily backup, in its order.
+#: The assets of the daily backup, in order.
 DAILY_CHAIN = (DAILY_DUMP, DUMP_VERIFICATION, WEEKLY_PROMOTION, RETENTION_PRUNING)
 
-#: What a code location tells apart by itself: jobs and triggers.
+#: Names that are unique within a code location: jobs, schedules and the sensor.
 LOCATION_NAMES = (
     DAILY_BACKUP_JOB,
     FRESHNESS_ALERT_JOB,
@@ -56,7 +56,7 @@ LOCATION_NAMES = (
     FRESHNESS_SENSOR,
 )
 _ASSETS = (*DAILY_CHAIN, FRESHNESS_ALERT, RESTORE_DRILL, DOCTOR)
-#: As a word of its own, which no prefix stands before.
+#: One of these names as a whole word, without a prefix.
 _NAME = re.compile(rf"(?<![\w/])(?:{'|'.join((*LOCATION_NAMES, *_ASSETS))})(?![\w/])")
 
 
@@ -65,10 +65,10 @@ class DatabaseNames:
     """The names of one database's definitions.
 
     Attributes:
-        prefix: what tells this database from others of the Dagster instance; empty for the only one.
+        prefix: tells this database from others of the Dagster instance; empty for the only one.
         volume: the folder of its backups.
-        shares_location: whether other databases stand in the same code location. Then jobs, schedules, sensor and ops
-            bear the prefix, too; in a location of its own Dagster knows them by that location.
+        shares_location: whether the code location may hold other databases. If so, the names of jobs, schedules, sensor
+            and ops begin with the prefix, too; otherwise Dagster tells them apart by the code location.
     """
 
     prefix: str
@@ -77,22 +77,22 @@ class DatabaseNames:
 
     @classmethod
     def of(cls, settings: Settings, *, shares_location: bool = False) -> DatabaseNames:
-        """The names that these settings ask for."""
+        """The names for these settings."""
         return cls(settings.backup_asset_prefix, settings.backup_dir, shares_location)
 
     def key(self, asset: str) -> dg.AssetKey:
         return dg.AssetKey([self.prefix, asset] if self.prefix else [asset])
 
     def asset_op(self, asset: str) -> str:
-        """What run configuration calls the asset."""
+        """The name of the asset's op in run configuration."""
         return self.key(asset).to_python_identifier()
 
     def in_location(self, name: str) -> str:
-        """A job, schedule, sensor or op, as its code location knows it."""
+        """The name of a job, schedule, sensor or op in its code location."""
         return self._prefixed(name) if self.shares_location else name
 
     def in_words(self, text: str) -> str:
-        """The same text with this database's names, where it tells people what to launch or to look at."""
+        """The text with each job, asset or trigger that it mentions under the name that it has for this database."""
         if not (self.shares_location and self.prefix):
             return text
         return _NAME.sub(self._in_words, text)
@@ -111,30 +111,33 @@ class DatabaseNames:
 
     @property
     def volume_pool(self) -> str:
-        """One run at a time may touch a volume.
+        """The pool that lets one run at a time work on a volume.
 
-        The lock on the volume is what guarantees it; the pool lets the UI show that a run waits. Limits hold when a
-        run is dequeued, so a tag limit stands beside it (see dagster.yaml).
+        The lock on the volume guarantees that; the pool lets the UI show that a run waits. Dagster applies the limit
+        of a pool when it takes a run from the queue; dagster.yaml sets a tag limit as well.
         """
         return self._of_volume("backup_volume")
 
     @property
     def drill_pool(self) -> str:
-        """Drills only read the volume, and may take hours: they wait for each other, and no backup waits for them."""
+        """The pool of drills. They only read the volume and may take hours: only drills wait for each other here."""
         return self._prefixed("restore_drill")
 
     @property
     def restore_pool(self) -> str:
-        """One restore at a time; the lock in ``restores/`` guarantees it. A restore does not wait for a drill."""
+        """The pool of restores: one at a time (the lock in ``restores/`` guarantees it). None waits for a drill."""
         return self._of_volume("restore")
 
     @property
     def schedule_minute(self) -> int:
-        """The minute of the default schedules: the same at each load, another one for most other databases."""
+        """The minute of the default schedules: the same at each load, and different for most databases."""
         return int.from_bytes(hashlib.sha256(self.prefix.encode()).digest()[:4]) % 60
 
     def _of_volume(self, name: str) -> str:
-        """A pool that all databases on one volume share; elsewhere the folder of another container may be called so."""
+        """The name of a pool that all databases on one volume share.
+
+        In separate code locations the same path may be another volume, so there the prefix tells them apart.
+        """
         if not self.shares_location:
             return self._prefixed(name)
         folder = re.sub(r"\W", "_", self.volume.name, flags=re.ASCII)

@@ -1,6 +1,6 @@
-"""The doctor as an asset: its report has a page, a history, and a run that fails when something will fail.
+"""The doctor as an asset: the report has a page and a history, and the run fails if something is going to fail.
 
-What is looked at lives in ``doctor``, and what only Dagster knows in ``instance_report``.
+The examination is in ``doctor``; what only Dagster knows comes from ``instance_report``.
 """
 
 from collections.abc import Iterator
@@ -29,8 +29,8 @@ def build_doctor(system: BackupSystem, names: DatabaseNames) -> dg.AssetsDefinit
             dg.AssetCheckSpec(area.value, asset=names.key(DOCTOR), description=area.description) for area in Area
         ],
         description="Checks everything that a backup depends on, before it fails: settings, programs, server, "
-        "rights, volume, alerts, Dagster. Changes nothing. Fails if one of them would make a backup fail, and says how "
-        "to fix it.",
+        "rights, volume, alerts, Dagster. Changes nothing. Fails if something is going to fail, and says how to fix "
+        "it.",
     )
     def backup_doctor(
         context: dg.AssetExecutionContext,
@@ -45,8 +45,8 @@ def build_doctor(system: BackupSystem, names: DatabaseNames) -> dg.AssetsDefinit
         for line in lines:
             if line.level is not Severity.OK:
                 context.log.warning(f"{line.area}: {line.text}. Next: {' '.join((line.fix, *line.sql))}")
-        # Also where something will fail: what is made is the report. First, as Dagster shows a check's result with the
-        # materialization before it.
+        # Also if the report has failures: the asset is the report. Before the checks: Dagster attaches a check's result
+        # to the materialization before it.
         yield dg.MaterializeResult(metadata=metadata.of_report(lines))
         yield from _check_results(lines)
         if worst(lines) is Severity.FAIL:
@@ -57,7 +57,7 @@ def build_doctor(system: BackupSystem, names: DatabaseNames) -> dg.AssetsDefinit
 
 
 def _check_results(lines: list[Observation]) -> Iterator[dg.AssetCheckResult]:
-    """A result for each area. A warning passes, with a note: Dagster would show it as failed."""
+    """A result for each area. An area with only warnings passes: Dagster would show it as failed."""
     for area in Area:
         found = observations_of(lines, area)
         level = worst(found)
@@ -71,11 +71,11 @@ def _check_results(lines: list[Observation]) -> Iterator[dg.AssetCheckResult]:
 
 
 def _headline(found: list[Observation]) -> str:
-    """The worst of an area, and what else there is."""
+    """The counts of an area, and its worst observation."""
     if not found:
-        return "not looked at: see the other areas"
+        return "not checked: see the other areas"
     if worst(found) is Severity.OK:
-        return f"all of it is well: {len(found)} ok"
+        return f"all is well: {len(found)} ok"
     return f"{summary(found)}: {found[0].text}"
 
 

@@ -1,6 +1,6 @@
-"""The restore drill as an asset: launched by hand, monthly by its schedule, with a check for everything that it proves.
+"""The restore drill as an asset: launched by hand or monthly by its schedule, with a check for each thing it proves.
 
-What is proven, and how, lives in ``drill.runner`` and ``drill.evidence``.
+The drill itself is in ``drill.runner``, its evidence in ``drill.evidence``.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from ovia_backup_dagster.drill.evidence import Evidence
 from ovia_backup_dagster.proof.check_results import Result
 from ovia_backup_dagster.system import BackupSystem
 
-_UNMADE = "not looked at, because the drill did not get that far"
+_UNMADE = "not checked, because the drill did not get that far"
 #: Dagster's own tag on the runs of a schedule.
 _SCHEDULE_TAG = "dagster/schedule_name"
 
@@ -39,8 +39,8 @@ def build_drill(system: BackupSystem, names: DatabaseNames) -> dg.AssetsDefiniti
             for check in Check.at(Stage.DRILL)
         ],
         description="Restores a backup into a throwaway PostgreSQL, reads all of it back, proves that it is what was "
-        "dumped, and writes the evidence to `drills/` on the volume. Production carries no load. A drill that fails is "
-        f"alerted by `{names.in_location(FRESHNESS_SENSOR)}`, and so is the want of one.",
+        "dumped, and writes the evidence to `drills/` on the volume. Puts no load on production. "
+        f"`{names.in_location(FRESHNESS_SENSOR)}` alerts if a drill fails, or is overdue.",
     )
     def restore_drill(
         context: dg.AssetExecutionContext, config: DrillConfig
@@ -59,7 +59,7 @@ def build_drill(system: BackupSystem, names: DatabaseNames) -> dg.AssetsDefiniti
                 backup, choice, launched_by=_launcher(context.run), run_id=context.run.run_id, log=context.log.info
             )
         if evidence.trouble is None:
-            # First: Dagster shows a check's result with the materialization before it.
+            # Before the checks: Dagster attaches a check's result to the materialization before it.
             yield dg.MaterializeResult(metadata=metadata.of_drill(evidence, driller.drills.path))
         yield from drill_check_results(evidence)
         if evidence.trouble is not None:
@@ -79,15 +79,15 @@ def _launcher(run: dg.DagsterRun) -> str:
 
 
 def drill_check_results(evidence: Evidence) -> Iterator[dg.AssetCheckResult]:
-    """A result for each check. What is odd passes, with a note: Dagster shows a warning as failed.
+    """A result for each check. An odd finding passes, with a note, because Dagster shows a warning as failed.
 
-    A check that was not made has not passed, and says why: left out, it would count as failed without a word.
+    A check that was not made does not pass, and says why; without a result Dagster would show no reason.
     """
     made = {line.check: line for line in evidence.lines}
     for check in Check.at(Stage.DRILL):
         line = made.get(check)
         result = line.result if line else Result.NOT_MADE
-        # A check that was not asked for is no reason to worry, and what is odd is none to call the drill failed.
+        # Neither a check that was not requested nor an odd finding makes the drill fail.
         passed = line is not None and result is not Result.FAILED and not line.lacks_code
         note = ODD if result is Result.ODD else ""
         yield dg.AssetCheckResult(

@@ -1,7 +1,7 @@
-"""What only Dagster knows about itself: daemons, schedule and sensor, limits, history.
+"""The doctor's report on the Dagster instance: daemons, schedules and sensor, limits, history.
 
-For ``doctor_job``, which asks the run's own instance, and for the command line, which must not import Dagster
-and runs this module as a program: ``python -m ovia_backup_dagster.defs.instance_report`` prints JSON.
+``doctor_job`` calls it with the instance of its run. The command line must not import Dagster, so it runs this module
+as a program: ``python -m ovia_backup_dagster.defs.instance_report`` prints JSON.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from ovia_backup_dagster.postgres.quoting import shell_word
 from ovia_backup_dagster.settings.model import Settings
 from ovia_backup_dagster.system import BackupSystem
 
-#: A daemon writes one every half minute.
+#: The age of a heartbeat from which a daemon counts as silent. A daemon writes one every half minute.
 HEARTBEAT_TOLERANCE = timedelta(minutes=5)
-#: A daily backup has run twice in it, and a location that was renamed is soon forgotten.
+#: Long enough for two daily backups, and short enough that a former name of a location is soon forgotten.
 SHARED_KEY_WINDOW = timedelta(days=2)
 _DAEMONS = {"SCHEDULER": "schedules", "SENSOR": "sensors", "QUEUED_RUN_COORDINATOR": "queued runs"}
-#: What a daemon says while a code server restarts, as at each deployment, and for five minutes after, whatever came of
-#: it (Dagster's DEFAULT_DAEMON_ERROR_INTERVAL_SECONDS).
+#: A daemon's error while a code server restarts, as at each deployment. The daemon reports it for five minutes, even if
+#: the code server is back (Dagster's DEFAULT_DAEMON_ERROR_INTERVAL_SECONDS).
 _UNREACHABLE = "DagsterUserCodeUnreachableError: Could not reach user code server. gRPC Error code: UNAVAILABLE"
 _COPY = "copy this project's dagster.yaml into $DAGSTER_HOME and restart the daemon"
 
@@ -49,17 +49,19 @@ _COPY = "copy this project's dagster.yaml into $DAGSTER_HOME and restart the dae
 def instance_lines(
     instance: dg.DagsterInstance, settings: Settings, names: DatabaseNames | None = None
 ) -> Iterator[Observation]:
-    """Look at the instance. Changes nothing.
+    """Examine the instance. Changes nothing.
 
     Args:
-        instance: that runs this database's jobs.
+        instance: the one that runs this database's jobs.
         settings: of the database.
-        names: of its definitions, where they are known: from outside the instance itself says what they are called.
+        names: of its definitions. ``None``: derive them from the instance's runs and triggers.
     """
     yield from _schedule_is_valid(settings)
     if instance.is_ephemeral:
         fix = "set DAGSTER_HOME to a folder with a copy of dagster.yaml, for every Dagster process"
-        yield warn(Area.DAGSTER, "Dagster keeps no history: it forgets at each start, also whom it has told", fix)
+        yield warn(
+            Area.DAGSTER, "Dagster keeps no history: at each start it forgets its runs, and which alerts were sent", fix
+        )
         return
     yield from _daemons(instance, settings.deployment_hints)
     run = _newest_run(instance, settings)
@@ -71,8 +73,8 @@ def instance_lines(
 
 
 def _failed_runs(instance: dg.DagsterInstance, settings: Settings, names: DatabaseNames) -> Iterator[Observation]:
-    """What of the condition of the backups Dagster alone knows; the rest is told without it."""
-    if settings.postgres_host is None:  # said under settings
+    """The part of the backups' condition that only Dagster knows; the doctor reports the rest without Dagster."""
+    if settings.postgres_host is None:  # reported in the area of settings
         return
     state = condition(BackupSystem(settings), names, datetime.now(UTC), instance)
     for answer in state.wrong:
@@ -105,22 +107,24 @@ def _daemons(instance: dg.DagsterInstance, hints: Hints) -> Iterator[Observation
                 yield fail(Area.DAGSTER, f"the daemon for {work} fails: {failures[0]}", "see the log of dagster-daemon")
             else:
                 text = f"within the last five minutes the daemon for {work} found no code server"
-                fix = f"if that was no deployment: {hints.code_server or 'look into the log of the code server'}"
+                fix = f"unless that was a deployment: {hints.code_server or 'see the log of the code server'}"
                 yield warn(Area.DAGSTER, text, fix)
     if silent:
         fix = hints.daemon or "start it, with the same DAGSTER_HOME: dagster-daemon run"
-        yield fail(Area.DAGSTER, f"the daemon does not run: no backup and no alert by itself: {', '.join(silent)}", fix)
+        yield fail(
+            Area.DAGSTER, f"the daemon does not run, so no backup and no alert is automatic: {', '.join(silent)}", fix
+        )
     else:
         yield ok(Area.DAGSTER, "the daemon is alive")
 
 
 def _newest_run(instance: dg.DagsterInstance, settings: Settings) -> dg.DagsterRun | None:
-    """It says which code location is this database's; the one of ``doctor_job`` is one."""
+    """The newest run of this database, which shows its code location. A running ``doctor_job`` counts, too."""
     return next(iter(instance.get_runs(dg.RunsFilter(tags=database_tags(settings)), limit=1)), None)
 
 
 def _names_in(instance: dg.DagsterInstance, settings: Settings, run: dg.DagsterRun | None) -> DatabaseNames:
-    """What this database's definitions are called, as its newest run says; before the first, its triggers."""
+    """The names of this database's definitions, derived from its newest run, or before that from its triggers."""
     prefixed = DatabaseNames.of(settings, shares_location=True)
     known = {run.job_name} if run else {state.name for state in instance.all_instigator_state()}
     theirs = {prefixed.in_location(name) for name in LOCATION_NAMES}
@@ -133,14 +137,14 @@ def _location_of(run: dg.DagsterRun) -> str | None:
 
 
 def _switched_off(instance: dg.DagsterInstance, names: DatabaseNames, location: str | None) -> Iterator[Observation]:
-    """What does not run by itself; another database's location may have triggers of the same names."""
+    """Report triggers that are switched off. Another database's location may have triggers of the same names."""
     stopped: dict[str, str] = {}
     for state in instance.all_instigator_state():
         where = state.origin.repository_origin.code_location_origin.location_name
         if not state.is_running and where == (location or where):
             stopped[state.name] = where
     losses = {
-        DAILY_BACKUP_SCHEDULE: "no backup is made by itself",
+        DAILY_BACKUP_SCHEDULE: "no backup is made automatically",
         RESTORE_DRILL_SCHEDULE: "no drill shows whether backups restore",
         FRESHNESS_SENSOR: "no one is notified when backups fail",
         HISTORY_PRUNING_SCHEDULE: "Dagster's history grows for ever",
@@ -150,10 +154,10 @@ def _switched_off(instance: dg.DagsterInstance, names: DatabaseNames, location: 
         if name in stopped:
             kind = "sensor" if trigger == FRESHNESS_SENSOR else "schedule"
             fix = f"switch it on in the UI (Automation), or: dagster {kind} start"
-            # Before its first run nothing says which location is this database's.
+            # Before the first run it is not known which location is this database's.
             where = "" if location else f" in code location {stopped[name]}"
-            said = warn if trigger == HISTORY_PRUNING_SCHEDULE else fail
-            yield said(Area.DAGSTER, f"{name} is switched off{where}: {loss}", f"{fix} -l {stopped[name]} {name}")
+            report = warn if trigger == HISTORY_PRUNING_SCHEDULE else fail
+            yield report(Area.DAGSTER, f"{name} is switched off{where}: {loss}", f"{fix} -l {stopped[name]} {name}")
         else:
             yield ok(Area.DAGSTER, f"{name} is on")
 
@@ -167,40 +171,40 @@ def _limits(instance: dg.DagsterInstance, names: DatabaseNames) -> Iterator[Obse
         yield ok(Area.DAGSTER, f"one run at a time works on a volume (pool {names.volume_pool}, tag {VOLUME_TAG})")
     else:
         text = f"runs on one volume may overlap (pool {names.volume_pool}: limit {limit}; tag {VOLUME_TAG})"
-        yield warn(Area.DAGSTER, f"{text}; the lock keeps them apart, but the UI does not show who waits", _COPY)
+        yield warn(Area.DAGSTER, f"{text}; the lock keeps them apart, but the UI does not show which run waits", _COPY)
     if instance.run_monitoring_enabled:
         yield ok(Area.DAGSTER, "runs that do not start, or do not end in time, are marked failed")
     else:
-        yield warn(Area.DAGSTER, "a run that dies without a word stays 'started' for ever: no run monitoring", _COPY)
+        yield warn(Area.DAGSTER, "a run that is killed stays 'started' for ever: run monitoring is off", _COPY)
 
 
 def _shared_keys(instance: dg.DagsterInstance, dump: dg.AssetKey) -> Iterator[Observation]:
-    """Two code locations with one asset: the history of each database would be told as the other's."""
+    """Report two code locations with one asset key: Dagster would show the histories of both databases as one."""
     since = (datetime.now(UTC) - SHARED_KEY_WINDOW).timestamp()
     newest = instance.fetch_materializations(dg.AssetRecordsFilter(asset_key=dump, after_timestamp=since), limit=10)
     runs = instance.get_runs(dg.RunsFilter(run_ids=[record.run_id for record in newest.records] or ["none"]))
     locations = sorted({where for run in runs if (where := _location_of(run))})
     if len(locations) > 1:
         text = f"the code locations {' and '.join(locations)} share the asset {dump.to_user_string()}"
-        fix = "set BACKUP_ASSET_PREFIX for all but one; if one is only the former name of another, this line will go"
+        fix = "set BACKUP_ASSET_PREFIX for all but one; if one is another's former name, this ends within two days"
         yield warn(Area.DAGSTER, f"{text}: Dagster shows their backups as one", fix)
 
 
 def main() -> None:
-    """Print the lines as JSON: of the instance in DAGSTER_HOME."""
+    """Print the report on the instance in DAGSTER_HOME as JSON."""
     try:
         with dg.DagsterInstance.get() as instance:
             lines = list(instance_lines(instance, Settings.load()))
-    except Exception as error:  # noqa: BLE001 - dagster.yaml and three kinds of storage: all that may be wrong with them
+    except Exception as error:  # noqa: BLE001 - dagster.yaml and three kinds of storage fail in too many ways to list
         lines = [_unusable(error)]
     json.dump([line.as_dict() for line in lines], sys.stdout)
 
 
 def _unusable(error: Exception) -> Observation:
     home = os.environ.get("DAGSTER_HOME", "")
-    # SQLAlchemy's own statement and link say nothing to an operator.
+    # Without SQLAlchemy's statement and link, which do not help an operator.
     why = " ".join(str(error).partition("\n[SQL: ")[0].split())
-    fix = f"ls -la {shell_word(home)}; look into its dagster.yaml, and at the storage that it names"
+    fix = f"ls -la {shell_word(home)}; check its dagster.yaml, and the storage that it names"
     return fail(Area.DAGSTER, f"the instance in DAGSTER_HOME={home} cannot be used: {why}", fix)
 
 

@@ -1,8 +1,8 @@
-"""Launch jobs as the UI's button does, and wait for them: ``python -m …defs.launch WORKSPACE JOB …``.
+"""Launch jobs as the UI's button does, and wait for them: ``python -m …defs.job_launcher WORKSPACE JOB …``.
 
-A process of its own, since it imports Dagster; no daemon is needed. ``dagster job execute`` would do with less, but its
-runs have no code location: the UI's Overview leaves them out, and they cannot be re-executed. ``dagster job launch``
-puts a run into the queue, from which only a daemon takes it.
+Runs in a separate process, because it imports Dagster; needs no daemon. ``dagster job execute`` would be simpler, but
+its runs have no code location: the UI's Overview leaves them out, and they cannot be re-executed. ``dagster job
+launch`` only queues a run, which then needs a daemon.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _POLL_SECONDS = 0.1
 
 
 def main(workspace: Path, jobs: list[str]) -> None:
-    """Run the jobs one after the other, until one fails; a line a job that has ended well.
+    """Run the jobs in order, until one fails. Prints a line for each job that succeeds.
 
     Args:
         workspace: a file that names one code location.
@@ -59,7 +59,7 @@ def main(workspace: Path, jobs: list[str]) -> None:
 
 
 def _failure(instance: dg.DagsterInstance, run_id: str) -> str:
-    """What the failed step said; the end of the run where none got that far."""
+    """The error of the failed step, or of the run if no step failed."""
     messages = []
     for entry in instance.all_logs(run_id, of_type={dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE}):
         event = entry.dagster_event
@@ -67,7 +67,7 @@ def _failure(instance: dg.DagsterInstance, run_id: str) -> str:
             messages.append(event.step_failure_data.user_failure_data.description or "")
         elif event is not None:
             messages.append(event.message or "")
-    return next(filter(None, messages), "it ended without a word")
+    return next(filter(None, messages), "the run ended without a message")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The jobs that people and triggers launch. What they materialize is defined elsewhere."""
+"""The jobs that materialize assets, launched by hand, by schedules or by the sensor."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from ovia_backup_dagster.settings.model import Settings
 
 
 def build_asset_jobs(settings: Settings, names: DatabaseNames) -> list[Any]:
-    """The jobs, tagged with the database and, where they write, with the volume."""
+    """The jobs, tagged with the database and, if they write backups, with the volume."""
     daily = dg.define_asset_job(
         names.in_location(DAILY_BACKUP_JOB),
         selection=dg.AssetSelection.assets(*map(names.key, DAILY_CHAIN)),
         tags=run_tags(settings),
         executor_def=dg.in_process_executor,
-        description="Dump the database, read the dump back to the last byte, promote it on the weekly day, and prune.",
+        description="Dump the database, verify the dump to the last byte, promote it on the weekly day, and prune.",
     )
-    # Without the volume's tag: people must be told while a dump hangs.
+    # Without the volume's tag, so that an alert goes out while a dump hangs.
     alert = dg.define_asset_job(
         names.in_location(FRESHNESS_ALERT_JOB),
         selection=dg.AssetSelection.assets(names.key(FRESHNESS_ALERT)),
         tags={**database_tags(settings), **Priority.ALERT.tag},
         executor_def=dg.in_process_executor,
-        description="Say what is wrong with the backups, or that it is over.",
+        description="Send an alert if something is wrong with the backups, or the all-clear when the trouble is over.",
     )
-    # Also without the lock: the doctor only reads, and blocks no other run.
+    # Also without the volume's tag: the doctor only reads, and blocks no other run.
     doctors = dg.define_asset_job(
         names.in_location(DOCTOR_JOB),
         selection=dg.AssetSelection.assets(names.key(DOCTOR)),

@@ -1,4 +1,4 @@
-"""How the last runs of a job ended, as Dagster knows it. What follows from that is ``health.condition``'s to say."""
+"""How the last runs of a job ended, according to Dagster. ``health.condition`` decides what that means."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,45 +11,45 @@ from ovia_backup_dagster.defs.policies import database_tags, run_tags
 from ovia_backup_dagster.health.failed_runs import FailedRun, FailedRuns
 from ovia_backup_dagster.settings.model import Settings
 
-#: Dagster's own tag on a failed run that it is going to repeat.
+#: Dagster's tag on a failed run that it will retry.
 _WILL_RETRY_TAG = "dagster/will_retry"
 
 
 def failed_runs(instance: dg.DagsterInstance, settings: Settings, names: DatabaseNames) -> FailedRuns:
-    """What the condition of the backups needs to know of Dagster's runs.
+    """The failed runs that the condition of the backups depends on.
 
     Args:
         instance: where the runs are.
-        settings: of the database whose runs they are: jobs of other databases share their names.
+        settings: of the database. Its runs are selected by tag, because jobs of other databases may share their names.
         names: of its definitions.
     """
     daily, kept = names.in_location(DAILY_BACKUP_JOB), names.in_location(KEPT_DATABASES_JOB)
-    by_itself = _failed_by_itself(instance, daily, run_tags(settings))
+    final = _failed_for_good(instance, daily, run_tags(settings))
     early = _last_failed(instance, daily, run_tags(settings))
-    replaced = _failed_by_itself(instance, kept, database_tags(settings))
+    replaced = _failed_for_good(instance, kept, database_tags(settings))
     return FailedRuns(
-        backup=_named(DAILY_BACKUP_JOB, by_itself),
+        backup=_named(DAILY_BACKUP_JOB, final),
         ended_early=_named(DAILY_BACKUP_JOB, early),
         replaced=_named(KEPT_DATABASES_JOB, replaced),
     )
 
 
 def _named(job: str, failed: FailedRun | None) -> FailedRun | None:
-    """By the job's usual name: what it is called here, ``DatabaseNames.in_words`` says where people read it."""
+    """The run under the job's plain name. ``DatabaseNames.in_words`` later puts in the name for this database."""
     return replace(failed, job=job) if failed else None
 
 
 def _last_failed(instance: dg.DagsterInstance, job: str, tags: Mapping[str, str]) -> FailedRun | None:
-    """The newest finished run of the job with these tags, if it failed.
+    """The newest finished run of the job with these tags, if it failed or was cancelled.
 
-    Or was cancelled: that explains a dump that is missing, too.
+    A cancelled run, too, explains why a dump is missing.
     """
     ended = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
     return _failed(instance, _newest(instance, job, tags, ended))
 
 
-def _failed_by_itself(instance: dg.DagsterInstance, job: str, tags: Mapping[str, str]) -> FailedRun | None:
-    """The newest run that was not cancelled, if it failed, and Dagster will not repeat it: reason enough to tell."""
+def _failed_for_good(instance: dg.DagsterInstance, job: str, tags: Mapping[str, str]) -> FailedRun | None:
+    """The newest run that was not cancelled, if it failed and Dagster will not retry it: a reason for an alert."""
     newest = _newest(instance, job, tags, (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE))
     if newest is None or newest.dagster_run.tags.get(_WILL_RETRY_TAG) == "true":
         return None
@@ -72,7 +72,7 @@ def _failed(instance: dg.DagsterInstance, record: dg.RunRecord | None) -> Failed
 
 
 def _failure_reason(instance: dg.DagsterInstance, run_id: str) -> str:
-    """What the failed step said, in one line; the run's own end when no step got that far."""
+    """The error of the failed step in one line, or the run's last message if no step failed."""
     for kind in (dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.RUN_CANCELED):
         for entry in instance.all_logs(run_id, of_type=kind):
             event = entry.dagster_event
@@ -83,7 +83,7 @@ def _failure_reason(instance: dg.DagsterInstance, run_id: str) -> str:
                 if data.user_failure_data and data.user_failure_data.description:
                     return data.user_failure_data.description
                 error = data.error
-                while error and error.cause:  # the outer ones are Dagster's own wrapping
+                while error and error.cause:  # the outer errors are Dagster's wrappers
                     error = error.cause
                 if error:
                     return " ".join(error.message.split())

@@ -1,7 +1,7 @@
-"""What is said of a restore, for those who read it in Dagster's UI: fields of a Launchpad instead of options.
+"""Texts about restores for readers of Dagster's UI: fields of the Launchpad instead of command-line options.
 
-The words are chosen once, where a plan is made, and name commands. Here each command that has its like in the UI
-becomes that. What only a terminal can do, as to list the kept databases, stays a command.
+Plans, errors and records name commands. Here each command that has an equivalent in the UI is replaced by it. A command
+without one, such as listing the kept databases, stays.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 
 from ovia_backup_dagster.defs.database_names import DUMP_VERIFICATION, RESTORE_JOB, RETENTION_PRUNING
 
-#: A word of a shell, bare or quoted.
+#: A shell word, bare or quoted.
 _VALUE = r"""(?:'[^']*'|"[^"]*"|[^\s;,()'"`])+"""
-#: A backup: told from the next word of a sentence.
+#: A backup's name or path, as opposed to the next word of a sentence.
 _BACKUP = rf"(?:latest\b|BACKUP\b|(?=\S*[._/']){_VALUE})"
 _WITH_VALUE = ("mode", "into", "stop-services", "scale", "create-privileged-role", "yes-destroy", "kept")
 _ALONE = ("new-host", "create-roles", "even-if-damaged", "auto-undo", "without-services", "resume", "abort", "plan")
@@ -31,11 +31,11 @@ _COMMANDS = re.compile(
     rf"|(?P<list>list)\b)"
 )
 _LOOKS = {"help": f"see the fields in the Launchpad of {RESTORE_JOB}", "history": f"see the runs of {RESTORE_JOB}"}
-_LISTING = f"the page of {RETENTION_PRUNING} has them all"
+_LISTING = f"the page of {RETENTION_PRUNING} lists them all"
 
 
 def in_the_ui(text: str) -> str:
-    """The same, with what the UI has instead of commands."""
+    """The text with each command and option replaced by its equivalent in the UI."""
     return re.sub(_OPTION, _bare, _COMMANDS.sub(_command, text))
 
 
@@ -54,7 +54,7 @@ def _command(found: re.Match[str]) -> str:
 
 
 def _bare(found: re.Match[str]) -> str:
-    """An option that a sentence names."""
+    """An option that is not part of a command."""
     fields = list(_fields(found[0]))
     return ", ".join(fields) or found[0]
 
@@ -64,7 +64,7 @@ def _fields(options: str) -> Iterator[str]:
     for found in re.finditer(_OPTION, options):
         name, value, alone = found["name"], found["value"] or "", found["alone"]
         if alone == "plan":
-            continue  # as a launch does by itself
+            continue  # the default action
         if alone in ("resume", "abort"):
             yield f"action: {alone}"
         elif alone:
@@ -76,7 +76,7 @@ def _fields(options: str) -> Iterator[str]:
         elif name == "scale":
             service, _, count = value.rpartition("=")
             replicas.append(f"{_scalar(service)}: {count}")
-        # What a terminal asks to be repeated, a run asks for by a word, which it tells itself.
+        # Dropped: instead of this option, a run needs the word of its plan in ``confirm``.
         elif name != "yes-destroy":
             yield f"{name}: {_scalar(value)}".rstrip()
     if roles:
@@ -86,7 +86,7 @@ def _fields(options: str) -> Iterator[str]:
 
 
 def _scalar(word: str) -> str:
-    """A shell's word as YAML writes it."""
+    """A shell word as a YAML scalar."""
     value = "".join(shlex.split(word))
     return value if re.fullmatch(r"[A-Za-z_][\w./-]*", value) or not value else json.dumps(value)
 
@@ -96,7 +96,7 @@ Words = Callable[[str], str]
 
 
 def told(log: Log, words: Words) -> Log:
-    """A log whose texts are put into these words before they are read in the UI."""
+    """A log function that passes each text through ``words`` first."""
 
     def tell(text: str) -> None:
         log(words(text))

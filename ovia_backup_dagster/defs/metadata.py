@@ -1,6 +1,6 @@
-"""What the UI shows of our results: the only place that makes ``MetadataValue``s of them.
+"""Results as metadata for the UI. ``MetadataValue``s of results are made only here.
 
-Numbers are plotted over time, so they keep their names and units: bytes and seconds.
+Dagster plots numbers over time, so their names and units (bytes and seconds) never change.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ Metadata = dict[str, dg.MetadataValue]
 
 
 def of_dump(backup: Backup, manifest: Manifest) -> Metadata:
-    """``daily_dump``: the file and how it was made."""
+    """``daily_dump``: the file, and how it was made."""
     return {
         "backup": dg.MetadataValue.text(backup.path.name),
         "path": dg.MetadataValue.path(str(backup.path)),
         "size_bytes": dg.MetadataValue.int(backup.size_bytes),
         "seconds": dg.MetadataValue.float(manifest.seconds),
         "compression": dg.MetadataValue.text(manifest.compression),
-        # In two, as Dagster breaks no word, and would cut it off.
+        # In two parts: the UI does not wrap a word, and would cut it off.
         "sha256": dg.MetadataValue.text(f"{manifest.sha256[:32]} {manifest.sha256[32:]}"),
         "server_version": dg.MetadataValue.text(manifest.database.server_version),
         "client_version": dg.MetadataValue.text(manifest.client_version),
@@ -46,7 +46,7 @@ def of_dump(backup: Backup, manifest: Manifest) -> Metadata:
 
 
 def of_verification(verified: Verified) -> Metadata:
-    """``dump_verification``: numbers, and a table of tables with the change since the dump before."""
+    """``dump_verification``: figures, and the rows of each table with the change since the previous dump."""
     witness, judgement = verified.witness, verified.judgement
     assert witness is not None  # only a good dump is materialized
     before = verified.previous.witness if verified.previous else None
@@ -67,12 +67,12 @@ def of_verification(verified: Verified) -> Metadata:
 
 
 def of_list(texts: Iterable[str]) -> dg.MetadataValue:
-    """What was found, an item each."""
+    """A bulleted list of texts."""
     return dg.MetadataValue.md(bullets(map(plain, texts)))
 
 
 def of_promotion(promoted: Promoted) -> Metadata:
-    """``weekly_promotion``: whether, and why."""
+    """``weekly_promotion``: whether the dump was promoted, and why."""
     return {
         "promoted": dg.MetadataValue.bool(bool(promoted.made)),
         "reason": dg.MetadataValue.text(promoted.reason),
@@ -81,7 +81,7 @@ def of_promotion(promoted: Promoted) -> Metadata:
 
 
 def of_pruning(pruned: Pruned) -> Metadata:
-    """``retention_pruning``: every file with its reason."""
+    """``retention_pruning``: the decision about each backup, with its reason."""
     return {
         "removed": dg.MetadataValue.int(len(pruned.removed)),
         "kept": dg.MetadataValue.int(len(pruned.plan.decisions) - len(pruned.plan.removals)),
@@ -109,7 +109,7 @@ def of_plan(plan: RetentionPlan) -> dg.MetadataValue:
 
 
 def of_freshness(found: Freshness) -> Metadata:
-    """``backup_freshness_alert``: how things stand."""
+    """``backup_freshness_alert``: the freshness of the newest backup."""
     metadata: Metadata = {
         "level": dg.MetadataValue.text(found.level.value),
         "newest_backup": dg.MetadataValue.text(found.newest.path.name if found.newest else "none"),
@@ -122,7 +122,7 @@ def of_freshness(found: Freshness) -> Metadata:
 
 
 def of_delivery(delivery: Delivery) -> Metadata:
-    """Who was told."""
+    """The channels that took the message, and those that did not."""
     return {
         "told": dg.MetadataValue.text(", ".join(delivery.delivered) or "no one: BACKUP_NOTIFY_URLS is empty"),
         **({"not_told": dg.MetadataValue.text(", ".join(delivery.failed))} if delivery.failed else {}),
@@ -130,7 +130,7 @@ def of_delivery(delivery: Delivery) -> Metadata:
 
 
 def of_drill(evidence: Evidence, folder: Path) -> Metadata:
-    """``restore_drill``: the evidence, what matters first; the numbers are plotted over drills."""
+    """``restore_drill``: the evidence, most important first, and figures that are plotted over drills."""
     file = folder / f"{evidence.filename}.md"
     found: Metadata = {
         "summary": dg.MetadataValue.md(drill_report.drill_summary(evidence)),
@@ -155,22 +155,22 @@ def of_drill(evidence: Evidence, folder: Path) -> Metadata:
 
 
 def of_restore_plan(lines: Iterable[str]) -> Metadata:
-    """``restore_job``: what it is going to do."""
+    """``restore_job``: the plan."""
     return {"plan": of_list(lines)}
 
 
 def of_word(word: str) -> Metadata:
-    """``restore_job``: what lets another run do what was planned."""
+    """``restore_job``: the word that lets another run carry out the plan."""
     return {"confirm": dg.MetadataValue.text(word)}
 
 
 def of_restore_record(record: Record, folder: Path, words: Callable[[str], str]) -> Metadata:
-    """``restore_job``: what came of it, what matters first.
+    """``restore_job``: the result, most important first.
 
     Args:
         record: of the restore.
-        folder: where it stands.
-        words: how what is said is put for readers of the UI.
+        folder: of the records.
+        words: rewrites a text for readers of the UI.
     """
     found: Metadata = {
         "summary": dg.MetadataValue.md(words(restore_report.restore_gist(record))),
@@ -188,7 +188,7 @@ def of_restore_record(record: Record, folder: Path, words: Callable[[str], str])
 
 
 def of_report(lines: Sequence[Observation]) -> Metadata:
-    """``backup_doctor``: what was found, and how to fix it; what is wrong stands first."""
+    """``backup_doctor``: the report and how to fix what is wrong, problems first."""
     counts = {level.value: dg.MetadataValue.int(sum(line.level is level for line in lines)) for level in Severity}
     return {
         "summary": dg.MetadataValue.md(problems_markdown(lines)),
@@ -198,7 +198,7 @@ def of_report(lines: Sequence[Observation]) -> Metadata:
 
 
 def of_doctor_area(lines: Sequence[Observation]) -> Metadata:
-    """A check of ``backup_doctor``: what was found in its area."""
+    """A check of ``backup_doctor``: the observations in its area."""
     return {"found": dg.MetadataValue.md(markdown(lines, named=False))}
 
 
@@ -222,5 +222,5 @@ def _hours(span: timedelta) -> float:
 
 
 def _path(path: Path, root: Path) -> dg.MetadataValue:
-    """A file on the volume. As Markdown: Dagster breaks no path into lines, and so cuts off all that stands with it."""
+    """A file on the volume, as Markdown: the UI does not wrap a path value, and would cut off what follows it."""
     return dg.MetadataValue.md(f"{code(str(path.relative_to(root)))} in {code(str(root))}")

@@ -1,6 +1,6 @@
-"""How Dagster is to treat our work: tags, priorities, freshness, retries, and errors in its terms.
+"""How Dagster treats our runs: tags, priorities, time limits, freshness policy, retries, and errors as failures.
 
-What things are called does not belong here: that is ``database_names``.
+Names of definitions do not belong here: see ``database_names``.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from ovia_backup_dagster.system import BackupSystem
 OWNERS = ["team:ovia-operations"]
 
 VOLUME_TAG = "ovia/volume"
-#: Two databases may share a Dagster instance, and their jobs' names with it.
+#: Tells runs of different databases apart: they may share a Dagster instance and the names of their jobs.
 DATABASE_TAG = "ovia/database"
 
 MAX_RETRIES = 3
-#: On runs that may take hours: dagster.yaml leaves slots of the queue to all others.
+#: On runs that may take hours: dagster.yaml limits them, to leave slots for all other runs.
 LONG_TAG = "ovia/long"
-#: Run monitoring ends every run after `max_runtime_seconds`, but for one with this.
+#: Exempts a run from `max_runtime_seconds`, after which run monitoring ends a run.
 NO_TIME_LIMIT = {dg.MAX_RUNTIME_SECONDS_TAG: "0"}
-#: A drill ends itself, with evidence; Dagster ends one that does not get there.
+#: A drill ends itself at its limit, with evidence. Dagster ends it only this much later.
 _TIME_TO_END = timedelta(minutes=15)
 
 
 class Priority(IntEnum):
-    """What leaves the queue first: what a person waits for, before what a schedule has asked for (0)."""
+    """Which runs leave the queue first: those that a person waits for, before those of a schedule (0)."""
 
     ALERT = 3
     RESTORE = 2
@@ -46,36 +46,36 @@ class Priority(IntEnum):
 
 
 def database_tags(settings: Settings) -> dict[str, str]:
-    """What marks a run of this database: ``ovia``, or ``crm/ovia`` where there is a prefix.
+    """The tag of every run of this database: ``ovia``, or ``crm/ovia`` with a prefix.
 
-    Two databases on two servers may share their name: the prefix tells them apart. One tag, since a search for runs
-    cannot ask for a tag's absence; and never the same for two, whatever slashes their names contain.
+    Databases on two servers may have the same name; the prefix tells them apart. It is one tag, because a search for
+    runs cannot ask for the absence of a tag. Its value is unique even if names contain slashes.
     """
     prefix, database = settings.backup_asset_prefix, settings.postgres_db
     return {DATABASE_TAG: f"{prefix}/{database}" if prefix or "/" in database else database}
 
 
 def run_tags(settings: Settings) -> dict[str, str]:
-    """What marks one that works on this volume, too."""
+    """The tags of a run that writes to this volume."""
     return {**database_tags(settings), VOLUME_TAG: str(settings.backup_dir), LONG_TAG: "dump"}
 
 
 def drill_tags(settings: Settings) -> dict[str, str]:
-    """What marks one that drills: it has a time limit of its own, and no backup waits for it in the queue."""
+    """The tags of a drill: a separate time limit, and a low priority, so that no backup waits for it in the queue."""
     most = timedelta(hours=settings.drill_max_hours) + _TIME_TO_END
     limit = {dg.MAX_RUNTIME_SECONDS_TAG: f"{most.total_seconds():.0f}"}
     return {**database_tags(settings), **limit, **Priority.DRILL.tag, LONG_TAG: "drill"}
 
 
 def repeated(run: dg.DagsterRun) -> str | None:
-    """The run that this one repeats, for a person, Dagster's retries, or a program."""
+    """The id of the run that this one repeats, on behalf of a person, Dagster's retries, or a program."""
     tags = (run.tags.get(PARENT_RUN_ID_TAG), run.tags.get(ROOT_RUN_ID_TAG))
     return next(filter(None, (run.parent_run_id, run.root_run_id, *tags)), None)
 
 
 def freshness_policy(system: BackupSystem) -> dg.FreshnessPolicy:
-    """The freshness policy shown in the UI. It looks at events, not at files, and sends no alert: the sensor does."""
-    fail = max(system.max_age, timedelta(minutes=1))  # Dagster takes no less
+    """The freshness policy shown in the UI. It considers events, not files, and sends no alert: the sensor does."""
+    fail = max(system.max_age, timedelta(minutes=1))  # Dagster's minimum
     warn = fail - timedelta(hours=1)
     return dg.FreshnessPolicy.time_window(fail_window=fail, warn_window=warn if warn > timedelta(hours=1) else None)
 
@@ -88,13 +88,13 @@ def errors_as_failures(
     *,
     retry: bool = True,
 ) -> Iterator[None]:
-    """Turn our errors into Dagster's: what may pass is tried again, what will not fails at once, in one line.
+    """Turn our errors into Dagster's: a transient error is retried, any other fails at once, with a one-line message.
 
     Args:
         context: of the op.
-        system: says how long to wait before a transient failure is tried again.
-        words: how what is said is put for readers of the UI.
-        retry: whether the op may be taken twice at all.
+        system: has the seconds to wait before a retry.
+        words: rewrites a text for readers of the UI.
+        retry: whether the op may be retried at all.
     """
     try:
         yield
@@ -106,12 +106,12 @@ def errors_as_failures(
             wait = system.retry_seconds * 2**context.retry_number
             context.log.warning(f"{error.account}. Trying again in {wait:.0f} s")
             raise dg.RetryRequested(max_retries=MAX_RETRIES, seconds_to_wait=wait) from failure
-        # The words are the message; our frames would only bury them.
+        # Without the traceback, which would bury the message.
         raise failure from None
 
 
 def words_of(error: BackupError, words: Callable[[str], str]) -> dict[str, dg.MetadataValue]:
-    """An error's words one by one, for the page of a failure."""
+    """The parts of an error's message, as metadata of the failure."""
     said = {
         "what": error.what,
         "why": error.why,

@@ -1,6 +1,6 @@
-"""``restore_job``: a restore from the UI, with the same plan, guards and confirmation as the command line's.
+"""``restore_job``: restores from the UI, with the same plan, guards and confirmation as on the command line.
 
-It makes no asset: what it changes is the database itself. What is done, and how, lives in ``restoration``.
+It is a job without assets, because it changes the database itself. The restore is implemented in ``restoration``.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -31,12 +31,12 @@ OP = "restore"
 KEPT_OP = "kept_databases"
 #: Dagster's run_retries would repeat a failed run with a confirmation that a person gave for an earlier plan.
 _NEVER_AGAIN = {"dagster/max_retries": "0"}
-#: What changes nothing may be repeated.
+#: Actions that change nothing, and so may be repeated.
 _ONLY_SHOWN = (RestoreAction.plan, RestoreAction.plan_undo)
 
 
 def build_restore(system: BackupSystem, names: DatabaseNames) -> dg.JobDefinition:
-    """The job. Neither it nor its op may ever be retried: what a restore needs after a failure is a person."""
+    """The restore job. Neither the job nor its op is ever retried: after a failed restore a person has to decide."""
 
     def words(text: str) -> str:
         return names.in_words(in_the_ui(text))
@@ -44,10 +44,10 @@ def build_restore(system: BackupSystem, names: DatabaseNames) -> dg.JobDefinitio
     @dg.op(
         name=names.in_location(OP),
         pool=names.restore_pool,
-        description="Brings a backup back: restores it beside the live database, proves every row, and swaps the two. "
-        "`plan` only says what would be done, and prints a word; everything that touches the live database needs it in "
-        "`confirm`, within an hour, and takes it once. A run that repeats another one only plans. The record stands in "
-        "`restores/` on the volume.",
+        description="Restores a backup beside the live database, compares every row, and swaps the two. `plan` only "
+        "shows what would be done, and prints a word. Every action that touches the live database needs that word in "
+        "`confirm`, within an hour; a word is valid once. A run that repeats another one can only plan. The record is "
+        "in `restores/` on the volume.",
     )
     def restore(context: dg.OpExecutionContext, config: RestoreConfig) -> None:
         with errors_as_failures(context, system, words, retry=False):
@@ -64,7 +64,7 @@ def build_restore(system: BackupSystem, names: DatabaseNames) -> dg.JobDefinitio
         name=names.in_location(RESTORE_JOB),
         tags={**database_tags(system.settings), **_NEVER_AGAIN, **NO_TIME_LIMIT, **Priority.RESTORE.tag},
         executor_def=dg.in_process_executor,
-        description="Bring a backup back, so that it can be undone; or only say what that would mean.",
+        description="Restore a backup so that it can be undone, or only show the plan.",
     )
     def job() -> None:
         restore()
@@ -73,14 +73,14 @@ def build_restore(system: BackupSystem, names: DatabaseNames) -> dg.JobDefinitio
 
 
 def build_kept_databases(system: BackupSystem, names: DatabaseNames) -> dg.JobDefinition:
-    """The job that ends what restores have kept."""
+    """The job that drops replaced databases when their time is over."""
 
     @dg.op(
         name=names.in_location(KEPT_OP),
         out=dg.Out(dg.Nothing),
         pool=names.restore_pool,
-        description="Tells people two days before RESTORE_KEEP_DAYS are over that the database which a restore "
-        "replaced will be dropped; then drops it. A database whose notice could not be sent stays.",
+        description="Sends a notice two days before RESTORE_KEEP_DAYS are over that the database replaced by a restore "
+        "will be dropped, and then drops it. Keeps a database whose notice could not be sent.",
     )
     def expire(context: dg.OpExecutionContext) -> None:
         def tell(title: str, text: str) -> bool:
@@ -94,7 +94,7 @@ def build_kept_databases(system: BackupSystem, names: DatabaseNames) -> dg.JobDe
         name=names.in_location(KEPT_DATABASES_JOB),
         tags=database_tags(system.settings),
         executor_def=dg.in_process_executor,
-        description="Announce, and then drop, the databases that restores have replaced.",
+        description="Announce that databases replaced by restores will be dropped, and later drop them.",
     )
     def job() -> None:
         expire()
@@ -103,16 +103,16 @@ def build_kept_databases(system: BackupSystem, names: DatabaseNames) -> dg.JobDe
 
 
 def _refuse_repetition(run: dg.DagsterRun, action: RestoreAction) -> None:
-    """What a person decided about the databases of another day must not be done to those of today.
+    """Refuse a run that repeats a decision made for the databases as they were at another time.
 
     Raises:
-        RestoreRefusedError: the run repeats another one, by "Re-execute all", by a retry or by its API.
+        RestoreRefusedError: the run repeats another one, by "Re-execute all", a retry or the API.
     """
     before = repeated(run)
     if before and action not in _ONLY_SHOWN:
         raise RestoreRefusedError(
             f"nothing was done: this run repeats run {before}, and {action.value} is never repeated",
-            why="it was decided for the databases as they were then",
+            why="the decision was made for the databases as they were then",
             fix=f"launch {RESTORE_JOB} from its Launchpad, first with action: plan (of an undo: plan_undo)",
         )
 
@@ -130,7 +130,7 @@ def _act(context: dg.OpExecutionContext, config: RestoreConfig, system: BackupSy
         log(line)
     shown = metadata.of_restore_plan(map(words, plan.lines()))
     if refusal := plan.refusal:
-        # What an op has put out is lost when it fails: the failure itself shows the plan.
+        # A failed op loses its output metadata, so the failure itself shows the plan.
         told_of = words_of(refusal, words) | shown
         raise dg.Failure(words(str(refusal)), metadata=told_of, allow_retries=False)
     context.add_output_metadata(shown)
@@ -138,7 +138,7 @@ def _act(context: dg.OpExecutionContext, config: RestoreConfig, system: BackupSy
         if word := restorations.offer(plan):
             does = "undo" if config.action is RestoreAction.plan_undo else "restore"
             log(
-                f"nothing was changed; to do it, within an hour: launch {RESTORE_JOB} again, the same fields with "
+                f"nothing was changed; to do it, within an hour: launch {RESTORE_JOB} again, with the same fields, "
                 f"action: {does} and confirm: {word}"
             )
             context.add_output_metadata(metadata.of_word(word))

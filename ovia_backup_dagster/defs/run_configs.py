@@ -1,4 +1,4 @@
-"""What the launchpad asks. Types only: guards stand in ``core`` and ``restoration``; validators run too late here."""
+"""The fields of the Launchpad. Types only: guards are in ``core`` and ``restoration``; validators run too late here."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class BackupChoice(dg.Config):
 
     backup: str = Field(
         default="",
-        description="Name of a backup on the volume, or `latest`. Empty: the dump that this run made; in a run "
-        "without a dump, the newest.",
+        description="Name of a backup on the volume, or `latest`. Empty: the dump of this run, or the newest dump if "
+        "this run makes none.",
     )
 
 
@@ -23,25 +23,25 @@ class VerificationConfig(BackupChoice):
 
     accept: bool = Field(
         default=False,
-        description="The dump is of another cluster than those before it, or its tables are gone, and that is meant: "
-        "it is judged again, and is what later dumps are compared with.",
+        description="Accept a dump of another cluster than the earlier dumps, or with tables missing, because that is "
+        "intended. It is judged again, and later dumps are compared with it.",
     )
 
 
 class PruningConfig(dg.Config):
     """How to prune."""
 
-    dry_run: bool = Field(default=False, description="Only say what would be removed, and why.")
+    dry_run: bool = Field(default=False, description="Only show what would be removed, and why.")
 
 
 class HistoryConfig(dg.Config):
-    """How to end Dagster's history."""
+    """How to prune Dagster's history."""
 
-    dry_run: bool = Field(default=False, description="Only say which runs would be removed.")
+    dry_run: bool = Field(default=False, description="Only show which runs would be removed.")
 
 
 class DrillPlace(StrEnum):
-    """Where a drill restores to. The launchpad takes a member's name, not its value: they are the same."""
+    """Where a drill restores to. The Launchpad takes a member's name, not its value, so both are the same."""
 
     setting = "setting"
     auto = "auto"
@@ -58,24 +58,26 @@ class DrillConfig(dg.Config):
     )
     where: DrillPlace = Field(
         default=DrillPlace.setting,
-        description="`throwaway`: a PostgreSQL of its own beside the run. `database`: a scratch database on the server "
-        "that RESTORE_POSTGRES_* name. `auto`: whichever is possible. `setting`: as DRILL_WHERE says.",
+        description="`throwaway`: a temporary PostgreSQL server beside the run. `database`: a scratch database on the "
+        "server that RESTORE_POSTGRES_* name. `auto`: the one that is possible. `setting`: the value of DRILL_WHERE.",
     )
-    jobs: int = Field(default=0, ge=0, le=64, description="Restored at a time, at least 2; 0: as DRILL_JOBS says.")
+    jobs: int = Field(
+        default=0, ge=0, le=64, description="Parallel restore jobs, at least 2; 0: the value of DRILL_JOBS."
+    )
     keep_copy: bool = Field(
         default=False,
-        description="Leave the copy for a look, until the next drill. In a container of its own a throwaway copy ends "
-        "with the run: restore into a database then.",
+        description="Keep the restored copy for inspection until the next drill. If each run has its own container, a "
+        "throwaway copy ends with the run; use `database` then.",
     )
     trust_archive: bool = Field(
         default=False,
-        description="With `database`: restore even where a superuser would run functions of others on the cluster that "
+        description="With `database`: restore even if a superuser would run other users' functions on the cluster that "
         "is backed up.",
     )
 
 
 class RestoreAction(StrEnum):
-    """What is asked for. The launchpad takes a member's name, not its value: they are the same."""
+    """What the run does. The Launchpad takes a member's name, not its value, so both are the same."""
 
     plan = "plan"
     plan_undo = "plan_undo"
@@ -86,7 +88,7 @@ class RestoreAction(StrEnum):
 
 
 class RestoreMode(StrEnum):
-    """How a backup gets to its place."""
+    """How a backup becomes a database."""
 
     swap = "swap"
     drop = "drop"
@@ -98,55 +100,60 @@ class RestoreConfig(dg.Config):
 
     action: RestoreAction = Field(
         default=RestoreAction.plan,
-        description="`plan` only says what would be done, and prints the word for `confirm`; `plan_undo` does so of an "
-        "undo. `restore` does it. `undo` swaps back to the database before. `resume` and `abort` finish, or put back, "
-        "what a killed run had begun.",
+        description="`plan` only shows what would be done, and prints the word for `confirm`; `plan_undo` does so for "
+        "an undo. `restore` restores. `undo` swaps back to a replaced database. `resume` finishes what a killed "
+        "run began; `abort` reverts it.",
     )
     confirm: str = Field(
         default="",
-        description="The word that a plan of the same options has printed, such as `ovia-20261129T183005Z`: without "
-        "it, nothing that touches the live database is done. It holds for an hour, and once. With `abort`: the word "
-        "that an abort has told, to give up a restore that can be neither finished nor put back.",
+        description="The word printed by a plan of the same options, such as `ovia-20261129T183005Z`. Without it, no "
+        "action touches the live database. Valid once, for an hour. With `abort`: the word printed by an earlier "
+        "abort, to give up a restore that can be neither finished nor reverted.",
     )
     backup: str = Field(
         default="latest",
         description="Name of a backup in any tier, or `latest`: the newest that is not known to be bad.",
     )
     kept: str = Field(
-        default="", description="With `undo` and `plan_undo`: the kept database to go back to. Empty: the newest."
+        default="", description="With `undo` and `plan_undo`: the replaced database to swap back to. Empty: the newest."
     )
     mode: RestoreMode = Field(
         default=RestoreMode.swap,
-        description="`swap`: beside the live database, proven, then in its place; can be undone. `drop`: for a server "
-        "too small for two; cannot be undone. `new`: into a database of its own.",
+        description="`swap`: restore beside the live database, compare every row, then swap; can be undone. `drop`: "
+        "drop the live database first, on a server too small for both; cannot be undone. `new`: restore into a new "
+        "database.",
     )
-    into: str = Field(default="", description="With `new`: the database to make. Empty: `<db>_restore_<time>`.")
-    jobs: int = Field(default=0, ge=0, le=64, description="Restored at a time; 0: as RESTORE_JOBS says.")
+    into: str = Field(default="", description="With `new`: the database to create. Empty: `<db>_restore_<time>`.")
+    jobs: int = Field(default=0, ge=0, le=64, description="Parallel restore jobs; 0: the value of RESTORE_JOBS.")
     stop_services_first: bool = Field(
-        default=False, description="Stop the services of SWARM_APP_SERVICES at once, rather than at the swap."
+        default=False, description="Stop the services of SWARM_APP_SERVICES at the start, not only at the swap."
     )
     replicas: dict[str, int] = Field(
-        default={}, description="Replicas of a service in the end, if not as before: `{ovia_ovia-api: 1}`."
+        default={}, description="Replicas of a service after the restore, if not as before: `{ovia_ovia-api: 1}`."
     )
     new_host: bool = Field(default=False, description="The server is not the one that was backed up.")
     create_roles: bool = Field(
         default=False,
-        description="Make the roles that the server lacks, as they were saved, but without passwords and without power "
-        "over others.",
+        description="Create the roles that the server lacks, as they were saved, but without passwords and without "
+        "privileges over other roles.",
     )
     privileged_roles: list[str] = Field(
         default=[],
-        description="Roles to make with all that they had, as SUPERUSER, BYPASSRLS and memberships.",
+        description="Roles to create with all their attributes, such as SUPERUSER and BYPASSRLS, and memberships.",
     )
-    even_if_damaged: bool = Field(default=False, description="With `new`: restore what can be, say what was lost.")
-    auto_undo: bool = Field(default=False, description="Swap back if the migration fails, or HEALTH_URL stays red.")
+    even_if_damaged: bool = Field(
+        default=False, description="With `new`: restore what is readable, and report what was lost."
+    )
+    auto_undo: bool = Field(
+        default=False, description="Swap back if the migration fails, or if HEALTH_URL does not become healthy."
+    )
     without_services: bool = Field(
-        default=False, description="Neither stop, migrate, start nor ask services, as when Docker does not answer."
+        default=False, description="Do not stop, migrate, start or query any services; for when Docker does not answer."
     )
 
 
 class AlertConfig(dg.Config):
     """Why the alert is materialized."""
 
-    all_clear: bool = Field(default=False, description="Say that it is over, instead of what is wrong.")
-    episode: str = Field(default="", description="When the trouble began; set by the sensor.")
+    all_clear: bool = Field(default=False, description="Send the all-clear if nothing is wrong.")
+    episode: str = Field(default="", description="When the trouble began (UTC); set by the sensor.")

@@ -1,7 +1,7 @@
-"""An end for Dagster's own history: runs, their events and their output, which it would keep for ever.
+"""Prunes Dagster's history: runs, their events and their output, which Dagster keeps for ever.
 
-Ticks are not here: ``retention`` in dagster.yaml removes them. Nor are backups: Dagster's history decides nothing
-about them, so an op does this, beside the graph of assets.
+Ticks do not belong here: ``retention`` in dagster.yaml removes them. No backup depends on Dagster's history, so this is
+an op outside the asset graph.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +19,7 @@ from ovia_backup_dagster.defs.run_configs import HistoryConfig
 from ovia_backup_dagster.system import BackupSystem
 
 OP = "history_pruning"
-#: Dagster's own tag on a run: the code location that launched it.
+#: Dagster's tag on a run: the code location that launched it.
 _LOCATION_TAG = ".dagster/repository"
 _PAGE = 500
 _FINISHED = frozenset({dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED})
@@ -27,14 +27,14 @@ _FINISHED = frozenset({dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE,
 
 @dataclass(frozen=True, slots=True)
 class PastRun:
-    """What decides whether a run goes.
+    """What decides whether a run is removed.
 
     Attributes:
         run_id: Dagster's.
         job: its job's name.
-        created: when it was asked for (UTC).
-        ended: when it ended (UTC); ``None`` while it has not.
-        succeeded: whether it ended well.
+        created: when it was created (UTC).
+        ended: when it ended (UTC); ``None`` if it has not ended.
+        succeeded: whether its status is success.
     """
 
     run_id: str
@@ -45,16 +45,16 @@ class PastRun:
 
 
 def outlived(runs: Iterable[PastRun], keep: timedelta, now: datetime, *, besides: Iterable[str] = ()) -> list[PastRun]:
-    """The runs that go, oldest first: a pure function.
+    """The runs to remove, oldest first. A pure function.
 
-    Those that ended longer ago than ``keep``, but of each job never the newest, nor the newest that succeeded: they say
-    how things stand.
+    These ended longer than ``keep`` ago. The newest run of each job and its newest successful run are never removed,
+    because they show the present state.
 
     Args:
-        runs: of one code location, with the newest of each of their jobs among them.
+        runs: of one code location; must include the newest of each job.
         keep: how long a run is kept after its end.
         now: the present (UTC).
-        besides: ids of runs that stay for another reason.
+        besides: ids of runs to keep for another reason.
     """
     stay = set(besides)
     in_order = sorted(runs, key=attrgetter("job", "created", "run_id"))
@@ -67,19 +67,19 @@ def outlived(runs: Iterable[PastRun], keep: timedelta, now: datetime, *, besides
 
 
 def build_history(system: BackupSystem, names: DatabaseNames, assets: Sequence[dg.AssetKey]) -> dg.JobDefinition:
-    """The job.
+    """The job that prunes the history.
 
     Args:
-        system: the database whose runs it removes; those of other databases, and of other people's jobs, are theirs.
+        system: of the database whose runs it removes. It removes no runs of other databases or other projects.
         names: of its definitions.
-        assets: whose last materializations stay, however old.
+        assets: their last materializations are kept, whatever their age.
     """
 
     @dg.op(
         name=names.in_location(OP),
         out=dg.Out(dg.Nothing),
-        description="Removes runs that ended more than DAGSTER_KEEP_RUNS_DAYS ago, with their events and output. Of "
-        "each job the newest run and the newest that succeeded stay, and so does the last materialization of an asset.",
+        description="Removes runs that ended more than DAGSTER_KEEP_RUNS_DAYS ago, with their events and output. Keeps "
+        "the newest run and the newest successful run of each job, and the last materialization of each asset.",
     )
     def prune_history(context: dg.OpExecutionContext, config: HistoryConfig) -> None:
         with errors_as_failures(context, system, names.in_words):
@@ -92,7 +92,7 @@ def build_history(system: BackupSystem, names: DatabaseNames, assets: Sequence[d
             for run in going:
                 context.log.info(
                     f"{'would remove' if config.dry_run else 'removing'} run {run.run_id} of {run.job}, "
-                    f"asked for {run.created:%Y-%m-%d %H:%M} UTC"
+                    f"created {run.created:%Y-%m-%d %H:%M} UTC"
                 )
                 if not config.dry_run:
                     _remove(context.instance, run.run_id)
@@ -104,7 +104,7 @@ def build_history(system: BackupSystem, names: DatabaseNames, assets: Sequence[d
         name=names.in_location(HISTORY_PRUNING_JOB),
         tags=database_tags(system.settings),
         executor_def=dg.in_process_executor,
-        description="Remove runs of this database that are older than DAGSTER_KEEP_RUNS_DAYS. Touches no backup.",
+        description="Remove runs of this database that ended more than DAGSTER_KEEP_RUNS_DAYS ago. Touches no backup.",
     )
     def history_pruning() -> None:
         prune_history()
@@ -113,7 +113,7 @@ def build_history(system: BackupSystem, names: DatabaseNames, assets: Sequence[d
 
 
 def _past_runs(instance: dg.DagsterInstance, ours: dict[str, str], before: datetime) -> list[PastRun]:
-    """All runs of our jobs that were asked for before then, and the newest of each job."""
+    """All runs of our jobs that were created before ``before``, and the newest of each job."""
     found = {
         run.run_id: run for run in map(_past_run, _read(instance, dg.RunsFilter(tags=ours, created_before=before)))
     }
@@ -125,9 +125,9 @@ def _past_runs(instance: dg.DagsterInstance, ours: dict[str, str], before: datet
 
 
 def _by_hand(instance: dg.DagsterInstance, run: dg.DagsterRun, assets: frozenset[dg.AssetKey]) -> list[PastRun]:
-    """All runs of the asset graph's button in our code location that were of our assets alone.
+    """All runs that "Materialize" in our code location's asset graph started for our assets alone.
 
-    They bear no job's tags; and the location may hold other people's assets.
+    They have no job's tags, and the location may hold assets of other projects.
     """
     if run.remote_job_origin is None:
         return []
@@ -164,6 +164,6 @@ def _materialized_last(instance: dg.DagsterInstance, assets: Sequence[dg.AssetKe
 
 
 def _remove(instance: dg.DagsterInstance, run_id: str) -> None:
-    # The output first: what is interrupted here is found again by its run.
+    # The output first: if this is interrupted, the run remains, and the next pruning finds it.
     instance.compute_log_manager.delete_logs(prefix=[run_id])
     instance.delete_run(run_id)

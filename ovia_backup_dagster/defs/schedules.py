@@ -1,4 +1,4 @@
-"""When jobs run by themselves."""
+"""The schedules, and which cron expressions Dagster accepts."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from ovia_backup_dagster.settings.model import Settings
 
 
 def build_schedules(settings: Settings, names: DatabaseNames) -> list[dg.ScheduleDefinition]:
-    """All of them, on by default.
+    """All schedules, on by default.
 
-    Only Dagster knows which cron expressions it takes; ``usable_schedules`` has asked it before.
+    The settings' cron expressions must be ones that Dagster accepts: see ``usable_schedules``.
     """
     zone = settings.backup_timezone
     daily, drill = _cron(settings, names, "backup_schedule"), _cron(settings, names, "drill_schedule")
@@ -41,48 +41,48 @@ def build_schedules(settings: Settings, names: DatabaseNames) -> list[dg.Schedul
             DAILY_BACKUP_SCHEDULE,
             DAILY_BACKUP_JOB,
             daily,
-            f"Every day by BACKUP_SCHEDULE ({daily}, {zone}). After an outage only the latest missed tick is made up "
-            "for.",
+            f"Launches the daily backup by BACKUP_SCHEDULE ({daily}, {zone}). After an outage, only the latest missed "
+            "tick is launched.",
         ),
         schedule(
             RESTORE_DRILL_SCHEDULE,
             RESTORE_DRILL_JOB,
             drill,
-            f"By DRILL_SCHEDULE ({drill}, {zone}): the newest backup.",
+            f"Launches a drill of the newest backup by DRILL_SCHEDULE ({drill}, {zone}).",
         ),
-        # When does not matter.
+        # The time does not matter.
         schedule(
             HISTORY_PRUNING_SCHEDULE,
             HISTORY_PRUNING_JOB,
             _staggered("30 6 * * 0", names),
-            f"Every Sunday: runs that ended more than {settings.dagster_keep_runs_days} days ago "
-            "(DAGSTER_KEEP_RUNS_DAYS) go.",
+            f"Every Sunday, removes runs that ended more than {settings.dagster_keep_runs_days} days ago "
+            "(DAGSTER_KEEP_RUNS_DAYS).",
         ),
-        # It does nothing but in the weeks after a restore.
+        # It has something to do only in the weeks after a restore.
         schedule(
             KEPT_DATABASES_SCHEDULE,
             KEPT_DATABASES_JOB,
             _staggered("15 6 * * *", names),
-            f"Every day: what restores have kept goes after {settings.restore_keep_days:g} days (RESTORE_KEEP_DAYS), "
-            "announced two days before.",
+            f"Every day, drops databases that were replaced by restores {settings.restore_keep_days:g} days ago "
+            "(RESTORE_KEEP_DAYS), after a notice two days before.",
         ),
     ]
 
 
 def _cron(settings: Settings, names: DatabaseNames, field: str) -> str:
-    """An expression that was set, as it is; the default at a minute of this database's own."""
+    """The cron expression that was set, unchanged, or the default, staggered by database."""
     cron: str = getattr(settings, field)
     return cron if field in settings.model_fields_set else _staggered(cron, names)
 
 
 def _staggered(cron: str, names: DatabaseNames) -> str:
-    """Where many databases stand in one location, not all of them begin at once."""
+    """In a shared code location, give each database another minute, so that they do not all start at once."""
     _, rest = cron.split(" ", 1)
     return f"{names.schedule_minute} {rest}" if names.shares_location else cron
 
 
 def usable_schedules(settings: Settings) -> Settings:
-    """The settings, with cron expressions that Dagster takes: else the default, and a problem that says so."""
+    """The settings; a cron expression that Dagster refuses is replaced by the default and reported in ``problems``."""
     for name, example in (("backup_schedule", "0 3 * * *"), ("drill_schedule", "0 5 1 * *")):
         value = getattr(settings, name)
         try:

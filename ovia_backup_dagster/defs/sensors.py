@@ -1,8 +1,8 @@
-"""What is watched. The sensor looks at the volume, not at Dagster's events: the volume is the truth.
+"""The freshness sensor. It looks at the volume, not at Dagster's events, because the volume is the truth.
 
-Only that a run failed is Dagster's to tell; of the daily backup, a verified one that is newer overrules it.
+Only failed runs are taken from Dagster; a newer verified backup outweighs a failed run of the daily backup.
 
-It runs in the code server, which therefore needs the volume, read-only.
+The sensor runs in the code server, which therefore mounts the volume read-only.
 """
 
 from collections.abc import Iterable
@@ -26,19 +26,18 @@ from ovia_backup_dagster.system import BackupSystem
 
 INTERVAL_SECONDS = 300
 ALERT_TAG = "ovia/alert"
-#: How many runs are asked for until one succeeds, a day and episode. Each of them tries four times to send.
+#: The most runs that are requested per day and episode until one succeeds. Each run tries four times to send.
 MAX_RUNS = 5
 
 _DESCRIPTION = (
-    "Alerts when the newest dump that is not bad is older than BACKUP_MAX_AGE_HOURS, missing, or dated in the "
-    "future, when a newer one is bad, when none is verified any more, when the last run of the daily backup "
-    "failed and no newer backup is verified, when a restore drill failed, or the last that passed is older than "
-    "DRILL_MAX_AGE_DAYS, when a restore was left unfinished, "
-    f"when the last run of `{KEPT_DATABASES_JOB}` failed, when the volume cannot be read, or does not answer in "
-    "time: once a day while it lasts, and once when it is over. While all is well, the alert is materialized "
-    "in green after each day's backup, and sends no message."
+    "Alerts if the newest dump that is not bad is older than BACKUP_MAX_AGE_HOURS, missing, or dated in the future; "
+    "if a newer one is bad; if no backup is verified any more; if the last run of the daily backup failed and no newer "
+    "backup is verified; if a restore drill failed, or the last that passed is older than DRILL_MAX_AGE_DAYS; if a "
+    f"restore is unfinished; if the last run of `{KEPT_DATABASES_JOB}` failed; or if the volume cannot be read, or "
+    "does not answer in time. Sends one alert a day while the trouble lasts, and one all-clear when it is over. While "
+    "all is well, materializes the alert in green after each day's backup, and sends no message."
 )
-_WAITING = "waiting for the run that tells people"
+_WAITING = "waiting for the alert run"
 _GOING = {
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -50,11 +49,11 @@ _GOING = {
 
 
 class Cursor(BaseModel):
-    """What the sensor remembers.
+    """What the sensor remembers between ticks.
 
     Attributes:
-        episode: the trouble that is going on, by its first instant (UTC).
-        clearing: its all-clear was asked for.
+        episode: the present trouble, identified by when it began (UTC); ``None`` while all is well.
+        clearing: whether its all-clear was requested.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -64,14 +63,13 @@ class Cursor(BaseModel):
 
 
 def freshness_sensor(system: BackupSystem, names: DatabaseNames) -> dg.SensorDefinition:
-    """One alert a day while something is wrong, one all-clear when it is over, and green for each day's backup.
+    """Request one alert a day while something is wrong, one all-clear when it is over, and green for each day's backup.
 
-    A run key alone would not do: Dagster remembers it whatever became of the run, so an alert that failed to
-    launch would never be asked for again. So each key carries the number of the attempt, and the next attempt
-    is made when the one before has failed.
+    Dagster remembers a run key even if the run failed to launch, so one key per alert would never be requested again.
+    Each key therefore carries the number of the attempt; the next attempt follows when the last one has failed.
 
     Args:
-        system: the database that is watched; of its jobs alone failed runs are told of.
+        system: of the database to monitor; failed runs of its jobs alone count.
         names: of its definitions.
     """
 
@@ -88,8 +86,8 @@ def freshness_sensor(system: BackupSystem, names: DatabaseNames) -> dg.SensorDef
         cursor = _cursor(context.cursor)
         if not state.told and state.restores and state.restores.at_work:
             # This restore may fix the trouble. Until it ends, do not report that all is well.
-            return dg.SkipReason(f"waiting for its end: {state.restores.at_work}")
-        # Dagster's runs are all of the instance's.
+            return dg.SkipReason(f"waiting for a restore to end: {state.restores.at_work}")
+        # The runs of all databases are in one instance, so the database is part of the key.
         whose = database_tags(system.settings)[DATABASE_TAG]
         if not state.told and cursor.episode is None:
             key = f"{whose}/{_well(state, system)}"
@@ -97,7 +95,7 @@ def freshness_sensor(system: BackupSystem, names: DatabaseNames) -> dg.SensorDef
             return request or dg.SkipReason(state.found.text if state.found else "all is well")
         if state.told:
             episode, clearing = cursor.episode, cursor.clearing
-            # Trouble that returns when people believe, or are just being told, that all is well is a new episode.
+            # Trouble that returns after the all-clear was sent is a new episode.
             if episode is None or (clearing and _told(context.instance, f"{whose}/{episode}/all-clear")):
                 episode, clearing = now.isoformat(), False
             day = now.astimezone(system.timezone).date().isoformat()
@@ -108,9 +106,9 @@ def freshness_sensor(system: BackupSystem, names: DatabaseNames) -> dg.SensorDef
             assert cursor.episode is not None
             config = AlertConfig(all_clear=True, episode=cursor.episode)
             request, reason = _request(context.instance, names, f"{whose}/{cursor.episode}/all-clear", config)
-            # The episode is over once the all-clear is out, or cannot be brought out.
-            going_on = request is not None or reason == _WAITING
-            kept = Cursor(episode=cursor.episode, clearing=True) if going_on else Cursor()
+            # The episode ends when the all-clear is sent, or when all attempts to send it failed.
+            pending = request is not None or reason == _WAITING
+            kept = Cursor(episode=cursor.episode, clearing=True) if pending else Cursor()
         return dg.SensorResult(
             run_requests=[request] if request else [],
             skip_reason=None if request else names.in_words(f"{state.trouble or 'all is well again'} ({reason})"),
@@ -121,7 +119,7 @@ def freshness_sensor(system: BackupSystem, names: DatabaseNames) -> dg.SensorDef
 
 
 def _well(state: Condition, system: BackupSystem) -> str:
-    """What is shown green once: each day's newest backup, and again when it is verified."""
+    """The key of what is shown in green once: each day's newest backup, and again when it is verified."""
     found = state.found
     if found is None or found.newest is None:
         return "well"
@@ -132,14 +130,14 @@ def _well(state: Condition, system: BackupSystem) -> str:
 def _request(
     instance: dg.DagsterInstance, names: DatabaseNames, key: str, config: AlertConfig
 ) -> tuple[dg.RunRequest | None, str]:
-    """A run for the alert ``key``, unless one succeeded, is under way, or too many failed; and why not."""
+    """A run for the alert ``key``; or none and why: one succeeded, one is under way, or too many failed."""
     runs = instance.get_runs(dg.RunsFilter(tags={ALERT_TAG: key}))
     if _succeeded(runs):
-        return None, "people were told"
+        return None, "the alert run succeeded"
     if any(run.status in _GOING for run in runs):
         return None, _WAITING
     if len(runs) >= MAX_RUNS:
-        return None, f"{len(runs)} runs failed to tell people"
+        return None, f"{len(runs)} alert runs failed"
     request = dg.RunRequest(
         run_key=f"{key}/{len(runs) + 1}",
         run_config=dg.RunConfig(ops={names.asset_op(FRESHNESS_ALERT): config}),
@@ -160,5 +158,5 @@ def _cursor(text: str | None) -> Cursor:
     try:
         return Cursor.model_validate_json(text) if text else Cursor()
     except ValidationError:
-        # A user edited it in the UI, or an older version wrote it: start again rather than fail every tick.
+        # A user edited it in the UI, or an older version wrote it: start empty rather than fail every tick.
         return Cursor()

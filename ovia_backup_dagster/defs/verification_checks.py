@@ -1,4 +1,4 @@
-"""Verification's checks as Dagster asset checks: their specs, and a judgement as their results."""
+"""The checks of verification as Dagster asset checks: their specs, and the results of a judgement."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from ovia_backup_dagster.core.human_text import shortened
 from ovia_backup_dagster.core.verdict import Judgement
 from ovia_backup_dagster.defs import metadata
 
-#: Before what a check found that passed all the same.
+#: Before the findings of a check that passed.
 ODD = "Odd, and worth a look: "
-#: Each is made only where those before it found nothing; all others are made together, after these.
+#: Each of these is made only if those before it found nothing; all other checks are made together after them.
 _ONE_BY_ONE = (Check.MATCHES_MANIFEST, Check.DECODES)
 _TOGETHER = tuple(check for check in Check.at(Stage.VERIFICATION) if check not in _ONE_BY_ONE)
 _ROUNDS = (*((check,) for check in _ONE_BY_ONE), _TOGETHER)
 
 
 def check_specs(asset: dg.AssetKey) -> list[dg.AssetCheckSpec]:
-    """A spec for each check. Bad blocks what is downstream; odd warns and lets it go on."""
+    """A spec for each check. A bad finding blocks downstream assets; an odd one only warns."""
     return [
         dg.AssetCheckSpec(
             check.value,
@@ -33,9 +33,9 @@ def check_specs(asset: dg.AssetKey) -> list[dg.AssetCheckSpec]:
 
 
 def check_results(judgement: Judgement, backup: str) -> Iterator[dg.AssetCheckResult]:
-    """A result for each check. What is odd passes, with a note: Dagster shows a warning as failed.
+    """A result for each check. An odd finding passes, with a note, because Dagster shows a warning as failed.
 
-    A check that could not be made has not passed, and says why: left out, it would count as failed without a word.
+    A check that was not made does not pass, and says why; without a result Dagster would show no reason.
     """
     unmade = ""
     for checks in _ROUNDS:
@@ -45,7 +45,7 @@ def check_results(judgement: Judgement, backup: str) -> Iterator[dg.AssetCheckRe
                     check_name=check.value,
                     passed=False,
                     severity=dg.AssetCheckSeverity.WARN,
-                    description=f"not looked at, because {unmade}",
+                    description=f"not checked, because {unmade}",
                     metadata={"backup": backup},
                 )
             continue

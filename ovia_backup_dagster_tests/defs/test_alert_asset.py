@@ -58,7 +58,7 @@ def shown(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
 # ---------------------------------------------------------------- what is said
 
 
-def test_nothing_is_wrong_and_nobody_is_told(bare: NewLocation, people: Receiver) -> None:
+def test_no_message_is_sent_while_all_is_well(bare: NewLocation, people: Receiver) -> None:
     location: Location = bare(BACKUP_NOTIFY_URLS=people.url)
     path = old_dump(location.catalog, timedelta(hours=25))
     result = alert(location)
@@ -74,7 +74,7 @@ def test_nothing_is_wrong_and_nobody_is_told(bare: NewLocation, people: Receiver
     }
 
 
-def test_a_stale_backup(bare: NewLocation, people: Receiver) -> None:
+def test_a_stale_backup_is_alerted(bare: NewLocation, people: Receiver) -> None:
     location: Location = bare(BACKUP_NOTIFY_URLS=people.url)
     path = old_dump(location.catalog, timedelta(hours=29, minutes=20, seconds=30))
     result = alert(location)
@@ -98,7 +98,7 @@ def test_a_stale_backup(bare: NewLocation, people: Receiver) -> None:
     assert found["age_hours"] == pytest.approx(29.34, abs=0.02)
 
 
-def test_no_backup_at_all(bare: NewLocation, people: Receiver) -> None:
+def test_a_missing_backup_is_alerted(bare: NewLocation, people: Receiver) -> None:
     location: Location = bare(BACKUP_NOTIFY_URLS=people.url)
     found = shown(alert(location))
     assert people.titles == ["[sample] there is no backup"]
@@ -107,7 +107,7 @@ def test_no_backup_at_all(bare: NewLocation, people: Receiver) -> None:
     assert "age_hours" not in found
 
 
-def test_a_backup_from_the_future(bare: NewLocation, people: Receiver) -> None:
+def test_a_backup_from_the_future_is_alerted(bare: NewLocation, people: Receiver) -> None:
     location: Location = bare(BACKUP_NOTIFY_URLS=people.url)
     path = old_dump(location.catalog, timedelta(hours=-3))
     found = shown(alert(location))
@@ -117,7 +117,7 @@ def test_a_backup_from_the_future(bare: NewLocation, people: Receiver) -> None:
     assert found["level"] == "dated in the future"
 
 
-def test_a_clock_that_is_a_little_off_is_no_future(bare: NewLocation, people: Receiver) -> None:
+def test_a_small_clock_difference_is_tolerated(bare: NewLocation, people: Receiver) -> None:
     location: Location = bare(BACKUP_NOTIFY_URLS=people.url)
     old_dump(location.catalog, timedelta(minutes=-4))
     assert alert(location).success
@@ -180,7 +180,7 @@ def test_the_all_clear_names_the_file_as_it_is(bare: NewLocation, people: Receiv
     assert path.name in people.messages[0]["message"]
 
 
-def test_an_all_clear_that_comes_too_late_says_what_is_wrong(bare: NewLocation, people: Receiver) -> None:
+def test_a_late_all_clear_reports_the_new_trouble(bare: NewLocation, people: Receiver) -> None:
     location: Location = bare(BACKUP_NOTIFY_URLS=people.url)
     assert alert(location, all_clear=True).success
     assert people.titles == ["[sample] there is no backup"]
@@ -214,7 +214,7 @@ def said(result: dg.ExecuteInProcessResult) -> dict[str, str]:
     return {check.check_name: check.description or "" for check in result.get_asset_check_evaluations()}
 
 
-def test_all_is_green_when_all_is_well(bare: NewLocation, people: Receiver) -> None:
+def test_all_checks_pass_when_all_is_well(bare: NewLocation, people: Receiver) -> None:
     location: Location = bare(BACKUP_NOTIFY_URLS=people.url)
     path = old_dump(location.catalog, timedelta(hours=25))
     result = alert(location)
@@ -234,7 +234,7 @@ def test_all_is_green_when_all_is_well(bare: NewLocation, people: Receiver) -> N
     assert len(people.messages) == 1
 
 
-def test_what_people_are_told_is_red(bare: NewLocation, volume: Path) -> None:
+def test_what_is_alerted_fails_its_check(bare: NewLocation, volume: Path) -> None:
     """Each trouble, alone, in the check that asks for it."""
     location: Location = bare()
     # Where there is none, there is none to verify, either.
@@ -283,7 +283,7 @@ def test_what_people_are_told_is_red(bare: NewLocation, volume: Path) -> None:
     }
 
 
-def test_a_failed_run_is_red_beside_the_backup_that_it_leaves_stale(bare: NewLocation) -> None:
+def test_a_failed_run_and_a_stale_backup_fail_two_checks(bare: NewLocation) -> None:
     """The message names it, though the backup's age is what people are told of."""
     location: Location = bare()
     old_dump(location.catalog, timedelta(days=3))
@@ -299,7 +299,7 @@ def test_a_failed_run_is_red_beside_the_backup_that_it_leaves_stale(bare: NewLoc
 # ---------------------------------------------------------------- the last failed run
 
 
-def test_the_whole_story(
+def test_an_alert_explains_the_failed_run(
     database: Connection, volume: Path, bin_dir: Path, instance: dg.DagsterInstance, people: Receiver
 ) -> None:
     """The last good backup is two days old, then a dump was bad, then the server was gone."""
@@ -352,7 +352,7 @@ def test_without_a_public_url_there_is_no_link(new_location: NewLocation, people
     assert "http" not in text
 
 
-def test_a_run_that_succeeded_since_ends_the_story(new_location: NewLocation, people: Receiver) -> None:
+def test_a_later_success_hides_the_failed_run(new_location: NewLocation, people: Receiver) -> None:
     broken: Location = new_location(POSTGRES_USER="nobody_of_that_name")
     assert not broken.run().success
     location: Location = new_location(BACKUP_NOTIFY_URLS=people.url)
@@ -366,7 +366,7 @@ def test_a_run_that_succeeded_since_ends_the_story(new_location: NewLocation, pe
     assert "ailed" not in people.messages[0]["message"]
 
 
-def test_a_bad_dump_is_why_a_run_failed(new_location: NewLocation, people: Receiver) -> None:
+def test_a_bad_dump_is_the_reason_of_a_failed_run(new_location: NewLocation, people: Receiver) -> None:
     location: Location = new_location(BACKUP_NOTIFY_URLS=people.url)
     location.after_dump = lambda backup: flip_byte(backup.path)
     assert not location.run().success
@@ -377,7 +377,7 @@ def test_a_bad_dump_is_why_a_run_failed(new_location: NewLocation, people: Recei
     assert people.titles == [f"[{location.settings.postgres_db}] there is no backup"]
 
 
-def test_a_defect_of_ours_is_named_as_the_reason(new_location: NewLocation, people: Receiver) -> None:
+def test_an_unforeseen_error_is_named_as_the_reason(new_location: NewLocation, people: Receiver) -> None:
     location: Location = new_location(BACKUP_NOTIFY_URLS=people.url)
 
     def defect() -> None:
@@ -389,7 +389,7 @@ def test_a_defect_of_ours_is_named_as_the_reason(new_location: NewLocation, peop
     assert "something nobody thought of" in people.messages[0]["message"]
 
 
-def test_a_run_that_died_without_a_word(bare: NewLocation, people: Receiver) -> None:
+def test_a_killed_run_is_explained_by_run_monitoring(bare: NewLocation, people: Receiver) -> None:
     """Run monitoring ends it, with words of its own."""
     location: Location = bare(BACKUP_NOTIFY_URLS=people.url)
     job = location.job()
@@ -403,7 +403,7 @@ def test_a_run_that_died_without_a_word(bare: NewLocation, people: Receiver) -> 
     assert "killed by the kernel" in text
 
 
-def test_a_cancelled_run(bare: NewLocation, people: Receiver) -> None:
+def test_a_cancelled_run_explains_a_stale_backup(bare: NewLocation, people: Receiver) -> None:
     location: Location = bare(BACKUP_NOTIFY_URLS=people.url)
     run = location.instance.create_run_for_job(
         job_def=location.job(), tags=run_tags(location.settings), status=dg.DagsterRunStatus.CANCELING
@@ -430,14 +430,14 @@ def test_another_databases_runs_are_not_ours(
 # ---------------------------------------------------------------- delivery
 
 
-def test_nobody_is_configured(bare: NewLocation) -> None:
+def test_without_channels_the_alert_says_so(bare: NewLocation) -> None:
     result = alert(bare())
     assert result.success
     assert shown(result)["told"] == "no one: BACKUP_NOTIFY_URLS is empty"
     assert "not_told" not in shown(result)
 
 
-def test_a_receiver_that_comes_back_between_tries(bare: NewLocation, people: Receiver) -> None:
+def test_an_alert_is_retried_until_a_channel_answers(bare: NewLocation, people: Receiver) -> None:
     location: Location = bare(BACKUP_NOTIFY_URLS=people.url)
     people.refusals = 2
     result = alert(location)
@@ -446,7 +446,7 @@ def test_a_receiver_that_comes_back_between_tries(bare: NewLocation, people: Rec
     assert retries(result) == 2
 
 
-def test_a_receiver_that_stays_away(bare: NewLocation, people: Receiver) -> None:
+def test_an_alert_that_no_channel_takes_fails(bare: NewLocation, people: Receiver) -> None:
     location: Location = bare(BACKUP_NOTIFY_URLS=people.url)
     people.refusals = -1
     result = alert(location)
@@ -460,7 +460,7 @@ def test_a_receiver_that_stays_away(bare: NewLocation, people: Receiver) -> None
     assert materialized(result) == {}
 
 
-def test_nobody_listens(bare: NewLocation) -> None:
+def test_a_channel_that_refuses_connections_fails(bare: NewLocation) -> None:
     location: Location = bare(BACKUP_NOTIFY_URLS=f"json://127.0.0.1:{free_port()}/")
     result = alert(location)
     assert failed_steps(result) == [ALERT]
@@ -491,7 +491,7 @@ def test_one_of_two_channels_fails(bare: NewLocation, people: Receiver) -> None:
     # Who was told is not told again.
     assert other.asked == 1
     assert (shown(result)["told"], shown(result)["not_told"]) == ("2 (json)", "1 (json)")
-    assert "not everybody was told: 1 (json)" in location.logs(result.run_id)
+    assert "some channels did not take the message: 1 (json)" in location.logs(result.run_id)
 
 
 @pytest.mark.parametrize("refused", [False, True])

@@ -80,7 +80,7 @@ def daily(location: Location) -> Backup:
 # ---------------------------------------------------------------- a good day
 
 
-def test_a_good_day(location: Location) -> None:
+def test_a_good_day_materializes_all_four_assets(location: Location) -> None:
     result = location.run()
     assert result.success
     shown = materialized(result)
@@ -182,7 +182,7 @@ def failure_text(result: dg.ExecuteInProcessResult) -> str:
     return "; ".join(str(e.step_failure_data.error) for e in result.all_events if e.is_step_failure)
 
 
-def test_what_a_dump_leaves_out_is_logged_and_odd(new_location: NewLocation, bin_dir: Path, tmp_path: Path) -> None:
+def test_missing_roles_are_logged_and_odd(new_location: NewLocation, bin_dir: Path, tmp_path: Path) -> None:
     some = tmp_path / "bin"
     some.mkdir()
     for program in ("pg_dump", "pg_restore"):
@@ -204,7 +204,7 @@ def test_what_a_dump_leaves_out_is_logged_and_odd(new_location: NewLocation, bin
 # ---------------------------------------------------------------- this run's dump, and no other
 
 
-def test_a_newer_dump_in_between_is_not_taken_for_ours(location: Location) -> None:
+def test_a_run_ignores_a_newer_dump_of_another_process(location: Location) -> None:
     newer: list[Backup] = []
     location.after_dump = lambda _: newer.append(support.Location.dump(plain(location)))
     result = location.run()
@@ -244,7 +244,7 @@ def test_a_newer_file_that_is_being_written_is_left_alone(location: Location) ->
     assert not strangers[0].with_name(f"{strangers[0].name}{VERIFIED}").exists()
 
 
-def test_a_dump_that_vanished_is_missed_and_no_other_taken(location: Location, volume: Path) -> None:
+def test_a_vanished_dump_is_not_replaced_by_another(location: Location, volume: Path) -> None:
     assert location.run().success
     before = files_of(volume)
     location.after_dump = lambda backup: vanish(location, backup)
@@ -298,7 +298,7 @@ def test_verification_of_a_backup_that_is_not_there(location: Location, wanted: 
 
 
 @pytest.mark.parametrize("asset", ["dump_verification", "weekly_promotion"])
-def test_alone_without_any_backup(location: Location, asset: str) -> None:
+def test_each_asset_alone_fails_without_any_backup(location: Location, asset: str) -> None:
     location.catalog.prepare()
     result = location.materialize(asset)
     assert not result.success
@@ -314,7 +314,7 @@ def test_verification_alone_of_what_may_still_be_written(location: Location) -> 
     assert not result.get_asset_check_evaluations()
 
 
-def test_promotion_alone_refuses_nothing_and_promotes_nothing_unproven(location: Location) -> None:
+def test_promotion_alone_skips_an_unverified_dump(location: Location) -> None:
     backup = location.dump()
     result = location.materialize("weekly_promotion")
     assert result.success
@@ -356,7 +356,7 @@ def test_promotion_to_every_tier_that_is_on(new_location: NewLocation, volume: P
         assert files_of(volume / "monthly") | files_of(volume / "yearly") == before
 
 
-def test_pruning_alone_refuses_behind_an_unproven_newest(new_location: NewLocation, volume: Path) -> None:
+def test_pruning_alone_refuses_if_the_newest_is_unverified(new_location: NewLocation, volume: Path) -> None:
     location: Location = new_location(BACKUP_DAILY_KEEP="1")
     for age in (4, 3, 2):
         location.verify(backdate(location.catalog, location.dump(), timedelta(days=age)))
@@ -377,7 +377,7 @@ def test_pruning_alone_refuses_behind_an_unproven_newest(new_location: NewLocati
     assert [b.path for b in location.catalog.backups()] == [newest.path]
 
 
-def test_pruning_alone_refuses_behind_a_bad_newest(new_location: NewLocation, volume: Path) -> None:
+def test_pruning_alone_refuses_if_the_newest_is_bad(new_location: NewLocation, volume: Path) -> None:
     location: Location = new_location(BACKUP_DAILY_KEEP="1")
     for age in (4, 3):
         location.verify(backdate(location.catalog, location.dump(), timedelta(days=age)))
@@ -436,7 +436,7 @@ def test_a_damaged_dump_blocks_and_the_next_day_unblocks_itself(new_location: Ne
     check, *others = result.get_asset_check_evaluations()
     bad = location.catalog.backups(Tier.DAILY)[0]
     assert check.metadata["backup"].value == bad.path.name
-    assert {other.description for other in others} == {f"not looked at, because {check.description}"}
+    assert {other.description for other in others} == {f"not checked, because {check.description}"}
     assert "was altered: its SHA-256 is" in (check.description or "")
     assert failure(result).startswith(f"{bad} is bad: {bad} was altered")
     assert "\n" not in failure(result)
@@ -481,9 +481,7 @@ def test_an_expected_table_that_is_gone_blocks(location: Location, database: Con
     assert not any(b.sidecar(HELD).exists() for b in location.catalog.backups())
 
 
-def test_an_expected_table_without_rows_blocks_where_rows_are_required(
-    new_location: NewLocation, database: Connection
-) -> None:
+def test_an_empty_expected_table_blocks_if_rows_are_required(new_location: NewLocation, database: Connection) -> None:
     execute(database, "TRUNCATE person_identity_links")
     strict: Location = new_location()
     assert checks(strict.run())["expected_tables_hold_rows"] == (False, ERROR)
@@ -491,7 +489,7 @@ def test_an_expected_table_without_rows_blocks_where_rows_are_required(
     assert easy.run().success
 
 
-def test_a_dump_of_another_source_waits_for_a_word(new_location: NewLocation, database: Connection) -> None:
+def test_a_dump_of_another_source_must_be_accepted(new_location: NewLocation, database: Connection) -> None:
     location: Location = new_location(BACKUP_EXPECTED_TABLES="")
     assert location.run().success
     execute(database, DROP_ALL_TABLES)
@@ -626,7 +624,7 @@ def test_a_server_that_comes_back_between_tries(
         assert len(location.catalog.backups(Tier.DAILY)) == 1
 
 
-def test_a_lock_that_is_let_go_between_tries(location: Location) -> None:
+def test_a_lock_that_is_released_between_tries(location: Location) -> None:
     location.catalog.prepare()
     with contextlib.ExitStack() as stack:
         stack.enter_context(location.catalog.lock("a test of the lock", now()))
@@ -656,7 +654,7 @@ def test_a_lock_that_is_let_go_between_tries(location: Location) -> None:
         ({"POSTGRES_PASSWORD_FILE": "/nonexistent/file"}, "POSTGRES_PASSWORD_FILE=/nonexistent/file cannot be read"),
     ],
 )
-def test_what_time_does_not_heal_fails_at_once(
+def test_a_permanent_error_fails_at_once(
     new_location: NewLocation, volume: Path, change: dict[str, str], words: str
 ) -> None:
     location: Location = new_location(**change)
@@ -842,7 +840,7 @@ def test_re_execution_of_a_re_execution_still_knows_the_dump(lasting: Location) 
     assert manifest.run_id == dumped.run_id
 
 
-def test_a_launched_run_misses_its_dump(lasting: Location) -> None:
+def test_a_launched_run_fails_if_its_dump_is_gone(lasting: Location) -> None:
     """As a launcher runs it: with no asset selection, where a run in process has an empty one."""
     assert lasting.run().success
     lasting.after_dump = lambda backup: vanish(lasting, backup)
@@ -851,7 +849,7 @@ def test_a_launched_run_misses_its_dump(lasting: Location) -> None:
     assert failure(result).startswith("the dump of this run is gone: ")
 
 
-def test_a_whole_run_repeated_takes_its_own_dump_only(lasting: Location) -> None:
+def test_a_repeated_whole_run_uses_only_its_own_dump(lasting: Location) -> None:
     """It dumps anew: when that dump vanishes, the parent's does not stand in for it."""
     lasting.after_dump = lambda backup: flip_byte(backup.path)
     first = execute_again(lasting)

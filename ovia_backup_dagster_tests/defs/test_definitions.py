@@ -275,7 +275,7 @@ def test_jobs() -> None:
     assert found == JOBS
 
 
-def test_what_is_materialized_by_hand_runs_in_process_too() -> None:
+def test_manual_materialization_runs_in_process() -> None:
     """In the location that is ours alone."""
     assert defs.resolve_implicit_global_asset_job_def().executor_def is dg.in_process_executor
 
@@ -306,14 +306,14 @@ def test_sensor() -> None:
     assert sensor.description
 
 
-def test_nothing_is_put_into_definitions_that_others_share() -> None:
+def test_merged_definitions_get_nothing_global() -> None:
     """Neither resources nor an executor: another's must stay as they are."""
     built = build_defs(load(HOST))
     assert not built.resources
     assert built.executor is None
 
 
-def test_no_secret_stands_in_the_definitions() -> None:
+def test_no_secret_is_in_the_definitions() -> None:
     secrets = {
         "POSTGRES_PASSWORD": "the-p4ssword",
         "RESTORE_POSTGRES_PASSWORD": "the-0ther-p4ssword",
@@ -437,9 +437,7 @@ def test_every_allowed_age_loads(hours: str) -> None:
     dg.Definitions.validate_loadable(build_defs(load({**HOST, "BACKUP_MAX_AGE_HOURS": hours})))
 
 
-def test_without_any_environment_it_loads_and_everything_refuses(
-    volume: Path, instance: dg.DagsterInstance, tmp_path: Path
-) -> None:
+def test_without_environment_all_loads_and_refuses(volume: Path, instance: dg.DagsterInstance, tmp_path: Path) -> None:
     for settings in ({}, {"BACKUP_DIR": str(volume)}, {"POSTGRES_HOST": "", "BACKUP_DIR": str(volume)}):
         location = Location(load(settings), instance)
         dg.Definitions.validate_loadable(location.defs)

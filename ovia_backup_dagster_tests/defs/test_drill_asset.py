@@ -181,7 +181,7 @@ def test_the_numbers_are_plotted(drilled: Drilled) -> None:
     assert found.copy_bytes > 5_000_000
 
 
-def test_what_matters_is_said_first_in_words(drilled: Drilled) -> None:
+def test_the_summary_comes_first(drilled: Drilled) -> None:
     (event,) = drilled.result.get_asset_materialization_events()
     name, summary = next(iter(event.step_materialization_data.materialization.metadata.items()))
     assert name == "summary"
@@ -247,7 +247,7 @@ def test_a_daily_backup_by_its_name(drilled: Drilled) -> None:
     assert drilled.location.catalog.refresh(drilled.older).drilled
 
 
-def test_an_archive_is_trusted_only_where_that_is_said(drilled: Drilled) -> None:
+def test_an_archive_is_trusted_only_if_the_launchpad_says_so(drilled: Drilled) -> None:
     chosen: list[bool] = []
 
     def refuse(_: Driller, __: object, choice: Choice, **___: object) -> None:
@@ -260,7 +260,7 @@ def test_an_archive_is_trusted_only_where_that_is_said(drilled: Drilled) -> None
     assert chosen == [False, True]
 
 
-def test_a_weekly_backup_into_a_database_that_is_kept_until_the_next_drill(drilled: Drilled) -> None:
+def test_a_kept_scratch_database_lasts_until_the_next_drill(drilled: Drilled) -> None:
     name = f"{drilled.settings['POSTGRES_DB']}_restore_test"
 
     def databases() -> set[object]:
@@ -291,7 +291,7 @@ def test_a_weekly_backup_into_a_database_that_is_kept_until_the_next_drill(drill
 
 
 @pytest.mark.parametrize("name", ["no such backup", "../daily", "/etc/passwd", "{outside}", "{database}_daily_2026"])
-def test_what_is_no_backup_on_the_volume_is_refused(drilled: Drilled, tmp_path: Path, name: str) -> None:
+def test_a_drill_refuses_files_outside_the_volume(drilled: Drilled, tmp_path: Path, name: str) -> None:
     """Whoever reaches the UI must not have any file of the host read."""
     outside = tmp_path / drilled.newest.path.name
     outside.write_bytes(drilled.newest.path.read_bytes())
@@ -311,14 +311,14 @@ def test_what_is_no_backup_on_the_volume_is_refused(drilled: Drilled, tmp_path: 
         assert drilled.location.system.driller.find(wanted).path == outside
 
 
-def test_there_is_nothing_to_drill(bare: NewLocation) -> None:
+def test_a_drill_without_any_backup_fails(bare: NewLocation) -> None:
     location: Location = bare()
     assert failure(location.run(DRILL_JOB)).startswith("there is no backup to restore: none is verified or could be.")
     assert evidence(location) == []
 
 
 @pytest.mark.parametrize("config", [{"where": "production"}, {"jobs": 65}, {"jobs": -1}, {"jobs": "two"}])
-def test_the_launchpad_refuses_what_is_no_choice(drilled: Drilled, config: dict[str, object]) -> None:
+def test_the_launchpad_refuses_invalid_choices(drilled: Drilled, config: dict[str, object]) -> None:
     count = len(evidence(drilled.location))
     with contextlib.suppress(dg.DagsterInvalidConfigError):
         assert not launch(drilled.location, **config).success
@@ -369,7 +369,7 @@ def test_a_failed_check_fails_the_run_in_one_line(new_location: NewLocation, vol
     assert "what it said" not in "".join(path.read_text() for path in (volume / "drills").glob("*.*"))
 
 
-def test_an_altered_archive_is_not_even_restored(new_location: NewLocation, people: Receiver) -> None:
+def test_an_altered_archive_is_not_restored(new_location: NewLocation, people: Receiver) -> None:
     """And what was not reached is not called passed; a bad backup and a failed drill are told in one message."""
     location: Location = new_location(BACKUP_NOTIFY_URLS=people.url)
     backup = location.dump()
@@ -384,7 +384,7 @@ def test_an_altered_archive_is_not_even_restored(new_location: NewLocation, peop
     verdicts, told = checks(result), descriptions(result)
     assert verdicts.pop(Check.UNALTERED) == (False, ERROR)
     assert set(verdicts.values()) == {(False, WARN)}
-    assert {told[name] for name in verdicts} == {"not looked at, because the drill did not get that far"}
+    assert {told[name] for name in verdicts} == {"not checked, because the drill did not get that far"}
     assert materialized(result) == {}
     assert location.run("freshness_alert_job").success
     (message,) = people.messages
@@ -398,7 +398,7 @@ def test_an_altered_archive_is_not_even_restored(new_location: NewLocation, peop
 # ---------------------------------------------------------------- who is told
 
 
-def test_a_failed_drill_is_told_until_one_passes(
+def test_a_failed_drill_is_alerted_until_one_passes(
     new_location: NewLocation, people: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     location: Location = new_location(BACKUP_NOTIFY_URLS=people.url)
@@ -446,7 +446,7 @@ def daemon(bare: NewLocation, people: Receiver, monkeypatch: pytest.MonkeyPatch)
     return daemon
 
 
-def test_another_kind_of_trouble_is_told_at_once(daemon: Daemon, people: Receiver) -> None:
+def test_another_kind_of_trouble_is_alerted_at_once(daemon: Daemon, people: Receiver) -> None:
     """Who was told this morning that a backup is late does not know that a drill failed."""
     catalog = daemon.location.catalog
     (fresh,) = catalog.backups()
@@ -489,7 +489,7 @@ def test_a_drill_is_due_every_35_days(daemon: Daemon, people: Receiver) -> None:
     assert daemon.tick() is None
 
 
-def test_a_drill_that_failed_does_not_put_off_the_next_one(daemon: Daemon, people: Receiver) -> None:
+def test_an_overdue_drill_that_failed_is_told_as_failed(daemon: Daemon, people: Receiver) -> None:
     """Once it is overdue and failed, it is the failure that is told: it says why."""
     drill_evidence(daemon.location.catalog, NOON - 40 * DAY)
     drill_evidence(daemon.location.catalog, NOON - 2 * DAY, passed=False)
@@ -506,7 +506,7 @@ def test_the_limit_is_the_settings(bare: NewLocation, people: Receiver, monkeypa
         assert bool(daemon.tick()) is asked
 
 
-def test_nobody_is_bothered_in_the_first_35_days(daemon: Daemon, people: Receiver) -> None:
+def test_no_drill_is_overdue_in_the_first_35_days(daemon: Daemon, people: Receiver) -> None:
     drills = daemon.location.system.drills
     assert drills.since() is None
     assert daemon.tick() is None  # the old script's volume: nobody knows yet
@@ -522,7 +522,7 @@ def test_nobody_is_bothered_in_the_first_35_days(daemon: Daemon, people: Receive
     ("text", "asked"),
     [("2026-05-01T00:00:00+00:00\n", True), ("2026-05-01", True), ("", False), ("garbage", False), ("\udcff", False)],
 )
-def test_a_beginning_that_somebody_edited(daemon: Daemon, text: str, asked: bool) -> None:
+def test_an_edited_start_of_the_drills_is_survived(daemon: Daemon, text: str, asked: bool) -> None:
     drills = daemon.location.system.drills
     drills.prepare(NOON)
     (since,) = drills.path.glob(".since*")
@@ -530,7 +530,7 @@ def test_a_beginning_that_somebody_edited(daemon: Daemon, text: str, asked: bool
     assert bool(daemon.tick()) is asked
 
 
-def test_another_databases_drills_are_not_ours(
+def test_drills_of_another_database_do_not_count(
     bare: NewLocation, daemon: Daemon, people: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has been on this volume for long, and none of its drills passes; ours is backed up for the first time."""
@@ -550,7 +550,7 @@ def test_drills_that_cannot_be_read(daemon: Daemon, people: Receiver, volume: Pa
     assert f"What: cannot list {volume}/drills: " in people.messages[0]["message"]
 
 
-def test_evidence_that_nobody_can_understand_is_left_out(daemon: Daemon) -> None:
+def test_unreadable_evidence_is_left_out(daemon: Daemon) -> None:
     good = drill_evidence(daemon.location.catalog, NOON - DAY)
     for name, text in (
         ("2027", ""),
@@ -693,7 +693,7 @@ def test_no_password_is_recorded_anywhere(
         assert [path for path, content in contents.items() if word.encode() in content] == []
 
 
-def test_only_what_reads_archives_forgets_secrets(location: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_processes_that_read_archives_drop_secrets(location: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     """The code server hands its environment on to its runs: looking at the backups takes nothing from it."""
     monkeypatch.setenv("POSTGRES_PASSWORD", "s3cret")
     backup = location.dump()

@@ -36,7 +36,7 @@ BEGINS = "launch restore_job with "
     ],
     ids=lambda value: value.command() if isinstance(value, Wishes) else "",
 )
-def test_what_is_wished_by_options_can_be_typed_into_the_launchpad(wishes: Wishes, config: RestoreConfig) -> None:
+def test_commands_become_fields_of_the_launchpad(wishes: Wishes, config: RestoreConfig) -> None:
     text = in_the_ui(f"make room; or: {wishes.command()}; or not")
     assert text.startswith(f"make room; or: {BEGINS}")
     assert text.endswith("; or not")
@@ -73,7 +73,7 @@ def vars_of(wishes: Wishes) -> dict[str, object]:
         ("ovia-backup restore --abort --yes-destroy ovia", "launch restore_job with action: abort"),
         ("ovia-backup restore --history", "see the runs of restore_job"),
         ("ovia-backup restore --help", "see the fields in the Launchpad of restore_job"),
-        ("choose another (ovia-backup list); or", "choose another (the page of retention_pruning has them all); or"),
+        ("choose another (ovia-backup list); or", "choose another (the page of retention_pruning lists them all); or"),
         (
             "ovia-backup accept weekly/x.dump; else",
             "materialize dump_verification with accept: true, backup: weekly/x.dump; else",
@@ -84,7 +84,7 @@ def vars_of(wishes: Wishes) -> dict[str, object]:
         ("the same with --without-services", "the same with without_services: true"),
     ],
 )
-def test_what_stands_in_a_sentence(text: str, shown: str) -> None:
+def test_options_in_a_sentence_become_fields(text: str, shown: str) -> None:
     assert in_the_ui(text) == shown
     # What is put so is not put so twice.
     assert in_the_ui(shown) == shown
@@ -100,7 +100,7 @@ def test_what_stands_in_a_sentence(text: str, shown: str) -> None:
         "database ovia_restore_20261129 and role ovia_backup",
     ],
 )
-def test_what_only_a_terminal_can_do_stays(text: str) -> None:
+def test_commands_without_an_equivalent_stay(text: str) -> None:
     assert in_the_ui(text) == text
 
 

@@ -71,7 +71,7 @@ def put(
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_who_waits_for_an_answer_goes_first(file: str) -> None:
+def test_runs_that_a_person_waits_for_go_first(file: str) -> None:
     with dagster(file) as (instance, workspace):
         for job in (DRILL_JOB, DAILY_JOB, DOCTOR_JOB, RESTORE_JOB, ALERT_JOB):
             put(instance, job)
@@ -92,7 +92,7 @@ def test_dumps_and_drills_leave_slots_free(file: str) -> None:
         assert launched(instance, workspace) == [ALERT_JOB, RESTORE_JOB, DOCTOR_JOB]
 
 
-def test_a_restore_takes_as_long_as_it_takes() -> None:
+def test_a_restore_has_no_time_limit() -> None:
     """Ended half-way it would have to be put back; and it is not begun by a schedule, but by a person who waits."""
     with dagster("deploy/dagster.yaml", run_monitoring={"max_runtime_seconds": 5}) as (instance, workspace):
         ages = {RESTORE_JOB: timedelta(days=3), DRILL_JOB: timedelta(hours=6), DAILY_JOB: timedelta(seconds=10)}
@@ -125,7 +125,7 @@ def status(instance: dg.DagsterInstance, run_id: str) -> DagsterRunStatus:
 
 
 @pytest.mark.parametrize(("hours", "seconds"), [("6", "22500"), ("0.5", "2700"), ("48", "173700")])
-def test_a_drill_has_a_limit_of_its_own(hours: str, seconds: str) -> None:
+def test_a_drill_has_a_separate_time_limit(hours: str, seconds: str) -> None:
     """And time to write down that it was reached."""
     job = build_defs(load({"POSTGRES_HOST": "h", "DRILL_MAX_HOURS": hours})).resolve_job_def(DRILL_JOB)
     assert job.tags[dg.MAX_RUNTIME_SECONDS_TAG] == seconds

@@ -100,7 +100,7 @@ def backed_up(location: Location, database: Connection, server: PortCluster):  #
             session.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(each.name)))
 
 
-def test_the_launchpads_default_only_plans(backed_up: Location, database: Connection) -> None:
+def test_the_launchpad_only_plans_by_default(backed_up: Location, database: Connection) -> None:
     result = run(backed_up)
     assert result.success
     assert "swap names" in str(output(result)["plan"])
@@ -139,7 +139,7 @@ def test_a_plan_shows_all_obstacles_and_fails(
         execute(database, f"DROP ROLE {role}")
 
 
-def test_without_a_plans_word_nothing_is_done(backed_up: Location, database: Connection) -> None:
+def test_without_the_word_of_a_plan_nothing_is_done(backed_up: Location, database: Connection) -> None:
     for action in ("restore", "undo"):
         if action == "undo":
             assert confirmed(backed_up, "restore").success
@@ -157,7 +157,7 @@ def test_without_a_plans_word_nothing_is_done(backed_up: Location, database: Con
     assert "no word was given" in refused(run(backed_up, action="restore", mode="drop"))
 
 
-def test_a_plans_word_is_good_once(backed_up: Location, database: Connection) -> None:
+def test_the_word_of_a_plan_is_valid_once(backed_up: Location, database: Connection) -> None:
     given = word(backed_up)
     assert re.fullmatch(rf"{database.database}-\d{{8}}T\d{{6}}Z", given)
     [kept_plan] = plans(backed_up)
@@ -176,7 +176,7 @@ def plans(location: Location) -> list[Path]:
     return sorted((location.settings.backup_dir / "restores").glob(".plan-*"))
 
 
-def test_a_word_is_of_the_options_it_was_printed_for(backed_up: Location, database: Connection) -> None:
+def test_a_word_is_valid_for_its_plans_options_only(backed_up: Location, database: Connection) -> None:
     """What differs is said, and the word stays good for what it was printed for."""
     given = word(backed_up)
     newer = backed_up.dump()
@@ -203,7 +203,7 @@ def test_a_word_is_of_the_options_it_was_printed_for(backed_up: Location, databa
     assert result.success, refused(result)
 
 
-def test_a_word_is_of_the_database_it_was_printed_for(backed_up: Location, database: Connection) -> None:
+def test_a_word_is_valid_for_its_plans_database_only(backed_up: Location, database: Connection) -> None:
     """Of the one that was live then, and of the kept one that was to be gone back to."""
     given = word(backed_up)
     assert confirmed(backed_up, "restore").success
@@ -216,7 +216,7 @@ def test_a_word_is_of_the_database_it_was_printed_for(backed_up: Location, datab
     assert rows(database) > 0
 
 
-def test_a_words_time_is_an_hour(backed_up: Location, database: Connection) -> None:
+def test_a_word_expires_after_an_hour(backed_up: Location, database: Connection) -> None:
     given = word(backed_up)
     [plan] = plans(backed_up)
     content = json.loads(plan.read_text())
@@ -276,7 +276,7 @@ def test_a_restore_is_never_retried(backed_up: Location, database: Connection) -
     assert "another restore" in refused(result)
 
 
-def test_nor_is_its_run_launched_anew_where_dagster_does_so(location: Location) -> None:
+def test_dagsters_run_retries_do_not_repeat_a_restore(location: Location) -> None:
     """With the confirmation of another day's plan."""
     tags = run(location, action="restore").dagster_run.tags
     assert tags[MAX_RETRIES_TAG] == "0"
@@ -319,7 +319,7 @@ def reexecuted(
         yield again
 
 
-def test_what_changes_the_live_database_is_not_repeated(
+def test_re_execution_does_not_change_the_live_database(
     backed_up: Location, database: Connection, reexecuted: Callable[..., dg.JobExecutionResult]
 ) -> None:
     """Even where its word is still good, as of a run that was refused."""
@@ -341,13 +341,13 @@ def test_what_changes_the_live_database_is_not_repeated(
 
 
 @pytest.mark.parametrize("tag", [PARENT_RUN_ID_TAG, ROOT_RUN_ID_TAG])
-def test_nor_what_a_program_marks_as_repeated(location: Location, tag: str) -> None:
+def test_a_run_tagged_as_repeated_changes_nothing(location: Location, tag: str) -> None:
     config = {"ops": {OP: {"config": {"action": "resume"}}}}
     line = refused(location.run(JOB, config=config, tags={tag: "another"}))
     assert "this run repeats run another" in line
 
 
-def test_what_is_kept_may_be_looked_at_again(
+def test_dropping_replaced_databases_may_be_repeated(
     backed_up: Location, database: Connection, reexecuted: Callable[..., dg.JobExecutionResult]
 ) -> None:
     """It decides again, as its schedule does every day, and drops nothing that was not announced a day before."""
@@ -356,7 +356,7 @@ def test_what_is_kept_may_be_looked_at_again(
     assert len(kept(database, database.database)) == 1
 
 
-def test_undone_to_the_one_that_is_named(backed_up: Location, database: Connection) -> None:
+def test_an_undo_swaps_to_the_named_database(backed_up: Location, database: Connection) -> None:
     for _ in range(2):
         assert confirmed(backed_up, "restore").success
     newest, oldest = (each.name for each in kept(database, database.database))
@@ -372,7 +372,7 @@ def test_undone_to_the_one_that_is_named(backed_up: Location, database: Connecti
     assert newest in [each.name for each in kept(database, database.database)]
 
 
-def test_restored_and_undone(backed_up: Location, database: Connection) -> None:
+def test_a_restore_is_undone(backed_up: Location, database: Connection) -> None:
     result = confirmed(backed_up, "restore")
     assert result.success, refused(result)
     assert rows(database) > 0
@@ -391,7 +391,7 @@ def test_restored_and_undone(backed_up: Location, database: Connection) -> None:
 
 
 @pytest.mark.parametrize(("action", "outcome"), [("resume", "done"), ("abort", "put back")])
-def test_what_a_killed_restore_had_begun_is_finished_or_put_back(
+def test_a_killed_restore_is_resumed_or_aborted(
     backed_up: Location, database: Connection, bin_dir: Path, tmp_path: Path, action: str, outcome: str
 ) -> None:
     """Whoever had begun it: here the command line, whose process was killed when its copy was to go live."""
@@ -440,7 +440,7 @@ def test_a_restore_is_given_up_by_its_own_word(
         session.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database.database)))
 
 
-def test_all_that_the_command_line_offers_the_launchpad_offers(new_location: NewLocation) -> None:
+def test_the_launchpad_offers_every_command_line_option(new_location: NewLocation) -> None:
     """And what is wished there is what is planned: no option stays on the way."""
     config = RestoreConfig(
         action=RestoreAction.restore,
@@ -494,7 +494,7 @@ def test_all_that_the_command_line_offers_the_launchpad_offers(new_location: New
     assert {elsewhere.get(name, name) for name in offered} == RestoreConfig.model_fields.keys() - {"kept"}
 
 
-def test_what_is_kept_is_announced_and_then_dropped(
+def test_a_replaced_database_is_announced_then_dropped(
     backed_up: Location, database: Connection, server: PortCluster, new_location: NewLocation, people: Receiver
 ) -> None:
     """Its age is in its name: it becomes old by being renamed."""
@@ -527,7 +527,9 @@ def test_what_is_kept_is_announced_and_then_dropped(
     assert people.titles[1:] == [f"Ovia backup: database {name} was dropped"]
 
 
-def test_one_that_nobody_could_be_told_of_stays(backed_up: Location, database: Connection, server: PortCluster) -> None:
+def test_a_replaced_database_stays_if_no_notice_was_sent(
+    backed_up: Location, database: Connection, server: PortCluster
+) -> None:
     assert confirmed(backed_up, "restore").success
     [now] = kept(database, database.database)
     name = before_name(database.database, datetime.now(UTC) - timedelta(days=100))

@@ -54,7 +54,7 @@ histories = st.lists(
 
 
 @given(histories, st.integers(1, 150), st.data())
-def test_any_history(runs: list[PastRun], hours: int, data: st.DataObject) -> None:
+def test_pruning_holds_for_any_history(runs: list[PastRun], hours: int, data: st.DataObject) -> None:
     keep = timedelta(hours=hours)
     besides = data.draw(st.sets(st.sampled_from([run.run_id for run in runs]))) if runs else set()
     going = outlived(runs, keep, NOW, besides=besides)
@@ -85,7 +85,7 @@ def test_any_history(runs: list[PastRun], hours: int, data: st.DataObject) -> No
     assert set(outlived(runs, keep + DAY, NOW, besides=besides)) <= set(going)
 
 
-def test_by_its_end_and_not_a_moment_early() -> None:
+def test_the_end_of_a_run_decides() -> None:
     runs = [past(1, "daily", 10 * 24, 24, True), past(2, "daily", 0, 0, True)]
     assert outlived(runs, 9 * DAY, NOW) == []
     assert outlived(runs, 9 * DAY - timedelta(seconds=1), NOW) == runs[:1]
@@ -191,7 +191,7 @@ def test_a_run_that_has_not_ended_stays(kept: Location, status: dg.DagsterRunSta
 
 
 @pytest.mark.parametrize("other", thinned([{"POSTGRES_DB": "other"}, {"BACKUP_ASSET_PREFIX": "crm"}]))
-def test_another_databases_runs_are_theirs(
+def test_runs_of_other_databases_stay(
     kept: Location, database: Connection, volume: Path, bin_dir: Path, other: dict[str, str]
 ) -> None:
     theirs = Location(load(environment(database, volume, bin_dir, **other)), kept.instance)
@@ -217,7 +217,7 @@ def test_more_runs_than_are_read_at_a_time(kept: Location, monkeypatch: pytest.M
     assert prune(kept) == {"removed_runs": 6, "old_runs_that_stay": 1}
 
 
-def test_how_long_is_the_settings(
+def test_the_time_to_keep_runs_is_the_settings(
     kept: Location, database: Connection, volume: Path, bin_dir: Path, tmp_path: Path
 ) -> None:
     old, newest = run(kept, 31 * DAY), run(kept, DAY)
@@ -237,7 +237,7 @@ def test_settings_that_are_not_usable(new_location: NewLocation) -> None:
     assert failure(result).startswith("the settings are not usable: DAGSTER_KEEP_RUNS_DAYS: ")
 
 
-def test_it_is_no_part_of_the_asset_graph(new_location: NewLocation) -> None:
+def test_pruning_history_is_outside_the_asset_graph(new_location: NewLocation) -> None:
     location: Location = new_location()
     assert not location.job(JOB).asset_layer.executable_asset_keys
     assert materialized(location.run(JOB)) == {}

@@ -60,7 +60,7 @@ def full_volume(_: Connection, __: PortCluster, volume: Path) -> Iterator[dict[s
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_failed_dump_is_told_in_the_same_words_everywhere(
+def test_a_failed_dump_is_reported_alike_everywhere(
     spoil: Spoil,
     words: str,
     database: Connection,
@@ -100,7 +100,7 @@ def test_a_failed_dump_is_told_in_the_same_words_everywhere(
         assert f"Why it failed: {text}" in message["message"].splitlines()
 
 
-def test_an_altered_archive_is_told_in_the_same_words_everywhere(
+def test_an_altered_archive_is_reported_alike_everywhere(
     database: Connection, volume: Path, bin_dir: Path, instance: dg.DagsterInstance, people: Receiver
 ) -> None:
     variables = environment(database, volume, bin_dir, BACKUP_NOTIFY_URLS=people.url)

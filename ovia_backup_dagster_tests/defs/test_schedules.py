@@ -88,7 +88,7 @@ def test_a_bad_time_zone_falls_back() -> None:
     assert (found.cron_schedule, found.execution_timezone) == ("30 4 * * *", "UTC")
 
 
-def test_a_tick_asks_for_the_whole_job(instance: dg.DagsterInstance, volume: Path) -> None:
+def test_a_tick_requests_the_whole_job(instance: dg.DagsterInstance, volume: Path) -> None:
     defs = build_defs(load({"POSTGRES_HOST": "db.example.org", "BACKUP_DIR": str(volume)}))
     found = defs.resolve_schedule_def("daily_backup_schedule")
     assert isinstance(found, dg.ScheduleDefinition)

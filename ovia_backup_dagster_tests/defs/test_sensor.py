@@ -54,8 +54,8 @@ from ovia_backup_dagster_tests.support.factories import drill_evidence
 # Apprise 2.2 imports it while it loads its plugins.
 pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
 
-TOLD = "people were told"
-UNDER_WAY = "waiting for the run that tells people"
+TOLD = "the alert run succeeded"
+UNDER_WAY = "waiting for the alert run"
 
 
 #: Not the present: a test that begins at five to twelve at night must not end on another day.
@@ -287,7 +287,7 @@ def test_the_old_scripts_dump_counts(daemon: Daemon) -> None:
 # ---------------------------------------------------------------- all is well: green once a day
 
 
-def test_what_is_well_is_shown_once_for_each_days_backup_and_again_when_it_is_verified(
+def test_each_days_backup_is_shown_in_green_once_a_state(
     database: Connection,
     volume: Path,
     bin_dir: Path,
@@ -319,7 +319,7 @@ def test_what_is_well_is_shown_once_for_each_days_backup_and_again_when_it_is_ve
     assert daemon.cursor is None
 
 
-def test_each_day_what_is_well_is_shown_anew(daemon: Daemon, people: Receiver) -> None:
+def test_green_is_shown_again_each_day(daemon: Daemon, people: Receiver) -> None:
     for _ in range(3):
         daemon.later(timedelta(days=1)).put(timedelta(hours=2))
         assert daemon.run(daemon.evaluate())
@@ -329,22 +329,22 @@ def test_each_day_what_is_well_is_shown_anew(daemon: Daemon, people: Receiver) -
     assert people.asked == 0
 
 
-def test_a_run_for_what_is_well_that_fails_is_asked_for_again_five_times_at_most(daemon: Daemon) -> None:
+def test_a_failed_green_run_is_requested_five_times_at_most(daemon: Daemon) -> None:
     daemon.put(timedelta(hours=2))
     for _ in range(5):
         daemon.create(daemon.evaluate(), dg.DagsterRunStatus.FAILURE)
     assert daemon.evaluate() is None
 
 
-def test_nothing_is_shown_well_while_a_restore_is_under_way(daemon: Daemon) -> None:
+def test_nothing_is_shown_in_green_during_a_restore(daemon: Daemon) -> None:
     daemon.put(timedelta(hours=2))
     begin(daemon.location)
     with daemon.location.system.restores.lock("ovia-backup restore", NOON):
         assert daemon.evaluate() is None
-        assert (daemon.skipped or "").startswith("waiting for its end: ovia-backup restore (")
+        assert (daemon.skipped or "").startswith("waiting for a restore to end: ovia-backup restore (")
 
 
-def test_trouble_after_what_was_well_is_told_the_same_day(daemon: Daemon, people: Receiver) -> None:
+def test_trouble_after_green_is_alerted_the_same_day(daemon: Daemon, people: Receiver) -> None:
     path = daemon.put(timedelta(hours=2))
     assert daemon.run(daemon.evaluate())
     path.unlink()
@@ -392,7 +392,7 @@ def test_the_day_is_the_settings_time_zones(
         dg.DagsterRunStatus.CANCELING,
     ],
 )
-def test_a_run_under_way_is_waited_for(daemon: Daemon, status: dg.DagsterRunStatus) -> None:
+def test_no_second_alert_is_requested_while_one_runs(daemon: Daemon, status: dg.DagsterRunStatus) -> None:
     daemon.create(daemon.tick(), status)
     assert daemon.tick() is None
     assert UNDER_WAY in (daemon.skipped or "")
@@ -416,14 +416,14 @@ def test_at_most_five_runs_a_day(daemon: Daemon, people: Receiver) -> None:
         assert not daemon.run(daemon.at(NOON + timedelta(minutes=5 * number)).tick())
     assert people.asked == 5 * 4
     assert daemon.at(NOON + timedelta(hours=1)).tick() is None
-    assert "5 runs failed to tell people" in (daemon.skipped or "")
+    assert "5 alert runs failed" in (daemon.skipped or "")
     # The next day it is tried anew.
     people.refusals = 0
     assert daemon.run(daemon.at(NOON + timedelta(days=1)).tick())
     assert len(people.messages) == 1
 
 
-def test_a_run_that_was_never_made_is_asked_for_again(daemon: Daemon) -> None:
+def test_a_run_that_was_never_created_is_requested_again(daemon: Daemon) -> None:
     """The daemon died between the tick and the run: the same key, which Dagster has seen no run of."""
     first = daemon.tick()
     daemon.requests.clear()
@@ -447,7 +447,7 @@ def test_another_episode_is_another_alert_the_same_day(daemon: Daemon, people: R
     ]
 
 
-def test_trouble_that_returns_right_after_the_all_clear_is_told(daemon: Daemon, people: Receiver) -> None:
+def test_trouble_after_the_all_clear_is_alerted(daemon: Daemon, people: Receiver) -> None:
     """It may return before the tick that would have closed the episode; people believe that all is well."""
     assert daemon.run(daemon.tick())
     healed = heal(daemon)
@@ -462,7 +462,7 @@ def test_trouble_that_returns_right_after_the_all_clear_is_told(daemon: Daemon, 
     ]
 
 
-def test_trouble_that_returns_while_the_all_clear_is_on_its_way_is_told(daemon: Daemon, people: Receiver) -> None:
+def test_trouble_during_the_all_clear_is_alerted(daemon: Daemon, people: Receiver) -> None:
     """The run that says that all is well has looked before, and says it after."""
     assert daemon.run(daemon.tick())
     healed = heal(daemon)
@@ -478,7 +478,7 @@ def test_trouble_that_returns_while_the_all_clear_is_on_its_way_is_told(daemon: 
     assert not daemon.requests[2].run_config["ops"][ALERT]["config"].get("all_clear")
 
 
-def test_two_databases_that_fail_at_one_instant_are_both_told(
+def test_two_databases_failing_at_once_are_both_alerted(
     bare: NewLocation, people: Receiver, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their volume is gone: both sensors see it in the same second, on one instance."""
@@ -506,7 +506,7 @@ def test_one_all_clear_and_then_quiet(daemon: Daemon, people: Receiver) -> None:
     assert people.messages[1]["message"].endswith("The trouble began 2026-07-01 12:00 UTC.")
 
 
-def test_the_all_clear_is_waited_for_and_tried_again(daemon: Daemon, people: Receiver) -> None:
+def test_a_failed_all_clear_is_requested_again(daemon: Daemon, people: Receiver) -> None:
     assert daemon.run(daemon.tick())
     heal(daemon)
     clear = daemon.tick()
@@ -520,14 +520,14 @@ def test_the_all_clear_is_waited_for_and_tried_again(daemon: Daemon, people: Rec
     assert people.titles[1:] == ["[sample] all is well with the backups again"]
 
 
-def test_an_all_clear_that_cannot_be_brought_out_is_given_up(daemon: Daemon, people: Receiver) -> None:
+def test_an_all_clear_is_given_up_after_five_runs(daemon: Daemon, people: Receiver) -> None:
     assert daemon.run(daemon.tick())
     heal(daemon)
     people.refusals = -1
     for _ in range(5):
         assert not daemon.run(daemon.tick())
     assert daemon.tick() is None
-    assert "5 runs failed to tell people" in (daemon.skipped or "")
+    assert "5 alert runs failed" in (daemon.skipped or "")
     assert daemon.tick() is None
     assert "5 runs failed" not in (daemon.skipped or "")
 
@@ -538,7 +538,7 @@ def test_an_all_clear_that_cannot_be_brought_out_is_given_up(daemon: Daemon, peo
 @pytest.mark.parametrize(
     "cursor", ["", "garbage", "{}", "null", "[]", '{"episode": 7}', '{"episode": null}', '{"other": "x"}', "0", '"x"']
 )
-def test_cursor_garbage_is_survived(daemon: Daemon, cursor: str) -> None:
+def test_an_invalid_cursor_is_survived(daemon: Daemon, cursor: str) -> None:
     daemon.cursor = cursor
     assert daemon.tick() is not None
     daemon.cursor = cursor
@@ -546,7 +546,7 @@ def test_cursor_garbage_is_survived(daemon: Daemon, cursor: str) -> None:
     assert daemon.tick() is None
 
 
-def test_an_episode_in_the_cursor_that_is_no_instant_is_survived(daemon: Daemon, people: Receiver) -> None:
+def test_an_invalid_episode_in_the_cursor_is_survived(daemon: Daemon, people: Receiver) -> None:
     daemon.cursor = '{"episode": "somebody typed this"}'
     assert daemon.run(daemon.tick())
     heal(daemon)
@@ -594,7 +594,7 @@ def report(
     return run
 
 
-def test_a_failed_run_is_told_at_once_and_once(real: Daemon, people: Receiver) -> None:
+def test_a_failed_run_is_alerted_at_once_and_once(real: Daemon, people: Receiver) -> None:
     verified = real.location.catalog.backups()[0]
     run = fail_a_run(real.location)
     assert real.run(real.tick())
@@ -616,7 +616,7 @@ def test_a_failed_run_is_told_at_once_and_once(real: Daemon, people: Receiver) -
     assert people.titles[1:] == [f"[{database}] all is well with the backups again"]
 
 
-def test_a_run_that_was_killed_is_told_when_it_is_marked_failed(real: Daemon, people: Receiver) -> None:
+def test_a_killed_run_is_alerted_when_marked_failed(real: Daemon, people: Receiver) -> None:
     run = report(real.location, dg.DagsterRunStatus.STARTED)
     assert real.tick() is None
     real.location.instance.report_run_failed(run, message="the run's container is gone")
@@ -624,7 +624,7 @@ def test_a_run_that_was_killed_is_told_when_it_is_marked_failed(real: Daemon, pe
     assert "Why it failed: the run's container is gone" in people.messages[0]["message"]
 
 
-def test_a_verified_backup_from_the_command_line_makes_up_for_it(real: Daemon, people: Receiver) -> None:
+def test_a_newer_verified_backup_clears_a_failed_run(real: Daemon, people: Receiver) -> None:
     fail_a_run(real.location)
     assert real.run(real.tick())
     # Names of backups have seconds.
@@ -638,7 +638,7 @@ def test_a_verified_backup_from_the_command_line_makes_up_for_it(real: Daemon, p
     assert real.tick() is None
 
 
-def test_a_failed_run_that_was_made_up_for_before_the_tick_is_not_told(real: Daemon, people: Receiver) -> None:
+def test_a_failure_cleared_before_the_tick_is_not_alerted(real: Daemon, people: Receiver) -> None:
     fail_a_run(real.location)
     time.sleep(1.1)
     assert real.location.verify(real.location.dump()).judgement.good
@@ -646,19 +646,19 @@ def test_a_failed_run_that_was_made_up_for_before_the_tick_is_not_told(real: Dae
     assert people.asked == 0
 
 
-def test_a_verified_backup_that_is_older_than_the_failure_makes_up_for_nothing(real: Daemon) -> None:
+def test_an_older_verified_backup_clears_no_failure(real: Daemon) -> None:
     """The run's own dump is verified, and pruning failed."""
     report(real.location, dg.DagsterRunStatus.FAILURE, "pruning failed")
     assert real.tick() is not None
 
 
-def test_a_cancelled_run_is_no_trouble(real: Daemon, people: Receiver) -> None:
+def test_a_cancelled_run_is_not_alerted(real: Daemon, people: Receiver) -> None:
     report(real.location, dg.DagsterRunStatus.CANCELED, "somebody cancelled it")
     assert real.tick() is None
     assert people.asked == 0
 
 
-def test_cancelling_another_run_does_not_mend_the_one_that_failed(real: Daemon, people: Receiver) -> None:
+def test_cancelling_another_run_clears_no_failure(real: Daemon, people: Receiver) -> None:
     failed = fail_a_run(real.location)
     assert real.run(real.tick())
     report(real.location, dg.DagsterRunStatus.CANCELED, "somebody cancelled it")
@@ -669,7 +669,7 @@ def test_cancelling_another_run_does_not_mend_the_one_that_failed(real: Daemon, 
     assert f"Last failed run: {failed}" in people.messages[1]["message"]
 
 
-def test_a_run_that_dagster_will_repeat_is_not_told_yet(real: Daemon) -> None:
+def test_a_run_that_dagster_will_retry_is_not_alerted_yet(real: Daemon) -> None:
     report(real.location, dg.DagsterRunStatus.FAILURE, "it died", {"dagster/will_retry": "true"})
     assert real.tick() is None
     report(real.location, dg.DagsterRunStatus.FAILURE, "it died again", {"dagster/will_retry": "false"})
@@ -677,13 +677,15 @@ def test_a_run_that_dagster_will_repeat_is_not_told_yet(real: Daemon) -> None:
 
 
 @pytest.mark.parametrize("other", [{"POSTGRES_DB": "other"}, {"BACKUP_ASSET_PREFIX": "crm"}])
-def test_another_databases_failure_is_not_ours(real: Daemon, new_location: NewLocation, other: dict[str, str]) -> None:
+def test_failed_runs_of_another_database_do_not_count(
+    real: Daemon, new_location: NewLocation, other: dict[str, str]
+) -> None:
     theirs: Location = new_location(**other)
     fail_a_run(theirs)
     assert real.tick() is None
 
 
-def test_the_failure_of_another_job_is_not_the_backups(real: Daemon) -> None:
+def test_a_failure_of_another_job_does_not_count(real: Daemon) -> None:
     location = real.location
     run = location.instance.create_run_for_job(
         job_def=location.job(DRILL_JOB), tags=run_tags(location.settings), status=dg.DagsterRunStatus.STARTED
@@ -692,7 +694,7 @@ def test_the_failure_of_another_job_is_not_the_backups(real: Daemon) -> None:
     assert real.tick() is None
 
 
-def test_day_by_day_while_nobody_mends_it(
+def test_a_failed_run_is_alerted_each_day(
     new_location: NewLocation, people: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Told when it failed, each day, and when the backup is stale as well: that is another kind, and one alert."""
@@ -713,7 +715,7 @@ def test_day_by_day_while_nobody_mends_it(
     assert "Why it failed: no right to dump table salaries" in people.messages[-1]["message"]
 
 
-def test_a_failure_after_which_the_backup_turns_stale_is_told_anew(real: Daemon, people: Receiver) -> None:
+def test_a_stale_backup_after_a_failure_is_alerted_again(real: Daemon, people: Receiver) -> None:
     fail_a_run(real.location)
     assert real.run(real.tick())
     catalog = real.location.catalog
@@ -725,7 +727,7 @@ def test_a_failure_after_which_the_backup_turns_stale_is_told_anew(real: Daemon,
     assert people.titles == [f"[{database}] the daily backup failed", f"[{database}] the newest backup is too old"]
 
 
-def test_a_run_that_fails_of_what_was_told_already_is_not_told_again(daemon: Daemon, people: Receiver) -> None:
+def test_a_run_failing_for_an_alerted_cause_is_not_alerted(daemon: Daemon, people: Receiver) -> None:
     """Nothing is backed up, people know, and the daily run fails in its turn."""
     assert daemon.run(daemon.tick())
     report(daemon.location, dg.DagsterRunStatus.FAILURE, "no connection")
@@ -784,7 +786,7 @@ def start(location: Location, *command: str) -> subprocess.Popen[bytes]:
     )
 
 
-def test_a_restore_that_is_killed_is_told_until_it_is_finished_or_put_back(real: Daemon, people: Receiver) -> None:
+def test_a_killed_restore_is_alerted_until_resumed_or_aborted(real: Daemon, people: Receiver) -> None:
     location, database = real.location, real.location.settings.postgres_db
     with restoring(location):
         assert real.tick() is None
@@ -812,13 +814,13 @@ def test_a_restore_that_is_killed_is_told_until_it_is_finished_or_put_back(real:
     assert people.titles[1:] == [f"[{database}] all is well with the backups again"]
 
 
-def test_nobody_is_told_that_all_is_well_while_somebody_mends_it(daemon: Daemon, people: Receiver) -> None:
+def test_no_all_clear_is_sent_during_a_restore(daemon: Daemon, people: Receiver) -> None:
     heal(daemon)
     journal = begin(daemon.location)
     assert daemon.run(daemon.tick())
     with daemon.location.system.restores.lock("ovia-backup restore --resume", NOON):
         assert daemon.tick() is None
-        assert (daemon.skipped or "").startswith("waiting for its end: ovia-backup restore --resume (")
+        assert (daemon.skipped or "").startswith("waiting for a restore to end: ovia-backup restore --resume (")
     # That one was killed as well: it is the same trouble, told once a day.
     assert daemon.tick() is None
     assert TOLD in (daemon.skipped or "")
@@ -840,7 +842,7 @@ def test_a_restore_under_way_delays_no_alert(daemon: Daemon, people: Receiver) -
     assert "swap" not in people.messages[1]["message"]
 
 
-def test_an_unfinished_restore_is_told_at_once_whatever_was_told_before(daemon: Daemon, people: Receiver) -> None:
+def test_an_unfinished_restore_is_alerted_at_once(daemon: Daemon, people: Receiver) -> None:
     assert daemon.run(daemon.tick())
     begin(daemon.location)
     assert daemon.run(daemon.tick())
@@ -864,9 +866,7 @@ def test_an_unfinished_restore_does_not_hide_a_run_that_failed(real: Daemon, peo
 
 
 @pytest.mark.parametrize("content", [b"", b"no journal\n", b"\xff\xfe\n", b'{"version":2}\n', b"[]\n[]\n"])
-def test_a_journal_that_cannot_be_understood_hides_nothing_and_is_told(
-    daemon: Daemon, people: Receiver, content: bytes
-) -> None:
+def test_an_invalid_journal_is_alerted_and_hides_nothing(daemon: Daemon, people: Receiver, content: bytes) -> None:
     assert daemon.run(daemon.tick())
     begin(daemon.location).path.write_bytes(content)
     assert daemon.run(daemon.tick())
@@ -888,7 +888,7 @@ def test_a_journal_that_cannot_be_read(daemon: Daemon, people: Receiver, volume:
     assert f"What: cannot list {volume}/restores" in people.messages[0]["message"]
 
 
-def test_another_databases_unfinished_restore_is_not_ours(daemon: Daemon, bare: NewLocation) -> None:
+def test_restores_of_another_database_do_not_count(daemon: Daemon, bare: NewLocation) -> None:
     heal(daemon)
     begin(bare(POSTGRES_DB="other"))
     assert daemon.tick() is None
@@ -897,7 +897,9 @@ def test_another_databases_unfinished_restore_is_not_ours(daemon: Daemon, bare: 
 # ---------------------------------------------------------------- what restores have kept
 
 
-def test_a_failed_run_for_kept_databases_is_told(real: Daemon, new_location: NewLocation, people: Receiver) -> None:
+def test_a_failed_run_for_replaced_databases_is_alerted(
+    real: Daemon, new_location: NewLocation, people: Receiver
+) -> None:
     """Every day, until one succeeds: it runs by itself, and nobody looks."""
     broken: Location = new_location(RESTORE_POSTGRES_USER="nobody_of_that_name")
     result = broken.run(KEPT_JOB)
@@ -928,7 +930,7 @@ def test_a_failed_run_for_kept_databases_is_told(real: Daemon, new_location: New
     assert people.titles[2:] == [f"[{database}] all is well with the backups again"]
 
 
-def test_another_databases_kept_ones_are_not_ours(real: Daemon, new_location: NewLocation) -> None:
+def test_replaced_databases_of_another_do_not_count(real: Daemon, new_location: NewLocation) -> None:
     broken: Location = new_location(RESTORE_POSTGRES_USER="nobody_of_that_name", BACKUP_ASSET_PREFIX="crm")
     assert not broken.run(KEPT_JOB).success
     assert real.tick() is None
@@ -937,14 +939,14 @@ def test_another_databases_kept_ones_are_not_ours(real: Daemon, new_location: Ne
 # ---------------------------------------------------------------- files, not events
 
 
-def test_dagsters_events_decide_nothing(daemon: Daemon) -> None:
+def test_the_volume_decides_and_not_dagsters_events(daemon: Daemon) -> None:
     """A materialization of just now is no backup."""
     for name in ("daily_dump", "dump_verification"):
         daemon.location.instance.report_runless_asset_event(dg.AssetMaterialization(name))
     assert daemon.tick() is not None
 
 
-def test_the_name_decides_not_the_files_time(daemon: Daemon) -> None:
+def test_the_file_name_decides_and_not_its_mtime(daemon: Daemon) -> None:
     path = daemon.put(timedelta(days=3))
     settle(path, timedelta(minutes=20), now=daemon.clock)
     assert daemon.tick() is not None

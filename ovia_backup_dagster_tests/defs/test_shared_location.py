@@ -74,7 +74,7 @@ def ops_of(defs: dg.Definitions) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("count", [2, 30])
-def test_databases_and_other_peoples_definitions_merge(count: int) -> None:
+def test_databases_merge_with_other_definitions(count: int) -> None:
     defs = merged(count)
     dg.Definitions.validate_loadable(defs)
     assert defs.executor is dg.multiprocess_executor
@@ -128,7 +128,7 @@ def test_no_text_of_a_definition_names_one_of_another_database() -> None:
         ("/backups/restore_drill/x", "/backups/restore_drill/x"),
     ],
 )
-def test_words(text: str, expected: str) -> None:
+def test_texts_use_the_prefixed_names(text: str, expected: str) -> None:
     names = DatabaseNames("orders", Path("/backups"), shares_location=True)
     assert names.in_words(text) == names.in_words(names.in_words(text)) == expected
     assert DatabaseNames("orders", Path("/backups")).in_words(text) == text
@@ -145,7 +145,7 @@ def pools_of(defs: dg.Definitions) -> dict[str, str]:
     return pools
 
 
-def test_one_run_at_a_time_on_a_volume_and_none_waits_for_another_volume() -> None:
+def test_runs_wait_only_for_runs_on_the_same_volume() -> None:
     folders = {"orders": "/backups", "people": "/backups", "crm": "/other/backups"}
     built = {name: build_defs(load({**HOST, "BACKUP_DIR": d}), prefix=name) for name, d in folders.items()}
     volume = {name: pools_of(defs)[f"{name}__daily_dump"] for name, defs in built.items()}
@@ -179,7 +179,7 @@ def test_default_schedules_are_spread_over_the_hour() -> None:
     assert crons("")["daily_backup_schedule"] == "0 3 * * *"
 
 
-def test_a_schedule_that_was_set_is_kept() -> None:
+def test_an_explicit_schedule_is_not_staggered() -> None:
     """Even if it is the default's own words."""
     found = crons("orders", BACKUP_SCHEDULE="0 3 * * *", DRILL_SCHEDULE="30 4 2 * *")
     assert found["daily_backup_schedule"] == "0 3 * * *"
@@ -233,7 +233,7 @@ def test_a_refused_restore_tells_its_own_job(new_location: NewLocation) -> None:
     result = location.run("orders_restore_job", config=config)
     assert result.success, failure(result)
     said = location.logs(result.run_id)
-    assert "launch orders_restore_job again, the same fields with action: restore" in said
+    assert "launch orders_restore_job again, with the same fields, action: restore" in said
     assert not re.search(r"launch restore_job\b", said)
 
 

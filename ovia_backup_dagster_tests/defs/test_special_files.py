@@ -240,7 +240,7 @@ def all_answer(location: Location) -> dict[str, str]:
 @pytest.mark.parametrize(
     "place", thinned(sorted(PLACES, key=lambda place: PLACES.index(place) % 4), daily=(len(PLACES) + 3) // 4)
 )
-def test_whatever_stands_there_all_answer_at_once(site: Location, place: str) -> None:
+def test_special_files_block_no_command(site: Location, place: str) -> None:
     root = site.catalog.root
     kept = root.with_name("kept")
     shutil.copytree(root, kept)
@@ -262,7 +262,7 @@ def test_whatever_stands_there_all_answer_at_once(site: Location, place: str) ->
 
 @needs_root
 @pytest.mark.parametrize("kind", thinned(KINDS, daily=3))
-def test_whatever_it_is_a_dump_is_made(location: Location, kind: str) -> None:
+def test_special_files_do_not_prevent_a_dump(location: Location, kind: str) -> None:
     """Everything at once, but the lock, without which no dump is safe, and the folders of what else stands there."""
     location.catalog.prepare()
     fill(location.system)
@@ -280,7 +280,7 @@ def test_whatever_it_is_a_dump_is_made(location: Location, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["FIFO", "folder", "link to nowhere", "link to itself", "link to /dev/zero"])
-def test_no_lock_is_taken_on_what_is_no_file(site: Location, kind: str) -> None:
+def test_a_lock_needs_a_regular_file(site: Location, kind: str) -> None:
     root = site.catalog.root
     put(kind, root / FILENAME)
     with at_once():
@@ -294,7 +294,7 @@ def test_no_lock_is_taken_on_what_is_no_file(site: Location, kind: str) -> None:
     assert "ls -l" in refused.value.fix
 
 
-def test_no_archive_is_read_that_is_no_file(site: Location) -> None:
+def test_an_archive_must_be_a_regular_file(site: Location) -> None:
     """Neither by its name, nor when it was replaced since it was found."""
     backup = site.catalog.find("latest", NOW)
     put("FIFO", backup.path)
@@ -311,7 +311,7 @@ def test_no_archive_is_read_that_is_no_file(site: Location) -> None:
                 act()
 
 
-def test_a_link_of_a_persons_is_followed_once(site: Location, tmp_path: Path) -> None:
+def test_a_symbolic_link_is_followed_once(site: Location, tmp_path: Path) -> None:
     backup = site.catalog.find("latest", NOW)
     (tmp_path / "here").symlink_to(backup.path)
     (tmp_path / "zero").symlink_to("/dev/zero")
@@ -323,7 +323,7 @@ def test_a_link_of_a_persons_is_followed_once(site: Location, tmp_path: Path) ->
                 site.catalog.find(str(tmp_path / name), NOW)
 
 
-def test_saved_roles_that_are_no_file_are_not_read(site: Location) -> None:
+def test_saved_roles_must_be_a_regular_file(site: Location) -> None:
     backup = site.catalog.find("latest", NOW)
     for kind in ("FIFO", "link to /dev/zero", "huge"):
         put(kind, backup.sidecar(GLOBALS))
@@ -331,7 +331,7 @@ def test_saved_roles_that_are_no_file_are_not_read(site: Location) -> None:
             backup.saved_roles()
 
 
-def test_a_weekly_copy_is_never_made_of_a_link_or_a_pipe(site: Location) -> None:
+def test_no_weekly_copy_is_made_of_a_link_or_a_pipe(site: Location) -> None:
     catalog = site.catalog
     backup = catalog.find("latest", NOW)
     (weekly,) = catalog.backups(Tier.WEEKLY)
@@ -352,7 +352,7 @@ def test_a_weekly_copy_is_never_made_of_a_link_or_a_pipe(site: Location) -> None
 
 @pytest.mark.exhaustive
 @needs_root
-def test_a_hundred_thousand_strange_names_hold_nobody_up(site: Location) -> None:
+def test_a_hundred_thousand_foreign_names_are_listed_fast(site: Location) -> None:
     root = site.catalog.root
     odd = ["with\nline", "\udcff\udcfe", "\x1b[31mred", "a" * 250, " ", "$(reboot)"]
     for folder in ("daily", "drills", "restores"):
@@ -370,7 +370,7 @@ def test_a_hundred_thousand_strange_names_hold_nobody_up(site: Location) -> None
     assert answers["status"].startswith("BACKUP OK")
 
 
-def test_a_verdict_elsewhere_is_not_believed(site: Location, tmp_path: Path) -> None:
+def test_a_verdict_outside_the_volume_is_ignored(site: Location, tmp_path: Path) -> None:
     """A link of the volume's leads to one that says that all is well."""
     backup = site.catalog.find("latest", NOW)
     elsewhere = tmp_path / "verdict"
@@ -384,7 +384,7 @@ def test_a_verdict_elsewhere_is_not_believed(site: Location, tmp_path: Path) -> 
     assert site.catalog.refresh(backup).state(datetime.now(UTC)) is State.PROVEN
 
 
-def test_a_journal_that_is_no_file_lets_no_restore_begin(site: Location) -> None:
+def test_a_restore_refuses_a_journal_that_is_no_file(site: Location) -> None:
     """Behind it a restore may be unfinished."""
     put("FIFO", place_of(f"restores/{STAMP}_x.journal", site.catalog.root))
     with at_once(), pytest.raises(StrangeFileError, match="journal cannot be read: it is a FIFO"):
@@ -392,7 +392,7 @@ def test_a_journal_that_is_no_file_lets_no_restore_begin(site: Location) -> None
 
 
 @needs_root
-def test_what_this_user_may_not_read_is_said(site: Location) -> None:
+def test_a_file_that_this_user_cannot_read_is_reported(site: Location) -> None:
     """As nobody, in a child that reports by what it raises."""
     for place in PLACES:
         path = place_of(place, site.catalog.root)
@@ -421,7 +421,7 @@ def looks() -> int:
 
 
 @needs_root
-def test_a_volume_that_does_not_answer_is_told_once_a_day(
+def test_a_hanging_volume_is_alerted_once_a_day(
     bare: NewLocation, people: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deadline, "LOOK_SECONDS", 0.5)
@@ -461,7 +461,7 @@ def test_a_volume_that_does_not_answer_is_told_once_a_day(
 
 
 @needs_root
-def test_a_volume_that_answers_again_is_looked_at_again(tmp_path: Path) -> None:
+def test_a_volume_that_answers_again_is_read_again(tmp_path: Path) -> None:
     with silent(tmp_path / "volume") as hang_up:
         root = tmp_path / "volume"
         for _ in range(2):

@@ -67,7 +67,7 @@ def names_of(defs: dg.Definitions) -> dict[str, set[str]]:
     }
 
 
-def test_nothing_that_is_global_is_shared() -> None:
+def test_two_databases_share_no_global_state() -> None:
     first, second = (
         names_of(build_defs(load({"POSTGRES_HOST": "127.0.0.1", "BACKUP_ASSET_PREFIX": prefix})))
         for prefix in ("", PREFIX)
@@ -103,7 +103,7 @@ def test_the_whole_chain_by_its_own_names(new_location: NewLocation) -> None:
     }
 
 
-def test_two_databases_of_one_name(
+def test_two_databases_may_have_one_name(
     bare: NewLocation, people: Receiver, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """On two servers, both on /backups of their own containers: at one instant both are told of, by their prefix."""

@@ -103,7 +103,7 @@ def test_all_is_well(disk: dg.DagsterInstance) -> None:
 
 
 def test_no_daemon_was_ever_seen(disk: dg.DagsterInstance) -> None:
-    line = the(examined(disk), "the daemon does not run: no backup and no alert by itself: ")
+    line = the(examined(disk), "the daemon does not run, so no backup and no alert is automatic: ")
     assert line.level is Severity.FAIL
     assert line.text.endswith("schedules (never seen), sensors (never seen), queued runs (never seen)")
     assert "with the same DAGSTER_HOME: dagster-daemon run" in line.fix
@@ -132,7 +132,7 @@ def test_a_code_server_that_begins_anew(disk: dg.DagsterInstance) -> None:
     beat(disk)
     beat(disk, "SENSOR", error=away)
     line = the(examined(disk), "within the last five minutes the daemon for sensors found no code server")
-    assert (line.level, "look into the log of the code server" in line.fix) == (Severity.WARN, True)
+    assert (line.level, "see the log of the code server" in line.fix) == (Severity.WARN, True)
     # What else fails is not hidden by it; nor is a code server that is there, and does not answer in time.
     for other in ("Exception: a bug", away.replace("UNAVAILABLE", "DEADLINE_EXCEEDED")):
         beat(disk, "SENSOR", error=[away, other])
@@ -142,7 +142,7 @@ def test_a_code_server_that_begins_anew(disk: dg.DagsterInstance) -> None:
 @pytest.mark.parametrize(
     ("name", "kind", "loss", "command"),
     [
-        ("daily_backup_schedule", InstigatorType.SCHEDULE, "no backup is made by itself", "schedule"),
+        ("daily_backup_schedule", InstigatorType.SCHEDULE, "no backup is made automatically", "schedule"),
         (
             "restore_drill_schedule",
             InstigatorType.SCHEDULE,
@@ -207,7 +207,8 @@ def test_another_databases_schedule_is_not_ours(disk: dg.DagsterInstance) -> Non
     switched_off(disk, "theirs")
     assert the(examined(disk), "daily_backup_schedule is on").level is Severity.OK
     line = the(
-        defs_instance.instance_lines(disk, other), "daily_backup_schedule is switched off: no backup is made by itself"
+        defs_instance.instance_lines(disk, other),
+        "daily_backup_schedule is switched off: no backup is made automatically",
     )
     assert line.fix.endswith("dagster schedule start -l theirs daily_backup_schedule")
     assert not [line for line in examined(disk) if "share the asset" in line.text]

@@ -73,7 +73,7 @@ def site(browser: Browser, deployment: Deployment) -> Iterator[Site]:
         yield site
 
 
-def test_the_graph_shows_the_assets_and_what_follows_on_what(site: Site) -> None:
+def test_the_graph_shows_the_assets_and_their_order(site: Site) -> None:
     site.open_graph()
 
     expect(site.nodes).to_have_count(7)
@@ -83,7 +83,7 @@ def test_the_graph_shows_the_assets_and_what_follows_on_what(site: Site) -> None
     assert site.connected((*CHAIN, DRILL, ALERT, DOCTOR)) == {*pairwise(CHAIN), ("dump_verification", DRILL)}
 
 
-def test_an_old_backup_makes_the_sensor_launch_a_run_that_tells_people(site: Site, told: Receiver) -> None:
+def test_an_old_backup_makes_the_sensor_launch_an_alert(site: Site, told: Receiver) -> None:
     site.choose("Automation")
     site.page.get_by_role("link", name="backup_freshness_sensor").click()
     tick = site.page.get_by_role("row").filter(has_text="1 run requested").last
@@ -103,7 +103,7 @@ def test_an_old_backup_makes_the_sensor_launch_a_run_that_tells_people(site: Sit
 
 
 @pytest.mark.exhaustive
-def test_the_alert_is_red_when_people_are_told_and_green_when_all_is_well(
+def test_the_alert_is_red_in_trouble_and_green_otherwise(
     browser: Browser, site: Site, deployment: Deployment, launched: str
 ) -> None:
     """The daily job was launched after the alert, and the sensor has not looked again."""
@@ -179,7 +179,7 @@ def test_a_drill_launched_from_the_launchpad_shows_what_it_proved(
 
 
 @pytest.mark.exhaustive
-def test_a_restore_as_it_stands_shows_a_plan_that_names_what_the_ui_has(site: Site, launched: str) -> None:
+def test_a_default_restore_shows_a_plan_in_the_uis_words(site: Site, launched: str) -> None:
     assert launched == "Success"
     assert site.launch_as_it_stands("restore_job") == "Success"
 
@@ -210,9 +210,7 @@ def test_the_doctor_has_a_check_for_each_area(site: Site, launched: str) -> None
 
 
 @pytest.mark.exhaustive
-def test_a_damaged_backup_fails_its_check_in_red_with_what_is_wrong(
-    site: Site, deployment: Deployment, launched: str
-) -> None:
+def test_a_damaged_backup_shows_a_red_check_and_why(site: Site, deployment: Deployment, launched: str) -> None:
     assert launched == "Success"
     damaged = deployment.newest
     flip_byte(damaged.path)
