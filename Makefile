@@ -9,7 +9,7 @@ WORKERS ?= 3
 PORT ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test test-swarm test-faults test-third test-floor bench check format lock docs pictures clean
+.PHONY: help install demo dev test test-swarm test-faults test-third test-floor bench check format lock docs site pictures clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1	/'
@@ -43,7 +43,7 @@ test-faults: export FAULTS_RECORD := $(CURDIR)/.cache/faults
 test-faults: install $(FULL_POSTGRESQL)/.unpacked ## every fault and every exhaustive test; write docs/reliability.md
 	rm -rf $(FAULTS_RECORD)
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "exhaustive or faults" --ignore=ovia_backup_dagster_tests/swarm
-	$(BIN)/python -m ovia_backup_dagster_tests.faults.report
+	$(BIN)/python -m tools.reliability
 
 # Another third each day, by the date in UTC; FAULTS_SEED, a number, chooses: three numbers in a row are all.
 test-third: export EXHAUSTIVE := third
@@ -73,13 +73,19 @@ format: install ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-docs: install ## write the generated parts of README and docs anew
-	$(BIN)/python -m ovia_backup_dagster_tests.docs.readme
-	$(BIN)/python -m ovia_backup_dagster_tests.docs.troubleshooting
-	$(BIN)/python -m benchmarks.report
+docs: install ## write the generated parts of the docs
+	$(BIN)/python -m tools.configuration
+	$(BIN)/python -m tools.drill_example
+	$(BIN)/python -m tools.command_line
+	$(BIN)/python -m tools.volume
+	$(BIN)/python -m tools.troubleshooting
+	$(BIN)/python -m tools.performance
 
-pictures: install ## take the pictures of the README anew (needs chromium)
-	$(BIN)/python -m ovia_backup_dagster_tests.ui.pictures
+site: install ## build the docs as a site in .cache/site, and check its links
+	$(BIN)/python -m mkdocs build --strict --quiet
+
+pictures: install ## take the pictures of the docs from the real UI (needs chromium)
+	$(BIN)/python -m tools.pictures
 
 # The fuller build (zstd, lz4, TLS, contrib) that the embedded one lacks.
 $(FULL_POSTGRESQL)/.unpacked: requirements-postgresql.lock | .venv/.installed
@@ -101,7 +107,7 @@ $(SAMPLES)/.unpacked: samples.lock | .venv/.installed
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras \
 	--no-emit-index-url --no-emit-find-links pyproject.toml
 
-lock: ## resolve the dependencies anew (needs uv)
+lock: ## resolve the dependencies to their newest versions (needs uv)
 	$(LOCK) --upgrade --extra demo --extra swarm --extra storage --group dev -o requirements.lock
 	$(LOCK) --upgrade --constraint requirements.lock --extra swarm --extra storage --group build \
 		-o deploy/requirements.lock

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from benchmarks import compression, computed, drill, dump, latency, listing, memory, restore, start, verification
 from benchmarks.measure import Json, say
-from benchmarks.report import PAGE, RESULTS, rendered
 from benchmarks.world import BIN, World, world
 from ovia_backup_dagster.postgres.programs import Programs
+from tools.performance import PAGE, RESULTS, rendered
 
 MEGABYTES = 1000
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ovia_backup_dagster_tests.faults.report import FAMILIES, PAGE, page
+from tools.reliability import FAMILIES, PAGE, page
 
 
 def outcomes(folder: Path, **changed: Any) -> Path:

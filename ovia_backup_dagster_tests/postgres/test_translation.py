@@ -26,7 +26,6 @@ from ovia_backup_dagster.postgres.programs import Programs, capture
 from ovia_backup_dagster.postgres.translation import _PLACE, _translations, english
 from ovia_backup_dagster.proof.pg_restore import Restorer
 from ovia_backup_dagster_tests.conftest import PASSWORD, PortCluster, execute, quiet, running_cluster
-from ovia_backup_dagster_tests.docs import translations
 from ovia_backup_dagster_tests.doctor.support import system_of
 from ovia_backup_dagster_tests.postgres.test_diagnosis import (
     CASES,
@@ -41,6 +40,7 @@ from ovia_backup_dagster_tests.postgres.test_diagnosis import (
     to_be_stopped,
 )
 from ovia_backup_dagster_tests.support.exhaustive import thinned
+from tools import translations
 
 DEBIANS = Path("/usr/lib/postgresql/15/bin")
 GERMAN = "de_DE.UTF-8"

@@ -21,7 +21,7 @@ from ovia_backup_dagster_tests.conftest import REPOSITORY
 STATE = REPOSITORY / ".cache/swarm"
 SOCKET = Path("/var/run/docker.sock")
 HERE = Path(__file__).parent
-IMAGE = "ovia-backup-dagster:0.1.0"
+IMAGE = "ovia-backup-dagster:0.2.0"
 POSTGRES = "postgres:16"
 #: The host's own certificate authorities, for a build behind a proxy that opens TLS.
 AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")

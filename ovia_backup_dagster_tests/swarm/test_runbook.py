@@ -111,7 +111,7 @@ def test_a_second_database(swarm: Swarm) -> None:
     assert swarm.backups()[0]["rows"] > 100_000
     files = swarm.sh(
         "docker run --rm -v ovia_backup_data_second:/backups -e POSTGRES_HOST=postgres -e POSTGRES_DB=second "
-        "ovia-backup-dagster:0.1.0 ovia-backup list --json"
+        "ovia-backup-dagster:0.2.0 ovia-backup list --json"
     )
     [newest] = [backup for backup in json.loads(files) if backup["tier"] == "daily"]
     assert (newest["rows"], newest["state"], newest["run_id"]) == (1234, "proven", both[1])

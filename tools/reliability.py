@@ -17,8 +17,9 @@ from typing import Any
 from ovia_backup_dagster import __version__
 from ovia_backup_dagster.demo import embedded_server
 from ovia_backup_dagster.postgres.programs import Programs
+from tools.pages import DOCS
 
-PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
+PAGE = DOCS / "reliability.md"
 FAMILIES = {
     "test_killed": "Killed processes",
     "test_disk": "The volume",

@@ -1,4 +1,4 @@
-"""The pictures of the README, taken of the real UI: ``python -m ovia_backup_dagster_tests.ui.pictures``.
+"""The pictures of the README, taken of the real UI: ``python -m tools.pictures``.
 
 ``make pictures`` runs it. Nothing in them may name this machine.
 """

@@ -1,6 +1,6 @@
 """postgres/translations.json: how PostgreSQL's catalogues say, in other languages, what the table of diagnoses knows.
 
-``python -m ovia_backup_dagster_tests.docs.translations`` writes it from Debian's catalogues (packages postgresql-15 and
+``python -m tools.translations`` writes it from Debian's catalogues (packages postgresql-15 and
 locales). To be done again when the table of diagnoses knows another message of the server's.
 """
 

@@ -2,19 +2,19 @@
 
 Those whose cause is found out only when they are met have no table: they stand there by what their class says.
 
-``python -m ovia_backup_dagster_tests.docs.troubleshooting`` (``make docs``) writes it; a test compares it.
+``python -m tools.troubleshooting`` (``make docs``) writes it; a test compares it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 from ovia_backup_dagster.core import errors, files
 from ovia_backup_dagster.postgres import archive, diagnosis
 from ovia_backup_dagster.postgres.known_messages import KNOWN_MESSAGES
+from tools.pages import DOCS
 
-PAGE = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
+PAGE = DOCS / "troubleshooting.md"
 
 _HEAD = """\
 # When something fails
