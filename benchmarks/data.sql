@@ -4,7 +4,7 @@
 --
 -- A row is six of 200,000 sentences, each of twelve words drawn as a language does: few of them often. So many
 -- sentences do not fit a compressor's window; it must work on words, as with real text. "repeats" multiplies the rows
--- without composing them anew, which is quick, for databases whose ratio of compression is not looked at.
+-- without composing them again, which is quick, for databases whose ratio of compression is not looked at.
 
 \set ON_ERROR_STOP on
 \set QUIET on

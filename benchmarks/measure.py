@@ -30,7 +30,7 @@ Environment = Mapping[str, str]
 
 
 def say(text: str) -> None:
-    """Progress, for whoever waits."""
+    """Print progress."""
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
@@ -58,7 +58,7 @@ def alternate(sides: Mapping[str, Callable[[], float]], rounds: int = ROUNDS) ->
 
 
 def fill_memory() -> None:
-    """Fill free memory with a file's cache, which the kernel gives up as soon as somebody needs the memory.
+    """Fill free memory with a file's cache, which the kernel gives up as soon as a process needs the memory.
 
     A virtual machine may hand free memory back to its host. To get it again took 2.3 s for each GB here: more than half
     of what pg_dump needs for a GB, and met by whichever side came after something large had been dropped.
@@ -83,14 +83,14 @@ def _holes() -> io.FileIO:
 
 
 def _free_bytes() -> int:
-    """Memory that nobody uses, not even as a cache."""
+    """Memory that is unused, not even as a cache."""
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text("ascii").splitlines())
     return int(fields["MemFree"].split()[0]) * 1024
 
 
 @contextmanager
 def processors(busy: list[float]) -> Iterator[None]:
-    """Add the seconds for which this machine's processors were busy while the block ran, whoever kept them so."""
+    """Add the seconds for which this machine's processors were busy while the block ran, with any process."""
     before = _busy_seconds()
     yield
     busy.append(_busy_seconds() - before)

@@ -198,7 +198,7 @@ def _hammering(live: Connection) -> Iterator[list[list[Answer]]]:
 
 
 def _hammer(live: Connection, pipe: Pipe) -> None:
-    """Connect, ask, and begin anew, at once and whatever is said."""
+    """Connect, query, and start again at once, whatever the answer."""
     end = threading.Event()
     answers: list[Answer] = []
 

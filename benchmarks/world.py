@@ -89,7 +89,7 @@ class World:
         return self.folder / f"{name}-{next(self._numbers)}"
 
     def environment(self, database: Connection | None, **more: str) -> dict[str, str]:
-        """A child's: nobody else's settings, a volume and a Dagster home of its own."""
+        """A child's environment: no settings from outside, a volume and a Dagster home of its own."""
         home = self.path("dagster")
         home.mkdir()
         shutil.copyfile(REPOSITORY / "dagster.yaml", home / "dagster.yaml")

@@ -232,12 +232,12 @@ def _restore(part: Json) -> Iterator[str]:
             "every row is read back and compared, and the statistics are made, without which the database would be "
             f"slow at first. That is {busy['swap']:.1f} s of processor time beside {busy['runbook']:.1f} s, and keeps "
             f"the {cores} cores here busy to {shares['swap']:.0%}, the runbook's way to {shares['runbook']:.0%}. With "
-            f"no core ever idle the ratio would be {least:.2f}. None of it interrupts anybody: the old database is in "
-            "use meanwhile.\n"
+            f"no core ever idle the ratio would be {least:.2f}. None of it interrupts a session: the old database "
+            "is in use meanwhile.\n"
         )
     yield (
-        f"### The interruption (m)\n\n{part['clients']} clients connect, ask one question, disconnect, and begin "
-        f"anew at once, in processes of their own, while the database is swapped by {part['restores']} restores and "
+        f"### The interruption (m)\n\n{part['clients']} clients connect, run one query, disconnect, and start "
+        f"again at once, in processes of their own, while the database is swapped by {part['restores']} restores and "
         f"then {part['undos']} times by `undo-restore`. The longest time between two successful answers to a client, "
         "of all clients, around each swap:\n"
     )
@@ -331,7 +331,7 @@ def _megabytes(size: int) -> str:
 
 
 def main() -> None:
-    """Make the page anew, without measuring."""
+    """Write the page from the stored results, without measuring."""
     PAGE.write_text(rendered(json.loads(RESULTS.read_text("utf-8"))), "utf-8")
 
 

@@ -1,4 +1,4 @@
-"""The pictures of the README, taken of the real UI: ``python -m tools.pictures``.
+"""The pictures of the docs, taken of the real UI: ``python -m tools.pictures``.
 
 ``make pictures`` runs it. Nothing in them may name this machine.
 """
@@ -21,11 +21,11 @@ def take(folder: Path) -> None:
     """Take all pictures, of a database with 300,000 rows."""
     folder.mkdir(parents=True, exist_ok=True)
     with browsing() as browser, deployed(scale=1) as deployment:
-        until(lambda: deployment.people.messages, 120, "nobody was told")
+        until(lambda: deployment.people.messages, 120, "no alert was sent")
         with visiting(browser, deployment.url) as site:
             assert site.launch_job(DAILY_JOB) == "Success"
             assert site.materialize(DRILL) == "Success"
-            # It was told that the backup is too old; now all is well.
+            # The alert was that the backup is too old; now all is well.
             assert site.materialize(ALERT) == "Success"
         _graph(browser, deployment.url, folder / "graph.png")
         _verification(browser, deployment.url, folder / "verification.png")

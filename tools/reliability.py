@@ -31,33 +31,34 @@ FAMILIES = {
 INTRODUCTION = """\
 # Reliability
 
-Faults that were provoked, and what became of them. `make test-faults` provokes them all and writes this page; a fault
-that is not survived fails the run, and leaves the page as it was. `make test` does a few rounds of each.
+Faults that tests provoke, and their outcomes. `make test-faults` provokes them all and writes this page; a fault that
+is not survived fails the run, and leaves the page unchanged. `make test` does a few rounds of each.
 
-After every single fault the same is asked:
+After every fault, a test checks the same three claims:
 
 1. **A reader never sees a broken backup.** Another process lists the volume all the time, before, during and after the
    fault, and reads each backup that it finds: it has a manifest, and is, by size and SHA-256, what that says.
-2. **The newest proven backup is there**: the same bytes, the same modification time, the same verdict, still proven.
-3. **The next run recovers by itself.** Dump, verify, promote and prune end well with nothing done by hand (but for what
-   the fault itself took away: a server is started, a disk mounted); what the fault left is swept; the lock is free.
+2. **The newest verified backup is there**: the same bytes, the same modification time, the same verdict.
+3. **The next run recovers by itself.** Dump, verify, promote and prune succeed with nothing done by hand, except to
+   bring back what the fault took away (a server is started, a disk mounted); what the fault left is swept; the lock
+   is free.
 
 ## What is not guaranteed
 
 * **Rot after the verdict.** A verdict holds while size and modification time stay. A disk that alters a file later, and
   keeps both, is found by the next `ovia-backup verify` of that backup, not before.
-* **A disk that lies about fsync.** What the disk has called written is believed. The power is cut here in the kernel,
-  below which everything is memory: a drive's own cache is not.
+* **A disk that lies about fsync.** The program believes the disk. The tests cut the power in the kernel, so they do not
+  cover a drive's own cache.
 * **A volume that is not mounted when the run begins.** `BACKUP_DIR` is made when it is missing, so a run may make its
   backup on the disk under the mount point. One that is unmounted in the middle is noticed. Mount the volume so that its
   absence is an error (in a container, as a volume; on a host, `chattr +i` on the empty mount point).
-* **A server that stands still** for less than `BACKUP_STALL_MINUTES`, without breaking its connections. Until then the
-  dump waits for it and holds the lock; then it is ended, and says what it was last seen at. The alert is sent all the
-  same.
-* **A Dagster of which nothing was left**, as after a power cut. Its default run launcher does not look whether a run's
-  process lives: the run counts as running until `max_runtime_seconds` has passed, and launches wait behind it.
-  Terminate it in the UI, or use `ovia-backup` meanwhile; the alert comes when the newest dump is too old.
-* **The one volume.** Whoever removes it, or loses its disk, loses all backups on it: copy them elsewhere.
+* **A server that hangs** for less than `BACKUP_STALL_MINUTES`, without breaking its connections. Until then the dump
+  waits for it and holds the lock; then the dump is ended, and the error says what it was doing last. The alert is sent
+  in any case.
+* **All of Dagster killed at once**, as in a power cut. Its default run launcher does not check whether a run's process
+  lives: the run counts as running until `max_runtime_seconds` has passed, and later launches wait. Terminate it in the
+  UI, or use `ovia-backup` meanwhile; the alert is sent when the newest dump is too old.
+* **The one volume.** If it is removed, or its disk fails, all backups on it are lost: copy them elsewhere.
 * **NFS and other filesystems of the network** were not tried.
 """
 
