@@ -32,7 +32,7 @@ QUICKER = {
 OUTCOMES = {
     "the run": "its code server saw it end, and marked the run failed",
     "webserver and daemon": "the run went on, and succeeded",
-    "everything": "nobody was left who knew of the run: it counted as running, and launches waited, until "
+    "everything": "no process was left that knew of the run: it counted as running, and launches waited, until "
     "`max_runtime_seconds` (as shipped, 6 hours) had passed; then it was marked failed",
 }
 ENDED = ("SUCCESS", "FAILURE", "CANCELED")

@@ -459,7 +459,7 @@ def test_the_folder_is_removed_while_dumping(
             ended.refused()
             outcomes["failed with an error that says so"] += 1
         else:
-            outcomes["had published, or began anew after it"] += 1
+            outcomes["had published, or began again after it"] += 1
         # There is nothing left to guard, but for what the next run makes.
         guard = Guard(place)
         guard.recovered()
