@@ -1,4 +1,4 @@
-"""The command line ``ovia-backup``: one file a verb. A verb parses, calls one operation, and prints.
+"""The command line ``ovia-backup``: one file per command. A command parses, calls one operation, and prints.
 
-Nothing here imports Dagster, so that it works on the day when Dagster does not.
+Nothing here imports Dagster, so that the commands work when Dagster does not.
 """

@@ -17,9 +17,10 @@ from ovia_backup_dagster.cli.output import backup_as_dict, log, print_json, prin
 @click.argument("backup")
 @json_option
 def accept_command(backup: str, as_json: bool) -> None:
-    """Say that a backup of another cluster, or without the tables there were, is what was meant.
+    """Accept a backup of another cluster, or one that lacks tables its predecessor had, as intended.
 
-    It is judged again; later dumps of that cluster are good without a word. Exit code 1: it is bad all the same.
+    The backup is judged again. Later dumps of the same cluster need no acceptance. Exit code 1: the backup is still
+    bad.
     """
     system, now = system_from_environment(), datetime.now(UTC)
     chosen = system.catalog.find(backup, now, anywhere=False)

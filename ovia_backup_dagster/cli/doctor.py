@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 @click.command("doctor")
 @click.option("--test-alert", is_flag=True, help="Also send a message to every channel of BACKUP_NOTIFY_URLS.")
 @click.option(
-    "--code-server", "port", metavar="PORT", type=int, help="Instead: a health check of the code server on a port."
+    "--code-server", "port", metavar="PORT", type=int, help="Instead: check the health of the code server on this port."
 )
 @json_option
 def doctor_command(test_alert: bool, port: int | None, as_json: bool) -> None:
-    """Look at everything a backup depends on, and say how to mend it. Exit code 1: something will fail."""
+    """Check everything that a backup depends on, and print how to fix what is wrong.
+
+    Exit code 1: something will fail.
+    """
     from ovia_backup_dagster.doctor import code_server, dagster_instance, environment_area, examination
     from ovia_backup_dagster.doctor.report import Area, Severity, summary, worst
     from ovia_backup_dagster.doctor.time_limit import Part, look_in_time
@@ -43,7 +46,7 @@ def doctor_command(test_alert: bool, port: int | None, as_json: bool) -> None:
             more.append(Part(Area.ALERTS, lambda: environment_area.test_alert(system), "a channel of the alerts", urls))
         found = examination.everything(system, *more)
     lines = []
-    for line in found:  # told at once: one that hangs is seen
+    for line in found:  # printed at once, so that a check that hangs is seen
         lines.append(line)
         if not as_json:
             _print_line(line)
@@ -64,7 +67,7 @@ def _print_line(line: Observation) -> None:
 
 
 def _print_statements(lines: Sequence[Observation]) -> None:
-    """All SQL once more, ready to paste, each statement once."""
+    """Print all SQL statements again, ready to paste, each once."""
     statements: dict[str, dict[str, None]] = {}
     for line in lines:
         statements.setdefault(line.fix, {}).update(dict.fromkeys(line.sql))

@@ -22,17 +22,19 @@ if TYPE_CHECKING:
 @click.command("drill")
 @backup_argument
 @click.option(
-    "--where", type=click.Choice(["auto", "throwaway", "database"]), help="Where to restore to.  [DRILL_WHERE]"
+    "--where",
+    type=click.Choice(["auto", "throwaway", "database"]),
+    help="Where to restore the backup to.  [DRILL_WHERE]",
 )
-@click.option("--jobs", type=click.IntRange(2, 64), help="How much is restored at a time.  [DRILL_JOBS]")
-@click.option("--keep", is_flag=True, help="Leave the copy for a look, until the next drill.")
+@click.option("--jobs", type=click.IntRange(2, 64), help="Parallel jobs of pg_restore.  [DRILL_JOBS]")
+@click.option("--keep", is_flag=True, help="Keep the restored copy for inspection, until the next drill.")
 @click.option(
     "--trust-archive",
     is_flag=True,
-    help="With --where database: restore even where a superuser would run functions of others on the source's cluster.",
+    help="With --where database: restore even if a superuser would run the backup's functions on the source's server.",
 )
-@click.option("--history", is_flag=True, help="Instead: the drills so far, newest first.")
-@click.option("--remove-copy", is_flag=True, help="Instead: remove a copy that was kept, or left by a killed drill.")
+@click.option("--history", is_flag=True, help="Instead: list past drills, newest first.")
+@click.option("--remove-copy", is_flag=True, help="Instead: remove copies that were kept, or left by a killed drill.")
 @json_option
 def drill_command(
     backup: str,
@@ -44,7 +46,7 @@ def drill_command(
     remove_copy: bool,
     as_json: bool,
 ) -> None:
-    """Restore a backup into a copy, prove the copy, and write the evidence down. Exit code 1: it is not proven."""
+    """Restore a backup into a copy, compare the two, and record the evidence. Exit code 1: it is not proven."""
     system = system_from_environment()
     if history:
         _print_drills(list(system.drills.newest_first()), as_json)

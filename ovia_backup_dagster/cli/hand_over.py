@@ -15,11 +15,24 @@ if TYPE_CHECKING:
 
 
 @click.command("hand-over")
-@click.option("--to", "owner", type=OwnerType(), required=True, help="The user of this system, such as 10001:10001.")
-@click.option("--finish", is_flag=True, help="The old service is removed: bring back what it removed meanwhile.")
+@click.option(
+    "--to",
+    "owner",
+    type=OwnerType(),
+    required=True,
+    help="User and group that this system runs as, such as 10001:10001.",
+)
+@click.option(
+    "--finish",
+    is_flag=True,
+    help="After the old service is removed: bring back the dumps that it removed in the meantime.",
+)
 @json_option
 def hand_over_command(owner: Owner, finish: bool, as_json: bool) -> None:
-    """Take the volume over from the old backup script; as root. Until --finish, it can remove no dump for good."""
+    """Take over the volume from the old backup script. Run as root.
+
+    Until --finish, the old script can remove no dump for good.
+    """
     from ovia_backup_dagster.core import takeover
     from ovia_backup_dagster.settings.model import Settings
 

@@ -1,6 +1,6 @@
-"""What every verb takes from its surroundings: the system that the environment's settings name, and who asks.
+"""What every command needs from its environment: the backup system that the settings describe, and the operator.
 
-What is typed on the command line is in ``options``.
+Arguments and options are in ``options``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def system_from_environment() -> BackupSystem:
 
 
 def operator() -> str:
-    """Who runs the command, and where: evidence and records name them."""
+    """The user and host that run the command, as evidence and records name them."""
     import getpass
     import socket
 

@@ -1,11 +1,11 @@
-"""``ovia-backup``: the same core without Dagster, for the day when Dagster is down, and for cron and monitoring.
+"""``ovia-backup``: the same core without Dagster, for when Dagster is down, and for cron and monitoring.
 
-The group of the verbs, what a signal does to them, and the exit codes: 0 done; 1 the operation failed, or what was
-checked is bad; 2 usage; ``status`` follows the monitoring plugins: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN. What a verb
-does is in its own module, which :data:`VERBS` names.
+This module holds the command group, the handling of signals, and the exit codes: 0 done; 1 the operation failed, or
+the checked backup is bad; 2 usage; ``status`` follows the monitoring plugins: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.
+Each command is in its own module, which :data:`VERBS` names.
 
-``--help`` and ``status`` must answer at once: a verb's module is imported when it is asked for, and imports inside its
-function what only running it needs.
+``--help`` and ``status`` must answer at once: a command's module is imported only when the command is called, and
+imports inside its function what only running it needs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ovia_backup_dagster import __version__
 from ovia_backup_dagster.cli.exit_codes import FAILED, UNKNOWN
 from ovia_backup_dagster.core.errors import BackupError
 
-#: One line a verb: its module in this package, and the command there. Imported when it is asked for.
+#: Per command: its module in this package, and the function there. Imported only when the command is called.
 VERBS = {
     "accept": "accept:accept_command",
     "demo": "demo:demo_command",
@@ -44,8 +44,8 @@ VERBS = {
 }
 
 _RESTORES = ("restore", "undo-restore")
-#: Whether it was done, put back or not begun depends on when it was ended.
-_AFTER_A_RESTORE = "what came of it: ovia-backup restore --history; what is unfinished: ovia-backup status"
+#: Whether the restore was done, put back or not begun depends on when it was ended.
+_AFTER_A_RESTORE = "for its outcome: ovia-backup restore --history; for what is unfinished: ovia-backup status"
 
 
 class _Terminated(SystemExit):
@@ -53,7 +53,7 @@ class _Terminated(SystemExit):
 
 
 class _Verbs(Mapping[str, click.Command]):
-    """The verbs by name, each imported when it is asked for."""
+    """The commands by name, each imported only when it is called."""
 
     def __getitem__(self, verb: str) -> click.Command:
         module, _, name = VERBS[verb].partition(":")
@@ -68,7 +68,7 @@ class _Verbs(Mapping[str, click.Command]):
 
 
 class _Group(click.Group):
-    """Turns our errors into one line and an exit code."""
+    """Turns a ``BackupError`` into one line and an exit code."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
         _repair_streams()
@@ -112,15 +112,15 @@ def main() -> None:
     The settings come from the environment: POSTGRES_HOST, POSTGRES_DB, BACKUP_DIR and the others that the
     README lists. BACKUP is a backup's name, a path, or `latest`.
     """
-    # Ended politely, or with its terminal, a command ends its pg_dump and removes or puts back what is unfinished.
+    # On SIGTERM or SIGHUP, a command ends its pg_dump and removes or puts back what is unfinished.
     signal.signal(signal.SIGTERM, _terminated)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
         signal.signal(signal.SIGHUP, _terminated)
 
 
 def _repair_streams() -> None:
-    """What stands for a stream that is closed (``>&-``) goes nowhere; and no name is too strange to be printed."""
-    # In order: each gets the lowest number that is free. A lock or a dump that got it would be written to.
+    """Open /dev/null for each closed stream (``>&-``), and escape characters that a stream cannot encode."""
+    # In order: open() returns the lowest free number. If a lock or a dump got it, output would be written into that.
     for number in range(3):
         try:
             os.fstat(number)
@@ -135,13 +135,13 @@ def _repair_streams() -> None:
 
 
 def _terminated(number: int, _: object) -> NoReturn:
-    # That a terminal is gone is said twice, by the shell and by the kernel; the second must not end the way back.
+    # Both the shell and the kernel send SIGHUP when a terminal closes; the second must not interrupt the cleanup.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     raise _Terminated(128 + number)
 
 
 def _keep_whole(error: BackupError) -> None:
-    """Where a message is too long for a terminal, all of it goes into a file of this user's."""
+    """Write a message that is too long for a terminal to a private file, and print its path."""
     if not error.whole:
         return
     import tempfile

@@ -1,6 +1,6 @@
-"""Options and arguments that verbs share, and the types of their values.
+"""Options and arguments that several commands share, and the types of their values.
 
-An option that only one verb has stands with that verb; a default or a limit that is a setting stands in ``settings``.
+An option of a single command is in that command's module; defaults and limits that are settings are in ``settings``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 backup_argument = click.argument("backup", default="latest")
 
@@ -20,15 +20,15 @@ backup_argument = click.argument("backup", default="latest")
 without_services_option = click.option(
     "--without-services",
     is_flag=True,
-    help="Neither stop, migrate, start nor ask services: a person does, as when Docker does not answer.",
+    help="Do not stop, migrate, start or query services: the operator does, for example when Docker does not answer.",
 )
 
 
 class InsteadOption(click.Option):
-    """A flag that asks for something else than what its command is for.
+    """A flag that makes its command do something other than its main task.
 
     Args:
-        takes: the other options that mean something together with it, by their variables' names.
+        takes: the options that may be combined with it, by their variables' names.
     """
 
     def __init__(self, declarations: Sequence[str], *, takes: Collection[str], **attributes: Any) -> None:
@@ -37,7 +37,7 @@ class InsteadOption(click.Option):
 
 
 class ExclusiveCommand(click.Command):
-    """Refuses what would be ignored: an act must never answer to ``--plan``."""
+    """Refuses options that would be ignored: a command given ``--plan`` must never act."""
 
     def invoke(self, ctx: click.Context) -> Any:
         given = [p for p in self.params if ctx.get_parameter_source(p.name or "") is ParameterSource.COMMANDLINE]

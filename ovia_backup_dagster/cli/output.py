@@ -1,6 +1,6 @@
-"""What verbs print: tables, JSON, the progress on standard error, and what is safe to show of a name.
+"""How commands print: tables, JSON, progress on standard error, and names made safe for a terminal.
 
-Data goes to standard output, what happens meanwhile to standard error. What only one verb prints stands with it.
+Data goes to standard output, progress to standard error. Output of a single command is in that command's module.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Se
 
 
 def printable(text: str) -> str:
-    """A text without what would act on a terminal: names come from databases and file systems."""
+    """Replace control characters: names come from databases and file systems, and could act on a terminal."""
     return "".join(c if c.isprintable() else "�" for c in text)
 
 
 def log(text: str) -> None:
-    """A line on standard error, with the time (UTC): what happens meanwhile, and what to do next."""
+    """Print a line on standard error, with the time (UTC): progress, and what to do next."""
     click.echo(f"{datetime.now(UTC):%H:%M:%S} {printable(text)}", err=True)
 
 
 def log_waiting(holder: str) -> None:
-    """What an operation calls once while another one holds the lock."""
+    """Called once by an operation that waits while another one holds the lock."""
     log(f"waiting for {holder}")
 
 
@@ -85,7 +85,7 @@ def backup_as_dict(backup: Backup, now: datetime) -> dict[str, Any]:
 
 
 def manifest_problem(backup: Backup) -> str | None:
-    """Why a backup's manifest says nothing, if it has one."""
+    """Why a backup's manifest cannot be used; ``None`` if it can, or if there is none."""
     try:
         return backup.manifest_trouble or None
     except BackupError as error:
@@ -93,7 +93,7 @@ def manifest_problem(backup: Backup) -> str | None:
 
 
 def print_check_lines(lines: Iterable[CheckResult]) -> None:
-    """The checks of a copy, each with what came of it."""
+    """Print the checks of a copy, each with its result."""
     colours = {"passed": "green", "odd": "yellow", "failed": "red", "not made": "yellow"}
     for line in lines:
         click.secho(f"{line.result.value:<9}", nl=False, fg=colours[line.result.value])
@@ -101,5 +101,5 @@ def print_check_lines(lines: Iterable[CheckResult]) -> None:
 
 
 def recovery_time(count: float | None) -> str:
-    """Of seconds; empty where a drill did not come to an end."""
+    """A recovery time in seconds, as text; empty if the drill did not finish."""
     return "" if count is None else f"{count:.1f} s"

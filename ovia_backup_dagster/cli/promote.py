@@ -17,7 +17,7 @@ from ovia_backup_dagster.cli.output import log_waiting, print_json
 @backup_argument
 @json_option
 def promote_command(backup: str, as_json: bool) -> None:
-    """Let a verified daily backup also stand in weekly/, if its week has none, and in the other tiers that are on."""
+    """Promote a verified daily backup to weekly/, if its week has none, and to the other tiers that are on."""
     from ovia_backup_dagster.retention.promote_and_prune import promote
 
     system, now = system_from_environment(), datetime.now(UTC)
@@ -34,6 +34,6 @@ def promote_command(backup: str, as_json: bool) -> None:
             click.echo("not promoted")
         for reason in promoted.reasons.values():
             click.echo(f"  {reason}")
-    # As it is now: it may have been verified while this one waited.
+    # Read again: it may have been verified while this command waited for the lock.
     if not promoted.made and not system.catalog.refresh(chosen).state(now).is_verified:
         sys.exit(FAILED)

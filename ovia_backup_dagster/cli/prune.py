@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
 
 @click.command("prune")
-@click.option("--dry-run", is_flag=True, help="Only say what would be removed, and why.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be removed, and why.")
 @click.option(
-    "--release", "released", metavar="BACKUP", help="Say that the loss of rows a backup is held for was meant."
+    "--release",
+    "released",
+    metavar="BACKUP",
+    help="Confirm that the loss of rows was intended, and end the hold on this backup.",
 )
 @json_option
 def prune_command(dry_run: bool, released: str | None, as_json: bool) -> None:
@@ -31,7 +34,7 @@ def prune_command(dry_run: bool, released: str | None, as_json: bool) -> None:
         raise click.UsageError("--release changes something; --dry-run does not")
     if released:
         release(system.catalog, system.catalog.find(released, now), now)
-        log(f"{released} is held no longer")
+        log(f"{released} is no longer on hold")
     if dry_run:
         plan, removed = preview(system.catalog.backups(), system.policy, now), None
     else:

@@ -26,41 +26,50 @@ if TYPE_CHECKING:
 
 @click.command("restore", cls=ExclusiveCommand)
 @click.argument("backup", required=False)
-@click.option("--plan", "only_plan", is_flag=True, help="Only say what would be done.")
-@click.option("--yes-destroy", "confirmation", metavar="NAME", help="The database's name: go on without asking.")
+@click.option("--plan", "only_plan", is_flag=True, help="Only print what would be done.")
+@click.option(
+    "--yes-destroy", "confirmation", metavar="NAME", help="The database's name; then the command does not ask for it."
+)
 @click.option(
     "--mode",
     type=click.Choice(["swap", "drop", "new"]),
     default="swap",
     show_default=True,
-    help="swap: beside the live database, proven, then in its place; can be undone. drop: for a server too small for "
-    "two; cannot be. new: into a database of its own.",
+    help="swap: restore beside the live database, compare, then swap the names; can be undone. drop: drop the live "
+    "database first, for a server without room for two; cannot be undone. new: restore into a new database.",
 )
-@click.option("--into", metavar="NAME", default="", help="With --mode new: the database to make.")
-@click.option("--jobs", type=click.IntRange(1, 64), help="How much is restored at a time.  [RESTORE_JOBS]")
+@click.option("--into", metavar="NAME", default="", help="With --mode new: the database to create.")
+@click.option("--jobs", type=click.IntRange(1, 64), help="Parallel jobs of pg_restore.  [RESTORE_JOBS]")
 @click.option(
     "--stop-services",
     type=click.Choice(["at-swap", "first"]),
     default="at-swap",
     show_default=True,
-    help="When the services of SWARM_APP_SERVICES are stopped.",
+    help="When to stop the services of SWARM_APP_SERVICES.",
 )
-@click.option("--scale", "scale", type=ReplicasType(), multiple=True, help="Replicas of a service in the end.")
-@click.option("--new-host", is_flag=True, help="The server is not the one that was backed up.")
+@click.option(
+    "--scale", "scale", type=ReplicasType(), multiple=True, help="Replicas that a service gets after the restore."
+)
+@click.option("--new-host", is_flag=True, help="Allow a server other than the one that was backed up.")
 @click.option(
     "--create-roles",
     is_flag=True,
-    help="Make the roles that the server lacks, as they were saved, but without passwords and power over others.",
+    help="Create the roles that the server lacks, as saved with the backup, but without passwords and privileges over "
+    "other roles.",
 )
 @click.option(
     "--create-privileged-role",
     "privileged_roles",
     metavar="NAME",
     multiple=True,
-    help="Make this one of them with all that it had: SUPERUSER, REPLICATION, BYPASSRLS, memberships.",
+    help="Create this one of those roles with all its attributes: SUPERUSER, REPLICATION, BYPASSRLS, memberships.",
 )
-@click.option("--even-if-damaged", is_flag=True, help="With --mode new: restore what can be, and say what was lost.")
-@click.option("--auto-undo", is_flag=True, help="Swap back if the migration fails or HEALTH_URL stays red.")
+@click.option(
+    "--even-if-damaged", is_flag=True, help="With --mode new: restore what is readable, and list what was lost."
+)
+@click.option(
+    "--auto-undo", is_flag=True, help="Swap back if the migration fails or HEALTH_URL does not become healthy."
+)
 @without_services_option
 @click.option(
     "--resume",
@@ -72,9 +81,9 @@ if TYPE_CHECKING:
     "--abort",
     cls=InsteadOption,
     takes=["as_json", "confirmation", "without_services"],
-    help="Instead: put back what such a restore had begun.",
+    help="Instead: put back what such a restore had changed.",
 )
-@click.option("--history", cls=InsteadOption, takes=["as_json"], help="Instead: the restores so far, newest first.")
+@click.option("--history", cls=InsteadOption, takes=["as_json"], help="Instead: list past restores, newest first.")
 @json_option
 def restore_command(
     backup: str | None,
@@ -96,7 +105,10 @@ def restore_command(
     history: bool,
     as_json: bool,
 ) -> None:
-    """Bring a backup back: plan, confirm, prove, swap. Exit code 1: it failed, and what could be was put back."""
+    """Restore a backup: plan, confirm, compare, swap.
+
+    Exit code 1: the restore failed, and was put back as far as possible.
+    """
     from ovia_backup_dagster.restoration.request import Wishes
     from ovia_backup_dagster.restoration.restore_order import Mode, StopServices
 
@@ -110,7 +122,7 @@ def restore_command(
         print_restore(record, restorations, as_json, putting_back=abort)
         return
     if backup is None:
-        # The newest may hold the very harm that it is to undo: a word left out must not restore it.
+        # The newest backup may hold the very damage that the restore is to undo: it must be asked for by name.
         raise click.UsageError("which backup? Name one of: ovia-backup list; `latest` is the newest that is not bad")
     wishes = Wishes(
         backup=backup,

@@ -1,4 +1,4 @@
-"""What ``restore`` and ``undo-restore`` share: they show a plan, ask for a name, carry it out and print the record.
+"""What ``restore`` and ``undo-restore`` share: show a plan, ask for confirmation, carry it out, print the record.
 
 The plan and the restore themselves are in ``restoration``.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def carry_out(
     restorations: Restorations, plan: RestorePlan, confirmation: str | None, only_plan: bool, as_json: bool
 ) -> None:
-    """Show a plan, ask for the database's name, and do it."""
+    """Show a plan, ask for the database's name as confirmation, and carry the plan out."""
     if only_plan and as_json:
         print_json(plan.as_dict())
         plan.refuse()
@@ -36,7 +36,7 @@ def carry_out(
 
 
 def confirmed_name(name: str, given: str | None) -> str:
-    """What a person says when asked to repeat the name of what is at stake; without a terminal, what was given."""
+    """Ask the operator to type the name of the database to be replaced; without a terminal, return ``given``."""
     if given is None and name and sys.stdin.isatty():
         try:
             given = str(click.prompt(f"To go on, type the name of the database ({printable(name)})", err=True))
@@ -50,7 +50,7 @@ def print_restore(record: Record, restorations: Restorations, as_json: bool, *, 
     """Print a restore's record, and exit with 1 where it failed.
 
     Args:
-        putting_back: that it is put back is what was asked for.
+        putting_back: whether the command asked for the restore to be undone (``--abort``).
     """
     from ovia_backup_dagster.core.naming import before_at
     from ovia_backup_dagster.postgres.quoting import shell_word

@@ -1,6 +1,6 @@
-"""``ovia-backup status``, as a monitoring plugin answers: the condition of the backups, as the alert tells it.
+"""``ovia-backup status``: the condition of the backups, in the form of a monitoring plugin, as alerts report it.
 
-How the backups stand is judged in ``health.condition``; what only Dagster knows is not asked here.
+``health.condition`` judges the condition. What only Dagster knows is not asked here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 @click.command("status")
 @json_option
 def status_command(as_json: bool) -> None:
-    """Say whether the backups are fresh and good, and restore, as a monitoring plugin does."""
+    """Report whether the backups are fresh, good and restorable, in the form of a monitoring plugin.
+
+    Exit codes: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.
+    """
     from ovia_backup_dagster.health.condition import assess
     from ovia_backup_dagster.settings.model import Settings
     from ovia_backup_dagster.system import BackupSystem
@@ -47,10 +50,10 @@ def _print_status(state: Condition) -> None:
     from ovia_backup_dagster.health.condition import Question
 
     word, found = state.level.upper(), state.found
-    if found is None:  # nothing is known but why
+    if found is None:  # only the reason is known
         click.echo(f"BACKUP {word} - {printable('; '.join(str(answer.trouble) for answer in state.told))}")
     else:
-        # What each asks is said where it is wrong; how drills stand, always.
+        # The first line has the answers that are wrong, and always the one about drills.
         said = [answer for answer in state.answers if answer in state.wrong or answer.question is Question.PROVEN]
         text = "; ".join(dict.fromkeys((found.text, *(answer.what for answer in said))))
         performance = ""
@@ -74,7 +77,7 @@ def _print_status(state: Condition) -> None:
 
 
 def _reasons(answer: Answer, found: Freshness) -> list[str]:
-    """What the first line does not say; of bad backups, why each is."""
+    """Details that the first line does not have; for bad backups, the reason for each."""
     if answer.question.value == "backups_undamaged":
         return [f"{backup}: {backup.problem.why}" if backup.problem else str(backup) for backup in found.rejected]
     return [answer.why or answer.what]

@@ -13,27 +13,27 @@ from ovia_backup_dagster.cli.restore_dialogue import carry_out, confirmed_name
 
 
 @click.command("undo-restore", cls=ExclusiveCommand)
-@click.option("--plan", "only_plan", is_flag=True, help="Only say what would be done.")
+@click.option("--plan", "only_plan", is_flag=True, help="Only print what would be done.")
 @click.option(
     "--yes-destroy",
     "confirmation",
     metavar="NAME",
-    help="The live database's name, or, with --forget, the kept one's: go on without asking.",
+    help="The live database's name, or with --forget the kept one's; then the command does not ask for it.",
 )
 @without_services_option
-@click.option("--kept", metavar="NAME", default="", help="Which kept database.  [default: the newest]")
+@click.option("--kept", metavar="NAME", default="", help="The kept database to use.  [default: the newest]")
 @click.option(
     "--list",
     "listing",
     cls=InsteadOption,
     takes=["as_json"],
-    help="Instead: the databases that restores have kept, newest first.",
+    help="Instead: list the replaced databases that are kept, newest first.",
 )
 @click.option(
     "--forget",
     cls=InsteadOption,
     takes=["confirmation", "kept"],
-    help="Instead: drop a kept database, which must be named if there are several. There is no way back to it then.",
+    help="Instead: drop a kept database, which must be named if there are several. This cannot be undone.",
 )
 @json_option
 def undo_restore_command(
@@ -45,7 +45,7 @@ def undo_restore_command(
     forget: bool,
     as_json: bool,
 ) -> None:
-    """Swap back to the database that was live before the last restore; again, to swap forth."""
+    """Swap back to the database that was live before the last restore. Run it again to swap forth."""
     from ovia_backup_dagster.core.human_text import human_bytes
     from ovia_backup_dagster.restoration.plan import replaced
 

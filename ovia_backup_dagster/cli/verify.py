@@ -20,11 +20,11 @@ from ovia_backup_dagster.cli.output import backup_as_dict, log, print_json, prin
     "--unproven",
     "unverified",
     is_flag=True,
-    help="Instead: all that have no verdict yet, such as the old script's.",
+    help="Instead: verify all backups without a verdict, such as those of the old script.",
 )
 @json_option
 def verify_command(backup: str, unverified: bool, as_json: bool) -> None:
-    """Read all of a backup and say whether it is good. Exit code 1: it is bad."""
+    """Read a whole backup back, and report whether it is good. Exit code 1: it is bad."""
     from ovia_backup_dagster.core.backup import State
 
     system = system_from_environment()
@@ -39,7 +39,7 @@ def verify_command(backup: str, unverified: bool, as_json: bool) -> None:
     judgement, witness = verified.judgement, verified.witness
     if as_json:
         rows = witness.rows_by_table() if witness else {}
-        # Of one elsewhere no verdict is kept: what was just found is its standing.
+        # No verdict is kept for a backup outside the volume: its standing is what was just found.
         good = State.PROVEN if verified.backup.drilled else State.VERIFIED
         standing = good if judgement.good else State.BAD
         verdict = {"standing": standing, "state": standing.former, "rows": sum(rows.values()), "tables": rows}

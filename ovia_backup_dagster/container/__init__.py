@@ -1,1 +1,1 @@
-"""A container of the Swarm stack: what it does before it becomes Dagster, HAProxy or a shell, and its health."""
+"""The containers of the Swarm stack: what each does before it becomes Dagster, HAProxy or a shell."""

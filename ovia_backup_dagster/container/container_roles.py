@@ -1,7 +1,7 @@
 """What each container of the Swarm stack does before it becomes Dagster, HAProxy or a shell for people.
 
-A role collects its secrets, waits for what it cannot do without, says in one line what is missing, and then *becomes*
-the real program. What stands in the stack is ``deploy/stack.yml``'s business. Never imports dagster.
+A role collects its secrets, waits for what it requires, prints in one line what is missing, and then *becomes* the
+real program. ``deploy/stack.yml`` defines the services. Never imports dagster.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from ovia_backup_dagster.container.health_checks import (
 from ovia_backup_dagster.container.swarm_secrets import SECRETS, collect_secrets, refuse_secret_values, require_readable
 from ovia_backup_dagster.settings.model import variable_names
 
-#: Who may come is decided by the networks that a service is on.
+#: The networks of a service decide who can connect.
 ALL_ADDRESSES = "0.0.0.0"  # noqa: S104
-#: What runs printed, by time, job and container.
+#: The output of runs, one file per run, named by time, job and container.
 RUN_LOGS = Path("/var/lib/ovia-backup/runs")
 RUN_LOGS_KEPT = 500
-#: How long to wait for what starts at the same time, before the container ends and Swarm starts another.
+#: How long to wait for services that start at the same time, before the container exits and Swarm starts another.
 PATIENCE_SECONDS = 90.0
 DOCTOR_INTERVAL_SECONDS = 600.0
-#: How long until it looks again while something will fail: often a service that is only starting.
+#: The interval while something will fail: often a service that is still starting.
 DOCTOR_AGAIN_SECONDS = 60.0
-#: It ends in half of it, whatever hangs.
+#: The doctor ends in half of it, even if a check hangs.
 DOCTOR_TIMEOUT_SECONDS = 60.0
 
 
 @click.command("code-server")
 def code_server_role() -> None:
-    """Serve the definitions of one database, with what its runs need."""
+    """Serve the definitions of one database, and pass on what its runs need."""
     refuse_secret_values(os.environ)
     collect_secrets()
     os.environ["DAGSTER_CONTAINER_CONTEXT"] = json.dumps(container_context(os.environ))
@@ -60,7 +60,7 @@ def code_server_role() -> None:
 
 @click.command("daemon")
 def daemon_role() -> None:
-    """Schedules, sensors and the queue of runs."""
+    """Run Dagster's daemon: schedules, sensors and the queue of runs."""
     collect_secrets()
     wait_for(storage_answers)
     wait_for(docker_is_ready)
@@ -70,10 +70,10 @@ def daemon_role() -> None:
 
 @click.command("webserver")
 def webserver_role() -> None:
-    """The UI."""
+    """Run Dagster's UI."""
     collect_secrets()
     wait_for(storage_answers)
-    # Without one the UI still shows what was, and why: only a start in the wrong order is waited out.
+    # Without a code server the UI still shows history and errors: this only waits out a start in the wrong order.
     with contextlib.suppress(ContainerError):
         wait_for(code_servers_answer)
     workspace = str(dagster_home() / "workspace.yaml")
@@ -84,7 +84,7 @@ def webserver_role() -> None:
 
 @click.command("door")
 def door_role() -> None:
-    """TLS and a password in front of the UI."""
+    """Put TLS and a password in front of the UI."""
     for name in ("web_tls", "web_users"):
         require_readable(SECRETS / name)
     replace_process(
@@ -94,7 +94,7 @@ def door_role() -> None:
 
 @click.command("docker-filter")
 def docker_filter_role() -> None:
-    """Pass on to Docker what launching a run needs."""
+    """Pass on to Docker only the requests that launching a run needs."""
     socket = Path("/var/run/docker.sock")
     if not socket.is_socket():
         raise ContainerError(
@@ -107,7 +107,7 @@ def docker_filter_role() -> None:
 
 @click.command("doctor")
 def doctor_role() -> None:
-    """Look again and again; unhealthy while something will fail."""
+    """Run the doctor at intervals; the container is unhealthy while something will fail."""
     collect_secrets()
     said: list[str] = []
     while True:
@@ -115,7 +115,7 @@ def doctor_role() -> None:
         bad = [line for line in lines if line["level"] != "ok"]
         words = [f"{line['level']:<5}{line['text']}{'. Next: ' if line['fix'] else ''}{line['fix']}" for line in bad]
         if words != said:
-            click.echo("\n".join(words) or "ok   nothing to mend")
+            click.echo("\n".join(words) or "ok   nothing to fix")
             said = words
         if any(line["level"] == "fail" for line in bad):
             UNWELL.touch()
@@ -136,13 +136,13 @@ def _examine() -> list[dict[str, str]]:
         )
         lines: list[dict[str, str]] = json.loads(done.stdout)
     except (subprocess.TimeoutExpired, ValueError) as error:
-        return [{"level": "fail", "text": f"the doctor did not come to an end: {error}", "fix": "ovia-backup doctor"}]
+        return [{"level": "fail", "text": f"the doctor did not finish: {error}", "fix": "ovia-backup doctor"}]
     return lines
 
 
 @click.command("console")
 def console_role() -> None:
-    """Wait for people: docker exec."""
+    """Wait for operators, who use docker exec."""
     collect_secrets()
     replace_process("sleep", "infinity")
 
@@ -150,7 +150,7 @@ def console_role() -> None:
 @click.command("run", context_settings={"ignore_unknown_options": True})
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run_role(command: tuple[str, ...]) -> None:
-    """Become a run's own command, with what it prints in a file: its container, and Docker's log, will be gone."""
+    """Become a run's command, with its output in a file: the container and its Docker log are removed after the run."""
     with contextlib.suppress(OSError):
         RUN_LOGS.mkdir(mode=0o700, exist_ok=True)
         for old in sorted(RUN_LOGS.iterdir())[:-RUN_LOGS_KEPT]:
@@ -164,10 +164,10 @@ def run_role(command: tuple[str, ...]) -> None:
 
 
 def container_context(environment: Mapping[str, str]) -> dict[str, Any]:
-    """What Dagster's Docker launcher gives to a run of this code location: its environment, networks and volumes.
+    """What Dagster's Docker launcher gives to the runs of this code location: environment, networks and volumes.
 
     Args:
-        environment: the code server's own. All of its settings are passed on; they name files where secrets stand.
+        environment: the code server's own. All of its settings are passed on; they name the files of secrets.
     """
     passed = [
         f"{name}={value}"
@@ -184,10 +184,10 @@ def container_context(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def wait_for(there: Callable[[], None], patience: float = PATIENCE_SECONDS, pause: float = 2.0) -> None:
-    """Wait for what may only be starting.
+    """Wait for something that may still be starting.
 
     Raises:
-        ContainerError: it is still not there.
+        ContainerError: it did not start in time, or waiting cannot help.
     """
     deadline = time.monotonic() + patience
     told = False
@@ -204,11 +204,11 @@ def wait_for(there: Callable[[], None], patience: float = PATIENCE_SECONDS, paus
 
 
 def replace_process(program: str, *arguments: str) -> NoReturn:
-    """From here on this process is that program: signals and exit codes are its own."""
+    """Replace this process by that program: signals and exit codes are then the program's own."""
     os.execvp(program, (program, *arguments))  # noqa: S606 - argv, no shell
 
 
-#: All of them, for the program that containers begin with.
+#: All roles, for the containers' entry point.
 ROLES = (
     code_server_role,
     console_role,

@@ -1,4 +1,4 @@
-"""What a container of the stack says when it cannot do its part. What a whole Swarm refuses is ``swarm``'s."""
+"""Errors of a container of the stack. Errors of Docker Swarm itself are in ``swarm``."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from ovia_backup_dagster.core.errors import BackupError
 
 
 class ContainerError(BackupError):
-    """A container of the stack lacks what its role cannot do without."""
+    """A container lacks something that its role requires."""
 
 
 class NotThereYetError(ContainerError):
-    """What a role depends on does not answer; it may only be starting."""
+    """Something that a role depends on does not answer; it may still be starting."""
 
     transient = True

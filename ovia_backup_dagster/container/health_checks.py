@@ -1,7 +1,7 @@
-"""What must answer for a container to be well: Dagster's storage, the code servers, Docker, the role's own program.
+"""Health checks of the containers: Dagster's storage, the code servers, Docker, the role's own program.
 
-A role waits for some of it before it begins; Docker asks for all of it every minute. What is looked at in depth is the
-``doctor``'s. Never imports dagster.
+A role waits for some of them before it starts; Docker runs the health check every minute. Thorough checks are in
+``doctor``. Never imports dagster.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from ovia_backup_dagster.container.errors import ContainerError, NotThereYetErro
 from ovia_backup_dagster.container.swarm_secrets import PRIVATE
 from ovia_backup_dagster.core.errors import BackupError
 
-#: Is there while something will fail.
+#: This file exists while something will fail.
 UNWELL = PRIVATE / "unwell"
-#: What the health check complained of last.
+#: The last error of the health check.
 _LAST_COMPLAINT = Path("/tmp/ovia-backup-unhealthy")  # noqa: S108 - a container's own
-#: Where the programs of the stack listen.
+#: Ports of the stack's programs.
 CODE_SERVER_PORT = 4000
 WEBSERVER_PORT = 3000
 HEALTH_PORT = 8404
@@ -35,7 +35,7 @@ HEALTH_PORT = 8404
 @click.command("health")
 @click.argument("role", type=click.Choice(["daemon", "webserver", "proxy", "doctor"]))
 def health_command(role: str) -> None:
-    """A container's health check. Docker hides what one says: what is new goes to the service's log, too."""
+    """Check a container's health. Docker hides a health check's output: a new error also goes to the service's log."""
     try:
         _check_role(role)
     except BackupError as error:
@@ -112,7 +112,7 @@ def docker_is_ready() -> None:
 
     Raises:
         NotThereYetError: it does not answer.
-        ContainerError: something else of it is not so.
+        ContainerError: the image or a network is missing, or a network is not attachable.
     """
     import docker as sdk
     from docker.errors import DockerException, NotFound
@@ -149,14 +149,14 @@ def _require_attachable(client: Any, name: str) -> None:
     except NotFound:
         raise ContainerError(
             f"there is no network {name} for runs",
-            why="RUN_NETWORKS names another than the stack that is backed up",
+            why="RUN_NETWORKS does not name a network of the stack that is backed up",
             fix="docker network ls; then set RUN_NETWORKS, and the network backed-up, in deploy/stack.yml",
         ) from None
     if found.get("Driver") == "overlay" and not found.get("Attachable"):
         raise ContainerError(
             f"the network {name} is not attachable: no run can be put on it",
             why="runs are plain containers, not services",
-            fix=f"docker network inspect {name}; add `attachable: true` to it in its stack's file, and make it again",
+            fix=f"docker network inspect {name}; add `attachable: true` to it in its stack's file, and create it again",
         )
 
 

@@ -1,7 +1,7 @@
-"""``ovia-backup-service``: the program that the containers of the Swarm stack begin with.
+"""``ovia-backup-service``: the entry point of the containers of the Swarm stack.
 
-It only gathers the roles and the health check, and makes one line of an error of ours. Never imports dagster: a health
-check is asked for every minute.
+It combines the roles and the health check, and prints a ``BackupError`` as one line. Never imports dagster: the health
+check runs every minute.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ for _command in (*ROLES, health_command):
 
 
 def entry_point() -> None:
-    """The console script: an error of ours is one line."""
+    """The console script: a ``BackupError`` is printed as one line."""
     try:
         main()
     except BackupError as error:

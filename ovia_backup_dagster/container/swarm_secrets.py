@@ -1,6 +1,6 @@
-"""A container's secrets: what Swarm mounts becomes files that runs, which are no Swarm tasks, can be given.
+"""A container's secrets: copies what Swarm mounts to files that runs, which are not Swarm tasks, can be given.
 
-Also what must never be among a container's variables. What a setting's file holds is read by ``settings``.
+Also refuses secrets among a container's variables. ``settings`` reads the files.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from ovia_backup_dagster.settings.secret_files import password_in
 
 #: Where Swarm mounts a service's secrets.
 SECRETS = Path("/run/secrets")
-#: In memory: the same, as files that runs, which are no Swarm tasks, can be given; and the storage's passfile.
+#: A folder in memory: copies of the secrets for runs, which are not Swarm tasks, and the storage's passfile.
 PRIVATE = Path("/run/ovia-backup")
 STORAGE_SECRET = "storage_password"  # noqa: S105 - a file's name
 PASSFILE = PRIVATE / "storage.pgpass"
-#: Set by value, they would stand in what Docker shows of each container.
+#: Variable -> the one that names a file instead. Docker shows the variables of every container.
 FILE_VARIABLES = {
     "PGPASSWORD": "POSTGRES_PASSWORD_FILE",
     "POSTGRES_PASSWORD": "POSTGRES_PASSWORD_FILE",
@@ -30,7 +30,7 @@ FILE_VARIABLES = {
 
 
 def refuse_secret_values(environment: Mapping[str, str]) -> None:
-    """A password among the variables would be in what Docker shows of each run.
+    """Refuse a password among the variables: Docker shows the variables of every run.
 
     Raises:
         SettingsError: one is there.
@@ -54,7 +54,7 @@ def refuse_secret_values(environment: Mapping[str, str]) -> None:
 def collect_secrets() -> None:
     """Copy this container's secrets to ``PRIVATE``, and make the storage's passfile from its password.
 
-    What was taken away from it is gone from there, too: a run that is under way keeps the folder alive.
+    A secret that Swarm no longer mounts is removed from there, because a run under way keeps the folder alive.
 
     Raises:
         ContainerError: a secret that a variable names is not there, or the folder cannot be written.
@@ -82,7 +82,7 @@ def collect_secrets() -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all: a run may be reading the one before. Never readable by others."""
+    """Replace the file atomically: a run may be reading the old one. Never readable by others."""
     new = path.with_name(f".{path.name}.new")
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:

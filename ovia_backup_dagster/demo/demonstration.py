@@ -1,4 +1,4 @@
-"""The demo: start the embedded server, run the daily job through Dagster, show what stands on the volume.
+"""The demo: start the embedded server, run the daily job through Dagster, and list the backups.
 
 Dagster runs as a child process, so that the command line never imports it.
 """
@@ -75,7 +75,7 @@ class Demo:
         log(f"running {' and '.join(_JOBS)} through Dagster (their log: {output})")
         command = (*_LAUNCH, str(_checkout() / "workspace.yaml"), *_JOBS)
         with open(output, "wb") as file:
-            # A session of its own: it starts a code server and runs, and all of them are to end with it.
+            # Its own session: it starts a code server and runs, which must end with it.
             process = subprocess.Popen(
                 command,
                 env=environment,
@@ -102,7 +102,7 @@ class Demo:
         return next(DrillFolder(Catalog(self.backups, DATABASE)).newest_first(), None)
 
     def serve(self, port: int, log: Log) -> int:
-        """Run the UI and the daemon until they are ended, over a backup; returns their exit code.
+        """Run the UI and the daemon until they end, with at least one backup to show; returns their exit code.
 
         Raises:
             BackupError: the port is taken, or the server failed.
@@ -112,7 +112,7 @@ class Demo:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError as error:
-                # Dagster would go on without its UI, and the browser show somebody else's.
+                # Dagster would continue without its UI, and the browser would show another program.
                 raise ProgramError(
                     f"port {port} is taken", why=error.strerror or str(error), fix=f"make dev PORT={port + 1}"
                 ) from None
@@ -120,12 +120,12 @@ class Demo:
             if not any(self.backups.glob("*/*.dump")):
                 try:
                     self._run_jobs(cluster, log)
-                except ProgramError as error:  # it is seen there as well, and why
+                except ProgramError as error:  # the UI shows the failed run, too
                     log(str(error))
             log(f"the Dagster UI: http://127.0.0.1:{port} (Ctrl-C ends it)")
             where = ("--workspace", str(_checkout() / "workspace.yaml"), "--host", "127.0.0.1", "--port", str(port))
             command = (_DG, "dev", *where)
-            # A session of its own: it starts code servers and runs, and all of them are to end with it.
+            # Its own session: it starts code servers and runs, which must end with it.
             process = subprocess.Popen(command, env=self._environment(cluster), cwd=_checkout(), start_new_session=True)
             try:
                 return process.wait()
@@ -136,12 +136,12 @@ class Demo:
                 end_group(process)
 
     def remove(self) -> None:
-        """Stop the demo's server, and remove its data, the backups and the history."""
+        """Stop the demo's server, and remove its data, backups and history."""
         Cluster(embedded_server.bin_dir(), _private_folder(self.folder)).remove()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def table(self) -> list[tuple[str, str, str, str, str]]:
-        """What stands on the volume: backup, size, rows, state, sidecars."""
+        """The backups on the volume: backup, size, rows, state, sidecars."""
         catalog, now = Catalog(self.backups, DATABASE), datetime.now(UTC)
         rows = []
         for backup in catalog.backups():
@@ -154,10 +154,10 @@ class Demo:
 
     @contextmanager
     def _server(self, log: Log) -> Iterator[Cluster]:
-        """The demo's server with the sample database; the last who uses it stops it.
+        """The demo's server with the sample database; the last process that uses it stops it.
 
-        Who uses it holds a shared lock, which a killed process gives back; so a server that was left behind is
-        stopped by the next demo.
+        Each user holds a shared lock, which the kernel releases when a process is killed; so the next demo stops a
+        server that was left running.
         """
         cluster = Cluster(embedded_server.bin_dir(), _private_folder(self.folder))
         users = os.open(cluster.folder / "users.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -173,7 +173,7 @@ class Demo:
             os.close(users)
 
     def _start(self, cluster: Cluster, log: Log) -> None:
-        # Written last: what was interrupted before is begun again.
+        # Written last: an interrupted load starts again.
         done = cluster.folder / "loaded"
         if not done.exists():
             self._make(cluster, log)
@@ -185,15 +185,15 @@ class Demo:
         )
 
     def _make(self, cluster: Cluster, log: Log) -> None:
-        """The cluster with the sample database, whatever an earlier attempt has left."""
+        """Create the cluster with the sample database, after removing what an earlier attempt left."""
         cluster.stop("immediate")
         for remains in (cluster.data, self.folder / "dagster"):
             shutil.rmtree(remains, ignore_errors=True)
         if self.backups.is_dir():
-            # Of a server that is gone, as after a restart of the machine: this one is another.
+            # Backups of an earlier server, lost for example in a restart of the machine.
             aside = self.backups.with_name(f"backups-until-{datetime.now(UTC):%Y-%m-%d_%H%M%S}")
             self.backups.rename(aside)
-            log(f"the backups of the server before this one are kept in {aside}")
+            log(f"the backups of the previous server are kept in {aside}")
         log(f"making a PostgreSQL 16 cluster in {cluster.folder}")
         cluster.create()
         cluster.start()
@@ -201,7 +201,7 @@ class Demo:
         embedded_server.create_database(cluster.connection(), cluster.bin_dir, DATABASE, self.scale)
 
     def _environment(self, cluster: Cluster) -> dict[str, str]:
-        """The child's environment: ours, with the demo's settings and nobody else's."""
+        """The child's environment: this process's, with the demo's settings instead of any other deployment's."""
         home = self.folder / "dagster"
         home.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(_checkout() / "dagster.yaml", home / "dagster.yaml")
@@ -220,14 +220,14 @@ class Demo:
 
 @contextmanager
 def _alone(cluster: Cluster) -> Iterator[None]:
-    """One demo at a time starts or stops the server."""
+    """Hold a lock, so that only one demo at a time starts or stops the server."""
     with open(cluster.folder / "start.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all that it has started, politely first."""
+    """End a process and all that it started: SIGINT first, then SIGTERM, then SIGKILL."""
     process.poll()
     for kind, seconds in ((signal.SIGINT, 20.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
         deadline = time.monotonic() + seconds
@@ -256,10 +256,10 @@ def _checkout() -> Path:
 
 
 def _private_folder(folder: Path) -> Path:
-    """Where the cluster lives: short enough for a socket, the same for the same demo, nobody else's.
+    """The cluster's folder: short enough for a socket, the same for each run of a demo, and private.
 
     Raises:
-        ProgramError: somebody else made it.
+        ProgramError: another user created it.
     """
     mark = hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]
     place = Path(tempfile.gettempdir()) / f"ovia-demo-{os.geteuid()}-{mark}"
@@ -267,7 +267,7 @@ def _private_folder(folder: Path) -> Path:
         place.mkdir(mode=0o700)
     except FileExistsError:
         status = place.lstat()
-        # Under root the folder belongs to the account that the server runs as; nobody else may enter it.
+        # Under root the folder belongs to the account that the server runs as; no other user may enter it.
         ours = os.geteuid() in (0, status.st_uid)
         if place.is_symlink() or not ours or status.st_mode & 0o077:
             raise ProgramError(

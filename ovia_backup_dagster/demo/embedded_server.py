@@ -63,7 +63,7 @@ def create_restore_role(admin: Connection, programs: Path, script: Path) -> None
     Raises:
         BackupError: a program failed.
     """
-    # The server asks for none by its socket, which only its owner reaches; the script does.
+    # The server needs no password on its socket, which only its owner can reach; the script does.
     password = {"RESTORE_PASSWORD": secrets.token_urlsafe()}
     options = ("--no-psqlrc", "--quiet", "--no-password", f"--file={script}")
     _run(admin, str(programs / "psql"), *options, variables=password)

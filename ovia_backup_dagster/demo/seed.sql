@@ -82,7 +82,7 @@ FROM generate_series(1, :n_identities) AS i;
 
 SELECT setval(pg_get_serial_sequence('identities', 'id'), :n_identities) AS ignored \gset
 
--- One identity in ten belongs to nobody yet.
+-- One identity in ten belongs to no person yet.
 INSERT INTO person_identity_links (person_id, identity_id, method, confidence, evidence, linked_at)
 SELECT 1 + i % :n_people,
        i,

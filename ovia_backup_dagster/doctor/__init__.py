@@ -1,5 +1,5 @@
-"""Looks at everything a backup depends on before anything fails, and says how to correct what is not right.
+"""Checks everything that a backup depends on before anything fails, and says how to fix what is wrong.
 
-``report`` says what an observation is, each ``*_area`` looks at one part, ``examination`` puts them in order. Nothing
-here changes anything, and nothing here imports Dagster: what only Dagster knows, ``defs.instance_report`` adds.
+``report`` defines an observation, each ``*_area`` checks one part, and ``examination`` puts them in order. No check
+changes anything, and no module imports Dagster: ``defs.instance_report`` adds what only Dagster knows.
 """

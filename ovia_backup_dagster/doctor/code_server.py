@@ -9,7 +9,7 @@ from ovia_backup_dagster.doctor.report import Area, Observation, fail, ok
 #: The name under which Dagster's code server answers.
 SERVICE = "DagsterApi"
 TIMEOUT_SECONDS = 10.0
-_LOG = "restart it, and see what it says while it loads: its log, or dagster definitions validate"
+_LOG = "restart it, and read what it prints while it loads: its log, or dagster definitions validate"
 
 
 def ask_code_server(port: int, host: str = "localhost") -> Iterator[Observation]:

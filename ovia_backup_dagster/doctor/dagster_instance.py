@@ -1,5 +1,5 @@
-"""The Dagster instance, looked at from outside: ``defs.instance_report`` runs as a child, so that Dagster is not
-imported.
+"""Checks the Dagster instance from outside: ``defs.instance_report`` runs as a child, so that this process does not
+import Dagster.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from collections.abc import Iterator, Mapping
 from ovia_backup_dagster.doctor.report import Area, Observation, fail, warn
 
 MODULE = "ovia_backup_dagster.defs.instance_report"
-#: Dagster takes three seconds to import, its storage may be on a server that does not answer.
+#: Importing Dagster takes three seconds, and its storage may be on a server that does not answer.
 TIMEOUT_SECONDS = 22
 
 
 def look_at_instance(environment: Mapping[str, str] | None = None) -> Iterator[Observation]:
-    """The instance in ``DAGSTER_HOME``; without it nothing is known.
+    """Check the instance in ``DAGSTER_HOME``; without that variable, warn that nothing was checked.
 
     Args:
-        environment: the process's own, read beforehand where another thread connects: for that moment it holds the
-            password.
+        environment: the process's own, copied before another thread connects: while that thread connects, the
+            process's environment holds the password.
     """
     environment = os.environ if environment is None else environment
     home = environment.get("DAGSTER_HOME")

@@ -1,4 +1,4 @@
-"""What a restore drill depends on, and how the drills stand."""
+"""Checks what a restore drill depends on, and whether drills pass."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _RIGHTS = "SELECT rolcreatedb OR rolsuper AS may FROM pg_roles WHERE rolname = c
 
 
 def drills(system: BackupSystem) -> Iterator[Observation]:
-    """Whether a drill can be made, and whether one has passed lately."""
+    """Whether a drill can run, and whether one has passed recently."""
     wanted = system.drill_choice().where
     try:
         bin_dir: Path | None = server_programs(system.programs)
@@ -43,7 +43,7 @@ def drills(system: BackupSystem) -> Iterator[Observation]:
 
 
 def _sandbox(system: BackupSystem) -> Iterator[Observation]:
-    """How what a backup contains is kept from the rest of the machine."""
+    """Whether the code in a backup is confined while a drill restores it."""
     wanted = system.programs.sandbox.confine
     if wanted is Confine.OFF:
         text = "what a backup contains runs unconfined in drills, and is parsed so: DRILL_SANDBOX=off"
@@ -75,7 +75,7 @@ def _scratch_server(system: BackupSystem) -> Iterator[Observation]:
     if row is None or not row["may"]:
         fix = "as a superuser there"
         sql = f"ALTER ROLE {sql_identifier(target.user)} CREATEDB"
-        yield fail(Area.DRILLS, f"role {target.user} on {where} may not make a scratch database", fix, sql)
+        yield fail(Area.DRILLS, f"role {target.user} on {where} may not create a scratch database", fix, sql)
     else:
         yield ok(Area.DRILLS, f"scratch databases are made on {where}, by {target.user}")
 

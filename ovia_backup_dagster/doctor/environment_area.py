@@ -1,4 +1,4 @@
-"""What must be right on this side: settings, schedule, client programs, alert channels."""
+"""Checks this host: settings, schedule, client programs, alert channels."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def settings(system: BackupSystem) -> Iterator[Observation]:
         text = f"{name} is set, but not read: {other} is set, too, and comes first"
         yield warn(Area.SETTINGS, text, "unset one of them")
     yield from _unknown_variables()
-    if not chosen.problems:  # else no run backs up, and a value that is wrong has become the default here
+    if not chosen.problems:  # else no run makes backups, and a default stands in for the wrong value here
         yield from _schedule(chosen)
 
 
@@ -56,7 +56,7 @@ def _schedule(chosen: Settings) -> Iterator[Observation]:
 
 
 def _hour_that_moves(chosen: Settings) -> str:
-    """On which day of the next year the schedule's hour does not exist, in words."""
+    """The day of the next year on which the schedule's hour does not exist, as text; empty if there is none."""
     fields = chosen.backup_schedule.split()
     if len(fields) != 5 or not (fields[0].isdigit() and fields[1].isdigit()):
         return ""
@@ -70,7 +70,7 @@ def _hour_that_moves(chosen: Settings) -> str:
 
 
 def programs(system: BackupSystem) -> Iterator[Observation]:
-    """pg_dump and its siblings: there, of one version, without known vulnerabilities, able to compress."""
+    """Whether pg_dump and its siblings are installed, of one version, not known as vulnerable, and able to compress."""
     found: dict[str, str] = {}
     for name in _PROGRAMS:
         try:
@@ -94,7 +94,7 @@ def _vulnerabilities(versions: Iterable[str]) -> Iterator[Observation]:
     known = releases.known_vulnerabilities(version)
     as_of = f"list of {releases.AS_OF}"
     if known and parsed:
-        # What lets code run stops a backup's being trusted; it comes first, however many there are.
+        # A vulnerability that runs code makes a backup untrustworthy, so it is listed first.
         worst = sorted(known, key=lambda v: not v.executes)
         say = fail if worst[0].executes else warn
         newest = f"{parsed[0]}.{releases.newest_minor(parsed[0])}"
@@ -107,12 +107,12 @@ def _vulnerabilities(versions: Iterable[str]) -> Iterator[Observation]:
             f"image again, from the newest postgres:{parsed[0]} by its digest (docs/runbook.md)",
         )
     elif parsed is None or not releases.newest_minor(parsed[0]):
-        yield warn(Area.PROGRAMS, f"version {version} is not one that vulnerabilities are known of", "use a release")
+        yield warn(Area.PROGRAMS, f"version {version} is not in the list of known vulnerabilities", "use a release")
     else:
         yield ok(Area.PROGRAMS, f"no vulnerability known of {version} ({as_of})")
     age = datetime.now(UTC).date() - releases.AS_OF
     if age > releases.MAX_AGE:
-        text = f"the list of known vulnerabilities is {age.days} days old: PostgreSQL has released repairs since"
+        text = f"the list of known vulnerabilities is {age.days} days old: PostgreSQL has released fixes since"
         fix = "use a newer ovia-backup-dagster; and compare with https://www.postgresql.org/support/security/"
         yield warn(Area.PROGRAMS, text, fix)
 
@@ -129,7 +129,7 @@ def _compression(programs: Programs, wanted: str) -> Observation:
 
 
 def alerts(system: BackupSystem) -> Iterator[Observation]:
-    """Whether anybody is told."""
+    """Whether alerts can reach people."""
     try:
         notifier = system.notifier
     except BackupError as error:
@@ -137,11 +137,13 @@ def alerts(system: BackupSystem) -> Iterator[Observation]:
         return
     if not notifier.urls:
         fix = "set BACKUP_NOTIFY_URLS, e.g. mailto://USER:PASSWORD@HOST or slack://TOKEN; then: ovia-backup doctor "
-        yield warn(Area.ALERTS, "nobody is told when backups fail: BACKUP_NOTIFY_URLS is empty", fix + "--test-alert")
+        yield warn(
+            Area.ALERTS, "no one is notified when backups fail: BACKUP_NOTIFY_URLS is empty", fix + "--test-alert"
+        )
         return
     for channel in notifier.unusable():
         fix = "see the README of Apprise for the URL's form; then: ovia-backup doctor --test-alert"
-        yield fail(Area.ALERTS, f"channel {channel} is no URL that Apprise knows", fix)
+        yield fail(Area.ALERTS, f"channel {channel} is not a URL that Apprise understands", fix)
     if not notifier.unusable():
         yield ok(Area.ALERTS, f"{len(notifier.urls)} channels; try them: ovia-backup doctor --test-alert")
 
@@ -149,7 +151,7 @@ def alerts(system: BackupSystem) -> Iterator[Observation]:
 def test_alert(system: BackupSystem) -> Iterator[Observation]:
     """Send a message to every channel."""
     database = system.settings.postgres_db
-    title, body = f"[{database}] a test of the backup alerts", "Nothing is wrong. Somebody ran ovia-backup doctor."
+    title, body = f"[{database}] a test of the backup alerts", "Nothing is wrong. This is a test by ovia-backup doctor."
     try:
         delivery = system.notifier.send(title, body, failure=False)
     except BackupError as error:

@@ -1,4 +1,4 @@
-"""The order in which things are looked at. What each check does is its module's business."""
+"""The order of the checks. Each check is in the module of its area."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ovia_backup_dagster.system import BackupSystem
 
 
 def everything(system: BackupSystem, *more: Part) -> Iterator[Observation]:
-    """Look at everything but Dagster itself, and at ``more``. Changes nothing, and ends in time, whatever hangs.
+    """Check everything but Dagster itself, and ``more``. Changes nothing, and ends in time even if a check hangs.
 
-    With settings that cannot be used, only they are looked at, and the client programs.
+    If the settings cannot be used, only the settings and the client programs are checked.
     """
     parts = _first(system)
     if not system.settings.problems:
@@ -68,10 +68,10 @@ def _is_ready(host: str | None, port: int, hint: str) -> str:
 
 
 def code_server_needs(system: BackupSystem) -> Iterator[Observation]:
-    """What a code server needs to be of use: settings, and a volume that can be read.
+    """Check what a code server needs: settings, and a volume that can be read.
 
-    Nothing of it fails: a container that is restarted for it again and again would have no sensor to tell people. The
-    database is not even asked.
+    The worst level here is a warning: a failure would restart the container again and again, and its sensor could not
+    alert people. The database is not asked.
     """
     for line in environment_area.settings(system):
         yield replace(line, level=min(line.level, Severity.WARN, key=list(Severity).index))

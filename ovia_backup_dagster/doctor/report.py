@@ -1,4 +1,4 @@
-"""What the doctor says: observations of ok, warn and fail, with what to do. What is looked at is decided elsewhere."""
+"""The doctor's report: observations with a level (ok, warn, fail) and advice. The areas decide what is checked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ovia_backup_dagster.health.condition import Answer, ConditionLevel
 
 
 class Severity(StrEnum):
-    """How much it matters. Ordered as written: the worst is last."""
+    """The level of an observation. Ordered as written: the worst is last."""
 
     OK = "ok"
     WARN = "warn"
@@ -22,7 +22,7 @@ class Severity(StrEnum):
 
 
 class Area(StrEnum):
-    """The part that was looked at."""
+    """The part that was checked."""
 
     SETTINGS = "settings"
     PROGRAMS = "programs"
@@ -37,11 +37,11 @@ class Area(StrEnum):
 
     @property
     def description(self) -> str:
-        """What is looked at, in a sentence."""
+        """What is checked, in a sentence."""
         return _DESCRIPTIONS[self]
 
 
-#: Unknown is as bad as critical: where nothing can be known of the backups, something fails already.
+#: Unknown is as bad as critical: if the condition cannot be determined, something fails already.
 _SEVERITIES = {
     ConditionLevel.OK: Severity.OK,
     ConditionLevel.WARNING: Severity.WARN,
@@ -62,20 +62,20 @@ _DESCRIPTIONS = {
 }
 
 
-#: So that with their Markdown they stay below the 1,000 characters that Dagster's UI shows in place.
+#: Limits that keep the Markdown below the 1,000 characters that Dagster's UI shows in place.
 _MOST_SHOWN, _SHOWN_CHARACTERS = 5, 120
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One thing that was looked at.
+    """One finding of a check.
 
     Attributes:
         area: the part it belongs to.
-        level: how it stands.
+        level: how serious it is.
         text: what was found, in one line.
-        fix: how to mend it: a command for the shell, or an action.
-        sql: statements ready to paste, for a superuser in the database; ``fix`` is then the way to get there.
+        fix: how to fix it: a command for the shell, or an action.
+        sql: statements to paste as a superuser in the database; ``fix`` is then the command that connects.
     """
 
     area: Area
@@ -96,12 +96,12 @@ class Observation:
 
 
 def ok(area: Area, text: str) -> Observation:
-    """All is well."""
+    """Nothing to fix."""
     return Observation(area, Severity.OK, _printable(text))
 
 
 def warn(area: Area, text: str, fix: str = "", *sql: str) -> Observation:
-    """It works, and should be better."""
+    """It works, but should be improved."""
     return Observation(area, Severity.WARN, _printable(text), _printable(fix), sql)
 
 
@@ -116,17 +116,17 @@ def _printable(text: str) -> str:
 
 
 def failed(area: Area, error: BackupError) -> Observation:
-    """What an operation would have raised."""
+    """The error that an operation would raise, as a failure."""
     return fail(area, error.account, error.fix)
 
 
 def from_answer(area: Area, answer: Answer) -> Observation:
-    """An answer about the condition of the backups, in its own words."""
+    """An answer about the condition of the backups, in the words that ``status`` and alerts use."""
     return Observation(area, _SEVERITIES[answer.level], _printable(answer.text), _printable(answer.fix))
 
 
 def worst(lines: Sequence[Observation]) -> Severity:
-    """The worst of the levels; of nothing, ok."""
+    """The worst level; ok if there are no lines."""
     return max((line.level for line in lines), key=list(Severity).index, default=Severity.OK)
 
 
@@ -142,22 +142,22 @@ def observations_of(lines: Sequence[Observation], area: Area) -> list[Observatio
 
 
 def by_weight(lines: Sequence[Observation]) -> list[Observation]:
-    """The worst first; else in their order."""
+    """The worst first; lines of one level keep their order."""
     return sorted(lines, key=lambda line: list(Severity).index(line.level), reverse=True)
 
 
 def markdown(lines: Sequence[Observation], *, named: bool = True) -> str:
-    """For people who read it in a browser: an item a line, the worst first, with how to fix it.
+    """As Markdown for a browser: an item per line, the worst first, with its fix.
 
     Args:
         lines: what was found.
-        named: whether each says its area.
+        named: whether each item names its area.
     """
     return bullets(map(_item, by_weight(lines), [named] * len(lines))) if lines else "Nothing was looked at."
 
 
 def problems_markdown(lines: Sequence[Observation]) -> str:
-    """What is wrong, without how to fix it: short, as Dagster's UI puts Markdown of 1,000 characters behind a link."""
+    """The problems without their fixes: short, as Dagster's UI hides Markdown of 1,000 characters behind a link."""
     wrong = [line for line in by_weight(lines) if line.level is not Severity.OK]
     items = [f"**{line.level}** {line.area}: {plain(_beginning(line.text))}" for line in wrong[:_MOST_SHOWN]]
     if len(wrong) > _MOST_SHOWN:

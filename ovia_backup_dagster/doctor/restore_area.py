@@ -1,4 +1,4 @@
-"""Restores: whether one is unfinished, whether one could be made now, and what earlier ones have kept or left."""
+"""Checks restores: whether one is unfinished, whether one could run now, and what earlier ones kept or left over."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _HEALTH_SECONDS = 3.0
 
 
 def restores(system: BackupSystem) -> Iterator[Observation]:
-    """What would be in the way of a restore today, with the role that restores, or else with the one that dumps."""
+    """What would prevent a restore today, as the role that restores, or, if none is set, as the role that dumps."""
     yield from _unfinished(system)
     settings, target = system.settings, system.restore_connection
     try:
@@ -56,7 +56,7 @@ def _unfinished(system: BackupSystem) -> Iterator[Observation]:
 
 
 def _no_role(target: Connection, found: Sequence[BackupError]) -> Observation:
-    """The role that dumps is to read, and no more: another one is to restore, and is to be made before the day."""
+    """The role that dumps should only read; a restore needs another role, created before it is needed."""
     text = f"no role here may restore: RESTORE_POSTGRES_USER is not set, and as {target.user}, which dumps: "
     psql = f"psql -q -h {shell_word(target.host)} -p {target.port} -U SUPERUSER -d {shell_word(target.database)}"
     make = f"RESTORE_PASSWORD=... {psql} < deploy/restore-role.sql; then RESTORE_POSTGRES_USER=ovia_restore"
@@ -87,18 +87,18 @@ def _database(system: BackupSystem, found: Sequence[BackupError]) -> Iterator[Ob
         size = f", {human_bytes(each.size_bytes)}" if each.size_bytes is not None else ""
         yield ok(Area.RESTORES, f"kept {until}: {each.name}{size}; {way_back(list(replaced), each.name)} swaps back")
     for name in system.restorations.kept_databases.copies_left():
-        fix = f"as a superuser, once nobody needs it: DROP DATABASE {sql_identifier(name)} WITH (FORCE)"
-        yield warn(Area.RESTORES, f"{name} is left of a restore that was put back, and takes room", fix)
+        fix = f"as a superuser, once it is no longer needed: DROP DATABASE {sql_identifier(name)} WITH (FORCE)"
+        yield warn(Area.RESTORES, f"{name} is left over from a restore that was put back, and takes room", fix)
 
 
 def _newest_backup(system: BackupSystem, server: Connection, owner: str) -> Iterator[Observation]:
-    """Of the newest backup, what could not be made here, and whose functions would run as a superuser."""
-    with contextlib.suppress(BackupError):  # the backup's is said under backups
+    """What of the newest backup this server cannot create, and whose functions would run as a superuser."""
+    with contextlib.suppress(BackupError):  # problems of the backup are reported under backups
         newest = next(system.catalog.newest_first(), None)
         if newest is None or newest.foreign:
             return
         wanted = archive_requirements.requirements_of(system.programs, newest)
-        # Whether the role has the rights of the live database's owner is said of that.
+        # Whether the role has the rights of the live database's owner is checked with that database.
         wanted = replace(wanted, owners=set(wanted.owners) - {owner})
         lacking, warnings = unmet(wanted, server_offers.offers_of(server, wanted, owner), max(2, system.restore_jobs()))
         yield from map(_not_now, lacking)
@@ -109,7 +109,7 @@ def _newest_backup(system: BackupSystem, server: Connection, owner: str) -> Iter
             )
         found = reach(server, system.programs, newest)
         if found.functions:
-            fix = "make a role that is no superuser (deploy/restore-role.sql), and name it: RESTORE_POSTGRES_USER"
+            fix = "create a role that is not a superuser (deploy/restore-role.sql), and set RESTORE_POSTGRES_USER to it"
             yield warn(Area.RESTORES, f"in a restore, {found}", fix)
 
 
@@ -133,5 +133,5 @@ def _services(system: BackupSystem) -> Iterator[Observation]:
 
 
 def _not_now(error: BackupError) -> Observation:
-    """Backups go on; a restore would be refused, or end with it."""
+    """A warning, not a failure: backups continue, but a restore would be refused or fail."""
     return warn(Area.RESTORES, error.account, error.fix)

@@ -1,4 +1,4 @@
-"""What must be right with the PostgreSQL server: the way to it, its version, its health, the role's rights."""
+"""Checks the PostgreSQL server: the connection, its version, its health, the role's rights."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from ovia_backup_dagster.restoration import server_offers
 from ovia_backup_dagster.restoration.requirements import too_many_locks
 from ovia_backup_dagster.system import BackupSystem
 
-#: Networks of one's own (RFC 1918, RFC 4193, the host itself), such as Docker's overlays.
+#: Private networks (RFC 1918, RFC 4193, the host itself), such as Docker's overlays.
 _PRIVATE = ["127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "::1/128", "fc00::/7", "fe80::/10"]
-#: A password that expires sooner deserves a look now.
+#: A password that expires within this time is a warning.
 _EXPIRES_SOON = timedelta(days=30)
 _ABOUT = """
     SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int / 10000 AS major,
@@ -59,7 +59,7 @@ _EXPECTED = """
 
 
 def server(system: BackupSystem) -> Iterator[Observation]:
-    """The connection and all that is asked through it."""
+    """The connection, and all checks that use it."""
     try:
         with connect(system.connection) as session:
             about = session.execute(_ABOUT, {"private": _PRIVATE}).fetchone()
@@ -83,7 +83,7 @@ def server(system: BackupSystem) -> Iterator[Observation]:
 
 
 def _psql(system: BackupSystem, superuser: str) -> str:
-    """The command that takes the SQL of a line."""
+    """The psql command into which the SQL of an observation is pasted."""
     to = system.connection
     database = to.database
     if re.search(r"=|://", database):  # -d would read it as a connection string
@@ -121,7 +121,7 @@ def _version(system: BackupSystem, about: dict[str, Any]) -> Iterator[Observatio
     try:
         client = system.programs.major("pg_dump")
     except BackupError:
-        client = None  # said under programs
+        client = None  # reported under programs
     version, major = about["version"], about["major"]
     fix = f"use PostgreSQL {major}'s client programs: set PG_BIN_DIR, or another image"
     if client is not None and not may_dump(client, major):
@@ -134,7 +134,7 @@ def _version(system: BackupSystem, about: dict[str, Any]) -> Iterator[Observatio
     if parsed and parsed[1] < newest:
         yield warn(
             Area.SERVER,
-            f"the server is PostgreSQL {version}; {major}.{newest} mends vulnerabilities",
+            f"the server is PostgreSQL {version}; {major}.{newest} fixes vulnerabilities",
             system.settings.deployment_hints.upgrade
             or f"install PostgreSQL {major}.{newest} on the server; restart it",
         )
@@ -143,12 +143,12 @@ def _version(system: BackupSystem, about: dict[str, Any]) -> Iterator[Observatio
 
 
 def _language(about: dict[str, Any]) -> Iterator[Observation]:
-    """Each session asks for English where its role may: what is not English here, this role may not change."""
+    """Each session sets English if its role may. If messages are not English here, this role may not set it."""
     if re.match(r"C\b|POSIX|en", about["language"]):
         return
     yield warn(
         Area.SERVER,
-        f"the server says what is wrong in the language of {about['language']}: not all of a program's words are known",
+        f"the server reports errors in the language of {about['language']}: not all of its messages are recognized",
         about["psql"],
         f"GRANT SET ON PARAMETER lc_messages TO {sql_identifier(about['role'])};",
     )
@@ -158,13 +158,13 @@ def _health(about: dict[str, Any]) -> Iterator[Observation]:
     if about["failures"]:
         yield fail(
             Area.SERVER,
-            f"the server has met {about['failures']} damaged pages: it is losing data",
-            "keep every backup there is; look into the server's log; move the data to another disk",
+            f"the server has found {about['failures']} damaged pages: it is losing data",
+            "keep all existing backups; read the server's log; move the data to another disk",
         )
     elif about["checksums"]:
-        yield ok(Area.SERVER, "page checksums are on, no damaged page was met")
+        yield ok(Area.SERVER, "page checksums are on, no damaged page was found")
     else:
-        # No warning: it takes the server down to change, and a light that is always yellow is not looked at.
+        # Not a warning: changing it needs a stopped server, and a permanent warning would be ignored.
         yield ok(Area.SERVER, "page checksums are off; with them (pg_checksums --enable) a failing disk is noticed")
     if about["standby"]:
         yield warn(
@@ -177,8 +177,8 @@ def _health(about: dict[str, Any]) -> Iterator[Observation]:
     if about["subscriptions"]:
         yield warn(
             Area.SERVER,
-            f"pg_dump leaves subscriptions out for all but superusers, and there are some ({about['subscriptions']})",
-            "note down their CREATE SUBSCRIPTION; after a restore they are made anew",
+            f"pg_dump dumps subscriptions only for a superuser, and the database has some ({about['subscriptions']})",
+            "write down their CREATE SUBSCRIPTION statements; after a restore, run them again",
         )
     if about["unlogged"]:
         text = f"unlogged tables ({about['unlogged']}) are in the dump, but empty after a crash of the server"
@@ -186,7 +186,7 @@ def _health(about: dict[str, Any]) -> Iterator[Observation]:
 
 
 def _locks(session: Session) -> Iterator[Observation]:
-    """A dump holds a lock on all that it reads, in a table that the server was started with."""
+    """A dump locks every table that it reads, and the size of the server's lock table is set at its start."""
     row = session.execute(_RELATIONS).fetchone()
     locks = server_offers.locks(session)
     found = too_many_locks(row["number"], *locks) if row else None
@@ -196,7 +196,7 @@ def _locks(session: Session) -> Iterator[Observation]:
 
 
 def _collations(session: Session, about: dict[str, Any]) -> Iterator[Observation]:
-    """What an older version of a library has sorted, a newer one may not find, or find twice."""
+    """An index sorted by an older version of a collation may miss rows, or find them twice, under a newer one."""
     for name, (recorded, actual) in collations.outdated(session).items():
         database = sql_identifier(session.info.dbname)
         of_its_own = f"ALTER COLLATION {name} REFRESH VERSION"
@@ -226,13 +226,13 @@ def _expected_tables(system: BackupSystem, session: Session) -> Iterator[Observa
 
 
 def _same_server(system: BackupSystem, session: Session) -> Iterator[Observation]:
-    """Whether it is the server of the last dump that is not bad: a wrong POSTGRES_HOST backs up a toy, unnoticed."""
+    """Whether this is the server of the last dump that is not bad: POSTGRES_HOST may name a test server."""
     now = datetime.now(UTC)
     try:
         backups = (b for b in system.catalog.newest_first() if b.system_identifier and b.state(now) is not State.BAD)
         known = next((b.system_identifier for b in backups), None)
     except BackupError:
-        return  # said under volume, and by verification
+        return  # reported under volume, and by verification
     here = system_identifier(session)
     if known and here and here != known:
         yield warn(
@@ -249,7 +249,7 @@ def _large(system: BackupSystem) -> Iterator[Observation]:
     for large in found:
         yield fail(Area.SERVER, str(large), large.fix)
     if not whole:
-        text = "whether a row is too large for a dump is not known of all tables: the look at their lengths was ended"
+        text = "not all tables were checked for rows too large for a dump: reading the lengths was cancelled"
         yield warn(Area.SERVER, text, "nothing, where no field is over 512 MB; if pg_dump fails, it says which table")
     elif not found:
         yield ok(Area.SERVER, "no row is too large for a dump")

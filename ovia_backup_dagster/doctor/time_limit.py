@@ -1,4 +1,4 @@
-"""Looks at several parts at once, and comes to an end in time, whatever hangs: a server, DNS, a volume, Docker."""
+"""Runs the checks of several parts at once, and ends in time even if one hangs: on a server, DNS, a volume, Docker."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from dataclasses import dataclass
 
 from ovia_backup_dagster.doctor.report import Area, Observation, fail
 
-#: With the start of the program, it is less than half a minute.
+#: With the start of the program, a doctor takes less than half a minute.
 SECONDS = 24.0
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part to look at.
+    """One part to check.
 
     Attributes:
-        area: what it is a part of.
-        look: looks at it.
-        what: it, for people; the subject of "did not answer".
+        area: the area that it belongs to.
+        look: runs its checks.
+        what: its name in messages; the subject of "did not answer".
         fix: what to do when it does not answer.
     """
 
@@ -32,11 +32,11 @@ class Part:
 
 
 def look_in_time(parts: Sequence[Part], seconds: float | None = None) -> Iterator[Observation]:
-    """The lines of all parts, in order; a part that has not ended in time says so in a last line of its own.
+    """The lines of all parts, in order. A part that does not end in time gets a last line that says so.
 
     Args:
-        parts: all are begun at once, so that each has the whole time. One that hangs is left behind.
-        seconds: for all of them together; ``None``: the usual time.
+        parts: all start at once, so that each has the whole time. One that hangs is abandoned.
+        seconds: for all of them together; ``None``: ``SECONDS``.
     """
     deadline = time.monotonic() + (SECONDS if seconds is None else seconds)
     for part, told in [(part, _begin(part)) for part in parts]:
@@ -61,7 +61,7 @@ def _begin(part: Part) -> queue.Queue[Observation | BaseException | None]:
             for line in part.look():
                 told.put(line)
             told.put(None)
-        except BaseException as error:  # noqa: BLE001 - a defect of ours, which is to be seen where it is waited for
+        except BaseException as error:  # noqa: BLE001 - a defect of ours, raised again in the thread that waits
             told.put(error)
 
     threading.Thread(target=look, name=f"look at {part.area}", daemon=True).start()

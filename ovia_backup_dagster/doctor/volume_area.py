@@ -1,4 +1,4 @@
-"""What must be right with the backup volume and what stands on it."""
+"""Checks the backup volume and the backups on it."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ from ovia_backup_dagster.postgres.quoting import shell_word
 from ovia_backup_dagster.retention.policy import Policy
 from ovia_backup_dagster.system import BackupSystem
 
-#: A dump of nothing, with what stands beside it, takes about as much.
+#: About the size of an empty dump with its sidecars.
 _LEAST_BYTES = 1024 * 1024
-#: Days; a volume that is full sooner deserves a look now.
+#: Days; a volume that will be full within them is a warning.
 SOON = 14
 _MIN_INODES = 1000
-#: A day was meant.
+#: A takeover is meant to take a day.
 _HAND_OVER = timedelta(days=3)
 #: The files with which a doctor tries the filesystem exist for milliseconds, and a doctor ends within half a minute.
 _PROBED = timedelta(minutes=1)
-#: Dumps that growth is read from.
+#: Dumps from which growth is computed.
 _LOOKED_AT = 30
-#: Of each capability that a filesystem may lack: how much that matters, what it means, and what to do.
+#: Per capability that a filesystem may lack: the level, what the lack means, and the fix.
 _LACKS: dict[Capability, tuple[Callable[[Area, str, str], Observation], str, str]] = {
     Capability.LOCKS: (
         fail,
@@ -79,7 +79,7 @@ _LACKS: dict[Capability, tuple[Callable[[Area, str, str], Observation], str, str
 
 
 def volume(system: BackupSystem) -> Iterator[Observation]:
-    """The folder, its filesystem, its lock, and what was left on it."""
+    """The folder, its filesystem, its lock, and files left by a crash."""
     catalog = system.catalog
     root = catalog.root
     try:
@@ -134,7 +134,7 @@ def _folders(catalog: Catalog) -> Iterator[Observation]:
 
 
 def _writable(catalog: Catalog) -> Iterator[Observation]:
-    """Each folder in it that this process cannot write in, and why: what is kept there stands still, and no more."""
+    """Each folder of the volume that this process cannot write to, and why. Only what is kept there is affected."""
     for folder in (*map(catalog.folder, Tier), catalog.root / DRILLS, catalog.root / RESTORES):
         try:
             require_writable(folder)
@@ -143,7 +143,7 @@ def _writable(catalog: Catalog) -> Iterator[Observation]:
 
 
 def _capabilities(root: Path) -> Iterator[Observation]:
-    """What its filesystem cannot do."""
+    """What the volume's filesystem cannot do."""
     with as_volume_error(f"cannot write in {root}"):
         missing = lacks(root)
     if missing is None:
@@ -169,7 +169,7 @@ def _strangers(folders: Sequence[Path]) -> Iterator[str]:
 
 
 def _strange(catalog: Catalog) -> Iterator[Observation]:
-    """What stands where a file of ours would, and is none: it is not read, so what it should say is missing."""
+    """Entries with the name of one of our files that are not regular files: they are not read, and count as missing."""
     root = catalog.root
     found = [path for path in (root / FILENAME, root / RESERVE) if exists(path) and not _is_plain(path)]
     found += [root / HAND_OVER] * (exists(root / HAND_OVER) and not is_folder(root / HAND_OVER))
@@ -196,7 +196,7 @@ def _strange(catalog: Catalog) -> Iterator[Observation]:
 
 def _is_strange(entry: os.DirEntry[str]) -> bool:
     if entry.is_dir(follow_symlinks=False):
-        return entry.name.endswith(SUFFIX)  # other folders are not ours, and in no file's place
+        return entry.name.endswith(SUFFIX)  # other folders are not ours, and do not take a file's place
     if not entry.is_file(follow_symlinks=False):
         return True
     with contextlib.suppress(FileNotFoundError):  # removed since
@@ -262,10 +262,10 @@ def _counts(backup: Backup, now: datetime) -> bool:
 
 
 def _growth_per_day(newest: Sequence[Backup]) -> float:
-    """Bytes that a dump is larger from one day to the next; never less than nothing."""
+    """Bytes by which dumps grow per day; never negative."""
     first, last = newest[-1], newest[0]
     days = (last.started_at - first.started_at) / timedelta(days=1)
-    # Dumps of one afternoon say nothing about a month.
+    # Dumps of one afternoon do not show how a month grows.
     return max((last.size_bytes - first.size_bytes) / days, 0.0) if days >= 1 else 0.0
 
 
@@ -309,7 +309,7 @@ def _days_until_full(
 def _lock(root: Path) -> Observation:
     holder = lock_holder(root)
     if holder is None:
-        return ok(Area.VOLUME, "nobody holds the lock")
+        return ok(Area.VOLUME, "no process holds the lock")
     return ok(Area.VOLUME, f"at work now: {holder}")
 
 
@@ -324,7 +324,7 @@ def _leftovers(catalog: Catalog) -> Observation:
     names = ", ".join(path.name for path in left[:2]) + (f" and {len(left) - 2} more" if left[2:] else "")
     # Asked before and after: the process may have begun or ended while the files were listed.
     if locked or lock_holder(catalog.root) is not None:
-        return ok(Area.VOLUME, f"unfinished files ({human_bytes(size)}), by who is at work now: {names}")
+        return ok(Area.VOLUME, f"unfinished files ({human_bytes(size)}), by the process at work now: {names}")
     text = f"unfinished files ({human_bytes(size)}), left by a crash: {names}"
     return warn(Area.VOLUME, text, "nothing: the next dump removes them; at once: ovia-backup prune")
 
@@ -354,7 +354,7 @@ def _is_being_probed(path: Path, status: os.stat_result) -> bool:
     return path.name.startswith(PROBE) and abs(age) < _PROBED
 
 
-#: What is next where all else is right.
+#: The next step if nothing else is wrong.
 _FIRST_BACKUP = "ovia-backup dump && ovia-backup verify latest"
 
 
@@ -363,7 +363,7 @@ def backups(system: BackupSystem) -> Iterator[Observation]:
     try:
         found = judge_freshness(system.catalog.newest_first(), system.max_age, datetime.now(UTC))
     except VolumeMissingError:
-        return  # said under volume
+        return  # reported under volume
     except VolumeError as error:
         yield from_answer(Area.BACKUPS, about_volume([error]))
         return
@@ -374,7 +374,7 @@ def backups(system: BackupSystem) -> Iterator[Observation]:
     wrong = [answer for answer in others if answer.trouble or answer.why]
     observed = from_answer(Area.BACKUPS, fresh)
     if found.level is FreshnessLevel.MISSING and not found.rejected:
-        # The doctor is asked before the first backup is made, whether one can be: that there is none is no obstacle.
+        # The doctor also runs before the first backup: that none exists yet is not a failure.
         observed = replace(observed, level=Severity.WARN, fix=_FIRST_BACKUP)
     if fresh.what not in (answer.what for answer in wrong):
         yield observed

@@ -1,1 +1,1 @@
-"""How people are told. What they are told is decided elsewhere."""
+"""How people are notified. ``health.alert_message`` writes the messages."""

@@ -1,7 +1,7 @@
-"""Tells people, through Apprise: a URL says where. A URL holds secrets and is never shown.
+"""Notifies people through Apprise; a URL names each channel. A URL holds secrets and is never shown.
 
-Another way to tell them is a module beside this one, with a class that does what :class:`Notifier` does; ``system``
-makes it. What is said is the business of ``health.alert_message``.
+Another way to notify people is a module beside this one, with a class that has the methods of :class:`Notifier`;
+``system`` creates it. ``health.alert_message`` writes the messages.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ovia_backup_dagster.core.errors import NotificationError
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """Who was told. Channels are named by number and kind only (``1 (slack)``).
+    """Which channels took a message. Channels are named by number and kind only (``1 (slack)``).
 
     Attributes:
         delivered: channels that took the message.
@@ -60,7 +60,7 @@ class Notifier:
         Raises:
             NotificationError: there are channels, and none took the message. Trying again may help.
         """
-        # A second to import, and only needed on bad days.
+        # It takes a second to import, and is needed only when a message is sent.
         import apprise
 
         # Apprise's own log lines may repeat parts of a URL.
@@ -73,12 +73,12 @@ class Notifier:
             channel = apprise.Apprise()
             try:
                 accepted = channel.add(text) and channel.notify(title=title, body=body, notify_type=kind)
-            except Exception:  # noqa: BLE001 - a hundred plugins; none may keep the others from being tried
+            except Exception:  # noqa: BLE001 - one plugin's error must not stop the other channels
                 accepted = False
             (delivered if accepted else failed).append(name)
         if failed and not delivered:
             raise NotificationError(
-                f"nobody was told: {title}",
+                f"no one was notified: {title}",
                 why=f"no channel took the message: {', '.join(failed)}",
                 fix="check BACKUP_NOTIFY_URLS and the network: apprise -vv -b test URL",
             )

@@ -102,7 +102,7 @@ KNOWN_MESSAGES = (
         r"|could not access status of transaction",
         errors.ServerDataError,
         "the server cannot read its own data: a disk or its memory is failing",
-        "keep every backup there is (stop daily_backup_schedule); copy the server's data folder; then restore the last "
+        "keep all existing backups (stop daily_backup_schedule); copy the server's data folder; then restore the last "
         "verified backup beside it: ovia-backup list",
         of="XX000|58P01",
         alone="XX00[12]|58030",
@@ -351,7 +351,7 @@ KNOWN_MESSAGES = (
     KnownMessage(
         r"permission denied to create database",
         errors.PrivilegeError,
-        "the role may not make a scratch database",
+        "the role may not create a scratch database",
         "as a superuser: ALTER ROLE {role} CREATEDB; or name a role that may: RESTORE_POSTGRES_USER",
         of="42501",
         routine="createdb",

@@ -1,1 +1,1 @@
-"""Every setting of one database's backups, once, typed: a module a group, and ``model``, which has them all."""
+"""Every setting of one database's backups, once, typed: a module per group, and ``model``, which combines them."""

@@ -1,4 +1,4 @@
-"""The application beside the database: the services that a restore stops and starts, and how their health is asked."""
+"""The application that uses the database: the services that a restore stops and starts, and their health check."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ovia_backup_dagster.settings.value_types import CommaList, WebAddress
 
 
 class ApplicationSettings(SettingsGroup):
-    """Services of Docker Swarm, and the address that answers when they are well."""
+    """Services of Docker Swarm, and the address of the application's health check."""
 
     title = "Application"
 

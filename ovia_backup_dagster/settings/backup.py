@@ -1,4 +1,4 @@
-"""When, where and how a dump is made, and what it must hold. How long it is kept is in ``retention``."""
+"""When, where and how dumps are made, and what they must contain. How long they are kept is in ``retention``."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class BackupSettings(SettingsGroup):
     backup_lock_wait_minutes: Annotated[float, number(0, 24 * 60, "minutes between 0 and a day")] = setting(
         "BACKUP_LOCK_WAIT_MINUTES", default=30.0, help="How long to wait for another operation's lock.", shown="30"
     )
-    # Not 0: a limit of a day is as good as none.
+    # 0 is refused: a limit of a day has the same effect as none.
     backup_stall_minutes: Annotated[float, number(0, 24 * 60, "minutes, more than 0 and at most a day", above=True)] = (
         setting(
             "BACKUP_STALL_MINUTES",

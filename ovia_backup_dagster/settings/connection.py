@@ -1,4 +1,4 @@
-"""The database that is backed up, and how it is reached. Where backups are restored to is in ``restore``."""
+"""The database to back up, and how to connect to it. Where backups are restored to is in ``restore``."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ConnectionSettings(SettingsGroup):
     )
 
     def password(self) -> SecretStr | None:
-        """The role's password, read again so that a rotated file is used.
+        """The role's password. Its file is read at each call, so that a rotated password is used.
 
         Raises:
             SettingsError: the file cannot be read, or is empty.

@@ -1,7 +1,8 @@
-"""Whether a cron expression says when: five fields, each with values that exist, and a date that some year has.
+"""Checks a cron expression: five fields, each with valid values, and a date that exists in some year.
 
-The grammar is crontab(5)'s with what Dagster's parser takes besides (``L``, ``5#2``, ``L5``, ranges that wrap around).
-Dagster alone knows when it ticks; this is for code that must not import it, and refuses what never ticks at all, too.
+The grammar is crontab(5)'s with the extensions of Dagster's parser (``L``, ``5#2``, ``L5``, ranges that wrap around).
+Dagster decides when a schedule ticks; this is for code that must not import Dagster, and also refuses expressions that
+never tick.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _SHORTHANDS = ("@hourly", "@daily", "@weekly", "@monthly", "@midnight")
-#: Of each field: its name, the least and the largest value, and names for values.
+#: Per field: its name, the least and the largest value, and names for values.
 _FIELDS: tuple[tuple[str, int, int, dict[str, int]], ...] = (
     ("minute", 0, 59, {}),
     ("hour", 0, 23, {}),
@@ -22,7 +23,7 @@ _FIELDS: tuple[tuple[str, int, int, dict[str, int]], ...] = (
 )
 _DAY, _MONTH, _WEEKDAY = 2, 3, 4
 _FEBRUARY = 2
-#: The most days that a month has in any year.
+#: The most days that each month can have.
 _LENGTHS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 _PART = re.compile(r"(?P<first>\*|[a-z]+|\d+)(?:-(?P<last>[a-z]+|\d+))?(?:/(?P<step>\d+))?")
 _NTH = re.compile(r"(?:[a-z]+|\d+)#[1-5]")
@@ -88,9 +89,9 @@ def _number(text: str, at: int) -> int:
 
 
 def _never(fields: Sequence[str], values: Sequence[frozenset[int]]) -> str:
-    """Why it never comes: the 30th of February. Where a day of the week is named, too, either is enough.
+    """Why the date never comes, such as the 30th of February. If a day of the week is also given, either is enough.
 
-    Not for Dagster, where no month but February is named: its parser refuses such a date whatever the weekday.
+    Except for February alone: Dagster's parser refuses such a date even with a day of the week.
     """
     if fields[_DAY][0] in "*?" or "l" in fields[_DAY].split(","):
         return ""

@@ -1,4 +1,4 @@
-"""The Dagster that the backups run in: names in it, its address, and how long it remembers."""
+"""The Dagster instance that runs the backups: names, address, and how long its history is kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ovia_backup_dagster.settings.value_types import AssetPrefix, WebAddress, nu
 
 
 class DagsterSettings(SettingsGroup):
-    """What concerns Dagster alone; the command line needs none of it."""
+    """Settings for Dagster alone; the command line uses none of them."""
 
     title = "Dagster"
 
@@ -24,7 +24,7 @@ class DagsterSettings(SettingsGroup):
     dagster_public_url: Annotated[WebAddress, AfterValidator(lambda url: url.rstrip("/"))] | None = setting(
         "DAGSTER_PUBLIC_URL", help="Where people reach the UI; alerts link to it.", shown="none"
     )
-    # At least 30: an alert that goes on asks the runs of its first days whether people were told.
+    # At least 30: a continuing alert reads from the runs of its first days whether people were notified.
     dagster_keep_runs_days: Annotated[int, number(30, 36600, "days between 30 and a century")] = setting(
         "DAGSTER_KEEP_RUNS_DAYS",
         default=400,

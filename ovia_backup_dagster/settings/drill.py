@@ -1,4 +1,4 @@
-"""When and where drills restore, and what they may take. A restore's own settings are in ``restore``."""
+"""When and where drills restore, and their limits. The settings of restores are in ``restore``."""
 
 from __future__ import annotations
 

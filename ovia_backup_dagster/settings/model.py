@@ -1,9 +1,8 @@
-"""All settings of one database's backups, and the two ways to get them: the environment, and values from code.
+"""All settings of one database's backups, loaded from the environment or from values in code.
 
-Read at the edges, ``definitions``, ``component`` and ``cli``, and handed inward as values. A value that cannot be used
-does not stop the code location from loading: it becomes a *problem*, the default stands in, and everything that would
-act on it refuses with one line. Which settings there are is said by the groups, a module each; what is built from the
-settings is ``system``'s business.
+Settings are read at the edges (``definitions``, ``component``, ``cli``) and passed inward as values. An invalid value
+does not stop the code location from loading: it becomes a *problem*, its default is used, and every operation refuses
+with one line. The groups, one per module, declare the settings; ``system`` builds the parts from them.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from ovia_backup_dagster.settings.retention import RetentionSettings
 from ovia_backup_dagster.settings.secret_files import password_from, password_in, urls_from
 from ovia_backup_dagster.settings.setting_definition import SettingDefinition, settings_in
 
-#: What the names of our variables begin with; the demo keeps a real deployment's from its child.
+#: Prefixes of our variables; the demo hides a real deployment's variables from its child.
 PREFIXES = ("POSTGRES_", "DEPLOYMENT_", "BACKUP_", "DRILL_", "RESTORE_", "SWARM_", "HEALTH_")
 _NO_HOST = "POSTGRES_HOST is not set"
 
@@ -53,11 +52,11 @@ class Settings(
     ApplicationSettings,
     DagsterSettings,
 ):
-    """The settings of one database's backups. Use :meth:`load` or :meth:`of`, which never raise on a value.
+    """The settings of one database's backups. Use :meth:`load` or :meth:`of`, which never raise on an invalid value.
 
     Attributes:
         libpq: ``PGSSL*`` and ``PGPASSFILE``, which are passed on to libpq.
-        problems: what is wrong with the values, each with the name of its variable.
+        problems: the invalid values, each with the name of its variable.
     """
 
     libpq: Annotated[dict[str, str], AfterValidator(_only_what_passes)] = Field(default={}, exclude=True)
@@ -65,7 +64,7 @@ class Settings(
 
     @classmethod
     def load(cls) -> Settings:
-        """Read the process's environment. What is wrong with it is in ``problems``."""
+        """Read the process's environment. Invalid values are in ``problems``."""
         given: dict[str, Any] = {}
         for setting in SETTINGS:
             for name in reversed(setting.variables):
@@ -76,12 +75,12 @@ class Settings(
 
     @classmethod
     def of(cls, **values: Any) -> Settings:
-        """Make settings from values, for one of several databases in a process. What is wrong is in ``problems``.
+        """Make settings from values, for one of several databases in a process. Invalid values are in ``problems``.
 
-        The process's environment is not read: what is not given has its default. Nor do libpq's variables pass
-        through from there: ``libpq`` gives them. What is the machine's and no database's still counts: ``PATH``, where
-        ``pg_bin_dir`` is not given, ``HOME``, and ``DOCKER_HOST``. Secrets are best given by file
-        (``postgres_password_file``): it is read at each use, and no process can see it in an environment.
+        The process's environment is not read: a setting that is not given has its default, and libpq's variables come
+        only from ``libpq``. Variables of the machine still apply: ``PATH`` if ``pg_bin_dir`` is not given, ``HOME`` and
+        ``DOCKER_HOST``. Pass secrets by file (``postgres_password_file``): the file is read at each use, and no
+        process can see the secret in an environment.
 
         Args:
             values: by the names of the fields: those of the variables in lower case, such as ``postgres_host``. A
@@ -115,7 +114,7 @@ class Settings(
         return settings.model_copy(update={"problems": tuple(problems)})
 
     def require(self) -> None:
-        """Refuse to act on settings that are not right.
+        """Refuse to act on invalid settings.
 
         Raises:
             SettingsError: names each problem.
@@ -128,7 +127,7 @@ class Settings(
             )
 
     def require_volume(self) -> None:
-        """As :meth:`require`, for what needs no server, not even its name.
+        """As :meth:`require`, for operations that need the volume but no server.
 
         Raises:
             SettingsError: names each problem.
@@ -137,18 +136,18 @@ class Settings(
 
     @property
     def expected_tables(self) -> tuple[str, ...]:
-        """The tables that a dump must hold."""
+        """The tables that a dump must contain."""
         if self.backup_expected_tables is not None:
             return self.backup_expected_tables
         return OVIA_TABLES if self.postgres_db == "ovia" else ()
 
     @property
     def require_rows(self) -> bool:
-        """Whether they must hold rows."""
+        """Whether these tables must contain rows."""
         return self.postgres_db == "ovia" if self.backup_require_rows is None else self.backup_require_rows
 
     def restore_password(self) -> SecretStr | None:
-        """The password of the role that restores: its own, or, where it is the role that dumps, that one's.
+        """The password of the role that restores: its own, or the dumping role's if it is the same role.
 
         Raises:
             SettingsError: the file cannot be read, or is empty.
@@ -161,9 +160,7 @@ class Settings(
 
     @property
     def restore_variables(self) -> Mapping[str, str]:
-        """What the server that is restored to, the role that restores and its password are set by, where it is not
-        what those of the dump are.
-        """
+        """The variables that set server, role and password for restores, where they differ from the dump's."""
         own = {"host": self.restore_postgres_host, "user": self.restore_postgres_user}
         names = {part: f"RESTORE_POSTGRES_{part.upper()}" for part, value in own.items() if value is not None}
         given = self.restore_postgres_password is not None or self.restore_postgres_password_file is not None
@@ -172,9 +169,9 @@ class Settings(
         return names
 
     def secrets(self) -> Iterator[str]:
-        """Every secret that these settings hold, or find in a file: as it is, and its password, where it is a URL.
+        """Every secret in these settings and their files, and the password of each that is a URL.
 
-        One whose file cannot be read is left out.
+        A secret whose file cannot be read is left out.
         """
         urls = [*self.backup_notify_urls, SecretStr(self.health_url)]
         passwords = [each for each in (self.postgres_password, self.restore_postgres_password) if each is not None]

@@ -1,4 +1,4 @@
-"""When people are told that backups are stale, and where; what their messages add."""
+"""When and where people are notified that backups are stale, and commands that messages add."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ovia_backup_dagster.settings.value_types import HintLines, NotifyUrls, numb
 
 
 class NotificationSettings(SettingsGroup):
-    """The age that alerts, Apprise's URLs, and the commands of the deployment."""
+    """The age that raises an alert, Apprise's URLs, and the deployment's commands."""
 
     title = "Alerts and messages"
 
@@ -44,7 +44,7 @@ class NotificationSettings(SettingsGroup):
     )
 
     def notify_urls(self) -> tuple[SecretStr, ...]:
-        """Where alerts go, read again so that a rotated file is used.
+        """Where alerts go. The file is read at each call, so that a rotated one is used.
 
         Raises:
             SettingsError: no alert can be sent, as the file cannot be read, or holds no URLs.
@@ -55,7 +55,7 @@ class NotificationSettings(SettingsGroup):
         try:
             return (*self.backup_notify_urls, *urls_from("BACKUP_NOTIFY_URLS_FILE", path))
         except SettingsError:
-            # Both are set, which is a problem that people should be told of.
+            # Both are set: a problem that must still reach people as an alert.
             if self.backup_notify_urls:
                 return self.backup_notify_urls
             raise

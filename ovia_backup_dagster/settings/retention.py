@@ -1,4 +1,4 @@
-"""How many backups of each tier are kept, and which become the tier's. What decides by it is ``retention.plan``."""
+"""How many backups of each tier are kept, and which are promoted to it. ``retention.plan`` decides with them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ovia_backup_dagster.settings.value_types import Kept, KeptOrNone, WeekdayNa
 
 
 class RetentionSettings(SettingsGroup):
-    """One setting a tier, and the day of the weekly one."""
+    """One setting per tier, and the day of the weekly backup."""
 
     title = "Retention"
 

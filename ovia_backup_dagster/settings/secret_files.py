@@ -1,6 +1,6 @@
-"""Secrets that settings name by file: read at each use, so that a rotated file is used; and passwords within URLs.
+"""Reads secrets from files, at each use so that a rotated file is used, and finds passwords in URLs.
 
-Not which settings hold a secret: a setting says so itself. No message repeats what a file holds.
+Each setting declares itself whether it holds a secret. No message repeats the contents of a file.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def urls_from(variable: str, path: Path) -> tuple[SecretStr, ...]:
     Raises:
         SettingsError: it cannot be read, holds none, or something else; names the variable that names the file.
     """
-    then = ", so nobody can be told of anything"
+    then = ", so no alert can be sent"
     lines = _text(variable, path, then).splitlines()
     # By lines: what is no URL on one must not become the end of another.
     urls = [url for line in lines if not line.lstrip().startswith("#") for url in urls_in(line)]
@@ -47,7 +47,7 @@ def urls_from(variable: str, path: Path) -> tuple[SecretStr, ...]:
 
 
 def password_in(text: str) -> str:
-    """The password of the first URL with one in a text; empty where there is none. A shell's variable is none."""
+    """The first password in a URL in a text; empty if there is none. A shell variable does not count as a password."""
     found = re.search(r"://[^\s/:@]*:([^\s/@$][^\s/@]*)@", text)
     return found[1] if found else ""
 

@@ -1,8 +1,7 @@
-"""What one setting is: its name, type, default, help and group, written once, where a group declares it.
+"""Defines a setting: its name, type, default, help and group, written once, where a group declares it.
 
-A group is a class with a field for each setting, in a module of its own; to add a setting is to add one field to one of
-them. ``settings.model`` puts the groups together and knows all settings. What kinds of values there are is the business
-of ``settings.value_types``.
+A group is a class with a field per setting, in its own module; to add a setting, add a field to a group.
+``settings.model`` combines the groups. The types of values are in ``settings.value_types``.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ class SettingsGroup(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class SettingDefinition:
-    """One setting, as code and documentation ask for it.
+    """One setting, as code and documentation use it.
 
     Attributes:
         field: its name in Python, as ``Settings.of`` takes it: a variable's in lower case.
-        variables: environment variables that it is read from; the first that is set counts.
-        type: of the value.
-        default: what holds where it is not set.
+        variables: environment variables that it is read from; the first that is set wins.
+        type: of its value.
+        default: its value if it is not set.
         shown: the default in Markdown.
         help: what it is for, in Markdown.
         group: title of its group.
@@ -52,7 +51,7 @@ class SettingDefinition:
 
     @property
     def name(self) -> str:
-        """What messages call it, wherever its value came from."""
+        """Its name in messages, whichever variable its value came from."""
         return self.variables[0]
 
 
@@ -61,9 +60,9 @@ def setting(*variables: str, default: Any = None, help: str, shown: str | None =
 
     Args:
         variables: environment variables that it is read from, in order.
-        default: what holds where none is set.
+        default: the value if none is set.
         help: what it is for, in Markdown.
-        shown: the default in Markdown, where its own form says too little.
+        shown: the default in Markdown, if the value alone does not explain it.
         secret: whether a value of another type than ``SecretStr`` may hold a secret.
     """
     extra: Any = {"variables": list(variables), "shown": f"`{default}`" if shown is None else shown, "secret": secret}

@@ -1,7 +1,7 @@
-"""The kinds of values that settings have, each with what is said of a value that is none of them.
+"""The types of setting values, with their checks and the message for an invalid value.
 
-Types only, and what checks them. Which setting has which is said where a group declares it. A value may hold a secret
-that stands in the wrong place: where that is likely, the message does not repeat it.
+The groups declare which setting has which type. A value may be a secret in the wrong variable: where that is likely,
+the message does not repeat the value.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from ovia_backup_dagster.core.deployment_hints import Hints
 from ovia_backup_dagster.settings.cron import why_not
 
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
-#: A Unix socket stands in a folder in the folder, and its path may have 107 bytes.
+#: A Unix socket is made in a subfolder, and its path may have at most 107 bytes.
 _MOST_BYTES_OF_SOCKET_FOLDER = 60
 
 
 def number(least: float, most: float, words: str, *, above: bool = False) -> AfterValidator:
-    """A number within limits; ``above`` is for one that must be more than the least."""
+    """A number within limits; with ``above``, it must be greater than ``least``."""
 
     def check(value: float) -> float:
         if not (least < value <= most if above else least <= value <= most):
@@ -34,7 +34,7 @@ def number(least: float, most: float, words: str, *, above: bool = False) -> Aft
 
 
 def jobs(least: int) -> AfterValidator:
-    """How much is done at a time."""
+    """A number of parallel jobs; 0 means the number of cores."""
 
     def check(value: int) -> int:
         if value != 0 and not least <= value <= 64:
@@ -63,7 +63,7 @@ def _port(value: int) -> int:
 
 
 def _host(value: str) -> str:
-    # Never repeated: what is meant as a connection string holds a password.
+    # The value is not repeated: a connection string may hold a password.
     if re.search(r"://|@|=", value):
         raise ValueError("it must be a host alone, not a URL or connection string")
     return value
@@ -134,7 +134,7 @@ def _split(value: object) -> object:
 
 
 def urls_in(text: str) -> tuple[str, ...]:
-    """URLs that commas or blanks separate. A comma may stand inside one: it separates only before the next scheme."""
+    """Split URLs at commas or blanks. A comma may be part of a URL: it separates only before the next scheme."""
     return tuple(part for part in re.split(r"[,\s]+(?=[A-Za-z][A-Za-z0-9+.-]*://)", text.strip(", \r\n\t")) if part)
 
 
@@ -159,7 +159,7 @@ Host = Annotated[str, AfterValidator(_host)]
 #: A name of PostgreSQL's.
 Identifier = Annotated[str, AfterValidator(_identifier)]
 AbsoluteFolder = Annotated[Path, AfterValidator(_absolute)]
-#: One that Unix sockets stand below.
+#: A folder for Unix sockets.
 SocketFolder = Annotated[Path, AfterValidator(_absolute), AfterValidator(_short)]
 WebAddress = Annotated[str, AfterValidator(_web_address)]
 CronExpression = Annotated[str, AfterValidator(_cron)]
@@ -167,7 +167,7 @@ TimeZone = Annotated[str, AfterValidator(_timezone)]
 WeekdayName = Annotated[str, AfterValidator(_weekday)]
 #: How many backups of a tier are kept.
 Kept = Annotated[int, AfterValidator(_at_least_one)]
-#: The same of a tier that may be off.
+#: The same for a tier that may be off.
 KeptOrNone = Annotated[int, AfterValidator(_none_or_more)]
 AssetPrefix = Annotated[str, AfterValidator(_asset_prefix)]
 #: A sequence of names, or a comma list.

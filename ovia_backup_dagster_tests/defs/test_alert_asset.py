@@ -454,7 +454,7 @@ def test_an_alert_that_no_channel_takes_fails(bare: NewLocation, people: Receive
     assert (people.asked, len(people.messages)) == (4, 0)
     assert retries(result) == 3
     assert failure(result) == (
-        "nobody was told: [sample] there is no backup: no channel took the message: 1 (json). "
+        "no one was notified: [sample] there is no backup: no channel took the message: 1 (json). "
         "Next: check BACKUP_NOTIFY_URLS and the network: apprise -vv -b test URL"
     )
     assert materialized(result) == {}
@@ -471,7 +471,7 @@ def test_the_file_of_channels_cannot_be_read(bare: NewLocation, tmp_path: Path) 
     location: Location = bare(BACKUP_NOTIFY_URLS_FILE=str(tmp_path / "urls"))
     result = alert(location)
     assert failed_steps(result) == [ALERT]
-    assert "urls cannot be read, so nobody can be told of anything: No such file or directory" in failure(result)
+    assert "urls cannot be read, so no alert can be sent: No such file or directory" in failure(result)
 
 
 def test_channels_from_a_file(bare: NewLocation, people: Receiver, tmp_path: Path) -> None:

@@ -364,7 +364,7 @@ def test_the_job_reports_what_is_well(new_location: NewLocation, bin_dir: Path, 
     assert {passed for passed, _ in checks(result).values()} == {True}
     assert list(checks(result)) == [area.value for area in Area]
     told = {check.check_name: check.description or "" for check in result.get_asset_check_evaluations()}
-    assert told["alerts"].startswith("1 warn: nobody is told")
+    assert told["alerts"].startswith("1 warn: no one is notified")
 
 
 # ------------------------------------------------------------------------------------------ the code server

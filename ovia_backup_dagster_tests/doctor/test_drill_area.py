@@ -91,7 +91,7 @@ def test_a_role_that_may_make_no_database(
     role = new_role(database)
     system = system_of(database, volume, bin_dir, DRILL_WHERE="database", RESTORE_POSTGRES_USER=role.user)
 
-    line = the(lines(system), "may not make a scratch database")
+    line = the(lines(system), "may not create a scratch database")
 
     assert line.level is Severity.FAIL
     assert line.sql == (f'ALTER ROLE "{role.user}" CREATEDB',)

@@ -252,7 +252,7 @@ def test_an_old_list_is_said_to_be_old(claimed: Path, today: Callable[[date], No
 @pytest.mark.parametrize("version", ["17beta1", "19.0", "9.6.24", "13.23"])
 def test_a_version_that_nothing_is_known_of(claimed: Path, version: str) -> None:
     claim(claimed, version)
-    line = the(programs_of(claimed), f"version {version} is not one that vulnerabilities are known of")
+    line = the(programs_of(claimed), f"version {version} is not in the list of known vulnerabilities")
     assert (line.level, "release" in line.fix) == (Severity.WARN, True)
 
 
@@ -295,14 +295,14 @@ def alerts_of(*urls: str) -> list[Observation]:
 def test_nobody_is_told() -> None:
     (line,) = alerts_of()
     assert (line.area, line.level) == (Area.ALERTS, Severity.WARN)
-    assert line.text == "nobody is told when backups fail: BACKUP_NOTIFY_URLS is empty"
+    assert line.text == "no one is notified when backups fail: BACKUP_NOTIFY_URLS is empty"
     assert line.fix.endswith("then: ovia-backup doctor --test-alert")
 
 
 def test_a_channel_that_apprise_does_not_know() -> None:
     lines = alerts_of("json://127.0.0.1/", "nosuchservice://s3cret-token@example.org")
     (line,) = lines
-    assert (line.level, line.text) == (Severity.FAIL, "channel 2 (nosuchservice) is no URL that Apprise knows")
+    assert (line.level, line.text) == (Severity.FAIL, "channel 2 (nosuchservice) is not a URL that Apprise understands")
     assert "s3cret-token" not in repr(lines)
 
 
@@ -322,7 +322,7 @@ def test_a_file_of_channels_that_cannot_be_used(
     lines = list(look(BackupSystem(load(HOST | {"BACKUP_NOTIFY_URLS_FILE": str(file)}))))
     (line,) = lines
     assert (line.area, line.level) == (Area.ALERTS, Severity.FAIL)
-    assert "so nobody can be told of anything" in line.text
+    assert "so no alert can be sent" in line.text
     assert "s3cret-token" not in repr(lines)
 
 
@@ -352,7 +352,7 @@ def test_a_test_message_arrives() -> None:
     assert (line.level, line.text) == (Severity.OK, "channel 1 (json) took a test message: see that it arrived")
     (message,) = people.messages
     assert message["title"] == "[ovia] a test of the backup alerts"
-    assert message["message"] == "Nothing is wrong. Somebody ran ovia-backup doctor."
+    assert message["message"] == "Nothing is wrong. This is a test by ovia-backup doctor."
     assert message["type"] == "success"
 
 

@@ -191,7 +191,7 @@ def test_settings_of_the_role_do_not_matter(database: Connection, bin_dir: Path,
 
 def test_a_server_that_is_behind(database: Connection, bin_dir: Path, volume: Path) -> None:
     """The embedded one is; when it no longer is, this says so."""
-    line = the(server_of(database, volume, bin_dir), "the server is PostgreSQL 16.14; 16.16 mends vulnerabilities")
+    line = the(server_of(database, volume, bin_dir), "the server is PostgreSQL 16.14; 16.16 fixes vulnerabilities")
     assert (line.level, line.fix) == (Severity.WARN, "install PostgreSQL 16.16 on the server; restart it")
 
 
@@ -203,7 +203,7 @@ def test_a_server_of_another_major_version(volume: Path, bin_dir: Path) -> None:
         assert "use PostgreSQL 18's client programs: set PG_BIN_DIR" in line.fix
         # The other questions are understood all the same.
         assert the(lines, "may read all that a dump holds").level is Severity.OK
-        assert the(lines, "page checksums are on, no damaged page was met").level is Severity.OK
+        assert the(lines, "page checksums are on, no damaged page was found").level is Severity.OK
 
 
 @pytest.mark.usefixtures("repaired_server")
@@ -227,7 +227,7 @@ def test_a_damaged_page_and_a_standby(bin_dir: Path, volume: Path) -> None:
         cluster.start()
         to = cluster.connection()
         assert (
-            the(server_of(to, volume, bin_dir), "page checksums are on, no damaged page was met").level is Severity.OK
+            the(server_of(to, volume, bin_dir), "page checksums are on, no damaged page was found").level is Severity.OK
         )
 
         standby = replace(cluster, folder=Path(tempfile.mkdtemp(prefix="ovia-t-", dir="/tmp")), port=free_port())
@@ -265,9 +265,9 @@ def test_a_damaged_page_and_a_standby(bin_dir: Path, volume: Path) -> None:
         cluster.start()
         with pytest.raises(psycopg.errors.DataCorrupted):
             execute(to, "SELECT sum(x) FROM doomed")
-        line = the(server_of(to, volume, bin_dir), "the server has met 1 damaged page")
+        line = the(server_of(to, volume, bin_dir), "the server has found 1 damaged page")
         assert (line.level, "it is losing data" in line.text) == (Severity.FAIL, True)
-        assert line.fix.startswith("keep every backup there is")
+        assert line.fix.startswith("keep all existing backups")
 
 
 def test_subscriptions_and_unlogged_tables(database: Connection, bin_dir: Path, volume: Path) -> None:
@@ -282,8 +282,8 @@ def test_subscriptions_and_unlogged_tables(database: Connection, bin_dir: Path, 
         lines = server_of(to, volume, bin_dir)
     finally:
         execute(database, "DROP SUBSCRIPTION doctors")
-    line = the(lines, "pg_dump leaves subscriptions out for all but superusers, and there are some (1)")
-    assert (line.level, line.fix.startswith("note down their CREATE SUBSCRIPTION")) == (Severity.WARN, True)
+    line = the(lines, "pg_dump dumps subscriptions only for a superuser, and the database has some (1)")
+    assert (line.level, line.fix.startswith("write down their CREATE SUBSCRIPTION")) == (Severity.WARN, True)
     assert the(lines, "unlogged tables (2) are in the dump, but empty after a crash").level is Severity.OK
 
 

@@ -114,7 +114,7 @@ def test_a_new_folder(volume: Path) -> None:
     lines = volume_of(volume)
     assert the(lines, f"{volume} is ours alone (user {os.geteuid()})").level is Severity.OK
     assert the(lines, "free; no dump yet to compare with").level is Severity.OK
-    assert the(lines, "nobody holds the lock").level is Severity.OK
+    assert the(lines, "no process holds the lock").level is Severity.OK
     assert the(lines, "nothing was left behind by a crash").level is Severity.OK
     line = backups_of(volume)
     assert (line.level, line.text) == (
@@ -290,7 +290,9 @@ def test_somebody_at_work(volume: Path) -> None:
     with volume_lock(volume, purpose="dumping ovia", now=NOW):
         lines = volume_of(volume)
         assert the(lines, "at work now: dumping ovia (process ").level is Severity.OK
-        line = the(lines, "unfinished files (2.0 MB), by who is at work now: .ovia_daily_2026-02-21_030000.dump.tmp")
+        line = the(
+            lines, "unfinished files (2.0 MB), by the process at work now: .ovia_daily_2026-02-21_030000.dump.tmp"
+        )
         assert line.level is Severity.OK
     assert unfinished_files(catalog)
 
@@ -328,7 +330,7 @@ def test_a_dump_that_ends_during_the_look_is_no_crash(volume: Path, monkeypatch:
     unfinished = volume / "daily" / ".ovia_daily_2026-02-21_030000.dump.tmp"
     unfinished.touch(0o600)
     monkeypatch.setattr(doctor, "lock_holder", Mock(side_effect=["dumping ovia", "dumping ovia", None]))
-    assert the(volume_of(volume), f"by who is at work now: {unfinished.name}").level is Severity.OK
+    assert the(volume_of(volume), f"by the process at work now: {unfinished.name}").level is Severity.OK
 
 
 def test_what_vanishes_while_it_is_looked_at(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,7 @@ NOT_PASTED = (
     "DAGSTER_HOME is not set here",
     "is on the same filesystem as /",
     "no restore drill has passed yet",
-    "mends vulnerabilities",
+    "fixes vulnerabilities",
     "rows that did not come with it are in no dump",
     "no role here may restore",
 )

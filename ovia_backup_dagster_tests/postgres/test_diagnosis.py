@@ -1109,7 +1109,7 @@ def damaged(full_bin_dir: Path) -> Iterator[PortCluster]:
     "could not access status of transaction",
     error=errors.ServerDataError,
     why="the server cannot read its own data: a disk or its memory is failing",
-    fix="keep every backup there is (stop daily_backup_schedule); copy the server's data folder",
+    fix="keep all existing backups (stop daily_backup_schedule); copy the server's data folder",
 )
 def the_servers_data_is_damaged(scene: Scene) -> Outcome:
     cluster = scene.server("damaged")

@@ -182,7 +182,7 @@ def test_who_may_asks_for_english_and_the_doctor_says_who_may_not(scene: Scene) 
 
     def told() -> list[Observation]:
         lines = doctor.server(system_of(connection, scene.volume, DEBIANS))
-        return [line for line in lines if "says what is wrong in the language of de_DE.UTF-8" in line.text]
+        return [line for line in lines if "reports errors in the language of de_DE.UTF-8" in line.text]
 
     (line,) = told()
     assert line.level is Severity.WARN

@@ -192,7 +192,7 @@ def test_ctrl_c_after_the_swap_puts_everything_back(
         with each_step(step, lambda: os.kill(os.getpid(), number)):
             ended = swarm.restore()
         assert ended.code == 128 + number, ended.output
-        assert "what came of it: ovia-backup restore --history" in ended.output
+        assert "for its outcome: ovia-backup restore --history" in ended.output
         ended_as(swarm, "old")
         assert docker.replicas == {**REPLICAS, "migrate": 1}
     record = site.records[0]
@@ -213,7 +213,7 @@ def test_who_loses_patience_with_red_health_has_what_was_there_before(site: Site
         until(lambda: "is not healthy yet" in running.output)
         running.send(signal.SIGINT)
         ended = running.wait()
-        assert (ended.code, "what came of it: ovia-backup restore --history" in ended.output) == (130, True), (
+        assert (ended.code, "for its outcome: ovia-backup restore --history" in ended.output) == (130, True), (
             ended.output
         )
         ended_as(red, "old" if of == "restore" else "new")

@@ -271,7 +271,7 @@ def test_who_ends_it_is_told_what_is_left(site: Site, number: signal.Signals) ->
 def test_who_ends_it_where_all_can_be_put_back_has_nothing_left(site: Site) -> None:
     with each_step(Step.SWAP, lambda: os.kill(os.getpid(), signal.SIGINT)):
         ended = site.restore()
-    assert (ended.code, "what came of it: ovia-backup restore --history" in ended.output) == (130, True), ended.output
+    assert (ended.code, "for its outcome: ovia-backup restore --history" in ended.output) == (130, True), ended.output
     ended_as(site, "old")
 
 
@@ -988,7 +988,7 @@ def test_who_ends_it_when_all_is_done_is_told_where_that_stands(site: Site, numb
         ended = site.restore()
     assert ended.code == 128 + number
     assert "nothing unfinished" not in ended.output
-    assert "what came of it: ovia-backup restore --history" in ended.output.splitlines()[-1]
+    assert "for its outcome: ovia-backup restore --history" in ended.output.splitlines()[-1]
     assert site.content() == site.then
     assert site.place.run("restore", "--history").output.count("done") == 1
 

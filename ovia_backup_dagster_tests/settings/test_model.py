@@ -595,7 +595,7 @@ def test_alert_urls_from_a_file(
 
 @pytest.mark.parametrize("content", [b"", b"\n , \n", b"# slack://A/B/C\n"])
 def test_a_file_without_alert_urls_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes) -> None:
-    with pytest.raises(SettingsError, match=r"BACKUP_NOTIFY_URLS_FILE=.* holds no URL, so nobody can be told"):
+    with pytest.raises(SettingsError, match=r"BACKUP_NOTIFY_URLS_FILE=.* holds no URL, so no alert can be sent"):
         urls_from(monkeypatch, tmp_path / "urls", content)
 
 
@@ -616,7 +616,7 @@ def test_a_file_of_alert_urls_that_cannot_be_read_is_an_error_at_use_and_not_at_
     with pytest.raises(SettingsError) as refused:
         settings.notify_urls()
     assert str(refused.value) == (
-        f"BACKUP_NOTIFY_URLS_FILE={tmp_path}/missing cannot be read, so nobody can be told of anything: No such file "
+        f"BACKUP_NOTIFY_URLS_FILE={tmp_path}/missing cannot be read, so no alert can be sent: No such file "
         f"or directory. Next: ls -l {tmp_path}/missing"
     )
     with pytest.raises(SettingsError, match="it is not text"):
