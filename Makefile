@@ -9,7 +9,8 @@ WORKERS ?= 3
 PORT ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test test-swarm test-faults test-third test-floor bench check format lock docs site pictures clean
+.PHONY: help install demo dev test test-swarm test-faults test-third coverage mutants test-floor bench check format lock docs \
+	site pictures clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1	/'
@@ -49,6 +50,16 @@ test-faults: install $(FULL_POSTGRESQL)/.unpacked ## every fault and every exhau
 test-third: export EXHAUSTIVE := third
 test-third: install $(FULL_POSTGRESQL)/.unpacked ## a third of the exhaustive tests, another one each day
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m exhaustive --ignore=ovia_backup_dagster_tests/swarm
+
+PURE_TESTS := $(addprefix ovia_backup_dagster_tests/, core retention health settings golden \
+	proof/test_comparison.py proof/test_record.py restoration/test_journal.py restoration/test_stored_steps.py)
+coverage: install ## lines of the pure modules that tests execute; fails under 95 %
+	$(BIN)/pytest -q -n $(WORKERS) --dist worksteal --cov --cov-report=term $(PURE_TESTS)
+
+# Minutes. What survives: .venv/bin/mutmut results, .venv/bin/mutmut show NAME.
+mutants: install ## change the pure decisions one by one, and see which changes no test notices
+	rm -rf mutants
+	$(BIN)/mutmut run
 
 # The oldest that pyproject.toml allows; what runs is what is locked.
 FLOOR := .cache/dagster-floor
@@ -114,4 +125,4 @@ lock: ## resolve the dependencies to their newest versions (needs uv)
 
 clean: ## remove everything that make created
 	[ ! -x $(BIN)/ovia-backup ] || $(BIN)/ovia-backup demo --remove
-	rm -rf .venv .cache .demo
+	rm -rf .venv .cache .demo mutants

@@ -1,7 +1,7 @@
-"""What people have written in a database: since a moment, by the server's counters; and when last, by its columns.
+"""What was written in a database: since a moment, by the server's counters; and when last, by its timestamp columns.
 
-For a person who must know what he is about to leave behind. Nothing is exact: counters include what was rolled back and
-not what TRUNCATE removed, and sessions that are idle report with a delay of up to ten seconds.
+It tells an operator what a swap leaves behind. The figures are approximate: counters include rolled-back rows, do not
+include what TRUNCATE removed, and idle sessions report with a delay of up to ten seconds.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ _SIZE = """
     SELECT coalesce((SELECT sum(pg_relation_size(relid)) FROM pg_partition_tree(%(oid)s)), pg_relation_size(%(oid)s))
            AS bytes
 """
-#: No birthday, no infinity, and no appointment: what a clock said when a row was written.
+#: Not a birthday, an infinity or an appointment: only a timestamp of when a row was written.
 _NEWEST = "SELECT max({column}) AS newest FROM {table} WHERE {column} BETWEEN '1970-01-01' AND now()"
 
 
 class Counters(Sidecar):
-    """The counters of a moment.
+    """Write counters at one moment.
 
     Attributes:
         resets: when they were last set to nothing; another value later means that the counts are not known.
@@ -94,7 +94,7 @@ def written(server: Connection, database: str) -> Counters:
 def written_since(server: Connection, database: str, baseline: Counters) -> list[Written] | None:
     """What was written since, the most first; ``None`` if the server's counters were reset since.
 
-    A table that is gone is not told of.
+    Tables that were dropped are left out.
 
     Raises:
         ServerError: no connection, or it broke.
@@ -113,10 +113,10 @@ def written_since(server: Connection, database: str, baseline: Counters) -> list
 
 
 def newest_timestamps(server: Connection, database: str, limit: int = 5) -> list[tuple[str, datetime]]:
-    """The newest instants in the columns that are cheap to ask: indexed, or of a small table. Newest first.
+    """The newest instants in columns that are cheap to query: indexed, or of a small table. Newest first.
 
-    None is in the server's future. Columns without a time zone are taken for UTC. What is locked, may not be read or
-    takes too long is left out; in all it takes about ten seconds at most.
+    Instants in the server's future are left out. Columns without a time zone are read as UTC. Tables that are locked,
+    that the role may not read, or that take too long are skipped. It takes about ten seconds at most.
 
     Args:
         server: as a role that may read.

@@ -1,4 +1,4 @@
-"""Whether the application says that it is well, over HTTP. What to do when it does not is decided elsewhere."""
+"""The application's HTTP health check. What a restore does when the check fails is decided elsewhere."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from urllib.parse import unquote, urlsplit
 
 from ovia_backup_dagster.core.errors import HealthError
 
-#: A try that has no answer by then has none, in seconds.
+#: Time limit of one request, in seconds.
 TRY_SECONDS = 5.0
 _PAUSE_SECONDS = 1.0
 _PORTS = {"http": 80, "https": 443}
 
 
 def wait_until_healthy(url: str, timeout_seconds: float, log: Callable[[str], None]) -> None:
-    """Ask until the answer is one of success (2xx).
+    """Send requests until one succeeds (2xx).
 
     Args:
         url: ``http`` or ``https``; a user name and a password in it are sent as basic authentication, and never shown.
@@ -28,11 +28,11 @@ def wait_until_healthy(url: str, timeout_seconds: float, log: Callable[[str], No
         log: told each answer that differs from the one before it.
 
     Raises:
-        HealthError: it was not, up to the end; or the URL is none that can be asked.
+        HealthError: no request succeeded in time, or the URL is not valid.
     """
     ends = time.monotonic() + timeout_seconds
     request, bare = _request(url)
-    # No proxy: the environment's is for the world outside.
+    # No proxy: the environment's proxy is for hosts outside.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _SameOrigin)
     said = ""
     while True:
@@ -54,16 +54,16 @@ def wait_until_healthy(url: str, timeout_seconds: float, log: Callable[[str], No
 
 
 def shown(url: str) -> str:
-    """The URL for people: without a user's name, a password and a query, which may be secrets.
+    """The URL as it may be shown: without user name, password and query, which may be secrets.
 
     Raises:
-        HealthError: it is none that can be asked.
+        HealthError: the URL is not valid.
     """
     return _request(url)[1]
 
 
 def _request(url: str) -> tuple[urllib.request.Request, str]:
-    """What is asked, and how it is shown."""
+    """The request, and its URL as it may be shown."""
     try:
         parts = urlsplit(url)
         usable = (
@@ -78,7 +78,7 @@ def _request(url: str) -> tuple[urllib.request.Request, str]:
         usable = False
     if not usable:
         raise HealthError(
-            "the application's health cannot be asked",
+            "the application's health cannot be checked",
             why="HEALTH_URL is no http or https URL",
             fix="set HEALTH_URL to one such as http://ovia-api:8080/health",
         )
@@ -94,7 +94,7 @@ def _answer(opener: urllib.request.OpenerDirector, request: urllib.request.Reque
     """What is wrong with the answer; empty when nothing is."""
     try:
         with opener.open(request, timeout=seconds):
-            return ""  # what is not 2xx is raised
+            return ""  # any other status is raised as an error
     except urllib.error.HTTPError as error:
         with error:
             return _status(error)
@@ -111,7 +111,7 @@ def _status(error: urllib.error.HTTPError) -> str:
 
 
 class _SameOrigin(urllib.request.HTTPRedirectHandler):
-    """Another host's health is another's, and a password for this one is not for it."""
+    """Do not follow a redirect: another host's health says nothing of this one, and must not get its password."""
 
     def redirect_request(
         self,

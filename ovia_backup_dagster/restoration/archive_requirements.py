@@ -1,8 +1,9 @@
-"""What an archive needs where it is restored, read from its schema: extensions, owners, files, what takes a superuser.
+"""What an archive needs from the server it is restored to: extensions, owners, files, superuser rights.
 
-What PostgreSQL's CREATE commands ask of a role is from their sources (``src/backend/commands``, PostgreSQL 16). Whether
-a server offers it is asked by ``server_offers`` and decided by ``requirements``. Nothing of the archive is run:
-statements are recognised by how pg_dump writes them, and what is not recognised needs nothing that is known here.
+The rights that PostgreSQL's CREATE commands require are taken from their sources (``src/backend/commands``, PostgreSQL
+16). ``server_offers`` asks a server what it has, and ``requirements`` compares. Nothing of the archive is executed:
+statements are recognised by the form in which pg_dump writes them; a statement of an unknown form needs nothing known
+here.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _ROUTINE = re.compile(rf"CREATE (FUNCTION|PROCEDURE) ({_NAME})\(")
 _LANGUAGE = re.compile(rf"^    LANGUAGE ({_PART})(.*)$", re.MULTILINE)
 _SETS = re.compile(rf"^    SET ({_NAME}) TO ", re.MULTILINE)
 _LIBRARY = re.compile(r"^    AS '((?:[^']|'')*)', '", re.MULTILINE)
-#: Those of PostgreSQL itself and of its distribution; that of a language elsewhere is its extension's to say.
+#: Languages of PostgreSQL itself and its distribution; any other language comes with its extension.
 _UNTRUSTED = frozenset({"c", "internal", "plperlu", "plpython2u", "plpython3u", "plpythonu", "pltclu"})
 _OWNER = re.compile(
     rf"ALTER (?P<kind>[A-Z ]+?) (?P<name>{_NAME})(?: ?\(.*\)| USING \S+)? OWNER TO (?P<role>{_PART});", re.DOTALL
@@ -41,7 +42,7 @@ _COLLATION = re.compile(rf"CREATE COLLATION ({_NAME}) \((.*)\);\s*\Z", re.DOTALL
 _USES_COLLATION = re.compile(r"CREATE (?:\w+ )*(?:TABLE|INDEX|VIEW|DOMAIN|TYPE) ")
 _COLLATE = re.compile(rf" COLLATE pg_catalog\.({_PART})")
 _CAST = re.compile(r"CREATE CAST \((.+) AS (.+)\) WITH(OUT)? ", re.DOTALL)
-#: The beginning of a statement -> what it makes, which only a superuser may, and where its name is.
+#: The beginning of a statement that only a superuser may run -> what it creates, and where its name is.
 _SUPERUSER_ONLY = tuple(
     (kind, re.compile(pattern, re.DOTALL))
     for kind, pattern in {
@@ -60,7 +61,7 @@ _SUPERUSER_ONLY = tuple(
         "privileges that others than an owner granted, such as": rf"SET SESSION AUTHORIZATION (?!DEFAULT)({_PART});",
     }.items()
 )
-#: What any of them begins with; functions may be long.
+#: What each of them begins with, as a quick filter: function bodies may be long.
 _MAY_BE_SUPERUSERS = re.compile(r"CREATE (?!FUNCTION |TABLE |INDEX )|ALTER PUBLICATION |SET SESSION ")
 _CREATE_DATABASE = re.compile(r"CREATE DATABASE ")
 _LOCALE_OPTION = re.compile(rf" (LOCALE|LC_COLLATE|LC_CTYPE|LOCALE_PROVIDER|ICU_LOCALE) = ({_LITERAL}|\w+)")
@@ -96,7 +97,7 @@ def requirements_of(programs: Programs, backup: Backup) -> Needs:
 
 
 def locale_of(script: bytes) -> Locale | None:
-    """How an archive's database is sorted.
+    """The locale of an archive's database.
 
     Args:
         script: the SQL that makes it, as ``archive.database_text`` prints it.
@@ -116,7 +117,7 @@ def locale_of(script: bytes) -> Locale | None:
 
 @dataclass
 class _Reading:
-    """What the statements of a schema need, one after the other."""
+    """Collects what the statements of a schema need, one after the other."""
 
     extensions: list[str] = field(default_factory=list)
     superuser_only: dict[str, list[str]] = field(default_factory=dict)
@@ -139,7 +140,7 @@ class _Reading:
                 self._by_superuser(statement)
 
     def placed(self) -> Iterator[tuple[str, str]]:
-        """(role, owner of the schema); that of ``public`` is who owns the database."""
+        """(role, owner of the schema). The owner of ``public`` is the owner of the database."""
         owners = {"public": "pg_database_owner", **self._schemas}
         for role, schema in self._in_schemas:
             owner = owners.get(schema, role)
@@ -157,7 +158,7 @@ class _Reading:
             self.collations.append(_definition(collation))
         elif cast := _CAST.match(statement):
             source, target, without = cast.groups()
-            # Who owns neither type is no superuser's substitute; built-in ones stand without a schema.
+            # A role that owns neither type must be superuser. Built-in types have no schema in the text.
             if without or not ("." in source or "." in target):
                 self._only("cast", f"{source} AS {target}")
         elif _USES_COLLATION.match(statement):

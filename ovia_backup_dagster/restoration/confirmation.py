@@ -1,8 +1,8 @@
-"""The word that a plan prints in the launchpad, and that the restore must repeat: for this plan, for an hour, once.
+"""The one-time word that a plan prints in the launchpad and that the restore must repeat within an hour.
 
-The name of a database would confirm every later run that repeats a launchpad's text. So the plan is kept beside the
-journals, in a file of its own that only its owner reads, and the restore takes it away before it touches anything: the
-volume is the truth, and Dagster's storage decides nothing.
+A database's name would confirm every later run that repeats a launchpad's text. So each plan is kept beside the
+journals, in a file that only its owner can read, and the restore consumes it before it touches anything. The volume is
+the source of truth; Dagster's storage decides nothing.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from ovia_backup_dagster.core.manifest import Sidecar, parse_sidecar
 from ovia_backup_dagster.core.naming import encode_database
 from ovia_backup_dagster.restoration.restore_order import Mode, Order
 
-#: How long a plan's word may be used.
+#: How long the word of a plan is valid.
 LIFETIME = timedelta(hours=1)
 _PLAN = ".plan-"
 _NAME_BYTES = 240
 _MOST_BYTES = 1024 * 1024
-#: What differs between a plan and the restore that follows it, though nothing that a person was shown has changed.
+#: Fields that differ between a plan and its restore although nothing shown to the operator has changed.
 _OF_THE_RUN = {"version", "started_at", "backup_path", "backup_started_at", "kept", "launched_by", "run_id", "made_by"}
 _PLAN_FIRST = (
     "launch the job with the same options and action: plan (of an undo: plan_undo), read what it would do, and give "
@@ -40,12 +40,12 @@ _PLAN_FIRST = (
 
 
 class _Shown(Sidecar):
-    """A plan as a person was shown it.
+    """A plan as it was shown to an operator.
 
     Attributes:
         shown_at: UTC.
         order: what would be done.
-        covered: what tells the backup from another of its name.
+        covered: what distinguishes the backup from another file of its name.
     """
 
     version: Literal[1] = 1
@@ -55,7 +55,7 @@ class _Shown(Sidecar):
 
 
 class Words:
-    """The plans that were shown and not used yet, in ``restores/`` on the volume.
+    """Plans that were shown and are not used yet, in ``restores/`` on the volume.
 
     Args:
         catalog: of that volume. Its ``restores/`` must be there.
@@ -66,7 +66,7 @@ class Words:
         self._folder = catalog.root / RESTORES
 
     def offer(self, order: Order, backup: Backup | None, now: datetime) -> str:
-        """Keep a plan that is shown; returns its word.
+        """Store a plan that is shown, and return its word.
 
         Args:
             order: what would be done.
@@ -88,7 +88,7 @@ class Words:
             return word
 
     def redeem(self, word: str, order: Order, backup: Backup | None, now: datetime) -> None:
-        """Use a word up. The caller holds the restores' lock, and has touched nothing yet.
+        """Consume a word. The caller holds the restores' lock and has changed nothing yet.
 
         Args:
             word: as a person typed it.
@@ -97,8 +97,9 @@ class Words:
             now: the present (UTC).
 
         Raises:
-            RestoreRefusedError: no word, or not of a plan, or it is too old, or of another plan; says what differs.
-            VolumeError: the plan cannot be read, or not be taken away.
+            RestoreRefusedError: there is no word, or it is unknown, expired, or of another plan; the message names the
+                difference.
+            VolumeError: the plan cannot be read or removed.
         """
         if not word:
             raise _refused("no word was given to confirm", why="a plan prints it")
@@ -122,7 +123,7 @@ class Words:
             sync_folder(self._folder)
 
     def _reserve(self, order: Order) -> tuple[str, Path]:
-        """A word that no other plan has."""
+        """A random word, unique among the plans."""
         at = order.started_at
         while True:
             word = word_of(order, at)
@@ -133,12 +134,12 @@ class Words:
             at += timedelta(seconds=1)
 
     def _path(self, word: str) -> Path:
-        # What a person types may be anything: no path, and no name that is too long for a file.
+        # The input may be anything: accept no path, and no name that is too long for a file.
         encoded = encode_database(word.encode("utf-8", "replace").decode())
         return self._folder / f"{_PLAN}{encoded}"[:_NAME_BYTES]
 
     def _read(self, path: Path) -> _Shown | None:
-        """``None`` where there is none.
+        """``None`` if there is no such plan.
 
         Raises:
             VolumeError: it is no plain file, or cannot be understood.
@@ -162,21 +163,21 @@ class Words:
         return parse_sidecar(_Shown, text, path.name)
 
     def _sweep(self, now: datetime) -> None:
-        """Remove plans whose time is over, and what a kill left of one."""
+        """Remove expired plans, and files of a plan that a kill left half written."""
         for entry in os.scandir(self._folder):
             if entry.name.startswith((_PLAN, f".{_PLAN}")):
-                with contextlib.suppress(OSError):  # gone meanwhile, or a folder, which is none of ours
+                with contextlib.suppress(OSError):  # gone meanwhile, or a folder, which is not ours
                     if abs(now.timestamp() - entry.stat(follow_symlinks=False).st_mtime) > LIFETIME.total_seconds():
                         os.unlink(entry.path)
 
 
 def word_of(order: Order, at: datetime | None = None) -> str:
-    """What names one restore or plan, for a person who has to type it: its database and its instant."""
+    """A short name of a restore or plan that an operator can type: its database and instant."""
     return f"{order.database}-{(at or order.started_at).astimezone(UTC):%Y%m%dT%H%M%SZ}"
 
 
 def _covered(backup: Backup | None) -> dict[str, str]:
-    """What tells a backup from another of its name."""
+    """What distinguishes a backup from another file of its name."""
     if backup is None:
         return {}
     found = {"size": str(backup.size_bytes), "modification time": str(backup.mtime_ns)}
@@ -184,7 +185,7 @@ def _covered(backup: Backup | None) -> dict[str, str]:
 
 
 def _changed(shown: _Shown, order: Order, covered: Mapping[str, str]) -> list[str]:
-    """What a person was not shown, in words."""
+    """The differences from what the operator was shown, in words."""
     then, now = _essentials(shown.order), _essentials(order)
     found = [f"{name}: {then[name]} then, {now[name]} now" for name in now if then[name] != now[name]]
     if not found and shown.covered != covered:

@@ -1,8 +1,8 @@
-"""What a database has beside its contents, read, kept, and given to another: owner, rights, settings, comment.
+"""Database-level settings (owner, rights, ``ALTER DATABASE`` settings, comment): read, stored, applied to a database.
 
-pg_restore without ``--create`` gives a database none of it. Encoding and locale are chosen when a database is made,
-elsewhere. All is done by SQL that can be repeated; what a role may not do, or the server has no more, is told, and the
-rest goes on.
+pg_restore without ``--create`` restores none of these. Encoding and locale are chosen elsewhere, when the database is
+created. All statements can be repeated. A setting that the role may not make, or that the server does not know, is
+reported, and the others are applied.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Right(Sidecar):
     """One line of a database's access list.
 
     Attributes:
-        grantee: a role; empty for everybody (``PUBLIC``).
+        grantee: a role; empty for ``PUBLIC``.
         grantable: ``WITH GRANT OPTION``.
     """
 
@@ -65,9 +65,9 @@ class Right(Sidecar):
 
 
 class Properties(Sidecar):
-    """What a database has beside its contents.
+    """Database-level settings.
 
-    Its settings may hold secrets: it belongs only where dumps may lie, which hold the same.
+    They may hold secrets: store them only where dumps are stored.
 
     Attributes:
         rights: in their order; the default ones where none were granted.
@@ -102,7 +102,7 @@ def properties(server: Connection, database: str) -> Properties:
 
 
 def carry_over(server: Connection, source: str, target: str) -> list[str]:
-    """Give one database another's properties; returns what could not be, each with the reason.
+    """Apply one database's properties to another; returns what could not be applied, each with the reason.
 
     Raises:
         DatabaseMissingError: one of them is not there.
@@ -112,7 +112,7 @@ def carry_over(server: Connection, source: str, target: str) -> list[str]:
 
 
 def apply(server: Connection, wanted: Properties, target: str) -> list[str]:
-    """Give a database these properties and no others; returns what could not be, each with the reason.
+    """Apply exactly these properties to a database; returns what could not be applied, each with the reason.
 
     Raises:
         DatabaseMissingError: there is no such database.
@@ -151,7 +151,7 @@ def apply(server: Connection, wanted: Properties, target: str) -> list[str]:
 
 
 class _Setting:
-    """A database whose properties are being set, and what of them could not be."""
+    """A database whose properties are being set, with notes of what could not be set."""
 
     def __init__(self, session: psycopg.Connection[dict[str, Any]], database: str) -> None:
         self.session = session
@@ -163,7 +163,7 @@ class _Setting:
             self.session.execute(statements.encode())
 
     def run(self, what: str, form: str, *parts: sql.Composable, secret: str = "") -> bool:
-        """One statement; the form's first place is the database's."""
+        """Run one statement; the first placeholder of the form is the database."""
         try:
             self.session.execute(sql.SQL(form).format(self.database, *parts))
         except psycopg.Error as error:
@@ -194,7 +194,7 @@ class _Setting:
         """Revoke all rights and grant them again, each as the role that granted it."""
         for grantee in dict.fromkeys(right.grantee for right in present.rights):
             self.run(f"rights of {grantee or 'PUBLIC'}", "REVOKE ALL ON DATABASE {} FROM {} CASCADE", _grantee(grantee))
-        # What others have granted stands on a right that they got first.
+        # A grantor must first get the right that it grants.
         for right in sorted(wanted.rights, key=lambda right: right.grantor != wanted.owner):
             what = f"{right.privilege} for {right.grantee or 'PUBLIC'}"
             by_owner = right.grantor == wanted.owner
@@ -212,7 +212,7 @@ def _grantee(name: str) -> sql.Composable:
 
 
 def _elements(parameter: str, value: str) -> list[str]:
-    """A setting's value as ``SET`` takes it: a list's elements one by one."""
+    """A setting's value as ``SET`` takes it: the elements of a list one by one."""
     if parameter.lower() not in _LISTS:
         return [value]
     found = [bare or quoted.replace('""', '"') for quoted, bare in _ELEMENT.findall(value)]

@@ -1,8 +1,8 @@
-"""Takes a restore forward to its end, or back: what to do when a step fails, and what is left when neither can be.
+"""Runs the steps of a restore to its end, or back: the response to a failed step, and to one that cannot be undone.
 
-Whatever ends it, the live database is the old one, whole, or the new one, proven; and where this process could not see
-to that, the journal lets the next one. Who may begin, resume or abort one is decided in ``runner``, how a step is taken
-in ``steps``.
+However a restore ends, the live database is either the old one, complete, or the new one, verified against the backup.
+If the process cannot ensure this, the journal enables the next process to. ``runner`` decides who may begin, resume or
+abort a restore; ``steps`` how a step is taken.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from ovia_backup_dagster.restoration.swap import database_state
 
 @dataclass(frozen=True, slots=True)
 class StepByStep:
-    """One restore that is under way, under the folder's lock.
+    """A running restore. The caller holds the folder's lock.
 
     Attributes:
         work: what its steps work with.
@@ -49,7 +49,7 @@ class StepByStep:
     folder: RestoreFolder
 
     def go_on(self) -> Record:
-        """Take each step that is not taken yet; at a failure, put back what can be.
+        """Take each remaining step; after a failure, put back what can be put back.
 
         Raises:
             RestoreUnfinishedError: it can neither go on nor be put back now.
@@ -63,7 +63,7 @@ class StepByStep:
             work.log(error.account)
             return self._after(error)
         except BaseException:
-            # Cancelled by a person, or a defect of ours: this process still lives, and cleans up.
+            # Cancelled by an operator, or a defect of ours: this process still runs, and cleans up.
             with uninterrupted():
                 try:
                     self.put_back()
@@ -75,7 +75,7 @@ class StepByStep:
         return self._finished()
 
     def _after(self, error: BackupError) -> Record:
-        """What to do when a step failed."""
+        """Respond to a failed step."""
         work, journal, order = self.work, self.work.journal, self.work.order
         try:
             live, lost = journal.live or is_named(work), is_lost(work)
@@ -85,14 +85,14 @@ class StepByStep:
             if lost:
                 raise self._stuck(error, f"; or give this backup up, to restore another: {command_to_give_up(order)}")
             return self.put_back(error)
-        # The new database is live, and proven: it stays, and the services get their replicas back.
+        # The new database is live and was compared with the backup: it stays, and the services are scaled up again.
         try:
             if Step.START in order.steps and not journal.done(Step.START):
                 if isinstance(error, ServiceError) and journal.entries[-1].step == Step.START:
                     raise error
                 take_step(work, Step.START)
         except ServiceError:
-            pass  # all were scaled; that one is not well is the restore's no longer, and its record says so
+            pass  # All were scaled. An unhealthy service is no longer the restore's concern; the record notes it.
         except VolumeError as later:
             start_unnoted(work)
             raise self._stuck(later) from None
@@ -111,7 +111,7 @@ class StepByStep:
         """Put all back.
 
         Args:
-            cause: what failed, for the record; ``None`` where a person wants it.
+            cause: what failed, for the record; ``None`` if an operator asked for it.
 
         Raises:
             NoWayBackError: what was live before is gone.
@@ -139,10 +139,10 @@ class StepByStep:
         return record_ended(self.folder, self.work.journal)
 
     def give_up(self, *, elsewhere: bool) -> Record:
-        """End it where it can be neither finished nor put back, so that another backup can be restored.
+        """Give up a restore that can be neither finished nor put back, so that another backup can be restored.
 
         Args:
-            elsewhere: it was begun on another server, which is gone.
+            elsewhere: the restore began on another server, which is gone.
 
         Raises:
             RestoreUnfinishedError: that cannot be done now.
@@ -183,10 +183,10 @@ class StepByStep:
 
 
 def record_ended(folder: RestoreFolder, journal: Journal) -> Record:
-    """Write the record of a restore that has ended, and its page; where that cannot be, the record says so."""
+    """Write the record of an ended restore, and its page; if that fails, the returned record says so."""
     record = record_of(journal)
     try:
         folder.write(record, restore_page(record))
-    except VolumeError as error:  # the journal says it all
+    except VolumeError as error:  # the journal has all of it
         return record.model_copy(update={"notes": (*record.notes, error.account)})
     return record

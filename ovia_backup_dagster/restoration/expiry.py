@@ -1,6 +1,6 @@
-"""What becomes of the databases that restores have replaced: listed, dropped by a person, announced and dropped.
+"""The lifetime of databases that restores have replaced: list, drop on request, announce, and drop when expired.
 
-How one is found and dropped on the server is stated in ``replaced_databases``, when its time has come in ``record``.
+``replaced_databases`` finds and drops them on the server; ``record`` decides when one has expired.
 """
 
 from __future__ import annotations

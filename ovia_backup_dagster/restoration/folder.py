@@ -1,6 +1,6 @@
-"""``restores/`` on the backup volume: the journals and records of all restores, and which one is unfinished.
+"""``restores/`` on the backup volume: the journals and records of all restores, and which restore is unfinished.
 
-What a journal says is ``journal``'s business, what a record says ``record``'s.
+The format of a journal belongs to ``journal``, that of a record to ``record``.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from ovia_backup_dagster.restoration.journal import Journal
 from ovia_backup_dagster.restoration.record import Record, record_of
 from ovia_backup_dagster.restoration.restore_order import Order, stamp
 
-#: That a kept database will be dropped, and that people were told so.
+#: Notes that the drop of a kept database was announced.
 _ANNOUNCED = ".announced-"
 _JOURNAL = ".journal"
 
 
 @dataclass(frozen=True, slots=True)
 class RestoreStanding:
-    """How the restores stand.
+    """The state of the restores.
 
     Attributes:
-        at_work: who restores now, in words; ``None`` when none is under way.
-        trouble: of one that is unfinished, and whose process is gone.
+        at_work: the running restore, in words; ``None`` when none runs.
+        trouble: the error of an unfinished restore whose process is gone.
     """
 
     at_work: str | None
@@ -65,7 +65,7 @@ class RestoreFolder(RecordFolder):
         make_writable(self.path)
 
     def lock(self, purpose: str, now: datetime) -> AbstractContextManager[int]:
-        """One restore at a time.
+        """Hold the lock that allows one restore at a time.
 
         Raises:
             LockHeldError: another one is under way.
@@ -73,7 +73,7 @@ class RestoreFolder(RecordFolder):
         return volume_lock(self.path, purpose=purpose, now=now)
 
     def free(self, now: datetime) -> datetime:
-        """The instant, now or soon, at which no restore began: their names tell which is the newer.
+        """The next free instant (whole seconds): a restore is named by it, and the names give the order.
 
         Raises:
             VolumeError: the folder cannot be read.
@@ -84,7 +84,7 @@ class RestoreFolder(RecordFolder):
         return now
 
     def begin(self, order: Order) -> Journal:
-        """A new journal, on the disk.
+        """Create a journal; it is on disk when this returns.
 
         Raises:
             VolumeError, DiskFullError: it cannot be written.
@@ -96,28 +96,28 @@ class RestoreFolder(RecordFolder):
         return Journal(path, order, [])
 
     def unfinished(self) -> Journal | None:
-        """The restore of this database that was not brought to its end, if there is one.
+        """The unfinished restore of this database, if there is one.
 
         Raises:
             VolumeError: the folder or a journal cannot be read: whether one is under way is then unknown.
         """
-        # Whatever their order: a clock may have been set back between two.
+        # In any order: the clock may have been set back between two.
         return next((journal for journal in self._unrecorded() if not journal.ended), None)
 
     def standing(self) -> RestoreStanding:
-        """Whether one is under way, or was left unfinished by a process that has ended. Writes nothing.
+        """Whether a restore is running, or was left unfinished by a process that has ended. Writes nothing.
 
         Raises:
             VolumeError: as :meth:`unfinished`; not while one is under way.
         """
         at_work = lock_holder(self.path)
         journal = None if at_work else self.unfinished()
-        # One may have begun meanwhile.
+        # A restore may have begun meanwhile.
         at_work = at_work or lock_holder(self.path)
         return RestoreStanding(at_work, journal.unfinished if journal and not at_work else None)
 
     def unrecorded(self) -> list[Journal]:
-        """The restores that have ended, but whose process could not write their record any more.
+        """Ended restores whose process could not write the record.
 
         Raises:
             VolumeError: as :meth:`unfinished`.
@@ -133,7 +133,7 @@ class RestoreFolder(RecordFolder):
                     yield journal
 
     def write(self, record: Record, page: str) -> Path:
-        """Write a restore down, with its page; returns the record's path.
+        """Write the record of a restore and its page; returns the record's path.
 
         Raises:
             VolumeError, DiskFullError: the volume refused, or there is such a record already.
@@ -141,11 +141,11 @@ class RestoreFolder(RecordFolder):
         return self._write_once(record.order.filename, record, page)
 
     def announced(self, kept: str) -> datetime | None:
-        """When people were told that a kept database will be dropped (UTC); ``None`` when they were not."""
+        """When the drop of a kept database was announced (UTC); ``None`` if it was not."""
         return self._noted_instant(self._announcement(kept))
 
     def announce(self, kept: str, now: datetime) -> None:
-        """Note that people were told.
+        """Note that the drop was announced.
 
         Raises:
             VolumeError: it cannot be written.

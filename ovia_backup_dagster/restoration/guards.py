@@ -1,6 +1,6 @@
-"""What a restore that is about to begin, or to go on, is refused for, whatever it is: the wrong server, a stale plan.
+"""Checks that refuse to begin or continue any restore: the wrong server, an outdated plan, no room for the journal.
 
-What stands in the way of one backup's restore is found by ``preflight``, before there is a plan.
+Obstacles to the restore of one particular backup are found by ``preflight``, before there is a plan.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _JOURNAL_BYTES = 8 * 1024 * 1024
 
 
 def is_elsewhere(target: Connection, order: Order) -> bool:
-    """Whether it was begun on another server; here, databases of the same names belong to others.
+    """Whether the restore began on another server, where databases of the same names are others.
 
     Raises:
         ServerError: no connection, or it broke.
@@ -32,8 +32,10 @@ def is_elsewhere(target: Connection, order: Order) -> bool:
 
 
 def refuse_other_server(target: Connection, order: Order) -> None:
-    """Raises:
-    RestoreRefusedError: it was begun on another server.
+    """Refuse a restore that began on another server.
+
+    Raises:
+        RestoreRefusedError: it began on another server.
     """
     if not is_elsewhere(target, order):
         return
@@ -47,7 +49,7 @@ def refuse_other_server(target: Connection, order: Order) -> None:
 
 
 def refuse_stale(target: Connection, order: Order) -> None:
-    """Hours may go by until the swap, or the drop, would find out.
+    """Refuse early if the live database is not the planned one: the swap or drop would notice only hours later.
 
     Raises:
         RestoreRefusedError: the live database is not the one that was planned for.
@@ -63,8 +65,10 @@ def refuse_stale(target: Connection, order: Order) -> None:
 
 
 def refuse_full_volume(root: Path) -> None:
-    """Raises:
-    DiskFullError: the backup volume has no room for a journal.
+    """Refuse if there is no room for a journal.
+
+    Raises:
+        DiskFullError: the backup volume has no room for a journal.
     """
     free = shutil.disk_usage(root).free
     if free < _JOURNAL_BYTES:

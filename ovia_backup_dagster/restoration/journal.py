@@ -1,8 +1,8 @@
-"""What was done of a restore so far, and how it ended: its journal in ``restores/`` on the backup volume.
+"""The journal of a restore, in ``restores/`` on the backup volume: each step that it began and ended, and its outcome.
 
-A restore writes each step into its journal before it takes it. Whatever ends it, the journal tells the next process
-what there is to finish or to put back, and the record for people is made from the journal alone. What it carries of
-each step is stated in ``step_data``; how a step is taken belongs to ``steps``.
+A restore writes a step into its journal before it takes the step. After any interruption, the journal tells the next
+process what to finish or to put back. The record for people is derived from the journal alone. The data of each step is
+defined in ``step_data``; how a step is taken, in ``steps``.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ D = TypeVar("D", bound=StepData)
 
 
 class JournalMark(StrEnum):
-    """What the journal says of a step, or of all of it."""
+    """The event that a journal line records, of a step or of the whole restore."""
 
     BEGUN = "begun"
-    #: Found out in the middle of a step.
+    #: Data learned in the middle of a step.
     NOTED = "noted"
     DONE = "done"
     FAILED = "failed"
-    #: From here on there is only the way back.
+    #: The restore is being put back; it can no longer go forward.
     PUTTING_BACK = "putting back"
-    #: The whole restore, and nothing is left to do: it succeeded, or all was put back.
+    #: The whole restore ended: it succeeded, or everything was put back.
     FINISHED = "finished"
     PUT_BACK = "put back"
-    #: It could be neither finished nor put back, and a person gave it up, by name.
+    #: It could be neither finished nor put back, and an operator gave it up by name.
     GIVEN_UP = "given up"
 
 
-#: What came of a restore, by the mark that ended its journal.
+#: The outcome of a restore, by the mark that ended its journal.
 OUTCOMES = {JournalMark.FINISHED: "done", JournalMark.PUT_BACK: "put back", JournalMark.GIVEN_UP: "given up"}
 
 
@@ -52,8 +52,8 @@ class JournalEntry(Sidecar):
     Attributes:
         at: UTC.
         mark: what happened.
-        step: to which step, by its word; ``None`` at the end of it all.
-        data: what a later process needs to know, as it is on the disk; :meth:`Journal.data` understands it.
+        step: the step, by its word; ``None`` for the whole restore.
+        data: what a later process needs, as stored; :meth:`Journal.data` parses it.
     """
 
     at: AwareDatetime
@@ -63,7 +63,7 @@ class JournalEntry(Sidecar):
 
 
 class Journal:
-    """What one restore has done. Only its process writes it, under the folder's lock."""
+    """The journal of one restore. Only its process writes it, under the folder's lock."""
 
     def __init__(self, path: Path, order: Order, entries: list[JournalEntry]) -> None:
         self.path = path
@@ -72,7 +72,7 @@ class Journal:
 
     @classmethod
     def read(cls, path: Path) -> Journal:
-        """Read one; a last line that a kill tore is as if it had not been written.
+        """Read a journal. A last line that a kill cut off counts as not written.
 
         Raises:
             VolumeError: it cannot be read.
@@ -87,12 +87,12 @@ class Journal:
             raise _not_understood(path, error.why) from None
 
     def write(self, mark: JournalMark, step: str | None = None, data: StepData | None = None) -> None:
-        """Add a line; it is on the disk when this returns.
+        """Append a line; it is on disk when this returns.
 
         Args:
             mark: what happened.
             step: to which step, by its word.
-            data: what a later process needs to know; of it, what is set.
+            data: what a later process needs; only set values are written.
 
         Raises:
             VolumeError, DiskFullError: it cannot be written, and so the step must not be taken.
@@ -105,19 +105,19 @@ class Journal:
         self.entries.append(entry)
 
     def done(self, step: str) -> bool:
-        """Whether the step is behind us."""
+        """Whether the step is done."""
         return any(entry.step == step and entry.mark is JournalMark.DONE for entry in self.entries)
 
     def attempts(self, step: str) -> int:
-        """How often the step was begun; it may have been taken in part each time."""
+        """How often the step was begun; each attempt may have been partial."""
         return sum(entry.step == step and entry.mark is JournalMark.BEGUN for entry in self.entries)
 
     def begun(self, step: str) -> bool:
-        """Whether the step may have been taken, if only in part."""
+        """Whether the step may have been taken, at least in part."""
         return self.attempts(step) > 0
 
     def data(self, kind: type[D]) -> D:
-        """All that was noted of a step; what was noted first holds: a second attempt sees a changed world.
+        """All data noted for a step. The first value holds, since a later attempt sees what the first one changed.
 
         Args:
             kind: the step's model.
@@ -138,40 +138,40 @@ class Journal:
 
     @property
     def ended(self) -> JournalMark | None:
-        """How it ended; ``None`` while there is something to finish or to put back."""
+        """The outcome; ``None`` while something is left to finish or to put back."""
         return next((entry.mark for entry in self.entries if entry.mark in OUTCOMES), None)
 
     @property
     def made(self) -> int | None:
-        """The database that was made, by its OID, once it was proven; of several attempts, the last one's."""
+        """The OID of the restored database once it passed its checks; of the last attempt."""
         noted = (entry.data.get("made") for entry in reversed(self.entries) if entry.step == Step.RESTORE)
         return next((oid for oid in noted if oid is not None), None)
 
     @property
     def putting_back(self) -> bool:
-        """Whether the way back was begun."""
+        """Whether putting back has begun."""
         return any(entry.mark is JournalMark.PUTTING_BACK for entry in self.entries)
 
     @property
     def live(self) -> bool:
-        """Whether what was restored is what people use: swapped in, or given the name."""
+        """Whether the restored database is live: swapped in, or given the live name."""
         return self.done(Step.SWAP) or self.done(Step.NAME)
 
     @property
     def proven(self) -> Proven | None:
-        """What the proof found, once there was one."""
+        """The results of the checks, once they ran."""
         return self.data(RestoreData).proven
 
     @property
     def unfinished(self) -> RestoreUnfinishedError:
-        """What to tell a person who wants to begin another one."""
+        """The error for an operator who wants to begin another restore."""
         last = next((entry for entry in reversed(self.entries) if entry.step), None)
         at = f"the step '{last.step}' was {last.mark}" if last else "nothing was done yet"
         resume, abort = "ovia-backup restore --resume", "put everything back: ovia-backup restore --abort"
         if self.putting_back:
             at, fix = "it was being put back", abort
         else:
-            # What is live by being made, or was dropped, has nothing before it to go back to.
+            # After a drop, or where no database was live before, there is nothing to go back to.
             gone = self.done(Step.DROP) or (self.order.mode is Mode.NEW and self.live)
             fix = resume if gone else f"{resume}; or {abort}"
         return RestoreUnfinishedError(
@@ -203,7 +203,7 @@ def _append_line(path: Path, line: bytes) -> None:
 
 
 def _cut_torn_line(descriptor: int) -> None:
-    """What a kill left of a line must not become the beginning of the next."""
+    """Remove a line that a kill cut off, so that it does not become the beginning of the next."""
     size = os.fstat(descriptor).st_size
     text = os.pread(descriptor, size, 0)
     if not text.endswith(b"\n"):

@@ -1,6 +1,6 @@
-"""What a restore will do, as it is shown and confirmed before anything is touched, with every reason not to.
+"""The plan of a restore: what it will do, shown and confirmed before it touches anything, with every obstacle.
 
-How it is decided is stated in ``planner``.
+``planner`` decides what is in it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ovia_backup_dagster.restoration.replaced_databases import Kept
 from ovia_backup_dagster.restoration.restore_order import Order
 from ovia_backup_dagster.restoration.steps.registry import kind_of
 
-#: Of obstacles and their words, in the error that names them all.
+#: Limits of the error that names all obstacles: how many, and characters of each.
 _OBSTACLES, _WIDTH = 8, 90
 
 
@@ -28,11 +28,11 @@ class RestorePlan:
     Attributes:
         order: all of it, decided.
         backup: what is restored; ``None`` of an undo.
-        destroys: the name that a person must repeat to go on; empty when nothing of theirs is touched.
-        facts: title -> what there is to know, for people.
-        warnings: what deserves a second look.
-        obstacles: why it cannot be done now, each with its remedy.
-        command: what asks for this plan.
+        destroys: the name that the operator must repeat to go on; empty when no existing data is touched.
+        facts: title -> text, for people.
+        warnings: texts that deserve attention.
+        obstacles: why it is not possible now, each with its remedy.
+        command: the command that makes this plan.
     """
 
     order: Order
@@ -70,7 +70,7 @@ class RestorePlan:
 
     @property
     def refusal(self) -> BackupError | None:
-        """The obstacle; or, of several, one that names them all, shortened: their remedies stand in the lines."""
+        """The obstacle; of several, one error that names all of them, shortened. The plan's lines have the remedies."""
         if len(self.obstacles) < 2:
             return next(iter(self.obstacles), None)
         named = [f"{number}. {_cut(each.what)}" for number, each in enumerate(self.obstacles[:_OBSTACLES], 1)]
@@ -83,7 +83,7 @@ class RestorePlan:
         )
 
     def refuse(self) -> None:
-        """Go no further where there are obstacles.
+        """Refuse if there are obstacles.
 
         Raises:
             BackupError: the :attr:`refusal`.
@@ -92,7 +92,7 @@ class RestorePlan:
             raise self.refusal
 
     def confirm(self, typed: str) -> None:
-        """Go on only if the database's name was repeated.
+        """Refuse unless the database's name was repeated.
 
         Raises:
             RestoreRefusedError: it was not.
@@ -103,10 +103,10 @@ class RestorePlan:
 
 
 def confirm(name: str, typed: str, how: str) -> None:
-    """Go on only if the name of what is at stake was repeated.
+    """Refuse unless the name of what is at stake was repeated.
 
     Raises:
-        RestoreRefusedError: it was not; says how it is.
+        RestoreRefusedError: it was not; the message shows how to repeat it.
     """
     if typed != name:
         raise RestoreRefusedError(
@@ -117,7 +117,7 @@ def confirm(name: str, typed: str, how: str) -> None:
 
 
 def replaced(each: Kept, at: datetime | None) -> str:
-    """Since when a kept database is not live any more, for people.
+    """Until when a kept database was live, for people.
 
     Args:
         at: of the swap (UTC), if it is known.

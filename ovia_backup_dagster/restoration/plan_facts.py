@@ -1,6 +1,6 @@
-"""What a plan shows besides what it does: what is restored, what is lost, whose sessions are cut, how long it takes.
+"""Facts that a plan shows beside its steps: what is restored, what is lost, which sessions are cut, how long it takes.
 
-All of it is for people. Nothing here is a reason not to go on (``preflight``).
+They are for people. Obstacles belong to ``preflight``.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _SHOWN = 5
 def facts_of_restore(
     driller: Driller, server: Connection, order: Order, backup: Backup, live: DatabaseState, now: datetime
 ) -> tuple[dict[str, str], list[str]]:
-    """Title -> what there is to know, and what deserves a second look.
+    """The facts (title -> text) and warnings of a plan.
 
     Args:
-        driller: of the drills so far, which tell how long it takes.
-        server: to a database that is there whatever becomes of the live one.
+        driller: gives the earlier drills, from which the duration is estimated.
+        server: a connection to a database other than the live one.
         order: what is to be done.
         backup: with this.
         live: the live database as it stands.
@@ -83,7 +83,7 @@ def facts_of_restore(
 
 
 def since_swap(server: Connection, database: str, record: Record | None, live: DatabaseState) -> str:
-    """What was written since a swap; its counters are of the database that it made live, and of no other."""
+    """What was written since a swap, by the counters of the database that the swap made live."""
     if record is not None and record.counters and record.live_oid == live.oid:
         changes = written_since(server, database, Counters.model_validate(record.counters))
         if changes == []:
@@ -95,7 +95,7 @@ def since_swap(server: Connection, database: str, record: Record | None, live: D
 
 
 def sessions(found: Sequence[ClientSession]) -> str:
-    """Who is to be cut."""
+    """The sessions that the restore will terminate."""
     if not found:
         return "none to be cut"
     counted = Counter(map(str, found)).most_common()
@@ -118,7 +118,7 @@ def _age(backup: Backup, now: datetime) -> tuple[str, str]:
 
 def _state(backup: Backup, now: datetime) -> str:
     known = backup.state(now)
-    # One that stands elsewhere is not waited for.
+    # A file outside the volume is not waited for.
     state = (State.UNVERIFIED if known is State.BEING_WRITTEN else known).value
     state += ", restored by a drill" if backup.drilled else ""
     return f"{state}, {backup.witness.rows:,} rows" if backup.witness else state
@@ -128,17 +128,17 @@ def _newest(server: Connection, database: str) -> str:
     try:
         found = newest_timestamps(server, database)
     except BackupError:
-        return ""  # a help for people, and no reason to refuse
+        return ""  # information only, no reason to refuse
     return ", ".join(f"{column} {at:%Y-%m-%d %H:%M:%S}" for column, at in found)
 
 
 def _expected(driller: Driller, backup: Backup) -> str:
-    """How long it takes, from the newest of the drills and restores that can tell."""
+    """The expected duration, from the newest comparable drill or restore."""
     for evidence in driller.drills.newest_first():
         if evidence.passed and evidence.recovery_seconds and evidence.backup_bytes:
             return _about(_took(evidence) * backup.size_bytes / evidence.backup_bytes, "drill", evidence.started_at)
     becomes = backup.manifest.database.size_bytes if backup.manifest else None
-    with contextlib.suppress(BackupError):  # that the records cannot be read is said elsewhere
+    with contextlib.suppress(BackupError):  # unreadable records are reported elsewhere
         for record in _restores(driller):
             seconds, made = record.seconds.get(Step.RESTORE), record.proven
             if record.outcome == "done" and seconds and made and made.database_bytes:
@@ -148,8 +148,8 @@ def _expected(driller: Driller, backup: Backup) -> str:
 
 
 def _last_drill(driller: Driller) -> list[str]:
-    """Whether the newest drill failed: what it met, this restore may meet, too."""
-    with contextlib.suppress(BackupError):  # that the evidence cannot be read is said elsewhere
+    """A warning if the newest drill failed: this restore may fail for the same reason."""
+    with contextlib.suppress(BackupError):  # unreadable evidence is reported elsewhere
         last = next(driller.drills.newest_first(), None)
         if last is not None and (trouble := last.trouble):
             return [f"the last drill, {last.started_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC, failed: {trouble}"]
@@ -161,7 +161,7 @@ def _restores(driller: Driller) -> Iterator[Record]:
 
 
 def _took(evidence: Evidence) -> float:
-    """Seconds, with those that the proof takes."""
+    """Seconds, including the checks."""
     proving = sum(evidence.phases.get(name, 0.0) for name in ("reading the copy", "comparison"))
     return (evidence.recovery_seconds or 0.0) + proving
 

@@ -1,8 +1,7 @@
-"""Decides what a restore will do, and finds every reason not to, before anything is touched.
+"""Decides what a restore will do, and finds every obstacle, before anything is touched.
 
-A plan asks the server and reads small files; it changes nothing. The backup itself is read when the restore begins.
-What stands in the way is found by ``preflight``, what people want to know besides by ``plan_facts``; what a plan is and
-how it is confirmed is stated in ``plan``.
+Planning queries the server and reads small files; it changes nothing. The backup itself is read when the restore
+begins. ``preflight`` finds obstacles, ``plan_facts`` further facts; ``plan`` defines a plan and its confirmation.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ from ovia_backup_dagster.restoration.swap import database_state, obstacles
 
 @dataclass(frozen=True, slots=True)
 class Planner:
-    """All that planning depends on.
+    """The dependencies of planning.
 
     Attributes:
         driller: catalog, programs, and the drills so far.
         target: the live database, as the role that restores.
-        services: what else is to be stopped and started.
-        manager: whose services those are; only asked.
+        services: the services to stop and start.
+        manager: the service manager; only queried.
     """
 
     driller: Driller
@@ -49,13 +48,13 @@ class Planner:
     manager: ServiceManager
 
     def plan(self, wishes: Wishes, launched_by: str, run_id: str | None, now: datetime) -> RestorePlan:
-        """Decide. What stands in the way is in the plan.
+        """Decide what the restore does. Obstacles are part of the plan.
 
         Raises:
-            RestoreRefusedError: there is nothing to plan: the wishes contradict each other, or the backup is none that
-                is restored here.
-            RestoreUnfinishedError: another one is. What is wrong then looks like something else: a database that is
-                missing, or is not the one that it was.
+            RestoreRefusedError: there is nothing to plan: the options contradict each other, or the backup cannot be
+                restored here.
+            RestoreUnfinishedError: another restore is unfinished. Its effects would look like obstacles, such as a
+                missing database.
             BackupNotFoundError, ServerError: as they say.
         """
         refuse_contradictions(wishes)
@@ -71,13 +70,13 @@ class Planner:
         found.version(server_version)
         live = database_state(server, self.target.database)
         known_bad = found.bad(backup, wishes, now)
-        # What one says of itself that is known to be bad is not believed.
+        # Do not trust the metadata of a backup that is known to be bad.
         expected_here = known_bad or found.origin(backup, here, wishes)
         asked, mode = wishes, wishes.mode
         if not live.exists and mode is not Mode.NEW:
             if not wishes.new_host:
                 wishes = replace(wishes, mode=Mode.SWAP, auto_undo=False, new_host=True)
-                if expected_here:  # else it is a new server, which is said with the same remedy
+                if expected_here:  # else it is a new server, which is reported with the same remedy
                     found.obstacles.append(found.nothing_to_replace(f"make it from the backup: {wishes.command()}"))
             mode = Mode.NEW
         order = self._order(wishes, mode, live.oid if live.exists else None, backup, now)
@@ -132,7 +131,7 @@ class Planner:
             backup_started_at=backup.started_at,
             host=self.target.host,
             port=self.target.port,
-            # Under the live name, users would be let into what is not whole yet.
+            # Under the live name, clients would connect to a database that is not complete yet.
             incoming=into if into and not takes_name else restore_name(self.target.database, at),
             takes_name=takes_name,
             live_oid=live_oid,
@@ -152,10 +151,10 @@ class Planner:
         )
 
     def plan_undo(self, launched_by: str, run_id: str | None, now: datetime, *, kept_name: str = "") -> RestorePlan:
-        """Decide how to swap back to a database that was live before. What stands in the way is in the plan.
+        """Decide how to swap back to a database that was live before. Obstacles are part of the plan.
 
         Args:
-            kept_name: which; empty for the newest.
+            kept_name: the database to swap back to; empty for the newest.
 
         Raises:
             RestoreRefusedError: there is none, or none of that name, or nothing to replace.
@@ -197,7 +196,7 @@ class Planner:
         if not live.exists:
             raise found.nothing_to_replace()
         for name in (database, back.name):
-            # What is wrong with the role is said once.
+            # Report an obstacle of the role once.
             known = {each.what for each in found.obstacles}
             found.obstacles += [each for each in obstacles(server, name) if each.what not in known]
         until = replaced(back, record.swapped_at if record else None)
@@ -215,16 +214,16 @@ class Planner:
 
     @property
     def _health_url(self) -> str:
-        """As an order may show it."""
+        """The server as an order may show it."""
         return shown(self.services.health_url) if self.services.health_url else ""
 
     @property
     def _server(self) -> Connection:
-        """To a database that is there whatever becomes of the live one."""
+        """A connection to a database other than the live one."""
         return other_database(self.target, self.target.database)
 
     def _free_instant(self, now: datetime) -> datetime:
-        """Now, or the second soon after that no database beside the live one is named by."""
+        """The present, or the next second that no database beside the live one is named by."""
         database = self.target.database
         while any(database_state(self._server, name(database, now)).exists for name in (restore_name, before_name)):
             now += timedelta(seconds=1)

@@ -1,8 +1,8 @@
-"""Everything that stands in the way of a restore, found before anything is touched, and all at once.
+"""Finds every obstacle to a restore, all at once, before anything is touched.
 
-Each look is its own: what one of them finds keeps none of the others from looking. What a plan shows besides is
-``plan_facts``'s business; what cannot be asked for at all, that of ``request``; roles and services are looked at in
-``preflight_roles`` and ``preflight_services``.
+The checks are independent: one that finds an obstacle does not keep the others from running. Facts that are no
+obstacles belong to ``plan_facts``, contradictory requests to ``request``, roles and services to ``preflight_roles`` and
+``preflight_services``.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from ovia_backup_dagster.restoration.swap import DatabaseState, database_state, 
 
 @dataclass(slots=True)
 class Preflight:
-    """What was found so far.
+    """The findings so far.
 
     Attributes:
         driller: catalog, programs, and the drills so far.
         target: the live database, as the role that restores.
-        obstacles: reasons not to, each with its remedy.
-        facts: title -> what there is to know, for people.
-        warnings: what deserves a second look.
+        obstacles: why the restore is not possible now, each with its remedy.
+        facts: title -> text, for people.
+        warnings: texts that deserve attention.
     """
 
     driller: Driller
@@ -62,12 +62,12 @@ class Preflight:
 
     @property
     def server(self) -> Connection:
-        """To a database that is there whatever becomes of the live one."""
+        """A connection to a database other than the live one."""
         return other_database(self.target, self.target.database)
 
     @contextlib.contextmanager
     def collecting(self) -> Iterator[None]:
-        """What is wrong in the block is an obstacle, and what comes after it is looked at, too.
+        """Turn an error of the block into an obstacle, so that the next checks still run.
 
         Raises:
             ServerUnreachableError: there is no server to ask.
@@ -77,7 +77,7 @@ class Preflight:
         except ServerUnreachableError:
             raise
         except BackupError as error:
-            if str(error) not in map(str, self.obstacles):  # such as a file that every look at it needs
+            if str(error) not in map(str, self.obstacles):  # such as a file that several checks need
                 self.obstacles.append(error)
 
     def refuse(self, what: str, why: str, fix: str) -> None:
@@ -86,7 +86,7 @@ class Preflight:
     # ---- the backup
 
     def bad(self, backup: Backup, wishes: Wishes, now: datetime) -> bool:
-        """Whether it is known to be bad, and what can be had of it is not what is asked for."""
+        """Whether the backup is known to be bad, and a damaged one was not asked for."""
         is_bad = backup.state(now) is State.BAD and not wishes.even_if_damaged
         if is_bad:
             problem = backup.problem
@@ -102,7 +102,7 @@ class Preflight:
         return is_bad
 
     def origin(self, backup: Backup, here: str | None, wishes: Wishes) -> bool:
-        """Whether it was made of this server, as far as is known, or another one is meant.
+        """Whether the backup was made of this server, as far as is known, or another server is meant.
 
         Args:
             backup: which.
@@ -122,7 +122,7 @@ class Preflight:
         return False
 
     def database(self, backup: Backup, wishes: Wishes) -> None:
-        """Whether it was made of the database that it is to replace."""
+        """Whether the backup was made of the database that it would replace."""
         database, held = self.target.database, self.held(backup)
         if wishes.new_host or held in ("", database):
             return
@@ -138,14 +138,14 @@ class Preflight:
         """The name of the database that the backup was made of; empty where it is not known."""
         if backup.manifest:
             return backup.manifest.database.name
-        with contextlib.suppress(BackupError):  # what is damaged is said when it is read
+        with contextlib.suppress(BackupError):  # damage is reported when the archive is read
             return archives.database_of(archives.contents_list(self.programs, backup.path))
         return ""
 
     # ---- the server
 
     def version(self, server_major: int) -> None:
-        """Whether our programs are of the server's version."""
+        """Whether the client programs are of the server's major version."""
         with self.collecting():
             ours = self.programs.major("pg_restore")
             if ours != server_major:
@@ -156,7 +156,7 @@ class Preflight:
                 )
 
     def nothing_to_replace(self, instead: str = "") -> RestoreRefusedError:
-        """What to do where the live database is gone: what a restore has kept may be newer than any backup."""
+        """What to do if the live database is gone: a kept database may be newer than any backup."""
         server, database = self.server, self.target.database
         rename = "".join(
             f"go back to {each.name}, as it is: ALTER DATABASE {sql_identifier(each.name)} RENAME TO "
@@ -170,11 +170,11 @@ class Preflight:
         )
 
     def places(self, order: Order) -> None:
-        """Whether the role may make, rename and drop what the order names, and nothing holds it."""
+        """Whether the role may create, rename and drop the databases of the order, and nothing blocks that."""
         with self.collecting():
             name = order.becomes
             if order.mode is Mode.NEW and database_state(self.server, name).exists:
-                # What holds that one is of no matter; what the role may not do at all is.
+                # Sessions that hold this database do not matter; missing rights of the role do.
                 name = restore_name(self.target.database, order.started_at)
                 self.refuse(
                     f"there is a database {order.becomes} at {order.place} already",
@@ -184,7 +184,7 @@ class Preflight:
             self.obstacles += obstacles(self.server, name, mode_needs_swap=order.mode is Mode.SWAP)
 
     def room(self, order: Order, backup: Backup, live: DatabaseState, wishes: Wishes) -> None:
-        """Whether the server has room for what the backup becomes, as far as it may be asked."""
+        """Whether the server has room for the restored database, as far as the role may query it."""
         manifest = backup.manifest
         size = (manifest.database.size_bytes if manifest else None) or backup.size_bytes
         needed, free = needed_bytes(size), free_bytes(self.server)
@@ -210,14 +210,14 @@ class Preflight:
     # ---- what is in the backup
 
     def contents(self, order: Order, backup: Backup, live: DatabaseState) -> None:
-        """Whether this server and this role can make what is in it.
+        """Whether this server and this role can create what the backup contains.
 
-        Of a damaged backup, what cannot be made is left out; it is said, and keeps nothing else from being restored.
+        Of a damaged backup, entries that cannot be created are reported and left out.
         """
         try:
             needs = backup_needs.requirements_of(self.programs, backup)
             if order.becomes == order.database:
-                # Whether the role has the rights of the live one's owner is said of that.
+                # Rights of the live database's owner are checked above.
                 needs = replace(needs, owners=set(needs.owners) - {live.owner})
             found, warnings = unmet(needs, server_offers.offers_of(self.server, needs, live.owner), max(2, order.jobs))
         except BackupError as error:
@@ -229,10 +229,10 @@ class Preflight:
             self.obstacles += found
 
     def functions(self, backup: Backup) -> None:
-        """What would run with more rights than its owners have."""
+        """Whether functions of the backup would run with more rights than their owners have."""
         try:
             found = executed_functions.reach(self.server, self.programs, backup)
-        except BackupError as error:  # a damaged archive, of which something is to be saved
+        except BackupError as error:  # a damaged archive, from which the rest is to be restored
             self.warnings.append(f"which functions the restore runs is not known: {error.account}")
             return
         if found.functions:

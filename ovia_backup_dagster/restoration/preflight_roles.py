@@ -1,6 +1,6 @@
-"""Whether the server that is restored to has the roles that a backup needs, or which of them are made.
+"""Checks that the target server has the roles that a backup needs, or which of them the restore creates.
 
-All else that stands in the way of a restore is looked for in ``preflight``.
+All other obstacles are found by ``preflight``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ovia_backup_dagster.restoration.restore_order import Mode, Order
 
 
 def check_roles(found: Preflight, order: Order, backup: Backup, wishes: Wishes) -> None:
-    """Whether the server has the roles that own what is in the backup; or which are made."""
+    """Whether the server has the roles that own the backup's objects, or which roles are created."""
     with found.collecting():
         saved = backup.saved_roles()
         if order.create_roles:
@@ -27,8 +27,8 @@ def check_roles(found: Preflight, order: Order, backup: Backup, wishes: Wishes) 
         elif saved is not None:
             _missing_roles(found, backup, saved, wishes)
         elif order.mode is Mode.DROP:
-            # The old script saved none. The restore says which is missing, before anything is replaced; but not
-            # before a database is dropped, since the drill before that makes them up.
+            # The old script saved no roles. The restore reports a missing one before it replaces anything, but not
+            # before a database is dropped, since the drill before that creates stand-ins.
             _unknown_roles(found, backup)
 
 
@@ -57,7 +57,7 @@ def _roles_to_make(found: Preflight, order: Order, backup: Backup, saved: bytes 
 
 
 def _roles_to_give(found: Preflight, backup: Backup, saved: bytes) -> None:
-    """Whether the role can make those that own something, and give it to them."""
+    """Whether the restoring role can create the owners, and give objects to them."""
     needed = roles.missing(found.server, saved, archives.schema_text(found.programs, backup.path))
     if needed and not roles.may_make(found.server):
         alter = f"ALTER ROLE {sql_identifier(found.target.user)}"

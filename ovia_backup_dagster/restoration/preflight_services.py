@@ -1,6 +1,6 @@
-"""Whether the services that a restore stops and migrates with can be, as their manager knows them.
+"""Checks that the service manager knows the services that a restore stops, starts and migrates with.
 
-All else that stands in the way of a restore is looked for in ``preflight``.
+All other obstacles are found by ``preflight``.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from ovia_backup_dagster.restoration.service_manager import ServiceManager
 
 
 def check_services(found: Preflight, order: Order, manager: ServiceManager) -> None:
-    """What is to be stopped, as its manager knows it: not found out only once the new database waits to go live."""
+    """Check the services early, not only when the restored database waits to go live."""
     counts: dict[str, int] = {}
     for name in order.services:
         with found.collecting():
             try:
                 counts[name] = manager.replicas(name)
             except ServiceManagerUnreachableError as error:
-                # It is as silent about the others.
+                # The manager will not answer for the others either.
                 found.obstacles.append(_by_hand(error))
                 return
     if order.migrate:

@@ -1,6 +1,6 @@
-"""What came of a restore, for people: the record that is made from its journal alone, and the fate of what it replaced.
+"""The record of a finished restore, derived from its journal alone, and the decision when a replaced database expires.
 
-What was done, step by step, is ``journal``'s.
+The steps of a restore belong to ``journal``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LEAST_NOTICE = timedelta(days=1)
 
 
 class Fate(StrEnum):
-    """What becomes of a database that a restore replaced."""
+    """The fate of a replaced database."""
 
     STAYS = "stays"
     ANNOUNCE = "announce"
@@ -29,43 +29,43 @@ class Fate(StrEnum):
 
 
 def fate(replaced_at: datetime, announced_at: datetime | None, keep: timedelta, now: datetime) -> Fate:
-    """Decide about a kept database: a pure function. None is dropped unannounced, nor within a day of it.
+    """Decide the fate of a kept database. Pure. It is dropped only a day or more after its drop was announced.
 
     Args:
         replaced_at: when the restore replaced it (UTC).
-        announced_at: when people were last told that it will be dropped (UTC); ``None`` when they were not.
-        keep: how long it is kept; nothing keeps it for ever.
+        announced_at: when its drop was last announced (UTC); ``None`` if it was not.
+        keep: how long it is kept; ``None`` keeps it for ever.
         now: the present (UTC).
     """
     due = replaced_at + keep
     if keep <= timedelta(0) or now < due - _NOTICE:
         return Fate.STAYS
-    # What people were told before counts for the day that they were told of: `keep` may have been raised since.
+    # An announcement counts for the day that it named: `keep` may have been raised since.
     if announced_at is None or announced_at < due - _NOTICE:
         return Fate.ANNOUNCE
     return Fate.DROP if now >= max(due, announced_at + _LEAST_NOTICE) else Fate.STAYS
 
 
 class Record(Sidecar):
-    """What came of one restore; evidence like a drill's, never rewritten.
+    """The record of one restore: evidence, like a drill's, that is never rewritten.
 
     Attributes:
         order: what was asked for.
         finished_at: UTC.
-        outcome: ``done``; ``put back``, when it failed or was aborted, and all is as before; ``given up``, when it
-            could be neither finished nor put back, and a person said so; why is the error.
-        proven: what the proof found.
+        outcome: ``done``; ``put back``: it failed or was aborted, and all is as before; ``given up``: it could be
+            neither finished nor put back, and an operator ended it; ``error`` has the reason.
+        proven: the results of the checks.
         seconds: step -> seconds.
-        interruption_seconds: how long no session was let in, at the swap.
-        sessions_cut: how many were ended for it.
+        interruption_seconds: how long the swap kept new sessions out.
+        sessions_cut: how many sessions were terminated.
         replicas: of each service, as they were before.
-        subscriptions: those that were disabled in the database that is kept.
-        counters: what the server had counted of writes when the swap was done.
-        swapped_at: when the swap was made (UTC); ``None`` where there was none that stands, or its process was killed.
-        live_oid: of the database that a swap made live, for good; ``None`` where none did.
-        notes: what a person should know.
-        error, fix: why it did not come to its end, and what to do.
-        kept: the database that was live before, or for a while; empty when there is none.
+        subscriptions: those disabled in the kept database.
+        counters: the server's write counters at the swap.
+        swapped_at: when the swap was made (UTC); ``None`` if none stands, or its process was killed.
+        live_oid: the OID of the database that a swap made live for good; ``None`` without one.
+        notes: texts for the operator.
+        error, fix: why it did not finish, and what to do.
+        kept: the database that was live before, or for a while; empty without one.
     """
 
     version: Literal[1] = 1
@@ -88,26 +88,26 @@ class Record(Sidecar):
 
     @property
     def what_is_kept(self) -> str:
-        """What that database is, in words for people."""
+        """What the kept database is, in words."""
         if self.outcome != "put back":
             return "the database before"
-        # The restored one; or, of an undo, the one that was gone back to, which an earlier restore had kept.
+        # The restored database; of an undo, the earlier kept one that it swapped back to.
         what = "what was live before it" if self.order.mode is Mode.UNDO else "what was restored"
         return f"{what}, and was live for a while,"
 
 
 def record_of(journal: Journal) -> Record:
-    """The record of a restore that has ended, whenever it is asked for."""
+    """Derive the record of an ended restore from its journal, at any later time."""
     order, swapped = journal.order, journal.data(SwapData)
     live = journal.ended is JournalMark.FINISHED and journal.done(Step.SWAP)
-    # What was live for a while, and was swapped back, is kept as well.
+    # A database that was live for a while and was swapped back is kept, too.
     stays = swapped.aside if swapped.stays is None else swapped.stays
     aside = stays if journal.ended is JournalMark.PUT_BACK else ""
     notes = [note for entry in journal.entries for note in entry.data.get("notes", ())]
-    # What went well in the end is no failure.
+    # A restore that succeeded in the end is no failure.
     errors = (e.data for e in reversed(journal.entries) if "error" in e.data and not (e.step and journal.done(e.step)))
     failed = next(errors, {})
-    # What is live then can be undone like any other; what was put back can not.
+    # A live result can be undone like any other; a restore that was put back cannot.
     back = "go back: ovia-backup undo-restore" if failed and live else ""
     return Record(
         order=order,
@@ -130,13 +130,13 @@ def record_of(journal: Journal) -> Record:
 
 
 def _swapped_at(journal: Journal) -> datetime | None:
-    """A process that found the swap made already does not know when that was."""
+    """The time of the swap; unknown to a process that found it already made."""
     swaps = (entry for entry in journal.entries if entry.step == Step.SWAP and "interruption_seconds" in entry.data)
     return next((entry.at.replace(microsecond=0) for entry in swaps), None)
 
 
 def _seconds(journal: Journal) -> dict[str, float]:
-    """How long each step took, all its attempts together."""
+    """Seconds of each step, all attempts together."""
     seconds: dict[str, float] = {}
     since: datetime | None = None
     for entry in journal.entries:

@@ -1,4 +1,4 @@
-"""The databases that restores have replaced, and that can be swapped back until they are dropped."""
+"""Databases that restores have replaced. They can be swapped back until they are dropped."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Kept:
     """A database that was replaced.
 
     Attributes:
-        at: when that name was chosen for it, UTC; the swap may have been hours later.
+        at: when the name was chosen (UTC); the swap may have been hours later.
         size_bytes: on the server's disk; ``None`` where the role may not ask.
     """
 
@@ -38,7 +38,7 @@ class Kept:
 
 
 def kept(server: Connection, database: str) -> list[Kept]:
-    """What restores of this database have replaced, newest first.
+    """The databases that restores of this database have replaced, newest first.
 
     Raises:
         ServerError: no connection, or it broke.
@@ -52,10 +52,10 @@ def kept(server: Connection, database: str) -> list[Kept]:
 
 
 def replaced_database(found: Sequence[Kept], name: str) -> Kept:
-    """The one of that name.
+    """The replaced database of that name.
 
     Raises:
-        RestoreRefusedError: none is called so; says which there are.
+        RestoreRefusedError: there is none of that name; the message lists the existing ones.
     """
     for each in found:
         if each.name == name:
@@ -84,7 +84,7 @@ def drop_replaced(server: Connection, database: str, name: str) -> list[str]:
         What is left to do elsewhere: the slots of its subscriptions, to be dropped on their publishers.
 
     Raises:
-        RestoreRefusedError: it is not called as what this database's restores keep, or cannot be dropped now.
+        RestoreRefusedError: its name is not one that a restore of this database gives, or it cannot be dropped now.
         ServerError: it is not there or not ours, no connection, or it broke.
     """
     if before_at(name, database) is None:
@@ -93,7 +93,7 @@ def drop_replaced(server: Connection, database: str, name: str) -> list[str]:
             why=f"no restore of {database} has kept it: those are called {database}_before_ and a time",
             fix="see what there is: ovia-backup undo-restore --list",
         )
-    # Before its subscriptions go, and with them who knows their slots.
+    # Read the slots first: only the subscriptions know them.
     for obstacle in obstacles(server, name, mode_needs_swap=False):
         raise obstacle
     slots = drop_subscriptions(server, name)

@@ -1,6 +1,6 @@
-"""What a person asks of a restore, the commands that ask for it, and what cannot be asked for together.
+"""What an operator asks of a restore, the commands that ask for it, and which options exclude each other.
 
-Whether it can be done now is not decided here (``preflight``), nor how (``planner``).
+``preflight`` decides whether a restore is possible now, and ``planner`` how it is done.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from ovia_backup_dagster.restoration.restore_order import Mode, Order, StopServi
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What a person asks of a restore.
+    """The options of a restore, as an operator gave them.
 
     Attributes:
         backup: a name, a path or ``latest``.
-        anywhere: whether a path may lead out of the volume.
+        anywhere: whether a path outside the volume is allowed.
         mode: see :class:`Mode`.
         into: with ``new``, the name of the database to make; empty: ``<db>_restore_<time>``.
-        jobs: at a time.
-        stop_services: when.
-        replicas: of a service, as it is to have in the end, rather than as before.
+        jobs: how many entries pg_restore restores at a time.
+        stop_services: when services are stopped.
+        replicas: service -> its replicas in the end, where not as before.
         new_host, create_roles, privileged_roles, even_if_damaged, auto_undo: as in :class:`Order`.
     """
 
@@ -60,7 +60,7 @@ class Wishes:
 
 
 def command_to_repeat(order: Order) -> str:
-    """The command that begins such a swap, undo or drop again, from the beginning."""
+    """The command that begins the same swap, undo or drop again."""
     if order.mode is Mode.UNDO:
         return f"ovia-backup undo-restore --kept {shell_word(order.incoming)}"
     return Wishes(backup=order.backup_path, mode=order.mode).command()

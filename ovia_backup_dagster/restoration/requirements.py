@@ -1,7 +1,6 @@
-"""What a backup needs where it is restored, what there is, and what is lacking: decided before anything is made.
+"""Compares what a backup needs with what a server and a role offer, before anything is created.
 
-Pure. What an archive needs is read by ``restoration.archive_requirements``, what a server and a role offer is asked by
-``restoration.server_offers``.
+Pure. ``archive_requirements`` reads the needs of an archive, ``server_offers`` queries the server.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from ovia_backup_dagster.core.errors import BackupError, ExtensionMissingError, 
 from ovia_backup_dagster.core.human_text import some
 
 _SHOWN = 5
-#: pg_dump looks into catalogs besides the tables that it locks.
+#: pg_dump also locks catalogs, besides the tables.
 _LOCKS_BESIDES = 50
 #: A server's shared memory has some room beyond the lock table that it was made for: with nothing else at work, one
 #: pg_dump got between 1.7 and 2.3 times as many locks (PostgreSQL 16, measured).
@@ -24,7 +23,7 @@ _SESSIONS_BESIDES = 4
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """Something that is made from options.
+    """An object that is created from options.
 
     Attributes:
         name: as SQL takes it.
@@ -53,7 +52,7 @@ class Locale:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What is in an archive that not every server has, and not every role may make.
+    """What an archive needs that not every server has, or not every role may create.
 
     Attributes:
         backup: its name, for people.
@@ -102,7 +101,7 @@ class Extension:
 
 @dataclass(frozen=True, slots=True)
 class Sessions:
-    """How many a server lets in.
+    """How many sessions a server accepts.
 
     Attributes:
         of_role: the role's limit; ``None`` for none.
@@ -117,7 +116,7 @@ class Sessions:
 
 @dataclass(frozen=True, slots=True)
 class Offers:
-    """What a server has of a backup's needs, and what the role that restores may do of them there.
+    """What a server has of a backup's needs, and what the restoring role may do there.
 
     Attributes:
         place: the server, for people.
@@ -126,8 +125,8 @@ class Offers:
         a_superuser: the name of one of the server's.
         extensions: by name.
         settings: of those needed, the ones that it may not set.
-        strangers: of the owners needed, those that it is no member of -> whether they are superusers.
-        closed: of what is placed in others' schemas, what may not be.
+        strangers: owners that the role is no member of -> whether they are superusers.
+        closed: entries of ``placed`` that the role may not create.
         libraries: of those needed, the ones that are not there, as far as the role may see.
         dictionaries, collations: of those needed, name -> what the server says when it is to make them.
         system_collations: of those needed, the ones that are not there.
@@ -158,7 +157,7 @@ class Offers:
 
 
 def unmet(needs: Needs, offers: Offers, jobs: int) -> tuple[list[BackupError], list[str]]:
-    """What keeps a restore from coming to its end, and what deserves a second look.
+    """Obstacles to a restore, and warnings.
 
     Args:
         needs: of the backup.
@@ -223,7 +222,7 @@ def _rights(needs: Needs, offers: Offers, found: list[BackupError]) -> None:
         )
     if others := sorted(name for name, is_superuser in offers.strangers.items() if not is_superuser):
         owners = ", ".join(map(_identifier, others[:_SHOWN]))
-        # A statement that is cut off is none.
+        # Do not offer a statement that is cut off.
         rest = f"; then those of the {len(others) - _SHOWN:,} more, whom the plan names next; or {_let(offers)}"
         rest = rest if len(others) > _SHOWN else ""
         found.append(
@@ -245,7 +244,7 @@ def _rights(needs: Needs, offers: Offers, found: list[BackupError]) -> None:
 
 
 def _files(needs: Needs, offers: Offers, found: list[BackupError]) -> None:
-    """What is not in a database, but on its server's disk."""
+    """Needs that are files on the server's disk."""
 
     def lacks(what: str, why: str, fix: str) -> None:
         found.append(RestoreRefusedError(f"the server at {offers.place} lacks {what}", why=why, fix=fix))
@@ -296,10 +295,10 @@ def _locks(needs: Needs, offers: Offers, found: list[BackupError], warnings: lis
 
 @dataclass(frozen=True, slots=True)
 class Locks:
-    """That a dump needs more locks than a server's table is made for.
+    """A dump needs more locks than the server's lock table is sized for.
 
     Attributes:
-        surely: whether there cannot be so many, whatever else is at work.
+        surely: whether it fails even if nothing else runs.
         why, fix: in words.
     """
 
@@ -360,9 +359,10 @@ def _sessions(offers: Offers, jobs: int, found: list[BackupError], warnings: lis
 
 
 def versions_differ(source: Mapping[str, str], here: Mapping[str, str], place: str) -> list[str]:
-    """What it means where text is sorted by another version of a library than in the source, in words.
+    """A warning if text is sorted by another library version than in the source.
 
-    A restore builds every index itself, so they are right. Rows that are only checked may not fit any more.
+    A restore builds every index itself, so indexes are right. Rows under constraints and partition bounds may no longer
+    fit.
     """
     different = sorted(name for name, version in source.items() if here.get(name, version) != version)
     if not different:

@@ -1,6 +1,6 @@
-"""What is asked of a restore, decided to the last name before anything is touched; and the words of its steps.
+"""The order of a restore: every decision and name, fixed before anything is touched; and the words of its steps.
 
-What was done of it belongs to ``journal``, how a step is taken and in which order a restore begins now to ``steps``.
+``journal`` records what was done of it. ``steps`` defines how a step is taken, and the steps of a new restore.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _NAME_LENGTH = 160
 
 
 class Mode(StrEnum):
-    """How a backup gets to its place."""
+    """How the restored database becomes live."""
 
     SWAP = "swap"
     DROP = "drop"
@@ -27,16 +27,16 @@ class Mode(StrEnum):
 
 
 class StopServices(StrEnum):
-    """When the services that write to the database are stopped."""
+    """When the services that write to the database stop."""
 
     AT_SWAP = "at-swap"
     FIRST = "first"
 
 
 class Step(StrEnum):
-    """The words that a journal has for the steps of version 1, which other modules name.
+    """The journal's words for the steps of version 1.
 
-    A step that comes later has its word in its own module of ``steps``: a journal may hold words that are not here.
+    A later step defines its word in its own module of ``steps``, so a journal may hold words that are not listed here.
     """
 
     DRILL = "drill"
@@ -50,8 +50,8 @@ class Step(StrEnum):
     HEALTH = "health"
 
 
-#: Frozen: the order of steps of version 0.1.0, whose orders do not say theirs. A restore that it began is finished so,
-#: whatever ``steps.registry`` says by then; a change here would take steps of a killed restore twice, or not at all.
+#: Frozen: the steps of version 0.1.0, whose orders do not store them. A restore that it began is finished in this
+#: sequence, whatever ``steps.registry`` holds now. A change would repeat or skip steps of a killed restore.
 _VERSION_1 = {
     Mode.SWAP: (Step.RESTORE, Step.STOP, Step.SWAP, Step.MIGRATE, Step.START, Step.HEALTH),
     Mode.DROP: (Step.DRILL, Step.STOP, Step.DROP, Step.RESTORE, Step.NAME, Step.MIGRATE, Step.START, Step.HEALTH),
@@ -61,7 +61,7 @@ _VERSION_1 = {
 
 
 def _steps_of_version_1(order: dict[str, Any]) -> tuple[str, ...]:
-    """The steps of an order that does not say them. Frozen, as the table is."""
+    """The steps of an order that does not store them. Frozen, like the table."""
     steps = list(_VERSION_1[order["mode"]])
     if order["stop_services"] is StopServices.FIRST and Step.STOP in steps:
         steps.remove(Step.STOP)
@@ -77,33 +77,31 @@ def _steps_of_version_1(order: dict[str, Any]) -> tuple[str, ...]:
 
 
 class Order(Sidecar):
-    """One restore, decided to the last name before anything is touched.
+    """One restore: every decision and name, fixed before anything is touched.
 
     Attributes:
         started_at: UTC.
         database: the live database.
-        backup, backup_path, backup_started_at: the file's name, where it stands, and when the dump began; none of an
-            undo.
+        backup, backup_path, backup_started_at: the file's name, its path, and when the dump began; unset for an undo.
         host, port: of the server.
-        system_identifier: the server's; ``None`` where it may not be asked.
-        incoming: what the database is called that is to be live, until it is; with ``new``, the one that is made.
-        takes_name: it is given the live database's name in the end, as there is none any more, or not yet.
-        incoming_oid, live_oid: what tells, after a kill, which of both is live; ``None`` for one not made yet.
-        kept: what the live database is called afterwards.
+        system_identifier: the server's; ``None`` if the role may not query it.
+        incoming: the name of the restored database until it is live; with ``new``, its final name.
+        takes_name: it gets the live database's name at the end, as no such database exists then.
+        incoming_oid, live_oid: these tell, after a kill, which database is live; ``None`` before it is created.
+        kept: the name of the old live database afterwards.
         jobs: how many entries pg_restore restores at a time.
-        stop_services: when.
-        services: those that write, with how many replicas they are to have afterwards; ``None``: as before.
-        migrate: the one-shot service that migrates; empty for none.
-        health_url: what is to answer in the end, without what is secret in it; empty for nothing.
-        auto_undo: whether to swap back when it does not.
-        subscriptions: of an undo, those that were disabled in the database that is to be live again.
+        stop_services: when services stop.
+        services: those that write -> their replicas afterwards; ``None``: as before.
+        migrate: the one-shot migration service; empty for none.
+        health_url: the health check at the end, without its secrets; empty for none.
+        auto_undo: whether to swap back if the check fails.
+        subscriptions: of an undo, those disabled in the database that becomes live again.
         new_host: the server is not the one that was backed up; roles, owner and settings come from the backup.
-        create_roles: make the roles that the server lacks, from those saved with the backup.
-        privileged_roles: of those, the ones that get all that they had, power over others included.
-        even_if_damaged: restore what can be, prove nothing.
-        steps: the words of what there is to do, in order, as they were when it was decided: it is finished in that
-            order, whichever version does so.
-        launched_by, run_id: who asked for it; Dagster's run.
+        create_roles: create roles that the server lacks, from those saved with the backup.
+        privileged_roles: of those, the ones that get their privileged attributes and memberships, too.
+        even_if_damaged: restore what can be read, without the checks.
+        steps: the words of the steps, in order, as planned. Any version finishes the restore in that order.
+        launched_by, run_id: who started it; Dagster's run.
     """
 
     version: Literal[1] = 1
@@ -139,12 +137,12 @@ class Order(Sidecar):
 
     @property
     def becomes(self) -> str:
-        """What the restored database is called in the end."""
+        """The final name of the restored database."""
         return self.incoming if self.mode is Mode.NEW and not self.takes_name else self.database
 
     @property
     def filename(self) -> str:
-        """Its name in ``restores/``, without an ending."""
+        """Its file name in ``restores/``, without a suffix."""
         return _filename(self.started_at, self.backup or f"{self.database}_{self.mode}")
 
     @property
@@ -154,7 +152,7 @@ class Order(Sidecar):
 
 
 def _filename(at: datetime, name: str) -> str:
-    # A backup from elsewhere may have any name, of any length.
+    # A backup from outside the volume may have any name, of any length.
     encoded = encode_database(name.removesuffix(SUFFIX))[:_NAME_LENGTH]
     return f"{stamp(at)}_{encoded}"
 

@@ -1,4 +1,4 @@
-"""A restore's record as a page for people, in Markdown. Rendered from the record alone; nothing is decided here."""
+"""Renders a restore's record as a Markdown page. It decides nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TITLES = {
 
 
 def restore_page(record: Record) -> str:
-    """The page."""
+    """Render the page."""
     order, proven = record.order, record.proven
     what = code(order.backup or order.incoming)
     parts = [
@@ -41,7 +41,7 @@ def restore_page(record: Record) -> str:
 
 
 def restore_gist(record: Record) -> str:
-    """What came of it, and what to do now."""
+    """The outcome, and what to do now."""
     lines = []
     if record.outcome == "put back":
         lines.append("It did not come to its end. Everything is as it was before.")
@@ -52,7 +52,7 @@ def restore_gist(record: Record) -> str:
     else:
         lines.append(f"{code(record.order.database)} is live with it.")
     if record.kept and before_at(record.kept, record.order.database):
-        # Named, as it is not the newest for ever.
+        # By name: it will not stay the newest.
         back = "make it live again" if record.outcome == "put back" else "swap back"
         what = f"{record.what_is_kept[0].upper()}{record.what_is_kept[1:]} stays as {code(record.kept)}"
         lines.append(f"{what}: `ovia-backup undo-restore --kept` and this name {back}.")

@@ -1,6 +1,6 @@
-"""Who may begin, resume or abort a restore, and when: what the command line and Dagster call.
+"""Begins, resumes and aborts restores, and decides when each is allowed. The command line and Dagster call it.
 
-How it goes on from there is stated in ``execution``, what becomes of the databases that it replaced in ``expiry``.
+``execution`` runs the steps; ``expiry`` handles the databases that restores replace.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from ovia_backup_dagster.restoration.unfailing_log import never_failing
 
 @dataclass(frozen=True, slots=True)
 class Restorations:
-    """All that restores depend on.
+    """The dependencies of restores.
 
     Attributes:
         driller: catalog, programs, and the drills so far.
         target: the live database, as the role that restores.
-        services: what else is to be stopped and started.
-        manager: whose services those are.
-        by_hand: a person sees to the services of a restore that is unfinished.
+        services: the services to stop and start.
+        manager: the service manager.
+        by_hand: an operator handles the services of an unfinished restore.
     """
 
     driller: Driller
@@ -52,7 +52,7 @@ class Restorations:
     by_hand: bool = False
 
     def without_services(self) -> Restorations:
-        """The same, for a day on which the service manager does not answer: services are a person's business."""
+        """The same, when the service manager does not answer: an operator handles the services."""
         return replace(self, services=Services(), by_hand=True)
 
     @property
@@ -65,16 +65,16 @@ class Restorations:
 
     @property
     def kept_databases(self) -> KeptDatabases:
-        """What restores have replaced."""
+        """The databases that restores have replaced."""
         return KeptDatabases(self.target, self.folder)
 
     @property
     def folder(self) -> RestoreFolder:
-        """Where journals and records are."""
+        """The folder of journals and records."""
         return RestoreFolder(self.driller.catalog)
 
     def offer(self, plan: RestorePlan) -> str:
-        """The word that lets a later process do what this plan shows; empty where nothing needs one.
+        """Store the plan, and return the word that lets a later process carry it out; empty if none is needed.
 
         Raises:
             VolumeError: it cannot be kept.
@@ -85,19 +85,19 @@ class Restorations:
         return self._words.offer(plan.order, plan.backup, datetime.now(UTC))
 
     def run(self, plan: RestorePlan, confirmation: str, log: Log, *, word: str | None = None) -> Record:
-        """Do what was planned, and write down what came of it.
+        """Carry out a plan, and record the outcome.
 
         Args:
             plan: as the planner made it.
-            confirmation: the database's name, as a person repeated it.
-            log: told what happens.
+            confirmation: the database's name, as the operator repeated it.
+            log: receives progress lines.
             word: instead of the name, the word that :meth:`offer` gave for such a plan.
 
         Raises:
             RestoreRefusedError: it was not confirmed, or another one is unfinished; nothing was touched.
             BackupError: there are obstacles; nothing was touched.
             LockHeldError: another restore is under way.
-            RestoreUnfinishedError: it can neither go on nor be put back now.
+            RestoreUnfinishedError: it can be neither finished nor put back now.
         """
         plan.refuse()
         if word is None:
@@ -121,7 +121,7 @@ class Restorations:
                 return self._under_way(journal, plan.backup, log).go_on()
 
     def resume(self, log: Log) -> Record:
-        """Finish what a killed process had begun; if that was the way back, this.
+        """Finish a restore that a killed process began; if it was being put back, finish that.
 
         Raises:
             RestoreRefusedError: nothing is unfinished; or it was begun on another server.
@@ -140,10 +140,10 @@ class Restorations:
                 return self._under_way(journal, backup, log).go_on()
 
     def abort(self, log: Log, confirmation: str = "", *, word: str | None = None) -> Record:
-        """Put back what a killed process had begun; or give it up, where that cannot be, so that another can begin.
+        """Put back a restore that a killed process began; if that is impossible, give it up, so that another can begin.
 
         Args:
-            log: told what happens.
+            log: receives progress lines.
             confirmation: the database's name, as a person repeated it, to give it up.
             word: instead of the name, the word that this tells of the restore; empty to put back only.
 
@@ -165,7 +165,7 @@ class Restorations:
             return restore.put_back()
 
     def _is_meant(self, order: Order, word: str, log: Log) -> bool:
-        """Whether a word gives up this restore: one that was copied from another day must not."""
+        """Whether the word gives up this restore; a word copied from another restore must not."""
         own = word_of(order)
         if word not in ("", own):
             raise RestoreRefusedError(
@@ -204,7 +204,7 @@ class Restorations:
 
 @contextlib.contextmanager
 def _telling(journal: Journal) -> Iterator[None]:
-    """A person who ends this process, or meets a defect of ours, is told what is left unfinished."""
+    """If the process is interrupted or fails by a defect, tell the operator what is unfinished."""
     try:
         yield
     except BackupError:

@@ -1,8 +1,8 @@
-"""What a server offers of a backup's needs, and what the role that restores may do of them: asked, never assumed.
+"""Queries what a server offers of a backup's needs, and what the restoring role may do of them there.
 
-Locales, collations and dictionaries are asked for by making one of their kind in ``pg_temp``, in a transaction that is
-rolled back: the server itself opens the files. Nothing of it stays. Where the role may not even do that, nothing is
-said. What is lacking is decided by ``restoration.requirements``.
+Locales, collations and dictionaries are tried: one of the kind is created in ``pg_temp``, in a transaction that is
+rolled back, so the server itself opens the files and nothing stays. If the role may not even do that, nothing is
+reported. ``requirements`` decides what is missing.
 """
 
 from __future__ import annotations

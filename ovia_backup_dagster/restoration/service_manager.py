@@ -1,7 +1,7 @@
-"""What a restore asks of whatever runs the application's services; another orchestrator is one class that does this.
+"""The interface of the program that runs the application's services. Another orchestrator is another class.
 
-Docker Swarm is the first (``swarm.docker_services``). ``system`` decides which one a restore is given: nothing in
-``restoration`` imports one. In which order services are stopped, migrated and started belongs to ``steps``.
+Docker Swarm is the first (``swarm.docker_services``). ``system`` chooses the one that a restore gets; nothing in
+``restoration`` imports one. The order in which services are stopped, migrated and started belongs to ``steps``.
 """
 
 from __future__ import annotations

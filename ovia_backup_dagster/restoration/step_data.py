@@ -1,4 +1,4 @@
-"""What a restore's journal carries of each step: one model a step, without what is done with it.
+"""The data of each step in a restore's journal: one model a step, without behaviour.
 
 A value that is not set is not written. A step that no pure module asks about has its model in its own module of
 ``steps``.

@@ -1,7 +1,7 @@
-"""A database's subscriptions: stopped before another database takes its place, and undone before it is dropped.
+"""A database's subscriptions: disabled before another database takes its place, and removed before it is dropped.
 
-A database that is renamed goes on applying what its subscriptions bring, and one that is dropped would leave slots on
-the publishers, which keep their WAL for ever. A restored database has none: restores leave them out.
+A renamed database keeps applying its subscriptions, and a dropped one leaves slots on the publishers, which then keep
+WAL for ever. A restored database has none: a restore leaves subscriptions out.
 """
 
 from __future__ import annotations

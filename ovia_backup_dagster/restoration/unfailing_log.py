@@ -1,4 +1,4 @@
-"""A log whose reader may be gone, for what must not be left half done."""
+"""A log for work that must not stop halfway because the reader of its output is gone."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The way back of a whole restore: whether there is one, and each step put back, from the last to the first.
+"""Puts a whole restore back: whether that is possible, and each step from the last to the first.
 
-What undoes a single step belongs into its own module.
+How a single step is undone belongs to the step's own module.
 """
 
 from __future__ import annotations

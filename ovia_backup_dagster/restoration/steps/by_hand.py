@@ -1,6 +1,6 @@
-"""What a person does where the program cannot: the words, with the service manager's commands in them.
+"""Instructions for an operator where the program cannot act itself, with the service manager's commands in them.
 
-Asks nothing of the service manager, which may be away.
+It does not query the service manager, which may be unreachable.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The step before a database is dropped: what replaces it must restore, in a throwaway cluster and here."""
+"""The step before a database is dropped: the backup must restore in a throwaway cluster and on this server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The step that drops the live database, in mode drop: what it had beside its contents is noted first."""
+"""The step that drops the live database, in mode drop. It records the database-level settings first."""
 
 from __future__ import annotations
 

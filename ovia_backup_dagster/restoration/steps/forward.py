@@ -1,6 +1,6 @@
-"""Takes one step of a restore, and writes down that it is begun, done or failed.
+"""Takes one step of a restore, and records in the journal that it began, ended or failed.
 
-Which step comes next, and what to do when one fails, is decided in ``execution``.
+``execution`` decides which step comes next, and what to do when one fails.
 """
 
 from __future__ import annotations

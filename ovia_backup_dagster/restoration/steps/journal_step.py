@@ -1,4 +1,4 @@
-"""What each step of a restore is asked; the steps themselves stand in modules of their own."""
+"""The interface of a restore's steps. The steps themselves have modules of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The step that gives what was restored the live database's name, where there is none of that name."""
+"""The step that gives the restored database the live name, where no database of that name exists."""
 
 from __future__ import annotations
 

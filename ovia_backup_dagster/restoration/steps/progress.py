@@ -1,6 +1,6 @@
-"""How far a restore has got with the live database, as its journal and the server say together.
+"""How far a restore has got with the live database, from its journal and the server together.
 
-Only asks. What follows from the answers is decided in ``back`` and ``execution``.
+It only queries. ``back`` and ``execution`` draw the conclusions.
 """
 
 from __future__ import annotations

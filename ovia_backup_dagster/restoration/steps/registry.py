@@ -1,7 +1,7 @@
-"""In which order a restore that begins now takes its steps.
+"""The order in which a new restore takes its steps, for each mode.
 
-The order is stored with the restore when it is planned: one that was killed is finished in the order that it began
-with, whichever version does so. A new step is its own module, and its place in a mode's sequence here. One that no mode
+The order is stored with the restore when it is planned: a killed restore is finished in the order that it began with,
+by whatever version. A new step is a module of its own and its place in a mode's sequence here. A step that no mode
 takes any more must stay known, for the restores that began with it.
 """
 

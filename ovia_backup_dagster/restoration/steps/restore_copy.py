@@ -1,4 +1,4 @@
-"""The step that restores the backup into a database beside the live one, or in its place, and proves it."""
+"""The step that restores the backup beside the live database, or in its place, and compares it with the backup."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The steps that are about the application's services: stop, migrate, start, and ask whether all is well.
+"""The steps for the application's services: stop, migrate, start, and wait until the application is healthy.
 
-How a service is stopped or started is the service manager's business.
+How a service is stopped or started belongs to the service manager.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What the steps of one restore share: what they work with, the lock on dumps, and what each refuses.
+"""What the steps of one restore share: their dependencies, the lock on the dump, and refusals common to all.
 
-What a single step does belongs into its own module.
+What a single step does belongs to its own module.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The step that makes what was restored live, in the live database's place; and back again.
+"""The step that makes the restored database live in place of the old one, and swaps them back.
 
-How databases are renamed is ``swap``'s business.
+How databases are renamed belongs to ``swap``.
 """
 
 from __future__ import annotations
