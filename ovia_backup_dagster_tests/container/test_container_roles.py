@@ -142,7 +142,7 @@ def test_what_does_not_come_is_an_error() -> None:
         container_roles.wait_for(never, patience=0.05, pause=0.01)
 
 
-def test_what_waiting_cannot_mend_is_said_at_once() -> None:
+def test_an_error_that_waiting_cannot_fix_is_raised_at_once() -> None:
     asked = []
 
     def wrong() -> None:

@@ -37,7 +37,7 @@ def the(lines: Iterable[Observation], words: str) -> Observation:
 
 
 def as_it_should(lines: Iterable[Observation]) -> bool:
-    """Whether nothing is to mend."""
+    """Whether no line needs a fix."""
     return all(line.level is Severity.OK for line in lines)
 
 

@@ -124,7 +124,7 @@ def test_a_daemon_that_fails(disk: dg.DagsterInstance) -> None:
     assert (line.level, line.fix) == (Severity.FAIL, "see the log of dagster-daemon")
 
 
-def test_a_code_server_that_begins_anew(disk: dg.DagsterInstance) -> None:
+def test_a_code_server_that_restarts_is_a_warning(disk: dg.DagsterInstance) -> None:
     """As at each deployment: the doctor's container is not to be restarted for it, again and again."""
     with pytest.raises(DagsterUserCodeUnreachableError) as raised:
         DagsterGrpcClient(host="127.0.0.1", port=free_port()).list_repositories()
@@ -153,7 +153,7 @@ def test_a_code_server_that_begins_anew(disk: dg.DagsterInstance) -> None:
         ("backup_freshness_sensor", InstigatorType.SENSOR, "no one is notified when backups fail", "sensor"),
     ],
 )
-def test_what_somebody_switched_off(
+def test_a_trigger_that_is_switched_off_is_reported(
     disk: dg.DagsterInstance, name: str, kind: InstigatorType, loss: str, command: str
 ) -> None:
     target = LoadableTargetOrigin(module_name="ovia_backup_dagster.definitions")
@@ -306,7 +306,7 @@ def test_an_instance_that_cannot_be_used(
 
 
 def test_a_storage_that_does_not_answer(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody writes into the pipe that is its configuration."""
+    """No process writes into the pipe that is its configuration."""
     (home / "dagster.yaml").unlink()
     os.mkfifo(home / "dagster.yaml")
     monkeypatch.setenv("DAGSTER_HOME", str(home))
@@ -359,7 +359,7 @@ def test_the_job_reports_what_is_well(new_location: NewLocation, bin_dir: Path, 
     assert found["fail"] == 0
     assert found["ok"] == sum(level == "ok" for level, _ in said)
     assert {area for _, area in said} == {area.value for area in Area}
-    # What is only worth mending passes, with a note.
+    # A warning passes, with a note.
     assert found["warn"] > 0
     assert {passed for passed, _ in checks(result).values()} == {True}
     assert list(checks(result)) == [area.value for area in Area]

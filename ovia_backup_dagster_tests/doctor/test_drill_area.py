@@ -134,7 +134,7 @@ def test_copies_that_were_left(here: BackupSystem, database: Connection, volume:
     try:
         line = the(lines(system), "left by killed drills")
         assert (line.level, "--remove-copy" in line.fix) == (Severity.WARN, True)
-        # One that is in use is nobody's business.
+        # A copy in use is not reported.
         with open(place / "lock", "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             assert not [line for line in lines(system) if "killed drills" in line.text]

@@ -60,7 +60,7 @@ def test_a_value_that_cannot_be_used(variable: str, value: str) -> None:
     assert line.fix == "set the variable and start again (the README lists them)"
 
 
-def test_with_bad_settings_the_rest_is_not_looked_at_but_the_programs_are(bin_dir: Path) -> None:
+def test_with_bad_settings_only_the_programs_are_checked(bin_dir: Path) -> None:
     system = BackupSystem(load({"BACKUP_TIMEZONE": "Mars", "PG_BIN_DIR": str(bin_dir)}))
     lines = list(examination.everything(system))
     assert {line.area for line in lines} == {Area.SETTINGS, Area.PROGRAMS}

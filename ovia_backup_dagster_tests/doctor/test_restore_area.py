@@ -127,7 +127,7 @@ def test_a_copy_that_is_left(here: BackupSystem, database: Connection, mode: Mod
         assert len(found) == is_left
         for line in found:
             assert (line.level, f'DROP DATABASE "{order.incoming}"' in line.fix) == (Severity.WARN, True)
-        # Of that name there is now what somebody wanted.
+        # The name now belongs to a database that a later restore made.
         newer = order.model_copy(update={"started_at": datetime(2026, 1, 3, tzinfo=UTC)})
         folder.begin(newer).write(JournalMark.FINISHED)
         assert as_it_should(lines(here))

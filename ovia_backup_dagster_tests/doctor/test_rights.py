@@ -1,4 +1,4 @@
-"""What the doctor says of a role's rights is what pg_dump meets, and what it prints mends it."""
+"""What the doctor says of a role's rights is what pg_dump meets, and what it prints fixes it."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ CASES = st.builds(
 
 
 def undo(cluster: PortCluster, database: str) -> None:
-    """As after ``SCHEMA``: all belongs to the superuser, nobody was given anything."""
+    """As after ``SCHEMA``: everything belongs to the superuser, and no role has a grant."""
     with admin(cluster, database) as session:
         for role in (ROLE, GROUP, OWNER):
             session.execute(f"REASSIGN OWNED BY {role} TO postgres".encode())

@@ -150,7 +150,7 @@ def nothing_is_unexpected(volume: Path, *expected: str) -> None:
 
 @pytest.fixture
 def open_volume() -> Iterator[Path]:
-    """A volume that nobody can reach: pytest's folders are private."""
+    """A volume that other users can reach, since pytest's own folders are private."""
     with tempfile.TemporaryDirectory(prefix="ovia-t-", dir="/tmp") as folder:
         os.chmod(folder, 0o755)
         yield Path(folder) / "v"
@@ -242,7 +242,7 @@ def test_a_volume_with_room_for_all_that_is_kept(volume: Path) -> None:
 
 
 @needs_root
-def test_a_policy_of_many_days_that_all_stand_there_fills_nothing(volume: Path) -> None:
+def test_a_full_tier_of_many_days_does_not_fill_the_volume(volume: Path) -> None:
     with tmpfs(volume, "size=7m"):
         catalog = make_catalog(volume)
         for days in range(61, 0, -1):
@@ -283,7 +283,7 @@ def test_a_volume_that_is_mounted_read_only(volume: Path) -> None:
 # ------------------------------------------------------------------------------------------ the lock, and a crash
 
 
-def test_somebody_at_work(volume: Path) -> None:
+def test_a_process_at_work_leaves_no_crash_files(volume: Path) -> None:
     """What is unfinished is then no crash's."""
     catalog = make_catalog(volume)
     (volume / "daily" / ".ovia_daily_2026-02-21_030000.dump.tmp").write_bytes(b"x" * 2_000_000)
@@ -483,7 +483,7 @@ def full(free: int, size: int, growth: float, stand: Mapping[Tier, int], policy:
 
 
 @given(free=SIZES, size=SIZES, growth=GROWTH, stand=STAND, policy=POLICIES, more=st.integers(0, 10**12))
-def test_more_room_is_never_full_earlier_and_more_growth_never_later(
+def test_more_room_delays_full_and_more_growth_hastens_it(
     free: int, size: int, growth: float, stand: Mapping[Tier, int], policy: Policy, more: int
 ) -> None:
     day = full(free, size, growth, stand, policy)

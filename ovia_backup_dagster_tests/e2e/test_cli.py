@@ -1,4 +1,4 @@
-"""``ovia-backup`` as a person or cron runs it: real processes, exit codes, what is printed where."""
+"""``ovia-backup`` as a person or cron runs it: exit codes, and what is printed to which stream."""
 
 from __future__ import annotations
 
@@ -15,80 +15,31 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
 
 from ovia_backup_dagster import cli as command_line
 from ovia_backup_dagster.cli.main import VERBS
-from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.check_registry import Check, Stage
-from ovia_backup_dagster.core.naming import BackupName
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster_tests.conftest import PASSWORD, PortCluster, execute, snapshot
-from ovia_backup_dagster_tests.support.factories import drill_evidence, judged, redated
-
-PROGRAM = Path(sys.executable).with_name("ovia-backup")
-
-
-@dataclass(frozen=True)
-class Cli:
-    """Runs the program with the settings of one database, and nothing else from outside."""
-
-    settings: dict[str, str]
-
-    def environment(self, **settings: str) -> dict[str, str]:
-        kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-        return {**kept, **self.settings, **settings}
-
-    def __call__(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(PROGRAM), *arguments],
-            env=self.environment(**settings),
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-
-    def json(self, *arguments: str, **settings: str) -> tuple[int, Any]:
-        result = self(*arguments, "--json", **settings)
-        return result.returncode, json.loads(result.stdout)
+from ovia_backup_dagster_tests.support.command_line import PROGRAM, Cli, made_earlier, one_line
+from ovia_backup_dagster_tests.support.factories import drill_evidence, judged
 
 
 @pytest.fixture
-def cli(database: Connection, bin_dir: Path, volume: Path) -> Cli:
-    return Cli(
-        {
-            "POSTGRES_HOST": database.host,
-            "POSTGRES_PORT": str(database.port),
-            "POSTGRES_DB": database.database,
-            "POSTGRES_USER": "postgres",
-            "BACKUP_DIR": str(volume),
-            "BACKUP_EXPECTED_TABLES": "people,identities,person_identity_links",
-            "BACKUP_LOCK_WAIT_MINUTES": "0",
-            "PG_BIN_DIR": str(bin_dir),
-        }
-    )
+def process(cli: Cli) -> Cli:
+    """The same settings, for what only a process of its own shows."""
+    return Cli(cli.settings)
 
 
-def one_line(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
-    """It failed with one clear line, no traceback, no secret."""
-    assert result.returncode == code, result.stderr
-    assert "Traceback" not in result.stderr + result.stdout
-    assert PASSWORD not in result.stderr + result.stdout
-    lines = [line for line in (result.stdout + result.stderr).splitlines() if line.strip()]
-    assert len(lines) == 1, lines
-    for word in words:
-        assert word in lines[0]
-
-
-def test_the_daily_chain(cli: Cli, volume: Path) -> None:
+def test_the_daily_chain(process: Cli, volume: Path) -> None:
+    cli = process
     made = cli("dump")
     path = Path(made.stdout.strip())
     assert (made.returncode, path.parent) == (0, volume / "daily")
@@ -115,7 +66,7 @@ def test_the_daily_chain(cli: Cli, volume: Path) -> None:
 
 
 def test_promote_speaks_of_the_backup_as_it_is_after_a_wait(cli: Cli, catalog: Catalog, tmp_path: Path) -> None:
-    """Somebody proves it while the command waits for the lock."""
+    """Another process verifies the backup while the command waits for the lock."""
     assert [cli(command).returncode for command in ("dump", "verify", "promote", "dump")] == [0, 0, 0, 0]
     log = tmp_path / "promote.log"
     environment = {**os.environ, **cli.settings, "BACKUP_LOCK_WAIT_MINUTES": "1"}
@@ -191,15 +142,6 @@ def test_status_of_an_old_backup_is_critical(cli: Cli, volume: Path) -> None:
     assert result.returncode == 2
     assert "27 h" in result.stdout.replace("1 d 3 h", "27 h")
     assert "too old" in result.stdout
-
-
-def made_earlier(dump: Path, by: timedelta) -> str:
-    """The name of the backup, when it was made so long ago."""
-    name = BackupName.parse(dump.name)
-    assert name is not None
-    status = dump.stat()
-    backup = Backup(dump, name, status.st_size, status.st_mtime_ns)
-    return redated(backup, datetime.now(UTC) - by).path.name
 
 
 def yesterday(volume: Path, by: timedelta) -> None:
@@ -284,7 +226,7 @@ def until(found: Callable[[], list[str]]) -> list[str]:
         ("BACKUP_DIR", "backups"),
     ],
 )
-def test_what_is_put_in_the_wrong_variable(variable: str, value: str, cli: Cli) -> None:
+def test_a_value_in_the_wrong_variable_names_the_variable(variable: str, value: str, cli: Cli) -> None:
     one_line(cli("dump", **{variable: value}), 1, variable)
 
 
@@ -424,16 +366,18 @@ def test_output_that_cannot_be_written(command: str, code: int, cli: Cli) -> Non
     assert ended.stderr == "ovia-backup: cannot print: No space left on device\n"
 
 
-def test_a_closed_stream_is_in_nobodys_way(cli: Cli) -> None:
+def test_a_closed_stream_stops_no_command(cli: Cli) -> None:
+    """All commands with all streams closed, and those that print little and much with only their output closed."""
     for command in ("dump", "verify", "list", "drill", "drill --history", "status", "doctor", "--help"):
-        for closed in (">&-", "<&- >&- 2>&-"):
+        for closed in (">&-", "<&- >&- 2>&-") if command in ("dump", "list") else ("<&- >&- 2>&-",):
             shell = f"exec {shlex.quote(str(PROGRAM))} {command} {closed}"
             ended = subprocess.run(["sh", "-c", shell], env=cli.environment(), capture_output=True, text=True)
             assert ended.returncode == 0 or (command == "doctor" and ended.returncode == 1), (command, ended)
             assert "Traceback" not in ended.stdout + ended.stderr
 
 
-def test_a_terminal_that_knows_few_letters(cli: Cli) -> None:
+def test_a_terminal_that_knows_few_letters(process: Cli) -> None:
+    cli = process
     assert [cli(command, LOGNAME="Zoë").returncode for command in ("dump", "drill")] == [0, 0]
     told = cli("drill", "--history", PYTHONIOENCODING="ascii")
     assert (told.returncode, told.stderr, "Zo\\xeb on" in told.stdout) == (0, "", True)
@@ -541,11 +485,13 @@ def test_a_drill_as_json_by_name_and_the_history(cli: Cli, volume: Path) -> None
     assert cli("list").stdout.count("  proven") == 1
 
 
-def test_a_copy_that_is_kept_for_a_look(cli: Cli, volume: Path) -> None:
+def test_a_copy_that_is_kept_for_a_look(process: Cli, volume: Path) -> None:
+    """In processes: the server outlives the command that started it."""
+    cli = process
     folder = Path(tempfile.mkdtemp(prefix="ovia-k-", dir="/tmp"))
     try:
         assert [cli(command).returncode for command in ("dump", "verify")] == [0, 0]
-        folder.chmod(0o711)  # under root, the server runs as somebody else
+        folder.chmod(0o711)  # under root, the server runs as another account
         drilled = cli("drill", "--keep", DRILL_DIR=str(folder))
         assert drilled.returncode == 0, drilled.stderr
         look = drilled.stdout.splitlines()[-1].removeprefix("the copy is kept until the next drill: ")

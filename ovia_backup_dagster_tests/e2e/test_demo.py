@@ -72,7 +72,7 @@ def test_twice_in_a_row(folder: Path) -> None:
 
 
 @pytest.mark.exhaustive
-def test_a_load_that_was_interrupted_is_begun_anew(folder: Path) -> None:
+def test_an_interrupted_load_starts_again(folder: Path) -> None:
     assert demo(folder).returncode == 0
     (run._private_folder(folder) / "loaded").unlink()
 
@@ -84,7 +84,7 @@ def test_a_load_that_was_interrupted_is_begun_anew(folder: Path) -> None:
     assert "verified" in result.stdout
 
 
-def test_a_failing_job_is_said(folder: Path) -> None:
+def test_a_failing_job_is_reported(folder: Path) -> None:
     (folder).mkdir()
     (folder / "backups").write_text("not a folder")
 

@@ -1,4 +1,4 @@
-"""``ovia-backup doctor`` as a newcomer runs it: what it prints is pasted, until there is nothing to mend."""
+"""``ovia-backup doctor`` as a newcomer runs it: its fixes are pasted until none is left."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from ovia_backup_dagster_tests.defs.receiver import receiver
 from ovia_backup_dagster_tests.doctor.support import repaired
 
 PROGRAM = Path(sys.executable).with_name("ovia-backup")
-#: All that somebody must decide, and that no command of the doctor's can.
+#: What a person must decide, and no command of the doctor's can.
 #: The drill: these databases have an extension's table by a trick that no restore can repeat.
 #: The server: there is no program yet of the release that it asks for; and what is in no dump is saved apart.
 #: Restores: who may is for a person to decide, and the script asks for a password.
@@ -60,7 +60,7 @@ GRANT_LARGE_OBJECTS = (
 
 @dataclass(frozen=True)
 class Newcomer:
-    """Somebody with a terminal, and the README's first lines.
+    """A person with a terminal, and the README's first lines.
 
     Attributes:
         settings: what was exported.
@@ -107,7 +107,7 @@ class Newcomer:
             return ""
         command, *lines = statements.splitlines()
         sql = "\n".join(line for line in lines if line.startswith("  "))
-        # As somebody who may: the socket asks for no password.
+        # As a superuser: the socket asks for no password.
         done = self.run(
             [*shlex.split(command), "--no-psqlrc", "--set=ON_ERROR_STOP=1"], sql + "\n", PGPASSWORD=PASSWORD
         )
@@ -155,7 +155,7 @@ def what_is_in(to: Connection, bin_dir: Path, volume: Path) -> Witness:
 
 @pytest.fixture
 def role(full_server: PortCluster) -> Iterator[Connection]:
-    """A role called as nobody should be called."""
+    """A role with a hostile name."""
     name = "we\"ird'; $do$ -- \\ \N{SNOWMAN}\t"
     quoted = sql_identifier(name)
     execute(full_server.connection(), f"CREATE ROLE {quoted} LOGIN NOINHERIT PASSWORD '{PASSWORD}'")
@@ -246,7 +246,7 @@ def test_a_hostile_role_on_a_hostile_database(
 
 @contextmanager
 def running(admin: Connection, statement: str) -> Iterator[None]:
-    """Somebody else's session, in which something was done."""
+    """Another session, which has run a statement."""
     with psycopg.connect(host=admin.host, port=admin.port, dbname=admin.database, user=admin.user) as session:
         session.execute(statement.encode())
         session.commit()

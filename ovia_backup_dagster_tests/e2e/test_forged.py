@@ -14,7 +14,7 @@ from ovia_backup_dagster.core.naming import BackupName
 from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster_tests.conftest import DROP_ALL_TABLES, execute, snapshot
-from ovia_backup_dagster_tests.e2e.test_cli import Cli, cli, made_earlier, one_line  # noqa: F401 - a fixture
+from ovia_backup_dagster_tests.support.command_line import Cli, made_earlier, one_line
 
 
 def random_bytes_with_a_verdict(dump: Path) -> None:
@@ -37,7 +37,7 @@ def yesterdays_unit_under_todays_name(dump: Path) -> None:
     [random_bytes_with_a_verdict, yesterdays_unit_under_todays_name],
     ids=lambda forge: forge.__name__,
 )
-def test_what_is_forged_is_bad_wherever_it_is_asked_for(cli: Cli, volume: Path, forge) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+def test_what_is_forged_is_bad_wherever_it_is_asked_for(cli: Cli, volume: Path, forge) -> None:  # type: ignore[no-untyped-def]
     cli("dump")
     assert cli("verify").returncode == 0
     forge(next((volume / "daily").glob("*.dump")))
@@ -60,7 +60,7 @@ def test_what_is_forged_is_bad_wherever_it_is_asked_for(cli: Cli, volume: Path, 
     assert cli("verify", dump.name).returncode == 1
 
 
-def test_an_altered_globals_file_is_never_replayed(cli: Cli, volume: Path) -> None:  # noqa: F811
+def test_an_altered_globals_file_is_never_replayed(cli: Cli, volume: Path) -> None:
     """By a drill, which makes all its roles; it is verified first, and is bad then."""
     cli("dump")
     assert cli("verify").returncode == 0
@@ -74,7 +74,7 @@ def test_an_altered_globals_file_is_never_replayed(cli: Cli, volume: Path) -> No
 
 
 def test_a_dump_of_another_source_waits_for_a_word(
-    cli: Cli,  # noqa: F811
+    cli: Cli,
     database: Connection,
     volume: Path,
     tmp_path: Path,

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ovia_backup_dagster_tests.conftest import PASSWORD, NewDatabase, PortCluster, snapshot
-from ovia_backup_dagster_tests.e2e.test_cli import PROGRAM, Cli, one_line
+from ovia_backup_dagster_tests.support.command_line import PROGRAM, Cli, one_line
 from ovia_backup_dagster_tests.support.old_script import old_script
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="giving files away needs root")
@@ -103,7 +103,7 @@ def test_the_shared_day(new_database: NewDatabase, server: PortCluster, bin_dir:
     stand = sorted(json.loads(as_us(cli, "list", "--json").stdout), key=lambda one: str(one["started_at"]))
     dailies = [one["started_at"] for one in stand if one["tier"] == "daily"]
     assert dailies[0] == (now - timedelta(days=6)).isoformat()
-    # Of the nine that the old script made since the hand-over, it kept seven: these two nobody else had seen.
+    # Of the nine that the old script made since the hand-over, it kept seven: these two only the old script had seen.
     assert len(dailies) == 6 + 1 + 7
 
 
@@ -153,7 +153,7 @@ def test_a_wrong_folder(alone: Cli, tmp_path: Path) -> None:
     one_line(alone("hand-over", *TO, BACKUP_DIR=str(tmp_path / "x")), 1, "does not exist")
 
 
-def test_not_root(alone: Cli, volume: Path) -> None:
+def test_without_root_the_error_names_the_command(alone: Cli, volume: Path) -> None:
     old_script(volume, datetime(2026, 6, 15, tzinfo=UTC))
     one_line(as_us(alone, "hand-over", *TO), 1, "as root: ovia-backup hand-over --to 10001:10001")
     assert alone("hand-over", *TO).returncode == 0

@@ -20,9 +20,9 @@ from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.publication import remove_backup
 from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.postgres.programs import Connection
-from ovia_backup_dagster_tests.e2e.test_cli import Cli
 from ovia_backup_dagster_tests.faults.conftest import needs_root
 from ovia_backup_dagster_tests.faults.disks import Disk
+from ovia_backup_dagster_tests.support.command_line import Cli
 from ovia_backup_dagster_tests.support.factories import redated
 
 SOURCE = Path(__file__).with_name("filesystem.c")

@@ -24,7 +24,7 @@ from ovia_backup_dagster.postgres.sandbox import Confine, Sandbox
 from ovia_backup_dagster.postgres.verification import Verifier
 from ovia_backup_dagster_tests.conftest import quiet
 from ovia_backup_dagster_tests.doctor.support import executable
-from ovia_backup_dagster_tests.e2e.test_cli import Cli
+from ovia_backup_dagster_tests.support.command_line import Cli
 
 BROKEN = {
     "empty": (b"", "it is empty"),

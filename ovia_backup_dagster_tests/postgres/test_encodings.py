@@ -19,7 +19,7 @@ from ovia_backup_dagster.drill.placement import Where
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.restoration.database_settings import properties
 from ovia_backup_dagster_tests.conftest import PortCluster, running_cluster
-from ovia_backup_dagster_tests.e2e.test_cli import Cli
+from ovia_backup_dagster_tests.support.command_line import Cli
 from ovia_backup_dagster_tests.support.drilling import Drilling, assert_passed, by_check, database
 from ovia_backup_dagster_tests.support.exhaustive import thinned
 

@@ -37,7 +37,7 @@ def test_a_date_that_no_year_has(expression: str) -> None:
 
 @pytest.mark.parametrize("day", ["1", "*/2", "5#2", "L5", "sun-tue", "?", "*"])
 @pytest.mark.parametrize("date", ["31 2", "30 feb", "30/5 2"])
-def test_of_a_date_that_no_february_has_the_weekday_makes_no_schedule(date: str, day: str) -> None:
+def test_a_date_that_february_lacks_is_refused_with_a_weekday(date: str, day: str) -> None:
     """Dagster, whose code location would not load, takes none of them."""
     assert why_not(f"0 3 {date} {day}") == "no such date exists in any year"
     assert not is_valid_cron_string(f"0 3 {date} {day}")

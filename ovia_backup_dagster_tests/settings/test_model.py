@@ -356,7 +356,7 @@ def test_each_weekday_becomes_the_policys(monkeypatch: pytest.MonkeyPatch, day: 
         ("DAGSTER_PUBLIC_URL", "javascript:alert(1)"),
     ],
 )
-def test_a_value_that_cannot_be_used_is_a_problem_that_names_its_variable(
+def test_an_invalid_value_is_a_problem_naming_its_variable(
     monkeypatch: pytest.MonkeyPatch, name: str, text: str
 ) -> None:
     expected = Settings.load()
@@ -390,7 +390,7 @@ def test_each_problem_is_named_and_what_is_right_is_kept(monkeypatch: pytest.Mon
     assert all(problem in refused.value.why for problem in settings.problems)
 
 
-def test_without_a_host_everything_that_acts_refuses_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_host_every_operation_refuses_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("POSTGRES_HOST")
     system = BackupSystem(Settings.load())
     for part in ("catalog", "connection", "dumper", "verifier", "driller", "drills", "policy"):
@@ -470,9 +470,7 @@ def test_an_empty_password_file_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp
         load(monkeypatch, POSTGRES_PASSWORD_FILE=str(file)).password()
 
 
-def test_a_missing_password_file_is_an_error_at_use_and_not_at_loading(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_missing_password_file_is_an_error_only_at_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     settings = load(monkeypatch, POSTGRES_PASSWORD_FILE=str(tmp_path / "missing"))
     assert settings.problems == ()
     with pytest.raises(SettingsError, match="No such file"):
@@ -484,9 +482,7 @@ def test_a_password_file_that_is_a_folder_is_an_error(monkeypatch: pytest.Monkey
         load(monkeypatch, POSTGRES_PASSWORD_FILE=str(tmp_path)).password()
 
 
-def test_a_password_file_that_is_not_text_is_an_error_that_shows_nothing_of_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_binary_password_file_is_an_error_that_hides_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_bytes(SECRET.encode() + b"\xff")
     with pytest.raises(SettingsError, match="it is not text") as refused:
@@ -508,7 +504,7 @@ def test_a_password_file_is_read_anew_at_each_use(monkeypatch: pytest.MonkeyPatc
 # --- libpq's own variables ----------------------------------------------------------------------------------------
 
 
-def test_libpqs_tls_and_password_file_pass_through_and_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_libpqs_tls_and_passfile_variables_pass_through(monkeypatch: pytest.MonkeyPatch) -> None:
     passed = {
         "PGSSLMODE": "verify-full",
         "PGSSLROOTCERT": "/ca.pem",
@@ -559,7 +555,7 @@ def test_an_empty_libpq_variable_is_not_passed_on(monkeypatch: pytest.MonkeyPatc
         ("slack://A/B/C,,ntfy://t", ["slack://A/B/C", "ntfy://t"]),
     ],
 )
-def test_notify_urls_are_separated_by_commas_that_stand_before_a_scheme(
+def test_a_comma_separates_notify_urls_only_before_a_scheme(
     monkeypatch: pytest.MonkeyPatch, text: str, urls: list[str]
 ) -> None:
     settings = load(monkeypatch, BACKUP_NOTIFY_URLS=text)
@@ -600,7 +596,7 @@ def test_a_file_without_alert_urls_is_an_error(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.parametrize("content", [f"slack://A\n{SECRET}\n".encode(), SECRET.encode()])
-def test_what_is_no_url_in_the_file_is_an_error_that_shows_nothing_of_it(
+def test_a_line_that_is_not_a_url_is_an_error_that_hides_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes
 ) -> None:
     with pytest.raises(SettingsError, match=r"URL number [12] has no scheme") as refused:
@@ -608,9 +604,7 @@ def test_what_is_no_url_in_the_file_is_an_error_that_shows_nothing_of_it(
     assert SECRET not in str(refused.value)
 
 
-def test_a_file_of_alert_urls_that_cannot_be_read_is_an_error_at_use_and_not_at_loading(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_an_unreadable_file_of_urls_is_an_error_only_at_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     settings = load(monkeypatch, BACKUP_NOTIFY_URLS_FILE=str(tmp_path / "missing"))
     settings.require()
     with pytest.raises(SettingsError) as refused:
@@ -632,9 +626,7 @@ def test_a_file_of_alert_urls_is_read_anew_at_each_use(monkeypatch: pytest.Monke
     assert [url.get_secret_value() for url in system.notifier.urls] == ["slack://new"]
 
 
-def test_alert_urls_in_both_places_are_a_problem_that_all_of_them_are_told_of(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_alert_urls_set_twice_are_a_problem_sent_to_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "urls"
     file.write_text("slack://file")
     settings = load(monkeypatch, BACKUP_NOTIFY_URLS="slack://variable", BACKUP_NOTIFY_URLS_FILE=str(file))
@@ -688,9 +680,7 @@ def test_a_problem_does_not_show_a_value_that_may_hold_a_secret(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("name", [n for n in ALL_VARIABLES if n not in ("PGPASSWORD", "POSTGRES_PASSWORD")])
-def test_a_password_in_the_wrong_place_is_not_in_a_problem_of_another_variable(
-    monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_a_misplaced_password_is_in_no_problem_text(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     settings = load(monkeypatch, **{name: "?", "POSTGRES_PASSWORD": SECRET})
     assert not [text for text in texts(settings) if SECRET in text]
 
@@ -711,13 +701,13 @@ def test_the_system_and_its_parts_show_no_secret(monkeypatch: pytest.MonkeyPatch
         assert not [text for text in texts(part) if SECRET in text]
 
 
-def test_an_error_survives_the_way_between_processes_with_its_words() -> None:
+def test_an_error_keeps_its_words_between_processes() -> None:
     error = SettingsError("what", why="why", fix="fix")
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), str(again)) == (SettingsError, "what: why. Next: fix")
 
 
-def test_the_environment_is_read_when_settings_are_loaded_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_is_read_only_when_settings_load(monkeypatch: pytest.MonkeyPatch) -> None:
     before = Settings.load()
     monkeypatch.setenv("BACKUP_DAILY_KEEP", "3")
     assert os.environ["BACKUP_DAILY_KEEP"] == "3"
@@ -784,7 +774,7 @@ def test_a_value_that_is_none_or_empty_is_not_set() -> None:
     assert Settings.of(postgres_host="db.example", backup_expected_tables=()).expected_tables == ()
 
 
-def test_a_value_that_cannot_be_used_is_a_problem_as_in_the_environment() -> None:
+def test_an_invalid_value_from_code_is_a_problem_too() -> None:
     settings = Settings.of(postgres_port=0, backup_daily_keep="seven", backup_weekly_keep=9, libpq={"PGHOST": "x"})
     assert [problem.partition(":")[0] for problem in settings.problems] == [
         "POSTGRES_HOST is not set",
@@ -804,7 +794,7 @@ def test_a_name_that_is_no_settings_is_refused(name: str) -> None:
         Settings.of(**{name: "x"})
 
 
-def test_two_databases_in_one_process_know_nothing_of_each_other(tmp_path: Path) -> None:
+def test_two_databases_in_one_process_are_independent(tmp_path: Path) -> None:
     """Each its own server, volume, role, password by file, and TLS."""
     systems = {}
     for name in ("ovia", "shop"):
