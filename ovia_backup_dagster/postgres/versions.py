@@ -60,7 +60,7 @@ def may_dump(client: int, server: int) -> bool:
 
 
 def is_without_repairs(major: int, today: date) -> bool:
-    """Whether a major gets no further releases, so that what is found in it is never mended."""
+    """Whether a major gets no further releases, so that what is found in it is never fixed."""
     return major in MAJORS and MAJORS[major].last_release < today
 
 
@@ -71,14 +71,14 @@ class Vulnerability:
     Attributes:
         cve: its number.
         what: what an attacker gains, in a few words.
-        mended: major -> the first minor without it.
+        fixed: major -> the first minor without it.
         executes: whether the attacker's code runs as the user of pg_dump or pg_restore, where we run them. What psql
             alone would do is no such: we give it no dump.
     """
 
     cve: str
     what: str
-    mended: dict[int, int]
+    fixed: dict[int, int]
     executes: bool = False
 
 
@@ -143,9 +143,9 @@ def known_vulnerabilities(version: str) -> tuple[Vulnerability, ...]:
     if parsed is None:
         return ()
     major, minor = parsed
-    return tuple(v for v in VULNERABILITIES if minor < v.mended.get(major, 0))
+    return tuple(v for v in VULNERABILITIES if minor < v.fixed.get(major, 0))
 
 
 def newest_minor(major: int) -> int:
     """The newest minor release of a major that the list knows of; 0 for a major that it does not know."""
-    return max((v.mended.get(major, 0) for v in VULNERABILITIES), default=0)
+    return max((v.fixed.get(major, 0) for v in VULNERABILITIES), default=0)

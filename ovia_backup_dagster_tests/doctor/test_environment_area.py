@@ -237,7 +237,7 @@ def test_other_vulnerabilities_warn(claimed: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("found", versions.VULNERABILITIES, ids=lambda found: found.cve)
 def test_each_entry_is_of_branches_that_were_supported(found: versions.Vulnerability) -> None:
     assert re.fullmatch(r"CVE-20\d\d-\d{4,}", found.cve)
-    assert set(found.mended) >= {14, 15, 16}
+    assert set(found.fixed) >= {14, 15, 16}
     assert len(versions.VULNERABILITIES) == len({each.cve for each in versions.VULNERABILITIES})
 
 
