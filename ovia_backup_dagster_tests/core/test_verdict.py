@@ -10,13 +10,14 @@ from ovia_backup_dagster.core.check_registry import Check, Stage
 from ovia_backup_dagster.core.verdict import (
     Expectations,
     Finding,
+    Hold,
     Judgement,
     Witness,
     judge,
     lost_rows,
     split_identifier,
 )
-from ovia_backup_dagster_tests.support.factories import NOW, make_manifest, make_witness
+from ovia_backup_dagster_tests.support.factories import DAY, NOW, make_manifest, make_witness
 
 
 def judge_rows(rows: dict[str, int], *expected: str, require_rows: bool = False) -> list[tuple[Check, str]]:
@@ -268,3 +269,93 @@ def test_a_plain_name_needs_no_quotes(parts: list[str]) -> None:
 @given(st.text('ab."\n ', max_size=30))
 def test_no_text_makes_it_crash(name: str) -> None:
     assert len(split_identifier(name)) >= 1
+
+
+# --- Tables by their entries and families -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected", "rows"),
+    [
+        ("TABLE public events ovia", "events", 0),
+        ("TABLE public events ovia", "public.events", 0),
+        ("TABLE public events ovia", "app.events", None),
+        ("TABLE public events ovia", "event", None),
+        ("TABLE DATA public events ovia", "events", None),
+        ("TABLE ATTACH public events ovia", "events", None),
+        ("VIEW public events ovia", "events", None),
+        ("TABLE public events", "events", None),
+    ],
+)
+def test_a_table_without_data_is_known_by_its_entry(entry: str, expected: str, rows: int | None) -> None:
+    witness = make_witness({}).model_copy(update={"contents": (entry,)})
+    assert witness.rows_of(expected) == rows
+
+
+def test_rows_of_a_table_count_those_of_all_its_descendants() -> None:
+    rows = {"public.parent": 1, "public.child": 2, "public.grandchild": 4, "public.part": 8, "public.other": 16}
+    witness = make_witness(rows, {"public.part": "public.whole"}).model_copy(
+        update={"inherits": {"public.child": ("public.parent",), "public.grandchild": ("public.child",)}}
+    )
+    assert witness.rows_of("parent") == 7
+    assert witness.rows_of("child") == 6
+    assert witness.rows_of("whole") == 8
+    assert witness.rows_of("other") == 16
+    assert witness.rows_of("none") is None
+
+
+def test_a_name_that_holds_the_expected_one_as_a_schema_is_another() -> None:
+    assert make_witness({"people.a": 1}).rows_of("people") is None
+    assert make_witness({'public."x.people"': 1}).rows_of('"people"') is None
+
+
+# --- What a judgement and a hold say ------------------------------------------------------------------------------
+
+
+def judgement(*findings: Finding, good: bool = False) -> Judgement:
+    return Judgement(at=NOW, good=good, findings=findings, size_bytes=1, mtime_ns=1, sha256="a" * 64, seconds=0.1)
+
+
+def test_a_bad_judgement_names_reasons_and_the_next_command() -> None:
+    problem = judgement(
+        Finding(check=Check.TABLES_PRESENT, text="no people"), Finding(check=Check.DECODES, text="cut off")
+    ).problem("a b.dump")
+    assert problem is not None
+    assert (problem.what, problem.reason) == ("a b.dump is bad", "no people; cut off")
+    assert problem.fix == (
+        "find the cause, then launch daily_backup_job in the Dagster UI, or run: ovia-backup dump && "
+        "ovia-backup verify latest; earlier backups are untouched: ovia-backup list"
+    )
+
+
+def test_a_backup_of_another_source_can_be_accepted() -> None:
+    problem = judgement(Finding(check=Check.SOURCE, text="another cluster")).problem("a b.dump")
+    assert problem is not None
+    assert problem.fix.startswith(
+        "if that was meant: ovia-backup accept 'a b.dump'; if not: check POSTGRES_HOST and POSTGRES_DB, find the cause"
+    )
+
+
+def test_a_good_judgement_is_no_problem() -> None:
+    assert judgement(good=True).problem("a.dump") is None
+
+
+@pytest.mark.parametrize(
+    ("days", "released", "holds"), [(1, False, True), (0, False, False), (-1, False, False), (1, True, False)]
+)
+def test_a_hold_is_in_force_until_its_end_or_release(days: int, released: bool, holds: bool) -> None:
+    hold = Hold(until=NOW + days * DAY, reason="lost rows", released_at=NOW if released else None)
+    assert hold.in_force(NOW) is holds
+
+
+def test_findings_of_rows_and_warnings_say_their_check_and_source() -> None:
+    found = judge(
+        make_witness({"public.people": 1}),
+        expectations=Expectations(),
+        manifest=make_manifest().model_copy(update={"warnings": ("no privileges",)}),
+        previous=("a.dump", make_witness({"public.people": 3})),
+    )
+    assert [(each.check, each.text) for each in found] == [
+        (Check.ROWS_KEPT, "table public.people shrank from 3 to 1 rows (compared with a.dump)"),
+        (Check.NO_WARNINGS, "no privileges"),
+    ]

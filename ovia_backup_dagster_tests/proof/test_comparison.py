@@ -16,11 +16,13 @@ from ovia_backup_dagster.postgres.quoting import without_literals
 from ovia_backup_dagster.proof.comparison import (
     Unordered,
     comparable,
+    compare_privileges,
     contents_differences,
     is_structure,
     large_object_differences,
     large_object_note_differences,
     left_out,
+    owner_names,
     schema_differences,
     sequence_differences,
     structure_differences,
@@ -143,7 +145,11 @@ def test_sequences_are_named() -> None:
 
     lines = sequence_differences(before, after)
 
-    assert [line.split(":")[0] for line in lines] == ["sequence public.a", "sequence public.b", "sequence public.c"]
+    assert lines == [
+        "sequence public.a: 5, true in the copy, 4, true in the backup",
+        "sequence public.b: missing in the copy, 1, false in the backup",
+        "sequence public.c: 1, false in the copy, missing in the backup",
+    ]
     assert sequence_differences(before, before) == []
 
 
@@ -297,3 +303,72 @@ def test_what_is_said_of_large_objects_names_them_in_their_order() -> None:
     assert differences(NOTES, NOTES[::-1], with_privileges=True) == []
     assert differences(NOTES, [], with_privileges=True) == ["privileges or comments differ of large objects: 7; 12"]
     assert differences([], NOTES, with_privileges=False) == ["privileges or comments differ of large objects: 12"]
+
+
+# --- Structure: what an object's SQL means ------------------------------------------------------------------------
+
+TABLE_SQL = "CREATE TABLE public.t (\n    id integer NOT NULL,\n    name text DEFAULT 'x'::text\n);"
+
+
+def of(kind: str, text: str, name: str = "t") -> bytes:
+    return SECTION.format(name, kind, text).encode()
+
+
+@pytest.mark.parametrize(
+    ("copy", "lines"),
+    [
+        (TABLE_SQL, []),
+        (TABLE_SQL.replace("'x'", "'y'"), []),
+        (TABLE_SQL.replace("integer", '"integer"'), []),
+        (TABLE_SQL.replace("integer", "bigint"), ["table t in public differs: not id integer, but id bigint"]),
+        (TABLE_SQL.replace(" NOT NULL", ""), ["table t in public differs: not NOT NULL"]),
+        (TABLE_SQL.replace(" DEFAULT 'x'::text", ""), ["table t in public differs: not DEFAULT"]),
+        (TABLE_SQL.replace("TABLE", "UNLOGGED TABLE"), ["table t in public differs: but UNLOGGED"]),
+    ],
+)
+def test_a_table_differs_by_columns_and_constraints(copy: str, lines: list[str]) -> None:
+    assert structure_differences(of("TABLE", TABLE_SQL), of("TABLE", copy)) == lines
+
+
+@pytest.mark.parametrize(
+    ("kind", "before", "after", "lines"),
+    [
+        ("INDEX", "CREATE UNIQUE INDEX t ON t USING btree (a);", "CREATE INDEX t ON t USING hash (a);",
+         ["index t in public differs: not UNIQUE, not USING btree, but USING hash"]),
+        ("TYPE", "CREATE TYPE t AS ENUM ('a');", "CREATE TYPE t AS ENUM ('b');", ["type t in public differs"]),
+        ("FK CONSTRAINT", "ALTER TABLE t ADD FOREIGN KEY (a) REFERENCES b(c);",
+         "ALTER TABLE t ADD FOREIGN KEY (a) REFERENCES b(d);", ["fk constraint t in public differs"]),
+        ("VIEW", "CREATE VIEW t AS\n SELECT a;", "CREATE VIEW t AS\n SELECT b;",
+         ["view t in public differs: SELECT a; | SELECT b;"]),
+        ("FUNCTION", "CREATE FUNCTION t() AS $$ secret $$;", "CREATE FUNCTION t() AS $$ other $$;",
+         ["function t in public differs"]),
+        ("COMMENT", "COMMENT ON TABLE t IS 'a';", "COMMENT ON TABLE t IS 'b';", []),
+    ],
+)  # fmt: skip
+def test_each_kind_differs_by_what_it_means(kind: str, before: str, after: str, lines: list[str]) -> None:
+    assert structure_differences(of(kind, before), of(kind, after)) == lines
+    assert structure_differences(of(kind, before), of(kind, before)) == []
+
+
+def test_all_different_objects_are_named_in_order() -> None:
+    views = [of("VIEW", f"CREATE VIEW {name} AS SELECT a;", name) for name in ("c", "a", "b")]
+    others = [text.replace(b"SELECT a", b"SELECT z") for text in views]
+    found = structure_differences(b"".join(views), b"".join([others[0], views[1], others[2]]))
+    assert [line.split(" in ")[0] for line in found] == ["view b", "view c"]
+
+
+def test_a_long_difference_is_cut_off() -> None:
+    before = of("VIEW", f"CREATE VIEW t AS\n SELECT {'a' * 300};")
+    (line,) = structure_differences(before, before.replace(b"aaa;", b"aab;"))
+    assert line == f"view t in public differs: SELECT {'a' * 113} | SELECT {'a' * 113}"
+
+
+def test_other_privileges_are_bad_and_owners_are_named() -> None:
+    table = of("TABLE", TABLE_SQL)
+    granted = of("ACL", "GRANT SELECT ON TABLE public.t TO app;", "TABLE t")
+    assert compare_privileges(table + granted, table + granted) == ([], [])
+    bad, odd = compare_privileges(table + granted, table)
+    assert (bad, odd) == (["privileges differ: acl TABLE t in public (1 missing in the copy)"], [])
+    bad, _ = compare_privileges(table, table + granted)
+    assert len(bad) == 1
+    assert owner_names(table) == {"ovia"}

@@ -1,0 +1,287 @@
+"""The answers of a condition, one by one: each level, its words and what people are told. No server, no Dagster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from ovia_backup_dagster.core.catalog import Catalog
+from ovia_backup_dagster.core.errors import BackupError, RestoreUnfinishedError, SettingsError, VolumeError
+from ovia_backup_dagster.drill.folder import DrillFolder
+from ovia_backup_dagster.health.condition import (
+    Condition,
+    ConditionLevel,
+    Question,
+    about_backups,
+    about_restores,
+    about_volume,
+    assess,
+)
+from ovia_backup_dagster.health.failed_runs import FailedRun, FailedRuns
+from ovia_backup_dagster.health.freshness import judge_freshness
+from ovia_backup_dagster.restoration.folder import RestoreFolder, RestoreStanding
+from ovia_backup_dagster_tests.support.factories import (
+    DAY,
+    HOUR,
+    NOW,
+    drilled,
+    judged,
+    make_catalog,
+    proven,
+    publish,
+)
+
+OK, WARNING, UNKNOWN, CRITICAL = ConditionLevel
+MAX_AGE = 26 * HOUR
+FAILED = FailedRun("daily_backup_job", "run-1", NOW - HOUR, "the disk is full")
+
+
+@dataclass(frozen=True)
+class System:
+    """What a condition is of, without settings."""
+
+    catalog: Catalog
+    max_age: timedelta = MAX_AGE
+    drill_max_age: timedelta = 35 * DAY
+
+    @property
+    def drills(self) -> DrillFolder:
+        return DrillFolder(self.catalog)
+
+    @property
+    def restores(self) -> RestoreFolder:
+        return RestoreFolder(self.catalog)
+
+
+@pytest.fixture
+def system(tmp_path: Path) -> System:
+    return System(make_catalog(tmp_path))
+
+
+def answers(found: Condition) -> dict[Question, tuple[ConditionLevel, str]]:
+    return {answer.question: (answer.level, answer.what) for answer in found.answers}
+
+
+def backups(system: System):  # type: ignore[no-untyped-def]
+    return about_backups(judge_freshness(system.catalog.backups(), MAX_AGE, NOW))
+
+
+# --- The volume -----------------------------------------------------------------------------------------------------
+
+
+def test_a_volume_without_errors_can_be_read() -> None:
+    answer = about_volume([])
+    assert (answer.question, answer.level, answer.text, answer.trouble) == (Question.VOLUME, OK, "it can be read", None)
+
+
+def test_one_error_is_the_answer_with_its_cause_and_fix() -> None:
+    error = VolumeError("the volume is gone", why="it was unmounted", fix="mount it")
+    answer = about_volume([error, VolumeError("the volume is gone", why="it was unmounted", fix="mount it")])
+    assert (answer.level, answer.what, answer.why, answer.fix) == (
+        UNKNOWN,
+        "the volume is gone",
+        "it was unmounted",
+        "mount it",
+    )
+    assert str(answer.trouble) == str(error)
+
+
+def test_several_errors_are_all_named_with_the_first_fix() -> None:
+    first = VolumeError("daily/ cannot be read", why="no rights", fix="chmod")
+    answer = about_volume([first, VolumeError("drills/ cannot be read", why="no rights", fix="chown")])
+    assert answer.what == "daily/ cannot be read: no rights; drills/ cannot be read: no rights"
+    assert (answer.why, answer.fix, answer.trouble) == ("", "chmod", first)
+
+
+# --- Backups --------------------------------------------------------------------------------------------------------
+
+
+def test_no_backup_is_critical_and_cannot_be_verified(system: System) -> None:
+    fresh, rejected, verified = backups(system)
+    assert (fresh.level, fresh.what) == (CRITICAL, "there is no backup")
+    assert (rejected.level, rejected.text) == (OK, "no newer backup is bad")
+    assert (verified.level, verified.text, verified.trouble) == (UNKNOWN, "there is no backup to verify", None)
+
+
+def test_the_newest_backup_is_called_by_its_standing(system: System) -> None:
+    backup = publish(system.catalog, NOW - 2 * HOUR)
+    assert backups(system)[2].text == "the newest backup is not verified yet"
+    backup = judged(system.catalog, backup)
+    assert backups(system)[2].text == "the newest backup is verified"
+    drilled(system.catalog, backup)
+    fresh, _, verified = backups(system)
+    assert verified.text == "the newest backup is proven"
+    assert (fresh.level, verified.level) == (OK, OK)
+
+
+def test_backups_that_stay_unverified_are_critical_once(system: System) -> None:
+    for days in range(4):
+        publish(system.catalog, NOW - days * DAY - HOUR)
+    fresh, _, verified = backups(system)
+    assert (fresh.level, fresh.trouble) == (OK, None)
+    assert verified.level is CRITICAL
+    assert verified.trouble is not None
+
+
+def test_a_newer_bad_backup_is_told_with_its_cause(system: System) -> None:
+    proven(system.catalog, NOW - 3 * HOUR)
+    bad = judged(system.catalog, publish(system.catalog, NOW - HOUR), good=False)
+    fresh, rejected, _ = backups(system)
+    assert bad.problem is not None
+    assert (fresh.level, rejected.level) == (OK, WARNING)
+    assert (rejected.what, rejected.why, rejected.fix) == (f"{bad} is bad", bad.problem.reason, bad.problem.fix)
+    assert rejected.trouble is not None
+
+
+def test_two_bad_backups_are_counted_with_the_cause_of_the_newest(system: System) -> None:
+    proven(system.catalog, NOW - 4 * HOUR)
+    newest, _ = (judged(system.catalog, publish(system.catalog, NOW - n * HOUR), good=False) for n in (1, 2))
+    rejected = backups(system)[1]
+    assert newest.problem is not None
+    assert rejected.what == f"2 backups are bad, the newest of them {newest}"
+    assert (rejected.why, rejected.fix) == (newest.problem.reason, newest.problem.fix)
+
+
+def test_a_bad_backup_is_not_told_beside_a_stale_one(system: System) -> None:
+    proven(system.catalog, NOW - 3 * DAY)
+    judged(system.catalog, publish(system.catalog, NOW - HOUR), good=False)
+    fresh, rejected, _ = backups(system)
+    assert fresh.trouble is not None
+    assert (rejected.level, rejected.trouble) == (WARNING, None)
+
+
+# --- Restores -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("at_work", "text"),
+    [(None, "none is unfinished"), ("a restore since 10:00", "one is under way: a restore since 10:00")],
+)
+def test_restores_without_trouble_are_well(at_work: str | None, text: str) -> None:
+    answer = about_restores(RestoreStanding(at_work, None))
+    assert (answer.question, answer.level, answer.text) == (Question.RESTORES, OK, text)
+
+
+def test_an_unfinished_restore_is_critical() -> None:
+    error = RestoreUnfinishedError("not finished", why="killed", fix="resume")
+    answer = about_restores(RestoreStanding(None, error))
+    assert (answer.level, answer.text, answer.fix, answer.trouble) == (
+        CRITICAL,
+        "not finished: killed",
+        "resume",
+        error,
+    )
+
+
+# --- All of it ------------------------------------------------------------------------------------------------------
+
+
+def test_all_is_well(system: System) -> None:
+    backup = drilled(system.catalog, proven(system.catalog, NOW - HOUR))
+    found = assess(system, NOW, runs=FailedRuns())
+    assert answers(found) == {
+        Question.VOLUME: (OK, "it can be read"),
+        Question.FRESH: (OK, f"the newest backup, {backup}, is 1 h old (proven)"),
+        Question.UNDAMAGED: (OK, "no newer backup is bad"),
+        Question.VERIFIED: (OK, "the newest backup is proven"),
+        Question.PROVEN: (OK, "no restore drill has passed yet"),
+        Question.RESTORES: (OK, "none is unfinished"),
+        Question.REPLACED: (OK, "the last run that drops what is too old did not fail"),
+        Question.RUNS: (OK, "no run has failed of which people would be told"),
+        Question.SETTINGS: (OK, "all of them can be used"),
+    }
+    assert [answer.question for answer in found.answers] == list(Question)
+    assert (found.level, found.wrong, found.told, found.trouble, found.kinds) == (OK, (), (), "", "")
+    assert (found.newest_verified, found.newest_proven, found.at_work, found.failed) == (backup, backup, (), None)
+    assert found.found is not None
+    assert found.found.newest == backup
+    assert found.drills is not None
+    assert found.restores is not None
+    answer = found.answer(Question.FRESH)
+    assert answer is not None
+    assert answer.question is Question.FRESH
+
+
+def test_an_older_proven_backup_is_named_beside_a_newer_verified_one(system: System) -> None:
+    older = drilled(system.catalog, proven(system.catalog, NOW - 3 * HOUR))
+    newer = proven(system.catalog, NOW - 2 * HOUR)
+    publish(system.catalog, NOW - HOUR)
+    found = assess(system, NOW)
+    assert (found.newest_verified, found.newest_proven) == (newer, older)
+
+
+def test_without_dagster_its_questions_are_left_out(system: System) -> None:
+    proven(system.catalog, NOW - HOUR)
+    found = assess(system, NOW)
+    assert {Question.REPLACED, Question.RUNS}.isdisjoint(answers(found))
+    assert found.answer(Question.RUNS) is None
+
+
+def test_settings_that_cannot_be_used_are_unknown_and_told(system: System) -> None:
+    proven(system.catalog, NOW - HOUR)
+    error = SettingsError("POSTGRES_HOST is not set", fix="set it")
+    found = assess(system, NOW, settings=error)
+    answer = found.answer(Question.SETTINGS)
+    assert answer is not None
+    assert (answer.level, answer.what, answer.fix, answer.trouble) == (UNKNOWN, error.what, "set it", error)
+    assert found.kinds == "backup"
+
+
+def test_a_failed_run_beside_good_backups_is_told(system: System) -> None:
+    proven(system.catalog, NOW - 2 * HOUR)
+    found = assess(system, NOW, runs=FailedRuns(backup=FAILED, ended_early=FAILED))
+    answer = found.answer(Question.RUNS)
+    assert answer is not None
+    assert (answer.level, answer.what) == (WARNING, FAILED.no_backup.what)
+    assert answer.what.endswith(" UTC, and no backup was verified since")
+    assert (found.failed, found.kinds) == (FAILED, "run")
+
+
+def test_a_failed_run_before_the_newest_verified_backup_is_no_trouble(system: System) -> None:
+    proven(system.catalog, NOW - HOUR / 2)
+    found = assess(system, NOW, runs=FailedRuns(backup=FAILED, ended_early=FAILED))
+    assert (found.failed, found.told, answers(found)[Question.RUNS][0]) == (None, (), OK)
+
+
+def test_a_failed_run_explains_a_stale_backup_and_is_not_told_apart(system: System) -> None:
+    proven(system.catalog, NOW - 3 * DAY)
+    early = FailedRun("daily_backup_job", "run-2", NOW - HOUR, "cancelled")
+    found = assess(system, NOW, runs=FailedRuns(backup=FAILED, ended_early=early))
+    answer = found.answer(Question.RUNS)
+    assert answer is not None
+    assert (answer.level, answer.what, answer.trouble) == (WARNING, early.text, None)
+    assert found.failed is early
+    assert [each.question for each in found.told] == [Question.FRESH]
+
+
+def test_replaced_databases_that_stay_are_a_warning(system: System) -> None:
+    proven(system.catalog, NOW - HOUR)
+    failed = FailedRun("kept_databases_job", "run-3", NOW - HOUR, "no connection")
+    found = assess(system, NOW, runs=FailedRuns(replaced=failed))
+    answer = found.answer(Question.REPLACED)
+    assert answer is not None
+    assert answer.level is WARNING
+    assert answer.what == failed.nothing_dropped.what
+    assert "the run that failed is run-3" in answer.fix
+    assert found.kinds == "kept"
+
+
+def test_replaced_databases_that_stay_do_not_hide_a_failed_run(system: System) -> None:
+    proven(system.catalog, NOW - 2 * HOUR)
+    failed = FailedRun("kept_databases_job", "run-3", NOW - HOUR, "no connection")
+    found = assess(system, NOW, runs=FailedRuns(backup=FAILED, ended_early=FAILED, replaced=failed))
+    assert (found.kinds, found.failed) == ("kept+run", FAILED)
+
+
+def test_a_volume_that_is_gone_leaves_all_else_unknown(system: System) -> None:
+    system.catalog.root.rename(system.catalog.root.with_name("away"))
+    found = assess(system, NOW, runs=FailedRuns())
+    unread = (UNKNOWN, "not known: the backup volume was not read")
+    for question in (Question.FRESH, Question.UNDAMAGED, Question.VERIFIED, Question.PROVEN):
+        assert answers(found)[question] == unread
+    assert [answer.question for answer in found.told] == [Question.VOLUME]
+    assert isinstance(found.told[0].trouble, BackupError)
+    assert (found.found, found.drills, found.newest_verified) == (None, None, None)
