@@ -1,5 +1,5 @@
-"""What a backup is: names, manifests, verdicts, the catalog on the volume, and the decisions about them.
+"""Backups: names, manifests, verdicts, the catalog of the volume, and decisions about single backups.
 
-Nothing here imports Dagster, Docker or psycopg, reads the environment, or asks the clock: ``now`` is an
-argument. So each decision can be tested on its own, and the command line works when Dagster does not.
+Nothing here imports Dagster, Docker or psycopg, reads the environment, or asks the clock: ``now`` is an argument. So
+each decision can be tested alone, and the command line works without Dagster.
 """

@@ -1,9 +1,9 @@
-"""What a custom-format archive says of itself in its first bytes: of which database and server it is, and of when.
+"""The header of a custom-format archive: the database, server version and time that its first bytes name.
 
-pg_dump writes them before anything else: ``WriteHead`` in PostgreSQL's pg_backup_archiver.c. Magic, version (three
+pg_dump writes it before anything else: ``WriteHead`` in PostgreSQL's pg_backup_archiver.c. Magic, version (three
 bytes), sizes of int and offset, format, compression (a byte since 1.15, an int before), seven time fields, database,
 two versions. An int is a sign byte and the bytes of its value, lowest first; a string is its length and its bytes.
-Reading it costs nothing, and runs no program.
+Reading it is cheap and runs no program.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One backup and what is known of it: verdicts, drills, holds, and its state at an instant.
 
-Its files are the business of ``backup_files``; which backups there are, of ``catalog``.
+Its files belong to ``backup_files``; which backups exist, to ``catalog``.
 """
 
 from __future__ import annotations

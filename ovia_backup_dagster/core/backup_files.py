@@ -1,6 +1,6 @@
-"""The files of one backup as they stand on a disk: its archive and its sidecars, read when they are first asked for.
+"""The files of one backup on disk: its archive and its sidecars, each read on first use.
 
-What they say of the backup is the business of ``backup``; which kinds there are, of ``sidecars``.
+What they mean for the backup belongs to ``backup``; the kinds of sidecars, to ``sidecars``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What is written of a backup after it was made: verdicts, drills, holds, acceptances, each in its sidecar.
+"""Writes statements about a finished backup, each in its sidecar: verdicts, drills, holds, acceptances.
 
-The archive and its manifest never change. Who states it, and why, is decided above; what a statement is about is the
-business of ``statement_coverage``, and what it says that of ``verdict``.
+The archive and its manifest never change. Higher layers decide what to state, and why. What a statement covers belongs
+to ``statement_coverage``, its content to ``verdict``.
 """
 
 from __future__ import annotations

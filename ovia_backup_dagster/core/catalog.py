@@ -1,8 +1,8 @@
-"""The backup volume as a list of backups: its folders, its lock, what stands in them, and what a name means.
+"""The backup volume as a list of backups: its folders, its lock, its backups, and the meaning of a backup's name.
 
-The volume is the truth: what stands in the tiers' folders, with its sidecars, needs no database to be listed, verified
-or restored. One backup is the business of ``backup``; how its files appear and vanish, of ``publication``; which are to
-be removed is decided in ``retention``.
+The volume is the source of truth: listing, verifying and restoring need no database beside the tiers' folders and their
+sidecars. One backup belongs to ``backup``; how its files appear and are removed, to ``publication``; which backups are
+removed, to ``retention``.
 """
 
 from __future__ import annotations

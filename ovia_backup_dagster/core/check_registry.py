@@ -1,8 +1,8 @@
-"""The registry of checks: every check that is made on a backup or on a copy restored from it, once.
+"""The registry of checks: each check of a backup, or of a copy restored from it, once.
 
-A new check is one member here, and the code that makes it: a drill and a restore list a member that no code makes as
-"not made". Name, stages, severity and description belong here, nothing else does. What came of a check is a
-``Finding`` (``core.verdict``) or a ``CheckResult`` (``proof.check_results``).
+A new check is one member here and the code that makes it. Until some code makes it, drills and restores list it as "not
+made". Only name, stages, severity and description belong here. The result of a check is a ``Finding``
+(``core.verdict``) or a ``CheckResult`` (``proof.check_results``).
 """
 
 from __future__ import annotations

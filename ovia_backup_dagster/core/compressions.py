@@ -1,7 +1,7 @@
-"""The compressions of an archive: names, which majors of pg_dump and pg_restore have them, and how pg_dump spells them.
+"""The compressions of an archive: names, the majors of pg_dump and pg_restore that support them, and pg_dump's options.
 
-A compression is one line of the table. Whether a build of the programs has one is asked of the programs themselves
-(``postgres.programs``); what a setting may say is checked by :func:`is_compression`.
+A compression is one line of the table. Whether a build of the programs supports one is asked of the programs
+(``postgres.programs``); :func:`is_compression` validates a setting.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A look at what may never answer: a volume whose server is gone lets each call that names a file on it hang.
+"""A time limit for file operations that may hang: with a dead file server, each call that names a file hangs.
 
-No signal and no flag ends such a call: it is left behind in a thread of its own.
+No signal and no flag ends such a call, so it is left behind in a thread of its own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a deployment adds to messages: commands that make sense where it is, and nowhere else.
+"""Commands that a deployment adds to messages, because they are right there and nowhere else.
 
-A message says what to do next, and where the server is a service of Docker Swarm, or a unit of systemd, that is another
-command. So none is written into the messages: ``DEPLOYMENT_HINTS`` names them, as ``deploy/stack.yml`` does.
+A message names the next command, and where the server is a Docker Swarm service or a systemd unit, that is another
+command. So no message contains it: ``DEPLOYMENT_HINTS`` does, as ``deploy/stack.yml`` sets it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The exception tree. Every error that a person can meet is one of these.
+"""The exception tree. Every error that a user can meet is one of these.
 
-Each says what happened, why, and what to do next, in one line, without a secret. Raise the class that
-names the cause; do not log it as well. Anything else that escapes is a defect of ours, and may show a
-traceback.
+Each says in one line what happened, why, and what to do next, without a secret. Raise the class that names the cause,
+and do not log it as well. Any other exception that escapes is a defect of ours, and may show a traceback.
 """
 
 from __future__ import annotations

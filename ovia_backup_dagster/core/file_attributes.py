@@ -1,6 +1,6 @@
 """The attributes that keep even root from changing a file: ``chattr +i`` and ``+a``.
 
-Without a look at them a refusal (EPERM) reads as if the file belonged to another user.
+Without them in the message, a refusal (EPERM) reads as if the file belonged to another user.
 """
 
 from __future__ import annotations

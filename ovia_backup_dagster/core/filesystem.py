@@ -1,8 +1,8 @@
-"""What a volume's filesystem cannot do, of what its backups are kept by: found by trying it.
+"""Features that backups need and a volume's filesystem may lack, found by trying them.
 
-Every filesystem refuses in its own words, and some only when they are asked for the real thing; so for a moment a file
-of nothing stands in the backup folder. What is done where something is missing is decided where it is used: ``files``
-copies what it cannot link, ``locking`` refuses to write without locks.
+Each filesystem refuses in its own words, and some only when the feature is used for real. So an empty file stands in
+the backup folder for a moment. The caller decides what follows from a missing feature: ``files`` copies what it cannot
+link, ``locking`` refuses to write without locks.
 """
 
 from __future__ import annotations

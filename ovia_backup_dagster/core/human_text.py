@@ -1,4 +1,4 @@
-"""Numbers as a person reads them. Nothing here decides anything."""
+"""Numbers and durations formatted for people. Nothing here decides anything."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The names of the folders that stand on a backup volume, beside those of the tiers.
+"""The names of the folders on a backup volume, beside those of the tiers.
 
-How a file in them is called is the business of the module that writes it; a backup's own files are ``naming``'s.
+The names of files in them belong to the modules that write them; those of a backup's files, to ``naming``.
 """
 
 #: Evidence of restore drills.

@@ -1,9 +1,8 @@
 """One writer on a backup volume at a time, and no removal of a backup that is being read.
 
-A ``flock`` on ``$BACKUP_DIR/.lock``. The lock belongs to the open file description, so a client program that
-inherits the descriptor keeps it when its parent is killed: as long as pg_dump
-still writes, no other process does. The file's text names the holder; it is for people only, the lock itself is the
-kernel's.
+A ``flock`` on ``$BACKUP_DIR/.lock``. The lock belongs to the open file description, so a client program that inherits
+the descriptor keeps it when its parent is killed: while pg_dump still writes, no other process does. The file's text
+names the holder for people; the lock itself is the kernel's.
 
 A restore holds a shared lock on the dump itself, and a removal an exclusive one. The lock covers both names of a
 hard-linked dump.

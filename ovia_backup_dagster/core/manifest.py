@@ -1,7 +1,7 @@
-"""What was known when the dump was made: the immutable sidecar ``<file>.json``.
+"""The manifest, ``<file>.json``: the immutable sidecar of what was known when the dump was made.
 
-A manifest is written once, before its dump gets its final name, and never changes; what is found out later
-is a ``verdict``. It names no file and no tier, so that a weekly hard link shares it. No secret is in it.
+It is written once, before the dump gets its final name. What is found out later belongs to a ``verdict``. It names no
+file and no tier, so that hard links in several tiers share it. It holds no secret.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Markdown for the pages of evidence: names that come from databases become text, whatever they hold."""
+"""Markdown for evidence pages. Names from databases are escaped, so that they stay text."""
 
 from __future__ import annotations
 

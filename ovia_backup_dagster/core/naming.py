@@ -1,8 +1,8 @@
-"""Backup file names <-> (database, tier, UTC instant); and what a restore calls the databases that it makes.
+"""Backup file names <-> (database, tier, UTC instant), and the names that a restore gives to databases.
 
-The only place that knows how a backup file is called, ours or the old ``backup.sh``'s (which used the same
-pattern, without encoding the database's name). What lies in a folder is the business of ``catalog``, what
-databases a server has that of ``postgres``.
+The only module that knows the form of a backup's file name, ours or that of the old ``backup.sh`` (the same pattern,
+with the database's name not encoded). The content of a folder belongs to ``catalog``, the databases of a server to
+``postgres``.
 """
 
 from __future__ import annotations

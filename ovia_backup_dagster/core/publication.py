@@ -1,9 +1,8 @@
-"""How a backup's files appear on the volume, in one tier or a second one, and vanish: in which order, and how safely.
+"""Publishes a backup's files in a tier, links them into a second tier, and removes them, in a crash-safe order.
 
-A dump and its sidecars are one unit: sidecars appear first and vanish last, so a reader never sees half a backup. All
-expect the caller to hold the volume's lock. Which backups are promoted and removed is decided in ``retention``; what is
-written of a backup that stands is the business of ``backup_statements``, what a crash leaves behind that of
-``sweeping``.
+A dump and its sidecars are one unit: sidecars appear first and are removed last, so a reader never sees half a backup.
+The caller holds the volume's lock. ``retention`` decides what is promoted and removed; statements about a finished
+backup belong to ``backup_statements``, leftovers of a crash to ``sweeping``.
 """
 
 from __future__ import annotations

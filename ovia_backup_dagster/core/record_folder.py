@@ -1,7 +1,6 @@
-"""A folder on the volume for what was done: records, each written once, with a page for people, and notes of instants.
+"""A folder on the volume for records, each written once with a page for people, and for notes of instants.
 
-What a record says, and how its file is called, is the business of who keeps such a folder (``drill.folder``,
-``restoration.folder``).
+The content and file name of a record belong to the owners of such folders (``drill.folder``, ``restoration.folder``).
 """
 
 from __future__ import annotations

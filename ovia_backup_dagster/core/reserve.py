@@ -1,7 +1,7 @@
-"""A little room on the volume, set aside for the sidecars of a day when there is none.
+"""Space on the volume that is reserved for sidecars, for when the disk is full.
 
-Without it a full disk could never get well by itself: no verdict could be written, so nothing could be pruned. What is
-written is the business of whose file it is.
+Without it a full disk could not recover: no verdict could be written, so nothing could be pruned. What is written with
+it belongs to the file's own module.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Words as a shell takes them, whatever they contain, on one line that can be printed and pasted."""
+"""Quotes words for a shell, whatever they contain, on one line that can be pasted."""
 
 from __future__ import annotations
 

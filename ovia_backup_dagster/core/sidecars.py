@@ -1,8 +1,8 @@
-"""The kinds of files that stand beside an archive, each once: what every act on a backup's files asks.
+"""The registry of files beside an archive, for every operation on a backup's files.
 
-A new kind is one line here: it is then published, promoted, removed, swept and handed over with the rest. What a kind
-says is the business of its model (``manifest``, ``verdict``); reading one that of ``backup_files``; what a statement is
-about, and what a signature would sign, that of ``statement_coverage``.
+A new kind is one line here: it is then published, promoted, removed, swept and handed over with the others. Its content
+belongs to its model (``manifest``, ``verdict``), reading it to ``backup_files``, and what a statement covers, and a
+signature would sign, to ``statement_coverage``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What is said about a backup covers one archive and one manifest, and counts for no other.
+"""Binds a statement about a backup to one archive and one manifest. It does not count for any other.
 
 Verdicts, drills, holds, acceptances and promotions are statements. :class:`Covered` is the one list of what a statement
-names; :func:`is_about` is the one answer to whether it is about a backup as it is now. What signs statements signs
-``Covered``. Whether the parts of a backup belong together is :func:`contradictions`.
+names; :func:`is_about` the one decision whether it is about a backup as it is now. A signature of a statement would
+sign ``Covered``. :func:`contradictions` tells whether the parts of a backup belong together.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a crash leaves on the volume, our temporaries and sidecars without a dump, and its removal.
+"""Finds and removes what a crash left on the volume: our temporary files, and sidecars without a dump.
 
-Files of other databases, other programs and persons are left alone. What drills and restores leave in their own folders
-is the business of these.
+Files of other databases, programs and users are left alone. Leftovers of drills and restores belong to their own
+folders.
 """
 
 from __future__ import annotations

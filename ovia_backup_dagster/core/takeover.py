@@ -1,9 +1,8 @@
-"""Handing the volume over from the old backup script, which runs as root, to this system, which does not.
+"""Hands the volume over from the old backup script, which runs as root, to this system, which does not.
 
-Makes what is ours on the volume belong to our user, and, while both systems share it, keeps the old script from
-removing for good what it counts as too many (``takeover_links``). Run by root over a folder that others may write to:
-everything goes by descriptors, no symlink is followed, no other filesystem entered, and what is not known to be ours
-is left alone. Which backups stay in the end is decided in ``retention``.
+It changes the owner of our files, and, while both systems share the volume, protects dumps that the old script would
+remove (``takeover_links``). Root runs it over a folder that others may write to, so it works on descriptors, follows no
+symlink, enters no other filesystem, and leaves unknown files alone. Which backups stay belongs to ``retention``.
 """
 
 from __future__ import annotations

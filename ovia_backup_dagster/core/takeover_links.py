@@ -1,9 +1,8 @@
-"""``.handover/``: a second name for every dump, while the old backup script shares the volume.
+"""``.handover/``: a second hard link to every dump, while the old backup script shares the volume.
 
-That script keeps so many files, counts ours as well, and removes the names of all others; the second name, a hard
-link, keeps the file. That the folder is there is what says that a hand-over is under way. ``takeover`` makes and ends
-it; ``publication`` and ``sweeping`` keep to it: what we make is protected, what we remove is protected no longer, and
-sidecars wait for their dump.
+That script keeps a number of files, counts ours as well, and removes the names of all others; the second link keeps the
+data. The folder exists exactly while a hand-over is in progress. ``takeover`` creates and removes it; ``publication``
+and ``sweeping`` maintain it: a new dump gets a link, a removed one loses it, and sidecars wait for their dump.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""The tiers, each once: its folder, which is also the word in a file's name, and the calendar period that it covers.
+"""The registry of tiers: the folder, which is also the word in a file's name, and the calendar period of each.
 
-A new tier is one line here, and a setting ``backup_<tier>_keep``, which says how many to keep. A period that
-:class:`Period` does not know yet needs its member and its answer in each of that class's functions. What is promoted
-and kept is decided in ``retention``, which asks this list for every tier; how a file is called is the business of
-``naming``.
+A new tier is one line here, and a setting ``backup_<tier>_keep`` for how many to keep. A new period needs a member of
+:class:`Period` and its case in each function of that class. ``retention`` decides what is promoted and kept, for every
+tier of this list; file names belong to ``naming``.
 """
 
 from __future__ import annotations

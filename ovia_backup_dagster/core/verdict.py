@@ -1,9 +1,9 @@
-"""What was found out about a backup since it was made, and how that is judged.
+"""Statements about a finished backup, and the judgement of what its archive holds.
 
-A verdict lives in a sidecar of its own (``<file>.verified.json``, ``.drilled.json``, ``.held.json``,
-``.accepted.json``, ``.promoted.json``), because the archive and its manifest never change. Each is a statement: what it
-is about says ``statement_coverage``. Judgements are appended, never rewritten. Reading an archive is the business of
-``postgres``; deciding what to keep is ``retention``'s.
+Each has a sidecar of its own (``<file>.verified.json``, ``.drilled.json``, ``.held.json``, ``.accepted.json``,
+``.promoted.json``), because the archive and its manifest never change. ``statement_coverage`` tells what a statement is
+about. Judgements are appended, never rewritten. Reading an archive belongs to ``postgres``, keeping it to
+``retention``.
 """
 
 from __future__ import annotations

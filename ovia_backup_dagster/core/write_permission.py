@@ -1,6 +1,6 @@
 """Whether this process may write in a folder of the volume, and if not, why: mode, owner, attribute or mount.
 
-What its filesystem cannot do at all is the business of ``filesystem``.
+Features that the filesystem lacks belong to ``filesystem``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
 """The condition of the backups as a whole: one answer for status, sensor, alert and doctor.
 
-Pure: no Dagster, no server, no clock. What acts on the answer stands above.
+No Dagster, no server, no clock. Higher layers act on the answer.
 """

@@ -1,6 +1,6 @@
-"""What people are told: title and body of the alert, and of the all-clear, from the condition.
+"""Title and body of the alert, and of the all-clear, from the condition.
 
-It must fit a telephone. How it is delivered is ``notifications``' business, when it is asked for ``defs.sensors``'.
+They must fit a telephone. Delivery belongs to ``notifications``; when it happens, to ``defs.sensors``.
 """
 
 from __future__ import annotations

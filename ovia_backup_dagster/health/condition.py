@@ -1,9 +1,9 @@
-"""The one condition of the backups: what is asked of them as a whole, and the answer to each question.
+"""The one condition of the backups: the questions about them as a whole, and the answer to each.
 
-``status``, the sensor, the alert and the doctor ask here, and so does whatever comes next: none of them judges by
-itself. Pure: it reads the volume through the catalog, and knows no server, no clock and no Dagster; what Dagster alone
-knows is handed in as ``FailedRuns``. How old a backup may be, when a drill is due and what an unfinished restore is,
-stands in ``freshness``, ``drill.folder`` and ``restoration.folder``. How people are told, stands in ``alert_message``.
+``status``, the sensor, the alert and the doctor all derive from it; none of them judges by itself. It reads the volume
+through the catalog, and knows no server, no clock and no Dagster; Dagster's knowledge is passed in as ``FailedRuns``.
+``freshness`` decides how old a backup may be, ``drill.folder`` when a drill is due, ``restoration.folder`` which
+restore is unfinished. The words of the alert belong to ``alert_message``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What Dagster alone knows of the condition of the backups: which runs failed. Pure; ``defs`` asks Dagster for it."""
+"""The failed runs that only Dagster knows of, as part of the condition. Pure; ``defs`` queries Dagster."""
 
 from __future__ import annotations
 

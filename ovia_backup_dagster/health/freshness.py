@@ -1,7 +1,7 @@
-"""How old the newest dump is that is not known to be bad, and whether that is all right: a pure function.
+"""Decides whether the newest dump that is not known to be bad is recent enough. Pure.
 
-A dump that is not verified counts, and is called so: an alert about a dump that exists would teach people to
-ignore alerts. How much it matters is ``condition``'s; who is told, and how, is not decided here.
+An unverified dump counts, and is called unverified: alerts about a dump that exists would teach people to ignore
+alerts. ``condition`` decides how severe it is, and whether anyone is notified.
 """
 
 from __future__ import annotations

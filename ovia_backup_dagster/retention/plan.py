@@ -1,20 +1,20 @@
-"""Which backups to keep and which to remove: a pure function, with a reason for each.
+"""Decides which backups to keep and which to remove, each with a reason. Pure.
 
 The rules, for one database (all tiers are one list here):
 
-* nothing is removed unless the newest dump is verified: what is unverified deletes nothing;
-* only verified and bad dumps are ever removed; unverified ones, those being written, and those dated in the
-  future stay, and count for nothing;
-* daily: of each of the last so many days that have a verified dump, the newest; other tiers likewise, by week etc.;
-* what stands in a tier that is off stays: a person who wants it gone removes it;
-* a bad dump that is intact, and only lacks what the settings expect, goes once so many newer periods have verified
-  ones;
-* all that is younger than 24 hours, so that seven launches on one afternoon evict nothing;
-* whatever the counts say: the newest verified dump, the newest proven one, the newest that names its cluster
-  (which the next one's is compared with), and what is on hold;
-* of the damaged ones, the newest two, for study.
+* nothing is removed unless the newest dump is verified;
+* only verified and bad dumps are removed; unverified ones, those being written, and those dated in the future stay, and
+  do not count;
+* daily: the newest verified dump of each of the last N days that have one; other tiers likewise, by week, month, year;
+* a backup in a tier that is off stays until a person removes it;
+* a bad dump whose archive is intact, and only lacks what the settings expect, is removed once N newer periods have
+  verified dumps;
+* everything younger than 24 hours stays, so that seven launches in one afternoon evict nothing;
+* whatever the counts: the newest verified dump, the newest proven one, the newest that names its cluster (the next dump
+  is compared with it), and dumps on hold;
+* the two newest damaged dumps, for study.
 
-Removing files is the business of ``core.publication``; the lock and the clock are the caller's.
+Removing files belongs to ``core.publication``; the caller has the lock and the clock.
 """
 
 from __future__ import annotations

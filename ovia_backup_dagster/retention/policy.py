@@ -1,6 +1,6 @@
-"""What the settings say of retention: how many backups of each tier, and by which calendar they are counted.
+"""The retention policy of the settings: how many backups of each tier, and by which calendar they are counted.
 
-What is kept by it is decided in ``plan``, what is promoted in ``promotion``; which tiers there are, in ``core.tiers``.
+``plan`` decides what is kept by it, ``promotion`` what is promoted; the tiers are listed in ``core.tiers``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Promoting and pruning: take the lock, read the catalog again, decide, act.
+"""Promotes and prunes: takes the lock, reads the catalog again, decides, acts.
 
-The decisions are pure functions in ``promotion`` and ``plan``; here is only the order of events, which both the Dagster
-assets and the command line need. How a file appears and vanishes is the business of ``core.publication``.
+The decisions are pure functions in ``promotion`` and ``plan``. This is the order of events that the Dagster assets and
+the command line share. How files appear and are removed belongs to ``core.publication``.
 """
 
 from __future__ import annotations

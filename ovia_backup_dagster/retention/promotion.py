@@ -1,8 +1,7 @@
-"""Whether a verified daily backup is to stand in another tier as well: a pure function with a reason.
+"""Decides whether a verified daily backup is promoted to another tier, with a reason. Pure.
 
-Each period of a tier has one backup, the first verified one. A week begins with the weekly day, so that its backup
-is that day's, or, when that was missed, the next verified one. How it comes to stand there is the business of
-``promote_and_prune``.
+Each period of a tier has one backup: its first verified one. A week begins with the weekly day, so its backup is that
+day's, or if that was missed, the next verified one. Carrying it out belongs to ``promote_and_prune``.
 """
 
 from __future__ import annotations

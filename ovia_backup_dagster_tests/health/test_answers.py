@@ -136,7 +136,7 @@ def test_a_newer_bad_backup_is_told_with_its_cause(system: System) -> None:
     assert rejected.trouble is not None
 
 
-def test_two_bad_backups_are_counted_with_the_cause_of_the_newest(system: System) -> None:
+def test_two_bad_backups_are_counted_with_the_newest_cause(system: System) -> None:
     proven(system.catalog, NOW - 4 * HOUR)
     newest, _ = (judged(system.catalog, publish(system.catalog, NOW - n * HOUR), good=False) for n in (1, 2))
     rejected = backups(system)[1]
@@ -205,7 +205,7 @@ def test_all_is_well(system: System) -> None:
     assert answer.question is Question.FRESH
 
 
-def test_an_older_proven_backup_is_named_beside_a_newer_verified_one(system: System) -> None:
+def test_the_newest_proven_and_verified_backups_are_named(system: System) -> None:
     older = drilled(system.catalog, proven(system.catalog, NOW - 3 * HOUR))
     newer = proven(system.catalog, NOW - 2 * HOUR)
     publish(system.catalog, NOW - HOUR)
@@ -240,13 +240,13 @@ def test_a_failed_run_beside_good_backups_is_told(system: System) -> None:
     assert (found.failed, found.kinds) == (FAILED, "run")
 
 
-def test_a_failed_run_before_the_newest_verified_backup_is_no_trouble(system: System) -> None:
+def test_a_run_that_failed_before_a_verified_backup_is_fine(system: System) -> None:
     proven(system.catalog, NOW - HOUR / 2)
     found = assess(system, NOW, runs=FailedRuns(backup=FAILED, ended_early=FAILED))
     assert (found.failed, found.told, answers(found)[Question.RUNS][0]) == (None, (), OK)
 
 
-def test_a_failed_run_explains_a_stale_backup_and_is_not_told_apart(system: System) -> None:
+def test_a_failed_run_is_told_with_the_stale_backup(system: System) -> None:
     proven(system.catalog, NOW - 3 * DAY)
     early = FailedRun("daily_backup_job", "run-2", NOW - HOUR, "cancelled")
     found = assess(system, NOW, runs=FailedRuns(backup=FAILED, ended_early=early))
