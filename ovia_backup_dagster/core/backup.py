@@ -44,7 +44,7 @@ from ovia_backup_dagster.core.verdict import (
     bad_backup,
 )
 
-#: Clocks of two machines may differ this much before a date counts as lying in the future.
+#: How far the clocks of two machines may differ before a date counts as in the future.
 CLOCK_TOLERANCE = timedelta(minutes=5)
 #: A dump without a manifest may still be being written by the old script until it is this old.
 SETTLING = timedelta(minutes=15)
@@ -62,7 +62,7 @@ class State(StrEnum):
 
     @property
     def is_verified(self) -> bool:
-        """Whether all of it was read back and found good; one that is proven is verified, too."""
+        """Whether all of it was read back and found good. A proven backup is verified, too."""
         return self in (State.PROVEN, State.VERIFIED)
 
     @property
@@ -72,17 +72,17 @@ class State(StrEnum):
 
     @property
     def former(self) -> str:
-        """As 0.1.0 called it, where proven meant verified: what reads JSON may still look for that."""
+        """The word of 0.1.0, in which "proven" meant verified; readers of the JSON may still use it."""
         return {State.VERIFIED: "proven", State.UNVERIFIED: "unproven"}.get(self, self.value)
 
 
 @dataclass(frozen=True)
 class Backup(BackupFiles):
-    """A dump on the volume with its sidecars, which are read when they are first asked for.
+    """A dump on the volume with its sidecars, each read on first use.
 
     Attributes:
         path: the dump.
-        name: what its file name says.
+        name: the parsed file name.
         size_bytes, mtime_ns: of the dump, when it was listed.
     """
 
@@ -102,14 +102,14 @@ class Backup(BackupFiles):
     @cached_property
     def verification(self) -> Verification | None:
         """Every judgement so far; ``None`` without any, or when the sidecar cannot be read."""
-        # A verdict that cannot be read proves nothing, and verifying again repairs it.
+        # An unreadable verdict counts as none; verifying again repairs it.
         with contextlib.suppress(VolumeError):
             return self.parsed(VERIFIED)
         return None
 
     @cached_property
     def unit(self) -> Unit | None:
-        """What a statement about it must fit; ``None`` when its manifest cannot be read: then none does."""
+        """What a statement about it must cover; ``None`` if its manifest cannot be read: then no statement counts."""
         unit = self._unit_of_manifest
         if unit is not None and unit.archive_sha256 is None and self.judgement is not None:
             return replace(unit, archive_sha256=self.judgement.sha256)
@@ -117,18 +117,18 @@ class Backup(BackupFiles):
 
     @cached_property
     def hold(self) -> Hold | None:
-        """Why retention must keep it, if it must.
+        """The hold that makes retention keep it, if there is one.
 
         Raises:
             VolumeError: there is a hold that cannot be read.
         """
         hold = self.parsed(HELD)
-        # Where nothing can be compared it holds: removal is what cannot be undone.
+        # If nothing can be compared, the hold counts: a removal cannot be undone.
         return hold if hold is None or self.unit is None or is_about(hold, self.unit) else None
 
     @cached_property
     def acceptance(self) -> Acceptance | None:
-        """That it is of another source, and that a person meant that."""
+        """The acceptance that it is of another source, if there is one."""
         with contextlib.suppress(VolumeError):
             accepted = self.parsed(ACCEPTED)
             return accepted if accepted and self.unit and is_about(accepted, self.unit) else None
@@ -136,7 +136,7 @@ class Backup(BackupFiles):
 
     @cached_property
     def promotion(self) -> PromotionRecord | None:
-        """Which daily backup it is, if it was promoted and that was written down."""
+        """The daily backup that it was promoted from, if that was recorded."""
         with contextlib.suppress(VolumeError):
             promoted = self.parsed(PROMOTED)
             return promoted if promoted and self.unit and is_about(promoted, self.unit) else None
@@ -158,26 +158,26 @@ class Backup(BackupFiles):
 
     @property
     def witness(self) -> Witness | None:
-        """What the archive holds, if a judgement on the file as it is now says that it is good."""
+        """What the archive holds, if the file as it is now was judged good."""
         return self.verification.witness if self.verification and self.judgement and self.judgement.good else None
 
     @property
     def system_identifier(self) -> str | None:
-        """Of the cluster that it was made of; ``None`` when that is not known."""
+        """The system identifier of its source cluster; ``None`` if unknown."""
         with contextlib.suppress(VolumeError):
             return self.manifest.database.system_identifier if self.manifest else None
         return None
 
     @property
     def changed(self) -> bool:
-        """Whether there is a verdict, but none on the backup as it is now."""
+        """Whether the backup changed since it was judged."""
         return self.verification is not None and self.judgement is None
 
     @cached_property
     def contradictions(self) -> tuple[str, ...]:
-        """Why name, manifest and archive are not of one dump, as far as a look at their first bytes tells."""
+        """Why name, manifest and archive are not of one dump, as far as their first bytes tell."""
         manifest = None
-        with contextlib.suppress(VolumeError):  # it may be a newer program's
+        with contextlib.suppress(VolumeError):  # a newer version may have written it
             manifest = self.manifest
         if manifest is None:
             return ()
@@ -187,7 +187,7 @@ class Backup(BackupFiles):
                 header = parse_header(self._head)
             except ValueError as error:
                 broken.append(f"the archive's beginning is damaged: {error}")
-        # Elsewhere a person may have given it any name.
+        # Outside the volume it may have any name.
         name = BackupName.parse(self.path.name)
         return (*contradictions(manifest, name=name, size_bytes=self.size_bytes, header=header), *broken)
 
@@ -200,7 +200,7 @@ class Backup(BackupFiles):
 
     @property
     def drilled(self) -> bool:
-        """Whether the newest drill is about the backup as it is now, and proved that it restores."""
+        """Whether the newest drill of the backup as it is now passed."""
         if self.drills is None or self.unit is None:
             return False
         last = self.drills.drills[-1]
@@ -208,7 +208,7 @@ class Backup(BackupFiles):
 
     @cached_property
     def problem(self) -> BadBackupError | None:
-        """Why it is bad, if it is: the one place that decides so, whatever else is said of it."""
+        """Why it is bad, if it is. The only place that decides this."""
         if self.judgement is not None and not self.judgement.good:
             return self.judgement.problem(str(self))
         if not self.is_archive:
@@ -221,10 +221,10 @@ class Backup(BackupFiles):
         return bad_backup(str(self), "; ".join(self.contradictions)) if self.contradictions else None
 
     def state(self, now: datetime) -> State:
-        """What is known about it at ``now`` (UTC)."""
+        """Its state at ``now`` (UTC)."""
         if self.judgement is None:
             untouched = timedelta(seconds=now.timestamp() - self.mtime_ns / 1e9)
-            # One that was written by a clock far ahead must not count as unfinished until that day comes.
+            # A file dated far in the future must not count as being written until then.
             if -SETTLING < untouched < SETTLING and not exists(self.sidecar(MANIFEST)):
                 return State.BEING_WRITTEN
         if self.problem is not None:
@@ -235,7 +235,7 @@ class Backup(BackupFiles):
 
     @cached_property
     def _unit_of_manifest(self) -> Unit | None:
-        """As ``unit``, without what a verdict says."""
+        """Like ``unit``, without the verdict."""
         with contextlib.suppress(VolumeError):
             archive_sha256 = self.manifest.sha256 if self.manifest else None
             return Unit(self.size_bytes, self.mtime_ns, archive_sha256, self.manifest_sha256)

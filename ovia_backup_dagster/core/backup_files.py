@@ -24,7 +24,7 @@ M = TypeVar("M", bound=Sidecar)
 
 @dataclass(frozen=True)
 class BackupFiles:
-    """An archive and what stands beside it.
+    """An archive and the sidecars beside it.
 
     Attributes:
         path: the archive.
@@ -36,7 +36,7 @@ class BackupFiles:
         return self.path.name
 
     def sidecar(self, kind: SidecarKind[Any] | str) -> Path:
-        """The path of a sidecar, whether it exists or not; a kind that is not known here is given by its ending."""
+        """The path of a sidecar, whether or not it exists. An unregistered kind is given by its suffix."""
         return self.path.with_name(f"{self.path.name}{kind}")
 
     def read_sidecar(self, kind: SidecarKind[Any] | str) -> bytes | None:
@@ -51,7 +51,7 @@ class BackupFiles:
             return None
 
     def parsed(self, kind: SidecarKind[M]) -> M | None:
-        """What a sidecar says; ``None`` when there is none.
+        """A parsed sidecar; ``None`` if there is none.
 
         Raises:
             VolumeError: it cannot be read, or is not what this version of the program writes.
@@ -63,19 +63,18 @@ class BackupFiles:
 
     @property
     def manifest(self) -> Manifest | None:
-        """What was known when it was made; ``None`` for the old script's dumps, and where ``manifest_trouble`` says so.
+        """The manifest; ``None`` for the old script's dumps, and if it is unusable (``manifest_trouble``).
 
         Raises:
-            VolumeError: a newer program wrote it, or there is no file of ours in its place.
+            VolumeError: a newer version wrote it, or a foreign file is in its place.
         """
         return self._manifest_read[0]
 
     @property
     def manifest_trouble(self) -> str:
-        """Why its manifest says nothing: it is empty, torn, or no manifest at all; empty where it can be read.
+        """Why its manifest is unusable: empty, cut off, or not a manifest. Empty if it can be read.
 
-        It must not be what a sound archive is lost by, and what can tear it could remove it, too: the backup is then
-        one without.
+        A sound archive must not be lost with its manifest, so the backup then counts as one without.
 
         Raises:
             VolumeError: as ``manifest``.
@@ -101,7 +100,7 @@ class BackupFiles:
 
     @property
     def manifest_sha256(self) -> str | None:
-        """Of the manifest's file; ``None`` without one.
+        """The SHA-256 of the manifest's file; ``None`` without one.
 
         Raises:
             VolumeError: it cannot be read.
@@ -124,13 +123,13 @@ class BackupFiles:
     def is_archive(self) -> bool:
         """Whether the file begins as pg_dump's custom format does: the old script left empty ones behind.
 
-        One that this user may not read gets the benefit of the doubt; verifying it says what is wrong.
+        A file that this user may not read is assumed to; verifying it reports the reason.
         """
         return self._head is None or self._head.startswith(MAGIC)
 
     @property
     def foreign(self) -> tuple[str, str] | None:
-        """What else the file is, as far as its first bytes say, and the command that restores it by hand."""
+        """Another format that the first bytes show, and the command that restores it by hand."""
         head, path = self._head or b"", shell_word(str(self.path))
         if head.startswith(MAGIC):
             return None
@@ -143,10 +142,10 @@ class BackupFiles:
         return None
 
     def altered_files(self, *, complete: bool = True) -> tuple[str, ...]:
-        """What is wrong with the files that were made with the archive, besides it: one line for each.
+        """What is wrong with the other files that were made with the archive, one line each.
 
         Args:
-            complete: whether all must be there; who copied a dump elsewhere may have left some behind.
+            complete: whether all must exist; a copy of a dump may have been made without some.
 
         Raises:
             VolumeError: one cannot be read, or the manifest cannot.
@@ -158,19 +157,19 @@ class BackupFiles:
         return tuple(f"{self.sidecar(suffix).name} {text}" for suffix, text in wrong.items() if text)
 
     def saved_roles(self) -> bytes | None:
-        """The roles that were saved with it, as SQL; ``None`` when none were, or they are not there.
+        """The roles that were saved with it, as SQL; ``None`` if none were saved or the file is missing.
 
-        Without a manifest there are none: what lies there then came from somewhere else.
+        Without a manifest there are none: a file there has another origin.
 
         Raises:
-            BadBackupError: they are not what was saved.
+            BadBackupError: the file was changed.
             VolumeError: they cannot be read.
         """
         if self.manifest is None:
             return None
         saved = self.read_sidecar(GLOBALS)
         facts = self.manifest.files.get(GLOBALS.suffix)
-        # Older programs wrote down no hash of them.
+        # Older versions recorded no hash of them.
         wrong = facts.difference(saved) if facts and saved is not None else ""
         if wrong:
             raise bad_backup(str(self), f"{self.sidecar(GLOBALS).name} {wrong}")

@@ -50,8 +50,8 @@ class Catalog:
 
     Args:
         root: the backup folder, ``$BACKUP_DIR``.
-        database: other databases' backups on the same volume are neither seen nor touched.
-        lock_wait_seconds: how long an operation waits for another one to end.
+        database: backups of other databases on the same volume are neither listed nor touched.
+        lock_wait_seconds: how long an operation waits for the lock.
     """
 
     def __init__(self, root: Path, database: str, lock_wait_seconds: float = 0.0) -> None:
@@ -62,7 +62,7 @@ class Catalog:
     def lock(
         self, purpose: str, now: datetime, on_wait: Callable[[str], None] | None = None
     ) -> AbstractContextManager[int]:
-        """``locking.volume_lock`` on this volume: every change of it happens inside."""
+        """Hold ``locking.volume_lock`` on this volume; every change of it needs that."""
         return volume_lock(self.root, purpose=purpose, now=now, wait_seconds=self.lock_wait_seconds, on_wait=on_wait)
 
     @contextlib.contextmanager
@@ -82,17 +82,17 @@ class Catalog:
             yield
 
     def folder(self, tier: Tier) -> Path:
-        """Where the tier's backups stand."""
+        """The folder of a tier."""
         return self.root / tier.value
 
     def prepare(self, *tiers: Tier) -> None:
-        """Make the folders (mode 0700) where they are missing; those of an optional tier when they are needed.
+        """Create missing folders (mode 0700); those of an optional tier once they are needed.
 
         Args:
-            tiers: whose folders must be writable (default: all): what cannot be promoted can be dumped.
+            tiers: whose folders must be writable (default: all). A dump needs that of its own tier only.
 
         Raises:
-            VolumeError: they cannot be made or written.
+            VolumeError: they cannot be created or written.
         """
         with as_volume_error(f"cannot use the backup folder {self.root}"):
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ class Catalog:
                 make_writable(folder)
 
     def backups(self, *tiers: Tier) -> list[Backup]:
-        """All backups of the given tiers (default: all), newest first. Costs no read of any sidecar.
+        """All backups of the given tiers (default: all), newest first. Reads no sidecar.
 
         Raises:
             VolumeError: a folder cannot be read. A tier's folder that does not exist yet is empty.
@@ -112,7 +112,7 @@ class Catalog:
         return list(self.newest_first(*tiers))
 
     def newest_first(self, *tiers: Tier) -> Iterator[Backup]:
-        """Like :meth:`backups`, but looks at a file only when its turn comes: most callers need the newest alone."""
+        """Like :meth:`backups`, but lazy: most callers need only the newest."""
         names = [found for tier in tiers or Tier for found in self._names(tier)]
         names.sort(reverse=True)
         for _, _, tier, filename in names:
@@ -123,7 +123,7 @@ class Catalog:
             try:
                 status = plain_status(path)
             except (FileNotFoundError, StrangeFileError):
-                continue  # a link could point anywhere, a folder is no dump: the doctor tells of them
+                continue  # a link or a folder is not a dump; the doctor reports it
             yield Backup(path, name, status.st_size, status.st_mtime_ns)
 
     def newest(self, now: datetime, *states: State) -> Backup | None:
@@ -131,11 +131,11 @@ class Catalog:
         return next((backup for backup in self.newest_first() if backup.state(now) in states), None)
 
     def verified_before(self, backup: Backup, now: datetime) -> Backup | None:
-        """The newest backup older than this one that is verified at ``now`` (UTC): what its rows are compared with."""
+        """The newest older backup that is verified at ``now`` (UTC); row counts are compared with it."""
         return next(self._verified_before(backup, now), None)
 
     def identified_before(self, backup: Backup, now: datetime) -> Backup | None:
-        """The same, of those that name their cluster: what its cluster is compared with."""
+        """The same among backups that name their cluster; the cluster is compared with it."""
         return next((other for other in self._verified_before(backup, now) if other.system_identifier), None)
 
     def _verified_before(self, backup: Backup, now: datetime) -> Iterator[Backup]:
@@ -144,13 +144,13 @@ class Catalog:
                 yield other
 
     def settled(self, backup: Backup, now: datetime, command: str) -> Backup:
-        """The backup as it is now, if it is not still being written on the volume; ``command`` is to be tried later.
+        """The backup as it is now, unless it is still being written; the error then says to repeat ``command`` later.
 
         A file elsewhere was named by a person who knows whether it is complete. A restore must not wait for it.
 
         Raises:
             BackupNotFoundError: it is gone.
-            NotVerifiedError: it may still be being written.
+            NotVerifiedError: it may still be in the process of being written.
         """
         backup = self.refresh(backup)
         if self.holds(backup) and backup.state(now) is State.BEING_WRITTEN:
@@ -162,7 +162,7 @@ class Catalog:
         return backup
 
     def _names(self, tier: Tier) -> Iterator[tuple[str, int, Tier, str]]:
-        """What may be a backup's file in the tier, with what to sort it by: its instant, then its tier."""
+        """Candidate files of the tier, with their sort key: instant, then tier."""
         folder = self.folder(tier)
         with as_volume_error(f"cannot list {folder}"):
             if not self.root.is_dir():
@@ -181,24 +181,24 @@ class Catalog:
                 yield filename[INSTANT], -tier.rank, tier, filename
 
     def find(self, wanted: str, now: datetime, *, anywhere: bool = True) -> Backup:
-        """The backup that ``wanted`` names.
+        """Find the backup that ``wanted`` names.
 
         Args:
             wanted: a file name; a path, also to a dump outside the volume; or ``latest``, the newest in any
                 tier that is not still being written.
             now: the instant (UTC) that decides what is still being written.
-            anywhere: whether a path may lead out of the volume.
+            anywhere: whether a path outside the volume is allowed.
 
         Raises:
-            BackupNotFoundError: there is none; says what there is.
+            BackupNotFoundError: there is none; the message lists existing ones.
         """
         path = Path(wanted)
-        # Not by its parts: `./name.dump` has one.
+        # Not by the number of its parts: `./name.dump` has one.
         if os.sep in wanted and is_file(path):
             given = _at(path, self.database)
             if anywhere or self.holds(given):
                 return given
-        with contextlib.suppress(OSError, ValueError):  # no name that a file could have
+        with contextlib.suppress(OSError, ValueError):  # not a possible file name
             if os.sep in wanted and path.name and path.is_dir():
                 raise BackupNotFoundError(
                     f"{path} is a folder, and no backup",
@@ -208,7 +208,7 @@ class Catalog:
         backups = self.backups()
         if wanted == "latest":
             backups = [b for b in backups if b.state(now) is not State.BEING_WRITTEN]
-            # One that is dated in the future is the newest only when there is no other.
+            # A backup dated in the future is the newest only if there is no other.
             backups.sort(key=lambda b: b.started_at > now + CLOCK_TOLERANCE)
         for backup in backups:
             filename = backup.path.name
@@ -225,7 +225,7 @@ class Catalog:
         return backup.path.parent == self.folder(backup.tier)
 
     def word(self, backup: Backup) -> str:
-        """What a command takes for it, for a shell: its name; elsewhere its path, whatever it is called."""
+        """The argument that names it on the command line, quoted: its name, or outside the volume its path."""
         return shell_word(backup.path.name if self.holds(backup) else str(backup.path))
 
     def refresh(self, backup: Backup) -> Backup:
@@ -241,7 +241,7 @@ class Catalog:
         return Backup(backup.path, backup.name, status.st_size, status.st_mtime_ns)
 
     def free_name(self, started_at: datetime) -> BackupName:
-        """A daily name that nothing on the volume has yet, at ``started_at`` or a second or more later."""
+        """An unused daily name, at ``started_at`` or some seconds later."""
         while True:
             name = BackupName(self.database, Tier.DAILY, started_at)
             if not exists(self.folder(Tier.DAILY) / name.filename):
@@ -249,7 +249,7 @@ class Catalog:
             started_at += timedelta(seconds=1)
 
     def temporary(self, name: BackupName) -> Path:
-        """Where a dump is written until it is published: hidden, on the same filesystem."""
+        """The path of an unpublished dump: hidden, on the same filesystem."""
         return self.folder(name.tier) / f".{name.filename}{TEMPORARY}"
 
     def held(self, now: datetime) -> list[tuple[Backup, Hold]]:
@@ -262,15 +262,15 @@ class Catalog:
         return holds
 
     def write(self, path: Path, content: bytes, folder: Path | None = None) -> None:
-        """As ``files.write_whole``; where there is no room, with what was set aside for it."""
+        """Like ``files.write_whole``; if the disk is full, it uses the reserve."""
         with_reserve(self.root, lambda: write_whole(path, content, folder))
 
 
 def _what_there_is(backups: list[Backup], wanted: str) -> str:
-    """The backups whose names hold what was asked for, such as a date; else the newest."""
+    """Backups whose names contain the word, such as a date; else the newest."""
     if not backups:
         return "there is no backup at all"
-    # One digit at least: a word alone, such as "daily", is in every name.
+    # It needs a digit: a word such as "daily" is in every name.
     near = [backup.path.name for backup in backups if wanted.lower() in backup.path.name.lower()]
     if not near or not any(map(str.isdigit, wanted)):
         return f"the newest is {backups[0]}"
@@ -287,9 +287,9 @@ def _gone(backup: Backup) -> BackupNotFoundError:
 
 
 def _at(path: Path, database: str) -> Backup:
-    """A dump given by path, with whatever sidecars lie beside it; its name may be anybody's."""
+    """A dump given by path, with the sidecars beside it; it may have any name."""
     with as_volume_error(f"cannot read {path}"):
-        # A person's link is followed, once; who opens a backup follows none.
+        # A link given by a person is followed once; opening a backup follows none.
         found = path.resolve() if path.is_symlink() else path.absolute()
         status = plain_status(found)
     modified = datetime.fromtimestamp(int(status.st_mtime), UTC)

@@ -37,13 +37,13 @@ from ovia_backup_dagster.core.verdict import PromotionRecord
 def publish_backup(
     catalog: Catalog, temporary: Path, name: BackupName, contents: Mapping[SidecarKind[Any], bytes]
 ) -> Backup:
-    """Give a finished dump its name, sidecars first, so that it appears whole or not at all.
+    """Publish a finished dump under its name, sidecars first, so that it appears complete or not at all.
 
     Args:
         catalog: of the volume.
         temporary: the dump, at ``Catalog.temporary(name)``.
-        name: what it is to be called.
-        contents: the sidecars that were made with it.
+        name: its final name.
+        contents: its sidecars.
 
     Raises:
         VolumeError, DiskFullError: the volume refused; nothing is visible then.
@@ -63,7 +63,7 @@ def publish_backup(
 
 
 def promote_backup(catalog: Catalog, backup: Backup, tier: Tier, now: datetime) -> Backup:
-    """Let a backup also stand in another tier: a hard link, else a copy that is checked.
+    """Add a backup to another tier: by a hard link, else by a verified copy.
 
     Raises:
         VolumeError, DiskFullError: the volume refused; nothing is visible then.
@@ -76,11 +76,11 @@ def promote_backup(catalog: Catalog, backup: Backup, tier: Tier, now: datetime) 
     with as_volume_error(f"cannot promote {backup} to {final.parent}"), removed_on_error(temporary):
         link_or_copy(backup.path, temporary)
         if exists(final):
-            # A copy that went bad: gone before the good one's verdict appears under its name.
+            # A bad copy: remove it before the verdict of the good original appears under its name.
             remove_backup(catalog, Backup(final, name, 0, 0))
         contents = {**_contents_to_promote(backup), PROMOTED: record.to_json().encode()}
         for kind in SIDECAR_KINDS:
-            # Copies: the tiers' verdicts go their own ways from here.
+            # Copies, not links: from now on each tier has its own verdicts.
             if kind in contents:
                 catalog.write(final.with_name(f"{final.name}{kind}"), contents[kind])
         os.rename(temporary, final)
@@ -91,7 +91,7 @@ def promote_backup(catalog: Catalog, backup: Backup, tier: Tier, now: datetime) 
 
 
 def remove_backup(catalog: Catalog, backup: Backup) -> bool:
-    """Remove a backup, dump first; ``False`` when it was gone already.
+    """Remove a backup, dump first; ``False`` if it was already gone.
 
     Raises:
         VolumeError: it cannot be removed.
@@ -100,7 +100,7 @@ def remove_backup(catalog: Catalog, backup: Backup) -> bool:
     with as_volume_error(f"cannot remove {backup.path}"), removing(backup.path):
         unprotect(catalog.root, backup.tier, backup.path.name)
         existed = unlink(backup.path)
-        # The dump must be gone for good before its sidecars are: else a crash could bring it back bare.
+        # The removal of the dump must be on disk before its sidecars go: a crash could bring it back without them.
         sync_folder(backup.path.parent)
         for kind in SIDECAR_KINDS:
             unlink(backup.sidecar(kind))
@@ -109,7 +109,7 @@ def remove_backup(catalog: Catalog, backup: Backup) -> bool:
 
 
 def _contents_to_promote(backup: Backup) -> dict[SidecarKind[Any], bytes]:
-    """What goes along; of what is no file, only what the backup is not whole without is an error."""
+    """The sidecars to link. One that is not a regular file is an error only if the backup needs it."""
     found: dict[SidecarKind[Any], bytes] = {}
     for kind in (kind for kind in SIDECAR_KINDS if kind.promoted):
         try:
@@ -124,7 +124,7 @@ def _contents_to_promote(backup: Backup) -> dict[SidecarKind[Any], bytes]:
 
 
 def _protect(catalog: Catalog) -> None:
-    """While the old script shares the volume: from its counting."""
-    # The backup is made; what cannot be protected is no worse off than without a hand-over.
+    """Protect the dump from the old script while it shares the volume."""
+    # The backup exists; if it cannot be protected, it is as exposed as without a hand-over.
     with contextlib.suppress(OSError):
         protect(catalog.root)
