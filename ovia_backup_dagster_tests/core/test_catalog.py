@@ -108,13 +108,13 @@ def test_names_sort_by_instant_and_not_by_letters(catalog: Catalog) -> None:
     assert catalog.backups() == made[::-1]
 
 
-def test_ten_thousand_backups_are_listed_without_reading_a_sidecar(catalog: Catalog) -> None:
+def test_listing_ten_thousand_backups_reads_no_sidecar(catalog: Catalog) -> None:
     folder = catalog.folder(Tier.DAILY)
     for n in range(10_000):
         filename = BackupName("ovia", Tier.DAILY, NOW - n * HOUR).filename
         (folder / filename).touch()
         if n % 100 == 0:
-            (folder / f"{filename}{VERIFIED}").mkdir()  # whoever reads it fails
+            (folder / f"{filename}{VERIFIED}").mkdir()  # reading it fails
     listed = catalog.backups()
     assert [b.started_at for b in listed] == [NOW - n * HOUR for n in range(10_000)]
 
@@ -143,7 +143,7 @@ def test_a_database_of_any_name_has_its_backups_in_the_folder(tmp_path: Path, da
     assert make_catalog(tmp_path, "ovia").backups() == []
 
 
-def test_the_old_scripts_raw_name_of_a_database_with_a_dot_is_listed(tmp_path: Path) -> None:
+def test_the_old_scripts_name_with_a_dot_is_listed(tmp_path: Path) -> None:
     catalog = make_catalog(tmp_path, "my.db")
     (tmp_path / "daily" / "my.db_daily_2026-06-12_120000.dump").touch()
     assert [str(b) for b in catalog.backups()] == ["my.db_daily_2026-06-12_120000.dump"]
@@ -190,9 +190,7 @@ def test_a_file_in_a_tiers_place_is_an_error(tmp_path: Path) -> None:
         (-365 * DAY, State.UNVERIFIED),
     ],
 )
-def test_a_dump_without_a_manifest_may_be_being_written_for_a_quarter_of_an_hour(
-    catalog: Catalog, age: timedelta, state: State
-) -> None:
+def test_a_young_dump_without_manifest_is_being_written(catalog: Catalog, age: timedelta, state: State) -> None:
     assert write_dump(catalog, AT, age=age).state(NOW) is state
 
 
@@ -231,7 +229,7 @@ def test_a_file_written_again_is_unproven_again(catalog: Catalog) -> None:
     assert catalog.refresh(backup).state(NOW) is State.UNVERIFIED
 
 
-def test_a_bad_file_that_was_written_again_is_no_longer_called_bad(catalog: Catalog) -> None:
+def test_a_bad_file_that_was_rewritten_is_unverified(catalog: Catalog) -> None:
     backup = judged(catalog, write_dump(catalog, AT), good=False)
     backup.path.write_bytes(CONTENT + b"whole again")
     set_mtime(backup.path, AT)
@@ -268,7 +266,7 @@ BROKEN = ["", "garbage", "{", "{}", "[]", "null", '{"version": 2}', '{"version":
 
 
 @pytest.mark.parametrize("text", BROKEN)
-def test_a_broken_verdict_proves_nothing_and_verifying_again_mends_it(catalog: Catalog, text: str) -> None:
+def test_a_broken_verdict_is_none_until_verified_again(catalog: Catalog, text: str) -> None:
     backup = proven(catalog, AT)
     backup.sidecar(VERIFIED).write_text(text, encoding="utf-8")
     (backup,) = catalog.backups()
@@ -345,7 +343,7 @@ def test_a_drill_is_of_the_file_that_it_restored(catalog: Catalog) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "garbage", '{"version": 1, "drills": []}', '{"version": 2, "drills": []}'])
-def test_a_broken_drill_proves_nothing_and_the_next_one_mends_it(catalog: Catalog, text: str) -> None:
+def test_a_broken_drill_note_is_none_until_drilled_again(catalog: Catalog, text: str) -> None:
     backup = proven(catalog, AT)
     backup.sidecar(DRILLED).write_text(text, encoding="utf-8")
     assert (backup.drills, backup.drilled) == (None, False)
@@ -400,7 +398,7 @@ def test_latest_may_be_a_weekly_backup(catalog: Catalog) -> None:
     assert catalog.find("latest", NOW) == weekly
 
 
-def test_a_dump_outside_the_volume_is_found_by_path_with_its_sidecars(catalog: Catalog, tmp_path: Path) -> None:
+def test_a_dump_elsewhere_is_found_by_path_with_sidecars(catalog: Catalog, tmp_path: Path) -> None:
     elsewhere = proven(make_catalog(tmp_path / "elsewhere"), AT)
     found = catalog.find(str(elsewhere.path), NOW)
     assert found == elsewhere
@@ -445,7 +443,7 @@ def test_a_dump_outside_the_volume_may_have_any_name(catalog: Catalog, tmp_path:
         "folder/\udcff",
     ],
 )
-def test_what_names_nothing_is_not_found_and_the_error_says_what_there_is(catalog: Catalog, wanted: str) -> None:
+def test_an_unknown_backup_name_lists_the_known_ones(catalog: Catalog, wanted: str) -> None:
     proven(catalog, AT)
     with pytest.raises(BackupNotFoundError) as refused:
         catalog.find(wanted, NOW)
@@ -482,9 +480,7 @@ def test_folders_are_made_for_their_owner_only(tmp_path: Path) -> None:
     Catalog(root, "ovia").prepare()
 
 
-def test_a_folder_that_somebody_removes_while_it_is_looked_at_is_explained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_removed_while_it_is_listed_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def removed_meanwhile(folder: Path, _: int) -> bool:
         shutil.rmtree(folder)
         return False
@@ -494,7 +490,7 @@ def test_a_folder_that_somebody_removes_while_it_is_looked_at_is_explained(
         Catalog(tmp_path / "backups", "ovia").prepare()
 
 
-def test_an_unwritable_folder_says_whose_it_is_and_how_to_mend_that(public_folder: Path) -> None:
+def test_an_unwritable_folder_names_its_owner_and_the_fix(public_folder: Path) -> None:
     catalog = make_catalog(public_folder)
     public_folder.chmod(0o555)
     error = raised_as_nobody(catalog.prepare)
@@ -514,7 +510,7 @@ def test_a_folder_that_cannot_be_made_is_explained(public_folder: Path) -> None:
     )
 
 
-def test_a_tier_that_cannot_be_read_is_an_error_and_not_an_empty_list(public_folder: Path) -> None:
+def test_an_unreadable_tier_is_an_error_not_an_empty_list(public_folder: Path) -> None:
     catalog = make_catalog(public_folder)
     proven(catalog, AT)
     catalog.folder(Tier.DAILY).chmod(0)
@@ -539,7 +535,7 @@ def test_a_path_behind_a_closed_door_is_explained(public_folder: Path) -> None:
     assert isinstance(error, VolumeError | BackupNotFoundError)
 
 
-def test_a_dump_that_this_user_may_not_read_is_unproven_and_stops_nothing(public_folder: Path) -> None:
+def test_a_dump_that_may_not_be_read_is_unverified(public_folder: Path) -> None:
     """Root ran the command once: the service's own dumps must still be listed, judged and made."""
     catalog = make_catalog(public_folder)
     backup = write_dump(catalog, AT)
@@ -564,7 +560,7 @@ def test_a_backup_that_may_not_be_removed_stays_whole(public_folder: Path) -> No
     assert snapshot(public_folder) == before
 
 
-def test_a_verdict_that_may_not_be_written_is_explained_and_leaves_nothing(public_folder: Path) -> None:
+def test_a_verdict_that_may_not_be_written_is_explained(public_folder: Path) -> None:
     catalog = make_catalog(public_folder)
     backup = publish(catalog, AT)
     judgement = make_judgement(backup, good=True)
@@ -575,7 +571,7 @@ def test_a_verdict_that_may_not_be_written_is_explained_and_leaves_nothing(publi
     assert snapshot(public_folder) == before
 
 
-def test_the_folder_of_an_optional_tier_is_made_when_it_is_needed(tmp_path: Path) -> None:
+def test_the_folder_of_an_optional_tier_is_made_on_first_use(tmp_path: Path) -> None:
     catalog = Catalog(tmp_path, "ovia")
     catalog.prepare()
     assert names(tmp_path) == {"daily", "weekly"}
@@ -595,7 +591,7 @@ def test_copies_of_one_dump_are_listed_from_daily_to_yearly(catalog: Catalog) ->
 # --- Publishing ---------------------------------------------------------------------------------------------------
 
 
-def test_a_published_backup_stands_there_with_its_sidecars_for_its_owner_only(catalog: Catalog) -> None:
+def test_only_the_owner_may_read_a_published_backup(catalog: Catalog) -> None:
     backup = publish(catalog, AT)
     folder = catalog.folder(Tier.DAILY)
     assert names(folder) == {DUMP, f"{DUMP}{MANIFEST}", f"{DUMP}{GLOBALS}"}
@@ -630,9 +626,7 @@ def test_publishing_never_replaces_another_programs_file(catalog: Catalog) -> No
     assert snapshot(catalog.root) == before
 
 
-def test_a_full_disk_while_publishing_is_called_so_and_nothing_is_visible(
-    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_while_publishing_leaves_nothing_visible(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", refusing(errno.ENOSPC))
     with pytest.raises(DiskFullError, match="No space left"):
         publish(catalog, AT)
@@ -667,9 +661,7 @@ def trace(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return happened
 
 
-def test_a_sidecar_is_on_disk_before_it_has_its_name_and_the_dump_gets_its_name_last(
-    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_publishing_syncs_and_names_the_dump_last(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
     happened = trace(monkeypatch)
     publish(catalog, AT)
     assert [step for step in happened if step not in ("sync daily", f"unlink .{DUMP}.tmp")] == [
@@ -692,7 +684,7 @@ def test_the_dump_is_gone_for_good_before_its_sidecars_are(catalog: Catalog, mon
 
 
 class Volumes:
-    """A fresh volume for each run of an operation that is killed, with an older backup that nobody may harm."""
+    """A fresh volume for each run of an operation that is killed, with an older backup that must not change."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -725,7 +717,7 @@ def is_whole(backup: Backup) -> bool:
     )
 
 
-def test_publishing_killed_at_any_step_leaves_the_whole_backup_or_what_the_next_sweep_removes(tmp_path: Path) -> None:
+def test_publishing_killed_at_any_step_leaves_all_or_leftovers(tmp_path: Path) -> None:
     volumes = Volumes(tmp_path)
     outcomes = []
 
@@ -752,7 +744,7 @@ def test_publishing_killed_at_any_step_leaves_the_whole_backup_or_what_the_next_
     assert {False, True} == set(outcomes)
 
 
-def test_removing_killed_at_any_step_leaves_the_whole_backup_or_what_the_next_sweep_removes(tmp_path: Path) -> None:
+def test_removing_killed_at_any_step_leaves_all_or_leftovers(tmp_path: Path) -> None:
     volumes = Volumes(tmp_path)
     outcomes = []
 
@@ -779,7 +771,7 @@ def test_removing_killed_at_any_step_leaves_the_whole_backup_or_what_the_next_sw
 
 
 @pytest.mark.parametrize("way", ["link", "copy"])
-def test_promoting_killed_at_any_step_leaves_the_whole_backup_or_what_the_next_sweep_removes(
+def test_promoting_killed_at_any_step_leaves_all_or_leftovers(
     tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volumes = Volumes(tmp_path)
@@ -810,7 +802,7 @@ def test_promoting_killed_at_any_step_leaves_the_whole_backup_or_what_the_next_s
     assert {False, True} == set(outcomes)
 
 
-def test_recording_a_verdict_killed_at_any_step_leaves_the_old_verdict_or_the_new(tmp_path: Path) -> None:
+def test_a_verdict_killed_at_any_step_is_the_old_or_the_new(tmp_path: Path) -> None:
     volumes = Volumes(tmp_path)
     outcomes = []
 
@@ -833,7 +825,7 @@ def test_recording_a_verdict_killed_at_any_step_leaves_the_old_verdict_or_the_ne
 # --- Promoting ----------------------------------------------------------------------------------------------------
 
 
-def test_a_promoted_backup_is_a_hard_link_with_sidecars_of_its_own(catalog: Catalog) -> None:
+def test_a_promoted_backup_is_a_hard_link_with_own_sidecars(catalog: Catalog) -> None:
     backup = proven(catalog, AT)
     weekly = promote_backup(catalog, backup, Tier.WEEKLY, NOW)
     assert weekly.path == catalog.folder(Tier.WEEKLY) / WEEKLY_DUMP
@@ -871,14 +863,14 @@ def test_the_weekly_backup_outlives_the_daily_one(catalog: Catalog) -> None:
     assert weekly.path.read_bytes() == CONTENT
 
 
-def test_the_old_scripts_dump_is_promoted_without_the_sidecars_that_it_lacks(catalog: Catalog) -> None:
+def test_the_old_scripts_dump_is_promoted_without_sidecars(catalog: Catalog) -> None:
     weekly = promote_backup(catalog, judged(catalog, write_dump(catalog, AT)), Tier.WEEKLY, NOW)
     assert names(weekly.path.parent) == {WEEKLY_DUMP, f"{WEEKLY_DUMP}{VERIFIED}", f"{WEEKLY_DUMP}{PROMOTED}"}
     assert weekly.state(NOW) is State.VERIFIED
 
 
 @pytest.mark.parametrize("code", ["EXDEV", "EPERM", "EACCES", "EMLINK", "ENOTSUP", "EINVAL", "ENOSYS", "EIO"])
-def test_where_no_hard_link_can_be_made_a_copy_is_and_the_verdict_holds_for_it(
+def test_without_hard_links_a_copy_keeps_the_verdict(
     catalog: Catalog, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
     backup = proven(catalog, AT)
@@ -917,9 +909,7 @@ def test_a_full_disk_while_copying_leaves_nothing(catalog: Catalog, monkeypatch:
 
 
 @pytest.mark.parametrize("code", ["ENOSPC", "EDQUOT", "EROFS", "ESTALE"])
-def test_another_failure_to_link_is_an_error_and_no_reason_to_copy(
-    catalog: Catalog, monkeypatch: pytest.MonkeyPatch, code: str
-) -> None:
+def test_another_failure_to_link_is_an_error(catalog: Catalog, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     backup = proven(catalog, AT)
     before = snapshot(catalog.root)
     monkeypatch.setattr(os, "link", refusing(getattr(errno, code)))
@@ -928,7 +918,7 @@ def test_another_failure_to_link_is_an_error_and_no_reason_to_copy(
     assert snapshot(catalog.root) == before
 
 
-def test_promoting_a_backup_that_is_gone_is_an_error_and_leaves_nothing(catalog: Catalog) -> None:
+def test_promoting_a_missing_backup_leaves_nothing(catalog: Catalog) -> None:
     backup = proven(catalog, AT)
     remove_backup(catalog, backup)
     with pytest.raises(VolumeError):
@@ -953,9 +943,7 @@ def test_promoting_again_leaves_no_temporary_behind(catalog: Catalog) -> None:
     assert names(weekly.path.parent) == expected
 
 
-def test_promoting_over_a_rotten_copy_never_gives_the_rotten_one_the_good_verdict(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rotten_copy_never_gets_the_good_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "link", refusing(errno.EPERM))
     volumes = Volumes(tmp_path)
 
@@ -1014,7 +1002,7 @@ FRESH = "ovia_daily_2026-06-15_115900.dump"
 
 
 def lay_out_strangers(catalog: Catalog) -> None:
-    """What is not ours, or is whole: nobody may list it as a backup (but the old script's), nobody may remove it."""
+    """Files that are not ours, or are whole: none is listed as a backup (but the old script's), none is removed."""
     elsewhere = catalog.root / "precious.dump"
     elsewhere.write_bytes(b"precious")
     daily, weekly = catalog.folder(Tier.DAILY), catalog.folder(Tier.WEEKLY)
@@ -1076,7 +1064,7 @@ def test_the_sweep_touches_nothing_that_is_not_ours(catalog: Catalog) -> None:
     assert everything(catalog.root) == before
 
 
-def test_the_sweep_removes_our_temporaries_and_sidecars_without_a_dump(catalog: Catalog) -> None:
+def test_the_sweep_removes_temporaries_and_lone_sidecars(catalog: Catalog) -> None:
     leftovers = set()
     for tier, dump in ((Tier.DAILY, DUMP), (Tier.WEEKLY, WEEKLY_DUMP)):
         for filename in (
@@ -1091,7 +1079,7 @@ def test_the_sweep_removes_our_temporaries_and_sidecars_without_a_dump(catalog: 
     assert sweep_abandoned(catalog) == []
 
 
-def test_the_sweep_removes_a_temporary_beside_its_published_dump(catalog: Catalog) -> None:
+def test_the_sweep_removes_a_temporary_beside_its_dump(catalog: Catalog) -> None:
     backup = proven(catalog, AT)
     expected = names(backup.path.parent)
     backup.path.with_name(f".{DUMP}{VERIFIED}.tmp").touch()
@@ -1117,7 +1105,7 @@ def test_the_sweep_follows_no_link(catalog: Catalog) -> None:
 
 
 @pytest.mark.parametrize("filename", [f".{DUMP}.tmp", f".{DUMP}.json.tmp", f"{DUMP}.json", f"{DUMP}.held.json"])
-def test_a_folder_named_like_one_of_our_leftovers_stops_no_sweep(catalog: Catalog, filename: str) -> None:
+def test_a_folder_named_like_a_leftover_stops_no_sweep(catalog: Catalog, filename: str) -> None:
     folder = catalog.folder(Tier.DAILY) / filename
     folder.mkdir()
     (folder / "inside").touch()

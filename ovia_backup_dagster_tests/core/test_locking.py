@@ -170,7 +170,7 @@ def test_a_killed_holder_frees_it(tmp_path: Path) -> None:
         take(tmp_path)
 
 
-def test_a_killed_parent_frees_it_only_when_the_child_that_inherited_it_has_ended(tmp_path: Path) -> None:
+def test_a_killed_parents_child_keeps_the_lock(tmp_path: Path) -> None:
     with running(PARENT, tmp_path, "inherits", says="child runs") as process:
         process.send_signal(signal.SIGKILL)
         process.wait(LONG)
@@ -181,7 +181,7 @@ def test_a_killed_parent_frees_it_only_when_the_child_that_inherited_it_has_ende
         take(tmp_path, wait_seconds=LONG)
 
 
-def test_of_a_killed_parents_child_its_own_number_is_told_and_the_advice_frees_the_lock(tmp_path: Path) -> None:
+def test_the_advice_for_an_orphan_frees_the_lock(tmp_path: Path) -> None:
     with running(PARENT, tmp_path, "inherits", says="child runs") as process:
         (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         process.send_signal(signal.SIGKILL)
@@ -196,7 +196,7 @@ def test_of_a_killed_parents_child_its_own_number_is_told_and_the_advice_frees_t
         take(tmp_path, wait_seconds=LONG)
 
 
-def test_a_number_that_is_another_process_by_now_is_not_taken_for_the_holder(tmp_path: Path) -> None:
+def test_a_reused_pid_is_not_taken_for_the_holder(tmp_path: Path) -> None:
     with holding(tmp_path) as process:
         note = json.loads((tmp_path / FILENAME).read_text())
         (tmp_path / FILENAME).write_text(json.dumps({**note, "pid": os.getppid()}))
@@ -230,7 +230,7 @@ def test_a_child_that_did_not_inherit_it_does_not_keep_it(tmp_path: Path) -> Non
         take(tmp_path)
 
 
-def test_leaving_the_block_does_not_take_it_from_a_child_that_still_writes(tmp_path: Path) -> None:
+def test_leaving_the_block_does_not_unlock_a_writing_child(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import sys; sys.stdin.read()"]
     with volume_lock(tmp_path, purpose="dumping", now=NOW) as lock:
         child = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, pass_fds=(lock,))
@@ -258,7 +258,7 @@ def test_two_volumes_have_two_locks(tmp_path: Path) -> None:
         take(tmp_path / "other")
 
 
-def test_nobody_holds_a_lock_that_was_never_taken_and_looking_makes_none(tmp_path: Path) -> None:
+def test_looking_at_a_lock_never_taken_creates_none(tmp_path: Path) -> None:
     assert lock_holder(tmp_path) is None
     assert list(tmp_path.iterdir()) == []
 
@@ -350,7 +350,7 @@ def test_a_volume_that_knows_no_locks_is_said_to_be_unusable(tmp_path: Path, mon
 
 
 def test_a_lock_file_that_was_removed_keeps_nobody_in_doubt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody tidied up ``.lock`` between our opening and our locking it: the lock is on the file that is there."""
+    """Another process replaced ``.lock`` between our open and our lock: the lock is on the present file."""
     path = tmp_path / FILENAME
     real = locking._acquire
     removed: list[Path] = []

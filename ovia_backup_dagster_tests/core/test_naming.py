@@ -74,7 +74,7 @@ def test_a_file_name_stays_in_its_folder_and_is_plain_ascii(name: BackupName) ->
 
 @settings(deadline=None)
 @given(backup_names)
-def test_the_longest_temporary_of_a_sidecar_still_fits_a_directory_entry(name: BackupName) -> None:
+def test_the_longest_temporary_name_fits_a_directory_entry(name: BackupName) -> None:
     longest = max((kind.suffix for kind in SIDECAR_KINDS), key=len)
     assert len(f".{name.filename}{longest}.tmp".encode()) <= 255
 
@@ -159,7 +159,7 @@ def test_an_instant_without_a_zone_is_refused() -> None:
         BackupName("ovia", Tier.DAILY, datetime(2026, 2, 21, 3, 0))  # noqa: DTZ001 - that is what is refused
 
 
-def test_equal_instants_are_equal_names_whatever_their_zone_and_fraction() -> None:
+def test_equal_instants_have_equal_names_in_any_zone() -> None:
     kathmandu = timezone(timedelta(hours=5, minutes=45))
     there = (AT + timedelta(microseconds=999_999)).astimezone(kathmandu)
     assert BackupName("ovia", Tier.DAILY, there) == BackupName("ovia", Tier.DAILY, AT)

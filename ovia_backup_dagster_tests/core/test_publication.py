@@ -58,9 +58,7 @@ def test_a_new_kind_is_promoted_and_removed_with_the_rest(
         assert names(each.path.parent) == set()
 
 
-def test_a_new_kind_is_published_with_the_rest_and_altered_no_more(
-    catalog: Catalog, signature: SidecarKind[Sidecar]
-) -> None:
+def test_a_new_sidecar_kind_is_published_and_immutable(catalog: Catalog, signature: SidecarKind[Sidecar]) -> None:
     made: dict[SidecarKind[Any], bytes] = {signature: b"signed", GLOBALS: ROLES}
     manifest: Manifest = make_manifest(NOW).model_copy(update={"files": facts_for_manifest(made)})
     name = BackupName("ovia", Tier.DAILY, NOW)
@@ -108,7 +106,7 @@ def test_what_is_found_out_later_is_not_published_with_a_dump(catalog: Catalog) 
     assert catalog.backups() == []
 
 
-def test_the_manifest_is_the_last_of_the_kinds_and_no_two_have_one_ending() -> None:
+def test_the_manifest_is_the_last_kind_and_suffixes_differ() -> None:
     assert SIDECAR_KINDS[-1] is MANIFEST
     assert len({kind.suffix for kind in SIDECAR_KINDS}) == len({kind.word for kind in SIDECAR_KINDS}) == 8
 

@@ -254,7 +254,7 @@ def test_a_root_without_its_capabilities_is_told_which(root: Path) -> None:
         old_script(root, NOW + HOUR)
 
 
-def test_monthly_and_yearly_backups_become_ours_and_need_no_second_name(root: Path) -> None:
+def test_monthly_and_yearly_backups_need_no_second_link(root: Path) -> None:
     """The old script knows no such folders, and counts nothing in them."""
     catalog = make_catalog(root.parent / "other")
     for tier in (Tier.MONTHLY, Tier.YEARLY):
@@ -412,7 +412,7 @@ def test_no_folder_at_all(tmp_path: Path) -> None:
 # --- The shared day -------------------------------------------------------------------------------------------------
 
 
-def test_what_the_old_script_removes_comes_back_with_its_sidecars(root: Path) -> None:
+def test_a_dump_removed_by_the_old_script_comes_back(root: Path) -> None:
     takeover.begin(root, US, NOW)
     catalog = Catalog(root, "ovia")
     done(lambda: [judged(catalog, backup) for backup in catalog.backups()])
@@ -447,7 +447,7 @@ def test_what_our_retention_removed_does_not_come_back(root: Path) -> None:
     assert dumps(root) == left
 
 
-def test_a_dump_that_is_still_being_written_is_protected_as_it_grows(root: Path) -> None:
+def test_a_dump_being_written_is_protected_as_it_grows(root: Path) -> None:
     growing = root / "daily" / BackupName("ovia", Tier.DAILY, NOW).filename
     with growing.open("wb") as file:
         file.write(b"PGDMP half")
@@ -520,7 +520,7 @@ def test_nobody_hands_over_while_we_are_at_work(root: Path) -> None:
     assert path.stat().st_uid == US.uid
 
 
-def test_dumps_that_stand_behind_another_mount_are_handed_over_and_said_not_to_be_protected(root: Path) -> None:
+def test_dumps_on_another_mount_are_reported_unprotected(root: Path) -> None:
     before = dumps(root)
     # The same filesystem, but no link leads from one mount to another.
     subprocess.run(["mount", "--bind", str(root / "daily"), str(root / "daily")], check=True)
@@ -614,7 +614,7 @@ def test_the_end_killed_at_any_step_loses_nothing(tmp_path: Path) -> None:
         assert names(volume) == {".lock", "daily", "weekly"}
 
 
-def test_our_pruning_killed_at_any_step_loses_only_what_it_was_to_remove_and_brings_none_of_it_back(
+def test_pruning_killed_at_any_step_loses_only_its_removals(
     tmp_path: Path,
 ) -> None:
     numbers = iter(range(10_000))

@@ -49,7 +49,7 @@ def judge_rows(rows: dict[str, int], *expected: str, require_rows: bool = False)
         ("public.naïve", "naïve"),
     ],
 )
-def test_a_table_answers_to_its_name_with_and_without_schema_and_quotes(table: str, expected: str) -> None:
+def test_a_table_matches_with_and_without_schema_and_quotes(table: str, expected: str) -> None:
     assert judge_rows({table: 0}, expected) == []
 
 
@@ -74,7 +74,7 @@ def test_a_dump_without_any_table_lacks_each_expected_one() -> None:
     assert [check for check, _ in judge_rows({}, "people", "identities")] == [Check.TABLES_PRESENT] * 2
 
 
-def test_an_empty_expected_table_is_bad_only_where_rows_are_asked_for() -> None:
+def test_an_empty_expected_table_is_bad_if_rows_are_required() -> None:
     assert judge_rows({"public.people": 0}, "people") == []
     assert judge_rows({"public.people": 0}, "people", require_rows=True) == [
         (Check.TABLES_HOLD_ROWS, "expected table people holds no rows")
@@ -86,11 +86,11 @@ def test_an_empty_table_that_nobody_expects_is_no_finding() -> None:
     assert judge_rows({"public.people": 1, "public.audit": 0}, "people", require_rows=True) == []
 
 
-def test_an_empty_namesake_in_another_schema_does_not_hide_the_rows() -> None:
+def test_an_empty_namesake_in_another_schema_hides_no_rows() -> None:
     assert judge_rows({"archive.people": 0, "public.people": 2}, "people", require_rows=True) == []
 
 
-def test_an_expected_table_that_is_partitioned_counts_its_partitions() -> None:
+def test_a_partitioned_expected_table_counts_its_partitions() -> None:
     def found(rows: dict[str, int]) -> list[Check]:
         witness = make_witness(
             rows, partitions={"public.events_1": "public.events", "public.events_2": "public.events"}
@@ -175,9 +175,7 @@ counts = st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 10**6))
 
 @settings(deadline=None)
 @given(counts, counts)
-def test_there_is_a_line_for_each_table_with_less_than_half_and_for_no_other(
-    before: dict[str, int], after: dict[str, int]
-) -> None:
+def test_each_table_that_lost_half_its_rows_has_a_line(before: dict[str, int], after: dict[str, int]) -> None:
     suspicious = [t for t in before if t not in after or after[t] < before[t] / 2]
     assert [line.split()[1] for line in lost_rows(before, after).values()] == suspicious
 
@@ -213,7 +211,7 @@ def test_a_partition_dropped_on_purpose_is_no_lost_table() -> None:
     assert found == ()
 
 
-def test_a_partitioned_table_whose_partitions_hold_no_data_is_there_and_empty() -> None:
+def test_a_partitioned_table_without_data_is_empty() -> None:
     assert make_witness({}, partitions={"e_1": "public.events"}).rows_by_table() == {"public.events": 0}
 
 
@@ -254,7 +252,7 @@ def test_a_qualified_name_is_taken_apart(name: str, parts: list[str]) -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.one_of(st.text('ab."', min_size=1), st.text(min_size=1)), min_size=1, max_size=3))
-def test_any_quoted_name_is_taken_apart_into_what_it_was_made_of(parts: list[str]) -> None:
+def test_any_quoted_name_is_split_into_its_parts(parts: list[str]) -> None:
     quoted = ".".join('"' + part.replace('"', '""') + '"' for part in parts)
     assert list(split_identifier(quoted)) == parts
 
@@ -304,7 +302,7 @@ def test_rows_of_a_table_count_those_of_all_its_descendants() -> None:
     assert witness.rows_of("none") is None
 
 
-def test_a_name_that_holds_the_expected_one_as_a_schema_is_another() -> None:
+def test_a_schema_of_the_expected_name_is_not_the_table() -> None:
     assert make_witness({"people.a": 1}).rows_of("people") is None
     assert make_witness({'public."x.people"': 1}).rows_of('"people"') is None
 
@@ -348,7 +346,7 @@ def test_a_hold_is_in_force_until_its_end_or_release(days: int, released: bool, 
     assert hold.in_force(NOW) is holds
 
 
-def test_findings_of_rows_and_warnings_say_their_check_and_source() -> None:
+def test_findings_of_rows_and_warnings_name_their_check() -> None:
     found = judge(
         make_witness({"public.people": 1}),
         expectations=Expectations(),

@@ -277,7 +277,7 @@ def test_is_diagnosed(case: Case, tmp_path: Path) -> None:
     assert text.endswith(f". Next: {error.fix}")
 
 
-def test_every_line_of_the_table_is_provoked_or_it_is_said_why_not() -> None:
+def test_every_line_is_provoked_or_excused() -> None:
     provoked = {case.number for case in CASES}
     assert not provoked & set(NOT_PROVOKED)
     assert provoked | set(NOT_PROVOKED) == set(files._DIAGNOSES)

@@ -188,7 +188,7 @@ def next_one_passes(place: Place, *arguments: str) -> None:
 
 
 @needs_root
-def test_a_drill_dir_without_room_is_refused_before_anything_is_read(place: Place) -> None:
+def test_a_drill_dir_without_room_is_refused_first(place: Place) -> None:
     with tmpfs(drill_dir(place), 100 * MEGABYTE):
         drill_dir(place).chmod(0o711)
         ended = place.run("drill")
@@ -501,7 +501,7 @@ _TERMINATE = "mutation($id: String!) { terminateRun(runId: $id) { __typename } }
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_database_that_the_server_is_still_making_is_not_forgotten(place: Place, number: signal.Signals) -> None:
+def test_a_database_still_being_created_is_removed_later(place: Place, number: signal.Signals) -> None:
     """It goes on with CREATE DATABASE when its client is gone, and until it has ended, nobody sees the database."""
     with asked(place) as session:
         # A stranger's lock on the catalog, which CREATE DATABASE waits for.

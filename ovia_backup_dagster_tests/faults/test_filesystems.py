@@ -90,7 +90,7 @@ def test_a_volume_without_locks_is_not_written_to(cli: Cli, catalog: Catalog, co
     assert any("has no locks: nothing is written or removed there" in line for line in lines_of(cli, "fail", **lacks))
 
 
-def test_what_stands_on_a_volume_without_locks_is_listed_and_restored(cli: Cli, catalog: Catalog, volume: Path) -> None:
+def test_a_volume_without_locks_is_listed_and_restored_from(cli: Cli, catalog: Catalog, volume: Path) -> None:
     assert cli("dump").returncode == 0
     (backup,) = catalog.backups()
     lacks = {"LACKING_FLOCK": str(errno.ENOLCK), "LACKING_DIR": str(volume)}

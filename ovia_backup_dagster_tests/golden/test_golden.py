@@ -310,7 +310,7 @@ def test_weeklies_are_their_dailies(catalog: Catalog) -> None:
         assert weekly.system_identifier
 
 
-def test_pruning_removes_what_was_said_and_sweeps_what_is_abandoned(own: Catalog) -> None:
+def test_pruning_removes_what_it_announced_and_sweeps(own: Catalog) -> None:
     policy = Policy({Tier.DAILY: 7, Tier.WEEKLY: 4}, Weekday.SUNDAY, ZoneInfo("UTC"))
     said_before = [
         decision.candidate.key for decision in promote_and_prune.preview(own.backups(), policy, NOW).removals

@@ -117,7 +117,7 @@ def test_a_date_in_the_future_is_said_to_be_a_clocks_fault(catalog: Catalog) -> 
     assert text == f"the newest backup, {backup}, is dated 2 h in the future: a clock is wrong"
 
 
-def test_a_bad_one_dated_in_the_future_does_not_hide_a_fresh_one(catalog: Catalog) -> None:
+def test_a_bad_backup_of_the_future_hides_no_fresh_one(catalog: Catalog) -> None:
     judged(catalog, publish(catalog, NOW + DAY), good=False)
     backup = proven(catalog, NOW - HOUR)
     found = judge_freshness(catalog.backups(), MAX_AGE, NOW)
@@ -143,7 +143,7 @@ def test_dumps_of_ours_that_were_never_proven_are_told_of(catalog: Catalog) -> N
     assert judge_freshness(catalog.backups(), MAX_AGE, NOW + SECOND).level is FreshnessLevel.UNVERIFIED
 
 
-def test_the_old_scripts_dumps_may_wait_for_the_first_verification(catalog: Catalog) -> None:
+def test_the_old_scripts_dumps_may_wait_for_verification(catalog: Catalog) -> None:
     for days in range(1, 8):
         write_dump(catalog, NOW + HOUR - days * DAY, age=days * DAY)
     assert judge_freshness(catalog.backups(), MAX_AGE, NOW).level is FreshnessLevel.FRESH

@@ -1317,7 +1317,7 @@ def test_is_diagnosed(case: Case, scene: Scene) -> None:
         assert any(re.search(hit, error.said) for error in outcome.errors), hit
 
 
-def test_every_line_of_the_table_is_provoked_or_it_is_said_why_not() -> None:
+def test_every_line_is_provoked_or_excused() -> None:
     provoked = {hit for case in CASES for hit in case.hits}
     assert provoked <= TABLE
     assert set(NOT_PROVOKED) <= TABLE

@@ -28,7 +28,7 @@ class Engine:
         replicas: of each service.
         gone: a file; while it is there, Docker does not answer.
         refused: services that may not be scaled up.
-        forced: how often each was begun anew, of those that were.
+        forced: how often each was restarted, of those that were.
         complete: services whose tasks end at once, and well.
     """
 

@@ -182,9 +182,7 @@ def told(server: Connection, programs: Programs, backup: Backup, jobs: int = 2) 
     return list(map(str, obstacles)), warnings
 
 
-def test_what_only_a_superuser_may_make_is_told_and_is_what_fails(
-    contrib: PortCluster, full_bin_dir: Path, tmp_path: Path
-) -> None:
+def test_what_needs_a_superuser_is_what_fails(contrib: PortCluster, full_bin_dir: Path, tmp_path: Path) -> None:
     programs, boss = Programs(full_bin_dir), contrib.connection("postgres")
     server = replace(boss, user=RESTORES)
     with backup_of(contrib, programs, tmp_path, *ONLY_SUPERUSERS) as backup:

@@ -202,7 +202,7 @@ def test_ctrl_c_after_the_swap_puts_everything_back(
 
 
 @pytest.mark.parametrize("of", ["restore", "undo"])
-def test_who_loses_patience_with_red_health_has_what_was_there_before(site: Site, tmp_path: Path, of: str) -> None:
+def test_interrupting_red_health_restores_what_was_live(site: Site, tmp_path: Path, of: str) -> None:
     with with_services(site, tmp_path) as (swarm, docker):
         command: tuple[str, ...] = ("restore", site.backup.path.name)
         if of == "undo":
@@ -224,7 +224,7 @@ def test_who_loses_patience_with_red_health_has_what_was_there_before(site: Site
 # ----------------------------------------------------------------------------------------- other people's hands
 
 
-def test_a_database_that_somebody_makes_meanwhile_is_left_as_it_is(site: Site) -> None:
+def test_a_database_created_meanwhile_is_left_unchanged(site: Site) -> None:
     theirs = f"{site.live.database}_theirs"
 
     def make() -> None:
@@ -239,7 +239,7 @@ def test_a_database_that_somebody_makes_meanwhile_is_left_as_it_is(site: Site) -
 
 
 @pytest.mark.parametrize("then", thinned(BACK))
-def test_a_database_that_somebody_makes_after_a_kill_is_left_as_it_is(site: Site, then: str) -> None:
+def test_a_database_created_after_a_kill_is_left_unchanged(site: Site, then: str) -> None:
     theirs = f"{site.live.database}_theirs"
     with killed_at(0, before=False):
         assert site.restore("--mode", "new", "--into", theirs).killed
@@ -251,8 +251,8 @@ def test_a_database_that_somebody_makes_after_a_kill_is_left_as_it_is(site: Site
 
 
 @pytest.mark.parametrize("word", thinned([5, 3, 4, 6, 7]))
-def test_a_database_that_somebody_restored_by_hand_is_not_dropped_again(site: Site, word: int) -> None:
-    """Mode drop, killed when the old one was gone: the runbook's commands then, and a resume of somebody else's."""
+def test_a_database_restored_by_hand_is_not_dropped(site: Site, word: int) -> None:
+    """Mode drop, killed when the old one was gone: the runbook's commands then, and a resume by another operator."""
     with killed_at(word, before=False):
         assert site.restore("--mode", "drop").killed
     sql_in_server(site, "CREATE DATABASE {}", site.live.database)
@@ -269,8 +269,8 @@ def test_a_database_that_somebody_restored_by_hand_is_not_dropped_again(site: Si
     execute(site.live.to(aside), "INSERT INTO by_hand VALUES (1)")
 
 
-def test_the_live_database_of_a_drop_is_the_one_that_was_planned(site: Site) -> None:
-    """Somebody swaps while the backup is drilled: what is live now was never shown to who confirmed."""
+def test_a_drop_refuses_another_database_than_planned(site: Site) -> None:
+    """Another restore swaps while the backup is drilled: the operator never confirmed what is live now."""
 
     def another() -> None:
         sql_in_server(site, "ALTER DATABASE {} RENAME TO {}", site.live.database, f"{site.live.database}_old")
@@ -556,7 +556,7 @@ def enabled(site: Site) -> dict[str, bool]:
         return dict(session.execute(query, [f"sub_{site.live.database}"]).fetchall())
 
 
-def test_subscriptions_are_stopped_in_what_is_kept_and_go_on_after_an_undo(site: Site) -> None:
+def test_subscriptions_stop_in_the_kept_one_and_resume_on_undo(site: Site) -> None:
     subscribed(site)
     try:
         assert site.restore().code == 0
@@ -600,7 +600,7 @@ def test_subscriptions_go_on_after_an_abort(site: Site, word: int) -> None:
         drop_subscription(site)
 
 
-def test_one_that_was_dropped_meanwhile_is_no_reason_to_swap_back(site: Site) -> None:
+def test_a_subscription_dropped_meanwhile_does_not_swap_back(site: Site) -> None:
     subscribed(site)
     assert site.restore().code == 0
     drop_subscription(site)
@@ -695,7 +695,7 @@ def test_a_journal_that_cannot_be_understood(site: Site, text: bytes, said: str,
     ended_as(site, "old" if then == "--abort" else "new")
 
 
-def test_a_backup_that_an_unfinished_restore_needs_is_not_pruned(site: Site) -> None:
+def test_a_backup_of_an_unfinished_restore_is_not_pruned(site: Site) -> None:
     with killed_at(0, before=False):
         assert site.restore().killed
     site.place.chain()
@@ -810,7 +810,7 @@ def test_the_owner_with_createdb_may(site: Site) -> None:
         sql_in_server(site, "DROP ROLE {}", role)
 
 
-def test_the_owner_of_a_database_does_not_become_a_superuser_by_a_restore(site: Site) -> None:
+def test_a_restore_makes_no_owner_a_superuser(site: Site) -> None:
     """What a superuser asks in it is answered by the server's own functions, not by the owner's."""
     role = f"owner_{site.live.database}"
     sql_in_server(site, "CREATE ROLE {} LOGIN", role)
@@ -847,7 +847,7 @@ def test_what_is_hard_to_restore(site: Site) -> None:
         "CREATE FUNCTION forbid() RETURNS event_trigger LANGUAGE plpgsql AS "
         "$$ BEGIN RAISE EXCEPTION 'no DDL here'; END $$",
         "ALTER TABLE people ENABLE ROW LEVEL SECURITY; ALTER TABLE people FORCE ROW LEVEL SECURITY",
-        "CREATE POLICY nobody ON people USING (false)",
+        "CREATE POLICY no_one ON people USING (false)",
         'CREATE TABLE "odd ""name; DROP" ("when? ""really"" at" timestamptz, "ever" timestamp)',
         "INSERT INTO \"odd \"\"name; DROP\" VALUES ('infinity', '-infinity'), ('2999-01-01', '0044-03-15 BC')",
         "INSERT INTO \"odd \"\"name; DROP\" VALUES ('2026-05-05 05:05+05', '2026-06-06')",
@@ -912,7 +912,7 @@ def test_flips(
 # ----------------------------------------------------------------------------------------- at the same time
 
 
-def test_nothing_is_forgotten_or_undone_while_a_restore_is_unfinished(site: Site) -> None:
+def test_an_unfinished_restore_blocks_forget_and_undo(site: Site) -> None:
     assert site.restore().code == 0
     with killed_at(3, before=False):
         assert site.restore().killed
@@ -943,7 +943,7 @@ def test_a_dump_a_drill_and_a_pruning_while_it_restores(site: Site) -> None:
     ended_as(site, "new")
 
 
-def test_services_that_docker_does_not_know_are_found_out_before_anything_is_touched(site: Site) -> None:
+def test_unknown_services_are_found_before_any_change(site: Site) -> None:
     nowhere = site.with_settings(
         SWARM_APP_SERVICES="ovia_ovia-api",
         SWARM_MIGRATE_SERVICE="ovia_migrate",

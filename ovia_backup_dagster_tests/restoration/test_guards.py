@@ -204,7 +204,7 @@ def test_a_server_without_room_for_a_second_database(bin_dir: Path, tmp_path: Pa
 
 @needs_root
 def test_a_volume_without_room_for_a_journal(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
-    """Without it, nobody could finish what a killed restore had begun."""
+    """Without it, a killed restore could not be finished."""
     root = tmp_path / "backups"
     with tmpfs(root, 16 * MEGABYTE), site_on(server, bin_dir, tmp_path) as site:
         with filled(root, 4 * MEGABYTE):
@@ -328,7 +328,7 @@ def test_another_databases_backup(site: Site, known: bool) -> None:
             path.with_name(f"{path.name}{suffix}").unlink()
             continue
         shutil.copy2(theirs.path.with_name(f"{theirs.path.name}{suffix}"), path.with_name(f"{path.name}{suffix}"))
-    os.utime(path, (0, 0))  # nobody is writing it
+    os.utime(path, (0, 0))  # it is not being written
     if known:
         line = site.restore("--plan").refused()
         assert f"its name is of database {site.live.database}, its manifest of {other}" in line
@@ -350,7 +350,7 @@ def test_another_databases_backup(site: Site, known: bool) -> None:
 
 @pytest.mark.parametrize("mode", ["swap", "drop"])
 def test_another_database_than_was_planned_for(site: Site, mode: str) -> None:
-    """Somebody else was quicker: that is found out before anything is restored, and not hours later."""
+    """Another session was quicker: this is found before anything is restored, not hours later."""
     restorations = site.place.system.restorations
     planned = restorations.planner.plan(Wishes(mode=Mode(mode)), "a test", None, datetime.now(UTC))
     assert site.restore().code == 0

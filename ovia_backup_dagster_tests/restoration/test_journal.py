@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> RestoreFolder:
 @example(keep=2, announced=0, now=47)  # told long ago, not yet due
 @example(keep=2, announced=47, now=48)  # due, and told just now
 def test_none_is_dropped_unannounced_or_too_soon(keep: int, announced: int | None, now: int) -> None:
-    """By the hour, whenever somebody looks, and whenever somebody could be told."""
+    """By the hour, at each look, and after each announcement."""
     told = None if announced is None else NOW + timedelta(hours=announced)
     what = fate(NOW, told, keep * DAY, NOW + timedelta(hours=now))
     if what is Fate.DROP:
@@ -90,7 +90,7 @@ def test_the_steps_of_each_mode() -> None:
     migrate=st.sampled_from(["", "m"]),
     health=st.sampled_from(["", "h"]),
 )
-def test_services_are_stopped_before_the_live_database_changes_and_started_after(
+def test_services_stop_before_the_swap_and_start_after(
     mode: Mode, stop: StopServices, services: dict[str, int | None], migrate: str, health: str
 ) -> None:
     steps = order(mode, stop_services=stop, services=services, migrate=migrate, health_url=health).steps
@@ -125,7 +125,7 @@ def test_a_torn_line_is_as_if_it_had_not_been_written(tmp_path_factory: pytest.T
     assert [entry.mark for entry in Journal.read(journal.path).entries] == [JournalMark.BEGUN, JournalMark.FAILED]
 
 
-def test_what_was_noted_first_holds_but_the_database_is_the_last_attempts(folder: RestoreFolder) -> None:
+def test_the_first_note_holds_but_the_last_database(folder: RestoreFolder) -> None:
     journal = folder.begin(order())
     for replicas, oid in ((3, 100), (0, 200)):
         journal.write(JournalMark.BEGUN, Step.STOP, StopData(replicas={"api": replicas}))
@@ -134,7 +134,7 @@ def test_what_was_noted_first_holds_but_the_database_is_the_last_attempts(folder
     assert journal.made == 200
 
 
-def test_an_unfinished_one_is_found_though_the_clock_was_set_back(folder: RestoreFolder) -> None:
+def test_an_unfinished_restore_is_found_if_the_clock_went_back(folder: RestoreFolder) -> None:
     later = folder.begin(order(started_at=NOW + timedelta(hours=1)))
     later.write(JournalMark.FINISHED)
     folder.begin(order())
@@ -148,7 +148,7 @@ def test_another_databases_restore_is_none_of_ours(folder: RestoreFolder) -> Non
     assert folder.unfinished() is None
 
 
-def test_one_that_is_left_alone_is_trouble_and_one_that_somebody_is_at_is_not(folder: RestoreFolder) -> None:
+def test_an_abandoned_restore_is_trouble_a_running_one_not(folder: RestoreFolder) -> None:
     assert folder.standing() == RestoreStanding(None, None)
     journal = folder.begin(order())
     with folder.lock("the swap of a backup", NOW):
@@ -232,7 +232,7 @@ def test_of_two_that_began_in_one_second_the_later_is_the_newer(folder: RestoreF
     assert [record.order.backup for record in folder.newest_first()] == began[::-1]
 
 
-def test_when_it_was_swapped_is_known_to_the_process_that_did_it(folder: RestoreFolder) -> None:
+def test_the_swapping_process_knows_when_it_swapped(folder: RestoreFolder) -> None:
     """One that finds the swap made, after a kill, does not know when that was."""
     by_name: dict[str, datetime | None] = {}
     for started, noted in ((NOW, SwapData(interruption_seconds=0.02)), (NOW + DAY, SwapData(notes=("made already",)))):

@@ -105,7 +105,7 @@ def test_a_swap_is_resumed(swarm: tuple[Site, Engine], word: int, before: bool) 
     assert record.replicas == REPLICAS
     assert site.databases == sorted([site.live.database, record.kept])
     assert site.content(record.kept) == site.now
-    if SWAP[word][1] is Step.SWAP:  # nobody else knows when, and what was in it
+    if SWAP[word][1] is Step.SWAP:  # no other process knows when, and what was in it
         assert site.undo().code == 0
         assert site.content() == site.now
         assert docker.replicas == {**REPLICAS, "migrate": 1}

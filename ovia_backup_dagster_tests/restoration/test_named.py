@@ -1,5 +1,5 @@
 """What is restored where there is no live database any more (mode drop), or not yet (a new host): it has another name
-until it is whole and proven, and then nobody drops it.
+until it is complete and checked, and then it is never dropped.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def gone(site: Site, options: tuple[str, ...]) -> None:
 
 @contextmanager
 def writers(live: Connection) -> Iterator[None]:
-    """Clients that nobody stops: each connects, writes a row, and begins anew, whatever is said."""
+    """Clients that never stop: each connects, writes a row and starts again, whatever the error."""
     end = threading.Event()
 
     def write(first: int) -> None:
@@ -69,7 +69,7 @@ def test_nobody_writes_in_what_is_not_whole_yet(site: Site, options: tuple[str, 
         written = "SELECT count(*) FROM people WHERE name = 'client'"
         deadline = time.monotonic() + 10
         while not (seen := one(site.live, written)):
-            assert time.monotonic() < deadline, "nobody could write afterwards"
+            assert time.monotonic() < deadline, "no client could write afterwards"
     assert seen
     execute(site.live, "DELETE FROM people WHERE name = 'client'")
     ended_as(site, "new")
@@ -77,9 +77,7 @@ def test_nobody_writes_in_what_is_not_whole_yet(site: Site, options: tuple[str, 
 
 @WAYS
 @pytest.mark.parametrize("verb", thinned(["--resume", "--abort"]))
-def test_what_is_live_is_not_dropped_though_nobody_wrote_down_that_it_is(
-    site: Site, options: tuple[str, ...], verb: str
-) -> None:
+def test_a_live_database_without_a_note_is_not_dropped(site: Site, options: tuple[str, ...], verb: str) -> None:
     """Killed the moment it had its name; people use it for hours."""
     gone(site, options)
 

@@ -51,7 +51,7 @@ def value(site: Site, query: str, database: str = "") -> object:
 # ----------------------------------------------------------------------------------------------- swap and undo
 
 
-def test_a_swap_brings_the_backup_back_and_undo_brings_today_back(site: Site) -> None:
+def test_a_swap_restores_the_backup_and_undo_restores_today(site: Site) -> None:
     ended = site.restore()
     assert ended.code == 0, ended.output
     assert site.content() == site.then
@@ -166,7 +166,7 @@ def test_a_kept_database_is_forgotten_only_by_name(site: Site) -> None:
 
 
 def at_a_terminal(site: Site, typed: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """``ovia-backup``, by somebody who types that when he is asked."""
+    """``ovia-backup``, with that typed when it asks."""
     ours, theirs = os.openpty()
     try:
         os.write(ours, f"{typed}\n".encode())
@@ -183,7 +183,7 @@ def at_a_terminal(site: Site, typed: str, *arguments: str) -> subprocess.Complet
         os.close(theirs)
 
 
-def test_who_sits_at_a_terminal_is_asked_before_a_kept_database_is_dropped(site: Site) -> None:
+def test_a_terminal_confirms_the_drop_of_a_kept_database(site: Site) -> None:
     assert site.restore().code == 0
     kept = site.records[0].kept
     for typed, code, left in (("no", 1, 2), (kept, 0, 1)):
@@ -223,7 +223,7 @@ def test_of_several_kept_databases_each_can_be_gone_back_to(site: Site) -> None:
     assert value(site, "SELECT count(*) FROM people WHERE id = 3000", site.records[0].kept) == 1
 
 
-def test_who_is_told_of_the_end_is_told_the_way_back_that_leads_there(site: Site) -> None:
+def test_the_final_message_names_a_way_back_that_works(site: Site) -> None:
     assert site.restore().code == 0
     assert site.restore().code == 0
     newest, oldest = (record.kept for record in site.records)
@@ -260,7 +260,7 @@ def test_what_is_kept_is_kept_from_the_swap_on(site: Site) -> None:
     assert told == [f"database {planned.order.kept} will be dropped"]
 
 
-def test_what_somebody_else_made_live_is_not_counted_by_anothers_counters(site: Site) -> None:
+def test_counters_of_another_database_are_not_used(site: Site) -> None:
     """The database of that name is another one since: its counters begin at nothing, too."""
     assert site.restore().code == 0
     name = sql.Identifier(site.live.database)
@@ -387,7 +387,7 @@ def test_the_plan_says_what_there_is_to_know_before_one_goes_on(site: Site) -> N
     needed = human_bytes(needed_bytes(manifest.database.size_bytes))
     assert re.fullmatch(rf"about {needed} needed, \d+(\.\d)? [MGT]B free on the server", facts["space"])
     assert facts["undo"].endswith("ovia-backup undo-restore")
-    # While both were planned, the second may have gone by, and somebody may have written on that disk.
+    # While both were planned, the second may have gone by, and another process may have written to that disk.
     for title in facts.keys() - {"space", "undo"}:
         assert re.search(rf"^{title} +{re.escape(facts[title])}$", said, re.MULTILINE), title
     for title in ("space", "undo"):
@@ -395,7 +395,7 @@ def test_the_plan_says_what_there_is_to_know_before_one_goes_on(site: Site) -> N
     untouched(site)
 
 
-def test_the_plan_of_a_drop_says_what_it_destroys_and_that_there_is_no_way_back(site: Site) -> None:
+def test_the_plan_of_a_drop_says_there_is_no_way_back(site: Site) -> None:
     planned = site.restore("--mode", "drop", "--plan", confirm=False)
     assert planned.code == 0, planned.output
     name = site.live.database
@@ -431,7 +431,7 @@ def test_as_much_is_restored_at_a_time_as_there_are_cores(site: Site) -> None:
     assert jobs("--jobs", "3", RESTORE_JOBS="5") == 3
 
 
-def test_who_sits_at_a_terminal_is_asked_for_the_name_and_then_it_goes_on(site: Site) -> None:
+def test_a_terminal_asks_for_the_name_and_goes_on(site: Site) -> None:
     for typed in ("postgres", "y"):
         ended = at_a_terminal(site, typed, "restore", site.backup.path.name)
         assert f"To go on, type the name of the database ({site.live.database})" in ended.stderr
@@ -497,7 +497,7 @@ def test_who_only_looks_does_not_act(site: Site) -> None:
     assert kept in site.databases
 
 
-def test_where_no_restore_was_ever_made_there_is_nothing_to_resume(site: Site) -> None:
+def test_without_any_restore_there_is_nothing_to_resume(site: Site) -> None:
     for verb in ("resume", "abort"):
         assert f"there is nothing to {verb}" in site.place.run("restore", f"--{verb}").refused()
 
@@ -578,9 +578,7 @@ def test_a_file_that_is_no_whole_archive_is_refused(site: Site, damage: str) -> 
         ("folder", "is a folder, and no backup"),
     ],
 )
-def test_a_file_from_elsewhere_that_is_no_whole_archive_is_refused(
-    site: Site, tmp_path: Path, damage: str, said: str
-) -> None:
+def test_a_broken_archive_from_elsewhere_is_refused(site: Site, tmp_path: Path, damage: str, said: str) -> None:
     """Nothing is known of it: no manifest, no hash."""
     path, content = tmp_path / "elsewhere.dump", site.backup.path.read_bytes()
     if damage == "folder":
@@ -604,7 +602,7 @@ def test_a_file_from_elsewhere_that_is_no_whole_archive_is_refused(
 
 
 def test_a_file_from_elsewhere_is_restored_at_once(site: Site, tmp_path: Path) -> None:
-    """On the worst day nobody waits to see whether it is still being written; nor is its time made up."""
+    """A restore does not wait to see whether it is still being written, and does not invent its time."""
     path = tmp_path / "found on a laptop.dump"
     path.write_bytes(site.backup.path.read_bytes())
     ended = site.place.run("restore", str(path), "--yes-destroy", site.live.database)
@@ -617,7 +615,7 @@ def test_a_file_from_elsewhere_is_restored_at_once(site: Site, tmp_path: Path) -
     assert site.content() == site.now
 
 
-def test_what_can_be_had_of_a_damaged_archive_stands_in_a_database_of_its_own(site: Site) -> None:
+def test_a_damaged_archive_is_restored_into_its_own_database(site: Site) -> None:
     content = bytearray(site.backup.path.read_bytes())
     site.backup.path.write_bytes(content[: int(len(content) * 0.6)])
     site.place.run("verify", site.backup.path.name)
@@ -734,7 +732,7 @@ def test_onto_a_new_server_with_its_roles_owner_and_settings(site: Site, bin_dir
         )
 
 
-def test_onto_a_new_server_in_the_encoding_and_locale_that_it_had(site: Site, bin_dir: Path) -> None:
+def test_a_new_server_gets_the_encoding_and_locale(site: Site, bin_dir: Path) -> None:
     """Neither is the new server's own."""
     name = sql.Identifier(site.live.database)
     with admin(PortClusterOf(site)) as session:
@@ -837,7 +835,7 @@ def test_a_role_that_is_made_has_no_power_unless_it_is_named(site: Site) -> None
 # ----------------------------------------------------------------------------------------------- the record
 
 
-def test_the_history_tells_one_that_was_done_from_one_that_was_put_back(site: Site) -> None:
+def test_the_history_tells_done_from_put_back(site: Site) -> None:
     assert site.place.run("restore", "--history").output == "no restore yet\n"
     assert json.loads(site.place.run("restore", "--history", "--json").output) == []
     assert site.restore("--jobs", "2").code == 0
@@ -849,7 +847,7 @@ def test_the_history_tells_one_that_was_done_from_one_that_was_put_back(site: Si
     assert site.place.run("restore", "--abort").code == 0
 
     def fail() -> None:
-        raise RestoreError("it broke", why="a test breaks it", fix="mend it")
+        raise RestoreError("it broke", why="a test breaks it", fix="repair it")
 
     with each_step(Step.SWAP, fail):
         assert site.restore().code == 1
@@ -871,7 +869,7 @@ def test_the_history_tells_one_that_was_done_from_one_that_was_put_back(site: Si
     assert datetime.fromisoformat(done["swapped_at"]) <= datetime.fromisoformat(done["finished_at"])
     for each in (failed, aborted):
         assert (each["kept"], each["swapped_at"], each["interruption_seconds"]) == ("", None, None)
-    assert (failed["error"], failed["fix"], aborted["error"]) == ("it broke: a test breaks it", "mend it", "")
+    assert (failed["error"], failed["fix"], aborted["error"]) == ("it broke: a test breaks it", "repair it", "")
 
     head, *lines = site.place.run("restore", "--history").output.splitlines()
     assert head.split("  ")[0] == "begun (UTC)"

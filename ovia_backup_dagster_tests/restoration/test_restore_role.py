@@ -215,7 +215,7 @@ def test_row_security_that_is_forced_on_the_owner(owned: Restoring) -> None:
         site.live,
         "ALTER TABLE people ENABLE ROW LEVEL SECURITY",
         "ALTER TABLE people FORCE ROW LEVEL SECURITY",
-        "CREATE POLICY nobody ON people USING (false)",
+        "CREATE POLICY no_one ON people USING (false)",
         # Its owner may no longer read what it is of, whichever role restores it.
         "DROP MATERIALIZED VIEW counted",
     )

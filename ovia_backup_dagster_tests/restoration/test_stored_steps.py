@@ -104,7 +104,7 @@ _STEPS_OF_0_1_0 = {
 
 
 @pytest.mark.parametrize("mode", Mode)
-def test_an_order_that_does_not_say_its_steps_has_those_of_version_1(mode: Mode) -> None:
+def test_an_order_without_steps_has_those_of_version_1(mode: Mode) -> None:
     everything = {"services": {"api": None}, "migrate": "m", "health_url": "http://api/health", "takes_name": True}
     assert ", ".join(order(mode, **everything).steps) == _STEPS_OF_0_1_0[mode]
     with sequence(mode, WarmStep):
@@ -165,9 +165,7 @@ def test_one_that_stopped_first_is_resumed_in_its_own_order(swarm: tuple[Site, E
 
 
 @pytest.mark.parametrize("stored", [True, False], ids=["stored", "of version 1"])
-def test_a_step_that_comes_with_an_upgrade_is_not_taken_after_a_finished_one(
-    swarm: tuple[Site, Engine], stored: bool
-) -> None:
+def test_a_step_of_an_upgrade_is_not_taken_after_the_end(swarm: tuple[Site, Engine], stored: bool) -> None:
     """Between the restore and the swap, where the restore that is resumed is past it."""
     site, _ = swarm
     with killed_at(SWAP.index((JournalMark.DONE, Step.SWAP)), before=False):
@@ -234,7 +232,7 @@ def test_a_step_of_its_own_is_noted_taken_and_put_back(site: Site) -> None:
 # ------------------------------------------------------------------------------------------------- what is carried
 
 
-def test_what_cannot_be_understood_of_a_step_is_refused_before_anything_is_done(tmp_path: Path) -> None:
+def test_unreadable_step_data_is_refused_before_any_change(tmp_path: Path) -> None:
     path = tmp_path / "x.journal"
     line = {"at": "2026-11-23T12:00:00Z", "mark": "begun", "step": "swap", "data": {"live_oid": "many"}}
     path.write_text(order().model_dump_json() + "\n" + json.dumps(line) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Two databases change places: all or nothing, whoever is in them, and whoever is killed."""
+"""Two databases change places completely or not at all, whichever session is in them or is killed."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_there_and_back_again(server: PortCluster) -> None:
 
 def test_a_swap_outlasts_a_crash_of_the_server(bin_dir: Path) -> None:
     """Though nothing is waited for by default, what was restored without waiting is there as well."""
-    # Nobody else writes the log to the disk meanwhile.
+    # No other process writes the log to the disk meanwhile.
     with (
         running_cluster(bin_dir, synchronous_commit="off", wal_writer_delay="10s", checkpoint_timeout="1h") as cluster,
         pair(cluster) as live,
@@ -265,14 +265,14 @@ def test_nor_in_that_of_a_drop(bin_dir: Path, by: str) -> None:
         else:
             name = before_name("shop", datetime(2026, 1, 1, tzinfo=UTC))
             execute(keeper.to("postgres"), f"ALTER DATABASE shop RENAME TO {name}")
-            # Ended for that, it soon comes back; this role sees of it only that it is nobody's.
+            # Ended for that, it soon comes back; this role sees of it only that it has no role.
             nobodys = f"SELECT count(*) FROM pg_stat_activity WHERE usesysid IS NULL AND datname = '{name}'"
             until(lambda: one(keeper.to("postgres"), nobodys) == 1, 30)
             drop_replaced(keeper, "shop", name)
         assert not swap.database_state(keeper, name).exists
 
 
-def test_whoever_reads_the_databases_log_is_in_the_way_of_whom_he_is_above(other: PortCluster) -> None:
+def test_a_superusers_session_blocks_a_lesser_role(other: PortCluster) -> None:
     boss = other.connection()
     execute(boss, "CREATE ROLE keeper LOGIN CREATEDB")
     try:
@@ -288,7 +288,7 @@ def test_whoever_reads_the_databases_log_is_in_the_way_of_whom_he_is_above(other
         execute(boss, "DROP ROLE keeper")
 
 
-def test_a_session_of_ours_that_is_just_closed_is_in_no_ones_way(other: PortCluster) -> None:
+def test_our_own_closing_session_blocks_no_rename(other: PortCluster) -> None:
     boss = other.connection()
     execute(boss, "CREATE ROLE keeper LOGIN CREATEDB")
     try:

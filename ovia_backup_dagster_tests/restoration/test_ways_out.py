@@ -1,4 +1,4 @@
-"""Where a restore can neither go on nor be put back: what is live is not lost, and somebody can begin anew."""
+"""A restore that can neither go on nor be put back: the live data is kept, and an operator can start again."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def give_up_line(site: Site) -> str:
 
 @contextmanager
 def impatient() -> Iterator[None]:
-    """In the block, nobody waits for a Docker that is away."""
+    """In the block, a Docker that is away is not waited for."""
     with (
         mock.patch.object(docker_api, "PATIENCE_SECONDS", 0.0),
         mock.patch.multiple(services, _STOP_SECONDS=0.5, _START_SECONDS=0.5, _MIGRATE_SECONDS=0.5),
@@ -136,7 +136,7 @@ def test_a_drop_that_has_dropped_nothing_is_put_back(bin_dir: Path, tmp_path: Pa
         ended_as(site, "old")
 
 
-def test_a_backup_that_fails_after_the_drop_is_given_up_for_another(site: Site) -> None:
+def test_a_failed_backup_after_a_drop_is_given_up_for_another(site: Site) -> None:
     other = site.place.chain()
     now = site.content()
 
@@ -208,9 +208,7 @@ def test_roles_that_nobody_saved_are_asked_for_before_a_drop(site: Site) -> None
     ("options", "drop"),
     [((), True), (("--mode", "drop"), False), (("--mode", "new"), False), (("--new-host",), False)],
 )
-def test_no_room_is_no_reason_to_advise_a_drop_where_nothing_was_to_be_replaced(
-    site: Site, options: tuple[str, ...], drop: bool
-) -> None:
+def test_no_room_advises_no_drop_where_none_replaces(site: Site, options: tuple[str, ...], drop: bool) -> None:
     with mock.patch.object(preflight, "free_bytes", return_value=-(10**12)):
         line = site.restore(*options).refused()
     assert "too little room" in line
@@ -252,12 +250,12 @@ def test_a_database_made_anew_since_the_plan_is_not_replaced(site: Site, back: b
     assert site.content() == (site.now if back else site.then)
 
 
-# ------------------------------------------------------------------------------- somebody ends it, or Docker is gone
+# ------------------------------------------------------------------------------- an operator ends it, or Docker is gone
 
 
 @pytest.mark.parametrize("number", thinned([signal.SIGINT, signal.SIGTERM]))
 def test_who_ends_it_is_told_what_is_left(site: Site, number: signal.Signals) -> None:
-    """After the drop there is no way back, and nobody may believe that nothing is left to do."""
+    """After the drop there is no way back, and the message must say what is left to do."""
     with each_step(Step.RESTORE, lambda: os.kill(os.getpid(), number)):
         ended = site.restore("--mode", "drop")
     assert ended.code == 1
@@ -300,7 +298,7 @@ def test_without_docker_services_are_a_persons_business(site: Site, tmp_path: Pa
 
 @pytest.mark.parametrize("verb", thinned(["--resume", "--abort"]))
 def test_services_that_were_stopped_by_hand_are_not_forgotten(site: Site, tmp_path: Path, verb: str) -> None:
-    """Nobody wrote down how many there were: when Docker is back, a person is told to start them."""
+    """Their number is not recorded: when Docker is back, the operator is told to start them."""
     gone = tmp_path / "gone"
     with engine(gone, api=2) as docker, impatient():
         swarm = site.with_settings(SWARM_APP_SERVICES="api", SWARM_DOCKER_URL=docker.url)
@@ -334,7 +332,7 @@ def test_a_service_that_docker_refuses_keeps_no_other_down(site: Site, tmp_path:
 
 
 @pytest.mark.parametrize("verb", thinned(["--resume", "--abort"]))
-def test_a_migration_is_begun_once_and_does_not_outlive_its_database(site: Site, tmp_path: Path, verb: str) -> None:
+def test_a_migration_runs_once_and_ends_with_its_database(site: Site, tmp_path: Path, verb: str) -> None:
     """Killed while it runs: to finish is to wait for it, and to put back is to end it."""
     with engine(tmp_path / "gone", api=2, migrate=0) as docker:
         swarm = site.with_settings(
@@ -395,7 +393,7 @@ def test_a_copy_that_somebody_holds_keeps_no_service_down(site: Site, tmp_path: 
 
 
 @pytest.mark.parametrize("mode", thinned(["drop", "swap"]))
-def test_a_server_that_is_lost_in_a_restore_is_given_up_for_a_new_one(
+def test_a_server_lost_in_a_restore_is_given_up_for_a_new_one(
     server: PortCluster, bin_dir: Path, tmp_path: Path, mode: str
 ) -> None:
     with running_cluster(bin_dir) as lost, site_on(lost, bin_dir, tmp_path, "ovia") as site:
@@ -420,8 +418,8 @@ def test_a_server_that_is_lost_in_a_restore_is_given_up_for_a_new_one(
 # ------------------------------------------------------------------------------- what was live for a while
 
 
-def test_what_was_live_after_an_undo_is_not_dropped_at_its_old_time(site: Site) -> None:
-    """People were told of what it was before it was live again; what they wrote then, nobody was told of."""
+def test_an_undone_database_is_not_dropped_at_its_old_time(site: Site) -> None:
+    """The drop was announced before it was live again; writes since then were in no announcement."""
     assert site.restore().code == 0
     kept = site.records[0].kept
     at = before_at(kept, site.live.database)
@@ -451,7 +449,7 @@ def test_what_was_live_after_an_undo_is_not_dropped_at_its_old_time(site: Site) 
     assert told == [f"database {aside} will be dropped"]
 
 
-def test_subscriptions_of_what_was_live_for_a_while_are_stopped_and_come_back_with_it(site: Site) -> None:
+def test_subscriptions_stop_with_a_database_and_return_with_it(site: Site) -> None:
     name = f"s_{site.live.database}"
     execute(
         site.live,
@@ -473,7 +471,7 @@ def test_subscriptions_of_what_was_live_for_a_while_are_stopped_and_come_back_wi
 
 
 @pytest.mark.parametrize("number", thinned([signal.SIGINT, signal.SIGKILL]))
-def test_the_slots_of_a_database_that_is_dropped_are_named_whatever_happens(site: Site, number: signal.Signals) -> None:
+def test_slots_of_a_dropped_database_are_always_named(site: Site, number: signal.Signals) -> None:
     name = f"s_{site.live.database}"
     execute(
         site.live,
@@ -527,7 +525,7 @@ def test_what_is_damaged_does_not_go_live(site: Site, bin_dir: Path) -> None:
         assert len(new.databases) == 2
 
 
-def test_one_kept_database_that_cannot_be_dropped_does_not_keep_the_others(site: Site) -> None:
+def test_a_kept_database_that_stays_keeps_no_others(site: Site) -> None:
     assert site.restore().code == 0
     assert site.restore().code == 0
     newest, oldest = (record.kept for record in site.records)
@@ -572,7 +570,7 @@ def test_the_journal_may_use_what_was_set_aside(tmp_path: Path) -> None:
         assert [entry.step for entry in Journal.read(path).entries] == [Step.START]
 
 
-# ------------------------------------------------------------------------------------------------- nobody listens
+# ------------------------------------------------------------------------------------------------- no reader
 
 
 def nobody_reads() -> None:
@@ -631,17 +629,17 @@ def test_a_log_that_fails_stops_no_restore(site: Site, tmp_path: Path, fails: bo
 
 def test_a_defect_on_the_way_back_is_told_with_what_is_left(site: Site) -> None:
     def defect(_: Work) -> None:
-        raise RuntimeError("nobody thought of this")
+        raise RuntimeError("this was not foreseen")
 
     with each_step(Step.SWAP, fail_it), mock.patch.object(back, "put_back", defect):
         line = site.restore().refused()
-    assert "RuntimeError: nobody thought of this" in line
+    assert "RuntimeError: this was not foreseen" in line
     assert "ovia-backup restore --abort" in line
     assert site.place.run("restore", "--abort").code == 0
     ended_as(site, "old")
 
 
-def test_a_lost_terminal_puts_everything_back_though_it_is_said_twice(site: Site) -> None:
+def test_a_lost_terminal_puts_everything_back(site: Site) -> None:
     """By the shell and by the kernel; and nothing can be printed any more."""
     put_back = back.put_back
 
@@ -688,7 +686,7 @@ def read_only_after(step: Step) -> Iterator[None]:
 
     def writing(self: Journal, mark: JournalMark, here: str | None = None, *data: StepData | None) -> None:
         if failing.is_set():
-            raise ReadOnlyVolumeError("the journal cannot be written", fix="mount the volume anew")
+            raise ReadOnlyVolumeError("the journal cannot be written", fix="mount the volume again")
         write(self, mark, here, *data)
 
     with mock.patch.object(TakenStep, "carry_out", carrying_out), mock.patch.object(Journal, "write", writing):
@@ -697,9 +695,7 @@ def read_only_after(step: Step) -> Iterator[None]:
 
 @pytest.mark.parametrize("verb", thinned(["--resume", "--abort"]))
 @pytest.mark.parametrize("step", [Step.SWAP, Step.MIGRATE])
-def test_a_volume_that_fails_after_the_swap_keeps_no_service_down(
-    site: Site, tmp_path: Path, step: Step, verb: str
-) -> None:
+def test_a_volume_failing_after_the_swap_stops_no_service(site: Site, tmp_path: Path, step: Step, verb: str) -> None:
     """Nothing is swapped back without a journal: what is live then, and proven, is used."""
     with engine(tmp_path / "gone", api=2, migrate=0) as docker, impatient():
         swarm = site.with_settings(SWARM_APP_SERVICES="api", SWARM_DOCKER_URL=docker.url)
@@ -708,7 +704,7 @@ def test_a_volume_that_fails_after_the_swap_keeps_no_service_down(
         with read_only_after(step):
             ended = swarm.restore("--auto-undo")
         assert "is not finished" in ended.output
-        assert "mount the volume anew; then: ovia-backup restore --resume" in ended.output
+        assert "mount the volume again; then: ovia-backup restore --resume" in ended.output
         assert docker.replicas["api"] == 2
         assert site.content() == site.then
         docker.complete.add("migrate")
@@ -722,7 +718,7 @@ def test_a_volume_that_fails_after_the_swap_keeps_no_service_down(
 
 
 @pytest.mark.parametrize("undone", [False, True])
-def test_what_was_put_back_after_it_was_live_is_not_called_the_database_before(site: Site, undone: bool) -> None:
+def test_a_database_put_back_is_not_called_the_one_before(site: Site, undone: bool) -> None:
     """To go back to it is to have again what did not do."""
     red = site.with_settings(HEALTH_URL=RED)
     if undone:
@@ -760,13 +756,13 @@ def test_what_was_put_back_is_not_to_be_gone_back_from(site: Site) -> None:
     assert "go back" not in ended.output
 
 
-# ------------------------------------------------------------------------------- names that somebody has changed
+# ------------------------------------------------------------------------------- names that were changed by hand
 
 
 @pytest.mark.parametrize("by_hand", thinned([False, True]))
 @pytest.mark.parametrize("undone", [False, True])
 def test_a_swap_whose_databases_are_gone_is_given_up(site: Site, tmp_path: Path, undone: bool, by_hand: bool) -> None:
-    """Somebody has lost patience, and made the live database by hand: no other restore could ever begin."""
+    """An operator created the live database by hand; no other restore could ever begin."""
     with engine(tmp_path / "gone", api=2) as docker, impatient():
         swarm = site.with_settings(SWARM_APP_SERVICES="api", SWARM_DOCKER_URL=docker.url)
         if undone:
@@ -810,7 +806,7 @@ def test_a_swap_whose_databases_are_gone_is_given_up(site: Site, tmp_path: Path,
         assert site.content() == site.then
 
 
-def test_a_swap_that_somebody_has_torn_can_be_mended_by_the_name(site: Site) -> None:
+def test_a_torn_swap_can_be_repaired_by_the_name(site: Site) -> None:
     with killed_at(3, before=False):
         assert site.restore().killed
     sql_in_server(site, "ALTER DATABASE {} RENAME TO {}", site.live.database, f"{site.live.database}_away")
@@ -862,7 +858,9 @@ def test_who_goes_back_by_hand_keeps_what_was_live(site: Site, away: bool) -> No
     ended_as(site, "old")
     assert one(site.live.to(stays), "SELECT count(*) FROM people WHERE id = 7000") == 1
     assert site.databases == sorted([site.live.database, stays])
-    assert stays not in site.place.system.restorations.kept_databases.copies_left()  # nobody is told to drop it
+    assert (
+        stays not in site.place.system.restorations.kept_databases.copies_left()
+    )  # the doctor does not advise to drop it
     [rename] = set(re.findall("ALTER DATABASE .* RENAME TO .*", ended.output))
     execute(site.live, rename)
     assert site.place.run("undo-restore", "--list").output.count("\n") == 1
@@ -870,7 +868,7 @@ def test_who_goes_back_by_hand_keeps_what_was_live(site: Site, away: bool) -> No
     assert one(site.live, "SELECT count(*) FROM people WHERE id = 7000") == 1
 
 
-def test_who_goes_back_by_hand_while_it_is_put_back_keeps_what_was_live(site: Site) -> None:
+def test_going_back_by_hand_meanwhile_keeps_what_was_live(site: Site) -> None:
     """The name that it was to have was noted, and it never had it."""
     with killed_at(4, before=False):
         assert site.restore().killed
@@ -910,9 +908,7 @@ def pasted(command: str, folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     "name", ["$(touch pwned2).dump", "'; touch pwned; '.dump", "--help", "two  blanks and\na line.dump", "it's\t.dump"]
 )
-def test_what_to_do_about_a_damaged_backup_can_be_pasted_whatever_it_is_called(
-    site: Site, tmp_path: Path, name: str
-) -> None:
+def test_the_advice_for_a_damaged_backup_can_be_pasted(site: Site, tmp_path: Path, name: str) -> None:
     folder = tmp_path / "else where"
     folder.mkdir()
     damaged = folder / name
@@ -929,7 +925,7 @@ def test_what_to_do_about_a_damaged_backup_can_be_pasted_whatever_it_is_called(
             assert pasted(command, folder) == ["drill", str(damaged)]
 
 
-def test_to_see_what_a_copy_lacks_its_backup_is_named_by_its_path(site: Site, tmp_path: Path) -> None:
+def test_the_backup_of_a_damaged_copy_is_named_by_path(site: Site, tmp_path: Path) -> None:
     elsewhere = tmp_path / "$(touch pwned).dump"
     elsewhere.write_bytes(site.backup.path.read_bytes())
 
@@ -993,7 +989,7 @@ def test_who_ends_it_when_all_is_done_is_told_where_that_stands(site: Site, numb
     assert site.place.run("restore", "--history").output.count("done") == 1
 
 
-def test_who_ends_it_at_the_question_is_told_that_nothing_was_done(site: Site) -> None:
+def test_interrupting_the_question_says_nothing_was_done(site: Site) -> None:
     class Terminal(StringIO):
         def isatty(self) -> bool:
             return True

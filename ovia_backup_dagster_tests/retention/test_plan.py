@@ -547,7 +547,7 @@ CASES = [
         zone="Pacific/Apia",
     ),
     Case(
-        "the old script's dumps that nobody verified stay for ever, and count for nothing",
+        "the old script's dumps that were never verified stay for ever, and count for nothing",
         """
         keep d 06-15
         keep d 06-14
@@ -804,7 +804,7 @@ def test_each_decision_says_why() -> None:
     ]
 
 
-def test_of_the_two_copies_of_an_instant_the_daily_one_comes_first() -> None:
+def test_the_daily_copy_of_an_instant_comes_first() -> None:
     candidates, _ = read_history("keep w 06-14\nkeep d 06-14", NOW)
     assert [(d.candidate.tier, d.reason) for d in plan_retention(candidates, SUNDAY_UTC, NOW).decisions] == [
         (Tier.DAILY, "newest verified"),
@@ -812,7 +812,7 @@ def test_of_the_two_copies_of_an_instant_the_daily_one_comes_first() -> None:
     ]
 
 
-def test_removals_are_oldest_first_so_that_an_interrupted_pruning_leaves_the_newer_ones() -> None:
+def test_removals_are_oldest_first() -> None:
     candidates, _ = read_history("keep d 05-01..06-15", NOW)
     removals = [d.candidate.started_at for d in plan_retention(candidates, SUNDAY_UTC, NOW).removals]
     assert removals == sorted(removals)
@@ -1014,7 +1014,7 @@ def test_what_the_next_dumps_cluster_is_compared_with_survives(history: History)
 
 @many
 @given(histories(), st.integers(1, 40), st.sampled_from(Tier))
-def test_dumps_of_another_source_cost_none_before_them_its_place(history: History, days: int, tier: Tier) -> None:
+def test_dumps_of_another_source_evict_no_earlier_ones(history: History, days: int, tier: Tier) -> None:
     """However many there are, and however long: each is bad until a person accepts it."""
     newest = max((c.started_at for c in history.candidates), default=history.now)
     others = [replace(make(newest + day * DAY, tier, State.BAD), intact=True) for day in range(1, days + 1)]
@@ -1024,7 +1024,7 @@ def test_dumps_of_another_source_cost_none_before_them_its_place(history: Histor
 
 @many
 @given(histories())
-def test_what_is_unproven_or_being_written_or_dated_in_the_future_is_never_removed(history: History) -> None:
+def test_unverified_growing_and_future_dumps_are_never_removed(history: History) -> None:
     assert {c.state for c in removed(history)} <= {State.VERIFIED, State.BAD}
     assert removed(history) <= set(history.past)
 
@@ -1056,9 +1056,7 @@ def test_planning_again_after_the_removals_removes_nothing_more(history: History
 
 @many
 @given(histories(), st.sampled_from([State.BAD, State.UNVERIFIED, State.BEING_WRITTEN]), st.sampled_from(Tier))
-def test_an_older_dump_that_is_not_proven_costs_no_proven_one_its_place(
-    history: History, state: State, tier: Tier
-) -> None:
+def test_an_unverified_older_dump_evicts_no_verified_one(history: History, state: State, tier: Tier) -> None:
     oldest = min((c.started_at for c in history.candidates), default=history.now)
     more = replace(history, candidates=(*history.candidates, make(oldest - HOUR, tier, state)))
     additional = removed(more) - removed(history)
@@ -1083,7 +1081,7 @@ def test_the_order_in_which_dumps_are_listed_changes_nothing(history: History, r
 
 @many
 @given(histories())
-def test_at_most_two_bad_dumps_stay_besides_young_held_and_future_ones(history: History) -> None:
+def test_at_most_two_bad_dumps_stay(history: History) -> None:
     if history.plan.held:
         return
     stay = [
@@ -1171,7 +1169,7 @@ def test_a_week_has_seven_days_and_begins_with_the_weekly_day(policy: Policy, at
     assert timedelta(0) <= policy.day(at) - week < timedelta(days=7)
 
 
-def test_a_bad_one_that_is_intact_goes_only_when_as_many_newer_ones_are_proven() -> None:
+def test_an_intact_bad_dump_goes_after_enough_verified_ones() -> None:
     """What is expected of a dump can change; what is in it cannot. A typo in a setting deletes nothing."""
     policy = replace(SUNDAY_UTC, keep={**SUNDAY_UTC.keep, Tier.DAILY: 3})
     bad = [replace(make(NOW - days * DAY, Tier.DAILY), state=State.BAD, intact=True) for days in (4, 5, 6, 7, 8)]

@@ -68,7 +68,7 @@ def test_a_proven_backup_is_promoted_once_a_week(catalog: Catalog) -> None:
     assert catalog.backups(Tier.WEEKLY) == [first.weekly]
 
 
-def test_what_was_proven_and_changed_in_the_meantime_is_not_promoted(catalog: Catalog) -> None:
+def test_a_verified_dump_that_changed_is_not_promoted(catalog: Catalog) -> None:
     backup = proven(catalog, NOW - DAY)
     assert backup.state(NOW) is State.VERIFIED
     backup.path.write_bytes(CONTENT + b"altered")
@@ -158,7 +158,7 @@ def test_three_years_of_daily_dumps_leave_so_many_of_each_tier(catalog: Catalog)
 # --- Pruning ------------------------------------------------------------------------------------------------------
 
 
-def test_pruning_removes_what_the_policy_does_not_keep_with_all_sidecars(catalog: Catalog) -> None:
+def test_pruning_removes_dumps_with_all_their_sidecars(catalog: Catalog) -> None:
     made = dailies(catalog, 10)
     done = promote_and_prune.prune(catalog, POLICY, NOW)
     assert catalog.backups() == made[:7]
@@ -201,7 +201,7 @@ def test_a_hold_that_cannot_be_read_holds(catalog: Catalog) -> None:
     assert catalog.backups() == [made[0], made[2]]
 
 
-def test_a_verdict_that_cannot_be_read_lets_nothing_be_removed_on_its_strength(catalog: Catalog) -> None:
+def test_an_unreadable_verdict_lets_nothing_be_removed(catalog: Catalog) -> None:
     made = dailies(catalog, 3)
     made[0].sidecar(VERIFIED).write_text("garbage", encoding="utf-8")
     with pytest.raises(NotVerifiedError):
@@ -243,7 +243,7 @@ def test_pruning_an_empty_volume_refuses(catalog: Catalog) -> None:
         promote_and_prune.prune(catalog, POLICY, NOW)
 
 
-def test_the_old_scripts_dump_being_written_neither_stops_pruning_nor_is_touched(catalog: Catalog) -> None:
+def test_the_old_scripts_growing_dump_is_not_pruned(catalog: Catalog) -> None:
     made = dailies(catalog, 3)
     writing = write_dump(catalog, NOW, age=timedelta(minutes=1))
     promote_and_prune.prune(catalog, ONE_DAY, NOW)
@@ -294,9 +294,7 @@ def test_one_that_vanishes_meanwhile_does_not_stop_the_others(
     assert len(names(catalog.folder(Tier.DAILY))) == len(("dump", "manifest", "globals", "verdict"))
 
 
-def test_one_that_refuses_to_go_does_not_stop_the_others_and_is_reported(
-    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_backup_that_cannot_be_removed_is_reported(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
     made = dailies(catalog, 4)
     stubborn = made[3]  # the oldest, which is removed first
     real_unlink = os.unlink
@@ -339,9 +337,7 @@ def test_who_waits_to_prune_is_told_for_whom(tmp_path: Path) -> None:
     assert [holder.partition(" (")[0] for holder in told] == ["dumping ovia"]
 
 
-def test_an_unproven_dump_that_was_made_during_a_long_wait_is_looked_at(
-    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dump_made_during_a_long_wait_is_seen(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
     made = dailies(catalog, 3)
     catalog.lock_wait_seconds = 3600
     passed = 0.0
@@ -375,7 +371,7 @@ def test_the_catalog_is_read_again_under_the_lock(catalog: Catalog, monkeypatch:
     assert [(holder or "nobody").partition(" (")[0] for holder in looked_at] == ["pruning"]
 
 
-def test_pruning_killed_at_any_step_leaves_only_whole_backups_and_never_less_than_was_to_stay(tmp_path: Path) -> None:
+def test_pruning_killed_at_any_step_keeps_what_was_to_stay(tmp_path: Path) -> None:
     volumes = iter(range(10_000))
     current: list[Catalog] = []
 
@@ -390,7 +386,7 @@ def test_pruning_killed_at_any_step_leaves_only_whole_backups_and_never_less_tha
         left = catalog.backups()
         assert {b.state(NOW) for b in left} == {State.VERIFIED}
         assert left[0].started_at == NOW - HOUR
-        # Whoever comes next is not kept out, and finishes it.
+        # The next run is not kept out, and finishes it.
         promote_and_prune.prune(catalog, ONE_DAY, NOW)
         assert [b.started_at for b in catalog.backups()] == [NOW - HOUR]
         assert len(names(catalog.folder(Tier.DAILY))) == len(("dump", "manifest", "globals", "verdict"))
@@ -399,7 +395,7 @@ def test_pruning_killed_at_any_step_leaves_only_whole_backups_and_never_less_tha
 # --- Previewing ---------------------------------------------------------------------------------------------------
 
 
-def test_a_preview_decides_the_same_and_changes_nothing_and_needs_no_lock(catalog: Catalog) -> None:
+def test_a_preview_decides_the_same_without_lock_or_change(catalog: Catalog) -> None:
     made = dailies(catalog, 10)
     catalog.temporary(made[0].name).touch()
     before = snapshot(catalog.root)
@@ -456,7 +452,7 @@ def test_a_backup_that_is_gone_cannot_be_released(catalog: Catalog) -> None:
 # --- A season -----------------------------------------------------------------------------------------------------
 
 
-def test_ninety_nights_with_bad_weeks_among_them_leave_seven_days_and_four_weeks(catalog: Catalog) -> None:
+def test_ninety_nights_leave_seven_days_and_four_weeks(catalog: Catalog) -> None:
     began = NOW.replace(hour=3)
     failed = {*range(20, 35), 50, 51}
     counts = []

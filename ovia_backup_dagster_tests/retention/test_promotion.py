@@ -54,7 +54,7 @@ def test_last_weeks_weekly_does_not_stand_in_for_this_weeks(catalog: Catalog) ->
 
 
 @pytest.mark.parametrize("days", range(1, 7))
-def test_after_a_missed_weekly_day_the_next_proven_dump_takes_its_place(catalog: Catalog, days: int) -> None:
+def test_after_a_missed_weekly_day_the_next_verified_is_used(catalog: Catalog, days: int) -> None:
     decision = decide_promotion(proven(catalog, SUNDAY + days * DAY), Tier.WEEKLY, [], POLICY, NOW + 7 * DAY)
     assert decision.promote
     assert decision.reason == "Sunday 2026-06-14 left no weekly backup: the next verified dump takes its place"
@@ -92,7 +92,7 @@ def test_a_bad_weekly_does_not_take_the_weeks_place(catalog: Catalog) -> None:
     assert decide_promotion(proven(catalog, SUNDAY + DAY), Tier.WEEKLY, [bad], POLICY, NOW + DAY).promote
 
 
-def test_an_unproven_weekly_of_the_old_script_takes_the_weeks_place(catalog: Catalog) -> None:
+def test_an_unverified_weekly_of_the_old_script_has_the_week(catalog: Catalog) -> None:
     old = write_dump(catalog, SUNDAY, Tier.WEEKLY)
     assert not decide_promotion(proven(catalog, SUNDAY + DAY), Tier.WEEKLY, [old], POLICY, NOW + DAY).promote
 
@@ -114,9 +114,7 @@ def test_an_unproven_weekly_of_the_old_script_takes_the_weeks_place(catalog: Cat
         ("UTC", "2026-01-03 03:00", "2025-12-28"),
     ],
 )
-def test_the_week_is_counted_in_the_policys_zone_by_the_dumps_start(
-    catalog: Catalog, zone: str, at: str, week: str
-) -> None:
+def test_the_week_is_counted_in_the_policys_zone(catalog: Catalog, zone: str, at: str, week: str) -> None:
     policy = Policy({Tier.DAILY: 7, Tier.WEEKLY: 4}, Weekday.SUNDAY, ZoneInfo(zone))
     started_at = datetime.fromisoformat(f"{at}+00:00")
     backup = proven(catalog, started_at)
@@ -139,9 +137,7 @@ def test_any_day_may_be_the_weekly_day(catalog: Catalog, day: Weekday) -> None:
 
 @pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Kathmandu"])
 @pytest.mark.parametrize("year", [1, 9999])
-def test_a_stray_weekly_file_dated_at_the_edge_of_the_calendar_stops_no_promotion(
-    catalog: Catalog, year: int, zone: str
-) -> None:
+def test_a_file_at_the_edge_of_the_calendar_stops_no_promotion(catalog: Catalog, year: int, zone: str) -> None:
     at = datetime(year, 1, 1, tzinfo=UTC) if year == 1 else datetime(year, 12, 31, 23, 59, 59, tzinfo=UTC)
     name = BackupName("ovia", Tier.WEEKLY, at)
     stray = Backup(catalog.folder(Tier.WEEKLY) / name.filename, name, 0, 0)
@@ -157,7 +153,7 @@ def test_a_stray_weekly_file_dated_at_the_edge_of_the_calendar_stops_no_promotio
         (Tier.YEARLY, "year 2026", "2026-01-02 03:00", "2026-12-31 23:59", "2025-12-31 23:59"),
     ],
 )
-def test_the_first_proven_dump_of_each_month_and_year_is_promoted(
+def test_the_first_verified_of_a_month_and_year_is_promoted(
     catalog: Catalog, tier: Tier, period: str, first: str, later: str, other: str
 ) -> None:
     one, another, before = (proven(catalog, datetime.fromisoformat(f"{at}+00:00")) for at in (first, later, other))
