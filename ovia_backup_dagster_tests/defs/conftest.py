@@ -1,30 +1,56 @@
-"""Fixtures of the Dagster layer's tests: an instance, and a code location on a database of one's own."""
+"""Fixtures of the Dagster layer's tests: an instance, and a code location with its own database."""
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster_tests.defs.receiver import Receiver, receiver
 from ovia_backup_dagster_tests.defs.support import Location, environment, load
 
 
+@pytest.fixture(scope="session")
+def unsynced() -> Iterator[None]:
+    """SQLite does not wait for the disk: no test of Dagster's history needs it to survive a power failure."""
+
+    def switch_off(connection: Any, _: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "connect", switch_off)
+    yield
+    event.remove(Engine, "connect", switch_off)
+
+
 @pytest.fixture
 def instance() -> Iterator[dg.DagsterInstance]:
-    """In memory."""
+    """An instance in memory."""
     with dg.DagsterInstance.ephemeral() as instance:
         yield instance
 
 
+@pytest.fixture(scope="session")
+def prepared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an instance on disk with empty databases: to create their tables takes a second."""
+    home = tmp_path_factory.mktemp("dagster")
+    with dg.instance_for_test(temp_dir=str(home), set_dagster_home=False):
+        return home
+
+
 @pytest.fixture
-def disk_instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+def disk_instance(tmp_path: Path, prepared_home: Path, unsynced: None) -> Iterator[dg.DagsterInstance]:
     """On disk, in ``tmp_path / "dagster"``, with compute logs."""
     home = tmp_path / "dagster"
-    home.mkdir()
+    shutil.copytree(prepared_home, home)
     with dg.instance_for_test(temp_dir=str(home), set_dagster_home=False) as instance:
         yield instance
 
@@ -50,7 +76,7 @@ def new_location(database: Connection, volume: Path, bin_dir: Path, instance: dg
 
 @pytest.fixture
 def bare(volume: Path, instance: dg.DagsterInstance) -> NewLocation:
-    """A code location without a server, for what only looks at the volume."""
+    """A code location without a server, for code that only reads the volume."""
 
     def new(**more: str) -> Location:
         volume.mkdir(exist_ok=True)
@@ -62,6 +88,6 @@ def bare(volume: Path, instance: dg.DagsterInstance) -> NewLocation:
 
 @pytest.fixture
 def people() -> Iterator[Receiver]:
-    """Who is told."""
+    """A receiver of alerts."""
     with receiver() as running:
         yield running

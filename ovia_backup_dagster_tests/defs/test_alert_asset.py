@@ -381,12 +381,12 @@ def test_an_unforeseen_error_is_named_as_the_reason(new_location: NewLocation, p
     location: Location = new_location(BACKUP_NOTIFY_URLS=people.url)
 
     def defect() -> None:
-        raise RuntimeError("something nobody thought of")
+        raise RuntimeError("an unforeseen bug")
 
     location.before_dump = defect
     assert not location.run().success
     assert alert(location).success
-    assert "something nobody thought of" in people.messages[0]["message"]
+    assert "an unforeseen bug" in people.messages[0]["message"]
 
 
 def test_a_killed_run_is_explained_by_run_monitoring(bare: NewLocation, people: Receiver) -> None:

@@ -50,6 +50,7 @@ from ovia_backup_dagster_tests.defs.support import (
     settle,
 )
 from ovia_backup_dagster_tests.support.exhaustive import thinned
+from ovia_backup_dagster_tests.support.factories import proven
 
 ERROR, WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
 ALL_PASSED = {
@@ -283,12 +284,14 @@ def test_verification_of_a_chosen_backup(location: Location) -> None:
     assert materialized(latest)["dump_verification"]["backup"] == newer.path.name
 
 
-# The last one exists, but is none of ours: whoever reaches the UI must not have any file of the host opened.
+# The last one exists, but is no backup: a user of the UI must not be able to open arbitrary files of the host.
 @pytest.mark.parametrize(
     "wanted", ["nothing.dump", "../weekly/nothing.dump", "'; rm -rf ~; '.dump", "a\nb", "/etc/passwd"]
 )
-def test_verification_of_a_backup_that_is_not_there(location: Location, wanted: str) -> None:
-    backup = location.dump()
+def test_verification_of_a_backup_that_is_not_there(bare: NewLocation, wanted: str) -> None:
+    location: Location = bare()
+    location.catalog.prepare()
+    backup = proven(location.catalog, now())
     result = location.materialize("dump_verification", dump_verification={"backup": wanted})
     assert not result.success
     assert not result.get_asset_check_evaluations()
@@ -808,7 +811,7 @@ def test_re_execution_from_failure_works_on_the_parents_dump(lasting: Location) 
     backup = daily(lasting)
     assert backup.state(now()) is State.UNVERIFIED
     lasting.after_dump = lasting.installed = None
-    # Newer, of somebody else: not what the re-execution is about.
+    # Newer, made by another process: the re-execution must not use it.
     newer = lasting.dump()
     second = execute_again(lasting, from_failure(lasting, first))
     assert second.success, lasting.logs(second.run_id)
@@ -850,7 +853,7 @@ def test_a_launched_run_fails_if_its_dump_is_gone(lasting: Location) -> None:
 
 
 def test_a_repeated_whole_run_uses_only_its_own_dump(lasting: Location) -> None:
-    """It dumps anew: when that dump vanishes, the parent's does not stand in for it."""
+    """It makes a new dump. If that vanishes, the parent run's dump does not replace it."""
     lasting.after_dump = lambda backup: flip_byte(backup.path)
     first = execute_again(lasting)
     assert not first.success

@@ -292,7 +292,7 @@ def test_a_kept_scratch_database_lasts_until_the_next_drill(drilled: Drilled) ->
 
 @pytest.mark.parametrize("name", ["no such backup", "../daily", "/etc/passwd", "{outside}", "{database}_daily_2026"])
 def test_a_drill_refuses_files_outside_the_volume(drilled: Drilled, tmp_path: Path, name: str) -> None:
-    """Whoever reaches the UI must not have any file of the host read."""
+    """A user of the UI must not be able to read arbitrary files of the host."""
     outside = tmp_path / drilled.newest.path.name
     outside.write_bytes(drilled.newest.path.read_bytes())
     before = files_of(drilled.location.catalog.root)
@@ -509,7 +509,7 @@ def test_the_limit_is_the_settings(bare: NewLocation, people: Receiver, monkeypa
 def test_no_drill_is_overdue_in_the_first_35_days(daemon: Daemon, people: Receiver) -> None:
     drills = daemon.location.system.drills
     assert drills.since() is None
-    assert daemon.tick() is None  # the old script's volume: nobody knows yet
+    assert daemon.tick() is None  # the old script's volume: no drill is due yet
     drills.prepare(NOON - 35 * DAY)
     assert daemon.tick() is None
     drills.prepare(NOON)  # the first backup's instant stays
@@ -600,7 +600,7 @@ OWN = {"started_at", "finished_at", "phases", "recovery_seconds", "launched_by",
 
 
 def records_of(backup: Backup) -> tuple[DrillRecord, ...]:
-    """Read anew: what is recorded last of all."""
+    """The evidence that was recorded last, read from the volume."""
     drills = replace(backup).drills
     return drills.drills if drills else ()
 

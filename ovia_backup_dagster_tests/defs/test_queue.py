@@ -25,8 +25,11 @@ from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import Queued
 from ovia_backup_dagster.defs.code_location import build_defs
 from ovia_backup_dagster_tests.conftest import REPOSITORY
 from ovia_backup_dagster_tests.defs.support import ALERT_JOB, DAILY_JOB, DRILL_JOB, load
+from ovia_backup_dagster_tests.support.exhaustive import thinned
 
-FILES = ("dagster.yaml", "deploy/dagster.yaml")
+pytestmark = pytest.mark.usefixtures("unsynced")
+
+FILES = ("deploy/dagster.yaml", "dagster.yaml")
 RESTORE_JOB, DOCTOR_JOB = "restore_job", "doctor_job"
 _LAUNCHER = {"module": "dagster._core.test_utils", "class": "MockedRunLauncher"}
 
@@ -70,7 +73,13 @@ def put(
     return str(create_run_for_test(instance, job, status=status, tags=tags, remote_job_origin=origin).run_id)
 
 
-@pytest.mark.parametrize("file", FILES)
+def test_both_files_limit_the_queue_alike() -> None:
+    """So the first one stands for both in the daily tests."""
+    first, second = (yaml.safe_load((REPOSITORY / file).read_text("utf-8"))["concurrency"] for file in FILES)
+    assert first == second
+
+
+@pytest.mark.parametrize("file", thinned(FILES))
 def test_runs_that_a_person_waits_for_go_first(file: str) -> None:
     with dagster(file) as (instance, workspace):
         for job in (DRILL_JOB, DAILY_JOB, DOCTOR_JOB, RESTORE_JOB, ALERT_JOB):
@@ -78,11 +87,11 @@ def test_runs_that_a_person_waits_for_go_first(file: str) -> None:
         assert launched(instance, workspace) == [ALERT_JOB, RESTORE_JOB, DOCTOR_JOB, DAILY_JOB, DRILL_JOB]
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", thinned(FILES))
 def test_dumps_and_drills_leave_slots_free(file: str) -> None:
-    """Of however many databases, however long they take, and however many of them wait."""
+    """With more databases than slots, however long dumps and drills take."""
     with dagster(file) as (instance, workspace):
-        for number in range(30):
+        for number in range(12):
             put(instance, DAILY_JOB, number)
             put(instance, DRILL_JOB, number)
         assert launched(instance, workspace) == [DAILY_JOB] * 7

@@ -384,7 +384,7 @@ def test_a_restore_is_undone(backed_up: Location, database: Connection) -> None:
     assert rows(database) > 0
     assert confirmed(backed_up, "undo").success
     assert rows(database) == 0
-    # Whoever reaches the UI must not have any file of the host opened.
+    # A user of the UI must not be able to open arbitrary files of the host.
     assert "no backup called" in refused(run(backed_up, action="restore", backup="/etc/passwd"))
     assert "nothing to resume" in refused(run(backed_up, action="resume"))
     assert "nothing to abort" in refused(run(backed_up, action="abort"))
@@ -394,7 +394,7 @@ def test_a_restore_is_undone(backed_up: Location, database: Connection) -> None:
 def test_a_killed_restore_is_resumed_or_aborted(
     backed_up: Location, database: Connection, bin_dir: Path, tmp_path: Path, action: str, outcome: str
 ) -> None:
-    """Whoever had begun it: here the command line, whose process was killed when its copy was to go live."""
+    """Also one that the command line began: its process was killed when its copy was to go live."""
     place = place_for(database, bin_dir, backed_up.settings.backup_dir, tmp_path)
     given = word(backed_up)
     with killed_at(3, before=False):

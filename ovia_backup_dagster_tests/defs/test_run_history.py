@@ -1,6 +1,6 @@
-"""The end of Dagster's history: which runs go, as a property; and that they are gone, with all that was theirs.
+"""Pruning of Dagster's history: which runs are removed, as a property; and that their events and output go with them.
 
-Runs are real, on an instance on disk; they become old in its storage.
+Runs become old in Dagster's storage. They are real, on an instance on disk, where their events and output matter.
 """
 
 from __future__ import annotations
@@ -102,6 +102,21 @@ def kept(database: Connection, volume: Path, bin_dir: Path, disk_instance: dg.Da
     return Location(load(environment(database, volume, bin_dir)), disk_instance)
 
 
+@pytest.fixture
+def recorded(bare: NewLocation) -> Location:
+    """A location without a server, for runs that are only recorded."""
+    location: Location = bare()
+    return location
+
+
+def record(location: Location, age: timedelta, *, good: bool = True, job: str = DAILY_JOB) -> str:
+    """A run that ended that long ago, without events."""
+    status = dg.DagsterRunStatus.SUCCESS if good else dg.DagsterRunStatus.FAILURE
+    made = location.instance.create_run_for_job(location.job(job), tags=location.job(job).tags, status=status)
+    age_run(location.instance, made.run_id, age)
+    return made.run_id
+
+
 def run(location: Location, age: timedelta, *assets: str, good: bool = True, job: str = DAILY_JOB) -> str:
     """A real run, which ended that long ago."""
     location.installed = lambda: good
@@ -136,12 +151,12 @@ def output_of(tmp_path: Path, run_id: str) -> list[Path]:
 
 
 def test_old_runs_go_with_their_events_and_output(kept: Location, tmp_path: Path) -> None:
-    old = [run(kept, 500 * DAY), run(kept, 450 * DAY, good=False), run(kept, 401 * DAY)]
+    old = [run(kept, 450 * DAY, good=False), run(kept, 401 * DAY)]
     young = [run(kept, 399 * DAY), run(kept, DAY)]
     assert all(output_of(tmp_path, run_id) for run_id in old + young)
     last = kept.instance.get_latest_materialization_event(dg.AssetKey("daily_dump"))
 
-    assert prune(kept) == {"removed_runs": 3, "old_runs_that_stay": 0}
+    assert prune(kept) == {"removed_runs": 2, "old_runs_that_stay": 0}
     assert there(kept) == set(young)
     for run_id in old:
         assert output_of(tmp_path, run_id) == []
@@ -159,20 +174,21 @@ def test_old_runs_go_with_their_events_and_output(kept: Location, tmp_path: Path
     assert prune(kept) == {"removed_runs": 0, "old_runs_that_stay": 0}
 
 
-def test_the_newest_of_a_job_and_the_newest_that_succeeded_stay(kept: Location) -> None:
-    """For years backups were made on the command line, and nobody was told of anything."""
-    gone, success, failed = run(kept, 700 * DAY), run(kept, 600 * DAY), run(kept, 500 * DAY, good=False)
-    alert = run(kept, 800 * DAY, job=ALERT_JOB)
-    assert prune(kept) == {"removed_runs": 1, "old_runs_that_stay": 3}
-    assert there(kept) == {success, failed, alert}
-    assert gone not in there(kept)
+def test_the_newest_of_a_job_and_the_newest_that_succeeded_stay(recorded: Location) -> None:
+    """As after years of backups on the command line, without any alert."""
+    gone, success = record(recorded, 700 * DAY), record(recorded, 600 * DAY)
+    failed = record(recorded, 500 * DAY, good=False)
+    alert = record(recorded, 800 * DAY, job=ALERT_JOB)
+    assert prune(recorded) == {"removed_runs": 1, "old_runs_that_stay": 3}
+    assert there(recorded) == {success, failed, alert}
+    assert gone not in there(recorded)
 
 
 def test_the_last_materialization_of_an_asset_stays(kept: Location) -> None:
     whole = run(kept, 700 * DAY)
-    parts = [run(kept, age * DAY, "daily_dump", "dump_verification") for age in (600, 500, 1)]
-    assert prune(kept) == {"removed_runs": 2, "old_runs_that_stay": 1}
-    assert there(kept) == {whole, parts[2]}
+    parts = [run(kept, age * DAY, "daily_dump", "dump_verification") for age in (500, 1)]
+    assert prune(kept) == {"removed_runs": 1, "old_runs_that_stay": 1}
+    assert there(kept) == {whole, parts[1]}
     event = kept.instance.get_latest_materialization_event(dg.AssetKey("retention_pruning"))
     assert event is not None
     assert event.run_id == whole
@@ -182,52 +198,45 @@ def test_the_last_materialization_of_an_asset_stays(kept: Location) -> None:
     "status",
     thinned([dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.CANCELING]),
 )
-def test_a_run_that_has_not_ended_stays(kept: Location, status: dg.DagsterRunStatus) -> None:
-    stuck = kept.instance.create_run_for_job(kept.job(), tags=kept.job().tags, status=status)
-    age_run(kept.instance, stuck.run_id, 900 * DAY, ended=False)
-    newest = run(kept, DAY)
-    assert prune(kept) == {"removed_runs": 0, "old_runs_that_stay": 1}
-    assert there(kept) == {stuck.run_id, newest}
+def test_a_run_that_has_not_ended_stays(recorded: Location, status: dg.DagsterRunStatus) -> None:
+    stuck = recorded.instance.create_run_for_job(recorded.job(), tags=recorded.job().tags, status=status)
+    age_run(recorded.instance, stuck.run_id, 900 * DAY, ended=False)
+    newest = record(recorded, DAY)
+    assert prune(recorded) == {"removed_runs": 0, "old_runs_that_stay": 1}
+    assert there(recorded) == {stuck.run_id, newest}
 
 
-@pytest.mark.parametrize("other", thinned([{"POSTGRES_DB": "other"}, {"BACKUP_ASSET_PREFIX": "crm"}]))
-def test_runs_of_other_databases_stay(
-    kept: Location, database: Connection, volume: Path, bin_dir: Path, other: dict[str, str]
-) -> None:
-    theirs = Location(load(environment(database, volume, bin_dir, **other)), kept.instance)
-    good = "POSTGRES_DB" not in other
-    stay = set()
-    for age in (700, 600, 500):
-        result = theirs.run()
-        assert result.success is good
-        age_run(kept.instance, result.run_id, age * DAY)
-        stay.add(result.run_id)
-    run(kept, 500 * DAY)
-    newest = run(kept, DAY)
-    assert prune(kept)["removed_runs"] == 1
-    assert there(kept) == {*stay, newest}
+@pytest.mark.parametrize("other", [{"POSTGRES_DB": "other"}, {"BACKUP_ASSET_PREFIX": "crm"}])
+def test_runs_of_other_databases_stay(recorded: Location, bare: NewLocation, other: dict[str, str]) -> None:
+    theirs: Location = bare(**other)
+    assert theirs.instance is recorded.instance
+    stay = {record(theirs, age * DAY) for age in (700, 600, 500)}
+    record(recorded, 500 * DAY)
+    newest = record(recorded, DAY)
+    assert prune(recorded)["removed_runs"] == 1
+    assert there(recorded) == {*stay, newest}
 
 
-def test_more_runs_than_are_read_at_a_time(kept: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_runs_than_are_read_at_a_time(recorded: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_history, "_PAGE", 2)
-    job = kept.job()
     for number in range(7):
-        made = kept.instance.create_run_for_job(job, tags=job.tags, status=dg.DagsterRunStatus.SUCCESS)
-        age_run(kept.instance, made.run_id, (600 - number) * DAY)
-    assert prune(kept) == {"removed_runs": 6, "old_runs_that_stay": 1}
+        record(recorded, (600 - number) * DAY)
+    assert prune(recorded) == {"removed_runs": 6, "old_runs_that_stay": 1}
 
 
 def test_the_time_to_keep_runs_is_the_settings(
-    kept: Location, database: Connection, volume: Path, bin_dir: Path, tmp_path: Path
+    volume: Path, disk_instance: dg.DagsterInstance, bare: NewLocation, tmp_path: Path
 ) -> None:
-    old, newest = run(kept, 31 * DAY), run(kept, DAY)
-    assert prune(kept) == {"removed_runs": 0, "old_runs_that_stay": 0}
-    kept.settings = load(environment(database, volume, bin_dir, DAGSTER_KEEP_RUNS_DAYS="30"))
-    assert prune(kept, dry_run=True) == {"removed_runs": 0, "old_runs_that_stay": 1}
-    assert there(kept) == {old, newest}
+    location: Location = bare()
+    location.instance = disk_instance
+    old, newest = run(location, 31 * DAY, job=ALERT_JOB), run(location, DAY, job=ALERT_JOB)
+    assert prune(location) == {"removed_runs": 0, "old_runs_that_stay": 0}
+    location.settings = bare(DAGSTER_KEEP_RUNS_DAYS="30").settings
+    assert prune(location, dry_run=True) == {"removed_runs": 0, "old_runs_that_stay": 1}
+    assert there(location) == {old, newest}
     assert output_of(tmp_path, old)
-    assert prune(kept)["removed_runs"] == 1
-    assert there(kept) == {newest}
+    assert prune(location)["removed_runs"] == 1
+    assert there(location) == {newest}
 
 
 def test_settings_that_are_not_usable(new_location: NewLocation) -> None:

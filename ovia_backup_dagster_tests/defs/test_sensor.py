@@ -1,4 +1,4 @@
-"""The freshness sensor: one alert per episode and day until somebody was told, one all-clear, then quiet.
+"""The freshness sensor: one alert per episode and day until a channel took it, one all-clear, then quiet.
 
 The clock is set, never waited for; requested runs are really executed, on the instance that the sensor asks.
 """
@@ -417,7 +417,7 @@ def test_at_most_five_runs_a_day(daemon: Daemon, people: Receiver) -> None:
     assert people.asked == 5 * 4
     assert daemon.at(NOON + timedelta(hours=1)).tick() is None
     assert "5 alert runs failed" in (daemon.skipped or "")
-    # The next day it is tried anew.
+    # The next day it is tried again.
     people.refusals = 0
     assert daemon.run(daemon.at(NOON + timedelta(days=1)).tick())
     assert len(people.messages) == 1
@@ -547,7 +547,7 @@ def test_an_invalid_cursor_is_survived(daemon: Daemon, cursor: str) -> None:
 
 
 def test_an_invalid_episode_in_the_cursor_is_survived(daemon: Daemon, people: Receiver) -> None:
-    daemon.cursor = '{"episode": "somebody typed this"}'
+    daemon.cursor = '{"episode": "not an instant"}'
     assert daemon.run(daemon.tick())
     heal(daemon)
     assert daemon.run(daemon.tick())
@@ -653,7 +653,7 @@ def test_an_older_verified_backup_clears_no_failure(real: Daemon) -> None:
 
 
 def test_a_cancelled_run_is_not_alerted(real: Daemon, people: Receiver) -> None:
-    report(real.location, dg.DagsterRunStatus.CANCELED, "somebody cancelled it")
+    report(real.location, dg.DagsterRunStatus.CANCELED, "an operator cancelled it")
     assert real.tick() is None
     assert people.asked == 0
 
@@ -661,7 +661,7 @@ def test_a_cancelled_run_is_not_alerted(real: Daemon, people: Receiver) -> None:
 def test_cancelling_another_run_clears_no_failure(real: Daemon, people: Receiver) -> None:
     failed = fail_a_run(real.location)
     assert real.run(real.tick())
-    report(real.location, dg.DagsterRunStatus.CANCELED, "somebody cancelled it")
+    report(real.location, dg.DagsterRunStatus.CANCELED, "an operator cancelled it")
     assert real.tick() is None
     assert TOLD in (real.skipped or "")
     # And the alert, launched by hand, names the run that failed.
@@ -900,7 +900,7 @@ def test_restores_of_another_database_do_not_count(daemon: Daemon, bare: NewLoca
 def test_a_failed_run_for_replaced_databases_is_alerted(
     real: Daemon, new_location: NewLocation, people: Receiver
 ) -> None:
-    """Every day, until one succeeds: it runs by itself, and nobody looks."""
+    """Every day, until one succeeds: it runs unattended."""
     broken: Location = new_location(RESTORE_POSTGRES_USER="nobody_of_that_name")
     result = broken.run(KEPT_JOB)
     assert not result.success

@@ -79,7 +79,7 @@ def test_two_databases_share_no_global_state() -> None:
         assert not names & second[kind]
 
 
-def test_jobs_and_triggers_keep_their_names_and_select_their_own() -> None:
+def test_jobs_and_triggers_select_only_their_own_assets() -> None:
     first, second = (
         build_defs(load({"POSTGRES_HOST": "127.0.0.1", "BACKUP_ASSET_PREFIX": prefix})) for prefix in ("", PREFIX)
     )
@@ -114,9 +114,7 @@ def test_two_databases_may_have_one_name(
     assert people.titles == ["[sample] there is no backup", f"[{PREFIX}/sample] there is no backup"]
 
 
-def test_a_failed_run_of_a_database_of_the_same_name_explains_nothing(
-    new_location: NewLocation, people: Receiver
-) -> None:
+def test_a_failed_run_of_a_namesake_database_does_not_count(new_location: NewLocation, people: Receiver) -> None:
     theirs: Location = new_location(BACKUP_ASSET_PREFIX=PREFIX, POSTGRES_USER="nobody_of_that_name")
     assert not theirs.run().success
     ours: Location = new_location(BACKUP_NOTIFY_URLS=people.url)
@@ -161,7 +159,7 @@ class Deployment:
         self.home = home
         shutil.copyfile(REPOSITORY / "dagster.yaml", home / "dagster.yaml")
         self.instance = stack.enter_context(dg.DagsterInstance.from_config(str(home)))
-        # SQLite's files are made here, and by nobody else at the same moment.
+        # SQLite's files are created here, and not by two processes at once.
         assert not (self.instance.get_runs())
         assert not (self.instance.all_asset_keys())
         assert not (self.instance.all_instigator_state())
@@ -246,7 +244,7 @@ def test_two_code_locations_of_one_dagster(new_database: NewDatabase, bin_dir: P
 
         dagsters = Deployment(home, variables, stack, history)
         # The first ticks of both sensors: each tells its own people, of its own database.
-        until(lambda: all(p.titles for p in people.values()), 90, "nobody was told")
+        until(lambda: all(p.titles for p in people.values()), 90, "no alert arrived")
 
         # One waits in the middle of its dump; the other does not wait for it.
         with dump_that_waits(databases["first"]) as waits:

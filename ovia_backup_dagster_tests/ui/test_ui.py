@@ -55,14 +55,14 @@ def told(deployment: Deployment) -> Receiver:
 
     There is no second tick: a slow machine would see the all-clear of it, between two tests.
     """
-    until(lambda: deployment.people.messages, 120, "nobody was told")
+    until(lambda: deployment.people.messages, 120, "no alert arrived")
     deployment.stop_sensor()
     return deployment.people
 
 
 @pytest.fixture(scope="module")
 def launched(browser: Browser, deployment: Deployment, told: Receiver) -> str:
-    """How the daily job ended that somebody launched from its page."""
+    """The status of the daily job after a launch from its page."""
     with visiting(browser, deployment.url) as site:
         return site.launch_job(DAILY_JOB)
 
@@ -146,9 +146,7 @@ def test_a_verification_shows_the_rows_of_every_table(site: Site, deployment: De
 
 
 @pytest.mark.exhaustive
-def test_a_drill_launched_from_the_launchpad_shows_what_it_proved(
-    site: Site, deployment: Deployment, told: Receiver
-) -> None:
+def test_a_drill_from_the_launchpad_shows_what_it_proved(site: Site, deployment: Deployment, told: Receiver) -> None:
     config = "ops: {restore_drill: {config: {backup: latest, where: throwaway, jobs: 3}}}"
     offered, outcome = site.launch_from_launchpad(DRILL_JOB, config)
     assert outcome == "Success"
