@@ -1,9 +1,10 @@
--- Makes the role that backs up one database, with the rights that this takes and no others. Run it as a superuser, with
--- psql 14 or newer, again whenever the doctor says that something is missing:
+-- Creates the role that backs up one database, with the rights that a backup needs and no others. Run it as a superuser,
+-- with psql 14 or newer, and again whenever the doctor reports a missing right:
 --
 --     BACKUP_PASSWORD=... psql -q -U ovia -d ovia < backup-role.sql
 --
--- -v database=... -v password=... work, too, but the password shows in the list of processes then. A role that is there is changed, not made anew.
+-- -v database=... -v password=... work, too, but the list of processes then shows the password. An existing role is
+-- changed, not created again.
 -- What PUBLIC may do, this role may: as delivered, temporary tables, and large objects of its own. pg_read_all_data reads
 -- the system's tables, too, with the hashes of all passwords: keep its password as you keep a superuser's.
 
@@ -21,14 +22,14 @@
     \set password ''
 \endif
 
--- The password must not come to stand in the server's log.
+-- Keep the password out of the server's log.
 SET log_statement = 'none';
 SET log_min_duration_statement = -1;
 SET log_min_duration_sample = -1;
 SET log_transaction_sample_rate = 0;
 SET log_min_error_statement = 'panic';
 SET password_encryption = 'scram-sha-256';
--- Nor anybody else's function or operator be run.
+-- Run no function or operator of another role.
 SET search_path = pg_catalog, pg_temp;
 SET client_min_messages = 'warning';
 
@@ -43,18 +44,18 @@ SELECT 'CREATE ROLE ovia_backup' WHERE NOT EXISTS (SELECT FROM pg_roles WHERE ro
 -- BYPASSRLS, as row security would leave rows out of a dump, and pg_dump refuses to.
 ALTER ROLE ovia_backup LOGIN INHERIT BYPASSRLS
     NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION PASSWORD :'password';
--- No barrier, as a session may change it; it keeps a slip of the hand from writing where PUBLIC may.
+-- Not a barrier, since a session may change it: it prevents accidental writes where PUBLIC may write.
 ALTER ROLE ovia_backup SET default_transaction_read_only = on;
 SELECT format('GRANT CONNECT ON DATABASE %I TO ovia_backup', current_database()) \gexec
 GRANT pg_read_all_data TO ovia_backup WITH INHERIT TRUE;
 
--- It tells one cluster from another, so that nobody restores over the source. Only where PUBLIC has lost it: a grant on
--- a function of the system's stands in every dump from then on.
+-- Its system identifier tells one cluster from another, so that no restore overwrites the source. Granted only where
+-- PUBLIC has lost it: every dump from then on contains a grant on a system function.
 SELECT 'GRANT EXECUTE ON FUNCTION pg_control_system() TO ovia_backup'
 WHERE NOT has_function_privilege('ovia_backup', 'pg_control_system()', 'EXECUTE') \gexec
 
--- pg_read_all_data has no large objects. Those that are made later need this again: run it again. Their owner is left
--- alone by a GRANT to somebody else.
+-- pg_read_all_data does not cover large objects. Run this script again for those that are created later. A GRANT to
+-- another role does not change the owner's rights.
 SELECT format('GRANT SELECT ON LARGE OBJECT %s TO ovia_backup', m.oid)
 FROM pg_largeobject_metadata m
 WHERE NOT EXISTS (
@@ -64,7 +65,7 @@ WHERE NOT EXISTS (
 
 COMMIT;
 
--- What somebody gave it beside this, if there is anything.
+-- Print the memberships that the role has beside this one.
 SELECT format('ovia_backup is also a member of %I', r.rolname) AS beware
 FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.roleid
 WHERE m.member = 'ovia_backup'::regrole AND r.rolname <> 'pg_read_all_data' \g (format=unaligned tuples_only=on)

@@ -11,7 +11,7 @@ fi
 set -a
 # shellcheck source=/dev/null
 . "$variables"
-# The hand-over of the volume begins anew with each deployment.
+# Each deployment runs the hand-over of the volume again.
 DEPLOYED="$(date -u +%Y-%m-%dT%H:%M:%SZ)"
 # One role of one server: its password changes for both.
 SECOND_POSTGRES_PASSWORD_SECRET="${SECOND_POSTGRES_PASSWORD_SECRET:-${POSTGRES_PASSWORD_SECRET:-ovia-backup_postgres_password}}"

@@ -34,14 +34,14 @@
     \set password ''
 \endif
 
--- The password must not come to stand in the server's log.
+-- Keep the password out of the server's log.
 SET log_statement = 'none';
 SET log_min_duration_statement = -1;
 SET log_min_duration_sample = -1;
 SET log_transaction_sample_rate = 0;
 SET log_min_error_statement = 'panic';
 SET password_encryption = 'scram-sha-256';
--- Nor the function or operator of another role be run.
+-- Run no function or operator of another role.
 SET search_path = pg_catalog, pg_temp;
 SET client_min_messages = 'warning';
 
@@ -65,8 +65,8 @@ SELECT format('ALTER ROLE ovia_restore LOGIN INHERIT CREATEDB %s NOSUPERUSER NOC
     CASE WHEN EXISTS (SELECT FROM pg_class WHERE relforcerowsecurity) THEN 'BYPASSRLS' ELSE 'NOBYPASSRLS' END) \gexec
 ALTER ROLE ovia_restore PASSWORD :'password';
 
--- Whoever owns something in the database, or the database, and is no superuser. What is there already is of any use only
--- with these options.
+-- The roles that own the database or an object in it, and are not superusers. An existing membership is of use only with
+-- these options.
 CREATE TEMPORARY TABLE owners ON COMMIT DROP AS
 SELECT r.oid, r.rolname, r.rolsuper FROM pg_roles r
 WHERE r.rolname <> 'ovia_restore' AND NOT starts_with(r.rolname, 'pg_') AND (

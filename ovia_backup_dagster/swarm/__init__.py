@@ -1,5 +1,5 @@
 """Docker Swarm: the first implementation of ``restoration.service_manager``.
 
-May import ``core`` and nothing else of ours. Dagster, PostgreSQL, settings and the terminal are not known here, nor in
-which order a restore does all this.
+It imports ``core`` and no other package of this project. Dagster, PostgreSQL, settings, the terminal and the order of a
+restore's steps do not belong here.
 """

@@ -1,4 +1,4 @@
-"""What is asked of Docker's API about services: one question at a time, again while Docker is away.
+"""Requests to Docker's API about services: one at a time, repeated while Docker is unreachable.
 
 What the answers mean for a restore belongs to ``docker_services``.
 """
@@ -24,20 +24,21 @@ from ovia_backup_dagster.core.errors import (
 if TYPE_CHECKING:
     import docker
 
-#: What Docker calls a service's specification, a task, and the like: its JSON.
+#: A JSON object of Docker's API: a service, a task or a specification.
 Json = dict[str, Any]
 T = TypeVar("T")
 
-#: How long Docker may be away while one thing is asked of it, in seconds. A wait allows for its own whole time.
+#: How long a single request is repeated while Docker is unreachable, in seconds. A wait repeats its requests until its
+#: own timeout.
 PATIENCE_SECONDS = 10.0
 _PAUSE_SECONDS = 0.5
 _ANSWER_SECONDS = 10
 _LOG_LINES = 10
 _NAME = r"(?:password|passwd|_pass|pwd)"
-#: A URL's password, up to its last @: tools complain of the very one that holds / or @ and is not encoded. One in a
-#: URL's query is a setting.
+#: A URL's password, up to the last @: the passwords that tools complain about are those with an unencoded / or @. A
+#: password in a URL's query is matched as a setting.
 _IN_URL = re.compile(rf"(\b[a-z][a-z0-9+.-]{{0,30}}://[^\s:/]*:)(?:(?![?&]\w*{_NAME}=)\S)*@", re.IGNORECASE)
-#: That of a setting: in a connection string, an environment, JSON or SQL. One in quotes ends where they do.
+#: A setting's password: in a connection string, an environment, JSON or SQL. A quoted password ends with its quotes.
 _IN_SETTING = re.compile(
     rf"""({_NAME}(?:\\*["'])?(?:\s*[=:]\s*|\s+(?=')))"""
     r"""(?:(?P<quote>\\*["'])(?:(?P=quote){2}|\\.|(?!(?P=quote)).)*(?:(?P=quote)|$)|\S+)""",
@@ -46,10 +47,10 @@ _IN_SETTING = re.compile(
 
 
 class SwarmApi:
-    """Docker's API, as far as services need it. Connects for each question.
+    """The part of Docker's API that services need. Opens a connection for each request.
 
     Args:
-        url: where Docker answers (``unix://…``, ``tcp://…``); ``None`` for what ``DOCKER_HOST`` says, else its socket.
+        url: where Docker answers (``unix://…``, ``tcp://…``); ``None`` for ``DOCKER_HOST``, else Docker's socket.
     """
 
     def __init__(self, url: str | None = None) -> None:
@@ -60,12 +61,12 @@ class SwarmApi:
         return found
 
     def tasks(self, service: str, ends: float) -> list[Json]:
-        """Oldest first."""
+        """The service's tasks, oldest first."""
         found: list[Json] = self._ask(lambda api: api.tasks({"service": service}), ends, service)
         return sorted(found, key=lambda task: str(task["CreatedAt"]))
 
     def update(self, service: str, edit: Callable[[Json], bool], ends: float) -> Json:
-        """Change its specification, and return it. ``edit`` says whether there was anything to change."""
+        """Change a service's specification, and return it. ``edit`` returns whether it changed anything."""
 
         def change(api: docker.APIClient) -> Json:
             found = api.inspect_service(service)
@@ -86,7 +87,7 @@ class SwarmApi:
         return self._ask(change, ends, service)
 
     def printed(self, spec: Json, tasks: Sequence[Json]) -> str:
-        """The last lines of the newest task that had a container; nothing, when they cannot be had."""
+        """The last lines of the newest task that had a container; empty if its log cannot be read."""
         had = [task["ID"] for task in tasks if task["Status"].get("ContainerStatus", {}).get("ContainerID")]
         if not had:
             return ""
@@ -100,12 +101,12 @@ class SwarmApi:
         try:
             text = self._ask(lines, time.monotonic(), spec["Name"]).decode("utf-8", "replace")
         except (ServiceManagerUnreachableError, ServiceManagerRefusedError):
-            return ""  # its log driver keeps none, or its node is away: the failure matters more
+            return ""  # the log driver keeps none, or the node is down: report the failure without the log
         pairs = (line.partition(" ")[::2] for line in text.splitlines())
         return " / ".join(redacted(line).strip()[:200] for details, line in pairs if mark in details)
 
     def _ask(self, question: Callable[[docker.APIClient], T], ends: float, service: str) -> T:
-        """Ask, and again while Docker is away or another update was quicker, until the end."""
+        """Send a request; repeat it until ``ends`` while Docker is unreachable or another update came first."""
         _require_client()
         from docker.errors import APIError, DockerException, NotFound
 
@@ -130,11 +131,11 @@ class SwarmApi:
                         said=said,
                         fix="docker info, on a manager (docker node ls); docker service ps ovia-backup_docker-filter",
                     ) from None
-        raise AssertionError("there is always a last look")
+        raise AssertionError("looks() always yields a last look")
 
     @contextmanager
     def _api(self) -> Iterator[docker.APIClient]:
-        """A client for one question: none is left that Docker's restart has cut off."""
+        """A client for one request, so that no connection is used that Docker's restart has closed."""
         import docker
         from docker.utils import kwargs_from_env
 
@@ -159,10 +160,10 @@ class SwarmApi:
 
 
 def _require_client() -> None:
-    """Docker's client is an extra: where no services are named, a restore needs none.
+    """Require Docker's client, which is an extra: a restore without services does not need it.
 
     Raises:
-        ServiceManagerUnreachableError: it is not installed.
+        ServiceManagerUnreachableError: Docker's client is not installed.
     """
     if find_spec("docker") is None:
         raise ServiceManagerUnreachableError(
@@ -171,7 +172,7 @@ def _require_client() -> None:
 
 
 def looks(ends: float) -> Iterator[bool]:
-    """Paces a loop; each time, whether it is the last."""
+    """Pace a polling loop until ``ends``; yield whether this is the last round."""
     while time.monotonic() < ends:
         yield False
         time.sleep(_PAUSE_SECONDS)
@@ -194,5 +195,5 @@ def _said(error: Exception) -> str:
 
 
 def redacted(line: str) -> str:
-    """A printed line without the passwords in it, as far as they can be known: a URL's, and those of settings."""
+    """Remove recognizable passwords from a printed line: those of URLs and of settings."""
     return _IN_SETTING.sub(r"\1...", _IN_URL.sub(r"\1...@", line))

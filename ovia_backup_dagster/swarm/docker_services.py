@@ -1,11 +1,11 @@
-"""Docker Swarm as a restore's service manager: how many tasks each service has, and what became of them.
+"""Docker Swarm as a restore's service manager: scale services, wait for their tasks, and run a migration.
 
-What a service manager does for a restore is stated in ``restoration.service_manager``, in which order in
-``restoration.steps``. How Docker is asked belongs to ``docker_api``.
+``restoration.service_manager`` states what a service manager does for a restore, ``restoration.steps`` its order.
+Requests to Docker belong to ``docker_api``.
 
-A service is changed by sending back the whole specification that Docker gave, with one thing in it different. The
-SDK's own ``Service.scale`` writes Docker's defaults into it, upon which Swarm replaces tasks that run, and sends the
-registry credentials of the user who runs this.
+To change a service, its whole specification is sent back as Docker returned it, with one value changed. The SDK's own
+``Service.scale`` writes Docker's defaults into it, so that Swarm replaces running tasks, and sends the registry
+credentials of the user who runs it.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from ovia_backup_dagster.swarm.docker_api import Json, SwarmApi, looks, soon
 
 Log = Callable[[str], None]
 
-#: A task in any other state holds a container, or is about to.
+#: A task in any other state has a container, or is about to get one.
 _ENDED = frozenset({"complete", "shutdown", "failed", "rejected", "orphaned", "remove"})
-#: So many tasks of a migration may fail, where its service says that Swarm shall try again.
+#: How many tasks of a migration may fail if its service's restart policy lets Swarm try again.
 _ATTEMPTS = 3
-#: How long a migration that was given up may take to end, in seconds; Docker's own stop_grace_period is 10.
+#: How long to wait for an abandoned migration to end, in seconds; Docker's default stop_grace_period is 10.
 _END_SECONDS = 60.0
 
 
 class Swarm:
-    """The services of a swarm, asked of one of its managers. Connects when it is asked.
+    """The services of a swarm, through one of its managers. Each request opens its own connection.
 
-    Each method raises, beside what it names:
+    Each method raises, besides the errors that it lists:
         ServiceMissingError: there is no such service.
-        ServiceManagerUnreachableError: Docker did not answer, for some seconds or, in a wait, up to its end.
-        ServiceManagerRefusedError: it, or a filter before it, refused.
+        ServiceManagerUnreachableError: Docker did not answer for 10 seconds or, in a wait, until its timeout.
+        ServiceManagerRefusedError: Docker, or the filter in front of it, refused the request.
 
     Args:
-        url: where Docker answers (``unix://…``, ``tcp://…``); ``None`` for what ``DOCKER_HOST`` says, else its socket.
+        url: where Docker answers (``unix://…``, ``tcp://…``); ``None`` for ``DOCKER_HOST``, else Docker's socket.
     """
 
     name = "Docker"
@@ -49,19 +49,19 @@ class Swarm:
         self.api = SwarmApi(url)
 
     def replicas(self, service: str) -> int:
-        """How many tasks the service is meant to have.
+        """The number of replicas in the service's specification.
 
         Raises:
-            ServiceUnsuitableError: it is global, or a job.
+            ServiceUnsuitableError: the service is global, or a job.
         """
         spec = self.api.inspect(service, soon())["Spec"]
         return int(_replicated(spec)["Replicas"])
 
     def scale(self, service: str, replicas: int) -> None:
-        """Set how many tasks it is meant to have. Does not wait for them.
+        """Set the service's number of replicas. Does not wait for its tasks.
 
         Raises:
-            ServiceUnsuitableError: it is global, or a job.
+            ServiceUnsuitableError: the service is global, or a job.
         """
 
         def set_replicas(spec: Json) -> bool:
@@ -73,10 +73,10 @@ class Swarm:
         self.api.update(service, set_replicas, soon())
 
     def wait_until_stopped(self, services: Sequence[str], timeout_seconds: float, log: Log) -> None:
-        """Wait until no task of theirs has a container, not even one that is shutting down.
+        """Wait until no task of these services has a container, not even one that is shutting down.
 
         Raises:
-            ServiceStuckError: one still has.
+            ServiceStuckError: a task still has a container at the timeout.
         """
         ends, told = time.monotonic() + timeout_seconds, 0
         for last in looks(ends):
@@ -89,8 +89,8 @@ class Swarm:
                 raise ServiceStuckError(
                     f"task {_task_name(name, task)} on node {_node(task)} did not stop within {timeout_seconds:.0f} s"
                     f"{more}",
-                    why=f"its state is {_state(task)}; its stop_grace_period may be longer, or its node be down",
-                    # Of a node that is off, Swarm says for a day that what ran there runs.
+                    why=f"its state is {_state(task)}; its stop_grace_period may be longer, or its node may be down",
+                    # Swarm reports the tasks of a node that is off as running for a day.
                     fix=f"docker service ps {name}; docker node ls; if the node is off for good: "
                     f"docker node rm --force {task.get('NodeID') or 'NODE'}, then try again",
                 )
@@ -99,12 +99,12 @@ class Swarm:
                 log(f"waiting for {told} tasks to stop: {', '.join(sorted(_task_name(*pair) for pair in left))}")
 
     def wait_until_running(self, service: str, replicas: int, timeout_seconds: float, log: Log) -> None:
-        """Wait until so many tasks of its present specification run; with a health check, until they are well.
+        """Wait until this many tasks of the current specification run, and are healthy if there is a health check.
 
-        One that ends at once was running for a moment: so each is looked at twice.
+        A task that ends at once was running for a moment: so each must be seen running twice.
 
         Raises:
-            ServiceStuckError: they do not; with what the newest of them that failed said.
+            ServiceStuckError: too few run at the timeout; with the error of the newest failed task.
         """
         ends, told = time.monotonic() + timeout_seconds, ""
         before: set[str] = set()
@@ -127,41 +127,41 @@ class Swarm:
                 log(f"{service}: {trouble}")
 
     def check_once(self, service: str) -> None:
-        """Refuse what :meth:`run_once` would refuse; changes nothing.
+        """Refuse a service that :meth:`run_once` would refuse. Changes nothing.
 
         Raises:
-            ServiceUnsuitableError: it is global, a job, has several replicas, or is restarted whenever it ends.
+            ServiceUnsuitableError: the service is global, a job, has several replicas, or always restarts.
         """
         _check_ends_by_itself(self.api.inspect(service, soon())["Spec"])
 
     def runs(self, service: str, timeout_seconds: float) -> Json:
-        """What tells the next run of :meth:`run_once` from all earlier ones; changes nothing. Can be kept as JSON.
+        """A JSON mark that tells the next run of :meth:`run_once` from all earlier ones. Changes nothing.
 
         Args:
             service: its name.
-            timeout_seconds: how long Docker may be away.
+            timeout_seconds: how long to repeat requests while Docker is unreachable.
 
         Raises:
-            ServiceUnsuitableError: it is global, a job, has several replicas, or is restarted whenever it ends.
+            ServiceUnsuitableError: the service is global, a job, has several replicas, or always restarts.
         """
         return _runs(*self._runnable(service, time.monotonic() + timeout_seconds))
 
     def run_once(self, service: str, timeout_seconds: float, log: Log, since: Json | None = None) -> None:
         """Run a service that ends by itself, such as one that migrates a database, and wait until it is complete.
 
-        One at 0 replicas is set to 1. Where its restart condition is ``on-failure``, Swarm may try it three times. One
-        that failed is ended, as by :meth:`end`: it must not run later, on whichever database is live then.
+        A service at 0 replicas is set to 1. If its restart condition is ``on-failure``, Swarm may try it three times. A
+        failed one is ended, as by :meth:`end`: it must not run later, on another live database.
 
         Args:
             service: its name.
-            timeout_seconds: for how long it is waited for.
-            log: told what happens.
-            since: what :meth:`runs` said. A run that was begun after that is waited for, or what became of it is told,
-                and none is begun again, which would kill it half-way. One that was ended does not count.
+            timeout_seconds: how long to wait for it.
+            log: called with each event.
+            since: the answer of :meth:`runs`. If a run was begun after that, this waits for it or reports its result,
+                and begins no other, which would kill it half-way. A run that was ended does not count.
 
         Raises:
-            ServiceUnsuitableError: it is global, a job, has several replicas, or is restarted whenever it ends.
-            MigrationFailedError: it failed, or was not complete in time; with the last lines that it printed.
+            ServiceUnsuitableError: the service is global, a job, has several replicas, or always restarts.
+            MigrationFailedError: the run failed, or was not complete in time; with its last lines of output.
         """
         ends = time.monotonic() + timeout_seconds
         spec, tasks = self._runnable(service, ends)
@@ -174,7 +174,7 @@ class Swarm:
             def force(spec: Json) -> bool:
                 template, mode = spec["TaskTemplate"], _replicated(spec)
                 if _forced(template) != before and mode["Replicas"]:
-                    return False  # an update of ours whose answer was lost, or of another client: begun since we looked
+                    return False  # our own update whose answer was lost, or another client's: already begun
                 template["ForceUpdate"] = _forced(template) + 1
                 mode["Replicas"] = 1
                 return True
@@ -187,13 +187,13 @@ class Swarm:
                 log(f"{service} is complete")
                 return
             ended = [task for task in tasks if _state(task) in _ENDED]
-            # Swarm makes a task's successor in the same step in which it gives the task up.
+            # Swarm creates a task's successor in the same transaction in which it gives the task up.
             given_up = len(ended) == len(tasks) > 0 and all(task["DesiredState"] != "running" for task in tasks)
             if given_up or len(ended) >= _ATTEMPTS or last:
                 what = "failed" if ended else f"was not complete in {timeout_seconds:.0f} s"
                 why, said = _trouble(tasks), self.api.printed(spec, tasks)
                 fix = f"docker service ps --no-trunc {service}; docker service logs {service} --tail 50"
-                if not ended:  # Swarm forgets, with its log, what is ended
+                if not ended:  # Swarm removes an ended task together with its log
                     fix = f"find out what {service} waited for; its log is gone with it"
                 try:
                     self.end(service, _END_SECONDS, log)
@@ -206,22 +206,22 @@ class Swarm:
                 log(f"{service}: {_trouble(tasks)}; Swarm tries again")
 
     def end(self, service: str, timeout_seconds: float, log: Log) -> bool:
-        """End what runs of a service, or is about to, and wait until none of it has a container.
+        """End a service's running and pending tasks, and wait until none has a container.
 
-        It is left at 0 replicas: any more, and Swarm would begin it again. :meth:`run_once` sets them to 1. Where
-        nothing runs, nothing is changed.
+        The service stays at 0 replicas, since otherwise Swarm would start it again; :meth:`run_once` sets 1. If no task
+        runs or is pending, nothing changes.
 
         Returns:
-            Whether there was anything to end.
+            Whether there was a task to end.
 
         Raises:
-            ServiceUnsuitableError: it is global, or a job.
-            ServiceStuckError: it did not end in time.
+            ServiceUnsuitableError: the service is global, or a job.
+            ServiceStuckError: a task did not end in time.
         """
         ends = time.monotonic() + timeout_seconds
         spec, tasks = self.api.inspect(service, ends)["Spec"], self.api.tasks(service, ends)
         left = [task for task in tasks if _state(task) not in _ENDED or task["DesiredState"] == "running"]
-        # Asked for a moment ago, and Swarm is about to make its first task.
+        # Scaled up a moment ago: Swarm is about to create the first task.
         asked_for = _replicated(spec)["Replicas"] and not _of_counter(spec, tasks)
         if not left and not asked_for:
             return False
@@ -231,8 +231,8 @@ class Swarm:
         return True
 
     def _runnable(self, service: str, ends: float) -> tuple[Json, list[Json]]:
-        """The specification of one that ends by itself, and its tasks."""
-        # In this order a run that is begun meanwhile is known as new, by its task.
+        """The specification and the tasks of a service that ends by itself."""
+        # Tasks first: a run that starts between the two requests is then recognized as new by its task.
         tasks = self.api.tasks(service, ends)
         spec: Json = self.api.inspect(service, ends)["Spec"]
         _check_ends_by_itself(spec)
@@ -241,17 +241,17 @@ class Swarm:
     # ---------------------------------------------------------------------------------------------- by hand
 
     def scale_command(self, replicas: Mapping[str, int | None]) -> str:
-        """The command by which a person does what :meth:`scale` does."""
+        """The command with which an operator does the same as :meth:`scale`."""
         counts = (f"{name}={'REPLICAS' if count is None else count}" for name, count in replicas.items())
         return f"docker service scale {' '.join(counts)}"
 
     def run_once_command(self, service: str) -> str:
-        """The command by which a person does what :meth:`run_once` does."""
-        # A migration that was ended stands at 0; and one that runs once never becomes what Docker waits for.
+        """The command with which an operator does the same as :meth:`run_once`."""
+        # An ended migration has 0 replicas. --detach, since a task that runs once never converges.
         return f"docker service update --detach --force --replicas 1 {service}"
 
 
-# ------------------------------------------------------------------------------------- what a specification says
+# ------------------------------------------------------------------------------------------------ specifications
 
 
 def _replicated(spec: Json) -> Json:
@@ -279,7 +279,7 @@ def _check_ends_by_itself(spec: Json) -> None:
     if spec["TaskTemplate"].get("RestartPolicy", {}).get("Condition", "any") == "any":
         raise ServiceUnsuitableError(
             f"service {name} cannot be run once",
-            why="its restart condition is `any`: Swarm begins it again whenever it ends",
+            why="its restart condition is `any`: Swarm starts it again whenever it ends",
             fix=f"docker service update --restart-condition on-failure {name}, and in its stack's file",
         )
 
@@ -298,24 +298,24 @@ def _runs(spec: Json, tasks: Sequence[Json]) -> Json:
 
 
 def _of_counter(spec: Json, tasks: Sequence[Json]) -> list[Json]:
-    """The tasks of the latest run; not those that were ended, which Swarm forgets in a moment."""
+    """The tasks of the latest run, without ended ones that Swarm is about to remove."""
     counter = _forced(spec["TaskTemplate"])
     return [task for task in tasks if _forced(task["Spec"]) == counter and task["DesiredState"] != "remove"]
 
 
 def _later(since: Json, spec: Json, tasks: Sequence[Json]) -> list[Json]:
-    """Those of them that were made since then."""
-    # An update that was rolled back leaves tasks of a counter that comes again.
+    """The tasks that were created since then."""
+    # A rolled-back update leaves tasks whose counter value is used again.
     return [task for task in _of_counter(spec, tasks) if task["ID"] not in since["tasks"]]
 
 
 def _begun_since(since: Json, spec: Json, tasks: Sequence[Json]) -> bool:
-    """Whether a run was begun since then, if only by an update of which Swarm has made no task yet."""
+    """Whether a run was begun since then, even if Swarm has not created its task yet."""
     asked_for = _forced(spec["TaskTemplate"]) != since["forced"] and _replicated(spec)["Replicas"] > 0
     return asked_for or bool(_later(since, spec, tasks))
 
 
-# --------------------------------------------------------------------------------------------- what a task says
+# -------------------------------------------------------------------------------------------------------- tasks
 
 
 def _state(task: Json) -> str:
@@ -331,9 +331,9 @@ def _node(task: Json) -> str:
 
 
 def _trouble(tasks: Sequence[Json]) -> str:
-    """What became of the newest task that ended or complains; where none does, how the newest stands."""
+    """The state and error of the newest task that ended or has an error; else of the newest task."""
     telling = [task for task in tasks if task["Status"].get("Err") or _state(task) in _ENDED] or tasks
     if not telling:
-        return "Swarm made no task of it yet"
+        return "Swarm has created no task of it yet"
     error = telling[-1]["Status"].get("Err")
     return f"a task is {_state(telling[-1])}" + (f": {error}" if error else "")

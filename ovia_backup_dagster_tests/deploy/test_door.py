@@ -1,6 +1,6 @@
-"""Who comes in at the door: the real HAProxy, with the configuration of the stack, before a web server that only notes.
+"""Which requests the door lets in: the real HAProxy with the stack's configuration, and a web server that records them.
 
-What browsers send is in the headers ``Sec-Fetch-*``, which no page can set.
+Browsers describe a request in the headers ``Sec-Fetch-*``, which no page can set.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Door:
 
     Attributes:
         port: of the door.
-        proxied: of the same door, which is told by the PROXY protocol where a client comes from.
-        came: what reached the web server: method and path.
+        proxied: of the same door, where the PROXY protocol gives the client's address.
+        came: the method and path of each request that reached the web server.
     """
 
     port: int
@@ -54,7 +54,7 @@ class Door:
         password: str | None = PASSWORD,
         **headers: str,
     ) -> int:
-        """The status; from an address if there is one, and with headers whose names have ``_`` for a dash."""
+        """Send a request, from ``source`` if given, and return its status. ``_`` in a header's name is a dash."""
         raw = socket.create_connection(("127.0.0.1", self.proxied if source else self.port), timeout=10)
         if source:
             family = "TCP6" if ":" in source else "TCP4"
@@ -124,7 +124,7 @@ def door(haproxy: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doo
 
 
 def _configuration(folder: Path, door: Door, web_port: int) -> tuple[str, str, str]:
-    """The stack's own, at other places."""
+    """The stack's configuration, with paths and ports of this test."""
     key, certificate, tls = folder / "key", folder / "certificate", folder / "tls"
     make_certificate(key, certificate)
     tls.write_text(certificate.read_text() + key.read_text())
@@ -214,7 +214,7 @@ def headers_for(door: Door, headers: Mapping[str, str]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("what", OPENED)
-def test_what_a_person_opens_is_let_in(door: Door, what: str) -> None:
+def test_requests_that_a_person_makes_pass(door: Door, what: str) -> None:
     method, path, headers = OPENED[what]
     door.came.clear()
     assert door.ask(method, path, **headers_for(door, headers)) == 200
@@ -222,15 +222,15 @@ def test_what_a_person_opens_is_let_in(door: Door, what: str) -> None:
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_another_site_asks_for_is_not(door: Door, what: str) -> None:
+def test_requests_of_another_site_are_refused(door: Door, what: str) -> None:
     method, path, headers = REFUSED[what]
     door.came.clear()
     assert door.ask(method, path, **headers_for(door, headers)) == 403
     assert door.came == []
 
 
-def test_nobody_comes_in_without_the_password(door: Door) -> None:
-    """By a link neither."""
+def test_the_door_requires_the_password(door: Door) -> None:
+    """Also for a request that follows a link."""
     door.came.clear()
     for password in (None, "wrong", ""):
         assert door.ask(password=password) == 401
@@ -238,8 +238,8 @@ def test_nobody_comes_in_without_the_password(door: Door) -> None:
     assert door.came == []
 
 
-def test_wrong_passwords_of_a_network_are_counted_together(door: Door) -> None:
-    """Of IPv6 a /64, which is what one house is given; of IPv4 an address."""
+def test_wrong_passwords_are_counted_by_network(door: Door) -> None:
+    """An IPv6 network is a /64, which is what one site is given; an IPv4 network is one address."""
     guesses = [door.ask(source=f"2001:db8:0:1:{number:x}::1", password="wrong") for number in range(1, 22)]
     assert guesses == [401] * 21
     for source in ("2001:db8:0:1:ffff::2", "2001:db8:0:1::"):

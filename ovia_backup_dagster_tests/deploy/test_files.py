@@ -1,4 +1,4 @@
-"""What the files of deploy/ must agree on. Whether they work: ``make test-swarm``."""
+"""The files of deploy/ agree with each other and with the settings. ``make test-swarm`` tests that they work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ovia_backup_dagster.settings.model import variable_names
 from ovia_backup_dagster_tests.conftest import REPOSITORY
 
 DEPLOY = REPOSITORY / "deploy"
-#: Of no use in a container of the image, or by value where a file is wanted.
+#: Useless in a container of the image, or a value where the stack requires a file.
 NOT_IN_STACK = {*FILE_VARIABLES, "BACKUP_ASSET_PREFIX", "PG_BIN_DIR"}
 
 
@@ -27,7 +27,7 @@ def read(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("part", ["telemetry", "nux", "run_retries", "concurrency", "retention", "freshness"])
-def test_production_and_a_checkout_differ_only_where_they_must(part: str) -> None:
+def test_production_and_a_checkout_share_settings(part: str) -> None:
     ours = yaml.safe_load((REPOSITORY / "dagster.yaml").read_text("utf-8"))
     assert read("dagster.yaml")[part] == ours[part]
 
@@ -39,8 +39,8 @@ def test_every_setting_can_be_set_in_the_stack() -> None:
     assert there & to_restore == set()
 
 
-def test_who_can_restore_was_asked_for() -> None:
-    """The stack alone can read the database, and no more; what the overlay adds reaches the console and runs."""
+def test_only_the_overlay_can_restore() -> None:
+    """The stack alone can only read the database; what the overlay adds reaches the console and runs."""
     stack, overlay = read("stack.yml"), read("restore.yml")
     assert "restore_password" not in str(stack)
     able = {name for name, about in overlay["services"].items() if "restore_password" in str(about.get("secrets"))}
@@ -49,15 +49,15 @@ def test_who_can_restore_was_asked_for() -> None:
         assert overlay["x-restore"].items() <= overlay["services"][name]["environment"].items(), name
     for network in overlay["services"]["code-server"]["environment"]["RUN_NETWORKS"].split():
         [about] = [found for found in stack["networks"].values() if found["name"] == network]
-        # A network that is there already is not changed by a deployment.
+        # A deployment does not change an existing network.
         assert about.get("external") or about["attachable"], network
 
 
-def test_every_service_is_limited_pinned_and_logs_within_bounds() -> None:
+def test_every_service_has_limits_placement_and_log_bounds() -> None:
     for name in ("stack.yml", "second-database.yml"):
         for service_name, about in read(name)["services"].items():
             if "image" not in about:
-                continue  # it adds to a service of the other file
+                continue  # an addition to a service of the other file
             deploy = about["deploy"]
             assert set(deploy["resources"]["limits"]) == {"cpus", "memory"}, service_name
             assert deploy["placement"]["constraints"] == ["node.labels.ovia.backup == true"], service_name
@@ -65,29 +65,29 @@ def test_every_service_is_limited_pinned_and_logs_within_bounds() -> None:
             assert service_name == "storage" or about["cap_drop"] == ["ALL"], service_name
 
 
-def test_no_service_but_the_door_is_published_and_one_holds_the_socket() -> None:
+def test_one_service_is_published_one_has_the_socket() -> None:
     services = read("stack.yml")["services"]
     assert [name for name, about in services.items() if "ports" in about] == ["door"]
     assert [name for name, about in services.items() if "docker.sock" in str(about)] == ["docker-filter"]
 
 
-def test_every_network_volume_and_secret_has_a_name_of_its_own() -> None:
-    """Without one, Docker would put the stack's name before it, and runs would find another."""
+def test_networks_volumes_and_secrets_have_names() -> None:
+    """Without one, Docker prefixes the stack's name, and runs would use another object."""
     stack = read("stack.yml")
     for kind in ("networks", "volumes", "secrets"):
         for name, about in (stack[kind] | read("restore.yml").get(kind, {})).items():
             assert about["name"], name
 
 
-def test_the_files_name_the_version_that_they_are_of() -> None:
+def test_the_files_name_this_version() -> None:
     for name in ("Dockerfile", "stack.yml", "second-database.yml"):
         found = re.findall(r"(?:ovia-backup-dagster:|VERSION=)(\d[\d.]*\d)", (DEPLOY / name).read_text("utf-8"))
         assert found, name
         assert set(found) == {__version__}, name
 
 
-def test_what_production_needs_is_locked_to_what_is_tested() -> None:
-    # The extras that a test's tool asks for change no version.
+def test_production_runs_the_tested_versions() -> None:
+    # The extras of a test tool change no version.
     pattern = re.compile(r"^([a-z0-9][a-z0-9._-]*)(?:\[[a-z0-9,-]+\])?==(\S+)", re.MULTILINE)
     tested = set(pattern.findall((REPOSITORY / "requirements.lock").read_text("utf-8")))
     production = set(pattern.findall((DEPLOY / "requirements.lock").read_text("utf-8")))
@@ -98,8 +98,8 @@ def test_what_production_needs_is_locked_to_what_is_tested() -> None:
 @pytest.mark.parametrize(
     ("image", "pinned"), [("", False), ("postgres:16", False), (f"postgres:16@sha256:{'0' * 64}", True)]
 )
-def test_an_image_that_a_tag_names_is_warned_of(tmp_path: Path, image: str, pinned: bool) -> None:
-    """Docker is a program that prints what it is asked for."""
+def test_deploying_an_image_by_tag_warns(tmp_path: Path, image: str, pinned: bool) -> None:
+    """Docker is replaced by a program that prints its arguments."""
     shutil.copytree(DEPLOY, tmp_path / "deploy")
     (tmp_path / "deploy/ovia-backup.env").write_text(f"POSTGRES_IMAGE={image}\n" if image else "")
     docker = tmp_path / "bin/docker"
@@ -113,14 +113,14 @@ def test_an_image_that_a_tag_names_is_warned_of(tmp_path: Path, image: str, pinn
         text=True,
         check=True,
     )
-    # It is deployed all the same.
+    # The stack is deployed all the same.
     assert done.stdout == f"{image}: stack deploy --resolve-image never --compose-file deploy/stack.yml ovia-backup\n"
     assert ("warning: postgres:16 is a tag" in done.stderr) is not pinned
     assert bool(done.stderr) is not pinned
 
 
-def test_what_is_built_can_be_pinned_and_is_told_how() -> None:
-    """Of the image that it is built from, Docker takes tag and digest together."""
+def test_the_base_image_can_be_pinned() -> None:
+    """Docker accepts a base image by tag and digest together."""
     stages = re.findall(r"^FROM (\S+)", (DEPLOY / "Dockerfile").read_text("utf-8"), re.MULTILINE)
     assert set(stages) == {"${POSTGRES_IMAGE}"}
     others = {about["image"] for about in read("stack.yml")["services"].values() if "POSTGRES_IMAGE" in about["image"]}
