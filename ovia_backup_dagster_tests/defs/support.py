@@ -19,6 +19,9 @@ from unittest import mock
 
 import dagster as dg
 import pytest
+from dagster._core.code_pointer import ModuleCodePointer
+from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from dagster._core.storage.runs import SqlRunStorage
 from dagster._core.storage.runs.schema import RunsTable
 
@@ -366,3 +369,113 @@ def dg_command(
 def surroundings() -> dict[str, str]:
     """The environment without what is ours, and without what the test runner has told Python."""
     return {name: value for name, value in os.environ.items() if not name.startswith((*OURS, "PYTHON"))}
+
+
+TOLD = "the alert run succeeded"
+
+
+#: Not the present: a test that begins at five to twelve at night must not end on another day.
+NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
+
+
+@dataclass
+class Daemon:
+    """What Dagster's daemon does with the sensor: keeps the cursor, and runs what is asked for.
+
+    Attributes:
+        location: where the sensor lives.
+        clock: what sensor and alert believe the time is; ``None`` is the present.
+        cursor: as the last tick left it.
+        skipped: why the last tick asked for nothing.
+        requests: all that was asked for so far, but for what only shows that all is well.
+        shown_well: the keys of those.
+    """
+
+    location: Location
+    monkeypatch: pytest.MonkeyPatch
+    clock: datetime | None = NOON
+    cursor: str | None = None
+    skipped: str | None = None
+
+    def __post_init__(self) -> None:
+        self.requests: list[dg.RunRequest] = []
+        self.shown_well: list[str] = []
+        if self.clock is not None:
+            self.at(self.clock)
+
+    def at(self, instant: datetime) -> Daemon:
+        self.clock = instant
+        set_clock(self.monkeypatch, instant)
+        return self
+
+    def later(self, span: timedelta) -> Daemon:
+        assert self.clock is not None
+        return self.at(self.clock + span)
+
+    def put(self, age: timedelta) -> Path:
+        """A dump of that age appears."""
+        return old_dump(self.location.catalog, age, now=self.clock)
+
+    def tick(self) -> dg.RunRequest | None:
+        """Evaluate the sensor; a run that only shows that all is well is made at once, and the next tick is given."""
+        request = self.evaluate()
+        if request is None or "/well" not in str(request.run_key):
+            return request
+        self.requests.remove(request)
+        self.shown_well.append(str(request.run_key))
+        self.create(request, dg.DagsterRunStatus.SUCCESS)
+        return self.tick()
+
+    def evaluate(self) -> dg.RunRequest | None:
+        """Evaluate the sensor once."""
+        defs = self.location.defs
+        instance = self.location.instance
+        with dg.build_sensor_context(instance=instance, cursor=self.cursor, definitions=defs) as context:
+            data = defs.resolve_sensor_def(self.location.names.in_location("backup_freshness_sensor")).evaluate_tick(
+                context
+            )
+        # A tick that sets no cursor leaves it as it is.
+        self.cursor = data.cursor if data.cursor is not None else self.cursor
+        self.skipped = data.skip_message
+        requests = list(data.run_requests or [])
+        assert len(requests) <= 1
+        assert bool(requests) != bool(self.skipped)
+        # Dagster would drop a run whose key it has seen, silently.
+        assert not {r.run_key for r in requests} & {r.run_key for r in self.requests}
+        self.requests += requests
+        return requests[0] if requests else None
+
+    def run(self, request: dg.RunRequest | None) -> bool:
+        """Execute what was asked for."""
+        assert request is not None, self.skipped
+        return self.location.run(ALERT_JOB, config=request.run_config, tags=request.tags).success
+
+    def create(self, request: dg.RunRequest | None, status: dg.DagsterRunStatus) -> dg.DagsterRun:
+        """A run of what was asked for that has come as far as ``status``."""
+        assert request is not None, self.skipped
+        job = self.location.job(ALERT_JOB)
+        # Only a run of a code location can be queued.
+        remote = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("ovia_backup_dagster"), "__repository__")
+        python = RepositoryPythonOrigin("python", ModuleCodePointer("ovia_backup_dagster.definitions", "defs"))
+        return self.location.instance.create_run_for_job(
+            job_def=job,
+            run_config=request.run_config,
+            tags=dict(request.tags),
+            status=status,
+            remote_job_origin=RemoteJobOrigin(remote, ALERT_JOB),
+            job_code_origin=JobPythonOrigin(ALERT_JOB, python),
+        )
+
+
+def names_of(defs: dg.Definitions) -> dict[str, set[str]]:
+    """All that an instance knows by name alone, but jobs and triggers, which it knows by location."""
+    specs = list(defs.resolve_all_asset_specs())
+    assets = [defs.resolve_assets_def(spec.key) for spec in specs]
+    checks = {check.key for asset in assets for check in asset.check_specs}
+    return {
+        "assets": {spec.key.to_user_string() for spec in specs},
+        "groups": {str(spec.group_name) for spec in specs},
+        "pools": {asset.op.pool for asset in assets if asset.op.pool},
+        "checks": {f"{key.asset_key.to_user_string()}:{key.name}" for key in checks},
+        "deps": {dep.asset_key.to_user_string() for spec in specs for dep in spec.deps},
+    }

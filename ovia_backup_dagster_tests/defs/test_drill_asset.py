@@ -46,7 +46,10 @@ from ovia_backup_dagster_tests.defs.receiver import Receiver
 from ovia_backup_dagster_tests.defs.support import (
     DRILL,
     DRILL_JOB,
+    NOON,
     OURS,
+    TOLD,
+    Daemon,
     Location,
     about,
     checks,
@@ -60,7 +63,6 @@ from ovia_backup_dagster_tests.defs.support import (
     old_dump,
     retries,
 )
-from ovia_backup_dagster_tests.defs.test_sensor import NOON, TOLD, Daemon
 from ovia_backup_dagster_tests.support.exhaustive import thinned
 from ovia_backup_dagster_tests.support.factories import drill_evidence
 from ovia_backup_dagster_tests.ui.deployment import until

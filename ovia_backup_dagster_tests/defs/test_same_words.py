@@ -17,7 +17,7 @@ from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster_tests.conftest import PASSWORD, PortCluster, execute, quiet
 from ovia_backup_dagster_tests.defs.receiver import Receiver
 from ovia_backup_dagster_tests.defs.support import ALERT_JOB, Location, environment, failure, load
-from ovia_backup_dagster_tests.postgres.test_dump import tmpfs
+from ovia_backup_dagster_tests.faults.disks import tmpfs
 
 # Apprise 2.2 imports it while it loads its plugins.
 pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
@@ -46,7 +46,7 @@ def missing_database(_: Connection, __: PortCluster, ___: Path) -> AbstractConte
 def full_volume(_: Connection, __: PortCluster, volume: Path) -> Iterator[dict[str, str]]:
     if os.geteuid() != 0:
         pytest.skip("mounting a small filesystem needs root")
-    with tmpfs(volume, "200k"):
+    with tmpfs(volume, 200 * 1024):
         yield {}
 
 

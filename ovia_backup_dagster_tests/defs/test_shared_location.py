@@ -23,14 +23,14 @@ from ovia_backup_dagster_tests.defs.support import (
     ALERT_JOB,
     CHAIN,
     DAILY_JOB,
+    Daemon,
     Location,
     failure,
     load,
     materialized,
+    names_of,
     old_dump,
 )
-from ovia_backup_dagster_tests.defs.test_sensor import Daemon
-from ovia_backup_dagster_tests.defs.test_two_databases import names_of
 
 # Apprise 2.2 imports it while it loads its plugins.
 pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")

@@ -34,15 +34,16 @@ from ovia_backup_dagster_tests.defs.support import (
     DOCTOR,
     DRILL,
     OURS,
+    Daemon,
     Location,
     age_run,
     dagster,
     environment,
     load,
     materialized,
+    names_of,
     old_dump,
 )
-from ovia_backup_dagster_tests.defs.test_sensor import Daemon
 from ovia_backup_dagster_tests.ui.deployment import until
 
 # Apprise 2.2 imports it while it loads its plugins.
@@ -51,20 +52,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:Deprecati
 PREFIX = "crm"
 #: Dagster's own job for the button in the asset graph.
 BY_HAND = "__ASSET_JOB"
-
-
-def names_of(defs: dg.Definitions) -> dict[str, set[str]]:
-    """All that an instance knows by name alone, but jobs and triggers, which it knows by location."""
-    specs = list(defs.resolve_all_asset_specs())
-    assets = [defs.resolve_assets_def(spec.key) for spec in specs]
-    checks = {check.key for asset in assets for check in asset.check_specs}
-    return {
-        "assets": {spec.key.to_user_string() for spec in specs},
-        "groups": {str(spec.group_name) for spec in specs},
-        "pools": {asset.op.pool for asset in assets if asset.op.pool},
-        "checks": {f"{key.asset_key.to_user_string()}:{key.name}" for key in checks},
-        "deps": {dep.asset_key.to_user_string() for spec in specs for dep in spec.deps},
-    }
 
 
 def test_two_databases_share_no_global_state() -> None:

@@ -16,28 +16,11 @@ from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.quoting import sql_identifier, sql_string
 from ovia_backup_dagster.postgres.session import connect
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute
+from ovia_backup_dagster_tests.support.rights import SCHEMA
 
 ROLE = "rights_dumper"
 GROUP = "rights_group"
 OWNER = "rights_owner"
-#: One of each kind that pg_dump reads, or must not need to read.
-SCHEMA = """
-    CREATE SCHEMA a;
-    CREATE SCHEMA pgx;
-    CREATE TABLE a.plain (x int, y text, z int GENERATED ALWAYS AS (x) STORED);
-    CREATE TABLE a.whole (x int PRIMARY KEY) PARTITION BY RANGE (x);
-    CREATE TABLE pgx.part PARTITION OF a.whole FOR VALUES FROM (0) TO (9);
-    CREATE UNLOGGED TABLE pgx.bare ();
-    CREATE SEQUENCE a.numbers;
-    CREATE TABLE a.members (x int GENERATED ALWAYS AS IDENTITY);
-    CREATE VIEW a.seen AS SELECT x FROM a.plain;
-    CREATE MATERIALIZED VIEW a.kept AS SELECT x FROM a.plain;
-    CREATE FOREIGN DATA WRAPPER nothing;
-    CREATE SERVER nowhere FOREIGN DATA WRAPPER nothing;
-    CREATE FOREIGN TABLE a.far (x int) SERVER nowhere;
-    SELECT lo_create(101);
-    SELECT lo_create(102);
-"""
 TABLES = ("a.plain", "a.whole", "pgx.part", "pgx.bare", "a.members")
 SEQUENCES = ("a.numbers", "a.members_x_seq")
 RELATIONS = (*TABLES, *SEQUENCES)

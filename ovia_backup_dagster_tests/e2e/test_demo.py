@@ -12,7 +12,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from ovia_backup_dagster.demo import demonstration as run
 from ovia_backup_dagster.demo import embedded_server
 from ovia_backup_dagster.postgres.local_cluster import Cluster
 from ovia_backup_dagster_tests.conftest import free_port
+from ovia_backup_dagster_tests.support.dagster_ui import LAUNCH, RUN, awaited
 
 PROGRAM = Path(sys.executable).with_name("ovia-backup")
 
@@ -117,7 +117,7 @@ def test_the_ui_serves_the_demo(folder: Path) -> None:
         run_id = launch(graphql, "daily_backup_job")
         made = [json.loads(path.read_text()) for path in (folder / "backups" / "daily").glob("*.dump.json")]
         assert run_id in {manifest["run_id"] for manifest in made}
-        until(lambda: graphql(_TICKS)["sensorOrError"]["sensorState"]["ticks"], 90)
+        awaited(lambda: graphql(_TICKS)["sensorOrError"]["sensorState"]["ticks"], 90)
         # The first asks for a run that shows green, and sends no message; it and the demo's own stand on Overview.
         first = graphql(_TICKS)["sensorOrError"]["sensorState"]["ticks"][-1]
         assert first["status"] == "SUCCESS", first
@@ -150,11 +150,11 @@ def test_a_demo_is_made_restored_and_that_undone_in_its_ui(folder: Path) -> None
 def launch(graphql: Callable[..., dict[str, Any]], job: str, config: dict[str, str] | None = None) -> str:
     """Launch a job, and wait for its good end; gives the run's id."""
     run_config = {"ops": {"restore": {"config": config}}} if config else {}
-    launched = graphql(_LAUNCH, {"job": job, "config": run_config})["launchRun"]
+    launched = graphql(LAUNCH, {"job": job, "config": run_config})["launchRun"]
     assert launched["__typename"] == "LaunchRunSuccess", launched
     run_id = str(launched["run"]["runId"])
-    status = until(
-        lambda: (s := graphql(_RUN, {"id": run_id})["runOrError"]["status"]) in ("SUCCESS", "FAILURE") and s, 120
+    status = awaited(
+        lambda: (s := graphql(RUN, {"id": run_id})["runOrError"]["status"]) in ("SUCCESS", "FAILURE") and s, 120
     )
     assert status == "SUCCESS"
     return run_id
@@ -194,7 +194,7 @@ def serving(folder: Path) -> Iterator[Callable[..., dict[str, Any]]]:
         subprocess.Popen(command, env=environment(), stdout=output, stderr=output, start_new_session=True) as process,
     ):
         try:
-            until(lambda: answers() or process.poll() is not None, 180)
+            awaited(lambda: answers() or process.poll() is not None, 180)
             assert process.poll() is None, log.read_text()
             yield graphql
         finally:
@@ -202,28 +202,15 @@ def serving(folder: Path) -> Iterator[Callable[..., dict[str, Any]]]:
             process.wait(60)
 
 
-def until(found: Callable[[], Any], seconds: float) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (result := found()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.2)
-    return result
-
-
 _STATE = """{
   repositoriesOrError { ... on RepositoryConnection { nodes {
     schedules { name scheduleState { status } } sensors { name sensorState { status } } } } }
   runsOrError { ... on Runs { results { jobName } } }
 }"""
-_LAUNCH = """mutation($job: String!, $config: RunConfigData) { launchRun(executionParams: { selector: {
-    repositoryLocationName: "ovia_backup_dagster", repositoryName: "__repository__", jobName: $job },
-    runConfigData: $config }) {
-  __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
 _RUNS = """{ runsOrError { ... on Runs { results {
     jobName hasReExecutePermission repositoryOrigin { repositoryLocationName } } } } }"""
 _LOG = """query($id: ID!) { logsForRun(runId: $id) { ... on EventConnection {
     events { ... on MessageEvent { message } } } } }"""
-_RUN = "query($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
 _TICKS = """{ sensorOrError(sensorSelector: { repositoryLocationName: "ovia_backup_dagster",
     repositoryName: "__repository__", sensorName: "backup_freshness_sensor" }) {
   ... on Sensor { sensorState { ticks { status runIds } } } } }"""

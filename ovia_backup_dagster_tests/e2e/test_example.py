@@ -22,7 +22,7 @@ import pytest
 from ovia_backup_dagster.demo import embedded_server
 from ovia_backup_dagster_tests.conftest import REPOSITORY, execute, free_port, running_cluster
 from ovia_backup_dagster_tests.defs.support import CHAIN, DG, dg_command, surroundings
-from ovia_backup_dagster_tests.e2e.test_demo import until
+from ovia_backup_dagster_tests.support.dagster_ui import awaited
 
 EXAMPLE = REPOSITORY / "examples" / "two-databases"
 DATABASES = ("orders", "people")
@@ -144,9 +144,9 @@ def ended(graphql: Callable[..., dict[str, Any]], run: str) -> str:
     """How the run ended; waits for it."""
 
     def status() -> str:
-        return str(graphql(_RUN, {"id": run})["runOrError"]["status"])
+        return str(graphql(RUN, {"id": run})["runOrError"]["status"])
 
-    until(lambda: status() in ("SUCCESS", "FAILURE"), 240)
+    awaited(lambda: status() in ("SUCCESS", "FAILURE"), 240)
     return status()
 
 
@@ -160,7 +160,7 @@ def launch(
     }
     if assets:
         selector["assetSelection"] = [{"path": path} for path in assets]
-    launched = graphql(_LAUNCH, {"selector": selector})["launchRun"]
+    launched = graphql(LAUNCH, {"selector": selector})["launchRun"]
     assert launched["__typename"] == "LaunchRunSuccess", launched
     return str(launched["run"]["runId"])
 
@@ -199,7 +199,7 @@ def serving(variables: dict[str, str], home: Path) -> Iterator[Callable[..., dic
         ) as process,
     ):
         try:
-            until(lambda: answers() or process.poll() is not None, 240)
+            awaited(lambda: answers() or process.poll() is not None, 240)
             assert process.poll() is None, log.read_text()
             yield graphql
         finally:
@@ -208,6 +208,6 @@ def serving(variables: dict[str, str], home: Path) -> Iterator[Callable[..., dic
 
 
 _LOCATIONS = "{ workspaceOrError { ... on Workspace { locationEntries { name } } } }"
-_LAUNCH = """mutation($selector: JobOrPipelineSelector!) { launchRun(executionParams: { selector: $selector }) {
+LAUNCH = """mutation($selector: JobOrPipelineSelector!) { launchRun(executionParams: { selector: $selector }) {
   __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
-_RUN = "query($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
+RUN = "query($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"

@@ -16,7 +16,7 @@ import pytest
 
 from ovia_backup_dagster.demo import embedded_server
 from ovia_backup_dagster.postgres.programs import Connection
-from ovia_backup_dagster_tests.conftest import PortCluster, free_port
+from ovia_backup_dagster_tests.conftest import REPOSITORY, PortCluster, free_port
 from ovia_backup_dagster_tests.faults.harness import Place
 from ovia_backup_dagster_tests.support import exhaustive
 
@@ -129,3 +129,22 @@ def place_for(database: Connection, bin_dir: Path, root: Path, logs: Path) -> Pl
         "PG_BIN_DIR": str(bin_dir),
     }
     return Place(settings, logs)
+
+
+#: How often it looks, and how long it takes a run for alive of whose process it knows nothing; else as we ship it.
+QUICKER = {
+    "poll_interval_seconds: 60": "poll_interval_seconds: 2",
+    "max_runtime_seconds: 21600": "max_runtime_seconds: 90",
+}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    home = tmp_path / "home"
+    home.mkdir()
+    shipped = (REPOSITORY / "dagster.yaml").read_text("utf-8")
+    for ours, quicker in QUICKER.items():
+        assert ours in shipped
+        shipped = shipped.replace(ours, quicker)
+    (home / "dagster.yaml").write_text(shipped, "utf-8")
+    return home

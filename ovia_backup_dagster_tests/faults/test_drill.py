@@ -23,7 +23,6 @@ from ovia_backup_dagster.drill.evidence import Evidence
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.proof import target
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, free_port, running_cluster
-from ovia_backup_dagster_tests.e2e.test_demo import _LAUNCH
 from ovia_backup_dagster_tests.faults.conftest import MANY, Record, needs_root, place_for, rounds
 from ovia_backup_dagster_tests.faults.disks import MEGABYTE, filled, tmpfs
 from ovia_backup_dagster_tests.faults.harness import (
@@ -37,7 +36,10 @@ from ovia_backup_dagster_tests.faults.harness import (
     state_of,
     until,
 )
-from ovia_backup_dagster_tests.faults.test_dagster import Dagster, home  # noqa: F401 - a fixture
+from ovia_backup_dagster_tests.support.dagster_ui import (
+    LAUNCH,
+    Dagster,
+)
 
 #: The beginnings of what a drill logs -> the phase that follows.
 PHASES = {
@@ -474,10 +476,10 @@ def test_a_run_of_the_job_is_terminated(place: Place, tmp_path: Path, number: si
 
 
 @pytest.mark.exhaustive
-def test_a_launched_run_is_terminated_in_the_ui(place: Place, home: Path, record: Record) -> None:  # noqa: F811
+def test_a_launched_run_is_terminated_in_the_ui(place: Place, home: Path, record: Record) -> None:
     dagster = Dagster(place, home)
     try:
-        launched = dagster.graphql(_LAUNCH.replace("daily_backup_job", "restore_drill_job"))["launchRun"]
+        launched = dagster.graphql(LAUNCH.replace("daily_backup_job", "restore_drill_job"))["launchRun"]
         run = str(launched["run"]["runId"])
         until(lambda: postmaster(place), 120)
         dagster.graphql(_TERMINATE, id=run)

@@ -5,18 +5,15 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from psycopg import sql
 
 from ovia_backup_dagster.core import errors
 from ovia_backup_dagster.core.catalog import Catalog
@@ -25,8 +22,9 @@ from ovia_backup_dagster.postgres import archive, data_stream
 from ovia_backup_dagster.postgres.archive import read_archive
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.local_cluster import Cluster
-from ovia_backup_dagster.postgres.programs import Connection, Programs, capture
+from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster_tests.conftest import NewDatabase, admin, execute, quiet
+from ovia_backup_dagster_tests.support.archives import restored, rows_in
 from ovia_backup_dagster_tests.support.crashes import raised_as_nobody
 from ovia_backup_dagster_tests.support.exhaustive import thinned
 
@@ -41,40 +39,6 @@ def test_a_file_that_this_user_may_not_open_is_said_with_what_to_do() -> None:
     assert isinstance(error, errors.VolumeError)
     assert (error.said, "belong to another user" in error.why) == ("Permission denied", True)
     assert "chown -R USER" in error.fix
-
-
-def rows_in(database: Connection) -> dict[str, int]:
-    """SELECT count(*) of every table that holds data of its own, named as pg_dump names it."""
-    query = """
-        SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS name, n.nspname, c.relname,
-               (SELECT p.partstrat FROM pg_partitioned_table p JOIN pg_inherits i ON i.inhparent = p.partrelid
-                WHERE i.inhrelid = c.oid) AS strategy
-        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE c.relkind = 'r' AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_toast'
-    """
-    with psycopg.connect(
-        host=database.host, port=database.port, dbname=database.database, user=database.user
-    ) as session:
-        counts: dict[str, int] = {}
-        for name, schema, table, strategy in session.execute(query).fetchall():
-            # pg_dump loads partitions that are hashed by an enum through their root.
-            root = re.sub(r"_p\d+$", "", name) if strategy == "h" else name
-            statement = sql.SQL("SELECT count(*) FROM ONLY {}").format(sql.Identifier(schema, table))
-            row = session.execute(statement).fetchone()
-            assert row is not None
-            counts[root] = counts.get(root, 0) + row[0]
-        return counts
-
-
-def restored(source: Connection, dump: Path, name: str, programs: Programs) -> Connection:
-    """A plain pg_restore of a dump into a new database."""
-    target = replace(source, database=name)
-    create = (programs.path("createdb"), "--template=template0", name)
-    assert capture(create, variables=replace(source, database="postgres").environment())[0] == 0
-    command = (programs.path("pg_restore"), "--exit-on-error", "--jobs=2", f"--dbname={name}", str(dump))
-    code, _, stderr = capture(command, variables=source.environment())
-    assert code == 0, stderr
-    return target
 
 
 def test_rows_are_those_of_the_database(dumper: Dumper, database: Connection, programs: Programs) -> None:

@@ -20,7 +20,7 @@ from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster.postgres.session import connect
 from ovia_backup_dagster.postgres.verification import Verifier
 from ovia_backup_dagster_tests.conftest import REPOSITORY, NewDatabase, PortCluster, admin, execute, quiet
-from ovia_backup_dagster_tests.doctor.test_rights import SCHEMA
+from ovia_backup_dagster_tests.support.rights import SCHEMA
 
 SCRIPT = REPOSITORY / "deploy" / "backup-role.sql"
 ROLE = "ovia_backup"

@@ -39,6 +39,7 @@ from ovia_backup_dagster_tests.conftest import (
     running_cluster,
     snapshot,
 )
+from ovia_backup_dagster_tests.faults.disks import MEGABYTE, tmpfs
 from ovia_backup_dagster_tests.support.exhaustive import thinned
 
 # ------------------------------------------------------------------------------------------ what is published
@@ -429,19 +430,9 @@ def test_a_network_that_goes_away_without_a_word(bin_dir: Path, volume: Path, pr
     assert list((volume / "daily").iterdir()) == []
 
 
-@contextmanager
-def tmpfs(folder: Path, size: str) -> Iterator[None]:
-    folder.mkdir(exist_ok=True, parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", str(folder)], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small filesystem needs root")
 def test_disk_full_during_the_dump(database: Connection, dumper: Dumper, volume: Path) -> None:
-    with tmpfs(volume, "1500k"):
+    with tmpfs(volume, 1500 * 1024):
         dumper.dump(log=quiet)
         earlier = snapshot(volume)
         _bulk(database)
@@ -453,7 +444,7 @@ def test_disk_full_during_the_dump(database: Connection, dumper: Dumper, volume:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small filesystem needs root")
 def test_disk_too_full_to_begin(dumper: Dumper, volume: Path) -> None:
-    with tmpfs(volume, "4m"):
+    with tmpfs(volume, 4 * MEGABYTE):
         backup = dumper.dump(log=quiet)
         (volume / "ballast").write_bytes(b"x" * (4 * 1024 * 1024 - 2 * backup.size_bytes))
         earlier = snapshot(volume)
@@ -465,7 +456,7 @@ def test_disk_too_full_to_begin(dumper: Dumper, volume: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting read-only needs root")
 def test_read_only_volume(dumper: Dumper, volume: Path) -> None:
-    with tmpfs(volume, "4m"):
+    with tmpfs(volume, 4 * MEGABYTE):
         dumper.dump(log=quiet)
         earlier = snapshot(volume)
         subprocess.run(["mount", "-o", "remount,ro", str(volume)], check=True)

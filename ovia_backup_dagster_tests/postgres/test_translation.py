@@ -27,7 +27,8 @@ from ovia_backup_dagster.postgres.translation import _PLACE, _translations, engl
 from ovia_backup_dagster.proof.pg_restore import Restorer
 from ovia_backup_dagster_tests.conftest import PASSWORD, PortCluster, execute, quiet, running_cluster
 from ovia_backup_dagster_tests.doctor.support import system_of
-from ovia_backup_dagster_tests.postgres.test_diagnosis import (
+from ovia_backup_dagster_tests.support.exhaustive import thinned
+from ovia_backup_dagster_tests.support.provocations import (
     CASES,
     FEW,
     NEEDS_ROOT,
@@ -39,7 +40,6 @@ from ovia_backup_dagster_tests.postgres.test_diagnosis import (
     session,
     to_be_stopped,
 )
-from ovia_backup_dagster_tests.support.exhaustive import thinned
 from tools import translations
 
 DEBIANS = Path("/usr/lib/postgresql/15/bin")

@@ -27,8 +27,8 @@ from ovia_backup_dagster.postgres.verification import Verifier
 from ovia_backup_dagster.retention.policy import Policy
 from ovia_backup_dagster.retention.promote_and_prune import prune
 from ovia_backup_dagster_tests.conftest import NewDatabase, execute, quiet
-from ovia_backup_dagster_tests.postgres.test_archive import restored, rows_in
-from ovia_backup_dagster_tests.postgres.test_dump import tmpfs
+from ovia_backup_dagster_tests.faults.disks import MEGABYTE, tmpfs
+from ovia_backup_dagster_tests.support.archives import restored, rows_in
 from ovia_backup_dagster_tests.support.factories import redated
 
 
@@ -335,7 +335,7 @@ def test_a_changed_expectation_deletes_nothing(dumper: Dumper, verifier: Verifie
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small filesystem needs root")
 def test_a_full_disk_gets_well_by_itself(dumper: Dumper, verifier: Verifier, catalog: Catalog, volume: Path) -> None:
     """The disk fills after a dump: the verdict is written all the same, and pruning can go on."""
-    with tmpfs(volume, "128m"):
+    with tmpfs(volume, 128 * MEGABYTE):
         backup = dumper.dump(log=quiet)
         command = ["dd", "if=/dev/zero", f"of={volume / 'ballast'}", "bs=64k"]
         assert b"No space left" in subprocess.run(command, capture_output=True, check=False).stderr
