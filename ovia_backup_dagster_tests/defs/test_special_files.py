@@ -393,7 +393,7 @@ def test_a_restore_refuses_a_journal_that_is_no_file(site: Location) -> None:
 
 @needs_root
 def test_a_file_that_this_user_cannot_read_is_reported(site: Location) -> None:
-    """As nobody, in a child that reports by what it raises."""
+    """As the account `nobody`, in a child process that reports by raising."""
     for place in PLACES:
         path = place_of(place, site.catalog.root)
         if place not in ("drills", "restores", HAND_OVER) and not path.exists():
