@@ -109,8 +109,8 @@ class _Group(click.Group):
 def main() -> None:
     """Back up a PostgreSQL database, and prove the backups.
 
-    The settings come from the environment: POSTGRES_HOST, POSTGRES_DB, BACKUP_DIR and the others that the
-    README lists. BACKUP is a backup's name, a path, or `latest`.
+    The settings come from the environment: POSTGRES_HOST, POSTGRES_DB, BACKUP_DIR and the others in
+    docs/configuration.md. BACKUP is a backup's name, a path, or `latest`.
     """
     # On SIGTERM or SIGHUP, a command ends its pg_dump and removes or puts back what is unfinished.
     signal.signal(signal.SIGTERM, _terminated)

@@ -22,7 +22,7 @@ def settings(system: BackupSystem) -> Iterator[Observation]:
     """The environment variables, the time zone and the schedule."""
     chosen = system.settings
     for problem in chosen.problems:
-        yield fail(Area.SETTINGS, problem, "set the variable and start again (the README lists them)")
+        yield fail(Area.SETTINGS, problem, "set the variable and start again (docs/configuration.md lists them)")
     if not chosen.problems:
         yield ok(
             Area.SETTINGS, f"all values can be used; database {chosen.postgres_db}, backups in {chosen.backup_dir}"

@@ -123,7 +123,7 @@ class Settings(
             raise SettingsError(
                 "the settings are not usable",
                 why="; ".join(self.problems),
-                fix="set the variable and start again (the README lists them), or try it out: make demo",
+                fix="set the variable and start again (docs/configuration.md lists them), or try it out: make demo",
             )
 
     def require_volume(self) -> None:
@@ -207,7 +207,7 @@ class Settings(
         }
 
 
-#: Every setting, in the order of the README's table: by groups.
+#: Every setting, in the order of docs/configuration.md: by groups.
 SETTINGS: tuple[SettingDefinition, ...] = tuple(
     setting for group in Settings.__bases__ for setting in settings_in(group)
 )

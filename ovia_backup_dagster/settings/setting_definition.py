@@ -17,7 +17,7 @@ class SettingsGroup(BaseModel):
     """Settings that belong together.
 
     Attributes:
-        title: the group's heading in the README's table.
+        title: the group's heading in docs/configuration.md.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)

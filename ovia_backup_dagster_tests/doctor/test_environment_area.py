@@ -57,7 +57,7 @@ def test_a_value_that_cannot_be_used(variable: str, value: str) -> None:
     line = the(lines, f"{variable}")
     assert line.level is Severity.FAIL
     assert not [line for line in lines if line.text.startswith("backups by")]  # there are none
-    assert line.fix == "set the variable and start again (the README lists them)"
+    assert line.fix == "set the variable and start again (docs/configuration.md lists them)"
 
 
 def test_with_bad_settings_only_the_programs_are_checked(bin_dir: Path) -> None:
