@@ -37,7 +37,6 @@ from ovia_backup_dagster_tests.faults.harness import (
     until,
 )
 from ovia_backup_dagster_tests.support.dagster_ui import (
-    LAUNCH,
     Dagster,
 )
 
@@ -479,8 +478,7 @@ def test_a_run_of_the_job_is_terminated(place: Place, tmp_path: Path, number: si
 def test_a_launched_run_is_terminated_in_the_ui(place: Place, home: Path, record: Record) -> None:
     dagster = Dagster(place, home)
     try:
-        launched = dagster.graphql(LAUNCH.replace("daily_backup_job", "restore_drill_job"))["launchRun"]
-        run = str(launched["run"]["runId"])
+        run = dagster.launch("restore_drill_job")
         until(lambda: postmaster(place), 120)
         dagster.graphql(_TERMINATE, id=run)
         assert dagster.ended(run) == "CANCELED"

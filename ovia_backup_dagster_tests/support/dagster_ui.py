@@ -73,8 +73,8 @@ class Dagster:
         data: dict[str, Any] = answer["data"]
         return data
 
-    def launch(self) -> str:
-        launched = self.graphql(LAUNCH)["launchRun"]
+    def launch(self, job: str = "daily_backup_job") -> str:
+        launched = self.graphql(LAUNCH, job=job)["launchRun"]
         assert launched["__typename"] == "LaunchRunSuccess", launched
         return str(launched["run"]["runId"])
 
