@@ -11,6 +11,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGE = REPOSITORY / "ovia_backup_dagster"
+TESTS = REPOSITORY / "ovia_backup_dagster_tests"
 TEXT = (REPOSITORY / "ARCHITECTURE.md").read_text("utf-8")
 MODULE_LINES, CLASS_LINES = 500, 250
 CHANGES = 12
@@ -60,6 +61,30 @@ def test_no_function_is_called_as_its_module() -> None:
 
 def test_every_module_says_what_belongs_in_it() -> None:
     assert [name for name, _, tree in _modules() if not ast.get_docstring(tree)] == []
+
+
+def test_no_helper_is_imported_from_a_test_module() -> None:
+    """What several test modules need belongs in ``support/``, in a room's own helper module, or in a conftest."""
+    imported = [
+        f"{path.relative_to(TESTS)}: {name}"
+        for path in sorted(TESTS.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        for name in _imported(node)
+        if name.startswith(TESTS.name) and any(part.startswith("test_") for part in name.split("."))
+    ]
+
+    assert imported == []
+
+
+def _imported(node: ast.AST) -> list[str]:
+    """The full names that a statement imports; none if it is not an import."""
+    match node:
+        case ast.Import(names=names):
+            return [name.name for name in names]
+        case ast.ImportFrom(module=str(module), names=names):
+            return [f"{module}.{name.name}" for name in names]
+        case _:
+            return []
 
 
 def _table(heading: str) -> list[list[str]]:

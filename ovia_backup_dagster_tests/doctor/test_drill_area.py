@@ -18,7 +18,7 @@ from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.system import BackupSystem
 from ovia_backup_dagster_tests.conftest import quiet
 from ovia_backup_dagster_tests.doctor.support import new_role, system_of, the
-from ovia_backup_dagster_tests.drill.test_evidence import evidence, failed
+from ovia_backup_dagster_tests.support.evidence import evidence, failed
 from ovia_backup_dagster_tests.support.factories import DAY
 
 

@@ -21,15 +21,14 @@ from ovia_backup_dagster.core.errors import (
     ServerUnreachableError,
 )
 from ovia_backup_dagster.postgres import archive as archives
-from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.proof import pg_restore
-from ovia_backup_dagster.proof.check_results import CheckResult, Result
+from ovia_backup_dagster.proof.check_results import Result
 from ovia_backup_dagster.proof.pg_restore import Restorer
-from ovia_backup_dagster.proof.prover import Proof
-from ovia_backup_dagster.proof.target import MARK, Copy, live_copy
+from ovia_backup_dagster.proof.target import MARK, live_copy
 from ovia_backup_dagster.restoration.swap import database_state
 from ovia_backup_dagster_tests.conftest import NewDatabase, PortCluster, admin, execute, free_port, quiet
 from ovia_backup_dagster_tests.support.drilling import Drilling, database, one
+from ovia_backup_dagster_tests.support.proofs import going_live, lines_of, proof_of
 
 PUBLISHED = (
     "CREATE PUBLICATION everyone FOR TABLE people",
@@ -37,28 +36,6 @@ PUBLISHED = (
     "ALTER PUBLICATION everyone OWNER TO ovia",
 )
 SUBSCRIBED = ("CREATE SUBSCRIPTION sub CONNECTION 'host=nowhere password=s3cret' PUBLICATION p WITH (connect = false)",)
-
-
-@contextmanager
-def going_live(source: Connection, name: str) -> Iterator[Copy]:
-    """A place live_copy the source; whatever is made there is gone afterwards."""
-    copy = live_copy(source, name, f"database {name}")
-    try:
-        yield copy
-    finally:
-        copy.drop(database_state(source, name).oid)
-
-
-def proof_of(drilling: Drilling, backup: Backup, log: list[str] | None = None, *, jobs: int = 2) -> Proof:
-    """One that has read its backup."""
-    said = quiet if log is None else log.append
-    proof = Proof(drilling.driller.verifier, drilling.source, backup, said, jobs=jobs)
-    proof.read_backup()
-    return proof
-
-
-def lines_of(proof: Proof) -> dict[Check, CheckResult]:
-    return {line.check: line for line in proof.lines}
 
 
 # ---- to go live
