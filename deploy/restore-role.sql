@@ -1,24 +1,25 @@
--- Makes the role that restores one database, with the rights that this takes and no others: no superuser, so that no
--- function in a backup becomes one by being restored. Run it as a superuser, with psql 14 or newer, again whenever other
--- roles have come to own something in the database:
+-- Creates the role that restores one database, with the rights that a restore needs and no others. It is not a superuser,
+-- so that a restored function cannot become one. Run this as a superuser, with psql 14 or newer, and again when other
+-- roles have come to own objects in the database:
 --
 --     RESTORE_PASSWORD=... psql -q -U ovia -d ovia < restore-role.sql
 --
--- -v database=... -v password=... work, too, but the password shows in the list of processes then. A role that is there
--- is changed, not made again. Then: RESTORE_POSTGRES_USER=ovia_restore.
+-- -v database=... -v password=... work, too, but the list of processes then shows the password. An existing role is
+-- changed, not created again. Afterwards, set RESTORE_POSTGRES_USER=ovia_restore.
 --
--- What it may, and why:
---   CREATEDB                        to make the copy, and to rename databases
---   member of all owners in it      to give what is restored to its owner, and to swap, drop and forget the database
---   pg_signal_backend               to end the sessions of others in a database that is renamed or dropped
---   BYPASSRLS                       only where a table forces row security on its owner, too: to read it back
--- What it does not get, and what is missing for it: pg_execute_server_program (a plan cannot say how much room the server
--- has), pg_read_all_stats (nor what others' sessions are called), and a superuser's rights (what belongs to a superuser,
--- event triggers, untrusted extensions, subscriptions, privileges that others than an owner granted, and settings that
--- take a superuser). A restore of such a thing is refused before anything is replaced, or its record has a note.
+-- Its rights, and why:
+--   CREATEDB                        to create the copy, and to rename databases
+--   member of all owners in it      to give restored objects to their owners, and to swap, drop and forget the database
+--   pg_signal_backend               to end other roles' sessions in a database that is renamed or dropped
+--   BYPASSRLS                       only if a table forces row security on its owner: to read it back
+-- Rights that it does not get, and what it therefore cannot do: pg_execute_server_program (a plan cannot show the server's
+-- free space), pg_read_all_stats (a plan cannot name other roles' sessions), and a superuser's rights (objects of a
+-- superuser, event triggers, untrusted extensions, subscriptions, privileges granted by a role that is not the owner, and
+-- settings that require a superuser). A restore that needs these is refused before anything is replaced, or its record has
+-- a note.
 --
--- Beware: what a backup runs while it is restored, it runs as this role. It may do there what all the owners may, end
--- sessions, and set this role's password: let pg_hba.conf take this role from nowhere but where restores are made.
+-- Beware: code in a backup runs as this role while it is restored. It has the rights of all the owners, can end sessions,
+-- and can set this role's password: let pg_hba.conf accept this role only from where restores run.
 
 \set ON_ERROR_STOP on
 \set QUIET on
