@@ -89,7 +89,7 @@ def refusing(number: int, *, only: Path | None = None) -> Callable[..., None]:
 # --- What is listed -----------------------------------------------------------------------------------------------
 
 
-def test_backups_of_both_tiers_are_listed_newest_first_the_daily_copy_before_the_weekly(catalog: Catalog) -> None:
+def test_backups_of_both_tiers_are_listed_newest_first(catalog: Catalog) -> None:
     for days in (5, 1, 3):
         write_dump(catalog, NOW - days * DAY)
     write_dump(catalog, NOW - 3 * DAY, Tier.WEEKLY)

@@ -31,7 +31,7 @@ from ovia_backup_dagster_tests.faults.harness import (
 )
 
 AT_ONCE = 4
-#: Deliberate: nothing is deleted or promoted on the strength of somebody else's newer dump that has no verdict yet.
+#: Deliberate: nothing is removed or promoted while another process's newer dump has no verdict yet.
 REFUSED = ("nothing was removed: the newest backup", "is unverified; only a verified backup is promoted")
 
 
@@ -74,7 +74,7 @@ def ended_well(command: str, ended: Ended) -> str:
     assert ended.code == 1, ended.output
     assert command in ("prune", "promote"), ended.output
     assert any(word in ended.output for word in REFUSED), ended.output
-    return f"`{command}` refused, as somebody's newer dump had no verdict yet"
+    return f"`{command}` refused, as another run's newer dump had no verdict yet"
 
 
 @rounds(few=1, many=20)
@@ -89,7 +89,7 @@ def test_everybody_at_once(small_place: Place, rng: Random, record: Record, time
         guard = Guard(busy)
         began = datetime.now(UTC)
         with Reader(guard), OneAtATime(busy.root) as watch, ExitStack() as stack:
-            # Each lane is somebody who gives one command after the other.
+            # Each lane is an operator who gives one command after the other.
             lanes = [list(CHAIN) for _ in range(AT_ONCE - 1)] + [rng.sample(CHAIN, len(CHAIN))]
             running: dict[int, tuple[str, Running]] = {}
             while any(lanes) or running:
@@ -120,7 +120,7 @@ def test_everybody_at_once(small_place: Place, rng: Random, record: Record, time
 
 
 def test_nobody_waits_longer_than_was_asked_for(place: Place) -> None:
-    """Without patience, whoever comes second is told who is at work."""
+    """Without a wait, the second process is told which one holds the lock."""
     place.chain()
     with ExitStack() as stack:
         several = [stack.enter_context(ended_by_then(place.start("dump"))) for _ in range(4)]

@@ -465,7 +465,7 @@ def test_the_folder_is_removed_while_dumping(
         guard.recovered()
         assert lock_holder(place.root) is None
     record(
-        fault="somebody removes the whole folder while it is dumped to",
+        fault="the whole folder is removed while it is dumped to",
         how="`rm -rf` at random moments",
         times=times,
         where=", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common()),

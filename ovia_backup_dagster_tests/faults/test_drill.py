@@ -123,7 +123,7 @@ def postmaster(place: Place) -> int:
 
 @contextmanager
 def stuffed(folder: Path) -> Iterator[None]:
-    """Full, whoever else writes there at the same time."""
+    """The disk is full because another process writes there at the same time."""
     ballast = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600)
     try:
         with suppress(OSError):
@@ -205,7 +205,7 @@ def test_a_drill_dir_without_room_is_refused_first(place: Place) -> None:
 
 @needs_root
 def test_a_disk_that_fills_up_in_mid_restore(place: Place) -> None:
-    """The estimate was too small, or somebody else wrote: the disk's words are shown, and it is cleaned."""
+    """The estimate was too small, or another process wrote: the disk's words are shown, and it is cleaned."""
     with tmpfs(drill_dir(place), 400 * MEGABYTE):
         drill_dir(place).chmod(0o711)
         with ended_by_then(place.start("drill")) as running:
@@ -502,7 +502,7 @@ _TERMINATE = "mutation($id: String!) { terminateRun(runId: $id) { __typename } }
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_database_still_being_created_is_removed_later(place: Place, number: signal.Signals) -> None:
-    """It goes on with CREATE DATABASE when its client is gone, and until it has ended, nobody sees the database."""
+    """It goes on with CREATE DATABASE when its client is gone, and until it has ended, no session sees the database."""
     with asked(place) as session:
         # A stranger's lock on the catalog, which CREATE DATABASE waits for.
         session.execute("LOCK TABLE pg_database IN SHARE MODE")
@@ -524,7 +524,7 @@ def test_a_database_still_being_created_is_removed_later(place: Place, number: s
 
 
 def test_the_removal_is_not_interrupted(place: Place) -> None:
-    """A second signal, of somebody who cannot wait, comes while it cleans."""
+    """A second signal, of an impatient operator, arrives while it cleans up."""
     with ended_by_then(place.start("drill")) as running:
         until(lambda: "restoring" in running.output, 30, pause=0.002)
         running.send(signal.SIGTERM)

@@ -138,7 +138,7 @@ def test_killed_while_dumping(place: Place, rng: Random, record: Record, times: 
 
 @rounds(few=1, many=100)
 def test_killed_while_dumping_and_pg_dump_lives_on(place: Place, rng: Random, record: Record, times: int) -> None:
-    """As long as the orphan writes, the lock stays held and nobody else gets in."""
+    """While the orphan writes, the lock stays held and no other process gets it."""
     kills = Kills(place, times)
     seconds = duration(lambda: place.run("dump"))
     place.chain()

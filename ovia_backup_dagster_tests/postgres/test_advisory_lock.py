@@ -82,7 +82,7 @@ def test_a_drill_that_another_one_is_in_the_way_of_names_it(server: PortCluster)
             target._drop(session, name)
 
 
-def test_the_server_notices_that_a_client_is_gone_as_soon_as_we_notice_the_server(server: PortCluster) -> None:
+def test_the_server_soon_notices_a_lost_client(server: PortCluster) -> None:
     """Over TCP: a Unix socket is closed by the kernel."""
     with connect(Connection("127.0.0.1", server.port, "postgres", "postgres", SecretStr(PASSWORD))) as session:
         query = "SELECT name, setting FROM pg_settings WHERE name LIKE 'tcp_keepalives_%'"

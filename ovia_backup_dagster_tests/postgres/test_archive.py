@@ -29,7 +29,7 @@ from ovia_backup_dagster_tests.support.crashes import raised_as_nobody
 from ovia_backup_dagster_tests.support.exhaustive import thinned
 
 
-def test_a_file_that_this_user_may_not_open_is_said_with_what_to_do() -> None:
+def test_a_file_that_may_not_be_opened_has_a_fix() -> None:
     """pg_restore says neither why nor what then, and its word is no verdict."""
     with tempfile.TemporaryDirectory(prefix="ovia-t-", dir="/tmp") as folder:
         Path(folder).chmod(0o755)

@@ -69,7 +69,7 @@ def test_a_broken_manifest_is_none(dumper: Dumper, verifier: Verifier, content: 
     assert now(verifier.catalog).state(datetime.now(UTC)) is State.VERIFIED
 
 
-def test_it_is_said_wherever_the_backup_is_named_and_the_drill_goes_on(
+def test_a_broken_sidecar_is_reported_and_the_drill_goes_on(
     dumper: Dumper, catalog: Catalog, database: Connection, bin_dir: Path
 ) -> None:
     break_it(dumper.dump(log=quiet), MANIFEST, b"")

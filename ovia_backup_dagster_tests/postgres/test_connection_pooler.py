@@ -80,7 +80,7 @@ def test_a_pooler_whose_sessions_take_turns(server: PortCluster) -> None:
 
 
 @pytest.mark.usefixtures("_unknown_process")
-def test_a_pooler_that_resets_its_session_after_each_transaction(server: PortCluster) -> None:
+def test_a_pooler_that_resets_after_each_transaction(server: PortCluster) -> None:
     resets = "server_reset_query = RESET ALL\nserver_reset_query_always = 1\ndefault_pool_size = 1"
     with pgbouncer(server.port, mode="statement", ignored=IGNORING, connect=AS_ASKED, more=resets) as connection:
         assert "forgotten after the transaction" in refused(connection)

@@ -508,7 +508,7 @@ def test_lock_file_that_is_removed_halfway(dumper: Dumper, volume: Path) -> None
 
 
 def test_temporary_that_is_removed_halfway(dumper: Dumper, volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever tidies up hidden files is told so, without a traceback."""
+    """A program that removes hidden files is reported, without a traceback."""
 
     def hashed(path: Path, *, sync: bool = False) -> str:
         digest = file_sha256(path, sync=sync)
@@ -546,7 +546,7 @@ def test_clock_that_jumped_back(dumper: Dumper, catalog: Catalog) -> None:
 
 
 def test_killed_parent_leaves_the_lock_to_pg_dump(database: Connection, dumper: Dumper, volume: Path) -> None:
-    """While an orphaned pg_dump still writes nobody else does; afterwards the next run cleans up."""
+    """While an orphaned pg_dump still writes, no other process does; afterwards the next run cleans up."""
     patient = replace(dumper, lock_wait_timeout_seconds=60)
     dumper.catalog.prepare()
     with _session(database) as other, _session(database) as watcher:

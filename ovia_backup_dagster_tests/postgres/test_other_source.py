@@ -154,7 +154,7 @@ def test_another_cluster_is_bad_until_it_is_accepted(story: Story) -> None:
     story.rejected(story.here, str(identifier))  # and back is another word
 
 
-def test_a_dump_of_the_right_cluster_needs_no_word_after_wrong_ones(story: Story) -> None:
+def test_a_dump_of_the_right_cluster_needs_no_acceptance(story: Story) -> None:
     story.good(story.here)
     story.rejected(story.there)
     story.good(story.here)
@@ -187,7 +187,7 @@ def test_an_empty_database_is_bad_even_as_the_first(story: Story) -> None:
     story.good(story.here)
 
 
-def test_all_tables_gone_is_told_and_holds_the_last_that_had_them(story: Story) -> None:
+def test_losing_all_tables_is_reported_and_holds_the_last_dump(story: Story) -> None:
     last = story.good(story.here)
     execute(story.here, "ALTER TABLE people RENAME TO persons")
     gone = story.rejected(story.here, f"none of the tables of {last} is in it")
@@ -239,7 +239,7 @@ def test_unknown_identifiers_make_no_difference(story: Story) -> None:
         execute(story.here, "GRANT EXECUTE ON FUNCTION pg_control_system() TO PUBLIC")
 
 
-def test_what_was_verified_before_stays_so_when_it_is_verified_again(story: Story) -> None:
+def test_a_verified_dump_stays_verified_when_read_again(story: Story) -> None:
     """Its verdict is older than this check."""
     first = story.dump(story.here)
     second = story.good(story.there)

@@ -36,7 +36,7 @@ def test_only_what_is_secret_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> No
         assert dict(os.environ) == before
 
 
-def test_a_variable_of_any_name_is_forgotten_that_has_a_secret_as_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_that_holds_a_secret_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings from code may have had it from there."""
     monkeypatch.setenv("SHOP_PASSWORD", "geheim")
     before = {name: value for name, value in os.environ.items() if name != "SHOP_PASSWORD"}

@@ -88,7 +88,7 @@ def test_its_libraries_reach_the_throwaway_server(
         assert_passed(drilling.dump_and_drill())
 
 
-def test_a_confined_program_reads_the_libraries_that_are_given_and_nothing_beside_them(
+def test_a_confined_program_reads_only_the_given_libraries(
     moved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = tmp_path / "secret"

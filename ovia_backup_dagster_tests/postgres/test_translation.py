@@ -177,7 +177,7 @@ def test_a_german_servers_failures_are_the_same(case: Case, scene: Scene) -> Non
         assert PASSWORD not in str(error)
 
 
-def test_who_may_asks_for_english_and_the_doctor_says_who_may_not(scene: Scene) -> None:
+def test_english_is_requested_or_the_doctor_says_why_not(scene: Scene) -> None:
     connection = scene.new_database("CREATE TABLE t ()")
 
     def told() -> list[Observation]:

@@ -174,7 +174,7 @@ def test_sidecars_of_a_newer_program_are_read(dumper: Dumper, verifier: Verifier
 def test_a_broken_pg_restore_is_no_verdict(
     version: str, message: str, code: int, dumper: Dumper, verifier: Verifier, tmp_path: Path, catalog: Catalog
 ) -> None:
-    """Condemned by a broken installation, good backups would be pruned once it is mended."""
+    """Condemned by a broken installation, good backups would be pruned once it is repaired."""
     backup = aged(dumper.dump(log=quiet), catalog)
     broken = tmp_path / "bin"
     broken.mkdir()
@@ -276,9 +276,7 @@ def test_lost_rows_are_odd_and_hold_the_dump_before(dumper: Dumper, verifier: Ve
     assert timedelta(days=29) < hold.until - datetime.now(UTC) <= timedelta(days=30)
 
 
-def test_a_table_that_swings_holds_one_dump_and_a_greater_loss_another(
-    dumper: Dumper, verifier: Verifier, database: Connection
-) -> None:
+def test_a_table_that_swings_holds_one_dump_at_a_time(dumper: Dumper, verifier: Verifier, database: Connection) -> None:
     execute(database, "CREATE TABLE queue (a int)")
     for day, rows in enumerate([40, 3, 40, 3, 500, 3]):
         execute(database, "TRUNCATE queue", f"INSERT INTO queue SELECT generate_series(1, {rows})")

@@ -57,7 +57,7 @@ def test_every_table_that_is_unequal_is_named_and_no_other(
     before, after = witness(one), witness(other)
     unequal = {name for name in {*one, *other} if one.get(name) != other.get(name)}
 
-    # Whoever may hold the same rows is compared whatever their order, and found to differ.
+    # A table that may hold the same rows is compared without order, and found to differ.
     rows = {
         name: (Unordered(1, 1), Unordered(1, 2)) for name in unequal if comparable(name, before, after, split_columns)
     }

@@ -43,7 +43,7 @@ def test_an_unknown_choice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         choice()
 
 
-def test_the_first_cases_run_daily_and_the_others_are_exhaustive() -> None:
+def test_the_first_cases_run_daily_the_others_exhaustively() -> None:
     cases = thinned([("a", 1), pytest.param("b", 2, id="second", marks=pytest.mark.faults), ("c", 3)], daily=1)
     assert [case.values for case in cases] == [("a", 1), ("b", 2), ("c", 3)]
     assert [[mark.name for mark in case.marks] for case in cases] == [[], ["faults", "exhaustive"], ["exhaustive"]]
