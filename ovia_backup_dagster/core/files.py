@@ -318,7 +318,11 @@ def volume_error(error: OSError, what: str) -> VolumeError:
     return kind(what, why=why, fix=fix, said=error.strerror or str(error))
 
 
-_FAILING = (DiskFailingError, "the disk, or the network to it, fails", "dmesg | tail; then copy the backups elsewhere")
+_FAILING = (
+    DiskFailingError,
+    "the disk, or the network to it, is failing",
+    "dmesg | tail; then copy the backups elsewhere",
+)
 _GONE = (
     VolumeMissingError,
     "the folder was removed, or the volume is not mounted any more",
@@ -337,7 +341,7 @@ _UNKNOWN: tuple[type[VolumeError], str, str] = (
 _DIAGNOSES: dict[int, tuple[type[VolumeError], str, str]] = {
     errno.ENOSPC: (
         DiskFullError,
-        "the backup volume is full: it is too small, or something else fills it",
+        "the backup volume is full: it is too small, or something else is filling it",
         "df -h $BACKUP_DIR; ovia-backup prune --dry-run; or enlarge the volume; then ovia-backup dump",
     ),
     errno.EDQUOT: (

@@ -123,7 +123,7 @@ def _version(system: BackupSystem, about: dict[str, Any]) -> Iterator[Observatio
     except BackupError:
         client = None  # reported under programs
     version, major = about["version"], about["major"]
-    fix = f"use PostgreSQL {major}'s client programs: set PG_BIN_DIR, or another image"
+    fix = f"use PostgreSQL {major}'s client programs: set PG_BIN_DIR, or use another image"
     if client is not None and not may_dump(client, major):
         yield fail(Area.SERVER, f"the server is PostgreSQL {version}, pg_dump is {client}", fix)
         return

@@ -1,4 +1,4 @@
-"""All that speaks to PostgreSQL: its client programs, and psycopg for short questions.
+"""Everything that talks to PostgreSQL: through its client programs, and through psycopg for short queries.
 
-May import ``core`` and nothing else of ours. Dagster, settings and the terminal are not known here.
+This room may import ``core`` and no other room. It does not know Dagster, the settings or the terminal.
 """

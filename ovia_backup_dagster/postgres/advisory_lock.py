@@ -1,8 +1,7 @@
-"""Advisory locks: by which one process of ours keeps another out on the same server, until its session ends.
+"""Advisory locks: one process of this system excludes another on the same server until its session ends.
 
-A lock stays as long as its session, which a lost network can keep alive on the server, so one that is waited for in
-vain is named with its holder. What is locked is the caller's business; how a session is kept from outliving its client,
-that of ``session``.
+A lost network can keep a session, and so its lock, alive on the server. If waiting for a lock fails, the error
+therefore names the holder. The caller decides what to lock; ``session`` keeps a session from outliving its client.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _LOCK, _TRY, _UNLOCK = (
     f"SELECT {function}({_KEY}) AS done"
     for function in ("pg_advisory_lock", "pg_try_advisory_lock", "pg_advisory_unlock")
 )
-#: A key of 64 bits stands in pg_locks as two of 32 (the documentation of pg_locks, "advisory locks").
+#: pg_locks shows a 64-bit key as two 32-bit numbers (PostgreSQL's documentation of pg_locks, "advisory locks").
 _HOLDER = f"""
     SELECT l.pid, coalesce(a.usename, '') AS role, coalesce(a.application_name, '') AS application,
            coalesce(host(a.client_addr), '') AS client, coalesce(a.state, '') AS state,
@@ -36,21 +35,21 @@ _HOLDER = f"""
 
 @dataclass(frozen=True, slots=True)
 class AdvisoryLock:
-    """One lock, in the database that its session is connected to.
+    """One lock in the database that the session is connected to.
 
     Attributes:
-        name: what is hashed to its key; another release must lock by the same name.
-        purpose: what its holder does, for people: ``the swap of a restore``.
+        name: is hashed to the lock's key. All releases must use the same name.
+        purpose: what the holder does, for messages: ``the swap of a restore``.
     """
 
     name: str
     purpose: str
 
     def take(self, session: Session) -> None:
-        """Wait for it, for as long as the session's ``lock_timeout`` lets.
+        """Wait for the lock, at most for the session's ``lock_timeout``.
 
         Raises:
-            AdvisoryLockHeldError: another session holds it; says which.
+            AdvisoryLockHeldError: another session, which the error names, holds the lock.
         """
         try:
             session.execute(_LOCK, [self.name])
@@ -58,20 +57,20 @@ class AdvisoryLock:
             raise self._held(session) from None
 
     def take_at_once(self, session: Session) -> None:
-        """Take it without waiting.
+        """Take the lock without waiting.
 
         Raises:
-            AdvisoryLockHeldError: another session holds it; says which.
+            AdvisoryLockHeldError: another session, which the error names, holds the lock.
         """
         row = session.execute(_TRY, [self.name]).fetchone()
         if not (row and row["done"]):
             raise self._held(session)
 
     def wait_until_free(self, session: Session) -> None:
-        """Take it and give it back.
+        """Wait until no other session holds the lock: take it and release it.
 
         Raises:
-            AdvisoryLockHeldError: another session holds it; says which.
+            AdvisoryLockHeldError: another session, which the error names, holds the lock.
         """
         self.take(session)
         session.execute(_UNLOCK, [self.name])
@@ -80,13 +79,13 @@ class AdvisoryLock:
         row = session.execute(_HOLDER, [self.name]).fetchone()
         what = f"{self.purpose} waits for another one on this server"
         if row is None:
-            return AdvisoryLockHeldError(what, why="it has ended by now", fix="try again")
+            return AdvisoryLockHeldError(what, why="the other one has ended by now", fix="try again")
         details = (row["role"] and f"role {row['role']}", row["application"], row["client"], row["state"])
         since = f"connected since {row['since']} UTC" if row["since"] else ""
         held = ", ".join(filter(None, (f"process {row['pid']}", *details, since)))
         return AdvisoryLockHeldError(
             what,
-            why=f"{held}, holds the advisory lock {self.name!r}: it does the same, or its client is gone, which "
-            "the server has not noticed",
+            why=f"{held}, holds the advisory lock {self.name!r}: it is doing the same, or its client is gone and "
+            "the server has not noticed yet",
             fix=f"wait for it to end; if its client is gone: SELECT pg_terminate_backend({row['pid']}); then try again",
         )

@@ -1,9 +1,9 @@
-r"""Reads a whole archive and says what is in it: the archive is its own witness.
+r"""Reads a whole archive and reports what it contains: the archive is its own witness.
 
 ``pg_restore -f - ARCHIVE`` prints each table's COPY header, its rows, and ``\.``. One pass over that stream
-gives rows and SHA-256 of every table as it stood in the dump's snapshot, with no load on any server. Whether
-what is found is good is judged in ``core.verdict``; whether the file is the one that was written is checked
-by ``verification`` before any of this opens it, because an archive can carry commands.
+gives the row count and SHA-256 of every table as of the dump's snapshot, without load on any server.
+``core.verdict`` judges whether the contents are good. ``verification`` checks that the file is the one that was
+written before this module opens it, because an archive can contain commands.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ from ovia_backup_dagster.postgres.stall import watch
 
 _USE_LIST = "--use-list="
 _ENTRIES = re.compile(r"^;\s+TOC Entries: (\d+)$", re.MULTILINE)
-#: Never listed: encoding, quoting and search path; the database itself, its properties, comment, rights and labels.
+#: Entries that --list never shows: encoding, quoting, search path; the database with its properties, comment,
+#: privileges and security labels.
 _UNLISTED = 16
 _COMPLETE = b"\n-- PostgreSQL database dump complete\n"
 _ENTRY = re.compile(r"^(\d+; \d+ \d+) (.+)$", re.MULTILINE)
@@ -52,7 +53,7 @@ _OF_DATABASE = re.compile(r"(?:ACL|COMMENT|SECURITY LABEL) - DATABASE ")
 _SETTING = re.compile(
     rb'ALTER DATABASE .* SET "?((?i:' + "|".join(UNSET).encode() + rb'))"? TO \'([^\']*)\';', re.DOTALL
 )
-#: Encodings whose names Python has others for; Windows' differ by a prefix.
+#: Encodings that Python names differently; the Windows code pages differ only by a prefix.
 _CODECS = {
     "KOI8R": "koi8-r",
     "KOI8U": "koi8-u",
@@ -67,24 +68,24 @@ _TABLESPACE = re.compile(rb"^SET default_tablespace = ([^'].*);$", re.MULTILINE)
 _ATTACH = re.compile(rb"ALTER TABLE ONLY (" + NAME + rb") ATTACH PARTITION (" + NAME + rb") ")
 _CREATE = re.compile(rb"CREATE (?:UNLOGGED )?TABLE (" + NAME + rb") \(")
 _INHERITS = re.compile(rb"\)\nINHERITS \(((?:" + NAME + rb" ?)+)\)")
-#: What stops pg_restore without being the archive's fault. A damaged one can also ask for absurd amounts of memory;
-#: that, too, is better left undecided.
+#: Failures of pg_restore that are not the archive's fault. A damaged archive can also request absurd amounts of memory;
+#: that case, too, is better left without a verdict.
 _SURROUNDINGS = re.compile(
     r"out of memory|Cannot allocate memory|Input/output error|Permission denied|Too many open files"
     r"|could not open input file|Stale file handle|No such file or directory"
 )
-#: What pg_restore says of a file that it gives up on, and what has probably happened to it.
+#: What pg_restore prints when it gives up on a file, and what probably happened to the file.
 _DAMAGES = (
     (r"input file is too short \(read 0", "the file is empty: the dump failed before it began"),
-    (r"end of file|input file is too short", "the file is truncated: the dump or the copying of it was broken off"),
+    (r"end of file|input file is too short", "the file is truncated: the dump, or a copy of it, was interrupted"),
     (r"text format dump", "it is a plain SQL dump, which psql reads, not a custom-format archive"),
-    (r"valid archive|magic string", "the file is not an archive: overwritten, or another program's"),
+    (r"valid archive|magic string", "the file is not an archive: it was overwritten, or another program wrote it"),
     (
         r"compress|corrupt|invalid|incorrect|checksum|unexpected",
         "its content was altered after it was written: a failing disk or memory, or a bad copy",
     ),
 )
-#: Lines of the schema text that differ each time, or with the program's version.
+#: Lines of the schema text that differ between runs or between versions of the program.
 _VOLATILE = re.compile(rb"^(?:\\(?:un)?restrict .*|-- Dumped (?:from|by) .*)\n", re.MULTILINE)
 
 
@@ -92,31 +93,31 @@ def read_archive(programs: Programs, path: Path, log: Log | None = None) -> Witn
     """Decode every byte of a custom-format archive.
 
     Args:
-        programs: pg_restore is used.
+        programs: for pg_restore.
         path: the archive.
-        log: told about progress every ten seconds.
+        log: receives the progress every ten seconds.
 
     Raises:
-        ArchiveDamagedError: it does not decode to its end, or pg_restore crashes on it whenever it tries.
+        ArchiveDamagedError: it does not decode to its end, or pg_restore crashes on it every time.
         ArchiveFormatError, CompressionUnsupportedError: this pg_restore cannot read it; another might.
-        ProgramError: pg_restore is missing, broken, or was killed: no verdict on the archive.
+        ProgramError: pg_restore is missing, broken, or was killed: there is no verdict on the archive.
     """
     path = path.absolute()
-    programs.version("pg_restore")  # one that cannot even start has nothing to say about an archive
+    programs.version("pg_restore")  # a program that cannot even start says nothing about an archive
     try:
         return _read_archive(programs, path, log)
     except ProgramCrashedError as error:
         if log is not None:
-            log(f"{error.account}; once more")
+            log(f"{error.account}; trying once more")
     try:
         return _read_archive(programs, path, log)
     except ProgramCrashedError as error:
-        # Nor has one that crashes on any archive.
+        # A program that crashes on a sound archive says nothing about this one, either.
         if not programs.reads_an_archive():
             raise
         raise ArchiveDamagedError(
             f"archive {path.name} is damaged",
-            why="pg_restore crashed on it twice, and reads others",
+            why="pg_restore crashed on it twice, and can read other archives",
             said=error.reason,
             fix="use another backup: ovia-backup list",
         ) from None
@@ -129,7 +130,7 @@ def _read_archive(programs: Programs, path: Path, log: Log | None) -> Witness:
     if data.blocks < expected and not data.inserts:
         raise ArchiveDamagedError(
             f"archive {path.name} is damaged",
-            why=f"its contents list names the data of {expected} tables, {data.blocks} were found",
+            why=f"its contents list names the data of {expected} tables, but only {data.blocks} were found",
             fix="use another backup: ovia-backup list",
         )
     return witness_of(programs, path, listing, data)
@@ -138,12 +139,12 @@ def _read_archive(programs: Programs, path: Path, log: Log | None) -> Witness:
 def read_unordered(
     programs: Programs, path: Path, witness: Witness, wanted: Mapping[str, Sequence[str]], log: Log | None = None
 ) -> dict[str, UnorderedRows]:
-    """The rows of some tables (name -> columns) of an archive, whatever the order they stand in.
+    """Read the rows of some tables (name -> columns) of an archive, independent of their order.
 
-    Only their part of it is decoded, as far as the contents list, where names are not quoted, says which that is.
+    Only these tables' data is decoded, as far as the contents list, which does not quote names, identifies it.
     """
     rows = {table.name: table.rows for table in witness.tables}
-    # A table that is loaded through its root has the entries of its partitions.
+    # A table loaded through its root has one entry for each partition.
     names = {name for name in (*rows, *witness.partitions) if witness.root(name) in wanted or name in wanted}
     heads = {f"TABLE DATA {' '.join(split_identifier(name))} ".replace("\n", " ") for name in names}
     with use_list(contents_list(programs, path), lambda entry: entry.startswith(tuple(heads))) as chosen:
@@ -154,13 +155,13 @@ def read_unordered(
 
 
 def witness_of(programs: Programs, schema: Path, listing: str, data: Data[OrderedRows]) -> Witness:
-    """What was read, as a witness.
+    """Turn what was read into a witness.
 
     Args:
-        programs: pg_restore is used.
+        programs: for pg_restore.
         schema: an archive with the schema of what was read.
         listing: the contents list of what was read.
-        data: its data, each table's in its order.
+        data: the data, each table's rows in their order.
     """
     partitions, inherits = _family(programs, schema)
     return Witness(
@@ -180,11 +181,13 @@ def witness_of(programs: Programs, schema: Path, listing: str, data: Data[Ordere
 
 
 def argument(path: Path) -> str:
-    """An archive as pg_restore takes it, if it is a file that opens: a FIFO or a device would never end.
+    """The path as an argument for pg_restore, once it is known to be a regular file that can be opened.
+
+    pg_restore would wait without end for a FIFO or a device. A missing file is left for pg_restore to report.
 
     Raises:
-        StrangeFileError: it is none. One that is gone is for pg_restore to say.
-        VolumeError: it cannot be opened, with cause and remedy, which pg_restore does not give.
+        StrangeFileError: it is not a regular file.
+        VolumeError: it cannot be opened; the error gives cause and remedy, which pg_restore does not.
     """
     with suppress(FileNotFoundError):
         os.close(open_plain(path))
@@ -192,51 +195,51 @@ def argument(path: Path) -> str:
 
 
 def contents_list(programs: Programs, path: Path, *options: str) -> str:
-    """What ``pg_restore --list`` prints of an archive."""
+    """What ``pg_restore --list`` prints for an archive."""
     return whole_list(decode_text(_run(programs, path, "--list", *options)), path.name)
 
 
 def whole_list(listing: str, of: str) -> str:
-    """A contents list, once it has as many entries as its own head says.
+    """Return a contents list if it has as many entries as its own header states.
 
     Raises:
-        ProgramError: it was cut off, though the program was content.
+        ProgramError: it is incomplete, although the program succeeded.
     """
     said, listed = _ENTRIES.search(listing), sum(1 for _ in _ENTRY.finditer(listing))
     if said and listing.endswith("\n") and int(said[1]) - _UNLISTED <= listed <= int(said[1]):
         return listing
-    wanted = said[1] if said else "how many, it does not say"
+    wanted = said[1] if said else "an unstated number"
     raise ProgramError(
-        f"the contents list of {of} is not whole",
-        why=f"pg_restore ended with code 0, and listed {listed} entries of {wanted}",
-        fix="see what it prints: pg_restore --list; install the client programs again",
+        f"the contents list of {of} is incomplete",
+        why=f"pg_restore ended with code 0, but listed {listed} entries of {wanted}",
+        fix="see what it prints: pg_restore --list; reinstall the client programs",
     )
 
 
 def database_of(listing: str) -> str:
-    """The name of the archive's database, as a contents list says it: without line feeds."""
+    """The name of the archive's database, as the contents list states it: without line feeds."""
     return _header(listing, "dbname")
 
 
 def entries(listing: str) -> list[str]:
     """``215; 1259 16390 TABLE public people ovia`` -> ``TABLE public people ovia``, in the archive's order."""
-    # Not splitlines(): a name may hold other separators than the line feed, which pg_dump replaces.
+    # Not splitlines(): pg_dump replaces line feeds in names, but not other line separators.
     return [match[2] for match in _ENTRY.finditer(listing)]
 
 
 @contextmanager
 def use_list(listing: str, wanted: Callable[[str], bool]) -> Iterator[str]:
-    """The argument that makes pg_restore take only the entries of a contents list that are wanted."""
+    """Yield the argument that limits pg_restore to the wanted entries of a contents list."""
     with use_lines(match[0] for match in _ENTRY.finditer(listing) if wanted(match[2])) as chosen:
         yield chosen
 
 
 @contextmanager
 def use_lines(lines: Iterable[str]) -> Iterator[str]:
-    """The argument that makes pg_restore take these lines of a contents list, in this order."""
+    """Yield the argument that makes pg_restore process these lines of a contents list, in this order."""
     folder = Path(tempfile.gettempdir())
     with contextlib.ExitStack() as removing:
-        # Half a list would restore half a backup.
+        # A partly written list would restore only part of a backup.
         with scratch(folder, "TMPDIR"):
             descriptor, name = tempfile.mkstemp(suffix=".list", dir=folder)
             removing.callback(os.unlink, name)
@@ -246,23 +249,23 @@ def use_lines(lines: Iterable[str]) -> Iterator[str]:
 
 
 def schema_text(programs: Programs, path: Path, *options: str) -> bytes:
-    """The schema of an archive as SQL, without the lines that differ each time."""
+    """The schema of an archive as SQL, without the lines that differ between runs."""
     return _VOLATILE.sub(b"", _sql(programs, path, "--schema-only", *options))
 
 
 def annotated_schema(programs: Programs, path: Path) -> str:
-    """The schema of an archive as SQL, each entry with its number and what it depends on."""
+    """The schema of an archive as SQL, each entry with its number and its dependencies."""
     return decode_text(_sql(programs, path, "--schema-only", "--verbose"))
 
 
 def tablespaces(programs: Programs, path: Path) -> tuple[str, ...]:
-    """Those that the archive's tables and indexes were in, besides the database's own."""
+    """The tablespaces of the archive's tables and indexes, other than the database's default."""
     text = _sql(programs, path, "--schema-only")
     return tuple(sorted({decode_text(name) for name in _TABLESPACE.findall(text)}))
 
 
 def large_object_notes(programs: Programs, path: Path, listing: str) -> list[bytes]:
-    """The statements that give an archive's large objects their privileges and comments, and none of their data."""
+    """The statements that set privileges and comments of an archive's large objects, without their data."""
     if not any(map(_OF_LARGE_OBJECT.match, entries(listing))):
         return []
     with use_list(listing, lambda entry: _OF_LARGE_OBJECT.match(entry) is not None) as chosen:
@@ -271,15 +274,16 @@ def large_object_notes(programs: Programs, path: Path, listing: str) -> list[byt
 
 
 def database_text(programs: Programs, path: Path) -> bytes:
-    """The SQL that makes the archive's database, without anything in it: CREATE DATABASE, its owner, its settings, its
-    comment, privileges and security labels.
+    """The SQL that creates the archive's database without its contents: CREATE DATABASE, owner, settings, comment,
+    privileges and security labels.
     """
-    # Of its entries only the last three are ever listed, and must be: the others are printed whatever the list says.
+    # Comment, privileges and labels are printed only if listed; pg_restore prints the rest regardless of the list.
     listing = contents_list(programs, path, "--create")
     with use_list(listing, lambda entry: _OF_DATABASE.match(entry) is not None) as chosen:
         command = pg_restore(programs, path, "--create", "--no-tablespaces", chosen, "--file=-")
         code, output, stderr = capture(command, watch=watch(programs))
-    # A line feed in the database's name stops it where psql would connect: all but its settings is printed.
+    # If the database's name contains a line feed, pg_restore stops where psql would connect, and has printed
+    # everything but the database's settings.
     if code != 0 and not (b"\nCREATE DATABASE " in output and "contains a newline" in stderr):
         raise _failure(stderr, code, path)
     return output if code else _whole(output, path)
@@ -296,10 +300,10 @@ def encoding(script: bytes) -> str:
 
 
 def in_utf8(text: bytes, encoding: str) -> bytes:
-    """Text of a file in the encoding in which a session of ours asks for names; as it is, where that cannot be told.
+    """Convert a file's text to UTF-8, which our sessions use for names; unchanged if it cannot be converted.
 
     Args:
-        encoding: PostgreSQL's name of the file's.
+        encoding: PostgreSQL's name of the file's encoding.
     """
     if encoding in ("UTF8", "SQL_ASCII"):
         return text
@@ -310,7 +314,7 @@ def in_utf8(text: bytes, encoding: str) -> bytes:
 
 
 def session_options(script: bytes) -> str:
-    """The source's database-level settings that decide how values are written, as ``PGOPTIONS``.
+    """The source's database-level settings that affect how values are written, as ``PGOPTIONS``.
 
     Args:
         script: as :func:`database_text` prints it.
@@ -320,7 +324,7 @@ def session_options(script: bytes) -> str:
 
 
 def pg_restore(programs: Programs, path: Path, *options: str) -> tuple[str, ...]:
-    """The command that reads an archive, confined to that: it connects to nothing."""
+    """The command that reads an archive, confined so that it can read the archive and connect nowhere."""
     lists = (option.removeprefix(_USE_LIST) for option in options if option.startswith(_USE_LIST))
     return programs.confined((programs.path("pg_restore"), *options, argument(path)), read=(path, *lists))
 
@@ -337,7 +341,7 @@ def _read(programs: Programs, path: Path, rows_of: Callable[[str], R], log: Log 
 
 def _run(programs: Programs, path: Path, *arguments: str) -> bytes:
     code, output, stderr = capture(pg_restore(programs, path, *arguments), watch=watch(programs))
-    # --list exits 0 with a warning when it cannot decompress.
+    # --list exits with 0 and a warning if it cannot decompress the archive.
     if code != 0 or "does not support compression" in stderr:
         raise _failure(stderr, code, path)
     return output
@@ -348,21 +352,21 @@ def _sql(programs: Programs, path: Path, *arguments: str) -> bytes:
 
 
 def _whole(output: bytes, path: Path) -> bytes:
-    """SQL of an archive, with the line that its program writes last."""
+    """Return the SQL of an archive if it has the line that the program writes last."""
     if _COMPLETE not in output[-1024:]:
         raise ProgramError(
-            f"the SQL of archive {path.name} is not whole",
-            why="pg_restore ended with code 0, and the line that it writes last is missing",
-            fix="see what it prints: pg_restore --schema-only --file=-; install the client programs again",
+            f"the SQL of archive {path.name} is incomplete",
+            why="pg_restore ended with code 0, but the line that it writes last is missing",
+            fix="see what it prints: pg_restore --schema-only --file=-; reinstall the client programs",
         )
     return output
 
 
 def _failure(stderr: str, code: int, path: Path) -> BackupError:
     error = diagnose(stderr, what=f"archive {path.name} cannot be read", exit_code=code)
-    # A verdict only where pg_restore itself read the file and gave up on it. Whatever else went wrong (a library
-    # is missing, memory or the disk failed, it was killed) says nothing about the archive, and a false "bad"
-    # could in the end delete a good one.
+    # There is a verdict only if pg_restore itself read the file and gave up on it. Any other failure (a missing
+    # library, failing memory or disk, a kill) says nothing about the archive, and a false "bad" could in the end
+    # delete a good one.
     gave_up = code == 1 and re.search(r"^pg_restore: error: ", stderr, re.MULTILINE)
     if not gave_up or _SURROUNDINGS.search(stderr) or type(error) is not ProgramError:
         return error
@@ -375,7 +379,7 @@ def _failure(stderr: str, code: int, path: Path) -> BackupError:
 def _family(programs: Programs, path: Path) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
     """Partition -> parent, and child -> its parents by inheritance.
 
-    Read from the tables' own entries alone: a function's body may hold any text that looks like theirs.
+    Only the tables' own entries are read: a function's body may contain text that looks like theirs.
     """
     with use_list(contents_list(programs, path), lambda entry: bool(_TABLE.match(entry))) as wanted:
         text = _sql(programs, path, "--schema-only", wanted)

@@ -1,7 +1,7 @@
-"""By which version of the C library or of ICU a database sorts text, and whether its indexes were built by that one.
+"""Which version of the C library or ICU sorts a database's text, and whether the indexes were built with it.
 
-A library's new version may sort differently: an index that an older one has built is then wrong, silently, until it is
-built again. PostgreSQL writes down the version that each collation had when it was made or refreshed.
+A new version of the library may sort differently. An index built with an older version is then silently wrong until it
+is rebuilt. PostgreSQL records the version of each collation when the collation is created or refreshed.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import psycopg
 
 Session = psycopg.Connection[dict[str, Any]]
 
-#: What is said of the collation that all have that name none.
+#: Stands for the database's own collation, which columns without an explicit collation use.
 DEFAULT = "default"
 _KNOWS_VERSIONS = 150000
 _DATABASE = """
     SELECT datcollversion AS recorded, pg_database_collation_actual_version(oid) AS actual
     FROM pg_database WHERE datname = current_database()
 """
-#: Collations that a column or an index of the database uses, its own and the system's.
+#: The collations, user-defined and built-in, that a column or an index of the database uses.
 _USED = """
     SELECT quote_ident(n.nspname) || '.' || quote_ident(c.collname) AS name, c.collversion AS recorded,
            pg_collation_actual_version(c.oid) AS actual
@@ -33,15 +33,15 @@ _USED = """
 
 
 def versions(session: Session) -> dict[str, str]:
-    """Collation -> the version that it has now, of all that are used here; :data:`DEFAULT` is the database's own.
+    """Collation -> its current version, for all collations in use; :data:`DEFAULT` is the database's own.
 
-    C and POSIX have none. A server before PostgreSQL 15 says nothing.
+    C and POSIX have no version. Servers before PostgreSQL 15 report none.
     """
     return {name: actual for name, (_, actual) in _found(session).items() if actual}
 
 
 def outdated(session: Session) -> dict[str, tuple[str, str]]:
-    """Collation -> the version that its indexes were built by, and the one of now, where these differ."""
+    """Collation -> (the version its indexes were built with, the current version), where the two differ."""
     return {
         name: (recorded, actual)
         for name, (recorded, actual) in _found(session).items()

@@ -1,14 +1,15 @@
-"""What a database computes and pg_dump leaves out, as hashes: generated columns, materialized views.
+"""Hashes of values that a database computes and pg_dump leaves out: generated columns and materialized views.
 
-A dump holds how they are computed, and a restore computes them again: with other settings, other versions, another
-clock the outcome may be another. So a dump records what they held, in its own snapshot (:class:`Recorder`), and a copy
-is asked the same (:func:`read`). Whether the two are equal is the business of ``proof.computed_comparison``.
+A dump contains only their definitions, and a restore computes the values again. With other settings, another version or
+at another time, the result may differ. So each dump records hashes of the values in its own snapshot
+(:class:`Recorder`), and the same hashes are taken of a copy (:func:`read`). ``proof.computed_comparison`` compares
+them.
 
-A hash is taken by the server, in one process, and says nothing about order: the rows' number, and, for two seeds, the
-sum modulo 2**64 of ``hashtextextended`` of each row's text. A single difference is missed once in 2**128. The text of a
-value is pinned as a dump's is. A generated value is hashed beside its primary key, so that two that changed places are
-seen; without one, beside the columns that it is computed from. No function of a user's runs: stored values are read,
-and only the types' own output.
+The server computes the hashes in one process, independent of row order: the number of rows, and, for two seeds, the sum
+modulo 2**64 of ``hashtextextended`` of each row's text. A single difference goes unnoticed once in 2**128. The session
+settings pin the text of a value as they do for a dump. A generated value is hashed together with its primary key, so
+that two swapped values are noticed; without a primary key, together with the columns that it is computed from. No
+user-defined function runs: stored values are read, and only the types' output functions are called.
 """
 
 from __future__ import annotations
@@ -32,25 +33,25 @@ from ovia_backup_dagster.postgres.server_messages import said_by
 from ovia_backup_dagster.postgres.session import be_patient, connect
 from ovia_backup_dagster.postgres.session_settings import SESSION_OPTIONS, unended
 
-#: How much of the source is read for it, at most: some twenty seconds of one processor.
+#: How much of the source is read for the hashes, at most: about twenty seconds of one processor.
 MOST_BYTES = 8 * 1024**3
-#: What a dump may take longer for it; while pg_dump runs, there is time.
+#: How long hashing may delay a dump after pg_dump has ended.
 GRACE_SECONDS = 30.0
 _POLL_SECONDS = 0.2
 _ATTEMPTS = 4
-#: A server that stands still takes no request to cancel; the plain call would keep every thread waiting for it.
+#: A server that hangs accepts no cancel request; psycopg's plain ``cancel`` would make every thread wait for it.
 _CANCEL_SECONDS = 5.0
 _MODULUS = 2**64
-#: One process, and locks that are waited for briefly.
+#: One process, without parallel workers, and only a brief wait for locks.
 _OPTIONS = (
     f"{SESSION_OPTIONS} {unended()} -c statement_timeout=60s -c lock_timeout=5s -c row_security=off"
     " -c search_path=pg_catalog,pg_temp -c jit=off -c max_parallel_workers_per_gather=0"
 )
 _BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _SHOWN = "convert_to({}, CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END)"
-#: Names come quoted, and as bytes: those of SQL_ASCII are in no encoding. No relation is locked or opened by this.
-#: Partitions are hashed each on its own and summed up under their root's name: rows may land in other ones of a copy,
-#: and some may be foreign tables.
+#: Names are quoted, and returned as bytes, because those of an SQL_ASCII database have no encoding. The query locks and
+#: opens no relation. Each partition is hashed on its own, and the sums are added up under the root's name: in a copy,
+#: rows may land in other partitions, and some partitions may be foreign tables.
 _RELATIONS = f"""
     SELECT c.oid::bigint AS oid, c.relkind = 'm' AS view, c.relispopulated AS populated,
            {_SHOWN.format("quote_ident(n.nspname) || '.' || quote_ident(c.relname)")} AS relation,
@@ -69,8 +70,8 @@ _RELATIONS = f"""
           SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = r.oid AND d.deptype = 'e')
     ORDER BY c.oid
 """  # noqa: S608 - of constants
-#: What a column is computed from depends on its default since PostgreSQL 15, before on the column itself.
-#: ``tableoid``, attribute -6, is another in every database; ``pg_get_expr`` would lock the table.
+#: A column's inputs depend on its default since PostgreSQL 15, and on the column itself before. ``tableoid``, attribute
+#: -6, differs in every database. The query avoids ``pg_get_expr``, which would lock the table.
 _COLUMNS = rf"""
     SELECT a.attrelid::bigint AS oid, {_SHOWN.format("quote_ident(a.attname)")} AS name,
            f.adbin::text ~ ':varattno -6\M' AS numbered,
@@ -84,23 +85,23 @@ _COLUMNS = rf"""
     FROM pg_attribute a JOIN pg_attrdef f ON f.adrelid = a.attrelid AND f.adnum = a.attnum
     WHERE a.attgenerated = 's' AND NOT a.attisdropped ORDER BY a.attrelid, a.attname
 """  # noqa: S608 - of constants
-#: What replaces a relation's file is there for every snapshot at once, an older one's too: REFRESH, ALTER TABLE.
+#: A new file of a relation (after REFRESH or ALTER TABLE) is visible to every snapshot at once, even to an older one.
 _HASH = b"""
     SELECT count(*) AS rows, ARRAY[%s]::text[] AS sums,
            (SELECT relfilenode <> pg_relation_filenode(oid) FROM pg_class WHERE oid = %d) AS replaced
     FROM (SELECT %s FROM ONLY %s AS t OFFSET 0) AS hashed
 """
 _SUMS = b"sum(hashtextextended(v%d, 0))::text, sum(hashtextextended(v%d, 1))::text"
-_TABLEOID = "it is computed from tableoid, which is another in every database"
+_TABLEOID = "it is computed from tableoid, which differs in every database"
 _LOCKED = "another session had it locked"
-_INTERRUPTED = f"pg_dump had ended, and hashing it took more than {GRACE_SECONDS:.0f} s longer"
+_INTERRUPTED = f"hashing it took more than {GRACE_SECONDS:.0f} s longer than pg_dump"
 
 Session = psycopg.Connection[dict[str, Any]]
 
 
 @dataclass(slots=True)
 class _Relation:
-    """What is stored, and how its computed values are read; of a partitioned table there are many by one name."""
+    """A stored relation, and how to read its computed values. The partitions of a table share their root's name."""
 
     oid: int
     view: bool
@@ -128,7 +129,7 @@ class _Relation:
 
 @dataclass
 class _Record:
-    """What was hashed so far."""
+    """The hashes taken so far."""
 
     tables: dict[str, ComputedTable] = field(default_factory=dict)
     views: dict[str, ComputedView] = field(default_factory=dict)
@@ -172,14 +173,14 @@ class _Record:
 
 
 def read(connection: Connection, wanted: Computed) -> Computed:
-    """Hash in a copy what was hashed in the source.
+    """Hash in a copy the values that were hashed in the source.
 
     Args:
-        connection: to the copy; no other session may write while it is read.
-        wanted: the source's record: what it left out is left out.
+        connection: to the copy; no other session may write to it meanwhile.
+        wanted: the source's record; values that it left out are left out here, too.
 
     Raises:
-        ServerError: no connection, or it broke.
+        ServerError: the connection failed or broke.
     """
     record = _Record()
     names = {*wanted.tables, *wanted.views}
@@ -197,15 +198,15 @@ def read(connection: Connection, wanted: Computed) -> Computed:
 
 
 class Recorder:
-    """Hashes the source's values beside pg_dump, in the same snapshot, in a thread of its own.
+    """Hashes the source's values in a separate thread while pg_dump runs, in the same snapshot.
 
-    A failure of this is none of the dump's: it is written down, and the dump goes on. Nothing of it outlasts the block.
+    If hashing fails, the reason is recorded and the dump continues. The session ends with the ``with`` block.
 
     Args:
-        connection: the source.
-        holds_locks: whether pg_dump is known to hold its snapshot and its locks. Until then no table is touched: a
-            change of a table that waited for us would have pg_dump wait in turn.
-        most_bytes: how much may be read; 0: nothing is asked.
+        connection: to the source.
+        holds_locks: whether pg_dump is known to hold its snapshot and its locks. The recorder touches no table before:
+            a DDL statement that waited for the recorder would make pg_dump wait in turn.
+        most_bytes: how much may be read; 0 switches hashing off.
     """
 
     def __init__(
@@ -215,15 +216,15 @@ class Recorder:
         self._holds_locks = holds_locks
         self._most_bytes = most_bytes
         self._snapshot: str | None = None
-        self._record = _Record(why="it did not come to its end")
+        self._record = _Record(why="hashing did not finish")
         self._exported, self._dumped, self._stopped = threading.Event(), threading.Event(), threading.Event()
         self._session: Session | None = None
-        # A daemon: whatever the server does, the process ends.
+        # A daemon thread, so that the process can end even if the server hangs.
         self._thread = threading.Thread(target=self._run, name="computed values", daemon=True)
 
     @property
     def snapshot(self) -> str | None:
-        """For ``pg_dump --snapshot``; ``None`` where there is nothing to hash, or it could not be had."""
+        """For ``pg_dump --snapshot``; ``None`` if there is nothing to hash or no snapshot could be exported."""
         self._exported.wait()
         return self._snapshot
 
@@ -239,10 +240,10 @@ class Recorder:
         self.give_up("")
 
     def give_up(self, why: str) -> None:
-        """End the session now; the next attempt of pg_dump takes a snapshot of its own.
+        """End the session now; the next attempt of pg_dump takes its own snapshot.
 
         Args:
-            why: for the record.
+            why: the reason to record.
         """
         self._stopped.set()
         self._dumped.set()
@@ -251,7 +252,7 @@ class Recorder:
             self._snapshot, self._record = None, _Record(why=why)
 
     def finish(self, grace_seconds: float = GRACE_SECONDS) -> Computed:
-        """pg_dump has ended; what is not hashed after a while is left out."""
+        """Return the hashes after pg_dump has ended; values not hashed within the grace period are left out."""
         self._dumped.set()
         self._end(grace_seconds)
         return self._record.done()
@@ -261,10 +262,10 @@ class Recorder:
             return
         self._thread.join(seconds)
         self._stopped.set()
-        # A query that begins at this moment misses it.
+        # Several attempts: a query that begins at this moment misses the cancel request.
         for _ in range(_ATTEMPTS):
             if self._thread.is_alive() and (session := self._session) is not None:
-                # A server that stands still never answers that either.
+                # In a thread, because a server that hangs does not answer a cancel request, either.
                 threading.Thread(target=_cancel, args=[session], daemon=True).start()
             self._thread.join(1.0)
 
@@ -292,7 +293,7 @@ class Recorder:
         self._snapshot = row["snapshot"]
         self._exported.set()
         be_patient(session)
-        # pg_dump locks views late: a REFRESH could come between.
+        # Views first: pg_dump locks them late, so that a REFRESH could run before.
         views, tables = ([each for each in found if each.view is view] for view in (True, False))
         self._hash(session, views, record)
         self._wait_for_locks()
@@ -306,7 +307,7 @@ class Recorder:
                 _hash(session, relation, record)
 
     def _wait_for_locks(self) -> None:
-        """Until pg_dump holds its snapshot, this session must go on."""
+        """Keep this session open until pg_dump has imported the snapshot and locked its tables."""
         while not (self._dumped.is_set() or self._holds_locks()):
             self._dumped.wait(_POLL_SECONDS)
 
@@ -317,16 +318,16 @@ def _cancel(session: Session) -> None:
 
 
 def _prepare(session: Session) -> None:
-    """So that what names hold passes as it is; and a session whose client was killed ends."""
+    """Pass the bytes of names through unchanged, and let the server end the session if this client is killed."""
     if session.info.parameter_status("server_encoding") == "SQL_ASCII":
-        session.execute("SET client_encoding = LATIN1")  # any byte is valid in it, and none is converted
-    with contextlib.suppress(psycopg.Error):  # not on every system
+        session.execute("SET client_encoding = LATIN1")  # every byte is valid in it, and none is converted
+    with contextlib.suppress(psycopg.Error):  # not available on every operating system
         session.execute("SET client_connection_check_interval = '10s'")
     session.execute("SET statement_timeout = '1h'")
 
 
 def _relations(session: Session, record: _Record) -> list[_Relation]:
-    """What there is to hash. What can never be compared is left out."""
+    """The relations to hash. Columns that can never be compared are recorded as left out."""
     found = {
         row["oid"]: _Relation(
             row["oid"], row["view"], row["populated"], row["relation"], decode_text(row["name"]), tuple(row["key"])
@@ -345,7 +346,7 @@ def _relations(session: Session, record: _Record) -> list[_Relation]:
 
 
 def _within(session: Session, found: Iterable[_Relation], most: int, record: _Record) -> Iterator[_Relation]:
-    """The smallest, as many as may be read; the others are left out."""
+    """Yield the smallest relations whose total size is within the limit; record the others as left out."""
     for relation in found:
         with _apart(session, relation.name, record):
             row = session.execute(f"SELECT pg_table_size({relation.oid}::oid::regclass) AS bytes".encode()).fetchone()
@@ -357,7 +358,7 @@ def _within(session: Session, found: Iterable[_Relation], most: int, record: _Re
         together += relation.size_bytes
         if together > most:
             size, limit = human_bytes(relation.size_bytes), human_bytes(most)
-            record.leave_out(relation.name, f"it has {size}, and no more than {limit} are read in all")
+            record.leave_out(relation.name, f"its size is {size}, and no more than {limit} are read in all")
         else:
             yield relation
 
@@ -373,7 +374,7 @@ def _hash(session: Session, relation: _Relation, record: _Record) -> None:
         row = session.execute(relation.query).fetchone()
         assert row is not None
         if row["replaced"]:
-            record.leave_out(relation.name, "it was refreshed or rewritten while the dump began")
+            record.leave_out(relation.name, "it was refreshed or rewritten when the dump began")
         else:
             record.add(relation, row["rows"], row["sums"])
     record.seconds += time.monotonic() - clock
@@ -381,7 +382,7 @@ def _hash(session: Session, relation: _Relation, record: _Record) -> None:
 
 @contextmanager
 def _apart(session: Session, name: str, record: _Record) -> Iterator[None]:
-    """What the block locks is let go after it, so that no session waits for the dump's end; its errors are its own."""
+    """Release the block's locks at its end, so that no session waits for the end of the dump; record its errors."""
     session.execute("SAVEPOINT apart")
     try:
         yield

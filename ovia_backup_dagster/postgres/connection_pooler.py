@@ -1,11 +1,11 @@
-"""Whether a session is one of the server itself, rather than of a connection pooler in front of it.
+"""Checks that a session is one of the server itself, not of a connection pooler in front of it.
 
-A backup needs sessions that stay: settings that hold, an exported snapshot, a lock that ends with its session. A pooler
-(PgBouncer, Odyssey, Pgpool-II, pgcat) keeps sessions of its own, lends them out, and may ignore what a client asks for
-when it connects. So nothing is read through one. What it is recognised by holds for every pooler, by no product's name:
-:func:`option` asks the server for something at the start of the session, and :func:`require_real` looks whether that is
-in effect, whether what a session sets outlasts a statement, and whether the process that answers is always the same,
-and the one that greeted us. How to connect is the business of ``session``.
+A backup needs sessions that persist: settings that hold, an exported snapshot, a lock that ends with its session. A
+pooler (PgBouncer, Odyssey, Pgpool-II, pgcat) shares its own server sessions among clients and may ignore a client's
+startup options. So this system never reads through one. The check relies on no product's name: :func:`option` sets a
+value at the start of the session, and :func:`require_real` checks that the value is in effect, that a setting outlasts
+a statement, and that every answer comes from the same server process, the one that accepted the session. ``session``
+makes the connection.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ import psycopg
 from ovia_backup_dagster.core.errors import PoolerError
 from ovia_backup_dagster.postgres.programs import Connection
 
-#: Custom settings, which any role may set: one at the start of the session, one in it.
+#: Custom settings, which any role may set: one at the start of the session, one within it.
 _ASKED, _SET = "ovia_backup.asked", "ovia_backup.set"
-#: What the first statement sets, the others must find: in a pool, each may be answered by another process.
+#: The later statements must find what the first one set: in a pool, another process may answer each of them.
 _BEGIN = f"SELECT pg_backend_pid() AS pid, current_setting('{_ASKED}', true) AS asked, set_config('{_SET}', %s, false)"
 _AGAIN = f"SELECT pg_backend_pid() AS pid, current_setting('{_SET}', true) AS set"
 _TIMES = 2
-NEXT = "set {by_host}, and the port, to the server itself: it must be reached without a pooler (PgBouncer)"
+NEXT = "set {by_host} and the port to those of the server itself, not of a pooler (PgBouncer)"
 
 
 def new_token() -> str:
-    """What no other session has asked for."""
+    """A value that no other session uses."""
     return secrets.token_hex(8)
 
 
 def option(token: str) -> str:
-    """What asks for it, in ``PGOPTIONS``."""
+    """The part of ``PGOPTIONS`` that sets the token."""
     return f"-c {_ASKED}={token}"
 
 
 def require_real(session: psycopg.Connection[dict[str, Any]], connection: Connection, token: str) -> None:
-    """Make sure of it, before anything else is asked.
+    """Raise an error if a pooler answers; called before any other query of the session.
 
     Args:
-        session: autocommit, and begun with :func:`option`.
-        connection: to what, for the error.
-        token: as it was asked for.
+        session: an autocommit session that was started with :func:`option`.
+        connection: for the error.
+        token: the value that :func:`option` set.
 
     Raises:
         PoolerError: it is a pooler's session.
@@ -52,21 +52,21 @@ def require_real(session: psycopg.Connection[dict[str, Any]], connection: Connec
     first = session.execute(_BEGIN, [token]).fetchone()
     assert first is not None
     why = ""
-    # A proxy that makes no promise about cancelling names no process.
+    # A proxy that does not support cancelling queries reports no process ID.
     if session.info.backend_pid not in (0, first["pid"]):
-        why = "the process that answers is not the one that the session began with"
+        why = "the process that answers is not the one that accepted the session"
     if first["asked"] != token:
-        why = "the settings that a session is begun with are not in effect"
+        why = "the settings passed at the start of the session are not in effect"
     for _ in range(_TIMES):
         again = session.execute(_AGAIN).fetchone()
         assert again is not None
         if again["pid"] != first["pid"]:
-            why = "each question is answered by another process of the server"
+            why = "different server processes answer the queries of one session"
         elif again["set"] != token:
-            why = "what a session sets is forgotten after the transaction"
+            why = "the session's settings are lost after the transaction"
     if why:
         raise PoolerError(
             f"{connection} is not reached directly: a connection pooler answers there",
-            why=f"{why}; a backup needs a session that lasts, and a restore locks that end with it",
+            why=f"{why}; a backup needs a session that lasts, and a restore needs locks that end with it",
             fix=NEXT.format(by_host=connection.variables.host),
         )

@@ -1,8 +1,9 @@
-"""Why a server turns a session away, as its SQLSTATE, in whatever language it speaks.
+"""Finds the SQLSTATE with which a server refused a connection, whatever language the server speaks.
 
-libpq keeps that to itself while it connects (``PQerrorMessage`` is all that it gives out), and before a session has a
-database, the server has no encoding either: ``Passwort-Authentifizierung f?r Benutzer`` is what arrives. But what libpq
-18 traces holds the server's answer whole. So one that was turned away tries once more, and reads the trace.
+While connecting, libpq reports only ``PQerrorMessage``, without the SQLSTATE. And before a session has a database, the
+server has no encoding for it, so that ``Passwort-Authentifizierung f?r Benutzer`` arrives. The trace that libpq 18
+writes contains the server's complete answer, however. So after a refusal this module connects again with tracing on,
+and reads the trace.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 
 from psycopg import pq
 
-#: ``pqTraceOutputMessage`` in libpq's fe-trace.c: a message a line, its fields by their letters.
+#: The format of ``pqTraceOutputMessage`` in libpq's fe-trace.c: one message a line, each field after its letter.
 _ANSWER = re.compile(
     r'^B\t\d+\tErrorResponse\t S "[^"]*" V "[A-Z]+" C "(?P<sqlstate>[0-9A-Z]{5})" (?s:.*?) R "(?P<routine>\w*)" \\x00$',
     re.MULTILINE,
@@ -24,25 +25,25 @@ _ANSWER = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The server's answer to who wants to come in."""
+    """The server's answer to a connection attempt."""
 
     sqlstate: str
     routine: str
 
 
-#: No refusal at all.
+#: The server accepted the connection.
 LET_IN = Refusal("00000", "")
 
 
 def refusal(conninfo: str, seconds: float) -> Refusal | None:
-    """What a server answers to one more try; ``None`` where that cannot be understood, or does not come.
+    """What the server answers to one more attempt; ``None`` if no answer comes or it cannot be parsed.
 
     Args:
-        conninfo: as for ``psycopg.connect``; libpq's environment is read, too.
-        seconds: how long it may take.
+        conninfo: as for ``psycopg.connect``; libpq reads its environment variables, too.
+        seconds: the time limit.
     """
     deadline = time.monotonic() + seconds
-    # In memory: libpq traces what it sends, too.
+    # In memory, not in a file: the trace contains what libpq sends, too.
     trace = os.memfd_create("libpq")
     try:
         session = pq.PGconn.connect_start(conninfo.encode())
@@ -57,11 +58,11 @@ def refusal(conninfo: str, seconds: float) -> Refusal | None:
             if status == pq.PollingStatus.OK:
                 return LET_IN
         finally:
-            session.untrace()  # writes what is left of it
+            session.untrace()  # flushes the trace
             session.finish()
         text = os.pread(trace, os.fstat(trace).st_size, 0).decode("utf-8", "replace")
     finally:
         os.close(trace)
-    # Before TLS, or the password, there may be others: the last one counts.
+    # libpq may have tried several ways, with TLS and without, each refused: the last refusal counts.
     found = list(_ANSWER.finditer(text))
     return Refusal(found[-1]["sqlstate"], found[-1]["routine"]) if found else None

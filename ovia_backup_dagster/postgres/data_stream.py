@@ -1,8 +1,8 @@
-r"""Parses the data that ``pg_restore`` and ``pg_dump`` print as text, with ``--data-only``.
+r"""Parses the data that ``pg_restore`` and ``pg_dump`` print as text with ``--data-only``.
 
-Each table's COPY header, its rows, and ``\.``; sequences; large objects. An archive and a database print the same, so
-this one pass is what both are read with, and what they are compared by. What is printed, and what a failure of the
-program means, is the business of ``archive`` and ``proof.database_reader``.
+The text contains each table's COPY header, its rows, and ``\.``; sequences; large objects. Both programs print the same
+format, so this parser reads archives as well as databases, which makes them comparable. ``archive`` and
+``proof.database_reader`` decide what is printed and what a failure of the program means.
 """
 
 from __future__ import annotations
@@ -23,27 +23,28 @@ from ovia_backup_dagster.postgres.quoting import without_literals
 from ovia_backup_dagster.postgres.server_messages import raw_text
 from ovia_backup_dagster.postgres.watchdog import Watch
 
-#: Small enough to stay in the processor's cache while it is searched, counted and hashed, and for its copies to come
-#: from memory that is there already: with 1 MB, the same took twice the processor's time.
+#: Small enough that a chunk stays in the processor's cache while it is searched, counted and hashed, and that copies of
+#: it reuse allocated memory: chunks of 1 MB took twice the processor time.
 _CHUNK_BYTES = 256 * 1024
-#: Of the pipe from the program. In the kernel's 64 KB, it would wait while a chunk is looked at.
+#: The buffer of the pipe from the program. With the kernel's default of 64 KB, the program would wait while a chunk is
+#: processed.
 _PIPE_BYTES = 256 * 1024
-#: How lines are counted depends on their length, which is looked up in a sample.
+#: The method of counting lines depends on their length, which is estimated from a sample.
 _SAMPLE_BYTES = 4096
 _SHORT_LINE = 16
 _PROGRESS_SECONDS = 10.0
 
-#: The last line but psql's own.
+#: The last line, except for psql's own commands.
 _COMPLETE = b"-- PostgreSQL database dump complete\n"
-# The alternatives of each repetition begin with different characters, so there is nothing to backtrack into. No
-# possessive quantifiers, which say the same: Python 3.11.2, Debian 12's, matches some of them wrongly.
+# The alternatives of each repetition begin with different characters, so that there is no backtracking. Possessive
+# quantifiers would do the same, but Python 3.11.2 (Debian 12) matches some of them incorrectly.
 NAME = rb'(?:"[^"]*"|[^"\s();])+'
 _COPY = re.compile(rb"COPY (" + NAME + rb') (?:\(((?:"[^"]*"|[^")])*)\))? FROM stdin;\n')
 _COLUMN = re.compile(r'(?:"[^"]*"|[^",\s])+')
 _QUOTE_OR_END = re.compile(rb"""['"]|;\n""")
 _SETVAL = re.compile(rb"SELECT pg_catalog\.setval\('((?:[^']|'')*)', ([^)]*)\);\n")
 _LO_OPEN = re.compile(rb"SELECT pg_catalog\.lo_open\('(\d+)',")
-#: What others may do with one, and what is said of it; owners stand in a contents list.
+#: Statements with a large object's privileges and comments; its owner is in the contents list.
 LARGE_OBJECT_NOTE = re.compile(rb"(?:GRANT|REVOKE|COMMENT|SECURITY LABEL) [^']*?ON LARGE OBJECT (\d+) ")
 _LO_WRITE = re.compile(rb"SELECT pg_catalog\.lowrite\(\d+, '\\{1,2}x([0-9a-f]*)'\);\n")
 
@@ -51,13 +52,13 @@ Log = Callable[[str], None]
 
 
 class Rows(Protocol):
-    """What becomes of one table's rows. A table may come in several blocks: partitions loaded through their root."""
+    """Consumes one table's rows. Partitions loaded through their root are several blocks of one table."""
 
     def begin(self, columns: str) -> None:
-        """A block with these columns, as its COPY header writes them."""
+        """Begin a block with these columns, as its COPY header writes them."""
 
     def add(self, buffer: bytearray, at: int, end: int) -> None:
-        """A part of the block, which may end within a row."""
+        """Add a part of the block, which may end within a row."""
 
 
 R = TypeVar("R", bound=Rows)
@@ -65,7 +66,7 @@ R = TypeVar("R", bound=Rows)
 
 @dataclass(slots=True)
 class OrderedRows:
-    """Number and SHA-256 of the rows in their order."""
+    """The number of rows and the SHA-256 of the rows in their order."""
 
     columns: str = ""
     rows: int = 0
@@ -81,10 +82,10 @@ class OrderedRows:
 
 @dataclass(slots=True)
 class UnorderedRows:
-    """Number of the rows, and the sum modulo 2**256 of each one's SHA-256, whatever their and their columns' order.
+    """The number of rows and the sum modulo 2**256 of their SHA-256s, independent of the order of rows and columns.
 
     Attributes:
-        columns: in which order a row's fields are taken; ``None`` for a table that nobody asked about.
+        columns: the order in which to take a row's fields; ``None`` for a table that was not requested.
     """
 
     columns: Sequence[str] | None
@@ -104,7 +105,7 @@ class UnorderedRows:
             return
         part = bytes(memoryview(buffer)[at:end])
         if b"\n" not in part:
-            self._rest.append(part)  # a row may have hundreds of megabytes: joined once, in the end
+            self._rest.append(part)  # a row may have hundreds of megabytes, so its parts are joined only once
             return
         lines = b"".join((*self._rest, part)).split(b"\n")
         self._rest = [lines.pop()]
@@ -119,16 +120,16 @@ class UnorderedRows:
 
 @dataclass(slots=True)
 class Data(Generic[R]):
-    """What was read.
+    """The data that was read.
 
     Attributes:
-        tables: by name, quoted where needed, as the COPY header writes it.
+        tables: by name, quoted if necessary, as the COPY header writes it.
         sequences: name -> ``setval`` arguments after the name (``42, true``).
-        large_objects, large_object_sum: how many, and the sum modulo 2**256 of each one's SHA-256.
-        large_object_notes: where they are asked for, the statements that give large objects privileges and comments.
-        blocks: how many COPY blocks.
-        inserts: whether there are rows in another form than COPY's.
-        read_bytes: length of the text.
+        large_objects, large_object_sum: their number, and the sum modulo 2**256 of their SHA-256s.
+        large_object_notes: the statements that set privileges and comments of large objects, if they were requested.
+        blocks: the number of COPY blocks.
+        inserts: whether there are INSERT statements, instead of COPY.
+        read_bytes: the length of the text.
     """
 
     tables: dict[str, R] = field(default_factory=dict)
@@ -156,20 +157,20 @@ def read_data(
     Args:
         command: path and arguments.
         variables: added to the minimal environment.
-        rows_of: what takes a table's rows, by its name.
-        failed: the error for what the program printed and the code that it ended with.
-        log: told about progress every ten seconds.
-        watch: how long the program may stand still.
-        notes: whether to keep what is said of large objects, too.
+        rows_of: makes the consumer of a table's rows from the table's name.
+        failed: makes the error from the program's standard error and exit code.
+        log: receives the progress every ten seconds.
+        watch: how long the program may make no progress.
+        notes: whether to keep the privileges and comments of large objects, too.
 
     Raises:
-        BackupError: what ``failed`` made of it, or ``watch``.
-        ArchiveFormatError: it is not understood.
-        ProgramError: the program is content, and has not printed all.
+        BackupError: the program failed (the error of ``failed``), or was ended (that of ``watch``).
+        ArchiveFormatError: the text cannot be parsed.
+        ProgramError: the program succeeded, but its output is incomplete.
     """
     with start(command, variables=variables, pipe_stdout=True, watch=watch) as child:
         assert child.process.stdout is not None
-        with contextlib.suppress(OSError):  # this user's pipes may hold no more
+        with contextlib.suppress(OSError):  # the kernel may limit this user's pipes to less
             fcntl.fcntl(child.process.stdout.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         reader = DataReader(child.process.stdout, rows_of, log, notes=notes)
         whole = reader.read()
@@ -177,38 +178,38 @@ def read_data(
         if code != 0:
             raise failed(child.stderr, code)
         if not whole:
-            # The program is content, so this is no damage: a verdict would be a false alarm.
+            # The program succeeded, so the archive is not damaged: a verdict would be a false alarm.
             raise ArchiveFormatError(
-                "the data is not understood",
+                "the data cannot be parsed",
                 why=f"{child.program} printed it to its end, but it seems to stop in the middle",
                 fix="report it, with the output of: pg_restore --list",
             )
         if not reader.complete:
             raise ProgramError(
                 f"{child.program} did not print all of the data",
-                why="it ended with code 0, and the line that it writes last is missing",
-                fix="try again; if it stays so, install the client programs again",
+                why="it ended with code 0, but the line that it writes last is missing",
+                fix="try again; if it fails again, reinstall the client programs",
             )
         return reader.data
 
 
 def unordered(wanted: Mapping[str, Sequence[str]]) -> Callable[[str], UnorderedRows]:
-    """For ``rows_of``: the tables in ``wanted``, by the columns that stand there, and no other."""
+    """For ``rows_of``: reads the tables in ``wanted``, by the columns given there, and no others."""
     return lambda name: UnorderedRows(wanted.get(name))
 
 
 def asked_for(data: Data[UnorderedRows]) -> dict[str, UnorderedRows]:
-    """Of what was read with :func:`unordered`, the tables that were found."""
+    """The requested tables in data that was read with :func:`unordered`."""
     return {name: rows for name, rows in data.tables.items() if rows.columns is not None}
 
 
-def ordered(name: str) -> OrderedRows:  # noqa: ARG001 - all alike
-    """For ``rows_of``: every table in its order."""
+def ordered(name: str) -> OrderedRows:  # noqa: ARG001 - the same for all tables
+    """For ``rows_of``: reads the rows of every table in their order."""
     return OrderedRows()
 
 
 def statements(script: bytes) -> Iterator[bytes]:
-    """The SQL statements of a script that a program printed; psql's own commands and comments are left out."""
+    """The SQL statements of a script that a program printed, without psql's own commands and comments."""
     at = 0
     while at < len(script):
         if script[at : at + 1] in (b"\n", b"\\") or script.startswith(b"--", at):
@@ -226,10 +227,10 @@ def split_columns(columns: str) -> list[str]:
 
 
 class DataReader(Generic[R]):
-    """Parses the text a chunk at a time, in constant memory.
+    """Parses the text chunk by chunk, in constant memory.
 
-    One buffer is read into again and again; what of it is not consumed yet lies between ``_at`` and ``_end``. So
-    nothing may be kept of it, no match either, across ``_more``.
+    One buffer is reused; its unconsumed part is between ``_at`` and ``_end``. No reference into the buffer, such as a
+    regular expression's match, is valid after a call of ``_more``.
     """
 
     def __init__(
@@ -255,7 +256,7 @@ class DataReader(Generic[R]):
                 return False
 
     def _statement(self) -> bool:
-        """Consume one line of no interest, one statement, or one table with its data."""
+        """Consume one irrelevant line, one statement, or one table with its data."""
         while not self._step():
             if not self._more():
                 return False
@@ -280,7 +281,7 @@ class DataReader(Generic[R]):
             return False
         self._at = after
         statement = bytes(buffer[at:after])
-        # A COPY header that the first expression could not read would make data look like statements.
+        # If a COPY header does not match the expression above, its data would be parsed as statements.
         if statement.startswith(b"COPY "):
             raise _not_understood("a table's data begins", statement)
         self._note(statement)
@@ -309,7 +310,7 @@ class DataReader(Generic[R]):
             data.large_object_notes.append(statement.strip())
 
     def _table(self, name: str, columns: str) -> bool:
-        # Several blocks may bear one name: partitions that are loaded through their root.
+        # Several blocks may have the same name: those of partitions loaded through their root.
         if name not in self.data.tables:
             self.data.tables[name] = self._rows_of(name)
         table = self.data.tables[name]
@@ -323,7 +324,7 @@ class DataReader(Generic[R]):
             self._at += 3
             return True
         while True:
-            # A row never is ``\.``: COPY doubles backslashes in data.
+            # A row is never ``\.``, because COPY doubles backslashes in data.
             last = buffer.find(b"\n\\.\n", self._at, self._end)
             cut = last + 1 if last >= 0 else max(self._at, self._end - 3)
             table.add(buffer, self._at, cut)
@@ -335,7 +336,7 @@ class DataReader(Generic[R]):
                 return False
 
     def _more(self) -> bool:
-        """Read on; what is not consumed yet moves to the front. ``False`` at the end."""
+        """Read more, after moving unconsumed text to the front of the buffer; ``False`` at the end of the stream."""
         buffer, rest = self._buffer, self._end - self._at
         buffer[:rest] = buffer[self._at : self._end]
         if rest > len(buffer) // 2:
@@ -353,10 +354,10 @@ class DataReader(Generic[R]):
 
 
 def _count_lines(buffer: bytearray, at: int, end: int) -> int:
-    """How many line feeds there are.
+    """Count the line feeds.
 
-    ``count`` looks at each byte in turn; ``replace`` leaps from one to the next, several times as fast in all but
-    very short lines.
+    ``count`` examines each byte; ``replace`` jumps from one line feed to the next, which is several times as fast
+    unless the lines are very short.
     """
     sample = min(at + _SAMPLE_BYTES, end)
     if buffer.count(b"\n", at, sample) * _SHORT_LINE > sample - at:
@@ -365,14 +366,15 @@ def _count_lines(buffer: bytearray, at: int, end: int) -> int:
 
 
 def statement_end(text: bytes | bytearray, at: int, end: int) -> int:
-    """Where the SQL statement that begins at ``at`` ends: after the first ``;`` and line feed outside quotes.
+    """The end of the SQL statement that begins at ``at``: after the first ``;`` and line feed outside quotes.
 
-    -1 when it goes on past ``end``. A loop, not one expression: statements can be megabytes long.
+    -1 if the statement continues past ``end``. This is a loop and not one expression because statements can be
+    megabytes long.
     """
     while (found := _QUOTE_OR_END.search(text, at, end)) is not None:
         if len(found[0]) == 2:
             return found.end()
-        # A doubled quote is two quoted strings in a row.
+        # A doubled quote counts as two adjacent strings.
         at = text.find(found[0], found.end(), end) + 1
         if at == 0:
             return -1
@@ -381,12 +383,12 @@ def statement_end(text: bytes | bytearray, at: int, end: int) -> int:
 
 def _not_understood(where: str, statement: bytes) -> ArchiveFormatError:
     return ArchiveFormatError(
-        f"the data has a statement that is not understood, where {where}",
+        f"the data contains a statement that cannot be parsed, where {where}",
         why=without_literals(decode_text(statement[:200]).partition(" VALUES ")[0]),
         fix="report it, with the definition of the table or large object",
     )
 
 
 def decode_text(raw: bytes) -> str:
-    # Names in a database of another encoding than UTF-8.
+    """Decode names, which may be in another encoding than UTF-8."""
     return raw_text(raw)

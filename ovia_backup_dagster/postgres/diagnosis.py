@@ -1,9 +1,9 @@
-"""What PostgreSQL's server, programs and libpq say -> a typed error with the likely cause and the command to give next.
+"""Turns messages of PostgreSQL's server, programs and libpq into typed errors with the likely cause and next command.
 
-The functions that read the table in ``known_messages``: what a session is told is known by its SQLSTATE, whatever the
-server's language, and what a program prints by its text. A message that the table does not know is shown as it is: a
-guess would send a frightened person the wrong way. Only what was *said* is judged here; an archive is judged in
-``archive``, a file of the volume in ``core.files``.
+These functions read the table in ``known_messages``. A session's error is recognized by its SQLSTATE, whatever the
+server's language; a program's output by its text. A message that the table does not contain is shown unchanged,
+because a guess would mislead a frightened person. This module judges messages only: ``archive`` judges archives, and
+``core.files`` errors of the volume's files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ovia_backup_dagster.postgres.sandbox import CANNOT, REFUSED
 from ovia_backup_dagster.postgres.server_messages import is_raised, text_of, without_values
 from ovia_backup_dagster.postgres.translation import english
 
-#: How advice names what is not known.
+#: Stands for an unknown name in advice.
 _UNKNOWN = "..."
 _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP)
 
@@ -33,18 +33,18 @@ _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal
 def diagnose(
     text: str, *, what: str, connection: Connection | None = None, exit_code: int | None = None
 ) -> BackupError:
-    """The typed error for what a program or libpq printed.
+    """The typed error for the output of a program, or for a message of libpq.
 
     Args:
-        text: standard error, or a libpq error message; what is shown of it repeats no data.
-        what: what failed, naming the thing.
-        connection: of the attempt, for the advice; its password is removed from the text.
-        exit_code: of the program; a negative one is a signal.
+        text: standard error, or a libpq error message; the error shows no data values from it.
+        what: what failed, naming the object.
+        connection: the connection of the attempt, for the advice; its password is removed from the text.
+        exit_code: the program's; a negative code is a signal.
     """
     if exit_code == REFUSED and text.startswith(CANNOT):
         return errors.SandboxError(
             what,
-            why="it reads what others wrote, and cannot be confined here, which DRILL_SANDBOX=require asks for",
+            why="it reads untrusted data and cannot be confined here, which DRILL_SANDBOX=require demands",
             said=text.strip().rpartition("\n")[2],
             fix="see what this kernel or container lacks: ovia-backup doctor; or accept it: DRILL_SANDBOX=auto",
         )
@@ -55,25 +55,25 @@ def diagnose(
     if signal_of_crash := crashed(exit_code):
         return errors.ProgramCrashedError(
             what,
-            why=f"the program crashed (signal {signal_of_crash}): it met what it was not written for, or is broken",
-            fix="try again; if it stays so, install the client programs again, and compare: ovia-backup doctor",
+            why=f"the program crashed (signal {signal_of_crash}): unexpected input triggered a bug, or it is damaged",
+            fix="try again; if it crashes again, reinstall the client programs, and check: ovia-backup doctor",
             said=" / ".join(lines[-1:]),
         )
     if exit_code is not None and exit_code < 0:
         return ProgramError(
             what,
-            why=f"the program was ended by signal {-exit_code}: somebody killed it, or memory ran out",
-            fix="see who ended it: dmesg | tail; then retry",
+            why=f"the program was ended by signal {-exit_code}: another process killed it, or memory ran out",
+            fix="see what ended it: dmesg | tail; then retry",
             said=" / ".join(lines[-1:]),
         )
     return ProgramError(what, said=" / ".join(lines[-3:]) or f"it ended with code {exit_code} and no message")
 
 
 def crashed(exit_code: int | None) -> int:
-    """The signal of a crash that a program ended by, also as a shell reports it; 0 for any other end.
+    """The signal of the crash that ended a program, also if reported by a shell; 0 for any other end.
 
-    Not SIGKILL: that is another's doing, as the kernel's where memory runs out. Nor SIGBUS, by which a disk ends a
-    program whose own file it does not read.
+    SIGKILL is not a crash: another process sent it, or the kernel when memory ran out. Nor is SIGBUS, which the kernel
+    sends when the disk cannot read the program's own file.
     """
     signal_number = -exit_code if exit_code and exit_code < 0 else (exit_code or 0) - 128
     return signal_number if signal_number in _CRASHES else 0
@@ -82,12 +82,12 @@ def crashed(exit_code: int | None) -> int:
 def diagnose_error(
     error: psycopg.Error | UnicodeError, *, what: str, connection: Connection | None = None
 ) -> BackupError:
-    """The typed error for what befell a session of ours: by its SQLSTATE where the server has told one.
+    """The typed error for a failure in one of our sessions: by its SQLSTATE if the server sent one.
 
     Args:
         error: as psycopg raised it.
-        what: what failed, naming the thing.
-        connection: of the attempt, for the advice; its password is removed from the text.
+        what: what failed, naming the object.
+        connection: the connection of the attempt, for the advice; its password is removed from the text.
     """
     text = text_of(error)
     if isinstance(error, psycopg.Error) and error.sqlstate is not None:
@@ -100,15 +100,15 @@ def diagnose_error(
 def diagnose_sqlstate(
     sqlstate: str, text: str, *, routine: str, what: str, connection: Connection | None = None
 ) -> BackupError:
-    """The typed error for what the server refused.
+    """The typed error for an error of the server.
 
     Args:
-        sqlstate: what it is (PostgreSQL's Appendix A).
-        text: in whatever language; it only tells apart what the server calls by the same SQLSTATE.
-        routine: of the server's source, which tells those apart in all languages.
+        sqlstate: the error's (PostgreSQL's Appendix A).
+        text: the message, in any language; it distinguishes only causes that share the SQLSTATE.
+        routine: the function in the server's source that reported the error, which distinguishes them in any language.
         what, connection: as for :func:`diagnose`.
     """
-    # The words of RAISE are a user's own, and so is the SQLSTATE that it names.
+    # The message and SQLSTATE of RAISE are chosen by a user's function, so they identify nothing.
     if not is_raised(text):
         rows = [row for row in KNOWN_MESSAGES if row.of and re.fullmatch(row.of, sqlstate)]
         if found := _recognised(text, connection, rows):
@@ -122,11 +122,11 @@ def diagnose_sqlstate(
 
 
 def _recognised(text: str, connection: Connection | None, rows: Iterable[KnownMessage] | None = None) -> _Found | None:
-    """The first line of the table that ``text`` is about; none where a function's own words are in it."""
+    """The first row of the table that matches ``text``; ``None`` if a user's function raised the message."""
     if is_raised(text):
         return None
     without_tls = connection is not None and connection.libpq.get("PGSSLMODE") == "disable"
-    # Not redacted: a password such as "password" must not hide the words that are looked for.
+    # Search before redacting: a password such as "password" must not hide the words of the pattern.
     said = english(text)
     for known in KNOWN_MESSAGES if rows is None else rows:
         match = re.search(known.pattern, said) if known.pattern else None
@@ -137,7 +137,7 @@ def _recognised(text: str, connection: Connection | None, rows: Iterable[KnownMe
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A line of the table, and where the text is about it."""
+    """A row of the table, and where the text matches it."""
 
     known: KnownMessage
     match: re.Match[str] | None
@@ -152,7 +152,7 @@ class _Found:
 
 
 def likely_cause(known: KnownMessage, connection: Connection | None) -> str:
-    """Why a known message is said, in words; without a connection, of one that the usual variables set."""
+    """The likely cause of a known message; without a connection, with the names of the usual variables."""
     return known.why.format_map(_set_by(connection))
 
 

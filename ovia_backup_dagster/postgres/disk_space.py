@@ -1,4 +1,4 @@
-"""How much room a server has, as far as it lets itself be asked. Its disk is seldom ours to look at."""
+"""Asks a server for its free disk space, if the role may. This process can seldom look at the server's disk itself."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _DF = re.compile(r"\s\d+\s+\d+\s+(\d+)\s+\d+%")
 
 
 def free_bytes(server: Connection) -> int | None:
-    """Free bytes where the server's data folder stands; ``None`` where the role may not have it asked.
+    """Free bytes on the disk of the server's data folder; ``None`` if the role may not ask.
 
-    A superuser, or a member of pg_execute_server_program, may run a program on the server: ``df``.
+    A superuser or a member of pg_execute_server_program may run ``df`` on the server.
 
     Raises:
-        ServerError: no connection.
+        ServerError: the connection failed.
     """
     with connect(server) as session:
         try:
-            # Rolled back: nothing of it stays. The server's programs run in its data folder.
+            # Rolled back, so nothing remains. The server runs programs in its data folder.
             with session.transaction(force_rollback=True):
                 session.execute("CREATE TEMPORARY TABLE ovia_backup_df (line text) ON COMMIT DROP")
                 session.execute("COPY ovia_backup_df FROM PROGRAM 'LC_ALL=C df -Pk .'")

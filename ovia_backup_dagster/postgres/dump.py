@@ -1,7 +1,7 @@
-"""Makes a backup: pg_dump into a temporary file, its hash, its manifest, and the name it is published under.
+"""Makes a backup: runs pg_dump into a temporary file, hashes it, writes the manifest, and publishes both.
 
-How pg_dump is run is in ``dump_run``. Whether the dump is any good is not decided here (``verification``), nor how
-often it is tried again (the caller's: an error says whether it is ``transient``).
+``dump_run`` runs pg_dump. ``verification`` decides whether the dump is good. The caller decides how often to retry: an
+error states whether it is ``transient``.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Dumper:
-    """All that a dump depends on.
+    """Everything that a dump depends on.
 
     Attributes:
-        catalog: where it goes.
-        connection: what is dumped.
-        programs: with what.
+        catalog: the backups on the volume.
+        connection: to the database to dump.
+        programs: the client programs.
         compression: ``auto``, or pg_dump's own spelling.
-        lock_wait_timeout_seconds: how long pg_dump waits for a table that somebody has locked.
-        most_bytes: how much of the source is read for hashes of what it computes; 0: nothing.
-        published: called when a dump has its name, under the lock. Its ``BackupError`` fails nothing.
+        lock_wait_timeout_seconds: how long pg_dump waits for a table that another session has locked.
+        most_bytes: how much of the source is read for hashes of computed values; 0 for none.
+        published: called once the dump is published, under the lock. Its ``BackupError`` does not fail the dump.
     """
 
     catalog: Catalog
@@ -74,15 +74,15 @@ class Dumper:
     published: Callable[[], object] = lambda: None
 
     def dump(self, *, run_id: str | None = None, log: Log, progress_seconds: float = PROGRESS_SECONDS) -> Backup:
-        """Make a daily backup. It appears under its name whole, or not at all.
+        """Make a daily backup. It appears under its name complete, or not at all.
 
         Args:
-            run_id: Dagster's, for the manifest.
-            log: told what happens, a line at a time.
-            progress_seconds: how often progress is told.
+            run_id: Dagster's run, for the manifest.
+            log: receives what happens, line by line.
+            progress_seconds: how often to log progress.
 
         Raises:
-            BackupError: one of its kinds; nothing is left behind, and no earlier backup was touched.
+            BackupError: the dump failed; it left nothing behind and touched no earlier backup.
         """
         catalog = self.catalog
         catalog.prepare(Tier.DAILY)
@@ -95,9 +95,9 @@ class Dumper:
             ) as lock,
         ):
             for path in sweep_abandoned(catalog):
-                log(f"removed what a crash had left: {path.name}")
+                log(f"removed a leftover of a crashed run: {path.name}")
             compression = self.programs.choose_compression(self.compression)
-            # A pooler may call it otherwise; what it is asked for by is what its backups are called.
+            # A pooler may map the database's name to another one; backups bear the name that was asked for.
             facts = database_facts(self.connection).model_copy(
                 update={"name": self.connection.database, "effective": effective_settings(self.connection)}
             )
@@ -154,7 +154,7 @@ class Dumper:
                 require_still_there(lock, catalog.root)
                 backup = publish_backup(catalog, temporary, name, {**made, MANIFEST: manifest.to_json().encode()})
             keep_reserve(catalog.root)
-            # The dump is published: nothing may fail it any more.
+            # The dump is published: nothing may fail it from here on.
             with contextlib.suppress(BackupError):
                 self.published()
         log(f"published {backup} ({human_bytes(backup.size_bytes)} in {manifest.seconds:.1f} s)")
@@ -164,21 +164,21 @@ class Dumper:
         return (
             "--format=custom",
             self.programs.compress_option(compression),
-            # The role or the database may set a client_encoding that cannot hold the data.
+            # The role or the database may set a client_encoding that cannot represent the data.
             f"--encoding={encoding}",
             "--no-password",
-            # It is fsynced here, after the hash has been taken from what was written.
+            # The file is synced later by this process, when it hashes what was written.
             "--no-sync",
             f"--lock-wait-timeout={int(self.lock_wait_timeout_seconds * 1000)}",
         )
 
     def _variables(self, facts: DatabaseFacts) -> dict[str, str]:
-        """For the sessions of client programs: what they write is what it is, and nothing ends them."""
+        """The environment of client programs: it pins how values are written, and switches timeouts off."""
         options = f"{SESSION_OPTIONS} {unended(facts.server_version_num)}"
         return {**self.connection.environment(), **in_english(self.connection, options)}
 
     def _globals(self, encoding: str, variables: dict[str, str]) -> tuple[bytes | None, tuple[str, ...]]:
-        """Roles without passwords. A dump without them is still a good dump: a failure is a warning."""
+        """Dump the roles, without passwords. A dump without roles is still good, so a failure is only a warning."""
         try:
             command = (
                 self.programs.path("pg_dumpall"),
@@ -186,7 +186,7 @@ class Dumper:
                 "--no-role-passwords",
                 f"--encoding={encoding}",
                 "--no-password",
-                # -l is read as a connection string, so it is given one.
+                # pg_dumpall parses -l (--database) as a connection string.
                 f"--database={self.connection.conninfo()}",
             )
             code, output, stderr = capture(
@@ -197,7 +197,7 @@ class Dumper:
             if not output.endswith(_GLOBALS_COMPLETE):
                 raise ProgramError(
                     "pg_dumpall did not print all roles",
-                    why="it ended with code 0, and the line that it writes last is missing",
+                    why="it ended with code 0, but the line that it writes last is missing",
                     fix="see what it prints: pg_dumpall --globals-only --no-role-passwords",
                 )
         except BackupError as error:
@@ -208,9 +208,9 @@ class Dumper:
         server, client = facts.server_version_num // 10000, self.programs.major("pg_dump")
         if not may_dump(client, server):
             raise VersionMismatchError(
-                f"pg_dump {client} is not the version for {self.connection}",
+                f"pg_dump {client} is the wrong version for {self.connection}",
                 why=f"the server is PostgreSQL {server} ({facts.server_version})",
-                fix=f"use PostgreSQL {server}'s client programs: set PG_BIN_DIR, or another image",
+                fix=f"use PostgreSQL {server}'s client programs: set PG_BIN_DIR, or use another image",
             )
 
     def _previous(self) -> Backup | None:
@@ -224,9 +224,9 @@ class Dumper:
         free = shutil.disk_usage(self.catalog.root).free
         if free < before.size_bytes:
             raise DiskFullError(
-                f"the backup volume {self.catalog.root} has too little room for a dump",
+                f"the backup volume {self.catalog.root} has too little free space for a dump",
                 why=f"{human_bytes(free)} free, the last dump took {human_bytes(before.size_bytes)}",
-                fix="make room: ovia-backup prune --dry-run; df -h $BACKUP_DIR",
+                fix="free some space: ovia-backup prune --dry-run; df -h $BACKUP_DIR",
             )
         if free < 2 * before.size_bytes:
             log(f"the backup volume is filling up: {human_bytes(free)} free, enough for one more dump of this size")
@@ -245,7 +245,7 @@ def _computed(found: Computed) -> str:
 
 @contextlib.contextmanager
 def _removed(path: Path) -> Iterator[None]:
-    """``path`` is gone afterwards, unless it was renamed."""
+    """Remove ``path`` at the end of the block, unless it has been renamed."""
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
-"""What a role needs to dump all of a database, and what of it is missing, with the SQL that gives it.
+"""Finds the privileges that a role lacks to dump all of a database, with the SQL that grants them.
 
-Asked of the catalogs, as the role itself; nothing is locked and nothing is read. What a refused dump says
-afterwards is ``diagnosis``'s business.
+The queries read the catalogs, as the role itself; they lock no table and read no table's data. ``diagnosis`` explains
+the errors of a dump that was refused.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from ovia_backup_dagster.postgres.quoting import sql_identifier, sql_string
 Session = psycopg.Connection[dict[str, Any]]
 
 _SHOWN = 3
-#: What pg_dump reads: tables and sequences, but not those of an extension, whose data comes with it, unless the
-#: extension says that people change them. A table it locks, for which any right on the table will do, and copies,
-#: for which each column must be readable; of a partitioned one it copies the partitions alone, whose row security
-#: is their own.
+#: What pg_dump reads: tables and sequences, except those of an extension that it has not registered as configuration
+#: tables: CREATE EXTENSION brings their data. pg_dump locks a table, for which any privilege on it suffices, and copies
+#: it, for which every column must be readable. Of a partitioned table it copies only the partitions, which have their
+#: own row security.
 _RELATIONS = """
     SELECT n.nspname AS schema, c.relname AS name, c.relkind = 'S' AS sequence,
            pg_has_role(c.relowner, 'USAGE') AS owned, has_schema_privilege(n.oid, 'USAGE') AS usage,
@@ -39,7 +39,7 @@ _RELATIONS = """
            OR EXISTS (SELECT FROM pg_extension e WHERE c.oid = ANY (e.extconfig)))
     ORDER BY 1, 2
 """
-#: An owner may have taken the right from himself.
+#: Ownership is not enough: owners can revoke their own privileges.
 _LARGE_OBJECTS = """
     SELECT count(*) AS total, count(*) FILTER (WHERE NOT readable) AS missing
     FROM (SELECT current_setting('lo_compat_privileges')::bool OR EXISTS (
@@ -61,12 +61,12 @@ _GRANT_LARGE_OBJECTS = (
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A right that a dump needs and the role does not have.
+    """A privilege that a dump needs and the role does not have.
 
     Attributes:
-        what: in words, naming the first few objects, and what to know about it.
-        sql: the statement that gives it, for a superuser in the same database.
-        later: the next dump succeeds; one after a change of the schema would not.
+        what: the problem in words, naming the first few objects.
+        sql: the statement that grants the privilege, for a superuser connected to the same database.
+        later: whether the next dump still succeeds, but one after a change of the schema would fail.
     """
 
     what: str
@@ -75,10 +75,10 @@ class Missing:
 
 
 def missing_rights(session: Session, user: str) -> list[Missing]:
-    """What the session's role lacks for a whole dump; empty for a superuser.
+    """The privileges that the session's role lacks for a complete dump; empty for a superuser.
 
     Args:
-        session: connected to the database, as that role.
+        session: connected to the database as that role.
         user: the role's name.
     """
     role = session.execute(_ROLE).fetchone()
@@ -86,7 +86,7 @@ def missing_rights(session: Session, user: str) -> list[Missing]:
     if role["superuser"]:
         return []
     found: list[Missing] = []
-    # As a member who does not inherit, the role has the right only after SET ROLE, which pg_dump does not do.
+    # A member that does not inherit has the privilege only after SET ROLE, which pg_dump does not run.
     inherit = " WITH INHERIT TRUE" if role["member"] or not role["inherits"] else ""
     read_all = f"GRANT pg_read_all_data TO {sql_identifier(user)}{inherit};"
     relations = session.execute(_RELATIONS).fetchall()
@@ -97,7 +97,9 @@ def missing_rights(session: Session, user: str) -> list[Missing]:
         words = [text for text in (_some(tables, "table"), _some(sequences, "sequence")) if text]
         found.append(Missing(f"{' and '.join(words)} cannot be read", read_all))
     elif not role["reads_all"] and not all(r["owned"] for r in relations):
-        found.append(Missing("tables are granted one by one: the next new one will be missing", read_all, later=True))
+        found.append(
+            Missing("tables are granted one by one: the next new table will not be readable", read_all, later=True)
+        )
     hidden = [r for r in relations if r["row_security"]]
     if hidden:
         found.append(
@@ -105,12 +107,12 @@ def missing_rights(session: Session, user: str) -> list[Missing]:
         )
     objects = session.execute(_LARGE_OBJECTS).fetchone()
     if objects is not None and objects["missing"]:
-        # Quoted as a string: format() makes an identifier of it.
+        # Quoted as a string, because format() turns it into an identifier.
         name = sql_string(user)
         quote = next(q for n in count() if (q := f"$do{n or ''}$") not in name)
         grant = _GRANT_LARGE_OBJECTS.format(role=name, quote=quote)
         what = f"{objects['missing']:,} of {objects['total']:,} large objects cannot be read"
-        later = "new ones will need it again; where there are new ones every day, dump as their owner"
+        later = "new ones will need the same grant; if new ones appear daily, dump as their owner"
         found.append(Missing(f"{what} ({later})", grant))
     return found
 

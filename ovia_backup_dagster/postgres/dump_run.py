@@ -1,6 +1,6 @@
-"""Runs pg_dump into a file: in a snapshot that is shared, or one of its own; and says why it failed.
+"""Runs pg_dump into a file, in a shared snapshot or in its own, and finds out why it failed.
 
-What is dumped with which options, and what becomes of the file, is decided in ``dump``.
+``dump`` decides what is dumped, with which options, and what happens to the file.
 """
 
 from __future__ import annotations
@@ -31,37 +31,37 @@ from ovia_backup_dagster.postgres.programs import Connection, Programs, messages
 from ovia_backup_dagster.postgres.server_language import diagnose_program
 from ovia_backup_dagster.postgres.stall import waits_for_lock, watch
 
-#: What a message tells people to try again.
+#: The command that messages advise for a retry.
 AGAIN = "ovia-backup dump"
-#: Until a server has noticed that a session is over.
+#: Time for the server to notice that a session has ended.
 _MOMENT_SECONDS = 1.0
-#: In what pg_dump prints of a query that failed, its own words, and so in English.
+#: How pg_dump introduces a query that failed. pg_dump prints this itself, so it is always in English.
 _QUERY_FAILED = "detail: Query was: "
 _SET_SNAPSHOT = f"{_QUERY_FAILED}SET TRANSACTION SNAPSHOT "
 
 
 class _SnapshotError(Exception):
-    """pg_dump may have failed for the snapshot that it was given: a query did before it had written anything.
+    """pg_dump may have failed because of the shared snapshot: a query failed before it had written anything.
 
-    It was led to another server, or our session was ended; or a table was dropped before pg_dump could lock it, for
-    which there is more time than with a snapshot of its own.
+    pg_dump may have reached another server, or the exporting session may have ended. Or a table was dropped before
+    pg_dump could lock it, which is likelier than with its own snapshot because more time passes.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class PgDump:
-    """One run of pg_dump, or two.
+    """One run of pg_dump, and a second one if the shared snapshot fails.
 
     Attributes:
-        connection: what is dumped.
-        programs: with what.
-        options: pg_dump's, without the file, the database and the snapshot.
-        variables: its environment.
-        target: the file that it writes.
-        lock: descriptor of the volume's lock, which it inherits.
-        last_size_bytes: of the last dump, for the progress; 0 where there is none.
-        log: told about progress.
-        progress_seconds: how often.
+        connection: to the database to dump.
+        programs: the client programs.
+        options: pg_dump's options, without file, database and snapshot.
+        variables: pg_dump's environment.
+        target: the file that pg_dump writes.
+        lock: the descriptor of the volume's lock, which pg_dump inherits.
+        last_size_bytes: the size of the last dump, for the progress; 0 if there is none.
+        log: receives the progress.
+        progress_seconds: how often to log progress.
     """
 
     connection: Connection
@@ -75,19 +75,19 @@ class PgDump:
     progress_seconds: float
 
     def has_begun(self) -> bool:
-        """Whether pg_dump has begun to write: it does so with its snapshot taken and its tables locked."""
+        """Whether pg_dump has begun to write, which it does only after taking its snapshot and locking its tables."""
         with contextlib.suppress(OSError):
             return self.target.stat().st_size > 0
         return False
 
     def run(self, recorder: Recorder) -> tuple[str, ...]:
-        """In the recorder's snapshot, if there is one; if that is what pg_dump fails on, without it.
+        """Run pg_dump in the recorder's snapshot, if there is one; and again without it if the snapshot was the cause.
 
         Returns:
-            What pg_dump warned of.
+            pg_dump's warnings.
 
         Raises:
-            BackupError: why it failed; what it wrote is of no use.
+            BackupError: pg_dump failed; the file that it wrote is useless.
         """
         snapshot = recorder.snapshot
         if snapshot is not None:
@@ -97,7 +97,7 @@ class PgDump:
                 why = error.account
             except _SnapshotError as error:
                 why = error.args[0]
-            self.log(f"pg_dump once more, in a snapshot of its own: {why}")
+            self.log(f"running pg_dump once more, with its own snapshot: {why}")
             recorder.give_up(why)
             time.sleep(_MOMENT_SECONDS)
         return self._once()
@@ -111,18 +111,18 @@ class PgDump:
             f"--dbname={self.connection.conninfo()}",
             f"--file={self.target}",
         )
-        # The child inherits the lock: if this process is killed, nothing else writes until pg_dump has ended.
+        # The child inherits the lock: if this process is killed, no other run writes until pg_dump has ended.
         watched = watch(self.programs, self.connection, retry=AGAIN)
         with start(command, variables=self.variables, pass_fds=(self.lock,), watch=watched) as child:
             code = child.wait(
                 lambda: self.log(self._progress(time.monotonic() - clock)), poll_seconds=self.progress_seconds
             )
         if code != 0:
-            # Whatever the failure, pg_dump exits 1 and leaves a file that may well pass --list.
+            # On any failure, pg_dump exits with 1 and leaves a file that may still pass --list.
             what = f"pg_dump of {self.connection} failed"
             error = diagnose_program(child.stderr, what=what, connection=self.connection, exit_code=code)
             early = _QUERY_FAILED in child.stderr and not self.has_begun()
-            # What has a cause of its own, such as an administrator who cancels it, is none of the snapshot's.
+            # A failure with a known cause, such as a cancellation by an administrator, is not due to the snapshot.
             unexplained = type(error) is ProgramError or _SET_SNAPSHOT in child.stderr
             if early and snapshot is not None and unexplained:
                 raise _SnapshotError(error.account)
@@ -135,13 +135,13 @@ class PgDump:
         return tuple(self.connection.redact(message) for message in messages(child.stderr))
 
     def _require_archive(self) -> None:
-        """pg_dump may end with code 0 without having written all, or anything."""
+        """Check the contents list: pg_dump may end with code 0 without having written everything, or anything."""
         try:
             if not self.has_begun():
                 raise ArchiveDamagedError("it wrote nothing", why="its file is empty")
             contents_list(self.programs, self.target)
         except (ArchiveDamagedError, ArchiveFormatError) as error:
-            what = f"pg_dump of {self.connection} wrote no whole archive"
+            what = f"pg_dump of {self.connection} wrote an incomplete archive"
             if is_full(self.target.parent):
                 raise volume_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), what) from None
             raise ProgramError(

@@ -1,7 +1,7 @@
-"""What a saved globals file says of roles, read as data: text of it is never run where roles matter.
+"""Parses the roles in a saved globals file as data; its text is never executed on a server whose roles matter.
 
-``pg_dumpall --globals-only`` writes few kinds of statements, and each is read by a strict grammar. What is not one of
-them is not understood, and is said to be so. Who makes the roles is ``roles``.
+``pg_dumpall --globals-only`` writes few kinds of statements, and a strict grammar parses each. Any other statement is
+reported as not understood. The modules named ``roles`` create the roles.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from ovia_backup_dagster.postgres.archive import encoding, in_utf8
 from ovia_backup_dagster.postgres.data_stream import decode_text, statements
 from ovia_backup_dagster.postgres.quoting import sql_identifier
 
-#: What a role has if nothing is said of it.
+#: The attributes of a role for which nothing is specified.
 _DEFAULT = frozenset({"INHERIT"})
 _FLAGS = ("SUPERUSER", "INHERIT", "CREATEROLE", "CREATEDB", "LOGIN", "REPLICATION", "BYPASSRLS")
-#: What reaches beyond a role's own objects: a role is not given it on the strength of a file that may be forged.
+#: Attributes that reach beyond a role's own objects: the file may be forged, so it alone does not grant them.
 PRIVILEGED = ("SUPERUSER", "CREATEROLE", "REPLICATION", "BYPASSRLS")
-#: As pg_dumpall writes names: keywords (``current_user``, ``all``), upper case and everything odd stand in quotes.
+#: Names as pg_dumpall writes them: keywords (``current_user``, ``all``), upper case and unusual characters are quoted.
 _NAME = rb'("(?:[^"]|"")+"|[a-z_][a-z0-9_$]*)'
 _NAME_OR_PUBLIC = rb'("(?:[^"]|"")+"|[a-z_][a-z0-9_$]*|PUBLIC)'
 _PSEUDO_ROLES = frozenset({"all", "current_role", "current_user", "none", "public", "session_user"})
@@ -48,9 +48,9 @@ _PARAMETER = re.compile(
 #: Privileges on configuration parameters, and security labels.
 _OTHER = re.compile(rb"(?:GRANT|REVOKE) [A-Z, ]+ ON PARAMETER |SECURITY LABEL FOR .* ON ROLE ")
 _OF_TABLESPACE = re.compile(rb"(?:CREATE|ALTER|COMMENT ON|(?:GRANT|REVOKE) [A-Z ,]+ ON) TABLESPACE ")
-#: Who granted what follows is no matter, as with memberships.
+#: Session settings; who granted the privileges that follow does not matter, as with memberships.
 _OF_SESSION = re.compile(rb"SET \w+ = |(?:RE)?SET SESSION AUTHORIZATION")
-#: What a session can set without power over others: the language of its messages, what is counted of it.
+#: Parameters that give a session no power over others: the language of its messages, the statistics about it.
 _HARMLESS = frozenset({"lc_messages", "compute_query_id", "track_functions", "track_io_timing", "track_wal_io_timing"})
 PUBLIC = "PUBLIC"
 
@@ -61,12 +61,12 @@ class Role:
 
     Attributes:
         quoted: its name as the file writes it.
-        flags: the attributes that it has, of ``SUPERUSER``, ``LOGIN`` and so on.
-        limit: of connections at a time; -1 for none.
-        until: how long its password holds, as a literal; empty: for ever.
-        password: whether the file holds a password.
-        settings: parameter -> value, as SQL takes both.
-        comment: as a literal; empty for none.
+        flags: its attributes: ``SUPERUSER``, ``LOGIN`` and so on.
+        limit: the maximum number of concurrent connections; -1 for none.
+        until: when its password expires, as an SQL literal; empty for never.
+        password: whether the file contains a password.
+        settings: parameter -> value, both as SQL.
+        comment: as an SQL literal; empty for none.
     """
 
     quoted: bytes
@@ -80,7 +80,7 @@ class Role:
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """With what options a role is a member of another; by whom it was granted does not matter."""
+    """The options of a role's membership in another; the grantor does not matter."""
 
     admin: bool = False
     inherit: bool | None = None
@@ -95,10 +95,10 @@ class ParameterGrant:
     """What a role may do with a configuration parameter.
 
     Attributes:
-        grantee: a role's name; :data:`PUBLIC` for everybody.
-        privileges: of ``SET`` and ``ALTER SYSTEM``.
+        grantee: a role's name, or :data:`PUBLIC`.
+        privileges: ``SET``, ``ALTER SYSTEM``, or both.
         parameter: as the file writes it.
-        grantable: ``WITH GRANT OPTION``.
+        grantable: whether ``WITH GRANT OPTION`` is set.
     """
 
     grantee: str
@@ -108,12 +108,12 @@ class ParameterGrant:
 
     @property
     def harmless(self) -> bool:
-        """Whether it gives no power over others."""
+        """Whether the grant gives no power over others."""
         return self.privileges == ("SET",) and not self.grantable and name_of(self.parameter) in _HARMLESS
 
     @property
     def statement(self) -> str:
-        """The statement that gives it."""
+        """The GRANT statement."""
         to = PUBLIC if self.grantee == PUBLIC else sql_identifier(self.grantee)
         option = " WITH GRANT OPTION" if self.grantable else ""
         return f"GRANT {', '.join(self.privileges)} ON PARAMETER {decode_text(self.parameter)} TO {to}{option}"
@@ -121,14 +121,14 @@ class ParameterGrant:
 
 @dataclass(slots=True)
 class Globals:
-    """What a globals file says.
+    """The contents of a globals file.
 
     Attributes:
         roles: by name.
-        members: (group, member) -> how.
-        parameters: what roles may do with the server's settings.
+        members: (group, member) -> the options of the membership.
+        parameters: the roles' privileges on the server's configuration parameters.
         others: privileges on parameters and security labels, as statements.
-        not_understood: statements that are none of pg_dumpall's, their first words.
+        not_understood: the first words of statements that pg_dumpall does not write.
     """
 
     roles: dict[str, Role] = field(default_factory=dict)
@@ -139,7 +139,7 @@ class Globals:
 
 
 def parse_globals(script: bytes) -> Globals:
-    """Read a globals file, as UTF-8. A statement that is not understood adds nothing to what it says of roles."""
+    """Parse a globals file, converted to UTF-8. A statement that cannot be parsed does not affect the roles."""
     found = Globals()
     for statement in statements(in_utf8(script, encoding(script))):
         if _OF_TABLESPACE.match(statement) or _OF_SESSION.match(statement):
@@ -189,7 +189,7 @@ def _role(found: Globals, made: bool, quoted: bytes, options: bytes) -> bool:
     while at < end:
         option = _OPTION.match(options, at)
         if option is None:
-            return False  # all of it or nothing
+            return False  # a statement counts only if all of it is understood
         if option["flag"]:
             (flags.discard if option["no"] else flags.add)(decode_text(option["flag"]))
         limit = int(option["limit"]) if option["limit"] else limit
@@ -208,18 +208,18 @@ def name_of(quoted: bytes) -> str:
 
 
 def role_differences(saved: Globals, made: Globals, superuser: str) -> tuple[list[str], list[str]]:
-    """What is not the same of the saved roles and of those that were made of them.
+    """The differences between the saved roles and those that were created from them.
 
-    A privilege that is lost or gained is bad: an application cannot work, or a role may do what it must not. What only
-    changes how a role works (a setting, a comment, a limit) is odd.
+    A lost or gained privilege is bad: an application cannot work, or a role may do what it must not. A difference that
+    only changes how a role works (a setting, a comment, a limit) is odd.
 
     Args:
-        saved: what the file says.
-        made: what the server says that the file was replayed into.
-        superuser: that server's bootstrap superuser, which was there before.
+        saved: the roles in the file.
+        made: the roles on the server into which the file was replayed.
+        superuser: that server's bootstrap superuser, which existed before.
 
     Returns:
-        What is bad, and what is odd.
+        The bad differences, and the odd ones.
     """
     bad: list[str] = []
     odd: list[str] = []
@@ -247,7 +247,7 @@ def role_differences(saved: Globals, made: Globals, superuser: str) -> tuple[lis
 
 
 def _effective(whole: Globals, group: str, member: str) -> Membership | None:
-    """Where nothing is said, a membership is inherited if its member inherits."""
+    """The membership with its default resolved: without an INHERIT option, the member's INHERIT attribute applies."""
     found = whole.members.get((group, member))
     if found is None or found.inherit is not None:
         return found
@@ -269,7 +269,7 @@ def _variations(before: Role, after: Role) -> Iterator[str]:
 
 
 def _instant(until: bytes) -> object:
-    """The same in every time zone: what older programs saved was written in the server's."""
+    """The instant independent of its time zone: older programs saved it in the server's time zone."""
     try:
         return datetime.fromisoformat(decode_text(until).strip("'"))
     except ValueError:
@@ -282,16 +282,16 @@ def _listed(flags: Collection[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Making:
-    """How one role is made on a server that has others.
+    """How to create one role on a server that has other roles.
 
     Attributes:
-        name: the role's.
-        role: as it was saved.
-        trusted: whether a person has named it: it gets everything but a password.
+        name: the role's name.
+        role: the role as it was saved.
+        trusted: whether a person named the role: then it gets everything but a password.
         flags: the attributes that it gets.
-        groups: what it becomes a member of, and how.
-        parameters: what it may do with the server's settings.
-        left_out: the statements that give it what it does not get.
+        groups: the roles of which it becomes a member, with the options.
+        parameters: the privileges on configuration parameters that it gets.
+        left_out: the statements that would grant what it does not get.
     """
 
     name: str
@@ -304,16 +304,16 @@ class Making:
 
 
 def making(saved: Globals, names: Collection[str], privileged: Collection[str]) -> list[Making]:
-    """How roles are made so that a forged file gives no one power: a pure function.
+    """Decide how to create roles so that a forged file gives no role power over others: a pure function.
 
-    A role that is not named gets no attribute of :data:`PRIVILEGED`, may set no parameter of the server's that reaches
-    others, and becomes a member only of roles that are made with it and are not named either. What the server has
-    already, predefined roles among it, is not handed out.
+    A role that no person named gets no attribute of :data:`PRIVILEGED` and no privilege on a parameter that affects
+    others. It becomes a member only of roles that are created with it and that no person named, either. Membership in
+    roles that the server has already, such as predefined roles, is not granted.
 
     Args:
-        saved: what the file says.
-        names: the roles to make.
-        privileged: those of them that a person has named.
+        saved: the contents of the file.
+        names: the roles to create.
+        privileged: the roles among them that a person named.
     """
     found = []
     for name in names:

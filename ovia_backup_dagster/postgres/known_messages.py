@@ -1,7 +1,7 @@
-"""The table of what PostgreSQL's server, programs and libpq say: each message with its error, likely cause and advice.
+"""The table of known messages of PostgreSQL's server, programs and libpq: each with its error, likely cause and advice.
 
-Data alone; what reads it is ``diagnosis``. A message is known by the text of PostgreSQL's source, by a SQLSTATE, or by
-both. One that a guess would have to be made about does not belong here.
+This module holds data only; ``diagnosis`` reads it. A message is recognized by its text in PostgreSQL's source, by a
+SQLSTATE, or by both. A message whose cause could only be guessed does not belong here.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ class KnownMessage:
     """One line of the table.
 
     Attributes:
-        pattern: what is looked for in the text; empty where only a SQLSTATE tells.
-        error: the type.
-        why: the likely cause, with ``{by_host}``, ``{by_user}`` and ``{by_password}``: what these are set by.
-        fix: the command or action, with the same, and ``{host}``, ``{port}``, ``{user}``, ``{database}`` and
-            ``{set_password}`` for a shell, ``{role}`` and ``{name}`` (the database's) for SQL, ``{login}`` and
-            ``{literal}``: the same as strings, and what the pattern's
-            groups found; ``{see_server}``, ``{see_disk}`` and ``{see_network}``: what the deployment hints at.
-        of: the SQLSTATEs that it is one of the causes of: which one, the text or the routine tells.
-        routine: of the server's source, where it tells that; ``src/backend``, the same in 12 to 18.
-        alone: the SQLSTATEs that it explains by themselves.
-        only_without_tls: it explains the message only where TLS was switched off here.
+        pattern: the regular expression to search for in the text; empty if only a SQLSTATE identifies the message.
+        error: the type of the error to raise.
+        why: the likely cause. ``{by_host}``, ``{by_user}`` and ``{by_password}`` become the settings that these come
+            from.
+        fix: the command or action, with the same placeholders and more: ``{host}``, ``{port}``, ``{user}``,
+            ``{database}`` and ``{set_password}`` for a shell; ``{role}`` and ``{name}`` (the database's) as SQL
+            identifiers; ``{login}`` and ``{literal}``, the same two as SQL strings; the pattern's named groups; and
+            ``{see_server}``, ``{see_disk}`` and ``{see_network}``, which the deployment's hints fill.
+        of: SQLSTATEs that have several causes, of which this row is one; the text or the routine tells which.
+        routine: the function in the server's source that reports the error, where it identifies the cause. The names in
+            ``src/backend`` are the same in PostgreSQL 12 to 18.
+        alone: SQLSTATEs that identify this cause without the text.
+        only_without_tls: whether the row applies only if the client has switched TLS off.
     """
 
     pattern: str
@@ -43,14 +45,14 @@ class KnownMessage:
 
 _SERVER = "pg_isready -h {host} -p {port}; {see_server}"
 _PASSWORD = "compare {by_user}={user} and {by_password}"  # noqa: S105
-_RIGHTS = "; every right that is missing: ovia-backup doctor"
-#: First match wins: the special before the general.
+_RIGHTS = "; to see every missing privilege: ovia-backup doctor"
+#: The first match wins, so specific rows stand before general ones.
 KNOWN_MESSAGES = (
     # ---- disks
     KnownMessage(
         r"could not resize shared memory segment",
         errors.ServerMemoryError,
-        "the server's shared memory (/dev/shm) is full: a container has 64 MB, unless it is given more",
+        "the server's shared memory (/dev/shm) is full: a container gets 64 MB by default",
         "give the server's container more (shm_size: 1gb), or: ALTER SYSTEM SET max_parallel_workers_per_gather = 0; "
         "ALTER SYSTEM SET max_parallel_maintenance_workers = 0; SELECT pg_reload_conf()",
         of="53100|53200",
@@ -59,7 +61,7 @@ KNOWN_MESSAGES = (
     KnownMessage(
         r"out of shared memory",
         errors.LockTableFullError,
-        "the server's lock table is too small for as many tables as there are",
+        "the server's lock table is too small for the number of tables",
         "as a superuser: ALTER SYSTEM SET max_locks_per_transaction = 1024; restart the server; then retry",
         of="53200",
         routine=r"Lock\w*|SetupLockInTable|hash_search\w*",
@@ -67,7 +69,7 @@ KNOWN_MESSAGES = (
     KnownMessage(
         r"(?:ERROR|FATAL|PANIC):\s+out of memory",
         errors.ServerMemoryError,
-        "the server has no memory left for this, for the moment or with its settings",
+        "the server ran out of memory for this, at this moment or because of its settings",
         "on the server: free -m; SHOW work_mem; SHOW maintenance_work_mem; then retry",
         alone="53200",
     ),
@@ -81,7 +83,7 @@ KNOWN_MESSAGES = (
     KnownMessage(
         r"No space left on device",
         errors.DiskFullError,
-        "the backup volume is full: it is too small, or something else fills it",
+        "the backup volume is full: it is too small, or something else is filling it",
         "df -h $BACKUP_DIR; ovia-backup prune --dry-run; or enlarge the volume",
     ),
     KnownMessage(
@@ -110,28 +112,28 @@ KNOWN_MESSAGES = (
     KnownMessage(
         r"Input/output error",
         errors.DiskFailingError,
-        "the disk, or the network to it, fails",
+        "the disk, or the network to it, is failing",
         "dmesg | tail; then copy the backups to another disk",
     ),
     KnownMessage(
         r"no answer from the server for \d+ s",
         errors.ServerSilentError,
-        "it took the connection, and then said nothing more: it stands still, or what is on the way swallows it",
+        "the server accepted the connection and then stopped answering: it hangs, or the network drops its answers",
         _SERVER,
     ),
-    # ---- a pooler's own words (PgBouncer's src/client.c, src/objects.c)
+    # ---- messages of a pooler itself (PgBouncer's src/client.c, src/objects.c)
     KnownMessage(
         r"unsupported startup parameter|query_wait_timeout",
         errors.PoolerError,
-        "a connection pooler (PgBouncer) answers there, and it does not let a client have a session of the server's",
+        "a connection pooler (PgBouncer) answers there, and does not give the client a server session of its own",
         connection_pooler.NEXT,
         of=r"\w{5}",
     ),
-    # ---- a connection that broke: before TLS, whose errors it may come with
+    # ---- a broken connection: before TLS, because a TLS error may accompany it
     KnownMessage(
         r"(?:canceling statement|terminating connection) due to conflict with recovery",
         errors.RecoveryConflictError,
-        "the server is a standby, and replaying the primary's changes needed what was being read here",
+        "the server is a standby, and replaying the primary's changes conflicted with what was being read here",
         "on the standby: ALTER SYSTEM SET max_standby_streaming_delay = '1h'; SELECT pg_reload_conf()",
         of="40001|40P01|57P01|57P04",
     ),
@@ -149,13 +151,13 @@ KNOWN_MESSAGES = (
     KnownMessage(
         r"server does not support SSL",
         errors.TlsRefusedError,
-        "PGSSLMODE asks for TLS, and the server has none",
-        "switch it on (ssl = on, with a certificate), or set PGSSLMODE=prefer where the network is trusted",
+        "PGSSLMODE requires TLS, and the server does not offer it",
+        "enable TLS on the server (ssl = on, with a certificate), or set PGSSLMODE=prefer if the network is trusted",
     ),
     KnownMessage(
         r"no pg_hba\.conf entry .*no encryption",
         errors.TlsRequiredError,
-        "the server lets this role in only with TLS, which PGSSLMODE=disable forbids",
+        "the server accepts this role only over TLS, which PGSSLMODE=disable forbids",
         "set PGSSLMODE=require, or verify-full with PGSSLROOTCERT",
         only_without_tls=True,
         of="28000",
@@ -163,27 +165,27 @@ KNOWN_MESSAGES = (
     KnownMessage(
         r"root certificate file",
         errors.CertificateError,
-        "the file of the authorities that PGSSLMODE=verify-ca and verify-full need is not there, or holds none",
-        "ls -l $PGSSLROOTCERT; put the authority's certificate there, or set PGSSLROOTCERT to where it is",
+        "the root certificate file, which PGSSLMODE=verify-ca and verify-full need, is missing or holds no certificate",
+        "ls -l $PGSSLROOTCERT; put the CA's certificate there, or set PGSSLROOTCERT to its path",
     ),
     KnownMessage(
         r"certificate verify failed",
         errors.CertificateError,
-        "the server's certificate is not from the authority in PGSSLROOTCERT, or has expired",
-        "whose is it? openssl s_client -starttls postgres -connect {host}:{port} </dev/null; then set PGSSLROOTCERT to "
-        "that authority's certificate",
+        "the server's certificate is not signed by the CA in PGSSLROOTCERT, or has expired",
+        "see who issued it: openssl s_client -starttls postgres -connect {host}:{port} </dev/null; "
+        "then set PGSSLROOTCERT to that CA's certificate",
     ),
     KnownMessage(
         r"server certificate for .* does not match",
         errors.CertificateError,
-        "the server's certificate is for another host name, and PGSSLMODE=verify-full asks for this one",
+        "the server's certificate is for another host name, and PGSSLMODE=verify-full requires this one",
         "set {by_host} to a name in it: openssl s_client -starttls postgres -connect {host}:{port} </dev/null | "
         "openssl x509 -noout -subject -ext subjectAltName",
     ),
     KnownMessage(
         r"requires a valid client certificate|private key file|alert (?:unknown ca|bad certificate|certificate \w+)",
         errors.CertificateError,
-        "the server asks this client for a certificate, and it is not there, is not trusted, or does not fit its key",
+        "the server requires a client certificate, and this client's is missing, untrusted, or does not match its key",
         "ls -lL $PGSSLCERT $PGSSLKEY; set them to a certificate that the server's ssl_ca_file trusts, "
         "and its key, readable by this user alone",
         of="28000",
@@ -191,11 +193,11 @@ KNOWN_MESSAGES = (
     KnownMessage(
         r"SSL error|sslmode|SSL support is not compiled in|SSL negotiation",
         errors.TlsError,
-        "client and server do not agree about TLS",
-        "check PGSSLMODE and PGSSLROOTCERT; does the server speak TLS? openssl s_client -starttls postgres -connect "
-        "{host}:{port} </dev/null",
+        "client and server cannot agree on TLS",
+        "check PGSSLMODE and PGSSLROOTCERT; see whether the server speaks TLS: "
+        "openssl s_client -starttls postgres -connect {host}:{port} </dev/null",
     ),
-    # ---- who may come in
+    # ---- authentication
     KnownMessage(
         r"no password supplied",
         errors.PasswordMissingError,
@@ -205,14 +207,14 @@ KNOWN_MESSAGES = (
     KnownMessage(
         r"password authentication failed",
         errors.AuthenticationError,
-        "the password here is not the server's (was it changed there, has it expired?), or there is no such role",
-        _PASSWORD + " with the server's; a new password there: psql -c {set_password}",
+        "the password here is not the server's (changed there, or expired), or the server has no such role",
+        _PASSWORD + " with the server's; to set a new password there: psql -c {set_password}",
         alone="28P01",
     ),
     KnownMessage(
         r"no pg_hba\.conf entry|pg_hba\.conf rejects",
         errors.AccessRefusedError,
-        "the server's pg_hba.conf lets this role not in from here, or only with TLS",
+        "the server's pg_hba.conf does not let this role connect from here, or only over TLS",
         "see the rules on the server (pg_hba_file_rules); add a line for {user}, then: SELECT pg_reload_conf()",
         of="28000",
         routine="ClientAuthentication",
@@ -221,7 +223,7 @@ KNOWN_MESSAGES = (
     KnownMessage(
         r"authentication failed for user",
         errors.AuthenticationError,
-        "the server's pg_hba.conf asks for something else than a password (peer, ident, a certificate)",
+        "the server's pg_hba.conf requires a method other than a password (peer, ident, a certificate)",
         "see the rules on the server (pg_hba_file_rules); " + _PASSWORD,
         of="28000",
         routine="auth_failed|CheckPWChallengeAuth",
@@ -230,7 +232,7 @@ KNOWN_MESSAGES = (
         r'FATAL:\s+role "(?s:.*?)" does not exist',
         errors.RoleMissingError,
         "the server has no role of that name",
-        "check {by_user}={user}; or make the role, as a superuser: CREATE ROLE {role} LOGIN PASSWORD '...'",
+        "check {by_user}={user}; or create the role, as a superuser: CREATE ROLE {role} LOGIN PASSWORD '...'",
         of="28000",
     ),
     KnownMessage(
@@ -259,7 +261,7 @@ KNOWN_MESSAGES = (
     KnownMessage(
         r'database "(?s:.*?)" is not currently accepting connections',
         errors.AccessRefusedError,
-        "somebody has closed the database to all, perhaps in a restore",
+        "the database was closed to all connections, perhaps by a restore",
         "as a superuser, once you know why: ALTER DATABASE {name} ALLOW_CONNECTIONS true",
         of="55000",
         routine="CheckMyDatabase",
@@ -267,14 +269,14 @@ KNOWN_MESSAGES = (
     KnownMessage(
         r'FATAL:\s+database "(?s:.*?)" does not exist',
         errors.DatabaseMissingError,
-        "POSTGRES_DB is wrong, or it was dropped or renamed",
-        "see what there is: psql -h {host} -p {port} -U {user} -l; check POSTGRES_DB={database}",
+        "POSTGRES_DB is wrong, or the database was dropped or renamed",
+        "list the databases: psql -h {host} -p {port} -U {user} -l; check POSTGRES_DB={database}",
         alone="3D000",
     ),
     KnownMessage(
         r'too many connections for role "',
         errors.TooManyConnectionsError,
-        "this role has as many connections as its limit allows; a dump that hangs may hold them",
+        "this role has reached its connection limit; a hanging dump may hold the connections",
         "as another role: SELECT pid, application_name, backend_start FROM pg_stat_activity WHERE usename = {login}; "
         "ALTER ROLE {role} CONNECTION LIMIT 5",
         of="53300",
@@ -283,7 +285,7 @@ KNOWN_MESSAGES = (
     KnownMessage(
         r'too many connections for database "',
         errors.TooManyConnectionsError,
-        "this database has as many connections as its limit allows",
+        "this database has reached its connection limit",
         "from another database: SELECT pid, usename, application_name, state FROM pg_stat_activity WHERE datname = "
         "{literal}; end idle ones, or as its owner: ALTER DATABASE {name} CONNECTION LIMIT -1",
         of="53300",
@@ -292,7 +294,7 @@ KNOWN_MESSAGES = (
     KnownMessage(
         r"too many clients already|remaining connection slots",
         errors.TooManyConnectionsError,
-        "all connections of the server are taken",
+        "all of the server's connections are in use",
         "see by whom: SELECT usename, application_name, state, count(*) FROM pg_stat_activity GROUP BY 1, 2, 3; then "
         "end idle ones, or raise max_connections",
         alone="53300",
@@ -302,12 +304,12 @@ KNOWN_MESSAGES = (
         r"server version mismatch",
         errors.VersionMismatchError,
         "pg_dump and the server are of different major versions",
-        "use client programs of the server's major version: set PG_BIN_DIR, or another image",
+        "use client programs of the server's major version: set PG_BIN_DIR, or use another image",
     ),
     KnownMessage(
         r"error while loading shared libraries",
         errors.ProgramMissingError,
-        "the program is there, but a library that it needs is not",
+        "the program is installed, but a library that it needs is missing",
         "ldd $PG_BIN_DIR/pg_dump; install what is not found, or use the postgres:16 image",
     ),
     KnownMessage(
@@ -319,19 +321,19 @@ KNOWN_MESSAGES = (
     KnownMessage(
         r"unsupported version \(\d+\.\d+\) in file header",
         errors.ArchiveFormatError,
-        "a newer pg_dump wrote it than this pg_restore can read",
+        "it was written by a newer pg_dump than this pg_restore can read",
         "use the client programs of the version that wrote it, or newer ones: set PG_BIN_DIR",
     ),
     KnownMessage(
         r'extension "(?P<extension>(?s:.*?))" is not available|could not open extension control file',
         errors.ExtensionMissingError,
-        "the source has it, and the PostgreSQL that is restored to does not",
+        "the source has this extension, and the PostgreSQL restored to does not",
         "install its package beside the server's programs, which for a drill are those in PG_BIN_DIR; or drill on a "
         "server that has it: ovia-backup drill --where database",
         of="0A000|58P01",
         routine=r"parse_extension_control_file|get_ext_ver_list",
     ),
-    # ---- rights
+    # ---- privileges
     KnownMessage(
         r"query would be affected by row-level security",
         errors.RowSecurityError,
@@ -352,7 +354,7 @@ KNOWN_MESSAGES = (
         r"permission denied to create database",
         errors.PrivilegeError,
         "the role may not create a scratch database",
-        "as a superuser: ALTER ROLE {role} CREATEDB; or name a role that may: RESTORE_POSTGRES_USER",
+        "as a superuser: ALTER ROLE {role} CREATEDB; or set RESTORE_POSTGRES_USER to a role that may",
         of="42501",
         routine="createdb",
     ),
@@ -366,17 +368,17 @@ KNOWN_MESSAGES = (
     KnownMessage(
         "",
         errors.PrivilegeError,
-        "the role lacks a right that this needs",
-        "see which, and the statements that give it: ovia-backup doctor",
+        "the role lacks a privilege that this needs",
+        "see which one, and the statement that grants it: ovia-backup doctor",
         alone="42501",
     ),
-    # ---- time
+    # ---- timeouts and conflicts
     KnownMessage(
-        # pg_dump's --lock-wait-timeout is a statement timeout around its LOCK TABLE; it has no other.
+        # pg_dump implements --lock-wait-timeout as a statement timeout around LOCK TABLE, its only statement timeout.
         r"canceling statement due to (?:lock timeout|statement timeout\npg_dump: detail: Query was: LOCK TABLE)",
         errors.LockTimeoutError,
-        "somebody holds a lock on a table: a migration, VACUUM FULL, or a transaction left open",
-        "see who: SELECT pid, usename, state, xact_start, query FROM pg_stat_activity WHERE xact_start < now() - "
+        "another session holds a lock on a table: a migration, VACUUM FULL, or a transaction left open",
+        "see which: SELECT pid, usename, state, xact_start, query FROM pg_stat_activity WHERE xact_start < now() - "
         "interval '1 minute'; then retry",
         alone="55P03",
     ),
@@ -384,36 +386,36 @@ KNOWN_MESSAGES = (
         r"canceling statement due to statement timeout",
         errors.StatementTimeoutError,
         "a statement_timeout is set for the role, the database or the server",
-        "SHOW statement_timeout; for this role none: ALTER ROLE {role} SET statement_timeout = 0",
+        "SHOW statement_timeout; to disable it for this role: ALTER ROLE {role} SET statement_timeout = 0",
         of="57014",
     ),
     KnownMessage(
         r"canceling statement due to user request",
         errors.StatementCancelledError,
         "an administrator cancelled it (pg_cancel_backend)",
-        "ask who it was, then try again",
+        "find out who cancelled it and why, then retry",
         of="57014",
     ),
     KnownMessage(
         "",
         errors.StatementCancelledError,
         "an administrator cancelled it, or a statement_timeout of the role, the database or the server ended it",
-        "SHOW statement_timeout; for this role none: ALTER ROLE {role} SET statement_timeout = 0; then retry",
+        "SHOW statement_timeout; to disable it for this role: ALTER ROLE {role} SET statement_timeout = 0; then retry",
         alone="57014",
     ),
     KnownMessage(
         r"deadlock detected",
         errors.TransactionConflictError,
-        "another transaction was in its way, and it in that one's: both wait for each other no more",
-        "retry; if it comes again, see what else changes the database at that time: SELECT pid, usename, "
+        "it conflicted or deadlocked with another transaction, and the server cancelled it",
+        "retry; if it happens again, see what else changes the database at that time: SELECT pid, usename, "
         "application_name, query FROM pg_stat_activity",
         alone="40001|40P01",
     ),
-    # ---- no way to the server
+    # ---- an unreachable server
     KnownMessage(
         r"could not translate host name|failed to resolve host|'idna' codec",
         errors.HostUnknownError,
-        "{by_host} is wrong, the service is not running, or this container is not in its network",
+        "{by_host} is wrong, the service is not running, or this container is not on its network",
         "getent hosts {host}; {see_network}",
     ),
     KnownMessage(
@@ -432,11 +434,11 @@ KNOWN_MESSAGES = (
     KnownMessage(
         r"Connection timed out|timeout expired|No route to host|Network is unreachable|connection timeout expired",
         errors.ServerUnreachableError,
-        "nothing answers there: the host is down, or a network or firewall is in the way",
+        "nothing answers there: the host is down, or the network or a firewall blocks the way",
         _SERVER,
     ),
     KnownMessage(
-        # Last: what the server said before it went is more telling.
+        # Last, because what the server said before the connection ended tells more.
         r"PQgetCopyData\(\) failed",
         errors.ConnectionLostError,
         "the server was stopped, restarted or killed, or the network failed",

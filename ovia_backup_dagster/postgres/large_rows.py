@@ -1,9 +1,9 @@
-"""Rows that no dump can hold: their text is longer than a gigabyte, which is the most that PostgreSQL sends at a time.
+"""Finds rows that no dump can contain: their text is longer than 1 GB, the most that PostgreSQL sends at once.
 
-The server stores fields of up to a gigabyte, and rows of many. As text, a bytea takes two bytes for each of its own,
-and all fields of a row must fit into one line of COPY (MaxAllocSize of memutils.h, StringInfo). pg_dump then fails with
-words that damaged data has, too; which of the two it is, only the rows can tell. Their lengths stand beside them, and
-cost no reading of what is large.
+The server stores fields of up to 1 GB, and many in a row. As text, a bytea takes two bytes for each byte, and all
+fields of a row must fit into one line of COPY (MaxAllocSize of memutils.h, StringInfo). pg_dump then fails with a
+message that damaged data causes, too, and only the rows can tell which it is. Their lengths are stored separately, so
+checking them does not read the large values.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.quoting import sql_identifier
 from ovia_backup_dagster.postgres.session import connect
 
-#: MaxAllocSize, in bytes: with the zero byte at its end.
+#: MaxAllocSize in bytes, less the terminating zero byte.
 MOST_BYTES = 0x3FFFFFFF - 1
-#: What is compressed takes a 255th at the least (lz4; pglz a 91st): below it, a TOAST table holds no such field.
+#: A compressed value takes at least 1/255 of its size (lz4; pglz 1/91): a smaller TOAST table has no such field.
 _LEAST_STORED_BYTES = MOST_BYTES // 2 // 255
 _DUMP_SECONDS, _LOOK_SECONDS = 120.0, 10.0
 _CANDIDATES = """
@@ -44,10 +44,10 @@ class LargeRows:
     """A table that cannot be dumped.
 
     Attributes:
-        table: its name, quoted where needed.
-        rows: how many are too large.
-        longest: of the columns, the one with the longest field, quoted where needed.
-        binary: whether that is a bytea.
+        table: its name, quoted if necessary.
+        rows: how many rows are too large.
+        longest: the column with the longest field, quoted if necessary.
+        binary: whether that column is a bytea.
     """
 
     table: str
@@ -58,31 +58,31 @@ class LargeRows:
     def __str__(self) -> str:
         rows = "1 row" if self.rows == 1 else f"{self.rows:,} rows"
         hold = "holds" if self.rows == 1 else "hold"
-        doubled = ", in which a bytea takes two bytes for each" if self.binary else ""
-        what = f"{rows} of table {self.table} {hold} more than pg_dump can read, the most in column {self.longest}"
+        doubled = ", in which each byte of a bytea takes two" if self.binary else ""
+        what = f"{rows} of table {self.table} {hold} more than pg_dump can read, most of it in column {self.longest}"
         return f"{what}: the text of a row must be under 1 GB{doubled}"
 
     @property
     def fix(self) -> str:
-        """What to do, in words and SQL."""
+        """The remedy, in words and SQL."""
         large, new = self.longest, sql_identifier("large_object")
         content = large if self.binary else f"convert_to({large}, 'UTF8')"
         least = MOST_BYTES // (2 if self.binary else 1) // 2
         update = f"UPDATE {self.table} SET {new} = lo_from_bytea(0, {content}), {large} = NULL"  # noqa: S608 - shown
         return (
-            "split such a field over several rows, or make a large object of it, which is dumped in pieces: "
+            "split such a field into several rows, or turn it into a large object, which is dumped in pieces: "
             f"ALTER TABLE {self.table} ADD {new} oid; {update} WHERE octet_length({large}) > {least}; "
             "then: ovia-backup dump"
         )
 
 
 def find_large_rows(connection: Connection, seconds: float = _LOOK_SECONDS) -> tuple[list[LargeRows], bool]:
-    """The tables with rows that are too large, and whether all were looked at in time.
+    """The tables with rows that are too large, and whether all tables were checked in time.
 
-    Only lengths are read: of tables whose TOAST table is large enough for such a field.
+    Only lengths are read, and only of tables whose TOAST table is large enough for such a field.
 
     Raises:
-        ServerError: no connection, or it broke.
+        ServerError: the connection failed or broke.
     """
     found: list[LargeRows] = []
     whole = True
@@ -98,7 +98,7 @@ def find_large_rows(connection: Connection, seconds: float = _LOOK_SECONDS) -> t
             except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable):
                 whole = False
             except psycopg.errors.InsufficientPrivilege:
-                continue  # said where rights are looked at
+                continue  # the check of privileges reports it
             else:
                 found += [large] if large else []
     return found, whole
@@ -119,12 +119,12 @@ def _look(session: psycopg.Connection[dict[str, Any]], table: str, columns: list
 
 
 def blame_large_rows(connection: Connection, error: BackupError) -> BackupError:
-    """Why a dump failed with words that damaged data has, too: its rows are too large, if they are."""
+    """Replace an error that may mean damaged data by :class:`RowTooLargeError` if the database has too large rows."""
     try:
         found, _ = find_large_rows(connection, _DUMP_SECONDS)
     except BackupError:
         return error
     if not found:
         return error
-    more = f"; and so {len(found) - 1} more tables" if found[1:] else ""
+    more = f"; {len(found) - 1} more tables have such rows" if found[1:] else ""
     return RowTooLargeError(error.what, why=f"{found[0]}{more}", said=error.said, fix=found[0].fix)

@@ -1,7 +1,7 @@
 """A private PostgreSQL cluster: its own data folder and Unix socket, no TCP, no durability.
 
-For the demo, the tests, and throwaway copies. PostgreSQL refuses to run as root; under root the cluster
-belongs to an unprivileged account instead. A server that matters never belongs here: fsync is off.
+It serves the demo, the tests, and throwaway copies. PostgreSQL refuses to run as root; under root the cluster
+belongs to an unprivileged account instead. Never use it for a server that matters: fsync is off.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _END_SECONDS = 10.0
 #: initdb takes seconds, and pg_ctl gives up by itself after one minute.
 _PROGRAM_SECONDS = 300.0
 _NO_DURABILITY = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
-#: A Unix socket's path may have 107 bytes; PostgreSQL adds ``/.s.PGSQL.5432``.
+#: A Unix socket's path may have at most 107 bytes; PostgreSQL appends ``/.s.PGSQL.5432``.
 _SOCKET_FOLDER_LIMIT = 90
 
 
@@ -42,13 +42,13 @@ class Cluster:
     """One cluster.
 
     Attributes:
-        bin_dir: the server programs (``initdb``, ``pg_ctl``, ``postgres``).
-        folder: where it lives; short, since the socket is in it. Belongs to the cluster alone.
+        bin_dir: the folder of the server programs (``initdb``, ``pg_ctl``, ``postgres``).
+        folder: its folder, which it shares with nothing else; its path must be short, because the socket is in it.
         superuser: the bootstrap superuser's name.
         settings: further ``postgresql.conf`` settings.
         locale, encoding: for ``initdb``.
-        sandbox: what its programs are confined by, since it is to run what others wrote; such a server is started and
-            ended by ``throwaway``.
+        sandbox: confines its programs, for a server that runs untrusted code; ``throwaway`` starts and ends such a
+            server.
     """
 
     bin_dir: Path
@@ -66,7 +66,7 @@ class Cluster:
 
     @property
     def sockets(self) -> Path:
-        """Where its Unix socket is. A confined server may make no link there, which would lead clients elsewhere."""
+        """The folder of its Unix socket. A confined server may not create a link there, which could mislead clients."""
         return self.folder.with_name("s") if self.sandbox else self.folder
 
     @property
@@ -75,7 +75,7 @@ class Cluster:
         return self.folder / "log"
 
     def connection(self, database: str = "postgres", user: str | None = None) -> Connection:
-        """How to connect: through the socket, without a password."""
+        """A connection through the socket, without a password."""
         return Connection(
             host=str(self.sockets),
             port=5432,
@@ -85,13 +85,15 @@ class Cluster:
         )
 
     def create(self) -> None:
-        """Run initdb. The folder must not hold a cluster yet.
+        """Run initdb. The folder must not contain a cluster yet.
 
         Raises:
             ProgramError: initdb failed, or the folder's name is too long for a socket.
         """
         if len(os.fsencode(self.folder)) > _SOCKET_FOLDER_LIMIT:
-            raise ProgramError(f"{self.folder} is too long a name for a Unix socket", fix="choose a shorter folder")
+            raise ProgramError(
+                f"the path {self.folder} is too long for a Unix socket", fix="choose a folder with a shorter path"
+            )
         owner = account()
         for folder in (self.folder, self.sockets):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -107,11 +109,11 @@ class Cluster:
             f"--pgdata={self.data}",
         )
         if not self.exists:
-            raise ProgramError(f"initdb made no cluster in {self.folder}", why="it ended with code 0")
+            raise ProgramError(f"initdb created no cluster in {self.folder}", why="it ended with code 0")
         settings = {
             "listen_addresses": "",
             "unix_socket_directories": str(self.sockets),
-            "lc_messages": "C",  # what it says is looked for, here and by pg_restore's callers
+            "lc_messages": "C",  # its messages are matched in English, here and by pg_restore's callers
             **_NO_DURABILITY,
             **self.settings,
         }
@@ -119,39 +121,39 @@ class Cluster:
             file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
 
     def start(self) -> None:
-        """Start the server and wait until it takes connections.
+        """Start the server and wait until it accepts connections.
 
         Raises:
-            ProgramError: it does not start; the reason is the last line of its log.
+            ProgramError: it does not start; the error quotes the end of its log.
         """
         self._pg_ctl("start", "--wait", "--timeout=60", f"--log={self.log}")
 
     def stop(self, mode: str = "fast") -> None:
-        """Stop the server (``smart``, ``fast`` or ``immediate``); none running is fine."""
+        """Stop the server (``smart``, ``fast`` or ``immediate``) if it is running."""
         if self.running:
             self._pg_ctl("stop", "--wait", "--timeout=60", f"--mode={mode}")
 
     @property
     def exists(self) -> bool:
-        """Whether initdb has made a cluster here."""
+        """Whether initdb has created a cluster here."""
         return (self.data / "PG_VERSION").exists()
 
     @property
     def running(self) -> bool:
-        """Whether a server runs on the data folder."""
+        """Whether a server is running on the data folder."""
         try:
             if not self.exists or self._call("pg_ctl", "status", f"--pgdata={self.data}").returncode != 0:
                 return False
         except subprocess.TimeoutExpired:
-            return True  # it cannot be told from one that does
-        # After a crash, another process may bear the number in postmaster.pid: pg_ctl would end that.
+            return True  # unknown, so assume that it is running
+        # After a crash, another process may have the PID in postmaster.pid, and pg_ctl would end that process.
         with contextlib.suppress(OSError, ValueError):
             return self._is_here(Path(f"/proc/{self.pid}"))
         return True
 
     @property
     def pid(self) -> int:
-        """The server's process."""
+        """The server's process ID."""
         return int((self.data / "postmaster.pid").read_text(encoding="utf-8").splitlines()[0])
 
     def remove(self) -> None:
@@ -162,7 +164,7 @@ class Cluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def end_processes(self) -> None:
-        """End PostgreSQL's programs that run in the folder: initdb and pg_ctl outlive a killed parent."""
+        """End PostgreSQL's programs that run in the folder, because initdb and pg_ctl outlive a killed parent."""
         deadline = time.monotonic() + _END_SECONDS
         while (left := self._processes()) and time.monotonic() < deadline:
             for pid in left:
@@ -171,7 +173,7 @@ class Cluster:
             time.sleep(0.01)
 
     def _processes(self) -> list[int]:
-        """PostgreSQL's programs that run in the folder, under the account that they are started under."""
+        """The process IDs of PostgreSQL's programs that run in the folder under the cluster's account."""
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -189,10 +191,10 @@ class Cluster:
         try:
             result = self._call(program, *arguments)
         except subprocess.TimeoutExpired:
-            why = f"it did not end within {_PROGRAM_SECONDS:.0f} s: the disk, or the machine, may hang"
+            why = f"it did not end within {_PROGRAM_SECONDS:.0f} s: the disk or the machine may hang"
             raise StalledError(f"{program} was ended in {self.folder}", why=why, fix="dmesg | tail") from None
         if result.returncode != 0:
-            # All that matters of the log is said: it is mostly gone with the folder by the time that this is read.
+            # Quote what matters from the log: it is usually removed with the folder before a person reads this.
             log = self.log.read_text("utf-8", "replace").splitlines() if self.log.exists() else []
             log = [line for line in log if re.search(r"(?:ERROR|FATAL|PANIC|HINT):  ", line)][-3:] or log[-1:]
             said = [line for line in result.stdout.splitlines() if line.strip()][-2:] + log
@@ -201,9 +203,9 @@ class Cluster:
             raise ProgramError(f"{program} failed in {self.folder}", why=why, fix=fix)
 
     def program(self, name: str) -> Path:
-        """The path of a server program, or of a copy of it where the account that must run it can reach it.
+        """The path of a server program, or of a copy of it if the cluster's account cannot reach the original.
 
-        The copy is out of reach of what is confined, or it could be changed, and would be run unconfined.
+        Confined programs cannot reach the copy; otherwise they could change it, and it would later run unconfined.
         """
         apart = [Path(folder) for folder in shared_libraries.given() if not may_enter(Path(folder))]
         if account() is None or (may_enter(self.bin_dir) and not apart):
@@ -224,7 +226,7 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What its programs find in their environment."""
+        """The environment of its programs."""
         kept = {name: os.environ[name] for name in (shared_libraries.VARIABLE,) if name in os.environ}
         return {**kept, "PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
 
@@ -232,10 +234,10 @@ class Cluster:
         owner = account()
         command: tuple[str, ...] = (str(self.program(program)), *arguments)
         if self.sandbox is not None:
-            # The launcher becomes the account, which may not reach it.
+            # The launcher changes to the account itself, which may not be able to reach the launcher.
             command = self.sandbox.command(command, write=[self.folder], forks=True, account=owner)
             owner = None
-        # Output into a file: the server inherits it from pg_ctl, and a pipe would never end.
+        # Into a file, because the server inherits the output from pg_ctl, and a pipe would never close.
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
             code = subprocess.run(
                 command,
@@ -249,21 +251,21 @@ class Cluster:
                 group=owner.pw_gid if owner else None,
                 extra_groups=[] if owner else None,
                 timeout=_PROGRAM_SECONDS,
-                start_new_session=True,  # Ctrl-C at our terminal is not meant for the server
+                start_new_session=True,  # so that Ctrl-C at this terminal does not reach the server
             ).returncode
             output.seek(0)
             return subprocess.CompletedProcess(command, code, output.read())
 
 
 def account() -> pwd.struct_passwd | None:
-    """Who runs the server: ``None`` for the present user, an unprivileged account under root."""
+    """The account that runs the server: an unprivileged one under root, else ``None`` for the current user."""
     if os.geteuid() != 0:
         return None
     for name in _ACCOUNTS:
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(name)
     raise ProgramError(
-        "PostgreSQL refuses to run as root, and there is no account to run it as",
+        "PostgreSQL refuses to run as root, and there is no other account to run it",
         why=f"none of {', '.join(_ACCOUNTS)} exists",
         fix="useradd --system postgres, or run this as an ordinary user",
     )
@@ -276,7 +278,7 @@ def account_id() -> int:
 
 
 def may_enter(folder: Path) -> bool:
-    """Whether the account that servers run under reaches a folder."""
+    """Whether the account that servers run under can reach a folder."""
     return os.geteuid() != 0 or all(_others_may_enter(way) for way in (folder, *folder.parents))
 
 

@@ -1,8 +1,8 @@
-"""Why libpq finds no password in the file that ``PGPASSFILE`` names.
+"""Explains why libpq finds no password in the file that ``PGPASSFILE`` names.
 
-libpq passes over a file that it does not like, mostly without a word, and the server then says that no password was
-supplied. The rules are those of ``passwordFromFile`` in libpq's ``fe-connect.c`` (PostgreSQL 16). No password is read
-for anything but to see that there is one.
+libpq ignores an unsuitable file, mostly without a message, and the server then reports that no password was supplied.
+The rules are those of ``passwordFromFile`` in libpq's ``fe-connect.c`` (PostgreSQL 16). This module only checks that a
+password exists; it does not use it.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from ovia_backup_dagster.core.errors import PasswordMissingError
 from ovia_backup_dagster.core.shell import shell_word
 from ovia_backup_dagster.postgres.programs import Connection
 
-#: libpq reads a line of any length; a file of passwords that is larger than this is none.
+#: libpq reads lines of any length; a file larger than this is not a password file.
 _MOST_BYTES = 1024 * 1024
-#: Host, port, database, role and password; a backslash takes the next character as it is.
+#: Host, port, database, role and password; a backslash escapes the next character.
 _LINE = re.compile(rb"(?!#)" + rb"((?:[^:\\]|\\.)*):" * 4 + rb"(.+)", re.DOTALL)
-#: Where libpq looks for sockets when it is given no host: such a connection is called ``localhost`` in the file.
+#: libpq's default folders for sockets: the file calls such a connection ``localhost``.
 _SOCKET_FOLDERS = ("/tmp", "/var/run/postgresql")  # noqa: S108
 
 
 def trouble(connection: Connection) -> tuple[str, str] | None:
-    """Why the file holds no password for a connection, and what to do; ``None`` without a file, or if it holds one."""
+    """Why the file has no password for a connection, and what to do; ``None`` without a file, or if it has one."""
     name = connection.libpq.get("PGPASSFILE")
     if not name:
         return None
@@ -34,10 +34,10 @@ def trouble(connection: Connection) -> tuple[str, str] | None:
     try:
         status = os.stat(name)
         if not stat.S_ISREG(status.st_mode):
-            return f"the password file {name} is no regular file", f"ls -lL {file}; set PGPASSFILE to a file"
+            return f"the password file {name} is not a regular file", f"ls -lL {file}; set PGPASSFILE to a file"
         if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             mode = f"{stat.S_IMODE(status.st_mode):04o}"
-            why = f"the password file {name} has mode {mode}, and libpq passes over one that others may read or write"
+            why = f"the password file {name} has mode {mode}, and libpq ignores a file that others may read or write"
             return why, f"chmod 0600 {file}"
         with Path(name).open("rb") as opened:
             content = opened.read(_MOST_BYTES)
@@ -51,14 +51,15 @@ def trouble(connection: Connection) -> tuple[str, str] | None:
     why = f"the password file {name} has no line with a password for {connection.host}:{connection.port}, database "
     why += f"{connection.database}, role {connection.user}"
     line = f"{host}:{port}:*:{role}:PASSWORD"
-    return why, f"add the line {line}, with the password (* is every database: a restore also asks postgres, template1)"
+    databases = "* means every database: a restore also connects to postgres and template1"
+    return why, f"add the line {line}, with the password ({databases})"
 
 
 def refuse_strange(connection: Connection) -> None:
-    """Refuse a file that libpq (18, which psycopg brings) would wait for without end, such as a FIFO.
+    """Refuse a file, such as a FIFO, for which libpq (18, which psycopg includes) would wait without end.
 
     Raises:
-        PasswordMissingError: it is one.
+        PasswordMissingError: it is not a regular file.
     """
     name = connection.libpq.get("PGPASSFILE", os.devnull)
     if connection.password is not None or name == os.devnull:

@@ -1,9 +1,8 @@
 """Finds and runs PostgreSQL's client programs.
 
-Argument vectors are tuples, never shell text. A child gets an environment made here, nothing inherited but
-``PATH``, ``HOME`` and ``LD_LIBRARY_PATH``: no ``PG*`` variable of the surroundings reaches it, and the password
-travels in its environment only. What the programs are run *for* is the business of the sibling modules, and what they
-say when they fail that of ``diagnosis``.
+Argument vectors are tuples, never shell text. A child gets an environment made here and inherits nothing but ``PATH``,
+``HOME`` and ``LD_LIBRARY_PATH``: no ``PG*`` variable of this process reaches it, and the password is passed only in its
+environment. The sibling modules decide what the programs are run for, and ``diagnosis`` interprets their errors.
 """
 
 from __future__ import annotations
@@ -40,10 +39,10 @@ from ovia_backup_dagster.postgres import shared_libraries
 from ovia_backup_dagster.postgres.sandbox import Sandbox
 from ovia_backup_dagster.postgres.watchdog import SessionProgress, Watch, Watchdog
 
-#: By what the server knows the sessions of ours.
+#: The application name of our sessions on the server.
 APPLICATION = "ovia-backup"
 CONNECT_TIMEOUT_SECONDS = 15
-#: A network that goes away without a word is noticed after a minute and a half; the kernel's default is two hours.
+#: A network that fails silently is noticed after 90 seconds; the kernel's default is two hours.
 KEEPALIVES = {
     "keepalives_idle": 30,
     "keepalives_interval": 10,
@@ -51,22 +50,22 @@ KEEPALIVES = {
     "tcp_user_timeout": 90_000,
 }
 _STDERR_LIMIT = 128 * 1024
-#: Of a program that says of each of many thousands of things what became of it.
+#: For a program that reports on each of many thousands of objects.
 _LONG_STDERR = 8 * 1024 * 1024
-#: Below what is no folder there is none, and libpq says nothing about that.
+#: A path that cannot exist; libpq ignores it without a message.
 _NO_FILE = f"{os.devnull}/none"
-#: Docker gives ten to a container that is stopped, for all that it has to end.
+#: From SIGTERM to SIGKILL. Docker gives a stopped container ten seconds for everything.
 TERMINATE_SECONDS = 5.0
-#: For how long a program may stand still, where no setting says so.
+#: How long a program may make no progress, unless a setting says otherwise.
 STALL_SECONDS = 1800.0
-#: One that is only asked what it can do.
+#: The same for a program that is only asked for its version or abilities.
 _PROBE_SECONDS = 5.0
 _numbers = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True)
 class Variables:
-    """Which settings a connection comes from, and what looks at its server, for advice."""
+    """The settings that a connection comes from, and the deployment's hints about its server, for advice."""
 
     host: str = "POSTGRES_HOST"
     user: str = "POSTGRES_USER"
@@ -76,14 +75,14 @@ class Variables:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """Where a database is and who asks.
+    """Where a database is, and the role that connects to it.
 
     Attributes:
         host: name, address, or the folder of a Unix socket.
-        password: ``None`` leaves it to ``PGPASSFILE`` or to a server that asks for none.
+        password: ``None`` if ``PGPASSFILE`` supplies it or the server requires none.
         libpq: further ``PGSSL*`` and ``PGPASSFILE`` variables, as they were given.
-        variables: what it is set by.
-        sandboxed: whether the server is a throwaway's, which runs what others wrote: its clients are confined, too.
+        variables: the settings that the connection comes from.
+        sandboxed: whether the server is a throwaway cluster, which runs untrusted code: its clients are confined, too.
     """
 
     host: str
@@ -99,22 +98,22 @@ class Connection:
         return f"database {self.database} at {self.host}:{self.port}"
 
     def to(self, database: str) -> Connection:
-        """To another database of the same server."""
+        """The same connection to another database of the server."""
         return replace(self, database=database)
 
     @property
     def socket(self) -> str:
-        """The path of the server's Unix socket, where ``host`` is its folder."""
+        """The path of the server's Unix socket, if ``host`` is its folder."""
         return f"{self.host}/.s.PGSQL.{self.port}"
 
     def conninfo(self) -> str:
-        """For ``--dbname``: the database, quoted, and what no variable can say. Holds no secret."""
+        """The value for ``--dbname``: the database, quoted, and options that have no variable. Contains no secret."""
         database = self.database.replace("\\", "\\\\").replace("'", "\\'")
         return " ".join((f"dbname='{database}'", *(f"{name}={value}" for name, value in KEEPALIVES.items())))
 
     def environment(self) -> dict[str, str]:
-        """What a client program needs to connect. The database goes here, too: an argument ``a=b`` would be read
-        as a connection string.
+        """The variables that a client program needs to connect. They include the database, because an argument ``a=b``
+        would be parsed as a connection string.
         """
         variables = {
             **self.libpq,
@@ -126,19 +125,19 @@ class Connection:
             "PGAPPNAME": APPLICATION,
         }
         if self.sandboxed:
-            variables["PGPASSFILE"] = _NO_FILE  # such a server may ask for a password, and gets none
+            variables["PGPASSFILE"] = _NO_FILE  # such a server may ask for a password, but gets none
         if self.password is not None:
             variables["PGPASSWORD"] = self.password.get_secret_value()
         return variables
 
     def url(self) -> str:
-        """As a URL, which other people's programs understand. Holds the password."""
+        """The connection as a URL, for other programs. Contains the password."""
         secret = f":{quote(self.password.get_secret_value(), safe='')}" if self.password else ""
         options = urlencode({"host": self.host, "port": self.port}, quote_via=quote)
         return f"postgresql://{quote(self.user, safe='')}{secret}@/{quote(self.database, safe='')}?{options}"
 
     def redact(self, text: str) -> str:
-        """``text`` without the password, in case a program repeats it; nor as it stands in a URL."""
+        """``text`` without the password, plain or URL-encoded, in case a program repeats it."""
         secret = self.password.get_secret_value() if self.password else ""
         return text.replace(secret, "********").replace(quote(secret, safe=""), "********") if secret else text
 
@@ -148,9 +147,9 @@ class Programs:
     """The client programs of one PostgreSQL installation.
 
     Attributes:
-        bin_dir: where they are; ``None`` looks in ``PATH``.
-        sandbox: how those are confined that parse what is in a backup.
-        stall_seconds: for how long one may neither end nor do anything.
+        bin_dir: their folder; ``None`` for ``PATH``.
+        sandbox: confines the programs that parse a backup's contents.
+        stall_seconds: how long a program may run without progress.
     """
 
     bin_dir: Path | None = None
@@ -166,14 +165,14 @@ class Programs:
         server: Connection | None = None,
         forks: bool = False,
     ) -> tuple[str, ...]:
-        """The command that runs a client program on what others wrote.
+        """The command that runs a client program, confined, on untrusted data.
 
         Args:
             command: path and arguments.
             read, write: files and folders that it needs, besides the system's and its own.
-            server: whom it connects to; without one it cannot connect. One that others use is reached as it always
-                was: over the network, with a password.
-            forks: whether it may start others, as pg_restore's jobs.
+            server: the server that it connects to; without one it cannot connect. For a server that is not sandboxed,
+                the program is not confined: it needs the network and a password.
+            forks: whether it may start other processes, such as pg_restore's jobs.
         """
         if server is not None and not server.sandboxed:
             return tuple(command)
@@ -184,20 +183,20 @@ class Programs:
         """The program's path.
 
         Raises:
-            ProgramMissingError: it is not there.
+            ProgramMissingError: it was not found.
         """
         found = shutil.which(program, path=str(self.bin_dir) if self.bin_dir else None)
         if found is None:
             where = f"in PG_BIN_DIR={self.bin_dir}" if self.bin_dir else "in PATH"
             raise ProgramMissingError(
                 f"{program} was not found {where}",
-                why="PostgreSQL's client programs are not installed, or not there",
+                why="PostgreSQL's client programs are not installed, or are in another folder",
                 fix="install the client programs of the server's major version, or set PG_BIN_DIR to their folder",
             )
         return found
 
     def version(self, program: str) -> str:
-        """What ``--version`` says, e.g. ``16.15 (Debian 16.15-1)``."""
+        """The version that ``--version`` prints, e.g. ``16.15 (Debian 16.15-1)``."""
         return _version(self.path(program))
 
     def major(self, program: str) -> int:
@@ -212,7 +211,7 @@ class Programs:
         return int(match.group())
 
     def supports(self, spelling: str) -> bool:
-        """Whether this pg_dump writes and pg_restore reads a compression, such as ``zstd:2``."""
+        """Whether this pg_dump can write and this pg_restore can read a compression, such as ``zstd:2``."""
         try:
             spelled = spelled_for(self.major("pg_dump"), spelling)
         except ValueError:
@@ -220,7 +219,7 @@ class Programs:
         return _writes(self.path("pg_dump"), spelled) and self._reads(spelling)
 
     def reads_an_archive(self) -> bool:
-        """Whether pg_restore reads a sound archive without anything in it."""
+        """Whether pg_restore can read a sound, empty archive."""
         return self._reads("none")
 
     def _reads(self, spelling: str) -> bool:
@@ -228,14 +227,14 @@ class Programs:
         return major >= compression.since and _reads(self.path("pg_restore"), major, compression)
 
     def compress_option(self, spelling: str) -> str:
-        """The option by which this pg_dump is told a compression that it has."""
+        """The option that selects a compression, as this version of pg_dump spells it."""
         return f"--compress={spelled_for(self.major('pg_dump'), spelling)}"
 
     def choose_compression(self, wanted: str) -> str:
-        """``auto`` becomes the best that both programs can; anything else must be possible.
+        """Resolve ``auto`` to the best compression that both programs support; check any other.
 
         Raises:
-            CompressionUnsupportedError: a program was built without it, or is of a version without it.
+            CompressionUnsupportedError: a program was built without it, or its version does not have it.
         """
         if wanted == "auto":
             return next(filter(self.supports, AUTOMATIC[:-1]), AUTOMATIC[-1])
@@ -247,7 +246,7 @@ class Programs:
             why = str(error)
         if why or not self.supports(name):
             raise CompressionUnsupportedError(
-                f"compression {wanted} is not possible here",
+                f"compression {wanted} is not available here",
                 why=why or f"pg_dump or pg_restore in {Path(self.path('pg_dump')).parent} was built without {name}",
                 fix="set BACKUP_COMPRESSION=auto, or use client programs with it (the postgres:16 image has it)",
             )
@@ -259,7 +258,7 @@ class Child:
     """A running program.
 
     Attributes:
-        process: the process; its standard output is a pipe if one was asked for.
+        process: the process; its standard output is a pipe if one was requested.
         program: its name, for messages.
     """
 
@@ -271,12 +270,12 @@ class Child:
 
     @property
     def lock(self) -> str:
-        """Which lock its session was seen to wait for last, and who held it; empty when it was none."""
+        """The lock that its session last waited for, with the holder; empty if it was not waiting for a lock."""
         last = self._watchdog.last if self._watchdog else None
         return last.lock if last else ""
 
     def wait(self, on_poll: Callable[[], None] | None = None, poll_seconds: float = 1.0) -> int:
-        """Wait for the end; ``on_poll`` is called about every ``poll_seconds``. Returns the exit code."""
+        """Wait for the end, calling ``on_poll`` about every ``poll_seconds``; return the exit code."""
         while True:
             try:
                 code = self.process.wait(poll_seconds if on_poll else None)
@@ -289,7 +288,7 @@ class Child:
 
     @property
     def stderr(self) -> str:
-        """What it printed on standard error; complete once it has ended."""
+        """Its standard error so far; complete once it has ended."""
         return bytes(self._stderr).decode("utf-8", "replace")
 
 
@@ -304,26 +303,26 @@ def start(
     watch: Watch | None = None,
     noise: re.Pattern[bytes] | None = None,
 ) -> Iterator[Child]:
-    """Start a program; it has ended when the block is left, whatever the reason.
+    """Start a program, and make sure that it has ended when the block ends, for whatever reason.
 
     Args:
         command: path and arguments.
         variables: added to the minimal environment.
-        pipe_stdout: give its standard output as a pipe; else it goes nowhere.
-        pass_fds: descriptors it inherits, e.g. the lock's.
-        watch: how long it may stand still; ``None``: for ever.
-        noise: how those lines of its standard error begin that are not kept.
+        pipe_stdout: provide its standard output as a pipe; otherwise the output is discarded.
+        pass_fds: descriptors that it inherits, e.g. the lock's.
+        watch: ends it if it makes no progress; ``None`` lets it run without limit.
+        noise: matches the beginning of lines of standard error to discard.
 
     Raises:
         ProgramMissingError: it cannot be started.
-        BackupError: it stood still, and was ended: what ``watch`` says of it, whatever the block made of that.
+        BackupError: it made no progress and was ended: the error of ``watch``, which replaces any error of the block.
     """
     program = Path(command[0]).name
-    # Not for our launcher, which is told to give it to the program alone.
+    # Not for our own launcher, which sets the variable for the program only.
     own = {} if command[0] == sys.executable else shared_libraries.environment(command[0])
     variables = {**own, **(variables or {})}
     if watch is not None and "PGAPPNAME" in variables:
-        # By this name its sessions are known to the server.
+        # A unique application name identifies its sessions on the server.
         variables["PGAPPNAME"] += f" {os.getpid()}.{next(_numbers)}"
     try:
         process = subprocess.Popen(
@@ -372,7 +371,7 @@ def capture(
     stdin: int | IO[bytes] = subprocess.DEVNULL,
     watch: Watch | None = None,
 ) -> tuple[int, bytes, str]:
-    """Run a program whose output is small; returns exit code, standard output and standard error."""
+    """Run a program with little output; return exit code, standard output and standard error."""
     with start(command, variables=variables, stdin=stdin, pipe_stdout=True, watch=watch) as child:
         assert child.process.stdout is not None
         output = child.process.stdout.read()
@@ -381,7 +380,7 @@ def capture(
 
 
 def messages(stderr: str) -> tuple[str, ...]:
-    """Standard error as messages: one per line that begins one, its detail and hint lines joined to it."""
+    """Split standard error into messages; detail, hint and continuation lines are joined to their message."""
     found: list[str] = []
     for line in stderr.splitlines():
         text = line.strip()
@@ -395,15 +394,15 @@ def messages(stderr: str) -> tuple[str, ...]:
 
 
 def minimal_environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """A program's environment: these variables, and of ours ``PATH``, ``HOME`` and where libraries are."""
+    """A program's environment: these variables, and this process's ``PATH``, ``HOME`` and ``LD_LIBRARY_PATH``."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", shared_libraries.VARIABLE) if name in os.environ}
-    # Messages in English, as the diagnoses expect; times in UTC.
+    # LC_ALL=C gives English messages, which the diagnoses expect.
     return {**kept, "LC_ALL": "C", "TZ": "UTC", **variables}
 
 
 def _read_all(pipe: IO[bytes], into: bytearray, noise: re.Pattern[bytes] | None = None) -> None:
-    # It is read to the end, or a full pipe would stop the program; kept are the beginning and the end, where the
-    # reason stands.
+    # Read to the end, because a full pipe would block the program. The beginning and the end, which contain the reason,
+    # are kept.
     rest, limit = b"", _STDERR_LIMIT if noise is None else _LONG_STDERR
     while chunk := pipe.read1(65536):  # type: ignore[attr-defined]
         if noise is not None:
@@ -422,7 +421,7 @@ def _raise_why(watchdog: Watchdog | None) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> bool:
-    """End it, politely first; ``False`` when it had ended by itself."""
+    """End the process with SIGTERM, then SIGKILL; return ``False`` if it had already ended."""
     if process.poll() is not None:
         return False
     process.terminate()
@@ -436,7 +435,7 @@ def _end(process: subprocess.Popen[bytes]) -> bool:
 
 def _no_answer(program: str, _: SessionProgress | None) -> BackupError:
     return ProgramMissingError(
-        f"{program} does not say what it is",
+        f"{program} does not answer",
         why=f"it neither ended nor did anything for {_PROBE_SECONDS:.0f} s: the disk that it is on may hang",
         fix="df -h $PG_BIN_DIR; dmesg | tail",
     )
@@ -452,7 +451,7 @@ def _version(path: str) -> str:
     if code or match is None:
         raise ProgramMissingError(
             f"{path} --version failed",
-            why="it does not start here, or is no program of PostgreSQL",
+            why="it cannot run here, or is not a PostgreSQL program",
             said=" / ".join(messages(stderr)) or output.decode("utf-8", "replace") or f"exit code {code}",
             fix="install the client programs of the server's major version, or set PG_BIN_DIR to their folder",
         )
@@ -461,8 +460,8 @@ def _version(path: str) -> str:
 
 @cache
 def _writes(pg_dump: str, spelled: str) -> bool:
-    # pg_dump refuses an unknown compression before it connects; the folder that does not exist sees to it that
-    # it never does.
+    # pg_dump refuses an unknown compression before it connects. The host is a folder that does not exist, so that it
+    # never connects.
     with tempfile.TemporaryDirectory() as folder:
         command = (pg_dump, "--format=custom", f"--compress={spelled}", "--no-password", f"--file={folder}/probe")
         code, _, stderr = capture(command, variables={"PGHOST": f"{folder}/none"}, watch=_PROBE)
@@ -478,11 +477,11 @@ def _reads(pg_restore: str, major: int, compression: Compression) -> bool:
 
 
 def _empty_archive(major: int, compression: Compression) -> bytes:
-    """A custom-format archive (version 1.15, or 1.14) without entries, to ask pg_restore what it can read.
+    """A custom-format archive (version 1.15, or 1.14) without entries, to test what pg_restore can read.
 
-    pg_restore's exit code does not tell (0, with a warning, at ``--list``). Layout: ``WriteHead`` in PostgreSQL
-    16's pg_backup_archiver.c: magic, version, sizes of int and offset, format, compression (before 1.15 gzip's level),
-    seven time fields, database, two versions, number of entries.
+    ``pg_restore --list`` exits with 0 and a warning if it does not support the compression. The layout is that of
+    ``WriteHead`` in PostgreSQL 16's pg_backup_archiver.c: magic, version, sizes of int and offset, format, compression
+    (before 1.15, gzip's level), seven time fields, database, two versions, number of entries.
     """
 
     def integer(value: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Names as SQL and the shell take them, whatever they contain, on one line that can be printed and pasted."""
+"""Quotes names of any content for SQL and the shell, on one line that can be printed and pasted."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ __all__ = ("shell_word", "sql_identifier", "sql_string", "without_literals")
 
 
 def sql_identifier(name: str) -> str:
-    """A name, quoted."""
+    """A name as a quoted identifier."""
     return _sql(name, '"')
 
 
 def sql_string(text: str) -> str:
-    """A string constant."""
+    """Text as a string constant."""
     return _sql(text, "'")
 
 
@@ -27,10 +27,10 @@ def _sql(text: str, quote: str) -> str:
     return f"U&{quote}{''.join(escaped)}{quote}"
 
 
-#: What may hold values that only its owner is to see.
+#: Literals, which may contain confidential values.
 _LITERAL = re.compile(r"'(?:[^']|'')*'|\$(\w*)\$(?s:.*?)\$\1\$")
 
 
 def without_literals(text: str) -> str:
-    """SQL without its literals."""
+    """SQL with its literals removed."""
     return _LITERAL.sub("'…'", text)

@@ -1,9 +1,9 @@
-"""What a program is confined to that runs or parses what a backup contains.
+"""Confines the programs that run or parse a backup's contents.
 
-An archive is code: a drill's server runs its functions as a superuser, and pg_restore parses its bytes. So each such
-program is started by ``sandbox_launcher``, reads the system's programs and what it is given, writes what it is given,
-and reaches nothing else. Which programs those are is decided where they are started; whether the walls hold is tried in
-``drill.escape_attempts``.
+An archive is code: a drill's server runs its functions as a superuser, and pg_restore parses its bytes. So
+``sandbox_launcher`` starts each such program, which can then read the system's programs and the files given for
+reading, change the files given for writing, and reach nothing else. The callers decide which programs to confine, and
+``drill.escape_attempts`` tests the confinement.
 """
 
 from __future__ import annotations
@@ -24,45 +24,46 @@ from pathlib import Path
 from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.postgres import sandbox_confinement, sandbox_launcher, shared_libraries
 
-#: The launcher's exit code where it refused to start a program.
+#: The launcher's exit code if it refused to start a program.
 REFUSED = sandbox_confinement.REFUSED
-#: And how its message begins.
+#: How the launcher's message then begins.
 CANNOT = sandbox_confinement.CANNOT
-#: Of the memory that is free when a program starts, what it may take: the node must go on.
+#: The share of the memory free at its start that a program may take: the node must keep running.
 _MEMORY_SHARE = 0.75
 _LEAST_MEMORY_BYTES = 512 * 1024 * 1024
-#: More than PostgreSQL's processes for 64 jobs; threads of the same account elsewhere count, too, and are not all seen.
+#: More than PostgreSQL needs for 64 jobs. The account's limit is higher: it includes the account's threads elsewhere,
+#: not all of which are visible here.
 _PROCESSES = 512
 _ACCOUNT_PROCESSES = 1024
-#: What may be taken of a disk, beyond four times what the copy is expected to take: WAL, sorts, other writers.
+#: Disk space that may be taken beyond four times the expected size of the copy: for WAL, sorts and other writers.
 _GROWTH_BYTES = 16 * 1024**3
 _FREE_BYTES = 128 * 1024 * 1024
-#: More than PostgreSQL opens; each may hold a buffer in the kernel.
+#: More files than PostgreSQL opens. The number is limited because each may hold a buffer in the kernel.
 _FILES = 2048
-#: Where Debian's wrapper of the client programs looks for the version to run.
+#: Debian's wrapper of the client programs, and the folders where it looks up the version to run.
 _WRAPPER = "pg_wrapper"
 _OF_THE_WRAPPER = ("/etc/postgresql-common", "/etc/postgresql")
-#: What PostgreSQL's programs start, and where they look for libraries, time zones and extensions.
+#: The programs that PostgreSQL's programs start, and the folders of their libraries, time zones and extensions.
 _PROGRAMS = ("postgres", "initdb", "pg_ctl", "pg_dump", "pg_dumpall", "pg_restore", "psql", "vacuumdb", "pg_isready")
 _BESIDE_PROGRAMS = ("lib", "lib64", "share")
 _SCRIPT_BYTES = 64 * 1024
 
 
 def _compiled(source: str) -> str:
-    """A program as Python compiled it when it was imported: to do that again takes as long as to start it.
+    """The compiled file of a program, because compiling takes as long as starting the program.
 
-    The source itself where what was compiled is not of this source (PEP 3147, PEP 552), or is not beside it, where the
-    launcher looks for its other parts (``PYTHONPYCACHEPREFIX``).
+    The source file is returned if the compiled file is not of this source (PEP 3147, PEP 552), or is not in the folder
+    beside it, where the launcher looks for its other parts (``PYTHONPYCACHEPREFIX``).
     """
     if sys.implementation.cache_tag is None:
-        return source  # Python keeps nothing compiled
+        return source  # this Python keeps no compiled files
     path = importlib.util.cache_from_source(source)
     try:
         with open(path, "rb") as file:
             head = file.read(16)
         status = os.stat(source)
     except OSError:
-        return source  # nothing was compiled: the source does the same, a little later
+        return source  # no compiled file exists: the source does the same, a little more slowly
     of_now = struct.pack("<III", 0, int(status.st_mtime) & 0xFFFFFFFF, status.st_size & 0xFFFFFFFF)
     if os.path.dirname(os.path.dirname(path)) != os.path.dirname(source):
         return source
@@ -73,7 +74,7 @@ _LAUNCHER = _compiled(os.path.abspath(sandbox_launcher.__file__))
 
 
 class Confine(StrEnum):
-    """Whether programs are confined: where the kernel can, always (else they are refused), or never."""
+    """Whether programs are confined: if the kernel supports it, always (otherwise they are refused), or never."""
 
     AUTO = "auto"
     REQUIRE = "require"
@@ -82,15 +83,15 @@ class Confine(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a throwaway server and all that it starts may take together.
+    """The resources that a throwaway server and all its processes may take together.
 
     Attributes:
-        memory_bytes: resident, without what they share.
-        processes: how many.
+        memory_bytes: resident memory, without shared memory.
+        processes: the number of processes.
         disk: the folder whose disk is watched.
-        growth_bytes: by how much the room there may shrink.
-        free_bytes: what must be left there.
-        seconds: how long they may run; ``None`` for ever.
+        growth_bytes: by how much that disk's free space may shrink.
+        free_bytes: the free space that must remain on it.
+        seconds: how long they may run; ``None`` for no limit.
     """
 
     memory_bytes: int
@@ -102,13 +103,13 @@ class Limits:
 
     @classmethod
     def of(cls, disk: Path, copy_bytes: int, seconds: float | None) -> Limits:
-        """The limits for a copy that is expected to take ``copy_bytes`` on the disk of a folder."""
+        """The limits for a copy of about ``copy_bytes`` on the disk of a folder."""
         status = os.statvfs(disk)
         free = min(_FREE_BYTES, status.f_bavail * status.f_frsize // 10)
         return cls(_memory_bytes(), _PROCESSES, disk, 4 * copy_bytes + _GROWTH_BYTES, free, seconds)
 
     def free_now(self) -> int | None:
-        """Bytes that are left on the disk; ``None`` where it cannot be asked."""
+        """The disk's free bytes; ``None`` if they cannot be determined."""
         try:
             status = os.statvfs(self.disk)
         except OSError:
@@ -116,16 +117,16 @@ class Limits:
         return status.f_bavail * status.f_frsize
 
     def options(self) -> list[str]:
-        """For the launcher."""
+        """The launcher's options for these limits."""
         found = [f"memory={self.memory_bytes}", f"processes={self.processes}", f"disk={self.disk}"]
         found += [f"growth={self.growth_bytes}", f"free={self.free_bytes}", f"available={_kept_bytes()}"]
         return found if self.seconds is None else [*found, f"seconds={max(1, int(self.seconds))}"]
 
 
 def exceeded(report: Path, limits: Limits | None) -> tuple[str, str]:
-    """Which limit a launcher wrote to its report when it ended a server, and the same for people; empty for none.
+    """The limit for which the launcher ended a server, by its report, and a sentence about it; empty if there is none.
 
-    Or what it is about to write: on a full disk a program may fail before the launcher has looked.
+    The disk is checked, too: on a full disk a program may fail before the launcher has noticed.
     """
     try:
         name, taken, most = report.read_text(encoding="utf-8").split()
@@ -140,7 +141,7 @@ def exceeded(report: Path, limits: Limits | None) -> tuple[str, str]:
         "processes": f"it started {int(taken):,} processes, and may have {int(most):,}",
         "growth": f"it took {human_bytes(int(taken))} of disk, and may take {human_bytes(int(most))}",
         "free": f"it left {human_bytes(int(taken))} of disk free, and must leave {human_bytes(int(most))}",
-        "inodes": f"it left room for {int(taken):,} files on the disk, and must leave it for {int(most):,}",
+        "inodes": f"it left {int(taken):,} inodes free on the disk, and must leave {int(most):,}",
         "seconds": f"it ran for more than {int(most) / 3600:.2g} hours (DRILL_MAX_HOURS)",
     }
     return name, took[name]
@@ -148,11 +149,11 @@ def exceeded(report: Path, limits: Limits | None) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """How programs are confined.
+    """How to confine programs.
 
     Attributes:
-        confine: whether they are.
-        landlock: act as under a kernel with this version of Landlock; 0 for the kernel's own.
+        confine: whether to confine them.
+        landlock: act as if the kernel had this version of Landlock; 0 for the kernel's own.
     """
 
     confine: Confine = Confine.AUTO
@@ -170,17 +171,17 @@ class Sandbox:
         account: pwd.struct_passwd | None = None,
         more: Sequence[str] = (),
     ) -> tuple[str, ...]:
-        """The command that runs a program, by its path, confined.
+        """The command that runs a program confined.
 
         Args:
             command: path and arguments.
             read: files and folders that it may read, besides the system's and its own installation.
             write: files and folders that it may change; they must exist.
-            connect: the Unix socket that it gets when it connects anywhere; without one it cannot connect.
-            forks: whether it may start other programs; what it leaves running is ended with it.
-            stay: whether it is watched, and all that it started ends with this process.
-            account: under root, whom it becomes.
-            more: options for the launcher.
+            connect: the Unix socket that it gets whenever it connects, to any address; without one it cannot connect.
+            forks: whether it may start other programs; any that it leaves running are ended with it.
+            stay: whether the launcher stays to watch it, and ends all of its processes when this process ends.
+            account: the account that it changes to, under root.
+            more: further options for the launcher.
         """
         if self.confine is Confine.OFF and account is None and not stay:
             return tuple(command)
@@ -196,22 +197,22 @@ class Sandbox:
         if forks:
             options.append("fork")
         if stay or forks or connect is not None:
-            # The launcher answers what connects, and ends what is left.
+            # The launcher must stay to answer connections and to end processes that are left.
             options.append("stay")
         return (*self.launcher, *options, *more, "--", os.path.abspath(command[0]), *command[1:])
 
     @property
     def launcher(self) -> tuple[str, ...]:
-        """What stands before the options."""
+        """The start of the command, before the options."""
         kind = {Confine.AUTO: (), Confine.REQUIRE: ("require",), Confine.OFF: ("off",)}[self.confine]
         version = (f"landlock={self.landlock}",) if self.landlock else ()
         return (sys.executable, "-I", "-S", _LAUNCHER, *kind, *version)
 
 
 def limit_of_processes(uid: int) -> str:
-    """The launcher's option that keeps an account from starting processes without end.
+    """The launcher's option that limits how many processes an account can start.
 
-    The kernel counts all of an account, wherever they run, for those that are so limited alone.
+    The kernel counts all of the account's processes, but applies the limit only to those that have it set.
     """
     count = 0
     for process in Path("/proc").glob("[0-9]*"):
@@ -225,21 +226,21 @@ def limit_of_processes(uid: int) -> str:
 
 @cache
 def installation(program: str) -> tuple[str, ...]:
-    """What a program of PostgreSQL needs of its own installation, as far as that is not the system's.
+    """The files of its own installation that a PostgreSQL program needs, outside the system's folders.
 
-    Its programs, libraries and data by name, not the folder that they are in: that may be anyone's home. A script that
-    becomes another program leads to what it names.
+    These are programs, libraries and data by name, and not their common folder, which may be a person's home. For a
+    script that runs another program, they include the programs that the script names.
     """
     found: list[str] = []
     programs = [program]
-    for each in programs:  # which grows
+    for each in programs:  # the list grows meanwhile
         real = os.path.realpath(each)
         if os.path.basename(real) == _WRAPPER:
             found += _OF_THE_WRAPPER
             continue
         for path in dict.fromkeys((os.path.abspath(each), real)):
             folder = os.path.dirname(path)
-            # They start each other.
+            # PostgreSQL's programs start each other.
             here = [path, *filter(os.path.isfile, (os.path.join(folder, name) for name in _PROGRAMS))]
             found += here
             found += [os.path.join(os.path.dirname(folder), name) for name in _BESIDE_PROGRAMS]
@@ -250,7 +251,7 @@ def installation(program: str) -> tuple[str, ...]:
 
 
 def _named_by_script(path: str) -> list[str]:
-    """The programs that a script names; none of what is no script."""
+    """The programs that a script names; empty if the file is not a script."""
     try:
         with open(path, "rb") as file:
             text = file.read(_SCRIPT_BYTES) if file.read(2) == b"#!" else b""
@@ -262,7 +263,7 @@ def _named_by_script(path: str) -> list[str]:
 
 def _libraries(program: str) -> list[str]:
     """The shared libraries that a program loads: a relocated build has its own."""
-    # The loader's own: prints them, runs nothing.
+    # A variable of the dynamic loader: it prints the libraries and does not run the program.
     environment: Mapping[str, str] = {"LD_TRACE_LOADED_OBJECTS": "1", **shared_libraries.environment(program)}
     try:
         done = subprocess.run(
@@ -275,17 +276,17 @@ def _libraries(program: str) -> list[str]:
 
 
 def _is_of_the_system(path: str) -> bool:
-    # The root is no installation: it would open everything.
+    # The root folder cannot be an installation: allowing it would allow everything.
     return path == "/" or any(Path(path).is_relative_to(part) for part in sandbox_confinement.SYSTEM)
 
 
 def _kept_bytes() -> int:
-    """Memory that the machine must keep: what is shared, or in the kernel, is counted of no process."""
+    """Memory that the machine must keep free: shared and kernel memory is not counted for any process."""
     return min(256 * 1024 * 1024, _meminfo_bytes() // 10)
 
 
 def _memory_bytes() -> int:
-    """What programs may take of the memory that is free now, here or in this container."""
+    """How much of the memory that is free now, on this machine or in this container, programs may take."""
     free = [_meminfo_bytes(), *_cgroup_bytes()]
     return max(_LEAST_MEMORY_BYTES, int(min(free) * _MEMORY_SHARE))
 
@@ -297,7 +298,7 @@ def _meminfo_bytes() -> int:
 
 
 def _cgroup_bytes() -> list[int]:
-    """Of a container with a limit (version 2 and 1 of control groups)."""
+    """The free memory of a container with a limit (control groups version 2 or 1)."""
     for most, taken in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),

@@ -1,13 +1,13 @@
-"""How a process confines itself: Landlock for files, abstract sockets and signals, a seccomp filter for system calls.
+"""Confines the current process: Landlock for files, abstract sockets and signals, a seccomp filter for system calls.
 
-The filter confines sockets, processes, and what Landlock does not see: modes, owners and times of files, mounts, other
-processes' memory. Any user may do both, also in a container of Docker's defaults. Run by ``sandbox_launcher``, whose
-options these are; which programs are confined, and to what, is the business of ``sandbox``. Imports nothing of this
-package and little else, since it is loaded for each program that is started.
+The filter restricts sockets and processes, and what Landlock does not cover: modes, owners and times of files, mounts,
+other processes' memory. Any user may do both, also in a container with Docker's defaults. ``sandbox_launcher`` runs
+this module, whose options are those of its command line; ``sandbox`` decides which programs are confined, and how. This
+module imports nothing of this package and little else, because it is loaded for each program that is started.
 
 Sources: Documentation/userspace-api/landlock.rst, include/uapi/linux/{landlock,seccomp,filter}.h, and the tables of
-system calls arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h (arm64). Written for the
-kernels up to 6.18; aarch64's numbers are from the table and were not run.
+system calls arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h (arm64). Written for
+kernels up to 6.18; the numbers for aarch64 are from the table and were not tested.
 """
 
 import ctypes
@@ -16,25 +16,25 @@ import os
 import resource
 import struct
 
-#: Exit code where the program could not be confined, and was not started.
+#: The exit code if the program could not be confined and was not started.
 REFUSED = 126
 CANNOT = "cannot confine"
 
-#: Of /etc only what the C library needs. Never /etc itself, /proc, /sys, /run, /dev/shm, /tmp.
+#: Of /etc only the files that the C library needs. Never /etc itself, /proc, /sys, /run, /dev/shm, /tmp.
 SYSTEM = (
     *("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/passwd", "/etc/group"),
     *("/etc/nsswitch.conf", "/etc/localtime", "/etc/ssl/openssl.cnf"),
 )
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 
-# ---- Landlock: system calls 444 to 446 on every machine
+# ---- Landlock: system calls 444 to 446 on every architecture
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
-#: Version -> number of kinds of access to files: all of the first, REFER, TRUNCATE, IOCTL_DEV, RESOLVE_UNIX.
+#: Version -> number of access rights to files: those of version 1, then REFER, TRUNCATE, IOCTL_DEV, RESOLVE_UNIX.
 _KINDS = {1: 13, 2: 14, 3: 15, 5: 16, 9: 17}
 _READ = 0b1101  # EXECUTE, READ_FILE, READ_DIR
 _CHANGE = 1 << 1 | 1 << 2 | 1 << 14  # WRITE_FILE, READ_FILE, TRUNCATE
-#: READ_DIR, REMOVE_FILE, MAKE_REG (a lock file), MAKE_SOCK besides.
+#: Additionally READ_DIR, REMOVE_FILE, MAKE_REG (a lock file), MAKE_SOCK.
 _SOCKETS = _CHANGE | 1 << 3 | 1 << 5 | 1 << 8 | 1 << 9
 _OF_FILES = 0b111 | 1 << 14 | 1 << 15 | 1 << 16
 
@@ -43,7 +43,7 @@ _OF_FILES = 0b111 | 1 << 14 | 1 << 15 | 1 << 16
 _ERRNO, _ALLOW, _NOTIFY = 0x50000, 0x7FFF0000, 0x7FC00000
 _LISTENER = 1 << 3
 _NEW_NAMESPACES = 0x7E020080
-#: AUDIT_ARCH and the numbers of the system calls of which some uses are allowed.
+#: AUDIT_ARCH, and the numbers of the system calls that are allowed for some arguments.
 _MACHINES = {
     "x86_64": (
         0xC000003E,
@@ -58,8 +58,8 @@ _MACHINES = {
         | {"shmget": 194},
     ),
 }
-#: Of what nothing is allowed, as (x86_64, aarch64): owners, attributes and times of files; namespaces and mounts; other
-#: processes and their memory; queues and semaphores that others share; memory that no one sees; what only an
+#: System calls that are always refused, as (x86_64, aarch64): owners, attributes and times of files; namespaces and
+#: mounts; other processes and their memory; shared queues and semaphores; hidden memory; calls that only an
 #: administrator needs.
 _FORBIDDEN = (
     *((92, 0), (93, 55), (94, 0), (260, 54), (188, 5), (189, 6), (190, 7), (197, 14), (198, 15), (199, 16)),
@@ -74,10 +74,10 @@ _FORBIDDEN = (
     *((246, 104), (320, 294), (172, 0), (173, 0), (103, 116), (163, 89), (164, 170), (227, 112), (305, 266)),
     *((159, 171), (170, 161), (171, 162), (452, 452), (463, 463), (466, 466), (469, 469)),
 )
-#: As if the kernel were older: the C library then takes a call whose arguments the filter can see.
+#: Refused as if the kernel were older: the C library then uses a call whose arguments the filter can check.
 _UNKNOWN = (435, 425, 437)  # clone3, io_uring_setup, openat2
 
-_CAPABILITIES_KEPT = 1 << 1 | 1 << 2  # root still reads and enters what belongs to others, where Landlock lets it
+_CAPABILITIES_KEPT = 1 << 1 | 1 << 2  # root can still read other accounts' files, where Landlock allows it
 
 #: Options of prctl(2).
 PDEATHSIG, NO_NEW_PRIVILEGES, SUBREAPER = 1, 38, 36
@@ -86,7 +86,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Options:
-    """What the command line asks for."""
+    """The options on the command line."""
 
     def __init__(self, arguments: list[str]) -> None:
         end = arguments.index("--")
@@ -116,12 +116,12 @@ def _done(result: int) -> int:
 
 
 def landlock_version() -> int:
-    """The kernel's version of Landlock; 0 where there is none."""
+    """The kernel's version of Landlock; 0 if it has none."""
     return max(0, int(libc.syscall(_CREATE_RULESET, None, 0, 1)))
 
 
 def restrict(options: Options) -> list[str]:
-    """Confine this process, as far as it can be; returns what could not be done, each with the cause."""
+    """Confine this process as far as possible; return what could not be done, with the causes."""
     missing: list[str] = []
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -134,7 +134,7 @@ def restrict(options: Options) -> list[str]:
             most = resource.getrlimit(limit)[1]
             value = options.number(name) if most == resource.RLIM_INFINITY else min(options.number(name), most)
             resource.setrlimit(limit, (value, value))
-    try:  # it ends before who judges it
+    try:  # if memory runs out, the kernel must kill this process before the one that supervises it
         with open("/proc/self/oom_score_adj", "wb", buffering=0) as file:
             file.write(b"1000")
     except OSError:
@@ -153,7 +153,7 @@ def restrict(options: Options) -> list[str]:
         os.setuid(options.number("uid"))
     elif confine and os.geteuid() == 0:
         _drop_capabilities(missing)
-    if "parent" in options:  # a change of the user has taken it back
+    if "parent" in options:  # changing the user has reset it
         libc.prctl(PDEATHSIG, 9, 0, 0, 0)
     if confine:
         try:
@@ -167,7 +167,7 @@ def _restrict_files(options: Options, version: int) -> None:
     if version == 0:
         raise OSError(errno.ENOSYS, "this kernel has none")
     known = (1 << _KINDS[max(since for since in _KINDS if since <= version)]) - 1
-    # Files; TCP, all of it; abstract sockets and signals. A kernel takes as much of it as its version knows.
+    # Access to files; all of TCP; abstract sockets and signals. A kernel accepts only the fields that its version has.
     attributes = struct.pack("=QQQ", known, 3, 3)[: 8 if version < 4 else 16 if version < 6 else 24]
     rules = _done(libc.syscall(_CREATE_RULESET, attributes, len(attributes), 0))
     readable = [*options.all("read"), *filter(os.path.exists, SYSTEM)]
@@ -184,7 +184,7 @@ def _restrict_files(options: Options, version: int) -> None:
 
 
 def _drop_capabilities(missing: list[str]) -> None:
-    """Root keeps what it needs to read the archive and to enter the copy's folder, and nothing else."""
+    """Drop root's capabilities, except those that it needs to read the archive and enter the copy's folder."""
     header = struct.pack("=Ii", 0x20080522, 0)
     sets = struct.pack("=6I", *(_CAPABILITIES_KEPT, _CAPABILITIES_KEPT, 0, 0, 0, 0))
     if libc.capset(header, sets) < 0:
@@ -192,14 +192,14 @@ def _drop_capabilities(missing: list[str]) -> None:
 
 
 def _filter(options: Options, version: int, *, notify: bool) -> bytes:
-    """The program of the filter, for struct sock_fprog."""
+    """The filter's program, for struct sock_fprog."""
     machine = os.uname().machine
     arch, number = _MACHINES[machine]
     load, equal, at_least, any_of, mask, leave = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
     allow, fail = (leave, 0, 0, _ALLOW), (leave, 0, 0, _ERRNO | errno.EACCES)
     code: list[tuple[int, int, int, int]]
     code = [(load, 0, 0, 4), (equal, 1, 0, arch), fail, (load, 0, 0, 0), (at_least, 0, 1, 0x40000000), fail]
-    for name in ("socket", "socketpair"):  # Unix streams alone: a datagram goes anywhere without connecting
+    for name in ("socket", "socketpair"):  # only Unix streams, because datagrams can be sent without connecting
         code += [(equal, 0, 7, number[name]), (load, 0, 0, 16), (equal, 0, 4, 1), (load, 0, 0, 24), (mask, 0, 0, 15)]
         code += [(equal, 0, 1, 1), allow, fail]
     said: dict[int, int] = {call[machine == "aarch64"]: _ERRNO | errno.EACCES for call in _FORBIDDEN}
@@ -208,24 +208,24 @@ def _filter(options: Options, version: int, *, notify: bool) -> bytes:
         code += [(equal, 0, 4, number["clone"]), (load, 0, 0, 16), (any_of, 0, 1, _NEW_NAMESPACES), fail, allow]
     else:
         said |= {number[call]: _ERRNO | errno.EACCES for call in ("clone", "fork", "vfork") if call in number}
-    # A listener of its own would answer its connects once the launcher's is gone.
+    # With a listener of its own, it could answer its own connects once the launcher's listener is gone.
     said[number["seccomp"]] = _ERRNO | errno.EACCES
-    # Of a descriptor, whether it is a terminal, and what is to be read: other requests change the archive's attributes.
+    # Only whether a descriptor is a terminal, and how much it has to read: other requests can change file attributes.
     code += [(equal, 0, 6, number["ioctl"]), (load, 0, 0, 24), (equal, 3, 0, 0x5401), (equal, 2, 0, 0x541B)]
     code += [(equal, 1, 0, 0x5421), (leave, 0, 0, _ERRNO | errno.ENOTTY), allow]
-    # PostgreSQL takes segments of some bytes, which outlive a server that is killed.
+    # PostgreSQL needs segments of a few bytes; larger ones would outlive a server that is killed.
     code += [(equal, 0, 6, number["shmget"]), (load, 0, 0, 24), (at_least, 3, 0, 1048577), (load, 0, 0, 28)]
     code += [(equal, 0, 1, 0), allow, fail]
-    if "fork" not in options:  # to end with its parent
+    if "fork" not in options:  # the program may not undo PDEATHSIG, which ends it with its parent
         code += [(equal, 0, 4, number["prctl"]), (load, 0, 0, 16), (equal, 0, 1, PDEATHSIG), fail, allow]
     code += [(equal, 0, 4, number["prlimit64"]), (load, 0, 0, 16), (equal, 1, 0, 0), fail, allow]  # of another process
-    # PostgreSQL sets the modes of its files and of its socket, which the umask has set already, and asks no more.
+    # PostgreSQL sets the modes of its files and its socket, which the umask has set already, and only needs success.
     said |= {number[call]: _ERRNO for call in ("chmod", "fchmod", "fchmodat") if call in number}
     if version < 3:
-        # Landlock does not know of truncation yet. PostgreSQL truncates what it is about to remove.
+        # This version of Landlock does not cover truncation. PostgreSQL truncates only files that it will remove.
         said[number["truncate"]] = _ERRNO
         for name, at in (("open", 24), ("openat", 32)):
-            if name in number:  # with O_TRUNC, and for reading alone
+            if name in number:  # refuse O_TRUNC on a file opened only for reading
                 code += [(equal, 0, 7, number[name]), (load, 0, 0, at), (any_of, 0, 4, 0o1000), (mask, 0, 0, 3)]
                 code += [(equal, 0, 2, 0), fail, allow, allow]
     if "connect" not in options:
@@ -255,7 +255,7 @@ def _restrict_calls(options: Options, version: int) -> None:
 
 
 def scope_signals(options: Options) -> bool:
-    """Let this process signal none but those that it starts; whether that holds. From Landlock 6 on."""
+    """Let this process signal only processes that it starts; return whether that is in effect (Landlock 6 or later)."""
     if "off" in options or min(landlock_version(), options.number("landlock") or 1000) < 6:
         return False
     try:
@@ -272,13 +272,13 @@ def scope_signals(options: Options) -> bool:
 
 
 def run_confined(options: Options) -> None:
-    """Confine this process, then become the program. Returns only where it was refused."""
+    """Confine this process, then replace it by the program. Returns only if that was refused."""
     command = options.command
     try:
         missing = restrict(options)
         if missing and "require" in options:
             raise OSError(errno.EPERM, "; ".join(missing))
-        for ignored in (13, 25):  # Python ignores SIGPIPE and SIGXFSZ, and the program would inherit that
+        for ignored in (13, 25):  # Python ignores SIGPIPE and SIGXFSZ, which the program would inherit
             libc.signal(ignored, None)
         if "library" in options:
             os.environ["LD_LIBRARY_PATH"] = options.one("library")

@@ -1,24 +1,25 @@
-"""A program that confines itself and becomes another one: the launcher of whatever has to be assumed hostile.
+"""A program that confines itself and then becomes another one: the launcher of programs that may be hostile.
 
     python -I -S sandbox_launcher.py write=FOLDER read=FILE ... -- PROGRAM ARGUMENT ...
 
-Here are the command line, and the attempt to get out. How a process confines itself is in ``sandbox_confinement``, what
-becomes of one that is watched in ``sandbox_supervision``; of this package nothing else is imported, and little besides,
-since it starts for each program. It is a program of its own, since a process with threads must not run Python between
-fork and exec. Which programs are confined, and to what, is the business of ``sandbox``.
+This module contains the command line, and the probe that tries to break out. ``sandbox_confinement`` confines a
+process, and ``sandbox_supervision`` watches one. The launcher imports nothing else of this package and little besides,
+because it starts for each program. It is a separate program because a process with threads must not run Python between
+fork and exec. ``sandbox`` decides which programs are confined, and how.
 
-Options, in any order: ``write=`` and ``read=PATH``; ``sockets=FOLDER`` (it may make and remove sockets there, and no
-link: others connect to what bears their name); ``fork`` (the program may start others); ``library=PATH`` (where the
-program, and not this one, looks for shared libraries); ``as=``, ``files=`` and ``nproc=N`` (limits of the kernel's);
-``uid=``, ``gid=`` (under root: become this account); ``require`` (refuse to run what cannot be confined); ``off``
-(confine nothing); ``landlock=N`` (act as under a kernel that has version N); ``probe`` (instead of a program: try to
-get out, and print what was possible).
+Options, in any order: ``write=`` and ``read=PATH``; ``sockets=FOLDER`` (the program may create and remove sockets
+there, but no links, which could mislead clients); ``fork`` (the program may start others); ``library=PATH`` (where the
+program, but not the launcher, looks for shared libraries); ``as=``, ``files=`` and ``nproc=N`` (limits of the kernel);
+``uid=``, ``gid=`` (under root: change to this account); ``require`` (refuse to run a program that cannot be confined);
+``off`` (confine nothing); ``landlock=N`` (act as if the kernel had version N); ``probe`` (instead of running a program,
+try to break out, and print what was possible).
 
-With ``stay`` the launcher stays as the parent: what the program leaves running is ended with it, and all of it when
-the process ``parent=PID`` ends, until the launcher gets SIGUSR1. It answers ``connect=PATH``: to whatever address the
-program connects, it gets this Unix socket. It watches ``processes=N``, ``memory=BYTES`` (of all together, resident),
-``available=BYTES`` (memory that the machine must keep), ``disk=FOLDER`` with ``growth=BYTES`` and ``free=BYTES``, and
-``seconds=N``; what was exceeded is written to ``report=FILE`` before all of it is ended.
+With ``stay`` the launcher stays as the parent. When the program ends, the launcher ends all processes that it left
+running; and it ends everything when the process ``parent=PID`` ends, unless it has received SIGUSR1 before. With
+``connect=PATH``, the program gets this Unix socket whatever address it connects to. The launcher watches
+``processes=N``, ``memory=BYTES`` (resident, of all processes together), ``available=BYTES`` (memory that the machine
+must keep), ``disk=FOLDER`` with ``growth=BYTES`` and ``free=BYTES``, and ``seconds=N``. If a limit is exceeded, it
+writes the limit to ``report=FILE`` and then ends all processes.
 """
 
 import errno
@@ -26,7 +27,7 @@ import os
 import sys
 
 if __name__ == "__main__":
-    # ``python -I -S`` knows the standard library alone. This may be the compiled file, which is in __pycache__.
+    # ``python -I -S`` finds only the standard library. This file may be the compiled one in __pycache__.
     _here = os.path.dirname(os.path.abspath(__file__)).removesuffix(f"{os.sep}__pycache__")
     sys.path.append(os.path.dirname(os.path.dirname(_here)))
 
@@ -34,9 +35,10 @@ from ovia_backup_dagster.postgres.sandbox_confinement import PDEATHSIG, REFUSED,
 
 
 def probe(options: Options) -> None:
-    """Confine this process as a program would be, try to get out, and print what was possible.
+    """Confine this process as a program would be, try to break out, and print what was possible.
 
-    A line for what could not be confined, ``missing CAUSE``, and one for each wall: ``held NAME`` or ``open NAME``.
+    The output has a line ``missing CAUSE`` for each part that could not be confined, and a line for each attempt:
+    ``held NAME`` if it failed, ``open NAME`` if it succeeded.
     """
     import _socket
 
@@ -52,7 +54,7 @@ def probe(options: Options) -> None:
     def empty() -> None:
         os.truncate(canary, 0)
         if os.stat(canary).st_size:
-            raise OSError(errno.EACCES, "it was only said to be done")
+            raise OSError(errno.EACCES, "the call reported success, but had no effect")
 
     walls = {
         "read a file of the volume": lambda: os.open(canary, os.O_RDONLY),
@@ -78,7 +80,7 @@ def probe(options: Options) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Do what the command line says; returns the exit code where it was not replaced."""
+    """Follow the command line; return the exit code if this process was not replaced."""
     options = Options(arguments)
     if "probe" in options:
         probe(options)
@@ -90,7 +92,7 @@ def main(arguments: list[str]) -> int:
     if "parent" in options:
         libc.prctl(PDEATHSIG, 9, 0, 0, 0)
         if os.getppid() != options.number("parent"):
-            return REFUSED  # it has ended already
+            return REFUSED  # the parent has ended already
     run_confined(options)
     return REFUSED
 

@@ -1,7 +1,7 @@
-"""Stays as the parent of a confined program: watches what it takes, answers what connects, and ends all that it leaves.
+"""Supervises a confined program as its parent: watches its resources, answers its connections, ends its processes.
 
-A part of ``sandbox_launcher``, which loads it for ``stay`` alone. How the program is confined is the business of
-``sandbox_confinement``, which alone of this package is imported here: it is loaded for each such program.
+This is a part of ``sandbox_launcher``, which loads it only for ``stay``. Of this package it imports only
+``sandbox_confinement``, which confines the program, because it is loaded for each such program.
 """
 
 import _socket
@@ -24,16 +24,16 @@ from ovia_backup_dagster.postgres.sandbox_confinement import (
     scope_signals,
 )
 
-#: Requests to a seccomp listener: ioctl(2).
+#: Requests of ioctl(2) to a seccomp listener.
 _RECEIVE, _SEND, _ADD_DESCRIPTOR = 0xC0502100, 0xC0182101, 0x40182103
-#: A disk fills up at gigabytes a second, and to ask for its room costs nothing; to look at all processes does.
+#: How often to check. A disk fills up at gigabytes a second, and checking it is cheap; checking all processes is not.
 _DISK_SECONDS, _PROCESSES_SECONDS = 0.05, 0.5
-#: After that, what cannot be ended is left: it waits for a disk.
+#: After this time, processes that cannot be ended, because they wait for a disk, are left alone.
 _END_SECONDS = 20.0
 
 
 def supervise(options: Options) -> int:
-    """Start the program confined, watch it, and end all that it leaves; returns how this process is to end."""
+    """Start the program confined, watch it, end all processes that it leaves; return this process's exit code."""
     libc.prctl(SUBREAPER, 1, 0, 0, 0)
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -79,7 +79,7 @@ def supervise(options: Options) -> int:
     status = None
     try:
         while status is None and not asked:
-            # Without limits it sleeps: what it would use of the processor could be taken for the program's work.
+            # Without limits it sleeps, because its processor time could be mistaken for the program's progress.
             for descriptor, events in poll.poll(int(_DISK_SECONDS * 1000) if limits.any else None):
                 if descriptor == wake:
                     os.read(wake, 4096)
@@ -109,11 +109,11 @@ def _report(path: str, exceeded: str) -> None:
             with open(path, "w", encoding="utf-8") as file:
                 file.write(exceeded)
         except OSError:
-            return  # the disk is full: who reads it sees that, too
+            return  # the disk is full, which the reader of the report notices, too
 
 
 def _connect(listener: int, path: str) -> None:
-    """Answer a program that connects: whatever the address that it names, it gets a connection to ``path``."""
+    """Answer a program that connects: whatever address it names, it gets a connection to ``path``."""
     asked = bytearray(80)
     try:
         fcntl.ioctl(listener, _RECEIVE, asked)
@@ -122,7 +122,7 @@ def _connect(listener: int, path: str) -> None:
         try:
             made = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
             made.connect(path)
-            made.setblocking(False)  # as libpq has set the one that this replaces
+            made.setblocking(False)  # like libpq's socket, which this one replaces
             order = struct.pack("=QIIII", token, 1, made.fileno(), descriptor & 0xFFFFFFFF, os.O_CLOEXEC)
             fcntl.ioctl(listener, _ADD_DESCRIPTOR, order)
             made.close()
@@ -130,11 +130,11 @@ def _connect(listener: int, path: str) -> None:
             error = -(refused.errno or errno.EACCES)
         fcntl.ioctl(listener, _SEND, struct.pack("=QqiI", token, 0, error, 0))
     except OSError:
-        return  # it ended meanwhile
+        return  # the program has ended meanwhile
 
 
 def _reap(child: int) -> int | None:
-    """The status of the program, if it has ended. What it has left behind is this process's child, too."""
+    """Reap all ended children, including orphans of the program; return the program's status if it has ended."""
     found = None
     while True:
         try:
@@ -166,16 +166,17 @@ def _descendants(me: int) -> list[int]:
 
 
 def _end(me: int, child: int, scoped: bool) -> int | None:
-    """End all descendants, also those that go on forking; returns the program's status, if it was among them.
+    """End all descendants, also those that keep forking; return the program's status if it was among them.
 
-    A process that loses its parent becomes this one's child, so that none is left once the kernel says that there is no
-    child. A list of processes says less: in a chain of forks each has ended by the time that it is looked at.
+    A process that loses its parent becomes a child of this one, so none is left once the kernel reports that there are
+    no children. A list of processes is less reliable: in a chain of forks, each process has ended before it is
+    examined.
     """
     status = None
     deadline = time.monotonic() + _END_SECONDS
     while time.monotonic() < deadline:
         if scoped:
-            _kill(-1, 9)  # all at once: no fork can slip between
+            _kill(-1, 9)  # all at once, so that no fork can escape
         else:
             for pid in _children(me):
                 _kill(pid, 9)
@@ -203,7 +204,7 @@ def _end(me: int, child: int, scoped: bool) -> int | None:
 
 
 def _kill(pid: int, number: int) -> None:
-    try:  # noqa: SIM105 - contextlib takes as long to import as all the rest
+    try:  # noqa: SIM105 - importing contextlib would take as long as everything else
         os.kill(pid, number)
     except OSError:
         pass
@@ -218,7 +219,7 @@ def _children(me: int) -> list[int]:
 
 
 def _remove_shared_memory(since: int, uid: int) -> None:
-    """What a killed server left in the kernel: segments of this user, made meanwhile, whose maker is gone."""
+    """Remove a killed server's shared memory: this user's segments created since, whose creator has ended."""
     try:
         with open("/proc/sysvipc/shm", encoding="ascii") as file:
             head, *lines = (line.split() for line in file)
@@ -232,7 +233,7 @@ def _remove_shared_memory(since: int, uid: int) -> None:
 
 
 def _available_bytes() -> int:
-    """Memory that the machine has left, whatever took it; -1 where that is not known."""
+    """The memory available on the machine, in bytes; -1 if that is unknown."""
     try:
         with open("/proc/meminfo", "rb") as file:
             for line in file:
@@ -244,7 +245,7 @@ def _available_bytes() -> int:
 
 
 class _Limits:
-    """What all descendants together may take."""
+    """The limits for all descendants together."""
 
     def __init__(self, options: Options, me: int) -> None:
         self._options, self._me = options, me
@@ -256,7 +257,7 @@ class _Limits:
         self._page = resource.getpagesize()
 
     def exceeded(self) -> str:
-        """What was exceeded: its name, how much was taken, and how much is allowed; empty for nothing."""
+        """The exceeded limit: its name, the amount taken, and the amount allowed; empty if none was exceeded."""
         options, now = self._options, time.monotonic()
         if self._disk and (found := self._disk_exceeded()):
             return found
@@ -287,12 +288,12 @@ class _Limits:
         return ""
 
     def _room(self) -> tuple[int, int]:
-        """Bytes and files that still have room on the disk."""
+        """The disk's free bytes and free inodes."""
         status = os.statvfs(self._disk)
         return status.f_bavail * status.f_frsize, status.f_favail
 
     def _resident_bytes(self, pid: int) -> int:
-        """Of one process, without what it shares with others."""
+        """The resident memory of one process, without shared memory."""
         try:
             with open(f"/proc/{pid}/statm", "rb") as file:
                 fields = file.read().split()

@@ -1,11 +1,12 @@
-"""Keeps secrets from the programs that we start: out of our environment, and out of what such a program prints.
+"""Keeps secrets from the programs that we start: out of our environment, and out of a program's output.
 
-A child gets an environment that is made for it, but every process of the same user may read the one that ours began
-with (``/proc/PID/environ``): its bytes stay there whatever is unset. So they are overwritten where they stand.
+A child gets an environment made for it. But every process of the same user can read the environment that this process
+started with (``/proc/PID/environ``), and unsetting a variable does not change those bytes. So they are overwritten in
+place.
 
-That user can read the files of the settings, too: what must not have them at all is confined. For the same reason
-``PR_SET_DUMPABLE`` is left alone: it would close ``/proc`` of this process to its own user, who then could not be told
-which process holds a lock, and would close no file.
+The same user can read the settings' files, too; programs that must not read them are confined. That is also why
+``PR_SET_DUMPABLE`` is not set: it would protect no file, but close ``/proc`` of this process to its own user, so that
+messages could no longer name the process that holds a lock.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from urllib.parse import quote, quote_plus
 
 HIDDEN = "********"
-#: Held by the thread that changes this process's environment for a moment.
+#: Held by a thread while it temporarily changes this process's environment.
 ENVIRONMENT = threading.Lock()
 #: ``env_start`` and ``env_end`` in /proc/PID/stat, counted from the third field (proc(5)).
 _ENV_START, _ENV_END = 50 - 3, 51 - 3
@@ -28,32 +29,32 @@ _ENV_START, _ENV_END = 50 - 3, 51 - 3
 
 @dataclass(frozen=True, slots=True)
 class Secrets:
-    """The secrets of our settings.
+    """The secrets in the settings.
 
     Attributes:
-        variables: names of the environment variables that hold one by value.
-        read: gives the secrets as they are now.
+        variables: names of the environment variables whose values are secrets.
+        read: returns the current secrets.
     """
 
     variables: frozenset[str] = frozenset()
     read: Callable[[], Iterable[str]] = field(default=tuple, repr=False)
 
     def forget(self) -> None:
-        """Remove the variables from this process's environment, for good; and whatever else has a secret as its value.
+        """Permanently remove from this process's environment the variables, and all others whose value is a secret.
 
-        Settings from code may have had theirs from a variable of any name. Only for a process that has read its
-        settings, and starts no other that must read them.
+        Settings made in code may have taken a secret from a variable of any name. Call this only in a process that has
+        read its settings and starts no process that must read them.
         """
         secrets = frozenset(filter(None, self.read()))
         with ENVIRONMENT:
             names = self.variables | {name for name, value in os.environ.items() if value in secrets}
             for name in names:
                 os.environ.pop(name, None)
-            with contextlib.suppress(OSError, ValueError, IndexError):  # no Linux, no /proc: nothing to read there
+            with contextlib.suppress(OSError, ValueError, IndexError):  # not Linux, so there is no /proc to read from
                 _overwrite(names)
 
     def redactor(self) -> Callable[[str], str]:
-        """Hides the secrets as they are now, and as they are when it is used: a file may have been replaced since."""
+        """A function that hides the secrets of now and of the time of its call: a file may have been replaced since."""
         before = frozenset(self.read())
 
         def redact(text: str) -> str:
@@ -65,7 +66,7 @@ class Secrets:
 
 
 def _forms(secrets: Iterable[str]) -> set[str]:
-    """As they are written: as they are, or within a URL."""
+    """The spellings of the secrets: plain, and encoded for URLs."""
     return {
         form
         for secret in secrets
@@ -83,7 +84,7 @@ def _overwrite(variables: frozenset[str]) -> None:
 
 
 def _entries(block: bytes) -> Iterator[tuple[str, int, int]]:
-    """Name, and where its value stands and how long it is, of each variable in the block."""
+    """The name of each variable in the block, with its value's offset and length."""
     at = 0
     for entry in block.split(b"\0"):
         name, equals, value = entry.partition(b"=")

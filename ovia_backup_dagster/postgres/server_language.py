@@ -1,8 +1,8 @@
-"""What a client program could not make plain, asked of the server by a session of ours.
+"""Finds the cause of a client program's failure when the server's message is not in English.
 
-A program prints what the server says in the server's language, and no SQLSTATE. So it is asked to speak English where
-the role may ask for that; and where a failure's words are still not understood, a session puts the same question again
-and is told its SQLSTATE. Nothing here changes anything: what pg_dump asks, it asks in a read-only transaction, too.
+A program prints the server's messages in the server's language, and no SQLSTATE. So the server is asked to answer in
+English, if the role may set that. If a message is still not recognized, a session repeats the failed query and gets its
+SQLSTATE. The session changes nothing: like pg_dump, it uses a read-only transaction.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.session import MAY_ENGLISH, connect
 from ovia_backup_dagster.postgres.translation import SEVERITY
 
-#: Who may not set it is not even let in with it.
+#: The server refuses the connection if the role may not set this.
 _IN_ENGLISH = "-c lc_messages=C"
-#: pg_dump and pg_dumpall end with the question that failed. pg_restore's is a command, and not for us to repeat.
+#: pg_dump and pg_dumpall print the failed query last. pg_restore prints commands, which must not be repeated.
 _QUESTION = re.compile(r"^(?:pg_dump|pg_dumpall): detail: (?:Query|Command) was: ((?s:.+))\Z", re.MULTILINE)
 
 
 def in_english(connection: Connection, options: str = "") -> dict[str, str]:
-    """``PGOPTIONS`` of a program, by which the server answers it in English; without that, where the role may not ask.
+    """``PGOPTIONS`` for a program that make the server answer in English, if the role may set that.
 
     Args:
         connection: the program's.
-        options: what else is in them.
+        options: further options to include.
     """
     try:
         may = connection.sandboxed or _may(connection)
     except BackupError:
-        may = False  # the program will meet it, too
+        may = False  # the program will run into the same error
     options = f"{options} {_IN_ENGLISH}" if may else options
     return {"PGOPTIONS": options.strip()} if options else {}
 
@@ -42,13 +42,13 @@ def _may(connection: Connection) -> bool:
 
 
 def diagnose_program(stderr: str, *, what: str, connection: Connection, exit_code: int) -> BackupError:
-    """As :func:`diagnosis.diagnose`; where the server's words are not known, a session asks again.
+    """Like :func:`diagnosis.diagnose`, but if the server's message is not recognized, a session repeats the query.
 
     Args:
-        stderr: what the program printed.
-        what: what failed, naming the thing.
+        stderr: the program's standard error.
+        what: what failed, naming the object.
         connection: the program's.
-        exit_code: of the program; a negative one is a signal.
+        exit_code: the program's; a negative code is a signal.
     """
     error = diagnose(stderr, what=what, connection=connection, exit_code=exit_code)
     if type(error) is not ProgramError or exit_code < 0 or not SEVERITY.search(stderr):
@@ -59,15 +59,14 @@ def diagnose_program(stderr: str, *, what: str, connection: Connection, exit_cod
     try:
         _ask(connection, question[1].strip() if question else "")
     except StatementTimeoutError:
-        return error  # ours: it would take too long to find out
+        return error  # our session's own timeout: finding the cause would take too long
     except BackupError as asked:
         if type(asked) is ProgramError:
             return error
         return type(asked)(what, why=asked.why, fix=asked.fix, said=asked.said)
     return MomentaryError(
         what,
-        why="the server refused this to the client program, and does it for a session now: what was in the way has "
-        "passed",
+        why="the server refused this to the client program, but accepts it from a session now: the cause has passed",
         said=error.said,
         fix="retry",
     )

@@ -1,11 +1,11 @@
-"""What PostgreSQL says of an error, without the data that it repeats: the one rule, for records, evidence and logs.
+"""Removes data values from PostgreSQL's messages: the one rule for records, evidence and logs.
 
-A message names what it is about (a table, a column, a constraint), and many repeat a value as well: ``invalid input
-syntax for type integer: "4111 1111"``. Names stay, values go. What stands in double quotes is a name only where the
-word before says so, and, where it was only looked for, where there is such a name; all else that is quoted is taken for
-a value, in whatever language the server speaks. DETAIL, QUERY and STATEMENT hold rows, and are left out. The words of
-``RAISE`` are a user's own and may hold anything: the function and its line are all that stays. Of CONTEXT, the line and
-the column of a COPY stay.
+A message names its object (a table, a column, a constraint), and many also quote a value: ``invalid input syntax for
+type integer: "4111 1111"``. Names are kept, values are removed. Text in double quotes counts as a name only if the
+preceding word says so; if the server merely looked for that name, it must also exist. All other quoted text counts as a
+value, whatever the server's language. DETAIL, QUERY and STATEMENT contain rows and are left out. A message of ``RAISE``
+comes from a user's function and may contain anything: only the function and its line are kept. Of CONTEXT, the line and
+column of a COPY are kept.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 
 import psycopg
 
-#: What is quoted after one of these words is a name.
+#: Quoted text after one of these words is a name.
 _NOUNS = (
     r"relation|table|column|constraint|index|view|sequence|type|domain|schema|role|roles|user|database|tablespace"
     r"|extension|function|procedure|aggregate|language|trigger|rule|policy|operator|class|family|collation|encoding"
@@ -24,7 +24,7 @@ _NOUNS = (
 )
 _NAME = rf'\b(?:{_NOUNS})\s+"[^"]*"|^"[^"]*" is (?:not )?an? |"…"'
 _QUOTE = re.compile(rf"(?P<name>{_NAME})|[\"»„«“‹`]|(?<!\w)'")
-#: What may follow a value, and says what is wrong with it.
+#: Text that may follow a value and states what is wrong with it.
 _TAIL = re.compile(
     r"[\"»«“”›'`] ((?:is out of range for type [a-z0-9 ]+|not recognized|(?:does not|already) exists?)$)"
 )
@@ -32,23 +32,23 @@ _LOOKED_FOR = re.compile(r"does not exist|recognized|not available|not found|is 
 _VALUE = '"…"'
 _BYTES = re.compile(r"0x[0-9a-f]{2}(?: 0x[0-9a-f]{2})*")
 _NUMBER = re.compile(r"\bvalue -?\d[\d.]*")
-#: What begins a message of a program's, rather than going on with one of the server's.
+#: The beginning of a program's own message, as opposed to the continuation of one of the server's.
 _BEGINS = re.compile(r"(?:pg_\w+|psql|vacuumdb|initdb): |connection to server ")
-#: ``ERROR:  ``, in whatever language: from there on it is the server who speaks. libpq's own words hold no data.
+#: ``ERROR:  ``, in any language: the text after it is the server's. libpq's own text contains no data.
 _SERVER = re.compile(r"(?<![^\s])[^\W\d_]+:  ")
 _RAISED = re.compile(r"PL/pgSQL\S* (?P<name>.+?) \S+ (?P<line>\d+) \S+ (?:RAISE|ASSERT)\s*$", re.MULTILINE)
-#: Other languages' functions say what they like, too.
+#: Functions in other languages may print anything, too.
 _FOREIGN = re.compile(r"PL/(?!pgSQL)\w+ function (?P<name>\"[^\"\n]*\"|\S+)")
 _COPIED = re.compile(r"^CONTEXT:\s+COPY .+?, line (?P<line>\d+)(?:, column (?P<column>[^:\n]+))?", re.MULTILINE)
 
 
 def without_values(text: str, known: str | None = None) -> str:
-    """What a program printed, or one message of the server: its first lines, with names and without values.
+    """The first lines of the messages in a program's output, or of one message of the server, without values.
 
     Args:
         text: as it was printed.
-        known: text that holds all names there are, where a user's function may have looked for a value as if it were
-            a name; ``None`` where none has run.
+        known: text with all existing names, needed if a user's function may have run, which can look up a value as if
+            it were a name; ``None`` if none has run.
     """
     kept: list[str] = []
     dropping = False
@@ -56,7 +56,7 @@ def without_values(text: str, known: str | None = None) -> str:
         if not dropping or _BEGINS.match(line):
             server = _SERVER.search(line)
             kept.append(line[: server.end()] + _line(line[server.end() :], known) if server else line)
-            # DETAIL and the like follow, or the rest of a value with a line feed.
+            # DETAIL and similar lines follow, or the rest of a value that contains a line feed.
             dropping = server is not None
     if raised := _RAISED.search(text) or _FOREIGN.search(text):
         where = f", line {raised['line']}" if "line" in raised.groupdict() else ""
@@ -68,17 +68,17 @@ def without_values(text: str, known: str | None = None) -> str:
 
 
 def is_raised(text: str) -> bool:
-    """Whether a message's words are a user's own: they say nothing about a server or a disk."""
+    """Whether a user's function raised the message, which then says nothing about a server or a disk."""
     return bool(_RAISED.search(text) or _FOREIGN.search(text))
 
 
 def raw_text(raw: bytes) -> str:
-    """Bytes as text: what is no UTF-8 stays distinct, and can be written as JSON."""
+    """Bytes as text that can be written as JSON; invalid UTF-8 is escaped, so that different bytes stay different."""
     return raw.decode("utf-8", "backslashreplace")
 
 
 def text_of(error: psycopg.Error | UnicodeError) -> str:
-    """An error as a client program would print it: the server's, with its context; else libpq's own words."""
+    """An error as a client program would print it: the server's message with its context, or libpq's own message."""
     diag = error.diag if isinstance(error, psycopg.Error) else None
     if diag is None or diag.message_primary is None:
         return str(error)
@@ -86,7 +86,7 @@ def text_of(error: psycopg.Error | UnicodeError) -> str:
 
 
 def said_by(error: psycopg.Error, known: str | None = None) -> str:
-    """What the server said of an error, on one line; ``known`` as in :func:`without_values`."""
+    """The server's message on one line, without values; ``known`` as in :func:`without_values`."""
     said = without_values(text_of(error), known)
     return _SERVER.sub("", said.partition("\n")[0], count=1).strip()
 
@@ -103,7 +103,7 @@ def _line(line: str, known: str | None) -> str:
         if match["name"] and not (looked_for and _quoted(match["name"]) not in (known or "")):
             found, at = found + line[at : match.end()], match.end()
             continue
-        # A value may hold quotes: nothing after its first tells where it ends.
+        # A value may contain quotes, so its end cannot be determined.
         tail = _TAIL.search(line, match.start() + 1)
         start = match.start() + match[0].index('"') if match["name"] else match.start()
         found += line[at:start] + _VALUE + (f" {tail[1]}" if tail else "")

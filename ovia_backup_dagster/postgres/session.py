@@ -1,6 +1,6 @@
-"""Short questions to a server, through psycopg: what database is this?
+"""Opens sessions for short queries through psycopg, and asks for the facts about a database.
 
-Bulk work belongs to the client programs (``programs``, ``dump``). Nothing here changes the server.
+Bulk work belongs to the client programs (``programs``, ``dump``). This module changes nothing on the server.
 """
 
 from __future__ import annotations
@@ -40,42 +40,42 @@ from ovia_backup_dagster.postgres.session_settings import (
 from ovia_backup_dagster.postgres.translation import SEVERITY
 
 T = TypeVar("T")
-#: The server itself ends an ordinary question after a minute: one that is not even answered so is silent.
+#: The server ends an ordinary query after a minute (statement_timeout): a server that sends not even that is silent.
 ANSWER_SECONDS = 90.0
-#: What may take long on a server that is well: it waits for a checkpoint, and removes large files.
+#: For statements that may take long on a healthy server, because it waits for a checkpoint and removes large files.
 LONG_SECONDS = 3600.0
-#: A database's owner may put a schema of his own before what is built in, and a superuser who asks there for the time
-#: would run his function. What a client says outranks what the database or the role is set to.
+#: A database's owner may put their own schema before pg_catalog, and a superuser's query there would run the owner's
+#: functions. A client's startup option overrides the settings of the database and the role.
 BUILT_IN = "-c search_path=pg_catalog,pg_temp"
-#: A date style, a timeout or quotes of the role's or the database's own would break our short questions; and copies are
-#: made by a role that may be set to read only. The last that is said of a setting counts: these two timeouts are ours.
+#: The role's or the database's own date style, timeouts or quoting would break our short queries; and the role that
+#: restores copies may be set to read-only. The last value of a setting counts, so these two timeouts are in effect.
 _OPTIONS = f"{SESSION_OPTIONS} {unended()} -c statement_timeout=60s -c lock_timeout=10s {BUILT_IN} {WRITABLE}"
 
-#: A client that is gone without a word, and the locks it held, are noticed by the server as soon as the server by us.
+#: Lets the server notice a vanished client, and release its locks, as soon as we would notice a vanished server.
 _NOTICED = " ".join(
     f"-c tcp_{name}={KEEPALIVES[name]}" for name in ("keepalives_idle", "keepalives_interval", "keepalives_count")
 )
 
-#: A server may be set to forget, in a crash, what it has told us is done; what a journal then says is done must be.
+#: With synchronous_commit off, a crash may lose a commit that the server has confirmed, and that a journal records.
 DURABLY = "SET synchronous_commit = on"
 
-#: Stands for a value that is left out.
+#: Replaces a value that is left out.
 HIDDEN = "********"
-#: English, where the server speaks another language and the role may ask. Names with their schema: some sessions are
-#: without ``_BUILT_IN``.
+#: Switches to English if the server speaks another language and the role may set that. The names are qualified because
+#: some sessions do not use ``BUILT_IN``.
 _ENGLISH = """
     SELECT pg_catalog.set_config('lc_messages', 'C', false)
     WHERE pg_catalog.current_setting('lc_messages') OPERATOR(pg_catalog.!~) '^(C|POSIX|en)'
       AND pg_catalog.has_parameter_privilege('lc_messages', 'SET')
 """
-#: One row where that is so, also once it was done.
+#: Returns one row if both hold, even after the switch.
 MAY_ENGLISH = """
     SELECT 1 FROM pg_catalog.pg_settings
     WHERE name OPERATOR(pg_catalog.=) 'lc_messages' AND reset_val OPERATOR(pg_catalog.!~) '^(C|POSIX|en)'
       AND pg_catalog.has_parameter_privilege('lc_messages', 'SET')
 """
 
-#: Settings whose values change what a dump or a restore does, and hold no secret.
+#: Settings that affect a dump or a restore and whose values contain no secret.
 _HARMLESS = re.compile(
     r"timezone|datestyle|intervalstyle|bytea_output|lc_\w+|extra_float_digits|search_path|client_encoding"
     r"|standard_conforming_strings|default_(?:tablespace|text_search_config|toast_compression|transaction_\w+)"
@@ -104,14 +104,14 @@ _SETTINGS = """
 
 
 class _Session(psycopg.Connection[dict[str, Any]]):
-    """A session that waits only so long for an answer: what the server promises to end is of no use if it is silent."""
+    """A session with a time limit for answers: the server's own timeouts are of no use if the server is silent."""
 
     answer_seconds = ANSWER_SECONDS
 
     def execute(
         self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool = False
     ) -> psycopg.Cursor[dict[str, Any]]:
-        """As psycopg's; names and values are UTF-8 also in a session that converts nothing, not ASCII."""
+        """Like psycopg's method, but names and values are UTF-8, not ASCII, also in a session without conversion."""
         if isinstance(query, Composable) and _converts_nothing(self):
             query = query.as_bytes(None)
         return super().execute(query, params, prepare=prepare, binary=binary)
@@ -120,7 +120,7 @@ class _Session(psycopg.Connection[dict[str, Any]]):
         try:
             return super().wait(_answered(gen, self.answer_seconds), interval, timeout)
         except _SilenceError:
-            self.pgconn.finish()  # nothing more is asked in it: not even to roll back
+            self.pgconn.finish()  # send nothing more, not even a ROLLBACK
             raise
 
 
@@ -129,9 +129,9 @@ class _SilenceError(psycopg.OperationalError):
 
 
 class _LenientText(Loader):
-    """Text as UTF-8, as all of it is that can be: what is none stays distinct, and can be shown and written down.
+    """Loads text as UTF-8; invalid bytes are escaped, so that the text stays distinct and can be shown and recorded.
 
-    Roles' and databases' names belong to the cluster, whose databases need not agree about an encoding.
+    The names of roles and databases are shared by the cluster, whose databases may have different encodings.
     """
 
     def load(self, data: Buffer) -> str:
@@ -139,7 +139,7 @@ class _LenientText(Loader):
 
 
 class _AnyText(Dumper):
-    """Text as UTF-8, of a type that the server infers."""
+    """Dumps text as UTF-8, with a type that the server infers."""
 
     def dump(self, obj: str) -> bytes:
         return obj.encode()
@@ -152,14 +152,14 @@ def _converts_nothing(session: psycopg.Connection[Any]) -> bool:
 def _take_any_text(session: psycopg.Connection[Any]) -> None:
     for kind in ("text", "name", "varchar", "bpchar"):
         session.adapters.register_loader(kind, _LenientText)
-    # Such a server converts nothing, and to any other encoding it refuses what is no text in it.
+    # An SQL_ASCII database converts nothing, and with any other client encoding the server refuses invalid text.
     if session.info.parameter_status("server_encoding") == "SQL_ASCII":
         session.execute("SET client_encoding = 'SQL_ASCII'")
         session.adapters.register_dumper(str, _AnyText)
 
 
 def _answered(gen: PQGen[T], seconds: float) -> PQGen[T]:
-    """Pass on what libpq waits for, until nothing has come for too long."""
+    """Drive psycopg's generator, and raise an error if the server sends nothing for too long."""
     answer = None
     heard = time.monotonic()
     while True:
@@ -175,7 +175,7 @@ def _answered(gen: PQGen[T], seconds: float) -> PQGen[T]:
 
 
 def be_patient(session: psycopg.Connection[Any], seconds: float = LONG_SECONDS) -> None:
-    """From here on an answer may take so long."""
+    """Raise the session's time limit for answers."""
     if isinstance(session, _Session):
         session.answer_seconds = seconds
 
@@ -184,18 +184,18 @@ def be_patient(session: psycopg.Connection[Any], seconds: float = LONG_SECONDS) 
 def connect(
     connection: Connection, options: str = _OPTIONS, *, answer_seconds: float | None = None
 ) -> Iterator[psycopg.Connection[dict[str, Any]]]:
-    """An autocommit session.
+    """Open an autocommit session.
 
     Args:
-        connection: to what.
+        connection: the server, the database and the role.
         options: the session's ``PGOPTIONS``.
-        answer_seconds: how long the server may be silent, from the first word on; ``None``: the usual time.
+        answer_seconds: how long the server may be silent, also while connecting; ``None`` for the default.
 
     Raises:
-        ServerSilentError: it took the connection, and then did not answer in time; the session is gone.
-        PasswordMissingError: PGPASSFILE names what would be waited for without end.
+        ServerSilentError: the server accepted the connection but did not answer in time; the session is closed.
+        PasswordMissingError: PGPASSFILE names a file that libpq would wait for without end.
         PoolerError: a connection pooler answers there.
-        ServerError: another of its kinds, with the cause.
+        ServerError: any other failure, with the cause.
     """
     answer_seconds = ANSWER_SECONDS if answer_seconds is None else answer_seconds
     what = f"no connection to {connection}"
@@ -208,7 +208,7 @@ def connect(
         raise _turned_away(error, what, connection, asked, answer_seconds) from None
     try:
         with _unended(session, connection, asked, token) as session:
-            # A failure is known by its SQLSTATE; this is for the words that people are shown.
+            # Errors are recognized by SQLSTATE; English is for the messages shown to people.
             if session.info.server_version >= 150000:
                 session.execute(_ENGLISH)
             _take_any_text(session)
@@ -218,12 +218,15 @@ def connect(
 
 
 def _unended(session: _Session, connection: Connection, asked: str, token: str) -> _Session:
-    """The session, once it is a real one, and no timeout ends it: one holds a drill's lock and says nothing for hours.
+    """Return the session after checking that no pooler answers, and switching off the timeouts that could end it.
+
+    A session may hold a drill's lock and be idle for hours.
 
     Raises:
-        PoolerError, psycopg.Error: it is none; it is closed then.
+        PoolerError: a pooler answers; the session is closed.
+        psycopg.Error: the server failed; the session is closed.
     """
-    # Not as options at first: older servers know no such, and refuse the session.
+    # Not as startup options at first: older servers do not know them and would refuse the session.
     later = unended(session.info.server_version, since=1)
     try:
         try:
@@ -231,7 +234,7 @@ def _unended(session: _Session, connection: Connection, asked: str, token: str) 
             for name in read_options(later):
                 session.execute(f"SET {name} = 0".encode())
         except psycopg.OperationalError as error:
-            # One may be so short that this came too late, and that the server's word of it was lost.
+            # A timeout may be so short that the SET came too late and the server's message was lost: connect again.
             if not (later and session.broken) or isinstance(error, _SilenceError):
                 raise
             session.close()
@@ -254,11 +257,11 @@ def _opened(connection: Connection, options: str, answer_seconds: float) -> _Ses
 def _target(connection: Connection, options: str, answer_seconds: float) -> str:
     return make_conninfo(
         connection.conninfo(),
-        host=connection.host,  # psycopg itself resolves it, and does not see the environment then
+        host=connection.host,  # psycopg resolves the name itself, when the environment is no longer set
         port=connection.port,
-        # Never in this process's environment, not for a moment: a thread may start a program in it.
+        # Never in this process's environment, not even for a moment: another thread may start a program with it.
         password=connection.password.get_secret_value() if connection.password else None,
-        client_encoding="UTF8",  # some server encodings have no codec here
+        client_encoding="UTF8",  # Python has no codec for some of the server's encodings
         options=options,
         connect_timeout=_connect_seconds(answer_seconds),
     )
@@ -271,7 +274,7 @@ def _connect_seconds(answer_seconds: float) -> int:
 def _turned_away(
     error: psycopg.Error | UnicodeError, what: str, connection: Connection, options: str, answer_seconds: float
 ) -> BackupError:
-    """What it means that there is no session: in libpq's words, or else by what the server answers to one more try."""
+    """The error for a refused connection: by libpq's message, or else by the server's answer to one more attempt."""
     found = diagnose_error(error, what=what, connection=connection)
     if type(found) is not ProgramError or not SEVERITY.search(str(error)):
         return found
@@ -282,7 +285,7 @@ def _turned_away(
     if answer is LET_IN:
         return MomentaryError(
             what,
-            why="the server turned this session away, and lets the next one in: what was in the way has passed",
+            why="the server refused this session, but accepted the next one: the cause has passed",
             said=found.said,
             fix="retry",
         )
@@ -290,22 +293,23 @@ def _turned_away(
 
 
 def other_database(server: Connection, *databases: str) -> Connection:
-    """To a database that is there on every server and is neither the server's nor one of these.
+    """A connection to a database that every server has, other than the connection's own and the given ones.
 
-    Nobody can rename the one he is in; and that of a restore's server, the live one, may be gone.
+    A session cannot rename the database that it is connected to. And during a restore, the connection's own database,
+    the live one, may not exist.
     """
     return server.to("template1" if "postgres" in (server.database, *databases) else "postgres")
 
 
 def database_facts(connection: Connection) -> DatabaseFacts:
-    """What a manifest records about the source.
+    """The facts about the source that a manifest records.
 
     Raises:
-        ServerError: no connection, or it broke.
+        ServerError: the connection failed or broke.
     """
     with connect(connection) as session:
         facts = session.execute(_FACTS).fetchone()
-        assert facts is not None  # one is always connected to a database that exists
+        assert facts is not None  # the database of a session always exists
         settings = {row["role"]: tuple(map(_without_secret, row["settings"])) for row in session.execute(_SETTINGS)}
         extensions = {
             row["extname"]: row["extversion"]
@@ -326,7 +330,7 @@ def _without_secret(setting: str) -> str:
 
 
 def system_identifier(session: psycopg.Connection[dict[str, Any]]) -> str | None:
-    """What tells one cluster from another; ``None`` where the role may not see it."""
+    """The cluster's unique system identifier; ``None`` if the role may not read it."""
     try:
         row = session.execute("SELECT system_identifier::text AS id FROM pg_control_system()").fetchone()
     except psycopg.errors.InsufficientPrivilege:
@@ -335,10 +339,10 @@ def system_identifier(session: psycopg.Connection[dict[str, Any]]) -> str | None
 
 
 def effective_options(connection: Connection) -> str:
-    """How a dump by this role writes values when nobody says otherwise, as ``PGOPTIONS``.
+    """The settings, as ``PGOPTIONS``, with which a dump by this role writes values if the client sets none.
 
     Raises:
-        ServerError: no connection, or it broke.
+        ServerError: the connection failed or broke.
     """
     with connect(connection, options=f"{BUILT_IN} {unended()}") as session:
         return pg_options({row["name"]: row["setting"] for row in session.execute(_AS_IT_IS, [list(UNSET)])})
@@ -346,10 +350,10 @@ def effective_options(connection: Connection) -> str:
 
 @contextmanager
 def _only_our_environment(connection: Connection) -> Iterator[None]:
-    """For the moment of connecting, only our ``PG*`` variables are in this process's environment: libpq reads it.
+    """While connecting, keep only our own ``PG*`` variables in this process's environment, which libpq reads.
 
-    A stray ``PGHOSTADDR``, ``PGSERVICE`` or ``PGOPTIONS`` would lead the question to another server than the
-    dump, whose environment is made from nothing.
+    A stray ``PGHOSTADDR``, ``PGSERVICE`` or ``PGOPTIONS`` would lead the query to another server than the dump, whose
+    environment contains only our variables.
     """
     wanted = connection.environment()
     wanted.pop("PGPASSWORD", None)
@@ -370,10 +374,10 @@ _EFFECTIVE = "SELECT lower(name) AS name, setting FROM pg_settings WHERE lower(n
 
 
 def effective_settings(connection: Connection) -> dict[str, str]:
-    """What the settings that values may depend on are for this role, when no client says otherwise.
+    """The values, for this role, of the settings that data may depend on, if the client sets none.
 
     Raises:
-        ServerError: no connection, or it broke.
+        ServerError: the connection failed or broke.
     """
     options = f"-c search_path=pg_catalog,pg_temp {unended()}"
     with connect(connection, options=options) as session:

@@ -1,9 +1,9 @@
-"""Where PostgreSQL's programs look for shared libraries: a build that was moved does not find its own.
+"""Sets where PostgreSQL's programs look for shared libraries, because a relocated build may not find its own.
 
-Its programs may, by their own path (RUNPATH ``$ORIGIN/../lib``), and the extensions that its server loads not: they
-were told where it was built. So a program is given the folder beside its own, and what this process was given. It is
-given to the program alone: in this process, other libraries of the same names might be found that Python does not work
-with.
+The programs may find them relative to their own path (RUNPATH ``$ORIGIN/../lib``), but the extensions that the server
+loads do not: they contain the path of the build. So a program gets the library folder beside its own folder, and the
+folders that this process was given. Only the program gets them: this process might find libraries of the same name that
+Python cannot use.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ from collections.abc import Iterable, Mapping
 
 VARIABLE = "LD_LIBRARY_PATH"
 _BESIDE = ("lib", "lib64")
-#: Where the loader looks anyway.
+#: Folders that the loader searches by default.
 _STANDARD = ("/", "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/local/lib64")
 
 
 def given() -> list[str]:
-    """The folders that this process was given."""
+    """The library folders in this process's environment."""
     return [folder for folder in os.environ.get(VARIABLE, "").split(":") if os.path.isabs(folder)]
 
 
 def files() -> list[str]:
-    """The libraries in these folders, which may be anyone's: what else is there is no program's to read."""
+    """The libraries in the given folders; programs may not read the folders' other files, which may be private."""
     return sorted(path for folder in given() for path in glob.glob(f"{glob.escape(folder)}/*.so*"))
 
 
 def folders(program: str) -> list[str]:
-    """Where a program, by its path, is to look besides the system's folders."""
+    """The folders that a program should search besides the system's."""
     beside: Iterable[str] = (
         os.path.join(os.path.dirname(os.path.dirname(path)), name)
         for path in (os.path.abspath(program), os.path.realpath(program))
         for name in _BESIDE
     )
     found = (folder for folder in beside if os.path.isdir(folder) and folder not in _STANDARD)
-    # The loader splits at both, and knows no escape.
+    # The loader splits at both characters, which cannot be escaped.
     return [folder for folder in dict.fromkeys([*given(), *found]) if not {":", ";"} & {*folder}]
 
 
 def environment(program: str) -> Mapping[str, str]:
-    """The variable for a program's environment."""
+    """The variable to set in a program's environment."""
     path = ":".join(folders(program))
     return {VARIABLE: path} if path else {}

@@ -1,6 +1,7 @@
-"""Whether a dump is of what was backed up before: a pure function, with the differences in words.
+"""Decides whether a dump is of the same source as those before it: a pure function that describes the differences.
 
-A wrong host or an empty database dumps without an error, and a week of such dumps would push the real ones out.
+A wrong host or an empty database can be dumped without an error, and after a week such dumps would replace the real
+ones.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ def strangeness(
     known: tuple[str, str] | None,
     meant: Collection[str | None] = (),
 ) -> Iterator[str]:
-    """What is another source in a dump than in those before it.
+    """Yield the signs that a dump is of another source than those before it.
 
     Args:
-        witness: what the dump holds.
-        cluster: its system identifier; one that is not known makes no difference.
-        previous: name and reading of the last verified dump before it.
+        witness: the dump's contents.
+        cluster: the dump's system identifier; ``None``, if it is unknown, is no sign.
+        previous: name and contents of the last verified dump before it.
         known: name and system identifier of the last verified dump before it whose identifier is known.
-        meant: identifiers of clusters that it may be of as well.
+        meant: system identifiers of other clusters that it may be of.
     """
     if known is not None and cluster not in (None, known[1], *meant):
         yield f"it is of another cluster: system identifier {cluster}, that of {known[0]} is {known[1]}"
@@ -38,8 +39,8 @@ def strangeness(
 
 
 def _tables(witness: Witness) -> set[str]:
-    """All tables, those without data of their own among them."""
-    # TABLE schema name owner; and "TABLE DATA schema name owner", of which the table itself has an entry, too.
+    """The names of all tables, including those without data of their own."""
+    # The entries are TABLE schema name owner; a table with "TABLE DATA schema name owner" has the former, too.
     entries = (entry.split(" ") for entry in witness.contents if entry.startswith("TABLE "))
     bare = {".".join(words[1:3]) for words in entries if len(words) > 2 and words[1] not in ("DATA", "ATTACH")}
     return set(witness.rows_by_table()) | bare

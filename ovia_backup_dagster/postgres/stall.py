@@ -1,6 +1,6 @@
-"""What a server says of a client program's sessions: whether they get on, what they are at, what they wait for.
+"""Asks a server about a client program's sessions: whether they progress, what they do, what they wait for.
 
-Asked by a session of our own, and only while the program itself gives no sign of life (``watch``).
+A separate session asks, and only while the program itself shows no sign of life (``watch``).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from ovia_backup_dagster.postgres.quoting import shell_word
 from ovia_backup_dagster.postgres.session import connect
 from ovia_backup_dagster.postgres.watchdog import SessionProgress, Watch
 
-#: A server that takes longer to say how its sessions are stands still, too.
+#: A server that takes longer to answer about its sessions hangs, too.
 _ANSWER_SECONDS = 10.0
-#: Waits of a session that is not at work itself: for its client, or for a lock.
+#: Wait events of a session that is not working itself: it waits for its client or for a lock.
 _NOT_AT_WORK = ("Client", "Lock")
 _SESSIONS = """
     SELECT a.pid, coalesce(a.state, '') AS state, coalesce(a.wait_event_type, '') AS kind,
@@ -35,7 +35,7 @@ _SESSIONS = """
                FROM pg_stat_activity b WHERE b.pid = ANY (pg_blocking_pids(a.pid))) END AS holders
     FROM pg_stat_activity a {joins} WHERE a.application_name = %s ORDER BY a.pid
 """
-#: PostgreSQL 14 and later report both.
+#: PostgreSQL 14 and later report the progress of both COPY and CREATE INDEX.
 _PROGRESS = """
            c.relid::regclass::text AS "table", c.tuples_processed AS tuples,
            concat_ws(' ', c.bytes_processed, c.tuples_processed, i.phase, i.blocks_done, i.tuples_done,
@@ -54,14 +54,14 @@ _SEE = (
 def watch(
     programs: Programs, connection: Connection | None = None, *, work_counts: bool = False, retry: str = ""
 ) -> Watch:
-    """How a client program is watched.
+    """Make the watch for a client program.
 
     Args:
-        programs: say how long one may stand still.
-        connection: to the database that it works on; ``None`` for one that works on files alone.
-        work_counts: a statement that the server is at counts as progress, even if nothing tells that it gets on: the
-            making of an index or a foreign key may take hours, and is not to be lost.
-        retry: the command that does it again, for people.
+        programs: its ``stall_seconds`` limit how long a program may make no progress.
+        connection: to the database that it works on; ``None`` for a program that works only on files.
+        work_counts: whether an active statement counts as progress even without a sign of it: building an index or a
+            foreign key may take hours and must not be lost.
+        retry: the command for a retry, for messages.
     """
     seconds = programs.stall_seconds
 
@@ -85,8 +85,8 @@ def watch(
         if last is not None and last.lock:
             return waits_for_lock(LockStalledError, f"{what} was ended", last.lock, retry)
         return StalledError(
-            f"{what} stood still for {duration(timedelta(seconds=seconds))}, and was ended",
-            why=f"it received nothing, and its server got no further: {last.at}"
+            f"{what} made no progress for {duration(timedelta(seconds=seconds))}, and was ended",
+            why=f"it received nothing, and its server made no progress: {last.at}"
             if last is not None
             else "it neither ended nor used any processor time: a disk, or the network to it, may hang",
             fix=f"{_look(connection)}; {_then(retry)}",
@@ -96,7 +96,7 @@ def watch(
 
 
 def waits_for_lock(kind: type[LockTimeoutError], what: str, lock: str, retry: str = "") -> LockTimeoutError:
-    """Another session's lock is in the way, as :attr:`SessionProgress.lock` says it."""
+    """The error for a program that waits for another session's lock, described by :attr:`SessionProgress.lock`."""
     return kind(
         what,
         why=f"it waited in vain for {lock}",

@@ -1,8 +1,8 @@
-"""What a server says in another language, back into the English that the table of diagnoses knows.
+"""Translates a server's messages back into the English that the table of known messages contains.
 
-For what client programs print, and nothing else: a session is told a SQLSTATE. ``translations.json`` holds the messages
-of PostgreSQL's own catalogues that the table looks for. What is not among them stays as it is: it is asked for again in
-a session (``server_language``).
+Only the output of client programs needs this: a session receives a SQLSTATE. ``translations.json`` contains those
+messages of PostgreSQL's own catalogues that the table looks for. Any other message is left unchanged, and a session
+repeats the query (``server_language``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from functools import cache
 from importlib.resources import files
 
-#: ``FEHLER:  ``: where the server begins to speak. Two spaces, in whatever language (``fe-protocol3.c``, ``elog.c``).
+#: ``FEHLER:  ``, the beginning of the server's text, with two spaces in any language (``fe-protocol3.c``, ``elog.c``).
 SEVERITY = re.compile(r"(?<![^\s])([^\W\d_]+):  ")
 _SEVERITIES = frozenset(("ERROR", "FATAL", "PANIC", "WARNING", "NOTICE", "LOG", "INFO", "DEBUG", "DETAIL", "HINT"))
 PARTS = (
@@ -22,12 +22,12 @@ PARTS = (
     "Read-only file system",
     "no encryption",
 )
-#: In a message: ``printf``'s, with or without the number of the argument.
+#: A placeholder of ``printf`` in a message, with or without the number of the argument.
 _PLACE = re.compile(r"%(?:(\d+)\$)?(?:z|l|ll)?[sdumcxX]")
 
 
 def english(text: str) -> str:
-    """``text`` with as many lines, each message that is known in English instead.
+    """``text`` with every known message translated into English; the number of lines stays the same.
 
     Args:
         text: as a program printed it.
@@ -53,7 +53,7 @@ def english(text: str) -> str:
     return found + text[at:]
 
 
-#: How a server writes that has no encoding yet, besides as it should: the C library makes ASCII of it.
+#: How characters may appear if the server has no encoding yet: the C library converts them to ASCII.
 _WRITTEN = {
     "\n": r"\s+",
     "\N{NO-BREAK SPACE}": r"\s",
@@ -69,7 +69,7 @@ _WRITTEN = {
 
 
 class _Known:
-    """A translated message, to be found in what a program printed."""
+    """A translated message, for finding it in a program's output."""
 
     def __init__(self, said: str) -> None:
         places, literals, pattern, at = [], [], "", 0
@@ -82,7 +82,7 @@ class _Known:
         self._pattern = pattern + _literal(literals[-1]) + r"(?=\s*$)"
         self._places = places
         self.words = sum(map(len, literals))
-        #: One that is there, however the rest was written.
+        #: An ASCII part of the message, present whatever became of the other characters.
         self.word = max((word for text in literals for word in re.split(r"[^ -~]+", text)), key=len)
 
     @property
@@ -90,7 +90,7 @@ class _Known:
         return re.compile(self._pattern, re.MULTILINE)
 
     def filled(self, message: str, found: re.Match[str]) -> str:
-        """The message in English, with what was said in its places."""
+        """The message in English, with the arguments that were found."""
         words = dict(zip(self._places, found.groups(), strict=True))
         numbers = iter(range(1, len(words) + 1))
         return _PLACE.sub(lambda _: words[next(numbers)], message)
@@ -114,7 +114,7 @@ def _severities() -> dict[str, str]:
 
 @cache
 def _parts() -> list[tuple[str, re.Pattern[str]]]:
-    """What stands within messages: the operating system's words, and how one came in."""
+    """Texts within messages: errors of the operating system, and the kind of connection."""
     return [
         (part, re.compile(_literal(said_in[part])))
         for said_in in _translations().values()
@@ -131,5 +131,5 @@ def _messages() -> list[tuple[str, _Known]]:
         for message, said in said_in.items()
         if message not in _SEVERITIES and message not in PARTS
     ]
-    # What has more words of its own is the more special.
+    # A message with more text of its own is more specific.
     return sorted(found, key=lambda pair: -pair[1].words)

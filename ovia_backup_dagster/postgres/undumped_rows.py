@@ -1,7 +1,7 @@
-"""Rows that no dump has: those in an extension's tables that pg_dump does not save, though a user wrote them.
+"""Finds rows that no dump contains: rows that users wrote into an extension's tables, and that pg_dump does not save.
 
-pg_dump saves an extension as ``CREATE EXTENSION``, and of its tables only those rows that the extension names by
-``pg_extension_config_dump``. What its own script fills comes back with it; what was written since does not.
+pg_dump saves an extension as ``CREATE EXTENSION``, and from its tables only the rows that the extension registers with
+``pg_extension_config_dump``. Rows that the extension's script inserts come back with it; later rows do not.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.session import connect
 
-#: What one transaction has made bears its number: rows that the extension's script wrote bear that of its objects.
+#: Rows that the extension's script inserted have the same xmin as the extension's objects: one transaction made both.
 _TABLES = """
     SELECT e.extname AS extension, quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS name,
            u.condition, has_table_privilege(c.oid, 'SELECT') AS readable,
@@ -35,10 +35,10 @@ _SECONDS = 10
 
 
 def undumped(connection: Connection) -> list[str]:
-    """The tables of extensions that hold rows which no dump has, a line each.
+    """A line for each table of an extension that has rows which no dump contains.
 
     Raises:
-        ServerError: no connection, or it broke.
+        ServerError: the connection failed or broke.
     """
     with connect(connection) as session:
         session.execute(f"SET statement_timeout = '{_SECONDS}s'".encode())
@@ -47,19 +47,19 @@ def undumped(connection: Connection) -> list[str]:
 
 
 def undumped_or_why(connection: Connection) -> list[str]:
-    """As :func:`undumped`; what stopped it is a line, too."""
+    """Like :func:`undumped`, but an error becomes a line, too."""
     try:
         return undumped(connection)
     except BackupError as error:
-        return [f"whether extensions hold rows that no dump has is not known: {error.account}"]
+        return [f"cannot tell whether extensions hold rows that no dump contains: {error.account}"]
 
 
 def _of(session: psycopg.Connection[dict[str, Any]], table: dict[str, Any]) -> list[str]:
     name, condition = table["name"], table["condition"]
     what = f"table {name} of extension {table['extension']}"
     if not table["readable"]:
-        return [] if condition else [f"{what} may hold rows that no dump has: this role may not read it"]
-    # pg_dump runs the same condition; who installs an extension on the server decides it.
+        return [] if condition else [f"{what} may hold rows that no dump contains: this role may not read it"]
+    # The condition is trusted: pg_dump runs it, too, and the extension's author wrote it.
     rest = f" AND ctid NOT IN (SELECT ctid FROM ONLY {name} {condition})" if condition else ""  # noqa: S608
     query = _ROWS.format(name.replace("%", "%%"), rest.replace("%", "%%"), _MOST)
     try:
@@ -67,9 +67,9 @@ def _of(session: psycopg.Connection[dict[str, Any]], table: dict[str, Any]) -> l
     except psycopg.Error as error:
         if session.broken:
             raise
-        return [f"{what} may hold rows that no dump has: it could not be looked through ({error.sqlstate})"]
+        return [f"{what} may hold rows that no dump contains: it could not be searched ({error.sqlstate})"]
     number = row["number"] if row else 0
     if not number:
         return []
-    why = "its own filter leaves them out" if condition else "it is not among those that the extension has saved"
+    why = "its own filter leaves them out" if condition else "the extension does not register it for dumps"
     return [f"{what}: {number:,} rows that did not come with it are in no dump: {why} (pg_extension_config_dump)"]

@@ -1,8 +1,8 @@
-"""Verifies a backup: is the file what was written, does all of it decode, does it hold what it should?
+"""Verifies a backup: is the file what was written, does all of it decode, does it contain what it should?
 
 The order matters: the hash is checked before any client program opens the file. The outcome goes into the
-verified sidecar. A verdict is about the backup; when it cannot be reached (no pg_restore, a disk that does
-not read) an error is raised and nothing is recorded.
+verified sidecar. A verdict is about the backup. If none can be reached (pg_restore is missing, the disk cannot
+be read), an error is raised and nothing is recorded.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ from ovia_backup_dagster.postgres.programs import Programs
 from ovia_backup_dagster.postgres.secrets import Secrets
 from ovia_backup_dagster.postgres.source_change import strangeness
 
-#: How long the last dump before a loss of rows, or of another source, is kept, unless a person says that it was meant.
+#: How long the last dump before a loss of rows, or before a dump of another source, is held, unless a person accepts
+#: the change.
 HOLD = timedelta(days=30)
 
 Log = Callable[[str], None]
@@ -56,10 +57,10 @@ class Verified:
     """The outcome of one verification.
 
     Attributes:
-        backup: as it is now, with its new judgement.
+        backup: the backup as it is now, with its new judgement.
         judgement: good or bad, and the findings.
-        witness: what the archive holds; ``None`` when it could not be decoded.
-        previous: the verified backup before it, which rows are compared with.
+        witness: the archive's contents; ``None`` if it could not be decoded.
+        previous: the verified backup before it, with which its rows are compared.
     """
 
     backup: Backup
@@ -70,14 +71,14 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class Verifier:
-    """All that verification depends on.
+    """Everything that verification depends on.
 
     Attributes:
-        catalog: where the backups are.
-        programs: pg_restore is used.
-        expectations: what a backup must hold.
-        secrets: what parses an archive finds none of them in our environment.
-        went_live_on: the system identifier of the cluster that the last restore went live on, if there was one.
+        catalog: the backups on the volume.
+        programs: for pg_restore.
+        expectations: what a backup must contain.
+        secrets: are removed from our environment before a program parses an archive.
+        went_live_on: returns the system identifier of the cluster on which the last restore went live, if there is one.
     """
 
     catalog: Catalog
@@ -87,12 +88,12 @@ class Verifier:
     went_live_on: Callable[[], str | None] = lambda: None
 
     def verify(self, backup: Backup, *, run_id: str | None = None, log: Log) -> Verified:
-        """Read all of one backup, judge it, and write the judgement down beside it.
+        """Read one backup completely, judge it, and record the judgement beside it.
 
-        A file outside the volume is judged, and nothing is written.
+        For a file outside the volume, nothing is recorded.
 
         Raises:
-            NotVerifiedError: it may still be being written, or changed while it was read.
+            NotVerifiedError: the backup may still be being written, or changed while it was read.
             BackupError: no verdict could be reached.
         """
         return self._verify(backup, self.expectations, run_id, log)
@@ -100,10 +101,11 @@ class Verifier:
     def verify_unverified(
         self, *, besides: Backup | None = None, run_id: str | None = None, log: Log
     ) -> list[Verified]:
-        """Verify, oldest first, each settled backup that has no verdict yet: the old script's, on first sight.
+        """Verify, oldest first, each settled backup without a verdict: the old script's when they are first seen.
 
-        What is expected of today's database is not asked of a dump without a manifest, which may be older than a
-        table. ``besides`` is left out. One that no verdict can be reached on is said so, and stays unverified.
+        The expectations for today's database do not apply to a dump without a manifest, which may be older than a
+        table. ``besides`` is left out. If no verdict can be reached on a backup, that is logged and it stays
+        unverified.
         """
         outcomes = []
         for backup in reversed(self.catalog.backups()):
@@ -117,17 +119,17 @@ class Verifier:
         return outcomes
 
     def accept(self, backup: Backup, *, by: str, run_id: str | None = None, log: Log) -> Verified:
-        """Say that a backup is of another source than those before it, and that this is meant; judge it again.
+        """Accept a backup of another source than those before it, and judge it again.
 
-        It is what later ones are compared with, from then on, and nothing is held any more because of it. Where it is
-        not of another source, nothing is written but a verdict.
+        From then on, later backups are compared with it, and the holds that it caused are released. If it is not of
+        another source, only a verdict is recorded.
 
         Args:
-            by: who says so.
+            by: the person who accepts it.
 
         Raises:
             BackupNotFoundError: it is not on the volume.
-            NotVerifiedError, BackupError: as of :meth:`verify`.
+            NotVerifiedError, BackupError: as for :meth:`verify`.
         """
         catalog = self.catalog
         if not catalog.holds(backup):
@@ -180,7 +182,7 @@ class Verifier:
                 findings = judge(witness, expectations=expectations, manifest=manifest, previous=before)
                 findings += self._other_source(backup, witness, before)
                 if backup.manifest_trouble:
-                    # What pg_dump warned of stood there.
+                    # The manifest recorded pg_dump's warnings.
                     findings += (Finding(check=Check.NO_WARNINGS, text=backup.manifest_trouble),)
         judgement = Judgement(
             covered=Covered(archive_sha256=sha256, manifest_sha256=backup.manifest_sha256),
@@ -218,7 +220,7 @@ class Verifier:
             return record_judgement(catalog, now, judgement, witness if judgement.good else None)
 
     def _check_file(self, backup: Backup, log: Log) -> tuple[tuple[Finding, ...], Manifest | None, str | None]:
-        # A newer program's raises: that says nothing about the archive.
+        # Raises for a manifest of a newer release, which says nothing about the archive.
         manifest = backup.manifest
         first = backup.verification.judgements[0] if backup.verification else None
         if manifest is not None:
@@ -241,19 +243,19 @@ class Verifier:
         return altered, manifest, found
 
     def altered_files(self, backup: Backup) -> tuple[str, ...]:
-        """What is wrong with the files that were made with a backup's archive; on the volume all must be there."""
+        """Alterations of the files that were made with a backup's archive; on the volume, none may be missing."""
         return backup.altered_files(complete=self.catalog.holds(backup))
 
     def _other_source(
         self, backup: Backup, witness: Witness, previous: tuple[str, Witness] | None
     ) -> tuple[Finding, ...]:
-        """Whether it is of what was backed up before it; what was verified or accepted once, is."""
-        # One from elsewhere was named by a person, who knows what it is of.
+        """Findings that it is of another source than those before it; none if it was ever verified or accepted."""
+        # A person named a file outside the volume, and knows its source.
         if not self.catalog.holds(backup) or backup.acceptance is not None or backup.once_verified:
             return ()
         known = self.catalog.identified_before(backup, datetime.now(UTC))
         meant = None
-        with contextlib.suppress(BackupError):  # a record that cannot be read is no word
+        with contextlib.suppress(BackupError):  # an unreadable record is ignored
             meant = self.went_live_on()
         texts = strangeness(
             witness,
@@ -265,20 +267,20 @@ class Verifier:
         return tuple(Finding(check=Check.SOURCE, text=text) for text in texts)
 
     def _hold_against(self, previous: Backup, backup: Backup, judgement: Judgement) -> None:
-        """Keep the last verified dump before one of another source, unless it is kept already or was released."""
+        """Hold the last verified dump before one of another source, unless it is held already or was released."""
         try:
             hold = previous.hold
         except VolumeError:
-            return  # one that cannot be read holds
+            return  # a hold that cannot be read is in force
         now = judgement.at
         if hold is None or (hold.cause is HoldCause.LOST_ROWS and not hold.in_force(now)):
             reason = f"the last before {backup}, which is of another source: {'; '.join(judgement.strange)}"
             record_hold(self.catalog, previous, Hold(until=now + HOLD, cause=HoldCause.OTHER_SOURCE, reason=reason))
 
     def _hold(self, previous: Backup, witness: Witness, backup: Backup, now: datetime) -> None:
-        """Keep the dump before a loss of rows, unless one from before an earlier loss of the same is kept already.
+        """Hold the dump before a loss of rows, unless one from before an earlier loss in the same table is held.
 
-        A table that is emptied every other day would otherwise hold half of all dumps.
+        Otherwise a table that is emptied every other day would keep half of all dumps.
         """
         if previous.witness is None or self._has_hold(previous, now):
             return
@@ -293,9 +295,9 @@ class Verifier:
 
     @staticmethod
     def _has_hold(backup: Backup, now: datetime) -> bool:
-        """Whether it is held, or was because rows were lost: once is enough."""
+        """Whether the backup is held, or ever was because of lost rows, which is not repeated."""
         try:
             hold = backup.hold
         except VolumeError:
-            return True  # one that cannot be read holds
+            return True  # a hold that cannot be read is in force
         return hold is not None and (hold.cause is HoldCause.LOST_ROWS or hold.in_force(now))

@@ -1,9 +1,9 @@
-"""PostgreSQL's releases: the majors, which may dump which, and the minors that mend known vulnerabilities.
+"""PostgreSQL's releases: the major versions, which may dump which, and the minors that fix known vulnerabilities.
 
-Of vulnerabilities only what a dump, its reading back and a restore meet: pg_dump, pg_restore, psql and libpq. Kept by
-hand, with the day of the last look; a newer program is never called old. For a new major look at the newest
-archive format in ``core.archive_header`` as well, at new settings in ``session_settings``, and whether the messages in
-``known_messages`` read as before.
+The list contains only vulnerabilities that affect a dump, its verification or a restore: those of pg_dump, pg_restore,
+psql and libpq. It is maintained by hand, with the date of the last update; a program newer than the list is never
+reported as old. When you add a major version, also check the newest archive format in ``core.archive_header``, new
+settings for ``session_settings``, and whether the messages in ``known_messages`` are unchanged.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from datetime import date, timedelta
 #: When the list was last compared with https://www.postgresql.org/support/security/ (or, as on this day, with the same
 #: in the CVE records that PostgreSQL publishes: https://github.com/CVEProject/cvelistV5).
 AS_OF = date(2026, 11, 29)
-#: PostgreSQL has a release with repairs each quarter: an older list lacks one.
+#: PostgreSQL publishes fixes each quarter, so an older list lacks a release.
 MAX_AGE = timedelta(days=90)
 
 
-#: The major that is promised: all tests run with it. The others are understood, where their programs are at hand.
+#: The supported major version: all tests run with it. Other majors work if their client programs are installed.
 PROMISED = 16
 
 
@@ -51,16 +51,16 @@ MAJORS = {
 
 
 def may_dump(client: int, server: int) -> bool:
-    """Whether a major of pg_dump dumps a server: one of its own alone.
+    """Whether a major version of pg_dump may dump a server: only one of the same major version.
 
-    pg_dump would dump earlier ones as well. Such a dump restores to pg_dump's major and not to the server it is of: on
-    the day, it could not come back.
+    pg_dump can dump older servers, too. But such a dump restores into pg_dump's major version, and not into the
+    server that it was taken from: in an emergency, it could not be restored there.
     """
     return client == server
 
 
 def is_without_repairs(major: int, today: date) -> bool:
-    """Whether a major gets no further releases, so that what is found in it is never fixed."""
+    """Whether a major gets no further releases, so that new vulnerabilities in it are never fixed."""
     return major in MAJORS and MAJORS[major].last_release < today
 
 
@@ -72,8 +72,8 @@ class Vulnerability:
         cve: its number.
         what: what an attacker gains, in a few words.
         fixed: major -> the first minor without it.
-        executes: whether the attacker's code runs as the user of pg_dump or pg_restore, where we run them. What psql
-            alone would do is no such: we give it no dump.
+        executes: whether the attacker's code runs as the user of pg_dump or pg_restore, which this system runs. Code in
+            psql does not count: this system gives psql no dump.
     """
 
     cve: str
@@ -92,7 +92,7 @@ VULNERABILITIES = (
     ),
     Vulnerability(
         "CVE-2026-19385",
-        "who may create functions can run code as the user who runs pg_dump",
+        "a role that may create functions can run code as the user who runs pg_dump",
         {18: 6, 17: 11, 16: 15, 15: 19, 14: 24},
         executes=True,
     ),
@@ -103,7 +103,7 @@ VULNERABILITIES = (
     ),
     Vulnerability(
         "CVE-2026-6464",
-        "after an error that a server brings about, psql takes the rows of a plain dump for commands",
+        "after an error that a server provokes, psql executes the rows of a plain dump as commands",
         {18: 6, 17: 11, 16: 15, 15: 19, 14: 24},
     ),
     Vulnerability(
@@ -127,18 +127,20 @@ VULNERABILITIES = (
     Vulnerability(
         "CVE-2024-10977", "a man in the middle can put words into libpq's errors", {17: 1, 16: 5, 15: 9, 14: 14}
     ),
-    Vulnerability("CVE-2024-7348", "who may create tables can run SQL as the role that dumps", {16: 4, 15: 8, 14: 13}),
+    Vulnerability(
+        "CVE-2024-7348", "a role that may create tables can run SQL as the role that dumps", {16: 4, 15: 8, 14: 13}
+    ),
 )
 
 
 def parse_release(version: str) -> tuple[int, int] | None:
-    """``16.15 (Debian 16.15-1)`` -> (16, 15); ``None`` for what is no release (``17beta1``)."""
+    """``16.15 (Debian 16.15-1)`` -> (16, 15); ``None`` for versions that are not releases (``17beta1``)."""
     match = re.match(r"(\d+)\.(\d+)", version)
     return (int(match[1]), int(match[2])) if match else None
 
 
 def known_vulnerabilities(version: str) -> tuple[Vulnerability, ...]:
-    """Those that a client program of this version has; none for a version that is not understood."""
+    """The vulnerabilities of a client program of this version; none for a version that cannot be parsed."""
     parsed = parse_release(version)
     if parsed is None:
         return ()
@@ -147,5 +149,5 @@ def known_vulnerabilities(version: str) -> tuple[Vulnerability, ...]:
 
 
 def newest_minor(major: int) -> int:
-    """The newest minor release of a major that the list knows of; 0 for a major that it does not know."""
+    """The newest minor release of a major version in the list; 0 if the list does not have that major."""
     return max((v.fixed.get(major, 0) for v in VULNERABILITIES), default=0)

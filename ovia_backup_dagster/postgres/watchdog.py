@@ -1,8 +1,8 @@
-"""Ends a client program that stands still: it neither ends nor works, and its server reports no progress either.
+"""Ends a client program that hangs: it neither ends nor works, and its server reports no progress, either.
 
-Any sign of life counts: processor time of the program or of what it has started (who receives or compresses uses some),
-a file that grows, and, asked only while there is neither, whatever changes in what the server says of its sessions
-(``stall``). So a dump that is slow is left alone, and one that receives nothing is not.
+Any sign of life counts: processor time of the program or its children, which receiving and compressing use; and, asked
+only if there is none, any change in what the server reports about the program's sessions (``stall``). So a slow dump is
+left alone, and one that receives nothing is ended.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _POLL_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class SessionProgress:
-    """What a server says of a program's sessions.
+    """What a server reports about a program's sessions.
 
     Attributes:
-        mark: another one than the last means that they got on.
-        at: what they were last seen at, for people.
-        lock: what they wait for, and who holds it; empty when it is no lock.
+        mark: a value that changes when they make progress.
+        at: what they were last seen doing, for messages.
+        lock: the lock that they wait for, with its holder; empty if they wait for none.
     """
 
     mark: object
@@ -36,12 +36,12 @@ class SessionProgress:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """How a program is watched.
+    """How to watch a program.
 
     Attributes:
-        seconds: for how long it may stand still.
-        ask: what its server says of the sessions of that application name; ``None`` for a program without a server.
-        failed: the error for the program's name and what its server said last.
+        seconds: how long it may make no progress.
+        ask: asks its server about the sessions with an application name; ``None`` for a program without a server.
+        failed: makes the error from the program's name and the server's last answer.
     """
 
     seconds: float
@@ -53,8 +53,8 @@ class Watchdog(threading.Thread):
     """Watches one program until :meth:`over`.
 
     Attributes:
-        error: why it is being ended; ``None`` when it is not.
-        last: what the server said last, if it was asked.
+        error: why the watchdog is ending it; ``None`` if it is not.
+        last: the server's last answer, if it was asked.
     """
 
     def __init__(self, pid: int, program: str, application: str, watch: Watch, end: Callable[[], bool]) -> None:
@@ -65,10 +65,10 @@ class Watchdog(threading.Thread):
         self._watch, self._end, self._over = watch, end, threading.Event()
 
     def over(self) -> BackupError | None:
-        """The program has ended, or is no longer of interest; returns why, if this has ended it."""
+        """Stop watching; return the error if the watchdog has ended the program."""
         self._over.set()
         if self.error is not None:
-            self.join()  # else not waited for: it may be asking a server
+            self.join()  # otherwise do not wait: the thread may be asking a server
         return self.error
 
     def run(self) -> None:
@@ -86,7 +86,7 @@ class Watchdog(threading.Thread):
                     alive = time.monotonic()
             if time.monotonic() - max(alive, began) < watch.seconds or self._over.is_set():
                 continue
-            # Before it ends: who reads from it sees its end at once.
+            # Set the error before the program ends, because the reader of its output notices the end at once.
             self.error = watch.failed(self._program, self.last)
             if not self._end():
                 self.error = None
@@ -94,7 +94,7 @@ class Watchdog(threading.Thread):
 
 
 def _used(pid: int) -> Sequence[tuple[int, int]]:
-    """Processor time of a process and its descendants. What cannot be looked at is taken for alive."""
+    """Processor time of a process and its descendants. A process that cannot be examined counts as alive."""
     found, pids = [], [pid]
     for each in pids:
         with contextlib.suppress(OSError, ValueError, IndexError):
@@ -106,7 +106,7 @@ def _used(pid: int) -> Sequence[tuple[int, int]]:
 
 
 def _time(process: Path) -> int:
-    """In nanoseconds; where the kernel does not count them, in its ticks, mostly hundredths of a second."""
+    """A process's time in nanoseconds; if the kernel does not count them, in ticks, mostly of 10 ms."""
     try:
         return int((process / "schedstat").read_text().split()[0])
     except FileNotFoundError:

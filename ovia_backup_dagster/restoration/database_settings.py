@@ -225,7 +225,7 @@ def _read(session: psycopg.Connection[dict[str, Any]], server: Connection, datab
         raise DatabaseMissingError(
             f"there is no {server.to(database)}",
             why="it was dropped or renamed meanwhile",
-            fix=f"see what there is: psql -h {shell_word(server.host)} -p {server.port} -l",
+            fix=f"list the databases: psql -h {shell_word(server.host)} -p {server.port} -l",
         )
     return Properties(
         **row,

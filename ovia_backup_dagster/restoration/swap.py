@@ -197,7 +197,7 @@ def obstacles(server: Connection, database: str, *, mode_needs_swap: bool = True
             refuse(
                 f"role {acting} may not make or rename a database{instead}",
                 "it has not CREATEDB",
-                f"as a superuser: ALTER ROLE {me} CREATEDB; or name a role that may: RESTORE_POSTGRES_USER",
+                f"as a superuser: ALTER ROLE {me} CREATEDB; or set RESTORE_POSTGRES_USER to a role that may",
             )
         row = session.execute(_DATABASE, [database]).fetchone()
         if row is None:
@@ -431,7 +431,7 @@ def _missing(server: Connection, database: str) -> DatabaseMissingError:
     return DatabaseMissingError(
         f"there is no {server.to(database)} any more",
         why="it was dropped, renamed or replaced meanwhile",
-        fix=f"see what there is: psql -h {shell_word(server.host)} -p {server.port} -l",
+        fix=f"list the databases: psql -h {shell_word(server.host)} -p {server.port} -l",
     )
 
 

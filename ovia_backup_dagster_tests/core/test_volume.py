@@ -98,7 +98,7 @@ def written(root: Path) -> Callable[[], object]:
 @provokes(
     errno.ENOSPC,
     error=errors.DiskFullError,
-    why="the backup volume is full: it is too small, or something else fills it",
+    why="the backup volume is full: it is too small, or something else is filling it",
     fix="df -h $BACKUP_DIR; ovia-backup prune --dry-run; or enlarge the volume",
 )
 def a_full_volume(folder: Path) -> BackupError:
@@ -138,7 +138,7 @@ def a_volume_that_is_mounted_read_only(folder: Path) -> BackupError:
 @provokes(
     errno.EIO,
     error=errors.DiskFailingError,
-    why="the disk, or the network to it, fails",
+    why="the disk, or the network to it, is failing",
     fix="dmesg | tail; then copy the backups elsewhere",
 )
 def a_disk_that_does_not_read_any_more(folder: Path) -> BackupError:
@@ -154,7 +154,7 @@ def a_disk_that_does_not_read_any_more(folder: Path) -> BackupError:
 @provokes(
     errno.EUCLEAN,
     error=errors.DiskFailingError,
-    why="the disk, or the network to it, fails",
+    why="the disk, or the network to it, is failing",
     fix="dmesg | tail; then copy the backups elsewhere",
 )
 def a_file_whose_inode_is_damaged(folder: Path) -> BackupError:
@@ -170,7 +170,7 @@ def a_file_whose_inode_is_damaged(folder: Path) -> BackupError:
 @provokes(
     errno.EBADMSG,
     error=errors.DiskFailingError,
-    why="the disk, or the network to it, fails",
+    why="the disk, or the network to it, is failing",
     fix="dmesg | tail; then copy the backups elsewhere",
 )
 def a_folder_whose_checksum_does_not_match(folder: Path) -> BackupError:

@@ -653,7 +653,7 @@ def test_a_lock_that_is_released_between_tries(location: Location) -> None:
         ({"POSTGRES_DB": "no_such_database"}, 'database "no_such_database" does not exist'),
         ({"POSTGRES_USER": "nobody_of_that_name"}, 'role "nobody_of_that_name" does not exist'),
         ({"PG_BIN_DIR": "/nonexistent"}, "was not found in PG_BIN_DIR=/nonexistent"),
-        ({"BACKUP_COMPRESSION": "zstd:3"}, "compression zstd:3 is not possible here"),
+        ({"BACKUP_COMPRESSION": "zstd:3"}, "compression zstd:3 is not available here"),
         ({"POSTGRES_PASSWORD_FILE": "/nonexistent/file"}, "POSTGRES_PASSWORD_FILE=/nonexistent/file cannot be read"),
     ],
 )
@@ -693,10 +693,10 @@ def test_a_failure_shows_its_parts(new_location: NewLocation) -> None:
     shown = {name: value.value for name, value in data.metadata.items()}
     assert shown["kind"] == "DatabaseMissingError"
     assert str(shown["what"]).startswith("no connection to database no_such_database")
-    assert shown["why"] == "POSTGRES_DB is wrong, or it was dropped or renamed"
+    assert shown["why"] == "POSTGRES_DB is wrong, or the database was dropped or renamed"
     assert "does not exist" in str(shown["said"])
     assert shown["next"] == (
-        f"see what there is: psql -h {location.settings.postgres_host} -p {location.settings.postgres_port} "
+        f"list the databases: psql -h {location.settings.postgres_host} -p {location.settings.postgres_port} "
         "-U postgres -l; check POSTGRES_DB=no_such_database"
     )
 

@@ -55,7 +55,7 @@ def full_volume(_: Connection, __: PortCluster, volume: Path) -> Iterator[dict[s
     [
         (wrong_password, "the password here is not the server's"),
         (missing_right, "GRANT pg_read_all_data TO"),
-        (missing_database, "POSTGRES_DB is wrong, or it was dropped or renamed"),
+        (missing_database, "POSTGRES_DB is wrong, or the database was dropped or renamed"),
         (full_volume, "the backup volume is full"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

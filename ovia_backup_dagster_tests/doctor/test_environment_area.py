@@ -268,7 +268,7 @@ def test_a_compression_that_was_asked_for(bin_dir: Path, wanted: str) -> None:
 
 
 def test_a_compression_that_is_not_possible(bin_dir: Path) -> None:
-    line = the(programs_of(bin_dir, BACKUP_COMPRESSION="zstd:9"), "compression zstd:9 is not possible here")
+    line = the(programs_of(bin_dir, BACKUP_COMPRESSION="zstd:9"), "compression zstd:9 is not available here")
     assert (line.level, "BACKUP_COMPRESSION=auto" in line.fix) == (Severity.FAIL, True)
 
 

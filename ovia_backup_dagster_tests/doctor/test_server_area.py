@@ -346,7 +346,7 @@ def test_a_look_changes_nothing_in_the_database(database: Connection, bin_dir: P
         began = session.execute("SELECT pg_current_xact_id()::text::bigint").fetchone()
         lines = list(examination.everything(system_of(to, volume, bin_dir)))
         ended = session.execute("SELECT pg_current_xact_id()::text::bigint").fetchone()
-    the(lines, "cannot be read (new ones will need it again")
+    the(lines, "cannot be read (new ones will need the same grant")
     # No transaction between the two wrote anything.
     assert began is not None
     assert ended == (began[0] + 1,)

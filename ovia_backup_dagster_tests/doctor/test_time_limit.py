@@ -89,7 +89,7 @@ def test_programs_that_hang_are_told_and_ended(
     began = time.monotonic()
     lines = list(examination.everything(system_of(server.connection(), volume, hung)))
     assert time.monotonic() - began < 20
-    assert "neither ended nor did anything" in the(lines, "does not say what it is").text
+    assert "neither ended nor did anything" in the(lines, "does not answer").text
     assert "sleep" not in children_of(os.getpid()).values()
 
 

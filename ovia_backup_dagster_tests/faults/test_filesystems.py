@@ -106,11 +106,11 @@ def test_a_volume_without_locks_is_listed_and_restored_from(cli: Cli, catalog: C
 def test_a_disk_that_fails_is_not_taken_for_one_that_cannot(cli: Cli, catalog: Catalog) -> None:
     done = cli("dump", LACKING_FSYNC=str(errno.EIO))
     assert done.returncode == 1
-    assert "the disk, or the network to it, fails" in done.stderr
+    assert "the disk, or the network to it, is failing" in done.stderr
     assert not catalog.backups()
     # Whose dump fails does not read "nothing" as what to do.
     failing = lines_of(cli, "fail", LACKING_FSYNC=str(errno.EIO))
-    assert any("the disk, or the network to it, fails (Input/output error)" in line for line in failing)
+    assert any("the disk, or the network to it, is failing (Input/output error)" in line for line in failing)
     assert not any("when it is asked to" in line for line in lines_of(cli, "warn", LACKING_FSYNC=str(errno.EIO)))
 
 

@@ -115,7 +115,7 @@ def test_a_dump_that_found_no_room_is_told_so(new_database: NewDatabase, program
                     refusals.append(str(error))
             for path in (*(root / "daily").iterdir(), root / ".reserve"):
                 path.unlink(missing_ok=True)
-    assert any("wrote no whole archive" in refusal for refusal in refusals), refusals
+    assert any("wrote an incomplete archive" in refusal for refusal in refusals), refusals
     assert all("df -h $BACKUP_DIR" in refusal for refusal in refusals)
 
 
@@ -175,7 +175,7 @@ def test_a_dump_that_is_no_archive_is_not_published(
     root = tmp_path / "volume"
     with writing(bin_dir, tmp_path, "*--no-sync*", content) as programs, pytest.raises(errors.ProgramError) as caught:
         Dumper(Catalog(root, database.database), database, programs).dump(log=quiet)
-    assert "wrote no whole archive" in caught.value.what
+    assert "wrote an incomplete archive" in caught.value.what
     assert leftovers(root) == []
     assert not [name for name in files(root) if name.endswith(".dump")]
 

@@ -228,7 +228,7 @@ def test_an_archive_of_a_newer_format_is_no_damage(dumper: Dumper, programs: Pro
 #: Content made from a whole archive -> what is said of it; each cause of the table is among them.
 DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "empty": (lambda _: b"", "the file is empty: the dump failed before it began"),
-    "three bytes": (lambda whole: whole[:3], "the file is truncated: the dump or the copying of it was broken off"),
+    "three bytes": (lambda whole: whole[:3], "the file is truncated: the dump, or a copy of it, was interrupted"),
     "cut in the header": (lambda whole: whole[:20], "the file is truncated"),
     "cut in the contents list": (lambda whole: whole[:400], "the file is truncated"),
     "cut in the data": (lambda whole: whole[: len(whole) // 2], "the file is truncated"),
@@ -236,7 +236,7 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "plain SQL": (lambda _: b"--\n-- PostgreSQL database dump\n--\n\nSET x = 1;\n", "it is a plain SQL dump"),
     "text": (
         lambda _: b"not an archive at all\n" * 50,
-        "the file is not an archive: overwritten, or another program's",
+        "the file is not an archive: it was overwritten, or another program wrote it",
     ),
     "zeros": (lambda _: b"\0" * 9999, "the file is not an archive"),
     "compressed once more": (gzip.compress, "the file is not an archive"),

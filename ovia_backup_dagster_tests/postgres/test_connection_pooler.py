@@ -31,7 +31,7 @@ PLAIN, IGNORING = "extra_float_digits", "extra_float_digits,options"
 def refused(connection: Connection) -> str:
     with pytest.raises(PoolerError) as caught, connect(connection) as session:
         session.execute("SELECT 1")
-    assert "set POSTGRES_HOST, and the port, to the server itself" in caught.value.fix
+    assert "set POSTGRES_HOST and the port to those of the server itself" in caught.value.fix
     assert not caught.value.transient
     return caught.value.why
 
@@ -76,14 +76,14 @@ def test_a_pooler_whose_sessions_take_turns(server: PortCluster) -> None:
                 until(lambda: session.execute("SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep'").fetchall())
             other.execute("SELECT 1")  # by a second session, which the pooler keeps
             sleeping.result()
-        assert "answered by another process" in refused(connection)
+        assert "different server processes answer" in refused(connection)
 
 
 @pytest.mark.usefixtures("_unknown_process")
 def test_a_pooler_that_resets_after_each_transaction(server: PortCluster) -> None:
     resets = "server_reset_query = RESET ALL\nserver_reset_query_always = 1\ndefault_pool_size = 1"
     with pgbouncer(server.port, mode="statement", ignored=IGNORING, connect=AS_ASKED, more=resets) as connection:
-        assert "forgotten after the transaction" in refused(connection)
+        assert "settings are lost after the transaction" in refused(connection)
 
 
 def test_the_server_itself_is_not_taken_for_one(server: PortCluster) -> None:

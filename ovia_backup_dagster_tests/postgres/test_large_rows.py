@@ -54,8 +54,8 @@ def test_a_field_that_no_dump_can_hold_is_no_damage(site: Connection, tmp_path: 
         Dumper(catalog, site, Programs(bin_dir)).dump(log=quiet)
     error = raised.value
     assert error.why == (
-        '1 row of table public."Big one" holds more than pg_dump can read, the most in column "a file": the text '
-        "of a row must be under 1 GB, in which a bytea takes two bytes for each"
+        '1 row of table public."Big one" holds more than pg_dump can read, most of it in column "a file": the text '
+        "of a row must be under 1 GB, in which each byte of a bytea takes two"
     )
     assert "invalid memory alloc request size" in error.said
     assert "failing" not in str(error)

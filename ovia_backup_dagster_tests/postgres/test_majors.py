@@ -100,7 +100,7 @@ def test_a_server_of_another_major_is_refused(
     with pytest.raises(errors.VersionMismatchError) as refused:
         dumper.dump(log=quiet)
 
-    assert refused.value.what.startswith(f"pg_dump {client} is not the version for database postgres at ")
+    assert refused.value.what.startswith(f"pg_dump {client} is the wrong version for database postgres at ")
     assert f"the server is PostgreSQL {server} ({server}." in refused.value.why
     assert f"use PostgreSQL {server}'s client programs" in refused.value.fix
     assert there.catalog.backups() == []
@@ -184,7 +184,7 @@ def test_pg_dump_15_is_told_a_compression_in_its_own_spelling(
 def test_what_pg_dump_15_cannot_do_is_said(wanted: str, why: str) -> None:
     with pytest.raises(errors.CompressionUnsupportedError) as refused:
         Programs(bin_of(15)).choose_compression(wanted)
-    assert (refused.value.what, refused.value.why) == (f"compression {wanted} is not possible here", why)
+    assert (refused.value.what, refused.value.why) == (f"compression {wanted} is not available here", why)
 
 
 def test_pg_restore_15_is_asked_in_its_own_format() -> None:

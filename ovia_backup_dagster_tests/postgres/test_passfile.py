@@ -92,9 +92,9 @@ def test_others_may_read_it(server: PortCluster, tmp_path: Path, mode: int) -> N
 
 def test_it_is_not_there_or_no_file(server: PortCluster, tmp_path: Path) -> None:
     assert "cannot be read: No such file" in refused(through(server, tmp_path / "gone")).why
-    assert "is no regular file" in refused(through(server, tmp_path)).why
+    assert "is not a regular file" in refused(through(server, tmp_path)).why
     os.mkfifo(tmp_path / "fifo", 0o600)
-    assert "is no regular file" in refused(through(server, tmp_path / "fifo")).why
+    assert "is not a regular file" in refused(through(server, tmp_path / "fifo")).why
 
 
 def test_a_wrong_password_from_it_names_it(server: PortCluster, tmp_path: Path) -> None:

@@ -267,6 +267,6 @@ def test_rows_of_extensions_that_no_dump_has_are_named(pair: Pair, tmp_path: Pat
         weak = undumped(replace(source, user="weak"))
         assert are_named(weak[:1]) is False
         assert [line for line in weak if "filled" in line or "unsaved" in line] == [
-            f"table public.{name} of extension ovia_conf may hold rows that no dump has: this role may not read it"
+            f"table public.{name} of extension ovia_conf may hold rows that no dump contains: this role may not read it"
             for name in ("filled", "unsaved")
         ]

@@ -574,7 +574,7 @@ def test_a_file_that_is_no_whole_archive_is_refused(site: Site, damage: str) -> 
         ("truncated", "is damaged: the file is truncated"),
         ("empty", "is damaged: the file is empty"),
         ("plain", "is damaged: the file is not an archive"),
-        ("newer", "a newer pg_dump wrote it than this pg_restore can read"),
+        ("newer", "it was written by a newer pg_dump than this pg_restore can read"),
         ("folder", "is a folder, and no backup"),
     ],
 )

@@ -292,7 +292,7 @@ def nobody_answers(scene: Scene) -> Outcome:
 @provokes(
     "Network is unreachable",
     error=errors.ServerUnreachableError,
-    why="a network or firewall is in the way",
+    why="the network or a firewall blocks the way",
     fix="pg_isready -h {host} -p {port};",
     transient=True,
 )
@@ -350,7 +350,7 @@ def no_password(scene: Scene) -> Outcome:
 @provokes(
     "password authentication failed",
     error=errors.AuthenticationError,
-    why="the password here is not the server's (was it changed there, has it expired?)",
+    why="the password here is not the server's (changed there, or expired)",
     fix="compare POSTGRES_USER={user} and PGPASSWORD, POSTGRES_PASSWORD or POSTGRES_PASSWORD_FILE with the server's",
 )
 def a_wrong_password(scene: Scene) -> Outcome:
@@ -360,7 +360,7 @@ def a_wrong_password(scene: Scene) -> Outcome:
 @provokes(
     "no pg_hba\\.conf entry",
     error=errors.AccessRefusedError,
-    why="the server's pg_hba.conf lets this role not in from here",
+    why="the server's pg_hba.conf does not let this role connect from here",
     fix="add a line for {user}, then: SELECT pg_reload_conf()",
 )
 def a_role_without_a_rule(scene: Scene) -> Outcome:
@@ -370,7 +370,7 @@ def a_role_without_a_rule(scene: Scene) -> Outcome:
 @provokes(
     "pg_hba\\.conf rejects",
     error=errors.AccessRefusedError,
-    why="the server's pg_hba.conf lets this role not in from here",
+    why="the server's pg_hba.conf does not let this role connect from here",
     fix="add a line for {user}",
 )
 def a_rule_that_rejects(scene: Scene) -> Outcome:
@@ -380,7 +380,7 @@ def a_rule_that_rejects(scene: Scene) -> Outcome:
 @provokes(
     "authentication failed for user",
     error=errors.AuthenticationError,
-    why="pg_hba.conf asks for something else than a password (peer, ident, a certificate)",
+    why="pg_hba.conf requires a method other than a password (peer, ident, a certificate)",
     fix="see the rules on the server (pg_hba_file_rules); compare POSTGRES_USER={user}",
 )
 def a_rule_that_wants_the_accounts_name(scene: Scene) -> Outcome:
@@ -442,7 +442,7 @@ def a_closed_database(scene: Scene) -> Outcome:
 @provokes(
     'too many connections for role "',
     error=errors.TooManyConnectionsError,
-    why="as many connections as its limit allows; a dump that hangs may hold them",
+    why="this role has reached its connection limit; a hanging dump may hold the connections",
     fix="usename = {login}; ALTER ROLE {role} CONNECTION LIMIT 5",
     transient=True,
 )
@@ -525,7 +525,7 @@ def all_taken(cluster: PortCluster, connection: Connection) -> Iterator[None]:
     "server does not support SSL",
     error=errors.TlsRefusedError,
     why="PGSSLMODE asks for TLS, and the server has none",
-    fix="switch it on (ssl = on, with a certificate), or set PGSSLMODE=prefer",
+    fix="enable TLS on the server (ssl = on, with a certificate), or set PGSSLMODE=prefer",
 )
 def a_server_without_tls(scene: Scene) -> Outcome:
     server: PortCluster = scene.request.getfixturevalue("server")
@@ -536,7 +536,7 @@ def a_server_without_tls(scene: Scene) -> Outcome:
 @provokes(
     "no pg_hba\\.conf entry .*no encryption",
     error=errors.TlsRequiredError,
-    why="only with TLS, which PGSSLMODE=disable forbids",
+    why="only over TLS, which PGSSLMODE=disable forbids",
     fix="set PGSSLMODE=require, or verify-full with PGSSLROOTCERT",
 )
 def a_server_that_insists_on_tls(scene: Scene) -> Outcome:
@@ -546,8 +546,8 @@ def a_server_that_insists_on_tls(scene: Scene) -> Outcome:
 @provokes(
     "root certificate file",
     error=errors.CertificateError,
-    why="is not there, or holds none",
-    fix="ls -l $PGSSLROOTCERT; put the authority's certificate there",
+    why="is missing or holds no certificate",
+    fix="ls -l $PGSSLROOTCERT; put the CA's certificate there",
 )
 def the_authoritys_certificate_is_not_there(scene: Scene) -> Outcome:
     return scene.everyway(scene.tcp(PGSSLMODE="verify-full", PGSSLROOTCERT=str(scene.folder / "missing.crt")))
@@ -556,7 +556,7 @@ def the_authoritys_certificate_is_not_there(scene: Scene) -> Outcome:
 @provokes(
     "root certificate file",
     error=errors.CertificateError,
-    why="is not there, or holds none",
+    why="is missing or holds no certificate",
     fix="ls -l $PGSSLROOTCERT",
 )
 def the_authoritys_certificate_is_none(scene: Scene) -> Outcome:
@@ -567,7 +567,7 @@ def the_authoritys_certificate_is_none(scene: Scene) -> Outcome:
 @provokes(
     "certificate verify failed",
     error=errors.CertificateError,
-    why="the server's certificate is not from the authority in PGSSLROOTCERT",
+    why="the server's certificate is not signed by the CA in PGSSLROOTCERT",
     fix="openssl s_client -starttls postgres -connect {host}:{port} </dev/null",
 )
 def a_certificate_of_another_authority(scene: Scene) -> Outcome:
@@ -578,7 +578,7 @@ def a_certificate_of_another_authority(scene: Scene) -> Outcome:
 @provokes(
     "server certificate for .* does not match",
     error=errors.CertificateError,
-    why="for another host name, and PGSSLMODE=verify-full asks for this one",
+    why="for another host name, and PGSSLMODE=verify-full requires this one",
     fix="set POSTGRES_HOST to a name in it: openssl s_client -starttls postgres -connect {host}:{port} </dev/null | "
     "openssl x509",
 )
@@ -590,7 +590,7 @@ def a_certificate_for_another_host(scene: Scene) -> Outcome:
 @provokes(
     "requires a valid client certificate",
     error=errors.CertificateError,
-    why="the server asks this client for a certificate",
+    why="the server requires a client certificate",
     fix="ls -lL $PGSSLCERT $PGSSLKEY; set them to a certificate that the server's ssl_ca_file trusts",
 )
 def no_client_certificate(scene: Scene) -> Outcome:
@@ -614,7 +614,7 @@ def a_client_key_that_everybody_may_read(scene: Scene) -> Outcome:
 @provokes(
     "alert (?:unknown ca|bad certificate|certificate \\w+)",
     error=errors.CertificateError,
-    why="is not trusted",
+    why="untrusted",
     fix="ssl_ca_file trusts",
 )
 def a_client_certificate_that_the_server_does_not_trust(scene: Scene) -> Outcome:
@@ -744,7 +744,7 @@ def a_statement_timeout(scene: Scene) -> Outcome:
 @provokes(
     "deadlock detected",
     error=errors.TransactionConflictError,
-    why="both wait for each other no more",
+    why="it conflicted or deadlocked with another transaction",
     fix="retry; if it comes again, see what else changes the database at that time",
     transient=True,
 )
