@@ -224,9 +224,9 @@ class Dumper:
         free = shutil.disk_usage(self.catalog.root).free
         if free < before.size_bytes:
             raise DiskFullError(
-                f"the backup volume {self.catalog.root} has too little free space for a dump",
+                f"the backup volume {self.catalog.root} has too little room for a dump",
                 why=f"{human_bytes(free)} free, the last dump took {human_bytes(before.size_bytes)}",
-                fix="free some space: ovia-backup prune --dry-run; df -h $BACKUP_DIR",
+                fix="make room: ovia-backup prune --dry-run; df -h $BACKUP_DIR",
             )
         if free < 2 * before.size_bytes:
             log(f"the backup volume is filling up: {human_bytes(free)} free, enough for one more dump of this size")

@@ -53,7 +53,7 @@ def test_a_pooler_that_begins_its_sessions_as_we_ask(
 ) -> None:
     monkeypatch.setattr(connection_pooler, "new_token", lambda: "known")
     with pgbouncer(server.port, mode=mode, ignored=IGNORING, connect=AS_ASKED) as connection:
-        assert "not the one that the session began with" in refused(connection)
+        assert "not the one that accepted the session" in refused(connection)
 
 
 @pytest.fixture

@@ -270,7 +270,7 @@ def the_socket_is_not_there(scene: Scene) -> Outcome:
 @provokes(
     "timeout expired",
     error=errors.ServerUnreachableError,
-    why="nothing answers there: the host is down, or a network or firewall is in the way",
+    why="nothing answers there: the host is down, or the network or a firewall blocks the way",
     fix="pg_isready -h {host} -p {port};",
     transient=True,
 )
@@ -310,7 +310,7 @@ _POOLER = "a connection pooler (PgBouncer) answers there"
     "unsupported startup parameter",
     error=errors.PoolerError,
     why=_POOLER,
-    fix="set POSTGRES_HOST, and the port, to the server itself",
+    fix="set POSTGRES_HOST and the port to those of the server itself",
 )
 def a_pooler_that_takes_no_options(scene: Scene) -> Outcome:
     with pgbouncer(scene.gate.port, mode="transaction", ignored="extra_float_digits") as connection:
@@ -321,7 +321,7 @@ def a_pooler_that_takes_no_options(scene: Scene) -> Outcome:
     "query_wait_timeout",
     error=errors.PoolerError,
     why=_POOLER,
-    fix="set POSTGRES_HOST, and the port, to the server itself",
+    fix="set POSTGRES_HOST and the port to those of the server itself",
 )
 def all_sessions_of_a_pooler_are_lent(scene: Scene) -> Outcome:
     few = "default_pool_size = 1\nquery_wait_timeout = 1"
@@ -391,7 +391,7 @@ def a_rule_that_wants_the_accounts_name(scene: Scene) -> Outcome:
     'FATAL:\\s+role "(?s:.*?)" does not exist',
     error=errors.RoleMissingError,
     why="the server has no role of that name",
-    fix="check POSTGRES_USER={user}; or make the role, as a superuser: CREATE ROLE {role} LOGIN",
+    fix="check POSTGRES_USER={user}; or create the role, as a superuser: CREATE ROLE {role} LOGIN",
 )
 def no_such_role(scene: Scene) -> Outcome:
     return scene.everyway(scene.gate.connection(user="nobody_here"))
@@ -410,7 +410,7 @@ def a_role_that_may_not_log_in(scene: Scene) -> Outcome:
 @provokes(
     'FATAL:\\s+database "(?s:.*?)" does not exist',
     error=errors.DatabaseMissingError,
-    why="POSTGRES_DB is wrong, or it was dropped or renamed",
+    why="POSTGRES_DB is wrong, or the database was dropped or renamed",
     fix="psql -h {host} -p {port} -U {user} -l; check POSTGRES_DB={database}",
 )
 def no_such_database(scene: Scene) -> Outcome:
@@ -430,7 +430,7 @@ def no_right_to_connect(scene: Scene) -> Outcome:
 @provokes(
     'database "(?s:.*?)" is not currently accepting connections',
     error=errors.AccessRefusedError,
-    why="somebody has closed the database to all, perhaps in a restore",
+    why="the database was closed to all connections, perhaps by a restore",
     fix="ALTER DATABASE {name} ALLOW_CONNECTIONS true",
 )
 def a_closed_database(scene: Scene) -> Outcome:
@@ -455,7 +455,7 @@ def the_roles_limit_is_reached(scene: Scene) -> Outcome:
 @provokes(
     'too many connections for database "',
     error=errors.TooManyConnectionsError,
-    why="this database has as many connections as its limit allows",
+    why="this database has reached its connection limit",
     fix="datname = {literal}; end idle ones, or as its owner: ALTER DATABASE {name} CONNECTION LIMIT -1",
     transient=True,
 )
@@ -468,7 +468,7 @@ def the_databases_limit_is_reached(scene: Scene) -> Outcome:
 @provokes(
     "remaining connection slots",
     error=errors.TooManyConnectionsError,
-    why="all connections of the server are taken",
+    why="all of the server's connections are in use",
     fix="FROM pg_stat_activity GROUP BY 1, 2, 3; then end idle ones, or raise max_connections",
     transient=True,
 )
@@ -481,7 +481,7 @@ def all_but_the_reserved_connections_are_taken(scene: Scene) -> Outcome:
 @provokes(
     "too many clients already",
     error=errors.TooManyConnectionsError,
-    why="all connections of the server are taken",
+    why="all of the server's connections are in use",
     fix="raise max_connections",
     transient=True,
 )
@@ -524,7 +524,7 @@ def all_taken(cluster: PortCluster, connection: Connection) -> Iterator[None]:
 @provokes(
     "server does not support SSL",
     error=errors.TlsRefusedError,
-    why="PGSSLMODE asks for TLS, and the server has none",
+    why="PGSSLMODE requires TLS, and the server does not offer it",
     fix="enable TLS on the server (ssl = on, with a certificate), or set PGSSLMODE=prefer",
 )
 def a_server_without_tls(scene: Scene) -> Outcome:
@@ -600,7 +600,7 @@ def no_client_certificate(scene: Scene) -> Outcome:
 @provokes(
     "private key file",
     error=errors.CertificateError,
-    why="the server asks this client for a certificate, and it is not there, is not trusted, or does not fit its key",
+    why="the server requires a client certificate, and this client's is missing, untrusted, or does not match its key",
     fix="readable by this user alone",
 )
 def a_client_key_that_everybody_may_read(scene: Scene) -> Outcome:
@@ -628,7 +628,7 @@ def a_client_certificate_that_the_server_does_not_trust(scene: Scene) -> Outcome
 @provokes(
     "sslmode",
     error=errors.TlsError,
-    why="client and server do not agree about TLS",
+    why="client and server cannot agree on TLS",
     fix="check PGSSLMODE and PGSSLROOTCERT",
 )
 def a_mode_that_there_is_not(scene: Scene) -> Outcome:
@@ -639,7 +639,7 @@ def a_mode_that_there_is_not(scene: Scene) -> Outcome:
     "SSL support is not compiled in",
     "sslmode",
     error=errors.TlsError,
-    why="client and server do not agree about TLS",
+    why="client and server cannot agree on TLS",
     fix="openssl s_client -starttls postgres -connect {host}:{port}",
 )
 def client_programs_without_tls(scene: Scene) -> Outcome:
@@ -650,7 +650,7 @@ def client_programs_without_tls(scene: Scene) -> Outcome:
 @provokes(
     "SSL error",
     error=errors.TlsError,
-    why="client and server do not agree about TLS",
+    why="client and server cannot agree on TLS",
     fix="openssl s_client -starttls postgres -connect {host}:{port}",
 )
 def no_version_of_tls_that_both_speak(scene: Scene) -> Outcome:
@@ -709,7 +709,7 @@ def no_right_on_a_large_object(scene: Scene) -> Outcome:
 @provokes(
     "canceling statement due to (?:lock timeout|statement timeout\\npg_dump: detail: Query was: LOCK TABLE)",
     error=errors.LockTimeoutError,
-    why="somebody holds a lock on a table: a migration, VACUUM FULL, or a transaction left open",
+    why="another session holds a lock on a table: a migration, VACUUM FULL, or a transaction left open",
     fix="SELECT pid, usename, state, xact_start, query FROM pg_stat_activity",
     transient=True,
 )
@@ -731,7 +731,7 @@ def a_lock_that_somebody_holds(scene: Scene) -> Outcome:
     "canceling statement due to statement timeout",
     error=errors.StatementTimeoutError,
     why="a statement_timeout is set for the role, the database or the server",
-    fix="SHOW statement_timeout; for this role none: ALTER ROLE {role} SET statement_timeout = 0",
+    fix="SHOW statement_timeout; to disable it for this role: ALTER ROLE {role} SET statement_timeout = 0",
 )
 def a_statement_timeout(scene: Scene) -> Outcome:
     connection = scene.new_database("ALTER ROLE {me} SET statement_timeout = 200")
@@ -745,7 +745,7 @@ def a_statement_timeout(scene: Scene) -> Outcome:
     "deadlock detected",
     error=errors.TransactionConflictError,
     why="it conflicted or deadlocked with another transaction",
-    fix="retry; if it comes again, see what else changes the database at that time",
+    fix="retry; if it happens again, see what else changes the database at that time",
     transient=True,
 )
 def a_deadlock(scene: Scene) -> Outcome:
@@ -770,7 +770,7 @@ def a_deadlock(scene: Scene) -> Outcome:
     "canceling statement due to user request",
     error=errors.StatementCancelledError,
     why="an administrator cancelled it (pg_cancel_backend)",
-    fix="ask who it was, then try again",
+    fix="find out who cancelled it and why, then retry",
 )
 def cancelled_by_an_administrator(scene: Scene) -> Outcome:
     connection = scene.new_database("CREATE TABLE t ()", "GRANT pg_read_all_data TO {me}")
@@ -809,7 +809,7 @@ def waiting(watcher: psycopg.Connection[tuple[object, ...]]) -> int:
 @provokes(
     "out of shared memory",
     error=errors.LockTableFullError,
-    why="the server's lock table is too small for as many tables as there are",
+    why="the server's lock table is too small for the number of tables",
     fix="ALTER SYSTEM SET max_locks_per_transaction = 1024; restart the server; then retry",
 )
 def more_tables_than_the_lock_table_holds(scene: Scene) -> Outcome:
@@ -975,7 +975,7 @@ def a_standby_that_lets_nobody_in(scene: Scene) -> Outcome:
 @provokes(
     "(?:canceling statement|terminating connection) due to conflict with recovery",
     error=errors.RecoveryConflictError,
-    why="the server is a standby, and replaying the primary's changes needed what was being read here",
+    why="the server is a standby, and replaying the primary's changes conflicted with what was being read here",
     fix="ALTER SYSTEM SET max_standby_streaming_delay = '1h'; SELECT pg_reload_conf()",
     transient=True,
 )
@@ -1037,7 +1037,7 @@ def the_servers_own_disk_is_full(scene: Scene) -> Outcome:
 @provokes(
     "No space left on device",
     error=errors.DiskFullError,
-    why="the backup volume is full: it is too small, or something else fills it",
+    why="the backup volume is full: it is too small, or something else is filling it",
     fix="df -h $BACKUP_DIR; ovia-backup prune --dry-run",
 )
 def the_volume_is_full(scene: Scene) -> Outcome:
@@ -1137,7 +1137,7 @@ def a_server_newer_than_the_programs(scene: Scene) -> Outcome:
 @provokes(
     "error while loading shared libraries",
     error=errors.ProgramMissingError,
-    why="the program is there, but a library that it needs is not",
+    why="the program is installed, but a library that it needs is missing",
     fix="ldd $PG_BIN_DIR/pg_dump",
 )
 def a_library_is_missing(scene: Scene) -> Outcome:
@@ -1166,7 +1166,7 @@ def a_client_without_the_archives_compression(scene: Scene) -> Outcome:
 @provokes(
     "unsupported version \\(\\d+\\.\\d+\\) in file header",
     error=errors.ArchiveFormatError,
-    why="a newer pg_dump wrote it than this pg_restore can read",
+    why="it was written by a newer pg_dump than this pg_restore can read",
     fix="use the client programs of the version that wrote it, or newer ones: set PG_BIN_DIR",
 )
 def an_archive_of_a_newer_pg_dump(scene: Scene) -> Outcome:
@@ -1178,7 +1178,7 @@ def an_archive_of_a_newer_pg_dump(scene: Scene) -> Outcome:
 @provokes(
     'extension "(?P<extension>(?s:.*?))" is not available',
     error=errors.ExtensionMissingError,
-    why="the source has it, and the PostgreSQL that is restored to does not",
+    why="the source has this extension, and the PostgreSQL restored to does not",
     fix="install its package beside the server's programs, which for a drill are those in PG_BIN_DIR",
 )
 def an_extension_that_is_not_installed(scene: Scene) -> Outcome:
