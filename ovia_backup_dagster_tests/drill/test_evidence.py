@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> DrillFolder:
 # ---------------------------------------------------------------- the folder
 
 
-def test_what_is_written_is_read(folder: DrillFolder) -> None:
+def test_evidence_is_read_as_written(folder: DrillFolder) -> None:
     path = folder.write(evidence(), drill_page(evidence()))
 
     assert path.name == "2026-06-15_120000_ovia_daily_2026-06-15_030000.json"
@@ -51,14 +51,14 @@ def test_evidence_is_never_rewritten(folder: DrillFolder) -> None:
     assert [found.passed for found in folder.newest_first()] == [True]
 
 
-def test_the_newest_comes_first_and_only_this_databases(folder: DrillFolder) -> None:
+def test_evidence_of_this_database_comes_newest_first(folder: DrillFolder) -> None:
     for days, database in ((3, "ovia"), (1, "other"), (2, "ovia"), (0, "ovia")):
         folder.write(evidence(started_at=NOW - days * DAY, database=database), "")
 
     assert [NOW - found.started_at for found in folder.newest_first()] == [0 * DAY, 2 * DAY, 3 * DAY]
 
 
-def test_what_cannot_be_understood_is_left_out(folder: DrillFolder) -> None:
+def test_unreadable_evidence_is_left_out(folder: DrillFolder) -> None:
     folder.write(evidence(), "")
     (folder.path / "2027-01-01_000000_x.json").write_text("{", "utf-8")
     (folder.path / "2027-01-02_000000_x.json").write_text(evidence().to_json().replace('"version": 1', '"version": 9'))
@@ -66,7 +66,7 @@ def test_what_cannot_be_understood_is_left_out(folder: DrillFolder) -> None:
     assert [found.started_at for found in folder.newest_first()] == [NOW]
 
 
-def test_no_folder_is_no_drill(tmp_path: Path) -> None:
+def test_without_a_folder_there_are_no_drills(tmp_path: Path) -> None:
     here = DrillFolder(Catalog(tmp_path, "ovia"))
 
     assert list(here.newest_first()) == []
@@ -81,7 +81,7 @@ def test_a_hostile_name_stays_in_the_folder(folder: DrillFolder) -> None:
     assert re.fullmatch(r"[A-Za-z0-9_%-]+\.json", path.name)
 
 
-def test_since_when_is_written_once(folder: DrillFolder) -> None:
+def test_the_start_of_drills_is_written_once(folder: DrillFolder) -> None:
     folder.prepare(NOW + 9 * DAY)
 
     assert folder.since() == NOW
@@ -90,10 +90,10 @@ def test_since_when_is_written_once(folder: DrillFolder) -> None:
 # ---------------------------------------------------------------- what follows from it
 
 
-def test_a_killed_drill_is_told_of_until_another_has_ended(folder: DrillFolder) -> None:
+def test_a_killed_drill_is_reported_until_another_ends(folder: DrillFolder) -> None:
     backup = proven(folder._catalog, NOW)
     with contextlib.suppress(KeyboardInterrupt), folder.lock(backup, NOW), folder.under_way(backup, NOW):
-        # While it is at work nothing is wrong, and one that was ended politely is nobody's trouble.
+        # A running drill is no trouble, nor is one that was ended by a signal.
         assert folder.standing(MAX_AGE, NOW).trouble is None
         raise KeyboardInterrupt
     assert folder.standing(MAX_AGE, NOW).trouble is None
@@ -132,20 +132,20 @@ def test_a_failed_drill_is_trouble_until_one_passes() -> None:
     assert judge_drills([evidence(started_at=later), failed()], NOW, MAX_AGE, later).trouble is None
 
 
-def test_before_the_first_drill_is_due_nobody_is_bothered() -> None:
+def test_before_the_first_drill_is_due_there_is_no_alert() -> None:
     assert judge_drills([], NOW, MAX_AGE, NOW + MAX_AGE).trouble is None
     assert "due by 2026-07-20" in judge_drills([], NOW, MAX_AGE, NOW).text(NOW)
     assert isinstance(judge_drills([], NOW, MAX_AGE, NOW + MAX_AGE + DAY).trouble, DrillOverdueError)
     assert judge_drills([], None, MAX_AGE, NOW).trouble is None
 
 
-def test_an_error_is_a_failure_said_once() -> None:
+def test_an_error_is_listed_once_among_the_failures() -> None:
     line = CheckResult(check=Check.RESTORED, result=Result.FAILED, text="the restore failed: no")
-    found = evidence(passed=False, lines=(line,), error="the restore failed: no", fix="mend it")
+    found = evidence(passed=False, lines=(line,), error="the restore failed: no", fix="fix the cause")
 
     assert found.failures == ("the restore failed: no",)
     assert found.trouble is not None
-    assert found.trouble.fix == "mend it"
+    assert found.trouble.fix == "fix the cause"
 
 
 # ---------------------------------------------------------------- the page
@@ -162,7 +162,7 @@ def test_the_page_of_a_drill_that_passed() -> None:
     assert text.count("- [x] ") == len(CHECKLIST)
 
 
-def test_the_page_of_a_drill_that_failed_says_what_and_next() -> None:
+def test_the_page_of_a_failed_drill_has_cause_and_advice() -> None:
     text = drill_page(failed(error="it stopped", fix="ovia-backup list"))
 
     assert "FAILED" in text

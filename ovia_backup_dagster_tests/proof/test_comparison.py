@@ -1,4 +1,4 @@
-"""What a difference between a backup and its copy is called: bad, odd, or none."""
+"""How differences between a backup and its copy are judged: bad, odd, or no finding."""
 
 from __future__ import annotations
 
@@ -45,19 +45,17 @@ def witness(tables: dict[str, tuple[int, str]]) -> Witness:
 
 
 @given(TABLES)
-def test_what_is_equal_is_no_finding(tables: dict[str, tuple[int, str]]) -> None:
+def test_equal_readings_have_no_finding(tables: dict[str, tuple[int, str]]) -> None:
     assert unequal_tables(witness(tables), witness(tables)) == ()
     assert table_differences(witness(tables), witness(tables), {}) == ([], [])
 
 
 @given(TABLES, TABLES)
-def test_every_table_that_is_unequal_is_named_and_no_other(
-    one: dict[str, tuple[int, str]], other: dict[str, tuple[int, str]]
-) -> None:
+def test_only_unequal_tables_are_named(one: dict[str, tuple[int, str]], other: dict[str, tuple[int, str]]) -> None:
     before, after = witness(one), witness(other)
     unequal = {name for name in {*one, *other} if one.get(name) != other.get(name)}
 
-    # A table that may hold the same rows is compared without order, and found to differ.
+    # Tables that may hold the same rows are compared independent of order, and differ.
     rows = {
         name: (Unordered(1, 1), Unordered(1, 2)) for name in unequal if comparable(name, before, after, split_columns)
     }
@@ -95,7 +93,7 @@ ROWS = st.lists(st.lists(st.binary(max_size=4).map(lambda b: b.hex().encode()), 
 
 
 @given(ROWS, st.permutations(["a", '"b, c"', "d"]), st.randoms(use_true_random=False), st.integers(1, 40))
-def test_rows_are_the_same_whatever_their_and_their_columns_order(
+def test_rows_equal_in_any_order_of_rows_and_columns(
     rows: list[list[bytes]], order: list[str], rng: random.Random, cut: int
 ) -> None:
     names = ["a", '"b, c"', "d"]
@@ -132,14 +130,14 @@ def test_values_that_change_places_between_rows_change_the_sum() -> None:
 
 
 def feed(into: UnorderedRows, columns: list[str], rows: list[list[bytes]], cut: int) -> None:
-    """As the reader does: a block, in pieces that end anywhere."""
+    """Rows as the reader gets them: a block, in pieces that end anywhere."""
     text = bytearray(b"".join(b"\t".join(row) + b"\n" for row in rows))
     into.begin(", ".join(columns))
     for at in range(0, len(text), cut):
         into.add(text, at, min(at + cut, len(text)))
 
 
-def test_sequences_are_named() -> None:
+def test_a_sequence_that_differs_is_named() -> None:
     before = make_witness().model_copy(update={"sequences": {"public.a": "4, true", "public.b": "1, false"}})
     after = make_witness().model_copy(update={"sequences": {"public.a": "5, true", "public.c": "1, false"}})
 
@@ -153,13 +151,13 @@ def test_sequences_are_named() -> None:
     assert sequence_differences(before, before) == []
 
 
-def test_large_objects() -> None:
+def test_large_objects_that_differ_are_counted() -> None:
     assert large_object_differences(LargeObjects(count=2, content="a"), LargeObjects(count=2, content="a")) == []
     assert "1 large objects" in large_object_differences(LargeObjects(count=2), LargeObjects(count=1))[0]
     assert "content" in large_object_differences(LargeObjects(count=2, content="a"), LargeObjects(count=2))[0]
 
 
-def test_what_a_drill_leaves_out() -> None:
+def test_a_drill_leaves_out_publications_and_subscriptions() -> None:
     out = ["PUBLICATION - p ovia", "PUBLICATION TABLE public p people ovia", "COMMENT - PUBLICATION p ovia"]
     out += ["PUBLICATION TABLES IN SCHEMA - p public ovia", "SUBSCRIPTION - s ovia", "COMMENT - SUBSCRIPTION s ovia"]
     kept = ["TABLE public PUBLICATION ovia", "COMMENT public TABLE publications ovia", "SCHEMA - SUBSCRIPTION ovia"]
@@ -169,7 +167,7 @@ def test_what_a_drill_leaves_out() -> None:
     assert contents_differences([*out, *kept], kept, with_owners=True) == []
 
 
-def test_what_a_database_that_goes_live_is_given() -> None:
+def test_a_live_database_is_given_publications() -> None:
     given = ["PUBLICATION - p ovia", "PUBLICATION TABLE public p people ovia", "COMMENT - PUBLICATION p ovia"]
     out = ["SUBSCRIPTION - publication ovia", "COMMENT - SUBSCRIPTION s ovia"]
 
@@ -179,7 +177,7 @@ def test_what_a_database_that_goes_live_is_given() -> None:
     assert contents_differences(given[:1], [], with_owners=True, live=True) == [f"missing in the copy: {given[0]}"]
 
 
-def test_what_structure_is() -> None:
+def test_constraints_and_indexes_are_structure() -> None:
     assert is_structure("FK CONSTRAINT public people people_manager_fk ovia")
     assert is_structure("INDEX public people_pkey ovia")
     assert not is_structure("TABLE public INDEX ovia")
@@ -199,7 +197,7 @@ def test_contents_are_compared_as_often_as_they_occur(entries: list[str]) -> Non
     ]
 
 
-def test_without_owners_nothing_but_owners_and_privileges_is_overlooked() -> None:
+def test_without_owners_all_other_differences_are_found() -> None:
     before = [
         "TABLE public a long name of an owner",
         "TABLE public a ovia",
@@ -214,7 +212,7 @@ def test_without_owners_nothing_but_owners_and_privileges_is_overlooked() -> Non
     assert contents_differences(before, [*after, "TABLE public b tester"], with_owners=False) == [
         "only in the copy: TABLE public b"
     ]
-    # That initdb's schema was given to another shows in its entry only.
+    # That initdb's schema has another owner shows only in its entry.
     public, others = "SCHEMA - public some one", ["SCHEMA - public_x ovia", "SCHEMA - mine some one"]
     copied = ["SCHEMA - public_x tester", "SCHEMA - mine tester"]
     assert contents_differences([public, *others], copied, with_owners=False) == []
@@ -225,7 +223,7 @@ def test_without_owners_nothing_but_owners_and_privileges_is_overlooked() -> Non
 SECTION = "--\n-- Name: {0}; Type: {1}; Schema: public; Owner: ovia\n--\n\n{2}\n\n\n"
 
 
-def test_the_schemas_text_names_what_differs_without_its_secrets() -> None:
+def test_a_schema_difference_is_named_without_secrets() -> None:
     view = SECTION.format("v", "VIEW", "CREATE VIEW v AS\n SELECT 'secret {}' || {};")
     function = SECTION.format("f()", "FUNCTION", "CREATE FUNCTION f() AS $$ {} $$;")
     before = view.format("one", "a") + function.format("pass word")
@@ -288,7 +286,7 @@ def test_the_roles_of_a_policy_have_no_order() -> None:
     assert structure_differences(one, less)
 
 
-def test_what_is_shown_of_a_policy_are_no_values() -> None:
+def test_a_policy_is_shown_without_its_values() -> None:
     before, after = (SECTION.format("t p", "POLICY", text).encode() for text in (WRITTEN, AGAIN.replace("a > 1", "a")))
     (line,) = structure_differences(before, after)
     assert line.startswith("policy t p in public differs: CREATE POLICY p ON t USING (")
@@ -298,7 +296,7 @@ def test_what_is_shown_of_a_policy_are_no_values() -> None:
 NOTES = [b"GRANT ALL ON LARGE OBJECT 7 TO app;", b"COMMENT ON LARGE OBJECT 12 IS 'one;\ntwo';"]
 
 
-def test_what_is_said_of_large_objects_names_them_in_their_order() -> None:
+def test_large_object_notes_are_named_in_order() -> None:
     differences = large_object_note_differences
     assert differences(NOTES, NOTES[::-1], with_privileges=True) == []
     assert differences(NOTES, [], with_privileges=True) == ["privileges or comments differ of large objects: 7; 12"]

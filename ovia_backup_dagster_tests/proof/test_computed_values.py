@@ -1,4 +1,4 @@
-"""What a restore computes again, and no dump holds, is compared with what the source had."""
+"""Values that a restore computes again, and that no dump holds, are compared with the source's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ovia_backup_dagster_tests.conftest import PortCluster, execute, quiet
 from ovia_backup_dagster_tests.support.drilling import Drilling, by_check, database, one
 
 ROLE = "of computed values"
-#: Tables whose generated columns are what they were, whatever a restore does with them.
+#: Tables whose generated columns have the same values after any restore.
 SOUND = (
     "CREATE TABLE keyed (id int PRIMARY KEY, a int, twice int GENERATED ALWAYS AS (a * 2) STORED)",
     "ALTER TABLE keyed ADD words tsvector GENERATED ALWAYS AS (to_tsvector('simple', a || ' words')) STORED",
@@ -55,8 +55,8 @@ SOUND = (
     "CREATE MATERIALIZED VIEW unfilled AS SELECT * FROM keyed WITH NO DATA",
     "CREATE MATERIALIZED VIEW nothing AS SELECT",
 )
-#: Each with a generated column that a restore computes otherwise, though its function says IMMUTABLE: what the function
-#: does, what is done before its rows come, and after.
+#: Tables with a generated column that a restore computes differently, though its function is IMMUTABLE: the function,
+#: what happens before its rows are inserted, and what happens after.
 UNSOUND = {
     "a setting": ("current_setting('ovia.of_tests', true)::int", "SET ovia.of_tests = 41", ""),
     "the clock": ("extract(epoch FROM clock_timestamp())::int % 1000 + (random() * 1000000)::int", "", ""),
@@ -88,14 +88,14 @@ def dumper_of(drilling: Drilling) -> Dumper:
 
 
 def recorded(dumper: Dumper, log: Callable[[str], None] = quiet) -> Computed:
-    """What a dump by it records."""
+    """What a dump of a database records."""
     manifest = dumper.dump(log=log).manifest
     assert manifest is not None
     assert manifest.computed is not None
     return manifest.computed
 
 
-def test_what_is_computed_alike_passes(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
+def test_equal_computed_values_pass(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
     with database(server, "sound") as source:
         execute(
             source,
@@ -127,7 +127,7 @@ def test_what_is_computed_alike_passes(server: PortCluster, bin_dir: Path, tmp_p
     assert not any("snapshot" in option for option in backup.manifest.options)
 
 
-def test_what_is_computed_otherwise_is_named(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
+def test_a_generated_column_with_other_values_is_named(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
     with role(server), database(server, "unsound") as source:
         for number, (name, (body, before, after)) in enumerate(UNSOUND.items()):
             function = f"f{number}(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN RETURN {body}; END $$"
@@ -164,7 +164,7 @@ def test_what_is_computed_otherwise_is_named(server: PortCluster, bin_dir: Path,
             assert evidence.trouble is not None
 
 
-def test_a_view_that_was_stale_is_odd(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
+def test_a_stale_materialized_view_is_odd(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
     with database(server, "stale") as source:
         execute(
             source,
@@ -193,7 +193,7 @@ def test_a_view_that_was_stale_is_odd(server: PortCluster, bin_dir: Path, tmp_pa
 
 @pytest.mark.parametrize("key", ["", "PRIMARY KEY"])
 def test_values_that_changed_places_are_seen(key: str, server: PortCluster) -> None:
-    """As a table, the values are the same; beside the rows that they belong to, they are not."""
+    """As a set, the values are the same; but they are in other rows."""
     flip = "CREATE OR REPLACE FUNCTION f(int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT {}'"
     with database(server, "places") as source:
         execute(
@@ -212,8 +212,8 @@ def test_values_that_changed_places_are_seen(key: str, server: PortCluster) -> N
     assert compare(before, changed).bad == ["table public.t has other values in generated column g than the source had"]
 
 
-def test_no_more_is_read_than_may_be(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
-    """The largest are left out, and that is said in the log, the manifest, and the evidence."""
+def test_computed_values_are_read_up_to_the_limit(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
+    """The largest tables are left out; the log, the manifest and the evidence say so."""
     with database(server, "limited") as source:
         execute(
             source,
@@ -257,7 +257,7 @@ def test_an_older_dump_has_no_record(server: PortCluster, bin_dir: Path, tmp_pat
     assert "an older program made it" in line.text
 
 
-def test_of_a_database_in_no_encoding(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
+def test_computed_values_in_sql_ascii_are_compared(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
     options = "ENCODING 'SQL_ASCII' LOCALE 'C'"
     with database(server, "bytes", options) as source:
         to = {"host": source.host, "port": source.port, "dbname": source.database, "user": source.user}
@@ -281,10 +281,10 @@ def test_of_a_database_in_no_encoding(server: PortCluster, bin_dir: Path, tmp_pa
 # ------------------------------------------------------------------------------------------ what must not fail a dump
 
 
-def test_all_is_read_in_the_dumps_snapshot(
+def test_computed_values_are_read_in_the_dumps_snapshot(
     server: PortCluster, bin_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What changes once the dump has begun is neither in it nor in the record."""
+    """A change after the start of the dump is neither in the dump nor in the record."""
     with database(server, "moving") as source:
         execute(
             source,
@@ -312,7 +312,7 @@ def test_all_is_read_in_the_dumps_snapshot(
     ],
     ids=["its session is ended", "a table is dropped"],
 )
-def test_a_dump_succeeds_whose_snapshot_is_of_no_use(
+def test_a_dump_succeeds_although_its_snapshot_is_lost(
     meanwhile_: str, server: PortCluster, bin_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with database(server, "lost") as source:
@@ -325,10 +325,10 @@ def test_a_dump_succeeds_whose_snapshot_is_of_no_use(
     assert not compare(found, Computed()).made
 
 
-def test_a_dump_succeeds_whose_role_may_little(
+def test_a_dump_by_a_role_with_few_rights_succeeds(
     server: PortCluster, bin_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No session for pg_dump beside ours; and no right to read a view, which pg_dump does not read either."""
+    """The role has no second connection, and may not read a view, which pg_dump does not read either."""
     with role(server), database(server, "narrow") as source:
         execute(
             source,
@@ -347,8 +347,8 @@ def test_a_dump_succeeds_whose_role_may_little(
     assert not narrow.tables
 
 
-def test_a_dump_holds_up_nobody_who_refreshes_a_view(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
-    """Not even while it waits for a lock itself."""
+def test_a_dump_does_not_block_a_refresh(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
+    """Not even while the dump waits for a lock."""
     with database(server, "refreshed") as source:
         execute(source, "CREATE TABLE t AS SELECT 1 AS a", "CREATE MATERIALIZED VIEW mine AS SELECT 1")
         drilling = Drilling(source, bin_dir, tmp_path)
@@ -372,7 +372,7 @@ def test_a_dump_holds_up_nobody_who_refreshes_a_view(server: PortCluster, bin_di
     assert manifest.computed.views["public.mine"].hash
 
 
-def test_what_is_locked_is_left_out(server: PortCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_locked_table_is_left_out_of_the_record(server: PortCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         computed_values, "_OPTIONS", computed_values._OPTIONS.replace("lock_timeout=5s", "lock_timeout=200ms")
     )
@@ -386,8 +386,8 @@ def test_what_is_locked_is_left_out(server: PortCluster, monkeypatch: pytest.Mon
     assert found.left_out == {"public.busy": "another session had it locked"}
 
 
-def test_what_takes_too_long_ends(server: PortCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Soon after pg_dump has ended; and no session is left on the server."""
+def test_reading_computed_values_ends_soon_after_pg_dump(server: PortCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No session is left on the server."""
     with database(server, "endless") as source:
         execute(
             source,
@@ -408,7 +408,7 @@ def test_what_takes_too_long_ends(server: PortCluster, monkeypatch: pytest.Monke
 
 
 def meanwhile(monkeypatch: pytest.MonkeyPatch, source: Connection, *statements: str) -> None:
-    """Between the snapshot and pg_dump that takes it, this happens."""
+    """Run statements between the snapshot and the pg_dump that uses it."""
     before = vars(Recorder)["snapshot"]
 
     def snapshot(self: Recorder) -> str | None:

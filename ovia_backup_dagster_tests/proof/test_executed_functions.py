@@ -1,4 +1,4 @@
-"""Which functions a restore runs that belong to no superuser, from archives that a real server has written."""
+"""Which functions of ordinary roles a restore runs, from archives that a real server has written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ovia_backup_dagster_tests.conftest import PortCluster, execute, free_port, 
 from ovia_backup_dagster_tests.support.drilling import Drilling, by_check, database, one
 from ovia_backup_dagster_tests.support.factories import with_roles
 
-#: How a function gets to be run: it is called m.f, or what is made of it.
+#: Ways in which a restore runs a function. It is called m.f, or an object made from it is used.
 F = "CREATE FUNCTION m.f({0}) RETURNS {1} LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RETURN {2}; END'"
 TRUE, INT = F.format("int", "bool", "true"), F.format("int", "int", "$1")
 WAYS = {
@@ -77,7 +77,7 @@ WAYS = {
         "CREATE TABLE m.t (a int CHECK (m.outer(a) > 0))",
     ),
 }
-#: Where the list does not say which: then all are named.
+#: Cases in which the contents list does not say which function runs: then all are named.
 UNSAID = {
     "exclusion": (INT, "CREATE TABLE m.t (a int, EXCLUDE USING btree ((m.f(a)) WITH =))"),
     "exclusion of some": (TRUE, "CREATE TABLE m.t (a int, EXCLUDE USING btree (a WITH =) WHERE (m.f(a)))"),
@@ -88,7 +88,7 @@ UNSAID = {
         "ALTER TABLE m.t ENABLE ALWAYS TRIGGER x",
     ),
 }
-#: What a restore makes, and does not run.
+#: What a restore creates without running a function.
 NOT_RUN = {
     "exclusion": (
         INT,
@@ -130,14 +130,14 @@ def dumped(owner: Connection, bin_dir: Path, folder: Path, *, proven: bool = Fal
 
 
 def make(owner: Connection, ways: Mapping[str, Sequence[str]]) -> None:
-    """Each in a schema of its own."""
+    """Statements for each way, in a schema of its own."""
     for number, (way, statements) in enumerate(ways.items()):
         schema = f'"{way} {number}"'
         execute(replace(owner, user="postgres"), f"CREATE SCHEMA {schema} AUTHORIZATION {owner.user}")
         execute(owner, *(re.sub(r"\bm\.", f"{schema}.", statement) for statement in statements))
 
 
-def test_what_a_restore_runs_is_named_and_no_other(owner: Connection, bin_dir: Path, tmp_path: Path) -> None:
+def test_only_functions_that_a_restore_runs_are_named(owner: Connection, bin_dir: Path, tmp_path: Path) -> None:
     make(owner, {**WAYS, **NOT_RUN})
     drilling, backup = dumped(owner, bin_dir, tmp_path)
     found = reach(drilling.source, drilling.programs, backup)
@@ -150,13 +150,15 @@ def test_what_a_restore_runs_is_named_and_no_other(owner: Connection, bin_dir: P
 
 
 @pytest.mark.parametrize("way", UNSAID)
-def test_where_it_cannot_be_told_too_many_are_named(owner: Connection, bin_dir: Path, tmp_path: Path, way: str) -> None:
+def test_if_the_list_is_unclear_all_functions_are_named(
+    owner: Connection, bin_dir: Path, tmp_path: Path, way: str
+) -> None:
     make(owner, {way: UNSAID[way]})
     drilling, backup = dumped(owner, bin_dir, tmp_path)
     assert len(reach(drilling.source, drilling.programs, backup).functions) == 1
 
 
-def test_an_event_trigger_of_a_strangers_function_is_named(owner: Connection, bin_dir: Path, tmp_path: Path) -> None:
+def test_an_event_trigger_by_another_role_is_named(owner: Connection, bin_dir: Path, tmp_path: Path) -> None:
     execute(
         owner, "CREATE TABLE m.t (a int)", "CREATE FUNCTION m.f() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'"
     )
@@ -168,7 +170,7 @@ def test_an_event_trigger_of_a_strangers_function_is_named(owner: Connection, bi
     assert reach(drilling.source, drilling.programs, drilling.dump()).functions == ()
 
 
-def test_who_may_become_a_superuser_lends_as_much(owner: Connection, bin_dir: Path, tmp_path: Path) -> None:
+def test_a_member_of_a_superuser_role_lends_as_much(owner: Connection, bin_dir: Path, tmp_path: Path) -> None:
     execute(owner, *WAYS["check"])
     drilling, backup = dumped(owner, bin_dir, tmp_path)
     for group in ("postgres", "pg_execute_server_program"):
@@ -179,7 +181,7 @@ def test_who_may_become_a_superuser_lends_as_much(owner: Connection, bin_dir: Pa
 
 
 def test_an_altered_globals_file_hides_no_function(owner: Connection, bin_dir: Path, tmp_path: Path) -> None:
-    """Whom it calls a superuser is none on the server."""
+    """A role that the file calls a superuser is none on the server."""
     execute(owner, *WAYS["check"])
     drilling, backup = dumped(owner, bin_dir, tmp_path)
     backup = with_roles(backup, f"CREATE ROLE {owner.user};\nALTER ROLE {owner.user} WITH SUPERUSER;\n".encode())
@@ -191,7 +193,7 @@ def test_an_altered_globals_file_hides_no_function(owner: Connection, bin_dir: P
     [("m", "f() postgres"), ("; Type: TABLE", "f"), ("1259 1 TABLE", "; 0"), ("m", 'f" postgres')],
 )
 def test_no_name_hides_a_function(owner: Connection, bin_dir: Path, tmp_path: Path, schema: str, function: str) -> None:
-    """The list has names without quotes."""
+    """The contents list has names without quotes."""
     names = ".".join('"' + name.replace('"', '""') + '"' for name in (schema, function))
     boss = replace(owner, user="postgres")
     execute(boss, f'CREATE SCHEMA IF NOT EXISTS "{schema}" AUTHORIZATION {owner.user}')
@@ -201,7 +203,7 @@ def test_no_name_hides_a_function(owner: Connection, bin_dir: Path, tmp_path: Pa
     assert len(reach(drilling.source, drilling.programs, backup).functions) == 1
 
 
-def test_an_owner_whose_name_ends_like_a_superusers_is_none() -> None:
+def test_an_owner_named_like_a_superusers_end_is_none() -> None:
     listing = "7; 1255 1 FUNCTION m f() not postgres\n;\tdepends on: 6\n8; 1259 2 TABLE m t x\n;\tdepends on: 7\n"
     assert run_by_restore(listing, {"postgres"}, {"postgres", "not postgres"}) == ["FUNCTION m f() not postgres"]
     assert run_by_restore(listing, {"postgres"}, {"postgres"}) == []
@@ -234,7 +236,7 @@ def test_a_drill_by_a_superuser_on_the_sources_cluster(owner: Connection, bin_di
     assert "1 function of roles that are no superuser run as postgres" in by_check(evidence)[Check.FUNCTIONS].text
     assert is_superuser(owner) is True, "the attack does not work, and the test shows nothing"
     execute(drilling.source, f"ALTER ROLE {owner.user} NOSUPERUSER")
-    # In a cluster of its own whatever it becomes, it becomes there.
+    # In a throwaway cluster, the owner of a function gains rights only there.
     assert drilling.drill(Where.THROWAWAY).passed
     assert is_superuser(owner) is False
 
@@ -255,7 +257,7 @@ def test_a_drill_by_a_role_with_no_power_lends_none(owner: Connection, bin_dir: 
 
 
 def test_a_drill_as_if_on_another_cluster_is_not_refused(owner: Connection, bin_dir: Path, tmp_path: Path) -> None:
-    """Where the source's cluster is unknown, it may be this one."""
+    """If the source's cluster is unknown, it may be this one."""
     execute(owner, *WAYS["check"])
     drilling, backup = dumped(owner, bin_dir, tmp_path)
     path = backup.sidecar(".json")

@@ -1,4 +1,4 @@
-"""What privileges mean: the same by whatever role an extension was made; different where others may differ."""
+"""Privileges are compared by their meaning: an extension's owner may differ, what other roles may do may not."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def bad(before: bytes, after: bytes) -> list[str]:
     return compare_privileges(before, after, {"ovia", "postgres"})[0]
 
 
-def test_the_owner_of_what_an_extension_made_is_no_difference() -> None:
+def test_the_owner_of_an_extensions_object_may_differ() -> None:
     assert bad(acl(VIEW, GRANT), acl(VIEW, GRANT, "postgres")) == []
     assert bad(acl(VIEW, GRANT), acl(VIEW, GRANT, "boss")) == []
-    # What the superuser took from himself says nothing, wherever he is another.
+    # What the superuser revoked from itself means nothing where another role is the superuser.
     own = "REVOKE ALL ON TABLE public.pg_stat_statements FROM ovia;\n"
     own += "GRANT SELECT ON TABLE public.pg_stat_statements TO ovia;\n"
     assert bad(acl(VIEW, own + GRANT), acl(VIEW, GRANT, "postgres")) == []
@@ -44,7 +44,7 @@ def test_the_owner_of_what_an_extension_made_is_no_difference() -> None:
         b"",
     ],
 )
-def test_what_others_may_do_is_a_difference_in_both_directions(after: bytes) -> None:
+def test_a_privilege_more_or_less_is_a_difference(after: bytes) -> None:
     before = acl(VIEW, GRANT)
     for one, other in ((before, after), (after, before)):
         (line,) = bad(one, other)
@@ -52,7 +52,7 @@ def test_what_others_may_do_is_a_difference_in_both_directions(after: bytes) -> 
 
 
 def test_a_users_own_object_is_compared_to_the_letter() -> None:
-    """Its owner is one that the backup names."""
+    """The backup names its owner."""
     revoked = "REVOKE ALL ON TABLE public.t FROM ovia;"
     for name, sql in (("TABLE t", revoked), ("COLUMN t.a.b", "REVOKE SELECT(a) ON TABLE public.t FROM ovia;")):
         assert bad(table("t") + acl(name, sql), table("t"))
@@ -60,8 +60,8 @@ def test_a_users_own_object_is_compared_to_the_letter() -> None:
     assert bad(function + acl("FUNCTION f(a integer)", "REVOKE ALL ON FUNCTION public.f() FROM ovia;"), function)
 
 
-def test_what_was_given_to_another_since_is_told_and_no_difference() -> None:
-    """REASSIGN OWNED gives away what extensions made: what is granted stays so, by a grantor of another name."""
+def test_a_reassigned_extension_object_is_odd() -> None:
+    """REASSIGN OWNED gives away an extension's objects; their grants stay, with another grantor."""
     sql = "REVOKE ALL ON TABLE public.m FROM ovia;\nREVOKE SELECT ON TABLE public.m FROM PUBLIC;\n"
     sql += "GRANT ALL ON TABLE public.m TO app;\nGRANT SELECT ON TABLE public.m TO PUBLIC;"
     copy = acl("TABLE m", "GRANT ALL ON TABLE public.m TO app;", "postgres")
@@ -71,14 +71,14 @@ def test_what_was_given_to_another_since_is_told_and_no_difference() -> None:
     assert line.startswith("TABLE m in public belongs to postgres in the copy, and to app in the source: pg_dump does")
 
 
-def test_what_only_its_owner_may_do_is_none_of_others_business() -> None:
-    """Such an entry may stand on one side alone."""
+def test_an_owners_own_privileges_are_no_difference() -> None:
+    """Such an entry may exist on one side only."""
     own = "REVOKE ALL ON TABLE public.m FROM app;\nGRANT SELECT ON TABLE public.m TO app;"
     assert bad(acl("TABLE m", own, "app"), b"") == []
     assert bad(b"", acl("TABLE m", own, "app")) == []
 
 
-def test_default_privileges_are_those_of_a_role() -> None:
+def test_default_privileges_are_compared_by_role() -> None:
     name, sql = "DEFAULT PRIVILEGES FOR TABLES", "ALTER DEFAULT PRIVILEGES FOR ROLE {} GRANT SELECT ON TABLES TO app;"
     one, other = (HEAD.format(name, "DEFAULT ACL", "-", who, sql.format(who)).encode() for who in ("ovia", "postgres"))
     assert bad(one, other)
@@ -88,7 +88,7 @@ def test_default_privileges_are_those_of_a_role() -> None:
 ROLES = {"ovia", "postgres", "some one", "one"}
 
 
-def test_entries_of_what_belongs_to_another_are_compared_without_its_owner() -> None:
+def test_dependent_entries_are_compared_without_owner() -> None:
     entries = ["TABLE DATA cfg conf {}", "SEQUENCE SET cfg s {}", "COMMENT - LARGE OBJECT 1 {}", "POLICY public t p {}"]
     entries += ["DEFAULT public t a {}", "ACL - LARGE OBJECT 1 {}"]
     before, after = ([entry.format(who) for entry in entries] for who in ("some one", "postgres"))

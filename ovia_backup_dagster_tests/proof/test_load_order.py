@@ -1,4 +1,4 @@
-"""What an archive's own order does not say: rows and indexes whose functions look into other tables.
+"""The order in which rows and indexes are loaded whose functions read other tables.
 
 What is loaded when, and that chance decides nothing of it; what is said of what never loads; and what is left of that.
 """
@@ -22,8 +22,9 @@ from ovia_backup_dagster.proof.pg_restore import Restorer
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, quiet
 from ovia_backup_dagster_tests.support.drilling import Drilling, by_check, database, one
 from ovia_backup_dagster_tests.support.proofs import going_live, lines_of, proof_of
+from ovia_backup_dagster_tests.support.exhaustive import thinned
 
-#: A CHECK that looks into a table whose data comes later.
+#: A CHECK that reads a table whose data comes later.
 ELSEWHERE = (
     "CREATE SCHEMA a",
     "CREATE SCHEMA b",
@@ -38,7 +39,7 @@ NOTE = (
     "table a.accounts was loaded after the others: its CHECK acct_known looks into b.codes (b.known); "
     "a plain pg_restore may fail on it"
 )
-#: Each is read by, or reads, something else; by their names, pg_dump lists them the wrong way round.
+#: Each is read by, or reads, another object; by their names, pg_dump lists them in the wrong order.
 KINDS = (
     "CREATE SCHEMA app",
     "CREATE TABLE app.z_codes (code text PRIMARY KEY)",
@@ -69,18 +70,19 @@ KINDS = (
     "CREATE TABLE app.parents (id int, c text CONSTRAINT parents_known CHECK (app.is_code(c)))",
     "CREATE TABLE app.children (x int) INHERITS (app.parents)",
     "INSERT INTO app.children VALUES (1, 'a', 2)",
-    # The third level: it looks into what looks into another.
+    # The third level: it reads a table that reads another.
     "CREATE FUNCTION app.is_item(i int) RETURNS bool LANGUAGE sql AS $$ SELECT count(*) > 0 FROM app.items AS x $$",
     "CREATE TABLE app.bought (id int CONSTRAINT is_an_item CHECK (app.is_item(id)))",
     "INSERT INTO app.bought VALUES (1), (2)",
-    # Functions that look into nothing, and what runs for a trigger alone, are no reason to wait.
+    # Functions that read nothing, and functions that only a trigger calls, delay nothing.
     "CREATE FUNCTION app.tidy(t text) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT lower(trim(t)) $$",
     "CREATE TABLE app.aside (t text CHECK (app.tidy(t) <> ''))",
     "INSERT INTO app.aside VALUES ('X')",
     """CREATE FUNCTION app.on_aside() RETURNS trigger LANGUAGE plpgsql AS
        $$ BEGIN PERFORM 1 FROM app.items; RETURN new; END $$""",
     "CREATE TRIGGER aside BEFORE INSERT ON app.aside FOR EACH ROW EXECUTE FUNCTION app.on_aside()",
-    # What it reads, it is told; or it knows when it runs; or it is an operator's, a cast's or a partition key's.
+    # The caller names what is read; or it is known only at run time; or it is an operator's, a cast's or a partition
+    # key's function.
     """CREATE FUNCTION app.is_in(t text, c text) RETURNS bool LANGUAGE plpgsql AS $$ DECLARE found bool; BEGIN
        EXECUTE format('SELECT EXISTS (SELECT FROM app.%I AS x WHERE x.code = $1)', t) INTO found USING c;
        RETURN found; END $$""",
@@ -117,7 +119,7 @@ LATER = {
     "app.into_odd": "its CHECK odd looks into app.Odd; (Table (app.in_odd)",
     "app.bought": "its CHECK is_an_item looks into app.items (app.is_item)",
 }
-#: Two that look into each other: no order is right.
+#: Two tables that read each other: no order is right.
 CYCLE = (
     "CREATE TABLE one (id int)",
     "CREATE TABLE two (id int)",
@@ -129,7 +131,7 @@ CYCLE = (
     "ALTER TABLE two ADD CONSTRAINT two_is_in_one CHECK (in_one(id))",
     "COMMENT ON CONSTRAINT two_is_in_one ON two IS 'kept'",
 )
-#: What a function looks into is not to be found in its text.
+#: The text of the function does not show what it reads.
 HIDDEN = (
     "CREATE TABLE z_hidden (id int)",
     "INSERT INTO z_hidden VALUES (1), (2)",
@@ -149,7 +151,7 @@ def plain(source: Connection, bin_dir: Path, path: Path, *options: str) -> Path:
 
 
 def asked(connection: Connection, *statements: str) -> object:
-    """The first value that the last of them gives."""
+    """The first value that the last statement returns."""
     to = {"host": connection.host, "port": connection.port, "dbname": connection.database, "user": connection.user}
     with psycopg.connect(**to, autocommit=True) as session:  # type: ignore[arg-type]
         for statement in statements:
@@ -160,28 +162,29 @@ def asked(connection: Connection, *statements: str) -> object:
 
 
 def load(archive: Path, target: Connection, bin_dir: Path, jobs: int) -> list[str]:
-    """Into an empty database that is gone afterwards; what is said of it."""
+    """Load an archive into a database that is dropped afterwards; returns the notes."""
     programs = Programs(bin_dir)
     restorer = Restorer(programs, target, "copy", jobs, rescue="RESCUE")
     return restorer.restore(archive, archives.contents_list(programs, archive), None, quiet)
 
 
-def test_what_looks_into_a_later_table_is_loaded_after_it_ten_times_of_ten(
-    server: PortCluster, bin_dir: Path, tmp_path: Path
+@pytest.mark.parametrize("jobs_of_rounds", thinned([(1, 4), (1, *[2, 4] * 5)], together=True), ids=len)
+def test_a_table_that_reads_a_later_one_is_loaded_after_it(
+    server: PortCluster, bin_dir: Path, tmp_path: Path, jobs_of_rounds: tuple[int, ...]
 ) -> None:
     with database(server, "elsewhere") as source:
         execute(source, *ELSEWHERE)
         archive = plain(source, bin_dir, tmp_path / "elsewhere.dump")
-    for jobs in (1, *[2, 4] * 5):
+    for jobs in jobs_of_rounds:
         with database(server, "again") as target:
             assert load(archive, target, bin_dir, jobs) == [NOTE]
             assert one(target, "SELECT count(*) FROM a.accounts") == 200
 
 
-def test_every_kind_of_looking_elsewhere_is_loaded_in_order(
+def test_every_kind_of_reader_is_loaded_after_what_it_reads(
     server: PortCluster, full_server: PortCluster, bin_dir: Path, full_bin_dir: Path, tmp_path: Path
 ) -> None:
-    """In a throwaway cluster, on the same and on another server; without a finding, but that it is so."""
+    """In a throwaway cluster, on the same and on another server; the only finding is the note."""
     with database(server, "kinds") as source:
         execute(source, *KINDS)
         drilling = Drilling(source, bin_dir, tmp_path)
@@ -216,8 +219,8 @@ def test_every_kind_of_looking_elsewhere_is_loaded_in_order(
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
-def test_what_was_not_foreseen_is_loaded_again(jobs: int, server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
-    """Also where rows are commands, of which some may have gone in."""
+def test_an_unforeseen_failure_is_loaded_again(jobs: int, server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
+    """Also if rows are INSERT commands, some of which may have succeeded."""
     with database(server, "hidden") as source:
         execute(source, *HIDDEN, "INSERT INTO a_seen SELECT 1 FROM generate_series(1, 5)")
         archive = plain(source, bin_dir, tmp_path / "hidden.dump", "--inserts")
@@ -233,10 +236,10 @@ def test_what_was_not_foreseen_is_loaded_again(jobs: int, server: PortCluster, b
         ]
 
 
-def test_what_never_loads_is_named_and_its_rows_can_be_had(
+def test_a_table_that_never_loads_is_named_and_salvaged(
     server: PortCluster, bin_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where that is not foreseen, and two jobs lock each other out."""
+    """Also if it is not foreseen, and two jobs deadlock."""
     with database(server, "cycle") as source:
         execute(source, *CYCLE)
         drilling = Drilling(source, bin_dir, tmp_path)
@@ -267,7 +270,7 @@ def test_what_never_loads_is_named_and_its_rows_can_be_had(
             assert one(copy.connection, kept) == "kept"
 
 
-#: Rules that rows break though they are said to hold, and what is said of each.
+#: Rules that rows break although they are valid in the catalog, and the message for each.
 BROKEN_BY_DATA = (
     "CREATE TABLE checked (id int, t text)",
     "INSERT INTO checked VALUES (1, 's3cret'), (-7, 's3cret')",
@@ -324,7 +327,7 @@ BROKEN_AFTER_DATA = (
     ],
     ids=["of rows", "of keys"],
 )
-def test_a_rule_that_rows_break_is_named_and_every_row_can_be_had(
+def test_a_broken_rule_is_named_and_all_rows_salvaged(
     statements: tuple[str, ...],
     names: tuple[str, ...],
     rows: dict[str, int],
@@ -356,7 +359,7 @@ def test_a_rule_that_rows_break_is_named_and_every_row_can_be_had(
         assert not {"s3cret", "98765", "-7"} & set(shown.replace("(", " ").replace(")", " ").split())
 
 
-#: Functions that find what they use by the session's search_path: in SQL and PL/pgSQL, of an extension, an operator.
+#: Functions that depend on the session's search_path: in SQL and PL/pgSQL, on an extension, on an operator.
 LEANING = (
     "CREATE SCHEMA app",
     "CREATE SCHEMA ops",
@@ -389,7 +392,7 @@ LEANING = (
 LOOKS = "CREATE FUNCTION public.looks() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM 1; END $$"
 
 
-def test_functions_that_lean_on_the_search_path_are_named_and_lent_one(
+def test_functions_without_search_path_are_named_and_lent_one(
     full_server: PortCluster, full_bin_dir: Path, tmp_path: Path
 ) -> None:
     with database(full_server, "leaning") as source:
@@ -414,7 +417,7 @@ def test_functions_that_lean_on_the_search_path_are_named_and_lent_one(
             proof.restore(copy, despite_errors=True)
             proof.prove(copy)
             assert proof.lost == []
-            # Its schema is the archive's again, with no trace of what was lent.
+            # The schema is the archive's again, without a trace of the lent path.
             assert not proof.failed, proof.lines
             path = "SET search_path = app, public"
             assert asked(copy.connection, path, "SELECT sum(total) FROM app.items") == 150 * (3 + 4)
@@ -425,7 +428,7 @@ def test_functions_that_lean_on_the_search_path_are_named_and_lent_one(
         assert "were lent one meanwhile" in text
         assert "ALTER FUNCTION public.no_accents(text) SET search_path = public, pg_temp" in text
 
-        # What is advised is enough.
+        # The advised statements are enough.
         execute(
             source,
             *(f"ALTER FUNCTION {f} SET search_path = app, pg_temp" for f in ("app.norm2(text)", "app.rate(text)")),

@@ -1,4 +1,4 @@
-"""A restore into a database that goes live, and one of what is left of a damaged backup."""
+"""Restores into a database that goes live, and of what is left of a damaged backup."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_publication_or_an_owner_that_differs_is_found(
     assert says in contents.text
 
 
-def test_subscriptions_are_left_out_and_said(
+def test_subscriptions_are_left_out_with_a_note(
     tmp_path: Path, new_full_database: NewDatabase, full_bin_dir: Path
 ) -> None:
     source = new_full_database()
@@ -119,7 +119,7 @@ def test_subscriptions_are_left_out_and_said(
     assert contents.text.startswith("1 entries of subscriptions left out")
 
 
-def test_a_tablespace_that_is_left_out_is_said(tmp_path: Path, server: PortCluster, bin_dir: Path) -> None:
+def test_a_tablespace_is_left_out_with_a_note(tmp_path: Path, server: PortCluster, bin_dir: Path) -> None:
     with admin(server) as session:
         session.execute("SET allow_in_place_tablespaces = on")
         session.execute("CREATE TABLESPACE \"fast one\" LOCATION ''")
@@ -139,7 +139,7 @@ def test_a_tablespace_that_is_left_out_is_said(tmp_path: Path, server: PortClust
     assert contents.text == 'what the source keeps in tablespace "fast one" is in the database\'s own'
 
 
-def test_no_role_is_made(tmp_path: Path, server: PortCluster, bin_dir: Path) -> None:
+def test_a_restore_to_go_live_makes_no_roles(tmp_path: Path, server: PortCluster, bin_dir: Path) -> None:
     with admin(server) as session:
         session.execute("CREATE ROLE passing_by")
     with database(server, "owned") as source:
@@ -154,7 +154,7 @@ def test_no_role_is_made(tmp_path: Path, server: PortCluster, bin_dir: Path) -> 
             assert one(source, "SELECT count(*) FROM pg_roles WHERE rolname = 'passing_by'") == 0
 
 
-def test_a_locale_that_is_missing_is_no_reason_for_another(
+def test_a_live_database_refuses_another_locale(
     tmp_path: Path, server: PortCluster, bin_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = archives.database_text
@@ -189,7 +189,7 @@ def test_a_missing_extension_is_to_be_installed_on_that_server(
         assert caught.value.fix == "install its package on that server; then try again"
 
 
-def test_dropping_is_safe_to_repeat_and_waits_for_nobody(server: PortCluster) -> None:
+def test_dropping_may_be_repeated_and_ends_sessions(server: PortCluster) -> None:
     copy = live_copy(server.connection(), "live_copy", "a place")
     copy.drop()
     with admin(server) as session:
@@ -206,7 +206,7 @@ def test_dropping_is_safe_to_repeat_and_waits_for_nobody(server: PortCluster) ->
     assert one(server.connection(), "SELECT count(*) FROM pg_database WHERE datname = 'live_copy'") == 0
 
 
-def test_what_exists_is_not_restored_into(tmp_path: Path, new_database: NewDatabase, bin_dir: Path) -> None:
+def test_an_existing_database_is_not_restored_into(tmp_path: Path, new_database: NewDatabase, bin_dir: Path) -> None:
     source, other = new_database(), new_database()
     drilling = Drilling(source, bin_dir, tmp_path)
     proof = proof_of(drilling, drilling.dump())
@@ -220,7 +220,7 @@ def test_what_exists_is_not_restored_into(tmp_path: Path, new_database: NewDatab
 # ---- progress
 
 
-#: A table and its index, either of which takes a second to restore.
+#: A table and its index, each of which takes a second to restore.
 SLOW = (
     "CREATE FUNCTION slowly(int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT $1'",
     'CREATE TABLE "Odd one" (a int CHECK (slowly(a) = a))',
@@ -231,7 +231,7 @@ SLOW = (
 )
 
 
-def test_progress_says_bytes_tables_and_what_is_left(
+def test_progress_has_bytes_tables_and_time_left(
     tmp_path: Path, server: PortCluster, bin_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pg_restore, "_PROGRESS_SECONDS", 0.05)
@@ -260,7 +260,7 @@ def newest(drilling: Drilling) -> Backup:
 
 @contextmanager
 def damaged(how: Callable[[bytes], bytes], server: PortCluster, bin_dir: Path, folder: Path) -> Iterator[Drilling]:
-    """A backup of three tables, of which the second is nearly all of the file, and was damaged."""
+    """A backup of three tables; the second is nearly the whole file, and is damaged."""
     with database(server, "torn") as source:
         execute(
             source,
@@ -313,7 +313,7 @@ def test_a_damaged_table_takes_no_other_with_it(jobs: int, server: PortCluster, 
     assert lines_of(proof)[Check.RESTORED].text == lost
 
 
-def test_of_one_that_was_cut_off_the_beginning_is_restored(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
+def test_the_beginning_of_a_truncated_archive_is_restored(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
     with damaged(_cut, server, bin_dir, tmp_path) as drilling:
         proof = proof_of(drilling, newest(drilling))
         with going_live(drilling.source, "what_is_left") as copy:
@@ -329,9 +329,7 @@ def test_of_one_that_was_cut_off_the_beginning_is_restored(server: PortCluster, 
     ]
 
 
-def test_errors_are_told_once_without_values_and_not_without_end(
-    server: PortCluster, bin_dir: Path, tmp_path: Path
-) -> None:
+def test_errors_are_shown_once_without_values_and_limited(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
     with database(server, "torn") as source:
         execute(
             source,
@@ -381,8 +379,8 @@ def test_a_statement_that_fails_is_shown_without_its_literals(
     assert "s3cret" not in lost
 
 
-def test_of_views_that_fail_at_the_same_time_each_is_named(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
-    """What two processes of pg_restore say at once is mixed up, in the middle of a word."""
+def test_each_view_that_fails_at_the_same_time_is_named(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
+    """The messages of two pg_restore processes are interleaved, even within a word."""
     with database(server, "views") as source:
         execute(
             source,
@@ -419,7 +417,7 @@ def test_a_session_that_is_ended_ends_the_restore(
     assert lines_of(proof)[Check.RESTORED].result is Result.FAILED
 
 
-def test_what_is_the_servers_fault_is_no_loss(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
+def test_a_server_error_is_not_reported_as_a_loss(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
     with damaged(_altered, server, bin_dir, tmp_path) as drilling:
         backup = newest(drilling)
         listing = archives.contents_list(drilling.programs, backup.path)

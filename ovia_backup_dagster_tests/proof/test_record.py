@@ -1,4 +1,4 @@
-"""The record of a proof: what is noted of a check, and of one that was not made."""
+"""The record of a proof: the results of checks, and the checks that were not made."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_finding_is_as_severe_as_its_check(
     assert record.failed is (result is Result.FAILED)
 
 
-def test_what_was_not_made_is_listed_once_and_fails_nothing(record: ProofRecord) -> None:
+def test_a_check_not_made_is_listed_once_and_fails_nothing(record: ProofRecord) -> None:
     record.add(Check.OWN_CHECK, [], passed="DRILL_CHECK_COMMAND is not set", result=Result.NOT_MADE)
     record.list_unmade(Stage.DRILL)
     record.list_unmade(Stage.DRILL)
@@ -43,7 +43,7 @@ def test_what_was_not_made_is_listed_once_and_fails_nothing(record: ProofRecord)
     assert not record.failed
 
 
-def test_a_restore_tells_what_only_a_drill_does_from_what_no_code_does(record: ProofRecord) -> None:
+def test_a_restore_tells_a_drills_check_from_one_without_code(record: ProofRecord) -> None:
     record.list_unmade(Stage.RESTORE)
 
     texts = {line.check: line.text for line in record.lines}
@@ -52,7 +52,7 @@ def test_a_restore_tells_what_only_a_drill_does_from_what_no_code_does(record: P
     assert texts[Check.TABLES] == NO_CODE
 
 
-def test_a_phase_that_is_entered_again_goes_on_and_one_that_fails_is_timed(record: ProofRecord) -> None:
+def test_a_repeated_phase_adds_up_and_a_failed_one_counts(record: ProofRecord) -> None:
     with record.phase("restore"):
         pass
     before = record.phases["restore"]

@@ -1,4 +1,4 @@
-"""Roles that are made of what was saved: what they get on a server that others use, and whether a copy has the same."""
+"""Roles made from the saved globals: what they get on a server that others use, and whether a copy has the same."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SETUP = (
     "GRANT SET ON PARAMETER log_statement TO owners",
     "GRANT SET ON PARAMETER lc_messages TO owners",
     "GRANT SET, ALTER SYSTEM ON PARAMETER log_duration TO boss WITH GRANT OPTION",
-    # Not by the server's owner.
+    # By another role than the server's owner.
     f"SET ROLE boss; GRANT ALTER SYSTEM ON PARAMETER log_duration TO {QUOTED}; RESET ROLE",
 )
 ODD = 'Odd "one"; --'
@@ -53,7 +53,7 @@ GROUPS = """
 
 @dataclass
 class Server:
-    """One that no other test uses; its roles are dropped after each test."""
+    """A server that no other module uses; its roles are dropped after each test."""
 
     cluster: PortCluster
     programs: Programs
@@ -110,7 +110,7 @@ def test_a_role_that_is_not_named_gets_no_power(there: Server) -> None:
     notes = roles.create(there.connection, there.saved, NAMES)
     assert there.attributes("boss") == "login"
     assert there.groups("boss") == ""
-    # What is made together stays together: no one has power by it.
+    # Memberships among the new roles are kept: no one gains power by them.
     assert (there.groups(ODD), there.groups("owners")) == ("owners", "boss")
     assert one(there.connection, "SELECT rolconfig::text FROM pg_roles WHERE rolname = 'owners'") == (
         '{"search_path=a, \\"b c\\""}'
@@ -122,7 +122,7 @@ def test_a_role_that_is_not_named_gets_no_power(there: Server) -> None:
     assert "setting session_preload_libraries of role owners: permission denied" in told
     assert "were not set: boss" in told
     assert f"set one for: {ODD}, boss" in told
-    # What it says can be pasted.
+    # The note can be pasted as SQL.
     for statements in re.findall("to give it: (.*)", told):
         execute(there.connection, *re.split("; (?=ALTER|GRANT)", statements))
     assert there.attributes("boss") == "super createrole replication bypassrls login"
@@ -138,14 +138,14 @@ def test_a_role_that_is_named_gets_all_but_a_password(there: Server) -> None:
 
 
 def test_the_group_of_a_named_role_gives_others_nothing(there: Server) -> None:
-    """A forged file makes a role that was not named a member of one that was."""
+    """A forged file makes an unnamed role a member of a named one."""
     notes = roles.create(there.connection, there.saved, NAMES, ("boss",))
     assert there.attributes("boss").startswith("super")
     assert there.groups("owners") == ""
     assert 'GRANT "boss" TO "owners"' in "\n".join(notes)
 
 
-def test_what_roles_that_are_there_may_not_set_is_told_and_not_given(there: Server) -> None:
+def test_parameters_of_existing_roles_are_noted_not_granted(there: Server) -> None:
     execute(there.connection, "CREATE ROLE before; GRANT SET ON PARAMETER log_duration TO before")
     saved = b"CREATE ROLE before;\nCREATE ROLE late;\nGRANT SET ON PARAMETER log_duration TO before;\n"
     saved += (
@@ -233,7 +233,7 @@ ALTERED = [
 
 
 @pytest.mark.parametrize(("change", "how", "said"), ALTERED, ids=[change for change, _, _ in ALTERED])
-def test_what_of_the_roles_is_not_the_same_is_said(there: Server, change: str, how: str, said: str) -> None:
+def test_a_difference_between_roles_is_named(there: Server, change: str, how: str, said: str) -> None:
     roles.replay(there.connection, there.saved)
     execute(there.connection, change)
     bad, odd = roles.compare_roles(there.connection, there.programs, there.saved)
@@ -241,7 +241,7 @@ def test_what_of_the_roles_is_not_the_same_is_said(there: Server, change: str, h
     assert not (odd if how == "bad" else bad)
 
 
-def test_a_drill_whose_roles_may_less_fails(there: Server, tmp_path: Path) -> None:
+def test_a_drill_with_roles_of_fewer_rights_fails(there: Server, tmp_path: Path) -> None:
     execute(there.connection, *SETUP)
     with database(there.cluster, "drilled") as source:
         execute(source, "CREATE TABLE t (a int)")

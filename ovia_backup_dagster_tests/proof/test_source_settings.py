@@ -1,4 +1,4 @@
-"""Which settings of the source are in effect in a copy, who has the last word, and what is taken from no archive."""
+"""Which settings of the source are in effect in a copy, which one wins, and which are never taken from an archive."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ovia_backup_dagster_tests.conftest import PortCluster, execute, free_port
 from ovia_backup_dagster_tests.support.drilling import Drilling, as_role, assert_passed, database
 
 SECRET = "s3cret-tenant"
-#: What this program wrote down before it pinned more.
+#: The session options that earlier versions recorded.
 OLD_OPTIONS = "-c timezone=UTC -c bytea_output=hex -c lc_monetary=C"
 SCRIPT = rb"""
 --
@@ -84,7 +84,7 @@ def said(found: list[Setting]) -> dict[str, str]:
     return {setting.name: setting.value for setting in found}
 
 
-def test_who_has_the_last_word() -> None:
+def test_the_owners_setting_outranks_all_others() -> None:
     alone = said(wanted(SCRIPT, entries=ENTRIES))
     assert alone == {
         "TimeZone": "Asia/Kolkata",
@@ -92,24 +92,24 @@ def test_who_has_the_last_word() -> None:
         "bytea_output": "escape",
         "xmlbinary": "hex",
         "IntervalStyle": "iso_8601",
-        # Of a role that owns something; what one says that owns nothing counts where nothing else is known.
+        # Of a role that owns something. A role that owns nothing counts only if nothing else is known.
         "lc_time": "C",
         "app.mine": "one",
         "app.theirs": "three",
     }
     with_roles = said(wanted(SCRIPT, globals_sql=GLOBALS, entries=ENTRIES))
-    # As in a session of the owner's: PostgreSQL, too, takes the role's before the database's.
+    # As in a session of the owner: PostgreSQL also prefers the role's setting to the database's.
     assert with_roles == {**alone, "TimeZone": "Asia/Tokyo"}
     effective = {"timezone": "UTC", "datestyle": "SQL, DMY", "extra_float_digits": "0"}
     known = wanted(SCRIPT, manifest_of(effective=effective), GLOBALS, ENTRIES)
-    # The archive's money is written as the dump's options say.
+    # The dump's options decide how the archive writes money.
     more = {"datestyle": "SQL, DMY", "extra_float_digits": "0", "lc_monetary": "C"}
     assert said(known) == {**with_roles, **more}
-    # What was not set for this database is not missed.
+    # A setting that was not set for this database leaves no note.
     assert {setting.name for setting in known if not setting.said} == set(more)
 
 
-def test_a_manifest_stands_in_where_the_archive_says_nothing() -> None:
+def test_the_manifest_replaces_settings_the_archive_lacks() -> None:
     """The name of a database may hold a line feed: pg_restore then prints none of its settings."""
     settings = {"": ("TimeZone=Asia/Kolkata", "app.t=********"), "the Owner": ("DateStyle=German",), "x": ("a.b=1",)}
     found = said(wanted(b"", manifest_of(settings=settings)))
@@ -130,8 +130,8 @@ def shown(copy: Copy, name: str, effect: InEffect) -> object:
     return row["one"]
 
 
-def test_in_effect_until_it_is_taken_out(copy: Copy, server: PortCluster) -> None:
-    # The server of the copy, and the role that restores, say otherwise.
+def test_source_settings_are_in_effect_until_removed(copy: Copy, server: PortCluster) -> None:
+    # The copy's server and the role that restores have other settings.
     execute(server.connection(), "ALTER ROLE postgres SET timezone = 'America/New_York'")
     try:
         settings = [
@@ -164,8 +164,8 @@ def test_in_effect_until_it_is_taken_out(copy: Copy, server: PortCluster) -> Non
         execute(server.connection(), "ALTER ROLE postgres RESET timezone")
 
 
-def test_a_role_that_is_no_superuser(copy: Copy, server: PortCluster) -> None:
-    """It may keep no application's setting for itself, but say it for its sessions; and none that takes a superuser."""
+def test_a_role_without_superuser_passes_settings_as_options(copy: Copy, server: PortCluster) -> None:
+    """It may pass an application's setting as a session option only, and no setting that takes a superuser."""
     role = f"restores{os.getpid()}"
     execute(server.connection(), f"CREATE ROLE {role} LOGIN CREATEDB")
     try:
@@ -193,10 +193,10 @@ def test_a_dump_records_what_values_depend_on(new_database, server: PortCluster)
 
 
 @pytest.mark.parametrize("options", [SESSION_OPTIONS, OLD_OPTIONS])
-def test_literals_with_backslashes(
+def test_literals_with_backslashes_are_restored(
     options: str, server: PortCluster, bin_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """standard_conforming_strings off and names in quotes: dumps of today, and those that were made before."""
+    """standard_conforming_strings off and names in quotes: dumps of this version, and of earlier ones."""
     monkeypatch.setattr(dumping, "SESSION_OPTIONS", options)
     with database(server, f"scs{os.getpid()}_{free_port()}") as source:
         execute(
@@ -216,10 +216,10 @@ def test_literals_with_backslashes(
 def test_money_is_read_as_it_was_written(
     server: PortCluster, bin_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not as the role that restores would have it: it is pinned by what the dump recorded."""
+    """The dump's recorded options decide, not the role that restores."""
     found = said(wanted(SCRIPT.replace(b"lc_time", b"lc_monetary"), manifest_of(), None, ENTRIES))
     assert found["lc_monetary"] == "C"
-    # The old script's dumps were written as the database was set to.
+    # The old script's dumps were written with the database's settings.
     assert said(wanted(b"ALTER DATABASE d SET lc_monetary TO 'de_DE';"))["lc_monetary"] == "de_DE"
 
 
@@ -232,7 +232,7 @@ def test_money_is_read_as_it_was_written(
         ("infinity", "2027-01-02 00:00:00+00", ["role r has another end of its password"]),
     ],
 )
-def test_a_passwords_end_is_an_instant(was: str, now: str, odd: list[str]) -> None:
+def test_a_passwords_expiry_is_compared_as_an_instant(was: str, now: str, odd: list[str]) -> None:
     """Roles are saved in UTC; older programs saved them in the server's time zone."""
     saved, made = (
         saved_globals.parse_globals(f"CREATE ROLE r;\nALTER ROLE r WITH LOGIN VALID UNTIL '{until}';\n".encode())
