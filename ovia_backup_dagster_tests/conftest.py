@@ -195,7 +195,7 @@ def make_certificate(key: Path, certificate: Path) -> None:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on at this moment."""
+    """A TCP port that no process listens on at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -297,7 +297,7 @@ def dump_that_waits(database: Connection) -> Iterator[Callable[[], bool]]:
 
 
 def quiet(_: str) -> None:
-    """A log that nobody reads."""
+    """A log without a reader."""
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:

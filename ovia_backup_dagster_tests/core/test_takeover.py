@@ -231,7 +231,7 @@ def test_who_is_not_root_is_told_what_to_do(act: Callable[..., object], root: Pa
     outcome = crashes.raised_as_nobody(lambda: act(root, US, NOW))
     assert isinstance(outcome, VolumeError)
     assert outcome.what == f"cannot hand over {root}"
-    assert outcome.why == f"it is not ours yet, and this runs as user {crashes.NOBODY}"
+    assert outcome.why == f"it is not ours yet, and this runs as user {crashes.ORDINARY_USER}"
     assert outcome.fix == "as root: ovia-backup hand-over --to 10001:10001"
     assert everything(root) == before
 

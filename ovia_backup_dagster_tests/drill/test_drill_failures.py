@@ -680,7 +680,7 @@ def test_a_role_without_rights_is_told_what_it_lacks(site: Site) -> None:
 ACCOUNT = account_id()
 STRANGER = 4242
 #: An ordinary user.
-ORDINARY = 65534
+ORDINARY_USER = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 
@@ -920,9 +920,9 @@ def test_an_ordinary_user_can_drill(site: Site, tmp_path: Path) -> None:
     volume = folder / "backups"
     shutil.copytree(site.catalog.root, volume)
     for path in (folder, *folder.rglob("*")):
-        os.chown(path, ORDINARY, ORDINARY)
+        os.chown(path, ORDINARY_USER, ORDINARY_USER)
     (folder / "drills").mkdir()
-    os.chown(folder / "drills", ORDINARY, ORDINARY)
+    os.chown(folder / "drills", ORDINARY_USER, ORDINARY_USER)
     try:
         mine = Site(site.database, Catalog(volume, site.catalog.database), site.programs, folder / "drills")
         backup = mine.driller.find(str(made))
@@ -930,7 +930,7 @@ def test_an_ordinary_user_can_drill(site: Site, tmp_path: Path) -> None:
         assert error is None, error
         assert leftovers(folder / "drills") == []
         assert mine.evidence()[0].passed
-        assert {path.stat().st_uid for path in (volume / "drills").iterdir()} == {ORDINARY}
+        assert {path.stat().st_uid for path in (volume / "drills").iterdir()} == {ORDINARY_USER}
     finally:
         shutil.rmtree(folder)
 

@@ -45,7 +45,7 @@ from ovia_backup_dagster.postgres.verification import Verifier
 from ovia_backup_dagster.proof.check_results import Result
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute, free_port, quiet
 from ovia_backup_dagster_tests.faults.disks import MEGABYTE, tmpfs
-from ovia_backup_dagster_tests.support.crashes import NOBODY, raised_as_nobody
+from ovia_backup_dagster_tests.support.crashes import ORDINARY_USER, raised_as_nobody
 from ovia_backup_dagster_tests.support.exhaustive import thinned
 
 _installation = sandboxes.installation
@@ -198,7 +198,9 @@ def outside() -> Iterator[Outside]:
     for name in ("secret", "dump", "truncated", "emptied", "renamed", "removed"):
         (folder / "victims" / name).write_text(f"the {name}")
         (folder / "victims" / name).chmod(0o600)
-    whose: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
+    whose: dict[str, Any] = (
+        {"user": ORDINARY_USER, "group": ORDINARY_USER, "extra_groups": []} if os.geteuid() == 0 else {}
+    )
     process = subprocess.Popen(("/usr/bin/sleep", "300"), **whose)
     sockets: dict[str, socket.socket] = {}
     made = Outside(folder, process, sockets)
@@ -231,7 +233,7 @@ def _give(folder: Path) -> None:
     """Give the folder to the ordinary user, so that file modes do not protect it."""
     if os.geteuid() == 0:
         for path in (folder, *folder.rglob("*")):
-            os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+            os.chown(path, ORDINARY_USER, ORDINARY_USER, follow_symlinks=False)
 
 
 @dataclass
@@ -471,7 +473,7 @@ def test_a_replaced_socket_leads_no_client_elsewhere(site: Callable[..., Site], 
 def _confined(code: str, *arguments: str, sandbox: Sandbox, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run Python in the sandbox, as the account ``nobody``."""
     command = ("/usr/bin/python3", "-I", "-S", "-c", code, *arguments)
-    confined = sandbox.command(command, account=pwd.getpwuid(NOBODY), **options)
+    confined = sandbox.command(command, account=pwd.getpwuid(ORDINARY_USER), **options)
     return subprocess.run(confined, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -506,7 +508,7 @@ def test_other_system_calls_are_refused() -> None:
     archive = Path(tempfile.mkdtemp(prefix="ovia-sb-", dir="/tmp")) / "archive"
     archive.write_text("an archive")
     for path in (archive.parent, archive):
-        os.chown(path, NOBODY, NOBODY)
+        os.chown(path, ORDINARY_USER, ORDINARY_USER)
     libc = ctypes.CDLL(None)
     semaphore = libc.semget(0, 1, 0o1666)
     code = f"""

@@ -90,7 +90,7 @@ def mount_again(source: Path, target: Path) -> None:
 
 
 def vanish(target: Path) -> None:
-    """Unmount it, whoever uses it: they keep what they have open, nobody finds it any more."""
+    """Unmount it while it is in use: processes keep their open files, and no path leads to it any more."""
     _run("umount", "--lazy", str(target))
 
 

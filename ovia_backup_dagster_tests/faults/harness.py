@@ -231,7 +231,7 @@ class Guard:
     Attributes:
         place: the volume.
         newest: name -> SHA-256, modification time and judgements of the newest proven backup, both copies.
-        looks: how often somebody looked; ``seen``: at how many backups in all.
+        looks: how often the volume was listed; ``seen``: how many backups were read in all.
     """
 
     place: Place
@@ -258,7 +258,7 @@ class Guard:
             self.seen += nothing_broken(backup, now)
         for name, known in self.newest.items():
             *file, judgements = _fingerprint(self.place.root / name)
-            # Somebody may verify it once more: judgements are appended.
+            # It may be verified once more: judgements are appended.
             as_it_was = (*file, judgements[: len(known[2])]) == known
             assert as_it_was, f"{name} is not what it was"
         names = {f"{b.tier}/{b}": b for b in self.place.catalog.backups()}
@@ -273,7 +273,7 @@ class Guard:
                 assert not backup.path.exists(), f"{backup} has no manifest"
 
     def after_the_fault(self) -> None:
-        """As ``look``; and nothing lies about that nobody knows."""
+        """Like ``look``, and the volume holds no unknown file."""
         self.look()
         strange = [n for n in files(self.place.root) if not (_REGULAR.fullmatch(n) or _LEFTOVER.fullmatch(n))]
         assert not strange, strange
@@ -460,7 +460,7 @@ def kill(cluster: PortCluster) -> None:
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    # Gone for good, else the next server takes it for alive: whoever inherited it may be slow to wait for it.
+    # Gone for good, else the next server takes it for alive: init may be slow to reap it.
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
 
 

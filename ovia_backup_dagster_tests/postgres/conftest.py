@@ -28,7 +28,7 @@ def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Scene:
 
 @pytest.fixture(scope="module")
 def doomed(full_bin_dir: Path) -> Iterator[PortCluster]:
-    """A server to be stopped and killed; whoever does starts it again."""
+    """A server to be stopped and killed; the test that does so starts it again."""
     with to_be_stopped(running_cluster(full_bin_dir, restart_after_crash="on")) as cluster:
         yield cluster
 

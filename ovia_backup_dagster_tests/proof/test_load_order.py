@@ -21,8 +21,8 @@ from ovia_backup_dagster.proof.load_order import may_lean
 from ovia_backup_dagster.proof.pg_restore import Restorer
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, quiet
 from ovia_backup_dagster_tests.support.drilling import Drilling, by_check, database, one
-from ovia_backup_dagster_tests.support.proofs import going_live, lines_of, proof_of
 from ovia_backup_dagster_tests.support.exhaustive import thinned
+from ovia_backup_dagster_tests.support.proofs import going_live, lines_of, proof_of
 
 #: A CHECK that reads a table whose data comes later.
 ELSEWHERE = (

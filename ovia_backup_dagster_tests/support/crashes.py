@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
 
-NOBODY = 65534
+ORDINARY_USER = 65534
 #: What changes a folder, or makes a change last.
 STEPS = ("open", "fsync", "rename", "link", "unlink", "chmod", "fchmod", "fchown", "utime", "mkdir", "rmdir")
 
@@ -77,15 +77,15 @@ def in_a_child(action: Callable[[], object]) -> int:
 def raised_as_nobody(action: Callable[[], object]) -> BaseException | None:
     """What the action raises for a user who is bound by the modes of files, as root is not.
 
-    Root becomes nobody; anybody else stays who they are. So take away by ``chmod`` what is not to be allowed.
+    Root becomes the account `nobody`; other users stay themselves. So deny by ``chmod`` what must be denied.
     """
     reading, writing = os.pipe()
 
     def run() -> None:
         if os.geteuid() == 0:
             os.setgroups([])
-            os.setgid(NOBODY)
-            os.setuid(NOBODY)
+            os.setgid(ORDINARY_USER)
+            os.setuid(ORDINARY_USER)
         outcome: BaseException | None = None
         try:
             action()

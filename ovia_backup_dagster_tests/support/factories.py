@@ -41,7 +41,7 @@ from ovia_backup_dagster.proof.check_results import CheckResult, Result
 NOW = datetime(2026, 6, 15, 12, 0, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
-CONTENT = b"PGDMP: not really, but nobody in the core layer reads it"
+CONTENT = b"PGDMP: not really, but the core layer does not read it"
 ROLES = b"CREATE ROLE ovia;\n"
 
 

@@ -493,7 +493,7 @@ def every_single_connection_is_taken(scene: Scene) -> Outcome:
 
 @contextmanager
 def session(connection: Connection) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
-    """Somebody else's session; it may be lost with its server."""
+    """Another session; it may be lost with its server."""
     other = psycopg.connect(
         host=connection.host, port=connection.port, dbname=connection.database, user=connection.user, autocommit=True
     )
@@ -893,7 +893,7 @@ def the_server_is_killed_stopped_or_restarted_under_the_dump(scene: Scene) -> Ou
 
     before = checkpointer(connection)
     found = [dump_with(connection, scene.full_bin, lambda _, pid: os.kill(pid, signal.SIGKILL))]
-    # The postmaster may not have noticed yet: only a new checkpointer says that it has begun anew.
+    # The postmaster may not have noticed yet: only a new checkpointer shows that it has restarted.
     until(lambda: refusal(connection) == "" and checkpointer(connection) not in (0, before))
     found.append(dump_with(connection, scene.full_bin, killed))
     found.append(dump_with(connection, scene.full_bin, restarted))

@@ -1,4 +1,4 @@
-"""Sample databases that nobody made for this project: those of PostgreSQL's own regression tests.
+"""Sample databases that were not made for this project: those of PostgreSQL's own regression tests.
 
 ``python -m ovia_backup_dagster_tests.support.samples`` (``make test``) fetches them into ``.cache``: Debian's
 source package, by ``apt-get``, of the version and with the hash in ``samples.lock``. They are run as they are, against
