@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ovia_backup_dagster.core.naming import BackupName
+from ovia_backup_dagster.core.naming import NAME_BYTES, BackupName, before_at, before_name, is_utf8, restore_name
 from ovia_backup_dagster.core.sidecars import SIDECAR_KINDS
 from ovia_backup_dagster.core.tiers import Tier
 
@@ -163,3 +163,54 @@ def test_equal_instants_have_equal_names_in_any_zone() -> None:
     kathmandu = timezone(timedelta(hours=5, minutes=45))
     there = (AT + timedelta(microseconds=999_999)).astimezone(kathmandu)
     assert BackupName("ovia", Tier.DAILY, there) == BackupName("ovia", Tier.DAILY, AT)
+
+
+# --- The names that a restore gives to databases ------------------------------------------------------------------
+
+
+def test_a_restore_names_both_databases_by_the_instant() -> None:
+    assert restore_name("ovia", AT) == "ovia_restore_20260221030000"
+    assert before_name("ovia", AT) == "ovia_before_20260221030000"
+    kathmandu = timezone(timedelta(hours=5, minutes=45))
+    assert before_name("ovia", AT.astimezone(kathmandu)) == "ovia_before_20260221030000"
+
+
+@pytest.mark.parametrize("database", ["o" * 41, "ü" * 21, "猫" * 21])
+def test_long_names_are_cut_to_fit_and_stay_apart(database: str) -> None:
+    other = database[:-1] + "x"
+    for named in (restore_name, before_name):
+        one = named(database, AT)
+        assert len(one.encode()) <= NAME_BYTES
+        assert one != named(other, AT)
+
+
+def test_a_name_that_just_fits_is_not_cut() -> None:
+    fits = NAME_BYTES - len("_before_20260221030000")
+    assert before_name("o" * fits, AT) == "o" * fits + "_before_20260221030000"
+    assert len(before_name("o" * (fits + 1), AT)) == NAME_BYTES
+
+
+@pytest.mark.parametrize("database", ["ovia", "a_before_20260221030000", "ü" * 31])
+def test_a_replaced_database_tells_when_it_was_replaced(database: str) -> None:
+    assert before_at(before_name(database, AT), database) == AT
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ovia",
+        "ovia_before_",
+        "ovia_before_2026022103000",
+        "ovia_before_20260230030000",
+        "ovia_before_20260221030000x",
+        "other_before_20260221030000",
+        "ovia_restore_20260221030000",
+    ],
+)
+def test_other_databases_were_not_replaced(name: str) -> None:
+    assert before_at(name, "ovia") is None
+
+
+def test_only_a_name_in_utf8_can_be_written_down() -> None:
+    assert is_utf8("猫")
+    assert not is_utf8(os.fsdecode(b"caf\xe9"))
