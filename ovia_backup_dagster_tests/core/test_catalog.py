@@ -119,7 +119,7 @@ def test_listing_ten_thousand_backups_reads_no_sidecar(catalog: Catalog) -> None
     assert [b.started_at for b in listed] == [NOW - n * HOUR for n in range(10_000)]
 
 
-def test_strangers_are_not_listed(catalog: Catalog) -> None:
+def test_files_of_other_programs_are_not_listed(catalog: Catalog) -> None:
     lay_out_strangers(catalog)
     assert [str(b) for b in catalog.backups()] == [FRESH]
 
@@ -926,7 +926,7 @@ def test_promoting_a_missing_backup_leaves_nothing(catalog: Catalog) -> None:
     assert names(catalog.folder(Tier.WEEKLY)) == set()
 
 
-def test_what_a_killed_promotion_left_is_in_nobodys_way(catalog: Catalog) -> None:
+def test_leftovers_of_a_killed_promotion_block_nothing(catalog: Catalog) -> None:
     backup = proven(catalog, AT)
     (catalog.folder(Tier.WEEKLY) / f".{WEEKLY_DUMP}.tmp").write_bytes(b"half")
     weekly = promote_backup(catalog, backup, Tier.WEEKLY, NOW)

@@ -48,7 +48,7 @@ def test_the_stack_hints_at_all_that_there_is() -> None:
 
 
 @pytest.mark.parametrize("text", ["server", "nobody: x", "server systemctl status postgresql"])
-def test_a_line_that_is_none(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_without_a_service_is_no_hint(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ", ".join(field.name for field in fields(Hints))
     with pytest.raises(ValueError, match=f"one of {names}"):
         Hints.parse(text)
@@ -57,7 +57,7 @@ def test_a_line_that_is_none(text: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert Settings.load().problems == (f"DEPLOYMENT_HINTS: a line is NAME: COMMAND, and NAME one of {names}",)
 
 
-def test_they_are_about_the_server_that_they_were_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hints_apply_to_the_configured_server_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POSTGRES_HOST", "db")
     monkeypatch.setenv("DEPLOYMENT_HINTS", "server: systemctl status postgresql\n\ndisk:df -h /srv\n")
 
@@ -74,5 +74,5 @@ def test_they_are_about_the_server_that_they_were_made_for(monkeypatch: pytest.M
     assert Variables().hints == Hints()
 
 
-def test_steps() -> None:
+def test_empty_steps_are_left_out() -> None:
     assert steps("one", "", "two") == "one; two"

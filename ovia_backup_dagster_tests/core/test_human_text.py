@@ -30,7 +30,7 @@ from ovia_backup_dagster.core.human_text import duration, human_bytes, signed
         (-1500, "-1.5 kB"),
     ],
 )
-def test_bytes(count: float, text: str) -> None:
+def test_bytes_are_shown_with_a_decimal_unit(count: float, text: str) -> None:
     assert human_bytes(count) == text
 
 

@@ -111,7 +111,7 @@ def test_while_one_process_holds_the_lock_another_is_refused(tmp_path: Path) -> 
         take(tmp_path)
 
 
-def test_whoever_is_refused_learns_who_holds_it(tmp_path: Path) -> None:
+def test_the_refusal_names_the_holder_of_the_lock(tmp_path: Path) -> None:
     with holding(tmp_path) as process:
         with pytest.raises(LockHeldError) as refused:
             take(tmp_path)
@@ -123,7 +123,7 @@ def test_whoever_is_refused_learns_who_holds_it(tmp_path: Path) -> None:
         assert lock_holder(tmp_path) == holder
 
 
-def test_a_wait_ends_when_the_holder_does_and_is_told_once(tmp_path: Path) -> None:
+def test_a_wait_for_the_lock_is_announced_once(tmp_path: Path) -> None:
     told = []
     with holding(tmp_path) as process:
 
@@ -138,7 +138,7 @@ def test_a_wait_ends_when_the_holder_does_and_is_told_once(tmp_path: Path) -> No
     assert [holder.partition(" (")[0] for holder in told] == ["dumping ovia"]
 
 
-def test_a_wait_in_vain_is_told_once_too(tmp_path: Path) -> None:
+def test_a_wait_that_times_out_is_announced_once(tmp_path: Path) -> None:
     told: list[str] = []
     with holding(tmp_path), pytest.raises(LockHeldError, match="still after 1 s"):
         # Several looks are taken in a second.
@@ -146,13 +146,13 @@ def test_a_wait_in_vain_is_told_once_too(tmp_path: Path) -> None:
     assert len(told) == 1
 
 
-def test_nobody_is_told_of_a_wait_that_is_none(tmp_path: Path) -> None:
+def test_a_free_lock_announces_no_wait(tmp_path: Path) -> None:
     told: list[str] = []
     with volume_lock(tmp_path, purpose="testing", now=NOW, on_wait=told.append):
         assert told == []
 
 
-def test_of_many_at_once_each_gets_its_turn_and_no_step_is_lost(tmp_path: Path) -> None:
+def test_many_writers_take_turns_and_lose_no_update(tmp_path: Path) -> None:
     (tmp_path / "counter").write_text("0")
     with ExitStack() as stack:
         processes = [stack.enter_context(running(COUNTER, tmp_path, says="ready")) for _ in range(4)]
@@ -162,7 +162,7 @@ def test_of_many_at_once_each_gets_its_turn_and_no_step_is_lost(tmp_path: Path) 
     assert (tmp_path / "counter").read_text() == "400"
 
 
-def test_a_killed_holder_frees_it(tmp_path: Path) -> None:
+def test_a_killed_holder_frees_the_lock(tmp_path: Path) -> None:
     with holding(tmp_path) as process:
         process.send_signal(signal.SIGKILL)
         process.wait(LONG)
@@ -222,7 +222,7 @@ def test_without_a_note_the_holder_is_found_all_the_same(tmp_path: Path) -> None
         assert refused.value.fix.endswith(f": kill {process.pid}")
 
 
-def test_a_child_that_did_not_inherit_it_does_not_keep_it(tmp_path: Path) -> None:
+def test_a_child_without_the_descriptor_holds_no_lock(tmp_path: Path) -> None:
     # Without this the test above would show nothing: the lock is not passed on by accident.
     with running(PARENT, tmp_path, "inherits not", says="child runs") as process:
         process.send_signal(signal.SIGKILL)
@@ -241,12 +241,12 @@ def test_leaving_the_block_does_not_unlock_a_writing_child(tmp_path: Path) -> No
     assert lock_holder(tmp_path) is None
 
 
-def test_it_excludes_within_one_process_as_well(tmp_path: Path) -> None:
+def test_the_lock_excludes_threads_of_one_process(tmp_path: Path) -> None:
     with volume_lock(tmp_path, purpose="the outer", now=NOW), pytest.raises(LockHeldError, match="the outer"):
         take(tmp_path)
 
 
-def test_a_failure_under_the_lock_frees_it(tmp_path: Path) -> None:
+def test_an_exception_under_the_lock_frees_it(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), volume_lock(tmp_path, purpose="failing", now=NOW):
         raise ZeroDivisionError
     take(tmp_path)
@@ -263,18 +263,18 @@ def test_looking_at_a_lock_never_taken_creates_none(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nobody_holds_it_where_there_is_no_folder(tmp_path: Path) -> None:
+def test_a_missing_folder_has_no_lock_holder(tmp_path: Path) -> None:
     assert lock_holder(tmp_path / "missing") is None
 
 
-def test_looking_who_holds_it_changes_nothing(tmp_path: Path) -> None:
+def test_asking_for_the_lock_holder_changes_nothing(tmp_path: Path) -> None:
     with holding(tmp_path):
         before = (tmp_path / FILENAME).read_bytes(), (tmp_path / FILENAME).stat().st_mtime_ns
         lock_holder(tmp_path)
         assert ((tmp_path / FILENAME).read_bytes(), (tmp_path / FILENAME).stat().st_mtime_ns) == before
 
 
-def test_whoever_only_looks_keeps_nobody_out(tmp_path: Path) -> None:
+def test_asking_for_the_lock_holder_blocks_no_writer(tmp_path: Path) -> None:
     take(tmp_path)
     descriptor = os.open(tmp_path / FILENAME, os.O_RDONLY)
     try:
@@ -298,7 +298,7 @@ def test_the_note_of_a_longer_purpose_leaves_nothing_behind(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("note", ["", "garbage", "[]", "null", '"text"', '{"purpose": "x"}', "\x00\xff", "{" * 5000])
-def test_a_note_that_cannot_be_read_still_names_somebody(tmp_path: Path, note: str) -> None:
+def test_an_unreadable_note_still_names_the_process(tmp_path: Path, note: str) -> None:
     with volume_lock(tmp_path, purpose="testing", now=NOW):
         (tmp_path / FILENAME).write_bytes(note.encode("latin-1"))
         assert lock_holder(tmp_path) == "another process"
@@ -324,7 +324,7 @@ def test_the_lock_file_is_for_its_owner_only(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / FILENAME).stat().st_mode) == 0o600
 
 
-def test_a_missing_folder_is_said_to_be_unusable(tmp_path: Path) -> None:
+def test_the_lock_of_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(VolumeError, match="No such file") as refused:
         take(tmp_path / "missing")
     assert refused.value.fix
@@ -339,7 +339,7 @@ def test_a_link_in_the_lock_files_place_is_not_followed(tmp_path: Path) -> None:
     assert target.read_text() == "untouched"
 
 
-def test_a_volume_that_knows_no_locks_is_said_to_be_unusable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_volume_without_locks_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Network filesystems without a lock daemon.
     def unsupported(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
@@ -349,7 +349,7 @@ def test_a_volume_that_knows_no_locks_is_said_to_be_unusable(tmp_path: Path, mon
         take(tmp_path)
 
 
-def test_a_lock_file_that_was_removed_keeps_nobody_in_doubt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_file_replaced_meanwhile_is_locked_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process replaced ``.lock`` between our open and our lock: the lock is on the present file."""
     path = tmp_path / FILENAME
     real = locking._acquire

@@ -136,7 +136,7 @@ def test_the_old_scripts_names_stand_for_themselves(filename: str, database: str
         "ovia_daily_٢٠٢٦-02-21_030000.dump",
     ],
 )
-def test_strangers_are_none(filename: str) -> None:
+def test_names_of_other_files_are_not_parsed(filename: str) -> None:
     assert BackupName.parse(filename) is None
 
 

@@ -214,7 +214,7 @@ def test_an_honest_unit_with_a_real_header_is_proven(catalog: Catalog) -> None:
         assert made(catalog, AT - DAY + minutes * HOUR, archive(at + minutes * HOUR)).state(NOW) is State.VERIFIED
 
 
-def test_a_name_of_ones_own_says_nothing(catalog: Catalog) -> None:
+def test_a_copy_of_another_name_keeps_its_verdict(catalog: Catalog) -> None:
     backup = made(catalog, AT)
     folder = catalog.root.parent
     for suffix in ("", MANIFEST, GLOBALS, VERIFIED):

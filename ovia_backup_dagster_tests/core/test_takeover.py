@@ -154,7 +154,7 @@ def test_an_empty_volume_gets_its_folders(tmp_path: Path) -> None:
     done(lambda: proven(Catalog(tmp_path, "ovia"), NOW))
 
 
-def test_all_of_ours_is_handed_over_and_nothing_else(root: Path) -> None:
+def test_only_our_files_change_owner(root: Path) -> None:
     catalog = make_catalog(root)
     publish(catalog, NOW)
     promote_backup(catalog, proven(catalog, NOW + HOUR), Tier.WEEKLY, NOW)
@@ -205,7 +205,7 @@ def test_the_second_time_nothing_changes(root: Path) -> None:
     assert everything(root) == before
 
 
-def test_when_all_is_ours_anybody_of_us_may_run_it(root: Path) -> None:
+def test_a_hand_over_without_changes_needs_no_root(root: Path) -> None:
     takeover.begin(root, US, NOW)
     done(lambda: takeover.begin(root, US, NOW))
     done(lambda: takeover.finish(root, US, NOW))
@@ -226,7 +226,7 @@ def test_after_the_end_the_next_deployment_begins_no_other(root: Path) -> None:
 
 
 @pytest.mark.parametrize("act", [takeover.begin, takeover.finish])
-def test_who_is_not_root_is_told_what_to_do(act: Callable[..., object], root: Path) -> None:
+def test_without_root_the_error_names_the_command(act: Callable[..., object], root: Path) -> None:
     before = everything(root)
     outcome = crashes.raised_as_nobody(lambda: act(root, US, NOW))
     assert isinstance(outcome, VolumeError)
@@ -236,7 +236,7 @@ def test_who_is_not_root_is_told_what_to_do(act: Callable[..., object], root: Pa
     assert everything(root) == before
 
 
-def test_a_root_without_its_capabilities_is_told_which(root: Path) -> None:
+def test_root_without_capabilities_is_told_which_it_lacks(root: Path) -> None:
     program = (
         "import sys; from datetime import *; from pathlib import Path; from ovia_backup_dagster.core import takeover\n"
         "try: takeover.begin(Path(sys.argv[1]), takeover.Owner(10001, 10001), datetime.now(UTC))\n"
@@ -309,7 +309,7 @@ def test_no_link_is_followed(root: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["file", "folder", "nowhere"])
 @pytest.mark.parametrize("name", [".lock", ".handover", ".handover.new"])
-def test_a_link_in_the_place_of_what_root_would_make(name: str, target: str, root: Path, tmp_path: Path) -> None:
+def test_a_link_where_root_would_create_a_file_is_refused(name: str, target: str, root: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     (outside / "folder").mkdir(parents=True)
     (outside / "file").write_text("root's own")
@@ -332,7 +332,7 @@ def test_links_among_the_second_names_do_not_come_back(root: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("swap", [os.symlink, os.link])
-def test_a_file_that_is_swapped_for_a_link_in_between(
+def test_a_file_swapped_for_a_link_is_not_followed(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swap: Callable[[Path, Path], None]
 ) -> None:
     secret = tmp_path / "secret"
@@ -366,7 +366,7 @@ def test_other_filesystems_are_not_entered(root: Path) -> None:
         subprocess.run(["umount", str(root / "drills")], check=True)
 
 
-def test_a_file_that_another_filesystem_lends_is_left_alone(root: Path, tmp_path: Path) -> None:
+def test_a_file_mounted_from_elsewhere_is_left_alone(root: Path, tmp_path: Path) -> None:
     path = min((root / "daily").iterdir())
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(tmp_path / "volume" / "weekly")], check=True)
     try:
@@ -384,14 +384,14 @@ def test_a_file_that_another_filesystem_lends_is_left_alone(root: Path, tmp_path
 
 
 @pytest.mark.parametrize("path", ["/", "/etc", "/home", "/var/lib", "/usr/../etc", "/tmp"])
-def test_a_folder_of_the_systems(path: str) -> None:
+def test_a_system_folder_is_refused_as_a_volume(path: str) -> None:
     before = os.stat(path)
     error = refused(lambda: takeover.begin(Path(path), US, NOW))
     assert error.account == f"{Path(path)} is no backup volume: it is a folder of the system's"
     assert (os.stat(path).st_uid, os.stat(path).st_mode) == (before.st_uid, before.st_mode)
 
 
-def test_a_folder_of_somebody_elses(tmp_path: Path) -> None:
+def test_a_folder_of_other_files_is_refused_as_a_volume(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     before = everything(tmp_path)
     error = refused(lambda: takeover.begin(tmp_path, US, NOW))
@@ -399,7 +399,7 @@ def test_a_folder_of_somebody_elses(tmp_path: Path) -> None:
     assert everything(tmp_path) == before
 
 
-def test_no_folder_at_all(tmp_path: Path) -> None:
+def test_a_missing_volume_cannot_be_handed_over(tmp_path: Path) -> None:
     assert isinstance(refused(lambda: takeover.begin(tmp_path / "x", US, NOW)), VolumeMissingError)
     (tmp_path / "x").touch()
     assert refused(lambda: takeover.begin(tmp_path / "x", US, NOW)).what == f"{tmp_path / 'x'} is no folder"
@@ -461,7 +461,7 @@ def test_a_dump_being_written_is_protected_as_it_grows(root: Path) -> None:
     assert growing.read_bytes() == b"PGDMP half and the rest"
 
 
-def test_a_file_in_the_place_of_one_that_would_come_back(root: Path) -> None:
+def test_a_new_dump_of_a_removed_name_is_not_replaced(root: Path) -> None:
     takeover.begin(root, US, NOW)
     path = min((root / "daily").iterdir())
     kept = path.read_bytes()
@@ -479,7 +479,7 @@ def test_a_file_in_the_place_of_one_that_would_come_back(root: Path) -> None:
     assert not (root / ".handover").exists()
 
 
-def test_a_copy_in_the_place_of_one_that_would_come_back(root: Path) -> None:
+def test_an_equal_copy_of_a_removed_dump_is_fine(root: Path) -> None:
     """A person has copied the backup into its place, as when restoring to a new host: nothing of it is lost."""
     takeover.begin(root, US, NOW)
     path = min((root / "daily").iterdir())
@@ -494,7 +494,7 @@ def test_a_copy_in_the_place_of_one_that_would_come_back(root: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path.parent)])
-def test_something_else_in_its_place_is_not_read(root: Path, make: Callable[[Path], None]) -> None:
+def test_a_special_file_of_a_removed_name_is_not_read(root: Path, make: Callable[[Path], None]) -> None:
     takeover.begin(root, US, NOW)
     path = min((root / "daily").iterdir())
     path.unlink()
@@ -510,7 +510,7 @@ def test_other_databases_are_protected_too(root: Path) -> None:
     assert sum("/other_" in name for name in found.protection.names) == 1
 
 
-def test_nobody_hands_over_while_we_are_at_work(root: Path) -> None:
+def test_a_hand_over_is_refused_while_the_lock_is_held(root: Path) -> None:
     takeover.begin(root, US, NOW)
     path = root / "daily" / BackupName("ovia", Tier.DAILY, NOW).filename
     path.write_bytes(b"PGDMP")
@@ -538,7 +538,7 @@ def test_dumps_on_another_mount_are_reported_unprotected(root: Path) -> None:
 
 
 @pytest.mark.parametrize("number", ["EMLINK", "ENOTSUP", "EPERM"])
-def test_a_link_that_is_refused(number: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_filesystem_without_links_protects_no_dump(number: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refusing(*_: object, **__: object) -> None:
         code = getattr(errno, number)
         raise OSError(code, os.strerror(code))

@@ -82,7 +82,7 @@ def test_an_empty_expected_table_is_bad_if_rows_are_required() -> None:
     assert judge_rows({"public.people": 1}, "people", require_rows=True) == []
 
 
-def test_an_empty_table_that_nobody_expects_is_no_finding() -> None:
+def test_an_empty_unexpected_table_is_no_finding() -> None:
     assert judge_rows({"public.people": 1, "public.audit": 0}, "people", require_rows=True) == []
 
 
@@ -119,14 +119,14 @@ def test_lost_rows_are_odd_and_say_with_what_they_were_compared() -> None:
     assert all(f.check is Check.ROWS_KEPT and f.check.is_odd for f in found)
 
 
-def test_nothing_to_find_finds_nothing() -> None:
+def test_an_unchanged_backup_has_no_finding() -> None:
     witness = make_witness({"public.people": 3})
     expectations = Expectations(("people",), require_rows=True)
     found = judge(witness, expectations=expectations, manifest=make_manifest(), previous=("yesterday's", witness))
     assert found == ()
 
 
-def test_what_blocks_and_what_warns() -> None:
+def test_only_lost_rows_and_warnings_are_odd() -> None:
     odd = {check for check in Check.at(Stage.VERIFICATION) if check.is_odd}
     assert odd == {Check.ROWS_KEPT, Check.NO_WARNINGS}
 

@@ -262,7 +262,7 @@ NOT_PROVOKED = {
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a filesystem needs root")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.provoke.__name__)
-def test_is_diagnosed(case: Case, tmp_path: Path) -> None:
+def test_each_example_is_diagnosed(case: Case, tmp_path: Path) -> None:
     error = case.provoke(tmp_path)
 
     assert type(error) is case.error, error

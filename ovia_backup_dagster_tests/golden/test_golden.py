@@ -196,7 +196,7 @@ def test_manifests_are_of_their_archives(catalog: Catalog) -> None:
         assert (header.database, header.created_at is not None) == (DATABASE, True)
 
 
-def test_a_manifest(catalog: Catalog) -> None:
+def test_the_manifest_has_every_field(catalog: Catalog) -> None:
     manifest = day(catalog, "2026-03-31").manifest
     assert manifest is not None
     assert manifest.finished_at - manifest.started_at < timedelta(seconds=2)
@@ -222,7 +222,7 @@ def test_a_manifest(catalog: Catalog) -> None:
     assert manifest.computed.views["public.counted"].rows == 1
 
 
-def test_the_roles(catalog: Catalog) -> None:
+def test_the_saved_roles_are_read(catalog: Catalog) -> None:
     saved = day(catalog, "2026-03-31").saved_roles()
     assert saved is not None
     roles = parse_globals(saved)
@@ -233,7 +233,7 @@ def test_the_roles(catalog: Catalog) -> None:
     assert day(catalog, "2026-02-28").saved_roles() is None  # the old script's
 
 
-def test_verdicts(catalog: Catalog) -> None:
+def test_each_verdict_is_read_from_its_file(catalog: Catalog) -> None:
     newest = day(catalog, "2026-03-31")
     assert newest.judgement is not None
     assert newest.judgement.previous == "ovia_daily_2026-03-30_030000.dump"
@@ -262,7 +262,7 @@ def test_verdicts(catalog: Catalog) -> None:
     assert lacking.intact
 
 
-def test_one_that_was_altered_was_proven_once(catalog: Catalog) -> None:
+def test_an_altered_dump_has_both_verdicts(catalog: Catalog) -> None:
     altered = day(catalog, "2026-03-13")
     assert altered.verification is not None
     assert [judgement.good for judgement in altered.verification.judgements] == [True, False]
@@ -273,13 +273,13 @@ def test_one_that_was_altered_was_proven_once(catalog: Catalog) -> None:
     assert altered.witness is None
 
 
-def test_a_verdict_that_was_torn_was_made_again(catalog: Catalog) -> None:
+def test_a_torn_verdict_was_replaced(catalog: Catalog) -> None:
     repaired = day(catalog, "2026-03-25")
     assert repaired.sidecar(".verified.json.unreadable").stat().st_size == 100
     assert repaired.state(NOW) is State.VERIFIED
 
 
-def test_holds_and_what_a_person_accepted(catalog: Catalog) -> None:
+def test_holds_and_acceptances_are_read(catalog: Catalog) -> None:
     ((held, hold),) = catalog.held(NOW)
     assert held == day(catalog, "2026-03-09")
     assert (hold.cause, hold.tables, hold.released_at) == (HoldCause.LOST_ROWS, {"public.identities": 100}, None)
@@ -300,7 +300,7 @@ def test_holds_and_what_a_person_accepted(catalog: Catalog) -> None:
     assert FIRST_SERVER in found
 
 
-def test_weeklies_are_their_dailies(catalog: Catalog) -> None:
+def test_each_weekly_backup_names_its_daily_one(catalog: Catalog) -> None:
     weeklies = catalog.backups(Tier.WEEKLY)
     assert len(weeklies) == 5
     for weekly in weeklies:
@@ -330,7 +330,7 @@ def test_pruning_removes_what_it_announced_and_sweeps(own: Catalog) -> None:
 # ---- Drills
 
 
-def test_drills(catalog: Catalog) -> None:
+def test_each_drill_is_read_from_its_file(catalog: Catalog) -> None:
     folder = DrillFolder(catalog)
     drills = list(folder.newest_first())
     assert [(f"{each.started_at:%m-%d}", each.passed) for each in drills] == [
@@ -407,7 +407,7 @@ def journals(root: Path) -> dict[str, Journal]:
     return {f"{journal.order.started_at:%Y-%m-%d %H:%M}": journal for journal in found}
 
 
-def test_journals(root: Path) -> None:
+def test_each_journal_is_read(root: Path) -> None:
     found = journals(root)
     assert {at: (j.order.mode, j.order.steps, j.ended) for at, j in found.items()} == RESTORES
     for at, journal in found.items():
@@ -428,7 +428,7 @@ def test_a_record_is_what_its_journal_says(catalog: Catalog) -> None:
     assert records == {at: record_of(journal) for at, journal in ended.items()}
 
 
-def test_records(catalog: Catalog) -> None:
+def test_each_record_is_read(catalog: Catalog) -> None:
     folder = RestoreFolder(catalog)
     records = list(folder.newest_first())
     assert [(record.order.mode, record.outcome) for record in records] == [
@@ -466,7 +466,7 @@ def test_records(catalog: Catalog) -> None:
         assert (folder.path / f"{record.order.filename}.md").read_text("utf-8").startswith("# ")
 
 
-def test_an_unfinished_restore(own: Catalog) -> None:
+def test_the_unfinished_restore_is_found(own: Catalog) -> None:
     folder = RestoreFolder(own)
     journal = folder.unfinished()
     assert journal is not None
@@ -529,7 +529,7 @@ def test_a_plans_word_is_taken_once(own: Catalog) -> None:
         ("restores", "the swap of ovia_daily_2026-03-31_030000.dump"),
     ],
 )
-def test_who_holds_a_lock(root: Path, folder: str, purpose: str) -> None:
+def test_the_lock_holder_is_read_from_its_note(root: Path, folder: str, purpose: str) -> None:
     assert lock_holder(root / folder) is None
     with open(root / folder / ".lock", "rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -556,13 +556,13 @@ def test_a_hand_over_that_is_under_way_is_finished(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_what_is_said(tmp_path: Path, moment: str) -> None:
+def test_the_texts_are_as_expected(tmp_path: Path, moment: str) -> None:
     root, now = volume_at(moment, tmp_path)
     for command in commands_at(moment):
         assert said(root, command, now) == path_of(moment, command).read_text("utf-8"), command
 
 
-def test_all_that_was_expected_is_said() -> None:
+def test_no_expected_text_is_missing() -> None:
     expected = {path_of(moment, command) for moment in MOMENTS for command in commands_at(moment)}
     assert set((HERE / "expected").rglob("*.txt")) == expected
     assert commands_at("as_it_is") == COMMANDS

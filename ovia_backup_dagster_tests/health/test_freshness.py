@@ -81,14 +81,14 @@ def test_an_older_bad_one_is_not_counted(catalog: Catalog) -> None:
     assert judge_freshness(catalog.backups(), MAX_AGE, NOW).rejected == ()
 
 
-def test_an_unproven_one_counts_and_is_called_unproven(catalog: Catalog) -> None:
+def test_an_unverified_dump_counts_and_is_called_so(catalog: Catalog) -> None:
     backup = publish(catalog, NOW - HOUR)
     found = judge_freshness(catalog.backups(), MAX_AGE, NOW)
     assert (found.level, found.newest, found.verified) == (FreshnessLevel.FRESH, backup, False)
     assert found.text == f"the newest backup, {backup}, is 1 h old (not verified yet)"
 
 
-def test_the_old_scripts_dump_counts_although_it_is_unproven(catalog: Catalog) -> None:
+def test_the_old_scripts_unverified_dump_counts(catalog: Catalog) -> None:
     backup = write_dump(catalog, NOW - HOUR)
     found = judge_freshness(catalog.backups(), MAX_AGE, NOW)
     assert (found.level, found.newest, found.verified) == (FreshnessLevel.FRESH, backup, False)
@@ -124,7 +124,7 @@ def test_a_bad_backup_of_the_future_hides_no_fresh_one(catalog: Catalog) -> None
     assert (found.level, found.newest, len(found.rejected)) == (FreshnessLevel.FRESH, backup, 1)
 
 
-def test_dumps_that_nobody_proves_any_more_are_told_of(catalog: Catalog) -> None:
+def test_dumps_no_longer_verified_are_reported(catalog: Catalog) -> None:
     last = proven(catalog, NOW - 2 * MAX_AGE)
     newest = publish(catalog, NOW - HOUR)
     assert judge_freshness(catalog.backups(), MAX_AGE, NOW).level is FreshnessLevel.FRESH
@@ -136,7 +136,7 @@ def test_dumps_that_nobody_proves_any_more_are_told_of(catalog: Catalog) -> None
     assert last.path.exists()
 
 
-def test_dumps_of_ours_that_were_never_proven_are_told_of(catalog: Catalog) -> None:
+def test_our_dumps_that_were_never_verified_are_reported(catalog: Catalog) -> None:
     publish(catalog, NOW - MAX_AGE)
     publish(catalog, NOW - HOUR)
     assert judge_freshness(catalog.backups(), MAX_AGE, NOW).level is FreshnessLevel.FRESH
@@ -208,7 +208,7 @@ def test_only_bad_backups_are_no_missing_volume(catalog: Catalog) -> None:
     assert (trouble.why, trouble.fix) == (NOT_RUNNING, AGAIN)
 
 
-def test_a_clock_in_the_future_is_mended_by_what_is_advised(catalog: Catalog) -> None:
+def test_moving_the_future_dump_away_clears_the_alert(catalog: Catalog) -> None:
     good = proven(catalog, NOW - HOUR)
     ahead = proven(catalog, NOW + DAY)
     trouble = judge_freshness(catalog.backups(), MAX_AGE, NOW).trouble

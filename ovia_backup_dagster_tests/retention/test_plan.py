@@ -744,7 +744,7 @@ def kept_by(made: RetentionPlan) -> set[str]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_table(case: Case) -> None:
+def test_each_case_keeps_and_drops_what_it_says(case: Case) -> None:
     now = instant(case.now)
     candidates, kept = read_history(case.history, now)
     made = plan_retention(candidates, case.policy, now)

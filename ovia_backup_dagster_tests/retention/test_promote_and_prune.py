@@ -99,7 +99,7 @@ def test_a_bad_weekly_of_the_same_dump_is_replaced(catalog: Catalog) -> None:
     assert promoted.weekly.state(NOW) is State.VERIFIED
 
 
-def test_nobody_promotes_while_another_is_at_work(catalog: Catalog) -> None:
+def test_promotion_is_refused_while_the_lock_is_held(catalog: Catalog) -> None:
     backup = proven(catalog, NOW - DAY)
     with catalog.lock("dumping ovia", NOW), pytest.raises(LockHeldError, match="dumping ovia"):
         promote_and_prune.promote(catalog, backup, POLICY, NOW)
@@ -320,7 +320,7 @@ def test_a_folder_named_like_a_leftover_does_not_stop_pruning(catalog: Catalog) 
     assert catalog.backups() == made[:1]
 
 
-def test_nobody_prunes_while_another_is_at_work(catalog: Catalog) -> None:
+def test_pruning_is_refused_while_the_lock_is_held(catalog: Catalog) -> None:
     dailies(catalog, 10)
     before = snapshot(catalog.root)
     with catalog.lock("dumping ovia", NOW), pytest.raises(LockHeldError, match="dumping ovia"):
@@ -328,7 +328,7 @@ def test_nobody_prunes_while_another_is_at_work(catalog: Catalog) -> None:
     assert snapshot(catalog.root) == before
 
 
-def test_who_waits_to_prune_is_told_for_whom(tmp_path: Path) -> None:
+def test_a_wait_to_prune_names_the_lock_holder(tmp_path: Path) -> None:
     catalog = make_catalog(tmp_path)
     dailies(catalog, 1)
     told: list[str] = []
