@@ -212,7 +212,7 @@ def test_a_verdict_is_found_again(catalog: Catalog, good: bool, state: State) ->
     assert (backup.witness is not None) == good
 
 
-def test_a_file_of_another_length_is_unproven_again(catalog: Catalog) -> None:
+def test_a_file_of_another_length_is_unverified_again(catalog: Catalog) -> None:
     backup = judged(catalog, write_dump(catalog, AT))
     before = backup.path.stat()
     backup.path.write_bytes(CONTENT[:-1])
@@ -223,7 +223,7 @@ def test_a_file_of_another_length_is_unproven_again(catalog: Catalog) -> None:
     assert changed.witness is None
 
 
-def test_a_file_written_again_is_unproven_again(catalog: Catalog) -> None:
+def test_a_file_written_again_is_unverified_again(catalog: Catalog) -> None:
     backup = proven(catalog, AT)
     os.utime(backup.path, ns=(0, backup.mtime_ns + 1))
     assert catalog.refresh(backup).state(NOW) is State.UNVERIFIED

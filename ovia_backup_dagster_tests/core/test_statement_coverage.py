@@ -206,7 +206,7 @@ def test_the_archives_of_two_days_swapped(catalog: Catalog) -> None:
     assert [backup.state(NOW) for backup in catalog.backups()] == [State.BAD, State.BAD]
 
 
-def test_an_honest_unit_with_a_real_header_is_proven(catalog: Catalog) -> None:
+def test_a_backup_with_a_true_header_is_verified(catalog: Catalog) -> None:
     backup = made(catalog, AT)
     assert (backup.state(NOW), backup.contradictions) == (State.VERIFIED, ())
     for minutes in (-4, 4):  # a clock that was set meanwhile

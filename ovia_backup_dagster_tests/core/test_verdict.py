@@ -13,6 +13,7 @@ from ovia_backup_dagster.core.verdict import (
     Hold,
     Judgement,
     Witness,
+    bad_backup,
     judge,
     lost_rows,
     split_identifier,
@@ -281,6 +282,8 @@ def test_no_text_makes_it_crash(name: str) -> None:
         ("TABLE public events ovia", "event", None),
         ("TABLE DATA public events ovia", "events", None),
         ("TABLE ATTACH public events ovia", "events", None),
+        ("TABLE DATA public events ovia", "public", None),
+        ("TABLE ATTACH public events ovia", "public", None),
         ("VIEW public events ovia", "events", None),
         ("TABLE public events", "events", None),
     ],
@@ -305,6 +308,26 @@ def test_rows_of_a_table_count_those_of_all_its_descendants() -> None:
 def test_a_schema_of_the_expected_name_is_not_the_table() -> None:
     assert make_witness({"people.a": 1}).rows_of("people") is None
     assert make_witness({'public."x.people"': 1}).rows_of('"people"') is None
+
+
+def test_a_table_without_a_schema_is_found_by_its_name() -> None:
+    assert make_witness({"people": 3}).rows_of("people") == 3
+    assert make_witness({"people": 3}).rows_of('"people"') == 3
+    assert make_witness({"people": 3}).rows_of("public") is None
+
+
+def test_findings_of_all_rules_are_collected() -> None:
+    found = judge(
+        make_witness({"public.people": 1}),
+        expectations=Expectations(("identities",)),
+        manifest=make_manifest(warnings=("no privileges",)),
+        previous=("a.dump", make_witness({"public.people": 3})),
+    )
+    assert [each.check for each in found] == [Check.TABLES_PRESENT, Check.ROWS_KEPT, Check.NO_WARNINGS]
+
+
+def test_a_bad_backup_without_a_first_step_begins_with_the_cause() -> None:
+    assert bad_backup("a.dump", "cut off").fix.startswith("find the cause, then launch daily_backup_job")
 
 
 # --- What a judgement and a hold say ------------------------------------------------------------------------------

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from ovia_backup_dagster.core import deadline
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.errors import BackupError, RestoreUnfinishedError, SettingsError, VolumeError
+from ovia_backup_dagster.core.errors import (
+    BackupError,
+    JournalError,
+    RestoreUnfinishedError,
+    SettingsError,
+    VolumeError,
+)
 from ovia_backup_dagster.drill.folder import DrillFolder
 from ovia_backup_dagster.health.condition import (
     Condition,
@@ -285,3 +293,63 @@ def test_a_volume_that_is_gone_leaves_all_else_unknown(system: System) -> None:
     assert [answer.question for answer in found.told] == [Question.VOLUME]
     assert isinstance(found.told[0].trouble, BackupError)
     assert (found.found, found.drills, found.newest_verified) == (None, None, None)
+
+
+def test_a_run_that_ended_as_a_verified_backup_began_is_told(system: System) -> None:
+    proven(system.catalog, FAILED.at)
+    assert assess(system, NOW, runs=FailedRuns(backup=FAILED, ended_early=FAILED)).failed is FAILED
+
+
+def test_a_proven_backup_is_the_newest_verified_too(system: System) -> None:
+    older = drilled(system.catalog, proven(system.catalog, NOW - 3 * HOUR))
+    publish(system.catalog, NOW - HOUR)
+    found = assess(system, NOW)
+    assert (found.newest_verified, found.newest_proven) == (older, older)
+    assert found.failed is None
+
+
+def test_the_lock_holder_is_at_work(system: System) -> None:
+    proven(system.catalog, NOW - HOUR)
+    with system.catalog.lock("pruning", NOW):
+        (at_work,) = assess(system, NOW).at_work
+    assert at_work.startswith("pruning (process ")
+
+
+def test_a_volume_that_hangs_leaves_all_else_unknown(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    error, asked = VolumeError("it does not answer", why="its server hangs", fix="findmnt"), []
+
+    def hangs(seconds: float, root: Path, _: Callable[[], object]) -> None:
+        asked.append((seconds, root))
+        raise error
+
+    monkeypatch.setattr(deadline, "within_deadline", hangs)
+    found = assess(system, NOW)
+    assert asked == [(deadline.LOOK_SECONDS, system.catalog.root)]
+    unread = (UNKNOWN, "not known: the backup volume was not read")
+    assert answers(found) == {
+        Question.VOLUME: (UNKNOWN, "it does not answer"),
+        **dict.fromkeys((Question.FRESH, Question.UNDAMAGED, Question.VERIFIED, Question.PROVEN), unread),
+        Question.RESTORES: unread,
+        Question.SETTINGS: (OK, "all of them can be used"),
+    }
+    assert (found.restores, found.at_work, found.level) == (None, (), UNKNOWN)
+
+
+def test_a_journal_that_cannot_be_read_is_unknown(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    proven(system.catalog, NOW - HOUR)
+    error = JournalError("the journal cannot be read", why="it is cut off", fix="look at it")
+
+    def broken(_: RestoreFolder) -> RestoreStanding:
+        raise error
+
+    monkeypatch.setattr(RestoreFolder, "standing", broken)
+    found = assess(system, NOW)
+    answer = found.answer(Question.RESTORES)
+    assert answer is not None
+    assert (answer.level, answer.text, answer.trouble) == (
+        UNKNOWN,
+        "the journal cannot be read: it is cut off",
+        error,
+    )
+    assert answers(found)[Question.VOLUME] == (OK, "it can be read")
+    assert (found.kinds, found.newest_verified is not None) == ("restore", True)

@@ -57,6 +57,7 @@ def test_the_level_depends_on_the_age(catalog: Catalog, age: timedelta, level: F
 def test_no_backup_at_all_is_missing(catalog: Catalog) -> None:
     found = judge_freshness(catalog.backups(), MAX_AGE, NOW)
     assert (found.level, found.newest, found.age, found.verified) == (FreshnessLevel.MISSING, None, None, False)
+    assert found.proven is False
     assert found.text == "there is no backup"
 
 

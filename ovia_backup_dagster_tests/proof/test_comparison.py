@@ -370,3 +370,120 @@ def test_other_privileges_are_bad_and_owners_are_named() -> None:
     bad, _ = compare_privileges(table, table + granted)
     assert len(bad) == 1
     assert owner_names(table) == {"ovia"}
+
+
+# --- Exact words and single branches ------------------------------------------------------------------------------
+
+
+def test_each_kind_of_unequal_table_has_its_line() -> None:
+    before = make_witness({}).model_copy(
+        update={
+            "tables": (
+                TableWitness(name="columns", columns="a, b", rows=1, sha256="1"),
+                TableWitness(name="gone", columns="a", rows=1200, sha256="1"),
+                TableWitness(name="order", columns="a", rows=2, sha256="1"),
+                TableWitness(name="rows", columns="a", rows=2000, sha256="1"),
+                TableWitness(name="values", columns="a", rows=3000, sha256="1"),
+            )
+        }
+    )
+    after = make_witness({}).model_copy(
+        update={
+            "tables": (
+                TableWitness(name="added", columns="a", rows=1, sha256="1"),
+                TableWitness(name="columns", columns="a, c", rows=1, sha256="1"),
+                TableWitness(name="order", columns="a", rows=2, sha256="2"),
+                TableWitness(name="rows", columns="a", rows=1000, sha256="2"),
+                TableWitness(name="values", columns="a", rows=3000, sha256="2"),
+            )
+        }
+    )
+    rows = {"order": (Unordered(2, 5), Unordered(2, 5)), "values": (Unordered(3000, 5), Unordered(3000, 6))}
+    assert table_differences(before, after, rows) == (
+        [
+            "table added is in the copy, but not in the backup",
+            "table columns has other columns in the copy: a, c, not a, b",
+            "table gone is not in the copy; the backup holds 1,200 rows of it",
+            "table rows has 1,000 rows in the copy and 2,000 in the backup",
+            "table values differs in the content of its 3,000 rows",
+        ],
+        ["table order holds the same rows, in another order of rows or columns"],
+    )
+
+
+def test_revoked_rights_of_large_objects_need_privileges() -> None:
+    revoked = [b"REVOKE ALL ON LARGE OBJECT 7 FROM app;"]
+    assert large_object_note_differences(revoked, [], with_privileges=False) == []
+    assert large_object_note_differences(revoked, [], with_privileges=True)
+
+
+def test_owners_of_large_objects_privileges_are_entries() -> None:
+    entry = "ACL - LARGE OBJECT 7 ovia"
+    assert contents_differences([entry], [], with_owners=True) == [f"missing in the copy: {entry}"]
+    assert contents_differences(["ACL public TABLE t ovia"], [], with_owners=True) == []
+
+
+def test_objects_of_two_owners_are_counted_once_each() -> None:
+    # A trigger belongs to its table, whatever its entry names.
+    before = ["TRIGGER public t one ovia", "TRIGGER public t one app"]
+    roles = ("ovia", "app")
+    assert contents_differences(before, before[::-1], with_owners=True, roles=roles) == []
+    assert len(contents_differences(before, before[:1], with_owners=True, roles=roles)) == 1
+
+
+def test_a_copy_answers_for_one_entry_only() -> None:
+    before = ["TABLE public a some one"] * 2
+    assert contents_differences(before, ["TABLE public a tester"], with_owners=False) == [
+        "missing in the copy: TABLE public a some one"
+    ]
+
+
+def test_the_public_schemas_entry_may_be_in_both() -> None:
+    assert contents_differences(["SCHEMA - public ovia"], ["SCHEMA - public tester"], with_owners=False) == []
+
+
+def test_objects_of_one_side_are_not_compared_as_text() -> None:
+    table, view = of("TABLE", TABLE_SQL), of("VIEW", "CREATE VIEW v AS SELECT a;", "v")
+    for one, other in ((table, table + view), (table + view, table)):
+        assert schema_differences(one, other) == []
+        assert structure_differences(one, other) == []
+
+
+def test_privileges_are_not_compared_as_text() -> None:
+    granted = of("ACL", "GRANT SELECT ON TABLE public.t TO app;", "TABLE t")
+    assert schema_differences(granted, granted.replace(b"app", b"web")) == []
+
+
+@pytest.mark.parametrize("kind", ["USER MAPPING", "SERVER", "SUBSCRIPTION", "FOREIGN DATA WRAPPER"])
+def test_text_that_may_hold_a_password_is_not_shown(kind: str) -> None:
+    before = of(kind, "CREATE something OPTIONS (password one);")
+    assert schema_differences(before, before.replace(b"one", b"two")) == [
+        f"PostgreSQL writes back differently: {kind.lower()} t in public"
+    ]
+
+
+def test_an_object_that_goes_on_has_no_example() -> None:
+    before = of("VIEW", "CREATE VIEW t AS\n SELECT a")
+    assert schema_differences(before, before.replace(b"SELECT a", b"SELECT a\n FROM b")) == [
+        "PostgreSQL writes back differently: view t in public"
+    ]
+
+
+def test_sql_in_another_encoding_is_compared() -> None:
+    table = of("TABLE", "CREATE TABLE t (\n    a integer\n);").replace(b"    a ", b"    \xff ")
+    assert structure_differences(table, table.replace(b"integer", b"bigint")) == [
+        r"table t in public differs: not \xff integer, but \xff bigint"
+    ]
+    view = of("VIEW", "CREATE VIEW t AS\n SELECT a;").replace(b"SELECT a", b"SELECT \xff")
+    assert structure_differences(view, view.replace(b"\xff", b"\xfe")) == [
+        r"view t in public differs: SELECT \xff; | SELECT \xfe;"
+    ]
+
+
+def test_rights_of_bootstrap_superusers_are_not_compared() -> None:
+    extension = SECTION.format("FUNCTION f()", "ACL", "GRANT ALL ON FUNCTION public.f() TO {};")
+    before, after = (extension.format(role).replace("Owner: ovia", f"Owner: {role}").encode() for role in ("pg", "su"))
+    assert compare_privileges(before, after, makers=("pg", "su")) == ([], [])
+    bad, odd = compare_privileges(before, after)
+    assert (len(bad), len(odd)) == (0, 1)
+    assert odd[0].startswith("FUNCTION f() in public belongs to su in the copy, and to pg in the source")

@@ -804,6 +804,21 @@ def test_each_decision_says_why() -> None:
     ]
 
 
+def test_a_pruning_on_hold_is_the_reason_to_keep() -> None:
+    candidates, _ = read_history("keep d 06-15 bad\nkeep d 06-01..06-14", NOW)
+    made = plan_retention(candidates, SUNDAY_UTC, NOW)
+    assert made.held == "the newest backup, daily/2026-06-15T03:00:00, is bad"
+    assert made.decisions[-1].reason == "pruning is on hold"
+    assert plan_retention([], SUNDAY_UTC, NOW).held == "there is no backup"
+
+
+def test_the_newest_that_names_its_cluster_is_kept_as_such() -> None:
+    recent, old = make(NOW - HOUR), replace(make(NOW - 90 * DAY), identified=True)
+    policy = replace(SUNDAY_UTC, keep={**SUNDAY_UTC.keep, Tier.DAILY: 1})
+    reasons = [d.reason for d in plan_retention([recent, old], policy, NOW).decisions]
+    assert reasons == ["newest verified", "newest verified that names its cluster"]
+
+
 def test_the_daily_copy_of_an_instant_comes_first() -> None:
     candidates, _ = read_history("keep w 06-14\nkeep d 06-14", NOW)
     assert [(d.candidate.tier, d.reason) for d in plan_retention(candidates, SUNDAY_UTC, NOW).decisions] == [
@@ -865,7 +880,7 @@ def test_a_candidate_says_what_the_volume_says(tmp_path: Path) -> None:
 def test_a_released_hold_holds_no_more(tmp_path: Path) -> None:
     catalog = make_catalog(tmp_path)
     backup = held(catalog, proven(catalog, NOW - 9 * DAY), NOW + DAY, released_at=NOW - HOUR)
-    assert candidate(backup, NOW).held_until is None
+    assert (candidate(backup, NOW).held_until, candidate(backup, NOW).hold_reason) == (None, "")
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", '{"version": 2, "until": "2026-06-01T00:00:00Z", "reason": "x"}'])
@@ -875,6 +890,7 @@ def test_a_hold_that_cannot_be_read_holds(tmp_path: Path, text: str) -> None:
     recent = proven(catalog, NOW - HOUR)
     old.sidecar(HELD).write_text(text, encoding="utf-8")
     read = [candidate(b, NOW) for b in (old, recent)]
+    assert f"{old.path.name}.held.json" in read[0].hold_reason
     assert plan_retention(read, replace(SUNDAY_UTC, keep={**SUNDAY_UTC.keep, Tier.DAILY: 1}), NOW).removals == ()
 
 
@@ -996,13 +1012,13 @@ def removed(history: History) -> set[Candidate]:
 
 @many
 @given(histories())
-def test_the_newest_proven_dump_survives(history: History) -> None:
+def test_the_newest_verified_dump_survives(history: History) -> None:
     assert not removed(history) & set(history.proven[:1])
 
 
 @many
 @given(histories())
-def test_the_newest_proven_dump_that_a_drill_proved_survives(history: History) -> None:
+def test_the_newest_proven_dump_survives(history: History) -> None:
     assert not removed(history) & set([c for c in history.proven if c.drilled][:1])
 
 
@@ -1031,7 +1047,7 @@ def test_unverified_growing_and_future_dumps_are_never_removed(history: History)
 
 @many
 @given(histories())
-def test_nothing_is_removed_unless_the_newest_dump_is_proven(history: History) -> None:
+def test_nothing_is_removed_unless_the_newest_is_verified(history: History) -> None:
     assert bool(history.plan.held) == (not history.newest_is_proven)
     if not history.newest_is_proven:
         assert not removed(history)
@@ -1177,3 +1193,7 @@ def test_an_intact_bad_dump_goes_after_enough_verified_ones() -> None:
     assert plan_retention([*bad, *good], policy, NOW).removals == ()
     made = plan_retention([*bad, *good, make(NOW - 3 * DAY, Tier.DAILY)], policy, NOW)
     assert [d.candidate for d in made.removals] == bad[::-1]
+    # Neither other tiers' dumps nor older ones stand in for newer ones.
+    others = [make(NOW - DAY, Tier.WEEKLY), make(NOW - 30 * DAY), make(NOW - 31 * DAY)]
+    kept = {d.candidate.key: d.reason for d in plan_retention([*bad, *good, *others], policy, NOW).decisions if d.keep}
+    assert kept[bad[0].key] == "bad but intact: kept until 3 newer ones are verified (2 are)"

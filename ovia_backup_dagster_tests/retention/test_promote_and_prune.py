@@ -57,7 +57,7 @@ def dailies(catalog: Catalog, days: int) -> list[Backup]:
 # --- Promoting ----------------------------------------------------------------------------------------------------
 
 
-def test_a_proven_backup_is_promoted_once_a_week(catalog: Catalog) -> None:
+def test_a_verified_backup_is_promoted_once_a_week(catalog: Catalog) -> None:
     backup = proven(catalog, NOW - DAY)
     first = promote_and_prune.promote(catalog, backup, POLICY, NOW)
     assert first.weekly is not None
@@ -209,7 +209,7 @@ def test_an_unreadable_verdict_lets_nothing_be_removed(catalog: Catalog) -> None
     assert catalog.backups() == made
 
 
-def test_pruning_refuses_when_the_newest_is_unproven(catalog: Catalog) -> None:
+def test_pruning_refuses_when_the_newest_is_unverified(catalog: Catalog) -> None:
     dailies(catalog, 10)
     newest = publish(catalog, NOW)
     before = snapshot(catalog.root)
@@ -229,7 +229,7 @@ def test_pruning_refuses_when_the_newest_is_bad(catalog: Catalog) -> None:
     assert snapshot(catalog.root) == before
 
 
-def test_pruning_refuses_when_the_newest_proven_one_was_altered(catalog: Catalog) -> None:
+def test_pruning_refuses_when_the_newest_was_altered(catalog: Catalog) -> None:
     made = dailies(catalog, 10)
     made[0].path.write_bytes(b"")
     before = snapshot(catalog.root)

@@ -34,7 +34,7 @@ def catalog(tmp_path: Path) -> Catalog:
     return make_catalog(tmp_path)
 
 
-def test_the_weekly_days_first_proven_dump_is_promoted(catalog: Catalog) -> None:
+def test_the_weekly_days_first_verified_dump_is_promoted(catalog: Catalog) -> None:
     decision = decide_promotion(proven(catalog, SUNDAY), Tier.WEEKLY, [], POLICY, NOW)
     assert decision.promote
     assert decision.reason == "Sunday's first verified dump"
@@ -60,13 +60,13 @@ def test_after_a_missed_weekly_day_the_next_verified_is_used(catalog: Catalog, d
     assert decision.reason == "Sunday 2026-06-14 left no weekly backup: the next verified dump takes its place"
 
 
-def test_an_unproven_dump_is_not_promoted(catalog: Catalog) -> None:
+def test_an_unverified_dump_is_not_promoted(catalog: Catalog) -> None:
     backup = publish(catalog, SUNDAY)
     assert (
         decide_promotion(backup, Tier.WEEKLY, [], POLICY, NOW).reason
         == f"{backup} is unverified; only a verified backup is promoted"
     )
-    assert not decide_promotion(backup, Tier.WEEKLY, [], POLICY, NOW).promote
+    assert decide_promotion(backup, Tier.WEEKLY, [], POLICY, NOW).promote is False
 
 
 def test_a_bad_dump_is_not_promoted(catalog: Catalog) -> None:
