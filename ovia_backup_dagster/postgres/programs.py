@@ -19,7 +19,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import IO
 from urllib.parse import quote, urlencode
@@ -36,6 +36,7 @@ from ovia_backup_dagster.core.compressions import (
 from ovia_backup_dagster.core.deployment_hints import Hints
 from ovia_backup_dagster.core.errors import BackupError, CompressionUnsupportedError, ProgramMissingError
 from ovia_backup_dagster.postgres import shared_libraries
+from ovia_backup_dagster.postgres.deferred_signals import signals_deferred
 from ovia_backup_dagster.postgres.sandbox import Sandbox
 from ovia_backup_dagster.postgres.watchdog import SessionProgress, Watch, Watchdog
 
@@ -324,30 +325,32 @@ def start(
     if watch is not None and "PGAPPNAME" in variables:
         # A unique application name identifies its sessions on the server.
         variables["PGAPPNAME"] += f" {os.getpid()}.{next(_numbers)}"
-    try:
-        process = subprocess.Popen(
-            command,
-            env=minimal_environment(variables),
-            stdin=stdin,
-            stdout=subprocess.PIPE if pipe_stdout else subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            pass_fds=pass_fds,
-            umask=0o077,
-        )
-    except OSError as error:
-        raise ProgramMissingError(
-            f"{command[0]} cannot be started", why=error.strerror or str(error), fix=f"ls -l {command[0]}"
-        ) from error
     stderr = bytearray()
-    assert process.stderr is not None
-    drain = threading.Thread(target=_read_all, args=(process.stderr, stderr, noise), daemon=True)
-    drain.start()
+    process: subprocess.Popen[bytes] | None = None
+    drain: threading.Thread | None = None
     watchdog = None
-    if watch is not None:
-        name = variables.get("PGAPPNAME", "")
-        watchdog = Watchdog(process.pid, program, name, watch, lambda: _end(process))
-        watchdog.start()
     try:
+        # A signal must not end this process while the child exists and no one has taken it on: it would go on alone.
+        with signals_deferred():
+            try:
+                process = subprocess.Popen(
+                    command,
+                    env=minimal_environment(variables),
+                    stdin=stdin,
+                    stdout=subprocess.PIPE if pipe_stdout else subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    pass_fds=pass_fds,
+                    umask=0o077,
+                )
+            except OSError as error:
+                what, why = f"{command[0]} cannot be started", error.strerror or str(error)
+                raise ProgramMissingError(what, why=why, fix=f"ls -l {command[0]}") from error
+            assert process.stderr is not None
+            drain = threading.Thread(target=_read_all, args=(process.stderr, stderr, noise), daemon=True)
+            drain.start()
+            if watch is not None:
+                watchdog = Watchdog(process.pid, program, variables.get("PGAPPNAME", ""), watch, partial(_end, process))
+                watchdog.start()
         yield Child(process, program, stderr, drain, watchdog)
     except Exception:
         _raise_why(watchdog)
@@ -357,10 +360,11 @@ def start(
     finally:
         if watchdog is not None:
             watchdog.over()
-        _end(process)
-        drain.join()
-        for pipe in (process.stdout, process.stderr):
-            if pipe is not None:
+        if process is not None:
+            _end(process)
+            if drain is not None:
+                drain.join()
+            for pipe in filter(None, (process.stdout, process.stderr)):
                 pipe.close()
 
 
