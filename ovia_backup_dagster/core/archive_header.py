@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 MAGIC = b"PGDMP"
-#: More than any header takes: three strings of at most a hundred bytes.
+#: More than any header needs: it has three strings of at most a hundred bytes.
 HEAD_BYTES = 4096
-#: The layouts that are known: PostgreSQL 9.5 to 18.
+#: The known layouts: PostgreSQL 9.5 to 18.
 _OLDEST, _NEWEST = (1, 12), (1, 16)
 _COMPRESSION_IS_A_BYTE = (1, 15)
 
@@ -24,8 +24,8 @@ class ArchiveHeader:
     """The header.
 
     Attributes:
-        created_at: when pg_dump began, in the local time of that program, here given as UTC: ours run with TZ=UTC;
-            ``None`` for what is no time.
+        created_at: when pg_dump began, in its local time, here taken as UTC: ours run with TZ=UTC; ``None`` if the
+            fields are not a valid time.
         database: its name as pg_dump connected to it.
         server_version: as the server named it, e.g. ``16.15 (Debian 16.15-1)``.
         client_version: pg_dump's.
@@ -40,10 +40,10 @@ class ArchiveHeader:
 def parse_header(head: bytes) -> ArchiveHeader | None:
     """The header of an archive, from its first ``HEAD_BYTES`` bytes.
 
-    ``None`` for a version that is not known here.
+    ``None`` for a version that is unknown here.
 
     Raises:
-        ValueError: it is none, or a broken one.
+        ValueError: it is not a header, or a broken one.
     """
     if not head.startswith(MAGIC) or len(head) < len(MAGIC) + 3:
         raise ValueError("no archive")
@@ -64,7 +64,7 @@ def parse_header(head: bytes) -> ArchiveHeader | None:
 
 
 class _Reader:
-    """Takes one value after the other off the head."""
+    """Reads the header value by value."""
 
     def __init__(self, head: bytes, position: int) -> None:
         self.head = head
@@ -88,5 +88,5 @@ class _Reader:
 
     def string(self) -> str:
         length = self.integer()
-        # -1 stands for none.
+        # -1 stands for a null string.
         return self.take(max(length, 0)).decode("utf-8", "replace")

@@ -20,12 +20,12 @@ from ovia_backup_dagster.core.verdict import Acceptance, DrillRecord, Drills, Ho
 def record_judgement(catalog: Catalog, backup: Backup, judgement: Judgement, witness: Witness | None) -> Backup:
     """Append a judgement to the backup's verified sidecar; returns the backup as it is now.
 
-    The last good reading stays when this one found damage: it says what there was.
+    The last good reading stays if this one found damage: it says what the archive held.
     """
     known = backup.verification
     if known is None:
         with as_volume_error(f"cannot set aside {backup.sidecar(VERIFIED)}"), contextlib.suppress(FileNotFoundError):
-            # One that cannot be read is history all the same.
+            # Even an unreadable verdict is history.
             os.rename(backup.sidecar(VERIFIED), backup.sidecar(UNREADABLE))
     verification = Verification(
         judgements=(*(known.judgements if known else ()), judgement),
@@ -40,8 +40,8 @@ def record_judgement(catalog: Catalog, backup: Backup, judgement: Judgement, wit
 def record_drill(catalog: Catalog, backup: Backup, record: DrillRecord, folder: Path) -> Backup:
     """Append a drill to the backup's drilled sidecar; returns the backup as it is now.
 
-    Without the volume's lock, which a dump may hold for hours: no other process drills, and who holds ``reading``
-    keeps the backup there. ``folder`` is where no sweep takes the unfinished sidecar for abandoned.
+    It does not take the volume's lock, which a dump may hold for hours: only one process drills at a time, and its
+    ``reading`` lock keeps the backup from being removed. In ``folder``, no sweep removes the unfinished sidecar.
     """
     known = catalog.refresh(backup).drills
     drills = Drills(drills=(*(known.drills if known else ()), record))
@@ -52,7 +52,7 @@ def record_drill(catalog: Catalog, backup: Backup, record: DrillRecord, folder: 
 
 
 def record_hold(catalog: Catalog, backup: Backup, hold: Hold) -> None:
-    """Keep (or, with ``released_at``, no longer keep) a backup whatever the counts say."""
+    """Write a hold: keep a backup regardless of the counts, or with ``released_at``, no longer."""
     covered = backup.unit.covered if backup.unit else None
     with as_volume_error(f"cannot write the hold on {backup}"):
         catalog.write(backup.sidecar(HELD), hold.model_copy(update={"covered": covered}).to_json().encode())
@@ -60,7 +60,7 @@ def record_hold(catalog: Catalog, backup: Backup, hold: Hold) -> None:
 
 
 def record_acceptance(catalog: Catalog, backup: Backup, acceptance: Acceptance) -> Backup:
-    """Write down that a backup is of another source, and that this is meant; returns the backup as it is now."""
+    """Record that a backup is intentionally of another source; returns the backup as it is now."""
     with as_volume_error(f"cannot write the acceptance of {backup}"):
         catalog.write(backup.sidecar(ACCEPTED), acceptance.to_json().encode())
         sync_folder(backup.path.parent)

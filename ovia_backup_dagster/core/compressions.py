@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-#: The first major whose pg_dump takes a compression by its name, and whose archives (1.15) have a byte for it.
+#: The first major whose pg_dump accepts a compression by name, and whose archives (1.15) have a byte for it.
 NAMED_SINCE = 16
 
 
@@ -18,10 +18,10 @@ class Compression:
     """One compression.
 
     Attributes:
-        name: pg_dump's.
+        name: as pg_dump spells it.
         since: the first major whose pg_dump writes it, and whose pg_restore reads it.
-        header_byte: by what an archive of version 1.15 or later says that it is compressed so.
-        automatic: what ``auto`` becomes where it is possible; empty for what ``auto`` never takes.
+        header_byte: the byte in the header of archives of version 1.15 or later.
+        automatic: the spelling that ``auto`` chooses; empty if ``auto`` never chooses this compression.
     """
 
     name: str
@@ -30,8 +30,8 @@ class Compression:
     automatic: str = ""
 
 
-#: ``auto`` takes the first that is possible. Measured (docs/performance.md): zstd:2 takes half of zstd:3's processor
-#: time for as small a file, and gzip:1 less than half of gzip's at nine per cent more.
+#: ``auto`` chooses the first that both programs support. Measured (docs/performance.md): zstd:2 needs half of zstd:3's
+#: processor time for a file of the same size, and gzip:1 less than half of gzip's for a file nine per cent larger.
 COMPRESSIONS = (
     Compression("zstd", since=16, header_byte=3, automatic="zstd:2"),
     Compression("gzip", since=13, header_byte=1, automatic="gzip:1"),
@@ -41,20 +41,20 @@ COMPRESSIONS = (
 AUTOMATIC = tuple(compression.automatic for compression in COMPRESSIONS if compression.automatic)
 _BY_NAME = {compression.name: compression for compression in COMPRESSIONS}
 _NAMES = "|".join(compression.name for compression in COMPRESSIONS if compression.name != "none")
-#: A level alone, as pg_dump 15 and older know it, is one of gzip.
+#: A bare level, as in pg_dump 15 and older, is a level of gzip.
 _SPELLING = re.compile(rf"none|[0-9]|({_NAMES})(:[a-z0-9=,]+)?")
 _LEVEL = re.compile(r"(?:level=)?([0-9])")
-#: zlib's own, which pg_dump takes where no level is named.
+#: zlib's default, which pg_dump uses if no level is named.
 _GZIP_LEVEL = "6"
 
 
 def is_compression(text: str) -> bool:
-    """Whether a text is ``auto``, or spelled as pg_dump 16 takes it, such as ``zstd:3`` or ``gzip:1``."""
+    """Whether a text is ``auto``, or a spelling that pg_dump 16 accepts, such as ``zstd:3`` or ``gzip:1``."""
     return text == "auto" or _SPELLING.fullmatch(text) is not None
 
 
 def compression_of(spelling: str) -> Compression:
-    """Which one a spelling is of: ``zstd:3`` is of zstd, ``6`` of gzip, ``0`` none."""
+    """The compression that a spelling names: zstd for ``zstd:3``, gzip for ``6``, none for ``0``."""
     name = spelling.partition(":")[0]
     if name.isdigit():
         name = "none" if name == "0" else "gzip"
@@ -62,10 +62,10 @@ def compression_of(spelling: str) -> Compression:
 
 
 def spelled_for(major: int, spelling: str) -> str:
-    """How a major of pg_dump takes it as ``--compress``: up to 15 by the level alone.
+    """The value of ``--compress`` for a major of pg_dump: up to 15, the bare level.
 
     Raises:
-        ValueError: that major has no such compression, or no such detail of it.
+        ValueError: that major does not support this compression, or this detail of it.
     """
     compression = compression_of(spelling)
     if major < compression.since:

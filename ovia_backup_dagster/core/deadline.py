@@ -1,6 +1,6 @@
-"""A time limit for file operations that may hang: with a dead file server, each call that names a file hangs.
+"""A time limit for file operations that may hang: with a dead file server, every system call on a path hangs.
 
-No signal and no flag ends such a call, so it is left behind in a thread of its own.
+No signal and no flag ends such a call, so it runs in a thread, which is abandoned.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Generic, TypeVar
 from ovia_backup_dagster.core.errors import StalledVolumeError
 from ovia_backup_dagster.core.shell import shell_word
 
-#: How long a look at the volume may take in all, in seconds; it takes less than one as a rule. Dagster gives a
-#: sensor 60, and it looks twice.
+#: The time limit for one assessment of the volume, in seconds; it usually takes less than one. Dagster gives a sensor
+#: 60, and the sensor assesses twice.
 LOOK_SECONDS = 20.0
 
 T = TypeVar("T")
@@ -30,25 +30,25 @@ class _Look(threading.Thread, Generic[T]):
     def run(self) -> None:
         try:
             self.found.append(self._look())
-        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+        except BaseException as error:  # noqa: BLE001 - raised in the waiting thread
             self.error = error
 
 
-#: Looks that have not ended in time, by their volume: one hangs there, and not one more with each call.
+#: Threads that missed their time limit, by volume: at most one hangs on each volume, however often this is called.
 _hanging: dict[Path, threading.Thread] = {}
 
 
 def within_deadline(seconds: float, root: Path, look: Callable[[], T]) -> T:
-    """What ``look`` finds on the volume at ``root``.
+    """Run ``look`` on the volume at ``root``, and return its result.
 
     Args:
-        seconds: how long it may take.
+        seconds: the time limit.
         root: the backup folder.
-        look: reads, and changes nothing: it may come to its end long after it was given up.
+        look: only reads: it may end long after it was abandoned.
 
     Raises:
-        StalledVolumeError: it did not end in time.
-        BaseException: what ``look`` raised.
+        StalledVolumeError: it did not end within the time limit.
+        BaseException: raised by ``look``.
     """
     hanging = _hanging.get(root)
     if hanging is not None:

@@ -1,7 +1,7 @@
-"""Commands that a deployment adds to messages, because they are right there and nowhere else.
+"""Commands that a deployment adds to messages, because they are correct only there.
 
-A message names the next command, and where the server is a Docker Swarm service or a systemd unit, that is another
-command. So no message contains it: ``DEPLOYMENT_HINTS`` does, as ``deploy/stack.yml`` sets it.
+A message names the next command. That command differs between a Docker Swarm service and a systemd unit, so it is not
+part of the message, but of ``DEPLOYMENT_HINTS``, which ``deploy/stack.yml`` sets.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """Commands, by what they look at; empty where the deployment names none.
+    """Commands by subject; empty if the deployment names none.
 
     Attributes:
-        server: whether the database's server runs, and its log.
-        disk: what room there is on its disk.
-        network: how it is reached.
-        upgrade: what brings a newer release of it.
-        volume: where the backup volume is, and whether it is mounted.
-        daemon: whether Dagster's daemon runs, and its log.
-        code_server: the same of the code server.
+        server: shows whether the database server runs, and its log.
+        disk: shows the free space on the server's disk.
+        network: shows how the server is reached.
+        upgrade: installs a newer release of the server.
+        volume: shows where the backup volume is, and whether it is mounted.
+        daemon: shows whether Dagster's daemon runs, and its log.
+        code_server: the same for the code server.
     """
 
     server: str = ""
@@ -33,10 +33,10 @@ class Hints:
 
     @classmethod
     def parse(cls, text: str) -> Hints:
-        """Read a line for each: ``server: systemctl status postgresql``.
+        """Parse one hint a line: ``server: systemctl status postgresql``.
 
         Raises:
-            ValueError: a line is none, or is about what no message is about.
+            ValueError: a line has another form, or an unknown subject.
         """
         names = [field.name for field in fields(cls)]
         found = {}
@@ -49,5 +49,5 @@ class Hints:
 
 
 def steps(*commands: str) -> str:
-    """Commands one after the other; those that are empty are none."""
+    """Join commands, without the empty ones."""
     return "; ".join(filter(None, commands))

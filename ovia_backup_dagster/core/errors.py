@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ovia_backup_dagster.core.human_text import MOST, shortened
 
-#: What each part may take at least, where all of them are long: what a program repeats goes first, the remedy last.
+#: The space that each part keeps if all are long: a program's own words are cut first, the remedy last.
 _LEAST = {"said": 120, "what": 180, "why": 260, "fix": 400}
 _BETWEEN = len(":  (). Next: ")
 
@@ -23,7 +23,7 @@ class BackupError(Exception):
         said: what PostgreSQL or the operating system said, in its own words; alone when the cause is not known.
     """
 
-    #: Whether the same call may succeed a little later with nothing changed by a person.
+    #: Whether the same call may succeed a little later without anyone changing something.
     transient = False
 
     def __init__(self, what: str, *, why: str = "", fix: str = "", said: str = "") -> None:
@@ -35,7 +35,7 @@ class BackupError(Exception):
 
     @property
     def whole(self) -> str:
-        """All that there is to say, where the message leaves out some of it; else empty."""
+        """The complete text, if the message was shortened; else empty."""
         parts = self._whole
         if _fitted(parts) == parts:
             return ""
@@ -66,7 +66,7 @@ def _rebuild(cls: type[BackupError], what: str, why: str, fix: str, said: str) -
 
 
 def _fitted(parts: dict[str, str]) -> dict[str, str]:
-    """The parts of a message, shortened where they do not fit into one of ``MOST`` characters."""
+    """The parts of a message, shortened if together they exceed ``MOST`` characters."""
     found = dict(parts)
     for part, least in _LEAST.items():
         over = sum(map(len, found.values())) + _BETWEEN - MOST
@@ -91,7 +91,7 @@ class VolumeError(BackupError):
 
 
 class VolumeMissingError(VolumeError):
-    """The backup folder is not there: a wrong setting, or a volume that is not mounted."""
+    """The backup folder does not exist: a wrong setting, or a volume that is not mounted."""
 
 
 class DiskFullError(VolumeError):
@@ -111,11 +111,11 @@ class DiskFailingError(VolumeError):
 
 
 class StrangeFileError(VolumeError):
-    """What stands in a file's place is none that this system can have written: a FIFO, a link, one without end."""
+    """A file is not one that this system can have written: a FIFO, a link, or far too large."""
 
 
 class NoLocksError(VolumeError):
-    """The volume's filesystem has no locks: nothing may be written or removed on it."""
+    """The volume's filesystem has no locks, so nothing is written to it or removed from it."""
 
 
 class StalledVolumeError(VolumeError):
@@ -123,7 +123,7 @@ class StalledVolumeError(VolumeError):
 
 
 class JournalError(VolumeError):
-    """A restore's journal cannot be read, so it is not known whether the restore is unfinished."""
+    """A restore's journal cannot be read, so it is unknown whether the restore is unfinished."""
 
 
 class UnknownStepError(JournalError):
@@ -137,7 +137,7 @@ class LockHeldError(BackupError):
 
 
 class BackupNotFoundError(BackupError):
-    """No backup answers to the name that was given."""
+    """No backup has the given name."""
 
 
 class NotVerifiedError(BackupError):
@@ -157,7 +157,7 @@ class ClockError(NotFreshError):
 
 
 class RunFailedError(BackupError):
-    """The last run of the daily backup failed, and nothing has made up for it since."""
+    """The last run of the daily backup failed, and no later backup was verified."""
 
 
 class KeptDatabasesError(BackupError):
@@ -177,7 +177,7 @@ class DrillLimitError(DrillError):
 
 
 class SandboxError(BackupError):
-    """A program that reads what others wrote cannot be confined, and must be."""
+    """A program that reads untrusted data must be confined, and cannot be."""
 
 
 class RestoreError(BackupError):
@@ -185,7 +185,7 @@ class RestoreError(BackupError):
 
 
 class RestoreRefusedError(RestoreError):
-    """A restore was refused before anything was touched."""
+    """A restore was refused before it changed anything."""
 
 
 class RestoreUnfinishedError(RestoreError):
@@ -193,11 +193,11 @@ class RestoreUnfinishedError(RestoreError):
 
 
 class NoWayBackError(RestoreError):
-    """A restore cannot be put back: what was live before is gone."""
+    """A restore cannot be undone: the database that was live before is gone."""
 
 
 class CopyError(BackupError):
-    """There is no place to restore to, or what stands there is not ours to remove."""
+    """There is no place to restore to, or the database there is not ours to remove."""
 
 
 # ---- the server
@@ -214,11 +214,11 @@ class ServerUnreachableError(ServerError):
 
 
 class HostUnknownError(ServerUnreachableError):
-    """The host's name leads nowhere. In Docker Swarm also for a moment, while a service starts."""
+    """The host's name does not resolve; in Docker Swarm also briefly while a service starts."""
 
 
 class ServerStartingError(ServerUnreachableError):
-    """The server is there, but starting, stopping or recovering."""
+    """The server answers, but is starting, stopping or recovering."""
 
 
 class ConnectionLostError(ServerError):
@@ -228,7 +228,7 @@ class ConnectionLostError(ServerError):
 
 
 class ServerSilentError(ConnectionLostError):
-    """The server took the connection, or a question, and then said nothing more."""
+    """The server accepted the connection or a query, and then stopped answering."""
 
 
 class TooManyConnectionsError(ServerError):
@@ -248,11 +248,11 @@ class LockTimeoutError(ServerError):
 
 
 class AdvisoryLockHeldError(LockTimeoutError):
-    """Another session holds an advisory lock by which one process of ours keeps another out."""
+    """Another session holds the advisory lock that our processes use to exclude each other."""
 
 
 class LockStalledError(LockTimeoutError):
-    """A client program was ended: it waited too long for another session's lock. Tried again, it would wait again."""
+    """A client program was ended: it waited too long for another session's lock. A retry would wait again."""
 
     transient = False
 
@@ -272,7 +272,7 @@ class RecoveryConflictError(StatementCancelledError):
 
 
 class MomentaryError(ServerError):
-    """The server refused something, and a moment later did it."""
+    """The server refused an operation that may succeed a moment later."""
 
     transient = True
 
@@ -296,7 +296,7 @@ class RoleMissingError(AuthenticationError):
 
 
 class AccessRefusedError(AuthenticationError):
-    """The server's pg_hba.conf, or the database's CONNECT right, lets this role not in from here."""
+    """The server's pg_hba.conf, or the database's CONNECT right, does not let this role connect from here."""
 
 
 class TlsError(ServerError):
@@ -320,13 +320,13 @@ class DatabaseMissingError(ServerError):
 
 
 class DatabaseInUseError(ServerError):
-    """Sessions stayed in a database that must be empty for a moment."""
+    """Sessions stayed connected to a database that must have none for a moment."""
 
     transient = True
 
 
 class PrivilegeError(ServerError):
-    """The role lacks a right that a whole dump needs."""
+    """The role lacks a right that a complete dump needs."""
 
 
 class RowSecurityError(PrivilegeError):
@@ -342,7 +342,7 @@ class ServerDiskFullError(ServerError):
 
 
 class ServerMemoryError(ServerError):
-    """The server has no memory left for what it was asked."""
+    """The server has not enough memory for the query."""
 
     transient = True
 
@@ -352,11 +352,11 @@ class LockTableFullError(ServerError):
 
 
 class RowTooLargeError(ServerError):
-    """A row is larger than what a dump can hold of one. Nothing is damaged."""
+    """A row is larger than a dump can hold. Nothing is damaged."""
 
 
 class ServerDataError(ServerError):
-    """The server cannot read its own data: a page or an index is damaged. Backups are what saves you now."""
+    """The server cannot read its own data: a page or an index is damaged. Restore a backup."""
 
 
 # ---- the client programs
@@ -367,15 +367,15 @@ class ProgramError(BackupError):
 
 
 class ProgramMissingError(ProgramError):
-    """A PostgreSQL client program is not there, or is something else."""
+    """A PostgreSQL client program is missing, or is another program."""
 
 
 class StalledError(ProgramError):
-    """A client program stood still, and was ended. Not transient: it has been waited for long enough."""
+    """A client program made no progress, and was ended. Not transient: we have waited long enough."""
 
 
 class ProgramCrashedError(ProgramError):
-    """A client program ended by a fault of its own: it met what it was not written for, or is broken itself."""
+    """A client program crashed: it met data that it cannot handle, or is broken."""
 
 
 class ExtensionMissingError(ProgramError):
@@ -383,7 +383,7 @@ class ExtensionMissingError(ProgramError):
 
 
 class VersionMismatchError(ProgramError):
-    """The client programs and the server are of different major versions."""
+    """The client programs and the server have different major versions."""
 
 
 class CompressionUnsupportedError(ProgramError):
@@ -394,32 +394,32 @@ class CompressionUnsupportedError(ProgramError):
 
 
 class ArchiveDamagedError(BackupError):
-    """The archive does not decode, or is not what was written. A verdict: this backup is bad."""
+    """The archive does not decode, or differs from what was written. This is a verdict: the backup is bad."""
 
 
 class ArchiveFormatError(BackupError):
-    """The archive is of a format that this client cannot read. No verdict: a newer client may."""
+    """The client cannot read the archive's format. It is no verdict: a newer client may read it."""
 
 
 # ---- Docker Swarm, and the application in it
 
 
 class ServiceManagerError(BackupError):
-    """The service manager (Docker Swarm), or a service in it, did not do what a restore needs."""
+    """The service manager (Docker Swarm) or a service did not do what a restore needs."""
 
 
 class ServiceManagerUnreachableError(ServiceManagerError):
-    """The service manager does not answer, or answers that it cannot at the moment."""
+    """The service manager does not answer, or is temporarily unable to."""
 
     transient = True
 
 
 class ServiceManagerRefusedError(ServiceManagerError):
-    """The service manager, or the filter before it, refuses what it is asked."""
+    """The service manager, or the filter in front of it, refuses the request."""
 
 
 class ServiceError(ServiceManagerError):
-    """A service itself, and not its manager, stands in the way: to ask the manager again is of no use."""
+    """A service, not its manager, is the problem, so asking the manager again does not help."""
 
 
 class ServiceMissingError(ServiceError):
@@ -427,7 +427,7 @@ class ServiceMissingError(ServiceError):
 
 
 class ServiceUnsuitableError(ServiceError):
-    """A service is not of the kind that the operation needs: global, a job, or one that is restarted for ever."""
+    """A service is not of the kind that the operation needs: it is global, a job, or always restarted."""
 
 
 class ServiceStuckError(ServiceError):
@@ -439,13 +439,13 @@ class MigrationFailedError(ServiceManagerError):
 
 
 class HealthError(ServiceManagerError):
-    """The application does not say that it is well."""
+    """The application does not report that it is healthy."""
 
 
 # ---- alerts
 
 
 class NotificationError(BackupError):
-    """An alert could not be delivered to anybody."""
+    """An alert could not be delivered to anyone."""
 
     transient = True

@@ -19,9 +19,9 @@ _NAMES = {0x10: ("i", "immutable"), 0x20: ("a", "append-only")}
 
 
 def attribute(path: Path) -> tuple[str, str]:
-    """Why root itself may not change a file or folder, and the command that lets it; both empty without such a cause.
+    """Why even root may not change a file or folder, and the command that allows it; both empty without such a cause.
 
-    The folder that it is in keeps it from being made, renamed and removed.
+    An attribute of the parent folder prevents creating, renaming and removing the file.
     """
     for each in (path, path.parent):
         flags = _flags(each)

@@ -30,23 +30,23 @@ from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.core.shell import shell_word
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-#: What a hard link is refused for besides a lack of them. Everything else is taken for that: another filesystem, one
-#: without hard links (which says so in many ways: EPERM, ENOTSUP, ENOSYS, and EIO on some NAS), a file of another owner
-#: (protected_hardlinks), too many links. Where it is the disk that fails, so does what is done instead.
+#: Reasons to refuse a hard link that a copy does not avoid. Any other error is taken as "no hard links here": another
+#: filesystem, one without hard links (EPERM, ENOTSUP, ENOSYS, and EIO on some NAS), a file of another owner
+#: (protected_hardlinks), too many links. If the disk fails, the copy fails as well.
 _NOT_FOR_LACK_OF_LINKS = (*NO_ROOM, errno.EEXIST, errno.ENOENT, errno.EROFS, errno.ESTALE, errno.ENOTCONN)
-#: What a filesystem says that does not fsync folders, such as CIFS on kernels before 5.10; EIO and ENOSPC are failures.
+#: Errors of filesystems that cannot fsync folders, such as CIFS on kernels before 5.10; EIO and ENOSPC are failures.
 NOT_SYNCED = (
     *(errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS, errno.ENOTTY, errno.EISDIR, errno.EACCES, errno.EPERM),
 )
 TEMPORARY = ".tmp"
-#: A program's buffer, which is all that it may find no room for, is smaller.
+#: Larger than a program's write buffer, which is the most that it can lose on a full disk.
 _LEAST_BYTES = 1024 * 1024
 
-#: The most that is read of a note of ours, in bytes: a line.
+#: The size limit for reading one of our notes, in bytes: a line.
 NOTE_BYTES = 4096
-#: Of a sidecar that does not grow with the number of tables: 10,000 warnings of pg_dump are about 2 MB.
+#: The same for a sidecar that does not grow with the number of tables: 10,000 warnings of pg_dump are about 2 MB.
 SIDECAR_BYTES = 16 * 1024 * 1024
-#: Of a witness, evidence, a journal, saved roles: 10,000 tables of 40 columns are about 10 MB.
+#: The same for a witness, evidence, a journal, saved roles: 10,000 tables of 40 columns are about 10 MB.
 WITNESS_BYTES = 64 * 1024 * 1024
 
 _KINDS = {
@@ -60,9 +60,9 @@ _KINDS = {
 
 
 def open_plain(path: Path, mode: int = os.O_RDONLY) -> int:
-    """A descriptor of a file that others may have put there: it never blocks, and is of a plain file, no link.
+    """Open a regular file that another program may have put there; never blocks, and follows no symlink.
 
-    All that stands on the volume, and was not made by this call, is opened here.
+    Every existing file on the volume is opened with this function.
 
     Raises:
         FileNotFoundError: there is nothing of that name.
@@ -70,7 +70,7 @@ def open_plain(path: Path, mode: int = os.O_RDONLY) -> int:
         VolumeError: it cannot be opened.
     """
     with as_volume_error(f"{path} cannot be read", passing=FileNotFoundError):
-        # Before it is opened: that alone does something to a device. Another one may stand there a moment later.
+        # Check before opening, because opening a device has side effects. The file may be replaced right afterwards.
         plain_status(path)
         descriptor = os.open(path, mode | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         try:
@@ -82,7 +82,7 @@ def open_plain(path: Path, mode: int = os.O_RDONLY) -> int:
 
 
 def plain_status(path: Path) -> os.stat_result:
-    """Size and times of a plain file on the volume.
+    """Size and times of a regular file on the volume.
 
     Raises:
         FileNotFoundError, StrangeFileError, VolumeError: as :func:`open_plain`.
@@ -107,7 +107,7 @@ def _strange(path: Path, why: str) -> StrangeFileError:
 
 @contextlib.contextmanager
 def reader(path: Path) -> Iterator[io.BufferedReader]:
-    """As :func:`open_plain`, for reading."""
+    """Like :func:`open_plain`, as a file object for reading."""
     with open(open_plain(path), "rb") as file:
         yield file
 
@@ -116,15 +116,15 @@ def read_small(path: Path, limit: int = SIDECAR_BYTES) -> bytes:
     """The content of a small file on the volume.
 
     Args:
-        path: it.
-        limit: in bytes; a larger one is none of ours, and is not read.
+        path: the file.
+        limit: in bytes; a larger file is not ours, and is not read.
 
     Raises:
-        FileNotFoundError, StrangeFileError, VolumeError: as :func:`open_plain`; strange is one over the limit, too.
+        FileNotFoundError, StrangeFileError, VolumeError: as :func:`open_plain`; a larger file is strange, too.
     """
     with as_volume_error(f"{path} cannot be read", passing=FileNotFoundError), reader(path) as file:
         size = os.fstat(file.fileno()).st_size
-        # It may grow while it is read.
+        # The file may grow while it is read.
         content = b"" if size > limit else file.read(limit + 1)
         if max(size, len(content)) > limit:
             raise _strange(path, f"it is larger than {human_bytes(limit)}")
@@ -145,16 +145,16 @@ def file_sha256(path: Path, *, sync: bool = False) -> str:
 
 
 def write_whole(path: Path, content: bytes, folder: Path | None = None) -> None:
-    """Write a small file so that it is there whole or not at all, readable by its owner only.
+    """Write a small file atomically, readable by its owner only.
 
-    Until it is whole it stands in ``folder``, of the same filesystem; else beside where it belongs.
+    The temporary file is in ``folder``, on the same filesystem; by default beside the target.
     """
     temporary = (folder or path.parent) / f".{path.name}{TEMPORARY}"
     with removed_on_error(temporary):
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
             descriptor = os.open(temporary, flags, 0o600)
-        except FileExistsError:  # a killed process's, or a FIFO, to open which has no end
+        except FileExistsError:  # left by a killed process, or a FIFO, which would block on open
             os.unlink(temporary)
             descriptor = os.open(temporary, flags, 0o600)
         with open(descriptor, "wb") as file:
@@ -174,7 +174,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_opened_folder(descriptor: int) -> None:
-    """As :func:`sync_folder`; where the filesystem does not do that, nothing is done, and the doctor says so."""
+    """Like :func:`sync_folder`, for a descriptor; no error if the filesystem cannot do it, which the doctor reports."""
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -183,7 +183,7 @@ def sync_opened_folder(descriptor: int) -> None:
 
 
 def rename_to_new(source: Path, target: Path) -> None:
-    """Rename, but never over a file: the old script may have made one of that name a moment ago."""
+    """Rename, but never replace a file: the old script may just have created one of that name."""
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError as error:
@@ -195,7 +195,7 @@ def rename_to_new(source: Path, target: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Let ``target`` be the same file; where links are not possible, a copy that was compared, with the same times.
+    """Hard-link ``target`` to the file; if that is impossible, copy the file, compare, and keep its times.
 
     Raises:
         OSError: the filesystem refused.
@@ -214,9 +214,9 @@ def link_or_copy(source: Path, target: Path) -> None:
                 raise VolumeError(f"{source} was replaced meanwhile", why="another program writes it", fix="try again")
             return
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        # What was opened, not what has its name by now; by its descriptor's path the kernel copies it.
+        # Copy the opened file, not the one that has its name now; the descriptor's path lets the kernel copy it.
         shutil.copyfile(f"/proc/self/fd/{file.fileno()}", target)
-    # A verdict is bound to size and mtime; where the filesystem keeps another time, the copy is verified again.
+    # A verdict is bound to size and mtime; if the filesystem rounds the time, the copy is verified again.
     with contextlib.suppress(OSError):
         os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
     if file_sha256(target, sync=True) != file_sha256(source):
@@ -228,7 +228,7 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def exists(path: Path) -> bool:
-    """Whether anything has that name, a link that leads nowhere too; a closed door on the way to it is an error."""
+    """Whether anything has that name, even a dangling link; a folder that may not be entered is an error."""
     with as_volume_error(f"cannot read {path}"):
         try:
             os.lstat(path)
@@ -238,19 +238,19 @@ def exists(path: Path) -> bool:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a name that a person gave is a file."""
-    with contextlib.suppress(OSError, ValueError):  # too long, behind a closed door, or with a NUL
+    """Whether a name that a person typed is a file."""
+    with contextlib.suppress(OSError, ValueError):  # too long, in a folder that may not be entered, or with a NUL
         return path.is_file()
     return False
 
 
 def is_folder(path: Path) -> bool:
-    """Whether it is a folder itself, and no link to one."""
+    """Whether it is a folder, and not a link to one."""
     return path.is_dir() and not path.is_symlink()
 
 
 def unlink(path: Path) -> bool:
-    """Remove a file; ``False`` when it was gone already."""
+    """Remove a file; ``False`` if it was already gone."""
     try:
         path.unlink()
     except FileNotFoundError:
@@ -260,7 +260,7 @@ def unlink(path: Path) -> bool:
 
 @contextlib.contextmanager
 def removed_on_error(path: Path) -> Iterator[None]:
-    """``path`` is gone when the block fails."""
+    """Remove ``path`` if the block fails."""
     try:
         yield
     except BaseException:
@@ -271,7 +271,7 @@ def removed_on_error(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_volume_error(what: str, *, passing: type[OSError] | tuple[type[OSError], ...] = ()) -> Iterator[None]:
-    """Turn the volume's refusals into errors that say what to do; those of the kinds ``passing`` go through."""
+    """Turn the volume's errors into typed errors that say what to do; those of the kinds ``passing`` go through."""
     try:
         yield
     except passing:
@@ -282,7 +282,7 @@ def as_volume_error(what: str, *, passing: type[OSError] | tuple[type[OSError], 
 
 @contextlib.contextmanager
 def scratch(folder: Path, variable: str) -> Iterator[None]:
-    """As :func:`explained`, for files that are needed for a moment: a full disk there is not the backup volume's."""
+    """Like :func:`as_volume_error`, for temporary files elsewhere: a full disk there is not the backup volume."""
     try:
         yield
     except OSError as error:
@@ -293,7 +293,7 @@ def scratch(folder: Path, variable: str) -> Iterator[None]:
 
 
 def full_scratch(folder: Path, variable: str) -> DiskFullError:
-    """There is no room for files that are needed for a moment; nothing is wrong with any backup."""
+    """The error for a disk that has no room for temporary files; no backup is affected."""
     return DiskFullError(
         f"{folder} is full",
         why="files that are needed for a moment stand there; this says nothing about any backup",
@@ -302,14 +302,14 @@ def full_scratch(folder: Path, variable: str) -> DiskFullError:
 
 
 def is_full(folder: Path) -> bool:
-    """Whether so little room is left that what was just written there may have been cut off."""
+    """Whether so little room is left that the last write may have been cut off."""
     with contextlib.suppress(OSError):
         return shutil.disk_usage(folder).free < _LEAST_BYTES
     return False
 
 
 def volume_error(error: OSError, what: str) -> VolumeError:
-    """What the operating system says of a file on the volume, as a typed error with cause and remedy."""
+    """The operating system's error about a file on the volume, as a typed error with cause and remedy."""
     kind, why, fix = _DIAGNOSES.get(error.errno or 0, _UNKNOWN)
     if error.errno == errno.EPERM:
         names = [name for name in (error.filename, error.filename2) if isinstance(name, str)]
@@ -356,7 +356,7 @@ _DIAGNOSES: dict[int, tuple[type[VolumeError], str, str]] = {
     ),
     errno.EIO: _FAILING,
     errno.EUCLEAN: _FAILING,
-    errno.EBADMSG: _FAILING,  # ext4 and xfs: a checksum of their own does not match
+    errno.EBADMSG: _FAILING,  # ext4 and xfs: a checksum does not match
     errno.ENOENT: _GONE,
     errno.ESTALE: _GONE,
     errno.ENODEV: _GONE,

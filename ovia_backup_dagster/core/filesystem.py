@@ -1,7 +1,7 @@
 """Features that backups need and a volume's filesystem may lack, found by trying them.
 
-Each filesystem refuses in its own words, and some only when the feature is used for real. So an empty file stands in
-the backup folder for a moment. The caller decides what follows from a missing feature: ``files`` copies what it cannot
+Each filesystem refuses with its own error, and some only when the feature is used. So this creates an empty file in the
+backup folder for a moment. The caller decides what follows from a missing feature: ``files`` copies what it cannot
 link, ``locking`` refuses to write without locks.
 """
 
@@ -20,12 +20,12 @@ from pathlib import Path
 
 from ovia_backup_dagster.core.files import NO_ROOM, NOT_SYNCED, TEMPORARY
 
-#: What is tried stands in such a file.
+#: The prefix of the file that is used for trying.
 PREFIX = ".probe-"
 
 
 class Capability(StrEnum):
-    """What is asked of a filesystem. The value is what a person reads."""
+    """A feature of a filesystem. The value is shown to people."""
 
     LOCKS = "locks"
     LINKS = "hard links"
@@ -36,16 +36,16 @@ class Capability(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Lack:
-    """A capability that is missing, and what the operating system said."""
+    """A missing capability, and the operating system's message."""
 
     of: Capability
     said: str
 
 
 def lacks(root: Path) -> list[Lack] | None:
-    """What the filesystem of a folder cannot do.
+    """The capabilities that a folder's filesystem lacks.
 
-    ``None`` where it cannot be tried: this process may not write there, there is no room, or it was swept meanwhile.
+    ``None`` if trying is impossible: this process may not write there, the disk is full, or a sweep removed the file.
 
     Raises:
         OSError: the disk fails.
@@ -73,10 +73,10 @@ def lacks(root: Path) -> list[Lack] | None:
             try:
                 attempt()
             except FileNotFoundError:
-                return None  # swept meanwhile by who is at work
+                return None  # another process swept it
             except OSError as error:
                 if capability is Capability.SYNC and error.errno not in NOT_SYNCED:
-                    raise  # no dump is published there
+                    raise  # then no dump can be published there
                 found.append(Lack(capability, error.strerror or str(error)))
     finally:
         os.close(descriptor)

@@ -16,7 +16,7 @@ def human_bytes(count: float) -> str:
 
 
 def duration(span: timedelta) -> str:
-    """``1 d 2 h``, ``3 h 20 min``, ``5 min``, ``12 s``: two units at most, the sign left out."""
+    """``1 d 2 h``, ``3 h 20 min``, ``5 min``, ``12 s``: at most two units, without the sign."""
     seconds = int(abs(span).total_seconds())
     days, rest = divmod(seconds, 86400)
     hours, rest = divmod(rest, 3600)
@@ -29,22 +29,22 @@ def duration(span: timedelta) -> str:
 
 
 def seconds(count: float) -> str:
-    """``1.7 s``, ``42.0 s``; from a minute on as :func:`duration` says it."""
+    """``1.7 s``, ``42.0 s``; from a minute on, like :func:`duration`."""
     return f"{count:.1f} s" if count < 60 else duration(timedelta(seconds=count))
 
 
 def some(names: Sequence[object], most: int = 5) -> str:
-    """The first of many, and how many more there are."""
+    """The first few items, and the number of the others."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(map(str, names[:most])) + more
 
 
-#: No message is longer: mail, chat and a table of the UI show this much.
+#: The longest message: mail, chat and the UI's tables show this much.
 MOST = 1000
 
 
 def shortened(text: str, most: int = MOST) -> str:
-    """``text`` with its beginning and its end, where it is longer than ``most`` characters."""
+    """The beginning and the end of ``text``, if it is longer than ``most`` characters."""
     if len(text) <= most:
         return text
     mark = f" … {len(text):,} characters … "
@@ -58,11 +58,11 @@ def signed(change: int) -> str:
     return f"{change:+,}" if change else "0"
 
 
-#: How many of many lines are shown.
+#: How many lines are shown of a long list.
 _SHOWN = 5
 
 
 def joined(lines: Sequence[str]) -> str:
-    """Many lines as one: the first few, and how many more there are."""
+    """One line from many: the first few, and the number of the others."""
     more = f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
     return shortened("; ".join(lines[:_SHOWN]) + more)

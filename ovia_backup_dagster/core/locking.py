@@ -54,13 +54,13 @@ def volume_lock(
 
     Args:
         root: the backup folder; it must exist.
-        purpose: what the holder does; shown to a process that has to wait.
-        now: the instant (UTC) to note as the beginning.
-        wait_seconds: how long to wait for another holder; ``None``: no setting applies, and there is no wait.
+        purpose: what the holder does; processes that wait show it.
+        now: the instant (UTC) that is noted as the beginning.
+        wait_seconds: how long to wait for another holder; ``None``: no setting applies, and it does not wait.
         on_wait: called once, with who holds the lock, when there is a wait.
 
     Raises:
-        LockHeldError: another process held it to the end of the wait.
+        LockHeldError: another process still held it at the end of the wait.
         VolumeError: the lock file cannot be opened.
     """
     path = root / FILENAME
@@ -72,22 +72,22 @@ def volume_lock(
             os.close(descriptor)
             descriptor = _open(path)
             _acquire(descriptor, root, wait_seconds, on_wait)
-        # A file's name in it need not be UTF-8.
+        # The purpose may contain a file's name, which need not be UTF-8.
         purpose = purpose.encode(errors="backslashreplace").decode()
         note = _Note(pid=os.getpid(), host=socket.gethostname(), purpose=purpose, since=now.isoformat())
         _write_note(descriptor, note.model_dump_json())
         # Closing is what unlocks, and only when no child holds a copy: an explicit LOCK_UN would take the lock
-        # from a pg_dump that is still writing. A stale note does no harm: it is read only by who cannot lock.
+        # from a pg_dump that is still writing. A stale note does no harm: only a process that cannot lock reads it.
         yield descriptor
     finally:
         os.close(descriptor)
 
 
 def require_still_there(descriptor: int, root: Path) -> None:
-    """What is about to be published at ``root`` must be on the volume that was locked.
+    """Require that ``root`` is still the volume that was locked, before something is published there.
 
-    A volume that was unmounted meanwhile leaves a folder of that name on the disk below: what came to stand there
-    would be called a backup.
+    If the volume was unmounted in the meantime, a folder of that name remains on the disk below, and a file written
+    there would be taken for a backup.
 
     Raises:
         VolumeError: there is another folder at ``root`` now, or none.
@@ -106,17 +106,17 @@ def require_still_there(descriptor: int, root: Path) -> None:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Hold a shared lock on a backup's file, so that it is not removed meanwhile.
+    """Hold a shared lock on a backup's file, so that no process removes it while the block runs.
 
     Raises:
-        FileNotFoundError: it is gone, or went while its remover was waited for.
+        FileNotFoundError: it is gone, or was removed while this waited.
         VolumeError: it cannot be opened or locked.
     """
     descriptor = open_plain(path)
     try:
         deadline = time.monotonic() + _REMOVAL_SECONDS
         while not _shared(descriptor):
-            # A removal holds the lock for an instant. A longer hold is by a program that we do not know.
+            # A removal holds the lock for an instant. If it is held for longer, another program holds it.
             if time.monotonic() >= deadline:
                 raise LockHeldError(f"{path} is being removed", why=_describe(descriptor)[0], fix=f"fuser -v {path}")
             time.sleep(_POLL_SECONDS)
@@ -131,7 +131,7 @@ def _shared(descriptor: int) -> bool:
     try:
         return _try(descriptor, fcntl.LOCK_SH)
     except NoLocksError:
-        return True  # then nothing of ours writes or removes anything there, which takes a lock
+        return True  # without locks, none of our processes writes or removes files there
 
 
 @contextmanager
@@ -158,7 +158,7 @@ def removing(path: Path) -> Iterator[None]:
 
 
 def _open_to_lock(path: Path) -> int | None:
-    # Over NFS an exclusive lock asks for a descriptor that may write.
+    # Over NFS, an exclusive lock requires a writable descriptor.
     for mode in (os.O_RDWR, os.O_RDONLY):
         try:
             return open_plain(path, mode)
@@ -166,12 +166,12 @@ def _open_to_lock(path: Path) -> int | None:
             return None
         except VolumeError:
             continue
-    # Another user's file, which this one may remove but not open; nor could it have restored it.
+    # The file belongs to another user: our user may remove it, but not open it, so our user cannot be restoring it.
     return None
 
 
 def lock_holder(root: Path) -> str | None:
-    """Who holds the lock now, in words; ``None`` when no process does, or can. Never blocks, writes nothing."""
+    """Who holds the lock now, in words; ``None`` if no process holds it, or can. Never blocks, writes nothing."""
     try:
         descriptor = open_plain(root / FILENAME)
     except (OSError, VolumeError):
@@ -186,7 +186,7 @@ def lock_holder(root: Path) -> str | None:
 
 def _open(path: Path) -> int:
     try:
-        # The second to come opens what the first has made, or what another program put there.
+        # The second process opens the file that the first has created, or that another program put there.
         while True:
             with contextlib.suppress(FileExistsError):
                 return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -210,7 +210,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _acquire(descriptor: int, root: Path, wait_seconds: float | None, on_wait: Callable[[str], None] | None) -> None:
-    # At least a second: who only looks (lock_holder) holds a shared lock for an instant.
+    # Wait at least a second: ``lock_holder`` holds a shared lock for an instant.
     deadline = time.monotonic() + max(wait_seconds or 0.0, 1.0)
     told = False
     while not _try(descriptor, fcntl.LOCK_EX):
@@ -254,7 +254,7 @@ def _describe(descriptor: int) -> tuple[str, str]:
         if note.host != socket.gethostname():
             return f"{purpose} (process {pid} on {note.host}, since {since})", f"on {note.host}: kill {pid}"
         who, end = f"process {pid}", f"kill {pid}"
-        # Killed, it left behind the pg_dump that still writes: that is who holds the lock.
+        # If it was killed, the pg_dump that it started still writes and holds the lock.
         if not _has_open(Path(f"/proc/{pid}"), os.fstat(descriptor)):
             heirs = _others(descriptor)
             who += " is gone; left behind: " + _named(heirs)
@@ -274,7 +274,7 @@ def _ended(processes: Mapping[int, str]) -> str:
 
 
 def _others(descriptor: int) -> dict[int, str]:
-    """The other processes, of those that may be looked at, which share the lock; who waits for it does not."""
+    """The other processes that share the lock, as far as /proc is readable; a waiting process does not share it."""
     here, found = os.fstat(descriptor), {}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -287,7 +287,7 @@ def _others(descriptor: int) -> dict[int, str]:
 
 
 def _has_open(process: Path, status: os.stat_result) -> bool:
-    """Whether a process has the lock's file open, as far as one may look: its number may be another's by now."""
+    """Whether a process has the lock file open; true if that cannot be read. Its pid may have been reused."""
     try:
         return any(_is(link, status) for link in (process / "fd").iterdir())
     except PermissionError:
@@ -307,5 +307,5 @@ def _write_note(descriptor: int, text: str) -> None:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, text.encode(), 0)
     except OSError:
-        # A full disk must not stop pruning, which is what makes room: the note is for people only.
+        # A full disk must not stop pruning, which makes room. Only people read the note.
         return

@@ -20,7 +20,7 @@ class Sidecar(BaseModel):
     """Base of all sidecars: immutable in memory.
 
     Unknown fields are ignored, so that a sidecar of a newer program is read after going back to an older one;
-    what an older one cannot understand at all has another ``version``.
+    a format that an older program cannot read at all has another ``version``.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
@@ -79,11 +79,11 @@ class FileFacts(Sidecar):
 
     @classmethod
     def of(cls, content: bytes) -> FileFacts:
-        """The facts of a content."""
+        """The facts of a file with this content."""
         return cls(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
 
     def difference(self, content: bytes | None) -> str:
-        """How a content differs, in words; ``None`` for a file that is not there. Empty if it does not."""
+        """How a content differs from these facts, in words; empty if it does not. ``None``: the file is missing."""
         if content is None:
             return "is missing"
         found = FileFacts.of(content)
@@ -94,7 +94,7 @@ class FileFacts(Sidecar):
         return ""
 
 
-#: Of rows or values, whatever their order: see ``postgres.computed_values``.
+#: A hash of rows or values, independent of their order: see ``postgres.computed_values``.
 _Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 
@@ -190,9 +190,9 @@ class Manifest(Sidecar):
 
 S = TypeVar("S", bound=Sidecar)
 
-#: Lists, objects and commas: in memory, each is much more than its one byte. A witness of 100,000 tables has half.
+#: Lists, objects and commas take much more memory than their one byte. A witness of 100,000 tables has half as many.
 _MOST_VALUES = 8_000_000
-#: A float that Python writes has less, the largest that is written out 309.
+#: A float written by Python has fewer digits; the largest one written out has 309.
 _LONGEST_FLOAT = 400
 
 
@@ -222,7 +222,7 @@ def parse_sidecar(model: type[S], text: str | bytes, filename: str) -> S:
 
 
 def is_newer(content: bytes) -> bool:
-    """Whether a sidecar that cannot be read says that a newer program wrote it: then that one can."""
+    """Whether an unreadable sidecar says that a newer program wrote it, which can then read it."""
     try:
         _refuse_forged(content)
         found = json.loads(content)
@@ -233,12 +233,12 @@ def is_newer(content: bytes) -> bool:
 
 
 def _refuse_forged(content: bytes) -> None:
-    """What two readers understand differently, or what costs a reader without end, is not believed.
+    """Refuse JSON that two parsers read differently, or that would take unlimited memory or time.
 
     Depth and the length of integers are limited by Python itself.
 
     Raises:
-        ValueError, RecursionError: it is no JSON, or holds such things.
+        ValueError, RecursionError: it is not JSON, or is refused.
     """
     if sum(content.count(sign) for sign in (b"[", b"{", b",")) > _MOST_VALUES:
         raise ValueError(f"it holds more than {_MOST_VALUES:,} values")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 
 def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """A table; ``none`` without rows."""
+    """A table; the word ``none`` if there are no rows."""
     if not rows:
         return "none"
     lines = [head, tuple("---" for _ in head), *rows]
@@ -14,12 +14,12 @@ def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def bullets(texts: Iterable[str]) -> str:
-    """A list; an item a text, which is Markdown."""
+    """A list of items, each of them Markdown."""
     return "\n".join(f"* {text}" for text in texts)
 
 
 def plain(text: str) -> str:
-    """Names come from databases and hold anything: no Markdown and no HTML of theirs, on one line."""
+    """Escape Markdown and HTML in a name from a database, and put it on one line."""
     return "".join(f"\\{c}" if c in "\\`*_[]<>#" else c if c.isprintable() else " " for c in text)
 
 

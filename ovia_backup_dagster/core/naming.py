@@ -45,7 +45,7 @@ class BackupName:
     def __post_init__(self) -> None:
         if self.started_at.utcoffset() is None:
             raise ValueError("started_at must be an aware datetime")
-        # Frozen: normalise once, so that equal instants are equal names.
+        # Normalise once, so that equal instants give equal names.
         object.__setattr__(self, "started_at", self.started_at.astimezone(UTC).replace(microsecond=0))
 
     @property
@@ -57,7 +57,7 @@ class BackupName:
 
     @classmethod
     def parse(cls, filename: str) -> BackupName | None:
-        """Read a file's name; ``None`` when it is not a backup's, which is no error: strangers are left alone."""
+        """Read a file's name; ``None`` if it is not a backup's, which is no error: other files are left alone."""
         match = _PATTERN.fullmatch(filename)
         if match is None:
             return None
@@ -69,7 +69,7 @@ class BackupName:
 
 
 def is_utf8(name: str) -> bool:
-    """Whether it can be written down: a file's name may be any bytes, which Python shows as surrogates."""
+    """Whether a name is valid UTF-8: a file's name may be any bytes, which Python shows as surrogates."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -78,7 +78,7 @@ def is_utf8(name: str) -> bool:
 
 
 def restore_name(database: str, at: datetime) -> str:
-    """``<database>_restore_20260221030000``: where a restore makes what will take the database's place.
+    """``<database>_restore_20260221030000``: the name of the copy that will replace the database.
 
     Args:
         database: the database's name.
@@ -88,12 +88,12 @@ def restore_name(database: str, at: datetime) -> str:
 
 
 def before_name(database: str, at: datetime) -> str:
-    """``<database>_before_20260221030000``: what a database is called after another took its place then."""
+    """``<database>_before_20260221030000``: the name of a database that was replaced at that instant."""
     return _beside(database, "before", at)
 
 
 def before_at(name: str, database: str) -> datetime | None:
-    """When the database of that name was replaced; ``None`` when it is not called what :func:`before_name` says."""
+    """When the database of that name was replaced; ``None`` if :func:`before_name` did not form it."""
     match = _BEFORE.fullmatch(name)
     if match is None:
         return None
@@ -108,7 +108,7 @@ def _beside(database: str, word: str, at: datetime) -> str:
     suffix = f"_{word}_{at.astimezone(UTC).strftime(_STAMP)}"
     room = NAME_BYTES - len(suffix)
     if len(database.encode()) > room:
-        # Cut alone, two long names could become one, and a database be taken for what another's restore left.
+        # A hash keeps two long names apart, so that one database is never taken for another's replaced one.
         mark = f"_{hashlib.sha256(database.encode()).hexdigest()[:6]}"
         database = database.encode()[: room - len(mark)].decode("utf-8", "ignore") + mark
     return database + suffix
@@ -120,13 +120,13 @@ def encode_database(database: str) -> str:
 
 
 def _encode_char(char: str) -> str:
-    # quote() never encodes "." and "~"; a name of ours must.
+    # quote() never encodes "." and "~", but our names must encode them.
     # A file's name need not be UTF-8; Python shows such bytes as surrogates.
     return quote(char, safe="", errors="surrogateescape") if char not in ".~" else f"%{ord(char):02X}"
 
 
 def _decode_database(encoded: str) -> str:
-    """Undo :func:`encode_database`; what it cannot have written (the old script's ``my.db``) stands for itself."""
+    """Undo :func:`encode_database`; a text that it cannot have written (``my.db``) is returned unchanged."""
     try:
         decoded = unquote(encoded, errors="strict")
     except UnicodeDecodeError:

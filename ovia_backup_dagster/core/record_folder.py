@@ -31,7 +31,7 @@ M = TypeVar("M", bound=Sidecar)
 
 
 class RecordFolder:
-    """Such a folder.
+    """A folder of records.
 
     Args:
         catalog: of the volume.
@@ -51,7 +51,7 @@ class RecordFolder:
             page: the same for people, in Markdown.
 
         Raises:
-            VolumeError, DiskFullError: the volume refused, or there is such a record already.
+            VolumeError, DiskFullError: the volume refused, or the record exists already.
         """
         path = self.path / f"{filename}{RECORD}"
         with as_volume_error(f"cannot write {path}"):
@@ -63,7 +63,7 @@ class RecordFolder:
         return path
 
     def _paths(self, wanted: Callable[[str], object]) -> list[Path]:
-        """The files whose names are wanted, the last name first; of a folder that is not there, none.
+        """The files whose names are wanted, sorted by name, last first; none if the folder does not exist.
 
         Raises:
             VolumeError: the folder cannot be read.
@@ -76,7 +76,7 @@ class RecordFolder:
         return [path for path in (self.path / name for name in names) if not is_folder(path)]
 
     def _read(self, model: type[M], paths: Iterable[Path]) -> Iterator[M]:
-        """The records in these files. One that cannot be understood is left out, and so is what is no file of ours.
+        """The records in these files, without those that cannot be parsed and without files that are not ours.
 
         Raises:
             VolumeError: a file cannot be read.
@@ -85,12 +85,12 @@ class RecordFolder:
             try:
                 text = read_small(path, WITNESS_BYTES)
             except (FileNotFoundError, StrangeFileError):
-                continue  # a link, a FIFO: the doctor names it
+                continue  # a link or a FIFO; the doctor reports it
             with contextlib.suppress(BackupError):
                 yield parse_sidecar(model, text, path.name)
 
     def _note_instant(self, path: Path, now: datetime) -> None:
-        """Write an instant down (UTC).
+        """Record an instant (UTC).
 
         Raises:
             VolumeError: it cannot be written.
@@ -99,7 +99,7 @@ class RecordFolder:
             self._catalog.write(path, f"{now.isoformat()}\n".encode())
 
     def _noted_instant(self, path: Path) -> datetime | None:
-        """The instant that was written down (UTC); ``None`` for none, or for what is no instant."""
+        """The recorded instant (UTC); ``None`` if none was recorded, or if the file does not contain one."""
         with contextlib.suppress(OSError, ValueError, VolumeError):
             found = datetime.fromisoformat(read_small(path, NOTE_BYTES).decode().strip())
             return found if found.tzinfo else found.replace(tzinfo=UTC)

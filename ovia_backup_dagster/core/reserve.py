@@ -14,13 +14,13 @@ from pathlib import Path
 
 from ovia_backup_dagster.core.files import NO_ROOM, exists, unlink
 
-#: A file of nothing, given up when a verdict must be written and the disk is full.
+#: An empty block of disk space, released when a verdict must be written and the disk is full.
 RESERVE = ".reserve"
 RESERVE_BYTES = 4 * 1024 * 1024
 
 
 def keep_reserve(root: Path) -> None:
-    """Set the room aside, where there is plenty; where it cannot be, there is none."""
+    """Reserve the space, if the disk has plenty; it is no error if that fails."""
     path = root / RESERVE
     with contextlib.suppress(OSError):
         if exists(path) or shutil.disk_usage(root).free < 16 * RESERVE_BYTES:
@@ -33,7 +33,7 @@ def keep_reserve(root: Path) -> None:
 
 
 def with_reserve(root: Path, write: Callable[[], None]) -> None:
-    """Write to the volume; where there is no room, again with what was set aside for it."""
+    """Write to the volume; if the disk is full, release the reserve and write again."""
     try:
         write()
     except OSError as error:

@@ -6,14 +6,14 @@ import shlex
 
 
 def shell_word(text: str) -> str:
-    """One word for bash."""
+    """Quote a text as one word for bash."""
     if not needs_escapes(text):
         return shlex.quote(text)
     return f"$'{''.join(map(_escaped, text))}'"
 
 
 def needs_escapes(text: str) -> bool:
-    """Whether an error's one line would not keep it as it is."""
+    """Whether an error, which is one line, would change the text."""
     return not text.isprintable() or text != " ".join(text.split())
 
 

@@ -21,17 +21,17 @@ M = TypeVar("M", bound=Sidecar)
 
 @dataclass(frozen=True, slots=True)
 class SidecarKind(Generic[M]):
-    """One kind; as text it is its ending.
+    """One kind; as text it is its suffix.
 
     Attributes:
-        suffix: what its file's name has after the archive's: ``.verified.json``.
+        suffix: what follows the archive's name in its file's name: ``.verified.json``.
         word: what it holds, for a person.
-        model: of its content; ``None`` for what is not ours to parse.
-        made_with_dump: whether it is published with the archive, and never changes; else it is found out later.
+        model: of its content; ``None`` if we do not parse it.
+        made_with_dump: whether it is published with the archive, and never changes; else it is written later.
         hashed: whether the manifest holds its length and SHA-256.
-        promoted: whether a copy of it goes along to another tier.
-        needed: whether the backup is not whole without it: there is no promotion where it cannot be read.
-        max_bytes: the most that is read of it, in bytes.
+        promoted: whether a promotion copies it to the other tier.
+        needed: whether the backup is incomplete without it: if it cannot be read, the backup is not promoted.
+        max_bytes: its size limit for reading, in bytes.
     """
 
     suffix: str
@@ -47,8 +47,8 @@ class SidecarKind(Generic[M]):
         return self.suffix
 
 
-#: All kinds, in the order in which they appear and vanish; the archive appears after them, and vanishes before them.
-#: The manifest is the last of them, as it says what the others belong to.
+#: All kinds, in the order in which they are published and removed; the archive is published after them, and removed
+#: before them. The manifest is the last kind, because it says what the others belong to.
 SIDECAR_KINDS: list[SidecarKind[Any]] = []
 
 
@@ -70,7 +70,7 @@ MANIFEST = _kind(SidecarKind(".json", "manifest", Manifest, made_with_dump=True,
 
 
 def archive_of(filename: str) -> str | None:
-    """The name of the archive that a sidecar stands beside; ``None`` for what is no sidecar."""
+    """The name of a sidecar's archive; ``None`` if the file is not a sidecar."""
     for kind in SIDECAR_KINDS:
         archive = filename.removesuffix(kind.suffix)
         if archive != filename and archive.endswith(SUFFIX):
@@ -79,15 +79,15 @@ def archive_of(filename: str) -> str | None:
 
 
 def most_bytes(suffix: str) -> int:
-    """The most that is read of a sidecar, in bytes; a newer program may know kinds that are not known here."""
+    """The size limit for reading a sidecar, in bytes; a newer program may have kinds unknown here."""
     return next((kind.max_bytes for kind in SIDECAR_KINDS if kind.suffix == suffix), SIDECAR_BYTES)
 
 
 def made_with_dump(contents: Mapping[SidecarKind[Any], bytes]) -> Iterator[tuple[SidecarKind[Any], bytes]]:
-    """What is published with an archive, in order.
+    """The sidecars that are published with an archive, in order.
 
     Raises:
-        ValueError: a kind is found out later, and no part of what a dump makes.
+        ValueError: one of the kinds is not made with a dump.
     """
     if later := [kind.word for kind in contents if not kind.made_with_dump]:
         raise ValueError(f"not made with a dump: {', '.join(later)}")
@@ -95,5 +95,5 @@ def made_with_dump(contents: Mapping[SidecarKind[Any], bytes]) -> Iterator[tuple
 
 
 def facts_for_manifest(contents: Mapping[SidecarKind[Any], bytes]) -> dict[str, FileFacts]:
-    """What the manifest holds of the files that are made with the archive."""
+    """The facts that the manifest holds about the files that are made with the archive."""
     return {kind.suffix: FileFacts.of(content) for kind, content in contents.items() if kind.hashed}

@@ -16,7 +16,7 @@ from ovia_backup_dagster.core.archive_header import ArchiveHeader
 from ovia_backup_dagster.core.manifest import Manifest, Sidecar
 from ovia_backup_dagster.core.naming import BackupName
 
-#: The archive's own time is from within the dump; clocks are set meanwhile.
+#: The archive's own time lies within the dump; a clock may be set while it runs.
 _TOLERANCE = timedelta(minutes=5)
 
 
@@ -33,11 +33,11 @@ class Covered(Sidecar):
 
 
 class Statement(Sidecar):
-    """Base of what is said about a backup after it was made.
+    """Base of the statements about a finished backup.
 
     Attributes:
-        covered: what it is about; ``None`` in what older programs wrote, which is bound by what else it names.
-        size_bytes, mtime_ns: of the archive that it is about, if it is bound to them.
+        covered: what it is about; ``None`` in statements of older programs, which are bound by their other fields.
+        size_bytes, mtime_ns: of the archive, if the statement names them.
     """
 
     covered: Covered | None = None
@@ -46,17 +46,17 @@ class Statement(Sidecar):
 
     @property
     def archive_sha256(self) -> str | None:
-        """The archive that the manifest must name, too; ``None`` if the statement names none."""
+        """The SHA-256 that the manifest must name as well; ``None`` if the statement names none."""
         return self.covered.archive_sha256 if self.covered else None
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A backup as it is now, as far as a look at it tells.
+    """A backup as it is now, without reading the whole archive.
 
     Attributes:
         size_bytes, mtime_ns: of the archive.
-        archive_sha256: as its manifest names it, or as it was when it was verified; ``None`` when that is not known.
+        archive_sha256: from its manifest, or from its verification; ``None`` if neither names one.
         manifest_sha256: of the manifest's file; ``None`` without one.
     """
 
@@ -67,7 +67,7 @@ class Unit:
 
     @property
     def covered(self) -> Covered:
-        """What a statement about it names."""
+        """What a statement about it must name."""
         return Covered(archive_sha256=self.archive_sha256, manifest_sha256=self.manifest_sha256)
 
 
@@ -85,13 +85,13 @@ def is_about(statement: Statement, unit: Unit) -> bool:
 def contradictions(
     manifest: Manifest, *, name: BackupName | None, size_bytes: int, header: ArchiveHeader | None
 ) -> Iterator[str]:
-    """Why an archive, its manifest and its name are not of one dump, in words; nothing if they may be.
+    """Why an archive, its manifest and its name are not of one dump, in words; empty if nothing contradicts that.
 
     Args:
-        manifest: as it stands beside the archive.
-        name: what the file's name says; ``None`` when it is none of ours, and says nothing.
+        manifest: the one beside the archive.
+        name: the parsed file name; ``None`` if it does not have the form of a backup's name.
         size_bytes: the archive's length.
-        header: what the archive says of itself; ``None`` when it is of a kind that is not known here.
+        header: of the archive; ``None`` if its version is unknown here.
     """
     if size_bytes != manifest.size_bytes:
         yield f"it is {size_bytes:,} bytes long; it was {manifest.size_bytes:,} when it was written"
@@ -117,6 +117,6 @@ def contradictions(
 
 
 def _number(version: str) -> str:
-    """A version without its vendor's words: a server may be packaged again between two questions."""
+    """A version without the vendor's suffix: the package may be updated between two queries."""
     match = re.match(r"\d+(?:\.\d+)*", version)
     return match.group() if match else version

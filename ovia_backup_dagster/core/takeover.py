@@ -27,10 +27,10 @@ from ovia_backup_dagster.core.reserve import RESERVE
 from ovia_backup_dagster.core.takeover_links import FOLDER, SHARED_TIERS, Protection, folder, is_dump
 from ovia_backup_dagster.core.tiers import Tier
 
-#: ``.handover`` until it belongs to our user: in one of root's, we could neither look nor forget.
 _CHUNK_BYTES = 1024 * 1024
+#: ``.handover`` until our user owns it: we could neither read nor remove one that root owns.
 _UNFINISHED = f"{FOLDER}.new"
-#: Evidence of drills and restores. The old script writes none, so all of it is ours.
+#: Evidence of drills and restores. The old script writes no evidence, so all files there are ours.
 _EVIDENCE = (DRILLS, RESTORES)
 _DOT_FILES = (locking.FILENAME, RESERVE)
 _OURS = (*Tier, *_EVIDENCE, *_DOT_FILES, FOLDER, _UNFINISHED)
@@ -46,7 +46,7 @@ _NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Whom the volume is to belong to; printed as chown takes it."""
+    """The future owner of the volume; printed as an argument of chown."""
 
     uid: int
     gid: int
@@ -57,14 +57,14 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class HandedOver:
-    """What became of the volume.
+    """The result of a hand-over.
 
     Attributes:
-        changed: files and folders that got another owner or mode, or were made.
-        unchanged: how many were right already.
-        left_alone: what is not ours.
-        protection: what the old script cannot remove for good; ``None`` when no hand-over is under way.
-        came_back: dumps that the old script had removed.
+        changed: files and folders whose owner or mode was changed, or that were created.
+        unchanged: how many needed no change.
+        left_alone: files and folders that are not ours.
+        protection: the dumps that the old script cannot destroy; ``None`` when no hand-over is in progress.
+        came_back: dumps that the old script had removed and that were linked back.
     """
 
     changed: tuple[str, ...]
@@ -77,16 +77,17 @@ class HandedOver:
 def begin(
     root: Path, owner: Owner, now: datetime, wait_seconds: float = 0.0, on_wait: Callable[[str], None] | None = None
 ) -> HandedOver:
-    """Hand over, and protect every dump from the old script, if it has been here. Again, it does what is new.
+    """Hand over the volume, and protect every dump if the old script has used it. A repetition does only what is new.
 
-    Where all dumps are ours, and no hand-over is under way, there is nothing to protect them from.
+    If all dumps are ours and no hand-over is in progress, no other system threatens them.
 
     Raises:
-        VolumeError: this user may not, it is no backup volume, or a dump cannot be protected; all else is done then.
+        VolumeError: this user lacks the rights, ``root`` is not a backup volume, or a dump cannot be protected; in the
+            last case everything else is done.
         LockHeldError: the rest is done, but nothing new is protected.
     """
     with _volume(root, owner) as (volume, owned):
-        # First: killed after the dumps were given away, it would not be known that there was another system.
+        # This comes first: if it were killed after the dumps changed owner, nothing would show the old system.
         if FOLDER in os.listdir(volume) or _holds_dumps_of_others(volume, owner):
             with owned.explained(""):
                 _make_protection(volume, owner)
@@ -103,11 +104,11 @@ def begin(
 def finish(
     root: Path, owner: Owner, now: datetime, wait_seconds: float = 0.0, on_wait: Callable[[str], None] | None = None
 ) -> HandedOver:
-    """The old service is removed: bring back what it removed, and protect no longer. Again, it changes nothing.
+    """After the old service is removed: restore the dumps that it removed, and end the protection. Idempotent.
 
     Raises:
-        VolumeError: this user may not, it is no backup volume, or something in the way must be looked at by a person.
-        LockHeldError: the volume is ours, but the end is still to come.
+        VolumeError: this user lacks the rights, ``root`` is no backup volume, or a file is in the way.
+        LockHeldError: the owner is changed, but the protection has not ended.
     """
     owned = _own(root, owner)
     what = f"cannot end the hand-over of {root}"
@@ -126,7 +127,7 @@ def finish(
 def _handover_lock(
     root: Path, now: datetime, wait_seconds: float, on_wait: Callable[[str], None] | None
 ) -> contextlib.AbstractContextManager[int]:
-    """Our own dumping and pruning wait; the old script knows no lock."""
+    """Makes our own dumps and pruning wait; the old script takes no lock."""
     return locking.volume_lock(root, purpose="the hand-over", now=now, wait_seconds=wait_seconds, on_wait=on_wait)
 
 
@@ -135,7 +136,7 @@ def _handover_lock(
 
 @dataclass
 class _Owned:
-    """A walk over the volume, and what it did."""
+    """Changes the owner while walking over the volume, and records what was changed."""
 
     root: Path
     owner: Owner
@@ -145,20 +146,20 @@ class _Owned:
     left_alone: list[str] = field(default_factory=list)
 
     def take(self, descriptor: int, shown: str, mode: int) -> None:
-        """Give it owner and mode, where it has others."""
+        """Set owner and mode, if they differ."""
         status = os.fstat(descriptor)
         right_mode = stat.S_IMODE(status.st_mode) == mode
         if right_mode and (status.st_uid, status.st_gid) == (self.owner.uid, self.owner.gid):
             self.unchanged += 1
             return
-        # The mode first: who has given a file away may not change it any more, unless he is all-powerful.
+        # The mode first: after the owner has changed, only a root with all capabilities may change the mode.
         if not right_mode:
             os.fchmod(descriptor, mode)
         os.fchown(descriptor, self.owner.uid, self.owner.gid)
         self.changed.append(shown)
 
     def file(self, name: str, inside: int, shown: str) -> None:
-        """A file that is ours, if it is one, and here."""
+        """Take a file that is ours, if it is a regular file on this filesystem."""
         with self.explained(shown), contextlib.suppress(FileNotFoundError):  # removed since
             status = os.stat(name, dir_fd=inside, follow_symlinks=False)
             if not stat.S_ISREG(status.st_mode) or status.st_dev != self.device:
@@ -167,7 +168,7 @@ class _Owned:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             descriptor = os.open(name, flags, dir_fd=inside)
             try:
-                # Another one may stand there by now.
+                # Another file may have replaced it.
                 if os.path.samestat(status, os.fstat(descriptor)):
                     self.take(descriptor, shown, 0o600)
             finally:
@@ -175,7 +176,7 @@ class _Owned:
 
     @contextlib.contextmanager
     def folder(self, name: str, inside: int, shown: str) -> Iterator[int | None]:
-        """A folder that is ours, taken; ``None`` when it is a link, or on another filesystem."""
+        """Take a folder that is ours, and yield its descriptor; ``None`` for a link, or on another filesystem."""
         with contextlib.ExitStack() as opened:
             descriptor: int | None = None
             with self.explained(shown):
@@ -188,7 +189,7 @@ class _Owned:
             yield descriptor
 
     def tier(self, name: str, tier: Tier, inside: int, shown: str) -> None:
-        """A folder of dumps: these, and what is named after them."""
+        """Take a folder of dumps, the dumps, and the files named after them."""
         with self.folder(name, inside, shown) as descriptor:
             if descriptor is None:
                 return
@@ -199,7 +200,7 @@ class _Owned:
                     self.left_alone.append(f"{shown}/{child}")
 
     def everything(self, name: str, inside: int, shown: str) -> None:
-        """A folder that is ours with all that it holds."""
+        """Take a folder that is ours, with everything in it."""
         with self.folder(name, inside, shown) as descriptor:
             if descriptor is None:
                 return
@@ -210,7 +211,7 @@ class _Owned:
                     step(child, descriptor, f"{shown}/{child}")
 
     def protection(self, inside: int) -> None:
-        """The dumps' second names."""
+        """Take the folder with the second names of dumps."""
         with self.folder(FOLDER, inside, FOLDER) as descriptor:
             if descriptor is None:
                 return
@@ -222,7 +223,7 @@ class _Owned:
 
     @contextlib.contextmanager
     def explained(self, shown: str) -> Iterator[None]:
-        """Who may not is told who may."""
+        """Turn a refusal by the system into an error that names the user who has the rights."""
         try:
             with as_volume_error(f"cannot hand over {self.root / shown}", passing=(PermissionError, FileNotFoundError)):
                 yield
@@ -247,7 +248,7 @@ def _own(root: Path, owner: Owner) -> _Owned:
         for tier in (tier for tier in Tier if tier in SHARED_TIERS or tier in names):
             owned.tier(tier, tier, volume, tier)
         with owned.explained(locking.FILENAME):
-            # Else the lock that is taken in a moment would be root's, and shut us out.
+            # Otherwise the next statement would create the lock file as root, and lock our user out.
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(locking.FILENAME, flags, 0o600, dir_fd=volume))
@@ -264,10 +265,10 @@ def _own(root: Path, owner: Owner) -> _Owned:
 
 @contextlib.contextmanager
 def _volume(root: Path, owner: Owner) -> Iterator[tuple[int, _Owned]]:
-    """The volume's folder, if it may be one.
+    """Open the volume's folder, if it can be a backup volume.
 
     Raises:
-        VolumeError: it is something else.
+        VolumeError: it cannot be one.
     """
     fix = "set BACKUP_DIR to where the volume is mounted: findmnt; ls -la $BACKUP_DIR"
     with contextlib.ExitStack() as opened:
@@ -293,7 +294,7 @@ def _volume(root: Path, owner: Owner) -> Iterator[tuple[int, _Owned]]:
 
 
 def _is_named_after_a_dump(filename: str, tier: Tier) -> bool:
-    """A dump, a sidecar of one (whose dump may be gone), or what is to become one of these."""
+    """Whether it is a dump, a sidecar (whose dump may be gone), or a temporary file of one of these."""
     dump, suffix, _ = filename.removeprefix(".").rpartition(SUFFIX)
     return is_dump(dump + suffix, tier)
 
@@ -302,7 +303,7 @@ def _is_named_after_a_dump(filename: str, tier: Tier) -> bool:
 
 
 def _holds_dumps_of_others(volume: int, owner: Owner) -> bool:
-    """Whether another system, as another user, dumps to this volume; or did until now."""
+    """Whether another system dumps, or has dumped, to this volume as another user."""
     for tier in Tier:
         with contextlib.suppress(OSError), folder(tier, volume) as descriptor:
             for name in os.listdir(descriptor):
@@ -318,8 +319,8 @@ def _holds_dumps_of_others(volume: int, owner: Owner) -> bool:
 def _make_protection(volume: int, owner: Owner) -> None:
     with contextlib.suppress(FileNotFoundError), folder(FOLDER, volume) as second:
         if set(os.listdir(second)) >= {*SHARED_TIERS}:
-            return  # under way
-    # A broken one is completed in place: what it holds stays protected.
+            return  # a hand-over is in progress
+    # Complete a broken folder in place, so that its dumps stay protected.
     name = FOLDER if FOLDER in os.listdir(volume) else _UNFINISHED
     with contextlib.suppress(FileExistsError):
         os.mkdir(name, 0o700, dir_fd=volume)
@@ -355,7 +356,7 @@ def _unprotected(root: Path, owner: Owner, found: Protection) -> VolumeError:
 
 
 def _bring_back(volume: int) -> tuple[str, ...]:
-    """Give every protected dump its first name again, where nothing has it by now."""
+    """Link every protected dump back to its first name, unless another file has that name."""
     came_back: list[str] = []
     for tier, second in _protected_tiers(volume):
         with folder(tier, volume) as first:
@@ -363,13 +364,13 @@ def _bring_back(volume: int) -> tuple[str, ...]:
                 with contextlib.suppress(FileExistsError):
                     os.link(name, name, src_dir_fd=second, dst_dir_fd=first, follow_symlinks=False)
                     came_back.append(f"{tier}/{name}")
-            # What has come back must be there for good before the second names go.
+            # The restored names must be on disk before the second names are removed.
             sync_opened_folder(first)
     return tuple(came_back)
 
 
 def _remove_protection(volume: int) -> list[str]:
-    """Remove the second names of what has its first one; returns what is in the way of removing it all."""
+    """Remove the second name of each dump that has its first one; returns what prevents removing the folder."""
     in_the_way: list[str] = []
     for tier, second in _protected_tiers(volume):
         with folder(tier, volume) as first:
@@ -382,7 +383,7 @@ def _remove_protection(volume: int) -> list[str]:
         return in_the_way
     for name in (FOLDER, _UNFINISHED):
         with contextlib.suppress(FileNotFoundError), folder(name, volume) as second:
-            # The folders of dumps last: without them it would not be known what the rest was.
+            # Remove the tiers' folders last: without them, nothing would show what the other files are.
             others = sorted(set(os.listdir(second)) - {*Tier})
             if others:
                 return others
@@ -395,7 +396,7 @@ def _remove_protection(volume: int) -> list[str]:
 
 
 def _same(name: str, first: int, second: int) -> bool:
-    """Whether both names are one file's, or hold the same: a person may have copied a backup into its place.
+    """Whether both names are of one file, or of equal files: a person may have copied a backup into its place.
 
     Raises:
         FileNotFoundError: one of them is gone.
@@ -403,7 +404,7 @@ def _same(name: str, first: int, second: int) -> bool:
     with contextlib.ExitStack() as opened:
         files = []
         for place in (first, second):
-            # Whatever stands there is opened without harm; only files are read.
+            # Opening with these flags has no side effect on any kind of file; only regular files are read.
             try:
                 file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=place)
             except FileNotFoundError:

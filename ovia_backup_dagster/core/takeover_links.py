@@ -20,18 +20,18 @@ from ovia_backup_dagster.core.naming import BackupName
 from ovia_backup_dagster.core.tiers import Tier
 
 FOLDER = ".handover"
-#: The folders that the old script knows, and counts in; what stands in others is safe from it.
+#: The folders that the old script prunes; it does not touch any others.
 SHARED_TIERS = tuple(tier for tier in Tier if not tier.optional)
 
 
 @dataclass(frozen=True, slots=True)
 class Protection:
-    """What is protected now.
+    """Which dumps are protected now.
 
     Attributes:
-        names: the dumps that are, as ``daily/NAME``.
-        added: those of them that were not before.
-        refused: dumps that are not, and why.
+        names: the protected dumps, as ``daily/NAME``.
+        added: those that were not protected before.
+        refused: dumps that could not be protected, with the error.
     """
 
     names: tuple[str, ...]
@@ -40,10 +40,10 @@ class Protection:
 
 
 def handover_began(root: Path) -> datetime | None:
-    """When the hand-over that is under way began (UTC); ``None`` without one, and where its folder is none."""
+    """When the hand-over in progress began (UTC); ``None`` without one, or if ``.handover`` is not a folder."""
     with as_volume_error(f"cannot look at {root / FOLDER}"):
         try:
-            # Only making and ending it change the folder itself; links stand a level below.
+            # Only the beginning and the end of a hand-over change the folder itself; the links are one level below.
             status = (root / FOLDER).lstat()
         except FileNotFoundError:
             return None
@@ -62,12 +62,12 @@ def protected(root: Path, tier: Tier) -> set[str]:
 
 
 def protect(root: Path) -> Protection:
-    """Give each dump in a folder that the old script knows a second name, as far as this user may.
+    """Give each dump in a folder that the old script prunes a second name.
 
-    He may not to another's file, unless he is root.
+    Only root may link another user's files.
 
-    Under the exclusive lock: a dump that is being removed would stay behind here. One that is still being written is
-    protected like any other, as it is the same file. No symlink is followed.
+    The caller holds the exclusive lock; otherwise a dump that is being removed could stay behind here. A dump that is
+    still being written is protected, too: both names are of one file. No symlink is followed.
 
     Raises:
         OSError: a folder cannot be read; ``FileNotFoundError`` when no hand-over is under way.
@@ -92,7 +92,7 @@ def protect(root: Path) -> Protection:
 
 
 def _link(name: str, source: int, target: int) -> bool | None:
-    """Whether the second name is new; ``None`` for what is no file."""
+    """Whether the second name is new; ``None`` if it is not a regular file."""
     here = os.stat(name, dir_fd=source, follow_symlinks=False)
     if not stat.S_ISREG(here.st_mode):
         return None
@@ -106,9 +106,9 @@ def _link(name: str, source: int, target: int) -> bool | None:
 
 
 def unprotect(root: Path, tier: Tier, filename: str) -> None:
-    """Our own retention removes the dump: the end of the hand-over must not bring it back.
+    """Remove the second name of a dump that our retention removes: the end of the hand-over must not restore it.
 
-    Before its first name goes, and for good: after a crash in between there is a dump to remove once more.
+    It is removed from disk before the first name: after a crash in between, retention removes the dump again.
     """
     path = root / FOLDER / tier / filename
     if path.exists() and unlink(path):
@@ -123,7 +123,7 @@ def is_dump(filename: str, tier: Tier) -> bool:
 
 @contextlib.contextmanager
 def folder(path: Path | str, inside: int | None = None) -> Iterator[int]:
-    """A descriptor of a folder that is one itself, and no link to one."""
+    """Open a folder that is not a symlink; yields its descriptor."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(path, flags, dir_fd=inside)
     try:

@@ -25,7 +25,7 @@ class Weekday(IntEnum):
 
 
 class Period(StrEnum):
-    """A stretch of the calendar that a tier keeps one backup of."""
+    """A calendar period, of which a tier keeps one backup."""
 
     DAY = "day"
     WEEK = "week"
@@ -33,9 +33,9 @@ class Period(StrEnum):
     YEAR = "year"
 
     def first_day(self, day: date, week_begins: Weekday) -> date:
-        """The day that the period of a day begins with; ``week_begins`` says with which weekday weeks do."""
+        """The first day of the period that contains a day; a week begins with ``week_begins``."""
         if self is Period.WEEK:
-            # A stray file may be dated at the beginning of the calendar.
+            # A foreign file may be dated at the beginning of the calendar.
             return day - min(timedelta(days=(day.weekday() - week_begins) % 7), day - date.min)
         if self is Period.MONTH:
             return day.replace(day=1)
@@ -43,7 +43,7 @@ class Period(StrEnum):
 
     @property
     def least_days(self) -> int:
-        """How many days it has at least."""
+        """The least number of days that it has."""
         return {Period.DAY: 1, Period.WEEK: 7, Period.MONTH: 28, Period.YEAR: 365}[self]
 
     def shown(self, first_day: date) -> str:
@@ -58,7 +58,7 @@ class Tier(StrEnum):
     """The folder a backup stands in, which is also the word in its name.
 
     Attributes:
-        period: of each of the newest periods, one backup is kept.
+        period: one backup of each of the newest periods is kept.
         optional: off unless its setting says how many to keep; its folder is made with its first backup.
     """
 
@@ -66,7 +66,7 @@ class Tier(StrEnum):
     optional: bool
 
     def __new__(cls, word: str, period: Period, optional: bool = False) -> Self:
-        """A member is its word."""
+        """Create a member whose value is its word."""
         tier = str.__new__(cls, word)
         tier._value_ = word
         tier.period = period
@@ -89,5 +89,5 @@ class Tier(StrEnum):
 
     @property
     def rank(self) -> int:
-        """Its place in this list: of copies of one backup, the first is the one to name."""
+        """Its position in this list: of several copies of one backup, messages name the first."""
         return list(Tier).index(self)

@@ -24,7 +24,7 @@ from ovia_backup_dagster.core.statement_coverage import Statement
 
 
 class Finding(Sidecar):
-    """One thing that a check did not like, in words for a person."""
+    """One complaint of a check, in words for a person."""
 
     check: Check
     text: str
@@ -36,7 +36,7 @@ class TableWitness(Sidecar):
     Attributes:
         name: as pg_dump writes it in the COPY header, quoted where needed: ``public.people``.
         columns: the column list of the COPY header, as written.
-        rows: how many.
+        rows: the number of rows.
         sha256: hex digest of the COPY text of all rows, in the archive's order.
     """
 
@@ -50,7 +50,7 @@ class LargeObjects(Sidecar):
     """All large objects of the archive.
 
     Attributes:
-        count: how many.
+        count: the number of large objects.
         content: hex of the sum modulo 2**256 of each object's SHA-256 (oid and data): independent of order.
     """
 
@@ -59,7 +59,7 @@ class LargeObjects(Sidecar):
 
 
 class Witness(Sidecar):
-    """What an archive says about itself when all of it is decoded.
+    """What a complete reading of an archive found.
 
     Attributes:
         tables: every table with a data block, in the order of the archive.
@@ -84,13 +84,13 @@ class Witness(Sidecar):
 
     @property
     def rows(self) -> int:
-        """Rows in all tables together."""
+        """The number of rows in all tables."""
         return sum(table.rows for table in self.tables)
 
     def rows_by_table(self) -> dict[str, int]:
-        """Rows per table; partitions are counted in the table that they belong to.
+        """The number of rows of each table; partitions count towards their partitioned table.
 
-        A partition that is dropped on purpose every month is then no lost table.
+        So a partition that is dropped on purpose every month is not a lost table.
         """
         counts: dict[str, int] = {}
         # A partitioned table holds no data of its own, and may have no partition left.
@@ -102,15 +102,15 @@ class Witness(Sidecar):
         return counts
 
     def rows_of(self, expected: str) -> int | None:
-        """Rows of the table that a setting names (``name`` or ``schema.name``), with those of its descendants.
+        """The number of rows of the table that a setting names (``name`` or ``schema.name``) and of its descendants.
 
-        ``None`` when the archive has no such table.
+        ``None`` if the archive has no such table.
         """
         counts = {table.name: table.rows for table in self.tables}
         family = {**{child: (parent,) for child, parent in self.partitions.items()}, **self.inherits}
         names = {*counts, *family, *(parent for parents in family.values() for parent in parents)}
         found = {name for name in names if _answers_to(name, expected)}
-        # A partitioned table without partitions has no data, only an entry in the contents.
+        # A partitioned table without partitions has no data; only the contents list names it.
         if not found and not any(_is_entry_of(entry, expected) for entry in self.contents):
             return None
         while True:
@@ -120,7 +120,7 @@ class Witness(Sidecar):
             found |= children
 
     def root(self, name: str) -> str:
-        """The partitioned table that a partition belongs to in the end; of any other table, itself."""
+        """The topmost partitioned table of a partition; any other table is its own root."""
         seen = set()
         while name in self.partitions and name not in seen:
             seen.add(name)
@@ -133,9 +133,9 @@ class Judgement(Statement):
 
     Attributes:
         at: when it ended (UTC).
-        good: no check that blocks failed.
-        findings: what failed, bad and odd.
-        size_bytes, mtime_ns, sha256: the file as it was read. ``sha256`` is ``None`` when it could not be read.
+        good: whether no blocking check failed.
+        findings: all findings, bad and odd.
+        size_bytes, mtime_ns, sha256: the file as it was read. ``sha256`` is ``None`` if it could not be read.
         seconds: how long it took.
         previous: the backup whose rows these were compared with.
         run_id: Dagster's run id, or ``None`` from the command line.
@@ -153,31 +153,31 @@ class Judgement(Statement):
 
     @property
     def archive_sha256(self) -> str | None:
-        """Of a good one; what a bad one read may be another than the manifest names, for which it is bad."""
+        """The archive's SHA-256 if it is good. A bad archive may be bad because it differs from the manifest's."""
         return self.sha256 if self.good else None
 
     @property
     def strange(self) -> tuple[str, ...]:
-        """The texts of what a person may accept: it is of another source than those before it."""
+        """The texts of the findings that a person may accept: the backup is of another source than earlier ones."""
         return tuple(f.text for f in self.findings if f.check is Check.SOURCE)
 
     @property
     def intact(self) -> bool:
-        """Whether the archive itself is whole, whatever it was expected to hold."""
+        """Whether the archive itself is undamaged, even if it lacks what was expected."""
         return not any(f.check in (Check.MATCHES_MANIFEST, Check.DECODES) for f in self.findings)
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """The texts of what was bad; empty for a good backup."""
+        """The texts of the bad findings; empty for a good backup."""
         return tuple(f.text for f in self.findings if not f.check.is_odd)
 
     @property
     def oddities(self) -> tuple[str, ...]:
-        """The texts of what was odd."""
+        """The texts of the odd findings."""
         return tuple(f.text for f in self.findings if f.check.is_odd)
 
     def problem(self, backup: str) -> BadBackupError | None:
-        """The judgement on the backup of that name as an error, if it is bad."""
+        """An error that says why the backup of that name is bad; ``None`` if it is good."""
         if self.good:
             return None
         accept = f"if that was meant: ovia-backup accept {shell_word(backup)}; if not: check POSTGRES_HOST and "
@@ -186,7 +186,7 @@ class Judgement(Statement):
 
 
 def bad_backup(backup: str, why: str, first: str = "") -> BadBackupError:
-    """A bad backup, and what to do about it: ``first``, if there is more than the usual."""
+    """The error of a bad backup. Its remedy begins with ``first``, if there is something special to do."""
     return BadBackupError(
         f"{backup} is bad",
         why=why,
@@ -208,9 +208,9 @@ class DrillRecord(Statement):
 
     Attributes:
         at: when it began (UTC).
-        passed: whether it proved that the backup restores.
+        passed: whether it proved that the backup can be restored.
         size_bytes, mtime_ns: the file as it was restored.
-        evidence: the file in ``drills/`` that has the rest.
+        evidence: the file in ``drills/`` with the details.
     """
 
     at: AwareDatetime
@@ -228,21 +228,21 @@ class Drills(Sidecar):
 
 
 class HoldCause(StrEnum):
-    """What the next backup was found to be."""
+    """What was found in the next backup."""
 
     LOST_ROWS = "lost rows"
     OTHER_SOURCE = "other source"
 
 
 class Hold(Statement):
-    """``<file>.held.json``: keep this backup whatever the counts say, because of what the next one was found to be.
+    """``<file>.held.json``: keep this backup regardless of the counts, because of a finding in the next one.
 
     Attributes:
-        until: the hold ends by itself then (UTC).
-        cause: why.
-        tables: those that lost rows -> how many each holds here.
+        until: when the hold ends by itself (UTC).
+        cause: why the backup is held.
+        tables: table that lost rows -> its number of rows in this backup.
         reason: the same in words, with the numbers.
-        released_at: when a person said that it was meant (UTC).
+        released_at: when a person released it, because the change was intended (UTC).
     """
 
     version: Literal[1] = 1
@@ -253,17 +253,17 @@ class Hold(Statement):
     released_at: AwareDatetime | None = None
 
     def in_force(self, now: datetime) -> bool:
-        """Whether it holds at ``now`` (UTC)."""
+        """Whether the hold is in force at ``now`` (UTC)."""
         return self.released_at is None and now < self.until
 
 
 class Acceptance(Statement):
-    """``<file>.accepted.json``: this backup is of another source than those before it, and a person meant that.
+    """``<file>.accepted.json``: a person confirmed that this backup is of another source than earlier ones.
 
     Attributes:
-        at: when it was said (UTC).
-        by: who said it.
-        system_identifier: the cluster's; ``None`` when it is not known.
+        at: when it was accepted (UTC).
+        by: who accepted it.
+        system_identifier: the cluster's; ``None`` if unknown.
         found: what was accepted, in words.
     """
 
@@ -275,7 +275,7 @@ class Acceptance(Statement):
 
 
 class PromotionRecord(Statement):
-    """``<promoted>.promoted.json``: which daily backup this weekly, monthly or yearly one is.
+    """``<promoted>.promoted.json``: the daily backup that this weekly, monthly or yearly one is a copy of.
 
     Attributes:
         at: when it was promoted (UTC).
@@ -289,7 +289,7 @@ class PromotionRecord(Statement):
 
 @dataclass(frozen=True, slots=True)
 class Expectations:
-    """What the settings say about the content of a backup.
+    """What the settings expect of the content of a backup.
 
     Attributes:
         tables: ``name`` (in any schema) or ``schema.name``.
@@ -307,13 +307,13 @@ def judge(
     manifest: Manifest | None,
     previous: tuple[str, Witness] | None,
 ) -> tuple[Finding, ...]:
-    """Judge what was read from a whole archive.
+    """Judge a complete reading of an archive.
 
     Args:
         witness: the reading.
         expectations: from the settings.
-        manifest: of this backup, if it has one; its warnings are odd.
-        previous: name and reading of the previous verified backup, to compare rows with.
+        manifest: of this backup, if it has one; its warnings are odd findings.
+        previous: name and reading of the previous verified backup, whose row counts are compared.
     """
     findings = []
     counts = witness.rows_by_table()
@@ -335,7 +335,7 @@ def judge(
 
 
 def lost_rows(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, str]:
-    """Each table that is gone, or that lost more than half its rows -> a line with both numbers."""
+    """Table that is gone, or lost more than half its rows -> a line with both numbers."""
     lines = {}
     for table, rows in before.items():
         if table not in after:
@@ -361,7 +361,7 @@ def _is_entry_of(entry: str, expected: str) -> bool:
 
 
 def split_identifier(name: str) -> list[str]:
-    """A qualified name's parts, quotes undone: ``public."My Table"`` -> ``["public", "My Table"]``."""
+    """The parts of a qualified name, unquoted: ``public."My Table"`` -> ``["public", "My Table"]``."""
     parts, part, quoted, i = [], "", False, 0
     while i < len(name):
         char = name[i]

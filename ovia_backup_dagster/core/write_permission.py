@@ -16,10 +16,10 @@ from ovia_backup_dagster.core.shell import shell_word
 
 
 def make_writable(folder: Path) -> None:
-    """Make a folder (mode 0700) where it is missing.
+    """Create a folder (mode 0700) if it is missing.
 
     Raises:
-        VolumeError: it cannot be made, or not be written; says what keeps this process from it.
+        VolumeError: it cannot be created or written; says why.
     """
     with as_volume_error(f"cannot use the backup folder {folder}"):
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -27,10 +27,10 @@ def make_writable(folder: Path) -> None:
 
 
 def require_writable(folder: Path) -> None:
-    """A folder that exists can be written; one that does not is fine.
+    """Require that a folder can be written, if it exists.
 
     Raises:
-        VolumeError: it cannot; says what keeps this process from it.
+        VolumeError: it cannot be written; says why.
     """
     with as_volume_error(f"cannot use the backup folder {folder}"):
         if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):

@@ -1,6 +1,6 @@
 """Title and body of the alert, and of the all-clear, from the condition.
 
-They must fit a telephone. Delivery belongs to ``notifications``; when it happens, to ``defs.sensors``.
+They must fit a phone's screen. Delivery belongs to ``notifications``, its timing to ``defs.sensors``.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Sender:
     """Whose backups a message is about.
 
     Attributes:
-        label: the database, and the prefix where there is one that says more.
-        database, host, port: what is backed up.
-        backup_dir: where to.
-        public_url: of the Dagster UI; empty where none is known.
+        label: the database, and the prefix if it adds something.
+        database, host, port: the source.
+        backup_dir: the backup folder.
+        public_url: of the Dagster UI; empty if unknown.
     """
 
     label: str
@@ -52,14 +52,14 @@ class Sender:
 
 
 def alert(sender: Sender, state: Condition) -> tuple[str, str]:
-    """Title and body, for a person who reads it on a telephone.
+    """Title and body of an alert, for a person who reads it on a phone.
 
     Args:
         sender: whose backups they are.
-        state: how they stand; something is wrong.
+        state: their condition; something is wrong.
     """
     failed, rejected = state.failed, state.found.rejected if state.found else ()
-    # A run that failed, or a dump found bad, says more than a guess.
+    # A failed run or a bad dump explains more than a guess.
     guess = "" if failed or rejected or not (state.found and state.found.trouble) else state.found.trouble.why
     link = f"{sender.public_url}/runs/{failed.run_id}" if sender.public_url and failed else ""
     lines = [
@@ -77,13 +77,13 @@ def alert(sender: Sender, state: Condition) -> tuple[str, str]:
 
 
 def all_clear(sender: Sender, state: Condition, now: datetime, *, since: str = "") -> tuple[str, str]:
-    """Title and body once a trouble is over.
+    """Title and body of the message that a trouble is over.
 
     Args:
         sender: whose backups they are.
-        state: how they stand; all is well.
+        state: their condition; all is well.
         now: the present (UTC).
-        since: when the trouble began (ISO 8601), if that is known.
+        since: when the trouble began (ISO 8601), if known.
     """
     lines = [
         f"{_sentence(state.found.text)}." if state.found else None,
@@ -94,7 +94,7 @@ def all_clear(sender: Sender, state: Condition, now: datetime, *, since: str = "
 
 
 def _headline(first: Answer, state: Condition) -> str:
-    """The most urgent of it."""
+    """The headline of the most urgent trouble."""
     if first.question is Question.FRESH and state.found:
         return _NOT_FRESH[state.found.level]
     if isinstance(first.trouble, JournalError):
@@ -113,7 +113,7 @@ def _sentence(text: str) -> str:
 def _minute(instant: str) -> str:
     try:
         return f"{datetime.fromisoformat(instant).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
-    except ValueError:  # typed by hand in the launchpad
+    except ValueError:  # a person typed it in the launchpad
         return instant
 
 

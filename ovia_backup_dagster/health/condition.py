@@ -1,4 +1,4 @@
-"""The one condition of the backups: the questions about them as a whole, and the answer to each.
+"""The condition of the backups as a whole: a list of questions, and the answer to each.
 
 ``status``, the sensor, the alert and the doctor all derive from it; none of them judges by itself. It reads the volume
 through the catalog, and knows no server, no clock and no Dagster; Dagster's knowledge is passed in as ``FailedRuns``.
@@ -45,7 +45,7 @@ class ConditionLevel(StrEnum):
 
     @property
     def exit_code(self) -> int:
-        """As monitoring plugins have it."""
+        """The exit code of a monitoring plugin."""
         return _EXIT_CODES[self]
 
 
@@ -58,7 +58,7 @@ _EXIT_CODES = {
 
 
 class Question(StrEnum):
-    """What is asked. The value is the name of the asset check, too."""
+    """A question about the backups. The value is also the name of the asset check."""
 
     VOLUME = "volume_readable"
     FRESH = "backups_fresh"
@@ -77,7 +77,7 @@ class Question(StrEnum):
 
     @property
     def subject(self) -> str:
-        """What it is about, in a word."""
+        """Its subject, in a word."""
         return _SUBJECTS[self]
 
 
@@ -103,9 +103,9 @@ _SUBJECTS = {
     Question.RUNS: "run",
     Question.SETTINGS: "settings",
 }
-#: What people are told of together; what is about another of these is told at once, whatever they were told before.
+#: Troubles of one kind share an alert. A new kind is reported at once, whatever was reported before.
 _KINDS = {Question.PROVEN: "drill", Question.RESTORES: "restore", Question.REPLACED: "kept", Question.RUNS: "run"}
-#: What people are told of first. A run that failed is told of after a restore: that may be why it failed.
+#: The order in which troubles are reported. A failed run comes after an unfinished restore, which may be its cause.
 _URGENCY = (
     *(Question.RESTORES, Question.RUNS, Question.VOLUME, Question.FRESH, Question.VERIFIED, Question.UNDAMAGED),
     *(Question.PROVEN, Question.SETTINGS, Question.REPLACED),
@@ -114,15 +114,15 @@ _URGENCY = (
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One question with its answer.
+    """The answer to one question.
 
     Attributes:
-        question: what was asked.
+        question: the question.
         level: how bad it is.
         what: the answer in a sentence for a person.
-        why: the likely cause, where something is wrong.
-        fix: the next command or action, where something is wrong.
-        trouble: what people are told of; ``None`` where all is well, and where another answer's trouble says it.
+        why: the likely cause, if something is wrong.
+        fix: the next command or action, if something is wrong.
+        trouble: the error to report; ``None`` if all is well, or if another answer's trouble includes it.
     """
 
     question: Question
@@ -139,7 +139,7 @@ class Answer:
 
 
 class Watched(Protocol):
-    """What a condition is of: ``system.BackupSystem`` is one."""
+    """The part of ``system.BackupSystem`` that a condition is assessed from."""
 
     @property
     def catalog(self) -> Catalog: ...
@@ -159,18 +159,18 @@ class Watched(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """How the backups stand.
+    """The condition of the backups.
 
     Attributes:
-        answers: one to each question, in their order; without those that only Dagster can answer, where it was not
-            asked.
-        found: freshness; ``None`` when the volume could not be read, or not in time.
-        drills: how the restore drills stand; likewise.
-        restores: how the restores stand; likewise.
-        newest_verified: the newest backup that was read back whole and found good.
-        newest_proven: the newest that was restored and compared as well.
-        at_work: who changes the volume or restores now, in words.
-        failed: the last run of the daily backup, where it failed and explains something.
+        answers: one for each question, in the questions' order; without those that only Dagster can answer, if its
+            runs were not passed in.
+        found: freshness; ``None`` if the volume could not be read in time.
+        drills: the standing of the restore drills; likewise.
+        restores: the standing of the restores; likewise.
+        newest_verified: the newest verified backup.
+        newest_proven: the newest proven backup.
+        at_work: the processes that change the volume or restore now, in words.
+        failed: the last run of the daily backup, if it failed and that matters.
     """
 
     answers: tuple[Answer, ...]
@@ -184,47 +184,47 @@ class Condition:
 
     @property
     def level(self) -> ConditionLevel:
-        """The worst of the answers'."""
+        """The worst level of all answers."""
         return max((answer.level for answer in self.answers), key=list(ConditionLevel).index)
 
     @property
     def wrong(self) -> tuple[Answer, ...]:
-        """The answers that are not well, the most urgent first; but for what is unknown because of another."""
+        """The answers that report something wrong, the most urgent first, without those unknown because of another."""
         wrong = [a for a in self.answers if a.trouble or a.level in (ConditionLevel.WARNING, ConditionLevel.CRITICAL)]
         return tuple(sorted(wrong, key=lambda answer: _URGENCY.index(answer.question)))
 
     @property
     def told(self) -> tuple[Answer, ...]:
-        """What people are told of, the most urgent first; empty exactly when all is well."""
+        """The answers to report, the most urgent first; empty exactly if all is well."""
         return tuple(answer for answer in self.wrong if answer.trouble)
 
     @property
     def trouble(self) -> str:
-        """All of it in a sentence; empty when all is well."""
-        # What is not fresh says all of it in "what"; its "why" is a guess. Why a run failed has a line of its own.
+        """All troubles in a sentence; empty if all is well."""
+        # The "what" of these errors is complete; their "why" is a guess. Why a run failed has its own line.
         enough = (NotFreshError, DrillOverdueError, RunFailedError)
         return shortened("; ".join(a.what if isinstance(a.trouble, enough) else a.text for a in self.told))
 
     @property
     def kinds(self) -> str:
-        """What the troubles are about, in a word: another kind is told at once, whatever was told before."""
+        """The kinds of the troubles, in a word: a new kind is reported at once, whatever was reported before."""
         return "+".join(sorted({_KINDS.get(answer.question, "backup") for answer in self.told}))
 
     def answer(self, question: Question) -> Answer | None:
-        """The answer to one question; ``None`` where it was not asked."""
+        """The answer to one question; ``None`` if it was not asked."""
         return next((answer for answer in self.answers if answer.question is question), None)
 
 
 def assess(
     system: Watched, now: datetime, *, settings: SettingsError | None = None, runs: FailedRuns | None = None
 ) -> Condition:
-    """Look at the volume, and answer every question. Comes to an end in time, whatever hangs. Changes nothing.
+    """Read the volume, and answer every question. Ends within a time limit even if the volume hangs. Changes nothing.
 
     Args:
-        system: what to look at.
+        system: whose backups to assess.
         now: the present (UTC).
-        settings: why the settings cannot be used, if they cannot: no reason to look away.
-        runs: what Dagster knows; ``None`` where it was not asked, and its questions are left out.
+        settings: why the settings cannot be used, if they cannot; the volume is assessed anyway.
+        runs: the failed runs that Dagster knows of; ``None`` leaves out the questions about them.
     """
     try:
         look = deadline.within_deadline(deadline.LOOK_SECONDS, system.catalog.root, lambda: _look(system, now))
@@ -269,7 +269,7 @@ def _about_verification(found: Freshness) -> Answer:
 
 
 def _about_rejected(found: Freshness, *, told: bool) -> Answer:
-    """``told``: the trouble of a backup that is not fresh says so, too."""
+    """``told``: whether the trouble about freshness already reports the bad backups."""
     if not found.rejected:
         return Answer(Question.UNDAMAGED, ConditionLevel.OK, "no newer backup is bad")
     newest = found.rejected[0]
@@ -282,14 +282,14 @@ def _about_rejected(found: Freshness, *, told: bool) -> Answer:
 
 
 def about_drills(drills: DrillStanding, now: datetime) -> Answer:
-    """Whether backups are proven: a drill has passed lately, or is not due yet, and the last one did not fail."""
+    """Whether backups are proven: a drill passed recently, or is not due yet, and the last one did not fail."""
     if drills.trouble is not None:
         return _wrong(Question.PROVEN, ConditionLevel.WARNING, drills.trouble)
     return Answer(Question.PROVEN, ConditionLevel.OK, drills.text(now))
 
 
 def about_restores(restores: RestoreStanding) -> Answer:
-    """Whether a restore was left unfinished: what is live, and what runs, is then not what should."""
+    """Whether a restore was left unfinished: then the wrong database or the wrong services may be live."""
     if restores.trouble is not None:
         return _wrong(Question.RESTORES, ConditionLevel.CRITICAL, restores.trouble)
     text = f"one is under way: {restores.at_work}" if restores.at_work else "none is unfinished"
@@ -297,7 +297,7 @@ def about_restores(restores: RestoreStanding) -> Answer:
 
 
 def about_volume(errors: Iterable[BackupError]) -> Answer:
-    """Whether the volume could be read, or what it said instead."""
+    """Whether the volume could be read; if not, the errors."""
     said = list({str(error): error for error in errors}.values())
     if not said:
         return Answer(Question.VOLUME, ConditionLevel.OK, "it can be read")
@@ -306,7 +306,7 @@ def about_volume(errors: Iterable[BackupError]) -> Answer:
 
 
 def about_journal(error: JournalError) -> Answer:
-    """A restore's journal cannot be understood: it is not known whether one is unfinished."""
+    """The answer if a restore's journal cannot be read: it is unknown whether the restore is unfinished."""
     return _wrong(Question.RESTORES, ConditionLevel.UNKNOWN, error)
 
 
@@ -326,13 +326,13 @@ def _about_runs(failed: FailedRun | None, others: Sequence[Answer]) -> Answer:
     if failed is None:
         return Answer(Question.RUNS, ConditionLevel.OK, "no run has failed of which people would be told")
     if _backups_are_troubled(others):
-        # A run that failed of it is told of with it, not beside it.
+        # The alert about the backups names the failed run, so it has no alert of its own.
         return Answer(Question.RUNS, ConditionLevel.WARNING, failed.text)
     return _wrong(Question.RUNS, ConditionLevel.WARNING, failed.no_backup)
 
 
 def _explaining(runs: FailedRuns, look: _Look, others: Sequence[Answer]) -> FailedRun | None:
-    """The run that explains what is wrong with the backups, or else is wrong itself."""
+    """The failed run that explains what is wrong with the backups, or else is itself the trouble."""
     if _backups_are_troubled(others):
         return runs.ended_early
     failed, verified = runs.backup, look.newest_verified
@@ -350,10 +350,10 @@ def _wrong(question: Question, level: ConditionLevel, error: BackupError) -> Ans
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What stands on the volume; parts as in :class:`Condition`.
+    """What was read from the volume; the parts are those of :class:`Condition`.
 
     Attributes:
-        errors: why a part could not be read.
+        errors: why parts could not be read.
     """
 
     found: Freshness | None = None
@@ -376,7 +376,7 @@ def _look(system: Watched, now: datetime) -> _Look:
         look = replace(look, newest_verified=verified, newest_proven=proven)
     except VolumeError as error:
         look = replace(look, errors=(error,))
-    # A restore that was left alone may be why no one can work: it is told of whatever else is wrong.
+    # An unfinished restore may be why the application is down, so it is reported whatever else is wrong.
     try:
         restores = system.restores.standing()
         at_work = filter(None, (lock_holder(catalog.root), restores.at_work))

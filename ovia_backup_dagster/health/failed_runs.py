@@ -27,7 +27,7 @@ class FailedRun:
 
     @property
     def text(self) -> str:
-        """That it failed, when, and why, in a sentence for a person."""
+        """When and why it failed, in a sentence for a person."""
         return f"{self._what}: {self.reason}"
 
     @property
@@ -36,13 +36,13 @@ class FailedRun:
 
     @property
     def no_backup(self) -> RunFailedError:
-        """The trouble, where it was to make a backup."""
+        """The trouble, if the run should have made a backup."""
         what = f"{self._what}, and no backup was verified since"
         return RunFailedError(what, why=self.reason, fix=f"fix the cause, then {AGAIN}")
 
     @property
     def nothing_dropped(self) -> KeptDatabasesError:
-        """The trouble, where it was to drop the databases that restores have replaced."""
+        """The trouble, if the run should have dropped the databases that restores have replaced."""
         what = f"{self._what}, and what restores have kept stays"
         fix = f"fix the cause, then launch {self.job} in the Dagster UI; the run that failed is {self.run_id}"
         return KeptDatabasesError(what, why=self.reason, fix=fix)
@@ -50,11 +50,11 @@ class FailedRun:
 
 @dataclass(frozen=True, slots=True)
 class FailedRuns:
-    """The last runs of the jobs that people are told of.
+    """The last runs of the jobs whose failures are reported.
 
     Attributes:
-        backup: the last run of the daily backup, if it failed by itself, and Dagster will not repeat it.
-        ended_early: the last run of the daily backup, if it failed or was cancelled: why a backup may be missing.
+        backup: the last run of the daily backup, if it failed and Dagster will not retry it.
+        ended_early: the last run of the daily backup, if it failed or was cancelled, which explains a missing backup.
         replaced: the last run of the job that drops the databases that restores have replaced, if that failed.
     """
 

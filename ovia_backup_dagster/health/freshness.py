@@ -17,12 +17,12 @@ from ovia_backup_dagster.core.errors import ClockError, NotFreshError
 from ovia_backup_dagster.core.human_text import duration
 from ovia_backup_dagster.core.sidecars import MANIFEST
 
-#: What makes a new backup, and verifies it.
+#: The command that makes a new backup and verifies it.
 AGAIN = "launch daily_backup_job in the Dagster UI, or run: ovia-backup dump && ovia-backup verify latest"
 
 
 class FreshnessLevel(StrEnum):
-    """What is to be said about freshness."""
+    """The answer about freshness, in a word."""
 
     FRESH = "fresh"
     STALE = "stale"
@@ -32,21 +32,21 @@ class FreshnessLevel(StrEnum):
 
     @property
     def former(self) -> str:
-        """As 0.1.0 called it: what reads JSON may still look for that."""
+        """The word of 0.1.0, which readers of the JSON may still expect."""
         return "not proven" if self is FreshnessLevel.UNVERIFIED else self.value
 
 
 @dataclass(frozen=True, slots=True)
 class Freshness:
-    """The answer.
+    """Whether the newest backup is fresh.
 
     Attributes:
-        level: all but ``FRESH`` deserve an alert.
+        level: every level but ``FRESH`` deserves an alert.
         newest: the newest dump that is not bad; ``None`` if there is none.
         age: of ``newest``, since its dump began; negative in the future.
-        max_age: what was asked for.
-        verified: whether ``newest`` was read back whole and found good.
-        proven: whether it was restored and compared as well.
+        max_age: the limit that was applied.
+        verified: whether ``newest`` is verified.
+        proven: whether ``newest`` is proven.
         rejected: dumps newer than ``newest`` that are bad, newest first.
     """
 
@@ -77,7 +77,7 @@ class Freshness:
 
     @property
     def trouble(self) -> NotFreshError | None:
-        """What deserves an alert, with its likely cause and the next step; ``None`` while the newest is fresh."""
+        """The error to report, with its likely cause and the next step; ``None`` while the newest is fresh."""
         if self.level is FreshnessLevel.FRESH:
             return None
         if self.level is FreshnessLevel.FUTURE:
@@ -136,9 +136,9 @@ def _level(age: timedelta, max_age: timedelta) -> FreshnessLevel:
 
 
 def _unverified_too_long(backups: Iterable[Backup], max_age: timedelta, now: datetime) -> bool:
-    """Whether dumps are made, but none is verified any more: people must be told of that as well.
+    """Whether dumps are made, but verification has stopped, which must be reported as well.
 
-    The old script's dumps may have waited for weeks for the first verification; they alone are no reason.
+    The old script's dumps may have waited for weeks for their first verification; they alone are no reason.
     """
     ours_waits = False
     for backup in backups:

@@ -40,8 +40,8 @@ class Candidate:
         key: tells backups apart: ``daily/<file>``.
         started_at: when the dump began (UTC).
         held_until: the end of a hold, if there is one and it was not released.
-        hold_reason: the hold's words.
-        intact: whether a bad one is whole, and only does not hold what is expected.
+        hold_reason: the hold's reason.
+        intact: whether a bad backup's archive is undamaged, and only lacks what is expected.
         identified: whether it names its cluster.
     """
 
@@ -58,7 +58,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Keep it or not, and why."""
+    """Whether to keep a backup, and why."""
 
     candidate: Candidate
     keep: bool
@@ -71,7 +71,7 @@ class RetentionPlan:
 
     Attributes:
         decisions: one for each candidate.
-        held: why nothing may be removed now; empty when pruning may go ahead.
+        held: why nothing may be removed now; empty if pruning may proceed.
     """
 
     decisions: tuple[Decision, ...]
@@ -79,14 +79,14 @@ class RetentionPlan:
 
     @property
     def removals(self) -> tuple[Decision, ...]:
-        """What to remove, oldest first."""
+        """The backups to remove, oldest first."""
         return tuple(d for d in reversed(self.decisions) if not d.keep)
 
 
 def candidate(backup: Backup, now: datetime) -> Candidate:
     """What retention needs to know of a backup on the volume.
 
-    A hold that cannot be read holds: removal is what cannot be undone.
+    A hold that cannot be read counts, because a removal cannot be undone.
     """
     held_until, reason = None, ""
     try:
@@ -133,11 +133,11 @@ def plan_retention(backups: Sequence[Candidate], policy: Policy, now: datetime) 
 
 
 def _why_held(past: Sequence[Candidate]) -> str:
-    """Nothing good is deleted on the strength of something unverified: the newest dump must be verified."""
+    """Why nothing may be removed: the newest dump must be verified before older ones go."""
     settled = [b for b in past if b.state is not State.BEING_WRITTEN]
     if not settled:
         return "there is no backup"
-    # The newest instant may stand in several tiers; any copy is enough.
+    # The newest dump may be in several tiers; one verified copy is enough.
     newest = [b for b in settled if b.started_at == settled[0].started_at]
     if any(b.state.is_verified for b in newest):
         return ""
@@ -145,7 +145,7 @@ def _why_held(past: Sequence[Candidate]) -> str:
 
 
 def _reasons_to_keep(past: Sequence[Candidate], policy: Policy, now: datetime) -> dict[str, str]:
-    """Key -> why it stays, the strongest reason winning. ``past`` is newest first."""
+    """Key -> why the backup stays; the strongest reason wins. ``past`` is newest first."""
     reasons: dict[str, str] = {}
     verified = [b for b in past if b.state.is_verified]
     for backup in verified[:1]:

@@ -1,6 +1,6 @@
 """The retention policy of the settings: how many backups of each tier, and by which calendar they are counted.
 
-``plan`` decides what is kept by it, ``promotion`` what is promoted; the tiers are listed in ``core.tiers``.
+``plan`` decides what it keeps, ``promotion`` what is promoted; the tiers are listed in ``core.tiers``.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class Policy:
     """The settings that retention and promotion follow.
 
     Attributes:
-        keep: of how many periods each tier keeps a backup, at least 1; 0, or no word of it, turns an optional tier off.
-        weekly_day: the day whose dump becomes the weekly one; a week begins with it.
-        timezone: in which days and longer periods are counted, by the dump's start.
+        keep: tier -> for how many periods it keeps a backup, at least 1; 0 or no entry turns an optional tier off.
+        weekly_day: the day whose dump becomes the weekly backup; a week begins with it.
+        timezone: of the calendar in which the start of a dump is placed.
     """
 
     keep: Mapping[Tier, int]
@@ -33,7 +33,7 @@ class Policy:
                 raise ValueError(f"{self.count(tier)} {tier} backups are too few to keep")
 
     def count(self, tier: Tier) -> int:
-        """Of how many periods the tier keeps a backup; 0 when it is off."""
+        """For how many periods the tier keeps a backup; 0 if it is off."""
         return self.keep.get(tier, 0)
 
     @property
@@ -45,9 +45,9 @@ class Policy:
         """The calendar day of an instant."""
         try:
             return at.astimezone(self.timezone).date()
-        except OverflowError:  # a stray file may be dated at either end of the calendar
+        except OverflowError:  # a foreign file may be dated at either end of the calendar
             return at.date()
 
     def period(self, tier: Tier, at: datetime) -> date:
-        """The first day of the tier's period that an instant lies in."""
+        """The first day of the tier's period that contains an instant."""
         return tier.period.first_day(self.day(at), self.weekly_day)

@@ -28,11 +28,11 @@ from ovia_backup_dagster.retention.promotion import decide_promotion
 
 @dataclass(frozen=True, slots=True)
 class Promoted:
-    """What became of a promotion.
+    """The result of a promotion.
 
     Attributes:
-        made: the new backups, by their tier.
-        reasons: of each tier that is on, why there is a new one, or why not.
+        made: tier -> the new backup.
+        reasons: tier that is on -> why there is a new backup, or why not.
     """
 
     made: Mapping[Tier, Backup]
@@ -45,7 +45,7 @@ class Promoted:
 
     @property
     def reason(self) -> str:
-        """All reasons, for a person; each is said with its tier where more than one is on."""
+        """All reasons, for a person; each names its tier if more than one is on."""
         if len(self.reasons) == 1:
             return next(iter(self.reasons.values()))
         return "; ".join(f"{tier}: {reason}" for tier, reason in self.reasons.items())
@@ -53,14 +53,14 @@ class Promoted:
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What pruning did.
+    """The result of pruning.
 
     Attributes:
         plan: what was decided, and why.
-        removed: keys of the backups that are gone now.
+        removed: keys of the removed backups.
         swept: abandoned temporaries and sidecars that were cleaned up.
-        in_use: keys of backups that are being restored, and go the next time.
-        freed_bytes: their length; a hard link's twin may still hold the space.
+        in_use: keys of backups that are being restored; the next pruning removes them.
+        freed_bytes: the size of the removed backups; another hard link may still hold the space.
     """
 
     plan: RetentionPlan
@@ -73,7 +73,7 @@ class Pruned:
 def promote(
     catalog: Catalog, backup: Backup, policy: Policy, now: datetime, on_wait: Callable[[str], None] | None = None
 ) -> Promoted:
-    """Promote a verified backup to each tier that is on, and that has none of its week, month or year.
+    """Promote a verified backup to each tier that is on and has no backup of that week, month or year.
 
     Raises:
         LockHeldError, BackupNotFoundError, VolumeError, DiskFullError.
@@ -90,7 +90,7 @@ def promote(
 
 
 def prune(catalog: Catalog, policy: Policy, now: datetime, on_wait: Callable[[str], None] | None = None) -> Pruned:
-    """Remove what the policy does not keep. A file that is gone already, or refuses to go, stops nothing.
+    """Remove the backups that the policy does not keep. A file that is gone or cannot go does not stop the rest.
 
     Raises:
         NotVerifiedError: the newest dump is not verified.
@@ -114,7 +114,7 @@ def prune(catalog: Catalog, policy: Policy, now: datetime, on_wait: Callable[[st
         for decision in plan.removals:
             backup = backups[decision.candidate.key]
             if unfinished and unfinished.order.backup_path == str(backup.path):
-                in_use.append(decision.candidate.key)  # its process was killed, so no lock is held
+                in_use.append(decision.candidate.key)  # the removing process was killed, so it holds no lock
                 continue
             try:
                 remove_backup(catalog, backup)
@@ -136,9 +136,9 @@ def prune(catalog: Catalog, policy: Policy, now: datetime, on_wait: Callable[[st
 
 @contextmanager
 def _locked(catalog: Catalog, purpose: str, now: datetime, on_wait: Callable[[str], None] | None) -> Iterator[datetime]:
-    """The lock; yields the present, which is later than ``now`` by the wait for it.
+    """Hold the lock; yields the present, which is later than ``now`` by the time spent waiting.
 
-    With the old ``now`` a dump that was made meanwhile would seem to lie in the future, and not be looked at.
+    With the old ``now``, a dump made in the meantime would seem to be dated in the future, and be ignored.
     """
     began = time.monotonic()
     with catalog.lock(purpose, now, on_wait):
@@ -146,12 +146,12 @@ def _locked(catalog: Catalog, purpose: str, now: datetime, on_wait: Callable[[st
 
 
 def preview(backups: Iterable[Backup], policy: Policy, now: datetime) -> RetentionPlan:
-    """What :func:`prune` would decide now about all backups of a volume; changes nothing and needs no lock."""
+    """What :func:`prune` would decide now; changes nothing and needs no lock."""
     return plan_retention([candidate(b, now) for b in backups], policy, now)
 
 
 def release(catalog: Catalog, backup: Backup, now: datetime) -> Backup:
-    """Say that what a backup is held for was meant; it is pruned like others from now on.
+    """Release a backup's hold, because the change was intended; from now on it is pruned like others.
 
     Raises:
         BackupNotFoundError: the backup is not on hold.
@@ -159,12 +159,12 @@ def release(catalog: Catalog, backup: Backup, now: datetime) -> Backup:
     with catalog.lock(f"releasing {backup}", now):
         try:
             hold = catalog.refresh(backup).hold
-        except VolumeError as error:  # one that cannot be read holds, and must be releasable
+        except VolumeError as error:  # an unreadable hold counts as a hold, and must be releasable
             hold = Hold(until=now, reason=str(error))
         if hold is None or hold.released_at is not None:
             raise BackupNotFoundError(f"{backup} is not on hold", fix="ovia-backup prune --dry-run")
         record_hold(catalog, backup, hold.model_copy(update={"released_at": now}))
-        # Its copies in other tiers have the same hold.
+        # The copies in other tiers have the same hold.
         for twin, same in catalog.held(now):
             if twin.started_at == backup.started_at:
                 record_hold(catalog, twin, same.model_copy(update={"released_at": now}))

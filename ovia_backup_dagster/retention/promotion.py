@@ -17,7 +17,7 @@ from ovia_backup_dagster.retention.policy import Policy
 
 @dataclass(frozen=True, slots=True)
 class Promotion:
-    """Whether to promote, and why or why not, in words for a person."""
+    """Whether to promote, and why, in words for a person."""
 
     promote: bool
     reason: str
@@ -27,10 +27,10 @@ def decide_promotion(backup: Backup, tier: Tier, there: Iterable[Backup], policy
     """Decide about one backup and one tier.
 
     Args:
-        backup: the one that was just verified.
-        tier: where it may come to stand; not ``daily``.
-        there: what stands in the tier.
-        policy: day and time zone.
+        backup: the backup that was just verified.
+        tier: the tier to promote it to; not ``daily``.
+        there: the tier's backups.
+        policy: gives the weekly day and the time zone.
         now: the present (UTC), for the states.
     """
     if backup.tier is not Tier.DAILY:

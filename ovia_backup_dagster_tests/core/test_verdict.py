@@ -326,7 +326,7 @@ def test_findings_of_all_rules_are_collected() -> None:
     assert [each.check for each in found] == [Check.TABLES_PRESENT, Check.ROWS_KEPT, Check.NO_WARNINGS]
 
 
-def test_a_bad_backup_without_a_first_step_begins_with_the_cause() -> None:
+def test_the_fix_of_a_bad_backup_begins_with_the_cause() -> None:
     assert bad_backup("a.dump", "cut off").fix.startswith("find the cause, then launch daily_backup_job")
 
 
