@@ -201,7 +201,7 @@ class Catalog:
         with contextlib.suppress(OSError, ValueError):  # not a possible file name
             if os.sep in wanted and path.name and path.is_dir():
                 raise BackupNotFoundError(
-                    f"{path} is a folder, and no backup",
+                    f"{path} is a folder, not a backup",
                     why="a backup is a file: pg_dump's custom format, and not its directory format",
                     fix="name the file that is in it; or see what there is: ovia-backup list",
                 )

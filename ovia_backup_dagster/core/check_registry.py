@@ -96,7 +96,7 @@ class Check(StrEnum):
     )
     SEQUENCES = (
         "sequences_equal", _PROOF, CheckSeverity.BAD,
-        "Every sequence stands where it stood.",
+        "Every sequence has the value that the backup holds.",
     )
     LARGE_OBJECTS = (
         "large_objects_equal", _PROOF, CheckSeverity.BAD,
@@ -116,7 +116,7 @@ class Check(StrEnum):
     )
     MATERIALIZED_VIEWS = (
         "materialized_views_refreshed", _PROOF, CheckSeverity.ODD,
-        "All that were populated were refreshed. If not, the data is proven all the same.",
+        "All populated materialized views were refreshed. If not, the data is proven anyway.",
     )
     COMPUTED = (
         "computed_values_equal", _PROOF, CheckSeverity.BAD,

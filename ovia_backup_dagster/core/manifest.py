@@ -213,7 +213,7 @@ def parse_sidecar(model: type[S], text: str | bytes, filename: str) -> S:
     except RecursionError as error:
         why, cause = "its JSON is nested too deep", error
     except ValueError as error:
-        why, cause = f"it is no JSON of ours: {error}", error
+        why, cause = f"it is not JSON that this program writes: {error}", error
     raise VolumeError(
         f"sidecar {filename} cannot be read",
         why=why,
@@ -255,5 +255,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _finite(number: str) -> float:
     value = float(number) if len(number) <= _LONGEST_FLOAT else math.inf
     if not math.isfinite(value):
-        raise ValueError("it holds a number that is none")
+        raise ValueError("it holds a number that is not finite")
     return value

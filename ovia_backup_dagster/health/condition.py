@@ -313,18 +313,18 @@ def about_journal(error: JournalError) -> Answer:
 def _about_settings(error: SettingsError | None) -> Answer:
     if error is not None:
         return _wrong(Question.SETTINGS, ConditionLevel.UNKNOWN, error)
-    return Answer(Question.SETTINGS, ConditionLevel.OK, "all of them can be used")
+    return Answer(Question.SETTINGS, ConditionLevel.OK, "all settings can be used")
 
 
 def _about_replaced(failed: FailedRun | None) -> Answer:
     if failed is not None:
         return _wrong(Question.REPLACED, ConditionLevel.WARNING, failed.nothing_dropped)
-    return Answer(Question.REPLACED, ConditionLevel.OK, "the last run that drops what is too old did not fail")
+    return Answer(Question.REPLACED, ConditionLevel.OK, "the last run that drops replaced databases did not fail")
 
 
 def _about_runs(failed: FailedRun | None, others: Sequence[Answer]) -> Answer:
     if failed is None:
-        return Answer(Question.RUNS, ConditionLevel.OK, "no run has failed of which people would be told")
+        return Answer(Question.RUNS, ConditionLevel.OK, "no failed run needs attention")
     if _backups_are_troubled(others):
         # The alert about the backups names the failed run, so it has no alert of its own.
         return Answer(Question.RUNS, ConditionLevel.WARNING, failed.text)

@@ -43,7 +43,7 @@ class FailedRun:
     @property
     def nothing_dropped(self) -> KeptDatabasesError:
         """The trouble, if the run should have dropped the databases that restores have replaced."""
-        what = f"{self._what}, and what restores have kept stays"
+        what = f"{self._what}, and the replaced databases stay"
         fix = f"fix the cause, then launch {self.job} in the Dagster UI; the run that failed is {self.run_id}"
         return KeptDatabasesError(what, why=self.reason, fix=fix)
 

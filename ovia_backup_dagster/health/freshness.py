@@ -67,7 +67,7 @@ class Freshness:
         newer = f"; newer than it: {bad}" if bad else ""
         kind = "proven" if self.proven else "verified" if self.verified else "not verified yet"
         if self.level is FreshnessLevel.UNVERIFIED:
-            kind = "like all for a long time not verified"
+            kind = "not verified, like all recent ones"
         if self.level is FreshnessLevel.FUTURE:
             return f"the newest backup, {self.newest}, is dated {duration(-self.age)} in the future: a clock is wrong"
         if self.newest.changed:

@@ -164,7 +164,7 @@ def _reasons_to_keep(past: Sequence[Candidate], policy: Policy, now: datetime) -
     for tier in Tier:
         _keep_periods(reasons, verified, tier, policy)
     for backup in (b for b in past if not policy.count(b.tier)):
-        reasons.setdefault(backup.key, f"{backup.tier} backups are off: those that there are stay")
+        reasons.setdefault(backup.key, f"{backup.tier} backups are off: existing ones stay")
     bad = [b for b in past if b.state is State.BAD and policy.count(b.tier)]
     for number, backup in enumerate([b for b in bad if not b.intact][:BAD_KEEP], 1):
         reasons.setdefault(backup.key, f"bad, kept for study ({number} of {BAD_KEEP})")

@@ -226,9 +226,9 @@ def test_all_checks_pass_when_all_is_well(bare: NewLocation, people: Receiver) -
         "backups_verified": "the newest backup is not verified yet",
         "backups_proven": "no restore drill has passed yet",
         "restores_finished": "none is unfinished",
-        "replaced_databases_dropped": "the last run that drops what is too old did not fail",
-        "runs_succeeded": "no run has failed of which people would be told",
-        "settings_usable": "all of them can be used",
+        "replaced_databases_dropped": "the last run that drops replaced databases did not fail",
+        "runs_succeeded": "no failed run needs attention",
+        "settings_usable": "all settings can be used",
     }
     assert red(alert(location, all_clear=True)) == set()
     assert len(people.messages) == 1

@@ -815,7 +815,7 @@ def test_a_failed_run_for_replaced_databases_is_alerted(
     database = real.location.settings.postgres_db
     assert (message["title"], message["type"]) == (f"[{database}] kept_databases_job failed", "failure")
     what, *_, following = message["message"].splitlines()
-    assert re.match(r"What: kept_databases_job failed at \S+ \S+ UTC, and what restores have kept stays: ", what)
+    assert re.match(r"What: kept_databases_job failed at \S+ \S+ UTC, and the replaced databases stay: ", what)
     assert "nobody_of_that_name" in what
     assert following == (
         f"Next: fix the cause, then launch kept_databases_job in the Dagster UI; the run that failed is {result.run_id}"

@@ -415,7 +415,7 @@ def test_none_is_verified_any_more(volume: Path) -> None:
     for days in range(4):
         publish(catalog, NOW - days * DAY - timedelta(hours=1))
     line = backups_of(volume)
-    assert (line.level, "like all for a long time not verified" in line.text) == (Severity.FAIL, True)
+    assert (line.level, "not verified, like all recent ones" in line.text) == (Severity.FAIL, True)
 
 
 # ------------------------------------------------------------------------------------------ many, and nothing changes

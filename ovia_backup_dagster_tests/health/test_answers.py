@@ -197,9 +197,9 @@ def test_all_is_well(system: System) -> None:
         Question.VERIFIED: (OK, "the newest backup is proven"),
         Question.PROVEN: (OK, "no restore drill has passed yet"),
         Question.RESTORES: (OK, "none is unfinished"),
-        Question.REPLACED: (OK, "the last run that drops what is too old did not fail"),
-        Question.RUNS: (OK, "no run has failed of which people would be told"),
-        Question.SETTINGS: (OK, "all of them can be used"),
+        Question.REPLACED: (OK, "the last run that drops replaced databases did not fail"),
+        Question.RUNS: (OK, "no failed run needs attention"),
+        Question.SETTINGS: (OK, "all settings can be used"),
     }
     assert [answer.question for answer in found.answers] == list(Question)
     assert (found.level, found.wrong, found.told, found.trouble, found.kinds) == (OK, (), (), "", "")
@@ -330,7 +330,7 @@ def test_a_volume_that_hangs_leaves_all_else_unknown(system: System, monkeypatch
         Question.VOLUME: (UNKNOWN, "it does not answer"),
         **dict.fromkeys((Question.FRESH, Question.UNDAMAGED, Question.VERIFIED, Question.PROVEN), unread),
         Question.RESTORES: unread,
-        Question.SETTINGS: (OK, "all of them can be used"),
+        Question.SETTINGS: (OK, "all settings can be used"),
     }
     assert (found.restores, found.at_work, found.level) == (None, (), UNKNOWN)
 

@@ -29,9 +29,9 @@ from ovia_backup_dagster_tests.support.command_line import Cli
 BROKEN = {
     "empty": (b"", "it is empty"),
     "of NUL bytes": (bytes(4096), "it holds nothing but NUL bytes"),
-    "torn": (None, "it is no JSON of ours"),
+    "torn": (None, "it is not JSON that this program writes"),
     "an empty object": (b"{}\n", "database"),
-    "something else": (b"\x80\x81 not text", "it is no JSON of ours"),
+    "something else": (b"\x80\x81 not text", "it is not JSON that this program writes"),
     "a list": (b"[1, 2]", "Input should be an object"),
     "nested without end": (b"[" * 100_000, "nested too deep"),
     "with a key twice": (b'{"version": 1, "version": 1}', "a key twice"),

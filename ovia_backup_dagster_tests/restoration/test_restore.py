@@ -575,7 +575,7 @@ def test_a_file_that_is_no_whole_archive_is_refused(site: Site, damage: str) -> 
         ("empty", "is damaged: the file is empty"),
         ("plain", "is damaged: the file is not an archive"),
         ("newer", "it was written by a newer pg_dump than this pg_restore can read"),
-        ("folder", "is a folder, and no backup"),
+        ("folder", "is a folder, not a backup"),
     ],
 )
 def test_a_broken_archive_from_elsewhere_is_refused(site: Site, tmp_path: Path, damage: str, said: str) -> None:

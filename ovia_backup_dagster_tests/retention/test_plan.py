@@ -795,7 +795,7 @@ def test_each_decision_says_why() -> None:
         "bad, and older than the newest 2 bad ones",
         "weekly 1 of 1 (week of 2026-06-07)",
         "not the newest of one of the last 1 weeks with a verified dump",
-        "yearly backups are off: those that there are stay",
+        "yearly backups are off: existing ones stay",
         "not the newest of one of the last 2 days with a verified dump",
         "newest proven",
         "monthly 1 of 1 (month 2026-05)",
