@@ -48,8 +48,8 @@ test-faults: install $(FULL_POSTGRESQL)/.unpacked ## every fault and every exhau
 
 # Another third each day, by the date in UTC; FAULTS_SEED, a number, chooses: three numbers in a row are all.
 test-third: export EXHAUSTIVE := third
-test-third: install $(FULL_POSTGRESQL)/.unpacked ## a third of the exhaustive tests, another one each day
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m exhaustive --ignore=ovia_backup_dagster_tests/swarm
+test-third: install $(FULL_POSTGRESQL)/.unpacked ## a third of the exhaustive tests but for the many rounds of faults
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "exhaustive and not faults" --ignore=ovia_backup_dagster_tests/swarm
 
 PURE_TESTS := $(addprefix ovia_backup_dagster_tests/, core retention health settings golden \
 	proof/test_comparison.py proof/test_record.py restoration/test_journal.py restoration/test_stored_steps.py)
