@@ -45,6 +45,7 @@ test-faults: install $(FULL_POSTGRESQL)/.unpacked ## every fault and every exhau
 	rm -rf $(FAULTS_RECORD)
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "exhaustive or faults" --ignore=ovia_backup_dagster_tests/swarm
 	$(BIN)/python -m tools.reliability
+	$(MAKE) test-swarm
 
 # Another third each day, by the date in UTC; FAULTS_SEED, a number, chooses: three numbers in a row are all.
 test-third: export EXHAUSTIVE := third

@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,18 +15,27 @@ from ovia_backup_dagster_tests.swarm.swarm import CHANNEL_PASSWORD, OVIA_PASSWOR
 
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Engine]:
+    """The tests' own engine. The images are built while the tests that need no stack run."""
     engine = engines.begin()
-    try:
-        yield engine
-    finally:
-        engines.end(engine)
+    with ThreadPoolExecutor(1) as pool:
+        engine.building = pool.submit(_build)
+        try:
+            yield engine
+        finally:
+            engines.end(engine)
 
 
 @pytest.fixture(scope="session")
-def swarm(engine: Engine) -> Swarm:
-    """Ovia's stack and ours, installed as the runbook says."""
+def images(engine: Engine) -> Swarm:
+    """Both images, built; the clone in which the commands of the runbook are typed. No stack is deployed yet."""
+    building: Future[Swarm] | None = engine.building
+    assert building is not None
+    return building.result()
+
+
+def _build() -> Swarm:
     clone = engines.build_images()
-    _look_often(clone)
+    _shorten_waits(clone)
     certificate, key = STATE / "certificate.pem", STATE / "key.pem"
     _make_certificate(certificate, key)
     found = Swarm(
@@ -39,9 +49,16 @@ def swarm(engine: Engine) -> Swarm:
             "UI_PASSWORD": UI_PASSWORD,
         },
     )
-    # What is missing in the end was lost, and not removed on purpose.
+    # Retention removes nothing in these tests: a backup that is missing at the end was lost.
     found.settings.write_text("BACKUP_DAILY_KEEP=30\nBACKUP_WEEKLY_KEEP=30\n", "utf-8")
     found.follow("Installing", 0)
+    return found
+
+
+@pytest.fixture(scope="session")
+def swarm(images: Swarm) -> Swarm:
+    """Ovia's stack and ours, installed as the runbook says."""
+    found = images
     found.sh(f"docker stack deploy -c {HERE / 'standins/ovia/stack.yml'} ovia")
     until(lambda: found.health("ovia_postgres") == "healthy", 120, lambda: found.story("ovia_postgres"))
     until(lambda: "migrated" in found.log("ovia_migrate"), 60, lambda: found.story("ovia_migrate"))
@@ -52,20 +69,45 @@ def swarm(engine: Engine) -> Swarm:
     return found
 
 
-def _look_often(clone: Path) -> None:
-    """More often than is reasonable for years, since tests wait for it: the slow health checks, and the sensor."""
+_QUEUE = """run_coordinator:
+  module: dagster._core.run_coordinator.queued_run_coordinator
+  class: QueuedRunCoordinator
+  config:
+    dequeue_interval_seconds: 1
+
+"""
+
+
+def _shorten_waits(clone: Path) -> None:
+    """Shorten the intervals and delays that tests wait for. No test is about their lengths in production."""
     for name, slow, often, times in (
-        ("deploy/stack.yml", r"interval: (30|60)s", "interval: 15s", 2),  # the daemon's and the doctor's
-        # The code server's and the web server's: healthy as soon as they are, unhealthy no sooner than else.
+        ("deploy/stack.yml", r"interval: (30|60)s", "interval: 15s", 2),  # the daemon and the doctor
+        # The code server and the web server: a check finds them healthy sooner, and unhealthy after the same time.
         (
             "deploy/stack.yml",
             r"interval: 20s\n( +timeout: 15s\n +retries: )4\n",
             r"interval: 10s\n\g<1>8\n",
             2,
         ),
-        # For so long Swarm looks after an update at what it has begun, and a test waits for that.
-        ("deploy/stack.yml", r"monitor: 90s", "monitor: 30s", 1),
-        # Dagster looks at runs whose container may be gone.
+        # Swarm watches new tasks for this long after an update; tests wait until it has stopped watching.
+        ("deploy/stack.yml", r"monitor: 90s", "monitor: 10s", 1),
+        # Swarm waits this long before it replaces a container that ended.
+        ("deploy/stack.yml", r"delay: 10s", "delay: 2s", 1),
+        # A container waits this long for another service that may be starting.
+        (
+            "ovia_backup_dagster/container/container_roles.py",
+            r"(?m)^PATIENCE_SECONDS = 90.0$",
+            "PATIENCE_SECONDS = 30.0",
+            1,
+        ),
+        # How often Dagster looks for queued runs, where its default is 5 seconds.
+        (
+            "deploy/dagster.yaml",
+            r"(?m)^run_monitoring:$",
+            _QUEUE + "run_monitoring:",
+            1,
+        ),
+        # How often Dagster looks for runs whose container is gone.
         ("deploy/dagster.yaml", r"(?m)^  poll_interval_seconds: 30$", "  poll_interval_seconds: 10", 1),
         ("ovia_backup_dagster/defs/sensors.py", r"(?m)^INTERVAL_SECONDS = 300$", "INTERVAL_SECONDS = 30", 1),
     ):
@@ -75,7 +117,7 @@ def _look_often(clone: Path) -> None:
 
 
 def _let_the_old_script_work(swarm: Swarm) -> None:
-    """For a week and a day: it has seven dumps."""
+    """Leave what the old script leaves after a week and a day: seven dumps."""
     docker("service", "update", "--force", "--detach", "ovia_backup")
     until(lambda: "backup written" in swarm.log("ovia_backup"), 60, lambda: swarm.story("ovia_backup"))
     earlier = """
@@ -94,11 +136,16 @@ def _make_certificate(certificate: Path, key: Path) -> None:
     subprocess.run((*command.split(), "-keyout", key, "-out", certificate), check=True, capture_output=True)
 
 
-#: A story: each leaves the stack as the next needs it. The first needs no stack.
+#: The time limit of a test, in seconds. The longest waits for the images or for services that come back.
+_TEST_SECONDS = 600
+
+#: Each module leaves the stack as the next one needs it. The first needs no stack.
 ORDER = ("test_services", "test_stack", "test_restore", "test_runbook", "test_refusals")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     mine = [item for item in items if Path(item.path).parent == HERE]
     mine.sort(key=lambda item: ORDER.index(Path(item.path).stem))
+    for item in mine:
+        item.add_marker(pytest.mark.timeout(_TEST_SECONDS), append=False)
     items[:] = [*(item for item in items if item not in mine), *mine]

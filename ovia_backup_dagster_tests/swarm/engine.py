@@ -14,7 +14,9 @@ import sys
 import time
 import urllib.error
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from pathlib import Path
+from typing import Any
 
 from ovia_backup_dagster_tests.conftest import REPOSITORY
 
@@ -28,14 +30,14 @@ AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
 def processes() -> Iterator[tuple[int, list[str]]]:
-    """All of this machine, those in containers, too: their numbers, and the words of their command lines."""
+    """The number and the command line of every process of this machine, including those in containers."""
     for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError):  # the process has ended
             yield int(folder.name), (folder / "cmdline").read_text(errors="replace").split("\0")
 
 
 def docker(*arguments: str, check: bool = True, stdin: str | None = None, timeout: float = 600) -> str:
-    """What a Docker command printed on its standard output."""
+    """Run a Docker command, and return its standard output."""
     done = subprocess.run(
         ("docker", *arguments), capture_output=True, text=True, input=stdin, timeout=timeout, check=False
     )
@@ -51,9 +53,9 @@ def answers() -> bool:
 def until(
     true: Callable[[], object], seconds: float, otherwise: str | Callable[[], str], *, pause: float = 1.0
 ) -> None:
-    """Poll a condition; fail, with a word about what is wrong, when it does not come true.
+    """Poll a condition; fail with an explanation when it does not become true.
 
-    A connection that breaks off answers nothing: the way to the UI leads through three services that may begin anew.
+    A broken connection counts as "not yet": requests to the UI pass through three services, and each may be restarting.
     """
     deadline = time.monotonic() + seconds
     while True:
@@ -68,10 +70,15 @@ def until(
 
 
 class Engine:
-    """dockerd, started by hand, with all of its data in ``STATE``. Images stay there for the next time."""
+    """A dockerd of the tests' own, with all of its data in ``STATE``. Its images stay there for the next run.
+
+    Attributes:
+        building: a build on this engine in another thread; :meth:`stop` waits for its end.
+    """
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
+        self.building: Future[Any] | None = None
 
     def start(self) -> None:
         data = STATE / "docker"
@@ -84,6 +91,8 @@ class Engine:
 
     def stop(self) -> None:
         assert self.process is not None
+        if self.building is not None:
+            wait([self.building])
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(timeout=120)
 
@@ -94,7 +103,7 @@ class Engine:
 
 
 def begin() -> Engine:
-    """An engine in swarm mode, with nothing but images on it."""
+    """Start an engine in swarm mode, with images and nothing else."""
     if os.geteuid() != 0:
         sys.exit("make test-swarm starts a Docker engine, and needs root")
     for program in ("dockerd", "docker", "debootstrap", "openssl", "curl", "haproxy", "busybox"):
@@ -105,7 +114,7 @@ def begin() -> Engine:
             "a Docker engine runs on this machine. The tests make stacks, volumes and secrets by production's names, "
             "and restart the engine: give them a machine of their own, or stop it"
         )
-    # What a run that was killed left.
+    # Remains of a run that was killed.
     for left in ("swarm", "containers", "volumes"):
         shutil.rmtree(STATE / "docker" / left, ignore_errors=True)
     engine = Engine()
@@ -115,9 +124,9 @@ def begin() -> Engine:
 
 
 def end(engine: Engine) -> None:
-    """Tear all down."""
+    """Remove both stacks, leave the swarm and stop the engine."""
     try:
-        # Ours first: it is on the other's network.
+        # Remove our stack first: it uses the network of the other.
         for stack in sorted(docker("stack", "ls", "--format", "{{.Name}}").split(), reverse=True):
             docker("stack", "rm", stack, check=False)
         until(lambda: not docker("ps", "-q"), 120, lambda: docker("ps"))
@@ -131,7 +140,7 @@ def end(engine: Engine) -> None:
 
 
 def build_images() -> Path:
-    """Both images, and the clone that ours was built in: what a person would have."""
+    """Provide ``postgres:16`` and a clone of the repository in which an operator would build our image."""
     if not _pulled(POSTGRES):
         _stand_in()
     clone = STATE / "clone"
@@ -152,7 +161,7 @@ def build_images() -> Path:
 
 
 def build_busybox(tag: str) -> None:
-    """An image of one program, Debian's busybox-static, in a moment."""
+    """Build an image that holds only Debian's busybox-static: it takes a moment."""
     context = STATE / "busybox"
     shutil.rmtree(context, ignore_errors=True)
     context.mkdir(parents=True)

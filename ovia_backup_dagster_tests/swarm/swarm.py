@@ -1,4 +1,4 @@
-"""A swarm with a stack like Ovia's and ours beside it, as a person and as Dagster's UI would use it."""
+"""A swarm with a stack like Ovia's and ours beside it, used as an operator and Dagster's UI use it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ UI_PASSWORD = "door-Passw0rd"
 CHANNEL_PASSWORD = "channel-Passw0rd"
 SERVICES = ("storage", "code-server", "daemon", "webserver", "door", "docker-filter", "doctor", "console")
 TITLE = "Runbook: backups of Ovia's database"
-#: The freshness sensor looks twice a minute here; its daemon may be busy, or have begun again.
+#: The freshness sensor runs twice a minute here; the daemon may be busy, or may have restarted.
 SENSOR_SECONDS = 180
 FINISHED = {"SUCCESS", "FAILURE", "CANCELED"}
 _JOBS = "{ repositoriesOrError { ... on RepositoryConnection { nodes { location { name } jobs { name } } } } }"
@@ -46,7 +46,7 @@ def _running_containers(service: str) -> list[str]:
 
 
 def _running() -> set[str]:
-    """Our services of whose present specification, and not of the last one, a task runs, as Swarm says."""
+    """Our services of which a task of the current specification runs, according to Swarm."""
     with contextlib.closing(APIClient(base_url=f"unix://{SOCKET}", version="1.41")) as api:
         services = api.services(filters={"name": "ovia-backup"})
         tasks = api.tasks(filters={"desired-state": "running"})
@@ -60,10 +60,10 @@ def _made_of(template: dict[str, Any]) -> tuple[object, ...]:
 
 @dataclass
 class Runbook:
-    """docs/runbook.md, whose commands are run.
+    """docs/runbook.md, and which of its commands were run.
 
     Attributes:
-        done: the blocks that were, by heading and number.
+        done: the blocks that were run, by heading and number.
     """
 
     text: str
@@ -82,7 +82,7 @@ class Runbook:
         return found
 
     def config(self, heading: str) -> Any:
-        """What it gives for the launchpad under a heading."""
+        """The launchpad's run config under a heading."""
         text = self.text.partition(f"# {heading}\n")[2]
         return yaml.safe_load(re.search(r"^ *```yaml\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)[1])  # type: ignore[index]
 
@@ -96,8 +96,8 @@ class Swarm:
     """Both stacks.
 
     Attributes:
-        clone: where commands are typed.
-        variables: what a person would have put into their shell.
+        clone: the folder in which commands are run.
+        variables: the shell variables that the runbook expects.
     """
 
     clone: Path
@@ -107,7 +107,7 @@ class Swarm:
     # ------------------------------------------------------------------------------------------- as a person
 
     def sh(self, command: str, *, check: bool = True, timeout: float = 900) -> str:
-        """What a shell printed."""
+        """Run a command in bash, and return its output."""
         done = subprocess.run(
             ("bash", "-euo", "pipefail", "-c", command),
             cwd=self.clone,
@@ -123,7 +123,7 @@ class Swarm:
         return done.stdout
 
     def follow(self, heading: str, number: int = 0, **options: Any) -> str:
-        """Do what a block of the runbook says, in a shell that knows `ovia-backup`."""
+        """Run a block of the runbook in a shell in which `ovia-backup` is defined."""
         known = self.runbook.blocks()[TITLE][0].splitlines()[0]
         return self.sh(f"{known}\n{self.runbook.take(heading, number)}", **options)
 
@@ -146,7 +146,7 @@ class Swarm:
         return self.clone / "deploy/ovia-backup.env"
 
     def deploy(self, **variables: str) -> None:
-        """Our stack anew; with other variables, for this once."""
+        """Deploy our stack again, with these variables for this deployment only."""
         before = self.settings.read_text("utf-8")
         lines = "".join(f"{name}='{value}'\n" for name, value in variables.items())
         try:
@@ -163,7 +163,7 @@ class Swarm:
         return found[0]
 
     def image(self, service: str) -> str:
-        """What its container is made from; empty while one is going, and the next not there yet."""
+        """The image of its container; empty while one stops and the next has not started."""
         found = _running_containers(service)
         return docker("inspect", "-f", "{{.Config.Image}}", found[0], check=False) if found else ""
 
@@ -176,7 +176,7 @@ class Swarm:
         return docker("inspect", "-f", shape, found[0], check=False)
 
     def well(self, *services: str, seconds: float = 240) -> None:
-        """Wait until they are, and Swarm, which is told a moment after Docker, knows it."""
+        """Wait until services are healthy, also according to Swarm, which learns it a moment after Docker."""
         names = {f"ovia-backup_{name}" for name in services or SERVICES}
 
         def unwell() -> set[str]:
@@ -185,8 +185,9 @@ class Swarm:
         until(lambda: not unwell(), seconds, lambda: "\n".join(self.story(name) for name in unwell()))
 
     def settled(self, *services: str) -> None:
-        """Wait until Swarm watches no update of theirs any more: it takes a container's end for a failed one's, and the
-        specification of before comes back.
+        """Wait until Swarm no longer watches an update of these services.
+
+        Until then it takes the end of a container for a failed update, and rolls back.
         """
         names = [f"ovia-backup_{name}" for name in services or SERVICES]
         shape = "{{.Spec.Name}} {{if .UpdateStatus}}{{.UpdateStatus.State}}{{end}}"
@@ -198,7 +199,7 @@ class Swarm:
         until(lambda: not watched(), 180, watched)
 
     def story(self, service: str) -> str:
-        """What became of it, and what it said."""
+        """The state of a service's tasks, and the end of its log."""
         tasks = docker("service", "ps", service, "--no-trunc", "--format", "{{.CurrentState}} {{.Error}}", check=False)
         return f"{service}: {self.health(service)}\n{tasks}\n{self.log(service)[-1500:]}"
 
@@ -219,7 +220,7 @@ class Swarm:
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def succeeded_in_sight(self, run_id: str, step: str) -> dict[str, str]:
-        """Where a secret could show, during a run and after it, and what is there."""
+        """Every place where a secret could show, during a run and after it, with its text."""
         seen = {"run container": docker("inspect", self.in_step(run_id, step))}
         seen["processes"] = " ".join(word for _, words in processes() for word in words)
         seen["run"] = json.dumps(self.succeeded(run_id))
@@ -231,7 +232,7 @@ class Swarm:
                 seen[f"{kind} {name}"] = docker(kind, "inspect", name, check=False)
         seen["image"] = docker("image", "inspect", IMAGE) + docker("history", "--no-trunc", IMAGE)
         for service in docker("service", "ls", "--format", "{{.Name}}").split():
-            if service != "ovia_receiver":  # it prints what it is told
+            if service != "ovia_receiver":  # it prints the notifications that it receives
                 seen[f"log of {service}"] = self.log(service)
         seen["runs"] = json.dumps(self.runs())
         everything = "find /backups /var/lib/ovia-backup -type f ! -name '*.dump' -exec cat {} +"
@@ -265,7 +266,7 @@ class Swarm:
         return data
 
     def locations(self) -> list[str]:
-        """Those of which a run can be launched; none while the code server begins anew."""
+        """The code locations of which a run can be launched; none while the code server restarts."""
         found = []
         for node in self.graphql(_JOBS)["repositoriesOrError"]["nodes"]:
             name = node["location"]["name"]
@@ -275,7 +276,7 @@ class Swarm:
                 "repositoryName": "__repository__",
                 "pipelineName": job,
             }
-            # This the web server asks of the code server, each time.
+            # The web server requests this from the code server each time.
             if self.graphql(_PLAN, p=selector)["executionPlanOrError"]["__typename"] == "ExecutionPlan":
                 found.append(name)
         return found
@@ -314,7 +315,7 @@ class Swarm:
         return "\n".join([run["status"], *(event["message"] for event in events if event.get("message"))][-40:])
 
     def in_step(self, run_id: str, step: str, seconds: float = 90) -> str:
-        """Wait until the run has got there; its container."""
+        """Wait until the run has begun a step; return its container."""
 
         def there() -> bool:
             events = self.run(run_id)["eventConnection"]["events"]

@@ -1,4 +1,4 @@
-"""What is missing or wrong: each ends in a service that is not well, and one clear line in its log."""
+"""Missing or wrong parts of a deployment: each makes a service unhealthy, with one clear line in its log."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 from ovia_backup_dagster_tests.swarm.engine import IMAGE, docker, until
 from ovia_backup_dagster_tests.swarm.swarm import Swarm
 
-#: The stack's own checks, asked more often: nobody here has the five minutes that a daemon is given.
+#: The stack's own health checks, more often: a daemon has five minutes in production.
 _OFTEN = ("--health-interval=5s", "--health-retries=2", "--health-start-period=20s")
 
 
 @contextmanager
 def changed(swarm: Swarm, **services: tuple[str, ...]) -> Iterator[None]:
-    """Services with something wrong, a dash in a name written as ``_``; right again in the end."""
+    """Change services for the block, and roll them back after it. ``_`` in a name is a dash."""
     names = {service.replace("_", "-"): options for service, options in services.items()}
     for service, options in names.items():
         often = () if service == "docker-filter" else _OFTEN
@@ -40,7 +40,7 @@ def says(swarm: Swarm, service: str, text: str, seconds: float = 120) -> str:
 
 
 def is_unwell(swarm: Swarm, service: str, seconds: float = 240) -> None:
-    """Its health check fails; or it does not even get there, and begins again and again."""
+    """Wait until its health check fails, or its tasks end before there is one."""
 
     def unwell() -> bool:
         failed = docker("service", "ps", f"ovia-backup_{service}", "--format", "{{.CurrentState}}", "--no-trunc")
@@ -49,19 +49,19 @@ def is_unwell(swarm: Swarm, service: str, seconds: float = 240) -> None:
     until(unwell, seconds, lambda: swarm.story(f"ovia-backup_{service}"))
 
 
-def test_a_secret_that_is_not_there_stops_the_deployment(swarm: Swarm) -> None:
+def test_a_missing_secret_stops_the_deployment(swarm: Swarm) -> None:
     before = docker("service", "inspect", "ovia-backup_console", "--format", "{{.Version.Index}}")
     with pytest.raises(AssertionError, match="secret not found: nothing"):
         swarm.deploy(POSTGRES_PASSWORD_SECRET="nothing")
     assert docker("service", "inspect", "ovia-backup_console", "--format", "{{.Version.Index}}") == before
 
 
-def test_a_wrong_network_a_full_volume_and_a_password_by_value(swarm: Swarm) -> None:
+def test_a_wrong_network_full_volume_and_plain_password(swarm: Swarm) -> None:
     docker("volume", "create", "-o", "type=tmpfs", "-o", "device=tmpfs", "-o", "o=size=6m,uid=10001,mode=0700", "small")
-    # Somebody holds it, and so what is in it.
+    # A container holds the volume, and so keeps its content.
     fill = "cat /dev/zero > /small/full 2> /dev/null; exec sleep 3600"
     holder = docker("run", "--detach", "--rm", "--init", "-v", "small:/small", IMAGE, "sh", "-c", fill)
-    until(lambda: "100%" in docker("exec", holder, "df", "/small"), 30, "it does not fill")
+    until(lambda: "100%" in docker("exec", holder, "df", "/small"), 30, "the volume does not fill")
     full = ("--mount-add", "type=volume,source=small,target=/small", "--env-add", "BACKUP_DIR=/small")
     with changed(
         swarm,
@@ -79,7 +79,7 @@ def test_a_wrong_network_a_full_volume_and_a_password_by_value(swarm: Swarm) -> 
     docker("kill", holder)
 
 
-def test_a_closed_network_another_major_version_and_a_secret_that_is_missing(swarm: Swarm) -> None:
+def test_a_closed_network_other_major_and_missing_secret(swarm: Swarm) -> None:
     docker("network", "create", "--driver", "overlay", "closed")
     # PostgreSQL 17's client programs, from Debian.
     install = "RUN apt-get update -qq && apt-get install -qqy postgresql-client-17"
@@ -102,28 +102,28 @@ def test_a_closed_network_another_major_version_and_a_secret_that_is_missing(swa
 
 
 def secret_name(swarm: Swarm, target: str) -> str:
-    """The one that is mounted under this name."""
+    """The secret that is mounted under this name."""
     shape = "{{range .Spec.TaskTemplate.ContainerSpec.Secrets}}{{.File.Name}} {{.SecretName}}\n{{end}}"
     found = docker("service", "inspect", "ovia-backup_code-server", "--format", shape)
     return dict(line.split() for line in found.splitlines() if line)[target]
 
 
 def test_no_docker_socket_and_no_storage(swarm: Swarm) -> None:
-    # A web server has the time to say what it waited for.
-    with changed(swarm, daemon=(), webserver=("--health-start-period=120s",)):
+    # The web server needs the time to report what it waits for.
+    with changed(swarm, daemon=(), webserver=("--health-start-period=60s",)):
         swarm.well("daemon", "webserver")
         docker("service", "scale", "--detach", "ovia-backup_storage=0")
         try:
             with changed(swarm, docker_filter=("--mount-rm", "/var/run/docker.sock")):
                 line = says(swarm, "docker-filter", "error: there is no Docker socket at /var/run/docker.sock")
                 assert "Next: " in line
-                # Nor can the daemon launch: it says so itself.
+                # The daemon itself reports that it cannot launch runs.
                 assert "no run can be launched" in says(swarm, "daemon", "Docker does not answer", 240)
                 line = says(swarm, "webserver", "error: Dagster's storage does not answer", 240)
                 assert "docker service ps ovia-backup_storage" in line
                 for service in ("docker-filter", "daemon", "webserver"):
                     is_unwell(swarm, service)
-                # The command line needs none of it.
+                # The command line needs neither.
                 swarm.console("dump")
                 swarm.console("verify")
         finally:

@@ -1,6 +1,6 @@
-"""Restores in the stack, as the runbook has them: by a person in the console, by a run from the UI, and killed.
+"""Restores in the stack, as in the runbook: in the console, by a run from the UI, and after a kill.
 
-Each test leaves the database restored, or as it was, and the services with their replicas.
+Each test leaves the database restored or as it was, and the services with their replicas.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import pytest
 
 from ovia_backup_dagster.restoration.journal import JournalMark
 from ovia_backup_dagster.restoration.restore_order import Step
+from ovia_backup_dagster_tests.support.exhaustive import thinned
 from ovia_backup_dagster_tests.swarm.engine import POSTGRES, docker, processes, until
 from ovia_backup_dagster_tests.swarm.swarm import OVIA_PASSWORD, Swarm
 
@@ -29,26 +30,26 @@ ABLE = "Being able to restore"
 SCENARIO_1 = "Scenario 1: restore to the same host"
 SCENARIO_2 = "Scenario 2: restore to a new host"
 HALF_WAY = "A restore was killed half-way"
-#: Not all one, so that each must come back to its own.
+#: Different numbers, so that a service must get back its own.
 REPLICAS = {"ovia_ovia-api": 1, "ovia_ovia-ingest": 2, "ovia_ovia-metrics": 0}
 PEOPLE = "SELECT count(*) FROM people"
 
 
 def digest(swarm: Swarm, database: str = "ovia") -> str:
-    """Of all that the services do not write."""
+    """A hash of everything that the services do not write."""
     # `\restrict` has a random word.
     dumped = f"pg_dump -U ovia -T 'audit_events*' -T sync_watermarks -d {database} | grep -v restrict | sha256sum"
     return docker("exec", swarm.container("ovia_postgres"), "bash", "-o", "pipefail", "-c", dumped)
 
 
 def databases(swarm: Swarm) -> list[str]:
-    """Beside the live one."""
+    """The databases beside the live one."""
     names = "SELECT datname FROM pg_database WHERE datname LIKE 'ovia_%' ORDER BY 1"
     return swarm.psql(names, database="postgres").split()
 
 
 def replicas() -> dict[str, int]:
-    """Of each service, where as many run as shall."""
+    """Each service's replicas; -1 while another number of tasks runs."""
     found = {}
     for name in REPLICAS:
         listed = docker("service", "ls", "-f", f"name={name}", "--format", "{{.Replicas}}")
@@ -58,12 +59,12 @@ def replicas() -> dict[str, int]:
 
 
 def migrations() -> int:
-    """How often the service that migrates was begun anew."""
+    """How often the migration service was started again."""
     return int(docker("service", "inspect", "ovia_migrate", "--format", "{{.Spec.TaskTemplate.ForceUpdate}}"))
 
 
 def scaled(since: float) -> set[str]:
-    """What services were scaled to."""
+    """The services that were scaled since then, with their new replicas."""
     shape = '{{.Actor.Attributes.name}}={{index .Actor.Attributes "replicas.new"}}'
     limits = ("--since", f"{since:.3f}", "--until", f"{time.time():.3f}")
     events = docker("events", *limits, "--filter", "type=service", "--format", shape).split()
@@ -71,18 +72,18 @@ def scaled(since: float) -> set[str]:
 
 
 def harm(swarm: Swarm) -> None:
-    """Somebody deletes all but one, so that no migration takes it for a new database, and fills it."""
-    swarm.psql("TRUNCATE people, person_identity_links; INSERT INTO people VALUES (0, 'nobody')")
+    """Delete all rows but one, so that the migration does not take it for a new database and fill it."""
+    swarm.psql("TRUNCATE people, person_identity_links; INSERT INTO people VALUES (0, 'last')")
 
 
 def clear(swarm: Swarm) -> None:
-    """A person drops what is left beside the live database."""
+    """Drop the databases that are left beside the live one."""
     for name in databases(swarm):
         swarm.psql(f"DROP DATABASE {name}", database="postgres")
 
 
 def restore(swarm: Swarm, *options: str, variables: tuple[str, ...] = ()) -> tuple[int, str]:
-    """The exit code, and all that was printed. No test has five minutes for what stays red."""
+    """Run a restore with short health timeouts; return its exit code and output."""
     program = (
         "import sys; from ovia_backup_dagster.restoration.steps import services; "
         "services._HEALTH_SECONDS = 15.0; services._START_SECONDS = 30.0; "
@@ -97,7 +98,7 @@ def restore(swarm: Swarm, *options: str, variables: tuple[str, ...] = ()) -> tup
 
 @pytest.fixture(scope="module")
 def good(swarm: Swarm) -> str:
-    """What the newest backup holds."""
+    """The digest of the newest backup's content."""
     swarm.console("dump")
     swarm.console("verify")
     swarm.variables["BACKUP"] = swarm.backups()[0]["name"]
@@ -106,7 +107,7 @@ def good(swarm: Swarm) -> str:
 
 @pytest.fixture
 def today(swarm: Swarm, good: str) -> str:
-    """The live database is not as it should be. What it holds."""
+    """Damage the live database; return its digest."""
     clear(swarm)
     harm(swarm)
     found = digest(swarm)
@@ -117,10 +118,10 @@ def today(swarm: Swarm, good: str) -> str:
 # --------------------------------------------------------------------------------------------------- the scenarios
 
 
-def test_it_is_made_possible(swarm: Swarm) -> None:
+def test_restores_are_enabled_as_the_runbook_says(swarm: Swarm) -> None:
     with pytest.raises(AssertionError, match="ovia_backup may not make or rename a database"):
         swarm.console("restore", "latest", "--plan")
-    # Ovia's database belongs to a superuser, and so no other role can restore it; nothing is left of the attempt.
+    # Ovia's database belongs to a superuser, so no other role can restore it. The attempt leaves nothing behind.
     assert "database ovia belongs to ovia, a superuser" in swarm.follow(ABLE, 0)
     assert "ovia-backup_restore_password" not in docker("secret", "ls", "--format", "{{.Name}}").split()
     assert swarm.psql("SELECT count(*) FROM pg_roles WHERE rolname = 'ovia_restore'") == "0"
@@ -139,7 +140,7 @@ def test_it_is_made_possible(swarm: Swarm) -> None:
 
 
 def _secrets(swarm: Swarm) -> str:
-    with contextlib.suppress(AssertionError):  # one console is going, the next not there yet
+    with contextlib.suppress(AssertionError):  # one console stops, and the next has not started
         return docker("exec", swarm.container("ovia-backup_console"), "ls", "/run/secrets")
     return ""
 
@@ -156,7 +157,7 @@ def test_scenario_1_and_back(swarm: Swarm, good: str, today: str) -> None:
     assert digest(swarm) == good
     assert digest(swarm, kept) == today
     assert swarm.psql("SHOW statement_timeout") == "1h"
-    # The services stopped, and have come back; the migration ran anew; health was asked of what runs now.
+    # The services stopped and came back; the migration ran again; the health check reached the new tasks.
     assert scaled(began) == {"ovia_ovia-api=0", "ovia_ovia-api=1", "ovia_ovia-ingest=0", "ovia_ovia-ingest=2"}
     assert replicas() == REPLICAS
     assert swarm.container("ovia_ovia-api") != api
@@ -164,7 +165,7 @@ def test_scenario_1_and_back(swarm: Swarm, good: str, today: str) -> None:
     assert migrations() == migrated + 1
     newest = docker("service", "ps", "ovia_migrate", "--format", "{{.CurrentState}}").splitlines()[0]
     assert newest.startswith("Complete"), newest
-    # Back to what was there before, byte for byte; and forth; and what is left over is dropped.
+    # Back to the previous database, byte for byte; forward again; then the kept one is dropped.
     assert "written since the swap: public.audit_events" in swarm.follow(SCENARIO_1, 2)
     assert digest(swarm) == today
     assert replicas() == REPLICAS
@@ -172,7 +173,7 @@ def test_scenario_1_and_back(swarm: Swarm, good: str, today: str) -> None:
     assert digest(swarm) == good
     assert kept.partition("_before_")[0] in swarm.follow(SCENARIO_1, 3)
     assert databases(swarm) == []
-    # As delivered, the services are one each.
+    # An undo runs no migration.
     assert migrations() == migrated + 1
 
 
@@ -204,14 +205,22 @@ def test_a_restore_from_the_ui_shows_no_secret(swarm: Swarm, good: str, today: s
 # ----------------------------------------------------------------------------------------------------------- killed
 
 
-STEPS = (Step.RESTORE, Step.STOP, Step.SWAP, Step.MIGRATE, Step.START, Step.HEALTH)
+#: The step in which a restore is killed, and whether it is aborted then rather than resumed.
+KILLS = (
+    (Step.STOP, True),
+    (Step.SWAP, False),
+    (Step.RESTORE, False),
+    (Step.MIGRATE, True),
+    (Step.START, False),
+    (Step.HEALTH, True),
+)
 
 
 @contextmanager
 def restoring(
     swarm: Swarm, step: Step, mark: JournalMark, *options: str
 ) -> Iterator[tuple[int, subprocess.Popen[str]]]:
-    """A restore in the console, when its journal has just got there; the process by its number on this machine."""
+    """Start a restore in the console; yield its process when its journal has reached this entry."""
     folder = Path(docker("volume", "inspect", "-f", "{{.Mountpoint}}", "ovia_backup_data")) / "restores"
     before = set(folder.glob("*.journal"))
 
@@ -226,22 +235,22 @@ def restoring(
         stderr=subprocess.STDOUT,
         text=True,
     ) as client:
-        until(lambda: list(_processes(*command)), 20, "it did not begin", pause=0.05)
+        until(lambda: list(_processes(*command)), 20, "the restore did not begin", pause=0.05)
         [pid] = _processes(*command)
         until(there, 60, lambda: str(client.communicate(timeout=60)), pause=0.001)
         yield pid, client
 
 
 def _processes(*command: str) -> Iterator[int]:
-    """Of the console, and not Docker's client that asked for them."""
+    """The process in the console, not the Docker client that started it."""
     for number, words in processes():
         if words[0].startswith("/opt/ovia-backup/bin/python") and words[2 : 1 + len(command)] == [*command[1:]]:
             yield number
 
 
-@pytest.mark.parametrize(("number", "step"), list(enumerate(STEPS)), ids=STEPS)
-def test_killed_in_each_step(swarm: Swarm, good: str, today: str, number: int, step: Step) -> None:
-    """Every second one is put back; and one loses its whole container."""
+@pytest.mark.parametrize(("step", "back"), thinned(KILLS, daily=2))
+def test_killed_in_each_step(swarm: Swarm, good: str, today: str, step: Step, back: bool) -> None:
+    """Half of them are aborted and half resumed; one loses its whole container."""
     if step is Step.STOP:
         swarm.settled("console")
     with restoring(swarm, step, JournalMark.BEGUN) as (pid, client):
@@ -256,20 +265,21 @@ def test_killed_in_each_step(swarm: Swarm, good: str, today: str, number: int, s
     code, said = restore(swarm, "latest", "--yes-destroy", "ovia")
     assert code == 1
     assert "is not finished" in said
-    back = number % 2 == 1
     swarm.follow(HALF_WAY, int(back))
     assert digest(swarm) == (today if back else good)
     assert replicas() == REPLICAS
 
 
-@pytest.mark.parametrize("options", [(), ("-t",)], ids=["pipe", "terminal"])
-def test_a_terminal_that_is_closed_ends_only_what_is_seen(
+@pytest.mark.parametrize(
+    "options", [pytest.param(("-t",), id="terminal"), pytest.param((), id="pipe", marks=pytest.mark.exhaustive)]
+)
+def test_a_restore_outlives_the_terminal_it_began_in(
     swarm: Swarm, good: str, today: str, options: tuple[str, ...]
 ) -> None:
     with restoring(swarm, Step.RESTORE, JournalMark.BEGUN, *options) as (pid, client):
         client.kill()
         client.communicate(timeout=60)
-        until(lambda: not Path(f"/proc/{pid}").exists(), 120, "it still runs")
+        until(lambda: not Path(f"/proc/{pid}").exists(), 120, "the restore still runs")
     assert digest(swarm) == good
     assert replicas() == REPLICAS
     assert "is not finished" not in swarm.console("status")
@@ -280,7 +290,7 @@ def test_a_terminal_that_is_closed_ends_only_what_is_seen(
 
 @contextmanager
 def migrations_fail() -> Iterator[None]:
-    """Its password is not the database's; nobody has noticed yet."""
+    """Give the migration a wrong password for the block."""
     docker("service", "update", "--detach", "--replicas", "0", "--env-add", "POSTGRES_PASSWORD=wrong", "ovia_migrate")
     try:
         yield
@@ -304,7 +314,7 @@ def test_a_migration_that_fails(swarm: Swarm, good: str, today: str) -> None:
         assert replicas() == REPLICAS
 
 
-def test_what_cannot_be_stopped_or_run_is_found_out_before_anything_is_touched(swarm: Swarm, today: str) -> None:
+def test_an_unsuitable_service_stops_a_restore_early(swarm: Swarm, today: str) -> None:
     backup = swarm.variables["BACKUP"]
     for variable, wrong in (
         ("SWARM_APP_SERVICES=ovia_ovia-app", "there is no service ovia_ovia-app: did you mean ovia_ovia-api"),
@@ -320,9 +330,9 @@ def test_what_cannot_be_stopped_or_run_is_found_out_before_anything_is_touched(s
 
 @contextmanager
 def about_to_stop(swarm: Swarm) -> Iterator[list[tuple[int, str]]]:
-    """A restore that has proven its copy, and in the block waits, as for a dump, before it stops anything.
+    """A restore that has compared its copy, and waits in the block for the lock before it stops a service.
 
-    After the block its exit code and what it said stand in the list.
+    After the block the list has its exit code and output.
     """
     ended: list[tuple[int, str]] = []
     lock = Path(docker("volume", "inspect", "-f", "{{.Mountpoint}}", "ovia_backup_data")) / ".lock"
@@ -331,7 +341,7 @@ def about_to_stop(swarm: Swarm) -> Iterator[list[tuple[int, str]]]:
         with restoring(swarm, Step.RESTORE, JournalMark.DONE) as (_, client):
             assert client.stdout is not None
             while "waiting for " not in (line := client.stdout.readline()):
-                assert line, "it did not wait"
+                assert line, "the restore did not wait"
             yield ended
             fcntl.flock(held, fcntl.LOCK_UN)
             said = client.communicate(timeout=120)[0]
@@ -347,9 +357,11 @@ def test_a_dump_is_waited_for_while_the_services_run(swarm: Swarm, good: str, to
     assert replicas() == REPLICAS
 
 
-def test_health_that_stays_red(swarm: Swarm, today: str) -> None:
-    nobody = "HEALTH_URL=http://ovia-metrics:8080/health"
-    code, said = restore(swarm, swarm.variables["BACKUP"], "--yes-destroy", "ovia", "--auto-undo", variables=(nobody,))
+def test_a_failed_health_check_undoes_the_restore(swarm: Swarm, today: str) -> None:
+    unanswered = "HEALTH_URL=http://ovia-metrics:8080/health"
+    code, said = restore(
+        swarm, swarm.variables["BACKUP"], "--yes-destroy", "ovia", "--auto-undo", variables=(unanswered,)
+    )
     assert code == 1
     assert "http://ovia-metrics:8080/health was not healthy within 15 s" in said
     assert digest(swarm) == today
@@ -368,7 +380,7 @@ def test_the_filter_is_gone_between_two_steps(swarm: Swarm, good: str, today: st
     assert databases(swarm) == []
     assert replicas() == REPLICAS
     swarm.well("docker-filter")
-    # One that comes back is waited for.
+    # A restore waits for a filter that comes back.
     with restoring(swarm, Step.SWAP, JournalMark.DONE) as (_, client):
         docker("kill", swarm.container("ovia-backup_docker-filter"))
         said = client.communicate(timeout=120)[0]
@@ -377,8 +389,8 @@ def test_the_filter_is_gone_between_two_steps(swarm: Swarm, good: str, today: st
     assert replicas() == REPLICAS
 
 
-def test_services_that_cannot_come_back_do_not_hold_up_the_way_back(swarm: Swarm, today: str) -> None:
-    """One is gone, one can run nowhere: the others get their replicas, and another restore may begin."""
+def test_an_abort_passes_over_services_that_cannot_run(swarm: Swarm, today: str) -> None:
+    """One service is removed, one can run nowhere: the others get their replicas, and a restore may begin."""
     for name in ("gone", "nowhere"):
         options = ("--detach", "--no-resolve-image", "--name", name, "--entrypoint", "sleep 100000")
         docker("service", "create", *options, POSTGRES)
@@ -403,7 +415,7 @@ def test_services_that_cannot_come_back_do_not_hold_up_the_way_back(swarm: Swarm
 
 
 def test_a_drop_with_the_services_stopped_from_the_beginning(swarm: Swarm, good: str) -> None:
-    """Of a backup that nobody has verified: its drill does, while the services are down."""
+    """Of an unverified backup: the restore's drill verifies it while the services are stopped."""
     swarm.console("restore", swarm.variables["BACKUP"], "--yes-destroy", "ovia")
     clear(swarm)
     swarm.console("dump")
@@ -422,7 +434,7 @@ def test_a_drop_with_the_services_stopped_from_the_beginning(swarm: Swarm, good:
 
 
 def test_scenario_2_and_a_new_password(swarm: Swarm, good: str) -> None:
-    """The server's volume is gone, and with it all roles; what is left is a backup in a folder elsewhere."""
+    """The server's volume is lost with all roles; a backup in a folder elsewhere is left."""
     swarm.console("restore", swarm.variables["BACKUP"], "--yes-destroy", "ovia")
     swarm.follow("Copying a backup off-host", 0)
     docker("service", "scale", *(f"{name}=0" for name in REPLICAS), "ovia_postgres=0")

@@ -1,4 +1,4 @@
-"""``ovia_backup_dagster.swarm`` on a real swarm, through the filter on Docker's socket. No stack is needed."""
+"""``ovia_backup_dagster.swarm`` on a real swarm, through the filter on Docker's socket, without a stack."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, NoReturn
 
@@ -39,9 +39,11 @@ WORKS = "trap 'exit 0' TERM; while :; do sleep 0.1; done"
 
 @pytest.fixture(scope="module", autouse=True)
 def house(engine: Engine) -> Iterator[None]:
-    """The image, and nothing left of its services."""
+    """Build the image before these tests, and remove all of their services after them."""
     engines.build_busybox(BUSYBOX)
     yield
+    if engine.building is not None:
+        wait([engine.building])  # else this would wait for its containers, and prune them
     for name in docker("service", "ls", "--format", "{{.Name}}").split():
         docker("service", "rm", name)
     until(lambda: not docker("ps", "-q"), 60, lambda: docker("ps"), pause=0.2)
@@ -51,7 +53,7 @@ def house(engine: Engine) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def port(engine: Engine) -> Iterator[int]:
-    """The filter, as it is deployed."""
+    """The port of the filter, with its deployed configuration."""
     configuration = REPOSITORY / "deploy/haproxy/docker.cfg"
     filtering = subprocess.Popen(("haproxy", "-db", "-f", configuration), stdout=subprocess.DEVNULL)
     try:
@@ -73,7 +75,7 @@ def said() -> list[str]:
 
 
 def ask(port: int, method: str, path: str) -> int:
-    """The status of the answer; 0 for none."""
+    """The status of the answer; 0 if there is none."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
         connection.request(method, path, body=b"{}", headers={"Content-Type": "application/json"})
@@ -86,14 +88,14 @@ def ask(port: int, method: str, path: str) -> int:
 
 @contextmanager
 def service(name: str, script: str, *options: str, image: str = BUSYBOX) -> Iterator[str]:
-    """One that runs a shell script."""
+    """A service that runs a shell script."""
     begin = ("service", "create", "--detach", "--quiet", "--no-resolve-image", "--name", name, *options)
     docker(*begin, image, "/bin/sh", "-c", script)
     try:
         yield name
     finally:
-        # Docker 20.10 dies where a service is removed while Swarm forgets a task of it; those that ended by themselves
-        # it does not forget.
+        # Docker 20.10 crashes if a service is removed while Swarm removes one of its tasks. Tasks that ended by
+        # themselves stay.
         docker("service", "scale", "--detach", f"{name}=0", check=False)
         with suppress(AssertionError):
             until(lambda: not docker("service", "ps", "-q", name), 1.5, "tasks are left", pause=0.1)
@@ -103,7 +105,7 @@ def service(name: str, script: str, *options: str, image: str = BUSYBOX) -> Iter
 def once(
     name: str, script: str, *options: str, condition: str = "none", image: str = BUSYBOX
 ) -> AbstractContextManager[str]:
-    """One as migrations are: at 0, until somebody wants it."""
+    """A service like a migration: at 0 replicas until it is run."""
     restart = ("--restart-condition", condition, "--restart-delay", "100ms")
     return service(name, script, "--replicas", "0", *restart, *options, image=image)
 
@@ -123,7 +125,7 @@ def tasks(name: str) -> set[str]:
 
 
 def spec_but(name: str, **changed: int) -> dict[str, Any]:
-    """Its specification as it would be after these changes and no other."""
+    """Its specification after these changes and no others."""
     spec: dict[str, Any] = copy.deepcopy(inspect(name)["Spec"])
     if "replicas" in changed:
         spec["Mode"]["Replicated"]["Replicas"] = changed["replicas"]
@@ -135,7 +137,7 @@ def spec_but(name: str, **changed: int) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------- what is let through
 
 
-def test_the_filter_passes_on_what_is_needed_and_nothing_beside_it(port: int) -> None:
+def test_the_filter_passes_only_what_a_restore_needs(port: int) -> None:
     with service("one", WORKS):
         identifier = inspect("one")["ID"]
         until(lambda: containers("one"), 30, lambda: docker("service", "ps", "one"), pause=0.2)
@@ -224,7 +226,7 @@ def test_a_service_of_another_mode_is_left_alone(swarm: Swarm, mode: str) -> Non
 
 @pytest.fixture(scope="module")
 def belongings(engine: Engine) -> Iterator[tuple[str, ...]]:
-    """What a service can have, as far as one node can."""
+    """Options for everything that a service can have on one node."""
     docker("network", "create", "--driver", "overlay", "--attachable", "rich")
     docker("secret", "create", "password", "-", stdin="s3cret")
     docker("config", "create", "settings", "-", stdin="a = 1")
@@ -253,7 +255,7 @@ def belongings(engine: Engine) -> Iterator[tuple[str, ...]]:
     docker("config", "rm", "settings")
 
 
-def test_nothing_of_a_service_is_lost(swarm: Swarm, belongings: tuple[str, ...], said: list[str]) -> None:
+def test_scaling_keeps_the_whole_specification(swarm: Swarm, belongings: tuple[str, ...], said: list[str]) -> None:
     with service("rich", "sleep 1", *belongings, "--replicas", "0", "--restart-condition", "on-failure"):
         assert swarm.replicas("rich") == 0
         expected = spec_but("rich", replicas=1, forced=1)
@@ -266,8 +268,8 @@ def test_nothing_of_a_service_is_lost(swarm: Swarm, belongings: tuple[str, ...],
     assert said == ["rich is complete"]
 
 
-def test_what_is_as_it_should_be_is_not_touched(swarm: Swarm) -> None:
-    """Neither the service, by scaling it to what it has; nor its tasks, by adding others."""
+def test_scaling_keeps_what_is_right_already(swarm: Swarm) -> None:
+    """Scaling to the current number changes nothing; scaling up keeps the running tasks."""
     with service("app", WORKS, "--replicas", "1"):
         swarm.wait_until_running("app", 1, 30, print)
         before, first = inspect("app")["Version"], containers("app")
@@ -279,8 +281,8 @@ def test_what_is_as_it_should_be_is_not_touched(swarm: Swarm) -> None:
         assert len(containers("app")) == 2
 
 
-def test_an_update_by_somebody_else_is_kept(swarm: Swarm) -> None:
-    """It comes between our look and our own update."""
+def test_an_update_by_another_client_is_kept(swarm: Swarm) -> None:
+    """The update comes between our read and our own update."""
     with service("app", WORKS, "--replicas", "0"):
         looks = []
 
@@ -297,7 +299,7 @@ def test_an_update_by_somebody_else_is_kept(swarm: Swarm) -> None:
         assert swarm.replicas("app") == 3
 
 
-def test_many_at_once(port: int) -> None:
+def test_concurrent_updates_are_all_kept(port: int) -> None:
     def label(number: int) -> None:
         def edit(spec: dict[str, Any]) -> bool:
             spec["Labels"][str(number)] = ""
@@ -314,7 +316,7 @@ def test_many_at_once(port: int) -> None:
 # ------------------------------------------------------------------------------------------------ stopping, starting
 
 
-def test_a_task_that_does_not_heed_its_end_is_waited_for(swarm: Swarm, said: list[str]) -> None:
+def test_a_task_that_ignores_sigterm_is_waited_for(swarm: Swarm, said: list[str]) -> None:
     with (
         service("deaf", "trap '' TERM; while :; do sleep 0.1; done", "--stop-grace-period", "6s"),
         service("good", WORKS, "--replicas", "2"),
@@ -335,7 +337,7 @@ def test_a_task_that_does_not_heed_its_end_is_waited_for(swarm: Swarm, said: lis
     assert "waiting for 3 tasks to stop: deaf.1, good.1, good.2" in said
 
 
-def test_a_task_that_never_began_is_no_obstacle(swarm: Swarm) -> None:
+def test_a_task_that_never_started_counts_as_stopped(swarm: Swarm) -> None:
     with service("nowhere", WORKS, "--constraint", "node.labels.nowhere==true"):
         with pytest.raises(ServiceStuckError, match=r"of 1 tasks of nowhere 0 ran after 2 s.*no suitable node"):
             swarm.wait_until_running("nowhere", 1, 2, print)
@@ -379,7 +381,7 @@ def test_a_migration_runs_each_time_it_is_asked_for(swarm: Swarm, said: list[str
             swarm.run_once("migrate", 30, said.append)
             assert docker("service", "logs", "--raw", "migrate").split() == ["migrated"] * times
         assert swarm.replicas("migrate") == 1
-        # Nothing of it is left to be waited for.
+        # No task is left to wait for.
         swarm.wait_until_stopped(["migrate"], 2, print)
     assert said == ["migrate is complete"] * 3
 
@@ -395,7 +397,7 @@ def test_a_migration_that_fails(swarm: Swarm) -> None:
         assert "people" in text
         assert "line 5 " not in text
         assert "\033" not in text
-        # Nor does what the first one said come up again.
+        # The first run's output is not shown again.
         docker("service", "update", "--detach", "--quiet", "--args", "sh -c 'echo second; exit 2'", "migrate")
         with pytest.raises(MigrationFailedError, match=r"exit \(2\).*second") as raised:
             swarm.run_once("migrate", 30, print)
@@ -409,7 +411,7 @@ def test_a_migration_whose_image_is_missing(swarm: Swarm) -> None:
 
 
 def test_a_migration_that_is_tried_again(swarm: Swarm, said: list[str]) -> None:
-    """As often as its service says, and three times at most."""
+    """As often as its restart policy allows, and three times at most."""
     twice = "test -e /v/2 && exit 0; test -e /v/1 && touch /v/2; touch /v/1; exit 1"
     kept = ("--mount", "type=volume,source=attempts,destination=/v")
     with once("migrate", twice, *kept, condition="on-failure"):
@@ -424,8 +426,8 @@ def test_a_migration_that_is_tried_again(swarm: Swarm, said: list[str]) -> None:
             assert tasks <= len(failed) <= tasks + 1
 
 
-def test_what_is_given_up_is_ended(swarm: Swarm, said: list[str]) -> None:
-    """At once where it was the time, and before the next try where it failed; what it printed is told all the same."""
+def test_an_abandoned_migration_is_ended(swarm: Swarm, said: list[str]) -> None:
+    """At once after a timeout, and before the next attempt after a failure; the error has its output."""
     with once("migrate", f"echo waiting for a lock; {WORKS}", condition="on-failure"):
         with pytest.raises(MigrationFailedError, match=r"not complete in 3 s: a task is running \(waiting for a lock"):
             swarm.run_once("migrate", 3, said.append)
@@ -441,7 +443,7 @@ def test_what_is_given_up_is_ended(swarm: Swarm, said: list[str]) -> None:
         assert tasks("migrate") <= begun, "Swarm tried it once more"
 
 
-def test_what_does_not_end_may_still_run(swarm: Swarm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_a_migration_that_may_still_run(swarm: Swarm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(docker_services, "_END_SECONDS", 1.0)
     with once("migrate", "trap '' TERM; while :; do sleep 0.1; done", "--stop-grace-period", "5s"):
         with pytest.raises(
@@ -452,7 +454,7 @@ def test_what_does_not_end_may_still_run(swarm: Swarm, monkeypatch: pytest.Monke
         assert not containers("migrate")
 
 
-def test_what_runs_is_ended(swarm: Swarm) -> None:
+def test_end_stops_running_and_pending_tasks(swarm: Swarm) -> None:
     with once("migrate", WORKS):
         before = inspect("migrate")["Version"]
         assert not swarm.end("migrate", 5, print), "it never ran"
@@ -464,7 +466,7 @@ def test_what_runs_is_ended(swarm: Swarm) -> None:
         before = inspect("migrate")["Version"]
         assert not swarm.end("migrate", 5, print), "there is nothing left"
         assert inspect("migrate")["Version"] == before
-    # About to be tried again, or begun where there is a place for it.
+    # A task that waits for its restart delay, or for a suitable node.
     for state, options in {
         "Ready": ("--restart-delay", "1h"),
         "Pending": ("--constraint", "node.labels.nowhere==true"),
@@ -475,7 +477,7 @@ def test_what_runs_is_ended(swarm: Swarm) -> None:
             until(lambda: state in docker(*seen), 30, lambda: docker(*seen), pause=0.1)  # noqa: B023
             assert swarm.end("migrate", 30, print)
             assert swarm.replicas("migrate") == 0
-    # What has ended by itself stays as it is, with what it printed.
+    # A task that ended by itself is kept, with its log.
     for script in ("exit 0", "exit 1"):
         with once("migrate", script):
             with suppress(MigrationFailedError):
@@ -486,8 +488,8 @@ def test_what_runs_is_ended(swarm: Swarm) -> None:
             assert swarm.replicas("migrate") == len(tasks("migrate")) == 1
 
 
-def test_what_was_only_asked_for_is_ended(swarm: Swarm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Swarm has made no task of it yet."""
+def test_end_stops_a_run_that_has_no_task_yet(swarm: Swarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Swarm has created no task for it yet."""
     with once("migrate", WORKS):
         docker("service", "scale", "--detach", "migrate=1")
         monkeypatch.setattr(SwarmApi, "tasks", lambda *_: [])
@@ -496,7 +498,7 @@ def test_what_was_only_asked_for_is_ended(swarm: Swarm, monkeypatch: pytest.Monk
 
 
 def begin(swarm: Swarm, name: str) -> None:
-    """As a process does that is killed before it can see what becomes of it."""
+    """Begin a run as a process that is killed before it sees the result."""
 
     def die(*_: object) -> NoReturn:
         raise SystemExit
@@ -516,7 +518,7 @@ def test_a_run_that_was_begun_is_not_begun_again(swarm: Swarm, said: list[str]) 
             swarm.run_once("migrate", 30, said.append, since)
             assert sorted(docker("service", "logs", "--raw", "migrate").split()) == ["began"] * 2 + ["ended"] * 2
         assert said == ["waiting for the run of migrate that was begun before", "migrate is complete"] * 2
-        # The next one is one that is begun.
+        # With a new mark, the next run is begun.
         swarm.run_once("migrate", 30, print, swarm.runs("migrate", 10))
         assert docker("service", "logs", "--raw", "migrate").split().count("ended") == 3
 
@@ -531,7 +533,7 @@ def test_a_run_that_was_begun_and_failed(swarm: Swarm) -> None:
         assert len(tasks("migrate")) == 1
 
 
-def test_a_run_that_was_begun_and_ended_is_begun_anew(swarm: Swarm, said: list[str]) -> None:
+def test_a_run_that_was_ended_is_run_again(swarm: Swarm, said: list[str]) -> None:
     with once(
         "migrate", "test -e /v/1 || { touch /v/1; sleep 60; }", "--mount", "type=volume,source=begun,destination=/v"
     ):
@@ -543,14 +545,14 @@ def test_a_run_that_was_begun_and_ended_is_begun_anew(swarm: Swarm, said: list[s
     assert said == ["migrate is complete"]
 
 
-def test_an_update_that_is_rolled_back_is_not_taken_for_the_next(swarm: Swarm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The counter goes back with it, and comes again. (Swarm takes one that is complete early for a failure, too.)"""
+def test_a_rolled_back_update_is_not_taken_for_the_next(swarm: Swarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rollback resets the counter, so its value is used again. (Swarm takes an early completion for a failure.)"""
     back = ("--update-failure-action", "rollback", "--update-monitor", "5s", "--rollback-monitor", "100ms")
     second_fails = "test -e /v/2 && exit 0; test -e /v/1 && touch /v/2 && exit 1; touch /v/1"
     kept = ("--mount", "type=volume,source=rolled,destination=/v")
     with once("migrate", second_fails, *back, *kept):
         swarm.run_once("migrate", 30, print)
-        monkeypatch.setattr(Swarm, "end", lambda *_: False)  # it ends what is rolled back to, if that is soon enough
+        monkeypatch.setattr(Swarm, "end", lambda *_: False)  # else it could end the rolled-back task
         with pytest.raises(MigrationFailedError):
             swarm.run_once("migrate", 30, print)
         forced = "{{.Spec.TaskTemplate.ForceUpdate}} {{.UpdateStatus.State}}"
@@ -563,7 +565,7 @@ def test_an_update_that_is_rolled_back_is_not_taken_for_the_next(swarm: Swarm, m
         swarm.run_once("migrate", 30, print)
 
 
-def test_what_never_ends_is_no_migration(swarm: Swarm) -> None:
+def test_a_service_that_never_ends_is_refused(swarm: Swarm) -> None:
     for options, why in {
         ("--restart-condition", "any"): "restart condition is `any`",
         ("--replicas", "2"): "2 replicas",
@@ -611,7 +613,7 @@ def test_a_migration_that_prints_its_password(swarm: Swarm) -> None:
         ("see https://example.org:8080/a or write to a@b", "see https://example.org:8080/a or write to a@b"),
     ],
 )
-def test_what_is_hidden(line: str, shown: str) -> None:
+def test_passwords_in_a_line_are_redacted(line: str, shown: str) -> None:
     assert redacted(line) == shown
 
 
@@ -620,12 +622,12 @@ SECRETS = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1)
 
 @given(SECRETS)
 @example("a/b@c:d?e#f")
-def test_a_secret_in_a_url_is_hidden_whatever_it_is(secret: str) -> None:
+def test_any_secret_in_a_url_is_redacted(secret: str) -> None:
     assert redacted(f"to postgres://u:{secret}@h/d now") == "to postgres://u:...@h/d now"
 
 
 @given(SECRETS)
-def test_a_secret_in_a_setting_is_hidden_whatever_it_is(secret: str) -> None:
+def test_any_secret_in_a_setting_is_redacted(secret: str) -> None:
     quoted = "'" + secret.replace("\\", r"\\").replace("'", r"\'") + " x'"
     assert redacted(f"host=h password={quoted} a=b") == "host=h password=... a=b"
     for name in ("PGPASSWORD=", "pwd: "):
@@ -651,7 +653,7 @@ def test_docker_goes_away_and_comes_back(swarm: Swarm, engine: Engine) -> None:
             until(lambda: containers("migrate"), 30, "no migration", pause=0.1)
             engine.restart()
 
-        # The engine's end is that of what it ran: Swarm tries again.
+        # The engine's stop ends its tasks: Swarm tries again.
         again = threading.Thread(target=restart)
         again.start()
         try:
@@ -660,7 +662,7 @@ def test_docker_goes_away_and_comes_back(swarm: Swarm, engine: Engine) -> None:
             again.join()
 
 
-# The SDK forgets to close a socket that led nowhere.
+# The SDK leaves a socket open whose connection failed.
 @pytest.mark.filterwarnings("ignore:.*unclosed <socket:ResourceWarning")
 def test_docker_is_gone(swarm: Swarm, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(docker_api, "PATIENCE_SECONDS", 1.0)

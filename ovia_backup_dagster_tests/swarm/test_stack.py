@@ -1,4 +1,4 @@
-"""What the stack does, in the order of a bad week. Each test leaves the stack well."""
+"""The stack at work, in the order of a bad week. Each test leaves the stack healthy."""
 
 from __future__ import annotations
 
@@ -27,18 +27,22 @@ from ovia_backup_dagster_tests.swarm.swarm import (
 )
 
 
-def test_it_is_installed_as_the_runbook_says(swarm: Swarm) -> None:
+def test_the_runbook_installs_the_stack(swarm: Swarm) -> None:
     said = swarm.follow("Installing", 4)
     assert said.count("1/1") == len(SERVICES), said
     assert "\nfail" not in said, said
     assert swarm.backups()[0]["state"] == "proven"
-    until(lambda: any("a test of the backup alerts" in told["title"] for told in swarm.told()), 30, "nobody was told")
+    until(
+        lambda: any("a test of the backup alerts" in told["title"] for told in swarm.told()),
+        30,
+        "no test alert arrived",
+    )
     assert "Complete" in docker("service", "ps", "ovia-backup_handover", "--format", "{{.CurrentState}}")
 
 
-def test_no_secret_lies_on_a_disk(swarm: Swarm) -> None:
-    """In a container's own layer it would outlive its rotation."""
-    # Where a secret is mounted, an empty file stands in the layer.
+def test_no_secret_is_on_a_disk(swarm: Swarm) -> None:
+    """A secret in a container's layer would outlive its rotation."""
+    # Mounting a secret leaves an empty file in the layer.
     places = "'(' -path '*/run/ovia-backup/*' -o -path '*/run/secrets/*' ')' -type f -size +0"
     found = swarm.sh(f"find {STATE}/docker/overlay2/*/diff {places}")
     assert found == ""
@@ -53,7 +57,7 @@ def test_a_backup_is_launched_in_the_ui(swarm: Swarm) -> None:
     assert newest["run_id"] == run["runId"]
     assert newest["rows"] >= 140_000
     until(lambda: not swarm.run_containers(), 20, "the run's container is still there")
-    # What it printed outlives its container.
+    # Its output outlives its container.
     runs = docker("exec", swarm.container("ovia-backup_webserver"), "ls", "/var/lib/ovia-backup/runs")
     assert "_daily_backup_job_" in runs
     logs = docker("exec", swarm.container("ovia-backup_webserver"), "ls", f"/var/lib/ovia-backup/logs/{run['runId']}")
@@ -68,7 +72,7 @@ def test_the_drill_passes(swarm: Swarm) -> None:
     assert swarm.console("status").startswith("BACKUP OK"), run
 
 
-#: A superuser's function that is run in a drill alone; it fails when one of its attempts does not.
+#: A superuser's function that acts only in a drill, and fails if one of its attempts succeeds.
 _ATTACK = """
     CREATE SCHEMA lab;
     CREATE FUNCTION lab.act() RETURNS text LANGUAGE plpgsql AS $act$
@@ -94,7 +98,7 @@ _ATTACK = """
 
 
 def test_a_drill_in_a_run_is_contained(swarm: Swarm) -> None:
-    """With the capabilities, the profile and the mounts that runs have."""
+    """With the capabilities, the seccomp profile and the mounts of a run."""
     swarm.psql(_ATTACK)
     try:
         swarm.console("dump")
@@ -109,8 +113,9 @@ def test_a_drill_in_a_run_is_contained(swarm: Swarm) -> None:
     assert lines["materialized_views_refreshed"]["result"] == "passed", lines["materialized_views_refreshed"]
 
 
+@pytest.mark.exhaustive
 def test_figures(swarm: Swarm) -> None:
-    """For the runbook: they land in .cache/swarm/figures.md. That they are bearable is all that is asked here."""
+    """Write the runbook's figures to .cache/swarm/figures.md. The test only requires that they are bearable."""
     waits = []
     for _ in range(3):
         run = swarm.succeeded(swarm.launch("daily_backup_job"))
@@ -153,8 +158,8 @@ def _scheduled(swarm: Swarm) -> list[dict[str, Any]]:
     return [run for run in swarm.runs() if tag in run["tags"]]
 
 
-def test_the_newest_dump_is_made_old(swarm: Swarm) -> None:
-    """Thirty hours. The sensor looks now and then: what comes of it is seen below."""
+def test_an_old_dump_makes_the_status_critical(swarm: Swarm) -> None:
+    """Thirty hours old. The alert of the sensor is expected further below."""
     swarm.sh(
         f"""docker exec {swarm.container("ovia-backup_console")} sh -c '
         set -e; cd /backups; mkdir aside; newest=$(ls -t daily/*.dump | head -1); mv daily/* weekly/* aside/
@@ -164,7 +169,7 @@ def test_the_newest_dump_is_made_old(swarm: Swarm) -> None:
     assert "CRITICAL" in swarm.console("status", check=False)
 
 
-# ----------------------------------------------------------------------------------------------- nobody walks in
+# ------------------------------------------------------------------------------------------------ access control
 
 
 def test_the_door_asks_for_a_password(swarm: Swarm) -> None:
@@ -173,7 +178,7 @@ def test_the_door_asks_for_a_password(swarm: Swarm) -> None:
     assert _knock(swarm, UI_PASSWORD) == 200
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen("http://localhost:3000/server_info", timeout=5)
-    # Another site's page has the browser send the password.
+    # A page of another site makes the browser send the password.
     for header in ("Origin: https://evil.example", "Origin: null", "Sec-Fetch-Site: cross-site"):
         assert _knock(swarm, UI_PASSWORD, header) == 403, header
     assert _knock(swarm, UI_PASSWORD, "Origin: https://localhost:8443") == 200
@@ -182,12 +187,12 @@ def test_the_door_asks_for_a_password(swarm: Swarm) -> None:
     assert "Cipher is (NONE)" in old or "no protocols available" in old
 
 
-def test_wrong_passwords_are_limited(swarm: Swarm) -> None:
+def test_wrong_passwords_lock_an_address_out(swarm: Swarm) -> None:
+    """The next tests do not use the UI; :func:`test_a_lockout_ends` comes after them."""
     codes = [_knock(swarm, "wrong") for _ in range(25)]
     assert codes[0] == 401
     assert codes[-1] == 429
     assert _knock(swarm, UI_PASSWORD) == 429
-    until(lambda: _knock(swarm, UI_PASSWORD) == 200, 90, "the right password is locked out", pause=5)
 
 
 def _knock(swarm: Swarm, password: str | None, header: str = "") -> int:
@@ -211,8 +216,8 @@ with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=3) as pee
 """
 
 
-def test_ovias_services_reach_nothing_of_ours(swarm: Swarm) -> None:
-    """The API is the likeliest to be broken into."""
+def test_ovias_services_cannot_reach_the_stack(swarm: Swarm) -> None:
+    """The API is the service most likely to be taken over."""
 
     def answer(container: str, host: str, port: int) -> str:
         command = ("docker", "exec", container, "/opt/ovia-backup/bin/python", "-c", _ASK, host, str(port))
@@ -226,14 +231,14 @@ def test_ovias_services_reach_nothing_of_ours(swarm: Swarm) -> None:
     ours = {"webserver": 3000, "code-server": 4000, "storage": 5432, "docker-filter": 2375, "door": 8443}
     for name, port in ours.items():
         assert not answer(inside, name, port), name
-        # A router on the way out may answer for addresses that are not there.
-        nobody = answer(inside, "10.250.250.250", port)
+        # A router may answer for addresses that do not exist.
+        nowhere = answer(inside, "10.250.250.250", port)
         shape = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}"
         for address in docker("inspect", "-f", shape, swarm.container(f"ovia-backup_{name}")).split():
-            assert answer(inside, address, port) == nobody, f"{name} at {address}"
+            assert answer(inside, address, port) == nowhere, f"{name} at {address}"
 
 
-def test_the_filter_passes_on_only_what_is_needed(swarm: Swarm) -> None:
+def test_the_filter_refuses_other_requests(swarm: Swarm) -> None:
     ask = (
         "import http.client, sys; c = http.client.HTTPConnection('docker-filter', 2375, timeout=10); "
         "c.request(sys.argv[1], sys.argv[2], body=b'{}', headers={'Content-Type': 'application/json'}); "
@@ -270,7 +275,7 @@ def test_the_filter_passes_on_only_what_is_needed(swarm: Swarm) -> None:
         assert asked(method, path) == 403, f"{method} {path}"
 
 
-def test_somebody_is_told_that_it_is_old(swarm: Swarm) -> None:
+def test_an_alert_says_that_the_backup_is_old(swarm: Swarm) -> None:
     def told() -> list[dict[str, str]]:
         return [told for told in swarm.told() if "the newest backup is too old" in told["title"]]
 
@@ -281,6 +286,10 @@ def test_somebody_is_told_that_it_is_old(swarm: Swarm) -> None:
     back = "cd /backups; rm daily/*; mv aside/ovia_daily* daily/; mv aside/* weekly/ 2> /dev/null; rmdir aside"
     docker("exec", console, "sh", "-c", back)
     assert swarm.console("status").startswith("BACKUP OK")
+
+
+def test_a_lockout_ends(swarm: Swarm) -> None:
+    until(lambda: _knock(swarm, UI_PASSWORD) == 200, 90, "the right password is locked out")
 
 
 # ------------------------------------------------------------------------------------------------------ secrets
@@ -298,9 +307,9 @@ def test_no_secret_shows_anywhere(swarm: Swarm) -> None:
     seen = swarm.succeeded_in_sight(swarm.launch("daily_backup_job"), "daily_dump")
     for place, text in seen.items():
         for secret in secrets:
-            # Ovia's own stack gives its password by value, as the old one did.
+            # Ovia's own stack sets its password by value, as it always did.
             assert secret not in text, f"a secret in {place}"
-    assert OVIA_PASSWORD in json.dumps(docker("service", "inspect", "ovia_postgres")), "the search sees nothing"
+    assert OVIA_PASSWORD in json.dumps(docker("service", "inspect", "ovia_postgres")), "the search finds nothing at all"
 
 
 # ------------------------------------------------------------------------------------------------- a bad week
@@ -308,7 +317,7 @@ def test_no_secret_shows_anywhere(swarm: Swarm) -> None:
 
 @contextmanager
 def dumps_wait(swarm: Swarm) -> Iterator[None]:
-    """A dump that begins now waits for a lock."""
+    """Make a dump that begins in the block wait for a lock."""
     container = swarm.container("ovia_postgres")
     statement = "BEGIN; LOCK TABLE people; SELECT pg_sleep(600)"
     holder = subprocess.Popen(
@@ -334,10 +343,10 @@ def dumps_wait(swarm: Swarm) -> Iterator[None]:
 
 
 def waiting_dump(swarm: Swarm) -> tuple[str, str]:
-    """A run whose dump is under way, and does not end before :func:`dumps_wait` does; and its container."""
+    """Launch a run whose dump waits until :func:`dumps_wait` ends; return it and its container."""
     run_id = swarm.launch("daily_backup_job")
     container = swarm.in_step(run_id, "daily_dump")
-    # A step that has begun may not have begun pg_dump.
+    # The step may have begun before pg_dump does.
     waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'LOCK TABLE%'"
     until(lambda: swarm.psql(waits) == "1", 60, lambda: swarm.account(run_id), pause=0.3)
     return run_id, container
@@ -354,7 +363,7 @@ def test_the_daemon_is_killed_while_a_run_is_under_way(swarm: Swarm) -> None:
 
 
 def test_postgres_is_stopped_during_a_dump(swarm: Swarm) -> None:
-    """It is back within a minute, and the dump is tried again by itself."""
+    """The server is back within a minute, and the run tries the dump again by itself."""
     with dumps_wait(swarm):
         run_id, _ = waiting_dump(swarm)
         docker("service", "scale", "ovia_postgres=0")
@@ -372,7 +381,7 @@ def test_a_run_whose_container_is_killed_is_marked_failed(swarm: Swarm) -> None:
         began = time.monotonic()
         assert swarm.finished(run_id)["status"] == "FAILURE"
         assert time.monotonic() - began < 120
-    assert ".tmp" in swarm.daily(), "nothing was left to sweep"
+    assert ".tmp" in swarm.daily(), "the killed run left no temporary file"
 
 
 def test_the_engine_restarts_while_a_run_is_under_way(swarm: Swarm, engine: Engine) -> None:
@@ -385,7 +394,7 @@ def test_the_engine_restarts_while_a_run_is_under_way(swarm: Swarm, engine: Engi
     until(lambda: swarm.health("ovia_postgres") == "healthy", 120, lambda: swarm.story("ovia_postgres"))
 
 
-def test_the_failed_runs_were_told_and_the_next_sweeps_up(swarm: Swarm) -> None:
+def test_failed_runs_alert_and_the_next_run_cleans_up(swarm: Swarm) -> None:
     failed = [run["runId"] for run in swarm.runs(statuses=["FAILURE"]) if run["jobName"] == "daily_backup_job"]
     assert len(failed) == 2
     until(
