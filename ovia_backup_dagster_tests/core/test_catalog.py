@@ -77,7 +77,7 @@ def mode(path: Path) -> int:
 
 
 def refusing(number: int, *, only: Path | None = None) -> Callable[..., None]:
-    """Stands in for a system call that fails with an error number."""
+    """A replacement for a system call that fails with an error number."""
 
     def refuse(*paths: object, **_: object) -> None:
         assert only is None or only in paths
@@ -103,7 +103,7 @@ def test_backups_of_both_tiers_are_listed_newest_first(catalog: Catalog) -> None
 
 
 def test_names_sort_by_instant_and_not_by_letters(catalog: Catalog) -> None:
-    # Once upon a time the newest backups were deleted because names sorted differently.
+    # A regression: the newest backups were deleted, because names sorted in another order.
     made = [write_dump(catalog, datetime(year, 1, 1, tzinfo=UTC)) for year in (999, 1999, 2026)]
     assert catalog.backups() == made[::-1]
 
@@ -284,7 +284,7 @@ def test_a_newer_versions_verdict_is_not_believed(catalog: Catalog) -> None:
 
 @pytest.mark.parametrize("text", [text for text in BROKEN if "version" not in text])
 def test_a_broken_manifest_is_none_and_that_is_said(catalog: Catalog, text: str) -> None:
-    """And the verdict was on another."""
+    """The verdict covered another manifest."""
     backup = proven(catalog, AT)
     backup.sidecar(MANIFEST).write_text(text, encoding="utf-8")
     (backup,) = catalog.backups()
@@ -536,7 +536,7 @@ def test_a_path_behind_a_closed_door_is_explained(public_folder: Path) -> None:
 
 
 def test_a_dump_that_may_not_be_read_is_unverified(public_folder: Path) -> None:
-    """Root ran the command once: the service's own dumps must still be listed, judged and made."""
+    """After root ran the command once, the service must still list, judge and make its own dumps."""
     catalog = make_catalog(public_folder)
     backup = write_dump(catalog, AT)
     backup.path.chmod(0)
@@ -632,11 +632,11 @@ def test_a_full_disk_while_publishing_leaves_nothing_visible(catalog: Catalog, m
         publish(catalog, AT)
     monkeypatch.undo()
     assert catalog.backups() == []
-    assert names(catalog.folder(Tier.DAILY)) == {f".{DUMP}.tmp"}  # the dump's own, which its maker removes
+    assert names(catalog.folder(Tier.DAILY)) == {f".{DUMP}.tmp"}  # the dump's temporary file, which the caller removes
 
 
 def trace(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """From now on, what becomes of which file, in order."""
+    """Record the operations on each file from now on, in order."""
     happened: list[str] = []
     real_fsync, real_rename, real_link, real_unlink = os.fsync, os.rename, os.link, os.unlink
 
@@ -701,7 +701,7 @@ class Volumes:
         self.before = snapshot(self.catalog.root)
 
     def found(self, started_at: datetime, tier: Tier) -> Backup | None:
-        """What a reader sees who looks now."""
+        """What a reader sees now."""
         return next((b for b in self.catalog.backups(tier) if b.started_at == started_at), None)
 
     def all_private(self) -> bool:
@@ -952,7 +952,7 @@ def test_a_rotten_copy_never_gets_the_good_verdict(tmp_path: Path, monkeypatch: 
         backup = proven(catalog, AT)
         weekly = promote_backup(catalog, backup, Tier.WEEKLY, NOW)
         weekly.path.write_bytes(CONTENT[::-1])
-        os.utime(weekly.path, ns=(0, weekly.mtime_ns))  # a bit that tips over on the disk changes no date
+        os.utime(weekly.path, ns=(0, weekly.mtime_ns))  # a bit that flips on the disk changes no date
         judged(catalog, weekly, good=False)
         return lambda: promote_backup(catalog, backup, Tier.WEEKLY, NOW)
 

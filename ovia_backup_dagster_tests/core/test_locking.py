@@ -24,10 +24,10 @@ from ovia_backup_dagster.core.locking import FILENAME, lock_holder, volume_lock
 from ovia_backup_dagster_tests.conftest import REPOSITORY
 from ovia_backup_dagster_tests.support.factories import NOW
 
-#: Longer than any test; a wait ends because of what another process does, not because time is up.
+#: Longer than any test: a wait ends because another process acts, not because of a timeout.
 LONG = 60.0
 
-# Holds the lock until its standard input ends; says so on its standard output.
+# Holds the lock until its standard input ends, and reports that on standard output.
 HOLDER = """
 import sys
 from datetime import UTC, datetime
@@ -51,7 +51,7 @@ with volume_lock(Path(sys.argv[1]), purpose="dumping", now=datetime(2026, 6, 15,
     subprocess.run(child, pass_fds=(lock,) if sys.argv[2] == "inherits" else ())
 """
 
-# Counts up in a file under the lock, a hundred times, as soon as all others are there to do the same.
+# Increments a counter in a file under the lock, a hundred times, once all other processes are ready to do the same.
 COUNTER = """
 import sys
 from datetime import UTC, datetime
@@ -70,7 +70,7 @@ with volume_lock(root, purpose="counting", now=datetime(2026, 6, 15, 12, tzinfo=
 
 @contextmanager
 def running(script: str, *arguments: object, says: str) -> Iterator[subprocess.Popen[str]]:
-    """A Python process that has said its first line, and is ended afterwards."""
+    """A Python process that has printed its first line; it is ended after the block."""
     command = [sys.executable, "-c", script, *map(str, arguments)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as process:
         assert process.stdout is not None
@@ -89,14 +89,14 @@ def holding(root: Path, purpose: str = "dumping ovia") -> Iterator[subprocess.Po
 
 @contextmanager
 def waiting(root: Path) -> Iterator[None]:
-    """Another process has the lock's file open, and has not got the lock."""
+    """Wait until another process has the lock file open without holding the lock."""
     script = "import sys; file = open(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
     with running(script, root / FILENAME, says="open"):
         yield
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    """Let the process (and who shares its standard input) go on to its end."""
+    """Close the standard input, so that the process, and any that share the input, end."""
     assert process.stdin is not None
     process.stdin.close()
 
@@ -141,7 +141,7 @@ def test_a_wait_for_the_lock_is_announced_once(tmp_path: Path) -> None:
 def test_a_wait_that_times_out_is_announced_once(tmp_path: Path) -> None:
     told: list[str] = []
     with holding(tmp_path), pytest.raises(LockHeldError, match="still after 1 s"):
-        # Several looks are taken in a second.
+        # The waiting process tries several times a second.
         volume_lock(tmp_path, purpose="testing", now=NOW, wait_seconds=1, on_wait=told.append).__enter__()
     assert len(told) == 1
 
@@ -223,7 +223,7 @@ def test_without_a_note_the_holder_is_found_all_the_same(tmp_path: Path) -> None
 
 
 def test_a_child_without_the_descriptor_holds_no_lock(tmp_path: Path) -> None:
-    # Without this the test above would show nothing: the lock is not passed on by accident.
+    # Shows that the test above is meaningful: a child does not get the lock by accident.
     with running(PARENT, tmp_path, "inherits not", says="child runs") as process:
         process.send_signal(signal.SIGKILL)
         process.wait(LONG)
@@ -278,7 +278,7 @@ def test_asking_for_the_lock_holder_blocks_no_writer(tmp_path: Path) -> None:
     take(tmp_path)
     descriptor = os.open(tmp_path / FILENAME, os.O_RDONLY)
     try:
-        # As lock_holder does, for an instant: the one who wants the lock looks again instead of giving up.
+        # ``lock_holder`` does this for an instant: a process that wants the lock tries again instead of giving up.
         fcntl.flock(descriptor, fcntl.LOCK_SH)
 
         def stop_looking(_: str) -> None:

@@ -1,4 +1,4 @@
-"""A kind of sidecar that is registered here, and nowhere else, goes wherever the others go."""
+"""A kind of sidecar that only this test registers is treated like the others everywhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What counts about a backup, and what was forged, copied or swapped and does not: on a real folder."""
+"""Which statements count for a backup, and which do not, as they were forged, copied or swapped: on a real folder."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def catalog(tmp_path: Path) -> Catalog:
 
 
 def made(catalog: Catalog, at: datetime, content: bytes | None = None) -> Backup:
-    """A proven backup with a real header, the same size as any other of these."""
+    """A verified backup with a real header; all of them have the same size."""
     return judged(catalog, publish(catalog, at, content=content or archive(at)))
 
 
@@ -115,7 +115,7 @@ def test_no_bytes_break_the_reader_otherwise() -> None:
 
 
 def random_bytes(catalog: Catalog) -> Backup:
-    """With a verdict that is true in all but one thing: nothing was ever verified."""
+    """With a verdict that is correct, except that nothing was ever verified."""
     return judged(catalog, publish(catalog, AT, content=b"\x8f" * len(CONTENT)))
 
 
@@ -228,7 +228,7 @@ def test_a_copy_of_another_name_keeps_its_verdict(catalog: Catalog) -> None:
 
 @pytest.fixture
 def pair(catalog: Catalog) -> tuple[Backup, Backup]:
-    """One that much is said of, and one that is as large and as old, and not verified."""
+    """A backup with many statements, and an unverified one of the same size and age."""
     about = held(catalog, drilled(catalog, made(catalog, AT - DAY)), NOW + DAY)
     assert about.unit is not None
     record_acceptance(
@@ -399,7 +399,7 @@ def test_a_manifest_names_no_file_elsewhere(catalog: Catalog) -> None:
 
 
 def test_each_statement_names_what_it_covers() -> None:
-    """What signs statements signs ``covered``: none may lack it."""
+    """A signature would sign ``covered``, so no statement may lack it."""
     statements = (Judgement, DrillRecord, Hold, Acceptance, PromotionRecord)
     assert set(Statement.__subclasses__()) == set(statements)
     assert set(Covered.model_fields) == {"archive_sha256", "manifest_sha256"}

@@ -1,4 +1,4 @@
-"""Handing the volume over: real files of root's, a user without rights, and the old script beside them."""
+"""Handing the volume over: real files that root owns, a user without rights, and the old script beside them."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ from ovia_backup_dagster_tests.support.old_script import old_script
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="giving files away needs root")
 US = Owner(10001, 10001)
 ONE_DAY = Policy({Tier.DAILY: 1, Tier.WEEKLY: 1}, Weekday.SUNDAY, ZoneInfo("UTC"))
-#: Refused, with an error of ours.
+#: The exit code of a child that got one of our errors.
 REFUSED = 3
 
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """One that other users may pass through, which pytest's is not."""
+    """A folder that other users may enter, unlike pytest's."""
     folder = tempfile.mkdtemp(prefix="ovia-t-", dir="/tmp")
     os.chmod(folder, 0o755)
     yield Path(folder)
@@ -77,7 +77,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def as_us(action: Callable[[], object]) -> int:
-    """Do it as our user, in a child; ``REFUSED`` when an error of ours says no."""
+    """Run it as our user, in a child process; ``REFUSED`` if it raised one of our errors."""
 
     def run() -> None:
         os.setgroups([])
@@ -102,13 +102,13 @@ def refused(action: Callable[[], object]) -> BackupError:
 
 
 def dumps(root: Path) -> dict[str, tuple[int, bytes]]:
-    """Both tiers' dumps: inode and content."""
+    """The dumps of both tiers, with inode and content."""
     found = [path for tier in Tier for path in (root / tier).glob("*.dump") if path.is_file()]
     return {f"{path.parent.name}/{path.name}": (path.stat().st_ino, path.read_bytes()) for path in found}
 
 
 def everything(root: Path) -> dict[str, tuple[int, int, int, int]]:
-    """All that stands on a volume, with inode, mode and owner."""
+    """All files and folders of a volume, with inode, mode and owner."""
     found = {str(path.relative_to(root)): path.lstat() for path in [root, *root.rglob("*")]}
     return {name: (s.st_ino, s.st_mode, s.st_uid, s.st_gid) for name, s in found.items()}
 
@@ -220,7 +220,7 @@ def test_after_the_end_the_next_deployment_begins_no_other(root: Path) -> None:
     found = takeover.begin(root, US, NOW)
     assert (found.changed, found.protection) == ((), None)
     assert names(root) == {".lock", "daily", "weekly"}
-    # But if the old service comes back, all is protected again.
+    # If the old service returns, all dumps are protected again.
     old_script(root, NOW + HOUR)
     assert takeover.begin(root, US, NOW).protection is not None
 
@@ -255,7 +255,7 @@ def test_root_without_capabilities_is_told_which_it_lacks(root: Path) -> None:
 
 
 def test_monthly_and_yearly_backups_need_no_second_link(root: Path) -> None:
-    """The old script knows no such folders, and counts nothing in them."""
+    """The old script does not know these folders, and removes nothing from them."""
     catalog = make_catalog(root.parent / "other")
     for tier in (Tier.MONTHLY, Tier.YEARLY):
         backup = write_dump(catalog, NOW, tier)
@@ -421,7 +421,7 @@ def test_a_dump_removed_by_the_old_script_comes_back(root: Path) -> None:
     for days in range(1, 9):
         old_script(root, NOW + days * DAY)
     assert not set(dumps(root)) >= set(before)
-    # Sweeping leaves the sidecars of what is to come back.
+    # A sweep keeps the sidecars of dumps that will be restored.
     done(lambda: sweep_abandoned(catalog))
     still = dumps(root)
     found = takeover.finish(root, US, NOW)
@@ -473,14 +473,14 @@ def test_a_new_dump_of_a_removed_name_is_not_replaced(root: Path) -> None:
     assert f"cannot be removed: daily/{path.name} in it" in error.what
     assert path.read_bytes() == b"PGDMP another one"
     assert (root / ".handover" / "daily" / path.name).read_bytes() == kept
-    assert len(names(root / ".handover" / "daily")) == 1  # all others are done with
+    assert len(names(root / ".handover" / "daily")) == 1  # the others are no longer protected
     os.rename(root / ".handover" / "daily" / path.name, root / "daily" / "by_hand")
     takeover.finish(root, US, NOW)
     assert not (root / ".handover").exists()
 
 
 def test_an_equal_copy_of_a_removed_dump_is_fine(root: Path) -> None:
-    """A person has copied the backup into its place, as when restoring to a new host: nothing of it is lost."""
+    """A person copied the backup back to its name: nothing is lost."""
     takeover.begin(root, US, NOW)
     path = min((root / "daily").iterdir())
     kept = path.read_bytes()
@@ -516,13 +516,13 @@ def test_a_hand_over_is_refused_while_the_lock_is_held(root: Path) -> None:
     path.write_bytes(b"PGDMP")
     with Catalog(root, "ovia").lock("dumping", NOW):
         assert isinstance(refused(lambda: takeover.begin(root, US, NOW)), LockHeldError)
-    # But it is ours already.
+    # The owner was changed all the same.
     assert path.stat().st_uid == US.uid
 
 
 def test_dumps_on_another_mount_are_reported_unprotected(root: Path) -> None:
     before = dumps(root)
-    # The same filesystem, but no link leads from one mount to another.
+    # The same filesystem, but hard links do not cross mounts.
     subprocess.run(["mount", "--bind", str(root / "daily"), str(root / "daily")], check=True)
     try:
         error = refused(lambda: takeover.begin(root, US, NOW))
@@ -639,7 +639,7 @@ def test_pruning_killed_at_any_step_loses_only_its_removals(
 
 
 class SharedVolume:
-    """Both systems on a volume, day after day, and what must be there in the end."""
+    """Both systems on one volume, day after day, and the backups that must exist in the end."""
 
     policy = Policy({Tier.DAILY: 2, Tier.WEEKLY: 1}, Weekday.SUNDAY, ZoneInfo("UTC"))
 

@@ -1,4 +1,4 @@
-"""The golden volumes as they were when they were written, and what ``ovia-backup`` says of them at a given hour.
+"""Unpacks the golden volumes with their times, and runs ``ovia-backup`` on them at a given hour.
 
 ``python -m ovia_backup_dagster_tests.golden.expected`` writes ``expected/`` again when the words were changed on
 purpose; the difference belongs in that commit. The volumes never change.
@@ -19,7 +19,7 @@ from unittest import mock
 from ovia_backup_dagster.cli import list_backups, prune, status
 from ovia_backup_dagster.cli.main import main as ovia_backup
 
-#: What reads the clock of these commands: the only line that knows where they stand.
+#: The modules of these commands that read the clock; nothing else here names them.
 CLOCKS = (list_backups, prune, status)
 
 HERE = Path(__file__).parent
@@ -37,7 +37,7 @@ COMMANDS = (
     ("restore", "--history"),
 )
 _SHORT = (("list",), ("status",), ("status", "--json"), ("prune", "--dry-run"))
-#: Name -> the hours since ``NOW``, and what is removed from a copy of the volume first.
+#: Name -> the hours since ``NOW``, and the files that are first removed from a copy of the volume.
 MOMENTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "as_it_is": (0, ()),
     "all_well": (0, ("restores/2026-03-31_*.journal", "drills/.under-way-*")),
@@ -58,7 +58,7 @@ class _Fixed(datetime):
 
 
 def unpack(name: str, target: Path) -> Path:
-    """A copy of a golden volume, its files as old as they were; Git keeps no times."""
+    """A copy of a golden volume with its original file times, which Git does not keep."""
     shutil.copytree(HERE / name, target)
     times = json.loads((HERE / f"{name}.mtimes.json").read_text("utf-8"))
     for path, nanoseconds in times.items():

@@ -1,4 +1,4 @@
-"""What ``ovia-backup`` 0.1.0 wrote on a volume is read for ever: as what it is, with every value, and in today's words.
+"""Every file that ``ovia-backup`` 0.1.0 wrote is still read, with every value.
 
 The files are in ``volume/`` and ``handover/``, and never change. Where a program says something else of them now, on
 purpose, ``expected`` writes the words again.
@@ -63,7 +63,7 @@ from ovia_backup_dagster_tests.golden.expected import (
 DATABASE = "ovia"
 #: Their system identifiers.
 FIRST_SERVER, SECOND_SERVER, THIRD_SERVER = "7713769895535674628", "7713769905955591744", "7713769912567363553"
-#: Below daily/ and weekly/, by ending; the longest that fits.
+#: The models of files below daily/ and weekly/, by suffix; the longest match counts.
 SIDECARS: dict[str, type[Sidecar]] = {
     ".verified.json": Verification,
     ".drilled.json": Drills,
@@ -76,7 +76,7 @@ SIDECARS: dict[str, type[Sidecar]] = {
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The month's volume, for those who only read."""
+    """The volume of the month, for tests that only read."""
     return unpack("volume", tmp_path_factory.mktemp("month") / "volume")
 
 
@@ -87,7 +87,7 @@ def catalog(root: Path) -> Catalog:
 
 @pytest.fixture
 def own(tmp_path: Path) -> Catalog:
-    """The same, to be changed."""
+    """A copy of it that a test may change."""
     return Catalog(unpack("volume", tmp_path / "volume"), DATABASE)
 
 
@@ -114,7 +114,7 @@ def models() -> Iterator[tuple[Path, type[Sidecar]]]:
 
 
 def lost(before: Any, after: Any, where: str = "") -> Iterator[str]:
-    """What a file held that its model does not give back. What is new in the model is no loss."""
+    """The values of a file that its model does not return. New fields of the model are no loss."""
     if isinstance(before, dict) and isinstance(after, dict):
         for key, value in before.items():
             if key in after:
@@ -149,7 +149,7 @@ def test_every_value_of_a_journal_is_read() -> None:
 
 
 def test_a_name_that_is_not_read_any_more_is_noticed() -> None:
-    """The other tests of this kind can fail."""
+    """Shows that the tests above can fail."""
     path = next(path for path, model in models() if model is Manifest)
     known = json.loads(path.read_text("utf-8"))
     renamed = {"undone" if name == "undumped" else name: value for name, value in known.items()}
@@ -269,7 +269,7 @@ def test_an_altered_dump_has_both_verdicts(catalog: Catalog) -> None:
     assert altered.judgement is not None
     assert {finding.check for finding in altered.judgement.findings} == {Check.MATCHES_MANIFEST}
     assert not altered.judgement.intact
-    assert altered.verification.witness is not None  # what there was
+    assert altered.verification.witness is not None  # the last good reading
     assert altered.witness is None
 
 
@@ -372,7 +372,7 @@ def test_since_when_drills_are_due_and_that_one_was_killed(own: Catalog) -> None
     folder = DrillFolder(own)
     assert folder.since() is not None
     assert f"{folder.since():%Y-%m-%d %H:%M}" == "2026-03-01 03:00"
-    # It was killed after it had written its evidence, which says that it passed.
+    # The drill was killed after it had written its evidence, which says that it passed.
     assert folder.standing(timedelta(days=35), NOW).trouble is None
     for path in folder.path.glob("2026-03-31_*"):
         path.unlink()
@@ -422,7 +422,7 @@ def test_each_journal_is_read(root: Path) -> None:
 
 
 def test_a_record_is_what_its_journal_says(catalog: Catalog) -> None:
-    """A process that was killed before it wrote one leaves that to the next."""
+    """If a process is killed before it writes the record, the next process writes it."""
     records = {f"{record.order.started_at:%Y-%m-%d %H:%M}": record for record in RestoreFolder(catalog).newest_first()}
     ended = {at: journal for at, journal in journals(catalog.root).items() if journal.ended}
     assert records == {at: record_of(journal) for at, journal in ended.items()}

@@ -1,4 +1,4 @@
-"""``status``, its JSON, the alert and the doctor say the same of one volume: the same level, in the same words."""
+"""``status``, its JSON, the alert and the doctor report the same level in the same words."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def stale(location: Location) -> None:
 
 
 def missing(_: Location) -> None:
-    """The folders alone."""
+    """An empty volume."""
 
 
 def only_a_bad_one(location: Location) -> None:
@@ -143,7 +143,7 @@ def test_all_say_the_same(bare: NewLocation, put: Callable[[Location], None], qu
     printed = CliRunner().invoke(main, ["status"], env=variables)
     assert printed.exit_code == EXIT_CODES[level]
     assert printed.output.startswith(f"BACKUP {level.upper()} - ")
-    # What is in the first line, why has a line of its own.
+    # The first line says what; why has its own line.
     said = [*answer["text"].split(": "), answer["next"] or ""]
     assert [part for part in said if part not in printed.output] == []
 
@@ -154,11 +154,11 @@ def test_all_say_the_same(bare: NewLocation, put: Callable[[Location], None], qu
     if level != "ok":
         assert check.metadata["next"].value == answer["next"]
 
-    # It is asked before the first backup is made: that there is none is no obstacle.
+    # The doctor runs before the first backup is made, so a missing one is no failure.
     expected = "warn" if put is missing else SEVERITIES[level]
     (observed,) = [each for each in doctors(location) if each.text == answer["text"]]
     assert observed.level == expected
-    # How to make a folder, or a first backup, is the doctor's own to say.
+    # The doctor has its own words for making a folder or a first backup.
     if put not in (volume_missing, missing):
         assert observed.fix == (answer["next"] or "")
 

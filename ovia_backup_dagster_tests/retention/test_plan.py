@@ -25,7 +25,7 @@ from ovia_backup_dagster_tests.support.factories import DAY, HOUR, NOW, drilled,
 # --- A table of histories -----------------------------------------------------------------------------------------
 #
 # A line is: keep or drop, d(aily), w(eekly), m(onthly) or y(early), a day or a range of days (2026 unless it says
-# otherwise), a time (03:00 unless it says otherwise; UTC), and what is special: bad, unproven, writing, drilled, held
+# otherwise), a time (03:00 unless it says otherwise; UTC), and what is special: bad, unverified, writing, drilled, held
 # (until tomorrow), lapsed (a hold that ended yesterday). "now" is Monday, 15 June 2026, noon, unless the case says
 # otherwise; the policy is 7 daily, 4 weekly, no monthly, no yearly, Sunday, UTC.
 
@@ -177,26 +177,26 @@ CASES = [
         """,
     ),
     Case(
-        "weeks of unproven dumps remove nothing",
+        "weeks of unverified dumps remove nothing",
         """
-        keep d 05-16..06-15 unproven
+        keep d 05-16..06-15 unverified
         keep d 04-01..05-15
         """,
         held="daily/2026-06-15T03:00:00, is unverified",
     ),
     Case(
-        "one unproven dump, the newest, holds everything",
+        "one unverified dump, the newest, holds everything",
         """
-        keep d 06-15 unproven
+        keep d 06-15 unverified
         keep d 05-01..06-14
         """,
         held="is unverified",
     ),
     Case(
-        "an unproven dump in the middle stays and counts for no day",
+        "an unverified dump in the middle stays and counts for no day",
         """
         keep d 06-15
-        keep d 06-14 unproven
+        keep d 06-14 unverified
         keep d 06-08..06-13
         drop d 06-07
         """,
@@ -237,7 +237,7 @@ CASES = [
         """,
     ),
     Case(
-        "a proven dump dated in the future is kept and does not count as the newest",
+        "a verified dump dated in the future is kept and does not count as the newest",
         """
         keep d 06-20
         keep d 06-15 bad
@@ -552,9 +552,9 @@ CASES = [
         keep d 06-15
         keep d 06-14
         drop d 06-13
-        keep d 05-01..06-12 unproven
-        keep w 05-03 unproven
-        keep w 05-10 unproven
+        keep d 05-01..06-12 unverified
+        keep w 05-03 unverified
+        keep w 05-10 unverified
         """,
         daily=2,
         weekly=1,
@@ -685,7 +685,7 @@ CASES = [
         "the newest is a monthly one that is unverified",
         """
         keep d 06-01..06-14
-        keep m 06-15 unproven
+        keep m 06-15 unverified
         """,
         held="is unverified",
         monthly=3,
@@ -697,7 +697,7 @@ _LINE = re.compile(
     r"(?P<what>keep|drop) (?P<tier>[dwmy]) (?P<first>[0-9-]+)(\.\.(?P<last>[0-9-]+))?"
     r"( (?P<time>[0-9:]+))?(?P<marks>( [a-z]+)*)"
 )
-_STATES = {"bad": State.BAD, "unproven": State.UNVERIFIED, "writing": State.BEING_WRITTEN}
+_STATES = {"bad": State.BAD, "unverified": State.UNVERIFIED, "writing": State.BEING_WRITTEN}
 
 
 def read_history(text: str, now: datetime) -> tuple[list[Candidate], set[str]]:
@@ -767,7 +767,7 @@ def test_each_decision_says_why() -> None:
         keep d 06-15 11:00
         keep d 06-15 10:00
         keep d 06-14
-        keep d 06-13 unproven
+        keep d 06-13 unverified
         keep d 06-12 bad
         keep d 06-11 bad
         drop d 06-10 bad
@@ -934,7 +934,7 @@ _minutes = st.one_of(
     st.integers(0, 40).map(lambda months: months * 30 * 1440),
     st.sampled_from([-366 * 1440, -6, -5, 0, 1440, 1439, 1441, 366 * 1440, 3660 * 1440]),
 )
-# Proven more often than not: a history in which nothing may be removed shows little.
+# Verified more often than not: a history in which nothing may be removed shows little.
 _states = st.sampled_from([State.VERIFIED] * 4 + [State.BAD] * 2 + [State.UNVERIFIED, State.BEING_WRITTEN])
 
 
@@ -968,7 +968,7 @@ def histories(draw: st.DrawFn) -> History:
         )
         for m, tier, state, n, hold, identified in rows
     ]
-    # As promotion does it: some instants stand in several tiers.
+    # As after a promotion, some instants are in several tiers.
     twins = [
         make(c.started_at, draw(st.sampled_from(Tier)), draw(_states))
         for c in draw(st.lists(st.sampled_from(candidates), max_size=4) if candidates else st.just([]))
@@ -989,16 +989,16 @@ class History:
 
     @property
     def past(self) -> list[Candidate]:
-        """Not dated in the future; newest first, of copies the daily one before the weekly one, and so on."""
+        """The candidates that are not dated in the future, newest first; of copies, the daily one first."""
         past = [c for c in self.candidates if c.started_at <= self.now + CLOCK_TOLERANCE]
         return sorted(past, key=lambda c: (c.started_at, -list(Tier).index(c.tier)), reverse=True)
 
     @property
-    def proven(self) -> list[Candidate]:
+    def verified(self) -> list[Candidate]:
         return [c for c in self.past if c.state is State.VERIFIED]
 
     @property
-    def newest_is_proven(self) -> bool:
+    def newest_is_verified(self) -> bool:
         settled = [c for c in self.past if c.state is not State.BEING_WRITTEN]
         return any(c.started_at == settled[0].started_at and c.state is State.VERIFIED for c in settled)
 
@@ -1013,25 +1013,25 @@ def removed(history: History) -> set[Candidate]:
 @many
 @given(histories())
 def test_the_newest_verified_dump_survives(history: History) -> None:
-    assert not removed(history) & set(history.proven[:1])
+    assert not removed(history) & set(history.verified[:1])
 
 
 @many
 @given(histories())
 def test_the_newest_proven_dump_survives(history: History) -> None:
-    assert not removed(history) & set([c for c in history.proven if c.drilled][:1])
+    assert not removed(history) & set([c for c in history.verified if c.drilled][:1])
 
 
 @many
 @given(histories())
 def test_what_the_next_dumps_cluster_is_compared_with_survives(history: History) -> None:
-    assert not removed(history) & set([c for c in history.proven if c.identified][:1])
+    assert not removed(history) & set([c for c in history.verified if c.identified][:1])
 
 
 @many
 @given(histories(), st.integers(1, 40), st.sampled_from(Tier))
 def test_dumps_of_another_source_evict_no_earlier_ones(history: History, days: int, tier: Tier) -> None:
-    """However many there are, and however long: each is bad until a person accepts it."""
+    """Each of them is bad until a person accepts it, however many there are."""
     newest = max((c.started_at for c in history.candidates), default=history.now)
     others = [replace(make(newest + day * DAY, tier, State.BAD), intact=True) for day in range(1, days + 1)]
     later = replace(history, candidates=(*history.candidates, *others), now=max(newest, history.now) + days * DAY)
@@ -1048,8 +1048,8 @@ def test_unverified_growing_and_future_dumps_are_never_removed(history: History)
 @many
 @given(histories())
 def test_nothing_is_removed_unless_the_newest_is_verified(history: History) -> None:
-    assert bool(history.plan.held) == (not history.newest_is_proven)
-    if not history.newest_is_proven:
+    assert bool(history.plan.held) == (not history.newest_is_verified)
+    if not history.newest_is_verified:
         assert not removed(history)
 
 
@@ -1129,9 +1129,9 @@ def test_a_hold_that_has_ended_keeps_nothing(history: History) -> None:
     assert kept_by(cleaned.plan) == kept_by(history.plan)
 
 
-def newest_of_the_last(proven: Sequence[Candidate], period: Callable[[datetime], date], count: int) -> set[Candidate]:
+def newest_of_the_last(verified: Sequence[Candidate], period: Callable[[datetime], date], count: int) -> set[Candidate]:
     by_period: dict[date, list[Candidate]] = {}
-    for c in proven:
+    for c in verified:
         by_period.setdefault(period(c.started_at), []).append(c)
     last = sorted(by_period, reverse=True)[:count]
     return {max(by_period[when], key=lambda c: c.started_at) for when in last}
@@ -1162,14 +1162,14 @@ def year(policy: Policy, at: datetime) -> date:
 def test_what_has_a_claim_is_kept_and_nothing_else(history: History) -> None:
     if history.plan.held:
         return
-    policy, now, proven_ones = history.policy, history.now, history.proven
+    policy, now, verified = history.policy, history.now, history.verified
     periods = {Tier.DAILY: day, Tier.WEEKLY: week, Tier.MONTHLY: month, Tier.YEARLY: year}
     claims = {c for c in history.candidates if policy.keep[c.tier] == 0}
     for tier, period in periods.items():
-        of_tier = [c for c in proven_ones if c.tier is tier]
+        of_tier = [c for c in verified if c.tier is tier]
         claims |= newest_of_the_last(of_tier, partial(period, policy), policy.keep[tier])
-    claims |= set(proven_ones[:1]) | set([c for c in proven_ones if c.drilled][:1])
-    claims |= set([c for c in proven_ones if c.identified][:1])
+    claims |= set(verified[:1]) | set([c for c in verified if c.drilled][:1])
+    claims |= set([c for c in verified if c.identified][:1])
     claims |= set([c for c in history.past if c.state is State.BAD and policy.keep[c.tier]][:BAD_KEEP])
     claims |= {c for c in history.candidates if now - c.started_at < YOUNG}
     claims |= {c for c in history.candidates if c.held_until is not None and c.held_until > now}
@@ -1186,7 +1186,7 @@ def test_a_week_has_seven_days_and_begins_with_the_weekly_day(policy: Policy, at
 
 
 def test_an_intact_bad_dump_goes_after_enough_verified_ones() -> None:
-    """What is expected of a dump can change; what is in it cannot. A typo in a setting deletes nothing."""
+    """The expectations may change, the dump does not, so a typo in a setting deletes nothing."""
     policy = replace(SUNDAY_UTC, keep={**SUNDAY_UTC.keep, Tier.DAILY: 3})
     bad = [replace(make(NOW - days * DAY, Tier.DAILY), state=State.BAD, intact=True) for days in (4, 5, 6, 7, 8)]
     good = [make(NOW - days * DAY, Tier.DAILY) for days in (1, 2)]

@@ -50,7 +50,7 @@ def catalog(tmp_path: Path) -> Catalog:
 
 
 def dailies(catalog: Catalog, days: int) -> list[Backup]:
-    """A proven dump of each of the last days, newest first; the newest is an hour old."""
+    """A verified dump of each of the last days, newest first; the newest is an hour old."""
     return [proven(catalog, NOW - HOUR - n * DAY) for n in range(days)]
 
 
@@ -127,7 +127,7 @@ def test_a_backup_is_promoted_to_each_tier_that_is_on(catalog: Catalog) -> None:
     later = promote_and_prune.promote(catalog, proven(catalog, NOW - HOUR), ALL_TIERS, NOW)
     assert later.made == {}
     assert f"monthly: the month 2026-06 has its monthly backup, {promoted.made[Tier.MONTHLY]}" in later.reason
-    # One act of a person is meant for all copies.
+    # A person's release applies to all copies.
     promote_and_prune.release(catalog, backup, NOW)
     assert catalog.held(NOW) == []
 
@@ -138,7 +138,7 @@ def test_a_tier_that_is_off_gets_nothing_and_no_folder(catalog: Catalog) -> None
 
 
 def test_three_years_of_daily_dumps_leave_so_many_of_each_tier(catalog: Catalog) -> None:
-    """The first of each month and year, as a person would count them."""
+    """The first dump of each month and year is kept."""
     for n in range(0, 3 * 365, 5):
         now = NOW - (3 * 365 - n) * DAY
         promote_and_prune.promote(catalog, proven(catalog, now - HOUR), ALL_TIERS, now)
@@ -147,7 +147,7 @@ def test_three_years_of_daily_dumps_leave_so_many_of_each_tier(catalog: Catalog)
     assert [f"{b.started_at:%Y-%m-%d}" for b in catalog.backups(Tier.YEARLY)] == ["2026-01-01"]
     assert len(catalog.backups(Tier.WEEKLY)) == 4
     assert len(catalog.backups(Tier.DAILY)) == 7
-    # Off again, nothing of them goes, whatever becomes of the others.
+    # After the tier is turned off again, its backups stay, whatever happens to the others.
     stood = catalog.backups(Tier.MONTHLY, Tier.YEARLY)
     done = promote_and_prune.prune(catalog, ONE_DAY, NOW)
     assert done.removed
@@ -386,7 +386,7 @@ def test_pruning_killed_at_any_step_keeps_what_was_to_stay(tmp_path: Path) -> No
         left = catalog.backups()
         assert {b.state(NOW) for b in left} == {State.VERIFIED}
         assert left[0].started_at == NOW - HOUR
-        # The next run is not kept out, and finishes it.
+        # The next run gets the lock, and finishes the pruning.
         promote_and_prune.prune(catalog, ONE_DAY, NOW)
         assert [b.started_at for b in catalog.backups()] == [NOW - HOUR]
         assert len(names(catalog.folder(Tier.DAILY))) == len(("dump", "manifest", "globals", "verdict"))

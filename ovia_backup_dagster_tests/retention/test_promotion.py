@@ -1,4 +1,4 @@
-"""Which daily dump also becomes the week's, and what is said about those that do not."""
+"""Which daily dump also becomes the weekly one, and the reason why the others do not."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_an_unverified_weekly_of_the_old_script_has_the_week(catalog: Catalog) -
 @pytest.mark.parametrize(
     ("zone", "at", "week"),
     [
-        # Saturday 23:59 and Sunday 00:00 of the place, in UTC.
+        # Saturday 23:59 and Sunday 00:00 local time, in UTC.
         ("Asia/Kathmandu", "2026-06-13 18:14", "2026-06-07"),
         ("Asia/Kathmandu", "2026-06-13 18:15", "2026-06-14"),
         ("America/New_York", "2026-06-14 03:59", "2026-06-07"),
@@ -169,7 +169,7 @@ def test_the_first_verified_of_a_month_and_year_is_promoted(
 
 def test_a_month_is_counted_in_the_policys_zone(catalog: Catalog) -> None:
     policy = Policy(POLICY.keep, POLICY.weekly_day, ZoneInfo("Asia/Kathmandu"))
-    # Midnight of the place, in UTC.
+    # Midnight local time, in UTC.
     there = proven(catalog, datetime(2026, 5, 31, 18, 14, tzinfo=UTC), Tier.MONTHLY)
     backup = proven(catalog, datetime(2026, 5, 31, 18, 15, tzinfo=UTC))
     assert decide_promotion(backup, Tier.MONTHLY, [there], policy, NOW).promote
