@@ -40,6 +40,7 @@ from ovia_backup_dagster_tests.support.factories import (
     make_catalog,
     proven,
     publish,
+    write_dump,
 )
 
 OK, WARNING, UNKNOWN, CRITICAL = ConditionLevel
@@ -306,6 +307,12 @@ def test_a_proven_backup_is_the_newest_verified_too(system: System) -> None:
     found = assess(system, NOW)
     assert (found.newest_verified, found.newest_proven) == (older, older)
     assert found.failed is None
+
+
+def test_a_drilled_dump_without_a_verdict_is_not_proven(system: System) -> None:
+    older = drilled(system.catalog, proven(system.catalog, NOW - 3 * HOUR))
+    drilled(system.catalog, write_dump(system.catalog, NOW - 2 * HOUR))
+    assert assess(system, NOW).newest_proven == older
 
 
 def test_the_lock_holder_is_at_work(system: System) -> None:

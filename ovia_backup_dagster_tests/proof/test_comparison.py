@@ -440,6 +440,8 @@ def test_a_copy_answers_for_one_entry_only() -> None:
 
 def test_the_public_schemas_entry_may_be_in_both() -> None:
     assert contents_differences(["SCHEMA - public ovia"], ["SCHEMA - public tester"], with_owners=False) == []
+    # A schema whose name only begins so.
+    assert contents_differences(["SCHEMA - public x ovia"], ["SCHEMA - public x tester"], with_owners=False) == []
 
 
 def test_objects_of_one_side_are_not_compared_as_text() -> None:

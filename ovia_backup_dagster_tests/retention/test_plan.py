@@ -817,6 +817,8 @@ def test_the_newest_that_names_its_cluster_is_kept_as_such() -> None:
     policy = replace(SUNDAY_UTC, keep={**SUNDAY_UTC.keep, Tier.DAILY: 1})
     reasons = [d.reason for d in plan_retention([recent, old], policy, NOW).decisions]
     assert reasons == ["newest verified", "newest verified that names its cluster"]
+    older = replace(make(NOW - 91 * DAY), identified=True)
+    assert [d.candidate for d in plan_retention([recent, old, older], policy, NOW).removals] == [older]
 
 
 def test_the_daily_copy_of_an_instant_comes_first() -> None:
@@ -846,6 +848,17 @@ def test_a_hold_ends_at_its_very_instant() -> None:
 def test_a_policy_that_keeps_nothing_is_refused(keeps: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="too few"):
         Policy(keeping(*keeps), Weekday.SUNDAY, ZoneInfo("UTC"))
+
+
+def test_the_refusal_of_a_policy_names_tier_and_count() -> None:
+    with pytest.raises(ValueError, match=r"^-1 monthly backups are too few to keep$"):
+        Policy(keeping(1, 1, -1), Weekday.SUNDAY, ZoneInfo("UTC"))
+
+
+def test_an_optional_tier_without_a_count_is_off() -> None:
+    policy = Policy({Tier.DAILY: 7, Tier.WEEKLY: 4}, Weekday.SUNDAY, ZoneInfo("UTC"))
+    assert [policy.count(tier) for tier in (Tier.DAILY, Tier.WEEKLY, Tier.MONTHLY, Tier.YEARLY)] == [7, 4, 0, 0]
+    assert policy.promoted_to == (Tier.WEEKLY,)
 
 
 @pytest.mark.parametrize("zone", ["America/New_York", "Asia/Kathmandu", "UTC"])
