@@ -34,7 +34,10 @@ def rendered() -> str:
 
 
 def _section(name: str, command: click.Command) -> str:
-    context = click.Context(command, info_name=f"ovia-backup {name}", terminal_width=100, max_content_width=100)
+    # Under the program's own context, as in a shell: it has the names of the help option.
+    names = main.context_settings.get("help_option_names")
+    program = click.Context(main, info_name="ovia-backup", help_option_names=names)
+    context = click.Context(command, parent=program, info_name=name, terminal_width=100, max_content_width=100)
     lines = "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
     return f"\n## ovia-backup {name}\n\n```text\n{lines}\n```\n"
 
