@@ -59,7 +59,7 @@ def until(
     """
     deadline = time.monotonic() + seconds
     while True:
-        with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
+        with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError, subprocess.TimeoutExpired):
             if true():
                 return
         if time.monotonic() > deadline:
