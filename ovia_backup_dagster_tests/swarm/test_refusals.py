@@ -61,22 +61,24 @@ def test_a_wrong_network_full_volume_and_plain_password(swarm: Swarm) -> None:
     # A container holds the volume, and so keeps its content.
     fill = "cat /dev/zero > /small/full 2> /dev/null; exec sleep 3600"
     holder = docker("run", "--detach", "--rm", "--init", "-v", "small:/small", IMAGE, "sh", "-c", fill)
-    until(lambda: "100%" in docker("exec", holder, "df", "/small"), 30, "the volume does not fill")
-    full = ("--mount-add", "type=volume,source=small,target=/small", "--env-add", "BACKUP_DIR=/small")
-    with changed(
-        swarm,
-        daemon=("--env-add", "RUN_NETWORKS=ovia_ovia-nett"),
-        doctor=full,
-        code_server=("--env-add", "PGPASSWORD=visible-Passw0rd"),
-    ):
-        assert "Next: docker network ls" in says(swarm, "daemon", "there is no network ovia_ovia-nett for runs")
-        line = says(swarm, "code-server", "PGPASSWORD is set by value")
-        assert "docker inspect would show it" in line
-        assert "visible-Passw0rd" not in swarm.log("ovia-backup_code-server")
-        assert "Next: " in says(swarm, "doctor", "no room for a first dump", 240)
-        for service in ("daemon", "code-server", "doctor"):
-            is_unwell(swarm, service)
-    docker("kill", holder)
+    try:
+        until(lambda: "100%" in docker("exec", holder, "df", "/small"), 30, "the volume does not fill")
+        full = ("--mount-add", "type=volume,source=small,target=/small", "--env-add", "BACKUP_DIR=/small")
+        with changed(
+            swarm,
+            daemon=("--env-add", "RUN_NETWORKS=ovia_ovia-nett"),
+            doctor=full,
+            code_server=("--env-add", "PGPASSWORD=visible-Passw0rd"),
+        ):
+            assert "Next: docker network ls" in says(swarm, "daemon", "there is no network ovia_ovia-nett for runs")
+            line = says(swarm, "code-server", "PGPASSWORD is set by value")
+            assert "docker inspect would show it" in line
+            assert "visible-Passw0rd" not in swarm.log("ovia-backup_code-server")
+            assert "Next: " in says(swarm, "doctor", "no room for a first dump", 240)
+            for service in ("daemon", "code-server", "doctor"):
+                is_unwell(swarm, service)
+    finally:
+        docker("kill", holder)
 
 
 def test_a_closed_network_other_major_and_missing_secret(swarm: Swarm) -> None:
