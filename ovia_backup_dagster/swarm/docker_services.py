@@ -191,7 +191,7 @@ class Swarm:
             given_up = len(ended) == len(tasks) > 0 and all(task["DesiredState"] != "running" for task in tasks)
             if given_up or len(ended) >= _ATTEMPTS or last:
                 what = "failed" if ended else f"was not complete in {timeout_seconds:.0f} s"
-                # Of a failed attempt, if there was one: the next, which Swarm has just started, has printed nothing yet.
+                # Of a failed attempt, if there was one: its successor, just started, has printed nothing yet.
                 why, said = _trouble(tasks), self.api.printed(spec, ended or tasks)
                 fix = f"docker service ps --no-trunc {service}; docker service logs {service} --tail 50"
                 if not ended:  # Swarm removes an ended task together with its log
