@@ -5,7 +5,8 @@ BIN := .venv/bin
 FULL_POSTGRESQL := .cache/postgresql-16
 SAMPLES := .cache/samples
 # Tests wait as often as they compute: more than the two cores of a small machine.
-WORKERS ?= 3
+WORKERS ?= 4
+PYTEST := tools/tmp_in_memory $(BIN)/pytest -n $(WORKERS) --dist worksteal
 PORT ?= 3000
 
 .DEFAULT_GOAL := help
@@ -32,7 +33,7 @@ dev: install ## start the Dagster UI on the demo's database, with schedule and s
 	@$(BIN)/ovia-backup demo --serve --port $(PORT)
 
 test: install $(FULL_POSTGRESQL)/.unpacked $(SAMPLES)/.unpacked ## the daily suite: what the change may have broken
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal --ignore=ovia_backup_dagster_tests/swarm
+	$(PYTEST) --ignore=ovia_backup_dagster_tests/swarm
 
 # Root, and a machine on which no Docker engine runs: it makes one of its own, and stacks by production's names.
 test-swarm: install $(FULL_POSTGRESQL)/.unpacked ## the Swarm stack on a real Docker engine, from nothing
@@ -43,19 +44,19 @@ test-faults: export EXHAUSTIVE := all
 test-faults: export FAULTS_RECORD := $(CURDIR)/.cache/faults
 test-faults: install $(FULL_POSTGRESQL)/.unpacked ## every fault and every exhaustive test; write docs/reliability.md
 	rm -rf $(FAULTS_RECORD)
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "exhaustive or faults" --ignore=ovia_backup_dagster_tests/swarm
+	$(PYTEST) -m "exhaustive or faults" --ignore=ovia_backup_dagster_tests/swarm
 	$(BIN)/python -m tools.reliability
 	$(MAKE) test-swarm
 
 # Another third each day, by the date in UTC; FAULTS_SEED, a number, chooses: three numbers in a row are all.
 test-third: export EXHAUSTIVE := third
 test-third: install $(FULL_POSTGRESQL)/.unpacked ## a third of the exhaustive tests but for the many rounds of faults
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "exhaustive and not faults" --ignore=ovia_backup_dagster_tests/swarm
+	$(PYTEST) -m "exhaustive and not faults" --ignore=ovia_backup_dagster_tests/swarm
 
 PURE_TESTS := $(addprefix ovia_backup_dagster_tests/, core retention health settings golden \
 	proof/test_comparison.py proof/test_record.py restoration/test_journal.py restoration/test_stored_steps.py)
 coverage: install ## lines of the pure modules that tests execute; fails under 95 %
-	$(BIN)/pytest -q -n $(WORKERS) --dist worksteal --cov --cov-report=term $(PURE_TESTS)
+	$(PYTEST) -q --cov --cov-report=term $(PURE_TESTS)
 
 # Minutes. What survives: .venv/bin/mutmut results, .venv/bin/mutmut show NAME.
 mutants: install ## change the pure decisions one by one, and see which changes no test notices

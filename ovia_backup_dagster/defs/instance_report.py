@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -202,8 +203,8 @@ def main() -> None:
 
 def _unusable(error: Exception) -> Observation:
     home = os.environ.get("DAGSTER_HOME", "")
-    # Without SQLAlchemy's statement and link, which do not help an operator.
-    why = " ".join(str(error).partition("\n[SQL: ")[0].split())
+    # Without SQLAlchemy's statement and link, which do not help an operator. A failed connection has no statement.
+    why = " ".join(re.split(r"\n(?=\[SQL: |\(Background on )", str(error), maxsplit=1)[0].split())
     fix = f"ls -la {shell_word(home)}; check its dagster.yaml, and the storage that it names"
     return fail(Area.DAGSTER, f"the instance in DAGSTER_HOME={home} cannot be used: {why}", fix)
 

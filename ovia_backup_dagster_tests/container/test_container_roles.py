@@ -62,7 +62,7 @@ def test_no_secret_is_ever_passed_on(environment: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("name", ["HEALTH_URL", "DRILL_CHECK_COMMAND", "DAGSTER_PUBLIC_URL"])
-def test_nor_a_password_within_another_setting(name: str) -> None:
+def test_a_password_inside_another_setting_is_refused(name: str) -> None:
     with pytest.raises(SettingsError, match=rf"{name} holds a password.*Docker secret") as refused:
         swarm_secrets.refuse_secret_values({name: "curl http://probe:geheim@host/"})
     assert "geheim" not in str(refused.value)

@@ -81,7 +81,7 @@ def test_what_is_missing_is_said_in_one_line(
 
 
 @pytest.mark.parametrize("role", ["webserver", "proxy"])
-def test_nothing_that_answers_is_unhealthy(private: Path, role: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_answer_is_unhealthy(private: Path, role: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         for name in ("WEBSERVER_PORT", "HEALTH_PORT"):

@@ -980,7 +980,7 @@ def test_removing_one_harms_no_other(catalog: Catalog) -> None:
     assert catalog.backups() == [other]
 
 
-def test_one_that_is_gone_already_is_no_error(catalog: Catalog) -> None:
+def test_removing_a_missing_backup_is_no_error(catalog: Catalog) -> None:
     backup = proven(catalog, AT)
     backup.path.unlink()
     assert remove_backup(catalog, backup) is False
@@ -1115,7 +1115,7 @@ def test_a_folder_named_like_a_leftover_stops_no_sweep(catalog: Catalog, filenam
     assert (folder / "inside").exists()
 
 
-def test_there_is_nothing_to_sweep_where_there_is_no_folder(tmp_path: Path) -> None:
+def test_a_missing_folder_needs_no_sweep(tmp_path: Path) -> None:
     assert sweep_abandoned(Catalog(tmp_path / "missing", "ovia")) == []
 
 

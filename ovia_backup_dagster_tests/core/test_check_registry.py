@@ -11,6 +11,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from ovia_backup_dagster.core.check_registry import Check, CheckSeverity, Stage
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.proof.check_results import NO_CODE, Result
@@ -51,6 +53,7 @@ def test_code_makes_each_check() -> None:
     assert [check.name for check in Check if f"Check.{check.name}" not in source] == []
 
 
+@pytest.mark.exhaustive
 def test_a_check_that_no_code_makes_is_listed_as_not_made(
     database: Connection, bin_dir: Path, volume: Path, tmp_path: Path
 ) -> None:

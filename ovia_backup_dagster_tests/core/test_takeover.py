@@ -562,6 +562,7 @@ def test_without_a_hand_over_nothing_is_protected(tmp_path: Path) -> None:
 # --- Killed ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_killed_at_any_step_it_begins_again_and_ends_well(tmp_path: Path) -> None:
     numbers = iter(range(10_000))
     current: list[tuple[Path, dict[str, tuple[int, bytes]]]] = []

@@ -274,6 +274,7 @@ def test_verification_alone_takes_the_newest_and_says_so(location: Location) -> 
     assert states(location) == {f"daily/{older}": State.VERIFIED, f"daily/{newer}": State.VERIFIED}
 
 
+@pytest.mark.exhaustive
 def test_verification_of_a_chosen_backup(location: Location) -> None:
     older, newer = location.dump(), location.dump()
     for wanted in (older.path.name, older.path.name.removesuffix(".dump"), str(older.path)):
@@ -344,6 +345,7 @@ def test_promotion_on_and_after_the_weekly_day(new_location: NewLocation) -> Non
         assert words in shown["reason"]
 
 
+@pytest.mark.exhaustive
 def test_promotion_to_every_tier_that_is_on(new_location: NewLocation, volume: Path) -> None:
     location: Location = new_location(BACKUP_MONTHLY_KEEP="12", BACKUP_YEARLY_KEEP="1")
     shown = materialized(location.run())["weekly_promotion"]
@@ -602,6 +604,7 @@ def test_a_server_that_does_not_answer_is_tried_four_times(new_location: NewLoca
     assert list(files_of(volume)) == []
 
 
+@pytest.mark.exhaustive
 def test_a_server_that_comes_back_between_tries(
     bin_dir: Path, volume: Path, database: Connection, programs: Programs, instance: dg.DagsterInstance
 ) -> None:
@@ -627,6 +630,7 @@ def test_a_server_that_comes_back_between_tries(
         assert len(location.catalog.backups(Tier.DAILY)) == 1
 
 
+@pytest.mark.exhaustive
 def test_a_lock_that_is_released_between_tries(location: Location) -> None:
     location.catalog.prepare()
     with contextlib.ExitStack() as stack:
@@ -820,6 +824,7 @@ def test_re_execution_from_failure_works_on_the_parents_dump(lasting: Location) 
     assert backup_of(lasting, "weekly_promotion") == backup.path.name.replace("_daily_", "_weekly_")
 
 
+@pytest.mark.exhaustive
 def test_re_execution_of_a_re_execution_still_knows_the_dump(lasting: Location) -> None:
     """The dump may be neither the first run's nor the parent's: first no server, then twice no pg_restore."""
     settings = lasting.settings
@@ -852,6 +857,7 @@ def test_a_launched_run_fails_if_its_dump_is_gone(lasting: Location) -> None:
     assert failure(result).startswith("the dump of this run is gone: ")
 
 
+@pytest.mark.exhaustive
 def test_a_repeated_whole_run_uses_only_its_own_dump(lasting: Location) -> None:
     """It makes a new dump. If that vanishes, the parent run's dump does not replace it."""
     lasting.after_dump = lambda backup: flip_byte(backup.path)

@@ -452,6 +452,7 @@ def test_without_environment_all_loads_and_refuses(volume: Path, instance: dg.Da
     assert not Path("/backups").exists()
 
 
+@pytest.mark.exhaustive
 def test_the_job_of_a_bad_setting_exits_with_failure(tmp_path: Path) -> None:
     ended = dagster(
         "job", "execute", "--module-name", "ovia_backup_dagster.definitions", "--job", DAILY_JOB,
@@ -493,6 +494,7 @@ def test_the_workspace_loads_with_plain_dagster(tmp_path: Path, with_home: bool)
     assert ended.stdout.count("Validation successful for code location") == 1
 
 
+@pytest.mark.exhaustive
 def test_the_workspace_is_found_without_being_named() -> None:
     """As `dagster` in a checkout does."""
     ended = dagster("definitions", "validate")

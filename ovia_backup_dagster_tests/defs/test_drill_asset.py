@@ -241,6 +241,7 @@ def test_the_evidence_is_on_the_volume_and_the_run_says_where(drilled: Drilled) 
 # ---------------------------------------------------------------- the launchpad
 
 
+@pytest.mark.exhaustive
 def test_a_daily_backup_by_its_name(drilled: Drilled) -> None:
     result = launch(drilled.location, backup=drilled.older.path.name, where="throwaway", jobs=3)
     assert result.success
@@ -262,6 +263,7 @@ def test_an_archive_is_trusted_only_if_the_launchpad_says_so(drilled: Drilled) -
     assert chosen == [False, True]
 
 
+@pytest.mark.exhaustive
 def test_a_kept_scratch_database_lasts_until_the_next_drill(drilled: Drilled) -> None:
     name = f"{drilled.settings['POSTGRES_DB']}_restore_test"
 
@@ -400,6 +402,7 @@ def test_an_altered_archive_is_not_restored(new_location: NewLocation, people: R
 # ---------------------------------------------------------------- who is told
 
 
+@pytest.mark.exhaustive
 def test_a_failed_drill_is_alerted_until_one_passes(
     new_location: NewLocation, people: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -176,6 +176,7 @@ def plans(location: Location) -> list[Path]:
     return sorted((location.settings.backup_dir / "restores").glob(".plan-*"))
 
 
+@pytest.mark.exhaustive
 def test_a_word_is_valid_for_its_plans_options_only(backed_up: Location, database: Connection) -> None:
     """What differs is said, and the word stays good for what it was printed for."""
     given = word(backed_up)
@@ -203,6 +204,7 @@ def test_a_word_is_valid_for_its_plans_options_only(backed_up: Location, databas
     assert result.success, refused(result)
 
 
+@pytest.mark.exhaustive
 def test_a_word_is_valid_for_its_plans_database_only(backed_up: Location, database: Connection) -> None:
     """Of the one that was live then, and of the kept one that was to be gone back to."""
     given = word(backed_up)
@@ -216,6 +218,7 @@ def test_a_word_is_valid_for_its_plans_database_only(backed_up: Location, databa
     assert rows(database) > 0
 
 
+@pytest.mark.exhaustive
 def test_a_word_expires_after_an_hour(backed_up: Location, database: Connection) -> None:
     given = word(backed_up)
     [plan] = plans(backed_up)
@@ -319,6 +322,7 @@ def reexecuted(
         yield again
 
 
+@pytest.mark.exhaustive
 def test_re_execution_does_not_change_the_live_database(
     backed_up: Location, database: Connection, reexecuted: Callable[..., dg.JobExecutionResult]
 ) -> None:
@@ -347,6 +351,7 @@ def test_a_run_tagged_as_repeated_changes_nothing(location: Location, tag: str) 
     assert "this run repeats run another" in line
 
 
+@pytest.mark.exhaustive
 def test_dropping_replaced_databases_may_be_repeated(
     backed_up: Location, database: Connection, reexecuted: Callable[..., dg.JobExecutionResult]
 ) -> None:
@@ -390,7 +395,7 @@ def test_a_restore_is_undone(backed_up: Location, database: Connection) -> None:
     assert "nothing to abort" in refused(run(backed_up, action="abort"))
 
 
-@pytest.mark.parametrize(("action", "outcome"), [("resume", "done"), ("abort", "put back")])
+@pytest.mark.parametrize(("action", "outcome"), thinned([("resume", "done"), ("abort", "put back")]))
 def test_a_killed_restore_is_resumed_or_aborted(
     backed_up: Location, database: Connection, bin_dir: Path, tmp_path: Path, action: str, outcome: str
 ) -> None:
@@ -414,6 +419,7 @@ def test_a_killed_restore_is_resumed_or_aborted(
     assert found == ([output(result)["kept"]] if action == "resume" else [])
 
 
+@pytest.mark.exhaustive
 def test_a_restore_is_given_up_by_its_own_word(
     backed_up: Location, database: Connection, server: PortCluster, bin_dir: Path, tmp_path: Path
 ) -> None:

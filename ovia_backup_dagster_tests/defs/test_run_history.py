@@ -150,6 +150,7 @@ def output_of(tmp_path: Path, run_id: str) -> list[Path]:
     ]
 
 
+@pytest.mark.exhaustive
 def test_old_runs_go_with_their_events_and_output(kept: Location, tmp_path: Path) -> None:
     old = [run(kept, 450 * DAY, good=False), run(kept, 401 * DAY)]
     young = [run(kept, 399 * DAY), run(kept, DAY)]

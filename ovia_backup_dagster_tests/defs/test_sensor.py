@@ -167,8 +167,9 @@ def test_without_a_host_the_tick_fails_with_one_clear_line(bare: NewLocation, mo
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("host", thinned(["", "127.0.0.1"]))
-def test_as_the_code_server_evaluates_it(tmp_path: Path, host: str) -> None:
+def test_the_code_server_evaluates_the_sensor(tmp_path: Path, host: str) -> None:
     ended = dagster(
         "sensor", "preview", "--workspace", "workspace.yaml", "backup_freshness_sensor",
         home=tmp_path, BACKUP_DIR=str(tmp_path / "backups"), POSTGRES_HOST=host,
@@ -314,6 +315,7 @@ def test_a_run_that_ended_badly_is_followed_by_another(
     assert TOLD in (daemon.skipped or "")
 
 
+@pytest.mark.exhaustive
 def test_at_most_five_runs_a_day(daemon: Daemon, people: Receiver) -> None:
     people.refusals = -1
     for number in range(5):
@@ -337,6 +339,7 @@ def test_a_run_that_was_never_created_is_requested_again(daemon: Daemon) -> None
     assert (again.run_key, again.tags, again.run_config) == (first.run_key, first.tags, first.run_config)
 
 
+@pytest.mark.exhaustive
 def test_another_episode_is_another_alert_the_same_day(daemon: Daemon, people: Receiver) -> None:
     assert daemon.run(daemon.tick())
     healed = heal(daemon)
@@ -424,6 +427,7 @@ def test_a_failed_all_clear_is_requested_again(daemon: Daemon, people: Receiver)
     assert people.titles[1:] == ["[sample] all is well with the backups again"]
 
 
+@pytest.mark.exhaustive
 def test_an_all_clear_is_given_up_after_five_runs(daemon: Daemon, people: Receiver) -> None:
     assert daemon.run(daemon.tick())
     heal(daemon)
@@ -619,6 +623,7 @@ def test_a_failed_run_is_alerted_each_day(
     assert "Why it failed: no right to dump table salaries" in people.messages[-1]["message"]
 
 
+@pytest.mark.exhaustive
 def test_a_stale_backup_after_a_failure_is_alerted_again(real: Daemon, people: Receiver) -> None:
     fail_a_run(real.location)
     assert real.run(real.tick())
@@ -801,6 +806,7 @@ def test_restores_of_another_database_do_not_count(daemon: Daemon, bare: NewLoca
 # ---------------------------------------------------------------- what restores have kept
 
 
+@pytest.mark.exhaustive
 def test_a_failed_run_for_replaced_databases_is_alerted(
     real: Daemon, new_location: NewLocation, people: Receiver
 ) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -38,6 +39,7 @@ from dagster._daemon.types import DaemonHeartbeat
 from dagster._grpc.client import DagsterGrpcClient
 from dagster._utils.error import serializable_error_info_from_exc_info
 from dagster_shared.error import SerializableErrorInfo
+from sqlalchemy.exc import DatabaseError
 
 from ovia_backup_dagster.core.human_text import duration
 from ovia_backup_dagster.defs import instance_report as defs_instance
@@ -270,7 +272,9 @@ def test_the_home_is_not_named() -> None:
     assert line.fix.startswith("export DAGSTER_HOME=")
 
 
-def test_as_a_child_it_says_the_same(home: Path, disk: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_process_reports_the_same(
+    home: Path, disk: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
     beat(disk, ago=timedelta(minutes=20))
     monkeypatch.setenv("DAGSTER_HOME", str(home))
     monkeypatch.setenv("POSTGRES_HOST", "127.0.0.1")
@@ -303,6 +307,13 @@ def test_an_instance_that_cannot_be_used(
     assert why in line.text
     assert "Background" not in line.text
     assert line.fix.startswith(f"ls -la '{home}'; ")
+
+
+@pytest.mark.parametrize("statement", ["PRAGMA table_info(runs)", None], ids=["of a statement", "of a connection"])
+def test_a_storage_error_is_shown_without_statement_and_link(statement: str | None) -> None:
+    error = DatabaseError(statement, None, sqlite3.DatabaseError("file is not\na database"))
+    assert "Background on" in str(error)
+    assert defs_instance._unusable(error).text.endswith("(sqlite3.DatabaseError) file is not a database")
 
 
 def test_a_storage_that_does_not_answer(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,6 +401,7 @@ def serving(volume: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
             process.wait()
 
 
+@pytest.mark.exhaustive
 def test_a_code_server_that_serves_hangs_and_is_gone(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(volume) as (port, process):
         deadline = time.monotonic() + 60

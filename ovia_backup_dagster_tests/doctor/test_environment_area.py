@@ -216,7 +216,7 @@ def test_every_vulnerability_is_told_of_the_version_that_has_it(claimed: Path) -
     ("version", "count"),
     [("16.14", 4), ("16.13", 5), ("16.15", 1), ("16.16", 0), ("17.10", 4), ("18.0", 6), ("18.6", 1), ("18.7", 0)],
 )
-def test_the_first_release_that_mends_has_none(version: str, count: int) -> None:
+def test_the_first_fixed_release_is_clean(version: str, count: int) -> None:
     assert len(versions.known_vulnerabilities(version)) == count
 
 
@@ -292,7 +292,7 @@ def alerts_of(*urls: str) -> list[Observation]:
     return list(environment_area.alerts(BackupSystem(load(HOST | {"BACKUP_NOTIFY_URLS": ",".join(urls)}))))
 
 
-def test_nobody_is_told() -> None:
+def test_a_missing_alert_channel_is_reported() -> None:
     (line,) = alerts_of()
     assert (line.area, line.level) == (Area.ALERTS, Severity.WARN)
     assert line.text == "no one is notified when backups fail: BACKUP_NOTIFY_URLS is empty"
@@ -356,7 +356,7 @@ def test_a_test_message_arrives() -> None:
     assert message["type"] == "success"
 
 
-def test_one_of_two_channels_does_not_take_it() -> None:
+def test_one_of_two_channels_refuses_an_alert() -> None:
     with receiver() as people:
         took, refused = sent(people.url, f"json://127.0.0.1:{free_port()}/")
     assert took.level is Severity.OK

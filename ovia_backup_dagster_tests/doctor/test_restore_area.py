@@ -100,7 +100,7 @@ def test_what_is_kept(here: BackupSystem, database: Connection) -> None:
             execute(database.to("postgres"), f"DROP DATABASE IF EXISTS {each}")
 
 
-def test_one_that_is_unfinished(here: BackupSystem, database: Connection) -> None:
+def test_an_unfinished_restore_is_reported(here: BackupSystem, database: Connection) -> None:
     folder, name = here.restorations.folder, database.database
     folder.prepare()
     order = order_of(database, Mode.SWAP, incoming=f"{name}_restore_20260102030405")

@@ -372,7 +372,7 @@ def test_a_verified_backup_of_today(volume: Path) -> None:
     assert (line.level, line.text) == (Severity.OK, f"the newest backup, {made}, is 3 h old (verified)")
 
 
-def test_one_of_today_that_waits_for_its_verification(volume: Path) -> None:
+def test_an_unverified_dump_of_today_is_no_fault(volume: Path) -> None:
     publish(make_catalog(volume), NOW - timedelta(hours=3))
     line = backups_of(volume)
     assert (line.level, line.fix) == (Severity.OK, "")
@@ -396,14 +396,14 @@ def test_a_backup_that_is_too_old(volume: Path) -> None:
     assert "ovia-backup dump && ovia-backup verify latest" in line.fix
 
 
-def test_nothing_but_bad_ones(volume: Path) -> None:
+def test_only_bad_backups_are_reported(volume: Path) -> None:
     write_dump(make_catalog(volume), NOW - timedelta(hours=1), content=b"no archive")
     missing, bad = doctor.backups(system_on(volume))
     assert (missing.level, "there is no backup but 1 bad one" in missing.text) == (Severity.FAIL, True)
     assert (bad.level, "is no archive" in bad.text) == (Severity.WARN, True)
 
 
-def test_one_that_is_dated_in_the_future(volume: Path) -> None:
+def test_a_dump_from_the_future_is_reported(volume: Path) -> None:
     made = publish(make_catalog(volume), NOW + 30 * DAY)
     line = backups_of(volume)
     assert (line.level, "in the future: a clock is wrong" in line.text) == (Severity.FAIL, True)

@@ -209,6 +209,7 @@ def test_a_file_outside_the_volume_is_drilled_by_its_path(site: Site, tmp_path: 
         site.driller.find(str(elsewhere), anywhere=False)
 
 
+@pytest.mark.exhaustive
 def test_a_name_of_any_length_has_evidence(site: Site, tmp_path: Path) -> None:
     made = site.backup()
     elsewhere = tmp_path / ("ü" * 110 + ".dump")
@@ -256,7 +257,7 @@ def test_a_missing_expected_table_fails_the_drill_by_name(site: Site) -> None:
 
 
 @pytest.mark.parametrize("compression", thinned(["gzip:1", "zstd:2"]))
-@pytest.mark.parametrize("many", [100, 30], ids=["with a manifest", "without, but verified before"])
+@pytest.mark.parametrize("many", thinned([100, 30]), ids=["with a manifest", "without, but verified before"])
 def test_no_flipped_byte_passes(full_site: Site, many: int, compression: str) -> None:
     """The hash shows it before a server is started."""
     site, rng = full_site, Random(f"{many}{compression}")
@@ -397,6 +398,7 @@ def test_an_unqualified_name_is_named_in_the_error(site: Site) -> None:
     assert "late_index" in text
 
 
+@pytest.mark.exhaustive
 def test_a_missing_extension_is_named(full_site: Site, bin_dir: Path) -> None:
     site = full_site
     execute(
@@ -484,7 +486,7 @@ def has_scratch(site: Site) -> bool:
     return any(scratch(site) in map(str, row) for row in server_state(site.database))
 
 
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("fails", thinned([False, True]))
 def test_a_scratch_database_leaves_the_server_as_it_was(site: Site, fails: bool) -> None:
     execute(site.database, "ALTER DATABASE current_database SET x.y = 1".replace("current_database", name_of(site)))
     execute(site.database, "CREATE SCHEMA other", "CREATE TABLE other.t (v int)")
@@ -509,7 +511,8 @@ def name_of(site: Site) -> str:
 
 
 @pytest.mark.parametrize(
-    ("comment", "limit"), [(None, -1), ("the tester's own", -1), ("the tester's own", places._CONNECTION_LIMIT)]
+    ("comment", "limit"),
+    thinned([(None, -1), ("the tester's own", -1), ("the tester's own", places._CONNECTION_LIMIT)]),
 )
 def test_a_foreign_scratch_database_is_refused_and_untouched(site: Site, comment: str | None, limit: int) -> None:
     made = site.backup()
@@ -525,7 +528,7 @@ def test_a_foreign_scratch_database_is_refused_and_untouched(site: Site, comment
         session.execute("SELECT * FROM precious")
 
 
-@pytest.mark.parametrize(("comment", "limit"), [(places.MARK, -1), (None, places._CONNECTION_LIMIT)])
+@pytest.mark.parametrize(("comment", "limit"), thinned([(places.MARK, -1), (None, places._CONNECTION_LIMIT)]))
 def test_a_killed_drills_database_and_sessions_are_removed(site: Site, comment: str | None, limit: int) -> None:
     """With its comment; and without, if the drill was killed between CREATE DATABASE and COMMENT."""
     made = site.backup()
@@ -551,6 +554,7 @@ def test_a_copy_is_marked_before_anything_is_in_it(site: Site) -> None:
     assert [(mark[2], mark[5]) for mark in marks] == [(places._CONNECTION_LIMIT, places.MARK)]
 
 
+@pytest.mark.exhaustive
 def test_a_prepared_transaction_in_the_copy_is_reported(bin_dir: Path, tmp_path: Path, drill_dir: Path) -> None:
     """FORCE does not drop such a database: only a person can decide about the transaction."""
     with running_cluster(bin_dir, max_prepared_transactions="2") as cluster:
@@ -585,6 +589,7 @@ def name_other(site: Site) -> str:
     return site.catalog.database
 
 
+@pytest.mark.exhaustive
 def test_the_lock_outlasts_an_idle_timeout(site: Site, tmp_path: Path) -> None:
     """A role's idle_session_timeout would end the session that holds the lock, and let another drill in."""
     role = f"idle{free_port()}"
@@ -809,7 +814,7 @@ def test_the_own_check_sees_the_copy_and_none_of_our_settings(
 
 @pytest.mark.parametrize(
     ("own", "code"),
-    thinned([("exit 7", "7"), ("broken.sql", "3"), ("kill -9 $$", "-9"), ("no-such-program-at-all", "127")], daily=2),
+    thinned([("exit 7", "7"), ("broken.sql", "3"), ("kill -9 $$", "-9"), ("no-such-program-at-all", "127")]),
 )
 def test_a_failed_own_check_fails_the_drill(site: Site, tmp_path: Path, own: str, code: str) -> None:
     made = site.backup()
@@ -911,6 +916,7 @@ def test_a_file_in_place_of_the_evidence_folder_is_named(site: Site) -> None:
 # --------------------------------------------------------------------------------------------- who is allowed
 
 
+@pytest.mark.exhaustive
 @needs_root
 def test_an_ordinary_user_can_drill(site: Site, tmp_path: Path) -> None:
     """With the user's own volume and folder; the server runs under the user's account."""
@@ -994,7 +1000,7 @@ def test_pruning_leaves_a_backup_that_is_being_drilled(site: Site) -> None:
     assert not older.path.exists()
 
 
-@pytest.mark.parametrize("drilled", [Tier.DAILY, Tier.WEEKLY])
+@pytest.mark.parametrize("drilled", thinned([Tier.DAILY, Tier.WEEKLY]))
 def test_both_hard_links_stay_while_one_is_drilled(site: Site, drilled: Tier) -> None:
     daily = dated(site.backup(), 3)
     weekly = promote_and_prune.promote(site.catalog, daily, KEEP_ONE, datetime.now(UTC)).weekly
@@ -1013,7 +1019,7 @@ def test_both_hard_links_stay_while_one_is_drilled(site: Site, drilled: Tier) ->
     assert remove_backup(site.catalog, weekly)
 
 
-@pytest.mark.parametrize("tier", [Tier.DAILY, Tier.WEEKLY])
+@pytest.mark.parametrize("tier", thinned([Tier.DAILY, Tier.WEEKLY]))
 def test_a_drill_of_a_backup_being_pruned_reports_it_gone(site: Site, tier: Tier) -> None:
     made = site.backup()
     if tier is Tier.WEEKLY:
@@ -1050,6 +1056,7 @@ def test_dump_verification_and_promotion_go_on_during_a_drill(site: Site) -> Non
     assert site.catalog.refresh(made).drilled
 
 
+@pytest.mark.exhaustive
 def test_a_drill_waits_for_no_dump(site: Site) -> None:
     made = site.backup()
     with site.catalog.lock("a dump that takes hours", datetime.now(UTC)):
@@ -1072,6 +1079,7 @@ def test_a_sweep_while_the_sidecar_is_written_takes_nothing(site: Site, monkeypa
     assert site.catalog.refresh(made).drilled
 
 
+@pytest.mark.exhaustive
 def test_evidence_counts_though_its_drill_was_killed_later(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     made = site.backup()
     rename = os.rename
@@ -1103,6 +1111,7 @@ def test_evidence_counts_though_its_drill_was_killed_later(site: Site, monkeypat
     assert f"the restore drill of {made} did not end" in str(trouble)
 
 
+@pytest.mark.exhaustive
 def test_the_newest_proven_backup_is_kept(site: Site) -> None:
     """A real drill, then four months of dumps without a drill, pruned each week."""
     old = dated(site.backup(), 120)
@@ -1140,11 +1149,13 @@ FUNCTION = """
 @needs_root
 @pytest.mark.parametrize(
     ("uses", "when"),
-    [
-        ("CREATE MATERIALIZED VIEW seen AS SELECT public.one(id) FROM people", "true"),
-        # Only when the table is analyzed, not while the index is built.
-        ("CREATE INDEX by_one ON people (public.one(id))", "current_query() LIKE 'ANALYZE%'"),
-    ],
+    thinned(
+        [
+            ("CREATE MATERIALIZED VIEW seen AS SELECT public.one(id) FROM people", "true"),
+            # Only when the table is analyzed, not while the index is built.
+            ("CREATE INDEX by_one ON people (public.one(id))", "current_query() LIKE 'ANALYZE%'"),
+        ]
+    ),
     ids=["refresh", "analyze"],
 )
 def test_a_full_disk_after_the_restore_is_reported(site: Site, uses: str, when: str) -> None:

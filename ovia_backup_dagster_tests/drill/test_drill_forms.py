@@ -191,6 +191,7 @@ def test_a_database_with_every_kind_of_object_passes(boss: PortCluster, full_bin
         )
 
 
+@pytest.mark.exhaustive
 def test_odd_names_in_every_place_pass(boss: PortCluster, full_bin_dir: Path, tmp_path: Path) -> None:
     """Each odd name is used for a schema, table, role, sequence and view; the database has an odd name, too."""
     with database(boss, "da\"ta'base; %s \\ dot.ted\nÜ") as source:
@@ -252,6 +253,7 @@ def test_the_negative_control_takes_odd_names(boss: PortCluster) -> None:
         assert {table.rows for table in reader.read().witness.tables} == {2}
 
 
+@pytest.mark.exhaustive
 def test_the_control_puts_a_row_back_with_source_settings(
     boss: PortCluster, full_bin_dir: Path, tmp_path: Path
 ) -> None:
@@ -277,6 +279,7 @@ def test_the_control_puts_a_row_back_with_source_settings(
         assert_passed(Drilling(source, full_bin_dir, tmp_path).dump_and_drill(), Check.SCHEMA_TEXT)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", thinned(["template1", "postgres"]))
 def test_databases_that_every_server_has(name: str, boss: PortCluster, full_bin_dir: Path, tmp_path: Path) -> None:
     source = boss.connection(name)
@@ -306,38 +309,40 @@ def test_an_empty_database_and_empty_tables(boss: PortCluster, full_bin_dir: Pat
 
 @pytest.mark.parametrize(
     ("statements", "table"),
-    [
-        (
+    thinned(
+        [
             (
-                "CREATE TYPE e AS ENUM ('a', 'b')",
-                "CREATE TABLE r (k e) PARTITION BY HASH (k)",
-                "CREATE TABLE r0 PARTITION OF r FOR VALUES WITH (MODULUS 1, REMAINDER 0)",
-                "INSERT INTO r VALUES ('a'), ('b')",
+                (
+                    "CREATE TYPE e AS ENUM ('a', 'b')",
+                    "CREATE TABLE r (k e) PARTITION BY HASH (k)",
+                    "CREATE TABLE r0 PARTITION OF r FOR VALUES WITH (MODULUS 1, REMAINDER 0)",
+                    "INSERT INTO r VALUES ('a'), ('b')",
+                ),
+                "public.r",
             ),
-            "public.r",
-        ),
-        (
             (
-                "CREATE TABLE r (k int) PARTITION BY RANGE (k)",
-                "CREATE TABLE r0 PARTITION OF r DEFAULT",
-                "INSERT INTO r VALUES (1)",
+                (
+                    "CREATE TABLE r (k int) PARTITION BY RANGE (k)",
+                    "CREATE TABLE r0 PARTITION OF r DEFAULT",
+                    "INSERT INTO r VALUES (1)",
+                ),
+                "public.r0",
             ),
-            "public.r0",
-        ),
-        (
-            ("CREATE TABLE t AS SELECT 1 AS a", "CREATE RULE keep AS ON DELETE TO t DO INSTEAD NOTHING"),
-            "public.t",
-        ),
-        (
             (
-                "CREATE TABLE t (a int PRIMARY KEY, b int REFERENCES t)",
-                "INSERT INTO t VALUES (1, 1)",
-                "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
-                "CREATE TRIGGER no BEFORE DELETE ON t FOR EACH ROW EXECUTE FUNCTION no()",
+                ("CREATE TABLE t AS SELECT 1 AS a", "CREATE RULE keep AS ON DELETE TO t DO INSTEAD NOTHING"),
+                "public.t",
             ),
-            "public.t",
-        ),
-    ],
+            (
+                (
+                    "CREATE TABLE t (a int PRIMARY KEY, b int REFERENCES t)",
+                    "INSERT INTO t VALUES (1, 1)",
+                    "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+                    "CREATE TRIGGER no BEFORE DELETE ON t FOR EACH ROW EXECUTE FUNCTION no()",
+                ),
+                "public.t",
+            ),
+        ]
+    ),
     ids=["an enum's hash", "a partition", "a rule that keeps rows", "a trigger that keeps rows"],
 )
 def test_the_negative_control_deletes_and_puts_back(statements: tuple[str, ...], table: str, boss: PortCluster) -> None:
@@ -376,6 +381,7 @@ def test_a_database_in_another_encoding_passes(
         assert_passed(drilling.drill(Where.DATABASE))
 
 
+@pytest.mark.exhaustive
 def test_a_missing_locale_is_replaced_with_a_note(
     boss: PortCluster, full_bin_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -430,7 +436,6 @@ HOSTILE = (
             ("database", Where.DATABASE),
             ("role", Where.DATABASE),
         ],
-        daily=2,
     ),
 )
 def test_hostile_settings_of_the_source_pass(
@@ -495,7 +500,6 @@ def _old_script(source: Connection, drilling: Drilling) -> Iterator[Drilling]:
             ("database", False),
             ("role", False),
         ],
-        daily=2,
     ),
 )
 def test_a_dump_of_the_old_script_passes(
@@ -582,6 +586,7 @@ def test_a_scratch_database_by_an_ordinary_role(
     assert_passed(evidence, Check.TABLES, Check.SCHEMA_TEXT)
 
 
+@pytest.mark.exhaustive
 def test_another_version_of_an_extension_is_odd(boss: PortCluster, full_bin_dir: Path, tmp_path: Path) -> None:
     with database(boss, "extended") as source:
         execute(source, "CREATE EXTENSION hstore VERSION '1.6'", "CREATE TABLE t AS SELECT 'a=>1'::hstore AS h")

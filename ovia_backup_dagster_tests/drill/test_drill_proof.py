@@ -646,6 +646,7 @@ WHOLE = {
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", thinned(WHOLE))
 def test_a_whole_drill_of_an_altered_copy_fails(name: str, copies: Copies, monkeypatch: pytest.MonkeyPatch) -> None:
     check, says, statement = WHOLE[name]

@@ -374,6 +374,7 @@ def test_code_in_a_backup_drilled_by_root_is_confined(site: Callable[..., Site],
     assert outside.succeeded() == set()
 
 
+@pytest.mark.exhaustive
 @needs_root
 @pytest.mark.parametrize("version", thinned([3, 1]))
 def test_an_older_kernel_confines_all_but_signals(site: Callable[..., Site], outside: Outside, version: int) -> None:
@@ -582,11 +583,13 @@ SLEEPS = "BEGIN IF current_setting('is_superuser')::bool THEN PERFORM pg_sleep(1
 
 @pytest.mark.parametrize(
     ("body", "found"),
-    [
-        (FORKS, "processes, and may have 512"),
-        (ALLOCATES, "of memory, and may take 1.0 GB"),
-        (SLEEPS, "it ran for more than 0.00083 hours (DRILL_MAX_HOURS)"),
-    ],
+    thinned(
+        [
+            (FORKS, "processes, and may have 512"),
+            (ALLOCATES, "of memory, and may take 1.0 GB"),
+            (SLEEPS, "it ran for more than 0.00083 hours (DRILL_MAX_HOURS)"),
+        ]
+    ),
     ids=["forks", "allocates", "sleeps"],
 )
 def test_a_function_without_end_ends_the_drill(
@@ -680,6 +683,7 @@ def _hide(calls: tuple[int, ...], code: int) -> None:
     assert libc.prctl(22, 2, struct.pack("@HP", len(program) + 1, ctypes.addressof(raw)), 0, 0) == 0
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("calls", "code", "said"),
     thinned(

@@ -282,6 +282,7 @@ def test_a_backup_by_path_from_elsewhere(cli: Cli, volume: Path, tmp_path: Path)
     assert cli("verify", str(copied)).returncode == 1
 
 
+@pytest.mark.exhaustive
 def test_pruning_says_what_it_would_do(cli: Cli, volume: Path) -> None:
     for day in range(9, 0, -1):
         cli("dump")
@@ -366,6 +367,7 @@ def test_output_that_cannot_be_written(command: str, code: int, cli: Cli) -> Non
     assert ended.stderr == "ovia-backup: cannot print: No space left on device\n"
 
 
+@pytest.mark.exhaustive
 def test_a_closed_stream_stops_no_command(cli: Cli) -> None:
     """All commands with all streams closed, and those that print little and much with only their output closed."""
     for command in ("dump", "verify", "list", "drill", "drill --history", "status", "doctor", "--help"):
@@ -376,7 +378,8 @@ def test_a_closed_stream_stops_no_command(cli: Cli) -> None:
             assert "Traceback" not in ended.stdout + ended.stderr
 
 
-def test_a_terminal_that_knows_few_letters(process: Cli) -> None:
+@pytest.mark.exhaustive
+def test_an_ascii_terminal_gets_readable_output(process: Cli) -> None:
     cli = process
     assert [cli(command, LOGNAME="Zoë").returncode for command in ("dump", "drill")] == [0, 0]
     told = cli("drill", "--history", PYTHONIOENCODING="ascii")
@@ -485,7 +488,8 @@ def test_a_drill_as_json_by_name_and_the_history(cli: Cli, volume: Path) -> None
     assert cli("list").stdout.count("  proven") == 1
 
 
-def test_a_copy_that_is_kept_for_a_look(process: Cli, volume: Path) -> None:
+@pytest.mark.exhaustive
+def test_a_copy_kept_for_inspection(process: Cli, volume: Path) -> None:
     """In processes: the server outlives the command that started it."""
     cli = process
     folder = Path(tempfile.mkdtemp(prefix="ovia-k-", dir="/tmp"))
@@ -514,7 +518,8 @@ def test_a_copy_that_is_kept_for_a_look(process: Cli, volume: Path) -> None:
         shutil.rmtree(folder)
 
 
-def test_a_copy_in_a_database_that_is_kept_for_a_look(cli: Cli, database: Connection) -> None:
+@pytest.mark.exhaustive
+def test_a_database_kept_for_inspection(cli: Cli, database: Connection) -> None:
     name = f"{database.database}_restore_test"
 
     def there() -> bool:

@@ -26,6 +26,7 @@ from ovia_backup_dagster.demo import embedded_server
 from ovia_backup_dagster.postgres.local_cluster import Cluster
 from ovia_backup_dagster_tests.conftest import free_port
 from ovia_backup_dagster_tests.support.dagster_ui import LAUNCH, RUN, awaited
+from ovia_backup_dagster_tests.support.exhaustive import thinned
 
 PROGRAM = Path(sys.executable).with_name("ovia-backup")
 
@@ -84,6 +85,7 @@ def test_an_interrupted_load_starts_again(folder: Path) -> None:
     assert "verified" in result.stdout
 
 
+@pytest.mark.exhaustive
 def test_a_failing_job_is_reported(folder: Path) -> None:
     (folder).mkdir()
     (folder / "backups").write_text("not a folder")
@@ -132,18 +134,19 @@ def test_the_ui_serves_the_demo(folder: Path) -> None:
     assert processes_of(folder) == []
 
 
-def test_a_demo_is_made_restored_and_that_undone_in_its_ui(folder: Path) -> None:
-    """In a new folder; restore_job as it stands plans, and its word does it."""
+@pytest.mark.parametrize("modes", thinned([("swap",), ("swap", "undo")], together=True), ids=" ".join)
+def test_the_demo_is_restored_and_undone_in_its_ui(folder: Path, modes: tuple[str, ...]) -> None:
+    """In a new folder; restore_job plans by default, and the plan's word confirms the restore and the undo."""
     folder.mkdir()
+    actions = {"swap": ({}, "restore"), "undo": ({"action": "plan_undo"}, "undo")}
     with serving(folder) as graphql:
         assert len(list((folder / "backups" / "daily").glob("*.verified.json"))) == 1
-        for plan, action in (({}, "restore"), ({"action": "plan_undo"}, "undo")):
+        for plan, action in map(actions.__getitem__, modes):
             word = confirmed_by(graphql, launch(graphql, "restore_job", plan))
             launch(graphql, "restore_job", {"action": action, "confirm": word})
     records = [json.loads(path.read_text()) for path in (folder / "backups" / "restores").glob("*.json")]
     assert sorted((record["order"]["mode"], record["outcome"]) for record in records) == [
-        ("swap", "done"),
-        ("undo", "done"),
+        (mode, "done") for mode in modes
     ]
 
 

@@ -192,6 +192,7 @@ def test_from_a_bare_role_to_a_green_report(
         execute(admin, "DROP OWNED BY backup", "DROP ROLE backup")
 
 
+@pytest.mark.exhaustive
 def test_a_hostile_role_on_a_hostile_database(
     role: Connection, new_full_database: NewDatabase, full_bin_dir: Path, tmp_path: Path
 ) -> None:
@@ -253,6 +254,7 @@ def running(admin: Connection, statement: str) -> Iterator[None]:
         yield
 
 
+@pytest.mark.exhaustive
 def test_compatible_large_objects_need_no_grant(
     new_full_database: NewDatabase, full_bin_dir: Path, tmp_path: Path
 ) -> None:

@@ -81,6 +81,7 @@ def test_dg_checks_and_lists_it(variables: dict[str, str], home: Path) -> None:
     assert ROLE_PASSWORD not in listed.stdout
 
 
+@pytest.mark.exhaustive
 def test_dg_finds_and_scaffolds_the_component(home: Path, copied: Path, variables: dict[str, str]) -> None:
     listed = dg_command("list", "components", "--json", home=home, folder=copied)
     assert "ovia_backup_dagster.PostgresBackup" in {each["key"] for each in json.loads(listed.stdout)["items"]}
@@ -93,6 +94,7 @@ def test_dg_finds_and_scaffolds_the_component(home: Path, copied: Path, variable
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("line", "wrong", "number", "says"),
     [

@@ -44,6 +44,7 @@ def as_us(cli: Cli, *arguments: str, **settings: str) -> subprocess.CompletedPro
     )
 
 
+@pytest.mark.exhaustive
 def test_the_shared_day(new_database: NewDatabase, server: PortCluster, bin_dir: Path, volume: Path) -> None:
     database = new_database()
     cli = Cli(

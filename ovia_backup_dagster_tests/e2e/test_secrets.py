@@ -81,6 +81,7 @@ def test_what_a_command_starts_finds_no_secret(
     finds_nothing(tmp_path, told)
 
 
+@pytest.mark.exhaustive
 def test_what_a_run_starts_finds_no_secret(settings: dict[str, str], tmp_path: Path) -> None:
     """On a plain host: in the stack, a run has them as files alone."""
     home = tmp_path / "home"

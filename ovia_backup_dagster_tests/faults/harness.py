@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import json
 import os
+import pkgutil
 import re
 import select
 import signal
@@ -26,9 +28,10 @@ from random import Random
 from typing import Self
 from unittest import mock
 
-# Read beforehand, so that a kill falls into the operation and not into its imports.
-import ovia_backup_dagster.health.freshness
-import ovia_backup_dagster.postgres.session  # noqa: F401
+import rich.console
+import rich.table  # noqa: F401
+
+from ovia_backup_dagster import cli, drill, proof, restoration, retention
 from ovia_backup_dagster.cli.main import main
 from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.catalog import Catalog
@@ -40,6 +43,11 @@ from ovia_backup_dagster.settings.model import Settings
 from ovia_backup_dagster.system import BackupSystem
 from ovia_backup_dagster_tests.conftest import PortCluster
 from ovia_backup_dagster_tests.support.factories import redated
+
+# Imported beforehand, so that a kill falls into the operation and not into its imports, and no fork repeats them.
+for _room in (cli, drill, proof, restoration, retention):
+    for _module in pkgutil.walk_packages(_room.__path__, f"{_room.__name__}."):
+        importlib.import_module(_module.name)
 
 CHAIN = (("dump",), ("verify",), ("verify", "--unverified"), ("promote",), ("prune",))
 DAY = timedelta(days=1)

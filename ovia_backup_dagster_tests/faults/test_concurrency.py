@@ -119,7 +119,7 @@ def test_everybody_at_once(small_place: Place, rng: Random, record: Record, time
     )
 
 
-def test_nobody_waits_longer_than_was_asked_for(place: Place) -> None:
+def test_no_command_waits_longer_than_its_lock_timeout(place: Place) -> None:
     """Without a wait, the second process is told which one holds the lock."""
     place.chain()
     with ExitStack() as stack:

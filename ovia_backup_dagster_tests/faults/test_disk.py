@@ -210,6 +210,7 @@ def test_no_room_at_all_and_the_reserve(place: Place, template: Place, record: R
     )
 
 
+@pytest.mark.exhaustive
 @rounds(few=2, many=40)
 def test_no_room_while_promoting_by_copy(
     place: Place, template: Place, rng: Random, record: Record, times: int
@@ -326,6 +327,7 @@ class Breaking:
         return self.template.catalog.backups(Tier.DAILY)[0].started_at
 
 
+@pytest.mark.exhaustive
 @rounds(few=2, many=40)
 def test_the_power_fails(place: Place, template: Place, rng: Random, record: Record, times: int) -> None:
     """Every read and write fails from then on; afterwards there is what had reached the disk, and no more."""
@@ -360,6 +362,7 @@ def test_the_disk_turns_read_only(place: Place, template: Place, rng: Random, re
     )
 
 
+@pytest.mark.exhaustive
 @rounds(few=2, many=40)
 def test_writing_back_fails(place: Place, template: Place, rng: Random, record: Record, times: int) -> None:
     """The disk takes what is written and fails to store it: only fsync is told."""
@@ -440,6 +443,7 @@ def test_the_volume_disappears_while_dumping(
     )
 
 
+@pytest.mark.exhaustive
 @rounds(few=1, many=30)
 def test_the_folder_is_removed_while_dumping(
     place: Place, template: Place, rng: Random, record: Record, times: int

@@ -39,6 +39,7 @@ from ovia_backup_dagster_tests.faults.harness import (
 from ovia_backup_dagster_tests.support.dagster_ui import (
     Dagster,
 )
+from ovia_backup_dagster_tests.support.exhaustive import thinned
 
 #: The beginnings of what a drill logs -> the phase that follows.
 PHASES = {
@@ -240,7 +241,7 @@ def test_a_volume_without_room_for_evidence_is_refused_at_once(place: Place, tmp
 
 
 @needs_root
-@pytest.mark.parametrize("reserve", [True, False])
+@pytest.mark.parametrize("reserve", thinned([True, False]))
 def test_a_volume_that_fills_up_meanwhile(place: Place, tmp_path: Path, reserve: bool) -> None:
     """The reserve is for this. Without one, the drill says what came of it, and why that is not written down."""
     root = tmp_path / "small"
@@ -336,6 +337,7 @@ def test_the_throwaway_server_is_killed(place: Place, until_it_says: str) -> Non
     next_one_passes(place)
 
 
+@pytest.mark.exhaustive
 def test_a_scratch_server_is_stopped_in_mid_restore(place: Place, bin_dir: Path, tmp_path: Path) -> None:
     with running_cluster(bin_dir) as other:
         settings = {
@@ -366,8 +368,8 @@ def phase_of(output: str) -> str:
     return found[-1] if found else "before it read anything"
 
 
-@pytest.mark.parametrize("where", ["throwaway", "database"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("where", thinned(["throwaway", "database"]))
+@pytest.mark.parametrize("number", thinned([signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive)]))
 def test_a_signal_ends_a_drill_that_cleans_up(place: Place, where: str, number: signal.Signals) -> None:
     ended_politely(place, where, number, "restored_without_errors")
     assert evidence(place) == []
@@ -395,7 +397,7 @@ def ended_politely(place: Place, where: str, number: signal.Signals, said: str) 
 
 
 @rounds(few=1, many=50)
-@pytest.mark.parametrize("where", ["throwaway", "database"])
+@pytest.mark.parametrize("where", thinned(["throwaway", "database"]))
 def test_killed_at_random_moments(place: Place, rng: Random, record: Record, where: str, times: int) -> None:
     """``kill -9``, of the process alone: what it has started goes on, and the next drill ends it."""
     # Less than all of it: a single kill is to hit.
@@ -431,9 +433,9 @@ def test_killed_at_random_moments(place: Place, rng: Random, record: Record, whe
     )
 
 
-@pytest.mark.parametrize("where", ["throwaway", "database"])
+@pytest.mark.parametrize("where", thinned(["throwaway", "database"]))
 @pytest.mark.parametrize(
-    "said", [pytest.param("hashing", marks=pytest.mark.exhaustive), "restoring", "restored_without_errors"]
+    "said", thinned([pytest.param("hashing", marks=pytest.mark.exhaustive), "restoring", "restored_without_errors"])
 )
 def test_killed_in_a_phase(place: Place, where: str, said: str) -> None:
     with ended_by_then(place.start("drill", "--where", where)) as running:
@@ -500,7 +502,7 @@ def test_a_launched_run_is_terminated_in_the_ui(place: Place, home: Path, record
 _TERMINATE = "mutation($id: String!) { terminateRun(runId: $id) { __typename } }"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", thinned([signal.SIGTERM, signal.SIGKILL]))
 def test_a_database_still_being_created_is_removed_later(place: Place, number: signal.Signals) -> None:
     """It goes on with CREATE DATABASE when its client is gone, and until it has ended, no session sees the database."""
     with asked(place) as session:

@@ -23,6 +23,7 @@ from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster_tests.faults.conftest import needs_root
 from ovia_backup_dagster_tests.faults.disks import Disk
 from ovia_backup_dagster_tests.support.command_line import Cli
+from ovia_backup_dagster_tests.support.exhaustive import thinned
 from ovia_backup_dagster_tests.support.factories import redated
 
 SOURCE = Path(__file__).with_name("filesystem.c")
@@ -56,6 +57,7 @@ def lines_of(cli: Cli, level: str, **settings: str) -> list[str]:
     return [f"{line['text']} -> {line['fix']}" for line in lines if (line["area"], line["level"]) == ("volume", level)]
 
 
+@pytest.mark.exhaustive
 def test_a_volume_without_links_syncs_and_modes_is_backed_up_to(cli: Cli, catalog: Catalog) -> None:
     lacks = {"LACKING_LINK": str(errno.EIO), "LACKING_FSYNC": str(errno.EINVAL), "LACKING_CHMOD": str(errno.EPERM)}
     for command in ("dump", "verify", "promote", "drill", "prune"):
@@ -77,7 +79,7 @@ def test_a_volume_without_links_syncs_and_modes_is_backed_up_to(cli: Cli, catalo
     assert not list(catalog.root.glob(".probe*"))
 
 
-@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
+@pytest.mark.parametrize("code", thinned([errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP]))
 def test_a_volume_without_locks_is_not_written_to(cli: Cli, catalog: Catalog, code: int) -> None:
     lacks = {"LACKING_FLOCK": str(code)}
     catalog.prepare()
@@ -90,6 +92,7 @@ def test_a_volume_without_locks_is_not_written_to(cli: Cli, catalog: Catalog, co
     assert any("has no locks: nothing is written or removed there" in line for line in lines_of(cli, "fail", **lacks))
 
 
+@pytest.mark.exhaustive
 def test_a_volume_without_locks_is_listed_and_restored_from(cli: Cli, catalog: Catalog, volume: Path) -> None:
     assert cli("dump").returncode == 0
     (backup,) = catalog.backups()
@@ -158,7 +161,7 @@ def test_a_weekly_folder_that_is_immutable_stops_no_dump(cli: Cli, database: Con
 
 @needs_root
 @pytest.mark.parametrize(
-    ("folder", "command"), [("daily", "dump"), ("drills", "drill"), ("restores", "restore"), (".", "dump")]
+    ("folder", "command"), thinned([("daily", "dump"), ("drills", "drill"), ("restores", "restore"), (".", "dump")])
 )
 def test_other_folders_that_are_immutable(
     cli: Cli, database: Connection, disk: Path, folder: str, command: str

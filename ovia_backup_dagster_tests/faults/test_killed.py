@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 
+import pytest
+
 from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.locking import lock_holder
 from ovia_backup_dagster.core.publication import remove_backup
@@ -136,6 +138,7 @@ def test_killed_while_dumping(place: Place, rng: Random, record: Record, times: 
     )
 
 
+@pytest.mark.exhaustive
 @rounds(few=1, many=100)
 def test_killed_while_dumping_and_pg_dump_lives_on(place: Place, rng: Random, record: Record, times: int) -> None:
     """While the orphan writes, the lock stays held and no other process gets it."""
@@ -287,6 +290,7 @@ def test_killed_while_pruning(small_place: Place, rng: Random, record: Record, t
     )
 
 
+@pytest.mark.exhaustive
 @rounds(few=1, many=20)
 def test_the_program_itself_killed_from_its_first_instant(
     place: Place, rng: Random, record: Record, times: int

@@ -113,6 +113,7 @@ def test_the_server_is_killed(cluster: PortCluster, place: Place, rng: Random, r
     )
 
 
+@pytest.mark.exhaustive
 @rounds(few=1, many=20)
 def test_the_server_is_restarted(cluster: PortCluster, place: Place, rng: Random, record: Record, times: int) -> None:
     def restart() -> None:
@@ -151,6 +152,7 @@ def test_the_server_pauses(cluster: PortCluster, place: Place, rng: Random, reco
     )
 
 
+@pytest.mark.exhaustive
 @rounds(few=1, many=10)
 def test_the_server_stands_still_for_ever(
     cluster: PortCluster, place: Place, rng: Random, record: Record, times: int

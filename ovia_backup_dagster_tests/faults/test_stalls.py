@@ -174,6 +174,7 @@ def test_a_program_that_neither_ends_nor_works_is_ended(
         assert "the server has no session of it" in error.why
 
 
+@pytest.mark.exhaustive
 def test_a_slow_dump_is_left_alone(source: Connection, bin_dir: Path, tmp_path: Path) -> None:
     """It drips for several times as long as one may stand still."""
     stall = 0.3
@@ -183,6 +184,7 @@ def test_a_slow_dump_is_left_alone(source: Connection, bin_dir: Path, tmp_path: 
         assert time.monotonic() - began > 4 * stall
 
 
+@pytest.mark.exhaustive
 def test_a_huge_row_is_left_alone(source: Connection, bin_dir: Path, tmp_path: Path) -> None:
     """pg_dump compresses it, and the server, which waits to be read, reports no progress meanwhile."""
     execute(source, "CREATE TABLE huge AS SELECT string_agg(md5(g::text), '') FROM generate_series(1, 800000) g")
@@ -220,6 +222,7 @@ def test_a_lock_is_named_with_its_holder(source: Connection, bin_dir: Path, tmp_
         assert error.transient is (kind is errors.LockTimeoutError)
 
 
+@pytest.mark.exhaustive
 def test_a_run_that_stood_still_is_not_tried_again(source: Connection, bin_dir: Path, tmp_path: Path) -> None:
     """Each try would hold the volume for as long again; what a person is told comes at once."""
     with Proxy(to=source.port, swallow_after=1_000_000) as proxy, dg.DagsterInstance.ephemeral() as instance:
@@ -253,6 +256,7 @@ def test_a_question_without_an_answer_ends(cluster: PortCluster, source: Connect
     assert error.transient
 
 
+@pytest.mark.exhaustive
 def test_a_session_through_what_swallows_ends(source: Connection) -> None:
     def ask(swallow_after: int) -> None:
         with (
@@ -265,6 +269,7 @@ def test_a_session_through_what_swallows_ends(source: Connection) -> None:
     assert type(refused(lambda: ask(0))) is errors.ServerUnreachableError
 
 
+@pytest.mark.exhaustive
 def test_rows_that_drip_are_an_answer(source: Connection) -> None:
     with Proxy(to=source.port, pause=0.1) as proxy, connect(through(proxy, source), answer_seconds=1) as session:
         began = time.monotonic()
@@ -272,7 +277,7 @@ def test_rows_that_drip_are_an_answer(source: Connection) -> None:
         assert time.monotonic() - began > 1
 
 
-def test_who_is_patient_waits_longer(source: Connection) -> None:
+def test_a_longer_stall_limit_waits_longer(source: Connection) -> None:
     with connect(source, answer_seconds=0.5) as session:
         be_patient(session, 5)
         session.execute("SELECT pg_sleep(1)")
@@ -294,6 +299,7 @@ def target(cluster: PortCluster) -> Iterator[Connection]:
     execute(cluster.connection(), f"DROP DATABASE {name} WITH (FORCE)")
 
 
+@pytest.mark.exhaustive
 def test_a_restore_whose_rows_go_nowhere_is_ended(target: Connection, archive: Path, bin_dir: Path) -> None:
     programs = Programs(bin_dir, stall_seconds=STALL)
     with Proxy(to=target.port, stop_reading_after=4_000_000) as proxy:

@@ -86,7 +86,7 @@ def test_a_volume_without_errors_can_be_read() -> None:
     assert (answer.question, answer.level, answer.text, answer.trouble) == (Question.VOLUME, OK, "it can be read", None)
 
 
-def test_one_error_is_the_answer_with_its_cause_and_fix() -> None:
+def test_an_error_is_answered_with_its_cause_and_fix() -> None:
     error = VolumeError("the volume is gone", why="it was unmounted", fix="mount it")
     answer = about_volume([error, VolumeError("the volume is gone", why="it was unmounted", fix="mount it")])
     assert (answer.level, answer.what, answer.why, answer.fix) == (

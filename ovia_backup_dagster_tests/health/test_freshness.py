@@ -69,7 +69,7 @@ def test_a_bad_newest_is_passed_over_and_counted(catalog: Catalog) -> None:
     assert found.text == f"the newest backup, {good}, is 1 d 6 h old, 4 h too old (verified); newer than it: 2 bad ones"
 
 
-def test_nothing_but_bad_ones_is_missing(catalog: Catalog) -> None:
+def test_only_bad_backups_count_as_missing(catalog: Catalog) -> None:
     judged(catalog, publish(catalog, NOW - HOUR), good=False)
     found = judge_freshness(catalog.backups(), MAX_AGE, NOW)
     assert found.level is FreshnessLevel.MISSING
@@ -95,7 +95,7 @@ def test_the_old_scripts_unverified_dump_counts(catalog: Catalog) -> None:
     assert (found.level, found.newest, found.verified) == (FreshnessLevel.FRESH, backup, False)
 
 
-def test_one_being_written_does_not_count(catalog: Catalog) -> None:
+def test_a_dump_being_written_does_not_count(catalog: Catalog) -> None:
     write_dump(catalog, NOW, age=timedelta(minutes=1))
     old = proven(catalog, NOW - 3 * DAY)
     found = judge_freshness(catalog.backups(), MAX_AGE, NOW)

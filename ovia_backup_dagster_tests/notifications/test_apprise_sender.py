@@ -34,7 +34,7 @@ def test_a_channel_that_raises_keeps_no_other_from_being_tried(monkeypatch: pyte
         assert people.titles == ["title"]
 
 
-def test_nobody_was_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_undelivered_alert_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     secret = "channel-s3cret"
     urls = [SecretStr(f"json://user:{secret}@127.0.0.1:1/"), SecretStr(f"nosuchscheme://{secret}")]
 
@@ -45,5 +45,5 @@ def test_nobody_was_told(caplog: pytest.LogCaptureFixture) -> None:
     assert secret not in str(e.value) + caplog.text
 
 
-def test_without_channels_nobody_is_told_and_that_is_no_failure() -> None:
+def test_without_channels_sending_is_no_failure() -> None:
     assert Notifier(()).send("title", "body", failure=True) == Delivery((), ())

@@ -80,7 +80,7 @@ def role(full: Connection, full_server: PortCluster, full_bin_dir: Path) -> Conn
     return replace(full, host="127.0.0.1", user=ROLE, password=SecretStr(PASSWORD), libpq=over_tls)
 
 
-def test_it_can_back_up_all_of_the_database(role: Connection, full_bin_dir: Path, tmp_path: Path) -> None:
+def test_the_role_backs_up_the_whole_database(role: Connection, full_bin_dir: Path, tmp_path: Path) -> None:
     with connect(role) as session:
         assert missing_rights(session, ROLE) == []
         row = session.execute("SELECT count(*) AS n FROM pg_largeobject_metadata").fetchone()
@@ -131,7 +131,7 @@ FORBIDDEN = [
 ]
 
 
-def test_it_can_do_nothing_else(role: Connection, full_server: PortCluster) -> None:
+def test_the_role_can_do_nothing_else(role: Connection, full_server: PortCluster) -> None:
     outcomes: dict[str, object] = {}
     with admin(full_server, role.database) as other:
         for statement in FORBIDDEN:
@@ -171,7 +171,7 @@ def acl(database: Connection) -> list[dict[str, object]]:
         return list(session.execute(query).fetchall())
 
 
-def test_as_the_runbook_has_it_from_standard_input(full: Connection, full_bin_dir: Path) -> None:
+def test_the_runbooks_sql_runs_from_standard_input(full: Connection, full_bin_dir: Path) -> None:
     variables = {**full.environment(), "BACKUP_PASSWORD": PASSWORD, "LD_LIBRARY_PATH": str(full_bin_dir.parent / "lib")}
     with SCRIPT.open("rb") as script:
         command = [str(full_bin_dir / "psql"), "-q", "-U", "postgres", "-d", full.database]

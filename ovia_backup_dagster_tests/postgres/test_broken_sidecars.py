@@ -25,6 +25,7 @@ from ovia_backup_dagster.postgres.verification import Verifier
 from ovia_backup_dagster_tests.conftest import quiet
 from ovia_backup_dagster_tests.doctor.support import executable
 from ovia_backup_dagster_tests.support.command_line import Cli
+from ovia_backup_dagster_tests.support.exhaustive import thinned
 
 BROKEN = {
     "empty": (b"", "it is empty"),
@@ -49,7 +50,7 @@ def now(catalog: Catalog) -> Backup:
     return backup
 
 
-@pytest.mark.parametrize(("content", "why"), BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize(("content", "why"), thinned(BROKEN.values()), ids=BROKEN)
 def test_a_broken_manifest_is_none(dumper: Dumper, verifier: Verifier, content: bytes | None, why: str) -> None:
     backup = dumper.dump(log=quiet)
     assert verifier.verify(backup, log=quiet).judgement.good
@@ -69,6 +70,7 @@ def test_a_broken_manifest_is_none(dumper: Dumper, verifier: Verifier, content: 
     assert now(verifier.catalog).state(datetime.now(UTC)) is State.VERIFIED
 
 
+@pytest.mark.exhaustive
 def test_a_broken_sidecar_is_reported_and_the_drill_goes_on(
     dumper: Dumper, catalog: Catalog, database: Connection, bin_dir: Path
 ) -> None:
@@ -95,7 +97,7 @@ def test_a_broken_sidecar_is_reported_and_the_drill_goes_on(
         assert said in done.stdout + done.stderr, command
 
 
-def test_one_that_another_archive_is_named_by_is_altered(dumper: Dumper, verifier: Verifier) -> None:
+def test_a_sidecar_of_another_archive_is_altered(dumper: Dumper, verifier: Verifier) -> None:
     """It can be read: it is believed, and the archive is not."""
     backup = dumper.dump(log=quiet)
     manifest = backup.manifest
@@ -193,7 +195,7 @@ def test_a_program_that_dies_of_something_else_is_no_verdict(
     assert now(verifier.catalog).state(datetime.now(UTC)) is State.UNVERIFIED
 
 
-def test_one_crash_is_none_of_the_archives(dumper: Dumper, verifier: Verifier, bin_dir: Path, tmp_path: Path) -> None:
+def test_a_single_crash_condemns_no_archive(dumper: Dumper, verifier: Verifier, bin_dir: Path, tmp_path: Path) -> None:
     backup = dumper.dump(log=quiet)
     for path in bin_dir.iterdir():
         (tmp_path / path.name).symlink_to(path)

@@ -70,7 +70,7 @@ def test_every_line_is_provoked_or_excused() -> None:
     assert provoked | set(NOT_PROVOKED) == TABLE
 
 
-def test_a_password_that_is_a_word_of_the_message_hides_nothing(scene: Scene) -> None:
+def test_a_password_equal_to_a_message_word_hides_nothing(scene: Scene) -> None:
     error = scene.dump(scene.tcp(password="authentication"))
 
     assert type(error) is errors.AuthenticationError
@@ -78,7 +78,7 @@ def test_a_password_that_is_a_word_of_the_message_hides_nothing(scene: Scene) ->
     assert "password ******** failed for user" in error.said
 
 
-def test_what_nobody_has_named_is_shown_as_it_is(scene: Scene) -> None:
+def test_an_unknown_message_is_shown_unchanged(scene: Scene) -> None:
     error = scene.dump(scene.tcp(PGSSLMINPROTOCOLVERSION="TLSv9"))
 
     assert type(error) is errors.ProgramError
@@ -107,7 +107,7 @@ SQL = re.compile(r"""(?:ALTER ROLE|ALTER DATABASE|GRANT) (?:"(?:[^"]|"")*"|[^;"]
 
 
 @pytest.mark.parametrize("name", ["plain", "'; rm -rf ~; '", 'Quo"te', "two  spaces", "line\nfeed", "back\\slash "])
-def test_the_sql_that_is_advised_mends_it_whatever_the_names(name: str, scene: Scene) -> None:
+def test_the_advised_sql_works_for_any_name(name: str, scene: Scene) -> None:
     """Each failure's advice is run as it is printed, one after the other, until the dump succeeds."""
     boss = scene.gate.connection()
     within, quoted = replace(boss, database=name), sql.Identifier(name).as_string(None)

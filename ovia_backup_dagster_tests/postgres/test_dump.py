@@ -201,7 +201,7 @@ def test_what_pg_dump_leaves_out_is_said(database: Connection, dumper: Dumper) -
     assert any("subscriptions not dumped" in warning for warning in backup.manifest.warnings)
 
 
-def test_a_secret_in_a_setting_of_ones_own_is_not_written_down(database: Connection, dumper: Dumper) -> None:
+def test_a_secret_in_a_custom_setting_is_not_recorded(database: Connection, dumper: Dumper) -> None:
     execute(database, f"ALTER DATABASE \"{database.database}\" SET app.jwt_secret = '{PASSWORD}'")
 
     backup = dumper.dump(log=quiet)
@@ -343,7 +343,7 @@ def test_impossible_compression(dumper: Dumper) -> None:
     fails(replace(dumper, compression="zstd:3"), errors.CompressionUnsupportedError, "built without zstd")
 
 
-def test_table_locked_by_somebody_else(database: Connection, dumper: Dumper, earlier: object, volume: Path) -> None:
+def test_a_table_locked_by_another_session(database: Connection, dumper: Dumper, earlier: object, volume: Path) -> None:
     with _session(database) as other:
         other.execute("BEGIN")
         other.execute("LOCK TABLE people IN ACCESS EXCLUSIVE MODE")
@@ -409,6 +409,7 @@ def network_of_its_own(name: str) -> Iterator[tuple[str, str]]:
         ip("netns", "del", name)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(os.geteuid() != 0, reason="a network of one's own needs root")
 def test_a_network_that_goes_away_without_a_word(bin_dir: Path, volume: Path, programs: Programs) -> None:
     """The kernel would wait for two hours."""

@@ -109,6 +109,7 @@ ALTER ROLE "Größe" IN DATABASE named SET search_path = 'ß';
 """
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("encoding", thinned(["LATIN1", "SQL_ASCII"]))
 def test_roles_whose_names_are_in_it(encoding: str, full_bin_dir: Path, tmp_path: Path) -> None:
     """All databases have the encoding, as where a server was made with it; what is sent is UTF-8 where none is."""

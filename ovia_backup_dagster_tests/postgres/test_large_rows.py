@@ -36,7 +36,8 @@ def site(server: PortCluster) -> Iterator[Connection]:
         yield source
 
 
-def test_a_row_of_fields_that_are_none_of_them_too_large(site: Connection) -> None:
+@pytest.mark.exhaustive
+def test_a_row_too_large_of_small_fields(site: Connection) -> None:
     execute(site, "CREATE TABLE wide (a text, b text); INSERT INTO wide VALUES (repeat('x', 540000000))")
     execute(site, "UPDATE wide SET b = a")
     try:
@@ -48,7 +49,7 @@ def test_a_row_of_fields_that_are_none_of_them_too_large(site: Connection) -> No
         execute(site, "DROP TABLE wide")
 
 
-def test_a_field_that_no_dump_can_hold_is_no_damage(site: Connection, tmp_path: Path, bin_dir: Path) -> None:
+def test_a_field_too_large_for_a_dump_is_no_damage(site: Connection, tmp_path: Path, bin_dir: Path) -> None:
     catalog = Catalog(tmp_path / "backups", site.database)
     with pytest.raises(errors.RowTooLargeError) as raised:
         Dumper(catalog, site, Programs(bin_dir)).dump(log=quiet)

@@ -198,7 +198,7 @@ def test_losing_all_tables_is_reported_and_holds_the_last_dump(story: Story) -> 
     assert story.catalog.held(datetime.now(UTC)) == []
 
 
-def test_one_table_of_the_last_is_enough(story: Story) -> None:
+def test_one_shared_table_proves_the_source(story: Story) -> None:
     execute(story.here, "CREATE TABLE second (id int)")
     story.good(story.here)
     execute(story.here, "DROP TABLE people", "CREATE TABLE third (id int)")
@@ -217,6 +217,7 @@ def test_a_restore_of_ours_that_went_live_there_is_a_word(story: Story) -> None:
     story.good(story.there)
 
 
+@pytest.mark.exhaustive
 def test_only_the_newest_restore_is_a_word(story: Story) -> None:
     story.good(story.here)
     story.restored(story.rejected(story.there).backup.system_identifier)
@@ -247,7 +248,7 @@ def test_a_verified_dump_stays_verified_when_read_again(story: Story) -> None:
     assert story.verifier.verify(second, log=quiet).judgement.good
 
 
-def test_one_from_elsewhere_is_of_what_a_person_says(story: Story, tmp_path: Path) -> None:
+def test_a_dump_outside_the_volume_cannot_be_accepted(story: Story, tmp_path: Path) -> None:
     story.good(story.here)
     other = story.dump(story.there)
     for suffix in ("", ".json"):  # the roles were left behind
@@ -273,6 +274,7 @@ def test_a_word_does_not_make_a_damaged_dump_good(story: Story) -> None:
     assert story.catalog.held(datetime.now(UTC)) != []
 
 
+@pytest.mark.exhaustive
 def test_a_hold_that_a_person_released_is_not_made_again(story: Story) -> None:
     last = story.good(story.here)
     story.rejected(story.there)
@@ -329,6 +331,7 @@ def test_yesterdays_unit_under_todays_name_is_bad_when_verified(story: Story, mo
     assert [finding.check for finding in verified.judgement.findings] == [Check.MATCHES_MANIFEST]
 
 
+@pytest.mark.exhaustive
 def test_lost_rows_hold_again_once_a_source_hold_has_ended(story: Story) -> None:
     """One sidecar serves both reasons; neither hides the other."""
     last = story.good(story.here)

@@ -65,7 +65,7 @@ def test_a_line_that_libpq_passes_over_is_not(server: PortCluster, tmp_path: Pat
     assert f"127.0.0.1:{server.port}:*:postgres:PASSWORD" in error.fix
 
 
-def test_the_line_that_is_advised_is_taken_whatever_the_names(server: PortCluster, tmp_path: Path) -> None:
+def test_the_advised_passfile_line_fits_any_name(server: PortCluster, tmp_path: Path) -> None:
     """A restore asks a database first that the file may not name."""
     path = written(tmp_path / "p", f"127.0.0.1:{server.port}:ovia:postgres:{PASSWORD}\n")
     fix = refused(through(server, path, "template1")).fix
@@ -90,7 +90,7 @@ def test_others_may_read_it(server: PortCluster, tmp_path: Path, mode: int) -> N
         pass
 
 
-def test_it_is_not_there_or_no_file(server: PortCluster, tmp_path: Path) -> None:
+def test_a_passfile_that_is_no_file_is_reported(server: PortCluster, tmp_path: Path) -> None:
     assert "cannot be read: No such file" in refused(through(server, tmp_path / "gone")).why
     assert "is not a regular file" in refused(through(server, tmp_path)).why
     os.mkfifo(tmp_path / "fifo", 0o600)

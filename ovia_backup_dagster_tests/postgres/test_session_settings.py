@@ -201,6 +201,7 @@ def carrying(cluster: PortCluster, values: Values) -> Iterator[Connection]:
         yield source
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("number", thinned([0, 1]))
 def test_every_setting(
     number: int,

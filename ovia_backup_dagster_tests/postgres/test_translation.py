@@ -161,7 +161,7 @@ def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Scene:
     return Scene(request, tmp_path, "german_")
 
 
-@pytest.mark.parametrize("case", thinned(SERVERS, daily=4), ids=lambda case: case.provoke.__name__)
+@pytest.mark.parametrize("case", thinned(SERVERS), ids=lambda case: case.provoke.__name__)
 def test_a_german_servers_failures_are_the_same(case: Case, scene: Scene) -> None:
     if case.provoke.__name__ in NEEDS_ROOT and os.geteuid() != 0:
         pytest.skip("mounting a small filesystem needs root")
@@ -198,7 +198,8 @@ def test_english_is_requested_or_the_doctor_says_why_not(scene: Scene) -> None:
     assert "permission denied for table t" in scene.dump(connection).said
 
 
-def test_what_is_not_in_the_catalogues_is_asked_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.exhaustive
+def test_an_untranslated_message_is_asked_for_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """A language that is not known at all: the SQLSTATE decides."""
     monkeypatch.setattr(translation, "_messages", list)
     connection = scene.new_database("CREATE TABLE t ()")

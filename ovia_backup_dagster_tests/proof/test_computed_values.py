@@ -212,6 +212,7 @@ def test_values_that_changed_places_are_seen(key: str, server: PortCluster) -> N
     assert compare(before, changed).bad == ["table public.t has other values in generated column g than the source had"]
 
 
+@pytest.mark.exhaustive
 def test_computed_values_are_read_up_to_the_limit(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
     """The largest tables are left out; the log, the manifest and the evidence say so."""
     with database(server, "limited") as source:
@@ -257,6 +258,7 @@ def test_an_older_dump_has_no_record(server: PortCluster, bin_dir: Path, tmp_pat
     assert "an older program made it" in line.text
 
 
+@pytest.mark.exhaustive
 def test_computed_values_in_sql_ascii_are_compared(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
     options = "ENCODING 'SQL_ASCII' LOCALE 'C'"
     with database(server, "bytes", options) as source:

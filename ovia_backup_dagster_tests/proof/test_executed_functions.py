@@ -221,6 +221,7 @@ def is_superuser(owner: Connection) -> object:
     return one(replace(owner, user="postgres"), f"SELECT rolsuper FROM pg_roles WHERE rolname = '{owner.user}'")
 
 
+@pytest.mark.exhaustive
 def test_a_drill_by_a_superuser_on_the_sources_cluster(owner: Connection, bin_dir: Path, tmp_path: Path) -> None:
     attack(owner)
     drilling, backup = dumped(owner, bin_dir, tmp_path, proven=True)

@@ -236,6 +236,7 @@ def test_an_unforeseen_failure_is_loaded_again(jobs: int, server: PortCluster, b
         ]
 
 
+@pytest.mark.exhaustive
 def test_a_table_that_never_loads_is_named_and_salvaged(
     server: PortCluster, bin_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,6 +393,7 @@ LEANING = (
 LOOKS = "CREATE FUNCTION public.looks() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM 1; END $$"
 
 
+@pytest.mark.exhaustive
 def test_functions_without_search_path_are_named_and_lent_one(
     full_server: PortCluster, full_bin_dir: Path, tmp_path: Path
 ) -> None:

@@ -28,6 +28,7 @@ from ovia_backup_dagster.proof.target import MARK, live_copy
 from ovia_backup_dagster.restoration.swap import database_state
 from ovia_backup_dagster_tests.conftest import NewDatabase, PortCluster, admin, execute, free_port, quiet
 from ovia_backup_dagster_tests.support.drilling import Drilling, database, one
+from ovia_backup_dagster_tests.support.exhaustive import thinned
 from ovia_backup_dagster_tests.support.proofs import going_live, lines_of, proof_of
 
 PUBLISHED = (
@@ -69,16 +70,18 @@ def test_a_database_that_goes_live_is_given_everything(
 
 @pytest.mark.parametrize(
     ("statement", "says"),
-    [
-        ("DROP PUBLICATION everyone", "missing in the copy: PUBLICATION - everyone ovia"),
-        (
-            "ALTER PUBLICATION everyone DROP TABLE people",
-            "missing in the copy: PUBLICATION TABLE public everyone people",
-        ),
-        ("CREATE PUBLICATION another", "only in the copy: PUBLICATION - another"),
-        ("ALTER TABLE people OWNER TO ovia_readonly", "missing in the copy: TABLE public people ovia"),
-        ("REVOKE SELECT ON people FROM ovia_readonly", "people"),
-    ],
+    thinned(
+        [
+            ("DROP PUBLICATION everyone", "missing in the copy: PUBLICATION - everyone ovia"),
+            (
+                "ALTER PUBLICATION everyone DROP TABLE people",
+                "missing in the copy: PUBLICATION TABLE public everyone people",
+            ),
+            ("CREATE PUBLICATION another", "only in the copy: PUBLICATION - another"),
+            ("ALTER TABLE people OWNER TO ovia_readonly", "missing in the copy: TABLE public people ovia"),
+            ("REVOKE SELECT ON people FROM ovia_readonly", "people"),
+        ]
+    ),
 )
 def test_a_publication_or_an_owner_that_differs_is_found(
     statement: str, says: str, tmp_path: Path, new_full_database: NewDatabase, full_bin_dir: Path
@@ -289,7 +292,7 @@ def _cut(whole: bytes) -> bytes:
     return whole[: len(whole) // 2]
 
 
-@pytest.mark.parametrize("jobs", [2, 4])
+@pytest.mark.parametrize("jobs", thinned([2, 4]))
 def test_a_damaged_table_takes_no_other_with_it(jobs: int, server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
     with damaged(_altered, server, bin_dir, tmp_path) as drilling:
         proof = proof_of(drilling, newest(drilling), jobs=jobs)
@@ -379,6 +382,7 @@ def test_a_statement_that_fails_is_shown_without_its_literals(
     assert "s3cret" not in lost
 
 
+@pytest.mark.exhaustive
 def test_each_view_that_fails_at_the_same_time_is_named(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
     """The messages of two pg_restore processes are interleaved, even within a word."""
     with database(server, "views") as source:

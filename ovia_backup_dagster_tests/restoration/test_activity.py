@@ -30,7 +30,7 @@ def test_since_a_moment(server: PortCluster) -> None:
         assert written_since(db, "written", baseline) is None
 
 
-def test_after_a_crash_nobody_knows(bin_dir: Path) -> None:
+def test_activity_is_unknown_after_a_crash(bin_dir: Path) -> None:
     with running_cluster(bin_dir) as cluster, database(cluster, "written") as db:
         execute(db, "CREATE TABLE t AS SELECT 1")
         baseline = written(db, "written")

@@ -54,19 +54,19 @@ def test_never_green(application: Application) -> None:
     assert time.monotonic() - began < 2
 
 
-def test_it_begins_to_listen_later() -> None:
+def test_an_application_that_listens_late_is_healthy() -> None:
     with serving() as gone:
         url = gone.url()
     with pytest.raises(HealthError, match="Connection refused"):
         wait_until_healthy(url, 0.2, print)
 
 
-def test_nobody_knows_the_host() -> None:
+def test_an_unknown_host_is_reported() -> None:
     with pytest.raises(HealthError, match=r"none \(.*(not known|No address|Temporary failure)"):
         wait_until_healthy("http://no-such-host.invalid:8080/health", 0.2, print)
 
 
-def test_it_hangs(application: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_application_that_hangs_is_unhealthy(application: Application, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each try is given up, and another made."""
     monkeypatch.setattr(application_health, "TRY_SECONDS", 1.0)
     application.hangs = True
@@ -77,7 +77,7 @@ def test_it_hangs(application: Application, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(application.asked) == 3
 
 
-def test_it_is_no_http_server() -> None:
+def test_a_server_without_http_is_unhealthy() -> None:
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -313,6 +313,7 @@ def test_what_the_servers_disk_lacks(contrib: PortCluster, full_bin_dir: Path, t
             assert sum(" lacks " in each for each in obstacles) == (6 if user == "postgres" else 4)
 
 
+@pytest.mark.exhaustive
 def test_a_lock_table_that_is_too_small(contrib: PortCluster, full_bin_dir: Path, tmp_path: Path) -> None:
     """A dump of the source holds a lock on each table and sequence, and so does reading a copy back."""
     programs = Programs(full_bin_dir)

@@ -63,7 +63,7 @@ def test_each_is_dropped_in_the_end(keep: int, every: int) -> None:
 
 
 @given(keep=st.integers(1, 30), more=st.integers(1, 30))
-def test_who_keeps_them_longer_is_told_again(keep: int, more: int) -> None:
+def test_kept_databases_are_announced_again(keep: int, more: int) -> None:
     """The day that people were told of has gone by, and nothing was dropped."""
     told = NOW + (keep - 1) * DAY
     assert fate(NOW, told, keep * DAY, NOW + keep * DAY) is Fate.DROP
@@ -165,7 +165,7 @@ def test_an_abandoned_restore_is_trouble_a_running_one_not(folder: RestoreFolder
     assert "the step 'restore' was begun" in str(folder.standing().trouble)
 
 
-def test_one_that_begins_while_somebody_looks_is_no_trouble(folder: RestoreFolder) -> None:
+def test_a_journal_that_appears_while_listing_is_no_trouble(folder: RestoreFolder) -> None:
     folder.begin(order())
     with mock.patch.object(restores, "lock_holder", side_effect=[None, "the swap of a backup"]):
         assert folder.standing() == RestoreStanding("the swap of a backup", None)

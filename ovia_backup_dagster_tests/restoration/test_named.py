@@ -25,7 +25,9 @@ from ovia_backup_dagster_tests.support.drilling import one
 from ovia_backup_dagster_tests.support.exhaustive import thinned
 from ovia_backup_dagster_tests.support.restoring import Site, admin_of, drop_live, ended_as, failed, sql_in_server
 
-WAYS = pytest.mark.parametrize("options", [("--mode", "drop"), ("--new-host",)], ids=["drop", "new host"])
+WAYS = pytest.mark.parametrize(
+    "options", thinned([("--mode", "drop"), ("--new-host",)], together=True), ids=["drop", "new host"]
+)
 
 
 def gone(site: Site, options: tuple[str, ...]) -> None:
@@ -61,7 +63,7 @@ def writers(live: Connection) -> Iterator[None]:
 
 
 @WAYS
-def test_nobody_writes_in_what_is_not_whole_yet(site: Site, options: tuple[str, ...]) -> None:
+def test_no_client_writes_into_an_incomplete_database(site: Site, options: tuple[str, ...]) -> None:
     gone(site, options)
     with writers(site.live):
         ended = site.restore(*options)
@@ -101,7 +103,8 @@ def test_a_live_database_without_a_note_is_not_dropped(site: Site, options: tupl
     assert RestoreFolder(site.place.catalog).unfinished() is None
 
 
-def test_who_cannot_restore_drops_nothing(site: Site) -> None:
+@pytest.mark.exhaustive
+def test_a_role_that_cannot_restore_drops_nothing(site: Site) -> None:
     """The database is the role's, which may make others; but one table in it is a superuser's. No drill can know.
 
     The plan does; and what no plan knows is tried before anything is dropped.

@@ -144,7 +144,8 @@ def place(pair: Pair, live: Connection, tmp_path: Path) -> Place:
     return replace(place, settings={**place.settings, "BACKUP_EXPECTED_TABLES": "t"})
 
 
-def test_a_drill_and_restores_by_whoever_and_wherever(pair: Pair, live: Connection, place: Place) -> None:
+@pytest.mark.exhaustive
+def test_any_role_on_any_server_drills_and_restores(pair: Pair, live: Connection, place: Place) -> None:
     backup = place.chain()
     meant = one(live, MEANING)
     assert "function pg_ls_waldir() monitor EXECUTE" in str(meant)
@@ -228,6 +229,7 @@ def test_a_scratch_database_where_the_server_lacks_roles(pair: Pair, tmp_path: P
         assert by_check(private)[Check.SCHEMA_TEXT].result is Result.PASSED
 
 
+@pytest.mark.exhaustive
 def test_rows_of_extensions_that_no_dump_has_are_named(pair: Pair, tmp_path: Path) -> None:
     with database(pair.source, f"rows{os.getpid()}") as source:
         execute(source, "CREATE TABLE t (a int); INSERT INTO t VALUES (1)", "CREATE EXTENSION ovia_conf")

@@ -78,7 +78,7 @@ def test_a_swap_restores_the_backup_and_undo_restores_today(site: Site) -> None:
         assert site.content(site.records[0].kept) == other
 
 
-def test_what_was_written_since_the_swap_is_said_and_stays(site: Site) -> None:
+def test_rows_written_since_the_swap_are_counted_and_kept(site: Site) -> None:
     assert site.restore().code == 0
     execute(site.live, "INSERT INTO people (id, name) VALUES (2000, 'after the swap')")
     planned = site.place.run("undo-restore", "--plan")
@@ -183,6 +183,7 @@ def at_a_terminal(site: Site, typed: str, *arguments: str) -> subprocess.Complet
         os.close(theirs)
 
 
+@pytest.mark.exhaustive
 def test_a_terminal_confirms_the_drop_of_a_kept_database(site: Site) -> None:
     assert site.restore().code == 0
     kept = site.records[0].kept
@@ -193,6 +194,7 @@ def test_a_terminal_confirms_the_drop_of_a_kept_database(site: Site) -> None:
         assert len(site.databases) == left
 
 
+@pytest.mark.exhaustive
 def test_of_several_kept_databases_each_can_be_gone_back_to(site: Site) -> None:
     assert site.restore().code == 0
     oldest = site.records[0].kept
@@ -223,6 +225,7 @@ def test_of_several_kept_databases_each_can_be_gone_back_to(site: Site) -> None:
     assert value(site, "SELECT count(*) FROM people WHERE id = 3000", site.records[0].kept) == 1
 
 
+@pytest.mark.exhaustive
 def test_the_final_message_names_a_way_back_that_works(site: Site) -> None:
     assert site.restore().code == 0
     assert site.restore().code == 0
@@ -242,7 +245,7 @@ def test_the_final_message_names_a_way_back_that_works(site: Site) -> None:
     assert site.databases == [site.live.database]
 
 
-def test_what_is_kept_is_kept_from_the_swap_on(site: Site) -> None:
+def test_retention_of_a_replaced_database_starts_at_the_swap(site: Site) -> None:
     """A restore of a day's length: its name is of the day before."""
     now, day = datetime.now(UTC), timedelta(days=1)
     restorations = site.place.system.restorations
@@ -260,6 +263,7 @@ def test_what_is_kept_is_kept_from_the_swap_on(site: Site) -> None:
     assert told == [f"database {planned.order.kept} will be dropped"]
 
 
+@pytest.mark.exhaustive
 def test_counters_of_another_database_are_not_used(site: Site) -> None:
     """The database of that name is another one since: its counters begin at nothing, too."""
     assert site.restore().code == 0
@@ -284,7 +288,7 @@ def test_when_a_database_was_replaced_is_not_guessed(site: Site) -> None:
 # ----------------------------------------------------------------------------------------------- health
 
 
-@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("resumed", thinned([False, True]))
 def test_the_secrets_of_health_url_are_used_and_shown_nowhere(site: Site, resumed: bool) -> None:
     with serving() as application:
         secret, token = "s3cret-password", "s3cret-token"
@@ -316,7 +320,8 @@ def test_the_secrets_of_health_url_are_used_and_shown_nowhere(site: Site, resume
                 assert hidden not in text
 
 
-def test_health_that_is_not_to_be_asked_any_more(site: Site) -> None:
+@pytest.mark.exhaustive
+def test_a_resume_without_health_url_skips_the_check(site: Site) -> None:
     with killed_at(4, before=False):
         assert site.with_settings(HEALTH_URL="http://127.0.0.1:9/health").restore().killed
     ended = site.place.run("restore", "--resume")
@@ -359,7 +364,7 @@ def test_the_plan_says_what_will_be_lost_and_stops_there(site: Site) -> None:
     assert planned["order"]["mode"] == "swap"
 
 
-def test_the_plan_says_what_there_is_to_know_before_one_goes_on(site: Site) -> None:
+def test_the_plan_lists_all_that_an_operator_must_know(site: Site) -> None:
     """How old, how much, how long, and who is in the way."""
     drilled = site.place.run("drill", site.backup.path.name)
     assert drilled.code == 0, drilled.output
@@ -415,7 +420,8 @@ def test_the_plan_of_a_drop_says_there_is_no_way_back(site: Site) -> None:
     untouched(site)
 
 
-def test_as_much_is_restored_at_a_time_as_there_are_cores(site: Site) -> None:
+@pytest.mark.exhaustive
+def test_a_restore_uses_as_many_jobs_as_cores(site: Site) -> None:
     def jobs(*options: str, **settings: str) -> int:
         planned = site.with_settings(**settings).restore("--plan", "--json", *options, confirm=False)
         return int(json.loads(planned.output)["order"]["jobs"])
@@ -462,7 +468,7 @@ def test_no_backup_is_restored_by_leaving_out_its_name(site: Site) -> None:
 # ----------------------------------------------------------------------------------------------- refused
 
 
-def test_who_only_looks_does_not_act(site: Site) -> None:
+def test_restore_history_refuses_other_options(site: Site) -> None:
     """What an option would mean in another place is no reason to go on as if it had not been given."""
     with killed_at(3, before=False):
         assert site.restore().killed
@@ -502,7 +508,7 @@ def test_without_any_restore_there_is_nothing_to_resume(site: Site) -> None:
         assert f"there is nothing to {verb}" in site.place.run("restore", f"--{verb}").refused()
 
 
-def test_a_second_restore_is_told_what_helps(site: Site) -> None:
+def test_a_second_restore_names_the_next_command(site: Site) -> None:
     folder = RestoreFolder(site.place.catalog)
     folder.prepare()
     with folder.lock("another", datetime.now(UTC)):
@@ -512,6 +518,7 @@ def test_a_second_restore_is_told_what_helps(site: Site) -> None:
     untouched(site)
 
 
+@pytest.mark.exhaustive
 def test_an_error_without_a_remedy_leaves_no_gap_before_ours(site: Site) -> None:
     def break_down() -> None:
         raise RestoreError("it broke")
@@ -570,13 +577,15 @@ def test_a_file_that_is_no_whole_archive_is_refused(site: Site, damage: str) -> 
 
 @pytest.mark.parametrize(
     ("damage", "said"),
-    [
-        ("truncated", "is damaged: the file is truncated"),
-        ("empty", "is damaged: the file is empty"),
-        ("plain", "is damaged: the file is not an archive"),
-        ("newer", "it was written by a newer pg_dump than this pg_restore can read"),
-        ("folder", "is a folder, not a backup"),
-    ],
+    thinned(
+        [
+            ("truncated", "is damaged: the file is truncated"),
+            ("empty", "is damaged: the file is empty"),
+            ("plain", "is damaged: the file is not an archive"),
+            ("newer", "it was written by a newer pg_dump than this pg_restore can read"),
+            ("folder", "is a folder, not a backup"),
+        ]
+    ),
 )
 def test_a_broken_archive_from_elsewhere_is_refused(site: Site, tmp_path: Path, damage: str, said: str) -> None:
     """Nothing is known of it: no manifest, no hash."""
@@ -732,6 +741,7 @@ def test_onto_a_new_server_with_its_roles_owner_and_settings(site: Site, bin_dir
         )
 
 
+@pytest.mark.exhaustive
 def test_a_new_server_gets_the_encoding_and_locale(site: Site, bin_dir: Path) -> None:
     """Neither is the new server's own."""
     name = sql.Identifier(site.live.database)
@@ -835,6 +845,7 @@ def test_a_role_that_is_made_has_no_power_unless_it_is_named(site: Site) -> None
 # ----------------------------------------------------------------------------------------------- the record
 
 
+@pytest.mark.exhaustive
 def test_the_history_tells_done_from_put_back(site: Site) -> None:
     assert site.place.run("restore", "--history").output == "no restore yet\n"
     assert json.loads(site.place.run("restore", "--history", "--json").output) == []

@@ -124,7 +124,7 @@ def restoring(owned: Restoring) -> Restoring:
     return owned
 
 
-def test_it_swaps_and_undoes_and_forgets(restoring: Restoring) -> None:
+def test_the_role_swaps_undoes_and_forgets(restoring: Restoring) -> None:
     site, weak = restoring.site, restoring.weak
     planned = weak.restore("--plan", confirm=False)
     assert planned.code == 0, planned.output
@@ -160,7 +160,8 @@ def test_it_swaps_and_undoes_and_forgets(restoring: Restoring) -> None:
         other.close()
 
 
-def test_it_drops_and_restores(restoring: Restoring) -> None:
+@pytest.mark.exhaustive
+def test_the_role_drops_and_restores(restoring: Restoring) -> None:
     site = restoring.site
     ended = restoring.weak.restore("--mode", "drop")
     assert ended.code == 0, ended.output
@@ -170,7 +171,7 @@ def test_it_drops_and_restores(restoring: Restoring) -> None:
     assert restoring.may_all() is False
 
 
-def test_it_restores_beside_and_drills_in_a_database(restoring: Restoring) -> None:
+def test_the_role_restores_beside_and_drills(restoring: Restoring) -> None:
     site, weak = restoring.site, restoring.weak
     look = f"{site.live.database}_look"
     ended = weak.restore("--mode", "new", "--into", look, confirm=False)
@@ -205,6 +206,7 @@ def test_a_superuser_lends_what_this_role_does_not(restoring: Restoring) -> None
     assert said in next(line.text for line in record.proven.lines if line.check is Check.FUNCTIONS)
 
 
+@pytest.mark.exhaustive
 def test_row_security_that_is_forced_on_the_owner(owned: Restoring) -> None:
     """Only there it needs to be above row security, to read back what it has restored."""
     site = owned.site
@@ -248,7 +250,7 @@ FORBIDDEN = [
 ]
 
 
-def test_it_is_no_superuser_by_any_way(owned: Restoring) -> None:
+def test_the_role_never_becomes_superuser(owned: Restoring) -> None:
     site = owned.site
     made(site)
     outcomes: dict[str, object] = {}

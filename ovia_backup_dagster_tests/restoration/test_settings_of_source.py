@@ -158,6 +158,7 @@ def held(to: Connection) -> str:
     return str(row[0])
 
 
+@pytest.mark.exhaustive
 def test_dropped_and_restored(site: Site) -> None:
     """A drill, a rehearsal, and the restore. Then a swap, with its way back."""
     settings = one(site.live.to("postgres"), _SETTINGS_OF.format(NAME))

@@ -30,6 +30,7 @@ from ovia_backup_dagster.restoration.steps.services import HealthStep, MigrateSt
 from ovia_backup_dagster.restoration.steps.swap_step import SwapStep
 from ovia_backup_dagster_tests.restoration.docker_engine import Engine
 from ovia_backup_dagster_tests.support.drilling import one
+from ovia_backup_dagster_tests.support.exhaustive import thinned
 from ovia_backup_dagster_tests.support.restoring import (
     REPLICAS,
     SWAP,
@@ -150,7 +151,7 @@ def test_what_begins_now_is_sound(
 # ------------------------------------------------------------------------------------------------- begun and resumed
 
 
-def test_one_that_stopped_first_is_resumed_in_its_own_order(swarm: tuple[Site, Engine]) -> None:
+def test_a_restore_resumes_in_its_stored_order(swarm: tuple[Site, Engine]) -> None:
     """As a version began it that stops the services before it restores."""
     site, docker = swarm
     stop_first = (StopStep, RestoreStep, SwapStep, MigrateStep, StartStep, HealthStep)
@@ -164,7 +165,7 @@ def test_one_that_stopped_first_is_resumed_in_its_own_order(swarm: tuple[Site, E
     assert docker.replicas == {**REPLICAS, "migrate": 1}
 
 
-@pytest.mark.parametrize("stored", [True, False], ids=["stored", "of version 1"])
+@pytest.mark.parametrize("stored", thinned([True, False]), ids=["stored", "of version 1"])
 def test_a_step_of_an_upgrade_is_not_taken_after_the_end(swarm: tuple[Site, Engine], stored: bool) -> None:
     """Between the restore and the swap, where the restore that is resumed is past it."""
     site, _ = swarm
@@ -186,7 +187,7 @@ def test_a_step_of_an_upgrade_is_not_taken_after_the_end(swarm: tuple[Site, Engi
 # ------------------------------------------------------------------------------------------------- what is not known
 
 
-@pytest.mark.parametrize("before", [True, False], ids=["before it", "in it"])
+@pytest.mark.parametrize("before", thinned([True, False]), ids=["before it", "in it"])
 def test_what_a_newer_version_began_is_left_to_it(site: Site, before: bool) -> None:
     with sequence(Mode.SWAP, RestoreStep, WarmStep, SwapStep), killed_at(2 if before else 3, before=False):
         assert site.restore().killed

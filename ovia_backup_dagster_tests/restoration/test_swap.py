@@ -63,7 +63,7 @@ def oids(server: Connection, *names: str) -> tuple[int, int]:
     return first, second
 
 
-def test_there_and_back_again(server: PortCluster) -> None:
+def test_a_swap_and_its_undo(server: PortCluster) -> None:
     with pair(server) as live:
         before = oids(live, "shop", "shop_new")
         assert swap.swap_outcome(live, "shop", before) == "before"
@@ -120,7 +120,7 @@ def test_a_session_that_is_busy_or_in_a_transaction_is_ended(server: PortCluster
         assert one(live.to("kept"), "SELECT count(*) FROM t") == 1
 
 
-def test_nobody_is_interrupted_before_the_incoming_one_is_free(other: PortCluster) -> None:
+def test_no_session_is_ended_before_the_copy_is_free(other: PortCluster) -> None:
     with pair(other) as live, admin(other, "shop") as client:
         execute(live.to("shop_new"), "BEGIN; INSERT INTO t VALUES ('x'); PREPARE TRANSACTION 'in the way'")
         try:
@@ -161,6 +161,7 @@ def test_names_that_are_missing_or_taken_change_nothing(server: PortCluster) -> 
         assert which(live) == "old"
 
 
+@pytest.mark.exhaustive
 def test_a_prepared_transaction(other: PortCluster) -> None:
     with pair(other) as live:
         execute(live, "BEGIN; INSERT INTO t VALUES ('x'); PREPARE TRANSACTION 'it''s open'")
@@ -248,7 +249,7 @@ def autovacuum_at_work(bin_dir: Path) -> Iterator[Connection]:
 _AT_WORK = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'autovacuum worker' AND datname = 'shop'"
 
 
-def test_autovacuum_is_in_nobodys_way(bin_dir: Path) -> None:
+def test_autovacuum_blocks_no_swap(bin_dir: Path) -> None:
     with autovacuum_at_work(bin_dir) as keeper:
         assert swap.database_state(keeper, "shop").sessions == ()
         assert swap.obstacles(keeper, "shop") == []
@@ -256,8 +257,9 @@ def test_autovacuum_is_in_nobodys_way(bin_dir: Path) -> None:
         assert which(as_role(keeper.to("kept"), "postgres")) == "old"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("by", ["restore", "forget"])
-def test_nor_in_that_of_a_drop(bin_dir: Path, by: str) -> None:
+def test_autovacuum_blocks_no_drop(bin_dir: Path, by: str) -> None:
     with autovacuum_at_work(bin_dir) as keeper:
         name = "shop"
         if by == "restore":
@@ -362,6 +364,7 @@ swap.swap_databases(Connection(host, port, "shop", "postgres"), "shop", "shop_ne
 """
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("busy", thinned([False, True]))
 def test_killed_at_each_statement(server: PortCluster, busy: bool) -> None:
     with pair(server) as live:
@@ -390,7 +393,7 @@ def test_killed_at_each_statement(server: PortCluster, busy: bool) -> None:
         assert seen == {"before", "after"}
 
 
-def test_who_asks_waits_for_what_the_server_is_still_about(server: PortCluster) -> None:
+def test_a_query_waits_for_a_swap_in_progress(server: PortCluster) -> None:
     with pair(server) as live, admin(server, "shop"):
         before = oids(live, "shop", "shop_new")
         with admin(server) as left_over:

@@ -107,7 +107,7 @@ def test_a_database_that_was_made_and_is_live_is_never_dropped(site: Site) -> No
 
 
 @pytest.mark.parametrize("number", thinned([signal.SIGINT, signal.SIGTERM]))
-def test_nor_when_somebody_loses_patience(site: Site, number: signal.Signals) -> None:
+def test_a_signal_during_red_health_keeps_the_database(site: Site, number: signal.Signals) -> None:
     drop_live(site)
     red = site.with_settings(HEALTH_URL=RED)
     running = red.place.start("restore", site.backup.path.name, "--new-host")
@@ -136,6 +136,7 @@ def test_a_drop_that_has_dropped_nothing_is_put_back(bin_dir: Path, tmp_path: Pa
         ended_as(site, "old")
 
 
+@pytest.mark.exhaustive
 def test_a_failed_backup_after_a_drop_is_given_up_for_another(site: Site) -> None:
     other = site.place.chain()
     now = site.content()
@@ -161,7 +162,8 @@ def test_a_failed_backup_after_a_drop_is_given_up_for_another(site: Site) -> Non
     assert site.content() == now
 
 
-def test_what_can_be_put_back_is_not_given_up(site: Site) -> None:
+@pytest.mark.exhaustive
+def test_a_restore_that_can_be_put_back_is_not_given_up(site: Site) -> None:
     with killed_at(2, before=False):
         assert site.restore("--mode", "drop").killed
     ended = site.place.run("restore", "--abort", "--yes-destroy", site.live.database)
@@ -170,6 +172,7 @@ def test_what_can_be_put_back_is_not_given_up(site: Site) -> None:
     ended_as(site, "old")
 
 
+@pytest.mark.exhaustive
 def test_a_drop_onto_a_new_host_takes_settings_from_the_backup(site: Site) -> None:
     name = site.live.database
     query = "SELECT count(*) FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase WHERE datname = %s"
@@ -187,7 +190,7 @@ def test_a_drop_onto_a_new_host_takes_settings_from_the_backup(site: Site) -> No
     assert settings() == before
 
 
-def test_roles_that_nobody_saved_are_asked_for_before_a_drop(site: Site) -> None:
+def test_unsaved_roles_are_required_before_a_drop(site: Site) -> None:
     """The drill makes them up, in its own cluster; the live server must have them."""
     role = f"Owner of {site.live.database}"
     execute(site.live, f'CREATE ROLE "{role}"', f'ALTER TABLE people OWNER TO "{role}"')
@@ -218,7 +221,7 @@ def test_no_room_advises_no_drop_where_none_replaces(site: Site, options: tuple[
 # ------------------------------------------------------------------------------------------------- what is left
 
 
-def test_what_was_live_and_was_put_back_is_a_kept_database(site: Site) -> None:
+def test_a_database_put_aside_again_is_kept(site: Site) -> None:
     """So that it is listed, and dropped when its time has come; a failed try must not fill the server for good."""
     red = site.with_settings(HEALTH_URL=RED)
     with mock.patch.object(services, "_HEALTH_SECONDS", 0.5):
@@ -230,8 +233,8 @@ def test_what_was_live_and_was_put_back_is_a_kept_database(site: Site) -> None:
     assert site.content(aside) == site.then
 
 
-@pytest.mark.parametrize("back", [False, True])
-def test_a_database_made_anew_since_the_plan_is_not_replaced(site: Site, back: bool) -> None:
+@pytest.mark.parametrize("back", thinned([False, True]))
+def test_a_database_recreated_since_the_plan_is_not_replaced(site: Site, back: bool) -> None:
     """What was confirmed was another one."""
     if back:
         assert site.restore().code == 0
@@ -254,7 +257,7 @@ def test_a_database_made_anew_since_the_plan_is_not_replaced(site: Site, back: b
 
 
 @pytest.mark.parametrize("number", thinned([signal.SIGINT, signal.SIGTERM]))
-def test_who_ends_it_is_told_what_is_left(site: Site, number: signal.Signals) -> None:
+def test_an_interrupted_restore_lists_what_is_left(site: Site, number: signal.Signals) -> None:
     """After the drop there is no way back, and the message must say what is left to do."""
     with each_step(Step.RESTORE, lambda: os.kill(os.getpid(), number)):
         ended = site.restore("--mode", "drop")
@@ -266,15 +269,16 @@ def test_who_ends_it_is_told_what_is_left(site: Site, number: signal.Signals) ->
     ended_as(site, "new")
 
 
-def test_who_ends_it_where_all_can_be_put_back_has_nothing_left(site: Site) -> None:
+def test_an_interrupted_swap_is_put_back_completely(site: Site) -> None:
     with each_step(Step.SWAP, lambda: os.kill(os.getpid(), signal.SIGINT)):
         ended = site.restore()
     assert (ended.code, "for its outcome: ovia-backup restore --history" in ended.output) == (130, True), ended.output
     ended_as(site, "old")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("verb", thinned(["--resume", "--abort"]))
-def test_without_docker_services_are_a_persons_business(site: Site, tmp_path: Path, verb: str) -> None:
+def test_without_docker_the_operator_scales_services(site: Site, tmp_path: Path, verb: str) -> None:
     gone = tmp_path / "gone"
     with engine(gone, api=2, ingest=1) as docker, impatient():
         swarm = site.with_settings(
@@ -314,8 +318,8 @@ def test_services_that_were_stopped_by_hand_are_not_forgotten(site: Site, tmp_pa
         ended_as(site, "new" if verb == "--resume" else "old")
 
 
-@pytest.mark.parametrize("step", [Step.START, Step.SWAP])
-def test_a_service_that_docker_refuses_keeps_no_other_down(site: Site, tmp_path: Path, step: Step) -> None:
+@pytest.mark.parametrize("step", thinned([Step.START, Step.SWAP]))
+def test_one_refused_service_leaves_no_other_down(site: Site, tmp_path: Path, step: Step) -> None:
     """While the new database goes live, and while all is put back."""
     with engine(tmp_path / "gone", a=1, b=2, c=3) as docker:
         docker.refused.add("a")
@@ -354,7 +358,8 @@ def test_a_migration_runs_once_and_ends_with_its_database(site: Site, tmp_path: 
         ended_as(site, "new" if verb == "--resume" else "old")
 
 
-def test_a_copy_that_somebody_holds_keeps_no_service_down(site: Site, tmp_path: Path) -> None:
+@pytest.mark.exhaustive
+def test_a_copy_in_use_leaves_no_service_down(site: Site, tmp_path: Path) -> None:
     """A superuser's session in it: this role may not end that, and so not drop it."""
     role, held = f"owner_{site.live.database}", []
 
@@ -449,6 +454,7 @@ def test_an_undone_database_is_not_dropped_at_its_old_time(site: Site) -> None:
     assert told == [f"database {aside} will be dropped"]
 
 
+@pytest.mark.exhaustive
 def test_subscriptions_stop_with_a_database_and_return_with_it(site: Site) -> None:
     name = f"s_{site.live.database}"
     execute(
@@ -470,6 +476,7 @@ def test_subscriptions_stop_with_a_database_and_return_with_it(site: Site) -> No
     execute(site.live, f"DROP SUBSCRIPTION {name}")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("number", thinned([signal.SIGINT, signal.SIGKILL]))
 def test_slots_of_a_dropped_database_are_always_named(site: Site, number: signal.Signals) -> None:
     name = f"s_{site.live.database}"
@@ -506,7 +513,7 @@ def test_a_live_database_that_is_gone_is_not_undone_but_renamed(site: Site) -> N
     assert site.content() == site.now
 
 
-def test_what_is_damaged_does_not_go_live(site: Site, bin_dir: Path) -> None:
+def test_a_damaged_copy_does_not_go_live(site: Site, bin_dir: Path) -> None:
     """Not by the way of a new host either."""
     content = site.backup.path.read_bytes()
     site.backup.path.write_bytes(content[: len(content) * 6 // 10])
@@ -525,6 +532,7 @@ def test_what_is_damaged_does_not_go_live(site: Site, bin_dir: Path) -> None:
         assert len(new.databases) == 2
 
 
+@pytest.mark.exhaustive
 def test_a_kept_database_that_stays_keeps_no_others(site: Site) -> None:
     assert site.restore().code == 0
     assert site.restore().code == 0
@@ -581,8 +589,9 @@ def nobody_reads() -> None:
         os.dup2(writing, descriptor)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("interrupted", [True, False], ids=["by Ctrl-C", "by itself"])
-def test_the_reader_of_what_is_printed_ends(site: Site, tmp_path: Path, interrupted: bool) -> None:
+def test_a_closed_pipe_stops_no_restore(site: Site, tmp_path: Path, interrupted: bool) -> None:
     """Ctrl-C ends all of a pipeline at once; and what ends by itself is no reason to stop."""
 
     def act() -> None:
@@ -602,7 +611,7 @@ def test_the_reader_of_what_is_printed_ends(site: Site, tmp_path: Path, interrup
     assert len(site.databases) == (1 if interrupted else 2)
 
 
-@pytest.mark.parametrize("fails", [True, False])
+@pytest.mark.parametrize("fails", thinned([True, False]))
 def test_a_log_that_fails_stops_no_restore(site: Site, tmp_path: Path, fails: bool) -> None:
     """As Dagster's does, whose storage is away; a restore that fails then is put back all the same."""
     away: list[bool] = []
@@ -627,7 +636,7 @@ def test_a_log_that_fails_stops_no_restore(site: Site, tmp_path: Path, fails: bo
     ended_as(site, "old" if fails else "new")
 
 
-def test_a_defect_on_the_way_back_is_told_with_what_is_left(site: Site) -> None:
+def test_a_defect_during_the_abort_lists_what_is_left(site: Site) -> None:
     def defect(_: Work) -> None:
         raise RuntimeError("this was not foreseen")
 
@@ -639,6 +648,7 @@ def test_a_defect_on_the_way_back_is_told_with_what_is_left(site: Site) -> None:
     ended_as(site, "old")
 
 
+@pytest.mark.exhaustive
 def test_a_lost_terminal_puts_everything_back(site: Site) -> None:
     """By the shell and by the kernel; and nothing can be printed any more."""
     put_back = back.put_back
@@ -694,7 +704,7 @@ def read_only_after(step: Step) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("verb", thinned(["--resume", "--abort"]))
-@pytest.mark.parametrize("step", [Step.SWAP, Step.MIGRATE])
+@pytest.mark.parametrize("step", thinned([Step.SWAP, Step.MIGRATE]))
 def test_a_volume_failing_after_the_swap_stops_no_service(site: Site, tmp_path: Path, step: Step, verb: str) -> None:
     """Nothing is swapped back without a journal: what is live then, and proven, is used."""
     with engine(tmp_path / "gone", api=2, migrate=0) as docker, impatient():
@@ -717,8 +727,8 @@ def test_a_volume_failing_after_the_swap_stops_no_service(site: Site, tmp_path: 
 # ------------------------------------------------------------------------------- what it is called that stays
 
 
-@pytest.mark.parametrize("undone", [False, True])
-def test_a_database_put_back_is_not_called_the_one_before(site: Site, undone: bool) -> None:
+@pytest.mark.parametrize("undone", thinned([False, True]))
+def test_a_database_that_was_put_back_has_its_own_name(site: Site, undone: bool) -> None:
     """To go back to it is to have again what did not do."""
     red = site.with_settings(HEALTH_URL=RED)
     if undone:
@@ -760,7 +770,7 @@ def test_what_was_put_back_is_not_to_be_gone_back_from(site: Site) -> None:
 
 
 @pytest.mark.parametrize("by_hand", thinned([False, True]))
-@pytest.mark.parametrize("undone", [False, True])
+@pytest.mark.parametrize("undone", thinned([False, True]))
 def test_a_swap_whose_databases_are_gone_is_given_up(site: Site, tmp_path: Path, undone: bool, by_hand: bool) -> None:
     """An operator created the live database by hand; no other restore could ever begin."""
     with engine(tmp_path / "gone", api=2) as docker, impatient():
@@ -819,7 +829,7 @@ def test_a_torn_swap_can_be_repaired_by_the_name(site: Site) -> None:
     assert site.databases == [site.live.database]
 
 
-def test_a_torn_swap_is_given_up_where_nothing_has_the_name(site: Site) -> None:
+def test_a_torn_swap_without_a_live_name_is_given_up(site: Site) -> None:
     with killed_at(3, before=False):
         assert site.restore().killed
     old, new = site.databases
@@ -833,8 +843,8 @@ def test_a_torn_swap_is_given_up_where_nothing_has_the_name(site: Site) -> None:
     assert site.content() == site.then
 
 
-@pytest.mark.parametrize("away", [False, True])
-def test_who_goes_back_by_hand_keeps_what_was_live(site: Site, away: bool) -> None:
+@pytest.mark.parametrize("away", thinned([False, True]))
+def test_a_manual_rename_keeps_the_live_database(site: Site, away: bool) -> None:
     """Swapped and killed; the names are given back by hand: what was live for a while may have been written to."""
     red = site.with_settings(HEALTH_URL=RED)
     with killed_at(5, before=False):
@@ -945,7 +955,7 @@ def test_the_backup_of_a_damaged_copy_is_named_by_path(site: Site, tmp_path: Pat
 
 
 @pytest.mark.parametrize("password", ["", "wr0ng"])
-def test_who_restores_is_told_of_his_own_variables(site: Site, password: str) -> None:
+def test_a_wrong_restore_password_names_its_own_variable(site: Site, password: str) -> None:
     role = f"restorer_{site.live.database}"
     sql_in_server(site, "CREATE ROLE {} LOGIN PASSWORD 'right'", role)
     try:
@@ -979,7 +989,7 @@ def test_with_the_role_that_dumps_its_own_variables_are_named(site: Site) -> Non
 
 
 @pytest.mark.parametrize("number", thinned([signal.SIGINT, signal.SIGTERM]))
-def test_who_ends_it_when_all_is_done_is_told_where_that_stands(site: Site, number: signal.Signals) -> None:
+def test_a_signal_after_the_end_points_to_the_history(site: Site, number: signal.Signals) -> None:
     with mock.patch.object(restore_dialogue, "print_table", side_effect=lambda *_, **__: os.kill(os.getpid(), number)):
         ended = site.restore()
     assert ended.code == 128 + number

@@ -137,6 +137,7 @@ def test_a_tier_that_is_off_gets_nothing_and_no_folder(catalog: Catalog) -> None
     assert names(catalog.root) == {"daily", "weekly", ".lock"}
 
 
+@pytest.mark.exhaustive
 def test_three_years_of_daily_dumps_leave_so_many_of_each_tier(catalog: Catalog) -> None:
     """The first dump of each month and year is kept."""
     for n in range(0, 3 * 365, 5):
@@ -257,7 +258,7 @@ def test_of_bad_ones_the_newest_two_are_left(catalog: Catalog) -> None:
     assert catalog.backups() == [newest, *bad[:2]]
 
 
-def test_other_databases_and_strangers_stay(catalog: Catalog) -> None:
+def test_other_databases_and_foreign_files_stay(catalog: Catalog) -> None:
     other = make_catalog(catalog.root, "other")
     others = dailies(other, 10)
     (catalog.folder(Tier.DAILY) / "notes.txt").write_text("mine", encoding="utf-8")
@@ -277,9 +278,7 @@ def test_pruning_first_sweeps_what_a_crash_left_and_says_so(catalog: Catalog) ->
     assert not leftover.exists()
 
 
-def test_one_that_vanishes_meanwhile_does_not_stop_the_others(
-    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_vanished_dump_does_not_stop_pruning(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
     made = dailies(catalog, 4)
     real_unlink = os.unlink
 

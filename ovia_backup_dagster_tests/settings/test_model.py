@@ -492,7 +492,7 @@ def test_a_binary_password_file_is_an_error_that_hides_it(monkeypatch: pytest.Mo
     assert SECRET not in str(refused.value)
 
 
-def test_a_password_file_is_read_anew_at_each_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_password_file_is_read_at_each_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text("old", encoding="utf-8")
     settings = load(monkeypatch, POSTGRES_PASSWORD_FILE=str(file))
@@ -617,7 +617,7 @@ def test_an_unreadable_file_of_urls_is_an_error_only_at_use(monkeypatch: pytest.
         urls_from(monkeypatch, tmp_path / "urls", b"slack://\xff")
 
 
-def test_a_file_of_alert_urls_is_read_anew_at_each_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_file_of_alert_urls_is_read_at_each_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "urls"
     file.write_text("slack://old")
     system = BackupSystem(load(monkeypatch, BACKUP_NOTIFY_URLS_FILE=str(file)))

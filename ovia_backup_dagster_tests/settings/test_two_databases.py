@@ -63,7 +63,7 @@ def test_both_are_dumped_and_verified_at_one_time(
         assert len(system.catalog.backups()) == 1
 
 
-def test_one_that_is_wrong_is_not_the_others_fault(settings_of: Callable[..., Settings]) -> None:
+def test_one_databases_bad_settings_spare_the_others(settings_of: Callable[..., Settings]) -> None:
     good = BackupSystem(settings_of("left"))
     wrong = BackupSystem(settings_of("right", postgres_password_file=None, postgres_password="left-secret"))
     broken = BackupSystem(settings_of("broken", backup_daily_keep=0))

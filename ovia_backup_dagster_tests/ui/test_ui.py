@@ -123,6 +123,7 @@ def test_the_alert_is_red_in_trouble_and_green_otherwise(
     assert colour(site.node(ALERT).get_by_text("Materialized", exact=True)) == "green"
 
 
+@pytest.mark.exhaustive
 def test_a_job_launched_from_its_page_turns_the_assets_green(site: Site, launched: str) -> None:
     assert launched == "Success"
     site.open_graph()
@@ -188,6 +189,7 @@ def test_a_default_restore_shows_a_plan_in_the_uis_words(site: Site, launched: s
     expect(site.page.get_by_text("ovia-backup ")).to_have_count(0)
 
 
+@pytest.mark.exhaustive
 def test_the_doctor_has_a_check_for_each_area(site: Site, launched: str) -> None:
     """Its report is there also when something will fail, as programs with known vulnerabilities will."""
     assert launched == "Success"
