@@ -615,6 +615,7 @@ def test_the_end_killed_at_any_step_loses_nothing(tmp_path: Path) -> None:
         assert names(volume) == {".lock", "daily", "weekly"}
 
 
+@pytest.mark.exhaustive
 def test_pruning_killed_at_any_step_loses_only_its_removals(
     tmp_path: Path,
 ) -> None:
@@ -756,6 +757,7 @@ def nothing_is_lost(steps: list[tuple[str, int]], kill_at: int) -> None:
 _ANY_ORDER = given(steps=st.lists(STEP, max_size=14), kill_at=st.integers(0, 60))
 
 
+@pytest.mark.exhaustive
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @_ANY_ORDER
 def test_a_shared_volume_loses_nothing_but_by_retention(steps: list[tuple[str, int]], kill_at: int) -> None:

@@ -482,6 +482,7 @@ def test_a_second_database_is_a_second_call(
 # ---------------------------------------------------------------- the files that Dagster reads
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("with_home", thinned([True, False]))
 def test_the_workspace_loads_with_plain_dagster(tmp_path: Path, with_home: bool) -> None:
     home = None
@@ -516,6 +517,7 @@ def test_both_files_name_the_same_location() -> None:
     assert not (REPOSITORY / "dg.toml").exists()
 
 
+@pytest.mark.exhaustive
 def test_dg_finds_what_the_workspace_names(tmp_path: Path) -> None:
     listed = dg_command("list", "defs", "--json", home=tmp_path)
     assert listed.returncode == 0, listed.stderr

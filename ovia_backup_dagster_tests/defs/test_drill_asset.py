@@ -698,6 +698,7 @@ def test_no_password_is_recorded_anywhere(
         assert [path for path, content in contents.items() if word.encode() in content] == []
 
 
+@pytest.mark.exhaustive
 def test_only_processes_that_read_archives_drop_secrets(location: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     """The code server hands its environment on to its runs: looking at the backups takes nothing from it."""
     monkeypatch.setenv("POSTGRES_PASSWORD", "s3cret")

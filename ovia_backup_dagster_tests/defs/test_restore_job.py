@@ -361,6 +361,7 @@ def test_dropping_replaced_databases_may_be_repeated(
     assert len(kept(database, database.database)) == 1
 
 
+@pytest.mark.exhaustive
 def test_an_undo_swaps_to_the_named_database(backed_up: Location, database: Connection) -> None:
     for _ in range(2):
         assert confirmed(backed_up, "restore").success
@@ -533,6 +534,7 @@ def test_a_replaced_database_is_announced_then_dropped(
     assert people.titles[1:] == [f"Ovia backup: database {name} was dropped"]
 
 
+@pytest.mark.exhaustive
 def test_a_replaced_database_stays_if_no_notice_was_sent(
     backed_up: Location, database: Connection, server: PortCluster
 ) -> None:

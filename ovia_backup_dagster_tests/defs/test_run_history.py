@@ -185,6 +185,7 @@ def test_the_newest_of_a_job_and_the_newest_that_succeeded_stay(recorded: Locati
     assert gone not in there(recorded)
 
 
+@pytest.mark.exhaustive
 def test_the_last_materialization_of_an_asset_stays(kept: Location) -> None:
     whole = run(kept, 700 * DAY)
     parts = [run(kept, age * DAY, "daily_dump", "dump_verification") for age in (500, 1)]

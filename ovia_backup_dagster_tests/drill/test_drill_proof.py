@@ -543,6 +543,7 @@ def test_sql_that_is_written_back_differently_is_odd(copies: Copies, monkeypatch
     assert [what for what in ODDITIES if what not in text] == []
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "statement",
     ["SELECT lo_create(4242)", "SELECT lo_unlink(900001)"],

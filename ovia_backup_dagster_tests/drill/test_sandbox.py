@@ -614,6 +614,7 @@ def test_a_function_without_end_ends_the_drill(
     assert _processes_in(there.outside.folder) == []
 
 
+@pytest.mark.exhaustive
 @needs_root
 def test_a_function_that_fills_the_disk_leaves_room(site: Callable[..., Site]) -> None:
     there = site(FILLS)

@@ -445,6 +445,7 @@ def test_a_drill(cli: Cli, volume: Path) -> None:
     assert (drills["trouble"], drills["recovery_seconds"] > 0) == (None, True)
 
 
+@pytest.mark.exhaustive
 def test_a_drill_as_json_by_name_and_the_history(cli: Cli, volume: Path) -> None:
     assert [cli(command).returncode for command in ("dump", "verify", "promote")] == [0, 0, 0]
     [weekly] = (volume / "weekly").glob("*.dump")

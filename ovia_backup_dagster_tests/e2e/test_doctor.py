@@ -343,6 +343,7 @@ def heartbeats(home: Path) -> int:
         return int(count)
 
 
+@pytest.mark.exhaustive
 def test_a_real_daemon_and_its_code_server(full_bin_dir: Path, tmp_path: Path) -> None:
     """``dg dev`` writes the heartbeats, serves the code, and is missed when it has ended."""
     home, volume = tmp_path / "home", tmp_path / "v"

@@ -115,6 +115,7 @@ def test_dg_shows_the_line_that_is_wrong(
     assert says in said
 
 
+@pytest.mark.exhaustive
 def test_dg_launches_each_database(variables: dict[str, str], home: Path) -> None:
     launched = dg_command("launch", "--job", "orders_daily_backup_job", home=home, folder=EXAMPLE, **variables)
     assert launched.returncode == 0, launched.stdout + launched.stderr

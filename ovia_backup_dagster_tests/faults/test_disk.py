@@ -159,6 +159,7 @@ def test_no_room_while_dumping(place: Place, template: Place, rng: Random, recor
     )
 
 
+@pytest.mark.exhaustive
 @rounds(few=2, many=40)
 def test_no_room_for_the_verdict(place: Place, template: Place, rng: Random, record: Record, times: int) -> None:
     size = need(place, template)
@@ -346,6 +347,7 @@ def test_the_power_fails(place: Place, template: Place, rng: Random, record: Rec
     )
 
 
+@pytest.mark.exhaustive
 @rounds(few=2, many=40)
 def test_the_disk_turns_read_only(place: Place, template: Place, rng: Random, record: Record, times: int) -> None:
     words = ("Read-only file system", "mounted read-only", "Input/output error")

@@ -204,6 +204,7 @@ def test_a_drill_dir_without_room_is_refused_first(place: Place) -> None:
     nothing_left(place)
 
 
+@pytest.mark.exhaustive
 @needs_root
 def test_a_disk_that_fills_up_in_mid_restore(place: Place) -> None:
     """The estimate was too small, or another process wrote: the disk's words are shown, and it is cleaned."""

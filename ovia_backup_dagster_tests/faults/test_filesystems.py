@@ -136,6 +136,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield made.folder
 
 
+@pytest.mark.exhaustive
 @needs_root
 def test_a_weekly_folder_that_is_immutable_stops_no_dump(cli: Cli, database: Connection, disk: Path) -> None:
     volume = {"BACKUP_DIR": str(disk), "BACKUP_DAILY_KEEP": "1"}

@@ -215,6 +215,7 @@ def test_killed_while_verifying(place: Place, rng: Random, record: Record, times
     )
 
 
+@pytest.mark.exhaustive
 @rounds(few=1, many=100)
 def test_killed_while_promoting(small_place: Place, rng: Random, record: Record, times: int) -> None:
     place = small_place

@@ -131,6 +131,7 @@ def test_the_server_is_restarted(cluster: PortCluster, place: Place, rng: Random
     )
 
 
+@pytest.mark.exhaustive
 @rounds(few=1, many=20)
 def test_the_server_pauses(cluster: PortCluster, place: Place, rng: Random, record: Record, times: int) -> None:
     def pause() -> None:

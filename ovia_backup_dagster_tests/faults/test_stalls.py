@@ -97,6 +97,7 @@ def stopped_process(pid: int) -> Iterator[None]:
 # --------------------------------------------------------------------------------------------- dumps
 
 
+@pytest.mark.exhaustive
 def test_a_dump_that_receives_nothing_is_ended(source: Connection, bin_dir: Path, tmp_path: Path) -> None:
     """The proxy swallows the rows; the server, which answers others, waits to be read."""
     with Proxy(to=source.port, swallow_after=1_000_000) as proxy:
@@ -311,6 +312,7 @@ def test_a_restore_whose_rows_go_nowhere_is_ended(target: Connection, archive: P
     assert "Client/ClientRead" in error.why
 
 
+@pytest.mark.exhaustive
 def test_a_restore_that_works_in_silence_is_left_alone(
     source: Connection, target: Connection, bin_dir: Path, tmp_path: Path
 ) -> None:

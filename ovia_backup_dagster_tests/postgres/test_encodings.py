@@ -73,6 +73,7 @@ def filled(boss: PortCluster, encoding: str) -> Iterator[Connection]:
         yield source
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("encoding", thinned(WORDS))
 def test_names_and_rows_in_it(encoding: str, boss: PortCluster, full_bin_dir: Path, tmp_path: Path) -> None:
     with filled(boss, encoding) as source:

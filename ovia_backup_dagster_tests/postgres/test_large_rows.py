@@ -49,6 +49,7 @@ def test_a_row_too_large_of_small_fields(site: Connection) -> None:
         execute(site, "DROP TABLE wide")
 
 
+@pytest.mark.exhaustive
 def test_a_field_too_large_for_a_dump_is_no_damage(site: Connection, tmp_path: Path, bin_dir: Path) -> None:
     catalog = Catalog(tmp_path / "backups", site.database)
     with pytest.raises(errors.RowTooLargeError) as raised:

@@ -154,6 +154,7 @@ def test_another_cluster_is_bad_until_it_is_accepted(story: Story) -> None:
     story.rejected(story.here, str(identifier))  # and back is another word
 
 
+@pytest.mark.exhaustive
 def test_a_dump_of_the_right_cluster_needs_no_acceptance(story: Story) -> None:
     story.good(story.here)
     story.rejected(story.there)
@@ -171,6 +172,7 @@ def test_an_accepted_dump_stays_what_it_is(story: Story) -> None:
     assert story.verifier.verify(weekly, log=quiet).judgement.good
 
 
+@pytest.mark.exhaustive
 def test_an_acceptance_of_another_dump_is_none(story: Story) -> None:
     story.good(story.here)
     accepted = story.accept(story.rejected(story.there).backup).backup
@@ -225,6 +227,7 @@ def test_only_the_newest_restore_is_a_word(story: Story) -> None:
     story.rejected(story.there)
 
 
+@pytest.mark.exhaustive
 def test_unknown_identifiers_make_no_difference(story: Story) -> None:
     """A role may lose the right to read it: later dumps are compared with the last that knew."""
     first = story.good(story.here)

@@ -322,6 +322,7 @@ def test_expected_tables_of_every_kind(dumper: Dumper, verifier: Verifier, datab
         assert findings(missing, rows=False) == {Check.TABLES_PRESENT}
 
 
+@pytest.mark.exhaustive
 def test_a_changed_expectation_deletes_nothing(dumper: Dumper, verifier: Verifier, catalog: Catalog) -> None:
     """Six good dumps, judged again under an expectation that only the seventh meets, then pruned."""
     old = [verifier.verify(_yesterday(dumper.dump(log=quiet), days), log=quiet).backup for days in range(6, 0, -1)]

@@ -242,6 +242,7 @@ def test_computed_values_are_read_up_to_the_limit(server: PortCluster, bin_dir: 
     assert off.why in compared.not_compared
 
 
+@pytest.mark.exhaustive
 def test_an_older_dump_has_no_record(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
     with database(server, "older") as source:
         execute(source, "CREATE TABLE t (a int, g int GENERATED ALWAYS AS (a) STORED)")
@@ -306,6 +307,7 @@ def test_computed_values_are_read_in_the_dumps_snapshot(
     )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "meanwhile_",
     [

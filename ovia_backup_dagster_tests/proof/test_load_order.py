@@ -303,6 +303,7 @@ BROKEN_AFTER_DATA = (
 )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("statements", "names", "rows"),
     [

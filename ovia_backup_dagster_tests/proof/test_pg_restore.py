@@ -332,6 +332,7 @@ def test_the_beginning_of_a_truncated_archive_is_restored(server: PortCluster, b
     ]
 
 
+@pytest.mark.exhaustive
 def test_errors_are_shown_once_without_values_and_limited(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
     with database(server, "torn") as source:
         execute(

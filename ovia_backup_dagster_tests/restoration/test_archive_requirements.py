@@ -250,6 +250,7 @@ def files_of_the_source(bin_dir: Path) -> Iterator[str]:
             path.unlink()
 
 
+@pytest.mark.exhaustive
 def test_what_the_servers_disk_lacks(contrib: PortCluster, full_bin_dir: Path, tmp_path: Path) -> None:
     """Locales, collations, dictionaries' files and libraries are the server's, not the database's."""
     programs = Programs(full_bin_dir)

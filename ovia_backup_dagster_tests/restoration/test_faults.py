@@ -252,6 +252,7 @@ def test_a_database_created_after_a_kill_is_left_unchanged(site: Site, then: str
     ended_as(site, "old")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("word", thinned([5, 3, 4, 6, 7]))
 def test_a_database_restored_by_hand_is_not_dropped(site: Site, word: int) -> None:
     """Mode drop, killed when the old one was gone: the runbook's commands then, and a resume by another operator."""
@@ -297,6 +298,7 @@ def test_the_kept_database_goes_while_an_undo_is_about_to_begin(site: Site, stat
     ended_as(site, "new")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("then", thinned(BACK))
 def test_the_new_database_goes_before_the_swap(site: Site, then: str) -> None:
     with killed_at(3, before=False):
@@ -397,6 +399,7 @@ def test_the_server_is_killed(fragile: Site, other: PortCluster, tmp_path: Path,
         assert docker.replicas == {**REPLICAS, "migrate": 1}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("then", thinned(BACK))
 def test_the_server_is_killed_while_it_swaps(fragile: Site, other: PortCluster, tmp_path: Path, then: str) -> None:
     with with_services(fragile, tmp_path) as (swarm, docker):
@@ -511,6 +514,7 @@ def test_into_a_new_database_of_a_standby(fragile: Site, other: PortCluster, bin
         standby.remove()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("when", thinned([Step.RESTORE, Step.SWAP]))
 def test_a_transaction_is_prepared_while_it_restores(fragile: Site, when: Step) -> None:
     def prepare() -> None:
@@ -770,6 +774,7 @@ def test_the_default_database_itself(other: PortCluster, bin_dir: Path, tmp_path
     assert site.content() == site.then
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("rights", "said"), thinned([("NOCREATEDB", "CREATEDB"), ("CREATEDB", "has not its rights")]))
 def test_a_role_that_may_not(site: Site, rights: str, said: str) -> None:
     role = f"weak_{site.live.database}"
@@ -894,6 +899,7 @@ def test_clients_that_come_back_in_a_loop(site: Site) -> None:
     assert max(record.interruption_seconds or 0 for record in site.records) < 1
 
 
+@pytest.mark.exhaustive
 @rounds(few=3, many=30)
 @pytest.mark.parametrize("compression", thinned(["gzip:6", "zstd:3"]))
 def test_flips(

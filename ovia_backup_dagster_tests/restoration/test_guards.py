@@ -203,6 +203,7 @@ def test_a_server_without_room_for_a_second_database(bin_dir: Path, tmp_path: Pa
         assert re.search(r"about 2\d\d(\.\d)? MB needed, [45]\d\d(\.\d)? MB free on the server", planned.output)
 
 
+@pytest.mark.exhaustive
 @needs_root
 def test_a_volume_without_room_for_a_journal(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
     """Without it, a killed restore could not be finished."""
@@ -276,6 +277,7 @@ def test_the_manifest_of_another_dump_stands_beside_it(site: Site, mode: str) ->
 # ----------------------------------------------------------------------------------------------- extensions
 
 
+@pytest.mark.exhaustive
 def test_a_server_without_the_packages_that_the_backups_had(
     server: PortCluster, full_server: PortCluster, full_bin_dir: Path, tmp_path: Path
 ) -> None:

@@ -77,6 +77,7 @@ def test_no_client_writes_into_an_incomplete_database(site: Site, options: tuple
     ended_as(site, "new")
 
 
+@pytest.mark.exhaustive
 @WAYS
 @pytest.mark.parametrize("verb", thinned(["--resume", "--abort"]))
 def test_a_live_database_without_a_note_is_not_dropped(site: Site, options: tuple[str, ...], verb: str) -> None:

@@ -187,6 +187,7 @@ def test_any_role_on_any_server_drills_and_restores(pair: Pair, live: Connection
     assert one(there, "SELECT string_agg(k || v, ' ' ORDER BY k) FROM cfg.conf") == "builtin1 mine\\. other2"
 
 
+@pytest.mark.exhaustive
 def test_a_scratch_database_where_the_server_lacks_roles(pair: Pair, tmp_path: Path) -> None:
     """No role is made there: what names one is left out, and said."""
     with database(pair.source, f"scratch{os.getpid()}") as source:

@@ -143,6 +143,7 @@ def _known(server: PortCluster) -> None:
     _SERVERS[server.connection().port] = server
 
 
+@pytest.mark.exhaustive
 def test_a_kept_database_is_forgotten_only_by_name(site: Site) -> None:
     assert site.restore().code == 0
     kept = site.records[0].kept
@@ -437,6 +438,7 @@ def test_a_restore_uses_as_many_jobs_as_cores(site: Site) -> None:
     assert jobs("--jobs", "3", RESTORE_JOBS="5") == 3
 
 
+@pytest.mark.exhaustive
 def test_a_terminal_asks_for_the_name_and_goes_on(site: Site) -> None:
     for typed in ("postgres", "y"):
         ended = at_a_terminal(site, typed, "restore", site.backup.path.name)

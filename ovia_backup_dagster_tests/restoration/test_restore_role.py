@@ -171,6 +171,7 @@ def test_the_role_drops_and_restores(restoring: Restoring) -> None:
     assert restoring.may_all() is False
 
 
+@pytest.mark.exhaustive
 def test_the_role_restores_beside_and_drills(restoring: Restoring) -> None:
     site, weak = restoring.site, restoring.weak
     look = f"{site.live.database}_look"

@@ -170,6 +170,7 @@ def test_dropped_and_restored(site: Site) -> None:
         assert one(site.live.to("postgres"), _SETTINGS_OF.format(NAME)) == settings
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("arguments", thinned([("--jobs", "1"), ("--even-if-damaged",)], together=True))
 def test_restored_under_another_name(site: Site, arguments: tuple[str, ...]) -> None:
     made = f"{NAME}_beside{len(arguments)}"

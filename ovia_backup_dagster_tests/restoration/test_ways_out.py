@@ -121,6 +121,7 @@ def test_a_signal_during_red_health_keeps_the_database(site: Site, number: signa
 # ------------------------------------------------------------------------------------------------- mode drop
 
 
+@pytest.mark.exhaustive
 def test_a_drop_that_has_dropped_nothing_is_put_back(bin_dir: Path, tmp_path: Path) -> None:
     with (
         running_cluster(bin_dir, max_prepared_transactions="5") as cluster,
@@ -318,6 +319,7 @@ def test_services_that_were_stopped_by_hand_are_not_forgotten(site: Site, tmp_pa
         ended_as(site, "new" if verb == "--resume" else "old")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("step", thinned([Step.START, Step.SWAP]))
 def test_one_refused_service_leaves_no_other_down(site: Site, tmp_path: Path, step: Step) -> None:
     """While the new database goes live, and while all is put back."""
@@ -335,6 +337,7 @@ def test_one_refused_service_leaves_no_other_down(site: Site, tmp_path: Path, st
         ended_as(site, "old" if step is Step.SWAP else "new")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("verb", thinned(["--resume", "--abort"]))
 def test_a_migration_runs_once_and_ends_with_its_database(site: Site, tmp_path: Path, verb: str) -> None:
     """Killed while it runs: to finish is to wait for it, and to put back is to end it."""
@@ -611,6 +614,7 @@ def test_a_closed_pipe_stops_no_restore(site: Site, tmp_path: Path, interrupted:
     assert len(site.databases) == (1 if interrupted else 2)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("fails", thinned([True, False]))
 def test_a_log_that_fails_stops_no_restore(site: Site, tmp_path: Path, fails: bool) -> None:
     """As Dagster's does, whose storage is away; a restore that fails then is put back all the same."""
@@ -703,6 +707,7 @@ def read_only_after(step: Step) -> Iterator[None]:
         yield
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("verb", thinned(["--resume", "--abort"]))
 @pytest.mark.parametrize("step", thinned([Step.SWAP, Step.MIGRATE]))
 def test_a_volume_failing_after_the_swap_stops_no_service(site: Site, tmp_path: Path, step: Step, verb: str) -> None:
@@ -769,6 +774,7 @@ def test_what_was_put_back_is_not_to_be_gone_back_from(site: Site) -> None:
 # ------------------------------------------------------------------------------- names that were changed by hand
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("by_hand", thinned([False, True]))
 @pytest.mark.parametrize("undone", thinned([False, True]))
 def test_a_swap_whose_databases_are_gone_is_given_up(site: Site, tmp_path: Path, undone: bool, by_hand: bool) -> None:

@@ -83,6 +83,7 @@ def test_the_graph_shows_the_assets_and_their_order(site: Site) -> None:
     assert site.connected((*CHAIN, DRILL, ALERT, DOCTOR)) == {*pairwise(CHAIN), ("dump_verification", DRILL)}
 
 
+@pytest.mark.exhaustive
 def test_an_old_backup_makes_the_sensor_launch_an_alert(site: Site, told: Receiver) -> None:
     site.choose("Automation")
     site.page.get_by_role("link", name="backup_freshness_sensor").click()
@@ -135,6 +136,7 @@ def test_a_job_launched_from_its_page_turns_the_assets_green(site: Site, launche
     expect(site.node("dump_verification")).to_contain_text("7 / 7 Passed")
 
 
+@pytest.mark.exhaustive
 def test_a_verification_shows_the_rows_of_every_table(site: Site, deployment: Deployment, launched: str) -> None:
     assert launched == "Success"
     site.open_asset("dump_verification")
