@@ -29,6 +29,7 @@ from ovia_backup_dagster.core.verdict import Hold
 from ovia_backup_dagster_tests.conftest import snapshot
 from ovia_backup_dagster_tests.support.crashes import killed_at_each_step, raised_as_nobody
 from ovia_backup_dagster_tests.support.factories import (
+from ovia_backup_dagster_tests.support.exhaustive import thinned
     CONTENT,
     DAY,
     HOUR,
@@ -770,7 +771,7 @@ def test_removing_killed_at_any_step_leaves_all_or_leftovers(tmp_path: Path) -> 
     assert {False, True} == set(outcomes)
 
 
-@pytest.mark.parametrize("way", ["link", "copy"])
+@pytest.mark.parametrize("way", thinned(["link", "copy"]))
 def test_promoting_killed_at_any_step_leaves_all_or_leftovers(
     tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

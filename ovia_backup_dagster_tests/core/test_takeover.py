@@ -590,6 +590,7 @@ def test_killed_at_any_step_it_begins_again_and_ends_well(tmp_path: Path) -> Non
         assert names(volume) == {".lock", "daily", "weekly"}
 
 
+@pytest.mark.exhaustive
 def test_the_end_killed_at_any_step_loses_nothing(tmp_path: Path) -> None:
     numbers = iter(range(10_000))
     current: list[tuple[Path, dict[str, tuple[int, bytes]]]] = []

@@ -876,6 +876,7 @@ def test_a_repeated_whole_run_uses_only_its_own_dump(lasting: Location) -> None:
 # ---------------------------------------------------------------- two databases
 
 
+@pytest.mark.exhaustive
 def test_two_databases_on_one_volume_leave_each_other_alone(
     new_database: NewDatabase, volume: Path, bin_dir: Path, instance: dg.DagsterInstance
 ) -> None:

@@ -549,6 +549,7 @@ def test_a_newer_verified_backup_clears_a_failed_run(real: Daemon, people: Recei
     assert real.tick() is None
 
 
+@pytest.mark.exhaustive
 def test_a_failure_cleared_before_the_tick_is_not_alerted(real: Daemon, people: Receiver) -> None:
     fail_a_run(real.location)
     time.sleep(1.1)
@@ -607,6 +608,7 @@ def test_a_failure_of_another_job_does_not_count(real: Daemon) -> None:
     assert real.tick() is None
 
 
+@pytest.mark.exhaustive
 def test_a_failed_run_is_alerted_each_day(
     new_location: NewLocation, people: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

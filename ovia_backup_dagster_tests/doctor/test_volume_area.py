@@ -421,6 +421,7 @@ def test_none_is_verified_any_more(volume: Path) -> None:
 # ------------------------------------------------------------------------------------------ many, and nothing changes
 
 
+@pytest.mark.exhaustive
 @needs_root
 def test_ten_thousand_backups_take_a_second_or_so(volume: Path) -> None:
     with tmpfs(volume, "size=200m"):

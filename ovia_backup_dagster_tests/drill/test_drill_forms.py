@@ -357,6 +357,7 @@ def test_the_negative_control_deletes_and_puts_back(statements: tuple[str, ...],
         assert reader.read().witness.rows == before.rows
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("encoding", thinned(["SQL_ASCII", "LATIN1", "WIN1252"]))
 def test_a_database_in_another_encoding_passes(
     encoding: str, boss: PortCluster, full_bin_dir: Path, tmp_path: Path
@@ -556,6 +557,7 @@ def test_a_dump_of_the_old_script_passes(
 # ------------------------------------------------------------------------------------------ the scratch database
 
 
+@pytest.mark.exhaustive
 def test_a_scratch_database_by_a_superuser(new_full_database: NewDatabase, full_bin_dir: Path, tmp_path: Path) -> None:
     drilling = Drilling(new_full_database(), full_bin_dir, tmp_path)
 

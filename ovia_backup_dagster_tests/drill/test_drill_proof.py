@@ -670,5 +670,6 @@ def test_a_whole_drill_of_an_altered_copy_fails(name: str, copies: Copies, monke
     assert not drilled.drills.drills[-1].passed if drilled.drills else False
 
 
+@pytest.mark.exhaustive
 def test_a_whole_drill_passes(copies: Copies) -> None:
     assert_passed(copies.drilling.drill(), Check.TABLES, Check.SCHEMA_TEXT)

@@ -65,6 +65,7 @@ def test_the_daily_chain(process: Cli, volume: Path) -> None:
     assert "6,277" in listed.stdout
 
 
+@pytest.mark.exhaustive
 def test_promote_speaks_of_the_backup_as_it_is_after_a_wait(cli: Cli, catalog: Catalog, tmp_path: Path) -> None:
     """Another process verifies the backup while the command waits for the lock."""
     assert [cli(command).returncode for command in ("dump", "verify", "promote", "dump")] == [0, 0, 0, 0]

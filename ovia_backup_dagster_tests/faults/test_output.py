@@ -183,6 +183,7 @@ def test_a_dump_that_is_no_archive_is_not_published(
     assert not [name for name in files(root) if name.endswith(".dump")]
 
 
+@pytest.mark.exhaustive
 def test_tables_that_were_not_analyzed_are_named(
     database: Connection, programs: Programs, bin_dir: Path, tmp_path: Path
 ) -> None:

@@ -208,6 +208,7 @@ def held(source: Connection, statement: str) -> Iterator[str]:
         other.rollback()
 
 
+@pytest.mark.exhaustive
 def test_a_lock_is_named_with_its_holder(source: Connection, bin_dir: Path, tmp_path: Path) -> None:
     """pg_dump itself gives up on a table's lock; of a sequence it waits for ever. Both are said alike."""
     for statement, name, lock, kind in (

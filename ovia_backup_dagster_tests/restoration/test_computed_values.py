@@ -10,6 +10,7 @@ from ovia_backup_dagster_tests.support.drilling import one
 from ovia_backup_dagster_tests.support.restoring import Site
 
 
+@pytest.mark.exhaustive
 def test_a_view_that_cannot_be_refreshed_has_its_command(site: Site) -> None:
     """Whatever could be is refreshed in the end: also what leans on a search path, and what stands on that."""
     execute(

@@ -449,6 +449,7 @@ def test_the_server_is_killed_in_the_middle_of_pg_restore(
     assert fragile.databases == [fragile.live.database]
 
 
+@pytest.mark.exhaustive
 @needs_root
 def test_the_servers_disk_is_full(bin_dir: Path, tmp_path: Path, site: Site) -> None:
     """Nothing of the new database stays, and the old one lives."""
@@ -665,6 +666,7 @@ def full_for_good(site: Site) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
 
+@pytest.mark.exhaustive
 @needs_root
 def test_a_volume_that_is_read_only(bin_dir: Path, server: PortCluster, tmp_path: Path) -> None:
     root = tmp_path / "backups"
@@ -946,6 +948,7 @@ def test_an_unfinished_restore_blocks_forget_and_undo(site: Site) -> None:
     ended_as(site, "new")
 
 
+@pytest.mark.exhaustive
 def test_a_dump_a_drill_and_a_pruning_while_it_restores(site: Site) -> None:
     done: list[str] = []
 

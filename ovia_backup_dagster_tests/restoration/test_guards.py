@@ -184,6 +184,7 @@ def on_a_disk_of(size: int, bin_dir: Path) -> Iterator[PortCluster]:
     cluster.folder.rmdir()
 
 
+@pytest.mark.exhaustive
 @needs_root
 def test_a_server_without_room_for_a_second_database(bin_dir: Path, tmp_path: Path) -> None:
     """What is free is what its own disk says, wherever this process runs."""

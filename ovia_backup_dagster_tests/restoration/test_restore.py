@@ -470,6 +470,7 @@ def test_no_backup_is_restored_by_leaving_out_its_name(site: Site) -> None:
 # ----------------------------------------------------------------------------------------------- refused
 
 
+@pytest.mark.exhaustive
 def test_restore_history_refuses_other_options(site: Site) -> None:
     """What an option would mean in another place is no reason to go on as if it had not been given."""
     with killed_at(3, before=False):

@@ -189,6 +189,7 @@ def test_the_role_restores_beside_and_drills(restoring: Restoring) -> None:
     assert restoring.may_all() is False
 
 
+@pytest.mark.exhaustive
 def test_a_superuser_lends_what_this_role_does_not(restoring: Restoring) -> None:
     """The attack, with the role that the documents advised before: it was named, and succeeds."""
     site = restoring.site

@@ -195,6 +195,7 @@ def test_templates_closed_and_invalid_databases(server: PortCluster) -> None:
         assert not swap.database_state(live, "nowhere").exists
 
 
+@pytest.mark.exhaustive
 def test_the_least_rights(server: PortCluster) -> None:
     boss = server.connection()
     execute(boss, "CREATE ROLE shopkeeper LOGIN", "CREATE ROLE mender LOGIN", "CREATE ROLE clerk LOGIN")

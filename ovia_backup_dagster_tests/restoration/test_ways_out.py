@@ -257,6 +257,7 @@ def test_a_database_recreated_since_the_plan_is_not_replaced(site: Site, back: b
 # ------------------------------------------------------------------------------- an operator ends it, or Docker is gone
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("number", thinned([signal.SIGINT, signal.SIGTERM]))
 def test_an_interrupted_restore_lists_what_is_left(site: Site, number: signal.Signals) -> None:
     """After the drop there is no way back, and the message must say what is left to do."""
@@ -400,6 +401,7 @@ def test_a_copy_in_use_leaves_no_service_down(site: Site, tmp_path: Path) -> Non
 # ----------------------------------------------------------------------------------------- the server that is gone
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("mode", thinned(["drop", "swap"]))
 def test_a_server_lost_in_a_restore_is_given_up_for_a_new_one(
     server: PortCluster, bin_dir: Path, tmp_path: Path, mode: str
@@ -835,6 +837,7 @@ def test_a_torn_swap_can_be_repaired_by_the_name(site: Site) -> None:
     assert site.databases == [site.live.database]
 
 
+@pytest.mark.exhaustive
 def test_a_torn_swap_without_a_live_name_is_given_up(site: Site) -> None:
     with killed_at(3, before=False):
         assert site.restore().killed
