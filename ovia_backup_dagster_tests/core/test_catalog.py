@@ -28,8 +28,8 @@ from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.core.verdict import Hold
 from ovia_backup_dagster_tests.conftest import snapshot
 from ovia_backup_dagster_tests.support.crashes import killed_at_each_step, raised_as_nobody
-from ovia_backup_dagster_tests.support.factories import (
 from ovia_backup_dagster_tests.support.exhaustive import thinned
+from ovia_backup_dagster_tests.support.factories import (
     CONTENT,
     DAY,
     HOUR,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.proof.check_results import Result
 from ovia_backup_dagster_tests.conftest import execute
