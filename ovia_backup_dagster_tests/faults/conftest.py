@@ -29,7 +29,7 @@ _RECORD = pytest.StashKey[list[dict[str, object]]]()
 
 
 def rounds(few: int, many: int) -> pytest.MarkDecorator:
-    """Give a test its argument ``times``: ``few`` in the daily suite, and ``many`` as an exhaustive test."""
+    """Parametrize a test's ``times``: ``few`` in the daily suite, ``many`` as an exhaustive test."""
     return pytest.mark.parametrize(
         "times", [pytest.param(few, id="few"), pytest.param(many, id="many", marks=pytest.mark.exhaustive)]
     )
@@ -43,9 +43,9 @@ Record = Callable[..., None]
 
 @pytest.fixture
 def record(request: pytest.FixtureRequest) -> Record:
-    """Record what a test has shown. It counts only if the test passes, to the end of its teardown.
+    """Record the outcome of a test. It counts only if the test passes, including its teardown.
 
-    Of a test with ``rounds``, the many are recorded.
+    A test with ``rounds`` is recorded only in its exhaustive form (``many``).
     """
     few = "times" in request.fixturenames and request.node.get_closest_marker(exhaustive.MARK) is None
 
@@ -65,7 +65,7 @@ def pytest_runtest_makereport(
     folder = os.environ.get("FAULTS_RECORD")
     if folder:
         path = Path(folder) / (re.sub(r"\W+", "-", item.nodeid) + ".json")
-        # What failed once does not become good by a teardown that went well.
+        # A successful teardown does not turn a failed test into a passed one.
         failed = report.failed or (path.exists() and json.loads(path.read_text("utf-8"))["outcome"] == "failed")
         outcome = "failed" if failed else "skipped" if report.skipped else report.when
         reason = report.longrepr[2] if report.skipped and isinstance(report.longrepr, tuple) else ""
@@ -89,13 +89,13 @@ def _outcome(path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def database(server: PortCluster, bin_dir: Path) -> Connection:
-    """A sample database whose dump takes a while. Nothing changes it."""
+    """A sample database whose dump takes about 0.25 s. No test changes it."""
     return _database(server, bin_dir, SCALE)
 
 
 @pytest.fixture(scope="module")
 def small_database(server: PortCluster, bin_dir: Path) -> Connection:
-    """One whose dump takes no time, where the dump is not what is looked at."""
+    """A small database with a fast dump, for tests that are not about the dump."""
     return _database(server, bin_dir, 0.02)
 
 
@@ -107,7 +107,7 @@ def _database(server: PortCluster, bin_dir: Path, scale: float) -> Connection:
 
 @pytest.fixture
 def place(database: Connection, bin_dir: Path, tmp_path: Path) -> Place:
-    """A volume on the disk, empty."""
+    """An empty volume."""
     return place_for(database, bin_dir, tmp_path / "backups", tmp_path)
 
 
@@ -131,7 +131,8 @@ def place_for(database: Connection, bin_dir: Path, root: Path, logs: Path) -> Pl
     return Place(settings, logs)
 
 
-#: How often it looks, and how long it takes a run for alive of whose process it knows nothing; else as we ship it.
+#: Shorter times than in the shipped dagster.yaml: how often run monitoring polls, and after how many seconds it marks
+#: a run as failed that still counts as running although its process is unknown.
 QUICKER = {
     "poll_interval_seconds: 60": "poll_interval_seconds: 2",
     "max_runtime_seconds: 21600": "max_runtime_seconds: 90",

@@ -1,6 +1,6 @@
-"""Disks that fill up, fail, turn read-only, lose power, or are gone: real filesystems, made for a test.
+"""Disks that fill up, fail, turn read-only, lose power or disappear: real filesystems, created for a test.
 
-All of it needs root. What a machine cannot do is skipped with the reason.
+Everything here needs root. A test that this machine cannot run is skipped with the reason.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Self
 import pytest
 
 MEGABYTE = 1024 * 1024
-#: EXT4_IOC_SHUTDOWN, without flushing the journal: nothing reaches the disk any more, every read is an I/O error.
+#: EXT4_IOC_SHUTDOWN, without flushing the journal: nothing reaches the disk any more, and every read is an I/O error.
 _SHUTDOWN = 0x8004587D
 _WITHOUT_FLUSH = 2
 _PATIENCE_SECONDS = 30
@@ -38,18 +38,18 @@ def _run(*command: str) -> str:
 
 @contextmanager
 def tmpfs(folder: Path, size: int) -> Iterator[None]:
-    """A filesystem in memory with so many bytes at most."""
+    """Mount a filesystem in memory of ``size`` bytes, at least 4096."""
     folder.mkdir(mode=0o700, exist_ok=True, parents=True)
     _run("mount", "-t", "tmpfs", "-o", f"size={max(size, 4096)},mode=0700", "tmpfs", str(folder))
     try:
         yield
     finally:
-        _run("umount", "--lazy", str(folder))  # the kernel closes what a killed process had open a moment later
+        _run("umount", "--lazy", str(folder))  # the kernel closes a killed process's files a moment later
 
 
 @contextmanager
 def bound(source: Path, target: Path) -> Iterator[None]:
-    """``source`` is mounted at ``target``, too; in the block it may be unmounted and mounted again."""
+    """Bind-mount ``source`` at ``target``. The block may unmount it and mount it again."""
     mount_again(source, target)
     try:
         yield
@@ -60,9 +60,9 @@ def bound(source: Path, target: Path) -> Iterator[None]:
 
 @contextmanager
 def silent(folder: Path) -> Iterator[Callable[[], None]]:
-    """A filesystem whose server takes every question and never answers, as NFS does without its server.
+    """Mount a filesystem (FUSE) whose server never answers a request, like NFS without its server.
 
-    Yields what ends it: a client that waits is told that it is gone.
+    Yields a function that ends the server: waiting clients then get an error.
     """
     folder.mkdir(mode=0o700, exist_ok=True, parents=True)
     libc = ctypes.CDLL(None, use_errno=True)
@@ -78,7 +78,7 @@ def silent(folder: Path) -> Iterator[Callable[[], None]]:
         ended.callback(libc.umount2, os.fsencode(folder), _DETACH)
         hang_up = ended.enter_context(ExitStack())
         hang_up.callback(os.close, server)
-        # Only SIGKILL ends who waits: a test that fails must not hang.
+        # Only SIGKILL ends a waiting client; the timer ends the server, so that a failing test does not hang.
         timer = threading.Timer(_PATIENCE_SECONDS, hang_up.close)
         timer.start()
         ended.callback(timer.cancel)
@@ -90,7 +90,7 @@ def mount_again(source: Path, target: Path) -> None:
 
 
 def vanish(target: Path) -> None:
-    """Unmount it while it is in use: processes keep their open files, and no path leads to it any more."""
+    """Unmount lazily: processes keep their open files, but the mount is no longer reachable by a path."""
     _run("umount", "--lazy", str(target))
 
 
@@ -101,7 +101,7 @@ def free(folder: Path) -> int:
 
 @contextmanager
 def filled(folder: Path, left: int) -> Iterator[None]:
-    """Only ``left`` bytes are free, to the page, until the block ends. The ballast hides from who lists the volume."""
+    """Leave ``left`` bytes free, to the page, until the block ends. The ballast is a file without a name."""
     ballast = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600)
     try:
         os.posix_fallocate(ballast, 0, max(free(folder) - left, 1))
@@ -111,11 +111,11 @@ def filled(folder: Path, left: int) -> Iterator[None]:
 
 
 class Disk:
-    """An ext4 disk (a file in memory, behind a loop device) that can be broken.
+    """An ext4 disk that a test can break: a file in memory behind a loop device.
 
     Args:
-        folder: where it is mounted, and its image beside it.
-        size: of the filesystem.
+        folder: the mount point; the image is stored beside it.
+        size: the size of the filesystem in bytes.
     """
 
     def __init__(self, folder: Path, size: int = 48 * MEGABYTE) -> None:
@@ -153,13 +153,13 @@ class Disk:
         _run("mount", "-o", "errors=remount-ro", self._device, str(self.folder))
 
     def load(self, template: Path) -> None:
-        """Put files there, so that they are on the disk for good."""
+        """Copy files to the disk, and remount it so that they are stored."""
         shutil.copytree(template, self.folder, dirs_exist_ok=True, symlinks=True)
         shutil.rmtree(self.folder / "lost+found", ignore_errors=True)
         self.repaired()
 
     def cut(self) -> None:
-        """The power goes: what was not fsynced is lost, and from now on all that is tried is an I/O error."""
+        """Cut the power: data that was not fsynced is lost, and every access is an I/O error from now on."""
         descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.ioctl(descriptor, _SHUTDOWN, struct.pack("I", _WITHOUT_FLUSH))
@@ -167,20 +167,20 @@ class Disk:
             os.close(descriptor)
 
     def turn_read_only(self) -> None:
-        """The kernel meets an error and remounts it read-only, with files open for writing."""
+        """Make the kernel meet an error: it remounts the disk read-only while files are open for writing."""
         switch = Path("/sys/fs/ext4") / Path(self._device).name / "trigger_fs_error"
         if not switch.exists():
             pytest.skip("this kernel cannot be told to meet a disk error")
         switch.write_text("a test\n")
 
     def refuse_writes_after(self, more: int) -> None:
-        """Only ``more`` bytes reach the disk; then writing back is an I/O error, which fsync is told."""
+        """Let only ``more`` bytes reach the disk; then write-back fails with an I/O error, which fsync reports."""
         used = os.statvfs(self._store)
         taken = (used.f_blocks - used.f_bfree) * used.f_frsize
         _run("mount", "-o", f"remount,size={max(taken + more, 4096)}", str(self._store))
 
     def repaired(self) -> None:
-        """The power, or the disk, is back: what was on it is found there, and no more."""
+        """Bring the disk back: it holds exactly the data that had reached it."""
         _run("mount", "-o", f"remount,size={2 * self._size}", str(self._store))
         _run("umount", str(self.folder))
         self._mount()

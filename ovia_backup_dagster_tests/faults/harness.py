@@ -1,7 +1,7 @@
-"""What all fault tests share: a volume, the command in a process that can be killed, and the one list of invariants.
+"""Shared by all fault tests: a volume, the command in a process that can be killed, and the list of invariants.
 
-After every fault, whatever it was, the same is asked (``Guard``): nothing that a reader can list is broken, the newest
-proven backup is there, byte for byte; and (``recovered``) the next run ends well by itself and leaves nothing behind.
+After every fault, ``Guard`` checks the same: no backup that a reader can list is broken, and the newest proven backup
+is still there, byte for byte. ``recovered`` checks that the next run succeeds without help and leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from ovia_backup_dagster.system import BackupSystem
 from ovia_backup_dagster_tests.conftest import PortCluster
 from ovia_backup_dagster_tests.support.factories import redated
 
-# Imported beforehand, so that a kill falls into the operation and not into its imports, and no fork repeats them.
+# Import all modules now, so that a kill hits the operation and not its imports, and no fork repeats the imports.
 for _room in (cli, drill, proof, restoration, retention):
     for _module in pkgutil.walk_packages(_room.__path__, f"{_room.__name__}."):
         importlib.import_module(_module.name)
@@ -57,7 +57,7 @@ _SIDECAR = r"\.json|\.globals\.sql|\.verified\.json|\.verified\.json\.unreadable
 _SIDECAR += r"|\.accepted\.json|\.promoted\.json"
 _EVIDENCE = r"\d{4}-\d\d-\d\d_\d{6}_\w+_(?:daily|weekly)_\d{4}-\d\d-\d\d_\d{6}\.(?:json|md)"
 _DRILLS = rf"drills/(?:\.(?:since|under-way)-\w+|{_EVIDENCE})"
-#: What a whole volume may hold, and what a fault may leave besides. Written down here a second time on purpose.
+#: What an intact volume may hold, and what a fault may leave in addition. Duplicates the production names on purpose.
 _REGULAR = re.compile(rf"(?:daily|weekly)/{_DUMP}(?:{_SIDECAR})?|(?:drills/)?\.lock|\.reserve|{_DRILLS}")
 _LEFTOVER = re.compile(rf"(?:daily|weekly)/\.{_DUMP}(?:{_SIDECAR})?\.tmp")
 
@@ -91,14 +91,14 @@ class Place:
         return self.system.catalog
 
     def start(self, *arguments: str) -> Running:
-        """``ovia-backup`` in a process of its own, which leads a group of its own."""
+        """Start ``ovia-backup`` in its own process, which leads its own process group."""
         return Running(self, arguments)
 
     def run(self, *arguments: str, seconds: float = 60.0) -> Ended:
         return self.start(*arguments).wait(seconds)
 
     def chain(self) -> Backup:
-        """The whole daily run: dump, verify, promote, prune. Each must end well."""
+        """Run the whole daily run: dump, verify, promote, prune. Each command must succeed."""
         for command in CHAIN:
             ended = self.run(*command)
             assert ended.code == 0, f"{' '.join(command)}: {ended.output}"
@@ -107,7 +107,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: exit code, or minus the signal; and what it printed."""
+    """How a process ended: its exit code, or the negative signal number; and its output."""
 
     code: int
     output: str
@@ -117,14 +117,14 @@ class Ended:
         return self.code == -signal.SIGKILL
 
     def refused(self) -> str:
-        """It failed with one line of ours, and no traceback; returns the line."""
+        """Assert that the command failed with one of our error lines and no traceback; return that line."""
         assert self.code == 1, (self.code, self.output)
         assert "Traceback" not in self.output, self.output
         return next(line for line in self.output.splitlines() if line.startswith("ovia-backup: "))
 
 
 class Running:
-    """A running ``ovia-backup``, forked from this prepared process: the same code, without half a second of imports."""
+    """A running ``ovia-backup``, forked from this process: the same code, without half a second of imports."""
 
     def __init__(self, place: Place, arguments: tuple[str, ...]) -> None:
         self._log = place.logs / f"{time.monotonic_ns()}.log"
@@ -137,7 +137,7 @@ class Running:
             time.sleep(0.0005)
 
     def children(self) -> dict[int, str]:
-        """Its client programs: process -> name."""
+        """The client programs that the command runs: process id -> name."""
         return {pid: name for pid, name in children_of(self.pid).items() if name.startswith("pg_")}
 
     def kill(self, *, group: bool = True) -> None:
@@ -155,7 +155,7 @@ class Running:
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None
 
     def wait(self, seconds: float = 60.0) -> Ended:
-        """Its end, which must come in time."""
+        """Wait until the command ends, which must happen in time."""
         until(lambda: not self.running, seconds, pause=0.002, on_failure=lambda: self.kill())
         code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return Ended(code, self.output)
@@ -165,7 +165,8 @@ def _become(arguments: tuple[str, ...], environment: Mapping[str, str], log: Pat
     """Turn this forked process into the command; never returns."""
     code: object = 70
     try:
-        # Not only a group: the kernel ends stopped processes of a group whose last parent in the session is killed.
+        # A new session, not only a new process group: the kernel ends the stopped processes of a group whose last
+        # parent in the session is killed.
         os.setsid()
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -185,7 +186,7 @@ def _become(arguments: tuple[str, ...], environment: Mapping[str, str], log: Pat
 
 
 def children_of(pid: int) -> dict[int, str]:
-    """A process's children, whichever of its threads started them: process -> name."""
+    """The children of a process, from all of its threads: process id -> name."""
     found = {}
     for listed in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
@@ -196,14 +197,14 @@ def children_of(pid: int) -> dict[int, str]:
 
 
 def state_of(pid: int) -> str:
-    """As in ``ps``: R(unning), S(leeping), T (stopped); nothing when it has ended, waited for or not."""
+    """The state as in ``ps``: R(unning), S(leeping), T (stopped); empty for a process that ended, reaped or not."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0].strip("ZX")
     return ""
 
 
 def stopped(*pids: int) -> None:
-    """They were sent a SIGSTOP, and have stopped, or ended."""
+    """Wait until processes that were sent SIGSTOP have stopped, or have ended."""
     until(lambda: all(state_of(pid) in ("T", "") for pid in pids))
 
 
@@ -220,7 +221,7 @@ def until(
     pause: float = 0.02,
     on_failure: Callable[[], None] = lambda: None,
 ) -> None:
-    """Poll a condition; fail when it does not come true."""
+    """Poll a condition; fail if it does not become true in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() >= deadline:
@@ -234,12 +235,13 @@ def until(
 
 @dataclass
 class Guard:
-    """What must hold whatever happens, from the moment that this is made.
+    """The invariants, which must hold from the moment that the guard is created.
 
     Attributes:
         place: the volume.
-        newest: name -> SHA-256, modification time and judgements of the newest proven backup, both copies.
-        looks: how often the volume was listed; ``seen``: how many backups were read in all.
+        newest: name -> SHA-256, modification time and judgements of each copy of the newest proven backup.
+        looks: how often the volume was checked.
+        seen: how many backups were read in total.
     """
 
     place: Place
@@ -257,16 +259,17 @@ class Guard:
                 self.newest[f"{backup.tier}/{backup}"] = _fingerprint(backup.path)
 
     def look(self, *, sound: bool = True) -> None:
-        """Nothing that is listed is broken; the newest proven one is there, equal, and proven.
+        """Assert that no listed backup is broken, and that the newest proven backup is unchanged and still proven.
 
-        Not ``sound`` is a disk that may refuse to be read: what cannot be read proves nothing, and is called unproven.
+        With ``sound=False`` the disk may fail to be read. A verdict that cannot be read proves nothing, so whether the
+        newest backup still counts as proven is not checked.
         """
         now = datetime.now(UTC)
         for backup in self.place.catalog.backups():
             self.seen += nothing_broken(backup, now)
         for name, known in self.newest.items():
             *file, judgements = _fingerprint(self.place.root / name)
-            # It may be verified once more: judgements are appended.
+            # Another verification may have appended a judgement.
             as_it_was = (*file, judgements[: len(known[2])]) == known
             assert as_it_was, f"{name} is not what it was"
         names = {f"{b.tier}/{b}": b for b in self.place.catalog.backups()}
@@ -275,19 +278,19 @@ class Guard:
         self.looks += 1
 
     def glance(self) -> None:
-        """No dump without its manifest."""
+        """Assert that no listed dump lacks its manifest."""
         for backup in self.place.catalog.backups():
             if not backup.sidecar(MANIFEST).exists():
                 assert not backup.path.exists(), f"{backup} has no manifest"
 
     def after_the_fault(self) -> None:
-        """Like ``look``, and the volume holds no unknown file."""
+        """Like ``look``; also assert that the volume holds no unknown file."""
         self.look()
         strange = [n for n in files(self.place.root) if not (_REGULAR.fullmatch(n) or _LEFTOVER.fullmatch(n))]
         assert not strange, strange
 
     def recovered(self) -> Backup:
-        """The next run ends well with nothing done by hand, sweeps all, and leaves the lock free."""
+        """Assert that the next daily run succeeds without manual help, sweeps all leftovers and releases the lock."""
         assert lock_holder(self.place.root) is None, "the lock is still held"
         backup = self.place.chain()
         now = datetime.now(UTC)
@@ -299,14 +302,14 @@ class Guard:
         dumps = {name for name in files(self.place.root) if name.endswith(".dump")}
         orphans = [n for n in files(self.place.root) if _in_tier(n) and _dump_of(n) not in dumps]
         assert not orphans, orphans
-        # A dump that was published and whose run died before its verdict has got one, too.
+        # This includes a dump that was published by a run that died before the verdict.
         assert all(b.state(now).is_verified for b in self.place.catalog.backups())
         assert lock_holder(self.place.root) is None
         return backup
 
 
 def nothing_broken(backup: Backup, now: datetime) -> int:
-    """A reader opens what it finds listed: it has a manifest and is what that says. 0: it was pruned meanwhile."""
+    """Assert that a listed backup matches its manifest. Return 1, or 0 if the backup was pruned meanwhile."""
     try:
         file = open(backup.path, "rb")  # noqa: SIM115
     except FileNotFoundError:
@@ -316,7 +319,7 @@ def nothing_broken(backup: Backup, now: datetime) -> int:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = os.fstat(file.fileno()).st_size
         if manifest is None:
-            # The dump goes first, its manifest last: this one was opened in between.
+            # Pruning removes the dump first and the manifest last: the dump was opened just before.
             assert os.fstat(file.fileno()).st_nlink == 0 or not backup.path.exists(), f"{backup} has no manifest"
             return 0
     assert (size, digest) == (manifest.size_bytes, manifest.sha256), f"{backup} is broken"
@@ -340,7 +343,7 @@ def files(root: Path) -> list[str]:
 
 
 def leftovers(root: Path) -> list[str]:
-    """The temporaries, and sidecars without a dump."""
+    """Temporary files, and sidecars without a dump."""
     names = files(root)
     return [
         n
@@ -358,11 +361,11 @@ def _dump_of(name: str) -> str:
 
 
 class Reader:
-    """Another process that looks at the volume all the time: a person, a copy job, the sensor.
+    """Another process that reads the volume continuously, as an operator, a copy job or the sensor does.
 
     Args:
-        guard: what it looks for.
-        may_fail: an unreadable disk may refuse it, with an error of ours; a broken backup it may never see.
+        guard: the invariants that it checks.
+        may_fail: allow read errors of a failing disk (ours, or the system's). A broken backup always fails the test.
     """
 
     def __init__(self, guard: Guard, *, may_fail: bool = False) -> None:
@@ -385,7 +388,7 @@ class Reader:
         guard = self._guard
         guard.looks = guard.seen = 0
         try:
-            # All is read now and then; whether each has its manifest, which takes no time, is looked at all the time.
+            # Each round checks only that no dump lacks its manifest, which is fast; every 20th round reads everything.
             for number in count():
                 if select.select([stop], [], [], 0.001)[0]:
                     break
@@ -414,7 +417,7 @@ class Reader:
 
 
 def moments(rng: Random, many: int, seconds: float) -> list[float]:
-    """Random moments, spread over the whole duration, in random order."""
+    """Random moments in seconds, spread over the whole duration, in random order."""
     found = [(number + rng.random()) / many * seconds for number in range(many)]
     rng.shuffle(found)
     return found
@@ -425,19 +428,19 @@ def at_moment(began: float, moment: float) -> None:
 
 
 def a_day_passes(place: Place) -> None:
-    """Every backup becomes a day older: when it was made is in its name."""
+    """Make every backup a day older, by the date in its name."""
     for backup in reversed(place.catalog.backups()):
         redated(backup, backup.started_at - DAY)
 
 
 def older_copies(place: Place, backup: Backup, many: int) -> None:
-    """The same backup under dates of long ago, so that there is something to prune."""
+    """Copy the backup under dates 20 and more days earlier, so that there is something to prune."""
     for number in range(many):
         redated(backup, backup.started_at - DAY * (20 + number), keep=True)
 
 
 def duration(action: Callable[[], object], times: int = 3) -> float:
-    """How long it takes, the first time left out."""
+    """The median duration of an action in seconds, without the first run."""
     taken = []
     for _ in range(times):
         began = time.monotonic()
@@ -448,7 +451,7 @@ def duration(action: Callable[[], object], times: int = 3) -> float:
 
 @contextlib.contextmanager
 def ended_by_then(running: Running) -> Iterator[Running]:
-    """Whatever happens in the block, the process is gone afterwards."""
+    """Kill the process at the end of the block if it is still running."""
     try:
         yield running
     finally:
@@ -459,7 +462,7 @@ def ended_by_then(running: Running) -> Iterator[Running]:
 
 
 def processes(cluster: PortCluster) -> list[int]:
-    """The server's: the postmaster first."""
+    """The server's processes, the postmaster first."""
     return [cluster.pid, *children_of(cluster.pid)]
 
 
@@ -468,7 +471,7 @@ def kill(cluster: PortCluster) -> None:
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    # Gone for good, else the next server takes it for alive: init may be slow to reap it.
+    # Wait until init has reaped them: the next server would take a zombie for a live server.
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
 
 

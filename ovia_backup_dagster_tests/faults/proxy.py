@@ -1,4 +1,4 @@
-"""A proxy on loopback that turns bad: it swallows what the server says, or what the client does, or lets it drip."""
+"""A misbehaving proxy on loopback: it swallows the server's bytes or the client's, or passes them slowly."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ CHUNK = 64 * 1024
 
 @dataclass
 class Proxy:
-    """Passes TCP on to a port of 127.0.0.1, or a Unix socket.
+    """Forwards TCP connections to a port of 127.0.0.1 or to a Unix socket.
 
     Attributes:
-        to: where to.
-        swallow_after: bytes from the server after which a connection is silent, for ever.
-        stop_reading_after: bytes from the client after which nothing more is read of it.
+        to: the port, or the path of the Unix socket.
+        swallow_after: bytes from the server after which a connection stays silent for ever.
+        stop_reading_after: bytes from the client after which the proxy stops reading from it.
         pause: seconds between two chunks from the server.
     """
 
@@ -72,15 +72,15 @@ class Proxy:
             if passed < most:
                 other.shutdown(socket.SHUT_WR)
             else:
-                self._over.wait()  # neither read on nor closed
+                self._over.wait()  # stop reading, and keep the connections open
 
 
 @dataclass
 class Silence:
-    """Takes connections, and never says a word.
+    """A listener that lets clients connect and never answers.
 
     Attributes:
-        path: of a Unix socket; else a TCP port of 127.0.0.1 is chosen.
+        path: the path of a Unix socket; if empty, a free TCP port of 127.0.0.1 is used.
     """
 
     path: str = ""

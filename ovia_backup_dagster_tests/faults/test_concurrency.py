@@ -1,4 +1,4 @@
-"""Several at once on one volume: daily runs, people at the command line, and, in the full run, two real Dagsters."""
+"""Concurrent work on one volume: daily runs, operators at the command line and, exhaustively, two real Dagsters."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from ovia_backup_dagster_tests.faults.harness import (
 )
 
 AT_ONCE = 4
-#: Deliberate: nothing is removed or promoted while another process's newer dump has no verdict yet.
+#: Expected refusals: nothing is removed or promoted while another process's newer dump has no verdict yet.
 REFUSED = ("nothing was removed: the newest backup", "is unverified; only a verified backup is promoted")
 
 
 class OneAtATime:
-    """Another process that sees to it that there is never more than one dump being written."""
+    """Another process that records the largest number of dumps being written at the same time."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -78,8 +78,10 @@ def ended_well(command: str, ended: Ended) -> str:
 
 
 @rounds(few=1, many=20)
-def test_everybody_at_once(small_place: Place, rng: Random, record: Record, times: int) -> None:
-    """Daily runs and single commands, all waiting for each other."""
+def test_concurrent_daily_runs_and_commands_all_end_well(
+    small_place: Place, rng: Random, record: Record, times: int
+) -> None:
+    """Three daily runs, and one operator who gives the same commands in random order; each waits for the lock."""
     outcomes: Counter[str] = Counter()
     looks = seen = 0
     busy = patient(small_place)
@@ -89,7 +91,7 @@ def test_everybody_at_once(small_place: Place, rng: Random, record: Record, time
         guard = Guard(busy)
         began = datetime.now(UTC)
         with Reader(guard), OneAtATime(busy.root) as watch, ExitStack() as stack:
-            # Each lane is an operator who gives one command after the other.
+            # Each lane runs its commands one after the other.
             lanes = [list(CHAIN) for _ in range(AT_ONCE - 1)] + [rng.sample(CHAIN, len(CHAIN))]
             running: dict[int, tuple[str, Running]] = {}
             while any(lanes) or running:
@@ -120,7 +122,7 @@ def test_everybody_at_once(small_place: Place, rng: Random, record: Record, time
 
 
 def test_no_command_waits_longer_than_its_lock_timeout(place: Place) -> None:
-    """Without a wait, the second process is told which one holds the lock."""
+    """With BACKUP_LOCK_WAIT_MINUTES=0, a second dump fails at once and says that the volume is in use."""
     place.chain()
     with ExitStack() as stack:
         several = [stack.enter_context(ended_by_then(place.start("dump"))) for _ in range(4)]
@@ -132,7 +134,7 @@ def test_no_command_waits_longer_than_its_lock_timeout(place: Place) -> None:
 
 @pytest.mark.exhaustive
 def test_two_dagsters_and_a_command_line(place: Place, tmp_path: Path, record: Record) -> None:
-    """Two installations that do not know of each other, each with a home of its own."""
+    """Two Dagster installations that do not know of each other, each with its own DAGSTER_HOME."""
     times = 2
     outcomes: Counter[str] = Counter()
     looks = seen = 0

@@ -1,4 +1,4 @@
-"""A webserver, a daemon and a run that are killed in the middle of a dump, and started again on the same history."""
+"""Webserver, daemon and run are killed during a dump, and Dagster is started again on the same history."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OUTCOMES = {
 
 
 def run_worker(dagster: Dagster) -> list[int]:
-    """The process of the run: the one that has pg_dump for a child."""
+    """The run's process: the one that has pg_dump as a child."""
     return [pid for pid in dagster.processes() if any(n.startswith("pg_") for n in children_of(pid).values())]
 
 
@@ -47,7 +47,7 @@ def test_killed_in_the_middle_of_a_run(
             until(lambda: what == "webserver and daemon" or lock_holder(place.root) is None, 60)
             if what != "the run":
                 dagster = Dagster(place, home)
-            # Asked for at once, it waits its turn by itself.
+            # Launched at once, the second run waits in the queue for its turn.
             launched = dagster.launch()
             first = dagster.ended(run, 240)
             again = dagster.ended(launched, 240)

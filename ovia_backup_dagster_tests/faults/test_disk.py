@@ -1,4 +1,4 @@
-"""A volume that is full, fails, turns read-only, loses power, or is gone, at random moments of the daily run."""
+"""A volume that fills up, fails, turns read-only, loses power or disappears at random moments of the daily run."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ from ovia_backup_dagster_tests.faults.harness import (
 
 pytestmark = needs_root
 
-#: What the volume's refusals read like, whichever program meets them.
+#: Words of the errors on a full volume: the system's (from any program), and our check before the dump.
 NO_ROOM = ("No space left on device", "too little room")
 
 
 @pytest.fixture(scope="module")
 def growing(server: PortCluster, bin_dir: Path) -> tuple[Connection, Callable[[], None]]:
-    """A database whose last dump was small, and which then grows: else a full disk is seen before pg_dump begins."""
+    """A database that grows after a small dump, so that the estimate before pg_dump does not notice the full disk."""
     name = f"growing{os.getpid()}_{free_port()}"
     embedded_server.create_database(server.connection(), bin_dir, name, 0.02)
     database = server.connection(name)
@@ -68,7 +68,7 @@ def growing(server: PortCluster, bin_dir: Path) -> tuple[Connection, Callable[[]
 def template(
     growing: tuple[Connection, Callable[[], None]], bin_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Place:
-    """A volume with one small proven backup, dated a few days ago, not promoted."""
+    """A volume with a small verified backup, and older copies of it; none is promoted."""
     folder = tmp_path_factory.mktemp("template")
     place = place_for(growing[0], bin_dir, folder / "backups", folder)
     for command in CHAIN[:2]:
@@ -81,12 +81,12 @@ def template(
 
 @pytest.fixture
 def place(template: Place, tmp_path: Path) -> Place:
-    """The same for a volume that the test makes."""
+    """Settings like ``template``, for a volume that the test creates."""
     return replace(template, settings={**template.settings, "BACKUP_DIR": str(tmp_path / "backups")}, logs=tmp_path)
 
 
 class Rounds:
-    """What became of the rounds of one fault."""
+    """The outcomes of the rounds of one fault."""
 
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()
@@ -117,14 +117,14 @@ def memory(place: Place, template: Place, size: int) -> Iterator[None]:
 
 
 def need(place: Place, template: Place) -> int:
-    """How much the next dump takes."""
+    """The size of the next dump in bytes."""
     with memory(place, template, 64 * MEGABYTE):
         assert place.run("dump").code == 0
         return place.catalog.backups()[0].path.stat().st_size
 
 
 def no_room(ended: Ended) -> str:
-    """A full disk is said, and nothing is left lying about; or there was room after all."""
+    """Classify the outcome: the command succeeded, or its error says that the disk is full."""
     if ended.code == 0:
         return "fitted"
     line = ended.refused()
@@ -137,7 +137,7 @@ def test_no_room_while_dumping(place: Place, template: Place, rng: Random, recor
     size = need(place, template)
     done = Rounds()
     for number, part in enumerate(moments(rng, times, 1.05)):
-        # Every other one ends in the sidecars, which are small.
+        # In every other round, the disk fills up near the end of the dump or in its small sidecars.
         left = int(part * size) if number % 2 else size + rng.randrange(-16, 48) * 1024
         with memory(place, template, 4 * size + 8 * MEGABYTE):
             guard = Guard(place)
@@ -186,8 +186,8 @@ def test_no_room_for_the_verdict(place: Place, template: Place, rng: Random, rec
     )
 
 
-def test_no_room_at_all_and_the_reserve(place: Place, template: Place, record: Record) -> None:
-    """What a big enough volume sets aside: the verdict is written, so pruning may act, so there is room again."""
+def test_the_reserve_lets_a_full_volume_verify_and_prune(place: Place, template: Place, record: Record) -> None:
+    """The verdict is written into the room of the reserve. After that, pruning may remove backups and free room."""
     with memory(place, template, 100 * MEGABYTE):
         place.chain()
         assert (place.root / ".reserve").stat().st_blocks > 0
@@ -216,7 +216,7 @@ def test_no_room_at_all_and_the_reserve(place: Place, template: Place, record: R
 def test_no_room_while_promoting_by_copy(
     place: Place, template: Place, rng: Random, record: Record, times: int
 ) -> None:
-    """``weekly/`` is another filesystem: no hard link, so a copy, which may not fit."""
+    """``weekly/`` is another filesystem, so promotion copies instead of linking, and the copy may not fit."""
     size = need(place, template)
     done = Rounds()
     for number, part in enumerate(moments(rng, times, 1.05)):
@@ -247,7 +247,7 @@ def test_no_room_while_promoting_by_copy(
 
 
 class Breaking:
-    """The daily run on a disk that breaks at random moments of it."""
+    """Daily runs on a disk that breaks at random moments."""
 
     def __init__(self, place: Place, template: Place, words: tuple[str, ...]) -> None:
         self.place, self.template, self.words = place, template, words
@@ -255,7 +255,7 @@ class Breaking:
         self.removed = 0
 
     def seconds(self) -> float:
-        """How long a daily run takes on a sound one."""
+        """The duration of a daily run on an intact disk, in seconds."""
 
         def once() -> None:
             with Disk(self.place.root) as disk:
@@ -285,7 +285,7 @@ class Breaking:
             self.done.add(during, guard)
 
     def _daily_run(self, disk: Disk, fault: Callable[[Disk], None], moment: float) -> tuple[dict[str, str], str]:
-        """What the commands said that they had done, each in its words, and which of them met the fault."""
+        """Return the output of each command that succeeded, and during which command the fault came."""
         claims: dict[str, str] = {}
         began, broken = time.monotonic(), False
         for command in CHAIN:
@@ -297,7 +297,7 @@ class Breaking:
                     time.sleep(0.001)
                 ended = running.wait()
             if ended.code != 0:
-                # A verdict that the disk does not give back proves nothing: pruning refuses, and nothing is promoted.
+                # A verdict that cannot be read back proves nothing: pruning refuses, and nothing is promoted.
                 line = ended.output if ended.output.startswith("not promoted\n") else ended.refused()
                 assert any(word in line for word in (*self.words, "unproven")), line
                 return claims, f"during `{command[0]}`"
@@ -307,7 +307,7 @@ class Breaking:
         return claims, "after the last command"
 
     def _kept(self, claims: dict[str, str]) -> None:
-        """What a command has said to be done is so, whatever the disk lost."""
+        """Assert that the results that a command reported survived the fault."""
         place, now = self.place, datetime.now(UTC)
         made = [b for b in place.catalog.backups(Tier.DAILY) if (now - b.started_at).total_seconds() < 600]
         states = {b.path.name: b.state(now) for b in made if b.started_at != self._template_date()}
@@ -318,7 +318,7 @@ class Breaking:
         if "promote" in claims:
             weekly = place.catalog.backups(Tier.WEEKLY)
             assert [b.state(now).is_verified for b in weekly] == [True], "a promoted one is gone"
-        # Verdicts that the disk did not give back are none, and without them less is removed; perhaps nothing.
+        # Verdicts that could not be read do not count, so pruning may have removed fewer backups, or none.
         removed = set(re.findall("^removed (daily/.*?): ", claims.get("prune", ""), re.MULTILINE))
         there = {f"daily/{backup}" for backup in place.catalog.backups(Tier.DAILY)}
         assert not removed & there, "what was removed is back"
@@ -331,7 +331,7 @@ class Breaking:
 @pytest.mark.exhaustive
 @rounds(few=2, many=40)
 def test_the_power_fails(place: Place, template: Place, rng: Random, record: Record, times: int) -> None:
-    """Every read and write fails from then on; afterwards there is what had reached the disk, and no more."""
+    """Every read and write fails after the cut. Afterwards the disk holds only what had reached it."""
     breaking = Breaking(place, template, ("Input/output error",))
     for moment in moments(rng, times, 1.1 * breaking.seconds()):
         breaking.round(Disk.cut, moment)
@@ -367,7 +367,7 @@ def test_the_disk_turns_read_only(place: Place, template: Place, rng: Random, re
 @pytest.mark.exhaustive
 @rounds(few=2, many=40)
 def test_writing_back_fails(place: Place, template: Place, rng: Random, record: Record, times: int) -> None:
-    """The disk takes what is written and fails to store it: only fsync is told."""
+    """The kernel accepts writes but the disk fails to store them: only fsync reports the error."""
     words = ("Input/output error", "Read-only file system", "mounted read-only", "No space left")
     breaking = Breaking(place, template, words)
     size = need(place, template)
@@ -389,7 +389,7 @@ def test_writing_back_fails(place: Place, template: Place, rng: Random, record: 
 
 
 def locked_by(running: Running, place: Place) -> None:
-    """Before it has noted that it has the lock it has not begun: a volume that is gone by then it would not miss."""
+    """Wait until the dump holds the lock: a dump that has not begun would not notice that the volume is gone."""
     until(lambda: f"(process {running.pid} " in (lock_holder(place.root) or "") or not running.running, pause=0.002)
 
 
@@ -397,7 +397,7 @@ def locked_by(running: Running, place: Place) -> None:
 def test_the_volume_disappears_while_dumping(
     place: Place, template: Place, rng: Random, record: Record, times: int
 ) -> None:
-    """Nothing may come to stand under the mount point, where the root disk is; not even where folders stand ready."""
+    """The dump must not write to the root disk under the mount point, even if the folders exist there."""
     size = need(place, template)
     disk = place.root.with_name("disk")
     done = Rounds()
@@ -457,7 +457,7 @@ def test_the_folder_is_removed_while_dumping(
         shutil.copytree(template.root, place.root)
         with ended_by_then(place.start("dump")) as running:
             at_moment(running.began, moment)
-            # As rm -rf does, with whatever appears meanwhile.
+            # Like rm -rf, repeated until files that appear meanwhile are gone, too.
             while place.root.exists():
                 shutil.rmtree(place.root, ignore_errors=True)
             ended = running.wait()
@@ -466,7 +466,7 @@ def test_the_folder_is_removed_while_dumping(
             outcomes["failed with an error that says so"] += 1
         else:
             outcomes["had published, or began again after it"] += 1
-        # There is nothing left to guard, but for what the next run makes.
+        # No earlier backup is left to guard; only the next run's backup is checked.
         guard = Guard(place)
         guard.recovered()
         assert lock_holder(place.root) is None

@@ -1,4 +1,4 @@
-"""A drill whose disk is full, whose server dies, or that is ended: nothing of it is left, and the next one passes."""
+"""Drills whose disk fills up, whose server dies, or that are ended: nothing is left, and the next drill passes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from ovia_backup_dagster_tests.support.dagster_ui import (
 )
 from ovia_backup_dagster_tests.support.exhaustive import thinned
 
-#: The beginnings of what a drill logs -> the phase that follows.
+#: A prefix of a line that a drill logs -> the phase that follows that line.
 PHASES = {
     "hashing": "while it hashed",
     "restoring": "while it made roles and restored",
@@ -54,7 +54,7 @@ PHASES = {
 
 @pytest.fixture(scope="module")
 def source(server: PortCluster, bin_dir: Path) -> Iterator[Connection]:
-    """A database whose restore takes a moment: mostly indexes."""
+    """A database whose restore takes a moment, mostly for its indexes."""
     name = f"drill{os.getpid()}_{free_port()}"
     postgres = server.connection()
     execute(postgres, f"CREATE DATABASE {name} TEMPLATE template0")
@@ -77,7 +77,7 @@ def source(server: PortCluster, bin_dir: Path) -> Iterator[Connection]:
 
 @pytest.fixture(scope="module")
 def template(source: Connection, bin_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """A volume with one proven backup."""
+    """A volume with one verified backup."""
     folder = tmp_path_factory.mktemp("drills")
     made = place_for(source, bin_dir, folder / "backups", folder)
     settings = {**made.settings, "BACKUP_EXPECTED_TABLES": "people,bulk"}
@@ -89,7 +89,7 @@ def template(source: Connection, bin_dir: Path, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture
 def place(template: Place, tmp_path: Path) -> Iterator[Place]:
-    """A copy of it, with a folder of its own for throwaway clusters."""
+    """A copy of ``template`` with its own DRILL_DIR."""
     root, folder = tmp_path / "backups", Path("/tmp") / f"ovia-dk-{os.getpid()}-{free_port()}"
     shutil.copytree(template.root, root)
     folder.mkdir(mode=0o711)
@@ -105,7 +105,7 @@ def drill_dir(place: Place) -> Path:
 
 
 def servers(place: Place) -> dict[int, str]:
-    """PostgreSQL's processes that run in the drill's folder."""
+    """PostgreSQL processes whose working directory is in the DRILL_DIR."""
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -124,7 +124,7 @@ def postmaster(place: Place) -> int:
 
 @contextmanager
 def stuffed(folder: Path) -> Iterator[None]:
-    """The disk is full because another process writes there at the same time."""
+    """Fill the disk until the block ends, while another process may be writing to it."""
     ballast = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600)
     try:
         with suppress(OSError):
@@ -144,7 +144,7 @@ def scratch(place: Place) -> str:
 
 
 def asked(place: Place) -> psycopg.Connection[tuple[object, ...]]:
-    """The source's server."""
+    """Connect to the source's server."""
     host, port = place.settings["POSTGRES_HOST"], place.settings["POSTGRES_PORT"]
     return psycopg.connect(host=host, port=port, user="postgres", dbname="postgres")
 
@@ -159,7 +159,7 @@ def evidence(place: Place) -> list[Evidence]:
 
 
 def nothing_left(place: Place) -> None:
-    """No server, no folder, no scratch database."""
+    """Assert that no server, no folder and no scratch database is left."""
     until(lambda: not servers(place), 10)
     assert [path.name for path in drill_dir(place).glob(f"{throwaway_cluster.PREFIX}*")] == []
     until(lambda: not scratch_there(place), 5)
@@ -174,7 +174,7 @@ def no_half_evidence(place: Place) -> None:
 
 
 def next_one_passes(place: Place, *arguments: str) -> None:
-    """It sweeps what was left, and leaves nothing."""
+    """Assert that the next drill passes, sweeps all leftovers and leaves none."""
     before = len(evidence(place))
     ended = place.run("drill", *arguments)
     assert ended.code == 0, ended.output
@@ -207,7 +207,7 @@ def test_a_drill_dir_without_room_is_refused_first(place: Place) -> None:
 @pytest.mark.exhaustive
 @needs_root
 def test_a_disk_that_fills_up_in_mid_restore(place: Place) -> None:
-    """The estimate was too small, or another process wrote: the disk's words are shown, and it is cleaned."""
+    """If the estimate was too small or another process writes: the drill reports the full disk and cleans up."""
     with tmpfs(drill_dir(place), 400 * MEGABYTE):
         drill_dir(place).chmod(0o711)
         with ended_by_then(place.start("drill")) as running:
@@ -215,7 +215,8 @@ def test_a_disk_that_fills_up_in_mid_restore(place: Place) -> None:
             with stuffed(drill_dir(place)):
                 ended = running.wait()
         assert ended.code == 1
-        # The launcher, or PostgreSQL in two ways; and where it is its log that finds no room, the server ends.
+        # The launcher reports it, or PostgreSQL in one of two messages. If PostgreSQL cannot write its log, the server
+        # ends and the connection is lost.
         said = ("of disk free, and must leave", "No space left on device", "wrote only", "connection")
         assert any(words in ended.output for words in said), ended.output
         assert "Traceback" not in ended.output
@@ -224,7 +225,6 @@ def test_a_disk_that_fills_up_in_mid_restore(place: Place) -> None:
         assert f"df -h {drill_dir(place)}" in found.fix
         assert "ovia_postgres" not in found.fix
         nothing_left(place)
-        # There is room again.
         next_one_passes(place)
 
 
@@ -243,8 +243,8 @@ def test_a_volume_without_room_for_evidence_is_refused_at_once(place: Place, tmp
 
 @needs_root
 @pytest.mark.parametrize("reserve", thinned([True, False]))
-def test_a_volume_that_fills_up_meanwhile(place: Place, tmp_path: Path, reserve: bool) -> None:
-    """The reserve is for this. Without one, the drill says what came of it, and why that is not written down."""
+def test_a_volume_that_fills_up_during_a_drill(place: Place, tmp_path: Path, reserve: bool) -> None:
+    """With a reserve, the evidence is written. Without it, the drill fails with an error that names the full volume."""
     root = tmp_path / "small"
     with tmpfs(root, 96 * MEGABYTE):
         shutil.copytree(place.root, root, dirs_exist_ok=True)
@@ -272,7 +272,7 @@ def test_a_volume_that_fills_up_meanwhile(place: Place, tmp_path: Path, reserve:
 
 @needs_root
 @pytest.mark.parametrize("kind", ["missing", "a file", "read-only", "closed"])
-def test_a_drill_dir_that_cannot_be_used(place: Place, kind: str) -> None:
+def test_an_unusable_drill_dir_is_named_in_the_evidence(place: Place, kind: str) -> None:
     folder = drill_dir(place)
     if kind == "read-only":
         with tmpfs(folder, 400 * MEGABYTE):
@@ -296,7 +296,7 @@ def test_a_drill_dir_that_cannot_be_used(place: Place, kind: str) -> None:
     assert str(folder) in found.error
     assert "DRILL_DIR" in found.fix
     assert "BACKUP_DIR" not in found.fix
-    if kind == "closed":  # one of them shows it for all
+    if kind == "closed":  # one kind is enough to show that the next drill passes
         next_one_passes(place)
 
 
@@ -400,8 +400,11 @@ def ended_politely(place: Place, where: str, number: signal.Signals, said: str) 
 @rounds(few=1, many=50)
 @pytest.mark.parametrize("where", thinned(["throwaway", "database"]))
 def test_killed_at_random_moments(place: Place, rng: Random, record: Record, where: str, times: int) -> None:
-    """``kill -9``, of the process alone: what it has started goes on, and the next drill ends it."""
-    # Less than all of it: a single kill is to hit.
+    """``kill -9`` of the drill, in about half of the rounds without the processes that it started.
+
+    The next drill ends the processes that went on.
+    """
+    # A few kills fall into the first 70 % of the duration, so that they hit the drill.
     seconds = duration(lambda: place.run("drill", "--where", where), 2) * (1.0 if times >= MANY else 0.7)
     hit: Counter[str] = Counter()
     left = 0
@@ -453,7 +456,7 @@ def test_killed_in_a_phase(place: Place, where: str, said: str) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive)])
 def test_a_run_of_the_job_is_terminated(place: Place, tmp_path: Path, number: signal.Signals) -> None:
-    """What the UI's button comes down to: the run's process is sent a signal."""
+    """The UI's terminate button does the same: it sends a signal to the run's process."""
     command = (sys.executable, "-W", "ignore", "-m", "dagster", "job", "execute")
     with open(tmp_path / "run.log", "wb") as output:
         run = subprocess.Popen(
@@ -505,9 +508,9 @@ _TERMINATE = "mutation($id: String!) { terminateRun(runId: $id) { __typename } }
 
 @pytest.mark.parametrize("number", thinned([signal.SIGTERM, signal.SIGKILL]))
 def test_a_database_still_being_created_is_removed_later(place: Place, number: signal.Signals) -> None:
-    """It goes on with CREATE DATABASE when its client is gone, and until it has ended, no session sees the database."""
+    """The server finishes CREATE DATABASE after its client is gone. Until then, no session sees the database."""
     with asked(place) as session:
-        # A stranger's lock on the catalog, which CREATE DATABASE waits for.
+        # CREATE DATABASE waits for this lock of another session on the catalog.
         session.execute("LOCK TABLE pg_database IN SHARE MODE")
         with ended_by_then(place.start("drill", "--where", "database")) as running:
             waiting = "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'CREATE DATABASE%' AND wait_event_type = 'Lock'"
@@ -526,8 +529,8 @@ def test_a_database_still_being_created_is_removed_later(place: Place, number: s
     nothing_left(place)
 
 
-def test_the_removal_is_not_interrupted(place: Place) -> None:
-    """A second signal, of an impatient operator, arrives while it cleans up."""
+def test_a_second_signal_does_not_interrupt_the_cleanup(place: Place) -> None:
+    """An impatient operator sends the second signal while the drill cleans up."""
     with ended_by_then(place.start("drill")) as running:
         until(lambda: "restoring" in running.output, 30, pause=0.002)
         running.send(signal.SIGTERM)

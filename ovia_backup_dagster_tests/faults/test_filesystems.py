@@ -1,6 +1,8 @@
-"""Volumes that are not ext4: what their filesystem cannot do is said, done otherwise where that is safe, or refused.
+"""Volumes on filesystems that lack features of ext4.
 
-The filesystem is a library before the C library's (``filesystem.c``), which refuses what NAS, CIFS and FUSE refuse.
+The doctor names the missing feature. The program works around it where that is safe; otherwise it refuses.
+
+A preloaded library (``filesystem.c``) fails the system calls that NAS, CIFS and FUSE filesystems fail.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ SOURCE = Path(__file__).with_name("filesystem.c")
 
 @pytest.fixture(scope="module")
 def lacking(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library."""
+    """The compiled library, for LD_PRELOAD."""
     library = tmp_path_factory.mktemp("lacking") / "lacking.so"
     command = ["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", str(library), str(SOURCE), "-ldl"]
     try:
@@ -52,13 +54,13 @@ def cli(database: Connection, bin_dir: Path, volume: Path, lacking: Path) -> Cli
 
 
 def lines_of(cli: Cli, level: str, **settings: str) -> list[str]:
-    """What the doctor says of the volume, at a level."""
+    """The doctor's lines about the volume that have this level."""
     _, lines = cli.json("doctor", **settings)
     return [f"{line['text']} -> {line['fix']}" for line in lines if (line["area"], line["level"]) == ("volume", level)]
 
 
 @pytest.mark.exhaustive
-def test_a_volume_without_links_syncs_and_modes_is_backed_up_to(cli: Cli, catalog: Catalog) -> None:
+def test_backups_work_without_links_fsync_and_modes(cli: Cli, catalog: Catalog) -> None:
     lacks = {"LACKING_LINK": str(errno.EIO), "LACKING_FSYNC": str(errno.EINVAL), "LACKING_CHMOD": str(errno.EPERM)}
     for command in ("dump", "verify", "promote", "drill", "prune"):
         done = cli(command, **lacks)
@@ -106,18 +108,18 @@ def test_a_volume_without_locks_is_listed_and_restored_from(cli: Cli, catalog: C
         assert done.returncode == 0, done.stderr
 
 
-def test_a_disk_that_fails_is_not_taken_for_one_that_cannot(cli: Cli, catalog: Catalog) -> None:
+def test_an_io_error_is_no_missing_filesystem_feature(cli: Cli, catalog: Catalog) -> None:
     done = cli("dump", LACKING_FSYNC=str(errno.EIO))
     assert done.returncode == 1
     assert "the disk, or the network to it, is failing" in done.stderr
     assert not catalog.backups()
-    # Whose dump fails does not read "nothing" as what to do.
+    # The doctor reports the failing disk, and not a missing feature.
     failing = lines_of(cli, "fail", LACKING_FSYNC=str(errno.EIO))
     assert any("the disk, or the network to it, is failing (Input/output error)" in line for line in failing)
     assert not any("when it is asked to" in line for line in lines_of(cli, "warn", LACKING_FSYNC=str(errno.EIO)))
 
 
-# ------------------------------------------------------------------------------------------ what binds root, too
+# ---------------------------------------------------------------------------------- attributes that bind root, too
 
 
 @contextmanager
@@ -131,7 +133,7 @@ def attributed(letter: str, folder: Path) -> Iterator[None]:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """An ext4 disk: what tests run on need not have attributes."""
+    """An ext4 disk: the filesystem that the tests run on may lack attributes."""
     with Disk(tmp_path / "disk") as made:
         yield made.folder
 
@@ -152,7 +154,7 @@ def test_a_weekly_folder_that_is_immutable_stops_no_dump(cli: Cli, database: Con
         assert f"as root: chattr -i {disk}/weekly" in done.stderr
         (line,) = lines_of(cli, "fail", **volume)
         assert why in line
-        # And what has had its day goes.
+        # Pruning still removes an expired backup.
         redated(catalog.backups()[0], datetime.now(UTC) - timedelta(days=3))
         for command in ("dump", "verify", "prune"):
             assert cli(command, **volume).returncode == 0
@@ -164,7 +166,7 @@ def test_a_weekly_folder_that_is_immutable_stops_no_dump(cli: Cli, database: Con
 @pytest.mark.parametrize(
     ("folder", "command"), thinned([("daily", "dump"), ("drills", "drill"), ("restores", "restore"), (".", "dump")])
 )
-def test_other_folders_that_are_immutable(
+def test_the_error_names_the_immutable_folder(
     cli: Cli, database: Connection, disk: Path, folder: str, command: str
 ) -> None:
     catalog = Catalog(disk, database.database)
@@ -181,8 +183,8 @@ def test_other_folders_that_are_immutable(
 
 
 @needs_root
-def test_a_dump_that_only_grows(cli: Cli, database: Connection, disk: Path) -> None:
-    """The attribute of a file, or of the folder that it is in: it is told which."""
+def test_a_refused_removal_names_the_blocking_attribute(cli: Cli, database: Connection, disk: Path) -> None:
+    """The error names the attribute of the file, or that of its folder."""
     assert cli("dump", BACKUP_DIR=str(disk)).returncode == 0
     catalog = Catalog(disk, database.database)
     (backup,) = catalog.backups()

@@ -1,4 +1,4 @@
-"""``kill -9`` at random moments of each operation; of all its processes, and of the parent only."""
+"""``kill -9`` at random moments of each operation: of all its processes, or of the parent only."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ PROGRAM = Path(sys.executable).with_name("ovia-backup")
 
 
 class Kills:
-    """Rounds of one fault on one volume; every round is a day.
+    """Rounds of one fault on one volume; each round is one day.
 
     Attributes:
         hit: phase -> how many kills fell into it.
-        late: kills that found nothing left to kill; they do not count.
-        swept: files that kills had left.
+        late: kills that came after the operation had ended; they do not count.
+        swept: leftover files of killed operations, which the next runs swept.
     """
 
     def __init__(self, place: Place, wanted: int) -> None:
@@ -60,12 +60,12 @@ class Kills:
         a_day_passes(place)
 
     def moments(self, rng: Random, seconds: float) -> Iterator[float]:
-        """Random moments of an operation that takes so long, until enough of them have hit it."""
+        """Yield random moments within an operation of this duration, until enough kills have hit it."""
         while (left := self.wanted - self.hit.total()) > 0:
             assert self.late < 2 * self.wanted + 10, f"it ends before it is killed: {self.hit}"
             late = self.late
             yield from moments(rng, left, seconds)
-            # What was measured was a slow day.
+            # Many kills came too late: the measured duration was too long.
             seconds *= 0.9 if self.late - late > left / 4 else 1
 
     def round(self, arguments: tuple[str, ...], moment: float, phase: Callable[[str, Ended], str]) -> None:
@@ -141,7 +141,7 @@ def test_killed_while_dumping(place: Place, rng: Random, record: Record, times: 
 @pytest.mark.exhaustive
 @rounds(few=1, many=100)
 def test_killed_while_dumping_and_pg_dump_lives_on(place: Place, rng: Random, record: Record, times: int) -> None:
-    """While the orphan writes, the lock stays held and no other process gets it."""
+    """The lock stays held while the orphaned pg_dump writes, so that no other process gets it."""
     kills = Kills(place, times)
     seconds = duration(lambda: place.run("dump"))
     place.chain()
@@ -153,7 +153,7 @@ def test_killed_while_dumping_and_pg_dump_lives_on(place: Place, rng: Random, re
             at_moment(running.began, moment)
             writer = next((pid for pid in running.children() if f"--file={place.root}" in " ".join(command_of(pid))), 0)
             if writer:
-                # It must not end on its own before its parent is gone.
+                # Stop pg_dump, so that it does not end before its parent.
                 os.kill(writer, signal.SIGSTOP)
                 stopped(writer)
             if running.running:
@@ -164,7 +164,7 @@ def test_killed_while_dumping_and_pg_dump_lives_on(place: Place, rng: Random, re
                 assert lock_holder(place.root) is not None
                 assert "holds its lock" in place.run("prune").refused()
                 os.kill(writer, signal.SIGCONT)
-                # One without a command line has lost its memory, and is closing its files: it writes no more.
+                # A process without a command line has freed its memory and is exiting: it no longer writes.
                 while any(command_of(writer)):
                     held = lock_holder(place.root)
                     assert held or not any(command_of(writer)), "pg_dump writes, and the lock is free"
@@ -296,7 +296,7 @@ def test_killed_while_pruning(small_place: Place, rng: Random, record: Record, t
 def test_the_program_itself_killed_from_its_first_instant(
     place: Place, rng: Random, record: Record, times: int
 ) -> None:
-    """Not forked from a prepared process: with the start of the interpreter and the imports."""
+    """A newly started program, not a fork: the start of the interpreter and the imports are included."""
     kills = Kills(place, times)
 
     def start() -> subprocess.Popen[bytes]:

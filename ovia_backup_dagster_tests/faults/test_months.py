@@ -1,6 +1,6 @@
-"""Months of simulated days with random misfortunes: what must hold on each of them.
+"""Months of simulated days with random faults; the invariants are checked each day.
 
-Real files and the real catalog, promotion and pruning; fake archives, and no server.
+Real files, catalog, promotion and pruning; fake archives, and no server.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from ovia_backup_dagster_tests.faults.harness import files, nothing_broken
 from ovia_backup_dagster_tests.support.crashes import die_at, in_a_child
 from ovia_backup_dagster_tests.support.factories import DAY, HOUR, NOW, held, judged, make_catalog, publish
 
-#: Days of a life: few are one life of 60, many are ten of 200.
+#: Number of simulated days: FEW is one life of 60 days, MANY is ten lives of 200.
 FEW, MANY = 60, 2000
 POLICY = Policy({Tier.DAILY: 7, Tier.WEEKLY: 4}, Weekday.SUNDAY, ZoneInfo("UTC"))
 
-#: What may become of a day, and how often.
+#: The possible faults of a day, with their weights.
 FATES = {
     "good": 60,
     "no run at all": 6,
@@ -56,13 +56,13 @@ FATES = {
 
 @dataclass
 class Life:
-    """A volume, day after day.
+    """A volume that is simulated day by day.
 
     Attributes:
-        now: the present.
-        fates: how often each came.
-        proven: what the newest proven backup is: its file, and its content.
-        rotten: days whose dump rotted; they count as lost.
+        now: the simulated time.
+        fates: how often each fate occurred.
+        proven: the file of the newest proven backup, and its content.
+        rotten: dates whose dump rotted; they count as lost.
     """
 
     catalog: Catalog
@@ -108,10 +108,10 @@ class Life:
                 os.truncate(old.path, 7)
                 self.rotten.add(old.path.name[-22:-12])
         if fate == "no verification":
-            # Everything after it refuses by itself.
+            # Without a verdict, the later stages refuse.
             self._prune()
             return
-        # As the daily run does, with whatever was left without a verdict.
+        # Like the daily run, also verify earlier backups that have no verdict.
         for backup in catalog.backups() if fate != "only the newest is verified" else ():
             if backup != made and backup.state(self.now) is State.UNVERIFIED:
                 self._verdict(backup, good=backup.path.stat().st_size > 7)
@@ -158,19 +158,19 @@ class Life:
         states = {b.path: b.state(now) for b in backups}
         whole = [b for b in backups if b.path.stat().st_size > 7]
         assert sum(nothing_broken(b, now) for b in whole) == len(whole)
-        # The newest proven one of before is there, as it was, unless it is old and newer ones took its place.
+        # The newest proven backup of the day before is still there, unchanged.
         proven = [b for b in backups if states[b.path] is State.VERIFIED]
         if self.proven is not None:
             assert self.proven[0].exists(), "the newest proven backup is gone"
             assert self.proven[0].read_bytes() == self.proven[1]
         if proven:
             self.proven = proven[0].path, proven[0].path.read_bytes()
-        # Of seven days, or all there were.
+        # Proven backups of seven days are kept, or of all days if there were fewer.
         kept = self._days(states)
         days = days - self.rotten
         assert len(kept) >= min(7, len(days)), (kept, days)
         assert set(sorted(days | kept)[-7:]) <= kept
-        # Nothing without a verdict is ever removed, and nothing intact while it is needed.
+        # A backup without a verdict is never removed, and an intact one not before seven newer days are there.
         for path, state in before.items():
             if state is State.UNVERIFIED:
                 assert path in states, f"{path.name} was removed unproven"
@@ -183,7 +183,7 @@ class Life:
         assert lock_holder(self.catalog.root) is None
 
     def settled(self) -> None:
-        """After good days, nothing is left of the bad ones but what the policy names."""
+        """Assert that after three good days only those backups are left that the policy keeps."""
         for _ in range(3):
             self.now += DAY
             made = self._publish()
@@ -207,7 +207,7 @@ class Life:
 
 
 def with_a_kill(operation: object, rng: Random) -> None:
-    """The operation in a process that is killed before one of its first steps, or ends in time."""
+    """Run the operation in a process that is killed before one of its first 29 steps, or ends before that step."""
     assert callable(operation)
     step = rng.randrange(1, 30)
 
@@ -251,7 +251,7 @@ def test_months_of_random_days(tmp_path: Path, rng: Random, record: Record, time
 
 @pytest.mark.parametrize("hours", [1, 25])
 def test_a_clock_that_was_ahead_blocks_nothing(tmp_path: Path, hours: int) -> None:
-    """A dump from the future stays, counts for nothing, and becomes ordinary when its time comes."""
+    """A dump dated in the future does not count; when its time has come, it is an ordinary backup and is pruned."""
     catalog = make_catalog(tmp_path)
     future = judged(catalog, publish(catalog, NOW + timedelta(hours=hours)))
     for day in range(10):

@@ -1,4 +1,7 @@
-"""Programs that end well and have not done it, on a full disk or cut off: what they must have produced is looked at."""
+"""Client programs that exit with 0 without having done their work: their output is checked.
+
+The disk was full, or the output is truncated.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ def archive(dumper: Dumper) -> Path:
 
 @contextmanager
 def lying(bin_dir: Path, folder: Path, program: str, when: str, how: str) -> Iterator[Programs]:
-    """Programs of which one, for some arguments, ends with code 0 all the same."""
+    """Client programs, one of which exits with 0 for some arguments although ``how`` altered its output."""
     made = folder / "lying"
     made.mkdir()
     for path in bin_dir.iterdir():
@@ -50,7 +53,7 @@ def lying(bin_dir: Path, folder: Path, program: str, when: str, how: str) -> Ite
 
 
 def writing(bin_dir: Path, folder: Path, when: str, content: str) -> AbstractContextManager[Programs]:
-    """The same, of a pg_dump that writes something else into its file."""
+    """Client programs with a pg_dump that, for some arguments, writes ``content`` to its file and exits with 0."""
     file = """$(printf '%s\\n' "$@" | sed -n 's/^--file=//p')"""
     return lying(bin_dir, folder, "pg_dump", when, f'cat > /dev/null; printf "{content}" > "{file}"')
 
@@ -59,10 +62,10 @@ def writing(bin_dir: Path, folder: Path, when: str, content: str) -> AbstractCon
 
 
 @needs_root
-def test_a_schema_that_found_no_room_is_no_bad_backup(
+def test_a_full_drill_dir_does_not_make_the_backup_bad(
     new_database: NewDatabase, programs: Programs, tmp_path: Path
 ) -> None:
-    """pg_dump ends with code 0, and its file is empty."""
+    """pg_dump exits with 0, and its file is empty."""
     database = new_database(template="template0")
     drill_dir = tmp_path / "drills"
     with tmpfs(drill_dir, 4 * MEGABYTE):
@@ -81,10 +84,10 @@ def test_a_schema_that_found_no_room_is_no_bad_backup(
 
 
 @needs_root
-def test_a_list_that_finds_no_room_restores_nothing(
+def test_a_contents_list_without_room_restores_nothing(
     archive: Path, programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half a list would be half a backup."""
+    """A truncated contents list would restore only a part of the backup."""
     folder = tmp_path / "temporary"
     with tmpfs(folder, 4 * MEGABYTE):
         monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -100,8 +103,10 @@ def test_a_list_that_finds_no_room_restores_nothing(
 
 
 @needs_root
-def test_a_dump_that_found_no_room_is_told_so(new_database: NewDatabase, programs: Programs, tmp_path: Path) -> None:
-    """A small one fits into pg_dump's buffer, which it gives up in silence; else the end of it is lost."""
+def test_an_incomplete_dump_on_a_full_disk_is_reported(
+    new_database: NewDatabase, programs: Programs, tmp_path: Path
+) -> None:
+    """pg_dump silently discards its last buffer: a small dump is lost whole, a larger one loses its end."""
     database = new_database(template="template0")
     root, refusals = tmp_path / "volume", []
     with tmpfs(root, 4 * MEGABYTE):
@@ -136,10 +141,10 @@ def test_a_dump_that_found_no_room_is_told_so(new_database: NewDatabase, program
     ids=["list", "schema", "database", "data"],
 )
 @pytest.mark.parametrize("how", thinned(["cat > /dev/null", "head -n -12", "head -c -400"]))
-def test_what_pg_restore_prints_must_be_whole(
+def test_truncated_output_of_pg_restore_is_an_error(
     archive: Path, bin_dir: Path, tmp_path: Path, when: str, ask: object, how: str
 ) -> None:
-    """No verdict on the archive either: it is the program that lies."""
+    """The error is no verdict on the archive: the program is at fault."""
     if when == "*--list*" and how == "head -n -12":
         how = "head -n -17"
     with lying(bin_dir, tmp_path, "pg_restore", when, how) as programs, pytest.raises(BackupError) as caught:
@@ -147,14 +152,14 @@ def test_what_pg_restore_prints_must_be_whole(
     assert isinstance(caught.value, errors.ProgramError | errors.ArchiveFormatError)
 
 
-def test_a_copy_that_is_read_in_part_is_no_difference(database: Connection, bin_dir: Path, tmp_path: Path) -> None:
+def test_a_partly_read_copy_is_an_error_not_a_difference(database: Connection, bin_dir: Path, tmp_path: Path) -> None:
     with lying(bin_dir, tmp_path, "pg_dump", "*--format=plain*", "head -n -12") as programs:
         reader = CopyReader(programs, database, "", "UTF8")
         with pytest.raises(errors.ProgramError, match="did not print all of the data"):
             reader.read()
 
 
-def test_a_schema_that_is_no_archive_is_no_bad_backup(database: Connection, bin_dir: Path, tmp_path: Path) -> None:
+def test_an_unreadable_schema_does_not_make_the_backup_bad(database: Connection, bin_dir: Path, tmp_path: Path) -> None:
     with writing(bin_dir, tmp_path, "*--schema-only*", "") as programs, pytest.raises(errors.ProgramError) as caught:
         CopyReader(programs, database, "", "UTF8").read()
     assert type(caught.value) is errors.ProgramError
@@ -162,7 +167,7 @@ def test_a_schema_that_is_no_archive_is_no_bad_backup(database: Connection, bin_
 
 
 @pytest.mark.parametrize("how", ["cat > /dev/null", "head -n -4"])
-def test_roles_that_are_not_whole_are_not_saved(database: Connection, bin_dir: Path, tmp_path: Path, how: str) -> None:
+def test_incomplete_roles_are_not_saved(database: Connection, bin_dir: Path, tmp_path: Path, how: str) -> None:
     with lying(bin_dir, tmp_path, "pg_dumpall", "*--globals-only*", how) as programs:
         backup = Dumper(Catalog(tmp_path / "volume", database.database), database, programs).dump(log=quiet)
     manifest = backup.manifest
@@ -187,7 +192,7 @@ def test_a_dump_that_is_no_archive_is_not_published(
 def test_tables_that_were_not_analyzed_are_named(
     database: Connection, programs: Programs, bin_dir: Path, tmp_path: Path
 ) -> None:
-    """vacuumdb passes over what the role may not analyze, and is content: here, as it was never run."""
+    """vacuumdb skips tables that the role may not analyze and still exits with 0. Here, it does nothing at all."""
     catalog = Catalog(tmp_path / "volume", database.database, lock_wait_seconds=0)
     execute(database, "CREATE TABLE bare AS SELECT 1 AS id")
     backup = Dumper(catalog, database, programs).dump(log=quiet)

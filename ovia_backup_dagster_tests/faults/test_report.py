@@ -1,4 +1,4 @@
-"""No fault that was not survived, and none that was not provoked, becomes a line of docs/reliability.md."""
+"""docs/reliability.md lists a fault as survived only if a full run provoked it and its test passed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tools.reliability import FAMILIES, PAGE, page
 
 
 def outcomes(folder: Path, **changed: Any) -> Path:
-    """A full run, in which all went well but for what is given."""
+    """The outcomes of a full run in which every test passed; ``changed`` applies to test_disk."""
     for module in FAMILIES:
         entry = {
             "fault": f"fault of {module}",
@@ -28,30 +28,30 @@ def outcomes(folder: Path, **changed: Any) -> Path:
     return folder
 
 
-def test_a_line_for_each(tmp_path: Path) -> None:
+def test_each_survived_fault_has_a_line(tmp_path: Path) -> None:
     text = page(outcomes(tmp_path))
     assert "| fault of test_disk | so | 1,000 | a\\|b | well | well |" in text
     assert "FAULTS_SEED=7`" in text
 
 
 @pytest.mark.parametrize("outcome", ["failed", "call", "setup"])
-def test_nothing_is_written_when_one_failed_or_did_not_end(outcome: str, tmp_path: Path) -> None:
+def test_no_page_if_a_test_failed_or_did_not_end(outcome: str, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="not survived"):
         page(outcomes(tmp_path, outcome=outcome))
 
 
-def test_nothing_is_written_of_a_quick_run(tmp_path: Path) -> None:
+def test_no_page_after_a_quick_run(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="full run"):
         page(outcomes(tmp_path, full=False))
 
 
-def test_nothing_is_written_when_a_family_is_missing(tmp_path: Path) -> None:
+def test_no_page_if_a_family_was_not_run(tmp_path: Path) -> None:
     (outcomes(tmp_path) / "test_disk.json").unlink()
     with pytest.raises(SystemExit, match=r"test_disk.py was not run"):
         page(tmp_path)
 
 
-def test_what_could_not_be_provoked_is_said(tmp_path: Path) -> None:
+def test_a_skipped_fault_is_listed_with_its_reason(tmp_path: Path) -> None:
     text = page(outcomes(tmp_path, outcome="skipped", reason="mounting needs root"))
     assert "fault of test_disk" not in text
     assert "| of it | not on this machine: mounting needs root | 0 | | | |" in text

@@ -1,4 +1,4 @@
-"""PostgreSQL killed, restarted and paused at random moments of a dump."""
+"""PostgreSQL is killed, restarted or paused at random moments of a dump."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PAUSE_SECONDS = 2.0
 
 @pytest.fixture(scope="module")
 def cluster(bin_dir: Path) -> Iterator[PortCluster]:
-    """A server of our own, to be treated badly."""
+    """A server for these tests alone, which they kill and pause."""
     with running_cluster(bin_dir) as cluster:
         embedded_server.create_database(cluster.connection(), bin_dir, "ovia", SCALE)
         yield cluster
@@ -56,7 +56,7 @@ def provoked(
     repair: Callable[[], None],
     check: Callable[[Ended], str],
 ) -> tuple[str, str]:
-    """Rounds of a fault of the server; returns where it hit and what a reader saw."""
+    """Provoke a fault of the server in several rounds; return where it hit and what a reader saw."""
     outcomes: Counter[str] = Counter()
     looks = seen = 0
     place.chain()
@@ -82,7 +82,7 @@ def provoked(
 
 
 def failed_or_done(ended: Ended) -> str:
-    """An error that names the server, nothing else; or the dump had all that it needs."""
+    """Classify the outcome: the error names the server, or the dump already had all of its data."""
     if ended.code == 0:
         return "had its data"
     line = ended.refused()
@@ -158,7 +158,7 @@ def test_the_server_pauses(cluster: PortCluster, place: Place, rng: Random, reco
 def test_the_server_stands_still_for_ever(
     cluster: PortCluster, place: Place, rng: Random, record: Record, times: int
 ) -> None:
-    """It is waited for as long as ``BACKUP_STALL_MINUTES``; ended politely before, it ends, and leaves nothing."""
+    """The dump waits up to ``BACKUP_STALL_MINUTES`` for the server. SIGTERM before that ends it; nothing is left."""
     place.chain()
     a_day_passes(place)
     seconds = duration(lambda: place.run("dump"))
@@ -167,7 +167,7 @@ def test_the_server_stands_still_for_ever(
         with Reader(guard), ended_by_then(place.start("dump")) as running:
             at_moment(running.began, moment)
             with paused(cluster):
-                # Long enough for a dump that had all its data.
+                # Long enough for a dump to end that already had all of its data.
                 with suppress(AssertionError):
                     until(lambda running=running: not running.running, 2 * seconds)  # type: ignore[misc]
                 if running.running:

@@ -1,4 +1,4 @@
-"""What stands still is ended, says why, and leaves nothing; what is slow is left alone."""
+"""A stalled program is ended with an error that says why, and leaves nothing; a slow one is left alone."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ STALL = 1.5
 
 @pytest.fixture(scope="module")
 def cluster(bin_dir: Path) -> Iterator[PortCluster]:
-    """A server of our own, to be stopped; its database takes more than any buffer on the way."""
+    """A server for these tests alone, which they stop; its database is larger than any buffer on the way."""
     with running_cluster(bin_dir) as cluster:
         execute(cluster.connection(), "CREATE DATABASE ovia")
         execute(
@@ -60,13 +60,13 @@ def through(proxy: Proxy, connection: Connection) -> Connection:
 
 
 def dumper_of(connection: Connection, bin_dir: Path, root: Path, stall: float = STALL, lock: float = 60) -> Dumper:
-    # A dump of it all takes 30 MB without compression, and hardly any time.
+    # Without compression, a dump of the database is 30 MB and takes hardly any time.
     catalog = Catalog(root, connection.database, lock_wait_seconds=0)
     return Dumper(catalog, connection, Programs(bin_dir, stall_seconds=stall), "none", lock_wait_timeout_seconds=lock)
 
 
 def refused(act: Callable[[], object], root: Path | None = None) -> BackupError:
-    """What it raised; nothing is left behind."""
+    """Return the error that the action raises; assert that nothing is left under ``root``."""
     with pytest.raises(BackupError) as caught:
         act()
     if root is not None:
@@ -76,7 +76,7 @@ def refused(act: Callable[[], object], root: Path | None = None) -> BackupError:
 
 
 def sessions(cluster: PortCluster) -> list[tuple[int, str, str]]:
-    """Process, state and application of the client programs' sessions."""
+    """Process id, state and application name of the client programs' sessions."""
     with psycopg.connect(host=str(cluster.folder), port=cluster.port, user="postgres", dbname="postgres") as session:
         query = "SELECT pid, state, application_name FROM pg_stat_activity WHERE application_name LIKE 'ovia-backup %'"
         return session.execute(query).fetchall()
@@ -99,7 +99,7 @@ def stopped_process(pid: int) -> Iterator[None]:
 
 @pytest.mark.exhaustive
 def test_a_dump_that_receives_nothing_is_ended(source: Connection, bin_dir: Path, tmp_path: Path) -> None:
-    """The proxy swallows the rows; the server, which answers others, waits to be read."""
+    """The proxy swallows the rows: the server still answers others, and waits for this client to read."""
     with Proxy(to=source.port, swallow_after=1_000_000) as proxy:
         began = time.monotonic()
         dumper = dumper_of(through(proxy, source), bin_dir, tmp_path)
@@ -118,7 +118,7 @@ def test_a_dump_that_receives_nothing_is_ended(source: Connection, bin_dir: Path
 def test_a_dump_whose_backend_stands_still_is_ended(
     cluster: PortCluster, source: Connection, bin_dir: Path, tmp_path: Path
 ) -> None:
-    """Only that process of the server is stopped: all others answer."""
+    """Only pg_dump's backend is stopped: the server answers other sessions."""
     place = place_with_stall(source, bin_dir, tmp_path)
     with psycopg.connect(host=source.host, port=source.port, user="postgres", dbname="ovia") as other:
         other.execute("LOCK TABLE people IN ACCESS EXCLUSIVE MODE")
@@ -136,7 +136,7 @@ def test_a_dump_whose_backend_stands_still_is_ended(
 def test_a_dump_whose_server_stands_still_is_ended(
     cluster: PortCluster, source: Connection, bin_dir: Path, tmp_path: Path
 ) -> None:
-    """It cannot even be asked."""
+    """The whole server is stopped, so it cannot be asked why the dump stalls."""
     place = place_with_stall(source, bin_dir, tmp_path)
     with psycopg.connect(host=source.host, port=source.port, user="postgres", dbname="ovia") as other:
         other.execute("LOCK TABLE people IN ACCESS EXCLUSIVE MODE")
@@ -154,9 +154,7 @@ def place_with_stall(source: Connection, bin_dir: Path, folder: Path) -> Place:
 
 
 @pytest.mark.parametrize("program", ["pg_dump", "pg_dumpall"])
-def test_a_program_that_neither_ends_nor_works_is_ended(
-    source: Connection, bin_dir: Path, tmp_path: Path, program: str
-) -> None:
+def test_a_client_program_that_hangs_is_ended(source: Connection, bin_dir: Path, tmp_path: Path, program: str) -> None:
     stuck = tmp_path / "bin"
     stuck.mkdir()
     for path in bin_dir.iterdir():
@@ -167,7 +165,7 @@ def test_a_program_that_neither_ends_nor_works_is_ended(
     root = tmp_path / "backups"
     dumper = dumper_of(source, stuck, root, 0.5)
     if program == "pg_dumpall":
-        # A dump without roles is a good dump.
+        # A dump without saved roles is still a good dump.
         (warning,) = dumper.dump(log=quiet).manifest.warnings  # type: ignore[union-attr]
         assert "made no progress" in warning
     else:
@@ -177,7 +175,7 @@ def test_a_program_that_neither_ends_nor_works_is_ended(
 
 @pytest.mark.exhaustive
 def test_a_slow_dump_is_left_alone(source: Connection, bin_dir: Path, tmp_path: Path) -> None:
-    """It drips for several times as long as one may stand still."""
+    """The rows arrive slowly, for several times the stall limit."""
     stall = 0.3
     with Proxy(to=source.port, pause=0.004) as proxy:
         began = time.monotonic()
@@ -187,7 +185,7 @@ def test_a_slow_dump_is_left_alone(source: Connection, bin_dir: Path, tmp_path: 
 
 @pytest.mark.exhaustive
 def test_a_huge_row_is_left_alone(source: Connection, bin_dir: Path, tmp_path: Path) -> None:
-    """pg_dump compresses it, and the server, which waits to be read, reports no progress meanwhile."""
+    """While pg_dump compresses the row, the server waits for it to read and reports no progress."""
     execute(source, "CREATE TABLE huge AS SELECT string_agg(md5(g::text), '') FROM generate_series(1, 800000) g")
     stall = 0.3
     try:
@@ -200,7 +198,7 @@ def test_a_huge_row_is_left_alone(source: Connection, bin_dir: Path, tmp_path: P
 
 @contextmanager
 def held(source: Connection, statement: str) -> Iterator[str]:
-    """A transaction is open, and holds a lock; gives how its session is described."""
+    """Hold a lock in an open transaction; yield the words that describe its session."""
     to = {"host": source.host, "port": source.port, "user": "postgres", "dbname": source.database}
     with psycopg.connect(**to, application_name="the night shift") as other:  # type: ignore[arg-type]
         other.execute(statement.encode())
@@ -209,8 +207,8 @@ def held(source: Connection, statement: str) -> Iterator[str]:
 
 
 @pytest.mark.exhaustive
-def test_a_lock_is_named_with_its_holder(source: Connection, bin_dir: Path, tmp_path: Path) -> None:
-    """pg_dump itself gives up on a table's lock; of a sequence it waits for ever. Both are said alike."""
+def test_the_error_names_the_lock_and_its_holder(source: Connection, bin_dir: Path, tmp_path: Path) -> None:
+    """pg_dump times out on a table's lock but waits for ever for a sequence's. Both errors read alike."""
     for statement, name, lock, kind in (
         ("LOCK TABLE people IN ACCESS EXCLUSIVE MODE", "people", 3, errors.LockTimeoutError),
         ("DROP SEQUENCE lonely", "lonely", 60, errors.LockStalledError),
@@ -225,8 +223,8 @@ def test_a_lock_is_named_with_its_holder(source: Connection, bin_dir: Path, tmp_
 
 
 @pytest.mark.exhaustive
-def test_a_run_that_stood_still_is_not_tried_again(source: Connection, bin_dir: Path, tmp_path: Path) -> None:
-    """Each try would hold the volume for as long again; what a person is told comes at once."""
+def test_a_stalled_run_is_not_retried(source: Connection, bin_dir: Path, tmp_path: Path) -> None:
+    """Each retry would hold the volume's lock for as long again, and delay the alert."""
     with Proxy(to=source.port, swallow_after=1_000_000) as proxy, dg.DagsterInstance.ephemeral() as instance:
         to = through(proxy, source)
         more = {"PGPASSWORD": PASSWORD, "BACKUP_STALL_MINUTES": str(STALL / 60), "BACKUP_COMPRESSION": "none"}
@@ -240,7 +238,7 @@ def test_a_run_that_stood_still_is_not_tried_again(source: Connection, bin_dir: 
 # --------------------------------------------------------------------------------------------- questions
 
 
-def test_a_question_without_an_answer_ends(cluster: PortCluster, source: Connection) -> None:
+def test_an_unanswered_query_is_ended(cluster: PortCluster, source: Connection) -> None:
     def ask() -> None:
         with (
             connect(source, answer_seconds=1) as session,
@@ -259,7 +257,7 @@ def test_a_question_without_an_answer_ends(cluster: PortCluster, source: Connect
 
 
 @pytest.mark.exhaustive
-def test_a_session_through_what_swallows_ends(source: Connection) -> None:
+def test_a_session_behind_a_silent_proxy_ends(source: Connection) -> None:
     def ask(swallow_after: int) -> None:
         with (
             Proxy(to=source.port, swallow_after=swallow_after) as proxy,
@@ -272,7 +270,7 @@ def test_a_session_through_what_swallows_ends(source: Connection) -> None:
 
 
 @pytest.mark.exhaustive
-def test_rows_that_drip_are_an_answer(source: Connection) -> None:
+def test_slowly_arriving_rows_count_as_an_answer(source: Connection) -> None:
     with Proxy(to=source.port, pause=0.1) as proxy, connect(through(proxy, source), answer_seconds=1) as session:
         began = time.monotonic()
         session.execute("SELECT repeat('x', 1000000)").fetchall()
@@ -317,7 +315,7 @@ def test_a_restore_whose_rows_go_nowhere_is_ended(target: Connection, archive: P
 def test_a_restore_that_works_in_silence_is_left_alone(
     source: Connection, target: Connection, bin_dir: Path, tmp_path: Path
 ) -> None:
-    """An index, a foreign key or a view may take hours, and no view of progress tells of all of them."""
+    """An index, a foreign key or a view may take hours, and PostgreSQL's progress views do not cover all of them."""
     execute(
         target,
         "CREATE TABLE t AS SELECT 1 AS id",
@@ -332,9 +330,9 @@ def test_a_restore_that_works_in_silence_is_left_alone(
     restorer.restore(made, archives.contents_list(programs, made), None, quiet)
 
 
-def test_an_archive_that_is_read_for_ever_is_no_verdict(archive: Path, bin_dir: Path, tmp_path: Path) -> None:
-    """What opens a disk that does not answer is ended, and says nothing about the archive."""
-    # Opening a FIFO hangs as that does; an archive that is one is refused before.
+def test_a_hanging_read_of_an_archive_is_no_verdict(archive: Path, bin_dir: Path, tmp_path: Path) -> None:
+    """A program that hangs on a silent disk is ended, and the error says nothing about the archive."""
+    # Opening a FIFO hangs in the same way. The archive itself cannot be a FIFO: that is refused earlier.
     os.mkfifo(tmp_path / "hung")
     bin_here = tmp_path / "bin"
     bin_here.mkdir()
@@ -349,6 +347,6 @@ def test_an_archive_that_is_read_for_ever_is_no_verdict(archive: Path, bin_dir: 
     assert "a disk, or the network to it, may hang" in error.why
 
 
-def test_threads_of_programs_that_have_ended_are_gone(archive: Path, bin_dir: Path) -> None:
+def test_watching_threads_end_with_their_program(archive: Path, bin_dir: Path) -> None:
     archives.contents_list(Programs(bin_dir), archive)
     until(lambda: not any(thread.name.startswith("watch ") for thread in threading.enumerate()))
