@@ -57,7 +57,7 @@ DG = Path(sys.executable).with_name("dg")
 
 
 def load(environment: Mapping[str, str]) -> Settings:
-    """The settings as this environment, and nothing else of ours, gives them."""
+    """Load the settings from this environment, with no other variable of ours."""
     others = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
     with mock.patch.dict(os.environ, {**others, **environment}, clear=True):
         return Settings.load()
@@ -81,7 +81,7 @@ def environment(connection: Connection, volume: Path, bin_dir: Path, **more: str
 
 @dataclass(frozen=True)
 class HookedDumper(Dumper):
-    """The real dumper, with something happening just before and just after it."""
+    """The real dumper, with hooks that are called just before and just after it."""
 
     before: Callable[[], None] | None = None
     after: Callable[[Backup], None] | None = None
@@ -90,7 +90,7 @@ class HookedDumper(Dumper):
         if self.before is not None:
             self.before()
         backup = super().dump(run_id=run_id, log=log, progress_seconds=progress_seconds)
-        # The log is read by the asset from the manifest as it was: what happens now happens between the steps.
+        # Cache the manifest for the asset, which logs it: the hook acts between the steps.
         backup.manifest  # noqa: B018 - cached by reading
         if self.after is not None:
             self.after(backup)
@@ -132,8 +132,8 @@ class Location:
         settings: what it was built from.
         instance: where its runs are recorded.
         before_dump, after_dump: hooks; may be changed between runs.
-        installed: whether the client programs are there, asked whenever they are needed.
-        prefix: stands before all names, as where several databases share the code location.
+        installed: whether the client programs exist; called whenever they are needed.
+        prefix: of all names, as when several databases share the code location.
     """
 
     settings: Settings
@@ -178,7 +178,7 @@ class Location:
         )
 
     def materialize(self, *assets: str, **config: Mapping[str, Any]) -> dg.ExecuteInProcessResult:
-        """Materialize assets as the UI's button does; ``config`` is each asset's launchpad."""
+        """Materialize assets as the UI's button does; ``config`` is each asset's launchpad config."""
         return self.defs.resolve_implicit_global_asset_job_def().execute_in_process(
             instance=self.instance,
             asset_selection=[dg.AssetKey(name) for name in assets],
@@ -187,14 +187,14 @@ class Location:
         )
 
     def dump(self) -> Backup:
-        """A dump as the command line makes it: of no run, and not verified."""
+        """A dump as the command line makes it: without a run, and not verified."""
         return self.system.dumper.dump(log=quiet)
 
     def verify(self, backup: Backup) -> Verified:
         return self.system.verifier.verify(backup, log=quiet)
 
     def logs(self, run_id: str) -> str:
-        """All that a run said, user messages and events, a line each."""
+        """All messages of a run, from the user code and from events, one a line."""
         return "\n".join(entry.user_message or entry.message for entry in self.instance.all_logs(run_id))
 
 
@@ -214,13 +214,13 @@ def checks(result: dg.ExecuteInProcessResult) -> dict[str, tuple[bool, dg.AssetC
 
 
 def about(result: dg.ExecuteInProcessResult) -> set[str | None]:
-    """The runs of the materializations that the checks' results are shown with; ``None`` of what was never made."""
+    """The runs of the materializations that the check results belong to; ``None`` if there was none."""
     targets = [check.target_materialization_data for check in result.get_asset_check_evaluations()]
     return {target.run_id if target else None for target in targets}
 
 
 def records(table: object) -> list[dict[str, Any]]:
-    """A table metadata's records, given its ``value``."""
+    """The records of a table in the metadata, given its ``value``."""
     assert isinstance(table, dg.TableMetadataValue)
     return [dict(record.data) for record in table.records]
 
@@ -265,7 +265,7 @@ def old_dump(
     tier: Tier = Tier.DAILY,
     now: datetime | None = None,
 ) -> Path:
-    """A file as the old script leaves it: a dump's name, no sidecar; last written when it says."""
+    """A dump as the old script leaves it: made ``age`` ago, last written then or an hour ago, without sidecars."""
     folder = catalog.folder(tier)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / BackupName(catalog.database, tier, (now or datetime.now(UTC)) - age).filename
@@ -275,13 +275,13 @@ def old_dump(
 
 
 def backdate(catalog: Catalog, backup: Backup, age: timedelta) -> Backup:
-    """The same backup, as if it had been made that long ago."""
+    """The same backup, redated as if it had been made ``age`` ago."""
     target = redated(catalog.refresh(backup), datetime.now(UTC) - age).path
     return next(b for b in catalog.backups(backup.tier) if b.path == target)
 
 
 def age_run(instance: dg.DagsterInstance, run_id: str, age: timedelta, *, ended: bool = True) -> None:
-    """Let a run have been made, and have ended, that long ago: in Dagster's storage, which has no other way."""
+    """Date a run's creation and end to ``age`` ago, in Dagster's storage: Dagster has no API for that."""
     storage = instance.run_storage
     assert isinstance(storage, SqlRunStorage)
     at = datetime.now(UTC) - age
@@ -296,7 +296,7 @@ def age_run(instance: dg.DagsterInstance, run_id: str, age: timedelta, *, ended:
 
 
 def begin(location: Location) -> Journal:
-    """What a process that was killed right away leaves."""
+    """The journal of a restore that was killed right after it began."""
     settings, folder = location.settings, location.system.restores
     folder.prepare()
     order = Order(
@@ -325,7 +325,7 @@ def frozen(at: datetime) -> type[datetime]:
 
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, at: datetime) -> None:
-    """The sensor and the alert believe that it is ``at``."""
+    """Set the clock of the sensor and the alert to ``at``."""
     for module in ("sensors", "alert_asset"):
         monkeypatch.setattr(f"ovia_backup_dagster.defs.{module}.datetime", frozen(at))
 
@@ -353,7 +353,7 @@ def dagster(*arguments: str, home: Path | None = None, **variables: str) -> subp
 def dg_command(
     *arguments: str, home: Path, folder: Path = REPOSITORY, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``dg`` in a project, with our instance's settings: without them it would report to its makers."""
+    """Run ``dg`` in a project, with our instance's settings: without them it would send telemetry."""
     shutil.copyfile(REPOSITORY / "dagster.yaml", home / "dagster.yaml")
     return subprocess.run(
         (DG, *arguments),
@@ -367,28 +367,28 @@ def dg_command(
 
 
 def surroundings() -> dict[str, str]:
-    """The environment without what is ours, and without what the test runner has told Python."""
+    """The environment without our variables, and without those that the test runner sets for Python."""
     return {name: value for name, value in os.environ.items() if not name.startswith((*OURS, "PYTHON"))}
 
 
 TOLD = "the alert run succeeded"
 
 
-#: Not the present: a test that begins at five to twelve at night must not end on another day.
+#: Not the present: a test that begins just before midnight must not end on the next day.
 NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
 
 
 @dataclass
 class Daemon:
-    """What Dagster's daemon does with the sensor: keeps the cursor, and runs what is asked for.
+    """Plays Dagster's daemon for the sensor: keeps the cursor, and executes the runs that the sensor requests.
 
     Attributes:
-        location: where the sensor lives.
-        clock: what sensor and alert believe the time is; ``None`` is the present.
+        location: the sensor's code location.
+        clock: the time that the sensor and the alert see; ``None`` is the present.
         cursor: as the last tick left it.
-        skipped: why the last tick asked for nothing.
-        requests: all that was asked for so far, but for what only shows that all is well.
-        shown_well: the keys of those.
+        skipped: why the last tick requested no run.
+        requests: all requests so far, except those that only show that all is well.
+        shown_well: the run keys of the excepted requests.
     """
 
     location: Location
@@ -413,11 +413,11 @@ class Daemon:
         return self.at(self.clock + span)
 
     def put(self, age: timedelta) -> Path:
-        """A dump of that age appears."""
+        """Add a dump of that age."""
         return old_dump(self.location.catalog, age, now=self.clock)
 
     def tick(self) -> dg.RunRequest | None:
-        """Evaluate the sensor; a run that only shows that all is well is made at once, and the next tick is given."""
+        """Evaluate the sensor. A run that only shows that all is well succeeds at once, and the next tick follows."""
         request = self.evaluate()
         if request is None or "/well" not in str(request.run_key):
             return request
@@ -440,18 +440,18 @@ class Daemon:
         requests = list(data.run_requests or [])
         assert len(requests) <= 1
         assert bool(requests) != bool(self.skipped)
-        # Dagster would drop a run whose key it has seen, silently.
+        # Dagster would silently drop a run whose key it has seen.
         assert not {r.run_key for r in requests} & {r.run_key for r in self.requests}
         self.requests += requests
         return requests[0] if requests else None
 
     def run(self, request: dg.RunRequest | None) -> bool:
-        """Execute what was asked for."""
+        """Execute the requested run."""
         assert request is not None, self.skipped
         return self.location.run(ALERT_JOB, config=request.run_config, tags=request.tags).success
 
     def create(self, request: dg.RunRequest | None, status: dg.DagsterRunStatus) -> dg.DagsterRun:
-        """A run of what was asked for that has come as far as ``status``."""
+        """Create the requested run in the given status."""
         assert request is not None, self.skipped
         job = self.location.job(ALERT_JOB)
         # Only a run of a code location can be queued.
@@ -468,7 +468,7 @@ class Daemon:
 
 
 def names_of(defs: dg.Definitions) -> dict[str, set[str]]:
-    """All that an instance knows by name alone, but jobs and triggers, which it knows by location."""
+    """All names that are global to an instance. Jobs and triggers are not: an instance knows them by location."""
     specs = list(defs.resolve_all_asset_specs())
     assets = [defs.resolve_assets_def(spec.key) for spec in specs]
     checks = {check.key for asset in assets for check in asset.check_specs}

@@ -1,7 +1,7 @@
-"""The restore drill in Dagster: launched by people and by its schedule, seen in the UI, and told of when it fails.
+"""The restore drill in Dagster: launched by people and by its schedule, shown in the UI, and alerted when it fails.
 
-Everything is restored for real. Time is never slept through, but in the one test of the real daemon: the clock that
-sensor and alert go by is set, and evidence is dated.
+All restores are real. No test waits for time to pass, except that of the real daemon: the clock of sensor and alert is
+set, and evidence is dated.
 """
 
 from __future__ import annotations
@@ -73,17 +73,17 @@ pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:Deprecati
 ERROR, WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
 DAY = timedelta(days=1)
 SCHEDULE = "restore_drill_schedule"
-#: What is always odd of the sample database: one table was clustered, and PostgreSQL writes its CHECKs differently.
+#: Always odd in the sample database: one table was clustered, and PostgreSQL writes its CHECKs differently.
 ODD = {Check.TABLES, Check.SCHEMA_TEXT}
 
 
 def launch(location: Location, **config: object) -> dg.ExecuteInProcessResult:
-    """As from the launchpad."""
+    """Run the drill with a config, as from the launchpad."""
     return location.run(DRILL_JOB, config={"ops": {DRILL: {"config": config}}} if config else None)
 
 
 def evidence(location: Location) -> list[Evidence]:
-    """All there is, newest first."""
+    """All evidence on the volume, newest first."""
     return list(location.system.drills.newest_first())
 
 
@@ -97,12 +97,12 @@ def shown(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Drilled:
-    """A volume with three backups of a database, the oldest in both tiers; and a drill of the newest.
+    """A volume with three backups of a database, two of them copies of the oldest dump, and a drill of the newest.
 
     Attributes:
-        server: of the database, as its superuser.
+        server: connection to the database's server, as its superuser.
         settings: for this database and volume.
-        result: of the run.
+        result: of the drill's run.
     """
 
     location: Location
@@ -117,7 +117,7 @@ class Drilled:
 
 @pytest.fixture(scope="module")
 def drilled(server: PortCluster, bin_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drilled]:
-    """For tests that only look, or drill once more."""
+    """For tests that only read it, or drill once more."""
     with contextlib.contextmanager(_databases)(server) as new, dg.DagsterInstance.ephemeral() as instance:
         database = new()
         settings = environment(database, tmp_path_factory.mktemp("drilled") / "backups", bin_dir)
@@ -142,7 +142,7 @@ def test_every_check_is_shown_with_what_was_found(drilled: Drilled) -> None:
     assert list(found) == [check.value for check in Check.at(Stage.DRILL)] == list(lines)
     odd = {check.value for check in ODD}
     assert {name for name, line in lines.items() if line.result is Result.ODD} == odd
-    # Dagster would show a warning as failed; what is odd says so in its words.
+    # Dagster would show a warning as failed, so an odd check passes and says in its text that it is odd.
     assert {passed for passed, _ in found.values()} == {True}
     notes = {name: "Odd, and worth a look: " if name in odd else "" for name in lines}
     assert {name: told[name] for name in found} == {name: notes[name] + line.text for name, line in lines.items()}
@@ -150,7 +150,7 @@ def test_every_check_is_shown_with_what_was_found(drilled: Drilled) -> None:
     assert about(drilled.result) == {drilled.result.run_id}
 
 
-def test_checks_that_were_not_made_say_why(drilled: Drilled) -> None:
+def test_skipped_checks_say_why(drilled: Drilled) -> None:
     (line,) = [line for line in drilled.evidence.lines if line.result is Result.NOT_MADE]
     assert (line.check, line.text) == (Check.OWN_CHECK, "DRILL_CHECK_COMMAND is not set")
     text = next(drilled.location.system.drills.path.glob("*.md")).read_text()
@@ -158,7 +158,7 @@ def test_checks_that_were_not_made_say_why(drilled: Drilled) -> None:
     assert text.count("- [x] ") == 4
 
 
-def test_the_numbers_are_plotted(drilled: Drilled) -> None:
+def test_every_number_is_metadata_for_a_plot(drilled: Drilled) -> None:
     (event,) = drilled.result.get_asset_materialization_events()
     numbers = event.step_materialization_data.materialization.metadata
     found = drilled.evidence
@@ -193,7 +193,7 @@ def test_the_summary_comes_first(drilled: Drilled) -> None:
     assert f"Recovery time to expect: **{drilled.evidence.recovery_seconds:.1f} s**" in said
     assert f"Rows: **6,277** in {len(drilled.evidence.tables)} tables" in said
     assert re.search(r"Size: \*\*[\d.]+ kB as a backup, [\d.]+ MB on disk\*\*", said)
-    # Longer Markdown stands behind a link.
+    # The UI shows longer Markdown behind a link.
     assert len(said) < 1000
 
 
@@ -242,7 +242,7 @@ def test_the_evidence_is_on_the_volume_and_the_run_says_where(drilled: Drilled) 
 
 
 @pytest.mark.exhaustive
-def test_a_daily_backup_by_its_name(drilled: Drilled) -> None:
+def test_a_daily_backup_is_drilled_by_its_name(drilled: Drilled) -> None:
     result = launch(drilled.location, backup=drilled.older.path.name, where="throwaway", jobs=3)
     assert result.success
     found = evidence(drilled.location)[0]
@@ -310,7 +310,7 @@ def test_a_drill_refuses_files_outside_the_volume(drilled: Drilled, tmp_path: Pa
     assert retries(result) == 0
     assert materialized(result) == {}
     assert files_of(drilled.location.catalog.root) == before
-    # On the command line, whose user could read it anyway, it is taken.
+    # The command line accepts it: its user could read the file anyway.
     if name == "{outside}":
         assert drilled.location.system.driller.find(wanted).path == outside
 
@@ -329,7 +329,7 @@ def test_the_launchpad_refuses_invalid_choices(drilled: Drilled, config: dict[st
     assert len(evidence(drilled.location)) == count
 
 
-def test_settings_that_are_not_usable(drilled: Drilled) -> None:
+def test_unusable_settings_fail_the_drill(drilled: Drilled) -> None:
     location = Location(load({**drilled.settings, "DRILL_WHERE": "production"}), drilled.location.instance)
     result = location.run(DRILL_JOB)
     assert failure(result).startswith("the settings are not usable: DRILL_WHERE: ")
@@ -363,7 +363,7 @@ def test_a_failed_check_fails_the_run_in_one_line(new_location: NewLocation, vol
     assert "own check: what it said" in log
     assert "Traceback" not in log
     step = next(event for event in result.all_events if event.is_step_failure).step_failure_data
-    # Of ours, only the frame that says it.
+    # The stack shows no frame of our lower layers.
     assert step.error is not None
     assert step.error.cause is None
     assert not re.search("postgres/|core/", "".join(step.error.stack[-3:]))
@@ -374,7 +374,7 @@ def test_a_failed_check_fails_the_run_in_one_line(new_location: NewLocation, vol
 
 
 def test_an_altered_archive_is_not_restored(new_location: NewLocation, people: Receiver) -> None:
-    """And what was not reached is not called passed; a bad backup and a failed drill are told in one message."""
+    """Checks that were not reached are not called passed; one message tells of the bad backup and the failed drill."""
     location: Location = new_location(BACKUP_NOTIFY_URLS=people.url)
     backup = location.dump()
     location.verify(backup)
@@ -399,7 +399,7 @@ def test_an_altered_archive_is_not_restored(new_location: NewLocation, people: R
     )
 
 
-# ---------------------------------------------------------------- who is told
+# ---------------------------------------------------------------- alerts
 
 
 @pytest.mark.exhaustive
@@ -445,14 +445,14 @@ def test_a_failed_drill_is_alerted_until_one_passes(
 
 @pytest.fixture
 def daemon(bare: NewLocation, people: Receiver, monkeypatch: pytest.MonkeyPatch) -> Daemon:
-    """The sensor over a volume without a server; the last backup is an hour old, at noon."""
+    """The sensor at noon, over a volume without a server; the last backup is an hour old."""
     daemon = Daemon(bare(BACKUP_NOTIFY_URLS=people.url), monkeypatch)
     daemon.put(timedelta(hours=1))
     return daemon
 
 
 def test_another_kind_of_trouble_is_alerted_at_once(daemon: Daemon, people: Receiver) -> None:
-    """Who was told this morning that a backup is late does not know that a drill failed."""
+    """A person who was told this morning of a late backup does not know yet that a drill failed."""
     catalog = daemon.location.catalog
     (fresh,) = catalog.backups()
     fresh.path.unlink()
@@ -469,7 +469,7 @@ def test_another_kind_of_trouble_is_alerted_at_once(daemon: Daemon, people: Rece
     assert [line.partition(" ")[0] for line in lines].count("Next:") == 2
     assert daemon.tick() is None
 
-    # The backup is made, the drill is still a failed one; then a backup is late once more: both were told today.
+    # A new backup leaves the failed drill; when a backup is late once more, both kinds were told today.
     healed = daemon.put(timedelta(minutes=1))
     assert daemon.run(daemon.tick())
     assert people.titles[2:] == ["[sample] the restore drill failed"]
@@ -495,14 +495,16 @@ def test_a_drill_is_due_every_35_days(daemon: Daemon, people: Receiver) -> None:
 
 
 def test_an_overdue_drill_that_failed_is_told_as_failed(daemon: Daemon, people: Receiver) -> None:
-    """Once it is overdue and failed, it is the failure that is told: it says why."""
+    """Of an overdue drill that failed, the failure is alerted, because it says why."""
     drill_evidence(daemon.location.catalog, NOON - 40 * DAY)
     drill_evidence(daemon.location.catalog, NOON - 2 * DAY, passed=False)
     assert daemon.run(daemon.tick())
     assert people.titles == ["[sample] the restore drill failed"]
 
 
-def test_the_limit_is_the_settings(bare: NewLocation, people: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_setting_decides_when_a_drill_is_overdue(
+    bare: NewLocation, people: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for days, asked in (("2", True), ("4", False)):
         daemon = Daemon(bare(DRILL_MAX_AGE_DAYS=days), monkeypatch)
         daemon.put(timedelta(hours=1))
@@ -527,7 +529,7 @@ def test_no_drill_is_overdue_in_the_first_35_days(daemon: Daemon, people: Receiv
     ("text", "asked"),
     [("2026-05-01T00:00:00+00:00\n", True), ("2026-05-01", True), ("", False), ("garbage", False), ("\udcff", False)],
 )
-def test_an_edited_start_of_the_drills_is_survived(daemon: Daemon, text: str, asked: bool) -> None:
+def test_an_edited_start_of_the_drills_breaks_no_tick(daemon: Daemon, text: str, asked: bool) -> None:
     drills = daemon.location.system.drills
     drills.prepare(NOON)
     (since,) = drills.path.glob(".since*")
@@ -538,7 +540,7 @@ def test_an_edited_start_of_the_drills_is_survived(daemon: Daemon, text: str, as
 def test_drills_of_another_database_do_not_count(
     bare: NewLocation, daemon: Daemon, people: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has been on this volume for long, and none of its drills passes; ours is backed up for the first time."""
+    """The other database has long been on the volume, and no drill of it passed; ours has its first backup."""
     other: Location = bare(POSTGRES_DB="other")
     other.system.drills.prepare(NOON - 90 * DAY)
     drill_evidence(other.catalog, NOON - timedelta(hours=1), passed=False)
@@ -548,7 +550,7 @@ def test_drills_of_another_database_do_not_count(
     assert Daemon(other, monkeypatch).tick() is not None
 
 
-def test_drills_that_cannot_be_read(daemon: Daemon, people: Receiver, volume: Path) -> None:
+def test_an_unreadable_drills_folder_is_alerted(daemon: Daemon, people: Receiver, volume: Path) -> None:
     (volume / "drills").write_text("no folder")
     assert daemon.run(daemon.tick())
     assert people.titles == ["[sample] the backup volume cannot be read"]
@@ -577,7 +579,7 @@ def schedule(**settings: str) -> dg.ScheduleDefinition:
     return found
 
 
-def test_the_schedule_is_the_settings() -> None:
+def test_the_settings_decide_schedule_and_time_zone() -> None:
     found = schedule(DRILL_SCHEDULE="30 6 * * 1", BACKUP_TIMEZONE="Europe/Berlin")
     assert (found.cron_schedule, found.execution_timezone) == ("30 6 * * 1", "Europe/Berlin")
     assert found.job_name == DRILL_JOB
@@ -593,25 +595,25 @@ def test_a_bad_expression_falls_back_and_says_so(cron: str) -> None:
     assert found.backup_schedule == "30 4 * * *"
 
 
-def test_both_expressions_may_be_bad() -> None:
+def test_two_bad_expressions_are_both_reported() -> None:
     settings = load({"POSTGRES_HOST": "h", "DRILL_SCHEDULE": "a b c d e", "BACKUP_SCHEDULE": "0 3 31 2 *"})
     found = usable_schedules(settings)
     assert [problem.partition(":")[0] for problem in found.problems] == ["BACKUP_SCHEDULE", "DRILL_SCHEDULE"]
     assert (found.backup_schedule, found.drill_schedule) == ("0 3 * * *", "0 5 1 * *")
 
 
-#: What two drills of one backup need not have in common.
+#: Fields that may differ between two drills of one backup.
 OWN = {"started_at", "finished_at", "phases", "recovery_seconds", "launched_by", "run_id", "copy_bytes"}
 
 
 def records_of(backup: Backup) -> tuple[DrillRecord, ...]:
-    """The evidence that was recorded last, read from the volume."""
+    """The records of a backup's drills, read from the volume."""
     drills = replace(backup).drills
     return drills.drills if drills else ()
 
 
 def in_common(found: Evidence) -> dict[str, Any]:
-    """All but times, seconds, and who it was."""
+    """The evidence without times, durations and who launched it."""
     told = {name: value for name, value in json.loads(found.to_json()).items() if name not in OWN}
     for line in told["lines"]:
         line["text"] = re.sub(r"\d+\.\d s", "N s", line["text"])
@@ -620,7 +622,7 @@ def in_common(found: Evidence) -> dict[str, Any]:
 
 @pytest.mark.exhaustive
 def test_ui_command_line_and_schedule_give_the_same_evidence(drilled: Drilled, tmp_path: Path) -> None:
-    """The schedule's is of the real daemon, which launches a run at the next full minute."""
+    """The real daemon launches the scheduled drill at the next full minute."""
     home = tmp_path / "dagster"
     home.mkdir()
     (home / "dagster.yaml").write_bytes((REPOSITORY / "dagster.yaml").read_bytes())
@@ -649,7 +651,7 @@ def test_ui_command_line_and_schedule_give_the_same_evidence(drilled: Drilled, t
     assert (by_schedule.run_id is None, by_hand.run_id) == (False, None)
     assert json.loads(ended.stdout) == json.loads(by_hand.to_json())
     assert in_common(drilled.evidence) == in_common(by_schedule) == in_common(by_hand)
-    # Which of two jobs comes first decides where the catalogs' rows stand.
+    # The order of two parallel jobs decides where the catalogs' rows are stored.
     sizes = [found.copy_bytes or 0 for found in (drilled.evidence, by_schedule, by_hand)]
     assert max(sizes) < 1.05 * min(sizes)
 
@@ -667,7 +669,7 @@ def test_no_password_is_recorded_anywhere(
     capfd: pytest.CaptureFixture[str],
     code: int,
 ) -> None:
-    """Not the source's, not the one that restores, and not those in the source's roles; not even as part of a URL."""
+    """Neither the source's, nor the restoring role's, nor those of the source's roles, nor any in a URL."""
     secret = "r3store/p@ss w%rd"
     role = f"restorer_{os.getpid()}_{code}"
     execute(server.connection(), f"CREATE ROLE {role} LOGIN SUPERUSER PASSWORD '{secret}'")
@@ -700,7 +702,7 @@ def test_no_password_is_recorded_anywhere(
 
 @pytest.mark.exhaustive
 def test_only_processes_that_read_archives_drop_secrets(location: Location, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The code server hands its environment on to its runs: looking at the backups takes nothing from it."""
+    """The code server passes its environment to its runs, so looking at the backups removes nothing from it."""
     monkeypatch.setenv("POSTGRES_PASSWORD", "s3cret")
     backup = location.dump()
     location.system.driller.find("latest")

@@ -1,4 +1,4 @@
-"""``restore_job``: what the UI launches is what the command line does, and refuses what it refuses."""
+"""``restore_job`` does what the command line does, and refuses the same."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from ovia_backup_dagster_tests.support.restoring import killed_at
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning"),
-    # Dagster's own code asks for it, where it loads a code location.
+    # Dagster's own code reads it when it loads a code location.
     pytest.mark.filterwarnings("ignore:Property `ScheduleDefinition.environment_vars`:DeprecationWarning"),
 ]
 
@@ -54,14 +54,14 @@ def run(location: Location, **config: object) -> dg.ExecuteInProcessResult:
 
 
 def word(location: Location, action: str = "plan", **config: object) -> str:
-    """What a plan of these options prints."""
+    """The confirmation word that a plan with these options prints."""
     planned = run(location, action=action, **config)
     assert planned.success
     return str(output(planned)["confirm"])
 
 
 def confirmed(location: Location, action: str, **config: object) -> dg.ExecuteInProcessResult:
-    """Planned, and then done."""
+    """Plan the action, then do it with the plan's word."""
     plan = {"restore": "plan", "undo": "plan_undo"}[action]
     return run(location, action=action, confirm=word(location, plan, **config), **config)
 
@@ -91,7 +91,7 @@ def refused(result: dg.ExecuteInProcessResult | dg.JobExecutionResult) -> str:
 
 @pytest.fixture
 def backed_up(location: Location, database: Connection, server: PortCluster):  # type: ignore[no-untyped-def]
-    """A proven backup, and a live database that has changed since. What restores keep is dropped in the end."""
+    """A verified backup, and a live database that changed since. What restores keep is dropped at the end."""
     assert location.run(DAILY_JOB).success
     execute(database, "TRUNCATE people CASCADE")
     yield location
@@ -110,7 +110,7 @@ def test_the_launchpad_only_plans_by_default(backed_up: Location, database: Conn
 def test_a_plan_shows_all_obstacles_and_fails(
     backed_up: Location, new_location: NewLocation, database: Connection, server: PortCluster
 ) -> None:
-    """On the page of the failure, with how long it takes and what is lost; no word is given."""
+    """The failure's page shows the plan, its duration and what is lost; it gives no confirmation word."""
     role = f"weak_{database.database}"
     execute(database, f"CREATE ROLE {role} LOGIN", f"GRANT pg_read_all_data TO {role}")
     weak = new_location(RESTORE_POSTGRES_USER=role)
@@ -146,7 +146,7 @@ def test_without_the_word_of_a_plan_nothing_is_done(backed_up: Location, databas
             execute(database, "TRUNCATE people CASCADE")
         kept_before = kept(database, database.database)
         assert "no word was given" in refused(run(backed_up, action=action))
-        # The name would confirm whatever a copied text asks for, on any day.
+        # A copied text could carry the database's name, which would confirm it on any day.
         for typed in (database.database, "another", "../../daily", "x" * 500, "\udcff", f"{database.database}-x"):
             line = refused(run(backed_up, action=action, confirm=typed))
             assert "is not the word of a plan that waits" in line
@@ -178,7 +178,7 @@ def plans(location: Location) -> list[Path]:
 
 @pytest.mark.exhaustive
 def test_a_word_is_valid_for_its_plans_options_only(backed_up: Location, database: Connection) -> None:
-    """What differs is said, and the word stays good for what it was printed for."""
+    """The error says what differs, and the word stays valid for its own plan."""
     given = word(backed_up)
     newer = backed_up.dump()
     for options, said in (
@@ -195,7 +195,7 @@ def test_a_word_is_valid_for_its_plans_options_only(backed_up: Location, databas
     assert rows(database) == 0
     backed_up.verify(newer)
     shown = next(b for b in backed_up.catalog.backups() if b.path != newer.path)
-    # Nor is it good for another file of that name.
+    # Nor is the word valid for another file of that name.
     settle(shown.path)
     line = refused(run(backed_up, action="restore", confirm=given, backup=shown.path.name))
     assert f"the file of {shown} is another one now" in line
@@ -206,7 +206,7 @@ def test_a_word_is_valid_for_its_plans_options_only(backed_up: Location, databas
 
 @pytest.mark.exhaustive
 def test_a_word_is_valid_for_its_plans_database_only(backed_up: Location, database: Connection) -> None:
-    """Of the one that was live then, and of the kept one that was to be gone back to."""
+    """For the database that was live at the plan, and for the kept one that the undo was to swap back."""
     given = word(backed_up)
     assert confirmed(backed_up, "restore").success
     assert "live_oid" in refused(run(backed_up, action="restore", confirm=given))
@@ -229,7 +229,7 @@ def test_a_word_expires_after_an_hour(backed_up: Location, database: Connection)
         assert "is too old" in refused(run(backed_up, action="restore", confirm=given))
     content["shown_at"] = (datetime.now(UTC) - timedelta(minutes=59)).isoformat()
     plan.write_text(json.dumps(content))
-    # What is old is swept when another plan is made, whatever stands there.
+    # The next plan sweeps old plan files, whatever they are.
     stale, link = plan.with_name(".plan-old"), plan.with_name(".plan-link")
     stale.write_text("?")
     settle(stale, timedelta(hours=2))
@@ -243,7 +243,7 @@ def test_a_word_expires_after_an_hour(backed_up: Location, database: Connection)
 
 @pytest.mark.parametrize("what", thinned(["fifo", "link", "folder", "huge", "nonsense", "deep"], daily=2))
 def test_a_forged_plan_is_refused_in_a_line(backed_up: Location, database: Connection, what: str) -> None:
-    """It never hangs, and nothing is followed."""
+    """The run does not hang, and follows no link."""
     given = word(backed_up)
     [plan] = plans(backed_up)
     content = plan.read_bytes()
@@ -271,7 +271,7 @@ def test_two_plans_of_a_second_have_two_words(backed_up: Location, database: Con
 
 
 def test_a_restore_is_never_retried(backed_up: Location, database: Connection) -> None:
-    """What it needs after a failure is a person, though what failed may pass."""
+    """A restore that failed needs a person, even if the failure is transient."""
     folder, given = backed_up.system.restorations.folder, word(backed_up)
     with folder.lock("another restore", datetime.now(UTC)):
         result = run(backed_up, action="restore", confirm=given)
@@ -280,7 +280,7 @@ def test_a_restore_is_never_retried(backed_up: Location, database: Connection) -
 
 
 def test_dagsters_run_retries_do_not_repeat_a_restore(location: Location) -> None:
-    """With the confirmation of another day's plan."""
+    """A retry would use the confirmation of another day's plan."""
     tags = run(location, action="restore").dagster_run.tags
     assert tags[MAX_RETRIES_TAG] == "0"
     retried = {"run_retries": {"enabled": True, "max_retries": 3}}
@@ -298,7 +298,7 @@ def test_dagsters_run_retries_do_not_repeat_a_restore(location: Location) -> Non
 def reexecuted(
     backed_up: Location, disk_instance: dg.DagsterInstance
 ) -> Iterator[Callable[..., dg.JobExecutionResult]]:
-    """A run as the UI's "Re-execute all" makes it of another one, and what came of it."""
+    """Re-execute a run as the UI's "Re-execute all" does, and return the result."""
     backed_up.instance = disk_instance
     origin = LoadableTargetOrigin(module_name="ovia_backup_dagster.definitions", attribute="defs")
     with in_process_test_workspace(backed_up.instance, origin) as workspace:
@@ -326,7 +326,7 @@ def reexecuted(
 def test_re_execution_does_not_change_the_live_database(
     backed_up: Location, database: Connection, reexecuted: Callable[..., dg.JobExecutionResult]
 ) -> None:
-    """Even where its word is still good, as of a run that was refused."""
+    """Not even if its word is still valid, as after a run that was refused."""
     given = word(backed_up)
     with backed_up.system.restorations.folder.lock("another restore", datetime.now(UTC)):
         failed = run(backed_up, action="restore", confirm=given)
@@ -338,7 +338,7 @@ def test_re_execution_does_not_change_the_live_database(
     for action in ("undo", "resume", "abort", "restore"):
         mode = {"mode": "new"} if action == "restore" else {}
         assert f"and {action} is never repeated" in refused(reexecuted(JOB, run(backed_up, action=action, **mode)))
-    # What changes nothing may be, and prints a word of its own.
+    # A plan changes nothing, so it may be repeated, and prints its own word.
     again = reexecuted(JOB, run(backed_up))
     assert again.success
     assert run(backed_up, action="restore", confirm=given).success
@@ -355,7 +355,7 @@ def test_a_run_tagged_as_repeated_changes_nothing(location: Location, tag: str) 
 def test_dropping_replaced_databases_may_be_repeated(
     backed_up: Location, database: Connection, reexecuted: Callable[..., dg.JobExecutionResult]
 ) -> None:
-    """It decides again, as its schedule does every day, and drops nothing that was not announced a day before."""
+    """The job decides again, as it does every day on schedule, and drops only what was announced a day before."""
     assert confirmed(backed_up, "restore").success
     assert reexecuted(KEPT_JOB, backed_up.run(KEPT_JOB)).success
     assert len(kept(database, database.database)) == 1
@@ -368,7 +368,7 @@ def test_an_undo_swaps_to_the_named_database(backed_up: Location, database: Conn
     newest, oldest = (each.name for each in kept(database, database.database))
     for action in ("plan_undo", "undo"):
         assert "nobody" in refused(run(backed_up, action=action, kept="nobody"))
-    # The word of the newest is none of another's.
+    # The word for the newest database is not valid for another.
     given = word(backed_up, "plan_undo")
     assert f"incoming: {newest} then, {oldest} now" in refused(
         run(backed_up, action="undo", kept=oldest, confirm=given)
@@ -400,7 +400,7 @@ def test_a_restore_is_undone(backed_up: Location, database: Connection) -> None:
 def test_a_killed_restore_is_resumed_or_aborted(
     backed_up: Location, database: Connection, bin_dir: Path, tmp_path: Path, action: str, outcome: str
 ) -> None:
-    """Also one that the command line began: its process was killed when its copy was to go live."""
+    """Also a restore that the command line began and that was killed when its copy was about to go live."""
     place = place_for(database, bin_dir, backed_up.settings.backup_dir, tmp_path)
     given = word(backed_up)
     with killed_at(3, before=False):
@@ -424,9 +424,9 @@ def test_a_killed_restore_is_resumed_or_aborted(
 def test_a_restore_is_given_up_by_its_own_word(
     backed_up: Location, database: Connection, server: PortCluster, bin_dir: Path, tmp_path: Path
 ) -> None:
-    """One of another day, in a text that was copied, gives up nothing, and puts nothing back."""
+    """The word of another day, from a copied text, neither gives up the restore nor puts anything back."""
     place = place_for(database, bin_dir, backed_up.settings.backup_dir, tmp_path)
-    with killed_at(6, before=True):  # the drill, the drop, and the restore was begun
+    with killed_at(6, before=True):  # after the drill and the drop, before the restore began
         assert place.run("restore", "latest", "--mode", "drop", "--yes-destroy", database.database).killed
     folder = backed_up.system.restorations.folder
     journal = folder.unfinished()
@@ -448,7 +448,7 @@ def test_a_restore_is_given_up_by_its_own_word(
 
 
 def test_the_launchpad_offers_every_command_line_option(new_location: NewLocation) -> None:
-    """And what is wished there is what is planned: no option stays on the way."""
+    """And every option reaches the plan: none is lost on the way."""
     config = RestoreConfig(
         action=RestoreAction.restore,
         confirm="sample",
@@ -485,7 +485,7 @@ def test_the_launchpad_offers_every_command_line_option(new_location: NewLocatio
     )
     assert restore_job._wishes(config, system) == wishes
     assert [each.name for each in fields(Wishes) if getattr(wishes, each.name) == getattr(Wishes(), each.name)] == []
-    # What is left as it is, the settings say, as on the command line.
+    # The settings decide an option that is left at its default, as on the command line.
     assert restore_job._wishes(default, system) == Wishes(anywhere=False, jobs=len(os.sched_getaffinity(0)))
     assert restore_job._wishes(default, new_location(RESTORE_JOBS="5").system).jobs == 5
     elsewhere = {
@@ -496,7 +496,7 @@ def test_the_launchpad_offers_every_command_line_option(new_location: NewLocatio
         "stop_services": "stop_services_first",
         "scale": "replicas",
     }
-    # The records stand in each run's metadata; JSON is for programs.
+    # Not needed in the UI: the records are in each run's metadata, and JSON is for programs.
     offered = {str(each.name) for each in restore_command.params} - {"history", "as_json"}
     assert {elsewhere.get(name, name) for name in offered} == RestoreConfig.model_fields.keys() - {"kept"}
 
@@ -504,7 +504,7 @@ def test_the_launchpad_offers_every_command_line_option(new_location: NewLocatio
 def test_a_replaced_database_is_announced_then_dropped(
     backed_up: Location, database: Connection, server: PortCluster, new_location: NewLocation, people: Receiver
 ) -> None:
-    """Its age is in its name: it becomes old by being renamed."""
+    """Its age is in its name, so the test renames it to make it old."""
     location = new_location(BACKUP_NOTIFY_URLS=people.url)
     assert confirmed(location, "restore").success
 
@@ -525,7 +525,7 @@ def test_a_replaced_database_is_announced_then_dropped(
     assert expire() == [name]
     assert people.titles == []
     name = becomes(100)
-    # Announced first, however old it is; then it has a day.
+    # However old, it is announced first, and dropped a day later at the earliest.
     assert expire() == expire() == [name]
     assert people.titles == [f"Ovia backup: database {name} will be dropped"]
     [note] = (location.settings.backup_dir / "restores").glob(".announced-*")

@@ -1,6 +1,6 @@
-"""What may stand on the volume in a file's place: whatever it is, who looks answers at once, in words.
+"""Special files in place of the volume's own: all commands, the sensor and the doctor answer at once, in words.
 
-Real FIFOs, devices, sockets, links and files without end, in each place that is read.
+Real FIFOs, devices, sockets, links and endless files, in each place that is read.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from ovia_backup_dagster_tests.support.factories import HOUR, drill_evidence, dr
 pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="making devices, and mounting, need root")
 
-#: A look at such a volume takes a tenth of a second, on a machine that does nothing else; what hangs does so for ever.
+#: To read such a volume takes 0.1 s on an idle machine; what hangs does so for ever.
 SECONDS = 60
 NOW = datetime.now(UTC).replace(microsecond=0)
 STAMP = "2099-01-06_000000"
@@ -61,7 +61,7 @@ STAMP = "2099-01-06_000000"
 
 @contextmanager
 def at_once(seconds: float = SECONDS) -> Iterator[None]:
-    """What hangs in the block is ended, and is a failure."""
+    """Interrupt the block if it hangs, and fail the test."""
 
     def ring(number: int, frame: FrameType | None) -> None:
         pytest.fail(f"it hung at {frame}")
@@ -77,7 +77,7 @@ def at_once(seconds: float = SECONDS) -> Iterator[None]:
 
 def make_socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as made:
-        # The path of a socket is short.
+        # A socket's path must be short.
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             made.bind(f"/proc/self/fd/{folder}/s")
@@ -149,12 +149,12 @@ PLACES = (
     RESERVE,
     HAND_OVER,
 )
-#: Without these it is not known that all is well.
+#: Without these files the condition cannot be ok.
 NEEDED = (
     *("daily/DUMP", f"daily/DUMP{MANIFEST}", f"daily/DUMP{VERIFIED}"),
     *(f"restores/{STAMP}_x.journal", "drills", "restores"),
 )
-#: What was never ours; others may be what a disk has made of it.
+#: Kinds that we never write; the other kinds may be a file of ours that the disk damaged.
 STRANGE = (
     "FIFO",
     "socket",
@@ -169,7 +169,7 @@ STRANGE = (
 
 @pytest.fixture
 def site(bare: NewLocation, monkeypatch: pytest.MonkeyPatch) -> Location:
-    """A volume with a proven and drilled backup, a weekly one, evidence, and one that is older."""
+    """A volume with a drilled backup, its weekly copy, drill evidence and an older verified backup."""
     monkeypatch.setattr(deadline, "LOOK_SECONDS", SECONDS / 2)
     location: Location = bare()
     for name, value in (
@@ -195,13 +195,13 @@ def fill(system: BackupSystem) -> None:
 
 
 def place_of(place: str, root: Path, database: str = "sample") -> Path:
-    """Where that is."""
+    """The path of a place on this volume."""
     daily, weekly = (BackupName(database, tier, NOW - HOUR).filename for tier in (Tier.DAILY, Tier.WEEKLY))
     return root / place.replace("sample", database).replace("DUMP", daily).replace("WEEKLY", weekly)
 
 
 def put(kind: str, path: Path) -> None:
-    """It stands there now, and nothing else."""
+    """Replace what is at the path by a file of this kind."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -211,7 +211,7 @@ def put(kind: str, path: Path) -> None:
 
 def command(*arguments: str) -> Result:
     result = CliRunner().invoke(main, arguments)
-    # What a person can cause ends in words, and with one of our exit codes.
+    # An error that a user can cause ends with a message and one of our exit codes.
     assert isinstance(result.exception, SystemExit | None), result.exc_info
     assert "Traceback" not in result.output
     return result
@@ -222,7 +222,7 @@ def doctors(system: BackupSystem) -> list[Observation]:
 
 
 def all_answer(location: Location) -> dict[str, str]:
-    """Who looks at the volume, and what each says."""
+    """What each command, the sensor and the doctor say of the volume."""
     answers = {}
     with at_once():
         for words in (("status",), ("list",), ("prune", "--dry-run"), ("restore", "--history"), ("drill", "--history")):
@@ -263,7 +263,7 @@ def test_special_files_block_no_command(site: Location, place: str) -> None:
 @needs_root
 @pytest.mark.parametrize("kind", thinned(KINDS, daily=3))
 def test_special_files_do_not_prevent_a_dump(location: Location, kind: str) -> None:
-    """Everything at once, but the lock, without which no dump is safe, and the folders of what else stands there."""
+    """In all places at once, except the lock, without which no dump is safe, and the folders of other places."""
     location.catalog.prepare()
     fill(location.system)
     root = location.catalog.root
@@ -272,9 +272,9 @@ def test_special_files_do_not_prevent_a_dump(location: Location, kind: str) -> N
         put(kind, place_of(place, root, location.catalog.database))
     with at_once(60):
         made = location.dump()
-        # The backups before it were made up, of another cluster.
+        # The backups before it are fakes of another cluster, so it must be accepted.
         assert location.system.verifier.accept(made, by="a test", log=quiet).judgement.good
-        # A folder is no one's to remove; all else gives way to what must be there.
+        # The needed file replaces every other kind, but no folder is removed.
         assert (location.system.drills.since() is None) == (kind == "folder")
     assert location.catalog.newest(datetime.now(UTC), State.VERIFIED) == location.catalog.refresh(made)
 
@@ -295,7 +295,7 @@ def test_a_lock_needs_a_regular_file(site: Location, kind: str) -> None:
 
 
 def test_an_archive_must_be_a_regular_file(site: Location) -> None:
-    """Neither by its name, nor when it was replaced since it was found."""
+    """Every reader refuses a FIFO that replaced it after the catalog found it."""
     backup = site.catalog.find("latest", NOW)
     put("FIFO", backup.path)
     with at_once():
@@ -344,7 +344,7 @@ def test_no_weekly_copy_is_made_of_a_link_or_a_pipe(site: Location) -> None:
         assert catalog.backups(Tier.WEEKLY) == []
         backup.sidecar(suffix).unlink()
         backup.sidecar(suffix).write_bytes(kept)
-    # How its drills went stops nothing.
+    # A drill sidecar that cannot be read stops no promotion.
     put("FIFO", backup.sidecar(".drilled.json"))
     with at_once():
         assert not promote_backup(catalog, backup, Tier.WEEKLY, datetime.now(UTC)).drilled
@@ -371,7 +371,7 @@ def test_a_hundred_thousand_foreign_names_are_listed_fast(site: Location) -> Non
 
 
 def test_a_verdict_outside_the_volume_is_ignored(site: Location, tmp_path: Path) -> None:
-    """A link of the volume's leads to one that says that all is well."""
+    """The sidecar is a link to a good verdict in another folder."""
     backup = site.catalog.find("latest", NOW)
     elsewhere = tmp_path / "verdict"
     shutil.move(backup.sidecar(VERIFIED), elsewhere)
@@ -385,7 +385,7 @@ def test_a_verdict_outside_the_volume_is_ignored(site: Location, tmp_path: Path)
 
 
 def test_a_restore_refuses_a_journal_that_is_no_file(site: Location) -> None:
-    """Behind it a restore may be unfinished."""
+    """It may hide an unfinished restore."""
     put("FIFO", place_of(f"restores/{STAMP}_x.journal", site.catalog.root))
     with at_once(), pytest.raises(StrangeFileError, match="journal cannot be read: it is a FIFO"):
         site.system.restores.unfinished()
@@ -445,7 +445,7 @@ def test_a_hanging_volume_is_alerted_once_a_day(
                 (request,) = tick.run_requests or []
                 assert location.run(ALERT_JOB, config=request.run_config, tags=request.tags).success
         assert len(keys) == 1, "told once"
-        # However often it is looked, one look hangs and not one more with each.
+        # Only one thread hangs, however often the volume is read.
         assert looks() == 1
         monkeypatch.setenv("BACKUP_DIR", str(root))
         monkeypatch.setenv("POSTGRES_HOST", "127.0.0.1")

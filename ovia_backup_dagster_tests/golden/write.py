@@ -1,7 +1,7 @@
-"""How the golden files were made, once: a month of a small database's life, with real servers, dumps, drills, restores.
+"""The program that made the golden files: a month of a small database, with real servers, dumps, drills and restores.
 
-Kept to say where they come from. Nothing needs it again: what lies on people's volumes does not change either. The
-commands are the real ones, in processes of their own; only the clock, the machine's and the user's name are set.
+Kept as a record of where they come from. It need not run again: files on users' volumes do not change either. The
+commands are the real ones, in their own processes; only the clock, the host's name and the user's name are set.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class _Anywhere(type):
 
 
 class Clock(dt.datetime, metaclass=_Anywhere):
-    """The clock of the month; it goes on from where it was set."""
+    """A clock that runs on from the instant that it was set to."""
 
     offset = dt.timedelta()
 
@@ -85,7 +85,7 @@ class Clock(dt.datetime, metaclass=_Anywhere):
 
 @contextmanager
 def other_surroundings() -> Iterator[None]:
-    """Clock, machine and user, for this process and those that it forks."""
+    """Set clock, host name and user, for this process and those that it forks."""
     for found in pkgutil.walk_packages(ovia_backup_dagster.__path__, "ovia_backup_dagster."):
         if not found.name.startswith(("ovia_backup_dagster.defs", "ovia_backup_dagster.definitions")):
             importlib.import_module(found.name)
@@ -105,7 +105,7 @@ def die(*_: object) -> None:
 
 @contextmanager
 def killed_at(word: int) -> Iterator[None]:
-    """A restore that is forked in the block is killed after it wrote that word of its journal (from 0)."""
+    """A restore forked in the block is killed after it wrote that line of its journal (from 0)."""
     write, counted = Journal.write, count()
 
     def writing(self: Journal, mark: JournalMark, step: str | None = None, *data: StepData | None) -> None:
@@ -119,7 +119,7 @@ def killed_at(word: int) -> Iterator[None]:
 
 @dataclass
 class Life:
-    """The volume, and the server that is backed up at the time."""
+    """The volume, and the server that is backed up at present."""
 
     place: Place
     live: Connection
@@ -138,7 +138,7 @@ class Life:
         return replace(self.place, settings={**self.place.settings, **settings})
 
     def dump(self, **settings: str) -> Backup:
-        """Whose archive says that it was made on that day, too: pg_dump cannot be told."""
+        """Dump, and set the day in the archive's header, too: pg_dump's own clock cannot be set."""
         place = self.with_settings(**settings)
         replace(self, place=place).run("dump")
         made = place.catalog.backups(Tier.DAILY)[0]
@@ -174,7 +174,7 @@ def new_database(cluster: PortCluster, name: str = DATABASE) -> None:
 
 
 def old_dumps(life: Life, bin_dir: Path) -> None:
-    """What the old script left before our first day: a failed dump, and two that are whole."""
+    """The dumps that the old script left before our first day: one that failed, and two that are whole."""
     pg_dump = f"{bin_dir}/pg_dump -Fc -h {life.live.host} -p {life.live.port} -U postgres {DATABASE}"
     for days, dump in ((3, "true"), (2, pg_dump), (1, pg_dump)):
         old_script(life.place.root, FIRST - days * DAY, dump=dump)
@@ -269,7 +269,7 @@ def rot(life: Life, number: int) -> None:
 
 
 def broken_verdict(life: Life) -> None:
-    """A disk full once tore a verdict, and it was verified again."""
+    """A full disk once cut off a verdict, and the backup was verified again."""
     path = life.place.root / "daily" / f"{life.name(24)}.verified.json"
     path.write_bytes(path.read_bytes()[:100])
     life.run("verify", life.name(24))
@@ -295,13 +295,13 @@ def the_last_morning(life: Life) -> None:
         until(waits, 20)
         running.kill()
         assert running.wait().killed
-    # As the old script removes: it knows no sidecar.
+    # As the old script removes a dump: it knows no sidecars.
     (life.place.root / "daily" / life.name(2)).unlink()
 
 
 @contextmanager
 def services(life: Life) -> Iterator[dict[str, str]]:
-    """While the block runs, the application's services are stopped and started on an engine."""
+    """Restores in the block stop and start the application's services on an engine."""
     with engine(life.place.logs / "gone", api=2, ingest=1, migrate=1) as docker, serving() as application:
         docker.complete.add("migrate")
         settings = {
@@ -318,7 +318,7 @@ def services(life: Life) -> Iterator[dict[str, str]]:
 
 
 def a_hand_over(root: Path, life: Life, bin_dir: Path) -> None:
-    """The old script's volume, handed over; then the old script removes what it counts as too many."""
+    """Hand over the old script's volume; then the old script removes the dumps that exceed its count."""
     root.mkdir()
     pg_dump = f"{bin_dir}/pg_dump -Fc -h {life.live.host} -p {life.live.port} -U postgres {DATABASE}"
     for days in (2, 1, 0):
@@ -331,7 +331,7 @@ def a_hand_over(root: Path, life: Life, bin_dir: Path) -> None:
 
 
 def keep(root: Path, name: str) -> None:
-    """Copy a volume here, with the times of its dumps beside it."""
+    """Copy a volume here, and the times of its dumps into a JSON file beside it."""
     target = HERE / name
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(root, target, ignore=lambda _, names: [RESERVE] if RESERVE in names else [])

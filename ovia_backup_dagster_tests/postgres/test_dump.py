@@ -1,4 +1,4 @@
-"""The dump against real servers: what is published, and that no failure leaves anything behind."""
+"""The dump against real servers: what it publishes, and that a failure leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from ovia_backup_dagster_tests.support.exhaustive import thinned
 # ------------------------------------------------------------------------------------------ what is published
 
 
-def test_publishes_the_dump_with_manifest_and_globals(dumper: Dumper, catalog: Catalog) -> None:
+def test_a_dump_is_published_with_manifest_and_globals(dumper: Dumper, catalog: Catalog) -> None:
     before = datetime.now(UTC).replace(microsecond=0)
 
     backup = dumper.dump(run_id="run-1", log=quiet)
@@ -88,7 +88,7 @@ def test_files_are_for_their_owner_only(dumper: Dumper, volume: Path) -> None:
     assert {mode for name, mode in modes.items() if name not in folders} == {0o600}
 
 
-def test_what_is_in_the_way_of_drills_is_in_no_dumps_way(dumper: Dumper, catalog: Catalog, volume: Path) -> None:
+def test_an_unusable_drills_folder_prevents_no_dump(dumper: Dumper, catalog: Catalog, volume: Path) -> None:
     volume.mkdir()
     (volume / "drills").write_text("no folder")
 
@@ -114,7 +114,7 @@ def test_the_whole_build_compresses_with_zstd(new_full_database: NewDatabase, fu
     assert backup.manifest.compression == "zstd:2"
 
 
-def test_a_password_and_tls_over_tcp(
+def test_a_password_over_tls_is_in_no_file_of_the_dump(
     full_server: PortCluster, new_full_database: NewDatabase, full_bin_dir: Path, volume: Path
 ) -> None:
     database = new_full_database()
@@ -150,7 +150,7 @@ def test_a_certificate_of_another_authority_is_refused(
         daily=3,
     ),
 )
-def test_hostile_database_names(
+def test_a_database_of_any_name_is_dumped(
     name: str, new_database: NewDatabase, programs: Programs, volume: Path, tmp_path: Path
 ) -> None:
     connection = new_database(name)
@@ -166,7 +166,7 @@ def test_hostile_database_names(
     assert {path.name for path in tmp_path.iterdir()} == {"backups"}
 
 
-def test_the_surroundings_do_not_lead_elsewhere(dumper: Dumper, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_libpqs_environment_does_not_redirect_the_dump(dumper: Dumper, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setenv("PGHOSTADDR", "127.0.0.9")
         patched.setenv("PGSERVICE", "nowhere")
@@ -179,7 +179,7 @@ def test_the_surroundings_do_not_lead_elsewhere(dumper: Dumper, monkeypatch: pyt
         assert os.environ["PGHOSTADDR"] == "127.0.0.9"  # put back
 
 
-def test_what_pg_dump_leaves_out_is_said(database: Connection, dumper: Dumper) -> None:
+def test_the_manifest_warns_of_what_pg_dump_leaves_out(database: Connection, dumper: Dumper) -> None:
     execute(
         database,
         "CREATE SUBSCRIPTION s CONNECTION 'host=127.0.0.1 dbname=x password=hidden' PUBLICATION p "
@@ -211,7 +211,7 @@ def test_a_secret_in_a_custom_setting_is_not_recorded(database: Connection, dump
     assert "app.jwt_secret=********" in backup.manifest.database.settings[""]
 
 
-def test_progress_is_told_against_the_last_dumps_size(database: Connection, dumper: Dumper) -> None:
+def test_progress_is_relative_to_the_last_dumps_size(database: Connection, dumper: Dumper) -> None:
     dumper.dump(log=quiet)
     lines: list[str] = []
     execute(
@@ -231,13 +231,13 @@ def test_progress_is_told_against_the_last_dumps_size(database: Connection, dump
 
 @pytest.fixture
 def earlier(dumper: Dumper, volume: Path) -> dict[str, tuple[int, bytes]]:
-    """A good backup that stands already: no failure may touch it."""
+    """A good backup that exists already: no failure may touch it."""
     dumper.dump(log=quiet)
     return snapshot(volume)
 
 
 def fails(dumper: Dumper, error: type[errors.BackupError], match: str | None = None) -> errors.BackupError:
-    """The dump fails as it should: one line, no password."""
+    """Assert that the dump fails with this error, in one line and without the password; return the error."""
     with pytest.raises(error, match=match) as caught:
         dumper.dump(log=quiet)
     assert type(caught.value) is error
@@ -248,7 +248,7 @@ def fails(dumper: Dumper, error: type[errors.BackupError], match: str | None = N
     return caught.value
 
 
-def test_no_server(dumper: Dumper, earlier: object, volume: Path) -> None:
+def test_an_unreachable_server_fails_the_dump(dumper: Dumper, earlier: object, volume: Path) -> None:
     nowhere = replace(dumper.connection, host="127.0.0.1", port=free_port())
 
     error = fails(replace(dumper, connection=nowhere), errors.ServerUnreachableError, "Connection refused")
@@ -257,7 +257,7 @@ def test_no_server(dumper: Dumper, earlier: object, volume: Path) -> None:
     assert snapshot(volume) == earlier
 
 
-def test_no_such_host(dumper: Dumper, earlier: object, volume: Path) -> None:
+def test_an_unknown_host_fails_the_dump(dumper: Dumper, earlier: object, volume: Path) -> None:
     nowhere = replace(dumper.connection, host="no-such-host.invalid")
 
     fails(replace(dumper, connection=nowhere), errors.HostUnknownError)
@@ -265,7 +265,7 @@ def test_no_such_host(dumper: Dumper, earlier: object, volume: Path) -> None:
     assert snapshot(volume) == earlier
 
 
-def test_wrong_password(server: PortCluster, dumper: Dumper, earlier: object, volume: Path) -> None:
+def test_a_wrong_password_fails_the_dump(server: PortCluster, dumper: Dumper, earlier: object, volume: Path) -> None:
     wrong = replace(dumper.connection, host="127.0.0.1", port=server.port, password=SecretStr("not-" + PASSWORD))
 
     error = fails(replace(dumper, connection=wrong), errors.AuthenticationError, "password authentication failed")
@@ -274,7 +274,7 @@ def test_wrong_password(server: PortCluster, dumper: Dumper, earlier: object, vo
     assert snapshot(volume) == earlier
 
 
-def test_no_password(server: PortCluster, dumper: Dumper, earlier: object, volume: Path) -> None:
+def test_a_missing_password_fails_the_dump(server: PortCluster, dumper: Dumper, earlier: object, volume: Path) -> None:
     without = replace(dumper.connection, host="127.0.0.1", port=server.port)
 
     fails(replace(dumper, connection=without), errors.PasswordMissingError, "no password supplied")
@@ -282,11 +282,11 @@ def test_no_password(server: PortCluster, dumper: Dumper, earlier: object, volum
     assert snapshot(volume) == earlier
 
 
-def test_missing_role(dumper: Dumper) -> None:
+def test_a_missing_role_fails_the_dump(dumper: Dumper) -> None:
     fails(replace(dumper, connection=replace(dumper.connection, user="nobody_here")), errors.RoleMissingError)
 
 
-def test_missing_database(dumper: Dumper, volume: Path, earlier: object) -> None:
+def test_a_missing_database_fails_the_dump(dumper: Dumper, volume: Path, earlier: object) -> None:
     missing = replace(dumper.connection, database="no_such_database")
 
     fails(replace(dumper, connection=missing), errors.DatabaseMissingError, "no_such_database")
@@ -307,7 +307,7 @@ def test_missing_database(dumper: Dumper, volume: Path, earlier: object) -> None
     ],
     ids=["table", "row security", "large object"],
 )
-def test_missing_right(
+def test_a_missing_right_fails_the_dump(
     preparation: str,
     kind: type[errors.BackupError],
     match: str,
@@ -324,7 +324,7 @@ def test_missing_right(
     assert snapshot(volume) == earlier
 
 
-def test_server_newer_than_pg_dump(dumper: Dumper, earlier: object, volume: Path) -> None:
+def test_a_server_newer_than_pg_dump_is_refused(dumper: Dumper, earlier: object, volume: Path) -> None:
     with running_cluster(embedded_server.bin_dir(18)) as newer:
         connection = replace(newer.connection(), database="postgres")
 
@@ -333,17 +333,19 @@ def test_server_newer_than_pg_dump(dumper: Dumper, earlier: object, volume: Path
     assert snapshot(volume) == earlier
 
 
-def test_missing_programs(dumper: Dumper, tmp_path: Path) -> None:
+def test_a_missing_pg_dump_is_reported(dumper: Dumper, tmp_path: Path) -> None:
     fails(
         replace(dumper, programs=Programs(tmp_path)), errors.ProgramMissingError, "pg_dump was not found in PG_BIN_DIR"
     )
 
 
-def test_impossible_compression(dumper: Dumper) -> None:
+def test_an_unsupported_compression_is_refused(dumper: Dumper) -> None:
     fails(replace(dumper, compression="zstd:3"), errors.CompressionUnsupportedError, "built without zstd")
 
 
-def test_a_table_locked_by_another_session(database: Connection, dumper: Dumper, earlier: object, volume: Path) -> None:
+def test_a_locked_table_ends_the_dump_in_a_timeout(
+    database: Connection, dumper: Dumper, earlier: object, volume: Path
+) -> None:
     with _session(database) as other:
         other.execute("BEGIN")
         other.execute("LOCK TABLE people IN ACCESS EXCLUSIVE MODE")
@@ -354,7 +356,9 @@ def test_a_table_locked_by_another_session(database: Connection, dumper: Dumper,
     assert snapshot(volume) == earlier
 
 
-def test_cancelled_by_an_administrator(database: Connection, dumper: Dumper, earlier: object, volume: Path) -> None:
+def test_a_dump_cancelled_by_an_administrator_fails(
+    database: Connection, dumper: Dumper, earlier: object, volume: Path
+) -> None:
     patient = replace(dumper, lock_wait_timeout_seconds=60)
     with _session(database) as other, _session(database) as administrator:
         other.execute("BEGIN")
@@ -370,7 +374,7 @@ def test_cancelled_by_an_administrator(database: Connection, dumper: Dumper, ear
     assert snapshot(volume) == earlier
 
 
-def test_server_killed_in_the_middle(bin_dir: Path, volume: Path, programs: Programs) -> None:
+def test_a_server_killed_during_the_dump_fails_it(bin_dir: Path, volume: Path, programs: Programs) -> None:
     with running_cluster(bin_dir) as doomed:
         _bulk(doomed.connection())
         catalog = Catalog(volume, "postgres")
@@ -386,7 +390,7 @@ def test_server_killed_in_the_middle(bin_dir: Path, volume: Path, programs: Prog
         def dump_until_killed() -> None:
             while True:
                 dumper.dump(log=kill_once_it_writes, progress_seconds=0.02)
-                # A busy machine finished the dump before it said how far it was.
+                # On a busy machine, the dump ended before it reported any progress.
                 execute(doomed.connection(), "INSERT INTO bulk TABLE bulk")
                 before.append(snapshot(volume))
 
@@ -399,7 +403,7 @@ def test_server_killed_in_the_middle(bin_dir: Path, volume: Path, programs: Prog
 
 @contextmanager
 def network_of_its_own(name: str) -> Iterator[tuple[str, str]]:
-    """A second network stack with a cable to this one; yields this side's address and device."""
+    """A network namespace with a veth pair to this one; yields this side's address and device."""
     here, there = f"{name}a", f"{name}b"
 
     def ip(*arguments: str) -> None:
@@ -419,8 +423,8 @@ def network_of_its_own(name: str) -> Iterator[tuple[str, str]]:
 
 @pytest.mark.exhaustive
 @pytest.mark.skipif(os.geteuid() != 0, reason="a network of one's own needs root")
-def test_a_network_that_goes_away_without_a_word(bin_dir: Path, volume: Path, programs: Programs) -> None:
-    """The kernel would wait for two hours."""
+def test_a_silent_network_loss_fails_the_dump(bin_dir: Path, volume: Path, programs: Programs) -> None:
+    """By itself, the kernel would wait for two hours."""
     with running_cluster(bin_dir, listen_addresses="*") as server, network_of_its_own("oviat") as (address, device):
         with open(server.data / "pg_hba.conf", "a", encoding="utf-8") as rules:
             rules.write(f"host all all {address}/30 trust\n")
@@ -440,7 +444,7 @@ def test_a_network_that_goes_away_without_a_word(bin_dir: Path, volume: Path, pr
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small filesystem needs root")
-def test_disk_full_during_the_dump(database: Connection, dumper: Dumper, volume: Path) -> None:
+def test_a_disk_that_fills_during_the_dump_fails_it(database: Connection, dumper: Dumper, volume: Path) -> None:
     with tmpfs(volume, 1500 * 1024):
         dumper.dump(log=quiet)
         earlier = snapshot(volume)
@@ -452,7 +456,7 @@ def test_disk_full_during_the_dump(database: Connection, dumper: Dumper, volume:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small filesystem needs root")
-def test_disk_too_full_to_begin(dumper: Dumper, volume: Path) -> None:
+def test_too_little_room_refuses_the_dump(dumper: Dumper, volume: Path) -> None:
     with tmpfs(volume, 4 * MEGABYTE):
         backup = dumper.dump(log=quiet)
         (volume / "ballast").write_bytes(b"x" * (4 * 1024 * 1024 - 2 * backup.size_bytes))
@@ -464,7 +468,7 @@ def test_disk_too_full_to_begin(dumper: Dumper, volume: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting read-only needs root")
-def test_read_only_volume(dumper: Dumper, volume: Path) -> None:
+def test_a_read_only_volume_refuses_the_dump(dumper: Dumper, volume: Path) -> None:
     with tmpfs(volume, 4 * MEGABYTE):
         dumper.dump(log=quiet)
         earlier = snapshot(volume)
@@ -475,7 +479,7 @@ def test_read_only_volume(dumper: Dumper, volume: Path) -> None:
         assert snapshot(volume) == earlier
 
 
-def test_a_file_where_the_folder_should_be(dumper: Dumper, volume: Path) -> None:
+def test_a_file_in_the_folders_place_is_refused(dumper: Dumper, volume: Path) -> None:
     volume.write_text("not a folder")
 
     fails(dumper, errors.VolumeError, "cannot use the backup folder")
@@ -484,8 +488,8 @@ def test_a_file_where_the_folder_should_be(dumper: Dumper, volume: Path) -> None
 
 
 @pytest.mark.parametrize("ready", [True, False], ids=["with folders in its place", "with nothing in its place"])
-def test_volume_that_is_gone_halfway(ready: bool, dumper: Dumper, volume: Path) -> None:
-    """As after an unmount: what is under the mount point is another disk, and nothing there may be called a backup."""
+def test_a_volume_unmounted_during_a_dump_fails_it(ready: bool, dumper: Dumper, volume: Path) -> None:
+    """As after an unmount: the mount point then shows another disk, and nothing on it may be called a backup."""
     dumper.catalog.prepare()
     gone = volume.with_name("unmounted")
 
@@ -503,8 +507,8 @@ def test_volume_that_is_gone_halfway(ready: bool, dumper: Dumper, volume: Path) 
     assert snapshot(gone) == {}
 
 
-def test_lock_file_that_is_removed_halfway(dumper: Dumper, volume: Path) -> None:
-    """Who took it away lets others in, who may have swept what this one wrote."""
+def test_a_lock_file_removed_during_a_dump_fails_it(dumper: Dumper, volume: Path) -> None:
+    """Another process could take the lock then, and may have swept this dump's temporary."""
 
     def remove(line: str) -> None:
         if line.startswith("pg_dump of"):
@@ -516,8 +520,10 @@ def test_lock_file_that_is_removed_halfway(dumper: Dumper, volume: Path) -> None
     assert snapshot(volume) == {}
 
 
-def test_temporary_that_is_removed_halfway(dumper: Dumper, volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program that removes hidden files is reported, without a traceback."""
+def test_a_temporary_removed_during_a_dump_fails_it(
+    dumper: Dumper, volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a program that removes hidden files: the error is one line, without a traceback."""
 
     def hashed(path: Path, *, sync: bool = False) -> str:
         digest = file_sha256(path, sync=sync)
@@ -530,7 +536,7 @@ def test_temporary_that_is_removed_halfway(dumper: Dumper, volume: Path, monkeyp
     assert snapshot(volume) == {}
 
 
-def test_lock_held_by_another_run(dumper: Dumper, volume: Path, earlier: object) -> None:
+def test_a_lock_held_by_another_run_refuses_the_dump(dumper: Dumper, volume: Path, earlier: object) -> None:
     with volume_lock(volume, purpose="a long dump", now=datetime.now(UTC)):
         error = fails(dumper, errors.LockHeldError, "a long dump")
 
@@ -538,8 +544,8 @@ def test_lock_held_by_another_run(dumper: Dumper, volume: Path, earlier: object)
     assert snapshot(volume) == earlier
 
 
-def test_clock_that_jumped_back(dumper: Dumper, catalog: Catalog) -> None:
-    """A dump dated in the future stands there: the new one is made all the same, under its own date."""
+def test_a_dump_from_the_future_does_not_stop_the_next(dumper: Dumper, catalog: Catalog) -> None:
+    """As after a clock that jumped back: the new dump is made all the same, under its own date."""
     future = dumper.dump(log=quiet)
     ahead = replace(future.name, started_at=future.started_at + timedelta(days=400))
     for suffix in ("", ".json", ".globals.sql"):
@@ -554,7 +560,7 @@ def test_clock_that_jumped_back(dumper: Dumper, catalog: Catalog) -> None:
 # ------------------------------------------------------------------------------------------ a killed process
 
 
-def test_killed_parent_leaves_the_lock_to_pg_dump(database: Connection, dumper: Dumper, volume: Path) -> None:
+def test_a_killed_parent_leaves_the_lock_to_pg_dump(database: Connection, dumper: Dumper, volume: Path) -> None:
     """While an orphaned pg_dump still writes, no other process does; afterwards the next run cleans up."""
     patient = replace(dumper, lock_wait_timeout_seconds=60)
     dumper.catalog.prepare()
@@ -579,7 +585,7 @@ def test_killed_parent_leaves_the_lock_to_pg_dump(database: Connection, dumper: 
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
-def test_ended_politely_it_ends_pg_dump_and_cleans_up(
+def test_a_signal_ends_pg_dump_and_cleans_up(
     kind: signal.Signals, database: Connection, dumper: Dumper, volume: Path
 ) -> None:
     patient = replace(dumper, lock_wait_timeout_seconds=60)
@@ -600,7 +606,7 @@ def test_ended_politely_it_ends_pg_dump_and_cleans_up(
 
 
 def _role(database: Connection, prefix: str, *memberships: str) -> Connection:
-    """A new login role that may do nothing but what it is given."""
+    """A new login role with these memberships and no other right."""
     role = f"{prefix}_{os.getpid()}_{time.monotonic_ns()}"
     execute(database, f"CREATE ROLE {role} LOGIN", *(f"GRANT {group} TO {role}" for group in memberships))
     return replace(database, user=role)
@@ -661,7 +667,7 @@ except Exception as error:
 
 @contextmanager
 def _running_dump(dumper: Dumper, *prefix: str) -> Iterator[subprocess.Popen[str]]:
-    """A dump in a process of its own."""
+    """A dump in its own process."""
     arguments = {
         "root": str(dumper.catalog.root),
         "database": dumper.connection.database,

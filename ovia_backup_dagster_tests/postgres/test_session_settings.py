@@ -1,7 +1,7 @@
-"""Every setting that a database may carry, two values each: its dump, its verification, its drill and its restore.
+"""Every setting that a database may carry, with two values each: dump, verification, drill and restore pass.
 
-The list is the server's own. Many settings stand in one database, whose rows, CHECKs, generated columns and views obey
-them; where such a database does not pass, it is halved until the setting that is to blame stands alone.
+The list is the server's own. One database carries many settings, and its rows, CHECKs, generated columns and views obey
+them. If such a database fails, the settings are halved until the one at fault is found.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from ovia_backup_dagster_tests.conftest import PortCluster, admin
 from ovia_backup_dagster_tests.support.drilling import Drilling, assert_passed, database
 from ovia_backup_dagster_tests.support.exhaustive import thinned
 
-#: What is a planner's or a log's decides on no value.
+#: Settings of the planner and of logging, which change no value.
 PLANNER = "Query Tuning / "
 LOG = re.compile(r"log_\w+|debug_print_\w+|debug_pretty_print")
-#: Why a database cannot carry a setting, or a session of it would not begin.
+#: Why a database cannot carry a setting, or why no session in it would begin.
 REASONS = {
     "transaction_isolation": "ALTER DATABASE refuses it",
     "transaction_deferrable": "ALTER DATABASE refuses it",
@@ -43,7 +43,7 @@ REASONS = {
     "local_preload_libraries": "a library in $libdir/plugins, which has none: no session of the source's begins",
     "output_plugin_libraries": "as shared as session_preload_libraries, which stands for it, and not in every minor",
 }
-#: The values of what is a text, or whose extremes a server refuses.
+#: Values of settings that are texts, or whose extremes a server refuses.
 VALUES = {
     "application_name": ("", "ovia-backup"),
     "backtrace_functions": ("", "int4in"),
@@ -69,7 +69,7 @@ VALUES = {
     "timezone_abbreviations": ("India", "Australia"),
     "wal_consistency_checking": ("", "heap, btree"),
 }
-#: Not among pg_settings, and a database may carry them.
+#: A database may carry them, though pg_settings does not list them.
 UNLISTED = {
     "role": ("settings_owner", "settings_owner"),
     "session_authorization": ("settings_owner", "settings_owner"),
@@ -130,11 +130,11 @@ ROWS = r"""
     REFRESH MATERIALIZED VIEW kept
 """
 
-#: pg_restore says the one as the archive was written, and the other is told to no one.
+#: pg_restore sets the first as the archive was written; no query returns the second.
 NOT_TOLD = ("standard_conforming_strings", "seed")
 
 Values = dict[str, str]
-#: Name -> category, and two values, or nothing where they are not known.
+#: Name -> category, and two values, or ``None`` if they are not known.
 Listed = dict[str, tuple[str, tuple[str, str] | None]]
 
 
@@ -153,7 +153,7 @@ def listed(full_server: PortCluster) -> Listed:
             if name in VALUES:
                 values = VALUES[name]
             elif name.endswith("_timeout"):
-                values = "1", "2147483647"  # none at all is what our own sessions have
+                values = "1", "2147483647"  # our own sessions have none
             elif kind == "bool":
                 values = "off", "on"
             elif kind == "enum":
@@ -181,7 +181,7 @@ def carrying(cluster: PortCluster, values: Values) -> Iterator[Connection]:
                 literals = sql.SQL(", ").join(sql.Literal(each.strip('"')) for each in elements)
                 form = sql.SQL("ALTER DATABASE settings SET {} TO {}")
                 session.execute(form.format(sql.Identifier(*name.split(".")), literals))
-        # What a restore pins, this session says, too: all else is as the database has it.
+        # This session also sets what a restore pins; all else is as the database has it.
         options = {n: each.pinned for n, each in RULES.items() if each.filling is While.PINNED and n in known}
         servers = {"search_path": "public", "role": "none", "client_encoding": "UTF8"}
         with psycopg.connect(
@@ -194,7 +194,7 @@ def carrying(cluster: PortCluster, values: Values) -> Iterator[Connection]:
         ) as session:
             session.execute(SCHEMA.encode())
             session.execute(ROWS.encode())
-            # A function's own: told by every setting that is in effect in the copy.
+            # A CHECK compares each of these rows with the setting that is in effect in the copy.
             for name in values:
                 if rule(name).filling is While.SOURCES and name not in NOT_TOLD:
                     session.execute("INSERT INTO probes VALUES (%s, current_setting(%s, true))", [name, name])
@@ -203,7 +203,7 @@ def carrying(cluster: PortCluster, values: Values) -> Iterator[Connection]:
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("number", thinned([0, 1]))
-def test_every_setting(
+def test_a_database_with_any_setting_passes(
     number: int,
     listed: Listed,
     full_server: PortCluster,
@@ -234,7 +234,7 @@ def test_every_setting(
 
 
 def tried(cluster: PortCluster, bin_dir: Path, volume: Path, values: Values) -> str:
-    """Why a database with these settings does not pass; empty if it does."""
+    """Why a database with these settings fails; empty if it passes."""
     with carrying(cluster, values) as source:
         drilling = Drilling(source, bin_dir, volume)
         try:
@@ -247,7 +247,7 @@ def tried(cluster: PortCluster, bin_dir: Path, volume: Path, values: Values) -> 
 
 
 def halved(cluster: PortCluster, bin_dir: Path, folder: Path, values: Values) -> Values:
-    """The least of the settings that does not pass alone."""
+    """The smallest set of these settings that fails on its own."""
     names = sorted(values)
     for half in (names[: len(names) // 2], names[len(names) // 2 :]):
         some = {name: values[name] for name in half}
@@ -267,7 +267,7 @@ def test_options_are_read_as_they_are_written() -> None:
     assert as_recorded(forged) == "-c timezone=UTC"
 
 
-def test_no_server_is_told_of_a_timeout_that_it_does_not_know() -> None:
+def test_a_server_is_sent_only_timeouts_that_it_knows() -> None:
     told = {version: set(read_options(unended(version * 10000))) for version in (13, 14, 16, 17, 18)}
     assert "idle_session_timeout" not in told[13]
     assert "idle_session_timeout" in told[14]
@@ -282,6 +282,6 @@ def test_no_server_is_told_of_a_timeout_that_it_does_not_know() -> None:
      "plperl.on_plperl_init", "plperl.on_init", "pltcl.start_proc", "plv8.start_proc", "role", "session_authorization",
      "Session_Preload_Libraries", "shared_preload_libraries", "extension_control_path"],
 )  # fmt: skip
-def test_what_runs_code_or_gives_rights_is_never_the_sources(name: str) -> None:
+def test_settings_of_code_or_rights_stay_the_servers(name: str) -> None:
     assert rule(name).filling is While.SERVERS
     assert rule(name).why

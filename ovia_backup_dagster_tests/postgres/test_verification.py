@@ -1,4 +1,4 @@
-"""Verification: every damaged archive is rejected, every healthy one is proven, and the words are right."""
+"""Verification rejects every damaged archive, accepts every healthy one, and says the right words."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def state(backup: Backup) -> State:
 
 
 def aged(backup: Backup, catalog: Catalog, by: timedelta = timedelta(hours=1)) -> Backup:
-    """The backup as the old script would have left it: no sidecars, and no longer young."""
+    """The backup as the old script would have left it: no sidecars, last written ``by`` ago."""
     for suffix in (".json", ".globals.sql", ".verified.json"):
         backup.sidecar(suffix).unlink(missing_ok=True)
     then = datetime.now(UTC).timestamp() - by.total_seconds()
@@ -46,7 +46,7 @@ def aged(backup: Backup, catalog: Catalog, by: timedelta = timedelta(hours=1)) -
     return catalog.refresh(backup)
 
 
-def test_a_healthy_dump_is_proven(dumper: Dumper, verifier: Verifier, database: Connection) -> None:
+def test_a_healthy_dump_is_verified(dumper: Dumper, verifier: Verifier, database: Connection) -> None:
     verified = verifier.verify(dumper.dump(log=quiet), run_id="run-1", log=quiet)
 
     assert state(verified.backup) is State.VERIFIED
@@ -99,7 +99,7 @@ def test_every_flip_and_every_truncation_is_rejected(made: str, request: pytest.
 
 
 def test_no_program_opens_an_altered_file(dumper: Dumper, verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An archive can carry commands: one that is not ours must not reach pg_restore."""
+    """An archive can carry commands, so one that is not ours must not reach pg_restore."""
     backup = dumper.dump(log=quiet)
     backup.path.write_bytes(backup.path.read_bytes()[:-1] + b"!")
     monkeypatch.setattr(verification, "read_archive", lambda *_: pytest.fail("it was opened"))
@@ -108,7 +108,7 @@ def test_no_program_opens_an_altered_file(dumper: Dumper, verifier: Verifier, mo
 
 
 def test_damage_that_keeps_the_hash_is_found_by_decoding(dumper: Dumper, verifier: Verifier) -> None:
-    """pg_dump itself wrote rubbish: the manifest matches, but the archive does not decode."""
+    """As if pg_dump itself had written rubbish: the manifest matches, but the archive does not decode."""
     backup = dumper.dump(log=quiet)
     content = bytearray(backup.path.read_bytes())
     content[len(content) // 2] ^= 0xFF
@@ -124,9 +124,7 @@ def test_damage_that_keeps_the_hash_is_found_by_decoding(dumper: Dumper, verifie
     assert "pg_restore" in verified.judgement.reasons[0]
 
 
-def test_rot_of_an_old_dump_is_seen_though_it_has_no_manifest(
-    dumper: Dumper, verifier: Verifier, catalog: Catalog
-) -> None:
+def test_rot_of_a_dump_without_a_manifest_is_found(dumper: Dumper, verifier: Verifier, catalog: Catalog) -> None:
     backup = aged(dumper.dump(log=quiet), catalog)
     assert verifier.verify(backup, log=quiet).judgement.good
     content = bytearray(backup.path.read_bytes())
@@ -139,8 +137,8 @@ def test_rot_of_an_old_dump_is_seen_though_it_has_no_manifest(
     assert "was altered" in verified.judgement.reasons[0]
 
 
-def test_a_good_reading_outlives_the_file(dumper: Dumper, verifier: Verifier) -> None:
-    """What the archive held stays known after it was damaged."""
+def test_the_last_good_reading_survives_damage(dumper: Dumper, verifier: Verifier) -> None:
+    """The verdict still says what the archive held before it was damaged."""
     backup = verifier.verify(dumper.dump(log=quiet), log=quiet).backup
     backup.path.write_bytes(b"gone")
 
@@ -178,10 +176,10 @@ def test_sidecars_of_a_newer_program_are_read(dumper: Dumper, verifier: Verifier
         ]
     ),
 )
-def test_a_broken_pg_restore_is_no_verdict(
+def test_a_broken_pg_restore_gives_no_verdict(
     version: str, message: str, code: int, dumper: Dumper, verifier: Verifier, tmp_path: Path, catalog: Catalog
 ) -> None:
-    """Condemned by a broken installation, good backups would be pruned once it is repaired."""
+    """Otherwise a broken installation would condemn good backups, and pruning would remove them after its repair."""
     backup = aged(dumper.dump(log=quiet), catalog)
     broken = tmp_path / "bin"
     broken.mkdir()
@@ -228,7 +226,7 @@ def test_a_file_that_changes_while_it_is_read_gets_no_verdict(dumper: Dumper, ve
     assert not backup.sidecar(".verified.json").exists()
 
 
-def test_missing_programs_are_no_verdict(dumper: Dumper, verifier: Verifier, tmp_path: Path) -> None:
+def test_a_missing_pg_restore_gives_no_verdict(dumper: Dumper, verifier: Verifier, tmp_path: Path) -> None:
     backup = dumper.dump(log=quiet)
 
     with pytest.raises(errors.ProgramError, match="pg_restore was not found"):
@@ -236,7 +234,7 @@ def test_missing_programs_are_no_verdict(dumper: Dumper, verifier: Verifier, tmp
     assert state(verifier.catalog.refresh(backup)) is State.UNVERIFIED
 
 
-def test_a_backup_that_is_gone(dumper: Dumper, verifier: Verifier, catalog: Catalog) -> None:
+def test_a_removed_backup_cannot_be_verified(dumper: Dumper, verifier: Verifier, catalog: Catalog) -> None:
     backup = dumper.dump(log=quiet)
     remove_backup(catalog, backup)
 
@@ -247,7 +245,7 @@ def test_a_backup_that_is_gone(dumper: Dumper, verifier: Verifier, catalog: Cata
 # ------------------------------------------------------------------------------------------ content
 
 
-def test_expected_tables(dumper: Dumper, verifier: Verifier, database: Connection) -> None:
+def test_missing_or_empty_expected_tables_are_bad(dumper: Dumper, verifier: Verifier, database: Connection) -> None:
     execute(database, "DROP TABLE person_identity_links CASCADE", "TRUNCATE identities CASCADE")
 
     judgement = verifier.verify(dumper.dump(log=quiet), log=quiet).judgement
@@ -257,7 +255,7 @@ def test_expected_tables(dumper: Dumper, verifier: Verifier, database: Connectio
     assert "expected table identities holds no rows" in judgement.reasons
 
 
-def test_an_empty_table_is_fine_where_rows_are_not_asked_for(
+def test_an_empty_table_is_good_if_rows_are_not_required(
     dumper: Dumper, verifier: Verifier, database: Connection
 ) -> None:
     execute(database, "TRUNCATE identities CASCADE")
@@ -294,7 +292,7 @@ def test_a_table_that_swings_holds_one_dump_at_a_time(dumper: Dumper, verifier: 
     assert held == [{"public.queue": 40}, {"public.queue": 500}]
 
 
-def test_expected_tables_of_every_kind(dumper: Dumper, verifier: Verifier, database: Connection) -> None:
+def test_expected_tables_of_every_kind_are_found(dumper: Dumper, verifier: Verifier, database: Connection) -> None:
     execute(
         database,
         "CREATE TABLE empty_root (a int) PARTITION BY RANGE (a)",
@@ -339,7 +337,9 @@ def test_a_changed_expectation_deletes_nothing(dumper: Dumper, verifier: Verifie
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small filesystem needs root")
-def test_a_full_disk_gets_well_by_itself(dumper: Dumper, verifier: Verifier, catalog: Catalog, volume: Path) -> None:
+def test_a_full_disk_stops_neither_verdict_nor_pruning(
+    dumper: Dumper, verifier: Verifier, catalog: Catalog, volume: Path
+) -> None:
     """The disk fills after a dump: the verdict is written all the same, and pruning can go on."""
     with tmpfs(volume, 128 * MEGABYTE):
         backup = dumper.dump(log=quiet)
@@ -354,7 +354,7 @@ def test_a_full_disk_gets_well_by_itself(dumper: Dumper, verifier: Verifier, cat
         assert (volume / ".reserve").exists()
 
 
-def test_growth_and_small_losses_are_nothing(dumper: Dumper, verifier: Verifier, database: Connection) -> None:
+def test_growth_and_small_losses_give_no_finding(dumper: Dumper, verifier: Verifier, database: Connection) -> None:
     first = verifier.verify(_yesterday(dumper.dump(log=quiet)), log=quiet).backup
     execute(database, "DELETE FROM kpi_snapshots WHERE id > 80", "INSERT INTO notes (id, body) VALUES (9999, 'new')")
 
@@ -384,10 +384,10 @@ def test_dumps_of_the_old_script_are_verified_on_first_sight(
 # ------------------------------------------------------------------------------------------ a foreign database
 
 
-def test_a_database_that_is_not_ours_goes_through(
+def test_a_foreign_database_is_dumped_and_verified(
     new_full_database: NewDatabase, full_bin_dir: Path, volume: Path
 ) -> None:
-    """pgbench's: foreign keys, partitions, a history that grows; a plain pg_restore gives back the same rows."""
+    """pgbench's database has foreign keys, partitions and a growing history; a plain pg_restore gives the same rows."""
     programs = Programs(full_bin_dir)
     database = new_full_database(template="template0")
     pgbench = (str(full_bin_dir / "pgbench"), "--quiet")

@@ -53,7 +53,7 @@ SCHEMA = """
 """
 
 
-#: What happens between the backup and the disaster, and the disaster.
+#: A write after the backup, and the disaster.
 SINCE = "INSERT INTO people (id, name) VALUES (1000, 'since the backup'); DELETE FROM identities WHERE person < 100"
 
 
@@ -62,7 +62,7 @@ _VOLATILE = re.compile(rb"^(\\(un)?restrict .*|-- Dumped .*)\n", re.MULTILINE)
 
 @dataclass
 class Site:
-    """A live database on a server, its volume, and what it held."""
+    """A live database on a server, its volume, and digests of its content at the backup and now."""
 
     place: Place
     live: Connection
@@ -84,7 +84,7 @@ class Site:
 
     @property
     def databases(self) -> list[str]:
-        """Those of the server that belong to this site."""
+        """The server's databases that belong to this site."""
         query = "SELECT datname FROM pg_database WHERE starts_with(datname, %s) ORDER BY 1"
         with admin_of(self) as session:
             return [row[0] for row in session.execute(query, [self.live.database])]
@@ -135,12 +135,12 @@ def site_on(server: PortCluster, bin_dir: Path, tmp_path: Path, name: str = "") 
 
 
 class Application:
-    """What it answers, and what it was asked.
+    """The application's health endpoint: its answers, and the requests that it received.
 
     Attributes:
-        answers: status and headers, one after the other; the last for ever.
+        answers: status and headers of each answer in order; the last one is repeated.
         asked: path and Authorization header of each request.
-        hangs: whether it takes requests and never answers.
+        hangs: whether it accepts requests and never answers.
     """
 
     def __init__(self, port: int) -> None:
@@ -169,7 +169,7 @@ def serving() -> Iterator[Application]:
             self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
-            """Nothing."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         found = Application(server.server_address[1])
@@ -183,7 +183,7 @@ def serving() -> Iterator[Application]:
             thread.join()
 
 
-#: What a journal says, line by line.
+#: The lines of a journal: mark and step.
 Words = tuple[tuple[JournalMark, str | None], ...]
 
 
@@ -194,7 +194,7 @@ REPLICAS = {"api": 2, "ingest": 1}
 
 
 def words_of(*steps: Step) -> Words:
-    """Of a restore that takes these steps, undisturbed."""
+    """The journal of an undisturbed restore with these steps."""
     found: list[tuple[JournalMark, str | None]] = []
     for step in steps:
         marks = (JournalMark.BEGUN, *([JournalMark.NOTED] if step is Step.RESTORE else []), JournalMark.DONE)
@@ -217,7 +217,7 @@ def drop_database(site: Site, name: str) -> None:
 
 @contextmanager
 def with_services(site: Site, folder: Path) -> Iterator[tuple[Site, Engine]]:
-    """The same with services, on an engine that is asked often; its migration completes at once."""
+    """The same site with services on an engine that is polled often; their migration completes at once."""
     with (
         engine(folder / "gone", **REPLICAS, migrate=1) as docker,
         serving() as application,
@@ -238,7 +238,7 @@ def with_services(site: Site, folder: Path) -> Iterator[tuple[Site, Engine]]:
 
 @contextmanager
 def killed_at(word: int, *, before: bool) -> Iterator[None]:
-    """A process that is forked in the block is killed when it writes the journal for that time (from 0)."""
+    """A process forked in the block is killed before or after it writes that line of its journal (from 0)."""
     write, counted = Journal.write, count()
 
     def writing(self: Journal, mark: JournalMark, step: str | None = None, *data: StepData | None) -> None:
@@ -254,19 +254,19 @@ def killed_at(word: int, *, before: bool) -> Iterator[None]:
 
 
 def kill_here(*_: object, **__: object) -> None:
-    """In a forked process: it, and what it has begun."""
+    """Kill this forked process and the programs that it started."""
     os.killpg(0, signal.SIGKILL)
 
 
 def whole(site: Site) -> str:
-    """The live database is the old or the new one, and takes sessions; says which."""
+    """Assert that the live database is the old or the new one and accepts sessions; return which."""
     content = site.content()
     assert content in (site.now, site.then)
     return "old" if content == site.now else "new"
 
 
 def written(site: Site) -> Words:
-    """What the newest journal says."""
+    """The lines of the newest journal."""
     newest = max(site.place.root.glob("restores/*.journal"))
     return tuple((entry.mark, entry.step) for entry in Journal.read(newest).entries)
 
@@ -278,7 +278,7 @@ def sql_in_server(site: Site, statement: str, *names: str) -> None:
 
 @contextmanager
 def each_step(step: Step, action: Callable[[], object]) -> Iterator[None]:
-    """In the block, a process that is forked does something else when it is about to take that step."""
+    """In the block, a forked process calls ``action`` just before it takes that step."""
     original = TakenStep.carry_out
 
     def carry_out(self: TakenStep) -> object:
@@ -291,7 +291,7 @@ def each_step(step: Step, action: Callable[[], object]) -> Iterator[None]:
 
 
 def failed(site: Site, ended: Ended) -> str:
-    """The command says that it did not do it, and so does the record, in the same words; returns the error."""
+    """Assert that the command failed, and that the record has the same error; return the error."""
     assert ended.code == 1, ended.output
     assert "Traceback" not in ended.output
     error = site.records[0].error
@@ -302,7 +302,7 @@ def failed(site: Site, ended: Ended) -> str:
 
 
 def ended_as(site: Site, wanted: str) -> None:
-    """Nothing is unfinished, and the live database is the one that is wanted."""
+    """Assert that no restore is unfinished, and that the live database is the wanted one."""
     assert RestoreFolder(site.place.catalog).unfinished() is None
     assert whole(site) == wanted
 
@@ -331,7 +331,7 @@ SECONDS = 20
 
 @contextmanager
 def hammering(to: Connection, threads: int = 6) -> Iterator[list[tuple[float, float]]]:
-    """Clients that ask all the time, and connect again at once; gives the gaps between two answers."""
+    """Clients that query all the time and reconnect at once; yields the gaps between two answers."""
     stop = threading.Event()
     gaps: list[tuple[float, float]] = []
 
@@ -361,7 +361,7 @@ def hammering(to: Connection, threads: int = 6) -> Iterator[list[tuple[float, fl
 
 
 def untouched(site: Site) -> None:
-    """The live database is the old one, and nothing stands beside it."""
+    """Assert that the live database is the old one, with no other database beside it."""
     assert site.databases == [site.live.database]
     assert site.content() == site.now
 

@@ -1,6 +1,6 @@
-"""What a person does and sees in Dagster's UI, in a real browser. What must be seen, the tests say.
+"""Drives Dagster's UI in a real browser, as a person does. The tests say what must be visible.
 
-Found by words, roles and links wherever the UI has them. Every wait is for something on the page.
+Elements are found by words, roles and links wherever the UI has them. Every wait is for something on the page.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 CHROMIUM = Path("/usr/bin/chromium")
 _SECONDS = 30
-#: A run starts in a process of its own, on a machine that has other things to do.
+#: A run starts its own process, on a machine that may be busy.
 _RUN_SECONDS = 120
 _OPTIONS = (
-    "--no-sandbox",  # it does not start under root otherwise
+    "--no-sandbox",  # needed under root
     "--disable-gpu",
     "--disable-quic",
     "--no-first-run",
@@ -30,7 +30,7 @@ _OPTIONS = (
 
 @contextmanager
 def browsing() -> Iterator[Browser]:
-    """Debian's Chromium, without a window."""
+    """Debian's Chromium, headless."""
     expect.set_options(timeout=_SECONDS * 1000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=_OPTIONS)
@@ -42,7 +42,7 @@ def browsing() -> Iterator[Browser]:
 
 @contextmanager
 def visiting(browser: Browser, url: str, width: int = 1440, height: int = 800) -> Iterator[Site]:
-    """A person who opens the UI for the first time."""
+    """The UI in a new browser context, as a person sees it the first time."""
     context = browser.new_context(
         base_url=url,
         viewport={"width": width, "height": height},
@@ -61,7 +61,7 @@ def visiting(browser: Browser, url: str, width: int = 1440, height: int = 800) -
 
 @dataclass(frozen=True)
 class Site:
-    """The UI, as one person has it open."""
+    """The UI in one browser tab."""
 
     page: Page
 
@@ -78,7 +78,7 @@ class Site:
         return self._launch("Materialize all")
 
     def launch_from_launchpad(self, name: str, config: str) -> tuple[str, str]:
-        """Write a job's config in its launchpad, follow the run; gives what stood there before, and how it ended."""
+        """Launch a job with this config, follow the run; return the config that stood there, and how the run ended."""
         self.choose("Jobs")
         self.page.get_by_role("link", name=name).click()
         self._button("arrow_drop_down").last.click()
@@ -93,7 +93,7 @@ class Site:
         return before, self.outcome()
 
     def launch_as_it_stands(self, name: str) -> str:
-        """Launch a job that makes no asset from its launchpad, follow the run, and say how it ended."""
+        """Launch a job without assets from its launchpad, follow the run, and say how it ended."""
         self.choose("Jobs")
         self.page.get_by_role("link", name=name).click()
         self.page.get_by_role("tab", name="Launchpad").click()
@@ -112,7 +112,7 @@ class Site:
         return self.outcome()
 
     def outcome(self) -> str:
-        """How the run whose page is open ends."""
+        """Wait for the end of the run on this page; return how it ended."""
         expect(self.page).to_have_url(re.compile("/runs/"))
         ended = self.page.get_by_text(re.compile("^(Success|Failure|Canceled)$"))
         expect(ended).to_be_visible(timeout=_RUN_SECONDS * 1000)
@@ -120,7 +120,7 @@ class Site:
 
     @contextmanager
     def new_tab(self, link: Locator) -> Iterator[Site]:
-        """What a link opens beside this page."""
+        """The page that a link opens in a new tab."""
         with self.page.expect_popup() as opened:
             link.click()
         yield Site(opened.value)
@@ -129,7 +129,7 @@ class Site:
     # ---------------------------------------------------------------- the graph
 
     def open_graph(self) -> None:
-        """The graph of all assets, with nothing beside it; to expand its groups brings all of it into view."""
+        """Open the graph of all assets, with nothing beside it; expanding its groups brings all of it into view."""
         self.choose("Lineage")
         self.page.get_by_role("button", name="Hide navigation").click()
         self._button("panel_show_right").click()
@@ -137,7 +137,7 @@ class Site:
         self.page.get_by_role("menuitem", name="Expand all groups").click()
         self.page.keyboard.press("Escape")
         expect(self.page.get_by_role("menu")).to_have_count(0)
-        self.page.mouse.move(0, 0)  # an asset that is pointed at has its arrows drawn twice
+        self.page.mouse.move(0, 0)  # the arrows of a hovered asset are drawn twice
         expect(self.nodes.first).to_be_visible()
 
     @property
@@ -155,7 +155,7 @@ class Site:
         return self.nodes.filter(has=self.page.get_by_text(asset, exact=True))
 
     def connected(self, assets: tuple[str, ...]) -> set[tuple[str, str]]:
-        """Which asset's right side an arrow leaves, and which one's left side it points to."""
+        """For each arrow, the asset whose right side it leaves and the asset whose left side it points to."""
         boxes = {asset: _box(self.node(asset)) for asset in assets}
         ends = [_ends(edge.get_attribute("d") or "") for edge in self.edges.all()]
         return {
@@ -167,7 +167,7 @@ class Site:
         }
 
     def _button(self, icon: str) -> Locator:
-        """A button without words, by its picture."""
+        """A button that has only an icon."""
         return self.page.get_by_role("button").filter(has=self.page.get_by_role("img", name=icon, exact=True))
 
     # ---------------------------------------------------------------- an asset
@@ -188,14 +188,14 @@ class Site:
         return [tuple(" ".join(cell.split()) for cell in row.get_by_role("cell").all_inner_texts()) for row in rows]
 
     def cut_off(self) -> list[str]:
-        """The keys of the metadata on an asset's page whose values are not all to be seen."""
+        """The keys of the metadata on an asset's page whose values are cut off."""
         rows = self.page.get_by_role("row").filter(has=self.page.get_by_role("cell"))
         expect(rows.first).to_be_visible()
         cells = [row.get_by_role("cell") for row in rows.all() if row.get_by_role("cell").count() == 3]
         return [cell.first.inner_text() for cell in cells if self.reaches_out(cell.nth(2))]
 
     def reaches_out(self, what: Locator) -> bool:
-        """Whether a part of it, seen from left to right, lies outside of what holds it, or of the window."""
+        """Whether a part of the element extends to the right beyond it, a clipping ancestor or the window."""
         reaches: bool = what.evaluate(
             """what => {
                 const inside = (part, whole) => part.getBoundingClientRect().right <= whole + 1;
@@ -211,7 +211,7 @@ class Site:
 
     @contextmanager
     def markdown(self, key: str) -> Iterator[Locator]:
-        """Markdown that is too long to stand among the metadata on an asset's page."""
+        """The dialog with Markdown that is too long for the metadata on an asset's page."""
         self.metadata(key).get_by_text("[Show Markdown]").click()
         dialog = self.page.get_by_role("dialog")
         yield dialog
@@ -225,17 +225,17 @@ class Site:
         return self.page.locator("div").filter(has=title).filter(has=canvas).last.locator("canvas")
 
     def open_check(self, name: str) -> None:
-        """A check's page, from its asset's."""
+        """Open a check's page, from its asset's page."""
         self.page.get_by_role("tab", name="Checks", exact=True).click()
         self.page.get_by_text(name, exact=True).first.click()
 
     def verdict(self, word: str) -> Locator:
-        """The result of the check whose page is open, if it is this."""
+        """The result on the open page of a check, if it is ``word``."""
         return self.page.get_by_text("Evaluation result").locator("..").get_by_text(word, exact=True)
 
 
 def colour(words: Locator) -> str:
-    """What colour words have: red, green, or none of these."""
+    """The colour of a text: red, green or other."""
     computed: str = words.evaluate("words => getComputedStyle(words).color")
     red, green, blue = (float(number) for number in re.findall(r"[\d.]+", computed)[:3])
     if max(green, blue) < red:
@@ -251,7 +251,7 @@ class _Box:
     bottom: float
 
     def touched(self, point: tuple[float, float], side: float) -> bool:
-        # An arrow's head takes some room before the side that it points to.
+        # An arrow ends before the side that it points to, to leave room for its head.
         return abs(point[0] - side) < 10 and self.top < point[1] < self.bottom
 
 
