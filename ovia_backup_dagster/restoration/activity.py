@@ -1,7 +1,7 @@
-"""What was written in a database: since a moment, by the server's counters; and when last, by its timestamp columns.
+"""Recent writes to a database: row counts from the server's counters, and the newest values of its timestamp columns.
 
-It tells an operator what a swap leaves behind. The figures are approximate: counters include rolled-back rows, do not
-include what TRUNCATE removed, and idle sessions report with a delay of up to ten seconds.
+They tell an operator what a swap leaves behind. The figures are approximate: counters include rolled-back rows, do not
+include rows that TRUNCATE removed, and idle sessions report with a delay of up to ten seconds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ovia_backup_dagster.postgres.session import connect
 _BUDGET_SECONDS = 10.0
 _UNINDEXED_BYTES = 50_000_000
 _LIKELY = re.compile(r"creat|updat|modif|insert|added|ingest|import|_at$", re.IGNORECASE)
-#: After a crash the server has no counters; the archiver's then say so, the database's do not.
+#: A crash resets the counters. The reset time of pg_stat_archiver then changes, that of pg_stat_database does not.
 _RESETS = """
     SELECT concat_ws(' ', (SELECT stats_reset FROM pg_stat_database WHERE datname = current_database()),
                      (SELECT stats_reset FROM pg_stat_archiver)) AS resets
@@ -30,7 +30,7 @@ _COUNTERS = """
     SELECT format('%I.%I', schemaname, relname) AS "table", n_tup_ins AS ins, n_tup_upd AS upd, n_tup_del AS del
     FROM pg_stat_user_tables
 """
-#: Of each column that holds an instant, whether its newest is at an end of an index.
+#: The timestamp columns, and whether an index gives the newest value quickly.
 _COLUMNS = """
     SELECT n.nspname AS schema, c.relname AS "table", a.attname AS "column",
            EXISTS (SELECT FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
@@ -42,12 +42,12 @@ _COLUMNS = """
       AND NOT a.attisdropped AND a.atttypid IN ('timestamptz'::regtype, 'timestamp'::regtype)
       AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
 """
-#: Waits for a lock, as reading does.
+#: Waits for locks on the table, as reading it does.
 _SIZE = """
     SELECT coalesce((SELECT sum(pg_relation_size(relid)) FROM pg_partition_tree(%(oid)s)), pg_relation_size(%(oid)s))
            AS bytes
 """
-#: Not a birthday, an infinity or an appointment: only a timestamp of when a row was written.
+#: Leaves out birthdays, infinities and appointments: only timestamps of when a row was written count.
 _NEWEST = "SELECT max({column}) AS newest FROM {table} WHERE {column} BETWEEN '1970-01-01' AND now()"
 
 
@@ -55,7 +55,7 @@ class Counters(Sidecar):
     """Write counters at one moment.
 
     Attributes:
-        resets: when they were last set to nothing; another value later means that the counts are not known.
+        resets: when they were last reset; if this has changed later, the counts since are unknown.
         tables: schema and name, as SQL takes them -> rows inserted, updated, deleted.
     """
 
@@ -64,7 +64,7 @@ class Counters(Sidecar):
 
     @classmethod
     def from_json(cls, text: str) -> Counters:
-        """What :meth:`to_json` wrote."""
+        """Parse the output of :meth:`to_json`."""
         return cls.model_validate_json(text)
 
 
@@ -79,7 +79,7 @@ class Written:
 
 
 def written(server: Connection, database: str) -> Counters:
-    """The counters now. Read in a restored database before any client is in it, they miss nothing.
+    """The current counters. Read before any client connects to a restored database, they are a complete baseline.
 
     Raises:
         ServerError: no connection, or it broke.
@@ -92,7 +92,7 @@ def written(server: Connection, database: str) -> Counters:
 
 
 def written_since(server: Connection, database: str, baseline: Counters) -> list[Written] | None:
-    """What was written since, the most first; ``None`` if the server's counters were reset since.
+    """Rows written since the baseline, by table, most first; ``None`` if the server's counters were reset since.
 
     Tables that were dropped are left out.
 
@@ -113,14 +113,14 @@ def written_since(server: Connection, database: str, baseline: Counters) -> list
 
 
 def newest_timestamps(server: Connection, database: str, limit: int = 5) -> list[tuple[str, datetime]]:
-    """The newest instants in columns that are cheap to query: indexed, or of a small table. Newest first.
+    """The newest timestamps in columns that are cheap to query: indexed, or of a small table. Newest first.
 
-    Instants in the server's future are left out. Columns without a time zone are read as UTC. Tables that are locked,
-    that the role may not read, or that take too long are skipped. It takes about ten seconds at most.
+    Timestamps in the server's future are left out. Columns without a time zone are read as UTC. Tables that are locked,
+    that the role may not read, or that take too long are skipped. The query takes about ten seconds at most.
 
     Args:
-        server: as a role that may read.
-        limit: how many.
+        server: as a role that may read the tables.
+        limit: how many timestamps.
 
     Returns:
         ``schema.table.column`` and its newest value, aware.

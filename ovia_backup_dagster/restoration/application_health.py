@@ -24,8 +24,8 @@ def wait_until_healthy(url: str, timeout_seconds: float, log: Callable[[str], No
 
     Args:
         url: ``http`` or ``https``; a user name and a password in it are sent as basic authentication, and never shown.
-        timeout_seconds: for how long.
-        log: told each answer that differs from the one before it.
+        timeout_seconds: how long to try.
+        log: receives each answer that differs from the previous one.
 
     Raises:
         HealthError: no request succeeded in time, or the URL is not valid.
@@ -83,7 +83,7 @@ def _request(url: str) -> tuple[urllib.request.Request, str]:
             fix="set HEALTH_URL to one such as http://ovia-api:8080/health",
         )
     bare = parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="")
-    request = urllib.request.Request(bare.geturl())  # noqa: S310 - the scheme was looked at
+    request = urllib.request.Request(bare.geturl())  # noqa: S310 - the scheme was checked
     if parts.username is not None:
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         request.add_header("Authorization", f"Basic {base64.b64encode(pair.encode()).decode()}")
@@ -111,7 +111,7 @@ def _status(error: urllib.error.HTTPError) -> str:
 
 
 class _SameOrigin(urllib.request.HTTPRedirectHandler):
-    """Do not follow a redirect: another host's health says nothing of this one, and must not get its password."""
+    """Refuse redirects to another host: its health says nothing about this one, and it must not get the password."""
 
     def redirect_request(
         self,

@@ -1,9 +1,8 @@
 """What an archive needs from the server it is restored to: extensions, owners, files, superuser rights.
 
 The rights that PostgreSQL's CREATE commands require are taken from their sources (``src/backend/commands``, PostgreSQL
-16). ``server_offers`` asks a server what it has, and ``requirements`` compares. Nothing of the archive is executed:
-statements are recognised by the form in which pg_dump writes them; a statement of an unknown form needs nothing known
-here.
+16). ``server_offers`` queries a server's offers, and ``requirements`` compares. Nothing in the archive is executed:
+statements are recognized by the form in which pg_dump writes them; a statement of an unknown form adds no requirement.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from ovia_backup_dagster.postgres.programs import Programs
 from ovia_backup_dagster.postgres.quoting import without_literals
 from ovia_backup_dagster.restoration.requirements import Definition, Locale, Needs
 
-#: What pg_dump locks, and what it reads the state of: both until its transaction ends.
+#: Tables, which pg_dump locks, and sequences, which it reads: it holds a lock on each until its transaction ends.
 _RELATION = re.compile(r"(?:TABLE (?!DATA |ATTACH )|SEQUENCE (?!SET |OWNED BY ))")
 _PART = r'(?:"(?:[^"]|"")*"|[^\s".,;()\']+)'
 _NAME = rf"(?:{_PART}\.)?{_PART}"
@@ -61,14 +60,14 @@ _SUPERUSER_ONLY = tuple(
         "privileges that others than an owner granted, such as": rf"SET SESSION AUTHORIZATION (?!DEFAULT)({_PART});",
     }.items()
 )
-#: What each of them begins with, as a quick filter: function bodies may be long.
+#: A quick filter by how these statements begin: function bodies may be long.
 _MAY_BE_SUPERUSERS = re.compile(r"CREATE (?!FUNCTION |TABLE |INDEX )|ALTER PUBLICATION |SET SESSION ")
 _CREATE_DATABASE = re.compile(r"CREATE DATABASE ")
 _LOCALE_OPTION = re.compile(rf" (LOCALE|LC_COLLATE|LC_CTYPE|LOCALE_PROVIDER|ICU_LOCALE) = ({_LITERAL}|\w+)")
 
 
 def requirements_of(programs: Programs, backup: Backup) -> Needs:
-    """Read what a backup needs: its contents list and its schema, no data.
+    """Read a backup's needs from its contents list and its schema; no data is read.
 
     Raises:
         BackupError: the archive cannot be read.
@@ -100,7 +99,7 @@ def locale_of(script: bytes) -> Locale | None:
     """The locale of an archive's database.
 
     Args:
-        script: the SQL that makes it, as ``archive.database_text`` prints it.
+        script: the SQL that creates the database, as ``archive.database_text`` prints it.
     """
     for statement in map(decode_text, statements(script)):
         if _CREATE_DATABASE.match(statement):
@@ -158,7 +157,7 @@ class _Reading:
             self.collations.append(_definition(collation))
         elif cast := _CAST.match(statement):
             source, target, without = cast.groups()
-            # A role that owns neither type must be superuser. Built-in types have no schema in the text.
+            # A role that owns neither type must be a superuser. Built-in types have no schema in the text.
             if without or not ("." in source or "." in target):
                 self._only("cast", f"{source} AS {target}")
         elif _USES_COLLATION.match(statement):

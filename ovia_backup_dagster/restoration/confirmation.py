@@ -44,8 +44,8 @@ class _Shown(Sidecar):
 
     Attributes:
         shown_at: UTC.
-        order: what would be done.
-        covered: what distinguishes the backup from another file of its name.
+        order: the planned restore.
+        covered: what distinguishes the backup from another file with the same name.
     """
 
     version: Literal[1] = 1
@@ -55,10 +55,10 @@ class _Shown(Sidecar):
 
 
 class Words:
-    """Plans that were shown and are not used yet, in ``restores/`` on the volume.
+    """Plans that were shown and not used yet, in ``restores/`` on the volume.
 
     Args:
-        catalog: of that volume. Its ``restores/`` must be there.
+        catalog: of that volume. Its ``restores/`` must exist.
     """
 
     def __init__(self, catalog: Catalog) -> None:
@@ -69,12 +69,12 @@ class Words:
         """Store a plan that is shown, and return its word.
 
         Args:
-            order: what would be done.
-            backup: what would be restored; ``None`` of an undo.
+            order: the planned restore.
+            backup: the backup to restore; ``None`` for an undo.
             now: the present (UTC).
 
         Raises:
-            VolumeError, DiskFullError: it cannot be kept.
+            VolumeError, DiskFullError: the plan cannot be stored.
         """
         shown = _Shown(shown_at=now, order=order, covered=_covered(backup))
         with as_volume_error(f"cannot use the folder {self._folder}"):
@@ -91,14 +91,14 @@ class Words:
         """Consume a word. The caller holds the restores' lock and has changed nothing yet.
 
         Args:
-            word: as a person typed it.
-            order: what is going to be done.
-            backup: what is going to be restored; ``None`` of an undo.
+            word: as the operator typed it.
+            order: the restore that is about to run.
+            backup: the backup that is about to be restored; ``None`` for an undo.
             now: the present (UTC).
 
         Raises:
-            RestoreRefusedError: there is no word, or it is unknown, expired, or of another plan; the message names the
-                difference.
+            RestoreRefusedError: the word is missing, unknown or expired, or belongs to another plan; the message names
+                the difference.
             VolumeError: the plan cannot be read or removed.
         """
         if not word:
@@ -139,14 +139,14 @@ class Words:
         return self._folder / f"{_PLAN}{encoded}"[:_NAME_BYTES]
 
     def _read(self, path: Path) -> _Shown | None:
-        """``None`` if there is no such plan.
+        """Read a plan; ``None`` if there is none at this path.
 
         Raises:
-            VolumeError: it is no plain file, or cannot be understood.
+            VolumeError: it is not a regular file, or cannot be parsed.
         """
         try:
             with as_volume_error(f"cannot read {path}", passing=FileNotFoundError):
-                # Never waits: a FIFO of that name has no writer.
+                # O_NONBLOCK: opening a FIFO without a writer would wait for ever.
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:
             return None
@@ -163,21 +163,21 @@ class Words:
         return parse_sidecar(_Shown, text, path.name)
 
     def _sweep(self, now: datetime) -> None:
-        """Remove expired plans, and files of a plan that a kill left half written."""
+        """Remove expired plans, and incomplete files that a killed process left."""
         for entry in os.scandir(self._folder):
             if entry.name.startswith((_PLAN, f".{_PLAN}")):
-                with contextlib.suppress(OSError):  # gone meanwhile, or a folder, which is not ours
+                with contextlib.suppress(OSError):  # removed meanwhile, or a folder, which this program did not create
                     if abs(now.timestamp() - entry.stat(follow_symlinks=False).st_mtime) > LIFETIME.total_seconds():
                         os.unlink(entry.path)
 
 
 def word_of(order: Order, at: datetime | None = None) -> str:
-    """A short name of a restore or plan that an operator can type: its database and instant."""
+    """A short name for a restore or plan that an operator can type: its database and time."""
     return f"{order.database}-{(at or order.started_at).astimezone(UTC):%Y%m%dT%H%M%SZ}"
 
 
 def _covered(backup: Backup | None) -> dict[str, str]:
-    """What distinguishes a backup from another file of its name."""
+    """What distinguishes a backup from another file with the same name."""
     if backup is None:
         return {}
     found = {"size": str(backup.size_bytes), "modification time": str(backup.mtime_ns)}
@@ -196,7 +196,7 @@ def _changed(shown: _Shown, order: Order, covered: Mapping[str, str]) -> list[st
 def _essentials(order: Order) -> dict[str, Any]:
     left_out = set(_OF_THE_RUN)
     if order.mode in (Mode.SWAP, Mode.DROP):
-        left_out.add("incoming")  # named by the instant
+        left_out.add("incoming")  # its name contains the time
     return order.model_dump(mode="json", exclude=left_out)
 
 

@@ -23,7 +23,7 @@ from ovia_backup_dagster.postgres.server_messages import said_by
 from ovia_backup_dagster.postgres.session import connect, other_database
 from ovia_backup_dagster.postgres.session_settings import UNLOGGED
 
-#: Kept as a list of identifiers, each quoted if needed. pg_dump has the same list; the server has no catalog of them.
+#: Settings whose value is a list of identifiers, each quoted if needed. pg_dump has the same list; no catalog has it.
 _LISTS = frozenset(
     {"local_preload_libraries", "search_path", "session_preload_libraries", "shared_preload_libraries",
      "temp_tablespaces", "unix_socket_directories"}
@@ -70,8 +70,8 @@ class Properties(Sidecar):
     They may hold secrets: store them only where dumps are stored.
 
     Attributes:
-        rights: in their order; the default ones where none were granted.
-        connection_limit: -1 is none.
+        rights: in their order; the defaults if none were granted.
+        connection_limit: -1 for none.
         settings: role ("" for all) -> ``name=value``, as the server keeps them.
         labels: provider -> security label.
     """
@@ -86,7 +86,7 @@ class Properties(Sidecar):
 
     @classmethod
     def from_json(cls, text: str) -> Properties:
-        """What :meth:`to_json` wrote."""
+        """Parse the output of :meth:`to_json`."""
         return cls.model_validate_json(text)
 
 
@@ -105,7 +105,7 @@ def carry_over(server: Connection, source: str, target: str) -> list[str]:
     """Apply one database's properties to another; returns what could not be applied, each with the reason.
 
     Raises:
-        DatabaseMissingError: one of them is not there.
+        DatabaseMissingError: one of the databases does not exist.
         ServerError: no connection, or it broke.
     """
     return apply(server, properties(server, source), target)
@@ -151,7 +151,7 @@ def apply(server: Connection, wanted: Properties, target: str) -> list[str]:
 
 
 class _Setting:
-    """A database whose properties are being set, with notes of what could not be set."""
+    """Applies properties to a database, and notes what could not be applied."""
 
     def __init__(self, session: psycopg.Connection[dict[str, Any]], database: str) -> None:
         self.session = session

@@ -1,8 +1,8 @@
-"""Runs the steps of a restore to its end, or back: the response to a failed step, and to one that cannot be undone.
+"""Runs the steps of a restore to the end, or puts them back; decides what follows a failed step.
 
 However a restore ends, the live database is either the old one, complete, or the new one, verified against the backup.
-If the process cannot ensure this, the journal enables the next process to. ``runner`` decides who may begin, resume or
-abort a restore; ``steps`` how a step is taken.
+If the process cannot ensure this, the journal enables the next process to. ``runner`` decides when a restore may begin,
+resume or abort; ``steps`` defines how a step is taken.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ class StepByStep:
     """A running restore. The caller holds the folder's lock.
 
     Attributes:
-        work: what its steps work with.
-        folder: where its record is written.
+        work: the dependencies of its steps.
+        folder: receives its record.
     """
 
     work: Work
     folder: RestoreFolder
 
     def go_on(self) -> Record:
-        """Take each remaining step; after a failure, put back what can be put back.
+        """Take each remaining step; after a failure, put the restore back if possible.
 
         Raises:
-            RestoreUnfinishedError: it can neither go on nor be put back now.
+            RestoreUnfinishedError: the restore can neither go on nor be put back now.
         """
         work, journal = self.work, self.work.journal
         try:
@@ -63,7 +63,7 @@ class StepByStep:
             work.log(error.account)
             return self._after(error)
         except BaseException:
-            # Cancelled by an operator, or a defect of ours: this process still runs, and cleans up.
+            # An operator cancelled, or this program has a defect: the process still runs, and cleans up.
             with uninterrupted():
                 try:
                     self.put_back()
@@ -85,14 +85,14 @@ class StepByStep:
             if lost:
                 raise self._stuck(error, f"; or give this backup up, to restore another: {command_to_give_up(order)}")
             return self.put_back(error)
-        # The new database is live and was compared with the backup: it stays, and the services are scaled up again.
+        # The new database is live and equals the backup: it stays, and the services are scaled up again.
         try:
             if Step.START in order.steps and not journal.done(Step.START):
                 if isinstance(error, ServiceError) and journal.entries[-1].step == Step.START:
                     raise error
                 take_step(work, Step.START)
         except ServiceError:
-            pass  # All were scaled. An unhealthy service is no longer the restore's concern; the record notes it.
+            pass  # All were scaled. An unhealthy service does not keep the restore from ending; the record notes it.
         except VolumeError as later:
             start_unnoted(work)
             raise self._stuck(later) from None
@@ -108,21 +108,21 @@ class StepByStep:
         return record_ended(self.folder, self.work.journal)
 
     def put_back(self, cause: BackupError | None = None) -> Record:
-        """Put all back.
+        """Put the whole restore back.
 
         Args:
-            cause: what failed, for the record; ``None`` if an operator asked for it.
+            cause: the error that made it necessary, for the record; ``None`` if an operator asked for it.
 
         Raises:
-            NoWayBackError: what was live before is gone.
-            RestoreUnfinishedError: it cannot be put back now.
+            NoWayBackError: the old live database is gone.
+            RestoreUnfinishedError: the restore cannot be put back now.
         """
         work, journal = self.work, self.work.journal
         try:
             back.require_way_back(work)
             work.log("putting everything back")
             with contextlib.suppress(VolumeError):
-                # Most of the way back needs no journal: services must not stay down for a volume that is full.
+                # Most of putting back needs no journal: services must not stay down because the volume is full.
                 journal.write(JournalMark.PUTTING_BACK)
             with uninterrupted():
                 problems = back.put_back(work)
@@ -145,7 +145,7 @@ class StepByStep:
             elsewhere: the restore began on another server, which is gone.
 
         Raises:
-            RestoreUnfinishedError: that cannot be done now.
+            RestoreUnfinishedError: the restore cannot be given up now.
         """
         work, journal, order = self.work, self.work.journal, self.work.order
         replicas = journal.data(StopData).replicas or {}
@@ -187,6 +187,6 @@ def record_ended(folder: RestoreFolder, journal: Journal) -> Record:
     record = record_of(journal)
     try:
         folder.write(record, restore_page(record))
-    except VolumeError as error:  # the journal has all of it
+    except VolumeError as error:  # the journal holds the same facts
         return record.model_copy(update={"notes": (*record.notes, error.account)})
     return record

@@ -1,4 +1,4 @@
-"""The lifetime of databases that restores have replaced: list, drop on request, announce, and drop when expired.
+"""The lifetime of replaced databases: lists them, drops them on request, announces the drop, and drops expired ones.
 
 ``replaced_databases`` finds and drops them on the server; ``record`` decides when one has expired.
 """
@@ -26,55 +26,55 @@ from ovia_backup_dagster.restoration.unfailing_log import never_failing
 
 @dataclass(frozen=True, slots=True)
 class KeptDatabases:
-    """The databases that restores have replaced, and the copies that they left.
+    """The databases that restores have replaced, and the copies that restores left behind.
 
     Attributes:
         target: the live database, as the role that restores.
-        folder: where announcements and records are.
+        folder: holds the announcements and records.
     """
 
     target: Connection
     folder: RestoreFolder
 
     def newest_first(self) -> list[tuple[Kept, datetime | None]]:
-        """The databases that can be gone back to, newest first; with when each was replaced (UTC), if it is known.
+        """The databases that can be swapped back, newest first; each with the time of the swap (UTC), if known.
 
         Raises:
             ServerError: no connection, or it broke.
         """
         swaps: dict[str, datetime | None] = {}
-        with contextlib.suppress(VolumeError):  # what the server keeps can be listed without them
+        with contextlib.suppress(VolumeError):  # the list does not depend on the records
             swaps = {record.kept: record.swapped_at for record in self.folder.newest_first()}
         found = replaced_databases.kept(self.target, self.target.database)
         return [(each, swaps.get(each.name)) for each in found]
 
     def copies_left(self) -> list[str]:
-        """Copies that were to be dropped when their restore was put back, and could not be; as far as is recorded.
+        """Copies that could not be dropped when their restore was put back, according to the records.
 
         Raises:
             ServerError: no connection, or it broke.
         """
         newest: dict[str, Record] = {}
-        with contextlib.suppress(VolumeError):  # that they cannot be read is said of the volume
+        with contextlib.suppress(VolumeError):  # unreadable records are reported as a fault of the volume
             for record in self.folder.newest_first():
                 newest.setdefault(record.order.incoming, record)
         return [
             name
             for name, record in newest.items()
-            # What an undo would have made live is no copy, and is kept; so is what was live for a while.
+            # A database that an undo would have made live is no copy; one that was live for a while is kept.
             if record.outcome == "put back" and Step.RESTORE in record.order.steps
             if name not in (record.order.database, record.kept)
             if database_state(self.target, name).exists
         ]
 
     def find(self, name: str) -> Kept:
-        """The kept database that a person means to drop.
+        """The kept database that the operator wants to drop.
 
         Args:
-            name: which; empty for the only one.
+            name: its name; empty if there is only one.
 
         Raises:
-            RestoreRefusedError: there is none of that name, or there are several.
+            RestoreRefusedError: there is none with this name, or the name is empty and there is not exactly one.
         """
         found = replaced_databases.kept(self.target, self.target.database)
         if name or len(found) == 1:
@@ -86,14 +86,14 @@ class KeptDatabases:
         )
 
     def drop(self, name: str, confirmation: str) -> list[str]:
-        """Drop a kept database; returns what is left to do elsewhere.
+        """Drop a kept database; returns what is left to do on other servers.
 
         Args:
-            name: which.
-            confirmation: its name, as a person repeated it.
+            name: its name.
+            confirmation: its name, as the operator repeated it.
 
         Raises:
-            RestoreRefusedError: there is none of that name, it was not confirmed, or a restore is unfinished.
+            RestoreRefusedError: there is none with this name, it was not confirmed, or a restore is unfinished.
         """
         replaced_databases.replaced_database(replaced_databases.kept(self.target, self.target.database), name)
         confirm(name, confirmation, f"--yes-destroy {shell_word(name)}")
@@ -107,16 +107,16 @@ class KeptDatabases:
             return replaced_databases.drop_replaced(self.target, self.target.database, name)
 
     def expire(self, keep: timedelta, tell: Callable[[str, str], bool], now: datetime, log: Log) -> None:
-        """Announce that kept databases will be dropped, and drop those whose time has come.
+        """Announce that kept databases will be dropped, and drop those that have expired.
 
         Args:
-            keep: how long they are kept; nothing is for ever.
-            tell: sends a title and a text; whether anybody took them.
+            keep: how long they are kept; zero keeps them for ever.
+            tell: sends a title and a text; returns whether a recipient accepted them.
             now: the present (UTC).
-            log: told what happens.
+            log: receives progress lines.
 
         Raises:
-            BackupError: one could not be dropped.
+            BackupError: a database could not be dropped.
         """
         log = never_failing(log)
         since = {each: swapped_at or each.at for each, swapped_at in self.newest_first()}
@@ -124,7 +124,7 @@ class KeptDatabases:
         for each, replaced_at in since.items():
             try:
                 self._expire(each, list(since), replaced_at, keep, tell, now, log)
-            except BackupError as error:  # the others have their time, too
+            except BackupError as error:  # the others may have expired, too
                 log(error.account)
                 errors.append(error)
         if errors:

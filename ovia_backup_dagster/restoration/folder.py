@@ -28,7 +28,7 @@ from ovia_backup_dagster.restoration.journal import Journal
 from ovia_backup_dagster.restoration.record import Record, record_of
 from ovia_backup_dagster.restoration.restore_order import Order, stamp
 
-#: Notes that the drop of a kept database was announced.
+#: A file with this prefix notes that the drop of a kept database was announced.
 _ANNOUNCED = ".announced-"
 _JOURNAL = ".journal"
 
@@ -38,7 +38,7 @@ class RestoreStanding:
     """The state of the restores.
 
     Attributes:
-        at_work: the running restore, in words; ``None`` when none runs.
+        at_work: the running restore, in words; ``None`` if none runs.
         trouble: the error of an unfinished restore whose process is gone.
     """
 
@@ -57,10 +57,10 @@ class RestoreFolder(RecordFolder):
         super().__init__(catalog, RESTORES)
 
     def prepare(self) -> None:
-        """Make the folder.
+        """Create the folder.
 
         Raises:
-            VolumeError: it cannot be made.
+            VolumeError: it cannot be created.
         """
         make_writable(self.path)
 
@@ -68,12 +68,12 @@ class RestoreFolder(RecordFolder):
         """Hold the lock that allows one restore at a time.
 
         Raises:
-            LockHeldError: another one is under way.
+            LockHeldError: another restore is under way.
         """
         return volume_lock(self.path, purpose=purpose, now=now)
 
     def free(self, now: datetime) -> datetime:
-        """The next free instant (whole seconds): a restore is named by it, and the names give the order.
+        """The next free instant, in whole seconds. It names a restore, and the names sort by time.
 
         Raises:
             VolumeError: the folder cannot be read.
@@ -99,20 +99,20 @@ class RestoreFolder(RecordFolder):
         """The unfinished restore of this database, if there is one.
 
         Raises:
-            VolumeError: the folder or a journal cannot be read: whether one is under way is then unknown.
+            VolumeError: the folder or a journal cannot be read, so whether a restore is unfinished is unknown.
         """
-        # In any order: the clock may have been set back between two.
+        # In any order: the clock may have been set back between two restores.
         return next((journal for journal in self._unrecorded() if not journal.ended), None)
 
     def standing(self) -> RestoreStanding:
         """Whether a restore is running, or was left unfinished by a process that has ended. Writes nothing.
 
         Raises:
-            VolumeError: as :meth:`unfinished`; not while one is under way.
+            VolumeError: as :meth:`unfinished`; not while a restore is running.
         """
         at_work = lock_holder(self.path)
         journal = None if at_work else self.unfinished()
-        # A restore may have begun meanwhile.
+        # A restore may have begun since the first query.
         at_work = at_work or lock_holder(self.path)
         return RestoreStanding(at_work, journal.unfinished if journal and not at_work else None)
 
@@ -136,7 +136,7 @@ class RestoreFolder(RecordFolder):
         """Write the record of a restore and its page; returns the record's path.
 
         Raises:
-            VolumeError, DiskFullError: the volume refused, or there is such a record already.
+            VolumeError, DiskFullError: the volume refused, or the record exists already.
         """
         return self._write_once(record.order.filename, record, page)
 
@@ -156,12 +156,12 @@ class RestoreFolder(RecordFolder):
         return self.path / f"{_ANNOUNCED}{encode_database(kept)}"
 
     def newest_first(self) -> Iterator[Record]:
-        """The restores of this database that have ended. A record that cannot be understood is left out.
+        """The ended restores of this database. A record that cannot be parsed is left out.
 
-        One that could not be written any more, as the process was killed or the volume full, is made from the journal.
+        If a record is missing, because the process was killed or the volume was full, it is derived from the journal.
 
         Raises:
-            VolumeError: the folder or a file cannot be read. A folder that is not there is empty.
+            VolumeError: the folder or a file cannot be read. A missing folder counts as empty.
         """
         of_database = [
             each for each in self._read(Record, self._ending(RECORD)) if each.order.database == self._catalog.database
@@ -170,7 +170,7 @@ class RestoreFolder(RecordFolder):
         yield from sorted(found, key=lambda record: record.order.filename, reverse=True)
 
     def went_live_on(self) -> str | None:
-        """The system identifier of the server that the newest restore made this database live on; ``None`` without one.
+        """The system identifier of the server where the newest restore made this database live; ``None`` without one.
 
         Raises:
             VolumeError: as :meth:`newest_first`.
@@ -182,7 +182,7 @@ class RestoreFolder(RecordFolder):
         return None
 
     def swap_that_kept(self, name: str) -> Record | None:
-        """The restore or undo that left a database behind under that name, if it is known.
+        """The restore or undo that kept a database under this name, if known.
 
         Raises:
             VolumeError: as :meth:`newest_first`.
@@ -190,14 +190,14 @@ class RestoreFolder(RecordFolder):
         return next((record for record in self.newest_first() if record.kept == name), None)
 
     def _ending(self, ending: str) -> list[Path]:
-        """The files with that ending, newest first."""
+        """The files with this ending, newest first."""
         return self._paths(lambda name: name.endswith(ending))
 
 
 def backup_of(order: Order, catalog: Catalog, now: datetime) -> Backup:
-    """The backup that an order names, as it is now.
+    """The backup that an order names, in its current state.
 
     Raises:
-        BackupNotFoundError: it is gone.
+        BackupNotFoundError: the backup is gone.
     """
     return catalog.find(order.backup_path, now)

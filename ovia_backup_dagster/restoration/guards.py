@@ -20,7 +20,7 @@ _JOURNAL_BYTES = 8 * 1024 * 1024
 
 
 def is_elsewhere(target: Connection, order: Order) -> bool:
-    """Whether the restore began on another server, where databases of the same names are others.
+    """Whether the restore began on another server, whose databases of the same names are different ones.
 
     Raises:
         ServerError: no connection, or it broke.
@@ -52,7 +52,7 @@ def refuse_stale(target: Connection, order: Order) -> None:
     """Refuse early if the live database is not the planned one: the swap or drop would notice only hours later.
 
     Raises:
-        RestoreRefusedError: the live database is not the one that was planned for.
+        RestoreRefusedError: the live database is not the one in the plan.
     """
     found = database_state(target, order.database)
     if order.becomes == order.database and order.live_oid != (found.oid if found.exists else None):

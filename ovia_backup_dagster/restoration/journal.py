@@ -76,7 +76,7 @@ class Journal:
 
         Raises:
             VolumeError: it cannot be read.
-            JournalError: it cannot be understood.
+            JournalError: it cannot be parsed.
         """
         with as_volume_error(f"cannot read {path}"):
             lines = read_small(path, WITNESS_BYTES).split(b"\n")
@@ -91,11 +91,11 @@ class Journal:
 
         Args:
             mark: what happened.
-            step: to which step, by its word.
+            step: the step, by its word.
             data: what a later process needs; only set values are written.
 
         Raises:
-            VolumeError, DiskFullError: it cannot be written, and so the step must not be taken.
+            VolumeError, DiskFullError: it cannot be written, so the step must not be taken.
         """
         noted = data.model_dump(mode="json", include=data.model_fields_set) if data else {}
         entry = JournalEntry(at=datetime.now(UTC), mark=mark, step=step, data=noted)
@@ -109,7 +109,7 @@ class Journal:
         return any(entry.step == step and entry.mark is JournalMark.DONE for entry in self.entries)
 
     def attempts(self, step: str) -> int:
-        """How often the step was begun; each attempt may have been partial."""
+        """How often the step was begun; each attempt may have been incomplete."""
         return sum(entry.step == step and entry.mark is JournalMark.BEGUN for entry in self.entries)
 
     def begun(self, step: str) -> bool:
@@ -117,13 +117,13 @@ class Journal:
         return self.attempts(step) > 0
 
     def data(self, kind: type[D]) -> D:
-        """All data noted for a step. The first value holds, since a later attempt sees what the first one changed.
+        """All data noted for a step. The first value of a field counts: a later attempt sees the first one's changes.
 
         Args:
             kind: the step's model.
 
         Raises:
-            JournalError: what was noted cannot be understood.
+            JournalError: the data cannot be parsed.
         """
         found: dict[str, Any] = {}
         for entry in self.entries:
@@ -138,12 +138,12 @@ class Journal:
 
     @property
     def ended(self) -> JournalMark | None:
-        """The outcome; ``None`` while something is left to finish or to put back."""
+        """The outcome; ``None`` while the restore still has to be finished or put back."""
         return next((entry.mark for entry in self.entries if entry.mark in OUTCOMES), None)
 
     @property
     def made(self) -> int | None:
-        """The OID of the restored database once it passed its checks; of the last attempt."""
+        """The OID of the restored database once it passed its checks, from the last attempt."""
         noted = (entry.data.get("made") for entry in reversed(self.entries) if entry.step == Step.RESTORE)
         return next((oid for oid in noted if oid is not None), None)
 
@@ -171,7 +171,7 @@ class Journal:
         if self.putting_back:
             at, fix = "it was being put back", abort
         else:
-            # After a drop, or where no database was live before, there is nothing to go back to.
+            # After a drop, or if no database was live before, there is nothing to go back to.
             gone = self.done(Step.DROP) or (self.order.mode is Mode.NEW and self.live)
             fix = resume if gone else f"{resume}; or {abort}"
         return RestoreUnfinishedError(
@@ -192,7 +192,7 @@ def _not_understood(path: Path, why: str) -> JournalError:
 
 
 def _append_line(path: Path, line: bytes) -> None:
-    """On the disk, when this returns."""
+    """Append a line; it is on disk when this returns."""
     descriptor = open_plain(path, os.O_RDWR | os.O_APPEND)
     try:
         _cut_torn_line(descriptor)
@@ -203,7 +203,7 @@ def _append_line(path: Path, line: bytes) -> None:
 
 
 def _cut_torn_line(descriptor: int) -> None:
-    """Remove a line that a kill cut off, so that it does not become the beginning of the next."""
+    """Remove a last line that a kill cut off, so that it does not become the beginning of the next line."""
     size = os.fstat(descriptor).st_size
     text = os.pread(descriptor, size, 0)
     if not text.endswith(b"\n"):

@@ -1,6 +1,6 @@
-"""The plan of a restore: what it will do, shown and confirmed before it touches anything, with every obstacle.
+"""The plan of a restore: what it will do, and every obstacle. The operator confirms it before anything is touched.
 
-``planner`` decides what is in it.
+``planner`` decides the plan's content.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _OBSTACLES, _WIDTH = 8, 90
 
 @dataclass(frozen=True, slots=True)
 class RestorePlan:
-    """What will be done.
+    """What a restore will do.
 
     Attributes:
-        order: all of it, decided.
-        backup: what is restored; ``None`` of an undo.
-        destroys: the name that the operator must repeat to go on; empty when no existing data is touched.
+        order: every decision of the restore.
+        backup: the backup to restore; ``None`` for an undo.
+        destroys: the name that the operator must repeat to go on; empty if no existing data is touched.
         facts: title -> text, for people.
         warnings: texts that deserve attention.
-        obstacles: why it is not possible now, each with its remedy.
+        obstacles: why the restore is not possible now, each with its remedy.
         command: the command that makes this plan.
     """
 
@@ -44,7 +44,7 @@ class RestorePlan:
     command: str = ""
 
     def lines(self) -> Iterator[str]:
-        """For people: a fact each, then the steps."""
+        """For people: a line for each fact, then the steps."""
         width = max(map(len, self.facts), default=0)
         yield from (f"{title:<{width}}  {text}" for title, text in self.facts.items())
         yield from (f"{number}. {step}" for number, step in enumerate(self._steps(), 1))
@@ -70,7 +70,7 @@ class RestorePlan:
 
     @property
     def refusal(self) -> BackupError | None:
-        """The obstacle; of several, one error that names all of them, shortened. The plan's lines have the remedies."""
+        """The obstacle; if there are several, one error that names all, shortened. The plan's lines have remedies."""
         if len(self.obstacles) < 2:
             return next(iter(self.obstacles), None)
         named = [f"{number}. {_cut(each.what)}" for number, each in enumerate(self.obstacles[:_OBSTACLES], 1)]
@@ -92,10 +92,10 @@ class RestorePlan:
             raise self.refusal
 
     def confirm(self, typed: str) -> None:
-        """Refuse unless the database's name was repeated.
+        """Refuse unless the operator repeated the database's name.
 
         Raises:
-            RestoreRefusedError: it was not.
+            RestoreRefusedError: the name was not repeated.
         """
         name = self.destroys
         if name:
@@ -103,10 +103,10 @@ class RestorePlan:
 
 
 def confirm(name: str, typed: str, how: str) -> None:
-    """Refuse unless the name of what is at stake was repeated.
+    """Refuse unless the operator repeated the name of the database that is at stake.
 
     Raises:
-        RestoreRefusedError: it was not; the message shows how to repeat it.
+        RestoreRefusedError: the name was not repeated; the message shows how to repeat it.
     """
     if typed != name:
         raise RestoreRefusedError(
@@ -117,10 +117,10 @@ def confirm(name: str, typed: str, how: str) -> None:
 
 
 def replaced(each: Kept, at: datetime | None) -> str:
-    """Until when a kept database was live, for people.
+    """The time until which a kept database was live, for people.
 
     Args:
-        at: of the swap (UTC), if it is known.
+        at: the time of the swap (UTC), if known.
     """
     if at is None:
         return f"named at {each.at:%Y-%m-%d %H:%M:%S} UTC; until when it was live is not known"

@@ -1,4 +1,4 @@
-"""Facts that a plan shows beside its steps: what is restored, what is lost, which sessions are cut, how long it takes.
+"""Facts that a plan shows besides its steps: the backup, the data loss, the terminated sessions, the expected duration.
 
 They are for people. Obstacles belong to ``preflight``.
 """
@@ -33,11 +33,11 @@ def facts_of_restore(
     """The facts (title -> text) and warnings of a plan.
 
     Args:
-        driller: gives the earlier drills, from which the duration is estimated.
+        driller: has the earlier drills, from which the duration is estimated.
         server: a connection to a database other than the live one.
-        order: what is to be done.
-        backup: with this.
-        live: the live database as it stands.
+        order: the planned restore.
+        backup: the backup to restore.
+        live: the current state of the live database.
         now: the present (UTC).
 
     Raises:
@@ -83,7 +83,7 @@ def facts_of_restore(
 
 
 def since_swap(server: Connection, database: str, record: Record | None, live: DatabaseState) -> str:
-    """What was written since a swap, by the counters of the database that the swap made live."""
+    """The rows written since a swap, by the counters of the database that the swap made live."""
     if record is not None and record.counters and record.live_oid == live.oid:
         changes = written_since(server, database, Counters.model_validate(record.counters))
         if changes == []:
@@ -103,12 +103,12 @@ def sessions(found: Sequence[ClientSession]) -> str:
 
 
 def size(count: int | None) -> str:
-    """Bytes, if they are known."""
+    """A size in bytes, for people; says so if it is unknown."""
     return "of unknown size" if count is None else human_bytes(count)
 
 
 def _age(backup: Backup, now: datetime) -> tuple[str, str]:
-    """When it was made, and how long ago."""
+    """When the backup was made, and how long ago."""
     age = duration(now - backup.started_at)
     if backup.manifest is None and BackupName.parse(backup.path.name) is None:
         at = f"of an unknown time; the file is of {backup.started_at:%Y-%m-%d %H:%M:%S} UTC"
@@ -118,7 +118,7 @@ def _age(backup: Backup, now: datetime) -> tuple[str, str]:
 
 def _state(backup: Backup, now: datetime) -> str:
     known = backup.state(now)
-    # A file outside the volume is not waited for.
+    # A restore waits only for files on the volume; any other file that changes counts as unverified.
     state = (State.UNVERIFIED if known is State.BEING_WRITTEN else known).value
     state += ", restored by a drill" if backup.drilled else ""
     return f"{state}, {backup.witness.rows:,} rows" if backup.witness else state
@@ -161,7 +161,7 @@ def _restores(driller: Driller) -> Iterator[Record]:
 
 
 def _took(evidence: Evidence) -> float:
-    """Seconds, including the checks."""
+    """The drill's duration in seconds, including the checks."""
     proving = sum(evidence.phases.get(name, 0.0) for name in ("reading the copy", "comparison"))
     return (evidence.recovery_seconds or 0.0) + proving
 

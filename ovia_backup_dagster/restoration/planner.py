@@ -39,7 +39,7 @@ class Planner:
         driller: catalog, programs, and the drills so far.
         target: the live database, as the role that restores.
         services: the services to stop and start.
-        manager: the service manager; only queried.
+        manager: the service manager, which planning only queries.
     """
 
     driller: Driller
@@ -51,11 +51,12 @@ class Planner:
         """Decide what the restore does. Obstacles are part of the plan.
 
         Raises:
-            RestoreRefusedError: there is nothing to plan: the options contradict each other, or the backup cannot be
+            RestoreRefusedError: no plan is possible: the options contradict each other, or the backup cannot be
                 restored here.
             RestoreUnfinishedError: another restore is unfinished. Its effects would look like obstacles, such as a
                 missing database.
-            BackupNotFoundError, ServerError: as they say.
+            BackupNotFoundError: there is no such backup.
+            ServerError: no connection, or it broke.
         """
         refuse_contradictions(wishes)
         refuse_impossible_name(wishes.into)
@@ -76,7 +77,7 @@ class Planner:
         if not live.exists and mode is not Mode.NEW:
             if not wishes.new_host:
                 wishes = replace(wishes, mode=Mode.SWAP, auto_undo=False, new_host=True)
-                if expected_here:  # else it is a new server, which is reported with the same remedy
+                if expected_here:  # otherwise the server is new, which is reported with the same remedy
                     found.obstacles.append(found.nothing_to_replace(f"make it from the backup: {wishes.command()}"))
             mode = Mode.NEW
         order = self._order(wishes, mode, live.oid if live.exists else None, backup, now)
@@ -151,14 +152,14 @@ class Planner:
         )
 
     def plan_undo(self, launched_by: str, run_id: str | None, now: datetime, *, kept_name: str = "") -> RestorePlan:
-        """Decide how to swap back to a database that was live before. Obstacles are part of the plan.
+        """Decide how to swap back to a replaced database. Obstacles are part of the plan.
 
         Args:
             kept_name: the database to swap back to; empty for the newest.
 
         Raises:
-            RestoreRefusedError: there is none, or none of that name, or nothing to replace.
-            RestoreUnfinishedError, ServerError: as of :meth:`plan`.
+            RestoreRefusedError: there is no replaced database, or none with this name, or no live database.
+            RestoreUnfinishedError, ServerError: as for :meth:`plan`.
         """
         self._refuse_unfinished()
         server, database = self._server, self.target.database
@@ -214,7 +215,7 @@ class Planner:
 
     @property
     def _health_url(self) -> str:
-        """The server as an order may show it."""
+        """The health check's URL without secrets, for the order."""
         return shown(self.services.health_url) if self.services.health_url else ""
 
     @property
@@ -223,7 +224,7 @@ class Planner:
         return other_database(self.target, self.target.database)
 
     def _free_instant(self, now: datetime) -> datetime:
-        """The present, or the next second that no database beside the live one is named by."""
+        """The present, or the next second that is not in the name of another database of this server."""
         database = self.target.database
         while any(database_state(self._server, name(database, now)).exists for name in (restore_name, before_name)):
             now += timedelta(seconds=1)

@@ -1,7 +1,7 @@
 """Finds every obstacle to a restore, all at once, before anything is touched.
 
-The checks are independent: one that finds an obstacle does not keep the others from running. Facts that are no
-obstacles belong to ``plan_facts``, contradictory requests to ``request``, roles and services to ``preflight_roles`` and
+The checks are independent: an obstacle that one finds does not keep the others from running. Other facts belong to
+``plan_facts``, contradictory requests to ``request``, roles and services to ``preflight_roles`` and
 ``preflight_services``.
 """
 
@@ -70,7 +70,7 @@ class Preflight:
         """Turn an error of the block into an obstacle, so that the next checks still run.
 
         Raises:
-            ServerUnreachableError: there is no server to ask.
+            ServerUnreachableError: the server cannot be reached.
         """
         try:
             yield
@@ -86,7 +86,7 @@ class Preflight:
     # ---- the backup
 
     def bad(self, backup: Backup, wishes: Wishes, now: datetime) -> bool:
-        """Whether the backup is known to be bad, and a damaged one was not asked for."""
+        """Whether the backup is known to be bad, unless ``even_if_damaged`` is set."""
         is_bad = backup.state(now) is State.BAD and not wishes.even_if_damaged
         if is_bad:
             problem = backup.problem
@@ -102,12 +102,12 @@ class Preflight:
         return is_bad
 
     def origin(self, backup: Backup, here: str | None, wishes: Wishes) -> bool:
-        """Whether the backup was made of this server, as far as is known, or another server is meant.
+        """Whether the backup was made on this server, as far as is known, or ``new_host`` is set.
 
         Args:
-            backup: which.
-            here: this server's system identifier, as far as it is known.
-            wishes: with ``new_host``, another one is meant.
+            backup: the backup to restore.
+            here: this server's system identifier, if known.
+            wishes: ``new_host`` allows a backup of another server.
         """
         manifest = backup.manifest
         there = manifest.database.system_identifier if manifest else None
@@ -135,7 +135,7 @@ class Preflight:
         )
 
     def held(self, backup: Backup) -> str:
-        """The name of the database that the backup was made of; empty where it is not known."""
+        """The name of the database that the backup was made of; empty if unknown."""
         if backup.manifest:
             return backup.manifest.database.name
         with contextlib.suppress(BackupError):  # damage is reported when the archive is read
@@ -145,7 +145,7 @@ class Preflight:
     # ---- the server
 
     def version(self, server_major: int) -> None:
-        """Whether the client programs are of the server's major version."""
+        """Whether the client programs have the server's major version."""
         with self.collecting():
             ours = self.programs.major("pg_restore")
             if ours != server_major:
@@ -156,7 +156,7 @@ class Preflight:
                 )
 
     def nothing_to_replace(self, instead: str = "") -> RestoreRefusedError:
-        """What to do if the live database is gone: a kept database may be newer than any backup."""
+        """The error if the live database is gone. It offers kept databases, which may be newer than any backup."""
         server, database = self.server, self.target.database
         rename = "".join(
             f"go back to {each.name}, as it is: ALTER DATABASE {sql_identifier(each.name)} RENAME TO "
@@ -170,7 +170,7 @@ class Preflight:
         )
 
     def places(self, order: Order) -> None:
-        """Whether the role may create, rename and drop the databases of the order, and nothing blocks that."""
+        """Whether the role may create, rename and drop the order's databases, and nothing blocks that."""
         with self.collecting():
             name = order.becomes
             if order.mode is Mode.NEW and database_state(self.server, name).exists:
@@ -207,7 +207,7 @@ class Preflight:
                 room + drop,
             )
 
-    # ---- what is in the backup
+    # ---- the backup's contents
 
     def contents(self, order: Order, backup: Backup, live: DatabaseState) -> None:
         """Whether this server and this role can create what the backup contains.
@@ -232,7 +232,7 @@ class Preflight:
         """Whether functions of the backup would run with more rights than their owners have."""
         try:
             found = executed_functions.reach(self.server, self.programs, backup)
-        except BackupError as error:  # a damaged archive, from which the rest is to be restored
+        except BackupError as error:  # a damaged archive, of which the rest is to be restored
             self.warnings.append(f"which functions the restore runs is not known: {error.account}")
             return
         if found.functions:

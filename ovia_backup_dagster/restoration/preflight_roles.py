@@ -1,6 +1,6 @@
-"""Checks that the target server has the roles that a backup needs, or which of them the restore creates.
+"""Checks that the target server has the roles that a backup needs, or that the restore can create them.
 
-All other obstacles are found by ``preflight``.
+``preflight`` finds all other obstacles.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ovia_backup_dagster.restoration.restore_order import Mode, Order
 
 
 def check_roles(found: Preflight, order: Order, backup: Backup, wishes: Wishes) -> None:
-    """Whether the server has the roles that own the backup's objects, or which roles are created."""
+    """Check that the server has the owners of the backup's objects, or list the roles that the restore creates."""
     with found.collecting():
         saved = backup.saved_roles()
         if order.create_roles:
@@ -57,7 +57,7 @@ def _roles_to_make(found: Preflight, order: Order, backup: Backup, saved: bytes 
 
 
 def _roles_to_give(found: Preflight, backup: Backup, saved: bytes) -> None:
-    """Whether the restoring role can create the owners, and give objects to them."""
+    """Check that the restoring role can create the owners, and give objects to them."""
     needed = roles.missing(found.server, saved, archives.schema_text(found.programs, backup.path))
     if needed and not roles.may_make(found.server):
         alter = f"ALTER ROLE {sql_identifier(found.target.user)}"

@@ -1,6 +1,6 @@
-"""Checks that the service manager knows the services that a restore stops, starts and migrates with.
+"""Checks that the service manager knows the services that a restore stops, starts or runs for a migration.
 
-All other obstacles are found by ``preflight``.
+``preflight`` finds all other obstacles.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from ovia_backup_dagster.restoration.service_manager import ServiceManager
 
 
 def check_services(found: Preflight, order: Order, manager: ServiceManager) -> None:
-    """Check the services early, not only when the restored database waits to go live."""
+    """Check the services early, not only when the restored database is ready to go live."""
     counts: dict[str, int] = {}
     for name in order.services:
         with found.collecting():

@@ -1,4 +1,4 @@
-"""The record of a finished restore, derived from its journal alone, and the decision when a replaced database expires.
+"""The record of an ended restore, derived from its journal alone, and when a replaced database expires.
 
 The steps of a restore belong to ``journal``.
 """
@@ -29,18 +29,18 @@ class Fate(StrEnum):
 
 
 def fate(replaced_at: datetime, announced_at: datetime | None, keep: timedelta, now: datetime) -> Fate:
-    """Decide the fate of a kept database. Pure. It is dropped only a day or more after its drop was announced.
+    """Decide the fate of a kept database. Pure. It is dropped at the earliest a day after its drop was announced.
 
     Args:
         replaced_at: when the restore replaced it (UTC).
         announced_at: when its drop was last announced (UTC); ``None`` if it was not.
-        keep: how long it is kept; ``None`` keeps it for ever.
+        keep: how long it is kept; zero keeps it for ever.
         now: the present (UTC).
     """
     due = replaced_at + keep
     if keep <= timedelta(0) or now < due - _NOTICE:
         return Fate.STAYS
-    # An announcement counts for the day that it named: `keep` may have been raised since.
+    # An announcement counts only for the date that it named: `keep` may have been raised since.
     if announced_at is None or announced_at < due - _NOTICE:
         return Fate.ANNOUNCE
     return Fate.DROP if now >= max(due, announced_at + _LEAST_NOTICE) else Fate.STAYS
@@ -50,7 +50,7 @@ class Record(Sidecar):
     """The record of one restore: evidence, like a drill's, that is never rewritten.
 
     Attributes:
-        order: what was asked for.
+        order: the restore as planned.
         finished_at: UTC.
         outcome: ``done``; ``put back``: it failed or was aborted, and all is as before; ``given up``: it could be
             neither finished nor put back, and an operator ended it; ``error`` has the reason.
@@ -58,14 +58,14 @@ class Record(Sidecar):
         seconds: step -> seconds.
         interruption_seconds: how long the swap kept new sessions out.
         sessions_cut: how many sessions were terminated.
-        replicas: of each service, as they were before.
+        replicas: service -> its replicas before the restore.
         subscriptions: those disabled in the kept database.
         counters: the server's write counters at the swap.
-        swapped_at: when the swap was made (UTC); ``None`` if none stands, or its process was killed.
+        swapped_at: when the swap was made (UTC); ``None`` if no swap is in effect, or its process was killed.
         live_oid: the OID of the database that a swap made live for good; ``None`` without one.
         notes: texts for the operator.
         error, fix: why it did not finish, and what to do.
-        kept: the database that was live before, or for a while; empty without one.
+        kept: the database that was live before the restore, or for a while; empty without one.
     """
 
     version: Literal[1] = 1
@@ -88,10 +88,10 @@ class Record(Sidecar):
 
     @property
     def what_is_kept(self) -> str:
-        """What the kept database is, in words."""
+        """Describes the kept database, for people."""
         if self.outcome != "put back":
             return "the database before"
-        # The restored database; of an undo, the earlier kept one that it swapped back to.
+        # The restored database; for an undo, the replaced database that it swapped back to.
         what = "what was live before it" if self.order.mode is Mode.UNDO else "what was restored"
         return f"{what}, and was live for a while,"
 
@@ -104,10 +104,10 @@ def record_of(journal: Journal) -> Record:
     stays = swapped.aside if swapped.stays is None else swapped.stays
     aside = stays if journal.ended is JournalMark.PUT_BACK else ""
     notes = [note for entry in journal.entries for note in entry.data.get("notes", ())]
-    # A restore that succeeded in the end is no failure.
+    # An error of a step that succeeded later does not count.
     errors = (e.data for e in reversed(journal.entries) if "error" in e.data and not (e.step and journal.done(e.step)))
     failed = next(errors, {})
-    # A live result can be undone like any other; a restore that was put back cannot.
+    # A restored database that is live can be undone; a restore that was put back cannot.
     back = "go back: ovia-backup undo-restore" if failed and live else ""
     return Record(
         order=order,
@@ -130,13 +130,13 @@ def record_of(journal: Journal) -> Record:
 
 
 def _swapped_at(journal: Journal) -> datetime | None:
-    """The time of the swap; unknown to a process that found it already made."""
+    """The time of the swap; unknown if a later process found it already made."""
     swaps = (entry for entry in journal.entries if entry.step == Step.SWAP and "interruption_seconds" in entry.data)
     return next((entry.at.replace(microsecond=0) for entry in swaps), None)
 
 
 def _seconds(journal: Journal) -> dict[str, float]:
-    """Seconds of each step, all attempts together."""
+    """Step -> seconds, the sum of all attempts."""
     seconds: dict[str, float] = {}
     since: datetime | None = None
     for entry in journal.entries:

@@ -29,7 +29,7 @@ class Kept:
 
     Attributes:
         at: when the name was chosen (UTC); the swap may have been hours later.
-        size_bytes: on the server's disk; ``None`` where the role may not ask.
+        size_bytes: on the server's disk; ``None`` if the role may not query it.
     """
 
     name: str
@@ -52,10 +52,10 @@ def kept(server: Connection, database: str) -> list[Kept]:
 
 
 def replaced_database(found: Sequence[Kept], name: str) -> Kept:
-    """The replaced database of that name.
+    """The replaced database with this name.
 
     Raises:
-        RestoreRefusedError: there is none of that name; the message lists the existing ones.
+        RestoreRefusedError: there is none with this name; the message lists the existing ones.
     """
     for each in found:
         if each.name == name:
@@ -68,7 +68,7 @@ def replaced_database(found: Sequence[Kept], name: str) -> Kept:
 
 
 def way_back(found: Sequence[Kept], name: str) -> str:
-    """The command that swaps back to the kept database of that name; the newest need not be named."""
+    """The command that swaps back to the kept database with this name; it leaves out the name of the newest."""
     return "ovia-backup undo-restore" + (f" --kept {shell_word(name)}" if name != found[0].name else "")
 
 
@@ -77,15 +77,15 @@ def drop_replaced(server: Connection, database: str, name: str) -> list[str]:
 
     Args:
         server: as its owner or a superuser.
-        database: whose restore it was.
-        name: which.
+        database: the live database that was restored.
+        name: the replaced database.
 
     Returns:
-        What is left to do elsewhere: the slots of its subscriptions, to be dropped on their publishers.
+        What is left to do on other servers: the slots of its subscriptions, to be dropped on their publishers.
 
     Raises:
-        RestoreRefusedError: its name is not one that a restore of this database gives, or it cannot be dropped now.
-        ServerError: it is not there or not ours, no connection, or it broke.
+        RestoreRefusedError: no restore of this database gives such a name, or the database cannot be dropped now.
+        ServerError: it does not exist, this role does not own it, or there is no connection, or it broke.
     """
     if before_at(name, database) is None:
         raise RestoreRefusedError(

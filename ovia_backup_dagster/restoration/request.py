@@ -1,4 +1,4 @@
-"""What an operator asks of a restore, the commands that ask for it, and which options exclude each other.
+"""The options of a restore, the commands that give them, and which options exclude each other.
 
 ``preflight`` decides whether a restore is possible now, and ``planner`` how it is done.
 """
@@ -22,10 +22,10 @@ class Wishes:
         backup: a name, a path or ``latest``.
         anywhere: whether a path outside the volume is allowed.
         mode: see :class:`Mode`.
-        into: with ``new``, the name of the database to make; empty: ``<db>_restore_<time>``.
+        into: with ``new``, the name of the database to create; empty for ``<db>_restore_<time>``.
         jobs: how many entries pg_restore restores at a time.
         stop_services: when services are stopped.
-        replicas: service -> its replicas in the end, where not as before.
+        replicas: service -> its replicas afterwards, if not the same as before.
         new_host, create_roles, privileged_roles, even_if_damaged, auto_undo: as in :class:`Order`.
     """
 
@@ -43,7 +43,7 @@ class Wishes:
     auto_undo: bool = False
 
     def command(self) -> str:
-        """The command that asks for this."""
+        """The command line with these options."""
         default = Wishes()
         parts = {
             f"--mode {self.mode}": self.mode is not default.mode,

@@ -14,10 +14,10 @@ from ovia_backup_dagster.core.human_text import some
 _SHOWN = 5
 #: pg_dump also locks catalogs, besides the tables.
 _LOCKS_BESIDES = 50
-#: A server's shared memory has some room beyond the lock table that it was made for: with nothing else at work, one
-#: pg_dump got between 1.7 and 2.3 times as many locks (PostgreSQL 16, measured).
+#: A server's shared memory has some room beyond the configured lock table: on an idle server, one pg_dump got between
+#: 1.7 and 2.3 times as many locks (PostgreSQL 16, measured).
 _BORROWED = 2
-#: Sessions besides those of pg_restore: one watches it, one tells its progress, one asks.
+#: Sessions besides those of pg_restore, such as the watchdog's, the progress report's and those that query.
 _SESSIONS_BESIDES = 4
 
 
@@ -40,7 +40,7 @@ class Locale:
 
     Attributes:
         provider: ``libc`` or ``icu``.
-        collate, ctype: of the C library.
+        collate, ctype: the C library's locales.
         icu: the ICU locale; empty without ICU.
     """
 
@@ -52,21 +52,21 @@ class Locale:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What an archive needs that not every server has, or not every role may create.
+    """What an archive needs that a server may lack, or that a role may not be allowed to create.
 
     Attributes:
-        backup: its name, for people.
-        extensions: name -> version in the source; empty where it is not known.
-        superuser_only: kind -> names, of what only a superuser may make.
+        backup: the backup's name, for people.
+        extensions: name -> version in the source; empty if unknown.
+        superuser_only: kind -> names of the objects that only a superuser may create.
         settings: parameter -> a function that sets it.
-        owners: the roles that own what is in it.
-        placed: (role, owner of the schema) of what a role owns in another role's schema.
+        owners: the roles that own the archive's objects.
+        placed: (role, owner of the schema), for objects that a role owns in another role's schema.
         libraries: of functions in C, as their definitions name them.
-        dictionaries, collations: of text search, and of sorting; as they are defined.
+        dictionaries, collations: the definitions of text search dictionaries and of collations.
         system_collations: those of ``pg_catalog`` that columns and indexes use.
-        locale: the database's; ``None`` where it is not known.
-        relations: tables, partitions and sequences: a dump of them holds a lock on each.
-        versions: collation -> version in the source, where the source had one.
+        locale: the database's; ``None`` if unknown.
+        relations: the number of tables, partitions and sequences: a dump holds a lock on each.
+        versions: collation -> version in the source, if the source recorded one.
     """
 
     backup: str
@@ -89,9 +89,9 @@ class Extension:
     """An extension as a server offers it.
 
     Attributes:
-        default: the version that CREATE EXTENSION makes.
-        versions: all that there are.
-        superuser: whether only a superuser may make it.
+        default: the version that CREATE EXTENSION installs.
+        versions: all available versions.
+        superuser: whether only a superuser may create it.
     """
 
     default: str
@@ -105,8 +105,8 @@ class Sessions:
 
     Attributes:
         of_role: the role's limit; ``None`` for none.
-        of_server: those that are not reserved for superusers.
-        free: of them, at the moment.
+        of_server: the server's limit, without the sessions that are reserved for superusers.
+        free: how many of these are free now.
     """
 
     of_role: int | None
@@ -116,25 +116,25 @@ class Sessions:
 
 @dataclass(frozen=True, slots=True)
 class Offers:
-    """What a server has of a backup's needs, and what the restoring role may do there.
+    """Which of a backup's needs a server meets, and what the restoring role may do there.
 
     Attributes:
         place: the server, for people.
-        role: who restores.
-        superuser: whether it is one.
-        a_superuser: the name of one of the server's.
-        extensions: by name.
-        settings: of those needed, the ones that it may not set.
+        role: the restoring role.
+        superuser: whether the restoring role is a superuser.
+        a_superuser: the name of a superuser of the server.
+        extensions: name -> the extension.
+        settings: needed parameters that the role may not set.
         strangers: owners that the role is no member of -> whether they are superusers.
         closed: entries of ``placed`` that the role may not create.
-        libraries: of those needed, the ones that are not there, as far as the role may see.
-        dictionaries, collations: of those needed, name -> what the server says when it is to make them.
-        system_collations: of those needed, the ones that are not there.
-        locale: what the server says to the database's; empty when it has it, or cannot be asked.
-        locks: how many the server's lock table is made for.
-        lock_slots: of transactions, among which ``max_locks_per_transaction`` is counted.
-        sessions: how many it lets in.
-        versions: collation -> version here, of those that the source had a version of.
+        libraries: needed libraries that are missing, as far as the role may see.
+        dictionaries, collations: name of a needed object -> the server's error when it is created.
+        system_collations: needed system collations that are missing.
+        locale: the server's error for the database's locale; empty if it has the locale, or cannot be asked.
+        locks: the number of locks that the server's lock table is sized for.
+        lock_slots: the number of transactions that ``max_locks_per_transaction`` is multiplied by.
+        sessions: how many sessions the server accepts.
+        versions: collation -> version here, for collations whose version the source recorded.
     """
 
     place: str
@@ -222,7 +222,7 @@ def _rights(needs: Needs, offers: Offers, found: list[BackupError]) -> None:
         )
     if others := sorted(name for name, is_superuser in offers.strangers.items() if not is_superuser):
         owners = ", ".join(map(_identifier, others[:_SHOWN]))
-        # Do not offer a statement that is cut off.
+        # Never print a truncated statement.
         rest = f"; then those of the {len(others) - _SHOWN:,} more, whom the plan names next; or {_let(offers)}"
         rest = rest if len(others) > _SHOWN else ""
         found.append(
@@ -244,7 +244,7 @@ def _rights(needs: Needs, offers: Offers, found: list[BackupError]) -> None:
 
 
 def _files(needs: Needs, offers: Offers, found: list[BackupError]) -> None:
-    """Needs that are files on the server's disk."""
+    """Needs that require files on the server's disk."""
 
     def lacks(what: str, why: str, fix: str) -> None:
         found.append(RestoreRefusedError(f"the server at {offers.place} lacks {what}", why=why, fix=fix))
@@ -310,12 +310,12 @@ class Locks:
 def too_many_locks(relations: int, locks: int, slots: int) -> Locks | None:
     """Whether a dump of so many tables and sequences, which holds a lock on each, fits a server's lock table.
 
-    The table has ``max_locks_per_transaction`` entries for each transaction that there can be.
+    The table has ``max_locks_per_transaction`` entries for each possible transaction.
 
     Args:
-        relations: tables, partitions and sequences.
-        locks: the entries of the table.
-        slots: transactions that there can be.
+        relations: the number of tables, partitions and sequences.
+        locks: the number of entries in the lock table.
+        slots: the number of possible transactions.
     """
     needed = relations + _LOCKS_BESIDES
     if needed <= locks or not slots:
@@ -375,7 +375,7 @@ def versions_differ(source: Mapping[str, str], here: Mapping[str, str], place: s
 def _only_a_superuser(
     offers: Offers, needs: Needs, kind: str, names: Sequence[str], why: str = ""
 ) -> RestoreRefusedError:
-    # One that is shown is enough to find all.
+    # The shown names are enough to find the others.
     return RestoreRefusedError(
         f"role {offers.role} may not make what {needs.backup} holds: {kind} {some(names)}",
         why=f"only a superuser may{f': it is {why}' if why else ''}",

@@ -1,6 +1,6 @@
 """The order of a restore: every decision and name, fixed before anything is touched; and the words of its steps.
 
-``journal`` records what was done of it. ``steps`` defines how a step is taken, and the steps of a new restore.
+``journal`` records which steps were taken. ``steps`` defines how a step is taken, and the steps of a new restore.
 """
 
 from __future__ import annotations
@@ -95,11 +95,11 @@ class Order(Sidecar):
         migrate: the one-shot migration service; empty for none.
         health_url: the health check at the end, without its secrets; empty for none.
         auto_undo: whether to swap back if the check fails.
-        subscriptions: of an undo, those disabled in the database that becomes live again.
+        subscriptions: for an undo, those disabled in the database that becomes live again.
         new_host: the server is not the one that was backed up; roles, owner and settings come from the backup.
         create_roles: create roles that the server lacks, from those saved with the backup.
-        privileged_roles: of those, the ones that get their privileged attributes and memberships, too.
-        even_if_damaged: restore what can be read, without the checks.
+        privileged_roles: those of the created roles that also get their privileged attributes and memberships.
+        even_if_damaged: restore whatever can be read, without the checks.
         steps: the words of the steps, in order, as planned. Any version finishes the restore in that order.
         launched_by, run_id: who started it; Dagster's run.
     """

@@ -52,7 +52,7 @@ class Restorations:
     by_hand: bool = False
 
     def without_services(self) -> Restorations:
-        """The same, when the service manager does not answer: an operator handles the services."""
+        """A copy for when the service manager does not answer: an operator handles the services."""
         return replace(self, services=Services(), by_hand=True)
 
     @property
@@ -77,7 +77,7 @@ class Restorations:
         """Store the plan, and return the word that lets a later process carry it out; empty if none is needed.
 
         Raises:
-            VolumeError: it cannot be kept.
+            VolumeError: the plan cannot be stored.
         """
         if not plan.destroys or plan.obstacles:
             return ""
@@ -91,13 +91,13 @@ class Restorations:
             plan: as the planner made it.
             confirmation: the database's name, as the operator repeated it.
             log: receives progress lines.
-            word: instead of the name, the word that :meth:`offer` gave for such a plan.
+            word: instead of the name, the word that :meth:`offer` returned for this plan.
 
         Raises:
-            RestoreRefusedError: it was not confirmed, or another one is unfinished; nothing was touched.
+            RestoreRefusedError: the plan was not confirmed, or another restore is unfinished; nothing was touched.
             BackupError: there are obstacles; nothing was touched.
             LockHeldError: another restore is under way.
-            RestoreUnfinishedError: it can be neither finished nor put back now.
+            RestoreUnfinishedError: the restore can be neither finished nor put back now.
         """
         plan.refuse()
         if word is None:
@@ -124,8 +124,8 @@ class Restorations:
         """Finish a restore that a killed process began; if it was being put back, finish that.
 
         Raises:
-            RestoreRefusedError: nothing is unfinished; or it was begun on another server.
-            UnknownStepError: a newer version began it, with a step that this one does not know.
+            RestoreRefusedError: no restore is unfinished; or it began on another server.
+            UnknownStepError: a newer version began it, with a step that this version does not know.
         """
         log = never_failing(log)
         with self._unfinished("resume") as journal:
@@ -144,14 +144,15 @@ class Restorations:
 
         Args:
             log: receives progress lines.
-            confirmation: the database's name, as a person repeated it, to give it up.
-            word: instead of the name, the word that this tells of the restore; empty to put back only.
+            confirmation: the database's name, as the operator repeated it to give the restore up.
+            word: instead of the name, the word of the restore, which this method logs; empty to put back only.
 
         Raises:
-            RestoreRefusedError: nothing is unfinished; or it was begun on another server; or the word is another's.
-            UnknownStepError: as of :meth:`resume`.
-            NoWayBackError: what was live before is gone, so that only finishing helps.
-            RestoreUnfinishedError: it cannot be put back now.
+            RestoreRefusedError: no restore is unfinished; or it began on another server; or the word is another
+                restore's.
+            UnknownStepError: as for :meth:`resume`.
+            NoWayBackError: the old live database is gone, so the restore can only be finished.
+            RestoreUnfinishedError: the restore cannot be put back now.
         """
         log = never_failing(log)
         with self._unfinished("abort") as journal:
@@ -165,7 +166,7 @@ class Restorations:
             return restore.put_back()
 
     def _is_meant(self, order: Order, word: str, log: Log) -> bool:
-        """Whether the word gives up this restore; a word copied from another restore must not."""
+        """Whether the word belongs to this restore; a word copied from another restore must not give it up."""
         own = word_of(order)
         if word not in ("", own):
             raise RestoreRefusedError(
@@ -204,7 +205,7 @@ class Restorations:
 
 @contextlib.contextmanager
 def _telling(journal: Journal) -> Iterator[None]:
-    """If the process is interrupted or fails by a defect, tell the operator what is unfinished."""
+    """If the process is interrupted or fails because of a defect, tell the operator what is unfinished."""
     try:
         yield
     except BackupError:

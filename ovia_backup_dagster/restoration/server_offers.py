@@ -1,7 +1,7 @@
-"""Queries what a server offers of a backup's needs, and what the restoring role may do of them there.
+"""Queries which of a backup's needs a server meets, and what the restoring role may create there.
 
-Locales, collations and dictionaries are tried: one of the kind is created in ``pg_temp``, in a transaction that is
-rolled back, so the server itself opens the files and nothing stays. If the role may not even do that, nothing is
+Locales, collations and dictionaries are tried: an object of the kind is created in ``pg_temp``, in a transaction that
+is rolled back, so the server itself opens the files and nothing stays. If the role may not create it, nothing is
 reported. ``requirements`` decides what is missing.
 """
 
@@ -32,7 +32,7 @@ _ROLE = """
                + coalesce(current_setting('reserved_connections', true)::int, 0) END AS of_server
     FROM pg_roles r WHERE r.rolname = current_user
 """
-#: As ``NLOCKENTS`` and ``InitializeMaxBackends`` of PostgreSQL 16 count.
+#: Computed as in ``NLOCKENTS`` and ``InitializeMaxBackends`` of PostgreSQL 16.
 _LOCKS = """
     SELECT current_setting('max_locks_per_transaction')::int AS each,
            current_setting('max_connections')::int + current_setting('autovacuum_max_workers')::int + 1
@@ -62,23 +62,23 @@ _SYSTEM_COLLATIONS = """
     WHERE collnamespace = 'pg_catalog'::regnamespace
     AND collencoding IN (-1, (SELECT encoding FROM pg_database WHERE datname = current_database()))
 """
-#: It is in the catalog of a server without ICU, too; but such a server knows no version of it.
+#: A server without ICU has this collation in its catalog, too, but no version of it.
 _HAS_ICU = "SELECT pg_collation_actual_version(oid) IS NOT NULL AS has FROM pg_collation WHERE collname = 'unicode'"
 _VERSION = "SELECT pg_collation_actual_version('pg_temp.ovia'::regcollation) AS version"
 _FOLDERS = "SELECT name, setting FROM pg_config WHERE name IN ('PKGLIBDIR', 'SHAREDIR')"
 _IS_THERE = "SELECT size IS NOT NULL AS there FROM pg_stat_file(%s, true)"
 _OWNER_OF_DATABASE = "pg_database_owner"
-#: What the server says of a locale or a dictionary's file that is not there; all else is about our question.
+#: SQLSTATEs for a missing locale or dictionary file; any other error is about the trial itself.
 _LACKING = ("22023", "F0000", "58P01")
 
 
 def offers_of(server: Connection, needs: Needs, database_owner: str = "") -> Offers:
-    """Ask.
+    """Query a server's offers.
 
     Args:
-        server: to a database that is there whatever becomes of the live one, as the role that restores.
-        needs: what is asked for.
-        database_owner: of the database that is to be made; empty: the role that restores.
+        server: a connection to a database other than the live one, as the role that restores.
+        needs: the backup's needs.
+        database_owner: the owner of the database to create; empty for the role that restores.
 
     Raises:
         ServerError: no connection, or it broke.
@@ -118,7 +118,7 @@ def offers_of(server: Connection, needs: Needs, database_owner: str = "") -> Off
 
 
 def locks(session: Session) -> tuple[int, int]:
-    """How many locks the server's table is made for, and for how many transactions, among which they are counted."""
+    """The number of locks that the server's lock table is sized for, and the number of possible transactions."""
     row = session.execute(_LOCKS).fetchone()
     assert row is not None  # it has no FROM
     return row["each"] * row["slots"], row["slots"]
@@ -131,7 +131,7 @@ def _quote_ident(name: str) -> str:
 
 
 def _closed(session: Session, needs: Needs, database_owner: str) -> list[tuple[str, str]]:
-    """Of what stands in another role's schema, what its owner may not place there before grants are restored."""
+    """Entries of ``placed`` whose role may not create objects in that schema before the grants are restored."""
     found = []
     for role, owner in sorted(needs.placed):
         of_schema = database_owner if owner == _OWNER_OF_DATABASE else owner
@@ -142,7 +142,7 @@ def _closed(session: Session, needs: Needs, database_owner: str) -> list[tuple[s
 
 
 def _libraries(session: Session, needs: Needs) -> list[str]:
-    """Those that are not in the server's folder of libraries. One with a folder of its own is left to the restore."""
+    """Needed libraries that are not in PKGLIBDIR. A library with a path of its own is not checked here."""
     folder = _folders(session).get("PKGLIBDIR", "")
     names = [name for name in needs.libraries if name.removeprefix("$libdir/").replace("/", "") != ""]
     plain = [name for name in names if "/" not in name.removeprefix("$libdir/")]
@@ -163,7 +163,7 @@ def _there(session: Session, path: str) -> bool:
 
 
 class _Trial:
-    """What the server says when it is to make something; none of it stays."""
+    """Creates objects in rolled-back transactions to learn the server's errors."""
 
     def __init__(self, session: Session, needs: Needs) -> None:
         self.session = session
@@ -202,7 +202,7 @@ class _Trial:
         return found
 
     def _rules(self, dictionary: Definition) -> str:
-        """An extension's template is not here to be tried; those of PostgreSQL's own have their file's name in this."""
+        """An extension's template cannot be tried; PostgreSQL's own extensions name the file in option ``rules``."""
         name = next((value for option, value in dictionary.options.items() if option.lower() == "rules"), "")
         path = f"{_folders(self.session).get('SHAREDIR', '')}/tsearch_data/{name}.rules"
         return f"there is no file {path}" if name and not _there(self.session, path) else ""

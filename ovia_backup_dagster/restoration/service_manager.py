@@ -1,7 +1,8 @@
-"""The interface of the program that runs the application's services. Another orchestrator is another class.
+"""The interface to the orchestrator that runs the application's services. Each orchestrator is a class of its own.
 
-Docker Swarm is the first (``swarm.docker_services``). ``system`` chooses the one that a restore gets; nothing in
-``restoration`` imports one. The order in which services are stopped, migrated and started belongs to ``steps``.
+Docker Swarm is the first (``swarm.docker_services``). ``system`` chooses the service manager of a restore; nothing in
+``restoration`` imports an implementation. The order in which services are stopped, migrated and started belongs to
+``steps``.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Which services a restore stops, migrates with and asks, as the settings say.
+    """The services that a restore stops, runs and checks, from the settings.
 
     Attributes:
-        names: of those that write to the database.
-        migrate: the one-shot service that migrates it; empty for none.
-        health_url: what answers when all is well; empty for nothing.
+        names: the services that write to the database.
+        migrate: the one-shot service that migrates the database; empty for none.
+        health_url: the application's health check; empty for none.
     """
 
     names: Sequence[str] = ()
@@ -29,65 +30,65 @@ class Services:
 class ServiceManager(Protocol):
     """The services of the application.
 
-    That a manager cannot be reached is told by the first method that is called: there is no question of its own for
-    it, whose answer would be old at the next. Each method raises, beside what it names:
+    There is no separate check of whether the manager answers: the first call reports that, and an earlier answer would
+    be outdated. Each method raises, besides the errors that it lists:
         ServiceMissingError: there is no such service.
-        ServiceManagerUnreachableError: the manager did not answer, for some seconds or, in a wait, up to its end.
-        ServiceManagerRefusedError: it refused.
+        ServiceManagerUnreachableError: the manager did not answer for some seconds or, in a wait, until its timeout.
+        ServiceManagerRefusedError: the manager refused the request.
     """
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """The manager's name, for people."""
         ...
 
     def replicas(self, service: str) -> int:
-        """How many tasks the service is meant to have.
+        """The number of tasks that the service is meant to have.
 
         Raises:
-            ServiceUnsuitableError: it cannot be scaled.
+            ServiceUnsuitableError: the service cannot be scaled.
         """
         ...
 
     def scale(self, service: str, replicas: int) -> None:
-        """Set how many tasks it is meant to have. Does not wait for them.
+        """Set the number of tasks that the service is meant to have. Does not wait for them.
 
         Raises:
-            ServiceUnsuitableError: it cannot be scaled.
+            ServiceUnsuitableError: the service cannot be scaled.
         """
         ...
 
     def wait_until_stopped(self, services: Sequence[str], timeout_seconds: float, log: Callable[[str], None]) -> None:
-        """Wait until nothing of them runs, or shuts down.
+        """Wait until no task of these services runs or is shutting down.
 
         Raises:
-            ServiceStuckError: something still does.
+            ServiceStuckError: a task still does at the timeout.
         """
         ...
 
     def wait_until_running(
         self, service: str, replicas: int, timeout_seconds: float, log: Callable[[str], None]
     ) -> None:
-        """Wait until so many of its tasks run and are well.
+        """Wait until this many tasks of the service run and are healthy.
 
         Raises:
-            ServiceStuckError: they do not; with what the newest of them that failed said.
+            ServiceStuckError: too few run at the timeout; with the error of the newest failed task.
         """
         ...
 
     def check_once(self, service: str) -> None:
-        """Refuse what :meth:`run_once` would refuse; changes nothing.
+        """Refuse a service that :meth:`run_once` would refuse. Changes nothing.
 
         Raises:
-            ServiceUnsuitableError: it does not end by itself.
+            ServiceUnsuitableError: the service does not end by itself.
         """
         ...
 
     def runs(self, service: str, timeout_seconds: float) -> dict[str, Any]:
-        """What tells the next run of :meth:`run_once` from all earlier ones, as JSON; changes nothing.
+        """JSON data that distinguishes the next run of :meth:`run_once` from all earlier ones. Changes nothing.
 
         Raises:
-            ServiceUnsuitableError: it does not end by itself.
+            ServiceUnsuitableError: the service does not end by itself.
         """
         ...
 
@@ -98,32 +99,32 @@ class ServiceManager(Protocol):
 
         Args:
             service: its name.
-            timeout_seconds: for how long it is waited for.
-            log: told what happens.
-            since: what :meth:`runs` said: a run that was begun after that is waited for, and none is begun again.
+            timeout_seconds: how long to wait for the run.
+            log: receives progress lines.
+            since: an earlier result of :meth:`runs`: a run that began after it is waited for, and no other is begun.
 
         Raises:
-            ServiceUnsuitableError: it does not end by itself.
-            MigrationFailedError: it failed, or was not complete in time. Nothing of it runs any more.
+            ServiceUnsuitableError: the service does not end by itself.
+            MigrationFailedError: the run failed, or did not complete in time. No task of it runs any more.
         """
         ...
 
     def end(self, service: str, timeout_seconds: float, log: Callable[[str], None]) -> bool:
-        """End what runs of a service, or is about to, so that it does not begin again; whether there was anything.
+        """End all running and pending tasks of a service, so that none starts again; returns whether there were any.
 
         Raises:
-            ServiceUnsuitableError: it cannot be scaled.
-            ServiceStuckError: it did not end in time.
+            ServiceUnsuitableError: the service cannot be scaled.
+            ServiceStuckError: a task did not end in time.
         """
         ...
 
     def scale_command(self, replicas: Mapping[str, int | None]) -> str:
-        """The command by which a person does what :meth:`scale` does; where a number is ``None``, the person knows it.
+        """The command with which an operator does what :meth:`scale` does. Sends no request.
 
-        Asks nothing.
+        The operator fills in a number that is ``None``.
         """
         ...
 
     def run_once_command(self, service: str) -> str:
-        """The command by which a person does what :meth:`run_once` does. Asks nothing."""
+        """The command with which an operator does what :meth:`run_once` does. Sends no request."""
         ...

@@ -1,6 +1,6 @@
-"""The data of each step in a restore's journal: one model a step, without behaviour.
+"""The data of each step in a restore's journal: one model for each step, without behaviour.
 
-A value that is not set is not written. A step that no pure module asks about has its model in its own module of
+A value that is not set is not written. If no pure module reads a step's data, the model is in the step's own module of
 ``steps``.
 """
 
@@ -16,12 +16,12 @@ from ovia_backup_dagster.restoration.restore_order import Step
 
 
 class StepData(Sidecar):
-    """What any step may carry, and the end of the restore.
+    """Data that any step may have, and the end of the restore.
 
     Attributes:
-        step: the word of the step that it is about.
-        notes: what a person should know.
-        error, fix: why it failed, and what to do.
+        step: the word of the step.
+        notes: texts for the operator.
+        error, fix: why the step failed, and what to do.
     """
 
     step: ClassVar[str] = ""
@@ -43,7 +43,7 @@ class DrillData(StepData):
 
 class StopData(StepData):
     """Attributes:
-    replicas: of each service, as they were before; ``None`` where a person stops them.
+    replicas: service -> its replicas before the restore; ``None`` if an operator stops the services.
     """
 
     step = Step.STOP
@@ -53,8 +53,8 @@ class StopData(StepData):
 
 class DropData(StepData):
     """Attributes:
-    properties: of the database that is dropped, as ``database_settings`` writes them.
-    dropped_subscriptions: name -> slot, of those that it had.
+    properties: of the dropped database, as ``database_settings`` writes them.
+    dropped_subscriptions: name -> slot, of the dropped database's subscriptions.
     """
 
     step = Step.DROP
@@ -64,15 +64,15 @@ class DropData(StepData):
 
 
 class Proven(Sidecar):
-    """What the proof of a restored database found; the lines, tables and phases are those of a drill.
+    """The result of comparing a restored database with its backup; lines, tables and phases are as in a drill.
 
     Attributes:
         lines: the checks, in order.
         tables: rows and bytes of each.
         phases: name -> seconds.
-        versions: of what took part.
+        versions: program or server -> version.
         database_bytes: ``pg_database_size``.
-        lost: what a damaged backup did not give.
+        lost: what could not be restored from a damaged backup.
     """
 
     lines: tuple[CheckResult, ...] = ()
@@ -90,8 +90,8 @@ class Proven(Sidecar):
 
 class RestoreData(StepData):
     """Attributes:
-    made: the OID of the database that was made, once it was proven.
-    proven: what the proof found.
+    made: the OID of the restored database, once it passed its checks.
+    proven: the results of the checks.
     """
 
     step = Step.RESTORE
@@ -102,15 +102,15 @@ class RestoreData(StepData):
 
 class SwapData(StepData):
     """Attributes:
-    live_oid, incoming_oid: what tells, after a kill, which of both databases is live.
+    live_oid, incoming_oid: these tell, after a kill, which of the two databases is live.
     subscriptions: those that were enabled in the live database.
-    counters: what the server had counted of writes in the incoming one.
-    interruption_seconds: how long no session was let in.
-    sessions_cut: how many were ended for it.
-    was_live: on the way back: what was to be live has been.
-    aside: on the way back: what that is called from then on.
-    stays: the same, where it was not this program that put it aside; empty when it is gone.
-    aside_subscriptions: those that were enabled in it.
+    counters: the server's write counters of the incoming database.
+    interruption_seconds: how long the swap kept new sessions out.
+    sessions_cut: how many sessions were terminated for it.
+    was_live: when put back: whether the incoming database was live for a while.
+    aside: when put back: the name of that database from then on.
+    stays: the same, if an operator renamed that database; empty if it is gone.
+    aside_subscriptions: those that were enabled in that database.
     """
 
     step = Step.SWAP
@@ -128,7 +128,7 @@ class SwapData(StepData):
 
     @property
     def oids(self) -> tuple[int, int] | None:
-        """Of the live database and the incoming one before the swap; ``None`` before it was begun."""
+        """The OIDs of the live and the incoming database before the swap; ``None`` if no swap was begun."""
         if self.live_oid is None or self.incoming_oid is None:
             return None
         return self.live_oid, self.incoming_oid
@@ -142,7 +142,7 @@ class NameData(StepData):
 
 class MigrateData(StepData):
     """Attributes:
-    runs: what tells the run that is begun from earlier ones, as the service manager says it.
+    runs: the service manager's data that distinguishes this run from earlier ones.
     """
 
     step = Step.MIGRATE

@@ -26,7 +26,7 @@ class Subscription:
 
     Attributes:
         enabled: whether it is being applied.
-        slot: its slot's name on the publisher; ``None`` when it has none.
+        slot: its slot's name on the publisher; ``None`` without one.
     """
 
     name: str
@@ -45,12 +45,12 @@ def subscriptions_of(server: Connection, database: str) -> list[Subscription]:
 
 
 def disable_subscriptions(server: Connection, database: str) -> list[str]:
-    """Stop applying; returns the names of those that were enabled.
+    """Disable the database's subscriptions; returns the names of those that were enabled.
 
-    While they stand, their slots keep WAL on the publishers.
+    A disabled subscription's slot still keeps WAL on its publisher.
 
     Raises:
-        ServerError: they are another role's, no connection, or it broke.
+        ServerError: another role owns them, no connection, or it broke.
     """
     enabled = [subscription.name for subscription in subscriptions_of(server, database) if subscription.enabled]
     _alter(server, database, enabled, "ALTER SUBSCRIPTION {} DISABLE")
@@ -58,20 +58,22 @@ def disable_subscriptions(server: Connection, database: str) -> list[str]:
 
 
 def enable_subscriptions(server: Connection, database: str, names: Iterable[str]) -> None:
-    """Enable the subscriptions that were disabled. One that was dropped since is no error.
+    """Enable the subscriptions that were disabled. Those that were dropped since are skipped.
 
     Raises:
-        ServerError: one is another role's, no connection, or it broke.
+        ServerError: another role owns one, no connection, or it broke.
     """
     stopped = {each.name for each in subscriptions_of(server, database) if not each.enabled}
     _alter(server, database, [name for name in names if name in stopped], "ALTER SUBSCRIPTION {} ENABLE")
 
 
 def drop_subscriptions(server: Connection, database: str) -> list[str]:
-    """Drop them without asking the publishers, who may be gone; returns their slots' names, to be dropped there.
+    """Drop the database's subscriptions; returns their slots' names, to be dropped on the publishers.
+
+    The publishers are not contacted: they may be gone.
 
     Raises:
-        ServerError: they are another role's, no connection, or it broke.
+        ServerError: another role owns them, no connection, or it broke.
     """
     found = subscriptions_of(server, database)
     names = [subscription.name for subscription in found]
@@ -86,7 +88,7 @@ def drop_subscriptions(server: Connection, database: str) -> list[str]:
 
 def _alter(server: Connection, database: str, names: list[str], form: str) -> None:
     if not names:
-        return  # and no session in a database that may be closed
+        return  # opens no session: the database may not accept connections
     with connect(server.to(database)) as session:
         for name in names:
             session.execute(sql.SQL(form).format(sql.Identifier(name)))

@@ -32,7 +32,7 @@ T = TypeVar("T")
 DEADLINE_SECONDS = 30.0
 #: How often sessions are ended while the server waits for the database to be empty.
 _POLL_SECONDS = 0.005
-#: What the server takes at most to end a session whose client has closed it, on a machine that has other things to do.
+#: The longest time that a busy server takes to end a session whose client has closed it.
 _CLOSING_SECONDS = 2.0
 _SHOWN = 5
 #: Serializes swaps. The server may still run the swap of a killed client; a query for its outcome waits for it.
@@ -40,8 +40,8 @@ _ALONE = AdvisoryLock("ovia-backup swap", "the renaming of databases by a restor
 _PATIENCE = f"SET lock_timeout = '{DEADLINE_SECONDS:.0f}s'"
 #: New sessions wait while the rename waits for its lock (for example, for a CREATE DATABASE ... TEMPLATE of it).
 _HASTE = "SET lock_timeout = '2s'"
-#: The swap must survive a crash, and with it all that was committed before it without waiting for the disk. A role
-#: whose commits wait for a standby, too, keeps that.
+#: The swap must survive a crash, together with everything that was committed before it with synchronous_commit = off. A
+#: role whose commits also wait for a standby keeps its setting.
 _DURABLE = """
     SELECT set_config(name, 'local', false) FROM pg_settings WHERE name = 'synchronous_commit' AND setting = 'off'
 """
@@ -72,13 +72,13 @@ _SESSIONS = """
       AND a.pid <> pg_backend_pid()
     ORDER BY a.backend_start
 """
-#: In the select list: as a condition it would be free to go first, and end every session of the server.
+#: In the select list: as a WHERE condition, the planner could evaluate it first and end every session of the server.
 _END = f"SELECT pid, pg_terminate_backend(pid) FROM ({_SESSIONS}) AS s WHERE endable"  # noqa: S608
 _PREPARED = "SELECT gid, owner, prepared FROM pg_prepared_xacts WHERE database = %s ORDER BY prepared"
 _SLOTS = "SELECT slot_name AS name, active FROM pg_replication_slots WHERE database = %s AND NOT temporary ORDER BY 1"
-#: Of the live database, the incoming one, and the name to keep the live one under. What was renamed stays locked to the
-#: end of the transaction, so only the first renaming of each waits. That end stands in the same message as all that
-#: interrupts anybody: the server has the whole of it, or nothing.
+#: {0} is the live database, {1} the incoming one, {2} the name under which the live one is kept. A renamed database
+#: stays locked until the transaction ends, so only the first rename of each waits. COMMIT is in the same message as the
+#: renames that interrupt clients: the server receives all of it, or nothing.
 _CLAIM = sql.SQL("BEGIN; ALTER DATABASE {1} RENAME TO {2}")
 _SWAP = sql.SQL(
     "ALTER DATABASE {0} RENAME TO {1}; ALTER DATABASE {2} RENAME TO {0}; ALTER DATABASE {1} RENAME TO {2}; COMMIT"
@@ -93,10 +93,10 @@ class ClientSession:
 
     Attributes:
         user: the role.
-        application: what it calls itself, or what kind of process of the server it is.
+        application: its application name, or else its backend type.
         client: its address; empty for a local socket.
-        state: as in ``pg_stat_activity``. All but the user is empty where the role may not see it.
-        endable: whether we may end it.
+        state: as in ``pg_stat_activity``. All but the user is empty if the role may not see it.
+        endable: whether this role may terminate it.
     """
 
     user: str
@@ -112,15 +112,15 @@ class ClientSession:
 
 @dataclass(frozen=True, slots=True)
 class DatabaseState:
-    """A database as it stands now.
+    """The current state of a database.
 
     Attributes:
-        exists: whether it is there; if not, all else is empty.
+        exists: whether it exists; if not, all else is empty.
         owner: its owner's name.
-        size_bytes: on the server's disk; ``None`` where the role may not ask.
-        oid: what tells it from every other of its server, whatever it is called.
-        invalid: whether an interrupted DROP DATABASE has left nothing of use.
-        sessions: who is in it, oldest first.
+        size_bytes: on the server's disk; ``None`` if the role may not query it.
+        oid: identifies it on its server, whatever its name is.
+        invalid: whether an interrupted DROP DATABASE has left it unusable.
+        sessions: the sessions in it, oldest first.
     """
 
     exists: bool
@@ -133,11 +133,11 @@ class DatabaseState:
 
 @dataclass(frozen=True, slots=True)
 class Swapped:
-    """What a swap did.
+    """The effects of a swap.
 
     Attributes:
-        seconds: from the first session's end until the new database could be entered.
-        cut: how many sessions were ended.
+        seconds: from the end of the first session until the new database accepted sessions.
+        cut: how many sessions were terminated.
     """
 
     seconds: float
@@ -145,7 +145,7 @@ class Swapped:
 
 
 def database_state(server: Connection, database: str) -> DatabaseState:
-    """A database as it stands now.
+    """Query the current state of a database.
 
     Raises:
         ServerError: no connection, or it broke.
@@ -159,15 +159,15 @@ def database_state(server: Connection, database: str) -> DatabaseState:
 
 
 def obstacles(server: Connection, database: str, *, mode_needs_swap: bool = True) -> list[RestoreRefusedError]:
-    """Why the database cannot be renamed away, or dropped, by this role; empty when it can.
+    """Why this role cannot rename or drop the database; empty if it can.
 
-    What is needed: a superuser; or CREATEDB, the owner's rights (membership with INHERIT and SET), and
-    pg_signal_backend where sessions of other roles are to be ended.
+    The role must be a superuser; or have CREATEDB, the owner's rights (membership with INHERIT and SET), and
+    pg_signal_backend if sessions of other roles must be terminated.
 
     Args:
-        server: as the role that will do it.
-        database: which need not exist.
-        mode_needs_swap: it is to be kept, under another name; else it is to be dropped.
+        server: as the role that will rename or drop it.
+        database: need not exist.
+        mode_needs_swap: the database is to be renamed and kept; otherwise it is to be dropped.
 
     Raises:
         ServerError: no connection, or it broke.
@@ -184,7 +184,7 @@ def obstacles(server: Connection, database: str, *, mode_needs_swap: bool = True
         acting, connected = role["acting"], role["connected"]
         me, instead = sql_identifier(acting), ""
         if acting != connected:
-            # ALTER ROLE ... SET role: the rights are the other's.
+            # ALTER ROLE ... SET role: the session has the acting role's rights.
             instead = f", as which role {connected} acts, since its setting role says so"
         if role["standby"]:
             refuse(
@@ -265,22 +265,22 @@ def swap_databases(
     oids: tuple[int, int] | None = None,
     deadline_seconds: float = DEADLINE_SECONDS,
 ) -> Swapped:
-    """Rename ``live`` to ``kept`` and ``incoming`` to ``live``, both or neither, and end every session in both.
+    """Rename ``live`` to ``kept`` and ``incoming`` to ``live``, both or neither, and terminate every session in both.
 
-    Sessions may begin in either the moment it is done. Sessions that could not be ended make it try again; each try
-    keeps new ones waiting for up to five seconds.
+    New sessions can begin in both databases as soon as the swap is done. If a session cannot be terminated, the swap
+    is tried again; each try keeps new sessions waiting for up to five seconds.
 
     Args:
-        server: as a role for whom there are no :func:`obstacles`.
-        live: the name that people use.
-        incoming: what takes its place.
-        kept: what the live one is called afterwards.
-        oids: of ``live`` and ``incoming``, as they must be; another swap may have changed them.
-        deadline_seconds: after which no further try is begun.
+        server: as a role that has no :func:`obstacles`.
+        live: the name that clients use.
+        incoming: the database that takes its place.
+        kept: the name of the old live database afterwards.
+        oids: the expected OIDs of ``live`` and ``incoming``; another swap may have changed them.
+        deadline_seconds: no further try begins after this time.
 
     Raises:
-        DatabaseInUseError: sessions stayed in one of them; nothing is changed.
-        DatabaseMissingError: ``live`` or ``incoming`` is not there.
+        DatabaseInUseError: sessions stayed in one of the databases; nothing is changed.
+        DatabaseMissingError: ``live`` or ``incoming`` does not exist, or has another OID.
         BackupError: the server refused, and nothing is changed; or the connection broke: ask :func:`swap_outcome`.
     """
     with _sessions_of_ours(other_database(server, live, incoming)) as (renaming, ending):
@@ -291,7 +291,7 @@ def swap_databases(
         names = tuple(map(sql.Identifier, (live, incoming, kept)))
 
         def rename(cut: set[int]) -> Swapped:
-            # It may take a while until it is empty (autovacuum visits new tables); the live one stays untouched.
+            # The incoming database may be busy for a while (autovacuum visits new tables); the live one is untouched.
             _rename(renaming, _CLAIM.format(*names), ending, found[1], cut)
             began = time.monotonic()
             _rename(renaming, _SWAP.format(*names), ending, found[0], cut)
@@ -301,13 +301,13 @@ def swap_databases(
 
 
 def give_name(server: Connection, database: str, name: str, *, oid: int) -> None:
-    """Rename ``database`` to what no database is called, and end every session in it.
+    """Rename ``database`` to a name that no database has, and terminate every session in it.
 
     Args:
-        server: as a role for whom there are no :func:`obstacles`.
-        database: what is renamed.
-        name: what it is called afterwards.
-        oid: of ``database``, as it must be.
+        server: as a role that has no :func:`obstacles`.
+        database: the database to rename.
+        name: its name afterwards.
+        oid: the expected OID of ``database``.
 
     Raises:
         DatabaseInUseError, DatabaseMissingError: as :func:`swap_databases`; nothing is changed.
@@ -325,10 +325,10 @@ def give_name(server: Connection, database: str, name: str, *, oid: int) -> None
 
 
 def is_called(server: Connection, name: str, oid: int) -> bool:
-    """Whether the database of that OID has the name; waits for a renaming that the server is still about.
+    """Whether the database with this OID has the name. Waits for a rename that the server still runs.
 
     Raises:
-        LockTimeoutError: another one is under way.
+        LockTimeoutError: another rename is still running.
     """
     return names_by_oid(server, [oid]).get(oid) == name
 
@@ -338,11 +338,12 @@ def swap_outcome(server: Connection, live: str, oids: tuple[int, int]) -> Litera
 
     Args:
         server: any role.
-        live: as :func:`swap_databases` was given it.
-        oids: of ``live`` and ``incoming`` before it.
+        live: as passed to :func:`swap_databases`.
+        oids: of ``live`` and ``incoming`` before the swap.
 
     Returns:
-        Which of both is called ``live``, whatever became of the other one since; ``torn``: neither.
+        ``before``: the old database has the name ``live``; ``after``: the new one has it; ``torn``: neither has it. The
+        state of the other database does not matter.
 
     Raises:
         LockTimeoutError: another swap is under way.
@@ -386,7 +387,7 @@ def _insist(
     oids: list[int],
     deadline_seconds: float,
 ) -> T:
-    """Rename, and again while sessions stay in what is renamed, up to the deadline."""
+    """Rename; try again until the deadline while sessions stay in a database."""
     deadline = time.monotonic() + deadline_seconds
     cut: set[int] = set()
     while True:
@@ -411,7 +412,7 @@ def _rename(
     oid: int,
     cut: set[int],
 ) -> None:
-    """Rename, and meanwhile terminate the sessions in the database."""
+    """Rename, and terminate the database's sessions meanwhile."""
     with ThreadPoolExecutor(1) as other:
         renamed = other.submit(renaming.execute, renames)
         while not renamed.done():
@@ -441,7 +442,7 @@ def _sessions(session: psycopg.Connection[dict[str, Any]], oid: int) -> tuple[Cl
 
 
 def _staying(session: psycopg.Connection[dict[str, Any]], oid: int) -> list[ClientSession]:
-    """Who cannot be ended; not a session of ours that was just closed, such as the doctor's by the role that dumps."""
+    """Sessions that this role may not terminate, except our own that were just closed, such as one of the dump role."""
     until = time.monotonic() + _CLOSING_SECONDS
     while True:
         stay = [each for each in _sessions(session, oid) if not each.endable]

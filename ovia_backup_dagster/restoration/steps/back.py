@@ -17,10 +17,10 @@ from ovia_backup_dagster.restoration.swap import database_state, names_by_oid
 
 
 def require_way_back(work: Work) -> None:
-    """Refuse to put back what cannot be.
+    """Refuse to put back a restore whose old live database cannot come back.
 
     Raises:
-        NoWayBackError: what was live before is gone, or there was nothing before.
+        NoWayBackError: the old live database is gone, or there was none.
     """
     order, oids = work.order, work.journal.data(SwapData).oids
     why, instead = "", ""
@@ -41,10 +41,10 @@ def require_way_back(work: Work) -> None:
 
 
 def require_still_live(work: Work) -> None:
-    """Refuse to go on after a swap that a person has undone by hand.
+    """Refuse to go on if an operator has undone the swap by hand.
 
     Raises:
-        RestoreError: what was live before is so again; or neither is.
+        RestoreError: the old database is live again, or neither database is.
     """
     order, oids = work.order, work.journal.data(SwapData).oids
     if work.journal.done(Step.SWAP) and oids is not None and not is_swapped(work, oids):
@@ -56,14 +56,14 @@ def require_still_live(work: Work) -> None:
 
 
 def put_back(work: Work) -> list[BackupError]:
-    """Make all as it was before the restore: the live database, and the services' replicas.
+    """Return the live database and the services' replicas to the state before the restore.
 
     Returns:
-        What is wrong, and no longer ours to wait for: services that have their replicas and are not well; a copy
-        that cannot be dropped.
+        Problems that do not keep the restore from ending: services that are scaled but unhealthy, and a copy that
+        cannot be dropped.
 
     Raises:
-        BackupError: it could not be; it can be tried again.
+        BackupError: this failed; it can be tried again.
     """
     taken = [registry.kind_of(word)(work) for word in reversed(work.order.steps)]
     problems: list[BackupError] = []
@@ -75,16 +75,16 @@ def put_back(work: Work) -> list[BackupError]:
 
 
 def let_go(work: Work) -> list[BackupError]:
-    """Leave the databases of a torn swap as a person has left them, and see to the services.
+    """Leave the databases of a torn swap as they are, and give the services their replicas back.
 
     Returns:
-        What is wrong, as of :func:`put_back`.
+        Problems, as for :func:`put_back`.
 
     Raises:
-        BackupError: the services could not be seen to; it can be tried again.
+        BackupError: the services could not be scaled; this can be tried again.
     """
     noted = work.journal.data(SwapData)
-    assert noted.oids is not None  # it is torn
+    assert noted.oids is not None  # the swap is torn, so it was begun
     whose = dict(zip(noted.oids, ("was live before", "was to be live"), strict=True))
     called = names_by_oid(work.target, whose)
     notes = [

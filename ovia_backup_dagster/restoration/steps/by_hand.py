@@ -24,7 +24,7 @@ def to_end_migration(work: Work) -> str:
 
 def to_start(work: Work, replicas: Mapping[str, int | None]) -> str:
     """Args:
-    replicas: of each service; ``None`` where only the person knows.
+    replicas: service -> its replicas; ``None`` if only the operator knows the number.
     """
     return f"to be started by hand: {work.manager.scale_command(replicas)}"
 

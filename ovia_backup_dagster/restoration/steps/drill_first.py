@@ -28,7 +28,7 @@ class DrillStep(TakenStep):
     def take(self) -> DrillData:
         work = self.work
         assert work.backup is not None
-        work.let_dumps()  # it may take hours; and the verdict on the backup is written under their lock
+        work.let_dumps()  # a drill may take hours, and the backup's verdict is written under the dumps' lock
         choice = Choice(Where.THROWAWAY, work.order.jobs)
         evidence = work.driller.drill(
             work.backup, choice, launched_by=work.order.launched_by, run_id=work.order.run_id, log=work.log
@@ -38,11 +38,11 @@ class DrillStep(TakenStep):
         return DrillData(evidence=evidence.filename, notes=tuple(self._rehearse(work.backup)))
 
     def _rehearse(self, backup: Backup) -> list[str]:
-        """Restore all but the data where it is to be restored: the drill was made by a superuser of its own server."""
+        """Restore all but the data on the target server: the drill ran as a superuser of its own server."""
         work = self.work
         notes = make_roles(work, backup)
         copy, programs = copy_to_make(work), work.driller.verifier.programs
-        copy.drop()  # what a killed attempt left of it
+        copy.drop()  # left by a killed attempt
         script = archives.database_text(programs, backup.path)
         notes += copy.create(script)
         try:

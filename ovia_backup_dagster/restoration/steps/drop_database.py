@@ -29,7 +29,7 @@ class DropStep(TakenStep):
         found = subscriptions_of(work.target, database) if work.exists(database) else []
         return DropData(
             properties=properties(work.target, database).to_json(),
-            # They must go first, and with them goes who knows their slots.
+            # They must be dropped before the database, and only they know their slots.
             dropped_subscriptions={each.name: each.slot for each in found},
         )
 
@@ -43,7 +43,7 @@ class DropStep(TakenStep):
         return DropData(notes=tuple(f"to be dropped on its publisher: replication slot {slot}" for slot in slots))
 
     def put_back(self) -> list[BackupError]:
-        """Nothing brings a dropped database back; of one that could not be dropped, say what it lost."""
+        """A dropped database cannot be brought back. If the drop failed, note the subscriptions that are gone."""
         work = self.work
         if dropped := work.journal.data(DropData).dropped_subscriptions:
             there = {each.name for each in subscriptions_of(work.target, work.order.database)}

@@ -13,10 +13,10 @@ from ovia_backup_dagster.restoration.steps.step_context import Work
 
 
 def take_step(work: Work, word: str) -> None:
-    """Take the step that the journal knows by a word.
+    """Take the step with this word.
 
     Raises:
-        BackupError: it failed, or was taken in part; or the journal cannot be written.
+        BackupError: the step failed, or was taken in part; or the journal cannot be written.
     """
     journal = work.journal
     try:
@@ -29,5 +29,5 @@ def take_step(work: Work, word: str) -> None:
 
 
 def note(work: Work, word: str) -> StepData | None:
-    """What a later process needs to know if this one is killed in the step; see :meth:`TakenStep.note`."""
+    """Data that a later process needs if this one is killed in the step; see :meth:`TakenStep.note`."""
     return registry.kind_of(word)(work).note()

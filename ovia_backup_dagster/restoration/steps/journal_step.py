@@ -14,12 +14,12 @@ from ovia_backup_dagster.restoration.steps.step_context import Work
 class TakenStep(ABC):
     """One step of one restore.
 
-    It may be taken twice: the process that took it can have been killed before it could say so. So each looks at how
-    things stand before it changes them.
+    A step may be taken twice: its process may have been killed before it wrote the result to the journal. So each step
+    checks the current state before it changes anything.
 
     Attributes:
-        data: what the journal carries of it, and the word by which the journal knows it.
-        work: what it works with.
+        data: the model of the step's journal data, with the step's word in the journal.
+        work: the dependencies that all steps share.
     """
 
     data: ClassVar[type[StepData]]
@@ -29,33 +29,33 @@ class TakenStep(ABC):
 
     @classmethod
     def needed(cls, order: Order) -> bool:
-        """Whether an order of a mode that has the step takes it."""
+        """Whether this order takes the step, if its mode has the step."""
         del order
         return True
 
     @classmethod
     @abstractmethod
     def describe(cls, order: Order) -> str:
-        """What it will do, for people."""
+        """What the step will do, for people."""
 
     def note(self) -> StepData | None:
-        """What a later process needs to know if this one is killed in the step; written down before it is taken.
+        """Data that a later process needs if this one is killed in the step; written before the step is taken.
 
         Raises:
-            BackupError: it cannot be found out, and so the step cannot be taken.
+            BackupError: the data cannot be read, so the step cannot be taken.
         """
         return None
 
     @abstractmethod
     def take(self) -> StepData | None:
-        """Take it; returns what is to be noted of it.
+        """Take the step; returns its data for the journal.
 
         Raises:
-            BackupError: it failed, or was taken in part.
+            BackupError: the step failed, or was taken in part.
         """
 
     def carry_out(self) -> StepData | None:
-        """Take it, or tell a person to; returns what is to be noted of it.
+        """Take the step, or print what the operator must do instead; returns its data for the journal.
 
         Raises:
             BackupError: as :meth:`take`.
@@ -67,22 +67,22 @@ class TakenStep(ABC):
         return self.take()
 
     def by_hand(self) -> str:
-        """What a person does in its place, where a person sees to the services; empty where the program still does."""
+        """Instructions if an operator handles the services; empty for a step that the program takes anyway."""
         return ""
 
     def put_back(self) -> list[BackupError]:
-        """Make what it changed as it was before, if it was begun; steps are put back from the last to the first.
+        """Undo what the step changed, if it was begun. Steps are put back from the last to the first.
 
         Returns:
-            What is wrong, and no longer ours to wait for.
+            Problems that do not keep the restore from ending.
 
         Raises:
-            BackupError: it could not be; it can be tried again.
+            BackupError: this failed; it can be tried again.
         """
         return []
 
     def clean_up(self) -> list[BackupError]:
-        """Remove what it left, once every step is put back: people wait for the services, and not for this.
+        """Remove what the step left behind, after every step is put back: the services come up first.
 
         Returns, Raises: as :meth:`put_back`.
         """

@@ -12,7 +12,7 @@ from ovia_backup_dagster.restoration.swap import give_name
 
 
 class NameStep(TakenStep):
-    """Renames what was restored; from then on it is live, and is not put back."""
+    """Renames the restored database; from then on it is live, and the restore cannot be put back."""
 
     data = NameData
 

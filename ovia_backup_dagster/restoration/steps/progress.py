@@ -14,20 +14,20 @@ from ovia_backup_dagster.restoration.swap import database_state, is_called, swap
 
 
 def is_named(work: Work) -> bool:
-    """Whether what was restored has the live database's name, where there was none, if not by this process.
+    """Whether the restored database has the live name, in a restore that found no live database. Asks the server.
 
     Raises:
-        ServerError: it cannot be asked.
+        ServerError: no connection, or it broke.
     """
     order, made = work.order, work.journal.made
     return order.takes_name and made is not None and is_called(work.target, order.database, made)
 
 
 def is_swapped(work: Work, oids: tuple[int, int]) -> bool:
-    """Whether the swap was made, if not by this process.
+    """Whether the swap was made, by this or another process.
 
     Raises:
-        RestoreError: a person has renamed or dropped both of the databases since.
+        RestoreError: neither database has the live name: both were renamed or dropped since.
     """
     order, found = work.order, swap_outcome(work.target, work.order.database, oids)
     if found == "torn":
@@ -41,10 +41,10 @@ def is_swapped(work: Work, oids: tuple[int, int]) -> bool:
 
 
 def is_lost(work: Work) -> bool:
-    """Whether the live database was dropped, if only in part, so that this restore alone can bring it back.
+    """Whether the live database was dropped, at least in part, so that only finishing this restore brings it back.
 
     Raises:
-        ServerError: it cannot be asked.
+        ServerError: no connection, or it broke.
     """
     if work.order.mode is not Mode.DROP or not work.journal.begun(Step.DROP) or is_named(work):
         return False
@@ -53,15 +53,15 @@ def is_lost(work: Work) -> bool:
 
 
 def is_torn(work: Work) -> bool:
-    """Whether a swap was begun, and neither of its databases is the live one: a person has seen to that.
+    """Whether a swap was begun, and neither database has the live name now: an operator renamed or dropped them.
 
     Raises:
-        ServerError: it cannot be asked.
+        ServerError: no connection, or it broke.
     """
     oids = work.journal.data(SwapData).oids
     return oids is not None and swap_outcome(work.target, work.order.database, oids) == "torn"
 
 
 def was_live(work: Work) -> bool:
-    """Whether what was to be live is known to have been, whatever it is called now: it may have been written to."""
+    """Whether the incoming database is known to have been live, whatever its name is now: it may hold new rows."""
     return work.journal.done(Step.SWAP) or work.journal.data(SwapData).was_live

@@ -1,7 +1,7 @@
 """The order in which a new restore takes its steps, for each mode.
 
 The order is stored with the restore when it is planned: a killed restore is finished in the order that it began with,
-by whatever version. A new step is a module of its own and its place in a mode's sequence here. A step that no mode
+by whatever version. To add a step, write a module for it and list it in a mode's sequence here. A step that no mode
 takes any more must stay known, for the restores that began with it.
 """
 
@@ -23,13 +23,13 @@ SEQUENCES: dict[Mode, tuple[type[TakenStep], ...]] = {
     Mode.SWAP: (RestoreStep, StopStep, SwapStep, MigrateStep, StartStep, HealthStep),
     Mode.DROP: (DrillStep, StopStep, DropStep, RestoreStep, NameStep, MigrateStep, StartStep, HealthStep),
     Mode.NEW: (RestoreStep, NameStep, MigrateStep, StartStep, HealthStep),
-    # What runs again is what ran before: its schema needs no migration.
+    # The application ran on this database before: its schema needs no migration.
     Mode.UNDO: (StopStep, SwapStep, StartStep, HealthStep),
 }
 
 
 def steps_of(order: Order) -> tuple[str, ...]:
-    """The words of the steps that an order takes which is decided now."""
+    """The words of the steps that a new order takes, in sequence."""
     kinds = [kind for kind in SEQUENCES[order.mode] if kind.needed(order)]
     if order.stop_services is StopServices.FIRST:
         kinds.sort(key=lambda kind: kind is not StopStep)
@@ -37,23 +37,23 @@ def steps_of(order: Order) -> tuple[str, ...]:
 
 
 def find_kind(word: str) -> type[TakenStep] | None:
-    """The step that the journal knows by a word; ``None`` where this version has none."""
+    """The step with this word in the journal; ``None`` if this version has no such step."""
     return next((kind for kinds in SEQUENCES.values() for kind in kinds if kind.data.step == word), None)
 
 
 def kind_of(word: str) -> type[TakenStep]:
-    """The same, of an order that was read with :func:`refuse_unknown`."""
+    """The step with this word, in a journal that :func:`refuse_unknown` has accepted."""
     kind = find_kind(word)
     assert kind is not None, word
     return kind
 
 
 def refuse_unknown(journal: Journal) -> None:
-    """Refuse what this version cannot finish, nor put back: a newer one may have begun it.
+    """Refuse a restore that this version can neither finish nor put back: a newer version may have begun it.
 
     Raises:
-        UnknownStepError: it has a step that this version does not know.
-        JournalError: what was noted of a step cannot be understood.
+        UnknownStepError: the restore has a step that this version does not know.
+        JournalError: the journal data of a step cannot be parsed.
     """
     order = journal.order
     for word in dict.fromkeys([*order.steps, *(entry.step for entry in journal.entries if entry.step)]):

@@ -35,7 +35,7 @@ from ovia_backup_dagster.restoration.steps.step_context import Work
 from ovia_backup_dagster.restoration.swap import database_state
 
 _SHOWN = 10
-#: What only a drill does: it alters its copy, or hands it to others.
+#: Checks that only a drill makes, because they alter the copy or pass it to other programs.
 _NOT_IN_A_RESTORE = {
     Check.CONTAINED: "what the backup contains runs in this server, as the role that restores",
     Check.CONTROL: "no row of a database that is to be live is deleted; the monthly drill does that",
@@ -44,7 +44,7 @@ _NOT_IN_A_RESTORE = {
 
 
 class RestoreStep(TakenStep):
-    """Restores a copy, and proves it."""
+    """Restores a copy, and compares it with the backup."""
 
     data = RestoreData
 
@@ -64,22 +64,22 @@ class RestoreStep(TakenStep):
     def take(self) -> RestoreData:
         work = self.work
         assert work.backup is not None
-        work.let_dumps()  # it may take hours; and the verdict on the backup is written under their lock
+        work.let_dumps()  # a restore may take hours, and the backup's verdict is written under the dumps' lock
         order, backup, journal = work.order, work.backup, work.journal
         notes = make_roles(work, backup)
         copy = copy_to_make(work)
         if journal.attempts(self.data.step) > 1:
-            copy.drop(journal.made)  # what a killed attempt left of it
+            copy.drop(journal.made)  # left by a killed attempt
         proof = self._proof(backup)
         proven = _salvage(proof, copy, backup) if order.even_if_damaged else self._prove(proof, copy, backup)
         notes += self._to_refresh(proof)
-        # Known as ours by how it was made until now, by its number from now on.
+        # Until now its connection limit identifies the database as this program's; from now on, its OID does.
         made = database_state(work.target, order.incoming).oid
         journal.write(JournalMark.NOTED, self.data.step, RestoreData(made=made))
         take_out(copy)
         copy.release()
         if order.new_host or order.mode is Mode.NEW:
-            # Nothing is there whose properties it takes over: it is as the backup's was.
+            # There is no database to take properties from: the backup's own are applied.
             script = archives.database_text(work.driller.verifier.programs, backup.path)
             notes += copy.configure(script, swapped=order.mode is Mode.SWAP)
         elif order.mode is Mode.DROP:
@@ -88,7 +88,7 @@ class RestoreStep(TakenStep):
         return RestoreData(proven=proven, notes=tuple(notes))
 
     def clean_up(self) -> list[BackupError]:
-        """Drop the copy. One that is held stays: that is no reason to refuse another restore."""
+        """Drop the copy. If it cannot be dropped, only report that: another restore is still possible."""
         work, order = self.work, self.work.order
         if was_live(work):
             return []
@@ -145,7 +145,7 @@ class RestoreStep(TakenStep):
         return Proof(driller.verifier, driller.source, backup, self.work.log, jobs=order.jobs, rescue=rescue.command())
 
     def _to_refresh(self, proof: Proof) -> list[str]:
-        """What a person does for the materialized views that hold nothing, as they could not be refreshed."""
+        """Instructions for the materialized views that are empty because they could not be refreshed."""
         becomes = self.work.order.becomes
         empty = [view for view in proof.unrefreshed if not view.refreshed]
         notes = [
@@ -159,9 +159,9 @@ class RestoreStep(TakenStep):
 
 
 def copy_to_make(work: Work) -> targets.Copy:
-    """Of the owner of what it replaces, or stands beside: the role that restores may have its rights alone.
+    """The copy to restore into. It belongs to the live database's owner: the restoring role may have only its rights.
 
-    Where there is no such database, it is of the role that restores, until the backup's own settings are made.
+    If there is no live database, the restoring role owns the copy until the backup's own owner is applied.
     """
     order, copy = work.order, work.copy(work.order.incoming)
     noted = work.journal.data(DropData).properties
@@ -170,24 +170,24 @@ def copy_to_make(work: Work) -> targets.Copy:
 
 
 def drop_copy(work: Work) -> None:
-    """Drop what this restore has made, which was never live.
+    """Drop the copy that this restore has made, and that was never live.
 
     Raises:
-        BackupError: it could not be.
+        BackupError: it could not be dropped.
     """
     if work.journal.begun(Step.RESTORE) or work.journal.begun(Step.DRILL):
         work.log(f"dropping {work.order.incoming}")
         try:
             work.copy(work.order.incoming).drop(work.journal.made)
         except CopyError as error:
-            work.log(error.account)  # not ours, and nothing of ours is left
+            work.log(error.account)  # the database is another session's, so no copy of this restore is left
 
 
 def make_roles(work: Work, backup: Backup) -> list[str]:
-    """Make the roles that the server lacks, where that was asked for; returns what a person should know.
+    """Create the roles that the server lacks, if the order says so; returns notes for the operator.
 
     Raises:
-        BackupError: one cannot be made.
+        BackupError: the saved roles cannot be read, or a role cannot be created.
     """
     order = work.order
     if not order.create_roles:
@@ -200,7 +200,7 @@ def make_roles(work: Work, backup: Backup) -> list[str]:
         return [f"no roles were made: {error.why}"]
     if saved is None:
         return ["no roles were saved with this backup: none were made"]
-    # A new host gets all of them: that which dumps owns nothing, and is named by no object.
+    # A new host gets all saved roles: the role that dumps owns nothing, and no object names it.
     schema = None if order.new_host else archives.schema_text(work.driller.verifier.programs, backup.path)
     server = other_database(work.target, order.database)
     lacking = roles.missing(server, saved, schema)
@@ -209,7 +209,7 @@ def make_roles(work: Work, backup: Backup) -> list[str]:
 
 
 def _salvage(proof: Proof, copy: targets.Copy, backup: Backup) -> Proven:
-    """Restore what can be; say what is not as it was when the backup was last read whole."""
+    """Restore as much as possible; report what differs from the backup's last complete reading."""
     proof.read_manifest()
     proof.restore(copy, despite_errors=True)
     proof.take_stock(copy)

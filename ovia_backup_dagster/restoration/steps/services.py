@@ -110,13 +110,13 @@ class StartStep(TakenStep):
 
     @property
     def _replicas(self) -> dict[str, int | None]:
-        """Of each service, in the end; ``None`` where it was stopped by hand, and its number was not written down."""
+        """Service -> its replicas afterwards; ``None`` if it was stopped by hand, so the number was not noted."""
         before = self.work.journal.data(StopData).replicas or {}
         return {name: before.get(name) if count is None else count for name, count in self.work.order.services.items()}
 
 
 class HealthStep(TakenStep):
-    """Asks the application whether all is well."""
+    """Waits for the application's health check."""
 
     data = HealthData
 
@@ -139,7 +139,7 @@ class HealthStep(TakenStep):
         return by_hand.to_ask_health(self.work)
 
 
-# ---- what other steps do with the services on the way back
+# ---- used by other steps while putting back
 
 
 def stop(work: Work) -> None:
@@ -155,27 +155,27 @@ def stop(work: Work) -> None:
 
 
 def start_unnoted(work: Work) -> None:
-    """Start the services where the journal cannot be written: they must not stay down for it."""
+    """Start the services although the journal cannot be written: they must not stay down because of that."""
     if Step.START in work.order.steps:
         with contextlib.suppress(BackupError):
             StartStep(work).carry_out()
 
 
 def stop_again(work: Work) -> None:
-    """Before what is live is swapped back, where the services were started."""
+    """Stop the services before the live database is swapped back, if they were started."""
     if not work.journal.begun(Step.START) or work.by_hand:
         return
     try:
         stop(work)
     except ServiceError as error:
-        work.log(error.account)  # the swap ends its sessions, whatever becomes of it
+        work.log(error.account)  # the swap terminates the service's sessions in any case
 
 
 def end_migration(work: Work) -> None:
-    """Nothing migrates the database that comes back.
+    """End an unfinished migration, so that it does not change the database that comes back.
 
     Raises:
-        ServiceManagerError: the service manager cannot be asked.
+        ServiceManagerError: the service manager does not answer, or refused.
     """
     journal, order = work.journal, work.order
     if not journal.begun(Step.MIGRATE) or journal.done(Step.MIGRATE):
@@ -191,10 +191,10 @@ def end_migration(work: Work) -> None:
 
 
 def give_replicas_back(work: Work) -> list[BackupError]:
-    """As the services had them before; returns what is wrong with those that are not well.
+    """Scale the services to their replicas before the restore; returns the errors of unhealthy services.
 
     Raises:
-        ServiceManagerError: the service manager cannot be asked, or refuses.
+        ServiceManagerError: the service manager does not answer, or refused.
     """
     before = work.journal.data(StopData).replicas or {}
     if work.journal.begun(Step.STOP) and (work.by_hand or not before):
@@ -203,10 +203,10 @@ def give_replicas_back(work: Work) -> list[BackupError]:
 
 
 def _scale(work: Work, wanted: Mapping[str, int]) -> list[ServiceError]:
-    """Scale all, whatever becomes of one of them; returns what is wrong with those that are not well.
+    """Scale all services, even if one fails; returns the errors of unhealthy services.
 
     Raises:
-        ServiceManagerError: it does not answer, or refused to scale one.
+        ServiceManagerError: the service manager does not answer, or refused to scale a service.
     """
     problems: list[ServiceError] = []
     refusals: list[ServiceManagerRefusedError] = []

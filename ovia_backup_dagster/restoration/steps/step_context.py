@@ -31,12 +31,12 @@ class Work:
     Attributes:
         driller: catalog and programs; it drills before a database is dropped.
         target: the live database, as the role that restores.
-        manager: whose services are stopped and started.
-        health_url: as the settings have it now; the journal has it without its secrets.
-        journal: what was done so far.
-        backup: what is restored; ``None`` of an undo.
-        log: told what happens.
-        by_hand: a person stops, migrates, starts and asks the services, and is told which.
+        manager: the service manager.
+        health_url: the current ``HEALTH_URL``; the journal stores it without its secrets.
+        journal: the steps taken so far.
+        backup: the backup to restore; ``None`` for an undo.
+        log: receives progress lines.
+        by_hand: an operator handles the services; the steps only print the commands.
     """
 
     driller: Driller
@@ -57,14 +57,14 @@ class Work:
         return database_state(self.target, database).exists
 
     def copy(self, database: str) -> targets.Copy:
-        """The database as something that is restored into, or dropped."""
+        """A database on the target server, as a copy to restore into or to drop."""
         return targets.live_copy(self.target, database, f"database {database} on {self.order.place}")
 
     def live_oid(self) -> int:
-        """The live database, which must be the one that was shown to who confirmed.
+        """The OID of the live database, which must be the one that the operator confirmed.
 
         Raises:
-            RestoreError: it is another one.
+            RestoreError: another database has the live name, or none has.
         """
         found = database_state(self.target, self.order.database)
         if not found.exists or found.oid != self.order.live_oid:
@@ -72,7 +72,7 @@ class Work:
         return found.oid
 
     def replaced(self, database: str) -> RestoreError:
-        """That a database is not the one that the restore began with."""
+        """The error for a database that is not the one that the restore began with."""
         return RestoreError(
             f"database {database} is not the one that the {self.order.mode} began with",
             why="another session dropped, created or renamed it meanwhile",
@@ -80,14 +80,14 @@ class Work:
         )
 
     def refuse_obstacles(self, noted: StepData) -> None:
-        """Before the first step that cannot be waited in: hours may have gone by since the plan was made.
+        """Check the obstacles again before the first disruptive step, then hold off dumps. The plan may be hours old.
 
         Args:
-            noted: what an earlier attempt at the step has noted; then nothing is asked again.
+            noted: data from an earlier attempt at the step; if there is any, nothing is checked again.
 
         Raises:
             BackupError: a database cannot be renamed or dropped now.
-            LockHeldError: a dump is under way, and takes too long.
+            LockHeldError: a running dump did not end in time.
         """
         order = self.order
         if noted.model_fields_set or order.mode is Mode.NEW:
@@ -98,7 +98,7 @@ class Work:
         self.hold_dumps()
 
     def hold_dumps(self) -> None:
-        """No dump is made of a database that is going; a dump is waited for while the services still run."""
+        """Hold the dumps' lock, so that no dump of the outgoing database begins. Waits for a running dump."""
         if self._dumps_held is None:
             order, held = self.order, contextlib.ExitStack()
             purpose = f"the {order.mode} of {order.database}"
@@ -109,13 +109,13 @@ class Work:
             self._dumps_held = held
 
     def let_dumps(self) -> None:
-        """Dumps may begin again. Not sooner than when it is sure that nothing is swapped back."""
+        """Allow dumps again. Call this only when a swap back is ruled out."""
         if self._dumps_held is not None:
             self._dumps_held.close()
             self._dumps_held = None
 
     def note(self, step: str, notes: Sequence[str]) -> None:
-        """On the way back: tell people, and write it down if the volume lets us. The way back does not wait for it."""
+        """Log notes while putting back, and write them to the journal if the volume allows it."""
         for note in notes:
             self.log(note)
         with contextlib.suppress(VolumeError):

@@ -45,14 +45,14 @@ class SwapStep(TakenStep):
             live_oid=work.live_oid(),
             incoming_oid=incoming,
             subscriptions=self._enabled(order.database),
-            # Now, while no session writes in it.
+            # Read now, while no session writes to the database.
             counters=written(work.target, order.incoming).model_dump(mode="json"),
         )
 
     def take(self) -> SwapData:
         work, order = self.work, self.work.order
         oids = work.journal.data(SwapData).oids
-        assert oids is not None  # noted before it is taken
+        assert oids is not None  # noted before the step is taken
         if is_swapped(work, oids):
             enable_subscriptions(work.target, order.database, order.subscriptions)
             return SwapData(notes=("the swap had been made already when its process ended",))
@@ -80,7 +80,7 @@ class SwapStep(TakenStep):
 
     def _swap_back(self, noted: SwapData, oids: tuple[int, int]) -> None:
         work, order = self.work, self.work.order
-        # Noted first: what was live may have been written to, and is not dropped.
+        # Noted first: the database that was live for a while may hold new rows, so it is not dropped.
         aside = noted.aside or self._aside()
         back = SwapData(
             was_live=True,
@@ -91,7 +91,7 @@ class SwapStep(TakenStep):
         try:
             work.journal.write(JournalMark.PUTTING_BACK, self.data.step, back)
         except VolumeError:
-            start_unnoted(work)  # what is live stays so until the volume is well
+            start_unnoted(work)  # the restored database stays live until the journal can be written
             raise
         end_migration(work)
         stop_again(work)
@@ -100,11 +100,11 @@ class SwapStep(TakenStep):
         swap_databases(work.target, order.database, order.kept, aside, oids=(oids[1], oids[0]))
 
     def _note_what_stays(self, noted: SwapData, oid: int) -> None:
-        """Say what has become of what was live, where it was not this process that put it aside."""
+        """Note the name of the database that was live for a while, if this process did not move it aside."""
         work, order = self.work, self.work.order
         name = names_by_oid(work.target, [oid]).get(oid, "")
         if name and name == noted.aside:
-            return  # a process that was killed did, and has said so
+            return  # a killed process moved it aside, and noted that
         notes: list[str] = ["what was live for a while is gone: it was dropped by hand"]
         found: tuple[str, ...] = ()
         if name:
@@ -116,7 +116,7 @@ class SwapStep(TakenStep):
         for note in notes:
             work.log(note)
         stays = SwapData(was_live=True, stays=name, aside_subscriptions=found, notes=tuple(notes))
-        with contextlib.suppress(VolumeError):  # the way back does not wait for it
+        with contextlib.suppress(VolumeError):  # a full volume must not stop putting back
             work.journal.write(JournalMark.PUTTING_BACK, self.data.step, stays)
         if found:
             disable_subscriptions(work.target, name)
@@ -125,9 +125,9 @@ class SwapStep(TakenStep):
         return tuple(each.name for each in subscriptions_of(self.work.target, database) if each.enabled)
 
     def _aside(self) -> str:
-        """What a database is called that was live, and is no longer: one that is kept, like any other.
+        """A new name for the database that was live for a while: it is kept, like any replaced database.
 
-        Never by a name that it had before: what people were told of that one was another state of it.
+        Never an earlier name of that database: messages about that name meant an earlier state of it.
         """
         order, at = self.work.order, datetime.now(UTC)
         while (name := before_name(order.database, at)) == order.incoming or self.work.exists(name):
