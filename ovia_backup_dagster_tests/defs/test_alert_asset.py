@@ -1,4 +1,4 @@
-"""The freshness alert: who is told what, through a real receiver on the loopback."""
+"""The freshness alert: what it sends and which checks it fails, with a real receiver on the loopback."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from ovia_backup_dagster_tests.defs.support import (
 )
 from ovia_backup_dagster_tests.support.factories import drill_evidence
 
-# Apprise 2.2 imports it while it loads its plugins.
+# Apprise 2.2 imports it while loading its plugins.
 pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
 
 NEXT = "Next: launch daily_backup_job in the Dagster UI, or run: ovia-backup dump && ovia-backup verify latest"
@@ -125,7 +125,7 @@ def test_a_small_clock_difference_is_tolerated(bare: NewLocation, people: Receiv
 
 
 @pytest.mark.parametrize("how", ["no volume", "a file in its place"])
-def test_a_volume_that_cannot_be_read(bare: NewLocation, people: Receiver, volume: Path, how: str) -> None:
+def test_an_unreadable_volume_is_alerted(bare: NewLocation, people: Receiver, volume: Path, how: str) -> None:
     location: Location = bare(BACKUP_NOTIFY_URLS=people.url)
     if how == "no volume":
         volume.rmdir()
@@ -140,7 +140,7 @@ def test_a_volume_that_cannot_be_read(bare: NewLocation, people: Receiver, volum
     assert "level" not in shown(result)
 
 
-def test_settings_that_are_not_usable(bare: NewLocation, people: Receiver) -> None:
+def test_unusable_settings_are_alerted(bare: NewLocation, people: Receiver) -> None:
     old_dump(bare().catalog, timedelta(hours=1))
     location: Location = bare(BACKUP_NOTIFY_URLS=people.url, BACKUP_SCHEDULE="a b c d e")
     assert alert(location).success
@@ -149,7 +149,7 @@ def test_settings_that_are_not_usable(bare: NewLocation, people: Receiver) -> No
     assert "What: the settings are not usable: BACKUP_SCHEDULE: 'a b c d e' is not a cron" in message["message"]
 
 
-def test_without_a_host_it_refuses(bare: NewLocation, people: Receiver) -> None:
+def test_without_a_host_the_alert_refuses(bare: NewLocation, people: Receiver) -> None:
     location: Location = bare(BACKUP_NOTIFY_URLS=people.url, POSTGRES_HOST="")
     result = alert(location)
     assert failed_steps(result) == [ALERT]
@@ -158,7 +158,7 @@ def test_without_a_host_it_refuses(bare: NewLocation, people: Receiver) -> None:
     assert people.asked == 0
 
 
-def test_the_all_clear(bare: NewLocation, people: Receiver) -> None:
+def test_the_all_clear_is_sent(bare: NewLocation, people: Receiver) -> None:
     location: Location = bare(BACKUP_NOTIFY_URLS=people.url)
     path = old_dump(location.catalog, timedelta(hours=1))
     result = alert(location, all_clear=True, episode="2026-11-20T03:00:00+00:00")
@@ -203,7 +203,7 @@ QUESTIONS = (
 
 
 def red(result: dg.ExecuteInProcessResult) -> set[str]:
-    """The checks that did not pass, of this materialization."""
+    """The checks of this materialization that did not pass."""
     assert result.success
     assert tuple(checks(result)) == QUESTIONS
     assert about(result) == {result.run_id}
@@ -235,9 +235,9 @@ def test_all_checks_pass_when_all_is_well(bare: NewLocation, people: Receiver) -
 
 
 def test_what_is_alerted_fails_its_check(bare: NewLocation, volume: Path) -> None:
-    """Each trouble, alone, in the check that asks for it."""
+    """Each trouble alone fails the check that asks for it."""
     location: Location = bare()
-    # Where there is none, there is none to verify, either.
+    # Without a backup, there is none to verify either.
     assert red(alert(location)) == {"backups_fresh", "backups_verified"}
     old_dump(location.catalog, timedelta(days=3))
     stale = alert(location)
@@ -271,7 +271,7 @@ def test_what_is_alerted_fails_its_check(bare: NewLocation, volume: Path) -> Non
     assert red(alert(location)) == {*red_so_far, "restores_finished"}
     shutil.rmtree(volume)
     volume.write_text("no folder")
-    # Nothing is known of what stands on it, and that is not green.
+    # The content of the volume is unknown, so its checks fail.
     assert red(alert(location)) == {
         "volume_readable",
         "backups_fresh",
@@ -284,7 +284,7 @@ def test_what_is_alerted_fails_its_check(bare: NewLocation, volume: Path) -> Non
 
 
 def test_a_failed_run_and_a_stale_backup_fail_two_checks(bare: NewLocation) -> None:
-    """The message names it, though the backup's age is what people are told of."""
+    """The alert is of the backup's age, but the failed run's own check names the run's failure."""
     location: Location = bare()
     old_dump(location.catalog, timedelta(days=3))
     run = location.instance.create_run_for_job(
@@ -302,7 +302,7 @@ def test_a_failed_run_and_a_stale_backup_fail_two_checks(bare: NewLocation) -> N
 def test_an_alert_explains_the_failed_run(
     database: Connection, volume: Path, bin_dir: Path, instance: dg.DagsterInstance, people: Receiver
 ) -> None:
-    """The last good backup is two days old, then a dump was bad, then the server was gone."""
+    """The last good backup is two days old; then a dump was bad, and then the server was gone."""
     settings = environment(
         database, volume, bin_dir, BACKUP_NOTIFY_URLS=people.url, DAGSTER_PUBLIC_URL="https://dagster.example.org/"
     )
@@ -390,7 +390,7 @@ def test_an_unforeseen_error_is_named_as_the_reason(new_location: NewLocation, p
 
 
 def test_a_killed_run_is_explained_by_run_monitoring(bare: NewLocation, people: Receiver) -> None:
-    """Run monitoring ends it, with words of its own."""
+    """Run monitoring marks the run as failed, with its own message."""
     location: Location = bare(BACKUP_NOTIFY_URLS=people.url)
     job = location.job()
     run = location.instance.create_run_for_job(
@@ -417,7 +417,7 @@ def test_a_cancelled_run_explains_a_stale_backup(bare: NewLocation, people: Rece
 def test_another_databases_runs_are_not_ours(
     new_database: NewDatabase, volume: Path, bin_dir: Path, instance: dg.DagsterInstance, people: Receiver
 ) -> None:
-    """Two databases are two code locations with jobs of one name on one instance."""
+    """Two databases are two code locations on one instance, with jobs of the same name."""
     settings = environment(new_database(), volume, bin_dir, BACKUP_NOTIFY_URLS=people.url)
     ours = Location(load({**settings, "POSTGRES_DB": "no_such_database"}), instance)
     other = Location(load(settings), instance)
@@ -467,28 +467,28 @@ def test_a_channel_that_refuses_connections_fails(bare: NewLocation) -> None:
     assert "no channel took the message: 1 (json)" in failure(result)
 
 
-def test_the_file_of_channels_cannot_be_read(bare: NewLocation, tmp_path: Path) -> None:
+def test_an_unreadable_file_of_channels_fails_the_alert(bare: NewLocation, tmp_path: Path) -> None:
     location: Location = bare(BACKUP_NOTIFY_URLS_FILE=str(tmp_path / "urls"))
     result = alert(location)
     assert failed_steps(result) == [ALERT]
     assert "urls cannot be read, so no alert can be sent: No such file or directory" in failure(result)
 
 
-def test_channels_from_a_file(bare: NewLocation, people: Receiver, tmp_path: Path) -> None:
+def test_channels_are_read_from_a_file(bare: NewLocation, people: Receiver, tmp_path: Path) -> None:
     (tmp_path / "urls").write_text(f"# the people on call\n{people.url}\n")
     location: Location = bare(BACKUP_NOTIFY_URLS_FILE=str(tmp_path / "urls"))
     assert alert(location).success
     assert len(people.messages) == 1
 
 
-def test_one_of_two_channels_fails(bare: NewLocation, people: Receiver) -> None:
+def test_one_of_two_channels_is_enough(bare: NewLocation, people: Receiver) -> None:
     with receiver() as other:
         other.refusals = -1
         location: Location = bare(BACKUP_NOTIFY_URLS=f"{other.url}, {people.url}")
         result = alert(location)
     assert result.success
     assert len(people.messages) == 1
-    # Who was told is not told again.
+    # A channel that took the message gets no second one.
     assert other.asked == 1
     assert (shown(result)["told"], shown(result)["not_told"]) == ("2 (json)", "1 (json)")
     assert "some channels did not take the message: 1 (json)" in location.logs(result.run_id)

@@ -1,4 +1,4 @@
-"""What waits for what in Dagster's queue, and what its run monitoring ends: its own daemons, with our configuration."""
+"""The order of Dagster's run queue, and the runs that its run monitoring ends: its own daemons, our configuration."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _LAUNCHER = {"module": "dagster._core.test_utils", "class": "MockedRunLauncher"}
 
 @contextmanager
 def dagster(file: str, **changes: Any) -> Iterator[tuple[dg.DagsterInstance, WorkspaceProcessContext]]:
-    """An instance with the queue and the monitoring of that file, and a launcher that only notes what it is given."""
+    """An instance with the file's queue and run monitoring, and a launcher that only records the runs."""
     ours = yaml.safe_load((REPOSITORY / file).read_text("utf-8"))
     parts = {name: {**ours[name], **changes.get(name, {})} for name in ("concurrency", "run_monitoring")}
     with (
@@ -47,7 +47,7 @@ def dagster(file: str, **changes: Any) -> Iterator[tuple[dg.DagsterInstance, Wor
 
 
 def launched(instance: dg.DagsterInstance, workspace: WorkspaceProcessContext) -> list[str]:
-    """The jobs that leave the queue when the daemon looks, in order."""
+    """The jobs that one iteration of the daemon launches, in order."""
     launcher = instance.run_launcher
     assert isinstance(launcher, MockedRunLauncher)
     before = len(launcher._queue)
@@ -58,7 +58,7 @@ def launched(instance: dg.DagsterInstance, workspace: WorkspaceProcessContext) -
 
 @cache
 def definitions(number: int) -> dg.Definitions:
-    """Those of one of many databases in a code location."""
+    """The definitions of one of many databases in a code location."""
     settings = load({"POSTGRES_HOST": "h", "BACKUP_DIR": f"/backups/{number}", "POSTGRES_DB": f"db{number}"})
     return build_defs(settings, prefix=f"db{number}")
 
@@ -66,7 +66,7 @@ def definitions(number: int) -> dg.Definitions:
 def put(
     instance: dg.DagsterInstance, job: str, number: int = 0, status: DagsterRunStatus = DagsterRunStatus.QUEUED
 ) -> str:
-    """A run of the job, as one of many databases has it."""
+    """Create a run of the job of one of many databases."""
     tags = definitions(number).resolve_job_def(f"db{number}_{job}").tags
     repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("ovia"), "__repository__")
     origin = RemoteJobOrigin(repository, job)
@@ -74,7 +74,7 @@ def put(
 
 
 def test_both_files_limit_the_queue_alike() -> None:
-    """So the first one stands for both in the daily tests."""
+    """So the first file stands for both in the daily tests."""
     first, second = (yaml.safe_load((REPOSITORY / file).read_text("utf-8"))["concurrency"] for file in FILES)
     assert first == second
 
@@ -89,7 +89,7 @@ def test_runs_that_a_person_waits_for_go_first(file: str) -> None:
 
 @pytest.mark.parametrize("file", thinned(FILES))
 def test_dumps_and_drills_leave_slots_free(file: str) -> None:
-    """With more databases than slots, however long dumps and drills take."""
+    """Even with more databases than slots, however long dumps and drills take."""
     with dagster(file) as (instance, workspace):
         for number in range(12):
             put(instance, DAILY_JOB, number)
@@ -102,7 +102,7 @@ def test_dumps_and_drills_leave_slots_free(file: str) -> None:
 
 
 def test_a_restore_has_no_time_limit() -> None:
-    """Ended half-way it would have to be put back; and it is not begun by a schedule, but by a person who waits."""
+    """A restore that was ended half-way would have to be put back. A person launches it and waits; no schedule does."""
     with dagster("deploy/dagster.yaml", run_monitoring={"max_runtime_seconds": 5}) as (instance, workspace):
         ages = {RESTORE_JOB: timedelta(days=3), DRILL_JOB: timedelta(hours=6), DAILY_JOB: timedelta(seconds=10)}
         runs = {job: started(instance, job, age) for job, age in ages.items()}
@@ -135,6 +135,6 @@ def status(instance: dg.DagsterInstance, run_id: str) -> DagsterRunStatus:
 
 @pytest.mark.parametrize(("hours", "seconds"), [("6", "22500"), ("0.5", "2700"), ("48", "173700")])
 def test_a_drill_has_a_separate_time_limit(hours: str, seconds: str) -> None:
-    """And time to write down that it was reached."""
+    """It leaves the drill time to record that its own limit was reached."""
     job = build_defs(load({"POSTGRES_HOST": "h", "DRILL_MAX_HOURS": hours})).resolve_job_def(DRILL_JOB)
     assert job.tags[dg.MAX_RUNTIME_SECONDS_TAG] == seconds

@@ -1,6 +1,6 @@
-"""The freshness sensor: one alert per episode and day until a channel took it, one all-clear, then quiet.
+"""The freshness sensor: one alert per episode and day, retried until a channel takes it; one all-clear, then quiet.
 
-The clock is set, never waited for; requested runs are really executed, on the instance that the sensor asks.
+The clock is set, never waited for. Requested runs are really executed, on the instance that the sensor queries.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from ovia_backup_dagster_tests.defs.support import (
 from ovia_backup_dagster_tests.support.exhaustive import thinned
 from ovia_backup_dagster_tests.support.factories import drill_evidence
 
-# Apprise 2.2 imports it while it loads its plugins.
+# Apprise 2.2 imports it while loading its plugins.
 pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
 
 UNDER_WAY = "waiting for the alert run"
@@ -57,12 +57,12 @@ UNDER_WAY = "waiting for the alert run"
 
 @pytest.fixture
 def daemon(bare: NewLocation, people: Receiver, monkeypatch: pytest.MonkeyPatch) -> Daemon:
-    """The sensor of a location that tells ``people``; its volume is empty."""
+    """The sensor of a location whose alerts go to ``people``; its volume is empty."""
     return Daemon(bare(BACKUP_NOTIFY_URLS=people.url), monkeypatch)
 
 
 def heal(daemon: Daemon) -> Path:
-    """A new backup appears."""
+    """Add a new backup."""
     return daemon.put(timedelta(minutes=1))
 
 
@@ -74,7 +74,7 @@ def episode(request: dg.RunRequest | None) -> str:
 # ---------------------------------------------------------------- what is trouble
 
 
-def test_all_is_well(daemon: Daemon, volume: Path) -> None:
+def test_a_fresh_backup_requests_no_alert(daemon: Daemon, volume: Path) -> None:
     path = daemon.put(timedelta(hours=25, minutes=59))
     before = files_of(volume)
     assert daemon.tick() is None
@@ -83,7 +83,7 @@ def test_all_is_well(daemon: Daemon, volume: Path) -> None:
     assert files_of(volume) == before
 
 
-def test_stale(daemon: Daemon, people: Receiver) -> None:
+def test_a_stale_backup_is_alerted(daemon: Daemon, people: Receiver) -> None:
     daemon.put(timedelta(hours=26, minutes=1))
     request = daemon.tick()
     assert request is not None
@@ -92,7 +92,7 @@ def test_stale(daemon: Daemon, people: Receiver) -> None:
     assert people.titles == ["[sample] the newest backup is too old"]
 
 
-def test_the_limit_is_the_settings(bare: NewLocation, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_setting_decides_when_a_backup_is_stale(bare: NewLocation, monkeypatch: pytest.MonkeyPatch) -> None:
     for hours, asked in (("3", True), ("4", False)):
         daemon = Daemon(bare(BACKUP_MAX_AGE_HOURS=hours), monkeypatch)
         if not asked:
@@ -100,30 +100,30 @@ def test_the_limit_is_the_settings(bare: NewLocation, monkeypatch: pytest.Monkey
         assert bool(daemon.tick()) is asked
 
 
-def test_missing(daemon: Daemon, people: Receiver) -> None:
+def test_a_missing_backup_is_alerted(daemon: Daemon, people: Receiver) -> None:
     assert daemon.run(daemon.tick())
     assert people.titles == ["[sample] there is no backup"]
 
 
-def test_being_written_is_missing(daemon: Daemon) -> None:
+def test_a_dump_being_written_does_not_count(daemon: Daemon) -> None:
     settle(daemon.put(timedelta(minutes=1)), timedelta(0), now=daemon.clock)
     assert daemon.tick() is not None
 
 
-def test_in_the_future(daemon: Daemon, people: Receiver) -> None:
+def test_a_backup_from_the_future_is_alerted(daemon: Daemon, people: Receiver) -> None:
     daemon.put(timedelta(hours=-3))
     assert daemon.run(daemon.tick())
     assert people.titles == ["[sample] the newest backup is dated in the future"]
 
 
-def test_a_volume_that_cannot_be_read(daemon: Daemon, people: Receiver, volume: Path) -> None:
+def test_an_unreadable_volume_is_alerted(daemon: Daemon, people: Receiver, volume: Path) -> None:
     volume.rmdir()
     assert daemon.run(daemon.tick())
     assert people.titles == ["[sample] the backup volume cannot be read"]
     assert not volume.exists()
 
 
-def test_a_bad_newest_does_not_count(
+def test_a_bad_newest_backup_does_not_count(
     database: Connection,
     volume: Path,
     bin_dir: Path,
@@ -137,7 +137,7 @@ def test_a_bad_newest_does_not_count(
     good = backdate(location.catalog, location.dump(), timedelta(hours=30))
     assert location.verify(good).judgement.good
     newest = location.dump()
-    # Not verified yet, it counts.
+    # An unverified backup counts.
     assert daemon.tick() is None
     assert "not verified yet" in (daemon.skipped or "")
     flip_byte(newest.path)
@@ -145,13 +145,13 @@ def test_a_bad_newest_does_not_count(
     assert daemon.run(daemon.tick())
     assert f"Last verified backup: {good}." in people.messages[0]["message"]
     assert f"Why newer ones are bad: {newest}: " in people.messages[0]["message"]
-    # A good run ends it.
+    # A good run ends the trouble.
     assert location.run().success
     assert daemon.run(daemon.tick())
     assert people.titles[-1] == f"[{database.database}] all is well with the backups again"
 
 
-def test_settings_that_are_not_usable(bare: NewLocation, people: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_settings_are_alerted(bare: NewLocation, people: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     old_dump(bare().catalog, timedelta(hours=1), now=NOON)
     daemon = Daemon(bare(BACKUP_NOTIFY_URLS=people.url, BACKUP_DAILY_KEEP="none"), monkeypatch)
     assert daemon.run(daemon.tick())
@@ -183,7 +183,7 @@ def test_the_code_server_evaluates_the_sensor(tmp_path: Path, host: str) -> None
 
 
 def test_the_old_scripts_dump_counts(daemon: Daemon) -> None:
-    """At cut-over there are no manifests and no events at all."""
+    """At the takeover there are neither manifests nor events."""
     daemon.put(timedelta(hours=5))
     assert daemon.tick() is None
     assert daemon.requests == []
@@ -193,7 +193,7 @@ def test_the_old_scripts_dump_counts(daemon: Daemon) -> None:
 
 
 @pytest.mark.exhaustive
-def test_each_days_backup_is_shown_in_green_once_a_state(
+def test_each_days_backup_is_shown_once_per_state(
     database: Connection,
     volume: Path,
     bin_dir: Path,
@@ -216,7 +216,7 @@ def test_each_days_backup_is_shown_in_green_once_a_state(
     assert daemon.run(daemon.evaluate())
     assert daemon.evaluate() is None
     assert "(verified)" in (daemon.skipped or "")
-    # Another one of the same day is nothing new.
+    # Another backup of the same day and state requests no run.
     time.sleep(1.1)
     location.verify(location.dump())
     assert daemon.evaluate() is None
@@ -263,7 +263,7 @@ def test_trouble_after_green_is_alerted_the_same_day(daemon: Daemon, people: Rec
 # ---------------------------------------------------------------- one alert per episode and day
 
 
-def test_one_alert_a_day_while_it_lasts(daemon: Daemon, people: Receiver) -> None:
+def test_trouble_is_alerted_once_a_day(daemon: Daemon, people: Receiver) -> None:
     first = daemon.at(NOON).tick()
     assert daemon.run(first)
     for later in (timedelta(minutes=5), timedelta(hours=5), timedelta(hours=11, minutes=59)):
@@ -279,7 +279,7 @@ def test_one_alert_a_day_while_it_lasts(daemon: Daemon, people: Receiver) -> Non
     assert len({request.run_key for request in daemon.requests}) == 3
 
 
-def test_the_day_is_the_settings_time_zones(
+def test_a_day_is_one_of_the_configured_time_zone(
     bare: NewLocation, people: Receiver, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     daemon = Daemon(bare(BACKUP_NOTIFY_URLS=people.url, BACKUP_TIMEZONE="Asia/Tokyo"), monkeypatch)
@@ -317,21 +317,21 @@ def test_a_run_that_ended_badly_is_followed_by_another(
 
 
 @pytest.mark.exhaustive
-def test_at_most_five_runs_a_day(daemon: Daemon, people: Receiver) -> None:
+def test_a_failing_alert_has_at_most_five_runs_a_day(daemon: Daemon, people: Receiver) -> None:
     people.refusals = -1
     for number in range(5):
         assert not daemon.run(daemon.at(NOON + timedelta(minutes=5 * number)).tick())
     assert people.asked == 5 * 4
     assert daemon.at(NOON + timedelta(hours=1)).tick() is None
     assert "5 alert runs failed" in (daemon.skipped or "")
-    # The next day it is tried again.
+    # The alert is tried again the next day.
     people.refusals = 0
     assert daemon.run(daemon.at(NOON + timedelta(days=1)).tick())
     assert len(people.messages) == 1
 
 
 def test_a_run_that_was_never_created_is_requested_again(daemon: Daemon) -> None:
-    """The daemon died between the tick and the run: the same key, which Dagster has seen no run of."""
+    """As if the daemon had died between the tick and the run. The run key is the same: Dagster has no run with it."""
     first = daemon.tick()
     daemon.requests.clear()
     again = daemon.tick()
@@ -341,7 +341,7 @@ def test_a_run_that_was_never_created_is_requested_again(daemon: Daemon) -> None
 
 
 @pytest.mark.exhaustive
-def test_another_episode_is_another_alert_the_same_day(daemon: Daemon, people: Receiver) -> None:
+def test_another_episode_is_alerted_the_same_day(daemon: Daemon, people: Receiver) -> None:
     assert daemon.run(daemon.tick())
     healed = heal(daemon)
     assert daemon.run(daemon.tick())
@@ -356,7 +356,7 @@ def test_another_episode_is_another_alert_the_same_day(daemon: Daemon, people: R
 
 
 def test_trouble_after_the_all_clear_is_alerted(daemon: Daemon, people: Receiver) -> None:
-    """It may return before the tick that would have closed the episode; people believe that all is well."""
+    """Trouble may return before the tick that would close the episode, when people believe that all is well."""
     assert daemon.run(daemon.tick())
     healed = heal(daemon)
     assert daemon.run(daemon.tick())
@@ -371,7 +371,7 @@ def test_trouble_after_the_all_clear_is_alerted(daemon: Daemon, people: Receiver
 
 
 def test_trouble_during_the_all_clear_is_alerted(daemon: Daemon, people: Receiver) -> None:
-    """The run that says that all is well has looked before, and says it after."""
+    """The all-clear's run looked before the trouble returned, and ended after that."""
     assert daemon.run(daemon.tick())
     healed = heal(daemon)
     run = daemon.create(daemon.tick(), dg.DagsterRunStatus.STARTED)
@@ -389,7 +389,7 @@ def test_trouble_during_the_all_clear_is_alerted(daemon: Daemon, people: Receive
 def test_two_databases_failing_at_once_are_both_alerted(
     bare: NewLocation, people: Receiver, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their volume is gone: both sensors see it in the same second, on one instance."""
+    """Both sensors see the missing backup in the same second, on one instance."""
     for database in ("one", "other"):
         daemon = Daemon(bare(BACKUP_NOTIFY_URLS=people.url, POSTGRES_DB=database), monkeypatch)
         assert daemon.run(daemon.tick())
@@ -399,7 +399,7 @@ def test_two_databases_failing_at_once_are_both_alerted(
 # ---------------------------------------------------------------- the all-clear
 
 
-def test_one_all_clear_and_then_quiet(daemon: Daemon, people: Receiver) -> None:
+def test_an_all_clear_is_sent_once(daemon: Daemon, people: Receiver) -> None:
     first = daemon.tick()
     assert daemon.run(first)
     path = heal(daemon)
@@ -448,7 +448,7 @@ def test_an_all_clear_is_given_up_after_five_runs(daemon: Daemon, people: Receiv
     "cursor",
     thinned(["", "garbage", "{}", "null", "[]", '{"episode": 7}', '{"episode": null}', '{"other": "x"}', "0", '"x"']),
 )
-def test_an_invalid_cursor_is_survived(daemon: Daemon, cursor: str) -> None:
+def test_an_invalid_cursor_is_ignored(daemon: Daemon, cursor: str) -> None:
     daemon.cursor = cursor
     assert daemon.tick() is not None
     daemon.cursor = cursor
@@ -456,7 +456,7 @@ def test_an_invalid_cursor_is_survived(daemon: Daemon, cursor: str) -> None:
     assert daemon.tick() is None
 
 
-def test_an_invalid_episode_in_the_cursor_is_survived(daemon: Daemon, people: Receiver) -> None:
+def test_an_invalid_episode_in_the_cursor_is_ignored(daemon: Daemon, people: Receiver) -> None:
     daemon.cursor = '{"episode": "not an instant"}'
     assert daemon.run(daemon.tick())
     heal(daemon)
@@ -469,7 +469,7 @@ def test_an_invalid_episode_in_the_cursor_is_survived(daemon: Daemon, people: Re
 
 @pytest.fixture
 def real(new_location: NewLocation, people: Receiver, monkeypatch: pytest.MonkeyPatch) -> Daemon:
-    """On a database that answers, at the present: runs end when they do. A verified backup of this hour stands."""
+    """The sensor at the present time, with a real database and a verified backup of this hour."""
     daemon = Daemon(new_location(BACKUP_NOTIFY_URLS=people.url), monkeypatch, clock=None)
     assert daemon.location.run().success
     assert daemon.tick() is None
@@ -477,7 +477,7 @@ def real(new_location: NewLocation, people: Receiver, monkeypatch: pytest.Monkey
 
 
 def fail_a_run(location: Location) -> str:
-    """The daily backup fails, in its dump."""
+    """Run a daily backup whose dump fails."""
 
     def fail() -> None:
         raise PrivilegeError("no right to dump table salaries", why="a migration made it", fix="GRANT it")
@@ -492,7 +492,7 @@ def fail_a_run(location: Location) -> str:
 def report(
     location: Location, how: dg.DagsterRunStatus, message: str = "", tags: dict[str, str] | None = None
 ) -> dg.DagsterRun:
-    """A run of the daily backup that others ended: run monitoring, or a person."""
+    """Create a run of the daily backup that run monitoring or a person ended."""
     status = dg.DagsterRunStatus.CANCELING if how is dg.DagsterRunStatus.CANCELED else dg.DagsterRunStatus.STARTED
     run = location.instance.create_run_for_job(
         job_def=location.job(), tags={**run_tags(location.settings), **(tags or {})}, status=status
@@ -538,7 +538,7 @@ def test_a_killed_run_is_alerted_when_marked_failed(real: Daemon, people: Receiv
 def test_a_newer_verified_backup_clears_a_failed_run(real: Daemon, people: Receiver) -> None:
     fail_a_run(real.location)
     assert real.run(real.tick())
-    # Names of backups have seconds.
+    # A backup's name has a resolution of one second.
     time.sleep(1.1)
     backup = real.location.dump()
     assert real.tick() is None
@@ -560,7 +560,7 @@ def test_a_failure_cleared_before_the_tick_is_not_alerted(real: Daemon, people: 
 
 @pytest.mark.exhaustive
 def test_an_older_verified_backup_clears_no_failure(real: Daemon) -> None:
-    """The run's own dump is verified, and pruning failed."""
+    """As after a run whose own dump was verified and whose pruning failed."""
     report(real.location, dg.DagsterRunStatus.FAILURE, "pruning failed")
     assert real.tick() is not None
 
@@ -578,7 +578,7 @@ def test_cancelling_another_run_clears_no_failure(real: Daemon, people: Receiver
     report(real.location, dg.DagsterRunStatus.CANCELED, "an operator cancelled it")
     assert real.tick() is None
     assert TOLD in (real.skipped or "")
-    # And the alert, launched by hand, names the run that failed.
+    # The alert, launched by hand, also names the run that failed.
     assert real.location.run(ALERT_JOB).success
     assert f"Last failed run: {failed}" in people.messages[1]["message"]
 
@@ -612,7 +612,7 @@ def test_a_failure_of_another_job_does_not_count(real: Daemon) -> None:
 def test_a_failed_run_is_alerted_each_day(
     new_location: NewLocation, people: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Told when it failed, each day, and when the backup is stale as well: that is another kind, and one alert."""
+    """At once, each day, and when the backup becomes stale as well: that is another kind, with its own alert."""
     daemon = Daemon(new_location(BACKUP_NOTIFY_URLS=people.url), monkeypatch, clock=None)
     assert daemon.location.run().success
     fail_a_run(daemon.location)
@@ -625,7 +625,7 @@ def test_a_failed_run_is_alerted_each_day(
         request = daemon.at(midnight + timedelta(hours=hours)).tick()
         if request is not None:
             assert daemon.run(request)
-    # The present, then three days; and once more at 26 hours, unless another day begins with them.
+    # Now and on three days; once more after 26 hours, unless another day begins then.
     assert people.titles in ([failed] * 2 + [stale] * 3, [failed] * 3 + [stale] * 2, [failed] * 2 + [stale] * 2)
     assert "Why it failed: no right to dump table salaries" in people.messages[-1]["message"]
 
@@ -644,18 +644,18 @@ def test_a_stale_backup_after_a_failure_is_alerted_again(real: Daemon, people: R
 
 
 def test_a_run_failing_for_an_alerted_cause_is_not_alerted(daemon: Daemon, people: Receiver) -> None:
-    """Nothing is backed up, people know, and the daily run fails in its turn."""
+    """People know that there is no backup; then the daily run fails for the same cause."""
     assert daemon.run(daemon.tick())
     report(daemon.location, dg.DagsterRunStatus.FAILURE, "no connection")
     assert daemon.later(timedelta(minutes=5)).tick() is None
     assert TOLD in (daemon.skipped or "")
-    # The next day's alert names it.
+    # The next day's alert names the failure.
     assert daemon.run(daemon.later(timedelta(days=1)).tick())
     assert "Why it failed: no connection" in people.messages[1]["message"]
 
 
 @pytest.mark.exhaustive
-def test_a_failed_drill_and_a_failed_run_are_told_apart(real: Daemon, people: Receiver) -> None:
+def test_a_failed_drill_and_a_failed_run_have_two_alerts(real: Daemon, people: Receiver) -> None:
     drill_evidence(real.location.catalog, datetime.now(UTC), passed=False)
     assert real.run(real.tick())
     fail_a_run(real.location)
@@ -670,7 +670,7 @@ def test_a_failed_drill_and_a_failed_run_are_told_apart(real: Daemon, people: Re
 
 @contextmanager
 def restoring(location: Location) -> Iterator[subprocess.Popen[bytes]]:
-    """``ovia-backup restore`` in a process group of its own, stopped in the middle of its first step."""
+    """``ovia-backup restore`` in its own process group, stopped by SIGSTOP during its first step."""
     folder = location.system.restores
     command = ("restore", "latest", "--yes-destroy", location.settings.postgres_db)
     process = start(location, *command)
@@ -683,13 +683,13 @@ def restoring(location: Location) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        # Its pg_restore has a copy of the lock's descriptor.
+        # Its pg_restore holds a copy of the lock's descriptor.
         while lock_holder(folder.path):
             time.sleep(0.01)
 
 
 def start(location: Location, *command: str) -> subprocess.Popen[bytes]:
-    """``ovia-backup``, for this location's database and volume."""
+    """Start ``ovia-backup`` for this location's database and volume."""
     settings = location.settings
     assert settings.postgres_host
     assert settings.pg_bin_dir
@@ -738,7 +738,7 @@ def test_no_all_clear_is_sent_during_a_restore(daemon: Daemon, people: Receiver)
     with daemon.location.system.restores.lock("ovia-backup restore --resume", NOON):
         assert daemon.tick() is None
         assert (daemon.skipped or "").startswith("waiting for a restore to end: ovia-backup restore --resume (")
-    # That one was killed as well: it is the same trouble, told once a day.
+    # The resumed restore was killed as well: the same trouble, alerted once a day.
     assert daemon.tick() is None
     assert TOLD in (daemon.skipped or "")
     assert len(people.messages) == 1
@@ -798,7 +798,7 @@ def test_an_invalid_journal_is_alerted_and_hides_nothing(daemon: Daemon, people:
     assert "there is no backup" not in people.messages[2]["message"]
 
 
-def test_a_journal_that_cannot_be_read(daemon: Daemon, people: Receiver, volume: Path) -> None:
+def test_an_unreadable_restores_folder_is_alerted(daemon: Daemon, people: Receiver, volume: Path) -> None:
     heal(daemon)
     (volume / "restores").touch()
     assert daemon.run(daemon.tick())
@@ -819,7 +819,7 @@ def test_restores_of_another_database_do_not_count(daemon: Daemon, bare: NewLoca
 def test_a_failed_run_for_replaced_databases_is_alerted(
     real: Daemon, new_location: NewLocation, people: Receiver
 ) -> None:
-    """Every day, until one succeeds: it runs unattended."""
+    """Until a run succeeds, because the job runs unattended."""
     broken: Location = new_location(RESTORE_POSTGRES_USER="nobody_of_that_name")
     result = broken.run(KEPT_JOB)
     assert not result.success
@@ -836,7 +836,7 @@ def test_a_failed_run_for_replaced_databases_is_alerted(
         f"Next: fix the cause, then launch kept_databases_job in the Dagster UI; the run that failed is {result.run_id}"
     )
     assert "Last failed run" not in message["message"]
-    # A run of the daily backup that fails as well is told at once; and a backup is no remedy for what is kept.
+    # A failed daily backup is alerted at once as well; a new backup does not clear the replaced databases.
     fail_a_run(real.location)
     assert real.run(real.tick())
     assert people.titles[1:] == [f"[{database}] the daily backup failed"]
@@ -859,7 +859,7 @@ def test_replaced_databases_of_another_do_not_count(real: Daemon, new_location: 
 
 
 def test_the_volume_decides_and_not_dagsters_events(daemon: Daemon) -> None:
-    """A materialization of just now is no backup."""
+    """A new materialization without a file is no backup."""
     for name in ("daily_dump", "dump_verification"):
         daemon.location.instance.report_runless_asset_event(dg.AssetMaterialization(name))
     assert daemon.tick() is not None

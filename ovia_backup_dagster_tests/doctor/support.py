@@ -21,12 +21,12 @@ _numbers = count(1)
 
 
 def system_of(connection: Connection, volume: Path, bin_dir: Path, **more: str) -> BackupSystem:
-    """The system that an operator's environment makes."""
+    """The system of an operator's environment."""
     return BackupSystem(load(environment(connection, volume, bin_dir, **more)))
 
 
 def the(lines: Iterable[Observation], words: str) -> Observation:
-    """The one line that says so. No line is more than one, and none shows the tests' password."""
+    """The only observation with this text. Asserts that texts are one line and do not show the tests' password."""
     lines = list(lines)
     for line in lines:
         assert "\n" not in line.text + line.fix
@@ -46,7 +46,7 @@ def levels(lines: Iterable[Observation], *areas: Area) -> list[Severity]:
 
 
 def repaired(bin_dir: Path, folder: Path) -> Path:
-    """The same programs, as if they were of the release that repairs what is known: no registry has it yet."""
+    """The same programs, which claim to be of the release that fixes what is known: no registry has it yet."""
     folder.mkdir()
     for program in bin_dir.iterdir():
         (folder / program.name).symlink_to(program)
@@ -76,7 +76,7 @@ def executable(path: Path, text: str) -> Path:
 
 
 def everything_below(folder: Path) -> Iterator[tuple[str, int, int, int]]:
-    """Every entry with what a change of any kind would alter, folders and the lock included."""
+    """Every entry with inode, mtime and ctime, folders and the lock included: any change would alter them."""
     for path in (folder, *sorted(folder.rglob("*"))):
         status = path.lstat()
         yield str(path), status.st_ino, status.st_mtime_ns, status.st_ctime_ns

@@ -1,4 +1,4 @@
-"""What the doctor says of Dagster: instances on disk, with heartbeats as a daemon writes them, and code servers."""
+"""The doctor's observations of Dagster: instances on disk, a daemon's heartbeats, and code servers."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def examined(found: dg.DagsterInstance) -> list[Observation]:
     return lines
 
 
-def test_all_is_well(disk: dg.DagsterInstance) -> None:
+def test_a_running_deployment_is_ok(disk: dg.DagsterInstance) -> None:
     beat(disk)
     lines = examined(disk)
     assert as_it_should(lines)
@@ -104,14 +104,14 @@ def test_all_is_well(disk: dg.DagsterInstance) -> None:
     ]
 
 
-def test_no_daemon_was_ever_seen(disk: dg.DagsterInstance) -> None:
+def test_a_daemon_that_never_ran_is_a_failure(disk: dg.DagsterInstance) -> None:
     line = the(examined(disk), "the daemon does not run, so no backup and no alert is automatic: ")
     assert line.level is Severity.FAIL
     assert line.text.endswith("schedules (never seen), sensors (never seen), queued runs (never seen)")
     assert "with the same DAGSTER_HOME: dagster-daemon run" in line.fix
 
 
-def test_a_daemon_that_fell_silent(disk: dg.DagsterInstance) -> None:
+def test_a_silent_daemon_is_a_failure(disk: dg.DagsterInstance) -> None:
     beat(disk, ago=timedelta(minutes=4))
     assert the(examined(disk), "the daemon is alive").level is Severity.OK
     beat(disk, "SENSOR", ago=timedelta(minutes=7))
@@ -119,7 +119,7 @@ def test_a_daemon_that_fell_silent(disk: dg.DagsterInstance) -> None:
     assert (line.level, line.text.endswith(": sensors (silent for 7 min)")) == (Severity.FAIL, True)
 
 
-def test_a_daemon_that_fails(disk: dg.DagsterInstance) -> None:
+def test_an_error_of_a_daemon_is_a_failure(disk: dg.DagsterInstance) -> None:
     beat(disk)
     beat(disk, "SCHEDULER", error="Exception: the code server\nis gone\n")
     line = the(examined(disk), "the daemon for schedules fails: Exception: the code server is gone")
@@ -127,7 +127,7 @@ def test_a_daemon_that_fails(disk: dg.DagsterInstance) -> None:
 
 
 def test_a_code_server_that_restarts_is_a_warning(disk: dg.DagsterInstance) -> None:
-    """As at each deployment: the doctor's container is not to be restarted for it, again and again."""
+    """It restarts at each deployment, and the doctor's container must not be restarted for that."""
     with pytest.raises(DagsterUserCodeUnreachableError) as raised:
         DagsterGrpcClient(host="127.0.0.1", port=free_port()).list_repositories()
     away = serializable_error_info_from_exc_info((raised.type, raised.value, raised.tb)).message
@@ -135,7 +135,7 @@ def test_a_code_server_that_restarts_is_a_warning(disk: dg.DagsterInstance) -> N
     beat(disk, "SENSOR", error=away)
     line = the(examined(disk), "within the last five minutes the daemon for sensors found no code server")
     assert (line.level, "see the log of the code server" in line.fix) == (Severity.WARN, True)
-    # What else fails is not hidden by it; nor is a code server that is there, and does not answer in time.
+    # Other failures stay failures, also a code server that exists but does not answer in time.
     for other in ("Exception: a bug", away.replace("UNAVAILABLE", "DEADLINE_EXCEEDED")):
         beat(disk, "SENSOR", error=[away, other])
         assert the(examined(disk), f"the daemon for sensors fails: {other.strip()}").level is Severity.FAIL
@@ -169,7 +169,7 @@ def test_a_trigger_that_is_switched_off_is_reported(
 
 
 def seen_run(found: dg.DagsterInstance, location: str, settings: Settings) -> dg.DagsterRun:
-    """A run that a code server of that name has made, and that dumped."""
+    """A run of that code location that materialized the daily dump."""
     origin = RemoteJobOrigin(
         RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(location), "__repository__"), "daily_backup_job"
     )
@@ -216,8 +216,8 @@ def test_another_databases_schedule_is_not_ours(disk: dg.DagsterInstance) -> Non
     assert not [line for line in examined(disk) if "share the asset" in line.text]
 
 
-def test_two_code_locations_with_one_asset(disk: dg.DagsterInstance) -> None:
-    """The second's prefix was forgotten."""
+def test_two_code_locations_with_one_asset_are_a_warning(disk: dg.DagsterInstance) -> None:
+    """As when the second location's BACKUP_ASSET_PREFIX was forgotten."""
     other = load({"POSTGRES_HOST": "127.0.0.1", "POSTGRES_DB": "other"})
     seen_run(disk, "ours", OURS)
     seen_run(disk, "ours", OURS)
@@ -227,7 +227,7 @@ def test_two_code_locations_with_one_asset(disk: dg.DagsterInstance) -> None:
     assert (line.level, "set BACKUP_ASSET_PREFIX for all but one" in line.fix) == (Severity.WARN, True)
 
 
-def test_the_pool_that_is_looked_at_is_ours(disk: dg.DagsterInstance) -> None:
+def test_the_checked_pool_has_our_prefix(disk: dg.DagsterInstance) -> None:
     settings = load({"POSTGRES_HOST": "127.0.0.1", "BACKUP_ASSET_PREFIX": "crm"})
     disk.event_log_storage.set_concurrency_slots("backup_volume", 3)
     assert the(defs_instance.instance_lines(disk, settings), "(pool crm_backup_volume, ").level is Severity.OK
@@ -235,7 +235,7 @@ def test_the_pool_that_is_looked_at_is_ours(disk: dg.DagsterInstance) -> None:
     assert the(defs_instance.instance_lines(disk, settings), "(pool crm_backup_volume: limit 2;").level is Severity.WARN
 
 
-def test_without_our_limits_and_without_run_monitoring(tmp_path: Path) -> None:
+def test_missing_limits_and_run_monitoring_are_a_warning(tmp_path: Path) -> None:
     with dg.DagsterInstance.from_config(str(tmp_path)) as plain:
         lines = examined(plain)
     line = the(lines, "runs on one volume may overlap (pool backup_volume: limit None; tag ovia/volume)")
@@ -244,20 +244,20 @@ def test_without_our_limits_and_without_run_monitoring(tmp_path: Path) -> None:
     assert (line.level, "copy this project's dagster.yaml" in line.fix) == (Severity.WARN, True)
 
 
-def test_a_limit_of_the_pools_own_counts(disk: dg.DagsterInstance) -> None:
+def test_a_pools_own_limit_counts(disk: dg.DagsterInstance) -> None:
     disk.event_log_storage.set_concurrency_slots("backup_volume", 3)
     assert the(examined(disk), "runs on one volume may overlap (pool backup_volume: limit 3").level is Severity.WARN
 
 
-def test_an_instance_that_forgets() -> None:
+def test_an_instance_without_history_is_a_warning() -> None:
     with dg.DagsterInstance.ephemeral() as forgetful:
         (line,) = examined(forgetful)
     assert (line.level, line.text.startswith("Dagster keeps no history")) == (Severity.WARN, True)
     assert "set DAGSTER_HOME" in line.fix
 
 
-def test_a_schedule_that_dagster_does_not_take(disk: dg.DagsterInstance) -> None:
-    # Past our own look at it, as one that a later Dagster refuses.
+def test_a_schedule_that_dagster_refuses_is_a_failure(disk: dg.DagsterInstance) -> None:
+    # Bypasses our own validation, as an expression would that a later Dagster refuses.
     settings = load({"POSTGRES_HOST": "127.0.0.1"}).model_copy(update={"backup_schedule": "99 99 * * *"})
     line = the(defs_instance.instance_lines(disk, settings), "BACKUP_SCHEDULE: '99 99 * * *' is not a cron expression")
     assert (line.level, "'0 3 * * *'" in line.fix) == (Severity.FAIL, True)
@@ -266,7 +266,7 @@ def test_a_schedule_that_dagster_does_not_take(disk: dg.DagsterInstance) -> None
 # ------------------------------------------------------------------------------------------ from the command line
 
 
-def test_the_home_is_not_named() -> None:
+def test_an_unset_dagster_home_is_a_warning() -> None:
     (line,) = doctor_instance.look_at_instance()
     assert (line.level, line.text) == (Severity.WARN, "not looked at: DAGSTER_HOME is not set here")
     assert line.fix.startswith("export DAGSTER_HOME=")
@@ -284,7 +284,7 @@ def test_a_child_process_reports_the_same(
 
 
 @pytest.mark.parametrize("how", ["no folder", "no database", "no yaml"])
-def test_an_instance_that_cannot_be_used(
+def test_an_unusable_instance_is_a_failure(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: str
 ) -> None:
     if how == "no folder":
@@ -316,8 +316,8 @@ def test_a_storage_error_is_shown_without_statement_and_link(statement: str | No
     assert defs_instance._unusable(error).text.endswith("(sqlite3.DatabaseError) file is not a database")
 
 
-def test_a_storage_that_does_not_answer(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No process writes into the pipe that is its configuration."""
+def test_a_hanging_storage_is_a_failure(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configuration is a FIFO that no process writes to."""
     (home / "dagster.yaml").unlink()
     os.mkfifo(home / "dagster.yaml")
     monkeypatch.setenv("DAGSTER_HOME", str(home))
@@ -327,14 +327,14 @@ def test_a_storage_that_does_not_answer(home: Path, monkeypatch: pytest.MonkeyPa
     assert str(home) in line.fix
 
 
-def test_a_child_that_dies(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_process_that_dies_is_a_failure(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DAGSTER_HOME", str(home))
     monkeypatch.setattr(doctor_instance, "MODULE", "ovia_backup_dagster.no_such_module")
     (line,) = doctor_instance.look_at_instance()
     assert (line.level, "No module named" in line.text) == (Severity.FAIL, True)
 
 
-def test_a_line_travels_whole() -> None:
+def test_an_observation_survives_its_dictionary_form() -> None:
     line = Observation(Area.RIGHTS, Severity.FAIL, "what", "how", ("SELECT 1;", "SELECT 2;"))
     assert Observation.from_dict(line.as_dict()) == line
 
@@ -342,7 +342,7 @@ def test_a_line_travels_whole() -> None:
 # ------------------------------------------------------------------------------------------ in the UI
 
 
-def test_the_job_fails_with_what_will_fail(bare: NewLocation) -> None:
+def test_the_job_fails_if_an_observation_is_a_failure(bare: NewLocation) -> None:
     location: Location = bare(POSTGRES_PORT=str(free_port()))
     result = location.run("doctor_job")
     assert not result.success
@@ -350,7 +350,7 @@ def test_the_job_fails_with_what_will_fail(bare: NewLocation) -> None:
     assert " fail, " in text
     assert "Connection refused" in text
     assert "Next: pg_isready -h 127.0.0.1" in location.logs(result.run_id)
-    # What was found stands on the asset's page all the same, a check for each area.
+    # The asset's page shows the observations all the same, with a check for each area.
     (found,) = materialized(result).values()
     assert "Connection refused" in found["report"]
     red = [name for name, (passed, _) in checks(result).items() if not passed]
@@ -359,7 +359,7 @@ def test_the_job_fails_with_what_will_fail(bare: NewLocation) -> None:
     assert about(result) == {result.run_id}
 
 
-def test_the_job_reports_what_is_well(new_location: NewLocation, bin_dir: Path, tmp_path: Path) -> None:
+def test_the_job_succeeds_with_warnings_and_lists_all(new_location: NewLocation, bin_dir: Path, tmp_path: Path) -> None:
     location: Location = new_location(PG_BIN_DIR=str(repaired(bin_dir, tmp_path / "programs")))
     location.catalog.prepare()
     result = location.run("doctor_job")
@@ -383,7 +383,7 @@ def test_the_job_reports_what_is_well(new_location: NewLocation, bin_dir: Path, 
 
 @contextmanager
 def serving(volume: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
-    """A real code server of ours."""
+    """A real code server with our definitions."""
     port = free_port()
     command = (sys.executable, "-m", "dagster", "api", "grpc", "-h", "127.0.0.1", "-p", str(port))
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME")}
@@ -402,7 +402,7 @@ def serving(volume: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
 
 
 @pytest.mark.exhaustive
-def test_a_code_server_that_serves_hangs_and_is_gone(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_code_server_that_hangs_or_is_gone_is_a_failure(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(volume) as (port, process):
         deadline = time.monotonic() + 60
         while levels(code_server.ask_code_server(port)) != [Severity.OK]:

@@ -1,4 +1,4 @@
-"""What the doctor says of restore drills."""
+"""The doctor's observations of restore drills."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ovia_backup_dagster_tests.support.factories import DAY
 
 @pytest.fixture
 def here(database: Connection, volume: Path, bin_dir: Path, tmp_path: Path) -> BackupSystem:
-    """A system with a backup, and a folder of its own for drills."""
+    """A system with a backup, whose drills run in /tmp."""
     folder = tmp_path / "d"
     folder.mkdir()
     made = system_of(database, volume, bin_dir, DRILL_DIR="/tmp")
@@ -39,7 +39,7 @@ def lines(system: BackupSystem) -> list[Observation]:
 
 
 def client_programs(bin_dir: Path, tmp_path: Path) -> Path:
-    """A folder that has no server programs, as client packages make."""
+    """A folder without server programs, as client packages install it."""
     folder = tmp_path / "client" / "bin"
     folder.mkdir(parents=True)
     for program in ("pg_dump", "pg_restore", "pg_dumpall", "psql"):
@@ -47,7 +47,7 @@ def client_programs(bin_dir: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_system_that_can_drill(here: BackupSystem) -> None:
+def test_a_system_that_can_drill_is_ok(here: BackupSystem) -> None:
     found = lines(here)
 
     assert the(found, "throwaway clusters are made in /tmp").level is Severity.OK
@@ -55,7 +55,7 @@ def test_a_system_that_can_drill(here: BackupSystem) -> None:
     assert the(found, "no restore drill has passed yet; one is due by").level is Severity.OK
 
 
-def test_a_drill_that_passed_one_that_failed_and_none_for_long(here: BackupSystem) -> None:
+def test_a_failed_or_overdue_drill_is_a_warning(here: BackupSystem) -> None:
     now, database = datetime.now(UTC), here.settings.postgres_db
     old = evidence(started_at=now - 40 * DAY, database=database)
     here.drills.write(old, drill_page(old))
@@ -85,7 +85,7 @@ def test_without_server_programs_a_scratch_database_is_offered(
     assert the(lines(named), "scratch databases are made on").level is Severity.OK
 
 
-def test_a_role_that_may_make_no_database(
+def test_a_role_without_createdb_is_a_failure(
     here: BackupSystem, database: Connection, volume: Path, bin_dir: Path
 ) -> None:
     role = new_role(database)
@@ -97,19 +97,21 @@ def test_a_role_that_may_make_no_database(
     assert line.sql == (f'ALTER ROLE "{role.user}" CREATEDB',)
 
 
-def test_a_server_that_is_not_there(here: BackupSystem, database: Connection, volume: Path, bin_dir: Path) -> None:
+def test_an_unreachable_server_is_a_failure(
+    here: BackupSystem, database: Connection, volume: Path, bin_dir: Path
+) -> None:
     system = system_of(
         database, volume, bin_dir, DRILL_WHERE="database", RESTORE_POSTGRES_HOST="127.0.0.1", RESTORE_POSTGRES_PORT="1"
     )
     assert the(lines(system), "no connection to").level is Severity.FAIL
 
 
-def test_a_folder_that_is_not_there(here: BackupSystem, database: Connection, volume: Path, bin_dir: Path) -> None:
+def test_a_missing_folder_is_a_failure(here: BackupSystem, database: Connection, volume: Path, bin_dir: Path) -> None:
     line = the(lines(system_of(database, volume, bin_dir, DRILL_DIR="/nowhere")), "/nowhere is no folder")
     assert (line.level, "DRILL_DIR" in line.fix) == (Severity.FAIL, True)
 
 
-def test_a_folder_with_too_little_room(
+def test_too_little_room_is_a_failure(
     here: BackupSystem, database: Connection, volume: Path, bin_dir: Path, tmp_path: Path
 ) -> None:
     small = tmp_path / "s"
@@ -126,7 +128,9 @@ def test_a_folder_with_too_little_room(
         small.rmdir()
 
 
-def test_copies_that_were_left(here: BackupSystem, database: Connection, volume: Path, bin_dir: Path) -> None:
+def test_copies_of_killed_drills_are_a_warning(
+    here: BackupSystem, database: Connection, volume: Path, bin_dir: Path
+) -> None:
     folder = Path("/tmp") / f"ovia-left-{os.getpid()}"
     place = folder / f"{PREFIX}abc"
     place.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What the doctor says of this side: settings, schedule, client programs, alert channels."""
+"""The doctor's observations of this host: settings, schedule, client programs, alert channels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ovia_backup_dagster_tests.defs.receiver import receiver
 from ovia_backup_dagster_tests.defs.support import frozen, load
 from ovia_backup_dagster_tests.doctor.support import as_it_should, executable, levels, repaired, the
 
-# Apprise's, on import under Python 3.11.
+# Apprise raises it on import under Python 3.11.
 pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
 
 HOST = {"POSTGRES_HOST": "db.example.org"}
@@ -29,7 +29,7 @@ def settings_of(**environment: str) -> list[Observation]:
     return list(environment_area.settings(BackupSystem(load(HOST | environment))))
 
 
-def test_values_that_can_be_used() -> None:
+def test_usable_values_are_ok() -> None:
     lines = settings_of(BACKUP_DIR="/mnt/b")
     assert as_it_should(lines)
     assert the(lines, "database ovia, backups in /mnt/b").area is Area.SETTINGS
@@ -52,11 +52,11 @@ def test_values_that_can_be_used() -> None:
         ("BACKUP_NOTIFY_URLS", "people@example.org"),
     ],
 )
-def test_a_value_that_cannot_be_used(variable: str, value: str) -> None:
+def test_an_unusable_value_is_a_failure(variable: str, value: str) -> None:
     lines = settings_of(**{variable: value})
     line = the(lines, f"{variable}")
     assert line.level is Severity.FAIL
-    assert not [line for line in lines if line.text.startswith("backups by")]  # there are none
+    assert not [line for line in lines if line.text.startswith("backups by")]  # none is scheduled
     assert line.fix == "set the variable and start again (docs/configuration.md lists them)"
 
 
@@ -80,7 +80,7 @@ def test_with_bad_settings_only_the_programs_are_checked(bin_dir: Path) -> None:
         ("POSTGRES_PASSWORD_FLIE", "POSTGRES_PASSWORD_FILE"),
     ],
 )
-def test_a_variable_that_nothing_reads(monkeypatch: pytest.MonkeyPatch, variable: str, meant: str) -> None:
+def test_a_variable_that_nothing_reads_is_a_warning(monkeypatch: pytest.MonkeyPatch, variable: str, meant: str) -> None:
     monkeypatch.setenv(variable, "never-shown")
     line = the(settings_of(), variable)
     said = f"; did you mean {meant}?" if meant else ""
@@ -99,7 +99,7 @@ def test_variables_of_the_servers_image_are_no_mistake(monkeypatch: pytest.Monke
     ("schedule", "zone", "day"),
     [("30 2 * * *", "Europe/Berlin", "2027-03-28"), ("0 0 * * *", "America/Havana", "2027-03-14")],
 )
-def test_an_hour_that_a_day_of_the_year_does_not_have(
+def test_an_hour_that_the_clocks_skip_is_a_warning(
     monkeypatch: pytest.MonkeyPatch, schedule: str, zone: str, day: str
 ) -> None:
     monkeypatch.setattr(environment_area, "datetime", frozen(datetime(2026, 11, 20, 12, tzinfo=UTC)))
@@ -118,7 +118,7 @@ def test_an_hour_that_a_day_of_the_year_does_not_have(
         ("@daily", "Europe/Berlin"),
     ],
 )
-def test_an_hour_that_every_day_has(schedule: str, zone: str) -> None:
+def test_an_hour_that_every_day_has_is_ok(schedule: str, zone: str) -> None:
     assert as_it_should(settings_of(BACKUP_SCHEDULE=schedule, BACKUP_TIMEZONE=zone))
 
 
@@ -131,7 +131,7 @@ def programs_of(folder: Path, **environment: str) -> list[Observation]:
 
 @pytest.fixture
 def claimed(tmp_path: Path, full_bin_dir: Path) -> Path:
-    """Real programs; what a test writes over one of them claims to be of another version."""
+    """Wrappers of the real programs; a test overwrites some of them to claim another version."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in ("pg_dump", "pg_restore", "pg_dumpall"):
@@ -146,7 +146,7 @@ def claim(folder: Path, version: str, *names: str) -> None:
 
 @pytest.fixture
 def today(monkeypatch: pytest.MonkeyPatch) -> Callable[[date], None]:
-    """The doctor believes that it is that day."""
+    """Set the date that the doctor sees."""
 
     def set_day(day: date) -> None:
         monkeypatch.setattr(
@@ -156,7 +156,7 @@ def today(monkeypatch: pytest.MonkeyPatch) -> Callable[[date], None]:
     return set_day
 
 
-def test_the_whole_build_is_as_it_should(full_bin_dir: Path, tmp_path: Path, today: Callable[[date], None]) -> None:
+def test_the_whole_build_is_ok(full_bin_dir: Path, tmp_path: Path, today: Callable[[date], None]) -> None:
     today(versions.AS_OF + versions.MAX_AGE)
     lines = programs_of(repaired(full_bin_dir, tmp_path / "bin"))
     assert as_it_should(lines)
@@ -165,32 +165,32 @@ def test_the_whole_build_is_as_it_should(full_bin_dir: Path, tmp_path: Path, tod
     assert the(lines, "pg_dump writes and pg_restore reads zstd:2").level is Severity.OK
 
 
-def test_programs_that_are_not_there(tmp_path: Path) -> None:
+def test_missing_programs_are_failures(tmp_path: Path) -> None:
     lines = programs_of(tmp_path)
     assert levels(lines) == [Severity.FAIL] * 3
     for name in ("pg_dump ", "pg_restore ", "pg_dumpall "):
         assert "set PG_BIN_DIR" in the(lines, f"{name}was not found in PG_BIN_DIR={tmp_path}").fix
 
 
-def test_one_program_that_is_not_there(claimed: Path) -> None:
+def test_one_missing_program_is_a_failure(claimed: Path) -> None:
     (claimed / "pg_dumpall").unlink()
     (line,) = programs_of(claimed)
     assert (line.level, line.text.startswith("pg_dumpall was not found")) == (Severity.FAIL, True)
 
 
-def test_a_program_that_does_not_start(claimed: Path) -> None:
+def test_a_program_that_does_not_start_is_a_failure(claimed: Path) -> None:
     executable(claimed / "pg_restore", "echo 'error while loading shared libraries: libpq.so.5' >&2; exit 127")
     line = the(programs_of(claimed), "pg_restore --version failed")
     assert line.level is Severity.FAIL
     assert "libpq.so.5" in line.text
 
 
-def test_programs_of_different_versions(claimed: Path) -> None:
+def test_programs_of_different_versions_are_a_warning(claimed: Path) -> None:
     claim(claimed, "16.9", "pg_dumpall")
     line = the(programs_of(claimed), "different versions: pg_dump 16.15, pg_restore 16.15, pg_dumpall 16.9")
     assert line.level is Severity.WARN
     assert line.fix == "install all from one package, or set PG_BIN_DIR"
-    # The oldest of them is what is vulnerable.
+    # The oldest program's vulnerabilities are reported.
     for older in ("16.9", "16.8", "16.7", "16.6", "16.5", "16.4"):
         path = claimed / older
         path.mkdir()
@@ -200,7 +200,7 @@ def test_programs_of_different_versions(claimed: Path) -> None:
         assert the(programs_of(path), f"version {older} has").level is Severity.FAIL
 
 
-def test_every_vulnerability_is_told_of_the_version_that_has_it(claimed: Path) -> None:
+def test_a_versions_vulnerabilities_are_reported(claimed: Path) -> None:
     claim(claimed, "16.3 (Debian 16.3-1)")
     line = the(programs_of(claimed), "version 16.3 (Debian 16.3-1) has 11 known vulnerabilities")
     assert line.level is Severity.FAIL
@@ -221,7 +221,7 @@ def test_the_first_fixed_release_is_clean(version: str, count: int) -> None:
 
 
 def test_programs_that_run_an_archives_code_fail(full_bin_dir: Path) -> None:
-    """Those that the tests use are such; when they no longer are, this says so."""
+    """The tests' programs are such; this test fails when they no longer are."""
     line = the(programs_of(full_bin_dir), "version 16.15 has a known vulnerability (CVE-2026-116314: a crafted archive")
     assert line.level is Severity.FAIL
 
@@ -235,13 +235,13 @@ def test_other_vulnerabilities_warn(claimed: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("found", versions.VULNERABILITIES, ids=lambda found: found.cve)
-def test_each_entry_is_of_branches_that_were_supported(found: versions.Vulnerability) -> None:
+def test_each_vulnerability_has_fixes_for_14_15_and_16(found: versions.Vulnerability) -> None:
     assert re.fullmatch(r"CVE-20\d\d-\d{4,}", found.cve)
     assert set(found.fixed) >= {14, 15, 16}
     assert len(versions.VULNERABILITIES) == len({each.cve for each in versions.VULNERABILITIES})
 
 
-def test_an_old_list_is_said_to_be_old(claimed: Path, today: Callable[[date], None]) -> None:
+def test_an_old_list_of_vulnerabilities_is_a_warning(claimed: Path, today: Callable[[date], None]) -> None:
     claim(claimed, "16.16")
     for days, old in ((0, False), (90, False), (91, True), (400, True)):
         today(versions.AS_OF + timedelta(days=days))
@@ -250,35 +250,35 @@ def test_an_old_list_is_said_to_be_old(claimed: Path, today: Callable[[date], No
 
 
 @pytest.mark.parametrize("version", ["17beta1", "19.0", "9.6.24", "13.23"])
-def test_a_version_that_nothing_is_known_of(claimed: Path, version: str) -> None:
+def test_an_unknown_version_is_a_warning(claimed: Path, version: str) -> None:
     claim(claimed, version)
     line = the(programs_of(claimed), f"version {version} is not in the list of known vulnerabilities")
     assert (line.level, "release" in line.fix) == (Severity.WARN, True)
 
 
-def test_a_build_without_zstd(bin_dir: Path) -> None:
+def test_a_build_without_zstd_is_a_warning(bin_dir: Path) -> None:
     line = the(programs_of(bin_dir), "gzip:1: one of the programs has no zstd")
     assert (line.level, "set PG_BIN_DIR" in line.fix) == (Severity.WARN, True)
 
 
 @pytest.mark.parametrize("wanted", ["gzip:6", "none", "0", "9"])
-def test_a_compression_that_was_asked_for(bin_dir: Path, wanted: str) -> None:
+def test_a_configured_compression_is_ok(bin_dir: Path, wanted: str) -> None:
     lines = programs_of(bin_dir, BACKUP_COMPRESSION=wanted)
     assert the(lines, f"pg_dump writes and pg_restore reads {wanted}").level is Severity.OK
 
 
-def test_a_compression_that_is_not_possible(bin_dir: Path) -> None:
+def test_an_impossible_compression_is_a_failure(bin_dir: Path) -> None:
     line = the(programs_of(bin_dir, BACKUP_COMPRESSION="zstd:9"), "compression zstd:9 is not available here")
     assert (line.level, "BACKUP_COMPRESSION=auto" in line.fix) == (Severity.FAIL, True)
 
 
-def test_compression_is_of_both_sides(claimed: Path, bin_dir: Path) -> None:
-    """A pg_restore without zstd would list a zstd dump, and not read it."""
+def test_zstd_needs_both_pg_dump_and_pg_restore(claimed: Path, bin_dir: Path) -> None:
+    """A pg_restore without zstd would list a zstd dump, but not read it."""
     executable(claimed / "pg_restore", f'exec "{bin_dir}/pg_restore" "$@"')
     assert the(programs_of(claimed), "gzip:1: one of the programs has no zstd").level is Severity.WARN
 
 
-def test_debians_programs_are_looked_at_in_path() -> None:
+def test_programs_are_found_in_path() -> None:
     if shutil.which("pg_dump") is None:
         pytest.skip("no client programs in PATH")
     lines = list(environment_area.programs(BackupSystem(load(HOST))))
@@ -299,21 +299,21 @@ def test_a_missing_alert_channel_is_reported() -> None:
     assert line.fix.endswith("then: ovia-backup doctor --test-alert")
 
 
-def test_a_channel_that_apprise_does_not_know() -> None:
+def test_an_unknown_channel_is_a_failure() -> None:
     lines = alerts_of("json://127.0.0.1/", "nosuchservice://s3cret-token@example.org")
     (line,) = lines
     assert (line.level, line.text) == (Severity.FAIL, "channel 2 (nosuchservice) is not a URL that Apprise understands")
     assert "s3cret-token" not in repr(lines)
 
 
-def test_channels_that_can_be_used() -> None:
+def test_usable_channels_are_ok() -> None:
     (line,) = alerts_of("json://127.0.0.1/", "mailto://u:s3cret-token@example.org")
     assert (line.level, line.text) == (Severity.OK, "2 channels; try them: ovia-backup doctor --test-alert")
 
 
 @pytest.mark.parametrize("look", [environment_area.alerts, environment_area.test_alert])
 @pytest.mark.parametrize("content", [None, "", "# slack://s3cret-token", "s3cret-token"])
-def test_a_file_of_channels_that_cannot_be_used(
+def test_an_unusable_file_of_channels_is_a_failure(
     look: Callable[[BackupSystem], Iterator[Observation]], content: str | None, tmp_path: Path
 ) -> None:
     file = tmp_path / "urls"
@@ -326,14 +326,14 @@ def test_a_file_of_channels_that_cannot_be_used(
     assert "s3cret-token" not in repr(lines)
 
 
-def test_channels_from_a_file(tmp_path: Path) -> None:
+def test_channels_from_a_file_are_ok(tmp_path: Path) -> None:
     (tmp_path / "urls").write_text("json://127.0.0.1/\nmailto://u:s3cret-token@example.org")
     system = BackupSystem(load(HOST | {"BACKUP_NOTIFY_URLS_FILE": str(tmp_path / "urls")}))
     (line,) = environment_area.alerts(system)
     assert (line.level, line.text) == (Severity.OK, "2 channels; try them: ovia-backup doctor --test-alert")
 
 
-def test_a_password_file_that_another_variable_hides() -> None:
+def test_a_hidden_password_file_is_a_warning() -> None:
     both = {"POSTGRES_PASSWORD": "s3cret-token", "POSTGRES_PASSWORD_FILE": "/run/secrets/pg"}
     line = the(
         list(environment_area.settings(BackupSystem(load(HOST | both)))), "POSTGRES_PASSWORD_FILE is set, but not"
@@ -364,7 +364,7 @@ def test_one_of_two_channels_refuses_an_alert() -> None:
     assert refused.fix == "check its URL and the network"
 
 
-def test_no_channel_takes_it() -> None:
+def test_a_test_message_that_no_channel_takes_fails() -> None:
     (line,) = sent(f"json://127.0.0.1:{free_port()}/")
     assert (line.level, "no channel took the message: 1 (json)" in line.text) == (Severity.FAIL, True)
     assert "apprise -vv" in line.fix
@@ -377,7 +377,7 @@ def test_without_channels_nothing_is_sent() -> None:
 # ------------------------------------------------------------------------------------------ the report
 
 
-def test_the_worst_line_decides() -> None:
+def test_the_worst_observation_decides() -> None:
     good, odd, bad = (Observation(Area.SERVER, level, "x") for level in Severity)
     assert worst([]) is Severity.OK
     assert worst([good, odd, good]) is Severity.WARN

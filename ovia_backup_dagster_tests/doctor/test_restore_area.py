@@ -1,4 +1,4 @@
-"""What the doctor says of restores."""
+"""The doctor's observations of restores."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def lines(system: BackupSystem) -> list[Observation]:
     return found
 
 
-def test_a_system_that_can_restore(here: BackupSystem, database: Connection) -> None:
+def test_a_system_that_can_restore_is_ok(here: BackupSystem, database: Connection) -> None:
     found = lines(here)
     assert as_it_should(found)
     the(found, f"role {database.user} may replace database {database.database} on ")
@@ -48,8 +48,8 @@ def test_a_system_that_can_restore(here: BackupSystem, database: Connection) -> 
     the(found, f" needs, and {database.user} may make it")
 
 
-def test_a_system_that_only_dumps(database: Connection, volume: Path, bin_dir: Path) -> None:
-    """It may be on purpose; but on the day, another role is needed, which takes a superuser to make."""
+def test_a_system_that_only_dumps_is_a_warning(database: Connection, volume: Path, bin_dir: Path) -> None:
+    """It may be on purpose, but a restore then needs another role, which only a superuser can create."""
     role = new_role(database)
     [line] = lines(system_of(replace(database, user=role.user), volume, bin_dir))
     assert line.level is Severity.WARN
@@ -58,13 +58,15 @@ def test_a_system_that_only_dumps(database: Connection, volume: Path, bin_dir: P
     assert "< deploy/restore-role.sql; then RESTORE_POSTGRES_USER=ovia_restore" in line.fix
 
 
-def test_a_role_that_dumps_and_may_restore(database: Connection, volume: Path, bin_dir: Path) -> None:
+def test_the_dumping_role_may_also_restore(database: Connection, volume: Path, bin_dir: Path) -> None:
     found = lines(system_of(database, volume, bin_dir))
     assert as_it_should(found)
     the(found, f"role {database.user} may replace database {database.database} on ")
 
 
-def test_a_role_that_may_not(here: BackupSystem, database: Connection, volume: Path, bin_dir: Path) -> None:
+def test_a_role_that_may_not_restore_is_a_warning(
+    here: BackupSystem, database: Connection, volume: Path, bin_dir: Path
+) -> None:
     role = new_role(database)
     found = lines(system_of(database, volume, bin_dir, RESTORE_POSTGRES_USER=role.user))
     line = the(found, "it has not CREATEDB")
@@ -73,19 +75,21 @@ def test_a_role_that_may_not(here: BackupSystem, database: Connection, volume: P
     assert not any("may replace" in line.text for line in found)
 
 
-def test_a_role_that_cannot_log_in(here: BackupSystem, database: Connection, volume: Path, bin_dir: Path) -> None:
+def test_a_role_that_cannot_log_in_is_a_warning(
+    here: BackupSystem, database: Connection, volume: Path, bin_dir: Path
+) -> None:
     [line] = lines(system_of(database, volume, bin_dir, RESTORE_POSTGRES_USER="nobody_of_that_name"))
     assert line.level is Severity.WARN
     assert "nobody_of_that_name" in line.text
 
 
-def test_too_little_room(here: BackupSystem) -> None:
+def test_too_little_room_for_a_second_copy_is_a_warning(here: BackupSystem) -> None:
     with mock.patch.object(restores_module, "free_bytes", return_value=1000):
         line = the(lines(here), "too little room for a second copy: 1.0 kB free")
     assert (line.level, "--mode drop" in line.fix) == (Severity.WARN, True)
 
 
-def test_what_is_kept(here: BackupSystem, database: Connection) -> None:
+def test_replaced_databases_are_listed_with_their_undo(here: BackupSystem, database: Connection) -> None:
     name, newer = (f"{database.database}_before_2026010{day}030405" for day in (2, 3))
     execute(database.to("postgres"), f"CREATE DATABASE {name} TEMPLATE template0")
     try:
@@ -116,7 +120,9 @@ def test_an_unfinished_restore_is_reported(here: BackupSystem, database: Connect
 
 
 @pytest.mark.parametrize(("mode", "is_left"), [(Mode.SWAP, True), (Mode.NEW, True), (Mode.UNDO, False)])
-def test_a_copy_that_is_left(here: BackupSystem, database: Connection, mode: Mode, is_left: bool) -> None:
+def test_only_a_copy_that_no_later_restore_owns_is_reported(
+    here: BackupSystem, database: Connection, mode: Mode, is_left: bool
+) -> None:
     folder, name = here.restorations.folder, database.database
     folder.prepare()
     order = order_of(database, mode, incoming=f"{name}_copy")
@@ -127,7 +133,7 @@ def test_a_copy_that_is_left(here: BackupSystem, database: Connection, mode: Mod
         assert len(found) == is_left
         for line in found:
             assert (line.level, f'DROP DATABASE "{order.incoming}"' in line.fix) == (Severity.WARN, True)
-        # The name now belongs to a database that a later restore made.
+        # Now the name is that of a database that a later restore made.
         newer = order.model_copy(update={"started_at": datetime(2026, 1, 3, tzinfo=UTC)})
         folder.begin(newer).write(JournalMark.FINISHED)
         assert as_it_should(lines(here))
@@ -168,7 +174,7 @@ def answering(status: int) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("status", "level"), [(200, Severity.OK), (503, Severity.WARN)])
-def test_the_applications_health(
+def test_an_unhealthy_application_is_a_warning(
     database: Connection, volume: Path, bin_dir: Path, status: int, level: Severity
 ) -> None:
     with answering(status) as url, mock.patch.object(restores_module, "_HEALTH_SECONDS", 0.5):
@@ -177,7 +183,7 @@ def test_the_applications_health(
     assert "well" in found[-1].text or "503" in found[-1].text
 
 
-def test_docker_that_does_not_answer(database: Connection, volume: Path, bin_dir: Path) -> None:
+def test_a_docker_that_does_not_answer_is_a_warning(database: Connection, volume: Path, bin_dir: Path) -> None:
     more = {"SWARM_APP_SERVICES": "ovia_ovia-api", "SWARM_DOCKER_URL": "tcp://127.0.0.1:1"}
     with mock.patch.object(docker_api, "PATIENCE_SECONDS", 0.0):
         line = the(lines(system_of(database, volume, bin_dir, **more)), "Docker does not answer")

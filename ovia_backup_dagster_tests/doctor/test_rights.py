@@ -1,4 +1,4 @@
-"""What the doctor says of a role's rights is what pg_dump meets, and what it prints fixes it."""
+"""The doctor reports a missing right if and only if pg_dump is refused, and the SQL that it prints fixes that."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ SEQUENCES = ("a.numbers", "a.members_x_seq")
 RELATIONS = (*TABLES, *SEQUENCES)
 SCHEMAS = ("a", "pgx")
 OBJECTS = ("101", "102")
-#: How a role may come by a right: as itself, by PUBLIC, by a group.
+#: How a role may have a right: as itself, by PUBLIC, by a group.
 GRANTEES = (ROLE, "PUBLIC", GROUP)
 OWNERS = (ROLE, GROUP, OWNER)
 
 
 @dataclass(frozen=True)
 class Case:
-    """What the role is given, and what of it is taken back."""
+    """What the role is granted, and what of it is revoked."""
 
     inherits: bool
     group: str
@@ -43,7 +43,7 @@ class Case:
 
 
 def changes() -> st.SearchStrategy[str]:
-    """Statements that give or take something; any order of them is possible."""
+    """Statements that grant or revoke something; they may come in any order."""
     table, schema, lob = st.sampled_from(TABLES), st.sampled_from(SCHEMAS), st.sampled_from(OBJECTS)
     relation, grantee, owner = st.sampled_from(RELATIONS), st.sampled_from(GRANTEES), st.sampled_from(OWNERS)
     right = st.sampled_from(("SELECT", "INSERT", "UPDATE", "TRUNCATE", "REFERENCES"))
@@ -66,7 +66,7 @@ def changes() -> st.SearchStrategy[str]:
     )
 
 
-#: Most begin with all that a dump needs, by one way or another, and lose little of it: else hardly a dump succeeds.
+#: Most cases begin with all that a dump needs, and lose little of it: else hardly any dump would succeed.
 def given_to(grantee: str) -> tuple[str, ...]:
     return (
         *(f"GRANT SELECT ON {relation} TO {grantee}" for relation in RELATIONS),
@@ -89,7 +89,7 @@ CASES = st.builds(
 
 
 def undo(cluster: PortCluster, database: str) -> None:
-    """As after ``SCHEMA``: everything belongs to the superuser, and no role has a grant."""
+    """Return to the state after ``SCHEMA``: everything belongs to the superuser, and no role has a grant."""
     with admin(cluster, database) as session:
         for role in (ROLE, GROUP, OWNER):
             session.execute(f"REASSIGN OWNED BY {role} TO postgres".encode())
@@ -124,7 +124,7 @@ def make_roles(cluster: PortCluster, database: str, case: Case) -> None:
 
 @pytest.fixture(scope="module")
 def small(server: PortCluster) -> Iterator[Connection]:
-    """A small database with one of each kind."""
+    """A small database with one object of each kind."""
     name = "rights"
     with admin(server) as session:
         session.execute(b"CREATE DATABASE rights TEMPLATE template0")
@@ -135,7 +135,7 @@ def small(server: PortCluster) -> Iterator[Connection]:
 
 
 def pg_dump(to: Connection, bin_dir: Path) -> str:
-    """What a real dump says, nothing when it succeeds. What it holds goes nowhere."""
+    """The error output of a real dump, empty if it succeeds. The dump goes to /dev/null."""
     done = subprocess.run(
         (str(bin_dir / "pg_dump"), "-Fc", "--no-sync", "--no-password", "--file=/dev/null"),
         env={**to.environment(), "LC_ALL": "C"},
@@ -155,7 +155,7 @@ def rights(to: Connection) -> list[Missing]:
 
 
 def refused(small: Connection, server: PortCluster, bin_dir: Path, case: Case) -> bool:
-    """Whether a real dump is refused; the doctor says the same."""
+    """Whether a real dump is refused; asserts that the doctor says the same."""
     make_roles(server, small.database, case)
     try:
         to = replace(small, user=ROLE)
@@ -182,7 +182,7 @@ def test_a_right_is_missing_if_and_only_if_pg_dump_is_refused(
 ) -> None:
     OUTCOMES.clear()
     agrees(small, server, bin_dir)
-    # Else nothing was shown.
+    # Both outcomes must be frequent, or the test proves nothing.
     assert 0.15 < sum(OUTCOMES) / len(OUTCOMES) < 0.85
 
 
@@ -193,7 +193,7 @@ def test_a_right_is_missing_if_and_only_if_pg_dump_is_refused(
         (("REVOKE USAGE ON SCHEMA pgx FROM {r}",), True),
         (("REVOKE SELECT ON a.numbers FROM {r}",), True),
         (("REVOKE SELECT ON a.members_x_seq FROM {r}",), True),
-        # A partitioned table is locked, not copied.
+        # pg_dump locks a partitioned table, but does not copy it.
         (("REVOKE SELECT ON a.whole FROM {r}",), True),
         (("REVOKE SELECT ON a.whole FROM {r}", "GRANT INSERT ON a.whole TO {r}"), False),
         (("ALTER TABLE a.whole ENABLE ROW LEVEL SECURITY",), False),
@@ -208,17 +208,17 @@ def test_a_right_is_missing_if_and_only_if_pg_dump_is_refused(
             True,
         ),
         (("ALTER TABLE a.plain ENABLE ROW LEVEL SECURITY", "ALTER ROLE {r} BYPASSRLS"), False),
-        # A right on the table for the lock, one on each column that is copied; a generated one is not.
+        # The lock needs a right on the table, COPY a right on each column but the generated one.
         (("REVOKE SELECT ON a.plain FROM {r}", "GRANT UPDATE, SELECT (x, y) ON a.plain TO {r}"), False),
         (("REVOKE SELECT ON a.plain FROM {r}", "GRANT UPDATE, SELECT (x) ON a.plain TO {r}"), True),
         (("REVOKE SELECT ON a.plain FROM {r}", "GRANT SELECT (x, y, z) ON a.plain TO {r}"), True),
         (("REVOKE SELECT ON pgx.bare FROM {r}", "GRANT UPDATE ON pgx.bare TO {r}"), True),
-        # An owner may take the right from himself.
+        # An owner may revoke their own right.
         (("ALTER LARGE OBJECT 101 OWNER TO {r}", "REVOKE SELECT ON LARGE OBJECT 101 FROM {r}"), True),
         (("REVOKE SELECT ON LARGE OBJECT 101 FROM {r}",), True),
         (("REVOKE SELECT ON LARGE OBJECT 101 FROM {r}", "GRANT SELECT ON LARGE OBJECT 101 TO PUBLIC"), False),
         (("REVOKE SELECT ON LARGE OBJECT 101 FROM {r}", "ALTER ROLE {r} SET lo_compat_privileges = on"), False),
-        # What a group has is a member's only if he inherits.
+        # A member has a group's rights only if the membership inherits.
         (
             (
                 "REVOKE SELECT ON LARGE OBJECT 101 FROM {r}",
@@ -239,21 +239,21 @@ def test_a_right_is_missing_if_and_only_if_pg_dump_is_refused(
         (("REVOKE SELECT ON a.plain FROM {r}", "GRANT pg_read_all_data TO {r}"), False),
     ],
 )
-def test_the_edges(
+def test_edge_cases_agree_with_pg_dump(
     small: Connection, server: PortCluster, bin_dir: Path, statements: tuple[str, ...], is_refused: bool
 ) -> None:
     case = Case(True, "", "", False, (*given_to(ROLE), *(text.format(r=ROLE, g=GROUP) for text in statements)))
     assert refused(small, server, bin_dir, case) is is_refused
 
 
-def test_tables_that_are_granted_one_by_one_are_said(small: Connection, server: PortCluster) -> None:
+def test_grants_for_single_tables_are_reported(small: Connection, server: PortCluster) -> None:
     case = Case(False, "", "", True, given_to(ROLE))
     make_roles(server, small.database, case)
     try:
         to = replace(small, user=ROLE)
         (right,) = rights(to)
         assert (right.later, right.what.startswith("tables are granted one by one")) == (True, True)
-        # One that does not inherit would gain nothing by a plain GRANT.
+        # A role that does not inherit would gain nothing from a plain GRANT.
         assert right.sql == f'GRANT pg_read_all_data TO "{ROLE}" WITH INHERIT TRUE;'
         execute(small, right.sql)
         assert rights(to) == []

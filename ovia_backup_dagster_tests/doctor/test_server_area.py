@@ -1,4 +1,4 @@
-"""What the doctor says of the server: the way to it, its version, its health, and what it refuses."""
+"""The doctor's observations of the server: connection, version, health, and what it refuses."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def tcp(database: Connection, server: PortCluster) -> Connection:
     return replace(database, host="127.0.0.1", port=server.port)
 
 
-# ------------------------------------------------------------------------------------------ the way to it
+# ------------------------------------------------------------------------------------------ the connection
 
 
 @pytest.fixture
 def repaired_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The newest release is the one that the tests' server is of; no registry has a newer yet."""
+    """Take the tests' server for the newest release: no registry has a newer one yet."""
     monkeypatch.setattr(doctor, "newest_minor", lambda major: 15)
 
 
@@ -69,7 +69,7 @@ def test_all_is_well_for_a_superuser(new_full_database: NewDatabase, full_bin_di
     assert right.area is Area.RIGHTS
 
 
-def test_over_tcp_and_with_tls(
+def test_private_tcp_and_tls_are_ok(
     tcp: Connection, bin_dir: Path, new_full_database: NewDatabase, full_server: PortCluster, volume: Path
 ) -> None:
     lines = server_of(tcp, volume, bin_dir, PGPASSWORD=PASSWORD)
@@ -79,14 +79,16 @@ def test_over_tcp_and_with_tls(
     assert the(lines, "by TLS").level is Severity.OK
 
 
-def test_in_the_open(tcp: Connection, bin_dir: Path, volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_tcp_outside_a_private_network_is_a_warning(
+    tcp: Connection, bin_dir: Path, volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(doctor, "_PRIVATE", ["10.0.0.0/8"])
     line = the(server_of(tcp, volume, bin_dir, PGPASSWORD=PASSWORD), "outside a private network")
     assert (line.level, "PGSSLMODE=verify-full" in line.fix) == (Severity.WARN, True)
 
 
 @pytest.mark.parametrize(("ahead", "way"), [(20, "behind"), (-20, "ahead of")])
-def test_clocks_that_differ(
+def test_clocks_that_differ_are_a_warning(
     database: Connection, bin_dir: Path, volume: Path, monkeypatch: pytest.MonkeyPatch, ahead: int, way: str
 ) -> None:
     monkeypatch.setattr(
@@ -101,7 +103,7 @@ def test_clocks_that_differ(
     ("until", "words"),
     [(timedelta(days=9), "expires on"), (timedelta(days=-9), "has expired on"), (timedelta(days=90), None)],
 )
-def test_a_password_with_an_end(
+def test_a_password_that_expires_soon_is_a_warning(
     database: Connection, bin_dir: Path, volume: Path, until: timedelta, words: str | None
 ) -> None:
     day = datetime.now(UTC) + until
@@ -114,13 +116,13 @@ def test_a_password_with_an_end(
     line = the(lines, f"the password of role {to.user} {words} {day:%Y-%m-%d}")
     assert (line.level, line.sql) == (Severity.WARN, (f'ALTER ROLE "exp ""{until.days}" VALID UNTIL \'infinity\';',))
     execute(database, *line.sql)
-    # What was pasted is understood afterwards.
+    # After the pasted SQL, the warning is gone.
     lines = server_of(to, volume, bin_dir)
     assert not [line for line in lines if "password" in line.text]
     the(lines, "may read all that a dump holds")
 
 
-def test_the_way_to_paste_is_the_superusers(database: Connection, bin_dir: Path, volume: Path) -> None:
+def test_sql_is_pasted_into_psql_of_the_superuser(database: Connection, bin_dir: Path, volume: Path) -> None:
     line = the(server_of(new_role(database), volume, bin_dir), "hidden by row security")
     assert line.fix == (
         f"as a superuser: psql -h {database.host} -p {database.port} -d {database.database} -U postgres"
@@ -152,20 +154,20 @@ def test_refusals_are_told_as_a_dump_would(database: Connection, tcp: Connection
     assert 'database "no_such_database" does not exist' in line.text
 
 
-def test_a_role_that_may_have_no_connection(database: Connection, bin_dir: Path, volume: Path) -> None:
+def test_a_connection_limit_of_zero_is_reported_with_its_fix(database: Connection, bin_dir: Path, volume: Path) -> None:
     to = new_role(database, "CONNECTION LIMIT 0")
     line = refusal(to, volume, bin_dir)
     assert "too many connections for role" in line.text
     assert f'ALTER ROLE "{to.user}" CONNECTION LIMIT 5' in line.fix
 
 
-def test_a_role_that_may_have_one_connection_can_dump(database: Connection, bin_dir: Path, volume: Path) -> None:
+def test_a_role_with_one_connection_can_dump(database: Connection, bin_dir: Path, volume: Path) -> None:
     to = new_role(database, "CONNECTION LIMIT 1 BYPASSRLS IN ROLE pg_read_all_data")
     assert the(server_of(to, volume, bin_dir), "connected to ").level is Severity.OK
 
 
 def test_a_server_that_hangs_is_given_up(volume: Path, bin_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Something listens and never says a word."""
+    """A process listens and never answers."""
     monkeypatch.setattr(programs, "CONNECT_TIMEOUT_SECONDS", 2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silence = Connection("127.0.0.1", silent.getsockname()[1], "ovia", "ovia")
@@ -176,7 +178,7 @@ def test_a_server_that_hangs_is_given_up(volume: Path, bin_dir: Path, monkeypatc
     assert line.fix.startswith("pg_isready -h 127.0.0.1")
 
 
-def test_settings_of_the_role_do_not_matter(database: Connection, bin_dir: Path, volume: Path) -> None:
+def test_settings_of_the_role_change_no_observation(database: Connection, bin_dir: Path, volume: Path) -> None:
     to = new_role(database, "SUPERUSER")
     for setting in ("datestyle = 'German, DMY'", "statement_timeout = 1", "timezone = 'Asia/Kathmandu'"):
         execute(database, f'ALTER ROLE "{to.user}" SET {setting}')
@@ -189,25 +191,25 @@ def test_settings_of_the_role_do_not_matter(database: Connection, bin_dir: Path,
 # ------------------------------------------------------------------------------------------ its version
 
 
-def test_a_server_that_is_behind(database: Connection, bin_dir: Path, volume: Path) -> None:
-    """The embedded one is; when it no longer is, this says so."""
+def test_a_server_without_the_newest_fixes_is_a_warning(database: Connection, bin_dir: Path, volume: Path) -> None:
+    """The embedded server is such; this test fails when it no longer is."""
     line = the(server_of(database, volume, bin_dir), "the server is PostgreSQL 16.14; 16.16 fixes vulnerabilities")
     assert (line.level, line.fix) == (Severity.WARN, "install PostgreSQL 16.16 on the server; restart it")
 
 
-def test_a_server_of_another_major_version(volume: Path, bin_dir: Path) -> None:
+def test_a_server_of_another_major_version_is_a_failure(volume: Path, bin_dir: Path) -> None:
     with running_cluster(embedded_server.bin_dir(18)) as newer:
         lines = server_of(newer.connection(), volume, bin_dir, BACKUP_EXPECTED_TABLES="")
         line = the(lines, "the server is PostgreSQL 18.")
         assert (line.level, line.text.endswith(", pg_dump is 16")) == (Severity.FAIL, True)
         assert "use PostgreSQL 18's client programs: set PG_BIN_DIR" in line.fix
-        # The other questions are understood all the same.
+        # The other checks still work.
         assert the(lines, "may read all that a dump holds").level is Severity.OK
         assert the(lines, "page checksums are on, no damaged page was found").level is Severity.OK
 
 
 @pytest.mark.usefixtures("repaired_server")
-def test_without_client_programs_the_server_is_looked_at(
+def test_without_client_programs_the_server_is_checked(
     new_full_database: NewDatabase, volume: Path, tmp_path: Path
 ) -> None:
     lines = server_of(new_full_database(), volume, tmp_path)
@@ -218,8 +220,8 @@ def test_without_client_programs_the_server_is_looked_at(
 # ------------------------------------------------------------------------------------------ its health
 
 
-def test_a_damaged_page_and_a_standby(bin_dir: Path, volume: Path) -> None:
-    """A server of one's own: it is broken."""
+def test_a_damaged_page_is_a_failure_a_standby_a_warning(bin_dir: Path, volume: Path) -> None:
+    """On its own server, because the test damages it."""
     with running_cluster(bin_dir) as cluster:
         cluster.stop()
         done = cluster._call("pg_checksums", "--enable", "--no-sync", f"--pgdata={cluster.data}")
@@ -270,7 +272,7 @@ def test_a_damaged_page_and_a_standby(bin_dir: Path, volume: Path) -> None:
         assert line.fix.startswith("keep all existing backups")
 
 
-def test_subscriptions_and_unlogged_tables(database: Connection, bin_dir: Path, volume: Path) -> None:
+def test_subscriptions_and_unlogged_tables_are_reported(database: Connection, bin_dir: Path, volume: Path) -> None:
     to = new_role(database, "BYPASSRLS IN ROLE pg_read_all_data")
     execute(
         database,
@@ -290,18 +292,18 @@ def test_subscriptions_and_unlogged_tables(database: Connection, bin_dir: Path, 
 # ------------------------------------------------------------------------------------------ is it the right one?
 
 
-def test_expected_tables_that_are_not_there(database: Connection, bin_dir: Path, volume: Path) -> None:
+def test_missing_expected_tables_are_a_failure(database: Connection, bin_dir: Path, volume: Path) -> None:
     lines = server_of(database, volume, bin_dir, BACKUP_EXPECTED_TABLES="people,public.people,pg_class,nope,x.people")
     line = the(lines, "tables that a dump must hold are not in the database: pg_class, nope, x.people")
     assert (line.level, "is POSTGRES_DB the right one?" in line.fix) == (Severity.FAIL, True)
 
 
-def test_no_table_is_expected(database: Connection, bin_dir: Path, volume: Path) -> None:
+def test_no_expected_table_is_a_warning(database: Connection, bin_dir: Path, volume: Path) -> None:
     line = the(server_of(database, volume, bin_dir, BACKUP_EXPECTED_TABLES=","), "no table is expected")
     assert (line.level, "set BACKUP_EXPECTED_TABLES" in line.fix) == (Severity.WARN, True)
 
 
-def test_another_server_than_last_time(database: Connection, bin_dir: Path, volume: Path) -> None:
+def test_another_server_than_the_last_dumps_is_a_warning(database: Connection, bin_dir: Path, volume: Path) -> None:
     system = system_of(database, volume, bin_dir)
     system.dumper.dump(log=lambda _: None)
     assert not [line for line in doctor.server(system) if "another server" in line.text]
@@ -318,7 +320,7 @@ def test_another_server_than_last_time(database: Connection, bin_dir: Path, volu
 
 
 def contents(database: Connection, bin_dir: Path) -> str:
-    """All of the database as text, roles included; and what the statistics say of writes."""
+    """The whole database as text, roles included."""
     command = (str(bin_dir / "pg_dumpall"), "--no-password", f"--database={database.database}")
     variables = {key: value for key, value in database.environment().items() if key != "PGDATABASE"}
     done = subprocess.run(command, env={**variables, "LC_ALL": "C"}, capture_output=True, text=True, check=True)
@@ -327,7 +329,7 @@ def contents(database: Connection, bin_dir: Path) -> str:
 
 @contextmanager
 def without_autovacuum(session: psycopg.Connection[tuple[int]]) -> Iterator[None]:
-    """Its workers write, too: none starts in the block, and none that started before it still runs."""
+    """Stop autovacuum, whose workers write too: none runs in the block."""
     session.execute("ALTER SYSTEM SET autovacuum = off")
     session.execute("SELECT pg_reload_conf()")
     try:
@@ -339,7 +341,7 @@ def without_autovacuum(session: psycopg.Connection[tuple[int]]) -> Iterator[None
         session.execute("SELECT pg_reload_conf()")
 
 
-def test_a_look_changes_nothing_in_the_database(database: Connection, bin_dir: Path, volume: Path) -> None:
+def test_the_doctor_changes_nothing_in_the_database(database: Connection, bin_dir: Path, volume: Path) -> None:
     to = new_role(database)
     before = contents(database, bin_dir)
     with admin_of(database) as session, without_autovacuum(session):
@@ -347,7 +349,7 @@ def test_a_look_changes_nothing_in_the_database(database: Connection, bin_dir: P
         lines = list(examination.everything(system_of(to, volume, bin_dir)))
         ended = session.execute("SELECT pg_current_xact_id()::text::bigint").fetchone()
     the(lines, "cannot be read (new ones will need the same grant")
-    # No transaction between the two wrote anything.
+    # No transaction in between wrote anything.
     assert began is not None
     assert ended == (began[0] + 1,)
     assert contents(database, bin_dir) == before

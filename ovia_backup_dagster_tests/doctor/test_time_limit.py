@@ -1,4 +1,4 @@
-"""The doctor comes to an end, whatever hangs, and says what did not answer."""
+"""The doctor comes to an end even if parts of it hang, and says what did not answer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def part(area: Area, look: object) -> Part:
     return Part(area, look, f"the {area}", f"look at the {area}")  # type: ignore[arg-type]
 
 
-def test_what_hangs_keeps_nothing_else_from_being_told() -> None:
+def test_other_parts_are_reported_while_one_hangs() -> None:
     over = threading.Event()
 
     def hangs() -> Iterator[Observation]:
@@ -52,7 +52,7 @@ def test_what_hangs_keeps_nothing_else_from_being_told() -> None:
     assert lines[2].fix == "look at the server"
 
 
-def test_a_defect_is_seen_where_it_is_waited_for() -> None:
+def test_an_exception_of_a_part_is_raised() -> None:
     def fails() -> Iterator[Observation]:
         yield ok(Area.SERVER, "it is there")
         raise ZeroDivisionError
@@ -61,10 +61,8 @@ def test_a_defect_is_seen_where_it_is_waited_for() -> None:
         list(time_limit.look_in_time([part(Area.SERVER, fails)], 5))
 
 
-def test_a_server_that_stands_still_is_told_in_time(
-    bin_dir: Path, volume: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its process takes connections no more; the kernel does."""
+def test_a_server_that_hangs_is_reported_in_time(bin_dir: Path, volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel accepts connections, but the paused server does not."""
     monkeypatch.setattr(time_limit, "SECONDS", 2.0)
     with running_cluster(bin_dir) as cluster:
         volume.mkdir(mode=0o700)
@@ -78,10 +76,10 @@ def test_a_server_that_stands_still_is_told_in_time(
     assert [line for line in lines if line.area is Area.PROGRAMS and line.level is Severity.OK]
 
 
-def test_programs_that_hang_are_told_and_ended(
+def test_programs_that_hang_are_reported_and_ended(
     server: PortCluster, bin_dir: Path, volume: Path, tmp_path: Path
 ) -> None:
-    """They are on a disk that does not answer."""
+    """As if the programs were on a disk that does not answer."""
     hung = tmp_path / "bin"
     executable(hung / "pg_dump", "exec sleep 1000").chmod(0o755)
     for name in ("pg_restore", "pg_dumpall"):
@@ -96,7 +94,7 @@ def test_programs_that_hang_are_told_and_ended(
 @pytest.mark.exhaustive
 @needs_root
 def test_doctor_ends_in_half_a_minute(tmp_path: Path, bin_dir: Path, volume: Path) -> None:
-    """DNS, Docker, the application, and Dagster's storage are silent: the real command, in a mount space of its own."""
+    """DNS, Docker, the application and Dagster's storage are silent: the real command, in its own mount namespace."""
     volume.mkdir(mode=0o700)
     resolver = tmp_path / "resolv.conf"
     resolver.write_text("nameserver 192.0.2.1\noptions timeout:30 attempts:5\n")

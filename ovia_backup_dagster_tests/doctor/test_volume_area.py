@@ -1,4 +1,4 @@
-"""What the doctor says of the backup volume: real folders, real filesystems, real refusals."""
+"""The doctor's observations of the backup volume: real folders, real filesystems, real refusals."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting, and giving 
 
 @pytest.fixture(autouse=True)
 def _now(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long the tests take."""
+    """Freeze the clock, however long the tests take."""
     monkeypatch.setattr(doctor, "datetime", frozen(NOW))
 
 
@@ -75,41 +75,41 @@ def tmpfs(folder: Path, options: str) -> Iterator[None]:
 
 
 def of_size(catalog: Catalog, started_at: datetime, size: int, *, tier: Tier = Tier.DAILY) -> Backup:
-    """A dump of the old script's that takes so much room."""
+    """A dump of the old script with this size on disk."""
     return write_dump(catalog, started_at, tier, content=b"PGDMP" + b"x" * (size - 5))
 
 
 # ------------------------------------------------------------------------------------------ the folder
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported_with_its_mkdir(tmp_path: Path) -> None:
     folder = tmp_path / "it's here"
     (line,) = volume_of(folder)
     assert (line.level, line.text) == (
         Severity.FAIL,
         f"the backup folder {folder} does not exist: BACKUP_DIR is wrong, or the volume is not mounted",
     )
-    # What it prints is the next command, whatever the folder is called.
+    # The printed command works whatever the folder's name is.
     command = line.fix.partition("for a first try: ")[2]
     subprocess.run(["/bin/sh", "-c", command], check=True)
     assert folder.stat().st_mode & 0o777 == 0o700
     assert the(volume_of(folder), "is ours alone").level is Severity.OK
 
 
-def test_a_file_in_its_place(volume: Path) -> None:
+def test_a_file_in_the_folders_place_is_reported(volume: Path) -> None:
     volume.write_text("not a folder")
     (line,) = volume_of(volume)
     assert (line.level, line.text) == (Severity.FAIL, f"{volume} is no folder")
     assert line.fix == f"ls -l {volume}; then set BACKUP_DIR"
 
 
-def test_a_link_to_a_folder_is_one(volume: Path, tmp_path: Path) -> None:
+def test_a_link_to_a_folder_counts_as_a_folder(volume: Path, tmp_path: Path) -> None:
     make_catalog(tmp_path / "elsewhere")
     volume.symlink_to(tmp_path / "elsewhere")
     assert the(volume_of(volume), "is ours alone").level is Severity.OK
 
 
-def test_a_new_folder(volume: Path) -> None:
+def test_a_new_folder_is_ok(volume: Path) -> None:
     volume.mkdir(0o700)
     lines = volume_of(volume)
     assert the(lines, f"{volume} is ours alone (user {os.geteuid()})").level is Severity.OK
@@ -124,7 +124,7 @@ def test_a_new_folder(volume: Path) -> None:
     assert line.fix.endswith("ovia-backup dump && ovia-backup verify latest")
 
 
-def test_folders_that_others_can_look_into(tmp_path: Path) -> None:
+def test_folders_that_others_can_read_are_a_warning(tmp_path: Path) -> None:
     volume = tmp_path / "a b"
     make_catalog(volume)
     (volume / "daily").chmod(0o750)
@@ -136,7 +136,7 @@ def test_folders_that_others_can_look_into(tmp_path: Path) -> None:
 
 
 def nothing_is_unexpected(volume: Path, *expected: str) -> None:
-    """As nobody: what is found, in a child that reports by what it raises."""
+    """Assert that the doctor, run as `nobody` in a child process, finds the expected words."""
 
     def look() -> None:
         lines = list(doctor.volume(system_on(volume))) + list(doctor.backups(system_on(volume)))
@@ -157,22 +157,22 @@ def open_volume() -> Iterator[Path]:
 
 
 @needs_root
-def test_a_folder_behind_a_closed_door(open_volume: Path) -> None:
+def test_a_folder_in_an_unreadable_parent_is_a_failure(open_volume: Path) -> None:
     make_catalog(open_volume)
     open_volume.parent.chmod(0o700)
     nothing_is_unexpected(open_volume, f"fail: cannot read {open_volume}", "Permission denied", "chown -R USER")
 
 
 @needs_root
-def test_a_folder_that_belongs_to_another_user(open_volume: Path) -> None:
+def test_a_folder_of_another_user_is_a_failure(open_volume: Path) -> None:
     make_catalog(open_volume)
     open_volume.chmod(0o755)
     nothing_is_unexpected(open_volume, "fail: ", "not writable", f"{open_volume}")
 
 
 @needs_root
-def test_files_of_another_user_in_a_folder_of_ours(open_volume: Path) -> None:
-    """The old container's root made them."""
+def test_files_of_another_user_are_a_warning(open_volume: Path) -> None:
+    """As left by the old container, which ran as root."""
     catalog = make_catalog(open_volume)
     made = write_dump(catalog, NOW - DAY)
     for folder in (open_volume, open_volume / "daily", open_volume / "weekly"):
@@ -188,7 +188,7 @@ def test_files_of_another_user_in_a_folder_of_ours(open_volume: Path) -> None:
 # ------------------------------------------------------------------------------------------ the filesystem
 
 
-def test_a_folder_on_the_roots_filesystem(volume: Path, tmp_path: Path) -> None:
+def test_a_folder_on_the_roots_filesystem_is_a_warning(volume: Path, tmp_path: Path) -> None:
     volume.mkdir(0o700)
     lines = volume_of(volume)
     if os.stat(tmp_path).st_dev != os.stat("/").st_dev:
@@ -199,13 +199,13 @@ def test_a_folder_on_the_roots_filesystem(volume: Path, tmp_path: Path) -> None:
 
 
 @needs_root
-def test_a_volume_of_its_own(volume: Path) -> None:
+def test_a_separate_filesystem_is_ok(volume: Path) -> None:
     with tmpfs(volume, "size=4m"):
         assert the(volume_of(volume), f"{volume} is on a filesystem of its own").level is Severity.OK
 
 
 @needs_root
-def test_no_room_for_a_first_dump(volume: Path) -> None:
+def test_no_room_for_a_first_dump_is_a_failure(volume: Path) -> None:
     with tmpfs(volume, "size=2m"):
         (volume / "other").write_bytes(bytes(1536 * 1024))
         line = the(volume_of(volume), "no room for a first dump: 524.3 kB free")
@@ -213,7 +213,7 @@ def test_no_room_for_a_first_dump(volume: Path) -> None:
 
 
 @needs_root
-def test_no_room_for_the_next_dump(volume: Path) -> None:
+def test_no_room_for_the_next_dump_is_a_failure(volume: Path) -> None:
     with tmpfs(volume, "size=4m"):
         of_size(make_catalog(volume), NOW - DAY, 1_500_000)
         (volume / "ballast").write_bytes(b"x" * 1_200_000)
@@ -223,7 +223,7 @@ def test_no_room_for_the_next_dump(volume: Path) -> None:
 
 
 @needs_root
-def test_a_volume_that_will_be_full_soon(volume: Path) -> None:
+def test_a_volume_that_will_be_full_soon_is_a_warning(volume: Path) -> None:
     with tmpfs(volume, "size=10m"):
         catalog = make_catalog(volume)
         for days, size in ((2, 900_000), (1, 1_000_000)):
@@ -233,7 +233,7 @@ def test_a_volume_that_will_be_full_soon(volume: Path) -> None:
 
 
 @needs_root
-def test_a_volume_with_room_for_all_that_is_kept(volume: Path) -> None:
+def test_room_for_all_kept_backups_is_ok(volume: Path) -> None:
     with tmpfs(volume, "size=40m"):
         catalog = make_catalog(volume)
         for days in range(9, 0, -1):
@@ -252,7 +252,7 @@ def test_a_full_tier_of_many_days_does_not_fill_the_volume(volume: Path) -> None
 
 
 @needs_root
-def test_a_bad_dump_is_no_measure(volume: Path) -> None:
+def test_a_bad_dump_is_no_measure_of_size(volume: Path) -> None:
     with tmpfs(volume, "size=8m"):
         catalog = make_catalog(volume)
         of_size(catalog, NOW - 2 * DAY, 1_000)
@@ -261,7 +261,7 @@ def test_a_bad_dump_is_no_measure(volume: Path) -> None:
 
 
 @needs_root
-def test_no_more_files_can_be_made(volume: Path) -> None:
+def test_too_few_free_inodes_are_a_failure(volume: Path) -> None:
     with tmpfs(volume, "size=8m,nr_inodes=500"):
         make_catalog(volume)
         line = the(volume_of(volume), "the filesystem has room for only 4")
@@ -269,8 +269,8 @@ def test_no_more_files_can_be_made(volume: Path) -> None:
 
 
 @needs_root
-def test_a_volume_that_is_mounted_read_only(volume: Path) -> None:
-    """Root may write anything, by its modes."""
+def test_a_read_only_volume_is_a_failure(volume: Path) -> None:
+    """File modes do not stop root, but the mount does."""
     with tmpfs(volume, "size=8m"):
         proven(make_catalog(volume), NOW - timedelta(hours=1))
         subprocess.run(["mount", "-o", "remount,ro", str(volume)], check=True)
@@ -284,7 +284,7 @@ def test_a_volume_that_is_mounted_read_only(volume: Path) -> None:
 
 
 def test_a_process_at_work_leaves_no_crash_files(volume: Path) -> None:
-    """What is unfinished is then no crash's."""
+    """Its unfinished files are not reported as left by a crash."""
     catalog = make_catalog(volume)
     (volume / "daily" / ".ovia_daily_2026-02-21_030000.dump.tmp").write_bytes(b"x" * 2_000_000)
     with volume_lock(volume, purpose="dumping ovia", now=NOW):
@@ -297,7 +297,7 @@ def test_a_process_at_work_leaves_no_crash_files(volume: Path) -> None:
     assert unfinished_files(catalog)
 
 
-def test_what_a_crash_left(volume: Path) -> None:
+def test_leftovers_of_a_crash_are_a_warning(volume: Path) -> None:
     catalog = make_catalog(volume)
     for day in (21, 22, 23):
         (volume / "daily" / f".ovia_daily_2026-02-{day}_030000.dump.tmp").write_bytes(b"x" * 1_000)
@@ -313,7 +313,7 @@ def test_what_a_crash_left(volume: Path) -> None:
 
 
 def test_a_second_doctors_probe_is_no_leftover(volume: Path) -> None:
-    """Two doctors at once say the same: the files with which one tries the filesystem are not a crash's."""
+    """A doctor does not take the probe files of another, concurrent doctor for a crash's."""
     make_catalog(volume)
     probe = volume / f"{PROBE}12345678{TEMPORARY}"
     for path in (probe, probe.with_name(f"{probe.name}.2{TEMPORARY}")):
@@ -325,7 +325,7 @@ def test_a_second_doctors_probe_is_no_leftover(volume: Path) -> None:
         assert the(volume_of(volume), f"unfinished files (0 B), left by a crash: {probe.name}").level is Severity.WARN
 
 
-def test_a_dump_that_ends_during_the_look_is_no_crash(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dump_that_ends_during_the_check_is_no_crash(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_catalog(volume)
     unfinished = volume / "daily" / ".ovia_daily_2026-02-21_030000.dump.tmp"
     unfinished.touch(0o600)
@@ -333,8 +333,8 @@ def test_a_dump_that_ends_during_the_look_is_no_crash(volume: Path, monkeypatch:
     assert the(volume_of(volume), f"by the process at work now: {unfinished.name}").level is Severity.OK
 
 
-def test_what_vanishes_while_it_is_looked_at(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dump is published, an old one pruned: neither is a fault of the volume."""
+def test_files_that_vanish_during_the_check_are_no_fault(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when another process publishes a dump and prunes an old one."""
     catalog = make_catalog(volume)
     gone = volume / "daily" / ".ovia_daily_2026-02-21_030000.dump.tmp"
     monkeypatch.setattr(doctor, "unfinished_files", lambda _: [gone])
@@ -366,20 +366,20 @@ def test_what_vanishes_while_it_is_looked_at(volume: Path, monkeypatch: pytest.M
 # ------------------------------------------------------------------------------------------ the backups
 
 
-def test_a_verified_backup_of_today(volume: Path) -> None:
+def test_a_verified_backup_of_today_is_ok(volume: Path) -> None:
     made = proven(make_catalog(volume), NOW - timedelta(hours=3))
     line = backups_of(volume)
     assert (line.level, line.text) == (Severity.OK, f"the newest backup, {made}, is 3 h old (verified)")
 
 
-def test_an_unverified_dump_of_today_is_no_fault(volume: Path) -> None:
+def test_an_unverified_dump_of_today_is_ok(volume: Path) -> None:
     publish(make_catalog(volume), NOW - timedelta(hours=3))
     line = backups_of(volume)
     assert (line.level, line.fix) == (Severity.OK, "")
     assert line.text.endswith("is 3 h old (not verified yet)")
 
 
-def test_a_verified_one_below_a_bad_one(volume: Path) -> None:
+def test_a_bad_dump_above_a_verified_one_is_a_warning(volume: Path) -> None:
     catalog = make_catalog(volume)
     proven(catalog, NOW - timedelta(hours=3))
     write_dump(catalog, NOW - timedelta(hours=1), content=b"no archive")
@@ -389,7 +389,7 @@ def test_a_verified_one_below_a_bad_one(volume: Path) -> None:
     assert "ovia-backup dump && ovia-backup verify latest" in bad.fix
 
 
-def test_a_backup_that_is_too_old(volume: Path) -> None:
+def test_a_backup_that_is_too_old_is_a_failure(volume: Path) -> None:
     proven(make_catalog(volume), NOW - 2 * DAY)
     line = backups_of(volume)
     assert (line.level, "is 2 d old, 22 h too old (verified)" in line.text) == (Severity.FAIL, True)
@@ -410,7 +410,7 @@ def test_a_dump_from_the_future_is_reported(volume: Path) -> None:
     assert f"move {made} out of the folder" in line.fix
 
 
-def test_none_is_verified_any_more(volume: Path) -> None:
+def test_dumps_no_longer_verified_are_a_failure(volume: Path) -> None:
     catalog = make_catalog(volume)
     for days in range(4):
         publish(catalog, NOW - days * DAY - timedelta(hours=1))
@@ -434,12 +434,12 @@ def test_ten_thousand_backups_take_a_second_or_so(volume: Path) -> None:
         system = system_on(volume)
         began = time.process_time()
         lines = [*doctor.volume(system), *doctor.backups(system)]
-        # Of the processor's time, with room for one that is shared: reading all of them would take a minute.
+        # Seconds of processor time, with room for a shared processor: reading all files would take a minute.
         assert time.process_time() - began < 5
     the(lines, "growing 0 B a day")
 
 
-def test_a_look_changes_nothing(volume: Path) -> None:
+def test_the_doctor_changes_nothing_on_the_volume(volume: Path) -> None:
     catalog = make_catalog(volume)
     proven(catalog, NOW - DAY)
     proven(catalog, NOW - DAY, Tier.WEEKLY)
@@ -450,7 +450,7 @@ def test_a_look_changes_nothing(volume: Path) -> None:
     before = list(everything_below(volume))
     assert len(volume_of(volume)) > 4
     backups_of(volume)
-    # For a moment something stood in the backup folder: what its filesystem can do shows only when it is tried.
+    # Only the folder's times changed: the doctor tries the filesystem with a file that it removes.
     (_, folder, *_), *rest = everything_below(volume)
     assert (folder, rest) == (before[0][1], before[1:])
 
@@ -477,7 +477,7 @@ TODAY = date(2026, 6, 15)
 
 
 def full(free: int, size: int, growth: float, stand: Mapping[Tier, int], policy: Policy) -> float:
-    """The day, or never."""
+    """Days until the volume is full; infinite if it will not be full soon."""
     days = doctor._days_until_full(free, size, growth, stand, policy, TODAY)
     assert days is None or 1 <= days <= doctor.SOON
     return float("inf") if days is None else days
@@ -493,12 +493,12 @@ def test_more_room_delays_full_and_more_growth_hastens_it(
 
 
 @given(size=SIZES, policy=POLICIES, free=SIZES)
-def test_without_growth_what_the_policy_keeps_is_never_too_much(size: int, policy: Policy, free: int) -> None:
+def test_without_growth_a_full_set_of_backups_never_fills_up(size: int, policy: Policy, free: int) -> None:
     assert full(size + free, size, 0.0, policy.keep, policy) == float("inf")
 
 
 def simulated(free: int, size: int, growth: float, stand: Mapping[Tier, int], policy: Policy) -> int:
-    """Day by day with the real policy: a dump, its promotion, pruning; then whether there is room for the next."""
+    """The day on which the next dump has no room: each day has a dump, promotions and pruning by the real policy."""
     start = datetime(2026, 6, 15, 3, tzinfo=UTC)
     sizes: dict[datetime, float] = {}
     kept: list[Candidate] = []
@@ -537,13 +537,13 @@ def simulated(free: int, size: int, growth: float, stand: Mapping[Tier, int], po
     policy=POLICIES,
     shares=st.tuples(st.floats(0.1, 1), st.floats(0, 1)),
 )
-def test_the_day_is_the_real_policys_within_a_week_and_a_dump(
+def test_the_day_agrees_with_the_simulated_policy(
     room: float, growth: float, policy: Policy, shares: tuple[float, float]
 ) -> None:
     size = 10**9
     stand = dict.fromkeys(Tier, 0)
     stand[Tier.DAILY] = max(1, round(policy.count(Tier.DAILY) * shares[0]))
-    # As many weeks as there were days for: else weekly ones stand whose daily ones were never made.
+    # Weekly backups need earlier daily ones, so other tiers are filled only if the daily tier is full.
     if stand[Tier.DAILY] == policy.count(Tier.DAILY):
         stand |= {tier: round(policy.count(tier) * shares[1]) for tier in policy.promoted_to}
     arguments = (int(room * size), size, growth * size, stand, policy)
@@ -563,7 +563,7 @@ def test_the_day_is_the_real_policys_within_a_week_and_a_dump(
         ([(0, 130), (1, 500), (3, 100)], 10.0),
     ],
 )
-def test_growth_is_read_from_the_oldest_and_the_newest(sizes: list[tuple[float, int]], growth: float) -> None:
+def test_growth_is_measured_between_oldest_and_newest(sizes: list[tuple[float, int]], growth: float) -> None:
     made = [
         Backup(Path("x"), BackupName("ovia", Tier.DAILY, NOW - timedelta(days=days)), size, 0) for days, size in sizes
     ]
@@ -574,7 +574,7 @@ def test_growth_is_read_from_the_oldest_and_the_newest(sizes: list[tuple[float, 
 
 
 @needs_root
-def test_a_hand_over_that_is_under_way_or_was_forgotten(volume: Path) -> None:
+def test_a_hand_over_is_a_warning_after_three_days(volume: Path) -> None:
     proven(make_catalog(volume), NOW - DAY)
     os.chown(volume, 10001, 10001)
     for path in volume.rglob("*.dump"):
@@ -584,7 +584,7 @@ def test_a_hand_over_that_is_under_way_or_was_forgotten(volume: Path) -> None:
     path.rename(volume / "removed by the old script")
     text = f"the hand-over from the old backup script began on {datetime.now(UTC):%Y-%m-%d}"
     assert the(volume_of(volume), text).level is Severity.OK
-    # Its sidecars are no leftovers.
+    # The removed dump's sidecars are no leftovers.
     assert the(volume_of(volume), "left behind").text == "nothing was left behind by a crash"
     for days, level in ((2.9, Severity.OK), (3.1, Severity.WARN)):
         began = (NOW - days * DAY).timestamp()

@@ -1,4 +1,4 @@
-"""Sidecars that broke take no archive with them; an archive that breaks pg_restore is bad."""
+"""A broken sidecar does not make its archive bad; an archive that crashes pg_restore is bad."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ def now(catalog: Catalog) -> Backup:
 
 
 @pytest.mark.parametrize(("content", "why"), thinned(BROKEN.values()), ids=BROKEN)
-def test_a_broken_manifest_is_none(dumper: Dumper, verifier: Verifier, content: bytes | None, why: str) -> None:
+def test_a_broken_manifest_is_treated_as_missing(
+    dumper: Dumper, verifier: Verifier, content: bytes | None, why: str
+) -> None:
     backup = dumper.dump(log=quiet)
     assert verifier.verify(backup, log=quiet).judgement.good
     break_it(backup, MANIFEST, content)
@@ -60,7 +62,7 @@ def test_a_broken_manifest_is_none(dumper: Dumper, verifier: Verifier, content: 
     assert (backup.manifest, backup.state(datetime.now(UTC))) == (
         None,
         State.UNVERIFIED,
-    )  # the verdict was on a whole one
+    )  # the verdict covered the intact manifest
     verified = verifier.verify(backup, log=quiet)
     assert verified.judgement.good
     (finding,) = (each for each in verified.judgement.findings if each.check is Check.NO_WARNINGS)
@@ -97,8 +99,8 @@ def test_a_broken_sidecar_is_reported_and_the_drill_goes_on(
         assert said in done.stdout + done.stderr, command
 
 
-def test_a_sidecar_of_another_archive_is_altered(dumper: Dumper, verifier: Verifier) -> None:
-    """It can be read: it is believed, and the archive is not."""
+def test_an_archive_with_anothers_manifest_is_altered(dumper: Dumper, verifier: Verifier) -> None:
+    """The manifest can be read, so it counts, and the archive does not."""
     backup = dumper.dump(log=quiet)
     manifest = backup.manifest
     assert manifest is not None
@@ -109,8 +111,8 @@ def test_a_sidecar_of_another_archive_is_altered(dumper: Dumper, verifier: Verif
     assert "was altered: its SHA-256 is" in judgement.reasons[0]
 
 
-def test_a_newer_programs_manifest_is_no_verdict(dumper: Dumper, verifier: Verifier) -> None:
-    """Going back to an older one must not lose what that made known."""
+def test_a_newer_programs_manifest_gives_no_verdict(dumper: Dumper, verifier: Verifier) -> None:
+    """A downgrade must not lose what the newer program recorded."""
     backup = dumper.dump(log=quiet)
     text = backup.sidecar(MANIFEST).read_text()
     backup.sidecar(MANIFEST).write_text(text.replace('"version": 1', '"version": 2'))
@@ -120,7 +122,7 @@ def test_a_newer_programs_manifest_is_no_verdict(dumper: Dumper, verifier: Verif
 
 
 @pytest.mark.parametrize("content", [None, b"", bytes(512)])
-def test_verdicts_that_broke_are_made_again(dumper: Dumper, verifier: Verifier, content: bytes | None) -> None:
+def test_broken_verdicts_are_made_again(dumper: Dumper, verifier: Verifier, content: bytes | None) -> None:
     backup = verifier.verify(dumper.dump(log=quiet), log=quiet).backup
     backup.sidecar(DRILLED).write_bytes(b"{")
     break_it(backup, VERIFIED, content)
@@ -129,7 +131,7 @@ def test_verdicts_that_broke_are_made_again(dumper: Dumper, verifier: Verifier, 
     assert not now(verifier.catalog).drilled
 
 
-def test_roles_that_broke_are_not_what_was_saved(dumper: Dumper, verifier: Verifier) -> None:
+def test_broken_saved_roles_make_the_backup_bad(dumper: Dumper, verifier: Verifier) -> None:
     break_it(dumper.dump(log=quiet), GLOBALS, b"")
     (reason,) = verifier.verify(now(verifier.catalog), log=quiet).judgement.reasons
     assert "globals.sql is 0 bytes long; it was" in reason
@@ -139,7 +141,7 @@ def test_roles_that_broke_are_not_what_was_saved(dumper: Dumper, verifier: Verif
 
 
 def crashing(catalog: Catalog) -> Backup:
-    """An archive whose contents list has an entry without a catalog id, which pg_restore 16 follows into nothing."""
+    """An archive whose contents list has an entry without a catalog id: pg_restore 16 follows a null pointer there."""
     catalog.prepare()
     path = catalog.folder(Tier.DAILY) / BackupName(catalog.database, Tier.DAILY, datetime.now(UTC)).filename
     integer = {1: b"\0\1\0\0\0", 0: b"\0\0\0\0\0", -1: b"\1\1\0\0\0"}
@@ -171,15 +173,15 @@ def test_an_archive_that_crashes_pg_restore_twice_is_bad(volume_of_crashes: Cata
 @pytest.mark.parametrize(
     ("script", "words"),
     [
-        # It crashes on everything: the fault is its own.
+        # It crashes on every archive: the fault is in the program.
         ("kill -SEGV $$", "the program crashed (signal 11)"),
         ("kill -ABRT $$", "the program crashed (signal 6)"),
-        # Memory ran out, or a person did it.
+        # As if memory ran out, or a person killed it.
         ("kill -KILL $$", "the program was ended by signal 9"),
         ("kill -TERM $$", "the program was ended by signal 15"),
     ],
 )
-def test_a_program_that_dies_of_something_else_is_no_verdict(
+def test_a_pg_restore_that_is_broken_or_killed_gives_no_verdict(
     dumper: Dumper, verifier: Verifier, bin_dir: Path, tmp_path: Path, script: str, words: str
 ) -> None:
     backup = dumper.dump(log=quiet)

@@ -1,6 +1,6 @@
 """Dumps of another cluster, of an empty database and of other tables; and units that were tampered with.
 
-Two real servers: the same settings reach the one on one day and the other on the next, as a wrong host does.
+Two real servers: the same settings reach one server on one day and the other on the next, as with a wrong host.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ TABLES = ("CREATE TABLE people (id int)", "INSERT INTO people SELECT generate_se
 
 @dataclass
 class Story:
-    """A volume, and the database of one name on two servers."""
+    """A volume, and databases of the same name on two servers."""
 
     here: Connection
     there: Connection
@@ -59,7 +59,7 @@ class Story:
         )
 
     def dump(self, of: Connection) -> Backup:
-        """Of the next day."""
+        """Dump the database, dated a day after the last dump."""
         self.day -= 1
         made = Dumper(self.catalog, of, self.programs, "gzip:1").dump(log=quiet)
         return redated(made, made.started_at - timedelta(days=self.day))
@@ -87,7 +87,7 @@ class Story:
         return self.verifier.accept(self.catalog.refresh(backup), by="a test", log=quiet)
 
     def restored(self, system_identifier: str | None, *, mode: Mode = Mode.NEW, takes_name: bool = True) -> None:
-        """A restore onto a server, as its record says."""
+        """Write the record of a restore onto a server."""
         folder = RestoreFolder(self.catalog)
         folder.prepare()
         now = folder.free(datetime.now(UTC).replace(microsecond=0))
@@ -125,7 +125,7 @@ def two(new_database: NewDatabase, new_full_database: NewDatabase) -> Iterator[t
 
 
 def test_another_cluster_is_bad_until_it_is_accepted(story: Story) -> None:
-    """And holds the dumps before it, however many follow; then it is the new normal, and holds none."""
+    """Until then it holds the last good dump, however many follow; then it is the new normal, and holds none."""
     last = story.good(story.here)
     identifier = story.catalog.refresh(last).system_identifier
     first = story.rejected(story.there, "of another cluster", last.path.name)
@@ -149,9 +149,9 @@ def test_another_cluster_is_bad_until_it_is_accepted(story: Story) -> None:
     acceptance = story.catalog.refresh(accepted.backup).acceptance
     assert acceptance is not None
     assert (acceptance.by, acceptance.found) == ("a test", others[-1].judgement.strange)
-    story.good(story.there)  # without further word
+    story.good(story.there)  # without another acceptance
     assert story.state(first.backup) is State.BAD
-    story.rejected(story.here, str(identifier))  # and back is another word
+    story.rejected(story.here, str(identifier))  # the way back needs its own acceptance
 
 
 @pytest.mark.exhaustive
@@ -161,8 +161,8 @@ def test_a_dump_of_the_right_cluster_needs_no_acceptance(story: Story) -> None:
     story.good(story.here)
 
 
-def test_an_accepted_dump_stays_what_it_is(story: Story) -> None:
-    """Verified again, promoted and verified there: the acceptance goes with it."""
+def test_an_accepted_dump_stays_accepted(story: Story) -> None:
+    """Also when it is verified again, and when it is promoted and verified there: promotion copies the acceptance."""
     story.good(story.here)
     accepted = story.accept(story.rejected(story.there).backup).backup
     accepted.sidecar(VERIFIED).unlink()
@@ -173,7 +173,7 @@ def test_an_accepted_dump_stays_what_it_is(story: Story) -> None:
 
 
 @pytest.mark.exhaustive
-def test_an_acceptance_of_another_dump_is_none(story: Story) -> None:
+def test_an_acceptance_of_another_dump_does_not_count(story: Story) -> None:
     story.good(story.here)
     accepted = story.accept(story.rejected(story.there).backup).backup
     other = story.dump(story.here)
@@ -207,11 +207,11 @@ def test_one_shared_table_proves_the_source(story: Story) -> None:
     story.good(story.here)
 
 
-def test_a_restore_of_ours_that_went_live_there_is_a_word(story: Story) -> None:
+def test_a_restore_that_went_live_accepts_its_cluster(story: Story) -> None:
     story.good(story.here)
     first = story.rejected(story.there)
     identifier = first.backup.system_identifier
-    story.restored(identifier, takes_name=False)  # for a look, beside the live one
+    story.restored(identifier, takes_name=False)  # a copy beside the live database
     story.rejected(story.there)
     story.restored(identifier)
     story.good(story.there)
@@ -220,7 +220,7 @@ def test_a_restore_of_ours_that_went_live_there_is_a_word(story: Story) -> None:
 
 
 @pytest.mark.exhaustive
-def test_only_the_newest_restore_is_a_word(story: Story) -> None:
+def test_only_the_newest_restore_accepts_its_cluster(story: Story) -> None:
     story.good(story.here)
     story.restored(story.rejected(story.there).backup.system_identifier)
     story.restored("7000000000000000000")
@@ -228,8 +228,8 @@ def test_only_the_newest_restore_is_a_word(story: Story) -> None:
 
 
 @pytest.mark.exhaustive
-def test_unknown_identifiers_make_no_difference(story: Story) -> None:
-    """A role may lose the right to read it: later dumps are compared with the last that knew."""
+def test_dumps_are_compared_with_the_last_known_cluster(story: Story) -> None:
+    """A role may lose the right to read the identifier: later dumps are compared with the last that has one."""
     first = story.good(story.here)
     role = f"poor{free_port()}"
     execute(story.here, f"CREATE ROLE {role} LOGIN", f"GRANT pg_read_all_data TO {role}")
@@ -244,7 +244,7 @@ def test_unknown_identifiers_make_no_difference(story: Story) -> None:
 
 
 def test_a_verified_dump_stays_verified_when_read_again(story: Story) -> None:
-    """Its verdict is older than this check."""
+    """As a dump whose verdict is older than the check of the source."""
     first = story.dump(story.here)
     second = story.good(story.there)
     story.verifier.verify(first, log=quiet)
@@ -262,13 +262,13 @@ def test_a_dump_outside_the_volume_cannot_be_accepted(story: Story, tmp_path: Pa
         story.accept(elsewhere)
 
 
-def test_what_needs_no_acceptance_gets_none(story: Story) -> None:
+def test_a_good_dump_gets_no_acceptance(story: Story) -> None:
     backup = story.good(story.here)
     assert story.accept(backup).judgement.good
     assert not backup.sidecar(".accepted.json").exists()
 
 
-def test_a_word_does_not_make_a_damaged_dump_good(story: Story) -> None:
+def test_an_acceptance_does_not_make_a_damaged_dump_good(story: Story) -> None:
     story.good(story.here)
     backup = story.rejected(story.there).backup
     story.catalog.refresh(backup).sidecar(GLOBALS).write_bytes(b"altered")
@@ -304,8 +304,8 @@ def test_the_header_of_a_real_dump_fits_its_manifest(story: Story) -> None:
 
 
 @pytest.mark.parametrize("how", ["altered", "longer", "missing"])
-def test_a_globals_file_that_is_not_what_was_written(story: Story, how: str) -> None:
-    """A line in it makes a superuser where it is replayed."""
+def test_a_changed_globals_file_makes_the_backup_bad(story: Story, how: str) -> None:
+    """An altered line could create a superuser where the file is replayed."""
     backup = story.good(story.here)
     path = backup.sidecar(GLOBALS)
     content = path.read_bytes()
@@ -322,7 +322,7 @@ def test_a_globals_file_that_is_not_what_was_written(story: Story, how: str) -> 
 
 
 def test_yesterdays_unit_under_todays_name_is_bad_when_verified(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No program opens it."""
+    """No program may open it."""
     backup = story.good(story.here)
     name = BackupName(backup.name.database, backup.tier, backup.started_at + timedelta(days=1))
     for suffix in ("", *(kind.suffix for kind in SIDECAR_KINDS if backup.sidecar(kind).exists())):

@@ -1,7 +1,7 @@
-"""Servers that speak other languages: each failure is called what it is, retried or not, as if they spoke English.
+"""Servers in other languages: each failure has the same diagnosis as in English, and is retried or not.
 
-With the messages of PostgreSQL's catalogues; and on a live server in German, Debian's PostgreSQL 15, since that is
-built with other languages: the conditions of ``test_diagnosis``, once more.
+Tested with the messages of PostgreSQL's catalogues, and with the conditions of ``test_diagnosis`` on a live server in
+German: Debian's PostgreSQL 15, because that is built with translations.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from tools import translations
 
 DEBIANS = Path("/usr/lib/postgresql/15/bin")
 GERMAN = "de_DE.UTF-8"
-#: Not these: it is the client who speaks, or there is no server.
+#: Not these: the client reports them, or there is no server.
 NOT_THE_SERVERS = re.compile(
     r"the_hosts_name_.*|nobody_.*|the_socket_.*|there_is_no_route|no_password|the_volume_is_full|.*certificate.*"
     r"|a_server_without_tls|a_mode_that_.*|client_programs_.*|no_version_of_tls_.*|a_client_.*|a_server_newer_.*"
@@ -53,22 +53,22 @@ NOT_THE_SERVERS = re.compile(
 SERVERS = [case for case in CASES if not NOT_THE_SERVERS.fullmatch(case.provoke.__name__)]
 
 
-# ------------------------------------------------------------------------------------------ what catalogues say
+# ------------------------------------------------------------------------------------------ messages of the catalogues
 
 
 def filled(message: str, places: str) -> str:
-    """A message with things in its places, wherever the language has them."""
+    """A message with its placeholders filled, in the order that its language has them."""
     numbers = iter(range(len(places)))
     return _PLACE.sub(lambda place: places[int(place[1]) - 1 if place[1] else next(numbers)], message)
 
 
 @pytest.mark.parametrize("language", sorted(_translations()))
-def test_what_a_program_prints_is_understood_in_all_languages(language: str) -> None:
+def test_errors_are_diagnosed_alike_in_all_languages(language: str) -> None:
     said_in = _translations()[language]
     told = 0
     for message in translations.MESSAGES:
         if message not in said_in:
-            continue  # the translators have not got there
+            continue  # not translated yet
         text = "pg_dump: error: query failed: {}:  {}\npg_dump: detail: Query was: SELECT 1"
         severity = "FATAL" if "connection" in message or "does not exist" in message else "ERROR"
         in_english = diagnose(text.format(severity, filled(message, "1234")), what="it failed")
@@ -83,7 +83,7 @@ def test_what_a_program_prints_is_understood_in_all_languages(language: str) -> 
 
 
 @pytest.mark.parametrize("language", sorted(_translations()))
-def test_a_full_disk_is_the_servers_in_all_languages(language: str) -> None:
+def test_a_servers_full_disk_is_known_in_all_languages(language: str) -> None:
     said_in = _translations()[language]
     full = said_in.get("No space left on device", "No space left on device")
     said = f"{said_in.get('ERROR', 'ERROR')}:  base/16384/2619: {full}"
@@ -91,7 +91,7 @@ def test_a_full_disk_is_the_servers_in_all_languages(language: str) -> None:
     assert type(diagnose(f"pg_restore: error: {said}", what="it failed")) is errors.ServerDiskFullError
 
 
-def test_in_which_language_the_server_speaks_does_not_show_data() -> None:
+def test_an_error_in_another_language_shows_no_data() -> None:
     said = 'pg_restore: error: could not execute query: FEHLER:  ungültige Eingabesyntax für Typ integer: "4111 1111"'
 
     error = diagnose(said, what="it failed")
@@ -105,7 +105,7 @@ def test_in_which_language_the_server_speaks_does_not_show_data() -> None:
 
 @dataclass(frozen=True)
 class GermanCluster(PortCluster):
-    """A server with a German locale, which need not be installed: messages ask for its name alone."""
+    """A server with a German locale, which need not be installed: messages need only its name."""
 
     locales: Path = Path()
 
@@ -162,7 +162,7 @@ def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Scene:
 
 
 @pytest.mark.parametrize("case", thinned(SERVERS), ids=lambda case: case.provoke.__name__)
-def test_a_german_servers_failures_are_the_same(case: Case, scene: Scene) -> None:
+def test_a_german_servers_failures_are_diagnosed_alike(case: Case, scene: Scene) -> None:
     if case.provoke.__name__ in NEEDS_ROOT and os.geteuid() != 0:
         pytest.skip("mounting a small filesystem needs root")
 
@@ -199,8 +199,8 @@ def test_english_is_requested_or_the_doctor_says_why_not(scene: Scene) -> None:
 
 
 @pytest.mark.exhaustive
-def test_an_untranslated_message_is_asked_for_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A language that is not known at all: the SQLSTATE decides."""
+def test_the_sqlstate_decides_on_an_untranslated_message(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an unknown language, a session asks the server again, and the SQLSTATE decides."""
     monkeypatch.setattr(translation, "_messages", list)
     connection = scene.new_database("CREATE TABLE t ()")
 
@@ -216,12 +216,12 @@ def test_an_untranslated_message_is_asked_for_again(scene: Scene, monkeypatch: p
         held = failed(command, connection)
         assert type(held) is errors.LockTimeoutError
         assert held.transient
-    # What stood in the way is gone by the time that a session asks.
+    # The obstacle is gone when the session asks again.
     text = "pg_dump: error: query failed: FEHLER:  etwas\npg_dump: detail: Query was: SELECT 1"
     passed = server_language.diagnose_program(text, what="it failed", connection=connection, exit_code=1)
     assert type(passed) is errors.MomentaryError
     assert passed.transient
-    # It changes nothing.
+    # A statement that would change something is not repeated.
     text = "pg_dump: error: query failed: FEHLER:  etwas\npg_dump: detail: Query was: DROP TABLE public.t"
     boss = scene.superuser(connection)
     assert (
@@ -230,7 +230,7 @@ def test_an_untranslated_message_is_asked_for_again(scene: Scene, monkeypatch: p
     )
 
 
-def test_a_rule_that_rows_break_is_named_by_a_german_server_too(scene: Scene) -> None:
+def test_a_german_server_names_the_violated_constraint(scene: Scene) -> None:
     source = scene.new_database(
         "CREATE FUNCTION fits(a int) RETURNS boolean IMMUTABLE RETURN true",
         "CREATE TABLE t (a int CONSTRAINT that_fits CHECK (fits(a)))",
