@@ -1,4 +1,4 @@
-"""Servers and scenes of provoked failures."""
+"""Fixtures for provoked failures: servers and scenes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ovia_backup_dagster_tests.support.provocations import FEW, Scene, doors, pr
 
 @pytest.fixture(scope="module")
 def gate(full_bin_dir: Path) -> Iterator[PortCluster]:
-    """A whole PostgreSQL with few connections, and a door for each way of being turned away."""
+    """A whole PostgreSQL with few connections, and a pg_hba.conf rule for each way to refuse one."""
     with doors(running_cluster(full_bin_dir, tls=True, reserved_connections="2", **FEW)) as cluster:
         yield cluster
 
@@ -28,7 +28,7 @@ def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Scene:
 
 @pytest.fixture(scope="module")
 def doomed(full_bin_dir: Path) -> Iterator[PortCluster]:
-    """A server to be stopped and killed; the test that does so starts it again."""
+    """A server that tests stop or kill; such a test starts it again."""
     with to_be_stopped(running_cluster(full_bin_dir, restart_after_crash="on")) as cluster:
         yield cluster
 
@@ -42,7 +42,7 @@ def pair(full_bin_dir: Path) -> Iterator[tuple[PortCluster, PortCluster]]:
 
 @pytest.fixture(scope="module")
 def damaged(full_bin_dir: Path) -> Iterator[PortCluster]:
-    """A server with checksums, whose files are written over while it is stopped."""
+    """A server with checksums, whose files tests overwrite while it is stopped."""
     with running_cluster(full_bin_dir) as cluster:
         cluster.stop()
         cluster._run("pg_checksums", "--enable", "--no-sync", f"--pgdata={cluster.data}")

@@ -1,4 +1,4 @@
-"""A lock that is waited for in vain is named with its holder; and one whose client is gone does not stay."""
+"""A lock that is not obtained in time names its holder, and the server soon drops the lock of a lost client."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def ended_by(fix: str, server: PortCluster) -> None:
     execute(server.connection(), found[0])
 
 
-def test_its_holder_is_named_and_can_be_ended(server: PortCluster) -> None:
+def test_a_held_lock_names_its_holder_which_can_be_ended(server: PortCluster) -> None:
     with admin(server) as other, connect(server.connection()) as session:
         other.execute("SET application_name = 'left by a migration'")
         other.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [LOCK.name])
@@ -44,8 +44,8 @@ def test_its_holder_is_named_and_can_be_ended(server: PortCluster) -> None:
 
 
 @pytest.mark.parametrize("key", [0, 1, -1, 2**63 - 1, -(2**63), 2**31, -(2**32) + 5])
-def test_every_key_is_found_in_the_servers_list(server: PortCluster, key: int) -> None:
-    """Keys are 64 bits with a sign; the list shows two halves without one."""
+def test_every_key_is_found_in_pg_locks(server: PortCluster, key: int) -> None:
+    """Keys are signed, of 64 bits; pg_locks shows two unsigned halves."""
     with admin(server) as session:
         session.execute("SELECT pg_advisory_lock(%s)", [key])
         found = session.execute(
@@ -66,7 +66,7 @@ def test_a_swap_that_waits_for_another_names_it(server: PortCluster, monkeypatch
     assert f"process {pid}, role postgres" in caught.value.why
 
 
-def test_a_drill_that_another_one_is_in_the_way_of_names_it(server: PortCluster) -> None:
+def test_a_drill_that_waits_for_another_names_it(server: PortCluster) -> None:
     name = target.scratch_name("shop")
     with admin(server) as other:
         other.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [f"{target.MARK} {name}"])
@@ -83,7 +83,7 @@ def test_a_drill_that_another_one_is_in_the_way_of_names_it(server: PortCluster)
 
 
 def test_the_server_soon_notices_a_lost_client(server: PortCluster) -> None:
-    """Over TCP: a Unix socket is closed by the kernel."""
+    """Over TCP; the kernel itself closes a Unix socket."""
     with connect(Connection("127.0.0.1", server.port, "postgres", "postgres", SecretStr(PASSWORD))) as session:
         query = "SELECT name, setting FROM pg_settings WHERE name LIKE 'tcp_keepalives_%'"
         shown = {row["name"]: int(row["setting"]) for row in session.execute(query)}

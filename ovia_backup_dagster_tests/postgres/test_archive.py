@@ -1,4 +1,4 @@
-"""Reading an archive: it must see exactly what the database held, whatever the names and the data."""
+"""Reading an archive: it must find exactly what the database held, whatever the names and the data."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from ovia_backup_dagster_tests.support.crashes import raised_as_nobody
 from ovia_backup_dagster_tests.support.exhaustive import thinned
 
 
-def test_a_file_that_may_not_be_opened_has_a_fix() -> None:
-    """pg_restore says neither why nor what then, and its word is no verdict."""
+def test_a_file_without_read_permission_is_reported_with_a_fix() -> None:
+    """pg_restore names neither the cause nor a fix, and its failure is no verdict."""
     with tempfile.TemporaryDirectory(prefix="ovia-t-", dir="/tmp") as folder:
         Path(folder).chmod(0o755)
         closed = Path(folder) / "a.dump"
@@ -41,7 +41,7 @@ def test_a_file_that_may_not_be_opened_has_a_fix() -> None:
     assert "chown -R USER" in error.fix
 
 
-def test_rows_are_those_of_the_database(dumper: Dumper, database: Connection, programs: Programs) -> None:
+def test_a_witness_has_the_rows_of_the_database(dumper: Dumper, database: Connection, programs: Programs) -> None:
     witness = read_archive(programs, dumper.dump(log=quiet).path)
 
     assert {table.name: table.rows for table in witness.tables} == rows_in(database)
@@ -65,13 +65,13 @@ def test_a_restored_copy_is_dumped_with_the_same_content(
 
     one, two = read_archive(programs, first.path), read_archive(programs, again.path)
 
-    # In the one columns change their order. In the other rows do, as its partitions go by the numbers of an enum's
-    # values; now and then they fall as they did.
+    # In ask_notes, columns change their order. In sync_batches, rows do: it is partitioned by a hash of an enum's
+    # internal numbers, which now and then come out the same.
     assert contents_differ(one, two) - {"public.sync_batches"} == {"public.ask_notes"}
     assert one.sequences == two.sequences
     assert one.large_objects == two.large_objects
     assert one.rows_by_table() == two.rows_by_table()
-    # The database's own settings and owner are not part of a restore under another name.
+    # A restore under another name leaves out the database's own settings and owner.
     assert [c for c in one.contents if "DATABASE" not in c] == [c for c in two.contents if "DATABASE" not in c]
 
 
@@ -90,7 +90,7 @@ def test_one_changed_value_changes_one_table(dumper: Dumper, database: Connectio
     assert contents_differ(before, after) == {"public.kpi_snapshots"}
 
 
-def test_a_changed_large_object_is_seen(dumper: Dumper, database: Connection, programs: Programs) -> None:
+def test_a_changed_large_object_is_found(dumper: Dumper, database: Connection, programs: Programs) -> None:
     before = read_archive(programs, dumper.dump(log=quiet).path)
     execute(database, r"SELECT lo_put(900002, 50000, '\x00')")
 
@@ -112,7 +112,7 @@ def test_a_large_object_is_read_though_strings_do_not_conform(
     assert contents_differ(before, after) == set()
 
 
-def test_a_changed_schema_is_seen_and_only_that(dumper: Dumper, database: Connection, programs: Programs) -> None:
+def test_a_changed_schema_changes_no_content(dumper: Dumper, database: Connection, programs: Programs) -> None:
     before = read_archive(programs, dumper.dump(log=quiet).path)
     execute(database, "COMMENT ON TABLE people IS 'changed'")
 
@@ -141,7 +141,7 @@ ODD_NAMES = [
 
 
 @pytest.mark.parametrize("name", thinned(ODD_NAMES, daily=4))
-def test_odd_names_of_everything(name: str, dumper: Dumper, database: Connection, programs: Programs) -> None:
+def test_objects_with_odd_names_are_read(name: str, dumper: Dumper, database: Connection, programs: Programs) -> None:
     quoted = '"' + name.replace('"', '""') + '"'
     literal = "'" + name.replace("'", "''") + "'"
     execute(
@@ -164,7 +164,9 @@ def test_odd_names_of_everything(name: str, dumper: Dumper, database: Connection
     assert 2 in [count for table, count in witness.rows_by_table().items() if table.endswith(".parent")]
 
 
-def test_data_that_looks_like_the_stream_around_it(dumper: Dumper, database: Connection, programs: Programs) -> None:
+def test_data_that_looks_like_the_stream_is_read_as_data(
+    dumper: Dumper, database: Connection, programs: Programs
+) -> None:
     execute(
         database,
         "CREATE TABLE traps (t text)",
@@ -178,7 +180,7 @@ def test_data_that_looks_like_the_stream_around_it(dumper: Dumper, database: Con
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "EUC_JP", "EUC_TW"])
-def test_other_encodings(
+def test_an_archive_of_another_encoding_is_read(
     encoding: str, server: Cluster, programs: Programs, volume: Path, new_database: NewDatabase
 ) -> None:
     name = f"enc_{encoding.lower()}"
@@ -225,7 +227,7 @@ def test_an_archive_of_a_newer_format_is_no_damage(dumper: Dumper, programs: Pro
         read_archive(programs, newer)
 
 
-#: Content made from a whole archive -> what is said of it; each cause of the table is among them.
+#: Kind of damage -> how to damage a whole archive, and the reported cause; covers each cause of the table.
 DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "empty": (lambda _: b"", "the file is empty: the dump failed before it began"),
     "three bytes": (lambda whole: whole[:3], "the file is truncated: the dump, or a copy of it, was interrupted"),
@@ -248,7 +250,7 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 
 
 @pytest.mark.parametrize("kind", thinned(DAMAGES, daily=4))
-def test_damage_is_said_to_be_what_it_is(kind: str, dumper: Dumper, programs: Programs) -> None:
+def test_each_kind_of_damage_is_reported_with_its_cause(kind: str, dumper: Dumper, programs: Programs) -> None:
     backup = dumper.dump(log=quiet)
     damage, cause = DAMAGES[kind]
     backup.path.write_bytes(damage(backup.path.read_bytes()))
@@ -270,7 +272,7 @@ def test_every_cause_of_damage_is_provoked() -> None:
     assert causes == {cause for cause in causes if any(cause.startswith(said) for _, said in DAMAGES.values())}
 
 
-def test_truncation_is_seen_without_a_manifest(dumper: Dumper, programs: Programs, tmp_path: Path) -> None:
+def test_truncation_is_found_without_a_manifest(dumper: Dumper, programs: Programs, tmp_path: Path) -> None:
     content = dumper.dump(log=quiet).path.read_bytes()
     path = tmp_path / "truncated.dump"
     for part in range(1, 25):
@@ -284,7 +286,7 @@ def test_truncation_is_seen_without_a_manifest(dumper: Dumper, programs: Program
 
 
 class Chunks(io.BytesIO):
-    """A stream that hands out chunks of the given lengths, whatever is asked for."""
+    """A stream that returns chunks of the given lengths, whatever length is requested."""
 
     def __init__(self, data: bytes, lengths: list[int]) -> None:
         super().__init__(data)
@@ -302,7 +304,7 @@ TABLES = st.dictionaries(
 
 @settings(max_examples=400, deadline=None)
 @given(TABLES, st.lists(st.integers(1, 12), max_size=60))
-def test_borders_of_chunks_change_nothing(tables: dict[bytes, list[bytes]], lengths: list[int]) -> None:
+def test_chunk_boundaries_change_nothing(tables: dict[bytes, list[bytes]], lengths: list[int]) -> None:
     stream = b"--\n-- a comment; with 'quotes\n--\n\nSET x = 'a;\nb';\n\\restrict abc\n\n"
     for name, rows in tables.items():
         stream += b"COPY " + name + b' (a, "b) FROM stdin;") FROM stdin;\n' + b"".join(r + b"\n" for r in rows)
@@ -333,7 +335,7 @@ def test_a_statement_longer_than_the_buffer_is_read() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 200), st.lists(st.integers(1, 12), max_size=60))
-def test_a_stream_that_ends_early_is_not_whole(cut: int, lengths: list[int]) -> None:
+def test_a_stream_that_ends_early_is_incomplete(cut: int, lengths: list[int]) -> None:
     stream = b"SET a = 1;\nCOPY public.t (a) FROM stdin;\n" + b"1\n2\n3\n" * 20 + b"\\.\n"
 
     assert not data_stream.DataReader(Chunks(stream[: -min(cut, 110)], lengths), data_stream.ordered).read()

@@ -25,13 +25,13 @@ from ovia_backup_dagster_tests.support.rights import SCHEMA
 SCRIPT = REPOSITORY / "deploy" / "backup-role.sql"
 ROLE = "ovia_backup"
 OTHER_ROLE = "backup_role_other"
-#: All that could end a literal, or be taken for a variable.
+#: Everything that could end a literal or be taken for a psql variable.
 PASSWORD = """it's "a" \\ $pass$ :word :'word' %"""
 
 
 @pytest.fixture
 def full(new_full_database: NewDatabase, full_server: PortCluster) -> Iterator[Connection]:
-    """A database with one of each kind, of which PUBLIC may read nothing."""
+    """A database with one object of each kind, of which PUBLIC may read nothing."""
     database = new_full_database()
     execute(
         database,
@@ -58,7 +58,7 @@ def full(new_full_database: NewDatabase, full_server: PortCluster) -> Iterator[C
 
 
 def run(database: Connection, bin_dir: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The script, by psql, from another database of the server."""
+    """Run the script with psql, from another database of the server."""
     variables = {**database.to("postgres").environment(), **environment}
     command = [str(bin_dir / "psql"), "-X", "-w", "-v", f"database={database.database}", *arguments, "-f", str(SCRIPT)]
     variables["LD_LIBRARY_PATH"] = str(bin_dir.parent / "lib")
@@ -74,7 +74,7 @@ def made(database: Connection, bin_dir: Path, password: str = PASSWORD) -> None:
 
 @pytest.fixture
 def role(full: Connection, full_server: PortCluster, full_bin_dir: Path) -> Connection:
-    """The role, by its password over TLS."""
+    """A connection as the role, with its password over TLS."""
     made(full, full_bin_dir)
     over_tls = {"PGSSLMODE": "require"}
     return replace(full, host="127.0.0.1", user=ROLE, password=SecretStr(PASSWORD), libpq=over_tls)
@@ -146,7 +146,7 @@ def test_the_role_can_do_nothing_else(role: Connection, full_server: PortCluster
                 autocommit=True,
             ) as session:
                 assert session.execute("SHOW default_transaction_read_only").fetchone() == ("on",)
-                # Not that it keeps anybody from it who means it.
+                # The default protects only against accidents: the session can turn it off.
                 session.execute("SET default_transaction_read_only = off")
                 outcome: object = "it may"
                 try:
@@ -158,7 +158,7 @@ def test_the_role_can_do_nothing_else(role: Connection, full_server: PortCluster
 
 
 def acl(database: Connection) -> list[dict[str, object]]:
-    """Who may do what, except by passwords, whose salt changes."""
+    """All roles and grants; without passwords, because their salt changes."""
     query = """
         SELECT (SELECT jsonb_agg(to_jsonb(r) - 'rolpassword' ORDER BY rolname) FROM pg_roles r) AS roles,
                (SELECT jsonb_agg(m ORDER BY m.oid) FROM pg_auth_members m) AS members,
@@ -187,7 +187,7 @@ def test_no_grant_on_a_system_function_enters_the_dumps(full: Connection, full_b
     assert f"{ROLE}=" not in str(acl(full)[0]["functions"])
 
 
-def test_again_it_changes_nothing_but_gives_what_is_new(role: Connection, full: Connection, full_bin_dir: Path) -> None:
+def test_a_second_run_only_grants_rights_on_new_objects(role: Connection, full: Connection, full_bin_dir: Path) -> None:
     before = acl(full)
     made(full, full_bin_dir)
     assert acl(full) == before
@@ -214,7 +214,7 @@ def test_a_role_loses_excess_rights_and_the_rest_is_reported(full: Connection, f
 
 
 @pytest.mark.parametrize("given", [(), ("-v", "password=")])
-def test_without_a_password_nothing_is_made(given: tuple[str, ...], full: Connection, full_bin_dir: Path) -> None:
+def test_without_a_password_no_role_is_made(given: tuple[str, ...], full: Connection, full_bin_dir: Path) -> None:
     result = run(full, full_bin_dir, *given)
     assert result.returncode == 3
     assert "no password: set BACKUP_PASSWORD" in result.stderr
@@ -222,7 +222,7 @@ def test_without_a_password_nothing_is_made(given: tuple[str, ...], full: Connec
         assert session.execute("SELECT FROM pg_roles WHERE rolname = 'ovia_backup'").fetchone() is None
 
 
-def test_the_password_may_be_a_variable_and_stands_in_no_log(
+def test_a_password_given_as_a_variable_is_in_no_log(
     full: Connection, full_server: PortCluster, full_bin_dir: Path
 ) -> None:
     execute(full, f"ALTER DATABASE \"{full.database}\" SET log_statement = 'all'")

@@ -23,7 +23,7 @@ from ovia_backup_dagster_tests.faults.harness import until
 from ovia_backup_dagster_tests.support.pgbouncer import pgbouncer
 
 MODES = ("transaction", "statement", "session")
-#: A pooler may begin its sessions with anything.
+#: A pooler may run any statement at the start of its sessions.
 AS_ASKED = "connect_query='SET ovia_backup.asked = known'"
 PLAIN, IGNORING = "extra_float_digits", "extra_float_digits,options"
 
@@ -38,17 +38,17 @@ def refused(connection: Connection) -> str:
 
 @pytest.mark.parametrize("ignored", [PLAIN, IGNORING], ids=["plain", "ignoring"])
 @pytest.mark.parametrize("mode", MODES)
-def test_every_mode_is_refused_and_leaves_no_lock(server: PortCluster, mode: str, ignored: str) -> None:
+def test_a_pooler_in_every_mode_is_refused_and_keeps_no_lock(server: PortCluster, mode: str, ignored: str) -> None:
     with pgbouncer(server.port, mode=mode, ignored=ignored) as connection:
         why = refused(connection)
         assert ("not in effect" in why or "not the one" in why) is (ignored == IGNORING)
-        # A swap's lock would stay in the pooler's session.
+        # The lock of a swap would remain in the pooler's session.
         with admin(server) as session:
             assert not session.execute("SELECT pid FROM pg_locks WHERE locktype = 'advisory'").fetchall()
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_pooler_that_begins_its_sessions_as_we_ask(
+def test_a_pooler_that_sets_our_token_is_refused(
     server: PortCluster, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection_pooler, "new_token", lambda: "known")
@@ -58,13 +58,13 @@ def test_a_pooler_that_begins_its_sessions_as_we_ask(
 
 @pytest.fixture
 def _unknown_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As of a proxy that names no process at the beginning: there is only what a session keeps."""
+    """As with a proxy that reports no backend process id: only the session's settings can tell."""
     monkeypatch.setattr("psycopg.ConnectionInfo.backend_pid", 0)
     monkeypatch.setattr(connection_pooler, "new_token", lambda: "known")
 
 
 @pytest.mark.usefixtures("_unknown_process")
-def test_a_pooler_whose_sessions_take_turns(server: PortCluster) -> None:
+def test_a_pooler_that_alternates_sessions_is_refused(server: PortCluster) -> None:
     turns = "server_round_robin = 1"
     with pgbouncer(server.port, mode="statement", ignored=IGNORING, connect=AS_ASKED, more=turns) as connection:
         busy, other = (
@@ -74,25 +74,25 @@ def test_a_pooler_whose_sessions_take_turns(server: PortCluster) -> None:
             sleeping = threads.submit(busy.execute, "SELECT pg_sleep(0.3)")
             with admin(server) as session:
                 until(lambda: session.execute("SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep'").fetchall())
-            other.execute("SELECT 1")  # by a second session, which the pooler keeps
+            other.execute("SELECT 1")  # in a second session, which the pooler keeps
             sleeping.result()
         assert "different server processes answer" in refused(connection)
 
 
 @pytest.mark.usefixtures("_unknown_process")
-def test_a_pooler_that_resets_after_each_transaction(server: PortCluster) -> None:
+def test_a_pooler_that_resets_settings_is_refused(server: PortCluster) -> None:
     resets = "server_reset_query = RESET ALL\nserver_reset_query_always = 1\ndefault_pool_size = 1"
     with pgbouncer(server.port, mode="statement", ignored=IGNORING, connect=AS_ASKED, more=resets) as connection:
         assert "settings are lost after the transaction" in refused(connection)
 
 
-def test_the_server_itself_is_not_taken_for_one(server: PortCluster) -> None:
+def test_the_server_itself_is_not_taken_for_a_pooler(server: PortCluster) -> None:
     with connect(server.connection()) as session:
         assert session.info.backend_pid == session.execute("SELECT pg_backend_pid() AS pid").fetchone()["pid"]  # type: ignore[index]
 
 
 @pytest.mark.parametrize("ignored", [PLAIN, IGNORING], ids=["plain", "ignoring"])
-def test_neither_a_dump_nor_a_drill_nor_the_doctor_goes_on(
+def test_dump_drill_swap_and_doctor_refuse_a_pooler(
     database: Connection, server: PortCluster, bin_dir: Path, volume: Path, ignored: str
 ) -> None:
     with pgbouncer(server.port, mode="transaction", ignored=ignored) as pooled:

@@ -1,6 +1,6 @@
-"""Every line of the table of diagnoses, hit by the real condition on a real server, through the real programs.
+"""Every line of the table of diagnoses, matched by the real condition on a real server, with the real programs.
 
-That none is left out is read off the decorators of ``support.provocations``.
+The decorators of ``support.provocations`` show that no line is left out.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from ovia_backup_dagster_tests.support.provocations import (
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.provoke.__name__)
-def test_is_diagnosed(case: Case, scene: Scene) -> None:
+def test_a_provoked_failure_has_its_diagnosis(case: Case, scene: Scene) -> None:
     if case.provoke.__name__ in NEEDS_ROOT and os.geteuid() != 0:
         pytest.skip("mounting a small filesystem needs root")
 
     outcome = case.provoke(scene)
 
     names = diagnosis._names(outcome.connection)
-    # An error's words are on one line.
+    # An error's message is on one line.
     seen = [hit.replace("\\npg_dump: detail: Query was: LOCK TABLE", "").replace(":  ", ": ") for hit in case.hits]
     for error in outcome.errors:
         assert type(error) is case.error, error
@@ -86,7 +86,7 @@ def test_an_unknown_message_is_shown_unchanged(scene: Scene) -> None:
     assert error.said == 'connection is bad: invalid "ssl_min_protocol_version" value: "TLSv9"'
 
 
-def test_a_program_that_is_killed_says_so(scene: Scene) -> None:
+def test_a_killed_program_is_reported_with_its_signal(scene: Scene) -> None:
     connection = scene.new_database("CREATE TABLE t ()", "GRANT pg_read_all_data TO {me}")
     command = str(scene.full_bin / "pg_dump"), "--no-password", "--file=/dev/null"
     with session(scene.superuser(connection)) as other, session(scene.superuser(connection)) as watcher:
@@ -102,7 +102,7 @@ def test_a_program_that_is_killed_says_so(scene: Scene) -> None:
 
 # ------------------------------------------------------------------------------------------ the advice
 
-#: A statement in an error's advice; names may hold anything.
+#: A statement in an error's advice; names may contain anything.
 SQL = re.compile(r"""(?:ALTER ROLE|ALTER DATABASE|GRANT) (?:"(?:[^"]|"")*"|[^;"])+""")
 
 
@@ -165,7 +165,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_names_reach_a_shell_and_sql_as_they_are(name: str, scene: Scene) -> None:
+def test_names_are_quoted_for_bash_and_sql(name: str, scene: Scene) -> None:
     line = shell_word(name)
     assert "\n" not in line
     assert " ".join(line.split()) == line
@@ -179,7 +179,7 @@ def test_names_reach_a_shell_and_sql_as_they_are(name: str, scene: Scene) -> Non
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_the_command_that_sets_a_password_reaches_the_role(name: str, scene: Scene) -> None:
-    """Its shell word is psql's command, which asks for the password twice and is answered."""
+    """The command runs in bash; psql prompts twice for the password, and the test answers."""
     role = '"' + name.replace('"', '""') + '"'
     boss = scene.gate.connection()
     execute(boss, f"CREATE ROLE {role}")

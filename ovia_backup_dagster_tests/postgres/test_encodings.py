@@ -1,6 +1,6 @@
 """Databases whose names and rows are in other encodings than UTF-8, or in none: backed up, proven and restored.
 
-Nothing is converted on the way: what is sent to the server is bytes, as an application in that encoding sends them.
+Nothing is converted on the way: the server gets bytes, as from an application in that encoding.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from ovia_backup_dagster_tests.support.command_line import Cli
 from ovia_backup_dagster_tests.support.drilling import Drilling, assert_passed, by_check, database
 from ovia_backup_dagster_tests.support.exhaustive import thinned
 
-#: Of each encoding, a word in it. In SQL_ASCII it is text in no encoding.
+#: Encoding -> a word in it; for SQL_ASCII, text in no encoding.
 WORDS = {
     "SQL_ASCII": b"M\xfcller \xe9\x80 \xe6\x97",
     "EUC_JP": "日本語、ﾃｽﾄ".encode("euc_jp"),
     "LATIN1": "Größe ÿ".encode("latin-1"),
     "KOI8R": "Привет".encode("koi8-r"),
 }
-#: Names, rows, values and comments of every kind, and each table's first row one that is no UTF-8.
+#: Names, rows, values and comments of every kind; each table's first row is not UTF-8.
 SCHEMA = b"""
 CREATE TABLE t (a text PRIMARY KEY);
 INSERT INTO t VALUES ('%(w)s'), ('x%(w)s');
@@ -54,7 +54,7 @@ ALTER TABLE t OWNER TO %(role)s;
 
 @pytest.fixture(scope="module")
 def boss(full_bin_dir: Path) -> Iterator[PortCluster]:
-    """A server of their own: one database's role bears a name that others cannot read."""
+    """A separate server: one database's role has a name that other databases cannot read."""
     with running_cluster(full_bin_dir) as cluster:
         yield cluster
 
@@ -63,7 +63,7 @@ def boss(full_bin_dir: Path) -> Iterator[PortCluster]:
 def filled(boss: PortCluster, encoding: str) -> Iterator[Connection]:
     with database(boss, f"enc_{encoding.lower()}", f"ENCODING '{encoding}' LOCALE 'C'") as source:
         role = f"role_{encoding.lower()}".encode()
-        # No conversion, whatever the database's encoding.
+        # SQL_ASCII: no conversion, whatever the database's encoding.
         with psycopg.connect(
             host=source.host, port=source.port, dbname=source.database, user=source.user, autocommit=True
         ) as session:
@@ -75,7 +75,9 @@ def filled(boss: PortCluster, encoding: str) -> Iterator[Connection]:
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("encoding", thinned(WORDS))
-def test_names_and_rows_in_it(encoding: str, boss: PortCluster, full_bin_dir: Path, tmp_path: Path) -> None:
+def test_names_and_rows_of_any_encoding_are_restored(
+    encoding: str, boss: PortCluster, full_bin_dir: Path, tmp_path: Path
+) -> None:
     with filled(boss, encoding) as source:
         drilling = Drilling(source, full_bin_dir, tmp_path / "backups")
         evidence = drilling.dump_and_drill()
@@ -112,8 +114,8 @@ ALTER ROLE "Größe" IN DATABASE named SET search_path = 'ß';
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("encoding", thinned(["LATIN1", "SQL_ASCII"]))
-def test_roles_whose_names_are_in_it(encoding: str, full_bin_dir: Path, tmp_path: Path) -> None:
-    """All databases have the encoding, as where a server was made with it; what is sent is UTF-8 where none is."""
+def test_role_names_of_any_encoding_are_restored(encoding: str, full_bin_dir: Path, tmp_path: Path) -> None:
+    """All databases of the server have the encoding, as after initdb with it. For SQL_ASCII, the test sends UTF-8."""
     running = running_cluster(full_bin_dir)
     running.cluster = replace(running.cluster, encoding=encoding)
     with running as cluster:
@@ -144,7 +146,7 @@ def test_roles_whose_names_are_in_it(encoding: str, full_bin_dir: Path, tmp_path
 
 
 def content(source: Connection) -> list[tuple[bytes, ...]]:
-    """What a psql of that encoding would see, as bytes."""
+    """The rows and names of the database, as bytes in its encoding."""
     with psycopg.connect(host=source.host, port=source.port, dbname=source.database, user=source.user) as session:
         session.execute("SET client_encoding = 'SQL_ASCII'")
         rows = "SELECT convert_to(a, getdatabaseencoding()) FROM t ORDER BY a"

@@ -1,4 +1,4 @@
-"""Fields and rows that are larger than a dump can hold, and those that are just not."""
+"""Fields and rows that are too large for pg_dump, and those that are just small enough."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ovia_backup_dagster_tests.support.drilling import database as new_database
 
 @pytest.fixture(scope="module")
 def site(server: PortCluster) -> Iterator[Connection]:
-    """Of letters alone: half a gigabyte of them is compressed to six megabytes."""
+    """A database with a field of 0.5 GB of one letter, which compresses to 6 MB."""
     with new_database(server, "site_of_large_fields") as source:
         execute(
             source,
@@ -37,7 +37,7 @@ def site(server: PortCluster) -> Iterator[Connection]:
 
 
 @pytest.mark.exhaustive
-def test_a_row_too_large_of_small_fields(site: Connection) -> None:
+def test_a_too_large_row_of_small_fields_is_found(site: Connection) -> None:
     execute(site, "CREATE TABLE wide (a text, b text); INSERT INTO wide VALUES (repeat('x', 540000000))")
     execute(site, "UPDATE wide SET b = a")
     try:
@@ -67,19 +67,19 @@ def test_a_field_too_large_for_a_dump_is_no_damage(site: Connection, tmp_path: P
     line = the(doctor.server(system_of(site, tmp_path / "backups", bin_dir)), "holds more than pg_dump can read")
     assert (line.level, line.fix) == (Severity.FAIL, error.fix)
 
-    # And what it says helps.
+    # The advised SQL works.
     (add, update) = error.fix.partition(": ")[2].partition("; then")[0].split("; ")
     execute(site, add, update)
     assert large_rows.find_large_rows(site) == ([], True)
     assert Dumper(catalog, site, Programs(bin_dir)).dump(log=quiet).size_bytes
 
 
-def test_a_look_that_takes_too_long_says_that_it_was_ended(site: Connection) -> None:
+def test_a_search_that_takes_too_long_says_so(site: Connection) -> None:
     assert large_rows.find_large_rows(site, 0.0) == ([], False)
 
 
 def test_a_row_of_many_chunks_is_joined_once() -> None:
-    """Joined at each of them, half a gigabyte would take hours."""
+    """If each chunk were joined on arrival, half a gigabyte would take hours."""
     row = b"x" * 40_000_000
     text = b"COPY public.t (a) FROM stdin;\n" + row + b"\n" + b"y\n\\.\n\n"
     rows = UnorderedRows(["a"])

@@ -1,4 +1,4 @@
-"""What is said of a server of our own that does not start, once its folder is gone."""
+"""The error of a throwaway server that does not start, after its folder was removed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ovia_backup_dagster.core.errors import ProgramError
 from ovia_backup_dagster.postgres.local_cluster import Cluster
 
 
-def test_the_next_step_can_be_taken_when_the_folder_is_gone(bin_dir: Path) -> None:
+def test_the_next_step_works_without_the_servers_folder(bin_dir: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="ovia-t-", dir="/tmp") as folder:
         place = Path(folder)
         place.chmod(0o755)
@@ -26,7 +26,7 @@ def test_the_next_step_can_be_taken_when_the_folder_is_gone(bin_dir: Path) -> No
 
         assert not cluster.log.exists()
         assert str(cluster.log) not in caught.value.fix
-        # The cause, though the last line of a server's log is that it is shut down.
+        # The cause, though the last line of the server's log only says that it is shut down.
         assert "FATAL:" in caught.value.why
         first = caught.value.fix.partition(";")[0]
         assert first == f"df -h {place}"

@@ -1,4 +1,4 @@
-"""Pairs of a server and client programs of different majors, with the real programs of those that are at hand."""
+"""Pairs of server and client majors, with the real programs of the majors that are installed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def bin_of(major: int) -> Path:
 
 @pytest.fixture(scope="module")
 def servers() -> Iterator[dict[int, Connection]]:
-    """One a major, started when it is asked for."""
+    """One server for each major, started on first use."""
     running: list[running_cluster] = []
 
     class Servers(dict[int, Connection]):
@@ -70,10 +70,10 @@ def a_database(servers: dict[int, Connection], major: int) -> Connection:
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(("server", "client"), thinned([(15, 15), (18, 18)]))
-def test_a_pair_that_may_dump_is_dumped_verified_and_drilled(
+def test_a_database_of_an_equal_major_passes_its_drill(
     servers: dict[int, Connection], tmp_path: Path, server: int, client: int
 ) -> None:
-    """A drill's throwaway cluster is of the client's major."""
+    """The drill's throwaway cluster is of the client's major."""
     there = Drilling(a_database(servers, server), bin_of(client), tmp_path / "backups")
 
     backup = there.dump()
@@ -108,7 +108,7 @@ def test_a_server_of_another_major_is_refused(
     assert [path for path in snapshot(tmp_path) if str(path).endswith(".dump")] == []
 
 
-def test_the_doctor_says_what_a_pair_means(servers: dict[int, Connection], tmp_path: Path) -> None:
+def test_the_doctor_fails_on_unequal_majors(servers: dict[int, Connection], tmp_path: Path) -> None:
     def said(server: int, client: int) -> list[tuple[Severity, str]]:
         lines = server_area.server(system_of(servers[server], tmp_path, bin_of(client)))
         return [(line.level, line.text) for line in lines if "PostgreSQL" in line.text]
@@ -122,7 +122,7 @@ def test_the_doctor_says_what_a_pair_means(servers: dict[int, Connection], tmp_p
     assert not [text for _, text in said(15, 15) if "pg_dump" in text]
 
 
-def test_the_doctor_says_that_a_major_gets_no_more_repairs(
+def test_the_doctor_warns_of_a_major_without_further_releases(
     servers: dict[int, Connection], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def said() -> list[str]:
@@ -137,7 +137,7 @@ def test_the_doctor_says_that_a_major_gets_no_more_repairs(
 # ------------------------------------------------------------------------------------------ the table
 
 
-def test_all_pairs_of_the_table() -> None:
+def test_only_equal_majors_may_dump() -> None:
     assert list(MAJORS) == [13, 14, 15, 16, 17, 18]
     assert PROMISED in MAJORS
     for client in (*MAJORS, 19):
@@ -162,10 +162,10 @@ def test_all_pairs_of_the_table() -> None:
         ]
     ),
 )
-def test_pg_dump_15_is_told_a_compression_in_its_own_spelling(
+def test_pg_dump_15_gets_a_compression_in_its_own_spelling(
     servers: dict[int, Connection], tmp_path: Path, wanted: str, chosen: str, option: str
 ) -> None:
-    """And takes it: that it is no gzip:1 was found out by a dump that failed."""
+    """And accepts it. Its rejection of ``gzip:1`` once made a dump fail."""
     there = Drilling(a_database(servers, 15), bin_of(15), tmp_path / "backups")
 
     backup = Dumper(there.catalog, there.source, there.programs, wanted).dump(log=quiet)
@@ -184,13 +184,13 @@ def test_pg_dump_15_is_told_a_compression_in_its_own_spelling(
         ("gzip:1,long", "pg_dump 15 takes a level of gzip alone, and not '1,long'"),
     ],
 )
-def test_what_pg_dump_15_cannot_do_is_said(wanted: str, why: str) -> None:
+def test_a_compression_that_pg_dump_15_lacks_is_refused(wanted: str, why: str) -> None:
     with pytest.raises(errors.CompressionUnsupportedError) as refused:
         Programs(bin_of(15)).choose_compression(wanted)
     assert (refused.value.what, refused.value.why) == (f"compression {wanted} is not available here", why)
 
 
-def test_pg_restore_15_is_asked_in_its_own_format() -> None:
-    """One that crashes on an archive is believed where it reads another."""
+def test_pg_restore_15_reads_a_test_archive_of_its_own_format() -> None:
+    """A crash on an archive counts against the archive only if pg_restore can read another one."""
     assert Programs(bin_of(15)).reads_an_archive()
     assert Programs(bin_of(18)).reads_an_archive()

@@ -1,4 +1,4 @@
-"""What is said of the file that PGPASSFILE names when libpq finds no password in it; it is asked through libpq."""
+"""Errors about the file that PGPASSFILE names, compared with what libpq itself finds in that file."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def refused(connection: Connection) -> BackupError:
         "127.0.0.\\1:{port}:post\\gres:*:{password}",
     ],
 )
-def test_a_line_that_libpq_takes_is_seen(server: PortCluster, tmp_path: Path, line: str) -> None:
+def test_a_line_that_libpq_accepts_is_found(server: PortCluster, tmp_path: Path, line: str) -> None:
     path = written(tmp_path / "pass file", line.format(port=server.port, password=PASSWORD))
     with connect(through(server, path)):
         assert passfile.trouble(through(server, path)) is None
@@ -58,7 +58,7 @@ def test_a_line_that_libpq_takes_is_seen(server: PortCluster, tmp_path: Path, li
         "localhost:{port}:*:*:{password}",
     ],
 )
-def test_a_line_that_libpq_passes_over_is_not(server: PortCluster, tmp_path: Path, line: str) -> None:
+def test_a_line_that_libpq_ignores_is_not_found(server: PortCluster, tmp_path: Path, line: str) -> None:
     error = refused(through(server, written(tmp_path / "p", line.format(port=server.port, password=PASSWORD))))
     assert type(error) is PasswordMissingError
     assert f"no line with a password for 127.0.0.1:{server.port}, database postgres, role postgres" in error.why
@@ -66,7 +66,7 @@ def test_a_line_that_libpq_passes_over_is_not(server: PortCluster, tmp_path: Pat
 
 
 def test_the_advised_passfile_line_fits_any_name(server: PortCluster, tmp_path: Path) -> None:
-    """A restore asks a database first that the file may not name."""
+    """A restore first connects to a database that the file may not name."""
     path = written(tmp_path / "p", f"127.0.0.1:{server.port}:ovia:postgres:{PASSWORD}\n")
     fix = refused(through(server, path, "template1")).fix
     written(path, fix.partition("the line ")[2].partition(",")[0].replace("PASSWORD", PASSWORD))
@@ -80,7 +80,7 @@ def test_the_advised_passfile_line_fits_any_name(server: PortCluster, tmp_path: 
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o602])
-def test_others_may_read_it(server: PortCluster, tmp_path: Path, mode: int) -> None:
+def test_a_passfile_that_others_may_access_is_reported(server: PortCluster, tmp_path: Path, mode: int) -> None:
     path = written(tmp_path / "it's", f"*:*:*:*:{PASSWORD}", mode)
     error = refused(through(server, path))
     assert type(error) is PasswordMissingError
@@ -97,7 +97,7 @@ def test_a_passfile_that_is_no_file_is_reported(server: PortCluster, tmp_path: P
     assert "is not a regular file" in refused(through(server, tmp_path / "fifo")).why
 
 
-def test_a_wrong_password_from_it_names_it(server: PortCluster, tmp_path: Path) -> None:
+def test_a_wrong_password_names_the_passfile(server: PortCluster, tmp_path: Path) -> None:
     path = written(tmp_path / "p", "*:*:*:*:wrong")
     error = refused(through(server, path))
     assert type(error) is AuthenticationError

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import pytest
 
-#: A helper thread of ``start`` is scheduled late, as on a loaded machine, and the signal arrives meanwhile.
+#: Delays a helper thread of ``start``, as on a loaded machine, so that the signal arrives meanwhile.
 _CHILD = """
 import signal, subprocess, sys, threading, time
 from ovia_backup_dagster.postgres import programs
@@ -40,7 +40,7 @@ with programs.start(("/bin/sleep", "60")) as child:
 @pytest.mark.parametrize("moment", ["started", "thread", "waiting"])
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_while_a_program_starts_ends_it(kind: signal.Signals, moment: str) -> None:
-    """Otherwise an orphaned pg_dump holds the volume's lock until it ends by itself."""
+    """Otherwise an orphaned pg_dump would hold the volume's lock until it ends by itself."""
     command = [sys.executable, "-c", _CHILD, moment]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""What is said when a restore stops for what a role may not do, or for a role that is not there."""
+"""The error of a restore that stops for a missing right or a missing role."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ RESCUE = "ovia-backup restore x --mode new --even-if-damaged"
         ('role "app reader" does not exist', "--create-roles"),
     ],
 )
-def test_the_remedy_is_one_for_rights_and_blames_no_source(said: str, fix: str) -> None:
+def test_the_fix_of_a_missing_right_does_not_blame_the_source(said: str, fix: str) -> None:
     error = error_of("the restore failed", [Met(Failure(ArchiveEntry(0, "", "", 0), ""), said, "GRANT")], (), RESCUE)
     assert fix in error.fix
     assert RESCUE not in error.fix
     assert said in error.account
 
 
-def test_what_is_something_else_keeps_its_remedy() -> None:
+def test_another_failure_keeps_its_fix() -> None:
     met = Met(Failure(ArchiveEntry(0, "", "", 0), ""), 'relation "t" does not exist', "CREATE VIEW v")
     assert RESCUE in error_of("the restore failed", [met], (), RESCUE).fix

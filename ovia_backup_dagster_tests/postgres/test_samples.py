@@ -21,7 +21,7 @@ _COLUMNS = (
     "SELECT count(*) FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid "
     "JOIN pg_class c ON c.oid = a.attrelid AND c.relkind = 'r' AND c.oid >= 16384 "
 )
-#: Relations of each kind in the database of PostgreSQL's own tests, at least; and what else it is to prove.
+#: Kind of object -> its least number in the database of PostgreSQL's own tests, and the query that counts them.
 KINDS = {
     "tables": (405, "SELECT count(*) FROM pg_class WHERE relkind = 'r' AND oid >= 16384"),
     "partitioned": (45, "SELECT count(*) FROM pg_class WHERE relkind = 'p'"),
@@ -51,7 +51,7 @@ KINDS = {
     "arrays": (18, _COLUMNS + "WHERE t.typcategory = 'A'"),
     "statistics": (4, "SELECT count(*) FROM pg_statistic_ext"),
 }
-#: Those whose tests leave tables behind, or an extension.
+#: The extensions whose tests leave tables or an extension behind.
 _CONTRIB = """
     bloom btree_gin btree_gist citext cube dblink dict_int earthdistance file_fdw fuzzystrmatch hstore isn lo ltree
     pg_trgm pgcrypto pgstattuple postgres_fdw seg tablefunc tsm_system_rows unaccent xml2
@@ -60,7 +60,7 @@ _CONTRIB = """
 
 @pytest.fixture(scope="module")
 def sources() -> Path:
-    """The regression tests. `make test` fetches them."""
+    """The sources of the regression tests. `make test` fetches them."""
     if not (SAMPLES / "src").exists():
         message = "PostgreSQL's regression tests are missing: make test fetches them into .cache"
         if os.environ.get("CI"):
@@ -79,7 +79,9 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.mark.exhaustive
-def test_the_database_of_postgresqls_own_tests(sources: Path, full_bin_dir: Path, folder: Path, tmp_path: Path) -> None:
+def test_the_database_of_postgresqls_own_tests_passes(
+    sources: Path, full_bin_dir: Path, folder: Path, tmp_path: Path
+) -> None:
     with running_cluster(full_bin_dir) as cluster, database(cluster, "regression", "LOCALE 'C'") as source:
         sample = Sample(source, full_bin_dir, "src/test/regress", folder)
         sample.run(sample.schedule)
@@ -91,20 +93,20 @@ def test_the_database_of_postgresqls_own_tests(sources: Path, full_bin_dir: Path
         evidence = drilling.drill()
 
         assert evidence.rows > 100_000
-        # Parents that gained columns after their children; what else deparses in another way; views that are stale.
+        # Parents that gained columns after their children; other deparsed text; stale materialized views.
         odd = Check.TABLES, Check.SCHEMA_TEXT, Check.COMPUTED
         assert_passed(evidence, *odd)
 
-        # The same on the server that it came from, without its roles.
+        # The same in a database on the source's server, without its roles.
         assert_passed(drilling.drill(Where.DATABASE), *odd)
 
 
 @pytest.mark.exhaustive
-def test_the_databases_of_the_extensions(sources: Path, full_bin_dir: Path, folder: Path, tmp_path: Path) -> None:
+def test_the_databases_of_the_extensions_pass(sources: Path, full_bin_dir: Path, folder: Path, tmp_path: Path) -> None:
     with running_cluster(full_bin_dir) as cluster, database(cluster, "contrib_regression", "LOCALE 'C'") as source:
         for contrib in _CONTRIB.split():
             sample = Sample(source, full_bin_dir, f"contrib/{contrib}", folder)
-            # The first script makes the extension.
+            # The first script creates the extension.
             sample.run(dict.fromkeys([name for name in (contrib, "init") if name in sample.scripts] + sample.scripts))
         extensions = int(str(one(source, "SELECT count(*) FROM pg_extension")))
 
@@ -116,7 +118,7 @@ def test_the_databases_of_the_extensions(sources: Path, full_bin_dir: Path, fold
 
 
 @pytest.mark.parametrize("encoding", thinned(["euc_jp", "euc_kr", "euc_tw"]))
-def test_the_databases_of_other_encodings(
+def test_the_databases_of_other_encodings_pass(
     encoding: str, sources: Path, full_server: PortCluster, full_bin_dir: Path, folder: Path, tmp_path: Path
 ) -> None:
     with database(full_server, f"mb_{encoding}", f"LOCALE 'C' ENCODING '{encoding}'") as source:

@@ -1,4 +1,4 @@
-"""Secrets in our own environment, and in what others print. The real commands and runs: ``e2e/test_secrets.py``."""
+"""Secrets in our own environment and in other programs' output. Real commands and runs: ``e2e/test_secrets.py``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_each_variable_that_may_hold_a_secret_is_known() -> None:
     }
 
 
-def test_only_what_is_secret_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_secret_variables_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGPASSWORD", "geheim")
     monkeypatch.setenv("PGPASSFILE", "/a")
     before = {name: value for name, value in os.environ.items() if name != "PGPASSWORD"}
@@ -36,8 +36,8 @@ def test_only_what_is_secret_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> No
         assert dict(os.environ) == before
 
 
-def test_a_variable_that_holds_a_secret_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings from code may have had it from there."""
+def test_a_variable_that_contains_a_secret_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings from code may have read the secret from that variable."""
     monkeypatch.setenv("SHOP_PASSWORD", "geheim")
     before = {name: value for name, value in os.environ.items() if name != "SHOP_PASSWORD"}
     for name, value in (("SHOP_NOTE", "geheimer"), ("SHOP_NOTHING", "")):
@@ -47,14 +47,14 @@ def test_a_variable_that_holds_a_secret_is_removed(monkeypatch: pytest.MonkeyPat
     assert dict(os.environ) == before
 
 
-def test_the_block_is_read_as_the_kernel_writes_it() -> None:
+def test_an_environment_block_is_parsed() -> None:
     block = b"A=1\0PGPASSWORD=a=b\0\0odd\0EMPTY=\0\xff=\xfe\0"
     found = {name: block[at : at + length] for name, at, length in _entries(block)}
     assert found == {"A": b"1", "PGPASSWORD": b"a=b", "EMPTY": b"", "\udcff": b"\xfe"}
 
 
 def test_a_password_is_in_no_environment_while_we_connect(server: PortCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another thread may start a program just then."""
+    """Another thread may start a program at that moment."""
     monkeypatch.setenv("PGPASSWORD", "of-the-surroundings")
     seen: list[dict[str, str]] = []
     real = session._Session.connect
@@ -74,7 +74,7 @@ def test_a_password_is_in_no_environment_while_we_connect(server: PortCluster, m
     assert os.environ["PGPASSWORD"] == "of-the-surroundings"
 
 
-def test_what_is_printed_is_redacted_in_every_form(tmp_path: Path) -> None:
+def test_output_is_redacted_in_every_form_of_a_secret(tmp_path: Path) -> None:
     password, urls = tmp_path / "password", tmp_path / "urls"
     password.write_text("of a file/1\nno secret\n")
     urls.write_text("# people\nslack://A1/B2/C3\nmailto://u:m%40il@host\n")
@@ -101,7 +101,7 @@ def test_what_is_printed_is_redacted_in_every_form(tmp_path: Path) -> None:
     ):
         assert redact(f"<{text}>") == "<********>", text
     assert redact("no secret, host") == "no secret, host"
-    # What was replaced meanwhile may have been read before, and what is new since.
+    # A program may print the old secret, read before its rotation, or the new one.
     password.write_text("rotated\n")
     assert redact("of a file/1 rotated") == "******** ********"
     password.unlink()
@@ -121,5 +121,5 @@ def test_what_is_printed_is_redacted_in_every_form(tmp_path: Path) -> None:
         ("", ""),
     ],
 )
-def test_a_password_in_a_url_is_seen(text: str, found: str) -> None:
+def test_a_password_in_a_url_is_found(text: str, found: str) -> None:
     assert password_in(text) == found

@@ -1,4 +1,4 @@
-"""Our own sessions, in databases that are set to mislead them."""
+"""Our own sessions, in databases whose owner tries to mislead them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ovia_backup_dagster.restoration.activity import newest_timestamps, written
 from ovia_backup_dagster_tests.conftest import PortCluster, execute
 from ovia_backup_dagster_tests.support.drilling import as_role, database, one
 
-#: Whatever of ours asks for one of these by its mere name, the villain's is nearer.
+#: An unqualified query of ours for one of these would find the villain's view first.
 _CATALOGS = (
     "pg_class", "pg_database", "pg_db_role_setting", "pg_extension", "pg_roles", "pg_settings",
     "pg_stat_database", "pg_stat_user_tables",
@@ -27,7 +27,7 @@ _TRAP = """
 
 @pytest.fixture
 def misled(server: PortCluster) -> Iterator[Connection]:
-    """A superuser's way to a database whose owner would like to be one."""
+    """A superuser's connection to a database whose owner tries to become superuser."""
     boss = server.connection()
     execute(boss, "CREATE ROLE villain LOGIN")
     try:
@@ -68,11 +68,13 @@ def _rights(connection: Connection) -> object:
     ],
     ids=["facts", "options", "rights", "written", "newest"],
 )
-def test_nothing_of_the_databases_owner_is_run_for_us(misled: Connection, ask: Callable[[Connection], object]) -> None:
+def test_no_code_of_the_databases_owner_runs_in_our_sessions(
+    misled: Connection, ask: Callable[[Connection], object]
+) -> None:
     ask(misled)
     assert not one(misled.to("postgres"), "SELECT rolsuper FROM pg_roles WHERE rolname = 'villain'")
 
 
-def test_how_a_dump_writes_values_is_still_asked(misled: Connection) -> None:
+def test_a_databases_own_settings_are_still_recorded(misled: Connection) -> None:
     execute(misled, "ALTER DATABASE misled SET timezone = 'America/New_York'")
     assert "TimeZone=America/New_York" in effective_options(misled)

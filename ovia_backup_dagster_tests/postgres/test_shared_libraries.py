@@ -1,4 +1,4 @@
-"""A PostgreSQL that was moved after it was built: its server loads what is not where it was told to look."""
+"""A PostgreSQL that was moved after it was built: its server needs libraries outside the folders in its run path."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Datum ask_away(PG_FUNCTION_ARGS) { PG_RETURN_INT32(away()); }
 
 @pytest.fixture(scope="module")
 def moved(full_bin_dir: Path) -> Iterator[Path]:
-    """The build in another place, with a module that needs a library which stands in no folder that it names."""
+    """The build in another place, with a module that needs a library outside the folders in its run path."""
     with tempfile.TemporaryDirectory(prefix="ovia-t-", dir="/tmp") as folder:
         os.chmod(folder, 0o755)
         home, include = Path(folder) / "pg", full_bin_dir.parent / "include" / "server"
@@ -74,7 +74,7 @@ def test_its_libraries_reach_the_throwaway_server(
     elif where == "given":
         monkeypatch.setenv(shared_libraries.VARIABLE, str(moved.parent))
     else:
-        closed = tmp_path / "closed"  # pytest's folders are its user's alone
+        closed = tmp_path / "closed"  # only pytest's own user may enter its folders
         closed.mkdir(mode=0o700)
         shutil.copy(made, closed)
         monkeypatch.setenv(shared_libraries.VARIABLE, str(closed))
@@ -103,7 +103,7 @@ def test_a_confined_program_reads_only_the_given_libraries(
     assert capture(open_to_all)[1] == b"s3cret"
 
 
-def test_nothing_of_it_reaches_the_launcher_or_this_process(moved: Path) -> None:
+def test_the_library_path_is_set_for_pg_programs_only(moved: Path) -> None:
     program = Programs(moved / "bin").path("pg_dump")
     assert shared_libraries.environment(program)[shared_libraries.VARIABLE] == str(moved / "lib")
     assert shared_libraries.environment("/usr/bin/env") == {}

@@ -1,7 +1,7 @@
 """Failures of a server, a client or a file, provoked for real: what the table of diagnoses is tested against.
 
-A function decorated with ``provokes`` makes one condition and returns the errors that came of it; the words of the
-line of the table that it must hit stand beside it. ``NOT_PROVOKED`` excuses the others.
+A function decorated with ``provokes`` causes one condition and returns the resulting errors; the decorator names the
+patterns of the table that they must match. ``NOT_PROVOKED`` excuses the other patterns.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from ovia_backup_dagster_tests.faults.disks import MEGABYTE, tmpfs
 from ovia_backup_dagster_tests.faults.harness import until
 from ovia_backup_dagster_tests.support.pgbouncer import pgbouncer
 
-#: Each role has its own way in, or none.
+#: Each role has its own authentication method, or none.
 HBA = """
 local all             by_name                    peer
 local replication     all                        trust
@@ -65,11 +65,11 @@ LONG = 30.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a condition.
+    """The errors that a condition caused.
 
     Attributes:
-        connection: the attempts'; its names stand in the advice.
-        errors: one or more, which must all be diagnosed alike.
+        connection: of the attempts; the advice contains its names.
+        errors: one or more, all with the same diagnosis.
     """
 
     connection: Connection
@@ -78,14 +78,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Case:
-    """A condition, and what must be said of it.
+    """A condition, and the diagnosis that it must have.
 
     Attributes:
-        provoke: makes it.
-        hits: alternatives of the table's patterns, each of which is to be seen in an error's own words.
+        provoke: causes the condition.
+        hits: alternatives of the table's patterns; each must match an error's own message.
         error: the exact type.
         why, fix: fragments; ``fix`` with the connection's names in braces.
-        transient: whether it may pass by itself.
+        transient: whether the condition may pass by itself.
     """
 
     provoke: Callable[[Scene], Outcome]
@@ -118,7 +118,7 @@ FEW = {"max_connections": "14", "superuser_reserved_connections": "2", "max_lock
 
 @contextmanager
 def doors(new: running_cluster) -> Iterator[PortCluster]:
-    """A server with a rule for each way of being turned away."""
+    """A server with a pg_hba.conf rule for each way to refuse a connection."""
     with new as cluster:
         (cluster.data / "pg_hba.conf").write_text(HBA)
         with admin(cluster) as session:
@@ -128,7 +128,7 @@ def doors(new: running_cluster) -> Iterator[PortCluster]:
             session.execute("ALTER ROLE password PASSWORD 'password'")
             session.execute(f"ALTER SYSTEM SET ssl_ca_file = '{cluster.folder}/server.crt'".encode())
             session.execute("SELECT pg_reload_conf()")
-        # The postmaster reads them in its own time; until it has, TCP is open to more.
+        # The postmaster reloads the rules with a delay; until then, TCP admits more roles.
         probe = Connection("127.0.0.1", cluster.port, "postgres", "rejected", SecretStr(PASSWORD))
         until(lambda: refusal(probe) != "")
         yield cluster
@@ -144,11 +144,11 @@ def refusal(connection: Connection) -> str:
 
 @dataclass
 class Scene:
-    """What a provoking function may use; what is costly is made when it is asked for."""
+    """What a provoking function may use; costly parts are made on first use."""
 
     request: pytest.FixtureRequest
     folder: Path
-    #: Of the fixtures that are servers, and whether those speak English.
+    #: Prefix of the server fixtures' names; empty if the servers speak English.
     prefix: str = ""
 
     @property
@@ -176,12 +176,12 @@ class Scene:
         return Connection("127.0.0.1", self.gate.port, "postgres", user, secret, libpq)
 
     def new_database(self, *statements: str, cluster: PortCluster | None = None) -> Connection:
-        """A database and a role of one's own, which may connect and no more."""
+        """A new database, and a new role that may only connect to it."""
         cluster = cluster or self.gate
         name = f"d{os.getpid()}_{time.monotonic_ns()}"
         execute(cluster.connection(), f"CREATE DATABASE {name} STRATEGY file_copy", f"CREATE ROLE {name} LOGIN")
         execute(cluster.connection(name), *(statement.format(me=name) for statement in statements))
-        # The server goes on counting a session for a moment after its end.
+        # The server still counts a session for a moment after its end.
         with session(cluster.connection()) as watcher:
             until(lambda: not watcher.execute("SELECT FROM pg_stat_activity WHERE datname = %s", (name,)).fetchall())
         return cluster.connection(name, name)
@@ -197,14 +197,14 @@ class Scene:
         return Programs(bin_dir)
 
     def dump(self, connection: Connection, programs: Path | None = None) -> BackupError:
-        """The whole dump fails, and leaves nothing behind."""
+        """Assert that the whole dump fails and leaves nothing behind; return the error."""
         with pytest.raises(BackupError) as caught:
             self.dumper(connection, programs).dump(log=quiet)
         assert [path for path in self.volume.rglob("*") if path.is_file() and path.name != ".lock"] == []
         return caught.value
 
     def pg_dump(self, connection: Connection, programs: Path | None = None) -> BackupError:
-        """pg_dump alone fails: before it, the whole dump asks through psycopg, in other words."""
+        """The error of pg_dump alone: the whole dump would fail before it, in psycopg, with another message."""
         command = str((programs or self.full_bin) / "pg_dump"), "--no-password", "--file=/dev/null"
         return failed(command, connection)
 
@@ -280,7 +280,7 @@ def nobody_answers(scene: Scene) -> Outcome:
         deaf = stack.enter_context(closing(socket.socket()))
         deaf.bind(("127.0.0.1", 0))
         deaf.listen(0)
-        # One is taken, and one waits in the queue; the kernel drops the next one's packets.
+        # One connection is taken and one is queued; the kernel drops the packets of the next.
         for _ in range(2):
             caller = stack.enter_context(closing(socket.socket()))
             caller.setblocking(False)
@@ -297,7 +297,7 @@ def nobody_answers(scene: Scene) -> Outcome:
     transient=True,
 )
 def there_is_no_route(scene: Scene) -> Outcome:
-    # TCP has no way to all hosts at once.
+    # TCP cannot connect to a broadcast address.
     return scene.everyway(Connection("255.255.255.255", 5432, "ovia", "ovia"))
 
 
@@ -493,7 +493,7 @@ def every_single_connection_is_taken(scene: Scene) -> Outcome:
 
 @contextmanager
 def session(connection: Connection) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
-    """Another session; it may be lost with its server."""
+    """Another session, which may be lost with its server."""
     other = psycopg.connect(
         host=connection.host, port=connection.port, dbname=connection.database, user=connection.user, autocommit=True
     )
@@ -503,8 +503,8 @@ def session(connection: Connection) -> Iterator[psycopg.Connection[tuple[object,
 
 @contextmanager
 def all_taken(cluster: PortCluster, connection: Connection) -> Iterator[None]:
-    """This connection's role can open no more."""
-    # An ended session's place is free a little later: the next test needs it.
+    """Use up all connections that this role may open."""
+    # An ended session's slot becomes free a little later, and the next test needs it.
     with session(cluster.connection()) as watcher:
         with ExitStack() as stack, suppress(psycopg.OperationalError):
             while True:
@@ -735,7 +735,7 @@ def a_lock_that_somebody_holds(scene: Scene) -> Outcome:
 )
 def a_statement_timeout(scene: Scene) -> Outcome:
     connection = scene.new_database("ALTER ROLE {me} SET statement_timeout = 200")
-    # A question that heeds the role's own settings.
+    # A query with the role's own settings.
     with pytest.raises(errors.BackupError) as refused, connect(connection, options="") as here:
         here.execute("SELECT pg_sleep(10)")
     return Outcome(connection, [refused.value])
@@ -784,7 +784,7 @@ def cancel(watcher: psycopg.Connection[tuple[object, ...]], pid: int) -> None:
 def dump_with(
     connection: Connection, bin_dir: Path, happens: Callable[[psycopg.Connection[tuple[object, ...]], int], object]
 ) -> BackupError:
-    """A pg_dump that waits for table ``t`` when something happens; told its backend's process."""
+    """Run pg_dump; while it waits for table ``t``, call ``happens`` with its backend's process id."""
     boss = replace(connection, user="postgres")
     command = str(bin_dir / "pg_dump"), "--no-password", "--file=/dev/null"
     with session(boss) as other, session(boss) as watcher:
@@ -797,7 +797,7 @@ def dump_with(
 
 
 def waiting(watcher: psycopg.Connection[tuple[object, ...]]) -> int:
-    """The process of the session of this database that waits for a lock."""
+    """The process id of the session that waits for a lock in this database."""
     query = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     until(lambda: watcher.execute(query).fetchone() is not None)
     row = watcher.execute(query).fetchone()
@@ -813,7 +813,7 @@ def waiting(watcher: psycopg.Connection[tuple[object, ...]]) -> int:
     fix="ALTER SYSTEM SET max_locks_per_transaction = 1024; restart the server; then retry",
 )
 def more_tables_than_the_lock_table_holds(scene: Scene) -> Outcome:
-    """Another session leaves room for few: what thousands of tables do is the same."""
+    """Another session nearly fills the lock table, so that a few tables have the effect of thousands."""
     connection = scene.superuser(scene.new_database(*(f"CREATE TABLE {'t' * 50}{n} ()" for n in range(60))))
     with session(connection) as other:
         for locks in (100_000, 100, 1):
@@ -828,7 +828,7 @@ def more_tables_than_the_lock_table_holds(scene: Scene) -> Outcome:
 
         with pytest.raises(BackupError) as caught:
             by_psycopg()
-        # A session that has ended keeps its locks for a moment: the next test needs their room.
+        # An ended session keeps its locks for a moment, and the next test needs their room.
         other.execute("SELECT pg_advisory_unlock_all()")
     return Outcome(connection, [by_pg_dump, caught.value])
 
@@ -863,7 +863,7 @@ def ended_by_an_administrator(scene: Scene) -> Outcome:
 
 @contextmanager
 def to_be_stopped(new: running_cluster) -> Iterator[PortCluster]:
-    """A server with a table; whatever stops or kills it starts it again."""
+    """A server with a table; a test that stops or kills it starts it again."""
     with new as cluster:
         execute(cluster.connection(), "CREATE TABLE t ()", "CHECKPOINT")
         yield cluster
@@ -893,7 +893,7 @@ def the_server_is_killed_stopped_or_restarted_under_the_dump(scene: Scene) -> Ou
 
     before = checkpointer(connection)
     found = [dump_with(connection, scene.full_bin, lambda _, pid: os.kill(pid, signal.SIGKILL))]
-    # The postmaster may not have noticed yet: only a new checkpointer shows that it has restarted.
+    # The postmaster may not have noticed the kill yet: only a new checkpointer proves the restart.
     until(lambda: refusal(connection) == "" and checkpointer(connection) not in (0, before))
     found.append(dump_with(connection, scene.full_bin, killed))
     found.append(dump_with(connection, scene.full_bin, restarted))
@@ -901,7 +901,7 @@ def the_server_is_killed_stopped_or_restarted_under_the_dump(scene: Scene) -> Ou
 
 
 def checkpointer(connection: Connection) -> int:
-    """The process, as the server knows it; 0 when it cannot be asked."""
+    """The checkpointer's process id; 0 if the server cannot be queried."""
     with contextlib.suppress(psycopg.OperationalError), session(connection) as asked:
         row = asked.execute("SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'").fetchone()
         return int(str(row[0])) if row else 0
@@ -919,7 +919,7 @@ def the_server_is_about_to_stop(scene: Scene) -> Outcome:
     doomed = scene.server("doomed")
     connection = doomed.connection()
     with session(connection):
-        os.kill(doomed.pid, signal.SIGTERM)  # smart: it waits for the session, and lets no other in
+        os.kill(doomed.pid, signal.SIGTERM)  # smart shutdown: it waits for the session, and admits no other
         until(lambda: refusal(connection) != "")
         outcome = scene.everyway(connection)
     until(lambda: not doomed.running)
@@ -936,7 +936,7 @@ def primary_and_standby(new: running_cluster) -> Iterator[tuple[PortCluster, Por
         execute(
             primary.connection(),
             "SELECT pg_reload_conf()",
-            "CREATE TABLE first ()",  # pg_dump locks tables in the order of their making
+            "CREATE TABLE first ()",  # pg_dump locks tables in the order of their creation
             "CREATE TABLE t ()",
         )
         standby = replace(primary, folder=Path(folder), port=free_port())
@@ -1014,7 +1014,7 @@ def a_standby_that_replays_a_lock(scene: Scene) -> Outcome:
     fix="make room on the server: df -h, where it runs",
 )
 def the_servers_own_disk_is_full(scene: Scene) -> Outcome:
-    """pg_dump's question about all functions is sorted in a temporary file, on a filesystem that is full."""
+    """pg_dump's query of all functions sorts in a temporary file, on a full filesystem."""
     folder = scene.gate.folder / "space"
     with tmpfs(folder, 2 * MEGABYTE):
         owner = scene.gate.data.stat()
@@ -1047,7 +1047,7 @@ def the_volume_is_full(scene: Scene) -> Outcome:
 
 
 def noise(rows: int) -> tuple[str, ...]:
-    """Two kilobytes a row that do not compress."""
+    """An expression for 2 kB a row that do not compress."""
     words = "(SELECT string_agg(sha512((g || '.' || n)::bytea)::text, '') FROM generate_series(1, 16) n)"
     return (f"CREATE TABLE noise AS SELECT g, {words} AS words FROM generate_series(1, {rows}) g",)
 
@@ -1074,7 +1074,7 @@ def the_servers_data_is_damaged(scene: Scene) -> Outcome:
     cluster = scene.server("damaged")
     harm: Mapping[str, tuple[str, Callable[[bytes], bytes]]] = {
         "a byte": ("t", lambda page: page[:5000] + bytes([page[5000] ^ 0xFF]) + page[5001:]),
-        "the end": ("toast", lambda page: page[:100]),  # of a table's own file it would be an empty table
+        "the end": ("toast", lambda page: page[:100]),  # a table's own file, cut like this, would be an empty table
         # Line pointers and tuples as in PostgreSQL's bufpage.h and htup_details.h.
         "the last chunk": ("toast", lambda page: page[:36] + bytes(4) + page[40:]),
         "a number": ("toast", lambda page: at_tuple(page, 1, 24 + 4, struct.pack("<i", 9))),
@@ -1182,7 +1182,7 @@ def an_archive_of_a_newer_pg_dump(scene: Scene) -> Outcome:
     fix="install its package beside the server's programs, which for a drill are those in PG_BIN_DIR",
 )
 def an_extension_that_is_not_installed(scene: Scene) -> Outcome:
-    """The whole PostgreSQL has contrib, the embedded one has not."""
+    """The whole PostgreSQL has contrib, the embedded one does not."""
     archive = made(scene, scene.new_database("CREATE EXTENSION hstore"), scene.full_bin, "none")
     with running_cluster(embedded_server.bin_dir()) as without:
         target = without.connection()
@@ -1206,7 +1206,7 @@ def unreadable(archive: Path, bin_dir: Path) -> BackupError:
 
 # ------------------------------------------------------------------------------------------ the tests
 
-#: Alternatives of the table's patterns that no condition here brings about, and why.
+#: Alternatives of the table's patterns that no condition here causes, and why.
 NOT_PROVOKED = {
     "Disk quota exceeded": "pg_dump's words for it; the volume's own are provoked in core/test_volume.py",
     "could not resize shared memory segment": "asks for a server whose /dev/shm is small",
@@ -1237,7 +1237,7 @@ NOT_PROVOKED = {
 
 
 def alternatives(pattern: str) -> list[str]:
-    """A pattern, cut at the bars that are in no group."""
+    """The alternatives of a pattern: its parts between top-level bars."""
     parts, depth = [""], 0
     for char in pattern:
         depth += (char == "(") - (char == ")")
