@@ -1,4 +1,4 @@
-"""The live database of most restore tests: made once a worker, and copied for each test."""
+"""The live database of most restore tests: created once per worker, and copied for each test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ovia_backup_dagster_tests.support.restoring import Site, copy_database, dro
 
 @pytest.fixture(scope="session")
 def model(server: PortCluster, bin_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """The site that each test gets a copy of: a dump and its verification take longer than most tests."""
+    """The site that is copied for each test, because a dump and its verification take longer than most tests."""
     with site_on(server, bin_dir, tmp_path_factory.mktemp("model")) as site:
         copy_database(site, site.live.database, f"model_{site.live.database}")
         try:
@@ -27,7 +27,7 @@ def model(server: PortCluster, bin_dir: Path, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture
 def site(model: Site, tmp_path: Path) -> Site:
-    """A live database, changed since its verified backup, and a volume of its own."""
+    """A live database that changed since its verified backup, with its own volume."""
     for database in model.databases:
         drop_database(model, database)
     copy_database(model, f"model_{model.live.database}", model.live.database)

@@ -1,7 +1,7 @@
-"""A Docker Engine of a few services, over HTTP on loopback, whose tasks do at once what their services say.
+"""A fake Docker Engine with a few services, over HTTP on loopback. Tasks reach the state of their service at once.
 
-For what a real engine does only with luck: to refuse one service, or to go away at a given moment. All that Swarm
-itself does to services is tried on a real one, in ``swarm/``.
+It can refuse one service, or go away at a given moment, which a real engine does only by chance. Swarm's own behaviour
+is tested on a real engine, in ``swarm/``.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from urllib.parse import parse_qs, urlsplit
 
 @dataclass
 class Engine:
-    """The services, and what ails Docker. Processes of their own set that by files.
+    """The services, and the faults of Docker. Other processes control the faults by files.
 
     Attributes:
-        url: for ``DOCKER_HOST``.
-        replicas: of each service.
-        gone: a file; while it is there, Docker does not answer.
-        refused: services that may not be scaled up.
-        forced: how often each was restarted, of those that were.
-        complete: services whose tasks end at once, and well.
+        url: the value for ``DOCKER_HOST``.
+        replicas: the replicas of each service.
+        gone: a file; while it exists, Docker answers every request with an error.
+        refused: services that Docker refuses to scale up.
+        forced: how often each restarted service was restarted.
+        complete: services whose tasks complete at once.
     """
 
     url: str
@@ -81,7 +81,7 @@ class Engine:
 
 @contextmanager
 def engine(gone: Path, **replicas: int) -> Iterator[Engine]:
-    """One that answers until the block ends."""
+    """Run an engine until the block ends."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

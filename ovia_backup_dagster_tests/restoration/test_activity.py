@@ -1,4 +1,4 @@
-"""What is told of writing in a database: by the server's counters, and by the newest instants in its columns."""
+"""Writes to a database, by the server's counters and by the newest timestamps in its columns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute, runn
 from ovia_backup_dagster_tests.support.drilling import database
 
 
-def test_since_a_moment(server: PortCluster) -> None:
+def test_writes_since_a_baseline_are_counted(server: PortCluster) -> None:
     with database(server, "written") as db:
         execute(db, 'CREATE TABLE "Odd ""t""" (n int)', "CREATE TABLE quiet (n int)", "INSERT INTO quiet VALUES (1)")
         baseline = Counters.from_json(written(db, "written").to_json())
@@ -39,7 +39,7 @@ def test_activity_is_unknown_after_a_crash(bin_dir: Path) -> None:
         assert written_since(db, "written", baseline) is None
 
 
-def test_the_newest_instants(server: PortCluster) -> None:
+def test_the_newest_past_timestamps_are_found(server: PortCluster) -> None:
     now = datetime.now(UTC).replace(microsecond=0)
     with database(server, "newest") as db:
         with admin(server, "newest") as session:

@@ -1,4 +1,4 @@
-"""An application's health, asked of real servers on the loopback."""
+"""Health checks of an application, against real servers on loopback."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("status", [200, 204, 299])
-def test_a_success_is_health(application: Application, status: int) -> None:
+def test_any_success_status_is_healthy(application: Application, status: int) -> None:
     application.answers = [(status, {})]
     said: list[str] = []
     wait_until_healthy(application.url(), 5, said.append)
     assert said == [f"{application.url()} is healthy"]
 
 
-def test_red_for_a_while_then_green(application: Application) -> None:
+def test_an_application_that_recovers_is_healthy(application: Application) -> None:
     application.answers = [(503, {}), (503, {}), (500, {}), (200, {})]
     said: list[str] = []
     wait_until_healthy(application.url(), 5, said.append)
@@ -46,7 +46,7 @@ def test_red_for_a_while_then_green(application: Application) -> None:
     ]
 
 
-def test_never_green(application: Application) -> None:
+def test_an_application_that_stays_red_is_unhealthy(application: Application) -> None:
     application.answers = [(503, {})]
     began = time.monotonic()
     with pytest.raises(HealthError, match="the last answer was: 503 Service Unavailable"):
@@ -54,7 +54,7 @@ def test_never_green(application: Application) -> None:
     assert time.monotonic() - began < 2
 
 
-def test_an_application_that_listens_late_is_healthy() -> None:
+def test_an_application_that_does_not_listen_is_unhealthy() -> None:
     with serving() as gone:
         url = gone.url()
     with pytest.raises(HealthError, match="Connection refused"):
@@ -67,7 +67,7 @@ def test_an_unknown_host_is_reported() -> None:
 
 
 def test_an_application_that_hangs_is_unhealthy(application: Application, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each try is given up, and another made."""
+    """Each try times out, and another one follows."""
     monkeypatch.setattr(application_health, "TRY_SECONDS", 1.0)
     application.hangs = True
     began = time.monotonic()
@@ -102,8 +102,8 @@ def test_a_redirect_on_the_same_server_is_followed(application: Application) -> 
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
-def test_a_redirect_elsewhere_is_not(application: Application, status: int) -> None:
-    """Another host's health is another's; the password for this one stays here."""
+def test_a_redirect_to_another_host_is_not_followed(application: Application, status: int) -> None:
+    """Another host's health proves nothing about this one, and this one's password must not be sent there."""
     with serving() as other:
         application.answers = [(status, {"Location": other.url("/login?t0ken", host="user:pa55@localhost")})]
         with pytest.raises(HealthError) as raised:
@@ -113,7 +113,7 @@ def test_a_redirect_elsewhere_is_not(application: Application, status: int) -> N
     assert not {word for word in ("t0ken", "pa55", "s3cret") if word in str(raised.value)}
 
 
-def test_redirects_in_a_circle_end(application: Application) -> None:
+def test_a_redirect_loop_is_unhealthy(application: Application) -> None:
     application.answers = [(302, {"Location": "/health"})]
     with pytest.raises(HealthError, match="302"):
         wait_until_healthy(application.url(), 0.1, print)
@@ -128,7 +128,7 @@ def test_a_password_is_sent_and_not_shown(application: Application) -> None:
     assert not [line for line in said if "someone" in line or "p@ss" in line or "p%40ss" in line or "t0ken" in line]
 
 
-def test_no_proxy_is_asked(application: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_proxy_is_used(application: Application, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     wait_until_healthy(application.url(), 5, print)
 
@@ -146,6 +146,6 @@ def test_no_proxy_is_asked(application: Application, monkeypatch: pytest.MonkeyP
         "http://h/\n",
     ],
 )
-def test_what_is_no_url_is_refused_at_once(url: str) -> None:
+def test_an_invalid_url_is_refused_at_once(url: str) -> None:
     with pytest.raises(HealthError, match="HEALTH_URL is no http or https URL"):
         wait_until_healthy(url, 60, print)

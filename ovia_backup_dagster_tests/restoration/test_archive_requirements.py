@@ -1,6 +1,6 @@
-"""What a plan says that a restore will not be able to make, beside what it then cannot: on real servers.
+"""Obstacles that a plan predicts from the archive, compared with the errors of pg_restore on real servers.
 
-An obstacle that is none would stop people on the day, and one that is missed is found out in the middle.
+A false obstacle would block a restore; a missed one would make the restore fail midway.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute, quie
 from ovia_backup_dagster_tests.doctor.support import system_of, the
 
 OWNER, RESTORES, OTHER = "ovia_owner", "ovia_restores", "ovia_other"
-#: What only a superuser may make -> words of the obstacle, and the statement that a restore fails at.
+#: Objects that only a superuser may create -> words of the obstacle, and of the statement that pg_restore fails at.
 ONLY_SUPERUSERS = {
     "CREATE EXTENSION pg_stat_statements": ("extension pg_stat_statements", "CREATE EXTENSION"),
     "CREATE EXTENSION plpython3u": ("plpython3u", "plpython3u"),
@@ -117,7 +117,7 @@ ONLY_SUPERUSERS = {
         "s.mixed",
     ),
 }
-#: What looks like it, and is nothing of the kind.
+#: Similar objects that any role may create.
 HARMLESS = """
     CREATE EXTENSION hstore; CREATE EXTENSION citext; CREATE EXTENSION pgcrypto;
     CREATE FUNCTION loud() RETURNS int LANGUAGE sql SET work_mem TO '1MB' AS 'SELECT 1';
@@ -138,7 +138,7 @@ CREATE EVENT TRIGGER x;
 
 @pytest.fixture(scope="module")
 def contrib(full_bin_dir: Path) -> Iterator[PortCluster]:
-    """A server with roles of its own."""
+    """A server with contrib and with roles for these tests."""
     with running_cluster(full_bin_dir, max_connections="20") as cluster:
         with admin(cluster) as session:
             session.execute(f"CREATE ROLE {OWNER}; CREATE ROLE {OTHER}; CREATE ROLE {RESTORES} LOGIN CREATEDB")
@@ -150,7 +150,7 @@ def contrib(full_bin_dir: Path) -> Iterator[PortCluster]:
 def backup_of(
     cluster: PortCluster, programs: Programs, folder: Path, *made: str, locale: str = "C"
 ) -> Iterator[Backup]:
-    """A backup of a database with that in it; the database is gone afterwards."""
+    """A backup of a database in which the statements were run; the database is dropped afterwards."""
     name = "source"
     with admin(cluster) as session:
         session.execute(f"CREATE DATABASE {name} TEMPLATE template0 LOCALE '{locale}' OWNER {OWNER}")
@@ -163,7 +163,7 @@ def backup_of(
 
 
 def errors(server: Connection, programs: Programs, path: Path) -> str:
-    """All that pg_restore meets, with the commands that it met it at."""
+    """All errors of pg_restore, with the statements that failed."""
     copy = replace(target.live_copy(server, "ovia_copy", "a copy"), owner=OWNER)
     copy.create(archive.database_text(programs, path))
     try:
@@ -176,13 +176,15 @@ def errors(server: Connection, programs: Programs, path: Path) -> str:
 
 
 def told(server: Connection, programs: Programs, backup: Backup, jobs: int = 2) -> tuple[list[str], list[str]]:
-    """Obstacles and warnings."""
+    """The obstacles, and the warnings."""
     found = archive_requirements.requirements_of(programs, backup)
     obstacles, warnings = unmet(found, server_offers.offers_of(server, found, OWNER), jobs)
     return list(map(str, obstacles)), warnings
 
 
-def test_what_needs_a_superuser_is_what_fails(contrib: PortCluster, full_bin_dir: Path, tmp_path: Path) -> None:
+def test_each_superuser_obstacle_matches_a_restore_error(
+    contrib: PortCluster, full_bin_dir: Path, tmp_path: Path
+) -> None:
     programs, boss = Programs(full_bin_dir), contrib.connection("postgres")
     server = replace(boss, user=RESTORES)
     with backup_of(contrib, programs, tmp_path, *ONLY_SUPERUSERS) as backup:
@@ -195,7 +197,9 @@ def test_what_needs_a_superuser_is_what_fails(contrib: PortCluster, full_bin_dir
         assert errors(boss, programs, backup.path) == ""
 
 
-def test_what_any_role_may_make_is_no_obstacle(contrib: PortCluster, full_bin_dir: Path, tmp_path: Path) -> None:
+def test_objects_that_any_role_may_create_are_no_obstacle(
+    contrib: PortCluster, full_bin_dir: Path, tmp_path: Path
+) -> None:
     programs = Programs(full_bin_dir)
     server = replace(contrib.connection("postgres"), user=RESTORES)
     with backup_of(contrib, programs, tmp_path, f"SET ROLE {OWNER}; {HARMLESS}") as backup:
@@ -203,10 +207,10 @@ def test_what_any_role_may_make_is_no_obstacle(contrib: PortCluster, full_bin_di
         assert errors(server, programs, backup.path) == ""
 
 
-# ------------------------------------------------------------------------------- what is not in a database
+# ------------------------------------------------------------------------------- needs outside of the database
 
 
-#: As initdb makes them of the locales that it finds.
+#: A collation like those that initdb creates from the system's locales.
 SYSTEM_COLLATION = (
     "SET allow_system_table_mods = on",
     "CREATE COLLATION pg_catalog.\"de_DE.utf8\" (locale = 'de_DE.UTF-8')",
@@ -215,7 +219,7 @@ SYSTEM_COLLATION = (
 
 @contextmanager
 def with_german(bin_dir: Path) -> Iterator[PortCluster]:
-    """A server that has a locale which no other here has."""
+    """A server with the locale de_DE.UTF-8, which no other server here has."""
     folder = tempfile.mkdtemp(prefix="ovia-l-", dir="/tmp")
     os.chmod(folder, 0o755)
     found = vars(Cluster)["environment"].fget
@@ -234,7 +238,7 @@ def with_german(bin_dir: Path) -> Iterator[PortCluster]:
 
 @contextmanager
 def files_of_the_source(bin_dir: Path) -> Iterator[str]:
-    """Files beside those of PostgreSQL's own, by their name."""
+    """Add files to those of PostgreSQL for the duration of the block; yield their name."""
     name = f"ovia_{os.getpid()}"
     share = bin_dir.parent / "share"
     words = next(share.rglob("tsearch_data"))
@@ -251,8 +255,8 @@ def files_of_the_source(bin_dir: Path) -> Iterator[str]:
 
 
 @pytest.mark.exhaustive
-def test_what_the_servers_disk_lacks(contrib: PortCluster, full_bin_dir: Path, tmp_path: Path) -> None:
-    """Locales, collations, dictionaries' files and libraries are the server's, not the database's."""
+def test_files_missing_on_the_server_are_obstacles(contrib: PortCluster, full_bin_dir: Path, tmp_path: Path) -> None:
+    """Locales, collations, dictionary files and libraries belong to the server, not to the database."""
     programs = Programs(full_bin_dir)
     with with_german(full_bin_dir) as german:
         with (
@@ -274,7 +278,7 @@ def test_what_the_servers_disk_lacks(contrib: PortCluster, full_bin_dir: Path, t
         ):
             at_home = german.connection("postgres")
             assert told(at_home, programs, backup) == ([], [])
-            # Sorted by another version than the source's was, which the manifest says.
+            # If the manifest has another collation version than the server, the plan warns.
             assert backup.manifest is not None
             versions = backup.manifest.database.collation_versions
             assert set(versions) == {"default", 'pg_catalog."de_DE.utf8"', "public.german"}
@@ -285,7 +289,7 @@ def test_what_the_servers_disk_lacks(contrib: PortCluster, full_bin_dir: Path, t
             assert "text sorts by another version at " in warning
             assert "(default 2.12, here 2." in warning
             assert 'pg_catalog."de_DE.utf8" 2.12, here 2.' in warning
-            # And an index that an older version has sorted is the source's own trouble.
+            # The doctor warns of an index of the source that an older version has sorted.
             with admin(german, "source") as session:
                 session.execute("SET allow_system_table_mods = on")
                 session.execute("UPDATE pg_database SET datcollversion = '2.12' WHERE datname = 'source'")
@@ -308,15 +312,15 @@ def test_what_the_servers_disk_lacks(contrib: PortCluster, full_bin_dir: Path, t
         for user in ("postgres", RESTORES):
             obstacles, _ = told(replace(contrib.connection("postgres"), user=user), programs, backup)
             for words, anyone in everything.items():
-                # Only a superuser may look at the server's files.
+                # Some files only a superuser may look at.
                 wanted = anyone or user == "postgres"
                 assert sum(words in each for each in obstacles) == wanted, (user, words, obstacles)
             assert sum(" lacks " in each for each in obstacles) == (6 if user == "postgres" else 4)
 
 
 @pytest.mark.exhaustive
-def test_a_lock_table_that_is_too_small(contrib: PortCluster, full_bin_dir: Path, tmp_path: Path) -> None:
-    """A dump of the source holds a lock on each table and sequence, and so does reading a copy back."""
+def test_a_too_small_lock_table_is_an_obstacle(contrib: PortCluster, full_bin_dir: Path, tmp_path: Path) -> None:
+    """A dump holds a lock on each table and sequence, and so does reading a copy back."""
     programs = Programs(full_bin_dir)
     step = "EXECUTE format('CREATE TABLE t%s (a serial)', i); IF i % 50 = 0 THEN COMMIT; END IF"
     make = "DO $$ BEGIN FOR i IN {}..{} LOOP " + step + "; END LOOP; END $$"
@@ -335,12 +339,12 @@ def test_a_lock_table_that_is_too_small(contrib: PortCluster, full_bin_dir: Path
             execute(small.connection("postgres"), make.format(max(1, last // 2 + 1), last))
             found = [line for line in server_lines(system) if "lock table" in line.text]
             assert [line.level for line in found] == ([level] if level else [])
-        # What the doctor says is so.
+        # The doctor is right: a dump fails.
         with pytest.raises(LockTableFullError):
             system.dumper.dump(log=quiet)
 
 
-def test_too_few_sessions(contrib: PortCluster, full_bin_dir: Path, tmp_path: Path) -> None:
+def test_too_few_sessions_are_an_obstacle(contrib: PortCluster, full_bin_dir: Path, tmp_path: Path) -> None:
     programs = Programs(full_bin_dir)
     server = replace(contrib.connection("postgres"), user=RESTORES)
     with backup_of(contrib, programs, tmp_path, f"SET ROLE {OWNER}; CREATE TABLE t (a int)") as backup:
@@ -357,8 +361,8 @@ def test_too_few_sessions(contrib: PortCluster, full_bin_dir: Path, tmp_path: Pa
             execute(contrib.connection("postgres"), f"ALTER ROLE {RESTORES} CONNECTION LIMIT -1")
 
 
-def test_a_server_without_icu(contrib: PortCluster) -> None:
-    """These builds have none, and so no archive with such a collation can be made here."""
+def test_icu_collations_without_icu_are_obstacles(contrib: PortCluster) -> None:
+    """The tests' PostgreSQL has no ICU, so the needs are made up instead of read from an archive."""
     with_icu = Needs(
         "a backup",
         collations=(Definition("public.de", {"provider": "icu", "locale": "de-DE"}),),

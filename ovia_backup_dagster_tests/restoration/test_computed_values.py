@@ -1,4 +1,4 @@
-"""What a restore computes again: told where it came out otherwise, and views that hold nothing with what fills them."""
+"""Values that a restore computes again: it reports differences, and the command for each view that stayed empty."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ovia_backup_dagster_tests.support.restoring import Site
 
 @pytest.mark.exhaustive
 def test_a_view_that_cannot_be_refreshed_has_its_command(site: Site) -> None:
-    """Whatever could be is refreshed in the end: also what leans on a search path, and what stands on that."""
+    """All other views are refreshed in the end: also those that depend on a search path, and the views on these."""
     execute(
         site.live,
         "CREATE SCHEMA app",
@@ -49,7 +49,7 @@ def test_a_view_that_cannot_be_refreshed_has_its_command(site: Site) -> None:
     assert "REFRESH MATERIALIZED VIEW app.leans;" in line.text
 
 
-def test_other_values_than_the_source_had_do_not_go_live(site: Site) -> None:
+def test_values_that_differ_from_the_source_do_not_go_live(site: Site) -> None:
     execute(
         site.live,
         "CREATE FUNCTION rate(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS "
@@ -68,7 +68,7 @@ def test_other_values_than_the_source_had_do_not_go_live(site: Site) -> None:
     assert "table public.prices has other values in generated column gross than the source had" in ended.output
     assert "--mode new --even-if-damaged" in ended.output
     assert site.content() == site.now
-    # Its way out brings every row.
+    # The command that the error names restores every row.
     ended = site.restore("--mode", "new", "--even-if-damaged", confirm=False)
     assert ended.code == 0, ended.output
     record = site.records[0]

@@ -1,4 +1,4 @@
-"""A database gets all that another has beside its contents, row for row as the catalogs show it."""
+"""A database gets the properties of another: owner, limit, comment, privileges and settings, as in the catalogs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROWS = """
 
 @pytest.fixture
 def rich(server: PortCluster) -> Iterator[Connection]:
-    """A database with some of everything, and an empty one."""
+    """A database with every kind of property, and one without any."""
     boss = server.connection()
     execute(boss, "CREATE ROLE keeper", "CREATE ROLE reader", 'CREATE ROLE "Odd ""role"" x"')
     try:
@@ -60,7 +60,7 @@ def rows(cluster: PortCluster, name: str) -> object:
         return session.execute(ROWS, [name]).fetchone()
 
 
-def test_all_of_it_and_nothing_else(server: PortCluster, rich: Connection) -> None:
+def test_all_properties_and_no_others_are_carried_over(server: PortCluster, rich: Connection) -> None:
     execute(
         server.connection(),
         "ALTER DATABASE plain SET enable_seqscan TO off",
@@ -73,13 +73,13 @@ def test_all_of_it_and_nothing_else(server: PortCluster, rich: Connection) -> No
         assert rows(server, "plain") == rows(server, "rich")
 
 
-def test_back_to_what_a_new_database_has(server: PortCluster, rich: Connection) -> None:
+def test_a_new_databases_properties_are_carried_over(server: PortCluster, rich: Connection) -> None:
     with database(server, "bare"):
         assert carry_over(rich, "bare", "rich") == []
         assert rows(server, "rich") == rows(server, "bare")
 
 
-def test_through_the_journal(server: PortCluster, rich: Connection) -> None:
+def test_properties_survive_the_journal(server: PortCluster, rich: Connection) -> None:
     read = database_settings.properties(rich, "rich")
     assert "s3cret" not in repr(read)
     kept = Properties.from_json(read.to_json())
@@ -88,7 +88,7 @@ def test_through_the_journal(server: PortCluster, rich: Connection) -> None:
     assert rows(server, "plain") == rows(server, "rich")
 
 
-def test_what_cannot_be_is_told_and_the_rest_is_done(server: PortCluster, rich: Connection) -> None:
+def test_impossible_properties_are_noted_and_the_rest_set(server: PortCluster, rich: Connection) -> None:
     wanted = database_settings.properties(rich, "rich").model_copy(
         update={"owner": "nobody_here", "labels": {"selinux": "x"}, "tablespace": "elsewhere"}
     )
@@ -100,7 +100,7 @@ def test_what_cannot_be_is_told_and_the_rest_is_done(server: PortCluster, rich: 
     assert database_settings.properties(rich, "plain").settings == wanted.settings
 
 
-def test_a_role_with_few_rights_is_told_without_secrets(server: PortCluster, rich: Connection) -> None:
+def test_the_notes_for_a_weak_role_have_no_secrets(server: PortCluster, rich: Connection) -> None:
     execute(server.connection(), "CREATE ROLE mender LOGIN CREATEDB", "GRANT keeper TO mender")
     try:
         execute(server.connection(), "ALTER DATABASE plain OWNER TO mender")
@@ -129,6 +129,6 @@ def test_secrets_stay_out_of_the_servers_log(server: PortCluster, rich: Connecti
         execute(server.connection(), "ALTER SYSTEM RESET log_statement", "SELECT pg_reload_conf()")
 
 
-def test_a_database_that_is_missing(server: PortCluster) -> None:
+def test_a_missing_database_is_an_error(server: PortCluster) -> None:
     with pytest.raises(DatabaseMissingError):
         carry_over(server.connection(), "nowhere", "postgres")

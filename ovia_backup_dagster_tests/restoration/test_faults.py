@@ -1,7 +1,7 @@
-"""What else can go wrong with a restore: on the server, on the volume, on the way back, and by other people's hands.
+"""Other faults during a restore: of the server, of the volume, while it is put back, and by other sessions.
 
-After each, the live database is the old one, whole, or the new one, proven; nothing of anybody else's is gone; and the
-command that the error names brings it to an end.
+After each fault, the live database is the intact old one or the proven new one, nothing of another program is gone, and
+the command that the error names finishes the restore.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ from ovia_backup_dagster_tests.support.restoring import (
 
 @pytest.fixture(scope="module")
 def other(bin_dir: Path) -> Iterator[PortCluster]:
-    """A server of our own, to be treated badly."""
+    """A server for these tests alone, which they kill and stop."""
     with running_cluster(
         bin_dir, max_prepared_transactions="5", wal_level="logical", synchronous_commit="off"
     ) as cluster:
@@ -76,7 +76,7 @@ def other(bin_dir: Path) -> Iterator[PortCluster]:
 
 @contextmanager
 def first(owner: object, method: str, action: Callable[[], object]) -> Iterator[None]:
-    """In the block, a process that is forked does something else just before it first calls the method."""
+    """In the block, a forked process runs the action just before it first calls the method."""
     original, counted = getattr(owner, method), count()
 
     def called(*arguments: object, **named: object) -> object:
@@ -88,10 +88,10 @@ def first(owner: object, method: str, action: Callable[[], object]) -> Iterator[
         yield
 
 
-# ----------------------------------------------------------------------------------------- killed on the way back
+# ----------------------------------------------------------------------------------------- killed while putting back
 
 
-#: What the way back writes; where the new database was live, also that it was, and what it is called from now on.
+#: The journal entries of putting back. If the new database was live, one more says so and names the database.
 WAY_BACK: Words = ((JournalMark.PUTTING_BACK, None), (JournalMark.PUT_BACK, None))
 WAY_BACK_OF_SWAPPED: Words = (WAY_BACK[0], (JournalMark.PUTTING_BACK, Step.SWAP), WAY_BACK[1])
 
@@ -108,10 +108,10 @@ WAY_BACK_OF_SWAPPED: Words = (WAY_BACK[0], (JournalMark.PUTTING_BACK, Step.SWAP)
         ]
     ),
 )
-def test_killed_while_it_puts_back(
+def test_a_killed_abort_can_be_finished(
     site: Site, tmp_path: Path, began: Step, again: int, before: bool, then: str
 ) -> None:
-    """The way back is taken to its end, by whichever command: there is no other way any more."""
+    """Once putting back has begun, both --resume and --abort finish it: the restore cannot go forward any more."""
     word = SWAP.index((JournalMark.BEGUN, began))
     way = WAY_BACK_OF_SWAPPED if began is Step.START else WAY_BACK
     with with_services(site, tmp_path) as (swarm, docker):
@@ -140,7 +140,7 @@ def test_killed_while_it_puts_back(
 @pytest.mark.parametrize("then", thinned(BACK))
 @pytest.mark.parametrize(("owner", "method"), [(swap, "_rename"), (services, "_scale")], ids=["swap", "scale"])
 def test_an_abort_killed_between_its_entries(site: Site, tmp_path: Path, owner: object, method: str, then: str) -> None:
-    """While it swaps back, and when the database is back and no service is."""
+    """Killed while it swaps back, and when the old database is live again but no service runs."""
     with with_services(site, tmp_path) as (swarm, docker):
         with killed_at(SWAP.index((JournalMark.BEGUN, Step.START)), before=False):
             assert swarm.restore().killed
@@ -158,8 +158,8 @@ def test_an_abort_killed_between_its_entries(site: Site, tmp_path: Path, owner: 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("then", thinned(BACK))
 @pytest.mark.parametrize("word", thinned([2, 0, 1, 3]))
-def test_killed_while_it_undoes_by_itself(site: Site, tmp_path: Path, word: int, then: str) -> None:
-    """Health is red, and so is it for who resumes."""
+def test_after_a_killed_auto_undo_the_old_database_is_live(site: Site, tmp_path: Path, word: int, then: str) -> None:
+    """The health check fails, also for a resume."""
     words: Words = ((JournalMark.FAILED, Step.HEALTH), *WAY_BACK_OF_SWAPPED)
     began = SWAP.index((JournalMark.BEGUN, Step.HEALTH)) + 1
     with with_services(site, tmp_path) as (swarm, docker), mock.patch.object(services, "_HEALTH_SECONDS", 0.1):
@@ -169,10 +169,10 @@ def test_killed_while_it_undoes_by_itself(site: Site, tmp_path: Path, word: int,
         assert written(red) == SWAP[:began] + words[: word + 1]
         if word + 1 < len(words):
             ended = red.place.run("restore", then)
-            # Who resumes wanted the new one, and is told why it is not live.
+            # A resume wanted the new database: it exits with 1 and says why that is not live.
             assert ended.code == (1 if then == "--resume" else 0), ended.output
             assert "was not healthy" in ended.output
-            assert "or go back:" not in ended.output, ended.output  # it is; from here that would lead forth again
+            assert "or go back:" not in ended.output, ended.output  # an undo would swap it in again
         ended_as(red, "old")
         assert docker.replicas == {**REPLICAS, "migrate": 1}
     assert site.records[0].outcome == "put back"
@@ -189,7 +189,7 @@ def test_killed_while_it_undoes_by_itself(site: Site, tmp_path: Path, word: int,
 def test_ctrl_c_after_the_swap_puts_everything_back(
     site: Site, tmp_path: Path, step: Step, number: signal.Signals
 ) -> None:
-    """As the runbook says: even then. What was live for a moment is kept."""
+    """The runbook promises this. The database that was live for a moment is kept."""
     with with_services(site, tmp_path) as (swarm, docker):
         with each_step(step, lambda: os.kill(os.getpid(), number)):
             ended = swarm.restore()
@@ -223,7 +223,7 @@ def test_interrupting_red_health_restores_what_was_live(site: Site, tmp_path: Pa
     assert len(site.databases) == 2
 
 
-# ----------------------------------------------------------------------------------------- other people's hands
+# ----------------------------------------------------------------------------------------- other sessions
 
 
 def test_a_database_created_meanwhile_is_left_unchanged(site: Site) -> None:
@@ -255,7 +255,7 @@ def test_a_database_created_after_a_kill_is_left_unchanged(site: Site, then: str
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("word", thinned([5, 3, 4, 6, 7]))
 def test_a_database_restored_by_hand_is_not_dropped(site: Site, word: int) -> None:
-    """Mode drop, killed when the old one was gone: the runbook's commands then, and a resume by another operator."""
+    """Mode drop, killed after the drop: one operator restores by hand with the runbook, another runs --resume."""
     with killed_at(word, before=False):
         assert site.restore("--mode", "drop").killed
     sql_in_server(site, "CREATE DATABASE {}", site.live.database)
@@ -274,7 +274,7 @@ def test_a_database_restored_by_hand_is_not_dropped(site: Site, word: int) -> No
 
 @pytest.mark.exhaustive
 def test_a_drop_refuses_another_database_than_planned(site: Site) -> None:
-    """Another restore swaps while the backup is drilled: the operator never confirmed what is live now."""
+    """Another restore swaps during the drill. The operator did not confirm the drop of the new live database."""
 
     def another() -> None:
         sql_in_server(site, "ALTER DATABASE {} RENAME TO {}", site.live.database, f"{site.live.database}_old")
@@ -288,7 +288,7 @@ def test_a_drop_refuses_another_database_than_planned(site: Site) -> None:
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("statement", ["DROP DATABASE {}", "ALTER DATABASE {} RENAME TO {}"])
-def test_the_kept_database_goes_while_an_undo_is_about_to_begin(site: Site, statement: str) -> None:
+def test_an_undo_without_its_kept_database_changes_nothing(site: Site, statement: str) -> None:
     assert site.restore().code == 0
     kept = site.records[0].kept
     away = [kept, f"{kept}_away"][: statement.count("{}")]
@@ -300,7 +300,7 @@ def test_the_kept_database_goes_while_an_undo_is_about_to_begin(site: Site, stat
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("then", thinned(BACK))
-def test_the_new_database_goes_before_the_swap(site: Site, then: str) -> None:
+def test_if_the_new_database_is_dropped_the_old_stays_live(site: Site, then: str) -> None:
     with killed_at(3, before=False):
         assert site.restore().killed
     incoming = next(name for name in site.databases if name != site.live.database)
@@ -311,8 +311,8 @@ def test_the_new_database_goes_before_the_swap(site: Site, then: str) -> None:
 
 
 @pytest.mark.exhaustive
-def test_the_old_database_goes_after_the_swap(site: Site) -> None:
-    """Dropped by hand before the process could write down that it had swapped: there is only one end to it."""
+def test_if_the_old_database_is_dropped_the_new_stays_live(site: Site) -> None:
+    """The old database is dropped by hand before the swap is in the journal: only --resume can finish the restore."""
     with killed_at(4, before=True):
         assert site.restore().killed
     kept = next(name for name in site.databases if name != site.live.database)
@@ -328,9 +328,7 @@ def test_the_old_database_goes_after_the_swap(site: Site) -> None:
 
 @pytest.mark.parametrize("mode", thinned(["swap", "drop"]))
 @pytest.mark.parametrize("then", thinned(BACK))
-def test_another_server_than_the_one_it_began_on_is_not_touched(
-    site: Site, other: PortCluster, then: str, mode: str
-) -> None:
+def test_another_server_is_refused_and_left_unchanged(site: Site, other: PortCluster, then: str, mode: str) -> None:
     with killed_at(2, before=False):
         assert site.restore("--mode", mode).killed
     journal = RestoreFolder(site.place.catalog).unfinished()
@@ -353,14 +351,14 @@ def test_another_server_than_the_one_it_began_on_is_not_touched(
 
 @pytest.fixture
 def fragile(other: PortCluster, bin_dir: Path, tmp_path: Path) -> Iterator[Site]:
-    """On a server that may be treated badly."""
+    """A site on the server that tests may kill."""
     with site_on(other, bin_dir, tmp_path) as site:
         yield site
 
 
 @contextmanager
 def at_word(word: int, action: Callable[[], object]) -> Iterator[None]:
-    """In the block, a process that is forked does something else just after it wrote that word of its journal."""
+    """In the block, a forked process runs the action just after it wrote this entry (counted from 0) of its journal."""
     write, counted = Journal.write, count()
 
     def writing(self: Journal, mark: JournalMark, step: str | None = None, *data: StepData | None) -> None:
@@ -373,7 +371,7 @@ def at_word(word: int, action: Callable[[], object]) -> Iterator[None]:
 
 
 def ends_well(site: Site, ended: Ended, then: str) -> None:
-    """After the server was killed and is there again: all is whole, or will be by what the error names."""
+    """Assert that all is whole after the server is back, at once or after the command that the error names."""
     assert "Traceback" not in ended.output
     whole(site)
     if RestoreFolder(site.place.catalog).unfinished() is None:
@@ -390,7 +388,7 @@ def ends_well(site: Site, ended: Ended, then: str) -> None:
 @pytest.mark.parametrize("then", thinned(BACK))
 @pytest.mark.parametrize("word", thinned([1, 4, 6, 0, 2, 3, 5]))
 def test_the_server_is_killed(fragile: Site, other: PortCluster, tmp_path: Path, word: int, then: str) -> None:
-    """From the restore to the swap that is made."""
+    """At the journal entries from the restore to the finished swap."""
     with with_services(fragile, tmp_path) as (swarm, docker):
         with at_word(word, lambda: kill(other)):
             ended = swarm.restore()
@@ -416,7 +414,7 @@ def test_the_server_is_killed_while_it_swaps(fragile: Site, other: PortCluster, 
 def test_the_server_is_killed_in_the_middle_of_pg_restore(
     fragile: Site, other: PortCluster, tmp_path: Path, then: str
 ) -> None:
-    """All rows are in it, and it fills a view for as long as a file is there."""
+    """All rows are restored; pg_restore fills a materialized view for as long as the file ``hold`` exists."""
     execute(
         fragile.live,
         "CREATE MATERIALIZED VIEW long AS SELECT CASE WHEN pg_stat_file('hold', true) IS NULL THEN '' "
@@ -451,8 +449,8 @@ def test_the_server_is_killed_in_the_middle_of_pg_restore(
 
 @pytest.mark.exhaustive
 @needs_root
-def test_the_servers_disk_is_full(bin_dir: Path, tmp_path: Path, site: Site) -> None:
-    """Nothing of the new database stays, and the old one lives."""
+def test_a_full_disk_of_the_server_leaves_the_old_database(bin_dir: Path, tmp_path: Path, site: Site) -> None:
+    """The new database is removed, and the old one is unchanged."""
     execute(site.live, "CREATE TABLE filler AS SELECT repeat('x', 2000) || g AS t FROM generate_series(1, 20000) g")
     backup = site.place.chain()
     cluster = PortCluster(bin_dir, Path(tempfile.mkdtemp(prefix="ovia-t-", dir="/tmp")), port=free_port())
@@ -471,7 +469,7 @@ def test_the_servers_disk_is_full(bin_dir: Path, tmp_path: Path, site: Site) -> 
             with each_step(Step.RESTORE, lambda: fill(cluster.data, 20 * MEGABYTE)):
                 arguments = ("--new-host", "--yes-destroy", there.database)
                 ended = elsewhere.place.run("restore", backup.path.name, *arguments)
-            # Where there is no room for its WAL, the server ends itself.
+            # Without room for its WAL, the server shuts down.
             assert "disk" in ended.output or "server was stopped" in ended.output, ended.output
             assert ended.code == 1
             (cluster.data / "ballast").unlink()
@@ -493,7 +491,7 @@ def fill(folder: Path, left: int) -> None:
 
 
 @pytest.mark.exhaustive
-def test_into_a_new_database_of_a_standby(fragile: Site, other: PortCluster, bin_dir: Path) -> None:
+def test_a_restore_on_a_standby_is_refused(fragile: Site, other: PortCluster, bin_dir: Path) -> None:
     standby = PortCluster(bin_dir, Path(tempfile.mkdtemp(prefix="ovia-t-", dir="/tmp")), port=free_port())
     try:
         with open(other.data / "pg_hba.conf", "a", encoding="utf-8") as file:
@@ -517,7 +515,7 @@ def test_into_a_new_database_of_a_standby(fragile: Site, other: PortCluster, bin
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("when", thinned([Step.RESTORE, Step.SWAP]))
-def test_a_transaction_is_prepared_while_it_restores(fragile: Site, when: Step) -> None:
+def test_a_prepared_transaction_stops_the_swap(fragile: Site, when: Step) -> None:
     def prepare() -> None:
         execute_prepared(fragile)
 
@@ -531,7 +529,7 @@ def test_a_transaction_is_prepared_while_it_restores(fragile: Site, when: Step) 
 
 
 @pytest.mark.exhaustive
-def test_a_slot_is_made_while_it_restores(fragile: Site) -> None:
+def test_a_new_logical_slot_stops_the_swap(fragile: Site) -> None:
     def make() -> None:
         with admin_of_live(fragile) as session:
             session.execute("SELECT pg_create_logical_replication_slot('cdc', 'pgoutput')")
@@ -625,7 +623,7 @@ def test_a_subscription_dropped_meanwhile_does_not_swap_back(site: Site) -> None
 
 
 @pytest.mark.exhaustive
-def test_a_drop_says_which_slot_is_to_be_dropped_elsewhere(site: Site) -> None:
+def test_a_drop_names_the_slot_to_drop_on_the_publisher(site: Site) -> None:
     name = subscribed(site)
     ended = site.restore("--mode", "drop")
     assert ended.code == 0, ended.output
@@ -656,7 +654,7 @@ def test_a_full_journal_file_loses_nothing(bin_dir: Path, server: PortCluster, t
 
 
 def full_for_good(site: Site) -> None:
-    """Until this process ends, its journal takes no byte more; what it prints goes another way."""
+    """Limit the file size in this process, so that its journal cannot grow; its output goes through a pipe instead."""
     size = max(path.stat().st_size for path in site.place.root.glob("restores/*.journal"))
     printing = subprocess.Popen(("cat",), stdin=subprocess.PIPE, stdout=1)
     assert printing.stdin is not None
@@ -668,7 +666,7 @@ def full_for_good(site: Site) -> None:
 
 @pytest.mark.exhaustive
 @needs_root
-def test_a_volume_that_is_read_only(bin_dir: Path, server: PortCluster, tmp_path: Path) -> None:
+def test_a_read_only_volume_refuses_restore_and_resume(bin_dir: Path, server: PortCluster, tmp_path: Path) -> None:
     root = tmp_path / "backups"
     with tmpfs(root, 64 * MEGABYTE), site_on(server, bin_dir, tmp_path) as site:
         with killed_at(3, before=False):
@@ -698,7 +696,7 @@ def test_a_volume_that_is_read_only(bin_dir: Path, server: PortCluster, tmp_path
         ]
     ),
 )
-def test_a_journal_that_cannot_be_understood(site: Site, text: bytes, said: str, then: str) -> None:
+def test_an_unreadable_journal_refuses_every_restore(site: Site, text: bytes, said: str, then: str) -> None:
     with killed_at(3, before=False):
         assert site.restore().killed
     path = next(site.place.root.glob("restores/*.journal"))
@@ -736,7 +734,9 @@ def test_a_backup_of_an_unfinished_restore_is_not_pruned(site: Site) -> None:
         ["with space and 'quote\"", "é" * 31, "ünïcode-Ω-データ", "a=b; --", "new\nline", "n" * 60, "Upper.Dot/Slash"],
     ),
 )
-def test_a_hostile_name(server: PortCluster, bin_dir: Path, tmp_path: Path, name: str) -> None:
+def test_databases_with_hostile_names_are_restored(
+    server: PortCluster, bin_dir: Path, tmp_path: Path, name: str
+) -> None:
     with site_on(server, bin_dir, tmp_path, name) as site:
         ended = site.restore()
         assert ended.code == 0, ended.output
@@ -760,7 +760,7 @@ def test_a_hostile_name(server: PortCluster, bin_dir: Path, tmp_path: Path, name
 
 
 @pytest.mark.exhaustive
-def test_the_default_database_itself(other: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
+def test_the_postgres_database_can_be_restored(other: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
     place = place_for(other.connection("postgres"), bin_dir, tmp_path / "backups", tmp_path)
     execute(other.connection("postgres"), SCHEMA)
     site = Site(place, other.connection("postgres"), bin_dir, place.chain(), "", "")
@@ -778,7 +778,7 @@ def test_the_default_database_itself(other: PortCluster, bin_dir: Path, tmp_path
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(("rights", "said"), thinned([("NOCREATEDB", "CREATEDB"), ("CREATEDB", "has not its rights")]))
-def test_a_role_that_may_not(site: Site, rights: str, said: str) -> None:
+def test_a_role_without_the_rights_is_refused(site: Site, rights: str, said: str) -> None:
     role = f"weak_{site.live.database}"
     sql_in_server(site, f"CREATE ROLE {{}} LOGIN {rights}", role)
     try:
@@ -787,7 +787,7 @@ def test_a_role_that_may_not(site: Site, rights: str, said: str) -> None:
             refused = weak.restore("--mode", mode)
             assert refused.refused()
             assert said in refused.output
-        # The rights are those of the role that it is set to act as.
+        # The rights that count are those of the role that `ALTER ROLE ... SET role` sets.
         sql_in_server(site, "GRANT pg_monitor TO {}", role)
         sql_in_server(site, "ALTER ROLE {} SET role = pg_monitor", role)
         refused = weak.restore()
@@ -795,7 +795,7 @@ def test_a_role_that_may_not(site: Site, rights: str, said: str) -> None:
         assert f"role pg_monitor may not make or rename a database, as which role {role} acts" in refused.output
         assert 'ALTER ROLE "pg_monitor" CREATEDB' in refused.output
         sql_in_server(site, "ALTER ROLE {} RESET role", role)
-        # It may make a database, but not give what is in it to whom it belongs.
+        # The role may create a database, but not give the objects in it to their owners.
         assert weak.restore("--mode", "new", confirm=False).code == 1
         assert site.databases == [site.live.database]
         ended_as(site, "old")
@@ -803,7 +803,7 @@ def test_a_role_that_may_not(site: Site, rights: str, said: str) -> None:
         sql_in_server(site, "DROP ROLE {}", role)
 
 
-def test_the_owner_with_createdb_may(site: Site) -> None:
+def test_the_owner_with_createdb_may_restore(site: Site) -> None:
     role = f"owner_{site.live.database}"
     sql_in_server(site, "CREATE ROLE {} LOGIN CREATEDB", role)
     try:
@@ -832,7 +832,7 @@ def test_the_owner_with_createdb_may(site: Site) -> None:
 
 
 def test_a_restore_makes_no_owner_a_superuser(site: Site) -> None:
-    """What a superuser asks in it is answered by the server's own functions, not by the owner's."""
+    """A superuser's queries in the owner's database call the server's functions, not the owner's."""
     role = f"owner_{site.live.database}"
     sql_in_server(site, "CREATE ROLE {} LOGIN", role)
     sql_in_server(site, "ALTER DATABASE {} OWNER TO {}", site.live.database, role)
@@ -858,7 +858,7 @@ def test_a_restore_makes_no_owner_a_superuser(site: Site) -> None:
 
 
 def test_objects_that_are_hard_to_restore(site: Site) -> None:
-    """A view that cannot be refreshed, an event trigger, row security, clocks of hostile tables."""
+    """A view that cannot be refreshed, an event trigger, row security, odd names and extreme timestamps."""
     execute(
         site.live,
         "CREATE TABLE base (n int)",
@@ -892,7 +892,7 @@ def test_objects_that_are_hard_to_restore(site: Site) -> None:
 
 
 @pytest.mark.exhaustive
-def test_clients_that_come_back_in_a_loop(site: Site) -> None:
+def test_reconnecting_clients_do_not_stop_a_restore(site: Site) -> None:
     with hammering(site.live):
         ended = site.restore()
         assert ended.code == 0, ended.output
@@ -904,10 +904,10 @@ def test_clients_that_come_back_in_a_loop(site: Site) -> None:
 @pytest.mark.exhaustive
 @rounds(few=3, many=30)
 @pytest.mark.parametrize("compression", thinned(["gzip:6", "zstd:3"]))
-def test_flips(
+def test_a_backup_with_a_flipped_bit_never_goes_live(
     full_server: PortCluster, full_bin_dir: Path, tmp_path: Path, rng: Random, compression: str, times: int
 ) -> None:
-    """A damaged backup is never live; what can be had of it ends in a database of its own, or in one line."""
+    """What can be salvaged goes into a separate database, or the restore ends with an error."""
     with site_on(full_server, full_bin_dir, tmp_path) as site:
         site = site.with_settings(BACKUP_COMPRESSION=compression)
         site.backup = site.place.chain()
@@ -949,7 +949,7 @@ def test_an_unfinished_restore_blocks_forget_and_undo(site: Site) -> None:
 
 
 @pytest.mark.exhaustive
-def test_a_dump_a_drill_and_a_pruning_while_it_restores(site: Site) -> None:
+def test_dump_drill_and_prune_succeed_during_a_restore(site: Site) -> None:
     done: list[str] = []
 
     def others() -> None:
@@ -987,7 +987,7 @@ def test_unknown_services_are_found_before_any_change(site: Site) -> None:
 
 
 @pytest.mark.exhaustive
-def test_a_swap_while_a_dump_runs_waits_for_it_or_says_so(site: Site) -> None:
+def test_a_restore_names_the_dump_that_holds_the_lock(site: Site) -> None:
     with volume_lock(site.place.root, purpose="a dump", now=datetime.now(UTC)):
         ended = site.restore()
     assert "a dump" in failed(site, ended)

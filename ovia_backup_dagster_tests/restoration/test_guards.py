@@ -1,6 +1,6 @@
-"""The guards of a restore, each provoked on the real thing: what is refused has touched nothing.
+"""The guards of a restore, each provoked on a real server: a refused restore has changed nothing.
 
-What the error says to do instead is done as it is said, and works.
+The tests follow the advice of the errors as written, and it works.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from ovia_backup_dagster_tests.support.restoring import Site, admin_of, killed_a
 
 
 def pasted(site: Site, line: str) -> Ended:
-    """The last command that an error names, run as it stands there."""
+    """Run the last command that an error names, unchanged."""
     return site.place.run(*shlex.split(line.rpartition("ovia-backup ")[2]))
 
 
@@ -52,8 +52,8 @@ def obstacles_of(ended: Ended) -> list[str]:
 # ----------------------------------------------------------------------------------------------- all at once
 
 
-def test_all_obstacles_at_once(full_server: PortCluster, full_bin_dir: Path, tmp_path: Path) -> None:
-    """What was found keeps nothing from looking on; how long it takes, and what is lost, is said all the same."""
+def test_a_plan_lists_all_obstacles_at_once(full_server: PortCluster, full_bin_dir: Path, tmp_path: Path) -> None:
+    """An obstacle does not stop the other checks, and the plan still says how long a restore takes and what is lost."""
     role = f"weak{os.getpid()}"
     silent = mock.patch.object(docker_api, "PATIENCE_SECONDS", 0.0)
     with site_on(full_server, full_bin_dir, tmp_path) as site, silent:
@@ -83,7 +83,7 @@ def test_all_obstacles_at_once(full_server: PortCluster, full_bin_dir: Path, tmp
             assert len(line) <= 1000
             assert re.search(r"^time +about .*, as the drill of ", planned.output, re.MULTILINE)
             assert re.search(r"^lost +what was written since the backup, ", planned.output, re.MULTILINE)
-            # Confirmed, it is refused all the same; a program reads each on its own.
+            # A confirmed restore is refused, too. With --json, each obstacle is an item of its own.
             assert weak.restore().refused() == line
             told = weak.restore("--plan", "--json", confirm=False)
             assert told.code == 1
@@ -98,7 +98,7 @@ def test_all_obstacles_at_once(full_server: PortCluster, full_bin_dir: Path, tmp
 
 @pytest.mark.exhaustive
 def test_a_last_drill_that_failed_is_mentioned(site: Site) -> None:
-    """What it met, the restore may meet. A restore that was made says how long one takes, where no drill has passed."""
+    """The restore may fail as the drill did. Without a passed drill, the last restore tells how long one takes."""
     assert site.restore().code == 0
     assert site.with_settings(DRILL_CHECK_COMMAND="false").place.run("drill").code == 1
     planned = site.restore("--plan", confirm=False)
@@ -110,7 +110,7 @@ def test_a_last_drill_that_failed_is_mentioned(site: Site) -> None:
 
 
 def test_a_role_without_createrole_is_reported(site: Site) -> None:
-    """As the remedy says it, it works."""
+    """The remedy in the error works as written."""
     owner, role = (f"{who}_{site.live.database}" for who in ("owner", "backup"))
     sql_in_server(site, "CREATE ROLE {} LOGIN CREATEDB", role)
     sql_in_server(site, "CREATE ROLE {} NOLOGIN", owner)
@@ -140,10 +140,8 @@ def test_a_role_without_createrole_is_reported(site: Site) -> None:
 
 
 @pytest.mark.parametrize("major", thinned([15, 17]))
-def test_client_programs_of_another_version_than_the_servers(
-    site: Site, bin_dir: Path, tmp_path: Path, major: int
-) -> None:
-    """It reads the archive as well as the server's own: what it sends there is another question."""
+def test_client_programs_of_another_major_are_refused(site: Site, bin_dir: Path, tmp_path: Path, major: int) -> None:
+    """Another major's pg_restore can read the archive, but may send statements that the server does not know."""
     theirs = tmp_path / "bin"
     theirs.mkdir()
     for program in bin_dir.iterdir():
@@ -169,7 +167,7 @@ def test_client_programs_of_another_version_than_the_servers(
 
 @contextmanager
 def on_a_disk_of(size: int, bin_dir: Path) -> Iterator[PortCluster]:
-    """A running server whose data folder stands on a filesystem of so many bytes."""
+    """A running server whose data directory is on a filesystem of ``size`` bytes."""
     cluster = PortCluster(bin_dir, Path(tempfile.mkdtemp(prefix="ovia-t-", dir="/tmp")), port=free_port())
     with tmpfs(cluster.folder, size):
         cluster.folder.chmod(0o755)
@@ -186,8 +184,8 @@ def on_a_disk_of(size: int, bin_dir: Path) -> Iterator[PortCluster]:
 
 @pytest.mark.exhaustive
 @needs_root
-def test_a_server_without_room_for_a_second_database(bin_dir: Path, tmp_path: Path) -> None:
-    """What is free is what its own disk says, wherever this process runs."""
+def test_a_server_without_room_for_the_copy_is_refused(bin_dir: Path, tmp_path: Path) -> None:
+    """The free space is that of the server's disk, wherever this process runs."""
     with on_a_disk_of(200 * MEGABYTE, bin_dir) as cluster, site_on(cluster, bin_dir, tmp_path) as site:
         for mode in ("swap", "drop", "new"):
             line = site.restore("--mode", mode, confirm=mode != "new").refused()
@@ -206,8 +204,8 @@ def test_a_server_without_room_for_a_second_database(bin_dir: Path, tmp_path: Pa
 
 @pytest.mark.exhaustive
 @needs_root
-def test_a_volume_without_room_for_a_journal(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
-    """Without it, a killed restore could not be finished."""
+def test_a_volume_without_room_for_a_journal_is_refused(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
+    """Without a journal, a killed restore could not be finished."""
     root = tmp_path / "backups"
     with tmpfs(root, 16 * MEGABYTE), site_on(server, bin_dir, tmp_path) as site:
         with filled(root, 4 * MEGABYTE):
@@ -226,7 +224,7 @@ def test_a_volume_without_room_for_a_journal(server: PortCluster, bin_dir: Path,
 # ----------------------------------------------------------------------------------------------- the backup
 
 
-def test_a_backup_that_failed_its_verification(site: Site) -> None:
+def test_a_backup_that_failed_its_verification_is_refused(site: Site) -> None:
     content = site.backup.path.read_bytes()
     site.backup.path.write_bytes(content[: len(content) * 6 // 10])
     assert site.place.run("verify", site.backup.path.name).code == 1
@@ -247,7 +245,7 @@ def test_a_backup_that_failed_its_verification(site: Site) -> None:
 
 @pytest.mark.parametrize("mode", thinned(["swap", "drop", "new"]))
 def test_a_byte_that_the_disk_altered_is_found(site: Site, mode: str) -> None:
-    """Neither its length nor its time has changed: by its verdict it is as proven as before."""
+    """The file's size and modification time are unchanged, so its verdict still counts."""
     path, manifest = site.backup.path, site.backup.manifest
     assert manifest is not None
     before = path.stat()
@@ -264,8 +262,8 @@ def test_a_byte_that_the_disk_altered_is_found(site: Site, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", thinned(["swap", "drop", "new"]))
-def test_the_manifest_of_another_dump_stands_beside_it(site: Site, mode: str) -> None:
-    """Each is whole; together they are not what was written, whatever a verdict from before says."""
+def test_a_backup_with_another_dumps_manifest_is_refused(site: Site, mode: str) -> None:
+    """Archive and manifest are each intact but do not belong together, whatever an earlier verdict says."""
     other = site.place.chain()
     assert other.path != site.backup.path
     shutil.copyfile(other.sidecar(MANIFEST), site.backup.sidecar(MANIFEST))
@@ -279,10 +277,10 @@ def test_the_manifest_of_another_dump_stands_beside_it(site: Site, mode: str) ->
 
 
 @pytest.mark.exhaustive
-def test_a_server_without_the_packages_that_the_backups_had(
+def test_missing_extension_packages_are_refused_by_name(
     server: PortCluster, full_server: PortCluster, full_bin_dir: Path, tmp_path: Path
 ) -> None:
-    """A backup of a server with contrib, onto one without."""
+    """A backup from a server with contrib is restored onto a server without it."""
     with site_on(full_server, full_bin_dir, tmp_path) as site:
         execute(
             site.live,
@@ -316,13 +314,13 @@ def test_a_server_without_the_packages_that_the_backups_had(
             sql_in_server(elsewhere, "DROP DATABASE {} WITH (FORCE)", there.database)
 
 
-# ----------------------------------------------------------------------------------------------- the wrong thing
+# ----------------------------------------------------------------------------------------------- wrong databases
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("known", [True, False], ids=["by its manifest", "by the archive itself"])
-def test_another_databases_backup(site: Site, known: bool) -> None:
-    """It stands among the right ones, under their name."""
+def test_another_databases_backup_is_refused(site: Site, known: bool) -> None:
+    """It is in this database's folder, under this database's name."""
     other = f"{site.live.database}_other"
     sql_in_server(site, "CREATE DATABASE {} TEMPLATE {}", other, site.live.database)
     theirs = site.with_settings(POSTGRES_DB=other).place.chain()
@@ -333,11 +331,11 @@ def test_another_databases_backup(site: Site, known: bool) -> None:
             path.with_name(f"{path.name}{suffix}").unlink()
             continue
         shutil.copy2(theirs.path.with_name(f"{theirs.path.name}{suffix}"), path.with_name(f"{path.name}{suffix}"))
-    os.utime(path, (0, 0))  # it is not being written
+    os.utime(path, (0, 0))  # old enough not to count as being written
     if known:
         line = site.restore("--plan").refused()
         assert f"its name is of database {site.live.database}, its manifest of {other}" in line
-        # Elsewhere, under a name that says nothing, it is as good as it was.
+        # Elsewhere, under a name without a date and a database, the backup is good.
         for suffix in ("", MANIFEST):
             shutil.move(path.with_name(f"{path.name}{suffix}"), site.place.root / f"theirs.dump{suffix}")
         site.backup = replace(site.backup, path=site.place.root / "theirs.dump")
@@ -346,7 +344,7 @@ def test_another_databases_backup(site: Site, known: bool) -> None:
         assert f"is of database {other}, and not of {site.live.database}" in line
     assert not list(site.place.root.glob("restores/*"))
     untouched(site)
-    # It may be so, and is said then.
+    # The command that the error names allows it; the plan then mentions it.
     planned = pasted(site, f"{line} --plan")
     assert planned.code == 0, planned.output
     assert f"Mind: it is of database {other}, and not of {site.live.database}" in planned.output
@@ -354,8 +352,8 @@ def test_another_databases_backup(site: Site, known: bool) -> None:
 
 
 @pytest.mark.parametrize("mode", thinned(["swap", "drop"]))
-def test_another_database_than_was_planned_for(site: Site, mode: str) -> None:
-    """Another session was quicker: this is found before anything is restored, not hours later."""
+def test_a_database_replaced_since_the_plan_is_refused(site: Site, mode: str) -> None:
+    """Another session restored first. This is found before anything is restored, not hours later."""
     restorations = site.place.system.restorations
     planned = restorations.planner.plan(Wishes(mode=Mode(mode)), "a test", None, datetime.now(UTC))
     assert site.restore().code == 0
@@ -367,7 +365,7 @@ def test_another_database_than_was_planned_for(site: Site, mode: str) -> None:
 
 
 def test_nothing_is_planned_while_a_restore_is_unfinished(site: Site) -> None:
-    """What it left would be taken for something else: a database that is missing, a wrong one."""
+    """A plan would mistake what the unfinished restore left: a missing database, or a wrong one."""
     with killed_at(3, before=False):
         assert site.restore("--mode", "drop").killed
     for planned in (
@@ -381,8 +379,8 @@ def test_nothing_is_planned_while_a_restore_is_unfinished(site: Site) -> None:
 
 
 @pytest.mark.parametrize("mode", thinned(["swap", "drop"]))
-def test_a_role_that_has_only_the_owners_rights(site: Site, mode: str) -> None:
-    """As the errors say to set one up; in ``public`` it is the owner of the database who has things made."""
+def test_a_role_with_only_the_owners_rights_can_restore(site: Site, mode: str) -> None:
+    """The role is set up by the remedies alone. Only the database's owner may create objects in ``public``."""
     owner, role = (f"{who}_{site.live.database}" for who in ("owner", "backup"))
     sql_in_server(site, "CREATE ROLE {} NOLOGIN", owner)
     sql_in_server(site, "CREATE ROLE {} LOGIN", role)
@@ -416,7 +414,7 @@ def test_a_role_that_has_only_the_owners_rights(site: Site, mode: str) -> None:
             session.execute(f"DROP ROLE {role}; DROP ROLE {owner}")
 
 
-def test_what_several_looks_stumble_over_is_one_obstacle() -> None:
+def test_the_same_obstacle_is_listed_once() -> None:
     found = Preflight(mock.Mock(), mock.Mock())
     for name in ("a.dump", "a.dump", "b.dump"):
         with found.collecting():

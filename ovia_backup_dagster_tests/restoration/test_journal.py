@@ -1,4 +1,4 @@
-"""What a restore's journal, order and record say, and what becomes of a database that a restore replaced."""
+"""A restore's journal, order and record, and the fate of a database that a restore replaced."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def folder(tmp_path: Path) -> RestoreFolder:
 
 
 @given(keep=st.integers(0, 5), announced=st.none() | st.integers(0, 150), now=st.integers(0, 150))
-@example(keep=2, announced=0, now=47)  # told long ago, not yet due
-@example(keep=2, announced=47, now=48)  # due, and told just now
-def test_none_is_dropped_unannounced_or_too_soon(keep: int, announced: int | None, now: int) -> None:
-    """By the hour, at each look, and after each announcement."""
+@example(keep=2, announced=0, now=47)  # announced long ago, not yet due
+@example(keep=2, announced=47, now=48)  # due, but announced only now
+def test_no_database_is_dropped_unannounced_or_too_soon(keep: int, announced: int | None, now: int) -> None:
+    """At any hour, with or without an announcement before."""
     told = None if announced is None else NOW + timedelta(hours=announced)
     what = fate(NOW, told, keep * DAY, NOW + timedelta(hours=now))
     if what is Fate.DROP:
@@ -52,7 +52,7 @@ def test_none_is_dropped_unannounced_or_too_soon(keep: int, announced: int | Non
 
 
 @given(keep=st.integers(1, 60), every=st.integers(1, 48))
-def test_each_is_dropped_in_the_end(keep: int, every: int) -> None:
+def test_each_kept_database_is_dropped_in_the_end(keep: int, every: int) -> None:
     now, announced = NOW, None
     while (what := fate(NOW, announced, keep * DAY, now)) is not Fate.DROP:
         if what is Fate.ANNOUNCE:
@@ -64,7 +64,7 @@ def test_each_is_dropped_in_the_end(keep: int, every: int) -> None:
 
 @given(keep=st.integers(1, 30), more=st.integers(1, 30))
 def test_kept_databases_are_announced_again(keep: int, more: int) -> None:
-    """The day that people were told of has gone by, and nothing was dropped."""
+    """With a longer retention, the announced day passes without a drop, so the drop is announced again."""
     told = NOW + (keep - 1) * DAY
     assert fate(NOW, told, keep * DAY, NOW + keep * DAY) is Fate.DROP
     longer = NOW + (keep + more) * DAY
@@ -108,7 +108,7 @@ def test_services_stop_before_the_swap_and_start_after(
 
 
 @given(cut=st.integers(0, 400))
-def test_a_torn_line_is_as_if_it_had_not_been_written(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+def test_a_torn_journal_line_is_ignored(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
     folder = RestoreFolder(Catalog(tmp_path_factory.mktemp("volume"), "ovia"))
     folder.prepare()
     journal = folder.begin(order())
@@ -125,7 +125,7 @@ def test_a_torn_line_is_as_if_it_had_not_been_written(tmp_path_factory: pytest.T
     assert [entry.mark for entry in Journal.read(journal.path).entries] == [JournalMark.BEGUN, JournalMark.FAILED]
 
 
-def test_the_first_note_holds_but_the_last_database(folder: RestoreFolder) -> None:
+def test_the_first_replicas_and_the_last_oid_count(folder: RestoreFolder) -> None:
     journal = folder.begin(order())
     for replicas, oid in ((3, 100), (0, 200)):
         journal.write(JournalMark.BEGUN, Step.STOP, StopData(replicas={"api": replicas}))
@@ -143,7 +143,7 @@ def test_an_unfinished_restore_is_found_if_the_clock_went_back(folder: RestoreFo
     assert found.order.started_at == NOW
 
 
-def test_another_databases_restore_is_none_of_ours(folder: RestoreFolder) -> None:
+def test_another_databases_restore_is_ignored(folder: RestoreFolder) -> None:
     folder.begin(order(database="other"))
     assert folder.unfinished() is None
 
@@ -155,7 +155,7 @@ def test_an_abandoned_restore_is_trouble_a_running_one_not(folder: RestoreFolder
         standing = folder.standing()
         assert "the swap of a backup" in (standing.at_work or "")
         assert standing.trouble is None
-        # That it is being written must not be taken for damage.
+        # A journal that is being written must not count as damaged.
         journal.path.write_bytes(b"")
         assert folder.standing().trouble is None
     with pytest.raises(JournalError, match="cannot be understood"):
@@ -171,14 +171,14 @@ def test_a_journal_that_appears_while_listing_is_no_trouble(folder: RestoreFolde
         assert folder.standing() == RestoreStanding("the swap of a backup", None)
 
 
-def test_the_secrets_of_a_journal_are_for_its_owner_alone(folder: RestoreFolder) -> None:
-    """That of a drop holds the database's settings, as the dump beside it does."""
+def test_only_its_owner_can_read_a_journal(folder: RestoreFolder) -> None:
+    """The journal of a drop holds the database's settings, which may be secret."""
     journal = folder.begin(order(Mode.DROP))
     assert journal.path.stat().st_mode & 0o777 == 0o600
     assert folder.path.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_journal_of_a_newer_version_is_not_guessed_at(folder: RestoreFolder) -> None:
+def test_a_newer_versions_journal_is_refused(folder: RestoreFolder) -> None:
     journal = folder.begin(order())
     journal.path.write_bytes(journal.path.read_bytes().replace(b'"version":1', b'"version":2'))
     with pytest.raises(VolumeError, match="newer ovia-backup") as caught:
@@ -188,7 +188,7 @@ def test_a_journal_of_a_newer_version_is_not_guessed_at(folder: RestoreFolder) -
 
 
 @pytest.mark.parametrize("text", [b"no journal\n", b"\xff\n", b"\n", b"[[[[\n", b'{"version":1}\n'])
-def test_a_journal_that_is_damaged_is_said_in_a_line(folder: RestoreFolder, text: bytes) -> None:
+def test_a_damaged_journal_is_reported_in_one_line(folder: RestoreFolder, text: bytes) -> None:
     journal = folder.begin(order())
     journal.path.write_bytes(text)
     with pytest.raises(JournalError, match="cannot be understood") as caught:
@@ -200,7 +200,7 @@ def test_a_journal_that_is_damaged_is_said_in_a_line(folder: RestoreFolder, text
 # ------------------------------------------------------------------------------------------------- the record
 
 
-def test_a_record_is_made_of_the_journal_alone(folder: RestoreFolder) -> None:
+def test_a_record_is_built_from_the_journal_alone(folder: RestoreFolder) -> None:
     journal = folder.begin(order())
     journal.write(JournalMark.BEGUN, Step.RESTORE)
     journal.write(JournalMark.FAILED, Step.RESTORE, StepData(error="the disk was full", fix="make room"))
@@ -220,8 +220,8 @@ def test_a_record_is_made_of_the_journal_alone(folder: RestoreFolder) -> None:
 
 
 @pytest.mark.parametrize("recorded", [False, True])
-def test_of_two_that_began_in_one_second_the_later_is_the_newer(folder: RestoreFolder, recorded: bool) -> None:
-    """An undo, right after a restore; its name would come before that of the restore."""
+def test_restores_of_the_same_second_keep_their_order(folder: RestoreFolder, recorded: bool) -> None:
+    """An undo right after a restore: by its file name it would sort before the restore."""
     began = []
     for backup in ("z.dump", "", "a.dump"):
         journal = folder.begin(order(started_at=folder.free(NOW), backup=backup))
@@ -233,7 +233,7 @@ def test_of_two_that_began_in_one_second_the_later_is_the_newer(folder: RestoreF
 
 
 def test_the_swapping_process_knows_when_it_swapped(folder: RestoreFolder) -> None:
-    """One that finds the swap made, after a kill, does not know when that was."""
+    """A process that finds the swap done, after a kill, does not know when it happened."""
     by_name: dict[str, datetime | None] = {}
     for started, noted in ((NOW, SwapData(interruption_seconds=0.02)), (NOW + DAY, SwapData(notes=("made already",)))):
         journal = folder.begin(order(started_at=started, kept=f"kept_{started:%d}"))
@@ -250,7 +250,7 @@ def test_the_swapping_process_knows_when_it_swapped(folder: RestoreFolder) -> No
     assert folder.swap_that_kept("another") is None
 
 
-def test_what_made_it_swap_back_is_what_its_record_says(folder: RestoreFolder) -> None:
+def test_a_record_has_the_error_that_caused_the_swap_back(folder: RestoreFolder) -> None:
     journal = folder.begin(order())
     for step in (Step.RESTORE, Step.SWAP):
         journal.write(JournalMark.BEGUN, step)
@@ -272,7 +272,7 @@ def test_what_made_it_swap_back_is_what_its_record_says(folder: RestoreFolder) -
         ([(JournalMark.BEGUN, Step.RESTORE), (JournalMark.PUTTING_BACK, None)], "put everything back"),
     ],
 )
-def test_what_is_unfinished_says_the_next_command(
+def test_an_unfinished_restore_names_the_next_command(
     folder: RestoreFolder, writes: list[tuple[JournalMark, Step | None]], fix: str
 ) -> None:
     journal = folder.begin(order(Mode.DROP))

@@ -1,9 +1,9 @@
-"""A restore whose process is killed, at every word of its journal: resumed or aborted, it is whole.
+"""A restore whose process is killed at an entry of its journal can be resumed or aborted.
 
-Every third word each day, and all of them in ``make test-faults``.
+The daily suite tries some of the entries, and ``make test-faults`` all of them.
 
-The kill is real (SIGKILL of the process group). What runs afterwards is the command that the error names. Whole is the
-live database, the old one or the new one, and so are the services: each has its replicas.
+The kill is real (SIGKILL of the process group). The tests then run the command that the error names. Afterwards the
+live database is the intact old one or the intact new one, and each service has its replicas.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from ovia_backup_dagster_tests.support.restoring import (
 )
 
 UNDO = words_of(Step.STOP, Step.SWAP, Step.START, Step.HEALTH)
-#: Without what comes after the services' start: a swap does the same.
+#: Without the migration and the health check, which a swap has, too.
 DROP = words_of(Step.DRILL, Step.STOP, Step.DROP, Step.RESTORE, Step.NAME, Step.START)
 NEW = words_of(Step.RESTORE)
 NEW_HOST = words_of(Step.RESTORE, Step.NAME, Step.MIGRATE, Step.START, Step.HEALTH)
@@ -47,10 +47,12 @@ _RENAMES = frozenset({Step.SWAP, Step.DROP, Step.NAME})
 
 
 def moments(words: Words, wanted: Callable[[int, bool], bool] = lambda *_: True) -> pytest.MarkDecorator:
-    """Before each word and after it. Nothing is done between two steps: before the one is after the other.
+    """Parametrize a test with the moments before and after each journal entry.
 
-    The daily suite kills once in each step that renames or drops a database, when it has begun; the other moments are
-    exhaustive.
+    Nothing happens between two steps, so "before" the next step is left out: it equals "after" the previous one.
+
+    The daily suite kills once in each step that renames or drops a database, after the step began; the other moments
+    are exhaustive.
     """
     found = [
         pytest.param(
@@ -73,7 +75,10 @@ def swarm(site: Site, tmp_path: Path) -> Iterator[tuple[Site, Engine]]:
 
 
 def kill(site: Site, words: Words, word: int, before: bool, command: Callable[[], Ended]) -> bool:
-    """Kill it there; returns whether that was at its end. A word that is not known here is an error."""
+    """Kill the command before or after this journal entry; return whether that was its end.
+
+    Fails if the journal has entries other than ``words``.
+    """
     with killed_at(word, before=before):
         assert command().killed
     assert written(site) == words[: word + (not before)]
@@ -91,7 +96,7 @@ def test_every_step_is_killed() -> None:
 def test_a_swap_is_resumed(swarm: tuple[Site, Engine], word: int, before: bool) -> None:
     site, docker = swarm
     if kill(site, SWAP, word, before, site.restore):
-        assert site.records[0].outcome == "done"  # though there was no time to write it
+        assert site.records[0].outcome == "done"  # although the process was killed before it wrote the record
     else:
         whole(site)
         line = site.restore().refused()
@@ -107,7 +112,7 @@ def test_a_swap_is_resumed(swarm: tuple[Site, Engine], word: int, before: bool) 
     assert record.replicas == REPLICAS
     assert site.databases == sorted([site.live.database, record.kept])
     assert site.content(record.kept) == site.now
-    if SWAP[word][1] is Step.SWAP:  # no other process knows when, and what was in it
+    if SWAP[word][1] is Step.SWAP:  # only the killed process knew when it swapped, and the counters
         assert site.undo().code == 0
         assert site.content() == site.now
         assert docker.replicas == {**REPLICAS, "migrate": 1}
@@ -124,7 +129,7 @@ def test_a_swap_is_aborted(swarm: tuple[Site, Engine], word: int, before: bool) 
         assert whole(site) == "old"
         assert site.records[0].outcome == "put back"
     assert docker.replicas == {**REPLICAS, "migrate": 1}
-    # What was live for a while may have been written to: it stays. Nothing else does.
+    # A database that was live for a while may have been written to, so it is kept; no other one is.
     swapped = word >= SWAP.index((JournalMark.DONE, Step.SWAP))
     assert len(site.databases) == 1 + swapped
     assert "nothing to abort" in site.place.run("restore", "--abort").refused()
@@ -144,7 +149,7 @@ def test_an_aborted_restore_can_start_again(swarm: tuple[Site, Engine]) -> None:
 
 @pytest.mark.parametrize("then", thinned(BACK))
 def test_a_killed_swap_locks_no_session_out(swarm: tuple[Site, Engine], then: str) -> None:
-    """Killed between the words."""
+    """Killed during the swap, between two journal entries."""
     site, docker = swarm
     with mock.patch.object(swap, "_rename", kill_here):
         assert site.restore().killed
@@ -182,7 +187,7 @@ _UNDO_SWAPS = UNDO.index((JournalMark.BEGUN, Step.SWAP))
 
 @pytest.mark.parametrize("word", thinned([_UNDO_SWAPS, *(word for word in range(len(UNDO)) if word != _UNDO_SWAPS)]))
 def test_an_undo_is_resumed_and_aborted(swarm: tuple[Site, Engine], word: int) -> None:
-    """Before the word and after it, from one to the other and back."""
+    """Killed before and after the entry; each round undoes, in alternating directions."""
     site, docker = swarm
     assert site.restore().code == 0
     for before in (True, False):
@@ -215,7 +220,7 @@ def dropping(site: Site) -> Site:
 
 @moments(DROP)
 def test_a_drop_is_resumed(swarm: tuple[Site, Engine], word: int, before: bool) -> None:
-    """It is aborted only while there is something to go back to."""
+    """An abort is refused after the drop."""
     site, docker = dropping(swarm[0]), swarm[1]
     if not kill(site, DROP, word, before, lambda: site.restore("--mode", "drop")):
         journal = RestoreFolder(site.place.catalog).unfinished()
@@ -245,7 +250,7 @@ def test_a_drop_is_aborted(swarm: tuple[Site, Engine], word: int, before: bool) 
     assert site.records[0].outcome == "put back"
 
 
-# ----------------------------------------------------------------------------------------------------- a new one
+# ----------------------------------------------------------------------------------------------------- mode new
 
 
 @pytest.mark.parametrize("then", thinned(BACK))
@@ -253,7 +258,7 @@ def test_a_drop_is_aborted(swarm: tuple[Site, Engine], word: int, before: bool) 
 def test_a_restore_beside_is_resumed_and_aborted(
     swarm: tuple[Site, Engine], word: int, before: bool, then: str
 ) -> None:
-    """Neither the live database nor a service ever hears of it."""
+    """The live database and the services are unaffected."""
     site, docker = swarm
     made = f"{site.live.database}_look"
     ended = kill(site, NEW, word, before, lambda: site.restore("--mode", "new", "--into", made, confirm=False))
@@ -271,12 +276,12 @@ def test_a_restore_beside_is_resumed_and_aborted(
     assert not docker.forced
 
 
-#: It has its name before that is written down.
+#: The first entry after the rename: from here on, the database is live.
 _LIVES = NEW_HOST.index((JournalMark.DONE, Step.NAME))
 
 
 def on_a_new_host(site: Site, docker: Engine, word: int, before: bool) -> bool:
-    """Killed, where there is no such database, and all services stand at none; returns whether it was at its end."""
+    """Kill a restore with --new-host, without a live database and with all services at 0; return whether it ended."""
     docker.replicas.update(dict.fromkeys(docker.replicas, 0))
     drop_database(site, site.live.database)
     scale = [f"--scale={name}={number}" for name, number in REPLICAS.items()]
@@ -285,7 +290,7 @@ def on_a_new_host(site: Site, docker: Engine, word: int, before: bool) -> bool:
 
 @moments(NEW_HOST)
 def test_a_new_host_is_resumed(swarm: tuple[Site, Engine], word: int, before: bool) -> None:
-    """It is aborted only until its database is live."""
+    """An abort is refused once the database is live."""
     site, docker = swarm
     if not on_a_new_host(site, docker, word, before):
         if word >= _LIVES:
@@ -310,11 +315,11 @@ def test_a_new_host_is_aborted(swarm: tuple[Site, Engine], word: int, before: bo
     assert site.records[0].outcome == "put back"
 
 
-# ----------------------------------------------------------------------------------------------------- and else
+# ----------------------------------------------------------------------------------------------------- others
 
 
 def test_an_incomplete_database_admits_no_one_and_is_alerted(site: Site) -> None:
-    """Killed when all is in it, and nothing is proven: neither clients nor dumps take it for the live one."""
+    """Killed when the database is complete but not proven: neither clients nor dumps take it for the live one."""
     with killed_at(5, before=True):
         assert site.restore("--mode", "drop").killed
     assert len(site.databases) == 1
@@ -348,7 +353,7 @@ def test_ctrl_c_puts_everything_back_by_itself(swarm: tuple[Site, Engine], numbe
 
 
 @pytest.mark.exhaustive
-def test_two_restores_at_once(site: Site) -> None:
+def test_a_second_restore_is_refused_and_names_the_first(site: Site) -> None:
     first = site.place.start("restore", site.backup.path.name, "--yes-destroy", site.live.database)
     until(lambda: "step: restore" in first.output)
     os.kill(first.pid, signal.SIGSTOP)

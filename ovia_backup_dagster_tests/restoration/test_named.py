@@ -1,5 +1,6 @@
-"""What is restored where there is no live database any more (mode drop), or not yet (a new host): it has another name
-until it is complete and checked, and then it is never dropped.
+"""Restores without a live database, in mode drop or on a new host.
+
+The new database has a temporary name until it is complete and checked. Once it is live, it is never dropped.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ WAYS = pytest.mark.parametrize(
 
 
 def gone(site: Site, options: tuple[str, ...]) -> None:
-    """On a new host there is no live database."""
+    """Drop the live database if the restore is for a new host."""
     if options == ("--new-host",):
         drop_live(site)
 
 
 @contextmanager
 def writers(live: Connection) -> Iterator[None]:
-    """Clients that never stop: each connects, writes a row and starts again, whatever the error."""
+    """Run clients in a loop until the block ends: each connects, writes a row and disconnects, and ignores errors."""
     end = threading.Event()
 
     def write(first: int) -> None:
@@ -80,8 +81,8 @@ def test_no_client_writes_into_an_incomplete_database(site: Site, options: tuple
 @pytest.mark.exhaustive
 @WAYS
 @pytest.mark.parametrize("verb", thinned(["--resume", "--abort"]))
-def test_a_live_database_without_a_note_is_not_dropped(site: Site, options: tuple[str, ...], verb: str) -> None:
-    """Killed the moment it had its name; people use it for hours."""
+def test_an_unrecorded_live_database_is_not_dropped(site: Site, options: tuple[str, ...], verb: str) -> None:
+    """Killed after the rename and before its journal entry; then users write to the database."""
     gone(site, options)
 
     def killing(server: Connection, database: str, name: str, *, oid: int) -> None:
@@ -106,9 +107,9 @@ def test_a_live_database_without_a_note_is_not_dropped(site: Site, options: tupl
 
 @pytest.mark.exhaustive
 def test_a_role_that_cannot_restore_drops_nothing(site: Site) -> None:
-    """The database is the role's, which may make others; but one table in it is a superuser's. No drill can know.
+    """The role owns the database and may create others, but one table is a superuser's, which no drill notices.
 
-    The plan does; and what no plan knows is tried before anything is dropped.
+    The plan notices it. Without the plan's check, the restore tries it before it drops anything.
     """
     role = f"owner_{site.live.database}"
     sql_in_server(site, "CREATE ROLE {} LOGIN CREATEDB", role)
@@ -131,7 +132,7 @@ def test_a_role_that_cannot_restore_drops_nothing(site: Site) -> None:
         ended_as(site, "old")
         assert site.databases == [site.live.database]
         assert site.restore("--mode", "drop").code == 0
-        ended_as(site, "old")  # which is what the backup holds, too
+        ended_as(site, "old")  # the backup has the same content
     finally:
         with admin_of(site) as session:
             for name in site.databases:

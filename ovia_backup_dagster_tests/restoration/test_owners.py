@@ -1,7 +1,7 @@
-"""Whose things are, and who may do what, restored by a second superuser, and onto a server whose first one is another.
+"""Owners and privileges, restored by a second superuser, and onto a server with another bootstrap superuser.
 
-Both servers have two extensions of the tests' own: one with tables, of which not all are saved, and one whose objects
-its script grants to others.
+Both servers have two test extensions: one with tables, of which pg_dump saves only some, and one whose script grants
+privileges on its objects.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ EXTENSIONS = {
 }
 SOURCE = (
     "CREATE ROLE monitor; CREATE ROLE app; CREATE ROLE app2",
-    # What extensions have made.
+    # Objects that extensions created.
     "CREATE EXTENSION pg_stat_statements; CREATE EXTENSION citext; CREATE EXTENSION ovia_given",
     "CREATE SCHEMA cfg; CREATE EXTENSION ovia_conf SCHEMA cfg",
     "GRANT SELECT ON pg_stat_statements TO monitor",
@@ -63,13 +63,13 @@ SOURCE = (
     "GRANT EXECUTE ON FUNCTION closed(int) TO app; GRANT SELECT (a) ON given TO monitor",
     "INSERT INTO cfg.conf VALUES ('mine', E'\\\\.'); INSERT INTO cfg.parts (parent) VALUES ('a'), ('b')",
     "GRANT SELECT ON cfg.conf TO PUBLIC",
-    # What initdb has made.
+    # Objects that initdb created.
     "GRANT EXECUTE ON FUNCTION pg_catalog.pg_ls_waldir() TO monitor",
     "REVOKE EXECUTE ON FUNCTION pg_catalog.pg_sleep(float8) FROM PUBLIC",
     "GRANT SELECT (wait_event) ON pg_catalog.pg_stat_activity TO monitor",
     "GRANT CREATE ON SCHEMA public TO app; COMMENT ON SCHEMA public IS 'ours'",
     "GRANT USAGE ON LANGUAGE plpgsql TO monitor; REVOKE USAGE ON LANGUAGE sql FROM PUBLIC",
-    # What users have made: whose it is matters.
+    # Objects that users created: their owners matter.
     "CREATE TABLE t (a int); INSERT INTO t VALUES (1); GRANT SELECT ON t TO app WITH GRANT OPTION",
     "SET ROLE app; GRANT SELECT ON t TO app2; RESET ROLE",
     "CREATE TABLE u (a int); ALTER TABLE u OWNER TO app; REVOKE INSERT ON u FROM app",
@@ -79,7 +79,7 @@ SOURCE = (
     "SELECT lo_from_bytea(4711, 'x'), lo_from_bytea(4712, 'y'); ALTER LARGE OBJECT 4712 OWNER TO app",
     "GRANT SELECT ON LARGE OBJECT 4711 TO app; COMMENT ON LARGE OBJECT 4711 IS 'c'",
 )
-#: What others than superusers may do, by their own names; and whose the users' objects are.
+#: The privileges of roles that are neither superusers nor the owner; below, the owners of the users' objects.
 MEANING = """
     SELECT string_agg(concat_ws(' ', kind, name, grantee, privilege, grantable), E'\\n'
                       ORDER BY kind, name, grantee, privilege)
@@ -145,7 +145,7 @@ def place(pair: Pair, live: Connection, tmp_path: Path) -> Place:
 
 
 @pytest.mark.exhaustive
-def test_any_role_on_any_server_drills_and_restores(pair: Pair, live: Connection, place: Place) -> None:
+def test_owners_and_privileges_survive_on_any_server(pair: Pair, live: Connection, place: Place) -> None:
     backup = place.chain()
     meant = one(live, MEANING)
     assert "function pg_ls_waldir() monitor EXECUTE" in str(meant)
@@ -162,7 +162,7 @@ def test_any_role_on_any_server_drills_and_restores(pair: Pair, live: Connection
     assert one(live, MEANING) == meant
     assert by_boss.run("undo-restore", "--yes-destroy", live.database).code == 0
 
-    # An extension that the server has no more is named before anything is touched.
+    # An extension that the server no longer has is named before anything changes.
     control = pair.bin_dir.parent / "share" / "extension" / "ovia_given.control"
     control.rename(control.with_suffix(".away"))
     try:
@@ -174,7 +174,7 @@ def test_any_role_on_any_server_drills_and_restores(pair: Pair, live: Connection
     finally:
         control.with_suffix(".away").rename(control)
 
-    # Where the bootstrap superuser has another name.
+    # On a server whose bootstrap superuser has another name.
     there = pair.other.connection(live.database)
     to = {"POSTGRES_HOST": there.host, "POSTGRES_PORT": str(there.port), "POSTGRES_USER": "postgres"}
     elsewhere = replace(place, settings={**place.settings, **to})
@@ -183,13 +183,13 @@ def test_any_role_on_any_server_drills_and_restores(pair: Pair, live: Connection
     assert one(there, OWNERS) == "t ovia u app"
     assert one(there, "SELECT rolsuper FROM pg_roles WHERE rolname = 'ovia'") is False
     assert one(there, MEANING) == meant
-    # What extensions hold and pg_dump saves.
+    # The rows of extensions' tables that pg_dump saves.
     assert one(there, "SELECT string_agg(k || v, ' ' ORDER BY k) FROM cfg.conf") == "builtin1 mine\\. other2"
 
 
 @pytest.mark.exhaustive
 def test_a_scratch_database_where_the_server_lacks_roles(pair: Pair, tmp_path: Path) -> None:
-    """No role is made there: what names one is left out, and said."""
+    """No role is created there: objects that need a missing role are left out, and the evidence names them."""
     with database(pair.source, f"scratch{os.getpid()}") as source:
         execute(
             source,
@@ -221,10 +221,10 @@ def test_a_scratch_database_where_the_server_lacks_roles(pair: Pair, tmp_path: P
             f'left out: policy my t few in public, {lacking}Odd "one", TO',
             f"left out: policy my t mine in public, {lacking}reader",
         ]
-        # On its own server all of them are there.
+        # The source's own server has all of the roles.
         own = drilling.drill(Where.DATABASE, driller=drilling.driller)
         assert by_check(own)[Check.RESTORED].result is Result.PASSED
-        # Where they are made in another order, policies name them in that.
+        # A throwaway cluster creates the roles in another order, and policies list them in that order.
         private = drilling.drill()
         assert private.passed, private.failures
         assert by_check(private)[Check.SCHEMA_TEXT].result is Result.PASSED
@@ -234,7 +234,7 @@ def test_a_scratch_database_where_the_server_lacks_roles(pair: Pair, tmp_path: P
 def test_rows_of_extensions_that_no_dump_has_are_named(pair: Pair, tmp_path: Path) -> None:
     with database(pair.source, f"rows{os.getpid()}") as source:
         execute(source, "CREATE TABLE t (a int); INSERT INTO t VALUES (1)", "CREATE EXTENSION ovia_conf")
-        # What the extension's own script has written comes back with it; what it has saved is in the dump.
+        # CREATE EXTENSION inserts the rows of its script; the rows of its configuration tables are in the dump.
         assert undumped(source) == []
         execute(source, "INSERT INTO conf VALUES ('mine', ''), ('6 x', '%'); INSERT INTO parts VALUES ('a')")
         assert undumped(source) == []
@@ -265,7 +265,7 @@ def test_rows_of_extensions_that_no_dump_has_are_named(pair: Pair, tmp_path: Pat
         said = [line.text for line in look_at_server(place.system)]
         assert are_named([text for text in said if "extension" in text])
 
-        # By a role that may not read them.
+        # With a role that may not read the tables.
         execute(source, "CREATE ROLE weak LOGIN; GRANT SELECT ON conf TO weak")
         weak = undumped(replace(source, user="weak"))
         assert are_named(weak[:1]) is False

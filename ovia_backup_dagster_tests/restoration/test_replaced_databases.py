@@ -1,4 +1,4 @@
-"""What restores have replaced is found, and dropped without leaving anything behind; subscriptions obey."""
+"""Replaced databases are found and dropped without remains; so are their subscriptions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECONDS = 20
 
 
 @pytest.mark.parametrize("name", ["ovia", "a_before_20260101000000", "é" * 31, "x" * 63, "x" * 41, "q'\"\n %"])
-def test_names(name: str) -> None:
+def test_names_fit_63_bytes_and_hold_their_time(name: str) -> None:
     before, restore = before_name(name, AT), restore_name(name, AT)
     assert max(len(before.encode()), len(restore.encode())) <= 63
     assert before.endswith("_before_20260221030000")
@@ -35,7 +35,7 @@ def test_names(name: str) -> None:
     assert before_at(name, name) is None
 
 
-def test_found_and_dropped(server: PortCluster) -> None:
+def test_replaced_databases_are_found_and_dropped(server: PortCluster) -> None:
     names = [before_name("shop", AT), before_name("shop", LATER)]
     strangers = before_name("shop2", AT)
     with (
@@ -90,16 +90,16 @@ def test_a_subscription_is_stopped_swapped_back_and_dropped(
         swap_databases(shop, "shop", "shop_new", before)
         execute(source, "INSERT INTO t VALUES (2)")
         assert [s.name for s in subscriptions.subscriptions_of(shop, before)] == ["Sub 1"]
-        # Back, and nothing was missed meanwhile.
+        # Swapped back and enabled, the subscription catches up on the missed row.
         swap_databases(shop, "shop", before, "shop_new")
         assert one(shop, "SELECT count(*) FROM t WHERE n = 2") == 0
         subscriptions.enable_subscriptions(shop, "shop", ["Sub 1"])
         assert applied(shop, source, 3)
         assert one(shop, "SELECT count(*) FROM t WHERE n = 2") == 1
-        # And away for good, while it is applying.
+        # Swapped away again and dropped, while the subscription is applying.
         swap_databases(shop, "shop", "shop_new", before)
         assert drop_replaced(shop, "shop", before) == ["drop on its publisher: replication slot its_slot"]
-        # It is the publisher's to drop: by now another subscription may read through it.
+        # The slot stays on the publisher: another subscription may use it by now.
         assert one(source, "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'its_slot'") == 1
         assert kept(shop, "shop") == []
         assert subscriptions.subscriptions_of(shop, before) == []

@@ -1,4 +1,4 @@
-"""What a restore needs, against what a server offers: what can be said without one."""
+"""The needs of a restore compared with what a server offers; tests that need no server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ovia_backup_dagster.restoration.requirements import Needs, Offers, Sessions
 
 
 @pytest.mark.parametrize("count", [1, 5, 6, 150])
-def test_what_lets_a_role_restore_for_many_owners_can_be_pasted(count: int) -> None:
+def test_the_grant_for_many_owners_can_be_pasted(count: int) -> None:
     owners = sorted(f"owner_{'x' * 40}_{number:03}" for number in range(count))
     sessions = Sessions(of_role=None, of_server=97, free=97)
     offers = Offers(

@@ -67,9 +67,9 @@ def test_a_swap_restores_the_backup_and_undo_restores_today(site: Site) -> None:
     assert Result.FAILED not in results.values()
     assert results[Check.TABLES] is Result.PASSED
     assert record.proven.rows == value(site, "SELECT 500 + 500 + 166")
-    # Statistics are there before anybody is let in.
+    # The database was analyzed before it went live.
     assert value(site, "SELECT count(*) FROM pg_stats WHERE tablename = 'people'") != 0
-    # Back, and forth, and back.
+    # Undo, undo that, and undo again.
     for wanted, other in ((site.now, site.then), (site.then, site.now), (site.now, site.then)):
         ended = site.undo()
         assert ended.code == 0, ended.output
@@ -91,7 +91,7 @@ def test_rows_written_since_the_swap_are_counted_and_kept(site: Site) -> None:
     assert value(site, "SELECT count(*) FROM people WHERE id = 2000", kept) == 1
 
 
-def test_a_database_is_live_as_it_was_set_up(site: Site) -> None:
+def test_a_swap_keeps_the_live_databases_properties(site: Site) -> None:
     """Owner, privileges, settings, limit and comment are the live database's, not the backup's."""
     name, role = sql.Identifier(site.live.database), sql.Identifier(f"role_{site.live.database}")
     look = """
@@ -167,7 +167,7 @@ def test_a_kept_database_is_forgotten_only_by_name(site: Site) -> None:
 
 
 def at_a_terminal(site: Site, typed: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """``ovia-backup``, with that typed when it asks."""
+    """Run ``ovia-backup`` at a terminal where the operator types ``typed``."""
     ours, theirs = os.openpty()
     try:
         os.write(ours, f"{typed}\n".encode())
@@ -196,7 +196,7 @@ def test_a_terminal_confirms_the_drop_of_a_kept_database(site: Site) -> None:
 
 
 @pytest.mark.exhaustive
-def test_of_several_kept_databases_each_can_be_gone_back_to(site: Site) -> None:
+def test_an_undo_can_choose_any_kept_database(site: Site) -> None:
     assert site.restore().code == 0
     oldest = site.records[0].kept
     execute(site.live, "INSERT INTO people (id, name) VALUES (2000, 'after the first')")
@@ -207,7 +207,7 @@ def test_of_several_kept_databases_each_can_be_gone_back_to(site: Site) -> None:
     at = [f"{record.swapped_at:%Y-%m-%d %H:%M:%S}" for record in site.records]
     assert [line.split()[0] for line in listed] == [newest, oldest]
     assert all(f"live until {when} UTC" in line for line, when in zip(listed, at, strict=True))
-    # Which is meant when none is named; whose counters those are; and what is not known.
+    # Without --kept the newest is meant. Rows written since the swap are known only for the newest.
     planned = site.place.run("undo-restore", "--plan").output
     assert f"{newest} becomes {site.live.database}" in planned
     assert "people 2 inserted" in planned
@@ -247,7 +247,7 @@ def test_the_final_message_names_a_way_back_that_works(site: Site) -> None:
 
 
 def test_retention_of_a_replaced_database_starts_at_the_swap(site: Site) -> None:
-    """A restore of a day's length: its name is of the day before."""
+    """A restore that takes a day: the date in the kept database's name is that of the day before the swap."""
     now, day = datetime.now(UTC), timedelta(days=1)
     restorations = site.place.system.restorations
     planned = restorations.planner.plan(Wishes(), "test", None, now - day)
@@ -266,7 +266,7 @@ def test_retention_of_a_replaced_database_starts_at_the_swap(site: Site) -> None
 
 @pytest.mark.exhaustive
 def test_counters_of_another_database_are_not_used(site: Site) -> None:
-    """The database of that name is another one since: its counters begin at nothing, too."""
+    """Another database has the same name since then; its counters start at zero, too."""
     assert site.restore().code == 0
     name = sql.Identifier(site.live.database)
     with admin(PortClusterOf(site)) as session:
@@ -298,7 +298,7 @@ def test_the_secrets_of_health_url_are_used_and_shown_nowhere(site: Site, resume
         bare = application.url()
         said = [here.restore(*options, confirm=False).output for options in (("--plan",), ("--plan", "--json"))]
         if resumed:
-            # What is asked is what the settings say by then.
+            # A resume asks the HEALTH_URL of its own settings.
             before = site.with_settings(HEALTH_URL=f"http://someone:an-old-{secret}@127.0.0.1:9/health")
             with killed_at(4, before=False):
                 ended = before.restore()
@@ -366,7 +366,7 @@ def test_the_plan_says_what_will_be_lost_and_stops_there(site: Site) -> None:
 
 
 def test_the_plan_lists_all_that_an_operator_must_know(site: Site) -> None:
-    """How old, how much, how long, and who is in the way."""
+    """Age and size of the backup, expected duration, sessions, space and the way back."""
     drilled = site.place.run("drill", site.backup.path.name)
     assert drilled.code == 0, drilled.output
     today = next(site.place.system.drills.newest_first()).started_at
@@ -393,7 +393,7 @@ def test_the_plan_lists_all_that_an_operator_must_know(site: Site) -> None:
     needed = human_bytes(needed_bytes(manifest.database.size_bytes))
     assert re.fullmatch(rf"about {needed} needed, \d+(\.\d)? [MGT]B free on the server", facts["space"])
     assert facts["undo"].endswith("ovia-backup undo-restore")
-    # While both were planned, the second may have gone by, and another process may have written to that disk.
+    # Between the two plans, the time in the kept database's name and the free space may have changed.
     for title in facts.keys() - {"space", "undo"}:
         assert re.search(rf"^{title} +{re.escape(facts[title])}$", said, re.MULTILINE), title
     for title in ("space", "undo"):
@@ -443,7 +443,7 @@ def test_a_terminal_asks_for_the_name_and_goes_on(site: Site) -> None:
     for typed in ("postgres", "y"):
         ended = at_a_terminal(site, typed, "restore", site.backup.path.name)
         assert f"To go on, type the name of the database ({site.live.database})" in ended.stderr
-        assert "swap names" in ended.stdout  # he has seen what it means
+        assert "swap names" in ended.stdout  # the plan was printed before the question
         assert ended.returncode == 1
         assert f"the name that was given to confirm is not {site.live.database}" in ended.stderr
         assert not list(site.place.root.glob("restores/*.journal"))
@@ -454,14 +454,14 @@ def test_a_terminal_asks_for_the_name_and_goes_on(site: Site) -> None:
 
 
 @pytest.mark.parametrize("typed", ["", "postgres", "OVIA"])
-def test_another_name_than_the_databases_does_nothing(site: Site, typed: str) -> None:
+def test_a_wrong_confirmation_changes_nothing(site: Site, typed: str) -> None:
     ended = site.place.run("restore", site.backup.path.name, *(("--yes-destroy", typed) if typed else ()))
     assert f"--yes-destroy {site.live.database}" in ended.refused()
     untouched(site)
 
 
-def test_no_backup_is_restored_by_leaving_out_its_name(site: Site) -> None:
-    """The newest may hold the harm."""
+def test_a_restore_without_a_backup_name_is_refused(site: Site) -> None:
+    """The newest backup may contain the damage that is to be undone."""
     ended = site.place.run("restore", "--yes-destroy", site.live.database)
     assert (ended.code, "which backup? Name one of: ovia-backup list" in ended.output) == (2, True), ended.output
     untouched(site)
@@ -472,7 +472,7 @@ def test_no_backup_is_restored_by_leaving_out_its_name(site: Site) -> None:
 
 @pytest.mark.exhaustive
 def test_restore_history_refuses_other_options(site: Site) -> None:
-    """What an option would mean in another place is no reason to go on as if it had not been given."""
+    """An option that means nothing there is an error. It is not ignored."""
     with killed_at(3, before=False):
         assert site.restore().killed
     for instead in ("--resume", "--abort", "--history"):
@@ -484,7 +484,7 @@ def test_restore_history_refuses_other_options(site: Site) -> None:
             (site.backup.path.name,),
         ):
             if (instead, other[0]) == ("--abort", "--yes-destroy"):
-                continue  # gives up what cannot be put back
+                continue  # valid: gives up a restore that cannot be put back
             ended = site.place.run("restore", instead, *other)
             assert ended.code == 2, ended.output
             assert f"means nothing together with {instead}" in ended.output
@@ -522,7 +522,7 @@ def test_a_second_restore_names_the_next_command(site: Site) -> None:
 
 
 @pytest.mark.exhaustive
-def test_an_error_without_a_remedy_leaves_no_gap_before_ours(site: Site) -> None:
+def test_an_error_without_a_fix_prints_no_empty_advice(site: Site) -> None:
     def break_down() -> None:
         raise RestoreError("it broke")
 
@@ -591,7 +591,7 @@ def test_a_file_that_is_no_whole_archive_is_refused(site: Site, damage: str) -> 
     ),
 )
 def test_a_broken_archive_from_elsewhere_is_refused(site: Site, tmp_path: Path, damage: str, said: str) -> None:
-    """Nothing is known of it: no manifest, no hash."""
+    """The file has no manifest, so its hash is unknown."""
     path, content = tmp_path / "elsewhere.dump", site.backup.path.read_bytes()
     if damage == "folder":
         path.mkdir()
@@ -602,7 +602,7 @@ def test_a_broken_archive_from_elsewhere_is_refused(site: Site, tmp_path: Path, 
                 "truncated": content[: len(content) // 2],
                 "empty": b"",
                 "plain": b"CREATE TABLE people ();\n" * 1000,
-                # Its version stands behind the magic word.
+                # The version follows the magic bytes.
                 "newer": content[:6] + bytes([99]) + content[7:],
             }[damage]
         )
@@ -614,7 +614,7 @@ def test_a_broken_archive_from_elsewhere_is_refused(site: Site, tmp_path: Path, 
 
 
 def test_a_file_from_elsewhere_is_restored_at_once(site: Site, tmp_path: Path) -> None:
-    """A restore does not wait to see whether it is still being written, and does not invent its time."""
+    """A restore does not wait to see whether the file is still being written, and calls its time unknown."""
     path = tmp_path / "found on a laptop.dump"
     path.write_bytes(site.backup.path.read_bytes())
     ended = site.place.run("restore", str(path), "--yes-destroy", site.live.database)
@@ -639,8 +639,8 @@ def test_a_damaged_archive_is_restored_into_its_own_database(site: Site) -> None
     assert made in site.databases
 
 
-def test_the_servers_obstacles_are_named(site: Site) -> None:
-    """A server that is another one; and a database that is not there."""
+def test_a_restore_onto_another_server_needs_new_host(site: Site) -> None:
+    """The manifest has another system identifier than the server."""
     manifest = site.backup.sidecar(MANIFEST)
     text = manifest.read_text("utf-8")
     system = json.loads(text)["database"]["system_identifier"]
@@ -670,8 +670,8 @@ PROPERTIES = """
 """
 
 
-def test_onto_a_new_server_with_its_roles_owner_and_settings(site: Site, bin_dir: Path) -> None:
-    """Scenario 2: nothing is there but an empty server of another identity."""
+def test_a_new_server_gets_the_roles_owner_and_settings(site: Site, bin_dir: Path) -> None:
+    """Scenario 2: an empty server with another system identifier."""
     owner, reader = f"owner_{site.live.database}", f"reader_{site.live.database}"
     with admin(PortClusterOf(site)) as session:
         session.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'x'").format(sql.Identifier(owner)))
@@ -685,7 +685,7 @@ def test_onto_a_new_server_with_its_roles_owner_and_settings(site: Site, bin_dir
             f"ALTER ROLE {owner} IN DATABASE {site.live.database} SET work_mem = '5MB'",
             f"REVOKE CONNECT, TEMPORARY ON DATABASE {site.live.database} FROM PUBLIC",
             f"GRANT CONNECT ON DATABASE {site.live.database} TO {reader} WITH GRANT OPTION",
-            # Not by its owner.
+            # Granted by a role that is not the owner.
             f"SET ROLE {reader}; GRANT CONNECT ON DATABASE {site.live.database} TO pg_monitor; RESET ROLE",
             f"COMMENT ON DATABASE {site.live.database} IS E'it''s;\nproduction'",
             f"ALTER DATABASE {site.live.database} CONNECTION LIMIT 17",
@@ -703,7 +703,7 @@ def test_onto_a_new_server_with_its_roles_owner_and_settings(site: Site, bin_dir
             ended = elsewhere.place.run("restore", backup.path.name, "--new-host")
             assert ended.code == 0, ended.output
             assert elsewhere.content() == then
-            assert owner in ended.output  # needs a password
+            assert owner in ended.output  # the role needs a password
             assert "not possible here" not in ended.output
             assert one(there.to("postgres"), PROPERTIES.format(there.database)) == was
             assert value(elsewhere, "SHOW timezone") == "Asia/Kolkata"
@@ -711,7 +711,7 @@ def test_onto_a_new_server_with_its_roles_owner_and_settings(site: Site, bin_dir
                 value(elsewhere, "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = current_database()")
                 == owner
             )
-            # For a look, beside what is there: with its owner and settings, and under the other name alone.
+            # Into a new database beside the live one: it gets the source's owner and settings, and only the new name.
             taken = elsewhere.place.run("restore", backup.path.name, "--new-host", "--mode", "new", "--into", owner)
             assert taken.code == 0, taken.output
             again = elsewhere.place.run("restore", backup.path.name, "--new-host", "--mode", "new", "--into", owner)
@@ -719,7 +719,7 @@ def test_onto_a_new_server_with_its_roles_owner_and_settings(site: Site, bin_dir
             assert elsewhere.content(owner) == elsewhere.content() == then
             assert value(elsewhere, "SHOW timezone", owner) == "Asia/Kolkata"
             assert one(there.to("postgres"), PROPERTIES.format(owner)) == was
-            # Once more: what is there now is swapped, and the roles are there.
+            # Again, onto the database and the roles that exist now.
             for mode in ("swap", "drop"):
                 # A template is neither swapped nor dropped.
                 no_template = f"ALTER DATABASE {there.database} IS_TEMPLATE false"
@@ -746,7 +746,7 @@ def test_onto_a_new_server_with_its_roles_owner_and_settings(site: Site, bin_dir
 
 @pytest.mark.exhaustive
 def test_a_new_server_gets_the_encoding_and_locale(site: Site, bin_dir: Path) -> None:
-    """Neither is the new server's own."""
+    """The new server's defaults are others."""
     name = sql.Identifier(site.live.database)
     with admin(PortClusterOf(site)) as session:
         session.execute(sql.SQL("DROP DATABASE {}").format(name))
@@ -780,7 +780,7 @@ def test_a_new_server_gets_the_encoding_and_locale(site: Site, bin_dir: Path) ->
         assert elsewhere.content() == then
 
 
-def test_a_role_that_is_missing_is_named_and_made_when_asked(site: Site) -> None:
+def test_a_missing_role_is_named_and_created_when_asked(site: Site) -> None:
     role = f"lost_{site.live.database}"
     execute(site.live, f"CREATE ROLE {role} NOLOGIN", f"GRANT SELECT ON people TO {role}")
     backup = site.place.chain()
@@ -801,7 +801,7 @@ def test_a_role_that_is_missing_is_named_and_made_when_asked(site: Site) -> None
         execute(site.live, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
 
 
-def test_a_role_that_is_made_has_no_power_unless_it_is_named(site: Site) -> None:
+def test_a_created_role_has_no_power_unless_named(site: Site) -> None:
     role = f"lost_{site.live.database}"
     quoted = f'"{role}"'
 
@@ -856,7 +856,7 @@ def test_the_history_tells_done_from_put_back(site: Site) -> None:
     kept = site.records[0].kept
     with killed_at(3, before=False):
         assert site.restore().killed
-    # One that is unfinished has not come to anything yet.
+    # An unfinished restore has no outcome yet.
     assert len(json.loads(site.place.run("restore", "--history", "--json").output)) == 1
     assert site.place.run("restore", "--abort").code == 0
 
@@ -875,7 +875,7 @@ def test_the_history_tells_done_from_put_back(site: Site) -> None:
         assert each["order"]["mode"] == "swap"
         assert " on " in each["order"]["launched_by"]
         assert each["order"]["started_at"] <= each["finished_at"]
-        # Both had proven their copy when they ended.
+        # All of them had proven their copy before they ended.
         assert {t["name"].strip('"'): t["rows"] for t in each["proven"]["tables"]}["public.people"] == 500
         assert each["seconds"]["restore"] > 0
     assert (done["kept"], done["error"], done["order"]["jobs"]) == (kept, "", 2)

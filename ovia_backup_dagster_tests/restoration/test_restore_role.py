@@ -1,4 +1,4 @@
-"""``deploy/restore-role.sql``: a role that can do all of a restore, and is no superuser to anything in a backup."""
+"""``deploy/restore-role.sql`` creates a role that can do a whole restore and lends no superuser rights to a backup."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ovia_backup_dagster_tests.support.restoring import Site, admin_of
 
 SCRIPT = REPOSITORY / "deploy" / "restore-role.sql"
 ROLE = "ovia_restore"
-#: All that could end a literal, or be taken for a variable.
+#: All characters that could end a literal or start a psql variable.
 PASSWORD = """it's "a" \\ $pass$ :word :'word' %"""
 OWNED = ("TABLE people", "TABLE identities", "TABLE person_identity_links", "MATERIALIZED VIEW counted")
 ATTACK = """
@@ -35,9 +35,10 @@ class Restoring:
     """A site whose database belongs to one role, and a schema in it to another.
 
     Attributes:
-        site: as its superuser.
-        weak: the same, with the role of the script.
-        owner, mallory: both roles.
+        site: the site, restored by the superuser.
+        weak: the same site, restored by the role of the script.
+        owner: the role that owns the database.
+        mallory: the role that owns the schema.
     """
 
     site: Site
@@ -59,7 +60,7 @@ class Restoring:
 
 
 def run(site: Site, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The script, as the runbook has it: by psql from standard input."""
+    """Run the script as in the runbook: by psql from standard input."""
     variables = {**os.environ, **site.live.environment(), **environment}
     command = [str(site.bin_dir / "psql"), "-q", "-X", "-w", "-U", "postgres", "-d", site.live.database]
     with SCRIPT.open("rb") as script:
@@ -69,7 +70,7 @@ def run(site: Site, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def made(site: Site) -> str:
-    """What it warns of."""
+    """Run the script with a password; return its warnings."""
     result = run(site, RESTORE_PASSWORD=PASSWORD)
     assert (result.returncode, result.stderr) == (0, "")
     return result.stdout.strip()
@@ -77,7 +78,7 @@ def made(site: Site) -> str:
 
 @pytest.fixture
 def owned(site: Site) -> Iterator[Restoring]:
-    """Before the script was run."""
+    """The site before the script has run."""
     owner, mallory = (f"{who}_{site.live.database}" for who in ("owner", "mallory"))
     execute(site.live, f"CREATE ROLE {owner} LOGIN", f"CREATE ROLE {mallory} LOGIN")
     execute(
@@ -111,7 +112,7 @@ def owned(site: Site) -> Iterator[Restoring]:
 
 @pytest.fixture
 def restoring(owned: Restoring) -> Restoring:
-    """A backup, some changes, and the role by its password."""
+    """The role that the script created, a backup, and changes since."""
     site, weak = owned.site, owned.weak
     assert made(site) == ""
     execute(site.live, "REFRESH MATERIALIZED VIEW counted")
@@ -142,7 +143,7 @@ def test_the_role_swaps_undoes_and_forgets(restoring: Restoring) -> None:
     assert record.proven is not None
     results = {line.check: line.result for line in record.proven.lines}
     assert results[Check.FUNCTIONS] is Result.PASSED
-    # Whatever m.f looks into, its table is loaded last.
+    # m.f has dynamic SQL and might read any table, so its table is loaded last, which is odd.
     assert {check for check, result in results.items() if result is Result.ODD} == {Check.RESTORED}
     assert Result.FAILED not in results.values()
     assert restoring.live_owner == restoring.owner
@@ -177,7 +178,7 @@ def test_the_role_restores_beside_and_drills(restoring: Restoring) -> None:
     look = f"{site.live.database}_look"
     ended = weak.restore("--mode", "new", "--into", look, confirm=False)
     assert ended.code == 0, ended.output
-    # Beside, it gets no settings; with these, rows read the same.
+    # Mode new sets no settings; with the time zone, the rows read the same.
     execute(site.live, f"ALTER DATABASE {look} SET timezone = 'Asia/Kolkata'")
     assert site.content(look) == site.then
     ended = weak.place.run("drill", "--where", "database")
@@ -191,7 +192,7 @@ def test_the_role_restores_beside_and_drills(restoring: Restoring) -> None:
 
 @pytest.mark.exhaustive
 def test_a_superuser_lends_what_this_role_does_not(restoring: Restoring) -> None:
-    """The attack, with the role that the documents advised before: it was named, and succeeds."""
+    """With a superuser, which the docs advised earlier, the attack is named and succeeds."""
     site = restoring.site
     strong = site.with_settings(RESTORE_POSTGRES_USER="postgres")
     said = "1 function of roles that are no superuser run as postgres, a superuser: FUNCTION m f(integer)"
@@ -209,8 +210,8 @@ def test_a_superuser_lends_what_this_role_does_not(restoring: Restoring) -> None
 
 
 @pytest.mark.exhaustive
-def test_row_security_that_is_forced_on_the_owner(owned: Restoring) -> None:
-    """Only there it needs to be above row security, to read back what it has restored."""
+def test_forced_row_security_gives_the_role_bypassrls(owned: Restoring) -> None:
+    """Only then does the role need BYPASSRLS, to read back the rows that it restored."""
     site = owned.site
     assert made(site) == ""
     bypasses = f"SELECT rolbypassrls FROM pg_roles WHERE rolname = '{ROLE}'"
@@ -220,7 +221,7 @@ def test_row_security_that_is_forced_on_the_owner(owned: Restoring) -> None:
         "ALTER TABLE people ENABLE ROW LEVEL SECURITY",
         "ALTER TABLE people FORCE ROW LEVEL SECURITY",
         "CREATE POLICY no_one ON people USING (false)",
-        # Its owner may no longer read what it is of, whichever role restores it.
+        # The view's owner may no longer read the table, whichever role restores the view.
         "DROP MATERIALIZED VIEW counted",
     )
     backup = site.place.chain()
@@ -280,13 +281,13 @@ def _rights(site: Site) -> object:
     return one(site.live, f"SELECT jsonb_build_array(({roles}), ({groups}))")
 
 
-def test_again_it_repairs_and_says_what_is_too_much(owned: Restoring) -> None:
+def test_the_script_repairs_the_role_and_reports_excess(owned: Restoring) -> None:
     site = owned.site
     made(site)
     before = _rights(site)
     assert made(site) == ""
     assert _rights(site) == before
-    # It has too much, and too little.
+    # The role has some rights too many, and others are missing.
     later = f"later_{site.live.database}"
     execute(
         site.live,
@@ -308,22 +309,22 @@ def test_again_it_repairs_and_says_what_is_too_much(owned: Restoring) -> None:
     assert _rights(site) == before
 
 
-def test_of_a_superusers_database_no_role_is_made(site: Site) -> None:
-    """What is a member of a superuser is one."""
+def test_no_role_is_created_for_a_superusers_database(site: Site) -> None:
+    """A member of a superuser role has a superuser's power."""
     result = run(site, RESTORE_PASSWORD=PASSWORD)
     assert result.returncode == 3
     assert f"database {site.live.database} belongs to postgres, a superuser" in result.stderr
     assert one(site.live, f"SELECT count(*) FROM pg_roles WHERE rolname = '{ROLE}'") == 0
 
 
-def test_without_a_password_no_role_is_made(owned: Restoring) -> None:
+def test_no_role_is_created_without_a_password(owned: Restoring) -> None:
     result = run(owned.site)
     assert result.returncode == 3
     assert "no password: set RESTORE_PASSWORD" in result.stderr
     assert one(owned.site.live, f"SELECT count(*) FROM pg_roles WHERE rolname = '{ROLE}'") == 0
 
 
-def test_the_password_stands_in_no_log(owned: Restoring, server: PortCluster) -> None:
+def test_the_password_is_in_no_log(owned: Restoring, server: PortCluster) -> None:
     execute(owned.site.live, f"ALTER DATABASE \"{owned.site.live.database}\" SET log_statement = 'all'")
     assert run(owned.site, RESTORE_PASSWORD="unlogged-pa55word").returncode == 0
     logs = [path for path in Path(server.folder).rglob("*") if path.is_file() and "log" in path.name]

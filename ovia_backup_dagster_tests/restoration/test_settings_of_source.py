@@ -1,7 +1,7 @@
-"""A backup whose rows obey the settings of their database, owner and server is drilled and restored in every way.
+"""A backup whose rows depend on settings of the database, its owner and the server is drilled and restored.
 
-The server ends sessions that wait, the database carries whatever would stop a restore, and the server that it is
-restored to says something else of everything.
+The source's server ends idle sessions, the database has settings that would stop a restore, and the server that it is
+restored to has other values.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ovia_backup_dagster_tests.support.restoring import Site
 
 NAME = "obeys"
 SECRET = "s3cret of a tenant's"
-#: Of the server that is backed up; what ends sessions, for every role and database.
+#: Settings of the source's server; the last one ends idle sessions of every role and database.
 SERVER = {
     "timezone": "Asia/Kolkata",
     "datestyle": "German, DMY",
@@ -33,7 +33,7 @@ SERVER = {
     "transform_null_equals": "on",
     "idle_session_timeout": "100ms",
 }
-#: Rows that were true under the settings of the server, of the database, of its owner, and of its owner in it.
+#: Rows that are valid under the settings of the server, the database, its owner, and its owner in the database.
 SCHEMA = r"""
     CREATE FUNCTION tenant() RETURNS text LANGUAGE sql IMMUTABLE AS
         $$ SELECT pg_catalog.current_setting('app.tenant', true) $$;
@@ -75,7 +75,7 @@ SETTINGS = (
     "ALTER ROLE reporter IN DATABASE {0} SET \"app.tenant\" = 'a reporter'",
     "ALTER ROLE writer SET extra_float_digits = 0",
 )
-#: What would stop a restore.
+#: Settings that would stop a restore.
 STOPPING = (
     "ALTER DATABASE {0} SET statement_timeout = 1",
     "ALTER DATABASE {0} SET lock_timeout = 1",
@@ -91,7 +91,7 @@ STOPPING = (
     "ALTER ROLE writer IN DATABASE {0} SET statement_timeout = 1",
     "ALTER ROLE postgres IN DATABASE {0} SET idle_session_timeout = 1",
 )
-#: What ends this test's own questions.
+#: Settings that would end the tests' own sessions, turned off.
 OURS = {
     "statement_timeout": "0",
     "idle_session_timeout": "0",
@@ -122,14 +122,14 @@ def site(harsh: PortCluster, full_bin_dir: Path, tmp_path_factory: pytest.TempPa
         ):
             session.execute(statement.encode())
     live = harsh.connection(NAME)
-    # As the owner's sessions are.
+    # The settings that the owner's sessions have.
     options = pg_options({"role": "writer", "app.tenant": SECRET, "extra_float_digits": "0"})
     with psycopg.connect(
         host=live.host, port=live.port, dbname=NAME, user=live.user, autocommit=True, options=options
     ) as session:
         session.execute("SET idle_session_timeout = 0")
         for statement in SCHEMA.split(";\n"):
-            # Where the configuration is made, it is in effect for later sessions alone.
+            # This session began before the configuration existed, so the setting must be repeated.
             session.execute(statement.encode())
             if "TEXT SEARCH CONFIGURATION" in statement:
                 session.execute("SET default_text_search_config = 'public.own'")
@@ -145,7 +145,7 @@ def site(harsh: PortCluster, full_bin_dir: Path, tmp_path_factory: pytest.TempPa
 
 
 def held(to: Connection) -> str:
-    """All that the tables and views of a database hold."""
+    """A hash of the rows in bookings, big and mv2."""
     query = """
         SELECT md5(concat_ws(' ', (SELECT string_agg(b::text, ' ' ORDER BY id) FROM bookings b),
                              (SELECT md5(string_agg(b::text, ' ' ORDER BY id)) FROM big b),
@@ -159,8 +159,8 @@ def held(to: Connection) -> str:
 
 
 @pytest.mark.exhaustive
-def test_dropped_and_restored(site: Site) -> None:
-    """A drill, a rehearsal, and the restore. Then a swap, with its way back."""
+def test_drop_and_swap_restore_the_rows_and_settings(site: Site) -> None:
+    """Mode drop, which drills first; then mode swap."""
     settings = one(site.live.to("postgres"), _SETTINGS_OF.format(NAME))
     for arguments in (("--mode", "drop"), ("--mode", "swap")):
         ended = site.restore(*arguments)
@@ -172,18 +172,18 @@ def test_dropped_and_restored(site: Site) -> None:
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("arguments", thinned([("--jobs", "1"), ("--even-if-damaged",)], together=True))
-def test_restored_under_another_name(site: Site, arguments: tuple[str, ...]) -> None:
+def test_a_new_database_gets_the_rows_and_settings(site: Site, arguments: tuple[str, ...]) -> None:
     made = f"{NAME}_beside{len(arguments)}"
     ended = site.restore("--mode", "new", "--into", made, *arguments, confirm=False)
     assert ended.code == 0, ended.output
     assert "lost:" not in ended.output
     assert held(site.live.to(made)) == site.then
-    # What was in effect while it was filled is so no longer: these are the database's own.
+    # The settings used while loading are gone: the database has those of the source.
     settings = one(site.live.to("postgres"), _SETTINGS_OF.format(NAME))
     assert one(site.live.to("postgres"), _SETTINGS_OF.format(made)) == settings
 
 
-def test_restored_on_a_server_that_says_otherwise(site: Site, full_server: PortCluster) -> None:
+def test_rows_survive_on_a_server_with_other_settings(site: Site, full_server: PortCluster) -> None:
     there = full_server.connection(NAME)
     elsewhere = site.with_settings(POSTGRES_HOST=there.host, POSTGRES_PORT=str(there.port))
     with admin(full_server) as session:

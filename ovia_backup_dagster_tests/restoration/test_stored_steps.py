@@ -1,7 +1,6 @@
-"""A restore is finished in the order of steps that it began with, whatever the code says by then.
+"""A restore is finished with the steps that it began with, even if the code has another sequence by then.
 
-What another version does is done by this one, with other sequences in its registry: processes are forked, and have
-them.
+Other versions are simulated by other sequences in the registry, which forked processes inherit.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ HERE = Path(__file__).parents[1]
 
 
 class WarmData(StepData):
-    """Of a step that no version has."""
+    """Data of a step that no version has."""
 
     step = "warm"
 
@@ -78,7 +77,7 @@ class WarmStep(TakenStep):
 
 @contextmanager
 def sequence(mode: Mode, *kinds: type[TakenStep]) -> Iterator[None]:
-    """In the block, and in what is forked in it, a restore that begins takes these."""
+    """In the block, and in processes forked in it, a restore begins with this sequence."""
     with mock.patch.dict(registry.SEQUENCES, {mode: kinds}):
         yield
 
@@ -128,7 +127,7 @@ def test_every_step_of_version_1_is_known_for_ever() -> None:
     health=st.sampled_from(["", "h"]),
     takes_name=st.booleans(),
 )
-def test_what_begins_now_is_sound(
+def test_new_restores_have_a_sound_order_of_steps(
     mode: Mode, stop: StopServices, services: dict[str, int | None], migrate: str, health: str, takes_name: bool
 ) -> None:
     asked = order(
@@ -152,7 +151,7 @@ def test_what_begins_now_is_sound(
 
 
 def test_a_restore_resumes_in_its_stored_order(swarm: tuple[Site, Engine]) -> None:
-    """As a version began it that stops the services before it restores."""
+    """The version that began it stops the services before it restores."""
     site, docker = swarm
     stop_first = (StopStep, RestoreStep, SwapStep, MigrateStep, StartStep, HealthStep)
     with sequence(Mode.SWAP, *stop_first), killed_at(0, before=False):
@@ -166,8 +165,8 @@ def test_a_restore_resumes_in_its_stored_order(swarm: tuple[Site, Engine]) -> No
 
 
 @pytest.mark.parametrize("stored", thinned([True, False]), ids=["stored", "of version 1"])
-def test_a_step_of_an_upgrade_is_not_taken_after_the_end(swarm: tuple[Site, Engine], stored: bool) -> None:
-    """Between the restore and the swap, where the restore that is resumed is past it."""
+def test_a_resume_skips_a_new_step_that_it_is_past(swarm: tuple[Site, Engine], stored: bool) -> None:
+    """The upgrade has a new step before the swap; the resumed restore is already past it."""
     site, _ = swarm
     with killed_at(SWAP.index((JournalMark.DONE, Step.SWAP)), before=False):
         assert site.restore().killed
@@ -184,11 +183,11 @@ def test_a_step_of_an_upgrade_is_not_taken_after_the_end(swarm: tuple[Site, Engi
     ended_as(site, "new")
 
 
-# ------------------------------------------------------------------------------------------------- what is not known
+# ------------------------------------------------------------------------------------------------- unknown steps
 
 
 @pytest.mark.parametrize("before", thinned([True, False]), ids=["before it", "in it"])
-def test_what_a_newer_version_began_is_left_to_it(site: Site, before: bool) -> None:
+def test_a_newer_versions_restore_is_left_unchanged(site: Site, before: bool) -> None:
     with sequence(Mode.SWAP, RestoreStep, WarmStep, SwapStep), killed_at(2 if before else 3, before=False):
         assert site.restore().killed
     said = journal_of(site).read_bytes()
@@ -206,7 +205,7 @@ def test_what_a_newer_version_began_is_left_to_it(site: Site, before: bool) -> N
 
 
 def test_the_record_of_a_newer_version_is_in_the_history(site: Site) -> None:
-    """And with it, which subscriptions are to be enabled again, and on which server the database went live."""
+    """So are the subscriptions to enable again, and the server on which the database went live."""
     with sequence(Mode.SWAP, RestoreStep, WarmStep, SwapStep):
         assert site.restore().code == 0
     (record,) = site.records
@@ -215,8 +214,8 @@ def test_the_record_of_a_newer_version_is_in_the_history(site: Site) -> None:
     assert RestoreFolder(site.place.catalog).swap_that_kept(record.kept) == record
 
 
-def test_a_step_of_its_own_is_noted_taken_and_put_back(site: Site) -> None:
-    """One class and its place in a sequence is all that a step takes."""
+def test_a_new_step_is_noted_taken_and_put_back(site: Site) -> None:
+    """A step needs only one class and a place in a sequence."""
     with sequence(Mode.SWAP, RestoreStep, WarmStep, SwapStep):
         plan = site.restore("--plan", confirm=False)
         assert "2. warm " in plan.output
@@ -230,7 +229,7 @@ def test_a_step_of_its_own_is_noted_taken_and_put_back(site: Site) -> None:
     assert one(site.live, "SELECT 1") == 1
 
 
-# ------------------------------------------------------------------------------------------------- what is carried
+# ------------------------------------------------------------------------------------------------- the data of steps
 
 
 def test_unreadable_step_data_is_refused_before_any_change(tmp_path: Path) -> None:
@@ -245,7 +244,7 @@ def test_unreadable_step_data_is_refused_before_any_change(tmp_path: Path) -> No
         registry.refuse_unknown(Journal.read(path))
 
 
-def test_every_value_of_a_golden_journal_is_of_its_steps_model() -> None:
+def test_golden_journals_fit_the_models_of_their_steps() -> None:
     seen: set[str] = set()
     for path in sorted((HERE / "golden" / "volume" / "restores").glob("*.journal")):
         for entry in Journal.read(path).entries:
@@ -257,8 +256,8 @@ def test_every_value_of_a_golden_journal_is_of_its_steps_model() -> None:
     assert {"swap.counters", "drop database.properties", "restore.proven", "migrate.runs"} <= seen
 
 
-def test_what_is_not_set_is_not_written(tmp_path: Path) -> None:
-    """So that a journal of this version says what one of version 1 said."""
+def test_unset_step_data_is_not_written(tmp_path: Path) -> None:
+    """A journal of this version has the same fields as one of version 1."""
     path = tmp_path / "restores" / "x.journal"
     path.parent.mkdir()
     path.write_text(order().model_dump_json() + "\n", encoding="utf-8")

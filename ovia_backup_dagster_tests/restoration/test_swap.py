@@ -1,4 +1,4 @@
-"""Two databases change places completely or not at all, whichever session is in them or is killed."""
+"""Two databases swap names completely or not at all, whichever sessions use them or are killed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def other(bin_dir: Path) -> Iterator[PortCluster]:
 
 @contextmanager
 def pair(cluster: PortCluster, live: str = "shop", incoming: str = "shop_new") -> Iterator[Connection]:
-    """A live database and what is to take its place; each says which it is."""
+    """A live database and its replacement; the table t says which one a database is."""
     with database(cluster, live) as to, database(cluster, incoming) as new:
         execute(to, "CREATE TABLE t AS SELECT 'old' AS which")
         execute(new, "CREATE TABLE t AS SELECT 'new' AS which")
@@ -78,8 +78,8 @@ def test_a_swap_and_its_undo(server: PortCluster) -> None:
 
 
 def test_a_swap_outlasts_a_crash_of_the_server(bin_dir: Path) -> None:
-    """Though nothing is waited for by default, what was restored without waiting is there as well."""
-    # No other process writes the log to the disk meanwhile.
+    """With synchronous_commit off, the swap survives, and so do the rows that were committed before without a flush."""
+    # With these settings no other process flushes the WAL in the meantime.
     with (
         running_cluster(bin_dir, synchronous_commit="off", wal_writer_delay="10s", checkpoint_timeout="1h") as cluster,
         pair(cluster) as live,
@@ -94,7 +94,7 @@ def test_a_swap_outlasts_a_crash_of_the_server(bin_dir: Path) -> None:
         assert one(live, "SELECT string_agg(which, ' ' ORDER BY which) FROM t") == "new unflushed"
 
 
-def test_clients_that_connect_again_in_a_loop(server: PortCluster) -> None:
+def test_reconnecting_clients_do_not_stop_a_swap(server: PortCluster) -> None:
     with pair(server) as live, hammering(live) as gaps, admin(server) as bystander:
         incoming, kept = "shop_new", "kept"
         for n in range(1, 5):
@@ -104,7 +104,7 @@ def test_clients_that_connect_again_in_a_loop(server: PortCluster) -> None:
             assert done.cut >= 1
             assert done.seconds < 5
             incoming, kept = kept, incoming
-        # Who is in no database concerned is left alone.
+        # A session in another database is left alone.
         assert bystander.execute("SELECT 1").fetchone() == (1,)
         assert max(end - begin for begin, end in gaps) < 5
 
@@ -132,7 +132,7 @@ def test_no_session_is_ended_before_the_copy_is_free(other: PortCluster) -> None
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_names(server: PortCluster, name: str) -> None:
+def test_databases_with_hostile_names_are_swapped(server: PortCluster, name: str) -> None:
     new = name[:50] + "/n"
     with pair(server, name, new) as live:
         swap.swap_databases(live, name, new, "kept")
@@ -142,7 +142,7 @@ def test_hostile_names(server: PortCluster, name: str) -> None:
         assert which(live) == "old"
 
 
-def test_the_default_database_itself(other: PortCluster) -> None:
+def test_the_postgres_database_can_be_swapped(other: PortCluster) -> None:
     with database(other, "incoming"):
         postgres = other.connection()
         try:
@@ -162,7 +162,7 @@ def test_names_that_are_missing_or_taken_change_nothing(server: PortCluster) -> 
 
 
 @pytest.mark.exhaustive
-def test_a_prepared_transaction(other: PortCluster) -> None:
+def test_a_prepared_transaction_is_an_obstacle(other: PortCluster) -> None:
     with pair(other) as live:
         execute(live, "BEGIN; INSERT INTO t VALUES ('x'); PREPARE TRANSACTION 'it''s open'")
         (found,) = swap.obstacles(live, "shop")
@@ -174,7 +174,7 @@ def test_a_prepared_transaction(other: PortCluster) -> None:
         assert not swap.obstacles(live, "shop")
 
 
-def test_a_logical_slot(other: PortCluster) -> None:
+def test_a_logical_slot_is_an_obstacle(other: PortCluster) -> None:
     with pair(other) as live:
         execute(live, "SELECT pg_create_logical_replication_slot('feed', 'pgoutput')")
         (found,) = swap.obstacles(live, "shop")
@@ -182,7 +182,7 @@ def test_a_logical_slot(other: PortCluster) -> None:
         assert not swap.obstacles(live, "shop")
 
 
-def test_templates_closed_and_invalid_databases(server: PortCluster) -> None:
+def test_templates_closed_and_invalid_ones_are_obstacles(server: PortCluster) -> None:
     with pair(server) as live:
         assert [found.what for found in swap.obstacles(live, "template1")] == ["database template1 is a template"]
         execute(live.to("postgres"), "ALTER DATABASE shop ALLOW_CONNECTIONS false")
@@ -196,7 +196,7 @@ def test_templates_closed_and_invalid_databases(server: PortCluster) -> None:
 
 
 @pytest.mark.exhaustive
-def test_the_least_rights(server: PortCluster) -> None:
+def test_the_remedies_give_a_role_the_rights_to_swap(server: PortCluster) -> None:
     boss = server.connection()
     execute(boss, "CREATE ROLE shopkeeper LOGIN", "CREATE ROLE mender LOGIN", "CREATE ROLE clerk LOGIN")
     try:
@@ -227,7 +227,10 @@ def test_the_least_rights(server: PortCluster) -> None:
 
 @contextmanager
 def autovacuum_at_work(bin_dir: Path) -> Iterator[Connection]:
-    """In the live one of a pair, for minutes; and a role that owns both, and may not see what kind of process it is."""
+    """Autovacuum runs in the live database of a pair for minutes; yield a role that owns both databases.
+
+    The role may not see what kind of process autovacuum is.
+    """
     with (
         running_cluster(
             bin_dir,
@@ -268,7 +271,7 @@ def test_autovacuum_blocks_no_drop(bin_dir: Path, by: str) -> None:
         else:
             name = before_name("shop", datetime(2026, 1, 1, tzinfo=UTC))
             execute(keeper.to("postgres"), f"ALTER DATABASE shop RENAME TO {name}")
-            # Ended for that, it soon comes back; this role sees of it only that it has no role.
+            # Autovacuum was ended for the rename and soon returns. The role sees only that the process has no role.
             nobodys = f"SELECT count(*) FROM pg_stat_activity WHERE usesysid IS NULL AND datname = '{name}'"
             until(lambda: one(keeper.to("postgres"), nobodys) == 1, 30)
             drop_replaced(keeper, "shop", name)
@@ -299,7 +302,7 @@ def test_our_own_closing_session_blocks_no_rename(other: PortCluster) -> None:
             execute(boss, "ALTER DATABASE shop OWNER TO keeper")
             until(lambda: swap.obstacles(as_role(live, "keeper"), "shop") == [], 10)
             with connect(live) as ours:
-                # Closed, and not yet ended by the server.
+                # The client closes the session; the server has not ended it yet.
                 closing = threading.Timer(0.3, ours.close)
                 closing.start()
                 assert swap.obstacles(as_role(live, "keeper"), "shop") == []
@@ -316,7 +319,7 @@ def as_owner(live: Connection) -> psycopg.Connection[tuple[object, ...]]:
     return psycopg.connect(host=live.host, port=live.port, dbname=live.database, user="shopkeeper")
 
 
-def test_a_standby(bin_dir: Path, other: PortCluster) -> None:
+def test_a_standby_is_an_obstacle(bin_dir: Path, other: PortCluster) -> None:
     port = free_port()
     folder = Path(tempfile.mkdtemp(prefix="ovia-t-", dir="/tmp"))
     standby = PortCluster(bin_dir, folder, port=port)
@@ -339,7 +342,7 @@ def test_a_standby(bin_dir: Path, other: PortCluster) -> None:
         standby.remove()
 
 
-#: A process that ends itself, as kill -9 would, before or after the n-th statement that it sends.
+#: A program that sends itself SIGKILL before, amid or after the n-th statement that it sends.
 _KILLED = """
 import os, signal, sys, psycopg
 from ovia_backup_dagster.core.naming import before_name
@@ -367,12 +370,12 @@ swap.swap_databases(Connection(host, port, "shop", "postgres"), "shop", "shop_ne
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("busy", thinned([False, True]))
-def test_killed_at_each_statement(server: PortCluster, busy: bool) -> None:
+def test_a_killed_swap_is_complete_or_undone(server: PortCluster, busy: bool) -> None:
     with pair(server) as live:
         before = oids(live, "shop", "shop_new")
         seen = set()
         for nth in range(1, 30):
-            # After one statement is before the next; clients make each round take a while.
+            # "After" a statement equals "before" the next one. With clients a round is slow: only "before" is tried.
             moments = ("before",) if busy else ("before", "after")
             for when in ("amid", *moments) if nth <= 2 else moments:
                 command = (sys.executable, "-c", _KILLED, live.host, str(live.port), when, str(nth))
@@ -383,7 +386,7 @@ def test_killed_at_each_statement(server: PortCluster, busy: bool) -> None:
                     code = subprocess.run(command, check=False, timeout=SECONDS).returncode
                 found = swap.swap_outcome(live, "shop", before)
                 seen.add(found)
-                # Whole, and open to all, at once.
+                # The live database is intact and accepts sessions at once.
                 assert which(live) == {"before": "old", "after": "new"}[found]
                 if found == "after":
                     assert which(live.to("kept")) == "old"

@@ -1,4 +1,4 @@
-"""What a restore meets is written down without the rows that PostgreSQL repeats: real errors of a real server."""
+"""A restore reports errors without the values of rows that PostgreSQL repeats; errors of a real server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ovia_backup_dagster_tests.faults.harness import Place
 
 SECRET = "s3cretword"
 NUMBER = "98765432109876"
-#: Table -> what its CHECK does where a backup is restored, and what is said of that.
+#: Table -> what its CHECK does during a restore, and what the restore says about it.
 ERRORS = {
     "raised": ("RAISE EXCEPTION 'the card of % is wrong', secret", "raised by public.on_raised(text), line 3"),
     "raised_lines": (
@@ -57,7 +57,7 @@ class Site:
 
     @property
     def written(self) -> str:
-        """All that stands on the volume besides the dumps themselves."""
+        """The text of all files on the volume except the dumps."""
         found = [path for path in self.place.root.rglob("*") if path.is_file() and path.suffix != ".dump"]
         assert found
         return "\n".join(path.read_text("utf-8") for path in found)
@@ -65,7 +65,7 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site(server: PortCluster, bin_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A database with a backup that no longer restores: its own functions see to it."""
+    """A database whose backup does not restore, because its functions raise errors then."""
     name = f"values{os.getpid()}_{free_port()}"
     live = server.connection(name)
     with admin(server) as session:
@@ -100,8 +100,8 @@ def site(server: PortCluster, bin_dir: Path, tmp_path_factory: pytest.TempPathFa
                 session.execute(f"DROP DATABASE {row[0]} WITH (FORCE)".encode())
 
 
-def test_what_is_lost_is_told_without_values(site: Site) -> None:
-    """Each error is met; which table, which constraint and which line is told."""
+def test_losses_are_reported_without_values(site: Site) -> None:
+    """The restore meets each error, and names its table, constraint and line."""
     backup = site.place.catalog.backups()[0].path.name
     ended = site.place.run("restore", backup, "--mode", "new", "--even-if-damaged")
     assert ended.code == 0, ended.output
@@ -117,7 +117,7 @@ def test_what_is_lost_is_told_without_values(site: Site) -> None:
 
 
 @pytest.mark.parametrize("command", [("drill",), ("restore", "latest", "--mode", "new")])
-def test_the_first_error_is_told_without_values(site: Site, command: tuple[str, ...]) -> None:
+def test_the_first_error_is_reported_without_values(site: Site, command: tuple[str, ...]) -> None:
     ended = site.place.run(*command)
     assert ended.code == 1
     assert "Traceback" not in ended.output
@@ -127,8 +127,8 @@ def test_the_first_error_is_told_without_values(site: Site, command: tuple[str, 
         assert NUMBER not in text
 
 
-def test_a_session_tells_no_values(site: Site, server: PortCluster) -> None:
-    """The same rule for our own questions, where no user's function looks for a name."""
+def test_errors_of_our_own_queries_have_no_values(site: Site, server: PortCluster) -> None:
+    """The same rule applies to our own queries, in which no user's function looks up a name."""
     to = {"host": str(server.folder), "port": server.port, "user": "postgres", "dbname": site.database}
     with psycopg.connect(**to, application_name="ovia-backup", autocommit=True) as session:  # type: ignore[arg-type]
         for table in ERRORS.keys() - {"twice", "checked", "name", "dynamic"}:
@@ -141,8 +141,8 @@ def test_a_session_tells_no_values(site: Site, server: PortCluster) -> None:
             assert NUMBER not in said
 
 
-def test_other_languages_and_clients_words() -> None:
-    """Quotes of other languages hold values; what libpq says before anything is read is left as it is."""
+def test_values_in_other_languages_quotes_are_removed() -> None:
+    """Values in the quotes of other languages are removed. libpq's connection errors are left unchanged."""
     for text, said in (
         (f"FEHLER:  ungültige Eingabesyntax für Typ integer: »{SECRET}«", "FEHLER:  ungültige Eingabesyntax"),
         (f"ERREUR:  syntaxe en entrée invalide pour le type integer : « {SECRET} »", "ERREUR:  syntaxe en entrée"),

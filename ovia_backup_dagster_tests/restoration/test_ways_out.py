@@ -1,4 +1,4 @@
-"""A restore that can neither go on nor be put back: the live data is kept, and an operator can start again."""
+"""Restores that can neither go on nor be put back: the live data is kept, and an operator can start again."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def give_up_line(site: Site) -> str:
 
 @contextmanager
 def impatient() -> Iterator[None]:
-    """In the block, a Docker that is away is not waited for."""
+    """In the block, a restore does not wait for a Docker that does not answer."""
     with (
         mock.patch.object(docker_api, "PATIENCE_SECONDS", 0.0),
         mock.patch.multiple(services, _STOP_SECONDS=0.5, _START_SECONDS=0.5, _MIGRATE_SECONDS=0.5),
@@ -83,11 +83,11 @@ def fail_it() -> None:
     raise RestoreError("it fails here")
 
 
-# ------------------------------------------------------------------------------- a database that there was not before
+# ------------------------------------------------------------------------------- a database that did not exist before
 
 
-def test_a_database_that_was_made_and_is_live_is_never_dropped(site: Site) -> None:
-    """Killed while health is asked: users may have written for minutes."""
+def test_a_restored_live_database_is_never_dropped(site: Site) -> None:
+    """Killed during the health check: users may have written to the database for minutes."""
     drop_live(site)
     red = site.with_settings(HEALTH_URL=RED)
     with killed_at(5, before=False):
@@ -192,7 +192,7 @@ def test_a_drop_onto_a_new_host_takes_settings_from_the_backup(site: Site) -> No
 
 
 def test_unsaved_roles_are_required_before_a_drop(site: Site) -> None:
-    """The drill makes them up, in its own cluster; the live server must have them."""
+    """The drill creates missing roles in its own cluster; on the live server they must exist."""
     role = f"Owner of {site.live.database}"
     execute(site.live, f'CREATE ROLE "{role}"', f'ALTER TABLE people OWNER TO "{role}"')
     backup = site.place.chain()
@@ -212,7 +212,7 @@ def test_unsaved_roles_are_required_before_a_drop(site: Site) -> None:
     ("options", "drop"),
     [((), True), (("--mode", "drop"), False), (("--mode", "new"), False), (("--new-host",), False)],
 )
-def test_no_room_advises_no_drop_where_none_replaces(site: Site, options: tuple[str, ...], drop: bool) -> None:
+def test_only_a_swap_without_room_advises_mode_drop(site: Site, options: tuple[str, ...], drop: bool) -> None:
     with mock.patch.object(preflight, "free_bytes", return_value=-(10**12)):
         line = site.restore(*options).refused()
     assert "too little room" in line
@@ -223,7 +223,7 @@ def test_no_room_advises_no_drop_where_none_replaces(site: Site, options: tuple[
 
 
 def test_a_database_put_aside_again_is_kept(site: Site) -> None:
-    """So that it is listed, and dropped when its time has come; a failed try must not fill the server for good."""
+    """It is recorded as kept, so that it is listed and later dropped: a failed restore must not fill the server."""
     red = site.with_settings(HEALTH_URL=RED)
     with mock.patch.object(services, "_HEALTH_SECONDS", 0.5):
         assert "not healthy" in failed(red, red.restore("--auto-undo"))
@@ -236,7 +236,7 @@ def test_a_database_put_aside_again_is_kept(site: Site) -> None:
 
 @pytest.mark.parametrize("back", thinned([False, True]))
 def test_a_database_recreated_since_the_plan_is_not_replaced(site: Site, back: bool) -> None:
-    """What was confirmed was another one."""
+    """The operator confirmed the replacement of another database."""
     if back:
         assert site.restore().code == 0
     restorations, now = site.place.system.restorations, datetime.now(UTC)
@@ -304,7 +304,7 @@ def test_without_docker_the_operator_scales_services(site: Site, tmp_path: Path,
 
 @pytest.mark.parametrize("verb", thinned(["--resume", "--abort"]))
 def test_services_that_were_stopped_by_hand_are_not_forgotten(site: Site, tmp_path: Path, verb: str) -> None:
-    """Their number is not recorded: when Docker is back, the operator is told to start them."""
+    """Their number of replicas is not recorded: when Docker is back, the operator is told to start them."""
     gone = tmp_path / "gone"
     with engine(gone, api=2) as docker, impatient():
         swarm = site.with_settings(SWARM_APP_SERVICES="api", SWARM_DOCKER_URL=docker.url)
@@ -323,7 +323,7 @@ def test_services_that_were_stopped_by_hand_are_not_forgotten(site: Site, tmp_pa
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("step", thinned([Step.START, Step.SWAP]))
 def test_one_refused_service_leaves_no_other_down(site: Site, tmp_path: Path, step: Step) -> None:
-    """While the new database goes live, and while all is put back."""
+    """Docker refuses one service while the new database goes live, and while everything is put back."""
     with engine(tmp_path / "gone", a=1, b=2, c=3) as docker:
         docker.refused.add("a")
         swarm = site.with_settings(SWARM_APP_SERVICES="a,b,c", SWARM_DOCKER_URL=docker.url)
@@ -341,7 +341,7 @@ def test_one_refused_service_leaves_no_other_down(site: Site, tmp_path: Path, st
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("verb", thinned(["--resume", "--abort"]))
 def test_a_migration_runs_once_and_ends_with_its_database(site: Site, tmp_path: Path, verb: str) -> None:
-    """Killed while it runs: to finish is to wait for it, and to put back is to end it."""
+    """Killed while the migration runs: --resume waits for the migration, --abort ends it."""
     with engine(tmp_path / "gone", api=2, migrate=0) as docker:
         swarm = site.with_settings(
             SWARM_APP_SERVICES="api", SWARM_MIGRATE_SERVICE="migrate", SWARM_DOCKER_URL=docker.url
@@ -364,7 +364,7 @@ def test_a_migration_runs_once_and_ends_with_its_database(site: Site, tmp_path: 
 
 @pytest.mark.exhaustive
 def test_a_copy_in_use_leaves_no_service_down(site: Site, tmp_path: Path) -> None:
-    """A superuser's session in it: this role may not end that, and so not drop it."""
+    """A superuser's session is in the copy: the restoring role may not end it, and so cannot drop the copy."""
     role, held = f"owner_{site.live.database}", []
 
     def enter() -> None:
@@ -398,7 +398,7 @@ def test_a_copy_in_use_leaves_no_service_down(site: Site, tmp_path: Path) -> Non
         sql_in_server(site, "DROP ROLE {}", role)
 
 
-# ----------------------------------------------------------------------------------------- the server that is gone
+# ----------------------------------------------------------------------------------------- a lost server
 
 
 @pytest.mark.exhaustive
@@ -425,11 +425,11 @@ def test_a_server_lost_in_a_restore_is_given_up_for_a_new_one(
             sql_in_server(new, "DROP DATABASE {} WITH (FORCE)", "ovia")
 
 
-# ------------------------------------------------------------------------------- what was live for a while
+# ------------------------------------------------------------------------------- databases that were live for a while
 
 
 def test_an_undone_database_is_not_dropped_at_its_old_time(site: Site) -> None:
-    """The drop was announced before it was live again; writes since then were in no announcement."""
+    """The drop was announced before the database was live again; it must be announced again for the writes since."""
     assert site.restore().code == 0
     kept = site.records[0].kept
     at = before_at(kept, site.live.database)
@@ -440,7 +440,7 @@ def test_an_undone_database_is_not_dropped_at_its_old_time(site: Site) -> None:
         assert red.undo().killed
     execute(site.live, "INSERT INTO people (id, name) VALUES (8000, 'after the undo')")
     with mock.patch.object(swap_step, "datetime", wraps=datetime) as clock:
-        clock.now.return_value = at  # all of it in one second
+        clock.now.return_value = at  # the same second as the first swap
         ended = site.place.run("restore", "--abort")
     assert ended.code == 0, ended.output
     aside = site.records[0].kept
@@ -508,7 +508,7 @@ def test_slots_of_a_dropped_database_are_always_named(site: Site, number: signal
         ended_as(site, "new")
 
 
-def test_a_live_database_that_is_gone_is_not_undone_but_renamed(site: Site) -> None:
+def test_without_a_live_database_the_error_names_a_rename(site: Site) -> None:
     assert site.restore().code == 0
     kept = site.records[0].kept
     drop_live(site)
@@ -519,7 +519,7 @@ def test_a_live_database_that_is_gone_is_not_undone_but_renamed(site: Site) -> N
 
 
 def test_a_damaged_copy_does_not_go_live(site: Site, bin_dir: Path) -> None:
-    """Not by the way of a new host either."""
+    """Neither is it restored under the live name with --new-host."""
     content = site.backup.path.read_bytes()
     site.backup.path.write_bytes(content[: len(content) * 6 // 10])
     site.place.run("verify", site.backup.path.name)
@@ -538,7 +538,7 @@ def test_a_damaged_copy_does_not_go_live(site: Site, bin_dir: Path) -> None:
 
 
 @pytest.mark.exhaustive
-def test_a_kept_database_that_stays_keeps_no_others(site: Site) -> None:
+def test_one_undroppable_database_does_not_keep_the_others(site: Site) -> None:
     assert site.restore().code == 0
     assert site.restore().code == 0
     newest, oldest = (record.kept for record in site.records)
@@ -559,7 +559,7 @@ def test_a_kept_database_that_stays_keeps_no_others(site: Site) -> None:
 
 
 @needs_root
-def test_the_journal_may_use_what_was_set_aside(tmp_path: Path) -> None:
+def test_the_journal_may_use_the_reserve(tmp_path: Path) -> None:
     volume = tmp_path / "volume"
     with tmpfs(volume, 16 * MEGABYTE):
         (volume / "restores").mkdir()
@@ -587,7 +587,7 @@ def test_the_journal_may_use_what_was_set_aside(tmp_path: Path) -> None:
 
 
 def nobody_reads() -> None:
-    """What this process prints goes into a pipe whose reader is gone, as that of `ovia-backup ... | tee log`."""
+    """Send this process's output into a pipe without a reader, as in `ovia-backup ... | tee log` after tee ended."""
     reading, writing = os.pipe()
     os.close(reading)
     for descriptor in (1, 2):
@@ -597,7 +597,7 @@ def nobody_reads() -> None:
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("interrupted", [True, False], ids=["by Ctrl-C", "by itself"])
 def test_a_closed_pipe_stops_no_restore(site: Site, tmp_path: Path, interrupted: bool) -> None:
-    """Ctrl-C ends all of a pipeline at once; and what ends by itself is no reason to stop."""
+    """Ctrl-C ends the reader and puts the restore back; a reader that ends by itself does not stop the restore."""
 
     def act() -> None:
         nobody_reads()
@@ -619,7 +619,7 @@ def test_a_closed_pipe_stops_no_restore(site: Site, tmp_path: Path, interrupted:
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("fails", thinned([True, False]))
 def test_a_log_that_fails_stops_no_restore(site: Site, tmp_path: Path, fails: bool) -> None:
-    """As Dagster's does, whose storage is away; a restore that fails then is put back all the same."""
+    """Dagster's log fails if its storage is unreachable. A restore that fails then is still put back."""
     away: list[bool] = []
 
     def log(_: str) -> None:
@@ -656,7 +656,7 @@ def test_a_defect_during_the_abort_lists_what_is_left(site: Site) -> None:
 
 @pytest.mark.exhaustive
 def test_a_lost_terminal_puts_everything_back(site: Site) -> None:
-    """By the shell and by the kernel; and nothing can be printed any more."""
+    """SIGHUP comes twice, from the shell and from the kernel, and nothing can be printed any more."""
     put_back = back.put_back
 
     def lost() -> None:
@@ -674,7 +674,7 @@ def test_a_lost_terminal_puts_everything_back(site: Site) -> None:
     assert site.databases == [site.live.database]
 
 
-def test_begun_with_nohup_it_outlasts_its_terminal(site: Site) -> None:
+def test_a_restore_under_nohup_outlasts_its_terminal(site: Site) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with each_step(Step.SWAP, lambda: signal.raise_signal(signal.SIGHUP)):
@@ -690,7 +690,7 @@ def test_begun_with_nohup_it_outlasts_its_terminal(site: Site) -> None:
 
 @contextmanager
 def read_only_after(step: Step) -> Iterator[None]:
-    """In the block, a process that is forked can write its journal no more once it has taken, or failed, that step."""
+    """In the block, a forked process can no longer write its journal after it has taken, or failed, this step."""
     carry_out, write, failing = TakenStep.carry_out, Journal.write, threading.Event()
 
     def carrying_out(self: TakenStep) -> object:
@@ -713,10 +713,10 @@ def read_only_after(step: Step) -> Iterator[None]:
 @pytest.mark.parametrize("verb", thinned(["--resume", "--abort"]))
 @pytest.mark.parametrize("step", thinned([Step.SWAP, Step.MIGRATE]))
 def test_a_volume_failing_after_the_swap_stops_no_service(site: Site, tmp_path: Path, step: Step, verb: str) -> None:
-    """Nothing is swapped back without a journal: what is live then, and proven, is used."""
+    """Without a journal nothing is swapped back: the services use the new database, which is live and proven."""
     with engine(tmp_path / "gone", api=2, migrate=0) as docker, impatient():
         swarm = site.with_settings(SWARM_APP_SERVICES="api", SWARM_DOCKER_URL=docker.url)
-        if step is Step.MIGRATE:  # which fails, and is why it were to be swapped back
+        if step is Step.MIGRATE:  # the migration fails, so that --auto-undo would swap back
             swarm = swarm.with_settings(SWARM_MIGRATE_SERVICE="migrate")
         with read_only_after(step):
             ended = swarm.restore("--auto-undo")
@@ -731,12 +731,12 @@ def test_a_volume_failing_after_the_swap_stops_no_service(site: Site, tmp_path: 
         ended_as(site, "new" if verb == "--resume" else "old")
 
 
-# ------------------------------------------------------------------------------- what it is called that stays
+# ------------------------------------------------------------------------------- what a kept database is called
 
 
 @pytest.mark.parametrize("undone", thinned([False, True]))
-def test_a_database_that_was_put_back_has_its_own_name(site: Site, undone: bool) -> None:
-    """To go back to it is to have again what did not do."""
+def test_a_put_aside_database_is_not_called_the_one_before(site: Site, undone: bool) -> None:
+    """An undo to it brings back the data that was put aside, not the database before the restore."""
     red = site.with_settings(HEALTH_URL=RED)
     if undone:
         assert site.restore().code == 0
@@ -761,8 +761,8 @@ def test_a_database_that_was_put_back_has_its_own_name(site: Site, undone: bool)
     assert f"the database before is kept: {site.records[0].kept}; to go back to it: ovia-backup undo" in ended.output
 
 
-def test_what_was_put_back_is_not_to_be_gone_back_from(site: Site) -> None:
-    """The health that was red told who read it to undo; then that was done, by a process that was killed in it."""
+def test_after_an_auto_undo_the_error_advises_no_undo(site: Site) -> None:
+    """The health error advised an undo; the auto-undo did it, in a process that was killed meanwhile."""
     red = site.with_settings(HEALTH_URL=RED)
     with mock.patch.object(services, "_HEALTH_SECONDS", 0.5), killed_at(8, before=False):
         assert red.restore("--auto-undo").killed
@@ -780,7 +780,7 @@ def test_what_was_put_back_is_not_to_be_gone_back_from(site: Site) -> None:
 @pytest.mark.parametrize("by_hand", thinned([False, True]))
 @pytest.mark.parametrize("undone", thinned([False, True]))
 def test_a_swap_whose_databases_are_gone_is_given_up(site: Site, tmp_path: Path, undone: bool, by_hand: bool) -> None:
-    """An operator created the live database by hand; no other restore could ever begin."""
+    """An operator created the live database by hand. Without giving up, no other restore could begin."""
     with engine(tmp_path / "gone", api=2) as docker, impatient():
         swarm = site.with_settings(SWARM_APP_SERVICES="api", SWARM_DOCKER_URL=docker.url)
         if undone:
@@ -824,13 +824,13 @@ def test_a_swap_whose_databases_are_gone_is_given_up(site: Site, tmp_path: Path,
         assert site.content() == site.then
 
 
-def test_a_torn_swap_can_be_repaired_by_the_name(site: Site) -> None:
+def test_a_torn_swap_can_be_repaired_by_renaming(site: Site) -> None:
     with killed_at(3, before=False):
         assert site.restore().killed
     sql_in_server(site, "ALTER DATABASE {} RENAME TO {}", site.live.database, f"{site.live.database}_away")
     assert "neither the old nor" in site.place.run("restore", "--resume").refused()
     sql_in_server(site, "ALTER DATABASE {} RENAME TO {}", f"{site.live.database}_away", site.live.database)
-    ended = site.place.run(*shlex.split(give_up_line(site))[1:])  # which is not given up then
+    ended = site.place.run(*shlex.split(give_up_line(site))[1:])  # puts back: the databases have their names again
     assert ended.code == 0, ended.output
     assert site.records[0].outcome == "put back"
     ended_as(site, "old")
@@ -854,7 +854,7 @@ def test_a_torn_swap_without_a_live_name_is_given_up(site: Site) -> None:
 
 @pytest.mark.parametrize("away", thinned([False, True]))
 def test_a_manual_rename_keeps_the_live_database(site: Site, away: bool) -> None:
-    """Swapped and killed; the names are given back by hand: what was live for a while may have been written to."""
+    """Killed after the swap; an operator swaps the names back by hand. The new database may have been written to."""
     red = site.with_settings(HEALTH_URL=RED)
     with killed_at(5, before=False):
         assert red.restore().killed
@@ -873,7 +873,7 @@ def test_a_manual_rename_keeps_the_live_database(site: Site, away: bool) -> None
     ended = red.place.run("restore", "--abort")
     assert ended.code == 0, ended.output
     assert f"what was live for a while stays as {stays}" in ended.output
-    assert "undo-restore --kept" not in ended.output  # which knows no such name
+    assert "undo-restore --kept" not in ended.output  # undo-restore does not know this name
     ended_as(site, "old")
     assert one(site.live.to(stays), "SELECT count(*) FROM people WHERE id = 7000") == 1
     assert site.databases == sorted([site.live.database, stays])
@@ -887,8 +887,8 @@ def test_a_manual_rename_keeps_the_live_database(site: Site, away: bool) -> None
     assert one(site.live, "SELECT count(*) FROM people WHERE id = 7000") == 1
 
 
-def test_going_back_by_hand_meanwhile_keeps_what_was_live(site: Site) -> None:
-    """The name that it was to have was noted, and it never had it."""
+def test_renaming_back_by_hand_keeps_what_was_live(site: Site) -> None:
+    """The journal has the name that the new database was to get when swapped back, but it never got it."""
     with killed_at(4, before=False):
         assert site.restore().killed
     with killed_at(1, before=False):
@@ -911,12 +911,12 @@ def test_going_back_by_hand_meanwhile_keeps_what_was_live(site: Site) -> None:
 
 
 def next_of(ended: Ended) -> str:
-    """The last remedy that was printed."""
+    """The last printed remedy."""
     return str(re.findall(r"Next: (.*)", ended.output)[-1])
 
 
 def pasted(command: str, folder: Path) -> list[str]:
-    """The words that bash makes of a command, in a folder that must stay as it is."""
+    """The arguments that bash parses from a command; assert that the command changes nothing in the folder."""
     before = sorted(folder.iterdir())
     script = f"ovia-backup() {{ printf '%s\\0' \"$@\"; }}; {command}"
     words = subprocess.run(("bash", "-c", script), cwd=folder, capture_output=True, check=True).stdout
@@ -960,7 +960,7 @@ def test_the_backup_of_a_damaged_copy_is_named_by_path(site: Site, tmp_path: Pat
     assert pasted(command, tmp_path / "backups") == ["drill", str(elsewhere)]
 
 
-# ------------------------------------------------------------------------------------ who restores cannot log in
+# ------------------------------------------------------------------------------------ the role cannot log in
 
 
 @pytest.mark.parametrize("password", ["", "wr0ng"])
@@ -987,14 +987,14 @@ def test_a_wrong_restore_password_names_its_own_variable(site: Site, password: s
         sql_in_server(site, "DROP ROLE {}", role)
 
 
-def test_with_the_role_that_dumps_its_own_variables_are_named(site: Site) -> None:
+def test_the_dump_roles_variables_are_named_if_it_restores(site: Site) -> None:
     assert site.place.system.restore_connection.variables == site.place.system.connection.variables == Variables()
     given = site.with_settings(RESTORE_POSTGRES_PASSWORD="x").place.system.restore_connection
     assert given.variables.password.startswith("RESTORE_POSTGRES_PASSWORD")
     assert given.variables.user == "POSTGRES_USER"
 
 
-# ----------------------------------------------------------------------------------------- ended while it is told
+# ----------------------------------------------------------------------------------------- signals at the terminal
 
 
 @pytest.mark.parametrize("number", thinned([signal.SIGINT, signal.SIGTERM]))
@@ -1024,17 +1024,17 @@ def test_interrupting_the_question_says_nothing_was_done(site: Site) -> None:
     assert site.content() == site.now
 
 
-# ------------------------------------------------------------------------------------------ what is refused at once
+# ------------------------------------------------------------------------------------------ refused at once
 
 
 @pytest.mark.parametrize("name", ["x" * 64, "ü" * 32, "a\udcff"])
-def test_a_name_that_no_database_can_have_is_refused_at_once(site: Site, name: str) -> None:
+def test_an_impossible_database_name_is_refused_at_once(site: Site, name: str) -> None:
     line = site.restore("--mode", "new", "--into", name).refused()
     assert ("64 bytes, and PostgreSQL takes 63" if len(name) > 2 else "not UTF-8") in line
     assert site.databases == [site.live.database]
 
 
-def test_what_holds_a_restore_up_is_said_once(site: Site) -> None:
+def test_the_cause_of_a_failed_abort_is_printed_once(site: Site) -> None:
     with killed_at(3, before=False):
         assert site.restore().killed
     away = site.with_settings(RESTORE_POSTGRES_HOST="/nowhere")
@@ -1047,7 +1047,7 @@ def test_what_holds_a_restore_up_is_said_once(site: Site) -> None:
 
 
 @pytest.mark.parametrize("command", ["restore", "drill"])
-def test_a_file_that_no_record_can_name_is_refused_at_once(site: Site, tmp_path: Path, command: str) -> None:
+def test_a_file_name_that_is_not_utf8_is_refused_at_once(site: Site, tmp_path: Path, command: str) -> None:
     path = tmp_path / "bad\udcff.dump"
     path.write_bytes(site.backup.path.read_bytes())
     line = site.place.run(command, str(path)).refused()
@@ -1058,7 +1058,7 @@ def test_a_file_that_no_record_can_name_is_refused_at_once(site: Site, tmp_path:
 
 @pytest.mark.parametrize(("form", "what"), [("plain", "a plain SQL dump"), ("tar", "a tar archive")])
 @pytest.mark.parametrize("old", thinned([False, True]))
-def test_what_is_another_format_is_called_so_with_what_reads_it(
+def test_another_dump_format_is_named_with_its_command(
     site: Site, tmp_path: Path, form: str, what: str, old: bool
 ) -> None:
     path = tmp_path / "it's another.dump"
@@ -1078,7 +1078,7 @@ def test_what_is_another_format_is_called_so_with_what_reads_it(
 
 
 @pytest.mark.parametrize(("content", "words"), [(b"", "failed before it began"), (b"\0" * 900, "was overwritten")])
-def test_what_is_nothing_keeps_its_words(site: Site, tmp_path: Path, content: bytes, words: str) -> None:
+def test_an_empty_or_zeroed_file_keeps_its_own_error(site: Site, tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "nothing.dump"
     path.write_bytes(content)
     os.utime(path, (1.7e9, 1.7e9))
