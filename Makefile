@@ -35,11 +35,11 @@ dev: install ## start the Dagster UI on the demo's database, with schedule and s
 test: install $(FULL_POSTGRESQL)/.unpacked $(SAMPLES)/.unpacked ## the daily suite: what the change may have broken
 	$(PYTEST) --ignore=ovia_backup_dagster_tests/swarm
 
-# Root, and a machine on which no Docker engine runs: it makes one of its own, and stacks by production's names.
+# Needs root, and a machine without a running Docker engine: the tests start their own, with production's stack names.
 test-swarm: install $(FULL_POSTGRESQL)/.unpacked ## the Swarm stack on a real Docker engine, from nothing
 	$(BIN)/pytest -x --durations=10 ovia_backup_dagster_tests/swarm
 
-# Root, for the disks. FAULTS_SEED repeats the random moments of another run.
+# Needs root, for the disks. FAULTS_SEED repeats the random moments of another run.
 test-faults: export EXHAUSTIVE := all
 test-faults: export FAULTS_RECORD := $(CURDIR)/.cache/faults
 test-faults: install $(FULL_POSTGRESQL)/.unpacked ## every fault and every exhaustive test; write docs/reliability.md
@@ -48,7 +48,7 @@ test-faults: install $(FULL_POSTGRESQL)/.unpacked ## every fault and every exhau
 	$(BIN)/python -m tools.reliability
 	$(MAKE) test-swarm
 
-# Another third each day, by the date in UTC; FAULTS_SEED, a number, chooses: three numbers in a row are all.
+# The UTC date selects a different third each day; FAULTS_SEED, a number, overrides it: three numbers in a row select all.
 test-third: export EXHAUSTIVE := third
 test-third: install $(FULL_POSTGRESQL)/.unpacked ## a third of the exhaustive tests but for the many rounds of faults
 	$(PYTEST) -m "exhaustive and not faults" --ignore=ovia_backup_dagster_tests/swarm
@@ -58,12 +58,12 @@ PURE_TESTS := $(addprefix ovia_backup_dagster_tests/, core retention health sett
 coverage: install ## lines of the pure modules that tests execute; fails under 95 %
 	$(PYTEST) -q --cov --cov-report=term $(PURE_TESTS)
 
-# Minutes. What survives: .venv/bin/mutmut results, .venv/bin/mutmut show NAME.
+# Takes minutes. To see the survivors: .venv/bin/mutmut results, .venv/bin/mutmut show NAME.
 mutants: install ## change the pure decisions one by one, and see which changes no test notices
 	rm -rf mutants
 	$(BIN)/mutmut run
 
-# The oldest that pyproject.toml allows; what runs is what is locked.
+# The oldest Dagster that pyproject.toml allows; production runs the locked version.
 FLOOR := .cache/dagster-floor
 FLOOR_VERSION := 1.12.0
 test-floor: ## on the oldest Dagster that is allowed, definitions load and a daily backup runs

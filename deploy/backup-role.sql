@@ -5,8 +5,8 @@
 --
 -- -v database=... -v password=... work, too, but the list of processes then shows the password. An existing role is
 -- changed, not created again.
--- What PUBLIC may do, this role may: as delivered, temporary tables, and large objects of its own. pg_read_all_data reads
--- the system's tables, too, with the hashes of all passwords: keep its password as you keep a superuser's.
+-- The role may do whatever PUBLIC may: by default, create temporary tables and its own large objects. pg_read_all_data
+-- also reads the system tables with the hashes of all passwords: protect its password like a superuser's.
 
 \set ON_ERROR_STOP on
 \set QUIET on
@@ -41,7 +41,7 @@ SELECT :'password' = '' AS password_is_missing \gset
 \endif
 
 SELECT 'CREATE ROLE ovia_backup' WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'ovia_backup') \gexec
--- BYPASSRLS, as row security would leave rows out of a dump, and pg_dump refuses to.
+-- BYPASSRLS, because row security would leave rows out of a dump, which pg_dump refuses.
 ALTER ROLE ovia_backup LOGIN INHERIT BYPASSRLS
     NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION PASSWORD :'password';
 -- Not a barrier, since a session may change it: it prevents accidental writes where PUBLIC may write.
@@ -65,7 +65,7 @@ WHERE NOT EXISTS (
 
 COMMIT;
 
--- Print the memberships that the role has beside this one.
+-- Print the role's other memberships.
 SELECT format('ovia_backup is also a member of %I', r.rolname) AS beware
 FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.roleid
 WHERE m.member = 'ovia_backup'::regrole AND r.rolname <> 'pg_read_all_data' \g (format=unaligned tuples_only=on)

@@ -1,6 +1,6 @@
 -- Creates the role that restores one database, with the rights that a restore needs and no others. It is not a superuser,
 -- so that a restored function cannot become one. Run this as a superuser, with psql 14 or newer, and again when other
--- roles have come to own objects in the database:
+-- roles own objects in the database:
 --
 --     RESTORE_PASSWORD=... psql -q -U ovia -d ovia < restore-role.sql
 --
@@ -66,8 +66,8 @@ SELECT format('ALTER ROLE ovia_restore LOGIN INHERIT CREATEDB %s NOSUPERUSER NOC
     CASE WHEN EXISTS (SELECT FROM pg_class WHERE relforcerowsecurity) THEN 'BYPASSRLS' ELSE 'NOBYPASSRLS' END) \gexec
 ALTER ROLE ovia_restore PASSWORD :'password';
 
--- The roles that own the database or an object in it, and are not superusers. An existing membership is of use only with
--- these options.
+-- The roles that own the database or an object in it and are not superusers. An existing membership is sufficient only
+-- with these options.
 CREATE TEMPORARY TABLE owners ON COMMIT DROP AS
 SELECT r.oid, r.rolname, r.rolsuper FROM pg_roles r
 WHERE r.rolname <> 'ovia_restore' AND NOT starts_with(r.rolname, 'pg_') AND (
@@ -77,12 +77,12 @@ WHERE r.rolname <> 'ovia_restore' AND NOT starts_with(r.rolname, 'pg_') AND (
 SELECT format('GRANT %I TO ovia_restore WITH INHERIT TRUE, SET TRUE', rolname) FROM owners WHERE NOT rolsuper \gexec
 GRANT pg_signal_backend TO ovia_restore WITH INHERIT TRUE;
 
--- It tells one cluster from another, so that no one restores onto the wrong one. Only where PUBLIC has lost it: a grant
--- on a function of the system's stands in every dump from then on.
+-- Its system identifier tells one cluster from another, so that no restore overwrites the wrong one. Granted only where
+-- PUBLIC has lost it: every dump from then on contains a grant on a system function.
 SELECT 'GRANT EXECUTE ON FUNCTION pg_control_system() TO ovia_restore'
 WHERE NOT has_function_privilege('ovia_restore', 'pg_control_system()', 'EXECUTE') \gexec
 
--- What it cannot restore, and what it may besides, if there is anything.
+-- Print what the role cannot restore, and what it may do beyond that, if anything.
 SELECT format('%s objects belong to %I, a superuser: ovia_restore cannot restore them', count(*), r.rolname) AS beware
 FROM (
     SELECT 'pg_class'::regclass AS class, oid, relowner AS owner FROM pg_class WHERE relkind NOT IN ('t', 'i', 'I')
