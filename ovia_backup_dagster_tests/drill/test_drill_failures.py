@@ -1,4 +1,4 @@
-"""What a drill reports and leaves behind when its backup, its surroundings or another user cause trouble.
+"""What a drill reports and leaves behind when its backup, the machine or another user causes trouble.
 
 Real servers, real archives. Tests that need disks or kills are in ``faults/test_drill.py``.
 """
@@ -68,7 +68,7 @@ THROWAWAY, DATABASE = Choice(Where.THROWAWAY), Choice(Where.DATABASE)
 
 @dataclass
 class Site:
-    """A small database, its backups, and the drills of these."""
+    """A small database, its backups and their drills."""
 
     database: Connection
     catalog: Catalog
@@ -105,7 +105,7 @@ class Site:
 
 
 def age(backup: Backup) -> None:
-    """Date a backup's file an hour back."""
+    """Set the backup file's time back by an hour."""
     at = backup.path.stat().st_mtime - 3600
     os.utime(backup.path, (at, at))
 
@@ -210,7 +210,7 @@ def test_a_file_outside_the_volume_is_drilled_by_its_path(site: Site, tmp_path: 
 
 
 @pytest.mark.exhaustive
-def test_a_name_of_any_length_has_evidence(site: Site, tmp_path: Path) -> None:
+def test_a_backup_with_a_long_name_has_evidence(site: Site, tmp_path: Path) -> None:
     made = site.backup()
     elsewhere = tmp_path / ("ü" * 110 + ".dump")
     shutil.copy2(made.path, elsewhere)
@@ -219,7 +219,7 @@ def test_a_name_of_any_length_has_evidence(site: Site, tmp_path: Path) -> None:
     assert site.evidence()[0].backup == elsewhere.name
 
 
-def test_a_dump_that_may_be_being_written_is_refused(site: Site) -> None:
+def test_a_dump_that_may_still_be_written_is_refused(site: Site) -> None:
     made = site.backup(verified=False)
     made.sidecar(MANIFEST).unlink()
     with pytest.raises(NotVerifiedError, match="may still be being written"):
@@ -258,8 +258,8 @@ def test_a_missing_expected_table_fails_the_drill_by_name(site: Site) -> None:
 
 @pytest.mark.parametrize("compression", thinned(["gzip:1", "zstd:2"]))
 @pytest.mark.parametrize("many", thinned([100, 30]), ids=["with a manifest", "without, but verified before"])
-def test_no_flipped_byte_passes(full_site: Site, many: int, compression: str) -> None:
-    """The hash shows it before a server is started."""
+def test_no_flipped_bit_passes(full_site: Site, many: int, compression: str) -> None:
+    """The hash finds the flip before a server is started."""
     site, rng = full_site, Random(f"{many}{compression}")
     made = site.backup(compression) if many == 100 else site.bare(compression)
     made = site.driller.verifier.verify(made, log=quiet).backup
@@ -280,7 +280,7 @@ def test_no_flipped_byte_passes(full_site: Site, many: int, compression: str) ->
     assert len(site.evidence()) == many
 
 
-def test_a_flip_in_an_unverified_dump_without_manifest(full_site: Site) -> None:
+def test_an_unverified_dump_without_manifest_may_hide_a_flip(full_site: Site) -> None:
     """Without a manifest and a verdict, a file can only be compared with itself.
 
     The drill sees that the file decodes and restores, and that the copy equals it. It cannot see a flip that leaves the
@@ -299,7 +299,7 @@ def test_a_flip_in_an_unverified_dump_without_manifest(full_site: Site) -> None:
     assert evidence.passed, evidence.failures
     assert evidence.manifest is False
     assert line(evidence, Check.UNALTERED)[1].endswith("taken now")
-    # A file that does not decode fails all the same.
+    # A file that does not decode still fails.
     made = site.bare("gzip:1")
     with open(made.path, "r+b") as file:
         file.seek(made.size_bytes - 40)
@@ -530,7 +530,7 @@ def test_a_foreign_scratch_database_is_refused_and_untouched(site: Site, comment
 
 @pytest.mark.parametrize(("comment", "limit"), thinned([(places.MARK, -1), (None, places._CONNECTION_LIMIT)]))
 def test_a_killed_drills_database_and_sessions_are_removed(site: Site, comment: str | None, limit: int) -> None:
-    """With its comment; and without, if the drill was killed between CREATE DATABASE and COMMENT."""
+    """With its comment; or without it, if the drill was killed between CREATE DATABASE and COMMENT."""
     made = site.backup()
     make_scratch(site, comment, limit)
     with admin_of(replace(site.database, database=scratch(site))) as orphan:
@@ -542,7 +542,7 @@ def test_a_killed_drills_database_and_sessions_are_removed(site: Site, comment: 
 
 
 def test_a_copy_is_marked_before_anything_is_in_it(site: Site) -> None:
-    """So the next drill recognizes the copy, at whatever instant this one is killed."""
+    """So the next drill recognizes the copy whenever this one is killed."""
     made = site.backup()
     marks: list[tuple[object, ...]] = []
 
@@ -556,7 +556,7 @@ def test_a_copy_is_marked_before_anything_is_in_it(site: Site) -> None:
 
 @pytest.mark.exhaustive
 def test_a_prepared_transaction_in_the_copy_is_reported(bin_dir: Path, tmp_path: Path, drill_dir: Path) -> None:
-    """FORCE does not drop such a database: only a person can decide about the transaction."""
+    """DROP DATABASE with FORCE fails on it: only an operator can decide about the transaction."""
     with running_cluster(bin_dir, max_prepared_transactions="2") as cluster:
         for site in _site(cluster, Programs(bin_dir), tmp_path, drill_dir):
             made = site.backup()
@@ -619,7 +619,7 @@ def test_the_source_is_refused_under_any_host_name(server: PortCluster, tmp_path
     name = places.scratch_name(base)
     with admin(server) as session:
         session.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        # Even if it bears a drill's mark.
+        # Refused even with the mark of a drill.
         mark = sql.SQL("COMMENT ON DATABASE {} IS {}")
         session.execute(mark.format(sql.Identifier(name), sql.Literal(places.MARK)))
     source = server.connection(name)
@@ -645,7 +645,7 @@ def test_the_source_is_refused_under_any_host_name(server: PortCluster, tmp_path
 
 
 def bare_copy(made: Backup, folder: Path, filename: str = "") -> Path:
-    """The same file without sidecars: its cluster is unknown."""
+    """Copy the archive without its sidecars, so that its cluster is unknown."""
     name = BackupName(made.name.database, Tier.DAILY, made.started_at - timedelta(days=3))
     path = folder / (filename or name.filename)
     shutil.copy2(made.path, path)
@@ -679,7 +679,7 @@ def test_a_role_without_rights_is_told_what_it_lacks(site: Site) -> None:
         execute(site.database, f"DROP ROLE {role}")
 
 
-# --------------------------------------------------------------------------------------------- hostile surroundings
+# --------------------------------------------------------------------------------------------- hostile environments
 
 #: The account that throwaway servers run under, and an account that does not exist.
 ACCOUNT = account_id()
@@ -715,7 +715,7 @@ def test_folders_and_links_of_other_users_are_left_alone(site: Site, tmp_path: P
 
 @pytest.mark.parametrize("who", thinned(["another server", "a process of the server's account"]))
 def test_a_stale_postmaster_pid_ends_no_process(site: Site, server: PortCluster, who: str) -> None:
-    """After a crash another process may have the number, and pg_ctl would send it SIGQUIT."""
+    """After a crash another process may have the process id, and pg_ctl would send it SIGQUIT."""
     made = site.backup()
     left = site.folder / "ovia-drill-left"
     (left / "data").mkdir(parents=True)
@@ -736,7 +736,7 @@ def test_a_stale_postmaster_pid_ends_no_process(site: Site, server: PortCluster,
 
 
 def test_only_the_programs_of_a_killed_drill_are_ended(site: Site) -> None:
-    """initdb and pg_ctl outlive the drill before a postmaster.pid exists. A person's shell may be there, too."""
+    """initdb and pg_ctl may outlive the drill before a postmaster.pid exists. A shell in the folder is left alone."""
     made = site.backup()
     left = site.folder / "ovia-drill-left"
     left.mkdir()
@@ -831,7 +831,7 @@ def test_a_failed_own_check_fails_the_drill(site: Site, tmp_path: Path, own: str
 
 
 def test_an_own_check_may_ruin_the_copy_and_leave_processes(site: Site, tmp_path: Path) -> None:
-    """It runs last; processes that it leaves neither delay the drill nor outlive it."""
+    """The own check runs last. Processes that it leaves neither delay the drill nor outlive it."""
     made = site.backup()
     pid = tmp_path / "pid"
     own = f"{site.programs.path('psql')} -qc 'DROP TABLE links'; sleep 600 & echo $! > {pid}"
@@ -842,7 +842,7 @@ def test_an_own_check_may_ruin_the_copy_and_leave_processes(site: Site, tmp_path
 
 
 def test_an_own_check_that_hangs_is_ended_with_the_drill(site: Site, tmp_path: Path) -> None:
-    """So are its children, which a shell does not end."""
+    """So are its child processes, which a shell does not end."""
     made = site.backup()
     pid, answer = tmp_path / "pid", tmp_path / "answer"
     own = f"sleep 600 & echo $! > {pid}; wait; true"
@@ -919,7 +919,7 @@ def test_a_file_in_place_of_the_evidence_folder_is_named(site: Site) -> None:
 @pytest.mark.exhaustive
 @needs_root
 def test_an_ordinary_user_can_drill(site: Site, tmp_path: Path) -> None:
-    """With the user's own volume and folder; the server runs under the user's account."""
+    """The user owns the volume and the DRILL_DIR, and the server runs under the user's account."""
     made = site.backup()
     folder = Path("/tmp") / f"ovia-du-{os.getpid()}-{free_port()}"
     folder.mkdir()
@@ -993,7 +993,7 @@ def test_pruning_leaves_a_backup_that_is_being_drilled(site: Site) -> None:
 
     assert during(site, older, prune).passed
     assert site.catalog.refresh(older).drilled
-    # It is the newest proven backup; it is removed once another one is proven.
+    # It is the newest proven backup, so it is removed only after another one is proven.
     assert promote_and_prune.prune(site.catalog, KEEP_ONE, datetime.now(UTC)).removed == ()
     assert site.drill(newer, DATABASE).passed
     assert promote_and_prune.prune(site.catalog, KEEP_ONE, datetime.now(UTC)).removed == (f"daily/{older}",)
@@ -1044,7 +1044,7 @@ def test_a_drill_of_a_backup_being_pruned_reports_it_gone(site: Site, tier: Tier
 
 
 def test_dump_verification_and_promotion_go_on_during_a_drill(site: Site) -> None:
-    """A drill holds the volume's lock only for moments: nothing waits for it here."""
+    """A drill holds the volume's lock only for moments, so these commands do not wait for it."""
     made = site.backup()
 
     def daily_run() -> None:
@@ -1064,7 +1064,7 @@ def test_a_drill_waits_for_no_dump(site: Site) -> None:
         assert site.catalog.refresh(made).drilled
 
 
-def test_a_sweep_while_the_sidecar_is_written_takes_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_keeps_a_sidecar_that_is_being_written(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     made = site.backup()
     rename, swept = os.rename, []
 
@@ -1080,7 +1080,7 @@ def test_a_sweep_while_the_sidecar_is_written_takes_nothing(site: Site, monkeypa
 
 
 @pytest.mark.exhaustive
-def test_evidence_counts_though_its_drill_was_killed_later(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evidence_of_a_drill_that_was_killed_later_counts(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     made = site.backup()
     rename = os.rename
 
@@ -1090,7 +1090,7 @@ def test_evidence_counts_though_its_drill_was_killed_later(site: Site, monkeypat
         rename(source, target)
 
     def killed() -> None:
-        monkeypatch.setattr(os, "rename", dying)  # in the child alone
+        monkeypatch.setattr(os, "rename", dying)  # only in the child process
         site.drill(made, DATABASE)
 
     assert in_a_child(killed) == -signal.SIGKILL
@@ -1101,7 +1101,7 @@ def test_evidence_counts_though_its_drill_was_killed_later(site: Site, monkeypat
     assert standing.last.passed
     assert standing.trouble is None
 
-    # The next drill of the same backup is another one: the evidence of the first does not count for it.
+    # The first drill's evidence does not count for the next drill of the same backup.
     def killed_before() -> None:
         monkeypatch.setattr(Proof, "analyze", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         site.drill(made, DATABASE)
@@ -1131,7 +1131,7 @@ def test_the_newest_proven_backup_is_kept(site: Site) -> None:
 # --------------------------------------------------------------------------- a disk that fills up after the restore
 
 
-#: Fills the disk that the server writes to.
+#: A function that fills the server's disk.
 FILL = """
     CREATE FUNCTION public.fill() RETURNS void LANGUAGE plpgsql AS $$ BEGIN
         EXECUTE format('COPY (SELECT repeat(''x'', 1000000) FROM generate_series(1, 1000)) TO %L',
@@ -1152,14 +1152,14 @@ FUNCTION = """
     thinned(
         [
             ("CREATE MATERIALIZED VIEW seen AS SELECT public.one(id) FROM people", "true"),
-            # Only when the table is analyzed, not while the index is built.
+            # Fill the disk only during ANALYZE, not while the index is built.
             ("CREATE INDEX by_one ON people (public.one(id))", "current_query() LIKE 'ANALYZE%'"),
         ]
     ),
     ids=["refresh", "analyze"],
 )
 def test_a_full_disk_after_the_restore_is_reported(site: Site, uses: str, when: str) -> None:
-    """It is no finding about a view or a table: the drill ends with advice."""
+    """The drill fails with advice about the disk, not with a finding about a view or a table."""
     execute(site.database, FILL, FUNCTION.format(when="false"))
     execute(site.database, uses)
     execute(site.database, FUNCTION.format(when=when))

@@ -1,4 +1,4 @@
-"""Healthy databases of every form pass the drill; only what is odd in them is reported."""
+"""Healthy databases of every kind pass the drill; it reports only what is odd in them."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_a_database_with_every_kind_of_object_passes(boss: PortCluster, full_bin
             "CREATE TABLE refers (id int)",
             "INSERT INTO refers VALUES (-1)",
             "ALTER TABLE refers ADD FOREIGN KEY (id) REFERENCES clustered NOT VALID",
-            # What reaches other servers.
+            # Objects that connect to other servers.
             "CREATE PUBLICATION pub FOR TABLE clustered WHERE (id > 5)",
             "COMMENT ON PUBLICATION pub IS 'told'",
             f"CREATE SUBSCRIPTION sub CONNECTION 'host=nowhere password={SECRET}' PUBLICATION p WITH (connect = false)",
@@ -182,7 +182,7 @@ def test_a_database_with_every_kind_of_object_passes(boss: PortCluster, full_bin
         written = "".join(path.read_text("utf-8") for path in drilling.driller.drills.path.glob("*.*"))
         assert SECRET not in written
 
-        # The same, into a scratch database on its server.
+        # The same drill, into a scratch database on the source's server.
         assert_passed(
             drilling.drill(Where.DATABASE),
             Check.TABLES,
@@ -231,7 +231,7 @@ def test_odd_names_in_every_place_pass(boss: PortCluster, full_bin_dir: Path, tm
         assert_passed(drilling.drill(Where.DATABASE), Check.SCHEMA_TEXT)
 
 
-def test_the_negative_control_takes_odd_names(boss: PortCluster) -> None:
+def test_the_negative_control_works_with_odd_names(boss: PortCluster) -> None:
     with database(boss, "control") as source:
         for name in ODD_NAMES:
             quoted = _quoted(name)
@@ -257,7 +257,7 @@ def test_the_negative_control_takes_odd_names(boss: PortCluster) -> None:
 def test_the_control_puts_a_row_back_with_source_settings(
     boss: PortCluster, full_bin_dir: Path, tmp_path: Path
 ) -> None:
-    """The CHECKs hold only under the database's own settings."""
+    """The CHECKs hold only under the settings of the database."""
     with database(boss, "control_settings") as source:
         for setting in (
             "TimeZone = 'Asia/Kolkata'",
@@ -281,7 +281,7 @@ def test_the_control_puts_a_row_back_with_source_settings(
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", thinned(["template1", "postgres"]))
-def test_databases_that_every_server_has(name: str, boss: PortCluster, full_bin_dir: Path, tmp_path: Path) -> None:
+def test_template1_and_postgres_pass_a_drill(name: str, boss: PortCluster, full_bin_dir: Path, tmp_path: Path) -> None:
     source = boss.connection(name)
     execute(source, "CREATE TABLE t AS SELECT 1 AS a", f"ALTER DATABASE {name} SET work_mem = '1MB'")
     try:
@@ -469,7 +469,7 @@ def test_hostile_settings_of_the_source_pass(
             deputy = replace(source, database="postgres")
             execute(deputy, "DROP DATABASE set WITH (FORCE)", "DROP ROLE hostile", "DROP ROLE other")
 
-    # quote_all_identifiers: names in expressions are quoted, or not.
+    # With quote_all_identifiers, names in expressions may be quoted or not.
     assert_passed(evidence, Check.SCHEMA_TEXT)
 
 
@@ -601,7 +601,7 @@ def test_another_version_of_an_extension_is_odd(boss: PortCluster, full_bin_dir:
 
 
 def test_a_throwaway_server_has_room_to_lock_all_tables(bin_dir: Path) -> None:
-    """Reading the copy locks all tables and sequences, and the size of the lock table is fixed at server start."""
+    """Reading the copy locks all tables and sequences, and a server's lock table has a fixed size from its start."""
     room = "SELECT current_setting('max_locks_per_transaction')::int * current_setting('max_connections')::int"
     with throwaway(
         Programs(bin_dir), Path("/tmp"), "large", "postgres", relations=80_000, keep=False, log=quiet

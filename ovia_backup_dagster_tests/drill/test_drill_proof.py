@@ -1,6 +1,6 @@
-"""A drill proves what it claims: any alteration of the restored copy fails it, and is named.
+"""Any alteration of the restored copy fails the drill, and the drill names it.
 
-One copy is restored; it is cloned, altered and proven many times. A few tests run a whole drill.
+One copy is restored, then cloned, altered and proven many times. A few tests run a whole drill.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ SOURCE = [
     "CREATE MATERIALIZED VIEW more.counted AS SELECT count(*) FROM people",
     WATCH,
 ]
-#: What decides who may see what -> the object's description, and the statement that alters it.
+#: An object that decides who may see which rows -> its description, and the statement that alters it.
 GUARDS = {
     "a policy's expression": (
         "policy guarded expression in more",
@@ -214,7 +214,7 @@ ODD_NAME = 'ops."Odd ""Name"" ; drop\nme"'
 
 @dataclass(frozen=True)
 class Alteration:
-    """An alteration in SQL, the check that it fails, and the words that the check must have."""
+    """An alteration in SQL, the check that must fail, and the words that the check must have."""
 
     check: Check
     says: tuple[str, ...]
@@ -233,7 +233,7 @@ def _contents(says: str, *statements: str) -> Alteration:
     return Alteration(Check.CONTENTS, (says,), statements)
 
 
-#: Each alters another object, so that one copy can have all of them.
+#: Each entry alters another object, so that one copy can have all alterations.
 ALTERATIONS = {
     **{
         name: _rows(f'types."of {name}"', sql=f'UPDATE types."of {name}" SET v = {value} WHERE id = 1')
@@ -396,7 +396,7 @@ ALTERATIONS = {
     "a schema's owner": _contents("SCHEMA - owned postgres", "ALTER SCHEMA owned OWNER TO ovia"),
 }
 
-#: Differences that are odd, but no failure: PostgreSQL itself writes such SQL back differently.
+#: Differences that are odd but do not fail a drill: PostgreSQL itself writes such SQL back differently.
 ODDITIES = {
     "comment TABLE people in public": "COMMENT ON TABLE people IS 'all'",
     "policy checked looks in more": "ALTER POLICY looks ON more.checked USING ((a)::bigint > 1)",
@@ -415,7 +415,7 @@ class Copies:
         self._made = 0
 
     def clone(self) -> Copy:
-        """A clone of the restored copy."""
+        """Clone the restored copy."""
         self._made += 1
         name = f"clone{self._made}"
         with psycopg.connect(**_to(self._copy.server), autocommit=True) as session:
@@ -426,7 +426,7 @@ class Copies:
         return replace(self._copy, connection=replace(self._copy.connection, database=name))
 
     def prove(self, copy: Copy) -> dict[Check, CheckResult]:
-        """The results of the drill's checks on a copy."""
+        """Run the drill's checks on a copy; return their results."""
         proof = proof_of(self.drilling, self.backup)
         proof.prove(copy)
         return {line.check: line for line in proof.lines}
@@ -470,7 +470,7 @@ def copies(full_server: PortCluster, full_bin_dir: Path, tmp_path_factory: pytes
 
 
 def _show_all(patch: pytest.MonkeyPatch) -> None:
-    """Do not shorten the lines of evidence."""
+    """Show all lines of evidence, unshortened."""
     patch.setattr(comparison, "joined", "; ".join)
     patch.setattr(record, "joined", "; ".join)
 
@@ -493,7 +493,7 @@ def test_an_unaltered_copy_is_proven(copies: Copies) -> None:
     lines = copies.prove(copies.clone())
 
     assert {check for check, line in lines.items() if line.result is Result.FAILED} == set()
-    # The enum's hash and the late column (facts); the CHECK over a varchar.
+    # Odd are the row order of two tables (hashed by an enum; with a late column), and the CHECK over a varchar.
     assert {check for check, line in lines.items() if line.result is Result.ODD} == {
         Check.TABLES,
         Check.SCHEMA_TEXT,
@@ -514,7 +514,7 @@ def test_every_alteration_fails_the_drill_and_is_named(name: str, altered: dict[
 
 
 def _tables_named(line: CheckResult) -> set[str]:
-    """The tables that are wrong, without those that are only in another order."""
+    """The names of wrong tables, without those whose rows are only in another order."""
     return set(re.findall(r"table ((?s:.*?)) (?:has|differs|is) ", line.text))
 
 
@@ -548,7 +548,7 @@ def test_sql_that_is_written_back_differently_is_odd(copies: Copies, monkeypatch
     "statement",
     ["SELECT lo_create(4242)", "SELECT lo_unlink(900001)"],
 )
-def test_a_large_object_more_or_less_is_found(statement: str, copies: Copies) -> None:
+def test_an_extra_or_missing_large_object_is_found(statement: str, copies: Copies) -> None:
     copy = copies.clone()
     execute(copy.connection, statement)
 
@@ -558,7 +558,7 @@ def test_a_large_object_more_or_less_is_found(statement: str, copies: Copies) ->
     assert re.search(r"the copy has \d large objects, the backup \d", lines[Check.LARGE_OBJECTS].text)
 
 
-#: A value of a type's category -> another.
+#: A value of a type's category -> another value.
 _OTHERS = {
     "N": "{c} + 1",
     "S": "{c} || 'x'",
@@ -571,7 +571,7 @@ _OTHERS = {
 
 @pytest.mark.parametrize("examples", thinned([2, 10]))
 def test_any_altered_value_of_any_table_is_named(copies: Copies, examples: int) -> None:
-    """Alters one value and puts it back: each time the drill names the table."""
+    """Alter one value and put it back, many times: each time the drill names the table."""
     copy = copies.clone()
     tables = [table for table in copies.witness.tables if table.rows and table.columns]
 
@@ -595,7 +595,7 @@ def test_any_altered_value_of_any_table_is_named(copies: Copies, examples: int) 
         undo()
 
         assert line.result is Result.FAILED
-        # Only this table: earlier alterations were undone.
+        # Earlier alterations were undone, so only this table is named.
         assert _tables_named(line) == {table.name}
 
     examine()
@@ -604,7 +604,7 @@ def test_any_altered_value_of_any_table_is_named(copies: Copies, examples: int) 
 
 
 def _alter(connection: Connection, table: str, column: str, row: int) -> Callable[[], None] | None:
-    """Alter one value, if its column allows that; returns a function that puts it back."""
+    """Alter one value, if its column allows that; return a function that puts it back."""
     only = f"(SELECT ctid, tableoid FROM {table} OFFSET {row} LIMIT 1)"
     with psycopg.connect(**_to(connection), autocommit=True) as session:
         session.execute("SET session_replication_role = replica")

@@ -87,13 +87,13 @@ def test_the_start_of_drills_is_written_once(folder: DrillFolder) -> None:
     assert folder.since() == NOW
 
 
-# ---------------------------------------------------------------- what follows from it
+# ---------------------------------------------------------------- the standing of drills
 
 
 def test_a_killed_drill_is_reported_until_another_ends(folder: DrillFolder) -> None:
     backup = proven(folder._catalog, NOW)
     with contextlib.suppress(KeyboardInterrupt), folder.lock(backup, NOW), folder.under_way(backup, NOW):
-        # A running drill is no trouble, nor is one that was ended by a signal.
+        # Neither a running drill nor one that a signal ended is reported.
         assert folder.standing(MAX_AGE, NOW).trouble is None
         raise KeyboardInterrupt
     assert folder.standing(MAX_AGE, NOW).trouble is None

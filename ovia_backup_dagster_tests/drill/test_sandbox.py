@@ -1,7 +1,7 @@
-"""Code in a backup can reach nothing outside its copy: each attack is made with the sandbox and without it.
+"""Code in a backup can reach nothing outside its copy. Each attack is made with the sandbox and without it.
 
-A role that owns one schema writes a CHECK function; a drill runs it as the superuser of its copy. A program that
-attacks before it does its work stands for a client program that an archive has taken over.
+The attack is a CHECK function of a role that owns one schema; a drill runs it as the superuser of its copy. A client
+program that an archive has taken over is simulated by a program that attacks before it does its work.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class Outside:
 
     @property
     def sql(self) -> str:
-        """The same as what follows COPY (...) TO PROGRAM."""
+        """The attack as the text of the literal in COPY (...) TO PROGRAM '...'."""
         code = base64.b64encode(self.program.encode()).decode()
         return f"exec /usr/bin/python3 -I -S -c \"import base64; exec(base64.b64decode(b''{code}''))\""
 
@@ -355,14 +355,14 @@ def test_code_in_a_backup_reaches_nothing_outside(site: Callable[..., Site], out
 
     unconfined = there.drill_as_nobody(Confine.OFF)
     assert unconfined.passed, unconfined.failures
-    assert outside.succeeded() == ALL - {"process left"}  # the launcher ends that, confined or not
+    assert outside.succeeded() == ALL - {"process left"}  # the launcher ends these processes, confined or not
     assert unconfined.confinement == "none: DRILL_SANDBOX=off"
 
 
 @needs_root
 def test_code_in_a_backup_drilled_by_root_is_confined(site: Callable[..., Site], outside: Outside) -> None:
     there = site(_attack(outside))
-    # Root's server runs under another account: only the sandbox may protect these files from it.
+    # Root's server runs under another account. The files must be protected by the sandbox alone.
     owner = account()
     assert owner is not None
     for path in (outside.folder, *outside.folder.rglob("*")):
@@ -400,7 +400,7 @@ def _taken_over(outside: Outside, bin_dir: Path, *programs: str) -> Path:
     for name in programs:
         path = prefix / "bin" / name
         path.rename(path.with_suffix(".real"))
-        # Not with --version, which reads no archive.
+        # --version is excluded: it reads no archive.
         attack = base64.b64encode(outside.program.encode()).decode()
         path.write_text(
             "#!/usr/bin/python3 -IS\nimport base64, os, sys\n"
@@ -417,7 +417,7 @@ def _taken_over(outside: Outside, bin_dir: Path, *programs: str) -> Path:
 def test_a_hijacked_pg_restore_is_confined(
     site: Callable[..., Site], outside: Outside, full_bin_dir: Path, confine: Confine
 ) -> None:
-    """In a verification."""
+    """The attack during a verification."""
     there = site("BEGIN RETURN true; END")
     taken = _taken_over(outside, full_bin_dir, "pg_restore")
 
@@ -447,7 +447,7 @@ def test_clients_in_a_drill_reach_the_copy_alone(
 
 @needs_root
 def test_a_replaced_socket_leads_no_client_elsewhere(site: Callable[..., Site], outside: Outside) -> None:
-    """The server could replace its socket, which our clients connect to, by a link to another one."""
+    """The copy's server tries to replace the socket that our clients connect to with a link to another one."""
     swap = (
         "import glob, os\nfor folder in glob.glob('../../s') + glob.glob('/tmp/*/ovia-drill-*/s'):\n"
         "    for made in (lambda to: os.symlink({0!r}, to), lambda to: os.link({0!r}, to)):\n"
@@ -465,7 +465,7 @@ def test_a_replaced_socket_leads_no_client_elsewhere(site: Callable[..., Site], 
 
     evidence = there.drill_as_nobody(Confine.REQUIRE)
 
-    # The server can only remove its socket, and so become unreachable.
+    # The server can only remove its socket, which makes it unreachable.
     assert not evidence.passed
     assert "connection" in evidence.error, evidence.error
     assert outside.succeeded() == set()
@@ -505,7 +505,7 @@ def _read(path: Path) -> str:
 @needs_root
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="numbers of x86_64")
 def test_other_system_calls_are_refused() -> None:
-    """Other ways out: each of these was or would be possible without the filter."""
+    """Each of these was possible earlier, or would be without the filter."""
     archive = Path(tempfile.mkdtemp(prefix="ovia-sb-", dir="/tmp")) / "archive"
     archive.write_text("an archive")
     for path in (archive.parent, archive):
@@ -541,7 +541,7 @@ print(set(done) or 'nothing')
 
 
 def test_a_script_that_becomes_a_program_is_followed(bin_dir: Path, tmp_path: Path) -> None:
-    """Only the script may be read, nothing else in its folder."""
+    """The sandbox may read only the script, and nothing else in its folder."""
     secret = tmp_path / "secret"
     secret.write_text("secret")
     wrapper = tmp_path / "bin" / "pg_restore"
@@ -565,7 +565,7 @@ def test_a_script_that_becomes_a_program_is_followed(bin_dir: Path, tmp_path: Pa
 def _without_end(program: str) -> str:
     code = base64.b64encode(program.encode()).decode()
     command = f"exec /usr/bin/python3 -I -S -c \"import base64; exec(base64.b64decode(b''{code}''))\""
-    # In the source, the role may not run programs.
+    # The role may not run programs in the source.
     return (
         f"BEGIN COPY (SELECT 1) TO PROGRAM '{command}'; RETURN true; EXCEPTION WHEN insufficient_privilege THEN "
         "RETURN true; END"
@@ -596,7 +596,7 @@ def test_a_function_without_end_ends_the_drill(
     site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, body: str, found: str
 ) -> None:
     there = site(body)
-    # Servers of other tests run under the same account, and must keep room for their processes.
+    # Servers of other tests run under the same account, and need room for their processes.
     monkeypatch.setattr(sandboxes, "_ACCOUNT_PROCESSES", 640)
     if body is ALLOCATES:
         monkeypatch.setattr(sandboxes, "_memory_bytes", lambda: 1_000_000_000)
@@ -641,7 +641,7 @@ def _processes_in(folder: Path) -> list[str]:
 def test_many_objects_stay_within_the_limits(
     server: PortCluster, bin_dir: Path, tmp_path: Path, tables: int, objects: int
 ) -> None:
-    """With the limits of a small container."""
+    """The limits are those of a small container."""
     name = f"many{os.getpid()}_{free_port()}"
     with admin(server) as session:
         session.execute(f"CREATE DATABASE {name} TEMPLATE template0".encode())

@@ -36,7 +36,7 @@ TABLES = st.dictionaries(NAMES, st.tuples(st.integers(0, 5), st.text("abc", min_
 
 
 def witness(tables: dict[str, tuple[int, str]]) -> Witness:
-    """Tables with so many rows of such content."""
+    """The witness of tables, given each table's number of rows and content."""
     made = tuple(
         TableWitness(name=name, columns="id, v", rows=rows, sha256=hashlib.sha256(content.encode()).hexdigest())
         for name, (rows, content) in tables.items()
@@ -55,7 +55,7 @@ def test_only_unequal_tables_are_named(one: dict[str, tuple[int, str]], other: d
     before, after = witness(one), witness(other)
     unequal = {name for name in {*one, *other} if one.get(name) != other.get(name)}
 
-    # Tables that may hold the same rows are compared independent of order, and differ.
+    # Comparable tables are compared independently of row order; here, they differ.
     rows = {
         name: (Unordered(1, 1), Unordered(1, 2)) for name in unequal if comparable(name, before, after, split_columns)
     }
@@ -83,7 +83,7 @@ def test_the_same_rows_in_another_order_are_odd_and_never_bad(
     assert len(bad) == len(unequal_tables(before, after)) - len(rows)
 
 
-def test_another_number_of_rows_is_never_comparable() -> None:
+def test_tables_with_other_row_counts_are_not_comparable() -> None:
     assert not comparable("t", witness({"t": (1, "a")}), witness({"t": (2, "a")}), split_columns)
     assert not comparable("t", witness({"t": (1, "a")}), witness({}), split_columns)
     assert comparable("t", witness({"t": (1, "a")}), witness({"t": (1, "b")}), split_columns)
@@ -130,7 +130,7 @@ def test_values_that_change_places_between_rows_change_the_sum() -> None:
 
 
 def feed(into: UnorderedRows, columns: list[str], rows: list[list[bytes]], cut: int) -> None:
-    """Rows as the reader gets them: a block, in pieces that end anywhere."""
+    """Feed rows as the reader does: one block, cut into pieces at any byte."""
     text = bytearray(b"".join(b"\t".join(row) + b"\n" for row in rows))
     into.begin(", ".join(columns))
     for at in range(0, len(text), cut):
@@ -212,7 +212,7 @@ def test_without_owners_all_other_differences_are_found() -> None:
     assert contents_differences(before, [*after, "TABLE public b tester"], with_owners=False) == [
         "only in the copy: TABLE public b"
     ]
-    # That initdb's schema has another owner shows only in its entry.
+    # Another owner of the public schema, which initdb creates, shows only in the schema's own entry.
     public, others = "SCHEMA - public some one", ["SCHEMA - public_x ovia", "SCHEMA - mine some one"]
     copied = ["SCHEMA - public_x tester", "SCHEMA - mine tester"]
     assert contents_differences([public, *others], copied, with_owners=False) == []
@@ -240,7 +240,7 @@ def test_a_schema_difference_is_named_without_secrets() -> None:
 
 
 @given(st.text("ab'$; \n", max_size=30), st.text("ab", max_size=5))
-def test_nothing_between_quotes_is_shown(inside: str, tag: str) -> None:
+def test_no_text_between_quotes_is_shown(inside: str, tag: str) -> None:
     quoted = "'" + inside.replace("'", "''").replace("a", "SECRET") + "'"
     dollars = f"${tag}$" + inside.replace("$", "").replace("a", "SECRET") + f"${tag}$"
 
@@ -431,16 +431,16 @@ def test_objects_of_two_owners_are_counted_once_each() -> None:
     assert len(contents_differences(before, before[:1], with_owners=True, roles=roles)) == 1
 
 
-def test_a_copy_answers_for_one_entry_only() -> None:
+def test_one_entry_of_the_copy_matches_only_one_entry() -> None:
     before = ["TABLE public a some one"] * 2
     assert contents_differences(before, ["TABLE public a tester"], with_owners=False) == [
         "missing in the copy: TABLE public a some one"
     ]
 
 
-def test_the_public_schemas_entry_may_be_in_both() -> None:
+def test_the_public_schema_may_be_listed_on_both_sides() -> None:
     assert contents_differences(["SCHEMA - public ovia"], ["SCHEMA - public tester"], with_owners=False) == []
-    # A schema whose name only begins so.
+    # A schema whose name only begins with "public".
     assert contents_differences(["SCHEMA - public x ovia"], ["SCHEMA - public x tester"], with_owners=False) == []
 
 
@@ -464,7 +464,7 @@ def test_text_that_may_hold_a_password_is_not_shown(kind: str) -> None:
     ]
 
 
-def test_an_object_that_goes_on_has_no_example() -> None:
+def test_a_difference_of_length_has_no_example() -> None:
     before = of("VIEW", "CREATE VIEW t AS\n SELECT a")
     assert schema_differences(before, before.replace(b"SELECT a", b"SELECT a\n FROM b")) == [
         "PostgreSQL writes back differently: view t in public"

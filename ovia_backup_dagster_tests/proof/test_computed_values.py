@@ -88,7 +88,7 @@ def dumper_of(drilling: Drilling) -> Dumper:
 
 
 def recorded(dumper: Dumper, log: Callable[[str], None] = quiet) -> Computed:
-    """What a dump of a database records."""
+    """The computed values that a dump records."""
     manifest = dumper.dump(log=log).manifest
     assert manifest is not None
     assert manifest.computed is not None
@@ -192,8 +192,8 @@ def test_a_stale_materialized_view_is_odd(server: PortCluster, bin_dir: Path, tm
 
 
 @pytest.mark.parametrize("key", ["", "PRIMARY KEY"])
-def test_values_that_changed_places_are_seen(key: str, server: PortCluster) -> None:
-    """As a set, the values are the same; but they are in other rows."""
+def test_values_that_changed_rows_are_found(key: str, server: PortCluster) -> None:
+    """The values are the same as a set, but in other rows."""
     flip = "CREATE OR REPLACE FUNCTION f(int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT {}'"
     with database(server, "places") as source:
         execute(
@@ -281,7 +281,7 @@ def test_computed_values_in_sql_ascii_are_compared(server: PortCluster, bin_dir:
     )
 
 
-# ------------------------------------------------------------------------------------------ what must not fail a dump
+# ------------------------------------------------------------------------------------------ a dump must not fail
 
 
 def test_computed_values_are_read_in_the_dumps_snapshot(

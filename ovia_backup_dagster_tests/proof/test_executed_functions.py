@@ -88,7 +88,7 @@ UNSAID = {
         "ALTER TABLE m.t ENABLE ALWAYS TRIGGER x",
     ),
 }
-#: What a restore creates without running a function.
+#: Objects that a restore creates without running a function.
 NOT_RUN = {
     "exclusion": (
         INT,
@@ -113,7 +113,7 @@ PROGRAM = """
 
 @pytest.fixture
 def owner(server: PortCluster) -> Iterator[Connection]:
-    """A database of the owner of one schema, as that owner."""
+    """A database, connected as the role that owns one schema in it."""
     name = f"mallory_{free_port()}"
     execute(server.connection(), f"CREATE ROLE {name} LOGIN")
     with database(server, name) as found:
@@ -130,7 +130,7 @@ def dumped(owner: Connection, bin_dir: Path, folder: Path, *, proven: bool = Fal
 
 
 def make(owner: Connection, ways: Mapping[str, Sequence[str]]) -> None:
-    """Statements for each way, in a schema of its own."""
+    """Run the statements of each way in its own schema."""
     for number, (way, statements) in enumerate(ways.items()):
         schema = f'"{way} {number}"'
         execute(replace(owner, user="postgres"), f"CREATE SCHEMA {schema} AUTHORIZATION {owner.user}")
@@ -145,7 +145,7 @@ def test_only_functions_that_a_restore_runs_are_named(owner: Connection, bin_dir
     assert {match[1] for name in found.functions if (match := re.match(r"FUNCTION (.*) \d+ f\(", name))} == set(WAYS)
     assert owner.user in str(found)
     assert f"and {len(found.functions) - 3} more" in str(found)
-    # A role that has no power lends none.
+    # A role without power lends none.
     assert reach(owner, drilling.programs, backup).functions == ()
 
 
@@ -181,7 +181,7 @@ def test_a_member_of_a_superuser_role_lends_as_much(owner: Connection, bin_dir: 
 
 
 def test_an_altered_globals_file_hides_no_function(owner: Connection, bin_dir: Path, tmp_path: Path) -> None:
-    """A role that the file calls a superuser is none on the server."""
+    """The file calls the role a superuser, but on the server it is none."""
     execute(owner, *WAYS["check"])
     drilling, backup = dumped(owner, bin_dir, tmp_path)
     backup = with_roles(backup, f"CREATE ROLE {owner.user};\nALTER ROLE {owner.user} WITH SUPERUSER;\n".encode())
@@ -193,7 +193,7 @@ def test_an_altered_globals_file_hides_no_function(owner: Connection, bin_dir: P
     [("m", "f() postgres"), ("; Type: TABLE", "f"), ("1259 1 TABLE", "; 0"), ("m", 'f" postgres')],
 )
 def test_no_name_hides_a_function(owner: Connection, bin_dir: Path, tmp_path: Path, schema: str, function: str) -> None:
-    """The contents list has names without quotes."""
+    """The contents list does not quote names, so a name may look like the end of an entry."""
     names = ".".join('"' + name.replace('"', '""') + '"' for name in (schema, function))
     boss = replace(owner, user="postgres")
     execute(boss, f'CREATE SCHEMA IF NOT EXISTS "{schema}" AUTHORIZATION {owner.user}')
@@ -203,7 +203,7 @@ def test_no_name_hides_a_function(owner: Connection, bin_dir: Path, tmp_path: Pa
     assert len(reach(drilling.source, drilling.programs, backup).functions) == 1
 
 
-def test_an_owner_named_like_a_superusers_end_is_none() -> None:
+def test_a_role_named_not_postgres_is_no_superuser() -> None:
     listing = "7; 1255 1 FUNCTION m f() not postgres\n;\tdepends on: 6\n8; 1259 2 TABLE m t x\n;\tdepends on: 7\n"
     assert run_by_restore(listing, {"postgres"}, {"postgres", "not postgres"}) == ["FUNCTION m f() not postgres"]
     assert run_by_restore(listing, {"postgres"}, {"postgres"}) == []
@@ -222,7 +222,7 @@ def is_superuser(owner: Connection) -> object:
 
 
 @pytest.mark.exhaustive
-def test_a_drill_by_a_superuser_on_the_sources_cluster(owner: Connection, bin_dir: Path, tmp_path: Path) -> None:
+def test_a_superusers_drill_on_the_source_needs_trust(owner: Connection, bin_dir: Path, tmp_path: Path) -> None:
     attack(owner)
     drilling, backup = dumped(owner, bin_dir, tmp_path, proven=True)
     evidence = drilling.drill(Where.DATABASE)
@@ -257,8 +257,8 @@ def test_a_drill_by_a_role_with_no_power_lends_none(owner: Connection, bin_dir: 
         execute(drilling.source, f"DROP ROLE {role}")
 
 
-def test_a_drill_as_if_on_another_cluster_is_not_refused(owner: Connection, bin_dir: Path, tmp_path: Path) -> None:
-    """If the source's cluster is unknown, it may be this one."""
+def test_only_a_drill_on_another_cluster_needs_no_trust(owner: Connection, bin_dir: Path, tmp_path: Path) -> None:
+    """If the source's cluster is unknown, it may be this one, and the drill is refused."""
     execute(owner, *WAYS["check"])
     drilling, backup = dumped(owner, bin_dir, tmp_path)
     path = backup.sidecar(".json")
@@ -273,5 +273,5 @@ def test_a_drill_as_if_on_another_cluster_is_not_refused(owner: Connection, bin_
         assert by_check(evidence)[Check.FUNCTIONS].result is Result.ODD
 
 
-def test_programs_are_not_needed_where_there_is_no_power(owner: Connection, tmp_path: Path) -> None:
+def test_for_a_role_without_power_no_archive_is_read(owner: Connection, tmp_path: Path) -> None:
     assert reach(owner, Programs(tmp_path), None).functions == ()  # type: ignore[arg-type]

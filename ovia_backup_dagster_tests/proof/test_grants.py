@@ -1,4 +1,4 @@
-"""Privileges are compared by their meaning: an extension's owner may differ, what other roles may do may not."""
+"""Privileges are compared by meaning: an extension's owner may differ, the privileges of other roles may not."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def bad(before: bytes, after: bytes) -> list[str]:
 def test_the_owner_of_an_extensions_object_may_differ() -> None:
     assert bad(acl(VIEW, GRANT), acl(VIEW, GRANT, "postgres")) == []
     assert bad(acl(VIEW, GRANT), acl(VIEW, GRANT, "boss")) == []
-    # What the superuser revoked from itself means nothing where another role is the superuser.
+    # Privileges that the superuser revoked from itself mean nothing if another role is the superuser.
     own = "REVOKE ALL ON TABLE public.pg_stat_statements FROM ovia;\n"
     own += "GRANT SELECT ON TABLE public.pg_stat_statements TO ovia;\n"
     assert bad(acl(VIEW, own + GRANT), acl(VIEW, GRANT, "postgres")) == []
@@ -44,14 +44,14 @@ def test_the_owner_of_an_extensions_object_may_differ() -> None:
         b"",
     ],
 )
-def test_a_privilege_more_or_less_is_a_difference(after: bytes) -> None:
+def test_an_extra_or_missing_privilege_is_a_difference(after: bytes) -> None:
     before = acl(VIEW, GRANT)
     for one, other in ((before, after), (after, before)):
         (line,) = bad(one, other)
         assert line.startswith("privileges differ: acl TABLE pg_stat_statements in public (")
 
 
-def test_a_users_own_object_is_compared_to_the_letter() -> None:
+def test_a_users_own_object_is_compared_exactly() -> None:
     """The backup names its owner."""
     revoked = "REVOKE ALL ON TABLE public.t FROM ovia;"
     for name, sql in (("TABLE t", revoked), ("COLUMN t.a.b", "REVOKE SELECT(a) ON TABLE public.t FROM ovia;")):

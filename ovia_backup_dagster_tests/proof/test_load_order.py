@@ -1,6 +1,6 @@
 """The order in which rows and indexes are loaded whose functions read other tables.
 
-What is loaded when, and that chance decides nothing of it; what is said of what never loads; and what is left of that.
+The order does not depend on chance. Tables that never load are named, and their rows are salvaged.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ovia_backup_dagster_tests.support.drilling import Drilling, by_check, datab
 from ovia_backup_dagster_tests.support.exhaustive import thinned
 from ovia_backup_dagster_tests.support.proofs import going_live, lines_of, proof_of
 
-#: A CHECK that reads a table whose data comes later.
+#: A CHECK that reads a table whose data is loaded later.
 ELSEWHERE = (
     "CREATE SCHEMA a",
     "CREATE SCHEMA b",
@@ -39,7 +39,7 @@ NOTE = (
     "table a.accounts was loaded after the others: its CHECK acct_known looks into b.codes (b.known); "
     "a plain pg_restore may fail on it"
 )
-#: Each is read by, or reads, another object; by their names, pg_dump lists them in the wrong order.
+#: Objects that read others, or are read. Because of their names, pg_dump lists them in the wrong order.
 KINDS = (
     "CREATE SCHEMA app",
     "CREATE TABLE app.z_codes (code text PRIMARY KEY)",
@@ -70,19 +70,19 @@ KINDS = (
     "CREATE TABLE app.parents (id int, c text CONSTRAINT parents_known CHECK (app.is_code(c)))",
     "CREATE TABLE app.children (x int) INHERITS (app.parents)",
     "INSERT INTO app.children VALUES (1, 'a', 2)",
-    # The third level: it reads a table that reads another.
+    # Third level: a CHECK that reads a table that reads another table.
     "CREATE FUNCTION app.is_item(i int) RETURNS bool LANGUAGE sql AS $$ SELECT count(*) > 0 FROM app.items AS x $$",
     "CREATE TABLE app.bought (id int CONSTRAINT is_an_item CHECK (app.is_item(id)))",
     "INSERT INTO app.bought VALUES (1), (2)",
-    # Functions that read nothing, and functions that only a trigger calls, delay nothing.
+    # A function that reads no table, or that only a trigger calls, does not delay its table.
     "CREATE FUNCTION app.tidy(t text) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT lower(trim(t)) $$",
     "CREATE TABLE app.aside (t text CHECK (app.tidy(t) <> ''))",
     "INSERT INTO app.aside VALUES ('X')",
     """CREATE FUNCTION app.on_aside() RETURNS trigger LANGUAGE plpgsql AS
        $$ BEGIN PERFORM 1 FROM app.items; RETURN new; END $$""",
     "CREATE TRIGGER aside BEFORE INSERT ON app.aside FOR EACH ROW EXECUTE FUNCTION app.on_aside()",
-    # The caller names what is read; or it is known only at run time; or it is an operator's, a cast's or a partition
-    # key's function.
+    # Dynamic SQL with a table name from the caller, or built at run time; functions of an operator, of a cast, and on
+    # a table with an odd name.
     """CREATE FUNCTION app.is_in(t text, c text) RETURNS bool LANGUAGE plpgsql AS $$ DECLARE found bool; BEGIN
        EXECUTE format('SELECT EXISTS (SELECT FROM app.%I AS x WHERE x.code = $1)', t) INTO found USING c;
        RETURN found; END $$""",
@@ -119,7 +119,7 @@ LATER = {
     "app.into_odd": "its CHECK odd looks into app.Odd; (Table (app.in_odd)",
     "app.bought": "its CHECK is_an_item looks into app.items (app.is_item)",
 }
-#: Two tables that read each other: no order is right.
+#: Two tables that read each other: there is no right order.
 CYCLE = (
     "CREATE TABLE one (id int)",
     "CREATE TABLE two (id int)",
@@ -131,7 +131,7 @@ CYCLE = (
     "ALTER TABLE two ADD CONSTRAINT two_is_in_one CHECK (in_one(id))",
     "COMMENT ON CONSTRAINT two_is_in_one ON two IS 'kept'",
 )
-#: The text of the function does not show what it reads.
+#: A function whose text does not show which table it reads.
 HIDDEN = (
     "CREATE TABLE z_hidden (id int)",
     "INSERT INTO z_hidden VALUES (1), (2)",
@@ -162,7 +162,7 @@ def asked(connection: Connection, *statements: str) -> object:
 
 
 def load(archive: Path, target: Connection, bin_dir: Path, jobs: int) -> list[str]:
-    """Load an archive into a database that is dropped afterwards; returns the notes."""
+    """Load an archive into the target database; return the notes."""
     programs = Programs(bin_dir)
     restorer = Restorer(programs, target, "copy", jobs, rescue="RESCUE")
     return restorer.restore(archive, archives.contents_list(programs, archive), None, quiet)
@@ -184,7 +184,7 @@ def test_a_table_that_reads_a_later_one_is_loaded_after_it(
 def test_every_kind_of_reader_is_loaded_after_what_it_reads(
     server: PortCluster, full_server: PortCluster, bin_dir: Path, full_bin_dir: Path, tmp_path: Path
 ) -> None:
-    """In a throwaway cluster, on the same and on another server; the only finding is the note."""
+    """In a throwaway cluster, on the source's server and on another one; the only finding is the note."""
     with database(server, "kinds") as source:
         execute(source, *KINDS)
         drilling = Drilling(source, bin_dir, tmp_path)
@@ -219,8 +219,10 @@ def test_every_kind_of_reader_is_loaded_after_what_it_reads(
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
-def test_an_unforeseen_failure_is_loaded_again(jobs: int, server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
-    """Also if rows are INSERT commands, some of which may have succeeded."""
+def test_a_table_that_fails_unforeseen_is_loaded_again(
+    jobs: int, server: PortCluster, bin_dir: Path, tmp_path: Path
+) -> None:
+    """The rows are INSERT commands, some of which may have succeeded the first time."""
     with database(server, "hidden") as source:
         execute(source, *HIDDEN, "INSERT INTO a_seen SELECT 1 FROM generate_series(1, 5)")
         archive = plain(source, bin_dir, tmp_path / "hidden.dump", "--inserts")
@@ -240,7 +242,7 @@ def test_an_unforeseen_failure_is_loaded_again(jobs: int, server: PortCluster, b
 def test_a_table_that_never_loads_is_named_and_salvaged(
     server: PortCluster, bin_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also if it is not foreseen, and two jobs deadlock."""
+    """Also if the order is not foreseen and two jobs deadlock."""
     with database(server, "cycle") as source:
         execute(source, *CYCLE)
         drilling = Drilling(source, bin_dir, tmp_path)
@@ -271,7 +273,7 @@ def test_a_table_that_never_loads_is_named_and_salvaged(
             assert one(copy.connection, kept) == "kept"
 
 
-#: Rules that rows break although they are valid in the catalog, and the message for each.
+#: Constraints that rows break although the catalog calls them valid.
 BROKEN_BY_DATA = (
     "CREATE TABLE checked (id int, t text)",
     "INSERT INTO checked VALUES (1, 's3cret'), (-7, 's3cret')",
@@ -329,7 +331,7 @@ BROKEN_AFTER_DATA = (
     ],
     ids=["of rows", "of keys"],
 )
-def test_a_broken_rule_is_named_and_all_rows_salvaged(
+def test_a_broken_constraint_is_named_and_all_rows_salvaged(
     statements: tuple[str, ...],
     names: tuple[str, ...],
     rows: dict[str, int],
@@ -395,7 +397,7 @@ LOOKS = "CREATE FUNCTION public.looks() RETURNS event_trigger LANGUAGE plpgsql A
 
 
 @pytest.mark.exhaustive
-def test_functions_without_search_path_are_named_and_lent_one(
+def test_functions_that_need_a_search_path_are_lent_one(
     full_server: PortCluster, full_bin_dir: Path, tmp_path: Path
 ) -> None:
     with database(full_server, "leaning") as source:
@@ -420,7 +422,7 @@ def test_functions_without_search_path_are_named_and_lent_one(
             proof.restore(copy, despite_errors=True)
             proof.prove(copy)
             assert proof.lost == []
-            # The schema is the archive's again, without a trace of the lent path.
+            # The schema equals the archive's again: the lent search_path is gone.
             assert not proof.failed, proof.lines
             path = "SET search_path = app, public"
             assert asked(copy.connection, path, "SELECT sum(total) FROM app.items") == 150 * (3 + 4)
@@ -431,7 +433,7 @@ def test_functions_without_search_path_are_named_and_lent_one(
         assert "were lent one meanwhile" in text
         assert "ALTER FUNCTION public.no_accents(text) SET search_path = public, pg_temp" in text
 
-        # The advised statements are enough.
+        # After the advised statements, a drill passes.
         execute(
             source,
             *(f"ALTER FUNCTION {f} SET search_path = app, pg_temp" for f in ("app.norm2(text)", "app.rate(text)")),

@@ -1,4 +1,4 @@
-"""Restores into a database that goes live, and of what is left of a damaged backup."""
+"""Restores into a database that goes live, and salvage of damaged backups."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_database_that_goes_live_is_given_everything(
         assert one(copy.connection, "SELECT tableowner FROM pg_tables WHERE tablename = 'people'") == "ovia"
         assert one(copy.connection, "SELECT has_table_privilege('ovia_readonly', 'people', 'SELECT')") is True
         about = "SELECT datconnlimit FROM pg_database WHERE datname = current_database()"
-        copy.release()  # until then its limit tells it from what others make
+        copy.release()  # until then, its connection limit marks it as ours
         assert one(copy.connection, about) == -1
         mark = "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = current_database()"
         assert one(copy.connection, mark) != MARK
@@ -178,7 +178,7 @@ def test_a_live_database_refuses_another_locale(
             assert one(source, "SELECT count(*) FROM pg_database WHERE datname = 'live_copy'") == 0
 
 
-def test_a_missing_extension_is_to_be_installed_on_that_server(
+def test_a_missing_extension_is_named_with_its_fix(
     server: PortCluster, bin_dir: Path, tmp_path: Path, full_bin_dir: Path, new_full_database: NewDatabase
 ) -> None:
     source = new_full_database()
@@ -192,13 +192,13 @@ def test_a_missing_extension_is_to_be_installed_on_that_server(
         assert caught.value.fix == "install its package on that server; then try again"
 
 
-def test_dropping_may_be_repeated_and_ends_sessions(server: PortCluster) -> None:
+def test_dropping_can_be_repeated_and_ends_sessions(server: PortCluster) -> None:
     copy = live_copy(server.connection(), "live_copy", "a place")
     copy.drop()
     with admin(server) as session:
         session.execute("CREATE DATABASE live_copy")
     with pytest.raises(CopyError, match="is not dropped"):
-        copy.drop()  # it does not bear our mark
+        copy.drop()  # it does not have our mark
     oid = database_state(server.connection(), "live_copy").oid
     with admin(server, "live_copy") as other:
         copy.drop(oid)
@@ -251,7 +251,7 @@ def test_progress_has_bytes_tables_and_time_left(
     assert any(re.search(r"^restored \d+\.\d MB of about \d+\.\d MB, about \d+ s left", line) for line in told), told
 
 
-# ---- what is left of a damaged one
+# ---- salvage of damaged backups
 
 
 LARGE = "CREATE TABLE large AS SELECT i, sha256(i::text::bytea) AS v FROM generate_series(1, 40000) i"
@@ -263,7 +263,7 @@ def newest(drilling: Drilling) -> Backup:
 
 @contextmanager
 def damaged(how: Callable[[bytes], bytes], server: PortCluster, bin_dir: Path, folder: Path) -> Iterator[Drilling]:
-    """A backup of three tables; the second is nearly the whole file, and is damaged."""
+    """A backup of three tables, damaged in the second, which is nearly the whole file."""
     with database(server, "torn") as source:
         execute(
             source,
@@ -293,7 +293,9 @@ def _cut(whole: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("jobs", thinned([2, 4]))
-def test_a_damaged_table_takes_no_other_with_it(jobs: int, server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
+def test_a_damaged_table_leaves_the_others_intact(
+    jobs: int, server: PortCluster, bin_dir: Path, tmp_path: Path
+) -> None:
     with damaged(_altered, server, bin_dir, tmp_path) as drilling:
         proof = proof_of(drilling, newest(drilling), jobs=jobs)
         assert proof.contents.witness is None
@@ -406,7 +408,7 @@ def test_each_view_that_fails_at_the_same_time_is_named(server: PortCluster, bin
 
 
 @pytest.mark.parametrize("despite_errors", [False, True])
-def test_a_session_that_is_ended_ends_the_restore(
+def test_a_terminated_session_ends_the_restore(
     despite_errors: bool, server: PortCluster, bin_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pg_restore, "_PROGRESS_SECONDS", 0.05)

@@ -1,4 +1,4 @@
-"""Roles made from the saved globals: what they get on a server that others use, and whether a copy has the same."""
+"""Roles created from the saved globals: their rights on a server that others use, and their comparison in a copy."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SETUP = (
     "GRANT SET ON PARAMETER log_statement TO owners",
     "GRANT SET ON PARAMETER lc_messages TO owners",
     "GRANT SET, ALTER SYSTEM ON PARAMETER log_duration TO boss WITH GRANT OPTION",
-    # By another role than the server's owner.
+    # Granted by a role that is not the bootstrap superuser.
     f"SET ROLE boss; GRANT ALTER SYSTEM ON PARAMETER log_duration TO {QUOTED}; RESET ROLE",
 )
 ODD = 'Odd "one"; --'
@@ -105,12 +105,12 @@ def test_a_new_host_lacks_roles_that_no_object_names(server: PortCluster) -> Non
     assert roles.missing(server.connection(), saved, None) == ["missing_reader", "missing_owner"]
 
 
-def test_a_role_that_is_not_named_gets_no_power(there: Server) -> None:
+def test_an_unnamed_role_gets_no_power(there: Server) -> None:
     assert b"PASSWORD" in there.saved, "the test shows nothing"
     notes = roles.create(there.connection, there.saved, NAMES)
     assert there.attributes("boss") == "login"
     assert there.groups("boss") == ""
-    # Memberships among the new roles are kept: no one gains power by them.
+    # Memberships among the new roles are kept: no role gains power by them.
     assert (there.groups(ODD), there.groups("owners")) == ("owners", "boss")
     assert one(there.connection, "SELECT rolconfig::text FROM pg_roles WHERE rolname = 'owners'") == (
         '{"search_path=a, \\"b c\\""}'
@@ -130,14 +130,14 @@ def test_a_role_that_is_not_named_gets_no_power(there: Server) -> None:
     assert roles.compare_roles(there.connection, there.programs, there.saved)[0] == []
 
 
-def test_a_role_that_is_named_gets_all_but_a_password(there: Server) -> None:
+def test_a_named_role_gets_everything_but_a_password(there: Server) -> None:
     roles.create(there.connection, there.saved, NAMES, NAMES)
     assert there.attributes("boss") == "super createrole replication bypassrls login"
     bad, odd = roles.compare_roles(there.connection, there.programs, there.saved)
     assert (bad, odd) == ([], [])
 
 
-def test_the_group_of_a_named_role_gives_others_nothing(there: Server) -> None:
+def test_an_unnamed_member_of_a_named_role_gets_nothing(there: Server) -> None:
     """A forged file makes an unnamed role a member of a named one."""
     notes = roles.create(there.connection, there.saved, NAMES, ("boss",))
     assert there.attributes("boss").startswith("super")
@@ -211,7 +211,7 @@ def test_a_forged_file_gives_neither_power_nor_a_password(there: Server, forged:
     assert after == before
 
 
-def test_a_replay_makes_the_same_roles(there: Server) -> None:
+def test_a_replay_creates_the_same_roles(there: Server) -> None:
     assert roles.replay(there.connection, there.saved) == []
     assert roles.compare_roles(there.connection, there.programs, there.saved) == ([], [])
 

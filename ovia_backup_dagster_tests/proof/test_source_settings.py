@@ -1,4 +1,4 @@
-"""Which settings of the source are in effect in a copy, which one wins, and which are never taken from an archive."""
+"""The source's settings in a copy: which are in effect, which one wins, and which are never taken from an archive."""
 
 from __future__ import annotations
 
@@ -92,25 +92,25 @@ def test_the_owners_setting_outranks_all_others() -> None:
         "bytea_output": "escape",
         "xmlbinary": "hex",
         "IntervalStyle": "iso_8601",
-        # Of a role that owns something. A role that owns nothing counts only if nothing else is known.
+        # A setting of a role that owns objects. A role that owns none counts only if no other role has the setting.
         "lc_time": "C",
         "app.mine": "one",
         "app.theirs": "three",
     }
     with_roles = said(wanted(SCRIPT, globals_sql=GLOBALS, entries=ENTRIES))
-    # As in a session of the owner: PostgreSQL also prefers the role's setting to the database's.
+    # Like in a session of the owner, a role's setting outranks the database's.
     assert with_roles == {**alone, "TimeZone": "Asia/Tokyo"}
     effective = {"timezone": "UTC", "datestyle": "SQL, DMY", "extra_float_digits": "0"}
     known = wanted(SCRIPT, manifest_of(effective=effective), GLOBALS, ENTRIES)
     # The dump's options decide how the archive writes money.
     more = {"datestyle": "SQL, DMY", "extra_float_digits": "0", "lc_monetary": "C"}
     assert said(known) == {**with_roles, **more}
-    # A setting that was not set for this database leaves no note.
+    # A setting that is not set for this database leaves no note.
     assert {setting.name for setting in known if not setting.said} == set(more)
 
 
 def test_the_manifest_replaces_settings_the_archive_lacks() -> None:
-    """The name of a database may hold a line feed: pg_restore then prints none of its settings."""
+    """If a database's name contains a line feed, pg_restore prints none of its settings."""
     settings = {"": ("TimeZone=Asia/Kolkata", "app.t=********"), "the Owner": ("DateStyle=German",), "x": ("a.b=1",)}
     found = said(wanted(b"", manifest_of(settings=settings)))
     assert found == {"TimeZone": "Asia/Kolkata", "DateStyle": "German", "a.b": "1", "lc_monetary": "C"}
@@ -131,7 +131,7 @@ def shown(copy: Copy, name: str, effect: InEffect) -> object:
 
 
 def test_source_settings_are_in_effect_until_removed(copy: Copy, server: PortCluster) -> None:
-    # The copy's server and the role that restores have other settings.
+    # The copy's server and the restoring role have other settings.
     execute(server.connection(), "ALTER ROLE postgres SET timezone = 'America/New_York'")
     try:
         settings = [
@@ -165,7 +165,7 @@ def test_source_settings_are_in_effect_until_removed(copy: Copy, server: PortClu
 
 
 def test_a_role_without_superuser_passes_settings_as_options(copy: Copy, server: PortCluster) -> None:
-    """It may pass an application's setting as a session option only, and no setting that takes a superuser."""
+    """The role may pass an application's setting only as a session option, and no setting that needs a superuser."""
     role = f"restores{os.getpid()}"
     execute(server.connection(), f"CREATE ROLE {role} LOGIN CREATEDB")
     try:
@@ -196,7 +196,7 @@ def test_a_dump_records_what_values_depend_on(new_database, server: PortCluster)
 def test_literals_with_backslashes_are_restored(
     options: str, server: PortCluster, bin_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """standard_conforming_strings off and names in quotes: dumps of this version, and of earlier ones."""
+    """With standard_conforming_strings off and quoted names, in dumps of this version and of earlier ones."""
     monkeypatch.setattr(dumping, "SESSION_OPTIONS", options)
     with database(server, f"scs{os.getpid()}_{free_port()}") as source:
         execute(
@@ -216,7 +216,7 @@ def test_literals_with_backslashes_are_restored(
 def test_money_is_read_as_it_was_written(
     server: PortCluster, bin_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The dump's recorded options decide, not the role that restores."""
+    """The options recorded with the dump decide, not the restoring role."""
     found = said(wanted(SCRIPT.replace(b"lc_time", b"lc_monetary"), manifest_of(), None, ENTRIES))
     assert found["lc_monetary"] == "C"
     # The old script's dumps were written with the database's settings.
@@ -232,8 +232,8 @@ def test_money_is_read_as_it_was_written(
         ("infinity", "2027-01-02 00:00:00+00", ["role r has another end of its password"]),
     ],
 )
-def test_a_passwords_expiry_is_compared_as_an_instant(was: str, now: str, odd: list[str]) -> None:
-    """Roles are saved in UTC; older programs saved them in the server's time zone."""
+def test_a_passwords_expiry_is_compared_as_a_point_in_time(was: str, now: str, odd: list[str]) -> None:
+    """Roles are saved in UTC; older versions saved them in the server's time zone."""
     saved, made = (
         saved_globals.parse_globals(f"CREATE ROLE r;\nALTER ROLE r WITH LOGIN VALID UNTIL '{until}';\n".encode())
         for until in (was, now)

@@ -1,4 +1,4 @@
-"""A stack like Ovia's, in a page: an API whose /health reads the database, two services that write, migrations."""
+"""A stack like Ovia's, in one file: an API whose /health reads the database, two services that write, migrations."""
 
 import os
 import sys

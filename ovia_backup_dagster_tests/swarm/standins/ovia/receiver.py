@@ -1,4 +1,4 @@
-"""Who is told: prints each notification as a line of JSON."""
+"""A receiver of notifications: prints each one as a line of JSON."""
 
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -11,7 +11,7 @@ class Told(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
-        """Only what it is told."""
+        """Log nothing but the notifications."""
 
 
 ThreadingHTTPServer(("0.0.0.0", 9999), Told).serve_forever()
