@@ -358,7 +358,7 @@ def test_an_archive_of_a_newer_pg_dump_is_not_bad(site: Site, tmp_path: Path) ->
     assert site.catalog.refresh(made).state(datetime.now(UTC)) is State.UNVERIFIED
 
 
-# --------------------------------------------------------------------------------------------- what does not restore
+# --------------------------------------------------------------------------------------------- failing restores
 
 
 def test_a_failed_restore_names_the_error_and_the_object(site: Site) -> None:
@@ -913,7 +913,7 @@ def test_a_file_in_place_of_the_evidence_folder_is_named(site: Site) -> None:
         site.drill(made)
 
 
-# --------------------------------------------------------------------------------------------- who is allowed
+# --------------------------------------------------------------------------------------------- users
 
 
 @pytest.mark.exhaustive
@@ -947,7 +947,7 @@ def _passes(site: Site, backup: Backup) -> None:
     assert evidence.passed, evidence.failures
 
 
-# --------------------------------------------------------------------------------------------- locks, and what is kept
+# --------------------------------------------------------------------------------------------- locks and retention
 
 KEEP_ONE = Policy(keep={Tier.DAILY: 1, Tier.WEEKLY: 1}, weekly_day=Weekday.SUNDAY, timezone=ZoneInfo("UTC"))
 

@@ -39,7 +39,7 @@ ODD_NAMES = (
 
 @pytest.fixture(scope="module")
 def boss(full_bin_dir: Path) -> Iterator[PortCluster]:
-    """A server whose bootstrap superuser has another name and may not log in."""
+    """A server whose bootstrap superuser is not called postgres and may not log in."""
     folder = Path(tempfile.mkdtemp(prefix="ovia-t-", dir="/tmp"))
     port = free_port()
     cluster = PortCluster(full_bin_dir, folder, settings={"port": str(port)}, port=port)
@@ -88,7 +88,7 @@ def test_a_database_with_every_kind_of_object_passes(boss: PortCluster, full_bin
     with database(boss, "forms", "TABLESPACE elsewhere") as source, _without_subscription(source):
         execute(
             source,
-            # Clustered, rewritten, and with holes.
+            # A clustered and rewritten table with deleted rows.
             "CREATE TABLE clustered (id int PRIMARY KEY, v text)",
             "INSERT INTO clustered SELECT i, md5(i::text) FROM generate_series(1, 2000) i",
             "CREATE INDEX by_v ON clustered (v)",
@@ -103,7 +103,7 @@ def test_a_database_with_every_kind_of_object_passes(boss: PortCluster, full_bin
             "CREATE TABLE external (v bytea)",
             "ALTER TABLE external ALTER v SET STORAGE external",
             "INSERT INTO external SELECT decode(repeat(md5(i::text), 90000), 'hex') FROM generate_series(1, 3) i",
-            # A column added to the parent after the child had its own, and two parents.
+            # A child with two parents, and a parent's column that was added after the child's own.
             "CREATE TABLE parent (a int)",
             "CREATE TABLE child (b int) INHERITS (parent)",
             "ALTER TABLE parent ADD c text DEFAULT 'c'",
@@ -126,13 +126,13 @@ def test_a_database_with_every_kind_of_object_passes(boss: PortCluster, full_bin
             "CREATE TABLE empty (a int)",
             "CREATE UNLOGGED TABLE unlogged AS SELECT 1 AS a",
             "CREATE TABLE no_partition (a int) PARTITION BY RANGE (a)",
-            # Materialized views: on another, never filled, and one that only this search path can refresh.
+            # Materialized views: on another one, never populated, and one that only this search_path can refresh.
             "CREATE MATERIALIZED VIEW first AS SELECT count(*) AS n FROM clustered",
             "CREATE MATERIALIZED VIEW second AS SELECT n + 1 AS m FROM first",
             "CREATE MATERIALIZED VIEW unfilled AS SELECT * FROM plain WITH NO DATA",
             "CREATE FUNCTION here() RETURNS int LANGUAGE plpgsql AS 'BEGIN RETURN (SELECT count(*) FROM empty); END'",
             "CREATE MATERIALIZED VIEW lost AS SELECT here() AS h",
-            # Constraints that some rows break.
+            # NOT VALID constraints that some rows break.
             "ALTER TABLE plain ADD CONSTRAINT small CHECK (id < 10) NOT VALID",
             "CREATE TABLE refers (id int)",
             "INSERT INTO refers VALUES (-1)",
@@ -345,7 +345,9 @@ def test_an_empty_database_and_empty_tables(boss: PortCluster, full_bin_dir: Pat
     ),
     ids=["an enum's hash", "a partition", "a rule that keeps rows", "a trigger that keeps rows"],
 )
-def test_the_negative_control_deletes_and_puts_back(statements: tuple[str, ...], table: str, boss: PortCluster) -> None:
+def test_the_negative_control_restores_the_deleted_row(
+    statements: tuple[str, ...], table: str, boss: PortCluster
+) -> None:
     with database(boss, "only") as source:
         execute(source, *statements)
         reader = CopyReader(Programs(boss.bin_dir), source, SESSION_OPTIONS, "UTF8")

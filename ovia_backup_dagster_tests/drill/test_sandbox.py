@@ -665,7 +665,7 @@ def test_many_objects_stay_within_the_limits(
             session.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
-# ----------------------------------------------------------------------------------------------- what the kernel lacks
+# ----------------------------------------------------------------------------------------------- other kernels
 
 LANDLOCK, SECCOMP = (444, 445, 446), (317,)
 

@@ -1,4 +1,4 @@
-"""A backup whose rows depend on settings of the database, its owner and the server is drilled and restored.
+"""Drills and restores of a backup whose rows depend on settings of the database, its owner and the server.
 
 The source's server ends idle sessions, the database has settings that would stop a restore, and the server that it is
 restored to has other values.

@@ -219,7 +219,7 @@ def test_only_a_swap_without_room_advises_mode_drop(site: Site, options: tuple[s
     assert ("--mode drop" in line) == drop
 
 
-# ------------------------------------------------------------------------------------------------- what is left
+# ------------------------------------------------------------------------------------------------- kept databases
 
 
 def test_a_database_put_aside_again_is_kept(site: Site) -> None:
@@ -907,7 +907,7 @@ def test_renaming_back_by_hand_keeps_what_was_live(site: Site) -> None:
     ended_as(site, "old")
 
 
-# ------------------------------------------------------------------------------------ what is printed can be pasted
+# ------------------------------------------------------------------------------------ commands that can be pasted
 
 
 def next_of(ended: Ended) -> str:

@@ -155,7 +155,7 @@ class Swarm:
         finally:
             self.settings.write_text(before, "utf-8")
 
-    # ------------------------------------------------------------------------------------------ what is there
+    # ------------------------------------------------------------------------------------------ the state of services
 
     def container(self, service: str) -> str:
         found = _running_containers(service)
@@ -163,7 +163,7 @@ class Swarm:
         return found[0]
 
     def image(self, service: str) -> str:
-        """The image of its container; empty while one stops and the next has not started."""
+        """The image of the service's container; empty between the stop of one and the start of the next."""
         found = _running_containers(service)
         return docker("inspect", "-f", "{{.Config.Image}}", found[0], check=False) if found else ""
 

@@ -40,7 +40,7 @@ def says(swarm: Swarm, service: str, text: str, seconds: float = 120) -> str:
 
 
 def is_unwell(swarm: Swarm, service: str, seconds: float = 240) -> None:
-    """Wait until its health check fails, or its tasks end before there is one."""
+    """Wait until the service's health check fails, or its tasks end before the first check."""
 
     def unwell() -> bool:
         failed = docker("service", "ps", f"ovia-backup_{service}", "--format", "{{.CurrentState}}", "--no-trunc")

@@ -145,7 +145,7 @@ def _secrets(swarm: Swarm) -> str:
     return ""
 
 
-def test_scenario_1_and_back(swarm: Swarm, good: str, today: str) -> None:
+def test_scenario_1_restores_and_an_undo_goes_back(swarm: Swarm, good: str, today: str) -> None:
     swarm.psql("ALTER DATABASE ovia SET statement_timeout = '1h'")
     api, migrated, began = swarm.container("ovia_ovia-api"), migrations(), time.time()
     assert "what was written since the backup" in swarm.follow(SCENARIO_1, 0)
@@ -249,8 +249,10 @@ def _processes(*command: str) -> Iterator[int]:
 
 
 @pytest.mark.parametrize(("step", "back"), thinned(KILLS, daily=2))
-def test_killed_in_each_step(swarm: Swarm, good: str, today: str, step: Step, back: bool) -> None:
-    """Half of them are aborted and half resumed; one loses its whole container."""
+def test_a_restore_killed_in_any_step_can_be_finished(
+    swarm: Swarm, good: str, today: str, step: Step, back: bool
+) -> None:
+    """Half of the restores are aborted and half resumed; one loses its whole container."""
     if step is Step.STOP:
         swarm.settled("console")
     with restoring(swarm, step, JournalMark.BEGUN) as (pid, client):
@@ -285,7 +287,7 @@ def test_a_restore_outlives_the_terminal_it_began_in(
     assert "is not finished" not in swarm.console("status")
 
 
-# --------------------------------------------------------------------------------------------------- what goes wrong
+# --------------------------------------------------------------------------------------------------- failures
 
 
 @contextmanager
@@ -299,7 +301,7 @@ def migrations_fail() -> Iterator[None]:
         docker("service", "update", "--detach", "--replicas", "1", "--env-add", right, "ovia_migrate")
 
 
-def test_a_migration_that_fails(swarm: Swarm, good: str, today: str) -> None:
+def test_a_failed_migration_undoes_only_with_auto_undo(swarm: Swarm, good: str, today: str) -> None:
     backup = swarm.variables["BACKUP"]
     with migrations_fail():
         code, said = restore(swarm, backup, "--yes-destroy", "ovia", "--auto-undo")
@@ -348,7 +350,7 @@ def about_to_stop(swarm: Swarm) -> Iterator[list[tuple[int, str]]]:
             ended.append((client.returncode, said))
 
 
-def test_a_dump_is_waited_for_while_the_services_run(swarm: Swarm, good: str, today: str) -> None:
+def test_services_run_while_a_restore_waits_for_a_lock(swarm: Swarm, good: str, today: str) -> None:
     with about_to_stop(swarm) as ended:
         assert replicas() == REPLICAS
     [(code, said)] = ended
@@ -368,7 +370,7 @@ def test_a_failed_health_check_undoes_the_restore(swarm: Swarm, today: str) -> N
     assert replicas() == REPLICAS
 
 
-def test_the_filter_is_gone_between_two_steps(swarm: Swarm, good: str, today: str) -> None:
+def test_a_lost_filter_ends_a_restore_or_is_waited_for(swarm: Swarm, good: str, today: str) -> None:
     with about_to_stop(swarm) as ended:
         docker("service", "scale", "--detach", "ovia-backup_docker-filter=0")
         until(lambda: not docker("ps", "-q", "-f", "name=ovia-backup_docker-filter"), 60, "the filter is still there")
@@ -390,7 +392,7 @@ def test_the_filter_is_gone_between_two_steps(swarm: Swarm, good: str, today: st
 
 
 def test_an_abort_passes_over_services_that_cannot_run(swarm: Swarm, today: str) -> None:
-    """One service is removed, one can run nowhere: the others get their replicas, and a restore may begin."""
+    """One service was removed, one has no suitable node: the others get their replicas, and a restore may begin."""
     for name in ("gone", "nowhere"):
         options = ("--detach", "--no-resolve-image", "--name", name, "--entrypoint", "sleep 100000")
         docker("service", "create", *options, POSTGRES)
@@ -414,8 +416,8 @@ def test_an_abort_passes_over_services_that_cannot_run(swarm: Swarm, today: str)
     assert restore(swarm, "latest", "--plan")[0] == 0
 
 
-def test_a_drop_with_the_services_stopped_from_the_beginning(swarm: Swarm, good: str) -> None:
-    """Of an unverified backup: the restore's drill verifies it while the services are stopped."""
+def test_a_drop_can_stop_the_services_before_its_drill(swarm: Swarm, good: str) -> None:
+    """The backup is unverified: the restore's drill verifies it while the services are stopped."""
     swarm.console("restore", swarm.variables["BACKUP"], "--yes-destroy", "ovia")
     clear(swarm)
     swarm.console("dump")
@@ -433,8 +435,8 @@ def test_a_drop_with_the_services_stopped_from_the_beginning(swarm: Swarm, good:
 # ------------------------------------------------------------------------------------------------- another server
 
 
-def test_scenario_2_and_a_new_password(swarm: Swarm, good: str) -> None:
-    """The server's volume is lost with all roles; a backup in a folder elsewhere is left."""
+def test_scenario_2_restores_onto_an_empty_server(swarm: Swarm, good: str) -> None:
+    """The server's volume is lost with all roles; only a backup in another folder is left."""
     swarm.console("restore", swarm.variables["BACKUP"], "--yes-destroy", "ovia")
     swarm.follow("Copying a backup off-host", 0)
     docker("service", "scale", *(f"{name}=0" for name in REPLICAS), "ovia_postgres=0")

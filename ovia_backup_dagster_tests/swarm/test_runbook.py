@@ -10,13 +10,13 @@ from ovia_backup_dagster_tests.swarm.engine import IMAGE, docker, until
 from ovia_backup_dagster_tests.swarm.swarm import SENSOR_SECONDS, SERVICES, TITLE, Swarm
 
 
-def test_the_first_command(swarm: Swarm) -> None:
+def test_the_runbooks_first_command_works(swarm: Swarm) -> None:
     swarm.runbook.take(TITLE, 0)
     assert "doctor" in swarm.console("--help")
 
 
 def test_moving_from_the_old_service_loses_no_backup(swarm: Swarm) -> None:
-    """The old script backs up at each start, and keeps seven files by count; there are more since."""
+    """The old script backs up at each start and keeps seven files by count. By now there are more than seven."""
     seen: set[str] = set()
 
     def look() -> None:
@@ -75,7 +75,7 @@ def test_other_commands_of_the_runbook(swarm: Swarm, heading: str, number: int, 
     assert said in swarm.follow(heading, number)
 
 
-def test_upgrading(swarm: Swarm) -> None:
+def test_an_upgrade_runs_the_new_image(swarm: Swarm) -> None:
     swarm.follow("Upgrading", 0)
     swarm.well()
     until(
@@ -124,7 +124,7 @@ def test_a_second_database_and_the_old_image(swarm: Swarm) -> None:
 
 
 def test_an_alert_says_that_all_is_well_again(swarm: Swarm) -> None:
-    """The last alert after the failed runs."""
+    """It is the last alert after the failed runs."""
 
     def titles() -> list[str]:
         return [told["title"] for told in swarm.told()]

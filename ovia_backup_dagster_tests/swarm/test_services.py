@@ -43,7 +43,7 @@ def house(engine: Engine) -> Iterator[None]:
     engines.build_busybox(BUSYBOX)
     yield
     if engine.building is not None:
-        wait([engine.building])  # else this would wait for its containers, and prune them
+        wait([engine.building])  # else the cleanup below would wait for the build's containers, and prune them
     for name in docker("service", "ls", "--format", "{{.Name}}").split():
         docker("service", "rm", name)
     until(lambda: not docker("ps", "-q"), 60, lambda: docker("ps"), pause=0.2)
@@ -75,7 +75,7 @@ def said() -> list[str]:
 
 
 def ask(port: int, method: str, path: str) -> int:
-    """The status of the answer; 0 if there is none."""
+    """The HTTP status of the answer; 0 without an answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
         connection.request(method, path, body=b"{}", headers={"Content-Type": "application/json"})
@@ -125,7 +125,7 @@ def tasks(name: str) -> set[str]:
 
 
 def spec_but(name: str, **changed: int) -> dict[str, Any]:
-    """Its specification after these changes and no others."""
+    """The service's specification after these changes and no others."""
     spec: dict[str, Any] = copy.deepcopy(inspect(name)["Spec"])
     if "replicas" in changed:
         spec["Mode"]["Replicated"]["Replicas"] = changed["replicas"]
@@ -134,7 +134,7 @@ def spec_but(name: str, **changed: int) -> dict[str, Any]:
     return spec
 
 
-# ------------------------------------------------------------------------------------------------- what is let through
+# ------------------------------------------------------------------------------------------------- the filter
 
 
 def test_the_filter_passes_only_what_a_restore_needs(port: int) -> None:
@@ -186,10 +186,10 @@ def test_a_refusal_says_where_to_look(swarm: Swarm) -> None:
         swarm.replicas("a b")
 
 
-# ------------------------------------------------------------------------------------------------ what cannot be scaled
+# ------------------------------------------------------------------------------------------------ unsuitable services
 
 
-def test_a_service_that_is_missing(swarm: Swarm) -> None:
+def test_a_missing_service_is_an_error_with_a_suggestion(swarm: Swarm) -> None:
     with service("ovia_ovia-api", WORKS, "--replicas", "0"):
         calls: tuple[Callable[[], object], ...] = (
             lambda: swarm.replicas("ovia_ovia-apl"),
@@ -268,7 +268,7 @@ def test_scaling_keeps_the_whole_specification(swarm: Swarm, belongings: tuple[s
     assert said == ["rich is complete"]
 
 
-def test_scaling_keeps_what_is_right_already(swarm: Swarm) -> None:
+def test_scaling_keeps_running_tasks(swarm: Swarm) -> None:
     """Scaling to the current number changes nothing; scaling up keeps the running tasks."""
     with service("app", WORKS, "--replicas", "1"):
         swarm.wait_until_running("app", 1, 30, print)
@@ -345,7 +345,7 @@ def test_a_task_that_never_started_counts_as_stopped(swarm: Swarm) -> None:
         swarm.wait_until_stopped(["nowhere"], 10, print)
 
 
-def test_tasks_that_do_not_run(swarm: Swarm, said: list[str]) -> None:
+def test_the_error_says_why_tasks_do_not_run(swarm: Swarm, said: list[str]) -> None:
     quick = ("--restart-delay", "100ms", "--replicas", "2")
     sick = ("--health-cmd", "false", "--health-interval", "500ms", "--health-retries", "1")
     with (
@@ -386,7 +386,7 @@ def test_a_migration_runs_each_time_it_is_asked_for(swarm: Swarm, said: list[str
     assert said == ["migrate is complete"] * 3
 
 
-def test_a_migration_that_fails(swarm: Swarm) -> None:
+def test_a_failed_migration_is_reported_with_its_output(swarm: Swarm) -> None:
     noise = "for n in $(seq 20); do echo line $n; done; sleep 0.3; printf 'no \\033[31mpeople\\033[0m\\n' >&2; exit 1"
     with once("migrate", noise):
         with pytest.raises(MigrationFailedError) as raised:
@@ -404,14 +404,14 @@ def test_a_migration_that_fails(swarm: Swarm) -> None:
         assert "line 20" not in str(raised.value)
 
 
-def test_a_migration_whose_image_is_missing(swarm: Swarm) -> None:
+def test_a_migration_with_a_missing_image_fails(swarm: Swarm) -> None:
     with once("migrate", "true", image="ovia-no-such-image:1"):  # noqa: SIM117
         with pytest.raises(MigrationFailedError, match=r"a task is rejected: .*No such image: ovia-no-such-image:1"):
             swarm.run_once("migrate", 60, print)
 
 
-def test_a_migration_that_is_tried_again(swarm: Swarm, said: list[str]) -> None:
-    """As often as its restart policy allows, and three times at most."""
+def test_a_failed_migration_is_retried_by_its_policy(swarm: Swarm, said: list[str]) -> None:
+    """As often as its restart policy allows, at most three times."""
     twice = "test -e /v/2 && exit 0; test -e /v/1 && touch /v/2; touch /v/1; exit 1"
     kept = ("--mount", "type=volume,source=attempts,destination=/v")
     with once("migrate", twice, *kept, condition="on-failure"):
@@ -427,7 +427,7 @@ def test_a_migration_that_is_tried_again(swarm: Swarm, said: list[str]) -> None:
 
 
 def test_an_abandoned_migration_is_ended(swarm: Swarm, said: list[str]) -> None:
-    """At once after a timeout, and before the next attempt after a failure; the error has its output."""
+    """It is ended at once after a timeout, and before the next attempt after a failure. The error has its output."""
     with once("migrate", f"echo waiting for a lock; {WORKS}", condition="on-failure"):
         with pytest.raises(MigrationFailedError, match=r"not complete in 3 s: a task is running \(waiting for a lock"):
             swarm.run_once("migrate", 3, said.append)
@@ -492,7 +492,7 @@ def test_end_stops_running_and_pending_tasks(swarm: Swarm) -> None:
 
 
 def test_end_stops_a_run_that_has_no_task_yet(swarm: Swarm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Swarm has created no task for it yet."""
+    """The service has a replica, but Swarm has not created its task yet."""
     with once("migrate", WORKS):
         docker("service", "scale", "--detach", "migrate=1")
         monkeypatch.setattr(SwarmApi, "tasks", lambda *_: [])
@@ -526,7 +526,7 @@ def test_a_run_that_was_begun_is_not_begun_again(swarm: Swarm, said: list[str]) 
         assert docker("service", "logs", "--raw", "migrate").split().count("ended") == 3
 
 
-def test_a_run_that_was_begun_and_failed(swarm: Swarm) -> None:
+def test_a_failed_run_that_was_begun_before_is_reported(swarm: Swarm) -> None:
     with once("migrate", "echo no people; exit 1"):
         since = swarm.runs("migrate", 10)
         begin(swarm, "migrate")
@@ -582,10 +582,10 @@ def test_a_service_that_never_ends_is_refused(swarm: Swarm) -> None:
             assert inspect("app")["Version"] == before
 
 
-# ------------------------------------------------------------------------------------------------ what is not repeated
+# ------------------------------------------------------------------------------------------------ redaction
 
 
-def test_a_migration_that_prints_its_password(swarm: Swarm) -> None:
+def test_a_migrations_printed_password_is_redacted(swarm: Swarm) -> None:
     url = "postgresql://ovia:s3cr3t/@db:5432/ovia"
     script = f"echo {'x' * 180} $DATABASE_URL; env | grep PASSWORD; echo cannot connect to $DATABASE_URL; exit 1"
     variables = ("--env", f"DATABASE_URL={url}", "--env", "POSTGRES_PASSWORD=s3cr3t")
@@ -640,7 +640,7 @@ def test_any_secret_in_a_setting_is_redacted(secret: str) -> None:
 # ------------------------------------------------------------------------------------------------- Docker goes away
 
 
-def test_docker_goes_away_and_comes_back(swarm: Swarm, engine: Engine) -> None:
+def test_a_restart_of_docker_is_waited_for(swarm: Swarm, engine: Engine) -> None:
     with service("app", WORKS), once("migrate", "sleep 3", condition="on-failure"):
         swarm.wait_until_running("app", 1, 30, print)
         engine.stop()
@@ -656,7 +656,7 @@ def test_docker_goes_away_and_comes_back(swarm: Swarm, engine: Engine) -> None:
             until(lambda: containers("migrate"), 30, "no migration", pause=0.1)
             engine.restart()
 
-        # The engine's stop ends its tasks: Swarm tries again.
+        # Stopping the engine ends the task; Swarm tries again.
         again = threading.Thread(target=restart)
         again.start()
         try:
@@ -665,9 +665,9 @@ def test_docker_goes_away_and_comes_back(swarm: Swarm, engine: Engine) -> None:
             again.join()
 
 
-# The SDK leaves a socket open whose connection failed.
+# The SDK leaves the socket of a failed connection open.
 @pytest.mark.filterwarnings("ignore:.*unclosed <socket:ResourceWarning")
-def test_docker_is_gone(swarm: Swarm, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_docker_a_call_fails_in_time(swarm: Swarm, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(docker_api, "PATIENCE_SECONDS", 1.0)
     monkeypatch.delenv("DOCKER_HOST", raising=False)
     at_socket = Swarm()
