@@ -1,4 +1,4 @@
-"""The backup volume with real files: what is listed, and that every change happens whole or not at all."""
+"""The backup volume with real files: what is listed, and that every change is atomic."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def catalog(tmp_path: Path) -> Catalog:
 
 @pytest.fixture
 def public_folder() -> Iterator[Path]:
-    """A folder that others can reach; pytest's own temporary folders are for their owner only."""
+    """A folder that other users can enter; pytest's own temporary folders are for their owner only."""
     folder = Path(tempfile.mkdtemp(prefix="ovia-t-", dir="/tmp"))
     folder.chmod(0o755)
     try:
@@ -104,7 +104,7 @@ def test_backups_of_both_tiers_are_listed_newest_first(catalog: Catalog) -> None
 
 
 def test_names_sort_by_instant_and_not_by_letters(catalog: Catalog) -> None:
-    # A regression: the newest backups were deleted, because names sorted in another order.
+    # A regression: the newest backups were deleted because names sort in another order than instants.
     made = [write_dump(catalog, datetime(year, 1, 1, tzinfo=UTC)) for year in (999, 1999, 2026)]
     assert catalog.backups() == made[::-1]
 
@@ -187,7 +187,7 @@ def test_a_file_in_a_tiers_place_is_an_error(tmp_path: Path) -> None:
         (30 * DAY, State.UNVERIFIED),
         # The file server's clock may be a little ahead.
         (timedelta(minutes=-1), State.BEING_WRITTEN),
-        # Written while a clock was a year ahead: it must not be taken for unfinished for a whole year.
+        # Written while a clock was a year ahead: it must not count as being written for a whole year.
         (-365 * DAY, State.UNVERIFIED),
     ],
 )
@@ -206,7 +206,7 @@ def test_a_verdict_on_a_fresh_dump_of_the_old_script_counts(catalog: Catalog) ->
 
 
 @pytest.mark.parametrize(("good", "state"), [(True, State.VERIFIED), (False, State.BAD)])
-def test_a_verdict_is_found_again(catalog: Catalog, good: bool, state: State) -> None:
+def test_a_recorded_verdict_is_read_again(catalog: Catalog, good: bool, state: State) -> None:
     judged(catalog, publish(catalog, AT), good=good)
     (backup,) = catalog.backups()
     assert backup.state(NOW) is state
@@ -253,7 +253,7 @@ def test_the_last_good_reading_stays_when_damage_is_found(catalog: Catalog) -> N
     assert backup.witness is None
 
 
-def test_what_is_found_out_never_changes_dump_or_manifest(catalog: Catalog) -> None:
+def test_statements_never_change_dump_or_manifest(catalog: Catalog) -> None:
     backup = publish(catalog, AT)
     before = snapshot(catalog.root)
     backup = judged(catalog, backup)
@@ -267,7 +267,7 @@ BROKEN = ["", "garbage", "{", "{}", "[]", "null", '{"version": 2}', '{"version":
 
 
 @pytest.mark.parametrize("text", BROKEN)
-def test_a_broken_verdict_is_none_until_verified_again(catalog: Catalog, text: str) -> None:
+def test_a_broken_verdict_does_not_count(catalog: Catalog, text: str) -> None:
     backup = proven(catalog, AT)
     backup.sidecar(VERIFIED).write_text(text, encoding="utf-8")
     (backup,) = catalog.backups()
@@ -276,7 +276,7 @@ def test_a_broken_verdict_is_none_until_verified_again(catalog: Catalog, text: s
     assert judged(catalog, backup).state(NOW) is State.VERIFIED
 
 
-def test_a_newer_versions_verdict_is_not_believed(catalog: Catalog) -> None:
+def test_a_newer_versions_verdict_does_not_count(catalog: Catalog) -> None:
     backup = proven(catalog, AT)
     text = backup.sidecar(VERIFIED).read_text(encoding="utf-8")
     backup.sidecar(VERIFIED).write_text(text.replace('"version": 1', '"version": 2'), encoding="utf-8")
@@ -284,8 +284,8 @@ def test_a_newer_versions_verdict_is_not_believed(catalog: Catalog) -> None:
 
 
 @pytest.mark.parametrize("text", [text for text in BROKEN if "version" not in text])
-def test_a_broken_manifest_is_none_and_that_is_said(catalog: Catalog, text: str) -> None:
-    """The verdict covered another manifest."""
+def test_a_broken_manifest_is_missing_and_reported(catalog: Catalog, text: str) -> None:
+    """The backup is unverified then, because the verdict covered the intact manifest."""
     backup = proven(catalog, AT)
     backup.sidecar(MANIFEST).write_text(text, encoding="utf-8")
     (backup,) = catalog.backups()
@@ -303,14 +303,14 @@ def test_a_newer_versions_manifest_is_an_error(catalog: Catalog) -> None:
         _ = catalog.refresh(backup).manifest
 
 
-def test_a_broken_hold_is_an_error_for_who_reads_it(catalog: Catalog) -> None:
+def test_reading_a_broken_hold_is_an_error(catalog: Catalog) -> None:
     backup = proven(catalog, AT)
     backup.sidecar(HELD).write_text("garbage", encoding="utf-8")
     with pytest.raises(VolumeError):
         _ = backup.hold
 
 
-def test_a_hold_is_found_again_and_replaced(catalog: Catalog) -> None:
+def test_a_hold_is_read_again_and_replaced(catalog: Catalog) -> None:
     backup = held(catalog, proven(catalog, AT), NOW + DAY)
     assert backup.unit is not None
     hold = Hold(covered=backup.unit.covered, until=NOW + DAY, reason="people shrank from 10 to 1 rows")
@@ -319,7 +319,7 @@ def test_a_hold_is_found_again_and_replaced(catalog: Catalog) -> None:
     assert again == hold.model_copy(update={"until": NOW + 2 * DAY, "released_at": NOW})
 
 
-def test_a_drill_is_found_again_and_the_last_one_counts(catalog: Catalog) -> None:
+def test_drills_are_appended_and_the_last_one_counts(catalog: Catalog) -> None:
     backup = proven(catalog, AT)
     assert (backup.drills, backup.drilled) == (None, False)
     for passed in (True, False, True):
@@ -332,7 +332,7 @@ def test_a_drill_is_found_again_and_the_last_one_counts(catalog: Catalog) -> Non
     assert drilled(catalog, backup, passed=False).state(NOW) is State.VERIFIED
 
 
-def test_a_drill_is_of_the_file_that_it_restored(catalog: Catalog) -> None:
+def test_a_drill_counts_only_for_the_file_that_it_restored(catalog: Catalog) -> None:
     backup = drilled(catalog, proven(catalog, AT))
     os.utime(backup.path, ns=(0, backup.mtime_ns + 1))
     assert not catalog.refresh(backup).drilled
@@ -344,14 +344,14 @@ def test_a_drill_is_of_the_file_that_it_restored(catalog: Catalog) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "garbage", '{"version": 1, "drills": []}', '{"version": 2, "drills": []}'])
-def test_a_broken_drill_note_is_none_until_drilled_again(catalog: Catalog, text: str) -> None:
+def test_a_broken_drill_sidecar_does_not_count(catalog: Catalog, text: str) -> None:
     backup = proven(catalog, AT)
     backup.sidecar(DRILLED).write_text(text, encoding="utf-8")
     assert (backup.drills, backup.drilled) == (None, False)
     assert drilled(catalog, backup).drilled
 
 
-def test_the_newest_in_a_state(catalog: Catalog) -> None:
+def test_the_newest_backup_in_a_state_is_found(catalog: Catalog) -> None:
     proven(catalog, NOW - 2 * DAY)
     recent = proven(catalog, NOW - DAY)
     bad = judged(catalog, publish(catalog, NOW - HOUR), good=False)
@@ -520,14 +520,14 @@ def test_an_unreadable_tier_is_an_error_not_an_empty_list(public_folder: Path) -
     assert "Permission denied" in str(error)
 
 
-def test_a_volume_behind_a_closed_door_is_explained(public_folder: Path) -> None:
+def test_a_volume_in_an_unreadable_folder_is_explained(public_folder: Path) -> None:
     catalog = make_catalog(public_folder / "closed" / "backups")
     (public_folder / "closed").chmod(0)
     assert isinstance(raised_as_nobody(catalog.backups), VolumeError)
     assert isinstance(raised_as_nobody(lambda: sweep_abandoned(catalog)), VolumeError)
 
 
-def test_a_path_behind_a_closed_door_is_explained(public_folder: Path) -> None:
+def test_a_path_in_an_unreadable_folder_is_explained(public_folder: Path) -> None:
     catalog = make_catalog(public_folder / "backups")
     for folder in (catalog.root, *filter(Path.exists, map(catalog.folder, Tier))):
         folder.chmod(0o755)
@@ -537,7 +537,7 @@ def test_a_path_behind_a_closed_door_is_explained(public_folder: Path) -> None:
 
 
 def test_a_dump_that_may_not_be_read_is_unverified(public_folder: Path) -> None:
-    """After root ran the command once, the service must still list, judge and make its own dumps."""
+    """After root ran the command once, the service must still list and judge backups and make its own dumps."""
     catalog = make_catalog(public_folder)
     backup = write_dump(catalog, AT)
     backup.path.chmod(0)
@@ -633,7 +633,7 @@ def test_a_full_disk_while_publishing_leaves_nothing_visible(catalog: Catalog, m
         publish(catalog, AT)
     monkeypatch.undo()
     assert catalog.backups() == []
-    assert names(catalog.folder(Tier.DAILY)) == {f".{DUMP}.tmp"}  # the dump's temporary file, which the caller removes
+    assert names(catalog.folder(Tier.DAILY)) == {f".{DUMP}.tmp"}  # the caller removes the dump's temporary file
 
 
 def trace(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -675,7 +675,7 @@ def test_publishing_syncs_and_names_the_dump_last(catalog: Catalog, monkeypatch:
     assert happened[-1] == "sync daily"
 
 
-def test_the_dump_is_gone_for_good_before_its_sidecars_are(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_dump_is_removed_and_synced_before_its_sidecars(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
     backup = proven(catalog, AT)
     happened = trace(monkeypatch)
     remove_backup(catalog, backup)
@@ -702,7 +702,7 @@ class Volumes:
         self.before = snapshot(self.catalog.root)
 
     def found(self, started_at: datetime, tier: Tier) -> Backup | None:
-        """What a reader sees now."""
+        """The backup as a reader sees it now."""
         return next((b for b in self.catalog.backups(tier) if b.started_at == started_at), None)
 
     def all_private(self) -> bool:
@@ -710,7 +710,7 @@ class Volumes:
 
 
 def is_whole(backup: Backup) -> bool:
-    """The dump and what was published with it."""
+    """Whether the dump and the files that were published with it are intact."""
     return (
         backup.path.read_bytes() == CONTENT
         and backup.manifest == make_manifest(backup.started_at, roles=ROLES)
@@ -737,10 +737,10 @@ def test_publishing_killed_at_any_step_leaves_all_or_leftovers(tmp_path: Path) -
         if seen is None:
             assert after == volumes.before
         else:
-            assert swept <= {f".{DUMP}.tmp"}  # a second name of the dump, if it got its name by a hard link
+            assert swept <= {f".{DUMP}.tmp"}  # the dump's second name, if it was published by a hard link
             assert {name: after[name] for name in volumes.before} == volumes.before
         outcomes.append(seen is not None)
-    # Both happened, and never the first after the second.
+    # Early kills leave nothing visible, later ones leave the whole backup, and both occurred.
     assert outcomes == sorted(outcomes)
     assert {False, True} == set(outcomes)
 
@@ -841,14 +841,14 @@ def test_a_promoted_backup_is_a_hard_link_with_own_sidecars(catalog: Catalog) ->
     assert weekly.manifest == backup.manifest
 
 
-def test_the_two_tiers_verdicts_go_their_own_ways(catalog: Catalog) -> None:
+def test_the_two_tiers_verdicts_are_independent(catalog: Catalog) -> None:
     backup = proven(catalog, AT)
     weekly = judged(catalog, promote_backup(catalog, backup, Tier.WEEKLY, NOW), good=False)
     assert weekly.state(NOW) is State.BAD
     assert catalog.refresh(backup).state(NOW) is State.VERIFIED
 
 
-def test_a_promoted_backup_is_as_drilled_as_the_daily_one_was(catalog: Catalog) -> None:
+def test_a_promoted_backup_keeps_the_daily_ones_drills(catalog: Catalog) -> None:
     backup = drilled(catalog, proven(catalog, AT))
     weekly = promote_backup(catalog, backup, Tier.WEEKLY, NOW)
     assert weekly.drilled
@@ -875,7 +875,7 @@ def test_without_hard_links_a_copy_keeps_the_verdict(
     catalog: Catalog, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
     backup = proven(catalog, AT)
-    backup.path.chmod(0o644)  # as the old script's are
+    backup.path.chmod(0o644)  # as the old script's files
     monkeypatch.setattr(os, "link", refusing(getattr(errno, code)))
     weekly = promote_backup(catalog, backup, Tier.WEEKLY, NOW)
     assert weekly.path.stat().st_ino != backup.path.stat().st_ino
@@ -953,7 +953,7 @@ def test_a_rotten_copy_never_gets_the_good_verdict(tmp_path: Path, monkeypatch: 
         backup = proven(catalog, AT)
         weekly = promote_backup(catalog, backup, Tier.WEEKLY, NOW)
         weekly.path.write_bytes(CONTENT[::-1])
-        os.utime(weekly.path, ns=(0, weekly.mtime_ns))  # a bit that flips on the disk changes no date
+        os.utime(weekly.path, ns=(0, weekly.mtime_ns))  # a bit that flips on the disk changes no timestamp
         judged(catalog, weekly, good=False)
         return lambda: promote_backup(catalog, backup, Tier.WEEKLY, NOW)
 
@@ -973,7 +973,7 @@ def test_a_backup_is_removed_with_all_its_sidecars(catalog: Catalog) -> None:
     assert names(backup.path.parent) == set()
 
 
-def test_removing_one_harms_no_other(catalog: Catalog) -> None:
+def test_removing_one_backup_changes_no_other(catalog: Catalog) -> None:
     other = proven(catalog, AT + timedelta(seconds=1))
     before = snapshot(catalog.root)
     remove_backup(catalog, proven(catalog, AT))
@@ -988,7 +988,7 @@ def test_removing_a_missing_backup_is_no_error(catalog: Catalog) -> None:
     assert names(backup.path.parent) == set()
 
 
-def test_a_dump_that_refuses_to_go_keeps_its_sidecars(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dump_that_cannot_be_removed_keeps_its_sidecars(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
     backup = proven(catalog, AT)
     before = snapshot(catalog.root)
     monkeypatch.setattr(os, "unlink", refusing(errno.EBUSY, only=backup.path))
@@ -1003,7 +1003,7 @@ FRESH = "ovia_daily_2026-06-15_115900.dump"
 
 
 def lay_out_strangers(catalog: Catalog) -> None:
-    """Files that are not ours, or are whole: none is listed as a backup (but the old script's), none is removed."""
+    """Files of others, and one complete dump of the old script: only that one is listed, and no file is removed."""
     elsewhere = catalog.root / "precious.dump"
     elsewhere.write_bytes(b"precious")
     daily, weekly = catalog.folder(Tier.DAILY), catalog.folder(Tier.WEEKLY)
@@ -1022,13 +1022,13 @@ def lay_out_strangers(catalog: Catalog) -> None:
         f"{DUMP}.bak",
         f"{DUMP}.json.bak",
         f"{DUMP}.json~",
-        # Another database's: a backup, a sidecar without a dump, a temporary.
+        # Of another database: a backup, a sidecar without a dump, a temporary.
         "other_daily_2026-06-12_120000.dump",
         "other_daily_2026-06-11_120000.dump.json",
         ".other_daily_2026-06-12_120000.dump.tmp",
         ".other_daily_2026-06-12_120000.dump.json.tmp",
         "ovia_daily_x_daily_2026-06-11_120000.dump.json",
-        # Of the other tier's name.
+        # With the other tier's name.
         WEEKLY_DUMP,
         f"{WEEKLY_DUMP.replace('12', '11')}.json",
         f".{WEEKLY_DUMP}.tmp",
@@ -1044,12 +1044,12 @@ def lay_out_strangers(catalog: Catalog) -> None:
     for folder in ("drills", "restores"):
         (catalog.root / folder).mkdir()
         (catalog.root / folder / f"{DUMP}.json").write_bytes(b"evidence")
-    # The old script's, being written right now.
+    # A dump that the old script is writing now.
     write_dump(catalog, NOW - timedelta(minutes=1), age=timedelta(seconds=5))
 
 
 def everything(folder: Path) -> dict[str, bytes | str | None]:
-    """All below a folder: content, target of a link, ``None`` for a folder."""
+    """All entries below a folder: a file's content, a link's target, ``None`` for a folder."""
     return {
         str(p.relative_to(folder)): os.readlink(p) if p.is_symlink() else None if p.is_dir() else p.read_bytes()
         for p in folder.rglob("*")
@@ -1089,7 +1089,7 @@ def test_the_sweep_removes_a_temporary_beside_its_dump(catalog: Catalog) -> None
 
 
 @pytest.mark.parametrize("database", ["my.db", "../x", "a\nb", "a_daily_b"])
-def test_the_sweep_knows_its_own_whatever_the_databases_name(tmp_path: Path, database: str) -> None:
+def test_the_sweep_removes_only_its_own_databases_files(tmp_path: Path, database: str) -> None:
     catalog = make_catalog(tmp_path, database)
     temporary = catalog.temporary(BackupName(database, Tier.DAILY, AT))
     temporary.touch()
@@ -1141,7 +1141,7 @@ def test_a_folder_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert happened == [f"sync {tmp_path.name}"]
 
 
-def test_the_witness_that_a_verdict_carries_is_read_back_whole(catalog: Catalog) -> None:
+def test_a_verdicts_witness_is_read_back_unchanged(catalog: Catalog) -> None:
     backup = publish(catalog, AT)
     witness = make_witness({"public.people": 3, 'public."Odd, ""name"""': 0}, {"public.e_1": "public.e"})
     record_judgement(catalog, backup, make_judgement(backup, good=True), witness)

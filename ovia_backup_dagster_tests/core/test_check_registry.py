@@ -1,4 +1,4 @@
-"""The registry of checks: what stands in it, and that a member which no code makes is noticed."""
+"""The registry of checks: its members, and that a member is noticed which no code makes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_stage_has_its_checks_in_the_order_of_the_registry() -> None:
     assert set(Check.at(Stage.RESTORE)) < set(Check.at(Stage.DRILL))
 
 
-def test_code_makes_each_check() -> None:
+def test_each_check_is_made_by_code() -> None:
     source = "".join(path.read_text("utf-8") for path in PACKAGE.rglob("*.py") if path != PACKAGE / REGISTRY)
     assert [check.name for check in Check if f"Check.{check.name}" not in source] == []
 

@@ -14,7 +14,7 @@ LONG = 60.0
 SHORT = 0.01
 
 
-def test_what_is_found_in_time_is_returned(tmp_path: Path) -> None:
+def test_a_result_in_time_is_returned(tmp_path: Path) -> None:
     assert within_deadline(LONG, tmp_path, lambda: 7) == 7
 
 
@@ -39,13 +39,13 @@ def test_a_hanging_operation_is_given_up_and_not_repeated(tmp_path: Path) -> Non
             within_deadline(SHORT, tmp_path, hang)
     assert len(started) == 1
     release.set()
-    # The next call waits for the one that hung, and then looks itself.
+    # The next call waits for the hung one, and then runs its own operation.
     assert within_deadline(LONG, tmp_path, lambda: "now") == "now"
     started[0].join(LONG)
     assert not started[0].is_alive()
 
 
-def test_another_volume_is_looked_at_while_one_hangs(tmp_path: Path) -> None:
+def test_another_volume_is_read_while_one_hangs(tmp_path: Path) -> None:
     release = threading.Event()
     with pytest.raises(StalledVolumeError, match="does not answer"):
         within_deadline(SHORT, tmp_path / "one", release.wait)

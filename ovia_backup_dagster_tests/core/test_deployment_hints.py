@@ -1,4 +1,4 @@
-"""Commands of one deployment are in its settings, and in no message of another's."""
+"""The commands of one deployment come from its settings, and are in no message of another deployment."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ovia_backup_dagster.system import BackupSystem
 from ovia_backup_dagster_tests.conftest import REPOSITORY
 
 PACKAGE = Path(ovia_backup_dagster.__file__).parent
-#: What is about Docker itself: a container of the stack, and the services that SWARM_APP_SERVICES names.
+#: Code that is about Docker itself: the stack's containers, and the services that SWARM_APP_SERVICES names.
 OF_THE_STACK = ("container/", "swarm/", "restoration/")
 DOCKERS = re.compile(
     r"\bdocker (?:service|exec|volume|network|ps|logs|inspect)\b|\bovia_(?:postgres|backup_data|backup=)"
 )
 
 
-def test_no_message_names_another_installations_services() -> None:
+def test_no_message_names_a_deployments_services() -> None:
     found = []
     for path in PACKAGE.rglob("*.py"):
         name = str(path.relative_to(PACKAGE))
@@ -34,11 +34,11 @@ def test_no_message_names_another_installations_services() -> None:
         texts = [node.value for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Constant)]
         found += [(name, text) for text in texts if isinstance(text, str) and DOCKERS.search(text)]
 
-    # The restores' part of the doctor asks it, where services are named.
+    # The doctor's part on restores prints it if services are named.
     assert found == [("doctor/examination.py", "docker service ls")]
 
 
-def test_the_stack_hints_at_all_that_there_is() -> None:
+def test_the_stack_sets_every_hint() -> None:
     text = (REPOSITORY / "deploy/stack.yml").read_text("utf-8")
     block = re.search(r"^  DEPLOYMENT_HINTS: \|\n((?:    .+\n)+)", text, re.MULTILINE)
     assert block is not None

@@ -1,4 +1,4 @@
-"""What is said of any failure: one line that a person can read, with what to do next."""
+"""Error messages: one line that a person can read, with the next step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TEXT = st.builds(lambda text, times: text * times, st.text(max_size=60), st.samp
 
 
 @given(what=TEXT, why=TEXT, fix=TEXT, said=TEXT)
-def test_no_message_is_too_long_and_what_is_left_out_is_kept(what: str, why: str, fix: str, said: str) -> None:
+def test_a_long_message_is_shortened_and_its_rest_is_kept(what: str, why: str, fix: str, said: str) -> None:
     error = BackupError(what, why=why, fix=fix, said=said)
 
     assert len(str(error)) <= MOST
@@ -35,14 +35,14 @@ def test_no_message_is_too_long_and_what_is_left_out_is_kept(what: str, why: str
 
 
 @given(fix=st.text(min_size=1, max_size=400), said=TEXT)
-def test_a_remedy_is_never_cut_because_a_program_says_much(fix: str, said: str) -> None:
+def test_a_fix_is_never_cut_for_a_long_program_output(fix: str, said: str) -> None:
     error = BackupError("w" * 100, why="y" * 200, fix=fix, said=said)
 
     assert error.fix == BackupError("", fix=fix).fix
     assert len(str(error)) <= MOST
 
 
-def test_of_what_a_program_says_beginning_and_end_stay() -> None:
+def test_a_shortened_output_keeps_beginning_and_end() -> None:
     statement = "LOCK TABLE " + ", ".join(f"public.table_{n}" for n in range(3000))
     error = LockTableFullError(
         "pg_dump failed", why="the lock table is full", said=f"ERROR: {statement} THE END", fix="x"

@@ -1,4 +1,4 @@
-"""Numbers as a person reads them."""
+"""Numbers, sizes and durations as a person reads them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_bytes_are_shown_with_a_decimal_unit(count: float, text: str) -> None:
 
 @settings(deadline=None)
 @given(st.integers(0, 10**15))
-def test_bytes_are_short_and_right_to_a_twentieth(count: int) -> None:
+def test_bytes_are_short_and_within_five_percent(count: int) -> None:
     match = re.fullmatch(r"(\d{1,3}(?:\.\d)?|1000\.0) (B|kB|MB|GB|TB)", human_bytes(count))
     assert match is not None
     said = float(match[1]) * 1000 ** ("B", "kB", "MB", "GB", "TB").index(match[2])
@@ -62,10 +62,10 @@ def test_bytes_are_short_and_right_to_a_twentieth(count: int) -> None:
         (-86_400, "1 d"),
     ],
 )
-def test_durations(seconds: float, text: str) -> None:
+def test_durations_are_shown_in_at_most_two_units(seconds: float, text: str) -> None:
     assert duration(timedelta(seconds=seconds)) == text
 
 
 @pytest.mark.parametrize(("change", "text"), [(0, "0"), (1200, "+1,200"), (-3, "-3"), (-1_000_000, "-1,000,000")])
-def test_signed_numbers(change: int, text: str) -> None:
+def test_signed_numbers_show_their_sign(change: int, text: str) -> None:
     assert signed(change) == text

@@ -1,4 +1,4 @@
-"""One writer at a time, with real processes. Pipes say when something has happened; nothing is timed."""
+"""One writer at a time, with real processes. The processes synchronize by pipes, not by sleeping."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ with volume_lock(Path(sys.argv[1]), purpose=sys.argv[2], now=datetime(2026, 6, 1
     sys.stdin.read()
 """
 
-# The same with a child, as pg_dump is one, that lives until standard input ends; argv[2] says whether it inherits.
+# The same with a child process, like pg_dump, that lives until standard input ends; argv[2] says whether it inherits.
 PARENT = """
 import subprocess, sys
 from datetime import UTC, datetime
@@ -214,7 +214,7 @@ def test_a_holder_on_another_host_is_ended_there(tmp_path: Path) -> None:
         assert refused.value.fix.endswith(f"if it hangs: on elsewhere: kill {note['pid']}")
 
 
-def test_without_a_note_the_holder_is_found_all_the_same(tmp_path: Path) -> None:
+def test_without_a_note_the_holder_is_still_found(tmp_path: Path) -> None:
     with holding(tmp_path) as process:
         (tmp_path / FILENAME).write_bytes(b"")
         with pytest.raises(LockHeldError, match=f"another process .*process {process.pid}") as refused:
@@ -223,7 +223,7 @@ def test_without_a_note_the_holder_is_found_all_the_same(tmp_path: Path) -> None
 
 
 def test_a_child_without_the_descriptor_holds_no_lock(tmp_path: Path) -> None:
-    # Shows that the test above is meaningful: a child does not get the lock by accident.
+    # Control for the test above: a child does not get the lock by accident.
     with running(PARENT, tmp_path, "inherits not", says="child runs") as process:
         process.send_signal(signal.SIGKILL)
         process.wait(LONG)
@@ -258,7 +258,7 @@ def test_two_volumes_have_two_locks(tmp_path: Path) -> None:
         take(tmp_path / "other")
 
 
-def test_looking_at_a_lock_never_taken_creates_none(tmp_path: Path) -> None:
+def test_asking_for_the_holder_creates_no_lock_file(tmp_path: Path) -> None:
     assert lock_holder(tmp_path) is None
     assert list(tmp_path.iterdir()) == []
 
@@ -278,7 +278,7 @@ def test_asking_for_the_lock_holder_blocks_no_writer(tmp_path: Path) -> None:
     take(tmp_path)
     descriptor = os.open(tmp_path / FILENAME, os.O_RDONLY)
     try:
-        # ``lock_holder`` does this for an instant: a process that wants the lock tries again instead of giving up.
+        # ``lock_holder`` holds the lock for an instant; a process that wants it tries again instead of giving up.
         fcntl.flock(descriptor, fcntl.LOCK_SH)
 
         def stop_looking(_: str) -> None:
@@ -290,7 +290,7 @@ def test_asking_for_the_lock_holder_blocks_no_writer(tmp_path: Path) -> None:
         os.close(descriptor)
 
 
-def test_the_note_of_a_longer_purpose_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_shorter_note_replaces_a_longer_one_completely(tmp_path: Path) -> None:
     with volume_lock(tmp_path, purpose="a purpose of very many words indeed", now=NOW):
         pass
     with volume_lock(tmp_path, purpose="short", now=NOW):
@@ -330,7 +330,7 @@ def test_the_lock_of_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     assert refused.value.fix
 
 
-def test_a_link_in_the_lock_files_place_is_not_followed(tmp_path: Path) -> None:
+def test_a_link_in_place_of_the_lock_file_is_not_followed(tmp_path: Path) -> None:
     target = tmp_path / "precious"
     target.write_text("untouched")
     (tmp_path / FILENAME).symlink_to(target)
@@ -340,7 +340,7 @@ def test_a_link_in_the_lock_files_place_is_not_followed(tmp_path: Path) -> None:
 
 
 def test_a_volume_without_locks_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Network filesystems without a lock daemon.
+    # As on network filesystems without a lock daemon.
     def unsupported(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -350,7 +350,7 @@ def test_a_volume_without_locks_is_an_error(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_lock_file_replaced_meanwhile_is_locked_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another process replaced ``.lock`` between our open and our lock: the lock is on the present file."""
+    """Another process replaced ``.lock`` between our open and our lock: we lock the new file."""
     path = tmp_path / FILENAME
     real = locking._acquire
     removed: list[Path] = []

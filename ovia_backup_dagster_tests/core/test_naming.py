@@ -1,4 +1,4 @@
-"""Backup names: every database name survives the way to a file name and back, and none leaves its folder."""
+"""Backup names: every database name survives the conversion to a file name and back, and none leaves its folder."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ HOSTILE = (
     ".dump",
 )
 
-# A PostgreSQL name has 1 to 63 bytes of UTF-8, without NUL; anything else goes.
+# A PostgreSQL name has 1 to 63 bytes of UTF-8, any but NUL.
 database_names = st.one_of(
     st.sampled_from(HOSTILE),
     st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=63),
     st.text("ab_-./%2F~'\" \n", min_size=1, max_size=20),
 ).filter(lambda name: len(name.encode()) <= 63)
-instants = st.datetimes(timezones=st.just(UTC))  # of the years 1 to 9999
+instants = st.datetimes(timezones=st.just(UTC))  # years 1 to 9999
 backup_names = st.builds(BackupName, database_names, st.sampled_from(Tier), instants)
 
 
@@ -54,12 +54,12 @@ backup_names = st.builds(BackupName, database_names, st.sampled_from(Tier), inst
 @example(BackupName("ovia", Tier.WEEKLY, datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)))
 @example(BackupName("ovia", Tier.DAILY, datetime(2025, 12, 31, 23, 59, 59, tzinfo=UTC)))
 @example(BackupName("ovia", Tier.DAILY, datetime(2026, 1, 1, tzinfo=UTC)))
-def test_a_file_name_reads_back_as_what_it_was_made_of(name: BackupName) -> None:
+def test_a_file_name_is_parsed_to_its_parts(name: BackupName) -> None:
     assert BackupName.parse(name.filename) == name
 
 
 @pytest.mark.parametrize("database", HOSTILE)
-def test_hostile_names_read_back(database: str) -> None:
+def test_hostile_names_are_parsed_to_their_parts(database: str) -> None:
     name = BackupName(database, Tier.DAILY, AT)
     assert BackupName.parse(name.filename) == name
 
@@ -67,7 +67,7 @@ def test_hostile_names_read_back(database: str) -> None:
 @settings(deadline=None)
 @given(backup_names)
 def test_a_file_name_stays_in_its_folder_and_is_plain_ascii(name: BackupName) -> None:
-    # No slash, no leading dot, no blank, nothing that a shell, a terminal or a globbing pattern takes amiss.
+    # No slash, no leading dot, no blank, and no character that is special to a shell, a terminal or a glob pattern.
     assert re.fullmatch(r"[A-Za-z0-9_%-]+_(daily|weekly|monthly|yearly)_[0-9-]{10}_[0-9]{6}\.dump", name.filename)
     assert os.path.normpath(os.path.join("folder", name.filename)) == f"folder/{name.filename}"
 
@@ -85,7 +85,7 @@ def test_two_names_never_share_a_file(one: BackupName, other: BackupName) -> Non
     assert (one == other) == (one.filename == other.filename)
 
 
-def test_the_names_that_people_rely_on() -> None:
+def test_known_names_stay_as_they_are() -> None:
     assert BackupName("ovia", Tier.DAILY, AT).filename == "ovia_daily_2026-02-21_030000.dump"
     assert BackupName("ovia", Tier.WEEKLY, AT).filename == "ovia_weekly_2026-02-21_030000.dump"
     assert BackupName("my.db", Tier.DAILY, AT).filename == "my%2Edb_daily_2026-02-21_030000.dump"
@@ -105,7 +105,7 @@ def test_the_names_that_people_rely_on() -> None:
         ("a\nb_daily_2026-02-21_030000.dump", "a\nb"),
     ],
 )
-def test_the_old_scripts_names_stand_for_themselves(filename: str, database: str) -> None:
+def test_the_old_scripts_names_are_parsed(filename: str, database: str) -> None:
     assert BackupName.parse(filename) == BackupName(database, Tier.DAILY, AT)
 
 
@@ -142,14 +142,14 @@ def test_names_of_other_files_are_not_parsed(filename: str) -> None:
 
 @pytest.mark.parametrize("raw", [b"\xff_daily_2026-02-21_030000.dump", b"caf\xe9_daily_2026-02-21_030000.dump"])
 def test_a_name_that_is_not_utf8_is_read_without_a_crash(raw: bytes) -> None:
-    # os.scandir hands such names out with lone surrogates. One such file must not make every backup unreadable.
+    # os.scandir returns such names with lone surrogates. One such file must not make every backup unreadable.
     parsed = BackupName.parse(os.fsdecode(raw))
     assert parsed is None or parsed.database == os.fsdecode(raw.partition(b"_daily_")[0])
 
 
 @settings(deadline=None)
 @given(st.text(max_size=60))
-def test_no_text_makes_it_crash(filename: str) -> None:
+def test_no_text_crashes_the_parser(filename: str) -> None:
     parsed = BackupName.parse(filename)
     assert parsed is None or filename.endswith(".dump")
 
@@ -176,7 +176,7 @@ def test_a_restore_names_both_databases_by_the_instant() -> None:
 
 
 @pytest.mark.parametrize("database", ["o" * 41, "ü" * 21, "猫" * 21])
-def test_long_names_are_cut_to_fit_and_stay_apart(database: str) -> None:
+def test_long_names_are_cut_to_fit_and_stay_unique(database: str) -> None:
     other = database[:-1] + "x"
     for named in (restore_name, before_name):
         one = named(database, AT)
@@ -211,6 +211,6 @@ def test_other_databases_were_not_replaced(name: str) -> None:
     assert before_at(name, "ovia") is None
 
 
-def test_only_a_name_in_utf8_can_be_written_down() -> None:
+def test_only_a_name_in_utf8_can_be_recorded() -> None:
     assert is_utf8("猫")
     assert not is_utf8(os.fsdecode(b"caf\xe9"))

@@ -1,4 +1,4 @@
-"""A kind of sidecar that only this test registers is treated like the others everywhere."""
+"""A new kind of sidecar, which only this test registers, is treated like the others everywhere."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_needed_kind_that_cannot_be_read_stops_a_promotion(catalog: Catalog, s
     assert catalog.backups(Tier.WEEKLY) == []
 
 
-def test_what_is_found_out_later_is_not_published_with_a_dump(catalog: Catalog) -> None:
+def test_later_statements_are_not_published_with_a_dump(catalog: Catalog) -> None:
     name = BackupName("ovia", Tier.DAILY, NOW)
     catalog.temporary(name).write_bytes(CONTENT)
     with pytest.raises(ValueError, match="not made with a dump: verdict"):

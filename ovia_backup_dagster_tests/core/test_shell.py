@@ -1,4 +1,4 @@
-"""Words that are quoted for a shell: pasted into bash, they are what they were."""
+"""Quoting for a shell: bash reads a quoted word back unchanged."""
 
 from __future__ import annotations
 

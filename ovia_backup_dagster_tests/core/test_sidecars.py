@@ -1,4 +1,4 @@
-"""Sidecars that were forged, or wrecked by a disk: each is refused in a moment, in one line, and never believed."""
+"""Sidecars that were forged or damaged by a disk: each is refused quickly, in one line, and never trusted."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_forged_sidecar_cannot_be_read(name: str) -> None:
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe{}", GOOD.encode("utf-16"), GOOD.encode("utf-32"), b"{\xc3}"])
-def test_what_is_not_utf_8_cannot_be_read(content: bytes) -> None:
+def test_a_sidecar_that_is_not_utf8_cannot_be_read(content: bytes) -> None:
     with pytest.raises(VolumeError, match="cannot be read"):
         parse_sidecar(Manifest, content, "x.json")
 
@@ -69,12 +69,12 @@ def test_what_is_not_utf_8_cannot_be_read(content: bytes) -> None:
     "value",
     ["9" * 4000, "1.7976931348623157e+308", "5e-324", '"%s"' % ("9" * DIGITS), '"[[[[{{{{,,,,"', '"\\ud83d\\ude00"'],
 )
-def test_what_may_be_in_one_of_ours_is_read(value: str) -> None:
+def test_extreme_values_that_we_may_write_are_read(value: str) -> None:
     assert parse_sidecar(JournalEntry, ENTRY % value, "x").data == {"x": json.loads(value)}
 
 
 def test_a_witness_of_many_tables_is_read() -> None:
-    """Of 10,000 tables of 40 columns each, which is far below what is refused."""
+    """Of 10,000 tables with 40 columns each: an eighth of the limits at most."""
     columns = ", ".join(f"column_{number}" for number in range(40))
     witness = make_witness({f"public.table_{number}": number for number in range(10_000)})
     tables = tuple(table.model_copy(update={"columns": f"({columns})"}) for table in witness.tables)
@@ -85,7 +85,7 @@ def test_a_witness_of_many_tables_is_read() -> None:
     assert parse_sidecar(Witness, text, "x") == witness
 
 
-def test_everything_that_we_write_is_read_back() -> None:
+def test_sidecars_that_we_write_are_read_back() -> None:
     entry = JournalEntry(
         at=NOW, mark=JournalMark.NOTED, data={"a": [1, 2.5, None, "\N{GRINNING FACE}\0\n"], "b": {"c": {}}}
     )
@@ -103,7 +103,7 @@ def test_a_file_that_grows_is_read_no_further_than_its_limit(tmp_path: Path) -> 
     assert read_small(path, 11) == b"x" * 11
     with pytest.raises(StrangeFileError, match=re.escape("it is larger than 10 B")):
         read_small(path, 10)
-    # As in /proc: it says that it is empty, and is not.
+    # A file in /proc: its size is 0, but it has content.
     with pytest.raises(StrangeFileError, match="larger"):
         read_small(Path("/proc/self/maps"), 100)
 
@@ -133,10 +133,10 @@ def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("put", [os.mkfifo, lambda path: path.symlink_to("other"), Path.mkdir])
-def test_what_is_put_there_after_the_first_look_is_not_read(
+def test_a_special_file_put_there_before_the_open_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, put: Callable[[Path], None]
 ) -> None:
-    """Between looking at it and opening it, something else takes the file's place."""
+    """Between lstat and open, something else takes the file's place."""
     path = tmp_path / "file"
     path.touch()
     (tmp_path / "other").touch()

@@ -1,4 +1,4 @@
-"""Which statements count for a backup, and which do not, as they were forged, copied or swapped: on a real folder."""
+"""Which statements count for a backup, and which do not, being forged, copied or swapped: on a real folder."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def made(catalog: Catalog, at: datetime, content: bytes | None = None) -> Backup
 
 
 def copied(source: Backup, target: Backup, *kinds: SidecarKind[Any]) -> Backup:
-    """``target`` with files of another backup; its size and times stay what they are."""
+    """``target`` with sidecars of another backup; its own size and times stay."""
     for kind in kinds:
         shutil.copy2(source.sidecar(kind), target.sidecar(kind))
     return Backup(target.path, target.name, target.path.stat().st_size, target.path.stat().st_mtime_ns)
@@ -89,7 +89,7 @@ def test_the_headers_of_all_known_versions_are_read(minor: int) -> None:
     assert (header.created_at, header.client_version) == (NOW, "16.15")
 
 
-def test_a_header_of_an_unknown_version_says_nothing() -> None:
+def test_a_header_of_an_unknown_version_is_ignored() -> None:
     assert parse_header(archive(minor=17)) is None
     assert parse_header(CONTENT) is None
 
@@ -102,7 +102,7 @@ def test_a_header_that_is_cut_off_anywhere_is_broken() -> None:
             parse_header(whole[:length])
 
 
-def test_no_bytes_break_the_reader_otherwise() -> None:
+def test_random_bytes_raise_no_other_error() -> None:
     for seed in range(2000):
         noise = b"PGDMP\x01\x0f\x00" + (seed.to_bytes(2, "big") + os.urandom(100))
         try:
@@ -111,11 +111,11 @@ def test_no_bytes_break_the_reader_otherwise() -> None:
             assert "cut off" in str(error)  # noqa: PT017 - not every one is
 
 
-# --- What is forged: bad at sight, and for all who look -----------------------------------------------------------
+# --- Forged backups are bad without a full reading ------------------------------------------------------------------
 
 
 def random_bytes(catalog: Catalog) -> Backup:
-    """With a verdict that is correct, except that nothing was ever verified."""
+    """Random bytes with a well-formed verdict, though they were never verified."""
     return judged(catalog, publish(catalog, AT, content=b"\x8f" * len(CONTENT)))
 
 
@@ -134,7 +134,7 @@ def yesterdays_unit_under_todays_name(catalog: Catalog) -> Backup:
 
 
 def yesterdays_archive_under_todays_manifest(catalog: Catalog) -> Backup:
-    """Size and time are the same; the hash would need a whole reading, the header does not."""
+    """Size and time are the same: only the header shows it without reading the whole archive for its hash."""
     backup = made(catalog, AT)
     backup.path.write_bytes(archive(AT - DAY))
     os.utime(backup.path, ns=(backup.mtime_ns, backup.mtime_ns))
@@ -180,7 +180,7 @@ FORGED = [
 
 
 @pytest.mark.parametrize("forge", FORGED, ids=lambda forge: forge.__name__)
-def test_what_is_forged_is_bad_for_all_who_look(catalog: Catalog, forge: Callable[[Catalog], Backup]) -> None:
+def test_a_forged_backup_is_bad_everywhere(catalog: Catalog, forge: Callable[[Catalog], Backup]) -> None:
     before = [proven(catalog, NOW - days * DAY) for days in range(9, 1, -1)]
     backup = forge(catalog)
     (backup,) = [each for each in catalog.backups() if each.path == backup.path]
@@ -197,7 +197,7 @@ def test_what_is_forged_is_bad_for_all_who_look(catalog: Catalog, forge: Callabl
     assert set(catalog.backups()) == {*before, backup}
 
 
-def test_the_archives_of_two_days_swapped(catalog: Catalog) -> None:
+def test_two_swapped_archives_are_both_bad(catalog: Catalog) -> None:
     one, two = made(catalog, AT - DAY), made(catalog, AT)
     contents = one.path.read_bytes(), two.path.read_bytes()
     for backup, content in zip((two, one), contents, strict=True):
@@ -209,7 +209,7 @@ def test_the_archives_of_two_days_swapped(catalog: Catalog) -> None:
 def test_a_backup_with_a_true_header_is_verified(catalog: Catalog) -> None:
     backup = made(catalog, AT)
     assert (backup.state(NOW), backup.contradictions) == (State.VERIFIED, ())
-    for minutes in (-4, 4):  # a clock that was set meanwhile
+    for minutes in (-4, 4):  # a clock that was adjusted meanwhile
         at = AT - DAY + minutes * timedelta(minutes=1)
         assert made(catalog, AT - DAY + minutes * HOUR, archive(at + minutes * HOUR)).state(NOW) is State.VERIFIED
 
@@ -223,7 +223,7 @@ def test_a_copy_of_another_name_keeps_its_verdict(catalog: Catalog) -> None:
     assert elsewhere.state(NOW) is State.VERIFIED
 
 
-# --- What was said of another ---------------------------------------------------------------------------------------
+# --- Statements on another backup -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -239,14 +239,14 @@ def pair(catalog: Catalog) -> tuple[Backup, Backup]:
     return catalog.refresh(about), catalog.refresh(other)
 
 
-def test_what_is_said_of_one_counts_for_it(pair: tuple[Backup, Backup]) -> None:
+def test_a_backups_own_statements_count(pair: tuple[Backup, Backup]) -> None:
     about, _ = pair
     assert (about.state(NOW), about.drilled) == (State.PROVEN, True)
     assert about.hold is not None
     assert about.acceptance is not None
 
 
-def test_what_is_said_of_another_counts_for_nothing(pair: tuple[Backup, Backup]) -> None:
+def test_statements_on_another_backup_do_not_count(pair: tuple[Backup, Backup]) -> None:
     about, other = pair
     assert about.size_bytes == other.size_bytes
     other = copied(about, other, VERIFIED, DRILLED, HELD, ACCEPTED)
@@ -256,14 +256,14 @@ def test_what_is_said_of_another_counts_for_nothing(pair: tuple[Backup, Backup])
     assert candidate(other, NOW).held_until is None
 
 
-def test_a_bad_verdict_on_another_condemns_nothing(catalog: Catalog, pair: tuple[Backup, Backup]) -> None:
+def test_a_bad_verdict_on_another_backup_does_not_count(catalog: Catalog, pair: tuple[Backup, Backup]) -> None:
     about, other = pair
     other = judged(catalog, other)
     judged(catalog, about, good=False)
     assert copied(about, other, VERIFIED).state(NOW) is State.UNVERIFIED
 
 
-def test_a_promotion_of_another_counts_for_nothing(catalog: Catalog) -> None:
+def test_a_promotion_of_another_backup_does_not_count(catalog: Catalog) -> None:
     one, two = (promote_backup(catalog, made(catalog, at), Tier.WEEKLY, NOW) for at in (AT - 8 * DAY, AT))
     assert one.promotion is not None
     assert one.promotion.promoted_from == BackupName(catalog.database, Tier.DAILY, AT - 8 * DAY).filename
@@ -285,14 +285,14 @@ def test_every_file_of_a_backup_is_promoted_and_removed(catalog: Catalog) -> Non
     assert list(catalog.folder(Tier.WEEKLY).iterdir()) == []
 
 
-def test_a_release_is_of_both_copies(catalog: Catalog) -> None:
+def test_a_release_applies_to_both_copies(catalog: Catalog) -> None:
     about = held(catalog, made(catalog, AT), NOW + DAY)
     promote_backup(catalog, about, Tier.WEEKLY, NOW)
     promote_and_prune.release(catalog, about, NOW)
     assert catalog.held(NOW) == []
 
 
-def test_an_altered_manifest_is_not_what_was_judged(catalog: Catalog) -> None:
+def test_a_verdict_does_not_cover_an_altered_manifest(catalog: Catalog) -> None:
     backup = drilled(catalog, made(catalog, AT))
     text = backup.sidecar(MANIFEST).read_bytes()
     backup.sidecar(MANIFEST).write_bytes(text.replace(b'"16.15"', b'"16.15" '))
@@ -302,7 +302,7 @@ def test_an_altered_manifest_is_not_what_was_judged(catalog: Catalog) -> None:
     assert catalog.refresh(backup).state(NOW) is State.PROVEN
 
 
-def test_a_verdict_with_a_manifest_is_none_without_it(catalog: Catalog) -> None:
+def test_a_verdict_on_a_removed_manifest_does_not_count(catalog: Catalog) -> None:
     backup = made(catalog, AT)
     backup.sidecar(MANIFEST).unlink()
     set_mtime(backup.path, NOW - HOUR)
@@ -313,7 +313,7 @@ def test_a_verdict_with_a_manifest_is_none_without_it(catalog: Catalog) -> None:
 
 
 def without_covered(backup: Backup) -> Backup:
-    """As the program wrote it before: no hash of the manifest, and no hash in drills and holds."""
+    """As an older program wrote it: without hash of the manifest, and without hashes in drills and holds."""
     for suffix, lists in ((VERIFIED, "judgements"), (DRILLED, "drills"), (HELD, "")):
         path = backup.sidecar(suffix)
         said = json.loads(path.read_bytes())
@@ -324,27 +324,27 @@ def without_covered(backup: Backup) -> Backup:
     return Backup(backup.path, backup.name, backup.size_bytes, backup.mtime_ns)
 
 
-def test_what_older_programs_wrote_is_understood(catalog: Catalog, pair: tuple[Backup, Backup]) -> None:
+def test_statements_of_older_programs_count(catalog: Catalog, pair: tuple[Backup, Backup]) -> None:
     about = without_covered(pair[0])
     assert b"covered" not in b"".join(about.sidecar(suffix).read_bytes() for suffix in (VERIFIED, DRILLED, HELD))
     assert (about.state(NOW), about.drilled) == (State.PROVEN, True)
     assert about.hold is not None
 
 
-def test_what_an_old_verdict_names_must_fit(catalog: Catalog, pair: tuple[Backup, Backup]) -> None:
+def test_an_older_verdict_must_fit_the_archive(catalog: Catalog, pair: tuple[Backup, Backup]) -> None:
     about, other = pair
     other = copied(without_covered(about), other, VERIFIED)
     assert other.state(NOW) is State.UNVERIFIED
 
 
-def test_the_old_scripts_dump_is_bound_to_its_size_and_time(catalog: Catalog) -> None:
+def test_a_verdict_on_an_old_dump_covers_its_size_and_time(catalog: Catalog) -> None:
     one, two = (judged(catalog, write_dump(catalog, NOW - days * DAY)) for days in (1, 2))
     assert one.state(NOW) is State.VERIFIED
     set_mtime(two.path, NOW - 9 * HOUR)
     assert copied(one, two, VERIFIED).state(NOW) is State.UNVERIFIED
 
 
-def test_a_drill_of_an_old_dump_is_of_the_file_last_read(catalog: Catalog) -> None:
+def test_a_drill_of_an_old_dump_covers_the_verified_file(catalog: Catalog) -> None:
     backup = judged(catalog, write_dump(catalog, AT))
     status = backup.path.stat()
     record = DrillRecord(
@@ -362,7 +362,7 @@ def test_a_drill_of_an_old_dump_is_of_the_file_last_read(catalog: Catalog) -> No
 # --- The roles' file ------------------------------------------------------------------------------------------------
 
 
-def test_the_saved_roles_are_those_that_the_manifest_names(catalog: Catalog) -> None:
+def test_saved_roles_must_match_the_manifest(catalog: Catalog) -> None:
     backup = made(catalog, AT)
     assert (backup.saved_roles(), backup.altered_files()) == (ROLES, ())
     for content in (ROLES.replace(b"ovia", b"evil"), ROLES + b"ALTER ROLE evil SUPERUSER;\n", b""):
@@ -377,7 +377,7 @@ def test_the_saved_roles_are_those_that_the_manifest_names(catalog: Catalog) -> 
     assert catalog.refresh(backup).saved_roles() is None
 
 
-def test_roles_without_a_manifest_are_from_somewhere_else(catalog: Catalog) -> None:
+def test_roles_without_a_manifest_are_not_used(catalog: Catalog) -> None:
     backup = write_dump(catalog, AT)
     backup.sidecar(GLOBALS).write_bytes(b"CREATE ROLE evil SUPERUSER;\n")
     assert backup.saved_roles() is None
@@ -390,7 +390,7 @@ def test_roles_that_an_older_program_saved_are_read(catalog: Catalog) -> None:
     assert backup.saved_roles() == ROLES
 
 
-def test_a_manifest_names_no_file_elsewhere(catalog: Catalog) -> None:
+def test_a_manifest_that_names_a_path_is_refused(catalog: Catalog) -> None:
     backup = publish(catalog, AT)
     text = backup.sidecar(MANIFEST).read_text()
     for suffix in ("/../../etc/passwd", "..", "", "x.sql"):

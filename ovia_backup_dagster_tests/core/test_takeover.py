@@ -1,4 +1,4 @@
-"""Handing the volume over: real files that root owns, a user without rights, and the old script beside them."""
+"""The hand-over of a volume: real files that root owns, an unprivileged user, and the old script at work beside it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ from ovia_backup_dagster_tests.support.old_script import old_script
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="giving files away needs root")
 US = Owner(10001, 10001)
 ONE_DAY = Policy({Tier.DAILY: 1, Tier.WEEKLY: 1}, Weekday.SUNDAY, ZoneInfo("UTC"))
-#: The exit code of a child that got one of our errors.
+#: The exit code of a child that raised one of our errors.
 REFUSED = 3
 
 
@@ -68,7 +68,7 @@ def tmp_path() -> Iterator[Path]:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """The old script's volume, a week on."""
+    """The old script's volume after a week."""
     volume = tmp_path / "volume"
     volume.mkdir(mode=0o755)
     for days in range(7, 0, -1):
@@ -77,7 +77,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def as_us(action: Callable[[], object]) -> int:
-    """Run it as our user, in a child process; ``REFUSED`` if it raised one of our errors."""
+    """Run the action as our user, in a child process; return ``REFUSED`` if it raised one of our errors."""
 
     def run() -> None:
         os.setgroups([])
@@ -123,7 +123,7 @@ def all_ours(root: Path) -> None:
 # --- Owner and mode -----------------------------------------------------------------------------------------------
 
 
-def test_the_old_volume_becomes_ours_and_we_work_on_it(root: Path) -> None:
+def test_our_user_can_work_on_a_volume_after_its_hand_over(root: Path) -> None:
     before = dumps(root)
     found = takeover.begin(root, US, NOW)
     all_ours(root)
@@ -194,7 +194,7 @@ def test_only_our_files_change_owner(root: Path) -> None:
             assert after[name] == status
 
 
-def test_the_second_time_nothing_changes(root: Path) -> None:
+def test_a_second_hand_over_changes_nothing(root: Path) -> None:
     takeover.begin(root, US, NOW)
     before = everything(root)
     found = takeover.begin(root, US, NOW)
@@ -213,7 +213,7 @@ def test_a_hand_over_without_changes_needs_no_root(root: Path) -> None:
     done(lambda: takeover.begin(root, US, NOW))
 
 
-def test_after_the_end_the_next_deployment_begins_no_other(root: Path) -> None:
+def test_after_its_end_a_hand_over_does_not_begin_again(root: Path) -> None:
     takeover.begin(root, US, NOW)
     takeover.finish(root, US, NOW)
     done(lambda: proven(Catalog(root, "ovia"), NOW))
@@ -236,7 +236,7 @@ def test_without_root_the_error_names_the_command(act: Callable[..., object], ro
     assert everything(root) == before
 
 
-def test_root_without_capabilities_is_told_which_it_lacks(root: Path) -> None:
+def test_the_error_names_the_capabilities_that_root_lacks(root: Path) -> None:
     program = (
         "import sys; from datetime import *; from pathlib import Path; from ovia_backup_dagster.core import takeover\n"
         "try: takeover.begin(Path(sys.argv[1]), takeover.Owner(10001, 10001), datetime.now(UTC))\n"
@@ -291,7 +291,7 @@ def test_no_link_is_followed(root: Path, tmp_path: Path) -> None:
     os.rename(root / "weekly", tmp_path / "weekly")
     (root / "weekly").symlink_to(outside / "folder")
     before = everything(outside)
-    with pytest.raises(VolumeError, match="cannot protect the dumps"):  # weekly/ is no folder
+    with pytest.raises(VolumeError, match="cannot protect the dumps"):  # weekly/ is a link
         takeover.begin(root, US, NOW)
     (root / "weekly").unlink()
     found = takeover.begin(root, US, NOW)
@@ -320,7 +320,7 @@ def test_a_link_where_root_would_create_a_file_is_refused(name: str, target: str
     assert (outside / "file").read_text() == "root's own"
 
 
-def test_links_among_the_second_names_do_not_come_back(root: Path, tmp_path: Path) -> None:
+def test_links_among_the_protected_dumps_are_not_restored(root: Path, tmp_path: Path) -> None:
     takeover.begin(root, US, NOW)
     secret = tmp_path / "secret"
     secret.write_text("root's own")
@@ -412,7 +412,7 @@ def test_a_missing_volume_cannot_be_handed_over(tmp_path: Path) -> None:
 # --- The shared day -------------------------------------------------------------------------------------------------
 
 
-def test_a_dump_removed_by_the_old_script_comes_back(root: Path) -> None:
+def test_a_dump_removed_by_the_old_script_is_restored(root: Path) -> None:
     takeover.begin(root, US, NOW)
     catalog = Catalog(root, "ovia")
     done(lambda: [judged(catalog, backup) for backup in catalog.backups()])
@@ -436,7 +436,7 @@ def test_a_dump_removed_by_the_old_script_comes_back(root: Path) -> None:
     assert takeover.finish(root, US, NOW).came_back == ()
 
 
-def test_what_our_retention_removed_does_not_come_back(root: Path) -> None:
+def test_a_dump_removed_by_our_retention_is_not_restored(root: Path) -> None:
     takeover.begin(root, US, NOW)
     catalog = Catalog(root, "ovia")
     done(lambda: [judged(catalog, backup) for backup in catalog.backups()])
@@ -461,7 +461,7 @@ def test_a_dump_being_written_is_protected_as_it_grows(root: Path) -> None:
     assert growing.read_bytes() == b"PGDMP half and the rest"
 
 
-def test_a_new_dump_of_a_removed_name_is_not_replaced(root: Path) -> None:
+def test_a_new_dump_with_a_removed_name_is_not_replaced(root: Path) -> None:
     takeover.begin(root, US, NOW)
     path = min((root / "daily").iterdir())
     kept = path.read_bytes()
@@ -479,8 +479,8 @@ def test_a_new_dump_of_a_removed_name_is_not_replaced(root: Path) -> None:
     assert not (root / ".handover").exists()
 
 
-def test_an_equal_copy_of_a_removed_dump_is_fine(root: Path) -> None:
-    """A person copied the backup back to its name: nothing is lost."""
+def test_an_equal_copy_of_a_removed_dump_is_accepted(root: Path) -> None:
+    """As when a person copied the backup back to its name."""
     takeover.begin(root, US, NOW)
     path = min((root / "daily").iterdir())
     kept = path.read_bytes()
@@ -494,7 +494,7 @@ def test_an_equal_copy_of_a_removed_dump_is_fine(root: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path.parent)])
-def test_a_special_file_of_a_removed_name_is_not_read(root: Path, make: Callable[[Path], None]) -> None:
+def test_a_special_file_with_a_removed_name_is_not_read(root: Path, make: Callable[[Path], None]) -> None:
     takeover.begin(root, US, NOW)
     path = min((root / "daily").iterdir())
     path.unlink()
@@ -563,7 +563,7 @@ def test_without_a_hand_over_nothing_is_protected(tmp_path: Path) -> None:
 
 
 @pytest.mark.exhaustive
-def test_killed_at_any_step_it_begins_again_and_ends_well(tmp_path: Path) -> None:
+def test_a_hand_over_killed_at_any_step_can_be_repeated(tmp_path: Path) -> None:
     numbers = iter(range(10_000))
     current: list[tuple[Path, dict[str, tuple[int, bytes]]]] = []
 
@@ -591,7 +591,7 @@ def test_killed_at_any_step_it_begins_again_and_ends_well(tmp_path: Path) -> Non
 
 
 @pytest.mark.exhaustive
-def test_the_end_killed_at_any_step_loses_nothing(tmp_path: Path) -> None:
+def test_a_finish_killed_at_any_step_loses_nothing(tmp_path: Path) -> None:
     numbers = iter(range(10_000))
     current: list[tuple[Path, dict[str, tuple[int, bytes]]]] = []
 
@@ -642,7 +642,7 @@ def test_pruning_killed_at_any_step_loses_only_its_removals(
 
 
 class SharedVolume:
-    """Both systems on one volume, day after day, and the backups that must exist in the end."""
+    """Both systems on one volume, day after day, and the backups that must exist at the end."""
 
     policy = Policy({Tier.DAILY: 2, Tier.WEEKLY: 1}, Weekday.SUNDAY, ZoneInfo("UTC"))
 
@@ -761,12 +761,12 @@ _ANY_ORDER = given(steps=st.lists(STEP, max_size=14), kill_at=st.integers(0, 60)
 @pytest.mark.exhaustive
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @_ANY_ORDER
-def test_a_shared_volume_loses_nothing_but_by_retention(steps: list[tuple[str, int]], kill_at: int) -> None:
+def test_a_shared_volume_loses_only_what_retention_removes(steps: list[tuple[str, int]], kill_at: int) -> None:
     nothing_is_lost(steps, kill_at)
 
 
 @pytest.mark.exhaustive
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @_ANY_ORDER
-def test_a_shared_volume_loses_nothing_in_many_orders(steps: list[tuple[str, int]], kill_at: int) -> None:
+def test_a_shared_volume_loses_nothing_in_any_order(steps: list[tuple[str, int]], kill_at: int) -> None:
     nothing_is_lost(steps, kill_at)

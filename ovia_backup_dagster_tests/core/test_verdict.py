@@ -1,4 +1,4 @@
-"""How what was read from an archive is judged: bad, odd, or as it was in the source."""
+"""How the reading of an archive is judged: bad, odd or good."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_more_than_half_the_rows_is_a_loss(before: int, after: int, lost: bool) 
     assert lines == ([f"table t shrank from {before:,} to {after:,} rows"] if lost else [])
 
 
-def test_a_table_that_is_gone_is_told_with_what_it_held() -> None:
+def test_a_lost_table_is_reported_with_its_rows() -> None:
     assert lost_rows({"a": 1_200, "b": 0}, {"c": 5}) == {
         "a": "table a is gone; it held 1,200 rows",
         "b": "table b is gone; it held 0 rows",
@@ -183,14 +183,14 @@ def test_each_table_that_lost_half_its_rows_has_a_line(before: dict[str, int], a
 
 @settings(deadline=None)
 @given(counts)
-def test_the_same_dump_lost_nothing(rows: dict[str, int]) -> None:
+def test_an_equal_dump_lost_nothing(rows: dict[str, int]) -> None:
     assert lost_rows(rows, rows) == {}
 
 
 # --- Partitions ---------------------------------------------------------------------------------------------------
 
 
-def test_partitions_are_folded_into_the_table_they_belong_to() -> None:
+def test_partitions_count_for_their_root_table() -> None:
     witness = make_witness(
         {"public.events_1": 3, "public.events_2a": 4, "public.events_2b": 5, "public.people": 7},
         partitions={
@@ -216,8 +216,8 @@ def test_a_partitioned_table_without_data_is_empty() -> None:
     assert make_witness({}, partitions={"e_1": "public.events"}).rows_by_table() == {"public.events": 0}
 
 
-def test_partitions_in_a_circle_end_and_count_each_row_once() -> None:
-    # No PostgreSQL makes one; a crafted archive might.
+def test_cyclic_partitions_count_each_row_once() -> None:
+    # No PostgreSQL makes a cycle; a crafted archive might have one.
     witness = make_witness({"a": 1, "b": 2, "c": 4}, partitions={"a": "b", "b": "a", "c": "c"})
     assert sum(witness.rows_by_table().values()) == 7
 
@@ -227,7 +227,7 @@ table_names = st.sampled_from(["a", "b", "c", "d", "e"])
 
 @settings(deadline=None)
 @given(st.dictionaries(table_names, st.integers(0, 100)), st.dictionaries(table_names, table_names))
-def test_no_row_is_lost_in_the_folding(rows: dict[str, int], partitions: dict[str, str]) -> None:
+def test_no_row_is_lost_when_partitions_are_added_up(rows: dict[str, int], partitions: dict[str, str]) -> None:
     witness: Witness = make_witness(rows, partitions)
     assert sum(witness.rows_by_table().values()) == witness.rows == sum(rows.values())
 
@@ -247,7 +247,7 @@ def test_no_row_is_lost_in_the_folding(rows: dict[str, int], partitions: dict[st
         ('""', [""]),
     ],
 )
-def test_a_qualified_name_is_taken_apart(name: str, parts: list[str]) -> None:
+def test_a_qualified_name_is_split_into_its_parts(name: str, parts: list[str]) -> None:
     assert list(split_identifier(name)) == parts
 
 
@@ -266,7 +266,7 @@ def test_a_plain_name_needs_no_quotes(parts: list[str]) -> None:
 
 @settings(deadline=None)
 @given(st.text('ab."\n ', max_size=30))
-def test_no_text_makes_it_crash(name: str) -> None:
+def test_no_text_crashes_the_parser(name: str) -> None:
     assert len(split_identifier(name)) >= 1
 
 

@@ -1,4 +1,4 @@
-"""What the operating system refuses on the volume, provoked on real filesystems, and what is said of it."""
+"""Errors of the operating system on the volume, provoked on real filesystems, and their diagnoses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ovia_backup_dagster_tests.support.factories import NOW, make_catalog, publi
 
 @dataclass(frozen=True)
 class Case:
-    """A condition, the errno it must be, and what must be said of it."""
+    """A condition, its errno, and the diagnosis that it must have."""
 
     provoke: Callable[[Path], BackupError]
     number: int
@@ -83,12 +83,12 @@ def refused(act: Callable[[], object]) -> BackupError:
 
 
 def published(root: Path) -> Backup:
-    """A dump of two megabytes in the folder."""
+    """Publish a dump of 2 MB in the folder."""
     return publish(make_catalog(root), NOW, content=os.urandom(2 * 1024 * 1024))
 
 
 def written(root: Path) -> Callable[[], object]:
-    """Something of two megabytes is written beside a backup that stands there already."""
+    """A write of a sidecar of some 2 MB beside an existing backup."""
     catalog = make_catalog(root)
     backup = publish(catalog, NOW)
     hold = Hold(until=NOW, reason="".join(map(str, range(400_000))))
@@ -207,7 +207,7 @@ def a_volume_that_is_not_mounted_any_more(folder: Path) -> BackupError:
     fix="findmnt -T $BACKUP_DIR",
 )
 def a_filesystem_whose_server_is_dead(folder: Path) -> BackupError:
-    """As sshfs or rclone leave it when they are killed."""
+    """As after sshfs or rclone was killed."""
     volume = folder / "volume"
     volume.mkdir()
     server = os.open("/dev/fuse", os.O_RDWR)
@@ -253,7 +253,7 @@ def a_file_that_nobody_may_change(folder: Path) -> BackupError:
         return refused(lambda: remove_backup(catalog, backup))
 
 
-#: What no filesystem of this machine brings about, and why.
+#: Errors that no filesystem of this machine can cause, and why.
 NOT_PROVOKED = {
     errno.ESTALE: "asks for a network filesystem whose server was replaced",
     errno.ENODEV: "asks for a device that is pulled out",
@@ -262,7 +262,7 @@ NOT_PROVOKED = {
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a filesystem needs root")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.provoke.__name__)
-def test_each_example_is_diagnosed(case: Case, tmp_path: Path) -> None:
+def test_a_provoked_error_has_its_diagnosis(case: Case, tmp_path: Path) -> None:
     error = case.provoke(tmp_path)
 
     assert type(error) is case.error, error
