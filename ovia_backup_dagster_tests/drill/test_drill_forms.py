@@ -293,7 +293,7 @@ def test_template1_and_postgres_pass_a_drill(name: str, boss: PortCluster, full_
     assert evidence.rows == 1
 
 
-def test_an_empty_database_and_empty_tables(boss: PortCluster, full_bin_dir: Path, tmp_path: Path) -> None:
+def test_an_empty_database_passes_without_the_control(boss: PortCluster, full_bin_dir: Path, tmp_path: Path) -> None:
     with database(boss, "void") as source:
         drilling = Drilling(source, full_bin_dir, tmp_path)
         verifier = drilling.driller.verifier
@@ -560,7 +560,9 @@ def test_a_dump_of_the_old_script_passes(
 
 
 @pytest.mark.exhaustive
-def test_a_scratch_database_by_a_superuser(new_full_database: NewDatabase, full_bin_dir: Path, tmp_path: Path) -> None:
+def test_a_superuser_can_drill_in_a_scratch_database(
+    new_full_database: NewDatabase, full_bin_dir: Path, tmp_path: Path
+) -> None:
     drilling = Drilling(new_full_database(), full_bin_dir, tmp_path)
 
     evidence = drilling.dump_and_drill(Where.DATABASE)
@@ -574,7 +576,7 @@ def test_a_scratch_database_by_a_superuser(new_full_database: NewDatabase, full_
     assert left == 0
 
 
-def test_a_scratch_database_by_an_ordinary_role(
+def test_an_ordinary_role_can_drill_in_a_scratch_database(
     new_full_database: NewDatabase, full_bin_dir: Path, tmp_path: Path
 ) -> None:
     drilling = Drilling(new_full_database(), full_bin_dir, tmp_path)

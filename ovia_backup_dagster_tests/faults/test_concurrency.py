@@ -133,7 +133,7 @@ def test_no_command_waits_longer_than_its_lock_timeout(place: Place) -> None:
 
 
 @pytest.mark.exhaustive
-def test_two_dagsters_and_a_command_line(place: Place, tmp_path: Path, record: Record) -> None:
+def test_two_dagsters_and_a_command_line_all_end_well(place: Place, tmp_path: Path, record: Record) -> None:
     """Two Dagster installations that do not know of each other, each with its own DAGSTER_HOME."""
     times = 2
     outcomes: Counter[str] = Counter()

@@ -29,7 +29,7 @@ def run_worker(dagster: Dagster) -> list[int]:
 
 
 @pytest.mark.parametrize("what", ["the run", "webserver and daemon", "everything"])
-def test_killed_in_the_middle_of_a_run(
+def test_the_next_run_succeeds_after_a_kill_of_dagster(
     what: str, database: Connection, place: Place, home: Path, record: Record
 ) -> None:
     place.chain()

@@ -133,7 +133,9 @@ def no_room(ended: Ended) -> str:
 
 
 @rounds(few=2, many=40)
-def test_no_room_while_dumping(place: Place, template: Place, rng: Random, record: Record, times: int) -> None:
+def test_the_next_run_recovers_from_a_full_disk_in_dump(
+    place: Place, template: Place, rng: Random, record: Record, times: int
+) -> None:
     size = need(place, template)
     done = Rounds()
     for number, part in enumerate(moments(rng, times, 1.05)):
@@ -161,7 +163,9 @@ def test_no_room_while_dumping(place: Place, template: Place, rng: Random, recor
 
 @pytest.mark.exhaustive
 @rounds(few=2, many=40)
-def test_no_room_for_the_verdict(place: Place, template: Place, rng: Random, record: Record, times: int) -> None:
+def test_the_next_run_recovers_from_a_full_disk_in_verify(
+    place: Place, template: Place, rng: Random, record: Record, times: int
+) -> None:
     size = need(place, template)
     done = Rounds()
     for pages in moments(rng, times, 4.0):
@@ -213,7 +217,7 @@ def test_the_reserve_lets_a_full_volume_verify_and_prune(place: Place, template:
 
 @pytest.mark.exhaustive
 @rounds(few=2, many=40)
-def test_no_room_while_promoting_by_copy(
+def test_the_next_run_recovers_from_a_full_weekly_disk(
     place: Place, template: Place, rng: Random, record: Record, times: int
 ) -> None:
     """``weekly/`` is another filesystem, so promotion copies instead of linking, and the copy may not fit."""
@@ -330,7 +334,9 @@ class Breaking:
 
 @pytest.mark.exhaustive
 @rounds(few=2, many=40)
-def test_the_power_fails(place: Place, template: Place, rng: Random, record: Record, times: int) -> None:
+def test_finished_work_survives_a_power_failure(
+    place: Place, template: Place, rng: Random, record: Record, times: int
+) -> None:
     """Every read and write fails after the cut. Afterwards the disk holds only what had reached it."""
     breaking = Breaking(place, template, ("Input/output error",))
     for moment in moments(rng, times, 1.1 * breaking.seconds()):
@@ -349,7 +355,9 @@ def test_the_power_fails(place: Place, template: Place, rng: Random, record: Rec
 
 @pytest.mark.exhaustive
 @rounds(few=2, many=40)
-def test_the_disk_turns_read_only(place: Place, template: Place, rng: Random, record: Record, times: int) -> None:
+def test_finished_work_survives_a_read_only_remount(
+    place: Place, template: Place, rng: Random, record: Record, times: int
+) -> None:
     words = ("Read-only file system", "mounted read-only", "Input/output error")
     breaking = Breaking(place, template, words)
     for moment in moments(rng, times, breaking.seconds()):
@@ -366,7 +374,9 @@ def test_the_disk_turns_read_only(place: Place, template: Place, rng: Random, re
 
 @pytest.mark.exhaustive
 @rounds(few=2, many=40)
-def test_writing_back_fails(place: Place, template: Place, rng: Random, record: Record, times: int) -> None:
+def test_finished_work_survives_failed_write_back(
+    place: Place, template: Place, rng: Random, record: Record, times: int
+) -> None:
     """The kernel accepts writes but the disk fails to store them: only fsync reports the error."""
     words = ("Input/output error", "Read-only file system", "mounted read-only", "No space left")
     breaking = Breaking(place, template, words)
@@ -394,7 +404,7 @@ def locked_by(running: Running, place: Place) -> None:
 
 
 @rounds(few=1, many=30)
-def test_the_volume_disappears_while_dumping(
+def test_nothing_is_written_where_the_volume_was_unmounted(
     place: Place, template: Place, rng: Random, record: Record, times: int
 ) -> None:
     """The dump must not write to the root disk under the mount point, even if the folders exist there."""
@@ -447,7 +457,7 @@ def test_the_volume_disappears_while_dumping(
 
 @pytest.mark.exhaustive
 @rounds(few=1, many=30)
-def test_the_folder_is_removed_while_dumping(
+def test_the_next_run_recovers_from_a_removed_folder(
     place: Place, template: Place, rng: Random, record: Record, times: int
 ) -> None:
     outcomes: Counter[str] = Counter()

@@ -371,7 +371,7 @@ def phase_of(output: str) -> str:
 
 @pytest.mark.parametrize("where", thinned(["throwaway", "database"]))
 @pytest.mark.parametrize("number", thinned([signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive)]))
-def test_a_signal_ends_a_drill_that_cleans_up(place: Place, where: str, number: signal.Signals) -> None:
+def test_a_signalled_drill_cleans_up(place: Place, where: str, number: signal.Signals) -> None:
     ended_politely(place, where, number, "restored_without_errors")
     assert evidence(place) == []
     next_one_passes(place, "--where", where)
@@ -380,7 +380,7 @@ def test_a_signal_ends_a_drill_that_cleans_up(place: Place, where: str, number: 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("where", ["throwaway", "database"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_in_each_phase_ends_a_drill(place: Place, where: str, number: signal.Signals) -> None:
+def test_a_drill_signalled_in_any_phase_cleans_up(place: Place, where: str, number: signal.Signals) -> None:
     for said in PHASES:
         ended_politely(place, where, number, said)
     next_one_passes(place, "--where", where)
@@ -399,7 +399,9 @@ def ended_politely(place: Place, where: str, number: signal.Signals, said: str) 
 
 @rounds(few=1, many=50)
 @pytest.mark.parametrize("where", thinned(["throwaway", "database"]))
-def test_killed_at_random_moments(place: Place, rng: Random, record: Record, where: str, times: int) -> None:
+def test_a_drill_killed_at_any_moment_is_cleaned_up(
+    place: Place, rng: Random, record: Record, where: str, times: int
+) -> None:
     """``kill -9`` of the drill, in about half of the rounds without the processes that it started.
 
     The next drill ends the processes that went on.
@@ -441,7 +443,7 @@ def test_killed_at_random_moments(place: Place, rng: Random, record: Record, whe
 @pytest.mark.parametrize(
     "said", thinned([pytest.param("hashing", marks=pytest.mark.exhaustive), "restoring", "restored_without_errors"])
 )
-def test_killed_in_a_phase(place: Place, where: str, said: str) -> None:
+def test_a_drill_killed_in_a_phase_is_cleaned_up(place: Place, where: str, said: str) -> None:
     with ended_by_then(place.start("drill", "--where", where)) as running:
         until(lambda: said in running.output, 30, pause=0.002)
         running.kill(group=False)

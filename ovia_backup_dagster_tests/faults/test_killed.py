@@ -108,7 +108,7 @@ class Kills:
 
 
 @rounds(few=1, many=100)
-def test_killed_while_dumping(place: Place, rng: Random, record: Record, times: int) -> None:
+def test_the_next_run_recovers_from_a_killed_dump(place: Place, rng: Random, record: Record, times: int) -> None:
     kills = Kills(place, times)
     seconds = duration(lambda: place.run("dump"))
     place.chain()
@@ -140,7 +140,7 @@ def test_killed_while_dumping(place: Place, rng: Random, record: Record, times: 
 
 @pytest.mark.exhaustive
 @rounds(few=1, many=100)
-def test_killed_while_dumping_and_pg_dump_lives_on(place: Place, rng: Random, record: Record, times: int) -> None:
+def test_an_orphaned_pg_dump_keeps_the_lock(place: Place, rng: Random, record: Record, times: int) -> None:
     """The lock stays held while the orphaned pg_dump writes, so that no other process gets it."""
     kills = Kills(place, times)
     seconds = duration(lambda: place.run("dump"))
@@ -187,7 +187,7 @@ def test_killed_while_dumping_and_pg_dump_lives_on(place: Place, rng: Random, re
 
 
 @rounds(few=1, many=100)
-def test_killed_while_verifying(place: Place, rng: Random, record: Record, times: int) -> None:
+def test_the_next_run_recovers_from_a_killed_verify(place: Place, rng: Random, record: Record, times: int) -> None:
     kills = Kills(place, times)
     place.run("dump")
     seconds = duration(lambda: place.run("verify"))
@@ -217,7 +217,9 @@ def test_killed_while_verifying(place: Place, rng: Random, record: Record, times
 
 @pytest.mark.exhaustive
 @rounds(few=1, many=100)
-def test_killed_while_promoting(small_place: Place, rng: Random, record: Record, times: int) -> None:
+def test_the_next_run_recovers_from_a_killed_promote(
+    small_place: Place, rng: Random, record: Record, times: int
+) -> None:
     place = small_place
     kills = Kills(place, times)
 
@@ -251,7 +253,7 @@ def test_killed_while_promoting(small_place: Place, rng: Random, record: Record,
 
 
 @rounds(few=1, many=100)
-def test_killed_while_pruning(small_place: Place, rng: Random, record: Record, times: int) -> None:
+def test_the_next_run_recovers_from_a_killed_prune(small_place: Place, rng: Random, record: Record, times: int) -> None:
     place = small_place
     kills = Kills(place, times)
     many = 40
@@ -293,9 +295,7 @@ def test_killed_while_pruning(small_place: Place, rng: Random, record: Record, t
 
 @pytest.mark.exhaustive
 @rounds(few=1, many=20)
-def test_the_program_itself_killed_from_its_first_instant(
-    place: Place, rng: Random, record: Record, times: int
-) -> None:
+def test_the_next_run_recovers_from_an_early_kill(place: Place, rng: Random, record: Record, times: int) -> None:
     """A newly started program, not a fork: the start of the interpreter and the imports are included."""
     kills = Kills(place, times)
 

@@ -222,7 +222,7 @@ def with_a_kill(operation: object, rng: Random) -> None:
 
 
 @rounds(few=FEW, many=MANY)
-def test_months_of_random_days(tmp_path: Path, rng: Random, record: Record, times: int) -> None:
+def test_the_invariants_hold_for_months_of_random_days(tmp_path: Path, rng: Random, record: Record, times: int) -> None:
     days = min(times, 200)
     lives = times // days
     fates: Counter[str] = Counter()

@@ -101,7 +101,9 @@ def failed_or_done(ended: Ended) -> str:
 
 
 @rounds(few=1, many=20)
-def test_the_server_is_killed(cluster: PortCluster, place: Place, rng: Random, record: Record, times: int) -> None:
+def test_a_dump_of_a_killed_server_fails_or_is_complete(
+    cluster: PortCluster, place: Place, rng: Random, record: Record, times: int
+) -> None:
     where, saw = provoked(place, rng, times, lambda: kill(cluster), cluster.start, failed_or_done)
     record(
         fault="PostgreSQL killed while it is dumped",
@@ -115,7 +117,9 @@ def test_the_server_is_killed(cluster: PortCluster, place: Place, rng: Random, r
 
 @pytest.mark.exhaustive
 @rounds(few=1, many=20)
-def test_the_server_is_restarted(cluster: PortCluster, place: Place, rng: Random, record: Record, times: int) -> None:
+def test_a_dump_of_a_restarted_server_fails_or_is_complete(
+    cluster: PortCluster, place: Place, rng: Random, record: Record, times: int
+) -> None:
     def restart() -> None:
         cluster.stop("immediate")
         cluster.start()
@@ -133,7 +137,9 @@ def test_the_server_is_restarted(cluster: PortCluster, place: Place, rng: Random
 
 @pytest.mark.exhaustive
 @rounds(few=1, many=20)
-def test_the_server_pauses(cluster: PortCluster, place: Place, rng: Random, record: Record, times: int) -> None:
+def test_a_dump_waits_for_a_paused_server(
+    cluster: PortCluster, place: Place, rng: Random, record: Record, times: int
+) -> None:
     def pause() -> None:
         with paused(cluster):
             time.sleep(PAUSE_SECONDS)
@@ -155,7 +161,7 @@ def test_the_server_pauses(cluster: PortCluster, place: Place, rng: Random, reco
 
 @pytest.mark.exhaustive
 @rounds(few=1, many=10)
-def test_the_server_stands_still_for_ever(
+def test_sigterm_ends_a_dump_of_a_hanging_server(
     cluster: PortCluster, place: Place, rng: Random, record: Record, times: int
 ) -> None:
     """The dump waits up to ``BACKUP_STALL_MINUTES`` for the server. SIGTERM before that ends it; nothing is left."""

@@ -1,7 +1,7 @@
 """Other faults during a restore: of the server, of the volume, while it is put back, and by other sessions.
 
-After each fault, the live database is the intact old one or the proven new one, nothing of another program is gone, and
-the command that the error names finishes the restore.
+After each fault, the live database is the intact old one or the proven new one, nothing that other sessions created is
+gone, and the command that the error names finishes the restore.
 """
 
 from __future__ import annotations
@@ -139,7 +139,9 @@ def test_a_killed_abort_can_be_finished(
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("then", thinned(BACK))
 @pytest.mark.parametrize(("owner", "method"), [(swap, "_rename"), (services, "_scale")], ids=["swap", "scale"])
-def test_an_abort_killed_between_its_entries(site: Site, tmp_path: Path, owner: object, method: str, then: str) -> None:
+def test_an_abort_killed_between_entries_can_be_finished(
+    site: Site, tmp_path: Path, owner: object, method: str, then: str
+) -> None:
     """Killed while it swaps back, and when the old database is live again but no service runs."""
     with with_services(site, tmp_path) as (swarm, docker):
         with killed_at(SWAP.index((JournalMark.BEGUN, Step.START)), before=False):
@@ -387,7 +389,9 @@ def ends_well(site: Site, ended: Ended, then: str) -> None:
 
 @pytest.mark.parametrize("then", thinned(BACK))
 @pytest.mark.parametrize("word", thinned([1, 4, 6, 0, 2, 3, 5]))
-def test_the_server_is_killed(fragile: Site, other: PortCluster, tmp_path: Path, word: int, then: str) -> None:
+def test_after_a_kill_of_the_server_all_is_whole(
+    fragile: Site, other: PortCluster, tmp_path: Path, word: int, then: str
+) -> None:
     """At the journal entries from the restore to the finished swap."""
     with with_services(fragile, tmp_path) as (swarm, docker):
         with at_word(word, lambda: kill(other)):
@@ -399,7 +403,9 @@ def test_the_server_is_killed(fragile: Site, other: PortCluster, tmp_path: Path,
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("then", thinned(BACK))
-def test_the_server_is_killed_while_it_swaps(fragile: Site, other: PortCluster, tmp_path: Path, then: str) -> None:
+def test_a_server_killed_in_the_swap_leaves_all_whole(
+    fragile: Site, other: PortCluster, tmp_path: Path, then: str
+) -> None:
     with with_services(fragile, tmp_path) as (swarm, docker):
         with first(swap, "_rename", lambda: kill(other)):
             ended = swarm.restore()
@@ -411,7 +417,7 @@ def test_the_server_is_killed_while_it_swaps(fragile: Site, other: PortCluster, 
 
 
 @pytest.mark.parametrize("then", thinned(BACK))
-def test_the_server_is_killed_in_the_middle_of_pg_restore(
+def test_a_server_killed_in_pg_restore_leaves_the_old_one(
     fragile: Site, other: PortCluster, tmp_path: Path, then: str
 ) -> None:
     """All rows are restored; pg_restore fills a materialized view for as long as the file ``hold`` exists."""
@@ -857,7 +863,7 @@ def test_a_restore_makes_no_owner_a_superuser(site: Site) -> None:
         sql_in_server(site, "DROP ROLE {}", role)
 
 
-def test_objects_that_are_hard_to_restore(site: Site) -> None:
+def test_databases_with_unusual_objects_are_restored(site: Site) -> None:
     """A view that cannot be refreshed, an event trigger, row security, odd names and extreme timestamps."""
     execute(
         site.live,

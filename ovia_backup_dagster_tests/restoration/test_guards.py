@@ -380,7 +380,7 @@ def test_nothing_is_planned_while_a_restore_is_unfinished(site: Site) -> None:
 
 @pytest.mark.parametrize("mode", thinned(["swap", "drop"]))
 def test_a_role_with_only_the_owners_rights_can_restore(site: Site, mode: str) -> None:
-    """The role is set up by the remedies alone. Only the database's owner may create objects in ``public``."""
+    """The remedies set up the role. In ``public``, objects are created with the rights of the database's owner."""
     owner, role = (f"{who}_{site.live.database}" for who in ("owner", "backup"))
     sql_in_server(site, "CREATE ROLE {} NOLOGIN", owner)
     sql_in_server(site, "CREATE ROLE {} LOGIN", role)

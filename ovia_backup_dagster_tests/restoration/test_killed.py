@@ -163,7 +163,7 @@ def test_a_killed_swap_locks_no_session_out(swarm: tuple[Site, Engine], then: st
 
 @pytest.mark.parametrize("then", thinned(BACK))
 @pytest.mark.parametrize("stop", thinned(["first", "at-swap"]))
-def test_killed_in_the_middle_of_pg_restore(swarm: tuple[Site, Engine], stop: str, then: str) -> None:
+def test_a_restore_killed_in_pg_restore_can_be_finished(swarm: tuple[Site, Engine], stop: str, then: str) -> None:
     site, docker = swarm
     arguments = ("--yes-destroy", site.live.database, "--stop-services", stop)
     running = site.place.start("restore", site.backup.path.name, *arguments)

@@ -1,6 +1,6 @@
-"""Restores by the command line, on a real server: the swap and the way back, and everything that is refused.
+"""Restores on the command line, with a real server: swaps, undos, the other modes, and refusals.
 
-After each, whatever came of it, the live database is the old one or the backup's, whole.
+After each test, the live database is intact: it is the old one or the backup's.
 """
 
 from __future__ import annotations
@@ -746,7 +746,7 @@ def test_a_new_server_gets_the_roles_owner_and_settings(site: Site, bin_dir: Pat
 
 @pytest.mark.exhaustive
 def test_a_new_server_gets_the_encoding_and_locale(site: Site, bin_dir: Path) -> None:
-    """The new server's defaults are others."""
+    """The new server has other defaults."""
     name = sql.Identifier(site.live.database)
     with admin(PortClusterOf(site)) as session:
         session.execute(sql.SQL("DROP DATABASE {}").format(name))

@@ -114,7 +114,7 @@ def test_a_drill_in_a_run_is_contained(swarm: Swarm) -> None:
 
 
 @pytest.mark.exhaustive
-def test_figures(swarm: Swarm) -> None:
+def test_the_runbooks_figures_are_bearable(swarm: Swarm) -> None:
     """Write the runbook's figures to .cache/swarm/figures.md. The test only requires that they are bearable."""
     waits = []
     for _ in range(3):
