@@ -1,6 +1,6 @@
 """Shared by all fault tests: a volume, the command in a process that can be killed, and the list of invariants.
 
-After every fault, ``Guard`` checks the same: no backup that a reader can list is broken, and the newest proven backup
+After every fault, ``Guard`` checks the same: no backup that a reader can list is broken, and the newest verified backup
 is still there, byte for byte. ``recovered`` checks that the next run succeeds without help and leaves nothing behind.
 """
 
@@ -239,7 +239,7 @@ class Guard:
 
     Attributes:
         place: the volume.
-        newest: name -> SHA-256, modification time and judgements of each copy of the newest proven backup.
+        newest: name -> SHA-256, modification time and judgements of each copy of the newest verified backup.
         looks: how often the volume was checked.
         seen: how many backups were read in total.
     """
@@ -259,10 +259,10 @@ class Guard:
                 self.newest[f"{backup.tier}/{backup}"] = _fingerprint(backup.path)
 
     def look(self, *, sound: bool = True) -> None:
-        """Assert that no listed backup is broken, and that the newest proven backup is unchanged and still proven.
+        """Assert that no listed backup is broken, and that the newest verified backup is unchanged and still verified.
 
         With ``sound=False`` the disk may fail to be read. A verdict that cannot be read proves nothing, so whether the
-        newest backup still counts as proven is not checked.
+        newest backup still counts as verified is not checked.
         """
         now = datetime.now(UTC)
         for backup in self.place.catalog.backups():

@@ -61,7 +61,7 @@ class Life:
     Attributes:
         now: the simulated time.
         fates: how often each fate occurred.
-        proven: the file of the newest proven backup, and its content.
+        proven: the file of the newest verified backup, and its content.
         rotten: dates whose dump rotted; they count as lost.
     """
 
@@ -158,14 +158,14 @@ class Life:
         states = {b.path: b.state(now) for b in backups}
         whole = [b for b in backups if b.path.stat().st_size > 7]
         assert sum(nothing_broken(b, now) for b in whole) == len(whole)
-        # The newest proven backup of the day before is still there, unchanged.
+        # The newest verified backup of the day before is still there, unchanged.
         proven = [b for b in backups if states[b.path] is State.VERIFIED]
         if self.proven is not None:
             assert self.proven[0].exists(), "the newest proven backup is gone"
             assert self.proven[0].read_bytes() == self.proven[1]
         if proven:
             self.proven = proven[0].path, proven[0].path.read_bytes()
-        # Proven backups of seven days are kept, or of all days if there were fewer.
+        # Verified backups of seven days are kept, or of all days if there were fewer.
         kept = self._days(states)
         days = days - self.rotten
         assert len(kept) >= min(7, len(days)), (kept, days)
