@@ -40,7 +40,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 @pytest.fixture(scope="session")
 def prepared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an instance on disk with empty databases: to create their tables takes a second."""
+    """The folder of an instance on disk with empty databases, made once because it takes a second."""
     home = tmp_path_factory.mktemp("dagster")
     with dg.instance_for_test(temp_dir=str(home), set_dagster_home=False):
         return home
@@ -48,7 +48,7 @@ def prepared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def disk_instance(tmp_path: Path, prepared_home: Path, unsynced: None) -> Iterator[dg.DagsterInstance]:
-    """On disk, in ``tmp_path / "dagster"``, with compute logs."""
+    """An instance on disk, in ``tmp_path / "dagster"``, with compute logs."""
     home = tmp_path / "dagster"
     shutil.copytree(prepared_home, home)
     with dg.instance_for_test(temp_dir=str(home), set_dagster_home=False) as instance:
@@ -66,7 +66,7 @@ NewLocation = Callable[..., Location]
 
 @pytest.fixture
 def new_location(database: Connection, volume: Path, bin_dir: Path, instance: dg.DagsterInstance) -> NewLocation:
-    """The same with further settings."""
+    """Makes the same location with further settings."""
 
     def new(**more: str) -> Location:
         return Location(load(environment(database, volume, bin_dir, **more)), instance)
@@ -76,7 +76,7 @@ def new_location(database: Connection, volume: Path, bin_dir: Path, instance: dg
 
 @pytest.fixture
 def bare(volume: Path, instance: dg.DagsterInstance) -> NewLocation:
-    """A code location without a server, for code that only reads the volume."""
+    """Makes code locations without a server, for code that only reads the volume."""
 
     def new(**more: str) -> Location:
         volume.mkdir(exist_ok=True)

@@ -11,12 +11,12 @@ from typing import Any
 
 
 class Receiver:
-    """What came in, and how it is answered.
+    """The received messages, and how requests are answered.
 
     Attributes:
-        messages: the messages that were taken.
-        refusals: how many requests are still answered with an error; -1 for all of them.
-        asked: how many requests there were.
+        messages: the accepted messages.
+        refusals: how many further requests are answered with an error; -1 for all.
+        asked: how many requests came.
     """
 
     def __init__(self, port: int) -> None:
@@ -37,7 +37,7 @@ class Receiver:
 
 @contextmanager
 def receiver() -> Iterator[Receiver]:
-    """A running one."""
+    """A running receiver."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -53,7 +53,7 @@ def receiver() -> Iterator[Receiver]:
             self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
-            """Nothing: what is printed would look like a leak of ours."""
+            """Log nothing: printed URLs would look like a leak of ours."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         found = Receiver(server.server_address[1])

@@ -1,4 +1,4 @@
-"""The daily backup through Dagster, on a real database: what each asset shows, refuses, and leaves alone."""
+"""The daily backup in Dagster, on a real database: what each asset shows, refuses and leaves unchanged."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_good_day_materializes_all_four_assets(location: Location) -> None:
     assert backup.judgement.run_id == result.run_id
     assert backup.state(now()) is State.VERIFIED
 
-    # In two halves: in one piece it would be cut off.
+    # In two halves, because the UI would cut it off in one piece.
     dump = {**shown["daily_dump"], "sha256": shown["daily_dump"]["sha256"].replace(" ", "")}
     assert dump == {
         "backup": backup.path.name,
@@ -215,12 +215,12 @@ def test_a_run_ignores_a_newer_dump_of_another_process(location: Location) -> No
     shown = materialized(result)
     assert shown["dump_verification"]["backup"] == ours
     assert shown["weekly_promotion"]["backup"] == ours.replace("_daily_", "_weekly_")
-    # The other has a manifest and no verdict: it is verified, too, so that pruning may act behind it.
+    # The other dump has a manifest and no verdict, so it is verified too, for pruning to act behind it.
     assert location.catalog.backups(Tier.DAILY)[0].state(now()) is State.VERIFIED
 
 
 def plain(location: Location) -> Location:
-    """The same without hooks."""
+    """The same location without hooks."""
     return Location(location.settings, location.instance)
 
 
@@ -263,7 +263,7 @@ def test_a_vanished_dump_is_not_replaced_by_another(location: Location, volume: 
 # ---------------------------------------------------------------- one asset alone
 
 
-def test_verification_alone_takes_the_newest_and_says_so(location: Location) -> None:
+def test_verification_alone_reads_the_newest_and_says_so(location: Location) -> None:
     older, newer = location.dump(), location.dump()
     result = location.materialize("dump_verification")
     assert result.success
@@ -275,7 +275,7 @@ def test_verification_alone_takes_the_newest_and_says_so(location: Location) -> 
 
 
 @pytest.mark.exhaustive
-def test_verification_of_a_chosen_backup(location: Location) -> None:
+def test_verification_reads_the_chosen_backup(location: Location) -> None:
     older, newer = location.dump(), location.dump()
     for wanted in (older.path.name, older.path.name.removesuffix(".dump"), str(older.path)):
         result = location.materialize("dump_verification", dump_verification={"backup": wanted})
@@ -285,11 +285,11 @@ def test_verification_of_a_chosen_backup(location: Location) -> None:
     assert materialized(latest)["dump_verification"]["backup"] == newer.path.name
 
 
-# The last one exists, but is no backup: a user of the UI must not be able to open arbitrary files of the host.
+# The last path exists, but is no backup: a user of the UI must not be able to open arbitrary files of the host.
 @pytest.mark.parametrize(
     "wanted", ["nothing.dump", "../weekly/nothing.dump", "'; rm -rf ~; '.dump", "a\nb", "/etc/passwd"]
 )
-def test_verification_of_a_backup_that_is_not_there(bare: NewLocation, wanted: str) -> None:
+def test_verification_of_an_unknown_backup_fails(bare: NewLocation, wanted: str) -> None:
     location: Location = bare()
     location.catalog.prepare()
     backup = proven(location.catalog, now())
@@ -309,7 +309,7 @@ def test_each_asset_alone_fails_without_any_backup(location: Location, asset: st
     assert "there is no backup at all. Next: ovia-backup dump" in failure(result)
 
 
-def test_verification_alone_of_what_may_still_be_written(location: Location) -> None:
+def test_verification_alone_skips_a_dump_being_written(location: Location) -> None:
     path = old_dump(location.catalog, timedelta(hours=1))
     settle(path, timedelta(0))
     result = location.materialize("dump_verification", dump_verification={"backup": str(path)})
@@ -333,7 +333,7 @@ def test_promotion_alone_skips_an_unverified_dump(location: Location) -> None:
     assert materialized(again)["weekly_promotion"]["promoted"] is True
 
 
-def test_promotion_on_and_after_the_weekly_day(new_location: NewLocation) -> None:
+def test_promotion_happens_on_or_after_the_weekly_day(new_location: NewLocation) -> None:
     today = now()
     for days, day_of_week in ((0, today), (2, today - timedelta(days=2))):
         location: Location = new_location(BACKUP_WEEKLY_DAY=day_of_week.strftime("%A"), BACKUP_TIMEZONE="UTC")
@@ -346,7 +346,7 @@ def test_promotion_on_and_after_the_weekly_day(new_location: NewLocation) -> Non
 
 
 @pytest.mark.exhaustive
-def test_promotion_to_every_tier_that_is_on(new_location: NewLocation, volume: Path) -> None:
+def test_promotion_fills_every_tier_that_is_on(new_location: NewLocation, volume: Path) -> None:
     location: Location = new_location(BACKUP_MONTHLY_KEEP="12", BACKUP_YEARLY_KEEP="1")
     shown = materialized(location.run())["weekly_promotion"]
     assert shown["promoted"] is True
@@ -354,7 +354,7 @@ def test_promotion_to_every_tier_that_is_on(new_location: NewLocation, volume: P
     made = {tier: location.catalog.backups(tier) for tier in Tier if tier is not Tier.DAILY}
     assert shown["backup"] == ", ".join(str(backup) for backups in made.values() for backup in backups)
     assert [len(backups) for backups in made.values()] == [1, 1, 1]
-    # Again, and off again: none is made, and none goes.
+    # A second run, and one with the tiers off: none is made, and none is removed.
     for settings in ({"BACKUP_MONTHLY_KEEP": "12"}, {}):
         before = files_of(volume / "monthly") | files_of(volume / "yearly")
         assert materialized(new_location(**settings).run())["weekly_promotion"]["promoted"] is False
@@ -371,7 +371,7 @@ def test_pruning_alone_refuses_if_the_newest_is_unverified(new_location: NewLoca
     assert not result.success
     assert failure(result).startswith(f"nothing was removed: the newest backup, daily/{newest}, is unverified")
     assert files_of(volume) == before
-    # Nor does an empty launchpad, or one with a dry run, change anything; the dry run says what holds it.
+    # An empty launchpad and a dry run also change nothing; the dry run says what blocks pruning.
     dry = location.materialize("retention_pruning", retention_pruning={"dry_run": True})
     assert dry.success
     assert materialized(dry)["retention_pruning"]["removed"] == 0
@@ -435,7 +435,7 @@ def test_a_damaged_dump_blocks_and_the_next_day_unblocks_itself(new_location: Ne
     assert not result.success
     assert list(materialized(result)) == ["daily_dump"]
     assert failed_steps(result) == ["dump_verification"]
-    # What comes after a check that blocks is not made, and not called passed.
+    # Assets after a blocking check are not materialized, and their checks are not called passed.
     unmade = dict.fromkeys(ALL_PASSED, (False, WARN))
     assert checks(result) == {**unmade, "archive_matches_manifest": (False, ERROR)}
     check, *others = result.get_asset_check_evaluations()
@@ -482,7 +482,7 @@ def test_an_expected_table_that_is_gone_blocks(location: Location, database: Con
     assert "person_identity_links is gone" in descriptions(result)[Check.ROWS_KEPT]
     assert set(found) == set(ALL_PASSED)
     assert "expected table person_identity_links is not in the dump" in failure(result)
-    # A bad dump holds nothing: it is not the loss of rows that is in question.
+    # A bad dump makes no hold: lost rows are not the question.
     assert not any(b.sidecar(HELD).exists() for b in location.catalog.backups())
 
 
@@ -528,7 +528,7 @@ def test_an_odd_dump_warns_goes_on_and_holds_the_one_before(new_location: NewLoc
     shown = materialized(result)["dump_verification"]
     odd = shown["odd"]
     assert r"table public.text\_samples shrank from 14 to 5 rows" in odd
-    # A name from the database brings no lines or Markdown of its own.
+    # A name from the database adds neither lines nor Markdown.
     assert len(odd.splitlines()) == 2
     assert all(line.startswith("* table ") for line in odd.splitlines())
     assert not re.search(r"(?<!\\)[`_<]", odd)
@@ -545,7 +545,7 @@ def test_an_odd_dump_warns_goes_on_and_holds_the_one_before(new_location: NewLoc
 
 
 def archive(programs: Programs, connection: Connection, *options: str) -> bytes:
-    """What the old script would have written."""
+    """An archive as the old script would have written it."""
     command = (programs.path("pg_dump"), "-Fc", *options)
     return subprocess.run(command, env=connection.environment(), check=True, capture_output=True).stdout
 
@@ -553,9 +553,9 @@ def archive(programs: Programs, connection: Connection, *options: str) -> bytes:
 def test_old_dumps_are_verified_on_first_sight(location: Location, database: Connection, programs: Programs) -> None:
     whole = archive(programs, database)
     catalog = location.catalog
-    # Of days of their own, whatever the hour is: of one day only the newest is kept.
+    # Each on its own day, at any hour: only the newest of a day is kept.
     good = old_dump(catalog, timedelta(days=1, hours=12), whole)
-    # Older than a table that is expected today: no fault of its own.
+    # Older than a table that is expected today, which is no fault of the dump.
     early = old_dump(catalog, timedelta(days=3), archive(programs, database, "--exclude-table=identities"))
     cut = old_dump(catalog, timedelta(days=5), whole[: len(whole) // 2])
     weekly = old_dump(catalog, timedelta(days=9), whole, tier=Tier.WEEKLY)
@@ -571,7 +571,7 @@ def test_old_dumps_are_verified_on_first_sight(location: Location, database: Con
     assert found[f"daily/{fresh.name}"] is State.BEING_WRITTEN
     assert f"{cut.name} is bad: " in location.logs(result.run_id)
     assert materialized(result)["dump_verification"]["backup"] == materialized(result)["daily_dump"]["backup"]
-    # Each is read once: the next run has nothing left to do but the one that has settled meanwhile.
+    # Each is read once: the next run reads only the one that has settled meanwhile.
     settle(fresh, timedelta(minutes=16))
     assert location.run().success
     assert states(location)[f"daily/{fresh.name}"] is State.VERIFIED
@@ -582,7 +582,7 @@ def test_old_dumps_are_verified_on_first_sight(location: Location, database: Con
         assert len(backup.verification.judgements) == 1
 
 
-# ---------------------------------------------------------------- failures that pass, and those that do not
+# ---------------------------------------------------------------- transient and permanent failures
 
 
 def test_a_server_that_does_not_answer_is_tried_four_times(new_location: NewLocation, volume: Path) -> None:
@@ -605,7 +605,7 @@ def test_a_server_that_does_not_answer_is_tried_four_times(new_location: NewLoca
 
 
 @pytest.mark.exhaustive
-def test_a_server_that_comes_back_between_tries(
+def test_a_server_that_returns_between_tries_is_dumped(
     bin_dir: Path, volume: Path, database: Connection, programs: Programs, instance: dg.DagsterInstance
 ) -> None:
     with running_cluster(bin_dir) as cluster:
@@ -619,7 +619,7 @@ def test_a_server_that_comes_back_between_tries(
                 execute(cluster.connection(), "CREATE TABLE something (id int)")
 
         settings = load(environment(cluster.connection(), volume, bin_dir, BACKUP_EXPECTED_TABLES="none"))
-        # Nothing is expected of the database.
+        # No table is expected of the database.
         settings = settings.model_copy(update={"backup_expected_tables": ()})
         location = Location(settings, instance, before_dump=somebody_starts_the_server)
         result = location.run()
@@ -631,7 +631,7 @@ def test_a_server_that_comes_back_between_tries(
 
 
 @pytest.mark.exhaustive
-def test_a_lock_that_is_released_between_tries(location: Location) -> None:
+def test_a_lock_released_between_tries_is_survived(location: Location) -> None:
     location.catalog.prepare()
     with contextlib.ExitStack() as stack:
         stack.enter_context(location.catalog.lock("a test of the lock", now()))
@@ -689,7 +689,7 @@ def test_a_wrong_password_fails_at_once(server: PortCluster, new_location: NewLo
     assert list(files_of(volume)) == []
 
 
-def test_a_failure_shows_its_parts(new_location: NewLocation) -> None:
+def test_a_failure_has_its_parts_as_metadata(new_location: NewLocation) -> None:
     location: Location = new_location(POSTGRES_DB="no_such_database")
     result = location.run()
     data = next(e for e in result.all_events if e.is_step_failure).step_failure_data.user_failure_data
@@ -745,7 +745,7 @@ def test_no_secret_is_recorded_anywhere(
     home = tmp_path / "dagster"
     files = [*files_below(home), *files_below(volume)]
     contents = [path.read_bytes() for path in files]
-    # That it would be found if it were there.
+    # Control: the search finds a text that is there.
     assert "pg_dump of database" in text
     assert any(b"pg_dump of database" in content for content in contents)
     assert any("compute_logs" in str(path) for path in files)
@@ -767,12 +767,12 @@ _JOBS: list[dg.JobDefinition] = []
 
 
 def job_number(number: int) -> dg.JobDefinition:
-    """What a run that can be re-executed loads its job by."""
+    """The name under which a run that can be re-executed loads its job."""
     return _JOBS[number]
 
 
 def execute_again(location: Location, options: dg.ReexecutionOptions | None = None) -> dg.JobExecutionResult:
-    """Run the daily job, as a re-execution if there are options."""
+    """Run the daily job; with options, as a re-execution."""
     _JOBS.append(location.job())
     job = dg.build_reconstructable_job(__name__, "job_number", (len(_JOBS) - 1,))
     return dg.execute_job(job, location.instance, raise_on_error=False, reexecution_options=options)
@@ -796,7 +796,7 @@ def backup_of(location: Location, asset: str) -> object:
 
 @pytest.fixture
 def lasting(location: Location, disk_instance: dg.DagsterInstance) -> Location:
-    """The code location on an instance that can execute again."""
+    """The code location on an instance that can re-execute runs."""
     location.instance = disk_instance
     return location
 
@@ -815,7 +815,7 @@ def test_re_execution_from_failure_works_on_the_parents_dump(lasting: Location) 
     backup = daily(lasting)
     assert backup.state(now()) is State.UNVERIFIED
     lasting.after_dump = lasting.installed = None
-    # Newer, made by another process: the re-execution must not use it.
+    # A newer dump of another process: the re-execution must not use it.
     newer = lasting.dump()
     second = execute_again(lasting, from_failure(lasting, first))
     assert second.success, lasting.logs(second.run_id)
@@ -826,7 +826,7 @@ def test_re_execution_from_failure_works_on_the_parents_dump(lasting: Location) 
 
 @pytest.mark.exhaustive
 def test_re_execution_of_a_re_execution_still_knows_the_dump(lasting: Location) -> None:
-    """The dump may be neither the first run's nor the parent's: first no server, then twice no pg_restore."""
+    """The dump may be of neither the first run nor the parent: first there is no server, then twice no pg_restore."""
     settings = lasting.settings
     lasting.settings = settings.model_copy(update={"postgres_host": "/nonexistent"})
     no_server = execute_again(lasting)
@@ -849,7 +849,7 @@ def test_re_execution_of_a_re_execution_still_knows_the_dump(lasting: Location) 
 
 
 def test_a_launched_run_fails_if_its_dump_is_gone(lasting: Location) -> None:
-    """As a launcher runs it: with no asset selection, where a run in process has an empty one."""
+    """As a launcher runs it: without an asset selection, whereas an in-process run has an empty one."""
     assert lasting.run().success
     lasting.after_dump = lambda backup: vanish(lasting, backup)
     result = execute_again(lasting)
@@ -859,7 +859,7 @@ def test_a_launched_run_fails_if_its_dump_is_gone(lasting: Location) -> None:
 
 @pytest.mark.exhaustive
 def test_a_repeated_whole_run_uses_only_its_own_dump(lasting: Location) -> None:
-    """It makes a new dump. If that vanishes, the parent run's dump does not replace it."""
+    """The run makes a new dump. If that vanishes, the parent run's dump does not replace it."""
     lasting.after_dump = lambda backup: flip_byte(backup.path)
     first = execute_again(lasting)
     assert not first.success
@@ -877,7 +877,7 @@ def test_a_repeated_whole_run_uses_only_its_own_dump(lasting: Location) -> None:
 
 
 @pytest.mark.exhaustive
-def test_two_databases_on_one_volume_leave_each_other_alone(
+def test_two_databases_on_one_volume_do_not_interfere(
     new_database: NewDatabase, volume: Path, bin_dir: Path, instance: dg.DagsterInstance
 ) -> None:
     one, other = (

@@ -1,4 +1,4 @@
-"""The code location as people and other programs see it: its names, and that it loads whatever the settings."""
+"""The code location as people and other programs see it: its names, and that it loads with any settings."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ ASSETS: dict[str, dict[str, Any]] = {
         "group": "backup",
         "kinds": ["postgres"],
         "owners": ["team:ovia-operations"],
-        # Not the volume's: no backup waits for a drill.
+        # Not the volume's pool: no backup waits for a drill.
         "pool": "restore_drill",
         "freshness": None,
         "checks": {
@@ -120,7 +120,7 @@ ASSETS: dict[str, dict[str, Any]] = {
         "group": "alerts",
         "kinds": ["alert"],
         "owners": ["team:ovia-operations"],
-        # Not the volume's: people must be told while a dump hangs.
+        # Not the volume's pool: people must be alerted while a dump hangs.
         "pool": None,
         "freshness": None,
         "checks": {
@@ -201,7 +201,7 @@ LAUNCHPAD = {
     "restore_drill": {"backup", "where", "jobs", "keep_copy", "trust_archive"},
     "backup_freshness_alert": {"all_clear", "episode"},
 }
-#: What is not chosen there is this.
+#: The defaults of its fields.
 RESTORE_LAUNCHPAD = {
     "action": "plan",
     "confirm": "",
@@ -221,7 +221,7 @@ RESTORE_LAUNCHPAD = {
 }
 
 
-def test_assets() -> None:
+def test_the_assets_match_the_public_surface() -> None:
     defs = build_defs(load(HOST))
     found = {}
     for spec in defs.resolve_all_asset_specs():
@@ -245,7 +245,7 @@ def freshness(spec: dg.AssetSpec) -> tuple[timedelta, timedelta] | None:
     return policy and (policy.warn_window.to_timedelta(), policy.fail_window.to_timedelta())
 
 
-def test_launchpad() -> None:
+def test_each_asset_has_its_launchpad_fields() -> None:
     defs = build_defs(load(HOST))
     found = {}
     for name in LAUNCHPAD:
@@ -254,7 +254,7 @@ def test_launchpad() -> None:
     assert found == LAUNCHPAD
 
 
-def test_launchpad_of_the_restore() -> None:
+def test_the_restores_launchpad_has_its_defaults() -> None:
     (op,) = build_defs(load(HOST)).resolve_job_def("restore_job").graph.node_defs
     assert isinstance(op, dg.OpDefinition)
     assert op.name == "restore"
@@ -264,11 +264,11 @@ def test_launchpad_of_the_restore() -> None:
     assert all(field.description and not field.is_required for field in fields.values())
 
 
-def test_jobs() -> None:
+def test_the_jobs_match_the_public_surface() -> None:
     defs = build_defs(load(HOST))
     found = {}
     for job in defs.resolve_all_job_defs():
-        if job.name.startswith("__"):  # Dagster's own, for the button in the asset graph
+        if job.name.startswith("__"):  # Dagster's implicit job for launches from the asset graph
             continue
         keys = job.asset_layer.selected_asset_keys
         found[job.name] = {"assets": {key.to_user_string() for key in keys}, "tags": dict(job.tags)}
@@ -278,11 +278,11 @@ def test_jobs() -> None:
 
 
 def test_manual_materialization_runs_in_process() -> None:
-    """In the location that is ours alone."""
+    """In a location that has only our definitions."""
     assert defs.resolve_implicit_global_asset_job_def().executor_def is dg.in_process_executor
 
 
-def test_schedules() -> None:
+def test_the_schedules_run_by_default() -> None:
     found = {}
     for schedule in build_defs(load(HOST)).schedules or []:
         assert isinstance(schedule, dg.ScheduleDefinition)
@@ -298,7 +298,7 @@ def test_schedules() -> None:
     }
 
 
-def test_sensor() -> None:
+def test_the_sensor_runs_by_default() -> None:
     sensors = list(build_defs(load(HOST)).sensors or [])
     assert [sensor.name for sensor in sensors] == ["backup_freshness_sensor"]
     (sensor,) = sensors
@@ -309,7 +309,7 @@ def test_sensor() -> None:
 
 
 def test_merged_definitions_get_nothing_global() -> None:
-    """Neither resources nor an executor: another's must stay as they are."""
+    """Neither resources nor an executor: those of the other definitions must stay."""
     built = build_defs(load(HOST))
     assert not built.resources
     assert built.executor is None
@@ -406,8 +406,8 @@ def test_each_asset_refuses_bad_settings(bare: NewLocation, volume: Path, change
 
 
 @pytest.mark.parametrize("name", ["a b", "ünï/cödé", "'; rm -rf ~; '", "line\nbreak", "x" * 63, "{{braces}}"])
-def test_hostile_names_load(name: str) -> None:
-    """They become tags of runs."""
+def test_a_database_of_any_name_loads(name: str) -> None:
+    """The names become tags of runs."""
     defs = build_defs(load({**HOST, "POSTGRES_DB": name, "BACKUP_DIR": f"/backups/{name}"}))
     dg.Definitions.validate_loadable(defs)
     tag = defs.resolve_job_def(DAILY_JOB).tags["ovia/database"]
@@ -453,7 +453,7 @@ def test_without_environment_all_loads_and_refuses(volume: Path, instance: dg.Da
 
 
 @pytest.mark.exhaustive
-def test_the_job_of_a_bad_setting_exits_with_failure(tmp_path: Path) -> None:
+def test_the_job_exits_with_failure_on_a_bad_setting(tmp_path: Path) -> None:
     ended = dagster(
         "job", "execute", "--module-name", "ovia_backup_dagster.definitions", "--job", DAILY_JOB,
         home=tmp_path, BACKUP_DIR=str(tmp_path / "backups"), BACKUP_TIMEZONE="Mars/Phobos",
@@ -463,7 +463,7 @@ def test_the_job_of_a_bad_setting_exits_with_failure(tmp_path: Path) -> None:
     assert not (tmp_path / "backups").exists()
 
 
-def test_a_second_database_is_a_second_call(
+def test_build_defs_serves_several_databases(
     new_database: NewDatabase, volume: Path, bin_dir: Path, instance: dg.DagsterInstance
 ) -> None:
     names = [new_database().database for _ in range(2)]
@@ -497,14 +497,14 @@ def test_the_workspace_loads_with_plain_dagster(tmp_path: Path, with_home: bool)
 
 @pytest.mark.exhaustive
 def test_the_workspace_is_found_without_being_named() -> None:
-    """As `dagster` in a checkout does."""
+    """As by `dagster` in a checkout."""
     ended = dagster("definitions", "validate")
     assert ended.returncode == 0, ended.stdout
     assert "Validation successful for code location ovia_backup_dagster." in ended.stdout
 
 
 def test_both_files_name_the_same_location() -> None:
-    """And no third one, which would win over one of them."""
+    """And no third file exists, which would override one of them."""
     [source] = yaml.safe_load((REPOSITORY / "workspace.yaml").read_text(encoding="utf-8"))["load_from"]
     tools = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
     project = tools["dg"]["project"]
@@ -518,7 +518,7 @@ def test_both_files_name_the_same_location() -> None:
 
 
 @pytest.mark.exhaustive
-def test_dg_finds_what_the_workspace_names(tmp_path: Path) -> None:
+def test_dg_finds_the_same_definitions(tmp_path: Path) -> None:
     listed = dg_command("list", "defs", "--json", home=tmp_path)
     assert listed.returncode == 0, listed.stderr
     found = json.loads(listed.stdout)
@@ -527,14 +527,14 @@ def test_dg_finds_what_the_workspace_names(tmp_path: Path) -> None:
     assert [sensor["name"] for sensor in found["sensors"]] == ["backup_freshness_sensor"]
 
 
-def test_dagster_yaml_is_an_instance_that_dagster_takes(tmp_path: Path) -> None:
+def test_dagster_accepts_dagster_yaml(tmp_path: Path) -> None:
     shutil.copy(REPOSITORY / "dagster.yaml", tmp_path)
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         assert not instance.telemetry_enabled
         assert instance.run_monitoring_enabled
         assert instance.run_monitoring_start_timeout_seconds == 120
         assert instance.run_monitoring_max_runtime_seconds == 6 * 3600
-        # The assets retry what may pass; a run that is repeated as a whole would dump again.
+        # The assets retry transient failures; a whole run that is retried would dump again.
         assert not instance.run_retries_enabled
         assert instance.freshness_enabled
         concurrency = instance.get_concurrency_config()
@@ -547,7 +547,7 @@ def test_dagster_yaml_is_an_instance_that_dagster_takes(tmp_path: Path) -> None:
             {"key": "ovia/volume", "value": {"applyLimitPerUniqueValue": True}, "limit": 1},
             {"key": "ovia/long", "limit": 7},
         ]
-        # The limit is on the tag that the job bears.
+        # The limit is on a tag that the job has.
         job = build_defs(load(HOST)).resolve_job_def(DAILY_JOB)
         assert "ovia/volume" in job.tags
         retention = instance.get_settings("retention")

@@ -1,4 +1,4 @@
-"""What is said of a restore names the Launchpad's fields in the UI: all that a command's options can say."""
+"""In the UI, texts about a restore name the Launchpad's fields in place of command-line options."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_commands_become_fields_of_the_launchpad(wishes: Wishes, config: Restore
 
 
 def test_every_option_of_a_restore_has_its_field() -> None:
-    """One that is added to the command line must get a word here."""
+    """A new option of the command line needs a field here."""
     all_of_them = Wishes(
         "x.dump", True, Mode.NEW, "y", 2, StopServices.FIRST, {"z": 1}, True, True, ["w"], True, auto_undo=True
     )
@@ -86,7 +86,7 @@ def vars_of(wishes: Wishes) -> dict[str, object]:
 )
 def test_options_in_a_sentence_become_fields(text: str, shown: str) -> None:
     assert in_the_ui(text) == shown
-    # What is put so is not put so twice.
+    # A text that was already translated stays the same.
     assert in_the_ui(shown) == shown
 
 

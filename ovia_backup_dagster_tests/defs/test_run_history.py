@@ -1,6 +1,6 @@
-"""Pruning of Dagster's history: which runs are removed, as a property; and that their events and output go with them.
+"""Pruning of Dagster's history: which runs are removed, as a property; their events and output are removed with them.
 
-Runs become old in Dagster's storage. They are real, on an instance on disk, where their events and output matter.
+Runs are dated back in Dagster's storage. Where events and output matter, runs are real, on an instance on disk.
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ def test_pruning_holds_for_any_history(runs: list[PastRun], hours: int, data: st
     for job in {run.job for run in runs}:
         newest = max((run for run in runs if run.job == job), key=lambda run: (run.created, run.run_id))
         assert newest in left
-        # What has succeeded once still has, and as lately.
+        # The newest success of a job stays.
         good = [run for run in runs if run.job == job and run.succeeded]
         assert not good or max(run.created for run in good) == max(
             run.created for run in left if run.job == job and run.succeeded
         )
-    # Nothing stays without a reason: in time, or one of two of its job, or asked for.
+    # A run stays only because it is young, one of the two newest of its job, or protected by ``besides``.
     for job in {run.job for run in runs}:
         late = [
             run
@@ -79,19 +79,19 @@ def test_pruning_holds_for_any_history(runs: list[PastRun], hours: int, data: st
             if run.job == job and run.ended is not None and NOW - run.ended > keep and run.run_id not in besides
         ]
         assert len(late) <= 2
-    # Neither the order nor another look changes anything; a longer keep removes no more.
+    # Neither the order nor a second pruning changes the result; a longer time removes no more.
     assert outlived(data.draw(st.permutations(runs)), keep, NOW, besides=besides) == going
     assert outlived(left, keep, NOW, besides=besides) == []
     assert set(outlived(runs, keep + DAY, NOW, besides=besides)) <= set(going)
 
 
-def test_the_end_of_a_run_decides() -> None:
+def test_the_end_of_a_run_decides_its_age() -> None:
     runs = [past(1, "daily", 10 * 24, 24, True), past(2, "daily", 0, 0, True)]
     assert outlived(runs, 9 * DAY, NOW) == []
     assert outlived(runs, 9 * DAY - timedelta(seconds=1), NOW) == runs[:1]
 
 
-# ---------------------------------------------------------------- that they go
+# ---------------------------------------------------------------- removal
 
 Made = Callable[..., str]
 
@@ -110,7 +110,7 @@ def recorded(bare: NewLocation) -> Location:
 
 
 def record(location: Location, age: timedelta, *, good: bool = True, job: str = DAILY_JOB) -> str:
-    """A run that ended that long ago, without events."""
+    """Record a run without events that ended ``age`` ago."""
     status = dg.DagsterRunStatus.SUCCESS if good else dg.DagsterRunStatus.FAILURE
     made = location.instance.create_run_for_job(location.job(job), tags=location.job(job).tags, status=status)
     age_run(location.instance, made.run_id, age)
@@ -118,7 +118,7 @@ def record(location: Location, age: timedelta, *, good: bool = True, job: str = 
 
 
 def run(location: Location, age: timedelta, *assets: str, good: bool = True, job: str = DAILY_JOB) -> str:
-    """A real run, which ended that long ago."""
+    """Execute a run, and date its end to ``age`` ago."""
     location.installed = lambda: good
     result = location.job(job).execute_in_process(
         instance=location.instance,
@@ -132,7 +132,7 @@ def run(location: Location, age: timedelta, *assets: str, good: bool = True, job
 
 
 def prune(location: Location, **config: bool) -> dict[str, object]:
-    """Run the job; gives its numbers."""
+    """Run the job; return its numbers."""
     result = location.run(JOB, config={"ops": {"history_pruning": {"config": config}}})
     assert result.success
     event = next(e for e in result.all_events if e.event_type is dg.DagsterEventType.STEP_OUTPUT)
@@ -140,7 +140,7 @@ def prune(location: Location, **config: bool) -> dict[str, object]:
 
 
 def there(location: Location) -> set[str]:
-    """The runs but those of this job."""
+    """The recorded runs except those of this job."""
     return {run.run_id for run in location.instance.get_runs() if run.job_name != JOB}
 
 
@@ -151,7 +151,7 @@ def output_of(tmp_path: Path, run_id: str) -> list[Path]:
 
 
 @pytest.mark.exhaustive
-def test_old_runs_go_with_their_events_and_output(kept: Location, tmp_path: Path) -> None:
+def test_old_runs_are_removed_with_their_events_and_output(kept: Location, tmp_path: Path) -> None:
     old = [run(kept, 450 * DAY, good=False), run(kept, 401 * DAY)]
     young = [run(kept, 399 * DAY), run(kept, DAY)]
     assert all(output_of(tmp_path, run_id) for run_id in old + young)
@@ -175,7 +175,7 @@ def test_old_runs_go_with_their_events_and_output(kept: Location, tmp_path: Path
     assert prune(kept) == {"removed_runs": 0, "old_runs_that_stay": 0}
 
 
-def test_the_newest_of_a_job_and_the_newest_that_succeeded_stay(recorded: Location) -> None:
+def test_a_jobs_newest_run_and_newest_success_stay(recorded: Location) -> None:
     """As after years of backups on the command line, without any alert."""
     gone, success = record(recorded, 700 * DAY), record(recorded, 600 * DAY)
     failed = record(recorded, 500 * DAY, good=False)
@@ -219,14 +219,14 @@ def test_runs_of_other_databases_stay(recorded: Location, bare: NewLocation, oth
     assert there(recorded) == {*stay, newest}
 
 
-def test_more_runs_than_are_read_at_a_time(recorded: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_runs_than_a_page_are_removed(recorded: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_history, "_PAGE", 2)
     for number in range(7):
         record(recorded, (600 - number) * DAY)
     assert prune(recorded) == {"removed_runs": 6, "old_runs_that_stay": 1}
 
 
-def test_the_time_to_keep_runs_is_the_settings(
+def test_the_setting_decides_how_long_runs_stay(
     volume: Path, disk_instance: dg.DagsterInstance, bare: NewLocation, tmp_path: Path
 ) -> None:
     location: Location = bare()
@@ -241,7 +241,7 @@ def test_the_time_to_keep_runs_is_the_settings(
     assert there(location) == {newest}
 
 
-def test_settings_that_are_not_usable(new_location: NewLocation) -> None:
+def test_unusable_settings_fail_the_job(new_location: NewLocation) -> None:
     location: Location = new_location(DAGSTER_KEEP_RUNS_DAYS="forty")
     result = location.run(JOB)
     assert not result.success

@@ -1,4 +1,4 @@
-"""A failure is told in the same words on the command line, in Dagster's run, and in the alert."""
+"""A failure has the same words on the command line, in Dagster's run and in the alert."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ovia_backup_dagster_tests.defs.receiver import Receiver
 from ovia_backup_dagster_tests.defs.support import ALERT_JOB, Location, environment, failure, load
 from ovia_backup_dagster_tests.faults.disks import tmpfs
 
-# Apprise 2.2 imports it while it loads its plugins.
+# Apprise 2.2 imports it while loading its plugins.
 pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
 
 Spoil = Callable[[Connection, PortCluster, Path], AbstractContextManager[dict[str, str]]]

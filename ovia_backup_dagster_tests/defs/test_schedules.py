@@ -1,4 +1,4 @@
-"""When the daily backup runs: once a day, summer time or not; and that a bad expression falls back and says so."""
+"""The daily backup runs once a day, also when summer time changes; a bad expression falls back and is reported."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def schedule(**settings: str) -> dg.ScheduleDefinition:
 
 
 def ticks(found: dg.ScheduleDefinition, begin: datetime, count: int) -> list[datetime]:
-    """The instants at which the daemon launches a run; it asks the same function."""
+    """The instants at which the daemon launches a run, by the function that it uses."""
     each = schedule_execution_time_iterator(begin.timestamp(), found.cron_schedule, found.execution_timezone)
     return list(itertools.islice(each, count))
 
@@ -37,7 +37,7 @@ def ticks(found: dg.ScheduleDefinition, begin: datetime, count: int) -> list[dat
     [
         # The last Sunday of March: 02:00 to 03:00 does not exist.
         (datetime(2026, 3, 27, 12, tzinfo=UTC), [1, 2, 2, 2]),
-        # The last Sunday of October: 02:00 to 03:00 comes twice.
+        # The last Sunday of October: 02:00 to 03:00 occurs twice.
         (datetime(2026, 10, 23, 12, tzinfo=UTC), [2, 1, 1, 1]),
     ],
 )
@@ -56,13 +56,13 @@ def test_one_tick_a_day_all_year() -> None:
     assert days == [date(2026, 1, 1) + timedelta(days=n) for n in range(365)]
 
 
-def test_utc_by_default() -> None:
+def test_the_default_time_zone_is_utc() -> None:
     begin = datetime(2026, 10, 23, 3, 0, 1, tzinfo=UTC)
     assert ticks(schedule(), begin, 3) == [datetime(2026, 10, day, 3, tzinfo=UTC) for day in (24, 25, 26)]
 
 
 @pytest.mark.parametrize("cron", ["30 4 * * *", "0 */6 * * *", "@daily", "@midnight", " 0 3 * * 1-5 "])
-def test_other_expressions(cron: str) -> None:
+def test_other_cron_expressions_are_accepted(cron: str) -> None:
     found = schedule(BACKUP_SCHEDULE=cron)
     assert found.cron_schedule == cron.strip()
     assert len(ticks(found, datetime(2026, 1, 1, tzinfo=UTC), 3)) == 3
@@ -78,7 +78,7 @@ def test_a_bad_expression_falls_back_and_says_so(cron: str) -> None:
     assert problem.startswith(f"BACKUP_SCHEDULE: {cron!r} is not a cron expression")
 
 
-def test_a_good_expression_changes_nothing() -> None:
+def test_a_good_expression_is_kept() -> None:
     settings = load({"POSTGRES_HOST": "db.example.org"})
     assert usable_schedules(settings) is settings
 

@@ -1,6 +1,6 @@
-"""Several databases in one code location, beside definitions of other people: nothing of theirs is shared.
+"""Several databases in one code location, beside definitions of others: the databases share nothing with them.
 
-Each has names of its own for all that Dagster knows by name, and each of its texts tells people those.
+Each database has its own names for everything that Dagster knows by name, and its texts use those names.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from ovia_backup_dagster_tests.defs.support import (
     old_dump,
 )
 
-# Apprise 2.2 imports it while it loads its plugins.
+# Apprise 2.2 imports it while loading its plugins.
 pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
 
 HOST = {"POSTGRES_HOST": "127.0.0.1"}
 
 
 def of_other_people() -> dg.Definitions:
-    """What anyone's location holds: a resource by the name that ours once had, and another executor."""
+    """Definitions of others: a resource with the name that ours once had, and another executor."""
 
     @dg.asset(group_name="backup")
     def daily_report(backups: dg.ResourceParam[str]) -> None: ...
@@ -82,7 +82,7 @@ def test_databases_merge_with_other_definitions(count: int) -> None:
     triggers = [str(trigger.name) for trigger in [*(defs.schedules or []), *(defs.sensors or [])]]
     names = [*(job.name for job in jobs_of(defs)), *triggers]
     assert len(set(names)) == len(names) == count * len(LOCATION_NAMES) + 1
-    # In a process of its own already, whatever executor other people have.
+    # Our jobs are already in their own process, and keep their executor whatever the others' is.
     assert {job.name for job in jobs_of(defs) if job.executor_def is not dg.in_process_executor} == {"restore_job"}
 
 
@@ -107,8 +107,8 @@ def test_every_name_is_prefixed() -> None:
     assert (sensor.name, sensor.job_name) == ("orders_backup_freshness_sensor", "orders_freshness_alert_job")
 
 
-def test_no_text_of_a_definition_names_one_of_another_database() -> None:
-    """A name that no definition has would send people looking for it."""
+def test_no_description_names_an_unprefixed_definition() -> None:
+    """People would look in vain for a name that no definition has."""
     ours = build_defs(load(HOST), prefix="orders")
     texts = [spec.description or "" for spec in ours.resolve_all_asset_specs()]
     texts += [str(each.description) for each in (*jobs_of(ours), *(ours.schedules or []), *(ours.sensors or []))]
@@ -171,7 +171,7 @@ def crons(prefix: str, **settings: str) -> dict[str, str]:
 
 
 def test_default_schedules_are_spread_over_the_hour() -> None:
-    """By the name alone: the same at each load, on each machine."""
+    """By a function of the name: the same at each load and on each machine."""
     assert crons("orders")["daily_backup_schedule"] == "47 3 * * *"
     assert crons("orders")["restore_drill_schedule"] == "47 5 1 * *"
     minutes = {crons(f"db{n}")["daily_backup_schedule"].split()[0] for n in range(30)}
@@ -180,13 +180,13 @@ def test_default_schedules_are_spread_over_the_hour() -> None:
 
 
 def test_an_explicit_schedule_is_not_staggered() -> None:
-    """Even if it is the default's own words."""
+    """Even if it equals the default."""
     found = crons("orders", BACKUP_SCHEDULE="0 3 * * *", DRILL_SCHEDULE="30 4 2 * *")
     assert found["daily_backup_schedule"] == "0 3 * * *"
     assert found["restore_drill_schedule"] == "30 4 2 * *"
 
 
-# ---------------------------------------------------------------- at work
+# ---------------------------------------------------------------- runs
 
 
 def shared(new: NewLocation, prefix: str, **settings: str) -> Location:
@@ -195,7 +195,7 @@ def shared(new: NewLocation, prefix: str, **settings: str) -> Location:
     return location
 
 
-def test_the_whole_chain_by_its_own_names(new_location: NewLocation) -> None:
+def test_the_chain_runs_under_its_prefixed_names(new_location: NewLocation) -> None:
     location = shared(new_location, "orders")
     result = location.run(f"orders_{DAILY_JOB}")
     assert result.success, failure(result)
@@ -203,10 +203,10 @@ def test_the_whole_chain_by_its_own_names(new_location: NewLocation) -> None:
     assert "this run made no dump" not in location.logs(result.run_id)
 
 
-def test_the_sensor_and_the_alert_are_of_one_database(
+def test_sensor_and_alert_are_of_their_own_database(
     new_location: NewLocation, people: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In one instance another database's job has failed; ours tells of ours, by the names that it has."""
+    """Another database's job failed on the same instance; our alert names only our own trouble and jobs."""
     theirs = shared(new_location, "people", POSTGRES_USER="nobody_of_that_name")
     assert not theirs.run(f"people_{DAILY_JOB}").success
     ours = shared(new_location, "orders", BACKUP_NOTIFY_URLS=people.url)
@@ -219,14 +219,14 @@ def test_the_sensor_and_the_alert_are_of_one_database(
     assert message["title"] == f"[orders/{ours.settings.postgres_db}] the newest backup is too old"
     assert f"launch orders_{DAILY_JOB} in the Dagster UI" in message["message"]
     assert "people" not in message["message"]
-    # A failed run of ours is told of.
+    # A failed run of our own is in the alert.
     ours.settings = ours.settings.model_copy(update={"postgres_user": "nobody_of_that_name"})
     assert not ours.run(f"orders_{DAILY_JOB}").success
     assert ours.run(f"orders_{ALERT_JOB}").success
     assert "Last failed run: " in people.messages[-1]["message"]
 
 
-def test_a_refused_restore_tells_its_own_job(new_location: NewLocation) -> None:
+def test_a_plan_names_its_own_restore_job(new_location: NewLocation) -> None:
     location = shared(new_location, "orders")
     location.dump()
     config = {"ops": {"orders_restore": {"config": {"action": "plan"}}}}
@@ -237,8 +237,8 @@ def test_a_refused_restore_tells_its_own_job(new_location: NewLocation) -> None:
     assert not re.search(r"launch restore_job\b", said)
 
 
-def test_the_alert_runs_as_another_executor_has_it(bare: NewLocation) -> None:
-    """A launch from the graph is of the location's executor, and of no resource of ours."""
+def test_the_alert_runs_with_another_executor(bare: NewLocation) -> None:
+    """A launch from the asset graph uses the location's executor, and no resource of ours."""
     location = shared(bare, "orders")
     defs = dg.Definitions.merge(location.defs, of_other_people())
     job = defs.resolve_implicit_global_asset_job_def()

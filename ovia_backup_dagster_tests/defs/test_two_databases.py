@@ -1,6 +1,6 @@
-"""Two databases in one Dagster: what is global to an instance is each location's own.
+"""Two databases in one Dagster: each location has its own names for everything that is global to an instance.
 
-Once with two real code servers, a daemon and two databases; the rest in this process.
+One test has two real code servers, a daemon and two databases; the others run in this process.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ from ovia_backup_dagster_tests.defs.support import (
 )
 from ovia_backup_dagster_tests.ui.deployment import until
 
-# Apprise 2.2 imports it while it loads its plugins.
+# Apprise 2.2 imports it while loading its plugins.
 pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
 
 PREFIX = "crm"
-#: Dagster's own job for the button in the asset graph.
+#: Dagster's implicit job for launches from the asset graph.
 BY_HAND = "__ASSET_JOB"
 
 
@@ -78,22 +78,22 @@ def test_jobs_and_triggers_select_only_their_own_assets() -> None:
         assert [t.name for t in getattr(first, kind)] == [t.name for t in getattr(second, kind)]
 
 
-def test_the_whole_chain_by_its_own_names(new_location: NewLocation) -> None:
+def test_the_chain_runs_under_its_prefixed_names(new_location: NewLocation) -> None:
     location: Location = new_location(BACKUP_ASSET_PREFIX=PREFIX)
     result = location.run()
     assert result.success
     assert list(materialized(result)) == [f"{PREFIX}/{name}" for name in CHAIN]
-    # The verification took the dump of its run, found by its key.
+    # The verification found the dump of its run by the prefixed key.
     assert "this run made no dump" not in location.logs(result.run_id)
     assert {check.asset_key for check in result.get_asset_check_evaluations()} == {
         dg.AssetKey([PREFIX, "dump_verification"])
     }
 
 
-def test_two_databases_may_have_one_name(
+def test_two_databases_of_one_name_are_both_alerted(
     bare: NewLocation, people: Receiver, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """On two servers, both on /backups of their own containers: at one instant both are told of, by their prefix."""
+    """On two servers, each with /backups in its own container: alerts at the same instant differ by their prefix."""
     for prefix in ("", PREFIX):
         daemon = Daemon(bare(BACKUP_NOTIFY_URLS=people.url, BACKUP_ASSET_PREFIX=prefix), monkeypatch)
         assert daemon.run(daemon.tick())
@@ -111,7 +111,7 @@ def test_a_failed_run_of_a_namesake_database_does_not_count(new_location: NewLoc
     assert "ailed run" not in people.messages[0]["message"]
 
 
-# ---------------------------------------------------------------- for real
+# ---------------------------------------------------------------- real processes
 
 
 @contextmanager
@@ -146,7 +146,7 @@ class Deployment:
         self.home = home
         shutil.copyfile(REPOSITORY / "dagster.yaml", home / "dagster.yaml")
         self.instance = stack.enter_context(dg.DagsterInstance.from_config(str(home)))
-        # SQLite's files are created here, and not by two processes at once.
+        # Create SQLite's files here, so that no two processes do so at once.
         assert not (self.instance.get_runs())
         assert not (self.instance.all_asset_keys())
         assert not (self.instance.all_instigator_state())
@@ -168,7 +168,7 @@ class Deployment:
         return dagster("definitions", "validate", "-w", str(self.workspace), home=self.home).returncode == 0
 
     def launch(self, location: str, job: str) -> Callable[[], dg.DagsterRunStatus]:
-        """What launches it, and tells how far the run is."""
+        """Launch the job; return a function that gives the run's status."""
         before = {run.run_id for run in self.instance.get_runs()}
         where = ("-w", str(self.workspace), "-l", location)
         launched = dagster("job", "launch", *where, "-j", job, home=self.home)
@@ -183,7 +183,7 @@ class Deployment:
         return status
 
     def by_hand(self, location: str, days: int) -> str:
-        """A run that was launched from the graph of a location, and succeeded that long ago."""
+        """A run that was launched from a location's asset graph and succeeded ``days`` ago."""
         repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(location), "__repository__")
         prefix = PREFIX if location == "second" else ""
         key = DatabaseNames(prefix, Path()).key(ALERT)
@@ -202,7 +202,9 @@ class Deployment:
 
 
 @pytest.mark.exhaustive
-def test_two_code_locations_of_one_dagster(new_database: NewDatabase, bin_dir: Path, tmp_path: Path) -> None:
+def test_two_code_locations_of_one_dagster_are_independent(
+    new_database: NewDatabase, bin_dir: Path, tmp_path: Path
+) -> None:
     databases = {"first": new_database(), "second": new_database()}
     home = tmp_path / "home"
     home.mkdir()
@@ -215,7 +217,7 @@ def test_two_code_locations_of_one_dagster(new_database: NewDatabase, bin_dir: P
                 bin_dir,
                 BACKUP_NOTIFY_URLS=people[name].url,
                 BACKUP_ASSET_PREFIX=PREFIX if name == "second" else "",
-                # By the schedule only what is launched here.
+                # The schedule must not launch a run during the test.
                 BACKUP_SCHEDULE="0 3 1 1 *",
             )
             for name, database in databases.items()
@@ -223,17 +225,17 @@ def test_two_code_locations_of_one_dagster(new_database: NewDatabase, bin_dir: P
         Path(variables["first"]["BACKUP_DIR"]).mkdir()
 
         def history(instance: dg.DagsterInstance) -> None:
-            """The second has a proven backup, and a run that failed since."""
+            """Give the second database a verified backup, and a later run that failed."""
             location = Location(load(variables["second"]), instance)
             assert location.run().success
             location.installed = lambda: False
             assert not location.run().success
 
         dagsters = Deployment(home, variables, stack, history)
-        # The first ticks of both sensors: each tells its own people, of its own database.
+        # On its first tick, each sensor alerts its own people of its own database.
         until(lambda: all(p.titles for p in people.values()), 90, "no alert arrived")
 
-        # One waits in the middle of its dump; the other does not wait for it.
+        # The first database's dump waits; the second's does not wait for it.
         with dump_that_waits(databases["first"]) as waits:
             first = dagsters.launch("first", DAILY_JOB)
             until(waits, 60, "no pg_dump waits")
@@ -261,7 +263,7 @@ def test_two_code_locations_of_one_dagster(new_database: NewDatabase, bin_dir: P
             ]
             (other,) = databases.keys() - {name}
             assert databases[other].database not in str(people[name].messages)
-        # What was materialized by hand bears no tags of ours, but says which code location launched it.
+        # A manual materialization has no tags of ours, but its origin names the code location.
         by_hand = {name: [dagsters.by_hand(name, days) for days in (600, 500)] for name in databases}
         pruned = dagsters.launch("first", "history_pruning_job")
         until(lambda: pruned().value in ("SUCCESS", "FAILURE"), 60, "it does not end")

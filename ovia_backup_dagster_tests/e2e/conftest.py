@@ -1,4 +1,4 @@
-"""The command line of one database, for the tests of whole walks."""
+"""The command line of one database, for end-to-end tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ovia_backup_dagster_tests.support.command_line import Cli, InProcessCli
 
 @pytest.fixture
 def cli(database: Connection, bin_dir: Path, volume: Path) -> Cli:
-    """Commands in this process; a test of what only a process shows asks for ``process``."""
+    """Runs commands in this process; a test that needs a separate process uses ``process``."""
     return InProcessCli(
         {
             "POSTGRES_HOST": database.host,

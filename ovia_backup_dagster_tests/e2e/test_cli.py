@@ -1,4 +1,4 @@
-"""``ovia-backup`` as a person or cron runs it: exit codes, and what is printed to which stream."""
+"""``ovia-backup`` as a person or cron runs it: exit codes and output streams."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ from ovia_backup_dagster_tests.support.factories import drill_evidence, judged
 
 @pytest.fixture
 def process(cli: Cli) -> Cli:
-    """The same settings, for what only a process of its own shows."""
+    """The same settings, with each command in its own process."""
     return Cli(cli.settings)
 
 
-def test_the_daily_chain(process: Cli, volume: Path) -> None:
+def test_the_daily_chain_makes_and_keeps_a_backup(process: Cli, volume: Path) -> None:
     cli = process
     made = cli("dump")
     path = Path(made.stdout.strip())
     assert (made.returncode, path.parent) == (0, volume / "daily")
     assert "Next: ovia-backup verify" in made.stderr
 
-    waiting = cli("status")  # for its verification
+    waiting = cli("status")  # the backup waits for its verification
     assert (waiting.returncode, "(not verified yet)" in waiting.stdout) == (0, True)
     verified = cli("verify")
     assert verified.returncode == 0, verified.stderr
@@ -66,7 +66,7 @@ def test_the_daily_chain(process: Cli, volume: Path) -> None:
 
 
 @pytest.mark.exhaustive
-def test_promote_speaks_of_the_backup_as_it_is_after_a_wait(cli: Cli, catalog: Catalog, tmp_path: Path) -> None:
+def test_promote_reads_the_backup_again_after_a_wait(cli: Cli, catalog: Catalog, tmp_path: Path) -> None:
     """Another process verifies the backup while the command waits for the lock."""
     assert [cli(command).returncode for command in ("dump", "verify", "promote", "dump")] == [0, 0, 0, 0]
     log = tmp_path / "promote.log"
@@ -82,7 +82,7 @@ def test_promote_speaks_of_the_backup_as_it_is_after_a_wait(cli: Cli, catalog: C
     assert "has its weekly backup" in log.read_text("utf-8")
 
 
-def test_json_of_everything(cli: Cli) -> None:
+def test_each_command_prints_json(cli: Cli) -> None:
     code, made = cli.json("dump")
     assert (code, made["state"], made["rows"]) == (0, "unproven", None)
     code, verified = cli.json("verify", str(made["name"]))
@@ -109,7 +109,7 @@ def test_json_of_everything(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("command", ["dump", "verify", "list", "promote", "prune", "drill"])
-def test_without_a_server_named_everything_refuses(command: str, cli: Cli, volume: Path) -> None:
+def test_without_a_host_every_command_refuses(command: str, cli: Cli, volume: Path) -> None:
     one_line(cli(command, POSTGRES_HOST=""), 1, "POSTGRES_HOST is not set", "make demo")
     assert not volume.exists()
 
@@ -133,7 +133,7 @@ def test_status_without_backups_is_critical(cli: Cli, volume: Path) -> None:
     assert "run: ovia-backup dump" in result.stdout
 
 
-def test_status_of_an_old_backup_is_critical(cli: Cli, volume: Path) -> None:
+def test_an_old_backup_makes_the_status_critical(cli: Cli, volume: Path) -> None:
     cli("dump")
     yesterday(volume, timedelta(hours=27))
     assert cli("verify").returncode == 0
@@ -146,12 +146,12 @@ def test_status_of_an_old_backup_is_critical(cli: Cli, volume: Path) -> None:
 
 
 def yesterday(volume: Path, by: timedelta) -> None:
-    """The only backup there, made earlier."""
+    """Redate the only backup to ``by`` earlier."""
     dump = next((volume / "daily").glob("*.dump"))
     made_earlier(dump, by)
 
 
-def test_a_damaged_backup(cli: Cli, volume: Path) -> None:
+def test_a_damaged_backup_is_bad_for_every_command(cli: Cli, volume: Path) -> None:
     cli("dump")
     dump = next((volume / "daily").glob("*.dump"))
     content = bytearray(dump.read_bytes())
@@ -170,14 +170,14 @@ def test_a_damaged_backup(cli: Cli, volume: Path) -> None:
     assert dump.exists()
 
 
-def test_a_wrong_password(cli: Cli, server: PortCluster, volume: Path) -> None:
+def test_a_wrong_password_fails_in_one_line(cli: Cli, server: PortCluster, volume: Path) -> None:
     result = cli("dump", POSTGRES_HOST="127.0.0.1", POSTGRES_PORT=str(server.port), PGPASSWORD=PASSWORD + "x")
 
     one_line(result, 1, "password authentication failed", "POSTGRES_PASSWORD_FILE")
     assert list((volume / "daily").iterdir()) == []
 
 
-def test_a_password_from_a_file(cli: Cli, server: PortCluster, tmp_path: Path, volume: Path) -> None:
+def test_a_password_is_read_from_a_file(cli: Cli, server: PortCluster, tmp_path: Path, volume: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text(PASSWORD + "\n")
 
@@ -190,7 +190,7 @@ def test_a_password_from_a_file(cli: Cli, server: PortCluster, tmp_path: Path, v
 
 
 def test_the_password_is_in_no_command_line(cli: Cli, server: PortCluster, database: Connection) -> None:
-    """Looked up in /proc while pg_dump waits for a lock."""
+    """Read from /proc while pg_dump waits for a lock."""
     tcp = {"POSTGRES_HOST": "127.0.0.1", "POSTGRES_PORT": str(server.port), "PGPASSWORD": PASSWORD}
     with psycopg.connect(host=database.host, port=database.port, dbname=database.database, user=database.user) as other:
         other.execute("LOCK TABLE people IN ACCESS EXCLUSIVE MODE")
@@ -231,7 +231,7 @@ def test_a_value_in_the_wrong_variable_names_the_variable(variable: str, value: 
     one_line(cli("dump", **{variable: value}), 1, variable)
 
 
-def test_a_dump_from_the_future_names_a_way_out(cli: Cli, volume: Path) -> None:
+def test_a_dump_from_the_future_is_reported_with_its_fix(cli: Cli, volume: Path) -> None:
     cli("dump")
     yesterday(volume, timedelta(days=-30))
 
@@ -247,7 +247,7 @@ def test_a_dump_from_the_future_names_a_way_out(cli: Cli, volume: Path) -> None:
     assert cli("status").returncode == 0
 
 
-def test_usage_errors(cli: Cli) -> None:
+def test_usage_errors_exit_with_2(cli: Cli) -> None:
     assert cli("dumb").returncode == 2
     assert cli("prune", "--dry-run", "--release", "x").returncode == 2
     assert cli("drill", "--where", "production").returncode == 2
@@ -256,7 +256,7 @@ def test_usage_errors(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("name", ["nope", "'; rm -rf ~; '.dump", "../nope.dump", "a\nb", "%2e%2e"])
-def test_a_backup_that_is_not_there(name: str, cli: Cli, volume: Path) -> None:
+def test_an_unknown_backup_is_refused(name: str, cli: Cli, volume: Path) -> None:
     cli("dump")
     before = snapshot(volume)
 
@@ -265,8 +265,8 @@ def test_a_backup_that_is_not_there(name: str, cli: Cli, volume: Path) -> None:
     assert snapshot(volume) == before
 
 
-def test_a_backup_by_path_from_elsewhere(cli: Cli, volume: Path, tmp_path: Path) -> None:
-    """Scenario 2 of the runbook: the dump was copied to another host, bare."""
+def test_a_backup_elsewhere_is_verified_by_its_path(cli: Cli, volume: Path, tmp_path: Path) -> None:
+    """Scenario 2 of the runbook: the dump was copied to another host, without its sidecars."""
     cli("dump")
     dump = next((volume / "daily").glob("*.dump"))
     copied = tmp_path / "backup.dump"
@@ -284,7 +284,7 @@ def test_a_backup_by_path_from_elsewhere(cli: Cli, volume: Path, tmp_path: Path)
 
 
 @pytest.mark.exhaustive
-def test_pruning_says_what_it_would_do(cli: Cli, volume: Path) -> None:
+def test_a_dry_run_of_pruning_lists_its_removals(cli: Cli, volume: Path) -> None:
     for day in range(9, 0, -1):
         cli("dump")
         young = max((volume / "daily").glob("*.dump"))
@@ -325,7 +325,7 @@ _HEAVY = {"dagster", "dagster_webserver", "docker", "apprise"}
     ("argument", "heavy"),
     [("--help", _HEAVY | {"psycopg", "pydantic", "rich"}), ("list", _HEAVY), ("status", _HEAVY)],
 )
-def test_what_must_answer_at_once_imports_little(cli: Cli, argument: str, heavy: set[str]) -> None:
+def test_quick_commands_import_no_heavy_package(cli: Cli, argument: str, heavy: set[str]) -> None:
     code = (
         "import sys; from ovia_backup_dagster.cli.main import main\n"
         f"try:\n    main([{argument!r}])\nexcept SystemExit: pass\n"
@@ -356,7 +356,7 @@ def test_a_hostile_name_does_not_reach_the_terminal(cli: Cli, database: Connecti
 
 
 @pytest.mark.parametrize(("command", "code"), [("status", 3), ("list", 1)])
-def test_output_that_cannot_be_written(command: str, code: int, cli: Cli) -> None:
+def test_output_that_cannot_be_written_is_an_error(command: str, code: int, cli: Cli) -> None:
     assert cli("dump").returncode == 0
 
     with open("/dev/full", "wb") as full:
@@ -370,7 +370,7 @@ def test_output_that_cannot_be_written(command: str, code: int, cli: Cli) -> Non
 
 @pytest.mark.exhaustive
 def test_a_closed_stream_stops_no_command(cli: Cli) -> None:
-    """All commands with all streams closed, and those that print little and much with only their output closed."""
+    """All commands with all streams closed; one with little and one with much output with only stdout closed."""
     for command in ("dump", "verify", "list", "drill", "drill --history", "status", "doctor", "--help"):
         for closed in (">&-", "<&- >&- 2>&-") if command in ("dump", "list") else ("<&- >&- 2>&-",):
             shell = f"exec {shlex.quote(str(PROGRAM))} {command} {closed}"
@@ -407,7 +407,7 @@ def test_ctrl_c_ends_a_dump_and_leaves_nothing(cli: Cli, database: Connection, v
 # ---------------------------------------------------------------- drills
 
 
-def test_a_drill(cli: Cli, volume: Path) -> None:
+def test_a_drill_prints_its_result_and_writes_evidence(cli: Cli, volume: Path) -> None:
     volume.mkdir()
     one_line(cli("drill"), 1, "there is no backup to restore", "Next: ovia-backup dump")
     nothing = cli("drill", "--history")
@@ -447,7 +447,7 @@ def test_a_drill(cli: Cli, volume: Path) -> None:
 
 
 @pytest.mark.exhaustive
-def test_a_drill_as_json_by_name_and_the_history(cli: Cli, volume: Path) -> None:
+def test_a_drill_prints_json_and_its_history(cli: Cli, volume: Path) -> None:
     assert [cli(command).returncode for command in ("dump", "verify", "promote")] == [0, 0, 0]
     [weekly] = (volume / "weekly").glob("*.dump")
 
@@ -475,7 +475,7 @@ def test_a_drill_as_json_by_name_and_the_history(cli: Cli, volume: Path) -> None
     told = cli("drill", "--history")
     assert told.returncode == 0
     rows = told.stdout.splitlines()
-    # A line each, and oddities in the evidence.
+    # One line for each drill; oddities are counted.
     assert len(rows) == 4
     assert [row.split()[3] for row in rows[1:]] == ["failed", "failed", "passed"]
     assert weekly.name in rows[3]
@@ -486,13 +486,13 @@ def test_a_drill_as_json_by_name_and_the_history(cli: Cli, volume: Path) -> None
     assert rows[3].rstrip().endswith(f" {odd} odd")
     # Another database on the same volume has drills of its own.
     assert cli.json("drill", "--history", POSTGRES_DB="another") == (0, [])
-    assert "  proven" in cli("list").stdout  # the weekly one is, the daily one no longer
+    assert "  proven" in cli("list").stdout  # the weekly backup is, the daily one no longer
     assert cli("list").stdout.count("  proven") == 1
 
 
 @pytest.mark.exhaustive
-def test_a_copy_kept_for_inspection(process: Cli, volume: Path) -> None:
-    """In processes: the server outlives the command that started it."""
+def test_a_kept_copy_can_be_queried_and_removed(process: Cli, volume: Path) -> None:
+    """As processes: the server outlives the command that started it."""
     cli = process
     folder = Path(tempfile.mkdtemp(prefix="ovia-k-", dir="/tmp"))
     try:
@@ -521,7 +521,7 @@ def test_a_copy_kept_for_inspection(process: Cli, volume: Path) -> None:
 
 
 @pytest.mark.exhaustive
-def test_a_database_kept_for_inspection(cli: Cli, database: Connection) -> None:
+def test_a_kept_scratch_database_can_be_removed(cli: Cli, database: Connection) -> None:
     name = f"{database.database}_restore_test"
 
     def there() -> bool:
@@ -547,7 +547,7 @@ def test_a_database_kept_for_inspection(cli: Cli, database: Connection) -> None:
 
 
 @pytest.mark.parametrize("name", ["nope", "../nope.dump", "a\nb"])
-def test_a_drill_of_a_backup_that_is_not_there(name: str, cli: Cli, volume: Path) -> None:
+def test_a_drill_of_an_unknown_backup_is_refused(name: str, cli: Cli, volume: Path) -> None:
     cli("dump")
     before = snapshot(volume)
 
@@ -556,8 +556,8 @@ def test_a_drill_of_a_backup_that_is_not_there(name: str, cli: Cli, volume: Path
     assert snapshot(volume) == before
 
 
-def test_status_of_drills(cli: Cli, catalog: Catalog, database: Connection) -> None:
-    """A drill that failed, or that is long ago, is a warning; a backup that is late is worse."""
+def test_a_failed_or_overdue_drill_is_a_warning(cli: Cli, catalog: Catalog, database: Connection) -> None:
+    """A late backup is critical."""
     assert [cli(command).returncode for command in ("dump", "verify")] == [0, 0]
     now = datetime.now(UTC).replace(microsecond=0)
     drill_evidence(catalog, now - timedelta(days=40))

@@ -1,6 +1,6 @@
-"""The two commands of the README's first lines, as processes: ``make demo`` and ``make dev``.
+"""The README's first two commands, as processes: ``make demo`` and ``make dev``.
 
-The Makefile only installs and calls ``ovia-backup demo``; here the same program runs, with a small database.
+The Makefile only installs and calls ``ovia-backup demo``; the tests run the same program with a small database.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def processes_of(folder: Path) -> list[str]:
     marks = (str(folder), str(run._private_folder(folder)))
     lines = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError):  # the process has ended
             lines.append(path.read_bytes().replace(b"\0", b" ").decode("utf-8", "replace"))
     return [line for line in lines if any(mark in line for mark in marks)]
 
@@ -80,7 +80,7 @@ def test_an_interrupted_load_starts_again(folder: Path) -> None:
     result = demo(folder)
 
     assert result.returncode == 0, result.stderr
-    # The drill was of the daily one; the weekly one was read back.
+    # The daily backup was drilled, the weekly one verified.
     assert "proven" in result.stdout
     assert "verified" in result.stdout
 
@@ -100,7 +100,7 @@ def test_a_failing_job_is_reported(folder: Path) -> None:
 
 @pytest.mark.exhaustive
 def test_the_ui_serves_the_demo(folder: Path) -> None:
-    """Webserver and daemon, schedule and sensor running, history kept; a launch through GraphQL makes a backup."""
+    """Webserver, daemon, schedules and sensor run, the history is kept, and a launch through GraphQL makes a backup."""
     assert demo(folder).returncode == 0
     with serving(folder) as graphql:
         state = graphql(_STATE)
@@ -120,7 +120,7 @@ def test_the_ui_serves_the_demo(folder: Path) -> None:
         made = [json.loads(path.read_text()) for path in (folder / "backups" / "daily").glob("*.dump.json")]
         assert run_id in {manifest["run_id"] for manifest in made}
         awaited(lambda: graphql(_TICKS)["sensorOrError"]["sensorState"]["ticks"], 90)
-        # The first asks for a run that shows green, and sends no message; it and the demo's own stand on Overview.
+        # The first tick requests a run that shows green without a message; Overview lists it and the demo's own runs.
         first = graphql(_TICKS)["sensorOrError"]["sensorState"]["ticks"][-1]
         assert first["status"] == "SUCCESS", first
         assert len(first["runIds"]) == 1
@@ -151,7 +151,7 @@ def test_the_demo_is_restored_and_undone_in_its_ui(folder: Path) -> None:
 
 
 def launch(graphql: Callable[..., dict[str, Any]], job: str, config: dict[str, str] | None = None) -> str:
-    """Launch a job, and wait for its good end; gives the run's id."""
+    """Launch a job, and wait for its success; return the run's id."""
     run_config = {"ops": {"restore": {"config": config}}} if config else {}
     launched = graphql(LAUNCH, {"job": job, "config": run_config})["launchRun"]
     assert launched["__typename"] == "LaunchRunSuccess", launched
@@ -164,7 +164,7 @@ def launch(graphql: Callable[..., dict[str, Any]], job: str, config: dict[str, s
 
 
 def confirmed_by(graphql: Callable[..., dict[str, Any]], run_id: str) -> str:
-    """The word that a plan has printed."""
+    """The confirmation word that a plan printed."""
     events = graphql(_LOG, {"id": run_id})["logsForRun"]["events"]
     [word] = re.findall(r"confirm: (ovia-\w+)", "\n".join(event.get("message") or "" for event in events))
     return str(word)
@@ -172,7 +172,7 @@ def confirmed_by(graphql: Callable[..., dict[str, Any]], run_id: str) -> str:
 
 @contextmanager
 def serving(folder: Path) -> Iterator[Callable[..., dict[str, Any]]]:
-    """The UI on a free port; ended like Ctrl-C in a terminal does, which reaches the whole group."""
+    """The UI on a free port; ended by SIGINT to its process group, as by Ctrl-C in a terminal."""
     port = free_port()
     command = [str(PROGRAM), "demo", "--serve", "--port", str(port), "--scale", "0.02", "--folder", str(folder)]
     log = folder / "serve.log"

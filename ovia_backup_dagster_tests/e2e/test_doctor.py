@@ -1,4 +1,4 @@
-"""``ovia-backup doctor`` as a newcomer runs it: its fixes are pasted until none is left."""
+"""``ovia-backup doctor`` as a newcomer runs it, who pastes its fixes until none is left."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ from ovia_backup_dagster_tests.defs.receiver import receiver
 from ovia_backup_dagster_tests.doctor.support import repaired
 
 PROGRAM = Path(sys.executable).with_name("ovia-backup")
-#: What a person must decide, and no command of the doctor's can.
-#: The drill: these databases have an extension's table by a trick that no restore can repeat.
-#: The server: there is no program yet of the release that it asks for; and what is in no dump is saved apart.
-#: Restores: who may is for a person to decide, and the script asks for a password.
+#: Observations that only a person can fix, and no command of the doctor.
+#: The drill: no restore can repeat the trick by which these databases have an extension's table.
+#: The server: no program of the required release exists yet; what is in no dump is saved separately.
+#: Restores: a person decides which role may restore, and the script needs a password.
 NOT_PASTED = (
     "DAGSTER_HOME is not set here",
     "is on the same filesystem as /",
@@ -63,7 +63,7 @@ class Newcomer:
     """A person with a terminal, and the README's first lines.
 
     Attributes:
-        settings: what was exported.
+        settings: the exported variables.
         path: ``PATH``, with ``psql`` and ``ovia-backup`` in it.
     """
 
@@ -88,7 +88,7 @@ class Newcomer:
         return done
 
     def until_green(self) -> list[str]:
-        """Paste what is printed, until nothing is left; returns what was pasted, in rounds."""
+        """Paste the printed fixes until none is left; return the pasted texts, one a round."""
         rounds: list[str] = []
         while True:
             printed = self.doctor().stdout
@@ -101,13 +101,13 @@ class Newcomer:
             assert len(rounds) < 6, rounds
 
     def _sql(self, printed: str) -> str:
-        """The SQL goes to the command that stands above it."""
+        """Paste the SQL into the command printed above it; return the SQL."""
         _, found, statements = printed.partition("\nTo paste, as a superuser: ")
         if not found:
             return ""
         command, *lines = statements.splitlines()
         sql = "\n".join(line for line in lines if line.startswith("  "))
-        # As a superuser: the socket asks for no password.
+        # As a superuser, who needs no password on the socket.
         done = self.run(
             [*shlex.split(command), "--no-psqlrc", "--set=ON_ERROR_STOP=1"], sql + "\n", PGPASSWORD=PASSWORD
         )
@@ -128,7 +128,7 @@ class Newcomer:
 
 
 def newcomer(to: Connection, bin_dir: Path, volume: Path, **more: str) -> Newcomer:
-    # Those that are there would fail all of it: an archive's code could run in them.
+    # The installed programs would be a failure: an archive's code could run in them.
     programs = volume.with_name("programs")
     bin_dir = programs if programs.exists() else repaired(bin_dir, programs)
     settings = {
@@ -144,7 +144,7 @@ def newcomer(to: Connection, bin_dir: Path, volume: Path, **more: str) -> Newcom
 
 
 def what_is_in(to: Connection, bin_dir: Path, volume: Path) -> Witness:
-    """The rows of a dump as this role, by their hashes."""
+    """The witness of a dump by this role: rows and their hashes."""
     catalog = Catalog(volume, to.database)
     backup = Dumper(catalog, to, Programs(bin_dir)).dump(log=quiet)
     verified = Verifier(catalog, Programs(bin_dir), Expectations((), False)).verify(backup, log=quiet)
@@ -163,10 +163,10 @@ def role(full_server: PortCluster) -> Iterator[Connection]:
     execute(full_server.connection(), f"DROP OWNED BY {quoted}", f"DROP ROLE {quoted}")
 
 
-def test_from_a_bare_role_to_a_green_report(
+def test_pasted_fixes_lead_to_a_green_report(
     new_full_database: NewDatabase, full_server: PortCluster, full_bin_dir: Path, tmp_path: Path
 ) -> None:
-    """The README's way, on the sample database, over TCP with TLS and a password."""
+    """As in the README, from a bare role on the sample database, over TCP with TLS and a password."""
     admin = new_full_database("ovia")
     execute(admin, f"CREATE ROLE backup LOGIN PASSWORD '{PASSWORD}'")
     volume = tmp_path / "the backups"
@@ -193,10 +193,10 @@ def test_from_a_bare_role_to_a_green_report(
 
 
 @pytest.mark.exhaustive
-def test_a_hostile_role_on_a_hostile_database(
+def test_pasted_fixes_work_for_hostile_names(
     role: Connection, new_full_database: NewDatabase, full_bin_dir: Path, tmp_path: Path
 ) -> None:
-    """One that does not inherit, and all kinds of objects, owners and names that a dump meets."""
+    """With a role that does not inherit, and all kinds of objects, owners and names that a dump meets."""
     admin = new_full_database("o=via 'x'; --")
     quoted = sql_identifier(role.user)
     others = "CREATE TEMPORARY TABLE of_others AS SELECT 1 AS x"
@@ -217,7 +217,7 @@ def test_a_hostile_role_on_a_hostile_database(
             "CREATE MATERIALIZED VIEW pgbouncer.seen AS SELECT * FROM people",
             "CREATE SERVER far FOREIGN DATA WRAPPER nothing",
             "CREATE FOREIGN TABLE far_away (x int) SERVER far",
-            # An extension's table, of which people change rows, and one of which they do not.
+            # An extension's table with rows that users change, and one without.
             "CREATE TABLE public.config (x int)",
             "INSERT INTO config VALUES (1), (2)",
             "CREATE TABLE public.internal (x int)",
@@ -247,7 +247,7 @@ def test_a_hostile_role_on_a_hostile_database(
 
 @contextmanager
 def running(admin: Connection, statement: str) -> Iterator[None]:
-    """Another session, which has run a statement."""
+    """Another session, open during the block, which has run a statement."""
     with psycopg.connect(host=admin.host, port=admin.port, dbname=admin.database, user=admin.user) as session:
         session.execute(statement.encode())
         session.commit()
@@ -293,7 +293,7 @@ def test_json_and_exit_codes(new_full_database: NewDatabase, full_bin_dir: Path,
     assert snapshot(volume) == {}
 
 
-def test_without_settings_it_says_what_is_useful(full_bin_dir: Path) -> None:
+def test_without_settings_the_doctor_still_checks_programs(full_bin_dir: Path) -> None:
     done = Newcomer({"PG_BIN_DIR": str(full_bin_dir)}, "/usr/bin:/bin").doctor()
     assert done.returncode == 1
     assert "fail settings  POSTGRES_HOST is not set" in done.stdout
@@ -301,7 +301,7 @@ def test_without_settings_it_says_what_is_useful(full_bin_dir: Path) -> None:
     assert "To paste" not in done.stdout
 
 
-def test_two_at_once(new_full_database: NewDatabase, full_bin_dir: Path, tmp_path: Path) -> None:
+def test_two_doctors_at_once_agree(new_full_database: NewDatabase, full_bin_dir: Path, tmp_path: Path) -> None:
     volume = tmp_path / "v"
     here = newcomer(new_full_database(), full_bin_dir, volume, BACKUP_EXPECTED_TABLES="people")
     assert here.run([str(PROGRAM), "dump"]).returncode == 0
@@ -326,26 +326,26 @@ def test_the_health_check_needs_no_database(full_bin_dir: Path, tmp_path: Path) 
     assert f"fail dagster   the code server on port {port} does not answer: " in done.stdout
     done = newcomer(nowhere, full_bin_dir, tmp_path / "none").doctor("--code-server", str(port), "--json")
     levels = {line["area"]: line["level"] for line in json.loads(done.stdout)}
-    # Restarting it would mount nothing, and take away the sensor that must tell people.
+    # The volume is a warning: a restart would not mount it, and would stop the sensor that must alert people.
     assert levels == {"settings": "ok", "volume": "warn", "dagster": "fail"}
 
 
 def heartbeats(home: Path) -> int:
-    """How many of the daemons that are asked for have shown themselves."""
+    """How many of the required daemons have written a heartbeat."""
     with contextlib.closing(sqlite3.connect(home / "history" / "runs.db")) as database:
         try:
             (count,) = database.execute(
                 "SELECT count(*) FROM daemon_heartbeats WHERE daemon_type IN "
                 "('SCHEDULER', 'SENSOR', 'QUEUED_RUN_COORDINATOR')"
             ).fetchone()
-        except sqlite3.OperationalError:  # the table is not made yet
+        except sqlite3.OperationalError:  # the table does not exist yet
             return 0
         return int(count)
 
 
 @pytest.mark.exhaustive
-def test_a_real_daemon_and_its_code_server(full_bin_dir: Path, tmp_path: Path) -> None:
-    """``dg dev`` writes the heartbeats, serves the code, and is missed when it has ended."""
+def test_a_real_dg_dev_is_ok(full_bin_dir: Path, tmp_path: Path) -> None:
+    """``dg dev`` writes the heartbeats and serves the code."""
     home, volume = tmp_path / "home", tmp_path / "v"
     (home / "history").mkdir(parents=True)
     volume.mkdir(0o700)

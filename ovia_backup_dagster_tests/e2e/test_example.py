@@ -1,4 +1,4 @@
-"""``examples/two-databases`` as people use it: ``dg`` checks, lists and launches it, and its UI does.
+"""``examples/two-databases`` as people use it: ``dg`` checks, lists and launches it, and so does its UI.
 
 Two databases on a real server, in one code location; each backed up to a folder of its own.
 """
@@ -31,13 +31,13 @@ ROLE_PASSWORD = "the-p4ssword-of-the-role"
 
 @pytest.fixture(scope="module")
 def variables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """What the example's YAML asks of the environment, with the two databases behind it."""
+    """The environment variables that the example's YAML reads, for two real databases."""
     with running_cluster(embedded_server.bin_dir()) as cluster:
         for name in DATABASES:
             embedded_server.create_database(cluster.connection(), cluster.bin_dir, name, 0.02)
         execute(
             cluster.connection(),
-            # deploy/backup-role.sql makes one that needs less: tested elsewhere.
+            # Another test covers deploy/backup-role.sql, whose role has fewer rights.
             f"CREATE ROLE ovia_backup LOGIN SUPERUSER PASSWORD '{ROLE_PASSWORD}'",
         )
         found = {
@@ -62,7 +62,7 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
-    """The project, to be changed."""
+    """A copy of the project that a test may change."""
     return Path(shutil.copytree(EXAMPLE, tmp_path / "project", ignore=shutil.ignore_patterns("__pycache__")))
 
 
@@ -107,7 +107,7 @@ def test_dg_shows_the_line_that_is_wrong(
 ) -> None:
     path = copied / "two_databases" / "defs" / "orders" / "defs.yaml"
     path.write_text(path.read_text("utf-8").replace(line, wrong), "utf-8")
-    # By its path: of several files with one type, dg 1.13 looks at the last alone.
+    # By its path: of several files with one type, dg 1.13 checks only the last.
     checked = dg_command("check", "yaml", str(path.parent), home=home, folder=copied, **variables)
     assert checked.returncode != 0
     said = checked.stdout + checked.stderr
@@ -127,7 +127,7 @@ def test_dg_launches_each_database(variables: dict[str, str], home: Path) -> Non
 
 @pytest.mark.exhaustive
 def test_its_ui_launches_both_databases(variables: dict[str, str], home: Path) -> None:
-    """By GraphQL, as the UI's buttons do: each job, and assets of both with one click, by the location's executor."""
+    """By GraphQL, as the UI's buttons do: each job, and assets of both at once, with the location's executor."""
     volumes = Path(variables["BACKUP_ROOT"])
     before = {name: len(list((volumes / name / "daily").glob("*.verified.json"))) for name in DATABASES}
     with serving(variables, home) as graphql:
@@ -144,7 +144,7 @@ def test_its_ui_launches_both_databases(variables: dict[str, str], home: Path) -
 
 
 def ended(graphql: Callable[..., dict[str, Any]], run: str) -> str:
-    """How the run ended; waits for it."""
+    """Wait for the run's end; return its status."""
 
     def status() -> str:
         return str(graphql(RUN, {"id": run})["runOrError"]["status"])
@@ -170,7 +170,7 @@ def launch(
 
 @contextmanager
 def serving(variables: dict[str, str], home: Path) -> Iterator[Callable[..., dict[str, Any]]]:
-    """``dg dev`` in the project; ended like Ctrl-C in a terminal does, which reaches the whole group."""
+    """``dg dev`` in the project; ended by SIGINT to its process group, as by Ctrl-C in a terminal."""
     shutil.copyfile(REPOSITORY / "dagster.yaml", home / "dagster.yaml")
     port = free_port()
 

@@ -1,4 +1,4 @@
-"""Backups that were forged or mixed up, and dumps of another source, as the command line answers to them."""
+"""The command line on forged or mixed-up backups, and on dumps of another source."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ovia_backup_dagster_tests.support.command_line import Cli, made_earlier, on
 
 
 def random_bytes_with_a_verdict(dump: Path) -> None:
-    """As long and as old as the archive was that the verdict is about."""
+    """Random bytes with the size and time of the verified archive."""
     status = dump.stat()
     dump.write_bytes(os.urandom(status.st_size))
     os.utime(dump, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -37,7 +37,7 @@ def yesterdays_unit_under_todays_name(dump: Path) -> None:
     [random_bytes_with_a_verdict, yesterdays_unit_under_todays_name],
     ids=lambda forge: forge.__name__,
 )
-def test_what_is_forged_is_bad_wherever_it_is_asked_for(cli: Cli, volume: Path, forge) -> None:  # type: ignore[no-untyped-def]
+def test_a_forged_backup_is_bad_for_every_command(cli: Cli, volume: Path, forge) -> None:  # type: ignore[no-untyped-def]
     cli("dump")
     assert cli("verify").returncode == 0
     forge(next((volume / "daily").glob("*.dump")))
@@ -61,7 +61,7 @@ def test_what_is_forged_is_bad_wherever_it_is_asked_for(cli: Cli, volume: Path, 
 
 
 def test_an_altered_globals_file_is_never_replayed(cli: Cli, volume: Path) -> None:
-    """By a drill, which makes all its roles; it is verified first, and is bad then."""
+    """A drill creates all saved roles, but verifies the backup first, and finds it bad."""
     cli("dump")
     assert cli("verify").returncode == 0
     (roles,) = (volume / "daily").glob("*.globals.sql")
@@ -73,7 +73,7 @@ def test_an_altered_globals_file_is_never_replayed(cli: Cli, volume: Path) -> No
     assert cli.json("list")[1][0]["state"] == "bad"
 
 
-def test_a_dump_of_another_source_waits_for_a_word(
+def test_a_dump_of_another_source_waits_for_its_acceptance(
     cli: Cli,
     database: Connection,
     volume: Path,

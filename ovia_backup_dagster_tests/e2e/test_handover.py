@@ -1,4 +1,4 @@
-"""A day on which the old script, as root, and ours, as a user without rights, share a volume: real processes."""
+"""A day on which the old script as root and ours as an unprivileged user share a volume: real processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TO = ("--to", f"{US}:{US}")
 
 @pytest.fixture
 def volume() -> Iterator[Path]:
-    """One that another user may get to."""
+    """A volume that another user can reach."""
     folder = Path(tempfile.mkdtemp(prefix="ovia-t-", dir="/tmp"))
     folder.chmod(0o755)
     (folder / "backups").mkdir()
@@ -45,7 +45,9 @@ def as_us(cli: Cli, *arguments: str, **settings: str) -> subprocess.CompletedPro
 
 
 @pytest.mark.exhaustive
-def test_the_shared_day(new_database: NewDatabase, server: PortCluster, bin_dir: Path, volume: Path) -> None:
+def test_both_systems_share_a_volume_for_a_day(
+    new_database: NewDatabase, server: PortCluster, bin_dir: Path, volume: Path
+) -> None:
     database = new_database()
     cli = Cli(
         {
@@ -67,7 +69,7 @@ def test_the_shared_day(new_database: NewDatabase, server: PortCluster, bin_dir:
 
     for days in range(8, 0, -1):
         old(now - timedelta(days=days))
-    # Before the hand-over we cannot work there, and are told why.
+    # Before the hand-over, our user cannot dump to the volume.
     assert as_us(cli, "dump").returncode == 1
     code, answer = cli.json("hand-over", *TO)
     assert (code, answer["left_alone"]) == (0, [])
@@ -97,24 +99,24 @@ def test_the_shared_day(new_database: NewDatabase, server: PortCluster, bin_dir:
     assert listed[made] == "proven"
     result = as_us(cli, "verify", made)
     assert result.returncode == 0, result.stderr
-    # From here, our own retention decides.
+    # From now on, our own retention decides.
     assert as_us(cli, "verify", "--unverified").returncode == 0
     result = as_us(cli, "prune")
     assert result.returncode == 0, result.stderr
     stand = sorted(json.loads(as_us(cli, "list", "--json").stdout), key=lambda one: str(one["started_at"]))
     dailies = [one["started_at"] for one in stand if one["tier"] == "daily"]
     assert dailies[0] == (now - timedelta(days=6)).isoformat()
-    # Of the nine that the old script made since the hand-over, it kept seven: these two only the old script had seen.
+    # The old script kept seven of the nine dumps that it made since the hand-over; we never saw the other two.
     assert len(dailies) == 6 + 1 + 7
 
 
 @pytest.fixture
 def alone(volume: Path) -> Cli:
-    """As a one-shot service has it: no server is named."""
+    """As in a one-shot service, where no server is configured."""
     return Cli({"BACKUP_DIR": str(volume), "BACKUP_LOCK_WAIT_MINUTES": "0"})
 
 
-def test_what_a_person_reads(alone: Cli, volume: Path) -> None:
+def test_the_commands_report_what_they_did(alone: Cli, volume: Path) -> None:
     old_script(volume, datetime(2026, 6, 15, tzinfo=UTC))
     (volume / "lost+found").mkdir()
     result = alone("hand-over", *TO)
@@ -137,18 +139,18 @@ def test_what_a_person_reads(alone: Cli, volume: Path) -> None:
 
 
 @pytest.mark.parametrize("to", ["", "10001", "ovia:ovia", "1:2:3", "-1:5", "4294967295:1", "1:4294967295", "\u0661:1"])
-def test_an_owner_that_is_none(to: str, alone: Cli) -> None:
+def test_an_invalid_owner_is_refused(to: str, alone: Cli) -> None:
     result = alone("hand-over", f"--to={to}")
     assert result.returncode == 2
     assert "is not two numbers, such as 10001:10001" in result.stderr
 
 
-def test_no_owner(alone: Cli, volume: Path) -> None:
+def test_the_owner_is_required(alone: Cli, volume: Path) -> None:
     assert alone("hand-over").returncode == 2
     assert not list(volume.iterdir())
 
 
-def test_a_wrong_folder(alone: Cli, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_volume_is_refused(alone: Cli, tmp_path: Path) -> None:
     one_line(alone("hand-over", *TO, BACKUP_DIR="/etc"), 1, "/etc is no backup volume", "set BACKUP_DIR")
     one_line(alone("hand-over", *TO, BACKUP_DIR="backups"), 1, "BACKUP_DIR", "is not an absolute path")
     one_line(alone("hand-over", *TO, BACKUP_DIR=str(tmp_path / "x")), 1, "does not exist")

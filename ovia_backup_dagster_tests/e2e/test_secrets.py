@@ -1,4 +1,4 @@
-"""What a program that we start finds of our secrets: real commands and runs, whose settings hold them by value."""
+"""Programs that we start find no secret of ours: real commands and runs, whose settings have the secrets by value."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ VARIABLES = {
     "BACKUP_NOTIFY_URLS": CHANNEL,
     "HEALTH_URL": HEALTH,
 }
-#: Each with the ways in which it may be written.
+#: Each secret in the forms in which it may be written.
 SECRETS = (PASSWORD, RESTORER, quote(RESTORER, safe=""), "ch4nnel", "h3alth-s3cret")
-#: All that a program is told by the one that started it.
+#: Everything that a program gets from the one that started it.
 LOOK = r'env; tr "\0" "\n" < /proc/$PPID/environ; echo "$POSTGRES_PASSWORD,$PGPASSWORD,$BACKUP_NOTIFY_URLS"'
 
 
 @pytest.fixture
 def settings(database: Connection, server: PortCluster, volume: Path, bin_dir: Path, tmp_path: Path) -> dict[str, str]:
-    """Over TCP, which asks for the password; with a check that looks for secrets, and prints what it was handed."""
+    """Over TCP, which requires the password; with a check that looks for secrets and prints them from a file."""
     said = tmp_path / "said"
     said.write_text("\n".join((PASSWORD, RESTORER, quote(RESTORER, safe=""), quote(RESTORER), CHANNEL, HEALTH, "")))
     found = environment(database, volume, bin_dir, **VARIABLES)
@@ -44,7 +44,7 @@ def settings(database: Connection, server: PortCluster, volume: Path, bin_dir: P
 
 def finds_nothing(tmp_path: Path, told: str) -> None:
     seen = (tmp_path / "seen").read_text()
-    # It did look: ours, and what its parent's began with.
+    # The check did look at its own environment and at its parent's initial one.
     assert "DATABASE_URL=" in seen
     assert "POSTGRES_HOST=127.0.0.1" in seen
     assert set(VARIABLES) <= {line.partition("=")[0] for line in seen.splitlines()}
@@ -54,11 +54,11 @@ def finds_nothing(tmp_path: Path, told: str) -> None:
     assert [secret for secret in SECRETS if secret in told] == []
 
 
-def test_what_a_command_starts_finds_no_secret(
+def test_a_program_of_a_command_finds_no_secret(
     settings: dict[str, str], database: Connection, server: PortCluster, tmp_path: Path, volume: Path
 ) -> None:
-    """And the command itself goes on with them: it drops and restores the database after the check."""
-    # Where a program does not see to it, its child reads them.
+    """The command itself still has them: it drops and restores the database after the check."""
+    # Control: the child of a program without this protection reads them.
     careless = subprocess.run(("sh", "-c", f"sh -c '{LOOK}'; true"), env=settings, capture_output=True, text=True)
     assert [secret for secret in SECRETS if secret not in careless.stdout] == [quote(RESTORER, safe="")]
     execute(server.connection(), f"CREATE ROLE weigher LOGIN SUPERUSER PASSWORD '{RESTORER}'")
@@ -82,8 +82,8 @@ def test_what_a_command_starts_finds_no_secret(
 
 
 @pytest.mark.exhaustive
-def test_what_a_run_starts_finds_no_secret(settings: dict[str, str], tmp_path: Path) -> None:
-    """On a plain host: in the stack, a run has them as files alone."""
+def test_a_program_of_a_run_finds_no_secret(settings: dict[str, str], tmp_path: Path) -> None:
+    """On a plain host; in the stack, a run has secrets only as files."""
     home = tmp_path / "home"
     home.mkdir()
     made = subprocess.run((str(PROGRAM), "dump"), env=settings, capture_output=True, text=True, check=False)

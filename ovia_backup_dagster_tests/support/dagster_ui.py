@@ -39,7 +39,7 @@ ENDED = ("SUCCESS", "FAILURE", "CANCELED")
 
 
 class Dagster:
-    """``dg dev`` on a home, with what is said to it over GraphQL."""
+    """``dg dev`` on a home, with its GraphQL calls."""
 
     def __init__(self, place: Place, home: Path) -> None:
         self.home = home
@@ -86,7 +86,7 @@ class Dagster:
         return self.status(run)
 
     def processes(self) -> dict[int, str]:
-        """All that it has started, the client programs left out: process -> command line."""
+        """All processes that it started, without client programs: process -> command line."""
         found: dict[int, str] = {}
         new = [self.process.pid]
         while new:
@@ -97,7 +97,7 @@ class Dagster:
         return found
 
     def servers(self, *, everything: bool) -> list[int]:
-        """The webserver, the daemon and who started them; or the code servers and runs, too."""
+        """The webserver, the daemon and the process that started them; also code servers and runs if asked for."""
         marks = ("/dg dev", "dagster_webserver", "dagster._daemon", "dagster-webserver", "dagster-daemon")
         processes = self.processes().items()
         found = [pid for pid, command in processes if everything or any(mark in command for mark in marks)]
@@ -113,7 +113,7 @@ class Dagster:
         until(lambda: not any(state_of(pid) for pid in pids))
 
     def end(self) -> None:
-        """All of it, and what killed runs have left: programs that follow their logs."""
+        """End all of its processes, and the log followers that killed runs left."""
         if self.process.poll() is None:
             self.kill(list(self.processes()))
         for path in Path("/proc").glob("[0-9]*/cmdline"):

@@ -1,6 +1,6 @@
-"""A whole deployment: PostgreSQL, ``dg dev`` with its schedule and its sensor, and people who are told.
+"""A whole deployment: PostgreSQL, ``dg dev`` with schedule and sensor, and a receiver of its alerts.
 
-What the tests of the UI and the README's pictures look at. How to look is ``browser``'s business.
+The tests of the UI and the README's pictures use it. ``browser`` drives the UI.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ AGE = timedelta(hours=30)
 _SENSOR = """{ repositoryLocationName: "ovia_backup_dagster", repositoryName: "__repository__",
     sensorName: "backup_freshness_sensor" }"""
 
-#: What has changed in the database since that backup, as the UI says it.
+#: The changes of the database since that backup, as the UI shows them.
 CHANGES = {"public.audit_events": "+240", "public.people": "+3", "public.sync_watermarks": "-2"}
 _SINCE = (
     """INSERT INTO people (id, person_key, given_name, family_name, email, team, hired_on)
@@ -51,13 +51,13 @@ _SINCE = (
 
 @dataclass(frozen=True)
 class Deployment:
-    """One that runs.
+    """A running deployment.
 
     Attributes:
         url: of the UI.
-        database: as its superuser.
-        system: the same settings, for looking at the volume, and meddling with it, behind Dagster's back.
-        people: who is told.
+        database: connection as its superuser.
+        system: with the same settings, to read and change the volume without Dagster.
+        people: the receiver of alerts.
     """
 
     url: str
@@ -66,7 +66,7 @@ class Deployment:
     people: Receiver
 
     def rows(self) -> dict[str, int]:
-        """The tables that people think of (no partitions), and how many rows each has in the database."""
+        """The tables without partitions -> how many rows each has in the database."""
         to = self.database
         with psycopg.connect(host=to.host, port=to.port, dbname=to.database, user=to.user) as session:
             tables = session.execute(
@@ -77,19 +77,19 @@ class Deployment:
             ).fetchall()
             counts = {}
             for schema, name, quoted, partitioned in tables:
-                # A table's rows are its own, not those of tables that inherit from it.
+                # Without the rows of tables that inherit from it.
                 query = sql.SQL("SELECT count(*) FROM {}" if partitioned else "SELECT count(*) FROM ONLY {}")
                 [(counts[quoted],)] = session.execute(query.format(sql.Identifier(schema, name)))
             return counts
 
     def stop_sensor(self) -> None:
-        """Nothing is looked at by itself from now on."""
+        """Stop the sensor: it has no further ticks."""
         found = self._ask("{ sensorOrError(sensorSelector: " + _SENSOR + ") { ... on Sensor { sensorState { id } } } }")
         stopped = self._ask("mutation($id: String!) { stopSensor(id: $id) { __typename } }", found["sensorState"]["id"])
         assert stopped["__typename"] == "StopSensorMutationResult"
 
     def _ask(self, query: str, state: str = "") -> dict[str, Any]:
-        """The only answer of a GraphQL query."""
+        """The single answer to a GraphQL query."""
         body = json.dumps({"query": query, "variables": {"id": state}}).encode()
         request = urllib.request.Request(f"{self.url}/graphql", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=30) as response:
@@ -105,9 +105,9 @@ class Deployment:
 
 @contextmanager
 def deployed(scale: float) -> Iterator[Deployment]:
-    """Start it over a volume whose only backup, a proven one, is 30 hours old. Nothing is left behind.
+    """Start it over a volume whose only backup, a verified one, is 30 hours old. Nothing is left behind.
 
-    So the sensor's first tick has something to tell, and the first verification something to compare with.
+    So the sensor's first tick sends an alert, and the first verification has a backup to compare with.
 
     Args:
         scale: of the sample database.
@@ -136,13 +136,13 @@ def deployed(scale: float) -> Iterator[Deployment]:
 
 @contextmanager
 def _served(variables: Mapping[str, str], log: Path) -> Iterator[str]:
-    """Run the webserver and the daemon; gives the UI's address."""
+    """Run the webserver and the daemon; yields the UI's address."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith((*OURS, "PYTHON"))}
     port = free_port()
     where = ("--workspace", "workspace.yaml", "--host", "127.0.0.1", "--port", str(port))
     url = f"http://127.0.0.1:{port}"
     with open(log, "wb") as output:
-        # A session of its own: it starts code servers and runs, and all of them are to end with it.
+        # Its own session: the code servers and runs that it starts must end with it.
         process = subprocess.Popen(
             (Path(sys.executable).with_name("dg"), "dev", *where),
             cwd=REPOSITORY,

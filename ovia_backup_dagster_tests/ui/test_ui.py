@@ -1,7 +1,7 @@
 """Dagster's UI as people use it: a real browser, the real webserver and daemon, a real database.
 
-The deployment is started once for the module, or once a worker where workers share the tests out: what a test needs
-done before it, a fixture does. The last one leaves a damaged backup behind.
+The deployment is started once for the module, or once per worker if the tests are distributed. Fixtures do what a test
+needs done before it. The last test leaves a damaged backup behind.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def deployment(browser: Browser) -> Iterator[Deployment]:
 
 @pytest.fixture(scope="module")
 def told(deployment: Deployment) -> Receiver:
-    """Who was told of the old backup, after the daemon's first tick. Until then nothing may touch the volume.
+    """The receiver, after the daemon's first tick alerted the old backup. Until then, no test may touch the volume.
 
-    There is no second tick: a slow machine would see the all-clear of it, between two tests.
+    The sensor is stopped then: on a slow machine, its second tick could send an all-clear between two tests.
     """
     until(lambda: deployment.people.messages, 120, "no alert arrived")
     deployment.stop_sensor()
@@ -104,10 +104,10 @@ def test_an_old_backup_makes_the_sensor_launch_an_alert(site: Site, told: Receiv
 
 
 @pytest.mark.exhaustive
-def test_the_alert_is_red_in_trouble_and_green_otherwise(
+def test_the_alert_asset_is_red_in_trouble_and_else_green(
     browser: Browser, site: Site, deployment: Deployment, launched: str
 ) -> None:
-    """The daily job was launched after the alert, and the sensor has not looked again."""
+    """The daily job ran after the alert, and the sensor has not ticked since."""
     assert launched == "Success"
     with visiting(browser, deployment.url) as before:
         before.open_graph()
@@ -160,7 +160,7 @@ def test_a_drill_from_the_launchpad_shows_what_it_proved(site: Site, deployment:
     evidence = next(deployment.system.drills.newest_first())
     assert evidence.jobs == 3
     assert evidence.recovery_seconds
-    # What matters, in words; and beside it the number that is plotted.
+    # The summary in words, and beside it the number that is plotted.
     summary = site.metadata("summary")
     expect(summary).to_contain_text(f"Recovery time to expect: {evidence.recovery_seconds:.1f} s")
     expect(summary).to_contain_text(f"Rows: {evidence.rows:,} in {len(evidence.tables)} tables")
@@ -193,7 +193,7 @@ def test_a_default_restore_shows_a_plan_in_the_uis_words(site: Site, launched: s
 
 @pytest.mark.exhaustive
 def test_the_doctor_has_a_check_for_each_area(site: Site, launched: str) -> None:
-    """Its report is there also when something will fail, as programs with known vulnerabilities will."""
+    """The report also exists when the run fails, as it does for programs with known vulnerabilities."""
     assert launched == "Success"
     outcome = site.materialize(DOCTOR)
 
