@@ -24,7 +24,7 @@ MEGABYTES = 1000
 
 
 def main() -> None:
-    """Each part's results replace its last ones; a part that fails leaves them."""
+    """The results of a part replace its former ones; a part that fails leaves them."""
     parts: dict[str, Callable[[World, int], Json]] = {
         "dump": dump.measure,
         "computed": computed.measure,
@@ -47,7 +47,7 @@ def main() -> None:
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     if not (BIN / "postgres").exists():
         parser.error("the full PostgreSQL build is missing: make bench fetches it")
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's "&" has it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in a shell's background ignores it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     clock = time.monotonic()
     with world() as here:
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def _surroundings() -> Json:
-    """What the figures depend on. Neither the machine nor where it is are named."""
+    """What the figures depend on, without the machine's name and place."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "date": datetime.now(UTC).date().isoformat(),
@@ -76,7 +76,7 @@ def _write(path: Path, part: str, found: Json) -> None:
     results[part] = found
     path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", "utf-8")
     if path == RESULTS:
-        # Of the file: there, what was measured just now is sorted, too.
+        # From the file, in which the new results are sorted, too.
         PAGE.write_text(rendered(json.loads(path.read_text("utf-8"))), "utf-8")
 
 

@@ -15,14 +15,14 @@ from ovia_backup_dagster.postgres.computed_values import MOST_BYTES
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.programs import Connection, Programs
 
-#: A wide generated column of most of the rows, and a materialized view of as many.
+#: A generated column on the table with most of the rows, and a materialized view with as many rows.
 _MORE = """
     ALTER TABLE ask_messages ADD body_words int
         GENERATED ALWAYS AS (length(body) - length(replace(body, ' ', ''))) STORED;
     CREATE MATERIALIZED VIEW message_lengths AS
         SELECT id, length(body) AS length, md5(body) AS digest FROM ask_messages;
 """
-#: None of both, and the same rows.
+#: Neither generated columns nor materialized views, with the same rows.
 _NONE = """
     DO $$ DECLARE found record; BEGIN
         FOR found IN SELECT oid::regclass AS name FROM pg_class WHERE relkind = 'm' LOOP

@@ -19,7 +19,7 @@ from ovia_backup_dagster.proof.pg_restore import Restorer
 from ovia_backup_dagster.proof.roles import replay
 from ovia_backup_dagster.proof.target import Copy
 
-#: As PostgreSQL's image comes, and the old stack ran it: its defaults. What it says is on disk, is.
+#: The defaults of PostgreSQL's image, as the old stack ran it: committed data is on disk.
 PRODUCTION = {"fsync": "on", "full_page_writes": "on", "synchronous_commit": "on"}
 _COUNT = """
     SELECT format('SELECT count(*) FROM %I.%I', schemaname, tablename)
@@ -28,7 +28,7 @@ _COUNT = """
 
 
 def measure(world: World, megabytes: int) -> Json:
-    """Both comparisons, sides taking turns."""
+    """All comparisons, their sides in turns."""
     database = world.database(megabytes)
     drills = world.path("drills")
     drills.mkdir(mode=0o711)
@@ -87,7 +87,7 @@ def _old_way(production: Cluster, database: str, archive: Path) -> float:
 
 
 def restore_and_count(production: Cluster, database: str, archive: Path) -> float:
-    """The old runbook's way, in seconds: one process, and count(*) of every table."""
+    """Seconds of the old runbook's way: pg_restore with one process, and count(*) of every table."""
     there = libpq(production.connection(database))
     counting = production.folder / "count.sql"
     counting.write_text(_COUNT, "utf-8")

@@ -73,9 +73,9 @@ class _Job:
             (*DAGSTER, "job", "execute", "--module-name", DEFINITIONS, "--job", "daily_backup_job"), self.environment
         )
         events = _events(self.environment["DAGSTER_HOME"])
-        # What comes before is the making of the run, which in production is the daemon's.
+        # Before that, the process creates the run, which the daemon does in production.
         first, last = events["PIPELINE_START"], events["PIPELINE_SUCCESS"]
-        # What the run says itself of its two long parts; the rest is Dagster, promotion and pruning.
+        # The run's own figures for its two long parts; the rest is Dagster, promotion and pruning.
         backup = self._newest()
         assert backup.manifest is not None
         assert backup.judgement is not None
@@ -91,7 +91,7 @@ class _Job:
 
 
 def _events(home: str) -> dict[str, float]:
-    """The last run's events, by kind, each with the instant of its last."""
+    """Kind of event -> the instant of its last event in the newest run."""
     import dagster as dg
 
     with dg.DagsterInstance.from_config(home) as instance:
@@ -101,7 +101,7 @@ def _events(home: str) -> dict[str, float]:
 
 
 class PgDump:
-    """pg_dump into a file, which is on disk when it is counted as done."""
+    """pg_dump into a file; the time includes fsync."""
 
     def __init__(self, world: World, database: Connection, *options: str, **variables: str) -> None:
         self.target = world.path("pg_dump")
@@ -121,7 +121,7 @@ class PgDump:
 
 
 class Copy:
-    """All tables in one session, as pg_dump reads them, into nothing."""
+    """COPY of all tables in one session, as pg_dump reads them, without storing the rows."""
 
     def __init__(self, world: World, database: Connection) -> None:
         self.environment = {**libpq(database), "PGOPTIONS": SESSION_OPTIONS}

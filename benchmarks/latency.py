@@ -12,7 +12,7 @@ from benchmarks.world import DAGSTER_DAEMON, OVIA_BACKUP, World
 
 TICKS = 3
 _MEGABYTES = 20
-#: A run's way, by the events that mark it, with what the seconds up to each are spent on.
+#: The phases of a run's start: the event that ends each, and what its seconds are spent on.
 _WAY = (
     ("PIPELINE_ENQUEUED", "Dagster's daemon sees the tick and makes the run"),
     ("PIPELINE_STARTING", "Dagster's run queue"),
@@ -25,9 +25,9 @@ _WAY = (
 def measure(world: World, ticks: int = TICKS) -> Json:
     """A daily job every minute, on a small database."""
     environment = world.environment(world.database(_MEGABYTES), BACKUP_SCHEDULE="* * * * *")
-    run((OVIA_BACKUP, "dump"), environment)  # else the sensor would launch an alert meanwhile
+    run((OVIA_BACKUP, "dump"), environment)  # otherwise the sensor would launch an alert meanwhile
     home, log = environment["DAGSTER_HOME"], world.path("daemon.log")
-    # The instance first: two that make its storage at once are in each other's way.
+    # Create the instance first: two processes that create its storage at once conflict.
     with (
         dg.DagsterInstance.from_config(home) as instance,
         background((DAGSTER_DAEMON, "run", "--workspace", "workspace.yaml"), environment, log) as daemon,
@@ -49,7 +49,7 @@ def measure(world: World, ticks: int = TICKS) -> Json:
 
 
 def _way(instance: dg.DagsterInstance, done: dg.DagsterRun) -> dict[str, float]:
-    """What the seconds from the tick on were spent on."""
+    """Phase -> its seconds, from the tick on."""
     seen: dict[str, float] = {}
     for entry in instance.all_logs(done.run_id):
         name = entry.dagster_event.event_type_value if entry.dagster_event else entry.user_message.split()[0]

@@ -52,10 +52,10 @@ def _process(environment: dict[str, str]) -> float:
 
 
 def _fill(catalog: Catalog, backups: int) -> None:
-    """Proven backups, the newest of an hour ago, one a day before it, with a witness as large as a real one."""
+    """Add verified backups, the newest an hour old, one for each day before it, with witnesses of realistic size."""
     catalog.prepare()
     newest = datetime.now(UTC).replace(microsecond=0) - factories.HOUR
-    with mock.patch("os.fsync"):  # ten thousand of each would take minutes
+    with mock.patch("os.fsync"):  # ten thousand calls would take minutes
         for number in range(backups):
             tier = Tier.WEEKLY if number % 7 == 6 else Tier.DAILY
             at = newest - number * factories.DAY
@@ -83,7 +83,7 @@ def _witness() -> Witness:
 
 
 class _Tick:
-    """The sensor's evaluation, as the code server makes it."""
+    """An evaluation of the sensor, as in the code server."""
 
     def __init__(self) -> None:
         import dagster as dg
@@ -108,7 +108,7 @@ class _Tick:
 
 
 def _listing() -> float:
-    """What the process does after its start."""
+    """The work of the process after its start."""
     from ovia_backup_dagster.cli.main import main
 
     with contextlib.redirect_stdout(io.StringIO()):

@@ -21,7 +21,7 @@ from ovia_backup_dagster.demo.demonstration import end_group
 
 REPOSITORY = Path(__file__).parents[1]
 ROUNDS = 5
-#: Of memory's filling: a read, and after how many it is looked whether there is some left.
+#: For filling memory: bytes of a read, and after how many reads free memory is checked.
 _FILL_BYTES, _FILL_READS = 16 * 1024 * 1024, 64
 
 #: JSON as it goes to ``results.json``.
@@ -35,16 +35,16 @@ def say(text: str) -> None:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long it takes."""
+    """How many seconds the work takes."""
     clock = time.perf_counter()
     work()
     return time.perf_counter() - clock
 
 
 def alternate(sides: Mapping[str, Callable[[], float]], rounds: int = ROUNDS) -> dict[str, list[float]]:
-    """Each side once a round, so that what else the machine does meets all of them. Rounds begin with another side.
+    """Run each side once a round, so that other work of the machine affects all. Each round begins with another side.
 
-    Each with memory as it is on a server that has run for a day.
+    Memory is filled before each, as on a server that has run for a day.
     """
     samples: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
@@ -61,7 +61,7 @@ def fill_memory() -> None:
     """Fill free memory with a file's cache, which the kernel gives up as soon as a process needs the memory.
 
     A virtual machine may hand free memory back to its host. To get it again took 2.3 s for each GB here: more than half
-    of what pg_dump needs for a GB, and met by whichever side came after something large had been dropped.
+    of what pg_dump needs for a GB, at the expense of the side that ran after something large had been dropped.
     """
     holes, buffer = _holes(), bytearray(_FILL_BYTES)
     free = _free_bytes()
@@ -70,12 +70,12 @@ def fill_memory() -> None:
             holes.readinto(buffer)
         before, free = free, _free_bytes()
         if before - free < _FILL_BYTES * _FILL_READS / 2:
-            return  # what it takes now is cache
+            return  # it takes memory from the cache now
 
 
 @cache
 def _holes() -> io.FileIO:
-    """A file of nothing, larger than memory, of which nothing is on disk."""
+    """A sparse file without data, larger than memory."""
     descriptor, path = tempfile.mkstemp(prefix="ovia-bench-")
     os.unlink(path)
     os.truncate(descriptor, 1 << 40)
@@ -83,7 +83,7 @@ def _holes() -> io.FileIO:
 
 
 def _free_bytes() -> int:
-    """Memory that is unused, not even as a cache."""
+    """Bytes of memory that are unused, also by caches."""
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text("ascii").splitlines())
     return int(fields["MemFree"].split()[0]) * 1024
 
@@ -97,7 +97,7 @@ def processors(busy: list[float]) -> Iterator[None]:
 
 
 def _busy_seconds() -> float:
-    # user, nice, system, idle, iowait, irq, softirq, steal: of all processors together.
+    # user, nice, system, idle, iowait, irq, softirq: the sum of all processors.
     ticks = [int(word) for word in Path("/proc/stat").read_text("ascii").splitlines()[0].split()[1:8]]
     return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
 
@@ -124,10 +124,10 @@ def target(figure: str, what: str, measured: float, most: float, unit: str = "")
 
 
 def run(command: Sequence[str | Path], environment: Environment, output: Path | None = None) -> float:
-    """Run a program from the checkout; how long it took. It must succeed.
+    """Run a program from the checkout; return its seconds. It must succeed.
 
     Raises:
-        RuntimeError: it did not; with the end of what it printed.
+        RuntimeError: it failed; with the end of its error output.
     """
     with open(output or os.devnull, "wb") as stdout:
         clock = time.perf_counter()
@@ -148,10 +148,10 @@ def run(command: Sequence[str | Path], environment: Environment, output: Path | 
 
 
 def peaks(command: Sequence[str | Path], environment: Environment) -> dict[str, float]:
-    """Run a program; the peak of resident memory in MB of it and of each kind of program it has started.
+    """Run a program; return the peak of resident memory in MB, of it and of each kind of program that it started.
 
-    The first is called ``self``. The kernel keeps the peak itself (``VmHWM``), so that looking often is only for those
-    that end soon.
+    The program itself is called ``self``. The kernel keeps the peak (``VmHWM``), so that frequent looks are needed only
+    for programs that end soon.
     """
     found: dict[str, float] = {}
     stop = threading.Event()
@@ -159,7 +159,7 @@ def peaks(command: Sequence[str | Path], environment: Environment) -> dict[str, 
     def watch(first: int) -> None:
         while not stop.wait(0.01):
             for pid in _tree(first):
-                with contextlib.suppress(OSError, KeyError):  # it has ended
+                with contextlib.suppress(OSError, KeyError):  # the process has ended
                     status = _status(pid)
                     name = "self" if pid == first else status["Name"].strip()
                     # Between fork and exec a child is a copy of its parent.
@@ -189,10 +189,10 @@ def peaks(command: Sequence[str | Path], environment: Environment) -> dict[str, 
 
 @contextmanager
 def background(command: Sequence[str | Path], environment: Environment, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A program that runs while the block does; it and all it has started end with the block."""
+    """Run a program while the block runs; it and all processes that it started end with the block."""
     with (
         open(log, "wb") as output,
-        # A session of its own: its children are to end with it.
+        # Its own session, so that its children end with it.
         subprocess.Popen(
             [str(word) for word in command],
             env=dict(environment),

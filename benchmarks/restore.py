@@ -24,15 +24,15 @@ from ovia_backup_dagster.postgres.programs import Connection
 
 CLIENTS = 6
 RESTORES, UNDOS = 2, 8
-#: The instant of a swap is known to a query; what is before and after it may be part of the interruption.
+#: A query shows the instant of a swap; gaps this close before or after it may belong to the interruption.
 _AROUND_SECONDS = 1.0
-#: Before the first swap, so that there is something to compare its gap with.
+#: Seconds without a swap, whose longest gap is compared with the swap's.
 _CALM_SECONDS = 3.0
 _WHICH = "SELECT oid::bigint FROM pg_database WHERE datname = current_database()"
 
 
 def measure(world: World, megabytes: int) -> Json:
-    """The two ways taking turns on one live database; then swaps of it with clients at work."""
+    """The two ways in turns on one live database; then its swaps with busy clients."""
     made = world.database(megabytes)
     old, roles = world.path("old-script"), world.path("roles")
     run((BIN / "pg_dump", "--format=custom", f"--file={old}"), libpq(made))
@@ -139,7 +139,7 @@ class Interruption(NamedTuple):
 
     Attributes:
         swap: around the swap.
-        calm: in the seconds before, in which nothing else was done.
+        calm: in the seconds before, without other work.
     """
 
     swap: float
@@ -147,7 +147,7 @@ class Interruption(NamedTuple):
 
 
 def _interruption(live: Connection, work: Callable[[], object]) -> Interruption:
-    """What the clients met while ``work`` swapped the database once."""
+    """The interruption of the clients while ``work`` swapped the database once."""
     with _hammering(live) as seen:
         time.sleep(_CALM_SECONDS)
         began = time.monotonic()
@@ -172,8 +172,8 @@ class Answer(NamedTuple):
 
 @contextmanager
 def _hammering(live: Connection) -> Iterator[list[list[Answer]]]:
-    """Clients that hammer the database while the block runs; after it, each one's answers stand in the list."""
-    processes = get_context("spawn")  # no thread of ours goes with them
+    """Clients that query the database without pause while the block runs; afterwards, the list has the answers of each."""
+    processes = get_context("spawn")  # without our threads
     seen: list[list[Answer]] = []
     pipes, clients = [], []
     try:
@@ -181,11 +181,11 @@ def _hammering(live: Connection) -> Iterator[list[list[Answer]]]:
             ours, theirs = processes.Pipe()
             client = processes.Process(target=_hammer, args=(live, theirs), daemon=True)
             client.start()
-            theirs.close()  # one that dies is noticed then
+            theirs.close()  # so that a client's death is noticed
             pipes.append(ours)
             clients.append(client)
         for pipe in pipes:
-            pipe.recv()  # it has its first answer
+            pipe.recv()  # the client has its first answer
         yield seen
         time.sleep(_AROUND_SECONDS)
         for pipe in pipes:
@@ -214,7 +214,7 @@ def _hammer(live: Connection, pipe: Pipe) -> None:
                 assert row is not None
                 answers.append(Answer(time.monotonic(), row[0]))
         except psycopg.Error:
-            continue  # this is what is measured
+            continue  # the measured interruption
         if len(answers) == 1:
             pipe.send("begun")
     pipe.send(answers)

@@ -40,7 +40,7 @@ def measure(world: World) -> Json:
         "help": process(str(OVIA_BACKUP), "--help"),
     }
     for side in sides.values():
-        side()  # compiles
+        side()  # compile the modules
     samples = alternate(sides)
     differences = {
         name: [ours - theirs for ours, theirs in zip(samples[f"{name}_ours"], samples[f"{name}_trivial"], strict=True)]

@@ -1,7 +1,7 @@
-"""The world that is measured: a server, databases of a wanted size, volumes, and Dagster's home.
+"""What the benchmarks measure on: a server, databases of a given size, volumes, and Dagster's home.
 
-The server is the full PostgreSQL build. It keeps nothing safe from a power cut, which matters little to those who only
-read; what it is asked for is in its memory or the kernel's on all sides.
+The server is the full PostgreSQL build. It does not protect data from a power cut, which hardly matters to programs that
+only read. For all sides, the data is in the server's memory or the kernel's.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _SETTINGS = {
     "max_wal_senders": "0",
 }
 _OURS = ("POSTGRES_", "BACKUP_", "PG", "DAGSTER_", "PYTHON")
-#: Bytes of an empty database, of the demo's at scale 1 without that, and of a message. Half of a database is the one,
-#: half the other; from a gigabyte on, only messages grow, which are made faster.
+#: Bytes of an empty database, of the demo's data at scale 1, and of a message. Half of a database is demo data, half
+#: messages; above 1 GB only messages grow, because they are made faster.
 _EMPTY, _SCALE, _MESSAGE = 7.5e6, 96.5e6, 608.0
 _LARGEST_SCALE = 5.2
 _COMPOSED = 900_000
@@ -47,10 +47,10 @@ _COMPOSED = 900_000
 
 @dataclass
 class World:
-    """A server and a folder, made when they are first asked for.
+    """A server and a folder, made on first use.
 
     Attributes:
-        folder: everything is in it.
+        folder: contains everything.
     """
 
     folder: Path
@@ -69,7 +69,7 @@ class World:
         return self._cluster
 
     def database(self, megabytes: int) -> Connection:
-        """A database of about that size; made once."""
+        """A database of about that size, made on first use."""
         if megabytes not in self._sizes:
             name = f"bench_{megabytes}"
             say(f"making a database of {megabytes:,} MB")
@@ -89,7 +89,7 @@ class World:
         return self.folder / f"{name}-{next(self._numbers)}"
 
     def environment(self, database: Connection | None, **more: str) -> dict[str, str]:
-        """A child's environment: no settings from outside, a volume and a Dagster home of its own."""
+        """A child's environment: no settings from outside, its own volume and Dagster home."""
         home = self.path("dagster")
         home.mkdir()
         shutil.copyfile(REPOSITORY / "dagster.yaml", home / "dagster.yaml")
@@ -108,7 +108,7 @@ class World:
         }
 
     def remove(self) -> None:
-        """The server and everything."""
+        """Remove the server and the folder."""
         if self._cluster is not None:
             self._cluster.remove()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -131,10 +131,10 @@ def libpq(database: Connection) -> dict[str, str]:
 
 @contextmanager
 def world() -> Iterator[World]:
-    """A world that is gone afterwards, whatever happens. Its folder is short, because of the socket's path."""
+    """A world that is always removed afterwards. Its folder's path is short, because of the socket's path."""
     made = World(Path(tempfile.mkdtemp(prefix="ovia-bench-")))
     try:
-        made.folder.chmod(0o711)  # the server's account passes through
+        made.folder.chmod(0o711)  # the server's account must enter it
         yield made
     finally:
         say("removing what was made")

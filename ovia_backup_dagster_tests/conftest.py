@@ -1,7 +1,7 @@
 """Fixtures that several test modules need: servers, databases, volumes.
 
-A server is started once a worker; each test gets a database of its own, copied from a template. Everything lives
-in short folders under /tmp, because of the length of a Unix socket's path, and is gone afterwards.
+A server is started once per worker; each test gets its own database, copied from a template. Everything is in short
+folders under /tmp, because a Unix socket's path must be short, and is removed afterwards.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ DROP_ALL_TABLES = """
 
 _numbers = count(1)
 
-# What a shell starts in the background ignores Ctrl-C, and so would all that the tests start.
+# A process in a shell's background ignores SIGINT, and so would all programs that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-# And nohup that a terminal is lost.
+# Likewise, nohup ignores SIGHUP.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-#: Seconds after which a test is ended: what hangs must not take the others with it. A minute is long for a daily one.
+#: Seconds after which a test is ended, so that one that hangs does not stop the others. 60 s are long for a daily test.
 _TEST_SECONDS = 180
 _EXHAUSTIVE_SECONDS = 1200
 
@@ -86,7 +86,7 @@ def pytest_report_header() -> str:
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The surroundings' settings decide nothing."""
+    """Remove the variables of the outer environment that are settings."""
     for name in list(os.environ):
         if name.startswith((*PREFIXES, "PG", "DAGSTER_")):
             monkeypatch.delenv(name)
@@ -111,7 +111,7 @@ def full_bin_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def server(bin_dir: Path) -> Iterator[PortCluster]:
-    """A running embedded server, with the sample database as a template. TCP asks for a password."""
+    """A running embedded server, with the sample database as a template. TCP requires a password."""
     with running_cluster(bin_dir) as cluster:
         embedded_server.create_database(cluster.connection(), bin_dir, TEMPLATE, SCALE)
         yield cluster
@@ -119,19 +119,19 @@ def server(bin_dir: Path) -> Iterator[PortCluster]:
 
 @pytest.fixture(scope="session")
 def full_server(full_bin_dir: Path) -> Iterator[PortCluster]:
-    """The same with the whole PostgreSQL; TCP asks for a password, and for TLS."""
+    """The same with the whole PostgreSQL; TCP requires a password and TLS."""
     with running_cluster(full_bin_dir, tls=True) as cluster:
         embedded_server.create_database(cluster.connection(), full_bin_dir, TEMPLATE, SCALE)
         yield cluster
 
 
 class running_cluster:  # noqa: N801 - used like a function
-    """A cluster of one's own, for tests that stop, kill or break it."""
+    """A separate cluster, for tests that stop, kill or break it."""
 
     def __init__(self, bin_dir: Path, *, tls: bool = False, superuser: str = "postgres", **settings: str) -> None:
         self.port = free_port()
         folder = Path(tempfile.mkdtemp(prefix="ovia-t-", dir="/tmp"))
-        # The socket's name carries the port: one number for both.
+        # The socket's name contains the port, so both use one number.
         settings = {"port": str(self.port), "listen_addresses": "127.0.0.1", "max_connections": "40", **settings}
         if tls:
             settings |= {"ssl": "on", "ssl_cert_file": f"{folder}/server.crt", "ssl_key_file": f"{folder}/server.key"}
@@ -241,7 +241,7 @@ def new_full_database(full_server: PortCluster) -> Iterator[NewDatabase]:
 
 @pytest.fixture
 def database(new_database: NewDatabase) -> Connection:
-    """A sample database of one's own, as its superuser."""
+    """A new sample database; the connection is a superuser's."""
     return new_database()
 
 
@@ -288,7 +288,7 @@ def execute(connection: Connection, *statements: str) -> None:
 
 @contextmanager
 def dump_that_waits(database: Connection) -> Iterator[Callable[[], bool]]:
-    """A table is locked: pg_dump waits for it, for as long as the block lasts. Tells whether one does."""
+    """Lock a table, so that pg_dump waits while the block runs; yields a function that says whether a session waits."""
     to = {"host": database.host, "port": database.port, "dbname": database.database, "user": database.user}
     with psycopg.connect(**to) as other, psycopg.connect(**to, autocommit=True) as watcher:  # type: ignore[arg-type]
         other.execute("LOCK TABLE people IN ACCESS EXCLUSIVE MODE")
@@ -297,7 +297,7 @@ def dump_that_waits(database: Connection) -> Iterator[Callable[[], bool]]:
 
 
 def quiet(_: str) -> None:
-    """A log without a reader."""
+    """A log that discards its lines."""
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:

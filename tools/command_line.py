@@ -24,7 +24,7 @@ monitoring plugin instead: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.
 
 
 def rendered() -> str:
-    """The page as the parser is now."""
+    """The page for the present parser."""
     names = sorted(main.commands)
     rows = "".join(
         f"| [`{name}`](#ovia-backup-{name}) | {main.commands[name].get_short_help_str(200)} |\n" for name in names
@@ -34,7 +34,7 @@ def rendered() -> str:
 
 
 def _section(name: str, command: click.Command) -> str:
-    # Under the program's own context, as in a shell: it has the names of the help option.
+    # With the program's own context, as in a shell, because it has the names of the help option.
     names = main.context_settings.get("help_option_names")
     program = click.Context(main, info_name="ovia-backup", help_option_names=names)
     context = click.Context(command, parent=program, info_name=name, terminal_width=100, max_content_width=100)

@@ -11,7 +11,7 @@ PAGE = DOCS / "configuration.md"
 
 
 def rendered(page: str) -> str:
-    """The page, with the settings as they are now: a table for each group."""
+    """The page for the present settings, with a table for each group."""
     parts = []
     for title, group in groupby(SETTINGS, key=lambda setting: setting.group):
         parts.append(f"\n### {title}\n\n| variable | default | purpose |\n|---|---|---|\n")

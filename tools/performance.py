@@ -1,6 +1,6 @@
-"""``docs/performance.md``, made of ``results.json`` and of nothing else.
+"""``docs/performance.md``, rendered from ``results.json`` alone.
 
-A note beside a table is printed only where the figures say the same.
+A note beside a table is printed only if the figures support it.
 """
 
 from __future__ import annotations

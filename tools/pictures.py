@@ -1,6 +1,6 @@
-"""The pictures of the docs, taken of the real UI: ``python -m tools.pictures``.
+"""Takes the pictures of the docs in the real UI: ``python -m tools.pictures``.
 
-``make pictures`` runs it. Nothing in them may name this machine.
+``make pictures`` runs it. No picture may show this machine's name.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ FOLDER = REPOSITORY / "docs" / "pictures"
 
 
 def take(folder: Path) -> None:
-    """Take all pictures, of a database with 300,000 rows."""
+    """Take all pictures, with a database of 300,000 rows."""
     folder.mkdir(parents=True, exist_ok=True)
     with browsing() as browser, deployed(scale=1) as deployment:
         until(lambda: deployment.people.messages, 120, "no alert was sent")
         with visiting(browser, deployment.url) as site:
             assert site.launch_job(DAILY_JOB) == "Success"
             assert site.materialize(DRILL) == "Success"
-            # The alert was that the backup is too old; now all is well.
+            # The sensor's alert was of an old backup; materialize it again now that all is well.
             assert site.materialize(ALERT) == "Success"
         _graph(browser, deployment.url, folder / "graph.png")
         _verification(browser, deployment.url, folder / "verification.png")
@@ -41,7 +41,7 @@ def _graph(browser: Browser, url: str, path: Path) -> None:
 
 
 def _verification(browser: Browser, url: str, path: Path) -> None:
-    # Higher than the whole page, so that nothing scrolls; what is below the table's rows is cut off.
+    # Higher than the whole page, so that nothing scrolls; the picture ends below the table's rows.
     with visiting(browser, url, width=1280, height=1800) as site:
         page = site.page
         page.get_by_role("button", name="Hide navigation").click()
@@ -58,14 +58,14 @@ def _verification(browser: Browser, url: str, path: Path) -> None:
 
 
 def _shows_freshness(site: Site) -> bool:
-    """The daemon looks at it every now and then, and the page must be loaded again to show it."""
+    """Whether the page shows freshness, which the daemon evaluates from time to time; the page must be reloaded for it."""
     site.page.reload()
     assert site.table("tables")
     return site.page.get_by_text("Passing").count() == 2
 
 
 def _still(site: Site) -> None:
-    """Nothing loads any more, nothing pops up, and no button is pointed at."""
+    """Wait until the page loads nothing and shows no notification, with the mouse away from all buttons."""
     site.page.mouse.move(0, 0)
     expect(site.page.get_by_text("Loading")).to_have_count(0)
     expect(site.page.get_by_role("region", name="Notifications").get_by_role("listitem")).to_have_count(0)

@@ -1,6 +1,6 @@
-"""Writes docs/reliability.md from what the tests of this folder have shown: ``make test-faults``.
+"""Writes docs/reliability.md from the outcomes of the fault tests: ``make test-faults``.
 
-It refuses when one of them failed, or was not run in full: a fault that was not survived is no line in a table.
+It refuses if a test failed or did not run in full: the page lists only faults that were survived.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def page(folder: Path) -> str:
     """The page, from the outcomes in ``folder``.
 
     Raises:
-        SystemExit: the outcomes are no ground for it.
+        SystemExit: a test failed, or the outcomes are not of a full run.
     """
     outcomes = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
     failed = [outcome["test"] for outcome in outcomes if outcome["outcome"] not in ("teardown", "skipped")]

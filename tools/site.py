@@ -1,6 +1,7 @@
 """The hooks of the site (mkdocs.yml): pages from the top folder of the repository, and the links to and from them.
 
-``make site`` builds it. README.md is the first page. Links to code become plain code: the site has pages only.
+``make site`` builds the site. README.md is its first page. Links to code become plain code, because the site has only
+pages.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
-    """Lead links to where the site has what the repository has elsewhere."""
+    """Replace links to files of the repository by links to their pages on the site."""
     uri = page.file.src_uri
     source = next((name for name, at in TOP.items() if at == uri), f"docs/{uri}")
 
@@ -42,11 +43,11 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
 
 
 def site_target(source: str, link: str) -> str | None:
-    """Where a link of the file ``source`` leads on the site; ``None`` if the site has no page of it.
+    """The target on the site of a link in the file ``source``; ``None`` if the site has no page for it.
 
     Args:
         source: path in the repository.
-        link: as the file has it.
+        link: as written in the file.
     """
     path, hash_, anchor = link.partition("#")
     if "://" in link or link.startswith("mailto:") or not path:

@@ -1,7 +1,7 @@
-"""postgres/translations.json: how PostgreSQL's catalogues say, in other languages, what the table of diagnoses knows.
+"""postgres/translations.json: the messages that the table of diagnoses knows, in the languages of PostgreSQL's catalogues.
 
 ``python -m tools.translations`` writes it from Debian's catalogues (packages postgresql-15 and
-locales). To be done again when the table of diagnoses knows another message of the server's.
+locales). Run it again when the table of diagnoses gets another message of the server.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ _CATALOGUES = Path("/usr/share/locale")
 
 #: ``elog.c``: what begins each message.
 SEVERITIES = ("ERROR", "FATAL", "PANIC", "WARNING", "NOTICE", "LOG", "INFO", "DEBUG", "DETAIL", "HINT", "CONTEXT")
-#: What the table of diagnoses looks for; not what PostgreSQL never translates (``errmsg_internal``).
+#: The messages that the table of diagnoses looks for, without those that PostgreSQL never translates
+#: (``errmsg_internal``).
 MESSAGES = (
-    # ---- who may come in
+    # ---- access
     'password authentication failed for user "%s"',
     *(f'{how} authentication failed for user "%s"' for how in ("Peer", "Ident", "GSSAPI", "LDAP", "PAM", "RADIUS")),
     'certificate authentication failed for user "%s"',
@@ -33,7 +34,7 @@ MESSAGES = (
     'database "%s" does not exist',
     'database "%s" is not currently accepting connections',
     'permission denied for database "%s"',
-    # ---- what there is not enough of
+    # ---- resources
     'too many connections for role "%s"',
     'too many connections for database "%s"',
     "sorry, too many clients already",
@@ -58,7 +59,7 @@ MESSAGES = (
     "canceling statement due to user request",
     "canceling statement due to conflict with recovery",
     "deadlock detected",
-    # ---- a server that goes, or comes
+    # ---- a server that stops or starts
     "terminating connection due to administrator command",
     "terminating connection due to conflict with recovery",
     "terminating connection because of crash of another server process",
@@ -71,14 +72,14 @@ MESSAGES = (
     "the database system is in recovery mode",
     "the database system is not accepting connections",
     "the database system is not yet accepting connections",
-    # ---- data, and what is installed
+    # ---- data and installation
     "invalid page in block %u of relation %s",
     'could not read block %u in file "%s": %m',
     'could not read block %u in file "%s": read only %d of %d bytes',
     "could not access status of transaction %u",
     'extension "%s" is not available',
     'could not open extension control file "%s": %m',
-    # ---- what an archive's entries meet: violations, search_path, roles
+    # ---- failures of an archive's entries: violations, search_path, roles
     'insert or update on table "%s" violates foreign key constraint "%s"',
     'could not create unique index "%s"',
     'could not create exclusion constraint "%s"',
@@ -104,7 +105,7 @@ MESSAGES = (
 
 
 def written() -> dict[str, dict[str, str]]:
-    """Language -> what is said in English -> what is said instead."""
+    """Language -> message in English -> message in that language."""
     found = {}
     for path in sorted(_CATALOGUES.glob("*/LC_MESSAGES/postgres-15.mo")):
         server, system = _catalogue(path), _catalogue(path.with_name("libc.mo"))

@@ -1,6 +1,6 @@
-"""docs/troubleshooting.md: every failure that has a name, from the tables of diagnoses with its cause and remedy.
+"""docs/troubleshooting.md: every named failure, with cause and fix from the tables of diagnoses.
 
-Those whose cause is found out only when they are met have no table: they stand there by what their class says.
+Failures whose cause is known only when they occur have no table: the page has their class's docstring.
 
 ``python -m tools.troubleshooting`` (``make docs``) writes it; a test compares it.
 """
@@ -47,7 +47,7 @@ Row = tuple[type[errors.BackupError], str, str]
 
 
 def rendered() -> str:
-    """The page as the tables are now."""
+    """The page for the present tables."""
     by_server = [row for row in _said() if issubclass(row[0], errors.ServerError)]
     by_programs = [row for row in _said() if not issubclass(row[0], errors.ServerError | errors.VolumeError)]
     damages = [
@@ -73,7 +73,7 @@ def rendered() -> str:
 
 
 def kinds() -> list[type[errors.BackupError]]:
-    """All that has a name, as ``core.errors`` has them in order."""
+    """All named failures, in the order of ``core.errors``."""
     found = (kind for kind in vars(errors).values() if isinstance(kind, type))
     return [kind for kind in found if issubclass(kind, errors.BackupError) and kind is not errors.BackupError]
 

@@ -1,6 +1,6 @@
 """The tables of fields in docs/volume.md, from the models of the files: ``python -m tools.volume``.
 
-What a field means is said once, in the ``Attributes`` of its model's docstring.
+The meaning of a field is only in the ``Attributes`` of its model's docstring.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ovia_backup_dagster.restoration.record import Record
 from tools.pages import DOCS, cell, with_part
 
 PAGE = DOCS / "volume.md"
-#: Fields that are obvious in the code, where no docstring names them; a reader of the page has no code at hand.
+#: Meanings of fields that are obvious in the code, so that no docstring has them; the page's readers have no code.
 _OBVIOUS = {
     "DatabaseFacts": {
         "name": "the database.",
@@ -50,13 +50,13 @@ _NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", d
 
 
 def roots() -> dict[str, type[Sidecar]]:
-    """Each kind of file that has a model -> the model."""
+    """Kind of file -> its model."""
     beside = {f"<file>{kind.suffix}": kind.model for kind in reversed(SIDECAR_KINDS) if kind.model is not None}
     return {**beside, "drills/<drill>.json": Evidence, "restores/<restore>.json": Record}
 
 
 def rendered(page: str) -> str:
-    """The page, with the fields as the models are now."""
+    """The page for the present models."""
     told: set[type[Sidecar]] = set()
     parts = [part for file, model in roots().items() for part in _tables(model, told, file)]
     return with_part(page, "fields", "\n" + "\n".join(parts) + "\n")
@@ -80,7 +80,7 @@ def _tables(model: type[Sidecar], told: set[type[Sidecar]], file: str = "") -> I
 
 
 def _meanings(model: type[Sidecar]) -> dict[str, str]:
-    """Field -> what the docstring of the model, or of the class that declares the field, says of it."""
+    """Field -> its meaning in the docstring of the model, or of the class that declares the field."""
     found: dict[str, str] = {}
     for owner in reversed(model.__mro__):
         doc = inspect.cleandoc(owner.__dict__.get("__doc__") or "")
@@ -92,14 +92,14 @@ def _meanings(model: type[Sidecar]) -> dict[str, str]:
         found.setdefault("version", "of this file's format.")
     for name in model.model_fields:
         for text in list(found.values()):
-            # "`tier` its folder", said with another field.
+            # "`tier` its folder", in the text of another field.
             if name not in found and (said := re.search(rf"``{name}`` ([^;.]+)", text)):
                 found[name] = said[1]
     return found
 
 
 def _markdown(text: str) -> str:
-    """A docstring's words as a cell: JSON has null where Python has None."""
+    """A docstring's text as a cell, with JSON's null for Python's None."""
     return cell(re.sub(r"``(.*?)``", r"`\1`", text.replace("``None``", "``null``")).replace("<", "&lt;"))
 
 

@@ -1,4 +1,4 @@
-"""A container's folders, and the files of the image."""
+"""A container's folders, and its instance file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ovia_backup_dagster.container import swarm_secrets
 
 @pytest.fixture
 def private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A container's folders."""
+    """The folder of private secret files, among temporary folders like a container's."""
     for name in ("secrets", "private", "home"):
         (tmp_path / name).mkdir()
     monkeypatch.setattr(swarm_secrets, "SECRETS", tmp_path / "secrets")

@@ -1,4 +1,4 @@
-"""What a container does before it becomes something else. The stack itself: ``make test-swarm``."""
+"""What a container does before it executes its program. ``make test-swarm`` tests the stack itself."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_runs_get_the_code_servers_settings() -> None:
 
 @given(st.dictionaries(st.sampled_from(sorted(swarm_secrets.FILE_VARIABLES)), st.text(min_size=1)))
 def test_no_secret_is_ever_passed_on(environment: dict[str, str]) -> None:
-    """What is refused by value can not be in the context, or the context is not made."""
+    """A secret by value is refused before the context is made."""
     try:
         swarm_secrets.refuse_secret_values(environment)
     except SettingsError:
@@ -70,7 +70,7 @@ def test_a_password_inside_another_setting_is_refused(name: str) -> None:
 
 
 def test_a_runs_environment_holds_no_secret(private: Path) -> None:
-    """As Dagster's launcher makes it, of the stack's own files; the secrets are there, as files."""
+    """As Dagster's launcher makes it from the stack's own files; the secrets exist as files."""
     for name in ("postgres_password", "notify_urls", "storage_password", "restore_password"):
         swarm_secrets.SECRETS.joinpath(name).write_text(f"geheim-{name}")
     swarm_secrets.collect_secrets()
@@ -80,7 +80,7 @@ def test_a_runs_environment_holds_no_secret(private: Path) -> None:
     swarm_secrets.refuse_secret_values(given)
     launcher = yaml.safe_load((DEPLOY / "dagster.yaml").read_text("utf-8"))["run_launcher"]["config"]
     made: Any = DockerContainerContext.create_from_config(container_roles.container_context(given))  # type: ignore[no-untyped-call]
-    # What the daemon adds of its own surroundings.
+    # The daemon would add these from its own environment.
     assert "env_vars" not in launcher
     assert "environment" not in launcher["container_kwargs"]
     variables = dict(variable.split("=", 1) for variable in made.env_vars)
@@ -89,8 +89,8 @@ def test_a_runs_environment_holds_no_secret(private: Path) -> None:
     assert "geheim" not in str(variables)
 
 
-def test_what_a_run_prints_goes_to_a_file_and_the_old_ones_go(tmp_path: Path) -> None:
-    """The real program, as the launcher begins it; it becomes the run's command, exit code and all."""
+def test_a_runs_output_goes_to_a_file_and_old_files_are_removed(tmp_path: Path) -> None:
+    """The real program, as the launcher starts it; it executes the run's command, and has its exit code."""
     logs = tmp_path / "runs"
     logs.mkdir()
     for number in range(5):
@@ -112,7 +112,7 @@ def test_what_a_run_prints_goes_to_a_file_and_the_old_ones_go(tmp_path: Path) ->
     assert new.stat().st_mode & 0o777 == 0o600
 
 
-def test_without_a_place_for_it_the_run_goes_on(tmp_path: Path) -> None:
+def test_without_a_log_folder_the_run_goes_on(tmp_path: Path) -> None:
     code = (
         "from pathlib import Path; from ovia_backup_dagster.container import container_roles, main; "
         f"container_roles.RUN_LOGS = Path({str(tmp_path / 'none/runs')!r}); main.entry_point()"
@@ -123,7 +123,7 @@ def test_without_a_place_for_it_the_run_goes_on(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "on\n")
 
 
-def test_what_is_only_starting_is_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_starting_service_is_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
     answers = iter([NotThereYetError("it does not answer"), NotThereYetError("it does not answer"), None])
 
     def there() -> None:
@@ -134,7 +134,7 @@ def test_what_is_only_starting_is_waited_for(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().err == "waiting: it does not answer\n"
 
 
-def test_what_does_not_come_is_an_error() -> None:
+def test_a_service_that_does_not_come_is_an_error() -> None:
     def never() -> None:
         raise NotThereYetError("it does not answer")
 
@@ -154,8 +154,8 @@ def test_an_error_that_waiting_cannot_fix_is_raised_at_once() -> None:
     assert asked == [1]
 
 
-def test_a_role_that_lacks_something_ends_with_one_line(tmp_path: Path) -> None:
-    """The real program, where nothing is as in a container."""
+def test_a_role_that_cannot_start_ends_with_one_line(tmp_path: Path) -> None:
+    """The real program, outside of a container."""
     environment = {"PATH": os.environ["PATH"], "POSTGRES_PASSWORD": "geheim"}
     program = Path(sys.executable).with_name("ovia-backup-service")
     done = subprocess.run((program, "code-server"), env=environment, capture_output=True, text=True, check=False)

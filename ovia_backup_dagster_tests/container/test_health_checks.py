@@ -1,4 +1,4 @@
-"""What must answer, and what is said when it does not."""
+"""Health checks: the services that must answer, and the errors when they do not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ovia_backup_dagster_tests.container.conftest import write_instance
 
 @pytest.fixture
 def docker_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, tuple[int, object]]]:
-    """Something that answers like Docker, as it is told to."""
+    """A server that answers like Docker, with answers that a test may change."""
     answers: dict[str, tuple[int, object]] = {
         "/_ping": (200, "OK"),
         "/version": (200, {"ApiVersion": "1.41"}),
@@ -53,7 +53,7 @@ def docker_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, tuple[int
         thread.join()
 
 
-def test_docker_is_as_runs_need_it(private: Path, docker_host: dict[str, tuple[int, object]]) -> None:
+def test_docker_is_ready_for_runs(private: Path, docker_host: dict[str, tuple[int, object]]) -> None:
     write_instance("postgresql://x")
     health_checks.docker_is_ready()
 
@@ -69,7 +69,7 @@ def test_docker_is_as_runs_need_it(private: Path, docker_host: dict[str, tuple[i
         ("/networks/ovia", (403, {"message": "denied"}), "Docker does not answer"),
     ],
 )
-def test_what_is_missing_is_said_in_one_line(
+def test_a_missing_requirement_is_reported_in_one_line(
     private: Path, docker_host: dict[str, tuple[int, object]], path: str, answer: tuple[int, object], said: str
 ) -> None:
     write_instance("postgresql://x")
@@ -90,7 +90,7 @@ def test_a_server_that_does_not_answer_is_unhealthy(private: Path, role: str, mo
             health_checks.health_command.callback(role)  # type: ignore[misc]
 
 
-def test_the_doctor_is_unwell_while_something_will_fail(private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_doctor_is_unhealthy_while_a_failure_is_reported(private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health_checks, "UNWELL", private / "unwell")
     health_checks.health_command.callback("doctor")  # type: ignore[misc]
     (private / "unwell").touch()

@@ -25,14 +25,14 @@ def test_secrets_become_private_files(private: Path) -> None:
     assert {path.stat().st_mode & 0o777 for path in private.iterdir()} == {0o600}
 
 
-def test_they_are_replaced_when_the_container_starts_again(private: Path) -> None:
+def test_secrets_are_replaced_when_the_container_restarts(private: Path) -> None:
     for password in ("old", "new"):
         swarm_secrets.SECRETS.joinpath("storage_password").write_text(password)
         swarm_secrets.collect_secrets()
     assert swarm_secrets.PASSFILE.read_text() == "*:*:*:*:new\n"
 
 
-def test_a_secret_that_was_taken_away_does_not_linger(private: Path) -> None:
+def test_a_removed_secret_is_removed_from_the_files(private: Path) -> None:
     for name in ("storage_password", "notify_urls"):
         swarm_secrets.SECRETS.joinpath(name).write_text("s")
     swarm_secrets.collect_secrets()
@@ -41,13 +41,13 @@ def test_a_secret_that_was_taken_away_does_not_linger(private: Path) -> None:
     assert {path.name for path in private.iterdir()} == {"storage_password", "storage.pgpass"}
 
 
-def test_without_the_storages_password_it_says_so(private: Path) -> None:
+def test_a_missing_storage_password_is_an_error(private: Path) -> None:
     with pytest.raises(ContainerError, match=r"secrets cannot be collected.*storage_password.*docker secret ls"):
         swarm_secrets.collect_secrets()
 
 
 @pytest.mark.parametrize("name", sorted(set(swarm_secrets.FILE_VARIABLES.values())))
-def test_a_secret_that_a_variable_names_must_be_there(
+def test_a_secret_file_that_a_variable_names_must_exist(
     private: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     swarm_secrets.SECRETS.joinpath("storage_password").write_text("s")
@@ -68,7 +68,7 @@ def test_a_secret_by_value_is_refused_and_not_shown(name: str) -> None:
 
 @pytest.mark.parametrize("password", ["plain", "with:colon", "back\\slash", "both\\:", "ü ' \" $x %s", ":", "\\"])
 def test_libpq_reads_the_password_from_the_passfile(private: Path, server: PortCluster, password: str) -> None:
-    """As Dagster's storage does, with the driver's name in the URL."""
+    """As in Dagster's storage, with the driver's name in the URL."""
     role = f"storage{free_port()}"
     execute(server.connection(), f"CREATE ROLE {role} LOGIN")
     with admin(server) as session:

@@ -33,7 +33,7 @@ class Door:
 
     Attributes:
         port: of the door.
-        proxied: of the same door, where the PROXY protocol gives the client's address.
+        proxied: port of the same door that reads the client's address from the PROXY protocol.
         came: the method and path of each request that reached the web server.
     """
 
@@ -96,7 +96,7 @@ def door(haproxy: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doo
             if not self.raw_requestline or not self.parse_request():
                 self.close_connection = True
                 return
-            if self.path != "/server_info":  # HAProxy's own question
+            if self.path != "/server_info":  # HAProxy's own health check
                 door.came.append(f"{self.command} {self.path}")
             self.send_response(200)
             self.send_header("Content-Length", "0")
@@ -214,7 +214,7 @@ def headers_for(door: Door, headers: Mapping[str, str]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("what", OPENED)
-def test_requests_that_a_person_makes_pass(door: Door, what: str) -> None:
+def test_requests_of_a_person_pass(door: Door, what: str) -> None:
     method, path, headers = OPENED[what]
     door.came.clear()
     assert door.ask(method, path, **headers_for(door, headers)) == 200

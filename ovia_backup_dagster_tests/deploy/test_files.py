@@ -17,7 +17,7 @@ from ovia_backup_dagster.settings.model import variable_names
 from ovia_backup_dagster_tests.conftest import REPOSITORY
 
 DEPLOY = REPOSITORY / "deploy"
-#: Useless in a container of the image, or a value where the stack requires a file.
+#: Variables without use in a container of the image, and secrets by value where the stack requires a file.
 NOT_IN_STACK = {*FILE_VARIABLES, "BACKUP_ASSET_PREFIX", "PG_BIN_DIR"}
 
 
@@ -40,7 +40,7 @@ def test_every_setting_can_be_set_in_the_stack() -> None:
 
 
 def test_only_the_overlay_can_restore() -> None:
-    """The stack alone can only read the database; what the overlay adds reaches the console and runs."""
+    """The stack alone can only read the database; the overlay's settings reach only the console and runs."""
     stack, overlay = read("stack.yml"), read("restore.yml")
     assert "restore_password" not in str(stack)
     able = {name for name, about in overlay["services"].items() if "restore_password" in str(about.get("secrets"))}
@@ -57,7 +57,7 @@ def test_every_service_has_limits_placement_and_log_bounds() -> None:
     for name in ("stack.yml", "second-database.yml"):
         for service_name, about in read(name)["services"].items():
             if "image" not in about:
-                continue  # an addition to a service of the other file
+                continue  # extends a service of the other file
             deploy = about["deploy"]
             assert set(deploy["resources"]["limits"]) == {"cpus", "memory"}, service_name
             assert deploy["placement"]["constraints"] == ["node.labels.ovia.backup == true"], service_name
@@ -72,7 +72,7 @@ def test_one_service_is_published_one_has_the_socket() -> None:
 
 
 def test_networks_volumes_and_secrets_have_names() -> None:
-    """Without one, Docker prefixes the stack's name, and runs would use another object."""
+    """Without a name, Docker prefixes the stack's name, and runs would use another object."""
     stack = read("stack.yml")
     for kind in ("networks", "volumes", "secrets"):
         for name, about in (stack[kind] | read("restore.yml").get(kind, {})).items():
@@ -87,7 +87,7 @@ def test_the_files_name_this_version() -> None:
 
 
 def test_production_runs_the_tested_versions() -> None:
-    # The extras of a test tool change no version.
+    # A test tool's extras do not change the version.
     pattern = re.compile(r"^([a-z0-9][a-z0-9._-]*)(?:\[[a-z0-9,-]+\])?==(\S+)", re.MULTILINE)
     tested = set(pattern.findall((REPOSITORY / "requirements.lock").read_text("utf-8")))
     production = set(pattern.findall((DEPLOY / "requirements.lock").read_text("utf-8")))
@@ -113,7 +113,7 @@ def test_deploying_an_image_by_tag_warns(tmp_path: Path, image: str, pinned: boo
         text=True,
         check=True,
     )
-    # The stack is deployed all the same.
+    # The warning does not stop the deployment.
     assert done.stdout == f"{image}: stack deploy --resolve-image never --compose-file deploy/stack.yml ovia-backup\n"
     assert ("warning: postgres:16 is a tag" in done.stderr) is not pinned
     assert bool(done.stderr) is not pinned

@@ -1,4 +1,4 @@
-"""The rules of the house: sizes, names, and that ARCHITECTURE.md shows it as it is."""
+"""The rules of the code: sizes and names, and that ARCHITECTURE.md describes the code as it is."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_no_module_and_no_class_is_too_long_to_read() -> None:
 
 
 def test_no_two_public_things_share_a_name() -> None:
-    """What is a program's ``main`` is called so in each."""
+    """Except ``main``, which each program has."""
     places: dict[str, list[str]] = defaultdict(list)
     for name, _, tree in _modules():
         for node in tree.body:
@@ -64,7 +64,7 @@ def test_every_module_says_what_belongs_in_it() -> None:
 
 
 def test_no_helper_is_imported_from_a_test_module() -> None:
-    """What several test modules need belongs in ``support/``, in a room's own helper module, or in a conftest."""
+    """Helpers of several test modules belong in ``support/``, in the folder's own helper module or in a conftest."""
     imported = [
         f"{path.relative_to(TESTS)}: {name}"
         for path in sorted(TESTS.rglob("*.py"))
@@ -77,7 +77,7 @@ def test_no_helper_is_imported_from_a_test_module() -> None:
 
 
 def _imported(node: ast.AST) -> list[str]:
-    """The full names that a statement imports; none if it is not an import."""
+    """The full names that a statement imports; empty if it is no import."""
     match node:
         case ast.Import(names=names):
             return [name.name for name in names]
@@ -102,7 +102,7 @@ def test_the_layers_are_the_contracts() -> None:
     assert [set(line) for line in shown if line] == [set(re.split(r" [:|] ", layer)) for layer in layers]
 
 
-def test_every_room_is_told() -> None:
+def test_every_package_is_described() -> None:
     rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and (path / "__init__.py").exists()}
 
     assert {row[0].strip("`/") for row in _table("Rooms") if row[0].endswith("/`")} == rooms
@@ -118,7 +118,7 @@ def test_each_change_names_files_that_exist() -> None:
     assert [path for paths in named for path in paths if not any((root / path).is_file() for root in folders)] == []
 
 
-def test_every_path_that_it_names_exists() -> None:
+def test_every_named_path_exists() -> None:
     named = set(re.findall(r"`([\w-]+(?:/[\w.-]+)+/?)`", TEXT))
 
     assert named

@@ -1,4 +1,4 @@
-"""The comparison with others: the tests that it names exist, and its sources are those that it lists."""
+"""The comparison with other tools: the tests that it names exist, and it lists exactly the sources that it uses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ TESTS = Path(__file__).parents[1]
 TEXT = (TESTS.parent / "docs" / "comparison.md").read_text("utf-8")
 
 
-def test_every_test_that_it_names_exists() -> None:
+def test_every_named_test_exists() -> None:
     named = re.findall(r"`([\w/]+\.py)::(\w+)`", TEXT)
 
     assert len(named) >= 8
@@ -26,7 +26,7 @@ def test_every_source_is_used_listed_and_has_an_address() -> None:
     assert used == listed == addresses
 
 
-def test_each_row_has_a_cell_for_each() -> None:
+def test_each_row_has_a_cell_for_each_tool() -> None:
     features = TEXT.split("## Features")[1].split("\n## ")[0]
     rows = [line for line in features.splitlines() if line.startswith("|")]
 

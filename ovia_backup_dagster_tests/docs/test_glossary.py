@@ -1,4 +1,4 @@
-"""The words that the program shows of a backup and of its checks stand in the glossary, each once."""
+"""The glossary has each word that the program shows for backups and checks, once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TERMS = [term for term in re.findall(r"^\| ([^|]+) \|", TEXT, re.MULTILINE) if t
 
 
 @pytest.mark.parametrize("word", [*(state.value for state in State), *(stage.value for stage in Stage)])
-def test_what_the_program_says_is_explained(word: str) -> None:
+def test_the_programs_words_are_explained(word: str) -> None:
     assert word in TERMS
 
 

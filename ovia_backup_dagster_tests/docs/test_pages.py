@@ -1,4 +1,4 @@
-"""The generated pages are what their writers in ``tools/`` render today."""
+"""The generated pages equal what their modules in ``tools/`` render now."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_every_error_that_has_a_name_is_listed() -> None:
     assert named == {kind.__name__ for kind in troubleshooting.kinds()}
 
 
-def test_the_figures_are_what_was_measured() -> None:
+def test_the_figures_are_those_that_were_measured() -> None:
     results = json.loads(performance.RESULTS.read_text("utf-8"))
 
     assert performance.rendered(results) == performance.PAGE.read_text("utf-8"), "make docs"

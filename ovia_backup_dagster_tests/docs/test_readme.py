@@ -1,4 +1,4 @@
-"""README.md is short, and says what is true: its commands, its targets, its size."""
+"""README.md is short, and its commands, targets and options exist."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_every_make_target_exists(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_and_option_exists(page: Path) -> None:
-    """In shell blocks, each option that a command is shown with; elsewhere, the command."""
+    """In shell blocks, each command with its options; elsewhere, the command."""
     assert set(re.findall(r"`ovia-backup ([a-z][a-z-]*)", page.read_text("utf-8"))) <= set(main.commands)
     for line in shell_lines(page):
         for part in re.split(r"\s*(?:&&|\|\||;)\s*", line):

@@ -9,7 +9,7 @@ TESTS = Path(__file__).parents[1]
 TEXT = (TESTS.parent / "docs" / "security.md").read_text("utf-8")
 
 
-def test_every_test_that_it_names_exists() -> None:
+def test_every_named_test_exists() -> None:
     code = "".join(path.read_text("utf-8") for path in TESTS.rglob("test_*.py"))
     named = re.findall(r"`(test_\w+)`", TEXT)
 
@@ -17,7 +17,7 @@ def test_every_test_that_it_names_exists() -> None:
     assert [name for name in named if f"def {name}(" not in code] == []
 
 
-def test_every_file_that_it_names_exists() -> None:
+def test_every_named_file_exists() -> None:
     folders = (TESTS, TESTS.parent, TESTS.parent / "ovia_backup_dagster")
     named = re.findall(r"`([\w.-]+/[\w./-]+)`", TEXT)
 

@@ -1,4 +1,4 @@
-"""The site builds without a warning, fetches nothing, and leads to what people look for."""
+"""The site builds without a warning, loads nothing from outside, and its titles and links lead to the right pages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
 def anchors(page: Path) -> set[str]:
-    """The headings of a page, as links name them."""
+    """The anchors of a page's headings."""
     text = re.sub(r"^ *```.*?^ *```", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
     titles = (re.sub(r"[`*]|\]\(.*?\)|&lt;|[<>]", "", title) for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE))
     return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower()) for title in titles}
@@ -32,7 +32,7 @@ def prose(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPOSITORY).as_posix())
-def test_every_link_into_the_repository_leads_somewhere(page: Path) -> None:
+def test_every_link_into_the_repository_has_a_target(page: Path) -> None:
     for link in _LINK.findall(prose(page)):
         if "://" in link or link.startswith("mailto:"):
             continue
@@ -55,7 +55,7 @@ def test_every_link_into_the_repository_leads_somewhere(page: Path) -> None:
         ("docs/drills.md", "../deploy/stack.yml", None),
     ],
 )
-def test_a_link_is_led_to_its_page(source: str, link: str, target: str | None) -> None:
+def test_a_link_becomes_that_of_its_page(source: str, link: str, target: str | None) -> None:
     assert site_target(source, link) == target
 
 
@@ -63,7 +63,7 @@ def test_a_link_is_led_to_its_page(source: str, link: str, target: str | None) -
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
-    # Material tells of its own end of life on standard error; the plugin is locked.
+    # Material announces its end of life on standard error; the plugin's version is locked.
     built = subprocess.run(
         command, cwd=REPOSITORY, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True
     )
@@ -71,7 +71,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_site_fetches_nothing_from_outside(site: Path) -> None:
+def test_the_site_loads_nothing_from_outside(site: Path) -> None:
     fetched = re.compile(r"""<(?:script|img|iframe|link)\b[^>]*?\b(?:src|href)=["']?(https?://[^"'\s>]+)""")
     found = {
         address
@@ -99,8 +99,8 @@ def test_every_page_is_in_the_navigation() -> None:
         ("add a check", "add-a-check.html"),
     ],
 )
-def test_what_people_look_for_is_a_title(asked: str, page: str, site: Path) -> None:
-    """In the navigation, and in what the search looks through."""
+def test_common_questions_are_titles(asked: str, page: str, site: Path) -> None:
+    """In the navigation and in the search index."""
     titles = re.findall(r"- ([\w ]+): ([\w/-]+)\.md$", (REPOSITORY / "mkdocs.yml").read_text("utf-8"), re.MULTILINE)
     index = json.loads((site / "search" / "search_index.json").read_text("utf-8"))
 

@@ -1,4 +1,4 @@
-"""What of docs/style.md a machine can hold: the words that hide an actor, and the length of a test's name."""
+"""The rules of docs/style.md that a test can check: words that hide an actor, and the length of a test's name."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-#: The words, and the account of that name.
+#: The words, and the uses of the account with the same name.
 VAGUE = re.compile(r"\b[Ww]h(?:o|om)ever|\b(?:[Nn]o|[Ss]ome)body\b|\b[Mm]end(?:s|ed|ing|able)?\b|\b[Aa]new\b")
 ACCOUNT = re.compile(r"""["'`]nobody["'`]|\bnobody:|:nobody\b|(?:-u|user|su|USER|account|user=)[ =]nobody\b""")
-#: The guide shows what not to write; what is written by a program or licensed is not ours to word.
+#: The guide and this test contain the words as examples; a license's text is not ours to change.
 EXEMPT = ("docs/style.md", "ovia_backup_dagster_tests/docs/test_style.py", "LICENSE")
 TEXTS = (".py", ".md", ".toml", ".yaml", ".yml", ".sql", ".sh", ".cfg", ".c", "Makefile", "Dockerfile", "run")
 LONGEST_NAME = 60
@@ -25,7 +25,7 @@ def tracked() -> list[str]:
 
 
 def vague(text: str) -> list[str]:
-    """The lines with such a word."""
+    """The lines that contain such a word."""
     return [line for line in text.splitlines() if VAGUE.search(ACCOUNT.sub("", line))]
 
 

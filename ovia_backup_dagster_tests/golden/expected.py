@@ -1,7 +1,7 @@
-"""Unpacks the golden volumes with their times, and runs ``ovia-backup`` on them at a given hour.
+"""Unpacks the golden volumes with their times, and runs ``ovia-backup`` on them at a given instant.
 
-``python -m ovia_backup_dagster_tests.golden.expected`` writes ``expected/`` again when the words were changed on
-purpose; the difference belongs in that commit. The volumes never change.
+``python -m ovia_backup_dagster_tests.golden.expected`` writes ``expected/`` again after an intended change
+of the words; the difference belongs in that commit. The volumes never change.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from unittest import mock
 from ovia_backup_dagster.cli import list_backups, prune, status
 from ovia_backup_dagster.cli.main import main as ovia_backup
 
-#: The modules of these commands that read the clock; nothing else here names them.
+#: The modules of the commands that read the clock; only this line names them.
 CLOCKS = (list_backups, prune, status)
 
 HERE = Path(__file__).parent
@@ -37,7 +37,7 @@ COMMANDS = (
     ("restore", "--history"),
 )
 _SHORT = (("list",), ("status",), ("status", "--json"), ("prune", "--dry-run"))
-#: Name -> the hours since ``NOW``, and the files that are first removed from a copy of the volume.
+#: Name -> hours after ``NOW``, and the files to remove first from the copy of the volume.
 MOMENTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "as_it_is": (0, ()),
     "all_well": (0, ("restores/2026-03-31_*.journal", "drills/.under-way-*")),

@@ -1,7 +1,7 @@
 """Every file that ``ovia-backup`` 0.1.0 wrote is still read, with every value.
 
-The files are in ``volume/`` and ``handover/``, and never change. Where a program says something else of them now, on
-purpose, ``expected`` writes the words again.
+The files are in ``volume/`` and ``handover/``, and never change. If the program's words on them change on purpose,
+``expected`` writes the words again.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ from ovia_backup_dagster_tests.golden.expected import (
 )
 
 DATABASE = "ovia"
-#: Their system identifiers.
+#: The servers' system identifiers.
 FIRST_SERVER, SECOND_SERVER, THIRD_SERVER = "7713769895535674628", "7713769905955591744", "7713769912567363553"
 #: The models of files below daily/ and weekly/, by suffix; the longest match counts.
 SIDECARS: dict[str, type[Sidecar]] = {
@@ -87,7 +87,7 @@ def catalog(root: Path) -> Catalog:
 
 @pytest.fixture
 def own(tmp_path: Path) -> Catalog:
-    """A copy of it that a test may change."""
+    """A copy of that volume that a test may change."""
     return Catalog(unpack("volume", tmp_path / "volume"), DATABASE)
 
 
@@ -114,7 +114,7 @@ def models() -> Iterator[tuple[Path, type[Sidecar]]]:
 
 
 def lost(before: Any, after: Any, where: str = "") -> Iterator[str]:
-    """The values of a file that its model does not return. New fields of the model are no loss."""
+    """The values of a file that its model does not return. A new field of the model is no loss."""
     if isinstance(before, dict) and isinstance(after, dict):
         for key, value in before.items():
             if key in after:
@@ -148,7 +148,7 @@ def test_every_value_of_a_journal_is_read() -> None:
     assert len(paths) == 9
 
 
-def test_a_name_that_is_not_read_any_more_is_noticed() -> None:
+def test_a_field_that_is_no_longer_read_is_noticed() -> None:
     """Shows that the tests above can fail."""
     path = next(path for path, model in models() if model is Manifest)
     known = json.loads(path.read_text("utf-8"))
@@ -161,7 +161,7 @@ def test_a_name_that_is_not_read_any_more_is_noticed() -> None:
 # ---- A backup's unit
 
 
-def test_the_backups_are_listed_with_what_is_known_of_them(catalog: Catalog) -> None:
+def test_the_backups_are_listed_with_their_states(catalog: Catalog) -> None:
     backups = catalog.backups()
     states = {state: [b.path.name for b in backups if b.state(NOW) is state] for state in State}
     assert {state: len(names) for state, names in states.items()} == {
@@ -181,7 +181,7 @@ def test_the_backups_are_listed_with_what_is_known_of_them(catalog: Catalog) -> 
     assert other.name.database == "Ovia test.2"
 
 
-def test_manifests_are_of_their_archives(catalog: Catalog) -> None:
+def test_each_manifest_matches_its_archive(catalog: Catalog) -> None:
     with_manifest = [backup for backup in catalog.backups() if backup.sidecar(MANIFEST).exists()]
     assert len(with_manifest) == 34
     for backup in with_manifest:
@@ -230,7 +230,7 @@ def test_the_saved_roles_are_read(catalog: Catalog) -> None:
     assert roles.roles["ovia"].flags == {"INHERIT", "LOGIN"}
     assert roles.members == {("readers", "ovia"): Membership(inherit=True)}
     assert roles.not_understood == []
-    assert day(catalog, "2026-02-28").saved_roles() is None  # the old script's
+    assert day(catalog, "2026-02-28").saved_roles() is None  # a dump of the old script
 
 
 def test_each_verdict_is_read_from_its_file(catalog: Catalog) -> None:
@@ -368,11 +368,11 @@ def test_each_drill_is_read_from_its_file(catalog: Catalog) -> None:
     assert [(record.passed, record.evidence) for record in drilled.drills] == [(True, f"{drills[1].filename}.json")]
 
 
-def test_since_when_drills_are_due_and_that_one_was_killed(own: Catalog) -> None:
+def test_the_start_of_drills_and_a_killed_drill_are_read(own: Catalog) -> None:
     folder = DrillFolder(own)
     assert folder.since() is not None
     assert f"{folder.since():%Y-%m-%d %H:%M}" == "2026-03-01 03:00"
-    # The drill was killed after it had written its evidence, which says that it passed.
+    # The drill was killed after it wrote its evidence, which says that it passed.
     assert folder.standing(timedelta(days=35), NOW).trouble is None
     for path in folder.path.glob("2026-03-31_*"):
         path.unlink()
@@ -388,7 +388,7 @@ def test_since_when_drills_are_due_and_that_one_was_killed(own: Catalog) -> None
 
 S = Step
 FULL = (S.RESTORE, S.STOP, S.SWAP, S.MIGRATE, S.START, S.HEALTH)
-#: When it began -> mode, steps, how it ended.
+#: A restore's beginning -> its mode, steps and outcome.
 RESTORES: dict[str, tuple[Mode, tuple[Step, ...], JournalMark | None]] = {
     "2026-03-06 09:00": (Mode.SWAP, FULL, JournalMark.FINISHED),
     "2026-03-06 10:00": (Mode.UNDO, (S.STOP, S.SWAP, S.START, S.HEALTH), JournalMark.FINISHED),
@@ -421,7 +421,7 @@ def test_each_journal_is_read(root: Path) -> None:
     assert found["2026-03-09 09:00"].putting_back
 
 
-def test_a_record_is_what_its_journal_says(catalog: Catalog) -> None:
+def test_a_record_equals_what_its_journal_says(catalog: Catalog) -> None:
     """If a process is killed before it writes the record, the next process writes it."""
     records = {f"{record.order.started_at:%Y-%m-%d %H:%M}": record for record in RestoreFolder(catalog).newest_first()}
     ended = {at: journal for at, journal in journals(catalog.root).items() if journal.ended}
@@ -487,7 +487,7 @@ def test_the_unfinished_restore_is_found(own: Catalog) -> None:
     assert Journal.read(journal.path).entries[-1].mark is JournalMark.PUT_BACK
 
 
-def test_people_were_told_that_a_database_will_be_dropped(catalog: Catalog) -> None:
+def test_the_notice_of_a_drop_is_read(catalog: Catalog) -> None:
     told = RestoreFolder(catalog).announced("ovia_before_20260306100000")
     assert told is not None
     assert f"{told:%Y-%m-%d %H:%M}" == "2026-03-07 09:00"
@@ -500,7 +500,7 @@ def shown(catalog: Catalog) -> tuple[str, Order, Backup, datetime]:
     return path.name.removeprefix(".plan-"), order, day(catalog, "2026-03-31"), utc("2026-03-31T04:00:01")
 
 
-def test_a_plans_word_is_taken_once(own: Catalog) -> None:
+def test_a_plans_word_is_valid_once(own: Catalog) -> None:
     word, order, backup, at = shown(own)
     assert word == "ovia-20260331T040000Z"
     words = Words(own)

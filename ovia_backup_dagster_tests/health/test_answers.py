@@ -1,4 +1,4 @@
-"""The answers of a condition, one by one: each level, its words and what people are told. No server, no Dagster."""
+"""The answers of a condition, one by one: each level, its words and the alert. No server, no Dagster."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ FAILED = FailedRun("daily_backup_job", "run-1", NOW - HOUR, "the disk is full")
 
 @dataclass(frozen=True)
 class System:
-    """What a condition is of, without settings."""
+    """The system that a condition describes, without settings."""
 
     catalog: Catalog
     max_age: timedelta = MAX_AGE
@@ -188,7 +188,7 @@ def test_an_unfinished_restore_is_critical() -> None:
 # --- All of it ------------------------------------------------------------------------------------------------------
 
 
-def test_all_is_well(system: System) -> None:
+def test_a_system_without_trouble_is_ok(system: System) -> None:
     backup = drilled(system.catalog, proven(system.catalog, NOW - HOUR))
     found = assess(system, NOW, runs=FailedRuns())
     assert answers(found) == {

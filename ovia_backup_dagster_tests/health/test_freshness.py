@@ -1,4 +1,4 @@
-"""How old the newest dump is that counts, and what is said about it."""
+"""The age of the newest dump that counts, and its description."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_only_bad_backups_count_as_missing(catalog: Catalog) -> None:
     assert found.text == "there is no backup but 1 bad one"
 
 
-def test_an_older_bad_one_is_not_counted(catalog: Catalog) -> None:
+def test_an_older_bad_backup_is_not_counted(catalog: Catalog) -> None:
     judged(catalog, publish(catalog, NOW - 2 * HOUR), good=False)
     proven(catalog, NOW - HOUR)
     assert judge_freshness(catalog.backups(), MAX_AGE, NOW).rejected == ()
@@ -102,7 +102,7 @@ def test_a_dump_being_written_does_not_count(catalog: Catalog) -> None:
     assert (found.level, found.newest, found.rejected) == (FreshnessLevel.STALE, old, ())
 
 
-def test_only_one_being_written_is_missing(catalog: Catalog) -> None:
+def test_only_a_dump_being_written_is_missing(catalog: Catalog) -> None:
     write_dump(catalog, NOW, age=timedelta(minutes=1))
     assert judge_freshness(catalog.backups(), MAX_AGE, NOW).level is FreshnessLevel.MISSING
 
@@ -112,7 +112,7 @@ def test_a_weekly_backup_counts_where_the_daily_one_is_gone(catalog: Catalog) ->
     assert judge_freshness(catalog.backups(), MAX_AGE, NOW).newest == weekly
 
 
-def test_a_date_in_the_future_is_said_to_be_a_clocks_fault(catalog: Catalog) -> None:
+def test_a_date_in_the_future_is_explained_by_a_clock(catalog: Catalog) -> None:
     backup = proven(catalog, NOW + 2 * HOUR)
     text = judge_freshness(catalog.backups(), MAX_AGE, NOW).text
     assert text == f"the newest backup, {backup}, is dated 2 h in the future: a clock is wrong"
@@ -200,7 +200,7 @@ def test_trouble_names_cause_and_remedy(
     assert "\n" not in str(trouble)
 
 
-def test_only_bad_backups_are_no_missing_volume(catalog: Catalog) -> None:
+def test_with_only_bad_backups_the_volume_is_not_blamed(catalog: Catalog) -> None:
     judged(catalog, publish(catalog, NOW - HOUR), good=False)
 
     trouble = judge_freshness(catalog.backups(), MAX_AGE, NOW).trouble

@@ -21,7 +21,7 @@ from ovia_backup_dagster_tests.support.factories import drill_evidence, drilled,
 
 __all__ = ["bare", "instance"]
 
-# Apprise 2.2 imports it while it loads its plugins.
+# Apprise 2.2 imports it while loading its plugins.
 pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -128,7 +128,9 @@ def doctors(location: Location) -> Iterator[Observation]:
 
 
 @pytest.mark.parametrize(("put", "question", "level"), CONDITIONS, ids=lambda value: getattr(value, "__name__", ""))
-def test_all_say_the_same(bare: NewLocation, put: Callable[[Location], None], question: str, level: str) -> None:
+def test_status_json_alert_and_doctor_agree(
+    bare: NewLocation, put: Callable[[Location], None], question: str, level: str
+) -> None:
     location: Location = bare()
     location.catalog.prepare()
     put(location)
@@ -143,7 +145,7 @@ def test_all_say_the_same(bare: NewLocation, put: Callable[[Location], None], qu
     printed = CliRunner().invoke(main, ["status"], env=variables)
     assert printed.exit_code == EXIT_CODES[level]
     assert printed.output.startswith(f"BACKUP {level.upper()} - ")
-    # The first line says what; why has its own line.
+    # The first line has the what; the why has its own line.
     said = [*answer["text"].split(": "), answer["next"] or ""]
     assert [part for part in said if part not in printed.output] == []
 

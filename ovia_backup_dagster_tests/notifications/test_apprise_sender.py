@@ -13,11 +13,11 @@ from ovia_backup_dagster.core.errors import NotificationError
 from ovia_backup_dagster.notifications.apprise_sender import Delivery, Notifier
 from ovia_backup_dagster_tests.defs.receiver import receiver
 
-# Apprise's, on import under Python 3.11.
+# Apprise raises it on import under Python 3.11.
 pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
 
 
-def test_a_channel_that_raises_keeps_no_other_from_being_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_channel_that_raises_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     real = apprise.Apprise.notify
 
     def notify(self: apprise.Apprise, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What retention keeps. First as a table of histories to read, then as properties of any history at all."""
+"""What retention keeps: first a table of readable histories, then properties of any history."""
 
 from __future__ import annotations
 
@@ -701,7 +701,7 @@ _STATES = {"bad": State.BAD, "unverified": State.UNVERIFIED, "writing": State.BE
 
 
 def read_history(text: str, now: datetime) -> tuple[list[Candidate], set[str]]:
-    """The candidates of a history and the keys of those that are to be kept."""
+    """The candidates of a history, and the keys of those that must be kept."""
     candidates, kept = [], set()
     for line in filter(None, map(str.strip, text.splitlines())):
         match = _LINE.fullmatch(line)
@@ -753,7 +753,7 @@ def test_each_case_keeps_and_drops_what_it_says(case: Case) -> None:
     assert bool(made.held) == bool(case.held)
 
 
-def test_no_two_cases_are_called_alike() -> None:
+def test_case_names_are_unique() -> None:
     assert len({case.name for case in CASES}) == len(CASES)
 
 
@@ -812,7 +812,7 @@ def test_a_pruning_on_hold_is_the_reason_to_keep() -> None:
     assert plan_retention([], SUNDAY_UTC, NOW).held == "there is no backup"
 
 
-def test_the_newest_that_names_its_cluster_is_kept_as_such() -> None:
+def test_the_newest_dump_that_names_its_cluster_is_kept() -> None:
     recent, old = make(NOW - HOUR), replace(make(NOW - 90 * DAY), identified=True)
     policy = replace(SUNDAY_UTC, keep={**SUNDAY_UTC.keep, Tier.DAILY: 1})
     reasons = [d.reason for d in plan_retention([recent, old], policy, NOW).decisions]
@@ -836,7 +836,7 @@ def test_removals_are_oldest_first() -> None:
     assert len(removals) == len(candidates) - 7
 
 
-def test_a_hold_ends_at_its_very_instant() -> None:
+def test_a_hold_ends_exactly_at_its_instant() -> None:
     recent = make(NOW - HOUR)
     old = make(NOW - 30 * DAY, held_until=NOW)
     policy = replace(SUNDAY_UTC, keep={**SUNDAY_UTC.keep, Tier.DAILY: 1})
@@ -863,8 +863,8 @@ def test_an_optional_tier_without_a_count_is_off() -> None:
 
 @pytest.mark.parametrize("zone", ["America/New_York", "Asia/Kathmandu", "UTC"])
 @pytest.mark.parametrize("at", [datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)])
-def test_a_dump_dated_at_the_edge_of_the_calendar_stops_nothing(at: datetime, zone: str) -> None:
-    # Anybody can name a file so; pruning of all the others must not end in an OverflowError.
+def test_a_dump_at_the_calendars_edge_does_not_stop_pruning(at: datetime, zone: str) -> None:
+    # Any user can give a file such a name; pruning of the others must not end in an OverflowError.
     candidates, _ = read_history("keep d 06-01..06-15", NOW)
     edges = [make(at, tier) for tier in Tier]
     made = plan_retention([*candidates, *edges], replace(SUNDAY_UTC, timezone=ZoneInfo(zone)), NOW)
@@ -874,7 +874,7 @@ def test_a_dump_dated_at_the_edge_of_the_calendar_stops_nothing(at: datetime, zo
 # --- What retention reads from the volume -------------------------------------------------------------------------
 
 
-def test_a_candidate_says_what_the_volume_says(tmp_path: Path) -> None:
+def test_a_candidate_is_read_from_the_volume(tmp_path: Path) -> None:
     catalog = make_catalog(tmp_path)
     backup = drilled(catalog, held(catalog, proven(catalog, NOW - 9 * DAY), NOW + DAY))
     assert candidate(backup, NOW) == Candidate(
@@ -890,14 +890,14 @@ def test_a_candidate_says_what_the_volume_says(tmp_path: Path) -> None:
     )
 
 
-def test_a_released_hold_holds_no_more(tmp_path: Path) -> None:
+def test_a_released_hold_keeps_nothing(tmp_path: Path) -> None:
     catalog = make_catalog(tmp_path)
     backup = held(catalog, proven(catalog, NOW - 9 * DAY), NOW + DAY, released_at=NOW - HOUR)
     assert (candidate(backup, NOW).held_until, candidate(backup, NOW).hold_reason) == (None, "")
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", '{"version": 2, "until": "2026-06-01T00:00:00Z", "reason": "x"}'])
-def test_a_hold_that_cannot_be_read_holds(tmp_path: Path, text: str) -> None:
+def test_an_unreadable_hold_keeps_the_backup(tmp_path: Path, text: str) -> None:
     catalog = make_catalog(tmp_path)
     old = proven(catalog, NOW - 90 * DAY)
     recent = proven(catalog, NOW - HOUR)
@@ -907,7 +907,7 @@ def test_a_hold_that_cannot_be_read_holds(tmp_path: Path, text: str) -> None:
     assert plan_retention(read, replace(SUNDAY_UTC, keep={**SUNDAY_UTC.keep, Tier.DAILY: 1}), NOW).removals == ()
 
 
-def test_the_tiers_copies_of_a_dump_have_keys_of_their_own(tmp_path: Path) -> None:
+def test_each_tiers_copy_of_a_dump_has_its_own_key(tmp_path: Path) -> None:
     catalog = make_catalog(tmp_path)
     copies = [write_dump(catalog, NOW - DAY, tier) for tier in Tier]
     assert len({candidate(b, NOW).key for b in copies}) == len(Tier)
@@ -939,7 +939,7 @@ clocks = st.one_of(
     ),
     any_instant,
 )
-# Minutes before now: mostly a few weeks, some years, some in the future, some just at an edge.
+# Minutes before now: mostly a few weeks; some are years, in the future, or exactly at a limit.
 _minutes = st.one_of(
     st.integers(-3, 45).map(lambda days: days * 1440),
     st.integers(-3 * 1440, 45 * 1440),
@@ -947,7 +947,7 @@ _minutes = st.one_of(
     st.integers(0, 40).map(lambda months: months * 30 * 1440),
     st.sampled_from([-366 * 1440, -6, -5, 0, 1440, 1439, 1441, 366 * 1440, 3660 * 1440]),
 )
-# Verified more often than not: a history in which nothing may be removed shows little.
+# Mostly verified: a history in which nothing may be removed proves little.
 _states = st.sampled_from([State.VERIFIED] * 4 + [State.BAD] * 2 + [State.UNVERIFIED, State.BEING_WRITTEN])
 
 
@@ -981,7 +981,7 @@ def histories(draw: st.DrawFn) -> History:
         )
         for m, tier, state, n, hold, identified in rows
     ]
-    # As after a promotion, some instants are in several tiers.
+    # Some instants are in several tiers, as after a promotion.
     twins = [
         make(c.started_at, draw(st.sampled_from(Tier)), draw(_states))
         for c in draw(st.lists(st.sampled_from(candidates), max_size=4) if candidates else st.just([]))
@@ -1037,14 +1037,14 @@ def test_the_newest_proven_dump_survives(history: History) -> None:
 
 @many
 @given(histories())
-def test_what_the_next_dumps_cluster_is_compared_with_survives(history: History) -> None:
+def test_the_newest_dump_that_names_its_cluster_survives(history: History) -> None:
     assert not removed(history) & set([c for c in history.verified if c.identified][:1])
 
 
 @many
 @given(histories(), st.integers(1, 40), st.sampled_from(Tier))
 def test_dumps_of_another_source_evict_no_earlier_ones(history: History, days: int, tier: Tier) -> None:
-    """Each of them is bad until a person accepts it, however many there are."""
+    """Each dump of another source is bad until a person accepts it, however many there are."""
     newest = max((c.started_at for c in history.candidates), default=history.now)
     others = [replace(make(newest + day * DAY, tier, State.BAD), intact=True) for day in range(1, days + 1)]
     later = replace(history, candidates=(*history.candidates, *others), now=max(newest, history.now) + days * DAY)
@@ -1053,7 +1053,7 @@ def test_dumps_of_another_source_evict_no_earlier_ones(history: History, days: i
 
 @many
 @given(histories())
-def test_unverified_growing_and_future_dumps_are_never_removed(history: History) -> None:
+def test_unverified_written_and_future_dumps_are_kept(history: History) -> None:
     assert {c.state for c in removed(history)} <= {State.VERIFIED, State.BAD}
     assert removed(history) <= set(history.past)
 
@@ -1074,7 +1074,7 @@ def test_nothing_younger_than_a_day_is_removed(history: History) -> None:
 
 @many
 @given(histories())
-def test_planning_again_after_the_removals_removes_nothing_more(history: History) -> None:
+def test_a_second_plan_after_the_removals_removes_nothing(history: History) -> None:
     left = tuple(d.candidate for d in history.plan.decisions if d.keep)
     again = replace(history, candidates=left).plan
     assert not again.removals
@@ -1094,7 +1094,7 @@ def test_an_unverified_older_dump_evicts_no_verified_one(history: History, state
 
 @many
 @given(histories())
-def test_there_is_one_decision_for_each_dump_and_each_says_why(history: History) -> None:
+def test_each_dump_has_one_decision_with_a_reason(history: History) -> None:
     decisions = history.plan.decisions
     assert sorted(d.candidate.key for d in decisions) == sorted(c.key for c in history.candidates)
     assert all(d.reason.strip() for d in decisions)
@@ -1102,7 +1102,7 @@ def test_there_is_one_decision_for_each_dump_and_each_says_why(history: History)
 
 @many
 @given(histories(), st.randoms(use_true_random=False))
-def test_the_order_in_which_dumps_are_listed_changes_nothing(history: History, random: Random) -> None:
+def test_the_order_of_the_listing_changes_nothing(history: History, random: Random) -> None:
     shuffled = list(history.candidates)
     random.shuffle(shuffled)
     assert replace(history, candidates=tuple(shuffled)).plan == history.plan
@@ -1127,7 +1127,7 @@ def test_at_most_two_bad_dumps_stay(history: History) -> None:
 
 @many
 @given(histories())
-def test_an_active_hold_keeps(history: History) -> None:
+def test_an_active_hold_keeps_its_backup(history: History) -> None:
     assert not any(c.held_until is not None and c.held_until > history.now for c in removed(history))
 
 
@@ -1172,7 +1172,7 @@ def year(policy: Policy, at: datetime) -> date:
 @many
 @given(histories())
 @example(History((), SUNDAY_UTC, NOW))
-def test_what_has_a_claim_is_kept_and_nothing_else(history: History) -> None:
+def test_exactly_the_claimed_dumps_are_kept(history: History) -> None:
     if history.plan.held:
         return
     policy, now, verified = history.policy, history.now, history.verified
@@ -1198,15 +1198,15 @@ def test_a_week_has_seven_days_and_begins_with_the_weekly_day(policy: Policy, at
     assert timedelta(0) <= policy.day(at) - week < timedelta(days=7)
 
 
-def test_an_intact_bad_dump_goes_after_enough_verified_ones() -> None:
-    """The expectations may change, the dump does not, so a typo in a setting deletes nothing."""
+def test_an_intact_bad_dump_stays_until_enough_are_verified() -> None:
+    """Expectations may change, but the dump does not, so a typo in a setting deletes nothing."""
     policy = replace(SUNDAY_UTC, keep={**SUNDAY_UTC.keep, Tier.DAILY: 3})
     bad = [replace(make(NOW - days * DAY, Tier.DAILY), state=State.BAD, intact=True) for days in (4, 5, 6, 7, 8)]
     good = [make(NOW - days * DAY, Tier.DAILY) for days in (1, 2)]
     assert plan_retention([*bad, *good], policy, NOW).removals == ()
     made = plan_retention([*bad, *good, make(NOW - 3 * DAY, Tier.DAILY)], policy, NOW)
     assert [d.candidate for d in made.removals] == bad[::-1]
-    # Neither other tiers' dumps nor older ones stand in for newer ones.
+    # Dumps of other tiers and older dumps do not count as newer ones.
     others = [make(NOW - DAY, Tier.WEEKLY), make(NOW - 30 * DAY), make(NOW - 31 * DAY)]
     kept = {d.candidate.key: d.reason for d in plan_retention([*bad, *good, *others], policy, NOW).decisions if d.keep}
     assert kept[bad[0].key] == "bad but intact: kept until 3 newer ones are verified (2 are)"

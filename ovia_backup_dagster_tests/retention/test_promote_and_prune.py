@@ -1,4 +1,4 @@
-"""Promoting and pruning on a real folder: the order of events, and what a refusal leaves behind."""
+"""Promoting and pruning in a real folder: the order of events, and what a refusal leaves behind."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ def test_a_verified_dump_that_changed_is_not_promoted(catalog: Catalog) -> None:
     assert catalog.backups(Tier.WEEKLY) == []
 
 
-def test_what_was_found_bad_in_the_meantime_is_not_promoted(catalog: Catalog) -> None:
+def test_a_dump_found_bad_meanwhile_is_not_promoted(catalog: Catalog) -> None:
     backup = proven(catalog, NOW - DAY)
     assert backup.state(NOW) is State.VERIFIED
     judged(catalog, catalog.refresh(backup), good=False)
     assert promote_and_prune.promote(catalog, backup, POLICY, NOW).weekly is None
 
 
-def test_a_backup_that_is_gone_is_not_promoted(catalog: Catalog) -> None:
+def test_a_removed_backup_is_not_promoted(catalog: Catalog) -> None:
     backup = proven(catalog, NOW - DAY)
     remove_backup(catalog, backup)
     with pytest.raises(BackupNotFoundError):
@@ -138,7 +138,7 @@ def test_a_tier_that_is_off_gets_nothing_and_no_folder(catalog: Catalog) -> None
 
 
 @pytest.mark.exhaustive
-def test_three_years_of_daily_dumps_leave_so_many_of_each_tier(catalog: Catalog) -> None:
+def test_three_years_of_dumps_fill_each_tier_to_its_count(catalog: Catalog) -> None:
     """The first dump of each month and year is kept."""
     for n in range(0, 3 * 365, 5):
         now = NOW - (3 * 365 - n) * DAY
@@ -169,7 +169,7 @@ def test_pruning_removes_dumps_with_all_their_sidecars(catalog: Catalog) -> None
     assert not [n for n in names(catalog.folder(Tier.DAILY)) if any(n.startswith(str(b)) for b in made[7:])]
 
 
-def test_pruning_twice_changes_nothing_more(catalog: Catalog) -> None:
+def test_a_second_pruning_changes_nothing(catalog: Catalog) -> None:
     dailies(catalog, 10)
     promote_and_prune.prune(catalog, POLICY, NOW)
     before = snapshot(catalog.root)
@@ -186,7 +186,7 @@ def test_pruning_the_daily_copy_leaves_the_weekly_one_whole(catalog: Catalog) ->
     assert catalog.refresh(weekly).state(NOW) is State.VERIFIED
 
 
-def test_drilled_and_held_ones_stay(catalog: Catalog) -> None:
+def test_drilled_and_held_backups_stay(catalog: Catalog) -> None:
     made = dailies(catalog, 5)
     drilled(catalog, made[4])
     held(catalog, made[3], NOW + DAY)
@@ -195,14 +195,14 @@ def test_drilled_and_held_ones_stay(catalog: Catalog) -> None:
     assert catalog.backups() == [made[0], made[3], made[4]]
 
 
-def test_a_hold_that_cannot_be_read_holds(catalog: Catalog) -> None:
+def test_an_unreadable_hold_keeps_the_backup(catalog: Catalog) -> None:
     made = dailies(catalog, 3)
     made[2].sidecar(HELD).write_text("garbage", encoding="utf-8")
     promote_and_prune.prune(catalog, ONE_DAY, NOW)
     assert catalog.backups() == [made[0], made[2]]
 
 
-def test_an_unreadable_verdict_lets_nothing_be_removed(catalog: Catalog) -> None:
+def test_an_unreadable_verdict_blocks_all_removals(catalog: Catalog) -> None:
     made = dailies(catalog, 3)
     made[0].sidecar(VERIFIED).write_text("garbage", encoding="utf-8")
     with pytest.raises(NotVerifiedError):
@@ -251,7 +251,7 @@ def test_the_old_scripts_growing_dump_is_not_pruned(catalog: Catalog) -> None:
     assert catalog.backups() == [writing, made[0]]
 
 
-def test_of_bad_ones_the_newest_two_are_left(catalog: Catalog) -> None:
+def test_the_newest_two_bad_backups_stay(catalog: Catalog) -> None:
     newest = proven(catalog, NOW - HOUR)
     bad = [judged(catalog, publish(catalog, NOW - n * DAY), good=False) for n in range(2, 6)]
     promote_and_prune.prune(catalog, POLICY, NOW)
@@ -295,7 +295,7 @@ def test_a_vanished_dump_does_not_stop_pruning(catalog: Catalog, monkeypatch: py
 
 def test_a_backup_that_cannot_be_removed_is_reported(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
     made = dailies(catalog, 4)
-    stubborn = made[3]  # the oldest, which is removed first
+    stubborn = made[3]  # the oldest backup is removed first
     real_unlink = os.unlink
 
     def unlink(path: Path) -> None:
@@ -370,7 +370,7 @@ def test_the_catalog_is_read_again_under_the_lock(catalog: Catalog, monkeypatch:
     assert [(holder or "nobody").partition(" (")[0] for holder in looked_at] == ["pruning"]
 
 
-def test_pruning_killed_at_any_step_keeps_what_was_to_stay(tmp_path: Path) -> None:
+def test_pruning_killed_at_any_step_keeps_what_must_stay(tmp_path: Path) -> None:
     volumes = iter(range(10_000))
     current: list[Catalog] = []
 
@@ -426,7 +426,7 @@ def test_a_released_backup_is_pruned_like_others(catalog: Catalog) -> None:
     assert catalog.backups() == made[:1]
 
 
-def test_what_is_not_on_hold_cannot_be_released(catalog: Catalog) -> None:
+def test_a_backup_without_a_hold_cannot_be_released(catalog: Catalog) -> None:
     backup = proven(catalog, NOW - DAY)
     before = snapshot(catalog.root)
     with pytest.raises(BackupNotFoundError, match="is not on hold"):
@@ -441,7 +441,7 @@ def test_a_hold_is_released_once(catalog: Catalog) -> None:
         promote_and_prune.release(catalog, backup, NOW + HOUR)
 
 
-def test_a_backup_that_is_gone_cannot_be_released(catalog: Catalog) -> None:
+def test_a_removed_backup_cannot_be_released(catalog: Catalog) -> None:
     backup = held(catalog, proven(catalog, NOW - DAY), NOW + DAY)
     remove_backup(catalog, backup)
     with pytest.raises(BackupNotFoundError):
@@ -472,7 +472,7 @@ def test_ninety_nights_leave_seven_days_and_four_weeks(catalog: Catalog) -> None
     assert [b.started_at for b in good_dailies] == [last - n * DAY for n in range(7)]
     sundays = [last - n * DAY for n in range(28) if (last - n * DAY).weekday() == Weekday.SUNDAY]
     assert [b.started_at for b in catalog.backups(Tier.WEEKLY)] == sundays
-    # Never fewer good ones than the night before, and never more than seven days and four weeks.
+    # Never fewer good backups than the night before, and never more than seven daily and four weekly ones.
     assert counts == sorted(counts)
     assert counts[-1] == 7 + 4
     bad = [b for b in catalog.backups() if b.state(last) is State.BAD]

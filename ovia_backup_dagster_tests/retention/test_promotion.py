@@ -1,4 +1,4 @@
-"""Which daily dump also becomes the weekly one, and the reason why the others do not."""
+"""Which daily dump is promoted to weekly, and the reason why the others are not."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_weekly_days_first_verified_dump_is_promoted(catalog: Catalog) -> No
     assert decision.reason == "Sunday's first verified dump"
 
 
-def test_one_weekly_a_week(catalog: Catalog) -> None:
+def test_only_one_dump_a_week_is_promoted(catalog: Catalog) -> None:
     there = proven(catalog, SUNDAY, Tier.WEEKLY)
     for later in (SUNDAY + HOUR, SUNDAY + 3 * DAY, SUNDAY + 6 * DAY):
         decision = decide_promotion(proven(catalog, later), Tier.WEEKLY, [there], POLICY, NOW)
@@ -87,12 +87,12 @@ def test_a_weekly_backup_is_not_promoted_again(catalog: Catalog) -> None:
     assert (decision.promote, decision.reason) == (False, f"{weekly} is a weekly backup already")
 
 
-def test_a_bad_weekly_does_not_take_the_weeks_place(catalog: Catalog) -> None:
+def test_a_bad_weekly_backup_does_not_count_for_its_week(catalog: Catalog) -> None:
     bad = judged(catalog, write_dump(catalog, SUNDAY, Tier.WEEKLY), good=False)
     assert decide_promotion(proven(catalog, SUNDAY + DAY), Tier.WEEKLY, [bad], POLICY, NOW + DAY).promote
 
 
-def test_an_unverified_weekly_of_the_old_script_has_the_week(catalog: Catalog) -> None:
+def test_an_unverified_weekly_dump_counts_for_its_week(catalog: Catalog) -> None:
     old = write_dump(catalog, SUNDAY, Tier.WEEKLY)
     assert not decide_promotion(proven(catalog, SUNDAY + DAY), Tier.WEEKLY, [old], POLICY, NOW + DAY).promote
 
@@ -137,7 +137,7 @@ def test_any_day_may_be_the_weekly_day(catalog: Catalog, day: Weekday) -> None:
 
 @pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Kathmandu"])
 @pytest.mark.parametrize("year", [1, 9999])
-def test_a_file_at_the_edge_of_the_calendar_stops_no_promotion(catalog: Catalog, year: int, zone: str) -> None:
+def test_a_dump_at_the_calendars_edge_stops_no_promotion(catalog: Catalog, year: int, zone: str) -> None:
     at = datetime(year, 1, 1, tzinfo=UTC) if year == 1 else datetime(year, 12, 31, 23, 59, 59, tzinfo=UTC)
     name = BackupName("ovia", Tier.WEEKLY, at)
     stray = Backup(catalog.folder(Tier.WEEKLY) / name.filename, name, 0, 0)

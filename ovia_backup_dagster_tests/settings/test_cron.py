@@ -1,4 +1,4 @@
-"""Which cron expressions are taken: as Dagster, which ticks by them, and none that never comes."""
+"""The accepted cron expressions: those that Dagster accepts, except dates that never occur."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ EXPRESSIONS = [
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
-def test_what_dagster_takes_is_taken(expression: str) -> None:
+def test_an_expression_is_accepted_if_dagster_accepts_it(expression: str) -> None:
     assert (why_not(expression) == "") == is_valid_cron_string(expression), why_not(expression)
 
 
 @pytest.mark.parametrize(
     "expression", ["0 0 30 2 *", "0 0 31 4 *", "0 0 30,31 feb *", "0 0 31 4,6,9,11 *", "0 0 30-31 2 ?", "0 0 31 2 */1"]
 )
-def test_a_date_that_no_year_has(expression: str) -> None:
+def test_a_date_that_no_year_has_is_refused(expression: str) -> None:
     assert why_not(expression) == "no such date exists in any year"
 
 
 @pytest.mark.parametrize("day", ["1", "*/2", "5#2", "L5", "sun-tue", "?", "*"])
 @pytest.mark.parametrize("date", ["31 2", "30 feb", "30/5 2"])
 def test_a_date_that_february_lacks_is_refused_with_a_weekday(date: str, day: str) -> None:
-    """Dagster, whose code location would not load, takes none of them."""
+    """Dagster refuses such expressions, and the code location would not load."""
     assert why_not(f"0 3 {date} {day}") == "no such date exists in any year"
     assert not is_valid_cron_string(f"0 3 {date} {day}")
 
 
 @pytest.mark.parametrize("expression", ["0 0 29 2 *", "0 0 31 4 1", "0 0 31 */2 *", "0 0 L 2 *", "0 0 30,1 2 *"])
-def test_a_date_that_some_year_has(expression: str) -> None:
+def test_a_date_that_some_year_has_is_accepted(expression: str) -> None:
     assert why_not(expression) == ""
     assert is_valid_cron_string(expression)
 
@@ -60,13 +60,13 @@ def test_a_date_that_some_year_has(expression: str) -> None:
         ("", "it has 0 fields"),
         ("@reboot", "only @hourly"),
         ("@yearly", "only @hourly"),
-        ("R 3 * * *", "'r' is no minute"),  # Dagster: another minute each time that it is asked
+        ("R 3 * * *", "'r' is no minute"),  # Dagster returns another minute each time
     ],
 )
-def test_what_is_wrong_is_said(expression: str, words: str) -> None:
+def test_the_error_says_what_is_wrong(expression: str, words: str) -> None:
     assert words in why_not(expression)
 
 
-def test_all_that_is_ordinary_is_taken() -> None:
+def test_ordinary_expressions_are_accepted() -> None:
     for fields in product(("0", "*/20"), ("3", "1-5/2"), ("*", "1,15"), ("*", "jan-jun"), ("*", "mon-fri")):
         assert why_not("  " + "\t".join(fields)) == ""

@@ -1,4 +1,4 @@
-"""Every environment variable: what it means, what it defaults to, and what is said when it cannot be used."""
+"""Every environment variable: its meaning, its default, and the error if it cannot be used."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def load(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Settings:
 
 
 def texts(thing: object) -> list[str]:
-    """All that a log, a traceback or a page might show of it."""
+    """All texts of a value that a log, a traceback or a page might show."""
     shown = [str(thing), repr(thing), f"{thing}", f"{[thing]}"]
     if isinstance(thing, Settings):
         shown += [thing.model_dump_json(), str(thing.model_dump()), str(thing.problems)]
@@ -183,7 +183,7 @@ def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch, name: str
         assert load(monkeypatch, **{name: ""}) == expected
 
 
-def test_the_names_that_people_rely_on() -> None:
+def test_the_names_of_variables_stay() -> None:
     assert set(ALL_VARIABLES) >= {
         "POSTGRES_HOST",
         "POSTGRES_PORT",
@@ -225,7 +225,7 @@ def test_the_names_that_people_rely_on() -> None:
     }
 
 
-def test_the_table_for_the_readme_says_something_about_each() -> None:
+def test_each_variable_has_a_description() -> None:
     for setting in SETTINGS:
         assert setting.shown.strip("` "), setting.name
         assert len(setting.help) > 5, setting.name
@@ -239,14 +239,14 @@ def test_only_the_documented_names_are_read(monkeypatch: pytest.MonkeyPatch) -> 
     assert Settings.load() == expected
 
 
-def test_each_setting_stands_once() -> None:
+def test_each_setting_is_declared_once() -> None:
     fields = [setting.field for setting in SETTINGS]
     variables = [name for setting in SETTINGS for name in setting.variables]
     assert len(set(fields)) == len(fields)
     assert len(set(variables)) == len(variables)
-    # What code writes is what the environment writes, in lower case.
+    # The name in code is the variable's name in lower case.
     assert [setting.field for setting in SETTINGS if setting.field.upper() not in setting.variables] == []
-    # The groups have them all, and no field is outside of one.
+    # Every field is in a group.
     assert {*fields, "libpq", "problems"} == set(Settings.model_fields)
 
 
@@ -263,7 +263,7 @@ def test_another_database_expects_no_tables_and_no_rows(monkeypatch: pytest.Monk
     assert (settings.expected_tables, settings.require_rows) == ((), False)
 
 
-def test_what_is_said_wins_over_what_the_database_suggests(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_explicit_value_wins_over_the_databases_default(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(monkeypatch, BACKUP_EXPECTED_TABLES="orders", BACKUP_REQUIRE_ROWS="false")
     assert (settings.expected_tables, settings.require_rows) == (("orders",), False)
     settings = load(monkeypatch, POSTGRES_DB="shop", BACKUP_REQUIRE_ROWS="true")
@@ -271,7 +271,7 @@ def test_what_is_said_wins_over_what_the_database_suggests(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("day", WEEKDAYS)
-def test_each_weekday_becomes_the_policys(monkeypatch: pytest.MonkeyPatch, day: str) -> None:
+def test_each_weekday_is_accepted_for_the_policy(monkeypatch: pytest.MonkeyPatch, day: str) -> None:
     policy = BackupSystem(load(monkeypatch, BACKUP_WEEKLY_DAY=day)).policy
     assert isinstance(policy, Policy)
     assert policy.weekly_day is list(Weekday)[WEEKDAYS.index(day)]
@@ -364,13 +364,13 @@ def test_an_invalid_value_is_a_problem_naming_its_variable(
     (problem,) = settings.problems
     assert problem.startswith(f"{name}: ")
     assert len(problem) > len(f"{name}: ")
-    # The default stands in, so that the code location loads.
+    # The default is used, so that the code location loads.
     assert settings.model_copy(update={"problems": ()}) == expected
     with pytest.raises(SettingsError, match=name):
         settings.require()
 
 
-def test_each_problem_is_named_and_what_is_right_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_problem_is_named_and_valid_values_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(
         monkeypatch,
         POSTGRES_HOST="",
@@ -410,7 +410,7 @@ def reveal(password: SecretStr | None) -> str | None:
     return password.get_secret_value() if password is not None else None
 
 
-def test_which_password_wins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_order_of_password_variables_decides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text("from the file\n", encoding="utf-8")
     assert reveal(load(monkeypatch, POSTGRES_PASSWORD_FILE=str(file)).password()) == "from the file"
@@ -426,8 +426,8 @@ def test_an_empty_password_variable_does_not_hide_the_next_one(monkeypatch: pyte
     assert reveal(load(monkeypatch, POSTGRES_PASSWORD="", **empty).password()) == "from the file"
 
 
-def test_whose_password_restores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The dumping role's is of use to that role alone."""
+def test_the_restoring_role_has_its_own_password(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The dumping role's password is valid only for that role."""
     file = tmp_path / "password"
     file.write_text("from the file\n", encoding="utf-8")
     monkeypatch.setenv("POSTGRES_PASSWORD", "the dumping role's")
@@ -454,7 +454,7 @@ def test_whose_password_restores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         (b"#not a comment\n", "#not a comment"),
     ],
 )
-def test_the_password_is_the_files_first_line(
+def test_the_password_is_the_first_line_of_its_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes, password: str
 ) -> None:
     file = tmp_path / "password"
@@ -536,7 +536,7 @@ def test_only_libpqs_tls_and_passfile_variables_pass_through(monkeypatch: pytest
 
 
 def test_an_empty_libpq_variable_is_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    # libpq takes an empty PGSSLMODE for a mode of that name, and refuses.
+    # libpq takes an empty PGSSLMODE for the name of a mode, and refuses it.
     assert load(monkeypatch, PGSSLMODE="", PGPASSFILE="").libpq == {}
 
 
@@ -637,11 +637,11 @@ def test_alert_urls_set_twice_are_a_problem_sent_to_all(monkeypatch: pytest.Monk
     assert load(monkeypatch, BACKUP_NOTIFY_URLS="").problems == ()
 
 
-def test_a_password_file_that_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unused_password_file_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     both = {"POSTGRES_PASSWORD_FILE": "/x", "RESTORE_POSTGRES_PASSWORD_FILE": "/y"}
     assert load(monkeypatch, **both).unread == {}
     settings = load(monkeypatch, POSTGRES_PASSWORD=SECRET, RESTORE_POSTGRES_PASSWORD=SECRET)
-    # As ever: the variable comes first.
+    # As always, the variable has precedence.
     assert reveal(settings.password()) == reveal(settings.restore_password()) == SECRET
     assert settings.problems == ()
     assert settings.unread == {
@@ -689,7 +689,7 @@ def test_a_connection_shows_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     connection = BackupSystem(load(monkeypatch, POSTGRES_PASSWORD=SECRET)).connection
     assert isinstance(connection, Connection)
     assert not [text for text in texts(connection) if SECRET in text]
-    # Only the child's environment has it.
+    # Only the child's environment contains it.
     assert connection.environment()["PGPASSWORD"] == SECRET
     assert connection.redact(f"FATAL: {SECRET} is wrong") == "FATAL: ******** is wrong"
 
@@ -701,7 +701,7 @@ def test_the_system_and_its_parts_show_no_secret(monkeypatch: pytest.MonkeyPatch
         assert not [text for text in texts(part) if SECRET in text]
 
 
-def test_an_error_keeps_its_words_between_processes() -> None:
+def test_an_error_keeps_its_text_between_processes() -> None:
     error = SettingsError("what", why="why", fix="fix")
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), str(again)) == (SettingsError, "what: why. Next: fix")
@@ -770,7 +770,7 @@ def test_a_value_that_is_none_or_empty_is_not_set() -> None:
                 assert Settings.of(**given).problems == ("POSTGRES_HOST is not set",)
             else:
                 assert Settings.of(**given) == expected
-    # None are expected, which is not the same as that nothing is said.
+    # An empty list means that no tables are expected, unlike no value at all.
     assert Settings.of(postgres_host="db.example", backup_expected_tables=()).expected_tables == ()
 
 
@@ -789,13 +789,13 @@ def test_an_invalid_value_from_code_is_a_problem_too() -> None:
 
 
 @pytest.mark.parametrize("name", ["POSTGRES_HOST", "postgres_hots", "problems", "title"])
-def test_a_name_that_is_no_settings_is_refused(name: str) -> None:
+def test_an_unknown_setting_is_refused(name: str) -> None:
     with pytest.raises(TypeError, match=f"no settings are called {name}"):
         Settings.of(**{name: "x"})
 
 
 def test_two_databases_in_one_process_are_independent(tmp_path: Path) -> None:
-    """Each its own server, volume, role, password by file, and TLS."""
+    """Each has its own server, volume, role, password file and TLS."""
     systems = {}
     for name in ("ovia", "shop"):
         (tmp_path / name).write_text(f"{name}'s password\n")

@@ -1,4 +1,4 @@
-"""Two databases in one process: each with the server, role, password and volume of its own settings, at one time."""
+"""Two databases in one process at once: each with the server, role, password and volume of its own settings."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def settings_of(
     return build
 
 
-def test_both_are_dumped_and_verified_at_one_time(
+def test_both_are_dumped_and_verified_at_the_same_time(
     settings_of: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     systems = {name: BackupSystem(settings_of(name)) for name in NAMES}
-    # Of the surroundings, and of neither.
+    # Variables of the outer environment, which belong to neither.
     for name, value in (("PGHOST", "nowhere.invalid"), ("PGPASSWORD", "wrong"), ("BACKUP_DIR", "/nonexistent")):
         monkeypatch.setenv(name, value)
 

@@ -13,7 +13,7 @@ from ovia_backup_dagster.postgres.programs import Connection, Programs, capture
 
 
 def rows_in(database: Connection) -> dict[str, int]:
-    """SELECT count(*) of every table that holds data of its own, named as pg_dump names it."""
+    """The number of rows of each table that stores data, with the names that pg_dump uses."""
     query = """
         SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS name, n.nspname, c.relname,
                (SELECT p.partstrat FROM pg_partitioned_table p JOIN pg_inherits i ON i.inhparent = p.partrelid
@@ -26,7 +26,7 @@ def rows_in(database: Connection) -> dict[str, int]:
     ) as session:
         counts: dict[str, int] = {}
         for name, schema, table, strategy in session.execute(query).fetchall():
-            # pg_dump loads partitions that are hashed by an enum through their root.
+            # pg_dump loads partitions by a hash of an enum through their root.
             root = re.sub(r"_p\d+$", "", name) if strategy == "h" else name
             statement = sql.SQL("SELECT count(*) FROM ONLY {}").format(sql.Identifier(schema, table))
             row = session.execute(statement).fetchone()
@@ -36,7 +36,7 @@ def rows_in(database: Connection) -> dict[str, int]:
 
 
 def restored(source: Connection, dump: Path, name: str, programs: Programs) -> Connection:
-    """A plain pg_restore of a dump into a new database."""
+    """Restore a dump into a new database with plain pg_restore."""
     target = replace(source, database=name)
     create = (programs.path("createdb"), "--template=template0", name)
     assert capture(create, variables=replace(source, database="postgres").environment())[0] == 0

@@ -1,4 +1,4 @@
-"""``ovia-backup`` with the settings of one database: as a process, or, which is quicker, in the test's own process."""
+"""``ovia-backup`` with the settings of one database: as a process, or faster, in the test's own process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PROGRAM = Path(sys.executable).with_name("ovia-backup")
 
 @dataclass(frozen=True)
 class Cli:
-    """Runs the program as a process, with the settings of one database, and nothing else from outside."""
+    """Runs the program as a process, with the settings of one database, and with PATH and HOME of the environment."""
 
     settings: dict[str, str]
 
@@ -51,7 +51,7 @@ class Cli:
 
 
 class InProcessCli(Cli):
-    """Runs the same commands in this process: it saves the start of Python, half a second of the processor's time.
+    """Runs the same commands in this process, which saves 0.5 s of processor time for the start of Python.
 
     For tests of what a command does and prints. Streams, signals and imports are tested with :class:`Cli`.
     """
@@ -75,7 +75,7 @@ class InProcessCli(Cli):
 
 @contextmanager
 def _signals_restored() -> Iterator[None]:
-    """A command sets handlers for signals; the test's own are put back."""
+    """Restore the test's signal handlers, which a command replaces."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
@@ -85,7 +85,7 @@ def _signals_restored() -> Iterator[None]:
 
 
 def one_line(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
-    """It failed with one clear line, no traceback, no secret."""
+    """Assert that the command failed with one line, without traceback and secret."""
     assert result.returncode == code, result.stderr
     assert "Traceback" not in result.stderr + result.stdout
     assert PASSWORD not in result.stderr + result.stdout
@@ -96,7 +96,7 @@ def one_line(result: subprocess.CompletedProcess[str], code: int, *words: str) -
 
 
 def made_earlier(dump: Path, by: timedelta) -> str:
-    """The name of the backup, when it was made so long ago."""
+    """Redate a backup to ``by`` ago; return its new name."""
     name = BackupName.parse(dump.name)
     assert name is not None
     status = dump.stat()

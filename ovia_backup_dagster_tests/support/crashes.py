@@ -1,6 +1,6 @@
-"""Lets an operation die at each of its steps in turn, and runs things as a user without rights.
+"""Kills an operation at each of its steps in turn, and runs actions as an unprivileged user.
 
-Both in a forked child, so that what is tested is real files after a real end of a process.
+Both in a forked child, so that tests see real files after the real end of a process.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from itertools import count
 from typing import Any
 
 ORDINARY_USER = 65534
-#: What changes a folder, or makes a change last.
+#: System calls that change a folder, or make a change durable.
 STEPS = ("open", "fsync", "rename", "link", "unlink", "chmod", "fchmod", "fchown", "utime", "mkdir", "rmdir")
 
 
 def killed_at_each_step(prepare: Callable[[], Callable[[], object]]) -> Iterator[int]:
-    """Run an operation again and again, with ``kill -9`` before its 1st, 2nd, ... step; last of all to its end.
+    """Run an operation repeatedly, with ``kill -9`` before its 1st, 2nd, ... step; the last run is not killed.
 
     Args:
         prepare: makes a fresh volume before each run, and returns the operation on it.
 
     Yields:
-        The number of the run, when its process has ended.
+        The number of each run, after its process has ended.
     """
     for number in count(1):
         operation = prepare()
@@ -37,13 +37,13 @@ def killed_at_each_step(prepare: Callable[[], Callable[[], object]]) -> Iterator
         assert code in (0, -signal.SIGKILL)
         yield number
         if code == 0:
-            # An operation of hardly a step would have shown nothing.
+            # An operation with few steps would prove nothing.
             assert number > 4
             return
 
 
 def die_at(step: int) -> None:
-    """From now on, this process kills itself before its ``step``-th step."""
+    """Make this process kill itself before its ``step``-th step from now on."""
     left = step
 
     def dying(real: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,7 +61,7 @@ def die_at(step: int) -> None:
 
 
 def in_a_child(action: Callable[[], object]) -> int:
-    """Do it in a forked child; returns its exit code, or minus the signal that killed it."""
+    """Run the action in a forked child; return its exit code, or minus the signal that killed it."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -69,15 +69,15 @@ def in_a_child(action: Callable[[], object]) -> int:
             action()
             code = 0
         finally:
-            # Not the test runner's own end: no teardown, no report.
+            # Skip the test runner's own exit: no teardown, no report.
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def raised_as_nobody(action: Callable[[], object]) -> BaseException | None:
-    """What the action raises for a user who is bound by the modes of files, as root is not.
+    """The exception that the action raises for a user to whom file modes apply, unlike root.
 
-    Root becomes the account `nobody`; other users stay themselves. So deny by ``chmod`` what must be denied.
+    Root becomes the account `nobody`; another user stays the same, so deny access by ``chmod`` and not by owner.
     """
     reading, writing = os.pipe()
 

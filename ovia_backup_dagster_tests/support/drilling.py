@@ -1,4 +1,4 @@
-"""What the tests of the restore drill share: a database is dumped, verified and drilled, as it would be by night."""
+"""What the tests of the restore drill share: they dump, verify and drill a database, as the scheduled jobs do."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Drilling:
         return Driller(verifier, self.source, THROWAWAYS, self.source)
 
     def dump(self) -> Backup:
-        """A new backup, proven."""
+        """A new verified backup."""
         dumper = Dumper(self.catalog, self.source, self.programs, lock_wait_timeout_seconds=1)
         backup = dumper.dump(log=quiet)
         verified = self.driller.verifier.verify(backup, log=quiet)
@@ -57,7 +57,7 @@ class Drilling:
         return verified.backup
 
     def drill(self, where: Where = Where.THROWAWAY, *, driller: Driller | None = None) -> Evidence:
-        """The newest backup's drill."""
+        """Drill the newest backup."""
         driller = driller or self.driller
         return driller.drill(driller.find("latest"), Choice(where), launched_by="a test", log=quiet)
 
@@ -67,7 +67,7 @@ class Drilling:
 
 
 def by_check(evidence: Evidence) -> dict[Check, CheckResult]:
-    """The lines; each check is made at most once."""
+    """Check -> its line; asserts that each check was made at most once."""
     lines = {line.check: line for line in evidence.lines}
     assert len(lines) == len(evidence.lines)
     assert NO_CODE not in {line.text for line in evidence.lines}
@@ -75,7 +75,7 @@ def by_check(evidence: Evidence) -> dict[Check, CheckResult]:
 
 
 def not_passed(evidence: Evidence) -> dict[Check, str]:
-    """What did not simply pass, of the checks that were made."""
+    """The checks that were made and did not pass: check -> text."""
     return {
         line.check: line.text
         for line in evidence.lines
@@ -84,7 +84,7 @@ def not_passed(evidence: Evidence) -> dict[Check, str]:
 
 
 def assert_passed(evidence: Evidence, *odd: Check) -> None:
-    """It passed, and no other check than these was odd."""
+    """Assert that the drill passed, and that no check was odd but these."""
     assert evidence.passed, evidence.failures
     assert set(not_passed(evidence)) <= set(odd), not_passed(evidence)
     assert by_check(evidence).keys() == set(Check.at(Stage.DRILL))
@@ -92,7 +92,7 @@ def assert_passed(evidence: Evidence, *odd: Check) -> None:
 
 @contextmanager
 def database(cluster: PortCluster, name: str, options: str = "") -> Iterator[Connection]:
-    """An empty database of any name."""
+    """A new empty database with any name, dropped after the block."""
     quoted = sql.Identifier(name)
     with admin(cluster) as session:
         session.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0 " + options).format(quoted))
@@ -104,7 +104,7 @@ def database(cluster: PortCluster, name: str, options: str = "") -> Iterator[Con
 
 
 def one(connection: Connection, query: str) -> object:
-    """The first value that a query gives."""
+    """The first value in the result of a query."""
     with psycopg.connect(
         host=connection.host, port=connection.port, dbname=connection.database, user=connection.user
     ) as session:

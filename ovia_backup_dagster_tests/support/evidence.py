@@ -12,7 +12,7 @@ from ovia_backup_dagster_tests.support.factories import NOW
 
 
 def evidence(**changes: Any) -> Evidence:
-    """Of a drill that passed."""
+    """Evidence of a drill that passed."""
     passed: dict[str, Any] = {
         "started_at": NOW,
         "finished_at": NOW + timedelta(seconds=20),

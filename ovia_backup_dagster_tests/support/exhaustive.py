@@ -24,7 +24,7 @@ Choice = Literal["", "third", "all"]
 
 
 class Item(Protocol):
-    """What is needed of a pytest item."""
+    """The part of a pytest item that is used."""
 
     @property
     def nodeid(self) -> str: ...
@@ -37,7 +37,7 @@ def choice() -> Choice:
     """The value of ``EXHAUSTIVE``.
 
     Raises:
-        ValueError: it is another word.
+        ValueError: it has another value.
     """
     match os.environ.get("EXHAUSTIVE", ""):
         case "" | "third" | "all" as chosen:
@@ -47,15 +47,15 @@ def choice() -> Choice:
 
 
 def seed() -> int:
-    """What chooses the third and the random moments. All processes of one run find the same."""
+    """The number that chooses the third and the random moments, the same in all processes of one run."""
     return int(os.environ.get("FAULTS_SEED") or datetime.now(UTC).toordinal())
 
 
 def chosen(items: Sequence[T], which: Choice, number: int) -> list[T]:
-    """Those of the exhaustive tests that run, in their order.
+    """The exhaustive tests that run, in their order.
 
     Args:
-        number: the seed. Those of three seeds in a row are all tests, and no test is in two of them.
+        number: the seed. Three seeds in a row choose each test exactly once.
     """
     if which == "all":
         return list(items)

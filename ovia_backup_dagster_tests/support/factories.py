@@ -1,4 +1,4 @@
-"""Small makers of what the core layer's tests need: fake dumps on a real folder, and their sidecars.
+"""Factories for the core layer's tests: fake dumps in a real folder, and their sidecars.
 
 Nothing here asserts anything, and nothing speaks to PostgreSQL: a dump is a few bytes with the right name.
 """
@@ -68,7 +68,7 @@ def make_facts(database: str = "ovia") -> DatabaseFacts:
 
 
 def archive(at: datetime = NOW, database: str = "ovia", server: str = "16.15", minor: int = 15) -> bytes:
-    """How an archive of pg_dump 16 begins, with something behind it."""
+    """The header of an archive of pg_dump 16, with some bytes after it."""
 
     def integer(value: int) -> bytes:
         return bytes([value < 0]) + struct.pack("<i", abs(value))
@@ -108,7 +108,7 @@ def make_manifest(
 
 
 def make_witness(rows: Mapping[str, int] | None = None, partitions: Mapping[str, str] | None = None) -> Witness:
-    """An archive's reading with so many rows a table."""
+    """A witness with these numbers of rows: table -> rows."""
     tables = {"public.people": 3} if rows is None else rows
     return Witness(
         tables=tuple(TableWitness(name=n, columns="(id)", rows=r, sha256="0" * 64) for n, r in tables.items()),
@@ -141,7 +141,7 @@ def make_judgement(backup: Backup, *, good: bool, at: datetime = NOW) -> Judgeme
 def write_dump(
     catalog: Catalog, started_at: datetime, tier: Tier = Tier.DAILY, *, content: bytes = CONTENT, age: timedelta = HOUR
 ) -> Backup:
-    """What the old script left: a dump without any sidecar, last written ``age`` before ``NOW``."""
+    """A dump of the old script: without sidecars, last written ``age`` before ``NOW``."""
     name = BackupName(catalog.database, tier, started_at)
     path = catalog.folder(tier) / name.filename
     path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -153,19 +153,19 @@ def write_dump(
 
 
 def publish(catalog: Catalog, started_at: datetime, *, content: bytes = CONTENT) -> Backup:
-    """What this system leaves: a dump with manifest and globals, not verified yet."""
+    """A dump of this system, with manifest and globals, not verified yet."""
     name = BackupName(catalog.database, Tier.DAILY, started_at)
     temporary = catalog.temporary(name)
-    temporary.touch(0o600)  # as pg_dump's caller sees to it
+    temporary.touch(0o600)  # as the caller of pg_dump does
     temporary.write_bytes(content)
     manifest = make_manifest(name.started_at, content, database=catalog.database, roles=ROLES)
     return publish_backup(catalog, temporary, name, {GLOBALS: ROLES, MANIFEST: manifest.to_json().encode()})
 
 
 def redated(backup: Backup, at: datetime, *, keep: bool = False) -> Backup:
-    """The same backup, as if it had been made at ``at``: its name, its manifest, its archive and what is said of it.
+    """The same backup, as if it had been made at ``at``: changes its name, manifest, archive header and sidecars.
 
-    The archive is another file afterwards, with the times of the one before, which stays if it is to be kept.
+    The archive is a new file with the old one's times; the old backup stays if ``keep`` is set.
     """
     name = BackupName(backup.name.database, backup.tier, at)
     target = backup.path.with_name(name.filename)
@@ -229,7 +229,7 @@ def _written_at(content: bytes, at: datetime) -> bytes:
         return content
     begun = at.astimezone(UTC)
     times = (begun.second, begun.minute, begun.hour, begun.day, begun.month - 1, begun.year - 1900)
-    offset = len(MAGIC) + 7  # three of the version, two sizes, format, compression: as of 1.15
+    offset = len(MAGIC) + 7  # version (3 bytes), two sizes, format, compression: as of format 1.15
     return content[:offset] + b"".join(struct.pack("<bi", 0, value) for value in times) + content[offset + 30 :]
 
 
@@ -248,7 +248,7 @@ def proven(catalog: Catalog, started_at: datetime, tier: Tier = Tier.DAILY) -> B
 
 
 def drilled(catalog: Catalog, backup: Backup, *, passed: bool = True, at: datetime = NOW) -> Backup:
-    """Say that a drill restored it, as it is now."""
+    """Record that a drill restored the backup as it is now."""
     status = backup.path.stat()
     record = DrillRecord(
         at=at,
@@ -262,7 +262,7 @@ def drilled(catalog: Catalog, backup: Backup, *, passed: bool = True, at: dateti
 
 
 def drill_evidence(catalog: Catalog, at: datetime, *, passed: bool = True, why: str = "it does not restore") -> Path:
-    """What a drill leaves in ``drills/``; returns its path."""
+    """Write the evidence that a drill leaves in ``drills/``; return its path."""
     backup = BackupName(catalog.database, Tier.DAILY, at - HOUR)
     check = Check.RESTORED
     line = CheckResult(check=check, result=Result.PASSED if passed else Result.FAILED, text="" if passed else why)

@@ -1,4 +1,4 @@
-"""The body of the old ``backup.sh``'s loop, as its runbook tells it: what our dumps share a volume with for a day."""
+"""The body of the loop of the old ``backup.sh``, after its runbook: it shares a volume with our dumps for a day."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 from datetime import datetime
 from pathlib import Path
 
-#: It dumps to the final name, as root, with root's umask; keeps so many of each tier, by count alone; knows no sidecar.
+#: It dumps to the final name, as root, with root's umask; keeps a fixed count of each tier; knows no sidecars.
 SCRIPT = """
 set -euo pipefail
 umask 022
@@ -34,7 +34,7 @@ def old_script(
     weekly_keep: int = 4,
     **environment: str,
 ) -> None:
-    """One round of it at ``at`` (UTC), without the sleep."""
+    """Run one round of the script at ``at`` (UTC), without the sleep."""
     variables = {
         "AT": at.strftime("%Y-%m-%d %H:%M:%S UTC"),
         "BACKUP_DIR": str(volume),

@@ -37,7 +37,7 @@ ignore_startup_parameters = {ignored}
 
 @contextmanager
 def pgbouncer(server: int, *, mode: str, ignored: str, connect: str = "", more: str = "") -> Iterator[Connection]:
-    """While the block lasts, a pooler in front of a server's port; how its superuser connects through it."""
+    """Run a pooler in front of a server's port; yields the superuser's connection through it."""
     program = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin")
     assert program, "Debian's pgbouncer is missing: .ci/run installs it"
     port, folder = free_port(), Path(tempfile.mkdtemp(prefix="ovia-pgb-", dir="/tmp"))
@@ -45,7 +45,7 @@ def pgbouncer(server: int, *, mode: str, ignored: str, connect: str = "", more: 
     names = {"server": server, "port": port, "folder": folder, "mode": mode, "ignored": ignored}
     (folder / "ini").write_text(_INI.format(**names, connect=connect, more=more))
     user = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
-    if user is not None:  # as root it refuses to run
+    if user is not None:  # it refuses to run as root
         os.chown(folder, user, -1)
     process = subprocess.Popen([program, "--quiet", str(folder / "ini")], user=user)
     try:

@@ -18,7 +18,7 @@ from ovia_backup_dagster_tests.support.drilling import Drilling
 
 @contextmanager
 def going_live(source: Connection, name: str) -> Iterator[Copy]:
-    """A place live_copy the source; whatever is made there is gone afterwards."""
+    """A live copy beside the source; a database that is made there is dropped afterwards."""
     copy = live_copy(source, name, f"database {name}")
     try:
         yield copy
@@ -27,7 +27,7 @@ def going_live(source: Connection, name: str) -> Iterator[Copy]:
 
 
 def proof_of(drilling: Drilling, backup: Backup, log: list[str] | None = None, *, jobs: int = 2) -> Proof:
-    """One that has read its backup."""
+    """A proof that has read its backup."""
     said = quiet if log is None else log.append
     proof = Proof(drilling.driller.verifier, drilling.source, backup, said, jobs=jobs)
     proof.read_backup()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-#: One of each kind that pg_dump reads, or must not need to read.
+#: One object of each kind that pg_dump reads, or must not need to read.
 SCHEMA = """
     CREATE SCHEMA a;
     CREATE SCHEMA pgx;

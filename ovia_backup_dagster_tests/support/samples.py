@@ -1,8 +1,8 @@
 """Sample databases that were not made for this project: those of PostgreSQL's own regression tests.
 
 ``python -m ovia_backup_dagster_tests.support.samples`` (``make test``) fetches them into ``.cache``: Debian's
-source package, by ``apt-get``, of the version and with the hash in ``samples.lock``. They are run as they are, against
-the server's next major: statements that fail are part of them, and what they leave behind is the sample.
+source package, by ``apt-get``, with the version and hash in ``samples.lock``. They run unchanged, against the server's
+next major: statements that fail are part of them, and the database that they leave behind is the sample.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).parents[2]
 LOCK = REPOSITORY / "samples.lock"
 SAMPLES = REPOSITORY / ".cache" / "samples"
 _WANTED = re.compile(r"[^/]+/((?:src/test/regress|src/test/mb|contrib/\w+)/(?:(?:sql|data)/.+|parallel_schedule))")
-#: They leave nothing behind, and take seconds.
+#: These scripts leave nothing behind, and take seconds.
 _LEAVE_NOTHING = """
     join_hash select_parallel write_parallel vacuum_parallel stats explain psql psql_crosstab opr_sanity type_sanity
     sanity_check oidjoins maintain_every regex memoize prepared_xacts infinite_recurse tuplesort collate.icu.utf8
@@ -34,7 +34,7 @@ _TIMEOUT_SECONDS = 120
 
 
 def fetch() -> None:
-    """Download the source package, check it, and unpack what is used of it."""
+    """Download the source package, check it, and unpack the parts that are used."""
     package, sha256 = (line for line in LOCK.read_text("utf-8").splitlines() if not line.startswith("#"))
     partial = SAMPLES.with_name("samples.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -58,7 +58,7 @@ def fetch() -> None:
         if f"sha256:{found}" != sha256:
             sys.exit(f"{tarball.name} has SHA-256 {found}, samples.lock says {sha256}")
     else:
-        # Debian keeps its newest alone; apt checks the signature of whatever it gives.
+        # Debian keeps only the newest version; apt checks its signature.
         subprocess.run((*download, package.partition("=")[0]), cwd=partial, check=True)
         (tarball,) = partial.glob("*.orig.tar.bz2")
         print(f"{tarball.name} is newer than samples.lock")
@@ -90,9 +90,9 @@ class Sample:
 
     Args:
         connection: to the database to fill, as a superuser; the server runs on this machine.
-        bin_dir: where psql is.
-        source: the folder in ``SAMPLES`` that the scripts lie in.
-        folder: a folder of this sample's own, which the server may read.
+        bin_dir: the folder with psql.
+        source: the folder of the scripts, in ``SAMPLES``.
+        folder: a folder for this sample alone, which the server may read.
     """
 
     def __init__(self, connection: Connection, bin_dir: Path, source: str, folder: Path) -> None:
@@ -105,7 +105,7 @@ class Sample:
             os.chown(path, account_id(), -1)
 
     def run(self, names: Iterable[str], variables: Mapping[str, str] | None = None) -> None:
-        """Run scripts in order; what fails in them is passed over."""
+        """Run scripts in order; statements that fail are ignored."""
         to = self.connection
         environment = {
             "PATH": os.environ["PATH"],
@@ -136,14 +136,14 @@ class Sample:
 
     @property
     def schedule(self) -> list[str]:
-        """The scripts in the order that they need, without those that leave nothing behind."""
+        """The scripts in their required order, without those that leave nothing behind."""
         lines = (self.folder / "parallel_schedule").read_text("utf-8").splitlines()
         names = [name for line in lines if line.startswith("test: ") for name in line.split()[1:]]
         return [name for name in names if name not in _LEAVE_NOTHING.split()]
 
     @property
     def scripts(self) -> list[str]:
-        """All of them, by name."""
+        """All scripts, by name."""
         return sorted(path.stem for path in (self.folder / "sql").glob("*.sql"))
 
 
