@@ -172,7 +172,7 @@ class Answer(NamedTuple):
 
 @contextmanager
 def _hammering(live: Connection) -> Iterator[list[list[Answer]]]:
-    """Clients that query the database without pause while the block runs; afterwards, the list has the answers of each."""
+    """Clients that query the database without pause during the block; afterwards, the list has each one's answers."""
     processes = get_context("spawn")  # without our threads
     seen: list[list[Answer]] = []
     pipes, clients = [], []

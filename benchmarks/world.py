@@ -1,7 +1,7 @@
 """What the benchmarks measure on: a server, databases of a given size, volumes, and Dagster's home.
 
-The server is the full PostgreSQL build. It does not protect data from a power cut, which hardly matters to programs that
-only read. For all sides, the data is in the server's memory or the kernel's.
+The server is the full PostgreSQL build. It does not protect data from a power cut, which hardly matters to programs
+that only read. For all sides, the data is in the server's memory or the kernel's.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def _verification(browser: Browser, url: str, path: Path) -> None:
 
 
 def _shows_freshness(site: Site) -> bool:
-    """Whether the page shows freshness, which the daemon evaluates from time to time; the page must be reloaded for it."""
+    """Whether the page, reloaded, shows freshness, which the daemon evaluates from time to time."""
     site.page.reload()
     assert site.table("tables")
     return site.page.get_by_text("Passing").count() == 2

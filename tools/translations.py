@@ -1,4 +1,4 @@
-"""postgres/translations.json: the messages that the table of diagnoses knows, in the languages of PostgreSQL's catalogues.
+"""postgres/translations.json: the messages of the table of diagnoses in the languages of PostgreSQL's catalogues.
 
 ``python -m tools.translations`` writes it from Debian's catalogues (packages postgresql-15 and
 locales). Run it again when the table of diagnoses gets another message of the server.
