@@ -360,7 +360,7 @@ def test_the_newest_backup_in_a_state_is_found(catalog: Catalog) -> None:
     assert catalog.newest(NOW, State.UNVERIFIED) is None
 
 
-# --- Finding one by name ------------------------------------------------------------------------------------------
+# --- Finding a backup by name -------------------------------------------------------------------------------------
 
 
 def test_a_backup_is_found_by_name_stem_and_path(catalog: Catalog) -> None:
@@ -379,7 +379,7 @@ def test_a_backup_is_found_by_a_relative_path(catalog: Catalog, monkeypatch: pyt
     assert catalog.find(f"./{DUMP}", NOW) == backup
 
 
-def test_the_two_tiers_copies_are_told_apart_by_name(catalog: Catalog) -> None:
+def test_the_two_tiers_copies_differ_by_name(catalog: Catalog) -> None:
     backup = proven(catalog, AT)
     weekly = promote_backup(catalog, backup, Tier.WEEKLY, NOW)
     assert catalog.find(WEEKLY_DUMP, NOW) == weekly
@@ -464,7 +464,7 @@ def test_a_backup_that_is_gone_cannot_be_refreshed(catalog: Catalog) -> None:
         catalog.refresh(backup)
 
 
-def test_a_name_that_is_taken_moves_on_by_seconds(catalog: Catalog) -> None:
+def test_a_taken_name_moves_to_the_next_second(catalog: Catalog) -> None:
     for seconds in (0, 1):
         write_dump(catalog, AT + timedelta(seconds=seconds))
     assert catalog.free_name(AT).started_at == AT + timedelta(seconds=2)

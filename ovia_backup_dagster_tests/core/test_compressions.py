@@ -55,6 +55,6 @@ def test_pg_dump_15_and_older_take_the_level_alone(major: int, spelling: str, ta
         (15, "gzip:level=9,x=1", "pg_dump 15 takes a level of gzip alone, and not 'level=9,x=1'"),
     ],
 )
-def test_what_an_old_pg_dump_cannot_do_is_an_error(major: int, spelling: str, said: str) -> None:
+def test_a_compression_that_an_old_pg_dump_lacks_is_an_error(major: int, spelling: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         spelled_for(major, spelling)

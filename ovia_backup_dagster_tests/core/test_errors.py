@@ -54,7 +54,7 @@ def test_a_shortened_output_keeps_beginning_and_end() -> None:
     assert statement in error.whole
 
 
-def test_shortened() -> None:
+def test_a_long_text_is_cut_in_its_middle() -> None:
     assert shortened("short") == "short"
     assert len(shortened("x" * 5000)) == MOST
     assert shortened("x" * 5000, 40) == "xxxxxxxxxxxx … 5,000 characters … xxxxxx"

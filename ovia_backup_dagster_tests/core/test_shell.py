@@ -36,5 +36,5 @@ def test_bash_reads_a_quoted_word_back(text: str) -> None:
 
 
 @pytest.mark.parametrize(("text", "needed"), [("a b", False), ("", False), ("a  b", True), ("a ", True), ("\n", True)])
-def test_only_what_a_line_would_change_needs_escapes(text: str, needed: bool) -> None:
+def test_only_characters_that_a_line_would_change_are_escaped(text: str, needed: bool) -> None:
     assert needs_escapes(text) is needed

@@ -274,7 +274,7 @@ def test_monthly_and_yearly_backups_need_no_second_link(root: Path) -> None:
     assert before.items() <= dumps(root).items()
 
 
-# --- What must not be followed, entered or taken --------------------------------------------------------------------
+# --- Links, mounts and foreign files --------------------------------------------------------------------------------
 
 
 def test_no_link_is_followed(root: Path, tmp_path: Path) -> None:
@@ -409,7 +409,7 @@ def test_a_missing_volume_cannot_be_handed_over(tmp_path: Path) -> None:
     assert names(tmp_path / "volume") == set()
 
 
-# --- The shared day -------------------------------------------------------------------------------------------------
+# --- Sharing a volume with the old script ---------------------------------------------------------------------------
 
 
 def test_a_dump_removed_by_the_old_script_is_restored(root: Path) -> None:
@@ -559,7 +559,7 @@ def test_without_a_hand_over_nothing_is_protected(tmp_path: Path) -> None:
     assert takeover_links.handover_began(tmp_path) is None
 
 
-# --- Killed ---------------------------------------------------------------------------------------------------------
+# --- Killed processes -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.exhaustive

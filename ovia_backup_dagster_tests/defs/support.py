@@ -1,7 +1,7 @@
 """A code location on a temporary volume, and what the tests do with it.
 
-Runs are executed in this process. Time is never slept through: the instant of a backup is in its file's name, so a
-backup becomes old by being renamed.
+Runs are executed in this process. No test waits for a backup to age: a backup's instant is in its file's name, so tests
+rename it.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def shown(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
     return dict(materialized(result)[ALERT])
 
 
-# ---------------------------------------------------------------- what is said
+# ---------------------------------------------------------------- messages
 
 
 def test_no_message_is_sent_while_all_is_well(bare: NewLocation, people: Receiver) -> None:
@@ -187,7 +187,7 @@ def test_a_late_all_clear_reports_the_new_trouble(bare: NewLocation, people: Rec
     assert people.messages[0]["type"] == "failure"
 
 
-# ---------------------------------------------------------------- what is green, and what red
+# ---------------------------------------------------------------- checks
 
 QUESTIONS = (
     "volume_readable",

@@ -264,7 +264,7 @@ def test_a_forged_plan_is_refused_in_a_line(backed_up: Location, database: Conne
     assert rows(database) == 0
 
 
-def test_two_plans_of_a_second_have_two_words(backed_up: Location, database: Connection) -> None:
+def test_plans_of_the_same_second_have_different_words(backed_up: Location, database: Connection) -> None:
     restorations = backed_up.system.restorations
     plan = restorations.planner.plan(Wishes(), "test", None, datetime.now(UTC))
     assert len({restorations.offer(plan) for _ in range(3)}) == 3

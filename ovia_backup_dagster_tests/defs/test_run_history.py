@@ -36,7 +36,7 @@ JOB = "history_pruning_job"
 NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
 
-# ---------------------------------------------------------------- which runs go
+# ---------------------------------------------------------------- which runs are removed
 
 
 def past(number: int, job: str, created: int, lasted: int | None, succeeded: bool) -> PastRun:

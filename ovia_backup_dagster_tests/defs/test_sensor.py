@@ -71,7 +71,7 @@ def episode(request: dg.RunRequest | None) -> str:
     return str(request.run_config["ops"][ALERT]["config"]["episode"])
 
 
-# ---------------------------------------------------------------- what is trouble
+# ---------------------------------------------------------------- kinds of trouble
 
 
 def test_a_fresh_backup_requests_no_alert(daemon: Daemon, volume: Path) -> None:
@@ -812,7 +812,7 @@ def test_restores_of_another_database_do_not_count(daemon: Daemon, bare: NewLoca
     assert daemon.tick() is None
 
 
-# ---------------------------------------------------------------- what restores have kept
+# ---------------------------------------------------------------- replaced databases
 
 
 @pytest.mark.exhaustive

@@ -1,4 +1,4 @@
-"""The Dagster layer's fixtures, for what the doctor says there."""
+"""The Dagster layer's fixtures, for the doctor's observations of Dagster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of the doctor share: a system from an environment, and a look at one line of a report."""
+"""What the tests of the doctor share: a system from an environment, and access to one line of a report."""
 
 from __future__ import annotations
 

@@ -138,7 +138,9 @@ def refusal(connection: Connection, volume: Path, bin_dir: Path, **more: str) ->
     return line
 
 
-def test_refusals_are_told_as_a_dump_would(database: Connection, tcp: Connection, bin_dir: Path, volume: Path) -> None:
+def test_refusals_have_the_words_of_a_dumps_error(
+    database: Connection, tcp: Connection, bin_dir: Path, volume: Path
+) -> None:
     nowhere = replace(tcp, port=free_port())
     assert "Connection refused" in refusal(nowhere, volume, bin_dir).text
     line = refusal(tcp, volume, bin_dir, PGPASSWORD=PASSWORD[:-1])
@@ -289,7 +291,7 @@ def test_subscriptions_and_unlogged_tables_are_reported(database: Connection, bi
     assert the(lines, "unlogged tables (2) are in the dump, but empty after a crash").level is Severity.OK
 
 
-# ------------------------------------------------------------------------------------------ is it the right one?
+# ------------------------------------------------------------------------------------------ is it the right server?
 
 
 def test_missing_expected_tables_are_a_failure(database: Connection, bin_dir: Path, volume: Path) -> None:
@@ -316,7 +318,7 @@ def test_another_server_than_the_last_dumps_is_a_warning(database: Connection, b
     assert not [line for line in doctor.server(system) if "another server" in line.text]
 
 
-# ------------------------------------------------------------------------------------------ it only looks
+# ------------------------------------------------------------------------------------------ nothing is changed
 
 
 def contents(database: Connection, bin_dir: Path) -> str:

@@ -418,12 +418,12 @@ def test_dumps_no_longer_verified_are_a_failure(volume: Path) -> None:
     assert (line.level, "not verified, like all recent ones" in line.text) == (Severity.FAIL, True)
 
 
-# ------------------------------------------------------------------------------------------ many, and nothing changes
+# ------------------------------------------------------------------------------------------ many backups, no changes
 
 
 @pytest.mark.exhaustive
 @needs_root
-def test_ten_thousand_backups_take_a_second_or_so(volume: Path) -> None:
+def test_ten_thousand_backups_are_checked_in_seconds(volume: Path) -> None:
     with tmpfs(volume, "size=200m"):
         catalog = make_catalog(volume)
         for number in range(10_000):

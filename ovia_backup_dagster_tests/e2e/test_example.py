@@ -66,7 +66,7 @@ def copied(tmp_path: Path) -> Path:
     return Path(shutil.copytree(EXAMPLE, tmp_path / "project", ignore=shutil.ignore_patterns("__pycache__")))
 
 
-def test_dg_checks_and_lists_it(variables: dict[str, str], home: Path) -> None:
+def test_dg_checks_and_lists_the_example(variables: dict[str, str], home: Path) -> None:
     checked = dg_command("check", "defs", home=home, folder=EXAMPLE, **variables)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert "All component YAML validated successfully." in checked.stdout + checked.stderr
@@ -126,7 +126,7 @@ def test_dg_launches_each_database(variables: dict[str, str], home: Path) -> Non
 
 
 @pytest.mark.exhaustive
-def test_its_ui_launches_both_databases(variables: dict[str, str], home: Path) -> None:
+def test_the_ui_launches_both_databases(variables: dict[str, str], home: Path) -> None:
     """By GraphQL, as the UI's buttons do: each job, and assets of both at once, with the location's executor."""
     volumes = Path(variables["BACKUP_ROOT"])
     before = {name: len(list((volumes / name / "daily").glob("*.verified.json"))) for name in DATABASES}

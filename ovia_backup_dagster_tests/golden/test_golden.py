@@ -99,7 +99,7 @@ def utc(text: str) -> datetime:
     return datetime.fromisoformat(text).replace(tzinfo=UTC)
 
 
-# ---- Nothing of a file is lost when it is read
+# ---- Every value of a file is read
 
 
 def models() -> Iterator[tuple[Path, type[Sidecar]]]:
@@ -552,7 +552,7 @@ def test_a_hand_over_that_is_under_way_is_finished(tmp_path: Path) -> None:
     assert done.left_alone == ()
 
 
-# ---- In words
+# ---- Texts
 
 
 @pytest.mark.parametrize("moment", MOMENTS)

@@ -324,7 +324,7 @@ def a_hand_over(root: Path, life: Life, bin_dir: Path) -> None:
     for days in (2, 1, 0):
         old_script(root, FIRST + days * DAY, dump=pg_dump)
     at = FIRST + 2 * DAY + HOUR
-    # Dumps of another user's are what a hand-over is known by.
+    # A hand-over recognises the old script's volume by dumps of another user.
     takeover.begin(root, takeover.Owner(10001, 10001), at)
     old_script(root, FIRST + 3 * DAY, dump=pg_dump, daily_keep=2)
     set_mtime(root / ".handover", at)

@@ -115,7 +115,7 @@ def test_no_backup_is_critical_and_cannot_be_verified(system: System) -> None:
     assert (verified.level, verified.text, verified.trouble) == (UNKNOWN, "there is no backup to verify", None)
 
 
-def test_the_newest_backup_is_called_by_its_standing(system: System) -> None:
+def test_the_newest_backup_is_described_by_its_state(system: System) -> None:
     backup = publish(system.catalog, NOW - 2 * HOUR)
     assert backups(system)[2].text == "the newest backup is not verified yet"
     backup = judged(system.catalog, backup)
@@ -135,7 +135,7 @@ def test_backups_that_stay_unverified_are_critical_once(system: System) -> None:
     assert verified.trouble is not None
 
 
-def test_a_newer_bad_backup_is_told_with_its_cause(system: System) -> None:
+def test_a_newer_bad_backup_is_reported_with_its_cause(system: System) -> None:
     proven(system.catalog, NOW - 3 * HOUR)
     bad = judged(system.catalog, publish(system.catalog, NOW - HOUR), good=False)
     fresh, rejected, _ = backups(system)
@@ -154,7 +154,7 @@ def test_two_bad_backups_are_counted_with_the_newest_cause(system: System) -> No
     assert (rejected.why, rejected.fix) == (newest.problem.reason, newest.problem.fix)
 
 
-def test_a_bad_backup_is_not_told_beside_a_stale_one(system: System) -> None:
+def test_a_bad_backup_is_not_reported_beside_a_stale_one(system: System) -> None:
     proven(system.catalog, NOW - 3 * DAY)
     judged(system.catalog, publish(system.catalog, NOW - HOUR), good=False)
     fresh, rejected, _ = backups(system)
@@ -185,7 +185,7 @@ def test_an_unfinished_restore_is_critical() -> None:
     )
 
 
-# --- All of it ------------------------------------------------------------------------------------------------------
+# --- The whole condition --------------------------------------------------------------------------------------------
 
 
 def test_a_system_without_trouble_is_ok(system: System) -> None:
@@ -229,7 +229,7 @@ def test_without_dagster_its_questions_are_left_out(system: System) -> None:
     assert found.answer(Question.RUNS) is None
 
 
-def test_settings_that_cannot_be_used_are_unknown_and_told(system: System) -> None:
+def test_unusable_settings_are_unknown_and_reported(system: System) -> None:
     proven(system.catalog, NOW - HOUR)
     error = SettingsError("POSTGRES_HOST is not set", fix="set it")
     found = assess(system, NOW, settings=error)
@@ -239,7 +239,7 @@ def test_settings_that_cannot_be_used_are_unknown_and_told(system: System) -> No
     assert found.kinds == "backup"
 
 
-def test_a_failed_run_beside_good_backups_is_told(system: System) -> None:
+def test_a_failed_run_beside_good_backups_is_reported(system: System) -> None:
     proven(system.catalog, NOW - 2 * HOUR)
     found = assess(system, NOW, runs=FailedRuns(backup=FAILED, ended_early=FAILED))
     answer = found.answer(Question.RUNS)
@@ -255,7 +255,7 @@ def test_a_run_that_failed_before_a_verified_backup_is_fine(system: System) -> N
     assert (found.failed, found.told, answers(found)[Question.RUNS][0]) == (None, (), OK)
 
 
-def test_a_failed_run_is_told_with_the_stale_backup(system: System) -> None:
+def test_a_failed_run_is_reported_with_the_stale_backup(system: System) -> None:
     proven(system.catalog, NOW - 3 * DAY)
     early = FailedRun("daily_backup_job", "run-2", NOW - HOUR, "cancelled")
     found = assess(system, NOW, runs=FailedRuns(backup=FAILED, ended_early=early))
@@ -296,7 +296,7 @@ def test_a_volume_that_is_gone_leaves_all_else_unknown(system: System) -> None:
     assert (found.found, found.drills, found.newest_verified) == (None, None, None)
 
 
-def test_a_run_that_ended_as_a_verified_backup_began_is_told(system: System) -> None:
+def test_a_run_that_ended_as_a_backup_began_is_reported(system: System) -> None:
     proven(system.catalog, FAILED.at)
     assert assess(system, NOW, runs=FailedRuns(backup=FAILED, ended_early=FAILED)).failed is FAILED
 

@@ -61,7 +61,7 @@ def test_no_backup_at_all_is_missing(catalog: Catalog) -> None:
     assert found.text == "there is no backup"
 
 
-def test_a_bad_newest_is_passed_over_and_counted(catalog: Catalog) -> None:
+def test_a_bad_newest_backup_is_skipped_and_counted(catalog: Catalog) -> None:
     good = proven(catalog, NOW - 30 * HOUR)
     bad = [judged(catalog, publish(catalog, NOW - n * HOUR), good=False) for n in (1, 2)]
     found = judge_freshness(catalog.backups(), MAX_AGE, NOW)
@@ -82,7 +82,7 @@ def test_an_older_bad_backup_is_not_counted(catalog: Catalog) -> None:
     assert judge_freshness(catalog.backups(), MAX_AGE, NOW).rejected == ()
 
 
-def test_an_unverified_dump_counts_and_is_called_so(catalog: Catalog) -> None:
+def test_an_unverified_dump_counts_and_is_marked(catalog: Catalog) -> None:
     backup = publish(catalog, NOW - HOUR)
     found = judge_freshness(catalog.backups(), MAX_AGE, NOW)
     assert (found.level, found.newest, found.verified) == (FreshnessLevel.FRESH, backup, False)

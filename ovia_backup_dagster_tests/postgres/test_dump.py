@@ -226,7 +226,7 @@ def test_progress_is_relative_to_the_last_dumps_size(database: Connection, dumpe
     assert all("of the last dump's size" in line for line in progress)
 
 
-# ------------------------------------------------------------------------------------------ what fails
+# ------------------------------------------------------------------------------------------ failures
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def gcc(*arguments: str) -> None:
 @pytest.mark.parametrize(
     "where", thinned(["beside the programs", "given", "given, and closed to the server's account"])
 )
-def test_its_libraries_reach_the_throwaway_server(
+def test_given_libraries_reach_the_throwaway_server(
     where: str, moved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beside, made = moved / "lib" / "libovia_away.so", moved.parent / "libovia_away.so"

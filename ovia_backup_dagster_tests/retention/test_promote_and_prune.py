@@ -448,7 +448,7 @@ def test_a_removed_backup_cannot_be_released(catalog: Catalog) -> None:
         promote_and_prune.release(catalog, backup, NOW)
 
 
-# --- A season -----------------------------------------------------------------------------------------------------
+# --- Ninety nights ------------------------------------------------------------------------------------------------
 
 
 def test_ninety_nights_leave_seven_days_and_four_weeks(catalog: Catalog) -> None:

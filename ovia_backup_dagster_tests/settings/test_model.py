@@ -45,7 +45,7 @@ def texts(thing: object) -> list[str]:
 # --- Defaults and values ------------------------------------------------------------------------------------------
 
 
-def test_the_defaults() -> None:
+def test_without_variables_the_defaults_apply() -> None:
     settings = Settings.load()
     assert settings.problems == ()
     assert settings.model_dump() == {
@@ -163,7 +163,7 @@ def test_the_defaults() -> None:
         ("DAGSTER_PUBLIC_URL", "https://dagster.example/", "dagster_public_url", "https://dagster.example"),
     ],
 )
-def test_a_variable_that_is_set(
+def test_a_variable_sets_its_field(
     monkeypatch: pytest.MonkeyPatch, name: str, text: str, field: str, value: object
 ) -> None:
     settings = load(monkeypatch, **{name: text})
@@ -399,7 +399,7 @@ def test_without_a_host_every_operation_refuses_in_one_line(monkeypatch: pytest.
         assert "\n" not in str(refused.value)
 
 
-def test_with_good_settings_nothing_refuses() -> None:
+def test_with_good_settings_no_operation_refuses() -> None:
     Settings.load().require()
 
 
@@ -583,7 +583,7 @@ def urls_from(monkeypatch: pytest.MonkeyPatch, file: Path, content: bytes) -> li
         (b"# slack://old\n  # both:\nntfy://t#part\n", ["ntfy://t#part"]),
     ],
 )
-def test_alert_urls_from_a_file(
+def test_alert_urls_are_read_from_a_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes, urls: list[str]
 ) -> None:
     assert urls_from(monkeypatch, tmp_path / "urls", content) == urls

@@ -70,7 +70,7 @@ def thinned(cases: Iterable[object], *, daily: int = 1, together: bool = False) 
     Put first the case that stands for the others.
 
     Args:
-        together: each case is the value of one argument, though it is a tuple.
+        together: each case is the value of one argument, even if it is a tuple.
     """
     found = [case if isinstance(case, ParameterSet) else pytest.param(*_values(case, together)) for case in cases]
     return [

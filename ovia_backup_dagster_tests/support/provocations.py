@@ -218,7 +218,7 @@ def failed(command: tuple[str, ...], connection: Connection) -> BackupError:
     return diagnose_program(stderr, what=f"{command[0]} failed", connection=connection, exit_code=code)
 
 
-# ------------------------------------------------------------------------------------------ no way to the server
+# ------------------------------------------------------------------------------------------ no connection to the server
 
 
 @provokes(
@@ -334,7 +334,7 @@ def all_sessions_of_a_pooler_are_lent(scene: Scene) -> Outcome:
         return Outcome(connection, [scene.dump(connection)])
 
 
-# ------------------------------------------------------------------------------------------ who may come in
+# ------------------------------------------------------------------------------------------ authentication and access
 
 
 @provokes(
@@ -833,7 +833,7 @@ def more_tables_than_the_lock_table_holds(scene: Scene) -> Outcome:
     return Outcome(connection, [by_pg_dump, caught.value])
 
 
-# ------------------------------------------------------------------------------------------ a server that goes
+# ------------------------------------------------------------------------------------------ a server that stops
 
 
 @provokes(

@@ -1,6 +1,6 @@
 """A live database with a verified backup, and ways to disturb, kill and inspect its restores.
 
-What several test modules of restores need; a single module's helpers stay there.
+Helpers that several test modules of restores need; those of a single module stay there.
 """
 
 from __future__ import annotations

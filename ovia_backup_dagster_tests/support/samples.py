@@ -76,7 +76,7 @@ def fetch() -> None:
 
 
 def _write_sources(folder: Path) -> None:
-    """This machine's own package sources, as sources of source packages."""
+    """Write this machine's package sources as sources of source packages."""
     etc = Path("/etc/apt")
     for path in (*etc.glob("sources.list.d/*.sources"), *etc.glob("sources.list.d/*.list"), etc / "sources.list"):
         if path.exists():

@@ -50,5 +50,5 @@ def test_the_first_cases_run_daily_the_others_exhaustively() -> None:
     assert cases[1].id == "second"
 
 
-def test_a_case_that_is_a_tuple_stays_one() -> None:
+def test_a_case_that_is_a_tuple_stays_a_tuple() -> None:
     assert [case.values for case in thinned([("a", 1)], together=True)] == [(("a", 1),)]
