@@ -22,11 +22,11 @@ def run_check_command(own: str, copy: Connection, programs: Programs, secrets: S
     """Run a check, and log the end of its output; returns its exit code. All processes that it started are ended.
 
     Args:
-        own: the command; if it is the name of a file that ends in ``.sql``, psql runs that file.
-        copy: passed as ``DATABASE_URL`` and ``PG*``; the command gets no other of our settings.
+        own: the command, or the name of a ``.sql`` file, which psql runs.
+        copy: passed as ``DATABASE_URL`` and ``PG*``; the command gets none of our other settings.
         programs: psql.
         secrets: removed from our environment before the command starts, and from what is logged.
-        log: gets the output.
+        log: receives the output.
     """
     secrets.forget()
     redact = secrets.redactor()
@@ -35,7 +35,7 @@ def run_check_command(own: str, copy: Connection, programs: Programs, secrets: S
         options = ("--no-psqlrc", "--quiet", "--no-password", "--set=ON_ERROR_STOP=1", f"--file={own}")
         command = (programs.path("psql"), *options)
     variables = {**copy.environment(), "DATABASE_URL": copy.url()}
-    # Output goes to a file: processes that the command leaves running would hold a pipe open.
+    # Output goes to a file: processes that the command leaves running would keep a pipe open.
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             command,

@@ -1,7 +1,7 @@
 """Keeps the code in a backup away from everything else: the sandbox holds, and functions gain no rights.
 
-Makes the check of the sandbox, and refuses an untrusted archive where its functions would gain rights.
-``escape_attempts`` tries the walls; ``postgres.sandbox`` builds them.
+Makes the check of the sandbox, and refuses an untrusted archive if its functions would gain rights. ``escape_attempts``
+tests the sandbox; ``postgres.sandbox`` builds it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Containment:
 
     Attributes:
         proof: of the drill's backup; receives the result of the check.
-        records: the folder of the evidence, which nothing inside may reach.
-        text: how the backup is confined, for the evidence; empty until that was tried.
+        records: the folder of the evidence, which no code in the sandbox may reach.
+        text: how the backup is confined, for the evidence; empty until that was tested.
     """
 
     proof: Proof
@@ -40,7 +40,7 @@ class Containment:
         return self.proof.contents.programs
 
     def refuse_unconfined(self) -> None:
-        """With DRILL_SANDBOX=require, try the walls before any program reads the archive.
+        """With DRILL_SANDBOX=require, test the sandbox before any program reads the archive.
 
         Raises:
             SandboxError: a wall does not hold.
@@ -50,10 +50,10 @@ class Containment:
             self._judge(try_from_inside(programs, self.records))
 
     def prove(self, copy: Copy) -> None:
-        """Try the walls before the archive is restored.
+        """Test the sandbox before the archive is restored.
 
         Raises:
-            SandboxError: a wall does not hold, and DRILL_SANDBOX=require.
+            SandboxError: a wall does not hold, and DRILL_SANDBOX=require is set.
         """
         programs = self.programs
         if not copy.private or programs.sandbox.confine is Confine.OFF:
@@ -67,10 +67,10 @@ class Containment:
         self.proof.add(Check.CONTAINED, [], odd=odd, passed=walls.text)
 
     def _judge(self, walls: Walls) -> None:
-        """Refuse to go on if a wall does not hold and DRILL_SANDBOX=require.
+        """Store the result; refuse to go on if a wall does not hold and DRILL_SANDBOX=require is set.
 
         Raises:
-            SandboxError: so it is.
+            SandboxError: a wall does not hold.
         """
         self.text = walls.text
         try:
@@ -80,11 +80,11 @@ class Containment:
             raise
 
     def refuse_untrusted(self, copy: Copy, *, trusted: bool) -> None:
-        """Refuse to let other roles gain a superuser's rights on the production cluster for the sake of a drill.
+        """Refuse a drill through which other roles could gain a superuser's rights on the production cluster.
 
         Args:
-            copy: where the backup is to be restored.
-            trusted: whether a person trusts the owners of the archive's functions.
+            copy: the target of the restore.
+            trusted: whether the operator trusts the owners of the archive's functions.
 
         Raises:
             CopyError: a superuser would run others' functions on the source's own cluster.

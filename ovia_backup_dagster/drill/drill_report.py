@@ -1,4 +1,4 @@
-"""A drill's evidence as a page for people, in Markdown. Rendered only from the evidence; nothing is decided here."""
+"""Renders a drill's evidence as a Markdown page for people. It decides nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NOT_REACHED = "the drill did not get that far"
 
 
 def drill_page(evidence: Evidence) -> str:
-    """The page."""
+    """Render the page."""
     verdict = "passed" if evidence.passed else "FAILED"
     parts = [
         f"# Restore drill of {code(evidence.backup)}: {verdict}",

@@ -1,4 +1,4 @@
-"""Whether the walls of a sandbox hold: code inside tries to get out, before an archive is restored.
+"""Tests whether the walls of a sandbox hold: code inside tries to get out, before an archive is restored.
 
 The attempts are made by a probe that is confined like the programs (``postgres.sandbox_launcher``), and by a throwaway
 server itself, as its superuser. Each attempt has a real target: a file on the volume, a folder, a process, listening
@@ -44,7 +44,7 @@ class Walls:
     Attributes:
         landlock: the version of Landlock in force; 0 for none.
         held, open: attempts that failed, and attempts that succeeded.
-        missing: what could not be confined, each with the cause.
+        missing: walls that could not be built, each with the cause.
     """
 
     landlock: int
@@ -59,7 +59,7 @@ class Walls:
 
     @property
     def text(self) -> str:
-        """For people, in one line."""
+        """The outcome in one line, for people."""
         by = [f"Landlock {self.landlock}"] if self.landlock else []
         by += [] if any(cause.startswith("seccomp") for cause in self.missing) else ["a seccomp filter"]
         how = f"confined by {' and '.join(by)}" if by else "not confined"
@@ -101,7 +101,7 @@ class _Outside:
         return int(self.tcp.getsockname()[1])
 
     def reached(self) -> bool:
-        """Whether one of the sockets was reached since this was last asked."""
+        """Whether one of the sockets was reached since the last call."""
         found = False
         for listening in (self.stream, self.tcp):
             with contextlib.suppress(BlockingIOError):
@@ -113,7 +113,7 @@ class _Outside:
 
 
 def try_from_inside(programs: Programs, volume: Path, copy: Copy | None = None) -> Walls:
-    """Try to get out of a sandbox; the targets are this process, and files and sockets made for the purpose.
+    """Try to get out of a sandbox; the targets are this process, and files and sockets made for the test.
 
     Args:
         programs: whose sandbox it is.
@@ -121,8 +121,8 @@ def try_from_inside(programs: Programs, volume: Path, copy: Copy | None = None) 
         copy: an empty throwaway copy, whose server tries, too.
 
     Raises:
-        VolumeError: the file cannot be made.
-        ServerError: the server cannot be asked.
+        VolumeError: the file cannot be created.
+        ServerError: the server cannot be queried.
     """
     sandbox = programs.sandbox
     with _outside(volume) as outside:
@@ -141,7 +141,7 @@ def _outside(volume: Path) -> Iterator[_Outside]:
     canary = volume / f"{_CANARY}{secrets.token_hex(8)}{TEMPORARY}"
     with contextlib.ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="ovia-walls-")))
-        folder.chmod(0o777)  # the sandbox shall keep them out, not the mode
+        folder.chmod(0o777)  # only the sandbox may keep the probe out, not the mode
         with as_volume_error(f"cannot write {canary}"):
             held.callback(canary.unlink, missing_ok=True)
             canary.write_bytes(secrets.token_bytes(16))
@@ -196,7 +196,7 @@ def _probe(sandbox: Sandbox, outside: _Outside, write: Path | None) -> tuple[lis
 
 
 def _ask_server(programs: Programs, copy: Copy, outside: _Outside) -> Iterator[tuple[str, bool]]:
-    """Attempt of a superuser of the copy -> whether it succeeded."""
+    """Attempts of a superuser of the copy, each with whether it succeeded."""
     written = outside.folder / "by-the-server"
     ready = shell_word(programs.path("pg_isready"))
     programs_run = {
@@ -220,5 +220,5 @@ def _ask_server(programs: Programs, copy: Copy, outside: _Outside) -> Iterator[t
         yield "write outside", works(f"COPY (SELECT 1) TO {sql_string(str(written))}")
         for name, program in programs_run.items():
             done = works(f"COPY (SELECT 1) TO PROGRAM {sql_string(program)}")
-            # pg_isready also fails if it gets through: a socket that only listens does not answer.
+            # pg_isready fails even if it gets through: a socket that only listens does not answer.
             yield name, outside.reached() or (done and "connect" not in name)

@@ -1,4 +1,4 @@
-"""What a restore drill found, how that is stored, and whether it deserves an alert.
+"""The evidence of a restore drill: its content, how it is stored, and whether it deserves an alert.
 
 A drill's evidence is a file in ``drills/`` that is written once and never changed; ``drill_report`` makes a page for
 people of it. ``proof`` makes and compares the copy.
@@ -29,12 +29,12 @@ class Evidence(Sidecar):
         started_at, finished_at: UTC.
         passed: the backup is proven to restore.
         database: the source's name.
-        backup: the file's name; ``tier`` its folder; ``backup_path`` where it stands, if not on the volume.
+        backup: the file's name; ``tier`` its folder; ``backup_path`` its path, if it is not on the volume.
         backup_started_at: when the dump began (UTC).
         backup_bytes, backup_sha256: of the archive.
         manifest: whether the backup has a manifest; dumps of the old script have none.
         launched_by: a schedule, a person, or the Dagster UI; ``run_id`` is Dagster's.
-        place: where it was restored: ``throwaway cluster``, or ``database x on host:port``.
+        place: the target of the restore: ``throwaway cluster``, or ``database x on host:port``.
         jobs: how many entries pg_restore restored at a time.
         versions: program or server -> version.
         lines: the checks, in order.
@@ -43,8 +43,8 @@ class Evidence(Sidecar):
         decoded_bytes: length of the data as text.
         large_objects: how many.
         phases: name -> seconds, in order.
-        recovery_seconds: the phases that a restore has, too: the recovery time to expect.
-        error: why the drill could not go on, and ``fix`` what to do; empty if it could.
+        recovery_seconds: the sum of the phases that a restore has, too: the recovery time to expect.
+        error: why the drill could not go on, and ``fix`` what to do; empty if it went on to its end.
         kept: the command that connects to the copy, if it was kept.
         confinement: how the code in the backup was confined; empty in older evidence.
     """
@@ -86,7 +86,7 @@ class Evidence(Sidecar):
 
     @property
     def filename(self) -> str:
-        """The name of its files in ``drills/``, without an ending."""
+        """The name of its files in ``drills/``, without the suffix."""
         return evidence_filename(self.started_at, self.backup)
 
     @property
@@ -103,7 +103,7 @@ class Evidence(Sidecar):
 
     @property
     def oddities(self) -> tuple[str, ...]:
-        """What was odd."""
+        """The texts of the odd findings."""
         return tuple(line.text for line in self.lines if line.result is Result.ODD)
 
     @property
@@ -120,7 +120,7 @@ class Evidence(Sidecar):
 
 
 def evidence_filename(started_at: datetime, backup: str) -> str:
-    """The name of a drill's evidence, without an ending."""
-    # A backup from elsewhere may have any name, of any length.
+    """The name of a drill's evidence, without the suffix."""
+    # A backup from outside the volume may have any name, of any length.
     name = encode_database(backup.removesuffix(SUFFIX))[:_NAME_LENGTH]
     return f"{started_at.astimezone(UTC):%Y-%m-%d_%H%M%S}_{name}"

@@ -1,6 +1,6 @@
-"""``drills/`` on the backup volume: the evidence of each drill, when drills became due, and the drill under way.
+"""``drills/`` on the backup volume: the evidence of each drill, when drills became due, and the running drill.
 
-``evidence`` defines what evidence says; ``runner`` does a drill.
+``evidence`` defines the content of evidence; ``runner`` runs a drill.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from ovia_backup_dagster.core.write_permission import make_writable
 from ovia_backup_dagster.drill.evidence import Evidence, evidence_filename
 
 _EVIDENCE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}_[0-9]{6}_.*\.json", re.DOTALL)
-#: When a database's drills became due: written once, when its first backup is made.
+#: Prefix of the file that notes when a database's drills became due: written once, when its first backup is made.
 _SINCE = ".since-"
-#: The drill under way; a killed drill leaves this file.
+#: Prefix of the file that marks a running drill; a killed drill leaves it.
 _UNDER_WAY = ".under-way-"
 
 
@@ -50,9 +50,9 @@ class DrillStanding:
 
     Attributes:
         last: the newest drill.
-        last_passed: the newest that passed.
-        due: by when a drill must have passed (UTC); ``None`` if unknown.
-        trouble: what deserves an alert.
+        last_passed: the newest drill that passed.
+        due: the time by which a drill must have passed (UTC); ``None`` if unknown.
+        trouble: the error that deserves an alert.
     """
 
     last: Evidence | None
@@ -74,7 +74,7 @@ def judge_drills(
     """Judge whether the drills are in order.
 
     Args:
-        newest_first: their evidence; read only as far as the newest that passed.
+        newest_first: their evidence; read only up to the newest drill that passed.
         since: when drills became due (UTC), if known.
         max_age: the maximum age of the last drill that passed.
         now: the present (UTC).
@@ -116,29 +116,29 @@ class DrillFolder(RecordFolder):
         self._since = self.path / f"{_SINCE}{encode_database(catalog.database)}"
 
     def prepare(self, now: datetime) -> None:
-        """Make the folder, and note when drills became due.
+        """Create the folder, and note when drills became due.
 
         Raises:
-            VolumeError: the folder cannot be made.
+            VolumeError: the folder cannot be created.
         """
         make_writable(self.path)
-        if self.since() is None:  # missing, or not an instant
+        if self.since() is None:  # the note is missing, or does not contain an instant
             self._note_instant(self._since, now)
 
     def lock(self, backup: Backup, now: datetime) -> AbstractContextManager[int]:
-        """Allow one drill at a time. Dumps and other work are not held up.
+        """Hold the lock that allows one drill at a time. Dumps and other work do not wait for it.
 
         Raises:
-            LockHeldError: another drill is under way.
+            LockHeldError: another drill is running.
         """
         return volume_lock(self.path, purpose=f"the restore drill of {backup}", now=now)
 
     @contextlib.contextmanager
     def under_way(self, backup: Backup, now: datetime) -> Iterator[datetime]:
-        """Mark a drill as under way while the block runs; yields an instant, now or soon, that no evidence has yet.
+        """Mark a drill as running during the block; yields an instant for its name, now or soon, that is still unused.
 
-        Removes temporary files that a killed drill left. A drill that is killed in the block cannot report itself, but
-        leaves the mark. Only under the lock.
+        Removes temporary files that a killed drill left. A drill that is killed in the block cannot report that, but
+        its mark remains. The caller holds the lock.
         """
         named = backup if self._catalog.holds(backup) else backup.path
         with as_volume_error(f"cannot use the folder {self.path}"):
@@ -155,13 +155,13 @@ class DrillFolder(RecordFolder):
                 self._under_way.unlink()
 
     def _killed(self) -> DrillError | None:
-        """The error of a drill that was killed before it wrote its evidence, until another drill has ended."""
+        """The error for a drill that was killed before it wrote its evidence; it stands until another drill has ended."""
         try:
             began, _, backup = os.fsdecode(read_small(self._under_way, NOTE_BYTES)).partition(" ")
         except (OSError, VolumeError):
             return None
         if lock_holder(self.path) is not None:
-            return None  # the holder may be that drill, still running
+            return None  # the holder may be that drill, which still runs
         if self._has_evidence_of(began, Path(backup).name):
             return None  # it was killed after writing its evidence, which counts
         return DrillError(
@@ -171,7 +171,7 @@ class DrillFolder(RecordFolder):
         )
 
     def _has_evidence_of(self, began: str, backup: str) -> bool:
-        """Whether there is evidence of the drill of a backup that began at an instant (UTC, ISO 8601)."""
+        """Whether there is evidence of the backup's drill that began at an instant (UTC, ISO 8601)."""
         try:
             instant = datetime.fromisoformat(began).replace(microsecond=0)
         except ValueError:
@@ -180,7 +180,7 @@ class DrillFolder(RecordFolder):
         return any(evidence.started_at == instant and evidence.backup == backup for evidence in since)
 
     def record(self, backup: Backup, evidence: Evidence) -> Backup:
-        """Record a drill beside the backup, for retention; returns the backup as it is now.
+        """Record a drill in the backup's sidecar, for retention; returns the backup in its new state.
 
         Raises:
             VolumeError: the record cannot be written.
@@ -196,28 +196,28 @@ class DrillFolder(RecordFolder):
         return record_drill(self._catalog, backup, record, self.path)
 
     def since(self) -> datetime | None:
-        """Since when drills are due; ``None`` when it was not noted."""
+        """When drills became due (UTC); ``None`` if that was not noted."""
         return self._noted_instant(self._since)
 
     def write(self, evidence: Evidence, page: str) -> Path:
-        """Write a drill down, with its page; returns the evidence's path.
+        """Write a drill's evidence and its page; returns the evidence's path.
 
         Raises:
-            VolumeError, DiskFullError: the volume refused, or there is such evidence already.
+            VolumeError, DiskFullError: the volume refused, or the evidence exists already.
         """
         return self._write_once(evidence.filename, evidence, page)
 
     def newest_first(self) -> Iterator[Evidence]:
-        """The drills of this database. What cannot be understood is left out.
+        """The drills of this database, newest first. Evidence that cannot be parsed is left out.
 
         Raises:
-            VolumeError: the folder or a file cannot be read. A folder that is not there is empty.
+            VolumeError: the folder or a file cannot be read. A missing folder counts as empty.
         """
         for evidence in self._read(Evidence, self._paths(_EVIDENCE.fullmatch)):
             if evidence.database == self._catalog.database:
                 yield evidence
 
     def standing(self, max_age: timedelta, now: datetime) -> DrillStanding:
-        """:func:`judge_drills` of this folder; a drill that was killed is trouble, too."""
+        """:func:`judge_drills` for this folder; a killed drill is trouble, too."""
         found = judge_drills(self.newest_first(), self.since(), max_age, now)
         return replace(found, trouble=found.trouble or self._killed())

@@ -17,7 +17,7 @@ from ovia_backup_dagster.postgres.data_stream import decode_text
 from ovia_backup_dagster.postgres.session import BUILT_IN, connect
 from ovia_backup_dagster.proof.database_reader import CopyReader
 
-#: Names are bytes: Python may have no codec for an encoding, and names in SQL_ASCII need not be text at all.
+#: Names are bytes: Python may lack a codec for the encoding, and names in SQL_ASCII need not be text at all.
 _NAMES = """
     SELECT convert_to(name, CASE stored WHEN 'SQL_ASCII' THEN stored ELSE %s END) AS dumped,
            convert_to(name, stored) AS "table",
@@ -40,15 +40,15 @@ _NAMES = """
         WHERE c.relkind IN ('r', 'p') AND n.nspname <> 'pg_catalog'
     ) AS tables
 """
-#: A small row among a table's first ones, because it passes through this process. In bytes: without an encoding, there
-#: is no text.
+#: A small row among the table's first rows, because the row passes through this process. In bytes, because names need
+#: not be text.
 _SMALL = b"""
     SELECT tableoid, convert_to(ctid::text, 'SQL_ASCII') AS ctid
     FROM (SELECT tableoid, ctid, %s AS size FROM %s %s LIMIT %d) AS first ORDER BY size LIMIT 1
 """
 _LOOKED_AT = 1000
-#: The row is put back as it was, byte for byte. In any other client encoding than this, which means none, the server
-#: would convert it, and refuse what is not valid text.
+#: The row is put back byte for byte. With any client encoding but SQL_ASCII (no conversion), the server would convert
+#: the row, and refuse invalid text.
 _AS_STORED = "SET client_encoding = 'SQL_ASCII'"
 Session = psycopg.Connection[dict[str, Any]]
 
@@ -58,7 +58,7 @@ class Control:
     """The outcome of a negative control.
 
     Attributes:
-        table: the table of which a row was deleted; empty if none allowed it.
+        table: the table from which a row was deleted; empty if no table allowed it.
         noticed: whether reading the table again showed the difference.
     """
 
@@ -70,9 +70,9 @@ def control(reader: CopyReader, tables: Iterable[TableWitness], filling: str) ->
     """Delete a row of the smallest table that allows it, read the table again, and put the row back.
 
     Args:
-        reader: of the copy.
+        reader: reads the copy.
         tables: the copy's tables, as they were read; those without rows are skipped.
-        filling: the ``PGOPTIONS`` that the copy was filled with: a CHECK may refuse the row under others.
+        filling: the ``PGOPTIONS`` that the copy was filled with: under other options, a CHECK may refuse the row.
 
     Raises:
         BackupError: the copy cannot be read.
@@ -86,7 +86,7 @@ def control(reader: CopyReader, tables: Iterable[TableWitness], filling: str) ->
             name = names.get(table.name)
             row = _take_row(session, name) if name else None
             if name is None or row is None:
-                continue  # a rule or a reference keeps the row: try the next table
+                continue  # a rule or a foreign key protects the row: try the next table
             after = reader.read_table(name.dumped)
             _put_back(filler, name, row)
             read = (after.rows, after.digest.hexdigest()) if after else None
@@ -96,13 +96,13 @@ def control(reader: CopyReader, tables: Iterable[TableWitness], filling: str) ->
 
 @dataclass(frozen=True, slots=True)
 class _Name:
-    """A table and its columns that hold data, in the bytes that each program takes.
+    """The names of a table and of its columns that hold data, in the bytes that each program expects.
 
     Attributes:
-        dumped: as pg_dump writes it, in its encoding.
+        dumped: the table's name as pg_dump writes it, in the dump's encoding.
         table, columns: as this session's SQL takes them.
-        saved: the condition for rows that are in a dump, as ``WHERE ...``; empty for all. An extension's table may have
-            one.
+        saved: the condition for rows that a dump contains, as ``WHERE ...``; empty for all rows. An extension's table
+            may have one.
         size: an expression for a row's stored bytes, which does not read large values.
     """
 
@@ -120,8 +120,8 @@ def _names(session: Session, encoding: str) -> dict[str, _Name]:
 
 
 def _take_row(session: Session, name: _Name) -> bytes | None:
-    """Delete a row; returns it as COPY writes it, or ``None`` if none could be deleted."""
-    # A table that is loaded through its root is read by the root's name: its rows are in the partitions.
+    """Delete a row; returns it as COPY writes it, or ``None`` if no row could be deleted."""
+    # A partitioned table that is loaded through its root has its rows in the partitions, but is read by its own name.
     for target in (b"ONLY " + name.table, name.table):
         try:
             with session.transaction():
@@ -149,14 +149,14 @@ def _put_back(session: Session, name: _Name, row: bytes) -> None:
 
 
 def _without_triggers(session: Session) -> None:
-    """Turn off triggers and references, if the role may: only the row itself shall be missing."""
+    """Switch off triggers and foreign keys, if the role may, so that only the row itself changes."""
     with _permitted(session):
         session.execute("SET LOCAL session_replication_role = replica")
 
 
 @contextmanager
 def _permitted(session: Session) -> Iterator[None]:
-    """Run the block in a savepoint; if this role may not do it, the transaction goes on without it."""
+    """Run the block in a savepoint; if this role lacks the privilege, the transaction goes on without the block."""
     try:
         with session.transaction():
             yield

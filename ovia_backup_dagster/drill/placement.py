@@ -1,6 +1,6 @@
-"""Where a drill's copy is made: what a person may choose, what is possible here, and whether there is room.
+"""Chooses the place of a drill's copy: by the operator's choice, what is possible on this host, and the free space.
 
-``throwaway_cluster`` makes a throwaway cluster, ``proof.target`` a scratch database.
+``throwaway_cluster`` creates a throwaway cluster, ``proof.target`` a scratch database.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ovia_backup_dagster.postgres.sandbox import Limits
 from ovia_backup_dagster.proof.backup_contents import BackupContents
 from ovia_backup_dagster.proof.target import Copy, Source, scratch_database
 
-#: Factor and bytes on top of the copy's size, for what a restore writes besides: temporary files of index builds, WAL.
+#: Factor and bytes beyond the copy's size, for a restore's other files: temporary files of index builds, WAL.
 _ROOM = 1.25
 _ROOM_BYTES = 256 * 1024 * 1024
 
@@ -37,11 +37,11 @@ class Where(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What a person chooses for one drill.
+    """The operator's choices for one drill.
 
     Attributes:
-        where: ``auto`` is a throwaway cluster, or the scratch database where server programs are missing and a
-            server was named for it.
+        where: ``auto`` is a throwaway cluster, or a scratch database if the server programs are missing and a server
+            was named for it.
         jobs: how many entries pg_restore restores at a time.
         keep: leave the copy for inspection, until the next drill.
         trust_archive: restore even if a superuser would run others' functions on the source's own cluster.
@@ -54,18 +54,18 @@ class Choice:
 
 
 def needed_bytes(database_bytes: int) -> int:
-    """Bytes that a copy of a database of that size needs while it is restored."""
+    """Bytes that a copy of a database of this size needs while it is restored."""
     return int(database_bytes * _ROOM) + _ROOM_BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where the copy of one drill is made.
+    """The place of one drill's copy.
 
     Attributes:
         contents: the backup.
-        choice: where a person wants it.
-        folder: where throwaway clusters are made.
+        choice: the operator's choice.
+        folder: where throwaway clusters are created.
         target: the server for scratch databases.
         target_is_named: whether the settings name that server; otherwise it is the source's.
         max_hours: how long a drill may take.
@@ -80,13 +80,13 @@ class Placement:
 
     @property
     def copy_bytes(self) -> int:
-        """The size of the copy, as far as it is known."""
+        """The copy's size in bytes, as far as known."""
         witness = self.contents.witness
         return max(witness.decoded_bytes if witness else 0, self.contents.source_bytes or 0)
 
     @property
     def where(self) -> Where:
-        """The place: as chosen, or else what is possible here."""
+        """The chosen place, or for ``auto`` the one that is possible on this host."""
         if self.choice.where is not Where.AUTO:
             return self.choice.where
         try:
@@ -97,13 +97,13 @@ class Placement:
         return Where.THROWAWAY
 
     def refuse_full_disk(self, copy_bytes: int) -> None:
-        """Refuse a copy for which the disk has too little room.
+        """Refuse a copy if the disk has too little room.
 
         Args:
-            copy_bytes: its size.
+            copy_bytes: the copy's size.
 
         Raises:
-            DiskFullError: there is too little room for it, or for the next dump beside it.
+            DiskFullError: there is too little room for the copy, or for the copy and the next dump.
         """
         if self.where is not Where.THROWAWAY:
             return  # the server reports a full disk itself
@@ -124,10 +124,10 @@ class Placement:
         """The copy, which exists only in the block.
 
         Args:
-            log: told what a killed drill left.
+            log: receives a line about what a killed drill left.
 
         Raises:
-            BackupError: the copy cannot be made there.
+            BackupError: the copy cannot be created there.
         """
         contents, programs = self.contents, self.contents.programs
         facts = contents.manifest.database if contents.manifest else None
@@ -148,7 +148,7 @@ class Placement:
                 keep=self.choice.keep,
                 log=log,
             )
-        # A renamed file has another database's name than the one it holds.
+        # A renamed file may bear another database's name, so the name in the archive counts, too.
         held = archives.database_of(archives.contents_list(programs, self.contents.backup.path))
         names = frozenset({facts.name} if facts else {self.contents.backup.name.database, held})
         source = Source(facts.system_identifier if facts else None, names)

@@ -1,8 +1,8 @@
 """The restore drill: restores a backup into a copy, proves that the copy equals the backup, and removes it.
 
-This module holds the order of events, and what only a drill does: the negative control and the user's own check.
-``placement`` chooses the place, ``containment`` keeps the backup's code inside, ``proof`` proves the copy, and
-``evidence`` is what is stored.
+This module holds the order of a drill's steps, and the checks that only a drill makes: the negative control and the
+user's own check. ``placement`` chooses the place, ``containment`` confines the backup's code, ``proof`` proves the
+copy, and ``evidence`` defines the stored result.
 """
 
 from __future__ import annotations
@@ -63,9 +63,10 @@ class Driller:
     """Everything that a drill depends on.
 
     Attributes:
-        verifier: catalog, programs, and what a backup must hold.
-        source: the database that is backed up. It is asked how it writes values if the dump does not record that.
-        folder: where throwaway clusters are made.
+        verifier: catalog, programs, and the expectations for a backup.
+        source: the database that is backed up. Its settings are queried if the dump does not record how values were
+            written.
+        folder: where throwaway clusters are created.
         target: the server for scratch databases.
         target_is_named: whether the settings name that server; otherwise it is the source's.
         own_check: a command, or an SQL file, to run on the copy; empty for none.
@@ -90,7 +91,7 @@ class Driller:
         """The backup to drill; ``latest`` is the newest that is not known to be bad.
 
         Raises:
-            BackupNotFoundError: there is none; or its path is not UTF-8, so no record could name it.
+            BackupNotFoundError: there is no such backup; or its path is not UTF-8, so no record could name it.
         """
         now = datetime.now(UTC)
         if wanted != "latest":
@@ -112,13 +113,13 @@ class Driller:
 
         Args:
             backup: as :meth:`find` found it.
-            choice: where, and how.
+            choice: the place and the options.
             launched_by: who asked for it, for the evidence.
             run_id: Dagster's.
-            log: told what happens.
+            log: receives progress lines.
 
         Raises:
-            LockHeldError: another drill is under way.
+            LockHeldError: another drill is running.
             NotVerifiedError: the backup may still be being written.
             VolumeError: the evidence cannot be written.
         """
@@ -170,7 +171,7 @@ class Driller:
 
 @dataclass(slots=True)
 class _Drill:
-    """One drill under way."""
+    """One running drill."""
 
     by: Driller
     backup: Backup
@@ -199,7 +200,7 @@ class _Drill:
             proof.read_manifest()
             if self.placement.where is Where.THROWAWAY:
                 self.containment.refuse_unconfined()
-            # Before anything is read: on a full disk, the drill would fail only after an hour.
+            # Checked before anything is read: on a full disk, the drill would fail only after an hour.
             self.placement.refuse_full_disk(proof.contents.source_bytes or self.backup.size_bytes)
             witness = proof.read_backup()
             if witness is None:
@@ -260,7 +261,7 @@ class _Drill:
         bad = [] if outcome.noticed else [wrong]
         self.proof.add(Check.CONTROL, bad, passed=f"the deletion of a row in {outcome.table} was noticed")
 
-    # ---- the user's own
+    # ---- the user's own check
 
     def _own_check(self, copy: Copy) -> None:
         own = self.by.own_check
@@ -275,7 +276,7 @@ class _Drill:
     # ---- the record
 
     def evidence(self, launched_by: str, run_id: str | None) -> Evidence:
-        """What is recorded of the drill."""
+        """The evidence of this drill."""
         proof, found = self.proof, self.proof.found
         failed = self.error is not None or proof.failed
         phases = proof.seconds

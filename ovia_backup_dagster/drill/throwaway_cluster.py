@@ -1,6 +1,6 @@
 """A cluster that exists for one drill: confined, watched, and removed afterwards.
 
-Its server runs what the backup contains, so no file in its folder is trusted: the server is ended through its launcher
+Its server runs code from the backup, so no file in its folder is trusted: the server is ended through its launcher
 (``postgres.sandbox_launcher``), not through files that it could have changed. The cluster of a killed drill ends with
 the drill; the next drill removes its folder. ``proof.target`` makes copies on servers that others use.
 """
@@ -29,16 +29,16 @@ from ovia_backup_dagster.postgres.sandbox import Limits, limit_of_processes
 from ovia_backup_dagster.postgres.session import connect
 from ovia_backup_dagster.proof.target import EXCEEDED, Copy, Kind, uninterrupted
 
-#: How the folders' names begin; a folder with this prefix that is not in use is removed.
+#: The prefix of the clusters' folders; a folder with this prefix that is not in use is removed.
 PREFIX = "ovia-drill-"
 SERVER_PROGRAMS = ("initdb", "postgres")
-#: In such a folder: the part that the server may change; the other files are this module's, out of its reach.
+#: The subfolder that the server may change; the other files in the folder are this module's, out of its reach.
 CLUSTER = "c"
 _LOCK, _LOG, _LAUNCHER = "lock", "log", "launcher"
 _START_SECONDS = 60.0
 _END_SECONDS = 30.0
 _NOT_FOR_INITDB = frozenset("\"'$\\")
-#: No one else connects, and the cluster need not survive a power cut.
+#: No other client connects, and the cluster need not survive a power cut.
 _SETTINGS = {
     "autovacuum": "off",
     "wal_level": "minimal",
@@ -47,9 +47,9 @@ _SETTINGS = {
     "checkpoint_timeout": "1h",
     "maintenance_work_mem": "256MB",
     "jit": "off",
-    # There are as many jobs as cores: parallel workers would only make them write their sorts to disk.
+    # There are as many jobs as cores: parallel workers would only make the jobs write their sorts to disk.
     "max_parallel_maintenance_workers": "0",
-    # A container's /dev/shm has 64 MB, which a parallel index build or query can exceed; and it is outside the sandbox.
+    # A container's /dev/shm has 64 MB, which a parallel index build or query may exceed; and it is outside the sandbox.
     "dynamic_shared_memory_type": "mmap",
 }
 #: A dump locks all tables and sequences: the lock table has this many entries for each possible transaction.
@@ -72,20 +72,20 @@ def throwaway(
     """A cluster that exists only while the block runs.
 
     Args:
-        programs: with the server's among them, and the sandbox that confines them.
-        folder: where the cluster's folder is made.
-        database: name of the database in it, the source's.
+        programs: the client and server programs, with the sandbox that confines them.
+        folder: where the cluster's folder is created.
+        database: the name of its database, which is the source's.
         superuser: the source's bootstrap superuser.
-        encoding: the source's. All databases share the roles; a role's name is stored as the bytes of the database in
-            which it is created, and looked up by the bytes of the one that asks for it.
-        limits: what the server may use; ``None`` for no limit.
-        relations: how many tables and sequences there will be, if known.
+        encoding: the source's. All databases share the roles: a role's name is stored in the encoding of the database
+            in which it is created, and looked up in the encoding of the session's database.
+        limits: the resources that the server may use; ``None`` for no limit.
+        relations: how many tables and sequences the database will have, if known.
         keep: leave the cluster running for inspection, until the next drill.
-        log: told what a killed drill left.
+        log: receives a line about what a killed drill left.
 
     Raises:
         ProgramMissingError: the server programs are not installed.
-        BackupError: the cluster cannot be made or started.
+        BackupError: the cluster cannot be created or started.
     """
     bin_dir = server_programs(programs)
     with _made(bin_dir, folder, log) as place:
@@ -110,7 +110,7 @@ def throwaway(
             look = f"psql --host={cluster.sockets} --username={shell_word(superuser)} --dbname={shell_word(database)}"
             maintenance = cluster.connection("template1" if database == "postgres" else "postgres")
             if database in ("postgres", "template1"):
-                # They exist already, but must be created like the source's.
+                # These databases exist already, but must be created like the source's.
                 with connect(maintenance) as session:
                     session.execute(f"ALTER DATABASE {database} IS_TEMPLATE false".encode())
                     session.execute(f"DROP DATABASE {database}".encode())
@@ -127,7 +127,7 @@ def throwaway(
 
 
 def locks_for(relations: int) -> int:
-    """``max_locks_per_transaction`` for twice as many relations: partitions have roots, and others take locks, too."""
+    """``max_locks_per_transaction`` for twice as many relations: partitions have roots, other sessions take locks."""
     return max(_LOCKS, -(-2 * relations // _TRANSACTIONS))
 
 
@@ -142,7 +142,7 @@ class _Server:
         """Start the server, and wait until it accepts connections.
 
         Raises:
-            ProgramError: it does not start; the reason is the last line of its log.
+            ProgramError: the server does not start; the reason is the last line of its log.
         """
         assert cluster.sandbox is not None
         more = [f"sockets={cluster.sockets}", f"report={place / EXCEEDED}", *(limits.options() if limits else ())]
@@ -255,7 +255,7 @@ def remains(folder: Path) -> list[Path]:
 
 @contextmanager
 def usable(folder: Path) -> Iterator[None]:
-    """Turn what prevents a cluster in a folder into an error that says so.
+    """Turn an error of the block into one that says why a cluster cannot use the folder.
 
     Raises:
         CopyError: the folder is missing, not writable, or out of reach of the account that servers run under.
@@ -310,7 +310,7 @@ def _end_launcher(place: Path) -> None:
     deadline = time.monotonic() + _END_SECONDS
     with contextlib.suppress(OSError, ValueError):
         process = Path("/proc") / str(int((place / _LAUNCHER).read_text(encoding="ascii")))
-        # After a crash another process may have the number.
+        # After a crash another process may have the PID.
         while Path(os.readlink(process / "cwd")).is_relative_to(place.resolve()) and time.monotonic() < deadline:
             os.kill(int(process.name), signal.SIGTERM)
             time.sleep(0.01)
@@ -318,7 +318,7 @@ def _end_launcher(place: Path) -> None:
 
 def _remove(place: Path) -> None:
     """Remove a folder, even if a server made a very deep tree in it."""
-    # The lock last: without it, half a folder would look like one that a killed drill left.
+    # Remove the lock last: without it, a half-removed folder would look like one that a killed drill left.
     inside = [str(path) for path in place.glob("*") if path.name != _LOCK] if place.exists() else []
     for paths in (inside, [str(place)]):
         _run("rm", "-rf", "--one-file-system", "--", *paths)
@@ -341,7 +341,7 @@ def _run(*command: str) -> None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Take the lock of the folder, so that a new cluster is not removed before it is locked itself."""
+    """Hold the folder's lock, so that another process cannot remove a new cluster before the cluster is locked."""
     path = folder / f".{PREFIX}{os.geteuid()}.lock"
     with usable(folder):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

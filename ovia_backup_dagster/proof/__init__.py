@@ -1,4 +1,4 @@
 """Restores a backup into a target, reads the result back, and compares it with what the archive holds.
 
-Drills and restores share it. The callers decide where the target comes from, and what follows.
+Drills and restores share it. The callers provide the target, and decide what follows.
 """

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _LISTED = re.compile(r"^(\d+); \d+ (\d+) (.+)$", re.MULTILINE)
-#: Kinds that bring rows, or the content of large objects and sequences.
+#: Kinds of entries that hold data: rows, and the content of large objects and sequences.
 DATA = re.compile(r"(?:TABLE DATA|BLOBS|SEQUENCE SET) ")
 _AFTER_DATA = re.compile(
     r"(?:CONSTRAINT|CHECK CONSTRAINT|FK CONSTRAINT|INDEX|INDEX ATTACH|TRIGGER|EVENT TRIGGER|POLICY|ROW SECURITY|RULE"
@@ -24,10 +24,10 @@ class ArchiveEntry:
     """One entry of an archive.
 
     Attributes:
-        number: the archive's own, which identifies it.
-        line: the line of the contents list, which pg_restore accepts back.
-        text: the part of the line that says what it is: ``TYPE schema name owner``.
-        oid: in the source.
+        number: its number in the archive, which identifies it.
+        line: its line in the contents list, which pg_restore accepts as input.
+        text: the part of the line that describes it: ``TYPE schema name owner``.
+        oid: the object's OID in the source.
     """
 
     number: int
@@ -42,7 +42,7 @@ def entries_of(listing: str) -> list[ArchiveEntry]:
 
 
 def sections_of(entries: Sequence[ArchiveEntry]) -> tuple[list[ArchiveEntry], list[ArchiveEntry], list[ArchiveEntry]]:
-    """The entries as pg_dump lists them: what comes before the data, the data, what comes after."""
+    """The entries of the sections pre-data, data and post-data, in the archive's order."""
     end = next((at for at, entry in enumerate(entries) if _AFTER_DATA.match(entry.text)), len(entries))
     begin = next((at for at, entry in enumerate(entries[:end]) if DATA.match(entry.text)), end)
     return list(entries[:begin]), list(entries[begin:end]), list(entries[end:])

@@ -17,7 +17,7 @@ _BEGINS = re.compile(
     r"-- Name: (.*); Type: (.*); Schema: (.*); Owner: .*\n(?:-- Data Pos: .*\n)?--\n",
     re.MULTILINE,
 )
-#: Kinds that are called.
+#: Kinds that SQL can call.
 ROUTINES = ("FUNCTION", "PROCEDURE", "AGGREGATE")
 #: Kinds that hold rows of their own.
 HOLD_ROWS = ("TABLE", "FOREIGN TABLE", "MATERIALIZED VIEW")
@@ -29,9 +29,9 @@ class ArchiveObject:
     """One object of an archive.
 
     Attributes:
-        number: of its entry.
+        number: the number of its entry.
         kind: ``TABLE``, ``FUNCTION``, ...
-        schema, name: a function's name includes its arguments.
+        schema, name: its schema and name; a function's name includes its arguments.
         needs: the numbers of the objects that it depends on.
         text: its SQL.
     """
@@ -45,7 +45,7 @@ class ArchiveObject:
 
     @property
     def bare(self) -> str:
-        """Its name as other objects use it: a function's without arguments."""
+        """Its name as other objects use it: a function's name without its arguments."""
         return self.name.partition("(")[0] if self.kind in ROUTINES else self.name
 
     @property
@@ -60,7 +60,7 @@ class ArchiveObjects:
 
     Attributes:
         schema: the output of ``pg_restore --verbose --schema-only --file=-``.
-        data: the entries that bring data.
+        data: the entries that hold data.
     """
 
     schema: str
@@ -75,7 +75,7 @@ class ArchiveObjects:
         for match, end in zip(matches, ends, strict=False):
             number, needs, name, kind, schema = match.groups()
             needed = tuple(map(int, (needs or "").split()))
-            # The first one counts: a function's body may hold what looks like another.
+            # The first match counts: a function's body may contain text that looks like another entry.
             found.setdefault(
                 int(number), ArchiveObject(int(number), kind, schema, name, needed, self.schema[match.end() : end])
             )
@@ -83,12 +83,12 @@ class ArchiveObjects:
 
     @cached_property
     def relations(self) -> dict[str, list[ArchiveObject]]:
-        """Name, in lower case -> the objects that a query can read by it."""
+        """Name, in lower case -> the relations that a query can read by this name."""
         return self._by_name(_READ_FROM)
 
     @cached_property
     def routines(self) -> dict[str, list[ArchiveObject]]:
-        """Name, in lower case -> the routines that can be called by it."""
+        """Name, in lower case -> the routines that can be called by this name."""
         return self._by_name(ROUTINES)
 
     def _by_name(self, kinds: tuple[str, ...]) -> dict[str, list[ArchiveObject]]:
@@ -114,7 +114,7 @@ class ArchiveObjects:
 
     @cached_property
     def extensions(self) -> set[int]:
-        """The extensions, if an extension's own tables have rows in the archive."""
+        """The numbers of the extensions, if the archive has rows of an extension's own tables."""
         known = {entry.number for entry in self.tables.values()}
         strange = any(entry.text.startswith(TABLE_DATA) and entry.number not in known for entry in self.data)
         return {each.number for each in self.by_number.values() if each.kind == "EXTENSION"} if strange else set()

@@ -1,6 +1,6 @@
-"""What a backup is known to hold: its manifest, its reading by a verification, its contents list.
+"""The known contents of a backup: its manifest, its reading by a verification, its contents list.
 
-Makes the check that the file is what was written. ``postgres`` reads and verifies archives; ``copy_comparison`` reads
+Checks that the file is the one that was written. ``postgres`` reads and verifies archives; ``copy_comparison`` reads
 the copy.
 """
 
@@ -23,15 +23,15 @@ from ovia_backup_dagster.proof.record import ProofRecord
 
 @dataclass
 class BackupContents:
-    """What one backup holds.
+    """The contents of one backup.
 
     Attributes:
-        verifier: catalog, programs, and what a backup must hold.
+        verifier: catalog, programs, and the expectations for a backup.
         backup: the backup.
         record: receives the result of the check.
-        manifest: the backup's, once it is read; ``None`` for a dump of the old script.
-        witness: what the backup holds; ``None`` until it is read.
-        sha256: of the file, as it is now; ``None`` until it is read.
+        manifest: the backup's manifest, once it is read; ``None`` for a dump of the old script.
+        witness: the contents that a reading found; ``None`` until the backup is read.
+        sha256: the current hash of the file; ``None`` until the file is read.
     """
 
     verifier: Verifier
@@ -48,11 +48,11 @@ class BackupContents:
 
     @property
     def word(self) -> str:
-        """The backup, as an argument of a command line."""
+        """The argument that names the backup on a command line."""
         return self.verifier.catalog.word(self.backup)
 
     def read_manifest(self) -> Manifest | None:
-        """Read what was known when the backup was made.
+        """Read the manifest.
 
         Raises:
             VolumeError: a newer program wrote it.
@@ -64,9 +64,9 @@ class BackupContents:
         return self.manifest
 
     def read(self) -> Witness | None:
-        """What the backup holds: as its verification read it, if the file is unchanged; else it is verified now.
+        """The backup's contents, from its verification if the file is unchanged; otherwise it is verified now.
 
-        ``None`` if the backup is damaged; the check is recorded as failed, too.
+        ``None`` if the backup is damaged; the check is then recorded as failed.
 
         Raises:
             BackupError: no verdict could be reached.
@@ -135,5 +135,5 @@ class BackupContents:
 
     @cached_property
     def script(self) -> bytes:
-        """The SQL that makes the archive's database."""
+        """The SQL that creates the archive's database."""
         return archives.database_text(self.programs, self.backup.path)

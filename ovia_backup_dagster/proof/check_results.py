@@ -10,7 +10,7 @@ from enum import StrEnum
 from ovia_backup_dagster.core.check_registry import Check
 from ovia_backup_dagster.core.manifest import Sidecar
 
-#: Text of a check that is registered for a completed stage, and was not made.
+#: Text for a check that is registered for a stage, but was not made although the stage was completed.
 NO_CODE = "it is registered, and no code makes it: report that"
 
 

@@ -1,7 +1,7 @@
 """Whether a restored copy equals its archive: compares two readings, by pure functions.
 
-Three verdicts, as everywhere: content that differs is bad; SQL that is written differently, or another order, is odd;
-what was the same in the source is no finding. ``copy_restoration`` and ``copy_comparison`` make and read the copy.
+Different content is bad. The same content in another order, or SQL that is written differently, is odd. What was the
+same in the source is no finding. ``copy_restoration`` and ``copy_comparison`` make and read the copy.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from ovia_backup_dagster.proof import grants
 from ovia_backup_dagster.proof.grants import without_owner
 from ovia_backup_dagster.proof.schema_text import Key, canonical, describe_object, sections, with_roles_sorted
 
-#: Entries of a contents list that are never restored: they would reach other servers, and block DROP DATABASE.
+#: Entries of a contents list that are not restored: they would connect to other servers, and block DROP DATABASE.
 _LEFT_OUT = re.compile(r"(?:(?:COMMENT|SECURITY LABEL) - )?(?:PUBLICATION|SUBSCRIPTION)\b")
-#: Of these, the ones that a database that goes live is given: others subscribe to it.
+#: The entries among these that are restored into a database that goes live: other servers subscribe to it.
 _PUBLICATION = re.compile(r"(?:(?:COMMENT|SECURITY LABEL) - )?PUBLICATION\b")
 #: Entries about privileges.
 _PRIVILEGES = re.compile(r"(?:DEFAULT )?ACL ")
-#: initdb creates it; it has an entry only if it was given to another role.
+#: initdb creates this schema; it has an entry only if its owner was changed.
 _PUBLIC = "SCHEMA - public "
 _STRUCTURE = re.compile(
     r"(?:CONSTRAINT|CHECK CONSTRAINT|FK CONSTRAINT|INDEX|INDEX ATTACH|TABLE ATTACH|MATERIALIZED VIEW|TRIGGER|POLICY"
     r"|ROW SECURITY|STATISTICS|RULE|EVENT TRIGGER) "
 )
-#: The parts of an object's SQL that are written back unchanged, and change its meaning: columns with their types, their
-#: constraints, what is disabled. Expressions are not among them.
+#: The parts of an object's SQL that PostgreSQL writes back unchanged, and that change its meaning: columns with their
+#: types, constraints, disabled triggers and rules. Expressions are not among them.
 _MEANING = re.compile(
     r"^    (?!(?:ADD )?CONSTRAINT |WHEN |ELSE )\S.*?(?=,?$| (?:DEFAULT|NOT NULL|GENERATED|COLLATE)\b)"
     r"|CONSTRAINT .*? CHECK\b"
@@ -50,7 +50,7 @@ _BOUND = (
     "CONSTRAINT",
     "CHECK CONSTRAINT",
 )
-#: Kinds whose SQL is written back unchanged.
+#: Kinds whose SQL PostgreSQL writes back unchanged.
 _LITERAL_KINDS = (
     "TYPE",
     "FK CONSTRAINT",
@@ -59,11 +59,11 @@ _LITERAL_KINDS = (
     "ROW SECURITY",
     "INDEX ATTACH",
 )
-#: Kinds whose SQL is the same if only casts and parentheses in expressions differ.
+#: Kinds whose SQL counts as the same if only casts and parentheses in expressions differ.
 _CANONICAL_KINDS = ("POLICY", "FUNCTION", "PROCEDURE", "AGGREGATE", "EVENT TRIGGER", "VIEW")
 _LARGE_OBJECT = re.compile(rb" LARGE OBJECT (\d+) ")
 _OF_LARGE_OBJECT = "ACL - LARGE OBJECT "
-#: Kinds whose text may hold passwords, or anything that was written into a function.
+#: Kinds whose text may hold secrets: passwords, or anything that a user wrote into a function or comment.
 _SECRETIVE = ("USER MAPPING", "SERVER", "FUNCTION", "PROCEDURE", "SUBSCRIPTION", "FOREIGN DATA WRAPPER", "COMMENT")
 _WIDTH = 120
 
@@ -82,7 +82,7 @@ class Unordered:
 
 
 def unequal_tables(original: Witness, copy: Witness) -> tuple[str, ...]:
-    """The tables that are not the same to the byte: other columns, rows, content or order; or missing on one side."""
+    """The tables that differ by any byte: in columns, rows, content or order; or that one side lacks."""
     before, after = _by_name(original), _by_name(copy)
     return tuple(name for name in sorted({*before, *after}) if before.get(name) != after.get(name))
 
@@ -98,11 +98,11 @@ def comparable(name: str, original: Witness, copy: Witness, columns: Callable[[s
 def table_differences(
     original: Witness, copy: Witness, rows: Mapping[str, tuple[Unordered, Unordered]]
 ) -> tuple[list[str], list[str]]:
-    """What is bad and what is odd about the tables, a line for each table.
+    """The bad and the odd differences of the tables, a line for each table.
 
     Args:
         original, copy: both readings, in order.
-        rows: table that may hold the same rows in another order -> the rows of both sides, independent of order.
+        rows: table that may hold the same rows in another order -> both sides' rows, independent of order.
     """
     bad, odd = [], []
     before, after = _by_name(original), _by_name(copy)
@@ -162,17 +162,17 @@ def large_object_note_differences(
 
 
 def left_out(entry: str, *, live: bool = False) -> bool:
-    """Whether an entry of a contents list is never restored.
+    """Whether an entry of a contents list is not restored.
 
     Args:
         entry: ``TYPE schema name owner``.
-        live: into a database that goes live, which gets publications.
+        live: whether the database goes live: then it gets publications.
     """
     return _LEFT_OUT.match(entry) is not None and not (live and _PUBLICATION.match(entry))
 
 
 def is_structure(entry: str) -> bool:
-    """Whether an entry is a constraint, an index, a trigger: part of a table besides its columns and rows."""
+    """Whether an entry is a part of a table besides its columns and rows: a constraint, an index, a trigger."""
     return _STRUCTURE.match(entry) is not None
 
 
@@ -185,17 +185,17 @@ def contents_differences(
     roles: Collection[str] = (),
     without: Collection[str] = (),
 ) -> list[str]:
-    """Entries that only one of the contents lists has, except those that are left out.
+    """Entries that only one of the contents lists has, except those that are not restored.
 
-    The owner of an object that belongs to another, which has its own entry, is not compared; privileges are compared by
+    The owner of a part of another object is not compared: that object has its own entry. Privileges are compared by
     their meaning (:func:`compare_privileges`).
 
     Args:
         original, copy: entries, ``TYPE schema name owner``.
         with_owners: whether the copy has the source's owners and privileges.
-        live: whether it has the source's publications.
+        live: whether the copy has the source's publications.
         roles: all possible owners.
-        without: further entries that the copy was not given.
+        without: further entries that were not restored into the copy.
     """
     before = Counter(entry for entry in original if not left_out(entry, live=live) and entry not in without)
     after = Counter(entry for entry in copy if not left_out(entry, live=live))
@@ -218,9 +218,9 @@ def _by_object(entries: Counter[str], roles: Collection[str]) -> Counter[str]:
 
 
 def schema_differences(original: bytes, copy: bytes) -> list[str]:
-    """Objects whose SQL differs, with the first differing line; text that may hold secrets is left out.
+    """Objects whose SQL differs, each with its first differing line; text that may hold secrets is left out.
 
-    One line in all: PostgreSQL writes many a CHECK back differently, which deserves one look, not a page each month.
+    One line for all objects: PostgreSQL writes many CHECKs back differently, so each monthly drill finds them.
     """
     before, after = (sections(with_roles_sorted(text)) for text in (original, copy))
     both = (key for key in before.keys() & after.keys() if key[0] not in grants.KINDS)
@@ -233,11 +233,11 @@ def schema_differences(original: bytes, copy: bytes) -> list[str]:
 
 
 def compare_privileges(original: bytes, copy: bytes, makers: Collection[str] = ()) -> tuple[list[str], list[str]]:
-    """Objects on which other roles may do something else, which is bad; and owners that no dump saves, which is odd.
+    """Objects on which other roles have other privileges, which is bad; and owners that no dump saves, which is odd.
 
     Args:
         original, copy: the schemas' SQL.
-        makers: both servers' bootstrap superusers, who own what extensions and initdb create, whatever their names.
+        makers: both servers' bootstrap superusers, who own the objects of extensions and initdb.
     """
     before, after = sections(original), sections(copy)
     return grants.privilege_differences(before, after, makers), grants.owner_differences(before, after, makers)
@@ -249,11 +249,11 @@ def owner_names(schema: bytes) -> set[str]:
 
 
 def structure_differences(original: bytes, copy: bytes) -> list[str]:
-    """Objects with another meaning: a column's type, a CHECK, NOT NULL, a disabled trigger.
+    """Objects whose meaning differs: a column's type, a CHECK, NOT NULL, a disabled trigger.
 
-    And what decides who may see and do what: a policy, the rights that a function runs with, a view's options.
+    Also differences in access: a policy, the rights that a function runs with, a view's options.
     """
-    # Whether names are quoted depends on quote_all_identifiers.
+    # quote_all_identifiers decides whether names are quoted.
     before, after = (sections(with_roles_sorted(text).replace(b'"', b"")) for text in (original, copy))
     lines = []
     for key in sorted(before.keys() & after.keys()):

@@ -1,7 +1,7 @@
 """Whether the values that a copy computes equal the source's: generated columns, materialized views.
 
-Pure functions over two records. ``postgres.computed_values`` takes a record; ``comparison`` compares what a dump does
-hold: rows, sequences, large objects.
+Pure functions over two records. ``postgres.computed_values`` takes a record; ``comparison`` compares the data that a
+dump holds: rows, sequences, large objects.
 """
 
 from __future__ import annotations
@@ -41,22 +41,22 @@ class Compared:
 
     @property
     def made(self) -> bool:
-        """Whether anything was compared, or there was nothing to compare."""
+        """Whether the check was made: something was compared, or there was nothing to compare."""
         return bool(self.bad or self.odd or self.columns or self.views) or not self.left_out
 
     @property
     def wrong(self) -> list[str]:
-        """What is bad, with its explanation; empty if nothing is."""
+        """The bad differences, with an explanation; empty if there are none."""
         return [f"{joined(self.bad)}: {_WHY_GENERATED}"] if self.bad else []
 
     @property
     def strange(self) -> list[str]:
-        """What is odd, with its explanation; empty if nothing is."""
+        """The odd differences, with an explanation; empty if there are none."""
         return [f"{joined(self.odd)}: {_WHY_VIEW}"] if self.odd else []
 
     @property
     def equal(self) -> str:
-        """What is equal."""
+        """The number of equal columns and views, for people."""
         counts = ((self.columns, "generated column"), (self.views, "materialized view"))
         counted = [f"{count:,} {what}{'' if count == 1 else 's'}" for count, what in counts if count]
         if counted:
@@ -73,7 +73,7 @@ def compare(source: Computed, copy: Computed) -> Compared:
     """Compare a copy with the source at the time of the dump.
 
     Args:
-        source: as the dump recorded it.
+        source: the record that the dump made of the source.
         copy: the record of the copy.
     """
     found = Compared()
@@ -90,7 +90,7 @@ def compare(source: Computed, copy: Computed) -> Compared:
 
 
 def _compare_table(found: Compared, name: str, before: ComputedTable, copy: Computed) -> str:
-    """Compare a table; returns why it could not be compared, or nothing."""
+    """Compare a table; returns why it could not be compared, or an empty text."""
     after = copy.tables.get(name)
     if after is None:
         return copy.left_out.get(name) or copy.why or "it has no generated columns in the copy"
@@ -108,7 +108,7 @@ def _compare_table(found: Compared, name: str, before: ComputedTable, copy: Comp
 
 
 def _compare_view(found: Compared, name: str, before: ComputedView, copy: Computed) -> str:
-    """Compare a materialized view; returns why it could not be compared, or nothing."""
+    """Compare a materialized view; returns why it could not be compared, or an empty text."""
     after = copy.views.get(name)
     if after is None:
         return copy.left_out.get(name) or copy.why or "it is not in the copy"

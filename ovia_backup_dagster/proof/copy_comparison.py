@@ -48,9 +48,10 @@ class CopyComparison:
     Attributes:
         contents: the backup.
         record: receives the results.
-        source: the database that is backed up. It is asked how it writes values if the dump does not record that.
+        source: the database that is backed up. Its settings are queried if the dump does not record how values were
+            written.
         jobs: how many entries pg_restore restored at a time: a single job may load rows in another order.
-        found: what the copy holds; ``None`` until it is read.
+        found: the copy's contents; ``None`` until it is read.
         sizes: table -> bytes on disk in the copy, with indexes and TOAST.
         copy_bytes: ``pg_database_size`` of the copy.
     """
@@ -69,7 +70,7 @@ class CopyComparison:
 
         Args:
             copy: the restored copy.
-            without: entries of the contents list that the copy was not given.
+            without: entries of the contents list that were not restored.
 
         Raises:
             BackupError: the copy cannot be read.
@@ -97,10 +98,10 @@ class CopyComparison:
         return reader
 
     def prove_computed(self, copy: Copy) -> list[str]:
-        """Compare values that no dump holds with the source's; returns what is bad, without the explanation.
+        """Compare the copy's computed values, which no dump holds, with the source's; returns the bad differences.
 
         Raises:
-            ServerError: the copy cannot be asked.
+            ServerError: the copy cannot be queried.
         """
         before = self.contents.manifest.computed if self.contents.manifest else None
         if before is None:
@@ -120,7 +121,7 @@ class CopyComparison:
         return compared.bad
 
     def take_stock(self, copy: Copy) -> None:
-        """Read what the copy of a damaged backup holds. There is nothing to compare it with.
+        """Read the copy of a damaged backup, without a comparison.
 
         Raises:
             BackupError: the copy cannot be read.
@@ -132,7 +133,7 @@ class CopyComparison:
 
     @property
     def tables(self) -> tuple[CopiedTable, ...]:
-        """The copy's tables that were read so far."""
+        """The tables of the copy that were read so far."""
         return tuple(
             CopiedTable(name=table.name, rows=table.rows, size_bytes=self.sizes.get(table.name, 0))
             for table in (self.found.tables if self.found else ())
@@ -143,7 +144,7 @@ class CopyComparison:
         return CopyReader(self.contents.programs, copy.connection, options, encoding, copy.folder, copy.live)
 
     def _session_options(self) -> list[str]:
-        """Settings that decide how values are written: the dump's; if they are not recorded, those it may have used."""
+        """The settings that decide how values are written: the dump's, or if unrecorded, those it may have used."""
         if self.contents.manifest is not None:
             return [as_recorded(self.contents.manifest.session_options)]
         # The old script's dumps carry the source's settings: the server's, the database's or the role's.
@@ -158,7 +159,7 @@ class CopyComparison:
     def _read_copy(
         self, witness: Witness, readers: Sequence[CopyReader], schema_options: Sequence[str]
     ) -> tuple[CopyReader, Reading]:
-        """Read the copy; read it again with other session options while these may explain the differences."""
+        """Read the copy; read it again with other session options as long as they may explain the differences."""
         readings = []
         for reader in readers:
             reading = reader.read(*schema_options, log=self.record.log)

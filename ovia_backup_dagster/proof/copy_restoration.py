@@ -1,7 +1,7 @@
-"""Restores a backup into a copy that does not exist yet: roles, the database, everything that the archive holds.
+"""Restores a backup into a new copy: roles, the database, everything that the archive holds.
 
 The order is the same for a drill's copy and for a database that goes live. ``pg_restore`` runs the program, ``roles``
-makes roles, and ``target`` creates the copy.
+creates roles, and ``target`` creates the copy.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class CopyRestoration:
         record: receives the results.
         jobs: how many entries pg_restore restores at a time. A single job fills the gaps that large rows leave in
             pages: the rows are the same, in another order.
-        rescue: the command that brings the rows where a restore fails over a rule; empty for the usual one.
+        rescue: the command that restores the rows if a rule refuses them; empty for the usual command.
         lost: the errors of a restore despite errors, a line each.
         unrefreshed: materialized views that pg_restore could not refresh.
         settings: the source's settings that are in effect in the copy.
-        withheld: what a scratch database is not given; a database that goes live is given everything.
+        withheld: entries that a scratch database does not get; a database that goes live gets all.
     """
 
     contents: BackupContents
@@ -52,7 +52,7 @@ class CopyRestoration:
     withheld: Withheld = field(default_factory=Withheld, init=False)
 
     def prove_functions(self, copy: Copy) -> executed_functions.Reach:
-        """Find what the restore would run with more rights than its owners have; records the check.
+        """Find functions that the restore would run with more rights than their owners have; records the check.
 
         Raises:
             BackupError: the server or the archive cannot be read.
@@ -71,11 +71,11 @@ class CopyRestoration:
         """Restore the backup into a copy that does not exist yet.
 
         Args:
-            copy: is created.
+            copy: the copy, which this method creates.
             despite_errors: restore as much as possible, and collect the errors in ``lost``.
 
         Raises:
-            BackupError: the copy cannot be created, or the restore failed: the check is recorded as failed, too.
+            BackupError: the copy cannot be created, or the restore failed; the check is then recorded as failed.
         """
         contents, record = self.contents, self.record
         record.log(f"restoring {contents.backup} into: {copy.name}")

@@ -1,7 +1,8 @@
-"""Reads a database the way an archive is read: the other side of a comparison.
+"""Reads a database in the same way as an archive, for the comparison of the two.
 
-The data goes through the same reader as an archive's (``postgres.data_stream``), and the rest through the same
-pg_restore, so that the method makes no difference. Only for copies: nothing else may write to the database meanwhile.
+The data goes through the same parser as an archive's (``postgres.data_stream``), and the rest through the same
+pg_restore, so that the method causes no differences. Only for copies: no other session may write to the database
+meanwhile.
 """
 
 from __future__ import annotations
@@ -38,16 +39,16 @@ from ovia_backup_dagster.postgres.watchdog import Watch
 
 _OPTIONS = ("--no-password", "--no-subscriptions")
 
-#: The first major of pg_dump that takes a table together with its partitions.
+#: The first major of pg_dump with ``--table-and-children``, which includes a table's partitions.
 _TABLE_AND_CHILDREN_SINCE = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a database holds.
+    """The contents of a database.
 
     Attributes:
-        witness: as an archive's.
+        witness: the contents, in the same form as an archive's.
         schema: its schema as SQL.
         large_object_notes: the statements that give its large objects privileges and comments.
     """
@@ -65,9 +66,9 @@ class CopyReader:
         programs: pg_dump and pg_restore.
         copy: the database.
         session_options: the ``PGOPTIONS`` of the dump that it is compared with: they decide how values are written.
-        encoding: of that dump's text.
-        folder: for temporary files. It is removed with the copy in any case; ``None`` for the system's.
-        live: whether the copy was given the source's publications, so that they are read.
+        encoding: the encoding of that dump's text.
+        folder: for temporary files; it is removed with the copy. ``None`` for the system's folder.
+        live: whether the copy has the source's publications, so that they are read.
     """
 
     programs: Programs
@@ -81,8 +82,8 @@ class CopyReader:
         """Read the whole database.
 
         Args:
-            schema_options: pg_restore's, for the schema's SQL.
-            log: told about progress.
+            schema_options: pg_restore's options for the schema's SQL.
+            log: receives the progress.
 
         Raises:
             BackupError: it cannot be read.
@@ -100,17 +101,17 @@ class CopyReader:
 
     def read_unordered(self, wanted: Mapping[str, Sequence[str]], log: Log | None = None) -> dict[str, UnorderedRows]:
         """The rows of tables (name -> columns), independent of their order."""
-        # A name that is not UTF-8 is shown with backslashes, and cannot be asked for.
+        # A name that is not UTF-8 is shown with backslashes, so pg_dump cannot be given it as an option.
         named = () if any("\\" in name for name in wanted) else tuple(wanted)
         return asked_for(self._data(unordered(wanted), *self._only(*named), log=log))
 
     def read_table(self, name: bytes) -> OrderedRows | None:
         """Read a table by its name as pg_dump writes it; ``None`` if it does not exist."""
-        # Decoded as a file name, any bytes can be an argument.
+        # fsdecode turns any bytes into a valid argument.
         return self._data(ordered, *self._only(os.fsdecode(name))).tables.get(decode_text(name))
 
     def _only(self, *tables: str) -> tuple[str, ...]:
-        """pg_dump's options for tables, with the partitions that are loaded through them; none reads all tables."""
+        """pg_dump's options to read tables and the partitions loaded through them; without options it reads all."""
         if self.programs.major("pg_dump") < _TABLE_AND_CHILDREN_SINCE:
             return ()
         return tuple(f"--table-and-children={_pattern(table)}" for table in tables)
@@ -149,14 +150,14 @@ class CopyReader:
 
     @property
     def _scratch(self) -> tuple[Path, str]:
-        """Where temporary files are, and the setting that decides it."""
-        # The folder is one in DRILL_DIR.
+        """The folder for temporary files, and the setting that chooses it."""
+        # The copy's folder is in DRILL_DIR.
         return (self.folder.parent, "DRILL_DIR") if self.folder else (Path(tempfile.gettempdir()), "TMPDIR")
 
     def _contents_list(self) -> str:
-        """The contents list that a whole dump would have.
+        """The contents list that a dump of the whole database would have.
 
-        It is at the beginning of an archive, so pg_dump is ended as soon as pg_restore has read it: no data is dumped.
+        An archive begins with it, so pg_dump is ended as soon as pg_restore has read it: no data is dumped.
         """
         command = self._pg_dump("--format=custom", self.programs.compress_option("none"))
         with start(command, variables=self._variables(), pipe_stdout=True, watch=self._watch) as child:
@@ -166,7 +167,7 @@ class CopyReader:
             child.process.stdout.close()
             ended = child.wait()
             if ended > 0 and not stderr and code == 0:
-                code = 0  # it fails because the pipe is closed
+                code = 0  # pg_dump fails because the pipe is closed
             if code != 0:
                 raise self._failed(child.stderr or stderr, ended or code)
         return whole_list(decode_text(output), str(self.copy))

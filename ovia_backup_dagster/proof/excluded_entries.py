@@ -1,7 +1,7 @@
-"""What a scratch database is not given, because others use its server and a drill makes no roles there.
+"""Finds the entries that are not restored into a scratch database: others use its server, so a drill creates no roles.
 
 pg_restore leaves out owners and privileges by an option. This module finds the entries that need a role that the server
-lacks, or that the role that drills may not create. A throwaway cluster and a database that goes live are given all.
+lacks, or that the drilling role may not create. A throwaway cluster and a database that goes live get all entries.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _ABOUT = ("COMMENT", "SECURITY LABEL")
 
 @dataclass(frozen=True, slots=True)
 class Withheld:
-    """What a copy is not given.
+    """The entries that are not restored into a copy.
 
     Attributes:
         entries: of the contents list, ``TYPE schema name owner``.
-        notes: what was left out and why, a line each.
+        notes: the left-out entries with the reason, a line each.
     """
 
     entries: frozenset[str] = frozenset()
@@ -37,7 +37,7 @@ class Withheld:
 
 
 def withheld(server: Connection, programs: Programs, archive: Path) -> Withheld:
-    """Find the entries of an archive that this role cannot create on a server without making roles there.
+    """Find the entries of an archive that this role cannot create on a server unless roles are created there.
 
     Raises:
         BackupError: the archive or the server's roles cannot be read.
@@ -70,7 +70,7 @@ def _roles(key: Key, sql: bytes) -> Iterator[str]:
 
 
 def _about(key: Key) -> Iterator[tuple[str, str]]:
-    """Schema and name of a comment on the object; the name of a comment on a policy ends with the table's name."""
+    """Schema and name of comments on the object; the name of a comment on a policy ends with the table's name."""
     kind, schema, name = key
     if kind != "POLICY":
         yield schema, f"{kind} {name}"
@@ -81,5 +81,5 @@ def _about(key: Key) -> Iterator[tuple[str, str]]:
 
 
 def _unquoted(name: tuple[str, str]) -> tuple[str, str]:
-    """Without quotes: only the name of a comment quotes the names of objects, where they need it."""
+    """A name without quotes: only a comment's name quotes the names of objects, if they need quotes."""
     return name[0], name[1].replace('"', "")

@@ -2,11 +2,11 @@
 
 A restore runs the functions of CHECK constraints, generated columns, indexes on expressions and materialized views, as
 the role that restores. If that role is a superuser on a server that others use, the owner of such a function can become
-a superuser, too. The archive's contents list records the source's ``pg_depend``: so every function that a restored
-object depends on is named, also one reached through operators, types, domains or views.
+a superuser, too. The archive's contents list records the source's ``pg_depend``, so it names every function that a
+restored object depends on, also through operators, types, domains or views.
 
-Not seen are the calls in the body of a superuser's function, and the functions of an extension. So the result names
-functions that are known to run; an empty result does not mean that none runs.
+The contents list does not show calls in the body of a superuser's function, or the functions of an extension. So the
+result names functions that are known to run; an empty result does not mean that none runs.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from ovia_backup_dagster.proof import roles
 _SHOWN = 3
 #: ``225; 1255 16394 FUNCTION m f(integer) mallory``, and the line after it.
 _ENTRY = re.compile(r"^(\d+); (\d+) \d+ (.+)$(?:\n;\tdepends on:((?: \d+)*)$)?", re.MULTILINE)
-#: OID of ``pg_proc``: it marks an entry as a function, whatever its kind is called.
+#: OID of ``pg_proc``: it marks an entry as a function of any kind.
 _FUNCTION = "1255"
-#: What a restore creates without running any function that it depends on. All other entries are assumed to run them.
+#: Entries that a restore creates without running the functions that they depend on. All others are assumed to run them.
 _ONLY_MADE = re.compile(
     r"(?:FUNCTION|PROCEDURE|AGGREGATE|VIEW|POLICY|TRIGGER|OPERATOR|OPERATOR CLASS|OPERATOR FAMILY|CAST|TYPE|SHELL TYPE"
     r"|DEFAULT|DEFAULT ACL|ACL|COMMENT|SECURITY LABEL|TRANSFORM) "
 )
 _TRIGGER = "TRIGGER "
-#: Entries whose SQL tells more than their dependencies do.
+#: Entries whose SQL must be read, because their dependencies do not tell enough.
 _TELLING = (_TRIGGER, "CONSTRAINT ")
 #: A drill deletes a row with session_replication_role = replica, so these triggers fire.
 _FIRES = re.compile(rb" ENABLE (?:ALWAYS|REPLICA) TRIGGER ")
@@ -50,10 +50,10 @@ _POWER = """
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """What the functions of others would gain by a restore.
+    """The rights that other roles' functions would gain by a restore.
 
     Attributes:
-        role: the role that restores, and its power; empty if it has none to lend.
+        role: the role that restores, and its power; empty if it has no power that a function could gain.
         functions: those that would run with it, as the archive's contents list names them, with their owners.
     """
 
@@ -86,7 +86,7 @@ def reach(server: Connection, programs: Programs, backup: Backup) -> Reach:
             row["rolname"]: bool(row["rolsuper"]) for row in session.execute("SELECT rolname, rolsuper FROM pg_roles")
         }
     saved = roles.saved_superusers(backup)
-    # A role that is a superuser here may have been none in the source.
+    # A superuser of this server may not have been one in the source.
     superusers = {name for name, is_one in here.items() if is_one and saved.get(name, True)}
     listing = archive.contents_list(programs, backup.path, "--verbose")
     with archive.use_list(listing, lambda entry: entry.startswith(_TELLING)) as telling:
@@ -113,11 +113,11 @@ def run_by_restore(
     """The functions that a restore runs and that no superuser owns: a pure function.
 
     Args:
-        listing: as ``pg_restore --list --verbose`` prints it.
+        listing: the output of ``pg_restore --list --verbose``.
         superusers: the names of the roles that are superusers.
         known: the names of all roles.
-        triggers_fire: whether a trigger fires in a restore or a drill.
-        all_may_run: whether something runs functions that the list does not name.
+        triggers_fire: whether triggers fire in the restore or drill.
+        all_may_run: whether any function may run, because the list does not name all dependencies.
     """
     entries = {match[1]: (match[2], match[3], (match[4] or "").split()) for match in _ENTRY.finditer(listing)}
     reached: set[str] = set()
@@ -137,7 +137,7 @@ def _runs(entry: str, *, triggers_fire: bool) -> bool:
 
 
 def _of_superuser(entry: str, superusers: Collection[str], known: Collection[str]) -> bool:
-    """An entry does not say where its owner's name begins: every role that could be the owner must be a superuser."""
+    """Whether all roles that may own the entry are superusers. Its text does not show where the owner's name begins."""
     candidates = list(_owners(entry, known))
     return bool(candidates) and all(name in superusers for name in candidates)
 

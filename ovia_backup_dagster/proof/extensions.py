@@ -1,6 +1,6 @@
-"""Whether the source's extensions are installed where a backup is restored, in the source's versions.
+"""Checks that the source's extensions are installed on the target server, in the source's versions.
 
-A dump does not hold what an extension creates; the comparison of contents finds a difference in that.
+A dump does not hold the objects that an extension creates.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def require_available(contents: BackupContents, copy: Copy, record: ProofRecord)
     """Report a missing extension by name, before a restore fails because of it.
 
     Raises:
-        ExtensionMissingError: the copy's server does not have it. The check is recorded as failed, too.
+        ExtensionMissingError: the copy's server does not have it; the check is then recorded as failed.
     """
     entries = archives.entries(contents.listing)
     wanted = {entry.removeprefix(_ENTRY).rstrip() for entry in entries if entry.startswith(_ENTRY)}
@@ -43,7 +43,7 @@ def prove_extensions(contents: BackupContents, copy: Copy, record: ProofRecord) 
     """Compare the copy's extension versions with the source's.
 
     Raises:
-        ServerError: the copy cannot be asked.
+        ServerError: the copy cannot be queried.
     """
     with connect(copy.connection) as session:
         rows = session.execute("SELECT extname, extversion FROM pg_extension ORDER BY 1").fetchall()

@@ -1,8 +1,8 @@
-"""What the privileges in two schemas allow, whichever role created the objects.
+"""Compares the privileges in two schemas, independent of the roles that created the objects.
 
-pg_dump saves what was granted beyond an object's initial privileges. A table of the backup is created with its owner,
-who is compared. What an extension or initdb creates belongs to the role that ran ``CREATE EXTENSION``, or to the
-bootstrap superuser, whose name may differ: of these, only what other roles may do is the same in a copy.
+pg_dump saves the grants beyond an object's initial privileges. A table of the backup is created with its owner, and the
+owner is compared. Objects of an extension or of initdb belong to the role that ran ``CREATE EXTENSION``, or to the
+bootstrap superuser, whose name may differ. For these objects, only other roles' privileges are the same in a copy.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from ovia_backup_dagster.proof.schema_text import Key, Section, describe_object
 
 KINDS = ("ACL", "DEFAULT ACL")
-#: Entries about another object, whose own entry names the owner; these bear the owner's name, too.
+#: Entries that are part of another object. They name the owner, too, but the object's own entry counts.
 _OF_ANOTHER = re.compile(
     r"(?:ACL|COMMENT|SECURITY LABEL|TABLE DATA|TABLE ATTACH|SEQUENCE SET|SEQUENCE OWNED BY|MATERIALIZED VIEW DATA"
     r"|DEFAULT|(?:CHECK |FK )?CONSTRAINT|INDEX|INDEX ATTACH|TRIGGER|RULE|POLICY|ROW SECURITY|USER MAPPING"
@@ -22,7 +22,7 @@ _OF_ANOTHER = re.compile(
 )
 _STATEMENT = re.compile(rb'(GRANT|REVOKE) (.*) (?:TO|FROM) ("(?:[^"]|"")+"|[^\s";]+)( WITH GRANT OPTION)?;', re.DOTALL)
 _NAME = re.compile(r"(?:FOREIGN DATA WRAPPER|FOREIGN SERVER|[A-Z]+) ")
-#: Kinds that privileges can be on, as their own sections are called.
+#: Kinds of objects that can have privileges, as their sections name them.
 _OBJECTS = (
     "TABLE", "VIEW", "MATERIALIZED VIEW", "FOREIGN TABLE", "SEQUENCE", "FUNCTION", "PROCEDURE", "AGGREGATE", "TYPE",
     "SHELL TYPE", "DOMAIN", "SCHEMA", "PROCEDURAL LANGUAGE", "FOREIGN DATA WRAPPER", "SERVER",
@@ -36,16 +36,16 @@ def owners(schema: Mapping[Key, Section]) -> set[str]:
 
 
 def without_owner(entry: str, roles: Collection[str]) -> str:
-    """An entry of a contents list without its owner, if the entry is about an object that has its own.
+    """An entry of a contents list without its owner, if it is part of an object that has its own entry.
 
     Args:
         entry: ``TYPE schema name owner``.
-        roles: all possible owners: names hold spaces, so an entry does not say where the owner begins.
+        roles: all possible owners: names may contain spaces, so an entry does not show where the owner begins.
     """
     if not _OF_ANOTHER.match(entry):
         return entry
     parts = entry.split(" ")
-    # The longest name first: a part of it may be another role's name.
+    # Try the longest name first: its end may be another role's name.
     for at in range(3, len(parts)):
         if " ".join(parts[at:]) in roles:
             return " ".join(parts[:at])
@@ -55,7 +55,7 @@ def without_owner(entry: str, roles: Collection[str]) -> str:
 def privilege_differences(
     before: Mapping[Key, Section], after: Mapping[Key, Section], makers: Collection[str]
 ) -> list[str]:
-    """Objects on which other roles may do something else.
+    """Objects on which other roles have other privileges.
 
     Args:
         before, after: the backup's schema and the copy's.
@@ -78,7 +78,7 @@ def privilege_differences(
 def owner_differences(
     before: Mapping[Key, Section], after: Mapping[Key, Section], makers: Collection[str]
 ) -> list[str]:
-    """Objects of extensions that were given to another role later, which no dump records."""
+    """Objects of extensions whose owner was changed later, which no dump records."""
     made_here = _made_here(before)
     return [
         f"{describe_object(key)[len('acl ') :]} belongs to {after[key].owner} in the copy, "
@@ -94,13 +94,13 @@ def _made_here(schema: Mapping[Key, Section]) -> Callable[[Key], bool]:
     objects: dict[str, set[str]] = {}
     for kind, where, name in schema:
         if kind in _OBJECTS:
-            # A privilege's name writes a function's arguments in another way.
+            # Entries of privileges write a function's arguments differently.
             objects.setdefault(where, set()).update((name, name.partition("(")[0]))
 
     def made_here(key: Key) -> bool:
         kind, where, name = key
         if kind != "ACL":
-            return True  # default privileges are on no object
+            return True  # default privileges belong to no object
         known, of = objects.get(where, set()), _NAME.sub("", name, count=1)
         if name.startswith("COLUMN "):
             parts = of.split(".")
@@ -111,9 +111,9 @@ def _made_here(schema: Mapping[Key, Section]) -> Callable[[Key], bool]:
 
 
 def _given(section: Section | None, mine: Collection[str]) -> Counter[bytes]:
-    """What is granted and revoked, without what concerns only the roles in ``mine``.
+    """The grants and revocations, without those of the roles in ``mine``.
 
-    If a privilege is revoked and granted again, only its grantor changed, because the owner changed.
+    A privilege that is revoked and granted again counts as unchanged: only its grantor differs, as the owner does.
     """
     found: Counter[bytes] = Counter()
     revoked: Counter[tuple[bytes, bytes]] = Counter()

@@ -1,9 +1,9 @@
-"""The order in which an archive is restored, where its own order is not enough: what reads other tables comes later.
+"""The order in which an archive is restored, if its own order is not enough: entries that read other tables come later.
 
 A CHECK, a generated column, a domain or an index may call a function that reads a table. pg_dump sorts by what the
 catalogs record, and they record nothing about a function whose body is a string. A plain pg_restore then fails, or
 computes other values, depending on how its jobs are scheduled. ``table_reads`` finds what is read in the archive's own
-text; what fails all the same is loaded again by ``load_rounds``. Nothing here runs pg_restore.
+text; ``load_rounds`` loads entries again that fail nevertheless. Nothing here runs pg_restore.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class LoadLevel:
 
     Attributes:
         entries: in the archive's order.
-        apart: one entry after the other, as each may read the others.
+        apart: load one entry after the other, because each may read the others.
     """
 
     entries: tuple[ArchiveEntry, ...]
@@ -37,17 +37,18 @@ class LoadLevel:
 
 @dataclass(frozen=True, slots=True)
 class LoadOrder:
-    """An archive's entries as they are restored.
+    """An archive's entries in the order in which they are restored.
 
     Attributes:
-        before: what the tables consist of.
-        levels: data: first what reads nothing, then what reads that, and so on.
-        after: indexes, constraints, triggers.
+        before: the pre-data entries, such as tables and functions.
+        levels: the data: first tables that read no other, then those that read these, and so on.
+        after: the post-data entries: indexes, constraints, triggers.
         after_all: whether ``after`` must wait until all data is loaded.
         notes: a line for each entry that comes later than in the archive.
-        tables: number of a table's data -> its schema and name.
-        leaning: functions that are called during the load, and depend on the session's ``search_path``.
-        calls: signature of a function that may do so -> the functions that it calls without a schema, in lower case.
+        tables: number of a table's data entry -> its schema and name.
+        leaning: functions that are called during the load and depend on the session's ``search_path``.
+        calls: signature of a function that may depend on it -> the functions that it calls without a schema, in lower
+            case.
     """
 
     before: tuple[ArchiveEntry, ...]
@@ -81,8 +82,8 @@ def order_of(listing: str, schema: str, wanted: Callable[[str], bool] = lambda _
 
     Args:
         listing: its contents list.
-        schema: the output of ``pg_restore --verbose --schema-only --file=-``; empty where nothing can read tables.
-        wanted: of an entry's text, whether it is restored.
+        schema: the output of ``pg_restore --verbose --schema-only --file=-``; empty if no function can read tables.
+        wanted: tells from an entry's text whether it is restored.
     """
     before, data, after = sections_of(entries_of(listing))
     before, data, after = ([entry for entry in part if wanted(entry.text)] for part in (before, data, after))
@@ -104,7 +105,7 @@ def order_of(listing: str, schema: str, wanted: Callable[[str], bool] = lambda _
 
 
 def _levels(reads: TableReads) -> tuple[list[LoadLevel], list[str]]:
-    """The data, level by level, and why some of it comes later."""
+    """The data, level by level, and the reasons why some of it comes later."""
     leaning: dict[int, set[int]] = {}
     last: set[int] = set()
     archive = reads.archive
@@ -141,7 +142,7 @@ def _levels(reads: TableReads) -> tuple[list[LoadLevel], list[str]]:
 
 
 def _late(reads: TableReads, after: Iterable[ArchiveEntry]) -> list[str]:
-    """The indexes and constraints that read tables, for which all data must be there."""
+    """The indexes and constraints that read tables, so that all data must be loaded before them."""
     notes = []
     for entry in after:
         each = reads.archive.by_number.get(entry.number)
@@ -159,7 +160,7 @@ def _late(reads: TableReads, after: Iterable[ArchiveEntry]) -> list[str]:
 
 
 def _sorted(reads: TableReads, before: list[ArchiveEntry]) -> list[ArchiveEntry]:
-    """What comes before the data; objects that a generated column's function reads come before its table."""
+    """The pre-data entries; objects that a generated column's function reads come before its table."""
     extra: dict[int, list[int]] = {}
     for number, each in reads.archive.by_number.items():
         if each.kind == "TABLE" and ("GENERATED ALWAYS AS (" in each.text or "PARTITION BY" in each.text):

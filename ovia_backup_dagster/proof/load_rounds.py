@@ -1,8 +1,9 @@
 """Loads an archive's entries into a database, and loads failed ones again after the rest while that makes progress.
 
 ``load_order`` decides the order, and ``pg_restore`` runs the program. This module reads the outcome of a run, entry by
-entry, and decides what is run again. The result does not depend on chance: several jobs only tell which entries failed;
-these are run again one after the other, in the archive's order, and their messages are taken from that run.
+entry, and decides which entries are loaded again. The result does not depend on chance: a run with several jobs only
+tells which entries failed. These are run again one after the other, in the archive's order, and only the messages of
+that run count.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from ovia_backup_dagster.proof.archive_entries import ArchiveEntry
 
 #: Makes pg_restore name the entry of each error.
 VERBOSE = "--verbose"
-#: What it prints in addition then: a line for each entry, and more.
+#: The additional output of ``--verbose``: a line for each entry, and more.
 NOISE = re.compile(
     rb"pg_restore: (?:creating|processing|executing|connecting|launching|finished|entering|restoring|restored"
     rb"|dropping|skipping|started|reading|implied|allocating) "
 )
-#: Written by a single write, so it is whole even where the messages of several jobs are interleaved.
+#: pg_restore writes this at once, so it is whole even if the messages of several jobs are interleaved.
 _AT = re.compile(r"from TOC entry (\d+); ")
 _STEP = re.compile(r"^pg_restore: (?:from TOC entry (\d+); .*|(error: (?s:.*?))(?=^pg_restore: |\Z))", re.MULTILINE)
-#: Printed when pg_restore went on to its end despite errors.
+#: The last line if pg_restore went on to the end despite errors.
 _ENDED = "errors ignored on restore: "
 #: A dump may hold its rows as commands.
 _ROW = re.compile(
@@ -38,7 +39,7 @@ class Failure:
 
     Attributes:
         entry: the entry.
-        message: as pg_restore printed it, with the command; empty if several jobs printed at a time.
+        message: pg_restore's message, with the command; empty if several jobs printed at the same time.
     """
 
     entry: ArchiveEntry
@@ -64,7 +65,7 @@ class BrokenOffError(Exception):
         self.stderr = stderr
 
 
-#: Runs pg_restore on entries, in this order, with a number of jobs; returns its exit code and what it printed.
+#: Runs pg_restore on entries, in this order, with a number of jobs; returns its exit code and its messages.
 Run = Callable[[Sequence[ArchiveEntry], int], tuple[int, str]]
 
 
@@ -74,8 +75,8 @@ class Loader:
 
     Attributes:
         run: runs pg_restore.
-        clear: empties tables, by their names as SQL: if rows are written as commands, some may be there.
-        alone: numbers of the entries that a single process loads, whatever the number of jobs.
+        clear: empties tables, named as in SQL: if a dump holds rows as INSERT commands, some may have been loaded.
+        alone: numbers of the entries that are always loaded by a single job.
         again: entries that failed at first and were loaded later, in order.
     """
 
@@ -141,7 +142,7 @@ def failed_of(stderr: str, entries: Iterable[ArchiveEntry]) -> list[ArchiveEntry
 
 
 def messages_of(stderr: str) -> dict[int, str]:
-    """The message of a single job for each entry: the first error; if the entry exists already, the second."""
+    """Entry -> its message, from a run with one job: the first error, or the second if the entry exists already."""
     found: dict[int, list[str]] = {}
     number = 0
     for match in _STEP.finditer(stderr):

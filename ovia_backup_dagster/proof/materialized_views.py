@@ -1,4 +1,4 @@
-"""Materialized views that pg_restore could not refresh, and how a session of this program refreshes them.
+"""Materialized views that pg_restore could not refresh: a session of this program refreshes them.
 
 pg_restore tries first, without a ``search_path`` (see ``pg_restore``).
 """
@@ -25,8 +25,8 @@ class Unrefreshed:
     """A materialized view that pg_restore could not refresh.
 
     Attributes:
-        command: refreshes it; ends with a semicolon.
-        said: the server's error when the last attempt failed.
+        command: the SQL that refreshes it, with a semicolon.
+        said: the server's error in the last failed attempt.
         refreshed: whether a session with a ``search_path`` could refresh it.
     """
 
@@ -65,7 +65,7 @@ def refresh_in_session(
     with connect(target, options) as session:
         be_patient(session)
         if search_path is not None:
-            # Qualified: the path may put another schema before pg_catalog.
+            # Qualified, because the path may put another schema before pg_catalog.
             session.execute("SELECT pg_catalog.set_config('search_path', %s, false)", [search_path])
         left, before = list(views), len(views) + 1
         while left and len(left) < before:

@@ -1,6 +1,6 @@
-"""Runs pg_restore against a database: the whole archive, what is left of a damaged one, or only its views.
+"""Runs pg_restore against a database: the whole archive, the rest of a damaged one, or only its views.
 
-It fills an empty database, which ``target`` creates. ``restore_messages`` reads what pg_restore prints;
+It fills an empty database, which ``target`` creates. ``restore_messages`` reads pg_restore's output;
 ``copy_comparison`` decides whether the outcome is right.
 """
 
@@ -53,12 +53,12 @@ class Restorer:
     Attributes:
         programs: pg_restore.
         target: the database.
-        name: of the place, for people.
+        name: the place, for people.
         jobs: how many entries pg_restore restores at a time.
         with_owners: whether owners and privileges are restored.
-        live: whether publications are restored, as into a database that goes live.
-        settings: the source's settings that are in effect there.
-        rescue: the command that brings the rows where a restore fails over a rule; empty where there is none.
+        live: whether publications are restored, because the database goes live.
+        settings: the source's settings that are in effect in the database.
+        rescue: the command that restores the rows if a rule refuses them; empty if there is none.
         without: further entries of the contents list that are not restored.
     """
 
@@ -81,27 +81,27 @@ class Restorer:
             archive: the file.
             listing: its contents list.
             expected_bytes: the database's final size, if known; for the progress.
-            log: told about progress every ten seconds.
+            log: receives the progress every ten seconds.
 
         Returns:
-            A line for each entry that was loaded later than the archive has it.
+            A line for each entry that was loaded later than in the archive's order.
 
         Raises:
-            BackupError: entries that failed in every round. What is in the database then is of no use.
+            BackupError: entries failed in every round; the content of the database is useless.
         """
         order = self._order(archive, listing)
         before = {entry.number for entry in order.before}
         loader = self._loader(archive, progress_teller(self.target, expected_bytes, log), before)
         rest = (*order.levels[0].entries, *(order.after if order.at_once else ()))
-        # Several jobs open their sessions after the first part is made. A single job must do the same: a setting that
-        # names a text search configuration of the archive is in effect only from then on.
+        # Several jobs open their sessions after the pre-data part is restored. A single job must do the same: a setting
+        # that names one of the archive's text search configurations is in effect only in sessions that begin later.
         parts = ((*order.before, *rest),) if self.jobs > 1 else (order.before, rest)
         failed: list[Failure] = []
         try:
             for part in parts:
                 failed += loader.load(part, self.jobs)
                 if missing := [failure for failure in failed if failure.entry.number in before]:
-                    # Later errors only follow from the first.
+                    # The later errors are consequences of the first.
                     raise self._messages.unmade(missing[:1], listing, order)
             for level in order.levels[1:]:
                 failed += loader.load(level.entries, 1 if level.apart else self.jobs)
@@ -115,7 +115,7 @@ class Restorer:
                 failed += loader.load(order.after, self.jobs)
             failed = loader.rounds([*waiting, *failed])
             if failed and views:
-                # An entry may read a materialized view, which is empty until now.
+                # An entry may read a materialized view, which was empty so far.
                 loader.load(views)
                 failed = loader.rounds(failed)
         except BrokenOffError as broken:
@@ -131,7 +131,7 @@ class Restorer:
         return [*order.notes, *(_loaded_again(entry) for entry in loader.again)]
 
     def rehearse(self, archive: Path, listing: str) -> None:
-        """Restore all but the data: whether this role may create the archive's objects on this server.
+        """Restore all but the data, to find out whether this role may create the archive's objects on this server.
 
         Raises:
             BackupError: the first error.
@@ -143,13 +143,13 @@ class Restorer:
             raise self._messages.broken_off(stderr, code, self._messages.failure, listing)
 
     def salvage(self, archive: Path, listing: str, expected_bytes: int | None, log: Log) -> Salvaged:
-        """As :meth:`restore`, for an archive that may be damaged, despite errors.
+        """Like :meth:`restore`, but despite errors, for an archive that may be damaged.
 
-        The data is loaded table by table, because a damaged table ends pg_restore. Rules that refuse rows are removed
-        while the rows are loaded: see ``salvage``.
+        The data is loaded table by table, because pg_restore ends at a damaged table. Rules that refuse rows are
+        removed while the rows are loaded: see ``salvage``.
 
         Raises:
-            BackupError: the server or its disk failed, or pg_restore was killed: no fault of the archive.
+            BackupError: the server or its disk failed, or pg_restore was killed, so the archive is not at fault.
         """
         order = self._order(archive, listing, despite_errors=True)
         loader = self._loader(archive, progress_teller(self.target, expected_bytes, log))
@@ -174,8 +174,8 @@ class Restorer:
     def refresh(self, archive: Path, listing: str, search_path: str | None = None) -> list[Unrefreshed]:
         """Refresh the materialized views that were populated; returns those that pg_restore could not refresh.
 
-        pg_restore has no ``search_path``, which functions may need. So failed views are tried again in a session that
-        has one; repeatedly, while that makes progress, because views use views.
+        pg_restore's sessions have no ``search_path``, which functions may need. So failed views are refreshed again in
+        a session that has one, repeatedly while that makes progress, because views read other views.
 
         Args:
             archive: the file.
@@ -186,7 +186,7 @@ class Restorer:
             BackupError: the server or its disk failed, which is no finding about a view.
         """
         for jobs in (self.jobs, 1):
-            # The messages of several jobs are interleaved: so failed views are refreshed again by a single job.
+            # The messages of several jobs are interleaved, so a single job refreshes failed views again.
             views = [entry for entry in entries_of(listing) if entry.text.startswith(REFRESH)]
             code, stderr = self._run(archive, views, (), None, jobs)
             if code == 0:
@@ -270,7 +270,7 @@ class Restorer:
                     if noise is not None:
                         self._messages.raise_surroundings(child.stderr, 0, jobs)
                     if not numbers_in(child.stderr).isdisjoint(give_up_at):
-                        # A table is missing: to load all others first would only delay the report.
+                        # A table is missing: loading all others first would only delay the report.
                         child.process.terminate()
 
                 code = child.wait(poll, _PROGRESS_SECONDS)

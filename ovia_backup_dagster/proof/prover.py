@@ -1,7 +1,7 @@
 """The proof that a restored database equals its backup: the steps, in their order.
 
-A drill's copy and a database that goes live are proven by the same steps; the callers decide what differs between them.
-``core.check_registry`` lists the checks, and a new check begins there. The steps themselves are in ``backup_contents``,
+A drill's copy and a database that goes live are proven by the same steps; the callers make the differences.
+``core.check_registry`` lists the checks; add a new check there first. The steps themselves are in ``backup_contents``,
 ``copy_restoration``, ``copy_comparison`` and ``table_statistics``.
 """
 
@@ -31,12 +31,13 @@ class Proof(ProofRecord):
     The steps, in order: :meth:`read_backup`, :meth:`prove_functions`, :meth:`restore`, :meth:`prove`, :meth:`analyze`.
 
     Args:
-        verifier: catalog, programs, and what a backup must hold.
-        source: the database that is backed up. It is asked how it writes values if the dump does not record that.
+        verifier: catalog, programs, and the expectations for a backup.
+        source: the database that is backed up. Its settings are queried if the dump does not record how values were
+            written.
         backup: the backup to restore.
-        log: told what happens.
+        log: receives progress lines.
         jobs: how many entries pg_restore restores at a time.
-        rescue: the command that brings the rows where a restore fails over a rule; empty for the usual one.
+        rescue: the command that restores the rows if a rule refuses them; empty for the usual command.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Proof(ProofRecord):
         """As :func:`table_statistics.analyze`."""
         analyze(copy.connection, self.contents.programs, self.restoration.settings.options, self.jobs, self)
 
-    # ---- what was found
+    # ---- findings
 
     @property
     def lost(self) -> list[str]:
@@ -96,12 +97,12 @@ class Proof(ProofRecord):
 
     @property
     def found(self) -> Witness | None:
-        """What the copy holds; ``None`` until it is read."""
+        """The copy's contents; ``None`` until it is read."""
         return self.comparison.found
 
     @property
     def tables(self) -> tuple[CopiedTable, ...]:
-        """The copy's tables that were read so far."""
+        """The tables of the copy that were read so far."""
         return self.comparison.tables
 
     @property

@@ -1,6 +1,6 @@
-"""What a proof has found so far: check results, seconds and versions, as in a drill's evidence or a restore's record.
+"""The results of a proof so far: check results, seconds and versions, for a drill's evidence or a restore's record.
 
-The modules that make the checks decide what a finding is; this one only notes it.
+The modules that make the checks decide what counts as a finding; this one only stores it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class ProofRecord:
     """The results of one proof.
 
     Attributes:
-        log: told what happens.
-        lines: a result for each check that was made, in that order.
+        log: receives progress lines.
+        lines: a result for each check, in the order in which they were made.
         phases: name -> seconds, in order.
         versions: program or server -> version.
     """
@@ -50,7 +50,7 @@ class ProofRecord:
         passed: str = "",
         result: Result = Result.PASSED,
     ) -> None:
-        """Note the result of a check: what is wrong, else what is odd, else that it passed.
+        """Note the result of a check: the wrong findings, or else the odd ones, or else that it passed.
 
         Args:
             check: the check.
@@ -70,7 +70,7 @@ class ProofRecord:
         self.log(f"{check.value}: {result.value}" + (f" ({text})" if text else ""))
 
     def list_unmade(self, stage: Stage) -> None:
-        """Note each check that was not made, at the end of a stage, so that a check without code is noticed.
+        """Note each check that was not made, at the end of a stage, so that a check without code is reported.
 
         A restore also notes the checks that only a drill makes.
         """

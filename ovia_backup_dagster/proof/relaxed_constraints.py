@@ -1,7 +1,7 @@
-"""Lets a table take rows that its own rules refuse, and puts the rules back.
+"""Removes the rules of a table that refuse its rows, and puts them back after the load.
 
-Only for ``salvage``, which restores what is left of a backup (``--even-if-damaged``). A rule that the rows break is
-NOT VALID afterwards, or gone, and is reported.
+Only for ``salvage``, which restores the rest of a damaged backup (``--even-if-damaged``). A rule that rows break is NOT
+VALID afterwards, or missing, and is reported.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ovia_backup_dagster.postgres.quoting import sql_identifier, sql_string
 
 Session = psycopg.Connection[dict[str, Any]]
 _TABLE: LiteralString = "SELECT to_regclass(quote_ident(%s) || '.' || quote_ident(%s))::oid::bigint AS oid"
-#: The table, and the tables from which it inherits its rules; the most distant first.
+#: The table and its ancestors, from which it inherits rules; the most distant first.
 _UP: LiteralString = """
     WITH RECURSIVE up AS (
         SELECT %s::oid AS oid, 0 AS depth
@@ -86,7 +86,7 @@ class RelaxedConstraint:
 
 
 def relax(session: Session, schema: str, table: str) -> list[RelaxedConstraint]:
-    """Remove the rules that may refuse rows of a table: CHECKs, NOT NULL, the rules of its columns' domains."""
+    """Remove the rules that may refuse a table's rows: CHECKs, NOT NULL, the rules of its columns' domains."""
     row = session.execute(_TABLE, [schema, table]).fetchone()
     if row is None or row["oid"] is None:
         return []
@@ -156,7 +156,7 @@ def _constraint(kind: str, owner: str, row: dict[str, Any], name: str) -> tuple[
 
 
 def _done(session: Session, command: str) -> str | None:
-    """Run a command; returns ``None``, or its SQLSTATE: the message may come from a function and hold values."""
+    """Run a command; returns ``None``, or the error's SQLSTATE: the message may hold values from a function."""
     try:
         session.execute(command.encode())
     except psycopg.Error as error:

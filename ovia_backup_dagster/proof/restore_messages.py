@@ -24,13 +24,13 @@ from ovia_backup_dagster.proof.unqualified_functions import Leaning
 from ovia_backup_dagster.proof.violations import Met, error_of
 
 _MESSAGE = re.compile(r"^(?=pg_restore: error: )", re.MULTILINE)
-#: The line of a message that holds the error. What follows it (DETAIL, CONTEXT, the command) may hold any words.
+#: The line of a message with the error. The lines after it (DETAIL, CONTEXT, the command) may contain any text.
 _ERROR = re.compile(r"^pg_restore: error: (?!a worker process died)(.+)$", re.MULTILINE)
 _COMMAND = re.compile(r"^Command was: ((?s:.*?);$)", re.MULTILINE)
 _QUERY = re.compile(r"could not execute query: [^\W\d_]+:")
-#: A dump may hold its rows as commands.
+#: A dump may hold its rows as INSERT commands.
 _ROW = re.compile(r"\bVALUES \(.*", re.DOTALL)
-#: Faults of the server, its disk or the connection: a finding neither about the backup nor about its target.
+#: Faults of the server, its disk or the connection: they say nothing about the backup or its target.
 SURROUNDINGS = (
     errors.ServerUnreachableError,
     errors.ConnectionLostError,
@@ -55,8 +55,8 @@ class RestoreMessages:
 
     Attributes:
         target: the database that is filled.
-        name: of the place, for people.
-        rescue: the command that brings the rows where a restore fails over a rule; empty where there is none.
+        name: the place, for people.
+        rescue: the command that restores the rows if a rule refuses them; empty if there is none.
     """
 
     target: Connection
@@ -65,22 +65,22 @@ class RestoreMessages:
 
     @property
     def failure(self) -> str:
-        """What failed, if nothing more is known."""
+        """Names the failed restore, if no more is known."""
         return f"the restore into the {self.name} failed"
 
     def raise_surroundings(self, stderr: str, code: int, jobs: int) -> None:
-        """Raise the first error that is the server's, its disk's or the connection's, if there is one.
+        """Raise the first error of the server, its disk or the connection, if there is one.
 
         Args:
-            stderr: what pg_restore has written so far.
+            stderr: pg_restore's messages so far.
             code: its exit code; 0 while it runs.
             jobs: how many jobs wrote to ``stderr``.
 
         Raises:
             BackupError: there is such an error.
         """
-        # The messages of several jobs are interleaved: a text that a function raised cannot be told from the server's
-        # own. What failed is run again alone, and then its message is clear.
+        # The messages of several jobs are interleaved, so a text that a function raised looks like the server's own.
+        # The failed entries are run again one by one, and then their messages are clear.
         if is_raised(stderr) and len(numbers_in(stderr)) > 1:
             return
         for message in filter(_ERROR.search, _MESSAGE.split(stderr)):
@@ -93,11 +93,11 @@ class RestoreMessages:
                 raise found
 
     def errors_of(self, stderr: str, code: int, what: str, listing: str) -> list[tuple[str, str]]:
-        """Each error's text, and the command that failed with it; empty if there was no error.
+        """Each error's text, with the command that failed; empty if there was no error.
 
         Args:
             stderr, code: of a run that has ended.
-            what: names what failed.
+            what: names the failed operation.
             listing: the archive's contents list, which holds all names: any other word may be a value.
 
         Raises:
@@ -114,8 +114,8 @@ class RestoreMessages:
         return met
 
     def broken_off(self, stderr: str, code: int, what: str, listing: str) -> BackupError:
-        """The error of a run that ended at its first error, or by one that belongs to no entry."""
-        # The messages of several jobs are interleaved: a function's text cannot be told from the server's own.
+        """The error for a run that ended early, at its first error or at one that belongs to no entry."""
+        # The messages of several jobs are interleaved, so a function's text looks like the server's own.
         messages = [stderr] if is_raised(stderr) else _MESSAGE.split(stderr)
         message = next(filter(_ERROR.search, messages), "")
         if not message:
@@ -140,19 +140,19 @@ class RestoreMessages:
         return error_of(self.failure, [self.met(failure, listing) for failure in failed], found, self.rescue)
 
     def met(self, failure: Failure, listing: str) -> Met:
-        """The failure of one entry, as it may be shown."""
+        """The failure of one entry, without data values."""
         command = _command(failure.message)
         return Met(failure, self._said(failure.message, listing + command), command)
 
     def _understood(self, message: str, code: int, what: str) -> BackupError:
-        # Only the first line is the server's own text; not even that, if a function raised it.
+        # Only the first line is the server's own text, unless a function raised the error.
         error = _ERROR.search(message)
         text = message if error is None or is_raised(message) else error[1]
         return diagnose_program(text, what=what, connection=self.target, exit_code=code)
 
     def _said(self, message: str, known: str) -> str:
-        """The line that holds the error, without the values in it; ``known`` holds all names."""
-        # A contents list writes the parts of a name with spaces between them.
+        """The line with the error, without data values; ``known`` contains all names."""
+        # A contents list separates the parts of a name by spaces, a message by a dot.
         known = f"{known}\n{known.replace(' ', '.')}"
         said = without_values(message[_start(message) :], known).partition("\n")[0]
         return self.target.redact(_QUERY.sub("", said.removeprefix("pg_restore: error: "), count=1).strip())
@@ -165,6 +165,6 @@ def _command(message: str) -> str:
 
 
 def _start(message: str) -> int:
-    """Where the error begins; warnings may come before it."""
+    """The position where the error begins; warnings may precede it."""
     error = _ERROR.search(message)
     return error.start() if error else 0

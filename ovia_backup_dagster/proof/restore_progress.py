@@ -1,4 +1,4 @@
-"""Progress of a restore, asked of the server that is being filled: bytes, tables and the time left."""
+"""The progress of a restore, queried from the target server: bytes, tables and the time left."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ovia_backup_dagster.postgres.session import connect
 
 #: Fraction of the expected size from which the time left is estimated.
 _TELLING = 0.05
-#: Asked of the server, because pg_restore's own progress messages would come between its errors.
+#: The server is queried because pg_restore's own progress messages would mix with its errors.
 _PROGRESS = """
     SELECT pg_database_size(current_database()) AS bytes,
            ARRAY(SELECT DISTINCT relid::regclass::text FROM pg_stat_progress_copy

@@ -1,8 +1,8 @@
-"""The roles that a backup's objects belong to, made on a server that serves the copy alone.
+"""Creates the roles that own a backup's objects.
 
-They are made from the globals that were saved beside the backup; for a backup without these, from what its restore asks
-for. A whole globals file is never run against a server that has roles of its own; there, missing roles are made one by
-one.
+They are created from the globals that were saved with the backup; without these, from the role names that its restore
+needs. A whole globals file is only run on a server that serves the copy alone; on any other server, missing roles are
+created one by one.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _GIVEN_TO = re.compile(
     rb' TO ("(?:[^"]|"")*"|[^\s;"]+)(?: WITH GRANT OPTION)?;?\s*\Z'
 )
 _PSEUDO_ROLES = ("all", "current_role", "current_user", "session_user")
-#: Messages do not double the quotes in a name.
+#: The server's messages do not double the quotes in a name.
 _MISSING = re.compile(r'role "((?s:.*?))" does not exist')
 _DATA = re.compile(r"(?:TABLE DATA|BLOBS|SEQUENCE SET|MATERIALIZED VIEW DATA|SUBSCRIPTION) ")
-#: Before PostgreSQL 16, CREATEROLE alone lets a role act for every other.
+#: Before PostgreSQL 16, CREATEROLE alone lets a role act for any other role.
 _MAY_MAKE = """
     SELECT rolsuper OR rolcreaterole AND (
         current_setting('server_version_num')::int < 160000
@@ -52,9 +52,9 @@ _ROUNDS = 20
 
 
 def replay(server: Connection, globals_sql: bytes) -> list[str]:
-    """Make the roles of a globals file, without tablespaces; returns what was left out, and why.
+    """Create the roles of a globals file, without tablespaces; returns the statements that were left out, and why.
 
-    The definition of the connecting role is left out: it could lock itself out.
+    The definition of the connecting role is left out, because that role could lock itself out.
     """
     own = {name.encode() for name in (server.user, sql_identifier(server.user), *_PSEUDO_ROLES)}
     notes = []
@@ -79,7 +79,7 @@ def replay(server: Connection, globals_sql: bytes) -> list[str]:
 
 
 def compare_roles(server: Connection, programs: Programs, globals_sql: bytes) -> tuple[list[str], list[str]]:
-    """Compare a globals file with the server that it was replayed into; returns what is bad, and what is odd.
+    """Compare a globals file with the server that it was replayed on; returns the bad and the odd differences.
 
     Raises:
         BackupError: the server's roles cannot be read.
@@ -92,7 +92,7 @@ def compare_roles(server: Connection, programs: Programs, globals_sql: bytes) ->
         "--no-password",
         f"--database={server.conninfo()}",
     )
-    # It asks pg_dump for its version.
+    # pg_dumpall runs pg_dump to get its version.
     command = programs.confined(command, server=server, forks=True)
     variables = {**server.environment(), "PGOPTIONS": f"{SESSION_OPTIONS} {unended()}"}
     code, made, stderr = capture(command, variables=variables)
@@ -104,10 +104,10 @@ def compare_roles(server: Connection, programs: Programs, globals_sql: bytes) ->
 
 
 def make_missing(server: Connection, programs: Programs, archive: Path) -> list[str]:
-    """Make every role that a restore of the archive asks for; returns their names.
+    """Create every role that a restore of the archive needs; returns their names.
 
-    Restores everything but the data into a probe database, again and again, until no role is missing. The roles are
-    superusers without login: an event trigger's owner must be a superuser, and this server serves the copy alone.
+    Restores everything but the data into a probe database, repeatedly, until no role is missing. The roles are
+    superusers without login: an event trigger's owner must be a superuser, and this server serves only the copy.
 
     Raises:
         BackupError: the server failed.
@@ -171,7 +171,7 @@ def saved_superusers(backup: Backup) -> dict[str, bool]:
     """Role saved with a backup -> whether it was a superuser.
 
     Raises:
-        VolumeError: they cannot be read.
+        VolumeError: the saved roles cannot be read.
     """
     found = saved_globals.parse_globals(backup.saved_roles() or b"").roles
     return {name: "SUPERUSER" in role.flags for name, role in found.items()}
@@ -185,7 +185,7 @@ def saved(globals_sql: bytes) -> list[str]:
 def planned(
     server: Connection, globals_sql: bytes, schema: bytes | None, privileged: Collection[str]
 ) -> list[saved_globals.Making]:
-    """How :func:`create` would make what is :func:`missing`.
+    """How :func:`create` would create the :func:`missing` roles.
 
     Raises:
         ServerError: no connection.
@@ -202,7 +202,7 @@ def roles_named_in(schema: bytes) -> set[str]:
 
 
 def may_make(server: Connection) -> bool:
-    """Whether this role can make others and act for them, so that restored objects can be given to them.
+    """Whether this role can create roles and act for them, so that it can give restored objects to them.
 
     Raises:
         ServerError: no connection.
@@ -215,17 +215,17 @@ def may_make(server: Connection) -> bool:
 def create(
     server: Connection, globals_sql: bytes, names: Collection[str], privileged: Collection[str] = ()
 ) -> list[str]:
-    """Make roles as they were saved; returns what they are not given, what failed, and which need a password.
+    """Create roles as they were saved; returns notes: what they do not get, what failed, and which need a password.
 
     The file is only parsed, by a strict grammar: it may be forged, and others use this server. No role gets a password,
-    and a role that is not named gets no power over others (see :func:`globals_file.making`). Roles that exist on the
-    server are not changed, even if they were saved as well.
+    and a role that is not in ``privileged`` gets no power over others (see :func:`globals_file.making`). Roles that
+    exist on the server are not changed, even if they were saved, too.
 
     Args:
-        server: where they are made.
-        globals_sql: the roles that were saved beside the backup.
-        names: the roles to make.
-        privileged: the roles that a person has named.
+        server: where they are created.
+        globals_sql: the roles that were saved with the backup.
+        names: the roles to create.
+        privileged: the roles that an operator has named.
 
     Raises:
         ServerError: no connection.
@@ -263,7 +263,7 @@ def create(
 def _not_granted(
     session: psycopg.Connection[dict[str, Any]], saved: saved_globals.Globals, made: Collection[str]
 ) -> list[str]:
-    """The saved privileges on parameters that the server's existing roles lack. They are not granted."""
+    """Saved privileges on parameters that existing roles of the server lack. They are not granted."""
     lacking = []
     for grant in saved.parameters:
         whom = "public" if grant.grantee == saved_globals.PUBLIC else grant.grantee
@@ -281,7 +281,7 @@ def _not_granted(
 
 
 def _create(each: saved_globals.Making) -> bytes:
-    """``CREATE ROLE`` from the parsed role. Defaults are left out: naming them can take a superuser."""
+    """``CREATE ROLE`` from the parsed role. Defaults are left out: naming them may require a superuser."""
     words = sorted(each.flags - {"INHERIT"}) + (["NOINHERIT"] if "INHERIT" not in each.flags else [])
     words += [f"CONNECTION LIMIT {each.role.limit}"] if each.role.limit != -1 else []
     until = b" VALID UNTIL " + each.role.until if each.role.until else b""
@@ -305,7 +305,7 @@ def _set(
     value: bytes,
     notes: list[str],
 ) -> None:
-    """Set a parameter of a role. A parameter that takes a superuser is a privilege, too: so the role itself sets it."""
+    """Set a parameter of a role. An untrusted role sets it itself: one that requires a superuser is then refused."""
     me = each.role.quoted
     what = f"setting {decode_text(parameter)} of role {each.name}"
     itself = not each.trusted and _executed(session, b"SET ROLE " + me, "", [])
@@ -315,7 +315,7 @@ def _set(
 
 
 def _executed(session: psycopg.Connection[dict[str, Any]], statement: bytes, what: str, notes: list[str]) -> bool:
-    """Run a prepared, so single, statement; returns whether that was possible, and adds a note if not."""
+    """Run a single statement, as a prepared one; returns whether it succeeded, and adds a note if not."""
     try:
         session.execute(statement, prepare=True)
     except psycopg.Error as error:

@@ -1,7 +1,6 @@
-"""What the SQL of a routine names: the words of its body, possible relations, and the functions that it calls.
+"""Finds the names in a routine's SQL: the words of its body, possible relations, and the functions that it calls.
 
-Read from the text alone; it finds too much rather than too little. ``archive_objects`` knows which objects the words
-are.
+Only the text is read; it finds too much rather than too little. ``archive_objects`` maps the names to objects.
 """
 
 from __future__ import annotations
@@ -9,13 +8,13 @@ from __future__ import annotations
 import re
 
 _SIMPLE = re.compile(r"[a-z_][a-z0-9_$]*")
-#: Builds SQL at run time.
+#: Matches a body that builds SQL at run time.
 DYNAMIC = re.compile(r"\bexecute\b|\bquery_to_xml\b|\bplpy\b|\bspi_\w+", re.IGNORECASE)
 _COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
 #: A string, with its quotes.
 LITERAL = re.compile(r"'(?:[^']|'')*'")
 _BODY = re.compile(r"\bAS (\$\w*\$)(.*?)\1|\bAS '((?:[^']|'')*)'|\b(RETURN\b.*|BEGIN ATOMIC\b.*)", re.DOTALL)
-#: What comes after one of these words may be a relation.
+#: A word after one of these keywords may be a relation.
 CLAUSE = re.compile(
     r"\b(?:from|join|into|update|using|table|only)\b(.*?)"
     r"(?=\b(?:where|group|order|having|limit|on|set|values|union|loop|select)\b|;|\)|$)",
@@ -23,7 +22,7 @@ CLAUSE = re.compile(
 )
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 _WORD = re.compile(r'"((?:[^"]|"")*)"|([^\W\d][\w$]*)')
-#: A default is not evaluated for a column that the rows bring.
+#: A default is not evaluated for a column whose value is in the rows.
 _DEFAULT = re.compile(r" DEFAULT (?!.* GENERATED ).*?(?= NOT NULL|,?$)", re.MULTILINE)
 #: A call of a function with its schema.
 CALL = re.compile(r'[\w"]\.(?:\w+|"[^"]+")\(')
@@ -31,7 +30,7 @@ _BARE_CALL = re.compile(r'(?<![.\w"])"?([^\W\d][\w$]*)"?\s*\(')
 
 
 def evaluated_text(text: str) -> str:
-    """An object's SQL without the defaults of columns, which are not evaluated for rows of an archive."""
+    """An object's SQL without the columns' defaults, which are not evaluated for the rows of an archive."""
     return _DEFAULT.sub("", text)
 
 
@@ -49,13 +48,13 @@ def body_of(text: str) -> str:
 
 
 def relations_in(body: str) -> set[str]:
-    """Words that may name a relation: those after FROM and the like; every word, if SQL is built at run time."""
+    """Words that may name a relation: those after FROM and similar keywords; all words if SQL is built at run time."""
     if DYNAMIC.search(body):
         return words_in(body)
     quoted: dict[str, str] = {}
 
     def aside(match: re.Match[str]) -> str:
-        # A quoted name may hold words that end a clause.
+        # A quoted name may contain words that would end the clause.
         stands = f"q{len(quoted)}_"
         quoted[stands] = match[1].replace('""', '"').lower()
         return stands
@@ -70,7 +69,7 @@ def words_in(text: str) -> set[str]:
 
 
 def quote_ident(name: str) -> str:
-    """A name as SQL writes it: in quotes only where it needs them."""
+    """A name as SQL writes it: quoted only if necessary."""
     return name if _SIMPLE.fullmatch(name) else '"' + name.replace('"', '""') + '"'
 
 

@@ -1,8 +1,8 @@
-"""Restores as much of a backup as possible: a damaged part takes nothing else with it, and rules that refuse rows are
+"""Restores as much of a backup as possible: a damaged part does not affect the others, and rules that refuse rows are
 removed while the rows are loaded.
 
-``relaxed_constraints`` removes the rules and puts them back; ``search_path`` lends one to functions that need it. Every
-loss, and everything that is not as it was, is reported in a line.
+``relaxed_constraints`` removes the rules and puts them back; ``search_path`` sets one for functions that need it. Every
+loss and every difference is reported in a line.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Salvaged:
     """The outcome.
 
     Attributes:
-        lost: what is missing, or not as it was, a line each.
-        notes: what is as it was, but was not restored in the usual way.
+        lost: what is missing or differs, a line each.
+        notes: what is complete, but was not restored in the usual way.
     """
 
     lost: list[str]
@@ -46,14 +46,14 @@ class Salvaged:
 
 @dataclass
 class Salvage:
-    """One salvage under way.
+    """One running salvage.
 
     Attributes:
         loader: runs pg_restore.
         target: the database.
-        order: of the archive's entries.
-        explain: makes a failure presentable, without values.
-        broken_off: what pg_restore printed when it ended early, without values.
+        order: the order of the archive's entries.
+        explain: turns a failure into a message without data values.
+        broken_off: turns pg_restore's messages, when it ended early, into one without data values.
         options: ``PGOPTIONS`` of the sessions that fill the database.
         views: the entries that refresh its materialized views.
     """
@@ -71,10 +71,10 @@ class Salvage:
     _met: list[str] = field(default_factory=list, init=False)
 
     def run(self) -> Salvaged:
-        """Do all of it.
+        """Restore everything that can be restored.
 
         Raises:
-            BackupError: the server or its disk failed, or pg_restore was killed: no fault of the archive.
+            BackupError: the server or its disk failed, or pg_restore was killed, so the archive is not at fault.
         """
         try:
             self._tell(self._loaded(self.order.before))
@@ -86,7 +86,7 @@ class Salvage:
                 self._give_back()
             raise
         self._give_back()
-        # Event triggers would fire on the changes that are made to functions here.
+        # Event triggers come last: they would fire when this method alters functions.
         self._tell(self._loaded([entry for entry in self.order.after if _EVENT in entry.text]))
         lost = list(dict.fromkeys(self.lost))
         lost = lost if len(lost) <= _MOST else [*lost[:_MOST], f"and {len(lost) - _MOST:,} more errors"]
@@ -105,7 +105,7 @@ class Salvage:
         failed = self._rounds(failed)
         lean = [failure.message for failure in failed if missed(failure.message)]
         if lean and self._lend():
-            # The earlier message is reported: with a lent path, names are shown without their schemas.
+            # Report the earlier message: with a lent path, names are shown without their schemas.
             said = {failure.entry.number: failure for failure in failed}
             failed = [said[failure.entry.number] for failure in self._rounds(failed)]
             healed = said.keys() - {failure.entry.number for failure in failed}
@@ -139,7 +139,7 @@ class Salvage:
                     others.append(entry)
         failed = self._again(failed)
         if failed and self.views:
-            # An entry may read a materialized view, which is empty until now. A view that fails is reported later.
+            # An entry may read a materialized view, which was empty so far. A view that fails is reported later.
             with suppress(BrokenOffError):
                 self.loader.load(self.views)
             failed = self._rounds(failed)
@@ -148,7 +148,7 @@ class Salvage:
         self._tell(self._loaded(others))
 
     def _relaxed(self, failed: list[Failure]) -> list[Failure]:
-        """Load tables without the rules that may refuse their rows, put these back; returns what still fails."""
+        """Load tables without the rules that may refuse their rows, put the rules back; returns what still fails."""
         if not failed:
             return []
         with self._session() as session:
@@ -173,7 +173,7 @@ class Salvage:
         return [failure for failure in failed if failure.entry.number in left]
 
     def _anyway(self, failed: list[Failure]) -> list[Failure]:
-        """Create foreign keys that rows break as NOT VALID, so that they bind new rows; returns all failures."""
+        """Create foreign keys that rows break as NOT VALID, so that they apply to new rows; returns all failures."""
         for failure in failed:
             command = self.explain(failure).command
             if failure.entry.text.startswith(("FK CONSTRAINT ", "CHECK CONSTRAINT ")) and "NOT VALID" not in command:
@@ -219,7 +219,7 @@ class Salvage:
 
     @contextmanager
     def _session(self) -> Iterator[Session]:
-        # With the settings of the load: a restored rule is checked under the source's settings, however long it takes.
+        # With the load's settings: a rule that is put back is checked under the source's, which may take long.
         with connect(self.target, f"{self.options} -c search_path=pg_catalog,pg_temp") as session:
             be_patient(session)
             yield session

@@ -1,7 +1,7 @@
-"""Whether a copy has the backup's objects: contents, owners, privileges, constraints, indexes, the SQL of each.
+"""Checks that a copy has the backup's objects: contents, owners, privileges, constraints, indexes, the SQL of each.
 
-Makes three checks from one comparison, on a live copy. ``comparison`` and ``grants`` name the differences and need no
-server.
+Makes three checks from one comparison, on a running copy. ``comparison`` and ``grants`` name the differences, and need
+no server.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class SchemaProof:
         contents: the backup.
         record: receives the results.
         copy: the restored copy.
-        without: entries of the contents list that the copy was not given.
+        without: entries of the contents list that were not restored.
     """
 
     contents: BackupContents
@@ -51,7 +51,7 @@ class SchemaProof:
 
         Args:
             original, made: the SQL of the backup's schema and of the copy's.
-            found: what the copy holds.
+            found: the copy's contents.
 
         Raises:
             BackupError: the server or the archive cannot be read.
@@ -68,7 +68,7 @@ class SchemaProof:
         return self.contents.witness
 
     def _contents_differences(self, found: Witness, original: bytes, made: bytes) -> list[str]:
-        # A view that could not be refreshed is reported by another check.
+        # Another check reports views that could not be refreshed.
         before, after = ([e for e in w.contents if not e.startswith(REFRESH)] for w in (self._witness(), found))
         names = {owner for text in (original, made) for owner in comparison.owner_names(text)}
         with connect(self.copy.server) as session:
@@ -93,7 +93,7 @@ class SchemaProof:
     def _prove_contents(
         self, found: Witness, differences: Sequence[str], privileges: tuple[Sequence[str], Sequence[str]]
     ) -> None:
-        """Record the check of entries and privileges; ``privileges`` is what is bad and what is odd about those."""
+        """Record the check of entries and privileges; ``privileges`` has the bad and the odd differences of these."""
         copy, contents = self.copy, self.contents
         others = [line for line in differences if not comparison.is_structure(line.partition(": ")[2])]
         left = sum(comparison.left_out(entry, live=copy.live) for entry in self._witness().contents)
@@ -114,7 +114,7 @@ class SchemaProof:
         wrong = [line for line in differences if comparison.is_structure(line.partition(": ")[2])]
         with connect(self.copy.connection) as session:
             wrong += [f"index {row['name']} is not valid" for row in session.execute(_INVALID_INDEXES)]
-            # No dump carries this state: the source cannot have meant it.
+            # No dump records this state, so it does not come from the source.
             wrong += [f"foreign keys of {row['name']} are not enforced" for row in session.execute(_NOT_ENFORCED)]
             row = session.execute(_NOT_VALID).fetchone()
             assert row is not None

@@ -15,7 +15,7 @@ _SECTION = re.compile(rb"^-- (?:Data for )?Name: (.*); Type: (.*); Schema: (.*);
 _END = b"--\n-- PostgreSQL database dump complete\n--"
 _NAME = rb'(?:"(?:[^"]|"")+"|[^\s",;()]+)'
 _TABLE = rb'(?:"(?:[^"]|"")+"|[^\s",;()])+'
-#: A policy's head, and the roles that it is for.
+#: A policy's head, and the roles that it applies to.
 POLICY = re.compile(
     rb"(?P<head>CREATE POLICY " + _NAME + rb" ON " + _TABLE + rb"(?: AS RESTRICTIVE)?(?: FOR [A-Z]+)? TO )"
     rb"(?P<roles>" + _NAME + rb"(?:, " + _NAME + rb")*)"
@@ -35,10 +35,10 @@ _TOKEN = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """All objects of one type, schema and name: overloaded functions' comments, a role's grants.
+    """All objects of one type, schema and name, such as the comments of overloaded functions, or a role's grants.
 
     Attributes:
-        owner: as its head names it; for a comment or a privilege, the owner of the object it is about.
+        owner: the owner in its head; for a comment or a privilege, that is the owner of its object.
         sql: without heads, sorted.
     """
 
@@ -69,13 +69,13 @@ def with_roles_sorted(text: bytes) -> bytes:
 
 
 def _sorted_roles(match: re.Match[bytes]) -> bytes:
-    # Whether names are quoted depends on quote_all_identifiers.
+    # quote_all_identifiers decides whether names are quoted.
     roles: list[bytes] = sorted(NAME.findall(match["roles"]), key=lambda name: name.replace(b'"', b""))
     return bytes(match["head"]) + b", ".join(roles)
 
 
 def canonical(sql: bytes) -> list[str]:
-    """The words of SQL, without casts and the parentheses around what is cast.
+    """The words of SQL, without casts and the parentheses around cast expressions.
 
     PostgreSQL writes an expression back with other casts than it was given: ``varchar IN ('a', 'b')`` is
     ``(ARRAY['a'::varchar, 'b'::varchar])::text[]`` in a source and ``ARRAY[('a'::varchar)::text, ...]`` in its copy.

@@ -1,7 +1,7 @@
-"""Functions that depend on the session's ``search_path``, which every restore sets to nothing.
+"""Functions that depend on the session's ``search_path``, which pg_restore empties.
 
-Finds them, so that people are told; lends them a path while what is left of a backup is restored, and takes it back.
-``load_order`` finds those that the archive's own text shows.
+Finds them for messages. During a salvage, it sets a ``search_path`` for each of them (lends it), and resets it later.
+``load_order`` finds the functions that the archive's own text shows.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from ovia_backup_dagster.proof.load_order import LoadOrder
 from ovia_backup_dagster.proof.routine_text import quote_ident
 from ovia_backup_dagster.proof.unqualified_functions import Leaning
 
-#: What a function did not find, and the name of the function: the innermost comes first.
+#: The name that a function did not find, and the function's name; the innermost function comes first.
 _MISSING = re.compile(
     r"\b(?:function|relation|type|operator|dictionary|configuration|collation) \"?([^\s\"(]+)[^\n]* does not exist"
 )
 _IN = re.compile(r'SQL function "((?:[^"]|"")*)"|PL/pgSQL function (?:inline_code_block|([^\s(]+)\()')
-#: Functions that can depend on it: with a string as body, in a language that looks names up at run time.
+#: Functions that can depend on it: their body is a string, in a language that looks names up at run time.
 _ABLE = """
     FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_language l ON l.oid = p.prolang
     WHERE p.oid >= 16384 AND p.prokind <> 'a' AND p.prosqlbody IS NULL AND l.lanname NOT IN ('c', 'internal')
@@ -81,8 +81,8 @@ def leaning(session: Session, order: LoadOrder, messages: Iterable[str]) -> list
 
     Args:
         session: in the database that has the functions.
-        order: holds the functions that the archive's own text shows, and what others call that may be an extension's.
-        messages: pg_restore's, which may show more of them.
+        order: has the functions that the archive's own text shows, and calls by others of possible extension functions.
+        messages: pg_restore's messages, which may show more functions.
     """
     found: dict[str, list[str]] = {each.signature: list(each.schemas) for each in order.leaning}
     for signature, names in order.calls.items():
@@ -135,7 +135,7 @@ def give_back(session: Session, lent: Iterable[str]) -> list[str]:
 
 def _alter(session: Session, signature: str, how: sql.Composable) -> bool:
     try:
-        # The server itself wrote the signature.
+        # The signature is safe: the server wrote it.
         session.execute(b"ALTER ROUTINE " + signature.encode() + b" " + how.as_bytes(session))
     except psycopg.Error:
         if session.closed:

@@ -82,7 +82,7 @@ class Setting:
     Attributes:
         name: as the source writes it.
         value: may be a secret.
-        said: whether it was set for this database or its owner; otherwise it was only in effect.
+        said: whether it was set for this database or its owner; otherwise it was only in effect there.
     """
 
     name: str
@@ -92,13 +92,13 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class InEffect:
-    """The settings that a copy is filled with.
+    """The settings that are in effect while a copy is filled.
 
     Attributes:
         options: ``PGOPTIONS`` of the sessions that fill it, besides the settings of the role.
         names: the source's settings that are in effect.
         notes: explicit settings that could not be put in effect, and why; without values.
-        quietly: the same, of settings that were only in effect at the source.
+        quietly: the same for settings that were only in effect at the source.
     """
 
     options: str = f"{unended()} {WRITABLE}"
@@ -108,7 +108,7 @@ class InEffect:
 
 
 def settings_of_backup(backup: Backup, script: bytes, listing: str) -> list[Setting]:
-    """As :func:`wanted`, from what is kept with a backup. Altered saved roles are left out: another check reports them.
+    """Like :func:`wanted`, from a backup's files. Altered saved roles are left out: another check reports them.
 
     Args:
         backup: with its sidecars.
@@ -124,13 +124,13 @@ def settings_of_backup(backup: Backup, script: bytes, listing: str) -> list[Sett
 def wanted(
     script: bytes, manifest: Manifest | None = None, globals_sql: bytes | None = None, entries: Collection[str] = ()
 ) -> list[Setting]:
-    """The source's settings, each once; first those that others may depend on.
+    """The source's settings, each once; settings that others may depend on come first.
 
     Args:
-        script: the SQL that makes the archive's database.
-        manifest: of the backup; the old script's have none.
-        globals_sql: the roles that were saved beside it.
-        entries: the archive's, each with its owner at the end.
+        script: the SQL that creates the archive's database.
+        manifest: the backup's manifest; the old script's dumps have none.
+        globals_sql: the roles that were saved with the backup.
+        entries: the archive's entries, each with its owner at the end.
     """
     facts = manifest.database if manifest else None
     owner, of_database, of_roles = _of_script(script)
@@ -157,7 +157,7 @@ def wanted(
         filling = rule(name).filling
         if filling is While.ARCHIVES and name in written:
             continue
-        # No server knows other names, and the name is shown to people.
+        # Servers accept no other names, and the name is shown to people.
         sound = _SOUND.fullmatch(name) and setting.value != HIDDEN
         if filling in (While.SOURCES, While.ARCHIVES) and sound:
             taken.append(setting)
@@ -170,7 +170,7 @@ def wanted(
 
 
 def put_in_effect(copy: Copy, settings: Iterable[Setting]) -> InEffect:
-    """Put the source's settings in effect in a new, empty copy; and those that let a restore run to its end.
+    """Put the source's settings in effect in a new, empty copy, and those that let a restore run to its end.
 
     Args:
         copy: the database.
@@ -210,12 +210,12 @@ def put_in_effect(copy: Copy, settings: Iterable[Setting]) -> InEffect:
 
 
 def take_out(copy: Copy) -> None:
-    """Remove the source's settings from a copy that is filled and proven; then it has only its own.
+    """Remove the source's settings from a copy that is filled and proven; afterwards it has only its own settings.
 
     Raises:
         ServerError: no connection, or it broke.
     """
-    # A role that may not reset them was not allowed to set them either.
+    # A role that may not reset the settings could not set them either.
     with connect(copy.server) as session, contextlib.suppress(psycopg.errors.InsufficientPrivilege):
         session.execute(_RESET.format(sql.Identifier(copy.connection.database)))
 
@@ -223,7 +223,7 @@ def take_out(copy: Copy) -> None:
 def _by_option(
     copy: Copy, options: str, refused: list[tuple[Setting, str]]
 ) -> tuple[str, list[str], list[tuple[Setting, str]]]:
-    """Pass as session options what only a superuser may set for a role: settings of an application's own."""
+    """Pass settings that only a superuser may set for a role, such as an application's own, as session options."""
     done: list[str] = []
     left: list[tuple[Setting, str]] = []
     with connect(copy.connection) as session:
@@ -285,7 +285,7 @@ def _of_owner(globals_sql: bytes, owner: str) -> dict[str, str]:
 
 
 def _read(name: bytes, value: bytes, encoding: str) -> dict[str, str]:
-    """A setting's value; nothing if it is a list or has no valid encoding: those settings change no value."""
+    """A setting's value; empty if it is a list or has no valid encoding, because such settings change no values."""
     try:
         match = _LITERAL.fullmatch(value.strip().decode(_codec(encoding)))
     except UnicodeDecodeError:
@@ -310,7 +310,7 @@ def _parted(setting: str) -> tuple[str, str]:
 
 
 def _over(lower: Mapping[str, str], upper: Mapping[str, str]) -> dict[str, str]:
-    """Both together; the upper's value where both have one."""
+    """Both layers together; the upper one's value if both have the setting."""
     above = {name.lower() for name in upper}
     return {**{name: value for name, value in lower.items() if name.lower() not in above}, **upper}
 

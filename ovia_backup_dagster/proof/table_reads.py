@@ -1,6 +1,6 @@
-"""Which tables are read when a row is inserted or an index is built: by functions that CHECKs, domains, columns call.
+"""Finds the tables that are read when rows are inserted or indexes are built: by functions of CHECKs, domains, columns.
 
-A table named in vain costs only time. If one is missed, its load fails, and ``load_rounds`` loads it again.
+A table that is named needlessly costs only time. If one is missed, a load fails, and ``load_rounds`` repeats it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ovia_backup_dagster.proof.routine_text import (
     words_in,
 )
 
-#: Kinds whose SQL runs when a row is inserted into what depends on them, or an index on it is built.
+#: Kinds whose SQL runs when a row is inserted into a table that depends on them, or an index on the table is built.
 _BETWEEN = ("DOMAIN", "TYPE", "OPERATOR", "OPERATOR CLASS", "OPERATOR FAMILY", "CAST", *ROUTINES)
 #: Kinds that consist only of the functions that they name.
 _MADE_OF = ("OPERATOR", "OPERATOR CLASS", "CAST", "TYPE", "AGGREGATE")
@@ -45,9 +45,9 @@ class TableReads:
     _closures: dict[int, set[int]] = field(default_factory=dict, init=False)
 
     def leans_on(self, number: int) -> list[tuple[str, ArchiveObject | None, list[ArchiveObject]]]:
-        """What a table or an index reads: the part of it, the function that it calls, the relations that this reads.
+        """The reads of a table or an index: the part of it, the function that this calls, the relations that it reads.
 
-        The function is ``None`` where an extension's may be called.
+        The function is ``None`` if an extension's function may be called.
         """
         each = self.archive.by_number.get(number)
         if each is None:

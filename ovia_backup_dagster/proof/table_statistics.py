@@ -1,4 +1,4 @@
-"""Statistics, which no dump carries: runs ANALYZE on a restored copy, and checks that every table has some."""
+"""Statistics, which no dump contains: runs ANALYZE on a restored copy, and checks that every table has some."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def analyze(copy: Connection, programs: Programs, options: str, jobs: int, recor
         copy: the database.
         programs: vacuumdb is used.
         options: ``PGOPTIONS`` of the sessions that fill the copy.
-        jobs: how many tables at a time.
+        jobs: how many tables to analyze at a time.
         record: receives the result.
 
     Raises:

@@ -1,9 +1,9 @@
 """Where a backup is restored to: a throwaway cluster, a scratch database, or a database that goes live.
 
-The first two are context managers: inside the block there is an empty database to fill, and after it nothing, whatever
-happened inside. The next drill removes what a killed process left. ``drill.throwaway_cluster`` makes a throwaway
-cluster. A database that goes live outlasts this process; its maker records that it exists. ``copy_restoration`` and its
-callers decide what is done with the database.
+The first two are context managers: the block gets an empty database to fill, which is removed after the block in any
+case. The next drill removes what a killed process left. ``drill.throwaway_cluster`` creates throwaway clusters. A
+database that goes live outlasts this process; its creator records that it exists. ``copy_restoration`` and its callers
+decide how the database is used.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ SCRATCH_SUFFIX = "_restore_test"
 _MAINTENANCE_DATABASE = "postgres"
 #: The comment that marks a scratch database. A database that goes live keeps its own comment.
 MARK = "ovia-backup: scratch copy of a restore drill"
-#: The comment is set a moment later; this limit comes with the database itself, and no other program uses the number.
+#: CREATE DATABASE itself sets this limit, the comment follows a moment later. No other program uses the number.
 _CONNECTION_LIMIT = 0x6F766961
 _INVALID = -2
 _FOUND = "SELECT oid::bigint AS oid, datconnlimit FROM pg_database WHERE datname = %s"
 _CREATE = re.compile(rb'CREATE DATABASE ("(?:[^"]|"")*"|[^\s;"]+) ')
 _NAME = rb'("(?:[^"]|"")*"|[^\s;"]+)'
-#: Statements that hold the source database's name.
+#: Statements that contain the source database's name.
 _CONFIGURE = re.compile(
     rb'(?:ALTER(?: ROLE (?:"(?:[^"]|"")*"|[^\s;"]+) IN)? DATABASE|COMMENT ON DATABASE'
     rb'|SECURITY LABEL FOR (?:"(?:[^"]|"")*"|[^\s;"]+) ON DATABASE|(?:GRANT|REVOKE) [A-Z, ]+ ON DATABASE) ' + _NAME
 )
 _TEMPLATE = re.compile(rb"\AALTER DATABASE .* IS_TEMPLATE = true;", re.DOTALL)
-#: The role that granted what follows, if it was not the owner.
+#: The role that granted the privileges that follow, if it was not the owner.
 _AS = re.compile(rb"SET SESSION AUTHORIZATION " + _NAME + rb";")
 _LOCALE = re.compile(rb" (?:LOCALE|LC_COLLATE|LC_CTYPE|LOCALE_PROVIDER|ICU_LOCALE|ICU_RULES) = (?:'(?:[^']|'')*'|\w+)")
 #: SQLSTATEs with which ``createdb`` in dbcommands.c refuses a locale: missing, not ICU's, wrong encoding, or no ICU.
@@ -58,11 +58,11 @@ _NAME_BYTES = 63
 class Kind(Enum):
     """The purpose of a copy, which decides how much of the source it is given."""
 
-    #: In a cluster of its own: it gets everything but what would reach other servers.
+    #: In a cluster of its own: it gets everything except entries that would connect to other servers.
     THROWAWAY = auto()
     #: On a server with roles of its own: without owners and privileges, and marked as a drill's.
     SCRATCH = auto()
-    #: On such a server, to go live: it gets all that the source has, with owners, or the restore fails.
+    #: On such a server, to go live: it gets everything that the source has, with owners, or the restore fails.
     LIVE = auto()
 
 
@@ -71,14 +71,14 @@ class Copy:
     """An empty database to restore into.
 
     Attributes:
-        connection: to it, as a role that may do everything in it.
+        connection: to the database, as a role that may do everything in it.
         server: to another database of its server.
-        name: of the place, for people.
+        name: the place, for people.
         kind: its purpose.
-        look: the command with which a person connects to it.
+        look: the command with which an operator connects to it.
         folder: a folder that is removed with it; ``None`` if there is only the database.
-        limits: what its server may use, if the server runs only for this copy.
-        owner: its owner; empty for the role that makes it. Only the owner may have things made in schema ``public``.
+        limits: the resources that its server may use, if the server runs only for this copy.
+        owner: its owner; empty for the role that creates it. Only the owner may create objects in schema ``public``.
     """
 
     connection: Connection
@@ -92,7 +92,7 @@ class Copy:
 
     @property
     def private(self) -> bool:
-        """Whether the server runs only for this copy, so that roles may be made."""
+        """Whether the server runs only for this copy, so that roles may be created."""
         return self.kind is Kind.THROWAWAY
 
     @property
@@ -106,16 +106,16 @@ class Copy:
         return self.kind is Kind.LIVE
 
     def create(self, script: bytes) -> list[str]:
-        """Create the database with the source's encoding and locale; returns what had to be different.
+        """Create the database with the source's encoding and locale; returns the differences that were necessary.
 
         In another locale, text sorts and compares differently: acceptable for a drill, not for a live database.
 
         Args:
-            script: the SQL that makes the archive's database.
+            script: the SQL that creates the archive's database.
 
         Raises:
             CopyError: a database of this name exists; or this one is to go live, and its locale is not installed here.
-            BackupError: it cannot be created.
+            BackupError: the database cannot be created.
         """
         notes = []
         with connect(self.server) as session:
@@ -154,14 +154,14 @@ class Copy:
         return notes
 
     def drop(self, oid: int | None = None) -> None:
-        """Drop the database of this name, if it exists, and end its sessions. For one that was to go live.
+        """Drop the database of this name, if it exists, and terminate its sessions. For a copy that was to go live.
 
         Args:
-            oid: accept this database, although the way it was made does not, or no longer, mark it as this program's.
+            oid: drop the database with this OID even if it does not, or no longer, have this program's mark.
 
         Raises:
-            CopyError: it was not made by this program.
-            BackupError: it cannot be dropped.
+            CopyError: this program did not create the database.
+            BackupError: the database cannot be dropped.
         """
         database = self.connection.database
         with connect(self.server) as session:
@@ -169,7 +169,7 @@ class Copy:
             row = session.execute(_FOUND, [database]).fetchone()
             if row is None:
                 return
-            # An interrupted DROP DATABASE leaves something that is of no use.
+            # A database that an interrupted DROP DATABASE left is useless, so it may be dropped, too.
             if row["oid"] != oid and row["datconnlimit"] not in (_CONNECTION_LIMIT, _INVALID):
                 raise CopyError(
                     f"{self.name} is not dropped",
@@ -181,7 +181,7 @@ class Copy:
             drop_database(session, database)
 
     def release(self) -> None:
-        """Make the copy permanent: it is complete and on disk, and bears no mark of this program any more.
+        """Make the copy permanent: remove this program's mark, once the copy is complete and on disk.
 
         Raises:
             ServerError: no connection, or it broke.
@@ -191,13 +191,13 @@ class Copy:
             session.execute(f"ALTER DATABASE {sql_identifier(self.connection.database)} CONNECTION LIMIT -1".encode())
 
     def configure(self, script: bytes, *, swapped: bool = False) -> list[str]:
-        """Give the database the source's owner, rights, settings and comment; returns what was not possible.
+        """Give the database the source's owner, rights, settings and comment; returns what could not be applied.
 
-        Only after the restore: ``default_transaction_read_only`` would stop it.
+        Call this only after the restore: ``default_transaction_read_only`` would stop it.
 
         Args:
-            script: the SQL that makes the archive's database.
-            swapped: it is to be swapped with another database, which is not possible with a template.
+            script: the SQL that creates the archive's database.
+            swapped: the database will be swapped with another one, which is impossible for a template.
         """
         notes = []
         name = sql_identifier(self.connection.database).encode()
@@ -219,9 +219,9 @@ class Copy:
 
 
 def _configured(session: psycopg.Connection[dict[str, Any]], statement: bytes, grantor: bytes) -> list[str]:
-    """Run a statement about a database, as the role that granted it; returns why it was not possible."""
+    """Run a statement about a database, as the grantor if there is one; returns why it failed."""
     is_grant = statement.startswith((b"GRANT ", b"REVOKE "))
-    # Of a setting, only the name: its value may be secret.
+    # Show only a setting's name: its value may be a secret.
     words = decode_text(statement).rstrip(";\n").split()
     what = " ".join(words if is_grant else words[:7] if statement.startswith(b"ALTER ROLE ") else words[:5])
     try:
@@ -243,7 +243,7 @@ def _configured(session: psycopg.Connection[dict[str, Any]], statement: bytes, g
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Delay signals that ask this process to end until the block has ended."""
+    """While the block runs, hold back signals that ask this process to end; deliver one after the block."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are only delivered to the main thread
         return
@@ -269,10 +269,10 @@ def scratch_database(server: Connection, database: str, source: Source, *, keep:
         database: the source's name; the scratch database is called ``<database>_restore_test``.
         source: the database that must never be touched.
         keep: leave the copy for inspection, until the next drill.
-        log: told what a killed drill left.
+        log: receives a line about what a killed drill left.
 
     Raises:
-        CopyError: there is such a database that no drill made, or it is the source.
+        CopyError: a database of this name exists and no drill made it, or it is the source.
         BackupError: the server refused.
     """
     name = scratch_name(database)
@@ -284,7 +284,7 @@ def scratch_database(server: Connection, database: str, source: Source, *, keep:
         Kind.SCRATCH,
         _psql(server.to(name)),
     )
-    # The session holds the lock, so the lock of a killed drill is released.
+    # The session holds the lock, so a killed drill's lock is released.
     with connect(maintenance) as session:
         source.refuse(session, name, copy.name)
         _take(session, name, copy.name)
@@ -296,17 +296,17 @@ def scratch_database(server: Connection, database: str, source: Source, *, keep:
             kept = keep
         finally:
             if not kept:
-                # A new session: the server may have been restarted meanwhile.
+                # A new session, because the server may have been restarted meanwhile.
                 with uninterrupted(), contextlib.suppress(BackupError), connect(maintenance) as again:
                     _drop(again, name)
 
 
 def live_copy(server: Connection, name: str, place: str) -> Copy:
-    """A database that is to be made on a live server, and to go live.
+    """A copy to create on a live server, which will go live.
 
     Args:
-        server: where, as a role that may create databases and give them to their owners.
-        name: of the database; nothing else may use it.
+        server: the server, as a role that may create databases and give them to their owners.
+        name: the database's name; no other session may use it.
         place: its name for people.
     """
     return Copy(server.to(name), other_database(server, name), place, Kind.LIVE, _psql(server.to(name)))
@@ -317,15 +317,15 @@ class Source:
     """A database that must never be restored into.
 
     Attributes:
-        system_identifier: of its cluster; ``None`` if unknown, and then any cluster may be it.
-        databases: its name; all possible names if that is not certain.
+        system_identifier: of its cluster; ``None`` if unknown: then any cluster may be the source's.
+        databases: its name, or all possible names if it is uncertain.
     """
 
     system_identifier: str | None
     databases: frozenset[str]
 
     def refuse(self, session: psycopg.Connection[dict[str, Any]], target: str, place: str) -> None:
-        """Refuse a target that is the source, whatever name its host has.
+        """Refuse a target that is the source, whatever its host is called.
 
         Raises:
             CopyError: the target is the source, or may be.
@@ -373,7 +373,7 @@ def _making(name: str) -> AdvisoryLock:
 
 
 def _drop(session: psycopg.Connection[dict[str, Any]], name: str) -> bool:
-    """Drop the scratch database, if it exists and bears the mark of a drill."""
+    """Drop the scratch database, if it exists and has a drill's mark."""
     _wait_until_made(session, name)
     row = session.execute(
         "SELECT shobj_description(oid, 'pg_database') AS mark, datconnlimit FROM pg_database WHERE datname = %s",
@@ -394,14 +394,14 @@ def _drop(session: psycopg.Connection[dict[str, Any]], name: str) -> bool:
 
 
 def _wait_until_made(session: psycopg.Connection[dict[str, Any]], name: str) -> None:
-    """Wait for a server that still creates a database for a client that is gone: only then is the database visible."""
+    """Wait until the server has created a database for a client that is gone: only then is the database visible."""
     _making(name).wait_until_free(session)
 
 
 def drop_database(session: psycopg.Connection[dict[str, Any]], name: str, *, must_exist: bool = False) -> None:
-    """Drop a database, and end those of its sessions that this role may end."""
+    """Drop a database, and terminate those of its sessions that this role may terminate."""
     be_patient(session)
-    session.execute("SET statement_timeout = 0")  # it waits for a checkpoint, and removing large files takes long
+    session.execute("SET statement_timeout = 0")  # DROP waits for a checkpoint, and removing large files takes long
     statement = f"DROP DATABASE {'' if must_exist else 'IF EXISTS '}{sql_identifier(name)}"
     try:
         session.execute(f"{statement} WITH (FORCE)".encode())
@@ -409,7 +409,7 @@ def drop_database(session: psycopg.Connection[dict[str, Any]], name: str, *, mus
         session.execute(f"ALTER DATABASE {sql_identifier(name)} IS_TEMPLATE false".encode())
         session.execute(f"{statement} WITH (FORCE)".encode())
     except psycopg.errors.InsufficientPrivilege as refused:
-        # The server also says this of autovacuum, which has no role; without FORCE it ends autovacuum itself.
+        # The server raises this for autovacuum, too, which has no role; without FORCE it ends autovacuum itself.
         try:
             session.execute(statement.encode())
         except psycopg.errors.ObjectInUse:
@@ -417,16 +417,16 @@ def drop_database(session: psycopg.Connection[dict[str, Any]], name: str, *, mus
 
 
 def _psql(connection: Connection) -> str:
-    """The command with which a person connects."""
+    """The command with which an operator connects."""
     host, user, database = map(shell_word, (connection.host, connection.user, connection.database))
     return f"psql --host={host} --port={connection.port} --username={user} --dbname={database}"
 
 
 def _create_statement(script: bytes, name: str) -> bytes:
-    """The ``CREATE DATABASE`` of a script, for a database of another name, without its semicolon.
+    """The script's ``CREATE DATABASE``, for a database of another name, without its semicolon.
 
     Raises:
-        CopyError: there is none.
+        CopyError: the script has none.
     """
     for statement in statements(script):
         if match := _CREATE.match(statement):
@@ -439,7 +439,7 @@ def _create_statement(script: bytes, name: str) -> bytes:
     )
 
 
-#: File in a copy's folder: the limit that its server exceeded, if it was ended for that.
+#: File in a copy's folder: the limit that its server exceeded, if the server was ended for that.
 EXCEEDED = "exceeded"
 _OF_THE_DISK = ("free", "growth", "inodes")
 _LOOK = (
@@ -449,7 +449,7 @@ _LOOK = (
 
 
 def explained_by_limits(error: BackupError, copy: Copy) -> BackupError:
-    """The error of a copy; or why its server was ended, if that caused the error."""
+    """The error of a copy; replaced by the exceeded limit if its server was ended for that."""
     limit, took = exceeded(copy.folder / EXCEEDED, copy.limits) if copy.folder else ("", "")
     if not limit or isinstance(error, DrillLimitError):
         return error

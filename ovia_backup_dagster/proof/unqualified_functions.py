@@ -1,7 +1,7 @@
-"""Functions that name what they use without its schema, as the text of an archive shows them.
+"""Functions that use unqualified names, found in an archive's text.
 
-A restore runs them without a ``search_path``, so they find nothing. ``search_path`` finds the same from a server's
-messages.
+A restore runs them without a ``search_path``, so they do not find their objects. ``search_path`` finds such functions
+from a server's messages.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from ovia_backup_dagster.proof.routine_text import CLAUSE, body_of, quote_ident,
 
 @dataclass(frozen=True, slots=True)
 class Leaning:
-    """A function that names what it uses without its schema.
+    """A function that uses unqualified names.
 
     Attributes:
         signature: as ``ALTER FUNCTION`` takes it.
-        schemas: the schemas of what it uses, as SQL writes them.
+        schemas: the schemas of the objects that it uses, as SQL writes them.
     """
 
     signature: str
@@ -33,16 +33,16 @@ class Leaning:
 
 
 def signature_of(function: ArchiveObject) -> str:
-    """As ``ALTER FUNCTION`` takes it."""
+    """The function's signature, as ``ALTER FUNCTION`` takes it."""
     return f"{quote_ident(function.schema)}.{function.name}"
 
 
 def leaning_among(called: Iterable[ArchiveObject], archive: ArchiveObjects) -> list[Leaning]:
-    """The functions of an archive that name what they use without its schema.
+    """The functions of an archive that use unqualified names.
 
     Args:
         called: functions that look names up when they run.
-        archive: all of its objects.
+        archive: the archive's objects.
     """
     found = []
     for function in called:
@@ -54,7 +54,7 @@ def leaning_among(called: Iterable[ArchiveObject], archive: ArchiveObjects) -> l
 
 
 def _unqualified(function: ArchiveObject, archive: ArchiveObjects) -> list[str]:
-    """The schemas of what a function names without a schema."""
+    """The schemas of the objects that a function names without a schema."""
     body = body_of(function.text)
     clauses = " ".join(CLAUSE.findall(body))
     found = []

@@ -1,6 +1,6 @@
-"""Why an entry of an archive could not be restored: which rule its rows break, and how to get them all the same.
+"""Why an entry of an archive could not be restored: the rule that its rows break, and how to restore them anyway.
 
-A table of PostgreSQL's messages, and the function that makes an error of them. Values of rows are never shown.
+A table of PostgreSQL's messages, and the function that turns them into an error. Values of rows are never shown.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ _SAID = 200
 
 @dataclass(frozen=True, slots=True)
 class Met:
-    """An error as it may be shown.
+    """An error without data values.
 
     Attributes:
         failure: the entry, and the complete message.
@@ -96,12 +96,12 @@ class Met:
 
     @property
     def broken(self) -> str:
-        """The rule that rows break, and its table; empty if the error is another."""
+        """The rule that rows break, and its table; empty for any other error."""
         for pattern, text in _BROKEN:
             if match := pattern.search(self.said):
                 return text.format_map({"table": self.table, "other": self._referenced, **match.groupdict()})
         if (key := _KEY.search(self.command)) and "exist" not in self.said and "permission" not in self.said:
-            # Whatever the language of the message is.
+            # In any language of the message.
             return f"foreign key {key['name']} ({self.table} → {key['other']}) cannot be made"
         return ""
 
@@ -124,10 +124,10 @@ def error_of(what: str, met: Sequence[Met], leaning: Iterable[Leaning], rescue: 
     """The error for entries that could not be restored.
 
     Args:
-        what: names what failed.
+        what: names the failed operation.
         met: the errors, in the archive's order.
         leaning: functions that caused them.
-        rescue: the command that brings the rows all the same; empty where there is none.
+        rescue: the command that restores the rows anyway; empty if there is none.
     """
     leaning = list(leaning)
     if leaning:
