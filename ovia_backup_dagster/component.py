@@ -22,7 +22,7 @@ from ovia_backup_dagster.settings.setting_definition import SettingDefinition
 
 #: The setting that the component's ``name`` replaces.
 _REPLACED = "backup_asset_prefix"
-#: A template and nothing else: the value itself is not in the YAML.
+#: A text that is only a template: the value itself is not in the YAML.
 _TEMPLATE = r"^\s*\{\{.+\}\}\s*$"
 #: The texts allowed for a value of each type. A template is allowed, too: its value is not known yet.
 _TEXT_OF = {bool: r"\{\{|^(true|false)$", int: r"\{\{|^\d+$", float: r"\{\{|^\d+(\.\d+)?$"}

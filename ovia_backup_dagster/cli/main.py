@@ -4,8 +4,8 @@ This module holds the command group, the handling of signals, and the exit codes
 the checked backup is bad; 2 usage; ``status`` follows the monitoring plugins: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.
 Each command is in its own module, which :data:`VERBS` names.
 
-``--help`` and ``status`` must answer at once: a command's module is imported only when the command is called, and
-imports inside its function what only running it needs.
+``--help`` and ``status`` must answer at once: a command's module is imported only when the command is called, and its
+function imports what only running the command needs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ovia_backup_dagster import __version__
 from ovia_backup_dagster.cli.exit_codes import FAILED, UNKNOWN
 from ovia_backup_dagster.core.errors import BackupError
 
-#: Per command: its module in this package, and the function there. Imported only when the command is called.
+#: Command -> its module in this package, and the function in it. Imported only when the command is called.
 VERBS = {
     "accept": "accept:accept_command",
     "demo": "demo:demo_command",
@@ -44,7 +44,7 @@ VERBS = {
 }
 
 _RESTORES = ("restore", "undo-restore")
-#: Whether the restore was done, put back or not begun depends on when it was ended.
+#: A restore may be done, put back or not begun, depending on when the signal came.
 _AFTER_A_RESTORE = "for its outcome: ovia-backup restore --history; for what is unfinished: ovia-backup status"
 
 
@@ -93,7 +93,7 @@ class _Group(click.Group):
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EIO):
                 raise
-            # Standard output is a full disk, or a terminal that is gone. Monitoring must not read it as "critical".
+            # Standard output is on a full disk, or its terminal is gone. Monitoring must not read that as "critical".
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             with contextlib.suppress(OSError):
                 click.echo(f"ovia-backup: cannot print: {error.strerror}", err=True)
@@ -120,7 +120,7 @@ def main() -> None:
 
 def _repair_streams() -> None:
     """Open /dev/null for each closed stream (``>&-``), and escape characters that a stream cannot encode."""
-    # In order: open() returns the lowest free number. If a lock or a dump got it, output would be written into that.
+    # In order: open() returns the lowest free number. If a lock or a dump got that number, it would receive the output.
     for number in range(3):
         try:
             os.fstat(number)

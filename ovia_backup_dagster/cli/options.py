@@ -55,7 +55,7 @@ class OwnerType(click.ParamType[Any]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         from ovia_backup_dagster.core.takeover import Owner
 
-        # Numbers: the names are known in our image, not in the one that this may run in.
+        # Only numbers: the user names exist in our image, but perhaps not in the image where this runs.
         match = re.fullmatch(r"([0-9]{1,10}):([0-9]{1,10})", str(value))
         numbers = [int(part) for part in match.groups()] if match else []
         if not numbers or max(numbers) >= 2**32 - 1:  # the last one means "as it is"

@@ -34,9 +34,9 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Se
     for number, name in enumerate(head):
         table.add_column(name, justify="right" if number in right else "left", overflow="fold", no_wrap=number == 0)
     for row in rows:
-        # Text, not str: a "[" in a name is no markup.
+        # Text, not str: a "[" in a name must not be read as markup.
         table.add_row(*(Text(printable(cell)) for cell in row))
-    # In a pipe, lines as long as they need to be.
+    # In a pipe, lines may be longer than a terminal's.
     Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
 
 

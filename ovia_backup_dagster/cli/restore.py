@@ -122,7 +122,7 @@ def restore_command(
         print_restore(record, restorations, as_json, putting_back=abort)
         return
     if backup is None:
-        # The newest backup may hold the very damage that the restore is to undo: it must be asked for by name.
+        # The newest backup may contain the damage that the restore is to undo, so the operator must name a backup.
         raise click.UsageError("which backup? Name one of: ovia-backup list; `latest` is the newest that is not bad")
     wishes = Wishes(
         backup=backup,

@@ -47,7 +47,7 @@ def confirmed_name(name: str, given: str | None) -> str:
 
 
 def print_restore(record: Record, restorations: Restorations, as_json: bool, *, putting_back: bool = False) -> None:
-    """Print a restore's record, and exit with 1 where it failed.
+    """Print a restore's record, and exit with 1 if it failed.
 
     Args:
         putting_back: whether the command asked for the restore to be undone (``--abort``).
@@ -75,7 +75,7 @@ def print_restore(record: Record, restorations: Restorations, as_json: bool, *, 
         if record.interruption_seconds is not None:
             click.echo(f"interruption: {record.interruption_seconds * 1000:.0f} ms")
         if record.kept and before_at(record.kept, order.database) is None:
-            pass  # it has another name by now, which a note says
+            pass  # it has another name now, which a note states
         elif record.kept and record.outcome == "put back":
             again = f"to make it live again: ovia-backup undo-restore --kept {shell_word(record.kept)}"
             click.echo(f"{record.what_is_kept} stays as {printable(record.kept)}; {again}")
@@ -85,7 +85,7 @@ def print_restore(record: Record, restorations: Restorations, as_json: bool, *, 
         click.echo(f"record: {restorations.folder.path / order.filename}.md")
     put_back = putting_back and record.outcome == "put back"
     if record.error and put_back and record.error not in record.notes:
-        log(f"what had failed before: {record.error}")  # and no longer matters
+        log(f"what had failed before: {record.error}")  # it no longer matters
     elif record.error:
         log(f"Error: {record.error}")
         if record.fix:

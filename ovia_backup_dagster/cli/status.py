@@ -1,6 +1,6 @@
 """``ovia-backup status``: the condition of the backups, in the form of a monitoring plugin, as alerts report it.
 
-``health.condition`` judges the condition. What only Dagster knows is not asked here.
+``health.condition`` judges the condition. This command does not query Dagster.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _as_dict(state: Condition, now: datetime) -> dict[str, Any]:
             {"question": a.question.value, "level": a.level.value, "text": a.text, "next": a.fix or None}
             for a in state.answers
         ],
-        # As 0.1.0 had them, for one release: where it says proven, it means verified.
+        # The words of 0.1.0, for one release: its "proven" means verified.
         "level": found.level.former if found else None,
         "last_proven": verified.path.name if verified else None,
     }

@@ -39,7 +39,7 @@ def verify_command(backup: str, unverified: bool, as_json: bool) -> None:
     judgement, witness = verified.judgement, verified.witness
     if as_json:
         rows = witness.rows_by_table() if witness else {}
-        # No verdict is kept for a backup outside the volume: its standing is what was just found.
+        # No verdict is stored for a backup outside the volume: its state is what this verification found.
         good = State.PROVEN if verified.backup.drilled else State.VERIFIED
         standing = good if judgement.good else State.BAD
         verdict = {"standing": standing, "state": standing.former, "rows": sum(rows.values()), "tables": rows}

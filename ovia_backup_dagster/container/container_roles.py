@@ -41,15 +41,15 @@ RUN_LOGS_KEPT = 500
 #: How long to wait for services that start at the same time, before the container exits and Swarm starts another.
 PATIENCE_SECONDS = 90.0
 DOCTOR_INTERVAL_SECONDS = 600.0
-#: The interval while something will fail: often a service that is still starting.
+#: The doctor's interval while something will fail: often a service is still starting.
 DOCTOR_AGAIN_SECONDS = 60.0
-#: The doctor ends in half of it, even if a check hangs.
+#: The doctor ends within half of this time, even if a check hangs.
 DOCTOR_TIMEOUT_SECONDS = 60.0
 
 
 @click.command("code-server")
 def code_server_role() -> None:
-    """Serve the definitions of one database, and pass on what its runs need."""
+    """Serve the definitions of one database, and pass settings, networks and volumes on to its runs."""
     refuse_secret_values(os.environ)
     collect_secrets()
     os.environ["DAGSTER_CONTAINER_CONTEXT"] = json.dumps(container_context(os.environ))
@@ -73,7 +73,7 @@ def webserver_role() -> None:
     """Run Dagster's UI."""
     collect_secrets()
     wait_for(storage_answers)
-    # Without a code server the UI still shows history and errors: this only waits out a start in the wrong order.
+    # Without a code server the UI still shows history and errors. This wait only covers a start in the wrong order.
     with contextlib.suppress(ContainerError):
         wait_for(code_servers_answer)
     workspace = str(dagster_home() / "workspace.yaml")
@@ -164,10 +164,10 @@ def run_role(command: tuple[str, ...]) -> None:
 
 
 def container_context(environment: Mapping[str, str]) -> dict[str, Any]:
-    """What Dagster's Docker launcher gives to the runs of this code location: environment, networks and volumes.
+    """The environment, networks and volumes that Dagster's Docker launcher gives to this code location's runs.
 
     Args:
-        environment: the code server's own. All of its settings are passed on; they name the files of secrets.
+        environment: the code server's environment. All of its settings are passed on; they name the files of secrets.
     """
     passed = [
         f"{name}={value}"
@@ -204,7 +204,7 @@ def wait_for(there: Callable[[], None], patience: float = PATIENCE_SECONDS, paus
 
 
 def replace_process(program: str, *arguments: str) -> NoReturn:
-    """Replace this process by that program: signals and exit codes are then the program's own."""
+    """Replace this process by a program, which then receives signals and sets the exit code itself."""
     os.execvp(program, (program, *arguments))  # noqa: S606 - argv, no shell
 
 

@@ -10,6 +10,6 @@ class ContainerError(BackupError):
 
 
 class NotThereYetError(ContainerError):
-    """Something that a role depends on does not answer; it may still be starting."""
+    """A service that a role depends on does not answer; it may still be starting."""
 
     transient = True

@@ -1,7 +1,7 @@
 """Health checks of the containers: Dagster's storage, the code servers, Docker, the role's own program.
 
-A role waits for some of them before it starts; Docker runs the health check every minute. Thorough checks are in
-``doctor``. Never imports dagster.
+A role waits for some of these before it starts; Docker runs the health check every minute. Thorough checks are in
+``doctor``. This module never imports dagster.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ def _tell_once(text: str) -> None:
 
 
 def storage_answers() -> None:
-    """Dagster's storage answers.
+    """Require that Dagster's storage answers.
 
     Raises:
-        NotThereYetError: it does not.
+        NotThereYetError: it does not answer.
     """
     import psycopg
 
@@ -91,10 +91,10 @@ def storage_answers() -> None:
 
 
 def code_servers_answer() -> None:
-    """Each code server of the workspace answers.
+    """Require that each code server of the workspace answers.
 
     Raises:
-        NotThereYetError: one does not.
+        NotThereYetError: a code server does not answer.
     """
     from ovia_backup_dagster.doctor.code_server import ask_code_server
     from ovia_backup_dagster.doctor.report import Severity
@@ -108,10 +108,10 @@ def code_servers_answer() -> None:
 
 
 def docker_is_ready() -> None:
-    """Docker answers, has the image, and the networks that runs are put on are there and attachable.
+    """Require that Docker answers, and has the runs' image and networks, and that the networks are attachable.
 
     Raises:
-        NotThereYetError: it does not answer.
+        NotThereYetError: Docker does not answer.
         ContainerError: the image or a network is missing, or a network is not attachable.
     """
     import docker as sdk
@@ -187,5 +187,5 @@ def _instance_settings() -> dict[str, Any]:
 
 
 def dagster_home() -> Path:
-    """Where the image keeps the settings of Dagster and HAProxy."""
+    """The folder where the image has the settings of Dagster and HAProxy."""
     return Path(os.environ["DAGSTER_HOME"])

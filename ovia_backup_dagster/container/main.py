@@ -1,7 +1,7 @@
 """``ovia-backup-service``: the entry point of the containers of the Swarm stack.
 
-It combines the roles and the health check, and prints a ``BackupError`` as one line. Never imports dagster: the health
-check runs every minute.
+It combines the roles and the health check, and prints a ``BackupError`` as one line. It never imports dagster, because
+the health check runs every minute.
 """
 
 from __future__ import annotations

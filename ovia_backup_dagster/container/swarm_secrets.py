@@ -1,4 +1,4 @@
-"""A container's secrets: copies what Swarm mounts to files that runs, which are not Swarm tasks, can be given.
+"""A container's secrets: copies the files that Swarm mounts, so that runs, which are not Swarm tasks, can mount them.
 
 Also refuses secrets among a container's variables. ``settings`` reads the files.
 """
@@ -20,7 +20,7 @@ SECRETS = Path("/run/secrets")
 PRIVATE = Path("/run/ovia-backup")
 STORAGE_SECRET = "storage_password"  # noqa: S105 - a file's name
 PASSFILE = PRIVATE / "storage.pgpass"
-#: Variable -> the one that names a file instead. Docker shows the variables of every container.
+#: Variable -> the variable that names a file instead. Docker shows the variables of every container.
 FILE_VARIABLES = {
     "PGPASSWORD": "POSTGRES_PASSWORD_FILE",
     "POSTGRES_PASSWORD": "POSTGRES_PASSWORD_FILE",
@@ -33,7 +33,7 @@ def refuse_secret_values(environment: Mapping[str, str]) -> None:
     """Refuse a password among the variables: Docker shows the variables of every run.
 
     Raises:
-        SettingsError: one is there.
+        SettingsError: there is a password.
     """
     for name, by_file in FILE_VARIABLES.items():
         if environment.get(name):
@@ -54,10 +54,10 @@ def refuse_secret_values(environment: Mapping[str, str]) -> None:
 def collect_secrets() -> None:
     """Copy this container's secrets to ``PRIVATE``, and make the storage's passfile from its password.
 
-    A secret that Swarm no longer mounts is removed from there, because a run under way keeps the folder alive.
+    A secret that Swarm no longer mounts is removed from ``PRIVATE``, because a running run keeps the folder alive.
 
     Raises:
-        ContainerError: a secret that a variable names is not there, or the folder cannot be written.
+        ContainerError: a secret that a variable names is missing, or the folder cannot be written.
     """
     try:
         given = {secret.name: secret.read_text("utf-8") for secret in SECRETS.iterdir()}
@@ -91,7 +91,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def require_readable(path: Path, name: str = "") -> None:
-    """Raise :class:`ContainerError` where a secret cannot be read; ``name`` is the variable that names its file."""
+    """Raise :class:`ContainerError` if a secret cannot be read; ``name`` is the variable that names its file."""
     try:
         path.read_bytes()
     except OSError as error:

@@ -24,11 +24,11 @@ class ArchiveHeader:
     """The header.
 
     Attributes:
-        created_at: when pg_dump began, in its local time, here taken as UTC: ours run with TZ=UTC; ``None`` if the
-            fields are not a valid time.
-        database: its name as pg_dump connected to it.
-        server_version: as the server named it, e.g. ``16.15 (Debian 16.15-1)``.
-        client_version: pg_dump's.
+        created_at: when pg_dump began. The header has pg_dump's local time, which is read as UTC, because this program
+            runs pg_dump with TZ=UTC; ``None`` if the fields are not a valid time.
+        database: the name of the database that pg_dump connected to.
+        server_version: as the server reported it, e.g. ``16.15 (Debian 16.15-1)``.
+        client_version: the version of pg_dump.
     """
 
     created_at: datetime | None
@@ -38,12 +38,12 @@ class ArchiveHeader:
 
 
 def parse_header(head: bytes) -> ArchiveHeader | None:
-    """The header of an archive, from its first ``HEAD_BYTES`` bytes.
+    """Parse the header of an archive from its first ``HEAD_BYTES`` bytes.
 
-    ``None`` for a version that is unknown here.
+    ``None`` for an unknown archive version.
 
     Raises:
-        ValueError: it is not a header, or a broken one.
+        ValueError: the bytes are no header, or a broken one.
     """
     if not head.startswith(MAGIC) or len(head) < len(MAGIC) + 3:
         raise ValueError("no archive")
@@ -56,7 +56,7 @@ def parse_header(head: bytes) -> ArchiveHeader | None:
     _compression = reader.byte() if (major, minor) >= _COMPRESSION_IS_A_BYTE else reader.integer()
     second, minute, hour, day, month, year, _ = (reader.integer() for _ in range(7))
     try:
-        # A leap second has no place in a datetime.
+        # datetime has no leap seconds.
         created_at = datetime(year + 1900, month + 1, day, hour, minute, min(second, 59), tzinfo=UTC)
     except (ValueError, OverflowError):
         created_at = None
@@ -88,5 +88,5 @@ class _Reader:
 
     def string(self) -> str:
         length = self.integer()
-        # -1 stands for a null string.
+        # A length of -1 means a null string.
         return self.take(max(length, 0)).decode("utf-8", "replace")

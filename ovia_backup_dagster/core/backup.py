@@ -1,6 +1,6 @@
-"""One backup and what is known of it: verdicts, drills, holds, and its state at an instant.
+"""One backup with everything known about it: verdicts, drills, holds, and its state at an instant.
 
-Its files belong to ``backup_files``; which backups exist, to ``catalog``.
+``backup_files`` reads its files; ``catalog`` lists the existing backups.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ from ovia_backup_dagster.core.verdict import (
 
 #: How far the clocks of two machines may differ before a date counts as in the future.
 CLOCK_TOLERANCE = timedelta(minutes=5)
-#: A dump without a manifest may still be being written by the old script until it is this old.
+#: The old script may still be writing a dump without a manifest that is younger than this.
 SETTLING = timedelta(minutes=15)
 S = TypeVar("S", bound=Sidecar)
 
 
 class State(StrEnum):
-    """What is known about a backup. The value is what a person reads; docs/glossary.md says what each means."""
+    """The state of a backup. The value is shown to people; docs/glossary.md defines each."""
 
     PROVEN = "proven"
     VERIFIED = "verified"
@@ -62,7 +62,7 @@ class State(StrEnum):
 
     @property
     def is_verified(self) -> bool:
-        """Whether all of it was read back and found good. A proven backup is verified, too."""
+        """Whether the whole backup was read back and found good. A proven backup is verified, too."""
         return self in (State.PROVEN, State.VERIFIED)
 
     @property
@@ -101,7 +101,7 @@ class Backup(BackupFiles):
 
     @cached_property
     def verification(self) -> Verification | None:
-        """Every judgement so far; ``None`` without any, or when the sidecar cannot be read."""
+        """All judgements so far; ``None`` if there are none, or the sidecar cannot be read."""
         # An unreadable verdict counts as none; verifying again repairs it.
         with contextlib.suppress(VolumeError):
             return self.parsed(VERIFIED)
@@ -109,7 +109,7 @@ class Backup(BackupFiles):
 
     @cached_property
     def unit(self) -> Unit | None:
-        """What a statement about it must cover; ``None`` if its manifest cannot be read: then no statement counts."""
+        """What a statement must cover; ``None`` if the manifest cannot be read: then no statement counts."""
         unit = self._unit_of_manifest
         if unit is not None and unit.archive_sha256 is None and self.judgement is not None:
             return replace(unit, archive_sha256=self.judgement.sha256)
@@ -123,12 +123,12 @@ class Backup(BackupFiles):
             VolumeError: there is a hold that cannot be read.
         """
         hold = self.parsed(HELD)
-        # If nothing can be compared, the hold counts: a removal cannot be undone.
+        # If the hold's coverage cannot be compared, the hold counts: a removal cannot be undone.
         return hold if hold is None or self.unit is None or is_about(hold, self.unit) else None
 
     @cached_property
     def acceptance(self) -> Acceptance | None:
-        """The acceptance that it is of another source, if there is one."""
+        """The acceptance of a backup of another source, if there is one."""
         with contextlib.suppress(VolumeError):
             accepted = self.parsed(ACCEPTED)
             return accepted if accepted and self.unit and is_about(accepted, self.unit) else None
@@ -144,7 +144,7 @@ class Backup(BackupFiles):
 
     @cached_property
     def judgement(self) -> Judgement | None:
-        """The newest judgement, if it is about the backup as it is now."""
+        """The newest judgement, if it covers the backup's current files."""
         if self.verification is None or self._unit_of_manifest is None:
             return None
         last = self.verification.judgements[-1]
@@ -152,13 +152,13 @@ class Backup(BackupFiles):
 
     @property
     def once_verified(self) -> bool:
-        """Whether any judgement on the backup as it is now found it good."""
+        """Whether any judgement that covers the current files found the backup good."""
         judgements = self.verification.judgements if self.verification else ()
         return self.unit is not None and any(each.good and is_about(each, self.unit) for each in judgements)
 
     @property
     def witness(self) -> Witness | None:
-        """What the archive holds, if the file as it is now was judged good."""
+        """The archive's contents, if the current file was judged good."""
         return self.verification.witness if self.verification and self.judgement and self.judgement.good else None
 
     @property
@@ -175,7 +175,7 @@ class Backup(BackupFiles):
 
     @cached_property
     def contradictions(self) -> tuple[str, ...]:
-        """Why name, manifest and archive are not of one dump, as far as their first bytes tell."""
+        """Why name, manifest and archive are not of one dump, as far as the archive's header shows."""
         manifest = None
         with contextlib.suppress(VolumeError):  # a newer version may have written it
             manifest = self.manifest
@@ -187,20 +187,20 @@ class Backup(BackupFiles):
                 header = parse_header(self._head)
             except ValueError as error:
                 broken.append(f"the archive's beginning is damaged: {error}")
-        # Outside the volume it may have any name.
+        # A file outside the volume may have any name.
         name = BackupName.parse(self.path.name)
         return (*contradictions(manifest, name=name, size_bytes=self.size_bytes, header=header), *broken)
 
     @cached_property
     def drills(self) -> Drills | None:
-        """Every restore drill so far; ``None`` without any, or when the sidecar cannot be read."""
+        """All restore drills so far; ``None`` if there are none, or the sidecar cannot be read."""
         with contextlib.suppress(VolumeError):
             return self.parsed(DRILLED)
         return None
 
     @property
     def drilled(self) -> bool:
-        """Whether the newest drill of the backup as it is now passed."""
+        """Whether the newest drill passed, and covers the backup's current files."""
         if self.drills is None or self.unit is None:
             return False
         last = self.drills.drills[-1]
@@ -208,7 +208,7 @@ class Backup(BackupFiles):
 
     @cached_property
     def problem(self) -> BadBackupError | None:
-        """Why it is bad, if it is. The only place that decides this."""
+        """Why the backup is bad; ``None`` if it is not. Only this property decides that."""
         if self.judgement is not None and not self.judgement.good:
             return self.judgement.problem(str(self))
         if not self.is_archive:
@@ -224,7 +224,7 @@ class Backup(BackupFiles):
         """Its state at ``now`` (UTC)."""
         if self.judgement is None:
             untouched = timedelta(seconds=now.timestamp() - self.mtime_ns / 1e9)
-            # A file dated far in the future must not count as being written until then.
+            # A file dated far in the future must not count as being written until that date.
             if -SETTLING < untouched < SETTLING and not exists(self.sidecar(MANIFEST)):
                 return State.BEING_WRITTEN
         if self.problem is not None:

@@ -1,6 +1,6 @@
 """The files of one backup on disk: its archive and its sidecars, each read on first use.
 
-What they mean for the backup belongs to ``backup``; the kinds of sidecars, to ``sidecars``.
+``backup`` derives the backup's state from them; ``sidecars`` lists the kinds of sidecars.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class BackupFiles:
         return self.path.with_name(f"{self.path.name}{kind}")
 
     def read_sidecar(self, kind: SidecarKind[Any] | str) -> bytes | None:
-        """A sidecar's content; ``None`` when there is none.
+        """A sidecar's content; ``None`` if there is none.
 
         Raises:
             VolumeError: it cannot be read.
@@ -54,7 +54,7 @@ class BackupFiles:
         """A parsed sidecar; ``None`` if there is none.
 
         Raises:
-            VolumeError: it cannot be read, or is not what this version of the program writes.
+            VolumeError: it cannot be read, or does not have the form that this version writes.
         """
         content = self.read_sidecar(kind)
         if content is None or kind.model is None:
@@ -110,7 +110,7 @@ class BackupFiles:
 
     @cached_property
     def _head(self) -> bytes | None:
-        """The archive's first bytes; ``None`` when this user may not read them."""
+        """The archive's first bytes; ``None`` if this user may not read them."""
         try:
             with reader(self.path) as file:
                 return file.read(HEAD_BYTES)
@@ -121,9 +121,9 @@ class BackupFiles:
 
     @property
     def is_archive(self) -> bool:
-        """Whether the file begins as pg_dump's custom format does: the old script left empty ones behind.
+        """Whether the file begins like pg_dump's custom format: the old script left empty files behind.
 
-        A file that this user may not read is assumed to; verifying it reports the reason.
+        A file that this user may not read counts as an archive; verification reports the reason.
         """
         return self._head is None or self._head.startswith(MAGIC)
 
@@ -142,13 +142,13 @@ class BackupFiles:
         return None
 
     def altered_files(self, *, complete: bool = True) -> tuple[str, ...]:
-        """What is wrong with the other files that were made with the archive, one line each.
+        """Alterations of the other files that were made with the archive, one line each.
 
         Args:
-            complete: whether all must exist; a copy of a dump may have been made without some.
+            complete: whether all must exist; a copied dump may lack some.
 
         Raises:
-            VolumeError: one cannot be read, or the manifest cannot.
+            VolumeError: a file or the manifest cannot be read.
         """
         files = self.manifest.files if self.manifest else {}
         there = {suffix: self.read_sidecar(suffix) for suffix in files}
@@ -159,17 +159,17 @@ class BackupFiles:
     def saved_roles(self) -> bytes | None:
         """The roles that were saved with it, as SQL; ``None`` if none were saved or the file is missing.
 
-        Without a manifest there are none: a file there has another origin.
+        Also ``None`` without a manifest: the file is then not of this program.
 
         Raises:
             BadBackupError: the file was changed.
-            VolumeError: they cannot be read.
+            VolumeError: the file cannot be read.
         """
         if self.manifest is None:
             return None
         saved = self.read_sidecar(GLOBALS)
         facts = self.manifest.files.get(GLOBALS.suffix)
-        # Older versions recorded no hash of them.
+        # Older versions recorded no hash of the roles.
         wrong = facts.difference(saved) if facts and saved is not None else ""
         if wrong:
             raise bad_backup(str(self), f"{self.sidecar(GLOBALS).name} {wrong}")

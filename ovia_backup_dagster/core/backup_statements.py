@@ -1,7 +1,7 @@
 """Writes statements about a finished backup, each in its sidecar: verdicts, drills, holds, acceptances.
 
-The archive and its manifest never change. Higher layers decide what to state, and why. What a statement covers belongs
-to ``statement_coverage``, its content to ``verdict``.
+The archive and its manifest never change. Higher layers decide what to state, and why. ``statement_coverage`` defines
+what a statement covers, ``verdict`` its content.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ovia_backup_dagster.core.verdict import Acceptance, DrillRecord, Drills, Ho
 
 
 def record_judgement(catalog: Catalog, backup: Backup, judgement: Judgement, witness: Witness | None) -> Backup:
-    """Append a judgement to the backup's verified sidecar; returns the backup as it is now.
+    """Append a judgement to the backup's verified sidecar; returns the backup in its new state.
 
-    The last good reading stays if this one found damage: it says what the archive held.
+    If this reading found damage, the last good reading stays: it records what the archive held.
     """
     known = backup.verification
     if known is None:
         with as_volume_error(f"cannot set aside {backup.sidecar(VERIFIED)}"), contextlib.suppress(FileNotFoundError):
-            # Even an unreadable verdict is history.
+            # Keep even an unreadable verdict, under another name.
             os.rename(backup.sidecar(VERIFIED), backup.sidecar(UNREADABLE))
     verification = Verification(
         judgements=(*(known.judgements if known else ()), judgement),
@@ -38,10 +38,10 @@ def record_judgement(catalog: Catalog, backup: Backup, judgement: Judgement, wit
 
 
 def record_drill(catalog: Catalog, backup: Backup, record: DrillRecord, folder: Path) -> Backup:
-    """Append a drill to the backup's drilled sidecar; returns the backup as it is now.
+    """Append a drill to the backup's drilled sidecar; returns the backup in its new state.
 
     It does not take the volume's lock, which a dump may hold for hours: only one process drills at a time, and its
-    ``reading`` lock keeps the backup from being removed. In ``folder``, no sweep removes the unfinished sidecar.
+    ``reading`` lock protects the backup from removal. In ``folder``, no sweep removes the unfinished sidecar.
     """
     known = catalog.refresh(backup).drills
     drills = Drills(drills=(*(known.drills if known else ()), record))
@@ -52,7 +52,7 @@ def record_drill(catalog: Catalog, backup: Backup, record: DrillRecord, folder: 
 
 
 def record_hold(catalog: Catalog, backup: Backup, hold: Hold) -> None:
-    """Write a hold: keep a backup regardless of the counts, or with ``released_at``, no longer."""
+    """Write a hold, which keeps a backup regardless of the counts; with ``released_at``, the hold has ended."""
     covered = backup.unit.covered if backup.unit else None
     with as_volume_error(f"cannot write the hold on {backup}"):
         catalog.write(backup.sidecar(HELD), hold.model_copy(update={"covered": covered}).to_json().encode())
@@ -60,7 +60,7 @@ def record_hold(catalog: Catalog, backup: Backup, hold: Hold) -> None:
 
 
 def record_acceptance(catalog: Catalog, backup: Backup, acceptance: Acceptance) -> Backup:
-    """Record that a backup is intentionally of another source; returns the backup as it is now."""
+    """Record that a backup is intentionally of another source; returns the backup in its new state."""
     with as_volume_error(f"cannot write the acceptance of {backup}"):
         catalog.write(backup.sidecar(ACCEPTED), acceptance.to_json().encode())
         sync_folder(backup.path.parent)

@@ -1,8 +1,8 @@
-"""The backup volume as a list of backups: its folders, its lock, its backups, and the meaning of a backup's name.
+"""The backup volume as a list of backups: its folders, its lock, its backups, and the lookup of a backup by name.
 
-The volume is the source of truth: listing, verifying and restoring need no database beside the tiers' folders and their
-sidecars. One backup belongs to ``backup``; how its files appear and are removed, to ``publication``; which backups are
-removed, to ``retention``.
+The volume is the source of truth: listing, verifying and restoring need only the tiers' folders and their sidecars, no
+other database. ``backup`` describes one backup, ``publication`` publishes and removes its files, and ``retention``
+decides which backups are removed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from ovia_backup_dagster.core.verdict import (
 )
 from ovia_backup_dagster.core.write_permission import make_writable, require_writable
 
-#: How many backups an error names.
+#: The maximum number of backups that an error lists.
 _NAMED = 5
 
 
@@ -62,16 +62,16 @@ class Catalog:
     def lock(
         self, purpose: str, now: datetime, on_wait: Callable[[str], None] | None = None
     ) -> AbstractContextManager[int]:
-        """Hold ``locking.volume_lock`` on this volume; every change of it needs that."""
+        """Hold ``locking.volume_lock`` on this volume, which every change of the volume requires."""
         return volume_lock(self.root, purpose=purpose, now=now, wait_seconds=self.lock_wait_seconds, on_wait=on_wait)
 
     @contextlib.contextmanager
     def reading(self, backup: Backup) -> Iterator[None]:
-        """Hold the backup's lock, so that it is not removed while the block runs.
+        """Hold the backup's lock, so that pruning cannot remove it while the block runs.
 
         Raises:
-            BackupNotFoundError: it is gone.
-            VolumeError: it cannot be opened.
+            BackupNotFoundError: the backup is gone.
+            VolumeError: the backup cannot be opened.
         """
         with contextlib.ExitStack() as held:
             try:
@@ -86,13 +86,13 @@ class Catalog:
         return self.root / tier.value
 
     def prepare(self, *tiers: Tier) -> None:
-        """Create missing folders (mode 0700); those of an optional tier once they are needed.
+        """Create missing folders (mode 0700); an optional tier's folder is created when it is first needed.
 
         Args:
-            tiers: whose folders must be writable (default: all). A dump needs that of its own tier only.
+            tiers: the tiers whose folders must be writable (default: all). A dump needs only its own tier's.
 
         Raises:
-            VolumeError: they cannot be created or written.
+            VolumeError: a folder cannot be created or written.
         """
         with as_volume_error(f"cannot use the backup folder {self.root}"):
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ class Catalog:
         """All backups of the given tiers (default: all), newest first. Reads no sidecar.
 
         Raises:
-            VolumeError: a folder cannot be read. A tier's folder that does not exist yet is empty.
+            VolumeError: a folder cannot be read. A tier's missing folder counts as empty.
         """
         return list(self.newest_first(*tiers))
 
@@ -131,11 +131,11 @@ class Catalog:
         return next((backup for backup in self.newest_first() if backup.state(now) in states), None)
 
     def verified_before(self, backup: Backup, now: datetime) -> Backup | None:
-        """The newest older backup that is verified at ``now`` (UTC); row counts are compared with it."""
+        """The newest backup before this one that is verified at ``now`` (UTC), for the comparison of row counts."""
         return next(self._verified_before(backup, now), None)
 
     def identified_before(self, backup: Backup, now: datetime) -> Backup | None:
-        """The same among backups that name their cluster; the cluster is compared with it."""
+        """The same among backups whose cluster is known, for the comparison of clusters."""
         return next((other for other in self._verified_before(backup, now) if other.system_identifier), None)
 
     def _verified_before(self, backup: Backup, now: datetime) -> Iterator[Backup]:
@@ -144,13 +144,18 @@ class Catalog:
                 yield other
 
     def settled(self, backup: Backup, now: datetime, command: str) -> Backup:
-        """The backup as it is now, unless it is still being written; the error then says to repeat ``command`` later.
+        """Return the backup in its current state; refuse it while it may still be being written.
 
-        A file elsewhere was named by a person who knows whether it is complete. A restore must not wait for it.
+        A file outside the volume is never refused: the operator who named it knows whether it is complete.
+
+        Args:
+            backup: the backup.
+            now: the present (UTC).
+            command: the command that the error says to repeat later.
 
         Raises:
-            BackupNotFoundError: it is gone.
-            NotVerifiedError: it may still be in the process of being written.
+            BackupNotFoundError: the backup is gone.
+            NotVerifiedError: the backup may still be being written.
         """
         backup = self.refresh(backup)
         if self.holds(backup) and backup.state(now) is State.BEING_WRITTEN:
@@ -162,7 +167,7 @@ class Catalog:
         return backup
 
     def _names(self, tier: Tier) -> Iterator[tuple[str, int, Tier, str]]:
-        """Candidate files of the tier, with their sort key: instant, then tier."""
+        """Files of the tier that may be backups, with their sort key: instant, then tier."""
         folder = self.folder(tier)
         with as_volume_error(f"cannot list {folder}"):
             if not self.root.is_dir():
@@ -190,10 +195,10 @@ class Catalog:
             anywhere: whether a path outside the volume is allowed.
 
         Raises:
-            BackupNotFoundError: there is none; the message lists existing ones.
+            BackupNotFoundError: there is no such backup; the message lists existing ones.
         """
         path = Path(wanted)
-        # Not by the number of its parts: `./name.dump` has one.
+        # The separator decides, not the number of parts: `./name.dump` has only one part.
         if os.sep in wanted and is_file(path):
             given = _at(path, self.database)
             if anywhere or self.holds(given):
@@ -221,7 +226,7 @@ class Catalog:
         )
 
     def holds(self, backup: Backup) -> bool:
-        """Whether the backup stands on this volume (``find`` also takes a path to one elsewhere)."""
+        """Whether the backup is on this volume (``find`` also accepts a path outside it)."""
         return backup.path.parent == self.folder(backup.tier)
 
     def word(self, backup: Backup) -> str:
@@ -229,10 +234,10 @@ class Catalog:
         return shell_word(backup.path.name if self.holds(backup) else str(backup.path))
 
     def refresh(self, backup: Backup) -> Backup:
-        """The same backup as it is on the volume now.
+        """The same backup in its current state on the volume.
 
         Raises:
-            BackupNotFoundError: it is gone.
+            BackupNotFoundError: the backup is gone.
         """
         try:
             status = plain_status(backup.path)
@@ -267,10 +272,10 @@ class Catalog:
 
 
 def _what_there_is(backups: list[Backup], wanted: str) -> str:
-    """Backups whose names contain the word, such as a date; else the newest."""
+    """Backups whose names contain the text, such as a date; otherwise the newest backups."""
     if not backups:
         return "there is no backup at all"
-    # It needs a digit: a word such as "daily" is in every name.
+    # The text must contain a digit: a word such as "daily" is in every name.
     near = [backup.path.name for backup in backups if wanted.lower() in backup.path.name.lower()]
     if not near or not any(map(str.isdigit, wanted)):
         return f"the newest is {backups[0]}"
@@ -287,7 +292,7 @@ def _gone(backup: Backup) -> BackupNotFoundError:
 
 
 def _at(path: Path, database: str) -> Backup:
-    """A dump given by path, with the sidecars beside it; it may have any name."""
+    """A dump given by its path, with the sidecars beside it; it may have any name."""
     with as_volume_error(f"cannot read {path}"):
         # A link given by a person is followed once; opening a backup follows none.
         found = path.resolve() if path.is_symlink() else path.absolute()

@@ -1,7 +1,7 @@
-"""The registry of checks: each check of a backup, or of a copy restored from it, once.
+"""The registry of checks: each check of a backup, or of a copy restored from it, is listed once.
 
-A new check is one member here and the code that makes it. Until some code makes it, drills and restores list it as "not
-made". Only name, stages, severity and description belong here. The result of a check is a ``Finding``
+To add a check, add a member here and the code that makes the check. Until some code makes it, drills and restores list
+it as "not made". Only name, stages, severity and description belong here. The result of a check is a ``Finding``
 (``core.verdict``) or a ``CheckResult`` (``proof.check_results``).
 """
 
@@ -12,18 +12,18 @@ from typing import Self
 
 
 class Stage(StrEnum):
-    """Where a check is made."""
+    """The stage in which a check is made."""
 
     #: The archive is read to its last byte.
     VERIFICATION = "verification"
     #: The backup is restored into a copy, which is compared with it.
     DRILL = "drill"
-    #: The same, of a database that goes live.
+    #: The same for a database that goes live.
     RESTORE = "restore"
 
 
 class CheckSeverity(StrEnum):
-    """What a finding means: bad blocks what comes after it, odd warns and lets it go on."""
+    """The severity of a finding: bad blocks the following steps, odd only warns."""
 
     BAD = "bad"
     ODD = "odd"
@@ -36,14 +36,14 @@ _DRILL = (Stage.DRILL,)
 
 
 class Check(StrEnum):
-    """A check. The value is its name in sidecars, in evidence and of the asset check.
+    """A check. The value is its name in sidecars and evidence, and the asset check's name.
 
     Stages list their checks in the order of this registry.
 
     Attributes:
-        stages: where it is made.
-        severity: of a finding.
-        description: what a person needs to know about it, in a sentence or two.
+        stages: the stages in which it is made.
+        severity: the severity of its findings.
+        description: an explanation for people, in one or two sentences.
     """
 
     stages: tuple[Stage, ...]

@@ -44,10 +44,10 @@ def within_deadline(seconds: float, root: Path, look: Callable[[], T]) -> T:
     Args:
         seconds: the time limit.
         root: the backup folder.
-        look: only reads: it may end long after it was abandoned.
+        look: must only read, because it may end long after it was abandoned.
 
     Raises:
-        StalledVolumeError: it did not end within the time limit.
+        StalledVolumeError: ``look`` did not end within the time limit.
         BaseException: raised by ``look``.
     """
     hanging = _hanging.get(root)

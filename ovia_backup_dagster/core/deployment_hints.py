@@ -1,7 +1,7 @@
-"""Commands that a deployment adds to messages, because they are correct only there.
+"""Commands that a deployment adds to messages, because they are correct only in that deployment.
 
-A message names the next command. That command differs between a Docker Swarm service and a systemd unit, so it is not
-part of the message, but of ``DEPLOYMENT_HINTS``, which ``deploy/stack.yml`` sets.
+A message names the next command. That command differs between a Docker Swarm service and a systemd unit, so it comes
+from the setting ``DEPLOYMENT_HINTS``, which ``deploy/stack.yml`` sets.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Hints:
 
     @classmethod
     def parse(cls, text: str) -> Hints:
-        """Parse one hint a line: ``server: systemctl status postgresql``.
+        """Parse hints, one in each line: ``server: systemctl status postgresql``.
 
         Raises:
             ValueError: a line has another form, or an unknown subject.

@@ -1,6 +1,6 @@
 """The attributes that keep even root from changing a file: ``chattr +i`` and ``+a``.
 
-Without them in the message, a refusal (EPERM) reads as if the file belonged to another user.
+A message that does not name them would suggest that the file belongs to another user (EPERM).
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from pathlib import Path
 
 from ovia_backup_dagster.core.shell import shell_word
 
-#: FS_IOC_GETFLAGS of linux/fs.h, where a long has eight bytes; the kernel writes four of them.
+#: FS_IOC_GETFLAGS of linux/fs.h, if a long has eight bytes; the kernel writes only four.
 _GET_FLAGS = 0x80086601
 _NAMES = {0x10: ("i", "immutable"), 0x20: ("a", "append-only")}
 
 
 def attribute(path: Path) -> tuple[str, str]:
-    """Why even root may not change a file or folder, and the command that allows it; both empty without such a cause.
+    """Why even root may not change a file or folder, and the command that allows it; both empty without an attribute.
 
     An attribute of the parent folder prevents creating, renaming and removing the file.
     """

@@ -1,7 +1,7 @@
-"""File operations that a backup volume asks more of than the standard library gives.
+"""File operations with stronger guarantees than the standard library's, for the backup volume.
 
-Each write is complete or absent, is on disk when the call returns, and never replaces a file that it did not make;
-errors name the next step. The meaning of a file belongs to the module that writes it.
+Each write is complete or absent, is on disk when the call returns, and never replaces a file that this program did not
+create; errors name the next step. The module that writes a file defines its content.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.core.shell import shell_word
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-#: Reasons to refuse a hard link that a copy does not avoid. Any other error is taken as "no hard links here": another
+#: Errors of a hard link that a copy would meet, too. Any other error counts as "no hard links here": another
 #: filesystem, one without hard links (EPERM, ENOTSUP, ENOSYS, and EIO on some NAS), a file of another owner
 #: (protected_hardlinks), too many links. If the disk fails, the copy fails as well.
 _NOT_FOR_LACK_OF_LINKS = (*NO_ROOM, errno.EEXIST, errno.ENOENT, errno.EROFS, errno.ESTALE, errno.ENOTCONN)
@@ -39,10 +39,10 @@ NOT_SYNCED = (
     *(errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS, errno.ENOTTY, errno.EISDIR, errno.EACCES, errno.EPERM),
 )
 TEMPORARY = ".tmp"
-#: Larger than a program's write buffer, which is the most that it can lose on a full disk.
+#: More than a program's write buffer, which is the most that a program can lose on a full disk.
 _LEAST_BYTES = 1024 * 1024
 
-#: The size limit for reading one of our notes, in bytes: a line.
+#: The size limit for reading one of our notes, in bytes; a note is one line.
 NOTE_BYTES = 4096
 #: The same for a sidecar that does not grow with the number of tables: 10,000 warnings of pg_dump are about 2 MB.
 SIDECAR_BYTES = 16 * 1024 * 1024
@@ -65,7 +65,7 @@ def open_plain(path: Path, mode: int = os.O_RDONLY) -> int:
     Every existing file on the volume is opened with this function.
 
     Raises:
-        FileNotFoundError: there is nothing of that name.
+        FileNotFoundError: nothing has this name.
         StrangeFileError: it is a FIFO, a device, a socket, a folder or a symbolic link.
         VolumeError: it cannot be opened.
     """
@@ -117,10 +117,11 @@ def read_small(path: Path, limit: int = SIDECAR_BYTES) -> bytes:
 
     Args:
         path: the file.
-        limit: in bytes; a larger file is not ours, and is not read.
+        limit: in bytes; a larger file is not this program's, and is not read.
 
     Raises:
-        FileNotFoundError, StrangeFileError, VolumeError: as :func:`open_plain`; a larger file is strange, too.
+        FileNotFoundError, VolumeError: as :func:`open_plain`.
+        StrangeFileError: as :func:`open_plain`; or the file is larger than the limit.
     """
     with as_volume_error(f"{path} cannot be read", passing=FileNotFoundError), reader(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -174,7 +175,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_opened_folder(descriptor: int) -> None:
-    """Like :func:`sync_folder`, for a descriptor; no error if the filesystem cannot do it, which the doctor reports."""
+    """Like :func:`sync_folder`, for a descriptor. No error if the filesystem cannot fsync: the doctor reports that."""
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -183,7 +184,7 @@ def sync_opened_folder(descriptor: int) -> None:
 
 
 def rename_to_new(source: Path, target: Path) -> None:
-    """Rename, but never replace a file: the old script may just have created one of that name."""
+    """Rename, but never replace a file: the old script may just have created one with this name."""
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError as error:
@@ -214,7 +215,7 @@ def link_or_copy(source: Path, target: Path) -> None:
                 raise VolumeError(f"{source} was replaced meanwhile", why="another program writes it", fix="try again")
             return
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        # Copy the opened file, not the one that has its name now; the descriptor's path lets the kernel copy it.
+        # Copy the opened file, which may have lost its name; with the descriptor's path, the kernel does the copying.
         shutil.copyfile(f"/proc/self/fd/{file.fileno()}", target)
     # A verdict is bound to size and mtime; if the filesystem rounds the time, the copy is verified again.
     with contextlib.suppress(OSError):
@@ -228,7 +229,7 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def exists(path: Path) -> bool:
-    """Whether anything has that name, even a dangling link; a folder that may not be entered is an error."""
+    """Whether anything has this name, even a dangling link. A folder that this user may not enter raises an error."""
     with as_volume_error(f"cannot read {path}"):
         try:
             os.lstat(path)
@@ -238,14 +239,14 @@ def exists(path: Path) -> bool:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a name that a person typed is a file."""
-    with contextlib.suppress(OSError, ValueError):  # too long, in a folder that may not be entered, or with a NUL
+    """Whether a name that an operator typed is a file."""
+    with contextlib.suppress(OSError, ValueError):  # too long, in a folder that this user may not enter, or with a NUL
         return path.is_file()
     return False
 
 
 def is_folder(path: Path) -> bool:
-    """Whether it is a folder, and not a link to one."""
+    """Whether the path is a folder, and not a link to one."""
     return path.is_dir() and not path.is_symlink()
 
 
@@ -271,7 +272,7 @@ def removed_on_error(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_volume_error(what: str, *, passing: type[OSError] | tuple[type[OSError], ...] = ()) -> Iterator[None]:
-    """Turn the volume's errors into typed errors that say what to do; those of the kinds ``passing`` go through."""
+    """Turn the volume's errors into typed errors with a remedy; errors of the types ``passing`` are not changed."""
     try:
         yield
     except passing:
@@ -282,7 +283,7 @@ def as_volume_error(what: str, *, passing: type[OSError] | tuple[type[OSError], 
 
 @contextlib.contextmanager
 def scratch(folder: Path, variable: str) -> Iterator[None]:
-    """Like :func:`as_volume_error`, for temporary files elsewhere: a full disk there is not the backup volume."""
+    """Like :func:`as_volume_error`, for temporary files outside the volume: a full disk there is not the volume's."""
     try:
         yield
     except OSError as error:
@@ -302,7 +303,7 @@ def full_scratch(folder: Path, variable: str) -> DiskFullError:
 
 
 def is_full(folder: Path) -> bool:
-    """Whether so little room is left that the last write may have been cut off."""
+    """Whether so little space is left that the last write may be incomplete."""
     with contextlib.suppress(OSError):
         return shutil.disk_usage(folder).free < _LEAST_BYTES
     return False

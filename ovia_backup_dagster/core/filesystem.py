@@ -1,8 +1,8 @@
-"""Features that backups need and a volume's filesystem may lack, found by trying them.
+"""Features that backups need and that a volume's filesystem may lack, found by trying them.
 
-Each filesystem refuses with its own error, and some only when the feature is used. So this creates an empty file in the
-backup folder for a moment. The caller decides what follows from a missing feature: ``files`` copies what it cannot
-link, ``locking`` refuses to write without locks.
+Each filesystem refuses with its own error, and some only when the feature is used. So this module creates an empty file
+in the backup folder for a moment. The caller decides what follows from a missing feature: ``files`` copies a file that
+it cannot link, ``locking`` refuses to write without locks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ovia_backup_dagster.core.files import NO_ROOM, NOT_SYNCED, TEMPORARY
 
-#: The prefix of the file that is used for trying.
+#: The prefix of the probe file's name.
 PREFIX = ".probe-"
 
 
@@ -45,7 +45,7 @@ class Lack:
 def lacks(root: Path) -> list[Lack] | None:
     """The capabilities that a folder's filesystem lacks.
 
-    ``None`` if trying is impossible: this process may not write there, the disk is full, or a sweep removed the file.
+    ``None`` if a probe is impossible: this process may not write there, the disk is full, or a sweep removed the file.
 
     Raises:
         OSError: the disk fails.
@@ -73,10 +73,10 @@ def lacks(root: Path) -> list[Lack] | None:
             try:
                 attempt()
             except FileNotFoundError:
-                return None  # another process swept it
+                return None  # a sweep by another process removed it
             except OSError as error:
                 if capability is Capability.SYNC and error.errno not in NOT_SYNCED:
-                    raise  # then no dump can be published there
+                    raise  # no dump can be published there, either
                 found.append(Lack(capability, error.strerror or str(error)))
     finally:
         os.close(descriptor)

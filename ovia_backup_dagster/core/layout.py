@@ -1,6 +1,6 @@
-"""The names of the folders on a backup volume, beside those of the tiers.
+"""The names of the folders on a backup volume, besides the tiers' folders.
 
-The names of files in them belong to the modules that write them; those of a backup's files, to ``naming``.
+The modules that write the files in them define the files' names; ``naming`` defines those of a backup's files.
 """
 
 #: Evidence of restore drills.

@@ -1,8 +1,8 @@
-"""One writer on a backup volume at a time, and no removal of a backup that is being read.
+"""Locks: one writer on a backup volume at a time, and no removal of a backup that is being read.
 
-A ``flock`` on ``$BACKUP_DIR/.lock``. The lock belongs to the open file description, so a client program that inherits
-the descriptor keeps it when its parent is killed: while pg_dump still writes, no other process does. The file's text
-names the holder for people; the lock itself is the kernel's.
+The volume's lock is a ``flock`` on ``$BACKUP_DIR/.lock``. It belongs to the open file description, so a client program
+that inherits the descriptor keeps the lock if its parent is killed: while pg_dump still writes, no other process does.
+The file's text names the holder for people; the kernel's lock alone decides.
 
 A restore holds a shared lock on the dump itself, and a removal an exclusive one. The lock covers both names of a
 hard-linked dump.
@@ -33,7 +33,7 @@ _REMOVAL_SECONDS = 10.0
 
 
 class _Note(Sidecar):
-    """Who holds the lock, for people. Any user who can write to the volume can forge it."""
+    """The holder of the lock, for people. Any user who can write to the volume can forge it."""
 
     pid: int = Field(gt=0, lt=2**31)
     host: str
@@ -56,11 +56,11 @@ def volume_lock(
         root: the backup folder; it must exist.
         purpose: what the holder does; processes that wait show it.
         now: the instant (UTC) that is noted as the beginning.
-        wait_seconds: how long to wait for another holder; ``None``: no setting applies, and it does not wait.
-        on_wait: called once, with who holds the lock, when there is a wait.
+        wait_seconds: how long to wait for another holder; ``None`` means that no setting applies, and does not wait.
+        on_wait: called once with the holder's description, if this function has to wait.
 
     Raises:
-        LockHeldError: another process still held it at the end of the wait.
+        LockHeldError: another process still holds the lock at the end of the wait.
         VolumeError: the lock file cannot be opened.
     """
     path = root / FILENAME
@@ -68,7 +68,7 @@ def volume_lock(
     try:
         _acquire(descriptor, root, wait_seconds, on_wait)
         while not _is_at(descriptor, path):
-            # The lock file was replaced, so this lock excludes no one. Take the lock on the present file.
+            # The lock file was replaced, so this lock excludes no process. Take the lock on the current file.
             os.close(descriptor)
             descriptor = _open(path)
             _acquire(descriptor, root, wait_seconds, on_wait)
@@ -76,8 +76,8 @@ def volume_lock(
         purpose = purpose.encode(errors="backslashreplace").decode()
         note = _Note(pid=os.getpid(), host=socket.gethostname(), purpose=purpose, since=now.isoformat())
         _write_note(descriptor, note.model_dump_json())
-        # Closing is what unlocks, and only when no child holds a copy: an explicit LOCK_UN would take the lock
-        # from a pg_dump that is still writing. A stale note does no harm: only a process that cannot lock reads it.
+        # Closing releases the lock, but only when no child has a copy: an explicit LOCK_UN would take the lock from
+        # a pg_dump that still writes. A stale note does no harm: only a process that cannot lock reads it.
         yield descriptor
     finally:
         os.close(descriptor)
@@ -86,11 +86,11 @@ def volume_lock(
 def require_still_there(descriptor: int, root: Path) -> None:
     """Require that ``root`` is still the volume that was locked, before something is published there.
 
-    If the volume was unmounted in the meantime, a folder of that name remains on the disk below, and a file written
-    there would be taken for a backup.
+    If the volume was unmounted in the meantime, the mount point remains as a folder on the disk below, and a file
+    written there would be taken for a backup.
 
     Raises:
-        VolumeError: there is another folder at ``root`` now, or none.
+        VolumeError: ``root`` is another folder now, or does not exist.
     """
     try:
         there = _is_at(descriptor, root / FILENAME)
@@ -109,14 +109,14 @@ def reading(path: Path) -> Iterator[None]:
     """Hold a shared lock on a backup's file, so that no process removes it while the block runs.
 
     Raises:
-        FileNotFoundError: it is gone, or was removed while this waited.
-        VolumeError: it cannot be opened or locked.
+        FileNotFoundError: the file is gone, or was removed while this function waited.
+        VolumeError: the file cannot be opened or locked.
     """
     descriptor = open_plain(path)
     try:
         deadline = time.monotonic() + _REMOVAL_SECONDS
         while not _shared(descriptor):
-            # A removal holds the lock for an instant. If it is held for longer, another program holds it.
+            # A removal holds the lock only for an instant, so a lock that is held for longer is another program's.
             if time.monotonic() >= deadline:
                 raise LockHeldError(f"{path} is being removed", why=_describe(descriptor)[0], fix=f"fuser -v {path}")
             time.sleep(_POLL_SECONDS)
@@ -136,10 +136,10 @@ def _shared(descriptor: int) -> bool:
 
 @contextmanager
 def removing(path: Path) -> Iterator[None]:
-    """Hold the exclusive lock on a backup's file that is about to be removed; one that is gone is fine.
+    """Hold the exclusive lock on a backup's file that is about to be removed; no error if it is already gone.
 
     Raises:
-        LockHeldError: a restore or a drill reads it.
+        LockHeldError: a restore or a drill reads the backup.
     """
     descriptor = _open_to_lock(path)
     if descriptor is None:
@@ -171,7 +171,7 @@ def _open_to_lock(path: Path) -> int | None:
 
 
 def lock_holder(root: Path) -> str | None:
-    """Who holds the lock now, in words; ``None`` if no process holds it, or can. Never blocks, writes nothing."""
+    """The current holder of the lock, in words; ``None`` if no process holds it, or can. Never blocks or writes."""
     try:
         descriptor = open_plain(root / FILENAME)
     except (OSError, VolumeError):
@@ -247,14 +247,14 @@ def _try(descriptor: int, kind: int) -> bool:
 
 
 def _describe(descriptor: int) -> tuple[str, str]:
-    """Who holds the lock, and the command that ends it."""
+    """The holder of the lock, and the command that ends the holder."""
     try:
         note = parse_sidecar(_Note, os.pread(descriptor, NOTE_BYTES, 0), FILENAME)
         purpose, pid, since = note.purpose, note.pid, note.since
         if note.host != socket.gethostname():
             return f"{purpose} (process {pid} on {note.host}, since {since})", f"on {note.host}: kill {pid}"
         who, end = f"process {pid}", f"kill {pid}"
-        # If it was killed, the pg_dump that it started still writes and holds the lock.
+        # If the process was killed, the pg_dump that it started still writes and holds the lock.
         if not _has_open(Path(f"/proc/{pid}"), os.fstat(descriptor)):
             heirs = _others(descriptor)
             who += " is gone; left behind: " + _named(heirs)
@@ -287,7 +287,7 @@ def _others(descriptor: int) -> dict[int, str]:
 
 
 def _has_open(process: Path, status: os.stat_result) -> bool:
-    """Whether a process has the lock file open; true if that cannot be read. Its pid may have been reused."""
+    """Whether a process has the lock file open; true if that cannot be read. Another process may have the PID now."""
     try:
         return any(_is(link, status) for link in (process / "fd").iterdir())
     except PermissionError:

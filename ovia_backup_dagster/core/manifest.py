@@ -1,6 +1,6 @@
-"""The manifest, ``<file>.json``: the immutable sidecar of what was known when the dump was made.
+"""The manifest, ``<file>.json``: the immutable sidecar with the facts that were known when the dump was made.
 
-It is written once, before the dump gets its final name. What is found out later belongs to a ``verdict``. It names no
+It is written once, before the dump gets its final name. Later findings belong to a ``verdict``. The manifest names no
 file and no tier, so that hard links in several tiers share it. It holds no secret.
 """
 
@@ -19,8 +19,8 @@ from ovia_backup_dagster.core.errors import VolumeError
 class Sidecar(BaseModel):
     """Base of all sidecars: immutable in memory.
 
-    Unknown fields are ignored, so that a sidecar of a newer program is read after going back to an older one;
-    a format that an older program cannot read at all has another ``version``.
+    Unknown fields are ignored, so that an older program can read a newer program's sidecar after a downgrade. A format
+    that an older program cannot read at all has another ``version``.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
@@ -36,17 +36,17 @@ class DatabaseFacts(Sidecar):
     Attributes:
         server_version: as ``SHOW server_version`` prints it.
         server_version_num: as ``SHOW server_version_num``, e.g. 160015.
-        system_identifier: tells clusters apart, whatever their host name (``pg_control_system()``); ``None``
-            when the role may not read it.
+        system_identifier: identifies the cluster, whatever its host is called (``pg_control_system()``); ``None`` if
+            the role may not read it.
         bootstrap_superuser: the role with OID 10, whose name a copy's ``initdb -U`` must use.
         settings: ``ALTER DATABASE/ROLE … SET`` of this database: role name ("" for all) -> ``name=value`` lines.
-            Values that are not known to be harmless are left out: people keep secrets in settings of their own.
-        effective: settings that values may depend on -> what the role that dumped had, wherever it was set; empty in
-            what older programs wrote.
+            Values that are not known to be harmless are left out: people store secrets in custom settings.
+        effective: settings that values may depend on -> the value that the dumping role had, wherever it was set;
+            empty in manifests of older programs.
         extensions: name -> installed version.
-        size_bytes: ``pg_database_size``, bytes on the server's disk; ``None`` when it may not be read.
-        collation_versions: collation -> version of the C library or ICU that it sorts by, of those in use; ``default``
-            is the database's own. C and POSIX have none.
+        size_bytes: ``pg_database_size``, bytes on the server's disk; ``None`` if the role may not read it.
+        collation_versions: collation in use -> version of the C library or ICU that it sorts by; ``default`` is the
+            database's own collation. C and POSIX have no version.
     """
 
     name: str
@@ -83,7 +83,7 @@ class FileFacts(Sidecar):
         return cls(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
 
     def difference(self, content: bytes | None) -> str:
-        """How a content differs from these facts, in words; empty if it does not. ``None``: the file is missing."""
+        """How the content differs from these facts, in words; empty if it does not. ``None`` means a missing file."""
         if content is None:
             return "is missing"
         found = FileFacts.of(content)
@@ -103,7 +103,7 @@ class ComputedTable(Sidecar):
 
     Attributes:
         rows: how many.
-        key: the primary key's columns, with which each value is hashed; without one, its inputs are in their place.
+        key: the primary key's columns, with which each value is hashed; without a primary key, the value's inputs.
         columns: generated column -> hash.
     """
 
@@ -113,11 +113,11 @@ class ComputedTable(Sidecar):
 
 
 class ComputedView(Sidecar):
-    """A materialized view's rows, which no dump holds; one that is not populated has none.
+    """A materialized view's rows, which no dump holds; an unpopulated view has none.
 
     Attributes:
         rows: how many.
-        hash: of all; ``None`` where it is not populated.
+        hash: the hash of all rows; ``None`` if the view is not populated.
     """
 
     rows: int = 0
@@ -125,14 +125,14 @@ class ComputedView(Sidecar):
 
 
 class Computed(Sidecar):
-    """What a restore computes again, as it was in the dump's snapshot.
+    """The values that a restore computes again, as they were in the dump's snapshot.
 
     Attributes:
-        tables: those with stored generated columns; a partitioned table with all its partitions.
+        tables: tables with stored generated columns; a partitioned table with all its partitions.
         views: the materialized views.
         left_out: table or view -> why it was not hashed.
-        why: why nothing could be; empty when it could.
-        read_bytes: how much was read for it.
+        why: why nothing could be hashed; empty if hashing was possible.
+        read_bytes: how many bytes were read for the hashes.
         seconds: how long that took.
     """
 
@@ -150,21 +150,20 @@ class Manifest(Sidecar):
     Attributes:
         started_at: when the operation began (UTC); the instant in the file's name.
         finished_at: when pg_dump had ended and the file was on disk (UTC).
-        seconds: how long that took, by a clock that does not jump.
+        seconds: how long that took, by a monotonic clock.
         size_bytes: the archive's length in bytes.
-        sha256: hex digest of the archive, taken from what was written.
+        sha256: hex digest of the archive, as it was written.
         compression: in pg_dump's own spelling, e.g. ``zstd:3``.
         options: pg_dump's arguments, without the file.
         session_options: the ``PGOPTIONS`` that the dump ran with; a re-dump needs the same.
-        client_version: what ``pg_dump --version`` prints.
-        warnings: pg_dump's and pg_dumpall's messages at exit 0, and ``undumped``: what was left out.
-        undumped: the tables of extensions with rows that pg_dump does not save, a line each.
+        client_version: the output of ``pg_dump --version``.
+        warnings: pg_dump's and pg_dumpall's messages at exit 0, and the lines of ``undumped``.
+        undumped: a line for each table of an extension with rows that pg_dump does not save.
         globals_included: whether the roles were saved.
-        files: suffix -> facts of each file that was made with the archive, besides this one; empty in what older
-            programs wrote.
-        computed: what the source's generated columns and materialized views held; ``None`` in what older programs
-            wrote.
-        run_id: Dagster's run id, or ``None`` from the command line.
+        files: suffix -> facts of each other file that was made with the archive; empty in manifests of older programs.
+        computed: hashes of the source's generated columns and materialized views; ``None`` in manifests of older
+            programs.
+        run_id: Dagster's run id; ``None`` from the command line.
         made_by: name and version of this program.
     """
 
@@ -197,10 +196,10 @@ _LONGEST_FLOAT = 400
 
 
 def parse_sidecar(model: type[S], text: str | bytes, filename: str) -> S:
-    """Read a sidecar's text.
+    """Parse a sidecar's text.
 
     Raises:
-        VolumeError: it is not what this version of the program writes.
+        VolumeError: the text does not have the form that this version writes.
     """
     try:
         content = text.encode() if isinstance(text, str) else text
@@ -222,7 +221,7 @@ def parse_sidecar(model: type[S], text: str | bytes, filename: str) -> S:
 
 
 def is_newer(content: bytes) -> bool:
-    """Whether an unreadable sidecar says that a newer program wrote it, which can then read it."""
+    """Whether an unreadable sidecar states that a newer program wrote it, so that a newer program can read it."""
     try:
         _refuse_forged(content)
         found = json.loads(content)
@@ -233,12 +232,12 @@ def is_newer(content: bytes) -> bool:
 
 
 def _refuse_forged(content: bytes) -> None:
-    """Refuse JSON that two parsers read differently, or that would take unlimited memory or time.
+    """Refuse JSON that two parsers may read differently, or that would take unlimited memory or time.
 
-    Depth and the length of integers are limited by Python itself.
+    Python itself limits the depth and the length of integers.
 
     Raises:
-        ValueError, RecursionError: it is not JSON, or is refused.
+        ValueError, RecursionError: the content is not JSON, or is refused.
     """
     if sum(content.count(sign) for sign in (b"[", b"{", b",")) > _MOST_VALUES:
         raise ValueError(f"it holds more than {_MOST_VALUES:,} values")

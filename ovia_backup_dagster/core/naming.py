@@ -1,8 +1,7 @@
 """Backup file names <-> (database, tier, UTC instant), and the names that a restore gives to databases.
 
-The only module that knows the form of a backup's file name, ours or that of the old ``backup.sh`` (the same pattern,
-with the database's name not encoded). The content of a folder belongs to ``catalog``, the databases of a server to
-``postgres``.
+Only this module knows the form of a backup's file name, whether of this program or of the old ``backup.sh`` (the same
+pattern, without encoding of the database's name). ``catalog`` lists folders, ``postgres`` queries databases.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from urllib.parse import quote, unquote
 from ovia_backup_dagster.core.tiers import Tier
 
 SUFFIX = ".dump"
-#: Where the instant stands in a backup's file name; as text it sorts as in time.
+#: The position of the instant in a backup's file name; as text, instants sort by time.
 INSTANT = slice(-len("2026-02-21_030000.dump"), -len(SUFFIX))
 _PATTERN = re.compile(
     rf"(?P<database>.+)_(?P<tier>{'|'.join(Tier)})_(?P<at>[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}_[0-9]{{6}})\.dump", re.DOTALL
 )
 _SAFE = re.compile(r"[A-Za-z0-9_-]*")
-#: PostgreSQL's limit of a name, in bytes.
+#: PostgreSQL's limit for a name, in bytes.
 NAME_BYTES = 63
 _STAMP = "%Y%m%d%H%M%S"
 _BEFORE = re.compile(r".*_before_(?P<at>[0-9]{14})", re.DOTALL)
@@ -30,10 +29,10 @@ _BEFORE = re.compile(r".*_before_(?P<at>[0-9]{14})", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class BackupName:
-    """Which database, which tier, and when the dump began.
+    """The parts of a backup's name: the database, the tier, and when the dump began.
 
     Attributes:
-        database: the database's name as PostgreSQL knows it, not encoded.
+        database: the database's name in PostgreSQL, not encoded.
         tier: the tier.
         started_at: aware, UTC, whole seconds.
     """
@@ -45,7 +44,7 @@ class BackupName:
     def __post_init__(self) -> None:
         if self.started_at.utcoffset() is None:
             raise ValueError("started_at must be an aware datetime")
-        # Normalise once, so that equal instants give equal names.
+        # Normalize once, so that equal instants give equal names.
         object.__setattr__(self, "started_at", self.started_at.astimezone(UTC).replace(microsecond=0))
 
     @property
@@ -57,7 +56,7 @@ class BackupName:
 
     @classmethod
     def parse(cls, filename: str) -> BackupName | None:
-        """Read a file's name; ``None`` if it is not a backup's, which is no error: other files are left alone."""
+        """Parse a file's name; ``None`` if it is not a backup's name: other files are left alone."""
         match = _PATTERN.fullmatch(filename)
         if match is None:
             return None
@@ -69,7 +68,7 @@ class BackupName:
 
 
 def is_utf8(name: str) -> bool:
-    """Whether a name is valid UTF-8: a file's name may be any bytes, which Python shows as surrogates."""
+    """Whether a name is valid UTF-8: a file's name may be any bytes; Python represents invalid ones as surrogates."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -82,18 +81,18 @@ def restore_name(database: str, at: datetime) -> str:
 
     Args:
         database: the database's name.
-        at: aware; of a year with four digits.
+        at: aware, with a four-digit year.
     """
     return _beside(database, "restore", at)
 
 
 def before_name(database: str, at: datetime) -> str:
-    """``<database>_before_20260221030000``: the name of a database that was replaced at that instant."""
+    """``<database>_before_20260221030000``: the name of a database that was replaced at this instant."""
     return _beside(database, "before", at)
 
 
 def before_at(name: str, database: str) -> datetime | None:
-    """When the database of that name was replaced; ``None`` if :func:`before_name` did not form it."""
+    """When the database with this name was replaced; ``None`` if :func:`before_name` did not form the name."""
     match = _BEFORE.fullmatch(name)
     if match is None:
         return None
@@ -108,7 +107,7 @@ def _beside(database: str, word: str, at: datetime) -> str:
     suffix = f"_{word}_{at.astimezone(UTC).strftime(_STAMP)}"
     room = NAME_BYTES - len(suffix)
     if len(database.encode()) > room:
-        # A hash keeps two long names apart, so that one database is never taken for another's replaced one.
+        # A hash distinguishes two long names, so that a database is not mistaken for another one's replaced database.
         mark = f"_{hashlib.sha256(database.encode()).hexdigest()[:6]}"
         database = database.encode()[: room - len(mark)].decode("utf-8", "ignore") + mark
     return database + suffix
@@ -121,12 +120,12 @@ def encode_database(database: str) -> str:
 
 def _encode_char(char: str) -> str:
     # quote() never encodes "." and "~", but our names must encode them.
-    # A file's name need not be UTF-8; Python shows such bytes as surrogates.
+    # A file's name need not be UTF-8; Python represents such bytes as surrogates.
     return quote(char, safe="", errors="surrogateescape") if char not in ".~" else f"%{ord(char):02X}"
 
 
 def _decode_database(encoded: str) -> str:
-    """Undo :func:`encode_database`; a text that it cannot have written (``my.db``) is returned unchanged."""
+    """Undo :func:`encode_database`; a text that it cannot have produced (``my.db``) is returned unchanged."""
     try:
         decoded = unquote(encoded, errors="strict")
     except UnicodeDecodeError:

@@ -1,8 +1,8 @@
 """Publishes a backup's files in a tier, links them into a second tier, and removes them, in a crash-safe order.
 
 A dump and its sidecars are one unit: sidecars appear first and are removed last, so a reader never sees half a backup.
-The caller holds the volume's lock. ``retention`` decides what is promoted and removed; statements about a finished
-backup belong to ``backup_statements``, leftovers of a crash to ``sweeping``.
+The caller holds the volume's lock. ``retention`` decides which backups are promoted and removed, ``backup_statements``
+writes statements about a finished backup, and ``sweeping`` removes what a crash left.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def publish_backup(
         contents: its sidecars.
 
     Raises:
-        VolumeError, DiskFullError: the volume refused; nothing is visible then.
+        VolumeError, DiskFullError: the volume refused; no part of the backup is visible.
     """
     final = catalog.folder(name.tier) / name.filename
     with as_volume_error(f"cannot publish {final}"):
@@ -63,10 +63,10 @@ def publish_backup(
 
 
 def promote_backup(catalog: Catalog, backup: Backup, tier: Tier, now: datetime) -> Backup:
-    """Add a backup to another tier: by a hard link, else by a verified copy.
+    """Add a backup to another tier: by a hard link, or else by a verified copy.
 
     Raises:
-        VolumeError, DiskFullError: the volume refused; nothing is visible then.
+        VolumeError, DiskFullError: the volume refused; no part of the new backup is visible.
     """
     covered = backup.unit.covered if backup.unit else None
     record = PromotionRecord(at=now, promoted_from=backup.path.name, covered=covered)
@@ -80,7 +80,7 @@ def promote_backup(catalog: Catalog, backup: Backup, tier: Tier, now: datetime) 
             remove_backup(catalog, Backup(final, name, 0, 0))
         contents = {**_contents_to_promote(backup), PROMOTED: record.to_json().encode()}
         for kind in SIDECAR_KINDS:
-            # Copies, not links: from now on each tier has its own verdicts.
+            # Sidecars are copied, not linked: from now on each tier has its own verdicts.
             if kind in contents:
                 catalog.write(final.with_name(f"{final.name}{kind}"), contents[kind])
         os.rename(temporary, final)
@@ -94,13 +94,13 @@ def remove_backup(catalog: Catalog, backup: Backup) -> bool:
     """Remove a backup, dump first; ``False`` if it was already gone.
 
     Raises:
-        VolumeError: it cannot be removed.
-        LockHeldError: it is being restored.
+        VolumeError: the backup cannot be removed.
+        LockHeldError: the backup is being restored.
     """
     with as_volume_error(f"cannot remove {backup.path}"), removing(backup.path):
         unprotect(catalog.root, backup.tier, backup.path.name)
         existed = unlink(backup.path)
-        # The removal of the dump must be on disk before its sidecars go: a crash could bring it back without them.
+        # The dump's removal must be on disk before its sidecars are removed: a crash could bring it back without them.
         sync_folder(backup.path.parent)
         for kind in SIDECAR_KINDS:
             unlink(backup.sidecar(kind))
@@ -109,7 +109,7 @@ def remove_backup(catalog: Catalog, backup: Backup) -> bool:
 
 
 def _contents_to_promote(backup: Backup) -> dict[SidecarKind[Any], bytes]:
-    """The sidecars to link. One that is not a regular file is an error only if the backup needs it."""
+    """The sidecars to promote. One that is not a regular file is an error only if the backup needs it."""
     found: dict[SidecarKind[Any], bytes] = {}
     for kind in (kind for kind in SIDECAR_KINDS if kind.promoted):
         try:
@@ -124,7 +124,7 @@ def _contents_to_promote(backup: Backup) -> dict[SidecarKind[Any], bytes]:
 
 
 def _protect(catalog: Catalog) -> None:
-    """Protect the dump from the old script while it shares the volume."""
-    # The backup exists; if it cannot be protected, it is as exposed as without a hand-over.
+    """Protect the dump from the old script while that shares the volume."""
+    # A backup that cannot be protected is as exposed as without a hand-over, which is no reason to fail.
     with contextlib.suppress(OSError):
         protect(catalog.root)

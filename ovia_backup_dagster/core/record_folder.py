@@ -1,6 +1,6 @@
 """A folder on the volume for records, each written once with a page for people, and for notes of instants.
 
-The content and file name of a record belong to the owners of such folders (``drill.folder``, ``restoration.folder``).
+The modules of such folders (``drill.folder``, ``restoration.folder``) define the content and file name of a record.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class RecordFolder:
 
     Args:
         catalog: of the volume.
-        name: the folder's.
+        name: the folder's name.
     """
 
     def __init__(self, catalog: Catalog, name: str) -> None:
@@ -46,8 +46,8 @@ class RecordFolder:
         """Write a record, with its page; returns the record's path.
 
         Args:
-            filename: of both, without an ending.
-            record: what is written.
+            filename: the name of both files, without the suffix.
+            record: the record.
             page: the same for people, in Markdown.
 
         Raises:
@@ -63,7 +63,7 @@ class RecordFolder:
         return path
 
     def _paths(self, wanted: Callable[[str], object]) -> list[Path]:
-        """The files whose names are wanted, sorted by name, last first; none if the folder does not exist.
+        """The files with wanted names, sorted by name, last first; none if the folder does not exist.
 
         Raises:
             VolumeError: the folder cannot be read.
@@ -76,7 +76,7 @@ class RecordFolder:
         return [path for path in (self.path / name for name in names) if not is_folder(path)]
 
     def _read(self, model: type[M], paths: Iterable[Path]) -> Iterator[M]:
-        """The records in these files, without those that cannot be parsed and without files that are not ours.
+        """The records in these files, without those that cannot be parsed and without other programs' files.
 
         Raises:
             VolumeError: a file cannot be read.

@@ -1,7 +1,6 @@
 """Space on the volume that is reserved for sidecars, for when the disk is full.
 
-Without it a full disk could not recover: no verdict could be written, so nothing could be pruned. What is written with
-it belongs to the file's own module.
+Without the reserve, a full disk would stay full: no verdict could be written, so nothing could be pruned.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ RESERVE_BYTES = 4 * 1024 * 1024
 
 
 def keep_reserve(root: Path) -> None:
-    """Reserve the space, if the disk has plenty; it is no error if that fails."""
+    """Reserve the space, if the disk has plenty; a failure is no error."""
     path = root / RESERVE
     with contextlib.suppress(OSError):
         if exists(path) or shutil.disk_usage(root).free < 16 * RESERVE_BYTES:

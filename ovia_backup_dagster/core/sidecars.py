@@ -1,8 +1,8 @@
-"""The registry of files beside an archive, for every operation on a backup's files.
+"""The registry of the files beside an archive, for every operation on a backup's files.
 
-A new kind is one line here: it is then published, promoted, removed, swept and handed over with the others. Its content
-belongs to its model (``manifest``, ``verdict``), reading it to ``backup_files``, and what a statement covers, and a
-signature would sign, to ``statement_coverage``.
+To add a kind, add one line here: it is then published, promoted, removed, swept and handed over with the others. Its
+model (``manifest``, ``verdict``) defines its content, ``backup_files`` reads it, and ``statement_coverage`` defines
+what a statement covers, which a signature would sign.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ M = TypeVar("M", bound=Sidecar)
 
 @dataclass(frozen=True, slots=True)
 class SidecarKind(Generic[M]):
-    """One kind; as text it is its suffix.
+    """One kind of sidecar; as text, its suffix.
 
     Attributes:
-        suffix: what follows the archive's name in its file's name: ``.verified.json``.
-        word: what it holds, for a person.
-        model: of its content; ``None`` if we do not parse it.
-        made_with_dump: whether it is published with the archive, and never changes; else it is written later.
+        suffix: the suffix after the archive's name: ``.verified.json``.
+        word: its content in a word, for people.
+        model: the model of its content; ``None`` if this program does not parse it.
+        made_with_dump: whether it is published with the archive and never changes; otherwise it is written later.
         hashed: whether the manifest holds its length and SHA-256.
         promoted: whether a promotion copies it to the other tier.
         needed: whether the backup is incomplete without it: if it cannot be read, the backup is not promoted.
@@ -48,7 +48,7 @@ class SidecarKind(Generic[M]):
 
 
 #: All kinds, in the order in which they are published and removed; the archive is published after them, and removed
-#: before them. The manifest is the last kind, because it says what the others belong to.
+#: before them. The manifest is the last kind, because it identifies the dump that the others belong to.
 SIDECAR_KINDS: list[SidecarKind[Any]] = []
 
 
@@ -79,7 +79,7 @@ def archive_of(filename: str) -> str | None:
 
 
 def most_bytes(suffix: str) -> int:
-    """The size limit for reading a sidecar, in bytes; a newer program may have kinds unknown here."""
+    """The size limit for reading a sidecar, in bytes; also for kinds of a newer program that are unknown here."""
     return next((kind.max_bytes for kind in SIDECAR_KINDS if kind.suffix == suffix), SIDECAR_BYTES)
 
 

@@ -1,7 +1,7 @@
-"""Binds a statement about a backup to one archive and one manifest. It does not count for any other.
+"""Binds a statement about a backup to one archive and one manifest; it counts for no other.
 
-Verdicts, drills, holds, acceptances and promotions are statements. :class:`Covered` is the one list of what a statement
-names; :func:`is_about` the one decision whether it is about a backup as it is now. A signature of a statement would
+Verdicts, drills, holds, acceptances and promotions are statements. :class:`Covered` alone defines what a statement
+names, and :func:`is_about` alone decides whether it covers a backup's current files. A signature of a statement would
 sign ``Covered``. :func:`contradictions` tells whether the parts of a backup belong together.
 """
 
@@ -16,16 +16,16 @@ from ovia_backup_dagster.core.archive_header import ArchiveHeader
 from ovia_backup_dagster.core.manifest import Manifest, Sidecar
 from ovia_backup_dagster.core.naming import BackupName
 
-#: The archive's own time lies within the dump; a clock may be set while it runs.
+#: The archive's own time is within the dump's, with this tolerance, because a clock may be set during the dump.
 _TOLERANCE = timedelta(minutes=5)
 
 
 class Covered(Sidecar):
-    """What a statement is about.
+    """The files that a statement covers.
 
     Attributes:
-        archive_sha256: hex digest of the archive; ``None`` when it was not read.
-        manifest_sha256: hex digest of the manifest's file; ``None`` where there is none, as of the old script's dumps.
+        archive_sha256: hex digest of the archive; ``None`` if it was not read.
+        manifest_sha256: hex digest of the manifest's file; ``None`` without a manifest, as for the old script's dumps.
     """
 
     archive_sha256: str | None
@@ -36,7 +36,7 @@ class Statement(Sidecar):
     """Base of the statements about a finished backup.
 
     Attributes:
-        covered: what it is about; ``None`` in statements of older programs, which are bound by their other fields.
+        covered: the files that it covers; ``None`` in statements of older programs, which their other fields bind.
         size_bytes, mtime_ns: of the archive, if the statement names them.
     """
 
@@ -46,13 +46,13 @@ class Statement(Sidecar):
 
     @property
     def archive_sha256(self) -> str | None:
-        """The SHA-256 that the manifest must name as well; ``None`` if the statement names none."""
+        """The SHA-256 that the manifest must name, too; ``None`` if the statement names none."""
         return self.covered.archive_sha256 if self.covered else None
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A backup as it is now, without reading the whole archive.
+    """The current state of a backup's files, without reading the whole archive.
 
     Attributes:
         size_bytes, mtime_ns: of the archive.
@@ -67,12 +67,12 @@ class Unit:
 
     @property
     def covered(self) -> Covered:
-        """What a statement about it must name."""
+        """The hashes that a statement about it must name."""
         return Covered(archive_sha256=self.archive_sha256, manifest_sha256=self.manifest_sha256)
 
 
 def is_about(statement: Statement, unit: Unit) -> bool:
-    """Whether a statement is about a backup as it is now."""
+    """Whether a statement covers a backup's current files."""
     if statement.size_bytes is not None and statement.size_bytes != unit.size_bytes:
         return False
     if statement.mtime_ns is not None and statement.mtime_ns != unit.mtime_ns:
@@ -85,13 +85,13 @@ def is_about(statement: Statement, unit: Unit) -> bool:
 def contradictions(
     manifest: Manifest, *, name: BackupName | None, size_bytes: int, header: ArchiveHeader | None
 ) -> Iterator[str]:
-    """Why an archive, its manifest and its name are not of one dump, in words; empty if nothing contradicts that.
+    """Why an archive, its manifest and its name are not of one dump, in words; empty if they may be.
 
     Args:
-        manifest: the one beside the archive.
+        manifest: the manifest beside the archive.
         name: the parsed file name; ``None`` if it does not have the form of a backup's name.
         size_bytes: the archive's length.
-        header: of the archive; ``None`` if its version is unknown here.
+        header: the archive's header; ``None`` if its version is unknown.
     """
     if size_bytes != manifest.size_bytes:
         yield f"it is {size_bytes:,} bytes long; it was {manifest.size_bytes:,} when it was written"

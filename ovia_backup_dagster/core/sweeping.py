@@ -1,7 +1,7 @@
 """Finds and removes what a crash left on the volume: our temporary files, and sidecars without a dump.
 
-Files of other databases, programs and users are left alone. Leftovers of drills and restores belong to their own
-folders.
+Files of other databases, programs and users are left alone. The modules of drills and restores remove their own
+leftovers.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ovia_backup_dagster.core.tiers import Tier
 
 
 def sweep_abandoned(catalog: Catalog) -> list[Path]:
-    """Remove what a crash left: our temporaries and sidecars without a dump. Returns what was removed.
+    """Remove what a crash left: our temporary files, and sidecars without a dump. Returns the removed files.
 
-    Only under the exclusive lock: no other process is writing then, so whatever is unfinished is abandoned.
+    The caller holds the exclusive lock: no other process writes then, so all unfinished files are abandoned.
     """
     swept: list[Path] = []
     for path in unfinished_files(catalog):
-        # What will not go stops nothing.
+        # A file that cannot be removed does not stop the sweep.
         with contextlib.suppress(OSError):
             if unlink(path):
                 swept.append(path)
@@ -34,19 +34,19 @@ def sweep_abandoned(catalog: Catalog) -> list[Path]:
 
 
 def unfinished_files(catalog: Catalog) -> list[Path]:
-    """Our temporaries, and sidecars without a dump: being written now, or left by a crash."""
+    """Our temporary files, and sidecars without a dump: being written now, or left by a crash."""
     with as_volume_error(f"cannot look into {catalog.root}"):
         found = sorted(catalog.root.glob(f"{PROBE}*{TEMPORARY}"))
     for tier in Tier:
         folder = catalog.folder(tier)
         with as_volume_error(f"cannot look into {folder}"):
             if folder.is_dir():
-                # The sidecars of a dump that the old script removed wait for it.
+                # If the old script removed a dump, its sidecars wait until the dump is restored.
                 names = set(os.listdir(folder)) | protected(catalog.root, tier)
                 found += (
                     folder / name for name in sorted(names) if _is_unfinished(name, names, tier, catalog.database)
                 )
-    # We make no folders: one of such a name is a person's.
+    # This program creates no folders with such names: a person did.
     return [path for path in found if not is_folder(path)]
 
 

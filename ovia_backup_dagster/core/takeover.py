@@ -1,8 +1,8 @@
 """Hands the volume over from the old backup script, which runs as root, to this system, which does not.
 
 It changes the owner of our files, and, while both systems share the volume, protects dumps that the old script would
-remove (``takeover_links``). Root runs it over a folder that others may write to, so it works on descriptors, follows no
-symlink, enters no other filesystem, and leaves unknown files alone. Which backups stay belongs to ``retention``.
+remove (``takeover_links``). It runs as root in a folder that others may write to, so it works on descriptors, follows
+no symlink, enters no other filesystem, and leaves unknown files alone. ``retention`` decides which backups stay.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from ovia_backup_dagster.core.takeover_links import FOLDER, SHARED_TIERS, Protec
 from ovia_backup_dagster.core.tiers import Tier
 
 _CHUNK_BYTES = 1024 * 1024
-#: ``.handover`` until our user owns it: we could neither read nor remove one that root owns.
+#: The name of ``.handover`` until our user owns it: our user could neither read nor remove root's folder.
 _UNFINISHED = f"{FOLDER}.new"
 #: Evidence of drills and restores. The old script writes no evidence, so all files there are ours.
 _EVIDENCE = (DRILLS, RESTORES)
 _DOT_FILES = (locking.FILENAME, RESERVE)
 _OURS = (*Tier, *_EVIDENCE, *_DOT_FILES, FOLDER, _UNFINISHED)
-#: What a new filesystem holds.
+#: The folder in an empty ext filesystem.
 _LOST_AND_FOUND = "lost+found"
-#: Never a backup volume, even when empty.
+#: Never a backup volume, even if empty.
 _SYSTEM = (
     *("/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib64", "/media", "/opt", "/proc", "/root", "/run"),
     *("/sbin", "/srv", "/sys", "/tmp", "/usr", "/usr/local", "/var", "/var/lib", "/var/lib/docker", "/var/tmp"),  # noqa: S108
@@ -63,8 +63,8 @@ class HandedOver:
         changed: files and folders whose owner or mode was changed, or that were created.
         unchanged: how many needed no change.
         left_alone: files and folders that are not ours.
-        protection: the dumps that the old script cannot destroy; ``None`` when no hand-over is in progress.
-        came_back: dumps that the old script had removed and that were linked back.
+        protection: the dumps that the old script cannot destroy; ``None`` if no hand-over is in progress.
+        came_back: dumps that the old script had removed, and that were linked back.
     """
 
     changed: tuple[str, ...]
@@ -77,9 +77,9 @@ class HandedOver:
 def begin(
     root: Path, owner: Owner, now: datetime, wait_seconds: float = 0.0, on_wait: Callable[[str], None] | None = None
 ) -> HandedOver:
-    """Hand over the volume, and protect every dump if the old script has used it. A repetition does only what is new.
+    """Hand over the volume, and protect every dump if the old script has used it. A repetition only does what is new.
 
-    If all dumps are ours and no hand-over is in progress, no other system threatens them.
+    If all dumps are ours and no hand-over is in progress, no other system threatens the dumps.
 
     Raises:
         VolumeError: this user lacks the rights, ``root`` is not a backup volume, or a dump cannot be protected; in the
@@ -87,7 +87,7 @@ def begin(
         LockHeldError: the rest is done, but nothing new is protected.
     """
     with _volume(root, owner) as (volume, owned):
-        # This comes first: if it were killed after the dumps changed owner, nothing would show the old system.
+        # Protect first: after a kill between a change of the dumps' owner and this, nothing would show the old system.
         if FOLDER in os.listdir(volume) or _holds_dumps_of_others(volume, owner):
             with owned.explained(""):
                 _make_protection(volume, owner)
@@ -104,7 +104,9 @@ def begin(
 def finish(
     root: Path, owner: Owner, now: datetime, wait_seconds: float = 0.0, on_wait: Callable[[str], None] | None = None
 ) -> HandedOver:
-    """After the old service is removed: restore the dumps that it removed, and end the protection. Idempotent.
+    """Restore the dumps that the old script removed, and end the protection. Idempotent.
+
+    Call this after the old service is removed.
 
     Raises:
         VolumeError: this user lacks the rights, ``root`` is no backup volume, or a file is in the way.
@@ -127,7 +129,7 @@ def finish(
 def _handover_lock(
     root: Path, now: datetime, wait_seconds: float, on_wait: Callable[[str], None] | None
 ) -> contextlib.AbstractContextManager[int]:
-    """Makes our own dumps and pruning wait; the old script takes no lock."""
+    """Hold the volume's lock, so that our own dumps and pruning wait; the old script takes no lock."""
     return locking.volume_lock(root, purpose="the hand-over", now=now, wait_seconds=wait_seconds, on_wait=on_wait)
 
 
@@ -152,7 +154,7 @@ class _Owned:
         if right_mode and (status.st_uid, status.st_gid) == (self.owner.uid, self.owner.gid):
             self.unchanged += 1
             return
-        # The mode first: after the owner has changed, only a root with all capabilities may change the mode.
+        # Change the mode first: after the owner has changed, only root with all capabilities may do that.
         if not right_mode:
             os.fchmod(descriptor, mode)
         os.fchown(descriptor, self.owner.uid, self.owner.gid)
@@ -211,7 +213,7 @@ class _Owned:
                     step(child, descriptor, f"{shown}/{child}")
 
     def protection(self, inside: int) -> None:
-        """Take the folder with the second names of dumps."""
+        """Take the folder with the dumps' second names."""
         with self.folder(FOLDER, inside, FOLDER) as descriptor:
             if descriptor is None:
                 return
@@ -248,7 +250,7 @@ def _own(root: Path, owner: Owner) -> _Owned:
         for tier in (tier for tier in Tier if tier in SHARED_TIERS or tier in names):
             owned.tier(tier, tier, volume, tier)
         with owned.explained(locking.FILENAME):
-            # Otherwise the next statement would create the lock file as root, and lock our user out.
+            # Otherwise the lock would create its file as root, which would lock our user out.
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(locking.FILENAME, flags, 0o600, dir_fd=volume))
@@ -268,7 +270,7 @@ def _volume(root: Path, owner: Owner) -> Iterator[tuple[int, _Owned]]:
     """Open the volume's folder, if it can be a backup volume.
 
     Raises:
-        VolumeError: it cannot be one.
+        VolumeError: the folder cannot be a backup volume.
     """
     fix = "set BACKUP_DIR to where the volume is mounted: findmnt; ls -la $BACKUP_DIR"
     with contextlib.ExitStack() as opened:
@@ -396,7 +398,7 @@ def _remove_protection(volume: int) -> list[str]:
 
 
 def _same(name: str, first: int, second: int) -> bool:
-    """Whether both names are of one file, or of equal files: a person may have copied a backup into its place.
+    """Whether both names are of one file, or of equal files: an operator may have copied a backup back.
 
     Raises:
         FileNotFoundError: one of them is gone.

@@ -1,8 +1,9 @@
 """``.handover/``: a second hard link to every dump, while the old backup script shares the volume.
 
-That script keeps a number of files, counts ours as well, and removes the names of all others; the second link keeps the
-data. The folder exists exactly while a hand-over is in progress. ``takeover`` creates and removes it; ``publication``
-and ``sweeping`` maintain it: a new dump gets a link, a removed one loses it, and sidecars wait for their dump.
+That script keeps a fixed number of files, counts ours, too, and removes the names of all others; the second link keeps
+the data. The folder exists exactly while a hand-over is in progress. ``takeover`` creates and removes it;
+``publication`` and ``sweeping`` maintain it: a new dump gets a link, a removed one loses it, and sidecars wait for
+their dump.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SHARED_TIERS = tuple(tier for tier in Tier if not tier.optional)
 
 @dataclass(frozen=True, slots=True)
 class Protection:
-    """Which dumps are protected now.
+    """The dumps that are protected now.
 
     Attributes:
         names: the protected dumps, as ``daily/NAME``.
@@ -62,15 +63,15 @@ def protected(root: Path, tier: Tier) -> set[str]:
 
 
 def protect(root: Path) -> Protection:
-    """Give each dump in a folder that the old script prunes a second name.
+    """Give a second name to each dump in a folder that the old script prunes.
 
     Only root may link another user's files.
 
-    The caller holds the exclusive lock; otherwise a dump that is being removed could stay behind here. A dump that is
-    still being written is protected, too: both names are of one file. No symlink is followed.
+    The caller holds the exclusive lock; otherwise a dump that is being removed could remain here. A dump that is still
+    being written is protected, too: both names are of one file. No symlink is followed.
 
     Raises:
-        OSError: a folder cannot be read; ``FileNotFoundError`` when no hand-over is under way.
+        OSError: a folder cannot be read; ``FileNotFoundError`` if no hand-over is in progress.
     """
     names, added, refused = [], [], []
     with folder(root) as volume, folder(FOLDER, volume) as second:
@@ -92,7 +93,7 @@ def protect(root: Path) -> Protection:
 
 
 def _link(name: str, source: int, target: int) -> bool | None:
-    """Whether the second name is new; ``None`` if it is not a regular file."""
+    """Create the second name; returns whether it is new, or ``None`` if the dump is not a regular file."""
     here = os.stat(name, dir_fd=source, follow_symlinks=False)
     if not stat.S_ISREG(here.st_mode):
         return None
@@ -108,7 +109,7 @@ def _link(name: str, source: int, target: int) -> bool | None:
 def unprotect(root: Path, tier: Tier, filename: str) -> None:
     """Remove the second name of a dump that our retention removes: the end of the hand-over must not restore it.
 
-    It is removed from disk before the first name: after a crash in between, retention removes the dump again.
+    The second name is removed from disk before the first: after a crash in between, retention removes the dump again.
     """
     path = root / FOLDER / tier / filename
     if path.exists() and unlink(path):
@@ -116,7 +117,7 @@ def unprotect(root: Path, tier: Tier, filename: str) -> None:
 
 
 def is_dump(filename: str, tier: Tier) -> bool:
-    """Whether a file of that name is a dump of the tier, of whatever database."""
+    """Whether a file with this name is a dump of the tier, of any database."""
     name = BackupName.parse(filename)
     return name is not None and name.tier is tier
 

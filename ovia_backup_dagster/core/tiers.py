@@ -1,8 +1,8 @@
 """The registry of tiers: the folder, which is also the word in a file's name, and the calendar period of each.
 
-A new tier is one line here, and a setting ``backup_<tier>_keep`` for how many to keep. A new period needs a member of
-:class:`Period` and its case in each function of that class. ``retention`` decides what is promoted and kept, for every
-tier of this list; file names belong to ``naming``.
+To add a tier, add one line here and a setting ``backup_<tier>_keep`` for how many to keep. A new period needs a member
+of :class:`Period` and a case in each function of that class. ``retention`` decides for every tier of this list which
+backups are promoted and kept; ``naming`` forms file names.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Weekday(IntEnum):
 
 
 class Period(StrEnum):
-    """A calendar period, of which a tier keeps one backup."""
+    """A calendar period, for which a tier keeps one backup."""
 
     DAY = "day"
     WEEK = "week"
@@ -35,7 +35,7 @@ class Period(StrEnum):
     def first_day(self, day: date, week_begins: Weekday) -> date:
         """The first day of the period that contains a day; a week begins with ``week_begins``."""
         if self is Period.WEEK:
-            # A foreign file may be dated at the beginning of the calendar.
+            # Another program's file may be dated at the beginning of the calendar.
             return day - min(timedelta(days=(day.weekday() - week_begins) % 7), day - date.min)
         if self is Period.MONTH:
             return day.replace(day=1)
@@ -43,11 +43,11 @@ class Period(StrEnum):
 
     @property
     def least_days(self) -> int:
-        """The least number of days that it has."""
+        """The minimum number of days of a period."""
         return {Period.DAY: 1, Period.WEEK: 7, Period.MONTH: 28, Period.YEAR: 365}[self]
 
     def shown(self, first_day: date) -> str:
-        """A period, by its first day, as a person reads it: ``week of 2026-06-14``, ``month 2026-06``."""
+        """The period with this first day, for people: ``week of 2026-06-14``, ``month 2026-06``."""
         if self is Period.WEEK:
             return f"week of {first_day}"
         length = {Period.MONTH: len("2026-06"), Period.YEAR: len("2026")}.get(self)
@@ -55,11 +55,11 @@ class Period(StrEnum):
 
 
 class Tier(StrEnum):
-    """The folder a backup stands in, which is also the word in its name.
+    """The folder of a backup, which is also the word in its name.
 
     Attributes:
-        period: one backup of each of the newest periods is kept.
-        optional: off unless its setting says how many to keep; its folder is made with its first backup.
+        period: one backup is kept for each of the newest periods.
+        optional: off unless its setting says how many to keep; its folder is created with its first backup.
     """
 
     period: Period
@@ -80,10 +80,10 @@ class Tier(StrEnum):
 
     @classmethod
     def named(cls, word: str) -> Tier:
-        """The tier of that word.
+        """The tier with this word.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is no such tier.
         """
         return list(cls)[list(cls).index(word)]  # type: ignore[arg-type]
 

@@ -1,9 +1,8 @@
-"""Statements about a finished backup, and the judgement of what its archive holds.
+"""Statements about a finished backup, and the judgement of its archive's contents.
 
-Each has a sidecar of its own (``<file>.verified.json``, ``.drilled.json``, ``.held.json``, ``.accepted.json``,
-``.promoted.json``), because the archive and its manifest never change. ``statement_coverage`` tells what a statement is
-about. Judgements are appended, never rewritten. Reading an archive belongs to ``postgres``, keeping it to
-``retention``.
+Each has its own sidecar (``<file>.verified.json``, ``.drilled.json``, ``.held.json``, ``.accepted.json``,
+``.promoted.json``), because the archive and its manifest never change. ``statement_coverage`` tells which files a
+statement covers. Judgements are appended, never rewritten. ``postgres`` reads archives, ``retention`` keeps them.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ from ovia_backup_dagster.core.statement_coverage import Statement
 
 
 class Finding(Sidecar):
-    """One complaint of a check, in words for a person."""
+    """One finding of a check, in words for people."""
 
     check: Check
     text: str
 
 
 class TableWitness(Sidecar):
-    """One table's data as the archive holds it.
+    """One table's data in the archive.
 
     Attributes:
-        name: as pg_dump writes it in the COPY header, quoted where needed: ``public.people``.
+        name: as pg_dump writes it in the COPY header, quoted if necessary: ``public.people``.
         columns: the column list of the COPY header, as written.
         rows: the number of rows.
         sha256: hex digest of the COPY text of all rows, in the archive's order.
@@ -59,7 +58,7 @@ class LargeObjects(Sidecar):
 
 
 class Witness(Sidecar):
-    """What a complete reading of an archive found.
+    """The contents that a complete reading of an archive found.
 
     Attributes:
         tables: every table with a data block, in the order of the archive.
@@ -93,7 +92,7 @@ class Witness(Sidecar):
         So a partition that is dropped on purpose every month is not a lost table.
         """
         counts: dict[str, int] = {}
-        # A partitioned table holds no data of its own, and may have no partition left.
+        # A partitioned table has no data of its own, and may have no partitions left.
         for parent in self.partitions.values():
             counts.setdefault(self.root(parent), 0)
         for table in self.tables:
@@ -129,7 +128,7 @@ class Witness(Sidecar):
 
 
 class Judgement(Statement):
-    """One verification, bound to the file it saw.
+    """One verification, bound to the file that it read.
 
     Attributes:
         at: when it ended (UTC).
@@ -137,8 +136,8 @@ class Judgement(Statement):
         findings: all findings, bad and odd.
         size_bytes, mtime_ns, sha256: the file as it was read. ``sha256`` is ``None`` if it could not be read.
         seconds: how long it took.
-        previous: the backup whose rows these were compared with.
-        run_id: Dagster's run id, or ``None`` from the command line.
+        previous: the backup with which the rows were compared.
+        run_id: Dagster's run id; ``None`` from the command line.
     """
 
     at: AwareDatetime
@@ -153,12 +152,12 @@ class Judgement(Statement):
 
     @property
     def archive_sha256(self) -> str | None:
-        """The archive's SHA-256 if it is good. A bad archive may be bad because it differs from the manifest's."""
+        """The archive's SHA-256 if it is good. A bad archive's hash may differ from the manifest's."""
         return self.sha256 if self.good else None
 
     @property
     def strange(self) -> tuple[str, ...]:
-        """The texts of the findings that a person may accept: the backup is of another source than earlier ones."""
+        """The texts of the findings that an operator may accept: the backup is of another source than earlier ones."""
         return tuple(f.text for f in self.findings if f.check is Check.SOURCE)
 
     @property
@@ -177,7 +176,7 @@ class Judgement(Statement):
         return tuple(f.text for f in self.findings if f.check.is_odd)
 
     def problem(self, backup: str) -> BadBackupError | None:
-        """An error that says why the backup of that name is bad; ``None`` if it is good."""
+        """The error that says why the backup with this name is bad; ``None`` if it is good."""
         if self.good:
             return None
         accept = f"if that was meant: ovia-backup accept {shell_word(backup)}; if not: check POSTGRES_HOST and "
@@ -186,7 +185,7 @@ class Judgement(Statement):
 
 
 def bad_backup(backup: str, why: str, first: str = "") -> BadBackupError:
-    """The error of a bad backup. Its remedy begins with ``first``, if there is something special to do."""
+    """The error for a bad backup. Its remedy begins with ``first``, if something special must be done."""
     return BadBackupError(
         f"{backup} is bad",
         why=why,
@@ -204,7 +203,7 @@ class Verification(Sidecar):
 
 
 class DrillRecord(Statement):
-    """One restore drill, bound to the file it restored.
+    """One restore drill, bound to the file that it restored.
 
     Attributes:
         at: when it began (UTC).
@@ -228,7 +227,7 @@ class Drills(Sidecar):
 
 
 class HoldCause(StrEnum):
-    """What was found in the next backup."""
+    """The finding in the next backup that caused the hold."""
 
     LOST_ROWS = "lost rows"
     OTHER_SOURCE = "other source"
@@ -241,8 +240,8 @@ class Hold(Statement):
         until: when the hold ends by itself (UTC).
         cause: why the backup is held.
         tables: table that lost rows -> its number of rows in this backup.
-        reason: the same in words, with the numbers.
-        released_at: when a person released it, because the change was intended (UTC).
+        reason: the cause in words, with the numbers.
+        released_at: when an operator released it, because the change was intended (UTC).
     """
 
     version: Literal[1] = 1
@@ -258,13 +257,13 @@ class Hold(Statement):
 
 
 class Acceptance(Statement):
-    """``<file>.accepted.json``: a person confirmed that this backup is of another source than earlier ones.
+    """``<file>.accepted.json``: an operator confirmed that this backup is intentionally of another source.
 
     Attributes:
         at: when it was accepted (UTC).
         by: who accepted it.
         system_identifier: the cluster's; ``None`` if unknown.
-        found: what was accepted, in words.
+        found: the accepted findings, in words.
     """
 
     version: Literal[1] = 1
@@ -289,11 +288,11 @@ class PromotionRecord(Statement):
 
 @dataclass(frozen=True, slots=True)
 class Expectations:
-    """What the settings expect of the content of a backup.
+    """The settings' expectations for the content of a backup.
 
     Attributes:
         tables: ``name`` (in any schema) or ``schema.name``.
-        require_rows: whether each of them must hold at least one row.
+        require_rows: whether each of these tables must have at least one row.
     """
 
     tables: tuple[str, ...] = ()
@@ -312,7 +311,7 @@ def judge(
     Args:
         witness: the reading.
         expectations: from the settings.
-        manifest: of this backup, if it has one; its warnings are odd findings.
+        manifest: the backup's manifest, if it has one; its warnings are odd findings.
         previous: name and reading of the previous verified backup, whose row counts are compared.
     """
     findings = []
@@ -335,7 +334,7 @@ def judge(
 
 
 def lost_rows(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, str]:
-    """Table that is gone, or lost more than half its rows -> a line with both numbers."""
+    """Table that is missing, or lost more than half of its rows -> a line with both numbers."""
     lines = {}
     for table, rows in before.items():
         if table not in after:
@@ -351,7 +350,7 @@ def _answers_to(table: str, expected: str) -> bool:
 
 
 def _is_entry_of(entry: str, expected: str) -> bool:
-    """Whether a line of the contents list, ``TABLE schema name owner``, is of the expected table."""
+    """Whether an entry of the contents list, ``TABLE schema name owner``, is the expected table's."""
     kind, _, rest = entry.partition(" ")
     schema, _, name_and_owner = rest.partition(" ")
     if kind != "TABLE" or schema in ("DATA", "ATTACH"):

@@ -1,6 +1,6 @@
-"""Whether this process may write in a folder of the volume, and if not, why: mode, owner, attribute or mount.
+"""Checks whether this process may write to a folder of the volume, and if not, why: mode, owner, attribute or mount.
 
-Features that the filesystem lacks belong to ``filesystem``.
+``filesystem`` finds features that the filesystem lacks.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def build_backup_assets(system: BackupSystem, names: DatabaseNames) -> list[dg.A
     ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]:
         with errors_as_failures(context, system, names.in_words):
             backup = _chosen(context, config, system, names)
-            # First, so that after the takeover our first dump is compared with the old script's last one.
+            # Verify these first, so that after the takeover our first dump is compared with the old script's last one.
             for other in system.verifier.verify_unverified(
                 besides=backup, run_id=context.run.run_id, log=context.log.info
             ):
@@ -86,7 +86,7 @@ def build_backup_assets(system: BackupSystem, names: DatabaseNames) -> list[dg.A
                 verified = verifier.verify(backup, run_id=run_id, log=context.log.info)
         problem = verified.judgement.problem(backup.path.name)
         if problem is None:
-            # Before the checks: Dagster attaches a check's result to the materialization before it.
+            # Yielded before the checks: Dagster attaches a check's result to the materialization before it.
             yield dg.MaterializeResult(metadata=metadata.of_verification(verified), data_version=_GOOD)
         yield from check_results(verified.judgement, backup.path.name)
         if problem is not None:
@@ -171,7 +171,7 @@ def _chosen(
 
 
 def _made_by(instance: dg.DagsterInstance, run: dg.DagsterRun | None, dump: dg.AssetKey) -> str | None:
-    """The name of the dump that the run materialized, or else that a run did which it re-executes."""
+    """The name of the dump that this run materialized, or else a run that this one re-executes."""
     while run is not None:
         for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION):
             made = entry.asset_materialization

@@ -1,6 +1,6 @@
-"""All definitions of one database. None is global, so that those of several databases can be merged.
+"""All definitions of one database. None is global, so that the definitions of several databases can be merged.
 
-No logic here. Each definition has its own module; their names are in ``database_names``.
+This module has no logic. Each definition has its own module; ``database_names`` has their names.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The names of one database's definitions: assets, ops, jobs, schedules, sensor, groups and pools.
 
-Also how a prefix keeps the names of several databases apart. The definitions themselves do not belong here, nor how
-Dagster treats a run: see ``policies``.
+A prefix distinguishes the names of several databases. The definitions themselves are elsewhere; ``policies`` decides
+how Dagster treats a run.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class DatabaseNames:
     """The names of one database's definitions.
 
     Attributes:
-        prefix: tells this database from others of the Dagster instance; empty for the only one.
+        prefix: distinguishes this database from others in the Dagster instance; empty for the only one.
         volume: the folder of its backups.
         shares_location: whether the code location may hold other databases. If so, the names of jobs, schedules, sensor
             and ops begin with the prefix, too; otherwise Dagster tells them apart by the code location.
@@ -92,7 +92,7 @@ class DatabaseNames:
         return self._prefixed(name) if self.shares_location else name
 
     def in_words(self, text: str) -> str:
-        """The text with each job, asset or trigger that it mentions under the name that it has for this database."""
+        """The text with the name of each mentioned job, asset or trigger replaced by its name for this database."""
         if not (self.shares_location and self.prefix):
             return text
         return _NAME.sub(self._in_words, text)

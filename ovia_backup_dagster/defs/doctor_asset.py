@@ -1,6 +1,6 @@
-"""The doctor as an asset: the report has a page and a history, and the run fails if something is going to fail.
+"""The doctor as an asset: the report has a page and a history, and the run fails if a backup or an alert will fail.
 
-The examination is in ``doctor``; what only Dagster knows comes from ``instance_report``.
+``doctor`` runs the checks; ``instance_report`` adds what only Dagster knows.
 """
 
 from collections.abc import Iterator
@@ -45,8 +45,8 @@ def build_doctor(system: BackupSystem, names: DatabaseNames) -> dg.AssetsDefinit
         for line in lines:
             if line.level is not Severity.OK:
                 context.log.warning(f"{line.area}: {line.text}. Next: {' '.join((line.fix, *line.sql))}")
-        # Also if the report has failures: the asset is the report. Before the checks: Dagster attaches a check's result
-        # to the materialization before it.
+        # Yielded even if the report has failures, because the asset is the report; and before the checks, because
+        # Dagster attaches a check's result to the materialization before it.
         yield dg.MaterializeResult(metadata=metadata.of_report(lines))
         yield from _check_results(lines)
         if worst(lines) is Severity.FAIL:

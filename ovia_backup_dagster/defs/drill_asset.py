@@ -59,7 +59,7 @@ def build_drill(system: BackupSystem, names: DatabaseNames) -> dg.AssetsDefiniti
                 backup, choice, launched_by=_launcher(context.run), run_id=context.run.run_id, log=context.log.info
             )
         if evidence.trouble is None:
-            # Before the checks: Dagster attaches a check's result to the materialization before it.
+            # Yielded before the checks: Dagster attaches a check's result to the materialization before it.
             yield dg.MaterializeResult(metadata=metadata.of_drill(evidence, driller.drills.path))
         yield from drill_check_results(evidence)
         if evidence.trouble is not None:

@@ -1,6 +1,6 @@
 """Launch jobs as the UI's button does, and wait for them: ``python -m …defs.job_launcher WORKSPACE JOB …``.
 
-Runs in a separate process, because it imports Dagster; needs no daemon. ``dagster job execute`` would be simpler, but
+This runs in a separate process, because it imports Dagster; it needs no daemon. ``dagster job execute`` is simpler, but
 its runs have no code location: the UI's Overview leaves them out, and they cannot be re-executed. ``dagster job
 launch`` only queues a run, which then needs a daemon.
 """

@@ -38,7 +38,7 @@ def build_asset_jobs(settings: Settings, names: DatabaseNames) -> list[Any]:
         executor_def=dg.in_process_executor,
         description="Send an alert if something is wrong with the backups, or the all-clear when the trouble is over.",
     )
-    # Also without the volume's tag: the doctor only reads, and blocks no other run.
+    # Also without the volume's tag: the doctor only reads, so it must not block other runs.
     doctors = dg.define_asset_job(
         names.in_location(DOCTOR_JOB),
         selection=dg.AssetSelection.assets(names.key(DOCTOR)),

@@ -19,7 +19,7 @@ def failed_runs(instance: dg.DagsterInstance, settings: Settings, names: Databas
     """The failed runs that the condition of the backups depends on.
 
     Args:
-        instance: where the runs are.
+        instance: has the runs.
         settings: of the database. Its runs are selected by tag, because jobs of other databases may share their names.
         names: of its definitions.
     """
@@ -42,7 +42,7 @@ def _named(job: str, failed: FailedRun | None) -> FailedRun | None:
 def _last_failed(instance: dg.DagsterInstance, job: str, tags: Mapping[str, str]) -> FailedRun | None:
     """The newest finished run of the job with these tags, if it failed or was cancelled.
 
-    A cancelled run, too, explains why a dump is missing.
+    A cancelled run explains a missing dump, too.
     """
     ended = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
     return _failed(instance, _newest(instance, job, tags, ended))

@@ -20,7 +20,7 @@ from ovia_backup_dagster.system import BackupSystem
 OWNERS = ["team:ovia-operations"]
 
 VOLUME_TAG = "ovia/volume"
-#: Tells runs of different databases apart: they may share a Dagster instance and the names of their jobs.
+#: Distinguishes the runs of different databases, which may share a Dagster instance and the names of their jobs.
 DATABASE_TAG = "ovia/database"
 
 MAX_RETRIES = 3
@@ -33,7 +33,7 @@ _TIME_TO_END = timedelta(minutes=15)
 
 
 class Priority(IntEnum):
-    """Which runs leave the queue first: those that a person waits for, before those of a schedule (0)."""
+    """The order in which runs leave the queue: those that a person waits for come before those of a schedule (0)."""
 
     ALERT = 3
     RESTORE = 2
@@ -68,7 +68,7 @@ def drill_tags(settings: Settings) -> dict[str, str]:
 
 
 def repeated(run: dg.DagsterRun) -> str | None:
-    """The id of the run that this one repeats, on behalf of a person, Dagster's retries, or a program."""
+    """The id of the run that this one repeats, launched by a person, Dagster's retries, or a program."""
     tags = (run.tags.get(PARENT_RUN_ID_TAG), run.tags.get(ROOT_RUN_ID_TAG))
     return next(filter(None, (run.parent_run_id, run.root_run_id, *tags)), None)
 

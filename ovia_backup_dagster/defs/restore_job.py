@@ -73,7 +73,7 @@ def build_restore(system: BackupSystem, names: DatabaseNames) -> dg.JobDefinitio
 
 
 def build_kept_databases(system: BackupSystem, names: DatabaseNames) -> dg.JobDefinition:
-    """The job that drops replaced databases when their time is over."""
+    """The job that drops replaced databases when they expire."""
 
     @dg.op(
         name=names.in_location(KEPT_OP),

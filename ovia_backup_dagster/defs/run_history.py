@@ -27,7 +27,7 @@ _FINISHED = frozenset({dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE,
 
 @dataclass(frozen=True, slots=True)
 class PastRun:
-    """What decides whether a run is removed.
+    """The facts about a run that decide whether it is removed.
 
     Attributes:
         run_id: Dagster's.
@@ -164,6 +164,6 @@ def _materialized_last(instance: dg.DagsterInstance, assets: Sequence[dg.AssetKe
 
 
 def _remove(instance: dg.DagsterInstance, run_id: str) -> None:
-    # The output first: if this is interrupted, the run remains, and the next pruning finds it.
+    # Delete the output first: if that is interrupted, the run remains, and the next pruning finds it.
     instance.compute_log_manager.delete_logs(prefix=[run_id])
     instance.delete_run(run_id)

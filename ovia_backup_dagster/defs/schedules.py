@@ -58,7 +58,7 @@ def build_schedules(settings: Settings, names: DatabaseNames) -> list[dg.Schedul
             f"Every Sunday, removes runs that ended more than {settings.dagster_keep_runs_days} days ago "
             "(DAGSTER_KEEP_RUNS_DAYS).",
         ),
-        # It has something to do only in the weeks after a restore.
+        # The job has work only in the weeks after a restore.
         schedule(
             KEPT_DATABASES_SCHEDULE,
             KEPT_DATABASES_JOB,
@@ -76,7 +76,7 @@ def _cron(settings: Settings, names: DatabaseNames, field: str) -> str:
 
 
 def _staggered(cron: str, names: DatabaseNames) -> str:
-    """In a shared code location, give each database another minute, so that they do not all start at once."""
+    """In a shared code location, give each database its own minute, so that they do not all start at once."""
     _, rest = cron.split(" ", 1)
     return f"{names.schedule_minute} {rest}" if names.shares_location else cron
 

@@ -1,6 +1,6 @@
-"""The freshness sensor. It looks at the volume, not at Dagster's events, because the volume is the truth.
+"""The freshness sensor. It reads the volume, not Dagster's events, because the volume is the source of truth.
 
-Only failed runs are taken from Dagster; a newer verified backup outweighs a failed run of the daily backup.
+Only failed runs are read from Dagster; a newer verified backup outweighs a failed run of the daily backup.
 
 The sensor runs in the code server, which therefore mounts the volume read-only.
 """
@@ -63,13 +63,13 @@ class Cursor(BaseModel):
 
 
 def freshness_sensor(system: BackupSystem, names: DatabaseNames) -> dg.SensorDefinition:
-    """Request one alert a day while something is wrong, one all-clear when it is over, and green for each day's backup.
+    """Request one alert a day while something is wrong, one all-clear afterwards, and a green result for each backup.
 
     Dagster remembers a run key even if the run failed to launch, so one key per alert would never be requested again.
     Each key therefore carries the number of the attempt; the next attempt follows when the last one has failed.
 
     Args:
-        system: of the database to monitor; failed runs of its jobs alone count.
+        system: of the database to monitor; only failed runs of its jobs count.
         names: of its definitions.
     """
 
@@ -119,7 +119,7 @@ def freshness_sensor(system: BackupSystem, names: DatabaseNames) -> dg.SensorDef
 
 
 def _well(state: Condition, system: BackupSystem) -> str:
-    """The key of what is shown in green once: each day's newest backup, and again when it is verified."""
+    """The key of the green result, shown once for each day's newest backup, and again when that backup is verified."""
     found = state.found
     if found is None or found.newest is None:
         return "well"
@@ -130,7 +130,7 @@ def _well(state: Condition, system: BackupSystem) -> str:
 def _request(
     instance: dg.DagsterInstance, names: DatabaseNames, key: str, config: AlertConfig
 ) -> tuple[dg.RunRequest | None, str]:
-    """A run for the alert ``key``; or none and why: one succeeded, one is under way, or too many failed."""
+    """A run for the alert ``key``; or ``None`` with the reason: one succeeded, one is running, or too many failed."""
     runs = instance.get_runs(dg.RunsFilter(tags={ALERT_TAG: key}))
     if _succeeded(runs):
         return None, "the alert run succeeded"

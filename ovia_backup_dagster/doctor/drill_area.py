@@ -93,7 +93,7 @@ def _folder(system: BackupSystem, folder: Path) -> Iterator[Observation]:
         newest = next(system.catalog.newest_first(), None)
         source = newest.manifest.database.size_bytes if newest and newest.manifest else None
     except BackupError:
-        return  # said under volume
+        return  # reported under volume
     if newest is None or not source:
         return
     free, needed = shutil.disk_usage(folder).free, needed_bytes(source)

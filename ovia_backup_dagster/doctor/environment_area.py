@@ -31,14 +31,14 @@ def settings(system: BackupSystem) -> Iterator[Observation]:
         text = f"{name} is set, but not read: {other} is set, too, and comes first"
         yield warn(Area.SETTINGS, text, "unset one of them")
     yield from _unknown_variables()
-    if not chosen.problems:  # else no run makes backups, and a default stands in for the wrong value here
+    if not chosen.problems:  # with problems, no run makes backups, and a default replaces the wrong value here
         yield from _schedule(chosen)
 
 
 def _unknown_variables() -> Iterator[Observation]:
     known = variable_names()
     for name in sorted(os.environ):
-        # POSTGRES_* may be meant for the server's own image: only what looks like one of ours.
+        # POSTGRES_* may be meant for the server's image: report only names that resemble one of ours.
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
         if name not in known and (name.startswith("BACKUP_") or (name.startswith(PREFIXES) and close)):
             meant = f"; did you mean {close[0]}?" if close else ""
@@ -56,7 +56,7 @@ def _schedule(chosen: Settings) -> Iterator[Observation]:
 
 
 def _hour_that_moves(chosen: Settings) -> str:
-    """The day of the next year on which the schedule's hour does not exist, as text; empty if there is none."""
+    """The day within the next year on which the schedule's hour does not exist, as text; empty if there is none."""
     fields = chosen.backup_schedule.split()
     if len(fields) != 5 or not (fields[0].isdigit() and fields[1].isdigit()):
         return ""

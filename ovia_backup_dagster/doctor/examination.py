@@ -15,7 +15,7 @@ from ovia_backup_dagster.system import BackupSystem
 
 
 def everything(system: BackupSystem, *more: Part) -> Iterator[Observation]:
-    """Check everything but Dagster itself, and ``more``. Changes nothing, and ends in time even if a check hangs.
+    """Check everything except Dagster itself, and ``more``. Changes nothing, and ends in time even if a check hangs.
 
     If the settings cannot be used, only the settings and the client programs are checked.
     """
@@ -71,7 +71,7 @@ def code_server_needs(system: BackupSystem) -> Iterator[Observation]:
     """Check what a code server needs: settings, and a volume that can be read.
 
     The worst level here is a warning: a failure would restart the container again and again, and its sensor could not
-    alert people. The database is not asked.
+    alert people. The database is not queried.
     """
     for line in environment_area.settings(system):
         yield replace(line, level=min(line.level, Severity.WARN, key=list(Severity).index))

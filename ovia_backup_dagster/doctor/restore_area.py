@@ -1,4 +1,4 @@
-"""Checks restores: whether one is unfinished, whether one could run now, and what earlier ones kept or left over."""
+"""Checks restores: whether one is unfinished, whether one could run now, and what earlier ones kept or left behind."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _HEALTH_SECONDS = 3.0
 
 
 def restores(system: BackupSystem) -> Iterator[Observation]:
-    """What would prevent a restore today, as the role that restores, or, if none is set, as the role that dumps."""
+    """Obstacles to a restore today, for the role that restores, or if none is set, for the role that dumps."""
     yield from _unfinished(system)
     settings, target = system.settings, system.restore_connection
     try:
@@ -56,7 +56,7 @@ def _unfinished(system: BackupSystem) -> Iterator[Observation]:
 
 
 def _no_role(target: Connection, found: Sequence[BackupError]) -> Observation:
-    """The role that dumps should only read; a restore needs another role, created before it is needed."""
+    """Report that no role for restores is set: the dumping role should only read, so a restore needs another role."""
     text = f"no role here may restore: RESTORE_POSTGRES_USER is not set, and as {target.user}, which dumps: "
     psql = f"psql -q -h {shell_word(target.host)} -p {target.port} -U SUPERUSER -d {shell_word(target.database)}"
     make = f"RESTORE_PASSWORD=... {psql} < deploy/restore-role.sql; then RESTORE_POSTGRES_USER=ovia_restore"
@@ -92,13 +92,13 @@ def _database(system: BackupSystem, found: Sequence[BackupError]) -> Iterator[Ob
 
 
 def _newest_backup(system: BackupSystem, server: Connection, owner: str) -> Iterator[Observation]:
-    """What of the newest backup this server cannot create, and whose functions would run as a superuser."""
+    """Objects of the newest backup that this server cannot create, and functions that would run as a superuser."""
     with contextlib.suppress(BackupError):  # problems of the backup are reported under backups
         newest = next(system.catalog.newest_first(), None)
         if newest is None or newest.foreign:
             return
         wanted = archive_requirements.requirements_of(system.programs, newest)
-        # Whether the role has the rights of the live database's owner is checked with that database.
+        # The check of the live database covers the rights of its owner.
         wanted = replace(wanted, owners=set(wanted.owners) - {owner})
         lacking, warnings = unmet(wanted, server_offers.offers_of(server, wanted, owner), max(2, system.restore_jobs()))
         yield from map(_not_now, lacking)

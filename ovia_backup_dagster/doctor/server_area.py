@@ -86,7 +86,7 @@ def _psql(system: BackupSystem, superuser: str) -> str:
     """The psql command into which the SQL of an observation is pasted."""
     to = system.connection
     database = to.database
-    if re.search(r"=|://", database):  # -d would read it as a connection string
+    if re.search(r"=|://", database):  # -d would parse it as a connection string
         escaped = database.replace("\\", "\\\\").replace("'", "\\'")
         database = f"dbname='{escaped}'"
     words = ("psql", "-h", to.host, "-p", str(to.port), "-d", database, "-U", superuser)
@@ -143,7 +143,7 @@ def _version(system: BackupSystem, about: dict[str, Any]) -> Iterator[Observatio
 
 
 def _language(about: dict[str, Any]) -> Iterator[Observation]:
-    """Each session sets English if its role may. If messages are not English here, this role may not set it."""
+    """Each session switches to English if its role may. If messages are not English here, this role may not."""
     if re.match(r"C\b|POSIX|en", about["language"]):
         return
     yield warn(
@@ -186,7 +186,7 @@ def _health(about: dict[str, Any]) -> Iterator[Observation]:
 
 
 def _locks(session: Session) -> Iterator[Observation]:
-    """A dump locks every table that it reads, and the size of the server's lock table is set at its start."""
+    """Check the size of the lock table, which is set at the server's start: a dump locks every table that it reads."""
     row = session.execute(_RELATIONS).fetchone()
     locks = server_offers.locks(session)
     found = too_many_locks(row["number"], *locks) if row else None
@@ -196,7 +196,7 @@ def _locks(session: Session) -> Iterator[Observation]:
 
 
 def _collations(session: Session, about: dict[str, Any]) -> Iterator[Observation]:
-    """An index sorted by an older version of a collation may miss rows, or find them twice, under a newer one."""
+    """Check collation versions: under a newer version, an older index may miss rows, or find them twice."""
     for name, (recorded, actual) in collations.outdated(session).items():
         database = sql_identifier(session.info.dbname)
         of_its_own = f"ALTER COLLATION {name} REFRESH VERSION"

@@ -22,7 +22,7 @@ class Part:
         area: the area that it belongs to.
         look: runs its checks.
         what: its name in messages; the subject of "did not answer".
-        fix: what to do when it does not answer.
+        fix: what to do if it does not answer.
     """
 
     area: Area
@@ -36,7 +36,7 @@ def look_in_time(parts: Sequence[Part], seconds: float | None = None) -> Iterato
 
     Args:
         parts: all start at once, so that each has the whole time. One that hangs is abandoned.
-        seconds: for all of them together; ``None``: ``SECONDS``.
+        seconds: the time limit for all parts together; ``None`` for ``SECONDS``.
     """
     deadline = time.monotonic() + (SECONDS if seconds is None else seconds)
     for part, told in [(part, _begin(part)) for part in parts]:

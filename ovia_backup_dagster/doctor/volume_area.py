@@ -39,10 +39,10 @@ from ovia_backup_dagster.system import BackupSystem
 
 #: About the size of an empty dump with its sidecars.
 _LEAST_BYTES = 1024 * 1024
-#: Days; a volume that will be full within them is a warning.
+#: A volume that will be full within this number of days is a warning.
 SOON = 14
 _MIN_INODES = 1000
-#: A takeover is meant to take a day.
+#: A takeover should take a day; one that takes longer than this is reported.
 _HAND_OVER = timedelta(days=3)
 #: The files with which a doctor tries the filesystem exist for milliseconds, and a doctor ends within half a minute.
 _PROBED = timedelta(minutes=1)
@@ -134,7 +134,7 @@ def _folders(catalog: Catalog) -> Iterator[Observation]:
 
 
 def _writable(catalog: Catalog) -> Iterator[Observation]:
-    """Each folder of the volume that this process cannot write to, and why. Only what is kept there is affected."""
+    """Each folder of the volume that this process cannot write to, and why. Only the files kept there are affected."""
     for folder in (*map(catalog.folder, Tier), catalog.root / DRILLS, catalog.root / RESTORES):
         try:
             require_writable(folder)
@@ -143,7 +143,7 @@ def _writable(catalog: Catalog) -> Iterator[Observation]:
 
 
 def _capabilities(root: Path) -> Iterator[Observation]:
-    """What the volume's filesystem cannot do."""
+    """The capabilities that the volume's filesystem lacks."""
     with as_volume_error(f"cannot write in {root}"):
         missing = lacks(root)
     if missing is None:
@@ -196,7 +196,7 @@ def _strange(catalog: Catalog) -> Iterator[Observation]:
 
 def _is_strange(entry: os.DirEntry[str]) -> bool:
     if entry.is_dir(follow_symlinks=False):
-        return entry.name.endswith(SUFFIX)  # other folders are not ours, and do not take a file's place
+        return entry.name.endswith(SUFFIX)  # other folders are not ours, and take no file's name
     if not entry.is_file(follow_symlinks=False):
         return True
     with contextlib.suppress(FileNotFoundError):  # removed since
@@ -272,17 +272,17 @@ def _growth_per_day(newest: Sequence[Backup]) -> float:
 def _days_until_full(
     free: int, size: int, growth: float, stand: Mapping[Tier, int], policy: Policy, today: date
 ) -> int | None:
-    """The first day of the next ``SOON`` that ends without room for another dump, at a dump a day.
+    """The first of the next ``SOON`` days that ends without room for another dump, at one dump a day.
 
-    Each tier first fills up to what the policy keeps, then its oldest goes for each new one, and only growth adds. A
-    promoted dump is a second name of a daily one, and costs nothing until that goes.
+    Each tier first fills up to the number that the policy keeps. From then on, each new dump replaces the oldest, and
+    only growth takes space. A promoted dump is a second name of a daily one, and takes no space until that is removed.
 
     Args:
-        stand: how many dumps each tier has now; more than the policy keeps are as many as it keeps.
-        today: the day that the newest dump is taken to be of.
+        stand: how many dumps each tier has now; an excess over the policy does not count.
+        today: the date that counts as the newest dump's.
     """
     daily_keep = policy.count(Tier.DAILY)
-    # So many days have the beginning of a period among them, and its dump costs nothing yet.
+    # If the daily tier spans a whole period, it contains the period's first dump, which takes no extra space yet.
     among = {tier: int(daily_keep >= tier.period.least_days) for tier in policy.promoted_to}
     dailies = stand.get(Tier.DAILY, 0)
     others = {tier: max(stand.get(tier, 0) - among[tier], 0) for tier in among}
@@ -290,7 +290,7 @@ def _days_until_full(
     for day in range(1, SOON + 1):
         left -= growth * daily_keep if dailies >= daily_keep else size + growth * day
         dailies += 1
-        # The day whose daily dump goes now: where a period begins with it, the dump stays under another name.
+        # The date whose daily dump is removed on this day: if a period begins then, the dump stays under another name.
         gone = today + timedelta(days=day - daily_keep)
         begun = [tier for tier in others if tier.period.first_day(gone, policy.weekly_day) == gone]
         if dailies > daily_keep and begun:
@@ -299,7 +299,7 @@ def _days_until_full(
                 full = others[tier] >= policy.count(tier) - among[tier]
                 costs.append(tier.period.least_days * growth * policy.count(tier) if full else size)
                 others[tier] += 1
-            # However many names it has, it takes its room once.
+            # A dump takes its space once, however many names it has.
             left -= max(costs)
         if left < size + growth * (day + 1):
             return day
@@ -314,7 +314,7 @@ def _lock(root: Path) -> Observation:
 
 
 def _leftovers(catalog: Catalog) -> Observation:
-    """Files that a crash left. A process at work, or another doctor that tries the filesystem, is no crash."""
+    """Files that a crash left. Files of a running process, or of another doctor's probe, do not count."""
     locked = lock_holder(catalog.root) is not None
     found = [(path, _status(path)) for path in unfinished_files(catalog)]
     sizes = {path: status.st_size for path, status in found if status and not _is_being_probed(path, status)}
@@ -322,7 +322,7 @@ def _leftovers(catalog: Catalog) -> Observation:
         return ok(Area.VOLUME, "nothing was left behind by a crash")
     left, size = list(sizes), sum(sizes.values())
     names = ", ".join(path.name for path in left[:2]) + (f" and {len(left) - 2} more" if left[2:] else "")
-    # Asked before and after: the process may have begun or ended while the files were listed.
+    # Query the lock before and after: a process may have begun or ended while the files were listed.
     if locked or lock_holder(catalog.root) is not None:
         return ok(Area.VOLUME, f"unfinished files ({human_bytes(size)}), by the process at work now: {names}")
     text = f"unfinished files ({human_bytes(size)}), left by a crash: {names}"
@@ -374,7 +374,7 @@ def backups(system: BackupSystem) -> Iterator[Observation]:
     wrong = [answer for answer in others if answer.trouble or answer.why]
     observed = from_answer(Area.BACKUPS, fresh)
     if found.level is FreshnessLevel.MISSING and not found.rejected:
-        # The doctor also runs before the first backup: that none exists yet is not a failure.
+        # The doctor also runs before the first backup, so it is no failure that none exists yet.
         observed = replace(observed, level=Severity.WARN, fix=_FIRST_BACKUP)
     if fresh.what not in (answer.what for answer in wrong):
         yield observed

@@ -1,4 +1,4 @@
 """The condition of the backups as a whole: one answer for status, sensor, alert and doctor.
 
-No Dagster, no server, no clock. Higher layers act on the answer.
+It uses no Dagster, server or clock. Higher layers act on the answer.
 """

@@ -1,6 +1,6 @@
 """Title and body of the alert, and of the all-clear, from the condition.
 
-They must fit a phone's screen. Delivery belongs to ``notifications``, its timing to ``defs.sensors``.
+They must fit a phone's screen. ``notifications`` delivers them; ``defs.sensors`` decides when.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _NOT_FRESH = {
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """Whose backups a message is about.
+    """The database that a message is about.
 
     Attributes:
         label: the database, and the prefix if it adds something.
@@ -77,7 +77,7 @@ def alert(sender: Sender, state: Condition) -> tuple[str, str]:
 
 
 def all_clear(sender: Sender, state: Condition, now: datetime, *, since: str = "") -> tuple[str, str]:
-    """Title and body of the message that a trouble is over.
+    """Title and body of the message that all is well again.
 
     Args:
         sender: whose backups they are.

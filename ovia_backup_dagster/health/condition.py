@@ -1,7 +1,7 @@
 """The condition of the backups as a whole: a list of questions, and the answer to each.
 
-``status``, the sensor, the alert and the doctor all derive from it; none of them judges by itself. It reads the volume
-through the catalog, and knows no server, no clock and no Dagster; Dagster's knowledge is passed in as ``FailedRuns``.
+``status``, the sensor, the alert and the doctor all use it; none of them judges by itself. It reads the volume through
+the catalog, and uses no server, clock or Dagster; Dagster's knowledge is passed in as ``FailedRuns``.
 ``freshness`` decides how old a backup may be, ``drill.folder`` when a drill is due, ``restoration.folder`` which
 restore is unfinished. The words of the alert belong to ``alert_message``.
 """
@@ -72,7 +72,7 @@ class Question(StrEnum):
 
     @property
     def description(self) -> str:
-        """What a person needs to know about it, in a sentence."""
+        """An explanation for people, in a sentence."""
         return _DESCRIPTIONS[self]
 
     @property

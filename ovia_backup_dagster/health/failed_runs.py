@@ -11,7 +11,7 @@ from ovia_backup_dagster.health.freshness import AGAIN
 
 @dataclass(frozen=True, slots=True)
 class FailedRun:
-    """The last run of a job, which failed.
+    """The last run of a job, if it failed.
 
     Attributes:
         job: its job's name.

@@ -17,7 +17,7 @@ from ovia_backup_dagster.core.errors import NotificationError
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """Which channels took a message. Channels are named by number and kind only (``1 (slack)``).
+    """The delivery of a message. Channels are named by number and kind only (``1 (slack)``).
 
     Attributes:
         delivered: channels that took the message.

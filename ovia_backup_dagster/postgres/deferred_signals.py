@@ -1,6 +1,6 @@
 """Holds back signals for a moment in which they must not end this process.
 
-Who sends a signal to a program, and when one is ended, belongs to ``programs``.
+``programs`` decides when to send a signal to a program or to end it.
 """
 
 from __future__ import annotations

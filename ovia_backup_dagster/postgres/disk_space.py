@@ -1,4 +1,4 @@
-"""Asks a server for its free disk space, if the role may. This process can seldom look at the server's disk itself."""
+"""Queries a server's free disk space, if the role may. This process can seldom read the server's disk itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DF = re.compile(r"\s\d+\s+\d+\s+(\d+)\s+\d+%")
 
 
 def free_bytes(server: Connection) -> int | None:
-    """Free bytes on the disk of the server's data folder; ``None`` if the role may not ask.
+    """Free bytes on the disk of the server's data folder; ``None`` if the role may not query that.
 
     A superuser or a member of pg_execute_server_program may run ``df`` on the server.
 

@@ -48,7 +48,7 @@ _PARAMETER = re.compile(
 #: Privileges on configuration parameters, and security labels.
 _OTHER = re.compile(rb"(?:GRANT|REVOKE) [A-Z, ]+ ON PARAMETER |SECURITY LABEL FOR .* ON ROLE ")
 _OF_TABLESPACE = re.compile(rb"(?:CREATE|ALTER|COMMENT ON|(?:GRANT|REVOKE) [A-Z ,]+ ON) TABLESPACE ")
-#: Session settings; who granted the privileges that follow does not matter, as with memberships.
+#: Session settings. They set the grantor of the privileges that follow, which does not matter.
 _OF_SESSION = re.compile(rb"SET \w+ = |(?:RE)?SET SESSION AUTHORIZATION")
 #: Parameters that give a session no power over others: the language of its messages, the statistics about it.
 _HARMLESS = frozenset({"lc_messages", "compute_query_id", "track_functions", "track_io_timing", "track_wal_io_timing"})

@@ -330,7 +330,7 @@ def start(
     drain: threading.Thread | None = None
     watchdog = None
     try:
-        # A signal must not end this process while the child exists and no one has taken it on: it would go on alone.
+        # A signal must not end this process before it has taken charge of the new child: the child would go on alone.
         with signals_deferred():
             try:
                 process = subprocess.Popen(

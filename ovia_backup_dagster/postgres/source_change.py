@@ -26,7 +26,7 @@ def strangeness(
         cluster: the dump's system identifier; ``None``, if it is unknown, is no sign.
         previous: name and contents of the last verified dump before it.
         known: name and system identifier of the last verified dump before it whose identifier is known.
-        meant: system identifiers of other clusters that it may be of.
+        meant: system identifiers of other clusters that the dump may be of.
     """
     if known is not None and cluster not in (None, known[1], *meant):
         yield f"it is of another cluster: system identifier {cluster}, that of {known[0]} is {known[1]}"

@@ -1,4 +1,4 @@
-"""Verifies a backup: is the file what was written, does all of it decode, does it contain what it should?
+"""Verifies a backup: whether the file is the one that was written, decodes completely, and has the expected contents.
 
 The order matters: the hash is checked before any client program opens the file. The outcome goes into the
 verified sidecar. A verdict is about the backup. If none can be reached (pg_restore is missing, the disk cannot
@@ -101,7 +101,7 @@ class Verifier:
     def verify_unverified(
         self, *, besides: Backup | None = None, run_id: str | None = None, log: Log
     ) -> list[Verified]:
-        """Verify, oldest first, each settled backup without a verdict: the old script's when they are first seen.
+        """Verify, oldest first, each settled backup without a verdict, such as the old script's dumps at first sight.
 
         The expectations for today's database do not apply to a dump without a manifest, which may be older than a
         table. ``besides`` is left out. If no verdict can be reached on a backup, that is logged and it stays
@@ -249,7 +249,7 @@ class Verifier:
     def _other_source(
         self, backup: Backup, witness: Witness, previous: tuple[str, Witness] | None
     ) -> tuple[Finding, ...]:
-        """Findings that it is of another source than those before it; none if it was ever verified or accepted."""
+        """Findings that the backup is of another source than earlier ones; none if it was ever verified or accepted."""
         # A person named a file outside the volume, and knows its source.
         if not self.catalog.holds(backup) or backup.acceptance is not None or backup.once_verified:
             return ()

@@ -10,11 +10,11 @@ The rules, for one database (all tiers are one list here):
 * a bad dump whose archive is intact, and only lacks what the settings expect, is removed once N newer periods have
   verified dumps;
 * everything younger than 24 hours stays, so that seven launches in one afternoon evict nothing;
-* whatever the counts: the newest verified dump, the newest proven one, the newest that names its cluster (the next dump
-  is compared with it), and dumps on hold;
-* the two newest damaged dumps, for study.
+* regardless of the counts, these stay: the newest verified dump, the newest proven one, the newest whose cluster is
+  known (the next dump is compared with it), and dumps on hold;
+* the two newest damaged dumps stay, for study.
 
-Removing files belongs to ``core.publication``; the caller has the lock and the clock.
+``core.publication`` removes files; the caller has the lock and the clock.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ BAD_KEEP = 2
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What retention needs to know of a backup.
+    """The facts about a backup that retention needs.
 
     Attributes:
-        key: tells backups apart: ``daily/<file>``.
+        key: identifies the backup: ``daily/<file>``.
         started_at: when the dump began (UTC).
         held_until: the end of a hold, if there is one and it was not released.
         hold_reason: the hold's reason.
         intact: whether a bad backup's archive is undamaged, and only lacks what is expected.
-        identified: whether it names its cluster.
+        identified: whether its cluster is known.
     """
 
     key: str
@@ -84,7 +84,7 @@ class RetentionPlan:
 
 
 def candidate(backup: Backup, now: datetime) -> Candidate:
-    """What retention needs to know of a backup on the volume.
+    """The facts about a backup on the volume that retention needs.
 
     A hold that cannot be read counts, because a removal cannot be undone.
     """

@@ -1,6 +1,6 @@
 """The retention policy of the settings: how many backups of each tier, and by which calendar they are counted.
 
-``plan`` decides what it keeps, ``promotion`` what is promoted; the tiers are listed in ``core.tiers``.
+``plan`` decides which backups are kept, ``promotion`` which are promoted; ``core.tiers`` lists the tiers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Policy:
     Attributes:
         keep: tier -> for how many periods it keeps a backup, at least 1; 0 or no entry turns an optional tier off.
         weekly_day: the day whose dump becomes the weekly backup; a week begins with it.
-        timezone: of the calendar in which the start of a dump is placed.
+        timezone: the time zone that decides on which day a dump began.
     """
 
     keep: Mapping[Tier, int]
@@ -45,7 +45,7 @@ class Policy:
         """The calendar day of an instant."""
         try:
             return at.astimezone(self.timezone).date()
-        except OverflowError:  # a foreign file may be dated at either end of the calendar
+        except OverflowError:  # another program's file may be dated at either end of the calendar
             return at.date()
 
     def period(self, tier: Tier, at: datetime) -> date:

@@ -1,7 +1,7 @@
 """Promotes and prunes: takes the lock, reads the catalog again, decides, acts.
 
-The decisions are pure functions in ``promotion`` and ``plan``. This is the order of events that the Dagster assets and
-the command line share. How files appear and are removed belongs to ``core.publication``.
+The decisions are pure functions in ``promotion`` and ``plan``. This module has the order of steps that the Dagster
+assets and the command line share. ``core.publication`` publishes and removes files.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ class Pruned:
     """The result of pruning.
 
     Attributes:
-        plan: what was decided, and why.
+        plan: the decisions with their reasons.
         removed: keys of the removed backups.
-        swept: abandoned temporaries and sidecars that were cleaned up.
+        swept: abandoned temporary files and sidecars that were removed.
         in_use: keys of backups that are being restored; the next pruning removes them.
         freed_bytes: the size of the removed backups; another hard link may still hold the space.
     """
@@ -90,7 +90,7 @@ def promote(
 
 
 def prune(catalog: Catalog, policy: Policy, now: datetime, on_wait: Callable[[str], None] | None = None) -> Pruned:
-    """Remove the backups that the policy does not keep. A file that is gone or cannot go does not stop the rest.
+    """Remove the backups that the policy does not keep. A file that is gone or irremovable does not stop the rest.
 
     Raises:
         NotVerifiedError: the newest dump is not verified.

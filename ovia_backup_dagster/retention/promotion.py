@@ -1,7 +1,7 @@
 """Decides whether a verified daily backup is promoted to another tier, with a reason. Pure.
 
 Each period of a tier has one backup: its first verified one. A week begins with the weekly day, so its backup is that
-day's, or if that was missed, the next verified one. Carrying it out belongs to ``promote_and_prune``.
+day's, or if that was missed, the next verified one. ``promote_and_prune`` carries the decision out.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def decide_promotion(backup: Backup, tier: Tier, there: Iterable[Backup], policy
         backup: the backup that was just verified.
         tier: the tier to promote it to; not ``daily``.
         there: the tier's backups.
-        policy: gives the weekly day and the time zone.
+        policy: has the weekly day and the time zone.
         now: the present (UTC), for the states.
     """
     if backup.tier is not Tier.DAILY:

@@ -1,1 +1,1 @@
-"""Every setting of one database's backups, once, typed: a module per group, and ``model``, which combines them."""
+"""All settings of one database's backups, each declared once with its type: a module per group; ``model`` combines them."""

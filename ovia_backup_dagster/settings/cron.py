@@ -1,8 +1,8 @@
 """Checks a cron expression: five fields, each with valid values, and a date that exists in some year.
 
 The grammar is crontab(5)'s with the extensions of Dagster's parser (``L``, ``5#2``, ``L5``, ranges that wrap around).
-Dagster decides when a schedule ticks; this is for code that must not import Dagster, and also refuses expressions that
-never tick.
+Dagster decides when a schedule ticks; this module is for code that must not import Dagster, and also refuses
+expressions that never tick.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _SHORTHANDS = ("@hourly", "@daily", "@weekly", "@monthly", "@midnight")
-#: Per field: its name, the least and the largest value, and names for values.
+#: For each field: its name, the smallest and the largest value, and names for values.
 _FIELDS: tuple[tuple[str, int, int, dict[str, int]], ...] = (
     ("minute", 0, 59, {}),
     ("hour", 0, 23, {}),
@@ -46,10 +46,10 @@ def why_not(expression: str) -> str:
 
 
 def _values(field: str, at: int) -> frozenset[int]:
-    """The values that a field stands for; none for what depends on the month (``L``, ``5#2``).
+    """The values that a field matches; empty if they depend on the month (``L``, ``5#2``).
 
     Raises:
-        ValueError: it is no field of that kind.
+        ValueError: the field is not valid.
     """
     parts = field.split(",")
     if at == _WEEKDAY and all(_NTH.fullmatch(part) or _LAST.fullmatch(part) for part in parts):
@@ -89,9 +89,9 @@ def _number(text: str, at: int) -> int:
 
 
 def _never(fields: Sequence[str], values: Sequence[frozenset[int]]) -> str:
-    """Why the date never comes, such as the 30th of February. If a day of the week is also given, either is enough.
+    """Why the date never comes, such as the 30th of February. If a day of the week is also given, either may match.
 
-    Except for February alone: Dagster's parser refuses such a date even with a day of the week.
+    February alone is an exception: Dagster's parser refuses such a date even with a day of the week.
     """
     if fields[_DAY][0] in "*?" or "l" in fields[_DAY].split(","):
         return ""

@@ -24,7 +24,7 @@ class DagsterSettings(SettingsGroup):
     dagster_public_url: Annotated[WebAddress, AfterValidator(lambda url: url.rstrip("/"))] | None = setting(
         "DAGSTER_PUBLIC_URL", help="Where people reach the UI; alerts link to it.", shown="none"
     )
-    # At least 30: a continuing alert reads from the runs of its first days whether people were notified.
+    # At least 30: a continuing alert needs the runs of its first days to know whether people were notified.
     dagster_keep_runs_days: Annotated[int, number(30, 36600, "days between 30 and a century")] = setting(
         "DAGSTER_KEEP_RUNS_DAYS",
         default=400,

@@ -83,12 +83,12 @@ class Settings(
         process can see the secret in an environment.
 
         Args:
-            values: by the names of the fields: those of the variables in lower case, such as ``postgres_host``. A
-                value has the type of its field, or is text as a variable would hold it. ``None`` and an empty text
-                are not set, as an empty variable is not.
+            values: by field name: the variable's name in lower case, such as ``postgres_host``. A value has the type of
+                its field, or is the text that the variable would have. ``None`` or an empty text means not set, like an
+                empty variable.
 
         Raises:
-            TypeError: a name is no setting's.
+            TypeError: a name is not a setting's.
         """
         if unknown := sorted(values.keys() - {setting.field for setting in SETTINGS} - {"libpq"}):
             raise TypeError(f"no settings are called {', '.join(unknown)}")
@@ -127,7 +127,7 @@ class Settings(
             )
 
     def require_volume(self) -> None:
-        """As :meth:`require`, for operations that need the volume but no server.
+        """Like :meth:`require`, for operations that need the volume but no server.
 
         Raises:
             SettingsError: names each problem.
@@ -160,7 +160,7 @@ class Settings(
 
     @property
     def restore_variables(self) -> Mapping[str, str]:
-        """The variables that set server, role and password for restores, where they differ from the dump's."""
+        """The variables that set server, role and password for restores, if they differ from the dump's."""
         own = {"host": self.restore_postgres_host, "user": self.restore_postgres_user}
         names = {part: f"RESTORE_POSTGRES_{part.upper()}" for part, value in own.items() if value is not None}
         given = self.restore_postgres_password is not None or self.restore_postgres_password_file is not None
@@ -169,7 +169,7 @@ class Settings(
         return names
 
     def secrets(self) -> Iterator[str]:
-        """Every secret in these settings and their files, and the password of each that is a URL.
+        """All secrets in these settings and their files, and the password in each secret that is a URL.
 
         A secret whose file cannot be read is left out.
         """
@@ -194,7 +194,7 @@ class Settings(
 
     @property
     def unread(self) -> Mapping[str, str]:
-        """Files that are named but not read -> the variable that comes first."""
+        """Files that are named but not read -> the variable that takes precedence."""
         pairs = (
             ("postgres_password_file", "postgres_password"),
             ("restore_postgres_password_file", "restore_postgres_password"),

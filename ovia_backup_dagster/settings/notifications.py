@@ -44,10 +44,10 @@ class NotificationSettings(SettingsGroup):
     )
 
     def notify_urls(self) -> tuple[SecretStr, ...]:
-        """Where alerts go. The file is read at each call, so that a rotated one is used.
+        """The URLs that alerts are sent to. The file is read at each call, so that a rotated file is used.
 
         Raises:
-            SettingsError: no alert can be sent, as the file cannot be read, or holds no URLs.
+            SettingsError: no alert can be sent, because the file cannot be read or holds no URLs.
         """
         path = self.backup_notify_urls_file
         if path is None:
@@ -55,7 +55,7 @@ class NotificationSettings(SettingsGroup):
         try:
             return (*self.backup_notify_urls, *urls_from("BACKUP_NOTIFY_URLS_FILE", path))
         except SettingsError:
-            # Both are set: a problem that must still reach people as an alert.
+            # Both are set. That is a problem, but its alert must still reach people.
             if self.backup_notify_urls:
                 return self.backup_notify_urls
             raise

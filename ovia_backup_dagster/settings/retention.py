@@ -1,4 +1,4 @@
-"""How many backups of each tier are kept, and which are promoted to it. ``retention.plan`` decides with them."""
+"""How many backups of each tier are kept, and which are promoted to it. ``retention.plan`` uses these settings."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Reads secrets from files, at each use so that a rotated file is used, and finds passwords in URLs.
 
-Each setting declares itself whether it holds a secret. No message repeats the contents of a file.
+Each setting declares whether it holds a secret. No message repeats the contents of a file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def password_from(variable: str, path: Path) -> SecretStr:
     """The first line of a file.
 
     Raises:
-        SettingsError: it cannot be read, or is empty; names the variable that names the file.
+        SettingsError: the file cannot be read, or is empty; the error has the name of the file's variable.
     """
     first = _text(variable, path).partition("\n")[0].rstrip("\r")
     if not first:
@@ -30,11 +30,11 @@ def urls_from(variable: str, path: Path) -> tuple[SecretStr, ...]:
     """The URLs in a file.
 
     Raises:
-        SettingsError: it cannot be read, holds none, or something else; names the variable that names the file.
+        SettingsError: the file cannot be read, or has no URLs, or other text; the error has the file's variable.
     """
     then = ", so no alert can be sent"
     lines = _text(variable, path, then).splitlines()
-    # By lines: what is no URL on one must not become the end of another.
+    # Line by line: text on one line must not become the end of a URL on another.
     urls = [url for line in lines if not line.lstrip().startswith("#") for url in urls_in(line)]
     if not urls:
         raise SettingsError(f"{variable}={path} holds no URL{then}", fix="write Apprise URLs into it, a line each")
@@ -47,7 +47,7 @@ def urls_from(variable: str, path: Path) -> tuple[SecretStr, ...]:
 
 
 def password_in(text: str) -> str:
-    """The first password in a URL in a text; empty if there is none. A shell variable does not count as a password."""
+    """The first password of a URL in a text; empty if there is none. A shell variable does not count as a password."""
     found = re.search(r"://[^\s/:@]*:([^\s/@$][^\s/@]*)@", text)
     return found[1] if found else ""
 

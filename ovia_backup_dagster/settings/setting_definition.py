@@ -30,9 +30,9 @@ class SettingDefinition:
     """One setting, as code and documentation use it.
 
     Attributes:
-        field: its name in Python, as ``Settings.of`` takes it: a variable's in lower case.
+        field: its name in Python, as ``Settings.of`` takes it: the variable's name in lower case.
         variables: environment variables that it is read from; the first that is set wins.
-        type: of its value.
+        type: the type of its value.
         default: its value if it is not set.
         shown: the default in Markdown.
         help: what it is for, in Markdown.
@@ -51,7 +51,7 @@ class SettingDefinition:
 
     @property
     def name(self) -> str:
-        """Its name in messages, whichever variable its value came from."""
+        """Its name in messages, whichever variable was set."""
         return self.variables[0]
 
 

@@ -18,7 +18,7 @@ from ovia_backup_dagster.core.deployment_hints import Hints
 from ovia_backup_dagster.settings.cron import why_not
 
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
-#: A Unix socket is made in a subfolder, and its path may have at most 107 bytes.
+#: A Unix socket is created in a subfolder, and its path may have at most 107 bytes.
 _MOST_BYTES_OF_SOCKET_FOLDER = 60
 
 
@@ -156,7 +156,7 @@ def _hints(value: object) -> object:
 Port = Annotated[int, AfterValidator(_port)]
 #: Name, address, or folder of a Unix socket.
 Host = Annotated[str, AfterValidator(_host)]
-#: A name of PostgreSQL's.
+#: A name in PostgreSQL.
 Identifier = Annotated[str, AfterValidator(_identifier)]
 AbsoluteFolder = Annotated[Path, AfterValidator(_absolute)]
 #: A folder for Unix sockets.

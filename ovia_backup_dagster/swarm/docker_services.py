@@ -101,7 +101,7 @@ class Swarm:
     def wait_until_running(self, service: str, replicas: int, timeout_seconds: float, log: Log) -> None:
         """Wait until this many tasks of the current specification run, and are healthy if there is a health check.
 
-        A task that ends at once was running for a moment: so each must be seen running twice.
+        A task that ends at once also runs for a moment, so each must be seen running twice.
 
         Raises:
             ServiceStuckError: too few run at the timeout; with the error of the newest failed task.
