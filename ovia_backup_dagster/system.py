@@ -44,7 +44,7 @@ class BackupSystem:
     A part that acts on a server or a volume raises ``SettingsError`` if the settings are invalid.
 
     Attributes:
-        settings: of the database.
+        settings: the database's settings.
         retry_seconds: how long to wait before the first retry after a transient failure.
     """
 

@@ -65,7 +65,7 @@ def spelled_for(major: int, spelling: str) -> str:
     """The value of ``--compress`` for a major of pg_dump: up to 15, the bare level.
 
     Raises:
-        ValueError: that major does not support this compression, or this detail of it.
+        ValueError: this major does not support this compression, or a detail of its spelling.
     """
     compression = compression_of(spelling)
     if major < compression.since:

@@ -20,7 +20,7 @@ class BackupError(Exception):
         what: what failed, naming the thing (a file, a server, a setting).
         why: the likely cause.
         fix: the next command or action, for the person who reads the message.
-        said: what PostgreSQL or the operating system said, in its own words; alone when the cause is not known.
+        said: the message of PostgreSQL or the operating system, unchanged; alone if the cause is unknown.
     """
 
     #: Whether the same call may succeed a little later without anyone changing something.
@@ -107,7 +107,7 @@ class ReadOnlyVolumeError(VolumeError):
 
 
 class DiskFailingError(VolumeError):
-    """The disk under the volume does not read or write any more."""
+    """The disk under the volume no longer reads or writes."""
 
 
 class StrangeFileError(VolumeError):
@@ -149,7 +149,7 @@ class BadBackupError(BackupError):
 
 
 class NotFreshError(BackupError):
-    """The newest backup is too old, missing, or none is verified any more."""
+    """The newest backup is too old or missing, or backups are no longer verified."""
 
 
 class ClockError(NotFreshError):
@@ -161,7 +161,7 @@ class RunFailedError(BackupError):
 
 
 class KeptDatabasesError(BackupError):
-    """The last run of the job that announces and drops what restores have kept failed."""
+    """The last run of the job that announces and drops replaced databases failed."""
 
 
 class DrillError(BackupError):
@@ -177,7 +177,7 @@ class DrillLimitError(DrillError):
 
 
 class SandboxError(BackupError):
-    """A program that reads untrusted data must be confined, and cannot be."""
+    """A program that reads untrusted data must be confined, but cannot be."""
 
 
 class RestoreError(BackupError):
@@ -197,7 +197,7 @@ class NoWayBackError(RestoreError):
 
 
 class CopyError(BackupError):
-    """There is no place to restore to, or the database there is not ours to remove."""
+    """There is no place to restore to, or this program did not create the database there and may not remove it."""
 
 
 # ---- the server
@@ -288,11 +288,11 @@ class AuthenticationError(ServerError):
 
 
 class PasswordMissingError(AuthenticationError):
-    """The server asks for a password, and none was given."""
+    """The server requires a password, and none was given."""
 
 
 class RoleMissingError(AuthenticationError):
-    """The server has no login role of that name."""
+    """The server has no login role with this name."""
 
 
 class AccessRefusedError(AuthenticationError):
@@ -300,15 +300,15 @@ class AccessRefusedError(AuthenticationError):
 
 
 class TlsError(ServerError):
-    """Client and server do not agree about TLS."""
+    """Client and server do not agree on TLS."""
 
 
 class TlsRequiredError(TlsError):
-    """The server asks for TLS, and the client was told not to use it."""
+    """The server requires TLS, and the client was told not to use it."""
 
 
 class TlsRefusedError(TlsError):
-    """The client asks for TLS, and the server has none."""
+    """The client requires TLS, and the server does not offer it."""
 
 
 class CertificateError(TlsError):
@@ -316,11 +316,11 @@ class CertificateError(TlsError):
 
 
 class DatabaseMissingError(ServerError):
-    """The server has no database of that name."""
+    """The server has no database with this name."""
 
 
 class DatabaseInUseError(ServerError):
-    """Sessions stayed connected to a database that must have none for a moment."""
+    """Sessions stayed connected to a database that must be without sessions for a moment."""
 
     transient = True
 
@@ -342,7 +342,7 @@ class ServerDiskFullError(ServerError):
 
 
 class ServerMemoryError(ServerError):
-    """The server has not enough memory for the query."""
+    """The server does not have enough memory for the query."""
 
     transient = True
 
@@ -379,7 +379,7 @@ class ProgramCrashedError(ProgramError):
 
 
 class ExtensionMissingError(ProgramError):
-    """An extension of the source is not installed where its backup is to be restored."""
+    """An extension of the source is not installed on the server that its backup is to be restored to."""
 
 
 class VersionMismatchError(ProgramError):
@@ -387,7 +387,7 @@ class VersionMismatchError(ProgramError):
 
 
 class CompressionUnsupportedError(ProgramError):
-    """A client program was built without the compression that is asked for."""
+    """A client program was built without the requested compression."""
 
 
 # ---- the archive
@@ -398,7 +398,7 @@ class ArchiveDamagedError(BackupError):
 
 
 class ArchiveFormatError(BackupError):
-    """The client cannot read the archive's format. It is no verdict: a newer client may read it."""
+    """The client cannot read the archive's format. This is no verdict: a newer client may read it."""
 
 
 # ---- Docker Swarm, and the application in it
@@ -409,7 +409,7 @@ class ServiceManagerError(BackupError):
 
 
 class ServiceManagerUnreachableError(ServiceManagerError):
-    """The service manager does not answer, or is temporarily unable to."""
+    """The service manager does not answer, or temporarily cannot."""
 
     transient = True
 
@@ -423,7 +423,7 @@ class ServiceError(ServiceManagerError):
 
 
 class ServiceMissingError(ServiceError):
-    """The service manager has no service of that name."""
+    """The service manager has no service with this name."""
 
 
 class ServiceUnsuitableError(ServiceError):

@@ -1,6 +1,6 @@
 """The attributes that keep even root from changing a file: ``chattr +i`` and ``+a``.
 
-A message that does not name them would suggest that the file belongs to another user (EPERM).
+Without their name in the message, EPERM would suggest that the file belongs to another user.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def publish_backup(
     """Publish a finished dump under its name, sidecars first, so that it appears complete or not at all.
 
     Args:
-        catalog: of the volume.
+        catalog: the volume's catalog.
         temporary: the dump, at ``Catalog.temporary(name)``.
         name: its final name.
         contents: its sidecars.

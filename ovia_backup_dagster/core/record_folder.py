@@ -34,7 +34,7 @@ class RecordFolder:
     """A folder of records.
 
     Args:
-        catalog: of the volume.
+        catalog: the volume's catalog.
         name: the folder's name.
     """
 

@@ -46,7 +46,7 @@ def unfinished_files(catalog: Catalog) -> list[Path]:
                 found += (
                     folder / name for name in sorted(names) if _is_unfinished(name, names, tier, catalog.database)
                 )
-    # This program creates no folders with such names: a person did.
+    # This program creates no folders with such names, so they are left alone.
     return [path for path in found if not is_folder(path)]
 
 

@@ -19,7 +19,7 @@ def make_writable(folder: Path) -> None:
     """Create a folder (mode 0700) if it is missing.
 
     Raises:
-        VolumeError: it cannot be created or written; says why.
+        VolumeError: the folder cannot be created or written; the error says why.
     """
     with as_volume_error(f"cannot use the backup folder {folder}"):
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -30,7 +30,7 @@ def require_writable(folder: Path) -> None:
     """Require that a folder can be written, if it exists.
 
     Raises:
-        VolumeError: it cannot be written; says why.
+        VolumeError: the folder cannot be written; the error says why.
     """
     with as_volume_error(f"cannot use the backup folder {folder}"):
         if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):

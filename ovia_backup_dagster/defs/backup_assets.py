@@ -148,7 +148,7 @@ def _chosen(
     """The backup named in the Launchpad, else this run's dump, else (in a run without a dump) the newest.
 
     Raises:
-        BackupNotFoundError: there is none.
+        BackupNotFoundError: there is no such backup.
     """
     now = datetime.now(UTC)
     catalog = system.catalog

@@ -25,7 +25,7 @@ def build_defs(settings: Settings, *, prefix: str = "") -> dg.Definitions:
     """All definitions of one database, to be merged with those of others.
 
     Args:
-        settings: of that database. Invalid settings do not make loading fail.
+        settings: the database's settings. Loading does not fail if they are invalid.
         prefix: letters, digits and underscores; begins all names, so that the code location can also hold other
             databases, or definitions of other projects.
     """

@@ -54,8 +54,8 @@ def instance_lines(
 
     Args:
         instance: the one that runs this database's jobs.
-        settings: of the database.
-        names: of its definitions. ``None``: derive them from the instance's runs and triggers.
+        settings: the database's settings.
+        names: the names of its definitions; ``None`` derives them from the instance's runs and triggers.
     """
     yield from _schedule_is_valid(settings)
     if instance.is_ephemeral:

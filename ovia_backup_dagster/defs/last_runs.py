@@ -20,8 +20,8 @@ def failed_runs(instance: dg.DagsterInstance, settings: Settings, names: Databas
 
     Args:
         instance: has the runs.
-        settings: of the database. Its runs are selected by tag, because jobs of other databases may share their names.
-        names: of its definitions.
+        settings: the database's. Its runs are selected by tag, because jobs of other databases may have the same names.
+        names: the names of its definitions.
     """
     daily, kept = names.in_location(DAILY_BACKUP_JOB), names.in_location(KEPT_DATABASES_JOB)
     final = _failed_for_good(instance, daily, run_tags(settings))

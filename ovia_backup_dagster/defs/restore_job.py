@@ -103,7 +103,7 @@ def build_kept_databases(system: BackupSystem, names: DatabaseNames) -> dg.JobDe
 
 
 def _refuse_repetition(run: dg.DagsterRun, action: RestoreAction) -> None:
-    """Refuse a run that repeats a decision made for the databases as they were at another time.
+    """Refuse a run that repeats a decision about an earlier state of the databases.
 
     Raises:
         RestoreRefusedError: the run repeats another one, by "Re-execute all", a retry or the API.

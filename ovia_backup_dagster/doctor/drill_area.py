@@ -1,4 +1,4 @@
-"""Checks what a restore drill depends on, and whether drills pass."""
+"""Checks the prerequisites of restore drills, and whether drills pass."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def _is_ready(host: str | None, port: int, hint: str) -> str:
 
 
 def code_server_needs(system: BackupSystem) -> Iterator[Observation]:
-    """Check what a code server needs: settings, and a volume that can be read.
+    """Check the needs of a code server: valid settings, and a readable volume.
 
     The worst level here is a warning: a failure would restart the container again and again, and its sensor could not
     alert people. The database is not queried.

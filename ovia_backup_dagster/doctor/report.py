@@ -90,7 +90,7 @@ class Observation:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Observation:
-        """What :meth:`as_dict` made."""
+        """Parse the output of :meth:`as_dict`."""
         level = Severity(values["level"])
         return cls(Area(values["area"]), level, values["text"], values["fix"], tuple(values["sql"]))
 

@@ -25,7 +25,7 @@ class Containment:
     """The containment of one drill.
 
     Attributes:
-        proof: of the drill's backup; receives the result of the check.
+        proof: the proof of the drill's backup, which receives the check's result.
         records: the folder of the evidence, which no code in the sandbox may reach.
         text: how the backup is confined, for the evidence; empty until that was tested.
     """

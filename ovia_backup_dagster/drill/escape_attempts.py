@@ -116,7 +116,7 @@ def try_from_inside(programs: Programs, volume: Path, copy: Copy | None = None) 
     """Try to get out of a sandbox; the targets are this process, and files and sockets made for the test.
 
     Args:
-        programs: whose sandbox it is.
+        programs: the programs with the sandbox to test.
         volume: a folder on the backup volume; a file exists in it for a moment.
         copy: an empty throwaway copy, whose server tries, too.
 

@@ -107,7 +107,7 @@ class DrillFolder(RecordFolder):
     """``drills/`` on the backup volume.
 
     Args:
-        catalog: of that volume.
+        catalog: the catalog of that volume.
     """
 
     def __init__(self, catalog: Catalog) -> None:

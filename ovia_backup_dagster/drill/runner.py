@@ -114,7 +114,7 @@ class Driller:
         Args:
             backup: as :meth:`find` found it.
             choice: the place and the options.
-            launched_by: who asked for it, for the evidence.
+            launched_by: a schedule, a person or the Dagster UI, for the evidence.
             run_id: Dagster's.
             log: receives progress lines.
 

@@ -55,8 +55,8 @@ def alert(sender: Sender, state: Condition) -> tuple[str, str]:
     """Title and body of an alert, for a person who reads it on a phone.
 
     Args:
-        sender: whose backups they are.
-        state: their condition; something is wrong.
+        sender: the database.
+        state: the condition of its backups; something is wrong.
     """
     failed, rejected = state.failed, state.found.rejected if state.found else ()
     # A failed run or a bad dump explains more than a guess.
@@ -80,8 +80,8 @@ def all_clear(sender: Sender, state: Condition, now: datetime, *, since: str = "
     """Title and body of the message that all is well again.
 
     Args:
-        sender: whose backups they are.
-        state: their condition; all is well.
+        sender: the database.
+        state: the condition of its backups; all is well.
         now: the present (UTC).
         since: when the trouble began (ISO 8601), if known.
     """

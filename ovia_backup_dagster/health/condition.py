@@ -221,7 +221,7 @@ def assess(
     """Read the volume, and answer every question. Ends within a time limit even if the volume hangs. Changes nothing.
 
     Args:
-        system: whose backups to assess.
+        system: the system whose backups are assessed.
         now: the present (UTC).
         settings: why the settings cannot be used, if they cannot; the volume is assessed anyway.
         runs: the failed runs that Dagster knows of; ``None`` leaves out the questions about them.
@@ -332,7 +332,7 @@ def _about_runs(failed: FailedRun | None, others: Sequence[Answer]) -> Answer:
 
 
 def _explaining(runs: FailedRuns, look: _Look, others: Sequence[Answer]) -> FailedRun | None:
-    """The failed run that explains what is wrong with the backups, or else is itself the trouble."""
+    """The failed run that explains a trouble of the backups, or that is a trouble itself."""
     if _backups_are_troubled(others):
         return runs.ended_early
     failed, verified = runs.backup, look.newest_verified
@@ -350,7 +350,7 @@ def _wrong(question: Question, level: ConditionLevel, error: BackupError) -> Ans
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What was read from the volume; the parts are those of :class:`Condition`.
+    """The facts read from the volume; the parts are those of :class:`Condition`.
 
     Attributes:
         errors: why parts could not be read.

@@ -74,7 +74,7 @@ _SURROUNDINGS = re.compile(
     r"out of memory|Cannot allocate memory|Input/output error|Permission denied|Too many open files"
     r"|could not open input file|Stale file handle|No such file or directory"
 )
-#: What pg_restore prints when it gives up on a file, and what probably happened to the file.
+#: pg_restore's message when it gives up on a file, and what probably happened to the file.
 _DAMAGES = (
     (r"input file is too short \(read 0", "the file is empty: the dump failed before it began"),
     (r"end of file|input file is too short", "the file is truncated: the dump, or a copy of it, was interrupted"),
@@ -98,7 +98,7 @@ def read_archive(programs: Programs, path: Path, log: Log | None = None) -> Witn
         log: receives the progress every ten seconds.
 
     Raises:
-        ArchiveDamagedError: it does not decode to its end, or pg_restore crashes on it every time.
+        ArchiveDamagedError: the archive does not decode to its end, or pg_restore crashes on it every time.
         ArchiveFormatError, CompressionUnsupportedError: this pg_restore cannot read it; another might.
         ProgramError: pg_restore is missing, broken, or was killed: there is no verdict on the archive.
     """
@@ -155,13 +155,13 @@ def read_unordered(
 
 
 def witness_of(programs: Programs, schema: Path, listing: str, data: Data[OrderedRows]) -> Witness:
-    """Turn what was read into a witness.
+    """Make the witness of a reading.
 
     Args:
         programs: for pg_restore.
-        schema: an archive with the schema of what was read.
-        listing: the contents list of what was read.
-        data: the data, each table's rows in their order.
+        schema: an archive with the schema of the archive or database that was read.
+        listing: its contents list.
+        data: its data, each table's rows in their order.
     """
     partitions, inherits = _family(programs, schema)
     return Witness(
@@ -186,8 +186,8 @@ def argument(path: Path) -> str:
     pg_restore would wait without end for a FIFO or a device. A missing file is left for pg_restore to report.
 
     Raises:
-        StrangeFileError: it is not a regular file.
-        VolumeError: it cannot be opened; the error gives cause and remedy, which pg_restore does not.
+        StrangeFileError: the path is not a regular file.
+        VolumeError: the file cannot be opened; the error gives cause and remedy, which pg_restore does not.
     """
     with suppress(FileNotFoundError):
         os.close(open_plain(path))
@@ -203,7 +203,7 @@ def whole_list(listing: str, of: str) -> str:
     """Return a contents list if it has as many entries as its own header states.
 
     Raises:
-        ProgramError: it is incomplete, although the program succeeded.
+        ProgramError: the list is incomplete, although the program succeeded.
     """
     said, listed = _ENTRIES.search(listing), sum(1 for _ in _ENTRY.finditer(listing))
     if said and listing.endswith("\n") and int(said[1]) - _UNLISTED <= listed <= int(said[1]):

@@ -158,7 +158,7 @@ class _Record:
         )
 
     def leave_out(self, name: str, why: str) -> None:
-        """A table of which a part cannot be hashed is left out as a whole."""
+        """Leave out a whole table or view, if a part of it cannot be hashed."""
         self.left_out.setdefault(name, why)
 
     def done(self) -> Computed:

@@ -1,4 +1,4 @@
-"""Queries a server's free disk space, if the role may. This process can seldom read the server's disk itself."""
+"""Queries a server's free disk space, if the role may. This process seldom has access to the server's disk."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ class Cluster:
         """Start the server and wait until it accepts connections.
 
         Raises:
-            ProgramError: it does not start; the error quotes the end of its log.
+            ProgramError: the server does not start; the error quotes the end of its log.
         """
         self._pg_ctl("start", "--wait", "--timeout=60", f"--log={self.log}")
 

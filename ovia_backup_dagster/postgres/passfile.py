@@ -59,7 +59,7 @@ def refuse_strange(connection: Connection) -> None:
     """Refuse a file, such as a FIFO, for which libpq (18, which psycopg includes) would wait without end.
 
     Raises:
-        PasswordMissingError: it is not a regular file.
+        PasswordMissingError: the password file is not a regular file.
     """
     name = connection.libpq.get("PGPASSFILE", os.devnull)
     if connection.password is not None or name == os.devnull:

@@ -20,7 +20,7 @@ from enum import Enum, auto
 
 
 class While(Enum):
-    """Whose value a setting has while a copy is filled."""
+    """The origin of a setting's value while a copy is filled."""
 
     #: The source's value. Rows, CHECKs, generated columns and views may depend on it.
     SOURCES = auto()
@@ -39,7 +39,7 @@ class SettingRule:
     Attributes:
         why: the reason, for people.
         reading: its value in every session that reads; ``None`` for the server's.
-        filling: whose value it has while a copy is filled.
+        filling: the origin of its value while a copy is filled.
         pinned: the fixed value, if ``filling`` is ``PINNED``.
         decides: whether data may depend on it, so that a manifest records its value, wherever it was set.
     """

@@ -1,6 +1,6 @@
-"""Asks a server about a client program's sessions: whether they progress, what they do, what they wait for.
+"""Queries a server about a client program's sessions: whether they progress, their activity, and their wait events.
 
-A separate session asks, and only while the program itself shows no sign of life (``watch``).
+A separate session queries, and only while the program itself shows no sign of life (``watch``).
 """
 
 from __future__ import annotations

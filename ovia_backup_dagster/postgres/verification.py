@@ -57,7 +57,7 @@ class Verified:
     """The outcome of one verification.
 
     Attributes:
-        backup: the backup as it is now, with its new judgement.
+        backup: the backup in its new state, with its new judgement.
         judgement: good or bad, and the findings.
         witness: the archive's contents; ``None`` if it could not be decoded.
         previous: the verified backup before it, with which its rows are compared.

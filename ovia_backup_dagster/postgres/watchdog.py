@@ -21,11 +21,11 @@ _POLL_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class SessionProgress:
-    """What a server reports about a program's sessions.
+    """A server's report about a program's sessions.
 
     Attributes:
         mark: a value that changes when they make progress.
-        at: what they were last seen doing, for messages.
+        at: their last known activity, for messages.
         lock: the lock that they wait for, with its holder; empty if they wait for none.
     """
 

@@ -1,4 +1,4 @@
-"""The objects of an archive, from its annotated schema: SQL, dependencies, and which tables are partitions of which.
+"""The objects of an archive, from its annotated schema: their SQL, dependencies, and partitions.
 
 ``table_reads`` finds out what a function reads.
 """

@@ -30,7 +30,7 @@ class Compared:
         bad: generated columns with other values, a line for each table.
         odd: materialized views with other rows.
         columns, views: how many are equal.
-        left_out: what was not compared, each with the reason.
+        left_out: tables and views that were not compared, each with the reason.
     """
 
     bad: list[str] = field(default_factory=list)
@@ -65,7 +65,7 @@ class Compared:
 
     @property
     def not_compared(self) -> str:
-        """What was not compared, and why; empty if everything was."""
+        """The tables and views that were not compared, and why; empty if all were compared."""
         return f"not compared: {joined(self.left_out)}" if self.left_out else ""
 
 

@@ -28,7 +28,7 @@ class Withheld:
     """The entries that are not restored into a copy.
 
     Attributes:
-        entries: of the contents list, ``TYPE schema name owner``.
+        entries: entries of the contents list, ``TYPE schema name owner``.
         notes: the left-out entries with the reason, a line each.
     """
 

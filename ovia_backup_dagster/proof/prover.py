@@ -26,7 +26,7 @@ from ovia_backup_dagster.proof.target import Copy
 
 
 class Proof(ProofRecord):
-    """The proof of one backup, and the record of what it has found so far.
+    """The proof of one backup, with its results so far.
 
     The steps, in order: :meth:`read_backup`, :meth:`prove_functions`, :meth:`restore`, :meth:`prove`, :meth:`analyze`.
 

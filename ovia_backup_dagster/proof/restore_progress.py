@@ -30,7 +30,7 @@ def progress_teller(target: Connection, expected: int | None, log: Log) -> Calla
     Args:
         target: the database that is filled.
         expected: its final size in bytes, if known.
-        log: gets a line at each call of the returned function.
+        log: receives a line at each call of the returned function.
     """
     began = time.monotonic()
 

@@ -11,11 +11,11 @@ that wrote the rows is not known any more, so a setting is taken from the first 
 1. the owner's settings in this database (``ALTER ROLE … IN DATABASE``);
 2. the owner's settings everywhere (from the saved roles);
 3. the database's settings;
-4. settings of other roles in this database, if all that have the setting agree: first the roles that own something in
-   it; then any role, for settings of which nothing else is known, such as an application's own;
-5. what the role that dumps had in effect: the server's configuration, or its own (from the manifest).
+4. settings of other roles in this database, if all roles that have the setting agree: first the roles that own an
+   object in it; then any role, for settings that have no other source, such as an application's own;
+5. the settings in effect for the role that dumps: the server's configuration, or the role's own (from the manifest).
 
-The first three have PostgreSQL's own order, for a session of the owner. An archive may be forged: settings that load
+The first three are in PostgreSQL's own order, for a session of the owner. An archive may be forged: settings that load
 code or give rights are never taken from it, and a value is always passed as a literal.
 """
 

@@ -1,4 +1,4 @@
-"""The application's HTTP health check. What a restore does when the check fails is decided elsewhere."""
+"""The application's HTTP health check. ``execution`` decides what a restore does if the check fails."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _request(url: str) -> tuple[urllib.request.Request, str]:
 
 
 def _answer(opener: urllib.request.OpenerDirector, request: urllib.request.Request, seconds: float) -> str:
-    """What is wrong with the answer; empty when nothing is."""
+    """The error in the answer; empty if the check succeeded."""
     try:
         with opener.open(request, timeout=seconds):
             return ""  # any other status is raised as an error

@@ -1,4 +1,4 @@
-"""What an archive needs from the server it is restored to: extensions, owners, files, superuser rights.
+"""Reads an archive's requirements for the target server: extensions, owners, files, superuser rights.
 
 The rights that PostgreSQL's CREATE commands require are taken from their sources (``src/backend/commands``, PostgreSQL
 16). ``server_offers`` queries a server's offers, and ``requirements`` compares. Nothing in the archive is executed:
@@ -116,7 +116,7 @@ def locale_of(script: bytes) -> Locale | None:
 
 @dataclass
 class _Reading:
-    """Collects what the statements of a schema need, one after the other."""
+    """Collects the requirements of a schema's statements, one after the other."""
 
     extensions: list[str] = field(default_factory=list)
     superuser_only: dict[str, list[str]] = field(default_factory=dict)

@@ -58,7 +58,7 @@ class Words:
     """Plans that were shown and not used yet, in ``restores/`` on the volume.
 
     Args:
-        catalog: of that volume. Its ``restores/`` must exist.
+        catalog: the catalog of that volume. Its ``restores/`` must exist.
     """
 
     def __init__(self, catalog: Catalog) -> None:
@@ -185,7 +185,7 @@ def _covered(backup: Backup | None) -> dict[str, str]:
 
 
 def _changed(shown: _Shown, order: Order, covered: Mapping[str, str]) -> list[str]:
-    """The differences from what the operator was shown, in words."""
+    """The differences from the plan that was shown to the operator, in words."""
     then, now = _essentials(shown.order), _essentials(order)
     found = [f"{name}: {then[name]} then, {now[name]} now" for name in now if then[name] != now[name]]
     if not found and shown.covered != covered:

@@ -50,7 +50,7 @@ class RestoreFolder(RecordFolder):
     """``restores/`` on the backup volume.
 
     Args:
-        catalog: of that volume.
+        catalog: the catalog of that volume.
     """
 
     def __init__(self, catalog: Catalog) -> None:

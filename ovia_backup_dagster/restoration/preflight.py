@@ -102,7 +102,7 @@ class Preflight:
         return is_bad
 
     def origin(self, backup: Backup, here: str | None, wishes: Wishes) -> bool:
-        """Whether the backup was made on this server, as far as is known, or ``new_host`` is set.
+        """Whether the backup is of this server, as far as is known, or ``new_host`` is set.
 
         Args:
             backup: the backup to restore.
@@ -122,7 +122,7 @@ class Preflight:
         return False
 
     def database(self, backup: Backup, wishes: Wishes) -> None:
-        """Whether the backup was made of the database that it would replace."""
+        """Whether the backup is of the database that it would replace."""
         database, held = self.target.database, self.held(backup)
         if wishes.new_host or held in ("", database):
             return
@@ -135,7 +135,7 @@ class Preflight:
         )
 
     def held(self, backup: Backup) -> str:
-        """The name of the database that the backup was made of; empty if unknown."""
+        """The name of the backup's source database; empty if unknown."""
         if backup.manifest:
             return backup.manifest.database.name
         with contextlib.suppress(BackupError):  # damage is reported when the archive is read
@@ -210,7 +210,7 @@ class Preflight:
     # ---- the backup's contents
 
     def contents(self, order: Order, backup: Backup, live: DatabaseState) -> None:
-        """Whether this server and this role can create what the backup contains.
+        """Whether this role can create the backup's objects on this server.
 
         Of a damaged backup, entries that cannot be created are reported and left out.
         """

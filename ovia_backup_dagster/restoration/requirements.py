@@ -1,6 +1,6 @@
-"""Compares what a backup needs with what a server and a role offer, before anything is created.
+"""Compares a backup's needs with a server's offers to a role, before anything is created.
 
-Pure. ``archive_requirements`` reads the needs of an archive, ``server_offers`` queries the server.
+Pure functions. ``archive_requirements`` reads the needs of an archive, ``server_offers`` queries the server.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Locale:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What an archive needs that a server may lack, or that a role may not be allowed to create.
+    """The needs of an archive: things that a server may lack, or that a role may not be allowed to create.
 
     Attributes:
         backup: the backup's name, for people.
@@ -160,8 +160,8 @@ def unmet(needs: Needs, offers: Offers, jobs: int) -> tuple[list[BackupError], l
     """Obstacles to a restore, and warnings.
 
     Args:
-        needs: of the backup.
-        offers: of the server, to the role that restores.
+        needs: the backup's needs.
+        offers: the server's offers to the restoring role.
         jobs: how many entries are restored at a time.
     """
     found: list[BackupError] = []
@@ -330,7 +330,7 @@ def too_many_locks(relations: int, locks: int, slots: int) -> Locks | None:
 
 
 def _sessions(offers: Offers, jobs: int, found: list[BackupError], warnings: list[str]) -> None:
-    """pg_restore has one session, and one more for each job."""
+    """Check the session limits: pg_restore has one session, and one more for each job."""
     sessions, needed = offers.sessions, jobs + 1 + _SESSIONS_BESIDES
     if sessions is None:
         return

@@ -86,12 +86,12 @@ class Order(Sidecar):
         host, port: of the server.
         system_identifier: the server's; ``None`` if the role may not query it.
         incoming: the name of the restored database until it is live; with ``new``, its final name.
-        takes_name: it gets the live database's name at the end, as no such database exists then.
+        takes_name: it gets the live database's name at the end, because no database has that name then.
         incoming_oid, live_oid: these tell, after a kill, which database is live; ``None`` before it is created.
         kept: the name of the old live database afterwards.
         jobs: how many entries pg_restore restores at a time.
         stop_services: when services stop.
-        services: those that write -> their replicas afterwards; ``None``: as before.
+        services: service that writes to the database -> its replicas afterwards; ``None`` for as before.
         migrate: the one-shot migration service; empty for none.
         health_url: the health check at the end, without its secrets; empty for none.
         auto_undo: whether to swap back if the check fails.

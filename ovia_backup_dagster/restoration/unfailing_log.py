@@ -8,9 +8,9 @@ from ovia_backup_dagster.postgres.data_stream import Log
 
 
 def never_failing(log: Log) -> Log:
-    """What is told may not be read: the reader of a pipe is ended by the same Ctrl-C, a storage of logs may be away.
+    """Wrap a log function so that it never raises, because an error in it must not leave work half done.
 
-    That is no reason to leave anything half done.
+    For example, a Ctrl-C may also end the reader of a pipe, or the log storage may be unreachable.
     """
 
     def tell(text: str) -> None:

@@ -1,4 +1,4 @@
-"""When, where and how dumps are made, and what they must contain. How long they are kept is in ``retention``."""
+"""When, where and how dumps are made, and what they must contain. ``retention`` has how long they are kept."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _compression(value: str) -> str:
 
 
 class BackupSettings(SettingsGroup):
-    """The volume, the schedule, the dump, and what is expected of it."""
+    """The volume, the schedule, the dump, and the expectations for it."""
 
     title = "Backups"
 

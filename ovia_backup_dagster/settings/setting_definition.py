@@ -1,4 +1,4 @@
-"""Defines a setting: its name, type, default, help and group, written once, where a group declares it.
+"""Defines a setting: its name, type, default, help and group, written once in the group that declares it.
 
 A group is a class with a field per setting, in its own module; to add a setting, add a field to a group.
 ``settings.model`` combines the groups. The types of values are in ``settings.value_types``.

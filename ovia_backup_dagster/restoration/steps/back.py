@@ -1,6 +1,6 @@
-"""Puts a whole restore back: whether that is possible, and each step from the last to the first.
+"""Puts a whole restore back: decides whether that is possible, and undoes each step from the last to the first.
 
-How a single step is undone belongs to the step's own module.
+A step's own module undoes the step.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Instructions for an operator where the program cannot act itself, with the service manager's commands in them.
+"""Instructions for an operator if the program cannot act itself, with the service manager's commands.
 
-It does not query the service manager, which may be unreachable.
+This module does not query the service manager, which may be unreachable.
 """
 
 from __future__ import annotations

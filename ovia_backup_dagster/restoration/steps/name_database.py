@@ -1,4 +1,4 @@
-"""The step that gives the restored database the live name, where no database of that name exists."""
+"""The step that gives the restored database the live name, if no database has that name."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The steps for the application's services: stop, migrate, start, and wait until the application is healthy.
 
-How a service is stopped or started belongs to the service manager.
+The service manager stops and starts the services.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What the steps of one restore share: their dependencies, the lock on the dump, and refusals common to all.
+"""The context that the steps of one restore share: their dependencies, the dumps' lock, and common refusals.
 
-What a single step does belongs to its own module.
+Each step's own work is in its own module.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ovia_backup_dagster.restoration.swap import database_state, obstacles
 
 @dataclass(slots=True)
 class Work:
-    """What the steps of one restore work with.
+    """The dependencies of the steps of one restore.
 
     Attributes:
         driller: catalog and programs; it drills before a database is dropped.

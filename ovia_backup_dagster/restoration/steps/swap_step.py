@@ -1,6 +1,6 @@
-"""The step that makes the restored database live in place of the old one, and swaps them back.
+"""The step that makes the restored database live in place of the old one, and swaps the two back.
 
-How databases are renamed belongs to ``swap``.
+``swap`` renames the databases.
 """
 
 from __future__ import annotations
