@@ -18,6 +18,7 @@ from zoneinfo import ZoneInfo
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.deployment_hints import Hints
 from ovia_backup_dagster.core.errors import SettingsError
+from ovia_backup_dagster.core.ledger import UNSIGNED
 from ovia_backup_dagster.core.tiers import Tier, Weekday
 from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.drill.folder import DrillFolder
@@ -35,6 +36,7 @@ from ovia_backup_dagster.settings.model import Settings, secret_variables
 
 if TYPE_CHECKING:
     from ovia_backup_dagster.restoration.runner import Restorations
+    from ovia_backup_dagster.signing.statement_log import StatementLog
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,41 @@ class BackupSystem:
     @property
     def catalog(self) -> Catalog:
         self.settings.require()
-        return Catalog(self.settings.backup_dir, self.settings.postgres_db, self.settings.backup_lock_wait_minutes * 60)
+        settings = self.settings
+        wait_seconds = settings.backup_lock_wait_minutes * 60
+        return Catalog(settings.backup_dir, settings.postgres_db, wait_seconds, ledger=self.statement_log or UNSIGNED)
+
+    @property
+    def statement_log(self) -> StatementLog | None:
+        """The signed log; ``None`` without a key.
+
+        Raises:
+            SettingsError: a key cannot be used, or the two are not of one pair.
+        """
+        settings = self.settings
+        if settings.backup_verify_key_file is None:
+            if settings.backup_signing_key_file is None:
+                return None
+            raise SettingsError(
+                "BACKUP_VERIFY_KEY_FILE is not set",
+                why="BACKUP_SIGNING_KEY_FILE is, and what it signs is checked with the public key of the pair",
+                fix="name the file verify_key.pub that ovia-backup keys init made",
+            )
+        # Few commands need them, and status must answer at once.
+        from ovia_backup_dagster.signing.key_files import signing_key, verify_key
+        from ovia_backup_dagster.signing.statement_log import StatementLog
+
+        public = verify_key("BACKUP_VERIFY_KEY_FILE", settings.backup_verify_key_file)
+        private = None
+        if settings.backup_signing_key_file is not None:
+            private = signing_key("BACKUP_SIGNING_KEY_FILE", settings.backup_signing_key_file)
+            if private.public_key() != public:
+                raise SettingsError(
+                    "BACKUP_SIGNING_KEY_FILE and BACKUP_VERIFY_KEY_FILE are of two pairs",
+                    why="a statement that the first signs would not hold with the second",
+                    fix="name the two files that one call of ovia-backup keys init made",
+                )
+        return StatementLog(settings.backup_dir, settings.postgres_db, public, private)
 
     @property
     def connection(self) -> Connection:

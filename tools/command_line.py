@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import click
 
 from ovia_backup_dagster.cli.main import main
@@ -25,12 +27,23 @@ monitoring plugin instead: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.
 
 def rendered() -> str:
     """The page for the present parser."""
-    names = sorted(main.commands)
+    commands = dict(_commands(main))
     rows = "".join(
-        f"| [`{name}`](#ovia-backup-{name}) | {main.commands[name].get_short_help_str(200)} |\n" for name in names
+        f"| [`{name}`](#ovia-backup-{name.replace(' ', '-')}) | {command.get_short_help_str(200)} |\n"
+        for name, command in commands.items()
     )
-    sections = "".join(_section(name, main.commands[name]) for name in names)
+    sections = "".join(_section(name, command) for name, command in commands.items())
     return f"{_HEAD}\n| command | what it does |\n|---|---|\n{rows}{sections}"
+
+
+def _commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Every command by its words, sorted; of a group, its commands instead."""
+    for name in sorted(group.commands):
+        command = group.commands[name]
+        if isinstance(command, click.Group):
+            yield from _commands(command, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", command
 
 
 def _section(name: str, command: click.Command) -> str:

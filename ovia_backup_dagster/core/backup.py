@@ -229,7 +229,7 @@ class Backup(BackupFiles):
                 return State.BEING_WRITTEN
         if self.problem is not None:
             return State.BAD
-        if self.judgement is None:
+        if self.judgement is None or not self.is_vouched:
             return State.UNVERIFIED
         return State.PROVEN if self.drilled else State.VERIFIED
 

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 from ovia_backup_dagster.core.archive_header import HEAD_BYTES, MAGIC
 from ovia_backup_dagster.core.errors import StrangeFileError, VolumeError
 from ovia_backup_dagster.core.files import read_small, reader
+from ovia_backup_dagster.core.ledger import UNSIGNED, Ledger
 from ovia_backup_dagster.core.manifest import Manifest, Sidecar, is_newer, parse_sidecar
 from ovia_backup_dagster.core.shell import shell_word
 from ovia_backup_dagster.core.sidecars import GLOBALS, MANIFEST, SidecarKind, most_bytes
@@ -28,9 +30,11 @@ class BackupFiles:
 
     Attributes:
         path: the archive.
+        ledger: vouches for its files; a sidecar that it does not vouch for counts as none.
     """
 
     path: Path
+    ledger: Ledger = field(default=UNSIGNED, repr=False, compare=False, kw_only=True)
 
     def __str__(self) -> str:
         return self.path.name
@@ -59,6 +63,8 @@ class BackupFiles:
         content = self.read_sidecar(kind)
         if content is None or kind.model is None:
             return None
+        if not self._counts(kind, content):
+            return None
         return parse_sidecar(kind.model, content, self.sidecar(kind).name)
 
     @property
@@ -86,6 +92,8 @@ class BackupFiles:
         text = self._manifest_text
         if text is None:
             return None, ""
+        if not self._counts(MANIFEST, text):
+            return None, "no signed statement vouches for its manifest: the backup is treated as one without"
         try:
             return parse_sidecar(Manifest, text, self.sidecar(MANIFEST).name), ""
         except VolumeError as error:
@@ -107,6 +115,31 @@ class BackupFiles:
         """
         text = self._manifest_text
         return None if text is None else hashlib.sha256(text).hexdigest()
+
+    @cached_property
+    def _stated(self) -> Mapping[str, str] | None:
+        return self.ledger.files_of(self.path.name)
+
+    def _counts(self, kind: SidecarKind[Any], content: bytes) -> bool:
+        """Whether a sidecar's content is the one that was stated, or needs no statement."""
+        if self._stated is None or kind.counts_unsigned:
+            return True
+        return self._stated.get(kind.suffix) == hashlib.sha256(content).hexdigest()
+
+    @property
+    def stated_sha256(self) -> str | None:
+        """The archive's SHA-256 as a signed statement names it; ``None`` without one."""
+        return None if self._stated is None else self._stated.get("")
+
+    @property
+    def is_vouched(self) -> bool:
+        """Whether a signed statement vouches for its archive, together with the manifest that is there now.
+
+        The archive itself is compared with its SHA-256 when it is verified, drilled or restored.
+        """
+        if self._stated is None:
+            return True
+        return "" in self._stated and self._stated.get(MANIFEST.suffix) == self.manifest_sha256
 
     @cached_property
     def _head(self) -> bytes | None:

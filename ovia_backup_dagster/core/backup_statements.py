@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import Any
 
 from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.files import as_volume_error, sync_folder
-from ovia_backup_dagster.core.sidecars import ACCEPTED, DRILLED, HELD, UNREADABLE, VERIFIED
+from ovia_backup_dagster.core.manifest import Sidecar
+from ovia_backup_dagster.core.sidecars import ACCEPTED, DRILLED, HELD, UNREADABLE, VERIFIED, SidecarKind
 from ovia_backup_dagster.core.verdict import Acceptance, DrillRecord, Drills, Hold, Judgement, Verification, Witness
 
 
@@ -32,8 +34,7 @@ def record_judgement(catalog: Catalog, backup: Backup, judgement: Judgement, wit
         witness=witness or (known.witness if known else None),
     )
     with as_volume_error(f"cannot write the verdict on {backup}"):
-        catalog.write(backup.sidecar(VERIFIED), verification.to_json().encode())
-        sync_folder(backup.path.parent)
+        _write(catalog, backup, VERIFIED, verification)
     return catalog.refresh(backup)
 
 
@@ -46,8 +47,7 @@ def record_drill(catalog: Catalog, backup: Backup, record: DrillRecord, folder: 
     known = catalog.refresh(backup).drills
     drills = Drills(drills=(*(known.drills if known else ()), record))
     with as_volume_error(f"cannot write the outcome of the drill of {backup}"):
-        catalog.write(backup.sidecar(DRILLED), drills.to_json().encode(), folder)
-        sync_folder(backup.path.parent)
+        _write(catalog, backup, DRILLED, drills, folder)
     return catalog.refresh(backup)
 
 
@@ -55,13 +55,21 @@ def record_hold(catalog: Catalog, backup: Backup, hold: Hold) -> None:
     """Write a hold, which keeps a backup regardless of the counts; with ``released_at``, the hold has ended."""
     covered = backup.unit.covered if backup.unit else None
     with as_volume_error(f"cannot write the hold on {backup}"):
-        catalog.write(backup.sidecar(HELD), hold.model_copy(update={"covered": covered}).to_json().encode())
-        sync_folder(backup.path.parent)
+        _write(catalog, backup, HELD, hold.model_copy(update={"covered": covered}))
 
 
 def record_acceptance(catalog: Catalog, backup: Backup, acceptance: Acceptance) -> Backup:
     """Record that a backup is intentionally of another source; returns the backup in its new state."""
     with as_volume_error(f"cannot write the acceptance of {backup}"):
-        catalog.write(backup.sidecar(ACCEPTED), acceptance.to_json().encode())
-        sync_folder(backup.path.parent)
+        _write(catalog, backup, ACCEPTED, acceptance)
     return catalog.refresh(backup)
+
+
+def _write(
+    catalog: Catalog, backup: Backup, kind: SidecarKind[Any], statement: Sidecar, folder: Path | None = None
+) -> None:
+    """Write a sidecar, and report it to the ledger: until then it does not count."""
+    content = statement.to_json().encode()
+    catalog.write(backup.sidecar(kind), content, folder)
+    sync_folder(backup.path.parent)
+    catalog.ledger.wrote(backup.path.name, kind.suffix, content)

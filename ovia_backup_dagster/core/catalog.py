@@ -30,6 +30,7 @@ from ovia_backup_dagster.core.files import (
     plain_status,
     write_whole,
 )
+from ovia_backup_dagster.core.ledger import UNSIGNED, Ledger, not_vouched
 from ovia_backup_dagster.core.locking import FILENAME as LOCK
 from ovia_backup_dagster.core.locking import reading, volume_lock
 from ovia_backup_dagster.core.naming import INSTANT, SUFFIX, BackupName
@@ -52,12 +53,14 @@ class Catalog:
         root: the backup folder, ``$BACKUP_DIR``.
         database: backups of other databases on the same volume are neither listed nor touched.
         lock_wait_seconds: how long an operation waits for the lock.
+        ledger: records what becomes of backups, and vouches for their files.
     """
 
-    def __init__(self, root: Path, database: str, lock_wait_seconds: float = 0.0) -> None:
+    def __init__(self, root: Path, database: str, lock_wait_seconds: float = 0.0, *, ledger: Ledger = UNSIGNED) -> None:
         self.root = root.absolute()
         self.database = database
         self.lock_wait_seconds = lock_wait_seconds
+        self.ledger = ledger
 
     def lock(
         self, purpose: str, now: datetime, on_wait: Callable[[str], None] | None = None
@@ -113,6 +116,7 @@ class Catalog:
 
     def newest_first(self, *tiers: Tier) -> Iterator[Backup]:
         """Like :meth:`backups`, but lazy: most callers need only the newest."""
+        self.ledger.require_sound()
         names = [found for tier in tiers or Tier for found in self._names(tier)]
         names.sort(reverse=True)
         for _, _, tier, filename in names:
@@ -124,7 +128,7 @@ class Catalog:
                 status = plain_status(path)
             except (FileNotFoundError, StrangeFileError):
                 continue  # a link or a folder is not a dump; the doctor reports it
-            yield Backup(path, name, status.st_size, status.st_mtime_ns)
+            yield self._backup(path, name, status)
 
     def newest(self, now: datetime, *states: State) -> Backup | None:
         """The newest backup that is in one of the states at ``now`` (UTC), or ``None``."""
@@ -156,6 +160,7 @@ class Catalog:
         Raises:
             BackupNotFoundError: the backup is gone.
             NotVerifiedError: the backup may still be being written.
+            NotVouchedError: no signed statement vouches for it, so no client program may open it.
         """
         backup = self.refresh(backup)
         if self.holds(backup) and backup.state(now) is State.BEING_WRITTEN:
@@ -164,6 +169,8 @@ class Catalog:
                 why="it has no manifest and changed less than 15 minutes ago",
                 fix=f"wait, then: {command} {self.word(backup)}",
             )
+        if not backup.is_vouched:
+            raise not_vouched(backup.path.name)
         return backup
 
     def _names(self, tier: Tier) -> Iterator[tuple[str, int, Tier, str]]:
@@ -200,7 +207,7 @@ class Catalog:
         path = Path(wanted)
         # The separator decides, not the number of parts: `./name.dump` has only one part.
         if os.sep in wanted and is_file(path):
-            given = _at(path, self.database)
+            given = self._at(path)
             if anywhere or self.holds(given):
                 return given
         with contextlib.suppress(OSError, ValueError):  # not a possible file name
@@ -243,7 +250,21 @@ class Catalog:
             status = plain_status(backup.path)
         except FileNotFoundError:
             raise _gone(backup) from None
-        return Backup(backup.path, backup.name, status.st_size, status.st_mtime_ns)
+        return self._backup(backup.path, backup.name, status)
+
+    def _backup(self, path: Path, name: BackupName, status: os.stat_result) -> Backup:
+        return Backup(path, name, status.st_size, status.st_mtime_ns, ledger=self.ledger)
+
+    def _at(self, path: Path) -> Backup:
+        """A dump given by path, with the sidecars beside it; it may have any name."""
+        self.ledger.require_sound()
+        with as_volume_error(f"cannot read {path}"):
+            # A link given by a person is followed once; opening a backup follows none.
+            found = path.resolve() if path.is_symlink() else path.absolute()
+            status = plain_status(found)
+        modified = datetime.fromtimestamp(int(status.st_mtime), UTC)
+        name = BackupName.parse(path.name) or BackupName(self.database, Tier.DAILY, modified)
+        return self._backup(found, name, status)
 
     def free_name(self, started_at: datetime) -> BackupName:
         """An unused daily name, at ``started_at`` or some seconds later."""
@@ -289,15 +310,3 @@ def _gone(backup: Backup) -> BackupNotFoundError:
         why="it was removed in the meantime",
         fix="ovia-backup list",
     )
-
-
-def _at(path: Path, database: str) -> Backup:
-    """A dump given by its path, with the sidecars beside it; it may have any name."""
-    with as_volume_error(f"cannot read {path}"):
-        # A link given by a person is followed once; opening a backup follows none.
-        found = path.resolve() if path.is_symlink() else path.absolute()
-        status = plain_status(found)
-    modified = datetime.fromtimestamp(int(status.st_mtime), UTC)
-    name = BackupName.parse(path.name) or BackupName(database, Tier.DAILY, modified)
-    path = found
-    return Backup(path, name, status.st_size, status.st_mtime_ns)

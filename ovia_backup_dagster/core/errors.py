@@ -144,6 +144,14 @@ class NotVerifiedError(BackupError):
     """An operation that needs a verified backup was refused, because there is none."""
 
 
+class NotVouchedError(NotVerifiedError):
+    """No signed statement vouches for a backup, so it is neither verified nor opened."""
+
+
+class StatementLogError(VolumeError):
+    """The signed log of the backups is broken: changed, cut off, forged, or of another database or key."""
+
+
 class BadBackupError(BackupError):
     """Verification found a backup to be bad."""
 

@@ -27,8 +27,9 @@ from ovia_backup_dagster.core.files import (
     unlink,
 )
 from ovia_backup_dagster.core.locking import removing
+from ovia_backup_dagster.core.manifest import Manifest, parse_sidecar
 from ovia_backup_dagster.core.naming import BackupName
-from ovia_backup_dagster.core.sidecars import PROMOTED, SIDECAR_KINDS, SidecarKind, made_with_dump
+from ovia_backup_dagster.core.sidecars import MANIFEST, PROMOTED, SIDECAR_KINDS, SidecarKind, made_with_dump
 from ovia_backup_dagster.core.takeover_links import protect, unprotect
 from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.core.verdict import PromotionRecord
@@ -43,10 +44,11 @@ def publish_backup(
         catalog: the volume's catalog.
         temporary: the dump, at ``Catalog.temporary(name)``.
         name: its final name.
-        contents: its sidecars.
+        contents: its sidecars; the manifest is among them.
 
     Raises:
         VolumeError, DiskFullError: the volume refused; no part of the backup is visible.
+        SettingsError, StatementLogError: the backup cannot be signed; no part of it is visible.
     """
     final = catalog.folder(name.tier) / name.filename
     with as_volume_error(f"cannot publish {final}"):
@@ -55,11 +57,13 @@ def publish_backup(
         for kind, content in made_with_dump(contents):
             catalog.write(final.with_name(f"{final.name}{kind}"), content)
         sync_folder(final.parent)
+        manifest = parse_sidecar(Manifest, contents[MANIFEST], final.name)
+        catalog.ledger.published(final.name, manifest.size_bytes, manifest.sha256, _by_suffix(contents))
         rename_to_new(temporary, final)
         sync_folder(final.parent)
         status = final.stat()
         _protect(catalog)
-    return Backup(final, name, status.st_size, status.st_mtime_ns)
+    return Backup(final, name, status.st_size, status.st_mtime_ns, ledger=catalog.ledger)
 
 
 def promote_backup(catalog: Catalog, backup: Backup, tier: Tier, now: datetime) -> Backup:
@@ -78,16 +82,18 @@ def promote_backup(catalog: Catalog, backup: Backup, tier: Tier, now: datetime) 
         if exists(final):
             # A bad copy: remove it before the verdict of the good original appears under its name.
             remove_backup(catalog, Backup(final, name, 0, 0))
-        contents = {**_contents_to_promote(backup), PROMOTED: record.to_json().encode()}
+        copied, written = _contents_to_promote(backup), {PROMOTED: record.to_json().encode()}
+        contents = {**copied, **written}
         for kind in SIDECAR_KINDS:
             # Sidecars are copied, not linked: from now on each tier has its own verdicts.
             if kind in contents:
                 catalog.write(final.with_name(f"{final.name}{kind}"), contents[kind])
+        catalog.ledger.promoted(backup.path.name, final.name, _by_suffix(copied), _by_suffix(written))
         os.rename(temporary, final)
         sync_folder(final.parent)
         status = final.stat()
         _protect(catalog)
-    return Backup(final, name, status.st_size, status.st_mtime_ns)
+    return Backup(final, name, status.st_size, status.st_mtime_ns, ledger=catalog.ledger)
 
 
 def remove_backup(catalog: Catalog, backup: Backup) -> bool:
@@ -105,6 +111,7 @@ def remove_backup(catalog: Catalog, backup: Backup) -> bool:
         for kind in SIDECAR_KINDS:
             unlink(backup.sidecar(kind))
         sync_folder(backup.path.parent)
+        catalog.ledger.removed(backup.path.name)
     return existed
 
 
@@ -121,6 +128,10 @@ def _contents_to_promote(backup: Backup) -> dict[SidecarKind[Any], bytes]:
         if content is not None:
             found[kind] = content
     return found
+
+
+def _by_suffix(contents: Mapping[SidecarKind[Any], bytes]) -> dict[str, bytes]:
+    return {kind.suffix: content for kind, content in contents.items()}
 
 
 def _protect(catalog: Catalog) -> None:

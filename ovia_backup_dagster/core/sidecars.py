@@ -32,6 +32,7 @@ class SidecarKind(Generic[M]):
         promoted: whether a promotion copies it to the other tier.
         needed: whether the backup is incomplete without it: if it cannot be read, the backup is not promoted.
         max_bytes: its size limit for reading, in bytes.
+        counts_unsigned: whether it counts although no signed statement vouches for it: a removal cannot be undone.
     """
 
     suffix: str
@@ -42,6 +43,7 @@ class SidecarKind(Generic[M]):
     promoted: bool = True
     needed: bool = False
     max_bytes: int = SIDECAR_BYTES
+    counts_unsigned: bool = False
 
     def __str__(self) -> str:
         return self.suffix
@@ -60,7 +62,7 @@ def _kind(kind: SidecarKind[M]) -> SidecarKind[M]:
 UNREADABLE: SidecarKind[Sidecar] = _kind(SidecarKind(".verified.json.unreadable", "unreadable verdict"))
 PROMOTED = _kind(SidecarKind(".promoted.json", "promotion", PromotionRecord, promoted=False))
 ACCEPTED = _kind(SidecarKind(".accepted.json", "acceptance", Acceptance))
-HELD = _kind(SidecarKind(".held.json", "hold", Hold))
+HELD = _kind(SidecarKind(".held.json", "hold", Hold, counts_unsigned=True))
 DRILLED = _kind(SidecarKind(".drilled.json", "drill", Drills))
 VERIFIED = _kind(SidecarKind(".verified.json", "verdict", Verification, needed=True, max_bytes=WITNESS_BYTES))
 GLOBALS: SidecarKind[Sidecar] = _kind(

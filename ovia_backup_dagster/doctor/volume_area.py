@@ -99,6 +99,7 @@ def volume(system: BackupSystem) -> Iterator[Observation]:
         yield _lock(root)
         yield _leftovers(catalog)
         yield from _hand_over(root)
+        yield _signatures(system, datetime.now(UTC))
     except BackupError as error:
         yield failed(Area.VOLUME, error)
 
@@ -340,6 +341,24 @@ def _hand_over(root: Path) -> Iterator[Observation]:
     us = f"{os.geteuid()}:{os.getegid()}"
     fix = f"remove the old service; then, as root: ovia-backup hand-over --finish --to {us}"
     yield warn(Area.VOLUME, f"{text} and has not ended: what was removed by hand or by that script takes room", fix)
+
+
+def _signatures(system: BackupSystem, now: datetime) -> Observation:
+    """Whether the backups are signed, and the log of what was signed is whole and current."""
+    log = system.statement_log
+    if log is None:
+        return ok(Area.VOLUME, "backups are not signed; to sign them: ovia-backup keys init --to FOLDER")
+    head = log.chain().head
+    # Loaded only with keys, as the log itself.
+    from ovia_backup_dagster.signing.adoption import unsigned
+
+    if left := unsigned(system.catalog, now):
+        text = f"no signed statement vouches for {len(left)} backups, such as {left[-1]}: they do not count"
+        return warn(Area.VOLUME, text, "if you know where they come from: ovia-backup keys adopt")
+    if head.expires_at is not None and head.expires_at < now:
+        text = f"the signed log ends with statement {head.sequence}, which expired {head.expires_at:%Y-%m-%d %H:%M} UTC"
+        return warn(Area.VOLUME, f"{text}: no backup since, or the log was cut off", "ovia-backup log verify")
+    return ok(Area.VOLUME, f"the signed log is whole: {head.sequence} statements")
 
 
 def _status(path: Path) -> os.stat_result | None:

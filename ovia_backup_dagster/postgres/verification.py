@@ -225,6 +225,8 @@ class Verifier:
         first = backup.verification.judgements[0] if backup.verification else None
         if manifest is not None:
             sha256, since = manifest.sha256, "when it was written"
+        elif backup.stated_sha256 is not None:
+            sha256, since = backup.stated_sha256, "when it was adopted"
         elif first is not None and (first.size_bytes, first.mtime_ns) == (backup.size_bytes, backup.mtime_ns):
             sha256, since = first.sha256 or "", f"when it was first read ({first.at:%Y-%m-%d})"
         else:

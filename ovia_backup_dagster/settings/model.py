@@ -26,6 +26,7 @@ from ovia_backup_dagster.settings.restore import RestoreSettings
 from ovia_backup_dagster.settings.retention import RetentionSettings
 from ovia_backup_dagster.settings.secret_files import password_from, password_in, urls_from
 from ovia_backup_dagster.settings.setting_definition import SettingDefinition, settings_in
+from ovia_backup_dagster.settings.signing import SigningSettings
 
 #: Prefixes of our variables; the demo hides a real deployment's variables from its child.
 PREFIXES = ("POSTGRES_", "DEPLOYMENT_", "BACKUP_", "DRILL_", "RESTORE_", "SWARM_", "HEALTH_")
@@ -46,6 +47,7 @@ class Settings(
     ConnectionSettings,
     BackupSettings,
     RetentionSettings,
+    SigningSettings,
     NotificationSettings,
     DrillSettings,
     RestoreSettings,

@@ -1,0 +1,225 @@
+"""The signed log on the volume: ``statements/00000042.json`` and its signature, appended and never rewritten.
+
+A ledger for the volume's operations (``core.ledger``). The signature is written before its statement, so that a
+reader who sees a statement sees its signature. What the statements say together belongs to ``chain``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from ovia_backup_dagster.core.errors import SettingsError
+from ovia_backup_dagster.core.files import NOTE_BYTES, as_volume_error, read_small, sync_folder, write_whole
+from ovia_backup_dagster.core.manifest import parse_sidecar
+from ovia_backup_dagster.core.naming import encode_database
+from ovia_backup_dagster.core.reserve import with_reserve
+from ovia_backup_dagster.signing.chain import Chain, Files, broken
+from ovia_backup_dagster.signing.sshsig import SignatureError, sign, verify
+from ovia_backup_dagster.signing.statement import ARCHIVE, Event, SignedFile, SignedStatement
+
+FOLDER, LOCK, SIGNATURE = "statements", ".lock", ".sig"
+#: A statement is made by each dump, so a log that ends earlier was cut off, or the backups stopped.
+VALID = timedelta(days=3)
+#: Logs as this process read them: a log that becomes shorter or other than this was tampered with.
+_read: dict[tuple[Path, str, bytes], Chain] = {}
+_reading = threading.Lock()
+
+
+class StatementLog:
+    """The log of one database's backups on one volume.
+
+    Args:
+        root: the backup folder.
+        database: whose backups.
+        key: the public key whose signatures count.
+        signing_key: its private key; without it nothing can be stated.
+    """
+
+    def __init__(
+        self, root: Path, database: str, key: Ed25519PublicKey, signing_key: Ed25519PrivateKey | None = None
+    ) -> None:
+        self.root = root.absolute()
+        self.path = self.root / FOLDER / encode_database(database)
+        self.database = database
+        self.key = key
+        self._signing_key = signing_key
+
+    # ------------------------------------------------------------------------------------------- what it vouches for
+
+    def require_sound(self) -> None:
+        """Read what was added to the log.
+
+        Raises:
+            StatementLogError: the log is broken.
+            VolumeError: it cannot be read.
+        """
+        self.chain()
+
+    def files_of(self, archive: str) -> Mapping[str, str]:
+        """The files that count for a backup: suffix -> hex SHA-256; empty if no statement vouches for it."""
+        return {suffix: file.sha256 for suffix, file in self.chain().backups.get(archive, {}).items()}
+
+    def chain(self) -> Chain:
+        """All statements, as they are now. Reads only what was added since this process read the log last.
+
+        Raises:
+            StatementLogError: the log is broken.
+            VolumeError: it cannot be read.
+        """
+        now = datetime.now(UTC)
+        mark = (self.path, self.database, self.key.public_bytes(Encoding.Raw, PublicFormat.Raw))
+        with _reading:
+            known = _read.get(mark, Chain(self.database))
+            if known.head.sequence and self._sha256(known.head.sequence) != known.head.sha256:
+                why = f"this process has read {known.head.sequence} statements, and the last one is gone or other now"
+                raise broken("the log was cut off or rewritten", why)
+            contents = list(self._contents(known.head.sequence + 1))
+            if contents:
+                last = known.head.sequence + len(contents)
+                known = known.followed_by(contents, self._signature(last), self.key, now)
+                _read[mark] = known
+            return known
+
+    def check_each(self) -> Iterator[SignedStatement]:
+        """Check the signature of every statement, and not only of the last.
+
+        Raises:
+            StatementLogError: one does not hold.
+        """
+        self.chain()
+        for sequence, content in enumerate(self._contents(1), 1):
+            try:
+                verify(self.key, content, self._signature(sequence))
+            except SignatureError as error:
+                raise broken(f"the signature of statement {sequence} does not hold", str(error)) from None
+            yield parse_sidecar(SignedStatement, content, self._file(sequence).name)
+
+    # ------------------------------------------------------------------------------------------------- what is stated
+
+    def published(self, archive: str, size_bytes: int, sha256: str, sidecars: Mapping[str, bytes]) -> None:
+        """An archive was written, with these sidecars; reported before it gets its final name."""
+        files = {ARCHIVE: SignedFile(size_bytes=size_bytes, sha256=sha256), **_facts(sidecars)}
+        self._append(Event.BACKUP, archive, lambda _: files)
+
+    def promoted(self, source: str, archive: str, copied: Mapping[str, bytes], written: Mapping[str, bytes]) -> None:
+        """An archive got a second name, with copies of the source's sidecars and with new ones.
+
+        Of the copies only those count that are what was written last for the source.
+        """
+
+        def files(chain: Chain) -> Files:
+            known = chain.backups.get(source, {})
+            if ARCHIVE not in known:
+                return {}
+            same = {suffix: fact for suffix, fact in _facts(copied).items() if known.get(suffix) == fact}
+            return {ARCHIVE: known[ARCHIVE], **same, **_facts(written)}
+
+        self._append(Event.PROMOTED, archive, files)
+
+    def wrote(self, archive: str, suffix: str, content: bytes) -> None:
+        """A sidecar of a finished backup was written."""
+
+        def files(chain: Chain) -> Files:
+            known = chain.backups.get(archive, {})
+            return {**known, suffix: SignedFile.of(content)} if known else {}
+
+        self._append(Event.EVIDENCE, archive, files)
+
+    def adopted(self, archive: str, files: Files) -> None:
+        """A person vouches for a backup, and for these files of it."""
+        self._append(Event.ADOPTED, archive, lambda _: files)
+
+    def removed(self, archive: str) -> None:
+        """A backup was removed."""
+        if archive in self.chain().backups:
+            self._append(Event.REMOVED, archive, lambda _: {})
+
+    def _append(self, event: Event, archive: str, files_of: Callable[[Chain], Files]) -> None:
+        """State an event, with the files that count from now on; nothing if there are none, and it is no removal."""
+        if self._signing_key is None:
+            raise SettingsError(
+                "BACKUP_SIGNING_KEY_FILE is not set",
+                why="BACKUP_VERIFY_KEY_FILE is, so that only what is signed counts",
+                fix="set both where backups are made; restore with the second alone",
+            )
+        with self._locked():
+            chain = self.chain()
+            files = files_of(chain)
+            if not files and event is not Event.REMOVED:
+                return
+            now = datetime.now(UTC)
+            statement = SignedStatement(
+                sequence=chain.head.sequence + 1,
+                previous=chain.head.sha256,
+                database=self.database,
+                at=now,
+                expires_at=now + VALID,
+                event=event,
+                backup=archive,
+                files=files,
+            )
+            content = statement.to_json().encode()
+            path = self._file(statement.sequence)
+            with as_volume_error(f"cannot write {path}"):
+                for target, text in ((_signature_of(path), sign(self._signing_key, content)), (path, content)):
+                    with_reserve(self.root, lambda target=target, text=text: write_whole(target, text))  # type: ignore[misc]
+                sync_folder(self.path)
+            self.chain()
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One statement at a time: drills and dumps run side by side."""
+        with as_volume_error(f"cannot use the folder {self.path}"):
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            with as_volume_error(f"cannot lock {self.path / LOCK}"):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    # -------------------------------------------------------------------------------------------------------- files
+
+    def _file(self, sequence: int) -> Path:
+        return self.path / f"{sequence:08}.json"
+
+    def _contents(self, first: int) -> Iterator[bytes]:
+        """The files of the statements from this number on, without a gap."""
+        for sequence in count(first):
+            try:
+                yield read_small(self._file(sequence))
+            except FileNotFoundError:
+                return
+
+    def _signature(self, sequence: int) -> bytes:
+        path = _signature_of(self._file(sequence))
+        try:
+            return read_small(path, NOTE_BYTES)
+        except FileNotFoundError:
+            raise broken(f"statement {sequence} has no signature", f"{path} is missing") from None
+
+    def _sha256(self, sequence: int) -> str | None:
+        try:
+            return hashlib.sha256(read_small(self._file(sequence))).hexdigest()
+        except FileNotFoundError:
+            return None
+
+
+def _signature_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}{SIGNATURE}")
+
+
+def _facts(contents: Mapping[str, bytes]) -> dict[str, SignedFile]:
+    return {suffix: SignedFile.of(content) for suffix, content in contents.items()}

@@ -1,0 +1,116 @@
+"""``ovia-backup keys`` and ``log``: from new keys to a refused forgery, as an operator types it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from ovia_backup_dagster.core.sidecars import MANIFEST
+from ovia_backup_dagster.doctor.report import Severity
+from ovia_backup_dagster.doctor.volume_area import _signatures
+from ovia_backup_dagster.postgres.programs import Connection
+from ovia_backup_dagster.signing import statement_log
+from ovia_backup_dagster.signing.key_files import SIGNING_KEY, VERIFY_KEY
+from ovia_backup_dagster_tests.faults.conftest import place_for
+from ovia_backup_dagster_tests.faults.harness import Place
+
+NOW = datetime.now(UTC)
+
+
+@pytest.fixture
+def place(database: Connection, bin_dir: Path, volume: Path, tmp_path: Path) -> Place:
+    """Not signed yet; :func:`with_keys` signs it."""
+    statement_log._read.clear()
+    return place_for(database, bin_dir, volume, tmp_path)
+
+
+def with_keys(place: Place, keys: Path, *, signing: bool = True) -> Place:
+    settings = {**place.settings, "BACKUP_VERIFY_KEY_FILE": str(keys / VERIFY_KEY)}
+    if signing:
+        settings["BACKUP_SIGNING_KEY_FILE"] = str(keys / SIGNING_KEY)
+    return Place(settings, place.logs)
+
+
+def test_a_volume_is_signed_and_a_forgery_refused(place: Place, tmp_path: Path) -> None:
+    earlier = place.chain()
+    keys = tmp_path / "the keys"
+    made = place.run("keys", "init", "--to", str(keys))
+    assert (made.code, "SHA256:" in made.output, "keys adopt" in made.output) == (0, True, True), made.output
+
+    signed = with_keys(place, keys)
+    assert f"no signed statement vouches for {earlier}" in signed.run("drill", str(earlier)).refused()
+    adopted = signed.run("keys", "adopt")
+    assert f"taken on trust: {earlier}" in adopted.output, adopted.output
+    signed.chain()
+    said = json.loads(signed.run("log", "verify", "--json").output)
+    assert (said["unsigned"], said["current"], len(said["head"])) == ([], True, 64)
+
+    newest = signed.catalog.backups()[0]
+    forged = newest.path.with_name(newest.path.name.replace("_daily_20", "_daily_21"))
+    for suffix in ("", MANIFEST.suffix, ".verified.json"):
+        shutil.copy2(f"{newest.path}{suffix}", f"{forged}{suffix}")
+    listed = json.loads(signed.run("list", "--json").output)
+    states = {backup["name"]: backup["standing"] for backup in listed}
+    assert (states[forged.name], states[newest.path.name]) == ("unverified", "verified")
+    for command in (("verify", forged.name), ("drill", forged.name), ("restore", forged.name, "--plan")):
+        assert f"no signed statement vouches for {forged.name}" in signed.run(*command).refused()
+    assert f"no statement vouches for {forged.name}" in signed.run("log", "verify").output
+
+
+def test_a_machine_that_only_restores_needs_no_signing_key(place: Place, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    assert place.run("keys", "init", "--to", str(keys)).code == 0
+    backup = with_keys(place, keys).chain()
+    restorer = with_keys(place, keys, signing=False)
+    plan = restorer.run("restore", str(backup), "--plan")
+    assert plan.code == 0, plan.output
+    assert "BACKUP_SIGNING_KEY_FILE is not set" in restorer.run("dump").refused()
+
+
+def test_a_broken_log_stops_every_command_with_its_name(place: Place, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    assert place.run("keys", "init", "--to", str(keys)).code == 0
+    signed = with_keys(place, keys)
+    backup = signed.chain()
+    first = next((signed.root / "statements").glob("*/00000001.json"))
+    first.write_bytes(first.read_bytes().replace(b'"backup"', b'"BACKUP"', 1))
+    statement_log._read.clear()  # the commands below are forked from this process
+    for command in (("list",), ("prune",), ("restore", str(backup), "--plan"), ("log", "verify"), ("dump",)):
+        assert "statement 1 was changed" in signed.run(*command).refused()
+    assert backup.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"BACKUP_SIGNING_KEY_FILE": SIGNING_KEY}, "BACKUP_VERIFY_KEY_FILE is not set"),
+        ({"BACKUP_VERIFY_KEY_FILE": "gone"}, r"gone cannot be read: No such file"),
+        ({"BACKUP_VERIFY_KEY_FILE": SIGNING_KEY}, "it is no OpenSSH public key"),
+        ({"BACKUP_VERIFY_KEY_FILE": VERIFY_KEY, "BACKUP_SIGNING_KEY_FILE": "other"}, "are of two pairs"),
+    ],
+)
+def test_keys_that_do_not_fit_are_refused(place: Place, tmp_path: Path, settings: dict[str, str], said: str) -> None:
+    assert place.run("keys", "init", "--to", str(tmp_path / "k")).code == 0
+    assert place.run("keys", "init", "--to", str(tmp_path / "o")).code == 0
+    shutil.copy(tmp_path / "o" / SIGNING_KEY, tmp_path / "k" / "other")
+    files = {name: str(tmp_path / "k" / file) for name, file in settings.items()}
+    assert said in Place({**place.settings, **files}, place.logs).run("dump").refused()
+
+
+def test_the_doctor_tells_how_the_log_stands(place: Place, tmp_path: Path) -> None:
+    assert "backups are not signed" in _signatures(place.system, NOW).text
+    place.chain()
+    keys = tmp_path / "keys"
+    assert place.run("keys", "init", "--to", str(keys)).code == 0
+    signed = with_keys(place, keys)
+    line = _signatures(signed.system, NOW)
+    assert (line.level, "vouches for 2 backups" in line.text, "keys adopt" in line.fix) == (Severity.WARN, True, True)
+    assert signed.run("keys", "adopt").code == 0
+    line = _signatures(signed.system, NOW)
+    assert (line.level, line.text) == (Severity.OK, "the signed log is whole: 2 statements")
+    line = _signatures(signed.system, NOW + statement_log.VALID * 2)
+    assert (line.level, "or the log was cut off" in line.text) == (Severity.WARN, True)

@@ -1,0 +1,240 @@
+"""The log on the volume: what it vouches for, and every way to change it that must be noticed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ovia_backup_dagster.core.errors import SettingsError, StatementLogError
+from ovia_backup_dagster.core.naming import encode_database
+from ovia_backup_dagster.signing import statement_log
+from ovia_backup_dagster.signing.sshsig import sign
+from ovia_backup_dagster.signing.statement import ARCHIVE, SignedFile, SignedStatement
+from ovia_backup_dagster.signing.statement_log import StatementLog
+
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+A, B = "shop_daily_2026-01-01_030000.dump", "shop_daily_2026-01-02_030000.dump"
+SHA = "a" * 64
+
+
+def log_in(root: Path, *, key: Ed25519PrivateKey = KEY, signing: bool = True, database: str = "shop") -> StatementLog:
+    return StatementLog(root, database, key.public_key(), key if signing else None)
+
+
+def forgotten() -> None:
+    """What this process has read: another process would not know it."""
+    statement_log._read.clear()
+
+
+@pytest.fixture(autouse=True)
+def _another_process() -> None:
+    forgotten()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A volume with four statements: A and B published, A verified, A removed."""
+    log = log_in(tmp_path)
+    log.published(A, 7, SHA, {".json": b"manifest of A"})
+    log.published(B, 8, "b" * 64, {".json": b"manifest of B"})
+    log.wrote(B, ".verified.json", b"good")
+    log.removed(A)
+    forgotten()
+    return tmp_path
+
+
+def files(root: Path) -> list[Path]:
+    return sorted(path for path in (root / "statements/shop").iterdir() if path.suffix == ".json")
+
+
+def test_the_last_statement_of_a_backup_says_what_counts(root: Path) -> None:
+    log = log_in(root, signing=False)
+    assert log.files_of(A) == {}
+    assert log.files_of(B) == {
+        ARCHIVE: "b" * 64,
+        ".json": SignedFile.of(b"manifest of B").sha256,
+        ".verified.json": SignedFile.of(b"good").sha256,
+    }
+    assert [statement.event for statement in log.check_each()] == ["backup", "backup", "evidence", "removed"]
+
+
+def test_a_second_name_carries_only_what_was_stated(root: Path) -> None:
+    log = log_in(root)
+    log.promoted(
+        B, "weekly", {".json": b"manifest of B", ".verified.json": b"forged", ".held.json": b"x"}, {".p": b"p"}
+    )
+    assert set(log.files_of("weekly")) == {ARCHIVE, ".json", ".p"}
+    log.promoted("unknown", "other", {".json": b"manifest of B"}, {".p": b"p"})
+    assert log.files_of("other") == {}
+
+
+def test_nothing_is_stated_about_an_unknown_backup(root: Path) -> None:
+    log = log_in(root)
+    log.wrote("unknown", ".verified.json", b"good")
+    log.removed("unknown")
+    assert len(files(root)) == 4
+
+
+def test_without_the_signing_key_nothing_is_stated(root: Path) -> None:
+    with pytest.raises(SettingsError, match="BACKUP_SIGNING_KEY_FILE is not set"):
+        log_in(root, signing=False).wrote(B, ".drilled.json", b"passed")
+    assert len(files(root)) == 4
+
+
+def test_each_database_has_a_log_of_its_own(root: Path) -> None:
+    other = log_in(root, database="../shop/x")
+    other.published("x", 1, SHA, {})
+    assert (root / "statements" / encode_database("../shop/x") / "00000001.json").exists()
+    assert len(files(root)) == 4
+
+
+# ------------------------------------------------------------------------------------------------------- alterations
+
+
+def edit(path: Path, **fields: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}), "utf-8")
+
+
+def signed_again(path: Path, key: Ed25519PrivateKey) -> None:
+    path.with_name(f"{path.name}.sig").write_bytes(sign(key, path.read_bytes()))
+
+
+def copied_over(root: Path) -> None:
+    first, last = files(root)[1], files(root)[-1]
+    for suffix in ("", ".sig"):
+        shutil.copy(f"{first}{suffix}", f"{last}{suffix}")
+
+
+def moved_up(root: Path) -> None:
+    """The second goes, and the later ones take the numbers before theirs."""
+    for path in files(root)[2:]:
+        for suffix in ("", ".sig"):
+            number = int(path.stem) - 1
+            Path(f"{path}{suffix}").rename(path.with_name(f"{number:08}.json{suffix}"))
+
+
+def of_another_key(root: Path) -> None:
+    other = Ed25519PrivateKey.generate()
+    for path in files(root):
+        signed_again(path, other)
+
+
+def from_the_future(root: Path) -> None:
+    """By the right key, on a host whose clock was wrong."""
+    last = files(root)[-1]
+    edit(last, at=(datetime.now(UTC) + timedelta(days=1)).isoformat())
+    signed_again(last, KEY)
+
+
+ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a statement is edited": (lambda root: edit(files(root)[2], files={}), "statement 3 was changed"),
+    "the last statement is edited": (lambda root: edit(files(root)[-1], event="backup"), "signature of statement 4"),
+    "a signature is missing": (
+        lambda root: files(root)[-1].with_name("00000004.json.sig").unlink(),
+        "statement 4 has no signature",
+    ),
+    "a statement is copied over the last": (copied_over, "statement 4 is in the wrong place"),
+    "a statement is removed, and the others are moved up": (moved_up, "statement 3 is in the wrong place"),
+    "all is signed with another key": (of_another_key, "signature of statement 4 does not hold: .*another key"),
+    "a statement is from the future": (from_the_future, "statement 4 is from the future"),
+    "the log of another database": (
+        lambda root: (root / "statements/shop").rename(root / "statements/prod"),
+        "the log is not of database prod",
+    ),
+}
+
+
+@pytest.mark.parametrize(("attack", "said"), ATTACKS.values(), ids=ATTACKS)
+def test_an_altered_log_is_refused(root: Path, attack: Callable[[Path], object], said: str) -> None:
+    attack(root)
+    log = log_in(root, database="prod" if "prod" in said else "shop")
+    with pytest.raises(StatementLogError, match=said) as caught:
+        log.files_of(B)
+    assert "ovia-backup log verify" in caught.value.fix
+    with pytest.raises(StatementLogError):
+        log.wrote(B, ".drilled.json", b"passed")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_changed_byte_of_a_statement_is_noticed(root: Path, data: st.DataObject) -> None:
+    forgotten()
+    path = data.draw(st.sampled_from(files(root)))
+    content = path.read_bytes()
+    position = data.draw(st.integers(0, len(content) - 1))
+    byte = data.draw(st.integers(0, 255).filter(lambda byte: byte != content[position]))
+    path.write_bytes(content[:position] + bytes([byte]) + content[position + 1 :])
+    try:
+        with pytest.raises(StatementLogError):
+            log_in(root).files_of(B)
+    finally:
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["cut off", "rewritten by its own key"])
+def test_a_process_that_knows_the_log_notices_a_rollback(root: Path, how: str) -> None:
+    """A new process cannot: it is told by the expiry, or by a head that was noted elsewhere."""
+    log = log_in(root)
+    assert log.files_of(A) == {}
+    last = files(root)[-1]
+    if how == "cut off":
+        last.unlink()
+    else:
+        edit(last, event="backup", files={"": {"size_bytes": 7, "sha256": SHA}})
+        signed_again(last, KEY)
+    with pytest.raises(StatementLogError, match="cut off or rewritten"):
+        log.files_of(A)
+
+
+def test_a_later_signature_is_checked_as_well(root: Path) -> None:
+    """The last one covers all; ``log verify`` looks at each, as ssh-keygen would."""
+    signed_again(files(root)[0], Ed25519PrivateKey.generate())
+    assert log_in(root).files_of(B)
+    with pytest.raises(StatementLogError, match="signature of statement 1"):
+        list(log_in(root).check_each())
+
+
+def test_a_killed_writer_leaves_a_signature_that_is_replaced(root: Path) -> None:
+    (root / "statements/shop/00000005.json.sig").write_bytes(sign(KEY, b"never written"))
+    log = log_in(root)
+    log.wrote(B, ".drilled.json", b"passed")
+    assert len(list(log.check_each())) == 5
+
+
+def _state_many(root: Path, name: str) -> None:
+    log = log_in(root)
+    for number in range(20):
+        log.published(f"{name}{number}", 1, SHA, {})
+
+
+def test_many_writers_state_one_after_another(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_state_many, args=(tmp_path, name)) for name in "abcd"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert [writer.exitcode for writer in writers] == [0] * 4
+    assert [statement.sequence for statement in log_in(tmp_path).check_each()] == list(range(1, 81))
+
+
+def test_a_statement_of_a_newer_version_is_not_guessed_at(root: Path) -> None:
+    last = files(root)[-1]
+    edit(last, version=2)
+    signed_again(last, KEY)
+    with pytest.raises(StatementLogError, match="statement 4 cannot be read"):
+        log_in(root).files_of(B)
+
+
+def test_a_statement_is_read_back_as_written(root: Path) -> None:
+    text = files(root)[1].read_bytes()
+    assert SignedStatement.model_validate_json(text).to_json().encode() == text
