@@ -19,7 +19,7 @@ def log_group() -> None:
 
 @log_group.command("verify")
 @json_option
-def verify_command(as_json: bool) -> None:
+def verify_log_command(as_json: bool) -> None:
     """Check every statement of the signed log, and print its head.
 
     Compare the head with the one that you noted before: a log that is shorter than it was has been cut off. Exit code

@@ -206,7 +206,8 @@ class Sandbox:
         """The start of the command, before the options."""
         kind = {Confine.AUTO: (), Confine.REQUIRE: ("require",), Confine.OFF: ("off",)}[self.confine]
         version = (f"landlock={self.landlock}",) if self.landlock else ()
-        return (sys.executable, "-I", "-S", _LAUNCHER, *kind, *version)
+        # -B: under this process's umask, a folder of compiled files would be closed to other accounts.
+        return (sys.executable, "-I", "-S", "-B", _LAUNCHER, *kind, *version)
 
 
 def limit_of_processes(uid: int) -> str:

@@ -6,6 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
+import click
 import pytest
 
 from ovia_backup_dagster.cli.main import main
@@ -68,5 +69,8 @@ def test_every_command_and_option_exists(page: Path) -> None:
             if words is None or words[1].startswith("-"):
                 continue
             name, *arguments = shlex.split(words[1], posix=False)
-            options = {opt for parameter in main.commands[name].params for opt in parameter.opts} | {"--help"}
+            command = main.commands[name]
+            if isinstance(command, click.Group):
+                command = command.commands[arguments.pop(0)]
+            options = {opt for parameter in command.params for opt in parameter.opts} | {"--help"}
             assert {word.split("=")[0] for word in arguments if word.startswith("--")} <= options, line

@@ -43,7 +43,7 @@ from ovia_backup_dagster.postgres.programs import Connection, Programs
 from ovia_backup_dagster.postgres.sandbox import Confine, Sandbox
 from ovia_backup_dagster.postgres.verification import Verifier
 from ovia_backup_dagster.proof.check_results import Result
-from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute, free_port, quiet
+from ovia_backup_dagster_tests.conftest import REPOSITORY, PortCluster, admin, execute, free_port, quiet
 from ovia_backup_dagster_tests.faults.disks import MEGABYTE, tmpfs
 from ovia_backup_dagster_tests.support.crashes import ORDINARY_USER, raised_as_nobody
 from ovia_backup_dagster_tests.support.exhaustive import thinned
@@ -504,6 +504,19 @@ def _read(path: Path) -> str:
 
 @needs_root
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="numbers of x86_64")
+def test_the_launcher_leaves_no_compiled_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It starts under a umask of 077, and other accounts must be able to read the package's own."""
+    package = tmp_path / "ovia_backup_dagster"
+    shutil.copytree(
+        REPOSITORY / "ovia_backup_dagster/postgres", package / "postgres", ignore=lambda *_: ["__pycache__"]
+    )
+    (package / "__init__.py").touch()
+    monkeypatch.setattr(sandboxes, "_LAUNCHER", str(package / "postgres/sandbox_launcher.py"))
+    command = Sandbox(Confine.AUTO).command((shutil.which("true") or "",))
+    assert subprocess.run(command, umask=0o077, check=False).returncode == 0
+    assert list(package.rglob("__pycache__")) == []
+
+
 def test_other_system_calls_are_refused() -> None:
     """Each of these was possible earlier, or would be without the filter."""
     archive = Path(tempfile.mkdtemp(prefix="ovia-sb-", dir="/tmp")) / "archive"

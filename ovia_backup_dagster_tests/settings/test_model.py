@@ -72,6 +72,8 @@ def test_without_variables_the_defaults_apply() -> None:
         "backup_lock_wait_minutes": 30.0,
         "backup_stall_minutes": 30.0,
         "backup_asset_prefix": "",
+        "backup_signing_key_file": None,
+        "backup_verify_key_file": None,
         "drill_schedule": "0 5 1 * *",
         "drill_where": "auto",
         "drill_jobs": 0,

@@ -167,7 +167,7 @@ def test_an_altered_archive_is_bad(signed: Volume) -> None:
 
 
 def test_an_unsigned_hold_still_keeps_its_backup(signed: Volume) -> None:
-    """A removal cannot be undone, so a hold counts, whoever wrote it."""
+    """A removal cannot be undone, so a hold counts without a statement."""
     backup = signed.good()
     hold = Hold(until=datetime(2099, 1, 1, tzinfo=UTC), reason="by hand")
     unsigned_catalog = Catalog(signed.catalog.root, signed.catalog.database)
