@@ -43,10 +43,10 @@ from ovia_backup_dagster_tests.support.factories import (
     make_manifest,
     make_witness,
     names,
-    proven,
     publish,
     set_mtime,
     verification_of,
+    verified_backup,
     write_dump,
 )
 
@@ -137,7 +137,7 @@ def test_a_name_that_is_not_utf8_does_not_hide_the_others(catalog: Catalog) -> N
 @pytest.mark.parametrize("database", ["my.db", "../x", "a\nb", "'; rm -rf ~; '", "a_daily_b", "100%", "日本"])
 def test_a_database_of_any_name_has_its_backups_in_the_folder(tmp_path: Path, database: str) -> None:
     catalog = make_catalog(tmp_path, database)
-    backup = proven(catalog, AT)
+    backup = verified_backup(catalog, AT)
     weekly = promote_backup(catalog, backup, Tier.WEEKLY, NOW)
     assert catalog.backups() == [backup, weekly]
     assert {path.parent for path in tmp_path.rglob("*.dump*")} == {tmp_path / "daily", tmp_path / "weekly"}
@@ -225,7 +225,7 @@ def test_a_file_of_another_length_is_unverified_again(catalog: Catalog) -> None:
 
 
 def test_a_file_written_again_is_unverified_again(catalog: Catalog) -> None:
-    backup = proven(catalog, AT)
+    backup = verified_backup(catalog, AT)
     os.utime(backup.path, ns=(0, backup.mtime_ns + 1))
     assert catalog.refresh(backup).state(NOW) is State.UNVERIFIED
 
@@ -246,7 +246,7 @@ def test_judgements_are_appended_and_the_last_one_counts(catalog: Catalog) -> No
 
 
 def test_the_last_good_reading_stays_when_damage_is_found(catalog: Catalog) -> None:
-    backup = proven(catalog, AT)
+    backup = verified_backup(catalog, AT)
     reading = backup.witness
     backup = record_judgement(catalog, backup, make_judgement(backup, good=False), None)
     assert verification_of(backup).witness == reading
@@ -268,7 +268,7 @@ BROKEN = ["", "garbage", "{", "{}", "[]", "null", '{"version": 2}', '{"version":
 
 @pytest.mark.parametrize("text", BROKEN)
 def test_a_broken_verdict_does_not_count(catalog: Catalog, text: str) -> None:
-    backup = proven(catalog, AT)
+    backup = verified_backup(catalog, AT)
     backup.sidecar(VERIFIED).write_text(text, encoding="utf-8")
     (backup,) = catalog.backups()
     assert backup.verification is None
@@ -277,7 +277,7 @@ def test_a_broken_verdict_does_not_count(catalog: Catalog, text: str) -> None:
 
 
 def test_a_newer_versions_verdict_does_not_count(catalog: Catalog) -> None:
-    backup = proven(catalog, AT)
+    backup = verified_backup(catalog, AT)
     text = backup.sidecar(VERIFIED).read_text(encoding="utf-8")
     backup.sidecar(VERIFIED).write_text(text.replace('"version": 1', '"version": 2'), encoding="utf-8")
     assert catalog.refresh(backup).state(NOW) is State.UNVERIFIED
@@ -286,7 +286,7 @@ def test_a_newer_versions_verdict_does_not_count(catalog: Catalog) -> None:
 @pytest.mark.parametrize("text", [text for text in BROKEN if "version" not in text])
 def test_a_broken_manifest_is_missing_and_reported(catalog: Catalog, text: str) -> None:
     """The backup is unverified then, because the verdict covered the intact manifest."""
-    backup = proven(catalog, AT)
+    backup = verified_backup(catalog, AT)
     backup.sidecar(MANIFEST).write_text(text, encoding="utf-8")
     (backup,) = catalog.backups()
     assert backup.state(NOW) is State.UNVERIFIED
@@ -304,14 +304,14 @@ def test_a_newer_versions_manifest_is_an_error(catalog: Catalog) -> None:
 
 
 def test_reading_a_broken_hold_is_an_error(catalog: Catalog) -> None:
-    backup = proven(catalog, AT)
+    backup = verified_backup(catalog, AT)
     backup.sidecar(HELD).write_text("garbage", encoding="utf-8")
     with pytest.raises(VolumeError):
         _ = backup.hold
 
 
 def test_a_hold_is_read_again_and_replaced(catalog: Catalog) -> None:
-    backup = held(catalog, proven(catalog, AT), NOW + DAY)
+    backup = held(catalog, verified_backup(catalog, AT), NOW + DAY)
     assert backup.unit is not None
     hold = Hold(covered=backup.unit.covered, until=NOW + DAY, reason="people shrank from 10 to 1 rows")
     assert backup.hold == hold
@@ -320,7 +320,7 @@ def test_a_hold_is_read_again_and_replaced(catalog: Catalog) -> None:
 
 
 def test_drills_are_appended_and_the_last_one_counts(catalog: Catalog) -> None:
-    backup = proven(catalog, AT)
+    backup = verified_backup(catalog, AT)
     assert (backup.drills, backup.drilled) == (None, False)
     for passed in (True, False, True):
         backup = drilled(catalog, backup, passed=passed)
@@ -333,7 +333,7 @@ def test_drills_are_appended_and_the_last_one_counts(catalog: Catalog) -> None:
 
 
 def test_a_drill_counts_only_for_the_file_that_it_restored(catalog: Catalog) -> None:
-    backup = drilled(catalog, proven(catalog, AT))
+    backup = drilled(catalog, verified_backup(catalog, AT))
     os.utime(backup.path, ns=(0, backup.mtime_ns + 1))
     assert not catalog.refresh(backup).drilled
     backup = drilled(catalog, catalog.refresh(backup))
@@ -345,15 +345,15 @@ def test_a_drill_counts_only_for_the_file_that_it_restored(catalog: Catalog) -> 
 
 @pytest.mark.parametrize("text", ["", "{}", "garbage", '{"version": 1, "drills": []}', '{"version": 2, "drills": []}'])
 def test_a_broken_drill_sidecar_does_not_count(catalog: Catalog, text: str) -> None:
-    backup = proven(catalog, AT)
+    backup = verified_backup(catalog, AT)
     backup.sidecar(DRILLED).write_text(text, encoding="utf-8")
     assert (backup.drills, backup.drilled) == (None, False)
     assert drilled(catalog, backup).drilled
 
 
 def test_the_newest_backup_in_a_state_is_found(catalog: Catalog) -> None:
-    proven(catalog, NOW - 2 * DAY)
-    recent = proven(catalog, NOW - DAY)
+    verified_backup(catalog, NOW - 2 * DAY)
+    recent = verified_backup(catalog, NOW - DAY)
     bad = judged(catalog, publish(catalog, NOW - HOUR), good=False)
     assert catalog.newest(NOW, State.VERIFIED, State.PROVEN) == recent
     assert catalog.newest(NOW, State.BAD, State.VERIFIED) == bad
@@ -364,13 +364,13 @@ def test_the_newest_backup_in_a_state_is_found(catalog: Catalog) -> None:
 
 
 def test_a_backup_is_found_by_name_stem_and_path(catalog: Catalog) -> None:
-    backup, _ = proven(catalog, AT), proven(catalog, AT + DAY)
+    backup, _ = verified_backup(catalog, AT), verified_backup(catalog, AT + DAY)
     for wanted in (DUMP, DUMP.removesuffix(".dump"), str(backup.path)):
         assert catalog.find(wanted, NOW) == backup
 
 
 def test_a_backup_is_found_by_a_relative_path(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
-    backup = proven(catalog, AT)
+    backup = verified_backup(catalog, AT)
     monkeypatch.chdir(catalog.root)
     assert catalog.find(f"daily/{DUMP}", NOW) == backup
     monkeypatch.chdir(catalog.folder(Tier.DAILY))
@@ -380,27 +380,27 @@ def test_a_backup_is_found_by_a_relative_path(catalog: Catalog, monkeypatch: pyt
 
 
 def test_the_two_tiers_copies_differ_by_name(catalog: Catalog) -> None:
-    backup = proven(catalog, AT)
+    backup = verified_backup(catalog, AT)
     weekly = promote_backup(catalog, backup, Tier.WEEKLY, NOW)
     assert catalog.find(WEEKLY_DUMP, NOW) == weekly
     assert catalog.find(DUMP, NOW) == backup
 
 
 def test_latest_is_the_newest_that_is_not_being_written(catalog: Catalog) -> None:
-    proven(catalog, AT)
+    verified_backup(catalog, AT)
     latest = publish(catalog, NOW - DAY)
     write_dump(catalog, NOW, age=timedelta(minutes=1))
     assert catalog.find("latest", NOW) == latest
 
 
 def test_latest_may_be_a_weekly_backup(catalog: Catalog) -> None:
-    proven(catalog, AT)
+    verified_backup(catalog, AT)
     weekly = write_dump(catalog, NOW - DAY, Tier.WEEKLY)
     assert catalog.find("latest", NOW) == weekly
 
 
 def test_a_dump_elsewhere_is_found_by_path_with_sidecars(catalog: Catalog, tmp_path: Path) -> None:
-    elsewhere = proven(make_catalog(tmp_path / "elsewhere"), AT)
+    elsewhere = verified_backup(make_catalog(tmp_path / "elsewhere"), AT)
     found = catalog.find(str(elsewhere.path), NOW)
     assert found == elsewhere
     assert found.manifest == elsewhere.manifest
@@ -445,7 +445,7 @@ def test_a_dump_outside_the_volume_may_have_any_name(catalog: Catalog, tmp_path:
     ],
 )
 def test_an_unknown_backup_name_lists_the_known_ones(catalog: Catalog, wanted: str) -> None:
-    proven(catalog, AT)
+    verified_backup(catalog, AT)
     with pytest.raises(BackupNotFoundError) as refused:
         catalog.find(wanted, NOW)
     assert refused.value.why == f"the newest is {DUMP}"
@@ -458,7 +458,7 @@ def test_on_an_empty_volume_the_error_says_so(catalog: Catalog) -> None:
 
 
 def test_a_backup_that_is_gone_cannot_be_refreshed(catalog: Catalog) -> None:
-    backup = proven(catalog, AT)
+    backup = verified_backup(catalog, AT)
     backup.path.unlink()
     with pytest.raises(BackupNotFoundError, match="is gone"):
         catalog.refresh(backup)
@@ -513,7 +513,7 @@ def test_a_folder_that_cannot_be_made_is_explained(public_folder: Path) -> None:
 
 def test_an_unreadable_tier_is_an_error_not_an_empty_list(public_folder: Path) -> None:
     catalog = make_catalog(public_folder)
-    proven(catalog, AT)
+    verified_backup(catalog, AT)
     catalog.folder(Tier.DAILY).chmod(0)
     error = raised_as_nobody(catalog.backups)
     assert isinstance(error, VolumeError)
@@ -552,7 +552,7 @@ def test_a_dump_that_may_not_be_read_is_unverified(public_folder: Path) -> None:
 
 def test_a_backup_that_may_not_be_removed_stays_whole(public_folder: Path) -> None:
     catalog = make_catalog(public_folder)
-    backup = proven(catalog, AT)
+    backup = verified_backup(catalog, AT)
     catalog.folder(Tier.DAILY).chmod(0o555)
     before = snapshot(public_folder)
     error = raised_as_nobody(lambda: remove_backup(catalog, backup))
@@ -604,7 +604,7 @@ def test_only_the_owner_may_read_a_published_backup(catalog: Catalog) -> None:
 def test_sidecars_are_for_their_owner_only_whatever_the_umask(catalog: Catalog) -> None:
     before = os.umask(0)
     try:
-        backup = held(catalog, proven(catalog, AT), NOW)
+        backup = held(catalog, verified_backup(catalog, AT), NOW)
     finally:
         os.umask(before)
     assert {mode(backup.sidecar(suffix)) for suffix in (MANIFEST, GLOBALS, VERIFIED, HELD)} == {0o600}
@@ -676,7 +676,7 @@ def test_publishing_syncs_and_names_the_dump_last(catalog: Catalog, monkeypatch:
 
 
 def test_the_dump_is_removed_and_synced_before_its_sidecars(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
-    backup = proven(catalog, AT)
+    backup = verified_backup(catalog, AT)
     happened = trace(monkeypatch)
     remove_backup(catalog, backup)
     assert happened[:2] == [f"unlink {DUMP}", "sync daily"]
@@ -695,7 +695,7 @@ class Volumes:
 
     def fresh(self) -> Catalog:
         self.catalog = make_catalog(self._folder / str(next(self._numbers)))
-        drilled(self.catalog, proven(self.catalog, AT - 7 * DAY))
+        drilled(self.catalog, verified_backup(self.catalog, AT - 7 * DAY))
         return self.catalog
 
     def begin(self) -> None:
@@ -752,7 +752,7 @@ def test_removing_killed_at_any_step_leaves_all_or_leftovers(tmp_path: Path) -> 
     def prepare() -> Callable[[], object]:
         catalog = volumes.fresh()
         volumes.begin()
-        backup = drilled(catalog, held(catalog, proven(catalog, AT), NOW + DAY))
+        backup = drilled(catalog, held(catalog, verified_backup(catalog, AT), NOW + DAY))
         return lambda: remove_backup(catalog, backup)
 
     for _ in killed_at_each_step(prepare):
@@ -782,7 +782,7 @@ def test_promoting_killed_at_any_step_leaves_all_or_leftovers(
 
     def prepare() -> Callable[[], object]:
         catalog = volumes.fresh()
-        backup = proven(catalog, AT)
+        backup = verified_backup(catalog, AT)
         volumes.begin()
         return lambda: promote_backup(catalog, backup, Tier.WEEKLY, NOW)
 
@@ -809,7 +809,7 @@ def test_a_verdict_killed_at_any_step_is_the_old_or_the_new(tmp_path: Path) -> N
 
     def prepare() -> Callable[[], object]:
         catalog = volumes.fresh()
-        backup = proven(catalog, AT)
+        backup = verified_backup(catalog, AT)
         judgement = make_judgement(backup, good=False)
         return lambda: record_judgement(catalog, backup, judgement, None)
 
@@ -827,7 +827,7 @@ def test_a_verdict_killed_at_any_step_is_the_old_or_the_new(tmp_path: Path) -> N
 
 
 def test_a_promoted_backup_is_a_hard_link_with_own_sidecars(catalog: Catalog) -> None:
-    backup = proven(catalog, AT)
+    backup = verified_backup(catalog, AT)
     weekly = promote_backup(catalog, backup, Tier.WEEKLY, NOW)
     assert weekly.path == catalog.folder(Tier.WEEKLY) / WEEKLY_DUMP
     assert weekly.path.stat().st_ino == backup.path.stat().st_ino
@@ -842,14 +842,14 @@ def test_a_promoted_backup_is_a_hard_link_with_own_sidecars(catalog: Catalog) ->
 
 
 def test_the_two_tiers_verdicts_are_independent(catalog: Catalog) -> None:
-    backup = proven(catalog, AT)
+    backup = verified_backup(catalog, AT)
     weekly = judged(catalog, promote_backup(catalog, backup, Tier.WEEKLY, NOW), good=False)
     assert weekly.state(NOW) is State.BAD
     assert catalog.refresh(backup).state(NOW) is State.VERIFIED
 
 
 def test_a_promoted_backup_keeps_the_daily_ones_drills(catalog: Catalog) -> None:
-    backup = drilled(catalog, proven(catalog, AT))
+    backup = drilled(catalog, verified_backup(catalog, AT))
     weekly = promote_backup(catalog, backup, Tier.WEEKLY, NOW)
     assert weekly.drilled
     assert not drilled(catalog, weekly, passed=False).drilled
@@ -857,7 +857,7 @@ def test_a_promoted_backup_keeps_the_daily_ones_drills(catalog: Catalog) -> None
 
 
 def test_the_weekly_backup_outlives_the_daily_one(catalog: Catalog) -> None:
-    backup = proven(catalog, AT)
+    backup = verified_backup(catalog, AT)
     weekly = promote_backup(catalog, backup, Tier.WEEKLY, NOW)
     assert remove_backup(catalog, backup)
     assert catalog.refresh(weekly).state(NOW) is State.VERIFIED
@@ -874,7 +874,7 @@ def test_the_old_scripts_dump_is_promoted_without_sidecars(catalog: Catalog) -> 
 def test_without_hard_links_a_copy_keeps_the_verdict(
     catalog: Catalog, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
-    backup = proven(catalog, AT)
+    backup = verified_backup(catalog, AT)
     backup.path.chmod(0o644)  # as the old script's files
     monkeypatch.setattr(os, "link", refusing(getattr(errno, code)))
     weekly = promote_backup(catalog, backup, Tier.WEEKLY, NOW)
@@ -886,7 +886,7 @@ def test_without_hard_links_a_copy_keeps_the_verdict(
 
 
 def test_a_copy_that_differs_is_not_published(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
-    backup = proven(catalog, AT)
+    backup = verified_backup(catalog, AT)
     before = snapshot(catalog.root)
     monkeypatch.setattr(os, "link", refusing(errno.EXDEV))
     monkeypatch.setattr(shutil, "copyfile", lambda _, target: target.write_bytes(CONTENT[::-1]))
@@ -900,7 +900,7 @@ def test_a_full_disk_while_copying_leaves_nothing(catalog: Catalog, monkeypatch:
         target.write_bytes(CONTENT[:5])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    backup = proven(catalog, AT)
+    backup = verified_backup(catalog, AT)
     before = snapshot(catalog.root)
     monkeypatch.setattr(os, "link", refusing(errno.EXDEV))
     monkeypatch.setattr(shutil, "copyfile", fill)
@@ -911,7 +911,7 @@ def test_a_full_disk_while_copying_leaves_nothing(catalog: Catalog, monkeypatch:
 
 @pytest.mark.parametrize("code", ["ENOSPC", "EDQUOT", "EROFS", "ESTALE"])
 def test_another_failure_to_link_is_an_error(catalog: Catalog, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
-    backup = proven(catalog, AT)
+    backup = verified_backup(catalog, AT)
     before = snapshot(catalog.root)
     monkeypatch.setattr(os, "link", refusing(getattr(errno, code)))
     with pytest.raises(VolumeError, match=re.escape(os.strerror(getattr(errno, code)))):
@@ -920,7 +920,7 @@ def test_another_failure_to_link_is_an_error(catalog: Catalog, monkeypatch: pyte
 
 
 def test_promoting_a_missing_backup_leaves_nothing(catalog: Catalog) -> None:
-    backup = proven(catalog, AT)
+    backup = verified_backup(catalog, AT)
     remove_backup(catalog, backup)
     with pytest.raises(VolumeError):
         promote_backup(catalog, backup, Tier.WEEKLY, NOW)
@@ -928,7 +928,7 @@ def test_promoting_a_missing_backup_leaves_nothing(catalog: Catalog) -> None:
 
 
 def test_leftovers_of_a_killed_promotion_block_nothing(catalog: Catalog) -> None:
-    backup = proven(catalog, AT)
+    backup = verified_backup(catalog, AT)
     (catalog.folder(Tier.WEEKLY) / f".{WEEKLY_DUMP}.tmp").write_bytes(b"half")
     weekly = promote_backup(catalog, backup, Tier.WEEKLY, NOW)
     assert weekly.path.read_bytes() == CONTENT
@@ -937,7 +937,7 @@ def test_leftovers_of_a_killed_promotion_block_nothing(catalog: Catalog) -> None
 
 def test_promoting_again_leaves_no_temporary_behind(catalog: Catalog) -> None:
     # rename() of one hard link onto another of the same file does nothing, and leaves both.
-    backup = proven(catalog, AT)
+    backup = verified_backup(catalog, AT)
     weekly = promote_backup(catalog, backup, Tier.WEEKLY, NOW)
     expected = names(weekly.path.parent)
     assert promote_backup(catalog, backup, Tier.WEEKLY, NOW) == weekly
@@ -950,7 +950,7 @@ def test_a_rotten_copy_never_gets_the_good_verdict(tmp_path: Path, monkeypatch: 
 
     def prepare() -> Callable[[], object]:
         catalog = volumes.fresh()
-        backup = proven(catalog, AT)
+        backup = verified_backup(catalog, AT)
         weekly = promote_backup(catalog, backup, Tier.WEEKLY, NOW)
         weekly.path.write_bytes(CONTENT[::-1])
         os.utime(weekly.path, ns=(0, weekly.mtime_ns))  # a bit that flips on the disk changes no timestamp
@@ -966,7 +966,7 @@ def test_a_rotten_copy_never_gets_the_good_verdict(tmp_path: Path, monkeypatch: 
 
 
 def test_a_backup_is_removed_with_all_its_sidecars(catalog: Catalog) -> None:
-    backup = proven(catalog, AT)
+    backup = verified_backup(catalog, AT)
     for suffix in SIDECAR_KINDS:
         backup.sidecar(suffix).touch()
     assert remove_backup(catalog, backup) is True
@@ -974,22 +974,22 @@ def test_a_backup_is_removed_with_all_its_sidecars(catalog: Catalog) -> None:
 
 
 def test_removing_one_backup_changes_no_other(catalog: Catalog) -> None:
-    other = proven(catalog, AT + timedelta(seconds=1))
+    other = verified_backup(catalog, AT + timedelta(seconds=1))
     before = snapshot(catalog.root)
-    remove_backup(catalog, proven(catalog, AT))
+    remove_backup(catalog, verified_backup(catalog, AT))
     assert snapshot(catalog.root) == before
     assert catalog.backups() == [other]
 
 
 def test_removing_a_missing_backup_is_no_error(catalog: Catalog) -> None:
-    backup = proven(catalog, AT)
+    backup = verified_backup(catalog, AT)
     backup.path.unlink()
     assert remove_backup(catalog, backup) is False
     assert names(backup.path.parent) == set()
 
 
 def test_a_dump_that_cannot_be_removed_keeps_its_sidecars(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
-    backup = proven(catalog, AT)
+    backup = verified_backup(catalog, AT)
     before = snapshot(catalog.root)
     monkeypatch.setattr(os, "unlink", refusing(errno.EBUSY, only=backup.path))
     with pytest.raises(VolumeError, match="busy"):
@@ -1057,8 +1057,8 @@ def everything(folder: Path) -> dict[str, bytes | str | None]:
 
 
 def test_the_sweep_touches_nothing_that_is_not_ours(catalog: Catalog) -> None:
-    drilled(catalog, held(catalog, proven(catalog, AT + HOUR), NOW))
-    promote_backup(catalog, proven(catalog, AT + 2 * HOUR), Tier.WEEKLY, NOW)
+    drilled(catalog, held(catalog, verified_backup(catalog, AT + HOUR), NOW))
+    promote_backup(catalog, verified_backup(catalog, AT + 2 * HOUR), Tier.WEEKLY, NOW)
     lay_out_strangers(catalog)
     before = everything(catalog.root)
     assert sweep_abandoned(catalog) == []
@@ -1081,7 +1081,7 @@ def test_the_sweep_removes_temporaries_and_lone_sidecars(catalog: Catalog) -> No
 
 
 def test_the_sweep_removes_a_temporary_beside_its_dump(catalog: Catalog) -> None:
-    backup = proven(catalog, AT)
+    backup = verified_backup(catalog, AT)
     expected = names(backup.path.parent)
     backup.path.with_name(f".{DUMP}{VERIFIED}.tmp").touch()
     assert [path.name for path in sweep_abandoned(catalog)] == [f".{DUMP}{VERIFIED}.tmp"]

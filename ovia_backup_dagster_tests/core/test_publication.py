@@ -26,7 +26,15 @@ from ovia_backup_dagster.core.sidecars import (
 )
 from ovia_backup_dagster.core.sweeping import sweep_abandoned
 from ovia_backup_dagster.core.tiers import Tier
-from ovia_backup_dagster_tests.support.factories import CONTENT, NOW, ROLES, make_catalog, make_manifest, names, proven
+from ovia_backup_dagster_tests.support.factories import (
+    CONTENT,
+    NOW,
+    ROLES,
+    make_catalog,
+    make_manifest,
+    names,
+    verified_backup,
+)
 
 OTHERS = [tier for tier in Tier if tier is not Tier.DAILY]
 
@@ -48,7 +56,7 @@ def signature() -> Iterator[SidecarKind[Sidecar]]:
 def test_a_new_kind_is_promoted_and_removed_with_the_rest(
     catalog: Catalog, signature: SidecarKind[Sidecar], tier: Tier
 ) -> None:
-    backup = proven(catalog, NOW)
+    backup = verified_backup(catalog, NOW)
     backup.sidecar(signature).write_bytes(b"signed")
     catalog.prepare(tier)
     promoted = promote_backup(catalog, backup, tier, NOW)
@@ -73,7 +81,7 @@ def test_a_new_sidecar_kind_is_published_and_immutable(catalog: Catalog, signatu
 
 
 def test_a_new_kind_is_swept_with_the_rest(catalog: Catalog, signature: SidecarKind[Sidecar]) -> None:
-    backup = proven(catalog, NOW)
+    backup = verified_backup(catalog, NOW)
     backup.sidecar(signature).write_bytes(b"signed")
     assert sweep_abandoned(catalog) == []
     backup.path.unlink()
@@ -83,7 +91,7 @@ def test_a_new_kind_is_swept_with_the_rest(catalog: Catalog, signature: SidecarK
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="giving files away needs root")
 def test_a_new_kind_is_handed_over_with_the_rest(catalog: Catalog, signature: SidecarKind[Sidecar]) -> None:
-    backup = proven(catalog, NOW)
+    backup = verified_backup(catalog, NOW)
     backup.sidecar(signature).write_bytes(b"signed")
     found = takeover.begin(catalog.root, takeover.Owner(10001, 10001), NOW)
     assert f"daily/{backup}.signature" in found.changed
@@ -91,7 +99,7 @@ def test_a_new_kind_is_handed_over_with_the_rest(catalog: Catalog, signature: Si
 
 
 def test_a_needed_kind_that_cannot_be_read_stops_a_promotion(catalog: Catalog, signature: SidecarKind[Sidecar]) -> None:
-    backup = proven(catalog, NOW)
+    backup = verified_backup(catalog, NOW)
     backup.sidecar(signature).mkdir()
     with pytest.raises(StrangeFileError):
         promote_backup(catalog, backup, Tier.WEEKLY, NOW)

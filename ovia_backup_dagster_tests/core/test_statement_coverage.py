@@ -51,9 +51,9 @@ from ovia_backup_dagster_tests.support.factories import (
     judged,
     make_catalog,
     make_manifest,
-    proven,
     publish,
     set_mtime,
+    verified_backup,
     write_dump,
 )
 
@@ -181,7 +181,7 @@ FORGED = [
 
 @pytest.mark.parametrize("forge", FORGED, ids=lambda forge: forge.__name__)
 def test_a_forged_backup_is_bad_everywhere(catalog: Catalog, forge: Callable[[Catalog], Backup]) -> None:
-    before = [proven(catalog, NOW - days * DAY) for days in range(9, 1, -1)]
+    before = [verified_backup(catalog, NOW - days * DAY) for days in range(9, 1, -1)]
     backup = forge(catalog)
     (backup,) = [each for each in catalog.backups() if each.path == backup.path]
     assert backup.state(NOW) is State.BAD

@@ -43,9 +43,9 @@ from ovia_backup_dagster_tests.support.factories import (
     judged,
     make_catalog,
     names,
-    proven,
     publish,
     set_mtime,
+    verified_backup,
     write_dump,
 )
 from ovia_backup_dagster_tests.support.old_script import old_script
@@ -135,7 +135,7 @@ def test_our_user_can_work_on_a_volume_after_its_hand_over(root: Path) -> None:
     def work() -> None:
         for backup in catalog.backups():
             judged(catalog, backup)
-        backup = proven(catalog, NOW)
+        backup = verified_backup(catalog, NOW)
         promote_backup(catalog, backup, Tier.WEEKLY, NOW)
         drill_evidence(catalog, NOW)
         promote_and_prune.prune(catalog, ONE_DAY, NOW)
@@ -151,13 +151,13 @@ def test_an_empty_volume_gets_its_folders(tmp_path: Path) -> None:
     assert found.protection is None
     assert found.left_alone == ("lost+found",)
     assert (tmp_path / "lost+found").stat().st_uid == 0
-    done(lambda: proven(Catalog(tmp_path, "ovia"), NOW))
+    done(lambda: verified_backup(Catalog(tmp_path, "ovia"), NOW))
 
 
 def test_only_our_files_change_owner(root: Path) -> None:
     catalog = make_catalog(root)
     publish(catalog, NOW)
-    promote_backup(catalog, proven(catalog, NOW + HOUR), Tier.WEEKLY, NOW)
+    promote_backup(catalog, verified_backup(catalog, NOW + HOUR), Tier.WEEKLY, NOW)
     drill_evidence(catalog, NOW)
     keep_reserve(catalog.root)
     (root / "drills" / ".lock").touch()
@@ -216,7 +216,7 @@ def test_a_hand_over_without_changes_needs_no_root(root: Path) -> None:
 def test_after_its_end_a_hand_over_does_not_begin_again(root: Path) -> None:
     takeover.begin(root, US, NOW)
     takeover.finish(root, US, NOW)
-    done(lambda: proven(Catalog(root, "ovia"), NOW))
+    done(lambda: verified_backup(Catalog(root, "ovia"), NOW))
     found = takeover.begin(root, US, NOW)
     assert (found.changed, found.protection) == ((), None)
     assert names(root) == {".lock", "daily", "weekly"}
@@ -416,7 +416,7 @@ def test_a_dump_removed_by_the_old_script_is_restored(root: Path) -> None:
     takeover.begin(root, US, NOW)
     catalog = Catalog(root, "ovia")
     done(lambda: [judged(catalog, backup) for backup in catalog.backups()])
-    done(lambda: promote_backup(catalog, proven(catalog, NOW), Tier.WEEKLY, NOW))
+    done(lambda: promote_backup(catalog, verified_backup(catalog, NOW), Tier.WEEKLY, NOW))
     before = dumps(root)
     for days in range(1, 9):
         old_script(root, NOW + days * DAY)
@@ -552,7 +552,7 @@ def test_a_filesystem_without_links_protects_no_dump(number: str, root: Path, mo
 
 def test_without_a_hand_over_nothing_is_protected(tmp_path: Path) -> None:
     catalog = make_catalog(tmp_path)
-    backup = proven(catalog, NOW)
+    backup = verified_backup(catalog, NOW)
     promote_backup(catalog, backup, Tier.WEEKLY, NOW)
     remove_backup(catalog, backup)
     assert names(tmp_path) == {"daily", "weekly"}
@@ -581,7 +581,7 @@ def test_a_hand_over_killed_at_any_step_can_be_repeated(tmp_path: Path) -> None:
         assert dumps(volume) == before
         takeover.begin(volume, US, NOW)
         all_ours(volume)
-        done(lambda volume=volume: proven(Catalog(volume, "ovia"), NOW + HOUR))  # type: ignore[misc]
+        done(lambda volume=volume: verified_backup(Catalog(volume, "ovia"), NOW + HOUR))  # type: ignore[misc]
         for path in volume.glob("*/ovia_*.dump"):
             path.unlink()
         takeover.finish(volume, US, NOW)
@@ -626,7 +626,7 @@ def test_pruning_killed_at_any_step_loses_only_its_removals(
     def prepare() -> Callable[[], object]:
         catalog = make_catalog(tmp_path / str(next(numbers)))
         for days in range(3):
-            proven(catalog, NOW - days * 2 * DAY)
+            verified_backup(catalog, NOW - days * 2 * DAY)
         takeover.begin(catalog.root, US, NOW)
         current[:] = [catalog]
         return lambda: promote_and_prune.prune(catalog, ONE_DAY, NOW)

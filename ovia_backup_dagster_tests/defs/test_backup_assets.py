@@ -50,7 +50,7 @@ from ovia_backup_dagster_tests.defs.support import (
     settle,
 )
 from ovia_backup_dagster_tests.support.exhaustive import thinned
-from ovia_backup_dagster_tests.support.factories import proven
+from ovia_backup_dagster_tests.support.factories import verified_backup
 
 ERROR, WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
 ALL_PASSED = {
@@ -292,7 +292,7 @@ def test_verification_reads_the_chosen_backup(location: Location) -> None:
 def test_verification_of_an_unknown_backup_fails(bare: NewLocation, wanted: str) -> None:
     location: Location = bare()
     location.catalog.prepare()
-    backup = proven(location.catalog, now())
+    backup = verified_backup(location.catalog, now())
     result = location.materialize("dump_verification", dump_verification={"backup": wanted})
     assert not result.success
     assert not result.get_asset_check_evaluations()

@@ -33,7 +33,7 @@ from ovia_backup_dagster_tests.defs.support import (
     materialized,
 )
 from ovia_backup_dagster_tests.support.exhaustive import thinned
-from ovia_backup_dagster_tests.support.factories import proven
+from ovia_backup_dagster_tests.support.factories import verified_backup
 
 HOST = {"POSTGRES_HOST": "db.example.org"}
 
@@ -395,7 +395,7 @@ def test_bad_settings_load_and_the_job_refuses(
 def test_each_asset_refuses_bad_settings(bare: NewLocation, volume: Path, change: dict[str, str]) -> None:
     good: Location = bare()
     good.catalog.prepare()
-    proven(good.catalog, datetime.now(UTC))
+    verified_backup(good.catalog, datetime.now(UTC))
     before = files_of(volume)
     location: Location = bare(**change)
     for asset in CHAIN:

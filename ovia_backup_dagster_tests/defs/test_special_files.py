@@ -48,7 +48,14 @@ from ovia_backup_dagster_tests.defs.support import ALERT_JOB, Location
 from ovia_backup_dagster_tests.faults.disks import silent
 from ovia_backup_dagster_tests.support.crashes import raised_as_nobody
 from ovia_backup_dagster_tests.support.exhaustive import thinned
-from ovia_backup_dagster_tests.support.factories import HOUR, drill_evidence, drilled, held, make_judgement, proven
+from ovia_backup_dagster_tests.support.factories import (
+    HOUR,
+    drill_evidence,
+    drilled,
+    held,
+    make_judgement,
+    verified_backup,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="making devices, and mounting, need root")
@@ -185,8 +192,8 @@ def site(bare: NewLocation, monkeypatch: pytest.MonkeyPatch) -> Location:
 def fill(system: BackupSystem) -> None:
     catalog = system.catalog
     catalog.prepare()
-    proven(catalog, NOW - 30 * HOUR)
-    newest = proven(catalog, NOW - HOUR)
+    verified_backup(catalog, NOW - 30 * HOUR)
+    newest = verified_backup(catalog, NOW - HOUR)
     promote_backup(catalog, newest, Tier.WEEKLY, datetime.now(UTC))
     held(catalog, drilled(catalog, newest), NOW + 30 * HOUR)
     drill_evidence(catalog, NOW - HOUR)

@@ -35,7 +35,7 @@ from ovia_backup_dagster.system import BackupSystem
 from ovia_backup_dagster_tests.defs.support import frozen, load
 from ovia_backup_dagster_tests.doctor.support import everything_below, the
 from ovia_backup_dagster_tests.support.crashes import raised_as_nobody
-from ovia_backup_dagster_tests.support.factories import make_catalog, proven, publish, write_dump
+from ovia_backup_dagster_tests.support.factories import make_catalog, publish, verified_backup, write_dump
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 DAY = timedelta(days=1)
@@ -272,7 +272,7 @@ def test_too_few_free_inodes_are_a_failure(volume: Path) -> None:
 def test_a_read_only_volume_is_a_failure(volume: Path) -> None:
     """File modes do not stop root, but the mount does."""
     with tmpfs(volume, "size=8m"):
-        proven(make_catalog(volume), NOW - timedelta(hours=1))
+        verified_backup(make_catalog(volume), NOW - timedelta(hours=1))
         subprocess.run(["mount", "-o", "remount,ro", str(volume)], check=True)
         (line,) = volume_of(volume)
         assert (line.level, "mounted read-only" in line.text) == (Severity.FAIL, True)
@@ -367,7 +367,7 @@ def test_files_that_vanish_during_the_check_are_no_fault(volume: Path, monkeypat
 
 
 def test_a_verified_backup_of_today_is_ok(volume: Path) -> None:
-    made = proven(make_catalog(volume), NOW - timedelta(hours=3))
+    made = verified_backup(make_catalog(volume), NOW - timedelta(hours=3))
     line = backups_of(volume)
     assert (line.level, line.text) == (Severity.OK, f"the newest backup, {made}, is 3 h old (verified)")
 
@@ -381,7 +381,7 @@ def test_an_unverified_dump_of_today_is_ok(volume: Path) -> None:
 
 def test_a_bad_dump_above_a_verified_one_is_a_warning(volume: Path) -> None:
     catalog = make_catalog(volume)
-    proven(catalog, NOW - timedelta(hours=3))
+    verified_backup(catalog, NOW - timedelta(hours=3))
     write_dump(catalog, NOW - timedelta(hours=1), content=b"no archive")
     fresh, bad = doctor.backups(system_on(volume))
     assert (fresh.level, fresh.text.endswith("; newer than it: 1 bad one")) == (Severity.OK, True)
@@ -390,7 +390,7 @@ def test_a_bad_dump_above_a_verified_one_is_a_warning(volume: Path) -> None:
 
 
 def test_a_backup_that_is_too_old_is_a_failure(volume: Path) -> None:
-    proven(make_catalog(volume), NOW - 2 * DAY)
+    verified_backup(make_catalog(volume), NOW - 2 * DAY)
     line = backups_of(volume)
     assert (line.level, "is 2 d old, 22 h too old (verified)" in line.text) == (Severity.FAIL, True)
     assert "ovia-backup dump && ovia-backup verify latest" in line.fix
@@ -441,8 +441,8 @@ def test_ten_thousand_backups_are_checked_in_seconds(volume: Path) -> None:
 
 def test_the_doctor_changes_nothing_on_the_volume(volume: Path) -> None:
     catalog = make_catalog(volume)
-    proven(catalog, NOW - DAY)
-    proven(catalog, NOW - DAY, Tier.WEEKLY)
+    verified_backup(catalog, NOW - DAY)
+    verified_backup(catalog, NOW - DAY, Tier.WEEKLY)
     (volume / "daily" / ".ovia_daily_2026-02-21_030000.dump.tmp").touch()
     (volume / "daily" / "ovia_daily_2026-02-20_030000.dump.verified.json").write_text("{")
     with volume_lock(volume, purpose="x", now=NOW):
@@ -575,7 +575,7 @@ def test_growth_is_measured_between_oldest_and_newest(sizes: list[tuple[float, i
 
 @needs_root
 def test_a_hand_over_is_a_warning_after_three_days(volume: Path) -> None:
-    proven(make_catalog(volume), NOW - DAY)
+    verified_backup(make_catalog(volume), NOW - DAY)
     os.chown(volume, 10001, 10001)
     for path in volume.rglob("*.dump"):
         os.chown(path, 10001, 10001)

@@ -17,7 +17,7 @@ from ovia_backup_dagster.drill.drill_report import CHECKLIST, drill_page
 from ovia_backup_dagster.drill.folder import DrillFolder, judge_drills
 from ovia_backup_dagster.proof.check_results import CheckResult, CopiedTable, Result
 from ovia_backup_dagster_tests.support.evidence import evidence, failed
-from ovia_backup_dagster_tests.support.factories import DAY, NOW, make_catalog, proven
+from ovia_backup_dagster_tests.support.factories import DAY, NOW, make_catalog, verified_backup
 
 MAX_AGE = timedelta(days=35)
 
@@ -91,7 +91,7 @@ def test_the_start_of_drills_is_written_once(folder: DrillFolder) -> None:
 
 
 def test_a_killed_drill_is_reported_until_another_ends(folder: DrillFolder) -> None:
-    backup = proven(folder._catalog, NOW)
+    backup = verified_backup(folder._catalog, NOW)
     with contextlib.suppress(KeyboardInterrupt), folder.lock(backup, NOW), folder.under_way(backup, NOW):
         # Neither a running drill nor one that a signal ended is reported.
         assert folder.standing(MAX_AGE, NOW).trouble is None

@@ -21,7 +21,7 @@ from ovia_backup_dagster.health.alert_message import Sender, alert, all_clear
 from ovia_backup_dagster.health.condition import Answer, Condition, ConditionLevel, Question
 from ovia_backup_dagster.health.failed_runs import FailedRun
 from ovia_backup_dagster.health.freshness import Freshness, FreshnessLevel, judge_freshness
-from ovia_backup_dagster_tests.support.factories import HOUR, NOW, judged, make_catalog, proven, publish
+from ovia_backup_dagster_tests.support.factories import HOUR, NOW, judged, make_catalog, publish, verified_backup
 
 SENDER = Sender("ovia", "ovia", "db.example", 5432, Path("/backups"))
 MAX_AGE = 26 * HOUR
@@ -89,7 +89,7 @@ def test_the_title_says_why_backups_are_not_fresh(level: FreshnessLevel, said: s
 
 def test_an_alert_has_cause_evidence_and_next_step(tmp_path: Path) -> None:
     catalog = make_catalog(tmp_path)
-    backup = proven(catalog, NOW - 50 * HOUR)
+    backup = verified_backup(catalog, NOW - 50 * HOUR)
     found = judge_freshness(catalog.backups(), MAX_AGE, NOW)
     assert found.trouble is not None
     _, body = alert(SENDER, condition(wrong(Question.FRESH, found.trouble), found=found, verified=backup))
@@ -139,7 +139,7 @@ def test_bad_backups_are_named_with_their_reasons(tmp_path: Path) -> None:
 )
 def test_the_all_clear_says_since_when(tmp_path: Path, since: str, said: list[str]) -> None:
     catalog = make_catalog(tmp_path)
-    backup = proven(catalog, NOW - HOUR)
+    backup = verified_backup(catalog, NOW - HOUR)
     found = judge_freshness(catalog.backups(), MAX_AGE, NOW)
     title, body = all_clear(SENDER, condition(found=found), NOW + timedelta(minutes=1), since=since)
     assert title == "[ovia] all is well with the backups again"

@@ -38,8 +38,8 @@ from ovia_backup_dagster_tests.support.factories import (
     drilled,
     judged,
     make_catalog,
-    proven,
     publish,
+    verified_backup,
     write_dump,
 )
 
@@ -136,7 +136,7 @@ def test_backups_that_stay_unverified_are_critical_once(system: System) -> None:
 
 
 def test_a_newer_bad_backup_is_reported_with_its_cause(system: System) -> None:
-    proven(system.catalog, NOW - 3 * HOUR)
+    verified_backup(system.catalog, NOW - 3 * HOUR)
     bad = judged(system.catalog, publish(system.catalog, NOW - HOUR), good=False)
     fresh, rejected, _ = backups(system)
     assert bad.problem is not None
@@ -146,7 +146,7 @@ def test_a_newer_bad_backup_is_reported_with_its_cause(system: System) -> None:
 
 
 def test_two_bad_backups_are_counted_with_the_newest_cause(system: System) -> None:
-    proven(system.catalog, NOW - 4 * HOUR)
+    verified_backup(system.catalog, NOW - 4 * HOUR)
     newest, _ = (judged(system.catalog, publish(system.catalog, NOW - n * HOUR), good=False) for n in (1, 2))
     rejected = backups(system)[1]
     assert newest.problem is not None
@@ -155,7 +155,7 @@ def test_two_bad_backups_are_counted_with_the_newest_cause(system: System) -> No
 
 
 def test_a_bad_backup_is_not_reported_beside_a_stale_one(system: System) -> None:
-    proven(system.catalog, NOW - 3 * DAY)
+    verified_backup(system.catalog, NOW - 3 * DAY)
     judged(system.catalog, publish(system.catalog, NOW - HOUR), good=False)
     fresh, rejected, _ = backups(system)
     assert fresh.trouble is not None
@@ -189,7 +189,7 @@ def test_an_unfinished_restore_is_critical() -> None:
 
 
 def test_a_system_without_trouble_is_ok(system: System) -> None:
-    backup = drilled(system.catalog, proven(system.catalog, NOW - HOUR))
+    backup = drilled(system.catalog, verified_backup(system.catalog, NOW - HOUR))
     found = assess(system, NOW, runs=FailedRuns())
     assert answers(found) == {
         Question.VOLUME: (OK, "it can be read"),
@@ -215,22 +215,22 @@ def test_a_system_without_trouble_is_ok(system: System) -> None:
 
 
 def test_the_newest_proven_and_verified_backups_are_named(system: System) -> None:
-    older = drilled(system.catalog, proven(system.catalog, NOW - 3 * HOUR))
-    newer = proven(system.catalog, NOW - 2 * HOUR)
+    older = drilled(system.catalog, verified_backup(system.catalog, NOW - 3 * HOUR))
+    newer = verified_backup(system.catalog, NOW - 2 * HOUR)
     publish(system.catalog, NOW - HOUR)
     found = assess(system, NOW)
     assert (found.newest_verified, found.newest_proven) == (newer, older)
 
 
 def test_without_dagster_its_questions_are_left_out(system: System) -> None:
-    proven(system.catalog, NOW - HOUR)
+    verified_backup(system.catalog, NOW - HOUR)
     found = assess(system, NOW)
     assert {Question.REPLACED, Question.RUNS}.isdisjoint(answers(found))
     assert found.answer(Question.RUNS) is None
 
 
 def test_unusable_settings_are_unknown_and_reported(system: System) -> None:
-    proven(system.catalog, NOW - HOUR)
+    verified_backup(system.catalog, NOW - HOUR)
     error = SettingsError("POSTGRES_HOST is not set", fix="set it")
     found = assess(system, NOW, settings=error)
     answer = found.answer(Question.SETTINGS)
@@ -240,7 +240,7 @@ def test_unusable_settings_are_unknown_and_reported(system: System) -> None:
 
 
 def test_a_failed_run_beside_good_backups_is_reported(system: System) -> None:
-    proven(system.catalog, NOW - 2 * HOUR)
+    verified_backup(system.catalog, NOW - 2 * HOUR)
     found = assess(system, NOW, runs=FailedRuns(backup=FAILED, ended_early=FAILED))
     answer = found.answer(Question.RUNS)
     assert answer is not None
@@ -250,13 +250,13 @@ def test_a_failed_run_beside_good_backups_is_reported(system: System) -> None:
 
 
 def test_a_run_that_failed_before_a_verified_backup_is_fine(system: System) -> None:
-    proven(system.catalog, NOW - HOUR / 2)
+    verified_backup(system.catalog, NOW - HOUR / 2)
     found = assess(system, NOW, runs=FailedRuns(backup=FAILED, ended_early=FAILED))
     assert (found.failed, found.told, answers(found)[Question.RUNS][0]) == (None, (), OK)
 
 
 def test_a_failed_run_is_reported_with_the_stale_backup(system: System) -> None:
-    proven(system.catalog, NOW - 3 * DAY)
+    verified_backup(system.catalog, NOW - 3 * DAY)
     early = FailedRun("daily_backup_job", "run-2", NOW - HOUR, "cancelled")
     found = assess(system, NOW, runs=FailedRuns(backup=FAILED, ended_early=early))
     answer = found.answer(Question.RUNS)
@@ -267,7 +267,7 @@ def test_a_failed_run_is_reported_with_the_stale_backup(system: System) -> None:
 
 
 def test_replaced_databases_that_stay_are_a_warning(system: System) -> None:
-    proven(system.catalog, NOW - HOUR)
+    verified_backup(system.catalog, NOW - HOUR)
     failed = FailedRun("kept_databases_job", "run-3", NOW - HOUR, "no connection")
     found = assess(system, NOW, runs=FailedRuns(replaced=failed))
     answer = found.answer(Question.REPLACED)
@@ -279,7 +279,7 @@ def test_replaced_databases_that_stay_are_a_warning(system: System) -> None:
 
 
 def test_replaced_databases_that_stay_do_not_hide_a_failed_run(system: System) -> None:
-    proven(system.catalog, NOW - 2 * HOUR)
+    verified_backup(system.catalog, NOW - 2 * HOUR)
     failed = FailedRun("kept_databases_job", "run-3", NOW - HOUR, "no connection")
     found = assess(system, NOW, runs=FailedRuns(backup=FAILED, ended_early=FAILED, replaced=failed))
     assert (found.kinds, found.failed) == ("kept+run", FAILED)
@@ -297,12 +297,12 @@ def test_a_volume_that_is_gone_leaves_all_else_unknown(system: System) -> None:
 
 
 def test_a_run_that_ended_as_a_backup_began_is_reported(system: System) -> None:
-    proven(system.catalog, FAILED.at)
+    verified_backup(system.catalog, FAILED.at)
     assert assess(system, NOW, runs=FailedRuns(backup=FAILED, ended_early=FAILED)).failed is FAILED
 
 
 def test_a_proven_backup_is_the_newest_verified_too(system: System) -> None:
-    older = drilled(system.catalog, proven(system.catalog, NOW - 3 * HOUR))
+    older = drilled(system.catalog, verified_backup(system.catalog, NOW - 3 * HOUR))
     publish(system.catalog, NOW - HOUR)
     found = assess(system, NOW)
     assert (found.newest_verified, found.newest_proven) == (older, older)
@@ -310,13 +310,13 @@ def test_a_proven_backup_is_the_newest_verified_too(system: System) -> None:
 
 
 def test_a_drilled_dump_without_a_verdict_is_not_proven(system: System) -> None:
-    older = drilled(system.catalog, proven(system.catalog, NOW - 3 * HOUR))
+    older = drilled(system.catalog, verified_backup(system.catalog, NOW - 3 * HOUR))
     drilled(system.catalog, write_dump(system.catalog, NOW - 2 * HOUR))
     assert assess(system, NOW).newest_proven == older
 
 
 def test_the_lock_holder_is_at_work(system: System) -> None:
-    proven(system.catalog, NOW - HOUR)
+    verified_backup(system.catalog, NOW - HOUR)
     with system.catalog.lock("pruning", NOW):
         (at_work,) = assess(system, NOW).at_work
     assert at_work.startswith("pruning (process ")
@@ -343,7 +343,7 @@ def test_a_volume_that_hangs_leaves_all_else_unknown(system: System, monkeypatch
 
 
 def test_a_journal_that_cannot_be_read_is_unknown(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
-    proven(system.catalog, NOW - HOUR)
+    verified_backup(system.catalog, NOW - HOUR)
     error = JournalError("the journal cannot be read", why="it is cut off", fix="look at it")
 
     def broken(_: RestoreFolder) -> RestoreStanding:

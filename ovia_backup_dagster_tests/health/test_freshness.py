@@ -18,8 +18,8 @@ from ovia_backup_dagster_tests.support.factories import (
     NOW,
     judged,
     make_catalog,
-    proven,
     publish,
+    verified_backup,
     write_dump,
 )
 
@@ -47,7 +47,7 @@ def catalog(tmp_path: Path) -> Catalog:
     ],
 )
 def test_the_level_depends_on_the_age(catalog: Catalog, age: timedelta, level: FreshnessLevel) -> None:
-    backup = proven(catalog, NOW - age)
+    backup = verified_backup(catalog, NOW - age)
     found = judge_freshness(catalog.backups(), MAX_AGE, NOW)
     assert (found.level, found.age, found.newest) == (level, age, backup)
     assert found.verified
@@ -62,7 +62,7 @@ def test_no_backup_at_all_is_missing(catalog: Catalog) -> None:
 
 
 def test_a_bad_newest_backup_is_skipped_and_counted(catalog: Catalog) -> None:
-    good = proven(catalog, NOW - 30 * HOUR)
+    good = verified_backup(catalog, NOW - 30 * HOUR)
     bad = [judged(catalog, publish(catalog, NOW - n * HOUR), good=False) for n in (1, 2)]
     found = judge_freshness(catalog.backups(), MAX_AGE, NOW)
     assert (found.level, found.newest, found.rejected) == (FreshnessLevel.STALE, good, tuple(bad))
@@ -78,7 +78,7 @@ def test_only_bad_backups_count_as_missing(catalog: Catalog) -> None:
 
 def test_an_older_bad_backup_is_not_counted(catalog: Catalog) -> None:
     judged(catalog, publish(catalog, NOW - 2 * HOUR), good=False)
-    proven(catalog, NOW - HOUR)
+    verified_backup(catalog, NOW - HOUR)
     assert judge_freshness(catalog.backups(), MAX_AGE, NOW).rejected == ()
 
 
@@ -97,7 +97,7 @@ def test_the_old_scripts_unverified_dump_counts(catalog: Catalog) -> None:
 
 def test_a_dump_being_written_does_not_count(catalog: Catalog) -> None:
     write_dump(catalog, NOW, age=timedelta(minutes=1))
-    old = proven(catalog, NOW - 3 * DAY)
+    old = verified_backup(catalog, NOW - 3 * DAY)
     found = judge_freshness(catalog.backups(), MAX_AGE, NOW)
     assert (found.level, found.newest, found.rejected) == (FreshnessLevel.STALE, old, ())
 
@@ -108,25 +108,25 @@ def test_only_a_dump_being_written_is_missing(catalog: Catalog) -> None:
 
 
 def test_a_weekly_backup_counts_where_the_daily_one_is_gone(catalog: Catalog) -> None:
-    weekly = proven(catalog, NOW - HOUR, Tier.WEEKLY)
+    weekly = verified_backup(catalog, NOW - HOUR, Tier.WEEKLY)
     assert judge_freshness(catalog.backups(), MAX_AGE, NOW).newest == weekly
 
 
 def test_a_date_in_the_future_is_explained_by_a_clock(catalog: Catalog) -> None:
-    backup = proven(catalog, NOW + 2 * HOUR)
+    backup = verified_backup(catalog, NOW + 2 * HOUR)
     text = judge_freshness(catalog.backups(), MAX_AGE, NOW).text
     assert text == f"the newest backup, {backup}, is dated 2 h in the future: a clock is wrong"
 
 
 def test_a_bad_backup_of_the_future_hides_no_fresh_one(catalog: Catalog) -> None:
     judged(catalog, publish(catalog, NOW + DAY), good=False)
-    backup = proven(catalog, NOW - HOUR)
+    backup = verified_backup(catalog, NOW - HOUR)
     found = judge_freshness(catalog.backups(), MAX_AGE, NOW)
     assert (found.level, found.newest, len(found.rejected)) == (FreshnessLevel.FRESH, backup, 1)
 
 
 def test_dumps_no_longer_verified_are_reported(catalog: Catalog) -> None:
-    last = proven(catalog, NOW - 2 * MAX_AGE)
+    last = verified_backup(catalog, NOW - 2 * MAX_AGE)
     newest = publish(catalog, NOW - HOUR)
     assert judge_freshness(catalog.backups(), MAX_AGE, NOW).level is FreshnessLevel.FRESH
     found = judge_freshness(catalog.backups(), MAX_AGE, NOW + SECOND)
@@ -186,7 +186,7 @@ def test_trouble_names_cause_and_remedy(
         publish(catalog, NOW - 28 * HOUR)
         publish(catalog, NOW - HOUR)
     elif age is not None:
-        proven(catalog, NOW - age)
+        verified_backup(catalog, NOW - age)
     found = judge_freshness(catalog.backups(), MAX_AGE, NOW)
 
     trouble = found.trouble
@@ -210,8 +210,8 @@ def test_with_only_bad_backups_the_volume_is_not_blamed(catalog: Catalog) -> Non
 
 
 def test_moving_the_future_dump_away_clears_the_alert(catalog: Catalog) -> None:
-    good = proven(catalog, NOW - HOUR)
-    ahead = proven(catalog, NOW + DAY)
+    good = verified_backup(catalog, NOW - HOUR)
+    ahead = verified_backup(catalog, NOW + DAY)
     trouble = judge_freshness(catalog.backups(), MAX_AGE, NOW).trouble
     assert trouble is not None
     assert f"move {ahead} out of the folder" in trouble.fix

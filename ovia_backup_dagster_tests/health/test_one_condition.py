@@ -17,7 +17,14 @@ from ovia_backup_dagster.doctor import drill_area, restore_area, volume_area
 from ovia_backup_dagster.doctor.report import Observation
 from ovia_backup_dagster_tests.defs.conftest import NewLocation, bare, instance
 from ovia_backup_dagster_tests.defs.support import ALERT_JOB, Location, begin, old_dump
-from ovia_backup_dagster_tests.support.factories import drill_evidence, drilled, judged, proven, publish, write_dump
+from ovia_backup_dagster_tests.support.factories import (
+    drill_evidence,
+    drilled,
+    judged,
+    publish,
+    verified_backup,
+    write_dump,
+)
 
 __all__ = ["bare", "instance"]
 
@@ -34,7 +41,7 @@ def ago(span: timedelta) -> datetime:
 
 
 def good(location: Location, age: timedelta = HOUR) -> Backup:
-    return proven(location.catalog, ago(age))
+    return verified_backup(location.catalog, ago(age))
 
 
 def fresh_and_verified(location: Location) -> None:

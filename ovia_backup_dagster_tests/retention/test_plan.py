@@ -20,7 +20,16 @@ from ovia_backup_dagster.core.sidecars import HELD
 from ovia_backup_dagster.core.tiers import Tier, Weekday
 from ovia_backup_dagster.retention.plan import BAD_KEEP, YOUNG, Candidate, RetentionPlan, candidate, plan_retention
 from ovia_backup_dagster.retention.policy import Policy
-from ovia_backup_dagster_tests.support.factories import DAY, HOUR, NOW, drilled, held, make_catalog, proven, write_dump
+from ovia_backup_dagster_tests.support.factories import (
+    DAY,
+    HOUR,
+    NOW,
+    drilled,
+    held,
+    make_catalog,
+    verified_backup,
+    write_dump,
+)
 
 # --- A table of histories -----------------------------------------------------------------------------------------
 #
@@ -876,7 +885,7 @@ def test_a_dump_at_the_calendars_edge_does_not_stop_pruning(at: datetime, zone: 
 
 def test_a_candidate_is_read_from_the_volume(tmp_path: Path) -> None:
     catalog = make_catalog(tmp_path)
-    backup = drilled(catalog, held(catalog, proven(catalog, NOW - 9 * DAY), NOW + DAY))
+    backup = drilled(catalog, held(catalog, verified_backup(catalog, NOW - 9 * DAY), NOW + DAY))
     assert candidate(backup, NOW) == Candidate(
         key="daily/ovia_daily_2026-06-06_120000.dump",
         tier=Tier.DAILY,
@@ -892,15 +901,15 @@ def test_a_candidate_is_read_from_the_volume(tmp_path: Path) -> None:
 
 def test_a_released_hold_keeps_nothing(tmp_path: Path) -> None:
     catalog = make_catalog(tmp_path)
-    backup = held(catalog, proven(catalog, NOW - 9 * DAY), NOW + DAY, released_at=NOW - HOUR)
+    backup = held(catalog, verified_backup(catalog, NOW - 9 * DAY), NOW + DAY, released_at=NOW - HOUR)
     assert (candidate(backup, NOW).held_until, candidate(backup, NOW).hold_reason) == (None, "")
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", '{"version": 2, "until": "2026-06-01T00:00:00Z", "reason": "x"}'])
 def test_an_unreadable_hold_keeps_the_backup(tmp_path: Path, text: str) -> None:
     catalog = make_catalog(tmp_path)
-    old = proven(catalog, NOW - 90 * DAY)
-    recent = proven(catalog, NOW - HOUR)
+    old = verified_backup(catalog, NOW - 90 * DAY)
+    recent = verified_backup(catalog, NOW - HOUR)
     old.sidecar(HELD).write_text(text, encoding="utf-8")
     read = [candidate(b, NOW) for b in (old, recent)]
     assert f"{old.path.name}.held.json" in read[0].hold_reason

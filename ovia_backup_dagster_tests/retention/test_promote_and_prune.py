@@ -35,8 +35,8 @@ from ovia_backup_dagster_tests.support.factories import (
     judged,
     make_catalog,
     names,
-    proven,
     publish,
+    verified_backup,
     write_dump,
 )
 
@@ -51,14 +51,14 @@ def catalog(tmp_path: Path) -> Catalog:
 
 def dailies(catalog: Catalog, days: int) -> list[Backup]:
     """A verified dump of each of the last days, newest first; the newest is an hour old."""
-    return [proven(catalog, NOW - HOUR - n * DAY) for n in range(days)]
+    return [verified_backup(catalog, NOW - HOUR - n * DAY) for n in range(days)]
 
 
 # --- Promoting ----------------------------------------------------------------------------------------------------
 
 
 def test_a_verified_backup_is_promoted_once_a_week(catalog: Catalog) -> None:
-    backup = proven(catalog, NOW - DAY)
+    backup = verified_backup(catalog, NOW - DAY)
     first = promote_and_prune.promote(catalog, backup, POLICY, NOW)
     assert first.weekly is not None
     assert first.reason == "Sunday's first verified dump"
@@ -69,7 +69,7 @@ def test_a_verified_backup_is_promoted_once_a_week(catalog: Catalog) -> None:
 
 
 def test_a_verified_dump_that_changed_is_not_promoted(catalog: Catalog) -> None:
-    backup = proven(catalog, NOW - DAY)
+    backup = verified_backup(catalog, NOW - DAY)
     assert backup.state(NOW) is State.VERIFIED
     backup.path.write_bytes(CONTENT + b"altered")
     assert promote_and_prune.promote(catalog, backup, POLICY, NOW).weekly is None
@@ -77,14 +77,14 @@ def test_a_verified_dump_that_changed_is_not_promoted(catalog: Catalog) -> None:
 
 
 def test_a_dump_found_bad_meanwhile_is_not_promoted(catalog: Catalog) -> None:
-    backup = proven(catalog, NOW - DAY)
+    backup = verified_backup(catalog, NOW - DAY)
     assert backup.state(NOW) is State.VERIFIED
     judged(catalog, catalog.refresh(backup), good=False)
     assert promote_and_prune.promote(catalog, backup, POLICY, NOW).weekly is None
 
 
 def test_a_removed_backup_is_not_promoted(catalog: Catalog) -> None:
-    backup = proven(catalog, NOW - DAY)
+    backup = verified_backup(catalog, NOW - DAY)
     remove_backup(catalog, backup)
     with pytest.raises(BackupNotFoundError):
         promote_and_prune.promote(catalog, backup, POLICY, NOW)
@@ -92,7 +92,7 @@ def test_a_removed_backup_is_not_promoted(catalog: Catalog) -> None:
 
 
 def test_a_bad_weekly_of_the_same_dump_is_replaced(catalog: Catalog) -> None:
-    backup = proven(catalog, NOW - DAY)
+    backup = verified_backup(catalog, NOW - DAY)
     judged(catalog, promote_backup(catalog, backup, Tier.WEEKLY, NOW), good=False)
     promoted = promote_and_prune.promote(catalog, backup, POLICY, NOW)
     assert promoted.weekly is not None
@@ -100,7 +100,7 @@ def test_a_bad_weekly_of_the_same_dump_is_replaced(catalog: Catalog) -> None:
 
 
 def test_promotion_is_refused_while_the_lock_is_held(catalog: Catalog) -> None:
-    backup = proven(catalog, NOW - DAY)
+    backup = verified_backup(catalog, NOW - DAY)
     with catalog.lock("dumping ovia", NOW), pytest.raises(LockHeldError, match="dumping ovia"):
         promote_and_prune.promote(catalog, backup, POLICY, NOW)
     assert catalog.backups(Tier.WEEKLY) == []
@@ -110,7 +110,7 @@ ALL_TIERS = replace(POLICY, keep={**POLICY.keep, Tier.MONTHLY: 2, Tier.YEARLY: 1
 
 
 def test_a_backup_is_promoted_to_each_tier_that_is_on(catalog: Catalog) -> None:
-    backup = held(catalog, proven(catalog, NOW - DAY), NOW + DAY)
+    backup = held(catalog, verified_backup(catalog, NOW - DAY), NOW + DAY)
     promoted = promote_and_prune.promote(catalog, backup, ALL_TIERS, NOW)
     assert [made.tier for made in promoted.made.values()] == [Tier.WEEKLY, Tier.MONTHLY, Tier.YEARLY]
     assert promoted.reason == (
@@ -124,7 +124,7 @@ def test_a_backup_is_promoted_to_each_tier_that_is_on(catalog: Catalog) -> None:
         assert made.hold is not None
         assert made.promotion is not None
         assert made.promotion.promoted_from == str(backup)
-    later = promote_and_prune.promote(catalog, proven(catalog, NOW - HOUR), ALL_TIERS, NOW)
+    later = promote_and_prune.promote(catalog, verified_backup(catalog, NOW - HOUR), ALL_TIERS, NOW)
     assert later.made == {}
     assert f"monthly: the month 2026-06 has its monthly backup, {promoted.made[Tier.MONTHLY]}" in later.reason
     # A person's release applies to all copies.
@@ -133,7 +133,9 @@ def test_a_backup_is_promoted_to_each_tier_that_is_on(catalog: Catalog) -> None:
 
 
 def test_a_tier_that_is_off_gets_nothing_and_no_folder(catalog: Catalog) -> None:
-    assert set(promote_and_prune.promote(catalog, proven(catalog, NOW - DAY), POLICY, NOW).made) == {Tier.WEEKLY}
+    assert set(promote_and_prune.promote(catalog, verified_backup(catalog, NOW - DAY), POLICY, NOW).made) == {
+        Tier.WEEKLY
+    }
     assert names(catalog.root) == {"daily", "weekly", ".lock"}
 
 
@@ -142,7 +144,7 @@ def test_three_years_of_dumps_fill_each_tier_to_its_count(catalog: Catalog) -> N
     """The first dump of each month and year is kept."""
     for n in range(0, 3 * 365, 5):
         now = NOW - (3 * 365 - n) * DAY
-        promote_and_prune.promote(catalog, proven(catalog, now - HOUR), ALL_TIERS, now)
+        promote_and_prune.promote(catalog, verified_backup(catalog, now - HOUR), ALL_TIERS, now)
         promote_and_prune.prune(catalog, ALL_TIERS, now)
     assert [f"{b.started_at:%Y-%m-%d}" for b in catalog.backups(Tier.MONTHLY)] == ["2026-06-05", "2026-05-01"]
     assert [f"{b.started_at:%Y-%m-%d}" for b in catalog.backups(Tier.YEARLY)] == ["2026-01-01"]
@@ -252,7 +254,7 @@ def test_the_old_scripts_growing_dump_is_not_pruned(catalog: Catalog) -> None:
 
 
 def test_the_newest_two_bad_backups_stay(catalog: Catalog) -> None:
-    newest = proven(catalog, NOW - HOUR)
+    newest = verified_backup(catalog, NOW - HOUR)
     bad = [judged(catalog, publish(catalog, NOW - n * DAY), good=False) for n in range(2, 6)]
     promote_and_prune.prune(catalog, POLICY, NOW)
     assert catalog.backups() == [newest, *bad[:2]]
@@ -427,7 +429,7 @@ def test_a_released_backup_is_pruned_like_others(catalog: Catalog) -> None:
 
 
 def test_a_backup_without_a_hold_cannot_be_released(catalog: Catalog) -> None:
-    backup = proven(catalog, NOW - DAY)
+    backup = verified_backup(catalog, NOW - DAY)
     before = snapshot(catalog.root)
     with pytest.raises(BackupNotFoundError, match="is not on hold"):
         promote_and_prune.release(catalog, backup, NOW)
@@ -435,14 +437,14 @@ def test_a_backup_without_a_hold_cannot_be_released(catalog: Catalog) -> None:
 
 
 def test_a_hold_is_released_once(catalog: Catalog) -> None:
-    backup = held(catalog, proven(catalog, NOW - DAY), NOW + DAY)
+    backup = held(catalog, verified_backup(catalog, NOW - DAY), NOW + DAY)
     promote_and_prune.release(catalog, backup, NOW)
     with pytest.raises(BackupNotFoundError, match="is not on hold"):
         promote_and_prune.release(catalog, backup, NOW + HOUR)
 
 
 def test_a_removed_backup_cannot_be_released(catalog: Catalog) -> None:
-    backup = held(catalog, proven(catalog, NOW - DAY), NOW + DAY)
+    backup = held(catalog, verified_backup(catalog, NOW - DAY), NOW + DAY)
     remove_backup(catalog, backup)
     with pytest.raises(BackupNotFoundError):
         promote_and_prune.release(catalog, backup, NOW)

@@ -20,8 +20,8 @@ from ovia_backup_dagster_tests.support.factories import (
     NOW,
     judged,
     make_catalog,
-    proven,
     publish,
+    verified_backup,
     write_dump,
 )
 
@@ -35,27 +35,27 @@ def catalog(tmp_path: Path) -> Catalog:
 
 
 def test_the_weekly_days_first_verified_dump_is_promoted(catalog: Catalog) -> None:
-    decision = decide_promotion(proven(catalog, SUNDAY), Tier.WEEKLY, [], POLICY, NOW)
+    decision = decide_promotion(verified_backup(catalog, SUNDAY), Tier.WEEKLY, [], POLICY, NOW)
     assert decision.promote
     assert decision.reason == "Sunday's first verified dump"
 
 
 def test_only_one_dump_a_week_is_promoted(catalog: Catalog) -> None:
-    there = proven(catalog, SUNDAY, Tier.WEEKLY)
+    there = verified_backup(catalog, SUNDAY, Tier.WEEKLY)
     for later in (SUNDAY + HOUR, SUNDAY + 3 * DAY, SUNDAY + 6 * DAY):
-        decision = decide_promotion(proven(catalog, later), Tier.WEEKLY, [there], POLICY, NOW)
+        decision = decide_promotion(verified_backup(catalog, later), Tier.WEEKLY, [there], POLICY, NOW)
         assert not decision.promote
         assert decision.reason == f"the week of Sunday 2026-06-14 has its weekly backup, {there}"
 
 
 def test_last_weeks_weekly_does_not_stand_in_for_this_weeks(catalog: Catalog) -> None:
-    last = proven(catalog, SUNDAY - 7 * DAY, Tier.WEEKLY)
-    assert decide_promotion(proven(catalog, SUNDAY), Tier.WEEKLY, [last], POLICY, NOW).promote
+    last = verified_backup(catalog, SUNDAY - 7 * DAY, Tier.WEEKLY)
+    assert decide_promotion(verified_backup(catalog, SUNDAY), Tier.WEEKLY, [last], POLICY, NOW).promote
 
 
 @pytest.mark.parametrize("days", range(1, 7))
 def test_after_a_missed_weekly_day_the_next_verified_is_used(catalog: Catalog, days: int) -> None:
-    decision = decide_promotion(proven(catalog, SUNDAY + days * DAY), Tier.WEEKLY, [], POLICY, NOW + 7 * DAY)
+    decision = decide_promotion(verified_backup(catalog, SUNDAY + days * DAY), Tier.WEEKLY, [], POLICY, NOW + 7 * DAY)
     assert decision.promote
     assert decision.reason == "Sunday 2026-06-14 left no weekly backup: the next verified dump takes its place"
 
@@ -82,19 +82,19 @@ def test_a_dump_being_written_is_not_promoted(catalog: Catalog) -> None:
 
 
 def test_a_weekly_backup_is_not_promoted_again(catalog: Catalog) -> None:
-    weekly = proven(catalog, SUNDAY, Tier.WEEKLY)
+    weekly = verified_backup(catalog, SUNDAY, Tier.WEEKLY)
     decision = decide_promotion(weekly, Tier.WEEKLY, [], POLICY, NOW)
     assert (decision.promote, decision.reason) == (False, f"{weekly} is a weekly backup already")
 
 
 def test_a_bad_weekly_backup_does_not_count_for_its_week(catalog: Catalog) -> None:
     bad = judged(catalog, write_dump(catalog, SUNDAY, Tier.WEEKLY), good=False)
-    assert decide_promotion(proven(catalog, SUNDAY + DAY), Tier.WEEKLY, [bad], POLICY, NOW + DAY).promote
+    assert decide_promotion(verified_backup(catalog, SUNDAY + DAY), Tier.WEEKLY, [bad], POLICY, NOW + DAY).promote
 
 
 def test_an_unverified_weekly_dump_counts_for_its_week(catalog: Catalog) -> None:
     old = write_dump(catalog, SUNDAY, Tier.WEEKLY)
-    assert not decide_promotion(proven(catalog, SUNDAY + DAY), Tier.WEEKLY, [old], POLICY, NOW + DAY).promote
+    assert not decide_promotion(verified_backup(catalog, SUNDAY + DAY), Tier.WEEKLY, [old], POLICY, NOW + DAY).promote
 
 
 @pytest.mark.parametrize(
@@ -117,8 +117,8 @@ def test_an_unverified_weekly_dump_counts_for_its_week(catalog: Catalog) -> None
 def test_the_week_is_counted_in_the_policys_zone(catalog: Catalog, zone: str, at: str, week: str) -> None:
     policy = Policy({Tier.DAILY: 7, Tier.WEEKLY: 4}, Weekday.SUNDAY, ZoneInfo(zone))
     started_at = datetime.fromisoformat(f"{at}+00:00")
-    backup = proven(catalog, started_at)
-    there = proven(catalog, started_at, Tier.WEEKLY)
+    backup = verified_backup(catalog, started_at)
+    there = verified_backup(catalog, started_at, Tier.WEEKLY)
     assert (
         f"the week of Sunday {week} has"
         in decide_promotion(backup, Tier.WEEKLY, [there], policy, NOW + 365 * DAY).reason
@@ -128,7 +128,7 @@ def test_the_week_is_counted_in_the_policys_zone(catalog: Catalog, zone: str, at
 @pytest.mark.parametrize("day", Weekday)
 def test_any_day_may_be_the_weekly_day(catalog: Catalog, day: Weekday) -> None:
     policy = Policy({Tier.DAILY: 7, Tier.WEEKLY: 4}, day, ZoneInfo("UTC"))
-    week = [proven(catalog, SUNDAY + n * DAY) for n in range(1, 8)]
+    week = [verified_backup(catalog, SUNDAY + n * DAY) for n in range(1, 8)]
     promoted_as_the_days_own = [
         b for b in week if "first verified" in decide_promotion(b, Tier.WEEKLY, [], policy, NOW + 30 * DAY).reason
     ]
@@ -143,7 +143,7 @@ def test_a_dump_at_the_calendars_edge_stops_no_promotion(catalog: Catalog, year:
     stray = Backup(catalog.folder(Tier.WEEKLY) / name.filename, name, 0, 0)
     stray.path.touch()
     policy = Policy({Tier.DAILY: 7, Tier.WEEKLY: 4}, Weekday.SUNDAY, ZoneInfo(zone))
-    assert decide_promotion(proven(catalog, SUNDAY + 12 * HOUR), Tier.WEEKLY, [stray], policy, NOW).promote
+    assert decide_promotion(verified_backup(catalog, SUNDAY + 12 * HOUR), Tier.WEEKLY, [stray], policy, NOW).promote
 
 
 @pytest.mark.parametrize(
@@ -156,12 +156,14 @@ def test_a_dump_at_the_calendars_edge_stops_no_promotion(catalog: Catalog, year:
 def test_the_first_verified_of_a_month_and_year_is_promoted(
     catalog: Catalog, tier: Tier, period: str, first: str, later: str, other: str
 ) -> None:
-    one, another, before = (proven(catalog, datetime.fromisoformat(f"{at}+00:00")) for at in (first, later, other))
+    one, another, before = (
+        verified_backup(catalog, datetime.fromisoformat(f"{at}+00:00")) for at in (first, later, other)
+    )
     year_later = NOW + 365 * DAY
-    of_before = proven(catalog, before.started_at, tier)
+    of_before = verified_backup(catalog, before.started_at, tier)
     decision = decide_promotion(one, tier, [of_before], POLICY, year_later)
     assert (decision.promote, decision.reason) == (True, f"the first verified dump of the {period}")
-    there = proven(catalog, one.started_at, tier)
+    there = verified_backup(catalog, one.started_at, tier)
     decision = decide_promotion(another, tier, [there, of_before], POLICY, year_later)
     assert (decision.promote, decision.reason) == (False, f"the {period} has its {tier} backup, {there}")
     assert decide_promotion(there, tier, [], POLICY, year_later).reason == f"{there} is a {tier} backup already"
@@ -170,7 +172,7 @@ def test_the_first_verified_of_a_month_and_year_is_promoted(
 def test_a_month_is_counted_in_the_policys_zone(catalog: Catalog) -> None:
     policy = Policy(POLICY.keep, POLICY.weekly_day, ZoneInfo("Asia/Kathmandu"))
     # Midnight local time, in UTC.
-    there = proven(catalog, datetime(2026, 5, 31, 18, 14, tzinfo=UTC), Tier.MONTHLY)
-    backup = proven(catalog, datetime(2026, 5, 31, 18, 15, tzinfo=UTC))
+    there = verified_backup(catalog, datetime(2026, 5, 31, 18, 14, tzinfo=UTC), Tier.MONTHLY)
+    backup = verified_backup(catalog, datetime(2026, 5, 31, 18, 15, tzinfo=UTC))
     assert decide_promotion(backup, Tier.MONTHLY, [there], policy, NOW).promote
     assert not decide_promotion(backup, Tier.MONTHLY, [there], POLICY, NOW).promote

@@ -241,7 +241,7 @@ def judged(catalog: Catalog, backup: Backup, *, good: bool = True) -> Backup:
     return record_judgement(catalog, backup, make_judgement(backup, good=good), make_witness() if good else None)
 
 
-def proven(catalog: Catalog, started_at: datetime, tier: Tier = Tier.DAILY) -> Backup:
+def verified_backup(catalog: Catalog, started_at: datetime, tier: Tier = Tier.DAILY) -> Backup:
     """A verified, good backup."""
     made = publish(catalog, started_at) if tier is Tier.DAILY else write_dump(catalog, started_at, tier)
     return judged(catalog, made)
