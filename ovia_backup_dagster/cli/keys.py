@@ -10,6 +10,7 @@ import click
 from ovia_backup_dagster.cli.invocation import system_from_environment
 from ovia_backup_dagster.cli.output import log
 from ovia_backup_dagster.core.errors import SettingsError
+from ovia_backup_dagster.core.locking import reading
 from ovia_backup_dagster.core.shell import shell_word
 from ovia_backup_dagster.signing.statement_log import StatementLog
 from ovia_backup_dagster.system import BackupSystem
@@ -53,7 +54,7 @@ def adopt_command(backup: str | None) -> None:
     now = datetime.now(UTC)
     wanted = [system.catalog.find(backup, now, anywhere=False)] if backup else unsigned(system.catalog, now)
     for found in wanted:
-        with system.catalog.reading(found):
+        with reading(found.path):
             for name in adopt(statements, found):
                 click.echo(f"taken on trust: {name}")
     click.echo(f"{len(wanted)} backups adopted; head {statements.chain().head}")

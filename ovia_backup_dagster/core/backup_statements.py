@@ -24,6 +24,7 @@ def record_judgement(catalog: Catalog, backup: Backup, judgement: Judgement, wit
 
     If this reading found damage, the last good reading stays: it records what the archive held.
     """
+    catalog.ledger.require_key()
     known = backup.verification
     if known is None:
         with as_volume_error(f"cannot set aside {backup.sidecar(VERIFIED)}"), contextlib.suppress(FileNotFoundError):
@@ -44,6 +45,8 @@ def record_drill(catalog: Catalog, backup: Backup, record: DrillRecord, folder: 
     It does not take the volume's lock, which a dump may hold for hours: only one process drills at a time, and its
     ``reading`` lock protects the backup from removal. In ``folder``, no sweep removes the unfinished sidecar.
     """
+    if not catalog.ledger.can_record:
+        return catalog.refresh(backup)  # its evidence is in the drills' folder
     known = catalog.refresh(backup).drills
     drills = Drills(drills=(*(known.drills if known else ()), record))
     with as_volume_error(f"cannot write the outcome of the drill of {backup}"):
@@ -69,6 +72,7 @@ def _write(
     catalog: Catalog, backup: Backup, kind: SidecarKind[Any], statement: Sidecar, folder: Path | None = None
 ) -> None:
     """Write a sidecar, and report it to the ledger: until then it does not count."""
+    catalog.ledger.require_key()
     content = statement.to_json().encode()
     catalog.write(backup.sidecar(kind), content, folder)
     sync_folder(backup.path.parent)

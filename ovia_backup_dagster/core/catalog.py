@@ -75,7 +75,9 @@ class Catalog:
         Raises:
             BackupNotFoundError: the backup is gone.
             VolumeError: the backup cannot be opened.
+            NotVouchedError: no signed statement vouches for it.
         """
+        self.require_vouched(backup)
         with contextlib.ExitStack() as held:
             try:
                 with as_volume_error(f"cannot open {backup.path}", passing=FileNotFoundError):
@@ -169,9 +171,18 @@ class Catalog:
                 why="it has no manifest and changed less than 15 minutes ago",
                 fix=f"wait, then: {command} {self.word(backup)}",
             )
+        self.require_vouched(backup)
+        return backup
+
+    @staticmethod
+    def require_vouched(backup: Backup) -> None:
+        """Refuse a backup that a client program must not open.
+
+        Raises:
+            NotVouchedError: no signed statement vouches for it.
+        """
         if not backup.is_vouched:
             raise not_vouched(backup.path.name)
-        return backup
 
     def _names(self, tier: Tier) -> Iterator[tuple[str, int, Tier, str]]:
         """Files of the tier that may be backups, with their sort key: instant, then tier."""
@@ -220,6 +231,7 @@ class Catalog:
         backups = self.backups()
         if wanted == "latest":
             backups = [b for b in backups if b.state(now) is not State.BEING_WRITTEN]
+            backups = [b for b in backups if b.is_vouched] or backups
             # A backup dated in the future is the newest only if there is no other.
             backups.sort(key=lambda b: b.started_at > now + CLOCK_TOLERANCE)
         for backup in backups:

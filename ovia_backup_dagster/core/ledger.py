@@ -20,6 +20,13 @@ class Ledger(Protocol):
     and ``VolumeError`` if the statement cannot be written.
     """
 
+    @property
+    def can_record(self) -> bool:
+        """Whether this process has the key; a machine that only restores has not."""
+
+    def require_key(self) -> None:
+        """Raise ``SettingsError`` without the key, before a file is written that would then not count."""
+
     def published(self, archive: str, size_bytes: int, sha256: str, sidecars: Mapping[str, bytes]) -> None:
         """An archive was written, with these sidecars; reported before it gets its final name."""
 
@@ -47,6 +54,11 @@ class Ledger(Protocol):
 
 class Unsigned:
     """The ledger of a volume without keys."""
+
+    can_record = True
+
+    def require_key(self) -> None:
+        """None is needed."""
 
     def published(self, archive: str, size_bytes: int, sha256: str, sidecars: Mapping[str, bytes]) -> None:
         """Record nothing."""

@@ -196,7 +196,9 @@ class Verifier:
             previous=previous.path.name if previous else None,
             run_id=run_id,
         )
-        if catalog.holds(backup):
+        if catalog.holds(backup) and not catalog.ledger.can_record:
+            log(f"the verdict on {backup} is not recorded: BACKUP_SIGNING_KEY_FILE is not set")
+        elif catalog.holds(backup):
             backup = self._record(backup, judgement, witness, previous)
         verdict = "verified" if judgement.good else "bad: " + "; ".join(judgement.reasons)
         log(f"{backup} is {verdict} ({judgement.seconds:.1f} s)")

@@ -29,10 +29,7 @@ class SignatureError(ValueError):
 
 def sign(key: Ed25519PrivateKey, message: bytes) -> bytes:
     """The armored signature of a message."""
-    head, between = _frame(key.public_key())
-    text = base64.b64encode(head + between + key.sign(_to_sign(message))).decode()
-    lines = [text[start : start + _LINE] for start in range(0, len(text), _LINE)]
-    return "\n".join([_BEGIN, *lines, _END, ""]).encode()
+    return _armored(b"".join(_frame(key.public_key())) + key.sign(_to_sign(message)))
 
 
 def verify(key: Ed25519PublicKey, message: bytes, signature: bytes) -> None:
@@ -42,11 +39,10 @@ def verify(key: Ed25519PublicKey, message: bytes, signature: bytes) -> None:
         SignatureError: it does not hold.
     """
     try:
-        first, *lines, last = signature.decode("ascii").strip().splitlines()
-        raw = base64.b64decode("".join(lines), validate=True)
+        raw = base64.b64decode("".join(signature.decode("ascii").split("\n")[1:-2]), validate=True)
     except (ValueError, binascii.Error):
         raise SignatureError("it is not an SSH signature") from None
-    if (first, last) != (_BEGIN, _END):
+    if signature != _armored(raw):
         raise SignatureError("it is not an SSH signature")
     form = b"".join(_frame(key))
     if raw[:-_SIGNATURE_BYTES] != form:
@@ -55,6 +51,12 @@ def verify(key: Ed25519PublicKey, message: bytes, signature: bytes) -> None:
         key.verify(raw[-_SIGNATURE_BYTES:], _to_sign(message))
     except InvalidSignature:
         raise SignatureError("it does not fit the content: one of the two was changed") from None
+
+
+def _armored(raw: bytes) -> bytes:
+    text = base64.b64encode(raw).decode()
+    lines = [text[start : start + _LINE] for start in range(0, len(text), _LINE)]
+    return "\n".join([_BEGIN, *lines, _END, ""]).encode()
 
 
 def _string(content: bytes) -> bytes:

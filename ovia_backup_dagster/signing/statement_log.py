@@ -107,6 +107,28 @@ class StatementLog:
 
     # ------------------------------------------------------------------------------------------------- what is stated
 
+    @property
+    def can_record(self) -> bool:
+        """Whether this process has the signing key."""
+        return self._signing_key is not None
+
+    def require_key(self) -> None:
+        """Refuse to state anything without the signing key.
+
+        Raises:
+            SettingsError: it is not set.
+        """
+        self._key_to_sign()
+
+    def _key_to_sign(self) -> Ed25519PrivateKey:
+        if self._signing_key is None:
+            raise SettingsError(
+                "BACKUP_SIGNING_KEY_FILE is not set",
+                why="BACKUP_VERIFY_KEY_FILE is, so that only what is signed counts",
+                fix="set both where backups are made; restore with the second alone",
+            )
+        return self._signing_key
+
     def published(self, archive: str, size_bytes: int, sha256: str, sidecars: Mapping[str, bytes]) -> None:
         """An archive was written, with these sidecars; reported before it gets its final name."""
         files = {ARCHIVE: SignedFile(size_bytes=size_bytes, sha256=sha256), **_facts(sidecars)}
@@ -147,12 +169,7 @@ class StatementLog:
 
     def _append(self, event: Event, archive: str, files_of: Callable[[Chain], Files]) -> None:
         """State an event, with the files that count from now on; nothing if there are none, and it is no removal."""
-        if self._signing_key is None:
-            raise SettingsError(
-                "BACKUP_SIGNING_KEY_FILE is not set",
-                why="BACKUP_VERIFY_KEY_FILE is, so that only what is signed counts",
-                fix="set both where backups are made; restore with the second alone",
-            )
+        key = self._key_to_sign()
         with self._locked():
             chain = self.chain()
             files = files_of(chain)
@@ -172,7 +189,7 @@ class StatementLog:
             content = statement.to_json().encode()
             path = self._file(statement.sequence)
             with as_volume_error(f"cannot write {path}"):
-                for target, text in ((_signature_of(path), sign(self._signing_key, content)), (path, content)):
+                for target, text in ((_signature_of(path), sign(key, content)), (path, content)):
                     with_reserve(self.root, lambda target=target, text=text: write_whole(target, text))  # type: ignore[misc]
                 sync_folder(self.path)
             self.chain()

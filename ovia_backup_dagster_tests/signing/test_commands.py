@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from ovia_backup_dagster.core.naming import BackupName
 from ovia_backup_dagster.core.sidecars import MANIFEST
+from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.doctor.report import Severity
 from ovia_backup_dagster.doctor.volume_area import _signatures
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.signing import statement_log
 from ovia_backup_dagster.signing.key_files import SIGNING_KEY, VERIFY_KEY
+from ovia_backup_dagster_tests.conftest import snapshot
 from ovia_backup_dagster_tests.faults.conftest import place_for
 from ovia_backup_dagster_tests.faults.harness import Place
 
@@ -33,6 +36,11 @@ def with_keys(place: Place, keys: Path, *, signing: bool = True) -> Place:
     if signing:
         settings["BACKUP_SIGNING_KEY_FILE"] = str(keys / SIGNING_KEY)
     return Place(settings, place.logs)
+
+
+def without_drills(place: Place) -> dict[str, tuple[int, bytes]]:
+    """The volume's files but for the evidence of drills."""
+    return {name: file for name, file in snapshot(place.root).items() if not name.startswith("drills/")}
 
 
 def test_a_volume_is_signed_and_a_forgery_refused(place: Place, tmp_path: Path) -> None:
@@ -69,6 +77,24 @@ def test_a_machine_that_only_restores_needs_no_signing_key(place: Place, tmp_pat
     plan = restorer.run("restore", str(backup), "--plan")
     assert plan.code == 0, plan.output
     assert "BACKUP_SIGNING_KEY_FILE is not set" in restorer.run("dump").refused()
+    before = without_drills(restorer)
+    ended = restorer.run("verify", str(backup))
+    assert (ended.code, "is not recorded: BACKUP_SIGNING_KEY_FILE" in ended.output) == (0, True), ended.output
+    assert restorer.run("drill", str(backup), seconds=120).code == 0
+    assert without_drills(restorer) == before, "an unsigned verdict would take the signed one's place"
+    assert json.loads(restorer.run("list", "--json").output)[0]["standing"] == "verified"
+
+
+def test_the_latest_backup_is_a_signed_one(place: Place, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    assert place.run("keys", "init", "--to", str(keys)).code == 0
+    signed = with_keys(place, keys)
+    backup = signed.chain()
+    later = backup.path.with_name(BackupName(backup.name.database, Tier.DAILY, NOW + timedelta(seconds=60)).filename)
+    shutil.copy2(backup.path, later)
+    shutil.copy2(backup.sidecar(MANIFEST), f"{later}{MANIFEST.suffix}")
+    assert str(signed.catalog.find("latest", datetime.now(UTC))) == str(backup)
+    assert f"no signed statement vouches for {later.name}" in signed.run("restore", later.name, "--plan").refused()
 
 
 def test_a_broken_log_stops_every_command_with_its_name(place: Place, tmp_path: Path) -> None:

@@ -147,6 +147,8 @@ def test_a_forgery_is_neither_verified_nor_opened(
     with pytest.raises(NotVouchedError, match=r"no signed statement vouches for .*keys adopt"):
         signed.verifier.verify(backup, log=quiet)
     assert signed.verifier.verify_unverified(log=quiet) == []
+    with pytest.raises(NotVouchedError), signed.catalog.reading(signed.catalog.refresh(backup)):
+        pytest.fail("an unfinished restore would go on with it")
     assert not opened
     assert signed.state(backup) is State.UNVERIFIED
 

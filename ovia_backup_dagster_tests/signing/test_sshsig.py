@@ -62,12 +62,10 @@ def test_a_signature_holds_for_its_message_only(message: bytes) -> None:
 
 @given(st.data())
 def test_an_altered_signature_does_not_hold(data: st.DataObject) -> None:
-    """Whatever byte is changed, unless it only moves a line break."""
+    """Any byte of it, also a line break."""
     signature = bytearray(sign(KEY, MESSAGE))
     position = data.draw(st.integers(0, len(signature) - 1))
     signature[position] = data.draw(st.integers(0, 255).filter(lambda byte: byte != signature[position]))
-    if bytes(signature).split() == sign(KEY, MESSAGE).split():
-        return
     with pytest.raises(SignatureError):
         verify(KEY.public_key(), MESSAGE, bytes(signature))
 
