@@ -113,6 +113,17 @@ class BackupSystem:
         return StatementLog(settings.backup_dir, settings.postgres_db, public, private)
 
     @property
+    def required_statement_log(self) -> StatementLog:
+        """The signed log, for commands that are about it.
+
+        Raises:
+            SettingsError: there is none, or a key cannot be used.
+        """
+        if (log := self.statement_log) is None:
+            raise SettingsError("BACKUP_VERIFY_KEY_FILE is not set", fix="ovia-backup keys init --to FOLDER")
+        return log
+
+    @property
     def connection(self) -> Connection:
         self.settings.require()
         return Connection(

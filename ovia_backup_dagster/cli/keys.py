@@ -9,11 +9,7 @@ import click
 
 from ovia_backup_dagster.cli.invocation import system_from_environment
 from ovia_backup_dagster.cli.output import log
-from ovia_backup_dagster.core.errors import SettingsError
-from ovia_backup_dagster.core.locking import reading
 from ovia_backup_dagster.core.shell import shell_word
-from ovia_backup_dagster.signing.statement_log import StatementLog
-from ovia_backup_dagster.system import BackupSystem
 
 
 @click.group("keys")
@@ -47,10 +43,11 @@ def adopt_command(backup: str | None) -> None:
 
     What is on the volume now is taken on trust. Verify the backups first, and look at what this prints.
     """
+    from ovia_backup_dagster.core.locking import reading
     from ovia_backup_dagster.signing.adoption import adopt, unsigned
 
     system = system_from_environment()
-    statements = statement_log_of(system)
+    statements = system.required_statement_log
     now = datetime.now(UTC)
     wanted = [system.catalog.find(backup, now, anywhere=False)] if backup else unsigned(system.catalog, now)
     for found in wanted:
@@ -60,10 +57,3 @@ def adopt_command(backup: str | None) -> None:
     click.echo(f"{len(wanted)} backups adopted; head {statements.chain().head}")
     if wanted:
         log("Next: ovia-backup verify --unverified; ovia-backup list")
-
-
-def statement_log_of(system: BackupSystem) -> StatementLog:
-    found = system.statement_log
-    if found is None:
-        raise SettingsError("BACKUP_VERIFY_KEY_FILE is not set", fix="ovia-backup keys init --to FOLDER")
-    return found

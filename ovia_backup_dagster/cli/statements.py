@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 import click
 
 from ovia_backup_dagster.cli.invocation import system_from_environment
-from ovia_backup_dagster.cli.keys import statement_log_of
 from ovia_backup_dagster.cli.options import json_option
 from ovia_backup_dagster.cli.output import log, print_json
 
@@ -28,7 +27,7 @@ def verify_log_command(as_json: bool) -> None:
     from ovia_backup_dagster.signing.adoption import unsigned
 
     system = system_from_environment()
-    statements = statement_log_of(system)
+    statements = system.required_statement_log
     number = sum(1 for _ in statements.check_each())
     chain = statements.chain()
     now = datetime.now(UTC)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from ovia_backup_dagster.core.archive_header import HEAD_BYTES, MAGIC
 from ovia_backup_dagster.core.errors import StrangeFileError, VolumeError
 from ovia_backup_dagster.core.files import read_small, reader
-from ovia_backup_dagster.core.ledger import UNSIGNED, Ledger
+from ovia_backup_dagster.core.ledger import UNSIGNED, Ledger, not_vouched
 from ovia_backup_dagster.core.manifest import Manifest, Sidecar, is_newer, parse_sidecar
 from ovia_backup_dagster.core.shell import shell_word
 from ovia_backup_dagster.core.sidecars import GLOBALS, MANIFEST, SidecarKind, most_bytes
@@ -140,6 +140,15 @@ class BackupFiles:
         if self._stated is None:
             return True
         return "" in self._stated and self._stated.get(MANIFEST.suffix) == self.manifest_sha256
+
+    def require_vouched(self) -> None:
+        """Refuse a backup that a client program must not open.
+
+        Raises:
+            NotVouchedError: no signed statement vouches for it.
+        """
+        if not self.is_vouched:
+            raise not_vouched(self.path.name)
 
     @cached_property
     def _head(self) -> bytes | None:

@@ -30,7 +30,7 @@ from ovia_backup_dagster.core.files import (
     plain_status,
     write_whole,
 )
-from ovia_backup_dagster.core.ledger import UNSIGNED, Ledger, not_vouched
+from ovia_backup_dagster.core.ledger import UNSIGNED, Ledger
 from ovia_backup_dagster.core.locking import FILENAME as LOCK
 from ovia_backup_dagster.core.locking import reading, volume_lock
 from ovia_backup_dagster.core.naming import INSTANT, SUFFIX, BackupName
@@ -77,7 +77,7 @@ class Catalog:
             VolumeError: the backup cannot be opened.
             NotVouchedError: no signed statement vouches for it.
         """
-        self.require_vouched(backup)
+        backup.require_vouched()
         with contextlib.ExitStack() as held:
             try:
                 with as_volume_error(f"cannot open {backup.path}", passing=FileNotFoundError):
@@ -171,18 +171,8 @@ class Catalog:
                 why="it has no manifest and changed less than 15 minutes ago",
                 fix=f"wait, then: {command} {self.word(backup)}",
             )
-        self.require_vouched(backup)
+        backup.require_vouched()
         return backup
-
-    @staticmethod
-    def require_vouched(backup: Backup) -> None:
-        """Refuse a backup that a client program must not open.
-
-        Raises:
-            NotVouchedError: no signed statement vouches for it.
-        """
-        if not backup.is_vouched:
-            raise not_vouched(backup.path.name)
 
     def _names(self, tier: Tier) -> Iterator[tuple[str, int, Tier, str]]:
         """Files of the tier that may be backups, with their sort key: instant, then tier."""

@@ -18,7 +18,14 @@ from ovia_backup_dagster_tests.conftest import REPOSITORY
 
 DEPLOY = REPOSITORY / "deploy"
 #: Variables without use in a container of the image, and secrets by value where the stack requires a file.
-NOT_IN_STACK = {*FILE_VARIABLES, "BACKUP_ASSET_PREFIX", "PG_BIN_DIR"}
+NOT_IN_STACK = {
+    *FILE_VARIABLES,
+    "BACKUP_ASSET_PREFIX",
+    "PG_BIN_DIR",
+    # The stack has no secrets for the keys yet: docs/signing.md.
+    "BACKUP_SIGNING_KEY_FILE",
+    "BACKUP_VERIFY_KEY_FILE",
+}
 
 
 def read(name: str) -> dict[str, Any]:
