@@ -36,6 +36,9 @@ def list_command(as_json: bool) -> None:
         age = duration(now - backup.started_at)
         count = f"{witness.rows:,}" if witness else ""
         state = backup.state(now).value
-        state += ", manifest unreadable" if manifest_problem(backup) else ""
+        if not backup.is_vouched:
+            state = "unsigned"
+        elif manifest_problem(backup):
+            state += ", manifest unreadable"
         rows.append((backup.path.name, age, human_bytes(backup.size_bytes), count, state, plan))
     print_table(("backup", "age", "size", "rows", "state", "retention"), rows, right=(1, 2, 3))

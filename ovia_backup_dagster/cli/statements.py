@@ -44,4 +44,4 @@ def verify_log_command(as_json: bool) -> None:
     for name in left:
         click.echo(f"no statement vouches for {name}")
     if left:
-        log("Next: if you know where they come from: ovia-backup keys adopt")
+        log("Next: if you know where one comes from: ovia-backup keys adopt NAME; else move it away")

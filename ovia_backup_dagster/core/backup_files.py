@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ovia_backup_dagster.core.archive_header import HEAD_BYTES, MAGIC
-from ovia_backup_dagster.core.errors import StrangeFileError, VolumeError
-from ovia_backup_dagster.core.files import read_small, reader
+from ovia_backup_dagster.core.errors import NotVouchedError, StrangeFileError, VolumeError
+from ovia_backup_dagster.core.files import file_sha256, read_small, reader
 from ovia_backup_dagster.core.ledger import UNSIGNED, Ledger, not_vouched
 from ovia_backup_dagster.core.manifest import Manifest, Sidecar, is_newer, parse_sidecar
 from ovia_backup_dagster.core.shell import shell_word
@@ -149,6 +149,22 @@ class BackupFiles:
         """
         if not self.is_vouched:
             raise not_vouched(self.path.name)
+
+    def require_stated_archive(self) -> None:
+        """Refuse an archive whose bytes are not those that a signed statement names. Reads all of it, if it is signed.
+
+        Raises:
+            NotVouchedError: it was altered, or replaced by another.
+            VolumeError: it cannot be read.
+        """
+        self.require_vouched()
+        if self.stated_sha256 not in (None, file_sha256(self.path) if self.stated_sha256 else None):
+            raise NotVouchedError(
+                f"{self} is not the archive that was signed",
+                why="its SHA-256 is another: it is damaged, or was replaced",
+                fix="use another backup: ovia-backup list; if you know that the damage is an accident, unset "
+                "BACKUP_VERIFY_KEY_FILE for this command",
+            )
 
     @cached_property
     def _head(self) -> bytes | None:

@@ -353,8 +353,9 @@ def _signatures(system: BackupSystem, now: datetime) -> Observation:
     from ovia_backup_dagster.signing.adoption import unsigned
 
     if left := unsigned(system.catalog, now):
-        text = f"no signed statement vouches for {len(left)} backups, such as {left[-1]}: they do not count"
-        return warn(Area.VOLUME, text, "if you know where they come from: ovia-backup keys adopt")
+        text = f"not signed, so they do not count: {len(left)} backups, such as {left[-1]}"
+        fix = f"if you know where it comes from: ovia-backup keys adopt {left[-1]}; else move it away: ovia-backup list"
+        return warn(Area.VOLUME, text, fix)
     if head.expires_at is not None and head.expires_at < now:
         text = f"the signed log ends with statement {head.sequence}, which expired {head.expires_at:%Y-%m-%d %H:%M} UTC"
         return warn(Area.VOLUME, f"{text}: no backup since, or the log was cut off", "ovia-backup log verify")

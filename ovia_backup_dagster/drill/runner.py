@@ -100,7 +100,7 @@ class Driller:
             return found
         for backup in self.catalog.newest_first():
             in_past = backup.started_at <= now + CLOCK_TOLERANCE
-            if in_past and backup.state(now).may_be_good:
+            if in_past and backup.is_vouched and backup.state(now).may_be_good:
                 return backup
         raise BackupNotFoundError(
             "there is no backup to restore", why="none is verified or could be", fix="ovia-backup dump"
@@ -139,6 +139,8 @@ class Driller:
                 path = drills.write(evidence, drill_page(evidence))
                 if catalog.holds(backup):
                     drills.record(backup, evidence)
+                    if not catalog.ledger.can_record:
+                        log(f"the drill does not make {backup} proven: BACKUP_SIGNING_KEY_FILE is not set")
         verdict = "passed" if evidence.passed else "failed: " + "; ".join(evidence.failures)
         log(f"the drill of {backup} {verdict} ({sum(evidence.phases.values()):.1f} s); evidence: {path}")
         return evidence

@@ -109,7 +109,8 @@ def judge_freshness(backups: Iterable[Backup], max_age: timedelta, now: datetime
         now: the present (UTC).
     """
     rejected: list[Backup] = []
-    backups = iter(backups)
+    # A file that anyone may have put there must not hide that backups have stopped.
+    backups = (backup for backup in backups if backup.is_vouched)
     for backup in backups:
         state = backup.state(now)
         if state is State.BAD:

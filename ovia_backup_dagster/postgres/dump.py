@@ -85,6 +85,7 @@ class Dumper:
             BackupError: the dump failed; it left nothing behind and touched no earlier backup.
         """
         catalog = self.catalog
+        catalog.ledger.require_key()
         catalog.prepare(Tier.DAILY)
         with (
             as_volume_error(f"cannot dump to {catalog.root}"),

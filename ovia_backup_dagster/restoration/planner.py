@@ -233,6 +233,8 @@ class Planner:
     def _backup(self, wishes: Wishes, now: datetime) -> Backup:
         backup = self.driller.find(wishes.backup, anywhere=wishes.anywhere)
         backup = self.driller.catalog.settled(backup, now, "ovia-backup restore")
+        if wishes.even_if_damaged:
+            backup.require_stated_archive()
         if backup.foreign:
             what, by_hand = backup.foreign
             raise RestoreRefusedError(

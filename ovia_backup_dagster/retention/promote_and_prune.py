@@ -146,8 +146,11 @@ def _locked(catalog: Catalog, purpose: str, now: datetime, on_wait: Callable[[st
 
 
 def preview(backups: Iterable[Backup], policy: Policy, now: datetime) -> RetentionPlan:
-    """What :func:`prune` would decide now; changes nothing and needs no lock."""
-    return plan_retention([candidate(b, now) for b in backups], policy, now)
+    """What :func:`prune` would decide now; changes nothing and needs no lock.
+
+    A backup that no signed statement vouches for has no part in it: it takes no other's place, and is not removed.
+    """
+    return plan_retention([candidate(b, now) for b in backups if b.is_vouched], policy, now)
 
 
 def release(catalog: Catalog, backup: Backup, now: datetime) -> Backup:

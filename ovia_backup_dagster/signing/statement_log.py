@@ -10,10 +10,11 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from itertools import count
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -29,10 +30,14 @@ from ovia_backup_dagster.signing.sshsig import SignatureError, sign, verify
 from ovia_backup_dagster.signing.statement import ARCHIVE, Event, SignedFile, SignedStatement
 
 FOLDER, LOCK, SIGNATURE = "statements", ".lock", ".sig"
+_NAME = re.compile(r"\d{8,}\.json")
 #: A statement is made by each dump, so a log that ends earlier was cut off, or the backups stopped.
 VALID = timedelta(days=3)
-#: Logs as this process read them: a log that becomes shorter or other than this was tampered with.
-_read: dict[tuple[Path, str, bytes], Chain] = {}
+#: A folder that changed this recently may change again without another time of its own, in nanoseconds.
+_RACY_NS = 1_000_000_000
+#: Logs as this process read them, with the time of their folder then: a log that becomes shorter or other than this was
+#: tampered with.
+_read: dict[tuple[Path, str, bytes], tuple[Chain, int]] = {}
 _reading = threading.Lock()
 
 
@@ -80,7 +85,10 @@ class StatementLog:
         now = datetime.now(UTC)
         mark = (self.path, self.database, self.key.public_bytes(Encoding.Raw, PublicFormat.Raw))
         with _reading:
-            known = _read.get(mark, Chain(self.database))
+            known, then = _read.get(mark, (Chain(self.database), 0))
+            changed = self._changed_ns()
+            if then == changed and time.time_ns() - changed > _RACY_NS:
+                return known
             if known.head.sequence and self._sha256(known.head.sequence) != known.head.sha256:
                 why = f"this process has read {known.head.sequence} statements, and the last one is gone or other now"
                 raise broken("the log was cut off or rewritten", why)
@@ -88,7 +96,7 @@ class StatementLog:
             if contents:
                 last = known.head.sequence + len(contents)
                 known = known.followed_by(contents, self._signature(last), self.key, now)
-                _read[mark] = known
+            _read[mark] = known, changed
             return known
 
     def check_each(self) -> Iterator[SignedStatement]:
@@ -213,12 +221,30 @@ class StatementLog:
         return self.path / f"{sequence:08}.json"
 
     def _contents(self, first: int) -> Iterator[bytes]:
-        """The files of the statements from this number on, without a gap."""
-        for sequence in count(first):
+        """The files of the statements from this number on.
+
+        Raises:
+            StatementLogError: one is missing, and a later one is there.
+        """
+        with as_volume_error(f"cannot list {self.path}", passing=FileNotFoundError):
+            try:
+                names = [name for name in os.listdir(self.path) if _NAME.fullmatch(name)]
+            except FileNotFoundError:
+                return
+        last = max((int(name.partition(".")[0]) for name in names), default=0)
+        for sequence in range(first, last + 1):
             try:
                 yield read_small(self._file(sequence))
             except FileNotFoundError:
-                return
+                raise broken(f"statement {sequence} is missing", f"statement {last} is there") from None
+
+    def _changed_ns(self) -> int:
+        """When a statement was added last, or a file of the folder renamed or removed."""
+        with as_volume_error(f"cannot read {self.path}", passing=FileNotFoundError):
+            try:
+                return os.stat(self.path).st_mtime_ns
+            except FileNotFoundError:
+                return 0
 
     def _signature(self, sequence: int) -> bytes:
         path = _signature_of(self._file(sequence))

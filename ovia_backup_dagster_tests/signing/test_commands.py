@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.naming import BackupName
 from ovia_backup_dagster.core.sidecars import MANIFEST
 from ovia_backup_dagster.core.tiers import Tier
@@ -37,6 +38,15 @@ def with_keys(place: Place, keys: Path, *, signing: bool = True) -> Place:
     if signing:
         settings["BACKUP_SIGNING_KEY_FILE"] = str(keys / SIGNING_KEY)
     return Place(settings, place.logs)
+
+
+def copy_as_newest(backup: Backup) -> Path:
+    """A copy of a backup under a newer name."""
+    name = BackupName(backup.name.database, Tier.DAILY, backup.started_at + timedelta(seconds=1))
+    later = backup.path.with_name(name.filename)
+    shutil.copy2(backup.path, later)
+    shutil.copy2(backup.sidecar(MANIFEST), f"{later}{MANIFEST.suffix}")
+    return later
 
 
 def without_drills(place: Place) -> dict[str, tuple[int, bytes]]:
@@ -81,7 +91,8 @@ def test_a_machine_that_only_restores_needs_no_signing_key(place: Place, tmp_pat
     before = without_drills(restorer)
     ended = restorer.run("verify", str(backup))
     assert (ended.code, "is not recorded: BACKUP_SIGNING_KEY_FILE" in ended.output) == (0, True), ended.output
-    assert restorer.run("drill", str(backup), seconds=120).code == 0
+    drilled = restorer.run("drill", str(backup), seconds=120)
+    assert (drilled.code, "does not make" in drilled.output) == (0, True), drilled.output
     assert without_drills(restorer) == before, "an unsigned verdict would take the signed one's place"
     assert json.loads(restorer.run("list", "--json").output)[0]["standing"] == "verified"
 
@@ -91,11 +102,39 @@ def test_the_latest_backup_is_a_signed_one(place: Place, tmp_path: Path) -> None
     assert place.run("keys", "init", "--to", str(keys)).code == 0
     signed = with_keys(place, keys)
     backup = signed.chain()
-    later = backup.path.with_name(BackupName(backup.name.database, Tier.DAILY, NOW + timedelta(seconds=60)).filename)
-    shutil.copy2(backup.path, later)
-    shutil.copy2(backup.sidecar(MANIFEST), f"{later}{MANIFEST.suffix}")
+    later = copy_as_newest(backup)
     assert str(signed.catalog.find("latest", datetime.now(UTC))) == str(backup)
     assert f"no signed statement vouches for {later.name}" in signed.run("restore", later.name, "--plan").refused()
+
+
+def test_an_unsigned_newest_file_is_in_no_ones_way(place: Place, tmp_path: Path) -> None:
+    """It neither hides that backups have stopped, nor stops drills, restores and pruning."""
+    keys = tmp_path / "keys"
+    assert place.run("keys", "init", "--to", str(keys)).code == 0
+    signed = with_keys(place, keys)
+    backup = signed.chain()
+    copy_as_newest(backup)
+    for command in (("prune",), ("drill",), ("restore", "latest", "--plan"), ("verify", "latest")):
+        ended = signed.run(*command, seconds=120)
+        assert (ended.code, "no signed statement" in ended.output) == (0, False), ended.output
+    assert "unsigned" in signed.run("list").output
+    for path in (backup.path, *signed.root.glob("weekly/*.dump")):
+        path.unlink()
+    ended = signed.run("status")
+    assert (ended.code, "no backup" in ended.output) == (2, True), ended.output
+
+
+def test_salvage_opens_the_signed_archive_only(place: Place, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    assert place.run("keys", "init", "--to", str(keys)).code == 0
+    signed = with_keys(place, keys)
+    backup = signed.chain()
+    content = bytearray(backup.path.read_bytes())
+    content[-100] ^= 1
+    backup.path.write_bytes(content)
+    salvage = ("restore", str(backup), "--mode", "new", "--into", "look", "--even-if-damaged", "--plan")
+    assert "is not the archive that was signed: its SHA-256 is another" in signed.run(*salvage).refused()
+    assert place.run(*salvage).code == 0, "without the key, as its message says"
 
 
 def test_a_broken_log_stops_every_command_with_its_name(place: Place, tmp_path: Path) -> None:
@@ -137,7 +176,11 @@ def test_the_doctor_tells_how_the_log_stands(place: Place, tmp_path: Path) -> No
     assert place.run("keys", "init", "--to", str(keys)).code == 0
     signed = with_keys(place, keys)
     line = _signatures(signed.system, NOW)
-    assert (line.level, "vouches for 2 backups" in line.text, "keys adopt" in line.fix) == (Severity.WARN, True, True)
+    assert (line.level, "not signed, so they do not count: 2 backups" in line.text, "keys adopt" in line.fix) == (
+        Severity.WARN,
+        True,
+        True,
+    )
     assert signed.run("keys", "adopt").code == 0
     line = _signatures(signed.system, NOW)
     assert (line.level, line.text) == (Severity.OK, "the signed log is whole: 2 statements")

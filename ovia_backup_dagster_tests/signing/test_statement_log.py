@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -20,6 +21,7 @@ from ovia_backup_dagster.signing import statement_log
 from ovia_backup_dagster.signing.sshsig import sign
 from ovia_backup_dagster.signing.statement import ARCHIVE, SignedFile, SignedStatement
 from ovia_backup_dagster.signing.statement_log import StatementLog
+from ovia_backup_dagster_tests.conftest import snapshot
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 A, B = "shop_daily_2026-01-01_030000.dump", "shop_daily_2026-01-02_030000.dump"
@@ -122,6 +124,15 @@ def moved_up(root: Path) -> None:
             Path(f"{path}{suffix}").rename(path.with_name(f"{number:08}.json{suffix}"))
 
 
+def removed_from_the_middle(root: Path) -> None:
+    files(root)[1].unlink()
+
+
+def the_first_removed(root: Path) -> None:
+    for suffix in ("", ".sig"):
+        Path(f"{files(root)[0]}{suffix}").unlink()
+
+
 def of_another_key(root: Path) -> None:
     other = Ed25519PrivateKey.generate()
     for path in files(root):
@@ -144,6 +155,8 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a statement is copied over the last": (copied_over, "statement 4 is in the wrong place"),
     "a statement is removed, and the others are moved up": (moved_up, "statement 3 is in the wrong place"),
+    "a statement is removed from the middle": (removed_from_the_middle, "statement 2 is missing: statement 4 is there"),
+    "the first statement is removed": (the_first_removed, "statement 1 is missing"),
     "all is signed with another key": (of_another_key, "signature of statement 4 does not hold: .*another key"),
     "a statement is from the future": (from_the_future, "statement 4 is from the future"),
     "the log of another database": (
@@ -160,8 +173,12 @@ def test_an_altered_log_is_refused(root: Path, attack: Callable[[Path], object],
     with pytest.raises(StatementLogError, match=said) as caught:
         log.files_of(B)
     assert "ovia-backup log verify" in caught.value.fix
+    before = snapshot(root)
     with pytest.raises(StatementLogError):
         log.wrote(B, ".drilled.json", b"passed")
+    with pytest.raises(StatementLogError):
+        log.published("c", 1, SHA, {})
+    assert snapshot(root) == before, "nothing may take a missing statement's place"
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -193,6 +210,19 @@ def test_a_process_that_knows_the_log_notices_a_rollback(root: Path, how: str) -
         signed_again(last, KEY)
     with pytest.raises(StatementLogError, match="cut off or rewritten"):
         log.files_of(A)
+
+
+def test_a_log_that_did_not_change_is_not_read_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each backup asks it; a change of the last second is not missed, though the folder's time may be the same."""
+    long_ago = 1_600_000_000
+    log = log_in(root)
+    os.utime(root / "statements/shop", (long_ago, long_ago))
+    assert log.files_of(B)
+    with monkeypatch.context() as patch:
+        patch.setattr(statement_log, "read_small", pytest.fail)
+        assert log.files_of(B)
+    log_in(root).wrote(B, ".drilled.json", b"passed")
+    assert ".drilled.json" in log.files_of(B)
 
 
 def test_a_later_signature_is_checked_as_well(root: Path) -> None:

@@ -210,6 +210,7 @@ def make_roles(work: Work, backup: Backup) -> list[str]:
 
 def _salvage(proof: Proof, copy: targets.Copy, backup: Backup) -> Proven:
     """Restore as much as possible; report what differs from the backup's last complete reading."""
+    backup.require_stated_archive()
     proof.read_manifest()
     proof.restore(copy, despite_errors=True)
     proof.take_stock(copy)
