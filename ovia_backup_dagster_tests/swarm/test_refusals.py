@@ -110,6 +110,7 @@ def secret_name(swarm: Swarm, target: str) -> str:
     return dict(line.split() for line in found.splitlines() if line)[target]
 
 
+@pytest.mark.exhaustive
 def test_no_docker_socket_and_no_storage(swarm: Swarm) -> None:
     # The web server needs the time to report what it waits for.
     with changed(swarm, daemon=(), webserver=("--health-start-period=60s",)):

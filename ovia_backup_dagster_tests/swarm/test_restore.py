@@ -248,7 +248,7 @@ def _processes(*command: str) -> Iterator[int]:
             yield number
 
 
-@pytest.mark.parametrize(("step", "back"), thinned(KILLS, daily=2))
+@pytest.mark.parametrize(("step", "back"), thinned(KILLS))
 def test_a_restore_killed_in_any_step_can_be_finished(
     swarm: Swarm, good: str, today: str, step: Step, back: bool
 ) -> None:
@@ -370,6 +370,7 @@ def test_a_failed_health_check_undoes_the_restore(swarm: Swarm, today: str) -> N
     assert replicas() == REPLICAS
 
 
+@pytest.mark.exhaustive
 def test_a_lost_filter_ends_a_restore_or_is_waited_for(swarm: Swarm, good: str, today: str) -> None:
     with about_to_stop(swarm) as ended:
         docker("service", "scale", "--detach", "ovia-backup_docker-filter=0")

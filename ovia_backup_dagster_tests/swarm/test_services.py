@@ -640,6 +640,7 @@ def test_any_secret_in_a_setting_is_redacted(secret: str) -> None:
 # ------------------------------------------------------------------------------------------------- Docker goes away
 
 
+@pytest.mark.exhaustive
 def test_a_restart_of_docker_is_waited_for(swarm: Swarm, engine: Engine) -> None:
     with service("app", WORKS), once("migrate", "sleep 3", condition="on-failure"):
         swarm.wait_until_running("app", 1, 30, print)
