@@ -248,7 +248,7 @@ def _processes(*command: str) -> Iterator[int]:
             yield number
 
 
-@pytest.mark.parametrize(("step", "back"), thinned(KILLS))
+@pytest.mark.parametrize(("step", "back"), thinned(KILLS, daily=2))
 def test_a_restore_killed_in_any_step_can_be_finished(
     swarm: Swarm, good: str, today: str, step: Step, back: bool
 ) -> None:
